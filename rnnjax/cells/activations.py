@@ -1,0 +1,132 @@
+"""Activations and initialisers by name, so that a cell built twice from names is the same cell."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rnnjax.errors import InvalidInputError
+
+Activation = Callable[[jax.Array], jax.Array]
+Initializer = Callable[..., jax.Array]
+
+
+def legacy_hard_sigmoid(x: jax.Array) -> jax.Array:
+    """The hard sigmoid of Keras 1 and 2, ``clip(0.2 x + 0.5, 0, 1)``.
+
+    Keras 3, PyTorch and JAX use ``clip(x / 6 + 0.5, 0, 1)``, here named ``"hard_sigmoid"``.
+    (The slope 0.2 is that of Theano's and Courbariaux et al.'s early hard sigmoids, 2015.)
+
+    >>> print(legacy_hard_sigmoid(jnp.array([-3.0, 0.0, 1.0])))
+    [0.  0.5 0.7]
+    """
+    return jnp.clip(0.2 * x + 0.5, 0.0, 1.0)
+
+
+def linear(x: jax.Array) -> jax.Array:
+    """The identity."""
+    return x
+
+
+ACTIVATIONS: Mapping[str, Activation] = {
+    "tanh": jnp.tanh,
+    "sigmoid": jax.nn.sigmoid,
+    "hard_sigmoid": jax.nn.hard_sigmoid,
+    "legacy_hard_sigmoid": legacy_hard_sigmoid,
+    "hard_tanh": jax.nn.hard_tanh,
+    "relu": jax.nn.relu,
+    "elu": jax.nn.elu,
+    "selu": jax.nn.selu,
+    "gelu": jax.nn.gelu,
+    "silu": jax.nn.silu,
+    "softplus": jax.nn.softplus,
+    "softsign": jax.nn.soft_sign,
+    "linear": linear,
+}
+
+INITIALIZERS: Mapping[str, Initializer] = {
+    "glorot_uniform": jax.nn.initializers.glorot_uniform(),
+    "glorot_normal": jax.nn.initializers.glorot_normal(),
+    "he_uniform": jax.nn.initializers.he_uniform(),
+    "he_normal": jax.nn.initializers.he_normal(),
+    "lecun_uniform": jax.nn.initializers.lecun_uniform(),
+    "lecun_normal": jax.nn.initializers.lecun_normal(),
+    "orthogonal": jax.nn.initializers.orthogonal(),
+    "zeros": jax.nn.initializers.zeros,
+    "ones": jax.nn.initializers.ones,
+}
+
+
+def get_activation(activation: str | Activation) -> Activation:
+    """Return the function of that name; a callable is returned as it is.
+
+    Raises:
+        InvalidInputError: the name is not in ``ACTIVATIONS``.
+
+    >>> float(get_activation("hard_sigmoid")(jnp.float32(0.0)))
+    0.5
+    """
+    return _look_up(activation, ACTIVATIONS, "activation")
+
+
+def get_initializer(initializer: str | Initializer) -> Initializer:
+    """Return the initialiser ``(key, shape, dtype) -> array`` of that name, or the callable given.
+
+    Raises:
+        InvalidInputError: the name is not in ``INITIALIZERS``.
+    """
+    return _look_up(initializer, INITIALIZERS, "initializer")
+
+
+def _look_up(given: Any, table: Mapping[str, Callable[..., Any]], kind: str) -> Callable[..., Any]:
+    if callable(given):
+        return given
+    if isinstance(given, str) and given in table:
+        return table[given]
+    raise InvalidInputError(
+        f"unknown {kind} {given!r}; give one of {', '.join(table)}, or a callable"
+    )
+
+
+def activate_gates(gates: jax.Array, activations: Sequence[str | Activation]) -> jax.Array:
+    r"""Apply to each of the equal parts of ``gates (*batch, n * hidden_size)`` its own activation.
+
+    Where all are tanh or sigmoid, they are computed as one tanh over the whole contiguous array,
+    with :math:`\sigma(x) = (1 + \tanh(x / 2)) / 2`: compilers vectorise that several times better
+    than functions of slices, which they also recompute for each of their readers.
+
+    >>> print(activate_gates(jnp.zeros((8, 10)), ["sigmoid", "tanh"])[0, ::5])
+    [0.5 0. ]
+    """
+    if not slopes_follow_from_values(activations):
+        parts = jnp.split(gates, len(activations), axis=-1)
+        activated = [get_activation(f)(part) for f, part in zip(activations, parts, strict=True)]
+        return jnp.concatenate(activated, axis=-1)
+    half = _per_gate(activations, gates, sigmoid=0.5, tanh=1.0)
+    shift = _per_gate(activations, gates, sigmoid=0.5, tanh=0.0)
+    # The barrier keeps the tanh of all gates in one piece.
+    return shift + half * jax.lax.optimization_barrier(jnp.tanh(half * gates))
+
+
+def slopes_follow_from_values(activations: Sequence[str | Activation]) -> bool:
+    """Whether `gate_slopes` knows the derivatives of these activations."""
+    return set(activations) <= {"tanh", "sigmoid"}
+
+
+def gate_slopes(activated: jax.Array, activations: Sequence[str | Activation]) -> jax.Array:
+    """The derivatives of `activate_gates`, from its values alone: no transcendental function.
+
+    >>> print(gate_slopes(jnp.array([0.5, 0.0]), ["sigmoid", "tanh"]))
+    [0.25 1.  ]
+    """
+    floor = _per_gate(activations, activated, sigmoid=0.0, tanh=-1.0)
+    return (activated - floor) * (1 - activated)
+
+
+def _per_gate(
+    activations: Sequence[Any], gates: jax.Array, *, sigmoid: float, tanh: float
+) -> jax.Array:
+    """A constant for each position along the last axis, by the activation of its gate."""
+    values = [sigmoid if f == "sigmoid" else tanh for f in activations]
+    return jnp.repeat(jnp.array(values, gates.dtype), gates.shape[-1] // len(activations))

@@ -1,0 +1,54 @@
+"""The simple recurrent network of Elman."""
+
+import dataclasses
+from typing import ClassVar, NamedTuple
+
+import jax
+from jax.typing import DTypeLike
+
+from rnnjax.cells.activations import Activation
+from rnnjax.cells.base import AdditiveCell, Params
+
+
+class SimpleRNNCarry(NamedTuple):
+    """The state of a `SimpleRNNCell`: ``hidden (*batch, hidden_size)``."""
+
+    hidden: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class SimpleRNNCell(AdditiveCell):
+    r"""Simple recurrent network (J. L. Elman, "Finding structure in time", 1990).
+
+    .. math::
+        h' = \tanh(x W + h U + b), \qquad y = h'
+
+    with :math:`W` = ``kernel (input_size, hidden_size)``, :math:`U` = ``recurrent_kernel
+    (hidden_size, hidden_size)`` and :math:`b` = ``bias (hidden_size,)``. Defaults are those of
+    Keras's ``SimpleRNN``. For the arguments see `DenseCell`.
+
+    >>> cell = SimpleRNNCell(hidden_size=4)
+    >>> params = cell.init(jax.random.key(0), input_size=3)
+    >>> carry, y = cell.step(params, cell.initial_carry((8,)), jax.numpy.ones((8, 3)))
+    >>> y.shape
+    (8, 4)
+    """
+
+    num_gates: ClassVar[int] = 1
+
+    def initial_carry(
+        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
+    ) -> SimpleRNNCarry:
+        """Zeros: ``hidden (*batch_shape, hidden_size)``."""
+        return SimpleRNNCarry(self.zeros(batch_shape, dtype))
+
+    @property
+    def gate_activations(self) -> tuple[str | Activation, ...]:
+        """Of the only gate, the new hidden state itself."""
+        return (self.activation,)
+
+    def combine(
+        self, params: Params, gates: jax.Array, carry: SimpleRNNCarry
+    ) -> tuple[SimpleRNNCarry, jax.Array]:
+        """``h'`` is the activated sum."""
+        return SimpleRNNCarry(gates), gates

@@ -1,0 +1,8 @@
+"""The engine: how a cell runs over time."""
+
+from rnnjax.engine.fused import Fused
+from rnnjax.engine.method import Method
+from rnnjax.engine.scan import Scan
+from rnnjax.engine.unroll import Auto, unroll
+
+__all__ = ["Auto", "Fused", "Method", "Scan", "unroll"]

@@ -1,0 +1,26 @@
+"""What every way of running a cell over time has in common."""
+
+import abc
+import dataclasses
+
+import jax
+
+from rnnjax.cells.base import Carry, Cell, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Method(abc.ABC):
+    """A way of running one cell over a sequence. Its options are its fields.
+
+    Every method takes the same parameters and gives the same numbers.
+    """
+
+    @abc.abstractmethod
+    def refusal(self, cell: Cell) -> str | None:
+        """Why this method cannot run ``cell``, in words that complete a sentence; else None."""
+
+    @abc.abstractmethod
+    def run(
+        self, cell: Cell, params: Params, xs: jax.Array, carry: Carry, reverse: bool
+    ) -> tuple[Carry, jax.Array]:
+        """Run ``cell`` over ``xs (time, *batch, features)``; the arguments have been checked."""

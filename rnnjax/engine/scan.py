@@ -1,0 +1,30 @@
+"""The plain reference: `lax.scan` over the cell's step, differentiated by JAX."""
+
+import dataclasses
+
+import jax
+
+from rnnjax.cells.base import Carry, Cell, Params
+from rnnjax.engine.method import Method
+
+
+@dataclasses.dataclass(frozen=True)
+class Scan(Method):
+    """Run ``cell.step`` once per time step; every other method is held to its numbers.
+
+    It serves every cell and every transformation of JAX: ``grad`` to any order, ``jvp``, ``vmap``.
+    """
+
+    def refusal(self, cell: Cell) -> str | None:
+        """Nothing is refused."""
+        return None
+
+    def run(
+        self, cell: Cell, params: Params, xs: jax.Array, carry: Carry, reverse: bool
+    ) -> tuple[Carry, jax.Array]:
+        """Run ``cell`` over ``xs (time, *batch, features)``."""
+
+        def step(carry: Carry, x: jax.Array) -> tuple[Carry, jax.Array]:
+            return cell.step(params, carry, x)
+
+        return jax.lax.scan(step, carry, xs, reverse=reverse)
