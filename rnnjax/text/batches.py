@@ -1,0 +1,142 @@
+"""Ids of one long text to batches for training: independent windows, or continuing streams."""
+
+import numpy as np
+import numpy.typing as npt
+
+from rnnjax.errors import InvalidInputError
+from rnnjax.text.vocabulary import as_ids
+
+Ids = npt.NDArray[np.int32]
+
+
+def windows(ids: npt.ArrayLike, seq_length: int) -> tuple[Ids, Ids]:
+    """Cut a text into windows that do not overlap, each with the text one character on.
+
+    Window `i` is `ids[i * seq_length : (i + 1) * seq_length]`. What is left at the end is dropped.
+
+    Args:
+        ids: integers, shape `(length,)`, at least `seq_length + 1` of them.
+        seq_length: characters of a window.
+
+    Returns:
+        `(inputs, targets)`, int32, each of shape `(num_windows, seq_length)`, where
+        `num_windows = (length - 1) // seq_length`.
+
+    Raises:
+        InvalidInputError: `seq_length` is below 1, the text is too short, or `ids` are not
+            integers in one dimension.
+
+    Example:
+        >>> inputs, targets = windows([0, 1, 2, 3, 4, 5, 6, 7], seq_length=3)
+        >>> inputs.tolist()
+        [[0, 1, 2], [3, 4, 5]]
+        >>> targets.tolist()
+        [[1, 2, 3], [4, 5, 6]]
+    """
+    _require_positive("seq_length", seq_length)
+    ids = as_ids(ids)
+    num_windows = (len(ids) - 1) // seq_length
+    if num_windows < 1:
+        raise InvalidInputError(
+            f"a window of seq_length {seq_length} needs at least {seq_length + 1} ids (its targets "
+            f"lie one on), but {len(ids)} came; take a longer text or a smaller seq_length"
+        )
+    inputs, targets = _inputs_and_targets(ids, num_windows * seq_length)
+    shape = (num_windows, seq_length)
+    return inputs.reshape(shape), targets.reshape(shape)
+
+
+def shuffled_batches(
+    num_windows: int, batch_size: int, *, seed: int, epoch: int
+) -> tuple[Ids, npt.NDArray[np.float32]]:
+    """Draw the windows of one epoch in an order that depends on `(seed, epoch)` alone.
+
+    Every window occurs once with weight 1. The last batch is filled up by window 0 with weight 0,
+    so that all batches have one shape and the step is compiled once.
+
+    Args:
+        num_windows: windows to draw from.
+        batch_size: windows of one batch.
+        seed: of the run, not negative.
+        epoch: number of the epoch, not negative.
+
+    Returns:
+        `(indices, weights)`, int32 and float32, each of shape `(steps, batch_size)`, where
+        `steps = ceil(num_windows / batch_size)`.
+
+    Raises:
+        InvalidInputError: `num_windows` or `batch_size` is below 1, `seed` or `epoch` below 0.
+
+    Example:
+        >>> indices, weights = shuffled_batches(5, 2, seed=7, epoch=0)
+        >>> indices.shape, sorted(indices[weights == 1].tolist())
+        ((3, 2), [0, 1, 2, 3, 4])
+        >>> weights.tolist()
+        [[1.0, 1.0], [1.0, 1.0], [1.0, 0.0]]
+    """
+    _require_positive("num_windows", num_windows)
+    _require_positive("batch_size", batch_size)
+    for name, value in (("seed", seed), ("epoch", epoch)):
+        if value < 0:
+            raise InvalidInputError(f"{name} must be at least 0, but {value} came; count from 0")
+    steps = -(-num_windows // batch_size)
+    indices = np.zeros(steps * batch_size, np.int32)
+    weights = np.zeros(steps * batch_size, np.float32)
+    indices[:num_windows] = np.random.default_rng([seed, epoch]).permutation(num_windows)
+    weights[:num_windows] = 1
+    return indices.reshape(steps, batch_size), weights.reshape(steps, batch_size)
+
+
+def streams(ids: npt.ArrayLike, batch_size: int, seq_length: int) -> tuple[Ids, Ids]:
+    """Cut a text into `batch_size` contiguous streams, read side by side in steps.
+
+    Row `b` of step `t + 1` continues row `b` of step `t`, as truncated backpropagation through
+    time with a carried state needs it. What does not fill a step is dropped.
+
+    Args:
+        ids: integers, shape `(length,)`, at least `batch_size * seq_length + 1` of them.
+        batch_size: number of streams.
+        seq_length: characters of a stream in one step.
+
+    Returns:
+        `(inputs, targets)`, int32, each of shape `(steps, batch_size, seq_length)`, where
+        `steps = (length - 1) // (batch_size * seq_length)`; targets lie one character on.
+
+    Raises:
+        InvalidInputError: `batch_size` or `seq_length` is below 1, the text is too short, or
+            `ids` are not integers in one dimension.
+
+    Example:
+        >>> inputs, targets = streams(range(10), batch_size=2, seq_length=2)
+        >>> inputs.tolist()
+        [[[0, 1], [4, 5]], [[2, 3], [6, 7]]]
+        >>> targets.tolist()
+        [[[1, 2], [5, 6]], [[3, 4], [7, 8]]]
+    """
+    _require_positive("batch_size", batch_size)
+    _require_positive("seq_length", seq_length)
+    ids = as_ids(ids)
+    step_size = batch_size * seq_length
+    steps = (len(ids) - 1) // step_size
+    if steps < 1:
+        raise InvalidInputError(
+            f"{batch_size} streams of seq_length {seq_length} need at least {step_size + 1} ids "
+            f"(targets lie one on), but {len(ids)} came; "
+            "take a longer text, fewer streams or a smaller seq_length"
+        )
+    inputs, targets = _inputs_and_targets(ids, steps * step_size)
+    shape = (batch_size, steps, seq_length)
+    return (
+        np.ascontiguousarray(inputs.reshape(shape).swapaxes(0, 1)),
+        np.ascontiguousarray(targets.reshape(shape).swapaxes(0, 1)),
+    )
+
+
+def _inputs_and_targets(ids: npt.NDArray[np.integer], length: int) -> tuple[Ids, Ids]:
+    # `astype` copies, so writing to a batch changes neither its targets nor the caller's text.
+    return ids[:length].astype(np.int32), ids[1 : length + 1].astype(np.int32)
+
+
+def _require_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise InvalidInputError(f"{name} must be at least 1, but {value} came; pass 1 or more")

@@ -1,0 +1,218 @@
+"""Texts to learn from: by name, or from a file."""
+
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+from rnnjax.errors import CorpusError
+
+ALICE_URL = "https://www.gutenberg.org/cache/epub/11/pg11.txt"
+"""Alice's Adventures in Wonderland by Lewis Carroll, Project Gutenberg #11."""
+
+
+def load_corpus(
+    source: str | os.PathLike[str],
+    *,
+    strip_licence: bool = False,
+    cache_dir: Path | None = None,
+) -> str:
+    r"""Return the text of a corpus.
+
+    Args:
+        source: "alice" (Project Gutenberg #11, downloaded once and then read from the cache),
+            "python-docs" (the documentation that ships inside CPython), or the path of a UTF-8
+            text file, whose byte-order mark is dropped. Line ends become `\n`. A file that bears
+            the name of a corpus can be given as a `Path`.
+        strip_licence: keep only what lies between the lines `*** START OF ... ***` and
+            `*** END OF ... ***` of a Project Gutenberg text (to the end, if there is no END).
+        cache_dir: folder for downloads; by default that of the environment variable
+            `RNNJAX_CACHE`, else the user's cache folder of the operating system.
+
+    Returns:
+        The text, at least one character before the licence is stripped.
+
+    Raises:
+        CorpusError: the source is neither a corpus nor a readable, non-empty UTF-8 file; the
+            download failed; the cached file is damaged; or there is no licence to strip.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "poem.txt")
+        ...     _ = path.write_bytes(b"*** START OF THE POEM ***\r\nHow doth\r\n")
+        ...     load_corpus(path, strip_licence=True)
+        'How doth\n'
+    """
+    if isinstance(source, str) and source in _CORPORA:
+        text = _CORPORA[source](cache_dir)
+    else:
+        text = _read_file(Path(source))
+    return _without_licence(text, source) if strip_licence else text
+
+
+# The lambdas look their URL up when called, so that a test can set another.
+_CORPORA: dict[str, Callable[[Path | None], str]] = {
+    "alice": lambda cache_dir: _cached_download("alice.txt", ALICE_URL, cache_dir),
+    "python-docs": lambda _: _python_docs(),
+}
+
+
+def _python_docs() -> str:
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        raise CorpusError(
+            "the corpus 'python-docs' is pydoc_data.topics of CPython, but this interpreter ships "
+            "without it; give another corpus or the path of a text file"
+        ) from None
+    return "\n\n".join(topics[name] for name in sorted(topics))
+
+
+def _read_file(path: Path) -> str:
+    # Asked first because opening a folder is a PermissionError on Windows.
+    if os.path.isdir(path):
+        raise CorpusError(
+            f"a corpus must be a text file, but {path} is a folder; give a file in it"
+        )
+    try:
+        data = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        raise CorpusError(
+            f"a corpus must be {', '.join(map(repr, _CORPORA))} or the path of a text file, but "
+            f"no file {str(path)!r} exists; check the spelling"
+        ) from None
+    except OSError as error:
+        raise CorpusError(
+            f"{path} must be a readable text file, but opening it failed ({error.strerror}); "
+            "check its name and permissions"
+        ) from None
+    return _decode(data, str(path))
+
+
+def _decode(data: bytes, origin: str) -> str:
+    try:
+        # Not "utf-8-sig", which counts the offset of an error from behind the byte-order mark.
+        text = data.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise CorpusError(
+            f"{origin} must be UTF-8 text, but the byte 0x{data[error.start]:02x} at offset "
+            f"{error.start} is not; convert it to UTF-8"
+        ) from None
+    if not text:
+        raise CorpusError(f"{origin} must hold text, but it is empty; give another file")
+    return text.replace("\r\n", "\n")
+
+
+def _without_licence(text: str, source: str | os.PathLike[str]) -> str:
+    start = _marker("START").search(text)
+    if start is None:
+        raise CorpusError(
+            f"strip_licence needs a line '*** START OF ... ***', but {os.fspath(source)!r} has "
+            "none; leave strip_licence off for a text that is not from Project Gutenberg"
+        )
+    end = _marker("END").search(text, start.end())
+    return text[start.end() : end.start() if end else None]
+
+
+def _marker(word: str) -> re.Pattern[str]:
+    # A long title is wrapped, so the closing stars may stand a line or two below.
+    return re.compile(rf"^\*\*\* ?{word} OF\b.*?(?:\n.+?){{0,2}}?\*\*\*.*\n?", re.MULTILINE)
+
+
+def _cached_download(name: str, url: str, cache_dir: Path | None) -> str:
+    folder = _cache_folder(cache_dir)
+    path, checksum = folder / name, folder / f"{name}.sha256"
+    if os.path.exists(path):
+        return _decode(_read_verified(path, checksum), str(path))
+    data = _download(url)
+    text = _decode(data, url)
+    if text.lstrip().lower().startswith(("<!doctype html", "<html")):
+        raise CorpusError(
+            f"{url} must be plain text, but a web page came (perhaps the network's login); "
+            "try again, or save the text by hand and give its path"
+        )
+    _store(folder, {checksum.name: f"{_sha256(data)}  {name}\n".encode(), name: data})
+    return text
+
+
+def _cache_folder(cache_dir: Path | None) -> Path:
+    if cache_dir is not None:
+        return Path(cache_dir)
+    if chosen := os.environ.get("RNNJAX_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(_import_pooch().os_cache("rnnjax"))
+
+
+def _read_verified(path: Path, checksum: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+        recorded = checksum.read_text("ascii", errors="replace").split()
+    except OSError as error:
+        raise CorpusError(
+            f"{error.filename} must be readable to verify the cached text, but opening it failed "
+            f"({error.strerror}); delete {path} to have it downloaded again"
+        ) from None
+    if recorded[:1] != [_sha256(data)]:
+        raise CorpusError(
+            f"{path} must have the SHA-256 recorded in {checksum.name}, but it has another; "
+            f"the cached text is damaged: delete {path} to have it downloaded again"
+        )
+    return data
+
+
+def _download(url: str) -> bytes:
+    pooch = _import_pooch()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "download")
+            # The downloader itself, because `pooch.retrieve` logs, and writes to the cache before
+            # it knows of success. Unstreamed, because pooch leaves a failed stream's socket open.
+            pooch.HTTPDownloader(stream=False)(url, str(path), None)
+            return path.read_bytes()
+    except OSError as error:  # as every error of requests is
+        response = getattr(error, "response", None)
+        reason = type(error).__name__ if response is None else f"HTTP {response.status_code}"
+        # `from None`, because the causes are pages of connection pools.
+        raise CorpusError(
+            f"the download of {url} failed ({reason}); check the network, "
+            "or save the text by hand and give the path of that file as the corpus"
+        ) from None
+
+
+def _store(folder: Path, files: dict[str, bytes]) -> None:
+    """Write files that appear whole or not at all, in the order given.
+
+    The checksum goes first: alone it is harmless, whereas a text without one cannot be verified.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as staging:
+            for name, data in files.items():
+                Path(staging, name).write_bytes(data)
+            for name in files:
+                os.replace(Path(staging, name), folder / name)
+    except OSError as error:
+        raise CorpusError(
+            f"the cache folder {folder} must be writable, but writing failed ({error.strerror}); "
+            "set RNNJAX_CACHE or cache_dir to another folder"
+        ) from None
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _import_pooch() -> ModuleType:
+    try:
+        import pooch
+    except ImportError:
+        raise CorpusError(
+            "a named download needs the package pooch, which is not installed; "
+            "run pip install 'rnnjax[corpora]'"
+        ) from None
+    module: ModuleType = pooch
+    return module

@@ -1,0 +1,215 @@
+"""Characters to ids and back."""
+
+import re
+import string
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from rnnjax.errors import InvalidInputError
+
+TUTORIAL_CHARACTERS = string.ascii_letters + ".,! -'" + string.digits
+"""The 68 characters of the tutorial: ASCII letters, a little punctuation, the space, digits."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Distinct characters; the position of each is its id.
+
+    Any Unicode character will do. A vocabulary is hashable, and equal to another of the same
+    characters in the same order.
+
+    Args:
+        characters: the characters in the order of their ids.
+
+    Raises:
+        InvalidInputError: there is no character, or one occurs twice.
+
+    Example:
+        >>> vocabulary = Vocabulary("abc ")
+        >>> vocabulary.encode("a cab").tolist()
+        [0, 3, 2, 0, 1]
+        >>> vocabulary.decode([2, 0, 1])
+        'cab'
+        >>> len(vocabulary)
+        4
+    """
+
+    characters: str
+
+    def __post_init__(self) -> None:
+        if not self.characters:
+            raise InvalidInputError(
+                "a vocabulary needs at least one character, but an empty string came; "
+                "pass its characters, or a text to learn them from"
+            )
+        seen: set[str] = set()
+        for character in self.characters:
+            if character in seen:
+                raise InvalidInputError(
+                    f"the characters of a vocabulary must be distinct, but {character!r} occurs "
+                    "more than once; use Vocabulary.learned(text) to collect those of a text"
+                )
+            seen.add(character)
+
+    @classmethod
+    def tutorial(cls) -> Self:
+        """Return the vocabulary of `TUTORIAL_CHARACTERS`.
+
+        Example:
+            >>> len(Vocabulary.tutorial())
+            68
+        """
+        return cls(TUTORIAL_CHARACTERS)
+
+    @classmethod
+    def learned(cls, text: str) -> Self:
+        r"""Return the vocabulary of a text: its distinct characters in the order of Unicode.
+
+        Such a text needs no cleaning.
+
+        Args:
+            text: at least one character.
+
+        Raises:
+            InvalidInputError: the text is empty.
+
+        Example:
+            >>> Vocabulary.learned("naïve\n").characters
+            '\naenvï'
+        """
+        return cls("".join(sorted(set(text))))
+
+    def __len__(self) -> int:
+        return len(self.characters)
+
+    def encode(self, text: str) -> npt.NDArray[np.int32]:
+        """Return the id of every character.
+
+        Args:
+            text: characters of this vocabulary; may be empty.
+
+        Returns:
+            int32, shape `(len(text),)`.
+
+        Raises:
+            InvalidInputError: the text holds a character outside the vocabulary.
+
+        Example:
+            >>> Vocabulary.tutorial().encode("Alice").tolist()
+            [26, 11, 8, 2, 4]
+        """
+        ids, known = self._lookup(text)
+        if not known.all():
+            unknown = np.flatnonzero(~known)
+            distinct = list(dict.fromkeys(text[position] for position in unknown))
+            more = f" and {len(distinct) - 5} more" if len(distinct) > 5 else ""
+            raise InvalidInputError(
+                f"every character must be one of the vocabulary's {len(self)}, but the text holds "
+                f"{', '.join(map(repr, distinct[:5]))}{more}, first at position {unknown[0]}; "
+                "drop them with Vocabulary.clean(text), or use Vocabulary.learned(text)"
+            )
+        return ids
+
+    def decode(self, ids: npt.ArrayLike) -> str:
+        """Return the text of some ids.
+
+        Args:
+            ids: integers in `[0, len(self))`, shape `(length,)`: a NumPy or JAX array, or a
+                sequence.
+
+        Raises:
+            InvalidInputError: the ids are not integers, not one-dimensional, or out of range.
+
+        Example:
+            >>> Vocabulary.tutorial().decode([26, 11, 8, 2, 4])
+            'Alice'
+        """
+        ids = as_ids(ids)
+        outside = (ids < 0) | (ids >= len(self))
+        if outside.any():
+            position = int(np.argmax(outside))
+            raise InvalidInputError(
+                f"ids must lie in [0, {len(self)}), but {ids[position]} came at position "
+                f"{position}; decode with the vocabulary that encoded the text"
+            )
+        return _from_code_points(self._code_points[ids])
+
+    def clean(self, text: str) -> str:
+        r"""Return the text as the tutorial cleans it, so that `encode` takes it.
+
+        Newlines become spaces, unless the vocabulary itself holds the newline; characters outside
+        the vocabulary are dropped; then every run of spaces becomes one.
+
+        Args:
+            text: any text.
+
+        Example:
+            >>> Vocabulary.tutorial().clean("So it was\r\n* * *\r\nindeed (she said)")
+            'So it was indeed she said'
+        """
+        if "\n" not in self.characters:
+            text = text.replace("\r", " ").replace("\n", " ")
+        _, known = self._lookup(text)
+        # Dropping comes first: a dropped character between two spaces leaves a run of them.
+        return re.sub(" {2,}", " ", _from_code_points(_to_code_points(text)[known]))
+
+    def _lookup(self, text: str) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
+        """Return the id of every character, and whether it has one; otherwise the id is void."""
+        points = _to_code_points(text)
+        in_order, ids = self._index
+        slots = np.minimum(np.searchsorted(in_order, points), len(self) - 1)
+        return ids[slots], in_order[slots] == points
+
+    @cached_property
+    def _code_points(self) -> npt.NDArray[np.uint32]:
+        return _to_code_points(self.characters)
+
+    @cached_property
+    def _index(self) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int32]]:
+        """The code points in ascending order, and the id of each."""
+        order = np.argsort(self._code_points)
+        return self._code_points[order], order.astype(np.int32)
+
+
+def as_ids(ids: npt.ArrayLike) -> npt.NDArray[np.integer]:
+    """Return ids as a NumPy array, having checked that they are integers in one dimension.
+
+    Args:
+        ids: shape `(length,)`: a NumPy or JAX array, or a sequence.
+
+    Raises:
+        InvalidInputError: the ids are not integers, or not one-dimensional.
+
+    Example:
+        >>> as_ids([3, 1]).tolist()
+        [3, 1]
+    """
+    array = np.asarray(ids)
+    if array.ndim != 1:
+        raise InvalidInputError(
+            f"ids must have one dimension, but their shape is {array.shape}; pass one text's ids"
+        )
+    if array.size == 0:
+        # NumPy takes an empty list for floats.
+        return array.astype(np.int32)
+    if not np.issubdtype(array.dtype, np.integer):
+        raise InvalidInputError(
+            f"ids must be integers, but their dtype is {array.dtype}; pass Vocabulary.encode(text)"
+        )
+    return array
+
+
+# A Python string may hold lone surrogates. They are characters like any other here, so that no
+# text makes the codec raise an error of its own.
+
+
+def _to_code_points(text: str) -> npt.NDArray[np.uint32]:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+
+
+def _from_code_points(points: npt.NDArray[np.uint32]) -> str:
+    return points.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
