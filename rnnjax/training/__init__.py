@@ -1,0 +1,25 @@
+"""Training: the state, the jitted step, the loop, and checkpoints."""
+
+from rnnjax.training.checkpoints import Checkpoints
+from rnnjax.training.loop import Reporter, Schedule, train
+from rnnjax.training.optimizers import KerasAdamState, keras_adam
+from rnnjax.training.records import Records
+from rnnjax.training.signals import StopRequest
+from rnnjax.training.state import TrainState
+from rnnjax.training.step import LossFunction, Metrics, TrainSteps, make_train_steps
+
+__all__ = [
+    "Checkpoints",
+    "KerasAdamState",
+    "LossFunction",
+    "Metrics",
+    "Records",
+    "Reporter",
+    "Schedule",
+    "StopRequest",
+    "TrainState",
+    "TrainSteps",
+    "keras_adam",
+    "make_train_steps",
+    "train",
+]

@@ -1,0 +1,61 @@
+"""Adam as Keras and TensorFlow compute it."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+class KerasAdamState(NamedTuple):
+    """Updates done, and the running means of the gradient and of its square."""
+
+    count: jax.Array
+    mu: optax.Updates
+    nu: optax.Updates
+
+
+def keras_adam(
+    learning_rate: optax.ScalarOrSchedule, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-7
+) -> optax.GradientTransformation:
+    r"""Adam with :math:`\hat\epsilon` (Kingma & Ba, 2015, the last lines of section 2).
+
+    .. math::
+        m_t &= \beta_1 m_{t-1} + (1 - \beta_1) g_t \\
+        v_t &= \beta_2 v_{t-1} + (1 - \beta_2) g_t^2 \\
+        \alpha_t &= \alpha \sqrt{1 - \beta_2^t} / (1 - \beta_1^t) \\
+        \Delta\theta_t &= -\alpha_t m_t / (\sqrt{v_t} + \hat\epsilon)
+
+    `optax.adam` adds :math:`\epsilon` after the correction of :math:`v_t` and so damps small
+    gradients less: at step 10 with the same value, ten times less. For the small gradients of deep
+    recurrent networks this changes the first epochs visibly.
+
+    Args:
+        learning_rate: :math:`\alpha`, a number or a schedule of the count of updates done before.
+        b1: :math:`\beta_1`.
+        b2: :math:`\beta_2`.
+        eps: :math:`\hat\epsilon`.
+
+    >>> optimizer = keras_adam(0.1)
+    >>> updates, _ = optimizer.update(jnp.ones(1), optimizer.init(jnp.zeros(1)))
+    >>> print(updates.round(4))
+    [-0.1]
+    """
+
+    def init(params: optax.Params) -> KerasAdamState:
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return KerasAdamState(jnp.int32(0), zeros, jax.tree.map(jnp.zeros_like, params))
+
+    def update(
+        grads: optax.Updates, state: KerasAdamState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, KerasAdamState]:
+        del params
+        t = state.count + 1
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g**2, state.nu, grads)
+        rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
+        alpha = rate * jnp.sqrt(1 - b2**t) / (1 - b1**t)
+        updates = jax.tree.map(lambda m, v: -alpha * m / (jnp.sqrt(v) + eps), mu, nu)
+        return updates, KerasAdamState(t, mu, nu)
+
+    return optax.GradientTransformation(init, update)

@@ -1,0 +1,102 @@
+"""The jitted train step: many optimiser steps in one dispatch, with truncated backpropagation."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rnnjax.training.state import TrainState
+
+Metrics = dict[str, jax.Array]
+
+
+class LossFunction(Protocol):
+    """``(params, carry, batch, key) -> (loss, (carry, metrics))``.
+
+    ``loss`` is a scalar, ``carry`` the recurrent state for the next batch (``()`` where batches are
+    independent) and ``metrics`` a dict of scalars to record beside the loss.
+    """
+
+    def __call__(
+        self, params: Any, carry: Any, batch: Any, key: jax.Array
+    ) -> tuple[jax.Array, tuple[Any, Metrics]]:
+        """Compute the loss of one batch."""
+
+
+TrainSteps = Callable[[TrainState, Any, int, int], tuple[TrainState, Metrics]]
+
+
+def make_train_steps(loss_fn: LossFunction, optimizer: optax.GradientTransformation) -> TrainSteps:
+    """Compile a function that does many optimiser steps in one dispatch.
+
+    The carry that ``loss_fn`` returns goes into the next step as a value: its gradient is stopped
+    there, which truncates backpropagation through time at the batch (Williams & Peng, 1990).
+
+    A step whose loss or gradient is NaN or infinite is the last one done.
+
+    Args:
+        loss_fn: the loss of one batch.
+        optimizer: an optax optimiser, with its schedule and clipping.
+
+    Returns:
+        ``train_steps(state, batches, start, stop) -> (state, metrics)``. The leaves of ``batches``
+        have a leading axis of steps; steps ``start`` to ``stop - 1`` are done. ``metrics`` holds
+        ``loss``, ``grad_norm`` (before clipping) and those of ``loss_fn``, each ``(steps,)``; only
+        the entries of steps done are meaningful. ``state`` is donated: use the one returned.
+
+        ``start`` and ``stop`` are not compiled in. One program does every range, so that a run that
+        stops and resumes anywhere computes bit for bit what an undisturbed run does.
+
+    >>> def loss_fn(params, carry, batch, key):
+    ...     return jnp.sum((params - batch) ** 2), (carry, {})
+    >>> optimizer = optax.sgd(0.25)
+    >>> train_steps = make_train_steps(loss_fn, optimizer)
+    >>> state = TrainState.create(jnp.zeros(()), optimizer, key=jax.random.key(0))
+    >>> state, metrics = train_steps(state, jnp.ones(8), 0, 3)
+    >>> int(state.step), float(state.params)
+    (3, 0.875)
+    """
+
+    def one_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(state.key, state.step)
+        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, (carry, metrics)), grads = grad_fn(state.params, state.carry, batch, key)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = metrics | {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        return TrainState(state.step + 1, params, opt_state, carry, state.key), metrics
+
+    def train_steps(
+        state: TrainState, batches: Any, start: jax.Array, stop: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        num_steps = len(jax.tree.leaves(batches)[0])
+        shapes = jax.eval_shape(one_step, state, jax.tree.map(lambda leaf: leaf[0], batches))[1]
+        metrics = jax.tree.map(lambda s: jnp.zeros((num_steps, *s.shape), s.dtype), shapes)
+
+        def unfinished(loop: Any) -> jax.Array:
+            _, _, i, finite = loop
+            return (i < stop) & finite
+
+        def body(loop: Any) -> Any:
+            state, metrics, i, _ = loop
+            batch = jax.tree.map(lambda leaf: leaf[i], batches)
+            state, new = one_step(state, batch)
+            metrics = jax.tree.map(lambda all_, one: all_.at[i].set(one), metrics, new)
+            finite = jnp.isfinite(new["loss"]) & jnp.isfinite(new["grad_norm"])
+            return state, metrics, i + 1, finite
+
+        state, metrics, _, _ = jax.lax.while_loop(
+            unfinished, body, (state, metrics, start, jnp.bool_(True))
+        )
+        return state, metrics
+
+    compiled = jax.jit(train_steps, donate_argnums=0)
+
+    def checked(
+        state: TrainState, batches: Any, start: int, stop: int
+    ) -> tuple[TrainState, Metrics]:
+        return compiled(state, batches, jnp.int32(start), jnp.int32(stop))
+
+    return checked

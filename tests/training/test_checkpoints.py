@@ -1,0 +1,144 @@
+import gc
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import rnnjax
+from rnnjax import CheckpointError
+from rnnjax.training import Checkpoints, TrainState
+
+ADAM = optax.adam(1e-3)
+STACK = rnnjax.Stack([rnnjax.LSTMCell(4), rnnjax.GRUCell(3)])
+
+
+def state_at(step, stack=STACK, optimizer=ADAM, carry=None):
+    params = stack.init(jax.random.key(step), 2)
+    carry = stack.initial_carry((2,)) if carry is None else carry
+    carry = jax.tree.map(lambda leaf: leaf + step, carry)
+    state = TrainState.create(params, optimizer, key=jax.random.key(step + 1), carry=carry)
+    return jax.tree.map(
+        lambda x: x, state.__class__(jnp.int32(step), *list(vars(state).values())[1:])
+    )
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep_last=2)
+    yield checkpoints
+    checkpoints.close()
+
+
+def test_what_is_saved_comes_back_bit_for_bit(checkpoints):
+    saved = state_at(7)
+    checkpoints.save(saved, {"hidden_size": 4, "name": "é"})
+    restored = checkpoints.restore(jax.eval_shape(lambda: state_at(0)))
+    assert jax.tree.structure(restored) == jax.tree.structure(saved)
+    for a, b in zip(jax.tree.leaves(saved), jax.tree.leaves(restored), strict=True):
+        assert a.dtype == b.dtype
+        if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            np.testing.assert_array_equal(a, b)
+    assert jax.random.bits(restored.key) == jax.random.bits(saved.key)
+    assert isinstance(restored.carry[0], rnnjax.LSTMCarry)
+    assert checkpoints.config() == {"hidden_size": 4, "name": "é"}
+
+
+def test_an_empty_carry_comes_back(checkpoints):
+    checkpoints.save(state_at(1, carry=()), {})
+    assert checkpoints.restore(state_at(0, carry=())).carry == ()
+
+
+def test_the_best_and_the_last_are_kept(checkpoints):
+    for step, loss in enumerate([3.0, 1.0, 2.0, 2.5, 2.2]):
+        checkpoints.save(state_at(step), {}, loss=loss)
+    assert checkpoints.steps() == [1, 3, 4]
+    assert checkpoints.latest_step() == 4
+    assert int(checkpoints.restore(state_at(0), 1).step) == 1
+
+
+def test_another_model_is_told_by_the_arrays_that_differ(checkpoints):
+    checkpoints.save(state_at(1), {})
+    other = rnnjax.Stack([rnnjax.LSTMCell(4), rnnjax.GRUCell(5)])
+    with pytest.raises(CheckpointError, match=r"belongs to another model") as error:
+        checkpoints.restore(state_at(0, other))
+    assert "['params'][1]['kernel']: model float32[4, 15], checkpoint float32[4, 9]" in str(
+        error.value
+    )
+    assert "['params'][0]" not in str(error.value)
+    with pytest.raises(CheckpointError, match="no such array"):
+        checkpoints.restore(state_at(0, optimizer=optax.sgd(0.1)))
+
+
+def test_nothing_there(checkpoints, tmp_path):
+    with pytest.raises(CheckpointError, match="there is no checkpoint in"):
+        checkpoints.restore(state_at(0))
+    checkpoints.save(state_at(3), {})
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 9 .* there are \[3\]"):
+        checkpoints.config(9)
+    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+        Checkpoints(tmp_path / "nowhere", read_only=True)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_reader_leaves_half_written_checkpoints_of_a_running_writer_alone(checkpoints):
+    checkpoints.save(state_at(3), {})
+    unfinished = checkpoints.directory / "9.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    reader = Checkpoints(checkpoints.directory, read_only=True)
+    assert reader.steps() == [3]
+    reader.close()
+    assert unfinished.exists()
+
+
+def files_of(checkpoints, step):
+    return sorted(p for p in checkpoints.path(step).rglob("*") if p.is_file() and p.stat().st_size)
+
+
+@pytest.fixture
+def no_unraisable_errors(monkeypatch):
+    """Orbax leaves coroutines behind when a read fails; Python complains when it collects them."""
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+    yield
+    gc.collect()
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+def test_every_damaged_file_is_noticed_or_harmless(checkpoints, no_unraisable_errors):
+    """Flip a byte in the middle of each file, and cut each short: wrong numbers never come out."""
+    saved = state_at(2)
+    checkpoints.save(state_at(1), {})
+    checkpoints.save(saved, {})
+    files = files_of(checkpoints, 2)
+    messages = []
+    for file in files:
+        content = file.read_bytes()
+        middle = len(content) // 2
+        flipped = content[:middle] + bytes([content[middle] ^ 0x5A]) + content[middle + 1 :]
+        for damaged in (flipped, content[:middle]):
+            file.write_bytes(damaged)
+            try:
+                restored = checkpoints.restore(state_at(0), 2)
+            except CheckpointError as error:
+                messages.append(str(error))
+            else:
+                jax.tree.map(np.testing.assert_array_equal, restored.params, saved.params)
+        file.write_bytes(content)
+    assert len(messages) >= 4
+    assert all("is damaged" in m and "goes on from step 1" in m for m in messages)
+    checkpoints.restore(state_at(0), 2)
+
+
+def test_saving_twice_writes_once_and_a_failed_save_keeps_the_rest(checkpoints, monkeypatch):
+    checkpoints.save(state_at(1), {})
+    checkpoints.save(state_at(1), {})
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints._manager, "save", full)
+    with pytest.raises(CheckpointError, match=r"step 2 could not be written.*No space left"):
+        checkpoints.save(state_at(2), {})
+    assert checkpoints.steps() == [1]

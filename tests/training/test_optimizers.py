@@ -1,0 +1,52 @@
+import os
+
+os.environ["KERAS_BACKEND"] = "jax"
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rnnjax.training import keras_adam
+
+
+def gradients():
+    rng = np.random.default_rng(0)
+    # From ordinary ones to those that the epsilon dominates.
+    scale = 10.0 ** rng.integers(-9, 1, size=(1, 40))
+    return (scale * rng.normal(size=(30, 40))).astype(np.float32)
+
+
+def updated(optimizer):
+    params = jnp.zeros(40)
+    state = optimizer.init(params)
+    for grads in gradients():
+        updates, state = optimizer.update(jnp.asarray(grads), state, params)
+        params = optax.apply_updates(params, updates)
+    return np.asarray(params)
+
+
+def test_equals_the_adam_of_keras():
+    keras = pytest.importorskip("keras", reason="Keras is in the extra `test`")
+    theirs = keras.optimizers.Adam(1e-2)
+    variable = keras.Variable(np.zeros(40, np.float32))
+    theirs.build([variable])
+    for grads in gradients():
+        theirs.apply([jnp.asarray(grads)])
+    np.testing.assert_allclose(updated(keras_adam(1e-2)), variable.value, rtol=2e-5, atol=1e-9)
+
+
+def test_differs_from_optax_only_where_epsilon_matters():
+    ours, plain = updated(keras_adam(1e-2)), updated(optax.adam(1e-2, eps=1e-7))
+    large = np.abs(gradients()).mean(axis=0) > 1e-2
+    np.testing.assert_allclose(ours[large], plain[large], rtol=1e-3)
+    assert np.abs(ours / plain)[~large].min() < 0.5
+
+
+def test_takes_a_schedule():
+    optimizer = keras_adam(lambda count: jnp.where(count < 1, 1.0, 0.0))
+    state = optimizer.init(jnp.zeros(()))
+    first, state = optimizer.update(jnp.ones(()), state)
+    second, state = optimizer.update(jnp.ones(()), state)
+    assert float(first) == pytest.approx(-1.0, rel=1e-3)
+    assert float(second) == 0.0

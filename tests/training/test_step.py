@@ -1,0 +1,81 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import rnnjax
+from rnnjax.training import TrainState, make_train_steps
+
+CELL = rnnjax.LSTMCell(5)
+OPTIMIZER = optax.adam(1e-2)
+
+
+def loss_fn(params, carry, batch, key):
+    carry, ys = rnnjax.unroll(CELL, params, batch, carry)
+    noise = jax.random.normal(key, ys.shape)
+    return jnp.mean((ys - 0.1 * noise) ** 2), (carry, {"largest": jnp.max(jnp.abs(ys))})
+
+
+@pytest.fixture(scope="module")
+def train_steps():
+    return make_train_steps(loss_fn, OPTIMIZER)
+
+
+@pytest.fixture(scope="module")
+def batches():
+    return jax.random.normal(jax.random.key(5), (7, 4, 2, 3))
+
+
+def new_state():
+    params = CELL.init(jax.random.key(0), 3)
+    carry = CELL.initial_carry((2,))
+    return TrainState.create(params, OPTIMIZER, key=jax.random.key(1), carry=carry)
+
+
+def bits(state):
+    state = jax.tree.map(np.asarray, (state.params, state.opt_state, state.carry))
+    return b"".join(leaf.tobytes() for leaf in jax.tree.leaves(state))
+
+
+@pytest.mark.parametrize("cuts", [[1, 2, 3, 4, 5, 6], [3], [1, 6]])
+def test_any_division_into_dispatches_gives_the_same_bits(train_steps, batches, cuts):
+    whole, metrics = train_steps(new_state(), batches, 0, 7)
+    state, losses = new_state(), []
+    for start, stop in zip([0, *cuts], [*cuts, 7], strict=True):
+        state, part = train_steps(state, batches, start, stop)
+        losses.append(np.asarray(part["loss"])[start:stop])
+    assert bits(state) == bits(whole)
+    assert int(state.step) == 7
+    np.testing.assert_array_equal(np.concatenate(losses), metrics["loss"])
+
+
+def test_a_step_is_the_plain_optax_step_with_the_carry_as_a_value(train_steps, batches):
+    """The carry goes on, and no gradient flows back through it."""
+    state = new_state()
+    params, opt_state, carry = state.params, state.opt_state, state.carry
+    for i in range(3):
+        key = jax.random.fold_in(jax.random.key(1), i)
+        fixed = carry
+        grads, (carry, _) = jax.grad(loss_fn, has_aux=True)(params, fixed, batches[i], key)
+        updates, opt_state = OPTIMIZER.update(grads, opt_state)
+        params = optax.apply_updates(params, updates)
+    state, metrics = train_steps(state, batches, 0, 3)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+                 (state.params, state.carry), (params, carry))  # fmt: skip
+    np.testing.assert_allclose(metrics["grad_norm"][2], optax.tree.norm(grads), rtol=1e-4)
+    assert set(metrics) == {"loss", "grad_norm", "largest"}
+
+
+def test_the_first_step_that_is_not_finite_is_the_last(train_steps, batches):
+    broken = batches.at[3, 0, 0, 0].set(jnp.nan)
+    state, metrics = train_steps(new_state(), broken, 0, 7)
+    assert int(state.step) == 4
+    assert np.isfinite(metrics["loss"][:3]).all()
+    assert np.isnan(metrics["loss"][3])
+
+
+def test_the_state_is_donated(train_steps, batches):
+    state = new_state()
+    train_steps(state, batches, 0, 1)
+    assert state.params["kernel"].is_deleted()
