@@ -1,0 +1,1 @@
+"""Programs built on rnnjax, each run as ``python -m experiments.<name>``."""

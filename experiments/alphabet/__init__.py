@@ -1,0 +1,1 @@
+"""A stateful LSTM that learns the alphabet one letter at a time."""

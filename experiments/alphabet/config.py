@@ -1,0 +1,54 @@
+"""The options, with the tutorial's values as defaults."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from rnnjax import InvalidInputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Learn the alphabet one letter at a time, with the state carried from letter to letter.
+
+    Each letter is one number, its position divided by 26; the target is the letter that follows.
+    Batches of one, not shuffled; the state is reset after each epoch.
+    """
+
+    seq_length: int = 1
+    """Letters of one input."""
+    mode: Literal["steps", "features"] = "steps"
+    """Several letters come as several time steps, or as several features of one step."""
+    stateful: bool = True
+    """Carry the state from one input to the next; without, it is reset after every batch."""
+    cell: Literal["lstm", "gru", "simple"] = "lstm"
+    """The recurrent cell."""
+    hidden_size: int = 50
+    """Hidden units."""
+    epochs: int = 300
+    """Passes over the alphabet."""
+    learning_rate: float = 1e-3
+    """Of Adam."""
+    seed: int = 0
+    """Of the initial weights."""
+    seeds: int = 1
+    """How many seeds, from --seed on, are trained side by side in one vmapped run."""
+    run_dir: Path | None = None
+    """Where the result goes; by default a new folder under runs/alphabet."""
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_size", "epochs", "seeds"):
+            if getattr(self, name) < 1:
+                option = "--" + name.replace("_", "-")
+                raise InvalidInputError(
+                    f"{option} must be at least 1, but is {getattr(self, name)}"
+                )
+        if not 1 <= self.seq_length <= 25:
+            raise InvalidInputError(
+                f"--seq-length must be from 1 to 25, so that a letter follows, but is "
+                f"{self.seq_length}"
+            )
+        if self.seed < 0:
+            raise InvalidInputError(f"--seed must not be negative, but is {self.seed}")
+        if not self.learning_rate > 0:
+            raise InvalidInputError(f"--learning-rate must be above 0, but is {self.learning_rate}")

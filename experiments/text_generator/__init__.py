@@ -1,0 +1,1 @@
+"""A character-level language model: train it, let it write, evaluate it."""

@@ -1,0 +1,78 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.alphabet.config import Config
+from experiments.alphabet.model import LETTERS, Model, pairs
+from rnnjax import InvalidInputError
+
+
+def test_the_program_learns_the_alphabet(program, tmp_path):
+    result = program("alphabet", "--run-dir", "out")
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("training pairs: A -> B, B -> C,")
+    assert "accuracy: 100%" in result.stdout
+    assert "fed on its own predictions: " + " -> ".join(LETTERS) in lines
+    assert any(line.startswith("a new start at K: K -> ") for line in lines)
+    saved = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert saved["config"]["hidden_size"] == 50
+    assert len(saved["losses"][0]) == 300
+    assert saved["losses"][0][-1] < 0.05
+
+    again = program("alphabet", "--run-dir", "out", check=False)
+    assert again.returncode == 2
+    assert again.stderr.startswith("error: out holds something already")
+
+
+def test_pairs():
+    inputs, targets = pairs(Config(seq_length=3))
+    assert inputs.shape == (23, 3)
+    assert inputs[-1].tolist() == [22, 23, 24]
+    assert [targets[0], targets[-1]] == [3, 25]
+
+
+def test_with_the_state_carried_the_loss_falls_faster_than_without():
+    losses = {}
+    for stateful in (True, False):
+        model = Model(Config(epochs=60, stateful=stateful))
+        losses[stateful] = float(jax.jit(model.train)(jax.random.key(0))[1][-1])
+    assert losses[True] < 0.8 * losses[False]
+
+
+@pytest.mark.parametrize("mode", ["steps", "features"])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "simple"])
+def test_every_mode_and_cell_trains(mode, cell):
+    config = Config(seq_length=3, mode=mode, cell=cell, epochs=20, hidden_size=16)
+    model = Model(config)
+    params, losses = jax.jit(model.train)(jax.random.key(1))
+    assert params["cell"]["kernel"].shape[0] == (3 if mode == "features" else 1)
+    assert losses[-1] < losses[0]
+    assert model.chain(params, np.arange(3), 5).shape == (5,)
+
+
+def test_a_chain_carries_state_and_a_cold_start_does_not():
+    """The chain equals feeding letters by hand with the carry handed on."""
+    model = Model(Config(epochs=5))
+    params, _ = jax.jit(model.train)(jax.random.key(2))
+    letters, carry, expected = np.array([0]), model.cell.initial_carry(), []
+    for _ in range(6):
+        carry, logits = model(params, carry, letters)
+        letters = np.array([int(np.argmax(logits))])
+        expected.append(letters[0])
+    assert model.chain(params, np.array([0]), 6).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seq_length": 26}, "--seq-length must be from 1 to 25"),
+        ({"epochs": 0}, "--epochs must be at least 1, but is 0"),
+        ({"learning_rate": -1.0}, "--learning-rate must be above 0"),
+        ({"seed": -1}, "--seed must not be negative"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(InvalidInputError, match=message):
+        Config(**options)

@@ -1,0 +1,228 @@
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.text_generator.__main__ import write
+from experiments.text_generator.config import Train
+from experiments.text_generator.data import Data
+from experiments.text_generator.model import CharacterModel, make_loss
+from rnnjax.text import Vocabulary
+
+TINY = ["--layers", "2", "--hidden-size", "8", "--batch-size", "4", "--seq-length", "10",
+        "--sample-length", "5", "--corpus", "text.txt"]  # fmt: skip
+
+
+@pytest.fixture
+def text(tmp_path):
+    rng = random.Random(0)
+    words = ["the", "cat", "sat", "on", "a", "mat", "and", "ran."]
+    content = " ".join(rng.choice(words) for _ in range(900))
+    (tmp_path / "text.txt").write_text(content)
+    return content
+
+
+def arrays(run_dir):
+    """The checksums of all arrays in the last checkpoint."""
+    folder = max((run_dir / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    about = json.loads((folder / "about" / "metadata").read_text())
+    return folder.name, about["arrays"]
+
+
+def wait_for_step(process, run_dir, step):
+    """Wait until the records of the run have reached a step."""
+    path = run_dir / "steps.jsonl"
+    while process.poll() is None:
+        if path.exists() and path.read_text().count("\n") >= step:
+            return
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("mode", [[], ["--carry-state"]])
+def test_killed_and_stopped_runs_end_like_the_undisturbed_one(program, start, text, tmp_path, mode):
+    options = [
+        *TINY,
+        *mode,
+        "--epochs",
+        "6",
+        "--checkpoint-every",
+        "1",
+        "--steps-per-dispatch",
+        "7",
+    ]
+    program("text_generator", "train", *options, "--run-dir", "whole")
+    whole = arrays(tmp_path / "whole")
+
+    rng = random.Random(len(mode))
+    victim = start("text_generator", "train", *options, "--run-dir", "killed")
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
+        wait_for_step(victim, tmp_path / "killed", rng.randint(1, 400))
+        os.kill(victim.pid, number)
+        status = victim.wait(timeout=60)
+        assert status in (-signal.SIGKILL, 128 + signal.SIGTERM, 0)
+        victim = start("text_generator", "train", "--resume", "--run-dir", "killed")
+    output, _ = victim.communicate(timeout=120)
+    assert victim.returncode == 0, output.decode()
+    assert arrays(tmp_path / "killed") == whole
+    assert (tmp_path / "killed" / "steps.jsonl").read_text() == (
+        tmp_path / "whole" / "steps.jsonl"
+    ).read_text()
+
+
+def test_train_generate_evaluate(program, text, tmp_path):
+    trained = program("text_generator", "train", *TINY, "--epochs", "2", "--cell", "gru")
+    assert "bits per character" in trained.stderr + trained.stdout
+    (run_dir,) = (tmp_path / "runs" / "text_generator").iterdir()
+    assert {p.name for p in run_dir.iterdir()} == {
+        "checkpoints", "epochs.jsonl", "loss.png", "run.json", "samples.txt", "steps.jsonl",
+    }  # fmt: skip
+    assert (run_dir / "loss.png").read_bytes().startswith(b"\x89PNG")
+    epochs = [json.loads(line) for line in (run_dir / "epochs.jsonl").read_text().splitlines()]
+    assert epochs[1]["loss"] < epochs[0]["loss"]
+    assert len((run_dir / "samples.txt").read_text().splitlines()) == 2
+
+    generated = program("text_generator", "generate", "--prime", "The cat", "--length", "30")
+    assert len(generated.stdout.splitlines()[0]) == 37
+    assert generated.stdout.startswith("The cat")
+    warm = ["generate", "--temperature", "0.9", "--length", "30", "--seed"]
+    texts = [program("text_generator", *warm, seed).stdout.splitlines()[0] for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+
+    evaluated = program("text_generator", "evaluate", "--batch-size", "1", "--seq-length", "50")
+    assert "bits per character, perplexity" in evaluated.stdout
+    # The pieces do not change the result, because the state is carried on; only the text's end does.
+    other = program("text_generator", "evaluate", "--batch-size", "1", "--seq-length", "25")
+    losses = [float(result.stdout.split()[1]) for result in (evaluated, other)]
+    assert losses[0] == pytest.approx(losses[1], abs=2e-3)
+
+    # More epochs go on from the end.
+    more = program("text_generator", "train", "--resume", "--epochs", "3", "--run-dir", run_dir)
+    assert "going on from step" in more.stdout
+    assert len((run_dir / "epochs.jsonl").read_text().splitlines()) == 3
+    changed = program("text_generator", "train", "--resume", "--layers", "1", check=False)
+    assert changed.returncode == 2
+    assert "--layers 1 cannot be changed: the run has 2" in changed.stderr
+    (tmp_path / "text.txt").write_text(text[1:])
+    moved = program("text_generator", "train", "--resume", check=False)
+    assert moved.returncode == 2
+    assert "is not the one that the run in" in moved.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--corpus", "nothing.txt"], "no file 'nothing.txt' exists"),
+        (["train", "--corpus", "empty.txt"], "empty"),
+        (["train", "--corpus", "short.txt"], "needs at least 101 ids"),
+        (["train", "--corpus", "greek.txt"], "use --vocabulary learned"),
+        (["train", "--corpus", "short.txt", "--batch-size", "0"], "--batch-size must be at least"),
+        (["train", "--corpus", "short.txt", "--learning-rate", "0"], "must be above 0"),
+        (["train", "--corpus", "short.txt", "--layers", "two"], "invalid"),
+        (["train", "--resume"], "there is no run under"),
+        (["train", "--resume", "--run-dir", "."], "is not a run folder"),
+        (["generate"], "train a model first"),
+        (["generate", "--run-dir", "broken"], "there is no checkpoint in"),
+        (["train", "--resume", "--run-dir", "broken"], "cannot be read"),
+        (["evaluate", "--run-dir", "nowhere"], "is not a run folder"),
+    ],
+)
+def test_what_a_user_types_wrong_gets_one_sentence_and_status_2(
+    program, tmp_path, arguments, message
+):
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "short.txt").write_text("only a few words")
+    (tmp_path / "greek.txt").write_text("αβγδ" * 100)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "run.json").write_text("{")
+    (tmp_path / "broken" / "checkpoints").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    result = program("text_generator", *arguments, check=False)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_generate_refuses_what_the_model_cannot_do(program, text, tmp_path):
+    program("text_generator", "train", *TINY, "--epochs", "1", "--run-dir", "run")
+    for arguments, message in [
+        (["--prime", "naïve"], "'ï'"),
+        (["--temperature", "-1"], "temperature must be a number from 0"),
+        (["--length", "0"], "length must be at least 1"),
+        (["--step", "5"], "there is no checkpoint of step 5"),
+    ]:
+        result = program("text_generator", "generate", "--run-dir", "run", *arguments, check=False)
+        assert (result.returncode, result.stdout) == (2, "")
+        assert message in result.stderr
+        assert "Traceback" not in result.stderr
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    folder = next((tmp_path / "run" / "checkpoints").iterdir())
+    about = json.loads((folder / "about" / "metadata").read_text())
+    about["config"]["config"]["hidden_size"] = 16
+    (folder / "about" / "metadata").write_text(json.dumps(about))
+    result = program("text_generator", "generate", "--run-dir", "run", check=False)
+    assert result.returncode == 2
+    assert "belongs to another model: ['params']" in result.stderr
+    assert run["config"]["hidden_size"] == 8
+
+
+@pytest.fixture(scope="module")
+def model():
+    config = Train(layers=2, hidden_size=9, batch_size=3, seq_length=6)
+    return CharacterModel.build(config, 68), config
+
+
+def test_greedy_writing_is_the_most_probable_character_of_the_whole_text_so_far(model):
+    """The carried state gives what the tutorial computes by reading everything again."""
+    model, _ = model
+    params = model.init(jax.random.key(0))
+    vocabulary = Vocabulary.tutorial()
+    text = write(model, vocabulary, params, prime="Alice", length=12, temperature=0.0,
+                 key=jax.random.key(1))  # fmt: skip
+    for end in range(len("Alice"), len(text)):
+        ids = vocabulary.encode(text[:end])[:, None]
+        _, logits = model.unroll(params, ids, model.initial_carry(1))
+        assert int(np.argmax(logits[-1, 0])) == vocabulary.encode(text[end])[0]
+
+
+def test_the_loss_leaves_out_windows_of_weight_0(model):
+    model, _ = model
+    params = model.init(jax.random.key(0))
+    rng = np.random.default_rng(0)
+    batch = {"inputs": rng.integers(0, 68, (3, 6)), "targets": rng.integers(0, 68, (3, 6))}
+    loss_fn = make_loss(model, carry_state=False)
+    key = jax.random.key(0)
+    two, (carry, metrics) = loss_fn(params, (), batch | {"weights": np.array([1.0, 1, 0])}, key)
+    first = {name: array[:2] for name, array in batch.items()}
+    alone, _ = loss_fn(params, (), first | {"weights": np.ones(2)}, key)
+    np.testing.assert_allclose(two, alone, rtol=1e-6)
+    assert carry == ()
+    assert float(metrics["weight"]) == 2
+
+
+def test_an_epoch_reads_every_window_once(text, tmp_path):
+    config = Train(corpus=str(tmp_path / "text.txt"), batch_size=4, seq_length=10)
+    data = Data.load(config)
+    batches = data.batches(3)
+    assert batches["inputs"].shape == (data.steps_per_epoch, 4, 10)
+    kept = batches["inputs"][batches["weights"] == 1]
+    assert sorted(map(tuple, kept)) == sorted(map(tuple, data.inputs))
+    assert data.vocabulary.decode(data.inputs[0]) == text[:10]
+
+
+BOOK = Path(__file__).parents[2].parent / "shared" / "data" / "alice_gutenberg11.txt"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not BOOK.exists(), reason="the book is not beside the checkout")
+def test_one_epoch_of_a_middle_sized_model_on_the_book(program):
+    program("text_generator", "train", "--corpus", BOOK, "--layers", "1", "--hidden-size", "128",
+            "--epochs", "3", "--run-dir", "run")  # fmt: skip
+    result = program("text_generator", "evaluate", "--run-dir", "run")
+    assert float(result.stdout.split(":")[-1].split()[0]) < 2.6
