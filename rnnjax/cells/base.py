@@ -145,8 +145,9 @@ class DenseCell(Cell):
 
     @property
     def splits(self) -> bool:
-        """A dense cell's step comes in pieces."""
-        return True
+        """A dense cell's step comes in pieces, unless a subclass wrote its own."""
+        own = type(self)
+        return own.step is DenseCell.step and own.recurrent_product is DenseCell.recurrent_product
 
     def init(self, key: jax.Array, input_size: int) -> dict[str, jax.Array]:
         """Draw the parameters for inputs with ``input_size`` features.
@@ -161,16 +162,21 @@ class DenseCell(Cell):
         kernel_key, recurrent_key, bias_key = jax.random.split(key, 3)
         width = self.num_gates * self.hidden_size
         params = {
-            "kernel": get_initializer(self.kernel_init)(
-                kernel_key, (input_size, width), self.param_dtype
-            ),
-            "recurrent_kernel": get_initializer(self.recurrent_kernel_init)(
-                recurrent_key, (self.hidden_size, width), self.param_dtype
+            "kernel": self.draw(self.kernel_init, kernel_key, (input_size, width)),
+            "recurrent_kernel": self.draw(
+                self.recurrent_kernel_init, recurrent_key, (self.hidden_size, width)
             ),
         }
         if self.use_bias:
-            params["bias"] = get_initializer(self.bias_init)(bias_key, (width,), self.param_dtype)
+            params["bias"] = self.draw(self.bias_init, bias_key, (width,))
         return params
+
+    def draw(
+        self, initializer: str | Initializer, key: jax.Array, shape: tuple[int, ...]
+    ) -> jax.Array:
+        """One parameter in ``param_dtype``, drawn in float32 at least: orthogonal needs it."""
+        drawn = get_initializer(initializer)(key, shape, at_least_float32(self.param_dtype))
+        return drawn.astype(self.param_dtype)
 
     def project(self, params: Params, xs: jax.Array) -> jax.Array:
         """``xs @ kernel + bias``: the half of the step that needs only the input.
@@ -202,7 +208,7 @@ class DenseCell(Cell):
 
         A loop's state has to keep its type, whatever the types of inputs and parameters.
         """
-        return self._cast(self.activate(params, projected, recurrent, carry), carry)
+        return self.cast(self.activate(params, projected, recurrent, carry), carry)
 
     def step(self, params: Params, carry: Carry, x: jax.Array) -> tuple[Carry, jax.Array]:
         """Run one time step.
@@ -218,7 +224,8 @@ class DenseCell(Cell):
         projected = self.project(params, jnp.asarray(x))
         return self.update(params, projected, self.recurrent_product(params, carry.hidden), carry)
 
-    def _cast(self, result: tuple[Carry, jax.Array], carry: Carry) -> tuple[Carry, jax.Array]:
+    def cast(self, result: tuple[Carry, jax.Array], carry: Carry) -> tuple[Carry, jax.Array]:
+        """The new carry in the type of the old one, and ``y`` in the cell's ``dtype``."""
         new, y = result
         new = jax.tree.map(lambda leaf, old: leaf.astype(old.dtype), new, carry)
         return new, y.astype(new.hidden.dtype if self.dtype is None else self.dtype)
@@ -262,7 +269,7 @@ class AdditiveCell(DenseCell):
         self, params: Params, gates: jax.Array, carry: Carry
     ) -> tuple[Carry, jax.Array]:
         """`combine`, with the types that `update` gives."""
-        return self._cast(self.combine(params, gates, carry), carry)
+        return self.cast(self.combine(params, gates, carry), carry)
 
 
 def check_params(cell: Cell, params: Params, xs: jax.Array) -> None:
@@ -317,4 +324,4 @@ def product(x: jax.Array, kernel: jax.Array, dtype: DTypeLike | None) -> jax.Arr
     # Two axes, not three: the gradient is then two plain products, without transposed copies.
     rows = x.reshape(-1, x.shape[-1]).astype(dtype)
     out = jnp.matmul(rows, kernel.astype(dtype), preferred_element_type=at_least_float32(dtype))
-    return out.reshape(*x.shape[:-1], -1)
+    return out.reshape(*x.shape[:-1], kernel.shape[-1])

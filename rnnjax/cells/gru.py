@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from rnnjax.cells.activations import Activation, get_activation, get_initializer
+from rnnjax.cells.activations import Activation, get_activation
 from rnnjax.cells.base import DenseCell, Params, product
 
 
@@ -62,14 +62,14 @@ class GRUCell(DenseCell):
     @property
     def splits(self) -> bool:
         """Only with ``reset_after``: otherwise the reset gate stands between two products."""
-        return self.reset_after
+        return self.reset_after and type(self).step is GRUCell.step
 
     def init(self, key: jax.Array, input_size: int) -> dict[str, jax.Array]:
         """Draw ``kernel``, ``recurrent_kernel``, ``bias``, and with reset_after a second bias."""
         params = super().init(key, input_size)
         if self.use_bias and self.reset_after:
-            params["recurrent_bias"] = get_initializer(self.bias_init)(
-                jax.random.fold_in(key, 3), params["bias"].shape, self.param_dtype
+            params["recurrent_bias"] = self.draw(
+                self.bias_init, jax.random.fold_in(key, 3), params["bias"].shape
             )
         return params
 
@@ -79,25 +79,28 @@ class GRUCell(DenseCell):
         """Zeros: ``hidden (*batch_shape, hidden_size)``."""
         return GRUCarry(self.zeros(batch_shape, dtype))
 
-    def recurrent_product(self, params: Params, hidden: jax.Array) -> jax.Array:
-        """``hidden @ recurrent_kernel + recurrent_bias``; with reset-before of r and z alone."""
-        if self.reset_after:
-            return super().recurrent_product(params, hidden)
-        return product(hidden, params["recurrent_kernel"][:, : 2 * self.hidden_size], self.dtype)
-
     def activate(
         self, params: Params, projected: jax.Array, recurrent: jax.Array, carry: GRUCarry
     ) -> tuple[GRUCarry, jax.Array]:
-        """The equations of the class; pointwise with ``reset_after``."""
+        """The equations of the class, with ``reset_after``."""
         tanh, sigmoid = get_activation(self.activation), get_activation(self.recurrent_activation)
         x_r, x_z, x_n = jnp.split(projected, 3, axis=-1)
-        h_r, h_z, *rest = jnp.split(recurrent, 3 if self.reset_after else 2, axis=-1)
+        h_r, h_z, h_n = jnp.split(recurrent, 3, axis=-1)
         r, z = sigmoid(x_r + h_r), sigmoid(x_z + h_z)
-        if self.reset_after:
-            h_n = r * rest[0]
-        else:
-            kernel_n = params["recurrent_kernel"][:, 2 * self.hidden_size :]
-            h_n = product(r * carry.hidden, kernel_n, self.dtype)
-        n = tanh(x_n + h_n)
+        n = tanh(x_n + r * h_n)
         hidden = (1 - z) * n + z * carry.hidden
         return GRUCarry(hidden), hidden
+
+    def step(self, params: Params, carry: GRUCarry, x: jax.Array) -> tuple[GRUCarry, jax.Array]:
+        """Run one time step, as in `DenseCell.step`; with reset-before in two products."""
+        if self.reset_after:
+            return super().step(params, carry, x)
+        tanh, sigmoid = get_activation(self.activation), get_activation(self.recurrent_activation)
+        size = self.hidden_size
+        x_rz, x_n = jnp.split(self.project(params, jnp.asarray(x)), [2 * size], axis=-1)
+        kernel_rz, kernel_n = jnp.split(params["recurrent_kernel"], [2 * size], axis=-1)
+        rz = sigmoid(x_rz + product(carry.hidden, kernel_rz, self.dtype))
+        r, z = jnp.split(rz, 2, axis=-1)
+        n = tanh(x_n + product(r * carry.hidden, kernel_n, self.dtype))
+        hidden = (1 - z) * n + z * carry.hidden
+        return self.cast((GRUCarry(hidden), hidden), carry)

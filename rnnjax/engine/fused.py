@@ -64,19 +64,66 @@ def _forward(
     cell: DenseCell, reverse: bool, params: Params, projected: jax.Array, carry: Carry
 ) -> tuple[tuple[Carry, jax.Array], Any]:
     """`_loop`, and what the backward pass needs: the pointwise part's arguments at every step."""
+    if _keeps_gates(cell):
+        carry, ys, gates, carries = _keep_gates(cell, reverse, params, projected, carry)
+        return (carry, ys), (params, (gates,), carries)
 
     def step(carry: Carry, projected: jax.Array) -> tuple[Carry, Any]:
         recurrent = cell.recurrent_product(params, carry.hidden)
-        if _keeps_gates(cell):
-            gates = activate_gates(projected + recurrent, cell.gate_activations)
-            new, y = cell.update_from_gates(params, gates, carry)
-            return new, (y, gates, carry)
         new, y = cell.update(params, projected, recurrent, carry)
         return new, (y, recurrent, carry)
 
-    carry, (ys, kept, carries) = jax.lax.scan(step, carry, projected, reverse=reverse)
-    halves = (kept,) if _keeps_gates(cell) else (projected, kept)
-    return (carry, ys), (params, halves, carries)
+    carry, (ys, recurrent, carries) = jax.lax.scan(step, carry, projected, reverse=reverse)
+    return (carry, ys), (params, (projected, recurrent), carries)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _keep_gates(
+    cell: AdditiveCell, reverse: bool, params: Params, projected: jax.Array, carry: Carry
+) -> tuple[Carry, jax.Array, jax.Array, Carry]:
+    """The loop, with the values of the gates written over ``projected``, which is read no more.
+
+    It saves the second largest array of a layer. Its own derivative, which only second derivatives
+    need, is that of the plain loop: written over, the array would be carried backwards whole.
+    """
+
+    def step(state: Any, t: jax.Array) -> tuple[Any, Any]:
+        carry, gates = state
+        projected = jax.lax.dynamic_index_in_dim(gates, t, keepdims=False)
+        new, y, activated = _step_keeping_gates(cell, params, projected, carry)
+        return (new, jax.lax.dynamic_update_index_in_dim(gates, activated, t, 0)), (y, carry)
+
+    times = jnp.arange(len(projected))
+    (carry, gates), (ys, carries) = jax.lax.scan(step, (carry, projected), times, reverse=reverse)
+    return carry, ys, gates, carries
+
+
+def _keep_gates_plainly(
+    cell: AdditiveCell, reverse: bool, params: Params, projected: jax.Array, carry: Carry
+) -> tuple[Carry, jax.Array, jax.Array, Carry]:
+    def step(carry: Carry, projected: jax.Array) -> tuple[Carry, Any]:
+        new, y, activated = _step_keeping_gates(cell, params, projected, carry)
+        return new, (y, activated, carry)
+
+    carry, (ys, gates, carries) = jax.lax.scan(step, carry, projected, reverse=reverse)
+    return carry, ys, gates, carries
+
+
+def _step_keeping_gates(
+    cell: AdditiveCell, params: Params, projected: jax.Array, carry: Carry
+) -> tuple[Carry, jax.Array, jax.Array]:
+    recurrent = cell.recurrent_product(params, carry.hidden)
+    gates = activate_gates(projected + recurrent, cell.gate_activations)
+    new, y = cell.update_from_gates(params, gates, carry)
+    return new, y, gates
+
+
+_keep_gates.defvjp(
+    lambda cell, reverse, *args: jax.vjp(
+        functools.partial(_keep_gates_plainly, cell, reverse), *args
+    ),
+    lambda cell, reverse, pull, cotangents: pull(cotangents),
+)
 
 
 def _backward(
@@ -108,7 +155,9 @@ def _backward(
     )
     _, pull = jax.vjp(lambda params: cell.recurrent_product(params, carries.hidden), params)
     (d_params,) = pull(d_halves[-1])
-    d_params = {name: d + d_used[name] if name in used else d for name, d in d_params.items()}
+    d_params = d_params | {
+        name: jax.tree.map(jnp.add, d_params[name], d) for name, d in d_used.items()
+    }
     return d_params, d_halves[0], d_carry
 
 
@@ -130,7 +179,7 @@ def _transposed_product(cell: DenseCell, kernel: jax.Array) -> Callable[[jax.Arr
     def swapped(d_recurrent: jax.Array) -> jax.Array:
         rows = d_recurrent.reshape(-1, d_recurrent.shape[-1])
         out = jax.lax.optimization_barrier(product(kernel, rows.T, cell.dtype))
-        return out.T.reshape(*d_recurrent.shape[:-1], -1)
+        return out.T.reshape(*d_recurrent.shape[:-1], kernel.shape[0])
 
     return swapped
 
@@ -161,8 +210,13 @@ def _parameters_in_loop(
 
     They are vectors at most (a peephole, a gain), and for most cells there are none.
     """
-    at_step = jax.tree.map(lambda leaf: leaf[0], (halves, carries))
+    at_step = jax.eval_shape(lambda t: jax.tree.map(lambda leaf: leaf[t], (halves, carries)), 0)
     jaxpr = jax.make_jaxpr(_pointwise(cell, {}))(params, *at_step).jaxpr
     read = {id(v) for eqn in jaxpr.eqns for v in eqn.invars}
-    names = sorted(params)  # the order in which JAX flattens a dict
-    return {n: params[n] for n, v in zip(names, jaxpr.invars, strict=False) if id(v) in read}
+    inputs = iter(jaxpr.invars)  # the leaves of params come first, in JAX's order of a dict
+    used = {}
+    for name in sorted(params):
+        variables = [next(inputs) for _ in jax.tree.leaves(params[name])]
+        if any(id(v) in read for v in variables):
+            used[name] = params[name]
+    return used

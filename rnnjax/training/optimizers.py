@@ -10,7 +10,7 @@ import optax
 class KerasAdamState(NamedTuple):
     """Updates done, and the running means of the gradient and of its square."""
 
-    count: jax.Array
+    step: jax.Array
     mu: optax.Updates
     nu: optax.Updates
 
@@ -50,10 +50,10 @@ def keras_adam(
         grads: optax.Updates, state: KerasAdamState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, KerasAdamState]:
         del params
-        t = state.count + 1
+        t = state.step + 1
         mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
         nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g**2, state.nu, grads)
-        rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
+        rate = learning_rate(state.step) if callable(learning_rate) else learning_rate
         alpha = rate * jnp.sqrt(1 - b2**t) / (1 - b1**t)
         updates = jax.tree.map(lambda m, v: -alpha * m / (jnp.sqrt(v) + eps), mu, nu)
         return updates, KerasAdamState(t, mu, nu)

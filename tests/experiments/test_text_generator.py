@@ -96,7 +96,7 @@ def test_train_generate_evaluate(program, text, tmp_path):
 
     evaluated = program("text_generator", "evaluate", "--batch-size", "1", "--seq-length", "50")
     assert "bits per character, perplexity" in evaluated.stdout
-    # The pieces do not change the result, because the state is carried on; only the text's end does.
+    # The length of a piece changes nothing, because the state is carried on, but the text's end.
     other = program("text_generator", "evaluate", "--batch-size", "1", "--seq-length", "25")
     losses = [float(result.stdout.split()[1]) for result in (evaluated, other)]
     assert losses[0] == pytest.approx(losses[1], abs=2e-3)

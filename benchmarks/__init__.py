@@ -1,0 +1,1 @@
+"""Benchmarks: one question a script; see ``timing`` for how they are timed."""

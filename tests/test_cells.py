@@ -1,0 +1,481 @@
+"""Options, defaults and errors of cells, stacks and unroll; the equations in plain NumPy."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import rnnjax
+from rnnjax import Fused, GRUCell, InvalidInputError, LSTMCell, Scan, SimpleRNNCell, Stack
+from rnnjax.cells.activations import ACTIVATIONS, INITIALIZERS, activate_gates, gate_slopes
+
+KEY = jax.random.key(0)
+KINDS = [SimpleRNNCell, LSTMCell, GRUCell]
+GATES = {SimpleRNNCell: 1, LSTMCell: 4, GRUCell: 3}
+BATCH, TIME, FEATURES, HIDDEN = 3, 6, 2, 5
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+def numpy_simple(p: Any, carry: Any, x: np.ndarray) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+    """Elman (1990)."""
+    (h,) = carry
+    h = np.tanh(x @ p["kernel"] + h @ p["recurrent_kernel"] + p["bias"])
+    return (h,), h
+
+
+def numpy_lstm(p: Any, carry: Any, x: np.ndarray) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+    """Hochreiter & Schmidhuber (1997) with Gers's forget gate, gate by gate."""
+    h, c = carry
+
+    def gate(k: int) -> np.ndarray:
+        columns = slice(k * HIDDEN, (k + 1) * HIDDEN)
+        own = p["kernel"][:, columns], p["recurrent_kernel"][:, columns], p["bias"][columns]
+        return x @ own[0] + h @ own[1] + own[2]
+
+    input_gate, forget_gate, output_gate = sigmoid(gate(0)), sigmoid(gate(1)), sigmoid(gate(3))
+    c = forget_gate * c + input_gate * np.tanh(gate(2))
+    h = output_gate * np.tanh(c)
+    return (h, c), h
+
+
+def numpy_gru(
+    p: Any, carry: Any, x: np.ndarray, reset_after: bool
+) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+    """Cho et al. (2014); with ``reset_after`` in the form of cuDNN, with a second bias."""
+    (h,) = carry
+    w_r, w_z, w_n = (p["kernel"][:, k * HIDDEN : (k + 1) * HIDDEN] for k in range(3))
+    u_r, u_z, u_n = (p["recurrent_kernel"][:, k * HIDDEN : (k + 1) * HIDDEN] for k in range(3))
+    b_r, b_z, b_n = (p["bias"][k * HIDDEN : (k + 1) * HIDDEN] for k in range(3))
+    c = p["recurrent_bias"] if reset_after else np.zeros(3 * HIDDEN)
+    c_r, c_z, c_n = (c[k * HIDDEN : (k + 1) * HIDDEN] for k in range(3))
+    r = sigmoid(x @ w_r + b_r + h @ u_r + c_r)
+    z = sigmoid(x @ w_z + b_z + h @ u_z + c_z)
+    recurrent = r * (h @ u_n + c_n) if reset_after else (r * h) @ u_n
+    n = np.tanh(x @ w_n + b_n + recurrent)
+    h = z * h + (1 - z) * n
+    return (h,), h
+
+
+EQUATIONS: dict[str, tuple[rnnjax.Cell, Callable[..., Any]]] = {
+    "simple": (SimpleRNNCell(HIDDEN), numpy_simple),
+    "lstm": (LSTMCell(HIDDEN), numpy_lstm),
+    "gru": (GRUCell(HIDDEN), lambda *a: numpy_gru(*a, reset_after=True)),
+    "gru-reset-before": (
+        GRUCell(HIDDEN, reset_after=False),
+        lambda *a: numpy_gru(*a, reset_after=False),
+    ),
+}
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("name", EQUATIONS)
+@pytest.mark.usefixtures("x64")
+def test_equations_in_numpy(name: str, reverse: bool, random_like: Any, assert_close: Any) -> None:
+    cell, equation = EQUATIONS[name]
+    params, carry, xs = random_like(
+        (
+            cell.init(KEY, FEATURES),
+            cell.initial_carry((BATCH,)),
+            jnp.zeros((TIME, BATCH, FEATURES)),
+        ),
+        0,
+        jnp.float64,
+    )
+    p, state, x = jax.tree.map(np.asarray, (params, tuple(carry), xs))
+    ys = np.zeros((TIME, BATCH, HIDDEN))
+    for t in reversed(range(TIME)) if reverse else range(TIME):
+        state, ys[t] = equation(p, state, x[t])
+    expected = type(carry)(*state), ys
+    for method in (Scan(), Fused()) if cell.splits else (Scan(),):
+        actual = rnnjax.unroll(cell, params, xs, carry, reverse=reverse, method=method)
+        assert_close(actual, expected, 1e-10)
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    kind=st.sampled_from(KINDS),
+    before=st.integers(1, 3),
+    after=st.integers(1, 3),
+    batch=st.lists(st.integers(1, 3), max_size=2),
+    features=st.integers(1, 3),
+    hidden=st.integers(1, 4),
+    reverse=st.booleans(),
+    seed=st.integers(0, 2**31 - 1),
+)
+def test_a_cut_changes_nothing_whatever_the_shapes(
+    kind: Any,
+    before: int,
+    after: int,
+    batch: list[int],
+    features: int,
+    hidden: int,
+    reverse: bool,
+    seed: int,
+) -> None:
+    cell = kind(hidden, bias_init=jax.nn.initializers.normal())
+    params_key, xs_key = jax.random.split(jax.random.key(seed))
+    params = cell.init(params_key, features)
+    xs = jax.random.normal(xs_key, (before + after, *batch, features))
+    carry, ys = rnnjax.unroll(cell, params, xs, reverse=reverse)
+    assert ys.shape == (before + after, *batch, hidden)
+    parts = [xs[:before], xs[before:]]
+    between, pieces = None, []
+    for part in reversed(parts) if reverse else parts:
+        between, piece = rnnjax.unroll(cell, params, part, between, reverse=reverse)
+        pieces.append(piece)
+    joined = jnp.concatenate(pieces[::-1] if reverse else pieces)
+    np.testing.assert_allclose(joined, ys, atol=1e-5)
+    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=1e-5), between, carry)
+
+
+def test_a_sequence_of_no_steps_returns_the_carry(random_like: Any, assert_close: Any) -> None:
+    cell = LSTMCell(HIDDEN)
+    given_carry = random_like(cell.initial_carry((BATCH,)), 0)
+    for method in (Scan(), Fused()):
+        carry, ys = rnnjax.unroll(
+            cell, cell.init(KEY, 2), jnp.zeros((0, BATCH, 2)), given_carry, method=method
+        )
+        assert ys.shape == (0, BATCH, HIDDEN)
+        assert_close(carry, given_carry, 0)
+
+
+# Parameters as they begin.
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shapes_and_names(kind: Any) -> None:
+    width = GATES[kind] * 50
+    params = kind(50).init(KEY, 3)
+    expected = {"kernel": (3, width), "recurrent_kernel": (50, width), "bias": (width,)}
+    if kind is GRUCell:
+        expected["recurrent_bias"] = (width,)
+    assert {name: array.shape for name, array in params.items()} == expected
+    assert set(kind(50, use_bias=False).init(KEY, 3)) == {"kernel", "recurrent_kernel"}
+    assert kind(50).output_size == 50
+    assert {array.dtype for array in params.values()} == {jnp.dtype(jnp.float32)}
+
+
+def test_reset_before_has_one_bias() -> None:
+    assert set(GRUCell(4, reset_after=False).init(KEY, 3)) == {
+        "kernel",
+        "recurrent_kernel",
+        "bias",
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_initial_parameters_have_the_defaults_of_keras(kind: Any) -> None:
+    params = kind(50).init(KEY, 30)
+    width = GATES[kind] * 50
+    limit = np.sqrt(6 / (30 + width))  # Glorot's, of all gates in one array, as in Keras
+    assert 0.98 * limit < np.abs(params["kernel"]).max() <= limit
+    assert abs(float(params["kernel"].std()) - limit / np.sqrt(3)) < 0.05 * limit
+    recurrent = params["recurrent_kernel"]
+    np.testing.assert_allclose(recurrent @ recurrent.T, np.eye(50), atol=1e-5)
+    bias = np.zeros((GATES[kind], 50))
+    if kind is LSTMCell:
+        bias[1] = 1  # the forget gate's
+    np.testing.assert_array_equal(params["bias"], bias.ravel())
+    np.testing.assert_array_equal(params.get("recurrent_bias", 0), 0)
+    other = kind(50).init(jax.random.key(1), 30)
+    assert not jnp.array_equal(other["kernel"], params["kernel"])
+
+
+def test_unit_forget_bias_can_be_left_out() -> None:
+    bias = LSTMCell(4, unit_forget_bias=False).init(KEY, 3)["bias"]
+    np.testing.assert_array_equal(bias, np.zeros(16))
+    drawn = LSTMCell(4, bias_init=jax.nn.initializers.normal()).init(KEY, 3)["bias"]
+    np.testing.assert_array_equal(drawn[4:8], np.ones(4))
+    assert len(np.unique(drawn)) == 13
+
+
+def test_both_biases_of_the_gru_are_drawn_apart() -> None:
+    params = GRUCell(4, bias_init=jax.nn.initializers.normal()).init(KEY, 3)
+    assert not np.intersect1d(params["bias"], params["recurrent_bias"]).size
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_initialisers_by_name_and_as_functions(kind: Any) -> None:
+    params = kind(4, kernel_init="ones", recurrent_kernel_init="zeros").init(KEY, 3)
+    assert jnp.all(params["kernel"] == 1)
+    assert jnp.all(params["recurrent_kernel"] == 0)
+    twos = kind(4, kernel_init=lambda key, shape, dtype: jnp.full(shape, 2, dtype)).init(KEY, 3)
+    assert jnp.all(twos["kernel"] == 2)
+
+
+def test_a_stack_draws_each_layer_from_its_own_key() -> None:
+    stack = Stack([LSTMCell(4), LSTMCell(4), GRUCell(3)])
+    first, second, third = stack.init(KEY, 4)
+    assert not jnp.array_equal(first["kernel"], second["kernel"])
+    assert third["kernel"].shape == (4, 9)
+    assert stack.output_size == 3
+    carry = stack.initial_carry((2, 1))
+    assert [leaf.shape for leaf in jax.tree.leaves(carry)] == [(2, 1, 4)] * 4 + [(2, 1, 3)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_initial_carry(kind: Any) -> None:
+    carry = kind(4).initial_carry((2, 3))
+    assert type(carry).__name__ == f"{kind.__name__.removesuffix('Cell')}Carry"
+    assert len(carry) == (2 if kind is LSTMCell else 1)
+    for leaf in carry:
+        assert leaf.shape == (2, 3, 4)
+        assert leaf.dtype == jnp.float32
+        assert not leaf.any()
+    assert kind(4).initial_carry().hidden.shape == (4,)
+    assert kind(4).initial_carry(dtype=jnp.bfloat16).hidden.dtype == jnp.bfloat16
+    half = kind(4, param_dtype=jnp.bfloat16)
+    assert half.initial_carry().hidden.dtype == jnp.float32
+    with jax.enable_x64(True):
+        assert kind(4, param_dtype=jnp.float64).init(KEY, 3)["bias"].dtype == jnp.float64
+    with jax.enable_x64(True):
+        assert kind(4, param_dtype=jnp.float64).initial_carry().hidden.dtype == jnp.float64
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parameters_in_bfloat16(kind: Any) -> None:
+    params = kind(4, param_dtype=jnp.bfloat16).init(KEY, 3)
+    assert {array.dtype for array in params.values()} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_dtype_is_that_of_outputs_and_not_of_the_carry() -> None:
+    cell = LSTMCell(4, dtype=jnp.bfloat16)
+    params, xs = cell.init(KEY, 3), jnp.ones((5, 2, 3))
+    carry, ys = rnnjax.unroll(cell, params, xs)
+    assert (carry.hidden.dtype, carry.cell.dtype, ys.dtype) == ("float32", "float32", "bfloat16")
+    carry, y = cell.step(params, carry, xs[0])
+    assert (carry.hidden.dtype, y.dtype) == ("float32", "bfloat16")
+
+
+# A rebuilt cell is the same cell.
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_equal_cells_hash_alike(kind: Any) -> None:
+    assert kind(4) == kind(4)
+    assert hash(kind(4)) == hash(kind(4))
+    for option in ({"activation": "relu"}, {"use_bias": False}, {"dtype": jnp.bfloat16}):
+        assert kind(4, **option) == kind(4, **option)
+        assert kind(4, **option) != kind(4)
+    assert kind(4) != kind(5)
+    spellings = {kind(4, dtype=dtype) for dtype in ("bfloat16", jnp.bfloat16, np.dtype("bfloat16"))}
+    assert len(spellings) == 1
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        kind(4).hidden_size = 5
+    assert len({Stack([kind(4)]), Stack((kind(4),)), Stack(iter([kind(4)]))}) == 1
+
+
+def test_cells_of_different_kinds_differ() -> None:
+    assert len({kind(4) for kind in KINDS}) == 3
+
+
+# Activations.
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_by_name(name: str) -> None:
+    cell = SimpleRNNCell(3, activation=name, kernel_init="ones", use_bias=False)
+    _, y = cell.step(cell.init(KEY, 1), cell.initial_carry(), jnp.array([0.3]))
+    np.testing.assert_allclose(y, jnp.full(3, ACTIVATIONS[name](jnp.float32(0.3))), rtol=1e-6)
+
+
+def test_the_two_hard_sigmoids() -> None:
+    x = jnp.array([-2.9, -2.0, 0.0, 2.0, 2.9])
+    np.testing.assert_allclose(ACTIVATIONS["hard_sigmoid"](x), x / 6 + 0.5, atol=1e-6)
+    legacy = ACTIVATIONS["legacy_hard_sigmoid"](x)
+    np.testing.assert_allclose(legacy, [0, 0.1, 0.5, 0.9, 1], atol=1e-6)
+
+
+@pytest.mark.usefixtures("x64")
+def test_gate_slopes_are_the_derivatives() -> None:
+    activations = ("sigmoid", "tanh", "sigmoid")
+    x = jnp.linspace(-3.0, 3.0, 12)
+    values, slopes = jax.jvp(lambda x: activate_gates(x, activations), (x,), (jnp.ones(12),))
+    np.testing.assert_allclose(gate_slopes(values, activations), slopes, atol=1e-14)
+    expected = [jax.nn.sigmoid(x[:4]), jnp.tanh(x[4:8]), jax.nn.sigmoid(x[8:])]
+    np.testing.assert_allclose(values, jnp.concatenate(expected), atol=1e-14)
+
+
+# Errors say what was expected, what came, and what to do.
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [0, -1, 2.0, "4", None])
+def test_a_bad_hidden_size(kind: Any, size: Any) -> None:
+    with pytest.raises(InvalidInputError, match="hidden_size must be a positive integer, but is"):
+        kind(size)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"activation": "tanhh"}, "unknown activation 'tanhh'; give one of tanh, sigmoid"),
+        ({"recurrent_activation": "sig"}, "unknown activation 'sig'"),
+        ({"activation": None}, "unknown activation None"),
+        ({"kernel_init": "glorot"}, "unknown initializer 'glorot'; give one of glorot_uniform"),
+        ({"recurrent_kernel_init": 3}, "unknown initializer 3"),
+        ({"bias_init": "one"}, "unknown initializer 'one'"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], message: str) -> None:
+    for kind in (LSTMCell, GRUCell):
+        with pytest.raises(InvalidInputError, match=message):
+            kind(4, **options)
+
+
+@pytest.mark.parametrize("name", INITIALIZERS)
+def test_initialisers_are_known(name: str) -> None:
+    assert LSTMCell(2, kernel_init=name).init(KEY, 3)["kernel"].shape == (3, 8)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bad_sizes(kind: Any) -> None:
+    with pytest.raises(InvalidInputError, match="input_size must be a positive integer, but is 0"):
+        kind(4).init(KEY, 0)
+    with pytest.raises(InvalidInputError, match=r"batch_shape must be a tuple.*write \(8,\)"):
+        kind(4).initial_carry(8)
+
+
+def changed(params: Any, **changes: Any) -> Any:
+    return {k: v for k, v in (params | changes).items() if v is not None}
+
+
+@pytest.mark.parametrize("method", [Scan(), Fused()], ids=["Scan", "Fused"])
+def test_bad_params(method: Any) -> None:
+    cell = LSTMCell(4)
+    params, xs = cell.init(KEY, 3), jnp.ones((5, 2, 3))
+    for bad, message in [
+        (changed(params, bias=None), r"bias: expected \(16,\), got none"),
+        (changed(params, extra=jnp.ones(2)), r"extra: expected none, got \(2,\)"),
+        (
+            changed(params, recurrent_kernel=jnp.ones((4, 12))),
+            r"recurrent_kernel: expected \(4, 16\), got \(4, 12\)",
+        ),
+        (LSTMCell(5).init(KEY, 3), r"bias: expected \(16,\), got \(20,\); kernel"),
+        (GRUCell(4).init(KEY, 3), "params do not belong to LSTMCell.*recurrent_bias"),
+        (changed(params, kernel=None), r"that LSTMCell.init returns, but hold \['bias', 'rec"),
+        ((params,), "that LSTMCell.init returns, but are a <class 'tuple'>"),
+    ]:
+        with pytest.raises(InvalidInputError, match=message):
+            rnnjax.unroll(cell, bad, xs, method=method)
+        with pytest.raises(InvalidInputError, match=message):
+            cell.step(bad, cell.initial_carry((2,)), xs[0])
+
+
+@pytest.mark.parametrize("method", [Scan(), Fused()], ids=["Scan", "Fused"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_bad_xs(kind: Any, method: Any) -> None:
+    cell = kind(4)
+    params = cell.init(KEY, 5)
+    with pytest.raises(InvalidInputError, match="3 features, but params were initialised for 5"):
+        rnnjax.unroll(cell, params, jnp.ones((7, 2, 3)), method=method)
+    with pytest.raises(InvalidInputError, match=r"\(time, features\) without a batch.*\(5,\)"):
+        rnnjax.unroll(cell, params, jnp.ones(5), method=method)
+    with pytest.raises(InvalidInputError, match="xs has no axes"):
+        cell.step(params, cell.initial_carry(), jnp.float32(1))
+
+
+def test_bad_carries() -> None:
+    cell = LSTMCell(4)
+    params, xs = cell.init(KEY, 3), jnp.ones((5, 2, 3))
+    zeros = jnp.zeros((2, 4))
+    for carry, message in [
+        (GRUCell(4).initial_carry((2,)), "carry must be shaped like .*LSTMCarry.*GRUCarry"),
+        ((zeros, zeros), "carry must be shaped like"),
+        (cell.initial_carry((3,)), r"carry.hidden must have shape \(2, 4\).*\(3, 4\); start from"),
+        (
+            rnnjax.LSTMCarry(zeros, jnp.zeros(4)),
+            r"carry.cell must have shape \(2, 4\), for the batch \(2,\) of xs, but has \(4,\)",
+        ),
+    ]:
+        with pytest.raises(InvalidInputError, match=message):
+            rnnjax.unroll(cell, params, xs, carry)
+
+
+def test_bad_cells_and_methods() -> None:
+    cell = GRUCell(4, reset_after=False)
+    params, xs = cell.init(KEY, 3), jnp.ones((5, 2, 3))
+    with pytest.raises(InvalidInputError, match="cell"):
+        rnnjax.unroll(GRUCell, params, xs)
+    with pytest.raises(InvalidInputError, match="method"):
+        rnnjax.unroll(cell, params, xs, method="scan")
+    message = r"Fused\(\) cannot run GRUCell.*does not split.*use method=Scan\(\) or method=Auto"
+    with pytest.raises(InvalidInputError, match=message):
+        rnnjax.unroll(cell, params, xs, method=Fused())
+    stack = Stack([LSTMCell(4), cell])
+    with pytest.raises(InvalidInputError, match=message):
+        rnnjax.unroll(stack, stack.init(KEY, 3), xs, method=Fused())
+
+
+def test_bad_stacks() -> None:
+    with pytest.raises(InvalidInputError, match="needs at least one cell"):
+        Stack([])
+    with pytest.raises(InvalidInputError, match=r"cells such as rnnjax.LSTMCell\(50\), but got 5"):
+        Stack([LSTMCell(4), 5])
+    stack = Stack([LSTMCell(4), GRUCell(3)])
+    params, xs = stack.init(KEY, 2), jnp.ones((5, 2, 2))
+    for bad, came in ((params[:1], "1 entries"), (list(params), "list"), (params[0], "dict")):
+        with pytest.raises(InvalidInputError, match=f"params of a Stack.* 2 layers.*{came}"):
+            rnnjax.unroll(stack, bad, xs)
+    with pytest.raises(InvalidInputError, match="carry of a Stack"):
+        stack.step(params, stack.initial_carry((2,))[:1], xs[0])
+    with pytest.raises(InvalidInputError, match="carry must be shaped like"):
+        rnnjax.unroll(stack, params, xs, stack.initial_carry((2,))[:1])
+    with pytest.raises(InvalidInputError, match=r"carry\[1\].hidden must have shape"):
+        rnnjax.unroll(
+            stack, params, xs, (stack.initial_carry((2,))[0], GRUCell(3).initial_carry((4,)))
+        )
+
+
+def test_a_step_of_a_stack_is_the_steps_of_its_layers(random_like: Any, assert_close: Any) -> None:
+    stack = Stack([LSTMCell(4), Stack([GRUCell(3)])])
+    params, carry, x = random_like(
+        (stack.init(KEY, 2), stack.initial_carry((5,)), jnp.zeros((5, 2))), 0
+    )
+    first, y = LSTMCell(4).step(params[0], carry[0], x)
+    second, y = GRUCell(3).step(params[1][0], carry[1][0], y)
+    assert_close(stack.step(params, carry, x), ((first, (second,)), y), 1e-6)
+
+
+def test_invalid_input_is_a_value_error() -> None:
+    assert issubclass(InvalidInputError, ValueError)
+    assert issubclass(InvalidInputError, rnnjax.RnnjaxError)
+
+
+@dataclasses.dataclass(frozen=True)
+class DoubledLSTMCell(LSTMCell):
+    """A subclass with a recurrent product of its own, which the fast path knows nothing of."""
+
+    def recurrent_product(self, params: Any, hidden: jax.Array) -> jax.Array:
+        return 2 * super().recurrent_product(params, hidden)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClippedGRUCell(GRUCell):
+    """A subclass with a step of its own."""
+
+    def step(self, params: Any, carry: Any, x: jax.Array) -> Any:
+        carry, y = super().step(params, carry, x)
+        return carry, jnp.clip(y, -0.1, 0.1)
+
+
+@pytest.mark.parametrize("cell", [DoubledLSTMCell(4), ClippedGRUCell(4)])
+def test_a_cell_that_overrides_its_pieces_runs_on_the_scan_alone(cell: Any) -> None:
+    assert rnnjax.Auto().choose(cell) == Scan()
+    params, xs = cell.init(KEY, 3), jax.random.normal(KEY, (5, 2, 3))
+    with pytest.raises(rnnjax.InvalidInputError, match=r"Fused\(\) cannot run"):
+        rnnjax.unroll(cell, params, xs, method=Fused())
+    carry, ys = cell.initial_carry((2,)), []
+    for x in xs:
+        carry, y = cell.step(params, carry, x)
+        ys.append(y)
+    np.testing.assert_allclose(rnnjax.unroll(cell, params, xs)[1], jnp.stack(ys), atol=1e-6)

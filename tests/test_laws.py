@@ -1,0 +1,489 @@
+"""The laws: every cell, run by every method, gives the numbers of its own equation.
+
+Weights, biases, inputs and initial carries are random everywhere: with zeros or constants a swapped
+gate or a forgotten bias would go unseen.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+import rnnjax
+from rnnjax import Auto, Fused, GRUCell, LSTMCell, Scan, SimpleRNNCell, Stack
+
+# Not a batch of 4: XLA:CPU (jaxlib 0.10.2) sums a scan's bias gradient wrongly for some float64
+# shapes, such as batch 4 and hidden size 5, in plain JAX too.
+TIME, BATCH, FEATURES = 3, 3, 2
+# Gradients and outputs, as a part of the largest entry of each array.
+TOLERANCES = {"float64": 1e-10, "float32": 1e-5}
+
+
+class PeepholeCarry(NamedTuple):
+    hidden: jax.Array
+    memory: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class PeepholeCell(rnnjax.DenseCell):
+    """A user's cell: an LSTM with peepholes (Gers & Schmidhuber, 2000), and a gain on the output.
+
+    Its activate reads parameters, whose gradients the engine has to sum over time. ``bias`` is read
+    there too, and by `project`.
+    """
+
+    num_gates: ClassVar[int] = 4
+
+    def init(self, key: jax.Array, input_size: int) -> dict[str, jax.Array]:
+        params = super().init(key, input_size)
+        return params | {
+            "a_gain": jnp.ones(self.hidden_size),
+            "peephole": jnp.zeros((3, self.hidden_size)),
+        }
+
+    def initial_carry(self, batch_shape: tuple[int, ...] = (), dtype: Any = None) -> PeepholeCarry:
+        return PeepholeCarry(self.zeros(batch_shape, dtype), self.zeros(batch_shape, dtype))
+
+    def activate(
+        self, params: Any, projected: jax.Array, recurrent: jax.Array, carry: PeepholeCarry
+    ) -> tuple[PeepholeCarry, jax.Array]:
+        i, f, g, o = jnp.split(projected + recurrent, 4, axis=-1)
+        p_i, p_f, p_o = params["peephole"]
+        i = jax.nn.sigmoid(i + p_i * carry.memory)
+        f = jax.nn.sigmoid(f + p_f * carry.memory)
+        memory = f * carry.memory + i * jnp.tanh(g)
+        hidden = jax.nn.sigmoid(o + p_o * memory) * jnp.tanh(memory)
+        y = params["a_gain"] * hidden + params["bias"][: self.hidden_size]
+        return PeepholeCarry(hidden, memory), y
+
+
+@dataclasses.dataclass(frozen=True)
+class GainCell(rnnjax.AdditiveCell):
+    """A user's additive cell: its combine reads a parameter, and the carry before the step."""
+
+    num_gates: ClassVar[int] = 2
+    gate_activations: ClassVar[tuple[str, ...]] = ("tanh", "sigmoid")
+
+    def init(self, key: jax.Array, input_size: int) -> dict[str, jax.Array]:
+        return super().init(key, input_size) | {"gain": jnp.ones(self.hidden_size)}
+
+    def initial_carry(
+        self, batch_shape: tuple[int, ...] = (), dtype: Any = None
+    ) -> rnnjax.SimpleRNNCarry:
+        return rnnjax.SimpleRNNCarry(self.zeros(batch_shape, dtype))
+
+    def combine(
+        self, params: Any, gates: jax.Array, carry: rnnjax.SimpleRNNCarry
+    ) -> tuple[rnnjax.SimpleRNNCarry, jax.Array]:
+        candidate, z = jnp.split(gates, 2, axis=-1)
+        hidden = (1 - z) * params["gain"] * candidate + z * carry.hidden
+        return rnnjax.SimpleRNNCarry(hidden), hidden * z
+
+
+def bent(x: jax.Array) -> jax.Array:
+    """An activation of the user's own."""
+    return x / (1 + x * x)
+
+
+def make_cells() -> dict[str, rnnjax.Cell]:
+    """Every cell in several configurations; built anew at each call."""
+    return {
+        "simple": SimpleRNNCell(5),
+        "simple-relu": SimpleRNNCell(5, activation="relu"),
+        "lstm": LSTMCell(5),
+        "lstm-no-bias": LSTMCell(5, use_bias=False),
+        "lstm-hard": LSTMCell(5, recurrent_activation="hard_sigmoid"),
+        "lstm-callable": LSTMCell(5, recurrent_activation="legacy_hard_sigmoid", activation=bent),
+        "gru": GRUCell(5),
+        "gru-no-bias": GRUCell(5, use_bias=False, activation="softsign"),
+        "gru-reset-before": GRUCell(5, reset_after=False),
+        "user-peephole": PeepholeCell(5),
+        "user-gain": GainCell(5),
+        "stack": Stack([LSTMCell(5), GRUCell(4), SimpleRNNCell(3)]),
+        "stack-nested": Stack(
+            [
+                GRUCell(4, reset_after=False, use_bias=False),
+                Stack([LSTMCell(3, unit_forget_bias=False), PeepholeCell(2)]),
+            ]
+        ),
+    }
+
+
+CELLS = make_cells()
+SINGLE = [name for name, cell in CELLS.items() if not isinstance(cell, Stack)]
+# One for each way through the engine (gates kept or not, parameters in the loop, no split), for the
+# laws whose check is slow to compile.
+FEW = ["lstm", "lstm-callable", "gru", "gru-reset-before", "user-peephole", "user-gain"]
+
+
+def layers(cell: rnnjax.Cell) -> list[rnnjax.Cell]:
+    if isinstance(cell, Stack):
+        return [layer for inner in cell.cells for layer in layers(inner)]
+    return [cell]
+
+
+# Where Auto is run too; for every other cell it is Scan or Fused itself.
+AUTO = {"gru", "gru-reset-before", "stack-nested"}
+
+
+def methods(name: str) -> list[rnnjax.Method]:
+    fused = all(Fused().refusal(layer) is None for layer in layers(CELLS[name]))
+    return [Scan(), *([Fused()] if fused else []), *([Auto()] if name in AUTO else [])]
+
+
+def table(*skip: type[rnnjax.Method], names: Any = CELLS) -> list[Any]:
+    return [
+        pytest.param(name, method, id=f"{name}-{type(method).__name__}")
+        for name in names
+        for method in methods(name)
+        if not isinstance(method, skip)
+    ]
+
+
+def both_ways(rows: list[Any]) -> list[Any]:
+    """Each row forward, and the rows of ``FEW`` and the nested stack in reverse too."""
+    return [
+        pytest.param(*row.values, reverse, id=f"{row.id}-{'reverse' if reverse else 'forward'}")
+        for row in rows
+        for reverse in ([False, True] if row.values[0] in {*FEW, "stack-nested"} else [False])
+    ]
+
+
+class Case(NamedTuple):
+    """A cell with random arguments, and weights for a loss that sees every output."""
+
+    cell: rnnjax.Cell
+    params: Any
+    xs: jax.Array
+    carry: Any
+    weights: Any
+
+    @property
+    def arguments(self) -> tuple[Any, jax.Array, Any]:
+        return self.params, self.xs, self.carry
+
+
+@pytest.fixture(scope="module")
+def case(random_like: Callable[..., Any]) -> Callable[..., Case]:
+    def draw(name: str, dtype: str = "float64") -> Case:
+        cell = CELLS[name]
+        shapes = jax.eval_shape(lambda: cell.init(jax.random.key(0), FEATURES))
+        carry = jax.eval_shape(lambda: cell.initial_carry((BATCH,)))
+        xs = jax.ShapeDtypeStruct((TIME, BATCH, FEATURES), dtype)
+        ys = jax.ShapeDtypeStruct((TIME, BATCH, cell.output_size), dtype)
+        trees = (shapes, xs, carry, (carry, ys))
+        return Case(cell, *(random_like(tree, 10 + i, dtype) for i, tree in enumerate(trees)))
+
+    return draw
+
+
+Run = Callable[[rnnjax.Cell, Any, jax.Array, Any], tuple[Any, jax.Array]]
+
+
+def loop(
+    cell: rnnjax.Cell, params: Any, xs: jax.Array, carry: Any, order: jax.Array
+) -> tuple[Any, jax.Array]:
+    """The loop of `rnnjax.unroll`'s docstring; ``order`` is that of the steps."""
+    ys = jnp.zeros((*xs.shape[:-1], cell.output_size), xs.dtype)
+    for t in order:
+        carry, y = cell.step(params, carry, xs[t])
+        ys = ys.at[t].set(y)
+    return carry, ys
+
+
+def with_gradients(run: Run, cell: rnnjax.Cell) -> Callable[..., Any]:
+    """``(params, xs, carry, weights) -> ((carry, ys), gradients of their weighted sum)``."""
+
+    def loss(params: Any, xs: Any, carry: Any, weights: Any) -> tuple[jax.Array, Any]:
+        out = run(cell, params, xs, carry)
+        return sum(jax.tree.leaves(jax.tree.map(jnp.vdot, weights, out))), out
+
+    def gradients(*arguments: Any) -> Any:
+        gradient, out = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(*arguments)
+        return out, gradient
+
+    return gradients
+
+
+@pytest.fixture(scope="module")
+def results(case: Callable[..., Case]) -> Callable[..., Any]:
+    """Outputs and gradients of a run, computed once a module and kept as NumPy arrays."""
+
+    @functools.cache
+    def compiled_loop(cell: rnnjax.Cell) -> Callable[..., Any]:
+        return jax.jit(
+            lambda order, *arguments: with_gradients(lambda *run: loop(*run, order), cell)(
+                *arguments
+            )
+        )
+
+    @functools.cache
+    def compute(name: str, how: rnnjax.Method | str, reverse: bool, dtype: str) -> Any:
+        with jax.enable_x64(dtype == "float64"):
+            cell, *arguments = case(name, dtype)
+            if how == "loop":
+                order = jnp.arange(TIME)
+                out = compiled_loop(cell)(order[::-1] if reverse else order, *arguments)
+            else:
+                run = functools.partial(rnnjax.unroll, reverse=reverse, method=how)
+                out = jax.jit(with_gradients(run, cell))(*arguments)
+            return jax.tree.map(np.asarray, out)
+
+    return compute
+
+
+@pytest.mark.parametrize(("name", "method", "reverse"), both_ways(table(Auto)))
+def test_law_1_unroll_equals_a_loop_of_step(
+    name: str, method: Any, reverse: bool, results: Any, assert_close: Any
+) -> None:
+    actual = results(name, method, reverse, "float64")
+    expected = results(name, "loop", reverse, "float64")
+    assert all(leaf.dtype == np.float64 for leaf in jax.tree.leaves(actual))
+    assert_close(actual, expected, TOLERANCES["float64"])
+
+
+@pytest.mark.parametrize(("name", "method"), table(Auto, names=["simple", *FEW]))
+def test_law_1_in_float32(name: str, method: Any, results: Any, assert_close: Any) -> None:
+    actual = results(name, method, False, "float32")
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(actual))
+    assert_close(actual, results(name, "loop", False, "float64"), TOLERANCES["float32"])
+
+
+@pytest.mark.parametrize(("name", "method", "reverse"), both_ways(table()))
+@pytest.mark.usefixtures("x64")
+def test_law_2_a_cut_changes_nothing(
+    name: str, method: Any, reverse: bool, case: Any, results: Any, assert_close: Any
+) -> None:
+    cell, params, xs, carry, _ = case(name)
+    unroll = functools.partial(rnnjax.unroll, cell, params, reverse=reverse, method=method)
+    cut = 1
+    if reverse:
+        carry, second = unroll(xs[cut:], carry)
+        carry, first = unroll(xs[:cut], carry)
+    else:
+        carry, first = unroll(xs[:cut], carry)
+        carry, second = unroll(xs[cut:], carry)
+    expected, _ = results(name, Scan(), reverse, "float64")
+    assert_close((carry, jnp.concatenate([first, second])), expected, TOLERANCES["float64"])
+
+
+@pytest.mark.parametrize(("name", "method"), table())
+@pytest.mark.usefixtures("x64")
+def test_law_4_a_row_is_alone(
+    name: str, method: Any, case: Any, results: Any, assert_close: Any
+) -> None:
+    cell, params, xs, carry, _ = case(name)
+    (expected_carry, expected_ys), _ = results(name, Scan(), False, "float64")
+    row = BATCH - 1
+    expected = jax.tree.map(lambda leaf: leaf[row], expected_carry), expected_ys[:, row]
+    unbatched = jax.tree.map(lambda leaf: leaf[row], carry)
+    actual = rnnjax.unroll(cell, params, xs[:, row], unbatched, method=method)
+    assert_close(actual, expected, TOLERANCES["float64"])
+
+
+@pytest.mark.parametrize(("name", "method"), table(Auto, names=[*SINGLE, "stack"]))
+@pytest.mark.usefixtures("x64")
+def test_law_4_vmap_equals_batching(
+    name: str, method: Any, case: Any, results: Any, assert_close: Any
+) -> None:
+    cell, *arguments = case(name)
+    run = with_gradients(functools.partial(rnnjax.unroll, method=method), cell)
+    axes = (None, 1, 0, (0, 1))
+    out, (d_params, d_xs, d_carry) = jax.jit(jax.vmap(run, axes, ((0, 1), (0, 1, 0))))(*arguments)
+    d_params = jax.tree.map(lambda leaf: leaf.sum(0), d_params)
+    expected = results(name, Scan(), False, "float64")
+    assert_close((out, (d_params, d_xs, d_carry)), expected, TOLERANCES["float64"])
+
+
+@pytest.mark.parametrize("method", [Scan(), Fused()], ids=["Scan", "Fused"])
+@pytest.mark.parametrize("name", ["lstm", "gru", "user-peephole"])
+@pytest.mark.usefixtures("x64")
+def test_law_4_vmap_over_parameters_equals_running_each(
+    name: str, method: Any, case: Any, random_like: Any, assert_close: Any
+) -> None:
+    cell, params, *rest = case(name)
+    run = with_gradients(functools.partial(rnnjax.unroll, method=method), cell)
+    others = random_like(params, 99, jnp.float64)
+    both = jax.tree.map(lambda *leaves: jnp.stack(leaves), params, others)
+    actual = jax.jit(jax.vmap(run, (0, None, None, None)))(both, *rest)
+    run = jax.jit(run)
+    expected = jax.tree.map(
+        lambda *leaves: np.stack(leaves), run(params, *rest), run(others, *rest)
+    )
+    assert_close(actual, expected, TOLERANCES["float64"])
+
+
+@pytest.mark.parametrize(("name", "method"), table(Auto, names=["lstm", "gru", "user-gain"]))
+@pytest.mark.usefixtures("x64")
+def test_law_4_several_batch_axes_equal_one(
+    name: str, method: Any, case: Any, assert_close: Any
+) -> None:
+    cell, *arguments = case(name)
+
+    def split(leaf: jax.Array, axis: int) -> jax.Array:
+        return jnp.stack([leaf, -0.5 * leaf], axis)
+
+    params, xs, carry, (w_carry, w_ys) = arguments
+    xs, w_ys = split(xs, 1), split(w_ys, 1)
+    carry, w_carry = jax.tree.map(lambda leaf: split(leaf, 0), (carry, w_carry))
+
+    def merge(tree: Any) -> Any:
+        (carry, ys), (d_params, d_xs, d_carry) = tree
+        carry, d_carry = jax.tree.map(
+            lambda leaf: leaf.reshape(-1, leaf.shape[-1]), (carry, d_carry)
+        )
+        ys, d_xs = (leaf.reshape(TIME, -1, leaf.shape[-1]) for leaf in (ys, d_xs))
+        return (carry, ys), (d_params, d_xs, d_carry)
+
+    run = jax.jit(with_gradients(functools.partial(rnnjax.unroll, method=method), cell))
+    flat_carry, flat_w = jax.tree.map(
+        lambda leaf: leaf.reshape(-1, leaf.shape[-1]), (carry, w_carry)
+    )
+    flat_xs, flat_w_ys = (leaf.reshape(TIME, -1, leaf.shape[-1]) for leaf in (xs, w_ys))
+    expected = run(params, flat_xs, flat_carry, (flat_w, flat_w_ys))
+    actual = merge(run(params, xs, carry, (w_carry, w_ys)))
+    assert_close(actual, expected, TOLERANCES["float64"])
+
+
+@pytest.mark.parametrize(("name", "method"), table(Auto, names=SINGLE))
+@pytest.mark.usefixtures("x64")
+def test_law_5_first_order_gradients(name: str, method: Any, case: Any) -> None:
+    cell, params, xs, carry, _ = case(name)
+    run = jax.jit(functools.partial(rnnjax.unroll, cell, method=method))
+    modes = ("fwd", "rev") if method == Scan() else ("rev",)
+    check_grads(run, (params, xs, carry), order=1, modes=modes)
+
+
+@pytest.mark.parametrize(("name", "method"), table(Auto, names=FEW[:3] + FEW[4:5]))
+@pytest.mark.usefixtures("x64")
+def test_law_5_second_order_gradients(name: str, method: Any, case: Any) -> None:
+    cell, params, xs, carry, weights = case(name)
+    run = with_gradients(functools.partial(rnnjax.unroll, reverse=True, method=method), cell)
+    gradients = jax.jit(lambda *arguments: run(*arguments, weights)[1])
+    check_grads(gradients, (params, xs, carry), order=1, modes=("rev",))
+
+
+def test_law_5_forward_mode_needs_scan(case: Any) -> None:
+    cell, params, xs, carry, _ = case("lstm", "float32")
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(lambda xs: rnnjax.unroll(cell, params, xs, carry, method=Fused()), (xs,), (xs,))
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_auto_is_one_of_the_others(name: str) -> None:
+    for layer in layers(CELLS[name]):
+        refused = Fused().refusal(layer) is not None
+        assert Auto().choose(layer) == (Scan() if refused else Fused())
+        assert refused == (isinstance(layer, GRUCell) and not layer.reset_after)
+
+
+@pytest.mark.parametrize(("name", "method", "reverse"), both_ways(table(Scan)))
+def test_law_6_every_method_equals_scan(
+    name: str, method: Any, reverse: bool, results: Any, assert_close: Any
+) -> None:
+    actual = results(name, method, reverse, "float64")
+    assert_close(actual, results(name, Scan(), reverse, "float64"), TOLERANCES["float64"])
+
+
+@pytest.fixture(scope="module")
+def compilations() -> Iterator[list[str]]:
+    """Grows by an entry whenever XLA compiles."""
+    seen: list[str] = []
+
+    def listen(event: str, *_: Any, **__: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield seen
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.mark.parametrize(("name", "method"), table())
+def test_law_7_a_second_call_compiles_nothing(
+    name: str, method: Any, case: Any, compilations: list[str]
+) -> None:
+    _, params, xs, carry, _ = case(name, "float32")
+    xs = jnp.concatenate([xs, xs])  # a shape that no other test has
+
+    def call() -> None:
+        cell = make_cells()[name]
+        rnnjax.unroll(cell, params, xs, method=method)
+        rnnjax.unroll(cell, params, xs, carry, method=method)
+
+    before = len(compilations)
+    call()
+    first = len(compilations)
+    assert first > before
+    call()
+    assert len(compilations) == first
+
+
+@pytest.mark.parametrize(("name", "method"), table(Auto, names=[*FEW, "stack"]))
+def test_law_7_nor_does_a_second_gradient(
+    name: str, method: Any, case: Any, compilations: list[str]
+) -> None:
+    _, params, xs, carry, _ = case(name, "float32")
+    xs = jnp.concatenate([xs, xs])
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def gradient(cell: Any, params: Any, xs: Any, carry: Any) -> Any:
+        return jax.grad(lambda p: rnnjax.unroll(cell, p, xs, carry, method=method)[1].sum())(params)
+
+    gradient(make_cells()[name], params, xs, carry)
+    first = len(compilations)
+    gradient(make_cells()[name], params, xs, carry)
+    assert len(compilations) == first
+
+
+@pytest.mark.parametrize(("name", "method"), table(Auto, names=["simple", *FEW]))
+def test_law_8_bfloat16_inputs_keep_a_float32_carry(
+    name: str, method: Any, case: Any, assert_close: Any
+) -> None:
+    cell, params, xs, *_ = case(name, "float32")
+    rounded = xs.astype(jnp.bfloat16)
+    out = rnnjax.unroll(cell, params, rounded, method=method)
+    assert {leaf.dtype for leaf in jax.tree.leaves(out)} == {jnp.dtype(jnp.float32)}
+    # Against the float32 parameters the products run in float32, on the rounded inputs.
+    expected = rnnjax.unroll(cell, params, rounded.astype(jnp.float32), method=method)
+    assert_close(out, expected, 1e-6)
+
+
+def in_bfloat16(cell: Any) -> Any:
+    if isinstance(cell, Stack):
+        return Stack([in_bfloat16(layer) for layer in cell.cells])
+    return dataclasses.replace(cell, dtype=jnp.bfloat16)
+
+
+@pytest.mark.parametrize(("name", "method"), table(Auto, names=["simple", *FEW]))
+def test_law_8_bfloat16_products_stay_near_float32(
+    name: str, method: Any, case: Any, results: Any, assert_close: Any
+) -> None:
+    cell, *arguments = case(name, "float32")
+    run = with_gradients(functools.partial(rnnjax.unroll, method=method), in_bfloat16(cell))
+    (carry, ys), gradients = jax.jit(run)(*arguments)
+    assert {leaf.dtype for leaf in jax.tree.leaves(carry)} == {jnp.dtype(jnp.float32)}
+    assert ys.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(gradients)} == {jnp.dtype(jnp.float32)}
+    # bfloat16 keeps 8 bits: 2**-9 a rounding. Five times that for outputs, more for gradients.
+    (expected_carry, expected_ys), expected = results(name, Scan(), False, "float64")
+    assert_close((carry, ys), (expected_carry, expected_ys), 0.01)
+    assert_close(gradients, expected, 0.04)
+
+
+@pytest.mark.parametrize(("name", "method"), table(Auto, names=[*FEW, "stack"]))
+def test_law_8_a_bfloat16_carry_if_asked(
+    name: str, method: Any, case: Any, results: Any, assert_close: Any
+) -> None:
+    cell, params, xs, carry, _ = case(name, "float32")
+    carry = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), carry)
+    carry, _ = rnnjax.unroll(cell, params, xs, carry, method=method)
+    assert {leaf.dtype for leaf in jax.tree.leaves(carry)} == {jnp.dtype(jnp.bfloat16)}
+    (expected, _), _ = results(name, Scan(), False, "float64")
+    assert_close(carry, expected, 0.05)
