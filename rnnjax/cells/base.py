@@ -192,9 +192,13 @@ class DenseCell(Cell):
             InvalidInputError: a parameter is missing or of another shape, or ``xs`` has another
                 number of features.
         """
-        check_params(self, params, xs)
-        projected = product(xs, params["kernel"], self.dtype)
+        projected = self.input_product(params, xs)
         return projected + params["bias"] if self.use_bias else projected
+
+    def input_product(self, params: Params, xs: jax.Array) -> jax.Array:
+        """``xs @ kernel``, as in `project` but for the bias."""
+        check_params(self, params, xs)
+        return product(xs, params["kernel"], self.dtype)
 
     def recurrent_product(self, params: Params, hidden: jax.Array) -> jax.Array:
         """``hidden @ recurrent_kernel``, plus ``recurrent_bias`` in the cells that have one."""

@@ -44,7 +44,9 @@ class Fused(Method):
     ) -> tuple[Carry, jax.Array]:
         """Run ``cell`` over ``xs (time, *batch, features)``."""
         assert isinstance(cell, DenseCell)
-        return _loop(cell, reverse, params, cell.project(params, xs), carry)
+        # The loop adds the bias where that saves a pass over the largest array of the layer.
+        project = cell.input_product if _keeps_gates(cell) else cell.project
+        return _loop(cell, reverse, params, project(params, xs), carry)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -54,10 +56,26 @@ def _loop(
     """The sequential half, over ``projected (time, *batch, gates * hidden_size)``."""
 
     def step(carry: Carry, projected: jax.Array) -> tuple[Carry, jax.Array]:
-        recurrent = cell.recurrent_product(params, carry.hidden)
-        return cell.update(params, projected, recurrent, carry)
+        new, y, _ = _step(cell, params, projected, carry)
+        return new, y
 
     return jax.lax.scan(step, carry, projected, reverse=reverse)
+
+
+def _step(
+    cell: DenseCell, params: Params, projected: jax.Array, carry: Carry
+) -> tuple[Carry, jax.Array, jax.Array]:
+    """One step: the new carry, the output, and what the backward pass needs of the step."""
+    recurrent = _recurrent(cell, params, carry.hidden)
+    if _keeps_gates(cell):
+        gates = activate_gates(projected + recurrent, cell.gate_activations)
+        return *cell.update_from_gates(params, gates, carry), gates
+    return *cell.update(params, projected, recurrent, carry), recurrent
+
+
+def _recurrent(cell: DenseCell, params: Params, hidden: jax.Array) -> jax.Array:
+    recurrent = cell.recurrent_product(params, hidden)
+    return recurrent + params["bias"] if _keeps_gates(cell) and cell.use_bias else recurrent
 
 
 def _forward(
@@ -65,63 +83,48 @@ def _forward(
 ) -> tuple[tuple[Carry, jax.Array], Any]:
     """`_loop`, and what the backward pass needs: the pointwise part's arguments at every step."""
     if _keeps_gates(cell):
-        carry, ys, gates, carries = _keep_gates(cell, reverse, params, projected, carry)
+        carry, ys, gates, carries = _in_place(cell, reverse, params, projected, carry)
         return (carry, ys), (params, (gates,), carries)
-
-    def step(carry: Carry, projected: jax.Array) -> tuple[Carry, Any]:
-        recurrent = cell.recurrent_product(params, carry.hidden)
-        new, y = cell.update(params, projected, recurrent, carry)
-        return new, (y, recurrent, carry)
-
-    carry, (ys, recurrent, carries) = jax.lax.scan(step, carry, projected, reverse=reverse)
+    carry, ys, recurrent, carries = _kept(cell, reverse, params, projected, carry)
     return (carry, ys), (params, (projected, recurrent), carries)
 
 
+def _kept(
+    cell: DenseCell, reverse: bool, params: Params, projected: jax.Array, carry: Carry
+) -> tuple[Carry, jax.Array, jax.Array, Carry]:
+    """The loop with, at every step, what `_step` keeps and the carry before it."""
+
+    def step(carry: Carry, projected: jax.Array) -> tuple[Carry, Any]:
+        new, y, kept = _step(cell, params, projected, carry)
+        return new, (y, kept, carry)
+
+    carry, (ys, kept, carries) = jax.lax.scan(step, carry, projected, reverse=reverse)
+    return carry, ys, kept, carries
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _keep_gates(
+def _in_place(
     cell: AdditiveCell, reverse: bool, params: Params, projected: jax.Array, carry: Carry
 ) -> tuple[Carry, jax.Array, jax.Array, Carry]:
-    """The loop, with the values of the gates written over ``projected``, which is read no more.
+    """`_kept`, with the values of the gates written over ``projected``, which is read no more.
 
-    It saves the second largest array of a layer. Its own derivative, which only second derivatives
-    need, is that of the plain loop: written over, the array would be carried backwards whole.
+    It saves the largest array of a layer. Its own derivative, which only second derivatives need,
+    is that of the plain loop: the array written over would be carried backwards whole.
     """
 
     def step(state: Any, t: jax.Array) -> tuple[Any, Any]:
         carry, gates = state
         projected = jax.lax.dynamic_index_in_dim(gates, t, keepdims=False)
-        new, y, activated = _step_keeping_gates(cell, params, projected, carry)
-        return (new, jax.lax.dynamic_update_index_in_dim(gates, activated, t, 0)), (y, carry)
+        new, y, kept = _step(cell, params, projected, carry)
+        return (new, jax.lax.dynamic_update_index_in_dim(gates, kept, t, 0)), (y, carry)
 
     times = jnp.arange(len(projected))
     (carry, gates), (ys, carries) = jax.lax.scan(step, (carry, projected), times, reverse=reverse)
     return carry, ys, gates, carries
 
 
-def _keep_gates_plainly(
-    cell: AdditiveCell, reverse: bool, params: Params, projected: jax.Array, carry: Carry
-) -> tuple[Carry, jax.Array, jax.Array, Carry]:
-    def step(carry: Carry, projected: jax.Array) -> tuple[Carry, Any]:
-        new, y, activated = _step_keeping_gates(cell, params, projected, carry)
-        return new, (y, activated, carry)
-
-    carry, (ys, gates, carries) = jax.lax.scan(step, carry, projected, reverse=reverse)
-    return carry, ys, gates, carries
-
-
-def _step_keeping_gates(
-    cell: AdditiveCell, params: Params, projected: jax.Array, carry: Carry
-) -> tuple[Carry, jax.Array, jax.Array]:
-    recurrent = cell.recurrent_product(params, carry.hidden)
-    gates = activate_gates(projected + recurrent, cell.gate_activations)
-    new, y = cell.update_from_gates(params, gates, carry)
-    return new, y, gates
-
-
-_keep_gates.defvjp(
-    lambda cell, reverse, *args: jax.vjp(
-        functools.partial(_keep_gates_plainly, cell, reverse), *args
-    ),
+_in_place.defvjp(
+    lambda cell, reverse, *args: jax.vjp(functools.partial(_kept, cell, reverse), *args),
     lambda cell, reverse, pull, cotangents: pull(cotangents),
 )
 
@@ -134,9 +137,18 @@ def _backward(
     used = _parameters_in_loop(cell, params, halves, carries)
     transposed_product = _transposed_product(cell, params["recurrent_kernel"])
 
-    def step(state: Any, at_step: Any) -> tuple[Any, Any]:
-        d_carry, d_used = state
-        d_y, halves, carry = at_step
+    last = len(d_ys) - 1
+
+    def read(t: jax.Array) -> Any:
+        # Each step's arrays are read one step ahead and carried into it. XLA would otherwise slice
+        # them out of the whole arrays again in each of the small loops that read them.
+        return jax.tree.map(
+            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, jnp.clip(t, 0, last), keepdims=False),
+            (d_ys, halves, carries),
+        )
+
+    def step(state: Any, t: jax.Array) -> tuple[Any, Any]:
+        d_carry, d_used, (d_y, halves, carry) = state
         _, pull = jax.vjp(_pointwise(cell, params), used, halves, carry)
         d_params, d_halves, d_carry = pull((d_carry, d_y))
         if _keeps_gates(cell):
@@ -145,15 +157,16 @@ def _backward(
             d_halves = (jax.lax.optimization_barrier(d_gates),)
         d_hidden = transposed_product(d_halves[-1])
         d_carry = d_carry._replace(hidden=d_carry.hidden + d_hidden.astype(d_carry.hidden.dtype))
-        return (d_carry, jax.tree.map(jnp.add, d_used, d_params)), d_halves
+        ahead = read(t + 1 if reverse else t - 1)
+        return (d_carry, jax.tree.map(jnp.add, d_used, d_params), ahead), d_halves
 
-    (d_carry, d_used), d_halves = jax.lax.scan(
+    (d_carry, d_used, _), d_halves = jax.lax.scan(
         step,
-        (d_carry, jax.tree.map(jnp.zeros_like, used)),
-        (d_ys, halves, carries),
+        (d_carry, jax.tree.map(jnp.zeros_like, used), read(jnp.int32(0 if reverse else last))),
+        jnp.arange(len(d_ys)),
         reverse=not reverse,
     )
-    _, pull = jax.vjp(lambda params: cell.recurrent_product(params, carries.hidden), params)
+    _, pull = jax.vjp(lambda params: _recurrent(cell, params, carries.hidden), params)
     (d_params,) = pull(d_halves[-1])
     d_params = d_params | {
         name: jax.tree.map(jnp.add, d_params[name], d) for name, d in d_used.items()
@@ -186,7 +199,12 @@ def _transposed_product(cell: DenseCell, kernel: jax.Array) -> Callable[[jax.Arr
 
 def _keeps_gates(cell: DenseCell) -> TypeGuard[AdditiveCell]:
     """Whether the values of the gates are all that the backward pass needs of them."""
-    return isinstance(cell, AdditiveCell) and slopes_follow_from_values(cell.gate_activations)
+    return (
+        isinstance(cell, AdditiveCell)
+        and type(cell).project is DenseCell.project
+        and type(cell).activate is AdditiveCell.activate
+        and slopes_follow_from_values(cell.gate_activations)
+    )
 
 
 def _pointwise(cell: DenseCell, params: Params) -> Callable[..., tuple[Carry, jax.Array]]:
