@@ -43,13 +43,13 @@ def rnnjax_call(settings: dict[str, Any]) -> Iterator[Outcome]:
     import jax
 
     from experiments.alphabet.config import Config
-    from experiments.alphabet.model import Model
+    from experiments.alphabet.model import COMPILER_OPTIONS, Model
 
     shape = Settings(**settings)
     model = Model(Config(hidden_size=shape.hidden_size, epochs=shape.epochs))
     key = jax.random.key(SEED)
     began = perf_counter()
-    train = jax.jit(model.train)
+    train = jax.jit(model.train, compiler_options=COMPILER_OPTIONS)
     while True:
         params, losses = jax.block_until_ready(train(key))
         seconds = perf_counter() - began

@@ -11,7 +11,7 @@ import tyro
 
 from experiments import runs
 from experiments.alphabet.config import Config
-from experiments.alphabet.model import LETTERS, Model, pairs
+from experiments.alphabet.model import COMPILER_OPTIONS, LETTERS, Model, pairs
 
 PROGRAM = "alphabet"
 COLD_START, COLD_LENGTH = "K", 5
@@ -50,7 +50,7 @@ def main() -> int:
     return 0
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0, compiler_options=COMPILER_OPTIONS)
 def run(model: Model, keys: jax.Array) -> tuple[Any, jax.Array, dict[str, jax.Array]]:
     """Train one model for each key, all at once, and let each show what it learned."""
 

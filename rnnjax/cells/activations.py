@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rnnjax.errors import InvalidInputError
 
@@ -129,4 +130,5 @@ def _per_gate(
 ) -> jax.Array:
     """A constant for each position along the last axis, by the activation of its gate."""
     values = [sigmoid if f == "sigmoid" else tanh for f in activations]
-    return jnp.repeat(jnp.array(values, gates.dtype), gates.shape[-1] // len(activations))
+    # Spelled out in full by NumPy: XLA would divide indices to look up a shorter array.
+    return jnp.asarray(np.repeat(values, gates.shape[-1] // len(activations)), gates.dtype)

@@ -192,8 +192,7 @@ class DenseCell(Cell):
             InvalidInputError: a parameter is missing or of another shape, or ``xs`` has another
                 number of features.
         """
-        projected = self.input_product(params, xs)
-        return projected + params["bias"] if self.use_bias else projected
+        return add_bias(self.input_product(params, xs), params, "bias")
 
     def input_product(self, params: Params, xs: jax.Array) -> jax.Array:
         """``xs @ kernel``, as in `project` but for the bias."""
@@ -203,7 +202,7 @@ class DenseCell(Cell):
     def recurrent_product(self, params: Params, hidden: jax.Array) -> jax.Array:
         """``hidden @ recurrent_kernel``, plus ``recurrent_bias`` in the cells that have one."""
         recurrent = product(hidden, params["recurrent_kernel"], self.dtype)
-        return recurrent + params["recurrent_bias"] if "recurrent_bias" in params else recurrent
+        return add_bias(recurrent, params, "recurrent_bias")
 
     def update(
         self, params: Params, projected: jax.Array, recurrent: jax.Array, carry: Carry
@@ -329,3 +328,8 @@ def product(x: jax.Array, kernel: jax.Array, dtype: DTypeLike | None) -> jax.Arr
     rows = x.reshape(-1, x.shape[-1]).astype(dtype)
     out = jnp.matmul(rows, kernel.astype(dtype), preferred_element_type=at_least_float32(dtype))
     return out.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+def add_bias(x: jax.Array, params: Params, name: str) -> jax.Array:
+    """``x`` plus the bias of that name, in the type of ``x``; ``x`` itself if there is none."""
+    return x + params[name].astype(x.dtype) if name in params else x

@@ -15,7 +15,17 @@ import jax
 import jax.numpy as jnp
 
 from rnnjax.cells.activations import activate_gates, gate_slopes, slopes_follow_from_values
-from rnnjax.cells.base import AdditiveCell, Carry, Cell, DenseCell, Params, product
+from rnnjax.cells.base import (
+    AdditiveCell,
+    Carry,
+    Cell,
+    DenseCell,
+    Params,
+    add_bias,
+    at_least_float32,
+    check_params,
+    product,
+)
 from rnnjax.engine.method import Method
 
 # A recurrent kernel above this size does not stay in a core's cache between two steps. See
@@ -44,9 +54,52 @@ class Fused(Method):
     ) -> tuple[Carry, jax.Array]:
         """Run ``cell`` over ``xs (time, *batch, features)``."""
         assert isinstance(cell, DenseCell)
-        # The loop adds the bias where that saves a pass over the largest array of the layer.
-        project = cell.input_product if _keeps_gates(cell) else cell.project
-        return _loop(cell, reverse, params, project(params, xs), carry)
+        if _keeps_gates(cell):
+            # The loop adds the bias, which saves a pass over the largest array of the layer.
+            check_params(cell, params, xs)
+            projected = _input_product(cell.dtype, params["kernel"], xs)
+        else:
+            projected = cell.project(params, xs)
+        return _loop(cell, reverse, params, projected, carry)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _input_product(dtype: Any, kernel: jax.Array, xs: jax.Array) -> jax.Array:
+    """``xs @ kernel``, with both gradients in the forms that XLA computes without a copy."""
+    return product(xs, kernel, dtype)
+
+
+def _input_product_backward(
+    dtype: Any, residuals: tuple[jax.Array, jax.Array], d: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    kernel, xs = residuals
+    d_xs = _times_transposed(d, kernel, dtype).astype(xs.dtype)
+    return _kernel_gradient(xs, d, kernel, dtype), d_xs
+
+
+_input_product.defvjp(
+    lambda dtype, kernel, xs: (product(xs, kernel, dtype), (kernel, xs)), _input_product_backward
+)
+
+
+def _kernel_gradient(xs: jax.Array, d: jax.Array, kernel: jax.Array, dtype: Any) -> jax.Array:
+    """The gradient of ``kernel`` in ``xs @ kernel``: one product over all steps and rows.
+
+    Written out, because JAX's own rule gives its transpose, which XLA then copies around.
+    """
+    dtype = jnp.promote_types(xs.dtype, kernel.dtype) if dtype is None else dtype
+    left, right = (a.reshape(-1, a.shape[-1]).astype(dtype) for a in (xs, d))
+    gradient = jax.lax.dot_general(
+        left, right, (((0,), (0,)), ((), ())), preferred_element_type=at_least_float32(dtype)
+    )
+    return gradient.astype(kernel.dtype)
+
+
+def _times_transposed(d: jax.Array, kernel: jax.Array, dtype: Any) -> jax.Array:
+    """``d @ kernel.T`` with the kernel as first operand, which large products prefer."""
+    rows = d.reshape(-1, d.shape[-1])
+    out = jax.lax.optimization_barrier(product(kernel, rows.T, dtype))
+    return out.T.reshape(*d.shape[:-1], kernel.shape[0])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -75,7 +128,7 @@ def _step(
 
 def _recurrent(cell: DenseCell, params: Params, hidden: jax.Array) -> jax.Array:
     recurrent = cell.recurrent_product(params, hidden)
-    return recurrent + params["bias"] if _keeps_gates(cell) and cell.use_bias else recurrent
+    return add_bias(recurrent, params, "bias") if _keeps_gates(cell) else recurrent
 
 
 def _forward(
@@ -102,14 +155,31 @@ def _kept(
     return carry, ys, kept, carries
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _differentiated_as(plain: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
+    """Make a loop's own derivative, which second derivatives need, that of its plain form.
+
+    A loop that reads and writes whole arrays by index would carry them backwards whole, at a cost
+    that grows with the square of the time steps.
+    """
+
+    def decorate(fast: Callable[..., Any]) -> Any:
+        function = jax.custom_vjp(fast, nondiff_argnums=(0, 1))
+        function.defvjp(
+            lambda cell, reverse, *args: jax.vjp(functools.partial(plain, cell, reverse), *args),
+            lambda cell, reverse, pull, cotangents: pull(cotangents),
+        )
+        return function
+
+    return decorate
+
+
+@_differentiated_as(_kept)
 def _in_place(
     cell: AdditiveCell, reverse: bool, params: Params, projected: jax.Array, carry: Carry
 ) -> tuple[Carry, jax.Array, jax.Array, Carry]:
     """`_kept`, with the values of the gates written over ``projected``, which is read no more.
 
-    It saves the largest array of a layer. Its own derivative, which only second derivatives need,
-    is that of the plain loop: the array written over would be carried backwards whole.
+    It saves the largest array of a layer.
     """
 
     def step(state: Any, t: jax.Array) -> tuple[Any, Any]:
@@ -123,32 +193,77 @@ def _in_place(
     return carry, ys, gates, carries
 
 
-_in_place.defvjp(
-    lambda cell, reverse, *args: jax.vjp(functools.partial(_kept, cell, reverse), *args),
-    lambda cell, reverse, pull, cotangents: pull(cotangents),
-)
-
-
 def _backward(
     cell: DenseCell, reverse: bool, residuals: Any, cotangents: tuple[Carry, jax.Array]
 ) -> tuple[Params, jax.Array, Carry]:
     params, halves, carries = residuals
     d_carry, d_ys = cotangents
-    used = _parameters_in_loop(cell, params, halves, carries)
-    transposed_product = _transposed_product(cell, params["recurrent_kernel"])
+    d_used, d_halves, d_carry = _gates_ahead(
+        cell, reverse, params, (d_ys, halves, carries), d_carry
+    )
+    d_params = jax.tree.map(jnp.zeros_like, params)
+    kernel, d_recurrent = params["recurrent_kernel"], d_halves[-1]
+    d_params["recurrent_kernel"] = _kernel_gradient(carries.hidden, d_recurrent, kernel, cell.dtype)
+    for name in ("recurrent_bias", "bias") if _keeps_gates(cell) else ("recurrent_bias",):
+        if name in params:
+            total = d_recurrent.sum(axis=tuple(range(d_recurrent.ndim - 1)))
+            d_params[name] = total.astype(params[name].dtype)
+    d_params |= {name: jax.tree.map(jnp.add, d_params[name], d) for name, d in d_used.items()}
+    return d_params, d_halves[0], d_carry
 
-    last = len(d_ys) - 1
+
+def _gates(
+    cell: DenseCell, reverse: bool, params: Params, arrays: Any, d_carry: Carry
+) -> tuple[Params, Any, Carry]:
+    """The backward loop over ``arrays``, which are (d_ys, halves, carries).
+
+    Returns the gradients of the parameters that the pointwise part reads, the cotangents of the
+    halves at every step, and that of the carry before the first.
+    """
+    state, step = _backward_step(cell, params, arrays, d_carry)
+    (d_carry, d_used), d_halves = jax.lax.scan(step, state, arrays, reverse=not reverse)
+    return d_used, d_halves, d_carry
+
+
+@_differentiated_as(_gates)
+def _gates_ahead(
+    cell: DenseCell, reverse: bool, params: Params, arrays: Any, d_carry: Carry
+) -> tuple[Params, Any, Carry]:
+    """`_gates`, with each step's arrays read one step ahead and carried into it.
+
+    XLA would otherwise slice them out of the whole arrays again in each of the small loops that
+    read them.
+    """
+    state, step = _backward_step(cell, params, arrays, d_carry)
+    last = len(arrays[0]) - 1
 
     def read(t: jax.Array) -> Any:
-        # Each step's arrays are read one step ahead and carried into it. XLA would otherwise slice
-        # them out of the whole arrays again in each of the small loops that read them.
+        t = jnp.clip(t, 0, last)
         return jax.tree.map(
-            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, jnp.clip(t, 0, last), keepdims=False),
-            (d_ys, halves, carries),
+            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, t, keepdims=False), arrays
         )
 
-    def step(state: Any, t: jax.Array) -> tuple[Any, Any]:
-        d_carry, d_used, (d_y, halves, carry) = state
+    def step_and_read(state: Any, t: jax.Array) -> tuple[Any, Any]:
+        state, at_step = state
+        state, d_halves = step(state, at_step)
+        return (state, read(t + 1 if reverse else t - 1)), d_halves
+
+    first = read(jnp.int32(0 if reverse else last))
+    times = jnp.arange(last + 1)
+    ((d_carry, d_used), _), d_halves = jax.lax.scan(
+        step_and_read, (state, first), times, reverse=not reverse
+    )
+    return d_used, d_halves, d_carry
+
+
+def _backward_step(cell: DenseCell, params: Params, arrays: Any, d_carry: Carry) -> Any:
+    """The state of the backward loop before its first step, and the step."""
+    used = _parameters_in_loop(cell, params, *arrays[1:])
+    transposed_product = _transposed_product(cell, params["recurrent_kernel"])
+
+    def step(state: Any, at_step: Any) -> tuple[Any, Any]:
+        d_carry, d_used = state
+        d_y, halves, carry = at_step
         _, pull = jax.vjp(_pointwise(cell, params), used, halves, carry)
         d_params, d_halves, d_carry = pull((d_carry, d_y))
         if _keeps_gates(cell):
@@ -157,21 +272,9 @@ def _backward(
             d_halves = (jax.lax.optimization_barrier(d_gates),)
         d_hidden = transposed_product(d_halves[-1])
         d_carry = d_carry._replace(hidden=d_carry.hidden + d_hidden.astype(d_carry.hidden.dtype))
-        ahead = read(t + 1 if reverse else t - 1)
-        return (d_carry, jax.tree.map(jnp.add, d_used, d_params), ahead), d_halves
+        return (d_carry, jax.tree.map(jnp.add, d_used, d_params)), d_halves
 
-    (d_carry, d_used, _), d_halves = jax.lax.scan(
-        step,
-        (d_carry, jax.tree.map(jnp.zeros_like, used), read(jnp.int32(0 if reverse else last))),
-        jnp.arange(len(d_ys)),
-        reverse=not reverse,
-    )
-    _, pull = jax.vjp(lambda params: _recurrent(cell, params, carries.hidden), params)
-    (d_params,) = pull(d_halves[-1])
-    d_params = d_params | {
-        name: jax.tree.map(jnp.add, d_params[name], d) for name, d in d_used.items()
-    }
-    return d_params, d_halves[0], d_carry
+    return (d_carry, jax.tree.map(jnp.zeros_like, used)), step
 
 
 _loop.defvjp(_forward, _backward)
@@ -189,12 +292,7 @@ def _transposed_product(cell: DenseCell, kernel: jax.Array) -> Callable[[jax.Arr
         transposed = jax.lax.optimization_barrier(kernel.T)
         return lambda d_recurrent: product(d_recurrent, transposed, cell.dtype)
 
-    def swapped(d_recurrent: jax.Array) -> jax.Array:
-        rows = d_recurrent.reshape(-1, d_recurrent.shape[-1])
-        out = jax.lax.optimization_barrier(product(kernel, rows.T, cell.dtype))
-        return out.T.reshape(*d_recurrent.shape[:-1], kernel.shape[0])
-
-    return swapped
+    return lambda d_recurrent: _times_transposed(d_recurrent, kernel, cell.dtype)
 
 
 def _keeps_gates(cell: DenseCell) -> TypeGuard[AdditiveCell]:

@@ -27,4 +27,7 @@ class Scan(Method):
         def step(carry: Carry, x: jax.Array) -> tuple[Carry, jax.Array]:
             return cell.step(params, carry, x)
 
+        if len(xs) == 1:  # a loop of one step only costs compilation
+            carry, y = step(carry, xs[0])
+            return carry, y[None]
         return jax.lax.scan(step, carry, xs, reverse=reverse)

@@ -76,3 +76,11 @@ def test_a_chain_carries_state_and_a_cold_start_does_not():
 def test_bad_options(options, message):
     with pytest.raises(InvalidInputError, match=message):
         Config(**options)
+
+
+@pytest.mark.slow
+def test_twenty_seeds_reach_a_hundred_percent(program):
+    result = program("alphabet", "--seeds", "20")
+    perfect, chains = result.stdout.splitlines()[-2].split(" seeds reach 100 %; ")
+    assert int(perfect.split()[0]) >= 19
+    assert int(chains.split()[0]) >= 19
