@@ -38,8 +38,8 @@ def keras_adam(
 
     >>> optimizer = keras_adam(0.1)
     >>> updates, _ = optimizer.update(jnp.ones(1), optimizer.init(jnp.zeros(1)))
-    >>> print(updates.round(4))
-    [-0.1]
+    >>> round(float(updates[0]), 4)
+    -0.1
     """
 
     def init(params: optax.Params) -> KerasAdamState:
