@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -128,19 +127,15 @@ def serve(contenders: Sequence[Contender], name: str) -> None:
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # What libraries print is no reply.
     contender = next(contender for contender in contenders if contender.name == name)
-    try:
-        settings = json.loads(sys.stdin.readline())
-        for outcome in contender.repetitions(settings):
-            versions = {
-                package: str(getattr(sys.modules.get(package), "__version__", "unknown"))
-                for package in contender.packages
-            }
-            print(json.dumps([dataclasses.asdict(outcome), versions]), file=replies, flush=True)
-            if not sys.stdin.readline():
-                break
-    except Exception:
-        traceback.print_exc()
-        sys.exit(1)
+    settings = json.loads(sys.stdin.readline())
+    for outcome in contender.repetitions(settings):
+        versions = {
+            package: str(getattr(sys.modules.get(package), "__version__", "unknown"))
+            for package in contender.packages
+        }
+        print(json.dumps([dataclasses.asdict(outcome), versions]), file=replies, flush=True)
+        if not sys.stdin.readline():
+            break
 
 
 # ---- the parent's side

@@ -14,8 +14,7 @@ from rnnjax import Fused, GRUCell, LSTMCell, Scan, SimpleRNNCell
 
 os.environ["KERAS_BACKEND"] = "jax"
 keras = pytest.importorskip("keras", reason="keras is in the extra `test`")
-if keras.backend.backend() != "jax":
-    pytest.skip("keras was imported with another backend before", allow_module_level=True)
+assert keras.backend.backend() == "jax", "keras was imported with another backend before"
 
 BATCH, TIME, FEATURES, HIDDEN = 3, 5, 2, 4
 TOLERANCE = 1e-5  # of the largest entry of each array

@@ -192,12 +192,8 @@ class DenseCell(Cell):
             InvalidInputError: a parameter is missing or of another shape, or ``xs`` has another
                 number of features.
         """
-        return add_bias(self.input_product(params, xs), params, "bias")
-
-    def input_product(self, params: Params, xs: jax.Array) -> jax.Array:
-        """``xs @ kernel``, as in `project` but for the bias."""
         check_params(self, params, xs)
-        return product(xs, params["kernel"], self.dtype)
+        return add_bias(product(xs, params["kernel"], self.dtype), params, "bias")
 
     def recurrent_product(self, params: Params, hidden: jax.Array) -> jax.Array:
         """``hidden @ recurrent_kernel``, plus ``recurrent_bias`` in the cells that have one."""
