@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 import rnnjax
-from rnnjax.engine import fused
+from rnnjax.engine import products
 
 # Sizes that no other test uses: what is compiled depends on the constant that is changed here.
 HIDDEN, FEATURES, TIME = 11, 6, 5
@@ -13,7 +13,7 @@ HIDDEN, FEATURES, TIME = 11, 6, 5
 
 @pytest.fixture(autouse=True)
 def no_cache(monkeypatch):
-    monkeypatch.setattr(fused, "_CACHE_BYTES", 0)
+    monkeypatch.setattr(products, "_CACHE_BYTES", 0)
 
 
 @pytest.mark.parametrize("batch", [(), (7,), (2, 3), (41,)])

@@ -1,8 +1,9 @@
 """Cells: what one time step of a recurrent network computes."""
 
-from rnnjax.cells.base import AdditiveCell, Carry, Cell, CompositeCell, DenseCell, Params
+from rnnjax.cells.base import AdditiveCell, Carry, Cell, CompositeCell, DenseCell, GatedCell, Params
 from rnnjax.cells.gru import GRUCarry, GRUCell
 from rnnjax.cells.lstm import LSTMCarry, LSTMCell
+from rnnjax.cells.onehot import OneHot
 from rnnjax.cells.simple import SimpleRNNCarry, SimpleRNNCell
 
 __all__ = [
@@ -13,8 +14,10 @@ __all__ = [
     "DenseCell",
     "GRUCarry",
     "GRUCell",
+    "GatedCell",
     "LSTMCarry",
     "LSTMCell",
+    "OneHot",
     "Params",
     "SimpleRNNCarry",
     "SimpleRNNCell",

@@ -14,9 +14,12 @@ from rnnjax.cells.activations import (
     Activation,
     Initializer,
     activate_gates,
+    gate_slopes,
     get_activation,
     get_initializer,
+    slopes_follow_from_values,
 )
+from rnnjax.cells.onehot import OneHot
 from rnnjax.errors import InvalidInputError
 
 Params = Any
@@ -220,7 +223,7 @@ class DenseCell(Cell):
         Returns:
             the new carry, and ``y (*batch, hidden_size)``.
         """
-        projected = self.project(params, jnp.asarray(x))
+        projected = self.project(params, as_inputs(x))
         return self.update(params, projected, self.recurrent_product(params, carry.hidden), carry)
 
     def cast(self, result: tuple[Carry, jax.Array], carry: Carry) -> tuple[Carry, jax.Array]:
@@ -241,11 +244,48 @@ class DenseCell(Cell):
 
 
 @dataclasses.dataclass(frozen=True)
-class AdditiveCell(DenseCell):
-    """A dense cell whose gates see input and state only as their sum, as in an LSTM.
+class GatedCell(DenseCell):
+    """A dense cell whose gates come first, and whose state follows from them.
 
-    A subclass states `gate_activations` and `combine` in place of `activate`. Knowing the gates
-    apart lets the fast path keep their values for the backward pass and nothing else.
+    A subclass states `gates` and `combine` in place of `activate`, and `pull_gates`, the derivative
+    of `gates` from its values. Knowing the gates apart lets the fast path keep their values for
+    the backward pass and nothing else, and compute no transcendental function a second time. Most
+    cells are an `AdditiveCell`, which has `pull_gates` written for it.
+    """
+
+    @property
+    @abc.abstractmethod
+    def keeps_gates(self) -> bool:
+        """Whether `pull_gates` knows the derivatives of this cell's activations."""
+
+    @abc.abstractmethod
+    def gates(self, projected: jax.Array, recurrent: jax.Array) -> Any:
+        """What the state follows from: a pytree whose first leaf has the shape of ``projected``."""
+
+    @abc.abstractmethod
+    def combine(self, params: Params, gates: Any, carry: Carry) -> tuple[Carry, jax.Array]:
+        """The step from the gates on; pointwise."""
+
+    @abc.abstractmethod
+    def pull_gates(self, gates: Any, d_gates: Any) -> tuple[jax.Array, jax.Array]:
+        """The cotangents of ``projected`` and ``recurrent``, from the values of `gates` and theirs.
+
+        Where the two are the same, it has to be one and the same array.
+        """
+
+    def activate(
+        self, params: Params, projected: jax.Array, recurrent: jax.Array, carry: Carry
+    ) -> tuple[Carry, jax.Array]:
+        """`combine` of the gates."""
+        return self.combine(params, self.gates(projected, recurrent), carry)
+
+
+@dataclasses.dataclass(frozen=True)
+class AdditiveCell(GatedCell):
+    """A gated cell whose gates see input and state only as their sum, as in an LSTM.
+
+    A subclass states `gate_activations` and `combine`, whose ``gates`` is one array
+    ``(*batch, gates * hidden_size)``.
     """
 
     @property
@@ -253,22 +293,19 @@ class AdditiveCell(DenseCell):
     def gate_activations(self) -> tuple[str | Activation, ...]:
         """The activation of each gate, in the order of the kernel's columns."""
 
-    @abc.abstractmethod
-    def combine(self, params: Params, gates: jax.Array, carry: Carry) -> tuple[Carry, jax.Array]:
-        """The step from the activated gates ``(*batch, gates * hidden_size)`` on; pointwise."""
+    @property
+    def keeps_gates(self) -> bool:
+        """Where all gates are tanh or sigmoid."""
+        return slopes_follow_from_values(self.gate_activations)
 
-    def activate(
-        self, params: Params, projected: jax.Array, recurrent: jax.Array, carry: Carry
-    ) -> tuple[Carry, jax.Array]:
-        """`combine` of the activated sum."""
-        gates = activate_gates(projected + recurrent, self.gate_activations)
-        return self.combine(params, gates, carry)
+    def gates(self, projected: jax.Array, recurrent: jax.Array) -> jax.Array:
+        """The activated sum."""
+        return activate_gates(projected + recurrent, self.gate_activations)
 
-    def update_from_gates(
-        self, params: Params, gates: jax.Array, carry: Carry
-    ) -> tuple[Carry, jax.Array]:
-        """`combine`, with the types that `update` gives."""
-        return self.cast(self.combine(params, gates, carry), carry)
+    def pull_gates(self, gates: jax.Array, d_gates: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Both cotangents are that of the sum."""
+        d_sum = d_gates * gate_slopes(gates, self.gate_activations)
+        return d_sum, d_sum
 
 
 def check_params(cell: Cell, params: Params, xs: jax.Array) -> None:
@@ -316,8 +353,18 @@ def at_least_float32(dtype: DTypeLike) -> jnp.dtype[Any]:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def product(x: jax.Array, kernel: jax.Array, dtype: DTypeLike | None) -> jax.Array:
-    """``x @ kernel`` , operands in ``dtype`` (``None``: promoted), summed in float32 at least."""
+def as_inputs(xs: Any) -> Any:
+    """``xs``, or the ids of `OneHot`, as a JAX array."""
+    if isinstance(xs, OneHot):
+        return OneHot(jnp.asarray(xs.ids), xs.size)
+    return jnp.asarray(xs)
+
+
+def product(x: jax.Array | OneHot, kernel: jax.Array, dtype: DTypeLike | None) -> jax.Array:
+    """``x @ kernel``, operands in ``dtype`` (``None``: promoted), summed in float32 at least."""
+    if isinstance(x, OneHot):
+        rows = x.rows(kernel if dtype is None else kernel.astype(dtype))
+        return rows.astype(at_least_float32(rows.dtype))
     if dtype is None:
         dtype = jnp.promote_types(x.dtype, kernel.dtype)
     # Two axes, not three: the gradient is then two plain products, without transposed copies.

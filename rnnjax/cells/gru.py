@@ -7,8 +7,14 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from rnnjax.cells.activations import Activation, get_activation
-from rnnjax.cells.base import DenseCell, Params, product
+from rnnjax.cells.activations import (
+    Activation,
+    activate_gates,
+    gate_slopes,
+    get_activation,
+    slopes_follow_from_values,
+)
+from rnnjax.cells.base import GatedCell, Params, as_inputs, product
 
 
 class GRUCarry(NamedTuple):
@@ -17,8 +23,20 @@ class GRUCarry(NamedTuple):
     hidden: jax.Array
 
 
+class GRUGates(NamedTuple):
+    """What the state of a `GRUCell` follows from.
+
+    Attributes:
+        values: r, z and n, ``(*batch, 3 * hidden_size)``.
+        candidate: ``h U_n + c_n (*batch, hidden_size)``, which the derivative of r needs.
+    """
+
+    values: jax.Array
+    candidate: jax.Array
+
+
 @dataclasses.dataclass(frozen=True)
-class GRUCell(DenseCell):
+class GRUCell(GatedCell):
     r"""Gated recurrent unit (Cho et al., 2014).
 
     With ``reset_after=True``, the form of cuDNN, PyTorch and Keras's default, the reset gate
@@ -79,17 +97,41 @@ class GRUCell(DenseCell):
         """Zeros: ``hidden (*batch_shape, hidden_size)``."""
         return GRUCarry(self.zeros(batch_shape, dtype))
 
-    def activate(
-        self, params: Params, projected: jax.Array, recurrent: jax.Array, carry: GRUCarry
+    @property
+    def keeps_gates(self) -> bool:
+        """Where all activations are tanh or sigmoid."""
+        return slopes_follow_from_values((self.activation, self.recurrent_activation))
+
+    def gates(self, projected: jax.Array, recurrent: jax.Array) -> GRUGates:
+        """The first three equations of the class, with ``reset_after``."""
+        size = self.hidden_size
+        x_rz, x_n = jnp.split(projected, [2 * size], axis=-1)
+        h_rz, h_n = jnp.split(recurrent, [2 * size], axis=-1)
+        rz = activate_gates(x_rz + h_rz, [self.recurrent_activation] * 2)
+        n = activate_gates(x_n + rz[..., :size] * h_n, [self.activation])
+        return GRUGates(jnp.concatenate([rz, n], axis=-1), h_n)
+
+    def combine(
+        self, params: Params, gates: GRUGates, carry: GRUCarry
     ) -> tuple[GRUCarry, jax.Array]:
-        """The equations of the class, with ``reset_after``."""
-        tanh, sigmoid = get_activation(self.activation), get_activation(self.recurrent_activation)
-        x_r, x_z, x_n = jnp.split(projected, 3, axis=-1)
-        h_r, h_z, h_n = jnp.split(recurrent, 3, axis=-1)
-        r, z = sigmoid(x_r + h_r), sigmoid(x_z + h_z)
-        n = tanh(x_n + r * h_n)
+        """``h' = (1 - z) n + z h``."""
+        _, z, n = jnp.split(gates.values, 3, axis=-1)
         hidden = (1 - z) * n + z * carry.hidden
         return GRUCarry(hidden), hidden
+
+    def pull_gates(self, gates: GRUGates, d_gates: GRUGates) -> tuple[jax.Array, jax.Array]:
+        """The chain rule through `gates`: the candidate first, which the reset gate reaches."""
+        size = self.hidden_size
+        r, _, n = jnp.split(gates.values, 3, axis=-1)
+        d_r, d_z, d_n = jnp.split(d_gates.values, 3, axis=-1)
+        d_n = d_n * gate_slopes(n, [self.activation])
+        d_rz = jnp.concatenate([d_r + d_n * gates.candidate, d_z], axis=-1)
+        d_rz = d_rz * gate_slopes(gates.values[..., : 2 * size], [self.recurrent_activation] * 2)
+        d_candidate = d_n * r + d_gates.candidate
+        return (
+            jnp.concatenate([d_rz, d_n], axis=-1),
+            jnp.concatenate([d_rz, d_candidate], axis=-1),
+        )
 
     def step(self, params: Params, carry: GRUCarry, x: jax.Array) -> tuple[GRUCarry, jax.Array]:
         """Run one time step, as in `DenseCell.step`; with reset-before in two products."""
@@ -97,7 +139,7 @@ class GRUCell(DenseCell):
             return super().step(params, carry, x)
         tanh, sigmoid = get_activation(self.activation), get_activation(self.recurrent_activation)
         size = self.hidden_size
-        x_rz, x_n = jnp.split(self.project(params, jnp.asarray(x)), [2 * size], axis=-1)
+        x_rz, x_n = jnp.split(self.project(params, as_inputs(x)), [2 * size], axis=-1)
         kernel_rz, kernel_n = jnp.split(params["recurrent_kernel"], [2 * size], axis=-1)
         rz = sigmoid(x_rz + product(carry.hidden, kernel_rz, self.dtype))
         r, z = jnp.split(rz, 2, axis=-1)

@@ -3,6 +3,6 @@
 from rnnjax.engine.fused import Fused
 from rnnjax.engine.method import Method
 from rnnjax.engine.scan import Scan
-from rnnjax.engine.unroll import Auto, unroll
+from rnnjax.engine.unroll import Auto, Explanation, explain, unroll
 
-__all__ = ["Auto", "Fused", "Method", "Scan", "unroll"]
+__all__ = ["Auto", "Explanation", "Fused", "Method", "Scan", "explain", "unroll"]

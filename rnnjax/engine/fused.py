@@ -8,29 +8,28 @@ steps afterwards. The gradient of the pointwise part is JAX's own, of the cell's
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from rnnjax.cells.activations import activate_gates, gate_slopes, slopes_follow_from_values
 from rnnjax.cells.base import (
-    AdditiveCell,
     Carry,
     Cell,
     DenseCell,
+    GatedCell,
     Params,
     add_bias,
-    at_least_float32,
     check_params,
     product,
 )
+from rnnjax.cells.onehot import OneHot
 from rnnjax.engine.method import Method
-
-# A recurrent kernel above this size does not stay in a core's cache between two steps.
-# Other forms of its two products are then faster: see _recurrent and _transposed_product.
-_CACHE_BYTES = 4 * 2**20
+from rnnjax.engine.products import Product, Products
+from rnnjax.errors import InvalidInputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,315 +40,428 @@ class Fused(Method):
     It can be vmapped, and its gradient can be differentiated again by ``grad`` (reverse over
     reverse). Forward-mode differentiation (``jvp``, ``jacfwd``, ``hessian``) needs ``Scan()``, as
     for every function with a derivative rule of its own in JAX.
+
+    Args:
+        keep_every: the dial between memory and time. None keeps, for the backward pass, the gates
+            of every step: ``(gates + 2) * hidden_size`` numbers a step and row for an LSTM. With k,
+            only the state before every k-th step is kept, and the k steps are computed again when
+            their turn comes (Chen et al., 2016): a third more products, and memory for k steps
+            and ``time / k`` states. Near the square root of the number of steps it is least.
+        product_dtype: the type of the operands of all matrix products, forward and backward, if not
+            the cell's own. With ``jnp.bfloat16`` the sums, the gates, the carry, the outputs and
+            the gradients still are float32: faster where the processor multiplies bfloat16
+            natively, at its 8 bits of precision.
+
+    Raises:
+        InvalidInputError: ``keep_every`` is not a positive integer, or ``product_dtype`` is not a
+            floating-point type.
     """
+
+    keep_every: int | None = None
+    product_dtype: DTypeLike | None = None
+
+    def __post_init__(self) -> None:
+        every = self.keep_every
+        if every is not None and (not isinstance(every, int) or every < 1):
+            raise InvalidInputError(
+                f"keep_every must be a positive number of steps, or None to keep all, but is "
+                f"{every!r}"
+            )
+        if self.product_dtype is not None:
+            # One spelling of a dtype, so that equal methods hash alike.
+            dtype = jnp.dtype(self.product_dtype)
+            object.__setattr__(self, "product_dtype", dtype)
+            if not jnp.issubdtype(dtype, jnp.floating):
+                raise InvalidInputError(
+                    f"product_dtype must be a floating-point type such as jnp.bfloat16, but is "
+                    f"{dtype}"
+                )
 
     def refusal(self, cell: Cell) -> str | None:
         """Cells whose step does not split are refused."""
-        if isinstance(cell, DenseCell) and cell.splits:
-            return None
-        return "its step does not split into project, recurrent product and activate"
+        if not (isinstance(cell, DenseCell) and cell.splits):
+            return "its step does not split into project, recurrent product and activate"
+        if self.product_dtype is not None and not _projects_plainly(cell):
+            return "its own project decides the type of its products (leave out product_dtype)"
+        return None
 
     def run(
-        self, cell: Cell, params: Params, xs: jax.Array, carry: Carry, reverse: bool
+        self, cell: Cell, params: Params, xs: Any, carry: Carry, reverse: bool
     ) -> tuple[Carry, jax.Array]:
         """Run ``cell`` over ``xs (time, *batch, features)``."""
         assert isinstance(cell, DenseCell)
-        if _keeps_gates(cell):
-            # The loop adds the bias, which saves a pass over the largest array of the layer.
-            check_params(cell, params, xs)
-            projected = _input_product(cell.dtype, params["kernel"], xs)
+        check_params(cell, params, xs)
+        layer = _Layer(cell, self._products(cell, params, xs.shape), reverse)
+        if self.keep_every is None or self.keep_every >= len(xs):
+            return _run(layer, params, xs, carry)
+        return _in_segments(layer, self.keep_every, params, xs, carry)
+
+    def explain(self, cell: Cell, params: Params, shape: tuple[int, ...]) -> list[str]:
+        """The forms of the products, and what is kept for the backward pass."""
+        assert isinstance(cell, DenseCell)
+        products = self._products(cell, params, shape)
+        kept = "the gates" if _keeps_gates(cell) else "both halves of the gates' inputs"
+        if self.keep_every is None or self.keep_every >= shape[0]:
+            memory = f"keeps {kept} of every step for the backward pass"
         else:
-            projected = cell.project(params, xs)
-        return _loop(cell, reverse, params, projected, carry)
+            memory = (
+                f"keeps the state before every {self.keep_every} steps, and {kept} of "
+                f"{self.keep_every} steps at a time, which the backward pass computes again"
+            )
+        steps = _steps_ahead(cell, math.prod(shape[1:-1]), shape[0])
+        ahead = "all inputs" if steps == shape[0] else f"{steps} steps' inputs (without gradients)"
+        return [
+            f"projects {ahead} in one product, operands {products.dtype or 'in their own type'}",
+            f"recurrent product at each step: {products.forward.value}",
+            f"its gradient at each step: {products.backward.value}",
+            "each weight's gradient: one product over all steps, after the backward loop",
+            memory,
+        ]
+
+    def _products(self, cell: DenseCell, params: Params, shape: tuple[int, ...]) -> Products:
+        dtype = cell.dtype if self.product_dtype is None else self.product_dtype
+        return Products.choose(params["recurrent_kernel"], math.prod(shape[1:-1]), dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _input_product(dtype: Any, kernel: jax.Array, xs: jax.Array) -> jax.Array:
-    """``xs @ kernel``, with both gradients in the forms that XLA computes without a copy."""
-    return product(xs, kernel, dtype)
+@dataclasses.dataclass(frozen=True)
+class _Layer:
+    """All that is static about a run."""
+
+    cell: DenseCell
+    products: Products
+    reverse: bool
 
 
-def _input_product_backward(
-    dtype: Any, residuals: tuple[jax.Array, jax.Array], d: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    kernel, xs = residuals
-    d_xs = _times_transposed(d, kernel, dtype).astype(xs.dtype)
-    return _kernel_gradient(xs, d, kernel, dtype), d_xs
-
-
-_input_product.defvjp(
-    lambda dtype, kernel, xs: (product(xs, kernel, dtype), (kernel, xs)), _input_product_backward
-)
-
-
-def _kernel_gradient(xs: jax.Array, d: jax.Array, kernel: jax.Array, dtype: Any) -> jax.Array:
-    """The gradient of ``kernel`` in ``xs @ kernel``: one product over all steps and rows.
-
-    Written out, because JAX's own rule gives its transpose, which XLA then copies around.
-    """
-    left, right = (a.reshape(-1, a.shape[-1]) for a in (xs, d))
-    return _transposed_times(left, right, dtype).astype(kernel.dtype)
-
-
-def _transposed_times(left: jax.Array, right: jax.Array, dtype: Any) -> jax.Array:
-    """``left.T @ right``, in the types of `product`."""
-    dtype = jnp.promote_types(left.dtype, right.dtype) if dtype is None else dtype
-    return jax.lax.dot_general(
-        left.astype(dtype),
-        right.astype(dtype),
-        (((0,), (0,)), ((), ())),
-        preferred_element_type=at_least_float32(dtype),
-    )
-
-
-def _times_transposed(d: jax.Array, kernel: jax.Array, dtype: Any) -> jax.Array:
-    """``d @ kernel.T`` with the kernel as first operand, which large products prefer."""
-    rows = d.reshape(-1, d.shape[-1])
-    out = jax.lax.optimization_barrier(product(kernel, rows.T, dtype))
-    return out.T.reshape(*d.shape[:-1], kernel.shape[0])
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _loop(
-    cell: DenseCell, reverse: bool, params: Params, projected: jax.Array, carry: Carry
+def _in_segments(
+    layer: _Layer, length: int, params: Params, xs: Any, carry: Carry
 ) -> tuple[Carry, jax.Array]:
-    """The sequential half, over ``projected (time, *batch, gates * hidden_size)``."""
+    """Run segment by segment, each of which is computed again in the backward pass."""
+    whole = len(xs) // length * length
 
-    def step(carry: Carry, projected: jax.Array) -> tuple[Carry, jax.Array]:
-        new, y, _ = _step(cell, params, projected, carry)
-        return new, y
+    def segments(carry: Carry) -> tuple[Carry, jax.Array]:
+        cut = jax.tree.map(lambda leaf: leaf[:whole].reshape(-1, length, *leaf.shape[1:]), xs)
+        # In a scan XLA cannot merge what is computed again with what was computed before.
+        again = jax.checkpoint(functools.partial(_run, layer, params), prevent_cse=False)
+        carry, ys = jax.lax.scan(
+            lambda carry, xs: again(xs, carry), carry, cut, reverse=layer.reverse
+        )
+        return carry, ys.reshape(whole, *ys.shape[2:])
 
-    return jax.lax.scan(step, carry, projected, reverse=reverse)
-
-
-def _step(
-    cell: DenseCell, params: Params, projected: jax.Array, carry: Carry
-) -> tuple[Carry, jax.Array, jax.Array]:
-    """One step: the new carry, the output, and what the backward pass needs of the step."""
-    recurrent = _recurrent(cell, params, carry.hidden)
-    if _keeps_gates(cell):
-        gates = activate_gates(projected + recurrent, cell.gate_activations)
-        return *cell.update_from_gates(params, gates, carry), gates
-    return *cell.update(params, projected, recurrent, carry), recurrent
-
-
-def _recurrent(cell: DenseCell, params: Params, hidden: jax.Array) -> jax.Array:
-    """``hidden @ recurrent_kernel`` and the biases, in the form that is fast for the sizes.
-
-    Forward, of the plain form's time (two cores, jaxlib 0.10.2): 0.95 at H = 700, batch 12;
-    0.78 at H = 1024, batch 32; but 1.06 at H = 700, batch 64.
-    """
-    kernel, rows = params["recurrent_kernel"], hidden.reshape(-1, hidden.shape[-1])
-    if _fits_in_cache(kernel) or len(rows) > 32:
-        recurrent = cell.recurrent_product(params, hidden)
+    if whole == len(xs):
+        return segments(carry)
+    rest = jax.checkpoint(functools.partial(_run, layer, params))
+    last = jax.tree.map(lambda leaf: leaf[whole:], xs)
+    if layer.reverse:
+        carry, after = rest(last, carry)
+        carry, before = segments(carry)
     else:
-        out = _transposed_times(jax.lax.optimization_barrier(rows.T), kernel, cell.dtype)
-        out = out.reshape(*hidden.shape[:-1], kernel.shape[1])
-        recurrent = add_bias(out, params, "recurrent_bias")
-    return add_bias(recurrent, params, "bias") if _keeps_gates(cell) else recurrent
+        carry, before = segments(carry)
+        carry, after = rest(last, carry)
+    return carry, jnp.concatenate([before, after])
 
 
-def _forward(
-    cell: DenseCell, reverse: bool, params: Params, projected: jax.Array, carry: Carry
-) -> tuple[tuple[Carry, jax.Array], Any]:
-    """`_loop`, and what the backward pass needs: the pointwise part's arguments at every step."""
-    if _keeps_gates(cell):
-        carry, ys, gates, carries = _in_place(cell, reverse, params, projected, carry)
-        return (carry, ys), (params, (gates,), carries)
-    carry, ys, recurrent, carries = _kept(cell, reverse, params, projected, carry)
-    return (carry, ys), (params, (projected, recurrent), carries)
-
-
-def _kept(
-    cell: DenseCell, reverse: bool, params: Params, projected: jax.Array, carry: Carry
-) -> tuple[Carry, jax.Array, jax.Array, Carry]:
-    """The loop with, at every step, what `_step` keeps and the carry before it."""
-
-    def step(carry: Carry, projected: jax.Array) -> tuple[Carry, Any]:
-        new, y, kept = _step(cell, params, projected, carry)
-        return new, (y, kept, carry)
-
-    carry, (ys, kept, carries) = jax.lax.scan(step, carry, projected, reverse=reverse)
-    return carry, ys, kept, carries
+# ---- forward
 
 
 def _differentiated_as(plain: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
-    """Make a loop's own derivative, which second derivatives need, that of its plain form.
+    """Give a function of a layer and arrays the derivative of its plain form.
 
     A loop that reads and writes whole arrays by index would carry them backwards whole, at a cost
     that grows with the square of the time steps.
     """
 
     def decorate(fast: Callable[..., Any]) -> Any:
-        function = jax.custom_vjp(fast, nondiff_argnums=(0, 1))
+        function = jax.custom_vjp(fast, nondiff_argnums=(0,))
         function.defvjp(
-            lambda cell, reverse, *args: jax.vjp(functools.partial(plain, cell, reverse), *args),
-            lambda cell, reverse, pull, cotangents: pull(cotangents),
+            lambda layer, *args: jax.vjp(functools.partial(plain, layer), *args),
+            lambda layer, pull, cotangents: pull(cotangents),
         )
         return function
 
     return decorate
 
 
-@_differentiated_as(_kept)
-def _in_place(
-    cell: AdditiveCell, reverse: bool, params: Params, projected: jax.Array, carry: Carry
-) -> tuple[Carry, jax.Array, jax.Array, Carry]:
-    """`_kept`, with the values of the gates written over ``projected``, which is read no more.
+def _at_once(layer: _Layer, params: Params, xs: Any, carry: Carry) -> tuple[Carry, jax.Array]:
+    """Project all inputs, then run the loop."""
+    projected = _project(layer, params, xs)
+    width = jnp.result_type(projected, carry.hidden, params["recurrent_kernel"])
+    if layer.products.dtype is None and width != projected.dtype:
+        projected = projected.astype(jnp.promote_types(width, projected.dtype))
+    return _loop(layer, params, projected, carry)
 
-    It saves the largest array of a layer.
+
+@_differentiated_as(_at_once)
+def _run(layer: _Layer, params: Params, xs: Any, carry: Carry) -> tuple[Carry, jax.Array]:
+    """`_at_once`; where nothing is kept for a backward pass, a few steps' inputs at a time.
+
+    A projection that fits the cache is read from there, and no memory has to be fetched for the
+    others: of the time of a whole LSTM layer at once, 0.85 at H = 512 and batch 128, 0.90 at
+    H = 256 and batch 32; but 1.2 at H = 512 and batch 16, whose products would be too small.
     """
+    rows = math.prod(xs.shape[1:-1])
+    steps = _steps_ahead(layer.cell, rows, len(xs))
+    if steps == len(xs):
+        return _at_once(layer, params, xs, carry)
+    cut = jax.tree.map(lambda leaf: leaf.reshape(-1, steps, *leaf.shape[1:]), xs)
+    carry, ys = jax.lax.scan(
+        lambda carry, xs: _at_once(layer, params, xs, carry), carry, cut, reverse=layer.reverse
+    )
+    return carry, ys.reshape(len(xs), *ys.shape[2:])
 
-    def step(state: Any, t: jax.Array) -> tuple[Any, Any]:
-        carry, gates = state
-        projected = jax.lax.dynamic_index_in_dim(gates, t, keepdims=False)
-        new, y, kept = _step(cell, params, projected, carry)
-        return (new, jax.lax.dynamic_update_index_in_dim(gates, kept, t, 0)), (y, carry)
 
-    times = jnp.arange(len(projected))
-    (carry, gates), (ys, carries) = jax.lax.scan(step, (carry, projected), times, reverse=reverse)
+def _steps_ahead(cell: DenseCell, rows: int, num_steps: int) -> int:
+    """How many steps to project at a time where there is no backward pass."""
+    if jax.default_backend() != "cpu" or rows < 32 or cell.hidden_size < 128:
+        return num_steps
+    return next((k for k in range(10, 20) if num_steps % k == 0), num_steps)
+
+
+def _project(layer: _Layer, params: Params, xs: Any) -> jax.Array:
+    """All steps' inputs times the kernel; the bias is added in the loop, which saves a pass."""
+    if not _projects_plainly(layer.cell):
+        return layer.cell.project(params, xs)
+    if isinstance(xs, OneHot):
+        return product(xs, params["kernel"], layer.products.dtype)
+    return _input_product(layer, params["kernel"], xs)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _input_product(layer: _Layer, kernel: jax.Array, xs: jax.Array) -> jax.Array:
+    """``xs @ kernel``, with both gradients in the forms that XLA computes without a copy."""
+    return product(xs, kernel, layer.products.dtype)
+
+
+def _input_product_backward(
+    layer: _Layer, residuals: tuple[jax.Array, jax.Array], d: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    kernel, xs = residuals
+    d_kernel = layer.products.kernel_gradient(xs, d).astype(kernel.dtype)
+    return d_kernel, layer.products.inputs_gradient(d, kernel).astype(xs.dtype)
+
+
+_input_product.defvjp(
+    lambda layer, kernel, xs: (_input_product(layer, kernel, xs), (kernel, xs)),
+    _input_product_backward,
+)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _loop(
+    layer: _Layer, params: Params, projected: jax.Array, carry: Carry
+) -> tuple[Carry, jax.Array]:
+    """The sequential half, over ``projected (time, *batch, gates * hidden_size)``."""
+    step = _step(layer, params)
+    return jax.lax.scan(
+        lambda carry, projected: step(carry, projected)[:2], carry, projected, reverse=layer.reverse
+    )
+
+
+def _step(layer: _Layer, params: Params) -> Callable[..., tuple[Carry, jax.Array, Any]]:
+    """``(carry, projected) -> (carry, y, gates)``: one step, and all the backward pass needs."""
+    cell, times = layer.cell, layer.products.times(params["recurrent_kernel"])
+
+    def step(carry: Carry, projected: jax.Array) -> tuple[Carry, jax.Array, Any]:
+        if _projects_plainly(cell):
+            projected = add_bias(projected, params, "bias")
+        recurrent = add_bias(times(carry.hidden), params, "recurrent_bias")
+        gates = cell.gates(projected, recurrent) if _keeps_gates(cell) else (projected, recurrent)
+        return *_combine(cell, params, gates, carry), gates
+
+    return step
+
+
+def _forward(
+    layer: _Layer, params: Params, projected: jax.Array, carry: Carry
+) -> tuple[tuple[Carry, jax.Array], Any]:
+    """`_loop`, and what the backward pass needs: each step's gates and the carry before it."""
+    carry, ys, gates, carries = _in_place(layer, params, projected, carry)
+    return (carry, ys), (params, gates, carries)
+
+
+def _kept(
+    layer: _Layer, params: Params, projected: jax.Array, carry: Carry
+) -> tuple[Carry, jax.Array, Any, Carry]:
+    """The loop with every step's gates and the carry before it."""
+    step = _step(layer, params)
+
+    def keep(carry: Carry, projected: jax.Array) -> tuple[Carry, Any]:
+        new, y, gates = step(carry, projected)
+        return new, (y, gates, carry)
+
+    carry, (ys, gates, carries) = jax.lax.scan(keep, carry, projected, reverse=layer.reverse)
     return carry, ys, gates, carries
 
 
+@_differentiated_as(_kept)
+def _in_place(
+    layer: _Layer, params: Params, projected: jax.Array, carry: Carry
+) -> tuple[Carry, jax.Array, Any, Carry]:
+    """`_kept`, with the first leaf of the gates written over ``projected``, which is read no more.
+
+    It saves the largest array of a layer.
+    """
+    step = _step(layer, params)
+    structure = jax.tree.structure(jax.eval_shape(step, carry, projected[0])[2])
+
+    def keep(state: Any, t: jax.Array) -> tuple[Any, Any]:
+        carry, first = state
+        new, y, gates = step(carry, _read(first, t))
+        leaf, *rest = jax.tree.leaves(gates)
+        return (new, jax.lax.dynamic_update_index_in_dim(first, leaf, t, 0)), (y, rest, carry)
+
+    times = jnp.arange(len(projected))
+    (carry, first), (ys, rest, carries) = jax.lax.scan(
+        keep, (carry, projected), times, reverse=layer.reverse
+    )
+    return carry, ys, jax.tree.unflatten(structure, [first, *rest]), carries
+
+
+# ---- backward
+
+
 def _backward(
-    cell: DenseCell, reverse: bool, residuals: Any, cotangents: tuple[Carry, jax.Array]
+    layer: _Layer, residuals: Any, cotangents: tuple[Carry, jax.Array]
 ) -> tuple[Params, jax.Array, Carry]:
-    params, halves, carries = residuals
+    params, gates, carries = residuals
     d_carry, d_ys = cotangents
-    d_used, d_halves, d_carry = _gates_ahead(
-        cell, reverse, params, (d_ys, halves, carries), d_carry
+    d_used, d_projected, d_recurrent, d_carry = _cotangents_in_place(
+        layer, params, gates, (d_ys, carries), d_carry
     )
+    if d_recurrent is None:
+        d_recurrent = d_projected
     d_params = jax.tree.map(jnp.zeros_like, params)
-    kernel, d_recurrent = params["recurrent_kernel"], d_halves[-1]
-    d_params["recurrent_kernel"] = _kernel_gradient(carries.hidden, d_recurrent, kernel, cell.dtype)
-    for name in ("recurrent_bias", "bias") if _keeps_gates(cell) else ("recurrent_bias",):
-        if name in params:
-            total = d_recurrent.sum(axis=tuple(range(d_recurrent.ndim - 1)))
-            d_params[name] = total.astype(params[name].dtype)
+    d_params["recurrent_kernel"] = layer.products.kernel_gradient(carries.hidden, d_recurrent)
+    totals = {"recurrent_bias": d_recurrent}
+    if _projects_plainly(layer.cell):
+        totals["bias"] = d_projected
+    for name in totals.keys() & params.keys():
+        d_params[name] = totals[name].sum(axis=tuple(range(d_recurrent.ndim - 1)))
     d_params |= {name: jax.tree.map(jnp.add, d_params[name], d) for name, d in d_used.items()}
-    return d_params, d_halves[0], d_carry
-
-
-def _gates(
-    cell: DenseCell, reverse: bool, params: Params, arrays: Any, d_carry: Carry
-) -> tuple[Params, Any, Carry]:
-    """The backward loop over ``arrays``, which are (d_ys, halves, carries).
-
-    Returns the gradients of the parameters that the pointwise part reads, the cotangents of the
-    halves at every step, and that of the carry before the first.
-    """
-    state, step = _backward_step(cell, params, arrays, d_carry)
-    (d_carry, d_used), d_halves = jax.lax.scan(step, state, arrays, reverse=not reverse)
-    return d_used, d_halves, d_carry
-
-
-@_differentiated_as(_gates)
-def _gates_ahead(
-    cell: DenseCell, reverse: bool, params: Params, arrays: Any, d_carry: Carry
-) -> tuple[Params, Any, Carry]:
-    """`_gates`, with each step's arrays read one step ahead and carried into it.
-
-    XLA would otherwise slice them out of the whole arrays again in each of the small loops that
-    read them.
-    """
-    state, step = _backward_step(cell, params, arrays, d_carry)
-    last = len(arrays[0]) - 1
-
-    def read(t: jax.Array) -> Any:
-        t = jnp.clip(t, 0, last)
-        return jax.tree.map(
-            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, t, keepdims=False), arrays
-        )
-
-    def step_and_read(state: Any, t: jax.Array) -> tuple[Any, Any]:
-        state, at_step = state
-        state, d_halves = step(state, at_step)
-        return (state, read(t + 1 if reverse else t - 1)), d_halves
-
-    first = read(jnp.int32(0 if reverse else last))
-    times = jnp.arange(last + 1)
-    ((d_carry, d_used), _), d_halves = jax.lax.scan(
-        step_and_read, (state, first), times, reverse=not reverse
-    )
-    return d_used, d_halves, d_carry
-
-
-def _backward_step(cell: DenseCell, params: Params, arrays: Any, d_carry: Carry) -> Any:
-    """The state of the backward loop before its first step, and the step."""
-    used = _parameters_in_loop(cell, params, *arrays[1:])
-    transposed_product = _transposed_product(cell, params["recurrent_kernel"])
-
-    def step(state: Any, at_step: Any) -> tuple[Any, Any]:
-        d_carry, d_used = state
-        d_y, halves, carry = at_step
-        _, pull = jax.vjp(_pointwise(cell, params), used, halves, carry)
-        d_params, d_halves, d_carry = pull((d_carry, d_y))
-        if _keeps_gates(cell):
-            d_gates = d_halves[0] * gate_slopes(halves[0], cell.gate_activations)
-            # Computed once, though the product and the output both read it.
-            d_halves = (jax.lax.optimization_barrier(d_gates),)
-        d_hidden = transposed_product(d_halves[-1])
-        d_carry = d_carry._replace(hidden=d_carry.hidden + d_hidden.astype(d_carry.hidden.dtype))
-        return (d_carry, jax.tree.map(jnp.add, d_used, d_params)), d_halves
-
-    return (d_carry, jax.tree.map(jnp.zeros_like, used)), step
+    d_params = jax.tree.map(lambda d, leaf: d.astype(leaf.dtype), d_params, params)
+    return d_params, d_projected, d_carry
 
 
 _loop.defvjp(_forward, _backward)
 
 
-def _transposed_product(cell: DenseCell, kernel: jax.Array) -> Callable[[jax.Array], jax.Array]:
-    """``d_recurrent @ kernel.T``, in the form that is fast for the kernel's size.
+def _cotangents(
+    layer: _Layer, params: Params, gates: Any, others: tuple[jax.Array, Carry], d_carry: Carry
+) -> tuple[Params, jax.Array, jax.Array | None, Carry]:
+    """The backward loop, over ``gates`` and ``others``, which are (d_ys, carries).
 
-    A small kernel is copied transposed, once before the loop (the barrier keeps XLA from folding
-    the copy back into it): contracting with the kernel's second axis is up to 1.7 times slower at
-    H = 128. A kernel that has to be read from memory at each step anyway is fastest as the first
-    operand: 1.2 times at H = 700, batch 12.
+    Returns the gradients of the parameters that `combine` reads; the cotangents of the projected
+    inputs and of the recurrent products at every step, the second None where it is the first; and
+    the cotangent of the carry before the first step.
     """
-    if _fits_in_cache(kernel):
-        transposed = jax.lax.optimization_barrier(kernel.T)
-        return lambda d_recurrent: product(d_recurrent, transposed, cell.dtype)
-
-    return lambda d_recurrent: _times_transposed(d_recurrent, kernel, cell.dtype)
-
-
-def _fits_in_cache(kernel: jax.Array) -> bool:
-    return kernel.size * kernel.dtype.itemsize <= _CACHE_BYTES
+    d_used, step = _backward_step(layer, params, gates, others[1])
+    (d_carry, d_used), (d_projected, d_recurrent) = jax.lax.scan(
+        lambda state, at: step(state, *at), (d_carry, d_used), (gates, others),
+        reverse=not layer.reverse,
+    )  # fmt: skip
+    return d_used, d_projected, d_recurrent, d_carry
 
 
-def _keeps_gates(cell: DenseCell) -> TypeGuard[AdditiveCell]:
+@_differentiated_as(_cotangents)
+def _cotangents_in_place(
+    layer: _Layer, params: Params, gates: Any, others: tuple[jax.Array, Carry], d_carry: Carry
+) -> tuple[Params, jax.Array, jax.Array | None, Carry]:
+    """`_cotangents`, with those of the projected inputs written over the first leaf of the gates.
+
+    Each step's arrays are read one step ahead and carried into it: XLA would otherwise slice them
+    out of the whole arrays again in each of the small loops that read them. The gates are read
+    after the write, so that nothing still needs the array as it was before, and no copy is made.
+    """
+    d_used, step = _backward_step(layer, params, gates, others[1])
+    (first, *rest), structure = jax.tree.flatten(gates)
+    last = len(first) - 1
+
+    def read(first: jax.Array, t: jax.Array) -> Any:
+        t = jnp.clip(t, 0, last)
+        leaves = [_read(leaf, t) for leaf in (first, *rest)]
+        return (
+            jax.tree.unflatten(structure, leaves),
+            jax.tree.map(lambda leaf: _read(leaf, t), others),
+        )
+
+    def step_and_read(state: Any, t: jax.Array) -> tuple[Any, Any]:
+        state, at, first = state
+        state, (d_projected, d_recurrent) = step(state, *at)
+        first = jax.lax.dynamic_update_index_in_dim(first, d_projected, t, 0)
+        return (state, read(first, t + 1 if layer.reverse else t - 1), first), d_recurrent
+
+    begin = read(first, jnp.int32(0 if layer.reverse else last))
+    ((d_carry, d_used), _, first), d_recurrent = jax.lax.scan(
+        step_and_read,
+        ((d_carry, d_used), begin, first),
+        jnp.arange(last + 1),
+        reverse=not layer.reverse,
+    )
+    return d_used, first, d_recurrent, d_carry
+
+
+def _backward_step(layer: _Layer, params: Params, gates: Any, carries: Carry) -> Any:
+    """Zeros for the gradients summed in the loop, and the step of the backward loop."""
+    cell = layer.cell
+    used = _parameters_in_loop(cell, params, gates, carries)
+    times_transposed: Product = layer.products.times_transposed(params["recurrent_kernel"])
+
+    def step(state: Any, gates: Any, others: Any) -> tuple[Any, Any]:
+        d_carry, d_used = state
+        d_y, carry = others
+        _, pull = jax.vjp(
+            lambda used, *rest: _combine(cell, {**params, **used}, *rest), used, gates, carry
+        )
+        d_params, d_gates, d_carry = pull((d_carry, d_y))
+        d_projected, d_recurrent = (
+            cell.pull_gates(gates, d_gates) if _keeps_gates(cell) else d_gates
+        )
+        # The barrier has them computed once, though the product and the outputs both read them.
+        if d_recurrent is d_projected:
+            d_projected = d_recurrent = jax.lax.optimization_barrier(d_projected)
+            outputs = d_projected, None
+        else:
+            outputs = d_projected, d_recurrent = jax.lax.optimization_barrier(
+                (d_projected, d_recurrent)
+            )
+        d_hidden = times_transposed(d_recurrent).astype(d_carry.hidden.dtype)
+        d_carry = d_carry._replace(hidden=d_carry.hidden + d_hidden)
+        return (d_carry, jax.tree.map(jnp.add, d_used, d_params)), outputs
+
+    return jax.tree.map(jnp.zeros_like, used), step
+
+
+# ---- what is known of a cell
+
+
+def _projects_plainly(cell: DenseCell) -> bool:
+    return type(cell).project is DenseCell.project
+
+
+def _keeps_gates(cell: DenseCell) -> TypeGuard[GatedCell]:
     """Whether the values of the gates are all that the backward pass needs of them."""
     return (
-        isinstance(cell, AdditiveCell)
-        and type(cell).project is DenseCell.project
-        and type(cell).activate is AdditiveCell.activate
-        and slopes_follow_from_values(cell.gate_activations)
+        isinstance(cell, GatedCell)
+        and type(cell).activate is GatedCell.activate
+        and cell.keeps_gates
     )
 
 
-def _pointwise(cell: DenseCell, params: Params) -> Callable[..., tuple[Carry, jax.Array]]:
-    """The pointwise part as a function of (parameters that it reads, what was kept, carry)."""
-
-    def pointwise(used: Params, halves: tuple[jax.Array, ...], carry: Carry) -> Any:
-        merged = {**params, **used}
-        if _keeps_gates(cell):
-            (gates,) = halves
-            return cell.update_from_gates(merged, gates, carry)
-        projected, recurrent = halves
-        return cell.update(merged, projected, recurrent, carry)
-
-    return pointwise
+def _combine(cell: Any, params: Params, gates: Any, carry: Carry) -> tuple[Carry, jax.Array]:
+    """The step from the gates on, or from both halves of their inputs where those are kept."""
+    if _keeps_gates(cell):
+        return cell.cast(cell.combine(params, gates, carry), carry)
+    return cell.update(params, *gates, carry)
 
 
 def _parameters_in_loop(
-    cell: DenseCell, params: Params, halves: Any, carries: Carry
+    cell: DenseCell, params: Params, gates: Any, carries: Carry
 ) -> dict[str, jax.Array]:
-    """The parameters that the pointwise part reads, whose gradients are summed in the loop.
+    """The parameters that `_combine` reads, whose gradients are summed in the loop.
 
     They are vectors at most (a peephole, a gain), and for most cells there are none.
     """
-    at_step = jax.eval_shape(lambda t: jax.tree.map(lambda leaf: leaf[t], (halves, carries)), 0)
-    jaxpr = jax.make_jaxpr(_pointwise(cell, {}))(params, *at_step).jaxpr
+    at_step = jax.eval_shape(lambda t: jax.tree.map(lambda leaf: leaf[t], (gates, carries)), 0)
+    jaxpr = jax.make_jaxpr(functools.partial(_combine, cell))(params, *at_step).jaxpr
     read = {id(v) for eqn in jaxpr.eqns for v in eqn.invars}
     inputs = iter(jaxpr.invars)  # the leaves of params come first, in JAX's order of a dict
     used = {}
@@ -358,3 +470,7 @@ def _parameters_in_loop(
         if any(id(v) in read for v in variables):
             used[name] = params[name]
     return used
+
+
+def _read(array: jax.Array, t: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(array, t, keepdims=False)

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+from typing import Any
 
 import jax
 
@@ -21,6 +22,10 @@ class Method(abc.ABC):
 
     @abc.abstractmethod
     def run(
-        self, cell: Cell, params: Params, xs: jax.Array, carry: Carry, reverse: bool
+        self, cell: Cell, params: Params, xs: Any, carry: Carry, reverse: bool
     ) -> tuple[Carry, jax.Array]:
         """Run ``cell`` over ``xs (time, *batch, features)``; the arguments have been checked."""
+
+    @abc.abstractmethod
+    def explain(self, cell: Cell, params: Params, shape: tuple[int, ...]) -> list[str]:
+        """How ``cell`` would run over inputs of that shape, and why, in a few phrases."""

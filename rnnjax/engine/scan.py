@@ -1,6 +1,7 @@
 """The plain reference: `lax.scan` over the cell's step, differentiated by JAX."""
 
 import dataclasses
+from typing import Any
 
 import jax
 
@@ -20,7 +21,7 @@ class Scan(Method):
         return None
 
     def run(
-        self, cell: Cell, params: Params, xs: jax.Array, carry: Carry, reverse: bool
+        self, cell: Cell, params: Params, xs: Any, carry: Carry, reverse: bool
     ) -> tuple[Carry, jax.Array]:
         """Run ``cell`` over ``xs (time, *batch, features)``."""
 
@@ -31,3 +32,9 @@ class Scan(Method):
             carry, y = step(carry, xs[0])
             return carry, y[None]
         return jax.lax.scan(step, carry, xs, reverse=reverse)
+
+    def explain(self, cell: Cell, params: Params, shape: tuple[int, ...]) -> list[str]:
+        """The same for every cell and shape."""
+        if shape[0] == 1:
+            return ["one step of the cell, without a loop"]
+        return ["the cell's step at each time step, differentiated by JAX"]

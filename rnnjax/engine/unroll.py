@@ -1,4 +1,4 @@
-"""`unroll`: check the arguments, choose the method, run the cell over the sequence."""
+"""`unroll`: check the arguments, choose the method, run the cell over the sequence; `explain`."""
 
 import dataclasses
 import functools
@@ -7,7 +7,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rnnjax.cells.base import Carry, Cell, CompositeCell, Params, at_least_float32
+from rnnjax.cells.base import (
+    Carry,
+    Cell,
+    CompositeCell,
+    Params,
+    as_inputs,
+    at_least_float32,
+)
+from rnnjax.cells.onehot import OneHot
 from rnnjax.engine.fused import Fused
 from rnnjax.engine.method import Method
 from rnnjax.engine.scan import Scan
@@ -31,22 +39,36 @@ class Auto(Method):
         """Return the method that runs ``cell`` over so many steps.
 
         >>> from rnnjax import GRUCell
-        >>> Auto().choose(GRUCell(4)), Auto().choose(GRUCell(4, reset_after=False))
-        (Fused(), Scan())
+        >>> Auto().choose(GRUCell(4)) == Fused()
+        True
+        >>> Auto().choose(GRUCell(4, reset_after=False))
+        Scan()
         """
         return Scan() if num_steps == 1 or Fused().refusal(cell) else Fused()
 
     def run(
-        self, cell: Cell, params: Params, xs: jax.Array, carry: Carry, reverse: bool
+        self, cell: Cell, params: Params, xs: Any, carry: Carry, reverse: bool
     ) -> tuple[Carry, jax.Array]:
         """Run ``cell`` by the method chosen."""
         return self.choose(cell, len(xs)).run(cell, params, xs, carry, reverse)
+
+    def explain(self, cell: Cell, params: Params, shape: tuple[int, ...]) -> list[str]:
+        """Which method is chosen, why, and how that would run."""
+        chosen = self.choose(cell, shape[0])
+        reason = Fused().refusal(cell)
+        if reason:
+            why = f"Scan(), because {reason}"
+        elif shape[0] == 1:
+            why = "Scan(), because a single step has nothing to take out of a loop"
+        else:
+            why = "Fused(), because the cell's step splits"
+        return [f"chose {why}", *chosen.explain(cell, params, shape)]
 
 
 def unroll(
     cell: Cell,
     params: Params,
-    xs: jax.Array,
+    xs: jax.Array | OneHot,
     carry: Carry | None = None,
     *,
     reverse: bool = False,
@@ -65,7 +87,8 @@ def unroll(
     Args:
         cell: what one time step computes.
         params: the cell's parameters, as ``cell.init`` returns them.
-        xs: ``(time, *batch, input_size)``, time first; usually one batch axis.
+        xs: ``(time, *batch, input_size)``, time first; usually one batch axis. One-hot vectors can
+            be given as ``rnnjax.OneHot(ids, input_size)``.
         carry: the state before the first step; left out, ``cell.initial_carry(batch)`` in float32
             or the parameters' type if that is wider.
         reverse: run from the last step to the first. ``ys[t]`` still belongs to ``xs[t]``.
@@ -91,6 +114,100 @@ def unroll(
     >>> bool(jnp.allclose(ys, jnp.concatenate([first, second])))
     True
     """
+    xs, carry = _checked(cell, params, xs, carry, method)
+    return _unroll(cell, params, xs, carry, reverse, method)
+
+
+# Compiled here, so that calls outside of jit compile once per shape too.
+@functools.partial(jax.jit, static_argnums=(0, 4, 5))
+def _unroll(
+    cell: Cell, params: Params, xs: Any, carry: Carry, reverse: bool, method: Method
+) -> tuple[Carry, jax.Array]:
+    if isinstance(cell, CompositeCell):
+
+        def run(cell: Cell, params: Params, xs: Any, carry: Carry) -> tuple[Carry, jax.Array]:
+            return _unroll(cell, params, xs, carry, reverse, method)
+
+        return cell.unroll_layers(run, params, xs, carry)
+    _check_method(cell, method)
+    return method.run(cell, params, xs, carry, reverse)
+
+
+def _check_method(cell: Cell, method: Method) -> None:
+    reason = method.refusal(cell)
+    if reason:
+        raise InvalidInputError(
+            f"{method} cannot run {cell}, because {reason}; use method=Scan() or method=Auto()"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """How each layer would run; its string is meant to be read.
+
+    Attributes:
+        layers: for each layer its cell, the shape of its inputs, and phrases on how it runs.
+    """
+
+    layers: tuple[tuple[Cell, tuple[int, ...], tuple[str, ...]], ...]
+
+    def __str__(self) -> str:
+        lines = []
+        for cell, shape, phrases in self.layers:
+            name = f"{type(cell).__name__}({getattr(cell, 'hidden_size', cell.output_size)})"
+            lines += [f"{name} over inputs {shape}", *(f"- {phrase}" for phrase in phrases)]
+        return "\n".join(lines)
+
+
+def explain(
+    cell: Cell,
+    params: Params,
+    xs: Any,
+    carry: Carry | None = None,
+    *,
+    method: Method = Auto(),
+) -> Explanation:
+    """Say which method and form `unroll` would run each layer by, and why; nothing is computed.
+
+    Args:
+        cell: as in `unroll`, and so are the other arguments; arrays can be given as
+            ``jax.ShapeDtypeStruct``.
+        params: see there.
+        xs: see there.
+        carry: see there.
+        method: see there.
+
+    Raises:
+        InvalidInputError: as `unroll` would.
+
+    >>> import rnnjax
+    >>> cell = rnnjax.LSTMCell(hidden_size=5)
+    >>> params = cell.init(jax.random.key(0), input_size=3)
+    >>> print(explain(cell, params, jnp.ones((10, 8, 3)), method=rnnjax.Scan()))
+    LSTMCell(5) over inputs (10, 8, 3)
+    - the cell's step at each time step, differentiated by JAX
+    """
+    layers = []
+
+    def run(cell: Cell, params: Params, xs: Any, carry: Carry) -> tuple[Carry, jax.Array]:
+        if isinstance(cell, CompositeCell):
+            return cell.unroll_layers(run, params, xs, carry)
+        _check_method(cell, method)
+        phrases = method.explain(cell, params, xs.shape)
+        layers.append((cell, xs.shape, tuple(phrases)))
+        return method.run(cell, params, xs, carry, reverse=False)
+
+    def whole(params: Params, xs: Any, carry: Carry | None) -> Any:
+        return run(cell, params, *_checked(cell, params, xs, carry, method))
+
+    jax.eval_shape(whole, params, xs, carry)
+    return Explanation(tuple(layers))
+
+
+def _checked(
+    cell: Cell, params: Params, xs: Any, carry: Carry | None, method: Method
+) -> tuple[Any, Carry]:
+    """The inputs as arrays, and the carry, made if there is none."""
     if not isinstance(cell, Cell):
         raise InvalidInputError(
             f"cell must be a Cell such as rnnjax.LSTMCell(50), but is {cell!r}; "
@@ -98,7 +215,7 @@ def unroll(
         )
     if not isinstance(method, Method):
         raise InvalidInputError(f"method must be Scan(), Fused() or Auto(), but is {method!r}")
-    xs = jnp.asarray(xs)
+    xs = as_inputs(xs)
     if xs.ndim < 2:
         raise InvalidInputError(
             f"xs must be (time, batch, features), or (time, features) without a batch, but has "
@@ -111,26 +228,7 @@ def unroll(
     else:
         carry = jax.tree.map(jnp.asarray, carry)
         _check_carry(cell, carry, batch)
-    return _unroll(cell, params, xs, carry, reverse, method)
-
-
-# Compiled here, so that calls outside of jit compile once per shape too.
-@functools.partial(jax.jit, static_argnums=(0, 4, 5))
-def _unroll(
-    cell: Cell, params: Params, xs: jax.Array, carry: Carry, reverse: bool, method: Method
-) -> tuple[Carry, jax.Array]:
-    if isinstance(cell, CompositeCell):
-
-        def run(cell: Cell, params: Params, xs: jax.Array, carry: Carry) -> tuple[Carry, jax.Array]:
-            return _unroll(cell, params, xs, carry, reverse, method)
-
-        return cell.unroll_layers(run, params, xs, carry)
-    reason = method.refusal(cell)
-    if reason:
-        raise InvalidInputError(
-            f"{method} cannot run {cell}, because {reason}; use method=Scan() or method=Auto()"
-        )
-    return method.run(cell, params, xs, carry, reverse)
+    return xs, carry
 
 
 def _check_carry(cell: Cell, carry: Carry, batch: tuple[int, ...]) -> None:
