@@ -11,9 +11,9 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
+import math
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,24 +23,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from benchmarks.reports import Outcome, Report, Result, short
+
 # OpenMP's and Eigen's threads spin for a while after their work is done; the next must not pay.
 SETTLE_SECONDS = 0.3
-BUSY = "**The machine was busy with something else before this began: do not trust the times.**"
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What one repetition gave.
-
-    Attributes:
-        seconds: as the contender timed it.
-        value: a fingerprint of what was computed, such as a loss.
-        details: anything else worth keeping, as JSON.
-    """
-
-    seconds: float
-    value: float
-    details: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +40,7 @@ class Contender:
         packages: that have to be installed, by the names they are imported by.
         environment: what its process needs beyond what all have.
         note: what was measured, where it is not simply that.
+        tolerance: its own, in place of the question's.
     """
 
     name: str
@@ -61,6 +48,7 @@ class Contender:
     packages: Sequence[str] = ()
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
     note: str = ""
+    tolerance: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +59,11 @@ class Question:
         name: a short one.
         title: a sentence: what is timed, at which shapes.
         contenders: in the order of a round.
-        baseline: the contender by whose seconds the others' are divided.
+        baseline: the contender by whose amounts the others' are divided.
         value_name: what an outcome's value is.
         tolerance: how far the first values may lie from the baseline's; None does not compare.
+        relative: whether the tolerances are parts of the baseline's value.
+        unit: of what is measured.
     """
 
     name: str
@@ -82,37 +72,8 @@ class Question:
     baseline: str
     value_name: str
     tolerance: float | None = None
-
-
-@dataclasses.dataclass
-class Result:
-    """What became of one contender; ``problem`` says why it has no times."""
-
-    name: str
-    note: str = ""
-    problem: str = ""
-    versions: dict[str, str] = dataclasses.field(default_factory=dict)
-    first: Outcome | None = None
-    later: list[Outcome] = dataclasses.field(default_factory=list)
-
-    @property
-    def seconds(self) -> list[float]:
-        """Of the repetitions after the first, one a round."""
-        return [outcome.seconds for outcome in self.later]
-
-
-@dataclasses.dataclass
-class Report:
-    """A question's results, and what there is to say about them."""
-
-    question: str
-    title: str
-    baseline: str
-    value_name: str
-    settings: dict[str, Any]
-    machine: dict[str, Any]
-    results: list[Result]
-    remarks: list[str] = dataclasses.field(default_factory=list)
+    relative: bool = False
+    unit: str = "s"
 
 
 class WorkerError(Exception):
@@ -227,6 +188,7 @@ def ask(
         {"rounds": rounds},
         machine(),
         [Result(contender.name, contender.note) for contender in question.contenders],
+        unit=question.unit,
     )
     workers = {}
     with contextlib.ExitStack() as stack:
@@ -240,10 +202,12 @@ def ask(
                 result.first, result.versions = worker.ask(settings)
             except WorkerError as error:
                 result.problem = f"failed: {error}"
-            first = f"first call {short(result.first.seconds)} s" if result.first else ""
+            first = ""
+            if result.first:
+                first = f"first call {short(result.first.amount)} {question.unit}"
             say(f"{contender.name}: {first or result.problem}")
         if question.tolerance is not None:
-            report.remarks.append(compare(report, question.tolerance))
+            report.remarks.append(compare(question, report.results))
             say(report.remarks[-1])
         for number in range(rounds):
             for result in report.results:
@@ -258,92 +222,42 @@ def ask(
     return report
 
 
-def compare(report: Report, tolerance: float) -> str:
+def compare(question: Question, results: Sequence[Result]) -> str:
     """Take out of the rounds whoever computed something else; return a sentence on who agrees."""
-    begun = {result.name: result for result in report.results if result.first}
-    values = {name: result.first.value for name, result in begun.items() if result.first}
-    if report.baseline not in values:
-        return f"There is no {report.value_name} of {report.baseline} to compare with."
-    distances = {name: abs(value - values[report.baseline]) for name, value in values.items()}
-    within = [name for name in values if distances[name] <= tolerance]  # NaN is not.
-    for name in values.keys() - within:
-        begun[name].problem = (
-            f"not timed: its {report.value_name} is {values[name]:.4f}, {report.baseline}'s "
-            f"{values[report.baseline]:.4f}"
-        )
-    return (
-        f"Checked before timing: {report.value_name} of {len(within)} of {len(values)} contenders "
-        f"is {values[report.baseline]:.4f} to within {max(distances[name] for name in within):.1e} "
-        f"(at most {tolerance:g} is allowed)."
+    assert question.tolerance is not None
+    values = {result.name: result.first.value for result in results if result.first}
+    if question.baseline not in values:
+        return f"There is no {question.value_name} of {question.baseline} to compare with."
+    expected = values[question.baseline]
+    scale = abs(expected) if question.relative else 1.0
+    own = {one.name: one.tolerance for one in question.contenders if one.tolerance is not None}
+    distances: dict[str, float] = {}
+    for result in results:
+        if result.first is None:
+            continue
+        distance = abs(result.first.value - expected) / scale
+        if distance <= own.get(result.name, question.tolerance):  # NaN is not.
+            distances[result.name] = distance
+        else:
+            result.problem = (
+                f"not timed: its {question.value_name} is {result.first.value:.4f}, "
+                f"{question.baseline}'s {expected:.4f}"
+            )
+    common = [distance for name, distance in distances.items() if name not in own]
+    sentence = (
+        f"Checked before timing: {question.value_name} of {len(distances)} of {len(values)} "
+        f"contenders is {expected:.4f} to within {max(common, default=math.nan):.1e} "
+        f"(at most {question.tolerance:g} is allowed"
     )
+    for name in own.keys() & distances.keys():
+        sentence += f"; {name}: {distances[name]:.1e}, {own[name]:g} is allowed"
+    return sentence + ")."
 
 
 def missing(packages: Sequence[str]) -> str:
     """The reason why a contender is absent; empty if all its packages are installed."""
     absent = [name for name in packages if importlib.util.find_spec(name) is None]
     return f"absent: {' and '.join(absent)} not installed" if absent else ""
-
-
-def ratio(seconds: Sequence[float], baseline: Sequence[float]) -> float | None:
-    """The median over the rounds of ``seconds / baseline``; None where there are no rounds."""
-    # A baseline that failed on the way has fewer rounds than the others.
-    ratios = [ours / theirs for ours, theirs in zip(seconds, baseline, strict=False)]
-    return statistics.median(ratios) if ratios else None
-
-
-def table(report: Report) -> str:
-    """The results in Markdown."""
-    baseline = next(result for result in report.results if result.name == report.baseline)
-    header = [
-        "", "first call, s", "median, s", "min – max, s", f"x {report.baseline}",
-        report.value_name, "",
-    ]  # fmt: skip
-    rows = [header, ["---"] * len(header)]
-    for result in report.results:
-        cells = ["–"] * 5
-        if result.first and result.later and not result.problem:
-            seconds, factor = result.seconds, ratio(result.seconds, baseline.seconds)
-            cells = [
-                short(result.first.seconds),
-                short(statistics.median(seconds)),
-                f"{short(min(seconds))} – {short(max(seconds))}",
-                "–" if factor is None or baseline.problem else short(factor),
-                f"{result.first.value:.4g}",
-            ]
-        rows.append([result.name, *cells, "; ".join(filter(None, [result.note, result.problem]))])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def short(number: float) -> str:
-    """Three significant digits, without an exponent."""
-    return f"{number:.0f}" if abs(number) >= 100 else f"{number:#.3g}".rstrip(".")
-
-
-def text(report: Report) -> str:
-    """The whole report in Markdown."""
-    versions: dict[str, str] = {}
-    for result in report.results:
-        versions |= result.versions
-    host = report.machine
-    lines = [
-        f"# {report.question}",
-        report.title,
-        f"{host['cpu']}, {host['cores']} cores; Python {host['python']}, "
-        + ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
-        + f"; {report.settings['rounds']} interleaved rounds after the first call.",
-        BUSY if host["load_before"] > host["cores"] / 2 else "",
-        table(report),
-        "\n".join(f"- {remark}" for remark in report.remarks),
-    ]
-    return "\n\n".join(filter(None, lines)) + "\n"
-
-
-def write(report: Report, folder: Path, name: str) -> None:
-    """Keep the report as JSON, with all raw seconds, and as Markdown."""
-    folder.mkdir(parents=True, exist_ok=True)
-    as_json = json.dumps(dataclasses.asdict(report), indent=1)
-    (folder / f"{name}.json").write_text(as_json + "\n")
-    (folder / f"{name}.md").write_text(text(report))
 
 
 def machine() -> dict[str, Any]:

@@ -4,15 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import timing
-from benchmarks.timing import Outcome, Question, Report, Result
+from benchmarks import reports, timing
+from benchmarks.reports import Outcome, Report, Result
+from benchmarks.timing import Question
 
 # The same contenders in the worker and here: the worker's program is this text.
 FAKES = """
 import itertools
 import os
 import sys
-from benchmarks.timing import Contender, Outcome, serve
+from benchmarks.reports import Outcome
+from benchmarks.timing import Contender, serve
 
 def steady(settings):
     print("a library that prints")
@@ -21,11 +23,11 @@ def steady(settings):
 
 def slower(settings):
     for outcome in steady(settings):
-        yield Outcome(3 * outcome.seconds, 0.5004, {"more": [1, 2]})
+        yield Outcome(3 * outcome.amount, 0.5004, {"more": [1, 2]})
 
 def wrong(settings):
     for outcome in steady(settings):
-        yield Outcome(outcome.seconds, 0.6)
+        yield Outcome(outcome.amount, 0.6)
 
 def broken(settings):
     raise ValueError("no such backend")
@@ -77,16 +79,16 @@ def ask(folder: Path, *names: str, tolerance: float | None = None, rounds: int =
 def test_first_calls_are_kept_apart_and_rounds_are_compared(tmp_path):
     steady, slower = ask(tmp_path, "steady", "slower").results
     assert steady.first == Outcome(2.5, 0.5)
-    assert steady.seconds == [0.25, 0.5, 0.75]
+    assert steady.amounts == [0.25, 0.5, 0.75]
     assert slower.later[0] == Outcome(0.75, 0.5004, {"more": [1, 2]})
-    assert timing.ratio(slower.seconds, steady.seconds) == 3
+    assert reports.ratio(slower.amounts, steady.amounts) == 3
     assert steady.versions == {"json": json.__version__}
 
 
 def test_the_ratio_is_the_median_of_the_rounds():
     # The machine slows down tenfold for a round: the medians' ratio would be 3, not 2.
-    assert timing.ratio([2, 20, 2, 3], [1, 10, 1, 1]) == 2
-    assert timing.ratio([1, 2], []) is None
+    assert reports.ratio([2, 20, 2, 3], [1, 10, 1, 1]) == 2
+    assert reports.ratio([1, 2], []) is None
 
 
 def test_a_contender_without_its_package_is_absent(tmp_path):
@@ -121,7 +123,7 @@ def test_who_computes_something_else_is_not_timed(tmp_path):
 def test_a_loss_that_is_not_a_number_agrees_with_nobody():
     results = [Result(name, first=Outcome(1, value)) for name, value in (("a", 1), ("b", 0))]
     results[1].first = Outcome(1, float("nan"))
-    timing.compare(report_of(results), 1e-3)
+    timing.compare(Question("q", "How long?", [], "a", "loss", 1e-3), results)
     assert results[1].problem.startswith("not timed")
 
 
@@ -136,7 +138,7 @@ def test_the_table():
         Result("b", "estimated", first=Outcome(1234.5, 0.25), later=[Outcome(2, 0), Outcome(3, 0)]),
         Result("c", "estimated", "absent: c not installed"),
     ]
-    assert timing.table(report_of(results)).splitlines() == [
+    assert reports.table(report_of(results)).splitlines() == [
         "|  | first call, s | median, s | min – max, s | x a | loss |  |",
         "| --- | --- | --- | --- | --- | --- | --- |",
         "| a | 12.3 | 0.750 | 0.500 – 1.00 | 1.00 | 0.5 |  |",
@@ -149,15 +151,15 @@ def test_the_report_is_kept(tmp_path):
     results = [Result("a", first=Outcome(1.0, 0.5), later=[Outcome(0.5, 0.5)])]
     report = report_of(results)
     report.remarks = ["Something was found."]
-    timing.write(report, tmp_path / "new", "name")
+    reports.write(report, tmp_path / "new", "name")
     kept = json.loads((tmp_path / "new" / "name.json").read_text())
-    assert kept["results"][0]["later"] == [{"seconds": 0.5, "value": 0.5, "details": {}}]
+    assert kept["results"][0]["later"] == [{"amount": 0.5, "value": 0.5, "details": {}}]
     assert kept["machine"]["cpu"] == "a CPU"
     text = (tmp_path / "new" / "name.md").read_text()
     assert "- Something was found." in text
-    assert timing.BUSY not in text
+    assert reports.BUSY not in text
     report.machine["load_before"] = 2.0
-    assert timing.BUSY in timing.text(report)
+    assert reports.BUSY in reports.text(report)
 
 
 def test_the_environment_is_the_same_for_all_but_for_what_a_contender_asks_for(tmp_path):
