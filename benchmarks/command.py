@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import reports, timing
+from benchmarks import plots, reports, timing
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -24,7 +24,8 @@ def main(
     The module of a question holds ``Settings``, a frozen dataclass that is JSON and by default of
     full size; ``QUICK``, settings of tiny shapes; ``question(settings)``; and ``remarks(report)``,
     the sentences to add to the report. It may hold ``write_weights(settings)``: then ``Settings``
-    has a field ``weights``, the path of a file that is written before the workers start.
+    has a field ``weights``, the path of a file that is written before the workers start. And it may
+    hold ``tables(report)`` and ``plot(report)``, in place of `reports.tables` and `plots.bars`.
 
     Args:
         script: the module that calls this, such as ``benchmarks.scan_vs_keras``.
@@ -34,7 +35,7 @@ def main(
     """
     parser = argparse.ArgumentParser(f"python -m {script}")
     parser.add_argument("question", nargs="?", choices=questions, help="by default all")
-    parser.add_argument("--rounds", type=positive, help="repetitions after the first (5; quick: 3)")
+    parser.add_argument("--rounds", type=positive, help="repetitions after the first")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, to try the script")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -53,7 +54,7 @@ def main(
 def answer(module: Any, settings: Any, command: list[str], options: argparse.Namespace) -> None:
     """Answer one question: print the report and keep it."""
     question = module.question(settings)
-    rounds = options.rounds or (3 if options.quick else 5)
+    rounds = options.rounds or (2 if options.quick else question.rounds)
     print(f"\n{question.title}")
     with tempfile.TemporaryDirectory() as folder:
         full = settings
@@ -63,8 +64,15 @@ def answer(module: Any, settings: Any, command: list[str], options: argparse.Nam
         report = timing.ask(question, dataclasses.asdict(full), rounds, command)
     report.settings |= {**dataclasses.asdict(settings), "quick": options.quick}
     report.remarks += module.remarks(report)
-    reports.write(report, options.results, question.name + "_quick" * options.quick)
-    print(f"\n{reports.text(report)}\nkept in {options.results}")
+    results = getattr(module, "tables", reports.tables)(report)
+    name = question.name + "_quick" * options.quick
+    reports.write(report, results, options.results, name)
+    print(f"\n{reports.text(report, results)}")
+    if timing.missing(["matplotlib"]):
+        print("no plot: matplotlib is not installed")
+    else:
+        plots.save(getattr(module, "plot", plots.bars)(report), options.results / f"{name}.png")
+    print(f"kept in {options.results}")
 
 
 def positive(given: str) -> int:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,42 @@ class Outcome:
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One of the places where a question is asked.
+
+    Attributes:
+        name: tells it from the others; empty where there are no others.
+        settings: what is different here from the question's settings.
+        flops: floating-point operations of a repetition. Where they are stated, the speed of large
+            matrix products is measured in the same rounds, and the times are compared with it.
+    """
+
+    name: str = ""
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    flops: float | None = None
+
+
 @dataclasses.dataclass
 class Result:
-    """What became of one contender; ``problem`` says why nothing was measured."""
+    """What became of one contender at one point.
+
+    Attributes:
+        name: of the contender.
+        note: the contender's.
+        problem: why nothing was measured.
+        point: the name of the point.
+        versions: of the contender's packages.
+        distance: from the first value to the baseline's, if they were compared.
+        first: the first outcome.
+        later: one outcome a round.
+    """
 
     name: str
     note: str = ""
     problem: str = ""
+    point: str = ""
+    distance: float | None = None
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     first: Outcome | None = None
     later: list[Outcome] = dataclasses.field(default_factory=list)
@@ -44,7 +73,11 @@ class Result:
 
 @dataclasses.dataclass
 class Report:
-    """A question's results, and what there is to say about them."""
+    """A question's results, and what there is to say about them.
+
+    ``ceilings`` holds the speed of large matrix products, in GF/s, at each point that states its
+    operations.
+    """
 
     question: str
     title: str
@@ -55,33 +88,71 @@ class Report:
     results: list[Result]
     remarks: list[str] = dataclasses.field(default_factory=list)
     unit: str = "s"
+    points: list[Point] = dataclasses.field(default_factory=lambda: [Point()])
+    ceilings: list[Result] = dataclasses.field(default_factory=list)
+
+    def at(self, point: Point) -> dict[str, Result]:
+        """The results of one point, by contender."""
+        return {result.name: result for result in self.results if result.point == point.name}
+
+    def ratios(self, result: Result) -> list[float]:
+        """To the baseline at the same point, one a round; empty if either has a problem."""
+        baseline = self.at(Point(result.point))[self.baseline]
+        if result.problem or baseline.problem:
+            return []
+        return ratios(result.amounts, baseline.amounts)
+
+    def share_of_ceiling(self, result: Result) -> float | None:
+        """The speed of a result as a part of that of large matrix products."""
+        flops = next(point.flops for point in self.points if point.name == result.point)
+        speeds = [
+            speed for one in self.ceilings for speed in one.amounts if one.point == result.point
+        ]
+        if flops is None or not speeds or result.problem or not result.later:
+            return None
+        return flops / statistics.median(result.amounts) / 1e9 / statistics.median(speeds)
+
+
+def ratios(amounts: Sequence[float], baseline: Sequence[float]) -> list[float]:
+    """``amounts / baseline`` of each round that both have."""
+    return [ours / theirs for ours, theirs in zip(amounts, baseline, strict=False)]
 
 
 def ratio(amounts: Sequence[float], baseline: Sequence[float]) -> float | None:
     """The median over the rounds of ``amounts / baseline``; None where there are no rounds."""
-    # A baseline that failed on the way has fewer rounds than the others.
-    ratios = [ours / theirs for ours, theirs in zip(amounts, baseline, strict=False)]
-    return statistics.median(ratios) if ratios else None
+    both = ratios(amounts, baseline)
+    return statistics.median(both) if both else None
 
 
-def table(report: Report) -> str:
-    """The results in Markdown."""
-    baseline = next(result for result in report.results if result.name == report.baseline)
+def tables(report: Report) -> str:
+    """A table in Markdown for every point."""
+    return "\n\n".join(
+        f"## {point.name}\n\n{table(report, point)}" if point.name else table(report, point)
+        for point in report.points
+    )
+
+
+def table(report: Report, point: Point) -> str:
+    """The results of one point in Markdown."""
     unit = report.unit
     header = [
         "", f"first call, {unit}", f"median, {unit}", f"min – max, {unit}", f"x {report.baseline}",
-        report.value_name, "",
+        *(["of the ceiling"] if point.flops else []), report.value_name, "",
     ]  # fmt: skip
     rows = [header, ["---"] * len(header)]
-    for result in report.results:
-        cells = ["–"] * 5
+    at = report.at(point)
+    baseline = at[report.baseline]
+    for result in at.values():
+        cells = ["–"] * (len(header) - 2)
         if result.first and result.later and not result.problem:
-            amounts, factor = result.amounts, ratio(result.amounts, baseline.amounts)
+            amounts, share = result.amounts, report.share_of_ceiling(result)
+            factor = None if baseline.problem else ratio(amounts, baseline.amounts)
             cells = [
                 short(result.first.amount),
                 short(statistics.median(amounts)),
                 f"{short(min(amounts))} – {short(max(amounts))}",
-                "–" if factor is None or baseline.problem else short(factor),
+                "–" if factor is None else short(factor),
+                *(["–" if share is None else f"{share:.0%}"] if point.flops else []),
                 f"{result.first.value:.4g}",
             ]
         rows.append([result.name, *cells, "; ".join(filter(None, [result.note, result.problem]))])
@@ -98,28 +169,46 @@ def short(number: float) -> str:
     return f"{number:.0f}" if abs(number) >= 100 else f"{number:#.3g}".rstrip(".")
 
 
-def text(report: Report) -> str:
-    """The whole report in Markdown."""
+def circumstances(report: Report) -> str:
+    """The machine and the versions, in a sentence."""
     versions: dict[str, str] = {}
     for result in report.results:
         versions |= result.versions
     host = report.machine
+    listed = [
+        f"Python {host['python']}",
+        *(f"{name} {of}" for name, of in sorted(versions.items())),
+    ]
+    return f"{host['cpu']}, {host['cores']} cores; {', '.join(listed)}"
+
+
+def text(report: Report, results: str) -> str:
+    """The whole report in Markdown, with the results as `tables` or a question's own give them."""
+    speeds = [speed for ceiling in report.ceilings for speed in ceiling.amounts]
+    ceiling = ""
+    if speeds:
+        extent = f"{short(min(speeds))} – {short(max(speeds))}"
+        ceiling = (
+            f"The ceiling, large matrix products in float32 in the same rounds: "
+            f"{short(statistics.median(speeds))} GF/s ({extent})."
+        )
+    busy = report.machine["load_before"] > report.machine["cores"] / 2
     lines = [
         f"# {report.question}",
         report.title,
-        f"{host['cpu']}, {host['cores']} cores; Python {host['python']}, "
-        + ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
-        + f"; {report.settings['rounds']} interleaved rounds after the first call.",
-        BUSY if host["load_before"] > host["cores"] / 2 else "",
-        table(report),
+        f"{circumstances(report)}; {report.settings['rounds']} interleaved rounds after the first "
+        "call.",
+        BUSY if busy else "",
+        ceiling,
+        results,
         "\n".join(f"- {remark}" for remark in report.remarks),
     ]
     return "\n\n".join(filter(None, lines)) + "\n"
 
 
-def write(report: Report, folder: Path, name: str) -> None:
+def write(report: Report, results: str, folder: Path, name: str) -> None:
     """Keep the report as JSON, with all raw numbers, and as Markdown."""
     folder.mkdir(parents=True, exist_ok=True)
     as_json = json.dumps(dataclasses.asdict(report), indent=1)
     (folder / f"{name}.json").write_text(as_json + "\n")
-    (folder / f"{name}.md").write_text(text(report))
+    (folder / f"{name}.md").write_text(text(report, results))

@@ -3,8 +3,9 @@
 No library's threads, memory or settings weigh on another's, and whatever makes the machine drift
 (A B C, A B C, ...) hits all alike: contenders are compared by the ratio within each round.
 
-The parent (`ask`) writes a line of JSON to a worker (`serve`): first the settings, then a request
-for each repetition. The worker answers every line with what the repetition gave.
+The parent (`ask`) writes a line of JSON to a worker (`serve`): the settings of a point, then
+`AGAIN` for each further repetition there; then the settings of the next point, if the question has
+several. The worker answers every line with what the repetition gave.
 """
 
 import contextlib
@@ -18,12 +19,15 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from benchmarks.reports import Outcome, Report, Result, short
+from benchmarks.reports import Outcome, Point, Report, Result, short
+
+AGAIN = "again"
 
 # OpenMP's and Eigen's threads spin for a while after their work is done; the next must not pay.
 SETTLE_SECONDS = 0.3
@@ -64,6 +68,8 @@ class Question:
         tolerance: how far the first values may lie from the baseline's; None does not compare.
         relative: whether the tolerances are parts of the baseline's value.
         unit: of what is measured.
+        rounds: how many repetitions of each contender follow its first.
+        points: where it is asked, one after the other; the workers stay the same.
     """
 
     name: str
@@ -74,10 +80,33 @@ class Question:
     tolerance: float | None = None
     relative: bool = False
     unit: str = "s"
+    rounds: int = 5
+    points: Sequence[Point] = (Point(),)
+
+    def allowed(self, contender: Contender) -> float:
+        """How far the contender's first value may lie from the baseline's."""
+        own = self.tolerance if contender.tolerance is None else contender.tolerance
+        return math.inf if own is None else own
 
 
 class WorkerError(Exception):
-    """A worker failed; the message is the last line of its error."""
+    """A worker failed; the message is its error."""
+
+
+def matrix_products(settings: dict[str, Any]) -> Iterator[Outcome]:
+    """The speed of a product of two large float32 matrices, in GF/s."""
+    import jax
+
+    size = 2048
+    left, right = jax.random.normal(jax.random.key(0), (2, size, size))
+    product = jax.jit(lambda left, right: left @ right)
+    while True:
+        began = time.perf_counter()
+        corner = jax.block_until_ready(product(left, right))[0, 0]
+        yield Outcome(2 * size**3 / (time.perf_counter() - began) / 1e9, float(corner))
+
+
+CEILING = Contender("large matrix products", matrix_products, ["jax"])
 
 
 # ---- the worker's side
@@ -87,16 +116,30 @@ def serve(contenders: Sequence[Contender], name: str) -> None:
     """Be the worker of one contender: answer each line of the standard input with an outcome."""
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # What libraries print is no reply.
-    contender = next(contender for contender in contenders if contender.name == name)
-    settings = json.loads(sys.stdin.readline())
-    for outcome in contender.repetitions(settings):
-        versions = {
-            package: str(getattr(sys.modules.get(package), "__version__", "unknown"))
-            for package in contender.packages
-        }
-        print(json.dumps([dataclasses.asdict(outcome), versions]), file=replies, flush=True)
-        if not sys.stdin.readline():
-            break
+    contender = next(one for one in [*contenders, CEILING] if one.name == name)
+    outcomes: Iterator[Outcome] = iter(())
+    for line in sys.stdin:
+        request = json.loads(line)
+        reply: dict[str, Any]
+        try:
+            if request != AGAIN:
+                outcomes = iter(())  # Lets go of the last point's arrays before the next are made.
+                outcomes = contender.repetitions(request)
+            outcome = dataclasses.asdict(next(outcomes))
+            reply = {"outcome": outcome, "versions": versions(contender.packages)}
+        except Exception as error:
+            traceback.print_exc()
+            first_line, _, _ = str(error).strip().partition("\n")
+            reply = {"problem": f"{type(error).__name__}: {first_line}"}
+        print(json.dumps(reply), file=replies, flush=True)
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Of the packages, as far as they are imported."""
+    return {
+        package: str(getattr(sys.modules.get(package), "__version__", "unknown"))
+        for package in packages
+    }
 
 
 # ---- the parent's side
@@ -124,16 +167,14 @@ class Worker:
             env={**os.environ, **common, **contender.environment},
         )
 
-    def __enter__(self) -> "Worker":
-        return self
+    @property
+    def alive(self) -> bool:
+        """Whether the process can still be asked."""
+        return self._process.poll() is None
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if error is not None:
+    def close(self, kill: bool = False) -> None:
+        """End the process, and wait until it has ended."""
+        if kill:
             self._process.kill()
         with contextlib.suppress(BrokenPipeError):
             self._process.communicate()
@@ -143,21 +184,53 @@ class Worker:
         """Send a line; return the outcome and the versions that come back.
 
         Raises:
-            WorkerError: the process ended instead.
+            WorkerError: the contender failed, or the process ended.
         """
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
         with contextlib.suppress(BrokenPipeError):
             print(json.dumps(request), file=stdin, flush=True)
-        reply = stdout.readline()
-        if reply:
-            outcome, versions = json.loads(reply)
-            return Outcome(**outcome), versions
+        line = stdout.readline()
+        if line:
+            reply = json.loads(line)
+            if "problem" in reply:
+                raise WorkerError(reply["problem"])
+            return Outcome(**reply["outcome"]), reply["versions"]
         status = self._process.wait()
         self._errors.seek(0)
         lines = [line.strip() for line in self._errors if line.strip()]
         raise WorkerError(lines[-1] if status == 1 and lines else f"exit status {status}")
+
+
+class Team:
+    """The workers of all contenders: each starts when it is first asked, and again if it died."""
+
+    def __init__(self, command: Sequence[str]):
+        self._command = command
+        self._workers: dict[str, Worker] = {}
+
+    def __enter__(self) -> "Team":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for worker in self._workers.values():
+            worker.close(kill=error is not None)
+
+    def ask(self, contender: Contender, request: Any) -> tuple[Outcome, dict[str, str]]:
+        """As `Worker.ask`."""
+        worker = self._workers.get(contender.name)
+        if worker is not None and not worker.alive:
+            worker.close()
+            worker = None
+        if worker is None:
+            worker = self._workers[contender.name] = Worker(contender, self._command)
+        return worker.ask(request)
 
 
 def ask(
@@ -167,18 +240,18 @@ def ask(
     command: Sequence[str],
     say: Callable[[str], None] = print,
 ) -> Report:
-    """Time every contender.
+    """Measure every contender at every point.
 
     Args:
         question: what is asked, and of whom.
-        settings: given to every contender; has to be JSON.
+        settings: given to every contender, with those of the point; has to be JSON.
         rounds: repetitions of each contender, after its first.
         command: starts a worker once ``--worker NAME`` is appended; it has to call `serve`.
         say: is told what is going on.
 
     Returns:
         the report. A contender that is absent, fails or computes something else is in it with the
-        reason, and without times.
+        reason, and without numbers, at the points where that is so.
     """
     report = Report(
         question.name,
@@ -187,71 +260,105 @@ def ask(
         question.value_name,
         {"rounds": rounds},
         machine(),
-        [Result(contender.name, contender.note) for contender in question.contenders],
+        results=[],
         unit=question.unit,
+        points=list(question.points),
     )
-    workers = {}
-    with contextlib.ExitStack() as stack:
-        for contender, result in zip(question.contenders, report.results, strict=True):
-            result.problem = missing(contender.packages)
-            if result.problem:
-                say(f"{contender.name}: {result.problem}")
-                continue
-            worker = workers[contender.name] = stack.enter_context(Worker(contender, command))
-            try:
-                result.first, result.versions = worker.ask(settings)
-            except WorkerError as error:
-                result.problem = f"failed: {error}"
-            first = ""
-            if result.first:
-                first = f"first call {short(result.first.amount)} {question.unit}"
-            say(f"{contender.name}: {first or result.problem}")
-        if question.tolerance is not None:
-            report.remarks.append(compare(question, report.results))
-            say(report.remarks[-1])
-        for number in range(rounds):
-            for result in report.results:
-                if result.problem:
-                    continue
-                time.sleep(SETTLE_SECONDS)
-                try:
-                    result.later.append(workers[result.name].ask("again")[0])
-                except WorkerError as error:
-                    result.problem = f"failed: {error}"
-            say(f"round {number + 1} of {rounds} done")
+    with Team(command) as team:
+        for number, point in enumerate(question.points, 1):
+            if point.name:
+                say(f"{number} of {len(question.points)}: {point.name}")
+            contenders = [*question.contenders, *([CEILING] if point.flops else [])]
+            results = ask_at(point, contenders, question, settings, rounds, team, say)
+            report.ceilings += results[len(question.contenders) :]
+            report.results += results[: len(question.contenders)]
+    if question.tolerance is not None:
+        report.remarks.append(agreement(question, report.results))
+        say(report.remarks[-1])
     return report
 
 
-def compare(question: Question, results: Sequence[Result]) -> str:
-    """Take out of the rounds whoever computed something else; return a sentence on who agrees."""
-    assert question.tolerance is not None
-    values = {result.name: result.first.value for result in results if result.first}
-    if question.baseline not in values:
-        return f"There is no {question.value_name} of {question.baseline} to compare with."
-    expected = values[question.baseline]
-    scale = abs(expected) if question.relative else 1.0
-    own = {one.name: one.tolerance for one in question.contenders if one.tolerance is not None}
-    distances: dict[str, float] = {}
-    for result in results:
-        if result.first is None:
+def ask_at(
+    point: Point,
+    contenders: Sequence[Contender],
+    question: Question,
+    settings: dict[str, Any],
+    rounds: int,
+    team: Team,
+    say: Callable[[str], None],
+) -> list[Result]:
+    """Measure all contenders at one point, in interleaved rounds."""
+    results = []
+    for contender in contenders:
+        result = Result(contender.name, contender.note, missing(contender.packages), point.name)
+        results.append(result)
+        if not result.problem:
+            try:
+                result.first, result.versions = team.ask(contender, {**settings, **point.settings})
+            except WorkerError as error:
+                result.problem = f"failed: {error}"
+        if result.problem:
+            say(f"{contender.name}: {result.problem}")
+        elif result.first and not point.name:
+            unit = "GF/s" if contender is CEILING else question.unit
+            say(f"{contender.name}: first call {short(result.first.amount)} {unit}")
+    compare(question, results)
+    for number in range(rounds):
+        for contender, result in zip(contenders, results, strict=True):
+            if result.problem:
+                continue
+            time.sleep(SETTLE_SECONDS)
+            try:
+                result.later.append(team.ask(contender, AGAIN)[0])
+            except WorkerError as error:
+                result.problem = f"failed: {error}"
+        if not point.name:
+            say(f"round {number + 1} of {rounds} done")
+    return results
+
+
+def compare(question: Question, results: Sequence[Result]) -> None:
+    """Take out of the rounds whoever computed something else at this point."""
+    begun = {result.name: result for result in results if result.first}
+    baseline = begun.get(question.baseline)
+    if question.tolerance is None or baseline is None or baseline.first is None:
+        return
+    expected = baseline.first.value
+    for contender in question.contenders:
+        result = begun.get(contender.name)
+        if result is None or result.first is None:
             continue
-        distance = abs(result.first.value - expected) / scale
-        if distance <= own.get(result.name, question.tolerance):  # NaN is not.
-            distances[result.name] = distance
-        else:
+        result.distance = abs(result.first.value - expected)
+        if question.relative:
+            result.distance /= abs(expected)
+        if not result.distance <= question.allowed(contender):  # NaN is not.
             result.problem = (
                 f"not timed: its {question.value_name} is {result.first.value:.4f}, "
                 f"{question.baseline}'s {expected:.4f}"
             )
-    common = [distance for name, distance in distances.items() if name not in own]
-    sentence = (
-        f"Checked before timing: {question.value_name} of {len(distances)} of {len(values)} "
-        f"contenders is {expected:.4f} to within {max(common, default=math.nan):.1e} "
-        f"(at most {question.tolerance:g} is allowed"
+
+
+def agreement(question: Question, results: Sequence[Result]) -> str:
+    """A sentence on how many of those who were compared agree with the baseline, and how well."""
+    allowed = {contender.name: question.allowed(contender) for contender in question.contenders}
+    compared = 0
+    agreeing: dict[float, list[float]] = {}
+    for result in results:
+        if result.distance is not None:
+            compared += 1
+            if result.distance <= allowed[result.name]:
+                agreeing.setdefault(allowed[result.name], []).append(result.distance)
+    if not compared:
+        return f"There is no {question.value_name} of {question.baseline} to compare with."
+    part = " as a part of it," if question.relative else ""
+    extents = [
+        f"to within {max(distances):.1e} where {tolerance:g} is allowed"
+        for tolerance, distances in sorted(agreeing.items())
+    ]
+    return (
+        f"Checked before timing: {question.value_name} of {sum(map(len, agreeing.values()))} of "
+        f"{compared} results is {question.baseline}'s,{part} {', '.join(extents)}."
     )
-    for name in own.keys() & distances.keys():
-        sentence += f"; {name}: {distances[name]:.1e}, {own[name]:g} is allowed"
-    return sentence + ")."
 
 
 def missing(packages: Sequence[str]) -> str:
