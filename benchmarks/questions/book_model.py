@@ -102,17 +102,23 @@ def keras_model(settings: Settings) -> Any:
     """The model in Keras, for texts of any length, with the weights in it."""
     import keras
 
-    weights = np.load(settings.weights)
     lstms = [
         keras.layers.LSTM(settings.hidden_size, return_sequences=True)
         for _ in range(settings.layers)
     ]
     dense = keras.layers.Dense(settings.vocabulary_size, activation="softmax")
     model = keras.Sequential([keras.Input((None, settings.vocabulary_size)), *lstms, dense])
-    for layer, lstm in enumerate(lstms):  # Keras's gates are in the same order: i, f, g, o.
-        lstm.set_weights([weights[f"{name}_{layer}"] for name in LSTM_WEIGHTS])
-    dense.set_weights([weights["dense_kernel"], weights["dense_bias"]])
+    model.set_weights(keras_weights(settings))
     return model
+
+
+def keras_weights(settings: Settings) -> list[np.ndarray]:
+    """The weights in the order of Keras's model, whose gates are in the same order: i, f, g, o."""
+    weights = np.load(settings.weights)
+    lstms = [
+        weights[f"{name}_{layer}"] for layer in range(settings.layers) for name in LSTM_WEIGHTS
+    ]
+    return [*lstms, weights["dense_kernel"], weights["dense_bias"]]
 
 
 def torch_modules(settings: Settings) -> tuple[Any, Any]:

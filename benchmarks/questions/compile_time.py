@@ -1,11 +1,13 @@
 """How long it takes until the gradient of recurrent layers is compiled, and how much code it is."""
 
+import itertools
 import statistics
 from collections.abc import Callable, Iterator
 from time import perf_counter
 from typing import Any
 
-from benchmarks.questions import jax_layers
+from benchmarks.questions import jax_layers, layer_peers
+from benchmarks.questions.jax_layers import Outputs
 from benchmarks.questions.jax_layers import Shape as Settings
 from benchmarks.reports import Outcome, Report, short
 from benchmarks.timing import Contender, Question
@@ -25,59 +27,35 @@ VARIANTS = {
 """By the name on the command line: the settings, and those of the quick mode."""
 
 
-def rnnjax_gradient(settings: dict[str, Any]) -> Iterator[Outcome]:
-    """Rnnjax's default."""
-    return compilations(jax_layers.rnnjax_layers, settings)
-
-
-def rnnjax_reference(settings: dict[str, Any]) -> Iterator[Outcome]:
-    """The plain scan, with JAX's own gradient."""
-    import rnnjax
-
-    return compilations(lambda shape: jax_layers.rnnjax_layers(shape, rnnjax.Scan()), settings)
-
-
-def linen_gradient(settings: dict[str, Any]) -> Iterator[Outcome]:
-    """Flax linen's ``RNN``."""
-    return compilations(jax_layers.linen_layers, settings)
-
-
-def nnx_gradient(settings: dict[str, Any]) -> Iterator[Outcome]:
-    """Flax nnx's ``RNN``."""
-    return compilations(jax_layers.nnx_layers, settings)
-
-
-def keras_gradient(settings: dict[str, Any]) -> Iterator[Outcome]:
-    """Keras's layer, stateless."""
-    return compilations(jax_layers.keras_layers, settings)
-
-
 def compilations(
-    build: Callable[[Settings], tuple[jax_layers.Outputs, Any, Any]], settings: dict[str, Any]
-) -> Iterator[Outcome]:
-    """Compile the gradient again and again, as if for the first time."""
-    import jax
+    build: Callable[[Settings], tuple[Outputs, Any, Any]],
+) -> Callable[[dict[str, Any]], Iterator[Outcome]]:
+    """The contender that compiles the gradient again and again, each time as if for the first."""
 
-    outputs, *arguments = build(Settings(**settings))
-    gradient = jax_layers.gradient_of(outputs)
-    value = None
-    while True:
-        jax.clear_caches()
-        times = [perf_counter()]
-        traced = jax.jit(gradient).trace(*arguments)
-        times.append(perf_counter())
-        lowered = traced.lower()
-        times.append(perf_counter())
-        compiled = lowered.compile()
-        times.append(perf_counter())
-        if value is None:
-            _, (_, xs_gradient) = compiled(*arguments)
-            value = jax_layers.fingerprint(xs_gradient)
-        details: dict[str, Any] = {
-            phase: end - start for phase, start, end in zip(PHASES, times, times[1:], strict=False)
-        }
-        details["instructions"] = compiled.as_text().count(" = ")
-        yield Outcome(times[-1] - times[0], value, details)
+    def repetitions(settings: dict[str, Any]) -> Iterator[Outcome]:
+        import jax
+
+        outputs, *arguments = build(Settings(**settings))
+        gradient = jax_layers.gradient_of(outputs)
+        value = None
+        while True:
+            jax.clear_caches()
+            times = [perf_counter()]
+            traced = jax.jit(gradient).trace(*arguments)
+            times.append(perf_counter())
+            lowered = traced.lower()
+            times.append(perf_counter())
+            compiled = lowered.compile()
+            times.append(perf_counter())
+            if value is None:
+                _, (_, xs_gradient) = compiled(*arguments)
+                value = jax_layers.fingerprint(xs_gradient)
+            lasted = (end - start for start, end in itertools.pairwise(times))
+            details: dict[str, Any] = dict(zip(PHASES, lasted, strict=True))
+            details["instructions"] = compiled.as_text().count(" = ")
+            yield Outcome(times[-1] - times[0], value, details)
+
+    return repetitions
 
 
 def question(settings: Settings) -> Question:
@@ -88,11 +66,16 @@ def question(settings: Settings) -> Question:
         f"Tracing, lowering and compiling {settings}. The first call is in a fresh process; "
         "before each of the others JAX's caches are emptied.",
         [
-            Contender("rnnjax", rnnjax_gradient, ["rnnjax", "jax"]),
-            Contender("rnnjax, Scan()", rnnjax_reference, ["rnnjax", "jax"]),
-            Contender(PEER, linen_gradient, ["flax", "jax"]),
-            Contender("Flax nnx.RNN", nnx_gradient, ["flax", "jax"]),
-            Contender("Keras, jax", keras_gradient, ["keras", "jax"], {"KERAS_BACKEND": "jax"}),
+            Contender("rnnjax", compilations(jax_layers.rnnjax_layers), ["rnnjax", "jax"]),
+            Contender("rnnjax, Scan()", compilations(layer_peers.rnnjax_scan), ["rnnjax", "jax"]),
+            Contender(PEER, compilations(jax_layers.linen_layers), ["flax", "jax"]),
+            Contender("Flax nnx.RNN", compilations(jax_layers.nnx_layers), ["flax", "jax"]),
+            Contender(
+                "Keras, jax",
+                compilations(jax_layers.keras_layers),
+                ["keras", "jax"],
+                {"KERAS_BACKEND": "jax"},
+            ),
         ],
         baseline=PEER,
         value_name=jax_layers.FINGERPRINT,

@@ -14,7 +14,7 @@ from benchmarks.timing import Contender, Question
 
 __all__ = ["QUICK", "Settings", "question", "remarks"]
 
-MODULES = ("jax", "rnnjax", "rnnjax.linen", "rnnjax.nnx", "flax.linen", "flax.nnx", "torch")
+MODULES = ("jax", "rnnjax", "rnnjax.linen", "flax.linen", "torch")
 APART = ("import jax", "import torch", "import keras, on tensorflow", "import keras, on torch")
 """What is not an import on top of JAX's."""
 PROGRAM = """

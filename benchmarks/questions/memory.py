@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import resource
 import statistics
 import sys
@@ -10,7 +11,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from benchmarks.questions import jax_layers
+from benchmarks.questions import jax_layers, layer_peers
+from benchmarks.questions.jax_layers import Outputs
 from benchmarks.questions.jax_layers import Shape as Settings
 from benchmarks.reports import Outcome, Report, short
 from benchmarks.timing import Contender, Question
@@ -22,6 +24,7 @@ MOST = 12e9
 """Bytes: a program that says it needs more is not run."""
 KEEP_EVERY = (10, 32, 100)
 """Settings of rnnjax's dial: of so many steps, the carry of one is kept."""
+LINEN_REMAT = functools.partial(jax_layers.linen_layers, remat=True)
 
 QUICK = Settings(hidden_size=64, batch_size=16, time=200)
 VARIANTS = {
@@ -34,100 +37,55 @@ VARIANTS = {
 """By the name on the command line: the settings, and those of the quick mode."""
 
 
-def rnnjax_default(settings: dict[str, Any]) -> Iterator[Outcome]:
-    """Rnnjax's default."""
-    return compiled_calls(jax_layers.rnnjax_layers, settings)
+def rnnjax_keeping(every: int) -> Callable[[Settings], tuple[Outputs, Any, Any]]:
+    """Builds the layers that keep the carry of one in ``every`` steps."""
 
-
-def rnnjax_reference(settings: dict[str, Any]) -> Iterator[Outcome]:
-    """The plain scan, with JAX's own gradient."""
-    import rnnjax
-
-    return compiled_calls(lambda shape: jax_layers.rnnjax_layers(shape, rnnjax.Scan()), settings)
-
-
-def rnnjax_keeping(every: int) -> Callable[[dict[str, Any]], Iterator[Outcome]]:
-    """The contender that keeps the carry of one in ``every`` steps."""
-
-    def repetitions(settings: dict[str, Any]) -> Iterator[Outcome]:
+    def build(shape: Settings) -> tuple[Outputs, Any, Any]:
         import rnnjax
 
-        method = rnnjax.Fused(keep_every=every)
-        return compiled_calls(lambda shape: jax_layers.rnnjax_layers(shape, method), settings)
+        return jax_layers.rnnjax_layers(shape, rnnjax.Fused(keep_every=every))
+
+    return build
+
+
+def compiled_calls(
+    build: Callable[[Settings], tuple[Outputs, Any, Any]],
+) -> Callable[[dict[str, Any]], Iterator[Outcome]]:
+    """The contender that calls the compiled gradient, whose temporaries the compiler counts."""
+
+    def repetitions(settings: dict[str, Any]) -> Iterator[Outcome]:
+        import jax
+
+        outputs, *arguments = build(Settings(**settings))
+        gradient = jax_layers.gradient_of(outputs)
+        compiled = jax.jit(gradient).lower(*arguments).compile()
+        sizes = compiled.memory_analysis()
+        assert sizes is not None
+        parts = {
+            "temporary": sizes.temp_size_in_bytes,
+            "arguments": sizes.argument_size_in_bytes,
+            "outputs": sizes.output_size_in_bytes,
+        }
+        needed = sum(parts.values())
+        if needed > MOST:
+            raise MemoryError(
+                f"the compiled program needs {needed / 1e9:.1f} GB, {parts['temporary'] / 1e9:.1f} "
+                f"of them temporary, and more than {MOST / 1e9:.0f} are not tried"
+            )
+
+        def call() -> Any:
+            _, (_, xs_gradient) = jax.block_until_ready(compiled(*arguments))
+            return xs_gradient
+
+        return measured_calls(call, {name: size / MEGABYTE for name, size in parts.items()})
 
     return repetitions
 
 
-def linen_default(settings: dict[str, Any]) -> Iterator[Outcome]:
-    """Flax linen's ``RNN``."""
-    return compiled_calls(jax_layers.linen_layers, settings)
-
-
-def linen_remat(settings: dict[str, Any]) -> Iterator[Outcome]:
-    """The same, with ``flax.linen.remat`` around the cell."""
-    return compiled_calls(lambda shape: jax_layers.linen_layers(shape, remat=True), settings)
-
-
-def keras_default(settings: dict[str, Any]) -> Iterator[Outcome]:
-    """Keras's layer, stateless."""
-    return compiled_calls(jax_layers.keras_layers, settings)
-
-
-def compiled_calls(
-    build: Callable[[Settings], tuple[jax_layers.Outputs, Any, Any]], settings: dict[str, Any]
-) -> Iterator[Outcome]:
-    """Call the compiled gradient, whose temporaries the compiler has counted."""
-    import jax
-
-    outputs, *arguments = build(Settings(**settings))
-    gradient = jax_layers.gradient_of(outputs)
-    compiled = jax.jit(gradient).lower(*arguments).compile()
-    sizes = compiled.memory_analysis()
-    assert sizes is not None
-    parts = {
-        "temporary": sizes.temp_size_in_bytes,
-        "arguments": sizes.argument_size_in_bytes,
-        "outputs": sizes.output_size_in_bytes,
-    }
-    needed = sum(parts.values())
-    if needed > MOST:
-        raise MemoryError(
-            f"the compiled program needs {needed / 1e9:.1f} GB, {parts['temporary'] / 1e9:.1f} of "
-            f"them temporary, and more than {MOST / 1e9:.0f} are not tried"
-        )
-
-    def call() -> Any:
-        _, (_, xs_gradient) = jax.block_until_ready(compiled(*arguments))
-        return xs_gradient
-
-    return measured_calls(call, {name: size / MEGABYTE for name, size in parts.items()})
-
-
 def torch_calls(settings: dict[str, Any]) -> Iterator[Outcome]:
     """PyTorch's ``nn.LSTM``."""
-    import torch
-
-    shape = Settings(**settings)
-    size = shape.hidden_size
-    lstm = torch.nn.LSTM(size, size, shape.layers)
-    arrays = {}
-    for number, layer in enumerate(jax_layers.weights(shape)):
-        given = {name: torch.from_numpy(array) for name, array in layer.items()}
-        arrays[f"weight_ih_l{number}"] = given["kernel"].T
-        arrays[f"weight_hh_l{number}"] = given["recurrent_kernel"].T
-        arrays[f"bias_ih_l{number}"] = given["bias"]
-        arrays[f"bias_hh_l{number}"] = torch.zeros_like(given["bias"])
-    lstm.load_state_dict(arrays)
-    xs = torch.from_numpy(jax_layers.inputs(shape)).requires_grad_()
-
-    def call() -> Any:
-        lstm.zero_grad()
-        xs.grad = None
-        outputs, _ = lstm(xs)
-        (0.5 * outputs.square().sum()).backward()
-        return xs.grad
-
-    return measured_calls(call, {})
+    call = layer_peers.torch_call(Settings(**settings), backward=True)
+    return measured_calls(lambda: call()[0], {})
 
 
 def measured_calls(call: Callable[[], Any], sizes: dict[str, float]) -> Iterator[Outcome]:
@@ -175,18 +133,25 @@ def question(settings: Settings) -> Question:
         f"{settings}: the resident memory that the calls add to the process at its peak, "
         "arguments and compilation not counted.",
         [
-            Contender("rnnjax", rnnjax_default, ["rnnjax", "jax"]),
+            Contender("rnnjax", compiled_calls(jax_layers.rnnjax_layers), ["rnnjax", "jax"]),
             *(
                 Contender(
-                    f"rnnjax, Fused(keep_every={every})", rnnjax_keeping(every), ["rnnjax", "jax"]
+                    f"rnnjax, Fused(keep_every={every})",
+                    compiled_calls(rnnjax_keeping(every)),
+                    ["rnnjax", "jax"],
                 )
                 for every in KEEP_EVERY
             ),
-            Contender("rnnjax, Scan()", rnnjax_reference, ["rnnjax", "jax"]),
-            Contender("Flax linen.RNN", linen_default, ["flax", "jax"]),
-            Contender("Flax linen.RNN, remat", linen_remat, ["flax", "jax"]),
+            Contender("rnnjax, Scan()", compiled_calls(layer_peers.rnnjax_scan), ["rnnjax", "jax"]),
+            Contender("Flax linen.RNN", compiled_calls(jax_layers.linen_layers), ["flax", "jax"]),
+            Contender("Flax linen.RNN, remat", compiled_calls(LINEN_REMAT), ["flax", "jax"]),
             Contender("PyTorch nn.LSTM", torch_calls, ["torch"]),
-            Contender("Keras, jax", keras_default, ["keras", "jax"], {"KERAS_BACKEND": "jax"}),
+            Contender(
+                "Keras, jax",
+                compiled_calls(jax_layers.keras_layers),
+                ["keras", "jax"],
+                {"KERAS_BACKEND": "jax"},
+            ),
         ],
         baseline="rnnjax",
         value_name=jax_layers.FINGERPRINT,

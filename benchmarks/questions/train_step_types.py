@@ -9,7 +9,7 @@ from benchmarks.timing import Contender, Question
 
 __all__ = ["QUICK", "Settings", "question", "remarks", "write_weights"]
 
-ROUGH = 0.05
+ROUGH = 0.02
 """Nats by which bfloat16 may be off."""
 
 

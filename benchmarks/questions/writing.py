@@ -18,7 +18,7 @@ __all__ = ["QUICK", "VARIANTS", "Settings", "question", "remarks", "write_weight
 
 READ_FIRST = 20
 """Characters that are read before the writing begins; their nats tell whether all compute alike."""
-ROUGH = 0.1
+ROUGH = 0.02
 """Nats by which bfloat16 may be off."""
 LIMIT = "reading the weights"
 
@@ -176,7 +176,6 @@ def keras_loop(settings: dict[str, Any]) -> Iterator[Outcome]:
     ids = given_ids(shape)
 
     began = perf_counter()
-    trained = book_model.keras_model(shape)
     size = (shape.hidden_size,)
     given = y = keras.Input((1, shape.vocabulary_size), batch_size=shape.batch_size)
     before = [
@@ -191,7 +190,7 @@ def keras_loop(settings: dict[str, Any]) -> Iterator[Outcome]:
         after.append(state)
     logits = keras.layers.Dense(shape.vocabulary_size)(y[:, 0])
     model = keras.Model([given, before], [logits, after])
-    model.set_weights(trained.get_weights())
+    model.set_weights(book_model.keras_weights(shape))
     variables = [variable.value for variable in model.trainable_variables]
     rest = [variable.value for variable in model.non_trainable_variables]
     zeros = jnp.zeros((shape.batch_size, shape.hidden_size))
