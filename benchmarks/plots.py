@@ -43,7 +43,7 @@ def bars(report: Report) -> Any:
         ratios = [report.ratios(at[name]) for name in names]
         seen = [ratio for one in ratios for ratio in one]
         if seen and max(seen) > WIDE * min(seen):
-            axes.set_xscale("log")
+            logarithmic(axes.xaxis)
         for place, (name, one) in enumerate(zip(names, ratios, strict=True)):
             if not one:
                 problem = at[name].problem.partition(":")[0] or "nothing to compare with"
@@ -84,7 +84,7 @@ def panels(rows: int, columns: int) -> tuple[Any, Any]:
 def legend(figure: Any) -> None:
     """Name the curves once for all panels, to their right."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", fontsize="small")
+    figure.legend(handles, labels, loc="outside right center", fontsize="small")
 
 
 def curves(axes: Any, xs: Sequence[float], ys: Mapping[str, Sequence[Sequence[float]]]) -> None:
@@ -97,6 +97,8 @@ def curves(axes: Any, xs: Sequence[float], ys: Mapping[str, Sequence[Sequence[fl
     """
     for name, rounds in ys.items():
         at = [(x, some) for x, some in zip(xs, rounds, strict=True) if some]
+        if not at:
+            continue
         medians = [statistics.median(some) for _, some in at]
         extents = [
             [median - min(some) for median, (_, some) in zip(medians, at, strict=True)],
@@ -113,6 +115,16 @@ def curves(axes: Any, xs: Sequence[float], ys: Mapping[str, Sequence[Sequence[fl
             linewidth=1.2,
             elinewidth=0.8,
         )
+
+
+def logarithmic(axis: Any) -> None:
+    """Make an axis logarithmic, with plain numbers at 1, 2, 5, 10 and so on."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter("{x:,g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def finish(figure: Any, report: Report, title: str) -> Any:

@@ -152,7 +152,7 @@ def table(report: Report, point: Point) -> str:
                 short(statistics.median(amounts)),
                 f"{short(min(amounts))} – {short(max(amounts))}",
                 "–" if factor is None else short(factor),
-                *(["–" if share is None else f"{share:.0%}"] if point.flops else []),
+                *(["–" if share is None else percent(share)] if point.flops else []),
                 f"{result.first.value:.4g}",
             ]
         rows.append([result.name, *cells, "; ".join(filter(None, [result.note, result.problem]))])
@@ -167,6 +167,11 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 def short(number: float) -> str:
     """Three significant digits, without an exponent."""
     return f"{number:.0f}" if abs(number) >= 100 else f"{number:#.3g}".rstrip(".")
+
+
+def percent(share: float) -> str:
+    """A share in percent, with a decimal where it is small."""
+    return f"{share:.0%}" if share >= 0.1 else f"{share:.1%}"
 
 
 def circumstances(report: Report) -> str:

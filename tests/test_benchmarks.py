@@ -193,7 +193,7 @@ def test_times_are_compared_with_the_ceiling_where_the_operations_are_stated(tmp
     monkeypatch.setattr(timing, "CEILING", ceiling)
     report = ask(tmp_path, "steady", points=[Point("", {"seconds": 1}, flops=1e9)])
     assert report.share_of_ceiling(report.results[0]) == 1 / 12
-    assert "| 8% | 0.5 |" in reports.tables(report)
+    assert "| 8.3% | 0.5 |" in reports.tables(report)
     assert "6.00 GF/s (3.00 – 9.00)" in reports.text(report, "")
 
 
