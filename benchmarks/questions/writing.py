@@ -219,47 +219,46 @@ def keras_loop(settings: dict[str, Any]) -> Iterator[Outcome]:
 
 
 def weights_read(settings: dict[str, Any]) -> Iterator[Outcome]:
-    """As many float32 numbers as the model has weights, read once a step and used once.
+    """As many float32 numbers as the model has weights, each read and used once a step.
 
-    In two forms, of which the faster counts: a matrix times a vector, for which XLA has code of its
-    own that one core runs, and the same as a sum of products, which it divides among the cores.
+    In two forms, of which the faster counts: a tall matrix times a vector, and a vector times a
+    wide one, as the model's own products are.
     """
     import jax
     import jax.numpy as jnp
 
     shape = Settings(**settings)
+    size = shape.hidden_size
     numbers = sum(array.size for array in np.load(shape.weights).values())
-    size = int(numbers**0.5)
-    matrix = jnp.full((numbers // size, size), 1 / size)
+    times = numbers // size**2
+    scale = numbers / (times * size**2)  # Whole squares are read, and the rest is added in time.
 
-    def product(matrix: jax.Array, x: jax.Array) -> jax.Array:
-        return matrix @ x
+    def loop(form: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        def step(matrix: jax.Array, x: jax.Array) -> jax.Array:
+            # It needs all of the step before it, so that nothing can be taken out of the loop.
+            return form(matrix, x).reshape(times, size).mean(axis=0)
 
-    def sums(matrix: jax.Array, x: jax.Array) -> jax.Array:
-        return jnp.sum(matrix * x, axis=-1)
-
-    def loop(form: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-        # Each step needs the one before it, so that none can be taken out of the loop.
         return jax.jit(
-            lambda matrix, x: jax.lax.fori_loop(
-                0, shape.length, lambda _, x: form(matrix, x)[: len(x)], x
-            )
+            lambda matrix, x: jax.lax.fori_loop(0, shape.length, lambda _, x: step(matrix, x), x)
         )
 
     began = perf_counter()
-    loops = {form.__name__: loop(form) for form in (product, sums)}
     start = jnp.ones(size)
-    values = [jax.block_until_ready(run(matrix, start)) for run in loops.values()]
-    first = Outcome(perf_counter() - began, float(values[0][0]))
-    yield first
+    forms = {
+        "tall": (loop(lambda matrix, x: matrix @ x), jnp.full((times * size, size), 1 / size)),
+        "wide": (loop(lambda matrix, x: x @ matrix), jnp.full((size, times * size), 1 / size)),
+    }
+    ends = [jax.block_until_ready(run(matrix, start)) for run, matrix in forms.values()]
+    value = float(ends[0].mean())
+    yield Outcome(perf_counter() - began, value)
     while True:
         seconds = {}
-        for name, run in loops.items():
+        for name, (run, matrix) in forms.items():
             began = perf_counter()
             jax.block_until_ready(run(matrix, start))
-            seconds[name] = (perf_counter() - began) / shape.length
+            seconds[name] = (perf_counter() - began) * scale / shape.length
         least = min(seconds.values())
-        yield Outcome(least, first.value, {**seconds, "GB/s": 4 * matrix.size / least / 1e9})
+        yield Outcome(least, value, {**seconds, "GB/s": 4 * numbers / least / 1e9})
 
 
 def question(settings: Settings) -> Question:
