@@ -35,7 +35,9 @@ def main(
     """
     parser = argparse.ArgumentParser(f"python -m {script}")
     parser.add_argument("question", nargs="?", choices=questions, help="by default all")
-    parser.add_argument("--rounds", type=positive, help="repetitions after the first")
+    parser.add_argument(
+        "--rounds", type=positive, help="repetitions after the first (default: the question's own)"
+    )
     parser.add_argument("--quick", action="store_true", help="tiny shapes, to try the script")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--worker", help=argparse.SUPPRESS)

@@ -31,6 +31,8 @@ AGAIN = "again"
 
 # OpenMP's and Eigen's threads spin for a while after their work is done; the next must not pay.
 SETTLE_SECONDS = 0.3
+# So long it is observed, before a question, whether the machine is busy with something else.
+LOOK_SECONDS = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +104,9 @@ def matrix_products(settings: dict[str, Any]) -> Iterator[Outcome]:
     product = jax.jit(lambda left, right: left @ right)
     while True:
         began = time.perf_counter()
-        corner = jax.block_until_ready(product(left, right))[0, 0]
-        yield Outcome(2 * size**3 / (time.perf_counter() - began) / 1e9, float(corner))
+        result = jax.block_until_ready(product(left, right))
+        seconds = time.perf_counter() - began
+        yield Outcome(2 * size**3 / seconds / 1e9, float(result[0, 0]))
 
 
 CEILING = Contender("large matrix products", matrix_products, ["jax"])
@@ -380,8 +383,24 @@ def machine() -> dict[str, Any]:
         "cores": usable_cores(),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "load_before": os.getloadavg()[0],
+        "load_before": busy_cores(),
     }
+
+
+def busy_cores() -> float:
+    """How many cores are busy with anything at the moment."""
+    # The load average would still hold the workers of the question before this one.
+    with contextlib.suppress(OSError):
+        before = busy_seconds()
+        time.sleep(LOOK_SECONDS)
+        return (busy_seconds() - before) / LOOK_SECONDS
+    return os.getloadavg()[0]
+
+
+def busy_seconds() -> float:
+    """What all cores together have worked since the system started; only Linux tells it."""
+    user, nice, system, _, _, *interrupts = map(int, Path("/proc/stat").read_text().split()[1:8])
+    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
 
 
 def usable_cores() -> int:

@@ -79,6 +79,7 @@ if __name__ == "__main__":
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
     monkeypatch.setattr(timing, "SETTLE_SECONDS", 0)
+    monkeypatch.setattr(timing, "LOOK_SECONDS", 0.02)
 
 
 def ask(folder: Path, *names: str, rounds: int = 3, **options: Any) -> Report:
@@ -342,3 +343,4 @@ def test_the_machine_is_described():
     machine = timing.machine()
     assert machine["cores"] >= 1
     assert machine["cpu"]
+    assert machine["load_before"] >= 0

@@ -65,9 +65,9 @@ def inputs(shape: Shape) -> np.ndarray:
     return np.random.default_rng(1).standard_normal(dimensions, np.float32)
 
 
-def fingerprint(xs_gradient: Any) -> float:
-    """The root mean square of the gradient of the inputs: every number has a part in it."""
-    return float(np.sqrt(np.mean(np.square(np.asarray(xs_gradient, np.float32)))))
+def root_mean_square(array: Any) -> float:
+    """A fingerprint of an array of any library: every number has a part in it."""
+    return float(np.sqrt(np.mean(np.square(np.asarray(array, np.float64)))))
 
 
 def gradient_of(outputs: Outputs) -> Gradient:

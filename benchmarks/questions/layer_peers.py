@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.questions import jax_layers
-from benchmarks.questions.jax_layers import GATES, Outputs, Shape
+from benchmarks.questions.jax_layers import GATES, Outputs, Shape, root_mean_square
 from benchmarks.reports import Outcome, Point
 from benchmarks.timing import Contender
 
@@ -89,11 +89,6 @@ def fingerprint(arrays: Sequence[Any]) -> float:
     if not kernels:
         return root_mean_square(first)
     return math.sqrt(root_mean_square(first) * root_mean_square(np.concatenate(kernels)))
-
-
-def root_mean_square(array: np.ndarray) -> float:
-    """Of all numbers."""
-    return float(np.sqrt(np.mean(np.square(array))))
 
 
 def point(name: str, shape: Shape, backward: bool) -> Point:

@@ -101,7 +101,7 @@ def measured_calls(call: Callable[[], Any], sizes: dict[str, float]) -> Iterator
         seconds = perf_counter() - began
         peak = peak_of_process()
         if value is None:
-            value = jax_layers.fingerprint(xs_gradient)
+            value = jax_layers.root_mean_square(xs_gradient)
         del xs_gradient  # Else it would still be there in the next call.
         details = {**sizes, "process": peak / MEGABYTE, "seconds": seconds}
         # At least a page: a tiny call may raise nothing, and a ratio to it has to exist.
