@@ -71,6 +71,7 @@ class Question:
         relative: whether the tolerances are parts of the baseline's value.
         unit: of what is measured.
         rounds: how many repetitions of each contender follow its first.
+        patience: whose first call gives more than this is not asked again at that point.
         points: where it is asked, one after the other; the workers stay the same.
     """
 
@@ -83,6 +84,7 @@ class Question:
     relative: bool = False
     unit: str = "s"
     rounds: int = 5
+    patience: float = math.inf
     points: Sequence[Point] = (Point(),)
 
     def allowed(self, contender: Contender) -> float:
@@ -306,6 +308,7 @@ def ask_at(
             unit = "GF/s" if contender is CEILING else question.unit
             say(f"{contender.name}: first call {short(result.first.amount)} {unit}")
     compare(question, results)
+    leave_out_slow(question, results)
     for number in range(rounds):
         for contender, result in zip(contenders, results, strict=True):
             if result.problem:
@@ -338,6 +341,20 @@ def compare(question: Question, results: Sequence[Result]) -> None:
             result.problem = (
                 f"not timed: its {question.value_name} is {result.first.value:.4f}, "
                 f"{question.baseline}'s {expected:.4f}"
+            )
+
+
+def leave_out_slow(question: Question, results: Sequence[Result]) -> None:
+    """Take out of the rounds whoever would take too long at this point."""
+    contenders = {contender.name for contender in question.contenders}
+    for result in results:
+        if result.problem or result.name not in contenders:
+            continue
+        if result.first and result.first.amount > question.patience:
+            first = f"{short(result.first.amount)} {question.unit}"
+            result.problem = (
+                f"not timed: its first call took {first}, and more than {question.patience:g} "
+                f"{question.unit} are not repeated"
             )
 
 

@@ -157,6 +157,16 @@ def test_a_tolerance_can_be_a_part_of_the_value(tmp_path):
     assert "results is steady's, as a part of it, to within 8.0e-04" in report.remarks[0]
 
 
+def test_who_takes_too_long_is_not_asked_again(tmp_path):
+    report = ask(tmp_path, "steady", "slower", patience=5)
+    steady, slower = report.results
+    assert len(steady.later) == 3
+    assert slower.later == []
+    assert slower.problem == (
+        "not timed: its first call took 7.50 s, and more than 5 s are not repeated"
+    )
+
+
 def points(*seconds: float) -> list[Point]:
     return [Point(f"at {number}", {"seconds": number}) for number in seconds]
 

@@ -62,7 +62,10 @@ def question(settings: Settings) -> Question:
 
 
 def asked(name: str, title: str, points: Sequence[Point]) -> Question:
-    """A question to all libraries' layers; few rounds, for there are many points."""
+    """A question to all libraries' layers; few rounds, for there are many points.
+
+    Few calls take long, but Keras on PyTorch needs minutes for the gradients of 10,000 steps.
+    """
     return Question(
         name,
         f"{title} Forward + backward gives the gradients of all parameters and of the inputs. A "
@@ -74,6 +77,7 @@ def asked(name: str, title: str, points: Sequence[Point]) -> Question:
         tolerance=layer_peers.TOLERANCE,
         relative=True,
         rounds=3,
+        patience=60,
         points=points,
     )
 
