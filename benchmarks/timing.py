@@ -18,6 +18,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -71,7 +72,7 @@ class Question:
         relative: whether the tolerances are parts of the baseline's value.
         unit: of what is measured.
         rounds: how many repetitions of each contender follow its first.
-        patience: whose first call gives more than this is not asked again at that point.
+        patience: seconds after which a worker that has not answered is ended.
         points: where it is asked, one after the other; the workers stay the same.
     """
 
@@ -185,24 +186,36 @@ class Worker:
             self._process.communicate()
         self._errors.close()
 
-    def ask(self, request: Any) -> tuple[Outcome, dict[str, str]]:
+    def ask(self, request: Any, patience: float) -> tuple[Outcome, dict[str, str]]:
         """Send a line; return the outcome and the versions that come back.
 
         Raises:
-            WorkerError: the contender failed, or the process ended.
+            WorkerError: the contender failed, the process ended, or no answer came in time.
         """
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
         with contextlib.suppress(BrokenPipeError):
             print(json.dumps(request), file=stdin, flush=True)
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            self._process.kill()
+
+        timer = threading.Timer(min(patience, threading.TIMEOUT_MAX), end)
+        timer.daemon = True
+        timer.start()
         line = stdout.readline()
+        timer.cancel()
         if line:
             reply = json.loads(line)
             if "problem" in reply:
                 raise WorkerError(reply["problem"])
             return Outcome(**reply["outcome"]), reply["versions"]
         status = self._process.wait()
+        if late.is_set():
+            raise WorkerError(f"no answer within {patience:g} s")
         self._errors.seek(0)
         lines = [line.strip() for line in self._errors if line.strip()]
         raise WorkerError(lines[-1] if status == 1 and lines else f"exit status {status}")
@@ -227,7 +240,9 @@ class Team:
         for worker in self._workers.values():
             worker.close(kill=error is not None)
 
-    def ask(self, contender: Contender, request: Any) -> tuple[Outcome, dict[str, str]]:
+    def ask(
+        self, contender: Contender, request: Any, patience: float
+    ) -> tuple[Outcome, dict[str, str]]:
         """As `Worker.ask`."""
         worker = self._workers.get(contender.name)
         if worker is not None and not worker.alive:
@@ -235,7 +250,7 @@ class Team:
             worker = None
         if worker is None:
             worker = self._workers[contender.name] = Worker(contender, self._command)
-        return worker.ask(request)
+        return worker.ask(request, patience)
 
 
 def ask(
@@ -299,7 +314,8 @@ def ask_at(
         results.append(result)
         if not result.problem:
             try:
-                result.first, result.versions = team.ask(contender, {**settings, **point.settings})
+                request = {**settings, **point.settings}
+                result.first, result.versions = team.ask(contender, request, question.patience)
             except WorkerError as error:
                 result.problem = f"failed: {error}"
         if result.problem:
@@ -308,14 +324,13 @@ def ask_at(
             unit = "GF/s" if contender is CEILING else question.unit
             say(f"{contender.name}: first call {short(result.first.amount)} {unit}")
     compare(question, results)
-    leave_out_slow(question, results)
     for number in range(rounds):
         for contender, result in zip(contenders, results, strict=True):
             if result.problem:
                 continue
             time.sleep(SETTLE_SECONDS)
             try:
-                result.later.append(team.ask(contender, AGAIN)[0])
+                result.later.append(team.ask(contender, AGAIN, question.patience)[0])
             except WorkerError as error:
                 result.problem = f"failed: {error}"
         if not point.name:
@@ -341,20 +356,6 @@ def compare(question: Question, results: Sequence[Result]) -> None:
             result.problem = (
                 f"not timed: its {question.value_name} is {result.first.value:.4f}, "
                 f"{question.baseline}'s {expected:.4f}"
-            )
-
-
-def leave_out_slow(question: Question, results: Sequence[Result]) -> None:
-    """Take out of the rounds whoever would take too long at this point."""
-    contenders = {contender.name for contender in question.contenders}
-    for result in results:
-        if result.problem or result.name not in contenders:
-            continue
-        if result.first and result.first.amount > question.patience:
-            first = f"{short(result.first.amount)} {question.unit}"
-            result.problem = (
-                f"not timed: its first call took {first}, and more than {question.patience:g} "
-                f"{question.unit} are not repeated"
             )
 
 

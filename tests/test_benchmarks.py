@@ -16,6 +16,7 @@ FAKES = """
 import itertools
 import os
 import sys
+import time
 from benchmarks.reports import Outcome
 from benchmarks.timing import Contender, serve
 
@@ -58,6 +59,11 @@ def dies_at_zero(settings):
             os._exit(7)
         yield Outcome(1.0, os.getpid())
 
+def hangs_at_zero(settings):
+    if not settings["seconds"]:
+        time.sleep(60)
+    return steady(settings)
+
 CONTENDERS = [
     Contender("steady", steady, ["json"]),
     Contender("slower", slower, note="estimated"),
@@ -68,6 +74,7 @@ CONTENDERS = [
     Contender("killed", killed),
     Contender("fails at zero", fails_at_zero),
     Contender("dies at zero", dies_at_zero),
+    Contender("hangs at zero", hangs_at_zero),
     Contender("precise", slower, tolerance=1e-5),
     Contender("environment", environment, environment={"FAKE": "0.25"}),
 ]
@@ -157,14 +164,10 @@ def test_a_tolerance_can_be_a_part_of_the_value(tmp_path):
     assert "results is steady's, as a part of it, to within 8.0e-04" in report.remarks[0]
 
 
-def test_who_takes_too_long_is_not_asked_again(tmp_path):
-    report = ask(tmp_path, "steady", "slower", patience=5)
-    steady, slower = report.results
-    assert len(steady.later) == 3
-    assert slower.later == []
-    assert slower.problem == (
-        "not timed: its first call took 7.50 s, and more than 5 s are not repeated"
-    )
+def test_who_does_not_answer_in_time_is_ended(tmp_path):
+    report = ask(tmp_path, "steady", "hangs at zero", points=points(0, 1), patience=2)
+    problems = [result.problem for result in report.results]
+    assert problems == ["", "failed: no answer within 2 s", "", ""]
 
 
 def points(*seconds: float) -> list[Point]:
