@@ -30,7 +30,12 @@ parity: .venv/test.stamp
 bench: .venv/test.stamp
 	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[test,bench]'
 	$(BIN)/python -m benchmarks.keras_stateful
+	$(BIN)/python -m benchmarks.import_time
+	$(BIN)/python -m benchmarks.compile_time
+	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.layers
 	$(BIN)/python -m benchmarks.scan_vs_keras
+	$(BIN)/python -m benchmarks.text_generator
 
 .venv/demo.stamp: pyproject.toml requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rnnjax needs Python 3.11 or newer, but $(PYTHON) is " + sys.version)'

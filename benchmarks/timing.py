@@ -3,44 +3,37 @@
 No library's threads, memory or settings weigh on another's, and whatever makes the machine drift
 (A B C, A B C, ...) hits all alike: contenders are compared by the ratio within each round.
 
-The parent (`ask`) writes a line of JSON to a worker (`serve`): first the settings, then a request
-for each repetition. The worker answers every line with what the repetition gave.
+The parent (`ask`) writes a line of JSON to a worker (`serve`): the settings of a point, then
+`AGAIN` for each further repetition there; then the settings of the next point, if the question has
+several. The worker answers every line with what the repetition gave.
 """
 
 import contextlib
 import dataclasses
 import importlib.util
 import json
+import math
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from benchmarks.reports import Outcome, Point, Report, Result, short
+
+AGAIN = "again"
+
 # OpenMP's and Eigen's threads spin for a while after their work is done; the next must not pay.
 SETTLE_SECONDS = 0.3
-BUSY = "**The machine was busy with something else before this began: do not trust the times.**"
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What one repetition gave.
-
-    Attributes:
-        seconds: as the contender timed it.
-        value: a fingerprint of what was computed, such as a loss.
-        details: anything else worth keeping, as JSON.
-    """
-
-    seconds: float
-    value: float
-    details: dict[str, Any] = dataclasses.field(default_factory=dict)
+# So long it is observed, before a question, whether the machine is busy with something else.
+LOOK_SECONDS = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +47,7 @@ class Contender:
         packages: that have to be installed, by the names they are imported by.
         environment: what its process needs beyond what all have.
         note: what was measured, where it is not simply that.
+        tolerance: its own, in place of the question's.
     """
 
     name: str
@@ -61,6 +55,7 @@ class Contender:
     packages: Sequence[str] = ()
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
     note: str = ""
+    tolerance: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +66,14 @@ class Question:
         name: a short one.
         title: a sentence: what is timed, at which shapes.
         contenders: in the order of a round.
-        baseline: the contender by whose seconds the others' are divided.
+        baseline: the contender by whose amounts the others' are divided.
         value_name: what an outcome's value is.
         tolerance: how far the first values may lie from the baseline's; None does not compare.
+        relative: whether the tolerances are parts of the baseline's value.
+        unit: of what is measured.
+        rounds: how many repetitions of each contender follow its first.
+        patience: seconds after which a worker that has not answered is ended.
+        points: where it is asked, one after the other; the workers stay the same.
     """
 
     name: str
@@ -82,41 +82,37 @@ class Question:
     baseline: str
     value_name: str
     tolerance: float | None = None
+    relative: bool = False
+    unit: str = "s"
+    rounds: int = 5
+    patience: float = math.inf
+    points: Sequence[Point] = (Point(),)
 
-
-@dataclasses.dataclass
-class Result:
-    """What became of one contender; ``problem`` says why it has no times."""
-
-    name: str
-    note: str = ""
-    problem: str = ""
-    versions: dict[str, str] = dataclasses.field(default_factory=dict)
-    first: Outcome | None = None
-    later: list[Outcome] = dataclasses.field(default_factory=list)
-
-    @property
-    def seconds(self) -> list[float]:
-        """Of the repetitions after the first, one a round."""
-        return [outcome.seconds for outcome in self.later]
-
-
-@dataclasses.dataclass
-class Report:
-    """A question's results, and what there is to say about them."""
-
-    question: str
-    title: str
-    baseline: str
-    value_name: str
-    settings: dict[str, Any]
-    machine: dict[str, Any]
-    results: list[Result]
-    remarks: list[str] = dataclasses.field(default_factory=list)
+    def allowed(self, contender: Contender) -> float:
+        """How far the contender's first value may lie from the baseline's."""
+        own = self.tolerance if contender.tolerance is None else contender.tolerance
+        return math.inf if own is None else own
 
 
 class WorkerError(Exception):
-    """A worker failed; the message is the last line of its error."""
+    """A worker failed; the message is its error."""
+
+
+def matrix_products(settings: dict[str, Any]) -> Iterator[Outcome]:
+    """The speed of a product of two large float32 matrices, in GF/s."""
+    import jax
+
+    size = 2048
+    left, right = jax.random.normal(jax.random.key(0), (2, size, size))
+    product = jax.jit(lambda left, right: left @ right)
+    while True:
+        began = time.perf_counter()
+        result = jax.block_until_ready(product(left, right))
+        seconds = time.perf_counter() - began
+        yield Outcome(2 * size**3 / seconds / 1e9, float(result[0, 0]))
+
+
+CEILING = Contender("large matrix products", matrix_products, ["jax"])
 
 
 # ---- the worker's side
@@ -126,16 +122,30 @@ def serve(contenders: Sequence[Contender], name: str) -> None:
     """Be the worker of one contender: answer each line of the standard input with an outcome."""
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # What libraries print is no reply.
-    contender = next(contender for contender in contenders if contender.name == name)
-    settings = json.loads(sys.stdin.readline())
-    for outcome in contender.repetitions(settings):
-        versions = {
-            package: str(getattr(sys.modules.get(package), "__version__", "unknown"))
-            for package in contender.packages
-        }
-        print(json.dumps([dataclasses.asdict(outcome), versions]), file=replies, flush=True)
-        if not sys.stdin.readline():
-            break
+    contender = next(one for one in [*contenders, CEILING] if one.name == name)
+    outcomes: Iterator[Outcome] = iter(())
+    for line in sys.stdin:
+        request = json.loads(line)
+        reply: dict[str, Any]
+        try:
+            if request != AGAIN:
+                outcomes = iter(())  # Lets go of the last point's arrays before the next are made.
+                outcomes = contender.repetitions(request)
+            outcome = dataclasses.asdict(next(outcomes))
+            reply = {"outcome": outcome, "versions": versions(contender.packages)}
+        except Exception as error:
+            traceback.print_exc()
+            first_line, _, _ = str(error).strip().partition("\n")
+            reply = {"problem": f"{type(error).__name__}: {first_line}"}
+        print(json.dumps(reply), file=replies, flush=True)
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Of the packages, as far as they are imported."""
+    return {
+        package: str(getattr(sys.modules.get(package), "__version__", "unknown"))
+        for package in packages
+    }
 
 
 # ---- the parent's side
@@ -163,7 +173,62 @@ class Worker:
             env={**os.environ, **common, **contender.environment},
         )
 
-    def __enter__(self) -> "Worker":
+    @property
+    def alive(self) -> bool:
+        """Whether the process can still be asked."""
+        return self._process.poll() is None
+
+    def close(self, kill: bool = False) -> None:
+        """End the process, and wait until it has ended."""
+        if kill:
+            self._process.kill()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.communicate()
+        self._errors.close()
+
+    def ask(self, request: Any, patience: float) -> tuple[Outcome, dict[str, str]]:
+        """Send a line; return the outcome and the versions that come back.
+
+        Raises:
+            WorkerError: the contender failed, the process ended, or no answer came in time.
+        """
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            print(json.dumps(request), file=stdin, flush=True)
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            self._process.kill()
+
+        timer = threading.Timer(min(patience, threading.TIMEOUT_MAX), end)
+        timer.daemon = True
+        timer.start()
+        line = stdout.readline()
+        timer.cancel()
+        if line:
+            reply = json.loads(line)
+            if "problem" in reply:
+                raise WorkerError(reply["problem"])
+            return Outcome(**reply["outcome"]), reply["versions"]
+        status = self._process.wait()
+        if late.is_set():
+            raise WorkerError(f"no answer within {patience:g} s")
+        self._errors.seek(0)
+        lines = [line.strip() for line in self._errors if line.strip()]
+        raise WorkerError(lines[-1] if status == 1 and lines else f"exit status {status}")
+
+
+class Team:
+    """The workers of all contenders: each starts when it is first asked, and again if it died."""
+
+    def __init__(self, command: Sequence[str]):
+        self._command = command
+        self._workers: dict[str, Worker] = {}
+
+    def __enter__(self) -> "Team":
         return self
 
     def __exit__(
@@ -172,31 +237,20 @@ class Worker:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is not None:
-            self._process.kill()
-        with contextlib.suppress(BrokenPipeError):
-            self._process.communicate()
-        self._errors.close()
+        for worker in self._workers.values():
+            worker.close(kill=error is not None)
 
-    def ask(self, request: Any) -> tuple[Outcome, dict[str, str]]:
-        """Send a line; return the outcome and the versions that come back.
-
-        Raises:
-            WorkerError: the process ended instead.
-        """
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None
-        assert stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            print(json.dumps(request), file=stdin, flush=True)
-        reply = stdout.readline()
-        if reply:
-            outcome, versions = json.loads(reply)
-            return Outcome(**outcome), versions
-        status = self._process.wait()
-        self._errors.seek(0)
-        lines = [line.strip() for line in self._errors if line.strip()]
-        raise WorkerError(lines[-1] if status == 1 and lines else f"exit status {status}")
+    def ask(
+        self, contender: Contender, request: Any, patience: float
+    ) -> tuple[Outcome, dict[str, str]]:
+        """As `Worker.ask`."""
+        worker = self._workers.get(contender.name)
+        if worker is not None and not worker.alive:
+            worker.close()
+            worker = None
+        if worker is None:
+            worker = self._workers[contender.name] = Worker(contender, self._command)
+        return worker.ask(request, patience)
 
 
 def ask(
@@ -206,18 +260,18 @@ def ask(
     command: Sequence[str],
     say: Callable[[str], None] = print,
 ) -> Report:
-    """Time every contender.
+    """Measure every contender at every point.
 
     Args:
         question: what is asked, and of whom.
-        settings: given to every contender; has to be JSON.
+        settings: given to every contender, with those of the point; has to be JSON.
         rounds: repetitions of each contender, after its first.
         command: starts a worker once ``--worker NAME`` is appended; it has to call `serve`.
         say: is told what is going on.
 
     Returns:
         the report. A contender that is absent, fails or computes something else is in it with the
-        reason, and without times.
+        reason, and without numbers, at the points where that is so.
     """
     report = Report(
         question.name,
@@ -226,55 +280,105 @@ def ask(
         question.value_name,
         {"rounds": rounds},
         machine(),
-        [Result(contender.name, contender.note) for contender in question.contenders],
+        results=[],
+        unit=question.unit,
+        points=list(question.points),
     )
-    workers = {}
-    with contextlib.ExitStack() as stack:
-        for contender, result in zip(question.contenders, report.results, strict=True):
-            result.problem = missing(contender.packages)
-            if result.problem:
-                say(f"{contender.name}: {result.problem}")
-                continue
-            worker = workers[contender.name] = stack.enter_context(Worker(contender, command))
-            try:
-                result.first, result.versions = worker.ask(settings)
-            except WorkerError as error:
-                result.problem = f"failed: {error}"
-            first = f"first call {short(result.first.seconds)} s" if result.first else ""
-            say(f"{contender.name}: {first or result.problem}")
-        if question.tolerance is not None:
-            report.remarks.append(compare(report, question.tolerance))
-            say(report.remarks[-1])
-        for number in range(rounds):
-            for result in report.results:
-                if result.problem:
-                    continue
-                time.sleep(SETTLE_SECONDS)
-                try:
-                    result.later.append(workers[result.name].ask("again")[0])
-                except WorkerError as error:
-                    result.problem = f"failed: {error}"
-            say(f"round {number + 1} of {rounds} done")
+    with Team(command) as team:
+        for number, point in enumerate(question.points, 1):
+            if point.name:
+                say(f"{number} of {len(question.points)}: {point.name}")
+            contenders = [*question.contenders, *([CEILING] if point.flops else [])]
+            results = ask_at(point, contenders, question, settings, rounds, team, say)
+            report.ceilings += results[len(question.contenders) :]
+            report.results += results[: len(question.contenders)]
+    if question.tolerance is not None:
+        report.remarks.append(agreement(question, report.results))
+        say(report.remarks[-1])
     return report
 
 
-def compare(report: Report, tolerance: float) -> str:
-    """Take out of the rounds whoever computed something else; return a sentence on who agrees."""
-    begun = {result.name: result for result in report.results if result.first}
-    values = {name: result.first.value for name, result in begun.items() if result.first}
-    if report.baseline not in values:
-        return f"There is no {report.value_name} of {report.baseline} to compare with."
-    distances = {name: abs(value - values[report.baseline]) for name, value in values.items()}
-    within = [name for name in values if distances[name] <= tolerance]  # NaN is not.
-    for name in values.keys() - within:
-        begun[name].problem = (
-            f"not timed: its {report.value_name} is {values[name]:.4f}, {report.baseline}'s "
-            f"{values[report.baseline]:.4f}"
-        )
+def ask_at(
+    point: Point,
+    contenders: Sequence[Contender],
+    question: Question,
+    settings: dict[str, Any],
+    rounds: int,
+    team: Team,
+    say: Callable[[str], None],
+) -> list[Result]:
+    """Measure all contenders at one point, in interleaved rounds."""
+    results = []
+    for contender in contenders:
+        result = Result(contender.name, contender.note, missing(contender.packages), point.name)
+        results.append(result)
+        if not result.problem:
+            try:
+                request = {**settings, **point.settings}
+                result.first, result.versions = team.ask(contender, request, question.patience)
+            except WorkerError as error:
+                result.problem = f"failed: {error}"
+        if result.problem:
+            say(f"{contender.name}: {result.problem}")
+        elif result.first and not point.name:
+            unit = "GF/s" if contender is CEILING else question.unit
+            say(f"{contender.name}: first call {short(result.first.amount)} {unit}")
+    compare(question, results)
+    for number in range(rounds):
+        for contender, result in zip(contenders, results, strict=True):
+            if result.problem:
+                continue
+            time.sleep(SETTLE_SECONDS)
+            try:
+                result.later.append(team.ask(contender, AGAIN, question.patience)[0])
+            except WorkerError as error:
+                result.problem = f"failed: {error}"
+        if not point.name:
+            say(f"round {number + 1} of {rounds} done")
+    return results
+
+
+def compare(question: Question, results: Sequence[Result]) -> None:
+    """Take out of the rounds whoever computed something else at this point."""
+    begun = {result.name: result for result in results if result.first}
+    baseline = begun.get(question.baseline)
+    if question.tolerance is None or baseline is None or baseline.first is None:
+        return
+    expected = baseline.first.value
+    for contender in question.contenders:
+        result = begun.get(contender.name)
+        if result is None or result.first is None:
+            continue
+        result.distance = abs(result.first.value - expected)
+        if question.relative:
+            result.distance /= abs(expected)
+        if not result.distance <= question.allowed(contender):  # NaN is not.
+            result.problem = (
+                f"not timed: its {question.value_name} is {result.first.value:.4f}, "
+                f"{question.baseline}'s {expected:.4f}"
+            )
+
+
+def agreement(question: Question, results: Sequence[Result]) -> str:
+    """A sentence on how many of those who were compared agree with the baseline, and how well."""
+    allowed = {contender.name: question.allowed(contender) for contender in question.contenders}
+    compared = 0
+    agreeing: dict[float, list[float]] = {}
+    for result in results:
+        if result.distance is not None:
+            compared += 1
+            if result.distance <= allowed[result.name]:
+                agreeing.setdefault(allowed[result.name], []).append(result.distance)
+    if not compared:
+        return f"There is no {question.value_name} of {question.baseline} to compare with."
+    part = " as a part of it," if question.relative else ""
+    extents = [
+        f"to within {max(distances):.1e} where {tolerance:g} is allowed"
+        for tolerance, distances in sorted(agreeing.items())
+    ]
     return (
-        f"Checked before timing: {report.value_name} of {len(within)} of {len(values)} contenders "
-        f"is {values[report.baseline]:.4f} to within {max(distances[name] for name in within):.1e} "
-        f"(at most {tolerance:g} is allowed)."
+        f"Checked before timing: {question.value_name} of {sum(map(len, agreeing.values()))} of "
+        f"{compared} results is {question.baseline}'s,{part} {', '.join(extents)}."
     )
 
 
@@ -282,68 +386,6 @@ def missing(packages: Sequence[str]) -> str:
     """The reason why a contender is absent; empty if all its packages are installed."""
     absent = [name for name in packages if importlib.util.find_spec(name) is None]
     return f"absent: {' and '.join(absent)} not installed" if absent else ""
-
-
-def ratio(seconds: Sequence[float], baseline: Sequence[float]) -> float | None:
-    """The median over the rounds of ``seconds / baseline``; None where there are no rounds."""
-    # A baseline that failed on the way has fewer rounds than the others.
-    ratios = [ours / theirs for ours, theirs in zip(seconds, baseline, strict=False)]
-    return statistics.median(ratios) if ratios else None
-
-
-def table(report: Report) -> str:
-    """The results in Markdown."""
-    baseline = next(result for result in report.results if result.name == report.baseline)
-    header = [
-        "", "first call, s", "median, s", "min – max, s", f"x {report.baseline}",
-        report.value_name, "",
-    ]  # fmt: skip
-    rows = [header, ["---"] * len(header)]
-    for result in report.results:
-        cells = ["–"] * 5
-        if result.first and result.later and not result.problem:
-            seconds, factor = result.seconds, ratio(result.seconds, baseline.seconds)
-            cells = [
-                short(result.first.seconds),
-                short(statistics.median(seconds)),
-                f"{short(min(seconds))} – {short(max(seconds))}",
-                "–" if factor is None or baseline.problem else short(factor),
-                f"{result.first.value:.4g}",
-            ]
-        rows.append([result.name, *cells, "; ".join(filter(None, [result.note, result.problem]))])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def short(number: float) -> str:
-    """Three significant digits, without an exponent."""
-    return f"{number:.0f}" if abs(number) >= 100 else f"{number:#.3g}".rstrip(".")
-
-
-def text(report: Report) -> str:
-    """The whole report in Markdown."""
-    versions: dict[str, str] = {}
-    for result in report.results:
-        versions |= result.versions
-    host = report.machine
-    lines = [
-        f"# {report.question}",
-        report.title,
-        f"{host['cpu']}, {host['cores']} cores; Python {host['python']}, "
-        + ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
-        + f"; {report.settings['rounds']} interleaved rounds after the first call.",
-        BUSY if host["load_before"] > host["cores"] / 2 else "",
-        table(report),
-        "\n".join(f"- {remark}" for remark in report.remarks),
-    ]
-    return "\n\n".join(filter(None, lines)) + "\n"
-
-
-def write(report: Report, folder: Path, name: str) -> None:
-    """Keep the report as JSON, with all raw seconds, and as Markdown."""
-    folder.mkdir(parents=True, exist_ok=True)
-    as_json = json.dumps(dataclasses.asdict(report), indent=1)
-    (folder / f"{name}.json").write_text(as_json + "\n")
-    (folder / f"{name}.md").write_text(text(report))
 
 
 def machine() -> dict[str, Any]:
@@ -359,8 +401,24 @@ def machine() -> dict[str, Any]:
         "cores": usable_cores(),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "load_before": os.getloadavg()[0],
+        "load_before": busy_cores(),
     }
+
+
+def busy_cores() -> float:
+    """How many cores are busy with anything at the moment."""
+    # The load average would still hold the workers of the question before this one.
+    with contextlib.suppress(OSError):
+        before = busy_seconds()
+        time.sleep(LOOK_SECONDS)
+        return (busy_seconds() - before) / LOOK_SECONDS
+    return os.getloadavg()[0]
+
+
+def busy_seconds() -> float:
+    """What all cores together have worked since the system started; only Linux tells it."""
+    user, nice, system, _, _, *interrupts = map(int, Path("/proc/stat").read_text().split()[1:8])
+    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
 
 
 def usable_cores() -> int:

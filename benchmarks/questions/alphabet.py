@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.timing import Contender, Outcome, Question, Report
+from benchmarks.reports import Outcome, Report
+from benchmarks.timing import Contender, Question
 
 SEED = 0
 

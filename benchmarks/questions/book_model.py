@@ -1,4 +1,4 @@
-"""The model that `train_step` and `generation` share, with the same weights in every library.
+"""The model that the questions about text share, with the same weights in every library.
 
 One-hot characters, layers of LSTM, a softmax at every step.
 """
@@ -34,13 +34,34 @@ QUICK = Settings(
 )
 
 
-def rnnjax_model(settings: Settings) -> Any:
-    """The model of ``experiments.text_generator``."""
+def rnnjax_model(settings: Settings, method: Any = None) -> Any:
+    """The model of ``experiments.text_generator``, unrolled by a method of its own choice or ours.
+
+    Args:
+        settings: the shapes.
+        method: how every layer is unrolled, such as ``rnnjax.Scan()``; None is the model's default.
+    """
+    import jax
+
+    import rnnjax
     from experiments.text_generator.config import Train
     from experiments.text_generator.model import CharacterModel
 
     config = Train(layers=settings.layers, hidden_size=settings.hidden_size)
-    return CharacterModel.build(config, settings.vocabulary_size)
+    model = CharacterModel.build(config, settings.vocabulary_size)
+    if method is None:
+        return model
+
+    class MethodModel(CharacterModel):
+        """The model, with the method named."""
+
+        def unroll(self, params: Any, tokens: Any, carry: Any) -> tuple[Any, Any]:
+            """As `CharacterModel.unroll`, by another method."""
+            xs = jax.nn.one_hot(tokens, self.vocabulary_size)
+            carry, ys = rnnjax.unroll(self.stack, params["stack"], xs, carry, method=method)
+            return carry, ys @ params["kernel"] + params["bias"]
+
+    return MethodModel(model.stack, model.vocabulary_size)
 
 
 def write_weights(settings: Settings) -> None:
@@ -81,17 +102,44 @@ def keras_model(settings: Settings) -> Any:
     """The model in Keras, for texts of any length, with the weights in it."""
     import keras
 
-    weights = np.load(settings.weights)
     lstms = [
         keras.layers.LSTM(settings.hidden_size, return_sequences=True)
         for _ in range(settings.layers)
     ]
     dense = keras.layers.Dense(settings.vocabulary_size, activation="softmax")
     model = keras.Sequential([keras.Input((None, settings.vocabulary_size)), *lstms, dense])
-    for layer, lstm in enumerate(lstms):  # Keras's gates are in the same order: i, f, g, o.
-        lstm.set_weights([weights[f"{name}_{layer}"] for name in LSTM_WEIGHTS])
-    dense.set_weights([weights["dense_kernel"], weights["dense_bias"]])
+    model.set_weights(keras_weights(settings))
     return model
+
+
+def keras_weights(settings: Settings) -> list[np.ndarray]:
+    """The weights in the order of Keras's model, whose gates are in the same order: i, f, g, o."""
+    weights = np.load(settings.weights)
+    lstms = [
+        weights[f"{name}_{layer}"] for layer in range(settings.layers) for name in LSTM_WEIGHTS
+    ]
+    return [*lstms, weights["dense_kernel"], weights["dense_bias"]]
+
+
+def torch_modules(settings: Settings) -> tuple[Any, Any]:
+    """The model in PyTorch, batch first: the ``nn.LSTM`` and the ``nn.Linear``."""
+    import torch
+
+    weights = {name: torch.from_numpy(array) for name, array in np.load(settings.weights).items()}
+    lstm = torch.nn.LSTM(
+        settings.vocabulary_size, settings.hidden_size, settings.layers, batch_first=True
+    )
+    dense = torch.nn.Linear(settings.hidden_size, settings.vocabulary_size)
+    arrays = {"weight": weights["dense_kernel"].T, "bias": weights["dense_bias"]}
+    dense.load_state_dict(arrays)
+    arrays = {}
+    for layer in range(settings.layers):  # The same gates, i, f, g, o; transposed, two biases.
+        arrays[f"weight_ih_l{layer}"] = weights[f"kernel_{layer}"].T
+        arrays[f"weight_hh_l{layer}"] = weights[f"recurrent_kernel_{layer}"].T
+        arrays[f"bias_ih_l{layer}"] = weights[f"bias_{layer}"]
+        arrays[f"bias_hh_l{layer}"] = torch.zeros_like(weights[f"bias_{layer}"])
+    lstm.load_state_dict(arrays)
+    return lstm, dense
 
 
 def one_hot(ids: np.ndarray, settings: Settings) -> np.ndarray:

@@ -9,7 +9,8 @@ import numpy as np
 
 from benchmarks.questions import book_model
 from benchmarks.questions.book_model import QUICK, Settings, write_weights
-from benchmarks.timing import Contender, Outcome, Question, Report, short
+from benchmarks.reports import Outcome, Report, short
+from benchmarks.timing import Contender, Question
 
 __all__ = ["QUICK", "Settings", "question", "remarks", "write_weights"]
 

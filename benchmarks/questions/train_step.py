@@ -2,7 +2,7 @@
 
 import functools
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from time import perf_counter
 from typing import Any
 
@@ -10,7 +10,9 @@ import numpy as np
 
 from benchmarks.questions import book_model
 from benchmarks.questions.book_model import QUICK, Settings, write_weights
-from benchmarks.timing import Contender, Outcome, Question, Report, short
+from benchmarks.questions.jax_layers import linen_params
+from benchmarks.reports import Outcome, Point, Report, short
+from benchmarks.timing import Contender, Question
 
 __all__ = ["QUICK", "Settings", "question", "remarks", "write_weights"]
 
@@ -25,32 +27,26 @@ def batch(settings: Settings) -> tuple[np.ndarray, np.ndarray]:
 
 def rnnjax_steps(settings: dict[str, Any]) -> Iterator[Outcome]:
     """All steps of a repetition in one dispatch."""
-    shape = Settings(**settings)
-    return _rnnjax_steps(shape, lambda: book_model.rnnjax_model(shape))
+    return _rnnjax_steps(Settings(**settings))
 
 
 def rnnjax_reference(settings: dict[str, Any]) -> Iterator[Outcome]:
     """The same with the plain scan and JAX's own gradient."""
-    import jax
+    import rnnjax
+
+    return _rnnjax_steps(Settings(**settings), rnnjax.Scan())
+
+
+def rnnjax_bfloat16(settings: dict[str, Any]) -> Iterator[Outcome]:
+    """The same with the operands of the recurrent layers' products in bfloat16."""
+    import jax.numpy as jnp
 
     import rnnjax
-    from experiments.text_generator.model import CharacterModel
 
-    class ScanModel(CharacterModel):
-        """The model, run by the plain scan."""
-
-        def unroll(self, params: Any, tokens: jax.Array, carry: Any) -> tuple[Any, jax.Array]:
-            """As `CharacterModel.unroll`, by another method."""
-            xs = jax.nn.one_hot(tokens, self.vocabulary_size)
-            carry, ys = rnnjax.unroll(self.stack, params["stack"], xs, carry, method=rnnjax.Scan())
-            return carry, ys @ params["kernel"] + params["bias"]
-
-    shape = Settings(**settings)
-    fast = book_model.rnnjax_model(shape)
-    return _rnnjax_steps(shape, lambda: ScanModel(fast.stack, fast.vocabulary_size))
+    return _rnnjax_steps(Settings(**settings), rnnjax.Fused(product_dtype=jnp.bfloat16))
 
 
-def _rnnjax_steps(shape: Settings, build: Callable[[], Any]) -> Iterator[Outcome]:
+def _rnnjax_steps(shape: Settings, method: Any = None) -> Iterator[Outcome]:
     import jax
     import jax.numpy as jnp
 
@@ -62,8 +58,9 @@ def _rnnjax_steps(shape: Settings, build: Callable[[], Any]) -> Iterator[Outcome
     batches = jax.tree.map(lambda leaf: jnp.stack([leaf] * shape.steps), one)
 
     began = perf_counter()
+    model = book_model.rnnjax_model(shape, method)
     optimizer = keras_adam(LEARNING_RATE, eps=EPSILON)
-    train_steps = make_train_steps(make_loss(build(), carry_state=False), optimizer)
+    train_steps = make_train_steps(make_loss(model, carry_state=False), optimizer)
     params = book_model.rnnjax_params(shape)
     state = TrainState.create(params, optimizer, key=jax.random.key(0))
     parts = 1  # The first call counts whole, the others by the step.
@@ -85,24 +82,13 @@ def flax_steps(settings: dict[str, Any]) -> Iterator[Outcome]:
     weights = np.load(shape.weights)
     inputs, targets = map(jnp.asarray, batch(shape))
 
-    def lstm(layer: int) -> dict[str, Any]:
-        """Flax keeps the gates apart, and the bias with the recurrent kernel."""
-        params: dict[str, Any] = {}
-        arrays = [
-            np.split(weights[f"{name}_{layer}"], 4, axis=-1) for name in book_model.LSTM_WEIGHTS
-        ]
-        for gate, kernel, recurrent_kernel, bias in zip("ifgo", *arrays, strict=True):
-            params[f"i{gate}"] = {"kernel": jnp.asarray(kernel)}
-            params[f"h{gate}"] = {
-                "kernel": jnp.asarray(recurrent_kernel),
-                "bias": jnp.asarray(bias),
-            }
-        return {"cell": params}
-
     began = perf_counter()
     layers = [nn.RNN(nn.OptimizedLSTMCell(shape.hidden_size)) for _ in range(shape.layers)]
     model = nn.Sequential([*layers, nn.Dense(shape.vocabulary_size)])
-    params = {f"layers_{layer}": lstm(layer) for layer in range(shape.layers)}
+    params: dict[str, Any] = {}
+    for layer in range(shape.layers):
+        arrays = {name: weights[f"{name}_{layer}"] for name in book_model.LSTM_WEIGHTS}
+        params[f"layers_{layer}"] = {"cell": linen_params("lstm", arrays)}
     params[f"layers_{shape.layers}"] = {
         "kernel": jnp.asarray(weights["dense_kernel"]),
         "bias": jnp.asarray(weights["dense_bias"]),
@@ -170,33 +156,33 @@ def torch_steps(settings: dict[str, Any]) -> Iterator[Outcome]:
 
     Its second bias learns as well, so from the second step on its losses are not quite the others'.
     """
+    return _torch_steps(Settings(**settings), autocast=False)
+
+
+def torch_bfloat16(settings: dict[str, Any]) -> Iterator[Outcome]:
+    """The same, with the forward pass under PyTorch's autocast to bfloat16."""
+    return _torch_steps(Settings(**settings), autocast=True)
+
+
+def _torch_steps(shape: Settings, autocast: bool) -> Iterator[Outcome]:
     import torch
 
-    shape = Settings(**settings)
-    weights = {name: torch.from_numpy(array) for name, array in np.load(shape.weights).items()}
     inputs, targets = (torch.from_numpy(ids).long() for ids in batch(shape))
 
     began = perf_counter()
-    lstm = torch.nn.LSTM(shape.vocabulary_size, shape.hidden_size, shape.layers, batch_first=True)
-    dense = torch.nn.Linear(shape.hidden_size, shape.vocabulary_size)
-    arrays = {"weight": weights["dense_kernel"].T, "bias": weights["dense_bias"]}
-    dense.load_state_dict(arrays)
-    arrays = {}
-    for layer in range(shape.layers):  # The same gates i, f, g, o; transposed, and with two biases.
-        arrays[f"weight_ih_l{layer}"] = weights[f"kernel_{layer}"].T
-        arrays[f"weight_hh_l{layer}"] = weights[f"recurrent_kernel_{layer}"].T
-        arrays[f"bias_ih_l{layer}"] = weights[f"bias_{layer}"]
-        arrays[f"bias_hh_l{layer}"] = torch.zeros_like(weights[f"bias_{layer}"])
-    lstm.load_state_dict(arrays)
-    parameters = [*lstm.parameters(), *dense.parameters()]
-    optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE, eps=EPSILON)
+    lstm, dense = book_model.torch_modules(shape)
+    optimizer = torch.optim.Adam(
+        [*lstm.parameters(), *dense.parameters()], lr=LEARNING_RATE, eps=EPSILON
+    )
     parts = 1
     while True:
         losses = []
         for _ in range(shape.steps):
             optimizer.zero_grad()
-            outputs, _ = lstm(torch.nn.functional.one_hot(inputs, shape.vocabulary_size).float())
-            loss = torch.nn.functional.cross_entropy(dense(outputs).mT, targets)
+            xs = torch.nn.functional.one_hot(inputs, shape.vocabulary_size).float()
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                outputs, _ = lstm(xs)
+                loss = torch.nn.functional.cross_entropy(dense(outputs).mT, targets)
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
@@ -205,15 +191,34 @@ def torch_steps(settings: dict[str, Any]) -> Iterator[Outcome]:
         parts, began = shape.steps, perf_counter()
 
 
+def title(settings: Settings, precision: str) -> str:
+    """What is timed, in so many words."""
+    return (
+        f"One optimiser step of {settings.layers} x LSTM({settings.hidden_size}), batch "
+        f"{settings.batch_size}, {settings.time} steps, {settings.vocabulary_size} characters, a "
+        f"softmax at every step, Adam; {precision}, the same weights and batch for all. A "
+        f"repetition is {settings.steps} steps, and its seconds are divided by {settings.steps}; "
+        f"the first call counts whole: building, compiling and {settings.steps} steps."
+    )
+
+
+def points(settings: Settings) -> list[Point]:
+    """The one point, with the operations of a step.
+
+    They are the products' of the recurrent layers and of the dense one, which a backward pass does
+    twice more; those
+    with one-hot characters, a tenth of a layer's, are left out.
+    """
+    size, rows = settings.hidden_size, settings.batch_size * settings.time
+    recurrent = (2 * settings.layers - 1) * 4 * size**2
+    return [Point(flops=3 * 2.0 * rows * (recurrent + size * settings.vocabulary_size))]
+
+
 def question(settings: Settings) -> Question:
     """What is asked, and of whom."""
     return Question(
         "train_step",
-        f"One optimiser step of {settings.layers} x LSTM({settings.hidden_size}), batch "
-        f"{settings.batch_size}, {settings.time} steps, {settings.vocabulary_size} characters, a "
-        "softmax at every step, Adam; float32, the same weights and batch for all. A repetition is "
-        f"{settings.steps} steps, and its seconds are divided by {settings.steps}; the first call "
-        f"counts whole: building, compiling and {settings.steps} steps.",
+        title(settings, "float32"),
         [
             Contender("rnnjax", rnnjax_steps, ["rnnjax", "jax", "optax"]),
             Contender("rnnjax, Scan()", rnnjax_reference, ["rnnjax", "jax", "optax"]),
@@ -227,6 +232,7 @@ def question(settings: Settings) -> Question:
         baseline="rnnjax",
         value_name="loss of the first step",
         tolerance=1e-3,
+        points=points(settings),
     )
 
 
