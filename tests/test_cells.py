@@ -408,7 +408,7 @@ def test_bad_cells_and_methods() -> None:
         rnnjax.unroll(GRUCell, params, xs)
     with pytest.raises(InvalidInputError, match="method"):
         rnnjax.unroll(cell, params, xs, method="scan")
-    message = r"Fused\(\) cannot run GRUCell.*does not split.*use method=Scan\(\) or method=Auto"
+    message = r"Fused\(.*\) cannot run GRUCell.*does not split.*use method=Scan\(\) or method=Auto"
     with pytest.raises(InvalidInputError, match=message):
         rnnjax.unroll(cell, params, xs, method=Fused())
     stack = Stack([LSTMCell(4), cell])

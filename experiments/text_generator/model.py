@@ -50,13 +50,13 @@ class CharacterModel:
 
     def unroll(self, params: Any, tokens: jax.Array, carry: Any) -> tuple[Any, jax.Array]:
         """Read ``tokens (time, batch)``; returns the carry and ``logits (time, batch, size)``."""
-        xs = jax.nn.one_hot(tokens, self.vocabulary_size)
+        xs = rnnjax.OneHot(tokens, self.vocabulary_size)
         carry, ys = rnnjax.unroll(self.stack, params["stack"], xs, carry)
         return carry, ys @ params["kernel"] + params["bias"]
 
     def step(self, params: Any, carry: Any, tokens: jax.Array) -> tuple[Any, jax.Array]:
         """Read one character of each text: ``tokens (batch,)``, ``logits (batch, size)``."""
-        x = jax.nn.one_hot(tokens, self.vocabulary_size)
+        x = rnnjax.OneHot(tokens, self.vocabulary_size)
         carry, y = self.stack.step(params["stack"], carry, x)
         return carry, y @ params["kernel"] + params["bias"]
 

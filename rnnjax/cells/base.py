@@ -28,7 +28,10 @@ Params = Any
 Carry = Any
 """A pytree of arrays; for a single cell a NamedTuple such as ``LSTMCarry(hidden, cell)``."""
 
-LayerRun = Callable[["Cell", Params, jax.Array, Carry], tuple[Carry, jax.Array]]
+Inputs = jax.Array | OneHot
+"""An array whose last axis are the features, or one-hot vectors given as their ids."""
+
+LayerRun = Callable[["Cell", Params, Any, Carry], tuple[Carry, jax.Array]]
 """``(cell, params, xs, carry) -> (carry, ys)``: one layer over a whole sequence."""
 
 
@@ -59,7 +62,7 @@ class Cell(abc.ABC):
         """Return the state with which a sequence begins: zeros, unless the cell says otherwise."""
 
     @abc.abstractmethod
-    def step(self, params: Params, carry: Carry, x: jax.Array) -> tuple[Carry, jax.Array]:
+    def step(self, params: Params, carry: Carry, x: Inputs) -> tuple[Carry, jax.Array]:
         """Run one time step: ``x`` is ``(*batch, input_size)``, ``y`` ``(*batch, output_size)``."""
 
     @property
@@ -76,7 +79,7 @@ class CompositeCell(Cell):
 
     @abc.abstractmethod
     def unroll_layers(
-        self, run: LayerRun, params: Params, xs: jax.Array, carry: Carry
+        self, run: LayerRun, params: Params, xs: Inputs, carry: Carry
     ) -> tuple[Carry, jax.Array]:
         """Run the layers over ``xs``, each of them by calling ``run``."""
 
@@ -181,7 +184,7 @@ class DenseCell(Cell):
         drawn = get_initializer(initializer)(key, shape, at_least_float32(self.param_dtype))
         return drawn.astype(self.param_dtype)
 
-    def project(self, params: Params, xs: jax.Array) -> jax.Array:
+    def project(self, params: Params, xs: Inputs) -> jax.Array:
         """``xs @ kernel + bias``: the half of the step that needs only the input.
 
         Args:
@@ -212,7 +215,7 @@ class DenseCell(Cell):
         """
         return self.cast(self.activate(params, projected, recurrent, carry), carry)
 
-    def step(self, params: Params, carry: Carry, x: jax.Array) -> tuple[Carry, jax.Array]:
+    def step(self, params: Params, carry: Carry, x: Inputs) -> tuple[Carry, jax.Array]:
         """Run one time step.
 
         Args:
@@ -308,7 +311,7 @@ class AdditiveCell(GatedCell):
         return d_sum, d_sum
 
 
-def check_params(cell: Cell, params: Params, xs: jax.Array) -> None:
+def check_params(cell: Cell, params: Params, xs: Inputs) -> None:
     """Raise unless ``params`` are those of ``cell``, and ``xs (..., input_size)`` fits them.
 
     Raises:
@@ -353,14 +356,14 @@ def at_least_float32(dtype: DTypeLike) -> jnp.dtype[Any]:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def as_inputs(xs: Any) -> Any:
+def as_inputs(xs: Any) -> Inputs:
     """``xs``, or the ids of `OneHot`, as a JAX array."""
     if isinstance(xs, OneHot):
         return OneHot(jnp.asarray(xs.ids), xs.size)
     return jnp.asarray(xs)
 
 
-def product(x: jax.Array | OneHot, kernel: jax.Array, dtype: DTypeLike | None) -> jax.Array:
+def product(x: Inputs, kernel: jax.Array, dtype: DTypeLike | None) -> jax.Array:
     """``x @ kernel``, operands in ``dtype`` (``None``: promoted), summed in float32 at least."""
     if isinstance(x, OneHot):
         rows = x.rows(kernel if dtype is None else kernel.astype(dtype))

@@ -14,7 +14,7 @@ from rnnjax.cells.activations import (
     get_activation,
     slopes_follow_from_values,
 )
-from rnnjax.cells.base import GatedCell, Params, as_inputs, product
+from rnnjax.cells.base import GatedCell, Inputs, Params, as_inputs, product
 
 
 class GRUCarry(NamedTuple):
@@ -133,7 +133,7 @@ class GRUCell(GatedCell):
             jnp.concatenate([d_rz, d_candidate], axis=-1),
         )
 
-    def step(self, params: Params, carry: GRUCarry, x: jax.Array) -> tuple[GRUCarry, jax.Array]:
+    def step(self, params: Params, carry: GRUCarry, x: Inputs) -> tuple[GRUCarry, jax.Array]:
         """Run one time step, as in `DenseCell.step`; with reset-before in two products."""
         if self.reset_after:
             return super().step(params, carry, x)

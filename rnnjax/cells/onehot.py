@@ -75,6 +75,7 @@ class OneHot:
 
     def rows(self, kernel: jax.Array) -> jax.Array:
         """``dense() @ kernel``: a row of ``kernel`` for each id, zeros for those out of range."""
-        # A negative index would count from the end.
-        ids = jnp.where(self.ids < 0, self.size, self.ids)
-        return kernel.at[ids].get(mode="fill", fill_value=0)
+        # A negative index would count from the end; on one axis the gradient needs no copy.
+        ids = jnp.where(self.ids < 0, self.size, self.ids).reshape(-1)
+        rows = kernel.at[ids].get(mode="fill", fill_value=0)
+        return rows.reshape(*self.ids.shape, kernel.shape[1])

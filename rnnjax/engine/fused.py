@@ -30,10 +30,11 @@ from rnnjax.cells.base import (
 from rnnjax.cells.onehot import OneHot
 from rnnjax.engine.method import Method
 from rnnjax.engine.products import Product, Products
+from rnnjax.engine.scan import Scan
 from rnnjax.errors import InvalidInputError
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Fused(Method):
     """Project all inputs in one product, and schedule the backward pass by hand.
 
@@ -78,6 +79,14 @@ class Fused(Method):
                     f"{dtype}"
                 )
 
+    def __repr__(self) -> str:
+        set_fields = [
+            f"{field.name}={getattr(self, field.name)!r}"
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != field.default
+        ]
+        return f"Fused({', '.join(set_fields)})"
+
     def refusal(self, cell: Cell) -> str | None:
         """Cells whose step does not split are refused."""
         if not (isinstance(cell, DenseCell) and cell.splits):
@@ -92,6 +101,8 @@ class Fused(Method):
         """Run ``cell`` over ``xs (time, *batch, features)``."""
         assert isinstance(cell, DenseCell)
         check_params(cell, params, xs)
+        if len(xs) == 0:
+            return Scan().run(cell, params, xs, carry, reverse)
         layer = _Layer(cell, self._products(cell, params, xs.shape), reverse)
         if self.keep_every is None or self.keep_every >= len(xs):
             return _run(layer, params, xs, carry)

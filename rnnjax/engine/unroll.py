@@ -11,11 +11,11 @@ from rnnjax.cells.base import (
     Carry,
     Cell,
     CompositeCell,
+    Inputs,
     Params,
     as_inputs,
     at_least_float32,
 )
-from rnnjax.cells.onehot import OneHot
 from rnnjax.engine.fused import Fused
 from rnnjax.engine.method import Method
 from rnnjax.engine.scan import Scan
@@ -68,7 +68,7 @@ class Auto(Method):
 def unroll(
     cell: Cell,
     params: Params,
-    xs: jax.Array | OneHot,
+    xs: Inputs,
     carry: Carry | None = None,
     *,
     reverse: bool = False,

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.typing import DTypeLike
 
-from rnnjax.cells.base import Cell, CompositeCell, LayerRun
+from rnnjax.cells.base import Cell, CompositeCell, Inputs, LayerRun
 from rnnjax.errors import InvalidInputError
 
 
@@ -64,17 +64,17 @@ class Stack(CompositeCell):
         return tuple(cell.initial_carry(batch_shape, dtype) for cell in self.cells)
 
     def step(
-        self, params: tuple[Any, ...], carry: tuple[Any, ...], x: jax.Array
+        self, params: tuple[Any, ...], carry: tuple[Any, ...], x: Inputs
     ) -> tuple[tuple[Any, ...], jax.Array]:
         """Run one time step of every layer: ``x (*batch, input_size)``."""
 
-        def one_step(cell: Cell, params: Any, x: jax.Array, carry: Any) -> tuple[Any, jax.Array]:
+        def one_step(cell: Cell, params: Any, x: Any, carry: Any) -> tuple[Any, jax.Array]:
             return cell.step(params, carry, x)
 
         return self.unroll_layers(one_step, params, x, carry)
 
     def unroll_layers(
-        self, run: LayerRun, params: tuple[Any, ...], xs: jax.Array, carry: tuple[Any, ...]
+        self, run: LayerRun, params: tuple[Any, ...], xs: Any, carry: tuple[Any, ...]
     ) -> tuple[tuple[Any, ...], jax.Array]:
         """Run the layers one after the other, each over the whole of the outputs before it."""
         for name, entries in (("params", params), ("carry", carry)):
