@@ -365,7 +365,7 @@ def agreement(question: Question, results: Sequence[Result]) -> str:
     compared = 0
     agreeing: dict[float, list[float]] = {}
     for result in results:
-        if result.distance is not None:
+        if result.distance is not None and allowed[result.name] < math.inf:
             compared += 1
             if result.distance <= allowed[result.name]:
                 agreeing.setdefault(allowed[result.name], []).append(result.distance)

@@ -2,21 +2,21 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
-from rnnjax.cells import Carry, Cell, Params
+from rnnjax.cells import Carry, Cell, OneHot, Params
+from rnnjax.cells.base import Inputs, as_inputs
 from rnnjax.engine import Method, unroll
 from rnnjax.errors import InvalidInputError
 
 
-def check_inputs(inputs: jax.Array, time_major: bool) -> jax.Array:
-    """Return ``inputs`` as an array with a time and a feature axis at least.
+def check_inputs(inputs: Inputs, time_major: bool) -> Inputs:
+    """Return ``inputs``, an array or `OneHot`, with a time and a feature axis at least.
 
     Raises:
         InvalidInputError: ``inputs`` has fewer than two axes.
     """
-    inputs = jnp.asarray(inputs)
+    inputs = as_inputs(inputs)
     if inputs.ndim < 2:
         wanted = "(time, *batch, features)" if time_major else "(*batch, time, features)"
         raise InvalidInputError(
@@ -29,7 +29,7 @@ def check_inputs(inputs: jax.Array, time_major: bool) -> jax.Array:
 def unroll_like_flax(
     cell: Cell,
     params: Params,
-    inputs: jax.Array,
+    inputs: Inputs,
     initial_carry: Carry | None,
     *,
     return_carry: bool,
@@ -44,6 +44,7 @@ def unroll_like_flax(
         cell: what one time step computes.
         params: the cell's parameters.
         inputs: ``(*batch, time, input_size)``, or ``(time, *batch, input_size)`` if ``time_major``.
+            `OneHot` is taken too.
         initial_carry: the state before the first step that runs, or None for the cell's own.
         return_carry: whether to return the final carry too.
         time_major: whether time is the first axis, of inputs and outputs.
@@ -57,7 +58,10 @@ def unroll_like_flax(
     """
     xs = check_inputs(inputs, time_major)
     if not time_major:
-        xs = jnp.moveaxis(xs, -2, 0)
+        if isinstance(xs, OneHot):
+            xs = OneHot(jnp.moveaxis(xs.ids, -1, 0), xs.size)
+        else:
+            xs = jnp.moveaxis(xs, -2, 0)
     carry, outputs = unroll(cell, params, xs, initial_carry, reverse=reverse, method=method)
     if reverse and not keep_order:
         outputs = jnp.flip(outputs, axis=0)

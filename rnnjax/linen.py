@@ -3,9 +3,9 @@
 from typing import Any
 
 import flax.linen as nn
-import jax
 
 from rnnjax.cells import Carry, Cell
+from rnnjax.cells.base import Inputs
 from rnnjax.engine import Auto, Method
 from rnnjax.layout import check_inputs, unroll_like_flax
 
@@ -27,6 +27,7 @@ class RNN(nn.Module):  # type: ignore[misc]  # mypy follows no imports of flax
             `rnnjax.unroll`. Without it outputs come in the order in which they were computed.
         method: how to run, as in `rnnjax.unroll`.
 
+    >>> import jax
     >>> import jax.numpy as jnp
     >>> import rnnjax
     >>> model = RNN(rnnjax.LSTMCell(50))
@@ -52,7 +53,7 @@ class RNN(nn.Module):  # type: ignore[misc]  # mypy follows no imports of flax
     @nn.compact  # type: ignore[untyped-decorator]
     def __call__(
         self,
-        inputs: jax.Array,
+        inputs: Inputs,
         *,
         initial_carry: Carry | None = None,
         return_carry: bool | None = None,

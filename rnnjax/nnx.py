@@ -6,6 +6,7 @@ import jax
 from flax import nnx
 
 from rnnjax.cells import Carry, Cell, Params
+from rnnjax.cells.base import Inputs
 from rnnjax.engine import Auto, Method
 from rnnjax.layout import unroll_like_flax
 
@@ -79,7 +80,7 @@ class RNN(nnx.Module):  # type: ignore[misc]  # mypy follows no imports of flax
 
     def __call__(
         self,
-        inputs: jax.Array,
+        inputs: Inputs,
         *,
         initial_carry: Carry | None = None,
         return_carry: bool | None = None,

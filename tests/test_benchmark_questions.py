@@ -20,8 +20,6 @@ from benchmarks.reports import Outcome, Report, Result
 
 LAYERS = compile_time.Settings("lstm", 1, 3, 2, 4)
 BOOK = {"layers": 2, "hidden_size": 5, "vocabulary_size": 7, "batch_size": 2}
-# They need what this version of rnnjax may not have.
-OPTIONAL = ("product_dtype", "keep_every")
 
 
 def outcomes(question, name: str, settings, number: int = 2) -> list[Outcome]:
@@ -31,12 +29,7 @@ def outcomes(question, name: str, settings, number: int = 2) -> list[Outcome]:
         os.environ["KERAS_BACKEND"] = "jax"
     for package in contender.packages:
         pytest.importorskip(package)
-    try:
-        return list(itertools.islice(contender.repetitions(dataclasses.asdict(settings)), number))
-    except TypeError as error:
-        if any(name in str(error) for name in OPTIONAL):
-            pytest.skip(str(error))
-        raise
+    return list(itertools.islice(contender.repetitions(dataclasses.asdict(settings)), number))
 
 
 def names(question, but: tuple[str, ...] = ()) -> list[str]:

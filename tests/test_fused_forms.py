@@ -1,4 +1,6 @@
-"""The fast path's forms for kernels that leave the cache, held to the reference at small sizes."""
+"""The fast path's forms for other shapes and platforms, held to the reference at small sizes."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -6,37 +8,76 @@ import pytest
 
 import rnnjax
 from rnnjax.engine import products
+from rnnjax.engine.products import Backward, Forward, Products
 
-# Sizes that no other test uses: what is compiled depends on the constant that is changed here.
+# Sizes that no other test uses: what is compiled depends on the constants that are changed here.
 HIDDEN, FEATURES, TIME = 11, 6, 5
+CELLS = [rnnjax.SimpleRNNCell, rnnjax.LSTMCell, rnnjax.GRUCell]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def no_cache(monkeypatch):
     monkeypatch.setattr(products, "_CACHE_BYTES", 0)
 
 
-@pytest.mark.parametrize("batch", [(), (7,), (2, 3), (41,)])
-@pytest.mark.parametrize("kind", [rnnjax.SimpleRNNCell, rnnjax.LSTMCell, rnnjax.GRUCell])
-def test_outputs_and_gradients_equal_the_reference(kind, batch, random_like, assert_close):
-    cell = kind(HIDDEN)
+def check(cell, batch, method, random_like, assert_close, *, tolerance=2e-5, reverse=False):
+    """Outputs and gradients of ``method`` against the reference's."""
     params = random_like(cell.init(jax.random.key(0), FEATURES), 1)
     carry = random_like(cell.initial_carry(batch), 2)
     xs = random_like(jnp.zeros((TIME, *batch, FEATURES)), 3)
-    weights = random_like(jnp.zeros((TIME, *batch, HIDDEN)), 4)
+    weights = random_like(jnp.zeros((TIME, *batch, cell.hidden_size)), 4)
 
     def loss(method, params, xs, carry):
-        carry, ys = rnnjax.unroll(cell, params, xs, carry, method=method)
+        carry, ys = rnnjax.unroll(cell, params, xs, carry, method=method, reverse=reverse)
+        assert {leaf.dtype for leaf in jax.tree.leaves((carry, ys))} == {jnp.dtype(jnp.float32)}
         return (weights * ys).sum() + sum(jnp.sin(leaf).sum() for leaf in jax.tree.leaves(carry))
 
-    results = [
-        jax.value_and_grad(loss, argnums=(1, 2, 3))(method, params, xs, carry)
-        for method in (rnnjax.Fused(), rnnjax.Scan())
-    ]
-    assert_close(*results, 2e-5)
+    assert_close(
+        *(
+            jax.value_and_grad(loss, argnums=(1, 2, 3))(one, params, xs, carry)
+            for one in (method, rnnjax.Scan())
+        ),
+        tolerance,
+    )
 
 
-def test_bfloat16_products_stay_near_float32(random_like, assert_close):
+@pytest.mark.usefixtures("no_cache")
+@pytest.mark.parametrize("batch", [(), (7,), (2, 3)])
+@pytest.mark.parametrize("kind", CELLS)
+def test_kernels_that_leave_the_cache(kind, batch, random_like, assert_close):
+    check(kind(HIDDEN), batch, rnnjax.Fused(), random_like, assert_close)
+
+
+@pytest.mark.usefixtures("no_cache")
+@pytest.mark.parametrize("batch", [(), (8,), (3, 2)])
+@pytest.mark.parametrize("kind", CELLS)
+def test_large_products(kind, batch, monkeypatch, random_like, assert_close):
+    monkeypatch.setattr(products, "_LARGE_BYTES", 0)
+    check(kind(HIDDEN + 1), batch, rnnjax.Fused(), random_like, assert_close)
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_the_plain_forms_of_accelerators(kind, monkeypatch, random_like, assert_close):
+    on_gpu = functools.partial(Products.choose, platform="gpu")
+    monkeypatch.setattr(Products, "choose", on_gpu)
+    check(kind(HIDDEN + 2), (7,), rnnjax.Fused(), random_like, assert_close)
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_bfloat16_products_keep_everything_else_in_float32(kind, random_like, assert_close):
+    method = rnnjax.Fused(product_dtype=jnp.bfloat16)
+    check(kind(HIDDEN + 3), (7,), method, random_like, assert_close, tolerance=4e-2)
+    check(
+        kind(HIDDEN + 3),
+        (7,),
+        rnnjax.Fused(product_dtype="bfloat16", keep_every=2),
+        random_like,
+        assert_close,
+        tolerance=4e-2,
+    )
+
+
+def test_bfloat16_operands_of_the_cell_stay_near_float32(random_like, assert_close):
     cells = [rnnjax.LSTMCell(HIDDEN, dtype=dtype) for dtype in (jnp.bfloat16, None)]
     params = random_like(cells[1].init(jax.random.key(0), FEATURES), 1)
     xs = random_like(jnp.zeros((TIME, 7, FEATURES)), 3)
@@ -48,3 +89,137 @@ def test_bfloat16_products_stay_near_float32(random_like, assert_close):
 
     gradients = [jax.grad(loss, argnums=1)(cell, params) for cell in cells]
     assert_close(*gradients, 3e-2)
+
+
+def test_the_forms_by_shape():
+    def chosen(hidden_size, rows, dtype=None, platform="cpu"):
+        kernel = jax.ShapeDtypeStruct((hidden_size, 4 * hidden_size), jnp.float32)
+        forms = Products.choose(kernel, rows, dtype, platform)
+        return forms.forward, forms.backward, forms.inputs_backward
+
+    plain = Forward.ROWS, Backward.DIRECT, Backward.DIRECT
+    assert chosen(128, 128) == (Forward.ROWS, Backward.COPY, Backward.DIRECT)
+    assert chosen(700, 12) == (Forward.ROWS_TRANSPOSED, Backward.COPY, Backward.KERNEL_FIRST)
+    assert chosen(700, 1) == (Forward.ROWS_TRANSPOSED, Backward.DIRECT, Backward.KERNEL_FIRST)
+    assert chosen(1024, 32) == (
+        Forward.FEATURES_FIRST,
+        Backward.KERNEL_FIRST,
+        Backward.KERNEL_FIRST,
+    )
+    assert chosen(1024, 32, jnp.bfloat16) == plain
+    assert chosen(1024, 32, platform="gpu") == plain
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("kind", CELLS)
+def test_inputs_projected_a_few_steps_at_a_time(kind, reverse, random_like, assert_close):
+    cell = kind(128)
+    params = random_like(cell.init(jax.random.key(0), 3), 1, scale=0.1)
+    carry = random_like(cell.initial_carry((32,)), 2)
+    xs = random_like(jnp.zeros((22, 32, 3)), 3)
+    assert "or of 11 where no gradient is taken" in str(rnnjax.explain(cell, params, xs))
+    assert_close(
+        *(
+            rnnjax.unroll(cell, params, xs, carry, reverse=reverse, method=method)
+            for method in (rnnjax.Fused(), rnnjax.Scan())
+        ),
+        1e-5,
+    )
+
+
+def temporaries(method, steps, hidden_size=32, batch=8):
+    cell = rnnjax.LSTMCell(hidden_size)
+    params = cell.init(jax.random.key(0), hidden_size)
+    xs = jnp.zeros((steps, batch, hidden_size))
+
+    def loss(params, xs):
+        return (rnnjax.unroll(cell, params, xs, method=method)[1] ** 2).sum()
+
+    compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(params, xs).compile()
+    return compiled.memory_analysis().temp_size_in_bytes / xs.nbytes
+
+
+def test_memory_is_a_dial():
+    whole = temporaries(rnnjax.Fused(), 400)
+    again = temporaries(rnnjax.Fused(keep_every=20), 400)
+    reference = temporaries(rnnjax.Scan(), 400)
+    # In units of the inputs: 4 gates, 2 states and the outputs, against 2 and a segment.
+    assert whole < 8.5
+    assert again < 3
+    assert whole < 0.6 * reference
+
+
+def test_an_odd_number_of_steps_over(random_like, assert_close):
+    for every in (1, 2, 3, 5, 9):
+        method = rnnjax.Fused(keep_every=every)
+        check(rnnjax.GRUCell(3), (2,), method, random_like, assert_close, reverse=every == 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"keep_every": 0}, "keep_every must be a positive number of steps"),
+        ({"keep_every": 2.5}, "keep_every must be a positive number of steps"),
+        ({"keep_every": True}, "keep_every must be a positive number of steps"),
+        ({"product_dtype": jnp.int8}, "product_dtype must be bfloat16, .* but is .*int8"),
+        ({"product_dtype": "bf16"}, "product_dtype must be bfloat16, .* but is 'bf16'"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(rnnjax.InvalidInputError, match=message):
+        rnnjax.Fused(**options)
+
+
+def test_cells_that_override_a_piece_keep_their_numbers(random_like, assert_close):
+    class OwnGates(rnnjax.LSTMCell):
+        def gates(self, projected, recurrent):
+            return jnp.sin(super().gates(projected, recurrent))
+
+    class OwnUpdate(rnnjax.GRUCell):
+        def update(self, params, projected, recurrent, carry):
+            return super().update(params, 2 * projected, recurrent, carry)
+
+    class OwnProduct(rnnjax.GRUCell):
+        def recurrent_product(self, params, hidden):
+            return 2 * super().recurrent_product(params, hidden)
+
+    class OwnProjection(rnnjax.LSTMCell):
+        def project(self, params, xs):
+            doubled = jnp.concatenate([xs, xs * xs], -1)
+            return doubled @ params["kernel"] + params["bias"]
+
+    for kind in (OwnGates, OwnUpdate, OwnProduct):
+        check(kind(4), (2,), rnnjax.Auto(), random_like, assert_close)
+    assert rnnjax.Fused().refusal(OwnProduct(4)) is not None
+
+    cell = OwnProjection(4, dtype=jnp.bfloat16)
+    params = random_like(cell.init(jax.random.key(0), 2 * FEATURES), 1)
+    xs = random_like(jnp.zeros((TIME, 2, FEATURES)), 2)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def gradient(method, params):
+        def loss(params):
+            return rnnjax.unroll(cell, params, xs, method=method)[1].astype(jnp.float32).sum()
+
+        return jax.grad(loss)(params)
+
+    methods = rnnjax.Fused(), rnnjax.Scan()
+    assert_close(*(gradient(method, params) for method in methods), 4e-2)
+
+
+def test_product_dtype_is_refused_where_the_cell_projects_its_own_way():
+    class Own(rnnjax.SimpleRNNCell):
+        def project(self, params, xs):
+            return super().project(params, 2 * xs)
+
+    cell, xs = Own(3), jnp.ones((4, 2, 5))
+    params = cell.init(jax.random.key(0), 5)
+    with pytest.raises(rnnjax.InvalidInputError, match="leave out product_dtype"):
+        rnnjax.unroll(cell, params, xs, method=rnnjax.Fused(product_dtype=jnp.bfloat16))
+    assert rnnjax.unroll(cell, params, xs, method=rnnjax.Fused())[1].shape == (4, 2, 3)
+
+
+def test_methods_are_values_and_read_as_they_are_written():
+    assert rnnjax.Fused(product_dtype="bfloat16") == rnnjax.Fused(product_dtype=jnp.bfloat16)
+    assert repr(rnnjax.Fused()) == "Fused()"
+    assert repr(rnnjax.Fused(keep_every=8)) == "Fused(keep_every=8)"

@@ -130,16 +130,23 @@ def layers(cell: rnnjax.Cell) -> list[rnnjax.Cell]:
 
 # Where Auto is run too; for every other cell it is Scan or Fused itself.
 AUTO = {"gru", "gru-reset-before", "stack-nested"}
+# Where steps are kept two at a time and computed again: two segments, of which one is shorter.
+AGAIN = {"lstm", "gru", "user-peephole", "stack"}
 
 
 def methods(name: str) -> list[rnnjax.Method]:
     fused = all(Fused().refusal(layer) is None for layer in layers(CELLS[name]))
-    return [Scan(), *([Fused()] if fused else []), *([Auto()] if name in AUTO else [])]
+    return [
+        Scan(),
+        *([Fused()] if fused else []),
+        *([Fused(keep_every=2)] if name in AGAIN else []),
+        *([Auto()] if name in AUTO else []),
+    ]
 
 
 def table(*skip: type[rnnjax.Method], names: Any = CELLS) -> list[Any]:
     return [
-        pytest.param(name, method, id=f"{name}-{type(method).__name__}")
+        pytest.param(name, method, id=f"{name}-{method}")
         for name in names
         for method in methods(name)
         if not isinstance(method, skip)

@@ -263,7 +263,11 @@ class GatedCell(DenseCell):
 
     @abc.abstractmethod
     def gates(self, projected: jax.Array, recurrent: jax.Array) -> Any:
-        """What the state follows from: a pytree whose first leaf has the shape of ``projected``."""
+        """What the state follows from: a pytree whose first leaf has the shape of ``projected``.
+
+        A subclass that overrides it has to bring its own `pull_gates`; otherwise the fast path
+        keeps the inputs of its gates and has JAX differentiate them.
+        """
 
     @abc.abstractmethod
     def combine(self, params: Params, gates: Any, carry: Carry) -> tuple[Carry, jax.Array]:
@@ -273,7 +277,7 @@ class GatedCell(DenseCell):
     def pull_gates(self, gates: Any, d_gates: Any) -> tuple[jax.Array, jax.Array]:
         """The cotangents of ``projected`` and ``recurrent``, from the values of `gates` and theirs.
 
-        Where the two are the same, it has to be one and the same array.
+        Where the two are the same, one and the same array saves the second.
         """
 
     def activate(
@@ -366,7 +370,8 @@ def as_inputs(xs: Any) -> Inputs:
 def product(x: Inputs, kernel: jax.Array, dtype: DTypeLike | None) -> jax.Array:
     """``x @ kernel``, operands in ``dtype`` (``None``: promoted), summed in float32 at least."""
     if isinstance(x, OneHot):
-        rows = x.rows(kernel if dtype is None else kernel.astype(dtype))
+        rows = x.rows(kernel)  # rounded after the look-up, so that the gradient's sums are not
+        rows = rows if dtype is None else rows.astype(dtype)
         return rows.astype(at_least_float32(rows.dtype))
     if dtype is None:
         dtype = jnp.promote_types(x.dtype, kernel.dtype)

@@ -80,7 +80,12 @@ class GRUCell(GatedCell):
     @property
     def splits(self) -> bool:
         """Only with ``reset_after``: otherwise the reset gate stands between two products."""
-        return self.reset_after and type(self).step is GRUCell.step
+        own = type(self)
+        return (
+            self.reset_after
+            and own.step is GRUCell.step
+            and own.recurrent_product is GatedCell.recurrent_product
+        )
 
     def init(self, key: jax.Array, input_size: int) -> dict[str, jax.Array]:
         """Draw ``kernel``, ``recurrent_kernel``, ``bias``, and with reset_after a second bias."""

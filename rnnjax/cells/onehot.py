@@ -1,17 +1,17 @@
 """One-hot inputs, given as integers: their product with a kernel is a row of it."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from rnnjax.errors import InvalidInputError
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class OneHot:
     """Stands for ``jax.nn.one_hot(ids, size)`` as the input of a cell, without building it.
 
@@ -65,17 +65,17 @@ class OneHot:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def __iter__(self) -> Iterator["OneHot"]:
+        return (self[index] for index in range(len(self)))
+
     def __getitem__(self, index: Any) -> "OneHot":
         """The vectors at ``index`` of the leading axes."""
         return OneHot(self.ids[index], self.size)
 
-    def dense(self, dtype: DTypeLike = jnp.float32) -> jax.Array:
-        """The vectors themselves."""
-        return jax.nn.one_hot(self.ids, self.size, dtype=dtype)
-
     def rows(self, kernel: jax.Array) -> jax.Array:
-        """``dense() @ kernel``: a row of ``kernel`` for each id, zeros for those out of range."""
+        """The vectors times ``kernel``: a row of it for each id, zeros for those out of range."""
         # A negative index would count from the end; on one axis the gradient needs no copy.
-        ids = jnp.where(self.ids < 0, self.size, self.ids).reshape(-1)
+        wide = self.ids.astype(jnp.promote_types(self.ids.dtype, jnp.int32))
+        ids = jnp.where(wide < 0, self.size, wide).reshape(-1)
         rows = kernel.at[ids].get(mode="fill", fill_value=0)
         return rows.reshape(*self.ids.shape, kernel.shape[1])

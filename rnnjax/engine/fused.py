@@ -3,7 +3,8 @@
 Autodiff through a scan carries the gradient of every weight in the loop and adds to it at every
 step, which for a recurrent layer costs more than the products themselves. Here the backward loop
 leaves the cotangents of the gates behind instead, and each weight gradient is one product over all
-steps afterwards. The gradient of the pointwise part is JAX's own, of the cell's one equation.
+steps afterwards. The gradient of the pointwise part is JAX's own, of the cell's one equation, but
+for the gates of a `GatedCell`, whose slopes follow from their values.
 """
 
 import dataclasses
@@ -48,7 +49,8 @@ class Fused(Method):
             of every step: ``(gates + 2) * hidden_size`` numbers a step and row for an LSTM. With k,
             only the state before every k-th step is kept, and the k steps are computed again when
             their turn comes (Chen et al., 2016): a third more products, and memory for k steps
-            and ``time / k`` states. Near the square root of the number of steps it is least.
+            and ``time / k`` states. Near the square root of the number of steps it is least; a
+            divisor of that number saves copies of the inputs and outputs.
         product_dtype: the type of the operands of all matrix products, forward and backward, if not
             the cell's own. With ``jnp.bfloat16`` the sums, the gates, the carry, the outputs and
             the gradients still are float32: faster where the processor multiplies bfloat16
@@ -64,26 +66,20 @@ class Fused(Method):
 
     def __post_init__(self) -> None:
         every = self.keep_every
-        if every is not None and (not isinstance(every, int) or every < 1):
+        if every is not None and (not isinstance(every, int) or every is True or every < 1):
             raise InvalidInputError(
                 f"keep_every must be a positive number of steps, or None to keep all, but is "
                 f"{every!r}"
             )
         if self.product_dtype is not None:
             # One spelling of a dtype, so that equal methods hash alike.
-            dtype = jnp.dtype(self.product_dtype)
-            object.__setattr__(self, "product_dtype", dtype)
-            if not jnp.issubdtype(dtype, jnp.floating):
-                raise InvalidInputError(
-                    f"product_dtype must be a floating-point type such as jnp.bfloat16, but is "
-                    f"{dtype}"
-                )
+            object.__setattr__(self, "product_dtype", _product_dtype(self.product_dtype))
 
     def __repr__(self) -> str:
         set_fields = [
             f"{field.name}={getattr(self, field.name)!r}"
             for field in dataclasses.fields(self)
-            if getattr(self, field.name) != field.default
+            if getattr(self, field.name) is not field.default
         ]
         return f"Fused({', '.join(set_fields)})"
 
@@ -100,9 +96,11 @@ class Fused(Method):
     ) -> tuple[Carry, jax.Array]:
         """Run ``cell`` over ``xs (time, *batch, features)``."""
         assert isinstance(cell, DenseCell)
-        check_params(cell, params, xs)
         if len(xs) == 0:
             return Scan().run(cell, params, xs, carry, reverse)
+        if _projects_plainly(cell):
+            check_params(cell, params, xs)
+        params = dict(params)  # in the order that JAX gives a dict, whatever mapping came
         layer = _Layer(cell, self._products(cell, params, xs.shape), reverse)
         if self.keep_every is None or self.keep_every >= len(xs):
             return _run(layer, params, xs, carry)
@@ -113,26 +111,41 @@ class Fused(Method):
         assert isinstance(cell, DenseCell)
         products = self._products(cell, params, shape)
         kept = "the gates" if _keeps_gates(cell) else "both halves of the gates' inputs"
-        if self.keep_every is None or self.keep_every >= shape[0]:
+        length = min(self.keep_every or shape[0], shape[0])
+        if length == shape[0]:
             memory = f"keeps {kept} of every step for the backward pass"
         else:
             memory = (
                 f"keeps the state before every {self.keep_every} steps, and {kept} of "
                 f"{self.keep_every} steps at a time, which the backward pass computes again"
             )
-        steps = _steps_ahead(cell, math.prod(shape[1:-1]), shape[0])
-        ahead = "all inputs" if steps == shape[0] else f"{steps} steps' inputs (without gradients)"
+        steps = _steps_ahead(cell, math.prod(shape[1:-1]), length)
+        ahead = f"the inputs of {length} steps"
+        if steps < length:
+            ahead += f", or of {steps} where no gradient is taken,"
         return [
             f"projects {ahead} in one product, operands {products.dtype or 'in their own type'}",
             f"recurrent product at each step: {products.forward.value}",
             f"its gradient at each step: {products.backward.value}",
-            "each weight's gradient: one product over all steps, after the backward loop",
+            f"each weight's gradient: one product over {length} steps, after the backward loop",
             memory,
         ]
 
     def _products(self, cell: DenseCell, params: Params, shape: tuple[int, ...]) -> Products:
         dtype = cell.dtype if self.product_dtype is None else self.product_dtype
         return Products.choose(params["recurrent_kernel"], math.prod(shape[1:-1]), dtype)
+
+
+def _product_dtype(given: Any) -> Any:
+    try:
+        dtype = jnp.dtype(given)
+    except TypeError:
+        dtype = given
+    if dtype not in [jnp.dtype(name) for name in ("bfloat16", "float16", "float32", "float64")]:
+        raise InvalidInputError(
+            f"product_dtype must be bfloat16, float16, float32, float64 or None, but is {given!r}"
+        )
+    return dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,9 +209,9 @@ def _differentiated_as(plain: Callable[..., Any]) -> Callable[[Callable[..., Any
 def _at_once(layer: _Layer, params: Params, xs: Any, carry: Carry) -> tuple[Carry, jax.Array]:
     """Project all inputs, then run the loop."""
     projected = _project(layer, params, xs)
-    width = jnp.result_type(projected, carry.hidden, params["recurrent_kernel"])
-    if layer.products.dtype is None and width != projected.dtype:
-        projected = projected.astype(jnp.promote_types(width, projected.dtype))
+    # The gates are written over it, so it has to have their type.
+    gates = jax.eval_shape(_step(layer, params), carry, projected[0])[2]
+    projected = projected.astype(jax.tree.leaves(gates)[0].dtype)
     return _loop(layer, params, projected, carry)
 
 
@@ -498,12 +511,24 @@ def _projects_plainly(cell: DenseCell) -> bool:
 
 
 def _keeps_gates(cell: DenseCell) -> TypeGuard[GatedCell]:
-    """Whether the values of the gates are all that the backward pass needs of them."""
+    """Whether the values of the gates are all that the backward pass needs of them.
+
+    Not in a subclass that overrides what they stand for, or computes them in another way than its
+    `pull_gates` was written for.
+    """
+    own = type(cell)
     return (
         isinstance(cell, GatedCell)
-        and type(cell).activate is GatedCell.activate
+        and own.activate is GatedCell.activate
+        and own.update is DenseCell.update
+        and _definer(own, "pull_gates") <= _definer(own, "gates")
         and cell.keeps_gates
     )
+
+
+def _definer(cell_type: type, name: str) -> int:
+    """How far up the class is that defines a method, the cell's own class being 0."""
+    return next(i for i, base in enumerate(cell_type.__mro__) if name in vars(base))
 
 
 def _reads_inputs_once(cell: DenseCell) -> bool:
@@ -527,7 +552,7 @@ def _parameters_in_loop(
     """
     at_step = jax.eval_shape(lambda t: jax.tree.map(lambda leaf: leaf[t], (gates, carries)), 0)
     jaxpr = jax.make_jaxpr(functools.partial(_combine, cell))(params, *at_step).jaxpr
-    read = {id(v) for eqn in jaxpr.eqns for v in eqn.invars}
+    read = {id(v) for eqn in jaxpr.eqns for v in eqn.invars} | {id(v) for v in jaxpr.outvars}
     inputs = iter(jaxpr.invars)  # the leaves of params come first, in JAX's order of a dict
     used = {}
     for name in sorted(params):

@@ -75,7 +75,7 @@ class Products:
         cls, kernel: Any, rows: int, dtype: DTypeLike | None, platform: str | None = None
     ) -> "Products":
         """The forms for a recurrent kernel and a number of rows; see the module's table."""
-        width = jnp.dtype(kernel.dtype if dtype is None else dtype).itemsize
+        width = jnp.dtype(at_least_float32(kernel.dtype) if dtype is None else dtype).itemsize
         if (platform or jax.default_backend()) != "cpu" or width < 4:
             return cls(dtype=dtype)
         size = kernel.size * width

@@ -193,9 +193,9 @@ def explain(
         if isinstance(cell, CompositeCell):
             return cell.unroll_layers(run, params, xs, carry)
         _check_method(cell, method)
-        phrases = method.explain(cell, params, xs.shape)
-        layers.append((cell, xs.shape, tuple(phrases)))
-        return method.run(cell, params, xs, carry, reverse=False)
+        result = method.run(cell, params, xs, carry, reverse=False)  # raises what unroll would
+        layers.append((cell, xs.shape, tuple(method.explain(cell, params, xs.shape))))
+        return result
 
     def whole(params: Params, xs: Any, carry: Carry | None) -> Any:
         return run(cell, params, *_checked(cell, params, xs, carry, method))

@@ -1,0 +1,50 @@
+"""`explain`: what would run, and why, without running it."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import rnnjax
+
+
+def shapes(cell, steps, batch, features):
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), features))
+    return params, jax.ShapeDtypeStruct((steps, batch, features), jnp.float32)
+
+
+def test_each_layer_with_its_shape_and_method():
+    stack = rnnjax.Stack(
+        [rnnjax.LSTMCell(16), rnnjax.Stack([rnnjax.GRUCell(8, reset_after=False)])]
+    )
+    explanation = rnnjax.explain(stack, *shapes(stack, 10, 4, 5))
+    (lstm, lstm_shape, why), (gru, gru_shape, why_not) = explanation.layers
+    assert (lstm.hidden_size, lstm_shape, gru.hidden_size, gru_shape) == (
+        16, (10, 4, 5), 8, (10, 4, 16),
+    )  # fmt: skip
+    assert why[0] == "chose Fused(), because the cell's step splits"
+    assert why_not[0].startswith("chose Scan(), because its step does not split")
+    text = str(explanation)
+    assert "LSTMCell(16) over inputs (10, 4, 5)" in text
+    assert "keeps the gates of every step" in text
+
+
+def test_a_single_step_and_the_dial():
+    cell = rnnjax.LSTMCell(4)
+    assert "a single step" in str(rnnjax.explain(cell, *shapes(cell, 1, 2, 3)))
+    method = rnnjax.Fused(keep_every=10, product_dtype=jnp.bfloat16)
+    text = str(rnnjax.explain(cell, *shapes(cell, 100, 2, 3), method=method))
+    assert "keeps the state before every 10 steps" in text
+    assert "operands bfloat16" in text
+
+
+def test_bad_arguments_are_unrolls_own():
+    cell = rnnjax.GRUCell(4, reset_after=False)
+    params, xs = shapes(cell, 5, 2, 3)
+    with pytest.raises(rnnjax.InvalidInputError, match=r"Fused\(\) cannot run"):
+        rnnjax.explain(cell, params, xs, method=rnnjax.Fused())
+    with pytest.raises(rnnjax.InvalidInputError, match="cell must be a Cell"):
+        rnnjax.explain(rnnjax.GRUCell, params, xs)
+    with pytest.raises(rnnjax.InvalidInputError, match="params"):
+        rnnjax.explain(rnnjax.LSTMCell(4), {}, xs)
+    with pytest.raises(rnnjax.InvalidInputError, match="features"):
+        rnnjax.explain(cell, params, jax.ShapeDtypeStruct((5, 2, 9), jnp.float32))

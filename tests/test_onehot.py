@@ -1,0 +1,114 @@
+"""One-hot inputs given as ids: the numbers of the vectors themselves."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rnnjax
+from rnnjax import OneHot
+
+SIZE, IDS = 7, jnp.array([[3, 0, 6], [1, 3, 3], [-1, 7, 2], [5, 5, 0]])
+METHODS = [rnnjax.Scan(), rnnjax.Fused(), rnnjax.Fused(keep_every=3), rnnjax.Auto()]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=repr)
+@pytest.mark.parametrize("kind", [rnnjax.LSTMCell, rnnjax.GRUCell])
+def test_outputs_and_gradients_are_those_of_the_vectors(kind, method, random_like, assert_close):
+    stack = rnnjax.Stack([kind(4), rnnjax.SimpleRNNCell(3)])
+    params = random_like(stack.init(jax.random.key(0), SIZE), 1)
+
+    @jax.jit
+    def gradients(params, xs):
+        def loss(params):
+            return (rnnjax.unroll(stack, params, xs, method=method)[1] ** 2).sum()
+
+        return jax.value_and_grad(loss)(params)
+
+    dense = jax.nn.one_hot(IDS, SIZE)  # -1 and 7 are out of range: zeros
+    assert not dense[2, 0].any()
+    assert not dense[2, 1].any()
+    assert_close(gradients(params, OneHot(IDS, SIZE)), gradients(params, dense), 1e-5)
+
+
+def test_a_reset_before_gru_and_single_steps(random_like, assert_close):
+    cell = rnnjax.GRUCell(4, reset_after=False)
+    params = random_like(cell.init(jax.random.key(0), SIZE), 1)
+    carry = random_like(cell.initial_carry((3,)), 2)
+    expected = cell.step(params, carry, jax.nn.one_hot(IDS[0], SIZE))
+    assert_close(cell.step(params, carry, OneHot(IDS[0], SIZE)), expected, 1e-6)
+    assert_close(cell.step(params, carry, OneHot(np.asarray(IDS[0]), SIZE)), expected, 1e-6)
+
+
+def test_without_a_batch_in_bfloat16_and_under_vmap(random_like, assert_close):
+    cell = rnnjax.LSTMCell(4)
+    params = random_like(cell.init(jax.random.key(0), SIZE), 1)
+    method = rnnjax.Fused(product_dtype=jnp.bfloat16)
+
+    def run(ids):
+        return rnnjax.unroll(cell, params, OneHot(ids, SIZE), method=method)[1]
+
+    ys = jax.vmap(run, 1, 1)(IDS)
+    assert ys.dtype == jnp.float32
+    assert_close(ys[:, 1], run(IDS[:, 1]), 1e-6)
+    dense = jax.nn.one_hot(IDS, SIZE)
+    assert_close(ys, rnnjax.unroll(cell, params, dense)[1], 2e-2)
+
+
+def test_a_cell_with_dtype_rounds_its_rows():
+    cell = rnnjax.LSTMCell(4, dtype=jnp.bfloat16)
+    params = cell.init(jax.random.key(0), SIZE)
+    dense = rnnjax.unroll(cell, params, jax.nn.one_hot(IDS, SIZE))[1]
+    rows = rnnjax.unroll(cell, params, OneHot(IDS, SIZE))[1]
+    assert rows.dtype == dense.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.float32(rows), np.float32(dense), atol=1e-2)
+
+
+def test_the_gradient_of_a_frequent_id_is_summed_in_float32(assert_close):
+    cell = rnnjax.SimpleRNNCell(3)
+    params = cell.init(jax.random.key(0), SIZE)
+    ids = jnp.full((5, 400), 2)
+
+    @jax.jit
+    def gradient(params, xs):
+        method = rnnjax.Fused(product_dtype=jnp.bfloat16)
+        return jax.grad(lambda p: rnnjax.unroll(cell, p, xs, method=method)[1].sum())(params)
+
+    dense = gradient(params, jax.nn.one_hot(ids, SIZE))
+    assert_close(gradient(params, OneHot(ids, SIZE)), dense, 1e-2)
+
+
+def test_ids_of_a_narrow_type_and_iteration():
+    ids = jnp.array([-1, 3], jnp.int8)
+    kernel = jnp.ones((128, 2))
+    assert OneHot(ids, 128).rows(kernel).tolist() == [[0, 0], [1, 1]]
+    assert [one.shape for one in OneHot(ids, 128)] == [(128,), (128,)]
+
+
+@pytest.mark.parametrize("time_major", [False, True])
+def test_the_flax_wrappers_take_them(time_major, assert_close):
+    from flax import nnx
+
+    import rnnjax.linen
+    import rnnjax.nnx
+
+    ids = IDS if time_major else IDS.T
+    cell = rnnjax.GRUCell(4)
+    model = rnnjax.linen.RNN(cell, time_major=time_major)
+    variables = model.init(jax.random.key(0), OneHot(ids, SIZE))
+    dense = jax.nn.one_hot(ids, SIZE)
+    actual = model.apply(variables, OneHot(ids, SIZE))
+    assert_close(actual, model.apply(variables, dense), 1e-6)
+    module = rnnjax.nnx.RNN(cell, SIZE, time_major=time_major, rngs=nnx.Rngs(0))
+    assert_close(module(OneHot(ids, SIZE)), module(dense), 1e-6)
+
+
+def test_bad_ids_and_sizes():
+    with pytest.raises(rnnjax.InvalidInputError, match="ids of OneHot must be integers, but are"):
+        OneHot(jnp.ones(3), 5)
+    with pytest.raises(rnnjax.InvalidInputError, match="size of OneHot must be a positive"):
+        OneHot(IDS, 0)
+    cell = rnnjax.LSTMCell(4)
+    params = cell.init(jax.random.key(0), SIZE)
+    with pytest.raises(rnnjax.InvalidInputError, match=r"8 features, but params.*for 7"):
+        rnnjax.unroll(cell, params, OneHot(IDS, 8))
