@@ -367,7 +367,13 @@ def test_law_5_first_order_gradients(name: str, method: Any, case: Any) -> None:
     check_grads(run, (params, xs, carry), order=1, modes=modes)
 
 
-@pytest.mark.parametrize(("name", "method"), table(Auto, names=FEW[:3] + FEW[4:5]))
+# Fused claims it where it keeps all steps.
+SECOND_ORDER = [
+    row for row in table(Auto, names=FEW[:3] + FEW[4:5]) if row.values[1] != Fused(keep_every=2)
+]
+
+
+@pytest.mark.parametrize(("name", "method"), SECOND_ORDER)
 @pytest.mark.usefixtures("x64")
 def test_law_5_second_order_gradients(name: str, method: Any, case: Any) -> None:
     cell, params, xs, carry, weights = case(name)

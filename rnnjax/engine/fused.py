@@ -50,7 +50,8 @@ class Fused(Method):
             only the state before every k-th step is kept, and the k steps are computed again when
             their turn comes (Chen et al., 2016): a third more products, and memory for k steps
             and ``time / k`` states. Near the square root of the number of steps it is least; a
-            divisor of that number saves copies of the inputs and outputs.
+            divisor of that number saves copies of the inputs and outputs. Its gradient cannot be
+            differentiated again: JAX (0.10.2) fails with a TypeError.
         product_dtype: the type of the operands of all matrix products, forward and backward, if not
             the cell's own. With ``jnp.bfloat16`` the sums, the gates, the carry, the outputs and
             the gradients still are float32: faster where the processor multiplies bfloat16
