@@ -27,12 +27,7 @@ def first_value(name: str, shape: Shape, backward: bool) -> float:
     for package in contender.packages:
         pytest.importorskip(package)
     settings = layer_peers.point("", shape, backward).settings
-    try:
-        return next(contender.repetitions(dict(settings))).value
-    except TypeError as error:
-        if "product_dtype" in str(error):
-            pytest.skip("this version of rnnjax has no such option")
-        raise
+    return next(contender.repetitions(dict(settings))).value
 
 
 @pytest.fixture(scope="module")
