@@ -1,9 +1,20 @@
 """Cells: what one time step of a recurrent network computes."""
 
-from rnnjax.cells.base import AdditiveCell, Carry, Cell, CompositeCell, DenseCell, GatedCell, Params
+from rnnjax.cells.base import Carry, Cell, Params
+from rnnjax.cells.composite import CompositeCell, Noise
+from rnnjax.cells.convlstm import ConvLSTMCell
+from rnnjax.cells.coupled import CoupledLSTMCell
+from rnnjax.cells.dense import AdditiveCell, DenseCell, GatedCell
 from rnnjax.cells.gru import GRUCarry, GRUCell
+from rnnjax.cells.indrnn import IndRNNCell
+from rnnjax.cells.layernorm import LayerNormGRUCell, LayerNormLSTMCell
 from rnnjax.cells.lstm import LSTMCarry, LSTMCell
+from rnnjax.cells.mgu import MGUCell
+from rnnjax.cells.minimal import MinGRUCell, MinLSTMCell
 from rnnjax.cells.onehot import OneHot
+from rnnjax.cells.peephole import PeepholeLSTMCell
+from rnnjax.cells.projected import ElementwiseCell, ProjectedCell
+from rnnjax.cells.projection import ProjectionLSTMCell
 from rnnjax.cells.simple import SimpleRNNCarry, SimpleRNNCell
 
 __all__ = [
@@ -11,14 +22,27 @@ __all__ = [
     "Carry",
     "Cell",
     "CompositeCell",
+    "ConvLSTMCell",
+    "CoupledLSTMCell",
     "DenseCell",
+    "ElementwiseCell",
     "GRUCarry",
     "GRUCell",
     "GatedCell",
+    "IndRNNCell",
     "LSTMCarry",
     "LSTMCell",
+    "LayerNormGRUCell",
+    "LayerNormLSTMCell",
+    "MGUCell",
+    "MinGRUCell",
+    "MinLSTMCell",
+    "Noise",
     "OneHot",
     "Params",
+    "PeepholeLSTMCell",
+    "ProjectedCell",
+    "ProjectionLSTMCell",
     "SimpleRNNCarry",
     "SimpleRNNCell",
 ]

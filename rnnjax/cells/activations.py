@@ -54,6 +54,7 @@ INITIALIZERS: Mapping[str, Initializer] = {
     "lecun_uniform": jax.nn.initializers.lecun_uniform(),
     "lecun_normal": jax.nn.initializers.lecun_normal(),
     "orthogonal": jax.nn.initializers.orthogonal(),
+    "unit_uniform": jax.nn.initializers.uniform(1.0),
     "zeros": jax.nn.initializers.zeros,
     "ones": jax.nn.initializers.ones,
 }

@@ -14,7 +14,9 @@ from rnnjax.cells.activations import (
     get_activation,
     slopes_follow_from_values,
 )
-from rnnjax.cells.base import GatedCell, Inputs, Params, as_inputs, product
+from rnnjax.cells.base import Inputs, Params, as_inputs
+from rnnjax.cells.dense import GatedCell
+from rnnjax.cells.projected import product
 
 
 class GRUCarry(NamedTuple):

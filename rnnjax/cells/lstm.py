@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import Activation, get_activation
-from rnnjax.cells.base import AdditiveCell, Params
+from rnnjax.cells.base import Params
+from rnnjax.cells.dense import AdditiveCell
 
 
 class LSTMCarry(NamedTuple):
@@ -58,8 +59,7 @@ class LSTMCell(AdditiveCell):
         """Draw ``kernel``, ``recurrent_kernel`` and ``bias``, as in `DenseCell.init`."""
         params = super().init(key, input_size)
         if self.use_bias and self.unit_forget_bias:
-            forget = slice(self.hidden_size, 2 * self.hidden_size)
-            params["bias"] = params["bias"].at[forget].set(1)
+            params["bias"] = set_forget_bias(params["bias"], self.hidden_size)
         return params
 
     def initial_carry(
@@ -82,3 +82,8 @@ class LSTMCell(AdditiveCell):
         cell = f * carry.cell + i * g
         hidden = o * get_activation(self.activation)(cell)
         return LSTMCarry(hidden, cell), hidden
+
+
+def set_forget_bias(bias: jax.Array, hidden_size: int) -> jax.Array:
+    """The bias of four gates with that of the forget gate, the second, at 1."""
+    return bias.at[hidden_size : 2 * hidden_size].set(1)

@@ -7,7 +7,8 @@ import jax
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import Activation
-from rnnjax.cells.base import AdditiveCell, Params
+from rnnjax.cells.base import Params
+from rnnjax.cells.dense import AdditiveCell
 
 
 class SimpleRNNCarry(NamedTuple):

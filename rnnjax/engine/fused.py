@@ -11,28 +11,31 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
-from rnnjax.cells.base import (
-    AdditiveCell,
-    Carry,
-    Cell,
-    DenseCell,
-    GatedCell,
-    Params,
+from rnnjax.cells.base import Carry, Cell, Params
+from rnnjax.cells.dense import AdditiveCell, DenseCell, GatedCell
+from rnnjax.cells.onehot import OneHot
+from rnnjax.cells.projected import (
+    ElementwiseCell,
+    ProjectedCell,
     add_bias,
     check_params,
     product,
 )
-from rnnjax.cells.onehot import OneHot
 from rnnjax.engine.method import Method
 from rnnjax.engine.products import Product, Products
 from rnnjax.engine.scan import Scan
+from rnnjax.engine.steps import AtStep, Steps, shows_hidden
 from rnnjax.errors import InvalidInputError
+
+# Projections of more than this are fetched from the system page by page, which is slow.
+_MANY_BYTES = 40 * 10**6
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -86,33 +89,43 @@ class Fused(Method):
 
     def refusal(self, cell: Cell) -> str | None:
         """Cells whose step does not split are refused."""
-        if not (isinstance(cell, DenseCell) and cell.splits):
+        if not (isinstance(cell, DenseCell | ElementwiseCell) and cell.splits):
             return "its step does not split into project, recurrent product and activate"
         if self.product_dtype is not None and not _projects_plainly(cell):
             return "its own project decides the type of its products (leave out product_dtype)"
         return None
 
     def run(
-        self, cell: Cell, params: Params, xs: Any, carry: Carry, reverse: bool
+        self, cell: Cell, params: Params, xs: Any, carry: Carry, reverse: bool, steps: Steps
     ) -> tuple[Carry, jax.Array]:
         """Run ``cell`` over ``xs (time, *batch, features)``."""
-        assert isinstance(cell, DenseCell)
+        assert isinstance(cell, ProjectedCell)
         if len(xs) == 0:
-            return Scan().run(cell, params, xs, carry, reverse)
+            return Scan().run(cell, params, xs, carry, reverse, steps)
         if _projects_plainly(cell):
             check_params(cell, params, xs)
         params = dict(params)  # in the order that JAX gives a dict, whatever mapping came
         layer = _Layer(cell, self._products(cell, params, xs.shape), reverse)
+        run = _run if isinstance(cell, DenseCell) else _run_elementwise
+        given = _Given(params, steps._replace(each=AtStep()))
         if self.keep_every is None or self.keep_every >= len(xs):
-            return _run(layer, params, xs, carry)
-        return _in_segments(layer, self.keep_every, params, xs, carry)
+            return run(layer, given, (xs, steps.each), carry)
+        again = functools.partial(run, layer, given)
+        return _in_segments(again, self.keep_every, (xs, steps.each), carry, reverse)
 
     def explain(self, cell: Cell, params: Params, shape: tuple[int, ...]) -> list[str]:
         """The forms of the products, and what is kept for the backward pass."""
+        length = min(self.keep_every or shape[0], shape[0])
+        if isinstance(cell, ElementwiseCell):
+            lines = [f"projects the inputs of {length} steps in one product", "pointwise steps"]
+            if length < shape[0]:
+                lines.append(
+                    f"keeps the state before every {length} steps, and computes them again"
+                )
+            return lines
         assert isinstance(cell, DenseCell)
         products = self._products(cell, params, shape)
         kept = "the gates" if _keeps_gates(cell) else "both halves of the gates' inputs"
-        length = min(self.keep_every or shape[0], shape[0])
         if length == shape[0]:
             memory = f"keeps {kept} of every step for the backward pass"
         else:
@@ -132,9 +145,10 @@ class Fused(Method):
             memory,
         ]
 
-    def _products(self, cell: DenseCell, params: Params, shape: tuple[int, ...]) -> Products:
+    def _products(self, cell: ProjectedCell, params: Params, shape: tuple[int, ...]) -> Products:
         dtype = cell.dtype if self.product_dtype is None else self.product_dtype
-        return Products.choose(params["recurrent_kernel"], math.prod(shape[1:-1]), dtype)
+        kernel = params["recurrent_kernel" if isinstance(cell, DenseCell) else "kernel"]
+        return Products.choose(kernel, math.prod(shape[1:-1]), dtype)
 
 
 def _product_dtype(given: Any) -> Any:
@@ -153,37 +167,75 @@ def _product_dtype(given: Any) -> Any:
 class _Layer:
     """All that is static about a run."""
 
-    cell: DenseCell
+    cell: Any  # a DenseCell or an ElementwiseCell
     products: Products
     reverse: bool
 
 
+class _Given(NamedTuple):
+    """The arrays that all steps share: the parameters, and what of `Steps` is for all of them."""
+
+    params: Params
+    steps: Steps
+
+
+Run = Callable[[Any, Carry], tuple[Carry, jax.Array]]
+
+
 def _in_segments(
-    layer: _Layer, length: int, params: Params, xs: Any, carry: Carry
+    run: Run, length: int, inputs: Any, carry: Carry, reverse: bool
 ) -> tuple[Carry, jax.Array]:
     """Run segment by segment, each of which is computed again in the backward pass."""
-    whole = len(xs) // length * length
+    num_steps = len(jax.tree.leaves(inputs)[0])
+    whole = num_steps // length * length
 
     def segments(carry: Carry) -> tuple[Carry, jax.Array]:
-        cut = jax.tree.map(lambda leaf: leaf[:whole].reshape(-1, length, *leaf.shape[1:]), xs)
+        cut = _cut(jax.tree.map(lambda leaf: leaf[:whole], inputs), length)
         # In a scan XLA cannot merge what is computed again with what was computed before.
-        again = jax.checkpoint(functools.partial(_run, layer, params), prevent_cse=False)
+        again = jax.checkpoint(run, prevent_cse=False)
         carry, ys = jax.lax.scan(
-            lambda carry, xs: again(xs, carry), carry, cut, reverse=layer.reverse
+            lambda carry, inputs: again(inputs, carry), carry, cut, reverse=reverse
         )
         return carry, ys.reshape(whole, *ys.shape[2:])
 
-    if whole == len(xs):
+    if whole == num_steps:
         return segments(carry)
-    rest = jax.checkpoint(functools.partial(_run, layer, params))
-    last = jax.tree.map(lambda leaf: leaf[whole:], xs)
-    if layer.reverse:
+    rest = jax.checkpoint(run)
+    last = jax.tree.map(lambda leaf: leaf[whole:], inputs)
+    if reverse:
         carry, after = rest(last, carry)
         carry, before = segments(carry)
     else:
         carry, before = segments(carry)
         carry, after = rest(last, carry)
     return carry, jnp.concatenate([before, after])
+
+
+def _cut(inputs: Any, length: int) -> Any:
+    """Each array over time as segments of ``length`` steps."""
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, length, *leaf.shape[1:]), inputs)
+
+
+def _run_elementwise(
+    layer: _Layer, given: _Given, inputs: tuple[Any, AtStep], carry: Carry
+) -> tuple[Carry, jax.Array]:
+    """A cell without a product in the loop: only the inputs' product has to be taken out of it."""
+    xs, each = inputs
+    cell, steps = layer.cell, given.steps
+    projected = _project(layer, given.params, xs)
+    if _projects_plainly(cell):
+        projected = add_bias(projected, given.params, "bias")
+
+    def step(carry: Carry, at_step: tuple[jax.Array, AtStep]) -> tuple[Carry, jax.Array]:
+        projected, at = at_step
+        carry = steps.begin(carry, at)
+        shown = bool(at.kept or steps.leaks) and shows_hidden(
+            cell, given.params, (projected,), carry
+        )
+        new, y = cell.update(given.params, projected, carry)
+        return steps.end(carry, new, y, at, shown)
+
+    return jax.lax.scan(step, carry, (projected, each), reverse=layer.reverse)
 
 
 # ---- forward
@@ -207,39 +259,57 @@ def _differentiated_as(plain: Callable[..., Any]) -> Callable[[Callable[..., Any
     return decorate
 
 
-def _at_once(layer: _Layer, params: Params, xs: Any, carry: Carry) -> tuple[Carry, jax.Array]:
+def _at_once(
+    layer: _Layer, given: _Given, inputs: tuple[Any, AtStep], carry: Carry
+) -> tuple[Carry, jax.Array]:
     """Project all inputs, then run the loop."""
-    projected = _project(layer, params, xs)
+    xs, each = inputs
+    projected = _project(layer, given.params, xs)
     # The gates are written over it, so it has to have their type.
-    gates = jax.eval_shape(_step(layer, params), carry, projected[0])[2]
+    first = jax.eval_shape(
+        lambda *over_time: jax.tree.map(lambda a: a[0], over_time), projected, each
+    )
+    gates = jax.eval_shape(_step(layer, given), carry, *first)[2]
     projected = projected.astype(jax.tree.leaves(gates)[0].dtype)
-    return _loop(layer, params, projected, carry)
+    return _loop(layer, given, projected, each, carry)
 
 
 @_differentiated_as(_at_once)
-def _run(layer: _Layer, params: Params, xs: Any, carry: Carry) -> tuple[Carry, jax.Array]:
+def _run(
+    layer: _Layer, given: _Given, inputs: tuple[Any, AtStep], carry: Carry
+) -> tuple[Carry, jax.Array]:
     """`_at_once`; where nothing is kept for a backward pass, a few steps' inputs at a time.
 
     A projection that fits the cache is read from there, and no memory has to be fetched for the
     others: of the time of a whole LSTM layer at once, 0.85 at H = 512 and batch 128, 0.90 at
-    H = 256 and batch 32; but 1.2 at H = 512 and batch 16, whose products would be too small.
+    H = 256 and batch 32; but 1.2 at H = 512 and batch 16, whose products would be too small. There
+    it pays from some 40 MB of projections on, in pieces of 50 to 100 steps: 0.90 at 1,000 steps,
+    and 0.79 to 0.87 at 10,000 steps of H = 64 to 256 and batch 1 to 16.
     """
-    rows = math.prod(xs.shape[1:-1])
-    steps = _steps_ahead(layer.cell, rows, len(xs))
+    xs, _ = inputs
+    steps = _steps_ahead(layer.cell, math.prod(xs.shape[1:-1]), len(xs))
     if steps == len(xs):
-        return _at_once(layer, params, xs, carry)
-    cut = jax.tree.map(lambda leaf: leaf.reshape(-1, steps, *leaf.shape[1:]), xs)
+        return _at_once(layer, given, inputs, carry)
     carry, ys = jax.lax.scan(
-        lambda carry, xs: _at_once(layer, params, xs, carry), carry, cut, reverse=layer.reverse
+        lambda carry, inputs: _at_once(layer, given, inputs, carry),
+        carry,
+        _cut(inputs, steps),
+        reverse=layer.reverse,
     )
     return carry, ys.reshape(len(xs), *ys.shape[2:])
 
 
 def _steps_ahead(cell: DenseCell, rows: int, num_steps: int) -> int:
     """How many steps to project at a time where there is no backward pass."""
-    if jax.default_backend() != "cpu" or rows < 32 or cell.hidden_size < 128:
+    if jax.default_backend() != "cpu":
         return num_steps
-    return next((k for k in range(10, 20) if num_steps % k == 0), num_steps)
+    if rows >= 32 and cell.hidden_size >= 128:
+        counts = range(10, 20)
+    elif 4 * num_steps * rows * cell.num_gates * cell.hidden_size > _MANY_BYTES:
+        counts = range(100, 49, -1)
+    else:
+        return num_steps
+    return next((k for k in counts if num_steps % k == 0), num_steps)
 
 
 def _project(layer: _Layer, params: Params, xs: Any) -> jax.Array:
@@ -273,74 +343,84 @@ _input_product.defvjp(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _loop(
-    layer: _Layer, params: Params, projected: jax.Array, carry: Carry
+    layer: _Layer, given: _Given, projected: jax.Array, each: AtStep, carry: Carry
 ) -> tuple[Carry, jax.Array]:
     """The sequential half, over ``projected (time, *batch, gates * hidden_size)``."""
-    step = _step(layer, params)
+    step = _step(layer, given)
 
-    def without_gates(carry: Carry, projected: jax.Array, _: Any) -> Any:
-        carry, y, _ = step(carry, projected)
+    def without_gates(carry: Carry, projected: jax.Array, at: AtStep) -> Any:
+        carry, y, *_ = step(carry, projected, at)
         return carry, None, y
 
     ahead = not _reads_inputs_once(layer.cell)
-    carry, _, ys = _over_time(without_gates, carry, projected, (), layer.reverse, ahead)
+    carry, _, ys = _over_time(without_gates, carry, projected, each, layer.reverse, ahead)
     return carry, ys
 
 
-def _step(layer: _Layer, params: Params) -> Callable[..., tuple[Carry, jax.Array, Any]]:
-    """``(carry, projected) -> (carry, y, gates)``: one step, and all the backward pass needs."""
-    cell, times = layer.cell, layer.products.times(params["recurrent_kernel"])
+def _step(layer: _Layer, given: _Given) -> Callable[..., tuple[Carry, jax.Array, Any, Carry]]:
+    """``(carry, projected, at) -> (carry, y, gates, carry that the step started from)``.
 
-    def step(carry: Carry, projected: jax.Array) -> tuple[Carry, jax.Array, Any]:
+    The last two are all that the backward pass needs.
+    """
+    cell, params, steps = layer.cell, *given
+    times = layer.products.times(params["recurrent_kernel"])
+
+    def step(carry: Carry, projected: jax.Array, at: AtStep) -> tuple[Carry, jax.Array, Any, Carry]:
+        carry = steps.begin(carry, at)
         if _projects_plainly(cell):
             projected = add_bias(projected, params, "bias")
-        recurrent = add_bias(times(carry.hidden), params, "recurrent_bias")
+        recurrent = add_bias(times(steps.entering(carry.hidden)), params, "recurrent_bias")
         gates = cell.gates(projected, recurrent) if _keeps_gates(cell) else (projected, recurrent)
-        return *_combine(cell, params, gates, carry), gates
+        return *_finish(cell, given, gates, carry, at), gates, carry
 
     return step
 
 
 def _forward(
-    layer: _Layer, params: Params, projected: jax.Array, carry: Carry
+    layer: _Layer, given: _Given, projected: jax.Array, each: AtStep, carry: Carry
 ) -> tuple[tuple[Carry, jax.Array], Any]:
     """`_loop`, and what the backward pass needs: each step's gates and the carry before it."""
-    carry, ys, gates, carries = _in_place(layer, params, projected, carry)
-    return (carry, ys), (params, gates, carries)
+    carry, ys, gates, carries = _in_place(layer, given, projected, each, carry)
+    return (carry, ys), (given, gates, carries, each)
 
 
 def _kept(
-    layer: _Layer, params: Params, projected: jax.Array, carry: Carry
+    layer: _Layer, given: _Given, projected: jax.Array, each: AtStep, carry: Carry
 ) -> tuple[Carry, jax.Array, Any, Carry]:
     """The loop with every step's gates and the carry before it."""
-    step = _step(layer, params)
+    step = _step(layer, given)
 
-    def keep(carry: Carry, projected: jax.Array) -> tuple[Carry, Any]:
-        new, y, gates = step(carry, projected)
-        return new, (y, gates, carry)
+    def keep(carry: Carry, at_step: tuple[jax.Array, AtStep]) -> tuple[Carry, Any]:
+        carry, *kept = step(carry, *at_step)
+        return carry, tuple(kept)
 
-    carry, (ys, gates, carries) = jax.lax.scan(keep, carry, projected, reverse=layer.reverse)
+    carry, (ys, gates, carries) = jax.lax.scan(
+        keep, carry, (projected, each), reverse=layer.reverse
+    )
     return carry, ys, gates, carries
 
 
 @_differentiated_as(_kept)
 def _in_place(
-    layer: _Layer, params: Params, projected: jax.Array, carry: Carry
+    layer: _Layer, given: _Given, projected: jax.Array, each: AtStep, carry: Carry
 ) -> tuple[Carry, jax.Array, Any, Carry]:
     """`_kept`, with the first leaf of the gates written over ``projected``, which is read no more.
 
     It saves the largest array of a layer.
     """
-    step = _step(layer, params)
-    structure = jax.tree.structure(jax.eval_shape(step, carry, projected[0])[2])
+    step = _step(layer, given)
+    at_first = jax.tree.map(lambda leaf: leaf[0], each)
+    structure = jax.tree.structure(jax.eval_shape(step, carry, projected[0], at_first)[2])
 
-    def keep(carry: Carry, projected: jax.Array, _: Any) -> Any:
-        new, y, gates = step(carry, projected)
+    def keep(carry: Carry, projected: jax.Array, at: AtStep) -> Any:
+        carry, y, gates, before = step(carry, projected, at)
         leaf, *rest = jax.tree.leaves(gates)
-        return new, leaf, (y, rest, carry)
+        return carry, leaf, (y, rest, before)
 
     ahead = not _reads_inputs_once(layer.cell)
-    carry, first, (ys, rest, carries) = _over_time(keep, carry, projected, (), layer.reverse, ahead)
+    carry, first, (ys, rest, carries) = _over_time(
+        keep, carry, projected, each, layer.reverse, ahead
+    )
     return carry, ys, jax.tree.unflatten(structure, [first, *rest]), carries
 
 
@@ -349,16 +429,19 @@ def _in_place(
 
 def _backward(
     layer: _Layer, residuals: Any, cotangents: tuple[Carry, jax.Array]
-) -> tuple[Params, jax.Array, Carry]:
-    params, gates, carries = residuals
+) -> tuple[_Given, jax.Array, None, Carry]:
+    given, gates, carries, each = residuals
+    params, steps = given
     d_carry, d_ys = cotangents
-    d_used, d_projected, d_recurrent, d_carry = _cotangents_in_place(
-        layer, params, gates, (d_ys, carries), d_carry
+    (d_used, d_start), d_projected, d_recurrent, d_carry = _cotangents_in_place(
+        layer, given, gates, (d_ys, carries, each), d_carry
     )
     if d_recurrent is None:
         d_recurrent = d_projected
     d_params = jax.tree.map(jnp.zeros_like, params)
-    d_params["recurrent_kernel"] = layer.products.kernel_gradient(carries.hidden, d_recurrent)
+    d_params["recurrent_kernel"] = layer.products.kernel_gradient(
+        steps.entering(carries.hidden), d_recurrent
+    )
     totals = {"recurrent_bias": d_recurrent}
     if _projects_plainly(layer.cell):
         totals["bias"] = d_projected
@@ -366,35 +449,52 @@ def _backward(
         d_params[name] = totals[name].sum(axis=tuple(range(d_recurrent.ndim - 1)))
     d_params |= {name: jax.tree.map(jnp.add, d_params[name], d) for name, d in d_used.items()}
     d_params = jax.tree.map(lambda d, leaf: d.astype(leaf.dtype), d_params, params)
-    return d_params, d_projected, d_carry
+    # What was drawn at random has no gradient.
+    d_steps = jax.tree.map(_no_gradient, steps)._replace(start=d_start)
+    d_each = jax.tree.map(_no_gradient, each)
+    return _Given(d_params, d_steps), d_projected, d_each, d_carry
+
+
+def _no_gradient(leaf: jax.Array) -> Any:
+    if jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return jnp.zeros_like(leaf)
+    return np.zeros(leaf.shape, jax.dtypes.float0)
 
 
 _loop.defvjp(_forward, _backward)
 
 
 def _cotangents(
-    layer: _Layer, params: Params, gates: Any, others: tuple[jax.Array, Carry], d_carry: Carry
-) -> tuple[Params, jax.Array, jax.Array | None, Carry]:
-    """The backward loop, over ``gates`` and ``others``, which are (d_ys, carries).
+    layer: _Layer,
+    given: _Given,
+    gates: Any,
+    others: tuple[jax.Array, Carry, AtStep],
+    d_carry: Carry,
+) -> tuple[Any, jax.Array, jax.Array | None, Carry]:
+    """The backward loop, over ``gates`` and ``others``, which are (d_ys, carries, each).
 
-    Returns the gradients of the parameters that `combine` reads; the cotangents of the projected
-    inputs and of the recurrent products at every step, the second None where it is the first; and
-    the cotangent of the carry before the first step.
+    Returns the gradients of the parameters that `combine` reads and of the carry that resets put
+    in; the cotangents of the projected inputs and of the recurrent products at every step, the
+    second None where it is the first; and the cotangent of the carry before the first step.
     """
-    d_used, step = _backward_step(layer, params, gates, others[1])
-    (d_carry, d_used), (d_projected, d_recurrent) = jax.lax.scan(
-        lambda state, at: step(state, *at), (d_carry, d_used), (gates, others),
+    d_shared, step = _backward_step(layer, given, gates, others[1])
+    (d_carry, d_shared), (d_projected, d_recurrent) = jax.lax.scan(
+        lambda state, at: step(state, *at), (d_carry, d_shared), (gates, others),
         reverse=not layer.reverse,
     )  # fmt: skip
-    return d_used, d_projected, d_recurrent, d_carry
+    return d_shared, d_projected, d_recurrent, d_carry
 
 
 @_differentiated_as(_cotangents)
 def _cotangents_in_place(
-    layer: _Layer, params: Params, gates: Any, others: tuple[jax.Array, Carry], d_carry: Carry
-) -> tuple[Params, jax.Array, jax.Array | None, Carry]:
+    layer: _Layer,
+    given: _Given,
+    gates: Any,
+    others: tuple[jax.Array, Carry, AtStep],
+    d_carry: Carry,
+) -> tuple[Any, jax.Array, jax.Array | None, Carry]:
     """`_cotangents`, with those of the projected inputs written over the gates' first leaf."""
-    d_used, step = _backward_step(layer, params, gates, others[1])
+    d_shared, step = _backward_step(layer, given, gates, others[1])
     (first, *rest), structure = jax.tree.flatten(gates)
 
     def replace(state: Any, first: jax.Array, at: Any) -> Any:
@@ -404,23 +504,28 @@ def _cotangents_in_place(
         )
         return state, d_projected, d_recurrent
 
-    (d_carry, d_used), d_projected, d_recurrent = _over_time(
-        replace, (d_carry, d_used), first, (rest, others), not layer.reverse, ahead=True
+    (d_carry, d_shared), d_projected, d_recurrent = _over_time(
+        replace, (d_carry, d_shared), first, (rest, others), not layer.reverse, ahead=True
     )
-    return d_used, d_projected, d_recurrent, d_carry
+    return d_shared, d_projected, d_recurrent, d_carry
 
 
-def _backward_step(layer: _Layer, params: Params, gates: Any, carries: Carry) -> Any:
+def _backward_step(layer: _Layer, given: _Given, gates: Any, carries: Carry) -> Any:
     """Zeros for the gradients summed in the loop, and the step of the backward loop."""
-    cell = layer.cell
+    cell, params, steps = layer.cell, *given
     used = _parameters_in_loop(cell, params, gates, carries)
     times_transposed: Product = layer.products.times_transposed(params["recurrent_kernel"])
 
     def step(state: Any, gates: Any, others: Any) -> tuple[Any, Any]:
-        d_carry, d_used = state
-        d_y, carry = others
+        d_carry, (d_used, d_start) = state
+        d_y, carry, at = others
         _, pull = jax.vjp(
-            lambda used, *rest: _combine(cell, {**params, **used}, *rest), used, gates, carry
+            lambda used, gates, carry: _finish(
+                cell, given._replace(params={**params, **used}), gates, carry, at
+            ),
+            used,
+            gates,
+            carry,
         )
         d_params, d_gates, d_carry = pull((d_carry, d_y))
         d_projected, d_recurrent = (
@@ -434,11 +539,19 @@ def _backward_step(layer: _Layer, params: Params, gates: Any, carries: Carry) ->
             outputs = d_projected, d_recurrent = jax.lax.optimization_barrier(
                 (d_projected, d_recurrent)
             )
-        d_hidden = times_transposed(d_recurrent).astype(d_carry.hidden.dtype)
+        d_hidden = steps.entering(times_transposed(d_recurrent).astype(d_carry.hidden.dtype))
         d_carry = d_carry._replace(hidden=d_carry.hidden + d_hidden)
-        return (d_carry, jax.tree.map(jnp.add, d_used, d_params)), outputs
+        if at.resets is not None:
+            _, pull = jax.vjp(
+                lambda start, carry: steps._replace(start=start).begin(carry, at),
+                steps.start,
+                carry,
+            )
+            d_begun, d_carry = pull(d_carry)
+            d_start = jax.tree.map(jnp.add, d_start, d_begun)
+        return (d_carry, (jax.tree.map(jnp.add, d_used, d_params), d_start)), outputs
 
-    return jax.tree.map(jnp.zeros_like, used), step
+    return jax.tree.map(jnp.zeros_like, (used, steps.start)), step
 
 
 # ---- loops over arrays that are written in place
@@ -507,8 +620,8 @@ def _over_time(
 # ---- what is known of a cell
 
 
-def _projects_plainly(cell: DenseCell) -> bool:
-    return type(cell).project is DenseCell.project
+def _projects_plainly(cell: ProjectedCell) -> bool:
+    return type(cell).project is ProjectedCell.project
 
 
 def _keeps_gates(cell: DenseCell) -> TypeGuard[GatedCell]:
@@ -542,6 +655,19 @@ def _combine(cell: Any, params: Params, gates: Any, carry: Carry) -> tuple[Carry
     if _keeps_gates(cell):
         return cell.cast(cell.combine(params, gates, carry), carry)
     return cell.update(params, *gates, carry)
+
+
+def _finish(
+    cell: Any, given: _Given, gates: Any, carry: Carry, at: AtStep
+) -> tuple[Carry, jax.Array]:
+    """`_combine`, and what else happens at the step."""
+    params, steps = given
+    shown = False
+    if at.kept or steps.leaks:
+        like = jax.tree.leaves(gates)[0]  # both halves of the gates' inputs have its shape
+        shown = shows_hidden(cell, params, (like, like), carry)
+    new, y = _combine(cell, params, gates, carry)
+    return steps.end(carry, new, y, at, shown)
 
 
 def _parameters_in_loop(

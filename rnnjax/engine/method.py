@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from rnnjax.cells.base import Carry, Cell, Params
+from rnnjax.engine.steps import Steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Method(abc.ABC):
 
     @abc.abstractmethod
     def run(
-        self, cell: Cell, params: Params, xs: Any, carry: Carry, reverse: bool
+        self, cell: Cell, params: Params, xs: Any, carry: Carry, reverse: bool, steps: Steps
     ) -> tuple[Carry, jax.Array]:
         """Run ``cell`` over ``xs (time, *batch, features)``; the arguments have been checked."""
 

@@ -28,7 +28,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from rnnjax.cells.base import at_least_float32, product
+from rnnjax.cells.base import at_least_float32
+from rnnjax.cells.projected import product
 
 # A kernel above this size does not stay in a core's cache between two steps.
 _CACHE_BYTES = 4 * 2**20

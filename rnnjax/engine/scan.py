@@ -7,6 +7,7 @@ import jax
 
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.engine.method import Method
+from rnnjax.engine.steps import AtStep, Steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,17 +22,18 @@ class Scan(Method):
         return None
 
     def run(
-        self, cell: Cell, params: Params, xs: Any, carry: Carry, reverse: bool
+        self, cell: Cell, params: Params, xs: Any, carry: Carry, reverse: bool, steps: Steps
     ) -> tuple[Carry, jax.Array]:
         """Run ``cell`` over ``xs (time, *batch, features)``."""
 
-        def step(carry: Carry, x: jax.Array) -> tuple[Carry, jax.Array]:
-            return cell.step(params, carry, x)
+        def step(carry: Carry, inputs: tuple[Any, AtStep]) -> tuple[Carry, jax.Array]:
+            x, at = inputs
+            return steps.run(cell, params, carry, x, at)
 
         if len(xs) == 1:  # a loop of one step only costs compilation
-            carry, y = step(carry, xs[0])
+            carry, y = step(carry, jax.tree.map(lambda leaf: leaf[0], (xs, steps.each)))
             return carry, y[None]
-        return jax.lax.scan(step, carry, xs, reverse=reverse)
+        return jax.lax.scan(step, carry, (xs, steps.each), reverse=reverse)
 
     def explain(self, cell: Cell, params: Params, shape: tuple[int, ...]) -> list[str]:
         """The same for every cell and shape."""

@@ -2,23 +2,20 @@
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from rnnjax.cells.base import (
-    Carry,
-    Cell,
-    CompositeCell,
-    Inputs,
-    Params,
-    as_inputs,
-    at_least_float32,
-)
+from rnnjax.cells.base import Carry, Cell, Inputs, Params, as_inputs, at_least_float32
+from rnnjax.cells.composite import CompositeCell, Noise
+from rnnjax.cells.dense import DenseCell
+from rnnjax.cells.onehot import OneHot
+from rnnjax.cells.projected import ProjectedCell
 from rnnjax.engine.fused import Fused
 from rnnjax.engine.method import Method
 from rnnjax.engine.scan import Scan
+from rnnjax.engine.steps import Steps, expand
 from rnnjax.errors import InvalidInputError
 
 
@@ -47,10 +44,10 @@ class Auto(Method):
         return Scan() if num_steps == 1 or Fused().refusal(cell) else Fused()
 
     def run(
-        self, cell: Cell, params: Params, xs: Any, carry: Carry, reverse: bool
+        self, cell: Cell, params: Params, xs: Any, carry: Carry, reverse: bool, steps: Steps
     ) -> tuple[Carry, jax.Array]:
         """Run ``cell`` by the method chosen."""
-        return self.choose(cell, len(xs)).run(cell, params, xs, carry, reverse)
+        return self.choose(cell, len(xs)).run(cell, params, xs, carry, reverse, steps)
 
     def explain(self, cell: Cell, params: Params, shape: tuple[int, ...]) -> list[str]:
         """Which method is chosen, why, and how that would run."""
@@ -71,7 +68,13 @@ def unroll(
     xs: Inputs,
     carry: Carry | None = None,
     *,
+    lengths: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    resets: jax.Array | None = None,
+    reset_carry: Carry | None = None,
+    masked_outputs: Literal["zero", "last"] = "zero",
     reverse: bool = False,
+    key: jax.Array | None = None,
     method: Method = Auto(),
 ) -> tuple[Carry, jax.Array]:
     """Run a cell, or a stack of them, over a sequence.
@@ -79,7 +82,10 @@ def unroll(
     Equal to this loop, in outputs and gradients, whatever the method::
 
         for t in range(len(xs)):              # from the last step to the first with reverse
-            carry, ys[t] = cell.step(params, carry, xs[t])
+            carry = where(resets[t], reset_carry, carry)
+            new, ys[t] = cell.step(params, carry, xs[t])
+            carry = where(mask[t], new, carry)
+            ys[t] = where(mask[t], ys[t], 0)
 
     State goes in and comes out. Feeding the carry back is Keras's ``stateful=True``; leaving it out
     is ``reset_states()``; ``jax.lax.stop_gradient`` on it truncates backpropagation through time.
@@ -89,18 +95,39 @@ def unroll(
         params: the cell's parameters, as ``cell.init`` returns them.
         xs: ``(time, *batch, input_size)``, time first; usually one batch axis. One-hot vectors can
             be given as ``rnnjax.OneHot(ids, input_size)``.
-        carry: the state before the first step; left out, ``cell.initial_carry(batch)`` in float32
-            or the parameters' type if that is wider.
-        reverse: run from the last step to the first. ``ys[t]`` still belongs to ``xs[t]``.
+        carry: the state before the first step; left out, that with which a sequence begins:
+            ``reset_carry`` if that is given, else ``cell.start``, which is zeros for most cells,
+            in float32 or the parameters' type if that is wider.
+        lengths: integers ``(*batch,)``, the valid steps of each row, of which those after them are
+            padding: masked. Of 0 to ``time``; inside of ``jit``, where values are not known, larger
+            ones count as ``time``.
+        mask: booleans ``(time, *batch)``, False where a step of a row is to be skipped: it holds
+            the carry, its output is zero, and its inputs have no influence, be they NaN. The final
+            carry is that of each row's last valid step. With ``lengths`` both must be true.
+        resets: booleans ``(time, *batch)``, True where a new sequence begins with that step of that
+            row: whatever came before is cut off, values and gradients. Running forward,
+            ``reset_carry`` takes the place of the carry before step t, and running in reverse,
+            of that between t and t - 1. A reset counts at a masked step too.
+        reset_carry: the state with which a sequence begins at a reset, shaped like the carry or
+            without the batch axes; its gradient is that of all resets. Left out, ``cell.start``.
+        masked_outputs: ``"zero"``, or ``"last"`` for the output of the row's last valid step, zeros
+            where there is none since the sequence began (Keras's default).
+        reverse: run from the last step to the first. ``ys[t]`` still belongs to ``xs[t]``; with
+            ``lengths`` each row begins at its own last step.
+        key: of the random numbers of `Regularized` cells and of dropout in a `Stack`, which without
+            one draw nothing, as for prediction.
         method: how to run: ``Scan()``, ``Fused()`` or ``Auto()``. All give the same numbers; one
             that is named either runs or raises.
+
+    ``lengths``, ``mask`` and ``resets`` may leave out batch axes at the end, and then are for all
+    rows along those.
 
     Returns:
         the carry after the last step that ran, and ``ys (time, *batch, output_size)``.
 
     Raises:
-        InvalidInputError: an argument has the wrong rank, features, structure or batch, or the
-            named method cannot run this cell.
+        InvalidInputError: an argument has the wrong rank, type, features, structure or batch, or
+            the named method cannot run this cell.
 
     >>> import rnnjax
     >>> cell = rnnjax.LSTMCell(hidden_size=5)
@@ -113,24 +140,142 @@ def unroll(
     >>> carry, second = rnnjax.unroll(cell, params, xs[4:], carry)
     >>> bool(jnp.allclose(ys, jnp.concatenate([first, second])))
     True
+
+    The first row has three steps, and a new sequence begins at its second:
+
+    >>> lengths = jnp.array([3] + [10] * 7)
+    >>> resets = jnp.zeros((10, 8), bool).at[1, 0].set(True)
+    >>> carry, ys = rnnjax.unroll(cell, params, xs, lengths=lengths, resets=resets)
+    >>> bool(jnp.all(ys[3:, 0] == 0)), bool(jnp.allclose(ys[1, 0], ys[0, 0]))
+    (True, True)
     """
-    xs, carry = _checked(cell, params, xs, carry, method)
-    return _unroll(cell, params, xs, carry, reverse, method)
+    xs, carry = _checked(cell, params, xs, carry, reset_carry, method)
+    valid = _valid(xs, lengths, mask)
+    if resets is not None:
+        resets = _checked_marks("resets", resets, xs)
+        begin = _begin(cell, params, xs, reset_carry, carry)
+        carry = jax.tree.map(_Leaf, carry, begin)
+    elif reset_carry is not None:
+        _begin(cell, params, xs, reset_carry, carry)
+    if masked_outputs not in ("zero", "last"):
+        raise InvalidInputError(
+            f'masked_outputs must be "zero" or "last", but is {masked_outputs!r}'
+        )
+    if key is not None:
+        _check_key(key)
+    how = _How(method, masked_outputs == "last")
+    return _unroll(cell, params, xs, carry, _Marks(valid, resets), key, how, bool(reverse))
 
 
-# Compiled here, so that calls outside of jit compile once per shape too.
-@functools.partial(jax.jit, static_argnums=(0, 4, 5))
+class _Leaf(NamedTuple):
+    """A leaf of the carry together with that of the start of a sequence, where there are resets.
+
+    So that composites split both with one tree.
+    """
+
+    now: jax.Array
+    start: jax.Array
+
+
+class _Marks(NamedTuple):
+    valid: jax.Array | None = None
+    resets: jax.Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _How:
+    """All of a call that is static, and the same for every layer."""
+
+    method: Method
+    last_outputs: bool
+
+
+@functools.partial(jax.jit, static_argnums=(0, 6, 7))
 def _unroll(
-    cell: Cell, params: Params, xs: Any, carry: Carry, reverse: bool, method: Method
+    cell: Cell,
+    params: Params,
+    xs: Any,
+    carry: Carry,
+    marks: _Marks,
+    key: jax.Array | None,
+    how: _How,
+    reverse: bool,
 ) -> tuple[Carry, jax.Array]:
-    if isinstance(cell, CompositeCell):
+    """Compiled here, so that calls outside of jit compile once per shape too."""
+    if marks.valid is not None:
+        xs = _without_masked(xs, marks.valid)
 
-        def run(cell: Cell, params: Params, xs: Any, carry: Carry) -> tuple[Carry, jax.Array]:
-            return _unroll(cell, params, xs, carry, reverse, method)
+    def run(
+        cell: Cell,
+        params: Params,
+        xs: Any,
+        carry: Carry,
+        *,
+        key: jax.Array | None = None,
+        reverse: bool = False,
+        noise: Noise | None = None,
+        outer_reverse: bool = reverse,
+    ) -> tuple[Carry, jax.Array]:
+        reverse = reverse != outer_reverse
+        if isinstance(cell, CompositeCell):
+            inner = functools.partial(run, outer_reverse=reverse)
+            return cell.unroll_layers(inner, params, xs, carry, key)
+        return _unroll_layer(cell, params, xs, carry, marks, noise or Noise(), how, reverse)
 
-        return cell.unroll_layers(run, params, xs, carry)
-    _check_method(cell, method)
-    return method.run(cell, params, xs, carry, reverse)
+    return run(cell, params, xs, carry, key=key)
+
+
+# Compiled by itself, so that equal layers of a stack are traced once.
+@functools.partial(jax.jit, static_argnums=(0, 6, 7))
+def _unroll_layer(
+    cell: Cell,
+    params: Params,
+    xs: Any,
+    carry: Carry,
+    marks: _Marks,
+    noise: Noise,
+    how: _How,
+    reverse: bool,
+) -> tuple[Carry, jax.Array]:
+    _check_method(cell, how.method)
+    _check_noise(cell, noise)
+    valid, resets = marks
+    start = None
+    if resets is not None:
+        carry, start = (_part(carry, part) for part in ("now", "start"))
+        if reverse:  # the border before step t is crossed after it
+            resets = jnp.concatenate([resets[1:], jnp.zeros_like(resets[:1])])
+    steps = Steps.of(valid, resets, start, noise)
+    carry, ys = how.method.run(cell, params, xs, carry, reverse, steps)
+    if how.last_outputs and valid is not None:
+        ys = _hold(ys, valid, resets, reverse)
+    return carry, ys
+
+
+def _part(carry: Carry, name: str) -> Carry:
+    is_leaf = lambda node: isinstance(node, _Leaf)  # noqa: E731
+    return jax.tree.map(lambda leaf: getattr(leaf, name), carry, is_leaf=is_leaf)
+
+
+def _without_masked(xs: Any, valid: jax.Array) -> Any:
+    """The inputs with zeros at masked steps, so that whatever stood there has no gradient."""
+    if isinstance(xs, OneHot):
+        return OneHot(jnp.where(expand(valid, xs.ids), xs.ids, -1), xs.size)
+    return jnp.where(expand(valid, xs), xs, 0)
+
+
+def _hold(ys: jax.Array, valid: jax.Array, resets: jax.Array | None, reverse: bool) -> jax.Array:
+    """At masked steps the output of the last valid one before, in the order in which they ran."""
+
+    def step(last: jax.Array, at: Any) -> tuple[jax.Array, jax.Array]:
+        y, valid, resets = at
+        if resets is not None:
+            last = jnp.where(expand(resets, last), 0, last)
+        last = jnp.where(expand(valid, y), y, last)
+        return last, last
+
+    zeros = jnp.zeros_like(ys[0])
+    return jax.lax.scan(step, zeros, (ys, valid, resets), reverse=reverse)[1]
 
 
 def _check_method(cell: Cell, method: Method) -> None:
@@ -138,6 +283,18 @@ def _check_method(cell: Cell, method: Method) -> None:
     if reason:
         raise InvalidInputError(
             f"{method} cannot run {cell}, because {reason}; use method=Scan() or method=Auto()"
+        )
+
+
+def _check_noise(cell: Cell, noise: Noise) -> None:
+    if noise and not (isinstance(cell, ProjectedCell) and cell.splits):
+        raise InvalidInputError(
+            f"recurrent dropout and zoneout cannot reach inside of {cell}, because its step does "
+            "not split into pieces; use them with another cell"
+        )
+    if noise.recurrent is not None and not isinstance(cell, DenseCell):
+        raise InvalidInputError(
+            f"recurrent dropout needs a recurrent product, which {cell} has not; leave it out"
         )
 
 
@@ -189,23 +346,23 @@ def explain(
     """
     layers = []
 
-    def run(cell: Cell, params: Params, xs: Any, carry: Carry) -> tuple[Carry, jax.Array]:
+    def run(cell: Cell, params: Params, xs: Any, carry: Carry, **_: Any) -> tuple[Carry, jax.Array]:
         if isinstance(cell, CompositeCell):
-            return cell.unroll_layers(run, params, xs, carry)
+            return cell.unroll_layers(run, params, xs, carry, None)
         _check_method(cell, method)
-        result = method.run(cell, params, xs, carry, reverse=False)  # raises what unroll would
+        result = method.run(cell, params, xs, carry, False, Steps())  # raises what unroll would
         layers.append((cell, xs.shape, tuple(method.explain(cell, params, xs.shape))))
         return result
 
     def whole(params: Params, xs: Any, carry: Carry | None) -> Any:
-        return run(cell, params, *_checked(cell, params, xs, carry, method))
+        return run(cell, params, *_checked(cell, params, xs, carry, None, method))
 
     jax.eval_shape(whole, params, xs, carry)
     return Explanation(tuple(layers))
 
 
 def _checked(
-    cell: Cell, params: Params, xs: Any, carry: Carry | None, method: Method
+    cell: Cell, params: Params, xs: Any, carry: Carry | None, reset_carry: Carry, method: Method
 ) -> tuple[Any, Carry]:
     """The inputs as arrays, and the carry, made if there is none."""
     if not isinstance(cell, Cell):
@@ -221,30 +378,103 @@ def _checked(
             f"xs must be (time, batch, features), or (time, features) without a batch, but has "
             f"shape {xs.shape}; add the axes that are missing"
         )
-    batch = xs.shape[1:-1]
     if carry is None:
         types = [jnp.float32, *(jnp.result_type(leaf) for leaf in jax.tree.leaves(params))]
-        carry = cell.initial_carry(batch, at_least_float32(jnp.result_type(*types)))
+        carry = cell.start(params, xs.shape[1:-1], at_least_float32(jnp.result_type(*types)))
+        if reset_carry is not None:
+            carry = _begin(cell, params, xs, reset_carry, carry)
     else:
         carry = jax.tree.map(jnp.asarray, carry)
-        _check_carry(cell, carry, batch)
+        _check_carry("carry", cell, carry, xs.shape[1:-1])
     return xs, carry
 
 
-def _check_carry(cell: Cell, carry: Carry, batch: tuple[int, ...]) -> None:
+def _begin(cell: Cell, params: Params, xs: Any, reset_carry: Carry | None, like: Carry) -> Carry:
+    """The carry with which a sequence begins, in the shapes and types of ``like``."""
+    batch = xs.shape[1:-1]
+    if reset_carry is None:
+        reset_carry = cell.start(params, batch)
+    else:
+        reset_carry = jax.tree.map(jnp.asarray, reset_carry)
+        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(reset_carry)]
+        alone = [leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(cell.initial_carry))]
+        _check_carry("reset_carry", cell, reset_carry, () if shapes == alone else batch)
+    return jax.tree.map(
+        lambda leaf, now: jnp.broadcast_to(leaf, now.shape).astype(now.dtype), reset_carry, like
+    )
+
+
+def _check_carry(name: str, cell: Cell, carry: Carry, batch: tuple[int, ...]) -> None:
     expected = jax.eval_shape(lambda: cell.initial_carry(batch))
     wanted: Any = jax.tree.structure(expected)
     came: Any = jax.tree.structure(carry)
     if wanted != came:
         raise InvalidInputError(
-            f"carry must be shaped like {wanted}, but is {came}; start from "
-            f"cell.initial_carry({batch}), or leave the carry out"
+            f"{name} must be shaped like {wanted}, but is {came}; start from "
+            f"cell.initial_carry({batch}), or leave the {name} out"
         )
     for (path, want), leaf in zip(
         jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(carry), strict=True
     ):
         if want.shape != leaf.shape:
             raise InvalidInputError(
-                f"carry{jax.tree_util.keystr(path)} must have shape {want.shape}, for the batch "
+                f"{name}{jax.tree_util.keystr(path)} must have shape {want.shape}, for the batch "
                 f"{batch} of xs, but has {leaf.shape}; start from cell.initial_carry({batch})"
             )
+
+
+def _valid(xs: Any, lengths: Any, mask: Any) -> jax.Array | None:
+    """Where steps are valid, from the lengths and the mask; None where all are."""
+    if mask is not None:
+        mask = _checked_marks("mask", mask, xs)
+    if lengths is None:
+        return mask
+    lengths, batch = jnp.asarray(lengths), xs.shape[1:-1]
+    if not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise InvalidInputError(
+            f"lengths must be integers, the number of valid steps of each row, but are "
+            f"{lengths.dtype}; booleans for each step are given as mask"
+        )
+    if lengths.shape != batch[: lengths.ndim]:
+        raise InvalidInputError(
+            f"lengths must have shape {batch}, for the batch {batch} of xs, but has "
+            f"{lengths.shape}; give one length for each row"
+        )
+    if not isinstance(lengths, jax.core.Tracer) and lengths.size:
+        least, most = int(lengths.min()), int(lengths.max())
+        if least < 0 or most > len(xs):
+            raise InvalidInputError(
+                f"lengths must lie between 0 and the {len(xs)} steps of xs, but go from {least} to "
+                f"{most}; check that time is the first axis of xs {xs.shape}"
+            )
+    times = jnp.arange(len(xs)).reshape(-1, *[1] * lengths.ndim)
+    valid = times < lengths
+    if mask is None:
+        return valid
+    axes = max(valid.ndim, mask.ndim)
+    valid, mask = (m.reshape(*m.shape, *[1] * (axes - m.ndim)) for m in (valid, mask))
+    return valid & mask
+
+
+def _checked_marks(name: str, marks: Any, xs: Any) -> jax.Array:
+    """The mask or the resets as an array ``(time, *rows)``."""
+    marks, wanted = jnp.asarray(marks), xs.shape[:-1]
+    if marks.dtype != jnp.bool_:
+        raise InvalidInputError(
+            f"{name} must be booleans, but are {marks.dtype}; write {name}.astype(bool)"
+        )
+    if marks.ndim == 0 or marks.shape != wanted[: marks.ndim]:
+        raise InvalidInputError(
+            f"{name} must have shape {wanted}, (time, *batch), for xs {xs.shape}, but has "
+            f"{marks.shape}; check which axis is time"
+        )
+    return marks
+
+
+def _check_key(key: Any) -> None:
+    try:
+        jax.random.key_data(key)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InvalidInputError(
+            f"key must be a JAX random key such as jax.random.key(0), but is {key!r}"
+        ) from error

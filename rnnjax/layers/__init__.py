@@ -1,5 +1,9 @@
-"""Layers: combinations of cells."""
+"""Combinations of cells."""
 
+from rnnjax.layers.bidirectional import Bidirectional, Directions
+from rnnjax.layers.dropout import Dropout
+from rnnjax.layers.learned import LearnedCarry
+from rnnjax.layers.regularized import Regularized
 from rnnjax.layers.stack import Stack
 
-__all__ = ["Stack"]
+__all__ = ["Bidirectional", "Directions", "Dropout", "LearnedCarry", "Regularized", "Stack"]

@@ -7,8 +7,10 @@ from typing import Any
 import jax
 from jax.typing import DTypeLike
 
-from rnnjax.cells.base import Cell, CompositeCell, Inputs, LayerRun
+from rnnjax.cells.base import Cell, Inputs
+from rnnjax.cells.composite import CompositeCell, LayerRun
 from rnnjax.errors import InvalidInputError
+from rnnjax.layers.dropout import Dropout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +22,7 @@ class Stack(CompositeCell):
 
     Args:
         cells: the layers, from the input up; any iterable of cells, kept as a tuple.
+        dropout: of the outputs of every layer but the last, where `rnnjax.unroll` is given a key.
 
     Raises:
         InvalidInputError: there is no layer, or one of them is not a cell.
@@ -33,6 +36,7 @@ class Stack(CompositeCell):
     """
 
     cells: Sequence[Cell]
+    dropout: Dropout = Dropout(0.0)  # noqa: RUF009  (frozen, so one instance serves all)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cells", tuple(self.cells))
@@ -43,6 +47,10 @@ class Stack(CompositeCell):
                 raise InvalidInputError(
                     f"a Stack is made of cells such as rnnjax.LSTMCell(50), but got {cell!r}"
                 )
+        if not isinstance(self.dropout, Dropout):
+            raise InvalidInputError(
+                f"dropout of a Stack must be rnnjax.Dropout(rate), but is {self.dropout!r}"
+            )
 
     @property
     def output_size(self) -> int:
@@ -63,30 +71,58 @@ class Stack(CompositeCell):
         """The layers' initial carries: a tuple, one entry a layer."""
         return tuple(cell.initial_carry(batch_shape, dtype) for cell in self.cells)
 
+    def start(
+        self,
+        params: tuple[Any, ...],
+        batch_shape: tuple[int, ...] = (),
+        dtype: DTypeLike | None = None,
+    ) -> tuple[Any, ...]:
+        """The states with which the layers begin: a tuple, one entry a layer."""
+        self._check_entries("params", params)
+        return tuple(
+            cell.start(layer_params, batch_shape, dtype)
+            for cell, layer_params in zip(self.cells, params, strict=True)
+        )
+
     def step(
         self, params: tuple[Any, ...], carry: tuple[Any, ...], x: Inputs
     ) -> tuple[tuple[Any, ...], jax.Array]:
         """Run one time step of every layer: ``x (*batch, input_size)``."""
 
-        def one_step(cell: Cell, params: Any, x: Any, carry: Any) -> tuple[Any, jax.Array]:
-            return cell.step(params, carry, x)
+        def one_step(
+            cell: Cell, params: Any, xs: Any, carry: Any, **_: Any
+        ) -> tuple[Any, jax.Array]:
+            return cell.step(params, carry, xs)
 
-        return self.unroll_layers(one_step, params, x, carry)
+        return self.unroll_layers(one_step, params, x, carry, None)
 
     def unroll_layers(
-        self, run: LayerRun, params: tuple[Any, ...], xs: Any, carry: tuple[Any, ...]
+        self,
+        run: LayerRun,
+        params: tuple[Any, ...],
+        xs: Any,
+        carry: tuple[Any, ...],
+        key: jax.Array | None,
     ) -> tuple[tuple[Any, ...], jax.Array]:
         """Run the layers one after the other, each over the whole of the outputs before it."""
-        for name, entries in (("params", params), ("carry", carry)):
-            if not isinstance(entries, tuple) or len(entries) != len(self.cells):
-                came = f"{len(entries)} entries" if isinstance(entries, tuple) else type(entries)
-                raise InvalidInputError(
-                    f"{name} of a Stack must be a tuple with an entry for each of its "
-                    f"{len(self.cells)} layers, but came with {came}; make it with stack.init or "
-                    "stack.initial_carry"
-                )
+        self._check_entries("params", params)
+        self._check_entries("carry", carry)
         carries = []
-        for cell, layer_params, layer_carry in zip(self.cells, params, carry, strict=True):
-            layer_carry, xs = run(cell, layer_params, xs, layer_carry)
+        for i, cell in enumerate(self.cells):
+            inner, between = (
+                (None, None) if key is None else jax.random.split(jax.random.fold_in(key, i))
+            )
+            layer_carry, xs = run(cell, params[i], xs, carry[i], key=inner)
             carries.append(layer_carry)
+            if i < len(self.cells) - 1:
+                xs = self.dropout.apply(between, xs)
         return tuple(carries), xs
+
+    def _check_entries(self, name: str, entries: Any) -> None:
+        if not isinstance(entries, tuple) or len(entries) != len(self.cells):
+            came = f"{len(entries)} entries" if isinstance(entries, tuple) else type(entries)
+            raise InvalidInputError(
+                f"{name} of a Stack must be a tuple with an entry for each of its "
+                f"{len(self.cells)} layers, but came with {came}; make it with stack.init or "
+                "stack.initial_carry"
+            )

@@ -1,0 +1,75 @@
+"""Cells made of other cells, and how they ask for each of these to be run."""
+
+import abc
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+from rnnjax.cells.base import Carry, Cell, Inputs, Params
+
+
+class Noise(NamedTuple):
+    """What a regulariser changes inside the loop of a cell; all of it is drawn before.
+
+    Attributes:
+        recurrent: factors ``(*batch, recurrent_size)`` of the hidden state where it enters the
+            recurrent product (recurrent dropout), or None.
+        kept: by the name of a field of the carry, which of its units keep their old value: booleans
+            ``(time, *batch, size)``, or a scalar, the part of the old value that is kept
+            (zoneout, and its expectation).
+    """
+
+    recurrent: jax.Array | None = None
+    kept: dict[str, Any] = {}  # noqa: RUF012  (never written to)
+
+    def __bool__(self) -> bool:
+        return self.recurrent is not None or bool(self.kept)
+
+
+_QUIET = Noise()
+
+
+class LayerRun(Protocol):
+    """Runs one layer over a whole sequence, or over one step."""
+
+    def __call__(
+        self,
+        cell: Cell,
+        params: Params,
+        xs: Any,
+        carry: Carry,
+        *,
+        key: jax.Array | None = None,
+        reverse: bool = False,
+        noise: Noise = _QUIET,
+    ) -> tuple[Carry, jax.Array]:
+        """Run ``cell``, and return its carry and outputs.
+
+        Args:
+            cell: the layer, perhaps a composite itself.
+            params: its own.
+            xs: its inputs.
+            carry: its own, as it came: the engine may have put more into its leaves than arrays.
+            key: for a composite that draws random numbers; None draws none.
+            reverse: whether to run against the direction of the composite.
+            noise: for a cell that is not a composite.
+        """
+
+
+class CompositeCell(Cell):
+    """A cell made of layers, each of which runs over the whole sequence before the next."""
+
+    @abc.abstractmethod
+    def unroll_layers(
+        self, run: LayerRun, params: Params, xs: Inputs, carry: Carry, key: jax.Array | None
+    ) -> tuple[Carry, jax.Array]:
+        """Run the layers over ``xs``, each of them by calling ``run``.
+
+        Args:
+            run: runs one layer.
+            params: of the composite.
+            xs: ``(time, *batch, input_size)``.
+            carry: a tree of the structure of `initial_carry`, whose leaves are handed on as they
+                are.
+            key: for what is random in training, or None.
+        """

@@ -1,0 +1,136 @@
+"""What happens at a step besides the cell's equation: masks, resets, and what regularisers change.
+
+Every method runs each step between `Steps.begin` and `Steps.end`, so all of them agree on it.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rnnjax.cells.base import Carry, Cell, Params
+from rnnjax.cells.composite import Noise
+from rnnjax.cells.dense import DenseCell
+from rnnjax.cells.projected import ElementwiseCell
+
+
+class AtStep(NamedTuple):
+    """What differs from step to step, in the order in which they run; None where there is none.
+
+    Attributes:
+        valid: booleans ``(time, *rows)``, False where a row holds its state.
+        resets: booleans ``(time, *rows)``, True where a row begins anew before the step.
+        kept: by the name of a field of the carry, booleans ``(time, *batch, size)``.
+    """
+
+    valid: jax.Array | None = None
+    resets: jax.Array | None = None
+    kept: dict[str, jax.Array] = {}  # noqa: RUF012  (never written to)
+
+
+class Steps(NamedTuple):
+    """The same for all steps, and what differs between them. A pytree; most often empty.
+
+    Attributes:
+        each: see `AtStep`.
+        start: the carry that a reset puts in the place of a row's.
+        recurrent: factors of the hidden state in the recurrent product.
+        leaks: by the name of a field of the carry, the part of its old value that is kept.
+    """
+
+    each: AtStep = AtStep()
+    start: Carry | None = None
+    recurrent: jax.Array | None = None
+    leaks: dict[str, Any] = {}  # noqa: RUF012  (never written to)
+
+    @classmethod
+    def of(
+        cls,
+        valid: jax.Array | None,
+        resets: jax.Array | None,
+        start: Carry | None,
+        noise: Noise,
+    ) -> "Steps":
+        """The steps of one layer."""
+        kept = {name: k for name, k in noise.kept.items() if jnp.ndim(k)}
+        leaks = {name: k for name, k in noise.kept.items() if not jnp.ndim(k)}
+        return cls(AtStep(valid, resets, kept), start, noise.recurrent, leaks)
+
+    def begin(self, carry: Carry, at: AtStep) -> Carry:
+        """The carry that the step starts from: the start of a sequence where a row is reset."""
+        if at.resets is None:
+            return carry
+        resets = at.resets
+        return jax.tree.map(
+            lambda start, leaf: jnp.where(expand(resets, leaf), start, leaf), self.start, carry
+        )
+
+    def entering(self, hidden: jax.Array) -> jax.Array:
+        """The hidden state as the recurrent product sees it."""
+        if self.recurrent is None:
+            return hidden
+        return hidden * self.recurrent.astype(hidden.dtype)
+
+    def end(
+        self, old: Carry, new: Carry, y: jax.Array, at: AtStep, shows_hidden: bool
+    ) -> tuple[Carry, jax.Array]:
+        """The carry and output of the step, from those of the equation.
+
+        Args:
+            old: the carry that the step started from.
+            new: the one that it computed.
+            y: its output.
+            at: what is special about the step.
+            shows_hidden: whether ``y`` is the new hidden state, and so is held with it.
+        """
+        mixed = {}
+        for name, keep in at.kept.items():
+            mixed[name] = jnp.where(keep, getattr(old, name), getattr(new, name))
+        for name, leak in self.leaks.items():
+            before, now = getattr(old, name), getattr(new, name)
+            mixed[name] = now + jnp.asarray(leak, now.dtype) * (before - now)
+        if mixed:
+            new = new._replace(**mixed)
+            if shows_hidden and "hidden" in mixed:
+                y = new.hidden.astype(y.dtype)
+        valid = at.valid
+        if valid is not None:
+            new = jax.tree.map(lambda o, n: jnp.where(expand(valid, n), n, o), old, new)
+            y = jnp.where(expand(valid, y), y, 0)
+        return new, y
+
+    def run(self, cell: Cell, params: Params, carry: Carry, x: Any, at: AtStep) -> Any:
+        """One step of ``cell`` with all of this: the new carry, and the output."""
+        carry = self.begin(carry, at)
+        shown = False
+        if self.recurrent is None and not self.leaks and not at.kept:
+            new, y = cell.step(params, carry, x)
+        elif isinstance(cell, DenseCell):
+            pieces = (
+                cell.project(params, x),
+                cell.recurrent_product(params, self.entering(carry.hidden)),
+            )
+            shown = shows_hidden(cell, params, pieces, carry)
+            new, y = cell.update(params, *pieces, carry)
+        else:
+            assert isinstance(cell, ElementwiseCell)
+            projected = cell.project(params, x)
+            shown = shows_hidden(cell, params, (projected,), carry)
+            new, y = cell.update(params, projected, carry)
+        return self.end(carry, new, y, at, shown)
+
+
+def expand(marks: jax.Array, leaf: jax.Array) -> jax.Array:
+    """``marks (*rows)`` with as many axes as ``leaf (*rows, ...)``."""
+    return marks.reshape(*marks.shape, *[1] * (leaf.ndim - marks.ndim))
+
+
+def shows_hidden(
+    cell: DenseCell | ElementwiseCell, params: Params, pieces: tuple[Any, ...], carry: Carry
+) -> bool:
+    """Whether the output of ``cell`` is its new hidden state, and not computed from it."""
+    jaxpr = jax.make_jaxpr(cell.activate)(params, *pieces, carry)
+    shapes = jax.eval_shape(cell.activate, params, *pieces, carry)
+    places = jax.tree.unflatten(jax.tree.structure(shapes), range(len(jaxpr.jaxpr.outvars)))
+    new, y = places
+    return jaxpr.jaxpr.outvars[y] is jaxpr.jaxpr.outvars[new.hidden]

@@ -1,0 +1,140 @@
+"""Two cells that read a sequence in opposite directions."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, NoReturn
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from rnnjax.cells.base import Carry, Cell, Inputs, Params
+from rnnjax.cells.composite import CompositeCell, LayerRun
+from rnnjax.errors import InvalidInputError
+
+_MERGES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+    "concat": lambda forward, backward: jnp.concatenate([forward, backward], axis=-1),
+    "sum": lambda forward, backward: forward + backward,
+    "mul": lambda forward, backward: forward * backward,
+    "average": lambda forward, backward: (forward + backward) / 2,
+}
+
+
+class Directions(NamedTuple):
+    """The parameters, or the carry, of a `Bidirectional` layer: one entry for each direction."""
+
+    forward: Any
+    backward: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Bidirectional(CompositeCell):
+    """Reads the sequence in both directions and merges the outputs (Schuster & Paliwal, 1997).
+
+    It can be a layer of a `Stack`, and can be made of stacks. Parameters and carry are
+    `Directions(forward, backward)`. With ``lengths`` the backward direction begins at each row's
+    last valid step, and resets cut both directions at the same place. The final carry of the
+    backward direction is that after step 0.
+
+    Args:
+        forward: the cell that reads from the first step to the last.
+        backward: the one that reads from the last to the first; left out, one like ``forward``,
+            with parameters of its own.
+        merge: ``"concat"``, ``"sum"``, ``"mul"`` or ``"average"`` of the outputs.
+
+    Raises:
+        InvalidInputError: ``merge`` is another word, an argument is not a cell, or the outputs of
+            the directions differ in size and are not concatenated.
+
+    >>> import rnnjax
+    >>> layer = Bidirectional(rnnjax.LSTMCell(5))
+    >>> params = layer.init(jax.random.key(0), input_size=3)
+    >>> carry, ys = rnnjax.unroll(layer, params, jnp.ones((10, 8, 3)))
+    >>> ys.shape, carry.backward.hidden.shape
+    ((10, 8, 10), (8, 5))
+    """
+
+    forward: Cell
+    backward: Cell | None = None
+    merge: Literal["concat", "sum", "mul", "average"] = "concat"
+
+    def __post_init__(self) -> None:
+        if self.merge not in _MERGES:
+            raise InvalidInputError(
+                f"merge must be one of {', '.join(_MERGES)}, but is {self.merge!r}"
+            )
+        for cell in self.cells:
+            if not isinstance(cell, Cell):
+                raise InvalidInputError(
+                    f"Bidirectional needs cells such as rnnjax.LSTMCell(50), but got {cell!r}"
+                )
+        sizes = [cell.output_size for cell in self.cells]
+        if self.merge != "concat" and sizes[0] != sizes[1]:
+            raise InvalidInputError(
+                f"merge={self.merge!r} needs outputs of one size, but the directions have {sizes}; "
+                'take cells of one size, or merge="concat"'
+            )
+
+    @property
+    def cells(self) -> Directions:
+        """The cells of the two directions."""
+        return Directions(self.forward, self.forward if self.backward is None else self.backward)
+
+    @property
+    def output_size(self) -> int:
+        """The sum of both output sizes for ``"concat"``, else that of either."""
+        sizes = [cell.output_size for cell in self.cells]
+        return sum(sizes) if self.merge == "concat" else sizes[0]
+
+    def init(self, key: jax.Array, input_size: int) -> Directions:
+        """Draw the parameters of both directions."""
+        keys = jax.random.split(key)
+        return Directions(
+            *(cell.init(k, input_size) for cell, k in zip(self.cells, keys, strict=True))
+        )
+
+    def initial_carry(
+        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
+    ) -> Directions:
+        """The initial carries of both directions."""
+        return Directions(*(cell.initial_carry(batch_shape, dtype) for cell in self.cells))
+
+    def start(
+        self, params: Params, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
+    ) -> Directions:
+        """The states with which both directions begin."""
+        _check_directions("params", params)
+        return Directions(
+            *(
+                cell.start(one, batch_shape, dtype)
+                for cell, one in zip(self.cells, params, strict=True)
+            )
+        )
+
+    def step(self, params: Params, carry: Carry, x: Inputs) -> NoReturn:
+        """There is no single step: the backward direction needs the end of the sequence first."""
+        raise InvalidInputError(
+            "a Bidirectional layer cannot run step by step, because its backward direction begins "
+            "at the end of the sequence; run rnnjax.unroll over the whole of it"
+        )
+
+    def unroll_layers(
+        self, run: LayerRun, params: Params, xs: Any, carry: Carry, key: jax.Array | None
+    ) -> tuple[Directions, jax.Array]:
+        """Run both directions over ``xs`` and merge their outputs."""
+        _check_directions("params", params)
+        _check_directions("carry", carry)
+        keys = (None, None) if key is None else jax.random.split(key)
+        forward, ys = run(self.cells.forward, params[0], xs, carry[0], key=keys[0])
+        backward, back = run(
+            self.cells.backward, params[1], xs, carry[1], key=keys[1], reverse=True
+        )
+        return Directions(forward, backward), _MERGES[self.merge](ys, back)
+
+
+def _check_directions(name: str, entries: Any) -> None:
+    if not isinstance(entries, tuple) or len(entries) != 2:
+        raise InvalidInputError(
+            f"{name} of a Bidirectional layer must be Directions(forward, backward), but are "
+            f"{type(entries)}; make them with its init or initial_carry"
+        )

@@ -1,0 +1,54 @@
+"""Dropout of the inputs of a layer."""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from rnnjax.errors import InvalidInputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Dropout:
+    """Sets features to zero at random, and scales the others so that their mean stays.
+
+    Args:
+        rate: the part that is dropped, from 0 up to, but not including, 1.
+        per: ``"step"`` draws anew at each time step (Srivastava et al., 2014; between the layers of
+            a network: Zaremba et al., 2014); ``"sequence"`` drops the same features at all steps of
+            a call (variational dropout: Gal & Ghahramani, 2016).
+
+    Raises:
+        InvalidInputError: the rate is not in [0, 1), or ``per`` is another word.
+
+    >>> xs = Dropout(0.25, per="sequence").apply(jax.random.key(0), jnp.ones((10, 2, 50)))
+    >>> bool(jnp.all(xs == xs[0])), sorted({round(float(x), 3) for x in xs[0, 0]})
+    (True, [0.0, 1.333])
+    """
+
+    rate: float
+    per: Literal["step", "sequence"] = "step"
+
+    def __post_init__(self) -> None:
+        check_rate("rate", self.rate)
+        if self.per not in ("step", "sequence"):
+            raise InvalidInputError(f'per must be "step" or "sequence", but is {self.per!r}')
+
+    def apply(self, key: jax.Array | None, xs: jax.Array) -> jax.Array:
+        """Drop features of ``xs (time, *batch, features)``; without a key, return it as it is."""
+        if key is None or self.rate == 0:
+            return xs
+        shape = xs.shape if self.per == "step" else (1, *xs.shape[1:])
+        return xs * factors(key, self.rate, shape).astype(xs.dtype)
+
+
+def factors(key: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.Array:
+    """0 with probability ``rate``, else ``1 / (1 - rate)``."""
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, shape), 1 / (1 - rate), 0.0)
+
+
+def check_rate(name: str, rate: float) -> None:
+    """Raise unless ``rate`` is a number in [0, 1)."""
+    if not isinstance(rate, int | float) or not 0 <= rate < 1:
+        raise InvalidInputError(f"{name} must be at least 0 and below 1, but is {rate!r}")

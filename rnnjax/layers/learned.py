@@ -1,0 +1,80 @@
+"""An initial carry that is learned."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from rnnjax.cells.base import Carry, Cell, Inputs, Params
+from rnnjax.cells.composite import CompositeCell, LayerRun
+from rnnjax.errors import InvalidInputError
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnedCarry(CompositeCell):
+    """A cell whose sequences begin with a carry that is one of its parameters.
+
+    Sequences begin with it where `rnnjax.unroll` is given no carry, and at each reset; the
+    parameters are ``{"cell": those of the cell, "initial_carry": a carry without batch axes}``. It
+    begins as the cell's own initial carry, zeros for most.
+
+    Args:
+        cell: a cell, or a `Stack` or `Bidirectional` of them.
+
+    Raises:
+        InvalidInputError: the argument is not a cell.
+
+    >>> import rnnjax
+    >>> cell = LearnedCarry(rnnjax.GRUCell(5))
+    >>> params = cell.init(jax.random.key(0), input_size=3)
+    >>> def loss(params):
+    ...     return rnnjax.unroll(cell, params, jnp.ones((10, 8, 3)))[1].sum()
+    >>> jax.grad(loss)(params)["initial_carry"].hidden.shape
+    (5,)
+    """
+
+    cell: Cell
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.cell, Cell):
+            raise InvalidInputError(
+                f"LearnedCarry needs a cell such as rnnjax.LSTMCell(50), but got {self.cell!r}"
+            )
+
+    @property
+    def output_size(self) -> int:
+        """That of the cell."""
+        return self.cell.output_size
+
+    def init(self, key: jax.Array, input_size: int) -> dict[str, Any]:
+        """Draw the cell's parameters, and take its initial carry to begin with."""
+        return {"cell": self.cell.init(key, input_size), "initial_carry": self.cell.initial_carry()}
+
+    def initial_carry(
+        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
+    ) -> Carry:
+        """The cell's own, which does not know the parameters; see `start`."""
+        return self.cell.initial_carry(batch_shape, dtype)
+
+    def start(
+        self, params: Params, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
+    ) -> Carry:
+        """The learned carry, the same for every row."""
+        return jax.tree.map(
+            lambda leaf: jnp.broadcast_to(leaf, (*batch_shape, *leaf.shape)).astype(
+                leaf.dtype if dtype is None else dtype
+            ),
+            params["initial_carry"],
+        )
+
+    def step(self, params: Params, carry: Carry, x: Inputs) -> tuple[Carry, jax.Array]:
+        """One step of the cell."""
+        return self.cell.step(params["cell"], carry, x)
+
+    def unroll_layers(
+        self, run: LayerRun, params: Params, xs: Any, carry: Carry, key: jax.Array | None
+    ) -> tuple[Carry, jax.Array]:
+        """Run the cell."""
+        return run(self.cell, params["cell"], xs, carry, key=key)

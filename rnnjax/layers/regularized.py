@@ -1,0 +1,152 @@
+"""Noise in the recurrence: dropout, zoneout and weight drop, all drawn before the loop."""
+
+import dataclasses
+from typing import Any
+
+import jax
+from jax.typing import DTypeLike
+
+from rnnjax.cells.base import Carry, Cell, Inputs, Params, as_inputs
+from rnnjax.cells.composite import CompositeCell, LayerRun, Noise
+from rnnjax.cells.onehot import OneHot
+from rnnjax.engine.steps import AtStep, Steps
+from rnnjax.errors import InvalidInputError
+from rnnjax.layers.dropout import Dropout, check_rate, factors
+
+
+@dataclasses.dataclass(frozen=True)
+class Regularized(CompositeCell):
+    r"""A cell with noise in training, which `rnnjax.unroll` draws from its ``key``.
+
+    Parameters and carry are those of the cell itself. Without a key nothing is drawn: dropout and
+    weight drop are off, and zoneout takes its expectation, as its paper does for prediction; so
+    does `step`.
+
+    .. math::
+        h_{t-1} U &\to (m \odot h_{t-1}) \, (M \odot U) \\
+        h_t &\to z_t \odot h_{t-1} + (1 - z_t) \odot h_t
+
+    Args:
+        cell: a single cell; in a `Stack`, each cell is wrapped by itself.
+        input_dropout: the rate of dropout of the inputs, the same features at all steps of a call.
+        recurrent_dropout: the rate of dropout of the hidden state where it enters the recurrent
+            product, :math:`m`, the same units at all steps (Gal & Ghahramani, 2016).
+        zoneout_hidden: the probability with which a unit of ``carry.hidden`` keeps its old value,
+            :math:`z_t`, drawn anew at each step (Krueger et al., 2017).
+        zoneout_cell: the same for ``carry.cell``.
+        weight_drop: the rate of dropout of the entries of ``recurrent_kernel``, :math:`M`, drawn
+            once a call and the same for all rows (DropConnect: Wan et al., 2013; Merity et al.,
+            2018).
+
+    Raises:
+        InvalidInputError: a rate is not in [0, 1), the cell is a combination of cells, or has no
+            such carry or kernel; in `rnnjax.unroll`, the step of the cell does not split into
+            pieces, or inputs to be dropped are `OneHot`.
+
+    >>> import rnnjax
+    >>> cell = Regularized(rnnjax.LSTMCell(5), recurrent_dropout=0.2, zoneout_cell=0.1)
+    >>> params, xs = cell.init(jax.random.key(0), input_size=3), jax.numpy.ones((10, 8, 3))
+    >>> _, ys = rnnjax.unroll(cell, params, xs)  # prediction
+    >>> _, noisy = rnnjax.unroll(cell, params, xs, key=jax.random.key(1))  # training
+    >>> bool(jnp.allclose(ys, noisy))
+    False
+    """
+
+    cell: Cell
+    _: dataclasses.KW_ONLY
+    input_dropout: float = 0.0
+    recurrent_dropout: float = 0.0
+    zoneout_hidden: float = 0.0
+    zoneout_cell: float = 0.0
+    weight_drop: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.cell, Cell) or isinstance(self.cell, CompositeCell):
+            raise InvalidInputError(
+                f"Regularized needs a single cell such as rnnjax.LSTMCell(50), but got "
+                f"{self.cell!r}; in a Stack, wrap each cell by itself"
+            )
+        for field in dataclasses.fields(self):
+            if field.name != "cell":
+                check_rate(field.name, getattr(self, field.name))
+        carry = jax.eval_shape(self.cell.initial_carry)
+        for name in self._zoneout:
+            if not hasattr(carry, name):
+                raise InvalidInputError(
+                    f"zoneout_{name} needs a carry with a field {name!r}, but that of {self.cell} "
+                    f"is {carry}; leave it out"
+                )
+
+    @property
+    def _zoneout(self) -> dict[str, float]:
+        rates = {"hidden": self.zoneout_hidden, "cell": self.zoneout_cell}
+        return {name: rate for name, rate in rates.items() if rate}
+
+    @property
+    def output_size(self) -> int:
+        """That of the cell."""
+        return self.cell.output_size
+
+    def init(self, key: jax.Array, input_size: int) -> Params:
+        """The cell's own parameters."""
+        return self.cell.init(key, input_size)
+
+    def initial_carry(
+        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
+    ) -> Carry:
+        """The cell's own."""
+        return self.cell.initial_carry(batch_shape, dtype)
+
+    def start(
+        self, params: Params, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
+    ) -> Carry:
+        """The cell's own."""
+        return self.cell.start(params, batch_shape, dtype)
+
+    def step(self, params: Params, carry: Carry, x: Inputs) -> tuple[Carry, jax.Array]:
+        """One step as in prediction: the expectation of zoneout, and nothing else."""
+        return Steps(leaks=self._zoneout).run(self.cell, params, carry, as_inputs(x), AtStep())
+
+    def unroll_layers(
+        self, run: LayerRun, params: Params, xs: Any, carry: Carry, key: jax.Array | None
+    ) -> tuple[Carry, jax.Array]:
+        """Draw what is random, and run the cell with it."""
+        if key is None:
+            return run(self.cell, params, xs, carry, noise=Noise(kept=dict(self._zoneout)))
+        keys = iter(jax.random.split(key, 5))
+        xs = self._drop_inputs(next(keys), xs)
+        params = self._drop_weights(next(keys), params)
+        return run(self.cell, params, xs, carry, noise=self._noise(keys, xs.shape[:-1]))
+
+    def _drop_inputs(self, key: jax.Array, xs: Any) -> Any:
+        if self.input_dropout and isinstance(xs, OneHot):
+            raise InvalidInputError(
+                "input_dropout needs vectors, but the inputs are OneHot; set ids to -1 to drop "
+                "them, or give jax.nn.one_hot(ids, size)"
+            )
+        return Dropout(self.input_dropout, per="sequence").apply(key, xs)
+
+    def _drop_weights(self, key: jax.Array, params: Params) -> Params:
+        if not self.weight_drop:
+            return params
+        if "recurrent_kernel" not in params:
+            raise InvalidInputError(
+                f"weight_drop needs a recurrent_kernel, but the parameters of {self.cell} are "
+                f"{sorted(params)}; leave it out"
+            )
+        kernel = params["recurrent_kernel"]
+        scaled = kernel * factors(key, self.weight_drop, kernel.shape).astype(kernel.dtype)
+        return {**params, "recurrent_kernel": scaled}
+
+    def _noise(self, keys: Any, steps: tuple[int, ...]) -> Noise:
+        """For ``steps``, which is (time, *batch)."""
+        carry = jax.eval_shape(lambda: self.cell.initial_carry(steps[1:]))
+        key, *kept_keys = keys
+        recurrent = None
+        if self.recurrent_dropout:
+            recurrent = factors(key, self.recurrent_dropout, carry.hidden.shape)
+        kept = {
+            name: jax.random.bernoulli(key, rate, (steps[0], *getattr(carry, name).shape))
+            for key, (name, rate) in zip(kept_keys, self._zoneout.items(), strict=False)
+        }
+        return Noise(recurrent, kept)

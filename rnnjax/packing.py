@@ -1,0 +1,171 @@
+"""Sequences of different lengths end to end in rows, so that no padding is computed."""
+
+import bisect
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from rnnjax.errors import InvalidInputError
+
+
+class Packed(NamedTuple):
+    """Sequences as `pack` laid them out. A pytree of arrays, so it can be an argument under jit.
+
+    Attributes:
+        xs: ``(row_length, rows, ...)``, zeros where no sequence lies.
+        resets: booleans ``(row_length, rows)``, True where a sequence begins, and where the rest of
+            a row does.
+        mask: booleans ``(row_length, rows)``, True where a sequence lies.
+        rows: integers ``(sequences,)``, the row of each.
+        starts: integers ``(sequences,)``, the step with which each begins.
+        lengths: integers ``(sequences,)``.
+    """
+
+    xs: Any
+    resets: Any
+    mask: Any
+    rows: Any
+    starts: Any
+    lengths: Any
+
+    def lay(self, sequences: Sequence[Any]) -> np.ndarray[Any, Any]:
+        """Other sequences of the same lengths, such as targets, in the same places.
+
+        Raises:
+            InvalidInputError: the number of sequences, or a length, is another.
+        """
+        arrays = _as_arrays(sequences)
+        lengths = np.asarray(self.lengths)
+        came = [len(array) for array in arrays]
+        if came != lengths.tolist():
+            raise InvalidInputError(
+                f"sequences must have the {len(lengths)} lengths that were packed, but have "
+                f"{len(came)}, and differ; give them in the same order"
+            )
+        out = np.zeros((*self.resets.shape, *arrays[0].shape[1:]), arrays[0].dtype)
+        for array, row, start in zip(arrays, self.rows, self.starts, strict=True):
+            out[start : start + len(array), row] = array
+        return out
+
+    def last(self, ys: jax.Array) -> jax.Array:
+        """The entries of ``ys (row_length, rows, ...)`` at the last step of each sequence.
+
+        For forward runs these are the outputs of the whole of each: ``(sequences, ...)``.
+        """
+        return ys[self.starts + self.lengths - 1, self.rows]
+
+
+def pack(sequences: Sequence[Any], row_length: int, *, num_rows: int | None = None) -> Packed:
+    """Lay sequences end to end in rows of one length, longest first, each where it fits best.
+
+    Run the result with its resets: every sequence begins anew, and none sees its neighbours. In
+    reverse and in a `Bidirectional` layer as well. ::
+
+        packed = rnnjax.pack(sequences, row_length=400)
+        _, ys = rnnjax.unroll(cell, params, packed.xs, resets=packed.resets)
+        outputs = rnnjax.unpack(packed, ys)
+
+    In training leave the outputs packed, lay the targets likewise with `Packed.lay`, and weight the
+    losses by ``packed.mask``.
+
+    Args:
+        sequences: arrays ``(length, ...)``, alike in all but the length, none of them empty;
+            integers for `OneHot` too.
+        row_length: steps of a row; at least the longest length. Longer rows are filled better.
+        num_rows: lay out so many rows, some of them perhaps empty, so that batches have one shape
+            and compile once; left out, as few as needed.
+
+    Raises:
+        InvalidInputError: there is no sequence, one is empty, longer than a row, or of another
+            shape or type, or more rows are needed.
+
+    >>> packed = pack([np.array([1, 2]), np.array([3, 4, 5]), np.array([6])], row_length=3)
+    >>> packed.xs.T.tolist(), packed.resets.T.astype(int).tolist()
+    ([[3, 4, 5], [1, 2, 6]], [[1, 0, 0], [1, 0, 1]])
+    >>> [part.tolist() for part in unpack(packed, packed.xs * 10)]
+    [[10, 20], [30, 40, 50], [60]]
+    """
+    arrays = _as_arrays(sequences)
+    if not isinstance(row_length, int) or row_length < 1:
+        raise InvalidInputError(f"row_length must be a positive integer, but is {row_length!r}")
+    lengths = np.array([len(array) for array in arrays])
+    for i, length in enumerate(lengths):
+        if not 1 <= length <= row_length:
+            raise InvalidInputError(
+                f"sequence {i} has {length} steps, but each must have 1 to row_length = "
+                f"{row_length}; cut it, leave it out, or take longer rows"
+            )
+    rows, starts, needed = _places(lengths, row_length)
+    if num_rows is None:
+        num_rows = needed
+    if num_rows < needed:
+        raise InvalidInputError(
+            f"the sequences need {needed} rows of {row_length} steps, but num_rows is {num_rows}; "
+            "give fewer sequences or more rows"
+        )
+    mask = np.zeros((row_length, num_rows), bool)
+    resets = np.zeros_like(mask)
+    resets[0] = True
+    for row, start, length in zip(rows, starts, lengths, strict=True):
+        mask[start : start + length, row] = True
+        resets[start, row] = True
+        if start + length < row_length:
+            resets[start + length, row] = True  # also where the next one, or the rest, begins
+    packed = Packed(None, resets, mask, rows, starts, lengths)
+    return packed._replace(xs=packed.lay(arrays))
+
+
+def unpack(packed: Packed, ys: Any) -> list[Any]:
+    """The sequences in the order in which they were packed, from ``ys (row_length, rows, ...)``.
+
+    Raises:
+        InvalidInputError: ``ys`` has another number of steps or rows, or is traced: under ``jit``
+            the lengths are not known, so leave the outputs packed there.
+    """
+    if isinstance(packed.lengths, jax.core.Tracer):
+        raise InvalidInputError(
+            "unpack needs to know the lengths, which are traced inside of jit; call it outside, or "
+            "use packed.mask or packed.last"
+        )
+    if ys.shape[:2] != packed.resets.shape:
+        raise InvalidInputError(
+            f"ys must be (row_length, rows, ...) with {packed.resets.shape}, but has {ys.shape}; "
+            "time comes first"
+        )
+    return [
+        ys[start : start + length, row]
+        for row, start, length in zip(packed.rows, packed.starts, packed.lengths, strict=True)
+    ]
+
+
+def _as_arrays(sequences: Sequence[Any]) -> list[np.ndarray[Any, Any]]:
+    arrays = [np.asarray(sequence) for sequence in sequences]
+    if not arrays:
+        raise InvalidInputError("there must be at least one sequence, but none came")
+    kinds = {(array.shape[1:], array.dtype) for array in arrays if array.ndim}
+    if len(kinds) != 1 or any(array.ndim == 0 for array in arrays):
+        raise InvalidInputError(
+            "sequences must be arrays (length, ...) alike in all but the length, but came with "
+            f"{sorted({(array.shape[1:], str(array.dtype)) for array in arrays})}"
+        )
+    return arrays
+
+
+def _places(lengths: np.ndarray[Any, Any], row_length: int) -> tuple[Any, Any, int]:
+    """The row and the start of each sequence, and how many rows: best fit, longest first."""
+    rows, starts = np.zeros_like(lengths), np.zeros_like(lengths)
+    free: list[tuple[int, int]] = []  # (steps left, row), sorted
+    num_rows = 0
+    for i in np.argsort(-lengths, kind="stable"):
+        length = int(lengths[i])
+        at = bisect.bisect_left(free, (length, -1))
+        if at < len(free):
+            left, row = free.pop(at)
+        else:
+            left, row, num_rows = row_length, num_rows, num_rows + 1
+        rows[i], starts[i] = row, row_length - left
+        if left > length:
+            bisect.insort(free, (left - length, row))
+    return rows, starts, num_rows

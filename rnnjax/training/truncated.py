@@ -1,0 +1,143 @@
+"""Truncated backpropagation through time over streams with a carried state."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rnnjax.errors import InvalidInputError
+from rnnjax.training.step import LossFunction
+
+RunPiece = Callable[[Any, Any, Any, jax.Array], tuple[Any, Any]]
+"""``(params, carry, inputs, key) -> (carry, outputs)``, over some steps of the streams."""
+
+
+class Window(NamedTuple):
+    """What one update reads: steps of all streams, with time first.
+
+    Attributes:
+        inputs: any pytree of arrays ``(k2, rows, ...)``: inputs, resets ...
+        targets: any pytree of arrays ``(k2, rows, ...)``.
+        counted: booleans ``(k2, rows)``: the steps whose loss counts in this update.
+    """
+
+    inputs: Any
+    targets: Any
+    counted: jax.Array
+
+
+def windows(
+    inputs: Any, targets: Any, *, k1: int, k2: int | None = None, mask: Any = None
+) -> Window:
+    """Cut streams into the windows of truncated backpropagation, BPTT(k2; k1).
+
+    An update is made every ``k1`` steps, and its gradient flows back through ``k2`` of them
+    (Williams & Peng, 1990). Window ``i`` covers steps ``i * k1`` to ``i * k1 + k2 - 1``, and the
+    last ``k1`` of them count in its loss; in the first window all do. With ``k2 = k1``, the usual
+    case, windows do not overlap. Steps at the end that do not fill a window are dropped.
+
+    Args:
+        inputs: a pytree of arrays ``(time, rows, ...)``.
+        targets: likewise.
+        k1: steps between two updates.
+        k2: steps through which the gradient flows, at least ``k1``; left out, ``k1``.
+        mask: booleans ``(time, rows)``, False where a step is never to count.
+
+    Returns:
+        a `Window` whose leaves have a leading axis of updates, as `make_train_steps` takes batches.
+
+    Raises:
+        InvalidInputError: ``k1`` or ``k2`` is out of range, or the streams are shorter than ``k2``
+            or of different lengths.
+
+    >>> steps = windows(jnp.arange(8).reshape(8, 1), jnp.arange(8).reshape(8, 1), k1=2, k2=4)
+    >>> steps.inputs[..., 0].tolist()
+    [[0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 6, 7]]
+    >>> steps.counted[..., 0].astype(int).tolist()
+    [[1, 1, 1, 1], [0, 0, 1, 1], [0, 0, 1, 1]]
+    """
+    k2 = k1 if k2 is None else k2
+    if not 1 <= k1 <= k2:
+        raise InvalidInputError(
+            f"k1 and k2 must be steps with 1 <= k1 <= k2, but are {k1} and {k2}: the gradient "
+            "flows through k2 steps at every k1 steps"
+        )
+    lengths = {len(leaf) for leaf in jax.tree.leaves((inputs, targets, mask))}
+    if len(lengths) != 1:
+        raise InvalidInputError(
+            f"inputs, targets and mask must have the same number of steps, but have "
+            f"{sorted(lengths)}; time is their first axis"
+        )
+    (length,) = lengths
+    if length < k2:
+        raise InvalidInputError(
+            f"the streams have {length} steps, but a window needs k2 = {k2}; take longer streams "
+            "or a smaller k2"
+        )
+    first = jnp.arange(0, length - k2 + 1, k1)
+    steps = first[:, None] + jnp.arange(k2)
+
+    def cut(leaf: Any) -> jax.Array:
+        return jnp.asarray(leaf)[steps]
+
+    rows = jax.tree.leaves(targets)[0].shape[1]
+    counted = (jnp.arange(k2) >= k2 - k1) | (first[:, None] == 0)
+    counted = jnp.broadcast_to(counted[..., None], (*steps.shape, rows))
+    if mask is not None:
+        counted = counted & cut(mask)
+    return Window(jax.tree.map(cut, inputs), jax.tree.map(cut, targets), counted)
+
+
+def truncated_loss(
+    run: RunPiece, losses: Callable[[Any, Any], jax.Array], *, k1: int
+) -> LossFunction:
+    """The loss of one `Window`, for `make_train_steps`: it takes and returns the streams' carry.
+
+    The carry that an update leaves behind is that after its first ``k1`` steps, where the next
+    window begins. Rows whose stream ends and another begins are reset by ``run`` itself, with
+    ``rnnjax.unroll(..., resets=inputs["resets"])``; nothing else is needed for them. The carry is
+    part of the `TrainState`, so a run that is resumed from a checkpoint goes on exactly.
+
+    Args:
+        run: runs the model over some steps; called twice where windows overlap.
+        losses: ``(outputs, targets) -> (steps, rows)``, the loss of each step.
+        k1: as in `windows`.
+
+    >>> import optax, rnnjax
+    >>> from rnnjax.training import TrainState, make_train_steps
+    >>> cell = rnnjax.GRUCell(1)
+    >>> def run(params, carry, inputs, key):
+    ...     return rnnjax.unroll(cell, params, inputs["xs"], carry, resets=inputs["resets"])
+    >>> loss_fn = truncated_loss(run, lambda ys, targets: (ys[..., 0] - targets) ** 2, k1=5)
+    >>> xs, resets = jnp.ones((20, 8, 3)), jnp.zeros((20, 8), bool).at[7, 2].set(True)
+    >>> batches = windows({"xs": xs, "resets": resets}, jnp.zeros((20, 8)), k1=5, k2=10)
+    >>> params, optimizer = cell.init(jax.random.key(0), 3), optax.adam(0.01)
+    >>> state = TrainState.create(
+    ...     params, optimizer, key=jax.random.key(1), carry=cell.initial_carry((8,)))
+    >>> state, metrics = make_train_steps(loss_fn, optimizer)(state, batches, 0, 3)
+    >>> int(state.step), state.carry.hidden.shape
+    (3, (8, 1))
+    """
+
+    def loss_fn(params: Any, carry: Any, batch: Window, key: jax.Array) -> Any:
+        steps = batch.counted.shape[0]
+        carry, outputs = run(params, carry, _part(batch.inputs, 0, k1), key)
+        if k1 < steps:
+            again = jax.random.fold_in(key, 1)
+            _, rest = run(params, carry, _part(batch.inputs, k1, steps), again)
+            outputs = jax.tree.map(lambda *parts: jnp.concatenate(parts), outputs, rest)
+        each = losses(outputs, batch.targets)
+        if each.shape != batch.counted.shape:
+            raise InvalidInputError(
+                f"losses must return one loss for each step and row, {batch.counted.shape}, but "
+                f"returned {each.shape}; sum or average over the other axes"
+            )
+        counted = jnp.where(batch.counted, each, 0)
+        return counted.sum() / jnp.maximum(batch.counted.sum(), 1), (carry, {})
+
+    return loss_fn
+
+
+def _part(inputs: Any, start: int, stop: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[start:stop], inputs)

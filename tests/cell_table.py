@@ -1,0 +1,173 @@
+"""The table of cells and methods that drives the laws."""
+
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import rnnjax
+from rnnjax import Auto, CompositeCell, Fused, GRUCell, LSTMCell, Scan, SimpleRNNCell, Stack
+
+# Not a batch of 4: XLA:CPU (jaxlib 0.10.2) sums a scan's bias gradient wrongly for some float64
+# shapes, such as batch 4 and hidden size 5, in plain JAX too.
+TIME, BATCH, FEATURES = 3, 3, 2
+# Gradients and outputs, as a part of the largest entry of each array.
+TOLERANCES = {"float64": 1e-10, "float32": 1e-5}
+
+
+class PeepholeCarry(NamedTuple):
+    hidden: jax.Array
+    memory: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class PeepholeCell(rnnjax.DenseCell):
+    """A user's cell: an LSTM with peepholes (Gers & Schmidhuber, 2000), and a gain on the output.
+
+    Its activate reads parameters, whose gradients the engine has to sum over time. ``bias`` is read
+    there too, and by `project`.
+    """
+
+    num_gates: ClassVar[int] = 4
+
+    def init(self, key: jax.Array, input_size: int) -> dict[str, jax.Array]:
+        params = super().init(key, input_size)
+        return params | {
+            "a_gain": jnp.ones(self.hidden_size),
+            "peephole": jnp.zeros((3, self.hidden_size)),
+        }
+
+    def initial_carry(self, batch_shape: tuple[int, ...] = (), dtype: Any = None) -> PeepholeCarry:
+        return PeepholeCarry(self.zeros(batch_shape, dtype), self.zeros(batch_shape, dtype))
+
+    def activate(
+        self, params: Any, projected: jax.Array, recurrent: jax.Array, carry: PeepholeCarry
+    ) -> tuple[PeepholeCarry, jax.Array]:
+        i, f, g, o = jnp.split(projected + recurrent, 4, axis=-1)
+        p_i, p_f, p_o = params["peephole"]
+        i = jax.nn.sigmoid(i + p_i * carry.memory)
+        f = jax.nn.sigmoid(f + p_f * carry.memory)
+        memory = f * carry.memory + i * jnp.tanh(g)
+        hidden = jax.nn.sigmoid(o + p_o * memory) * jnp.tanh(memory)
+        y = params["a_gain"] * hidden + params["bias"][: self.hidden_size]
+        return PeepholeCarry(hidden, memory), y
+
+
+@dataclasses.dataclass(frozen=True)
+class GainCell(rnnjax.AdditiveCell):
+    """A user's additive cell: its combine reads a parameter, and the carry before the step."""
+
+    num_gates: ClassVar[int] = 2
+    gate_activations: ClassVar[tuple[str, ...]] = ("tanh", "sigmoid")
+
+    def init(self, key: jax.Array, input_size: int) -> dict[str, jax.Array]:
+        return super().init(key, input_size) | {"gain": jnp.ones(self.hidden_size)}
+
+    def initial_carry(
+        self, batch_shape: tuple[int, ...] = (), dtype: Any = None
+    ) -> rnnjax.SimpleRNNCarry:
+        return rnnjax.SimpleRNNCarry(self.zeros(batch_shape, dtype))
+
+    def combine(
+        self, params: Any, gates: jax.Array, carry: rnnjax.SimpleRNNCarry
+    ) -> tuple[rnnjax.SimpleRNNCarry, jax.Array]:
+        candidate, z = jnp.split(gates, 2, axis=-1)
+        hidden = (1 - z) * params["gain"] * candidate + z * carry.hidden
+        return rnnjax.SimpleRNNCarry(hidden), hidden * z
+
+
+def bent(x: jax.Array) -> jax.Array:
+    """An activation of the user's own."""
+    return x / (1 + x * x)
+
+
+def make_cells() -> dict[str, rnnjax.Cell]:
+    """Every cell in several configurations; built anew at each call."""
+    return {
+        "simple": SimpleRNNCell(5),
+        "simple-relu": SimpleRNNCell(5, activation="relu"),
+        "lstm": LSTMCell(5),
+        "lstm-no-bias": LSTMCell(5, use_bias=False),
+        "lstm-hard": LSTMCell(5, recurrent_activation="hard_sigmoid"),
+        "lstm-callable": LSTMCell(5, recurrent_activation="legacy_hard_sigmoid", activation=bent),
+        "gru": GRUCell(5),
+        "gru-no-bias": GRUCell(5, use_bias=False, activation="softsign"),
+        "gru-reset-before": GRUCell(5, reset_after=False),
+        "peephole": rnnjax.PeepholeLSTMCell(5),
+        "coupled": rnnjax.CoupledLSTMCell(5),
+        "projection": rnnjax.ProjectionLSTMCell(5, proj_size=3),
+        "layernorm-lstm": rnnjax.LayerNormLSTMCell(5),
+        "layernorm-gru": rnnjax.LayerNormGRUCell(5),
+        "mgu": rnnjax.MGUCell(5),
+        "mgu-reset-before": rnnjax.MGUCell(5, reset_after=False),
+        "indrnn": rnnjax.IndRNNCell(5, activation="tanh"),
+        "mingru": rnnjax.MinGRUCell(5),
+        "minlstm": rnnjax.MinLSTMCell(5),
+        "convlstm-1d": rnnjax.ConvLSTMCell(2, kernel_shape=(3,)),
+        "convlstm-2d": rnnjax.ConvLSTMCell(2, kernel_shape=(2, 3)),
+        "user-peephole": PeepholeCell(5),
+        "user-gain": GainCell(5),
+        "learned-carry": rnnjax.LearnedCarry(GRUCell(5)),
+        "stack": Stack([LSTMCell(5), GRUCell(4), SimpleRNNCell(3)]),
+        "stack-nested": Stack(
+            [
+                GRUCell(4, reset_after=False, use_bias=False),
+                Stack([LSTMCell(3, unit_forget_bias=False), PeepholeCell(2)]),
+            ]
+        ),
+    }
+
+
+CELLS = make_cells()
+SINGLE = [name for name, cell in CELLS.items() if not isinstance(cell, CompositeCell)]
+# One for each way through the engine (gates kept or not, parameters in the loop, no split), for the
+# laws whose check is slow to compile.
+FEW = ["lstm", "lstm-callable", "gru", "gru-reset-before", "user-peephole", "user-gain"]
+
+
+def layers(cell: rnnjax.Cell) -> list[rnnjax.Cell]:
+    if isinstance(cell, Stack):
+        return [layer for inner in cell.cells for layer in layers(inner)]
+    return [cell.cell if isinstance(cell, rnnjax.LearnedCarry) else cell]
+
+
+def grid(name: str) -> tuple[int, ...]:
+    """The axes that follow the batch: those of the grid of a convolutional cell."""
+    cell = CELLS[name]
+    return (4, 3)[: len(cell.kernel_shape)] if isinstance(cell, rnnjax.ConvLSTMCell) else ()
+
+
+# Where Auto is run too; for every other cell it is Scan or Fused itself.
+AUTO = {"gru", "gru-reset-before", "stack-nested"}
+# Where steps are kept two at a time and computed again: two segments, of which one is shorter.
+AGAIN = {"lstm", "gru", "user-peephole", "mingru", "stack"}
+
+
+def methods(name: str) -> list[rnnjax.Method]:
+    fused = all(Fused().refusal(layer) is None for layer in layers(CELLS[name]))
+    return [
+        Scan(),
+        *([Fused()] if fused else []),
+        *([Fused(keep_every=2)] if name in AGAIN else []),
+        *([Auto()] if name in AUTO else []),
+    ]
+
+
+def table(*skip: type[rnnjax.Method], names: Any = CELLS) -> list[Any]:
+    return [
+        pytest.param(name, method, id=f"{name}-{method}")
+        for name in names
+        for method in methods(name)
+        if not isinstance(method, skip)
+    ]
+
+
+def both_ways(rows: list[Any]) -> list[Any]:
+    """Each row forward, and the rows of ``FEW`` and the nested stack in reverse too."""
+    return [
+        pytest.param(*row.values, reverse, id=f"{row.id}-{'reverse' if reverse else 'forward'}")
+        for row in rows
+        for reverse in ([False, True] if row.values[0] in {*FEW, "stack-nested"} else [False])
+    ]
