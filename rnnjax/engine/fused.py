@@ -107,6 +107,7 @@ class Fused(Method):
         params = dict(params)  # in the order that JAX gives a dict, whatever mapping came
         layer = _Layer(cell, self._products(cell, params, xs.shape), reverse)
         run = _run if isinstance(cell, DenseCell) else _run_elementwise
+        carry, steps = _resets_early(carry, steps, reverse)
         given = _Given(params, steps._replace(each=AtStep()))
         if self.keep_every is None or self.keep_every >= len(xs):
             return run(layer, given, (xs, steps.each), carry)
@@ -172,6 +173,24 @@ class _Layer:
     reverse: bool
 
 
+def _resets_early(carry: Carry, steps: Steps, reverse: bool) -> tuple[Carry, Steps]:
+    """Resets at the end of the step before, and of the carry where it is the first step's.
+
+    There they are one pointwise function with the rest of the step; at the beginning of it they
+    would be one of their own before the recurrent product.
+    """
+    resets = steps.each.resets
+    if resets is None:
+        return carry, steps
+    none = jnp.zeros_like(resets[:1])
+    if reverse:
+        first, then = resets[-1], jnp.concatenate([none, resets[:-1]])
+    else:
+        first, then = resets[0], jnp.concatenate([resets[1:], none])
+    carry = steps.begin(carry, AtStep(resets=first))
+    return carry, steps._replace(each=steps.each._replace(resets=then))
+
+
 class _Given(NamedTuple):
     """The arrays that all steps share: the parameters, and what of `Steps` is for all of them."""
 
@@ -228,12 +247,12 @@ def _run_elementwise(
 
     def step(carry: Carry, at_step: tuple[jax.Array, AtStep]) -> tuple[Carry, jax.Array]:
         projected, at = at_step
-        carry = steps.begin(carry, at)
         shown = bool(at.kept or steps.leaks) and shows_hidden(
             cell, given.params, (projected,), carry
         )
         new, y = cell.update(given.params, projected, carry)
-        return steps.end(carry, new, y, at, shown)
+        new, y = steps.end(carry, new, y, at, shown)
+        return steps.begin(new, at), y
 
     return jax.lax.scan(step, carry, (projected, each), reverse=layer.reverse)
 
@@ -357,21 +376,17 @@ def _loop(
     return carry, ys
 
 
-def _step(layer: _Layer, given: _Given) -> Callable[..., tuple[Carry, jax.Array, Any, Carry]]:
-    """``(carry, projected, at) -> (carry, y, gates, carry that the step started from)``.
-
-    The last two are all that the backward pass needs.
-    """
+def _step(layer: _Layer, given: _Given) -> Callable[..., tuple[Carry, jax.Array, Any]]:
+    """``(carry, projected, at) -> (carry, y, gates)``: all that the backward pass needs."""
     cell, params, steps = layer.cell, *given
     times = layer.products.times(params["recurrent_kernel"])
 
-    def step(carry: Carry, projected: jax.Array, at: AtStep) -> tuple[Carry, jax.Array, Any, Carry]:
-        carry = steps.begin(carry, at)
+    def step(carry: Carry, projected: jax.Array, at: AtStep) -> tuple[Carry, jax.Array, Any]:
         if _projects_plainly(cell):
             projected = add_bias(projected, params, "bias")
         recurrent = add_bias(times(steps.entering(carry.hidden)), params, "recurrent_bias")
         gates = cell.gates(projected, recurrent) if _keeps_gates(cell) else (projected, recurrent)
-        return *_finish(cell, given, gates, carry, at), gates, carry
+        return *_finish(cell, given, gates, carry, at), gates
 
     return step
 
@@ -391,8 +406,8 @@ def _kept(
     step = _step(layer, given)
 
     def keep(carry: Carry, at_step: tuple[jax.Array, AtStep]) -> tuple[Carry, Any]:
-        carry, *kept = step(carry, *at_step)
-        return carry, tuple(kept)
+        new, y, gates = step(carry, *at_step)
+        return new, (y, gates, carry)
 
     carry, (ys, gates, carries) = jax.lax.scan(
         keep, carry, (projected, each), reverse=layer.reverse
@@ -413,9 +428,9 @@ def _in_place(
     structure = jax.tree.structure(jax.eval_shape(step, carry, projected[0], at_first)[2])
 
     def keep(carry: Carry, projected: jax.Array, at: AtStep) -> Any:
-        carry, y, gates, before = step(carry, projected, at)
+        new, y, gates = step(carry, projected, at)
         leaf, *rest = jax.tree.leaves(gates)
-        return carry, leaf, (y, rest, before)
+        return new, leaf, (y, rest, carry)
 
     ahead = not _reads_inputs_once(layer.cell)
     carry, first, (ys, rest, carries) = _over_time(
@@ -517,17 +532,22 @@ def _backward_step(layer: _Layer, given: _Given, gates: Any, carries: Carry) -> 
     times_transposed: Product = layer.products.times_transposed(params["recurrent_kernel"])
 
     def step(state: Any, gates: Any, others: Any) -> tuple[Any, Any]:
-        d_carry, (d_used, d_start) = state
+        d_carry, d_so_far = state
         d_y, carry, at = others
         _, pull = jax.vjp(
-            lambda used, gates, carry: _finish(
-                cell, given._replace(params={**params, **used}), gates, carry, at
+            lambda used, start, gates, carry: _finish(
+                cell,
+                _Given({**params, **used}, steps._replace(start=start)),
+                gates,
+                carry,
+                at,
             ),
             used,
+            steps.start,
             gates,
             carry,
         )
-        d_params, d_gates, d_carry = pull((d_carry, d_y))
+        *d_shared, d_gates, d_carry = pull((d_carry, d_y))
         d_projected, d_recurrent = (
             cell.pull_gates(gates, d_gates) if _keeps_gates(cell) else d_gates
         )
@@ -541,15 +561,7 @@ def _backward_step(layer: _Layer, given: _Given, gates: Any, carries: Carry) -> 
             )
         d_hidden = steps.entering(times_transposed(d_recurrent).astype(d_carry.hidden.dtype))
         d_carry = d_carry._replace(hidden=d_carry.hidden + d_hidden)
-        if at.resets is not None:
-            _, pull = jax.vjp(
-                lambda start, carry: steps._replace(start=start).begin(carry, at),
-                steps.start,
-                carry,
-            )
-            d_begun, d_carry = pull(d_carry)
-            d_start = jax.tree.map(jnp.add, d_start, d_begun)
-        return (d_carry, (jax.tree.map(jnp.add, d_used, d_params), d_start)), outputs
+        return (d_carry, jax.tree.map(jnp.add, d_so_far, tuple(d_shared))), outputs
 
     return jax.tree.map(jnp.zeros_like, (used, steps.start)), step
 
@@ -667,7 +679,8 @@ def _finish(
         like = jax.tree.leaves(gates)[0]  # both halves of the gates' inputs have its shape
         shown = shows_hidden(cell, params, (like, like), carry)
     new, y = _combine(cell, params, gates, carry)
-    return steps.end(carry, new, y, at, shown)
+    new, y = steps.end(carry, new, y, at, shown)
+    return steps.begin(new, at), y
 
 
 def _parameters_in_loop(

@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rnnjax.cells.base import Carry, Cell, Inputs, Params, as_inputs, at_least_float32
 from rnnjax.cells.composite import CompositeCell, Noise
@@ -239,6 +240,7 @@ def _unroll_layer(
 ) -> tuple[Carry, jax.Array]:
     _check_method(cell, how.method)
     _check_noise(cell, noise)
+    params, xs, carry, marks, noise = _alike_over_devices((params, xs, carry, marks, noise))
     valid, resets = marks
     start = None
     if resets is not None:
@@ -250,6 +252,29 @@ def _unroll_layer(
     if how.last_outputs and valid is not None:
         ys = _hold(ys, valid, resets, reverse)
     return carry, ys
+
+
+def _alike_over_devices(tree: Any) -> Any:
+    """The same arrays, all of them varying over the mesh axes over which any does.
+
+    Inside of ``jax.shard_map`` a loop's state has to vary over the same axes as what is added to
+    it. The gradient of an array that is the same on all devices is then their sum, as it should be.
+    """
+    axes = frozenset[str]().union(*map(_varying_axes, jax.tree.leaves(tree)))
+
+    def varying(leaf: Any) -> Any:
+        missing = axes - _varying_axes(leaf)
+        return jax.lax.pcast(leaf, tuple(missing), to="varying") if missing else leaf
+
+    return jax.tree.map(varying, tree) if axes else tree
+
+
+def _varying_axes(leaf: Any) -> frozenset[str]:
+    """The mesh axes over which an array varies; JAX before 0.10 had another name for them."""
+    kind: Any = jax.typeof(leaf)
+    if hasattr(kind, "manual_axis_type"):
+        return kind.manual_axis_type.varying
+    return getattr(kind, "vma", frozenset())
 
 
 def _part(carry: Carry, name: str) -> Carry:
@@ -441,7 +466,8 @@ def _valid(xs: Any, lengths: Any, mask: Any) -> jax.Array | None:
             f"{lengths.shape}; give one length for each row"
         )
     if not isinstance(lengths, jax.core.Tracer) and lengths.size:
-        least, most = int(lengths.min()), int(lengths.max())
+        known = np.asarray(lengths)  # NumPy's, for inside of jit JAX would trace even constants
+        least, most = int(known.min()), int(known.max())
         if least < 0 or most > len(xs):
             raise InvalidInputError(
                 f"lengths must lie between 0 and the {len(xs)} steps of xs, but go from {least} to "

@@ -48,7 +48,7 @@ class Regularized(CompositeCell):
     >>> params, xs = cell.init(jax.random.key(0), input_size=3), jax.numpy.ones((10, 8, 3))
     >>> _, ys = rnnjax.unroll(cell, params, xs)  # prediction
     >>> _, noisy = rnnjax.unroll(cell, params, xs, key=jax.random.key(1))  # training
-    >>> bool(jnp.allclose(ys, noisy))
+    >>> bool(jax.numpy.allclose(ys, noisy))
     False
     """
 
