@@ -45,6 +45,7 @@ from rnnjax.layers import (
     Regularized,
     Stack,
 )
+from rnnjax.packing import Packed, pack, unpack
 
 __version__ = "0.1.0"
 
@@ -82,6 +83,7 @@ __all__ = [
     "Noise",
     "NonFiniteError",
     "OneHot",
+    "Packed",
     "Params",
     "PeepholeLSTMCell",
     "ProjectedCell",
@@ -93,5 +95,7 @@ __all__ = [
     "SimpleRNNCell",
     "Stack",
     "explain",
+    "pack",
+    "unpack",
     "unroll",
 ]

@@ -88,7 +88,7 @@ def pack(sequences: Sequence[Any], row_length: int, *, num_rows: int | None = No
     [[10, 20], [30, 40, 50], [60]]
     """
     arrays = _as_arrays(sequences)
-    if not isinstance(row_length, int) or row_length < 1:
+    if not isinstance(row_length, int | np.integer) or row_length < 1:
         raise InvalidInputError(f"row_length must be a positive integer, but is {row_length!r}")
     lengths = np.array([len(array) for array in arrays])
     for i, length in enumerate(lengths):

@@ -3,10 +3,12 @@
 from rnnjax.training.checkpoints import Checkpoints
 from rnnjax.training.loop import Reporter, Schedule, train
 from rnnjax.training.optimizers import KerasAdamState, keras_adam
+from rnnjax.training.penalties import activity_penalty, slowness_penalty, weight_penalty
 from rnnjax.training.records import Records
 from rnnjax.training.signals import StopRequest
 from rnnjax.training.state import TrainState
 from rnnjax.training.step import LossFunction, Metrics, TrainSteps, make_train_steps
+from rnnjax.training.truncated import Window, truncated_loss, windows
 
 __all__ = [
     "Checkpoints",
@@ -19,7 +21,13 @@ __all__ = [
     "StopRequest",
     "TrainState",
     "TrainSteps",
+    "Window",
+    "activity_penalty",
     "keras_adam",
     "make_train_steps",
+    "slowness_penalty",
     "train",
+    "truncated_loss",
+    "weight_penalty",
+    "windows",
 ]

@@ -5,6 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from rnnjax.errors import InvalidInputError
+
 
 def weight_penalty(params: Any, *, l1: float = 0.0, l2: float = 0.0) -> jax.Array:
     r"""``l1 * sum(|w|) + l2 * sum(w ** 2)`` over all leaves, as Keras's ``l1_l2``.
@@ -18,8 +20,10 @@ def weight_penalty(params: Any, *, l1: float = 0.0, l2: float = 0.0) -> jax.Arra
     leaves = [
         leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in jax.tree.leaves(params)
     ]
+    # JAX's derivative of abs at 0 is 1, which would push weights that are 0 away from it.
     return sum(
-        (l1 * jnp.abs(leaf).sum() + l2 * jnp.square(leaf).sum() for leaf in leaves), jnp.zeros(())
+        (l1 * (leaf * jnp.sign(leaf)).sum() + l2 * jnp.square(leaf).sum() for leaf in leaves),
+        jnp.zeros(()),
     )
 
 
@@ -49,9 +53,18 @@ def slowness_penalty(
         mask: booleans ``(time, *batch)``; pairs with an entry where it is False do not count.
         resets: booleans ``(time, *batch)``; nor do pairs with a reset between them.
 
+    Raises:
+        InvalidInputError: ``mask`` or ``resets`` are not booleans.
+
     >>> float(slowness_penalty(jnp.array([[[1.0]], [[3.0]], [[4.0]]])))
     2.5
     """
+    for name, marks in (("mask", mask), ("resets", resets)):
+        if marks is not None and marks.dtype != jnp.bool_:
+            raise InvalidInputError(
+                f"{name} must be booleans (time, *batch), but are {marks.dtype}; write "
+                f"{name}.astype(bool)"
+            )
     counted = None
     if mask is not None:
         counted = mask[1:] & mask[:-1]
@@ -62,7 +75,7 @@ def slowness_penalty(
 
 def _mean(values: jax.Array, mask: jax.Array | None) -> jax.Array:
     if mask is None:
-        return values.mean()
+        return values.sum() / max(values.size, 1)
     weights = mask.reshape(*mask.shape, *[1] * (values.ndim - mask.ndim)).astype(values.dtype)
     weights = jnp.broadcast_to(weights, values.shape)
     return jnp.where(weights > 0, values, 0).sum() / jnp.maximum(weights.sum(), 1)

@@ -58,10 +58,20 @@ def windows(
     [[1, 1, 1, 1], [0, 0, 1, 1], [0, 0, 1, 1]]
     """
     k2 = k1 if k2 is None else k2
-    if not 1 <= k1 <= k2:
+    if not (isinstance(k1, int) and isinstance(k2, int) and 1 <= k1 <= k2):
         raise InvalidInputError(
             f"k1 and k2 must be steps with 1 <= k1 <= k2, but are {k1} and {k2}: the gradient "
             "flows through k2 steps at every k1 steps"
+        )
+    if any(jnp.ndim(leaf) < 2 for leaf in jax.tree.leaves(targets)):
+        raise InvalidInputError(
+            "targets must be arrays (time, rows, ...), but one has fewer than two axes; for a "
+            "single stream add an axis of one row"
+        )
+    if mask is not None and (jnp.ndim(mask) != 2 or jnp.result_type(mask) != jnp.bool_):
+        raise InvalidInputError(
+            f"mask must be booleans (time, rows), but is {jnp.result_type(mask)} of shape "
+            f"{jnp.shape(mask)}; write mask.astype(bool)"
         )
     lengths = {len(leaf) for leaf in jax.tree.leaves((inputs, targets, mask))}
     if len(lengths) != 1:
@@ -127,7 +137,11 @@ def truncated_loss(
             again = jax.random.fold_in(key, 1)
             _, rest = run(params, carry, _part(batch.inputs, k1, steps), again)
             outputs = jax.tree.map(lambda *parts: jnp.concatenate(parts), outputs, rest)
-        each = losses(outputs, batch.targets)
+        # What does not count may be anything, NaN too: it must not reach the gradient.
+        targets = jax.tree.map(
+            lambda leaf: jnp.where(_expanded(batch.counted, leaf), leaf, 0), batch.targets
+        )
+        each = losses(outputs, targets)
         if each.shape != batch.counted.shape:
             raise InvalidInputError(
                 f"losses must return one loss for each step and row, {batch.counted.shape}, but "
@@ -137,6 +151,10 @@ def truncated_loss(
         return counted.sum() / jnp.maximum(batch.counted.sum(), 1), (carry, {})
 
     return loss_fn
+
+
+def _expanded(counted: jax.Array, leaf: jax.Array) -> jax.Array:
+    return counted.reshape(*counted.shape, *[1] * (leaf.ndim - 2))
 
 
 def _part(inputs: Any, start: int, stop: int) -> Any:

@@ -1,0 +1,235 @@
+"""Packing: nothing is lost or mixed up, and packed runs are those of each sequence alone."""
+
+from typing import Any
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rnnjax
+from rnnjax import Bidirectional, InvalidInputError, LSTMCell
+from rnnjax.packing import Packed, pack, unpack
+
+FEATURES = 2
+LENGTHS = [4, 1, 2, 4, 2, 1, 1]  # 15 steps in rows of 6: some rows full, and one not
+CELL = LSTMCell(3)
+LAYERS = {
+    "forward": (CELL, False),
+    "reverse": (CELL, True),
+    "bidirectional": (Bidirectional(CELL), False),
+}
+
+
+def vectors(lengths: list[int], seed: int = 0) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal((length, FEATURES), np.float32) for length in lengths]
+
+
+def laid_out(packed: Packed) -> np.ndarray:
+    """Which sequence lies at each step of each row, by rows and starts; -1 where there is none."""
+    owner = np.full(packed.resets.shape, -1)
+    for i, (row, start, length) in enumerate(
+        zip(packed.rows, packed.starts, packed.lengths, strict=True)
+    ):
+        place = owner[start : start + length, row]
+        assert len(place) == length, "a sequence runs over the end of its row"
+        assert np.all(place == -1), "two sequences overlap"
+        place[:] = i
+    return owner
+
+
+# ---- the layout
+
+
+@hypothesis.settings(deadline=None)
+@hypothesis.given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=20),
+    room=st.integers(0, 6),
+    extra=st.integers(0, 2),
+    integers=st.booleans(),
+)
+def test_every_layout(lengths: list[int], room: int, extra: int, integers: bool) -> None:
+    row_length = max(lengths) + room
+    if integers:
+        ids = np.arange(1, sum(lengths) + 1, dtype=np.int32)
+        sequences = np.split(ids, np.cumsum(lengths)[:-1])
+    else:
+        sequences = vectors(lengths)
+    needed = pack(sequences, row_length).resets.shape[1]
+    packed = pack(sequences, row_length, num_rows=needed + extra)
+    owner = laid_out(packed)
+    rows = owner.shape[1]
+    assert owner.shape == packed.mask.shape == packed.xs.shape[:2] == (row_length, needed + extra)
+
+    # Not fewer rows than there are steps for, nor more than a row for each; and as each sequence
+    # went into a row that was begun wherever one had room, no two rows would fit in one.
+    filled = np.sort(packed.mask.sum(axis=0))[::-1][:needed]
+    assert sum(lengths) / row_length <= needed <= len(lengths)
+    assert np.all(filled > 0)
+    assert needed == 1 or filled[-1] + filled[-2] > row_length
+
+    # The mask, the resets and the zeros follow from who lies where.
+    np.testing.assert_array_equal(packed.mask, owner >= 0)
+    before = np.concatenate([np.full((1, rows), -2), owner[:-1]])
+    np.testing.assert_array_equal(packed.resets, owner != before)
+    assert np.all(packed.xs[~packed.mask] == 0)
+
+    assert packed.lengths.tolist() == lengths
+    assert packed.xs.dtype == sequences[0].dtype
+    for back, sequence in zip(unpack(packed, packed.xs), sequences, strict=True):
+        np.testing.assert_array_equal(back, sequence)
+    last = packed.last(packed.xs)
+    np.testing.assert_array_equal(last, np.stack([sequence[-1] for sequence in sequences]))
+    targets = [np.arange(length, dtype=np.int32) - 50 for length in lengths]
+    laid = packed.lay(targets)
+    assert laid.shape == owner.shape
+    assert laid.dtype == np.int32
+    for back, target in zip(unpack(packed, laid), targets, strict=True):
+        np.testing.assert_array_equal(back, target)
+
+
+def test_the_longest_go_first_and_where_they_fit_best() -> None:
+    packed = pack([np.zeros(n) for n in (2, 6, 3, 5, 1, 2)], row_length=8)
+    # 6; 5; 3 beside the 5, which leaves it none; 2 beside the 6; then nothing fits but a new row.
+    assert packed.rows.tolist() == [0, 0, 1, 1, 2, 2]
+    assert packed.starts.tolist() == [6, 0, 5, 0, 2, 0]
+
+
+def test_a_length_from_numpy_will_do() -> None:
+    lengths = np.array([2, 3])
+    assert pack([np.zeros(n) for n in lengths], lengths.max()).xs.shape == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([], 4), "at least one sequence, but none came"),
+        (([np.zeros(2), np.zeros(0)], 4), r"sequence 1 has 0 steps.* 1 to row_length = 4"),
+        (([np.zeros(2), np.zeros(5)], 4), r"sequence 1 has 5 steps.*take longer rows"),
+        (([np.zeros((2, 3)), np.zeros((2, 1))], 4), r"alike.*\(1,\).*\(3,\)"),
+        (([np.zeros(2), np.zeros((2, 1))], 4), "alike in all but the length"),
+        (([np.zeros(2), np.zeros(2, int)], 4), r"alike.*float64.*int64"),
+        (([np.zeros(2), 3.0], 4), r"arrays \(length, ...\)"),
+        (([1.0, 2.0], 4), r"arrays \(length, ...\)"),
+        (([np.zeros(2)], 0), "row_length must be a positive integer, but is 0"),
+        (([np.zeros(2)], 4.0), "row_length must be a positive integer, but is 4.0"),
+        (([np.zeros(3)] * 3, 4, 2), "need 3 rows of 4 steps, but num_rows is 2"),
+    ],
+)
+def test_bad_sequences(arguments: Any, message: str) -> None:
+    sequences, row_length, *num_rows = arguments
+    with pytest.raises(InvalidInputError, match=message):
+        pack(sequences, row_length, num_rows=num_rows[0] if num_rows else None)
+
+
+def test_bad_targets_and_outputs() -> None:
+    packed = pack(vectors([2, 3]), 4)
+    with pytest.raises(InvalidInputError, match=r"the 2 lengths that were packed.*have 1"):
+        packed.lay(vectors([2]))
+    with pytest.raises(InvalidInputError, match="give them in the same order"):
+        packed.lay(vectors([3, 2]))
+    with pytest.raises(InvalidInputError, match="at least one sequence"):
+        packed.lay([])
+    with pytest.raises(InvalidInputError, match=r"\(4, 2\), but has \(2, 4, 5\).*time comes first"):
+        unpack(packed, np.zeros((2, 4, 5)))
+
+
+# ---- runs
+
+
+@pytest.fixture(scope="module")
+def draw(random_like: Any) -> Any:
+    def params(layer: rnnjax.Cell) -> Any:
+        return random_like(jax.eval_shape(lambda: layer.init(jax.random.key(0), FEATURES)), 1)
+
+    return params
+
+
+@pytest.mark.parametrize("way", LAYERS)
+def test_packed_runs_are_those_of_each_sequence_alone(way: str, draw: Any) -> None:
+    (layer, reverse), sequences = LAYERS[way], vectors(LENGTHS)
+    params = draw(layer)
+    packed = pack(sequences, 6, num_rows=4)
+    _, ys = rnnjax.unroll(layer, params, packed.xs, resets=packed.resets, reverse=reverse)
+    outputs = unpack(packed, ys)
+    for sequence, output in zip(sequences, outputs, strict=True):
+        _, alone = rnnjax.unroll(layer, params, sequence[:, None], reverse=reverse)
+        np.testing.assert_allclose(output, alone[:, 0], rtol=0, atol=1e-6)
+    if way == "forward":
+        np.testing.assert_array_equal(packed.last(ys), np.stack([out[-1] for out in outputs]))
+
+
+@pytest.mark.parametrize("way", LAYERS)
+@pytest.mark.usefixtures("x64")
+def test_gradients_are_those_of_the_padded_run(way: str, random_like: Any, draw: Any) -> None:
+    (layer, reverse), sequences = LAYERS[way], vectors(LENGTHS)
+    params = random_like(draw(layer), 1, "float64")
+    packed = pack(sequences, 6)
+    padded = np.zeros((max(LENGTHS), len(LENGTHS), FEATURES))
+    weights = np.zeros((max(LENGTHS), len(LENGTHS), layer.output_size))
+    each = [
+        np.random.default_rng(n).standard_normal((length, layer.output_size))
+        for n, length in enumerate(LENGTHS)
+    ]
+    for i, (sequence, weight) in enumerate(zip(sequences, each, strict=True)):
+        padded[: len(sequence), i], weights[: len(weight), i] = sequence, weight
+
+    def packed_loss(params: Any, xs: Any, packed: Packed, weights: Any) -> jax.Array:
+        _, ys = rnnjax.unroll(layer, params, xs, resets=packed.resets, reverse=reverse)
+        return jnp.where(packed.mask[..., None], weights * jnp.sin(3 * ys), 0).sum()
+
+    def padded_loss(params: Any, xs: Any) -> jax.Array:
+        _, ys = rnnjax.unroll(layer, params, xs, lengths=np.array(LENGTHS), reverse=reverse)
+        return (weights * jnp.sin(3 * ys)).sum()
+
+    expected, d_padded = jax.jit(jax.grad(padded_loss, (0, 1)))(params, padded)
+    xs = np.asarray(packed.xs, np.float64)
+    actual, d_packed = jax.jit(jax.grad(packed_loss, (0, 1)))(params, xs, packed, packed.lay(each))
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, e, rtol=0, atol=1e-10 * max(1, np.abs(e).max()))
+    for i, gradient in enumerate(unpack(packed, d_packed)):
+        np.testing.assert_allclose(gradient, d_padded[: LENGTHS[i], i], rtol=0, atol=1e-10)
+
+
+def test_packed_is_an_argument_under_jit(draw: Any) -> None:
+    """Batches of as many rows and sequences compile once; losses are weighted by the mask."""
+    params, traces = draw(CELL), []
+
+    @jax.jit
+    def loss(params: Any, packed: Packed, targets: Any) -> Any:
+        traces.append(packed)
+        _, ys = rnnjax.unroll(CELL, params, packed.xs, resets=packed.resets)
+        each = jnp.square(ys[..., 0] - targets)
+        loss = jnp.where(packed.mask, each, 0).sum() / packed.mask.sum()
+        return loss, packed.last(ys)
+
+    for lengths in (LENGTHS, LENGTHS[::-1], [4, 4, 4, 4, 1, 1, 2]):
+        sequences = vectors(lengths, seed=2)
+        targets = [sequence[:, 1] for sequence in sequences]
+        packed = pack(sequences, 6, num_rows=4)
+        actual, last = loss(params, packed, packed.lay(targets))
+        _, ys = rnnjax.unroll(CELL, params, packed.xs, resets=packed.resets)
+        outputs = unpack(packed, ys)
+        np.testing.assert_allclose(last, np.stack([output[-1] for output in outputs]), atol=1e-6)
+        expected = np.concatenate(
+            [
+                (np.asarray(output)[:, 0] - target) ** 2
+                for output, target in zip(outputs, targets, strict=True)
+            ]
+        )
+        np.testing.assert_allclose(actual, expected.mean(), rtol=1e-5)
+    assert len(traces) == 1
+
+
+def test_unpack_under_jit() -> None:
+    packed = pack(vectors([2, 3]), 4)
+    with pytest.raises(
+        InvalidInputError, match=r"traced inside of jit.*packed.mask or packed.last"
+    ):
+        jax.jit(lambda packed: unpack(packed, packed.xs))(packed)
+    # A Packed that is no argument has lengths that are known.
+    parts = jax.jit(lambda ys: unpack(packed, ys))(packed.xs)
+    assert [len(part) for part in parts] == [2, 3]
