@@ -1,4 +1,4 @@
-"""`rnnjax.linen.RNN` against Flax's own ``RNN``, and in training."""
+"""`rnnjax.linen` against Flax's own ``RNN``, ``Bidirectional`` and cells, and in training."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ from flax.errors import ScopeParamShapeError
 
 import rnnjax
 import rnnjax.linen
-from rnnjax import Fused, GRUCell, InvalidInputError, LSTMCell, Scan, SimpleRNNCell, Stack
+from rnnjax import Fused, GRUCell, InvalidInputError, LSTMCell, MGUCell, Scan, Stack
 
 BATCH, TIME, FEATURES, HIDDEN = 3, 5, 2, 4
 
@@ -38,6 +38,13 @@ def from_flax(cell: rnnjax.Cell, theirs: Any) -> Any:
             "bias": joined("i", "rzn", "bias"),
             "recurrent_bias": jnp.concatenate([zeros, theirs["hn"]["bias"]]),
         }
+    if isinstance(cell, MGUCell):
+        return {
+            "kernel": joined("i", "fn", "kernel"),
+            "recurrent_kernel": joined("h", "fn", "kernel"),
+            "bias": joined("i", "fn", "bias"),
+            "recurrent_bias": jnp.concatenate([jnp.zeros(cell.hidden_size), theirs["hn"]["bias"]]),
+        }
     return {
         "kernel": theirs["i"]["kernel"],
         "recurrent_kernel": theirs["h"]["kernel"],
@@ -53,10 +60,11 @@ def to_flax_carry(carry: Any) -> Any:
 
 
 PAIRS = {
-    "lstm": (LSTMCell(HIDDEN), nn.LSTMCell),
-    "optimized-lstm": (LSTMCell(HIDDEN), nn.OptimizedLSTMCell),
-    "gru": (GRUCell(HIDDEN), nn.GRUCell),
-    "simple": (SimpleRNNCell(HIDDEN), nn.SimpleCell),
+    "lstm": (rnnjax.linen.LSTMCell, nn.LSTMCell),
+    "optimized-lstm": (rnnjax.linen.OptimizedLSTMCell, nn.OptimizedLSTMCell),
+    "gru": (rnnjax.linen.GRUCell, nn.GRUCell),
+    "simple": (rnnjax.linen.SimpleCell, nn.SimpleCell),
+    "mgu": (rnnjax.linen.MGUCell, nn.MGUCell),
 }
 FLAGS: list[dict[str, bool]] = [
     {},
@@ -68,39 +76,256 @@ FLAGS: list[dict[str, bool]] = [
     {"reverse": True, "time_major": True},
     {"keep_order": True},
 ]
+LENGTHS = jnp.array([TIME, 2, 1])
 
 
-@pytest.mark.parametrize("flags", FLAGS, ids=lambda flags: "-".join(flags) or "default")
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["whole", "lengths"])
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    # All of the flags once; what the cells differ in are the numbers of a step.
+    [("lstm", flags) for flags in FLAGS]
+    + [(name, FLAGS[3]) for name in ("optimized-lstm", "gru", "simple", "mgu")],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value) or "default",
+)
 def test_equals_flax(
-    name: str, flags: dict[str, bool], random_like: Callable[..., Any], assert_close: Any
+    name: str,
+    flags: dict[str, bool],
+    lengths: jax.Array | None,
+    random_like: Callable[..., Any],
+    assert_close: Any,
 ) -> None:
-    cell, flax_cell = PAIRS[name]
-    theirs = nn.RNN(flax_cell(HIDDEN), **flags)
+    make, make_flax = PAIRS[name]
+    cell = make(HIDDEN)
+    theirs = nn.RNN(make_flax(HIDDEN), **flags)
     inputs, carry = random_like(
         (jnp.zeros((BATCH, TIME, FEATURES)), cell.initial_carry((BATCH,))), 1
     )
     if flags.get("time_major"):
         inputs = jnp.swapaxes(inputs, 0, 1)
-    shapes = jax.eval_shape(theirs.init, jax.random.key(0), inputs)
-    variables = random_like(shapes, 2)
+    variables = random_like(jax.eval_shape(theirs.init, jax.random.key(0), inputs), 2)
     ours = {"params": {"cell": from_flax(cell, variables["params"]["cell"])}}
 
-    for initial in (None, carry):
-        # The flags as attributes and as arguments of the call mean the same.
-        for module, arguments in (
-            (rnnjax.linen.RNN(cell, **flags), {}),
-            (rnnjax.linen.RNN(cell), flags),
-        ):
-            actual = module.apply(ours, inputs, initial_carry=initial, **arguments)
-            expected = theirs.apply(
-                variables,
-                inputs,
-                initial_carry=None if initial is None else to_flax_carry(initial),
-            )
-            if flags.get("return_carry"):
-                actual = to_flax_carry(actual[0]), actual[1]
-            assert_close(actual, expected, 1e-5)
+    initial = None if flags == {"return_carry": True} else carry
+    expected = theirs.apply(
+        variables,
+        inputs,
+        initial_carry=None if initial is None else to_flax_carry(initial),
+        seq_lengths=lengths,
+    )
+    # The flags as attributes and as arguments of the call mean the same.
+    for attributes, arguments in ((flags, {}), ({}, flags)):
+        actual = rnnjax.linen.RNN(cell, **attributes).apply(
+            ours, inputs, initial_carry=initial, seq_lengths=lengths, **arguments
+        )
+        if flags.get("return_carry"):
+            assert_close(to_flax_carry(actual[0]), expected[0], 1e-5)
+            actual, outputs = actual[1], expected[1]
+        else:
+            outputs = expected
+        if lengths is not None:
+            outputs = zero_padding(outputs, flags.get("time_major", False))
+        assert_close(actual, outputs, 1e-5)
+
+
+def zero_padding(outputs: jax.Array, time_major: bool) -> jax.Array:
+    """Flax's outputs with zeros where it leaves what the cell made of the padding."""
+    valid = jnp.arange(TIME) < LENGTHS[:, None]
+    return jnp.where((valid.T if time_major else valid)[..., None], outputs, 0)
+
+
+@pytest.mark.parametrize(
+    ("time_major", "lengths"), [(False, None), (False, LENGTHS), (True, LENGTHS)]
+)
+def test_bidirectional_equals_flax(
+    time_major: bool, lengths: Any, random_like: Callable[..., Any], assert_close: Any
+) -> None:
+    forward, backward = rnnjax.linen.LSTMCell(HIDDEN), rnnjax.linen.GRUCell(HIDDEN)
+    theirs = nn.Bidirectional(nn.RNN(nn.LSTMCell(HIDDEN)), nn.RNN(nn.GRUCell(HIDDEN)))
+    ours = rnnjax.linen.Bidirectional(rnnjax.linen.RNN(forward), rnnjax.linen.RNN(backward))
+    inputs, carry = random_like(
+        (
+            jnp.zeros((BATCH, TIME, FEATURES)),
+            (forward.initial_carry((BATCH,)), backward.initial_carry((BATCH,))),
+        ),
+        1,
+    )
+    if time_major:
+        inputs = jnp.swapaxes(inputs, 0, 1)
+    variables = random_like(jax.eval_shape(theirs.init, jax.random.key(0), inputs), 2)
+    params = {
+        name: {"cell": from_flax(cell, variables["params"][name]["cell"])}
+        for name, cell in (("forward_rnn", forward), ("backward_rnn", backward))
+    }
+    shapes = jax.eval_shape(ours.init, jax.random.key(0), inputs)["params"]
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, shapes)
+
+    arguments = {"seq_lengths": lengths, "time_major": time_major, "return_carry": True}
+    carries, outputs = ours.apply({"params": params}, inputs, initial_carry=carry, **arguments)
+    expected_carries, expected = theirs.apply(
+        variables, inputs, initial_carry=tuple(map(to_flax_carry, carry)), **arguments
+    )
+    assert_close(tuple(map(to_flax_carry, carries)), expected_carries, 1e-5)
+    if lengths is not None:
+        expected = zero_padding(expected, time_major)
+    assert_close(outputs, expected, 1e-5)
+
+
+def test_bidirectional_options(assert_close: Any) -> None:
+    inputs = jax.random.normal(jax.random.key(1), (BATCH, TIME, FEATURES))
+    directions = [rnnjax.linen.RNN(GRUCell(HIDDEN)) for _ in range(2)]
+    summed = rnnjax.linen.Bidirectional(*directions, merge_fn=jnp.add, return_carry=True)
+    variables = summed.init(jax.random.key(0), inputs)
+    carries, outputs = summed.apply(variables, inputs)
+    assert isinstance(carries, tuple)
+    apart = rnnjax.linen.Bidirectional(*directions).apply(variables, inputs, init_key=None)
+    assert_close(outputs, apart[..., :HIDDEN] + apart[..., HIDDEN:], 1e-6)
+
+    # Resets and masks reach both directions, and so do the carries of a pair.
+    cell = directions[0].cell
+    resets = jnp.zeros((BATCH, TIME), bool).at[0, 2].set(True)
+    mask = jnp.ones((BATCH, TIME), bool).at[1, 3].set(False)
+    ones = jax.tree.map(jnp.ones_like, cell.initial_carry())
+    _, outputs = summed.apply(
+        variables, inputs, mask=mask, resets=resets, reset_carry=(ones, None), reverse=True
+    )
+    forward, backward = (
+        rnnjax.unroll(
+            cell,
+            variables["params"][name]["cell"],
+            jnp.swapaxes(inputs, 0, 1),
+            mask=mask.T,
+            resets=resets.T,
+            reset_carry=reset_carry,
+            reverse=reset_carry is None,
+        )[1]
+        for name, reset_carry in (("forward_rnn", ones), ("backward_rnn", None))
+    )
+    assert_close(outputs, jnp.swapaxes(forward + backward, 0, 1), 1e-6)
+    with pytest.raises(InvalidInputError, match=r"initial_carry must be a pair"):
+        summed.apply(variables, inputs, initial_carry=ones)
+
+
+@pytest.mark.parametrize("time_major", [False, True])
+@pytest.mark.parametrize("batch", [(), (2, 3)])
+def test_masks_and_resets(batch: tuple[int, ...], time_major: bool, assert_close: Any) -> None:
+    keys = jax.random.split(jax.random.key(0), 4)
+    cell = GRUCell(HIDDEN)
+    params = cell.init(keys[0], FEATURES)
+    xs = jax.random.normal(keys[1], (TIME, *batch, FEATURES))
+    marks = {
+        "mask": jax.random.bernoulli(keys[2], 0.7, (TIME, *batch)),
+        "resets": jax.random.bernoulli(keys[3], 0.3, (TIME, *batch)),
+    }
+    lengths = jnp.full(batch, TIME - 1)
+    start = jax.tree.map(jnp.ones_like, cell.initial_carry())
+    expected = rnnjax.unroll(cell, params, xs, lengths=lengths, reset_carry=start, **marks)
+    if not time_major:
+        xs = jnp.moveaxis(xs, 0, -2)
+        marks = {name: jnp.moveaxis(value, 0, -1) for name, value in marks.items()}
+    carry, outputs = rnnjax.linen.RNN(cell, time_major=time_major).apply(
+        {"params": {"cell": params}},
+        xs,
+        seq_lengths=lengths,
+        reset_carry=start,
+        return_carry=True,
+        **marks,
+    )
+    outputs = outputs if time_major else jnp.moveaxis(outputs, -2, 0)
+    assert_close((carry, outputs), expected, 1e-6)
+
+
+def test_lengths_of_none_and_of_more_than_all(assert_close: Any) -> None:
+    cell = GRUCell(HIDDEN)
+    model = rnnjax.linen.RNN(cell, return_carry=True, reverse=True)
+    inputs = jax.random.normal(jax.random.key(1), (2, TIME, FEATURES))
+    variables = model.init(jax.random.key(0), inputs)
+    ones = jax.tree.map(jnp.ones_like, cell.initial_carry((2,)))
+    carry, outputs = jax.jit(model.apply)(
+        variables, inputs, initial_carry=ones, seq_lengths=jnp.array([0, TIME + 1])
+    )
+    whole = model.apply(variables, inputs, initial_carry=ones)[1]
+    assert_close(outputs, whole.at[0].set(0), 1e-6)
+    np.testing.assert_array_equal(carry.hidden[0], 1)
+
+
+def test_dropout_draws_with_its_rng(assert_close: Any) -> None:
+    cell = rnnjax.Regularized(LSTMCell(HIDDEN), recurrent_dropout=0.5)
+    model = rnnjax.linen.RNN(cell)
+    inputs = jax.random.normal(jax.random.key(1), (BATCH, TIME, FEATURES))
+    variables = model.init(jax.random.key(0), inputs)
+    quiet = model.apply(variables, inputs)
+    noisy = [
+        model.apply(variables, inputs, rngs={"dropout": jax.random.key(seed)}) for seed in (0, 0, 1)
+    ]
+    assert_close(noisy[0], noisy[1], 0)
+    assert not jnp.allclose(noisy[0], noisy[2])
+    assert not jnp.allclose(noisy[0], quiet)
+    _, ys = rnnjax.unroll(cell, variables["params"]["cell"], jnp.swapaxes(inputs, 0, 1))
+    assert_close(quiet, jnp.swapaxes(ys, 0, 1), 1e-6)
+
+    # Each direction draws for itself, also where both share their parameters.
+    both = rnnjax.linen.Bidirectional(rnnjax.linen.RNN(cell), rnnjax.linen.RNN(cell))
+    params = {"params": dict.fromkeys(("forward_rnn", "backward_rnn"), variables["params"])}
+    outputs = both.apply(params, jnp.ones_like(inputs), rngs={"dropout": jax.random.key(0)})
+    assert not jnp.allclose(outputs[:, :, :HIDDEN], outputs[:, ::-1, HIDDEN:])
+
+
+def test_flax_code_runs_with_the_import_changed() -> None:
+    """The examples of Flax's documentation, with ``flax.linen`` in the place of rnnjax's."""
+    from rnnjax import linen as nn
+
+    x = jnp.ones((10, 7, 3))
+    lstm = nn.RNN(
+        nn.LSTMCell(6),
+        return_carry=True,
+        unroll=1,
+        variable_axes={},
+        variable_broadcast="params",
+        variable_carry=False,
+        split_rngs={"params": False},
+    )
+    variables = lstm.init(jax.random.key(0), x)
+    carry, y = lstm.apply(variables, x, init_key=jax.random.key(1))
+    assert jax.tree_util.tree_map(jnp.shape, carry) == ((10, 6), (10, 6))
+    assert y.shape == (10, 7, 6)
+    layer = nn.Bidirectional(nn.RNN(nn.GRUCell(4)), nn.RNN(nn.GRUCell(4)))
+    x = jnp.ones((2, 3))
+    assert layer.apply(layer.init(jax.random.key(0), x), x).shape == (2, 8)
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru", "mgu"])
+def test_cells_begin_as_those_of_flax(name: str) -> None:
+    """Each parameter has the mean and the spread over all entries that Flax's has."""
+    make, make_flax = PAIRS[name]
+    size = 48
+    cell, inputs = make(size), jnp.ones((1, 24))
+    theirs = make_flax(size)
+    drawn = jax.jit(theirs.init)(
+        jax.random.key(0), theirs.initialize_carry(jax.random.key(0), inputs.shape), inputs
+    )
+    expected = from_flax(cell, drawn["params"])
+    actual = cell.init(jax.random.key(1), 24)
+    assert set(actual) == set(expected)
+    for key, values in expected.items():
+        np.testing.assert_allclose(actual[key].mean(), values.mean(), atol=0.02)
+        np.testing.assert_allclose(actual[key].std(), values.std(), rtol=0.1)
+
+
+def test_cells_take_functions_and_initialisers() -> None:
+    zeros, ones = nn.initializers.zeros_init(), nn.initializers.ones_init()
+    cell = rnnjax.linen.LSTMCell(
+        4, nn.sigmoid, nn.tanh, bias_init=ones, param_dtype=jnp.bfloat16, carry_init=zeros
+    )
+    assert (cell.recurrent_activation, cell.activation) == ("sigmoid", "tanh")
+    params = cell.init(jax.random.key(0), 3)
+    assert params["kernel"].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(params["bias"], 1)
+    assert rnnjax.linen.GRUCell(4, gate_fn=jax.nn.sigmoid) == rnnjax.linen.GRUCell(4)
+    assert rnnjax.linen.GRUCell(4, activation_fn=jnp.sin).activation is jnp.sin
+
+    cell = rnnjax.linen.MGUCell(4, forget_bias_init=zeros, activation_bias_init=ones)
+    for bias in ("bias", "recurrent_bias"):
+        np.testing.assert_array_equal(cell.init(jax.random.key(0), 3)[bias], [0] * 4 + [1] * 4)
 
 
 def test_a_flag_of_the_call_overrides_the_attribute(assert_close: Any) -> None:
@@ -179,3 +404,43 @@ def test_errors() -> None:
         model.apply(variables, inputs, initial_carry=LSTMCell(HIDDEN).initial_carry((BATCH + 1,)))
     with pytest.raises(InvalidInputError, match="does not split"):
         rnnjax.linen.RNN(GRUCell(4, reset_after=False), method=Fused()).init(key, inputs)
+
+
+def test_arguments_that_do_not_fit() -> None:
+    model = rnnjax.linen.RNN(GRUCell(HIDDEN))
+    inputs = jnp.ones((BATCH, TIME, FEATURES))
+    variables = model.init(jax.random.key(0), inputs)
+    for arguments, match in (
+        ({"seq_lengths": jnp.ones((BATCH, TIME), int)}, r"seq_lengths must be integers of shape"),
+        ({"seq_lengths": jnp.ones(BATCH)}, r"seq_lengths must be integers of shape \(3,\)"),
+        ({"seq_lengths": jnp.full(BATCH, TIME + 1)}, "seq_lengths must lie between 0 and the 5"),
+        ({"mask": jnp.ones((TIME, BATCH), bool)}, r"mask must have shape \(3, 5\), \(\*batch"),
+        ({"resets": jnp.ones((BATCH, TIME))}, "resets must be booleans"),
+        ({"reset_carry": jnp.ones(HIDDEN)}, "reset_carry must be shaped like"),
+    ):
+        with pytest.raises(InvalidInputError, match=match):
+            model.apply(variables, inputs, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("build", "match"),
+    [
+        (lambda: rnnjax.linen.RNN(nn.LSTMCell(4)), "cell must be a rnnjax cell.*rnnjax.linen"),
+        (
+            lambda: rnnjax.linen.RNN(GRUCell(4), variable_axes={"cache": 0}),
+            "variable_axes must be left at its default.*nothing to lift",
+        ),
+        (lambda: rnnjax.linen.RNN(GRUCell(4), variable_broadcast="x"), "variable_broadcast"),
+        (lambda: rnnjax.linen.RNN(GRUCell(4), variable_carry="x"), "variable_carry"),
+        (lambda: rnnjax.linen.RNN(GRUCell(4), split_rngs={"params": True}), "split_rngs"),
+        (lambda: rnnjax.linen.LSTMCell(4, carry_init=jnp.ones), "carry_init.*LearnedCarry"),
+        (lambda: rnnjax.linen.GRUCell(4, bias_init="ones"), "bias_init.*two biases"),
+        (lambda: rnnjax.linen.SimpleCell(4, residual=True), "residual.*add the identity"),
+        (lambda: rnnjax.linen.MGUCell(4, reset_gate=False), "reset_gate.*reset_after=False"),
+        (lambda: rnnjax.linen.MGUCell(4, forget_bias_init="orthogonal"), "ones or zeros"),
+        (lambda: rnnjax.linen.MGUCell(4, kernel_init="no such"), "unknown initializer"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused(build: Callable[[], Any], match: str) -> None:
+    with pytest.raises(InvalidInputError, match=match):
+        build()

@@ -1,4 +1,4 @@
-"""`rnnjax.nnx.RNN` against Flax's own ``RNN``, and under NNX's transformations."""
+"""`rnnjax.nnx` against Flax's own modules and cells, and under NNX's transformations."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,13 +12,26 @@ from flax import nnx
 
 import rnnjax
 import rnnjax.nnx
-from rnnjax import GRUCell, InvalidInputError, LSTMCell, Scan, SimpleRNNCell, Stack
+from rnnjax import GRUCell, InvalidInputError, LSTMCell, Regularized, Scan, Stack
 
 BATCH, TIME, FEATURES, HIDDEN = 3, 5, 2, 4
+LENGTHS = jnp.array([TIME, 2, 1])
+GATES = {"i": ["i", "f_", "g", "o"], "h": ["i", "f", "g", "o"]}  # "if" is a keyword
 
 
 def from_flax(cell: rnnjax.Cell, theirs: Any) -> Any:
-    """Our parameters from those of Flax's cell, which has one Dense for x and one for h."""
+    """Our parameters from those of Flax's cell, which has one ``Linear`` for x and one for h."""
+    if isinstance(theirs, nnx.LSTMCell):  # or one for each gate
+        sides = {"i": "kernel", "h": "recurrent_kernel"}
+        params = {
+            name: jnp.concatenate(
+                [getattr(theirs, side + gate).kernel[...] for gate in GATES[side]],
+                -1,
+            )
+            for side, name in sides.items()
+        }
+        biases = [getattr(theirs, "h" + gate).bias[...] for gate in "ifgo"]
+        return {**params, "bias": jnp.concatenate(biases)}
     params = {
         "kernel": theirs.dense_i.kernel[...],
         "recurrent_kernel": theirs.dense_h.kernel[...],
@@ -37,9 +50,10 @@ def to_flax_carry(carry: Any) -> Any:
 
 
 PAIRS = {
-    "lstm": (LSTMCell(HIDDEN), nnx.OptimizedLSTMCell),
-    "gru": (GRUCell(HIDDEN), nnx.GRUCell),
-    "simple": (SimpleRNNCell(HIDDEN), nnx.SimpleCell),
+    "lstm": (rnnjax.nnx.LSTMCell, nnx.LSTMCell),
+    "optimized-lstm": (rnnjax.nnx.OptimizedLSTMCell, nnx.OptimizedLSTMCell),
+    "gru": (rnnjax.nnx.GRUCell, nnx.GRUCell),
+    "simple": (rnnjax.nnx.SimpleCell, nnx.SimpleCell),
 }
 FLAGS: list[dict[str, bool]] = [
     {},
@@ -47,36 +61,100 @@ FLAGS: list[dict[str, bool]] = [
     {"reverse": True, "return_carry": True},
     {"reverse": True, "keep_order": True},
     {"reverse": True, "time_major": True},
+    {"reverse": True, "keep_order": True, "time_major": True, "return_carry": True},
 ]
 
 
-@pytest.mark.parametrize("flags", FLAGS, ids=lambda flags: "-".join(flags) or "default")
-@pytest.mark.parametrize("name", PAIRS)
+def zero_padding(outputs: jax.Array, time_major: bool) -> jax.Array:
+    """Flax's outputs with zeros where it leaves what the cell made of the padding."""
+    valid = jnp.arange(TIME) < LENGTHS[:, None]
+    return jnp.where((valid.T if time_major else valid)[..., None], outputs, 0)
+
+
+def set_params(model: rnnjax.nnx.RNN, params: dict[str, jax.Array]) -> None:
+    assert jax.tree.map(jnp.shape, model.cell_params) == jax.tree.map(jnp.shape, params)
+    for key, value in params.items():
+        model.params[key][...] = value
+
+
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["whole", "lengths"])
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    # All of the flags once; what the cells differ in are the numbers of a step.
+    [("lstm", flags) for flags in FLAGS]
+    + [(name, FLAGS[2]) for name in ("optimized-lstm", "gru", "simple")],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value) or "default",
+)
 def test_equals_flax(
-    name: str, flags: dict[str, bool], random_like: Callable[..., Any], assert_close: Any
+    name: str,
+    flags: dict[str, bool],
+    lengths: jax.Array | None,
+    random_like: Callable[..., Any],
+    assert_close: Any,
 ) -> None:
-    cell, flax_cell = PAIRS[name]
+    make, make_flax = PAIRS[name]
+    sized = make(FEATURES, HIDDEN, rngs=nnx.Rngs(0))
     inputs, carry = random_like(
-        (jnp.zeros((BATCH, TIME, FEATURES)), cell.initial_carry((BATCH,))), 1
+        (jnp.zeros((BATCH, TIME, FEATURES)), sized.cell.initial_carry((BATCH,))), 1
     )
     if flags.get("time_major"):
         inputs = jnp.swapaxes(inputs, 0, 1)
-    theirs = nnx.RNN(flax_cell(FEATURES, HIDDEN, rngs=nnx.Rngs(0)), **flags)
+    theirs = nnx.RNN(make_flax(FEATURES, HIDDEN, rngs=nnx.Rngs(0)), **flags)
     nnx.update(theirs, random_like(nnx.state(theirs, nnx.Param), 2))
-    params = from_flax(cell, theirs.cell)
 
-    for initial in (None, carry):
-        for attributes, arguments in ((flags, {}), ({}, flags)):
-            ours = rnnjax.nnx.RNN(cell, FEATURES, rngs=nnx.Rngs(0), **attributes)
-            for key, value in params.items():
-                ours.params[key][...] = value
-            actual = ours(inputs, initial_carry=initial, **arguments)
-            expected = theirs(
-                inputs, initial_carry=None if initial is None else to_flax_carry(initial)
-            )
-            if flags.get("return_carry"):
-                actual = to_flax_carry(actual[0]), actual[1]
-            assert_close(actual, expected, 1e-5)
+    initial = None if flags == FLAGS[1] else carry
+    expected = theirs(
+        inputs,
+        initial_carry=None if initial is None else to_flax_carry(initial),
+        seq_lengths=lengths,
+    )
+    for attributes, arguments in ((flags, {}), ({}, flags)):
+        ours = rnnjax.nnx.RNN(sized, **attributes)
+        set_params(ours, from_flax(sized.cell, theirs.cell))
+        actual = ours(inputs, initial_carry=initial, seq_lengths=lengths, **arguments)
+        outputs = expected
+        if flags.get("return_carry"):
+            assert_close(to_flax_carry(actual[0]), expected[0], 1e-5)
+            actual, outputs = actual[1], expected[1]
+        if lengths is not None:
+            outputs = zero_padding(outputs, flags.get("time_major", False))
+        assert_close(actual, outputs, 1e-5)
+
+
+@pytest.mark.parametrize(("time_major", "lengths"), [(False, None), (True, LENGTHS)])
+def test_bidirectional_equals_flax(
+    time_major: bool, lengths: Any, random_like: Callable[..., Any], assert_close: Any
+) -> None:
+    theirs = nnx.Bidirectional(
+        nnx.RNN(nnx.LSTMCell(FEATURES, HIDDEN, rngs=nnx.Rngs(0))),
+        nnx.RNN(nnx.GRUCell(FEATURES, HIDDEN, rngs=nnx.Rngs(0))),
+    )
+    nnx.update(theirs, random_like(nnx.state(theirs, nnx.Param), 2))
+    ours = rnnjax.nnx.Bidirectional(
+        rnnjax.nnx.RNN(rnnjax.nnx.LSTMCell(FEATURES, HIDDEN, rngs=nnx.Rngs(0))),
+        rnnjax.nnx.RNN(rnnjax.nnx.GRUCell(FEATURES, HIDDEN, rngs=nnx.Rngs(0))),
+    )
+    directions = ours.forward_rnn, ours.backward_rnn
+    for mine, flax_rnn in zip(directions, (theirs.forward_rnn, theirs.backward_rnn), strict=True):
+        set_params(mine, from_flax(mine.cell, flax_rnn.cell))
+    inputs, carry = random_like(
+        (
+            jnp.zeros((BATCH, TIME, FEATURES)),
+            tuple(rnn.cell.initial_carry((BATCH,)) for rnn in directions),
+        ),
+        1,
+    )
+    if time_major:
+        inputs = jnp.swapaxes(inputs, 0, 1)
+    arguments = {"seq_lengths": lengths, "time_major": time_major, "return_carry": True}
+    carries, outputs = ours(inputs, initial_carry=carry, **arguments)
+    expected_carries, expected = theirs(
+        inputs, initial_carry=tuple(map(to_flax_carry, carry)), **arguments
+    )
+    assert_close(tuple(map(to_flax_carry, carries)), expected_carries, 1e-5)
+    if lengths is not None:
+        expected = zero_padding(expected, time_major)
+    assert_close(outputs, expected, 1e-5)
 
 
 def make_model() -> rnnjax.nnx.RNN:
@@ -170,3 +248,179 @@ def test_errors() -> None:
         model(jnp.ones((BATCH, TIME, 2)), initial_carry=jnp.ones((BATCH, 8)))
     with pytest.raises(InvalidInputError, match="input_size must be a positive integer"):
         rnnjax.nnx.RNN(LSTMCell(4), 0, rngs=nnx.Rngs(0))
+
+
+def test_masks_and_resets(assert_close: Any) -> None:
+    model = make_model()
+    keys = jax.random.split(jax.random.key(0), 3)
+    inputs = jax.random.normal(keys[0], (BATCH, TIME, FEATURES))
+    mask, resets = (jax.random.bernoulli(key, 0.6, (BATCH, TIME)) for key in keys[1:])
+    start = jax.tree.map(jnp.ones_like, model.cell.initial_carry())
+    marks = {"seq_lengths": LENGTHS, "reset_carry": start}
+    carry, outputs = model(inputs, mask=mask, resets=resets, return_carry=True, **marks)
+    expected_carry, ys = rnnjax.unroll(
+        model.cell,
+        model.cell_params,
+        jnp.swapaxes(inputs, 0, 1),
+        lengths=LENGTHS,
+        mask=mask.T,
+        resets=resets.T,
+        reset_carry=start,
+    )
+    assert_close((carry, outputs), (expected_carry, jnp.swapaxes(ys, 0, 1)), 1e-6)
+
+
+def test_bidirectional_gradients_with_lengths(assert_close: Any) -> None:
+    """Under nnx.jit and nnx.grad, and equal to those of the plain scan of `rnnjax.unroll`."""
+    rngs = nnx.Rngs(0)
+    model = rnnjax.nnx.Bidirectional(
+        rnnjax.nnx.RNN(GRUCell(HIDDEN), FEATURES, rngs=rngs),
+        rnnjax.nnx.RNN(GRUCell(HIDDEN), FEATURES, rngs=rngs),
+    )
+    inputs = jax.random.normal(jax.random.key(1), (BATCH, TIME, FEATURES))
+
+    def loss(model: Any) -> jax.Array:
+        return jnp.sum(model(inputs, seq_lengths=LENGTHS) ** 2)
+
+    gradients = nnx.jit(nnx.grad(loss))(model)
+
+    def expected_loss(forward: Any, backward: Any) -> jax.Array:
+        xs = jnp.swapaxes(inputs, 0, 1)
+        cell = model.forward_rnn.cell
+        _, ahead = rnnjax.unroll(cell, forward, xs, lengths=LENGTHS, method=Scan())
+        _, back = rnnjax.unroll(cell, backward, xs, lengths=LENGTHS, reverse=True, method=Scan())
+        return jnp.sum(ahead**2) + jnp.sum(back**2)
+
+    forward, backward = jax.grad(expected_loss, (0, 1))(
+        model.forward_rnn.cell_params, model.backward_rnn.cell_params
+    )
+    assert_close(
+        [*jax.tree.leaves(gradients.backward_rnn), *jax.tree.leaves(gradients.forward_rnn)],
+        [*jax.tree.leaves(backward), *jax.tree.leaves(forward)],
+        1e-5,
+    )
+    # In the order of computation, each row begins with its own last step.
+    first = model.backward_rnn
+    ordered = first(inputs, seq_lengths=LENGTHS, reverse=True, keep_order=True)
+    computed = first(inputs, seq_lengths=LENGTHS, reverse=True)
+    assert_close(computed[1], ordered[1][jnp.array([1, 0, 2, 3, 4])], 1e-6)
+
+
+def test_dropout_draws_with_its_stream(assert_close: Any) -> None:
+    cell = Regularized(LSTMCell(HIDDEN), recurrent_dropout=0.5)
+    model = rnnjax.nnx.RNN(cell, FEATURES, rngs=nnx.Rngs(0))
+    inputs = jax.random.normal(jax.random.key(1), (BATCH, TIME, FEATURES))
+    quiet = model(inputs)
+    assert_close(model(inputs, rngs=nnx.Rngs(params=0, carry=1)), quiet, 0)
+    assert_close(model(inputs, rngs=nnx.Rngs(0).carry), quiet, 0)
+    noisy = model(inputs, rngs=nnx.Rngs(dropout=1))
+    assert_close(model(inputs, rngs=nnx.Rngs(1)), noisy, 0)
+    assert_close(model(inputs, rngs=nnx.Rngs(dropout=1).dropout), noisy, 0)
+    assert not jnp.allclose(noisy, quiet)
+
+    # Inside of nnx.jit the stream moves on, so two calls draw different noise.
+    rngs = nnx.Rngs(dropout=1)
+    call = nnx.jit(lambda model, x, rngs: model(x, rngs=rngs))
+    first, second = call(model, inputs, rngs), call(model, inputs, rngs)
+    assert_close(first, noisy, 1e-6)
+    assert not jnp.allclose(first, second)
+    both = rnnjax.nnx.Bidirectional(model, model)(jnp.ones_like(inputs), rngs=rngs)
+    assert not jnp.allclose(both[:, :, :HIDDEN], both[:, ::-1, HIDDEN:])
+
+
+def test_flax_code_runs_with_the_import_changed() -> None:
+    """Flax's own calls, in a module that keeps the cells too, as its examples do."""
+
+    class Model(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs) -> None:
+            from rnnjax import nnx as rnn
+
+            self.cell = rnn.LSTMCell(3, 4, rngs=rngs)
+            self.lstm = rnn.RNN(
+                self.cell, return_carry=True, unroll=1, state_axes=None, broadcast_rngs=None
+            )
+            self.both = rnn.Bidirectional(
+                forward_rnn=rnn.RNN(rnn.GRUCell(in_features=4, hidden_features=4, rngs=rngs)),
+                backward_rnn=rnn.RNN(rnn.SimpleCell(in_features=4, hidden_features=4, rngs=rngs)),
+                rngs=rngs,
+            )
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            carry, y = self.lstm(x, rngs=nnx.Rngs(0))
+            assert jax.tree.map(jnp.shape, carry) == ((2, 4), (2, 4))
+            return self.both(y, rngs=nnx.Rngs(0))
+
+    model = Model(nnx.Rngs(0))
+    assert nnx.jit(lambda model, x: model(x))(model, jnp.ones((2, 3, 3))).shape == (2, 3, 8)
+    assert nnx.split(Model(nnx.Rngs(0)))[0] == nnx.split(model)[0]
+    # Keys are drawn one after the other, so no two layers begin alike.
+    assert not jnp.array_equal(
+        model.lstm.cell_params["recurrent_kernel"][:, :4],
+        model.both.backward_rnn.cell_params["recurrent_kernel"],
+    )
+
+
+def test_cells_begin_as_those_of_flax() -> None:
+    """Gates apart or together, which is what an orthogonal kernel depends on."""
+    for name in ("lstm", "gru"):
+        make, make_flax = PAIRS[name]
+        theirs = make_flax(24, 48, rngs=nnx.Rngs(0))
+        sized = make(24, 48, rngs=nnx.Rngs(0))
+        actual = sized.cell.init(jax.random.key(1), 24)
+        for key, values in from_flax(sized.cell, theirs).items():
+            np.testing.assert_allclose(actual[key].std(), values.std(), rtol=0.1)
+
+
+def test_arguments_that_do_not_fit() -> None:
+    model = make_model()
+    inputs = jnp.ones((BATCH, TIME, FEATURES))
+    with pytest.raises(InvalidInputError, match="seq_lengths must lie between 0 and the 5 steps"):
+        model(inputs, seq_lengths=jnp.full(BATCH, TIME + 1))
+    with pytest.raises(InvalidInputError, match=r"mask must have shape \(5, 3\), \(time"):
+        model(jnp.swapaxes(inputs, 0, 1), mask=jnp.ones((BATCH, TIME), bool), time_major=True)
+    with pytest.raises(InvalidInputError, match=r"rngs must be an nnx\.Rngs"):
+        model(inputs, rngs=jax.random.key(0))
+    with pytest.raises(InvalidInputError, match="initial_carry must be a pair"):
+        rnnjax.nnx.Bidirectional(model, model)(inputs, initial_carry=jnp.ones(3))
+
+
+RNGS = nnx.Rngs(0)
+
+
+@pytest.mark.parametrize(
+    ("build", "match"),
+    [
+        (
+            lambda: rnnjax.nnx.RNN(nnx.GRUCell(3, 4, rngs=RNGS)),
+            "cell must be a rnnjax cell.*rnnjax.nnx",
+        ),
+        (lambda: rnnjax.nnx.RNN(GRUCell(4), rngs=RNGS), "needs in_features"),
+        (lambda: rnnjax.nnx.RNN(GRUCell(4), 3), "rngs, an nnx.Rngs"),
+        (
+            lambda: rnnjax.nnx.RNN(rnnjax.nnx.GRUCell(3, 4, rngs=RNGS), 5),
+            "in_features must be 3",
+        ),
+        (
+            lambda: rnnjax.nnx.RNN(GRUCell(4), 3, rngs=RNGS, state_axes={...: 0}),
+            "state_axes must be left at its default.*nothing to lift",
+        ),
+        (
+            lambda: rnnjax.nnx.RNN(GRUCell(4), 3, rngs=RNGS, broadcast_rngs="dropout"),
+            "broadcast_rngs",
+        ),
+        (lambda: rnnjax.nnx.LSTMCell(3, 4, carry_init=jnp.ones, rngs=RNGS), "carry_init"),
+        (lambda: rnnjax.nnx.GRUCell(3, 4, bias_init="ones", rngs=RNGS), "bias_init"),
+        (lambda: rnnjax.nnx.SimpleCell(3, 4, residual=True, rngs=RNGS), "residual"),
+        (
+            lambda: rnnjax.nnx.LSTMCell(3, 4, promote_dtype=max, rngs=RNGS),
+            "promote_dtype.*set dtype",
+        ),
+        (
+            lambda: rnnjax.nnx.OptimizedLSTMCell(3, 4, bias_metadata={"a": 1}, rngs=RNGS),
+            "bias_metadata.*nnx.Param",
+        ),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused(build: Callable[[], Any], match: str) -> None:
+    with pytest.raises(InvalidInputError, match=match):
+        build()
