@@ -1,0 +1,1 @@
+"""A recurrent policy that learns to remember, by reinforcement, in a T-maze."""

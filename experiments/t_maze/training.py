@@ -1,0 +1,184 @@
+"""Advantage actor-critic over rollouts with a carried state, and the count of successes."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from experiments.t_maze.config import Config
+from experiments.t_maze.environment import MazeState, Outcome, TMaze
+from experiments.t_maze.model import Agent, Opinion
+
+
+class Streams(NamedTuple):
+    """What goes on from rollout to rollout: the mazes, and what the agent remembers in each."""
+
+    maze: MazeState
+    carry: Any
+
+
+class Rollout(NamedTuple):
+    """Some steps of all mazes, with time first: every leaf is ``(time, environments, ...)``.
+
+    A row holds several episodes, one after the other; ``resets`` says where they begin.
+    """
+
+    observations: jax.Array
+    resets: jax.Array
+    actions: jax.Array
+    opinions: Opinion
+    outcomes: Outcome
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+    """Acting, learning and testing, each a pure function.
+
+    ``memory`` is a boolean that may be traced, so that one compiled program trains both agents.
+    Without it the carry is reset before every step: the agent sees what it sees, and no more.
+    """
+
+    config: Config
+
+    @property
+    def maze(self) -> TMaze:
+        """The environment."""
+        return TMaze(self.config.corridor_length, self.config.step_limit)
+
+    @property
+    def agent(self) -> Agent:
+        """The network."""
+        return Agent(self.config)
+
+    @property
+    def optimizer(self) -> optax.GradientTransformation:
+        """Adam, after the gradient is cut."""
+        return optax.chain(
+            optax.clip_by_global_norm(self.config.clip_norm), optax.adam(self.config.learning_rate)
+        )
+
+    def begin(self, key: jax.Array, rows: int) -> Streams:
+        """New mazes, and a carry that the first step resets."""
+        return Streams(self.maze.reset(key, (rows,)), self.agent.cell.initial_carry((rows,)))
+
+    def act(
+        self, params: Any, streams: Streams, memory: Any, key: jax.Array, *, greedy: bool = False
+    ) -> tuple[Streams, Rollout]:
+        """Do one step in every maze: a `Rollout` without the axis of time."""
+        action_key, maze_key = jax.random.split(key)
+        observation = self.maze.observe(streams.maze)
+        reset = self.maze.begins(streams.maze) | jnp.logical_not(memory)
+        carry, opinion = self.agent.step(params, streams.carry, observation, reset)
+        if greedy:
+            action = jnp.argmax(opinion.logits, axis=-1)
+        else:
+            action = jax.random.categorical(action_key, opinion.logits)
+        maze, outcome = self.maze.step(maze_key, streams.maze, action)
+        return Streams(maze, carry), Rollout(observation, reset, action, opinion, outcome)
+
+    def collect(
+        self, params: Any, streams: Streams, memory: Any, key: jax.Array
+    ) -> tuple[Streams, Rollout]:
+        """Act for a whole rollout."""
+
+        def step(streams: Streams, key: jax.Array) -> tuple[Streams, Rollout]:
+            return self.act(params, streams, memory, key)
+
+        return jax.lax.scan(step, streams, jax.random.split(key, self.config.rollout))
+
+    def advantages(self, rollout: Rollout, last_value: jax.Array) -> jax.Array:
+        """Generalised advantage estimates ``(time, environments)`` (Schulman et al., 2016).
+
+        ``last_value (environments,)`` is that of the observation after the rollout. Nothing flows
+        back over the end of an episode: what follows there belongs to the next one.
+        """
+        discount, trust = self.config.discount, self.config.gae_lambda
+
+        def step(after: Any, now: Any) -> Any:
+            advantage, next_value = after
+            value, reward, ended = now
+            going_on = jnp.where(ended, 0.0, discount)
+            surprise = reward + going_on * next_value - value
+            advantage = surprise + going_on * trust * advantage
+            return (advantage, value), advantage
+
+        values, outcomes = rollout.opinions.value, rollout.outcomes
+        start = (jnp.zeros_like(last_value), last_value)
+        steps = (values, outcomes.reward, outcomes.ended)
+        return jax.lax.scan(step, start, steps, reverse=True)[1]
+
+    def loss(
+        self, params: Any, carry: Any, rollout: Rollout, advantages: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Of advantage actor-critic (Mnih et al., 2016); returns it and the policy's entropy.
+
+        ``carry`` is the state with which the rollout began. It comes in as a value, so the gradient
+        ends there: truncated backpropagation through time. Inside of the rollout it flows back
+        through every step of an episode, and ``resets`` stop it where another one begins.
+        """
+        _, opinions = self.agent.unroll(params, carry, rollout.observations, rollout.resets)
+        log_policy = jax.nn.log_softmax(opinions.logits)
+        chosen = jnp.take_along_axis(log_policy, rollout.actions[..., None], axis=-1)[..., 0]
+        entropy = -jnp.sum(jnp.exp(log_policy) * log_policy, axis=-1).mean()
+        targets = advantages + rollout.opinions.value
+        value_loss = jnp.mean((opinions.value - targets) ** 2) / 2
+        loss = (
+            -jnp.mean(advantages * chosen)
+            + self.config.value_weight * value_loss
+            - self.config.entropy_weight * entropy
+        )
+        return loss, entropy
+
+    def train(self, key: jax.Array, memory: Any) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+        """Train from a seed, as one scan over the updates.
+
+        Returns:
+            the parameters, and for each update ``(updates,)``: the ``episodes`` that ended in its
+            rollout, how many of them were ``successes``, and the ``entropy`` of the policy.
+        """
+        optimizer = self.optimizer
+
+        def update(state: Any, key: jax.Array) -> Any:
+            params, opt_state, before = state
+            act_key, last_key = jax.random.split(key)
+            after, rollout = self.collect(params, before, memory, act_key)
+            # One step more, for the value of what comes next alone: the mazes stay where they are.
+            _, beyond = self.act(params, after, memory, last_key)
+            advantages = self.advantages(rollout, beyond.opinions.value)
+            grads, entropy = jax.grad(self.loss, has_aux=True)(
+                params, before.carry, rollout, advantages
+            )
+            updates, opt_state = optimizer.update(grads, opt_state)
+            params = optax.apply_updates(params, updates)
+            curve = {
+                "episodes": rollout.outcomes.ended.sum(),
+                "successes": rollout.outcomes.success.sum(),
+                "entropy": entropy,
+            }
+            return (params, opt_state, after), curve
+
+        init_key, begin_key, key = jax.random.split(key, 3)
+        params = self.agent.init(init_key)
+        start = (params, optimizer.init(params), self.begin(begin_key, self.config.environments))
+        keys = jax.random.split(key, self.config.updates)
+        (params, _, _), curve = jax.lax.scan(update, start, keys)
+        return params, curve
+
+    def success(self, params: Any, key: jax.Array, memory: Any) -> jax.Array:
+        """The share of fresh episodes in which the most probable actions lead to the goal."""
+
+        def step(state: Any, key: jax.Array) -> Any:
+            streams, running, found = state
+            streams, rollout = self.act(params, streams, memory, key, greedy=True)
+            # Only the first episode of each row counts, or short ones would count more often.
+            found |= running & rollout.outcomes.success
+            return (streams, running & ~rollout.outcomes.ended, found), None
+
+        rows = self.config.episodes
+        begin_key, key = jax.random.split(key)
+        start = (self.begin(begin_key, rows), jnp.ones(rows, bool), jnp.zeros(rows, bool))
+        keys = jax.random.split(key, self.config.step_limit)
+        (_, _, found), _ = jax.lax.scan(step, start, keys)
+        return found.mean()
