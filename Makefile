@@ -34,6 +34,7 @@ bench: .venv/test.stamp
 	$(BIN)/python -m benchmarks.compile_time
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.layers
+	$(BIN)/python -m benchmarks.sequences
 	$(BIN)/python -m benchmarks.scan_vs_keras
 	$(BIN)/python -m benchmarks.text_generator
 

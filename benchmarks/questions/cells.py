@@ -1,0 +1,104 @@
+"""Every cell on the fast path, against the same cell through autodiff of the plain scan."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.questions import layers
+from benchmarks.questions.gradients import VALUE_NAME, Call, repeated
+from benchmarks.reports import Point, Report
+from benchmarks.timing import Contender, Question
+
+CELLS = (
+    "LSTMCell",
+    "GRUCell",
+    "SimpleRNNCell",
+    "LayerNormLSTMCell",
+    "LayerNormGRUCell",
+    "PeepholeLSTMCell",
+    "CoupledLSTMCell",
+    "ProjectionLSTMCell",
+    "MGUCell",
+    "IndRNNCell",
+    "MinGRUCell",
+    "MinLSTMCell",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Every cell at every shape is a point."""
+
+    cells: tuple[str, ...] = CELLS
+    shapes: tuple[tuple[int, int], ...] = ((128, 16), (512, 16))
+    time: int = 100
+
+
+QUICK = Settings(cells=("LSTMCell", "ProjectionLSTMCell"), shapes=((8, 2),), time=5)
+
+
+def layer(method: str) -> Callable[[dict[str, Any]], Call]:
+    """The gradient of a layer of the point's cell by that method."""
+
+    def build(settings: dict[str, Any]) -> Call:
+        import jax
+        import jax.numpy as jnp
+
+        import rnnjax
+
+        size = settings["hidden_size"]
+        more = {"proj_size": size // 4} if settings["cell"] == "ProjectionLSTMCell" else {}
+        cell = getattr(rnnjax, settings["cell"])(size, **more)
+        params = cell.init(jax.random.key(0), size)
+        shape = (settings["time"], settings["batch_size"], size)
+        xs = jax.random.normal(jax.random.key(1), shape)
+        chosen = getattr(rnnjax, method)()
+
+        def loss(params: Any, xs: Any) -> Any:
+            return jnp.sum(rnnjax.unroll(cell, params, xs, method=chosen)[1] ** 2)
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1))), (params, xs)
+
+    return build
+
+
+def question(settings: Settings) -> Question:
+    """What is asked, and of which methods."""
+    points = [
+        Point(
+            f"{cell}, ({hidden_size}, {batch_size})",
+            {
+                "cell": cell,
+                "hidden_size": hidden_size,
+                "batch_size": batch_size,
+                "time": settings.time,
+            },
+        )
+        for hidden_size, batch_size in settings.shapes
+        for cell in settings.cells
+    ]
+    return Question(
+        "cells",
+        f"The gradients of all parameters and of the inputs of a layer over {settings.time} steps "
+        "at several (H, batch), on the fast path and through JAX's gradient of the plain scan; a "
+        "repetition is as many calls as take 0.1 s.",
+        [
+            Contender("Fused()", repeated(layer("Fused")), ["rnnjax", "jax"]),
+            Contender("Scan()", repeated(layer("Scan")), ["rnnjax", "jax"]),
+        ],
+        baseline="Fused()",
+        value_name=VALUE_NAME,
+        tolerance=1e-3,
+        relative=True,
+        points=points,
+    )
+
+
+def tables(report: Report) -> str:
+    """A row a cell and shape."""
+    return layers.peer_table(
+        report, report.points, ["cell, (H, batch)"], lambda point: [point.name]
+    )
+
+
+remarks = layers.remarks
