@@ -203,15 +203,15 @@ def _lengths(seq_lengths: Any, num_steps: int, batch: tuple[int, ...]) -> jax.Ar
     """The lengths as an array; checked here because `unroll` would speak of other arguments."""
     if seq_lengths is None:
         return None
+    # By NumPy where they are known: inside of jit JAX would trace even constants.
+    values = None if isinstance(seq_lengths, jax.core.Tracer) else np.asarray(seq_lengths)
     lengths = jnp.asarray(seq_lengths)
     if not jnp.issubdtype(lengths.dtype, jnp.integer) or lengths.shape != batch:
         raise InvalidInputError(
             f"seq_lengths must be integers of shape {batch}, one for each row of inputs, but is "
             f"{lengths.dtype} {lengths.shape}; booleans for each step are given as mask"
         )
-    if not isinstance(lengths, jax.core.Tracer) and lengths.size:
-        # By NumPy: inside of jit JAX would trace what follows from values that are known.
-        values = np.asarray(lengths)
+    if values is not None and values.size:
         least, most = int(values.min()), int(values.max())
         if least < 0 or most > num_steps:
             raise InvalidInputError(

@@ -37,6 +37,22 @@ def test_a_single_step_and_the_dial():
     assert "operands bfloat16" in text
 
 
+def test_a_cell_without_a_product_in_the_loop():
+    cell = rnnjax.MinGRUCell(4)
+    text = str(rnnjax.explain(cell, *shapes(cell, 100, 2, 3), method=rnnjax.Fused(keep_every=10)))
+    assert "projects the inputs of 10 steps in one product" in text
+    assert "pointwise steps" in text
+    assert "keeps the state before every 10 steps" in text
+
+
+def test_long_sequences_are_projected_in_parts_where_no_gradient_is_taken():
+    cell = rnnjax.LSTMCell(64)
+    assert "or of 100 where no gradient is taken" in str(
+        rnnjax.explain(cell, *shapes(cell, 10_000, 16, 64))
+    )
+    assert "no gradient" not in str(rnnjax.explain(cell, *shapes(cell, 1000, 16, 64)))
+
+
 def test_bad_arguments_are_unrolls_own():
     cell = rnnjax.GRUCell(4, reset_after=False)
     params, xs = shapes(cell, 5, 2, 3)

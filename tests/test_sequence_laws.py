@@ -289,6 +289,38 @@ def test_marks_for_all_rows_and_without_a_batch(random_like: Any, assert_close: 
         assert_close(alone, jax.tree.map(lambda a: a[..., 1, :], expected), 1e-6)
 
 
+def test_no_steps_at_all() -> None:
+    cell = Stack([Bidirectional(LSTMCell(4)), rnnjax.MinGRUCell(3)])
+    params = cell.init(jax.random.key(0), 2)
+    nothing = jnp.zeros((0, 3), bool)
+    start = cell.initial_carry((3,))
+    for method in METHODS:
+        carry, ys = rnnjax.unroll(
+            cell, params, jnp.zeros((0, 3, 2)), start, mask=nothing, resets=nothing,
+            lengths=np.zeros(3, int), masked_outputs="last", method=method,
+        )  # fmt: skip
+        assert ys.shape == (0, 3, 3)
+        assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(carry))
+
+
+def test_marks_that_are_known_inside_of_jit() -> None:
+    params = CELL.init(jax.random.key(0), 2)
+
+    @jax.jit
+    def run(xs: jax.Array) -> jax.Array:
+        return rnnjax.unroll(CELL, params, xs, lengths=LENGTHS, mask=MASK, resets=RESETS)[1]
+
+    expected = rnnjax.unroll(CELL, params, XS, lengths=LENGTHS, mask=MASK, resets=RESETS)[1]
+    np.testing.assert_allclose(run(XS), expected, atol=1e-6)
+    with pytest.raises(rnnjax.InvalidInputError, match="go from 1 to 6"):
+        jax.jit(lambda xs: rnnjax.unroll(CELL, params, xs, lengths=np.array([1, 6, 2])))(XS)
+    # Lengths that are not known there count as no more than there are steps.
+    more = jax.jit(lambda n: rnnjax.unroll(CELL, params, XS, lengths=n)[1])(jnp.array([5, 9, 2]))
+    np.testing.assert_allclose(
+        more, rnnjax.unroll(CELL, params, XS, lengths=np.array([5, 5, 2]))[1], atol=1e-6
+    )
+
+
 def test_one_hot_inputs_are_masked_too(random_like: Any, assert_close: Any) -> None:
     cell = LSTMCell(4)
     params = random_like(cell.init(jax.random.key(0), 6), 1)

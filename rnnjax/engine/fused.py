@@ -118,7 +118,10 @@ class Fused(Method):
         """The forms of the products, and what is kept for the backward pass."""
         length = min(self.keep_every or shape[0], shape[0])
         if isinstance(cell, ElementwiseCell):
-            lines = [f"projects the inputs of {length} steps in one product", "pointwise steps"]
+            lines = [
+                f"projects the inputs of {length} steps in one product",
+                "pointwise steps, differentiated by JAX",
+            ]
             if length < shape[0]:
                 lines.append(
                     f"keeps the state before every {length} steps, and computes them again"

@@ -278,8 +278,9 @@ def _varying_axes(leaf: Any) -> frozenset[str]:
 
 
 def _part(carry: Carry, name: str) -> Carry:
-    is_leaf = lambda node: isinstance(node, _Leaf)  # noqa: E731
-    return jax.tree.map(lambda leaf: getattr(leaf, name), carry, is_leaf=is_leaf)
+    return jax.tree.map(
+        lambda leaf: getattr(leaf, name), carry, is_leaf=lambda node: isinstance(node, _Leaf)
+    )
 
 
 def _without_masked(xs: Any, valid: jax.Array) -> Any:
@@ -299,7 +300,7 @@ def _hold(ys: jax.Array, valid: jax.Array, resets: jax.Array | None, reverse: bo
         last = jnp.where(expand(valid, y), y, last)
         return last, last
 
-    zeros = jnp.zeros_like(ys[0])
+    zeros, ys = _alike_over_devices((jnp.zeros(ys.shape[1:], ys.dtype), ys))
     return jax.lax.scan(step, zeros, (ys, valid, resets), reverse=reverse)[1]
 
 
@@ -454,6 +455,8 @@ def _valid(xs: Any, lengths: Any, mask: Any) -> jax.Array | None:
         mask = _checked_marks("mask", mask, xs)
     if lengths is None:
         return mask
+    # As NumPy's where they are known, for inside of jit JAX would trace even constants.
+    known = None if isinstance(lengths, jax.core.Tracer) else np.asarray(lengths)
     lengths, batch = jnp.asarray(lengths), xs.shape[1:-1]
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise InvalidInputError(
@@ -465,8 +468,7 @@ def _valid(xs: Any, lengths: Any, mask: Any) -> jax.Array | None:
             f"lengths must have shape {batch}, for the batch {batch} of xs, but has "
             f"{lengths.shape}; give one length for each row"
         )
-    if not isinstance(lengths, jax.core.Tracer) and lengths.size:
-        known = np.asarray(lengths)  # NumPy's, for inside of jit JAX would trace even constants
+    if known is not None and known.size:
         least, most = int(known.min()), int(known.max())
         if least < 0 or most > len(xs):
             raise InvalidInputError(
