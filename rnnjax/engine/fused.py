@@ -35,7 +35,7 @@ from rnnjax.engine.steps import AtStep, Steps, shows_hidden
 from rnnjax.errors import InvalidInputError
 
 # Projections of more than this are fetched from the system page by page, which is slow.
-_MANY_BYTES = 40 * 10**6
+_MANY_BYTES = 16 * 10**6
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -305,7 +305,7 @@ def _run(
     A projection that fits the cache is read from there, and no memory has to be fetched for the
     others: of the time of a whole LSTM layer at once, 0.85 at H = 512 and batch 128, 0.90 at
     H = 256 and batch 32; but 1.2 at H = 512 and batch 16, whose products would be too small. There
-    it pays from some 40 MB of projections on, in pieces of 50 to 100 steps: 0.90 at 1,000 steps,
+    it pays from some 16 MB of projections on, in pieces of 50 to 100 steps: 0.90 at 1,000 steps,
     and 0.79 to 0.87 at 10,000 steps of H = 64 to 256 and batch 1 to 16.
     """
     xs, _ = inputs
