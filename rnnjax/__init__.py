@@ -33,6 +33,7 @@ from rnnjax.engine import Auto, Explanation, Fused, Method, Scan, explain, unrol
 from rnnjax.errors import (
     CheckpointError,
     CorpusError,
+    InteropError,
     InvalidInputError,
     NonFiniteError,
     RnnjaxError,
@@ -70,6 +71,7 @@ __all__ = [
     "GRUCell",
     "GatedCell",
     "IndRNNCell",
+    "InteropError",
     "InvalidInputError",
     "LSTMCarry",
     "LSTMCell",

@@ -19,3 +19,7 @@ class CheckpointError(RnnjaxError):
 
 class NonFiniteError(RnnjaxError, ArithmeticError):
     """Training met a loss or a gradient that is NaN or infinite."""
+
+
+class InteropError(RnnjaxError):
+    """A model of another framework, or its file, that cannot be read, converted or written."""

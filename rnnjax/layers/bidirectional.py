@@ -129,7 +129,11 @@ class Bidirectional(CompositeCell):
         backward, back = run(
             self.cells.backward, params[1], xs, carry[1], key=keys[1], reverse=True
         )
-        return Directions(forward, backward), _MERGES[self.merge](ys, back)
+        return Directions(forward, backward), self.merge_outputs(ys, back)
+
+    def merge_outputs(self, forward: jax.Array, backward: jax.Array) -> jax.Array:
+        """Make one array of the outputs of both directions, as ``merge`` says."""
+        return _MERGES[self.merge](forward, backward)
 
 
 def _check_directions(name: str, entries: Any) -> None:

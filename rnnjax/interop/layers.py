@@ -1,0 +1,331 @@
+"""The layers of a model: recurrent ones, and the few that frameworks put around them."""
+
+import abc
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rnnjax.cells.base import Carry, Cell, Params
+from rnnjax.cells.onehot import OneHot
+from rnnjax.engine import Auto, Method, unroll
+from rnnjax.errors import InvalidInputError
+from rnnjax.interop.functions import Function, get_function
+from rnnjax.layers import Bidirectional, Directions, Regularized, Stack
+from rnnjax.layers import Dropout as DropoutRate
+
+
+class Flow(NamedTuple):
+    """What goes from layer to layer.
+
+    Attributes:
+        xs: ``(time, *batch, features)``, or ``(*batch, features)`` behind a layer that returns its
+            last output alone; ids without the axis of features; a pair `rnnjax.Directions` of
+            arrays behind directions that are not merged.
+        mask: booleans ``(time, *batch)``, or None where every step is valid.
+        sequence: whether ``xs`` has an axis of time.
+    """
+
+    xs: Any
+    mask: jax.Array | None = None
+    sequence: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What every layer of a call is told: see `rnnjax.unroll` for each."""
+
+    resets: Any = None
+    key: jax.Array | None = None
+    method: Method = Auto()  # noqa: RUF009  (frozen, so one instance serves all)
+
+
+class Layer(abc.ABC):
+    """One layer of a `Network`, a frozen dataclass without arrays."""
+
+    name: str
+
+    @abc.abstractmethod
+    def run(
+        self, params: Params, flow: Flow, carry: Carry | None, context: Context
+    ) -> tuple[Carry | None, Flow]:
+        """Run the layer; ``carry`` is that of a `Recurrent`, or None."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recurrent(Layer):
+    """A cell, or a `rnnjax.Stack` or `rnnjax.Bidirectional` of cells, over the sequence.
+
+    Its parameters and carry are those of the cell.
+
+    Args:
+        name: of the layer.
+        cell: what one time step computes.
+        reverse: whether to run from the last step to the first.
+        keep_order: whether ``ys[t]`` then belongs to ``xs[t]``; otherwise outputs stay in the order
+            in which they were computed, as behind Keras's ``go_backwards``.
+        return_sequences: whether to return the outputs of all steps, or of the last that ran.
+        masked_outputs: of masked steps: ``"zero"`` or ``"last"``, as in `rnnjax.unroll`.
+        merged: False returns the outputs of a `rnnjax.Bidirectional` as a pair
+            `rnnjax.Directions`; nothing can follow it.
+    """
+
+    name: str
+    cell: Cell
+    _: dataclasses.KW_ONLY
+    reverse: bool = False
+    keep_order: bool = True
+    return_sequences: bool = True
+    masked_outputs: Literal["zero", "last"] = "zero"
+    merged: bool = True
+
+    def run(
+        self, params: Params, flow: Flow, carry: Carry | None, context: Context
+    ) -> tuple[Carry, Flow]:
+        """Unroll the cell."""
+        xs = _sequence(self, flow)
+        one_by_one = isinstance(self.cell, Bidirectional) and not (
+            self.return_sequences and self.merged
+        )
+        if one_by_one:
+            return self._directions(params, xs, flow.mask, carry, context)
+        carry, ys = unroll(
+            self.cell,
+            params,
+            xs,
+            carry,
+            mask=flow.mask,
+            resets=context.resets,
+            masked_outputs=self.masked_outputs if self.return_sequences else "last",
+            reverse=self.reverse,
+            key=context.key,
+            method=context.method,
+        )
+        if not self.return_sequences:
+            return carry, Flow(ys[0] if self.reverse else ys[-1], sequence=False)
+        if self.reverse and not self.keep_order:
+            ys = jnp.flip(ys, axis=0)
+        return carry, Flow(ys, flow.mask)
+
+    def _directions(
+        self, params: Params, xs: Any, mask: Any, carry: Carry | None, context: Context
+    ) -> tuple[Carry, Flow]:
+        """Both directions by themselves: their last outputs are those of different steps."""
+        assert isinstance(self.cell, Bidirectional)
+        carries, outputs = [], []
+        for i, cell in enumerate(self.cell.cells):
+            layer = dataclasses.replace(self, cell=cell, reverse=self.reverse != (i == 1))
+            key = None if context.key is None else jax.random.fold_in(context.key, i)
+            one, flow = layer.run(
+                params[i],
+                Flow(xs, mask),
+                None if carry is None else carry[i],
+                dataclasses.replace(context, key=key),
+            )
+            carries.append(one)
+            outputs.append(flow.xs)
+        ys = self.cell.merge_outputs(*outputs) if self.merged else Directions(*outputs)
+        if self.return_sequences:
+            return Directions(*carries), Flow(ys, mask)
+        return Directions(*carries), Flow(ys, sequence=False)
+
+    def __str__(self) -> str:
+        flags = [
+            "reverse" * self.reverse,
+            "last output" * (not self.return_sequences),
+        ]
+        return ", ".join([describe_cell(self.cell), *filter(None, flags)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Dense(Layer):
+    """``activation(x @ kernel + bias)`` at every step, over the last axis.
+
+    Its parameters are ``kernel (features, size)`` and, with ``use_bias``, ``bias (size,)``.
+    """
+
+    name: str
+    size: int
+    activation: str | Function = "linear"
+    use_bias: bool = True
+
+    def run(
+        self, params: Params, flow: Flow, carry: Carry | None, context: Context
+    ) -> tuple[None, Flow]:
+        """One matrix product over all steps."""
+        kernel = params["kernel"]
+        xs = _single(self, flow)
+        if xs.shape[-1] != kernel.shape[0]:
+            raise InvalidInputError(
+                f"the inputs of layer {self.name!r} have {xs.shape[-1]} features, but its kernel "
+                f"takes {kernel.shape[0]}; check the last axis of xs"
+            )
+        ys = xs @ kernel
+        if self.use_bias:
+            ys = ys + params["bias"]
+        return None, flow._replace(xs=get_function(self.activation)(ys))
+
+    def __str__(self) -> str:
+        return f"Dense({self.size}{_suffix(self.activation)})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedding(Layer):
+    """Looks up rows of ``embedding (vocabulary_size, size)`` by integer ids ``(time, *batch)``.
+
+    Args:
+        name: of the layer.
+        vocabulary_size: the number of ids.
+        size: of the vectors.
+        mask_zero: whether steps of id 0 are masked, as padding.
+    """
+
+    name: str
+    vocabulary_size: int
+    size: int
+    mask_zero: bool = False
+
+    def run(
+        self, params: Params, flow: Flow, carry: Carry | None, context: Context
+    ) -> tuple[None, Flow]:
+        """Look up; an id out of range gives NaN, so that it is noticed."""
+        ids = _ids(self, flow)
+        mask = flow.mask
+        if self.mask_zero:
+            mask = ids != 0 if mask is None else mask & (ids != 0)
+        outside = (ids < 0) | (ids >= self.vocabulary_size)
+        rows = jnp.take(params["embedding"], jnp.where(outside, 0, ids), axis=0)
+        return None, Flow(jnp.where(outside[..., None], jnp.nan, rows), mask, flow.sequence)
+
+    def __str__(self) -> str:
+        return f"Embedding({self.vocabulary_size}, {self.size})"
+
+
+@dataclasses.dataclass(frozen=True)
+class OneHotIds(Layer):
+    """Integer ids ``(time, *batch)`` as one-hot vectors of ``size``; it has no parameters."""
+
+    name: str
+    size: int
+
+    def run(
+        self, params: Params, flow: Flow, carry: Carry | None, context: Context
+    ) -> tuple[None, Flow]:
+        """Stand for the vectors without building them: see `rnnjax.OneHot`."""
+        return None, flow._replace(xs=OneHot(_ids(self, flow), self.size))
+
+    def __str__(self) -> str:
+        return f"OneHotIds({self.size})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Masking(Layer):
+    """Masks the steps all of whose features are ``value``; it has no parameters."""
+
+    name: str
+    value: float = 0.0
+
+    def run(
+        self, params: Params, flow: Flow, carry: Carry | None, context: Context
+    ) -> tuple[None, Flow]:
+        """Find the steps, and set their features to zero."""
+        xs = _sequence(self, flow)
+        valid = jnp.any(xs != self.value, axis=-1)
+        mask = valid if flow.mask is None else flow.mask & valid
+        return None, Flow(jnp.where(valid[..., None], xs, 0), mask)
+
+    def __str__(self) -> str:
+        return f"Masking({self.value:g})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Dropout(Layer):
+    """Dropout of features where a call has a key; see `rnnjax.Dropout`. It has no parameters."""
+
+    name: str
+    dropout: DropoutRate
+
+    def run(
+        self, params: Params, flow: Flow, carry: Carry | None, context: Context
+    ) -> tuple[None, Flow]:
+        """Drop, or not."""
+        return None, flow._replace(xs=self.dropout.apply(context.key, _single(self, flow)))
+
+    def __str__(self) -> str:
+        return f"Dropout({self.dropout.rate:g})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Activation(Layer):
+    """A function of the features, such as ``"softmax"``; it has no parameters."""
+
+    name: str
+    function: str | Function
+
+    def run(
+        self, params: Params, flow: Flow, carry: Carry | None, context: Context
+    ) -> tuple[None, Flow]:
+        """Apply it."""
+        return None, flow._replace(xs=get_function(self.function)(_single(self, flow)))
+
+    def __str__(self) -> str:
+        return f"Activation({_spell(self.function)})"
+
+
+def describe_cell(cell: Cell) -> str:
+    """A cell in a few words, as a person would name it.
+
+    >>> import rnnjax
+    >>> describe_cell(rnnjax.Stack([rnnjax.Bidirectional(rnnjax.GRUCell(5)), rnnjax.LSTMCell(4)]))
+    'Stack(Bidirectional(GRUCell(5)), LSTMCell(4))'
+    """
+    kind = type(cell).__name__
+    if isinstance(cell, Stack):
+        return f"{kind}({', '.join(map(describe_cell, cell.cells))})"
+    if isinstance(cell, Bidirectional):
+        parts = [cell.forward, *([] if cell.backward in (None, cell.forward) else [cell.backward])]
+        return f"{kind}({', '.join(map(describe_cell, parts))})"
+    if isinstance(cell, Regularized):
+        return describe_cell(cell.cell)
+    return f"{kind}({getattr(cell, 'hidden_size', cell.output_size)})"
+
+
+def _suffix(function: str | Function) -> str:
+    return "" if function == "linear" else f", {_spell(function)}"
+
+
+def _spell(function: str | Function) -> str:
+    if isinstance(function, str):
+        return function
+    return getattr(function, "__name__", None) or repr(function)
+
+
+def _single(layer: Layer, flow: Flow) -> Any:
+    if isinstance(flow.xs, Directions):
+        raise InvalidInputError(
+            f"layer {layer.name!r} takes one array, but comes behind two directions that are not "
+            "merged; merge them"
+        )
+    if isinstance(flow.xs, OneHot):
+        return jax.nn.one_hot(flow.xs.ids, flow.xs.size)
+    return jnp.asarray(flow.xs)
+
+
+def _sequence(layer: Layer, flow: Flow) -> Any:
+    if not flow.sequence:
+        raise InvalidInputError(
+            f"layer {layer.name!r} needs a sequence, but the layer before it returns its last "
+            "output alone; set return_sequences there"
+        )
+    return flow.xs if isinstance(flow.xs, OneHot) else _single(layer, flow)
+
+
+def _ids(layer: Layer, flow: Flow) -> jax.Array:
+    ids = jnp.asarray(_single(layer, flow))
+    if not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise InvalidInputError(
+            f"layer {layer.name!r} takes integer ids (time, *batch), but got {ids.dtype}"
+            f"{list(ids.shape)}; give ids, without an axis of features"
+        )
+    return ids
