@@ -33,6 +33,7 @@ from rnnjax.engine import Auto, Explanation, Fused, Method, Scan, explain, unrol
 from rnnjax.errors import (
     CheckpointError,
     CorpusError,
+    DamagedCheckpointError,
     InteropError,
     InvalidInputError,
     NonFiniteError,
@@ -61,6 +62,7 @@ __all__ = [
     "ConvLSTMCell",
     "CorpusError",
     "CoupledLSTMCell",
+    "DamagedCheckpointError",
     "DenseCell",
     "Directions",
     "Dropout",

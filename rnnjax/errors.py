@@ -17,6 +17,18 @@ class CheckpointError(RnnjaxError):
     """A checkpoint that is missing, damaged, or belongs to another model."""
 
 
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint whose files are incomplete or were changed.
+
+    Attributes:
+        reason: the first half of the message, which says which one is damaged, and how.
+    """
+
+    def __init__(self, reason: str, advice: str):
+        super().__init__(f"{reason}; {advice}")
+        self.reason = reason
+
+
 class NonFiniteError(RnnjaxError, ArithmeticError):
     """Training met a loss or a gradient that is NaN or infinite."""
 

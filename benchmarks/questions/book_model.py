@@ -43,25 +43,22 @@ def rnnjax_model(settings: Settings, method: Any = None) -> Any:
     """
     import jax
 
-    import rnnjax
-    from experiments.text_generator.config import Train
+    from experiments.text_generator.config import Architecture
     from experiments.text_generator.model import CharacterModel
 
-    config = Train(layers=settings.layers, hidden_size=settings.hidden_size)
-    model = CharacterModel.build(config, settings.vocabulary_size)
+    options = Architecture(layers=settings.layers, hidden_size=settings.hidden_size)
+    model = CharacterModel.build(options, settings.vocabulary_size)
     if method is None:
         return model
 
-    class MethodModel(CharacterModel):
-        """The model, with the method named."""
+    class DenseModel(CharacterModel):
+        """The model on one-hot vectors that are written out, as its contenders read them."""
 
-        def unroll(self, params: Any, tokens: Any, carry: Any) -> tuple[Any, Any]:
-            """As `CharacterModel.unroll`, by another method."""
-            xs = jax.nn.one_hot(tokens, self.vocabulary_size)
-            carry, ys = rnnjax.unroll(self.stack, params["stack"], xs, carry, method=method)
-            return carry, ys @ params["kernel"] + params["bias"]
+        def embed(self, params: Any, tokens: Any) -> Any:
+            """The vectors."""
+            return jax.nn.one_hot(tokens, self.vocabulary_size)
 
-    return MethodModel(model.stack, model.vocabulary_size)
+    return DenseModel(model.stack, model.vocabulary_size, method=method)
 
 
 def write_weights(settings: Settings) -> None:

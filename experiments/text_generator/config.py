@@ -1,12 +1,168 @@
-"""The options of the three commands, with the tutorial's values as defaults."""
+"""The options of the commands; those of `train` have the tutorial's values as defaults.
+
+They are checked by `check`, not where they are made: the command line's parser would wrap the
+error's sentence into one of its own.
+"""
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rnnjax.errors import InvalidInputError
 
-CellName = Literal["lstm", "gru", "gru_reset_before", "simple"]
+CellName = Literal[
+    "lstm", "gru", "gru_reset_before", "simple", "layernorm_lstm", "layernorm_gru", "peephole_lstm",
+    "coupled_lstm", "mgu", "mgu_reset_before", "indrnn", "mingru", "minlstm",
+]  # fmt: skip
+PresetName = Literal["tutorial", "fast", "quality", "next_character"]
+
+
+def option(name: str) -> str:
+    """The command-line spelling of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def at_least(options: Any, least: int, *names: str) -> None:
+    """Raise unless each of these fields is a number of at least ``least``."""
+    for name in names:
+        value = getattr(options, name)
+        if not value >= least:
+            needed = "must not be negative" if least == 0 else f"must be at least {least}"
+            raise InvalidInputError(f"{option(name)} {needed}, but is {value}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """Which text, in which characters, and how it is cut."""
+
+    corpus: str = "alice"
+    """"alice", "python-docs", or the path of a text file."""
+    encoding: str = "utf-8"
+    """Of that file."""
+    strip_licence: bool = False
+    """Leave out Project Gutenberg's header and licence."""
+    vocabulary: Literal["tutorial", "learned", "lines", "bytes"] = "tutorial"
+    """The tutorial's 68 characters (the text is cleaned to them); all that occur in the text; the
+    same after each line is stripped, lower-cased, freed of what is not ASCII, and joined to the
+    next by a space; or the 256 bytes of its UTF-8 form."""
+    validation: float = 0.0
+    """The share of the text, behind the part to train on, that measures the progress."""
+    test: float = 0.0
+    """The share at the end, which is measured once, after the training."""
+    seq_length: int = 100
+    """Characters of a window; with --carry-state, where backpropagation through time is cut."""
+    stride: int | None = None
+    """Characters from one window to the next; by default windows do not overlap."""
+    predict: Literal["every", "last"] = "every"
+    """The characters of a window that count in the loss: every next one, or that behind it."""
+    carry_state: bool = False
+    """Read the text as contiguous streams and carry the state from batch to batch."""
+    batch_size: int = 12
+    """Windows, or streams, of one step."""
+
+    def check(self) -> None:
+        """Raise InvalidInputError unless the options fit."""
+        at_least(self, 1, "seq_length", "batch_size", *(["stride"] if self.stride else []))
+        for name in ("validation", "test"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InvalidInputError(
+                    f"{option(name)} must be a share of the text from 0 up to, but not including, "
+                    f"1, but is {getattr(self, name)}"
+                )
+        if self.validation + self.test >= 1:
+            raise InvalidInputError(
+                f"--validation {self.validation} and --test {self.test} leave nothing to train on"
+            )
+        if self.carry_state and (self.stride is not None or self.predict == "last"):
+            raise InvalidInputError(
+                "--stride and --predict last are for windows, and --carry-state reads streams; "
+                "leave one of them out"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """The model, and its noise in training."""
+
+    cell: CellName = "lstm"
+    """The recurrent cell of every layer."""
+    layers: int = 3
+    """Recurrent layers."""
+    hidden_size: int = 700
+    """Hidden units of each layer."""
+    embedding_size: int = 0
+    """Size of the characters' learned vectors; 0 takes one-hot vectors, as the tutorial does."""
+    tied: bool = False
+    """Use the characters' vectors as the weights of the softmax too (Press & Wolf, 2017)."""
+    dropout: float = 0.0
+    """Of the inputs of every layer but the first, and of the outputs of the last."""
+    embedding_dropout: float = 0.0
+    """Of the characters' vectors, the same features at all steps of a batch."""
+    recurrent_dropout: float = 0.0
+    """Of the hidden state in the recurrent product, the same units at all steps of a batch."""
+    weight_drop: float = 0.0
+    """Of the entries of the recurrent kernels (Merity et al., 2018)."""
+    products: Literal["float32", "bfloat16"] = "float32"
+    """The type in which the recurrent layers multiply matrices; all else is float32."""
+
+    def check(self) -> None:
+        """Raise InvalidInputError unless the options fit."""
+        at_least(self, 1, "layers", "hidden_size")
+        at_least(self, 0, "embedding_size")
+        for name in ("dropout", "embedding_dropout", "recurrent_dropout", "weight_drop"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InvalidInputError(
+                    f"{option(name)} must be at least 0 and below 1, but is {getattr(self, name)}"
+                )
+        if not self.embedding_size and (self.tied or self.embedding_dropout):
+            raise InvalidInputError(
+                "--tied and --embedding-dropout need learned vectors of the characters; set "
+                "--embedding-size"
+            )
+        if self.tied and self.embedding_size != self.hidden_size:
+            raise InvalidInputError(
+                f"--tied needs vectors as large as the hidden state, but --embedding-size is "
+                f"{self.embedding_size} and --hidden-size {self.hidden_size}; make them equal"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimization:
+    """The optimiser and its schedule."""
+
+    optimizer: Literal["adam", "adamw", "rmsprop"] = "adam"
+    """Adam and RMSprop as Keras computes them, or AdamW."""
+    learning_rate: float = 1e-3
+    """At its highest."""
+    schedule: Literal["constant", "cosine", "steps"] = "constant"
+    """Constant; falling as a cosine to a hundredth; or multiplied by --decay after every epoch
+    from --decay-after on, as in char-rnn."""
+    warmup: int = 0
+    """Updates in which the learning rate rises from 0."""
+    decay: float = 0.97
+    """Of --schedule steps."""
+    decay_after: int = 10
+    """Of --schedule steps: the first epochs keep the learning rate."""
+    weight_decay: float = 0.0
+    """Of AdamW, for matrices alone."""
+    clip_norm: float = 0.0
+    """The largest norm of the gradient; 0 does not clip."""
+    accumulate: int = 1
+    """Steps whose gradients are averaged for one update: a batch so many times as large."""
+
+    def check(self) -> None:
+        """Raise InvalidInputError unless the options fit."""
+        at_least(self, 1, "accumulate")
+        at_least(self, 0, "warmup", "decay_after", "weight_decay", "clip_norm")
+        if not self.learning_rate > 0:
+            raise InvalidInputError(f"--learning-rate must be above 0, but is {self.learning_rate}")
+        if not 0 < self.decay <= 1:
+            raise InvalidInputError(f"--decay must be above 0 and at most 1, but is {self.decay}")
+        if self.weight_decay and self.optimizer != "adamw":
+            raise InvalidInputError(
+                f"--weight-decay is of AdamW, but --optimizer is {self.optimizer}; set "
+                "--optimizer adamw"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,66 +173,65 @@ class Train:
     from one to the next, 3 layers of LSTM(700), a softmax at every step, Adam.
     """
 
-    corpus: str = "alice"
-    """"alice", "python-docs", or the path of a UTF-8 text file."""
-    strip_licence: bool = False
-    """Leave out Project Gutenberg's header and licence."""
-    vocabulary: Literal["tutorial", "learned"] = "tutorial"
-    """The tutorial's 68 characters (the text is cleaned to them), or all that occur in the text."""
-    cell: CellName = "lstm"
-    """The recurrent cell of every layer."""
-    layers: int = 3
-    """Recurrent layers."""
-    hidden_size: int = 700
-    """Hidden units of each layer."""
-    batch_size: int = 12
-    """Windows, or streams, of one optimiser step."""
-    seq_length: int = 100
-    """Characters of a window; with --carry-state, where backpropagation through time is cut."""
-    carry_state: bool = False
-    """Read the text as contiguous streams and carry the state from batch to batch."""
+    preset: PresetName = "tutorial"
+    """The defaults of all other options; see the README for what each takes and reaches."""
+    text: Text = Text()
+    model: Architecture = Architecture()
+    optimization: Optimization = Optimization()
     epochs: int = 20
     """Passes over the text."""
-    learning_rate: float = 1e-3
-    """Of Adam."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """Of the learning rate; cosine falls to a tenth at the end."""
-    clip_norm: float = 0.0
-    """The largest norm of the gradient; 0 does not clip."""
+    steps: int | None = None
+    """Steps in all, in place of --epochs; the last epoch is finished."""
+    patience: int = 0
+    """Stop after so many epochs without a better validation loss; 0 never does."""
     seed: int = 1
-    """Of the initial weights and of the order of the windows."""
+    """Of the initial weights, the order of the windows, and the dropout."""
     checkpoint_every: int = 10
-    """Epochs between checkpoints; one is also written at the end, on SIGTERM and on Ctrl-C."""
+    """Epochs between checkpoints; one is also written at the best validation loss, at the end, on
+    SIGTERM and on Ctrl-C."""
     keep_last: int = 3
     """How many checkpoints are kept, besides the best."""
     steps_per_dispatch: int = 10
-    """Optimiser steps done on the device before Python is asked again."""
+    """Steps done on the device before Python is asked again."""
     sample_length: int = 200
     """Characters of the sample after each epoch; 0 writes none."""
     sample_temperature: float = 0.0
     """Of that sample; 0 takes the most probable character each time, as the tutorial does."""
+    tensorboard: bool = False
+    """Write the metrics for TensorBoard too; needs pip install tensorboardX."""
     run_dir: Path | None = None
     """Where the results go; by default a new folder under runs/text_generator."""
     resume: bool = False
     """Go on with the run in --run-dir (by default the newest) from its latest checkpoint. Its own
-    options are used again; only --epochs, if given, replaces what the run had."""
+    options are used again; only --epochs and --steps, if given, replace what the run had."""
 
-    def __post_init__(self) -> None:
-        for name in (
-            "layers", "hidden_size", "batch_size", "seq_length", "epochs",
-            "checkpoint_every", "keep_last", "steps_per_dispatch",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise InvalidInputError(
-                    f"{option(name)} must be at least 1, but is {getattr(self, name)}"
-                )
-        for name in ("clip_norm", "seed", "sample_length", "sample_temperature"):
-            if not getattr(self, name) >= 0:
-                raise InvalidInputError(
-                    f"{option(name)} must not be negative, but is {getattr(self, name)}"
-                )
-        if not self.learning_rate > 0:
-            raise InvalidInputError(f"--learning-rate must be above 0, but is {self.learning_rate}")
+    def check(self) -> None:
+        """Raise InvalidInputError unless the options fit."""
+        self.text.check()
+        self.model.check()
+        self.optimization.check()
+        at_least(self, 1, "epochs", "checkpoint_every", "keep_last", "steps_per_dispatch")
+        at_least(self, 0, "patience", "seed", "sample_length", "sample_temperature")
+        if self.steps is not None:
+            at_least(self, 1, "steps")
+        if self.patience and not self.text.validation:
+            raise InvalidInputError(
+                "--patience waits for a better validation loss, but no text is held out for it; "
+                "set --validation 0.1, say"
+            )
+
+    def as_json(self) -> dict[str, Any]:
+        """The options, in groups, as JSON can hold them."""
+        stored = dataclasses.asdict(self)
+        return {name: str(v) if isinstance(v, Path) else v for name, v in stored.items()}
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> "Train":
+        """The options that `as_json` gave; KeyError and TypeError if one is missing or unknown."""
+        groups = {"text": Text, "model": Architecture, "optimization": Optimization}
+        flat = {name: value for name, value in stored.items() if name not in groups}
+        made = {name: kind(**stored[name]) for name, kind in groups.items()}
+        return cls(**{**flat, **made, "run_dir": None, "resume": False})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +241,7 @@ class Generate:
     run_dir: Path | None = None
     """The run; by default the newest under runs/text_generator."""
     step: int | None = None
-    """Of the checkpoint; by default the latest."""
+    """Of the checkpoint; by default the best by validation loss, else the latest."""
     length: int = 500
     """Characters to write after the prime text."""
     prime: str = ""
@@ -106,13 +261,4 @@ class Evaluate:
     run_dir: Path | None = None
     """The run; by default the newest under runs/text_generator."""
     step: int | None = None
-    """Of the checkpoint; by default the latest."""
-    batch_size: int = 32
-    """The text is read as so many streams side by side, each beginning from an empty state."""
-    seq_length: int = 100
-    """Characters read in one piece; the state is carried on, so this does not change the result."""
-
-
-def option(name: str) -> str:
-    """The command-line spelling of a field."""
-    return "--" + name.replace("_", "-")
+    """Of the checkpoint; by default the best by validation loss, else the latest."""

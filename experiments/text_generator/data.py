@@ -1,79 +1,139 @@
 """From a corpus to the batches of each epoch."""
 
 import dataclasses
+import functools
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from experiments.text_generator.config import Train
+from experiments.text_generator.config import Text
 from rnnjax.errors import InvalidInputError
-from rnnjax.text import Vocabulary, load_corpus, shuffled_batches, streams, windows
+from rnnjax.text import (
+    ByteVocabulary,
+    Vocabulary,
+    load_corpus,
+    plain_lines,
+    shuffled_batches,
+    streams,
+    window_starts,
+)
+
+AnyVocabulary = Vocabulary | ByteVocabulary
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """A text as ids, cut into windows or streams.
+    """A text as ids, in the parts to train on, to validate and to test, cut for training.
 
     Attributes:
+        options: how it was read and is cut.
         vocabulary: what the ids mean.
-        length: characters of the text.
         digest: of the text, to notice that a file changed before a run goes on.
-        inputs: ``(windows, seq_length)``, or ``(steps, batch_size, seq_length)`` for streams.
-        targets: ``inputs``, one character on.
+        train: ids to train on.
+        validation: ids behind those, perhaps none.
+        test: ids at the end, perhaps none.
+        seed: of the order of the windows.
     """
 
-    vocabulary: Vocabulary
-    length: int
+    options: Text
+    vocabulary: AnyVocabulary
     digest: str
-    inputs: np.ndarray
-    targets: np.ndarray
-    config: Train
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+    seed: int
 
     @classmethod
-    def load(cls, config: Train) -> "Data":
-        """Read, clean and cut the corpus of a configuration."""
-        text = load_corpus(config.corpus, strip_licence=config.strip_licence)
-        if config.vocabulary == "tutorial":
-            vocabulary = Vocabulary.tutorial()
-            text = clean(text, vocabulary)
-        else:
-            vocabulary = Vocabulary.learned(text)
+    def load(cls, options: Text, seed: int) -> "Data":
+        """Read, clean and cut the corpus of these options."""
+        text = load_corpus(
+            options.corpus, strip_licence=options.strip_licence, encoding=options.encoding
+        )
+        text, vocabulary = read_as(text, options.vocabulary)
         ids = vocabulary.encode(text)
-        if config.carry_state:
-            inputs, targets = streams(ids, config.batch_size, config.seq_length)
-        else:
-            inputs, targets = windows(ids, config.seq_length)
+        test = len(ids) - round(len(ids) * options.test)
+        validation = test - round(len(ids) * options.validation)
         digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-        return cls(vocabulary, len(text), digest, inputs, targets, config)
+        train, held_out, last = ids[:validation], ids[validation:test], ids[test:]
+        for name, part in (("validation", held_out), ("test", last)):
+            if getattr(options, name) and len(part) < 2:
+                raise InvalidInputError(
+                    f"--{name} {getattr(options, name)} of {len(ids)} characters is {len(part)}, "
+                    "but at least 2 are needed; take a longer text or a larger share"
+                )
+        data = cls(options, vocabulary, digest, train, held_out, last, seed)
+        _ = data.steps_per_epoch  # too short a text is refused here
+        return data
 
     @property
+    def length(self) -> int:
+        """Characters of the whole text."""
+        return len(self.train) + len(self.validation) + len(self.test)
+
+    @functools.cached_property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps of one epoch; the last one of windows may be smaller than the others."""
-        return (
-            len(self.inputs)
-            if self.config.carry_state
-            else -(-len(self.inputs) // self.config.batch_size)
-        )
+        """Steps of one epoch; the last one of windows may be smaller than the others."""
+        if self.options.carry_state:
+            return len(self._streams["inputs"])
+        return -(-len(self._starts) // self.options.batch_size)
 
     @property
-    def characters_per_epoch(self) -> int:
-        """Characters that one epoch predicts."""
-        return self.targets.size
+    def characters_per_step(self) -> float:
+        """Characters read in one step, on average over an epoch."""
+        whole = self.options.batch_size * self.options.seq_length
+        if self.options.carry_state:
+            return whole
+        return len(self._starts) * self.options.seq_length / self.steps_per_epoch
 
-    def batches(self, epoch: int) -> dict[str, Any]:
-        """The batches of one epoch, with a leading axis of steps."""
-        if self.config.carry_state:
-            weights = np.ones(self.inputs.shape[:2], np.float32)
-            return {"inputs": self.inputs, "targets": self.targets, "weights": weights}
+    @property
+    def batches(self) -> Callable[[int], dict[str, Any]]:
+        """From the number of an epoch to its batches, on the device, with a first axis of steps."""
+        return self._streams_of if self.options.carry_state else self._windows_of
+
+    def _streams_of(self, epoch: int) -> dict[str, Any]:
+        """The streams, the same in every epoch."""
+        return self._streams
+
+    def _windows_of(self, epoch: int) -> dict[str, Any]:
+        """All windows in the order of this epoch, cut on the device from the text there."""
         indices, weights = shuffled_batches(
-            len(self.inputs), self.config.batch_size, seed=self.config.seed, epoch=epoch
+            len(self._starts), self.options.batch_size, seed=self.seed, epoch=epoch
         )
-        return {
-            "inputs": self.inputs[indices],
-            "targets": self.targets[indices],
-            "weights": weights,
-        }
+        inputs, targets = _cut(self._on_device, self._starts[indices], self.options.seq_length)
+        return {"inputs": inputs, "targets": targets, "weights": jnp.asarray(weights)}
+
+    @functools.cached_property
+    def _streams(self) -> dict[str, Any]:
+        inputs, targets = streams(self.train, self.options.batch_size, self.options.seq_length)
+        weights = np.ones(inputs.shape[:2], np.float32)
+        return jax.device_put({"inputs": inputs, "targets": targets, "weights": weights})
+
+    @functools.cached_property
+    def _starts(self) -> np.ndarray:
+        return window_starts(len(self.train), self.options.seq_length, self.options.stride)
+
+    @functools.cached_property
+    def _on_device(self) -> jax.Array:
+        return jnp.asarray(self.train)
+
+
+def read_as(text: str, vocabulary: str) -> tuple[str, AnyVocabulary]:
+    """The text as it is read with a choice of vocabulary, and that vocabulary."""
+    if vocabulary == "bytes":
+        return text, ByteVocabulary()
+    if vocabulary == "tutorial":
+        return clean(text, Vocabulary.tutorial()), Vocabulary.tutorial()
+    if vocabulary == "lines":
+        text = plain_lines(text)
+        if not text:
+            raise InvalidInputError(
+                "the text has no line with ASCII characters; use --vocabulary learned"
+            )
+    return text, Vocabulary.learned(text)
 
 
 def clean(text: str, vocabulary: Vocabulary) -> str:
@@ -85,3 +145,9 @@ def clean(text: str, vocabulary: Vocabulary) -> str:
             "use --vocabulary learned"
         )
     return cleaned
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _cut(ids: jax.Array, starts: jax.Array, seq_length: int) -> tuple[jax.Array, jax.Array]:
+    windows = ids[starts[..., None] + jnp.arange(seq_length + 1)]
+    return windows[..., :-1], windows[..., 1:]

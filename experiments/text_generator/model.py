@@ -1,4 +1,4 @@
-"""The tutorial's model: one-hot characters, recurrent layers, a softmax at every step."""
+"""The model: characters in, recurrent layers, a softmax at every step."""
 
 import dataclasses
 from typing import Any
@@ -8,13 +8,22 @@ import jax.numpy as jnp
 import optax
 
 import rnnjax
-from experiments.text_generator.config import CellName, Train
+from experiments.text_generator.config import Architecture, CellName
 
 CELLS: dict[CellName, Any] = {
     "lstm": rnnjax.LSTMCell,
     "gru": rnnjax.GRUCell,
     "gru_reset_before": lambda hidden_size: rnnjax.GRUCell(hidden_size, reset_after=False),
     "simple": rnnjax.SimpleRNNCell,
+    "layernorm_lstm": rnnjax.LayerNormLSTMCell,
+    "layernorm_gru": rnnjax.LayerNormGRUCell,
+    "peephole_lstm": rnnjax.PeepholeLSTMCell,
+    "coupled_lstm": rnnjax.CoupledLSTMCell,
+    "mgu": rnnjax.MGUCell,
+    "mgu_reset_before": lambda hidden_size: rnnjax.MGUCell(hidden_size, reset_after=False),
+    "indrnn": rnnjax.IndRNNCell,
+    "mingru": rnnjax.MinGRUCell,
+    "minlstm": rnnjax.MinLSTMCell,
 }
 
 
@@ -22,60 +31,118 @@ CELLS: dict[CellName, Any] = {
 class CharacterModel:
     """Predicts the next character at every step.
 
-    ``logits_t = h_t @ kernel + bias``, with ``h`` the outputs of ``stack`` on one-hot characters.
+    ``logits_t = h_t @ kernel + bias``, with ``h`` the outputs of ``stack`` on one-hot characters or
+    on rows of ``embedding``, which with ``tied`` is also the transpose of ``kernel``.
     """
 
     stack: rnnjax.Stack
     vocabulary_size: int
+    embedding_size: int = 0
+    tied: bool = False
+    dropout: rnnjax.Dropout = rnnjax.Dropout(0.0)  # noqa: RUF009  (frozen: one serves all)
+    embedding_dropout: rnnjax.Dropout = rnnjax.Dropout(0.0, per="sequence")  # noqa: RUF009
+    method: rnnjax.Method = rnnjax.Auto()  # noqa: RUF009
 
     @classmethod
-    def build(cls, config: Train, vocabulary_size: int) -> "CharacterModel":
-        """The model of a configuration."""
-        cell = CELLS[config.cell](config.hidden_size)
-        return cls(rnnjax.Stack([cell] * config.layers), vocabulary_size)
+    def build(cls, options: Architecture, vocabulary_size: int) -> "CharacterModel":
+        """The model of these options."""
+        cell = CELLS[options.cell](options.hidden_size)
+        if options.recurrent_dropout or options.weight_drop:
+            cell = rnnjax.Regularized(
+                cell,
+                recurrent_dropout=options.recurrent_dropout,
+                weight_drop=options.weight_drop,
+            )
+        dropout = rnnjax.Dropout(options.dropout)
+        half = options.products == "bfloat16"
+        return cls(
+            rnnjax.Stack([cell] * options.layers, dropout=dropout),
+            vocabulary_size,
+            options.embedding_size,
+            options.tied,
+            dropout,
+            rnnjax.Dropout(options.embedding_dropout, per="sequence"),
+            rnnjax.Fused(product_dtype=jnp.bfloat16) if half else rnnjax.Auto(),
+        )
 
     def init(self, key: jax.Array) -> dict[str, Any]:
         """Draw the parameters: of the stack, and of the dense layer (Glorot uniform, zeros)."""
-        stack_key, dense_key = jax.random.split(key)
-        shape = (self.stack.output_size, self.vocabulary_size)
-        return {
-            "stack": self.stack.init(stack_key, self.vocabulary_size),
-            "kernel": jax.nn.initializers.glorot_uniform()(dense_key, shape),
-            "bias": jnp.zeros(self.vocabulary_size),
+        stack_key, dense_key, embedding_key = jax.random.split(key, 3)
+        size = self.vocabulary_size
+        params = {
+            "stack": self.stack.init(stack_key, self.embedding_size or size),
+            "bias": jnp.zeros(size),
         }
+        if self.embedding_size:
+            shape = (size, self.embedding_size)
+            scale = self.embedding_size**-0.5
+            params["embedding"] = scale * jax.random.normal(embedding_key, shape)
+        if not self.tied:
+            shape = (self.stack.output_size, size)
+            params["kernel"] = jax.nn.initializers.glorot_uniform()(dense_key, shape)
+        return params
 
     def initial_carry(self, batch_size: int) -> Any:
         """The state before the first character."""
         return self.stack.initial_carry((batch_size,))
 
-    def unroll(self, params: Any, tokens: jax.Array, carry: Any) -> tuple[Any, jax.Array]:
-        """Read ``tokens (time, batch)``; returns the carry and ``logits (time, batch, size)``."""
-        xs = rnnjax.OneHot(tokens, self.vocabulary_size)
-        carry, ys = rnnjax.unroll(self.stack, params["stack"], xs, carry)
-        return carry, ys @ params["kernel"] + params["bias"]
+    def unroll(
+        self, params: Any, tokens: jax.Array, carry: Any, key: jax.Array | None = None
+    ) -> tuple[Any, jax.Array]:
+        """Read ``tokens (time, batch)``; returns the carry and ``logits (time, batch, size)``.
+
+        With a key there is dropout, as in training.
+        """
+        keys = (None,) * 3 if key is None else jax.random.split(key, 3)
+        xs = self.embed(params, tokens)
+        if self.embedding_size:
+            xs = self.embedding_dropout.apply(keys[0], xs)
+        carry, ys = rnnjax.unroll(
+            self.stack, params["stack"], xs, carry, key=keys[1], method=self.method
+        )
+        return carry, self.predict(params, self.dropout.apply(keys[2], ys))
 
     def step(self, params: Any, carry: Any, tokens: jax.Array) -> tuple[Any, jax.Array]:
         """Read one character of each text: ``tokens (batch,)``, ``logits (batch, size)``."""
-        x = rnnjax.OneHot(tokens, self.vocabulary_size)
-        carry, y = self.stack.step(params["stack"], carry, x)
-        return carry, y @ params["kernel"] + params["bias"]
+        carry, y = self.stack.step(params["stack"], carry, self.embed(params, tokens))
+        return carry, self.predict(params, y)
+
+    def embed(self, params: Any, tokens: jax.Array) -> Any:
+        """What the stack reads for ``tokens``: rows of the embedding, or one-hot vectors."""
+        vectors = rnnjax.OneHot(tokens, self.vocabulary_size)
+        return vectors.rows(params["embedding"]) if self.embedding_size else vectors
+
+    def predict(self, params: Any, ys: jax.Array) -> jax.Array:
+        """The logits of outputs ``ys (..., hidden_size)``."""
+        kernel = params["embedding"].T if self.tied else params["kernel"]
+        return ys @ kernel + params["bias"]
 
     def losses(
-        self, params: Any, carry: Any, inputs: jax.Array, targets: jax.Array
+        self,
+        params: Any,
+        carry: Any,
+        inputs: jax.Array,
+        targets: jax.Array,
+        key: jax.Array | None = None,
     ) -> tuple[Any, jax.Array]:
         """The carry, and the cross-entropy in nats of each of ``targets (batch, time)``."""
-        carry, logits = self.unroll(params, inputs.T, carry)
+        carry, logits = self.unroll(params, inputs.T, carry, key)
         return carry, optax.softmax_cross_entropy_with_integer_labels(logits, targets.T).T
 
 
-def make_loss(model: CharacterModel, carry_state: bool) -> Any:
-    """The loss of a batch: the mean cross-entropy, with windows of weight 0 left out."""
+def make_loss(model: CharacterModel, *, carry_state: bool, last: bool = False) -> Any:
+    """The loss of a batch: the mean cross-entropy, with windows of weight 0 left out.
+
+    With ``carry_state`` the batch goes on from the state of the one before; with ``last`` only the
+    character behind each window counts.
+    """
 
     def loss_fn(params: Any, carry: Any, batch: Any, key: jax.Array) -> Any:
         inputs, targets, weights = batch["inputs"], batch["targets"], batch["weights"]
         before = carry if carry_state else model.initial_carry(len(inputs))
-        after, losses = model.losses(params, before, inputs, targets)
-        loss = jnp.average(losses.mean(axis=1), weights=weights)
+        after, losses = model.losses(params, before, inputs, targets, key)
+        each = losses[:, -1] if last else losses.mean(axis=1)
+        loss = jnp.average(each, weights=weights)
         return loss, (after if carry_state else (), {"weight": weights.sum()})
 
     return loss_fn

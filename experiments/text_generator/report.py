@@ -1,55 +1,116 @@
 """What the terminal and the run folder show of a training run."""
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from experiments.text_generator.data import Data
+from rnnjax.errors import InvalidInputError
 from rnnjax.training import Records, Reporter, TrainState
 
 Write = Callable[[TrainState, int], str]
 """``(state, epoch) -> text``: a sample of what the model writes after an epoch."""
 
+_SECONDS_PER_PLOT = 30
+
 
 class Progress(Reporter):
-    """A bar over the run's steps; after each epoch a line, a sample and the plot of the loss."""
+    """A bar over the run's steps, and the plot of the loss; after each epoch a line and a sample.
 
-    def __init__(self, data: Data, run_dir: Path, steps: int, done: int, write: Write | None):
-        self.data = data
+    Args:
+        run_dir: where plot and samples go.
+        characters_per_step: for the speed.
+        steps: of the whole run.
+        done: of these, before it goes on.
+        write: writes the sample, or None.
+        tensorboard: whether to write the metrics for TensorBoard too.
+
+    Raises:
+        InvalidInputError: TensorBoard is asked for and the package that writes for it is missing.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        characters_per_step: float,
+        steps: int,
+        done: int,
+        write: Write | None,
+        tensorboard: bool = False,
+    ):
         self.run_dir = run_dir
+        self.characters_per_step = characters_per_step
         self.write = write
+        self.board = _tensorboard(run_dir) if tensorboard else None
         self.bar = tqdm(total=steps, initial=done, unit="step", dynamic_ncols=True)
+        self.plotted = time.monotonic()
 
     def on_dispatch(self, step: int, losses: np.ndarray) -> None:
         """Move the bar."""
         self.bar.update(step - self.bar.n)
-        self.bar.set_postfix(loss=f"{losses[-1]:.3f}")
+        shown = {"loss": f"{losses[-1]:.3f}", "bits": f"{losses[-1] / math.log(2):.3f}"}
+        if rate := self.bar.format_dict["rate"]:
+            shown["characters/s"] = f"{rate * self.characters_per_step:,.0f}"
+        self.bar.set_postfix(shown)
+        if self.board is not None:
+            for i, loss in enumerate(losses):
+                self.board.add_scalar("loss", loss, step - len(losses) + i + 1)
+        if time.monotonic() - self.plotted > _SECONDS_PER_PLOT:
+            self.plot()
 
     def on_epoch(self, epoch: int, state: TrainState, summary: Mapping[str, float]) -> None:
         """Print the epoch's means and a sample, and draw the plot again."""
-        share = self.data.characters_per_epoch / self.data.steps_per_epoch
+        validation = ""
+        if "validation_loss" in summary:
+            validation = (
+                f"; validation {summary['validation_loss']:.4f} nats, "
+                f"{summary['validation_bits']:.3f} bits"
+            )
         self.bar.write(
             f"epoch {epoch}: loss {summary['loss']:.4f} nats, "
-            f"{summary['loss'] / math.log(2):.3f} bits per character, "
-            f"{summary['steps_per_second'] * share:,.0f} characters per second"
+            f"{summary['loss'] / math.log(2):.3f} bits per character{validation}; "
+            f"{summary['steps_per_second'] * self.characters_per_step:,.0f} characters per second"
         )
+        if self.board is not None:
+            for name, value in summary.items():
+                self.board.add_scalar(f"epoch/{name}", value, int(state.step))
         if self.write is not None:
             text = self.write(state, epoch)
             self.bar.write(f"  {text!r}")
             with (self.run_dir / "samples.txt").open("a", encoding="utf-8") as file:
                 file.write(f"epoch {epoch}: {text!r}\n")
+        self.plot()
+
+    def plot(self) -> None:
+        """Draw the loss so far."""
         plot_loss(self.run_dir)
+        self.plotted = time.monotonic()
 
     def close(self) -> None:
         """Leave the bar as it stands."""
         self.bar.close()
+        if self.board is not None:
+            self.board.close()
+
+
+def _tensorboard(run_dir: Path) -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        raise InvalidInputError(
+            "--tensorboard needs the package tensorboardX, which is not installed; "
+            "run pip install tensorboardX"
+        ) from None
+    return SummaryWriter(str(run_dir / "tensorboard"))
 
 
 def plot_loss(run_dir: Path) -> Path:
-    """Draw the loss of every step and the mean of every epoch from a run's records."""
+    """Draw the loss of every step, its mean of every epoch, and that on held-out text."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -57,6 +118,7 @@ def plot_loss(run_dir: Path) -> Path:
 
     steps = Records(run_dir / "steps.jsonl").read()
     epochs = Records(run_dir / "epochs.jsonl").read()
+    validated = [entry for entry in epochs if "validation_loss" in entry]
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     axes.plot(
         [entry["step"] for entry in steps],
@@ -68,10 +130,22 @@ def plot_loss(run_dir: Path) -> Path:
         [entry["loss"] for entry in epochs],
         color="tab:blue", marker="o", markersize=3, label="mean of the epoch",
     )  # fmt: skip
-    axes.set(xlabel="optimiser steps", ylabel="training loss (nats per character)")
+    if validated:
+        axes.plot(
+            [entry["step"] for entry in validated],
+            [entry["validation_loss"] for entry in validated],
+            color="tab:orange", marker="o", markersize=3, label="validation",
+        )  # fmt: skip
+    axes.set(xlabel="steps", ylabel="loss (nats per character)")
+    bit = math.log(2)
+    scale = (lambda nats: np.asarray(nats) / bit, lambda bits: np.asarray(bits) * bit)
+    axes.secondary_yaxis("right", functions=scale).set_ylabel("bits per character")
     axes.grid(alpha=0.3)
     axes.legend()
+    # In one move, so that whoever watches never finds half a picture.
     path = run_dir / "loss.png"
-    figure.savefig(path, dpi=120)
+    new = run_dir / "loss.new.png"
+    figure.savefig(new, dpi=120)
+    new.replace(path)
     plt.close(figure)
     return path

@@ -1,16 +1,19 @@
 """Text: corpora, vocabularies, batches to train on, and sampling from a model."""
 
-from rnnjax.text.batches import shuffled_batches, streams, windows
+from rnnjax.text.batches import shuffled_batches, streams, window_starts, windows
 from rnnjax.text.corpora import load_corpus
 from rnnjax.text.sampling import sample
-from rnnjax.text.vocabulary import TUTORIAL_CHARACTERS, Vocabulary
+from rnnjax.text.vocabulary import TUTORIAL_CHARACTERS, ByteVocabulary, Vocabulary, plain_lines
 
 __all__ = [
     "TUTORIAL_CHARACTERS",
+    "ByteVocabulary",
     "Vocabulary",
     "load_corpus",
+    "plain_lines",
     "sample",
     "shuffled_batches",
     "streams",
+    "window_starts",
     "windows",
 ]

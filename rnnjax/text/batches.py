@@ -46,6 +46,35 @@ def windows(ids: npt.ArrayLike, seq_length: int) -> tuple[Ids, Ids]:
     return inputs.reshape(shape), targets.reshape(shape)
 
 
+def window_starts(length: int, seq_length: int, stride: int | None = None) -> Ids:
+    """Where the windows of a text begin, each with its targets one character on.
+
+    Args:
+        length: characters of the text, at least `seq_length + 1`.
+        seq_length: characters of a window.
+        stride: characters from one window to the next; left out, `seq_length`: they do not overlap.
+
+    Returns:
+        int32, shape `(num_windows,)`, with `num_windows = (length - 1 - seq_length) // stride + 1`.
+
+    Raises:
+        InvalidInputError: `seq_length` or `stride` is below 1, or the text is too short.
+
+    Example:
+        >>> window_starts(8, seq_length=3).tolist(), window_starts(8, 3, stride=2).tolist()
+        ([0, 3], [0, 2, 4])
+    """
+    _require_positive("seq_length", seq_length)
+    stride = seq_length if stride is None else stride
+    _require_positive("stride", stride)
+    if length < seq_length + 1:
+        raise InvalidInputError(
+            f"a window of seq_length {seq_length} needs at least {seq_length + 1} ids (its targets "
+            f"lie one on), but {length} came; take a longer text or a smaller seq_length"
+        )
+    return np.arange(0, length - seq_length, stride, dtype=np.int32)
+
+
 def shuffled_batches(
     num_windows: int, batch_size: int, *, seed: int, epoch: int
 ) -> tuple[Ids, npt.NDArray[np.float32]]:

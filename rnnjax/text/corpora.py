@@ -18,17 +18,19 @@ def load_corpus(
     source: str | os.PathLike[str],
     *,
     strip_licence: bool = False,
+    encoding: str = "utf-8",
     cache_dir: Path | None = None,
 ) -> str:
     r"""Return the text of a corpus.
 
     Args:
         source: "alice" (Project Gutenberg #11, downloaded once and then read from the cache),
-            "python-docs" (the documentation that ships inside CPython), or the path of a UTF-8
-            text file, whose byte-order mark is dropped. Line ends become `\n`. A file that bears
+            "python-docs" (the documentation that ships inside CPython), or the path of a text
+            file, whose byte-order mark is dropped. Line ends become `\n`. A file that bears
             the name of a corpus can be given as a `Path`.
         strip_licence: keep only what lies between the lines `*** START OF ... ***` and
             `*** END OF ... ***` of a Project Gutenberg text (to the end, if there is no END).
+        encoding: of a text file, by a name that Python knows.
         cache_dir: folder for downloads; by default that of the environment variable
             `RNNJAX_CACHE`, else the user's cache folder of the operating system.
 
@@ -36,7 +38,8 @@ def load_corpus(
         The text, at least one character before the licence is stripped.
 
     Raises:
-        CorpusError: the source is neither a corpus nor a readable, non-empty UTF-8 file; the
+        CorpusError: the source is neither a corpus nor a readable, non-empty file in that
+            encoding; the
             download failed; the cached file is damaged; or there is no licence to strip.
 
     Example:
@@ -50,7 +53,7 @@ def load_corpus(
     if isinstance(source, str) and source in _CORPORA:
         text = _CORPORA[source](cache_dir)
     else:
-        text = _read_file(Path(source))
+        text = _read_file(Path(source), encoding)
     return _without_licence(text, source) if strip_licence else text
 
 
@@ -72,7 +75,7 @@ def _python_docs() -> str:
     return "\n\n".join(topics[name] for name in sorted(topics))
 
 
-def _read_file(path: Path) -> str:
+def _read_file(path: Path, encoding: str) -> str:
     # Asked first because opening a folder is a PermissionError on Windows.
     if os.path.isdir(path):
         raise CorpusError(
@@ -90,17 +93,22 @@ def _read_file(path: Path) -> str:
             f"{path} must be a readable text file, but opening it failed ({error.strerror}); "
             "check its name and permissions"
         ) from None
-    return _decode(data, str(path))
+    return _decode(data, str(path), encoding)
 
 
-def _decode(data: bytes, origin: str) -> str:
+def _decode(data: bytes, origin: str, encoding: str = "utf-8") -> str:
     try:
         # Not "utf-8-sig", which counts the offset of an error from behind the byte-order mark.
-        text = data.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
+        text = data.decode(encoding).removeprefix("\ufeff")
+    except LookupError:
         raise CorpusError(
-            f"{origin} must be UTF-8 text, but the byte 0x{data[error.start]:02x} at offset "
-            f"{error.start} is not; convert it to UTF-8"
+            f"encoding must be one that Python knows, such as utf-8 or cp1252, but is {encoding!r}"
+        ) from None
+    except UnicodeDecodeError as error:
+        name = encoding.upper()
+        raise CorpusError(
+            f"{origin} must be {name} text, but the byte 0x{data[error.start]:02x} at offset "
+            f"{error.start} is not; convert it to {name}, or name its encoding"
         ) from None
     if not text:
         raise CorpusError(f"{origin} must hold text, but it is empty; give another file")

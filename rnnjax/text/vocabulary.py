@@ -175,6 +175,57 @@ class Vocabulary:
         return self._code_points[order], order.astype(np.int32)
 
 
+@dataclass(frozen=True)
+class ByteVocabulary:
+    """The 256 bytes of a text's UTF-8 form: any text can be encoded, and nothing is learned.
+
+    Example:
+        >>> vocabulary = ByteVocabulary()
+        >>> vocabulary.encode("né").tolist()
+        [110, 195, 169]
+        >>> vocabulary.decode([110, 195, 169]), vocabulary.decode([110, 195])
+        ('né', 'n\ufffd')
+        >>> len(vocabulary)
+        256
+    """
+
+    def __len__(self) -> int:
+        return 256
+
+    def encode(self, text: str) -> npt.NDArray[np.int32]:
+        """Return the bytes of a text, int32, shape `(bytes,)`."""
+        return np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8).astype(np.int32)
+
+    def decode(self, ids: npt.ArrayLike) -> str:
+        """Return the text of some bytes; those that are not UTF-8 become U+FFFD.
+
+        Raises:
+            InvalidInputError: the ids are not integers in `[0, 256)` in one dimension.
+        """
+        ids = as_ids(ids)
+        if ((ids < 0) | (ids > 255)).any():
+            raise InvalidInputError(
+                f"ids of bytes must lie in [0, 256), but go from {ids.min()} to {ids.max()}; "
+                "decode with the vocabulary that encoded the text"
+            )
+        return ids.astype(np.uint8).tobytes().decode("utf-8", "replace")
+
+
+def plain_lines(text: str) -> str:
+    r"""Return a text as one line: each line stripped, in lower case and ASCII, joined by spaces.
+
+    Lines of which nothing is left are dropped.
+
+    Example:
+        >>> plain_lines("  So it was\n\nIn d\u00e9ed!\n")
+        'so it was in ded!'
+    """
+    lines = (
+        line.strip().lower().encode("ascii", "ignore").decode("ascii") for line in text.split("\n")
+    )
+    return " ".join(line for line in lines if line)
+
+
 def as_ids(ids: npt.ArrayLike) -> npt.NDArray[np.integer]:
     """Return ids as a NumPy array, having checked that they are integers in one dimension.
 

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import warnings
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from rnnjax.errors import CheckpointError
+from rnnjax.errors import CheckpointError, DamagedCheckpointError
 from rnnjax.training.state import TrainState
 
 
@@ -69,6 +70,14 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         """The step of the latest checkpoint, or None if there is none."""
         return self._manager.latest_step()
+
+    def best_step(self) -> int | None:
+        """The step of the checkpoint with the lowest loss, or None if none was given a loss."""
+        return min(
+            (step for step in self.steps() if math.isfinite(self._loss(step))),
+            key=self._loss,
+            default=None,
+        )
 
     def steps(self) -> list[int]:
         """The steps of all checkpoints, in order."""
@@ -155,6 +164,33 @@ class Checkpoints:
                 raise self._damaged(step, f"the checksum of {path} is wrong")
         return TrainState(**{**tree, "key": jax.random.wrap_key_data(tree["key"])})
 
+    def restore_latest(self, like: TrainState) -> TrainState | None:
+        """Read the latest checkpoint that is whole, or None if there is none at all.
+
+        A damaged one is set aside, in a folder ``damaged-<step>``, with a warning, and the one
+        before is taken: a run goes on from there, and comes to the same end.
+
+        Args:
+            like: as in `restore`.
+
+        Raises:
+            CheckpointError: it belongs to another model, or all are damaged.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                return self.restore(like, step)
+            except DamagedCheckpointError as error:
+                aside = self.directory / f"damaged-{step}"
+                warnings.warn(f"{error.reason}; it is set aside as {aside.name}", stacklevel=2)
+                self.path(step).rename(aside)
+                self._manager.reload()
+        if steps:
+            raise CheckpointError(
+                f"all {len(steps)} checkpoints in {self.directory} are damaged; begin a new run"
+            )
+        return None
+
     def close(self) -> None:
         """Release the folder."""
         self._manager.close()
@@ -184,11 +220,16 @@ class Checkpoints:
             raise self._damaged(step, _first_line(error)) from error
         return about
 
-    def _damaged(self, step: int, reason: str) -> CheckpointError:
+    def _loss(self, step: int) -> float:
+        metrics = self._manager.metrics(step)
+        return math.inf if metrics is None else float(metrics["loss"])
+
+    def _damaged(self, step: int, reason: str) -> DamagedCheckpointError:
         others = [s for s in self.steps() if s != step]
-        return CheckpointError(
-            f"{self.path(step)} is damaged ({reason}); delete that folder, and the run goes on "
-            f"from {f'step {others[-1]}' if others else 'its beginning'}"
+        return DamagedCheckpointError(
+            f"{self.path(step)} is damaged ({reason})",
+            f"delete that folder, and the run goes on "
+            f"from {f'step {others[-1]}' if others else 'its beginning'}",
         )
 
 

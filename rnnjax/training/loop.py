@@ -26,18 +26,21 @@ class Schedule:
         steps_per_epoch: optimiser steps of one epoch.
         steps_per_dispatch: optimiser steps done on the device before Python is asked again.
         epochs_per_checkpoint: a checkpoint is written after so many epochs, and at the end.
+        patience: the run ends after so many epochs without a better validation loss; 0: never.
     """
 
     epochs: int
     steps_per_epoch: int
     steps_per_dispatch: int = 10
     epochs_per_checkpoint: int = 10
+    patience: int = 0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            if getattr(self, field.name) < 1:
+            least = 0 if field.name == "patience" else 1
+            if getattr(self, field.name) < least:
                 raise InvalidInputError(
-                    f"{field.name} must be at least 1, but is {getattr(self, field.name)}"
+                    f"{field.name} must be at least {least}, but is {getattr(self, field.name)}"
                 )
 
 
@@ -62,6 +65,7 @@ def train(
     steps: Records,
     epochs: Records,
     initial_carry: Any = (),
+    evaluate: Callable[[TrainState], Mapping[str, float]] | None = None,
     reporter: Reporter | None = None,
 ) -> tuple[TrainState, int | None]:
     """Train from ``state.step`` to the end of the schedule.
@@ -80,6 +84,8 @@ def train(
         steps: records ``step``, ``epoch`` and each metric of every step.
         epochs: records the mean of every epoch.
         initial_carry: the carry with which every epoch begins.
+        evaluate: measures the state after every epoch; its ``validation_loss`` decides which
+            checkpoint is the best, and each epoch that is better than all before it is saved.
         reporter: hears of the progress.
 
     Returns:
@@ -94,7 +100,7 @@ def train(
     steps.drop_after(done)
     epochs.drop_after(done)
     with StopRequest() as stop:
-        while done < schedule.epochs * schedule.steps_per_epoch:
+        while done < schedule.epochs * schedule.steps_per_epoch and not _stale(epochs, schedule):
             epoch, first = divmod(done, schedule.steps_per_epoch)
             if first == 0:
                 # A copy, because the state is donated and the next epoch begins from it again.
@@ -120,14 +126,33 @@ def train(
             seconds = time.perf_counter() - began
             summary = _summary(steps, epoch + 1)
             summary["steps_per_second"] = (schedule.steps_per_epoch - first) / seconds
+            if evaluate is not None:
+                summary |= evaluate(state)
+            best = min((_score(entry) for entry in epochs.read()), default=math.inf)
+            improved = evaluate is not None and _score(summary) < best
             epochs.append([{"step": done, "epoch": epoch + 1} | summary])
             reporter.on_epoch(epoch + 1, state, summary)
-            finished = epoch + 1 == schedule.epochs
-            if finished or stop.signal or (epoch + 1) % schedule.epochs_per_checkpoint == 0:
-                checkpoints.save(state, config, loss=summary["loss"])
+            finished = epoch + 1 == schedule.epochs or _stale(epochs, schedule)
+            due = (epoch + 1) % schedule.epochs_per_checkpoint == 0
+            if finished or improved or due or stop.signal:
+                checkpoints.save(state, config, loss=_score(summary))
             if stop.signal and not finished:
                 return state, stop.signal
     return state, None
+
+
+def _score(summary: Mapping[str, Any]) -> float:
+    """What is to become small: the validation loss, or that of training where there is none."""
+    return float(summary.get("validation_loss", summary["loss"]))
+
+
+def _stale(epochs: Records, schedule: Schedule) -> bool:
+    """Whether the last ``patience`` epochs brought nothing better than those before them."""
+    if not schedule.patience:
+        return False
+    scores = [_score(entry) for entry in epochs.read()]
+    recent, before = scores[-schedule.patience :], scores[: -schedule.patience]
+    return bool(before) and min(recent) >= min(before)
 
 
 def _require_finite(metrics: Mapping[str, np.ndarray], done: int, checkpoints: Checkpoints) -> None:
