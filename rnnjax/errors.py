@@ -30,7 +30,7 @@ class DamagedCheckpointError(CheckpointError):
 
 
 class NonFiniteError(RnnjaxError, ArithmeticError):
-    """Training met a loss or a gradient that is NaN or infinite."""
+    """Training met a loss or a gradient, or sampling met logits, that are NaN or infinite."""
 
 
 class InteropError(RnnjaxError):

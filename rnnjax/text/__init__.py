@@ -2,17 +2,22 @@
 
 from rnnjax.text.batches import shuffled_batches, streams, window_starts, windows
 from rnnjax.text.corpora import load_corpus
-from rnnjax.text.sampling import sample
+from rnnjax.text.sampling import Sampling, Stream, Text, read, sample, stream
 from rnnjax.text.vocabulary import TUTORIAL_CHARACTERS, ByteVocabulary, Vocabulary, plain_lines
 
 __all__ = [
     "TUTORIAL_CHARACTERS",
     "ByteVocabulary",
+    "Sampling",
+    "Stream",
+    "Text",
     "Vocabulary",
     "load_corpus",
     "plain_lines",
+    "read",
     "sample",
     "shuffled_batches",
+    "stream",
     "streams",
     "window_starts",
     "windows",

@@ -1,0 +1,418 @@
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import rnnjax
+from rnnjax import InvalidInputError
+from rnnjax.errors import NonFiniteError
+from rnnjax.text import Sampling, read, sample, stream
+
+drawn = functools.partial(settings, derandomize=True, deadline=None, database=None)
+
+
+def plain(logits, sampling, recent=()):
+    """The distribution of one row by a loop over its characters, in float64."""
+    x = np.array(logits, np.float64)
+    for i in set(recent):
+        x[i] = (
+            x[i] / sampling.repetition_penalty if x[i] > 0 else x[i] * sampling.repetition_penalty
+        )
+    if sampling.temperature == 0:
+        return np.eye(len(x))[int(np.argmax(x))]
+    p = np.exp((x - x.max()) / sampling.temperature)
+    if sampling.top_k:
+        p[[i for i in range(len(p)) if (p > p[i]).sum() >= sampling.top_k]] = 0
+    p /= p.sum()
+    if sampling.top_p < 1:
+        p[[i for i in range(len(p)) if p[p > p[i]].sum() >= sampling.top_p]] = 0
+    return p / p.sum()
+
+
+def fixed(params, carry, tokens):
+    """A model that predicts the same whatever it reads."""
+    return carry, jnp.broadcast_to(params, (*tokens.shape, params.shape[-1]))
+
+
+def table(params, carry, tokens):
+    """A model that predicts from the last character alone."""
+    return carry, params[tokens]
+
+
+LOGITS = np.log([0.36, 0.03, 0.25, 0.2, 0.11, 0.05]).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(),
+        Sampling(0.6),
+        Sampling(1.7),
+        Sampling(top_k=3),
+        Sampling(top_p=0.7),
+        Sampling(1.3, top_k=4, top_p=0.8),
+        Sampling(repetition_penalty=1.8, penalty_window=1),
+        Sampling(0.8, 5, 0.9, repetition_penalty=0.7, penalty_window=1),
+    ],
+    ids=str,
+)
+def test_draws_have_the_distribution_of_the_equations(sampling):
+    """Chi-square: over its bound once in 10,000 runs, and the draws are always the same."""
+    rows = 20_000
+    tokens = jnp.full(rows, 2)
+    _, ids = sample(fixed, LOGITS, (), tokens, key=jax.random.key(0), length=1, sampling=sampling)
+    expected = rows * plain(LOGITS, sampling, [2])
+    counts = np.bincount(ids[0], minlength=len(LOGITS))
+    possible = expected > 0
+    assert counts[~possible].sum() == 0
+    statistic = ((counts - expected)[possible] ** 2 / expected[possible]).sum()
+    assert statistic < [0, 0, 15.2, 18.5, 21.2, 23.6, 25.8][possible.sum()]
+    # It could tell another distribution apart.
+    flat = rows * possible / possible.sum()
+    assert ((counts - flat)[possible] ** 2 / flat[possible]).sum() > 100
+
+
+def test_sequences_have_the_distribution_of_the_equations():
+    """All 27 sequences of three characters, where the penalty looks back on the last two."""
+    logits = np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32)
+    sampling = Sampling(0.9, top_p=0.93, repetition_penalty=1.6, penalty_window=2)
+    rows = 30_000
+    history = jnp.stack([jnp.full(rows, 0), jnp.full(rows, 1)])
+    _, ids = sample(table, logits, (), history[-1], key=jax.random.key(3), length=3,
+                    sampling=sampling, history=history)  # fmt: skip
+    counts = np.bincount(np.asarray(ids.T) @ [9, 3, 1], minlength=27)
+    expected = []
+    for text in itertools.product(range(3), repeat=3):
+        before, probability = [0, 1], 1.0
+        for character in text:
+            probability *= plain(logits[before[-1]], sampling, before[-2:])[character]
+            before.append(character)
+        expected.append(rows * probability)
+    expected = np.array(expected)
+    possible = expected > 0
+    assert 3 < possible.sum() < 27
+    assert counts[~possible].sum() == 0
+    assert ((counts - expected)[possible] ** 2 / expected[possible]).sum() < 60
+
+
+options = st.builds(
+    Sampling,
+    st.sampled_from([0.0, 0.3, 1.0, 2.5]),
+    st.sampled_from([0, 1, 2, 5, 7, 100]),
+    st.sampled_from([1e-30, 0.2, 0.6, 0.95, 1.0]),
+    st.sampled_from([0.5, 1.0, 1.5]),
+    st.sampled_from([1, 3]),
+)
+
+
+def check_filter(sampling, seed):
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(scale=2, size=(4, 7)).astype(np.float32)
+    logits[0, :3] = logits[0, 3]  # ties
+    logits[1, 2:6] = -np.inf
+    recent = rng.integers(-1, 7, (5, 4))
+    expected = [
+        plain(row, sampling, [i for i in last[-sampling.penalty_window :] if i >= 0])
+        for row, last in zip(logits, recent.T, strict=True)
+    ]
+    # A share that is reached exactly is a matter of rounding.
+    filtered = sampling.filter(jnp.asarray(logits), jnp.asarray(recent))
+    np.testing.assert_allclose(jax.nn.softmax(filtered), expected, atol=2e-6)
+
+
+@drawn(max_examples=25)
+@given(options, st.integers(0, 2**32 - 1))
+def test_the_filters_are_those_of_a_loop_over_the_characters(sampling, seed):
+    check_filter(sampling, seed)
+
+
+@pytest.mark.slow
+@drawn(max_examples=1000)
+@given(options, st.integers(0, 2**32 - 1))
+def test_the_filters_are_those_of_a_loop_over_the_characters_at_length(sampling, seed):
+    check_filter(sampling, seed)
+
+
+def draw(sampling, logits=LOGITS, rows=200, seed=0):
+    tokens = jnp.zeros(rows, jnp.int32)
+    _, ids = sample(fixed, jnp.asarray(logits), (), tokens, key=jax.random.key(seed), length=1,
+                    sampling=sampling)  # fmt: skip
+    return np.asarray(ids[0])
+
+
+def test_filters_that_leave_all_characters_change_no_draw():
+    plainly = draw(Sampling())
+    assert len(set(plainly)) == 6
+    for same in (Sampling(top_k=6), Sampling(top_k=10**12), Sampling(top_p=1.0)):
+        np.testing.assert_array_equal(draw(same), plainly)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [Sampling(0.0), Sampling(0.0, 3, 0.5), Sampling(top_k=1), Sampling(top_p=1e-45),
+     Sampling(1e-30), Sampling(1e-45), Sampling(5e-324)],
+    ids=str,
+)  # fmt: skip
+def test_what_leaves_one_character_takes_it(sampling):
+    assert set(draw(sampling, 1000 * LOGITS)) == {0}
+
+
+def test_ties():
+    logits = jnp.array([0.0, 2, 2, -1, 2])
+    # The filters cannot tell equals apart; greedy takes one.
+    for sampling in (Sampling(top_k=1), Sampling(top_k=2), Sampling(top_p=0.01)):
+        assert set(draw(sampling, logits)) == {1, 2, 4}
+    assert set(draw(Sampling(0.0, top_k=1), logits)) == {1}
+
+
+def test_wide_logits_are_filtered_in_their_own_type(x64):
+    logits = jnp.array([0.0, 1e-12, -1e-12, 2e-12])
+    assert logits.dtype == jnp.float64
+    kept = Sampling(top_k=2, top_p=0.9).filter(logits)
+    assert jnp.isfinite(kept).tolist() == [False, True, False, True]
+
+
+def test_minus_infinity_is_never_drawn():
+    logits = jnp.array([-jnp.inf, 0, -jnp.inf, 0.5])
+    for sampling in (Sampling(100.0), Sampling(top_k=3, top_p=0.99999)):
+        assert set(draw(sampling, logits)) == {1, 3}
+    assert set(draw(Sampling(0.0), logits)) == {3}
+
+
+def test_draws_from_narrow_logits_are_as_fine_as_those_from_wide_ones():
+    """Sums of 200 equal probabilities, and noise, would be rounded away in bfloat16."""
+    logits = jnp.zeros(200).at[0].set(-9.0)
+    for sampling in (Sampling(), Sampling(top_p=0.9999)):
+        narrow = draw(sampling, logits.astype(jnp.bfloat16), rows=500)
+        np.testing.assert_array_equal(narrow, draw(sampling, logits, rows=500))
+        assert len(set(narrow)) > 150
+
+
+CELL = rnnjax.GRUCell(5)
+
+
+def step(params, carry, tokens):
+    carry, y = CELL.step(params["cell"], carry, rnnjax.OneHot(tokens, 4))
+    return carry, y @ params["kernel"]
+
+
+@pytest.fixture(scope="module")
+def params(random_like):
+    like = {"cell": CELL.init(jax.random.key(0), 4), "kernel": jnp.zeros((5, 4))}
+    return random_like(like, 0, scale=1.5)
+
+
+def carry_of(rows):
+    return CELL.initial_carry((rows,))
+
+
+def test_a_row_draws_what_it_draws_alone_with_its_key(params):
+    tokens, key = jnp.array([0, 3, 1, 2, 2]), jax.random.key(7)
+    sampling = Sampling(1.2, 3, 0.95, 1.2, 3)
+    carry, together = sample(step, params, carry_of(5), tokens, key=key, length=20,
+                             sampling=sampling)  # fmt: skip
+    keys = jnp.stack([jax.random.fold_in(key, row) for row in range(5)])
+    for rows in (slice(3, 4), slice(1, 5)):
+        after, ids = sample(step, params, carry_of(len(tokens[rows])), tokens[rows],
+                            key=keys[rows], length=20, sampling=sampling)  # fmt: skip
+        np.testing.assert_array_equal(ids, together[:, rows])
+        np.testing.assert_allclose(after.hidden, carry.hidden[rows], atol=1e-6)
+    assert not np.array_equal(together[:, 3], together[:, 4])
+    # Nor does it need a batch, nor does the length matter; and the keys of old mean the same.
+    alone, ids = sample(step, params, CELL.initial_carry(), tokens[4],
+                        key=jax.random.key_data(keys[4]), length=6, sampling=sampling)  # fmt: skip
+    np.testing.assert_array_equal(ids, together[:6, 4])
+    assert alone.hidden.shape == (5,)
+
+
+def test_another_temperature_compiles_nothing():
+    traces = []
+
+    def counted(params, carry, tokens):
+        traces.append(1)
+        return fixed(params, carry, tokens)
+
+    def run(sampling):
+        sample(counted, LOGITS, (), jnp.int32(0), key=jax.random.key(0), length=2,
+               sampling=sampling)  # fmt: skip
+
+    run(Sampling(0.7, 3, 0.9, 1.1))
+    once = len(traces)
+    run(Sampling(1.4, 2, 0.5, 1.3))
+    assert len(traces) == once
+    run(Sampling(1.4, 0, 0.5, 1.3))
+    assert len(traces) > once
+
+
+def test_what_is_not_in_use_is_not_compiled():
+    def text(sampling):
+        run = functools.partial(sample, fixed, length=2, sampling=sampling)
+        return str(jax.make_jaxpr(lambda key: run(LOGITS, (), jnp.int32(0), key=key))(
+            jax.random.key(0)))  # fmt: skip
+
+    # A filter works on the bits of the logits.
+    assert "bitcast" in text(Sampling(top_k=2))
+    assert "bitcast" in text(Sampling(top_p=0.5))
+    assert "random_bits" in text(Sampling())
+    greedy = text(Sampling(0.0, 3, 0.5))
+    assert not any(name in greedy for name in ("bitcast", "random_bits"))
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 9, 100])
+def test_a_stream_has_the_characters_of_one_call(params, chunk):
+    tokens, key = jnp.array([0, 3, 1]), jax.random.key(1)
+    sampling = Sampling(0.9, repetition_penalty=1.3, penalty_window=3)
+    history = jnp.array([[1, -1, 2], [0, 3, 1]])
+    carry, ids = sample(step, params, carry_of(3), tokens, key=key, length=13, sampling=sampling,
+                        history=history)  # fmt: skip
+    made = stream(step, params, carry_of(3), tokens, key=key, length=13, sampling=sampling,
+                  history=history, chunk=chunk)  # fmt: skip
+    pieces = list(made)
+    assert [len(rows[0]) for rows in pieces] == [min(chunk, 13 - t) for t in range(0, 13, chunk)]
+    np.testing.assert_array_equal(np.concatenate([np.stack(rows) for rows in pieces], 1).T, ids)
+    np.testing.assert_allclose(made.text.carry.hidden, carry.hidden, atol=1e-6)
+    np.testing.assert_array_equal(made.text.tokens, ids[-1])
+
+
+def first_stop(text, stops):
+    """Where a text ends, by a search that sees all of it; the stop that is complete first."""
+    for end in range(1, len(text) + 1):
+        begins = [end - len(s) for s in stops if len(s) <= end and text[end - len(s) : end] == s]
+        if begins:
+            return min(begins)
+    return None
+
+
+def check_stops(params, stops, chunk, seed, pause):
+    length, rows = 14, 3
+    tokens, key = jnp.array([0, 3, 1]), jax.random.key(seed)
+    _, ids = sample(step, params, carry_of(rows), tokens, key=key, length=length)
+    texts = [tuple(row) for row in np.asarray(ids).T.tolist()]
+    made = stream(step, params, carry_of(rows), tokens, key=key, length=length,
+                  stops=stops, chunk=chunk)  # fmt: skip
+    got = [[], [], []]
+    for count, pieces in enumerate(made):
+        for row, piece in zip(got, pieces, strict=True):
+            row.extend(piece.tolist())
+        if count == pause:  # go on from the middle
+            check_text(params, made.text, tokens, got)
+    ends = [first_stop(text, stops) for text in texts]
+    assert got == [list(text[:end]) for text, end in zip(texts, ends, strict=True)]
+    assert made.stopped.tolist() == [end is not None for end in ends]
+    check_text(params, made.text, tokens, got)
+
+
+def check_text(params, text, tokens, got):
+    """The state must be that of a reader of the whole text from its start."""
+    for row, ids in enumerate(got):
+        whole = [int(tokens[row]), *ids]
+        carry = CELL.initial_carry((1,))
+        for character in whole[:-1]:
+            carry, _ = one_step(params, carry, jnp.array([character]))
+        np.testing.assert_allclose(text.carry.hidden[row], carry.hidden[0], atol=1e-5)
+        assert int(text.tokens[row]) == whole[-1]
+
+
+one_step = jax.jit(step)
+stop_strings = st.lists(
+    st.lists(st.integers(0, 3), min_size=1, max_size=5).map(tuple), min_size=1, max_size=3
+)
+
+
+@drawn(max_examples=25)
+@given(stop_strings, st.sampled_from([1, 3, 14]), st.integers(0, 99), st.integers(0, 3))
+def test_each_row_ends_before_its_stop_string_and_can_go_on(params, stops, chunk, seed, pause):
+    check_stops(params, stops, chunk, seed, pause)
+
+
+@pytest.mark.slow
+@drawn(max_examples=500)
+@given(stop_strings, st.sampled_from([1, 2, 3, 5, 14]), st.integers(0, 9999), st.integers(0, 9))
+def test_each_row_ends_before_its_stop_string_at_length(params, stops, chunk, seed, pause):
+    check_stops(params, stops, chunk, seed, pause)
+
+
+def test_a_stream_keeps_only_what_it_needs(params):
+    made = stream(step, params, carry_of(1), jnp.array([0]), key=jax.random.key(0), length=400,
+                  stops=[[0, 0, 0, 0, 0, 0, 1]], chunk=4)  # fmt: skip
+    for _ in made:
+        assert len(made._ids) < 20
+        assert len(made._states) < 5
+
+
+def test_reading_needs_no_characters(params):
+    carry = carry_of(2)
+    assert read(step, params, carry, np.zeros((0, 2), int)) is carry
+    assert read(step, params, carry, [[1, 2]], lengths=[0, 0]) is carry
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, None], ids=str)
+def test_logits_with_nothing_to_draw_from_are_an_error(bad):
+    logits = jnp.zeros((4, 4)).at[2, 1].set(0 if bad is None else bad)
+    logits = logits.at[2].set(-jnp.inf) if bad is None else logits
+    logits = logits.at[0, 2].set(9.0).at[1].set(jnp.array([9.0, 0, 0, 0]))  # 1 to 0 to 2
+    key, tokens = jax.random.key(0), jnp.array([3, 1])
+    for sampling in (Sampling(0.0), Sampling(1e-3, 3, 0.9, 1.1)):
+        with pytest.raises(NonFiniteError, match="character 2 of row 1 have NaN, plus infinity"):
+            sample(table, logits.at[3, 3].set(9.0), (), tokens, key=key, length=5,
+                   sampling=sampling)  # fmt: skip
+    made = stream(table, logits, (), tokens[1:], key=key, length=9, chunk=2,
+                  sampling=Sampling(0.0))  # fmt: skip
+    assert next(made)[0].tolist() == [0, 2]
+    with pytest.raises(NonFiniteError, match="character 2 of row 0"):
+        next(made)
+    # Behind a stop string nothing matters.
+    made = stream(table, logits, (), tokens[1:], key=key, length=9, stops=[[2]],
+                  sampling=Sampling(0.0))  # fmt: skip
+    assert next(made)[0].tolist() == [0]
+    inside = jax.jit(lambda: sample(table, logits, (), tokens, key=key, length=3, temperature=0)[1])
+    assert inside()[2, 1] == -1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"temperature": -1.0}, "temperature must be a number from 0"),
+        ({"temperature": np.nan}, "but is nan"),
+        ({"temperature": np.inf}, "but is inf"),
+        ({"top_k": -1}, "top_k must be a whole number of characters, at least 0, but is -1"),
+        ({"top_k": 2.5}, "but is 2.5"),
+        ({"top_p": 0.0}, "top_p must be a share of the probability above 0"),
+        ({"top_p": 1.1}, "but is 1.1"),
+        ({"top_p": np.nan}, "but is nan"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty must be a number above 0"),
+        ({"penalty_window": 0}, "penalty_window must be a whole number of characters, at least 1"),
+    ],
+)
+def test_a_sampling_refuses_what_has_no_meaning(arguments, message):
+    with pytest.raises(InvalidInputError, match=message):
+        Sampling(**arguments)
+
+
+def test_calls_refuse_what_does_not_fit():
+    tokens, key = jnp.zeros(3, jnp.int32), jax.random.key(0)
+    given = {"key": key, "length": 2}
+    for call, changed, message in [
+        (sample, {"length": 0}, "length must be at least 1"),
+        (sample, {"temperature": 1.0, "sampling": Sampling()}, "leave one out"),
+        (sample, {"key": jax.random.split(key, 2)}, r"one for each row, \(3,\)"),
+        (sample, {"history": jnp.zeros((5, 2))}, r"history must be \(n, \*batch\)"),
+        (stream, {"length": -1}, "length must be at least 1"),
+        (stream, {"chunk": 0}, "chunk must be at least 1"),
+        (stream, {"stops": [[]]}, "at least one character"),
+        (stream, {"stops": [[1.5]]}, "ids must be integers"),
+    ]:
+        with pytest.raises(InvalidInputError, match=message):
+            call(fixed, LOGITS, (), tokens, **{**given, **changed})
+    with pytest.raises(InvalidInputError, match=r"must be \(batch,\)"):
+        stream(fixed, LOGITS, (), jnp.int32(0), **given)
+    with pytest.raises(InvalidInputError, match="recent was left out"):
+        Sampling(repetition_penalty=2.0).filter(LOGITS)
+    for ids, lengths, message in [([1, 2], None, "time, batch"), ([[1, 2]], [1, 2], "from 0 to 1")]:
+        with pytest.raises(InvalidInputError, match=message):
+            read(fixed, LOGITS, (), ids, lengths=lengths)
