@@ -37,6 +37,7 @@ class Data:
         validation: ids behind those, perhaps none.
         test: ids at the end, perhaps none.
         seed: of the order of the windows.
+        rows: those of every batch that this process reads; by default all.
     """
 
     options: Text
@@ -46,6 +47,7 @@ class Data:
     validation: np.ndarray
     test: np.ndarray
     seed: int
+    rows: np.ndarray | None = None
 
     @classmethod
     def load(cls, options: Text, seed: int) -> "Data":
@@ -103,6 +105,7 @@ class Data:
         indices, weights = shuffled_batches(
             len(self._starts), self.options.batch_size, seed=self.seed, epoch=epoch
         )
+        indices, weights = self._mine(indices), self._mine(weights)
         inputs, targets = _cut(self._on_device, self._starts[indices], self.options.seq_length)
         return {"inputs": inputs, "targets": targets, "weights": jnp.asarray(weights)}
 
@@ -110,7 +113,11 @@ class Data:
     def _streams(self) -> dict[str, Any]:
         inputs, targets = streams(self.train, self.options.batch_size, self.options.seq_length)
         weights = np.ones(inputs.shape[:2], np.float32)
-        return jax.device_put({"inputs": inputs, "targets": targets, "weights": weights})
+        whole = {"inputs": inputs, "targets": targets, "weights": weights}
+        return jax.device_put({name: self._mine(array) for name, array in whole.items()})
+
+    def _mine(self, batches: np.ndarray) -> np.ndarray:
+        return batches if self.rows is None else batches[:, self.rows]
 
     @functools.cached_property
     def _starts(self) -> np.ndarray:

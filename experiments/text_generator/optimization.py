@@ -35,7 +35,7 @@ def make_optimizer(
     """The optimiser asked for, behind the clipping, once for every ``accumulate`` steps."""
     rate = learning_rate(options, epochs, max(1, steps_per_epoch // options.accumulate))
     if options.optimizer == "adamw":
-        optimizer = optax.adamw(rate, b2=0.99, weight_decay=options.weight_decay, mask=_matrices)
+        optimizer = optax.adamw(rate, b2=0.99, weight_decay=options.weight_decay, mask=matrices)
     elif options.optimizer == "rmsprop":
         optimizer = optax.rmsprop(rate, decay=0.9, eps=1e-7)
     else:
@@ -55,5 +55,6 @@ def new_state(model: CharacterModel, config: Train, steps_per_epoch: int) -> Tra
     return TrainState.create(jax.jit(model.init)(init_key), optimizer, key=run_key, carry=carry)
 
 
-def _matrices(params: Any) -> Any:
+def matrices(params: Any) -> Any:
+    """Where the weights decay: matrices, not biases."""
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)

@@ -4,6 +4,8 @@ import dataclasses
 import functools
 import math
 import warnings
+from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -16,24 +18,32 @@ from experiments.text_generator.model import CharacterModel, make_loss
 from experiments.text_generator.optimization import make_optimizer, new_state
 from experiments.text_generator.presets import PRESETS
 from experiments.text_generator.report import Progress
+from experiments.text_generator.scale import check_alike, say, sharding_of
 from experiments.text_generator.stored import PROGRAM, options_of, vocabulary_to_json
 from rnnjax import InvalidInputError
 from rnnjax.training import (
     Checkpoints,
     Records,
+    Reporter,
     Schedule,
+    Sharding,
+    SharedCheckpoints,
     TrainState,
+    from_first,
+    is_first,
     make_train_steps,
     train,
 )
+
+AnyCheckpoints = Checkpoints | SharedCheckpoints
 
 
 def run_training(config: Train) -> int:
     """Train a new model, or go on with one."""
     config.check()
+    config.launch.start()
     if config.resume:
-        run_dir = runs.existing(PROGRAM, config.run_dir)
-        run = runs.read_json(run_dir / "run.json")
+        run_dir, run = from_first(lambda: existing_run(config.run_dir))
         config = resumed(config, options_of(run.get("config", {})))
         data = Data.load(config.text, config.seed)
         if data.digest != run["text_sha256"]:
@@ -43,7 +53,14 @@ def run_training(config: Train) -> int:
             )
     else:
         data = Data.load(config.text, config.seed)
-        run_dir = runs.create(PROGRAM, config.run_dir)
+        run_dir = None
+    check_alike(config, data.digest)
+    sharding = sharding_of(config)
+    if sharding is not None:
+        data = dataclasses.replace(data, rows=sharding.rows(config.text.batch_size))
+    if run_dir is None:
+        run_dir = from_first(lambda: str(runs.create(PROGRAM, config.run_dir)))
+    run_dir = Path(run_dir)
     if config.steps is not None:
         epochs = math.ceil(config.steps / data.steps_per_epoch)
         config = dataclasses.replace(config, epochs=epochs)
@@ -52,12 +69,14 @@ def run_training(config: Train) -> int:
         "vocabulary": vocabulary_to_json(data.vocabulary),
         "text_sha256": data.digest,
     }
-    runs.write_json(run_dir / "run.json", stored)
+    from_first(lambda: runs.write_json(run_dir / "run.json", stored))
 
     model = CharacterModel.build(config.model, len(data.vocabulary))
-    checkpoints = Checkpoints(run_dir / "checkpoints", keep_last=config.keep_last)
+    checkpoints = open_checkpoints(run_dir / "checkpoints", config, sharding)
     state = new_state(model, config, data.steps_per_epoch)
     carry = model.initial_carry(config.text.batch_size) if config.text.carry_state else ()
+    if sharding is not None:
+        state = sharding.put_state(state)
     if config.resume:
         state = restored(checkpoints, state)
 
@@ -69,32 +88,37 @@ def run_training(config: Train) -> int:
         patience=config.patience,
     )
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    print(
+    say(
         f"{data.length:,} characters ({len(data.vocabulary)} distinct), {parameters:,} parameters, "
         f"{schedule.epochs} epochs of {schedule.steps_per_epoch} steps; results in {run_dir}"
     )
     done, steps = int(state.step), schedule.epochs * schedule.steps_per_epoch
     if config.resume:
-        print(f"going on from step {done} of {steps}")
+        say(f"going on from step {done} of {steps}")
     optimizer = make_optimizer(config.optimization, config.epochs, data.steps_per_epoch)
     loss_fn = make_loss(
-        model, carry_state=config.text.carry_state, last=config.text.predict == "last"
+        model,
+        carry_state=config.text.carry_state,
+        forget=config.text.forget,
+        last=config.text.predict == "last",
     )
     validate = held_out(model, data.validation, "validation") if len(data.validation) else None
-    progress = Progress(
-        run_dir,
-        characters_per_step=data.characters_per_step,
-        steps=steps,
-        done=done,
-        write=functools.partial(write_sample, model, data.vocabulary, config)
-        if config.sample_length
-        else None,
-        tensorboard=config.tensorboard,
-    )
+    progress: Reporter = Reporter()
+    if is_first():
+        progress = Progress(
+            run_dir,
+            characters_per_step=data.characters_per_step,
+            steps=steps,
+            done=done,
+            write=functools.partial(write_sample, model, data.vocabulary, config)
+            if config.sample_length
+            else None,
+            tensorboard=config.tensorboard,
+        )
     try:
         state, stopped_by = train(
             state,
-            make_train_steps(loss_fn, optimizer),
+            make_train_steps(loss_fn, optimizer, sharding),
             data.batches,
             schedule,
             checkpoints=checkpoints,
@@ -104,20 +128,22 @@ def run_training(config: Train) -> int:
             initial_carry=carry,
             evaluate=None if validate is None else lambda state: validate(state.params),
             reporter=progress,
+            sharding=sharding,
         )
         if not stopped_by and len(data.test):
-            report_test(model, data, checkpoints, state)
+            report_test(model, data, checkpoints, state, sharding)
     finally:
-        progress.close()
+        if isinstance(progress, Progress):
+            progress.close()
         checkpoints.close()
     if stopped_by:
-        print(
+        say(
             f"stopped and saved at step {int(state.step)}; go on with: "
             f"python -m experiments.text_generator train --resume --run-dir {run_dir}"
         )
         return 128 + stopped_by
-    print(f"done; the loss is plotted in {run_dir / 'loss.png'}")
-    print(f"let it write: python -m experiments.text_generator generate --run-dir {run_dir}")
+    say(f"done; the loss is plotted in {run_dir / 'loss.png'}")
+    say(f"let it write: python -m experiments.text_generator generate --run-dir {run_dir}")
     return 0
 
 
@@ -128,7 +154,7 @@ def resumed(given: Train, stored: Train) -> Train:
         InvalidInputError: another option was given, and differs from that of the run.
     """
     defaults = PRESETS[given.preset]
-    free = {"run_dir", "resume", "epochs", "steps", "preset"}
+    free = {"run_dir", "resume", "epochs", "steps", "preset", "mesh", "launch"}
     for ours, theirs, default in (
         (given, stored, defaults),
         *((getattr(given, g), getattr(stored, g), getattr(defaults, g)) for g in _GROUPS),
@@ -143,35 +169,55 @@ def resumed(given: Train, stored: Train) -> Train:
             )
     longer = {
         name: getattr(given, name)
-        for name in ("epochs", "steps")
+        for name in ("epochs", "steps", "mesh")
         if getattr(given, name) != getattr(defaults, name)
     }
     if "epochs" in longer:
         longer.setdefault("steps", None)
-    return dataclasses.replace(stored, **longer, run_dir=given.run_dir, resume=True)
+    return dataclasses.replace(
+        stored, **longer, run_dir=given.run_dir, resume=True, launch=given.launch
+    )
 
 
 _GROUPS = ("text", "model", "optimization")
 
 
-def restored(checkpoints: Checkpoints, state: TrainState) -> TrainState:
+def existing_run(run_dir: Path | None) -> tuple[str, dict[str, Any]]:
+    """The folder of a run and its run.json."""
+    found = runs.existing(PROGRAM, run_dir)
+    return str(found), runs.read_json(found / "run.json")
+
+
+def open_checkpoints(folder: Path, config: Train, sharding: Sharding | None) -> AnyCheckpoints:
+    """The checkpoints of the run, of all its processes."""
+    if sharding is None:
+        return Checkpoints(folder, keep_last=config.keep_last)
+    return SharedCheckpoints(folder, sharding, keep_last=config.keep_last)
+
+
+def restored(checkpoints: AnyCheckpoints, state: TrainState) -> TrainState:
     """The state to go on from: that of the latest whole checkpoint, or the first."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         latest = checkpoints.restore_latest(state)
     for warning in caught:
-        print(f"warning: {warning.message}")
+        say(f"warning: {warning.message}")
     return state if latest is None else latest
 
 
 def report_test(
-    model: CharacterModel, data: Data, checkpoints: Checkpoints, last: TrainState
+    model: CharacterModel,
+    data: Data,
+    checkpoints: AnyCheckpoints,
+    last: TrainState,
+    sharding: Sharding | None,
 ) -> None:
     """Measure the best checkpoint once on the text that was held out for it."""
     best = checkpoints.best_step()
     state = last if best is None else checkpoints.restore(last, best)
+    state = state if sharding is None else sharding.whole(state)
     loss = held_out(model, data.test, "test")(state.params)["test_loss"]
-    print(f"test: {loss:.4f} nats, {bits(loss):.3f} bits per character, at step {int(state.step)}")
+    say(f"test: {loss:.4f} nats, {bits(loss):.3f} bits per character, at step {int(state.step)}")
 
 
 def write_sample(

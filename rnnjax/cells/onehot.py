@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from rnnjax.cells.rows import as_rows
 from rnnjax.errors import InvalidInputError
 
 
@@ -76,6 +77,6 @@ class OneHot:
         """The vectors times ``kernel``: a row of it for each id, zeros for those out of range."""
         # A negative index would count from the end; on one axis the gradient needs no copy.
         wide = self.ids.astype(jnp.promote_types(self.ids.dtype, jnp.int32))
-        ids = jnp.where(wide < 0, self.size, wide).reshape(-1)
+        ids = as_rows(jnp.where(wide < 0, self.size, wide), features=0)
         rows = kernel.at[ids].get(mode="fill", fill_value=0)
         return rows.reshape(*self.ids.shape, kernel.shape[1])

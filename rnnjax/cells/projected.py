@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from rnnjax.cells.activations import Activation, Initializer, get_activation, get_initializer
 from rnnjax.cells.base import Carry, Cell, Inputs, Params, as_inputs, at_least_float32
 from rnnjax.cells.onehot import OneHot
+from rnnjax.cells.rows import as_rows
 from rnnjax.errors import InvalidInputError
 
 
@@ -206,7 +207,7 @@ def product(x: Inputs, kernel: jax.Array, dtype: DTypeLike | None) -> jax.Array:
     if dtype is None:
         dtype = jnp.promote_types(x.dtype, kernel.dtype)
     # Two axes, not three: the gradient is then two plain products, without transposed copies.
-    rows = x.reshape(-1, x.shape[-1]).astype(dtype)
+    rows = as_rows(x).astype(dtype)
     out = jnp.matmul(rows, kernel.astype(dtype), preferred_element_type=at_least_float32(dtype))
     return out.reshape(*x.shape[:-1], kernel.shape[-1])
 

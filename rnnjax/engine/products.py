@@ -30,6 +30,7 @@ from jax.typing import DTypeLike
 
 from rnnjax.cells.base import at_least_float32
 from rnnjax.cells.projected import product
+from rnnjax.cells.rows import as_rows, divided
 
 # A kernel above this size does not stay in a core's cache between two steps.
 _CACHE_BYTES = 4 * 2**20
@@ -108,6 +109,8 @@ class Products:
 
     def inputs_gradient(self, d: jax.Array, kernel: jax.Array) -> jax.Array:
         """``d @ kernel.T`` for all steps at once."""
+        if divided():
+            return contract(self._cast(d), self._cast(kernel), (d.ndim - 1, 1))
         return self._transposed(self.inputs_backward, self._cast(kernel))(d)
 
     def _transposed(self, form: Backward, kernel: jax.Array) -> Product:
@@ -124,8 +127,9 @@ class Products:
 
         Written out, because JAX's own rule gives its transpose, which XLA then copies around.
         """
-        left, right = (self._cast(a.reshape(-1, a.shape[-1])) for a in (xs, d))
-        return contract(left, right, (0, 0))
+        left, right = (self._cast(as_rows(a)) for a in (xs, d))
+        rows = tuple(range(left.ndim - 1))
+        return contract(left, right, (rows, rows))
 
     def _cast(self, array: jax.Array) -> jax.Array:
         return array if self.dtype is None else array.astype(self.dtype)
@@ -148,12 +152,16 @@ def _from_the_left(kernel: jax.Array, x: jax.Array, dtype: DTypeLike | None) -> 
     return _as_rows(on_rows, x)
 
 
-def contract(left: jax.Array, right: jax.Array, axes: tuple[int, int]) -> jax.Array:
-    """The product of two matrices over an axis of each, in the types of `product`."""
+Axes = int | tuple[int, ...]
+
+
+def contract(left: jax.Array, right: jax.Array, axes: tuple[Axes, Axes]) -> jax.Array:
+    """The product of two arrays over an axis of each, or several, in the types of `product`."""
     dtype = jnp.promote_types(left.dtype, right.dtype)
+    over = tuple((axis,) if isinstance(axis, int) else axis for axis in axes)
     return jax.lax.dot_general(
         left.astype(dtype),
         right.astype(dtype),
-        (((axes[0],), (axes[1],)), ((), ())),
+        ((over[0], over[1]), ((), ())),
         preferred_element_type=at_least_float32(dtype),
     )

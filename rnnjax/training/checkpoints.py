@@ -55,6 +55,8 @@ class Checkpoints:
                 n=keep_best,
             ),
         ]
+        if not read_only:
+            self.directory.mkdir(parents=True, exist_ok=True)
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
@@ -62,8 +64,9 @@ class Checkpoints:
                 best_mode="min",
                 preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
                 cleanup_tmp_directories=not read_only,
-                create=not read_only,
+                create=False,
                 enable_async_checkpointing=False,
+                multiprocessing_options=_alone(),
             ),
         )
 
@@ -103,7 +106,10 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        tree = _plain(state)
+        tree = as_plain(state)
+        if jax.process_count() > 1:
+            # Orbax takes an array that is not of all processes for a mistake.
+            tree = jax.tree.map(np.asarray, tree)
         about = {"config": dict(config), "arrays": _describe(tree)}
         try:
             self._manager.save(
@@ -136,7 +142,7 @@ class Checkpoints:
         """
         step = self._existing(step)
         arrays = self._about(step)["arrays"]
-        target = jax.eval_shape(_plain, like)
+        target = jax.eval_shape(as_plain, like)
         expected = {
             path: (list(leaf.shape), str(leaf.dtype)) for path, leaf in _leaves(target).items()
         }
@@ -153,6 +159,11 @@ class Checkpoints:
                 f"{self.path(step)} belongs to another model: {shown}{more}; build the model from "
                 "the configuration saved with the checkpoint"
             )
+        # On one device here, over however many of whatever kind they were when they were saved.
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        target = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), target
+        )
         try:
             tree = self._manager.restore(
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
@@ -162,7 +173,7 @@ class Checkpoints:
         for path, entry in _describe(tree).items():
             if entry["crc32"] != arrays[path]["crc32"]:
                 raise self._damaged(step, f"the checksum of {path} is wrong")
-        return TrainState(**{**tree, "key": jax.random.wrap_key_data(tree["key"])})
+        return from_plain(tree)
 
     def restore_latest(self, like: TrainState) -> TrainState | None:
         """Read the latest checkpoint that is whole, or None if there is none at all.
@@ -233,10 +244,25 @@ class Checkpoints:
         )
 
 
-def _plain(state: TrainState) -> dict[str, Any]:
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """Keeps orbax from waiting for the other processes of a run, where there are any."""
+    if jax.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    index = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"of_{index}"
+    )
+
+
+def as_plain(state: TrainState) -> dict[str, Any]:
     """The state as a dict; orbax stores the bits of a random key, not the key type."""
     tree = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
     return tree | {"key": jax.random.key_data(state.key)}
+
+
+def from_plain(tree: dict[str, Any]) -> TrainState:
+    """The state of which `as_plain` made a dict."""
+    return TrainState(**{**tree, "key": jax.random.wrap_key_data(tree["key"])})
 
 
 def _leaves(tree: Any) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The training loop: epochs of dispatches, with checkpoints, records and an exact resume."""
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -11,7 +12,10 @@ import numpy as np
 
 from rnnjax.errors import InvalidInputError, NonFiniteError
 from rnnjax.training.checkpoints import Checkpoints
+from rnnjax.training.processes import agreed_signal, from_first, is_first
 from rnnjax.training.records import Records
+from rnnjax.training.sharding import Sharding
+from rnnjax.training.shared import SharedCheckpoints
 from rnnjax.training.signals import StopRequest
 from rnnjax.training.state import TrainState
 from rnnjax.training.step import TrainSteps
@@ -60,13 +64,14 @@ def train(
     batches_of_epoch: Callable[[int], Any],
     schedule: Schedule,
     *,
-    checkpoints: Checkpoints,
+    checkpoints: Checkpoints | SharedCheckpoints,
     config: Mapping[str, Any],
     steps: Records,
     epochs: Records,
     initial_carry: Any = (),
     evaluate: Callable[[TrainState], Mapping[str, float]] | None = None,
     reporter: Reporter | None = None,
+    sharding: Sharding | None = None,
 ) -> tuple[TrainState, int | None]:
     """Train from ``state.step`` to the end of the schedule.
 
@@ -87,6 +92,12 @@ def train(
         evaluate: measures the state after every epoch; its ``validation_loss`` decides which
             checkpoint is the best, and each epoch that is better than all before it is saved.
         reporter: hears of the progress.
+        sharding: how state and batches lie over several devices, that of ``train_steps``. The
+            state is given, and returned, as its ``put_state`` lays it; batches, ``initial_carry``
+            and what ``evaluate`` and ``reporter`` get are arrays of this process, batches with its
+            rows alone. With several processes ``checkpoints`` have to be shared. The first one
+            writes the records, its measures decide, and a signal to any of them stops all at the
+            same step.
 
     Returns:
         the last state, and the number of the signal that stopped the run early, or None.
@@ -97,48 +108,68 @@ def train(
     """
     reporter = reporter or Reporter()
     done = int(state.step)
-    steps.drop_after(done)
-    epochs.drop_after(done)
+    if is_first():
+        steps.drop_after(done)
+        epochs.drop_after(done)
+    stale = from_first(lambda: _stale(epochs, schedule))
     with StopRequest() as stop:
-        while done < schedule.epochs * schedule.steps_per_epoch and not _stale(epochs, schedule):
+        while done < schedule.epochs * schedule.steps_per_epoch and not stale:
             epoch, first = divmod(done, schedule.steps_per_epoch)
             if first == 0:
                 # A copy, because the state is donated and the next epoch begins from it again.
                 carry = jax.tree.map(lambda leaf: leaf.copy(), initial_carry)
+                carry = carry if sharding is None else sharding.put_carry(carry)
                 state = dataclasses.replace(state, carry=carry)
-            batches = jax.device_put(batches_of_epoch(epoch))
+            batches = batches_of_epoch(epoch)
+            batches = (jax.device_put if sharding is None else sharding.put_batches)(batches)
             began = time.perf_counter()
             for start in range(first, schedule.steps_per_epoch, schedule.steps_per_dispatch):
                 end = min(start + schedule.steps_per_dispatch, schedule.steps_per_epoch)
                 state, metrics = train_steps(state, batches, start, end)
                 values = {name: np.asarray(m)[start:end] for name, m in metrics.items()}
                 _require_finite(values, done, checkpoints)
-                steps.append(
-                    {"step": done + i + 1, "epoch": epoch + 1}
-                    | {name: float(m[i]) for name, m in values.items()}
-                    for i in range(end - start)
-                )
+                if is_first():
+                    steps.append(
+                        {"step": done + i + 1, "epoch": epoch + 1}
+                        | {name: float(m[i]) for name, m in values.items()}
+                        for i in range(end - start)
+                    )
                 done += end - start
                 reporter.on_dispatch(done, values["loss"])
-                if stop.signal and end < schedule.steps_per_epoch:
+                if end < schedule.steps_per_epoch and (signal := agreed_signal(stop.signal)):
                     checkpoints.save(state, config)
-                    return state, stop.signal
-            seconds = time.perf_counter() - began
-            summary = _summary(steps, epoch + 1)
-            summary["steps_per_second"] = (schedule.steps_per_epoch - first) / seconds
-            if evaluate is not None:
-                summary |= evaluate(state)
-            best = min((_score(entry) for entry in epochs.read()), default=math.inf)
-            improved = evaluate is not None and _score(summary) < best
-            epochs.append([{"step": done, "epoch": epoch + 1} | summary])
-            reporter.on_epoch(epoch + 1, state, summary)
-            finished = epoch + 1 == schedule.epochs or _stale(epochs, schedule)
+                    return state, signal
+            speed = (schedule.steps_per_epoch - first) / (time.perf_counter() - began)
+            whole = state if sharding is None else sharding.whole(state)
+            measures = {"steps_per_second": speed, **(evaluate(whole) if evaluate else {})}
+            entry = {"step": done, "epoch": epoch + 1}
+            summary, improved, stale = from_first(
+                functools.partial(_end_of_epoch, steps, epochs, schedule, entry, measures)
+            )
+            improved = improved and evaluate is not None
+            reporter.on_epoch(epoch + 1, whole, summary)
+            finished = epoch + 1 == schedule.epochs or stale
             due = (epoch + 1) % schedule.epochs_per_checkpoint == 0
-            if finished or improved or due or stop.signal:
+            signal = agreed_signal(stop.signal)
+            if finished or improved or due or signal:
                 checkpoints.save(state, config, loss=_score(summary))
-            if stop.signal and not finished:
-                return state, stop.signal
+            if signal and not finished:
+                return state, signal
     return state, None
+
+
+def _end_of_epoch(
+    steps: Records,
+    epochs: Records,
+    schedule: Schedule,
+    entry: Mapping[str, int],
+    measures: Mapping[str, float],
+) -> tuple[dict[str, float], bool, bool]:
+    """Record an epoch; returns its means and measures, if it is the best, and if it is the last."""
+    summary = {**_summary(steps, entry["epoch"]), **measures}
+    best = min((_score(before) for before in epochs.read()), default=math.inf)
+    epochs.append([{**entry, **summary}])
+    return summary, _score(summary) < best, _stale(epochs, schedule)
 
 
 def _score(summary: Mapping[str, Any]) -> float:
@@ -155,7 +186,9 @@ def _stale(epochs: Records, schedule: Schedule) -> bool:
     return bool(before) and min(recent) >= min(before)
 
 
-def _require_finite(metrics: Mapping[str, np.ndarray], done: int, checkpoints: Checkpoints) -> None:
+def _require_finite(
+    metrics: Mapping[str, np.ndarray], done: int, checkpoints: Checkpoints | SharedCheckpoints
+) -> None:
     for i, (loss, norm) in enumerate(zip(metrics["loss"], metrics["grad_norm"], strict=True)):
         if not (math.isfinite(loss) and math.isfinite(norm)):
             last = checkpoints.latest_step()

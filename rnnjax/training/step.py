@@ -1,12 +1,15 @@
 """The jitted train step: many optimiser steps in one dispatch, with truncated backpropagation."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from rnnjax.training.sharding import Sharding
 from rnnjax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
@@ -28,7 +31,11 @@ class LossFunction(Protocol):
 TrainSteps = Callable[[TrainState, Any, int, int], tuple[TrainState, Metrics]]
 
 
-def make_train_steps(loss_fn: LossFunction, optimizer: optax.GradientTransformation) -> TrainSteps:
+def make_train_steps(
+    loss_fn: LossFunction,
+    optimizer: optax.GradientTransformation,
+    sharding: Sharding | None = None,
+) -> TrainSteps:
     """Compile a function that does many optimiser steps in one dispatch.
 
     The carry that ``loss_fn`` returns goes into the next step as a value: its gradient is stopped
@@ -39,6 +46,8 @@ def make_train_steps(loss_fn: LossFunction, optimizer: optax.GradientTransformat
     Args:
         loss_fn: the loss of one batch.
         optimizer: an optax optimiser, with its schedule and clipping.
+        sharding: how state and batches lie over several devices: give them as its ``put_state`` and
+            ``put_batches`` return them. The state that comes out lies in the same way.
 
     Returns:
         ``train_steps(state, batches, start, stop) -> (state, metrics)``. The leaves of ``batches``
@@ -66,7 +75,8 @@ def make_train_steps(loss_fn: LossFunction, optimizer: optax.GradientTransformat
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = metrics | {"loss": loss, "grad_norm": optax.tree.norm(grads)}
-        return TrainState(state.step + 1, params, opt_state, carry, state.key), metrics
+        new = TrainState(state.step + 1, params, opt_state, carry, state.key)
+        return (new if sharding is None else sharding.keep(new)), metrics
 
     def train_steps(
         state: TrainState, batches: Any, start: jax.Array, stop: jax.Array
@@ -90,6 +100,8 @@ def make_train_steps(loss_fn: LossFunction, optimizer: optax.GradientTransformat
         state, metrics, _, _ = jax.lax.while_loop(
             unfinished, body, (state, metrics, start, jnp.bool_(True))
         )
+        if sharding is not None:
+            state, metrics = sharding.keep(state), sharding.keep_everywhere(metrics)
         return state, metrics
 
     compiled = jax.jit(train_steps, donate_argnums=0)
@@ -97,6 +109,8 @@ def make_train_steps(loss_fn: LossFunction, optimizer: optax.GradientTransformat
     def checked(
         state: TrainState, batches: Any, start: int, stop: int
     ) -> tuple[TrainState, Metrics]:
-        return compiled(state, batches, jnp.int32(start), jnp.int32(stop))
+        # The mesh that is set tells `unroll` to leave to XLA what it would do for one device.
+        with nullcontext() if sharding is None else jax.set_mesh(sharding.mesh):
+            return compiled(state, batches, np.int32(start), np.int32(stop))
 
     return checked

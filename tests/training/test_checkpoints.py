@@ -142,3 +142,52 @@ def test_saving_twice_writes_once_and_a_failed_save_keeps_the_rest(checkpoints, 
     with pytest.raises(CheckpointError, match=r"step 2 could not be written.*No space left"):
         checkpoints.save(state_at(2), {})
     assert checkpoints.steps() == [1]
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+def test_a_damaged_latest_checkpoint_is_set_aside_for_the_one_before(
+    checkpoints, no_unraisable_errors
+):
+    for step in (1, 2, 3):
+        checkpoints.save(state_at(step), {})
+    largest = max(files_of(checkpoints, 3), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:100])
+    with pytest.warns(UserWarning, match=r"3 is damaged .* set aside as damaged-3"):
+        restored = checkpoints.restore_latest(state_at(0))
+    assert int(restored.step) == 2
+    assert checkpoints.steps() == [2]
+    assert (checkpoints.directory / "damaged-3").is_dir()
+    # The run comes to the same step again, and what it writes there is whole.
+    checkpoints.save(state_at(3), {})
+    assert int(checkpoints.restore_latest(state_at(0)).step) == 3
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(
+    checkpoints, no_unraisable_errors
+):
+    assert checkpoints.restore_latest(state_at(0)) is None
+    checkpoints.save(state_at(1), {})
+    (checkpoints.path(1) / "about" / "metadata").write_text("{")
+    with (
+        pytest.warns(UserWarning, match="1 is damaged"),
+        pytest.raises(CheckpointError, match="all 1 checkpoints in"),
+    ):
+        checkpoints.restore_latest(state_at(0))
+
+
+def test_a_checkpoint_of_another_model_is_not_set_aside(checkpoints):
+    checkpoints.save(state_at(1), {})
+    other = rnnjax.Stack([rnnjax.LSTMCell(4), rnnjax.GRUCell(5)])
+    with pytest.raises(CheckpointError, match="belongs to another model"):
+        checkpoints.restore_latest(state_at(0, other))
+    assert checkpoints.steps() == [1]
+
+
+def test_the_best_step_is_that_of_the_lowest_loss_given(checkpoints):
+    assert checkpoints.best_step() is None
+    checkpoints.save(state_at(1), {})
+    assert checkpoints.best_step() is None
+    for step, loss in ((2, 1.5), (3, 1.2), (4, 1.9)):
+        checkpoints.save(state_at(step), {}, loss=loss)
+    assert checkpoints.best_step() == 3

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import signal
 
@@ -49,7 +50,7 @@ def new_state():
     )
 
 
-def run(folder, reporter=None, data=batches, schedule=SCHEDULE):
+def run(folder, reporter=None, data=batches, schedule=SCHEDULE, evaluate=None):
     """Begin, or go on from the latest checkpoint, like a program does."""
     checkpoints = Checkpoints(folder / "checkpoints")
     state = new_state()
@@ -60,7 +61,7 @@ def run(folder, reporter=None, data=batches, schedule=SCHEDULE):
             state, TRAIN_STEPS, data, schedule,
             checkpoints=checkpoints, config={}, reporter=reporter,
             steps=Records(folder / "steps.jsonl"), epochs=Records(folder / "epochs.jsonl"),
-            initial_carry=CELL.initial_carry((2,)),
+            initial_carry=CELL.initial_carry((2,)), evaluate=evaluate,
         )  # fmt: skip
     finally:
         checkpoints.close()
@@ -157,6 +158,41 @@ def test_not_finite_before_any_checkpoint(tmp_path):
 def test_a_schedule_has_positive_numbers():
     with pytest.raises(InvalidInputError, match="steps_per_epoch must be at least 1, but is 0"):
         Schedule(epochs=1, steps_per_epoch=0)
+
+
+def scores(*losses):
+    """Measures a state by its step alone: the loss of the first epoch, of the second ..."""
+
+    def evaluate(state):
+        return {"validation_loss": losses[int(state.step) // 5 - 1]}
+
+    return evaluate
+
+
+def test_each_better_epoch_is_saved_and_the_run_ends_when_none_comes(tmp_path):
+    schedule = dataclasses.replace(SCHEDULE, epochs=8, epochs_per_checkpoint=50, patience=2)
+    evaluate = scores(3.0, 2.0, 2.5, 1.5, 1.6, 1.5, 1.0, 0.5)
+    state, stopped_by = run(tmp_path, schedule=schedule, evaluate=evaluate)
+    assert (int(state.step), stopped_by) == (30, None)
+    epochs = Records(tmp_path / "epochs.jsonl").read()
+    assert [entry["validation_loss"] for entry in epochs] == [3.0, 2.0, 2.5, 1.5, 1.6, 1.5]
+    checkpoints = Checkpoints(tmp_path / "checkpoints", read_only=True)
+    assert checkpoints.best_step() == 20
+    # The last three, of which the best is one; not after the third and the fifth epoch.
+    assert checkpoints.steps() == [10, 20, 30]
+    checkpoints.close()
+    # Going on with it does nothing more.
+    again, _ = run(tmp_path, schedule=schedule, evaluate=evaluate)
+    assert bits(again) == bits(state)
+
+
+def test_a_resumed_run_waits_as_long_as_an_undisturbed_one(tmp_path):
+    schedule = dataclasses.replace(SCHEDULE, epochs=8, epochs_per_checkpoint=50, patience=2)
+    evaluate = scores(3.0, 2.0, 2.5, 2.4, 1.0, 1.0, 1.0, 1.0)
+    with pytest.raises(RuntimeError, match="an accident"):
+        run(tmp_path, At(17, fail), schedule=schedule, evaluate=evaluate)
+    state, _ = run(tmp_path, schedule=schedule, evaluate=evaluate)
+    assert int(state.step) == 20
 
 
 def test_half_a_line_is_dropped(tmp_path):

@@ -1,0 +1,167 @@
+"""Several processes that train one model together: how they meet, and what they agree on."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from rnnjax.errors import InvalidInputError, RnnjaxError
+
+_VARIABLES = {
+    "coordinator": "JAX_COORDINATOR_ADDRESS",
+    "processes": "JAX_NUM_PROCESSES",
+    "process": "JAX_PROCESS_ID",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Processes:
+    """Which of several processes this one is; by default the only one.
+
+    All processes run the same program on the same data, and each holds its share of every array
+    (JAX's multi-controller model). `start` has them meet.
+    """
+
+    coordinator: str | None = None
+    """HOST:PORT at which process 0 waits for the others; by default the environment variable
+    JAX_COORDINATOR_ADDRESS."""
+    processes: int | None = None
+    """How many there are; by default JAX_NUM_PROCESSES."""
+    process: int | None = None
+    """Which of them this is, from 0; by default JAX_PROCESS_ID."""
+
+    def start(self) -> None:
+        """Meet the other processes, if there are any; before JAX is used for anything else.
+
+        Raises:
+            InvalidInputError: the three do not belong together, or the others did not come.
+
+        >>> Processes().start()  # the only process has nobody to meet
+        >>> Processes("localhost:1234", processes=2).start()
+        Traceback (most recent call last):
+        ...
+        rnnjax.errors.InvalidInputError: several processes need a coordinator, ...
+        """
+        given = self.or_environment()
+        values = (given.coordinator, given.processes, given.process)
+        if values == (None, None, None) or values == (None, 1, None):
+            return
+        if given.coordinator is None or given.processes is None or given.process is None:
+            raise InvalidInputError(
+                "several processes need a coordinator, their number and which of them this is, but "
+                f"came as coordinator {given.coordinator}, processes {given.processes} and process "
+                f"{given.process}; give all three"
+            )
+        host, colon, port = given.coordinator.rpartition(":")
+        if not (host and colon and port.isdigit()):
+            raise InvalidInputError(
+                f"the coordinator must be HOST:PORT, but is {given.coordinator!r}; name the "
+                "machine of process 0 and a free port on it"
+            )
+        if not 0 <= given.process < given.processes:
+            raise InvalidInputError(
+                f"the process must be from 0 to {given.processes - 1}, one less than their number, "
+                f"but is {given.process}"
+            )
+        # The CPU's own collectives stay within a process; other platforms do not read this.
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        # JAX's own answer to SIGTERM would take it from the training loop, which agrees on a step.
+        jax.config.update("jax_enable_preemption_service", False)
+        try:
+            jax.distributed.initialize(
+                given.coordinator, num_processes=given.processes, process_id=given.process
+            )
+        except RuntimeError as error:
+            raise InvalidInputError(
+                f"process {given.process} of {given.processes} could not meet the others at "
+                f"{given.coordinator} ({str(error).splitlines()[0][:200]}); start all of them, "
+                "with the same coordinator and number, each once"
+            ) from error
+
+    def or_environment(self) -> "Processes":
+        """The same, with what is left out taken from the environment.
+
+        Raises:
+            InvalidInputError: a variable should be a number and is none.
+        """
+        found: dict[str, Any] = {
+            name: os.environ[variable]
+            for name, variable in _VARIABLES.items()
+            if getattr(self, name) is None and os.environ.get(variable)
+        }
+        for name in found.keys() & {"processes", "process"}:
+            if not found[name].isdigit():
+                raise InvalidInputError(
+                    f"{_VARIABLES[name]} must be a number, but is {found[name]!r}; set it to one, "
+                    "or unset it"
+                )
+            found[name] = int(found[name])
+        return dataclasses.replace(self, **found)
+
+
+def is_first() -> bool:
+    """Whether this process is the one that prints and writes files.
+
+    >>> is_first()
+    True
+    """
+    return jax.process_index() == 0
+
+
+def from_first(work: Callable[[], Any]) -> Any:
+    """Do something on the first process alone, and return on all what came of it.
+
+    All processes have to call it. What was raised on the first one is raised there, and on the
+    others as a `RnnjaxError` with the same sentence, so that none waits for one that has ended.
+
+    Args:
+        work: returns what JSON can hold.
+
+    >>> from_first(lambda: [1, None])
+    [1, None]
+    """
+    if jax.process_count() == 1:
+        return work()
+    outcome: dict[str, Any] = {}
+    raised: Exception | None = None
+    if is_first():
+        try:
+            outcome = {"value": work()}
+        except Exception as error:
+            raised = error
+            known = isinstance(error, RnnjaxError)
+            outcome = {"error": str(error) if known else f"process 0 failed ({error!r})"}
+    outcome = json.loads(bytes_from_first(json.dumps(outcome).encode()))
+    if raised is not None:
+        raise raised
+    if "error" in outcome:
+        raise RnnjaxError(outcome["error"])
+    return outcome["value"]
+
+
+def bytes_from_first(data: bytes) -> bytes:
+    """The bytes that the first process gives; what the others give does not count."""
+    if jax.process_count() == 1:
+        return data
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
+    # As integers, because a sum, which a broadcast is, makes 0.0 of -0.0.
+    padded = np.zeros(-(-length // 256) * 256, np.uint8)
+    if is_first():
+        padded[:length] = np.frombuffer(data, np.uint8)
+    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded))[:length])
+
+
+def agreed_signal(signal: int | None) -> int | None:
+    """The signal that any of the processes got, so that all stop at the same step.
+
+    >>> agreed_signal(None), agreed_signal(15)
+    (None, 15)
+    """
+    if jax.process_count() == 1:
+        return signal
+    return int(multihost_utils.process_allgather(np.int32(signal or 0)).max()) or None

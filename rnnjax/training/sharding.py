@@ -1,0 +1,283 @@
+"""A training run over many devices: the batch in parts, and the hidden units too if asked for."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from rnnjax.errors import InvalidInputError
+from rnnjax.training.state import TrainState
+
+Divide = Callable[[tuple[str, ...], tuple[int, ...]], int | None]
+"""``(names, shape) -> axis``: which axis of a parameter is divided over the axis "hidden" of the
+mesh, or None for a parameter that every device has whole. ``names`` is its path in the tree."""
+
+
+def last_axis(names: tuple[str, ...], shape: tuple[int, ...]) -> int | None:
+    """Every parameter along its last axis: the columns of the kernels, which are hidden units."""
+    del names
+    return len(shape) - 1 if shape else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Sharding:
+    """How the arrays of a training run lie over the devices of a mesh.
+
+    Each device along the axis "data" of the mesh has a part of the rows of every batch and of the
+    carry. Along the axis "hidden" each has a part of every parameter and of its optimiser state;
+    with one device along it, all of them. The numbers are those of one device, but for the order of
+    sums. XLA divides the work and adds the communication; see `make_train_steps` for its use.
+
+    Args:
+        mesh: with the axes "data" and "hidden"; see `over`.
+        divide: which axis of a parameter is divided over "hidden".
+        rows_axis: of the leaves of batches, whose first axis are steps: 2 for ``windows``, which
+            have time before rows.
+
+    Raises:
+        InvalidInputError: the mesh has other axes.
+
+    >>> import optax, rnnjax
+    >>> from rnnjax.training import make_train_steps
+    >>> sharding = Sharding.over(data=1)
+    >>> cell, optimizer = rnnjax.LSTMCell(4), optax.sgd(0.1)
+    >>> def loss_fn(params, carry, batch, key):
+    ...     carry, ys = rnnjax.unroll(cell, params, batch.swapaxes(0, 1), carry)
+    ...     return (ys**2).mean(), (carry, {})
+    >>> state = TrainState.create(cell.init(jax.random.key(0), 3), optimizer,
+    ...     key=jax.random.key(1), carry=cell.initial_carry((2,)))
+    >>> batches = sharding.put_batches(jnp.ones((5, 2, 7, 3)))  # steps, rows, time, features
+    >>> train_steps = make_train_steps(loss_fn, optimizer, sharding)
+    >>> state, metrics = train_steps(sharding.put_state(state), batches, 0, 5)
+    >>> int(state.step), metrics["loss"].shape, dict(sharding.mesh.shape)
+    (5, (5,), {'data': 1, 'hidden': 1})
+    """
+
+    mesh: Mesh
+    divide: Divide = last_axis
+    rows_axis: int = 1
+
+    def __post_init__(self) -> None:
+        if self.mesh.axis_names != ("data", "hidden"):
+            raise InvalidInputError(
+                'the mesh of a Sharding must have the axes ("data", "hidden"), but has '
+                f"{self.mesh.axis_names}; make one with Sharding.over"
+            )
+
+    @classmethod
+    def over(
+        cls,
+        data: int | None = None,
+        hidden: int = 1,
+        *,
+        divide: Divide = last_axis,
+        rows_axis: int = 1,
+    ) -> "Sharding":
+        """Over so many devices, of all processes.
+
+        Args:
+            data: devices along the rows; left out, as many as there are.
+            hidden: devices along the hidden units, for each of those.
+            divide: see the class.
+            rows_axis: see the class.
+
+        Raises:
+            InvalidInputError: there are not so many devices, or several processes would not use
+                all of theirs.
+        """
+        devices = jax.devices()
+        if hidden < 1 or (data is not None and data < 1):
+            raise InvalidInputError(
+                f"a mesh needs at least 1 device along each axis, but {data} x {hidden} came"
+            )
+        if data is None:
+            if len(devices) % hidden:
+                raise InvalidInputError(
+                    f"{len(devices)} devices cannot be divided into groups of {hidden} for the "
+                    "hidden units; take a divisor"
+                )
+            data = len(devices) // hidden
+        if data * hidden > len(devices):
+            raise InvalidInputError(
+                f"a mesh of {data} x {hidden} needs {data * hidden} devices, but there are "
+                f"{len(devices)}; take a smaller mesh (on a CPU devices can be simulated with "
+                "XLA_FLAGS=--xla_force_host_platform_device_count=8)"
+            )
+        if jax.process_count() > 1 and data * hidden < len(devices):
+            raise InvalidInputError(
+                f"{jax.process_count()} processes have {len(devices)} devices, and all must be "
+                f"used, but a mesh of {data} x {hidden} came; take one of so many"
+            )
+        mesh = jax.make_mesh(
+            (data, hidden),
+            ("data", "hidden"),
+            axis_types=(AxisType.Auto,) * 2,
+            devices=devices[: data * hidden],
+        )
+        return cls(mesh, divide, rows_axis)
+
+    def rows(self, batch_size: int) -> np.ndarray:
+        """The rows of a batch that this process has to load: all of them, if it is the only one.
+
+        Raises:
+            InvalidInputError: the batch cannot be divided over the devices.
+
+        >>> Sharding.over(data=1).rows(3).tolist()
+        [0, 1, 2]
+        """
+        self._check_rows(batch_size, self.mesh.shape["data"])
+        sharding = self._named(PartitionSpec("data"))
+        parts = sharding.addressable_devices_indices_map((batch_size,)).values()
+        return np.unique(np.concatenate([np.arange(batch_size)[part] for part in parts]))
+
+    def put_batches(self, batches: Any) -> Any:
+        """Lay batches over the devices, each with its rows.
+
+        Args:
+            batches: leaves with a first axis of steps and, at ``rows_axis``, the `rows` of this
+                process; leaves without that axis are the same for all rows.
+
+        Raises:
+            InvalidInputError: the rows cannot be divided over the devices.
+        """
+        along = self.mesh.local_mesh.shape["data"]
+
+        def put(leaf: Any) -> jax.Array:
+            axes = np.ndim(leaf)
+            if axes <= self.rows_axis:
+                return _laid(leaf, self._named(PartitionSpec()))
+            self._check_rows(leaf.shape[self.rows_axis], along)
+            named = self._named(PartitionSpec(*[None] * self.rows_axis, "data"))
+            return jax.make_array_from_process_local_data(named, np.asarray(leaf))
+
+        return jax.tree.map(put, batches)
+
+    def put_state(self, state: TrainState) -> TrainState:
+        """Lay a state that every process has whole over the devices.
+
+        Raises:
+            InvalidInputError: the carry's rows or a parameter cannot be divided over the devices.
+        """
+        return jax.tree.map(_laid, state, self.of_state(state))
+
+    def put_carry(self, carry: Any) -> Any:
+        """Lay a carry over the devices, each with its rows.
+
+        Raises:
+            InvalidInputError: its rows cannot be divided over the devices.
+        """
+        return jax.tree.map(_laid, carry, self._of_carry(carry))
+
+    def keep(self, state: TrainState) -> TrainState:
+        """Inside of ``jit``: the state as `put_state` lays it, whatever XLA would choose."""
+        return jax.lax.with_sharding_constraint(state, self.of_state(state))
+
+    def keep_everywhere(self, tree: Any) -> Any:
+        """Inside of ``jit``: arrays that every device has whole."""
+        return jax.lax.with_sharding_constraint(tree, self._named(PartitionSpec()))
+
+    def whole(self, tree: Any) -> Any:
+        """The arrays in one piece, on a device of this process; all processes have to call it."""
+        everywhere = self._named(PartitionSpec())
+
+        def piece(leaf: Any) -> Any:
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                return jax.random.wrap_key_data(piece(jax.random.key_data(leaf)))
+            return jax.jit(_same, out_shardings=everywhere)(leaf).addressable_data(0)
+
+        return jax.tree.map(piece, tree)
+
+    def of_state(self, state: TrainState) -> TrainState:
+        """A `jax.sharding.NamedSharding` for every array of a state, in its structure.
+
+        An array of the optimiser that belongs to a parameter, by the end of its path and its shape,
+        lies as that does.
+        """
+        params = {
+            _names(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)
+        }
+        specs = {names: self._of_parameter(names, leaf.shape) for names, leaf in params.items()}
+
+        everywhere: Any = self._named(PartitionSpec())
+
+        def like_parameter(path: Any, leaf: Any) -> NamedSharding:
+            names = _names(path)
+            for start in range(len(names) + 1):
+                parameter = params.get(names[start:])
+                if parameter is not None and parameter.shape == leaf.shape:
+                    return self._named(specs[names[start:]])
+            return everywhere
+
+        return TrainState(
+            step=everywhere,
+            params=jax.tree_util.tree_map_with_path(
+                lambda path, _: self._named(specs[_names(path)]), state.params
+            ),
+            opt_state=jax.tree_util.tree_map_with_path(like_parameter, state.opt_state),
+            carry=self._of_carry(state.carry),
+            key=everywhere,
+        )
+
+    def _of_parameter(self, names: tuple[str, ...], shape: tuple[int, ...]) -> PartitionSpec:
+        axis, devices = self.divide(names, shape), self.mesh.shape["hidden"]
+        if axis is None:
+            return PartitionSpec()
+        if shape[axis] % devices:
+            raise InvalidInputError(
+                f"the parameter {'.'.join(names)} has {shape[axis]} along axis {axis}, which "
+                f"cannot be divided over {devices} devices; take a multiple of {devices}, or fewer "
+                "devices for the hidden units"
+            )
+        return PartitionSpec(*[None] * axis, "hidden")
+
+    def _of_carry(self, carry: Any) -> Any:
+        def rows(leaf: Any) -> NamedSharding:
+            if not leaf.ndim:
+                return self._named(PartitionSpec())
+            self._check_rows(leaf.shape[0], self.mesh.shape["data"])
+            return self._named(PartitionSpec("data"))
+
+        return jax.tree.map(rows, carry)
+
+    def _check_rows(self, rows: int, devices: int) -> None:
+        if rows % devices:
+            raise InvalidInputError(
+                f"a batch of {rows} rows cannot be divided over {devices} devices; take a multiple "
+                f"of {devices} rows, or fewer devices"
+            )
+
+    def _named(self, spec: PartitionSpec) -> NamedSharding:
+        # As XLA spells it for what it returns: another spelling would be compiled once more.
+        axes = [axis if axis and self.mesh.shape[axis] > 1 else None for axis in spec]
+        while axes and axes[-1] is None:
+            axes.pop()
+        return NamedSharding(self.mesh, PartitionSpec(*axes))
+
+
+def _laid(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    """An array that every process has whole, in the parts of its devices."""
+    if isinstance(leaf, jax.Array):
+        if leaf.sharding == sharding:
+            return leaf
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(_laid(jax.random.key_data(leaf), sharding))
+    # A copy, because the state is donated, and nobody else's array should go with it.
+    value = np.array(leaf)
+    return jax.make_array_from_callback(value.shape, sharding, lambda part: value[part])
+
+
+# One function for all calls, so that each shape is compiled once.
+def _same(leaf: jax.Array) -> jax.Array:
+    return leaf
+
+
+def _names(path: Any) -> tuple[str, ...]:
+    """A path in a tree as plain words: keys, indices and names of fields."""
+    return tuple(
+        str(next(getattr(key, name) for name in ("key", "idx", "name") if hasattr(key, name)))
+        for key in path
+    )

@@ -1,0 +1,250 @@
+"""The text generator over several devices and processes."""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.text_generator.config import Architecture, Text, Train
+from experiments.text_generator.data import Data
+from experiments.text_generator.scale import divided_axis, sharding_of
+from experiments.text_generator.training import resumed
+from rnnjax import InvalidInputError
+from rnnjax.training import Processes
+
+ROOT = Path(__file__).parents[2]
+TINY = ["--layers", "2", "--hidden-size", "16", "--batch-size", "8", "--seq-length", "10",
+        "--corpus", "text.txt", "--sample-length", "4"]  # fmt: skip
+
+
+@pytest.fixture
+def text(tmp_path):
+    rng = random.Random(0)
+    words = ["the", "cat", "sat", "on", "a", "mat", "and", "ran."]
+    (tmp_path / "text.txt").write_text(" ".join(rng.choice(words) for _ in range(800)))
+
+
+@pytest.fixture
+def begin(tmp_path):
+    """Start the program on so many simulated devices; it is ended with the test."""
+    processes = []
+
+    def begin(devices, *arguments):
+        environment = {name: v for name, v in os.environ.items() if not name.startswith("JAX_")}
+        environment |= {
+            "PYTHONPATH": str(ROOT),
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
+            "--xla_backend_optimization_level=0",
+        }
+        process = subprocess.Popen(
+            [sys.executable, "-m", "experiments.text_generator", *map(str, arguments)],
+            cwd=tmp_path, env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        processes.append(process)
+        return process
+
+    yield begin
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+def ends(status, *processes, timeout=200):
+    """The outputs of processes that have to end with this status."""
+    outputs = []
+    for process in processes:
+        try:
+            outputs.append(process.communicate(timeout=timeout)[0])
+        except subprocess.TimeoutExpired:
+            process.kill()
+            outputs.append(f"hung: {process.communicate()[0]}")
+    assert [process.returncode for process in processes] == [status] * len(processes), outputs
+    return outputs
+
+
+def two(begin, devices, *arguments):
+    """The program in two processes that meet on this machine."""
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        where = f"localhost:{listener.getsockname()[1]}"
+    meet = ["--coordinator", where, "--processes", 2, "--process"]
+    return [begin(devices, *arguments, *meet, index) for index in range(2)]
+
+
+def losses(run_dir):
+    lines = (run_dir / "steps.jsonl").read_text().splitlines()
+    entries = [json.loads(line) for line in lines]
+    assert [entry["step"] for entry in entries] == list(range(1, len(entries) + 1))
+    return np.array([entry["loss"] for entry in entries])
+
+
+def test_a_stopped_run_of_two_processes_goes_on_as_one_and_ends_like_it(begin, text, tmp_path):
+    """A signal to one process stops both at one step; any number of devices goes on from there."""
+    options = [*TINY, "--carry-state", "--validation", "0.2", "--epochs", "3"]
+    options += ["--steps-per-dispatch", "3", "--checkpoint-every", "1"]
+    alone = begin(1, "train", *options, "--run-dir", "alone")
+    pair = two(begin, 1, "train", *options, "--run-dir", "pair")
+    steps = tmp_path / "pair" / "steps.jsonl"
+    while all(p.poll() is None for p in pair) and not (steps.exists() and steps.read_text()):
+        time.sleep(0.01)
+    os.kill(pair[1].pid, signal.SIGTERM)
+    first, second = ends(128 + signal.SIGTERM, *pair)
+    ends(0, alone)
+    assert "stopped and saved at step" in first
+    assert "step" not in second.replace("steps", "")  # the second one prints nothing of its own
+    stopped = len(losses(tmp_path / "pair"))
+    whole = losses(tmp_path / "alone")
+    assert stopped < len(whole)
+    assert f"step {stopped}; go on" in first
+    (saved,) = (tmp_path / "pair" / "checkpoints").glob(f"{stopped}*")
+    assert saved.name == str(stopped)
+
+    output = ends(0, begin(1, "train", "--resume", "--run-dir", "pair", "--mesh", "1"))[0]
+    assert f"going on from step {stopped} of {len(whole)}" in output
+    assert np.abs(losses(tmp_path / "pair") - whole).max() < 1e-5
+    scores = [
+        [json.loads(line)["validation_loss"] for line in (tmp_path / name).read_text().splitlines()]
+        for name in ("pair/epochs.jsonl", "alone/epochs.jsonl")
+    ]
+    np.testing.assert_allclose(*scores, atol=1e-5)
+    assert len((tmp_path / "pair" / "samples.txt").read_text().splitlines()) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "mode", [[], ["--carry-state"], ["--cell", "gru", "--embedding-size", "8"]]
+)
+def test_every_mesh_has_the_losses_of_one_device(begin, text, tmp_path, mode):
+    options = [*TINY, *mode, "--epochs", "2", "--test", "0.1", "--validation", "0.1"]
+    ends(0, begin(1, "train", *options, "--run-dir", "alone"))
+    whole = losses(tmp_path / "alone")
+    assert len(whole) >= 50
+    for mesh in ("8", "4x2", "auto"):
+        ends(0, begin(8, "train", *options, "--mesh", mesh, "--run-dir", mesh))
+        assert np.abs(losses(tmp_path / mesh) - whole).max() < 1e-5
+    for mesh in ("auto", "2x2", "1x4"):
+        ends(0, *two(begin, 2, "train", *options, "--mesh", mesh, "--run-dir", f"two-{mesh}"))
+        assert np.abs(losses(tmp_path / f"two-{mesh}") - whole).max() < 1e-5
+    more = ["train", "--resume", "--epochs", "3", "--run-dir", "8"]
+    for output in ends(0, *two(begin, 2, *more, "--mesh", "2x2"))[:1]:
+        assert f"going on from step {len(whole)}" in output
+
+
+@pytest.mark.slow
+def test_a_run_on_a_mesh_goes_on_exactly(begin, text, tmp_path):
+    options = [*TINY, "--carry-state", "--mesh", "2x2", "--dropout", "0.1", "--checkpoint-every", 1]
+    ends(0, begin(4, "train", *options, "--epochs", "2", "--run-dir", "whole"))
+    ends(0, begin(4, "train", *options, "--epochs", "1", "--run-dir", "half"))
+    ends(0, begin(4, "train", "--resume", "--epochs", "2", "--run-dir", "half"))
+    whole, half = (
+        json.loads(max(folder.glob("*/about/metadata"), key=last_step).read_text())["arrays"]
+        for folder in (tmp_path / "whole/checkpoints", tmp_path / "half/checkpoints")
+    )
+    assert whole == half  # the checksums
+    assert (losses(tmp_path / "whole") == losses(tmp_path / "half")).all()
+
+
+def last_step(path):
+    return int(path.parents[1].name)
+
+
+@pytest.mark.slow
+def test_processes_that_differ_all_end_with_one_sentence(begin, text, tmp_path):
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        where = f"localhost:{listener.getsockname()[1]}"
+    pair = [
+        begin(1, "train", *TINY, "--seed", index, "--run-dir", "run", "--coordinator", where,
+              "--processes", 2, "--process", index)
+        for index in range(2)
+    ]  # fmt: skip
+    outputs = ends(2, *pair)
+    assert "process 1 of 2: all must have the same options and text" in outputs[1]
+    assert "(seed)" in outputs[1]
+    assert "Traceback" not in outputs[0] + outputs[1]
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("")
+    for output in ends(2, *two(begin, 1, "train", *TINY, "--run-dir", "full")):
+        assert "full holds something already" in output
+
+
+# ---- without a second device
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--mesh", "8"], "a mesh of 8 x 1 needs 8 devices, but there are 1"),
+        (["--mesh", "0"], '--mesh must be a number of devices (8), two of them (4x2), or "auto"'),
+        (["--mesh", "4x2x1"], "but is '4x2x1'"),
+        (["--processes", "2"], "several processes need a coordinator"),
+        (["--coordinator", "here", "--processes", "2", "--process", "0"], "must be HOST:PORT"),
+    ],
+)
+def test_what_a_user_types_wrong_gets_one_sentence(options, message, monkeypatch, text, tmp_path):
+    from experiments.text_generator.training import run_training
+
+    monkeypatch.chdir(tmp_path)
+    given = dict(
+        zip([name.removeprefix("--") for name in options[::2]], options[1::2], strict=True)
+    )
+    mesh = given.pop("mesh", None)
+    numbers = {name: int(v) if v.isdigit() else v for name, v in given.items()}
+    train = Train(
+        text=Text(corpus="text.txt", seq_length=10), mesh=mesh, launch=Processes(**numbers)
+    )
+    with pytest.raises(InvalidInputError) as error:
+        run_training(train)
+    assert message in str(error.value)
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "text.txt"]
+
+
+def test_the_mesh_is_free_to_change_and_the_rest_is_not():
+    stored = Train.from_json(Train(mesh="8", epochs=4).as_json())
+    assert stored.mesh == "8"
+    assert resumed(Train(resume=True), stored).mesh == "8"
+    meet = Processes("localhost:1", 2, 1)
+    goes_on = resumed(Train(resume=True, mesh="4x2", launch=meet), stored)
+    assert (goes_on.mesh, goes_on.launch, goes_on.epochs) == ("4x2", meet, 4)
+    assert "launch" not in stored.as_json()
+
+
+def test_hidden_units_are_divided_and_characters_are_not():
+    assert divided_axis(("stack", "0", "kernel"), (68, 64)) == 1
+    assert divided_axis(("stack", "1", "bias"), (64,)) == 0
+    assert divided_axis(("kernel",), (16, 67)) == 0
+    assert divided_axis(("embedding",), (67, 16)) == 1
+    assert divided_axis(("bias",), (67,)) is None
+
+
+def test_one_device_is_taken_unless_a_mesh_is_asked_for(text, tmp_path):
+    assert sharding_of(Train()) is None
+    for mesh in ("1", "1x1", "auto"):
+        sharding = sharding_of(Train(mesh=mesh, model=Architecture(hidden_size=7)))
+        assert dict(sharding.mesh.shape) == {"data": 1, "hidden": 1}
+
+
+def test_each_process_reads_its_rows_alone(text, tmp_path):
+    import dataclasses
+
+    for carry_state in (False, True):
+        options = Text(str(tmp_path / "text.txt"), batch_size=4, seq_length=9,
+                       carry_state=carry_state)  # fmt: skip
+        data = Data.load(options, seed=3)
+        mine = dataclasses.replace(data, rows=np.array([1, 3]))
+        whole, part = data.batches(2), mine.batches(2)
+        for name in whole:
+            np.testing.assert_array_equal(np.asarray(whole[name])[:, [1, 3]], part[name])
+        assert mine.steps_per_epoch == data.steps_per_epoch

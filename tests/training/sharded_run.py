@@ -1,0 +1,164 @@
+"""A program of its own for `test_sharding`: the number of devices is settled when JAX begins.
+
+``python sharded_run.py FOLDER one|eight`` or ``FOLDER pair COORDINATOR PROCESS``. The losses and
+whatever else was seen go into the folder.
+"""
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import rnnjax
+from rnnjax.training import (
+    Processes,
+    Sharding,
+    SharedCheckpoints,
+    TrainState,
+    keras_adam,
+    make_train_steps,
+)
+
+FOLDER, ROLE = Path(sys.argv[1]), sys.argv[2]
+STEPS, ROWS, TIME, SIZE, HIDDEN = 50, 24, 5, 13, 16
+STACK = rnnjax.Stack([rnnjax.LSTMCell(HIDDEN), rnnjax.GRUCell(HIDDEN)])
+OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), keras_adam(1e-2))
+
+
+def divide(names, shape):
+    return len(shape) - 1 if names[0] == "stack" else {"kernel": 0}.get(names[0])
+
+
+def make_loss(carry_state):
+    def loss_fn(params, carry, batch, key):
+        traced.append(carry_state)
+        start = carry if carry_state else STACK.initial_carry((ROWS,))
+        xs = rnnjax.OneHot(batch["inputs"].T, SIZE)
+        after, ys = rnnjax.unroll(STACK, params["stack"], xs, start)
+        ys = ys * jax.random.bernoulli(key, 0.9, ys.shape)  # the same whatever the devices
+        logits = ys @ params["kernel"] + params["bias"]
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"].T)
+        loss = jnp.average(losses.mean(axis=0), weights=batch["weights"])
+        return loss, (after if carry_state else (), {"weight": batch["weights"].sum()})
+
+    return loss_fn
+
+
+def new_state(carry_state):
+    key, dense = jax.random.split(jax.random.key(0))
+    params = {
+        "stack": STACK.init(key, SIZE),
+        "kernel": jax.random.normal(dense, (HIDDEN, SIZE)),
+        "bias": jnp.zeros(SIZE),
+    }
+    carry = STACK.initial_carry((ROWS,)) if carry_state else ()
+    return TrainState.create(params, OPTIMIZER, key=jax.random.key(1), carry=carry)
+
+
+def whole_batches():
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, SIZE, (STEPS, ROWS, TIME + 1)).cumsum(axis=2) % SIZE // 2
+    weights = np.ones((STEPS, ROWS), np.float32)
+    weights[::7, ROWS // 2 :] = 0
+    return {"inputs": ids[..., :-1], "targets": ids[..., 1:], "weights": weights}
+
+
+def run(name, sharding, carry_state):
+    """Train in two dispatches; returns the last state."""
+    state, batches = new_state(carry_state), whole_batches()
+    train_steps = make_train_steps(make_loss(carry_state), OPTIMIZER, sharding)
+    if sharding is not None:
+        rows = sharding.rows(ROWS)
+        state = sharding.put_state(state)
+        batches = sharding.put_batches({n: array[:, rows] for n, array in batches.items()})
+    laid = jax.tree.map(lambda leaf: leaf.sharding, state)
+    given = state
+    compiled.clear()
+    state, first = train_steps(state, batches, 0, 20)
+    assert jax.tree.leaves(given.params)[0].is_deleted(), "the state was not donated"
+    assert len(compiled) == 1, compiled
+    traces = len(traced)
+    state, then = train_steps(state, batches, 20, STEPS)
+    assert len(traced) == traces, "the second dispatch was traced again"
+    assert len(compiled) == 1, "the second dispatch was compiled again"
+    if sharding is not None:
+        assert jax.tree.map(lambda leaf: leaf.sharding, state) == laid, "the state moved"
+    losses = np.concatenate([np.asarray(first["loss"])[:20], np.asarray(then["loss"])[20:]])
+    results[f"{name} {'carry' if carry_state else 'windows'}"] = losses.tolist()
+    return state
+
+
+def parts(tree):
+    """The shapes that one device has of each array."""
+    return {
+        jax.tree_util.keystr(path): list(leaf.addressable_shards[0].data.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def keep_arrays(name, tree):
+    """What each process has whole, as files that the test compares."""
+    leaves = {
+        jax.tree_util.keystr(p): np.asarray(leaf)
+        for p, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    np.savez(FOLDER / name, **leaves)
+
+
+def arrays_of(state):
+    return {"params": state.params, "opt_state": state.opt_state, "carry": state.carry}
+
+
+class Compilations(logging.Handler):
+    def emit(self, record):
+        text = record.getMessage()
+        if "Finished XLA compilation" in text and "train_steps" in text:
+            compiled.append(text)
+
+
+results, traced, compiled = {}, [], []
+logging.getLogger("jax").addHandler(Compilations())
+logging.getLogger("jax").propagate = False
+jax.config.update("jax_log_compiles", True)
+
+index = 0
+if ROLE == "pair":
+    index = int(sys.argv[4])
+    Processes(sys.argv[3], 2, index).start()
+    assert len(jax.devices()) == 2 * len(jax.local_devices()) == 4
+if ROLE == "eight":
+    for carry_state in (False, True):
+        run("1", None, carry_state)
+    for mesh in ((8, 1), (4, 2)):
+        sharding = Sharding.over(*mesh, divide=divide)
+        for carry_state in (False, True):
+            state = run(f"{mesh[0]}x{mesh[1]}", sharding, carry_state)
+    results["parts"] = parts(arrays_of(state))
+    checkpoints = SharedCheckpoints(FOLDER / "checkpoints", sharding)
+    keep_arrays("saved.npz", arrays_of(sharding.whole(state)))
+    checkpoints.save(state, {"hidden_size": HIDDEN})
+    checkpoints.close()
+if ROLE == "pair":
+    # Half of the rows in each process; `test_scale` has two processes with a carry.
+    sharding = Sharding.over(hidden=2, divide=divide)
+    trained = run("2x2", sharding, carry_state=False)
+    checkpoints = SharedCheckpoints(FOLDER / "checkpoints", sharding)
+    state = checkpoints.restore(new_state(carry_state=True))
+    keep_arrays(f"restored-{index}.npz", arrays_of(sharding.whole(state)))
+    results["parts"] = parts(arrays_of(state))
+    results["config"] = checkpoints.config()
+    checkpoints.close()
+    both = SharedCheckpoints(FOLDER / "pair", sharding)
+    keep_arrays(f"trained-{index}.npz", arrays_of(sharding.whole(trained)))
+    both.save(trained, {})
+    try:
+        both.restore(trained, 7)
+    except rnnjax.RnnjaxError as error:
+        results["missing"] = str(error)
+    both.close()
+(FOLDER / f"{ROLE}-{index}.json").write_text(json.dumps(results))

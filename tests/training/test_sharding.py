@@ -1,0 +1,315 @@
+"""Training over several devices and processes gives the numbers of one device."""
+
+import collections
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import rnnjax
+from rnnjax import CheckpointError, InvalidInputError
+from rnnjax.training import (
+    Checkpoints,
+    Processes,
+    Sharding,
+    SharedCheckpoints,
+    TrainState,
+    from_first,
+    keras_adam,
+)
+
+SCRIPT = Path(__file__).with_name("sharded_run.py")
+ROOT = Path(__file__).parents[2]
+
+
+def start(folder, devices, *arguments, flags=""):
+    environment = {name: v for name, v in os.environ.items() if not name.startswith("JAX_")}
+    environment |= {
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
+        f"--xla_backend_optimization_level=0 {flags}",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", str(SCRIPT), str(folder), *arguments],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def finish(*processes, timeout=200):
+    """Wait for all; shows what each printed if one failed or hung, and ends those that are left."""
+    outputs = []
+    try:
+        for process in processes:
+            try:
+                output, _ = process.communicate(timeout=timeout)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                output = f"hung: {process.communicate()[0]}"
+            outputs.append(f"status {process.returncode}: {output}")
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
+    assert all(process.returncode == 0 for process in processes), "\n".join(outputs)
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory):
+    """What one process saw on one device and on eight; and the folder with its checkpoint."""
+    folder = tmp_path_factory.mktemp("eight")
+    dump = f"--xla_dump_to={folder / 'hlo'} --xla_dump_hlo_module_re=.*train_steps.*"
+    finish(start(folder, 8, "eight", flags=dump))
+    return folder, json.loads((folder / "eight-0.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def pair(eight):
+    """What two processes with two devices each saw."""
+    folder, _ = eight
+    where = f"localhost:{free_port()}"
+    finish(*(start(folder, 2, "pair", where, str(index)) for index in range(2)))
+    return [json.loads((folder / f"pair-{index}.json").read_text()) for index in range(2)]
+
+
+def largest_difference(losses, expected):
+    assert len(losses) == len(expected) == 50
+    assert expected[-1] < 0.9 * expected[0]  # it did learn something
+    return np.abs(np.array(losses) - expected).max()
+
+
+@pytest.mark.parametrize("mode", ["windows", "carry"])
+@pytest.mark.parametrize("mesh", ["8x1", "4x2"])
+def test_eight_devices_have_the_losses_of_one(eight, mesh, mode):
+    _, results = eight
+    assert largest_difference(results[f"{mesh} {mode}"], results[f"1 {mode}"]) < 1e-5
+
+
+def test_two_processes_have_the_losses_of_one(eight, pair):
+    losses, others = (results["2x2 windows"] for results in pair)
+    assert largest_difference(losses, eight[1]["1 windows"]) < 1e-5
+    assert losses == others
+
+
+def test_each_device_holds_its_share_alone(eight, pair):
+    """Of parameters and their means a half, of the carry its rows."""
+    for shapes, rows in ((eight[1]["parts"], 6), (pair[0]["parts"], 12), (pair[1]["parts"], 12)):
+        assert shapes["['params']['stack'][0]['kernel']"] == [13, 4 * 16 // 2]
+        assert shapes["['params']['stack'][0]['recurrent_kernel']"] == [16, 4 * 16 // 2]
+        assert shapes["['params']['stack'][1]['recurrent_bias']"] == [3 * 16 // 2]
+        assert shapes["['params']['kernel']"] == [16 // 2, 13]
+        assert shapes["['params']['bias']"] == [13]
+        assert shapes["['carry'][0].cell"] == [rows, 16]
+        for name, shape in shapes.items():
+            if name.startswith("['opt_state'][1].mu"):
+                assert shape == shapes[name.replace("['opt_state'][1].mu", "['params']")]
+                assert shape == shapes[name.replace(".mu", ".nu")]
+
+
+def products(text):
+    """How many products have each shape (the smaller side of a gradient may come first)."""
+    shapes = re.findall(r"= f32\[(\d+),(\d+)\]\S* dot\(", text)
+    return collections.Counter(tuple(sorted(map(int, shape))) for shape in shapes)
+
+
+def messages(text):
+    kinds = r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
+    return collections.Counter(re.findall(kinds, text))
+
+
+def test_the_compiled_program_divides_the_work(eight):
+    """From the shapes of the products that one device computes, and from what it sends."""
+    paths = sorted((eight[0] / "hlo").glob("*train_steps*after_optimizations.txt"))
+    texts = [path.read_text() for path in paths]
+    assert len(texts) == 6  # one, 8x1 and 4x2 in this order, each with windows and with a carry
+    gradients = {(13, 16): 1, (16, 48): 2, (16, 64): 1}
+    for text in texts[:2]:
+        # A step's rows are 24, those of all steps 120.
+        rows = {(16, 24): 2, (24, 48): 1, (24, 64): 1, (13, 120): 1, (16, 120): 2, (48, 120): 1}
+        assert products(text) == gradients | rows
+        assert not messages(text)
+    for text in texts[2:4]:
+        rows = {(3, 16): 2, (3, 48): 1, (3, 64): 1, (13, 15): 1, (15, 16): 2, (15, 48): 1}
+        assert products(text) == gradients | rows
+        assert messages(text) == {"all-reduce": 2}  # the weights of the rows, and the gradients
+    for text in texts[4:]:
+        # A fourth of the rows, and of all kernels the half.
+        gradients = {(8, 13): 1, (16, 24): 2, (16, 32): 1}
+        rows = {(6, 16): 2, (6, 24): 1, (6, 32): 1, (13, 30): 1, (16, 30): 1, (24, 30): 1}
+        assert products(text) == gradients | rows | {(8, 30): 1}
+        assert {"all-reduce", "all-gather", "all-to-all", "collective-permute"} == set(
+            messages(text)
+        )
+
+
+def test_a_checkpoint_of_eight_devices_fits_one_and_two_processes(eight, pair):
+    folder, _ = eight
+    saved = np.load(folder / "saved.npz")
+    for index in range(2):
+        restored = np.load(folder / f"restored-{index}.npz")
+        assert set(restored) == set(saved)
+        for name in saved:
+            assert restored[name].tobytes() == saved[name].tobytes(), name
+    checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
+    about = json.loads((checkpoints.path(50) / "about" / "metadata").read_text())
+    like = state_like(about["arrays"])
+    state = checkpoints.restore(like)
+    checkpoints.close()
+    named = jax.tree_util.tree_leaves_with_path({"params": state.params, "carry": state.carry})
+    for path, leaf in named:
+        assert np.asarray(leaf).tobytes() == saved[jax.tree_util.keystr(path)].tobytes()
+    assert pair[0]["config"] == pair[1]["config"] == {"hidden_size": 16}
+
+
+def test_two_processes_write_one_checkpoint_and_fail_alike(eight, pair):
+    folder, _ = eight
+    first, second = (np.load(folder / f"trained-{index}.npz") for index in range(2))
+    assert all(first[name].tobytes() == second[name].tobytes() for name in first)
+    checkpoints = Checkpoints(folder / "pair", read_only=True)
+    assert checkpoints.steps() == [50]
+    about = json.loads((checkpoints.path(50) / "about" / "metadata").read_text())
+    state = checkpoints.restore(state_like(about["arrays"]))
+    checkpoints.close()
+    name = "['params']['stack'][1]['recurrent_kernel']"
+    kernel = state.params["stack"][1]["recurrent_kernel"]
+    assert np.asarray(kernel).tobytes() == first[name].tobytes()
+    for results in pair:
+        assert "there is no checkpoint of step 7" in results["missing"]
+
+
+def state_like(arrays):
+    """A state of the shapes that a checkpoint of `sharded_run` has."""
+    stack = rnnjax.Stack([rnnjax.LSTMCell(16), rnnjax.GRUCell(16)])
+
+    def new():
+        params = {
+            "stack": stack.init(jax.random.key(0), 13),
+            "kernel": jax.numpy.zeros((16, 13)),
+            "bias": jax.numpy.zeros(13),
+        }
+        optimizer = optax.chain(optax.clip_by_global_norm(1.0), keras_adam(1e-2))
+        carry = stack.initial_carry((24,)) if "['carry'][0].hidden" in arrays else ()
+        return TrainState.create(params, optimizer, key=jax.random.key(1), carry=carry)
+
+    return jax.eval_shape(new)
+
+
+# ---- on one device
+
+
+def test_what_does_not_fit_the_devices_is_told():
+    with pytest.raises(InvalidInputError, match="a mesh of 8 x 1 needs 8 devices, but there are 1"):
+        Sharding.over(8)
+    with pytest.raises(InvalidInputError, match="1 devices cannot be divided into groups of 2"):
+        Sharding.over(hidden=2)
+    with pytest.raises(InvalidInputError, match="at least 1 device along each axis, but 0 x 1"):
+        Sharding.over(0)
+    with pytest.raises(InvalidInputError, match=r'the axes \("data", "hidden"\), but has'):
+        Sharding(jax.make_mesh((1,), ("rows",)))
+
+
+def abstract(data, hidden, **options):
+    """Over devices that are not there: shapes and errors need none."""
+    mesh = jax.sharding.AbstractMesh((data, hidden), ("data", "hidden"))
+    return Sharding(mesh, **options)
+
+
+def small_state(hidden_size, rows=4):
+    cell = rnnjax.LSTMCell(hidden_size)
+    params = {"cell": cell.init(jax.random.key(0), 3), "out": {"bias": np.zeros(5, np.float32)}}
+    carry = cell.initial_carry((rows,))
+    return TrainState.create(params, optax.adam(1e-3), key=jax.random.key(1), carry=carry)
+
+
+def test_rows_and_units_that_cannot_be_divided_are_named():
+    with pytest.raises(InvalidInputError, match="a batch of 4 rows cannot be divided over 3 dev"):
+        abstract(3, 1).of_state(small_state(4))
+    with pytest.raises(InvalidInputError, match=r"out.bias has 5 along axis 0, which cannot be"):
+        abstract(1, 2).of_state(small_state(4))
+    with pytest.raises(InvalidInputError, match=r"a batch of 4 rows .* a multiple of 3 rows"):
+        abstract(3, 1).rows(4)
+
+
+def test_the_optimiser_lies_as_its_parameters_and_rules_decide():
+    def columns(names, shape):
+        return len(shape) - 1 if names[0] == "cell" else None
+
+    laid = abstract(2, 2, divide=columns).of_state(small_state(6))
+    assert laid.params["cell"]["kernel"].spec == jax.P(None, "hidden")
+    assert laid.params["cell"]["bias"].spec == jax.P("hidden")
+    assert laid.params["out"]["bias"].spec == jax.P()
+    mean, _ = laid.opt_state
+    assert jax.tree.map(lambda s: s.spec, mean.mu) == jax.tree.map(lambda s: s.spec, laid.params)
+    assert mean.count.spec == jax.P()
+    assert laid.carry.hidden.spec == jax.P("data")
+
+
+def test_putting_copies_so_that_donation_takes_nobody_elses_array():
+    state = small_state(4)
+    laid = Sharding.over(1).put_state(state)
+    jax.tree.map(lambda leaf: leaf.delete(), laid)
+    assert float(state.params["cell"]["bias"].sum()) == 4
+    carry = Sharding.over(1).put_carry(state.carry)
+    assert carry.hidden is not state.carry.hidden
+
+
+def test_shared_checkpoints_of_one_process_are_checkpoints(tmp_path):
+    state = small_state(4)
+    shared = SharedCheckpoints(tmp_path, Sharding.over(1))
+    assert shared.restore_latest(state) is None
+    shared.save(shared.sharding.put_state(state), {"a": 1}, loss=0.5)
+    assert (shared.latest_step(), shared.best_step(), shared.steps()) == (0, 0, [0])
+    restored = shared.restore(state)
+    for a, b in ((restored.params, state.params), (restored.carry, state.carry)):
+        jax.tree.map(np.testing.assert_array_equal, a, b)
+    assert jax.random.bits(restored.key) == jax.random.bits(state.key)
+    with pytest.raises(CheckpointError, match="there is no checkpoint of step 3"):
+        shared.restore(state, 3)
+    shared.close()
+
+
+@pytest.mark.parametrize(
+    ("processes", "message"),
+    [
+        (Processes("localhost:1", 2), "give all three"),
+        (Processes(processes=2, process=0), "came as coordinator None, processes 2 and process 0"),
+        (Processes("localhost", 2, 0), "must be HOST:PORT, but is 'localhost'"),
+        (Processes("localhost:1", 2, 2), "from 0 to 1, one less than their number, but is 2"),
+    ],
+)
+def test_processes_that_do_not_belong_together(processes, message):
+    with pytest.raises(InvalidInputError, match=message):
+        processes.start()
+
+
+def test_processes_from_the_environment(monkeypatch):
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "somewhere:12")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "3")
+    monkeypatch.setenv("JAX_PROCESS_ID", "0")
+    assert Processes(process=2).or_environment() == Processes("somewhere:12", 3, 2)
+    monkeypatch.setenv("JAX_PROCESS_ID", "first")
+    with pytest.raises(InvalidInputError, match="JAX_PROCESS_ID must be a number, but is 'first'"):
+        Processes().or_environment()
+
+
+def test_an_error_of_the_first_process_is_its_own():
+    def fail():
+        raise CheckpointError("no room")
+
+    with pytest.raises(CheckpointError, match="no room"):
+        from_first(fail)
