@@ -1,4 +1,4 @@
-"""``python -m experiments.text_generator train|generate|evaluate``: see the README beside this."""
+"""``python -m experiments.text_generator train|generate|evaluate|inspect``: see the README."""
 
 import argparse
 from typing import Annotated, Any
@@ -6,9 +6,10 @@ from typing import Annotated, Any
 import tyro
 
 from experiments import runs
-from experiments.text_generator.config import Evaluate, Generate, Train
+from experiments.text_generator.config import Evaluate, Generate, Inspect, Train
 from experiments.text_generator.evaluation import run_evaluation
 from experiments.text_generator.generation import run_generation
+from experiments.text_generator.inspection import run_inspection
 from experiments.text_generator.presets import PRESETS
 from experiments.text_generator.training import run_training
 
@@ -19,7 +20,8 @@ def main() -> int:
     command = tyro.cli(
         train
         | Annotated[Generate, tyro.conf.subcommand("generate")]
-        | Annotated[Evaluate, tyro.conf.subcommand("evaluate")],
+        | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+        | Annotated[Inspect, tyro.conf.subcommand("inspect")],
         prog="python -m experiments.text_generator",
         description="A character-level language model in JAX.",
         config=(tyro.conf.OmitArgPrefixes,),
@@ -28,6 +30,8 @@ def main() -> int:
         return run_training(command)
     if isinstance(command, Generate):
         return run_generation(command)
+    if isinstance(command, Inspect):
+        return run_inspection(command)
     return run_evaluation(command)
 
 

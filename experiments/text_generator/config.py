@@ -5,10 +5,15 @@ error's sentence into one of its own.
 """
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any, Literal
 
+import tyro
+
 from rnnjax.errors import InvalidInputError
+from rnnjax.text import Sampling
+from rnnjax.training import Processes
 
 CellName = Literal[
     "lstm", "gru", "gru_reset_before", "simple", "layernorm_lstm", "layernorm_gru", "peephole_lstm",
@@ -29,6 +34,17 @@ def at_least(options: Any, least: int, *names: str) -> None:
         if not value >= least:
             needed = "must not be negative" if least == 0 else f"must be at least {least}"
             raise InvalidInputError(f"{option(name)} {needed}, but is {value}")
+
+
+def writable(name: str, path: Path) -> None:
+    """Raise unless a file can be made at ``path``, which the option of this name gave."""
+    if path.is_dir():
+        raise InvalidInputError(f"{name} should name a file, but {path} is a folder")
+    if not path.parent.is_dir():
+        raise InvalidInputError(
+            f"{name} should name a file in a folder that exists, but {path.parent} does not; make "
+            "it first"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +73,9 @@ class Text:
     """The characters of a window that count in the loss: every next one, or that behind it."""
     carry_state: bool = False
     """Read the text as contiguous streams and carry the state from batch to batch."""
+    forget: float = 0.0
+    """With --carry-state, the chance that a stream begins a batch with an empty state, so that the
+    model knows how a text begins."""
     batch_size: int = 12
     """Windows, or streams, of one step."""
 
@@ -69,6 +88,11 @@ class Text:
                     f"{option(name)} must be a share of the text from 0 up to, but not including, "
                     f"1, but is {getattr(self, name)}"
                 )
+        if not 0 <= self.forget <= 1 or (self.forget and not self.carry_state):
+            raise InvalidInputError(
+                f"--forget must be a chance from 0 to 1, and goes with --carry-state, but is "
+                f"{self.forget}{'' if self.carry_state else ' without it'}"
+            )
         if self.validation + self.test >= 1:
             raise InvalidInputError(
                 f"--validation {self.validation} and --test {self.test} leave nothing to train on"
@@ -203,7 +227,12 @@ class Train:
     """Where the results go; by default a new folder under runs/text_generator."""
     resume: bool = False
     """Go on with the run in --run-dir (by default the newest) from its latest checkpoint. Its own
-    options are used again; only --epochs and --steps, if given, replace what the run had."""
+    options are used again; only --epochs, --steps and --mesh, if given, replace what it had."""
+    mesh: str | None = None
+    """The devices to train on: so many for parts of the batch (8), or times so many for parts of
+    the hidden units (4x2), or "auto": all, for parts of the batch. By default one device, or all
+    where there are several processes."""
+    launch: Processes = Processes()  # noqa: RUF009  (frozen: one serves all)
 
     def check(self) -> None:
         """Raise InvalidInputError unless the options fit."""
@@ -214,6 +243,11 @@ class Train:
         at_least(self, 0, "patience", "seed", "sample_length", "sample_temperature")
         if self.steps is not None:
             at_least(self, 1, "steps")
+        if self.mesh is not None and not re.fullmatch(r"auto|[1-9]\d*(x[1-9]\d*)?", self.mesh):
+            raise InvalidInputError(
+                f'--mesh must be a number of devices (8), two of them (4x2), or "auto", but is '
+                f"{self.mesh!r}"
+            )
         if self.patience and not self.text.validation:
             raise InvalidInputError(
                 "--patience waits for a better validation loss, but no text is held out for it; "
@@ -223,6 +257,7 @@ class Train:
     def as_json(self) -> dict[str, Any]:
         """The options, in groups, as JSON can hold them."""
         stored = dataclasses.asdict(self)
+        del stored["launch"]  # of this process alone
         return {name: str(v) if isinstance(v, Path) else v for name, v in stored.items()}
 
     @classmethod
@@ -236,20 +271,60 @@ class Train:
 
 @dataclasses.dataclass(frozen=True)
 class Generate:
-    """Let a trained model write."""
+    """Let a trained model write: on from a text, or in turns with you."""
 
     run_dir: Path | None = None
     """The run; by default the newest under runs/text_generator."""
     step: int | None = None
     """Of the checkpoint; by default the best by validation loss, else the latest."""
     length: int = 500
-    """Characters to write after the prime text."""
+    """Characters to write after the prime text, or in each answer."""
     prime: str = ""
     """The beginning of the text; by default one random character."""
+    prime_file: Path | None = None
+    """A text file (UTF-8) with the beginning, cleaned as the text to train on was."""
+    samples: int = 1
+    """Texts to write, all in one batch. The first is the one that is written alone."""
     temperature: float = 0.0
     """Divides the logits; 0 takes the most probable character each time, 1 draws as predicted."""
+    top_k: int = 0
+    """Draw from the so many most probable characters (Fan et al., 2018); 0 is all."""
+    top_p: float = 1.0
+    """Draw from the most probable characters that have this share of the probability (Holtzman et
+    al., 2020); 1 is all."""
+    repetition_penalty: float = 1.0
+    """Above 1 against characters that were written last (Keskar et al., 2019); 1 is none."""
+    penalty_window: int = 64
+    """How many of the last characters that is."""
     seed: int = 0
     """Of the draws, and of the random first character."""
+    stop: str | None = None
+    """End before this string, once the model writes it. With --interactive an answer ends with the
+    line, if the model knows the newline; --stop "" has answers of --length characters."""
+    interactive: bool = False
+    """Read lines from the standard input, and answer each."""
+
+    @property
+    def sampling(self) -> Sampling:
+        """How the characters are drawn."""
+        return Sampling(
+            self.temperature, self.top_k, self.top_p, self.repetition_penalty, self.penalty_window
+        )
+
+    def check(self) -> None:
+        """Raise InvalidInputError unless the options fit."""
+        at_least(self, 1, "length", "samples", "penalty_window")
+        at_least(self, 0, "seed", "top_k")
+        _ = self.sampling  # checks the others
+        if self.prime and self.prime_file is not None:
+            raise InvalidInputError(
+                "--prime and --prime-file are both the beginning of the text; leave one of them out"
+            )
+        if self.interactive and self.samples > 1:
+            raise InvalidInputError(
+                f"--interactive is one conversation, but --samples is {self.samples}; leave one of "
+                "them out"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,3 +337,35 @@ class Evaluate:
     """The run; by default the newest under runs/text_generator."""
     step: int | None = None
     """Of the checkpoint; by default the best by validation loss, else the latest."""
+    page: Path | None = None
+    """Also write a page (HTML, one file) with the text coloured by how much it surprised."""
+    json: Path | None = None
+    """Also write every character with its surprise in bits, as JSON."""
+
+    def check(self) -> None:
+        """Raise InvalidInputError unless the options fit."""
+        for name in ("page", "json"):
+            path = getattr(self, name)
+            if path is not None:
+                writable(option(name), path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspect:
+    """Look inside a trained model while it reads: a page (HTML, one file) of states and gates."""
+
+    to: Path
+    """The page."""
+    file: tyro.conf.Positional[str | None] = None
+    """The text, as --corpus of train; by default what the run held out, else its own beginning."""
+    run_dir: Path | None = None
+    """The run; by default the newest under runs/text_generator."""
+    step: int | None = None
+    """Of the checkpoint; by default the best by validation loss, else the latest."""
+    characters: int = 20_000
+    """The most characters to read."""
+
+    def check(self) -> None:
+        """Raise InvalidInputError unless the options fit."""
+        at_least(self, 2, "characters")
+        writable("--to", self.to)

@@ -1,15 +1,18 @@
 """How well a model predicts a text; the command `evaluate`."""
 
 import functools
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from experiments.text_generator.config import Evaluate
-from experiments.text_generator.data import clean
+from experiments.text_generator.data import AnyVocabulary, clean
 from experiments.text_generator.model import CharacterModel
+from experiments.text_generator.pages import About, evaluation_page, write
 from experiments.text_generator.stored import Trained
 from rnnjax.errors import InvalidInputError
 from rnnjax.text import Vocabulary, load_corpus, plain_lines
@@ -20,22 +23,57 @@ _PIECE = 128
 
 
 def run_evaluation(config: Evaluate) -> int:
-    """Print the loss of a trained model on a text."""
+    """Print the loss of a trained model on a text; and show, or write down, where it comes from."""
+    config.check()
     trained = Trained.load(config.run_dir, config.step)
+    corpus = config.corpus or trained.config.text.corpus
+    ids = ids_of(trained, corpus)
+    losses = surprise(trained.model, trained.params, ids)
+    loss = float(losses.mean())
+    print(
+        f"{corpus}: {loss:.4f} nats, {bits(loss):.3f} bits per character, perplexity "
+        f"{math.exp(loss):.2f}, over {len(ids) - 1:,} characters"
+    )
+    if config.json is not None:
+        write(config.json, json.dumps(surprise_as_json(trained.vocabulary, ids, losses)) + "\n")
+    if config.page is not None:
+        about = About(
+            f"How {trained.run_dir.name} reads {Path(corpus).name}",
+            f"The surprise of each character, given those before it, to the model at step "
+            f"{trained.step:,}.",
+        )
+        page = evaluation_page(about, ids, losses / math.log(2), trained.vocabulary)
+        write(config.page, page)
+    return 0
+
+
+def ids_of(trained: Trained, corpus: str) -> np.ndarray:
+    """The ids of a text, which is read and cleaned as the model's own was."""
     options = trained.config.text
-    corpus = config.corpus or options.corpus
     text = load_corpus(corpus, strip_licence=options.strip_licence, encoding=options.encoding)
     if options.vocabulary == "tutorial":
         text = clean(text, Vocabulary.tutorial())
     elif options.vocabulary == "lines":
         text = plain_lines(text)
-    ids = trained.vocabulary.encode(text)
-    loss = float(surprise(trained.model, trained.params, ids).mean())
-    print(
-        f"{corpus}: {loss:.4f} nats, {loss / math.log(2):.3f} bits per character, perplexity "
-        f"{math.exp(loss):.2f}, over {len(ids) - 1:,} characters"
-    )
-    return 0
+    return trained.vocabulary.encode(text)
+
+
+def surprise_as_json(
+    vocabulary: AnyVocabulary, ids: np.ndarray, losses: np.ndarray
+) -> dict[str, Any]:
+    """Every character (for bytes, every byte as a number) with its bits; the first has none.
+
+    >>> surprise_as_json(Vocabulary("ab"), np.array([1, 0]), np.array([math.log(2)]))
+    {'bits_per_character': 1.0, 'characters': ['b', 'a'], 'bits': [None, 1.0]}
+    """
+    each = losses.astype(float) / math.log(2)
+    known = isinstance(vocabulary, Vocabulary)
+    text = {"characters": list(vocabulary.decode(ids))} if known else {"bytes": ids.tolist()}
+    return {
+        "bits_per_character": bits(float(losses.mean())),
+        **text,
+        "bits": [None, *(round(value, 4) for value in each.tolist())],
+    }
 
 
 def surprise(model: CharacterModel, params: Any, ids: np.ndarray, *, rows: int = 32) -> np.ndarray:

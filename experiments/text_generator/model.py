@@ -130,16 +130,22 @@ class CharacterModel:
         return carry, optax.softmax_cross_entropy_with_integer_labels(logits, targets.T).T
 
 
-def make_loss(model: CharacterModel, *, carry_state: bool, last: bool = False) -> Any:
+def make_loss(
+    model: CharacterModel, *, carry_state: bool, forget: float = 0.0, last: bool = False
+) -> Any:
     """The loss of a batch: the mean cross-entropy, with windows of weight 0 left out.
 
-    With ``carry_state`` the batch goes on from the state of the one before; with ``last`` only the
-    character behind each window counts.
+    With ``carry_state`` each row goes on from the state of the batch before, but for those that
+    ``forget`` it, with that chance; with ``last`` only the character behind each window counts.
     """
 
     def loss_fn(params: Any, carry: Any, batch: Any, key: jax.Array) -> Any:
         inputs, targets, weights = batch["inputs"], batch["targets"], batch["weights"]
-        before = carry if carry_state else model.initial_carry(len(inputs))
+        before = model.initial_carry(len(inputs))
+        if carry_state:
+            key, forget_key = jax.random.split(key)
+            kept = jax.random.bernoulli(forget_key, 1 - forget, (len(inputs), 1))
+            before = jax.tree.map(lambda old, new: jnp.where(kept, old, new), carry, before)
         after, losses = model.losses(params, before, inputs, targets, key)
         each = losses[:, -1] if last else losses.mean(axis=1)
         loss = jnp.average(each, weights=weights)

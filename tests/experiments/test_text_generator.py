@@ -30,7 +30,8 @@ def text(tmp_path):
 
 def arrays(run_dir):
     """The checksums of all arrays in the last checkpoint."""
-    folder = max((run_dir / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    folders = [path for path in (run_dir / "checkpoints").iterdir() if path.name.isdigit()]
+    folder = max(folders, key=lambda path: int(path.name))
     about = json.loads((folder / "about" / "metadata").read_text())
     return folder.name, about["arrays"]
 
@@ -44,35 +45,62 @@ def wait_for_step(process, run_dir, step):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("mode", [[], ["--carry-state"]])
-def test_killed_and_stopped_runs_end_like_the_undisturbed_one(program, start, text, tmp_path, mode):
-    options = [
-        *TINY,
-        *mode,
-        "--epochs",
-        "6",
-        "--checkpoint-every",
-        "1",
-        "--steps-per-dispatch",
-        "7",
-    ]
+WINDOWS = ["--epochs", "6", "--dropout", "0.2"]
+STREAMS = ["--epochs", "6", "--carry-state", "--forget", "0.1", "--validation", "0.1",
+           "--vocabulary", "bytes", "--weight-drop", "0.2", "--accumulate", "2"]  # fmt: skip
+
+
+def kill_and_resume(program, start, tmp_path, mode, signals, seed=0):
+    """Whatever ends the processes of a run, and when: it ends like one that nothing disturbed."""
+    options = [*TINY, *mode, "--checkpoint-every", "1", "--steps-per-dispatch", "7"]
     program("text_generator", "train", *options, "--run-dir", "whole")
     whole = arrays(tmp_path / "whole")
+    steps = (tmp_path / "whole" / "steps.jsonl").read_text()
 
-    rng = random.Random(len(mode))
+    rng = random.Random(seed)
     victim = start("text_generator", "train", *options, "--run-dir", "killed")
-    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
-        wait_for_step(victim, tmp_path / "killed", rng.randint(1, 400))
+    # Moments drawn over the run: when a step is reached, and a little later.
+    moments = sorted(rng.randint(1, steps.count("\n")) for _ in signals)
+    for number, moment in zip(signals, moments, strict=True):
+        wait_for_step(victim, tmp_path / "killed", moment)
+        time.sleep(rng.random() * 0.1)
         os.kill(victim.pid, number)
         status = victim.wait(timeout=60)
-        assert status in (-signal.SIGKILL, 128 + signal.SIGTERM, 0)
+        assert status in (-number, 128 + number, 0)
         victim = start("text_generator", "train", "--resume", "--run-dir", "killed")
     output, _ = victim.communicate(timeout=120)
     assert victim.returncode == 0, output.decode()
     assert arrays(tmp_path / "killed") == whole
-    assert (tmp_path / "killed" / "steps.jsonl").read_text() == (
-        tmp_path / "whole" / "steps.jsonl"
-    ).read_text()
+    assert (tmp_path / "killed" / "steps.jsonl").read_text() == steps
+
+
+@pytest.mark.parametrize("mode", [WINDOWS, STREAMS], ids=["windows", "streams"])
+def test_killed_and_stopped_runs_end_like_the_undisturbed_one(program, start, text, tmp_path, mode):
+    kill_and_resume(
+        program, start, tmp_path, mode, (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL)
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(20))
+@pytest.mark.parametrize("mode", [WINDOWS, STREAMS], ids=["windows", "streams"])
+def test_twenty_moments(program, start, text, tmp_path, mode, number):
+    which = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)[number % 4]
+    kill_and_resume(program, start, tmp_path, mode, [which], seed=number)
+
+
+def test_a_damaged_last_checkpoint_costs_a_warning(program, text, tmp_path):
+    options = [*TINY, "--epochs", "3", "--checkpoint-every", "1"]
+    program("text_generator", "train", *options, "--run-dir", "run")
+    whole = arrays(tmp_path / "run")
+    last = tmp_path / "run" / "checkpoints" / whole[0]
+    for file in last.rglob("*"):
+        if file.is_file() and file.stat().st_size > 1000:
+            file.write_bytes(file.read_bytes()[:-500])
+    resumed = program("text_generator", "train", "--resume", "--run-dir", "run")
+    assert "is damaged" in resumed.stdout
+    assert "warning:" in resumed.stdout
+    assert arrays(tmp_path / "run") == whole
 
 
 def test_train_generate_evaluate(program, text, tmp_path):

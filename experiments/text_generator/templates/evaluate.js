@@ -1,0 +1,3 @@
+colourText(surpriseLevel);
+surpriseLegend();
+moveCursor(0, false);

@@ -1,0 +1,402 @@
+"""What is recorded of a model, what its units are compared with, and the command."""
+
+import json
+import math
+import tempfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import rnnjax
+from experiments import runs
+from experiments.text_generator.config import Architecture, Evaluate, Inspect, Text, Train
+from experiments.text_generator.evaluation import run_evaluation, surprise, surprise_as_json
+from experiments.text_generator.inspection import run_inspection
+from experiments.text_generator.model import CELLS, CharacterModel
+from experiments.text_generator.pages import LIMIT
+from experiments.text_generator.properties import (
+    PROPERTIES,
+    characters_of,
+    passage,
+    properties,
+    score,
+)
+from experiments.text_generator.recording import Gate, record
+from experiments.text_generator.training import run_training
+from rnnjax import InvalidInputError
+from rnnjax.errors import NonFiniteError
+from rnnjax.text import ByteVocabulary, Vocabulary
+
+SIZE = 11
+
+
+def model_of(random_like, cell="lstm", **options):
+    model = CharacterModel.build(Architecture(cell=cell, layers=2, hidden_size=4, **options), SIZE)
+    return model, random_like(jax.eval_shape(model.init, jax.random.key(0)), seed=3)
+
+
+def by_hand(model, params, ids):
+    """States, and probabilities of the next character, one step after the other."""
+    carry, states, logits = model.initial_carry(1), [], []
+    step = jax.jit(model.step)
+    for token in ids:
+        carry, out = step(params, carry, jnp.asarray([token]))
+        states.append(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(carry)]))
+        logits.append(np.asarray(out[0], np.float64))
+    p = np.exp(np.array(logits) - np.max(logits, axis=1, keepdims=True))
+    return np.array(states), p / p.sum(axis=1, keepdims=True)
+
+
+OPTIONS = {
+    "plain": {},
+    "regularized": {"recurrent_dropout": 0.3, "weight_drop": 0.2, "dropout": 0.5},
+    "embedding": {"embedding_size": 4, "tied": True},
+}
+
+
+@pytest.mark.parametrize(
+    ("cell", "options"),
+    [("lstm", "plain"), ("gru", "regularized"), ("mgu", "embedding"), ("layernorm_lstm", "plain")],
+)
+def test_the_recording_is_what_stepping_by_hand_gives(random_like, cell, options):
+    check_recording(*model_of(random_like, cell, **OPTIONS[options]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("options", OPTIONS)
+def test_the_recording_is_what_stepping_by_hand_gives_for_every_cell(random_like, cell, options):
+    extra = OPTIONS[options]
+    if cell in ("indrnn", "mingru", "minlstm", "gru_reset_before", "mgu_reset_before"):
+        extra = {name: v for name, v in extra.items() if name not in ("recurrent_dropout",
+                                                                      "weight_drop")}  # fmt: skip
+    check_recording(*model_of(random_like, cell, **extra))
+
+
+def check_recording(model, params):
+    ids = np.random.default_rng(0).integers(0, SIZE, 1013)  # more than a piece, and not whole ones
+    recording = record(model, params, ids)
+    few = 25
+    states, probabilities = by_hand(model, params, ids[:few])
+    np.testing.assert_allclose(recording.states[:few], states, atol=2e-5, rtol=2e-5)
+    order = np.argsort(-probabilities, axis=1)[:, :5]
+    top = np.take_along_axis(probabilities, order, axis=1)
+    np.testing.assert_allclose(recording.probabilities[:few], top, atol=2e-5)
+    np.testing.assert_array_equal(recording.expected[:few], order)
+    assert math.isnan(recording.surprise[0])
+    bits = -np.log2(probabilities[np.arange(few - 1), ids[1:few]])
+    np.testing.assert_allclose(recording.surprise[1:few], bits, atol=1e-4, rtol=1e-5)
+    # The state goes on from piece to piece: the whole text at once says the same.
+    whole = surprise(model, params, ids, rows=1) / math.log(2)
+    np.testing.assert_allclose(recording.surprise[1:], whole, atol=1e-3, rtol=1e-5)
+    assert recording.states.shape == (1013, sum(group.size for group in recording.groups))
+
+
+def test_all_probabilities_are_there_in_a_small_vocabulary():
+    model = CharacterModel.build(Architecture(layers=1, hidden_size=3), 4)
+    recording = record(model, model.init(jax.random.key(1)), np.array([0, 3, 1, 2, 2]))
+    assert recording.expected.shape == (5, 4)
+    np.testing.assert_allclose(recording.probabilities.sum(axis=1), 1, atol=1e-6)
+    assert (np.diff(recording.probabilities, axis=1) <= 0).all()
+    assert (np.sort(recording.expected, axis=1) == np.arange(4)).all()
+
+
+@pytest.mark.parametrize(
+    ("cell", "letters", "kinds"),
+    [
+        ("lstm", "ifo", ("hidden", "cell")),
+        ("coupled_lstm", "io", ("hidden", "cell")),
+        ("gru", "rz", ("hidden",)),
+        ("mgu", "f", ("hidden",)),
+        ("gru_reset_before", "", ("hidden",)),
+        ("peephole_lstm", "", ("hidden", "cell")),
+        ("minlstm", "", ("hidden",)),
+    ],
+)
+def test_gates_are_those_that_the_step_computes_with(random_like, cell, letters, kinds):
+    model, params = model_of(random_like, cell)
+    ids = np.array([1, 5, 2, 7, 3])
+    recording = record(model, params, ids)
+    assert [(g.layer, g.name) for g in recording.gates] == [(k, c) for k in (0, 1) for c in letters]
+    assert tuple(g.kind for g in recording.groups if g.layer == 1) == kinds
+    assert all((g.values >= 0).all() and (g.values <= 1).all() for g in recording.gates)
+    gates = {(g.layer, g.name): g.values.astype(float) for g in recording.gates}
+    # Every gate of the first layer is the logistic function of its own columns of the kernels.
+    order = {"lstm": "ifgo", "coupled_lstm": "igo", "gru": "rzn", "mgu": "fn"}.get(cell, "")
+    weights = {name: np.asarray(a, np.float64) for name, a in params["stack"][0].items()}
+    before = np.concatenate([np.zeros((1, 4)), recording.states[:-1, :4]])
+    sums = weights["kernel"][ids] + weights["bias"]
+    if order:
+        sums = sums + before @ weights["recurrent_kernel"] + weights.get("recurrent_bias", 0)
+    for position, letter in enumerate(order):
+        if letter in letters:
+            column = sums[:, 4 * position : 4 * position + 4]
+            np.testing.assert_allclose(gates[0, letter], 1 / (1 + np.exp(-column)), atol=1e-3)
+    if cell == "lstm":  # and in both layers h = o tanh(c)
+        states = np.split(recording.states, 4, axis=1)
+        for layer in (0, 1):
+            hidden, cells = states[2 * layer : 2 * layer + 2]
+            np.testing.assert_allclose(hidden, gates[layer, "o"] * np.tanh(cells), atol=2e-3)
+
+
+def test_saturation_counts_each_side():
+    values = np.array([[0.05, 0.95, 0.5, 0.05]] * 3 + [[0.5, 0.95, 0.5, 0.95]], np.float16)
+    shares = Gate(0, "f", values).saturation()
+    np.testing.assert_allclose(shares, [[0.75, 0], [0, 1], [0, 0], [0.75, 0.25]])
+
+
+def test_too_short_a_text_and_a_broken_model_are_refused(random_like):
+    model, params = model_of(random_like)
+    with pytest.raises(InvalidInputError, match="needs at least 2 characters, but has 1"):
+        record(model, params, np.array([1]))
+    broken = params | {"bias": params["bias"].at[2].set(jnp.nan)}
+    with pytest.raises(NonFiniteError, match="choose another checkpoint by --step"):
+        record(model, broken, np.array([1, 2, 3]))
+
+
+# Properties and scores.
+
+PROSE = 'THE KING:\nI said "no (never) to him" at 10.\n\n  Go, now! "Oh\n\nwell.\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "marked"),
+    [
+        ("inside quotes", '"no (never) to him"Oh\n'),
+        ("inside brackets", "(never"),
+        ("inside a word", "THEKINGIsaidnonevertohimat10GonowOhwell"),
+        ("first letter of a word", "TKIsnntha1GnOw"),
+        ("space", " " * 12),
+        ("end of a line", "\n" * 6),
+        ("blank line", "\n\n"),
+        ("capital letter", "THEKINGIGO"),
+        ("word in capitals", "THEKING"),
+        ("heading (a short line with a colon at its end)", "THE KING:"),
+        ("indentation", "  "),
+        ("vowel", "EIIaioeeoiaooOe"),
+        ("digit", "10"),
+        ("punctuation", ':"()".,!".'),
+    ],
+)
+def test_properties_mark_the_characters_they_name(name, marked):
+    values = properties(list(PROSE))[name].astype(bool)
+    got = "".join(c for c, m in zip(PROSE, values, strict=True) if m)
+    assert got == marked
+
+
+def test_counting_properties_count():
+    values = properties(list("ab c.\nde"))
+    assert values["position in the line"].tolist() == [1, 2, 3, 4, 5, 0, 1, 2]
+    assert values["position in the word"].tolist() == [1, 2, 0, 1, 0, 0, 1, 2]
+    assert values["length of the sentence so far"].tolist() == [1, 2, 3, 4, 0, 1, 2, 3]
+    assert values["right after punctuation"].tolist() == [0, 0, 0, 0, 0, 1, 0, 0]
+    odd = "odd line number (a control: nothing should follow it)"
+    assert values[odd].tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
+
+
+@settings(derandomize=True, deadline=None, database=None, max_examples=60)
+@given(st.text(st.characters(), max_size=60))
+def test_every_property_has_a_finite_number_for_every_character(text):
+    characters = list(text)
+    values = properties(characters)
+    assert set(values) == set(PROPERTIES)
+    for value in values.values():
+        assert value.shape == (len(text),)
+        assert np.isfinite(value).all()
+    ids = ByteVocabulary().encode(text)
+    assert len(characters_of(ids, ByteVocabulary())) == len(ids)
+
+
+def test_bytes_that_are_no_text_are_characters_too():
+    assert characters_of(np.array([65, 0xFF, 0xC3, 0xA9]), ByteVocabulary()) == [
+        "A", "\udcff", "é", "é",
+    ]  # fmt: skip
+    assert characters_of(np.array([1, 0]), Vocabulary("ab")) == ["b", "a"]
+
+
+def quoting(length, seed):
+    """A text in which some words are quoted, with line breaks."""
+    rng = np.random.default_rng(seed)
+    words = []
+    while sum(map(len, words)) < length:
+        word = "".join(rng.choice(list("abcdefgh"), rng.integers(1, 8)))
+        words.append(f'"{word} {word}"' if rng.random() < 0.2 else word)
+        words.append("\n" if rng.random() < 0.1 else " ")
+    return list("".join(words)[:length])
+
+
+def test_a_planted_unit_ranks_first_and_its_score_is_the_held_out_one():
+    characters = quoting(8000, seed=1)
+    values = properties(characters)
+    rng = np.random.default_rng(2)
+    states = rng.normal(size=(8000, 200))
+    states[:, 137] = 0.3 - 2.0 * values["inside quotes"] + 0.2 * rng.normal(size=8000)
+    scores = score(states, values)
+    first, second, *_ = scores.of_units()
+    assert (first.unit, first.name) == (137, "inside quotes")
+    assert first.chosen < -0.95
+    odd = np.arange(8000) // 500 % 2 == 1
+    expected = np.corrcoef(states[odd, 137], values["inside quotes"][odd])[0, 1]
+    assert first.reported == pytest.approx(expected, abs=1e-5)
+    # The best of 199 units of noise looks better where it was chosen than where it was not.
+    noise = [f for f in scores.of_units() if f.unit != 137]
+    assert abs(second.chosen) < 0.1
+    chosen = np.mean([abs(f.chosen) for f in noise])
+    reported = np.mean([f.reported * np.sign(f.chosen) for f in noise])
+    assert chosen > 0.02
+    assert abs(reported) < chosen / 3
+    assert {f.name for f in scores.of_properties()} == set(scores.names)
+    best = {f.name: f.unit for f in scores.of_properties()}
+    assert best["inside quotes"] == 137
+    assert "digit" in scores.unchanging
+    assert set(scores.names) | set(scores.unchanging) == set(PROPERTIES)
+
+
+def test_a_unit_that_follows_only_where_it_is_chosen_scores_nothing():
+    values = {"a": np.random.default_rng(0).normal(size=8000)}
+    odd = np.arange(8000) // 500 % 2 == 1
+    states = np.where(odd, np.random.default_rng(1).normal(size=8000), values["a"])[:, None]
+    (finding,) = score(states, values).of_units()
+    assert finding.chosen == pytest.approx(1, abs=1e-5)
+    assert abs(finding.reported) < 0.05
+
+
+def test_constant_units_and_constant_properties_score_nothing():
+    rng = np.random.default_rng(0)
+    states = np.stack([np.full(4000, 0.1), rng.normal(size=4000)], axis=1).astype(np.float32)
+    scores = score(states, {"a": rng.normal(size=4000), "b": np.ones(4000)})
+    assert scores.unchanging == ("b",)
+    assert scores.chosen[0, 0] == scores.reported[0, 0] == 0
+    assert score(states[:1], {"a": np.ones(1)}).of_units() == []
+    with pytest.raises(InvalidInputError, match="one number for each of 4000 characters"):
+        score(states, {"a": np.ones(7)})
+
+
+def test_a_passage_begins_where_a_line_does():
+    characters = list("aaaa\nbbbb\n\ncccc\ndd")
+    values = np.zeros(len(characters))
+    values[12:14] = 1
+    assert passage(characters, values, 4) == 11
+    assert passage(list("a" * 100), np.eye(100)[45], 10) == 40
+    assert passage(list("ab"), np.array([0.0, 1.0]), 10) == 0
+
+
+# The commands, on a model trained for a moment.
+
+CORPUS = (
+    'ANN:\nShe said "Go (now)" to 3 of us; tab\there.\n\nBOB:\nHe went < away & didn\'t stop.\n\n'
+)
+
+
+@pytest.fixture(scope="module")
+def run_dir():
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "text.txt")
+        path.write_text(CORPUS * 30)
+        text = Text(
+            corpus=str(path), vocabulary="learned", validation=0.3, batch_size=4, seq_length=20,
+            carry_state=True,
+        )  # fmt: skip
+        run_training(
+            Train(
+                text=text, model=Architecture(layers=2, hidden_size=6), epochs=1, sample_length=0,
+                run_dir=Path(folder, "run"),
+            )
+        )  # fmt: skip
+        yield Path(folder, "run")
+
+
+def embedded(page):
+    """The data of a page, as a browser would find it."""
+    return json.loads(page.split('id="data">')[1].split("</script>")[0])
+
+
+def test_inspect_writes_a_page_of_the_text_held_out(run_dir, tmp_path, capsys):
+    to = tmp_path / "page.html"
+    assert run_inspection(Inspect(to, run_dir=run_dir)) == 0
+    page = to.read_text(encoding="utf-8")
+    assert "the validation part of text.txt" in page
+    assert "position in the line" in capsys.readouterr().out
+    data = embedded(page)
+    assert {group["kind"] for group in data["groups"]} == {"hidden", "cell"}
+    assert [gate["name"] for gate in data["gates"]] == ["i", "f", "o"]
+    assert len(page.encode()) < LIMIT
+    assert list(tmp_path.iterdir()) == [to]
+
+
+def test_inspect_reads_a_file_and_stops_after_so_many_characters(run_dir, tmp_path):
+    (tmp_path / "other.txt").write_text("He went (now). " * 40)
+    to = tmp_path / "page.html"
+    command = Inspect(to, str(tmp_path / "other.txt"), run_dir=run_dir, characters=100)
+    assert run_inspection(command) == 0
+    page = to.read_text(encoding="utf-8")
+    assert "other.txt" in page
+    assert "read 100 " in page
+
+
+def test_evaluate_writes_json_and_a_page(run_dir, tmp_path, capsys):
+    to, page = tmp_path / "bits.json", tmp_path / "page.html"
+    assert run_evaluation(Evaluate(run_dir=run_dir, json=to, page=page)) == 0
+    printed = capsys.readouterr().out
+    stored = json.loads(to.read_text())
+    assert "".join(stored["characters"]) == CORPUS * 30
+    assert stored["bits"][0] is None
+    assert len(stored["bits"]) == len(stored["characters"])
+    mean = np.mean(stored["bits"][1:])
+    assert mean == pytest.approx(stored["bits_per_character"], abs=1e-3)
+    assert f"{stored['bits_per_character']:.3f} bits per character" in printed
+    assert f"<strong>{stored['bits_per_character']:.3f}</strong>" in page.read_text("utf-8")
+
+
+def test_bytes_are_written_down_as_numbers():
+    ids = ByteVocabulary().encode("né")
+    stored = surprise_as_json(ByteVocabulary(), ids, np.log([2.0, 4.0], dtype=np.float32))
+    assert stored.pop("bits_per_character") == pytest.approx(1.5)
+    assert stored == {"bytes": [110, 195, 169], "bits": [None, 1, 2]}
+
+
+def test_a_changed_text_is_not_taken_for_the_one_held_out(run_dir, tmp_path):
+    run = runs.read_json(run_dir / "run.json")
+    corpus = Path(run["config"]["text"]["corpus"])
+    before = corpus.read_text(encoding="utf-8")
+    corpus.write_text(before[:-3], encoding="utf-8")
+    with pytest.raises(InvalidInputError, match="name a file to read"):
+        run_inspection(Inspect(tmp_path / "page.html", run_dir=run_dir))
+    corpus.write_text(before, encoding="utf-8")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (lambda path: Inspect(path), "--to should name a file, but .* is a folder"),
+        (lambda path: Inspect(path / "a" / "b.html"), "does not; make it first"),
+        (lambda path: Inspect(path / "b.html", characters=1), "--characters must be at least 2"),
+        (lambda path: Evaluate(page=path), "--page should name a file"),
+        (lambda path: Evaluate(json=path / "a" / "b"), "--json should name a file in a folder"),
+    ],
+)
+def test_where_no_file_can_be_made_nothing_is_computed(tmp_path, command, message):
+    run = run_inspection if isinstance(command(tmp_path), Inspect) else run_evaluation
+    with pytest.raises(InvalidInputError, match=message):
+        run(command(tmp_path))
+
+
+def test_the_command_line_takes_the_file_by_its_place(program, tmp_path):
+    result = program("text_generator", "inspect", "x.txt", "--to", "p.html", check=False)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: there is no run under")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_gates_of_a_regularized_cell_are_those_of_the_cell_within():
+    cell = rnnjax.Regularized(rnnjax.LSTMCell(3), recurrent_dropout=0.5)
+    model = CharacterModel(rnnjax.Stack([cell]), SIZE)
+    assert [g.name for g in record(model, model.init(jax.random.key(0)), np.arange(9)).gates] == [
+        "i", "f", "o",
+    ]  # fmt: skip
