@@ -1,4 +1,4 @@
-"""``python -m experiments.text_generator train|generate|evaluate``: see the README beside this."""
+"""``python -m experiments.text_generator COMMAND``: see the README beside this."""
 
 import dataclasses
 import functools
@@ -14,8 +14,9 @@ import optax
 import tyro
 
 from experiments import runs
-from experiments.text_generator.config import Evaluate, Generate, Train, option
+from experiments.text_generator.config import Evaluate, Export, Generate, Train, option
 from experiments.text_generator.data import Data, clean
+from experiments.text_generator.export import export, how_to_run, vocabulary_path
 from experiments.text_generator.model import CharacterModel, make_loss
 from experiments.text_generator.report import Progress
 from rnnjax import CheckpointError, InvalidInputError
@@ -36,7 +37,7 @@ PROGRAM = "text_generator"
 def main() -> int:
     """Do what the command line says."""
     command = tyro.extras.subcommand_cli_from_dict(
-        {"train": Train, "generate": Generate, "evaluate": Evaluate},
+        {"train": Train, "generate": Generate, "evaluate": Evaluate, "export": Export},
         prog="python -m experiments.text_generator",
         description="A character-level language model in JAX.",
     )
@@ -44,6 +45,8 @@ def main() -> int:
         return run_training(command)
     if isinstance(command, Generate):
         return run_generation(command)
+    if isinstance(command, Export):
+        return run_export(command)
     return run_evaluation(command)
 
 
@@ -243,6 +246,26 @@ def run_evaluation(config: Evaluate) -> int:
         f"{math.exp(loss):.2f}, over {targets.size:,} of {len(text):,} characters"
     )
     return 0
+
+
+# --------------------------------------------------------------------------------------- export
+
+
+def run_export(config: Export) -> int:
+    """Write a trained model for another framework, and say how it is used there."""
+    model, vocabulary, params, _ = restore(config.run_dir, config.step)
+    written = export(model, vocabulary, params, config.to)
+    print(
+        f"{written.model}\n\nwrote {config.to} ({written.size:,} bytes); read back, its logits "
+        f"differ by {written.check.difference:.1e} at most, where they are up to "
+        f"{written.check.scale:.1e}\n"
+        f"wrote {vocabulary_path(config.to)}; the place of a character in it is its id\n\n"
+        f"{how_to_run(model, config.to)}"
+    )
+    return 0
+
+
+# -------------------------------------------------------------------------------------- restore
 
 
 def restore(

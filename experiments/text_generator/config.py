@@ -1,4 +1,4 @@
-"""The options of the three commands, with the tutorial's values as defaults."""
+"""The options of the four commands, with the tutorial's values as defaults."""
 
 import dataclasses
 from pathlib import Path
@@ -111,6 +111,18 @@ class Evaluate:
     """The text is read as so many streams side by side, each beginning from an empty state."""
     seq_length: int = 100
     """Characters read in one piece; the state is carried on, so this does not change the result."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Write a trained model as a file of Keras, PyTorch or ONNX."""
+
+    to: Path
+    """A file that is not there yet: *.keras, *.weights.h5, *.safetensors or *.onnx."""
+    run_dir: Path | None = None
+    """The run; by default the newest under runs/text_generator."""
+    step: int | None = None
+    """Of the checkpoint; by default the latest."""
 
 
 def option(name: str) -> str:
