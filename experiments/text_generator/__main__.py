@@ -1,4 +1,4 @@
-"""``python -m experiments.text_generator train|generate|evaluate|inspect``: see the README."""
+"""``python -m experiments.text_generator COMMAND``: see the README beside this."""
 
 import argparse
 from typing import Annotated, Any
@@ -6,8 +6,9 @@ from typing import Annotated, Any
 import tyro
 
 from experiments import runs
-from experiments.text_generator.config import Evaluate, Generate, Inspect, Train
+from experiments.text_generator.config import Evaluate, Export, Generate, Inspect, Train
 from experiments.text_generator.evaluation import run_evaluation
+from experiments.text_generator.export import run_export
 from experiments.text_generator.generation import run_generation
 from experiments.text_generator.inspection import run_inspection
 from experiments.text_generator.presets import PRESETS
@@ -21,7 +22,8 @@ def main() -> int:
         train
         | Annotated[Generate, tyro.conf.subcommand("generate")]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-        | Annotated[Inspect, tyro.conf.subcommand("inspect")],
+        | Annotated[Inspect, tyro.conf.subcommand("inspect")]
+        | Annotated[Export, tyro.conf.subcommand("export")],
         prog="python -m experiments.text_generator",
         description="A character-level language model in JAX.",
         config=(tyro.conf.OmitArgPrefixes,),
@@ -32,6 +34,8 @@ def main() -> int:
         return run_generation(command)
     if isinstance(command, Inspect):
         return run_inspection(command)
+    if isinstance(command, Export):
+        return run_export(command)
     return run_evaluation(command)
 
 

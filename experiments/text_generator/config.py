@@ -369,3 +369,15 @@ class Inspect:
         """Raise InvalidInputError unless the options fit."""
         at_least(self, 2, "characters")
         writable("--to", self.to)
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Write a trained model as a file of Keras, PyTorch or ONNX."""
+
+    to: Path
+    """A file that is not there yet: *.keras, *.weights.h5, *.safetensors or *.onnx."""
+    run_dir: Path | None = None
+    """The run; by default the newest under runs/text_generator."""
+    step: int | None = None
+    """Of the checkpoint; by default the best by validation loss, else the latest."""

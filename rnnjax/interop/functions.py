@@ -79,6 +79,55 @@ class ELU:
         return jnp.where(x >= 0, x, self.alpha * jnp.expm1(jnp.minimum(x, 0)))
 
 
+@dataclasses.dataclass(frozen=True)
+class CutReLU:
+    """Keras's layer ``ReLU``: ``x`` above ``threshold``, else ``slope (x - threshold)``.
+
+    With ``max_value`` the first is kept between 0 and that.
+    """
+
+    max_value: float | None = None
+    slope: float = 0.0
+    threshold: float = 0.0
+
+    def __call__(self, x: jax.Array) -> jax.Array:  # noqa: D102  (the class says it)
+        above = x if self.max_value is None else jnp.clip(x, 0, self.max_value)
+        return jnp.where(x > self.threshold, above, self.slope * (x - self.threshold))
+
+
+def exact_gelu(x: jax.Array) -> jax.Array:
+    """``x`` times the normal distribution function of ``x``; ``"gelu"`` approximates it by tanh."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def soft_shrink(x: jax.Array) -> jax.Array:
+    """``x`` moved towards 0 by 0.5, or to 0."""
+    return jnp.where(x > 0.5, x - 0.5, jnp.where(x < -0.5, x + 0.5, 0))
+
+
+def hard_shrink(x: jax.Array) -> jax.Array:
+    """``x`` where it is further from 0 than 0.5, else 0."""
+    return jnp.where(jnp.abs(x) > 0.5, x, 0)
+
+
+def tanh_shrink(x: jax.Array) -> jax.Array:
+    """``x - tanh(x)``."""
+    return x - jnp.tanh(x)
+
+
+def keras_sparsemax(x: jax.Array) -> jax.Array:
+    """What Keras 3 computes by the name ``sparsemax`` (Martins & Astudillo, 2016).
+
+    Where several entries are not 0 their sum is not 1, as it would be in the paper: where that has
+    the sum of these entries, Keras has the sum of all partial sums.
+    """
+    falling = -jnp.sort(-x, axis=-1)
+    sums = jnp.cumsum(falling, axis=-1)
+    inside = falling - (sums - 1) / jnp.arange(1, x.shape[-1] + 1) > 0
+    total = jnp.sum(jnp.where(inside, sums, 0), axis=-1, keepdims=True)
+    return jnp.maximum(x - (total - 1) / jnp.sum(inside, axis=-1, keepdims=True), 0)
+
+
 FUNCTIONS: Mapping[str, Function] = {
     **ACTIVATIONS,
     "softmax": jax.nn.softmax,
@@ -88,6 +137,16 @@ FUNCTIONS: Mapping[str, Function] = {
     "relu6": jax.nn.relu6,
     "mish": jax.nn.mish,
     "hard_silu": jax.nn.hard_silu,
+    "exact_gelu": exact_gelu,
+    "celu": jax.nn.celu,
+    "glu": jax.nn.glu,
+    "squareplus": jax.nn.squareplus,
+    "sparse_plus": jax.nn.sparse_plus,
+    "sparse_sigmoid": jax.nn.sparse_sigmoid,
+    "soft_shrink": soft_shrink,
+    "hard_shrink": hard_shrink,
+    "tanh_shrink": tanh_shrink,
+    "keras_sparsemax": keras_sparsemax,
 }
 
 

@@ -66,7 +66,8 @@ class Recurrent(Layer):
         keep_order: whether ``ys[t]`` then belongs to ``xs[t]``; otherwise outputs stay in the order
             in which they were computed, as behind Keras's ``go_backwards``.
         return_sequences: whether to return the outputs of all steps, or of the last that ran.
-        masked_outputs: of masked steps: ``"zero"`` or ``"last"``, as in `rnnjax.unroll`.
+        masked_outputs: of masked steps: ``"zero"`` or ``"last"``, as in `rnnjax.unroll`. Left out,
+            zeros, but where the last output alone is returned, that of the last valid step.
         merged: False returns the outputs of a `rnnjax.Bidirectional` as a pair
             `rnnjax.Directions`; nothing can follow it.
     """
@@ -77,7 +78,7 @@ class Recurrent(Layer):
     reverse: bool = False
     keep_order: bool = True
     return_sequences: bool = True
-    masked_outputs: Literal["zero", "last"] = "zero"
+    masked_outputs: Literal["zero", "last"] | None = None
     merged: bool = True
 
     def run(
@@ -97,7 +98,7 @@ class Recurrent(Layer):
             carry,
             mask=flow.mask,
             resets=context.resets,
-            masked_outputs=self.masked_outputs if self.return_sequences else "last",
+            masked_outputs=self.masked_outputs or ("zero" if self.return_sequences else "last"),
             reverse=self.reverse,
             key=context.key,
             method=context.method,
@@ -115,7 +116,9 @@ class Recurrent(Layer):
         assert isinstance(self.cell, Bidirectional)
         carries, outputs = [], []
         for i, cell in enumerate(self.cell.cells):
-            layer = dataclasses.replace(self, cell=cell, reverse=self.reverse != (i == 1))
+            layer = dataclasses.replace(
+                self, cell=cell, reverse=self.reverse != (i == 1), keep_order=True
+            )
             key = None if context.key is None else jax.random.fold_in(context.key, i)
             one, flow = layer.run(
                 params[i],
@@ -124,7 +127,8 @@ class Recurrent(Layer):
                 dataclasses.replace(context, key=key),
             )
             carries.append(one)
-            outputs.append(flow.xs)
+            turned = self.return_sequences and self.reverse and not self.keep_order
+            outputs.append(jnp.flip(flow.xs, axis=0) if turned else flow.xs)
         ys = self.cell.merge_outputs(*outputs) if self.merged else Directions(*outputs)
         if self.return_sequences:
             return Directions(*carries), Flow(ys, mask)

@@ -33,6 +33,10 @@ class Network(abc.ABC):
     ) -> tuple[dict[str, Carry], Any]:
         """Run the layers over ``xs``; ``carry`` has entries for some recurrent layers or none."""
 
+    def num_steps(self, params: Params, xs: Any) -> int:
+        """The number of time steps in ``xs``: its first axis, unless a network says otherwise."""
+        return int(jnp.shape(xs)[0])
+
     def initial_carry(
         self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
     ) -> dict[str, Carry]:
@@ -211,7 +215,7 @@ class Model:
                 "start from model.initial_carry(batch_shape), or leave it out"
             )
         if lengths is not None:
-            valid = _valid(jnp.asarray(lengths), jnp.shape(xs)[0])
+            valid = _valid(jnp.asarray(lengths), self.network.num_steps(params, xs))
             mask = valid if mask is None else valid & jnp.asarray(mask)
         context = Context(resets=resets, key=key, method=method)
         return self.network.run(params, xs, carry, mask, context)

@@ -1,0 +1,84 @@
+"""Arrays of other frameworks as arrays of NumPy, and parameters of ours that are to become such."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from rnnjax.cells.base import Cell
+from rnnjax.cells.projected import check_params
+from rnnjax.errors import InteropError, InvalidInputError
+from rnnjax.interop.layers import Dense, Embedding
+
+
+def float_array(name: str, value: Any) -> np.ndarray:
+    """An array, or a tensor of PyTorch, as an array that nobody else writes to.
+
+    Raises:
+        InteropError: it does not become an array, or is in no floating-point type that JAX keeps.
+
+    >>> float_array("weight", jnp.ones(2))
+    array([1., 1.], dtype=float32)
+    """
+    try:
+        if hasattr(value, "detach"):
+            value = value.detach().cpu()
+            if str(value.dtype) == "torch.bfloat16":  # NumPy has none; float32 holds it exactly
+                value = np.asarray(value.float().numpy(), jnp.bfloat16)
+            else:
+                value = value.numpy()
+        array = np.array(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InteropError(
+            f"{name[:80]!r} should be a plain tensor or array, but is {type(value).__name__}, and "
+            "does not become one; convert it, or leave it out"
+        ) from error
+    if not jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.itemsize == 1:
+        raise InteropError(
+            f"{name[:80]!r} should be in float16, bfloat16, float32 or float64, but is "
+            f"{array.dtype}; give the parameters of the modules alone"
+        )
+    if array.dtype == np.float64 != jnp.result_type(float):
+        raise InteropError(
+            f"{name[:80]!r} is in float64, which JAX keeps only with jax.config.update("
+            "'jax_enable_x64', True); set it, or convert the model to float32"
+        )
+    return array
+
+
+def cell_arrays(cell: Cell, params: Any) -> dict[str, np.ndarray]:
+    """The parameters of a cell as arrays of NumPy.
+
+    Raises:
+        InvalidInputError: they are not those of the cell.
+    """
+    inputs: tuple[int, ...] = (0,)
+    if isinstance(params, Mapping) and np.ndim(params.get("kernel", 0)):
+        inputs = np.shape(params["kernel"])[:1]
+    elif isinstance(params, Mapping):
+        params = {name: array for name, array in params.items() if name != "kernel"}
+    check_params(cell, params, jnp.zeros(inputs))
+    return {name: np.asarray(array) for name, array in params.items()}
+
+
+def layer_arrays(layer: Dense | Embedding, params: Any) -> dict[str, np.ndarray]:
+    """The parameters of a layer as arrays of NumPy.
+
+    Raises:
+        InvalidInputError: they are not those of the layer.
+    """
+    came = {k: np.shape(v) for k, v in params.items()} if isinstance(params, Mapping) else {}
+    expected: dict[str, tuple[int, ...]]
+    if isinstance(layer, Embedding):
+        expected = {"embedding": (layer.vocabulary_size, layer.size)}
+    else:
+        inputs = came.get("kernel", (1,))[:1] or (1,)  # which a layer does not say
+        expected = {"kernel": (*inputs, layer.size)}
+        expected |= {"bias": (layer.size,)} if layer.use_bias else {}
+    if came != expected:
+        raise InvalidInputError(
+            f"params of {layer.name!r} should have the shapes {expected}, but have {came}; train "
+            "from model.params"
+        )
+    return {name: np.asarray(array) for name, array in params.items()}

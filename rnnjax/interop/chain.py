@@ -1,0 +1,135 @@
+"""The order in which the modules of a model run, where their parameters alone are known."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rnnjax.errors import InteropError, InvalidInputError
+from rnnjax.interop.layers import Dense, Embedding, Layer, OneHotIds, Recurrent
+
+WithParameters = Recurrent | Dense | Embedding
+"""The layers that are read of parameters; the others a caller says."""
+
+_MOST_TO_ORDER = 8  # beyond it the orders to try are too many
+
+
+class Reading(NamedTuple):
+    """A layer that a module can be read as.
+
+    Attributes:
+        layer: without parameters.
+        params: of the layer.
+        takes: the number of features of its inputs; None for ids.
+        gives: that of its outputs.
+        came: what the way back needs to know, of any kind.
+    """
+
+    layer: Layer
+    params: Any
+    takes: int | None
+    gives: int
+    came: Any = None
+
+
+class Modules(NamedTuple):
+    """The modules that were found.
+
+    Attributes:
+        listed: by name, the module in words: its arrays and their shapes.
+        recurrent: the names of those with a recurrence.
+        read: from a name to the layers that the module can be read as, most often one.
+    """
+
+    listed: Mapping[str, str]
+    recurrent: frozenset[str]
+    read: Callable[[str], Sequence[Reading]]
+
+
+def infer_order(found: Modules) -> list[Reading]:
+    """An embedding if there is one, the recurrent modules, a linear one if there is one.
+
+    Raises:
+        InteropError: no order of that kind fits the sizes, or more than one does.
+    """
+    orders: list[list[Reading]] = []
+    # A second linear module is no certain thing: what stands between the two is not seen here.
+    others = len(found.listed) - len(found.recurrent)
+    if others <= 2 and len(found.listed) <= _MOST_TO_ORDER:
+        for order in _orders([], {name: found.read(name) for name in found.listed}):
+            orders.append(order)
+            if len(orders) == 2:
+                break
+    if len(orders) == 1:
+        return orders[0]
+    listed = "; ".join([*found.listed.values()][:8]) + "; ..." * (len(found.listed) > 8)
+    how_many = "more than one order fits" if orders else "no such order fits"
+    raise InteropError(
+        "the order of the modules is certain only for an embedding, recurrent modules and a linear "
+        f"one whose sizes fit in one way, but {how_many} here; give it, as in "
+        f"modules=['embedding', 'lstm', 'head'], where the modules are {listed}"
+    )
+
+
+def _orders(begun: list[Reading], left: Mapping[str, Sequence[Reading]]) -> Iterator[list[Reading]]:
+    """Every way to go on that uses all that is left, and has a recurrent module."""
+    behind_recurrent = any(isinstance(reading.layer, Recurrent) for reading in begun)
+    if not left and behind_recurrent:
+        yield begun
+    for name, readings in left.items():
+        rest = {other: left[other] for other in left if other != name}
+        for reading in readings:
+            fits = not begun or reading.takes == begun[-1].gives
+            if isinstance(reading.layer, Embedding):
+                fits = not begun
+            elif isinstance(reading.layer, Dense):
+                fits = fits and behind_recurrent and not rest
+            if fits:
+                yield from _orders([*begun, reading], rest)
+
+
+def given_order(found: Modules, modules: Sequence[str | Layer]) -> list[Reading]:
+    """The modules in the order of ``modules``, and the layers that stand between them.
+
+    Raises:
+        InvalidInputError: an entry is no module, and no layer without parameters.
+        InteropError: a module is not read here, or the sizes of neighbours do not fit.
+    """
+    choices: list[Sequence[Reading]] = []
+    for entry in modules:
+        if isinstance(entry, OneHotIds):
+            choices.append([Reading(entry, {}, None, entry.size)])
+        elif isinstance(entry, Layer) and not isinstance(entry, WithParameters):
+            choices.append([Reading(entry, {}, -1, -1)])  # of any size
+        elif isinstance(entry, str) and entry in found.listed:
+            choices.append(found.read(entry))
+        else:
+            raise InvalidInputError(
+                f"modules should hold names of {[*found.listed][:12]}, or layers without "
+                f"parameters such as Activation('relu', 'relu'), but holds {entry!r}; correct it"
+            )
+    order: list[Reading] = []
+    gives: int | None = None
+    for i, readings in enumerate(choices):
+        following = next((c[0].takes for c in choices[i + 1 :] if c[0].takes != -1), None)
+        reading = readings[0]
+        if len(readings) == 2 and gives is None:
+            # At the first place a weight alone is an embedding, unless only a Linear fits.
+            linear = readings[0].gives == following != readings[1].gives
+            reading = readings[0] if linear else readings[1]
+        if gives is not None and reading.takes not in (gives, -1):
+            takes = "ids" if reading.takes is None else f"{reading.takes} features"
+            raise InteropError(
+                f"{reading.layer.name!r} takes {takes}, but gets {gives} features from what "
+                "modules names before it; correct the order"
+            )
+        gives = gives if reading.gives == -1 else reading.gives
+        order.append(reading)
+    return order
+
+
+def check_modules(modules: Any) -> None:
+    """Raise unless it is a list of something, or None."""
+    listlike = isinstance(modules, Sequence) and not isinstance(modules, str)
+    if modules is not None and not (listlike and modules):
+        raise InvalidInputError(
+            f"modules should be a list such as ['embedding', 'lstm', 'head'], but is {modules!r}"
+        )

@@ -1,0 +1,342 @@
+"""From one file format of models to another: read, write, and compare what both compute."""
+
+import argparse
+import dataclasses
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from rnnjax.cells import SimpleRNNCell
+from rnnjax.errors import InteropError, InvalidInputError, RnnjaxError
+from rnnjax.interop import keras, onnx, torch
+from rnnjax.interop.compare import Comparison, compare
+from rnnjax.interop.layers import Dense, Dropout, Layer, OneHotIds, Recurrent
+from rnnjax.interop.model import Model, Sequential
+
+SOURCES = (".keras", ".weights.h5", ".h5", ".hdf5", ".safetensors", ".onnx")
+TARGETS = (".keras", ".weights.h5", ".safetensors", ".onnx")
+
+
+def read(
+    source: str | os.PathLike[str],
+    *,
+    modules: Sequence[str] | None = None,
+    nonlinearity: str | None = None,
+    like: str | os.PathLike[str] | None = None,
+) -> Model:
+    """Read a model, by the reader of its suffix.
+
+    Args:
+        source: a file whose name ends in one of ``SOURCES``.
+        modules: of a ``.safetensors`` file; see `rnnjax.interop.torch.load`.
+        nonlinearity: the same.
+        like: of a ``.weights.h5``, ``.h5`` or ``.hdf5`` file that holds weights alone: another
+            file, of any format, with a model of the same layers.
+
+    Raises:
+        InteropError: see `rnnjax.interop.keras.load`, `rnnjax.interop.torch.load` and
+            `rnnjax.interop.onnx.load`.
+        InvalidInputError: the suffix is none of ``SOURCES``, or an option is not for it.
+    """
+    path, suffix = pathlib.Path(source), suffix_of(source, SOURCES)
+    _check_options(path, ".safetensors", modules=modules, nonlinearity=nonlinearity)
+    _check_options(path, ".h5, .hdf5", like=like)
+    if suffix == ".safetensors":
+        return torch.load(path, modules=modules, nonlinearity=nonlinearity or "tanh")
+    if suffix == ".onnx":
+        return onnx.load(path)
+    return keras.load(path, like=None if like is None else _layers(read(like)))
+
+
+def _check_options(path: pathlib.Path, suffixes: str, **options: Any) -> None:
+    """Raise where an option is given for a file of another kind."""
+    for name, value in options.items():
+        if value is not None and not path.name.endswith(tuple(suffixes.split(", "))):
+            raise InvalidInputError(
+                f"--{name} says what files named *{suffixes} do not, but {path} tells it itself; "
+                "leave it out"
+            )
+
+
+def _layers(model: Model) -> Model:
+    """A model of layers in a row: those that are found in it, if it is a graph of ONNX."""
+    return model if isinstance(model.network, Sequential) else onnx.to_sequential(model)
+
+
+def write(model: Model, target: str | os.PathLike[str], **options: Any) -> Model:
+    """Write a model, by the writer of the suffix; returns the model as it was written.
+
+    It is another only where a graph of ONNX goes to a format of layers: these are found in it.
+    Options are those of `rnnjax.interop.onnx.to_proto`; the other formats have none.
+
+    Raises:
+        InteropError: see `rnnjax.interop.keras.save`, `rnnjax.interop.torch.save` and
+            `rnnjax.interop.onnx.save`.
+        InvalidInputError: the suffix is none of ``TARGETS``, or options are given for another
+            format.
+    """
+    path, suffix = pathlib.Path(target), suffix_of(target, TARGETS)
+    if options and suffix != ".onnx":
+        raise InvalidInputError(
+            f"{', '.join(options)} are options of .onnx files, but {path} is none; leave them out"
+        )
+    if suffix == ".onnx":
+        onnx.save(model, path, **options)
+        return model
+    model = _layers(model)
+    (torch if suffix == ".safetensors" else keras).save(model, path)
+    return model
+
+
+def suffix_of(path: str | os.PathLike[str], known: Sequence[str]) -> str:
+    """The one of ``known`` in which the name of the file ends.
+
+    Raises:
+        InvalidInputError: it ends in none of them.
+
+    >>> suffix_of("model.weights.h5", SOURCES), suffix_of("model.h5", SOURCES)
+    ('.weights.h5', '.h5')
+    """
+    for suffix in known:
+        if pathlib.Path(path).name.endswith(suffix):
+            return suffix
+    raise InvalidInputError(
+        f"the name of the file must end in one of {', '.join(known)}, but is {os.fspath(path)!r}"
+    )
+
+
+def left_out(model: Model, target: str | os.PathLike[str]) -> list[str]:
+    """What the format of ``target`` does not hold of the layers, in words."""
+    suffix = suffix_of(target, TARGETS)
+    weights_alone = suffix in (".safetensors", ".weights.h5")
+    words = []
+    for name, layer in model.layers.items():
+        if (
+            (suffix == ".onnx" and isinstance(layer, Dropout))
+            or (suffix == ".keras" and isinstance(layer, OneHotIds))
+            or (weights_alone and not model.params.get(name))
+        ):
+            words.append(f"{name}, {layer}")
+        elif weights_alone and isinstance(layer, Dense) and layer.activation != "linear":
+            words.append(f"the activation of {name}, {layer}")
+        elif weights_alone and isinstance(layer, Recurrent) and not layer.return_sequences:
+            words.append(f"that {name} returns its last output alone")
+    return words
+
+
+def read_back(model: Model, target: str | os.PathLike[str]) -> Model:
+    """The model that was written to ``target``, with what its format leaves out from ``model``.
+
+    ``.keras`` and ``.onnx`` hold the layers; of ``.weights.h5`` and ``.safetensors`` the
+    parameters alone are read, and run in the layers of ``model``.
+    """
+    path, suffix = pathlib.Path(target), suffix_of(target, TARGETS)
+    if suffix == ".onnx":
+        return onnx.load(path)
+    if suffix == ".keras":
+        read = keras.load(path)
+        ids = [layer for layer in model.layers.values() if isinstance(layer, OneHotIds)]
+        chain = (*ids, *read.layers.values())
+        return Model(Sequential(chain), read.params)
+    if suffix == ".weights.h5":
+        return keras.load(path, like=model)
+    layers = [*model.layers.values()]
+    read = torch.load(
+        path,
+        modules=[layer.name if model.params.get(layer.name) else layer for layer in layers],
+        nonlinearity={
+            layer.name: str(cell.activation)
+            for layer in layers
+            if isinstance(layer, Recurrent) and (cell := _first_simple(layer.cell)) is not None
+        },
+    )
+    chain = tuple(_as_before(a, b) for a, b in zip(layers, read.layers.values(), strict=True))
+    return Model(Sequential(chain), read.params)
+
+
+def _first_simple(cell: Any) -> Any:
+    """The first simple cell in a combination of cells, or None."""
+    while not isinstance(cell, SimpleRNNCell):
+        if hasattr(cell, "cells"):
+            cell = cell.cells[0]
+        elif hasattr(cell, "cell"):
+            cell = cell.cell
+        else:
+            return None
+    return cell
+
+
+def _as_before(layer: Layer, read: Layer) -> Layer:
+    """The layer that was read, with what PyTorch's users write in code as it was."""
+    if isinstance(layer, Recurrent) and isinstance(read, Recurrent):
+        return dataclasses.replace(layer, cell=read.cell)
+    if isinstance(layer, Dense) and isinstance(read, Dense):
+        return dataclasses.replace(read, activation=layer.activation)
+    return read
+
+
+class SelfCheckError(InteropError):
+    """What was written does not compute what the source does."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """A file that was written and compared with its source.
+
+    Attributes:
+        model: the source, or the layers that were found in its graph.
+        left_out: those that the format does not hold, in words.
+        size: of the file in bytes.
+        check: of the file, read back, against ``model``.
+    """
+
+    model: Model
+    left_out: Sequence[str]
+    size: int
+    check: Comparison
+
+
+def write_checked(
+    model: Model, target: str | os.PathLike[str], *, force: bool = False, **options: Any
+) -> Written:
+    """`write` a model, read it back, and compare both on random inputs.
+
+    The file is written beside its place, and takes it only if it computes what the model does.
+
+    Args:
+        model: any.
+        target: ends in one of ``TARGETS``.
+        force: whether a target that is there is replaced.
+        options: as in `write`.
+
+    Raises:
+        InteropError: the target cannot hold the model; see `write`.
+        InvalidInputError: the suffix is unknown, or the target is there already.
+        SelfCheckError: what was written computes something else.
+    """
+    path, suffix = check_target(target, force), suffix_of(target, TARGETS)
+    new = path.with_name(f".{path.name.removesuffix(suffix)}.{os.getpid()}{suffix}")
+    try:
+        written = write(model, new, **options)
+        check = compare(written, read_back(written, new))
+        if not check.fits:
+            raise SelfCheckError(
+                f"{path} was not kept: what was written differs from the source by "
+                f"{check.difference:.1e} where outputs are up to {check.scale:.1e}; this is an "
+                "error of rnnjax, please report it"
+            )
+        size = new.stat().st_size
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
+    return Written(written, left_out(written, path), size, check)
+
+
+def check_target(target: str | os.PathLike[str], force: bool) -> pathlib.Path:
+    """Raise unless a file can be written there; before a source is read, which may take longer."""
+    path = pathlib.Path(target)
+    suffix_of(path, TARGETS)
+    if path.exists() and not force:
+        raise InvalidInputError(f"{path} is there already; give --force to replace it")
+    if not path.parent.is_dir():
+        raise InvalidInputError(f"there is no folder {path.parent}; make it first")
+    return path
+
+
+# --- The command line ---
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what the command line says; the status is 2 for an error and 1 for a failed check."""
+    try:
+        given = make_parser().parse_args(arguments)
+        return int(given.run(given))
+    except SelfCheckError as error:
+        status: int = 1
+        message = str(error)
+    except RnnjaxError as error:
+        status, message = 2, str(error)
+    except OSError as error:
+        status, message = 2, f"{error.filename or 'a file'}: {error.strerror}; check the path"
+    print(f"error: {message}", file=sys.stderr)
+    return status
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of ``rnnjax convert`` and ``rnnjax show``."""
+    parser = _Parser(prog="rnnjax", description="Models of Keras, PyTorch and ONNX as files.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    show = commands.add_parser(
+        "show", help="print the layers of a model", description="Print the layers of a model."
+    )
+    show.set_defaults(run=_show)
+
+    converter = commands.add_parser(
+        "convert",
+        help="write a model in another format",
+        description="Write a model in another format; the suffixes say which. The result is read "
+        "back and compared with the source.",
+    )
+    converter.set_defaults(run=_convert)
+
+    for command in (show, converter):
+        command.add_argument("source", metavar="SOURCE", help=f"ends in {', '.join(SOURCES)}")
+        command.add_argument(
+            "--modules",
+            metavar="NAMES",
+            type=lambda names: names.split(","),
+            help="the modules of a .safetensors file in the order in which they run, as in "
+            "embedding,lstm,head; needed where their sizes do not tell it",
+        )
+        command.add_argument(
+            "--nonlinearity",
+            choices=("tanh", "relu"),
+            help="of nn.RNN in a .safetensors file, which does not say it; tanh if left out",
+        )
+        command.add_argument(
+            "--like",
+            metavar="FILE",
+            help="another file with a model of the same layers, where SOURCE is a file of Keras "
+            "that holds weights alone and their sizes do not tell the layers",
+        )
+    converter.add_argument("target", metavar="TARGET", help=f"ends in {', '.join(TARGETS)}")
+    converter.add_argument(
+        "--force", action="store_true", help="replace TARGET if it is there already"
+    )
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one sentence, as all others of the program."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InvalidInputError(f"{message}; see {self.prog} --help")
+
+
+def _read(given: argparse.Namespace) -> Model:
+    return read(
+        given.source, modules=given.modules, nonlinearity=given.nonlinearity, like=given.like
+    )
+
+
+def _show(given: argparse.Namespace) -> int:
+    print(_read(given))
+    return 0
+
+
+def _convert(given: argparse.Namespace) -> int:
+    check_target(given.target, given.force)
+    model = _read(given)
+    print(f"{given.source} holds\n\n{model}\n", flush=True)
+    done = write_checked(model, given.target, force=given.force)
+    if done.left_out:
+        print(f"left out, for the format does not hold it: {'; '.join(done.left_out)}")
+    print(
+        f"wrote {given.target} ({done.size:,} bytes)\n"
+        f"read back and compared: outputs {done.check.shapes} of two calls differ by "
+        f"{done.check.difference:.1e} at most, where they are up to {done.check.scale:.1e}"
+    )
+    return 0

@@ -1,0 +1,277 @@
+"""One cell of ``flax.linen`` or ``flax.nnx``: its tree of parameters and a cell of rnnjax."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rnnjax.cells import Cell, GRUCell, LSTMCell, MGUCell, SimpleRNNCell
+from rnnjax.cells.activations import ACTIVATIONS, Activation, get_activation
+from rnnjax.cells.base import Params
+from rnnjax.errors import InteropError
+from rnnjax.interop.arrays import cell_arrays, float_array
+
+Form = Literal["linen", "nnx"]
+Tree = Mapping[Any, Any]
+"""Of parameters, as Flax nests them: ``{"hi": {"kernel": ..., "bias": ...}, ...}``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How one class of Flax's lays out its parameters.
+
+    Attributes:
+        form: whose class.
+        names: of the classes that lay them out so; they compute the same.
+        cell: ours.
+        gates: how many.
+        inputs: the names of the input kernels, in the order of our gates: one for each, or one for
+            all.
+        hiddens: the same for the recurrent kernels.
+        input_bias: whether the input's products have biases.
+        hidden_bias: by gate, whether the recurrent products have.
+    """
+
+    form: Form
+    names: tuple[str, ...]
+    cell: type[Cell]
+    gates: int
+    inputs: tuple[str, ...]
+    hiddens: tuple[str, ...]
+    input_bias: bool
+    hidden_bias: tuple[bool, ...]
+
+
+_LSTM_BIAS, _GRU_BIAS = (True,) * 4, (False, False, True)
+_DENSE = ("dense_i",), ("dense_h",)
+
+LAYOUTS = (
+    Layout(
+        "linen",
+        ("LSTMCell", "OptimizedLSTMCell"),
+        LSTMCell,
+        4,
+        ("ii", "if", "ig", "io"),
+        ("hi", "hf", "hg", "ho"),
+        False,
+        _LSTM_BIAS,
+    ),
+    Layout(
+        "linen", ("GRUCell",), GRUCell, 3, ("ir", "iz", "in"), ("hr", "hz", "hn"), True, _GRU_BIAS
+    ),
+    Layout("linen", ("MGUCell",), MGUCell, 2, ("if", "in"), ("hf", "hn"), True, (False, True)),
+    Layout("linen", ("SimpleCell",), SimpleRNNCell, 1, ("i",), ("h",), True, (False,)),
+    Layout(
+        "nnx",
+        ("LSTMCell",),
+        LSTMCell,
+        4,
+        ("ii", "if_", "ig", "io"),
+        ("hi", "hf", "hg", "ho"),
+        False,
+        _LSTM_BIAS,
+    ),
+    Layout("nnx", ("OptimizedLSTMCell",), LSTMCell, 4, *_DENSE, False, _LSTM_BIAS),
+    Layout("nnx", ("GRUCell",), GRUCell, 3, *_DENSE, True, (False,) * 3),
+    Layout("nnx", ("SimpleCell",), SimpleRNNCell, 1, *_DENSE, True, (False,)),
+)
+
+
+def find_layout(where: str, tree: Tree) -> Layout | None:
+    """The layout of a cell's tree, from its names and, where nnx's are alike, its shapes.
+
+    Raises:
+        InteropError: a kernel is missing, or is no matrix.
+    """
+    named = [each for each in LAYOUTS if set(tree) == {*each.inputs, *each.hiddens}]
+    if not named:
+        return None
+    for name in tree:
+        kernel = tree[name].get("kernel") if isinstance(tree[name], Mapping) else None
+        if kernel is None or np.ndim(kernel) != 2 or 0 in np.shape(kernel):
+            raise InteropError(
+                f"{where}.{name} should have a kernel of two axes, but has "
+                f"{None if kernel is None else np.shape(kernel)}; check the parameters"
+            )
+    if len(named) == 1:
+        return named[0]
+    hidden, width = np.shape(tree["dense_h"]["kernel"])
+    return next((each for each in named if each.gates * hidden == width), None)
+
+
+def read_cell(
+    where: str, layout: Layout, tree: Tree, options: Mapping[str, Any], residual: bool
+) -> tuple[Cell, dict[str, jax.Array]]:
+    """The cell of ours that computes the same, and its parameters.
+
+    Args:
+        where: the name of the module, for errors.
+        layout: as `find_layout` returned it.
+        tree: of the cell.
+        options: of our cell, such as ``activation``.
+        residual: of Flax's ``SimpleCell``: adds the hidden state, which is the identity matrix in
+            the recurrent kernel.
+
+    Raises:
+        InteropError: an array is missing, or of another shape.
+    """
+    blocks = {
+        name: {key: float_array(f"{where}.{name}.{key}", leaf) for key, leaf in block.items()}
+        for name, block in tree.items()
+    }
+    _check_blocks(where, layout, blocks)
+    first, second = layout.inputs, layout.hiddens
+    kernel = np.concatenate([blocks[name]["kernel"] for name in first], axis=-1)
+    recurrent = np.concatenate([blocks[name]["kernel"] for name in second], axis=-1)
+    params = {"kernel": kernel, "recurrent_kernel": recurrent}
+    if residual:
+        params["recurrent_kernel"] = recurrent + np.eye(len(recurrent), dtype=recurrent.dtype)
+    biases = [_biases(blocks, names, kernel.dtype) for names in (first, second)]
+    if layout.cell in (GRUCell, MGUCell):
+        params |= {"bias": biases[0], "recurrent_bias": biases[1]}
+    else:
+        params["bias"] = biases[0] if layout.input_bias else biases[1]
+    cell = layout.cell(len(recurrent), param_dtype=kernel.dtype, **options)  # type: ignore[call-arg]
+    return cell, {name: jnp.array(array) for name, array in params.items()}
+
+
+def _check_blocks(
+    where: str, layout: Layout, blocks: Mapping[str, Mapping[str, np.ndarray]]
+) -> None:
+    inputs = blocks[layout.inputs[0]]["kernel"].shape[0]
+    hidden = blocks[layout.hiddens[0]]["kernel"].shape[0]
+    biased = _biased(layout)
+    for name, block in blocks.items():
+        width = hidden * layout.gates // len(layout.inputs)
+        rows = inputs if name in layout.inputs else hidden
+        expected = {"kernel": (rows, width)} | ({"bias": (width,)} if biased[name] else {})
+        came = {key: array.shape for key, array in block.items()}
+        if came != expected:
+            why = ""
+            if name == "hn" and "MGUCell" in layout.names and "bias" not in came:
+                why = " (without a bias it is one of reset_gate=False, which rnnjax does not have)"
+            raise InteropError(
+                f"{where}.{name} of a {layout.form} {layout.names[0]} of {hidden} units should "
+                f"have {expected}, but has {came}{why}; check the parameters"
+            )
+    types = sorted({str(array.dtype) for block in blocks.values() for array in block.values()})
+    if len(types) > 1:
+        raise InteropError(
+            f"the arrays of {where} should be of one type, but are {' and '.join(types)}; convert "
+            "them to one"
+        )
+
+
+def _biased(layout: Layout) -> dict[str, bool]:
+    """By the name of the block, whether it has a bias."""
+    hidden_bias = layout.hidden_bias if len(layout.hiddens) > 1 else layout.hidden_bias[:1]
+    return dict.fromkeys(layout.inputs, layout.input_bias) | dict(
+        zip(layout.hiddens, hidden_bias, strict=True)
+    )
+
+
+def _biases(
+    blocks: Mapping[str, Mapping[str, np.ndarray]], names: tuple[str, ...], dtype: Any
+) -> np.ndarray:
+    """Those of the blocks side by side, zeros where one has none."""
+    parts = [
+        blocks[name].get("bias", np.zeros(blocks[name]["kernel"].shape[1], dtype)) for name in names
+    ]
+    return np.concatenate(parts)
+
+
+def write_cell(
+    where: str, layout: Layout, cell: Cell, params: Params, residual_of: np.ndarray | None = None
+) -> dict[str, dict[str, jax.Array]]:
+    """The way back of `read_cell`.
+
+    Args:
+        where: the name of the layer, for errors.
+        layout: one whose ``cell`` is that of ``cell``.
+        cell: ours.
+        params: of the cell.
+        residual_of: the recurrent kernel that came, where the module is residual: what is unchanged
+            goes back to the bit.
+
+    Raises:
+        InteropError: the layout has no place for a bias that is not zero.
+        InvalidInputError: the parameters are not those of the cell.
+    """
+    arrays = cell_arrays(cell, params)
+    recurrent = arrays["recurrent_kernel"]
+    if residual_of is not None:
+        identity = np.eye(len(recurrent), dtype=recurrent.dtype)
+        same = recurrent == residual_of + identity
+        recurrent = np.where(same, residual_of, recurrent - identity)
+    width = recurrent.shape[1]
+    first = arrays.get("bias", np.zeros(width, recurrent.dtype))
+    second = arrays.get("recurrent_bias", np.zeros(width, recurrent.dtype))
+    if not layout.input_bias:
+        first, second = second, first
+    elif "recurrent_bias" in arrays:
+        first, second = _fold(where, layout, first, second)
+    blocks: dict[str, dict[str, np.ndarray]] = {}
+    for names, kernel, bias in (
+        (layout.inputs, arrays["kernel"], first),
+        (layout.hiddens, recurrent, second),
+    ):
+        kernels = np.split(kernel, len(names), axis=-1)
+        for name, part, bias_part in zip(names, kernels, np.split(bias, len(names)), strict=True):
+            blocks[name] = {"kernel": part}
+            if _biased(layout)[name]:
+                blocks[name]["bias"] = bias_part
+    return jax.tree.map(jnp.array, blocks)
+
+
+def _fold(
+    where: str, layout: Layout, first: np.ndarray, second: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Move second biases that the layout has no place for into the first, where they add up."""
+    kept = np.repeat(layout.hidden_bias, len(first) // layout.gates)
+    none = np.zeros_like(second)
+    lost = np.where(kept, none, second)
+    candidate = np.arange(len(first)) >= len(first) - len(first) // layout.gates
+    if np.any(candidate & (lost != 0)):
+        raise InteropError(
+            f"{where} has a recurrent_bias of its candidate that is not zero, for which a "
+            f"{layout.form} {layout.names[0]} has no place; hold it at zero in training, or write "
+            "it with form='linen'"
+        )
+    # Where there is nothing to move, not even the sign of a zero changes.
+    return np.where(lost != 0, first + lost, first), np.where(kept, second, none)
+
+
+def layout_of(where: str, cell: Cell, form: Form) -> Layout:
+    """The layout of the class of Flax that computes what ``cell`` does: the first of its form.
+
+    Raises:
+        InteropError: there is none.
+    """
+    for layout in LAYOUTS:
+        if layout.form == form and layout.cell is type(cell):
+            if not getattr(cell, "reset_after", True):
+                raise InteropError(
+                    f"{form}'s {layout.names[0]} is that of reset_after=True, but {where} has "
+                    "reset_after=False, which is another function of the same parameters"
+                )
+            return layout
+    known = dict.fromkeys(each.cell.__name__ for each in LAYOUTS if each.form == form)
+    raise InteropError(
+        f"flax.{form} has cells for {', '.join(known)}, but {where} is {cell!r}; there are no "
+        "parameters for it"
+    )
+
+
+def name_activation(function: str | Activation) -> str | Activation:
+    """The name of a function that rnnjax has one for: named ones run on the fast path.
+
+    >>> import jax.numpy as jnp
+    >>> name_activation(jnp.tanh)
+    'tanh'
+    """
+    get_activation(function)
+    named = (name for name, known in ACTIVATIONS.items() if known is function)
+    return next(named, function)

@@ -1,0 +1,110 @@
+"""The layers of a model as Flax has modules, and their way into a tree of parameters."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from rnnjax.cells import Cell
+from rnnjax.errors import InteropError, InvalidInputError
+from rnnjax.interop.arrays import layer_arrays
+from rnnjax.interop.chain import WithParameters
+from rnnjax.interop.flax.cells import Form, layout_of, write_cell
+from rnnjax.interop.flax.modules import Path, Place
+from rnnjax.interop.layers import Dense, Embedding, Recurrent
+from rnnjax.interop.model import Model
+from rnnjax.layers import Bidirectional, Regularized, Stack
+
+
+class Unit(NamedTuple):
+    """A layer of the model as Flax has modules: a row of a `Stack` is one by itself.
+
+    Attributes:
+        name: of the layer, with a number for a row.
+        cells: two for both directions, none for a layer without.
+        params: a tuple with those of each cell; of a layer without cells, its own arrays.
+    """
+
+    name: str
+    cells: tuple[Cell, ...]
+    params: Any
+
+
+def list_units(model: Model) -> list[Unit]:
+    """The layers that have parameters.
+
+    Raises:
+        InteropError: Flax has no module for a layer.
+        InvalidInputError: the parameters are not those of the layers.
+    """
+    units = []
+    for name, layer in model.layers.items():
+        if not isinstance(layer, WithParameters) and not model.params.get(name):
+            continue
+        if name not in model.params:
+            raise InvalidInputError(f"params have no entry for {name!r}; make them with its init")
+        params = model.params[name]
+        if isinstance(layer, Dense | Embedding):
+            units.append(Unit(name, (), layer_arrays(layer, params)))
+        elif isinstance(layer, Recurrent) and isinstance(layer.cell, Stack):
+            _check_entries(name, params, len(layer.cell.cells))
+            rows = zip(layer.cell.cells, params, strict=True)
+            units += [_unit(f"{name}_{i}", cell, one) for i, (cell, one) in enumerate(rows)]
+        elif isinstance(layer, Recurrent):
+            units.append(_unit(name, layer.cell, params))
+        else:
+            raise InteropError(f"Flax has no module for {name!r}, a {layer}; leave it out")
+    return units
+
+
+def _unit(name: str, cell: Cell, params: Any) -> Unit:
+    both = isinstance(cell, Bidirectional)
+    if both:
+        _check_entries(name, params, 2)
+    cells = []
+    for one in cell.cells if isinstance(cell, Bidirectional) else [cell]:
+        if isinstance(one, Regularized):
+            # Dropout is off in prediction, but zoneout takes its expectation there.
+            if one.zoneout_hidden or one.zoneout_cell:
+                raise InteropError(f"Flax has no zoneout, but {name!r} has; write it without")
+            one = one.cell
+        cells.append(one)
+    return Unit(name, tuple(cells), tuple(params) if both else (params,))
+
+
+def _check_entries(name: str, params: Any, count: int) -> None:
+    if not isinstance(params, tuple) or len(params) != count:
+        raise InvalidInputError(f"params of {name!r} should be a tuple with {count} entries")
+
+
+def default_place(unit: Unit, path: Path, form: Form) -> Place:
+    """Where Flax has the parameters of an ``RNN`` or ``Bidirectional`` at ``path``."""
+    layouts = tuple(layout_of(repr(unit.name), cell, form) for cell in unit.cells)
+    if len(layouts) == 2:
+        return Place(
+            tuple((*path, f"{way}_rnn", "cell") for way in ("forward", "backward")), layouts
+        )
+    return Place(((*path, "cell"),) if layouts else (path,), layouts)
+
+
+def write_unit(unit: Unit, place: Place) -> list[Any]:
+    """The subtrees of a layer, one for each path of ``place``."""
+    if not unit.cells:
+        return [{key: jnp.array(array) for key, array in unit.params.items()}]
+    return [
+        write_cell(repr(unit.name), *each)
+        for each in zip(place.layouts, unit.cells, unit.params, place.residual_of, strict=False)
+    ]
+
+
+def copy_tree(tree: Any) -> Any:
+    """The same dicts anew, with the same leaves."""
+    return {k: copy_tree(v) for k, v in tree.items()} if isinstance(tree, Mapping) else tree
+
+
+def put(tree: Any, path: Path, entry: Any) -> Any:
+    """The tree with ``entry`` at ``path``."""
+    if not path:
+        return entry
+    head, *rest = path
+    return {**tree, head: put(tree.get(head, {}), tuple(rest), entry)}

@@ -1,0 +1,90 @@
+"""Models of Keras 1, 2 and 3, in and out, without Keras.
+
+`load` takes a live model or layer, a ``.keras`` archive, a ``.weights.h5`` file, or an ``.h5`` file
+in the old layout; `save` writes the first two kinds of file, and `set_weights` the weights of a
+live model. Files need the package h5py: ``pip install 'rnnjax[keras-files]'``.
+
+What is known: SimpleRNN, LSTM and GRU with all their options, the CuDNN layers of Keras 2,
+Bidirectional, RNN around their cells and StackedRNNCells, Dense, TimeDistributed, Embedding,
+Masking, Dropout, and activations, in a Sequential or in a functional model that is a row of layers.
+What differs:
+
+- Sequences are time-major: ``(time, batch, features)``. A layer with Keras 2's ``time_major=True``
+  had them so already.
+- State is explicit: ``stateful=True`` is feeding the carry back, which every call returns.
+- Layers compute in the types of their parameters and inputs, whatever policy of dtypes Keras had.
+- A mask or ``lengths`` given to the model adds to that of a Masking or Embedding layer, which in
+  Keras takes its place.
+- What concerns training alone is left behind: optimizer, loss, regularisers, constraints. Dropout
+  is kept, recurrent layers' own in `rnnjax.Regularized`, and acts where a call has a key.
+"""
+
+import os
+from typing import Any
+
+from rnnjax.errors import InteropError, InvalidInputError
+from rnnjax.interop.keras.files import read_file
+from rnnjax.interop.keras.live import load_live, set_weights
+from rnnjax.interop.keras.origin import KerasOrigin
+from rnnjax.interop.keras.reading import load_file, load_like, load_weights
+from rnnjax.interop.keras.writing import save
+from rnnjax.interop.model import Model
+
+__all__ = ["KerasOrigin", "load", "save", "set_weights"]
+
+
+def load(source: Any, *, like: Model | None = None) -> Model:
+    """The model of a live Keras model or layer, or of a file that Keras wrote.
+
+    Nothing in a file is run, nothing is unpickled, and no link in it is followed: a layer that
+    holds code, or is somebody's own class, is refused.
+
+    Args:
+        source: a built Keras model or layer, or the path of a file: ``.keras``, ``.weights.h5``, or
+            ``.h5`` as Keras 1 and 2 wrote it, a whole model or its weights alone.
+        like: a model whose layers are those of a file that holds weights alone. Without it they
+            follow from the names and shapes of the arrays, where these leave no doubt, with
+            Keras's default activations, and every recurrent layer returns its whole sequence;
+            layers without weights, such as a Masking, are then missing.
+
+    Returns:
+        the model; its carry is that of Keras's states: `rnnjax.LSTMCarry` has ``h`` and ``c``.
+
+    Raises:
+        InteropError: the file cannot be read or is damaged, the model is no row of layers, one of
+            them is not known here, or its weights do not belong to it; or h5py is missing.
+        InvalidInputError: ``source`` is something else, or ``like`` is given without need.
+
+    >>> import jax, rnnjax, tempfile
+    >>> cell = rnnjax.LSTMCell(5)
+    >>> model = Model.of(cell, cell.init(jax.random.key(0), 3), "lstm")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(model, f"{folder}/model.keras")
+    ...     again = load(f"{folder}/model.keras")
+    >>> print(again)
+    layer  what it is   parameters
+    lstm   LSTMCell(5)  180  bias (20,), kernel (3, 20), recurrent_kernel (5, 20)
+    """
+    if like is not None and not isinstance(like, Model):
+        raise InvalidInputError(f"like should be a rnnjax.interop.Model, but is {type(like)}")
+    try:
+        if isinstance(source, str | os.PathLike):
+            file = read_file(source)
+            if file.config is None:
+                return load_weights(file) if like is None else load_like(file, like)
+            _refuse_like(like, source)
+            return load_file(file)
+        _refuse_like(like, type(source).__name__)
+        return load_live(source)
+    except RecursionError as error:
+        raise InteropError(
+            f"the config of {str(source)[:200]} is nested too deep; it is damaged"
+        ) from error
+
+
+def _refuse_like(like: Model | None, source: Any) -> None:
+    if like is not None:
+        raise InvalidInputError(
+            f"like is for a file that holds weights alone, but {source} holds its layers too; "
+            "leave it out"
+        )

@@ -1,0 +1,278 @@
+"""Keras's arrays and rnnjax's parameters: gates in order, biases apart, kernels as they stand.
+
+A layer is made of units: a cell, a dense layer, an embedding. Each has a place below its layer, by
+which Keras 3 names its arrays in files, and its arrays in an order of their own.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rnnjax.cells import GRUCell, LSTMCell, SimpleRNNCell
+from rnnjax.cells.base import Cell, Params
+from rnnjax.errors import InteropError
+from rnnjax.interop.layers import Dense, Embedding, Layer, Recurrent, describe_cell
+from rnnjax.layers import Bidirectional, Directions, Regularized, Stack
+
+Arrays = Sequence[np.ndarray]
+
+CELLS: Mapping[type[Cell], str] = {SimpleRNNCell: "SimpleRNN", LSTMCell: "LSTM", GRUCell: "GRU"}
+"""The cells that Keras has, with its names for them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """What has arrays of its own.
+
+    Attributes:
+        owner: a cell of `CELLS`, or a layer.
+        path: its place below the layer, such as ``"forward_layer/cell"``; empty for the layer.
+    """
+
+    owner: Cell | Dense | Embedding
+    path: str
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether its last array is a bias."""
+        return not isinstance(self.owner, Embedding) and self.owner.use_bias  # type: ignore[union-attr]
+
+    @property
+    def count(self) -> int:
+        """How many arrays it has, but for those of Keras 1, which has one for each gate."""
+        return (1 if isinstance(self.owner, Dense | Embedding) else 2) + self.has_bias
+
+
+def units_of(layer: Layer, wrapped: bool = False) -> list[Unit]:
+    """The units of a layer in the order of its arrays; ``wrapped`` in Keras's TimeDistributed.
+
+    Raises:
+        InteropError: a cell is none of Keras's.
+
+    >>> import rnnjax
+    >>> units = units_of(Recurrent("rnn", rnnjax.Bidirectional(LSTMCell(2))))
+    >>> [(unit.path, unit.count) for unit in units]
+    [('forward_layer/cell', 3), ('backward_layer/cell', 3)]
+    """
+    if isinstance(layer, Dense | Embedding):
+        return [Unit(layer, "layer" if wrapped else "")]
+    return list(_cells(layer.cell, "cell", layer.name)) if isinstance(layer, Recurrent) else []
+
+
+def _cells(cell: Cell, path: str, name: str) -> Iterator[Unit]:
+    if isinstance(cell, Regularized):
+        cell = cell.cell
+    if isinstance(cell, Bidirectional) and path == "cell":
+        for place, part in zip(("forward_layer", "backward_layer"), cell.cells, strict=True):
+            yield from _cells(part, f"{place}/cell", name)
+    elif isinstance(cell, Stack) and path.endswith("cell") and not cell.dropout.rate:
+        used: dict[str, int] = {}
+        for part in cell.cells:
+            for unit in _cells(part, "", name):
+                place = unique(f"{snake(CELLS[type(unit.owner)])}_cell", used)  # type: ignore[index]
+                yield dataclasses.replace(unit, path=f"{path}/cells/{place}")
+    elif type(cell) in CELLS:
+        yield Unit(cell, path)
+    else:
+        raise InteropError(
+            f"layer {name!r} is made of {describe_cell(cell)}, which Keras has not at this place; "
+            f"it has {', '.join(kind.__name__ for kind in CELLS)}, a Stack of them without "
+            "dropout, and a Bidirectional of these; give each layer a Recurrent of its own"
+        )
+
+
+def snake(name: str) -> str:
+    """Keras 3's spelling of a class in files.
+
+    >>> [snake(name) for name in ("LSTM", "SimpleRNN", "TimeDistributed", "SpatialDropout1D")]
+    ['lstm', 'simple_rnn', 'time_distributed', 'spatial_dropout1d']
+    """
+    name = re.sub(r"\W+", "", name)
+    name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", name)
+    return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
+
+
+def unique(name: str, used: dict[str, int]) -> str:
+    """The name, or where it is used already the name with a number, as Keras counts them."""
+    used[name] = used.get(name, -1) + 1
+    return f"{name}_{used[name]}" if used[name] else name
+
+
+def assemble(layer: Layer, parts: Sequence[Params]) -> Params:
+    """The parameters of a layer from those of its units."""
+    if not isinstance(layer, Recurrent):
+        return parts[0]
+    rest = iter(parts)
+
+    def build(cell: Cell) -> Params:
+        if isinstance(cell, Bidirectional):
+            return Directions(*(build(part) for part in cell.cells))
+        if isinstance(cell, Stack):
+            return tuple(build(part) for part in cell.cells)
+        return next(rest)
+
+    return build(layer.cell)
+
+
+def take_apart(layer: Layer, params: Params) -> list[Params]:
+    """The parameters of the units of a layer."""
+    if isinstance(layer, Recurrent) and isinstance(params, tuple):
+        flat = []
+        for part in params:
+            flat += take_apart(layer, part)
+        return flat
+    return [params]
+
+
+def shapes_of(unit: Unit, input_size: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of a unit's parameters, by our names for them."""
+    owner = unit.owner
+    if isinstance(owner, Embedding):
+        return {"embedding": (owner.vocabulary_size, owner.size)}
+    if isinstance(owner, Dense):
+        shapes: dict[str, tuple[int, ...]] = {"kernel": (input_size, owner.size)}
+        return shapes | ({"bias": (owner.size,)} if owner.use_bias else {})
+    assert isinstance(owner, SimpleRNNCell | LSTMCell | GRUCell)
+    size = owner.hidden_size
+    width = owner.num_gates * size
+    shapes = {"kernel": (input_size, width), "recurrent_kernel": (size, width)}
+    if owner.use_bias:
+        shapes["bias"] = (width,)
+        if isinstance(owner, GRUCell) and owner.reset_after:
+            shapes["recurrent_bias"] = (width,)
+    return shapes
+
+
+def to_params(unit: Unit, arrays: Arrays, where: str) -> dict[str, jax.Array]:
+    """Our parameters from Keras's arrays: of Keras 1, 2 or 3, or of its CuDNN layers.
+
+    Raises:
+        InteropError: they are of other shapes than the unit's, or of a type that JAX has not.
+    """
+    owner = unit.owner
+    if isinstance(owner, GRUCell | LSTMCell | SimpleRNNCell):
+        arrays = _one_layout(owner, arrays, where)
+    named = dict(zip(("kernel", "recurrent_kernel", "bias"), arrays, strict=False))
+    if isinstance(owner, Embedding):
+        named = dict(zip(("embedding",), arrays, strict=False))
+    elif isinstance(owner, Dense):
+        named = dict(zip(("kernel", "bias"), arrays, strict=False))
+    elif isinstance(owner, GRUCell):
+        named = {name: _swap(array) for name, array in named.items()}
+        bias = named.get("bias")
+        if owner.reset_after and bias is not None and bias.ndim == 2 and len(bias) == 2:
+            named["bias"], named["recurrent_bias"] = bias
+    first = arrays[0] if len(arrays) else np.zeros(0)
+    expected = shapes_of(unit, first.shape[0] if first.ndim else 0)
+    came = {name: array.shape for name, array in named.items()}
+    if came != expected or len(arrays) != unit.count:
+        raise InteropError(
+            f"{where} should have arrays of the shapes {_list(expected)}, but they are "
+            f"{', '.join(str(array.shape) for array in arrays) or 'none'}; its weights are those "
+            "of another layer"
+        )
+    return {name: _held(array, f"{name} of {where}") for name, array in named.items()}
+
+
+def to_arrays(unit: Unit, params: Any, where: str) -> list[np.ndarray]:
+    """Keras 3's arrays from our parameters, the numbers untouched.
+
+    Raises:
+        InteropError: the parameters are not those of the unit.
+    """
+    if not isinstance(params, Mapping) or not all(
+        hasattr(leaf, "shape") for leaf in params.values()
+    ):
+        raise InteropError(f"{where} should have a dict of arrays, but has {type(params).__name__}")
+    named = {name: np.asarray(array) for name, array in params.items()}
+    first = named.get("embedding", named.get("kernel", np.zeros(0)))
+    expected = shapes_of(unit, first.shape[0] if first.ndim else 0)
+    came = {name: array.shape for name, array in named.items()}
+    if came != expected:
+        raise InteropError(
+            f"{where} should have parameters {_list(expected)}, but they are {_list(came)}; take "
+            "those of this model"
+        )
+    arrays = [named[name] for name in ("embedding", "kernel", "recurrent_kernel") if name in named]
+    if "recurrent_bias" in named:
+        arrays.append(np.stack([named["bias"], named["recurrent_bias"]]))
+    elif "bias" in named:
+        arrays.append(named["bias"])
+    return [_swap(array) for array in arrays] if isinstance(unit.owner, GRUCell) else arrays
+
+
+def _swap(array: np.ndarray) -> np.ndarray:
+    """Exchange the first two of three gates: Keras's GRU has z, r, h, and ours r, z, n."""
+    if array.ndim == 0 or array.shape[-1] % 3:
+        return array  # of no GRU, which its shape will show
+    first, second, third = np.split(array, 3, axis=-1)
+    return np.concatenate([second, first, third], axis=-1)
+
+
+def _held(array: np.ndarray, where: str) -> jax.Array:
+    if array.dtype == np.float64 and not jax.config.read("jax_enable_x64"):
+        raise InteropError(
+            f"{where} is float64, which JAX rounds to float32 unless it is told otherwise; run "
+            'jax.config.update("jax_enable_x64", True) first, or convert the model'
+        )
+    if array.dtype not in (np.float16, jnp.bfloat16, np.float32, np.float64):
+        raise InteropError(
+            f"{where} is {array.dtype}, but should be floating point; a quantised model has to be "
+            "saved before it is quantised"
+        )
+    return jnp.asarray(array)
+
+
+def _one_layout(cell: Cell, arrays: Arrays, where: str) -> Arrays:
+    """The layout of Keras 2 and 3, whichever of the three it was."""
+    gates = cell.num_gates if isinstance(cell, LSTMCell | GRUCell) else None
+    if gates is None:
+        return arrays
+    size, width = cell.output_size, gates * cell.output_size
+    if len(arrays) == 3 * gates:
+        return _join_gates(arrays, gates, where)
+    if len(arrays) == 3 and arrays[2].shape == (2 * width,) and arrays[0].ndim == 2:
+        # CuDNN's own layout: each gate's kernel is stored as its transpose, and both biases in a
+        # row. An LSTM adds them; a GRU needs them apart.
+        kernel, recurrent, bias = arrays
+        if kernel.shape[1] == width and recurrent.shape == (size, width):
+            blocks = [
+                np.ascontiguousarray(block).reshape(size, -1).T for block in _blocks(kernel, gates)
+            ]
+            turned = [block.T for block in _blocks(recurrent, gates)]
+            both = bias.reshape(2, width)
+            return [
+                np.concatenate(blocks, axis=1),
+                np.concatenate(turned, axis=1),
+                both[0] + both[1] if gates == 4 else both,
+            ]
+    return arrays
+
+
+def _blocks(array: np.ndarray, gates: int) -> list[np.ndarray]:
+    return np.split(array, gates, axis=1)
+
+
+def _join_gates(arrays: Arrays, gates: int, where: str) -> Arrays:
+    """Keras 1 has W, U and b for each gate: of an LSTM i, c, f, o, of a GRU z, r, h."""
+    order = (0, 2, 1, 3) if gates == 4 else (0, 1, 2)
+    joined = []
+    for kind in range(3):
+        parts = [arrays[3 * gate + kind] for gate in order]
+        alike = {part.shape for part in parts}
+        if len(alike) != 1 or parts[0].ndim != (1 if kind == 2 else 2):
+            raise InteropError(
+                f"{where} should have arrays W, U and b for each gate, but they are of the shapes "
+                f"{', '.join(str(array.shape) for array in arrays)}; its weights are damaged"
+            )
+        joined.append(np.concatenate(parts, axis=-1))
+    return joined
+
+
+def _list(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "none"

@@ -1,0 +1,323 @@
+"""The files of Keras, read into plain values and written from them; no layer is known here.
+
+An HDF5 file is read by a short-lived process of its own, `rnnjax.interop.keras.hdf5`, because the
+library that reads it does not survive every damaged file.
+"""
+
+import contextlib
+import dataclasses
+import io
+import json
+import lzma
+import os
+import re
+import struct
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax.numpy as jnp
+import numpy as np
+
+from rnnjax.errors import InteropError
+from rnnjax.interop.keras import hdf5
+
+_CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
+_LONGEST_JSON = 16 * 2**20
+_AT_LEAST = 64 * 2**20  # bytes that any file may unfold to
+_SIGNATURES = {b"\x89HDF\r\n\x1a\n": "hdf5", b"PK\x03\x04": "zip"}
+# All that Python's reader of archives is known to raise on damaged ones.
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    OSError,
+    EOFError,
+    ValueError,
+    RuntimeError,
+    NotImplementedError,
+    OverflowError,
+    IndexError,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class KerasFile:
+    """What a file of Keras holds.
+
+    Attributes:
+        config: of the model, from JSON; None where the file holds weights alone.
+        version: of Keras, such as ``"2.4.0"``; empty where the file does not say.
+        arrays: by their paths: ``"layers/lstm/cell/vars/0"``.
+        groups: of a file in the old layout, for each layer in order its name and its arrays by
+            their names in the file; None for the new layout.
+    """
+
+    config: Any
+    version: str
+    arrays: Mapping[str, np.ndarray]
+    groups: tuple[tuple[str, dict[str, np.ndarray]], ...] | None = None
+
+
+def read_file(path: str | os.PathLike[str]) -> KerasFile:
+    """Read a ``.keras`` archive or an HDF5 file, known by its first bytes and not by its name.
+
+    Nothing in it is run and nothing unpickled, no link is followed, and no more is read than its
+    size can account for.
+
+    Raises:
+        InteropError: it cannot be read, is of another format, or is damaged; or the package h5py is
+            missing.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+    except (OSError, ValueError) as error:
+        _refuse(path, f"it cannot be read ({error}); check the path", error)
+    kind = next((kind for mark, kind in _SIGNATURES.items() if start.startswith(mark)), None)
+    if kind == "zip":
+        return _read_archive(path)
+    if kind == "hdf5":
+        return _from_hdf5(path, *_read_hdf5(path))
+    return _refuse(
+        path,
+        "it is neither a .keras archive nor an HDF5 file; save the model with "
+        "model.save('model.keras')",
+    )
+
+
+def _read_archive(path: Path) -> KerasFile:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            for name in names:
+                if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name) or ":" in name:
+                    _refuse(path, f"its member {name[:80]!r} lies outside of it")
+            bound = max(_AT_LEAST, 4 * path.stat().st_size)
+            config = _member(path, archive, _CONFIG, _LONGEST_JSON)
+            metadata = _member(path, archive, _METADATA, _LONGEST_JSON)
+            if _WEIGHTS not in names:
+                _refuse(path, f"it has no member {_WEIGHTS}; save it again with Keras 3 and h5py")
+            weights = _member(path, archive, _WEIGHTS, bound)
+    except _ZIP_ERRORS as error:
+        _refuse(path, f"the archive is damaged ({_short(error)}); get it again", error)
+    about = parse_json(path, _METADATA, metadata)
+    version = about.get("keras_version") if isinstance(about, dict) else None
+    with tempfile.TemporaryDirectory() as folder:
+        inner = Path(folder) / _WEIGHTS
+        inner.write_bytes(weights)
+        _, arrays = _read_hdf5(inner, shown=path)
+    parsed = parse_json(path, _CONFIG, config)
+    return KerasFile(parsed, version if isinstance(version, str) else "3", arrays)
+
+
+def _member(path: Path, archive: zipfile.ZipFile, name: str, bound: int) -> bytes:
+    if archive.namelist().count(name) != 1:
+        _refuse(path, f"it should have one member {name}, but has {archive.namelist().count(name)}")
+    with archive.open(name) as file:
+        content = file.read(bound + 1)  # what comes is counted, not what is said to come
+    if len(content) > bound:
+        _refuse(path, f"its member {name} unfolds to more than {bound} bytes")
+    return content
+
+
+def parse_json(path: Path, name: str, text: str | bytes) -> Any:
+    """JSON, whatever it is.
+
+    Raises:
+        InteropError: it is none, too long, or too deep.
+    """
+    if len(text) > _LONGEST_JSON:
+        _refuse(path, f"{name} is longer than {_LONGEST_JSON} bytes")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        _refuse(path, f"{name} cannot be read as JSON ({_short(error)}); get the file again", error)
+
+
+def _read_hdf5(
+    path: Path, shown: Path | None = None
+) -> tuple[dict[str, dict[str, Any]], dict[str, np.ndarray]]:
+    """Attributes and arrays by path, from a process that may crash without harm."""
+    _package()
+    shown = shown or path
+    try:
+        size = path.stat().st_size
+        bound = max(_AT_LEAST, 4 * size)
+        done = subprocess.run(
+            # -P, or the folder of the program would be searched for modules, such as torch, first.
+            [sys.executable, "-P", hdf5.__file__, str(path), str(bound), str(size)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            timeout=120 + size / 2**20,
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
+                "HDF5_USE_FILE_LOCKING": "FALSE",
+                "HDF5_PLUGIN_PATH": "::",  # a file may name a filter, but not have one loaded
+                "OPENBLAS_NUM_THREADS": "1",
+                "OMP_NUM_THREADS": "1",
+            },
+        )
+    except subprocess.TimeoutExpired as error:
+        _refuse(shown, "the HDF5 library does not come to an end with it; get it again", error)
+    except (OSError, ValueError) as error:
+        _refuse(shown, f"it cannot be read ({error}); check the path", error)
+    header, _, data = done.stdout.partition(b"\n")
+    try:
+        said = json.loads(header)
+        if "refused" in said:
+            _refuse(shown, f"{said['refused']}; check where the file is from")
+        if "damaged" in said:
+            _refuse(shown, f"the HDF5 file is damaged ({said['damaged']}); get it again")
+        arrays = dict(_cut(said["arrays"], data))
+    except (ValueError, KeyError, TypeError) as error:
+        code = done.returncode
+        how = f"signal {-code}" if code < 0 else f"status {code}"
+        _refuse(shown, f"the HDF5 library fails on it ({how}); get the file again", error)
+    return said["attributes"], arrays
+
+
+def _cut(entries: list[Any], data: bytes) -> Iterator[tuple[str, np.ndarray]]:
+    start = 0
+    for name, kind, shape in entries:
+        dtype = np.dtype(jnp.bfloat16 if kind == "bfloat16" else kind)
+        count = int(np.prod(shape, dtype=np.int64))
+        array = np.frombuffer(data, dtype, count, start) if count else np.zeros(0, dtype)
+        yield name, array.reshape(shape)
+        start += count * dtype.itemsize
+
+
+def _from_hdf5(
+    path: Path, attributes: dict[str, dict[str, Any]], arrays: dict[str, np.ndarray]
+) -> KerasFile:
+    top = attributes.get("", {})
+    config = top.get("model_config")
+    if config is not None:
+        if not isinstance(config, str):
+            _refuse(path, "its attribute model_config is no text; save the model again")
+        config = parse_json(path, "its attribute model_config", config)
+    if any(name.startswith(("layers/", "_layer_checkpoint_dependencies/")) for name in arrays):
+        return KerasFile(config, "3", arrays)
+    above = next(
+        (at for at in ("model_weights", "") if _names(attributes, at, "layer_names")), None
+    )
+    if above is None:
+        _refuse(
+            path,
+            "no weights of Keras are in it, neither a group 'layers' nor an attribute layer_names; "
+            "save them with model.save or model.save_weights",
+        )
+    groups = []
+    for layer in _names(attributes, above, "layer_names"):
+        at = f"{above}/{layer}" if above else layer
+        inside = {}
+        for name in _names(attributes, at, "weight_names"):
+            if f"{at}/{name}" not in arrays:
+                _refuse(path, f"layer {layer[:80]!r} lists {name[:80]!r}, which is not in the file")
+            inside[name] = arrays[f"{at}/{name}"]
+        groups.append((layer, inside))
+    version = top.get("keras_version") or attributes.get(above, {}).get("keras_version") or ""
+    return KerasFile(config, version if isinstance(version, str) else "", arrays, tuple(groups))
+
+
+def _names(attributes: dict[str, dict[str, Any]], path: str, name: str) -> list[str]:
+    """A list of names, which a long one has in pieces."""
+    here = attributes.get(path, {})
+    pieces = [here[name]] if name in here else []
+    while name not in here and f"{name}{len(pieces)}" in here:
+        pieces.append(here[f"{name}{len(pieces)}"])
+    return [entry for piece in pieces if isinstance(piece, list) for entry in piece]
+
+
+def write_hdf5(path: Path, groups: Mapping[str, tuple[str, list[np.ndarray]]]) -> None:
+    """Write a ``.weights.h5`` file of Keras 3; see `hdf5_bytes` for ``groups``.
+
+    Raises:
+        InteropError: it cannot be written, or the package h5py is missing.
+    """
+    _write(path, lambda: hdf5_bytes(groups))
+
+
+def hdf5_bytes(groups: Mapping[str, tuple[str, list[np.ndarray]]]) -> bytes:
+    """What Keras 3 writes: for each path, such as ``layers/lstm/cell``, a name and its arrays."""
+    h5py = _package()
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        for path, (name, arrays) in groups.items():
+            group = file.create_group(f"{path}/vars" if path else "vars")
+            group.attrs["name"] = name
+            for i, array in enumerate(arrays):
+                dataset = group.create_dataset(str(i), data=array)
+                if array.dtype == jnp.bfloat16:
+                    dataset.attrs["dtype"] = "bfloat16"
+    return content.getvalue()
+
+
+def write_archive(
+    path: Path, config: Any, metadata: Any, groups: Mapping[str, tuple[str, list[np.ndarray]]]
+) -> None:
+    """Write a ``.keras`` archive of Keras 3.
+
+    Raises:
+        InteropError: it cannot be written, or the package h5py is missing.
+    """
+
+    def content() -> bytes:
+        archive = io.BytesIO()
+        with zipfile.ZipFile(archive, "w") as file:
+            file.writestr(_METADATA, json.dumps(metadata))
+            file.writestr(_CONFIG, json.dumps(config))
+            file.writestr(_WEIGHTS, hdf5_bytes(groups))
+        return archive.getvalue()
+
+    _write(path, content)
+
+
+def _write(path: Path, content: Callable[[], bytes]) -> None:
+    """Put a whole file in the place of the old one, or leave that as it is."""
+    made = content()
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            temporary = file.name
+            file.write(made)
+        # A temporary file is for its owner alone; the new one is as open as any other.
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        raise InteropError(
+            f"{path} cannot be written ({error}); check the folder and its rights"
+        ) from error
+
+
+def _package() -> Any:
+    try:
+        import h5py
+    except ImportError as error:
+        raise InteropError(
+            "files of Keras need the package h5py, which is not installed; run "
+            "pip install 'rnnjax[keras-files]'"
+        ) from error
+    return h5py
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:160]
+
+
+def _refuse(path: Path, why: str, cause: BaseException | None = None) -> NoReturn:
+    raise InteropError(f"{path} cannot be used: {why}") from cause

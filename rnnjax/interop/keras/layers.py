@@ -1,0 +1,426 @@
+"""From the options of Keras's layers to layers of rnnjax."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rnnjax.cells import GRUCell, LSTMCell, SimpleRNNCell
+from rnnjax.cells.base import Cell
+from rnnjax.errors import InteropError, InvalidInputError
+from rnnjax.interop.functions import Function
+from rnnjax.interop.keras.functions import ACTIVATION_LAYERS, cell_function, function_of
+from rnnjax.interop.keras.graph import Entry, entry_of, is_model
+from rnnjax.interop.layers import (
+    Activation,
+    Dense,
+    Dropout,
+    Embedding,
+    Layer,
+    Masking,
+    Recurrent,
+)
+from rnnjax.interop.model import Sequential
+from rnnjax.layers import Bidirectional, Regularized, Stack
+from rnnjax.layers import Dropout as DropoutRate
+
+_LARGEST = 2**31 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Version:
+    """Which Keras wrote a config: where an option is left out, its defaults count.
+
+    >>> Version.of("2.1.6-tf"), Version.of("1.2.2").number, Version.of("").number
+    (Version(number=2, tensorflow=True), 1, 1)
+    """
+
+    number: int = 3
+    tensorflow: bool = False
+
+    @classmethod
+    def of(cls, text: str) -> "Version":
+        """From ``"2.4.0"`` or the like; Keras 1 did not write it at first."""
+        number = {"0": 1, "1": 1, "2": 2}.get(text.split(".")[0] or "1", 3)
+        # From 2.4 on, Keras 2 was that of TensorFlow whatever it called itself.
+        parts = text.split("-")[0].split(".")
+        late = number == 2 and len(parts) > 1 and parts[1].isdigit() and int(parts[1]) >= 4
+        return cls(number, text.endswith("-tf") or late)
+
+
+class Options:
+    """The options of one layer, each checked as it is asked for."""
+
+    def __init__(self, entry: Entry, version: Version) -> None:
+        self.entry, self.version = entry, version
+        self.where = f"layer {entry.name[:80]!r} ({entry.kind[:40]})"
+
+    def get(self, *names: str, default: Any = None) -> Any:
+        """The first of the names that is there: Keras 1 had others."""
+        config = self.entry.config
+        return next((config[name] for name in names if name in config), default)
+
+    def flag(self, name: str, default: bool = False) -> bool:
+        """True or False."""
+        value = self.get(name, default=default)
+        if not isinstance(value, bool | int | None) or value not in (True, False, None):
+            self._refuse(name, "True or False", value)
+        return bool(value)
+
+    def size(self, *names: str) -> int:
+        """A positive integer."""
+        value = self.get(*names)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= _LARGEST:
+            self._refuse(names[0], "a positive integer", value)
+        return int(value)
+
+    def number(self, *names: str, default: float = 0.0) -> float:
+        """A number."""
+        value = self.get(*names, default=default)
+        value = default if value is None else value
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            self._refuse(names[0], "a number", value)
+        return float(value) if abs(value) <= 1e300 or not math.isfinite(value) else math.inf
+
+    def function(self, *names: str, default: str) -> str | Function:
+        """An activation."""
+        value = self.get(*names, default=default)
+        return function_of(value, self.version.number, self.where)
+
+    def rate(self, *names: str) -> float:
+        """A rate of dropout."""
+        rate = self.number(*names)
+        if not 0 <= rate < 1:
+            self._refuse(names[0], "at least 0 and below 1", rate)
+        return rate
+
+    def inner(self, name: str) -> "Options":
+        """The options of a layer inside of this one."""
+        return Options(entry_of(self.get(name), f"{name} of {self.where}"), self.version)
+
+    def _refuse(self, name: str, expected: str, value: Any) -> Any:
+        raise InteropError(
+            f"{name} of {self.where} should be {expected}, but is {repr(value)[:80]}; set it in "
+            "Keras and save the model again"
+        )
+
+
+def network_of(chain: Sequence[Entry], version: Version) -> tuple[Sequential, dict[str, str]]:
+    """The layers of a model, and for some the Keras class that does not follow from them.
+
+    Raises:
+        InteropError: a layer is of a class or has an option that is not known here.
+    """
+    layers = []
+    forms: dict[str, str] = {}
+    for entry in chain:
+        layer = layer_of(entry, version)
+        if isinstance(layer, Recurrent) and entry.config.get("return_state"):
+            raise InteropError(
+                f"layer {entry.name[:80]!r} has return_state=True inside a model; leave it out "
+                "there, as the states come with every call of the model here"
+            )
+        if entry.kind in ("TimeDistributed", "RNN"):
+            forms[entry.name] = entry.kind
+        layers.append(layer)
+    _check_order(layers, chain)
+    try:
+        return Sequential(tuple(layers)), forms
+    except InvalidInputError as error:
+        raise InteropError(str(error)) from error
+
+
+def layer_of(entry: Entry, version: Version) -> Layer:
+    """One layer.
+
+    Raises:
+        InteropError: its class or one of its options is not known here.
+
+    >>> config = {"units": 5, "go_backwards": True, "return_sequences": True, "dropout": 0.2}
+    >>> layer = layer_of(Entry("lstm", "LSTM", config), Version(3))
+    >>> print(layer, layer.cell.input_dropout)
+    LSTMCell(5), reverse 0.2
+    """
+    options = Options(entry, version)
+    if is_model(entry.kind):
+        raise InteropError(
+            f"layer {entry.name[:80]!r} is a model inside of the model; put its layers in its place"
+        )
+    if entry.kind not in _LAYERS:
+        raise InteropError(
+            f"layer {entry.name[:80]!r} is of class {entry.kind[:80]!r}, which is not known here; "
+            f"known are {', '.join(sorted(_LAYERS))}"
+        )
+    _check_plain(options)
+    try:
+        return _LAYERS[entry.kind](entry.name, options)
+    except InvalidInputError as error:
+        raise InteropError(f"{options.where} cannot be built here: {error}") from error
+
+
+def _check_plain(options: Options) -> None:
+    dtype = options.get("dtype")
+    policy = str(dtype.get("class_name")) if isinstance(dtype, dict) else ""
+    if options.get("lora_rank") or options.get("quantization_config") or "Quantized" in policy:
+        raise InteropError(
+            f"{options.where} is quantised, or has adapters of low rank (LoRA), which are not "
+            "known here; save the model before that is done, or merge them"
+        )
+
+
+def _check_order(layers: Sequence[Layer], chain: Sequence[Entry]) -> None:
+    masked = None
+    for i, (layer, entry) in enumerate(zip(layers, chain, strict=True)):
+        if isinstance(layer, Recurrent) and not layer.merged and i < len(layers) - 1:
+            raise InteropError(
+                f"layer {layer.name[:80]!r} has merge_mode=None, and only the last layer may "
+                "return both directions by themselves; set a merge_mode"
+            )
+        makes = isinstance(layer, Masking) or (isinstance(layer, Embedding) and layer.mask_zero)
+        if masked is not None and (makes or entry.kind == "Softmax"):
+            raise InteropError(
+                f"layer {entry.name[:80]!r} comes behind layer {masked[:80]!r}, which makes a "
+                "mask, and would use or replace that; leave one of them out"
+            )
+        masked = entry.name if makes else masked
+
+
+# --- cells ---------------------------------------------------------------------------------------
+
+
+def _simple(options: Options) -> Cell:
+    return SimpleRNNCell(
+        options.size("units", "output_dim"),
+        activation=cell_function(options.function("activation", default="tanh")),
+        use_bias=options.flag("use_bias", True),
+    )
+
+
+def _gate(options: Options) -> str | Function:
+    old = options.version.number < 3 and not options.version.tensorflow
+    default = "hard_sigmoid" if old else "sigmoid"
+    names = "recurrent_activation", "inner_activation"
+    return cell_function(options.function(*names, default=default))
+
+
+def _lstm(options: Options) -> Cell:
+    return LSTMCell(
+        options.size("units", "output_dim"),
+        activation=cell_function(options.function("activation", default="tanh")),
+        recurrent_activation=_gate(options),
+        use_bias=options.flag("use_bias", True),
+        unit_forget_bias=options.flag("unit_forget_bias", True),
+    )
+
+
+def _gru(options: Options) -> Cell:
+    return GRUCell(
+        options.size("units", "output_dim"),
+        activation=cell_function(options.function("activation", default="tanh")),
+        recurrent_activation=_gate(options),
+        use_bias=options.flag("use_bias", True),
+        reset_after=options.flag(
+            "reset_after", options.version.number == 3 or options.version.tensorflow
+        ),
+    )
+
+
+def _cudnn_lstm(options: Options) -> Cell:
+    return LSTMCell(options.size("units"), unit_forget_bias=options.flag("unit_forget_bias", True))
+
+
+def _cudnn_gru(options: Options) -> Cell:
+    return GRUCell(options.size("units"))
+
+
+def _stacked(options: Options) -> Cell:
+    listed = options.get("cells")
+    if not isinstance(listed, list) or not listed:
+        raise InteropError(f"{options.where} should list its cells, but has {repr(listed)[:80]}")
+    return Stack([_any_cell(value, options, _PLAIN_CELLS) for value in listed])
+
+
+def _any_cell(value: Any, options: Options, known: Mapping[str, Callable[[Options], Cell]]) -> Cell:
+    inner = Options(entry_of(value, f"a cell of {options.where}"), options.version)
+    if inner.entry.kind not in known:
+        raise InteropError(
+            f"{options.where} has a cell of class {inner.entry.kind[:80]!r}, but should have one "
+            f"of {', '.join(known)}"
+        )
+    _check_plain(inner)
+    return known[inner.entry.kind](inner)
+
+
+def _with_dropout(build: Callable[[Options], Cell]) -> Callable[[Options], Cell]:
+    """The cell, wrapped where training would drop something."""
+
+    def wrapped(options: Options) -> Cell:
+        cell = build(options)
+        rates = {
+            "input_dropout": options.rate("dropout", "dropout_W"),
+            "recurrent_dropout": options.rate("recurrent_dropout", "dropout_U"),
+        }
+        return Regularized(cell, **rates) if any(rates.values()) else cell
+
+    return wrapped
+
+
+_SINGLE: Mapping[str, Callable[[Options], Cell]] = {
+    "SimpleRNN": _with_dropout(_simple),
+    "LSTM": _with_dropout(_lstm),
+    "GRU": _with_dropout(_gru),
+    "CuDNNLSTM": _cudnn_lstm,
+    "CuDNNGRU": _cudnn_gru,
+}
+
+_PLAIN_CELLS: Mapping[str, Callable[[Options], Cell]] = {
+    "SimpleRNNCell": _SINGLE["SimpleRNN"],
+    "LSTMCell": _SINGLE["LSTM"],
+    "GRUCell": _SINGLE["GRU"],
+}
+
+_CELLS: Mapping[str, Callable[[Options], Cell]] = {**_PLAIN_CELLS, "StackedRNNCells": _stacked}
+
+
+# --- layers --------------------------------------------------------------------------------------
+
+
+def _recurrent(name: str, options: Options) -> Recurrent:
+    kind = options.entry.kind
+    if kind == "RNN":
+        cell = _any_cell(options.get("cell"), options, _CELLS)
+    else:
+        cell = _SINGLE[kind](options)
+    backwards = options.flag("go_backwards")
+    return Recurrent(
+        name,
+        cell,
+        reverse=backwards,
+        keep_order=not backwards,
+        return_sequences=options.flag("return_sequences"),
+        masked_outputs="zero" if options.flag("zero_output_for_mask") else "last",
+    )
+
+
+def _bidirectional(name: str, options: Options) -> Recurrent:
+    directions = [options.inner("layer")]
+    if options.get("backward_layer") is not None:
+        directions.append(options.inner("backward_layer"))
+    for direction in directions:
+        if direction.entry.kind not in (*_SINGLE, "RNN"):
+            raise InteropError(
+                f"{options.where} runs a layer of class {direction.entry.kind[:80]!r}, but should "
+                f"run one of {', '.join((*_SINGLE, 'RNN'))}"
+            )
+        _check_plain(direction)
+    parts = [_recurrent(name, direction) for direction in directions]
+    forward, backward = parts[0], parts[-1]
+    if len(parts) == 2 and (
+        forward.reverse == backward.reverse or forward.return_sequences != backward.return_sequences
+    ):
+        raise InteropError(
+            f"the directions of {options.where} should differ in go_backwards and agree in "
+            "return_sequences, but do not; the config is damaged"
+        )
+    merge = options.get("merge_mode", default="concat")
+    if merge not in ("concat", "sum", "mul", "ave", None):
+        raise InteropError(
+            f"merge_mode of {options.where} should be concat, sum, mul, ave or None, but is "
+            f"{repr(merge)[:80]}"
+        )
+    merged = Bidirectional(
+        forward.cell,
+        None if backward.cell == forward.cell else backward.cell,
+        {"ave": "average", None: "concat"}.get(merge, merge),
+    )
+    return dataclasses.replace(
+        forward,
+        cell=merged,
+        merged=merge is not None,
+        # Keras sets this for both directions, whatever they say.
+        masked_outputs="zero" if forward.return_sequences else "last",
+    )
+
+
+def _dense(name: str, options: Options) -> Dense:
+    return Dense(
+        name,
+        options.size("units", "output_dim"),
+        options.function("activation", default="linear"),
+        options.flag("use_bias", options.flag("bias", True)),
+    )
+
+
+def _embedding(name: str, options: Options) -> Embedding:
+    if options.rate("dropout"):
+        raise InteropError(
+            f"{options.where} drops words, which is not known here; set its dropout to 0"
+        )
+    return Embedding(
+        name, options.size("input_dim"), options.size("output_dim"), options.flag("mask_zero")
+    )
+
+
+def _masking(name: str, options: Options) -> Masking:
+    return Masking(name, options.number("mask_value"))
+
+
+def _dropout(name: str, options: Options) -> Dropout:
+    noise = options.get("noise_shape")
+    per_sequence = isinstance(noise, list) and len(noise) == 3 and noise[1] == 1
+    if noise is not None and not (per_sequence and noise[0] != 1 and noise[2] != 1):
+        raise InteropError(
+            f"noise_shape of {options.where} should be left out or be (batch, 1, features), but is "
+            f"{repr(noise)[:80]}"
+        )
+    return Dropout(name, DropoutRate(options.rate("rate", "p"), _per(per_sequence)))
+
+
+def _spatial_dropout(name: str, options: Options) -> Dropout:
+    return Dropout(name, DropoutRate(options.rate("rate", "p"), "sequence"))
+
+
+def _per(sequence: bool) -> Any:
+    return "sequence" if sequence else "step"
+
+
+def _activation(name: str, options: Options) -> Activation:
+    return Activation(name, options.function("activation", default="linear"))
+
+
+def _activation_layer(name: str, options: Options) -> Activation:
+    return Activation(
+        name, ACTIVATION_LAYERS[options.entry.kind](options.entry.config, options.where)
+    )
+
+
+def _time_distributed(name: str, options: Options) -> Layer:
+    inner = options.inner("layer")
+    if inner.entry.kind not in _AT_EACH_STEP:
+        raise InteropError(
+            f"{options.where} applies a layer of class {inner.entry.kind[:80]!r}, but should apply "
+            f"one of {', '.join(_AT_EACH_STEP)}"
+        )
+    _check_plain(inner)
+    return _AT_EACH_STEP[inner.entry.kind](name, inner)
+
+
+_AT_EACH_STEP: Mapping[str, Callable[[str, Options], Layer]] = {
+    "Dense": _dense,
+    "Activation": _activation,
+    **dict.fromkeys(ACTIVATION_LAYERS, _activation_layer),
+}
+
+_LAYERS: Mapping[str, Callable[[str, Options], Layer]] = {
+    **dict.fromkeys((*_SINGLE, "RNN"), _recurrent),
+    **_AT_EACH_STEP,
+    "Bidirectional": _bidirectional,
+    "TimeDistributed": _time_distributed,
+    "TimeDistributedDense": _dense,
+    "Embedding": _embedding,
+    "Masking": _masking,
+    "Dropout": _dropout,
+    "SpatialDropout1D": _spatial_dropout,
+}

@@ -1,0 +1,130 @@
+"""Live models and layers of Keras, in and out."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rnnjax.cells import GRUCell
+from rnnjax.errors import InteropError, InvalidInputError
+from rnnjax.interop.keras.arrays import (
+    Unit,
+    units_of,
+)
+from rnnjax.interop.keras.configs import written_layers
+from rnnjax.interop.keras.graph import Entry, chain_of
+from rnnjax.interop.keras.layers import Version, layer_of, network_of
+from rnnjax.interop.keras.origin import arrays_of, build, check_model, split
+from rnnjax.interop.layers import Layer, describe_cell
+from rnnjax.interop.model import Model, Sequential
+
+
+def load_live(source: Any) -> Model:
+    """The model of a live one, or of a live layer."""
+    network, forms, live = _live(source)
+    found = {}
+    for layer in network.chain:
+        arrays = [_numbers(variable) for variable in live[layer.name].weights]
+        found[layer.name] = split(units_of(layer), arrays, f"layer {layer.name!r}")
+    return build(network, forms, found)
+
+
+def _live(source: Any) -> tuple[Sequential, dict[str, str], dict[str, Any]]:
+    """The layers of a live model or layer, and the live ones by their names."""
+    if not callable(getattr(source, "get_config", None)) or not hasattr(source, "weights"):
+        raise InvalidInputError(
+            f"expected a Keras model or layer, or the path of a file, but got {type(source)}"
+        )
+    kind = type(source).__name__
+    package = type(source).__module__.partition(".")[0]
+    if package not in ("keras", "tf_keras", "tensorflow"):
+        raise InteropError(
+            f"{kind} is a class of your own, and what it computes is not known here; load its "
+            "layers one by one"
+        )
+    version = Version() if package == "keras" else Version(2, tensorflow=True)
+    config = _as_in_a_file(source.get_config())
+    if "layers" not in config:
+        entry = Entry(source.name, kind, config)
+        layer = layer_of(entry, version)
+        forms = {entry.name: kind} if kind in ("RNN", "TimeDistributed") else {}
+        return Sequential((layer,)), forms, {entry.name: source}
+    kind = "Functional" if "input_layers" in config else "Sequential"
+    network, forms = network_of(chain_of(kind, config), version)
+    return network, forms, {layer.name: layer for layer in source.layers}
+
+
+def _as_in_a_file(value: Any) -> Any:
+    """Lists for tuples, as JSON would have them."""
+    if isinstance(value, dict):
+        return {key: _as_in_a_file(entry) for key, entry in value.items()}
+    return [_as_in_a_file(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _numbers(variable: Any) -> np.ndarray:
+    # Not Keras's `numpy()`, which NumPy 2 warns of. A variable of Keras 2 has a method `value`.
+    value = variable.value() if callable(variable.value) else variable.value
+    return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+
+
+def set_weights(target: Any, model: Model) -> None:
+    """Set the weights of a live Keras model or layer to the parameters of a model.
+
+    `OneHotIds` at the start of the model has no counterpart: Keras takes one-hot vectors there.
+
+    Args:
+        target: a built Keras model or layer with the same layers, as far as they have weights; what
+            they compute with them, such as their activations, is not compared.
+        model: one that was loaded, or any other whose cells Keras has.
+
+    Raises:
+        InteropError: a layer of the model is not known to Keras, or the layers of the target are of
+            other kinds, sizes or types. Nothing is set then.
+        InvalidInputError: ``target`` is no Keras model or layer, or ``model`` no model.
+    """
+    check_model(model)
+    network, _, live = _live(target)
+    theirs = [layer for layer in network.chain if units_of(layer)]
+    ours = [layer for layer in written_layers(model.network) if units_of(layer)]
+    if len(theirs) != len(ours):
+        raise InteropError(
+            f"the target has {len(theirs)} layers with weights, but the model has {len(ours)}; "
+            "they should be the same"
+        )
+    changes: list[tuple[Any, np.ndarray]] = []
+    for their, our in zip(theirs, ours, strict=True):
+        arrays = [array for _, part in arrays_of(our, model) for array in part]
+        variables = list(live[their.name].weights)
+        if [_kind(unit) for unit in units_of(their)] != [_kind(unit) for unit in units_of(our)]:
+            raise InteropError(
+                f"layer {their.name!r} of the target is {_describe(their)}, but the model has "
+                f"{_describe(our)} there; they should be of one kind"
+            )
+        came = [(tuple(variable.shape), _dtype(variable)) for variable in variables]
+        if came != [(array.shape, array.dtype.name) for array in arrays]:
+            raise InteropError(
+                f"the weights of layer {their.name!r} of the target are {_spell(came)}, but those "
+                f"of the model {_spell([(a.shape, a.dtype.name) for a in arrays])}; build the "
+                "target for inputs of the same size and type"
+            )
+        changes += zip(variables, arrays, strict=True)
+    for variable, array in changes:
+        variable.assign(array)
+
+
+def _kind(unit: Unit) -> tuple[Any, ...]:
+    owner = unit.owner
+    return type(owner), unit.has_bias, isinstance(owner, GRUCell) and owner.reset_after
+
+
+def _describe(layer: Layer) -> str:
+    cell = getattr(layer, "cell", None)
+    return str(layer) if cell is None else describe_cell(cell)
+
+
+def _dtype(variable: Any) -> str:
+    return str(getattr(variable.dtype, "name", variable.dtype))
+
+
+def _spell(arrays: Sequence[tuple[tuple[int, ...], str]]) -> str:
+    return ", ".join(f"{dtype}{list(shape)}" for shape, dtype in arrays) or "none"

@@ -1,0 +1,142 @@
+"""Models out of files."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rnnjax.errors import InteropError, InvalidInputError
+from rnnjax.interop.keras.arrays import (
+    snake,
+    unique,
+    units_of,
+)
+from rnnjax.interop.keras.configs import groups_of, written_layers
+from rnnjax.interop.keras.files import KerasFile
+from rnnjax.interop.keras.graph import chain_of, entry_of, is_model, layers_in
+from rnnjax.interop.keras.guess import guess_groups, guess_paths
+from rnnjax.interop.keras.layers import Version, network_of
+from rnnjax.interop.keras.origin import Found, build, forms_of, split, units_in
+from rnnjax.interop.model import Model, Sequential
+
+
+def load_file(file: KerasFile) -> Model:
+    """The model of a file that says its layers."""
+    kind, config = _model_in(file.config)
+    if not is_model(kind):
+        raise InteropError(
+            f"the file should hold a Sequential or a functional model, but holds {kind[:80]!r}, a "
+            "class of somebody's own; save its layers as a Sequential"
+        )
+    network, forms = network_of(chain_of(kind, config), Version.of(file.version))
+    if file.groups is not None:
+        return build(network, forms, _from_groups(network, file.groups))
+    used: dict[str, int] = {}
+    groups = {entry.name: unique(snake(entry.kind), used) for entry in layers_in(kind, config)}
+    return build(network, forms, _from_paths(network, forms, groups, file.arrays))
+
+
+def _model_in(whole: Any) -> tuple[str, Any]:
+    """Class name and config of a model; in Keras 1 that of a Sequential is its list of layers."""
+    if isinstance(whole, dict) and isinstance(whole.get("config"), list):
+        return str(whole.get("class_name")), whole["config"]
+    entry = entry_of(whole, "the model")
+    return entry.kind, entry.config
+
+
+def load_weights(file: KerasFile) -> Model:
+    """The model of a file that holds weights alone, as far as they tell it."""
+    if file.groups is None:
+        guesses = guess_paths(_wanted(file.arrays))
+    else:
+        guesses = guess_groups(file.groups)
+    if not guesses:
+        raise InteropError("the file holds no weights; save the model after it is built")
+    chain = [guess.entry for guess in guesses]
+    network, forms = network_of(chain, Version.of(file.version))
+    if file.groups is not None:
+        return build(network, forms, _from_groups(network, file.groups))
+    groups = {guess.entry.name: guess.group for guess in guesses}
+    wrapped = {g.entry.name: "TimeDistributed" for g in guesses if g.group.startswith("time_dist")}
+    forms = forms | wrapped
+    return build(network, forms, _from_paths(network, forms, groups, file.arrays))
+
+
+def load_like(file: KerasFile, like: Model) -> Model:
+    """The model ``like``, with the weights of a file that holds nothing else."""
+    layers = [layer for layer in written_layers(like.network) if units_of(layer)]
+    forms = forms_of(like)
+    if file.groups is None:
+        groups = {
+            name: group.partition("/")[2]
+            for name, group in groups_of(written_layers(like.network), forms).items()
+        }
+        found = _from_paths(Sequential(tuple(layers)), forms, groups, file.arrays)
+    else:
+        full = [(name, list(arrays.values())) for name, arrays in file.groups if arrays]
+        if len(full) != len(layers):
+            raise InteropError(
+                f"the file holds weights of {len(full)} layers, but the model given as like has "
+                f"{len(layers)} with weights; give one of the same layers"
+            )
+        found = {}
+        for layer, (_, arrays) in zip(layers, full, strict=True):
+            found[layer.name] = split(units_of(layer), arrays, f"layer {layer.name!r}")
+    made = build(Sequential(tuple(layers)), forms, found)
+    try:
+        return like.with_params({**like.params, **made.params})
+    except InvalidInputError as error:
+        raise InteropError(f"the file holds the weights of another model: {error}") from error
+
+
+def _wanted(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Without the states of random numbers, which some versions of Keras write."""
+    return {path: array for path, array in arrays.items() if "/seed_generator/" not in path}
+
+
+def _from_paths(
+    network: Sequential,
+    forms: Mapping[str, str],
+    groups: Mapping[str, str],
+    arrays: Mapping[str, np.ndarray],
+) -> Found:
+    """The arrays of Keras 3's layout, where each unit has a place of its own."""
+    rest = _wanted(arrays)
+    tops = {path.partition("/")[0] for path in rest}
+    found: Found = {}
+    for layer in network.chain:
+        parts = []
+        for unit in units_in(layer, forms):
+            places = [f"{top}/{groups[layer.name]}/{unit.path}".rstrip("/") for top in tops]
+            part: list[np.ndarray] = []
+            while True:
+                keys = [key for p in places if (key := f"{p}/vars/{len(part)}") in rest]
+                if not keys:
+                    break
+                part.append(rest.pop(keys[0]))
+            parts.append(part)
+        found[layer.name] = parts
+    if rest:
+        raise InteropError(
+            f"the file has an array {min(rest)[:80]!r}, which no layer of the model takes; its "
+            "weights are those of another model"
+        )
+    return found
+
+
+def _from_groups(
+    network: Sequential, groups: Sequence[tuple[str, Mapping[str, np.ndarray]]]
+) -> Found:
+    """The arrays of the old layout, where each layer has a list."""
+    by_name = dict(groups)
+    found: Found = {}
+    for layer in network.chain:
+        arrays = list(by_name.pop(layer.name, {}).values())
+        found[layer.name] = split(units_of(layer), arrays, f"layer {layer.name[:80]!r}")
+    left = [name for name, arrays in by_name.items() if arrays]
+    if left:
+        raise InteropError(
+            f"the file has weights of layer {left[0][:80]!r}, which is not in the model; its "
+            "weights are those of another model"
+        )
+    return found

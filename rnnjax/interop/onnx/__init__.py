@@ -1,0 +1,84 @@
+"""Models of ONNX: reading them, running and training them, and writing them again.
+
+Nothing of ONNX is needed but the package that reads its files (``pip install 'rnnjax[onnx]'``);
+no runtime is.
+"""
+
+from typing import Any
+
+from rnnjax.interop.model import Model
+from rnnjax.interop.onnx.export import save, to_proto
+from rnnjax.interop.onnx.files import read_model
+from rnnjax.interop.onnx.graph import Graph
+from rnnjax.interop.onnx.read import read_graph
+from rnnjax.interop.onnx.rewrite import update
+from rnnjax.interop.onnx.sequential import to_sequential
+
+__all__ = ["Graph", "load", "save", "to_proto", "to_sequential", "update"]
+
+
+def load(source: Any) -> Model:
+    """Read an ONNX model: its graph, and its parameters in rnnjax's layout.
+
+    The graph may be of RNN, GRU and LSTM nodes with all their attributes, and of the operators that
+    exporters put around them. ``model.layers`` has each recurrent node as a `Recurrent` with the
+    cell that computes it; products with a constant as `Dense`, look-ups in one as `Embedding`; and
+    other arrays of floats as ``"constants"``. They are the parameters, and can be trained. The two
+    biases of a gate are one, their sum, but in a GRU with ``linear_before_reset``. ``clip`` bounds
+    the inputs of f and g and not of h, as in the runtimes that have it.
+
+    ``model.apply(params, xs, carry)`` takes and returns data in the graph's own axes: time first
+    where the graph has it so (layout 0, and no Transpose before), else batch first. ``xs`` is the
+    graph's input, or a dict by name where it has several. Inputs that become initial_h or initial_c
+    of a recurrent node are its state, and so are outputs that are its Y_h and Y_c: both are in the
+    carry, by the name of the layer, so that a model that was exported for streaming streams::
+
+        carry, ys = model.apply(params, xs)  # begins with zeros
+        carry, ys = model.apply(params, xs, carry)  # goes on from there
+
+    They can be given in ``xs`` by their names all the same. A carry that is given takes the place
+    of initial states that the graph computes or has as constants. ``ys`` is the data output, or a
+    dict by name where there are several; a model with no outputs but states returns these there.
+
+    An input that becomes sequence_lens may be given in ``xs`` or left out; a row of length 0 keeps
+    its initial state, which ONNX does not say (onnxruntime makes it zeros). ``lengths``, ``mask``
+    and ``resets`` of `Model.apply` (time first, always) apply to all recurrent nodes; where a node
+    on the way moves or mixes the axes of time and batch, they are refused. Integers of 64 bits are
+    computed in 32 where JAX has no others. An id out of range gives NaN.
+
+    Args:
+        source: the path of a file, its bytes, or an ``onnx.ModelProto``. Data outside of the file
+            are read only if they are in a plain file beside it.
+
+    Returns:
+        a model whose network is a `Graph`.
+
+    Raises:
+        InteropError: the file cannot be read, is damaged, or holds something that is not supported;
+            or the package onnx is missing.
+        InvalidInputError: ``source`` is of another kind.
+
+    >>> import jax, onnx, rnnjax
+    >>> from onnx import TensorProto, helper, numpy_helper
+    >>> cell = rnnjax.LSTMCell(5)
+    >>> from rnnjax.interop.onnx.recurrent import params_to_onnx
+    >>> weights = params_to_onnx(cell, cell.init(jax.random.key(0), 3))
+    >>> node = helper.make_node("LSTM", ["X", "W", "R", "B"], ["Y", "Y_h"], hidden_size=5)
+    >>> graph = helper.make_graph(
+    ...     [node],
+    ...     "example",
+    ...     [helper.make_tensor_value_info("X", TensorProto.FLOAT, ["time", "batch", 3])],
+    ...     [helper.make_tensor_value_info("Y", TensorProto.FLOAT, ["time", 1, "batch", 5])],
+    ...     [numpy_helper.from_array(a, n) for a, n in zip(weights[:3], "WRB")],
+    ... )
+    >>> model = load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)]))
+    >>> print(model)
+    layer  what it is   parameters
+    lstm   LSTMCell(5)  180  bias (20,), kernel (3, 20), recurrent_kernel (5, 20)
+    >>> carry, ys = model(jax.numpy.ones((10, 8, 3)))
+    >>> ys.shape, carry["lstm"].hidden.shape
+    ((10, 1, 8, 5), (8, 5))
+    """
+    proto, folder = read_model(source)
+    graph, params, imported = read_graph(proto, folder)
+    return Model(graph, params, imported)

@@ -1,0 +1,172 @@
+"""The activations of ONNX's recurrent operators, and how their attributes spell them."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rnnjax.errors import InteropError
+from rnnjax.interop.functions import (
+    ELU,
+    Affine,
+    Function,
+    HardSigmoid,
+    LeakyReLU,
+    ScaledTanh,
+    ThresholdedReLU,
+)
+
+DEFAULT_ACTIVATIONS: Mapping[str, tuple[str, ...]] = {
+    "RNN": ("Tanh",),
+    "GRU": ("Sigmoid", "Tanh"),
+    "LSTM": ("Sigmoid", "Tanh", "Tanh"),
+}
+"""Those of one direction, in the order f, g, h."""
+
+
+class Spelling(NamedTuple):
+    """An activation as ONNX writes it: its name and its numbers, None where it takes none."""
+
+    name: str
+    alpha: float | None = None
+    beta: float | None = None
+
+
+# By ONNX's name: our name, or the function with its numbers and the names of these in order.
+ACTIVATION_NAMES: Mapping[str, str] = {
+    "Relu": "relu",
+    "Tanh": "tanh",
+    "Sigmoid": "sigmoid",
+    "Softsign": "softsign",
+    "Softplus": "softplus",
+}
+ACTIVATION_CLASSES: Mapping[str, type[Any]] = {
+    "Affine": Affine,
+    "LeakyRelu": LeakyReLU,
+    "ThresholdedRelu": ThresholdedReLU,
+    "ScaledTanh": ScaledTanh,
+    "HardSigmoid": HardSigmoid,
+    "Elu": ELU,
+}
+# Ours that are one of those with certain numbers.
+_NAMED_CASES: Mapping[str, Function] = {
+    "linear": Affine(1.0, 0.0),
+    "legacy_hard_sigmoid": HardSigmoid(0.2, 0.5),
+    "hard_sigmoid": HardSigmoid(1 / 6, 0.5),
+    "elu": ELU(1.0),
+}
+
+
+def activation_from_onnx(
+    name: str, alpha: float | None = None, beta: float | None = None
+) -> str | Function:
+    """Our activation for ONNX's; numbers that are left out are those of ONNX's operator.
+
+    Raises:
+        InteropError: the name is not one of ONNX's, or a number is left out for which ONNX has no
+            default: those of Affine and ScaledTanh, which are no operators.
+
+    >>> activation_from_onnx("Tanh"), activation_from_onnx("LeakyRelu", 0.25)
+    ('tanh', LeakyReLU(alpha=0.25))
+    """
+    spelled = {known.lower(): known for known in (*ACTIVATION_NAMES, *ACTIVATION_CLASSES)}
+    known = spelled.get(name.lower())  # runtimes take any case
+    if known is None:
+        raise InteropError(
+            f"{name!r} is not an activation of ONNX's recurrent operators; "
+            f"those are {', '.join(spelled.values())}"
+        )
+    if known in ACTIVATION_NAMES:
+        return ACTIVATION_NAMES[known]
+    numbers = {"alpha": alpha, "beta": beta}
+    takes = {field.name for field in dataclasses.fields(ACTIVATION_CLASSES[known])}
+    if known in ("Affine", "ScaledTanh") and None in (alpha, beta):
+        raise InteropError(
+            f"the activation {known} needs an activation_alpha and an activation_beta, for which "
+            "ONNX has no default; add them to the node"
+        )
+    function = ACTIVATION_CLASSES[known](
+        **{key: _shortest(n) for key, n in numbers.items() if key in takes and n is not None}
+    )
+    for ours, case in _NAMED_CASES.items():
+        if type(case) is type(function) and _singles(case) == _singles(function):
+            return ours
+    return function
+
+
+def activations_from_onnx(
+    names: Sequence[str], alphas: Sequence[float] = (), betas: Sequence[float] = ()
+) -> list[str | Function]:
+    """Our activations for the attributes ``activations, activation_alpha, activation_beta``.
+
+    Each activation that takes a number consumes the next one; where none is left, it has that of
+    ONNX's operator.
+
+    Raises:
+        InteropError: a name is not one of ONNX's, a number is missing that has no default, or there
+            are too many, so that it is not clear whose they are.
+
+    >>> activations_from_onnx(["Sigmoid", "LeakyRelu", "Tanh"], alphas=[0.25])
+    ['sigmoid', LeakyReLU(alpha=0.25), 'tanh']
+    """
+    each = zip(
+        names,
+        _consumed("alpha", names, alphas),
+        _consumed("beta", names, betas),
+        strict=True,
+    )
+    return [activation_from_onnx(name, alpha, beta) for name, alpha, beta in each]
+
+
+def _consumed(key: str, names: Sequence[str], given: Sequence[float]) -> list[float | None]:
+    takers = {
+        known.lower()
+        for known, kind in ACTIVATION_CLASSES.items()
+        if key in {field.name for field in dataclasses.fields(kind)}
+    }
+    takes = [name.lower() in takers for name in names]
+    left = iter(given)
+    consumed = [next(left, None) if takes_one else None for takes_one in takes]
+    if any(takes) and len(given) > sum(takes):
+        # Some exporters write a number for each activation, those without one too, and runtimes do
+        # not agree on what that means, where it makes a difference.
+        by_place = [n if t else None for n, t in zip(given, takes, strict=False)]
+        if len(given) != len(names) or by_place != consumed:
+            raise InteropError(
+                f"activation_{key} has {len(given)} numbers, but only {sum(takes)} of the "
+                f"activations {', '.join(names)} take one; leave out the others"
+            )
+    return consumed
+
+
+def activation_to_onnx(function: str | Function) -> Spelling:
+    """ONNX's spelling of an activation of ours.
+
+    Raises:
+        InteropError: ONNX's recurrent operators have none like it.
+
+    >>> activation_to_onnx("legacy_hard_sigmoid")
+    Spelling(name='HardSigmoid', alpha=0.2, beta=0.5)
+    """
+    if isinstance(function, str):
+        for name, ours in ACTIVATION_NAMES.items():
+            if ours == function:
+                return Spelling(name)
+        function = _NAMED_CASES.get(function, function)
+    for name, kind in ACTIVATION_CLASSES.items():
+        if type(function) is kind:
+            return Spelling(name, **dataclasses.asdict(function))  # type: ignore[call-overload]
+    raise InteropError(
+        f"ONNX's recurrent operators have no activation like {function!r}; those they have are "
+        f"{', '.join((*ACTIVATION_NAMES, *ACTIVATION_CLASSES))}"
+    )
+
+
+def _shortest(number: float) -> float:
+    """The shortest decimal with the same 32 bits: ONNX's 0.2 is read as 0.20000000298."""
+    return float(str(np.float32(number)))
+
+
+def _singles(function: Function) -> tuple[Any, ...]:
+    return tuple(np.float32(number) for number in vars(function).values())

@@ -1,0 +1,151 @@
+"""Where time and batch are in the values of a graph: lengths and masks mean nothing elsewhere."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from rnnjax.cells.base import Params
+from rnnjax.errors import InvalidInputError
+from rnnjax.interop.layers import Context
+from rnnjax.interop.onnx.graph import Graph, LayerNode, Node, Operation, RecurrentNode
+from rnnjax.interop.onnx.operators import is_known
+
+Axes = tuple[int, int]
+"""The places of time and batch."""
+
+_POINTWISE = frozenset(
+    """Abs Cast Clip Dropout Elu Erf Exp Gelu HardSigmoid Identity LeakyRelu Log Neg Not Reciprocal
+    Relu Selu Sigmoid Softplus Softsign Sqrt Tanh ThresholdedRelu""".split()  # noqa: SIM905
+)
+_BINARY = frozenset("Add And Div Equal Max Min Mul Or PRelu Pow Sub Sum Where".split())  # noqa: SIM905
+
+
+def time_axis(graph: Graph, params: Params, xs: Any) -> tuple[str, int]:
+    """The data input that reaches all recurrent nodes step by step, and which axis time is.
+
+    Raises:
+        InvalidInputError: there is none, because a node between moves the axes or mixes them.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    known: dict[str, Any] = {}
+
+    def trace(params: Params, given: dict[str, Any]) -> None:
+        values = graph.values(params, given, {}, None, Context())[1]
+        shapes.update({name: tuple(value.shape) for name, value in values.items()})
+        known.update({name: value for name, value in values.items() if is_known(value)})
+
+    given = graph.given(xs)
+    jax.eval_shape(trace, params, given)
+    lost: list[Node] = []
+    for name in graph.data_inputs:
+        for start in ((0, 1), (1, 0)):
+            if len(shapes[name]) < 2:
+                continue
+            first = _first_lost(graph, shapes, known, {name: start})
+            if first is None:
+                return name, start[0]
+            lost.append(first)
+    # Of the two ways to read the axes of an input, the one that goes further is what was meant.
+    where = "no node gets"
+    if lost:
+        where = f"node {max(lost, key=graph.nodes.index).name} does not get"
+    raise InvalidInputError(
+        f"lengths, mask and resets mark steps of time, but {where} the steps of an input as they "
+        "are given; leave them out, or use the graph's own sequence_lens"
+    )
+
+
+def _first_lost(
+    graph: Graph, shapes: Mapping[str, Any], known: Mapping[str, Any], axes: dict[str, Axes]
+) -> Node | None:
+    """The first recurrent node whose X does not have the axes of an input where it expects them."""
+    for node in graph.nodes:
+        if isinstance(node, RecurrentNode):
+            if axes.get(node.inputs[0]) != ((1, 0) if node.layout else (0, 1)):
+                return node
+            if node.outputs[0]:
+                axes[node.outputs[0]] = (1, 0) if node.layout else (0, 2)
+        elif isinstance(node, LayerNode):
+            _keep(node, axes, axes.get(node.inputs[0]))
+        elif isinstance(node, Operation) and node.outputs[0] in shapes:
+            _keep(node, axes, _axes_of(node, shapes, known, axes))
+    return None
+
+
+def _keep(node: Node, axes: dict[str, Axes], found: Axes | None) -> None:
+    if found is not None:
+        axes.update(dict.fromkeys(node.outputs, found))
+
+
+def _axes_of(
+    node: Operation, shapes: Mapping[str, Any], known: Mapping[str, Any], axes: Mapping[str, Axes]
+) -> Axes | None:
+    """Where the output has them, or None if it is not certain that it does."""
+    inputs = [name for name in node.inputs if name]
+    marked = [name for name in inputs if name in axes]
+    if not marked:
+        return None
+    first = axes[marked[0]]
+    before, after = shapes[marked[0]], shapes[node.outputs[0]]
+    if node.op_type in _POINTWISE:
+        return first
+    if node.op_type in _BINARY or node.op_type == "Concat":
+        shift = {name: len(after) - len(shapes[name]) for name in inputs}
+        places = {tuple(n + shift[name] for n in axes[name]) for name in marked}
+        others_move = any(
+            n != 1
+            for name in inputs
+            if name not in axes
+            for n in _sizes(shapes[name], after, first)
+        )
+        if len(places) > 1 or (others_move and node.op_type == "Concat"):
+            return None
+        time, batch = places.pop()
+        along = node.arguments().get("axis", 1) % len(after)
+        concatenated = node.op_type == "Concat" and along in (time, batch)
+        return None if concatenated else (time, batch)
+    if node.op_type == "MatMul" and marked == inputs[:1]:
+        return first if len(before) == len(after) and max(first) < len(before) - 1 else None
+    if node.op_type == "Transpose":
+        order = node.arguments().get("perm", tuple(reversed(range(len(before)))))
+        return _pair(list(order).index(n) for n in first)
+    if node.op_type in ("Softmax", "LogSoftmax"):
+        return first
+    if node.op_type in ("Squeeze", "Unsqueeze", "Reshape", "Flatten"):
+        return _same_sizes(before, after, first)
+    if node.op_type == "Gather" and inputs[1] in marked and inputs[0] not in axes:
+        axis = node.arguments().get("axis", 0) % len(shapes[inputs[0]])
+        return _pair(n + axis for n in first)
+    if node.op_type == "OneHot" and marked == inputs[:1]:
+        axis = node.arguments().get("axis", -1) % len(after)
+        return _pair(n + (n >= axis) for n in first)
+    return None
+
+
+def _sizes(shape: tuple[int, ...], after: tuple[int, ...], axes: Axes) -> list[int]:
+    """The sizes of an unmarked input along time and batch: 1 where it is the same for all."""
+    shift = len(after) - len(shape)
+    return [shape[n - shift] if n >= shift else 1 for n in axes]
+
+
+def _pair(places: Any) -> Axes:
+    time, batch = places
+    return time, batch
+
+
+def _same_sizes(before: tuple[int, ...], after: tuple[int, ...], axes: Axes) -> Axes | None:
+    """Behind a reshape an axis is where as many elements stand before it as did."""
+    found = []
+    for axis in axes:
+        leading = int(np.prod(before[:axis], dtype=np.int64))
+        places = [
+            i
+            for i, size in enumerate(after)
+            if size == before[axis] and int(np.prod(after[:i], dtype=np.int64)) == leading
+        ]
+        if not places:
+            return None
+        found.append(places[0] if before[axis] == 1 else places[-1])
+    return _pair(found) if len(set(found)) == 2 else None

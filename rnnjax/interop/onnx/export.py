@@ -1,0 +1,235 @@
+"""Models as ONNX graphs, whose state goes in and comes out so that they can be streamed."""
+
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import rnnjax
+from rnnjax.cells.base import Carry
+from rnnjax.errors import InteropError, InvalidInputError
+from rnnjax.interop.layers import Dense, Embedding, OneHotIds, Recurrent
+from rnnjax.interop.model import Model, Sequential
+from rnnjax.interop.onnx.layers import Export, input_size, plan_of
+from rnnjax.interop.onnx.plan import nodes
+from rnnjax.interop.onnx.rewrite import update
+from rnnjax.interop.onnx.writer import Writer
+
+OPSET = 17
+"""The version of ONNX's operators that is written: old enough for runtimes of the last years."""
+
+# The first in which softmax, squeeze and the recurrent operators have the form written here.
+_OLDEST_OPSET = 14
+# Protocol buffers hold no more.
+_MOST_BYTES = 2**31 - 2**20
+
+
+def to_proto(
+    model: Model,
+    *,
+    opset: int | None = None,
+    name: str = "rnnjax",
+    states: bool = True,
+    lengths: bool = False,
+    metadata: Mapping[str, str] | None = None,
+) -> Any:
+    """Write a model as an ONNX graph.
+
+    Time comes first in it, as in rnnjax; the axes ``time`` and ``batch`` are free. It has
+
+    - an input ``xs``, float32 ``(time, batch, features)``, or ``ids``, int64 ``(time, batch)``,
+      where the first layer takes ids. They have to lie in ``0 .. size - 1``: ONNX counts negative
+      ones from the end;
+    - an output ``ys``, float32 ``(time, batch, size)``, or ``(batch, size)`` behind a layer that
+      returns its last output alone; ``ys_forward`` and ``ys_backward`` where a layer does not merge
+      its directions;
+    - for each recurrent layer an input ``<layer>_h``, and ``<layer>_c`` for an LSTM's cell state,
+      float32 ``(directions, batch, hidden_size)``, and the state after the last step as outputs
+      ``<layer>_h_out`` and ``<layer>_c_out``. In place of ``<layer>`` stand ``<layer>_0``,
+      ``<layer>_1``... in a `rnnjax.Stack`, and ``<layer>_forward`` and ``<layer>_backward`` where
+      two directions are not one node, because they differ or are not concatenated. A sequence
+      begins with `initial_states`, zeros for most models, and goes on with the outputs fed back;
+    - with ``lengths`` an input of that name, int32 ``(batch,)``: the valid steps of each row, one
+      at least.
+
+    Dropout and the noise of `rnnjax.Regularized` are left out, as for prediction.
+
+    Args:
+        model: of layers in a row. A model that was read from ONNX is written as that graph, with
+            the parameters it now has; the options are then not to be given.
+        opset: the version of ONNX's operators, 14 or newer; left out, 17.
+        name: of the graph.
+        states: False leaves out the states: every sequence begins anew.
+        lengths: whether rows of a batch can have lengths of their own.
+        metadata: written to the model's ``metadata_props``. Where a `rnnjax.LearnedCarry` is and
+            states go in, its values are there too, as ``initial_state:<input>``: a list in JSON.
+
+    Returns:
+        an ``onnx.ModelProto`` that ONNX's checker has passed.
+
+    Raises:
+        InteropError: ONNX cannot express a layer or an option of it, or the package onnx is not
+            installed.
+        InvalidInputError: an option does not fit.
+
+    >>> cell = rnnjax.Stack([rnnjax.GRUCell(5), rnnjax.LSTMCell(4)])
+    >>> proto = to_proto(Model.of(cell, cell.init(jax.random.key(0), 3)))
+    >>> [value.name for value in proto.graph.input]
+    ['xs', 'rnn_0_h', 'rnn_1_h', 'rnn_1_c']
+    >>> [value.name for value in proto.graph.output]
+    ['ys', 'rnn_0_h_out', 'rnn_1_h_out', 'rnn_1_c_out']
+    """
+    if not isinstance(model, Model):
+        raise InvalidInputError(
+            f"model must be a rnnjax.interop.Model, but is {type(model).__name__}; make one of a "
+            "cell by Model.of(cell, params)"
+        )
+    if not isinstance(model.network, Sequential):
+        if opset is not None or not states or lengths:
+            raise InvalidInputError(
+                "opset, states and lengths are options of models made of layers, but this one is "
+                "written as the graph that it was read from; leave them out, or export "
+                "rnnjax.interop.onnx.to_sequential(model)"
+            )
+        return _with_metadata(update(model), metadata)
+    _check_params(model)
+    writer = Writer()
+    opset = OPSET if opset is None else opset
+    newest = writer.onnx.defs.onnx_opset_version()
+    if not isinstance(opset, int) or not _OLDEST_OPSET <= opset <= newest:
+        raise InvalidInputError(
+            f"opset must be an integer from {_OLDEST_OPSET} to {newest}, but is {opset!r}"
+        )
+    export = Export(writer, states, lengths)
+    starts = export.write(model.network, model.params)
+    size = sum(len(constant.raw_data) for constant in writer.constants)
+    if size > _MOST_BYTES:
+        raise InteropError(
+            f"the parameters take {size:,} bytes, but an ONNX file holds fewer than 2 GiB; "
+            "write .safetensors instead"
+        )
+    helper = writer.onnx.helper
+    graph = helper.make_graph(
+        writer.nodes, name, writer.inputs, writer.outputs, initializer=writer.constants
+    )
+    operators = [helper.make_opsetid("", opset)]
+    proto = helper.make_model(
+        graph,
+        producer_name="rnnjax",
+        producer_version=rnnjax.__version__,
+        opset_imports=operators,
+        # The oldest format that has these operators, for the same reason as OPSET.
+        ir_version=helper.find_min_ir_version_for(operators),
+    )
+    proto = _with_metadata(proto, {**starts, **({} if metadata is None else metadata)})
+    writer.onnx.checker.check_model(proto, full_check=True)
+    return proto
+
+
+def save(model: Model, path: str | os.PathLike[str], **options: Any) -> None:
+    """Write a model as an ``.onnx`` file.
+
+    Args:
+        model: see `to_proto`.
+        path: of the file; one that is there is replaced.
+        options: those of `to_proto`.
+
+    Raises:
+        InteropError: as in `to_proto`, or the file cannot be written.
+        InvalidInputError: ``path`` does not end in ``.onnx``, or an option does not fit.
+
+    >>> import tempfile
+    >>> cell = rnnjax.LSTMCell(5)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "model.onnx")
+    ...     save(Model.of(cell, cell.init(jax.random.key(0), 3)), path)
+    ...     path.stat().st_size > 4 * (3 * 20 + 5 * 20 + 20)
+    True
+    """
+    path = pathlib.Path(path)
+    if path.suffix != ".onnx":
+        raise InvalidInputError(f"an ONNX file is named *.onnx, but path is {path}; rename it")
+    content = to_proto(model, **options).SerializeToString()
+    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        new.write_bytes(content)
+        new.replace(path)
+    except OSError as error:
+        raise InteropError(
+            f"cannot write {path}: {error.strerror}; check the folder and its free space"
+        ) from error
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def initial_states(
+    model: Model, batch_size: int = 1, carry: Mapping[str, Carry] | None = None
+) -> dict[str, np.ndarray]:
+    """The states to feed to an exported model, by the names of its inputs.
+
+    Args:
+        model: as it was given to `to_proto`.
+        batch_size: of the sequences that begin.
+        carry: as in `Model.apply`, to go on from that; layers that are left out begin anew.
+
+    Returns:
+        float32 ``(directions, batch, hidden_size)`` each.
+
+    Raises:
+        InteropError: as in `to_proto`.
+        InvalidInputError: the model is not one of layers in a row, or ``carry`` names a layer that
+            is not there.
+
+    >>> cell = rnnjax.LSTMCell(5)
+    >>> model = Model.of(cell, cell.init(jax.random.key(0), 3), "lstm")
+    >>> {name: array.shape for name, array in initial_states(model, batch_size=8).items()}
+    {'lstm_h': (1, 8, 5), 'lstm_c': (1, 8, 5)}
+    """
+    if not isinstance(model.network, Sequential):
+        raise InvalidInputError(
+            "initial_states is for models of layers in a row, but this one was read from ONNX: its "
+            "graph says which states it takes"
+        )
+    unknown = sorted(set(carry or {}) - set(model.layers))
+    if unknown:
+        raise InvalidInputError(
+            f"carry should have entries for some of {list(model.layers)}, but has {unknown}; give "
+            "what the model returned"
+        )
+    arrays: dict[str, np.ndarray] = {}
+    for layer in model.layers.values():
+        if isinstance(layer, Recurrent):
+            params = model.params[layer.name]
+            own = (carry or {}).get(layer.name)
+            if own is None:
+                own = layer.cell.start(params, (batch_size,))
+            for node in nodes(plan_of(layer, params)):
+                arrays |= node.states(own)
+    return arrays
+
+
+def _with_metadata(proto: Any, metadata: Mapping[str, str] | None) -> Any:
+    for key, value in (metadata or {}).items():
+        proto.metadata_props.add(key=key, value=value)
+    return proto
+
+
+def _check_params(model: Model) -> None:
+    """Raise unless the parameters have the shapes that the layers need."""
+    first = next(iter(model.layers.values()))
+    ids = isinstance(first, Embedding | OneHotIds)
+    if not ids and not isinstance(first, Recurrent | Dense):
+        return  # the model says nothing of its features
+    try:
+        size = () if ids else (input_size(model.params[first.name]),)
+        xs = jax.ShapeDtypeStruct((2, 1, *size), jnp.int32 if ids else jnp.float32)
+        jax.eval_shape(model.apply, model.params, xs)
+    except (KeyError, IndexError, TypeError) as error:
+        raise InvalidInputError(
+            f"params do not belong to the layers {', '.join(model.layers)} ({error}); give each "
+            "layer those that its kind has"
+        ) from error

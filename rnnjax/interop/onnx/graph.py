@@ -1,0 +1,430 @@
+"""The network of an imported ONNX model: its nodes, and how they run."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rnnjax.cells.base import Carry, Params
+from rnnjax.engine import unroll
+from rnnjax.errors import InteropError, InvalidInputError
+from rnnjax.interop.layers import Context, Flow, Layer, Recurrent
+from rnnjax.interop.model import Network
+from rnnjax.interop.onnx.operators import (
+    MOST_ELEMENTS,
+    MOST_KNOWN_ELEMENTS,
+    At,
+    is_known,
+    run_operator,
+    take_rows,
+    traced_dtype,
+)
+from rnnjax.interop.onnx.recurrent import GATES, Weights, params_from_onnx
+from rnnjax.layers import Bidirectional, Directions
+from rnnjax.layers import Dropout as DropoutRate
+
+CONSTANTS = "constants"
+"""The layer that has the arrays of a graph that belong to no other."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    """An array that is no parameter: hashable, as it is a part of the network."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes = dataclasses.field(repr=False)
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> "Constant":
+        """A copy of the array."""
+        return cls(array.dtype.name, array.shape, array.tobytes())
+
+    @property
+    def array(self) -> np.ndarray:
+        """The array again."""
+        return np.frombuffer(self.data, jnp.dtype(self.dtype)).reshape(self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """An input of the graph.
+
+    Attributes:
+        name: of the input.
+        dtype: of its arrays.
+        shape: of which None are not fixed; None as a whole if not even the number of axes is.
+        role: ``"data"`` must be given; ``"state"`` becomes the initial state of recurrent layers,
+            ``"lengths"`` their sequence_lens, and nothing reads what is ``"unused"``.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...] | None
+    role: Literal["data", "state", "lengths", "unused"] = "data"
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """A node of the graph.
+
+    Attributes:
+        op_type: its operator.
+        name: by which errors call it.
+        inputs: the names of the values it takes; empty for one that is left out.
+        outputs: the names of those it makes.
+    """
+
+    op_type: str
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation(Node):
+    """A node without parameters of its own.
+
+    Attributes:
+        attributes: pairs of names and values; an array is a `Constant`.
+    """
+
+    attributes: tuple[tuple[str, Any], ...] = ()
+
+    def arguments(self) -> dict[str, Any]:
+        """The attributes as operators take them."""
+        return {
+            name: value.array if isinstance(value, Constant) else value
+            for name, value in self.attributes
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerNode(Node):
+    """A node that is a Dense layer or the look-up of an Embedding.
+
+    Attributes:
+        layer: its name in the graph's layers.
+    """
+
+    layer: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class RecurrentNode(Node):
+    """An RNN, GRU or LSTM; its inputs are X, sequence_lens, initial_h and initial_c.
+
+    Attributes:
+        layer: its name in the graph's layers.
+        layout: 0 for time first, 1 for batch first.
+        weights: the names of W, R, B and P if they are values of the graph: inputs, or arrays that
+            other nodes have too; None if they are parameters of the layer.
+    """
+
+    layer: str = ""
+    layout: int = 0
+    weights: tuple[str, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Constants(Layer):
+    """The arrays of a graph that belong to no layer, by their names in it."""
+
+    name: str = CONSTANTS
+
+    def run(
+        self, params: Params, flow: Flow, carry: Carry | None, context: Context
+    ) -> tuple[None, Flow]:
+        """Change nothing: the nodes that read them do the work."""
+        return None, flow
+
+    def __str__(self) -> str:
+        return "arrays of the graph"
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph(Network):
+    """An ONNX graph as a network; `rnnjax.interop.onnx.load` makes it.
+
+    Attributes:
+        opset: the version of ONNX's operators.
+        inputs: of the graph, without its initialisers.
+        outputs: the names of those that are data; the others are states, and are in the carry.
+        nodes: in an order in which they can run.
+        layer_list: the layers that some of them are.
+        constants: arrays that are no parameters: integers, and single numbers.
+    """
+
+    opset: int
+    inputs: tuple[Input, ...]
+    outputs: tuple[str, ...]
+    nodes: tuple[Node, ...]
+    layer_list: tuple[Layer, ...]
+    constants: tuple[tuple[str, Constant], ...] = dataclasses.field(repr=False)
+
+    @property
+    def layers(self) -> Mapping[str, Layer]:
+        """The layers by their names, in the order of their nodes."""
+        return {layer.name: layer for layer in self.layer_list}
+
+    @property
+    def data_inputs(self) -> tuple[str, ...]:
+        """The names of the inputs that must be given."""
+        return tuple(one.name for one in self.inputs if one.role == "data")
+
+    def num_steps(self, params: Params, xs: Any) -> int:
+        """The size of the axis of time of ``xs``.
+
+        Raises:
+            InvalidInputError: the axes of time and batch do not reach all recurrent layers as they
+                are in ``xs``.
+        """
+        from rnnjax.interop.onnx.axes import time_axis  # which runs graphs itself
+
+        name, axis = time_axis(self, params, xs)
+        return int(jnp.shape(self.given(xs)[name])[axis])
+
+    def run(
+        self, params: Params, xs: Any, carry: Mapping[str, Carry], mask: Any, context: Context
+    ) -> tuple[dict[str, Carry], Any]:
+        """Run the nodes; ``xs`` and the outputs are dicts by name where there are several."""
+        if mask is not None or context.resets is not None:
+            self.num_steps(params, xs)  # raises where marks of time mean nothing
+        carries, values = self.values(params, xs, carry, mask, context)
+        ys = {name: jnp.asarray(values[name]) for name in self.outputs}
+        return carries, ys if len(ys) > 1 else ys[self.outputs[0]]
+
+    def given(self, xs: Any) -> dict[str, Any]:
+        """The arrays that were given, by the names of the inputs.
+
+        Raises:
+            InvalidInputError: one is missing or unknown, or of another type or rank.
+        """
+        needed = self.data_inputs
+        if not isinstance(xs, Mapping):
+            if len(needed) != 1:
+                raise InvalidInputError(
+                    f"the graph has the inputs {', '.join(needed) or 'none'}, so xs must be a dict "
+                    "of arrays by their names"
+                )
+            xs = {needed[0]: xs}
+        known = {one.name: one for one in self.inputs}
+        if not set(needed) <= set(xs) <= set(known):
+            raise InvalidInputError(
+                f"xs has {sorted(xs)}, but the graph needs {list(needed)} and takes {list(known)}"
+            )
+        return {name: _as_input(known[name], x) for name, x in xs.items()}
+
+    def values(
+        self, params: Params, xs: Any, carry: Mapping[str, Carry], mask: Any, context: Context
+    ) -> tuple[dict[str, Carry], dict[str, Any]]:
+        """The carries, and all values of the graph by their names."""
+        layers = self.layers
+        values: dict[str, Any] = {name: constant.array for name, constant in self.constants}
+        values |= {name: jnp.asarray(x) for name, x in params.get(CONSTANTS, {}).items()}
+        values |= self.given(xs)
+        carries = {}
+        left = MOST_KNOWN_ELEMENTS
+        for i, node in enumerate(self.nodes):
+            if isinstance(node, RecurrentNode):
+                layer = layers[node.layer]
+                assert isinstance(layer, Recurrent)
+                state = carry.get(node.layer)
+                own = params.get(node.layer, {})
+                carries[node.layer] = _run_recurrent(node, layer, own, values, state, mask, context)
+            elif isinstance(node, LayerNode):
+                values[node.outputs[0]] = _run_layer(
+                    node, layers[node.layer], params.get(node.layer, {}), values, context
+                )
+            elif isinstance(node, Operation) and _is_ready(node, values):
+                inputs = [values[name] if name else None for name in node.inputs]
+                if node.op_type == "Dropout" and context.key is not None:
+                    inputs = [_dropped(node, inputs, jax.random.fold_in(context.key, i))]
+                most = left if all(map(is_known, inputs)) else MOST_ELEMENTS
+                at = At(node.name, self.opset, node.arguments(), len(node.outputs), most)
+                outputs = run_operator(node.op_type, at, inputs)
+                values |= zip(node.outputs, outputs, strict=False)
+                left = max(0, left - sum(y.size for y in outputs if is_known(y)))
+        return carries, values
+
+
+def _as_input(known: Input, x: Any) -> jax.Array:
+    dtype = jnp.dtype(known.dtype)
+    x = jnp.asarray(x)
+    expected = traced_dtype(dtype, f"input {known.name}")
+    kinds = [jnp.floating, jnp.integer, jnp.bool_]
+    if not any(jnp.issubdtype(x.dtype, k) and jnp.issubdtype(expected, k) for k in kinds):
+        raise InvalidInputError(
+            f"input {known.name!r} is {expected}, but got {x.dtype}{list(x.shape)}"
+        )
+    fixed = known.shape
+    if fixed is not None and (
+        len(fixed) != x.ndim
+        or any(n is not None and n != came for n, came in zip(fixed, x.shape, strict=True))
+    ):
+        sizes = ", ".join("any" if n is None else str(n) for n in fixed)
+        raise InvalidInputError(
+            f"input {known.name!r} has shape ({sizes}), but got {x.shape}; the axes are those of "
+            "the graph, in its own order"
+        )
+    return x.astype(expected)
+
+
+def _is_ready(node: Node, values: Mapping[str, Any]) -> bool:
+    """Whether its inputs are there: those that only prepare a state are not, without one."""
+    return all(name in values for name in node.inputs if name)
+
+
+def _dropped(node: Operation, inputs: list[Any], key: jax.Array) -> Any:
+    ratio = node.arguments().get("ratio", inputs[1] if len(inputs) > 1 else None)
+    rate = 0.5 if ratio is None else float(ratio)
+    return DropoutRate(rate).apply(key, jnp.asarray(inputs[0]))
+
+
+def _run_layer(
+    node: LayerNode, layer: Layer, params: Params, values: Mapping[str, Any], context: Context
+) -> Any:
+    x = jnp.asarray(values[node.inputs[0]])
+    if node.op_type == "Gather":  # whose negative ids count from the end, unlike an Embedding's
+        if not jnp.issubdtype(x.dtype, jnp.integer):
+            raise InteropError(f"node {node.name}: its ids are {x.dtype}, but should be integers")
+        return take_rows(jnp.asarray(params["embedding"]), x, 0)
+    return layer.run(params, Flow(x), None, context)[1].xs
+
+
+# --- Recurrent nodes ---
+
+
+def _run_recurrent(
+    node: RecurrentNode,
+    layer: Recurrent,
+    params: Params,
+    values: dict[str, Any],
+    carry: Carry | None,
+    mask: Any,
+    context: Context,
+) -> Carry:
+    """Run the cell, put Y, Y_h and Y_c into ``values``, and return its carry."""
+    x_name, lengths_name, *state_names = node.inputs
+    if x_name not in values:
+        raise InteropError(f"node {node.name}: its input {x_name!r} follows from a state alone")
+    xs = jnp.asarray(values[x_name])
+    if xs.ndim != 3:
+        raise InteropError(
+            f"node {node.name}: its input X has shape {list(xs.shape)}, but should have three axes"
+        )
+    xs = jnp.swapaxes(xs, 0, 1) if node.layout else xs
+    steps, batch = xs.shape[:2]
+    if node.weights is not None:
+        arrays = [jnp.asarray(values[name]) if name else None for name in node.weights]
+        check_weights(node, layer, Weights(*arrays))
+        params = params_from_onnx(layer.cell, *arrays)
+    states = [values.get(name) if name else None for name in state_names]
+    if carry is None and any(state is not None for state in states):
+        carry = _carry_of(node, layer, states, batch)
+    lengths = values.get(lengths_name) if lengths_name else None
+    valid = mask if lengths is None else _valid(node, lengths, steps, batch, mask)
+    carry, ys = unroll(
+        layer.cell,
+        params,
+        xs,
+        carry,
+        mask=valid,
+        resets=context.resets,
+        reverse=layer.reverse,
+        method=context.method,
+    )
+    sides = _directions(layer)
+    ys = ys.reshape(steps, batch, sides, ys.shape[-1] // sides)
+    made = _outputs(node, layer, carry, ys)
+    values |= {
+        name: y.astype(xs.dtype) for name, y in zip(node.outputs, made, strict=False) if name
+    }
+    return carry
+
+
+def _directions(layer: Recurrent) -> int:
+    return 2 if isinstance(layer.cell, Bidirectional) else 1
+
+
+def check_weights(node: RecurrentNode, layer: Recurrent, weights: Weights) -> None:
+    """Raise unless the arrays are of the shapes that the node's attributes ask for.
+
+    Raises:
+        InteropError: they are not.
+    """
+    cell = layer.cell.cells[0] if isinstance(layer.cell, Bidirectional) else layer.cell
+    size: int = cell.output_size
+    gates = GATES[node.op_type]
+    directions = _directions(layer)
+    shapes = {
+        "W": (directions, gates * size, None),
+        "R": (directions, gates * size, size),
+        "B": (directions, 2 * gates * size),
+        "P": (directions, 3 * size),
+    }
+    for (name, shape), array in zip(shapes.items(), weights, strict=True):
+        if array is None:
+            continue
+        fits = len(shape) == array.ndim and all(
+            n is None or n == came for n, came in zip(shape, array.shape, strict=True)
+        )
+        if not fits or not jnp.issubdtype(array.dtype, jnp.floating) or 0 in array.shape:
+            sizes = ", ".join("input size" if n is None else str(n) for n in shape)
+            raise InteropError(
+                f"node {node.name}: its {name} is {array.dtype}{list(array.shape)}, but with "
+                f"{size} hidden units and {directions} directions it should be floats ({sizes})"
+            )
+
+
+def _carry_of(node: RecurrentNode, layer: Recurrent, states: list[Any], batch: int) -> Carry:
+    """The cell's carry from initial_h and initial_c."""
+    zeros = layer.cell.initial_carry((batch,))
+    each = zeros if isinstance(zeros, Directions) else (zeros,)
+    axis = 1 if node.layout else 0
+    made = []
+    for i, carry in enumerate(each):
+        leaves = []
+        for leaf, state in zip(carry, states, strict=False):
+            expected = (batch, len(each)) if axis else (len(each), batch)
+            if state is not None and state.shape != (*expected, leaf.shape[-1]):
+                raise InteropError(
+                    f"node {node.name}: an initial state has shape {list(state.shape)}, but "
+                    f"should have {[*expected, leaf.shape[-1]]}"
+                )
+            one = leaf if state is None else jnp.take(jnp.asarray(state), i, axis=axis)
+            leaves.append(one.astype(leaf.dtype))
+        made.append(type(carry)(*leaves))
+    return Directions(*made) if isinstance(zeros, Directions) else made[0]
+
+
+def _valid(node: RecurrentNode, lengths: Any, steps: int, batch: int, mask: Any) -> jax.Array:
+    if lengths.shape != (batch,) or not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise InteropError(
+            f"node {node.name}: its sequence_lens are {lengths.dtype}{list(lengths.shape)}, but "
+            f"should be {batch} integers"
+        )
+    if is_known(lengths) and lengths.size and not 0 <= lengths.min() <= lengths.max() <= steps:
+        raise InteropError(
+            f"node {node.name}: its sequence_lens are constants of up to {lengths.max()}, but the "
+            f"input has {steps} steps"
+        )
+    valid = jnp.arange(steps)[:, None] < jnp.asarray(lengths)
+    if mask is None:
+        return valid
+    mask = jnp.asarray(mask)
+    return valid & mask.reshape(*mask.shape, *[1] * (2 - mask.ndim))
+
+
+def _outputs(
+    node: RecurrentNode, layer: Recurrent, carry: Carry, ys: jax.Array
+) -> tuple[jax.Array, ...]:
+    """Y, Y_h and Y_c, from ``ys (time, batch, directions, hidden)``."""
+    each = carry if isinstance(carry, Directions) else (carry,)
+    axis = 1 if node.layout else 0
+    states = [jnp.stack(leaves, axis=axis) for leaves in zip(*each, strict=True)]
+    order = (1, 0, 2, 3) if node.layout else (0, 2, 1, 3)
+    return jnp.transpose(ys, order), *states

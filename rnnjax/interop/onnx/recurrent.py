@@ -1,0 +1,339 @@
+"""ONNX's RNN, GRU and LSTM as cells and their parameters, and the way back."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rnnjax.cells import CoupledLSTMCell, GRUCell, LSTMCell, PeepholeLSTMCell, SimpleRNNCell
+from rnnjax.cells.base import Cell, Params
+from rnnjax.errors import InteropError
+from rnnjax.interop.functions import Function
+from rnnjax.interop.onnx.activations import DEFAULT_ACTIVATIONS, activation_to_onnx
+from rnnjax.interop.onnx.cells import Clipped, GeneralLSTMCell
+from rnnjax.layers import Bidirectional, Directions
+
+
+class Weights(NamedTuple):
+    """The parameters of one RNN, GRU or LSTM node, as ONNX has them.
+
+    Attributes:
+        W: ``(directions, gates * hidden_size, input_size)``.
+        R: ``(directions, gates * hidden_size, hidden_size)``.
+        B: ``(directions, 2 * gates * hidden_size)``: biases of the inputs, then of the state; or
+            None.
+        P: peepholes of an LSTM, ``(directions, 3 * hidden_size)``, or None.
+
+    The gates are i, o, f, c in an LSTM, whose peepholes are i, o, f, and z, r, h in a GRU.
+    """
+
+    W: Any
+    R: Any
+    B: Any = None
+    P: Any = None
+
+
+GATES: Mapping[str, int] = {"RNN": 1, "GRU": 3, "LSTM": 4}
+"""The recurrent operators, and how many gates each has."""
+
+
+# --- Cells ---
+
+
+def cell_from_onnx(
+    op_type: str,
+    hidden_size: int,
+    activations: Sequence[str | Function],
+    *,
+    use_bias: bool,
+    peephole: bool = False,
+    coupled: bool = False,
+    reset_after: bool = False,
+    clip: float | None = None,
+    param_dtype: Any = jnp.float32,
+) -> Cell:
+    """The cell of one direction of a node.
+
+    Args:
+        op_type: ``"RNN"``, ``"GRU"`` or ``"LSTM"``.
+        hidden_size: of the node.
+        activations: ours, in ONNX's order: f, g, h.
+        use_bias: whether the node has B.
+        peephole: whether it has P.
+        coupled: its ``input_forget``.
+        reset_after: its ``linear_before_reset``.
+        clip: the bound of the inputs of f and g. Not of h: the specification can be read either
+            way, and the runtimes that have it clip the gates alone.
+        param_dtype: the type of its weights.
+
+    >>> cell_from_onnx("LSTM", 5, ["sigmoid", "tanh", "tanh"], use_bias=True) == LSTMCell(5)
+    True
+    """
+    shared: dict[str, Any] = {"use_bias": use_bias, "param_dtype": param_dtype}
+    gates = [f if clip is None else Clipped(f, clip) for f in activations[:2]]
+    if op_type == "RNN":
+        return SimpleRNNCell(hidden_size, activation=gates[0], **shared)
+    shared |= {"recurrent_activation": gates[0], "activation": gates[1]}
+    if op_type == "GRU":
+        return GRUCell(hidden_size, reset_after=reset_after, **shared)
+    if gates[1] != activations[2] or (peephole and coupled):
+        return GeneralLSTMCell(
+            hidden_size,
+            output_activation=activations[2],
+            peephole=peephole,
+            coupled=coupled,
+            **shared,
+        )
+    if peephole:
+        return PeepholeLSTMCell(hidden_size, **shared)
+    return (CoupledLSTMCell if coupled else LSTMCell)(hidden_size, **shared)
+
+
+def attributes_to_onnx(cell: Cell, *, reverse: bool = False) -> tuple[str, dict[str, Any]]:
+    """The operator and the attributes of the node that computes a cell.
+
+    Args:
+        cell: one of those that `cell_from_onnx` gives, or a `rnnjax.Bidirectional` that
+            concatenates two that differ in nothing but their activations.
+        reverse: whether it runs from the last step to the first.
+
+    Returns:
+        the operator's name and its attributes, without those that are at their default.
+
+    Raises:
+        InteropError: no node of ONNX computes this cell.
+
+    >>> attributes_to_onnx(LSTMCell(5))
+    ('LSTM', {'hidden_size': 5})
+    >>> attributes_to_onnx(Bidirectional(GRUCell(5, activation="relu"))) # doctest: +ELLIPSIS
+    ('GRU', {'hidden_size': 5, 'direction': 'bidirectional', ...'linear_before_reset': 1})
+    """
+    cells = cell.cells if isinstance(cell, Bidirectional) else (cell,)
+    if isinstance(cell, Bidirectional) and (reverse or cell.merge != "concat"):
+        raise InteropError(
+            f"a node of ONNX with two directions reads forward first and concatenates, but "
+            f"{cell!r} does not; write a node for each direction"
+        )
+    op_type = operator_of(cells[0])
+    attributes: dict[str, Any] = {"hidden_size": _hidden_size(cells[0])}
+    if len(cells) == 2 or reverse:
+        attributes["direction"] = "bidirectional" if len(cells) == 2 else "reverse"
+    bounds = {
+        f.bound if isinstance(f, Clipped) else None for one in cells for f in _activations(one)[:2]
+    }
+    kinds = {(type(one), _hidden_size(one), _options(one)) for one in cells}
+    if len(kinds) > 1 or len(bounds) > 1:
+        raise InteropError(
+            "a node of ONNX has one kind of cell, size, bias and clip for all activations and "
+            f"directions, but {cell!r} has several"
+        )
+    spelled = [
+        activation_to_onnx(f.function if isinstance(f, Clipped) and i < 2 else f)
+        for one in cells
+        for i, f in enumerate(_activations(one))
+    ]
+    if [s.name for s in spelled] != [*DEFAULT_ACTIVATIONS[op_type]] * len(cells):
+        attributes["activations"] = [s.name for s in spelled]
+    for key in ("alpha", "beta"):
+        numbers = [n for n in (getattr(s, key) for s in spelled) if n is not None]
+        if numbers:
+            attributes[f"activation_{key}"] = numbers
+    (bound,) = bounds
+    if bound is not None:
+        attributes["clip"] = bound
+    if _coupled(cells[0]):
+        attributes["input_forget"] = 1
+    if isinstance(cells[0], GRUCell) and cells[0].reset_after:
+        attributes["linear_before_reset"] = 1
+    return op_type, attributes
+
+
+def operator_of(cell: Cell) -> str:
+    """The name of the operator that computes a cell of one direction.
+
+    Raises:
+        InteropError: there is none.
+    """
+    for op_type, kinds in _CELLS.items():
+        if type(cell) in kinds:
+            return op_type
+    names = ", ".join(kind.__name__ for kinds in _CELLS.values() for kind in kinds)
+    raise InteropError(f"no operator of ONNX computes {cell!r}; those it has are {names}")
+
+
+_CELLS: Mapping[str, tuple[type[Cell], ...]] = {
+    "RNN": (SimpleRNNCell,),
+    "GRU": (GRUCell,),
+    "LSTM": (LSTMCell, PeepholeLSTMCell, CoupledLSTMCell, GeneralLSTMCell),
+}
+
+
+def _hidden_size(cell: Any) -> int:
+    return int(cell.hidden_size)
+
+
+def _options(cell: Any) -> tuple[Any, ...]:
+    names = ("use_bias", "reset_after", "peephole", "coupled")
+    return tuple(getattr(cell, name, None) for name in names)
+
+
+def _activations(cell: Any) -> tuple[str | Function, ...]:
+    """In ONNX's order f, g, h."""
+    if isinstance(cell, SimpleRNNCell):
+        return (cell.activation,)
+    if isinstance(cell, GRUCell):
+        return cell.recurrent_activation, cell.activation
+    last = getattr(cell, "output_activation", cell.activation)
+    return cell.recurrent_activation, cell.activation, last
+
+
+def _coupled(cell: Cell) -> bool:
+    return isinstance(cell, CoupledLSTMCell) or (isinstance(cell, GeneralLSTMCell) and cell.coupled)
+
+
+# --- Parameters ---
+
+
+def params_from_onnx(cell: Cell, W: Any, R: Any, B: Any = None, P: Any = None) -> Params:
+    """The parameters of a cell from the arrays of a node, see `Weights` for their shapes.
+
+    Args:
+        cell: as `cell_from_onnx` gives it, or a `rnnjax.Bidirectional` of two such.
+        W: of the inputs.
+        R: of the state.
+        B: both biases, or None.
+        P: peepholes, or None.
+
+    Returns:
+        a dict of arrays like that of ``cell.init``, of NumPy unless JAX's came;
+        `rnnjax.Directions` of two for two directions. The two biases of a gate are added up, but
+        in a GRU with ``reset_after``, which has them apart; a coupled cell has no forget gate.
+    """
+    weights = Weights(W, R, B, P)
+    cells = cell.cells if isinstance(cell, Bidirectional) else (cell,)
+    params = [
+        _params_of_direction(one, Weights(*(None if a is None else a[i] for a in weights)))
+        for i, one in enumerate(cells)
+    ]
+    return Directions(*params) if isinstance(cell, Bidirectional) else params[0]
+
+
+def params_to_onnx(cell: Cell, params: Params, original: Weights | None = None) -> Weights:
+    """The arrays of a node from the parameters of a cell: the inverse of `params_from_onnx`.
+
+    Args:
+        cell: as there.
+        params: as there.
+        original: the arrays from which the parameters once came, where they did. What the
+            parameters do not tell is taken from it: how a bias is the sum of two, and the rows of
+            the forget gate that a coupled cell has not. Unchanged parameters give the same bits
+            back; where the sum of two biases changed, the second stays as it was. Left out, second
+            biases and those rows are zeros.
+
+    Returns:
+        `Weights` of NumPy arrays.
+
+    >>> import jax
+    >>> cell = LSTMCell(5)
+    >>> W, R, B, P = params_to_onnx(cell, cell.init(jax.random.key(0), 3))
+    >>> W.shape, R.shape, B.shape, P
+    ((1, 20, 3), (1, 20, 5), (1, 40), None)
+    """
+    cells = cell.cells if isinstance(cell, Bidirectional) else (cell,)
+    each = params if isinstance(cell, Bidirectional) else (params,)
+    directions = [
+        _weights_of_direction(
+            one,
+            {name: np.asarray(array) for name, array in own.items()},
+            None if original is None else Weights(*(None if a is None else a[i] for a in original)),
+        )
+        for i, (one, own) in enumerate(zip(cells, each, strict=True))
+    ]
+    return Weights(
+        *(
+            None if any(array is None for array in arrays) else np.stack(arrays)
+            for arrays in zip(*directions, strict=True)
+        )
+    )
+
+
+# Of each of our gates, in our order, the place that ONNX has it in.
+_ORDERS: Mapping[str, tuple[int, ...]] = {"RNN": (0,), "GRU": (1, 0, 2), "LSTM": (0, 2, 3, 1)}
+_COUPLED_ORDER = (0, 3, 1)  # i, g, o
+_PEEPHOLE_ORDER, _COUPLED_PEEPHOLE_ORDER = (0, 2, 1), (0, 1)
+
+
+def _params_of_direction(cell: Cell, weights: Weights) -> dict[str, Any]:
+    gates, order = _gates_and_order(cell)
+    params = {
+        "kernel": _take(weights.W, gates, order).T,
+        "recurrent_kernel": _take(weights.R, gates, order).T,
+    }
+    if weights.B is not None:
+        half = weights.B.shape[0] // 2
+        first, second = weights.B[:half], weights.B[half:]
+        if isinstance(cell, GRUCell) and cell.reset_after:
+            params["bias"] = _take(first, gates, order)
+            params["recurrent_bias"] = _take(second, gates, order)
+        else:
+            params["bias"] = _take(first + second, gates, order)
+    if weights.P is not None:
+        peepholes = _COUPLED_PEEPHOLE_ORDER if _coupled(cell) else _PEEPHOLE_ORDER
+        params["peephole"] = _take(weights.P, 3, peepholes).reshape(len(peepholes), -1)
+    return params
+
+
+def _weights_of_direction(
+    cell: Cell, params: Mapping[str, np.ndarray], original: Weights | None
+) -> Weights:
+    gates, order = _gates_and_order(cell)
+    had = Weights(None, None) if original is None else original
+    biases = peepholes = None
+    if "bias" in params:
+        firsts, seconds = (None, None) if had.B is None else np.split(had.B, 2)
+        if "recurrent_bias" in params:
+            first = _put(params["bias"], gates, order, firsts)
+            second = _put(params["recurrent_bias"], gates, order, seconds)
+        else:
+            total = None if firsts is None or seconds is None else firsts + seconds
+            first = _put(params["bias"], gates, order, total)
+            second = np.zeros_like(first)
+            if firsts is not None and seconds is not None and total is not None:
+                same = (first == total) | (np.isnan(first) & np.isnan(total))
+                first, second = np.where(same, firsts, first - seconds), seconds
+        biases = np.concatenate([first, second])
+    if "peephole" in params:
+        places = _COUPLED_PEEPHOLE_ORDER if _coupled(cell) else _PEEPHOLE_ORDER
+        peepholes = _put(params["peephole"].reshape(-1), 3, places, had.P)
+    return Weights(
+        _put(params["kernel"].T, gates, order, had.W),
+        _put(params["recurrent_kernel"].T, gates, order, had.R),
+        biases,
+        peepholes,
+    )
+
+
+def _gates_and_order(cell: Cell) -> tuple[int, tuple[int, ...]]:
+    op_type = operator_of(cell)
+    return GATES[op_type], _COUPLED_ORDER if _coupled(cell) else _ORDERS[op_type]
+
+
+def _take(array: Any, parts: int, order: Sequence[int]) -> Any:
+    """Those of the equal parts of the first axis, in that order."""
+    size = array.shape[0] // parts
+    split = [array[place * size : (place + 1) * size] for place in order]
+    return (jnp if isinstance(array, jax.Array) else np).concatenate(split)
+
+
+def _put(
+    array: np.ndarray, parts: int, order: Sequence[int], onto: np.ndarray | None
+) -> np.ndarray:
+    """The inverse of `_take`; parts that were not taken come from ``onto``, or are zeros."""
+    size = len(array) // len(order)
+    shape = (parts * size, *array.shape[1:])
+    out = np.zeros(shape, array.dtype) if onto is None else onto.astype(array.dtype)
+    for place, part in zip(order, np.split(array, len(order)), strict=True):
+        out[place * size : (place + 1) * size] = part
+    return out

@@ -1,0 +1,124 @@
+"""The way back: parameters into the ONNX message from which they came."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from rnnjax.cells.base import Params
+from rnnjax.errors import InvalidInputError
+from rnnjax.interop.layers import Recurrent
+from rnnjax.interop.model import Model
+from rnnjax.interop.onnx.files import import_onnx
+from rnnjax.interop.onnx.graph import Graph
+from rnnjax.interop.onnx.recurrent import Weights, params_to_onnx
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """Where parameters of a layer come from: the names of tensors, empty where there is none."""
+
+    layer: str
+    kind: str  # "recurrent", "dense", "transposed dense", "embedding", "constants"
+    tensors: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Imported:
+    """`Model.origin` of an imported model: the message, and how parameters belong to it."""
+
+    model: Any
+    slots: tuple[Slot, ...]
+    arrays: Mapping[str, np.ndarray]
+
+
+def update(model: Model) -> Any:
+    """The ONNX model that was imported, with the parameters as they are now.
+
+    A parameter that has not changed keeps its bits. Where the sum of two biases changed, the first
+    takes all of the difference.
+
+    Args:
+        model: as `load` returned it, perhaps with other parameters (`Model.with_params`).
+
+    Returns:
+        an ``onnx.ModelProto``; ``onnx.save`` writes it.
+
+    Raises:
+        InvalidInputError: ``model`` did not come from `load`, or its parameters do not fit.
+    """
+    if not isinstance(model.network, Graph) or not isinstance(model.origin, Imported):
+        raise InvalidInputError(
+            "update needs a model that came from rnnjax.interop.onnx.load, but this one did not; "
+            "write it with rnnjax.interop.onnx.save"
+        )
+    return _write_params(model.origin, model.network, model.params)
+
+
+def _write_params(imported: Imported, graph: Graph, params: Params) -> Any:
+    """A copy of the message with the parameters in it; what has not changed keeps its bits.
+
+    Raises:
+        InvalidInputError: a layer's parameters are missing or of another shape.
+    """
+    onnx = import_onnx()
+    model = onnx.ModelProto()
+    model.CopyFrom(imported.model)
+    changed = {}
+    for slot in imported.slots:
+        try:
+            arrays = _arrays(slot, graph, params[slot.layer], imported.arrays)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InvalidInputError(
+                f"params do not belong to this model: those of {slot.layer!r} do not fit "
+                f"({error}); train from model.params"
+            ) from error
+        for name, array in arrays.items():
+            original = imported.arrays[name]
+            if array.shape != original.shape:
+                raise InvalidInputError(
+                    f"params do not belong to this model: {name!r} of {slot.layer!r} has shape "
+                    f"{original.shape}, but got {array.shape}; train from model.params"
+                )
+            array = array.astype(original.dtype)
+            if array.tobytes() != original.tobytes():
+                changed[name] = onnx.numpy_helper.from_array(array, name)
+    _replace(model.graph, changed)
+    return model
+
+
+def _arrays(
+    slot: Slot, graph: Graph, params: Any, originals: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The tensors that a layer's parameters make."""
+    if slot.kind == "constants":
+        return {name: np.asarray(params[name]) for name in slot.tensors}
+    if slot.kind == "recurrent":
+        layer = graph.layers[slot.layer]
+        assert isinstance(layer, Recurrent)
+        had = Weights(*(originals[name] if name else None for name in slot.tensors))
+        made: Iterable[Any] = params_to_onnx(layer.cell, params, had)
+    elif slot.kind == "embedding":
+        made = [np.asarray(params["embedding"])]
+    else:
+        kernel = np.asarray(params["kernel"])
+        kernel = kernel.T if slot.kind == "transposed dense" else kernel
+        bias = [np.asarray(params["bias"])] if slot.tensors[1] else [None]
+        made = [
+            kernel,
+            *(b if b is None else b.reshape(originals[slot.tensors[1]].shape) for b in bias),
+        ]
+    return {name: array for name, array in zip(slot.tensors, made, strict=True) if name}
+
+
+def _replace(graph: Any, changed: dict[str, Any]) -> None:
+    """Put tensors in the place of initialisers, or of what nodes made of them."""
+    for tensor in graph.initializer:
+        if tensor.name in changed:
+            tensor.CopyFrom(changed.pop(tensor.name))
+    for node in graph.node:
+        for i, name in enumerate(node.output):
+            if name in changed:
+                node.output[i] = f"{name}_before"  # still computed, and read by no one
+                graph.initializer.append(changed.pop(name))

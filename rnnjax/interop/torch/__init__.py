@@ -1,0 +1,265 @@
+"""Parameters of PyTorch's recurrent modules, in and out, without PyTorch.
+
+`from_state_dict` takes ``module.state_dict()``, `load` the same from a ``.safetensors`` file, and
+`to_state_dict` and `save` are the way back. What stands in a module's code alone (the functions
+between its modules, dropout, which of the outputs are used) is in no state dict: it is given here
+as layers between the names of ``modules``, and is left out on the way back.
+
+Sequences are time-major here, as they are in PyTorch without ``batch_first``. The carry of a layer
+is `rnnjax.LSTMCarry` and the like, a tuple of them for several layers, and
+`rnnjax.Directions` for both directions.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rnnjax.cells.base import Cell, Params
+from rnnjax.errors import InteropError, InvalidInputError
+from rnnjax.interop.arrays import float_array, layer_arrays
+from rnnjax.interop.chain import Modules, WithParameters, check_modules, given_order, infer_order
+from rnnjax.interop.layers import Dense, Embedding, Layer, Recurrent
+from rnnjax.interop.model import Model, Sequential
+from rnnjax.interop.torch.cells import Spec, TorchOrigin, spec_of, write_params
+from rnnjax.interop.torch.files import read_arrays, write_arrays
+from rnnjax.interop.torch.modules import (
+    Module,
+    find_modules,
+    read_module,
+)
+from rnnjax.layers import Bidirectional, Stack
+
+__all__ = ["TorchOrigin", "from_state_dict", "load", "save", "to_state_dict"]
+
+
+def from_state_dict(
+    mapping: Mapping[str, Any],
+    *,
+    modules: Sequence[str | Layer] | None = None,
+    nonlinearity: str | Mapping[str, str] = "tanh",
+) -> Model:
+    """The model of a state dict of PyTorch.
+
+    It may hold ``nn.RNN``, ``nn.LSTM`` and ``nn.GRU`` (any number of layers, both directions,
+    ``proj_size``, ``bias=False``), ``nn.RNNCell``, ``nn.LSTMCell`` and ``nn.GRUCell``,
+    ``nn.Embedding`` and ``nn.Linear``. The kind follows from the shapes. A module of several layers
+    becomes a `rnnjax.Stack`, one of both directions a `rnnjax.Bidirectional`. Layers have the names
+    of the modules, and ``"rnn"`` is one at the top level. The two biases of RNN and LSTM are added,
+    those of a GRU are ``bias`` and ``recurrent_bias``.
+
+    Args:
+        mapping: ``module.state_dict()``: names to tensors, or to arrays of NumPy or JAX.
+        modules: which modules run, in their order, and between them layers without parameters:
+            ``["embedding", "lstm", Activation("relu", "relu"), "head"]``. Left out, all of them,
+            where their order is certain: an embedding, recurrent modules whose sizes fit in one
+            order alone, one linear module. A weight without bias is an embedding at the first
+            place if that fits, and a linear module elsewhere.
+        nonlinearity: of ``nn.RNN``, which a state dict does not say: ``"tanh"`` or ``"relu"``, or
+            a mapping with entries for some modules by name.
+
+    Raises:
+        InteropError: an entry belongs to no such module, is not in float16, bfloat16, float32 or
+            (with JAX's ``jax_enable_x64``) float64, the shapes do not fit each other, or the order
+            is not certain.
+        InvalidInputError: an argument is of another type, or names a module that is not there.
+
+    >>> import numpy as np
+    >>> state = {"weight_ih_l0": np.ones((20, 3)), "weight_hh_l0": np.ones((20, 5))}
+    >>> state = {name: array.astype(np.float32) for name, array in state.items()}
+    >>> model = from_state_dict(state)
+    >>> print(model)
+    layer  what it is   parameters
+    rnn    LSTMCell(5)  160  kernel (3, 20), recurrent_kernel (5, 20)
+    >>> sorted(to_state_dict(model)) == sorted(state)
+    True
+    """
+    if not isinstance(mapping, Mapping) or not all(isinstance(key, str) for key in mapping):
+        raise InvalidInputError(
+            f"a state dict should be a mapping of names to arrays, but is {type(mapping).__name__}"
+            "; call module.state_dict()"
+        )
+    check_modules(modules)
+    found = find_modules({key: float_array(key, value) for key, value in mapping.items()})
+    if not found:
+        raise InteropError("the state dict has no module to read; check what was saved")
+    nonlinearities = _nonlinearities(found, nonlinearity)
+    known = Modules(
+        {name: str(module) for name, module in found.items()},
+        frozenset(name for name, module in found.items() if module.recurrent),
+        lambda name: read_module(found[name], nonlinearities[name]),
+    )
+    order = infer_order(known) if modules is None else given_order(known, modules)
+    names = {reading.layer.name for reading in order} & set(found)
+    origin = TorchOrigin(
+        {name: found[name].prefix for name in names},
+        frozenset(n for n in names if found[n].recurrent and "weight_hh" in found[n].arrays),
+        {place: both for reading in order for place, both in (reading.came or {}).items()},
+    )
+    network = Sequential(tuple(reading.layer for reading in order))
+    return Model(network, {r.layer.name: r.params for r in order if r.params}, origin)
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    modules: Sequence[str | Layer] | None = None,
+    nonlinearity: str | Mapping[str, str] = "tanh",
+) -> Model:
+    """The model of a ``.safetensors`` file that holds a state dict; see `from_state_dict`.
+
+    A ``.pt`` or ``.pth`` is a pickle, and is not loaded; convert it where PyTorch is installed::
+
+        state = torch.load("model.pt", weights_only=True)
+        safetensors.torch.save_file(state, "model.safetensors")
+
+    Raises:
+        InteropError: as there; the file is missing, damaged, or a pickle; or the package
+            safetensors is missing.
+        InvalidInputError: as there.
+
+    >>> import pathlib, tempfile, jax, rnnjax
+    >>> cell = rnnjax.GRUCell(5)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "gru.safetensors")
+    ...     save(Model.of(cell, cell.init(jax.random.key(0), 3)), path)
+    ...     load(path).layers["rnn"].cell == cell
+    True
+    """
+    arrays = read_arrays(path)
+    try:
+        return from_state_dict(arrays, modules=modules, nonlinearity=nonlinearity)
+    except InteropError as error:
+        raise InteropError(f"{path} cannot be loaded: {error}") from error
+
+
+def to_state_dict(model: Model) -> dict[str, np.ndarray]:
+    """The parameters as a state dict that PyTorch's modules load strictly.
+
+    `SimpleRNNCell` (tanh or relu), `LSTMCell`, `GRUCell` and `ProjectionLSTMCell` become
+    ``nn.RNN``, ``nn.LSTM`` and ``nn.GRU``, a `Stack` of equal cells ``num_layers`` of them, a
+    `Bidirectional` (``"concat"``) both directions; `Dense` becomes ``nn.Linear``, `Embedding`
+    ``nn.Embedding``. Keys begin with the layer's name, as in ``lstm.weight_ih_l0``; they have no
+    prefix if the model came without, or if its one layer with parameters is recurrent and named
+    ``"rnn"``. What PyTorch's users write in code is left out: activations, dropout, one-hot
+    vectors, masking, and whether the last output alone goes on.
+
+    A model that came from PyTorch goes back to the bit; where training moved the sum of two biases,
+    ``bias_hh`` stays and ``bias_ih`` takes the difference. Without an origin ``bias_hh`` is zeros.
+
+    ``module.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()})`` loads it, and for
+    bfloat16, which NumPy does not have, ``safetensors.torch.load_file`` of what `save` wrote.
+
+    Raises:
+        InteropError: PyTorch has no module for a layer: another cell, another activation, a stack
+            of unlike cells, a layer that runs in reverse.
+        InvalidInputError: the parameters are not those of the layers.
+
+    >>> import jax, rnnjax
+    >>> cell = rnnjax.Stack([rnnjax.LSTMCell(5)] * 2)
+    >>> state = to_state_dict(Model.of(cell, cell.init(jax.random.key(0), 3), "lstm"))
+    >>> [f"{name} {array.shape}" for name, array in state.items()][:2]
+    ['lstm.weight_ih_l0 (20, 3)', 'lstm.weight_hh_l0 (20, 5)']
+    """
+    origin = model.origin if isinstance(model.origin, TorchOrigin) else TorchOrigin()
+    alone = [name for name in model.layers if model.params.get(name)]
+    state: dict[str, np.ndarray] = {}
+    for name, layer in model.layers.items():
+        if not isinstance(layer, WithParameters) and not model.params.get(name):
+            continue
+        if name not in model.params:
+            raise InvalidInputError(f"params have no entry for {name!r}; make them with its init")
+        top = alone == ["rnn"] and isinstance(layer, Recurrent)
+        prefix = origin.prefixes.get(name, "" if top else f"{name}.")
+        params = model.params[name]
+        if isinstance(layer, Recurrent):
+            entries = _recurrent_entries(layer, params, origin)
+        elif isinstance(layer, Dense | Embedding):
+            arrays = layer_arrays(layer, params)
+            weight = arrays["kernel"].T if isinstance(layer, Dense) else arrays["embedding"]
+            entries = {"weight": np.array(weight, order="C")}
+            entries |= {"bias": np.array(arrays["bias"])} if "bias" in arrays else {}
+        else:
+            raise InteropError(f"PyTorch has no module for {name!r}, a {layer}; leave it out")
+        for key, array in entries.items():
+            if prefix + key in state:
+                raise InteropError(f"two layers would write {prefix + key!r}; rename {name!r}")
+            state[prefix + key] = array
+    return state
+
+
+def save(model: Model, path: str | os.PathLike[str]) -> None:
+    """Write `to_state_dict` to a ``.safetensors`` file, which `load` and PyTorch read.
+
+    Raises:
+        InteropError: as there; the file cannot be written; or the package safetensors is missing.
+        InvalidInputError: as there, or the name does not end in ``.safetensors``.
+
+    >>> import jax, rnnjax
+    >>> cell = rnnjax.GRUCell(5)
+    >>> save(Model.of(cell, cell.init(jax.random.key(0), 3)), "model.pt")
+    Traceback (most recent call last):
+    rnnjax.errors.InvalidInputError: the name of the file should end in .safetensors, but is \
+'model.pt'; rename it
+    """
+    write_arrays(path, to_state_dict(model))
+
+
+def _nonlinearities(
+    found: Mapping[str, Module], given: str | Mapping[str, str]
+) -> Mapping[str, str]:
+    table = dict.fromkeys(found, given) if isinstance(given, str) else dict(given)
+    wrong = [value for value in table.values() if value not in ("tanh", "relu")]
+    unknown = [name for name in table if name not in found or not found[name].recurrent]
+    if wrong or (unknown and not isinstance(given, str)):
+        raise InvalidInputError(
+            "nonlinearity should be 'tanh' or 'relu', or a mapping of recurrent modules to these, "
+            f"but is {given!r}, where the modules are {list(found)[:12]}"
+        )
+    return {name: table.get(name, "tanh") for name in found}
+
+
+def _recurrent_entries(
+    layer: Recurrent, params: Params, origin: TorchOrigin
+) -> dict[str, np.ndarray]:
+    """Every layer and direction of one module, by PyTorch's names."""
+    name = repr(layer.name)
+    if layer.reverse:
+        raise InteropError(
+            f"{name} runs in reverse, and a module of PyTorch does so in a bidirectional one alone;"
+            " reverse the sequence in code, and write the layer without reverse"
+        )
+    stacked = isinstance(layer.cell, Stack)
+    rows: Sequence[Cell] = layer.cell.cells if isinstance(layer.cell, Stack) else [layer.cell]
+    if stacked and (not isinstance(params, tuple) or len(params) != len(rows)):
+        raise InvalidInputError(f"params of {name} should be a tuple with {len(rows)} entries")
+    specs: set[tuple[bool, Spec]] = set()
+    entries: dict[str, np.ndarray] = {}
+    for k, (row, row_params) in enumerate(zip(rows, params if stacked else [params], strict=True)):
+        both = isinstance(row, Bidirectional)
+        if isinstance(row, Bidirectional) and row.merge != "concat":
+            raise InteropError(
+                f"a bidirectional module of PyTorch concatenates both outputs, but {name} has "
+                f"merge={row.merge!r}"
+            )
+        cells: Sequence[Cell] = row.cells if isinstance(row, Bidirectional) else [row]
+        if both and (not isinstance(row_params, tuple) or len(row_params) != 2):
+            raise InvalidInputError(f"params of {name} should be Directions(forward, backward)")
+        for d, (cell, one) in enumerate(
+            zip(cells, row_params if both else [row_params], strict=True)
+        ):
+            place = f"_l{k}{'_reverse' * d}"
+            if layer.name in origin.single_cells and not stacked and not both:
+                place = ""
+            spec = spec_of(f"{name}{place}", cell)
+            specs.add((both, spec))
+            came = origin.biases.get((layer.name, place))
+            arrays = write_params(spec, one, came)
+            entries |= {key + place: array for key, array in arrays.items()}
+    if len(specs) > 1:
+        raise InteropError(
+            f"the layers of one module of PyTorch are alike, but those of {name} are not: "
+            f"{layer.cell!r}; give each a layer of its own in the model"
+        )
+    return entries

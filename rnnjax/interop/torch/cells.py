@@ -1,0 +1,221 @@
+"""One direction of one layer of ``nn.RNN``, ``nn.LSTM`` or ``nn.GRU``: its arrays and a cell."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rnnjax.cells import Cell, GRUCell, LSTMCell, ProjectionLSTMCell, SimpleRNNCell
+from rnnjax.cells.activations import Activation, get_activation
+from rnnjax.cells.base import Params
+from rnnjax.errors import InteropError
+from rnnjax.interop.arrays import cell_arrays
+from rnnjax.layers import Regularized
+
+Arrays = Mapping[str, np.ndarray]
+"""By PyTorch's names without the place in the module: ``weight_ih``, ``bias_hh`` ..."""
+
+_GATES = {4: "LSTM", 3: "GRU", 1: "RNN"}
+
+
+class Spec(NamedTuple):
+    """What PyTorch's module is told when it is made, the same for all its layers.
+
+    Attributes:
+        kind: ``"RNN"``, ``"LSTM"`` or ``"GRU"``.
+        hidden_size: as there.
+        proj_size: as there; 0 for none.
+        nonlinearity: of an RNN, as there; ``""`` for the others.
+        bias: whether it has biases.
+    """
+
+    kind: str
+    hidden_size: int
+    proj_size: int = 0
+    nonlinearity: str = ""
+    bias: bool = True
+
+
+class Biases(NamedTuple):
+    """Both biases of a layer as they came, where rnnjax has their sum alone."""
+
+    bias_ih: np.ndarray
+    bias_hh: np.ndarray
+
+
+def read_spec(where: str, arrays: Arrays, nonlinearity: str) -> Spec:
+    """What the module was told, from the shapes of the arrays of one layer.
+
+    Raises:
+        InteropError: an array is missing, or the shapes do not fit each other.
+    """
+    for name in ("weight_ih", "weight_hh"):
+        if name not in arrays:
+            raise InteropError(f"{where} has no {name}; check that the state dict is complete")
+    if ("bias_ih" in arrays) != ("bias_hh" in arrays):
+        raise InteropError(
+            f"{where} should have both biases or none, but has one; check that the state dict is "
+            "complete"
+        )
+    weight, projection = arrays["weight_hh"], arrays.get("weight_hr")
+    hidden, proj_size = weight.shape[-1] if weight.ndim == 2 else 0, 0
+    if projection is not None:
+        proj_size, hidden = hidden, projection.shape[-1] if projection.ndim == 2 else 0
+    gates, rest = divmod(weight.shape[0], hidden) if hidden else (0, 0)
+    if rest or gates not in _GATES or (projection is not None and gates != 4):
+        raise InteropError(
+            f"weight_hh of {where} should be (gates * {hidden or 'hidden_size'}, hidden_size) with "
+            f"4, 3 or 1 gates for an LSTM, a GRU or an RNN, and 4 where there is a weight_hr, but "
+            f"is {weight.shape}; check the state dict"
+        )
+    spec = Spec(_GATES[gates], hidden, proj_size, "", "bias_ih" in arrays)
+    _check_shapes(where, arrays, gates, spec)
+    return spec._replace(nonlinearity=nonlinearity) if spec.kind == "RNN" else spec
+
+
+def _check_shapes(where: str, arrays: Arrays, gates: int, spec: Spec) -> None:
+    inputs = arrays["weight_ih"].shape[-1] if arrays["weight_ih"].ndim == 2 else 0
+    width = gates * spec.hidden_size
+    expected: dict[str, tuple[Any, ...]] = {
+        "weight_ih": (width, inputs or "inputs"),
+        "weight_hh": (width, spec.proj_size or spec.hidden_size),
+        "weight_hr": (spec.proj_size, spec.hidden_size),
+        "bias_ih": (width,),
+        "bias_hh": (width,),
+    }
+    for name, array in arrays.items():
+        if array.shape != expected[name]:
+            raise InteropError(
+                f"{name} of {where}, an {spec.kind} of {spec.hidden_size} units, should be "
+                f"{expected[name]}, but is {array.shape}; check the state dict"
+            )
+    types = sorted({str(array.dtype) for array in arrays.values()})
+    if len(types) > 1:
+        raise InteropError(
+            f"the arrays of {where} should be of one type, but are {' and '.join(types)}; convert "
+            "them to one"
+        )
+
+
+def read_params(spec: Spec, arrays: Arrays) -> dict[str, jax.Array]:
+    """Our parameters: kernels transposed, and the biases added but for a GRU."""
+    params = {"kernel": arrays["weight_ih"].T, "recurrent_kernel": arrays["weight_hh"].T}
+    if spec.bias and spec.kind == "GRU":
+        # Both stay: the second of the candidate is inside of the product with the reset gate.
+        params |= {"bias": arrays["bias_ih"], "recurrent_bias": arrays["bias_hh"]}
+    elif spec.bias:
+        params["bias"] = _add(arrays["bias_ih"], arrays["bias_hh"])
+    if spec.proj_size:
+        params["projection_kernel"] = arrays["weight_hr"].T
+    return {name: jnp.array(array) for name, array in params.items()}
+
+
+def write_params(spec: Spec, params: Params, came: Biases | None) -> dict[str, Any]:
+    """The way back of `read_params`, with the biases split as they came."""
+    arrays = cell_arrays(make_cell(spec, jnp.float32), params)
+    state = {"weight_ih": arrays["kernel"].T, "weight_hh": arrays["recurrent_kernel"].T}
+    if spec.bias and spec.kind == "GRU":
+        state |= {"bias_ih": arrays["bias"], "bias_hh": arrays["recurrent_bias"]}
+    elif spec.bias:
+        state["bias_ih"], state["bias_hh"] = _split_bias(arrays["bias"], came)
+    if spec.proj_size:
+        state["weight_hr"] = arrays["projection_kernel"].T
+    # Arrays of their own, which torch.from_numpy may let others write to.
+    return {name: np.array(array, order="C") for name, array in state.items()}
+
+
+def _add(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    with np.errstate(all="ignore"):  # what is not finite stays what it was
+        return first + second
+
+
+def _split_bias(total: np.ndarray, came: Biases | None) -> tuple[np.ndarray, np.ndarray]:
+    """Two biases of that sum: where it is what it was, the two of then, to the bit."""
+    if came is None or came.bias_hh.shape != total.shape or came.bias_hh.dtype != total.dtype:
+        return total, np.zeros_like(total)
+    before = _add(*came)
+    same = (total == before) | (np.isnan(total) & np.isnan(before))
+    return np.where(same, came.bias_ih, _add(total, -came.bias_hh)), came.bias_hh
+
+
+def make_cell(spec: Spec, dtype: Any) -> Cell:
+    """The cell that computes what a layer of that module does."""
+    options: dict[str, Any] = {"use_bias": spec.bias, "param_dtype": dtype}
+    if spec.kind == "RNN":
+        return SimpleRNNCell(spec.hidden_size, activation=spec.nonlinearity, **options)
+    if spec.kind == "GRU":
+        return GRUCell(spec.hidden_size, **options)
+    if spec.proj_size:
+        return ProjectionLSTMCell(spec.hidden_size, proj_size=spec.proj_size, **options)
+    return LSTMCell(spec.hidden_size, **options)
+
+
+def spec_of(where: str, cell: Cell) -> Spec:
+    """The way back of `make_cell`.
+
+    Raises:
+        InteropError: PyTorch has no module that computes what the cell does.
+    """
+    if isinstance(cell, Regularized):
+        # Dropout is off in prediction, but zoneout takes its expectation there.
+        if cell.zoneout_hidden or cell.zoneout_cell:
+            raise InteropError(f"PyTorch has no zoneout, but {where} has; write the model without")
+        cell = cell.cell
+    kinds: Mapping[type, str] = {
+        SimpleRNNCell: "RNN",
+        LSTMCell: "LSTM",
+        GRUCell: "GRU",
+        ProjectionLSTMCell: "LSTM",
+    }
+    kind = kinds.get(type(cell))
+    if kind is None:
+        raise InteropError(
+            f"PyTorch has modules for SimpleRNNCell, LSTMCell, GRUCell and ProjectionLSTMCell, but "
+            f"{where} is {cell!r}; there is no state dict for it"
+        )
+    assert isinstance(cell, SimpleRNNCell | LSTMCell | GRUCell | ProjectionLSTMCell)
+    if isinstance(cell, SimpleRNNCell):
+        nonlinearity = _spell(where, cell.activation, "tanh", "relu")
+        return Spec(kind, cell.hidden_size, 0, nonlinearity, cell.use_bias)
+    _spell(where, cell.activation, "tanh")
+    _spell(where, cell.recurrent_activation, "sigmoid")
+    if isinstance(cell, GRUCell) and not cell.reset_after:
+        raise InteropError(
+            f"PyTorch's GRU is that of reset_after=True, but {where} has reset_after=False, which "
+            "is another function of the same parameters"
+        )
+    proj_size = cell.proj_size if isinstance(cell, ProjectionLSTMCell) else 0
+    if proj_size >= cell.hidden_size:
+        raise InteropError(
+            f"proj_size of PyTorch's LSTM must be smaller than its hidden_size, but {where} has "
+            f"{proj_size} of {cell.hidden_size}"
+        )
+    return Spec(kind, cell.hidden_size, proj_size, bias=cell.use_bias)
+
+
+def _spell(where: str, activation: str | Activation, *names: str) -> str:
+    for name in names:
+        if get_activation(activation) is get_activation(name):
+            return name
+    raise InteropError(
+        f"PyTorch has {' or '.join(names)} here, but {where} has {activation!r}, which its modules "
+        "cannot be told"
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TorchOrigin:
+    """What a state dict says and a `Model` does not.
+
+    Attributes:
+        prefixes: of the keys, by the name of the layer; ``""`` for the top level.
+        single_cells: the layers that came as ``nn.LSTMCell`` and the like, without ``_l0``.
+        biases: of RNN and LSTM, by prefix and place: both biases as they came.
+    """
+
+    prefixes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    single_cells: frozenset[str] = frozenset()
+    biases: Mapping[tuple[str, str], Biases] = dataclasses.field(default_factory=dict)

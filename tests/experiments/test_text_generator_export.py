@@ -1,0 +1,152 @@
+"""A trained character model written for Keras, PyTorch and ONNX."""
+
+import json
+import os
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.text_generator.config import Architecture, CellName, Export
+from experiments.text_generator.export import (
+    export,
+    how_to_run,
+    run_export,
+    to_interop,
+    vocabulary_path,
+)
+from experiments.text_generator.model import CharacterModel
+from rnnjax import InteropError, InvalidInputError
+from rnnjax.interop.convert import read
+from rnnjax.text import Vocabulary
+
+for package, extra in {"onnx": "onnx", "h5py": "keras-files", "safetensors": "safetensors"}.items():
+    pytest.importorskip(package, reason=f"{package} is in the extra `{extra}`")
+
+VOCABULARY = Vocabulary("abcé\n🙂")
+SUFFIXES = [".onnx", ".keras", ".weights.h5", ".safetensors"]
+TIME = 5
+
+
+def small(random_like, cell: CellName = "lstm", layers=3, **options):
+    options = Architecture(cell=cell, layers=layers, hidden_size=4, **options)
+    model = CharacterModel.build(options, len(VOCABULARY))
+    return model, random_like(jax.eval_shape(model.init, jax.random.key(0)), 0)
+
+
+@pytest.fixture
+def ids():
+    return np.random.default_rng(0).integers(0, len(VOCABULARY), (TIME, 1))
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before", "simple"])
+def test_the_layers_give_the_logits(cell, stacked, random_like, assert_close, ids):
+    model, params = small(random_like, cell, layers=2)
+    _, expected = model.unroll(params, ids, model.initial_carry(1))
+    layers = to_interop(model, params, stacked=stacked)
+    assert_close(layers(ids)[1], expected, 1e-6)
+    name = {"lstm": "lstm", "gru": "gru", "gru_reset_before": "gru", "simple": "simple_rnn"}[cell]
+    recurrent = [name] if stacked else [name, f"{name}_1"]
+    assert [*layers.layers] == ["one_hot", *recurrent, "dense"]
+
+
+# With learned vectors, which the softmax shares, and noise in training, which is left behind.
+LEARNED = {"embedding_size": 4, "tied": True, "dropout": 0.2, "recurrent_dropout": 0.2}
+
+
+@pytest.mark.parametrize("options", [{}, LEARNED], ids=["one-hot", "learned"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_what_is_printed_runs(suffix, options, random_like, assert_close, ids, tmp_path):
+    """The lines that a user is told, in their framework, give our logits."""
+    model, params = small(random_like, **options)
+    _, expected = model.unroll(params, ids, model.initial_carry(1))
+    path = tmp_path / f"model{suffix}"
+    assert export(model, VOCABULARY, params, path).check.fits
+    lines = [line[4:] for line in how_to_run(model, path).splitlines() if line.startswith("    ")]
+    inputs = ids if options else np.eye(len(VOCABULARY), dtype=np.float32)[ids]
+    if suffix == ".onnx":
+        ort = pytest.importorskip("onnxruntime", reason="onnxruntime is in the extra `parity`")
+        names = {"onnxruntime": ort}
+        exec("\n".join(lines), names)
+        states = {
+            value.name: np.zeros((1, 1, 4), np.float32)
+            for value in names["session"].get_inputs()[1:]
+        }
+        assert len(states) == 6
+        ys = names["session"].run(None, {"ids": ids, **states})[0]
+    elif suffix == ".safetensors":
+        torch = pytest.importorskip("torch", reason="torch is in the extra `parity`")
+        import safetensors.torch
+
+        module = torch.nn.Module()
+        exec("\n".join(lines), {"torch": torch, "safetensors": safetensors, "self": module,
+                                "module": module})  # fmt: skip
+        with torch.no_grad():
+            inputs = torch.from_numpy(inputs)
+            inputs = module.embedding(inputs) if options else inputs
+            ys = module.dense(module.lstm(inputs)[0]).numpy()
+    else:
+        names = {"keras": pytest.importorskip("keras", reason="keras is in the extra `test`")}
+        exec("\n".join(lines), names)
+        kinds = [*["Embedding"] * bool(options), *["LSTM"] * 3, "Dense"]
+        assert [type(layer).__name__ for layer in names["model"].layers] == kinds
+        ys = np.swapaxes(names["model"](np.swapaxes(inputs, 0, 1)), 0, 1)
+    assert_close(ys, np.asarray(expected), 1e-5)
+
+
+def test_the_vocabulary_is_beside_the_model(random_like, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    model, params = small(random_like)
+    path = tmp_path / "model.onnx"
+    export(model, VOCABULARY, params, path)
+    beside = tmp_path / "model.onnx.vocabulary.json"
+    assert vocabulary_path(path) == beside
+    assert json.loads(beside.read_text(encoding="utf-8")) == list(VOCABULARY.characters)
+    metadata = {prop.key: prop.value for prop in onnx.load(path).metadata_props}
+    assert json.loads(metadata["vocabulary"]) == list(VOCABULARY.characters)
+    assert {entry.name for entry in tmp_path.iterdir()} == {path.name, beside.name}
+
+
+def test_what_cannot_be_written(random_like, tmp_path):
+    model, params = small(random_like, "gru_reset_before")
+    with pytest.raises(InteropError, match="reset_after"):
+        export(model, VOCABULARY, params, tmp_path / "model.safetensors")
+    assert not [*tmp_path.iterdir()]
+    with pytest.raises(InvalidInputError, match=r"must end in one of \.keras"):
+        export(model, VOCABULARY, params, tmp_path / "model.bin")
+    for name in ("model.onnx", "other.onnx.vocabulary.json"):
+        (tmp_path / name).write_text("before")
+        with pytest.raises(InvalidInputError, match=f"{name} is there already"):
+            export(model, VOCABULARY, params, tmp_path / name.removesuffix(".vocabulary.json"))
+        assert (tmp_path / name).read_text() == "before"
+
+
+def test_a_trained_run(program, tmp_path, capsys, monkeypatch):
+    (tmp_path / "text.txt").write_text("the cat sat on a mat and ran. " * 20)
+    program("text_generator", "train", "--layers", "2", "--hidden-size", "8", "--batch-size", "4",
+            "--seq-length", "10", "--sample-length", "0", "--corpus", "text.txt",
+            "--epochs", "1", "--run-dir", "run")  # fmt: skip
+    made = program("text_generator", "export", "--run-dir", "run", "--to", "model.onnx")
+    assert "wrote model.onnx (" in made.stdout
+    assert "lstm_1   LSTMCell(8)" in made.stdout
+    # The other formats in this process, which is quicker.
+    monkeypatch.chdir(tmp_path)
+    arrays = {}
+    for suffix in SUFFIXES:
+        path = Path(f"model{suffix}")
+        if suffix != ".onnx":
+            assert run_export(Export(to=path, run_dir=Path("run"))) == 0
+            assert f"wrote {path}.vocabulary.json" in capsys.readouterr().out
+        like = "model.onnx" if suffix == ".weights.h5" else None
+        leaves = map(np.asarray, jax.tree.leaves(read(path, like=like).params))
+        arrays[suffix] = sorted(leaves, key=lambda leaf: (leaf.shape, leaf.sum()))
+    with pytest.raises(InvalidInputError, match=r"model\.onnx is there already"):
+        run_export(Export(to=Path("model.onnx"), run_dir=Path("run")))
+    for others in arrays.values():
+        for ours, theirs in zip(arrays[".onnx"], others, strict=True):
+            np.testing.assert_array_equal(ours, theirs)

@@ -1,0 +1,338 @@
+"""``rnnjax convert`` and ``rnnjax show``: between all formats, and what a user types wrong."""
+
+import dataclasses
+import importlib
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rnnjax
+from rnnjax import InteropError, InvalidInputError
+from rnnjax.interop import (
+    Activation,
+    Dense,
+    Dropout,
+    Embedding,
+    Model,
+    OneHotIds,
+    Recurrent,
+    Sequential,
+    convert,
+    keras,
+    onnx,
+    torch,
+)
+from rnnjax.interop.__main__ import main
+from rnnjax.interop.compare import Comparison, compare, random_inputs
+
+pytest.importorskip("onnx", reason="onnx is in the extra `onnx`")
+pytest.importorskip("h5py", reason="h5py is in the extra `keras-files`")
+pytest.importorskip("safetensors", reason="safetensors is in the extra `safetensors`")
+
+ROOT = Path(__file__).parents[2]
+
+WRITERS = {
+    ".keras": keras.save,
+    ".weights.h5": keras.save,
+    ".safetensors": torch.save,
+    ".onnx": onnx.save,
+}
+
+
+def tagger(random_like: Any, cell: rnnjax.Cell | None = None, **options: Any) -> Model:
+    """What every format can hold: an embedding, a recurrent layer, a dense one."""
+    cell = rnnjax.LSTMCell(4) if cell is None else cell
+    layers = Embedding("embedding", 7, 3), Recurrent("lstm", cell, **options), Dense("dense", 5)
+    shapes = {
+        "embedding": {"embedding": jnp.zeros((7, 3))},
+        "lstm": jax.eval_shape(lambda: cell.init(jax.random.key(0), 3)),
+        "dense": {"kernel": jnp.zeros((cell.output_size, 5)), "bias": jnp.zeros(5)},
+    }
+    return Model(Sequential(layers), random_like(shapes, 0))
+
+
+def written(model: Model, path: Path) -> Path:
+    WRITERS[convert.suffix_of(path, convert.TARGETS)](model, path)
+    return path
+
+
+def sorted_arrays(model: Model) -> list[np.ndarray]:
+    """Whatever the layers are called."""
+    arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(model.params)]
+    return sorted(arrays, key=lambda array: (array.shape, array.sum()))
+
+
+@pytest.mark.parametrize("source", WRITERS)
+def test_between_all_formats(source: str, random_like: Any, tmp_path: Path, capsys: Any) -> None:
+    """From each to each, on the command line; the arrays are the same."""
+    model = tagger(random_like)
+    path = written(model, tmp_path / f"source{source}")
+    for target in WRITERS:
+        result = tmp_path / f"target{target}"
+        assert main(["convert", str(path), str(result)]) == 0
+        printed = capsys.readouterr()
+        assert not printed.err
+        assert "LSTMCell(4)" in printed.out
+        assert "kernel (3, 16)" in printed.out
+        assert f"wrote {result} ({result.stat().st_size:,} bytes)" in printed.out
+        assert "read back and compared: outputs (6, 2, 5) of two calls differ" in printed.out
+        read = convert.read(result)
+        for ours, theirs in zip(sorted_arrays(model), sorted_arrays(read), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    names = {path.name} | {f"target{suffix}" for suffix in WRITERS}
+    assert {entry.name for entry in tmp_path.iterdir()} == names
+
+
+LAST_OF_BOTH = (rnnjax.Bidirectional(rnnjax.GRUCell(3)), {"return_sequences": False})
+
+
+@pytest.mark.parametrize("target", WRITERS)
+def test_last_outputs_of_both_directions(target: str, random_like: Any, tmp_path: Path) -> None:
+    """What a format does not say of a layer is taken from the source where both are compared."""
+    cell, options = LAST_OF_BOTH
+    done = convert.write_checked(tagger(random_like, cell, **options), tmp_path / f"x{target}")
+    assert done.check.fits
+    assert done.check.shapes == "(2, 5)"
+    said = ["that lstm returns its last output alone"]
+    assert done.left_out == (said if target in (".weights.h5", ".safetensors") else [])
+
+
+def test_relu_of_pytorch_and_the_order_of_modules(
+    random_like: Any, tmp_path: Path, capsys: Any
+) -> None:
+    model = tagger(random_like, rnnjax.SimpleRNNCell(4, activation="relu"))
+    path = written(model, tmp_path / "a.safetensors")
+    target = tmp_path / "a.onnx"
+    options = ["--modules", "embedding,lstm,dense", "--nonlinearity", "relu"]
+    assert main(["convert", str(path), str(target), *options]) == 0
+    assert "SimpleRNNCell(4)" in capsys.readouterr().out
+    assert onnx.load(target).layers["lstm"].cell.activation == "relu"
+    assert compare(model, onnx.load(target)).fits
+    assert not compare(tagger(random_like, rnnjax.SimpleRNNCell(4)), onnx.load(target)).fits
+    back = tmp_path / "b.safetensors"
+    assert main(["convert", str(target), str(back)]) == 0
+    assert (back.stat().st_size, path.stat().st_size > 0) == (path.stat().st_size, True)
+
+
+def test_weights_alone_take_their_layers_from_another_file(
+    random_like: Any, tmp_path: Path, capsys: Any
+) -> None:
+    """Where sizes leave the order of two layers open, a file of any format tells it."""
+    cell = rnnjax.LSTMCell(4)
+    layers = Recurrent("lstm", cell), Recurrent("lstm_1", cell), Dense("dense", 6, "tanh")
+    shapes = {
+        "lstm": jax.eval_shape(lambda: cell.init(jax.random.key(0), 6)),
+        "lstm_1": jax.eval_shape(lambda: cell.init(jax.random.key(0), 4)),
+        "dense": {"kernel": jnp.zeros((4, 6)), "bias": jnp.zeros(6)},
+    }
+    model, other = (Model(Sequential(layers), random_like(shapes, seed)) for seed in range(2))
+    source = written(model, tmp_path / "a.weights.h5")
+    assert main(["show", str(source)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    for suffix in (".onnx", ".keras"):
+        like = written(other, tmp_path / f"like{suffix}")
+        target = tmp_path / f"from{suffix}.onnx"
+        assert main(["convert", str(source), str(target), "--like", str(like)]) == 0
+        read = onnx.load(target)
+        for ours, theirs in zip(sorted_arrays(model), sorted_arrays(read), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        assert compare(model, read).fits
+        assert not compare(other, read).fits
+
+
+def test_what_a_format_does_not_hold_is_said(random_like: Any, tmp_path: Path) -> None:
+    cell = rnnjax.LSTMCell(4)
+    layers = (
+        OneHotIds("one_hot", 6),
+        Recurrent("lstm", cell),
+        Dropout("dropout", rnnjax.Dropout(0.25)),
+        Dense("dense", 6, "relu"),
+        Activation("softmax", "softmax"),
+    )
+    shapes = {
+        "lstm": jax.eval_shape(lambda: cell.init(jax.random.key(0), 6)),
+        "dense": {"kernel": jnp.zeros((4, 6)), "bias": jnp.zeros(6)},
+    }
+    model = Model(Sequential(layers), random_like(shapes, 0))
+    words = {}
+    for suffix in WRITERS:
+        done = convert.write_checked(model, tmp_path / f"model{suffix}")
+        words[suffix] = done.left_out
+        assert done.check.fits
+    one_hot, dropout = "one_hot, OneHotIds(6)", "dropout, Dropout(0.25)"
+    weights_alone = [
+        one_hot, dropout, "the activation of dense, Dense(6, relu)", "softmax, Activation(softmax)"
+    ]  # fmt: skip
+    assert words == {
+        ".keras": [one_hot],
+        ".onnx": [dropout],
+        ".weights.h5": weights_alone,
+        ".safetensors": weights_alone,
+    }
+
+
+# --- The comparison ---
+
+
+def test_one_changed_entry_is_found(random_like: Any) -> None:
+    model = tagger(random_like)
+    for name, path in {"lstm": "recurrent_kernel", "dense": "bias"}.items():
+        array = model.params[name][path]
+        changed = array.at[(0,) * array.ndim].add(0.01)
+        params = model.params | {name: model.params[name] | {path: changed}}
+        found = compare(model, model.with_params(params))
+        assert not found.fits
+        assert 0 < found.difference < 0.1 < found.scale
+    assert compare(model, model) == Comparison(0.0, found.scale, "(6, 2, 5)")
+
+
+def test_not_a_number_is_like_itself_alone(random_like: Any) -> None:
+    model = tagger(random_like)
+    bias = model.params["dense"]["bias"].at[0].set(jnp.nan)
+    broken = model.with_params(model.params | {"dense": model.params["dense"] | {"bias": bias}})
+    assert compare(broken, broken).fits
+    assert compare(model, broken).difference == np.inf
+
+
+def test_inputs_are_those_that_the_model_takes(random_like: Any, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    learned = rnnjax.LearnedCarry(rnnjax.Stack([rnnjax.LSTMCell(4)]))
+    params = learned.init(jax.random.key(0), 9)
+    assert random_inputs(Model.of(learned, params), rng).shape == (6, 2, 9)
+    ids = random_inputs(tagger(random_like), rng)
+    assert ids.shape == (6, 2)
+    assert set(ids.flat) <= set(range(7))
+    read = onnx.load(written(tagger(random_like), tmp_path / "x.onnx"))
+    assert np.issubdtype(random_inputs(read, rng).dtype, np.integer)
+    plain = Model(Sequential((Activation("a", "tanh"),)), {})
+    assert random_inputs(plain, rng).shape == (6, 2, 3)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_target_that_computes_something_else_is_not_kept(
+    there: bool, random_like: Any, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    """Status 1 and a sentence; what was there before stays."""
+    source = written(tagger(random_like), tmp_path / "a.safetensors")
+    target = tmp_path / "b.onnx"
+    if there:
+        target.write_bytes(b"before")
+    right = convert.read_back
+
+    def wrong(model: Model, path: Path) -> Model:
+        read = right(model, path)
+        return dataclasses.replace(read, params=jax.tree.map(lambda a: 1.001 * a, read.params))
+
+    monkeypatch.setattr(convert, "read_back", wrong)
+    assert main(["convert", str(source), str(target), "--force"]) == 1
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: {target} was not kept: what was written differs")
+    assert message.count("\n") == 1
+    assert target.exists() == there
+    if there:
+        assert target.read_bytes() == b"before"
+    assert len([*tmp_path.iterdir()]) == 1 + there
+
+
+# --- The command line ---
+
+
+def test_the_program_itself(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "rnnjax.interop", "show", str(tmp_path / "missing.onnx")]
+    wrong = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr.startswith("error: ")
+    assert "missing.onnx" in wrong.stderr
+    assert wrong.stderr.count("\n") == 1
+
+
+def test_the_console_script_is_this_program() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    module, function = project["scripts"]["rnnjax"].split(":")
+    assert getattr(importlib.import_module(module), function) is main
+
+
+def test_show_prints_the_layers(random_like: Any, tmp_path: Path, capsys: Any) -> None:
+    path = written(tagger(random_like), tmp_path / "model.safetensors")
+    assert main(["show", str(path)]) == 0
+    assert capsys.readouterr() == (f"{torch.load(path)}\n", "")
+
+
+WRONG = {
+    "nothing": ([], "the following arguments are required: COMMAND; see rnnjax --help"),
+    "no target": (["convert", "a.onnx"], "arguments are required: TARGET; see rnnjax convert"),
+    "command": (["train"], "invalid choice: 'train'"),
+    "option": (["show", "a.onnx", "--fast"], "unrecognized arguments: --fast; see rnnjax"),
+    "source suffix": (["show", "model.pt"], "must end in one of .keras, .weights.h5, .h5"),
+    "target suffix": (["convert", "a.onnx", "b.h5"], "must end in one of .keras, .weights.h5, .sa"),
+    "source": (["show", "missing.keras"], "missing.keras"),
+    "there": (["convert", "a.onnx", "there.keras"], "there.keras is there already; give --force"),
+    "folder": (["convert", "a.onnx", "no/b.keras"], "there is no folder no; make it first"),
+    "modules": (
+        ["show", "a.onnx", "--modules", "a,b"],
+        "--modules says what files named *.safetensors do not",
+    ),
+    "nonlinearity": (["show", "a.onnx", "--nonlinearity", "sin"], "invalid choice: 'sin'"),
+    "damaged": (["convert", "a.onnx", "b.keras"], "a.onnx"),
+    "like": (["show", "a.onnx", "--like", "m.safetensors"], "--like says what files named *.h5, "),
+    "unknown module": (["show", "m.safetensors", "--modules", "a"], "modules should hold names of"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_a_user_types_wrong_gets_one_sentence_and_status_2(
+    what: str, random_like: Any, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.onnx").write_bytes(b"nothing of the kind")
+    Path("there.keras").write_bytes(b"")
+    torch.save(tagger(random_like), "m.safetensors")
+    arguments, message = WRONG[what]
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert not printed.out
+    assert printed.err.startswith("error: ")
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    assert {entry.name for entry in tmp_path.iterdir()} == {
+        "a.onnx", "there.keras", "m.safetensors",
+    }  # fmt: skip
+
+
+def test_a_cell_that_the_target_has_not_is_named(
+    random_like: Any, tmp_path: Path, capsys: Any
+) -> None:
+    cell = rnnjax.GRUCell(4, reset_after=False)
+    source = written(tagger(random_like, cell), tmp_path / "a.onnx")
+    assert main(["convert", str(source), str(tmp_path / "b.safetensors")]) == 2
+    printed = capsys.readouterr()
+    assert "reset_after=True" in printed.err
+    assert printed.err.count("\n") == 1
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.onnx"]
+
+
+def test_options_of_another_format_are_refused(random_like: Any, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match=r"lengths are options of \.onnx files"):
+        convert.write(tagger(random_like), tmp_path / "a.keras", lengths=True)
+
+
+def test_outputs_of_other_shapes_are_no_comparison(random_like: Any) -> None:
+    model = tagger(random_like)
+    with pytest.raises(InteropError, match=r"gives outputs .* but the source gives"):
+        compare(model, tagger(random_like, return_sequences=False))
+
+
+def test_help_lists_the_options(capsys: Any) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["convert", "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    for word in ("SOURCE", "TARGET", "--modules", "--nonlinearity", "--like", "--force"):
+        assert word in text

@@ -1,0 +1,428 @@
+"""Trees of Flax's parameters by themselves: what is found in them, models of several, refusals."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from flax.core import freeze
+
+import rnnjax
+from rnnjax import Bidirectional, GRUCell, LSTMCell, MGUCell, SimpleRNNCell, Stack
+from rnnjax.errors import InteropError, InvalidInputError
+from rnnjax.interop import Activation, Dense, Dropout, Embedding, Model, Recurrent, Sequential
+from rnnjax.interop.flax import FlipValid, from_module, from_params, to_params
+
+INPUTS = jnp.asarray(np.random.default_rng(0).standard_normal((2, 5, 3)), jnp.float32)
+IDS = jnp.array([[1, 4, 2], [0, 8, 3]])
+
+
+def randomized(tree: Any, seed: int = 0) -> Any:
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(0.6 * rng.standard_normal(leaf.shape), leaf.dtype), tree
+    )
+
+
+def init(module: Any, inputs: Any = INPUTS) -> Any:
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), inputs))
+    return randomized(shapes)
+
+
+def assert_same_bits(actual: Any, expected: Any) -> None:
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == e.dtype
+        assert np.asarray(a).tobytes() == np.asarray(e).tobytes()
+
+
+def assert_same_outputs(model: Model, inputs: Any, expected: Any) -> None:
+    ys = jnp.swapaxes(model(jnp.swapaxes(inputs, 0, 1))[1], 0, 1)
+    np.testing.assert_allclose(ys, expected, rtol=0, atol=1e-5)
+
+
+class Compact(nn.Module):  # type: ignore[misc]
+    """The cells of a compact module have no RNN for a parent."""
+
+    @nn.compact
+    def __call__(self, ids: Any) -> Any:
+        xs = nn.Embed(9, 3)(ids)
+        xs = nn.RNN(nn.GRUCell(4))(xs)
+        xs = nn.Bidirectional(nn.RNN(nn.MGUCell(4)), nn.RNN(nn.MGUCell(4)))(xs)
+        return nn.Dense(2)(nn.relu(nn.Dense(5)(xs)))
+
+
+COMPACT = [
+    "Embed_0",
+    "GRUCell_0",
+    ("MGUCell_0", "MGUCell_1"),
+    "Dense_1",
+    Activation("relu", "relu"),
+    "Dense_0",
+]
+
+
+def test_a_compact_module_is_read_with_an_order() -> None:
+    variables = init(Compact(), IDS)
+    model = from_params(variables, modules=COMPACT)
+    layers = model.layers
+    assert layers["Embed_0"] == Embedding("Embed_0", 9, 3)
+    both = Recurrent("MGUCell_0+MGUCell_1", Bidirectional(MGUCell(4)))
+    assert layers["MGUCell_0+MGUCell_1"] == both
+    assert_same_outputs(model, IDS, Compact().apply(variables, IDS))
+    assert_same_bits(to_params(model), variables)
+    assert_same_bits(to_params(from_params(freeze(variables), modules=COMPACT)), variables)
+    unwrapped = from_params(variables["params"], modules=COMPACT)
+    assert_same_bits(to_params(unwrapped), variables["params"])
+
+
+class SetUp(nn.Module):  # type: ignore[misc]
+    def setup(self) -> None:
+        self.encoder = nn.Bidirectional(nn.RNN(nn.LSTMCell(3)), nn.RNN(nn.GRUCell(2)))
+        self.head = nn.Dense(2)
+
+    def __call__(self, inputs: Any) -> Any:
+        return self.head(self.encoder(inputs))
+
+
+def test_an_order_that_is_certain_is_found() -> None:
+    """Directions of two kinds and sizes among it."""
+    variables = init(SetUp())
+    model = from_params(variables)
+    assert [*model.layers.values()] == [
+        Recurrent("encoder", Bidirectional(LSTMCell(3), GRUCell(2))),
+        Dense("head", 2),
+    ]
+    assert_same_outputs(model, INPUTS, SetUp().apply(variables, INPUTS))
+    assert_same_bits(to_params(model), variables)
+
+
+def test_sequentials_are_read_whole() -> None:
+    module = nn.Sequential(
+        [
+            nn.Embed(9, 3),
+            nn.RNN(nn.SimpleCell(4), reverse=True, keep_order=True),
+            nn.Dropout(0.3, deterministic=True),
+            nn.Sequential([nn.RNN(nn.OptimizedLSTMCell(4)), nn.Dense(2)]),
+            nn.softmax,
+            lambda xs: 2 * xs,
+        ]
+    )
+    variables = init(module, IDS)
+    model = from_module(module, variables)
+    assert [type(layer).__name__ for layer in model.layers.values()] == [
+        "Embedding",
+        "Recurrent",
+        "Dropout",
+        "Recurrent",
+        "Dense",
+        "Activation",
+        "Activation",
+    ]
+    assert_same_outputs(model, IDS, module.apply(variables, IDS))
+    assert_same_bits(to_params(model), variables)
+
+    rngs = nnx.Rngs(0)
+    graph = nnx.Sequential(
+        nnx.Embed(9, 3, rngs=rngs),
+        nnx.RNN(nnx.GRUCell(3, 4, rngs=rngs), reverse=True),
+        nnx.Dropout(0.3, deterministic=True, rngs=rngs),
+        nnx.Linear(4, 2, use_bias=False, rngs=rngs),
+        nnx.relu,
+    )
+    nnx.update(graph, randomized(nnx.to_pure_dict(nnx.state(graph, nnx.Param))))
+    model = from_module(graph)
+    assert [type(layer) for layer in model.layers.values()] == [
+        Embedding,
+        Recurrent,
+        FlipValid,
+        Dropout,
+        Dense,
+        Activation,
+    ]
+    assert_same_outputs(model, IDS, graph(IDS))
+    assert_same_bits(to_params(model), nnx.to_pure_dict(nnx.state(graph, nnx.Param)))
+
+
+def test_states_dicts_and_modules_of_nnx_are_one() -> None:
+    """The numbers of random streams among a whole state are no parameters."""
+    graph = nnx.RNN(nnx.OptimizedLSTMCell(3, 4, rngs=nnx.Rngs(0)))
+    state = nnx.state(graph)
+    assert "rngs" in state
+    model = from_params(graph)
+    assert model.layers["rnn"] == Recurrent("rnn", LSTMCell(4))
+    for other in (state, nnx.to_pure_dict(state), nnx.state(graph, nnx.Param)):
+        assert_same_bits(to_params(from_params(other)), to_params(model))
+    trained = model.with_params(randomized(model.params))
+    nnx.update(graph, to_params(trained))
+    assert_same_outputs(trained, INPUTS, graph(INPUTS))
+
+
+def test_reverse_and_functions_are_told_with_the_parameters_alone() -> None:
+    module = nn.RNN(nn.GRUCell(4, gate_fn=nn.hard_sigmoid, activation_fn=jnp.sin), reverse=True)
+    variables = init(module)
+    model = from_params(
+        variables, gate_fn="hard_sigmoid", activation_fn=jnp.sin, reverse=True, name="gru"
+    )
+    assert [*model.layers] == ["gru", "gru.order"]
+    assert_same_outputs(model, INPUTS, module.apply(variables, INPUTS))
+    kept = from_params(
+        variables, gate_fn="hard_sigmoid", activation_fn=jnp.sin, reverse=True, keep_order=True
+    )
+    assert_same_outputs(kept, INPUTS, module.apply(variables, INPUTS, keep_order=True))
+
+
+def test_flip_valid_flips_the_mask_too() -> None:
+    layers = (FlipValid("flip"), Recurrent("rnn", SimpleRNNCell(2)))
+    cell = SimpleRNNCell(2)
+    model = Model(Sequential(layers), {"rnn": cell.init(jax.random.key(0), 3)})
+    xs = jnp.swapaxes(INPUTS, 0, 1)
+    mask = jnp.array([[True, False, True, True, False], [False] * 5]).T
+    flipped = jnp.array([xs[i, 0] for i in (3, 2, 1, 0, 4)])
+    order = jnp.array([True, True, False, True, False])
+    _, expected = rnnjax.unroll(cell, model.params["rnn"], flipped, mask=order)
+    _, ys = model(xs, mask=mask)
+    np.testing.assert_allclose(ys[:, 0], expected, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(ys[:, 1], 0)
+
+
+def test_a_residual_cell_is_the_identity_in_the_recurrent_kernel() -> None:
+    module = nn.RNN(nn.SimpleCell(4, residual=True))
+    variables = init(module)
+    model = from_params(variables, residual=True)
+    assert_same_outputs(model, INPUTS, module.apply(variables, INPUTS))
+    kernel = model.params["rnn"]["recurrent_kernel"]
+    trained = {**model.params["rnn"], "recurrent_kernel": kernel.at[1].add(0.5)}
+    back = to_params(model.with_params({"rnn": trained}))
+    ours, theirs = back["params"]["cell"]["h"]["kernel"], variables["params"]["cell"]["h"]["kernel"]
+    np.testing.assert_array_equal(np.delete(ours, 1, 0), np.delete(theirs, 1, 0))
+    np.testing.assert_allclose(ours[1], theirs[1] + 0.5, rtol=1e-5)
+
+
+CELLS = {
+    "simple": (SimpleRNNCell(4), nn.SimpleCell(4), nnx.SimpleCell),
+    "lstm": (LSTMCell(4), nn.OptimizedLSTMCell(4), nnx.LSTMCell),
+    "lstm-no-bias": (LSTMCell(4, use_bias=False), nn.LSTMCell(4), nnx.LSTMCell),
+    "gru": (GRUCell(4), nn.GRUCell(4), None),
+    "gru-no-bias": (GRUCell(4, use_bias=False), nn.GRUCell(4), nnx.GRUCell),
+    "mgu": (MGUCell(4), nn.MGUCell(4), None),
+}
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_our_cells_run_in_flax(name: str) -> None:
+    """The biases of the gates are added where Flax has one of two."""
+    cell, theirs, graph_cell = CELLS[name]
+    params = randomized(jax.eval_shape(lambda: cell.init(jax.random.key(0), 3)))
+    model = Model.of(cell, params)
+    expected = jnp.swapaxes(model(jnp.swapaxes(INPUTS, 0, 1))[1], 0, 1)
+    written = {"params": to_params(model)}
+    module = nn.RNN(theirs)
+    assert jax.tree.structure(written) == jax.tree.structure(init(module))
+    np.testing.assert_allclose(module.apply(written, INPUTS), expected, rtol=0, atol=1e-5)
+    if graph_cell is not None:
+        graph = nnx.RNN(graph_cell(3, 4, rngs=nnx.Rngs(0)))
+        nnx.update(graph, to_params(model, form="nnx"))
+        np.testing.assert_allclose(graph(INPUTS), expected, rtol=0, atol=1e-5)
+    else:
+        with pytest.raises(InteropError, match=r"candidate that is not zero|has cells for"):
+            to_params(model, form="nnx")
+
+
+def test_a_stack_of_ours_is_several_modules() -> None:
+    cell = Stack([Bidirectional(LSTMCell(3)), LSTMCell(4)])
+    params = randomized(jax.eval_shape(lambda: cell.init(jax.random.key(0), 3)))
+    model = Model(
+        Sequential((Recurrent("rnn", cell), Dense("head", 2))),
+        {"rnn": params, "head": {"kernel": jnp.ones((4, 2)), "bias": jnp.ones(2)}},
+    )
+    tree = to_params(model)
+    assert {key: sorted(value) for key, value in tree.items()} == {
+        "rnn_0": ["backward_rnn", "forward_rnn"],
+        "rnn_1": ["cell"],
+        "head": ["bias", "kernel"],
+    }
+    expected = jnp.swapaxes(model(jnp.swapaxes(INPUTS, 0, 1))[1], 0, 1)
+    assert_same_outputs(from_params(tree), INPUTS, expected)
+
+
+def test_parameters_are_written_into_a_tree_like_another() -> None:
+    """The rest of that tree stays, and so do the classes of its cells."""
+    ours = Model(
+        Sequential((Recurrent("rnn", LSTMCell(4)), Dense("out", 2))),
+        {
+            "rnn": randomized(LSTMCell(4).init(jax.random.key(0), 3)),
+            "out": {"kernel": jnp.full((4, 2), 0.3), "bias": jnp.ones(2)},
+        },
+    )
+    expected = jnp.swapaxes(ours(jnp.swapaxes(INPUTS, 0, 1))[1], 0, 1)
+    rngs = nnx.Rngs(0)
+    graph = nnx.Sequential(
+        nnx.RNN(nnx.OptimizedLSTMCell(3, 4, rngs=rngs)), nnx.Linear(4, 2, rngs=rngs)
+    )
+    nnx.update(graph, to_params(ours, like=graph))
+    np.testing.assert_allclose(graph(INPUTS), expected, rtol=0, atol=1e-5)
+
+    class Own(nn.Module):  # type: ignore[misc]
+        @nn.compact
+        def __call__(self, inputs: Any) -> Any:
+            unused = nn.Dense(7, name="unused")(inputs)
+            return nn.Dense(2)(nn.RNN(nn.LSTMCell(4))(inputs)) + 0 * unused.sum()
+
+    like = init(Own())
+    written = to_params(ours, like=like, modules=["LSTMCell_0", "Dense_0"])
+    np.testing.assert_allclose(Own().apply(written, INPUTS), expected, rtol=0, atol=1e-5)
+    assert_same_bits(written["params"]["unused"], like["params"]["unused"])
+    for other, modules in ((like, ["LSTMCell_0"]), (init(nn.RNN(nn.GRUCell(4))), None)):
+        with pytest.raises(InvalidInputError, match="a module for each"):
+            to_params(ours, like=other, modules=modules)
+    smaller = init(nn.Sequential([nn.RNN(nn.LSTMCell(3)), nn.Dense(2)]))
+    with pytest.raises(InvalidInputError, match="the sizes of 'rnn'"):
+        to_params(ours, like=smaller)
+
+
+def test_biases_that_move_to_the_first_change_nothing_else() -> None:
+    """Not even the sign of a zero."""
+    variables = init(nn.RNN(nn.GRUCell(2)))
+    variables["params"]["cell"]["ir"]["bias"] = jnp.array([-0.0, 0.5])
+    model = from_params(variables)
+    assert_same_bits(to_params(model), variables)
+    moved = model.params["rnn"]["recurrent_bias"].at[1].set(0.25)
+    params = {"rnn": {**model.params["rnn"], "recurrent_bias": moved}}
+    back = to_params(model.with_params(params))["params"]["cell"]
+    np.testing.assert_array_equal(back["ir"]["bias"], [0.0, 0.75])
+    assert np.signbit(back["ir"]["bias"][0])
+
+
+def test_other_types_stay_what_they_are() -> None:
+    module = nn.RNN(nn.GRUCell(2, param_dtype=jnp.bfloat16))
+    variables = init(module, INPUTS.astype(jnp.bfloat16))
+    model = from_params(variables)
+    assert model.layers["rnn"].cell.param_dtype == jnp.bfloat16  # type: ignore[attr-defined]
+    assert_same_bits(to_params(model), variables)
+
+
+LSTM = {"params": init(nn.RNN(nn.LSTMCell(2)))["params"]}
+
+
+def changed(tree: Any, path: tuple[str, ...], leaf: Any) -> Any:
+    head, *rest = path
+    if not rest and leaf is None:
+        return {key: value for key, value in tree.items() if key != head}
+    below = changed(tree.get(head, {}), tuple(rest), leaf) if rest else leaf
+    return {**tree, head: below}
+
+
+@pytest.mark.parametrize(
+    ("tree", "match"),
+    [
+        (changed(LSTM, ("params", "cell", "hi", "kernel"), None), "a kernel of two axes"),
+        (changed(LSTM, ("params", "cell", "hi", "kernel"), np.ones(2)), "a kernel of two axes"),
+        (changed(LSTM, ("params", "cell", "hi", "bias"), None), "should have .*'bias': \\(2,\\)"),
+        (changed(LSTM, ("params", "cell", "ii", "bias"), np.ones(2, np.float32)), "should have"),
+        (changed(LSTM, ("params", "cell", "if", "kernel"), jnp.ones((4, 2))), "should have"),
+        (changed(LSTM, ("params", "cell", "ii", "kernel"), np.ones((3, 2), int)), "int64"),
+        (changed(LSTM, ("params", "cell", "ii", "kernel"), np.ones((3, 2))), "float64"),
+        (changed(LSTM, ("params", "cell", "hi", "bias"), np.ones(2, np.float16)), "of one type"),
+        (init(nn.RNN(nn.MGUCell(2, reset_gate=False))), "reset_gate=False"),
+        (init(nn.LayerNorm()), "none of these|no such order"),
+        (init(nn.Sequential([nn.RNN(nn.GRUCell(3)), nn.RNN(nn.GRUCell(3))])), "more than one"),
+        (init(Compact(), IDS), "give it, as in"),
+        ({"forward_rnn": LSTM["params"], "backward_rnn": {}}, "both directions of 'rnn'"),
+        (
+            {
+                "forward_rnn": init(nn.RNN(nn.GRUCell(2)))["params"],
+                "backward_rnn": init(nn.RNN(nn.GRUCell(2)), INPUTS[..., :2])["params"],
+            },
+            "inputs of one size",
+        ),
+        ({}, "no module"),
+    ],
+)
+def test_trees_that_do_not_fit_are_refused(tree: Any, match: str) -> None:
+    with pytest.raises(InteropError, match=match):
+        from_params(tree)
+
+
+@pytest.mark.parametrize(
+    ("params", "options", "match"),
+    [
+        ([1, 2], {}, "a dict, a nnx.State or a module"),
+        ({**LSTM, "batch_stats": {"a": 1}}, {}, "hold batch_stats too"),
+        (LSTM, {"modules": ["lstm"]}, "names of \\['rnn'\\]"),
+        (LSTM, {"modules": [("rnn", "lstm")]}, "a pair in modules"),
+        (LSTM, {"modules": "rnn"}, "a list"),
+        (LSTM, {"gate_fn": "step"}, "unknown activation 'step'"),
+        (init(SetUp()), {"reverse": True}, "for one RNN alone"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(params: Any, options: Any, match: str) -> None:
+    with pytest.raises(InvalidInputError, match=match):
+        from_params(params, **options)
+
+
+def add(a: Any, b: Any) -> Any:
+    return a + b
+
+
+@pytest.mark.parametrize(
+    ("module", "match"),
+    [
+        (SetUp(), "but it is a SetUp; .*from_params"),
+        (nn.Sequential([nn.RNN(nn.LSTMCell(3)), nn.LayerNorm()]), "layers_1 is a LayerNorm"),
+        (nn.RNN(nn.GRUCell(3, carry_init=nn.initializers.ones_init())), "begin with zeros"),
+        (nn.RNN(nn.MGUCell(3, reset_gate=False)), "reset_gate=False"),
+        (
+            nn.Bidirectional(nn.RNN(nn.GRUCell(3)), nn.RNN(nn.GRUCell(3)), merge_fn=add),
+            "merge_fn",
+        ),
+    ],
+)
+def test_modules_that_are_not_read_are_refused(module: Any, match: str) -> None:
+    with pytest.raises(InteropError, match=match):
+        from_module(module, init(module))
+
+
+def test_other_cells_and_shared_directions_are_refused() -> None:
+    one = nn.RNN(nn.GRUCell(3))
+    with pytest.raises(InteropError, match="share one RNN"):
+        from_module(nn.Bidirectional(one, one), LSTM)
+    with pytest.raises(InteropError, match="but is a ConvLSTMCell"):
+        from_module(nn.RNN(nn.ConvLSTMCell(3, (2,))), LSTM)
+
+
+def test_variables_come_with_linen_alone() -> None:
+    with pytest.raises(InvalidInputError, match="came without"):
+        from_module(nn.RNN(nn.GRUCell(3)))
+    with pytest.raises(InvalidInputError, match="came with"):
+        from_module(nnx.RNN(nnx.GRUCell(3, 4, rngs=nnx.Rngs(0))), LSTM)
+
+
+@pytest.mark.parametrize(
+    ("cell", "match"),
+    [
+        (rnnjax.PeepholeLSTMCell(4), "PeepholeLSTMCell"),
+        (GRUCell(4, reset_after=False), "reset_after=False"),
+        (MGUCell(4, reset_after=False), "reset_after=False"),
+        (rnnjax.LearnedCarry(GRUCell(4)), "LearnedCarry"),
+        (Bidirectional(Stack([GRUCell(4)])), "Stack"),
+        (rnnjax.Regularized(GRUCell(4), zoneout_hidden=0.1), "no zoneout"),
+    ],
+)
+def test_what_flax_has_no_cell_for_is_refused(cell: Any, match: str) -> None:
+    with pytest.raises(InteropError, match=match):
+        to_params(Model.of(cell, cell.init(jax.random.key(0), 3)))
+
+
+def test_parameters_of_another_size_are_refused() -> None:
+    network = Sequential((Recurrent("rnn", LSTMCell(4)), Dense("head", 2)))
+    good = LSTMCell(4).init(jax.random.key(0), 3)
+    head = {"kernel": jnp.ones((4, 2)), "bias": jnp.ones(2)}
+    for params in ({}, {"rnn": 1.0, "head": head}, {"rnn": good, "head": {"kernel": 1.0}}):
+        with pytest.raises(InvalidInputError, match="params"):
+            to_params(Model(network, params))
+    with pytest.raises(InvalidInputError, match="'linen' or 'nnx'"):
+        to_params(Model(network, {"rnn": good, "head": head}), form="haiku")  # type: ignore[arg-type]

@@ -1,0 +1,468 @@
+"""Whatever is in a file, loading it gives a model or one `InteropError`, soon and in little memory.
+
+Run as a program, ``python test_keras_damaged_files.py KIND FIRST COUNT``, it loads so many
+mutations of a small file under limits of memory and time: the tests call it so, because a failure
+could take the process with it.
+"""
+
+import collections
+import io
+import json
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import rnnjax
+from rnnjax import InteropError
+from rnnjax.interop import Dense, Dropout, Embedding, Model, Recurrent, Sequential
+from rnnjax.interop import keras as interop
+from rnnjax.interop.keras import hdf5
+
+h5py = pytest.importorskip("h5py", reason="h5py is in the extra `keras-files`")
+
+KINDS = {"keras": ".keras", "weights": ".weights.h5", "old": ".h5"}
+SECONDS, MEMORY = 5, 8 * 2**30  # of addresses: JAX alone reserves some of these
+
+
+def small_model() -> Model:
+    both = rnnjax.Bidirectional(rnnjax.GRUCell(2))
+    layers = {
+        "embedding": (Embedding("embedding", 5, 3), {"embedding": np.ones((5, 3), np.float32)}),
+        "lstm": (Recurrent("lstm", rnnjax.LSTMCell(2)), None),
+        "dropout": (Dropout("dropout", rnnjax.Dropout(0.2)), None),
+        "both": (Recurrent("both", both), both.init(jax.random.key(0), 2)),
+        "dense": (
+            Dense("dense", 2, "softmax"),
+            {"kernel": np.ones((4, 2), np.float32), "bias": np.ones(2, np.float32)},
+        ),
+    }
+    params = {name: part for name, (_, part) in layers.items() if part is not None}
+    params["lstm"] = rnnjax.LSTMCell(2).init(jax.random.key(1), 3)
+    return Model(Sequential(tuple(layer for layer, _ in layers.values())), params)
+
+
+def write_old(path: Path) -> None:
+    """A whole model in the layout of Keras 2."""
+    options = {"name": "lstm_1", "units": 2, "return_sequences": True}
+    layers = [
+        {"class_name": "LSTM", "config": options},
+        {"class_name": "Dense", "config": {"name": "dense_1", "units": 2}},
+    ]
+    config = {"class_name": "Sequential", "config": {"name": "m", "layers": layers}}
+    shapes = {
+        "lstm_1": {"kernel:0": (3, 8), "recurrent_kernel:0": (2, 8), "bias:0": (8,)},
+        "dense_1": {"kernel:0": (2, 2), "bias:0": (2,)},
+    }
+    with h5py.File(path, "w") as file:
+        file.attrs["model_config"] = json.dumps(config)
+        top = file.create_group("model_weights")
+        top.attrs["layer_names"] = [b"lstm_1", b"dense_1"]
+        top.attrs["keras_version"] = b"2.4.0"
+        for layer, arrays in shapes.items():
+            group = top.create_group(layer)
+            group.attrs["weight_names"] = [f"{layer}/{name}".encode() for name in arrays]
+            for name, shape in arrays.items():
+                group[f"{layer}/{name}"] = np.ones(shape, np.float32)
+
+
+def whole_file(kind: str, folder: Path) -> bytes:
+    path = folder / f"whole{KINDS[kind]}"
+    write_old(path) if kind == "old" else interop.save(small_model(), path)
+    return path.read_bytes()
+
+
+# --- mutations -----------------------------------------------------------------------------------
+
+
+def flip(rng: random.Random, content: bytearray) -> None:
+    for _ in range(rng.randrange(1, 30)):
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+
+
+def cut(rng: random.Random, content: bytearray) -> None:
+    del content[rng.randrange(len(content)) :]
+
+
+def overwrite(rng: random.Random, content: bytearray) -> None:
+    start, length = rng.randrange(len(content)), rng.randrange(1, 100)
+    content[start : start + length] = rng.randbytes(length)
+
+
+def duplicate(rng: random.Random, content: bytearray) -> None:
+    start, end, length = (rng.randrange(len(content)) for _ in range(3))
+    length = 1 + length % 600
+    content[end : end + length] = content[start : start + length]
+
+
+def numbers(rng: random.Random, content: bytearray) -> None:
+    """Where HDF5 keeps addresses and sizes."""
+    for _ in range(rng.randrange(1, 4)):
+        start = 8 * rng.randrange(len(content) // 8)
+        value = rng.choice(
+            [0, 1, 2**16, 2**31, 2**40, 2**63, 2**64 - 1, rng.randrange(len(content))]
+        )
+        content[start : start + 8] = value.to_bytes(8, "little")
+
+
+BYTES: tuple[Callable[[random.Random, bytearray], None], ...] = (
+    flip,
+    cut,
+    overwrite,
+    duplicate,
+    numbers,
+)
+
+
+def restructure_hdf5(rng: random.Random, content: bytes) -> bytes:
+    """Change what the file says, and leave it a sound HDF5 file."""
+    stream = io.BytesIO(content)
+    with h5py.File(stream, "r+") as file:
+        paths: list[str] = []
+        file.visit(paths.append)
+        arrays = [path for path in paths if isinstance(file[path], h5py.Dataset)]
+        path, where = rng.choice(paths), rng.choice(arrays)
+        old = file[where][()]
+        change = rng.randrange(14)
+        if change == 0:
+            file.move(path, f"{path}_{rng.choice(['', 'x', '7', 'ä', '/y'])}")
+        elif change == 1:
+            del file[path]
+        elif change in (2, 3, 4, 5, 6, 7):
+            del file[where]
+            if change == 2:
+                file[where] = np.ones([rng.randrange(0, 9) for _ in range(rng.randrange(0, 4))])
+            elif change == 3:  # says to be large, and holds nothing
+                shape = (2 ** rng.randrange(20, 60), rng.choice([1, 3]))
+                file.create_dataset(where, shape, "f4", chunks=(1024, 1), compression="gzip")
+            elif change == 4:
+                file[where] = rng.choice(
+                    [h5py.ExternalLink("/etc/passwd", "/"), h5py.SoftLink("/")]
+                )
+            elif change == 5:
+                outside = [("/etc/passwd", 0, h5py.h5f.UNLIMITED)]
+                file.create_dataset(where, (16,), "u1", external=outside)
+            elif change == 6:
+                layout = h5py.VirtualLayout((4,), "f4")
+                layout[:] = h5py.VirtualSource("/etc/passwd", "x", (4,))
+                file.create_virtual_dataset(where, layout)
+            else:
+                values = [
+                    b"text",
+                    ["a", "b"],
+                    np.zeros(3, "f4,i2"),
+                    h5py.Empty("f4"),
+                    1j,
+                    np.dtype("f4"),
+                ]
+                file[where] = rng.choice(values)
+        elif change == 8:
+            file[f"{rng.choice(['layers', 'model_weights', 'x'])}/loop"] = file["/"]
+        elif change == 9:
+            name = rng.choice(["model_config", "layer_names", "weight_names", "keras_version"])
+            values = [
+                3,
+                b"\xff",
+                "x" * 1000,
+                ["a"],
+                "[" * 5000,
+                "{}",
+                "null",
+                "NaN",
+                h5py.Empty("f4"),
+            ]
+            file[rng.choice(["/", path])].attrs[name] = rng.choice(values)
+        elif change == 10:
+            del file[where]
+            file[where] = (old * rng.choice([np.nan, 1e300, 1])).astype(
+                rng.choice(["f8", "f2", ">f4", "i4"])
+            )
+        elif change == 11:
+            file[f"{rng.choice(paths)}_more"] = old
+        elif change == 12:
+            for i in range(30):
+                path = f"{path}/deep" if i else f"{path}_deep"
+                file.require_group(path)
+        else:
+            del file[where]
+            file[where] = old.reshape(-1)[: rng.randrange(old.size + 1)]
+    return stream.getvalue()
+
+
+def junk(rng: random.Random) -> Any:
+    simple = [None, True, -1, 0, 3, 2**40, 1.5, float("nan"), 1e308, "", "tanh", "../x", "x" * 300]
+    nested = [[], [1], {}, [[["lstm", 0, 0]]], {"class_name": "LSTM"}]
+    layers = [{"class_name": 3, "config": {}}, {"class_name": "Lambda", "config": {"function": 0}}]
+    return rng.choice([*simple, *nested, *layers])
+
+
+def restructure_json(rng: random.Random, value: Any) -> Any:
+    """Change, drop or repeat something somewhere inside."""
+    if isinstance(value, dict | list) and value and rng.random() < 0.9:
+        key = rng.choice(list(value)) if isinstance(value, dict) else rng.randrange(len(value))
+        action = rng.randrange(12)
+        if action == 0:
+            del value[key]
+        elif action == 1 and isinstance(value, list):
+            value.append(value[key])
+        elif action == 2 and isinstance(value, dict):
+            value[str(junk(rng))] = value[key]
+        else:
+            value[key] = restructure_json(rng, value[key])
+        return value
+    return junk(rng)
+
+
+def restructure_archive(rng: random.Random, content: bytes) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    config = json.loads(members["config.json"])
+    change = rng.randrange(8)
+    if change < 4:
+        for _ in range(rng.randrange(1, 4)):
+            config = restructure_json(rng, config)
+        members["config.json"] = json.dumps(config).encode()
+    elif change == 4:
+        weights = members["model.weights.h5"]
+        members["model.weights.h5"] = restructure_hdf5(rng, weights)
+    elif change == 5:
+        del members[rng.choice(list(members))]
+    elif change == 6:
+        outside = ["../x", "/x", "a/../../x", "..\\x", "C:\\x", "assets/../../x"]
+        members[rng.choice(outside)] = b"x"
+    else:
+        bombs = [b"[" * 100_000, b'{"a":' * 5000 + b"1" + b"}" * 5000, b" " * (20 * 2**20)]
+        members[rng.choice(["config.json", "metadata.json"])] = rng.choice(bombs)
+    stream = io.BytesIO()
+    method = rng.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+    with zipfile.ZipFile(stream, "w", method) as archive:
+        for name, member in members.items():
+            archive.writestr(name, member)
+    return stream.getvalue()
+
+
+def mutate(kind: str, seed: int, content: bytes) -> bytes:
+    rng = random.Random(seed)
+    if rng.random() < 0.4:
+        return (
+            restructure_archive(rng, content) if kind == "keras" else restructure_hdf5(rng, content)
+        )
+    changed = bytearray(content)
+    rng.choice(BYTES)(rng, changed)
+    return bytes(changed)
+
+
+def main(kind: str, first: int, count: int) -> None:
+    """Load them all; print how often which came of it, and stop at anything else."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    outcomes: collections.Counter[str] = collections.Counter()
+
+    def late(*_: Any) -> None:
+        raise TimeoutError(f"more than {SECONDS} s")
+
+    signal.signal(signal.SIGALRM, late)
+    with tempfile.TemporaryDirectory() as folder:
+        whole = whole_file(kind, Path(folder))
+        path = Path(folder) / f"changed{KINDS[kind]}"
+        for seed in range(first, first + count):
+            path.write_bytes(mutate(kind, seed, whole))
+            signal.alarm(SECONDS)
+            try:
+                model = interop.load(path)
+                outcomes[type(model).__name__] += 1
+            except InteropError as error:
+                outcomes["InteropError"] += 1
+                outcomes["too long to be one sentence"] += len(str(error)) > 1500
+                outcomes["of which the process of the reader was stopped"] += "fails on it" in str(
+                    error
+                )
+            except BaseException as error:
+                raise RuntimeError(f"seed {seed} of {kind}: {type(error).__name__}") from error
+            finally:
+                signal.alarm(0)
+    print(json.dumps(outcomes))
+
+
+def run(kind: str, first: int, count: int) -> dict[str, int]:
+    done = subprocess.run(
+        [sys.executable, __file__, kind, str(first), str(count)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    outcomes: dict[str, int] = json.loads(done.stdout)
+    print(kind, outcomes)
+    assert outcomes["Model"] + outcomes["InteropError"] == count
+    assert not outcomes["too long to be one sentence"]
+    return outcomes
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_mutations(kind: str) -> None:
+    outcomes = run(kind, 0, 14)
+    assert outcomes["InteropError"] > 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_mutations(kind: str) -> None:
+    outcomes = run(kind, 100, 2000)
+    assert outcomes["Model"] > 20
+    assert outcomes["InteropError"] > 200
+
+
+# --- one by one ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sound(tmp_path: Path) -> Path:
+    path = tmp_path / "sound.weights.h5"
+    interop.save(small_model(), path)
+    return path
+
+
+KERNEL = "layers/lstm/cell/vars/0"
+
+
+def _external_link(file: Any) -> None:
+    del file[KERNEL]
+    file[KERNEL] = h5py.ExternalLink("other.h5", "/x")
+
+
+def _soft_link(file: Any) -> None:
+    del file[KERNEL]
+    file[KERNEL] = h5py.SoftLink("/layers/dense/vars/0")
+
+
+def _external_storage(file: Any) -> None:
+    del file[KERNEL]
+    file.create_dataset(KERNEL, (3, 8), "u1", external=[("/etc/passwd", 0, 24)])
+
+
+def _virtual(file: Any) -> None:
+    del file[KERNEL]
+    layout = h5py.VirtualLayout((3, 8), "f4")
+    layout[:] = h5py.VirtualSource("other.h5", "x", (3, 8))
+    file.create_virtual_dataset(KERNEL, layout)
+
+
+def _large(file: Any) -> None:
+    del file[KERNEL]
+    file.create_dataset(KERNEL, (2**40, 8), "f4", chunks=(1024, 8), compression="gzip")
+
+
+def _text(file: Any) -> None:
+    del file[KERNEL]
+    file[KERNEL] = "kernel"
+
+
+def _pointer_to_itself(file: Any) -> None:
+    file["layers/loop"] = file["layers"]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (_external_link, "is a link to another place"),
+        (_soft_link, "is a link to another place"),
+        (_external_storage, "in another file"),
+        (_virtual, "in another file"),
+        (_large, "far more than the file holds"),
+        (_text, "which are no numbers"),
+        (_pointer_to_itself, "it should hold at most"),
+    ],
+)
+def test_what_is_refused_in_hdf5(change: Callable[[Any], None], says: str, sound: Path) -> None:
+    with h5py.File(sound, "r+") as file:
+        change(file)
+    with pytest.raises(InteropError, match=says):
+        interop.load(sound, like=small_model())
+
+
+def test_nan_is_allowed(sound: Path) -> None:
+    with h5py.File(sound, "r+") as file:
+        file[KERNEL][0, 0] = np.nan
+    assert np.isnan(interop.load(sound, like=small_model()).params["lstm"]["kernel"][0, 0])
+
+
+def archive(path: Path, **changes: bytes | None) -> Path:
+    """A sound archive with members changed, added or dropped."""
+    interop.save(small_model(), path)
+    with zipfile.ZipFile(path) as file:
+        members: dict[str, bytes | None] = {name: file.read(name) for name in file.namelist()}
+    members |= {{"config": "config.json"}.get(k, k): v for k, v in changes.items()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in members.items():
+            if content is not None:
+                file.writestr(name, content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"../x": b""}, "lies outside"),
+        ({"/x": b""}, "lies outside"),
+        ({"config": b" " * (17 * 2**20)}, "unfolds to more than"),
+        ({"model.weights.h5": b"\0" * (65 * 2**20)}, "unfolds to more than"),
+        ({"config": b"[" * 200_000}, "cannot be read as JSON|nested too deep"),
+        ({"config": b"\xff"}, "cannot be read as JSON"),
+        ({"config": None}, "should have one member config.json"),
+        ({"model.weights.h5": None}, "has no member model.weights.h5"),
+        ({"model.weights.h5": b"nothing"}, "the HDF5 file is damaged"),
+    ],
+)
+def test_what_is_refused_in_archives(
+    changes: dict[str, bytes | None], says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InteropError, match=says):
+        interop.load(archive(tmp_path / "model.keras", **changes))
+
+
+def test_other_members_are_not_read(tmp_path: Path) -> None:
+    path = archive(tmp_path / "model.keras", **{"assets/big": b"\0" * (80 * 2**20)})
+    assert set(interop.load(path).params) == {"embedding", "lstm", "both", "dense"}
+
+
+def test_a_reader_that_hangs_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the HDF5 library does on some files: what stops it does not depend on finding one."""
+
+    endless = tmp_path / "endless.py"
+    source = Path(hdf5.__file__).read_text()
+    endless.write_text(source.replace("reader.read(file)", "\n            while True: pass"))
+    path = tmp_path / "model.weights.h5"
+    interop.save(small_model(), path)
+    monkeypatch.setattr(hdf5, "__file__", str(endless))
+    with pytest.raises(InteropError, match="the HDF5 library fails on it"):
+        interop.load(path)
+
+
+@pytest.mark.parametrize("name", ["none.keras", "empty.keras", "text.h5", "."])
+def test_no_file_of_keras(name: str, tmp_path: Path) -> None:
+    (tmp_path / "empty.keras").write_bytes(b"")
+    (tmp_path / "text.h5").write_text("hello")
+    with pytest.raises(InteropError, match="cannot be used"):
+        interop.load(tmp_path / name)
+
+
+def test_without_h5py(sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(InteropError, match=r"pip install 'rnnjax\[keras-files\]'"):
+        interop.load(sound)
+    with pytest.raises(InteropError, match=r"pip install 'rnnjax\[keras-files\]'"):
+        interop.save(small_model(), sound)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

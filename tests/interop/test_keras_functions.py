@@ -1,0 +1,102 @@
+"""Every activation of Keras against the function that `rnnjax.interop.keras` takes for it."""
+
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rnnjax import InteropError, LSTMCell
+from rnnjax.interop.functions import CutReLU, get_function
+from rnnjax.interop.keras.functions import cell_function, function_of, name_of
+
+os.environ["KERAS_BACKEND"] = "jax"
+keras = pytest.importorskip("keras", reason="keras is in the extra `test`")
+
+# Around the kinks of all of them, but on none, and far out.
+XS = np.concatenate([np.linspace(-8, 8, 640) + 0.0123, [-30, 30]]).astype(np.float32).reshape(-1, 6)
+NEEDS_ARGUMENTS = {"threshold"}
+NOT_FUNCTIONS = {"deserialize", "get", "serialize"}
+
+
+def keras_names() -> list[str]:
+    names = {name for name in dir(keras.activations) if not name.startswith("_")}
+    return sorted(names - NOT_FUNCTIONS - NEEDS_ARGUMENTS | {"hard_swish"})
+
+
+@pytest.mark.parametrize("name", keras_names())
+def test_equals_keras(name: str) -> None:
+    """Values and derivatives, and the name on the way back."""
+    theirs = keras.activations.get(name)
+    function = function_of(keras.activations.serialize(theirs), 3, "a test")
+    ours = get_function(function)
+    weights = np.random.default_rng(0).standard_normal(jax.eval_shape(theirs, XS).shape)
+
+    def run(f: Any) -> Any:
+        return jax.value_and_grad(lambda x: jnp.vdot(weights.astype(np.float32), f(x)))(XS)
+
+    np.testing.assert_allclose(ours(XS), np.asarray(theirs(XS)), rtol=2e-6, atol=2e-6)
+    np.testing.assert_allclose(run(ours)[1], run(theirs)[1], rtol=1e-5, atol=1e-5)
+    assert keras.activations.get(name_of(function, "a test")) is theirs
+    if name != "glu":
+        LSTMCell(3, activation=cell_function(function))  # a cell takes it
+
+
+def test_the_hard_sigmoid_of_keras_1_and_2_is_another() -> None:
+    old, new = (get_function(function_of("hard_sigmoid", version, "a test")) for version in (2, 3))
+    np.testing.assert_allclose(old(jnp.array([1.0])), 0.7, rtol=1e-6)
+    np.testing.assert_allclose(new(jnp.array([1.0])), 2 / 3, rtol=1e-6)
+    with pytest.raises(InteropError, match="legacy_hard_sigmoid"):
+        name_of("legacy_hard_sigmoid", "layer 'lstm'")
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: keras.layers.ReLU(),
+        lambda: keras.layers.ReLU(max_value=2.0),
+        lambda: keras.layers.ReLU(max_value=2.0, negative_slope=0.3),
+        lambda: keras.layers.ReLU(negative_slope=0.3, threshold=0.7),
+        lambda: keras.layers.LeakyReLU(),
+        lambda: keras.layers.ELU(0.4),
+        lambda: keras.layers.Softmax(),
+    ],
+)
+def test_activation_layers(layer: Any) -> None:
+    """They are layers in a model, and can stand for an activation inside of another layer."""
+    theirs = layer()
+    value = keras.saving.serialize_keras_object(theirs)
+    function = function_of(value, 3, "a test")
+    ours = get_function(function)(XS)
+    np.testing.assert_allclose(ours, np.asarray(theirs(XS)), rtol=2e-6, atol=2e-6)
+    again = keras.activations.get(name_of(function, "a test"))
+    np.testing.assert_allclose(ours, np.asarray(again(XS)), rtol=2e-6, atol=2e-6)
+
+
+def test_the_options_of_keras_2() -> None:
+    alpha = {"type": "ndarray", "value": 0.30000001192092896}
+    value = {"class_name": "LeakyReLU", "config": {"name": "leaky", "alpha": alpha}}
+    function = get_function(function_of(value, 2, "a test"))
+    np.testing.assert_allclose(function(jnp.array([-1.0])), -0.3, rtol=1e-6)
+    assert function_of({"class_name": "ReLU", "config": {"max_value": 6}}, 2, "x") == CutReLU(6.0)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "my_function",
+        3,
+        ["tanh"],
+        {"class_name": "function", "config": "my_function"},
+        {"class_name": "PReLU", "config": {}},
+        {"class_name": "ReLU", "config": {}, "registered_name": "mine>ReLU"},
+        {"class_name": "LeakyReLU", "config": {"negative_slope": "much"}},
+        {"class_name": "Softmax", "config": {"axis": 1}},
+        {"class_name": ["ReLU"], "config": None},
+    ],
+)
+def test_what_is_no_function_is_refused(value: Any) -> None:
+    with pytest.raises(InteropError, match="the dense layer"):
+        function_of(value, 3, "the dense layer")

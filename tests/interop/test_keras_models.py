@@ -1,0 +1,441 @@
+"""What `rnnjax.interop.keras` says of live models and of ours: each kind of layer, and refusals."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rnnjax
+from rnnjax import InteropError, InvalidInputError
+from rnnjax.interop import (
+    Activation,
+    Dense,
+    Dropout,
+    Embedding,
+    Masking,
+    Model,
+    OneHotIds,
+    Recurrent,
+    Sequential,
+)
+from rnnjax.interop import keras as interop
+from rnnjax.interop.functions import LeakyReLU
+
+os.environ["KERAS_BACKEND"] = "jax"
+keras = pytest.importorskip("keras", reason="keras is in the extra `test`")
+assert keras.backend.backend() == "jax", "keras was imported with another backend before"
+layers = keras.layers
+# Keras's variables give their arrays to NumPy 2 in the way of NumPy 1, where it saves a model.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+TIME, BATCH, FEATURES = 4, 3, 2
+
+
+def built(*row: Any, features: int = FEATURES) -> Any:
+    return keras.Sequential([keras.Input((TIME, features)), *row])
+
+
+def functional(build: Callable[[Any], Any]) -> Any:
+    start = keras.Input((TIME, FEATURES))
+    return keras.Model(start, build(start))
+
+
+def twice(x: Any) -> Any:
+    return 2 * x
+
+
+def arrays_of(model: Any) -> list[np.ndarray]:
+    return [np.asarray(variable.value) for variable in model.weights]
+
+
+def drawn(network: Sequential, input_size: int, seed: int = 0) -> Model:
+    """Random parameters for a network of recurrent and dense layers."""
+    rng, params, size = np.random.default_rng(seed), {}, input_size
+    for layer in network.chain:
+        if isinstance(layer, Recurrent):
+            shapes = jax.eval_shape(lambda c=layer.cell, n=size: c.init(jax.random.key(0), n))
+            size = layer.cell.output_size
+        elif isinstance(layer, Dense):
+            shapes = {"kernel": np.zeros((size, layer.size))}
+            shapes |= {"bias": np.zeros(layer.size)} if layer.use_bias else {}
+            size = layer.size
+        elif isinstance(layer, Embedding):
+            shapes = {"embedding": np.zeros((layer.vocabulary_size, layer.size))}
+            size = layer.size
+        else:
+            continue
+        params[layer.name] = jax.tree.map(
+            lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape), jnp.float32), shapes
+        )
+    return Model(network, params)
+
+
+# --- in ------------------------------------------------------------------------------------------
+
+
+def test_a_single_layer_and_its_states() -> None:
+    """``return_state`` of a layer by itself is nothing to refuse: the carry always comes out."""
+    layer = layers.LSTM(3, return_sequences=True, return_state=True, stateful=True)
+    layer.build((BATCH, TIME, FEATURES))
+    model = interop.load(layer)
+    xs = np.random.default_rng(0).standard_normal((BATCH, TIME, FEATURES)).astype(np.float32)
+    name, carry = layer.name, None
+    for part in (xs, -2 * xs):  # stateful is feeding the carry back
+        ys, hidden, cell = layer(part)
+        carry, ours = model(jnp.swapaxes(part, 0, 1), carry)
+        np.testing.assert_allclose(jnp.swapaxes(ours, 0, 1), np.asarray(ys), atol=1e-6)
+        np.testing.assert_allclose(carry[name].hidden, np.asarray(hidden), atol=1e-6)
+        np.testing.assert_allclose(carry[name].cell, np.asarray(cell), atol=1e-6)
+
+
+def test_dropout_acts_where_there_is_a_key() -> None:
+    model = interop.load(built(layers.LSTM(3, dropout=0.4, recurrent_dropout=0.2)))
+    (layer,) = model.layers.values()
+    assert isinstance(layer, Recurrent)
+    cell = rnnjax.LSTMCell(3)
+    assert layer.cell == rnnjax.Regularized(cell, input_dropout=0.4, recurrent_dropout=0.2)
+    xs = jnp.ones((TIME, BATCH, FEATURES))
+    assert not np.allclose(model(xs)[1], model(xs, key=jax.random.key(0))[1])
+
+
+def test_the_old_files_of_keras_3(tmp_path: Path) -> None:
+    """It still writes them: a Sequential, and a functional model with its mask spelled out."""
+
+    def row() -> list[Any]:
+        return [
+            layers.Masking(0.5),
+            layers.Bidirectional(layers.GRU(3, return_sequences=True)),
+            layers.RNN([layers.LSTMCell(2), layers.GRUCell(3)], return_sequences=True),
+            layers.TimeDistributed(layers.Dense(2, activation="relu")),
+            layers.SimpleRNN(2),
+        ]
+
+    def together(end: Any) -> Any:
+        for layer in row():
+            end = layer(end)
+        return end
+
+    for model in (built(*row()), functional(together)):
+        live = interop.load(model)
+        model.save(tmp_path / "old.h5")
+        model.save_weights(tmp_path / "theirs.weights.h5")
+        read = interop.load(tmp_path / "old.h5")
+        assert read.network == live.network
+        like = interop.load(tmp_path / "theirs.weights.h5", like=live)
+        for a, e, f in zip(*(jax.tree.leaves(m.params) for m in (read, live, like)), strict=True):
+            np.testing.assert_array_equal(a, e)
+            np.testing.assert_array_equal(f, e)
+
+
+def test_weights_alone(tmp_path: Path) -> None:
+    """The order follows from the sizes, and kinds from names and shapes."""
+    model = keras.Sequential(
+        [
+            keras.Input((TIME,), dtype="int32"),
+            layers.Embedding(7, 3),
+            layers.Bidirectional(layers.GRU(2, return_sequences=True, reset_after=False)),
+            layers.LSTM(5, return_sequences=True, use_bias=False),
+            layers.SimpleRNN(6, return_sequences=True),
+            layers.TimeDistributed(layers.Dense(1)),
+        ]
+    )
+    model.save_weights(tmp_path / "model.weights.h5")
+    read = interop.load(tmp_path / "model.weights.h5")
+    ids = np.array([[1, 2, 0, 6], [3, 3, 5, 1]], np.int32)
+    expected = np.asarray(model(ids))
+    np.testing.assert_allclose(jnp.swapaxes(read(ids.T)[1], 0, 1), expected, atol=1e-6)
+    interop.save(read, tmp_path / "again.weights.h5")
+    before = arrays_of(model)
+    model.load_weights(tmp_path / "again.weights.h5")
+    for a, e in zip(arrays_of(model), before, strict=True):
+        np.testing.assert_array_equal(a, e)
+
+
+@pytest.mark.filterwarnings("ignore:The `lora_alpha`")
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: built(layers.Lambda(lambda x: x), layers.LSTM(2)), "Lambda, which holds code"),
+        (lambda: built(layers.Conv1D(2, 2), layers.LSTM(2)), "'conv1d.*Conv1D'"),
+        (lambda: built(built(layers.LSTM(2))), "model inside of the model"),
+        (
+            lambda: functional(lambda x: layers.Add()([layers.LSTM(2)(x), layers.GRU(2)(x)])),
+            "'add.*takes 2 arrays",
+        ),
+        (
+            lambda: functional(lambda x: layers.LSTM(2, return_state=True)(x)[1]),
+            "another output of layer 'lstm",
+        ),
+        (
+            lambda: functional(lambda x: layers.LSTM(2, return_state=True)(x)[0]),
+            "return_state=True inside a model",
+        ),
+        (
+            lambda: functional(
+                lambda x: layers.LSTM(FEATURES)(
+                    x, initial_state=[layers.GRU(2)(x), layers.GRU(2)(x)]
+                )
+            ),
+            "'lstm.*should take one array",
+        ),
+        (
+            lambda: functional(
+                lambda x: (lambda shared: shared(shared(x)))(
+                    layers.LSTM(FEATURES, return_sequences=True)
+                )
+            ),
+            "'lstm.* is used more than once",
+        ),
+        (
+            lambda: functional(
+                lambda x: layers.LSTM(2)(x, mask=keras.ops.any(keras.ops.not_equal(x, 3), axis=-1))
+            ),
+            "'lstm.* is given a mask",
+        ),
+        (
+            lambda: functional(lambda x: [layers.LSTM(2)(x), layers.GRU(2)(x)]),
+            "one input and one output, but has 1 and 2",
+        ),
+        (
+            lambda: built(layers.Masking(1.0), layers.Masking(2.0), layers.LSTM(2)),
+            "'masking.*comes behind layer 'masking",
+        ),
+        (lambda: built(layers.LSTM(2, dropout=1.0)), "dropout of layer 'lstm.*below 1"),
+        (lambda: built(layers.Dense(2, lora_rank=1)), "adapters of low rank"),
+        (
+            lambda: built(layers.LSTM(2, activation=twice)),
+            "the activation of layer 'lstm",
+        ),
+        (
+            lambda: built(layers.TimeDistributed(layers.LayerNormalization())),
+            "applies a layer of class 'LayerNormalization'",
+        ),
+    ],
+)
+def test_what_is_refused_on_the_way_in(make: Callable[[], Any], says: str) -> None:
+    with pytest.raises(InteropError, match=says):
+        interop.load(make())
+
+
+def test_classes_of_ones_own_are_refused(tmp_path: Path) -> None:
+    @keras.saving.register_keras_serializable("mine")
+    class LSTM(layers.LSTM):
+        pass
+
+    model = built(LSTM(2))
+    model.save(tmp_path / "mine.keras")
+    for source in (model, tmp_path / "mine.keras"):
+        with pytest.raises(InteropError, match="a class of somebody's own"):
+            interop.load(source)
+
+    class Mine(keras.Sequential):
+        pass
+
+    with pytest.raises(InteropError, match="a class of your own"):
+        interop.load(Mine([keras.Input((TIME, FEATURES)), layers.LSTM(2)]))
+
+
+def test_what_is_no_model() -> None:
+    with pytest.raises(InvalidInputError, match="a Keras model or layer, or the path"):
+        interop.load(3)
+    with pytest.raises(InteropError, match="has 0"):
+        interop.load(layers.LSTM(2))  # not built
+    model = interop.load(built(layers.LSTM(2)))
+    with pytest.raises(InvalidInputError, match="weights alone"):
+        interop.load(built(layers.LSTM(2)), like=model)
+    with pytest.raises(InvalidInputError, match="like should be"):
+        interop.load("x.weights.h5", like=3)  # type: ignore[arg-type]
+
+
+def test_float64_needs_x64(tmp_path: Path) -> None:
+    layer = layers.LSTM(2, dtype="float64")
+    with jax.enable_x64(True):
+        model = built(layer)
+        read = interop.load(model)
+        assert read.params[layer.name]["kernel"].dtype == jnp.float64
+        interop.save(read, tmp_path / "double.weights.h5")
+        again = interop.load(tmp_path / "double.weights.h5", like=read)
+        np.testing.assert_array_equal(
+            again.params[layer.name]["kernel"], read.params[layer.name]["kernel"]
+        )
+    with pytest.raises(InteropError, match="jax_enable_x64"):
+        interop.load(tmp_path / "double.weights.h5")
+
+
+def test_bfloat16(tmp_path: Path) -> None:
+    model = built(layers.GRU(2, dtype="bfloat16", recurrent_initializer="normal"))
+    read = interop.load(model)
+    model.save_weights(tmp_path / "theirs.weights.h5")
+    like = interop.load(tmp_path / "theirs.weights.h5", like=read)
+    interop.save(like, tmp_path / "ours.weights.h5")
+    before = arrays_of(model)
+    model.load_weights(tmp_path / "ours.weights.h5")
+    for a, e in zip(arrays_of(model), before, strict=True):
+        assert a.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(a, e)
+
+
+# --- out -----------------------------------------------------------------------------------------
+
+
+def every_layer() -> Model:
+    """All that can be written, with options away from their defaults."""
+    lstm = rnnjax.LSTMCell(3, activation="softsign", unit_forget_bias=False, use_bias=False)
+    gru = rnnjax.GRUCell(2, recurrent_activation="hard_sigmoid", kernel_init="he_normal")
+    stack = rnnjax.Stack([rnnjax.Regularized(gru, input_dropout=0.1), rnnjax.SimpleRNNCell(2)])
+    backward = rnnjax.GRUCell(2, reset_after=False, activation=LeakyReLU(0.3))
+    chain = (
+        Embedding("words", 6, 3, mask_zero=True),
+        Recurrent("both", rnnjax.Bidirectional(gru, backward, "average")),
+        Dropout("drop", rnnjax.Dropout(0.3)),
+        Dropout("same", rnnjax.Dropout(0.3, per="sequence")),
+        Recurrent("stack", stack, masked_outputs="last"),
+        Activation("leaky", LeakyReLU(0.3)),
+        Activation("swish", "silu"),
+        Dense("wide", 5, "exact_gelu"),
+        Recurrent("back", lstm, reverse=True, keep_order=False, return_sequences=False),
+        Dense("head", 2, "softmax", use_bias=False),
+    )
+    return drawn(Sequential(chain), 3)
+
+
+def test_keras_opens_what_is_written(tmp_path: Path) -> None:
+    model = every_layer()
+    interop.save(model, tmp_path / "ours.keras")
+    interop.save(model, tmp_path / "ours.weights.h5")
+    theirs = keras.saving.load_model(tmp_path / "ours.keras")
+    ids = np.array([[1, 2, 0, 0], [3, 4, 5, 1], [0, 1, 0, 2]], np.int32)
+    expected = np.asarray(theirs(ids))
+    np.testing.assert_allclose(model(ids.T)[1], expected, atol=1e-6)
+    before = arrays_of(theirs)
+    for load in (
+        lambda: theirs.load_weights(tmp_path / "ours.weights.h5"),
+        lambda: interop.set_weights(theirs, model),
+    ):
+        for variable in theirs.weights:
+            variable.assign(np.zeros(variable.shape, np.float32))
+        load()
+        for a, e in zip(arrays_of(theirs), before, strict=True):
+            np.testing.assert_array_equal(a, e)
+    read = interop.load(tmp_path / "ours.keras")
+    for a, e in zip(jax.tree.leaves(read.params), jax.tree.leaves(model.params), strict=True):
+        np.testing.assert_array_equal(a, e)
+    np.testing.assert_array_equal(read(ids.T)[1], model(ids.T)[1])
+
+
+def test_one_hot_ids_are_vectors_in_keras(tmp_path: Path) -> None:
+    lstm = Recurrent("lstm", rnnjax.LSTMCell(3))
+    ours = Sequential((OneHotIds("ids", 5), lstm, Dense("head", 5)))
+    model = Model(ours, drawn(Sequential(ours.chain[1:]), 5).params)
+    interop.save(model, tmp_path / "ours.keras")
+    theirs = keras.saving.load_model(tmp_path / "ours.keras")
+    ids = np.array([[1, 4], [0, 2], [3, 3]])
+    expected = np.asarray(theirs(np.eye(5, dtype=np.float32)[ids.T]))
+    np.testing.assert_allclose(jnp.swapaxes(model(ids)[1], 0, 1), expected, atol=1e-6)
+    interop.set_weights(theirs, model)
+
+
+def test_masking_and_unmerged_directions(tmp_path: Path) -> None:
+    both = rnnjax.Bidirectional(rnnjax.LSTMCell(2))
+    chain = (Masking("mask", -1.0), Recurrent("both", both, merged=False, return_sequences=False))
+    model = drawn(Sequential(chain), 2)
+    interop.save(model, tmp_path / "ours.keras")
+    theirs = keras.saving.load_model(tmp_path / "ours.keras")
+    xs = np.random.default_rng(0).standard_normal((BATCH, TIME, 2)).astype(np.float32)
+    xs[0, 2:] = -1
+    for a, e in zip(model(jnp.swapaxes(xs, 0, 1))[1], theirs(xs), strict=True):
+        np.testing.assert_allclose(a, np.asarray(e), atol=1e-6)
+
+
+def of(cell: rnnjax.Cell) -> Model:
+    return Model.of(cell, cell.init(jax.random.key(0), FEATURES))
+
+
+def with_layer(**options: Any) -> Model:
+    cell = options.pop("cell", rnnjax.LSTMCell(2))
+    return drawn(Sequential((Recurrent("lstm", cell, **options),)), FEATURES)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: of(rnnjax.MGUCell(2)), "MGUCell.*which Keras has not"),
+        (lambda: of(rnnjax.LayerNormLSTMCell(2)), "LayerNormLSTMCell.*which Keras has not"),
+        (
+            lambda: of(rnnjax.Stack([rnnjax.Bidirectional(rnnjax.LSTMCell(2))])),
+            "'rnn' is made of Bidirectional",
+        ),
+        (
+            lambda: of(rnnjax.Regularized(rnnjax.LSTMCell(2), zoneout_cell=0.1)),
+            "zoneout or weight_drop",
+        ),
+        (lambda: of(rnnjax.LSTMCell(2, dtype=jnp.bfloat16)), "computes in bfloat16"),
+        (lambda: of(rnnjax.LSTMCell(2, activation="legacy_hard_sigmoid")), "'legacy_hard_sigmoid'"),
+        (lambda: with_layer(reverse=True), "runs in reverse"),
+        (
+            lambda: with_layer(
+                cell=rnnjax.Bidirectional(rnnjax.LSTMCell(2)), masked_outputs="last"
+            ),
+            "masked_outputs of layer 'lstm' is 'last'",
+        ),
+        (lambda: Model(Sequential((OneHotIds("ids", 3),)), {}), "nothing to write"),
+        (
+            lambda: Model(Sequential((Masking("m"), OneHotIds("ids", 3))), {}),
+            "'ids' is a OneHotIds",
+        ),
+        (
+            lambda: Model(Sequential((Recurrent("lstm", rnnjax.LSTMCell(2)),)), {}),
+            "'lstm' should have a dict of arrays",
+        ),
+        (
+            lambda: Model.of(rnnjax.LSTMCell(2), of(rnnjax.LSTMCell(3)).params["rnn"]),
+            "should have parameters kernel",
+        ),
+    ],
+)
+def test_what_is_refused_on_the_way_out(
+    make: Callable[[], Model], says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InteropError, match=says):
+        interop.save(make(), tmp_path / "ours.keras")
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_to_write(tmp_path: Path) -> None:
+    model = of(rnnjax.LSTMCell(2))
+    with pytest.raises(InvalidInputError, match=r"end in \.keras or \.weights\.h5"):
+        interop.save(model, tmp_path / "model.h5")
+    with pytest.raises(InteropError, match="cannot be written"):
+        interop.save(model, tmp_path / "nowhere" / "model.keras")
+    with pytest.raises(InvalidInputError, match=r"expected a rnnjax\.interop\.Model"):
+        interop.save(3, tmp_path / "model.keras")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [
+        (lambda: built(layers.GRU(2)), "is GRUCell.2., but the model has LSTMCell.2."),
+        (lambda: built(layers.LSTM(2, use_bias=False)), "should be of one kind"),
+        (lambda: built(layers.LSTM(2), features=3), "the weights of layer 'lstm.*inputs of the"),
+        (lambda: built(layers.LSTM(3)), "the weights of layer 'lstm"),
+        (lambda: built(layers.LSTM(2), layers.Dense(1)), "has 2 layers with weights, but .* has 1"),
+        (
+            lambda: built(layers.LSTM(2, dtype="bfloat16", recurrent_initializer="normal")),
+            "bfloat16",
+        ),
+    ],
+)
+def test_set_weights_has_to_fit(target: Callable[[], Any], says: str) -> None:
+    live = target()
+    before = arrays_of(live)
+    with pytest.raises(InteropError, match=says):
+        interop.set_weights(live, of(rnnjax.LSTMCell(2)))
+    for a, e in zip(arrays_of(live), before, strict=True):
+        np.testing.assert_array_equal(a, e)
+    with pytest.raises(InvalidInputError, match="a Keras model or layer"):
+        interop.set_weights(3, of(rnnjax.LSTMCell(2)))

@@ -1,0 +1,302 @@
+"""Files of Keras 1 and 2, made here with h5py from known gates: the same numbers come out."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rnnjax
+from rnnjax import GRUCell, InteropError, InvalidInputError, LSTMCell, SimpleRNNCell
+from rnnjax.interop import Model, Recurrent, Sequential
+from rnnjax.interop import keras as interop
+
+h5py = pytest.importorskip("h5py", reason="h5py is in the extra `keras-files`")
+
+IN, SIZE = 3, 4
+Named = dict[str, list[tuple[str, np.ndarray]]]
+
+
+def gates(seed: int, count: int) -> list[tuple[np.ndarray, ...]]:
+    """For each gate W, U and two biases, with no two numbers alike."""
+    rng = np.random.default_rng(seed)
+    shapes = (IN, SIZE), (SIZE, SIZE), (SIZE,), (SIZE,)
+    return [tuple(rng.standard_normal(s).astype(np.float32) for s in shapes) for _ in range(count)]
+
+
+def side_by_side(*arrays: np.ndarray) -> np.ndarray:
+    return np.concatenate(arrays, axis=-1)
+
+
+def write(
+    path: Path, layers: Named, config: Any = None, version: str | None = None, split: bool = False
+) -> Path:
+    """A file in the layout of Keras 1 and 2; ``split`` writes the list of names in pieces."""
+    with h5py.File(path, "w") as file:
+        if config is not None:
+            file.attrs["model_config"] = json.dumps(config).encode()
+        top = file if config is None else file.create_group("model_weights")
+        if version is not None:
+            top.attrs["keras_version"] = version.encode()
+            top.attrs["backend"] = b"tensorflow"
+        names = [name.encode() for name in layers]
+        if split:
+            for i, name in enumerate(names):
+                top.attrs[f"layer_names{i}"] = [name]
+        else:
+            top.attrs["layer_names"] = names
+        for name, arrays in layers.items():
+            group = top.create_group(name)
+            group.attrs["weight_names"] = [key.encode() for key, _ in arrays]
+            for key, array in arrays:
+                group[key] = array
+    return path
+
+
+def sequential(*entries: tuple[str, dict[str, Any]]) -> dict[str, Any]:
+    layers = [{"class_name": kind, "config": config} for kind, config in entries]
+    return {"class_name": "Sequential", "config": layers}
+
+
+def check_same(model: Model, cell: rnnjax.Cell, params: Any) -> None:
+    xs = jnp.asarray(np.random.default_rng(9).standard_normal((5, 2, IN)), jnp.float32)
+    expected = rnnjax.unroll(cell, jax.tree.map(jnp.asarray, params), xs)
+    carry, ys = model(xs)
+    name = next(iter(model.layers))
+    np.testing.assert_array_equal(np.asarray(ys), np.asarray(expected[1]))
+    for a, e in zip(jax.tree.leaves(carry[name]), jax.tree.leaves(expected[0]), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(e))
+
+
+def lstm_params(seed: int = 0) -> tuple[dict[str, np.ndarray], list[tuple[np.ndarray, ...]]]:
+    ifgo = gates(seed, 4)
+    w, u, b, c = (side_by_side(*parts) for parts in zip(*ifgo, strict=True))
+    return {"kernel": w, "recurrent_kernel": u, "bias": b + c}, ifgo
+
+
+def gru_params(seed: int = 0) -> tuple[dict[str, np.ndarray], list[tuple[np.ndarray, ...]]]:
+    rzn = gates(seed, 3)
+    w, u, b, c = (side_by_side(*parts) for parts in zip(*rzn, strict=True))
+    return {"kernel": w, "recurrent_kernel": u, "bias": b, "recurrent_bias": c}, rzn
+
+
+def cudnn(parts: list[tuple[np.ndarray, ...]]) -> list[tuple[str, np.ndarray]]:
+    """CuDNN has for each gate the transposed matrices in a row, and all biases one after another.
+
+    Keras kept these bytes in arrays of the plain layer's shapes.
+    """
+    kernel = side_by_side(*(np.ascontiguousarray(w.T).reshape(IN, SIZE) for w, *_ in parts))
+    recurrent = side_by_side(*(u.T for _, u, *_ in parts))
+    bias = np.concatenate([b for *_, b, _ in parts] + [c for *_, c in parts])
+    return [("a/kernel:0", kernel), ("a/recurrent_kernel:0", recurrent), ("a/bias:0", bias)]
+
+
+@pytest.mark.parametrize("form", ["whole", "weights", "like"])
+def test_cudnn_lstm(form: str, tmp_path: Path) -> None:
+    params, ifgo = lstm_params()
+    options = {"name": "a", "units": SIZE, "return_sequences": True}
+    config = sequential(("CuDNNLSTM", options)) if form == "whole" else None
+    path = write(tmp_path / "old.h5", {"a": cudnn(ifgo)}, config, "2.2.4")
+    cell = LSTMCell(SIZE)
+    like = Model.of(cell, cell.init(jax.random.key(0), IN)) if form == "like" else None
+    check_same(interop.load(path, like=like), cell, params)
+
+
+@pytest.mark.parametrize("form", ["whole", "weights", "like"])
+def test_cudnn_gru(form: str, tmp_path: Path) -> None:
+    params, (r, z, n) = gru_params()
+    options = {"name": "a", "units": SIZE, "return_sequences": True}
+    config = sequential(("CuDNNGRU", options)) if form == "whole" else None
+    path = write(tmp_path / "old.h5", {"a": cudnn([z, r, n])}, config, "2.2.4")
+    cell = GRUCell(SIZE)
+    like = Model.of(cell, cell.init(jax.random.key(0), IN)) if form == "like" else None
+    check_same(interop.load(path, like=like), cell, params)
+
+
+def test_cudnn_in_both_directions(tmp_path: Path) -> None:
+    (forward, f_gates), (backward, b_gates) = lstm_params(0), lstm_params(1)
+    inner = {"class_name": "CuDNNLSTM", "config": {"units": SIZE, "return_sequences": True}}
+    config = sequential(("Bidirectional", {"name": "b", "layer": inner, "merge_mode": "ave"}))
+    arrays = [(f"{d}/{k}", v) for d, g in (("f", f_gates), ("b", b_gates)) for k, v in cudnn(g)]
+    model = interop.load(write(tmp_path / "old.h5", {"b": arrays}, config, "2.2.4"))
+    cell = rnnjax.Bidirectional(LSTMCell(SIZE), merge="average")
+    check_same(model, cell, rnnjax.Directions(forward, backward))
+
+
+def keras_1(parts: dict[str, tuple[np.ndarray, ...]], name: str) -> list[tuple[str, np.ndarray]]:
+    return [
+        (f"{name}_{letter}_{gate}", array)
+        for gate, (w, u, b, c) in parts.items()
+        for letter, array in zip("WUb", (w, u, b), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("weights_alone", [False, True])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "SimpleRNN"])
+def test_keras_1(kind: str, weights_alone: bool, tmp_path: Path) -> None:
+    """Three arrays for each gate, option names of its own, and the old hard sigmoid by default."""
+    hard = {"recurrent_activation": "legacy_hard_sigmoid"}
+    if kind == "LSTM":
+        i, f, g, o = gates(0, 4)
+        arrays = keras_1({"i": i, "c": g, "f": f, "o": o}, "rnn_1")
+        parts, cell = [i, f, g, o], LSTMCell(SIZE, **hard)
+    elif kind == "GRU":
+        r, z, n = gates(0, 3)
+        arrays = keras_1({"z": z, "r": r, "h": n}, "rnn_1")
+        parts, cell = [r, z, n], GRUCell(SIZE, reset_after=False, **hard)
+    else:
+        parts, cell = gates(0, 1), SimpleRNNCell(SIZE)
+        arrays = [(f"rnn_1_{x}", a) for x, a in zip("WUb", parts[0][:3], strict=True)]
+    w, u, b, _ = (side_by_side(*part) for part in zip(*parts, strict=True))
+    options = {
+        "name": "rnn_1",
+        "output_dim": SIZE,
+        "activation": "tanh",
+        "return_sequences": True,
+        "dropout_W": 0.0,
+        "dropout_U": 0.0,
+        "consume_less": "cpu",
+        "batch_input_shape": [None, None, IN],
+    }
+    if kind != "SimpleRNN":
+        options["inner_activation"] = "hard_sigmoid"
+    config = None if weights_alone else sequential((kind, options))
+    model = interop.load(write(tmp_path / "old.h5", {"rnn_1": arrays}, config, None))
+    check_same(model, cell, {"kernel": w, "recurrent_kernel": u, "bias": b})
+
+
+def test_keras_1_model_of_several_layers(tmp_path: Path) -> None:
+    """Its names for the options of other layers, a functional model, and names in pieces."""
+    i, f, g, o = gates(0, 4)
+    rng = np.random.default_rng(3)
+    table, w, b = (rng.standard_normal(s).astype(np.float32) for s in ((7, IN), (SIZE, 2), (2,)))
+    entries = [
+        ("InputLayer", "input_1", {"batch_input_shape": [None, None]}),
+        ("Embedding", "emb", {"input_dim": 7, "output_dim": IN, "mask_zero": True}),
+        ("LSTM", "rnn", {"output_dim": SIZE, "return_sequences": True, "dropout_U": 0.25}),
+        ("Dropout", "drop", {"p": 0.5}),
+        (
+            "TimeDistributed",
+            "head",
+            {"layer": {"class_name": "Dense", "config": {"output_dim": 2}}},
+        ),
+        ("Activation", "soft", {"activation": "softmax"}),
+    ]
+    layers = [
+        {
+            "class_name": kind,
+            "name": name,
+            "config": {"name": name, **config},
+            "inbound_nodes": [[[entries[k - 1][1], 0, 0]]] if k else [],
+        }
+        for k, (kind, name, config) in enumerate(entries)
+    ]
+    config = {
+        "class_name": "Model",
+        "config": {
+            "name": "model_1",
+            "layers": layers,
+            "input_layers": [["input_1", 0, 0]],
+            "output_layers": [["soft", 0, 0]],
+        },
+    }
+    arrays: Named = {
+        "input_1": [],
+        "emb": [("emb_W", table)],
+        "rnn": keras_1({"i": i, "c": g, "f": f, "o": o}, "rnn"),
+        "drop": [],
+        "head": [("head_W", w), ("head_b", b)],
+        "soft": [],
+    }
+    model = interop.load(write(tmp_path / "old.h5", arrays, config, "1.2.2", split=True))
+    assert list(model.layers) == ["emb", "rnn", "drop", "head", "soft"]
+    rnn = model.layers["rnn"]
+    assert isinstance(rnn, Recurrent)
+    assert isinstance(rnn.cell, rnnjax.Regularized)
+    assert rnn.cell.recurrent_dropout == 0.25
+
+    ids = jnp.array([[1, 2], [3, 0], [0, 4]])
+    _, ys = model(ids)
+    kernel, recurrent, bias, _ = (side_by_side(*part) for part in zip(i, f, g, o, strict=True))
+    cell = LSTMCell(SIZE, recurrent_activation="legacy_hard_sigmoid")
+    params = {"kernel": kernel, "recurrent_kernel": recurrent, "bias": bias}
+    params = jax.tree.map(jnp.asarray, params)
+    _, hidden = rnnjax.unroll(cell, params, table[ids], mask=ids != 0, masked_outputs="last")
+    np.testing.assert_allclose(ys, jax.nn.softmax(hidden @ w + b), rtol=1e-6)
+    _, noisy = model(ids, key=jax.random.key(0))
+    assert not np.allclose(ys, noisy)
+
+
+@pytest.mark.parametrize(
+    ("version", "reset_after", "gate"),
+    [
+        ("2.1.5", False, "legacy_hard_sigmoid"),
+        ("2.2.4-tf", True, "sigmoid"),
+        ("2.11.0", True, "sigmoid"),
+        ("3.1.0", True, "sigmoid"),
+    ],
+)
+def test_defaults_are_those_of_the_version(
+    version: str, reset_after: bool, gate: str, tmp_path: Path
+) -> None:
+    """Of options that are left out; what is written counts, in the words of that version."""
+    params, (r, z, n) = gru_params()
+    w, u, b, c = (side_by_side(*part) for part in zip(z, r, n, strict=True))
+    bias = np.stack([b, c]) if reset_after else b
+    arrays: Named = {"g": [("g/kernel:0", w), ("g/recurrent_kernel:0", u), ("g/bias:0", bias)]}
+    options = {"name": "g", "units": SIZE, "return_sequences": True, "time_major": True}
+    path = tmp_path / "old.h5"
+    model = interop.load(write(path, arrays, sequential(("GRU", options)), version))
+    cell = GRUCell(SIZE, reset_after=reset_after, recurrent_activation=gate)
+    params = params if reset_after else {k: params[k] for k in params if k != "recurrent_bias"}
+    check_same(model, cell, params)
+
+    written = {**options, "recurrent_activation": "hard_sigmoid", "reset_after": reset_after}
+    model = interop.load(write(path, arrays, sequential(("GRU", written)), version))
+    layer = model.layers["g"]
+    assert isinstance(layer, Recurrent)
+    old = "hard_sigmoid" if version.startswith("3") else "legacy_hard_sigmoid"
+    assert layer.cell == GRUCell(SIZE, reset_after=reset_after, recurrent_activation=old)
+
+
+def test_like_has_to_fit(tmp_path: Path) -> None:
+    _, ifgo = lstm_params()
+    path = write(tmp_path / "old.h5", {"a": cudnn(ifgo)}, None, "2.2.4")
+    cell, other = LSTMCell(SIZE), GRUCell(SIZE)
+    with pytest.raises(InteropError, match="arrays of the shapes"):
+        interop.load(path, like=Model.of(other, other.init(jax.random.key(0), IN)))
+    with pytest.raises(InteropError, match="another model"):
+        interop.load(path, like=Model.of(cell, cell.init(jax.random.key(0), IN + 1)))
+    two = Sequential((Recurrent("a", cell), Recurrent("b", cell)))
+    params = cell.init(jax.random.key(0), IN)
+    with pytest.raises(InteropError, match="1 layers, but the model given as like has 2"):
+        interop.load(path, like=Model(two, {"a": params, "b": params}))
+    whole = sequential(("CuDNNLSTM", {"name": "a", "units": SIZE}))
+    path = write(tmp_path / "whole.h5", {"a": cudnn(ifgo)}, whole, "2.2.4")
+    with pytest.raises(InvalidInputError, match="weights alone"):
+        interop.load(path, like=Model.of(cell, params))
+
+
+def test_several_orders_fit(tmp_path: Path) -> None:
+    """A file of Keras 3's weights does not say the order; the old layout does."""
+    rng = np.random.default_rng(0)
+
+    def draw(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape).astype(np.float32)
+
+    path = tmp_path / "model.weights.h5"
+    with h5py.File(path, "w") as file:
+        for group in ("lstm/cell", "lstm_1/cell"):
+            for i, array in enumerate((draw(2, 8), draw(2, 8), draw(8))):
+                file[f"layers/{group}/vars/{i}"] = array
+        file["layers/dense/vars/0"] = draw(2, 1)
+        file["layers/dense/vars/1"] = draw(1)
+    model = interop.load(path)
+    assert [str(layer) for layer in model.layers.values()] == ["LSTMCell(2)"] * 2 + ["Dense(1)"]
+    with h5py.File(path, "a") as file:
+        file["layers/gru/cell/vars/0"], file["layers/gru/cell/vars/1"] = draw(2, 6), draw(2, 6)
+    with pytest.raises(InteropError, match="several orders fit"):
+        interop.load(path)

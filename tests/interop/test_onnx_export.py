@@ -1,0 +1,560 @@
+"""Models written as ONNX graphs, run by onnxruntime and by ONNX's own reference."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import rnnjax
+from rnnjax import (
+    Bidirectional,
+    CoupledLSTMCell,
+    GRUCell,
+    InteropError,
+    InvalidInputError,
+    LearnedCarry,
+    LSTMCell,
+    PeepholeLSTMCell,
+    Regularized,
+    SimpleRNNCell,
+    Stack,
+)
+from rnnjax.interop import (
+    Activation,
+    Dense,
+    Dropout,
+    Embedding,
+    Masking,
+    Model,
+    OneHotIds,
+    Recurrent,
+    Sequential,
+)
+from rnnjax.interop import functions as fn
+from rnnjax.interop import onnx as reader
+from rnnjax.interop.layers import describe_cell
+from rnnjax.interop.onnx.export import initial_states, save, to_proto
+from rnnjax.interop.onnx.plan import make_plan, nodes
+from rnnjax.interop.onnx.writer import _CLASSES, _NAMED
+
+onnx = pytest.importorskip("onnx", reason="onnx is in the extra `onnx`")
+ort = pytest.importorskip("onnxruntime", reason="onnxruntime is in the extra `parity`")
+from onnx.reference import ReferenceEvaluator  # noqa: E402
+
+TIME, BATCH, FEATURES, HIDDEN = 5, 3, 2, 4
+LENGTHS = np.array([3, 5, 1], np.int32)
+TOLERANCE = 1e-5  # of the largest entry of each array
+
+
+def random_model(random_like: Callable[..., Any], *layers: Any, seed: int = 0) -> Model:
+    """The layers with random parameters, for inputs of ``FEATURES``."""
+    params, size, key = {}, FEATURES, jax.random.key(0)
+    for layer in layers:
+        match layer:
+            case Recurrent(cell=cell):
+                params[layer.name] = jax.eval_shape(lambda c=cell, s=size: c.init(key, s))
+                size = cell.output_size
+            case Dense(size=new):
+                shapes = {"kernel": (size, new)} | ({"bias": (new,)} if layer.use_bias else {})
+                params[layer.name] = {k: np.zeros(s) for k, s in shapes.items()}
+                size = new
+            case Embedding(vocabulary_size=count, size=size):
+                params[layer.name] = {"embedding": np.zeros((count, size))}
+            case OneHotIds(size=size):
+                pass
+    return Model(Sequential(layers), random_like(params, seed))
+
+
+def inputs_of(model: Model) -> np.ndarray:
+    rng = np.random.default_rng(1)
+    first = next(iter(model.layers.values()))
+    if isinstance(first, Embedding | OneHotIds):
+        size = first.vocabulary_size if isinstance(first, Embedding) else first.size
+        return rng.integers(0, size, (TIME, BATCH))
+    return rng.standard_normal((TIME, BATCH, FEATURES), np.float32)
+
+
+def session(proto: Any) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return ort.InferenceSession(proto.SerializeToString(), options)
+
+
+def run(runner: Any, proto: Any, xs: np.ndarray, others: dict[str, Any]) -> dict[str, np.ndarray]:
+    feeds = {proto.graph.input[0].name: xs, **others}
+    return dict(zip([o.name for o in proto.graph.output], runner.run(None, feeds), strict=True))
+
+
+def expected_outputs(model: Model, carry: Any, ys: Any) -> dict[str, np.ndarray]:
+    """Ours, by the names that they have in the graph."""
+    arrays = {"ys": ys}
+    if isinstance(ys, tuple):
+        arrays = {"ys_forward": ys[0], "ys_backward": ys[1]}
+    states = initial_states(model, carry=carry) if carry else {}
+    return arrays | {f"{name}_out": array for name, array in states.items()}
+
+
+def streams(model: Model) -> bool:
+    """Whether a sequence can be cut in two."""
+    text = f"{model.network}"
+    return "Bidirectional" not in text and "reverse=True" not in text
+
+
+def check(
+    model: Model, random_like: Any, assert_close: Any, *, lengths: bool = False, **options: Any
+) -> Any:
+    """Ours against onnxruntime, from random states, in one piece and in two; the graph."""
+    xs, options = inputs_of(model), options | ({"lengths": True} if lengths else {})
+    carry = random_like(model.initial_carry((BATCH,)), 2)
+    semantics = {"lengths": LENGTHS} if lengths else {}
+    after, ys = model(xs, carry, **semantics)
+    expected = expected_outputs(model, after, ys)
+    proto = to_proto(model, **options)
+    runner = session(proto)
+    states = initial_states(model, carry=carry)
+    actual = run(runner, proto, xs, states | semantics)
+    assert_close(actual, expected, TOLERANCE)
+    if streams(model) and not lengths:
+        first = run(runner, proto, xs[:2], states)
+        second = run(runner, proto, xs[2:], {name: first[f"{name}_out"] for name in states})
+        if actual["ys"].ndim == 3:
+            second["ys"] = np.concatenate([first["ys"], second["ys"]])
+        assert_close(second, expected, TOLERANCE)
+    return proto
+
+
+# --- Cells ---
+
+CELLS = {
+    "simple": SimpleRNNCell(HIDDEN),
+    "simple_relu": SimpleRNNCell(HIDDEN, activation="relu", use_bias=False),
+    "lstm": LSTMCell(HIDDEN),
+    "lstm_no_bias": LSTMCell(HIDDEN, use_bias=False),
+    "lstm_hard": LSTMCell(HIDDEN, activation="softsign", recurrent_activation="hard_sigmoid"),
+    "gru": GRUCell(HIDDEN),
+    "gru_before": GRUCell(HIDDEN, reset_after=False),
+    "gru_no_bias": GRUCell(HIDDEN, use_bias=False),
+    "gru_leaky": GRUCell(
+        HIDDEN,
+        activation=fn.LeakyReLU(0.25),
+        recurrent_activation=fn.HardSigmoid(0.3, 0.4),
+    ),
+    "peephole": PeepholeLSTMCell(HIDDEN),
+    "coupled": CoupledLSTMCell(HIDDEN),
+    "stack": Stack([GRUCell(3), LSTMCell(HIDDEN)], rnnjax.Dropout(0.5)),
+    "regularized": Regularized(LSTMCell(HIDDEN), recurrent_dropout=0.3, weight_drop=0.1),
+    "learned": LearnedCarry(Stack([LSTMCell(3), GRUCell(HIDDEN)])),
+    "both": Bidirectional(LSTMCell(HIDDEN)),
+    "both_activations": Bidirectional(
+        GRUCell(HIDDEN, activation="relu"),
+        GRUCell(HIDDEN, recurrent_activation="legacy_hard_sigmoid"),
+    ),
+    "both_different": Bidirectional(SimpleRNNCell(HIDDEN), PeepholeLSTMCell(3)),
+    "both_sum": Bidirectional(GRUCell(HIDDEN), merge="sum"),
+    "both_mul": Bidirectional(SimpleRNNCell(HIDDEN), merge="mul"),
+    "both_average": Bidirectional(CoupledLSTMCell(HIDDEN), merge="average"),
+    "both_stacked": Stack([Bidirectional(GRUCell(3)), Bidirectional(GRUCell(HIDDEN))]),
+    "stacks_both_ways": Bidirectional(Stack([GRUCell(3), SimpleRNNCell(HIDDEN)])),
+}
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_every_cell(name: str, random_like: Any, assert_close: Any) -> None:
+    model = random_model(random_like, Recurrent("rnn", CELLS[name]))
+    check(model, random_like, assert_close)
+
+
+# What `onnx.reference` computes: it knows the default activations alone, and no lengths.
+@pytest.mark.parametrize(
+    "name",
+    ["simple", "lstm", "lstm_no_bias", "gru", "gru_before", "peephole", "stack", "both_stacked"],
+)
+def test_the_reference_of_onnx_agrees(name: str, random_like: Any, assert_close: Any) -> None:
+    model = random_model(
+        random_like,
+        OneHotIds("ids", 7),
+        Recurrent("rnn", CELLS[name]),
+        Dense("dense", 3, "softmax"),
+    )
+    xs, carry = inputs_of(model), random_like(model.initial_carry((BATCH,)), 2)
+    proto = to_proto(model)
+    actual = run(ReferenceEvaluator(proto), proto, xs, initial_states(model, carry=carry))
+    assert_close(actual, expected_outputs(model, *model(xs, carry)), TOLERANCE)
+
+
+def test_two_directions_are_one_node_where_they_fit(random_like: Any) -> None:
+    kinds = {}
+    for name in ("both", "both_activations", "both_different", "both_sum", "both_stacked"):
+        proto = to_proto(random_model(random_like, Recurrent("rnn", CELLS[name])))
+        kinds[name] = [n.name for n in proto.graph.node if n.op_type in ("LSTM", "GRU", "RNN")]
+    assert kinds == {
+        "both": ["rnn"],
+        "both_activations": ["rnn"],
+        "both_different": ["rnn_forward", "rnn_backward"],
+        "both_sum": ["rnn_forward", "rnn_backward"],
+        "both_stacked": ["rnn_0", "rnn_1"],
+    }
+
+
+# --- Options of a recurrent layer ---
+
+OPTIONS = {
+    "reverse": (GRUCell(HIDDEN), {"reverse": True}),
+    "computed_order": (GRUCell(HIDDEN), {"reverse": True, "keep_order": False}),
+    "last": (LSTMCell(HIDDEN), {"return_sequences": False}),
+    "last_reverse": (SimpleRNNCell(HIDDEN), {"return_sequences": False, "reverse": True}),
+    "last_stack": (CELLS["stack"], {"return_sequences": False}),
+    "last_both": (CELLS["both"], {"return_sequences": False}),
+    "last_both_reverse": (CELLS["both"], {"return_sequences": False, "reverse": True}),
+    "last_both_sum": (CELLS["both_sum"], {"return_sequences": False}),
+    "last_stack_of_both": (CELLS["both_stacked"], {"return_sequences": False}),
+    "last_learned_both": (LearnedCarry(Bidirectional(GRUCell(3))), {"return_sequences": False}),
+    "both_reverse": (CELLS["both_stacked"], {"reverse": True}),
+    "pair": (CELLS["both"], {"merged": False}),
+    "pair_computed_order": (
+        CELLS["both_different"],
+        {"merged": False, "reverse": True, "keep_order": False},
+    ),
+    "last_pair": (CELLS["both_different"], {"merged": False, "return_sequences": False}),
+    "last_or_zero": (GRUCell(HIDDEN), {"return_sequences": False, "masked_outputs": "zero"}),
+    "last_or_zero_both": (
+        CELLS["both"],
+        {"return_sequences": False, "masked_outputs": "zero"},
+    ),
+    "repeated": (CELLS["stack"], {"masked_outputs": "last"}),
+    "repeated_both": (CELLS["both"], {"masked_outputs": "last"}),
+    "repeated_reverse": (GRUCell(HIDDEN), {"masked_outputs": "last", "reverse": True}),
+}
+
+
+@pytest.mark.parametrize("lengths", [False, True])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option(name: str, lengths: bool, random_like: Any, assert_close: Any) -> None:
+    """Without lengths, and with lengths of the rows."""
+    if name.startswith("repeated") and not lengths:
+        return
+    cell, options = OPTIONS[name]
+    model = random_model(random_like, Recurrent("rnn", cell, **options))
+    check(model, random_like, assert_close, lengths=lengths)
+
+
+def test_without_states_a_sequence_begins_with_what_was_learned(
+    random_like: Any, assert_close: Any
+) -> None:
+    cell = Stack([CELLS["learned"], Bidirectional(LearnedCarry(GRUCell(3)), GRUCell(3))])
+    model = random_model(random_like, Recurrent("rnn", cell), Dense("dense", 2))
+    xs = inputs_of(model)
+    _, ys = model(xs)
+    proto = to_proto(model, states=False)
+    assert [value.name for value in proto.graph.input] == ["xs"]
+    assert_close(run(session(proto), proto, xs, {}), {"ys": ys}, TOLERANCE)
+    # With states they go in, and the file tells where sequences begin.
+    proto = to_proto(model)
+    starts = initial_states(model, BATCH)
+    assert_close(run(session(proto), proto, xs, starts)["ys"], np.asarray(ys), TOLERANCE)
+    for prop in proto.metadata_props:
+        rows = np.array(json.loads(prop.value), np.float32)
+        name = prop.key.removeprefix("initial_state:")
+        np.testing.assert_array_equal(starts.pop(name), np.repeat(rows[:, None], BATCH, axis=1))
+    assert not starts
+
+
+def test_a_plain_model_needs_no_states(random_like: Any, assert_close: Any) -> None:
+    layers = (Recurrent("a", PeepholeLSTMCell(3)), Recurrent("b", GRUCell(2)))
+    model = random_model(random_like, *layers)
+    xs, proto = inputs_of(model), to_proto(model, states=False, lengths=True)
+    _, ys = model(xs, lengths=LENGTHS)
+    actual = run(session(proto), proto, xs, {"lengths": LENGTHS})
+    assert_close(actual, {"ys": ys}, TOLERANCE)
+    assert not proto.metadata_props
+
+
+# --- Other layers ---
+
+
+def test_embedding_dropout_and_dense_layers(random_like: Any, assert_close: Any) -> None:
+    model = random_model(
+        random_like,
+        Embedding("embedding", 11, 3),
+        Dropout("dropout", rnnjax.Dropout(0.5)),
+        Dense("dense", 4, "relu", use_bias=False),
+        Recurrent("lstm", LSTMCell(HIDDEN), return_sequences=False),
+        Dense("head", 6),
+        Activation("softmax", "softmax"),
+    )
+    proto = check(model, random_like, assert_close)
+    shapes = {
+        v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]
+        for v in (*proto.graph.input, *proto.graph.output)
+    }
+    assert shapes == {
+        "ids": ["time", "batch"],
+        "lstm_h": [1, "batch", HIDDEN],
+        "lstm_c": [1, "batch", HIDDEN],
+        "ys": ["batch", 6],
+        "lstm_h_out": [1, "batch", HIDDEN],
+        "lstm_c_out": [1, "batch", HIDDEN],
+    }
+
+
+def test_layers_without_parameters_alone(random_like: Any) -> None:
+    xs = np.ones((TIME, BATCH, FEATURES), np.float32)
+    for layer in (Dropout("a", rnnjax.Dropout(0.1)), Activation("a", "linear")):
+        proto = to_proto(random_model(random_like, layer))
+        np.testing.assert_array_equal(run(session(proto), proto, xs, {})["ys"], xs)
+
+
+FUNCTIONS = [
+    *_NAMED,
+    *(kind() for kind in _CLASSES),
+    fn.ScaledTanh(0.7, 1.3),
+    fn.Affine(2.0, -0.5),
+    fn.CutReLU(1.5, 0.1, 0.5),
+]
+
+
+def test_every_function(assert_close: Any) -> None:
+    xs = 3 * np.random.default_rng(0).standard_normal((40, 3, 4), np.float32)
+    for function in FUNCTIONS:
+        proto = to_proto(Model(Sequential((Activation("f", function),)), {}))
+        expected = {"ys": fn.get_function(function)(jnp.asarray(xs))}
+        assert_close(run(session(proto), proto, xs, {}), expected, TOLERANCE)
+
+
+def test_functions_that_are_not_written_are_named() -> None:
+    model = Model(Sequential((Activation("f", jnp.sin),)), {})
+    with pytest.raises(InteropError, match=r"layer 'f' has the function .*those that are: linear"):
+        to_proto(model)
+
+
+@pytest.mark.parametrize("opset", [14, 21])
+def test_other_versions_of_the_operators(opset: int, random_like: Any, assert_close: Any) -> None:
+    model = random_model(
+        random_like, OneHotIds("ids", 5), Recurrent("rnn", CELLS["both"]), Dense("head", 3, "mish")
+    )
+    proto = check(model, random_like, assert_close, opset=opset, lengths=True)
+    assert proto.opset_import[0].version == opset
+
+
+def test_the_newest_operators_pass_the_checker(random_like: Any) -> None:
+    layers = OneHotIds("ids", 5), Recurrent("rnn", CELLS["both"]), Dense("head", 3, "softmax")
+    newest = onnx.defs.onnx_opset_version()
+    proto = to_proto(random_model(random_like, *layers), opset=newest, lengths=True)
+    assert proto.opset_import[0].version == newest
+
+
+def test_narrow_parameters_are_written_in_float32(random_like: Any, assert_close: Any) -> None:
+    model = random_model(random_like, Recurrent("rnn", GRUCell(HIDDEN)), Dense("head", 3))
+    narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), model.params)
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), narrow)
+    assert to_proto(model.with_params(narrow)) == to_proto(model.with_params(wide))
+
+
+# --- Files ---
+
+
+def test_save_writes_what_to_proto_makes(random_like: Any, tmp_path: Any) -> None:
+    model = random_model(random_like, Recurrent("rnn", GRUCell(HIDDEN)))
+    path = tmp_path / "model.onnx"
+    path.write_text("what was there")
+    save(model, path, metadata={"vocabulary": "abc"})
+    read = onnx.load(path)
+    assert read == to_proto(model, metadata={"vocabulary": "abc"})
+    assert [(prop.key, prop.value) for prop in read.metadata_props] == [("vocabulary", "abc")]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.onnx"]
+    with pytest.raises(InvalidInputError, match=r"named \*\.onnx, but path is .*model\.bin"):
+        save(model, tmp_path / "model.bin")
+    with pytest.raises(InteropError, match=r"cannot write .*missing"):
+        save(model, tmp_path / "missing" / "model.onnx")
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_cells_come_back_with_the_same_arrays(name: str, random_like: Any) -> None:
+    """Written, read, and written again."""
+    model = random_model(random_like, Recurrent("rnn", CELLS[name]))
+    proto = to_proto(model, lengths=True)
+    read = reader.load(proto)
+    plan = make_plan("rnn", CELLS[name], model.params["rnn"], reverse=False)
+    for node in nodes(plan):
+        ours, theirs = node.params, read.params[node.name]
+        assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+            np.testing.assert_array_equal(a, b)
+        assert describe_cell(read.layers[node.name].cell) == describe_cell(node.cell)
+    assert to_proto(read) == proto
+    with pytest.raises(InvalidInputError, match="written as the graph that it was read from"):
+        to_proto(read, lengths=True)
+    with pytest.raises(InvalidInputError, match="this one was read from ONNX"):
+        initial_states(read)
+
+
+def test_a_whole_model_comes_back_as_layers(random_like: Any, assert_close: Any) -> None:
+    model = random_model(
+        random_like,
+        OneHotIds("ids", 5),
+        Recurrent("first", LSTMCell(3)),
+        Recurrent("second", Bidirectional(GRUCell(HIDDEN)), return_sequences=False),
+        Dense("head", 3, "softmax"),
+    )
+    again = reader.to_sequential(reader.load(to_proto(model)))
+    kinds = [type(layer) for layer in again.layers.values()]
+    assert kinds == [type(layer) for layer in model.layers.values()]
+    for a, b in zip(jax.tree.leaves(model.params), jax.tree.leaves(again.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert_close(again(inputs_of(model))[1], model(inputs_of(model))[1], 1e-6)
+
+
+# --- What cannot be written ---
+
+CANNOT = {
+    "MGUCell": Recurrent("rnn", rnnjax.MGUCell(HIDDEN)),
+    "LayerNormLSTMCell": Recurrent("rnn", Stack([rnnjax.LayerNormLSTMCell(HIDDEN)])),
+    "ProjectionLSTMCell": Recurrent(
+        "rnn", Bidirectional(rnnjax.ProjectionLSTMCell(HIDDEN, proj_size=2))
+    ),
+    "IndRNNCell": Recurrent("rnn", rnnjax.IndRNNCell(HIDDEN)),
+    "no activation like 'silu'": Recurrent("rnn", GRUCell(HIDDEN, activation="silu")),
+    "zoneout": Recurrent("rnn", Regularized(LSTMCell(HIDDEN), zoneout_cell=0.1)),
+    "computes in bfloat16": Recurrent("rnn", LSTMCell(HIDDEN, dtype=jnp.bfloat16)),
+}
+
+
+@pytest.mark.parametrize("named", CANNOT)
+def test_cells_that_onnx_has_not_are_named(named: str, random_like: Any) -> None:
+    with pytest.raises(InteropError, match=named):
+        to_proto(random_model(random_like, CANNOT[named]))
+
+
+def test_layers_that_cannot_be_written_are_named(random_like: Any) -> None:
+    gru = Recurrent("gru", GRUCell(FEATURES))
+    with pytest.raises(InteropError, match="layer 'mask' masks steps by their features"):
+        to_proto(random_model(random_like, Masking("mask"), gru))
+    with pytest.raises(InteropError, match="layer 'table' masks the steps of id 0"):
+        to_proto(random_model(random_like, Embedding("table", 4, 2, mask_zero=True), gru))
+
+
+def test_models_that_do_not_fit_together(random_like: Any) -> None:
+    gru, lstm = Recurrent("gru", GRUCell(FEATURES)), Recurrent("lstm", LSTMCell(3))
+    for options, message in {
+        ("return_sequences", False): "layer 'lstm' needs a sequence",
+        ("cell", GRUCell(5)): "params do not belong",
+    }.items():
+        model = random_model(random_like, gru, lstm)
+        changed = Recurrent("gru", **({"cell": gru.cell} | dict([options])))
+        with pytest.raises(InvalidInputError, match=message):
+            to_proto(Model(Sequential((changed, lstm)), model.params))
+    with pytest.raises(InvalidInputError, match="give each layer those that its kind has"):
+        to_proto(Model(Sequential((gru,)), {}))
+    twice = random_model(
+        random_like, Recurrent("a", Stack([GRUCell(2)])), Recurrent("a_0", GRUCell(2))
+    )
+    with pytest.raises(InteropError, match="would be named 'a_0_h'"):
+        to_proto(twice)
+
+
+def test_bad_arguments(random_like: Any) -> None:
+    model = random_model(random_like, Recurrent("gru", GRUCell(2)))
+    with pytest.raises(InvalidInputError, match=r"opset must be an integer from 14 to .* is 9"):
+        to_proto(model, opset=9)
+    with pytest.raises(
+        InvalidInputError, match=r"must be a rnnjax\.interop\.Model, but is GRUCell"
+    ):
+        to_proto(GRUCell(2))  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match=r"carry should have entries .* but has \['lstm'\]"):
+        initial_states(model, carry={"lstm": None})
+    with pytest.raises(InvalidInputError, match="lengths are for recurrent layers"):
+        to_proto(random_model(random_like, Dense("dense", 2)), lengths=True)
+
+
+def test_parameters_in_float64_are_refused(random_like: Any, x64: None) -> None:
+    model = random_model(random_like, Recurrent("gru", GRUCell(2)))
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), model.params)
+    with pytest.raises(InteropError, match="layer 'gru' has parameters in float64"):
+        to_proto(model.with_params(wide))
+
+
+# --- Drawn models ---
+
+ACTIVATIONS = ["tanh", "relu", "sigmoid", "softsign", "elu", "linear", fn.ScaledTanh(0.8, 1.2)]
+GATES = ["sigmoid", "hard_sigmoid", "legacy_hard_sigmoid", fn.HardSigmoid(0.3, 0.45)]
+
+
+@st.composite
+def cells(draw: Any, size: int | None = None) -> Any:
+    size = draw(st.integers(1, 4)) if size is None else size
+    shared = {"use_bias": draw(st.booleans()), "activation": draw(st.sampled_from(ACTIVATIONS))}
+    kind = draw(
+        st.sampled_from([SimpleRNNCell, LSTMCell, GRUCell, PeepholeLSTMCell, CoupledLSTMCell])
+    )
+    if kind is SimpleRNNCell:
+        return kind(size, **shared)
+    if kind is GRUCell:
+        shared["reset_after"] = draw(st.booleans())
+    return kind(size, recurrent_activation=draw(st.sampled_from(GATES)), **shared)
+
+
+@st.composite
+def combinations(draw: Any) -> Any:
+    kind = draw(st.sampled_from(["cell", "stack", "both", "both", "learned"]))
+    if kind == "stack":
+        return Stack(draw(st.lists(cells() | directions(), min_size=1, max_size=3)))
+    if kind == "learned":
+        return LearnedCarry(draw(cells() | directions()))
+    return draw(cells() if kind == "cell" else directions())
+
+
+@st.composite
+def directions(draw: Any) -> Any:
+    size = draw(st.integers(1, 4))
+    backward = draw(cells(size)) if draw(st.booleans()) else None
+    merge = draw(st.sampled_from(["concat", "concat", "sum", "mul", "average"]))
+    return Bidirectional(draw(cells(size)), backward, merge)
+
+
+@st.composite
+def models(draw: Any) -> tuple[Any, ...]:
+    layers: list[Any] = draw(
+        st.sampled_from([[], [Embedding("embedding", 6, 3)], [OneHotIds("one_hot", 6)]])
+    )
+    count = draw(st.integers(1, 2))
+    for i in range(count):
+        options = {
+            "reverse": draw(st.booleans()),
+            "keep_order": draw(st.booleans()),
+            "return_sequences": i < count - 1 or draw(st.booleans()),
+            "masked_outputs": draw(st.sampled_from([None, "zero", "last"])),
+        }
+        layers = [*layers, Recurrent(f"rnn{i}", draw(combinations()), **options)]
+    return (*layers, Dense("head", 3, draw(st.sampled_from([*_NAMED]))))
+
+
+def check_drawn(examples: int, random_like: Any, assert_close: Any) -> None:
+    worst = []
+
+    @settings(
+        max_examples=examples, deadline=None, derandomize=True, database=None,
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    @given(models(), st.booleans(), st.integers(0, 2**16))
+    def drawn(layers: tuple[Any, ...], lengths: bool, seed: int) -> None:
+        model = random_model(random_like, *layers, seed=seed)
+        check(model, random_like, assert_close, lengths=lengths)
+        worst.append(seed)
+
+    drawn()
+    assert len(worst) >= examples
+
+
+def test_drawn_models(random_like: Any, assert_close: Any) -> None:
+    check_drawn(6, random_like, assert_close)
+
+
+@pytest.mark.slow
+def test_many_drawn_models(random_like: Any, assert_close: Any) -> None:
+    check_drawn(300, random_like, assert_close)

@@ -1,0 +1,345 @@
+"""Damaged and hostile ONNX files: each is read or refused in a sentence, fast and in bounds.
+
+The files are read in a process of their own, whose memory is limited: this file is its program.
+"""
+
+import collections
+import json
+import pathlib
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip("onnx", reason="onnx is in the extra `onnx`")
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+
+SECONDS, BYTES = 5, 2**30
+
+
+def run_child(first: int, count: int) -> dict[str, Any]:
+    """Outcomes of so many mutated files, by their names; fails with the child."""
+    child = subprocess.run(
+        [sys.executable, __file__, str(first), str(count)],
+        capture_output=True,
+        text=True,
+        timeout=60 + count * SECONDS,
+        check=False,
+    )
+    assert child.returncode == 0, child.stdout[-2000:] + child.stderr[-4000:]
+    outcomes: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
+    assert sum(outcomes["counts"].values()) == count
+    assert set(outcomes["counts"]) <= {"read", "read and traced", "refused"}, outcomes
+    return outcomes
+
+
+def test_some_mutated_files() -> None:
+    outcomes = run_child(0, 60)
+    assert outcomes["counts"]["refused"] > 20
+    assert outcomes["counts"]["read"] > 3  # not all of them are refused out of hand
+
+
+@pytest.mark.slow
+def test_many_mutated_files() -> None:
+    outcomes = run_child(1000, 2000)
+    print(outcomes)
+    assert outcomes["counts"]["read"] > 100
+
+
+# --- The files ---
+
+
+def seeds() -> list[Any]:
+    """Small models with all kinds of things in them."""
+    rng = np.random.default_rng(0)
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape).astype(np.float32)
+
+    def model(nodes: list[Any], inputs: list[Any], arrays: dict[str, np.ndarray], last: str) -> Any:
+        graph = helper.make_graph(
+            nodes,
+            "seed",
+            inputs,
+            [helper.make_tensor_value_info(last, TensorProto.FLOAT, None)],
+            [numpy_helper.from_array(array, name) for name, array in arrays.items()],
+        )
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+    tagger = model(
+        [
+            helper.make_node("Gather", ["table", "ids"], ["e"]),
+            helper.make_node("Shape", ["e"], ["all"]),
+            helper.make_node("Slice", ["all", "one", "two"], ["n"]),
+            helper.make_node("Concat", ["two", "n", "units"], ["sizes"], axis=0),
+            helper.make_node("ConstantOfShape", ["sizes"], ["h0"]),
+            helper.make_node(
+                "LSTM", ["e", "W", "R", "B", "", "h0", "h0", "P"], ["Y"], hidden_size=4,
+                direction="bidirectional", clip=3.0, input_forget=1,
+                activations=["Sigmoid", "Elu", "Tanh"] * 2, activation_alpha=[0.5, 0.25],
+            ),
+            helper.make_node("Transpose", ["Y"], ["t"], perm=[0, 2, 1, 3]),
+            helper.make_node("Reshape", ["t", "shape"], ["r"]),
+            helper.make_node("MatMul", ["r", "K"], ["m"]),
+            helper.make_node("Add", ["m", "b"], ["a"]),
+            helper.make_node("LogSoftmax", ["a"], ["y"], axis=-1),
+        ],
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["T", "N"])],
+        {
+            "table": normal(6, 3), "one": np.array([1]), "two": np.array([2]),
+            "units": np.array([4]), "W": normal(2, 16, 3), "R": normal(2, 16, 4),
+            "B": normal(2, 32), "P": normal(2, 12), "shape": np.array([0, 0, -1]),
+            "K": normal(8, 5), "b": normal(5),
+        },
+        "y",
+    )  # fmt: skip
+    streamed = model(
+        [
+            helper.make_node("Split", ["h"], ["h1", "h2"], axis=0),
+            helper.make_node("Cast", ["n"], ["n32"], to=TensorProto.INT32),
+            helper.make_node(
+                "GRU", ["x", "W", "R", "B", "n32", "h1"], ["Y1"], hidden_size=3,
+                linear_before_reset=1,
+            ),
+            helper.make_node("Squeeze", ["Y1", "one"], ["s"]),
+            helper.make_node("RNN", ["s", "W2", "R2", "", "", "h2"], ["Y2"], hidden_size=3),
+            helper.make_node("Expand", ["scale", "one"], ["wide"]),
+            helper.make_node("Mul", ["Y2", "wide"], ["y"]),
+        ],
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["T", "N", 2]),
+            helper.make_tensor_value_info("h", TensorProto.FLOAT, [2, "N", None]),
+            helper.make_tensor_value_info("n", TensorProto.INT64, ["N"]),
+        ],
+        {
+            "W": normal(1, 9, 2), "R": normal(1, 9, 3), "B": normal(1, 18), "one": np.array([1]),
+            "W2": normal(1, 3, 3), "R2": normal(1, 3, 3), "scale": normal(3),
+        },
+        "y",
+    )  # fmt: skip
+    return [tagger, streamed]
+
+
+# --- What is done to them: to the bytes, and to what they mean ---
+
+
+def flip_bits(data: bytearray, rng: random.Random) -> None:
+    for _ in range(rng.randint(1, 8)):
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+
+
+def cut_off(data: bytearray, rng: random.Random) -> None:
+    del data[rng.randrange(len(data)) :]
+
+
+def overwrite(data: bytearray, rng: random.Random) -> None:
+    start = rng.randrange(len(data))
+    size = rng.randint(1, 16)
+    data[start : start + size] = bytes(rng.randrange(256) for _ in range(size))
+
+
+def duplicate(data: bytearray, rng: random.Random) -> None:
+    start = rng.randrange(len(data))
+    block = data[start : start + rng.randint(1, 64)]
+    place = rng.randrange(len(data))
+    data[place:place] = block
+
+
+def leave_out(data: bytearray, rng: random.Random) -> None:
+    start = rng.randrange(len(data))
+    del data[start : start + rng.randint(1, 32)]
+
+
+BYTE_WISE = (flip_bits, cut_off, overwrite, duplicate, leave_out)
+NUMBERS = (0, 1, -1, 2, 3, 4, 7, 2**20, 2**31 - 1, 2**31, 2**40, 2**63 - 1, -(2**63))
+
+
+def change_dims(proto: Any, rng: random.Random) -> None:
+    dims = rng.choice(proto.graph.initializer).dims
+    if dims and rng.random() < 0.7:
+        dims[rng.randrange(len(dims))] = rng.choice(NUMBERS)
+    else:
+        dims.extend(rng.choices(NUMBERS, k=rng.choice([1, 3, 100])))
+
+
+def change_type(proto: Any, rng: random.Random) -> None:
+    rng.choice(proto.graph.initializer).data_type = rng.randrange(30)
+
+
+def change_numbers(proto: Any, rng: random.Random) -> None:
+    whole = [t for t in proto.graph.initializer if t.data_type == TensorProto.INT64]
+    tensor = rng.choice(whole or proto.graph.initializer)
+    numbers = [rng.choice(NUMBERS) for _ in range(len(tensor.raw_data) // 8)]
+    tensor.raw_data = np.array(numbers, np.int64).tobytes()
+
+
+def change_input(proto: Any, rng: random.Random) -> None:
+    node = rng.choice(proto.graph.node)
+    names = [t.name for t in proto.graph.initializer]
+    names += [name for other in proto.graph.node for name in other.output]
+    names += [*[value.name for value in proto.graph.input], "", "nowhere"]
+    if node.input and rng.random() < 0.8:
+        node.input[rng.randrange(len(node.input))] = rng.choice(names)
+    else:
+        node.input.append(rng.choice(names))
+
+
+def change_output(proto: Any, rng: random.Random) -> None:
+    node = rng.choice(proto.graph.node)
+    node.output[rng.randrange(len(node.output))] = rng.choice(["", "Y", "W", "y", "other"])
+
+
+def change_operator(proto: Any, rng: random.Random) -> None:
+    operators = [schema.name for schema in onnx.defs.get_all_schemas() if not schema.domain]
+    rng.choice(proto.graph.node).op_type = rng.choice(operators)
+
+
+def change_attribute(proto: Any, rng: random.Random) -> None:
+    node = rng.choice([node for node in proto.graph.node if node.attribute])
+    attribute = rng.choice(node.attribute)
+    name = attribute.name
+    value = rng.choice(
+        [
+            rng.choice(NUMBERS), [rng.choice(NUMBERS) for _ in range(4)], 0.5, [0.5] * 6,
+            float("nan"), "reverse", ["Tanh"] * 3, b"\xff", proto.graph,
+            numpy_helper.from_array(np.ones(3)),
+        ]
+    )  # fmt: skip
+    attribute.CopyFrom(helper.make_attribute(name, value))
+
+
+def shuffle_nodes(proto: Any, rng: random.Random) -> None:
+    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in proto.graph.node]
+    rng.shuffle(nodes)
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+
+
+def change_opset(proto: Any, rng: random.Random) -> None:
+    proto.opset_import[0].version = rng.choice([*NUMBERS[2:], *range(1, 30)])
+
+
+def change_declared_input(proto: Any, rng: random.Random) -> None:
+    declared = rng.choice(proto.graph.input).type.tensor_type
+    if rng.random() < 0.5:
+        declared.elem_type = rng.randrange(30)
+    else:
+        declared.shape.dim[rng.randrange(len(declared.shape.dim))].dim_value = rng.choice(NUMBERS)
+
+
+def lead_outside(proto: Any, rng: random.Random) -> None:
+    tensor = rng.choice(proto.graph.initializer)
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=rng.choice(["/dev/zero", "../x", "x\0y", "x"]))
+
+
+def grow_without_end(proto: Any, rng: random.Random) -> None:
+    """Each node twice as large as the one before."""
+    graph = proto.graph
+    name = rng.choice([t.name for t in graph.initializer])
+    for i in range(rng.choice([10, 60, 1200])):
+        graph.node.insert(i, helper.make_node("Concat", [name, name], [f"{name}+"], axis=0))
+        name = f"{name}+"
+    graph.output.add().CopyFrom(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+
+
+STRUCTURAL: tuple[Callable[[Any, random.Random], None], ...] = (
+    change_dims,
+    change_type,
+    change_numbers,
+    change_input,
+    change_output,
+    change_operator,
+    change_attribute,
+    shuffle_nodes,
+    change_opset,
+    change_declared_input,
+    lead_outside,
+    grow_without_end,
+)
+
+
+def mutated(number: int, models: list[Any]) -> tuple[str, bytes]:
+    """One file, always the same for its number, and what was done to it."""
+    rng = random.Random(number)
+    proto = onnx.ModelProto()
+    proto.CopyFrom(rng.choice(models))
+    if rng.random() < 0.5:
+        data = bytearray(proto.SerializeToString())
+        change = rng.choice(BYTE_WISE)
+        change(data, rng)
+        return change.__name__, bytes(data)
+    structural = rng.choice(STRUCTURAL)
+    structural(proto, rng)
+    if rng.random() < 0.3:
+        rng.choice(STRUCTURAL[:-1])(proto, rng)
+    return structural.__name__, proto.SerializeToString()
+
+
+# --- The child ---
+
+
+def outcomes(first: int, count: int) -> Iterator[tuple[int, str, float]]:
+    """Of each file whether it was read and traced, read, or refused, and in how many seconds."""
+    import jax
+
+    from rnnjax.errors import InteropError, InvalidInputError
+    from rnnjax.interop import onnx as rnnjax_onnx
+
+    models = seeds()
+    for model in models:
+        rnnjax_onnx.load(model)  # all modules are there before memory is limited
+    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
+    most = pages * resource.getpagesize() + BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    for number in range(first, first + count):
+        change, data = mutated(number, models)
+        # Of the processor, so that a busy machine fails no test.
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        begun = time.process_time()
+        try:
+            model = rnnjax_onnx.load(data)
+            outcome = "read"
+            try:
+                given = {
+                    one.name: jax.ShapeDtypeStruct(
+                        tuple(3 if n is None else n for n in one.shape or ()), one.dtype
+                    )
+                    for one in model.network.inputs  # type: ignore[attr-defined]
+                }
+                jax.eval_shape(model.apply, model.params, given)
+                outcome = "read and traced"
+            except (InteropError, InvalidInputError):
+                pass
+        except InteropError as error:
+            outcome = "refused" if "\n" not in str(error) else "refused in several lines"
+        except BaseException as error:
+            print(f"file {number}, {change}: {error!r}", flush=True)
+            raise
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        yield number, outcome, time.process_time() - begun
+
+
+def main() -> None:
+    def too_long(*_: Any) -> None:
+        raise TimeoutError(f"longer than {SECONDS} seconds")
+
+    signal.signal(signal.SIGPROF, too_long)
+    counts: collections.Counter[str] = collections.Counter()
+    slowest = 0.0
+    for _, outcome, seconds in outcomes(int(sys.argv[1]), int(sys.argv[2])):
+        counts[outcome] += 1
+        slowest = max(slowest, seconds)
+    print(json.dumps({"counts": counts, "slowest": slowest}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,863 @@
+"""Whole ONNX graphs: as exporters make them, run, streamed, trained, and written again."""
+
+import io
+import os
+import pathlib
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rnnjax
+from rnnjax import InteropError, InvalidInputError
+from rnnjax.interop import Dense, Dropout, Embedding, Model, OneHotIds, Recurrent, Sequential
+from rnnjax.interop.onnx.graph import Graph
+
+onnx = pytest.importorskip("onnx", reason="onnx is in the extra `onnx`")
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+from onnx.reference import ReferenceEvaluator  # noqa: E402
+
+from rnnjax.interop import onnx as rnnjax_onnx  # noqa: E402
+
+TIME, BATCH, FEATURES, HIDDEN = 5, 3, 2, 4
+TOLERANCE = 1e-5  # of the largest entry of each array
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return (0.6 * RNG.standard_normal(shape)).astype(np.float32)
+
+
+def value(name: str, shape: Sequence[Any] | None, kind: int = TensorProto.FLOAT) -> Any:
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def make_proto(
+    nodes: Sequence[Any],
+    inputs: Sequence[Any],
+    outputs: Sequence[str],
+    arrays: dict[str, np.ndarray],
+    opset: int = 17,
+) -> Any:
+    """A model, which has to be one by ONNX's own rules."""
+    graph = helper.make_graph(
+        list(nodes),
+        "test",
+        list(inputs),
+        [value(name, None) for name in outputs],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items()],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    proto = onnx.shape_inference.infer_shapes(proto)  # the checker wants the outputs' shapes
+    onnx.checker.check_model(proto)
+    return proto
+
+
+def weights(gates: int, directions: int = 1, features: int = FEATURES) -> dict[str, np.ndarray]:
+    return {
+        "W": normal(directions, gates * HIDDEN, features),
+        "R": normal(directions, gates * HIDDEN, HIDDEN),
+        "B": normal(directions, 2 * gates * HIDDEN),
+    }
+
+
+def by_reference(proto: Any, given: dict[str, Any]) -> dict[str, Any]:
+    names = [output.name for output in proto.graph.output]
+    return dict(zip(names, ReferenceEvaluator(proto).run(None, given), strict=True))
+
+
+def graph_of(model: Model) -> Graph:
+    assert isinstance(model.network, Graph)
+    return model.network
+
+
+# --- Graphs as exporters make them ---
+
+
+def tagger() -> Any:
+    """Batch first, as a converter of Keras writes GRU, dense layer and softmax."""
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], perm=[1, 0, 2]),
+        helper.make_node(
+            "GRU", ["t", "W", "R", "B"], ["Y", ""], "model/gru/scan", hidden_size=HIDDEN,
+            linear_before_reset=1,
+        ),
+        helper.make_node("Squeeze", ["Y", "one"], ["s"]),
+        helper.make_node("Transpose", ["s"], ["b"], perm=[1, 0, 2]),
+        helper.make_node("MatMul", ["b", "kernel"], ["m"], "model/dense/MatMul"),
+        helper.make_node("Add", ["m", "bias"], ["a"]),
+        helper.make_node("Softmax", ["a"], ["y"], axis=-1),
+    ]  # fmt: skip
+    arrays = weights(3) | {
+        "one": np.array([1], np.int64),
+        "kernel": normal(HIDDEN, 3),
+        "bias": normal(3),
+    }
+    return make_proto(nodes, [value("x", ["N", "T", FEATURES])], ["y"], arrays)
+
+
+def classifier() -> Any:
+    """The last states of both directions, and a sigmoid."""
+    nodes = [
+        helper.make_node(
+            "LSTM", ["x", "W", "R", "B"], ["", "h"], hidden_size=HIDDEN, direction="bidirectional"
+        ),
+        helper.make_node("Transpose", ["h"], ["t"], perm=[1, 0, 2]),
+        helper.make_node("Reshape", ["t", "shape"], ["r"]),
+        helper.make_node("Gemm", ["r", "kernel", "bias"], ["g"], "fc", transB=1),
+        helper.make_node("Sigmoid", ["g"], ["y"]),
+    ]
+    arrays = weights(4, 2) | {
+        "shape": np.array([0, -1], np.int64),
+        "kernel": normal(1, 2 * HIDDEN),
+        "bias": normal(1),
+    }
+    return make_proto(nodes, [value("x", ["T", "N", FEATURES])], ["y"], arrays)
+
+
+def last_step() -> Any:
+    """One-hot ids, computed zeros as initial states, a reversed RNN, and its step 0."""
+    nodes = [
+        helper.make_node("OneHot", ["ids", "depth", "values"], ["x"]),
+        helper.make_node("Shape", ["x"], ["all"]),
+        helper.make_node("Gather", ["all", "places"], ["n"], axis=0),
+        helper.make_node("Concat", ["directions", "n", "units"], ["sizes"], axis=0),
+        helper.make_node("ConstantOfShape", ["sizes"], ["h0"]),
+        helper.make_node(
+            "RNN", ["x", "W", "R", "B", "", "h0"], ["Y"], hidden_size=HIDDEN, direction="reverse",
+            activations=["LeakyRelu"], activation_alpha=[0.25],
+        ),
+        helper.make_node("Squeeze", ["Y", "places"], ["s"]),
+        helper.make_node("Gather", ["s", "zero"], ["last"], axis=0),
+        helper.make_node("Dropout", ["last", "half"], ["d"]),
+        helper.make_node("MatMul", ["d", "kernel"], ["m"]),
+        helper.make_node("Elu", ["m"], ["y"], alpha=0.5),
+    ]  # fmt: skip
+    arrays = weights(1, features=6) | {
+        "depth": np.array(6, np.int64),
+        "values": np.array([0, 1], np.float32),
+        "places": np.array([1], np.int64),
+        "directions": np.array([1], np.int64),
+        "units": np.array([HIDDEN], np.int64),
+        "zero": np.array(0, np.int64),
+        "half": np.array(0.5, np.float32),
+        "kernel": normal(HIDDEN, 3),
+    }
+    return make_proto(nodes, [value("ids", ["T", "N"], TensorProto.INT64)], ["y"], arrays)
+
+
+IDS = np.random.default_rng(1).integers(0, 6, (TIME, BATCH))
+GRAPHS = {
+    "tagger": (tagger, normal(BATCH, TIME, FEATURES), (1, 0, 2)),
+    "classifier": (classifier, normal(TIME, BATCH, FEATURES), None),
+    "last_step": (last_step, IDS, None),
+}
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_graphs_equal_the_reference_and_are_rows_of_layers(name: str, assert_close: Any) -> None:
+    make, xs, order = GRAPHS[name]
+    proto = make()
+    model = rnnjax_onnx.load(proto)
+    (x_name,) = graph_of(model).data_inputs
+    plain = onnx.ModelProto()
+    plain.CopyFrom(proto)
+    for node in plain.graph.node:  # the reference knows no activations but the defaults
+        if node.op_type == "RNN":
+            del node.attribute[:]
+            node.attribute.append(helper.make_attribute("hidden_size", HIDDEN))
+            node.attribute.append(helper.make_attribute("direction", "reverse"))
+            model_to_judge = rnnjax_onnx.load(plain)
+            break
+    else:
+        model_to_judge = model
+    expected = by_reference(plain, {x_name: xs})
+    _, ys = jax.jit(model_to_judge.apply)(model_to_judge.params, xs)
+    assert_close(ys, expected["y"], TOLERANCE)
+    # The same as a row of layers, time first.
+    row = rnnjax_onnx.to_sequential(model)
+    assert isinstance(row.network, Sequential)
+    _, ys = model(xs)
+    flipped = xs if order is None else np.transpose(xs, order)
+    _, by_row = row(flipped)
+    assert_close(by_row if order is None else jnp.transpose(by_row, order), ys, TOLERANCE)
+
+
+def test_layers_have_names_and_rnnjaxs_layout() -> None:
+    model = rnnjax_onnx.load(tagger())
+    cell = rnnjax.GRUCell(HIDDEN)
+    assert model.layers == {
+        "model/gru/scan": Recurrent("model/gru/scan", cell),
+        "model/dense": Dense("model/dense", 3),
+    }
+    params = model.params["model/gru/scan"]
+    assert {name: array.shape for name, array in params.items()} == {
+        "kernel": (FEATURES, 12),
+        "recurrent_kernel": (HIDDEN, 12),
+        "bias": (12,),
+        "recurrent_bias": (12,),
+    }
+    assert "GRUCell(4)" in str(model)
+    row = rnnjax_onnx.to_sequential(model).network
+    assert isinstance(row, Sequential)
+    assert row.chain[1] == Dense("model/dense", 3, "softmax")
+    assert hash(model.network) == hash(rnnjax_onnx.load(tagger()).network)
+    seen = rnnjax_onnx.to_sequential(rnnjax_onnx.load(last_step())).network
+    assert isinstance(seen, Sequential)
+    assert seen.chain[2] == Dropout("dropout", rnnjax.Dropout(0.5))
+
+
+# --- What PyTorch exports ---
+
+
+class Export:
+    """A module of PyTorch with random weights, and its ONNX file."""
+
+    def __init__(
+        self, module: Any, given: tuple[Any, ...], names: list[str], **options: Any
+    ) -> None:
+        import torch
+
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.copy_(torch.tensor(normal(*parameter.shape)))
+            module.eval()
+            outputs = module(*given)
+        self.outputs = [y.numpy() for y in jax.tree.leaves(outputs)]
+        self.given = {name: x.numpy() for name, x in zip(names, given, strict=True)}
+        buffer = io.BytesIO()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(module, given, buffer, input_names=names, dynamo=False, **options)
+        self.file = buffer.getvalue()
+
+
+def torch_tagger(kind: str, **options: Any) -> Export:
+    """Embedding, recurrent layers with states in and out, and a linear layer."""
+    torch = pytest.importorskip("torch", reason="torch is in the extra `parity`")
+    sides = 2 if options.get("bidirectional") else 1
+
+    class Tagger(torch.nn.Module):  # type: ignore[name-defined, misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = torch.nn.Embedding(7, FEATURES)
+            self.rnn = getattr(torch.nn, kind)(FEATURES, HIDDEN, **options)
+            self.fc = torch.nn.Linear(sides * HIDDEN, 6)
+
+        def forward(self, ids: Any, *states: Any) -> Any:
+            ys, finals = self.rnn(self.embedding(ids), states if kind == "LSTM" else states[0])
+            return self.fc(ys), *(finals if kind == "LSTM" else (finals,))
+
+    shape = (BATCH, TIME) if options.get("batch_first") else (TIME, BATCH)
+    ids = torch.tensor(np.random.default_rng(2).integers(0, 7, shape))
+    states = [
+        torch.tensor(normal(sides * options.get("num_layers", 1), BATCH, HIDDEN))
+        for _ in range(2 if kind == "LSTM" else 1)
+    ]
+    names = ["ids", "h", "c"][: 1 + len(states)]
+    axes = {name: {1: "batch"} for name in names} | {"ids": {0: "a", 1: "b"}}
+    return Export(Tagger(), (ids, *states), names, dynamic_axes=axes)
+
+
+TAGGERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "lstm-2": ("LSTM", {"num_layers": 2}),
+    "gru-batch-first": ("GRU", {"batch_first": True}),
+    "lstm-2-bidirectional": ("LSTM", {"num_layers": 2, "bidirectional": True, "batch_first": True}),
+    "relu": ("RNN", {"nonlinearity": "relu"}),
+}
+
+
+@pytest.mark.parametrize("name", TAGGERS)
+def test_models_of_torch_stream_and_train(name: str, assert_close: Any) -> None:
+    """States given by name, in the carry, or in two pieces give what PyTorch gives."""
+    kind, options = TAGGERS[name]
+    export = torch_tagger(kind, **options)
+    model = rnnjax_onnx.load(export.file)
+    graph = graph_of(model)
+    assert graph.data_inputs == ("ids",)
+    assert len(graph.outputs) == 1  # the final states are in the carry
+    assert isinstance(model.layers["embedding"], Embedding)
+    assert isinstance(model.layers["fc"], Dense)
+    assert ("rnn_1" in model.layers) == (options.get("num_layers") == 2)
+
+    carry, ys = jax.jit(model.apply)(model.params, export.given)
+    assert_close(ys, export.outputs[0], TOLERANCE)
+    layers = [
+        c for layer in carry.values() for c in ([layer] if hasattr(layer, "hidden") else layer)
+    ]
+    finals = [np.stack(leaves) for leaves in zip(*layers, strict=True)]
+    assert_close(finals, export.outputs[1:], TOLERANCE)
+
+    ids = export.given["ids"]
+    states = zip(*(state for name, state in export.given.items() if name != "ids"), strict=True)
+
+    def filled(carry: Any) -> Any:
+        return (
+            type(carry)(*next(states))
+            if hasattr(carry, "hidden")
+            else type(carry)(*map(filled, carry))
+        )
+
+    before = {name: filled(carry) for name, carry in model.initial_carry((BATCH,)).items()}
+    _, again = model(ids, before)
+    assert_close(again, export.outputs[0], TOLERANCE)
+    if not options.get("bidirectional"):
+        axis = 1 if options.get("batch_first") else 0
+        first, second = np.split(ids, [2], axis=axis)
+        between, head = model(first, before)
+        after, tail = model(second, between)
+        assert_close(np.concatenate([head, tail], axis=axis), export.outputs[0], TOLERANCE)
+        assert_close(after, carry, TOLERANCE)
+
+    row = rnnjax_onnx.to_sequential(model)
+    time_first = np.swapaxes(ids, 0, 1) if options.get("batch_first") else ids
+    _, by_row = row(time_first, before)
+    by_row = jnp.swapaxes(by_row, 0, 1) if options.get("batch_first") else by_row
+    assert_close(by_row, export.outputs[0], TOLERANCE)
+
+    lengths = np.array([2, TIME, 3])
+    _, cut = model(ids, before, lengths=lengths)
+    _, expected = row(time_first, before, lengths=lengths)
+    expected = jnp.swapaxes(expected, 0, 1) if options.get("batch_first") else expected
+    assert_close(cut, expected, TOLERANCE)
+
+
+def test_gradients_are_those_of_torch(assert_close: Any) -> None:
+    """Under jit, with respect to the parameters in rnnjax's layout."""
+    torch = pytest.importorskip("torch", reason="torch is in the extra `parity`")
+    lstm = torch.nn.LSTM(FEATURES, HIDDEN)
+    export = Export(lstm, (torch.tensor(normal(TIME, BATCH, FEATURES)),), ["x"])
+    model = rnnjax_onnx.load(export.file)
+    (name,) = model.params
+
+    def loss(params: Any) -> jax.Array:
+        return jnp.sum(model.apply(params, export.given["x"])[1] ** 2)
+
+    gradients = jax.jit(jax.grad(loss))(model.params)[name]
+    (lstm(torch.tensor(export.given["x"]))[0] ** 2).sum().backward()
+    expected = {
+        "kernel": lstm.weight_ih_l0.grad.numpy().T,
+        "recurrent_kernel": lstm.weight_hh_l0.grad.numpy().T,
+        "bias": lstm.bias_ih_l0.grad.numpy(),
+    }
+    assert_close(gradients, expected, TOLERANCE)
+
+
+@pytest.mark.parametrize("fold", [True, False], ids=["folded", "not folded"])
+def test_packed_sequences_and_computed_states_of_torch(fold: bool, assert_close: Any) -> None:
+    """Zeros of a computed shape as states, an input of lengths, weights put together by nodes."""
+    torch = pytest.importorskip("torch", reason="torch is in the extra `parity`")
+
+    class Packed(torch.nn.Module):  # type: ignore[name-defined, misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.gru = torch.nn.GRU(FEATURES, HIDDEN, bidirectional=True)
+
+        def forward(self, x: Any, lengths: Any) -> Any:
+            pack = torch.nn.utils.rnn.pack_padded_sequence(x, lengths)
+            ys, h = self.gru(pack)
+            return torch.nn.utils.rnn.pad_packed_sequence(ys)[0], h
+
+    given = torch.tensor(normal(TIME, BATCH, FEATURES)), torch.tensor([TIME, 3, 2])
+    export = Export(
+        Packed(),
+        given,
+        ["x", "lengths"],
+        do_constant_folding=fold,
+        dynamic_axes={"x": {0: "time", 1: "batch"}, "lengths": {0: "batch"}},
+    )
+    model = rnnjax_onnx.load(export.file)
+    carry, ys = model(export.given["x"], lengths=np.array([TIME, 3, 2]))
+    _, by_input = model(export.given)
+    outputs = [ys] if not isinstance(ys, dict) else list(ys.values())
+    assert_close(outputs[0], export.outputs[0], TOLERANCE)
+    assert_close(by_input, ys, TOLERANCE)
+    assert set(model.params) == {"gru"}
+    assert isinstance(carry["gru"], rnnjax.Directions)
+    untouched = rnnjax_onnx.update(model)
+    assert untouched == onnx.load_from_string(export.file)
+    doubled = model.with_params(jax.tree.map(lambda array: 2 * array, model.params))
+    changed = rnnjax_onnx.load(rnnjax_onnx.update(doubled))
+    assert_close(changed.params, doubled.params, TOLERANCE)
+
+
+# --- Writing back ---
+
+
+def test_update_changes_what_was_trained_and_nothing_else(assert_close: Any) -> None:
+    for make in (tagger, classifier, last_step):
+        proto = make()
+        model = rnnjax_onnx.load(proto)
+        assert rnnjax_onnx.update(model).SerializeToString() == proto.SerializeToString()
+        params = jax.tree.map(lambda array: array + 0.125, model.params)
+        changed = rnnjax_onnx.update(model.with_params(params))
+        onnx.checker.check_model(changed)
+        again = rnnjax_onnx.load(changed)
+        assert again.network == model.network
+        assert_close(again.params, params, TOLERANCE)
+    second = numpy_helper.to_array(next(t for t in proto.graph.initializer if t.name == "B"))
+    after = numpy_helper.to_array(next(t for t in changed.graph.initializer if t.name == "B"))
+    np.testing.assert_array_equal(after[0, HIDDEN:], second[0, HIDDEN:])  # the second bias stays
+
+
+def test_update_needs_an_imported_model_and_its_parameters() -> None:
+    cell = rnnjax.LSTMCell(2)
+    with pytest.raises(InvalidInputError, match=r"came from rnnjax.interop.onnx.load"):
+        rnnjax_onnx.update(Model.of(cell, cell.init(jax.random.key(0), 2)))
+    with pytest.raises(InvalidInputError, match=r"came from rnnjax.interop.onnx.load"):
+        rnnjax_onnx.to_sequential(Model.of(cell, cell.init(jax.random.key(0), 2)))
+    model = rnnjax_onnx.load(tagger())
+    wrong = Model(model.network, {**model.params, "model/dense": {}}, model.origin)
+    with pytest.raises(InvalidInputError, match="do not belong to this model"):
+        rnnjax_onnx.update(wrong)
+
+
+def tied() -> Any:
+    """One matrix both as the look-up table and, transposed, as the last layer."""
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["x"]),
+        helper.make_node("LSTM", ["x", "W", "R", "B"], ["Y"], hidden_size=HIDDEN),
+        helper.make_node("Squeeze", ["Y", "one"], ["s"]),
+        helper.make_node("MatMul", ["s", "down"], ["d"]),
+        helper.make_node("Transpose", ["table"], ["up"], perm=[1, 0]),
+        helper.make_node("MatMul", ["d", "up"], ["y"]),
+    ]
+    arrays = weights(4) | {
+        "table": normal(6, FEATURES),
+        "down": normal(HIDDEN, FEATURES),
+        "one": np.array([1], np.int64),
+    }
+    return make_proto(nodes, [value("ids", ["T", "N"], TensorProto.INT64)], ["y"], arrays)
+
+
+def test_a_tensor_of_two_nodes_is_one_parameter(assert_close: Any) -> None:
+    proto = tied()
+    model = rnnjax_onnx.load(proto)
+    assert set(model.params["constants"]) == {"table"}
+    assert_close(model(IDS)[1], by_reference(proto, {"ids": IDS})["y"], TOLERANCE)
+    params = jax.tree.map(lambda array: 2 * array, model.params)
+    changed = rnnjax_onnx.update(model.with_params(params))
+    expected = by_reference(changed, {"ids": IDS})["y"]
+    assert_close(model.apply(params, IDS)[1], expected, TOLERANCE)
+    gradients = jax.grad(lambda params: model.apply(params, IDS)[1].sum())(model.params)
+    assert np.all(np.isfinite(gradients["constants"]["table"]))
+    with pytest.raises(InteropError, match="no row of layers: at node 0"):
+        rnnjax_onnx.to_sequential(model)
+
+
+# --- States and lengths ---
+
+
+def one_lstm(
+    extra: dict[str, np.ndarray] | None = None,
+    inputs: Sequence[Any] = (),
+    order: Sequence[str] = ("x", "W", "R", "B"),
+    **attributes: Any,
+) -> Any:
+    node = helper.make_node("LSTM", order, ["Y", "Yh", "Yc"], hidden_size=HIDDEN, **attributes)
+    x = value("x", ["a", "b", FEATURES])
+    return make_proto([node], [x, *inputs], ["Y", "Yh", "Yc"], weights(4) | (extra or {}))
+
+
+def test_constant_states_are_trained_and_a_carry_takes_their_place(assert_close: Any) -> None:
+    proto = one_lstm(
+        {"h0": normal(1, BATCH, HIDDEN), "c0": normal(1, BATCH, HIDDEN)},
+        order=["x", "W", "R", "B", "", "h0", "c0"],
+    )
+    model = rnnjax_onnx.load(proto)
+    xs = normal(TIME, BATCH, FEATURES)
+    carry, ys = model(xs)
+    assert_close(ys, by_reference(proto, {"x": xs})["Y"], TOLERANCE)
+    assert set(model.params["constants"]) == {"h0", "c0"}
+    _, second = model(xs, carry)
+    longer = rnnjax_onnx.load(proto)(np.concatenate([xs, xs]))[1]
+    assert_close(second, longer[TIME:], TOLERANCE)
+
+
+def test_constant_lengths(assert_close: Any) -> None:
+    """Steps after a row's last are zero, and its states are those of that step."""
+    proto = one_lstm(
+        {"n": np.array([2, 5, 1], np.int32)}, order=["x", "W", "R", "B", "n"], direction="reverse"
+    )
+    model = rnnjax_onnx.load(proto)
+    xs = normal(TIME, BATCH, FEATURES)
+    carry, ys = model(xs)
+    assert not np.any(ys[2:, :, 0])
+    for row, length in enumerate([2, 5, 1]):
+        alone = one_lstm(order=["x", "W", "R", "B"], direction="reverse")
+        del alone.graph.initializer[:]
+        alone.graph.initializer.extend(t for t in proto.graph.initializer if t.name != "n")
+        expected = by_reference(alone, {"x": xs[:length, row : row + 1]})
+        assert_close(ys[:length, :, row], expected["Y"][:, :, 0], TOLERANCE)
+        assert_close(carry["lstm"].cell[row], expected["Yc"][0, 0], TOLERANCE)
+    with pytest.raises(InteropError, match="constants of up to 5, but the input has 4 steps"):
+        model(xs[:4])
+
+
+def test_lengths_and_resets_where_time_is_not_first(assert_close: Any) -> None:
+    """With layout 1 marks are time first all the same; where time was moved they are refused."""
+    time_first, batch_first = one_lstm(), one_lstm(layout=1)
+    del batch_first.graph.initializer[:]
+    batch_first.graph.initializer.extend(time_first.graph.initializer)
+    xs = normal(TIME, BATCH, FEATURES)
+    marks = {
+        "lengths": np.array([2, 5, 4]),
+        "resets": np.random.default_rng(3).random((TIME, BATCH)) < 0.3,
+    }
+    carry, ys = rnnjax_onnx.load(time_first)(xs, **marks)
+    turned_carry, turned = rnnjax_onnx.load(batch_first)(np.swapaxes(xs, 0, 1), **marks)
+    assert_close(np.transpose(turned, (1, 2, 0, 3)), ys, TOLERANCE)
+    assert_close(turned_carry, carry, TOLERANCE)
+    nodes = [
+        helper.make_node("Slice", ["x", "last", "first", "zero", "last"], ["flipped"]),
+        helper.make_node("LSTM", ["flipped", "W", "R", "B"], ["Y"], "flip", hidden_size=HIDDEN),
+    ]
+    arrays = weights(4) | {
+        "last": np.array([-1], np.int64),
+        "first": np.array([-(2**40)], np.int64),
+        "zero": np.array([0], np.int64),
+    }
+    model = rnnjax_onnx.load(make_proto(nodes, [value("x", [None, None, FEATURES])], ["Y"], arrays))
+    assert model(xs)[1].shape == (TIME, 1, BATCH, HIDDEN)
+    with pytest.raises(InvalidInputError, match=r"node 'flip'.*does not get the steps"):
+        model(xs, lengths=marks["lengths"])
+
+
+def test_dropout_drops_with_a_key() -> None:
+    nodes = [
+        helper.make_node("Dropout", ["x"], ["d"], ratio=0.5),
+        helper.make_node("LSTM", ["d", "W", "R", "B"], ["Y"], hidden_size=HIDDEN),
+    ]
+    model = rnnjax_onnx.load(
+        make_proto(nodes, [value("x", [None, None, FEATURES])], ["Y"], weights(4), opset=11)
+    )
+    xs = normal(TIME, BATCH, FEATURES)
+    plain, dropped = model(xs)[1], model(xs, key=jax.random.key(0))[1]
+    assert np.max(np.abs(plain - dropped)) > 1e-3
+    np.testing.assert_array_equal(dropped, model(xs, key=jax.random.key(0))[1])
+
+
+def test_types(x64: None, assert_close: Any) -> None:
+    """float64 where JAX has it; half precision computes and returns half precision."""
+    xs = normal(TIME, BATCH, FEATURES)
+    for kind, dtype, tolerance in (
+        (TensorProto.DOUBLE, np.float64, 1e-5),
+        (TensorProto.FLOAT16, np.float16, 5e-3),
+    ):
+        proto = one_lstm()
+        for tensor in proto.graph.initializer:
+            array = numpy_helper.to_array(tensor).astype(dtype)
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+        expected = by_reference(one_lstm_like(proto), {"x": xs})["Y"]
+        proto.graph.input[0].type.tensor_type.elem_type = kind
+        model = rnnjax_onnx.load(proto)
+        _, ys = model(xs.astype(dtype))
+        assert ys.dtype == dtype
+        assert_close(ys, expected, tolerance)
+        assert rnnjax_onnx.update(model) == proto
+
+
+def one_lstm_like(proto: Any) -> Any:
+    """The same model in float32."""
+    plain = onnx.ModelProto()
+    plain.CopyFrom(proto)
+    for tensor in plain.graph.initializer:
+        array = numpy_helper.to_array(tensor).astype(np.float32)
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    return plain
+
+
+# --- Bad input ---
+
+
+def changed(proto: Any, change: Any) -> Any:
+    change(proto.graph)
+    return proto
+
+
+def rename_input(graph: Any) -> None:
+    graph.node[0].input[0] = "nowhere"
+
+
+def set_attribute(name: str, value: Any) -> Any:
+    def change(graph: Any) -> None:
+        (node,) = (n for n in graph.node if n.op_type in ("LSTM", "RNN", "GRU"))
+        kept = [a for a in node.attribute if a.name != name]
+        del node.attribute[:]
+        node.attribute.extend([*kept, helper.make_attribute(name, value)])
+
+    return change
+
+
+def replace(name: str, array: np.ndarray) -> Any:
+    def change(graph: Any) -> None:
+        (tensor,) = (t for t in graph.initializer if t.name == name)
+        tensor.CopyFrom(numpy_helper.from_array(array, name))
+
+    return change
+
+
+def claim(name: str, dims: list[int]) -> Any:
+    def change(graph: Any) -> None:
+        (tensor,) = (t for t in graph.initializer if t.name == name)
+        tensor.dims[:] = dims
+
+    return change
+
+
+def own_operator(graph: Any) -> None:
+    graph.node[0].domain = "com.example"
+
+
+def add_loop(graph: Any) -> None:
+    graph.node.append(helper.make_node("If", ["x"], ["z"], then_branch=graph, else_branch=graph))
+
+
+def cycle(graph: Any) -> None:
+    graph.node.insert(0, helper.make_node("Add", ["Y", "x"], ["loop"]))
+    graph.node[1].input[0] = "loop"
+
+
+BAD = {
+    "missing input": (rename_input, "no earlier node, input or initialiser makes its input"),
+    "cycle": (cycle, "no earlier node"),
+    "operator": (own_operator, "the operator LSTM of 'com.example' is not read here; those that"),
+    "subgraph": (add_loop, "the operator If is not read here"),
+    "direction": (set_attribute("direction", "up"), "'up' is no direction"),
+    "type of attribute": (set_attribute("hidden_size", 4.0), "'hidden_size' is of another type"),
+    "attribute": (set_attribute("units", 4), "has no attributes .'units'."),
+    "hidden_size": (set_attribute("hidden_size", 3), "its W is float32.1, 16, 2., but with 3"),
+    "directions": (set_attribute("direction", "bidirectional"), "2 directions it should be floats"),
+    "clip": (set_attribute("clip", -1.0), "clip is -1.0, but should be positive"),
+    "activation": (set_attribute("activations", ["Sin", "Tanh", "Tanh"]), "'Sin' is not an activ"),
+    "activations": (set_attribute("activations", ["Tanh"]), "1 activations, but LSTM takes 3"),
+    "numbers": (
+        lambda graph: [
+            set_attribute("activations", ["Sigmoid", "Elu", "Tanh"])(graph),
+            set_attribute("activation_alpha", [0.0, 0.5, 0.0])(graph),
+        ],
+        "activation_alpha has 3 numbers, but only 1 of the activations",
+    ),
+    "no default": (
+        set_attribute("activations", ["Sigmoid", "Affine", "Tanh"]),
+        "Affine needs an activation_alpha and an activation_beta",
+    ),
+    "rank": (replace("W", normal(16, 2)), "its W is float32.16, 2."),
+    "features": (replace("W", normal(1, 16, 3)), "declares its input X as"),
+    "integers": (replace("R", np.zeros((1, 16, 4), np.int32)), "its R is int32"),
+    "size": (claim("W", [1, 16, 2**40]), "takes 70368744177664 bytes, but 128 are there"),
+    "negative": (claim("W", [1, -16, -2]), "its shape is"),
+    "output": (lambda graph: graph.output.append(value("z", None)), "nothing makes the graph's"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_models_get_one_sentence(name: str) -> None:
+    change, message = BAD[name]
+    with pytest.raises(InteropError, match=message) as caught:
+        rnnjax_onnx.load(changed(one_lstm(), change))
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_sources(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(InteropError, match="No such file"):
+        rnnjax_onnx.load(tmp_path / "missing.onnx")
+    for content in (b"", b"PK\x03\x04 nothing", tagger().SerializeToString()[:-40]):
+        path = tmp_path / "bad.onnx"
+        path.write_bytes(content)
+        with pytest.raises(InteropError):
+            rnnjax_onnx.load(path)
+    with pytest.raises(InvalidInputError, match=r"must be a path, bytes, or an onnx.ModelProto"):
+        rnnjax_onnx.load(3)
+    newer = tagger()
+    newer.opset_import[0].version = 1000
+    with pytest.raises(InteropError, match="opset 1000"):
+        rnnjax_onnx.load(newer)
+    double = one_lstm()
+    double.graph.input[0].type.tensor_type.elem_type = TensorProto.DOUBLE
+    with pytest.raises(InteropError, match="jax_enable_x64"):
+        rnnjax_onnx.load(double)
+
+
+def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = tagger().SerializeToString()
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(InteropError, match=r"pip install 'rnnjax\[onnx\]'"):
+        rnnjax_onnx.load(content)
+
+
+def test_bad_inputs_of_apply() -> None:
+    model = rnnjax_onnx.load(tagger())
+    with pytest.raises(InvalidInputError, match=r"has shape \(any, any, 2\), but got \(3, 5, 4\)"):
+        model(normal(BATCH, TIME, 4))
+    with pytest.raises(InvalidInputError, match="is float32, but got int32"):
+        model(np.ones((BATCH, TIME, FEATURES), np.int32))
+    with pytest.raises(InvalidInputError, match=r"needs .'x'. and takes .'x'."):
+        model({"y": normal(BATCH, TIME, FEATURES)})
+    states = [value(n, [1, "b", HIDDEN]) for n in ("h", "c")]
+    streamed = rnnjax_onnx.load(one_lstm(inputs=states, order=["x", "W", "R", "B", "", "h", "c"]))
+    xs = normal(TIME, BATCH, FEATURES)
+    with pytest.raises(InteropError, match=r"an initial state has shape .1, 4, 4., but should"):
+        streamed({"x": xs, "h": normal(1, 4, HIDDEN), "c": normal(1, 4, HIDDEN)})
+
+
+def test_absurd_shapes_are_refused() -> None:
+    for operator, arrays in (
+        ("ConstantOfShape", {"a": np.array([2**20, 2**20], np.int64)}),
+        ("Expand", {"x1": normal(1), "a": np.array([2**40], np.int64)}),
+        ("Tile", {"x1": normal(4), "a": np.array([2**40], np.int64)}),
+        ("Range", {"z": np.array(0), "a": np.array(2**60), "d": np.array(1)}),
+    ):
+        nodes = [
+            helper.make_node(operator, list(arrays), ["big"]),
+            helper.make_node("ReduceSum", ["big"], ["sum"], keepdims=0),
+            helper.make_node("Cast", ["sum"], ["float"], to=TensorProto.FLOAT),
+            helper.make_node("Add", ["x", "float"], ["y"]),
+        ]
+        model = rnnjax_onnx.load(make_proto(nodes, [value("x", [2])], ["y"], arrays))
+        with pytest.raises(InteropError, match=r"at most (16,777,216|268,435,456) elements"):
+            model(normal(2))
+
+
+# --- Data outside of the file ---
+
+
+def with_external(folder: pathlib.Path, **places: str) -> pathlib.Path:
+    """The tagger with W in another file; ``places`` replace what the model says of it."""
+    proto = tagger()
+    (tensor,) = (t for t in proto.graph.initializer if t.name == "W")
+    (folder / "data.bin").write_bytes(b"12345678" + tensor.raw_data)
+    entries = {"location": "data.bin", "offset": "8", "length": str(len(tensor.raw_data))} | places
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, text in entries.items():
+        tensor.external_data.add(key=key, value=text)
+    path = folder / "model.onnx"
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
+def test_external_data_beside_the_model(tmp_path: pathlib.Path, assert_close: Any) -> None:
+    path = with_external(tmp_path)
+    model = rnnjax_onnx.load(path)
+    inside = onnx.load(os.fspath(path))  # which reads them as well
+    xs = normal(BATCH, TIME, FEATURES)
+    assert_close(model(xs)[1], by_reference(inside, {"x": xs})["y"], TOLERANCE)
+    assert not any(t.data_location for t in rnnjax_onnx.update(model).graph.initializer)
+    with pytest.raises(InteropError, match="has none beside it"):
+        rnnjax_onnx.load(path.read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("places", "message"),
+    [
+        ({"location": "../data.bin"}, "only a file beside the model's is read"),
+        ({"location": "/etc/hostname"}, "only a file beside the model's is read"),
+        ({"location": ".."}, "only a file beside the model's is read"),
+        ({"location": ""}, "only a file beside the model's is read"),
+        ({"location": "link.bin"}, "no plain file beside the model"),
+        ({"location": "missing.bin"}, "no plain file beside the model"),
+        ({"offset": "16"}, "bytes from 16 of"),
+        ({"offset": "-8"}, "bytes from -8 of"),
+        ({"length": "1000000000000"}, "the model gives it 1000000000000 bytes"),
+        ({"offset": "first"}, "no place in a file"),
+    ],
+)
+def test_external_data_elsewhere_are_refused(
+    places: dict[str, str], message: str, tmp_path: pathlib.Path
+) -> None:
+    path = with_external(tmp_path, **places)
+    (tmp_path / "link.bin").symlink_to(tmp_path / "data.bin")
+    with pytest.raises(InteropError, match=message):
+        rnnjax_onnx.load(path)
+
+
+# --- What is no row of layers ---
+
+
+def test_the_first_node_that_does_not_fit_is_named() -> None:
+    branches = [
+        helper.make_node("LSTM", ["x", "W", "R", "B"], ["Y"], hidden_size=HIDDEN),
+        helper.make_node("Squeeze", ["Y", "one"], ["s"]),
+        helper.make_node("MatMul", ["s", "k"], ["m"], "first"),
+        helper.make_node("Add", ["m", "s"], ["y"], "residual"),
+    ]
+    arrays = weights(4) | {"one": np.array([1], np.int64), "k": normal(HIDDEN, HIDDEN)}
+    x = [value("x", [None, None, FEATURES])]
+    with pytest.raises(InteropError, match=r"at node 'residual' .Add. something else"):
+        rnnjax_onnx.to_sequential(rnnjax_onnx.load(make_proto(branches, x, ["y"], arrays)))
+    with pytest.raises(InteropError, match="one input and one output"):
+        rnnjax_onnx.to_sequential(rnnjax_onnx.load(make_proto(branches, x, ["y", "s"], arrays)))
+    row = rnnjax_onnx.to_sequential(rnnjax_onnx.load(make_proto(branches, x, ["Y"], arrays)))
+    assert list(row.layers) == ["lstm"]
+    both = [
+        helper.make_node(
+            "LSTM", ["x", "W", "R", "B"], ["Y"], hidden_size=HIDDEN, direction="bidirectional"
+        ),
+        helper.make_node("MatMul", ["Y", "k"], ["y"]),
+    ]
+    arrays |= weights(4, 2)
+    with pytest.raises(InteropError, match="two directions come in that are not concatenated"):
+        rnnjax_onnx.to_sequential(rnnjax_onnx.load(make_proto(both, x, ["y"], arrays)))
+    with pytest.raises(InteropError, match="the output 'Y' is not what the last layer makes"):
+        rnnjax_onnx.to_sequential(rnnjax_onnx.load(make_proto(both, x, ["Y"], arrays)))
+
+
+# --- There and back ---
+
+
+def row_of(*layers: Any, features: int) -> Model:
+    """A model of such layers with random parameters."""
+    params: dict[str, Any] = {}
+    for i, layer in enumerate(layers):
+        if isinstance(layer, Recurrent):
+            params[layer.name] = layer.cell.init(jax.random.key(i), features)
+            features = layer.cell.output_size
+        elif isinstance(layer, Dense):
+            params[layer.name] = {
+                "kernel": normal(features, layer.size),
+                "bias": normal(layer.size),
+            }
+        elif isinstance(layer, Embedding):
+            params[layer.name] = {"embedding": normal(layer.vocabulary_size, layer.size)}
+            features = layer.size
+    return Model(Sequential(layers), jax.tree.map(jnp.asarray, params))
+
+
+ROWS = {
+    "text": row_of(
+        OneHotIds("onehot", 6), Recurrent("a", rnnjax.LSTMCell(4)),
+        Recurrent("b", rnnjax.PeepholeLSTMCell(3)), Dense("c", 6, "softmax"), features=6,
+    ),
+    "classifier": row_of(
+        Embedding("a", 6, 2), Recurrent("b", rnnjax.Bidirectional(rnnjax.GRUCell(4)),
+        return_sequences=False), Dense("c", 1, "hard_sigmoid"), features=2,
+    ),
+    "backwards": row_of(
+        Embedding("a", 6, 2),
+        Recurrent("b", rnnjax.SimpleRNNCell(4, activation="elu"), reverse=True, keep_order=False),
+        Recurrent("c", rnnjax.CoupledLSTMCell(4), reverse=True, return_sequences=False),
+        features=2,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("lengths", [False, True], ids=["", "lengths"])
+@pytest.mark.parametrize("name", ROWS)
+def test_what_rnnjax_writes_comes_back(name: str, lengths: bool, assert_close: Any) -> None:
+    model = ROWS[name]
+    proto = rnnjax_onnx.to_proto(model, lengths=lengths)
+    graph = rnnjax_onnx.load(proto)
+    back = rnnjax_onnx.to_sequential(graph)
+    assert jax.tree.structure(back.params) == jax.tree.structure(model.params)
+    jax.tree.map(np.testing.assert_array_equal, back.params, model.params)
+    marks = {"lengths": np.array([2, TIME, 4])} if lengths else {}
+    expected = model(IDS, **marks)
+    assert_close(back(IDS, **marks), expected, TOLERANCE)
+    assert_close(graph({"ids": IDS, **marks}), expected, TOLERANCE)
+    assert rnnjax_onnx.to_proto(graph) == proto

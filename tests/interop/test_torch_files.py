@@ -1,0 +1,272 @@
+"""State dicts in ``.safetensors`` files: both ways with PyTorch, refusals, and damaged files."""
+
+import builtins
+import json
+import pathlib
+import random
+import resource
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rnnjax.errors import InteropError, InvalidInputError
+from rnnjax.interop import Model
+from rnnjax.interop.torch import load, save, to_state_dict
+
+torch = pytest.importorskip("torch", reason="torch is in the extra `parity`")
+pytest.importorskip("safetensors", reason="safetensors is in the extra `safetensors`")
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+MODULES = {
+    "lstm": lambda: torch.nn.LSTM(3, 4, 2, bidirectional=True, proj_size=2),
+    "gru": lambda: torch.nn.GRU(3, 4, bias=False),
+    "rnn-cell": lambda: torch.nn.RNNCell(3, 4),
+    "tagger": lambda: torch.nn.ModuleDict(
+        {"a": torch.nn.Embedding(9, 3), "b": torch.nn.LSTM(3, 4), "c": torch.nn.Linear(4, 9)}
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("name", MODULES)
+def test_files_go_both_ways_to_the_bit(name: str, dtype: str, tmp_path: pathlib.Path) -> None:
+    torch.manual_seed(0)
+    module = MODULES[name]().to(getattr(torch, dtype))
+    theirs, ours = tmp_path / "theirs.safetensors", tmp_path / "ours.safetensors"
+    save_file(module.state_dict(), theirs)
+    save(load(theirs), ours)
+    state = load_file(ours)
+    assert sorted(state) == sorted(module.state_dict())
+    for key, tensor in module.state_dict().items():
+        assert state[key].dtype == tensor.dtype
+        assert torch.equal(state[key], tensor)
+    module.load_state_dict(state)
+
+
+def test_numbers_that_are_not_finite_are_read(tmp_path: pathlib.Path) -> None:
+    module = torch.nn.GRU(3, 4)
+    with torch.no_grad():
+        module.weight_ih_l0[0, 0], module.weight_ih_l0[0, 1] = float("nan"), float("inf")
+    save_file(module.state_dict(), tmp_path / "a.safetensors")
+    kernel = np.asarray(load(tmp_path / "a.safetensors").params["rnn"]["kernel"])
+    assert np.isnan(kernel[0, 0])
+    assert np.isposinf(kernel[1, 0])
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.pth", "pytorch_model.bin", "m.safetensors"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_is_never_loaded(name: str, zipped: bool, tmp_path: pathlib.Path) -> None:
+    """It is known by its content, and the way out is told."""
+    path = tmp_path / name
+    torch.save(torch.nn.GRU(3, 4).state_dict(), path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(InteropError, match="never loaded") as caught:
+        load(path)
+    assert "torch.load(" in str(caught.value)
+    assert "weights_only=True" in str(caught.value)
+    assert "safetensors.torch.save_file(" in str(caught.value)
+
+
+def file_of(header: Any, data: bytes = b"", size: int | None = None) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return (len(text) if size is None else size).to_bytes(8, "little") + text + data
+
+
+def entry(shape: list[int], start: int, end: int, dtype: str = "F32") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+
+
+HEADER_OF_A_PICKLE = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(0x280)
+DAMAGED = {
+    "empty": (b"", "0 bytes"),
+    "short": (b"\x01\x00", "2 bytes"),
+    "absurd length": (file_of({}, size=2**63), "a header that fits in"),
+    "length beyond the file": (file_of({}, size=3), "a header that fits in"),
+    "no json": (file_of(b"{]"), "header is damaged"),
+    "no text": (file_of(b"{\xff\xff\xff"), "header is damaged"),
+    "deep": (file_of(b'{"a":' + b"[" * 200_000), "header is damaged"),
+    "a long number": (file_of(b'{"a":' + b"9" * 10_000 + b"}"), "header is damaged"),
+    "a name of two lines": (
+        file_of({"a\nb.weight_ih_l0": entry([4, 1], 0, 16)}, bytes(16)),
+        r"'a\\nb'_l0 has no weight_hh",
+    ),
+    "a list": (file_of([1, 2]), "no .safetensors file"),
+    "no offsets": (file_of({"a": {"dtype": "F32", "shape": [1]}}), "damaged"),
+    "overlap": (
+        file_of({"a": entry([2], 0, 8), "b": entry([2], 4, 12)}, bytes(12)),
+        "damaged",
+    ),
+    "hole": (file_of({"a": entry([1], 0, 4), "b": entry([1], 8, 12)}, bytes(12)), "damaged"),
+    "beyond the end": (file_of({"a": entry([2], 0, 8)}, bytes(4)), "damaged"),
+    "bytes left": (file_of({"a": entry([1], 0, 4)}, bytes(8)), "damaged"),
+    "too large a shape": (file_of({"a": entry([2**40, 2**40], 0, 4)}, bytes(4)), "damaged"),
+    "negative": (file_of({"a": entry([-1], 0, 4)}, bytes(4)), "damaged"),
+    "wrong size": (file_of({"a": entry([3], 0, 4)}, bytes(4)), "damaged"),
+    "unknown type": (file_of({"a": entry([1], 0, 4, "F99")}, bytes(4)), "damaged"),
+    "a type without arrays here": (
+        file_of({"a": entry([4], 0, 4, "F8_E4M3")}, bytes(4)),
+        "is of type F8_E4M3",
+    ),
+    "twice": (
+        file_of(
+            b'{"a.weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
+            b'"a.weight":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}',
+            bytes(8),
+        ),
+        "names 'a.weight' twice",
+    ),
+    "integers": (file_of({"a.weight": entry([1, 1], 0, 4, "I32")}, bytes(4)), "int32"),
+    "a shape that is none": (file_of({"a.weight": entry([4], 0, 16)}, bytes(16)), "'a.weight|'a'"),
+    "nothing": (file_of({}), "no module"),
+    "zip": (b"PK\x03\x04" + bytes(60), "is a zip"),
+    "a header as long as a pickle's mark": (file_of(HEADER_OF_A_PICKLE, bytes(4)), "'a'|''"),
+    "a layer far up": (
+        file_of({"weight_hh_l9999": entry([1, 1], 0, 4)}, bytes(4)),
+        "_l0, _l1 ...",
+    ),
+    "html": (b"<!DOCTYPE html><html></html>", "no .safetensors file"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damaged_and_hostile_files_are_refused_in_a_sentence(
+    name: str, tmp_path: pathlib.Path
+) -> None:
+    content, match = DAMAGED[name]
+    (tmp_path / "a.safetensors").write_bytes(content)
+    with pytest.raises(InteropError, match=match) as caught:
+        load(tmp_path / "a.safetensors")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1500
+
+
+def test_a_header_that_is_too_long_is_refused(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(file_of(b"{}".ljust(11 * 2**20)))
+    with pytest.raises(InteropError, match="split the file"):
+        load(tmp_path / "a.safetensors")
+
+
+def test_files_that_are_not_there_are_told(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(InteropError, match="No such file"):
+        load(tmp_path / "a.safetensors")
+    with pytest.raises(InteropError, match="directory"):
+        load(tmp_path)
+
+
+def gru_file(tmp_path: pathlib.Path) -> pathlib.Path:
+    torch.manual_seed(0)
+    save_file(torch.nn.GRU(3, 4).state_dict(), tmp_path / "gru.safetensors")
+    return tmp_path / "gru.safetensors"
+
+
+def test_writing_is_whole_or_not_at_all(tmp_path: pathlib.Path, monkeypatch: Any) -> None:
+    model = load(gru_file(tmp_path))
+    with pytest.raises(InvalidInputError, match=r"end in \.safetensors"):
+        save(model, tmp_path / "a.pt")
+    with pytest.raises(InteropError, match="cannot be written"):
+        save(model, tmp_path / "no-such-folder" / "a.safetensors")
+    (tmp_path / "a.safetensors").write_bytes(b"before")
+
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(InteropError, match="No space left"):
+        save(model, tmp_path / "a.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == b"before"
+    assert not [*tmp_path.glob("*.part")]
+
+
+def test_a_missing_package_is_told(tmp_path: pathlib.Path, monkeypatch: Any) -> None:
+    path = gru_file(tmp_path)
+    model = load(path)
+    find = builtins.__import__
+
+    def missing(name: str, *args: Any, **options: Any) -> Any:
+        if name.partition(".")[0] == "safetensors":
+            raise ImportError(name)
+        return find(name, *args, **options)
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    for call in (lambda: load(path), lambda: save(model, tmp_path / "b.safetensors")):
+        with pytest.raises(InteropError, match=r"pip install 'rnnjax\[safetensors\]'"):
+            call()
+
+
+def mutations(content: bytes, count: int, seed: int) -> list[bytes]:
+    """Bytes changed, cut out, put in, doubled; numbers and names of the header changed."""
+    rng = random.Random(seed)
+    size = int.from_bytes(content[:8], "little")
+    header = content[8 : 8 + size]
+    words = [b"F32", b"F16", b"BF16", b"weight_ih_l0", b"weight_hh_l0", b"bias", b"12", b"4", b"3"]
+    words += [b"0", b"[", b"]", b"99999999999999999999", b"-1", b"1e9", b"F64", b"_reverse", b'"']
+
+    def change(data: bytes) -> bytes:
+        at = rng.randrange(len(data) + 1)
+        to = min(len(data), at + rng.randrange(1, 9))
+        return rng.choice(
+            [
+                data[:at] + rng.randbytes(to - at) + data[to:],
+                data[:at] + data[to:],
+                data[:at] + rng.randbytes(rng.randrange(9)) + data[at:],
+                data[:at],
+                data[:to] + data[at:],
+            ]
+        )
+
+    def change_word(data: bytes) -> bytes:
+        old = rng.choice([word for word in words if word in data] or [b""])
+        places = [i for i in range(len(data)) if data.startswith(old, i)]
+        at = rng.choice(places or [0])
+        return data[:at] + rng.choice(words) + data[at + len(old) :]
+
+    results = []
+    for _ in range(count):
+        which = rng.randrange(3)
+        if which == 0:
+            result = change(content)
+        else:  # the length is made to fit, so that what is behind it is reached
+            text = change_word(header) if which == 1 else change(header)
+            result = len(text).to_bytes(8, "little") + text + content[8 + size :]
+        results.append(change(result) if result and rng.randrange(8) == 0 else result)
+    return results
+
+
+def check_mutations(tmp_path: pathlib.Path, count: int) -> dict[str, int]:
+    """Each is a model or one sentence, within 5 s and 1 GiB."""
+    module = torch.nn.ModuleDict({"a": torch.nn.GRU(3, 4), "b": torch.nn.Linear(4, 3)})
+    save_file(module.state_dict(), tmp_path / "whole.safetensors")
+    path = tmp_path / "a.safetensors"
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    outcomes = {"models": 0, "refusals": 0}
+    for content in mutations((tmp_path / "whole.safetensors").read_bytes(), count, 0):
+        path.write_bytes(content)
+        start, refusal = time.perf_counter(), ""
+        try:
+            model = load(path)
+        except InteropError as error:
+            refusal = str(error)
+            outcomes["refusals"] += 1
+        else:
+            outcomes["models"] += 1
+            assert isinstance(model, Model)
+            assert to_state_dict(model)
+        assert "\n" not in refusal
+        assert len(refusal) < 2000
+        assert time.perf_counter() - start < 5
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    assert grown < 2**30
+    return outcomes
+
+
+def test_mutated_files_are_models_or_refusals(tmp_path: pathlib.Path) -> None:
+    outcomes = check_mutations(tmp_path, 60)
+    assert min(outcomes.values()) > 0
+
+
+@pytest.mark.slow
+def test_two_thousand_mutated_files(tmp_path: pathlib.Path) -> None:
+    outcomes = check_mutations(tmp_path, 2000)
+    print(f"2000 mutations: {outcomes}")
+    assert min(outcomes.values()) > 20
