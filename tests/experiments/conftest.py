@@ -1,21 +1,31 @@
+import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from experiments import runs
+
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def program(tmp_path):
-    """Run ``python -m experiments.<name>`` in an empty folder, as a user would."""
+def program(tmp_path, monkeypatch, capsys):
+    """Run ``python -m experiments.<name>`` in an empty folder: its whole command line, in here.
+
+    A process for each run would spend its time on imports; `start` has real ones.
+    """
 
     def run(name, *arguments, check=True):
-        result = subprocess.run(
-            [sys.executable, "-m", f"experiments.{name}", *map(str, arguments)],
-            cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        main = importlib.import_module(f"experiments.{name}.__main__").main
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            runs.exit_with(main)
+        result = subprocess.CompletedProcess(arguments, end.value.code, *capsys.readouterr())
         if check:
             assert result.returncode == 0, result.stdout + result.stderr
         return result
@@ -25,7 +35,7 @@ def program(tmp_path):
 
 @pytest.fixture
 def start(tmp_path):
-    """Start a program and go on; it is ended with the test."""
+    """Start a program in a process of its own, and go on; it is ended with the test."""
     processes = []
 
     def run(name, *arguments):
@@ -43,6 +53,4 @@ def start(tmp_path):
 
 
 def environment():
-    import os
-
     return os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
