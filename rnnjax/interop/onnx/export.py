@@ -18,6 +18,7 @@ from rnnjax.interop.onnx.layers import Export, input_size, plan_of
 from rnnjax.interop.onnx.plan import nodes
 from rnnjax.interop.onnx.rewrite import update
 from rnnjax.interop.onnx.writer import Writer
+from rnnjax.interop.whole import write_whole
 
 OPSET = 17
 """The version of ONNX's operators that is written: old enough for runtimes of the last years."""
@@ -156,17 +157,7 @@ def save(model: Model, path: str | os.PathLike[str], **options: Any) -> None:
     path = pathlib.Path(path)
     if path.suffix != ".onnx":
         raise InvalidInputError(f"an ONNX file is named *.onnx, but path is {path}; rename it")
-    content = to_proto(model, **options).SerializeToString()
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        new.write_bytes(content)
-        new.replace(path)
-    except OSError as error:
-        raise InteropError(
-            f"cannot write {path}: {error.strerror}; check the folder and its free space"
-        ) from error
-    finally:
-        new.unlink(missing_ok=True)
+    write_whole(path, to_proto(model, **options).SerializeToString())
 
 
 def initial_states(
