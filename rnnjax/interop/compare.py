@@ -5,19 +5,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rnnjax.cells.base import Carry
 from rnnjax.errors import InteropError
-from rnnjax.interop.layers import Embedding, OneHotIds
+from rnnjax.interop.layers import Dense, Embedding, OneHotIds, Recurrent
 from rnnjax.interop.model import Model
-from rnnjax.interop.onnx.graph import Graph
+from rnnjax.interop.onnx.graph import Graph, Input
 from rnnjax.interop.onnx.layers import input_size
+from rnnjax.interop.onnx.sequential import Found
 
 TOLERANCE = 1e-5
 """How far the outputs of two models that are the same may be apart, of the largest of them."""
 
 _STEPS, _BATCH, _FEATURES = 6, 2, 3
+
+
+class SelfCheckError(InteropError):
+    """What was written, or found in a graph, does not compute what the source does."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,16 +34,18 @@ class Comparison:
         difference: the largest; infinite where one is NaN and the other is not.
         scale: the largest of the outputs.
         shapes: of the outputs of a call, in words.
+        tolerance: how far they may be apart, of the largest.
     """
 
     difference: float
     scale: float
     shapes: str
+    tolerance: float = TOLERANCE
 
     @property
     def fits(self) -> bool:
-        """Whether they are the same to `TOLERANCE`."""
-        return self.difference <= TOLERANCE * max(self.scale, 1e-3)
+        """Whether they are the same to the tolerance."""
+        return self.difference <= self.tolerance * max(self.scale, 1e-3)
 
 
 def compare(model: Model, other: Model, seed: int = 0) -> Comparison:
@@ -48,38 +56,77 @@ def compare(model: Model, other: Model, seed: int = 0) -> Comparison:
         other: another that takes the same.
         seed: of the inputs.
 
+    Raises:
+        SelfCheckError: their outputs are of other shapes.
+
     >>> import rnnjax
     >>> cell = rnnjax.GRUCell(5)
     >>> model = Model.of(cell, cell.init(jax.random.key(0), 3))
     >>> compare(model, model)  # doctest: +ELLIPSIS
-    Comparison(difference=0.0, scale=..., shapes='(6, 2, 5)')
+    Comparison(difference=0.0, scale=..., shapes='(6, 2, 5)', tolerance=1e-05)
     """
     rng = np.random.default_rng(seed)
     pieces = [random_inputs(model, rng) for _ in range(2)]
-    outputs = [_run(one, pieces) for one in (model, other)]
-    difference = scale = 0.0
-    shapes = [[array.shape for array in arrays] for arrays in outputs]
-    if shapes[0] != shapes[1]:
-        raise InteropError(
-            f"the written model gives outputs {shapes[1]}, but the source gives {shapes[0]}; this "
-            "is an error of rnnjax, please report it"
+    return _compare_outputs(_run(model, pieces), _run(other, pieces))
+
+
+def compare_found(graph: Model, found: Found, seed: int = 0) -> Comparison:
+    """`compare` a graph with the layers that were found in it, whose axes may have another order.
+
+    Raises:
+        SelfCheckError: their outputs are of other shapes.
+    """
+    assert isinstance(graph.network, Graph)
+    rng, order = np.random.default_rng(seed), ("time", "batch", "features")
+    (entry,) = (one for one in graph.network.inputs if one.role == "data")
+    fixed = dict(zip(found.takes, entry.shape or (), strict=False))
+    dtype = jnp.dtype(entry.dtype)
+    pieces = []
+    for _ in range(2):
+        xs = random_inputs(
+            found.model, rng, fixed.get("time") or _STEPS, fixed.get("batch") or _BATCH
         )
-    for ours, theirs in zip(*outputs, strict=True):
+        pieces.append(xs if np.issubdtype(xs.dtype, np.integer) else xs.astype(dtype))
+    places = [order.index(axis) for axis in found.takes]
+    outputs = _run(graph, [np.transpose(xs, places).astype(dtype) for xs in pieces])
+    others = tuple(i for i, axis in enumerate(found.gives) if axis not in order)
+    kept = [axis for axis in found.gives if axis in order]
+    places = [kept.index(axis) for axis in order if axis in kept]
+    outputs = [np.transpose(np.squeeze(ys, others), places) for ys in outputs]
+    # Between two nodes numbers have the type of the graph, and between two layers they need not.
+    rounding = 4 * float(jnp.finfo(dtype).eps) if jnp.issubdtype(dtype, jnp.floating) else 0.0
+    compared = _compare_outputs(outputs, _run(found.model, pieces))
+    return dataclasses.replace(compared, tolerance=max(TOLERANCE, rounding))
+
+
+def _compare_outputs(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> Comparison:
+    shapes, others = ([array.shape for array in arrays] for arrays in (ours, theirs))
+    if shapes != others:
+        raise SelfCheckError(
+            f"the other model gives outputs {others}, but the source gives {shapes}; this is an "
+            "error of rnnjax, please report it"
+        )
+    difference = scale = 0.0
+    for one, other in zip(ours, theirs, strict=True):
         with np.errstate(invalid="ignore"):  # infinity from itself
-            apart = np.abs(ours - theirs)
-        apart[(ours == theirs) | (np.isnan(ours) & np.isnan(theirs))] = 0
+            apart = np.abs(one - other)
+        apart[(one == other) | (np.isnan(one) & np.isnan(other))] = 0
         apart[np.isnan(apart)] = np.inf
         difference = max(difference, float(apart.max(initial=0)))
-        finite = ours[np.isfinite(ours)]
+        finite = one[np.isfinite(one)]
         scale = max(scale, float(np.abs(finite).max(initial=0)))
-    return Comparison(difference, scale, ", ".join(map(str, shapes[0][: len(shapes[0]) // 2])))
+    return Comparison(difference, scale, ", ".join(map(str, shapes[: len(shapes) // 2])))
 
 
-def random_inputs(model: Model, rng: np.random.Generator) -> Any:
-    """Inputs of a few steps that the model takes."""
+def random_inputs(
+    model: Model, rng: np.random.Generator, steps: int = _STEPS, batch: int = _BATCH
+) -> Any:
+    """Inputs of a few steps that the model takes; a graph says itself how many, or has a few."""
     if isinstance(model.network, Graph):
+        tables = [layer for layer in model.layers.values() if isinstance(layer, Embedding)]
+        ids = min((table.vocabulary_size for table in tables), default=2)
         arrays = {
-            entry.name: _random(rng, _sizes(entry.shape), entry.dtype)
+            entry.name: _random(rng, _sizes(entry, model), entry.dtype, ids)
             for entry in model.network.inputs
             if entry.role == "data"
         }
@@ -87,22 +134,35 @@ def random_inputs(model: Model, rng: np.random.Generator) -> Any:
     for layer in model.layers.values():
         if isinstance(layer, Embedding | OneHotIds):
             size = layer.size if isinstance(layer, OneHotIds) else layer.vocabulary_size
-            return rng.integers(0, size, (_STEPS, _BATCH))
+            return rng.integers(0, size, (steps, batch))
         if model.params.get(layer.name):
-            return _random(rng, [_STEPS, _BATCH, input_size(model.params[layer.name])], "float32")
-    return _random(rng, [_STEPS, _BATCH, _FEATURES], "float32")
+            return _random(rng, [steps, batch, input_size(model.params[layer.name])])
+    return _random(rng, [steps, batch, _FEATURES])
 
 
-def _sizes(shape: Sequence[int | None] | None) -> list[int]:
+def _sizes(entry: Input, model: Model) -> list[int]:
     """Of an input of a graph: which of its free axes is time is not known, most often the first."""
-    free = iter((_STEPS, *[_BATCH] * len(shape or ())))
-    return [next(free) if size is None else size for size in shape or ()]
+    ids = jnp.issubdtype(jnp.dtype(entry.dtype), jnp.integer)
+    shape = entry.shape
+    if shape is None:
+        shape = (None,) * (2 if ids else 3)
+    features = [
+        input_size(model.params[name])
+        for name, layer in model.layers.items()
+        if isinstance(layer, Recurrent | Dense) and name in model.params
+    ]
+    if len(shape) == 3 and shape[-1] is None and not ids and features:
+        shape = (*shape[:-1], features[0])
+    free = iter((_STEPS, *[_BATCH] * len(shape)))
+    return [next(free) if size is None else size for size in shape]
 
 
-def _random(rng: np.random.Generator, shape: Sequence[int], dtype: str) -> np.ndarray:
-    if np.issubdtype(np.dtype(dtype), np.integer):
-        return rng.integers(0, 2, shape).astype(dtype)
-    return rng.standard_normal(shape).astype(dtype)
+def _random(
+    rng: np.random.Generator, shape: Sequence[int], dtype: str = "float32", ids: int = 2
+) -> np.ndarray:
+    if jnp.issubdtype(jnp.dtype(dtype), jnp.integer):
+        return rng.integers(0, ids, shape).astype(dtype)
+    return rng.standard_normal(shape).astype(jnp.dtype(dtype))
 
 
 def _run(model: Model, pieces: Sequence[Any]) -> list[np.ndarray]:

@@ -2,18 +2,20 @@
 
 import argparse
 import dataclasses
+import io
 import os
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from rnnjax.cells import SimpleRNNCell
-from rnnjax.errors import InteropError, InvalidInputError, RnnjaxError
+from rnnjax.errors import InvalidInputError, RnnjaxError
 from rnnjax.interop import keras, onnx, torch
-from rnnjax.interop.compare import Comparison, compare
-from rnnjax.interop.layers import Dense, Dropout, Layer, OneHotIds, Recurrent
+from rnnjax.interop.compare import Comparison, SelfCheckError, compare, compare_found
+from rnnjax.interop.layers import Dense, Dropout, Embedding, Layer, OneHotIds, Recurrent
 from rnnjax.interop.model import Model, Sequential
+from rnnjax.interop.onnx.sequential import find_layers
 
 SOURCES = (".keras", ".weights.h5", ".h5", ".hdf5", ".safetensors", ".onnx")
 TARGETS = (".keras", ".weights.h5", ".safetensors", ".onnx")
@@ -61,19 +63,35 @@ def _check_options(path: pathlib.Path, suffixes: str, **options: Any) -> None:
 
 
 def _layers(model: Model) -> Model:
-    """A model of layers in a row: those that are found in it, if it is a graph of ONNX."""
-    return model if isinstance(model.network, Sequential) else onnx.to_sequential(model)
+    """A model of layers in a row: those that are found in it, if it is a graph of ONNX.
+
+    Raises:
+        SelfCheckError: they compute something else than the graph.
+    """
+    if isinstance(model.network, Sequential):
+        return model
+    found = find_layers(model)
+    check = compare_found(model, found)
+    if not check.fits:
+        raise SelfCheckError(
+            "the layers that were found in the graph differ from it by "
+            f"{check.difference:.1e} where outputs are up to {check.scale:.1e}; this is an error "
+            "of rnnjax, please report it"
+        )
+    return found.model
 
 
 def write(model: Model, target: str | os.PathLike[str], **options: Any) -> Model:
     """Write a model, by the writer of the suffix; returns the model as it was written.
 
-    It is another only where a graph of ONNX goes to a format of layers: these are found in it.
+    It is another only where a graph of ONNX goes to a format of layers: these are found in it, and
+    compared with it.
     Options are those of `rnnjax.interop.onnx.to_proto`; the other formats have none.
 
     Raises:
         InteropError: see `rnnjax.interop.keras.save`, `rnnjax.interop.torch.save` and
             `rnnjax.interop.onnx.save`.
+        SelfCheckError: the layers that were found in a graph compute something else.
         InvalidInputError: the suffix is none of ``TARGETS``, or options are given for another
             format.
     """
@@ -119,11 +137,33 @@ def left_out(model: Model, target: str | os.PathLike[str]) -> list[str]:
             or (weights_alone and not model.params.get(name))
         ):
             words.append(f"{name}, {layer}")
-        elif weights_alone and isinstance(layer, Dense) and layer.activation != "linear":
-            words.append(f"the activation of {name}, {layer}")
-        elif weights_alone and isinstance(layer, Recurrent) and not layer.return_sequences:
-            words.append(f"that {name} returns its last output alone")
+        elif weights_alone:
+            words.extend(_untold(name, layer))
     return words
+
+
+def _untold(name: str, layer: Layer) -> Iterator[str]:
+    """What the parameters of a layer do not tell of it."""
+    if isinstance(layer, Dense) and layer.activation != "linear":
+        yield f"the activation of {name}, {layer}"
+    if isinstance(layer, Embedding) and layer.mask_zero:
+        yield f"that {name} masks id 0"
+    if isinstance(layer, Recurrent):
+        if not layer.return_sequences:
+            yield f"that {name} returns its last output alone"
+        if layer.reverse:
+            yield f"that {name} runs in reverse"
+        if not _is_plain(layer.cell):
+            yield f"the functions of {name}"
+
+
+def _is_plain(cell: Any) -> bool:
+    """Whether a cell, or all in a combination of cells, has the functions of its kind."""
+    inner = cell.cells if hasattr(cell, "cells") else [cell.cell] if hasattr(cell, "cell") else []
+    if inner:
+        return all(map(_is_plain, inner)) and getattr(cell, "merge", "concat") == "concat"
+    functions = (one for one in dataclasses.fields(cell) if one.name.endswith("activation"))
+    return all(getattr(cell, one.name) == one.default for one in functions)
 
 
 def read_back(model: Model, target: str | os.PathLike[str]) -> Model:
@@ -175,10 +215,6 @@ def _as_before(layer: Layer, read: Layer) -> Layer:
     if isinstance(layer, Dense) and isinstance(read, Dense):
         return dataclasses.replace(read, activation=layer.activation)
     return read
-
-
-class SelfCheckError(InteropError):
-    """What was written does not compute what the source does."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,6 +274,8 @@ def check_target(target: str | os.PathLike[str], force: bool) -> pathlib.Path:
     """Raise unless a file can be written there; before a source is read, which may take longer."""
     path = pathlib.Path(target)
     suffix_of(path, TARGETS)
+    if path.is_dir():
+        raise InvalidInputError(f"{path} is a folder; give the name of a file")
     if path.exists() and not force:
         raise InvalidInputError(f"{path} is there already; give --force to replace it")
     if not path.parent.is_dir():
@@ -250,6 +288,8 @@ def check_target(target: str | os.PathLike[str], force: bool) -> pathlib.Path:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line says; the status is 2 for an error and 1 for a failed check."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for odd names of files and layers
     try:
         given = make_parser().parse_args(arguments)
         return int(given.run(given))

@@ -203,16 +203,20 @@ class Model:
             ``(*batch, size)`` behind a layer that returns its last output alone.
 
         Raises:
-            InvalidInputError: ``carry`` names a layer that is not there, or an argument does not
-                fit; see `rnnjax.unroll`.
+            InvalidInputError: ``params`` is no dict, ``carry`` names a layer that is not there, or
+                an argument does not fit; see `rnnjax.unroll`.
         """
         carry = {} if carry is None else carry
         known = {name for name, layer in self.layers.items() if isinstance(layer, Recurrent)}
         if not isinstance(carry, Mapping) or not set(carry) <= known:
-            came = sorted(carry) if isinstance(carry, Mapping) else type(carry).__name__
+            came = sorted(map(str, carry)) if isinstance(carry, Mapping) else type(carry).__name__
             raise InvalidInputError(
                 f"carry must be a dict with entries for some of {sorted(known)}, but is {came}; "
                 "start from model.initial_carry(batch_shape), or leave it out"
+            )
+        if not isinstance(params, Mapping):
+            raise InvalidInputError(
+                f"params should be a dict like model.params, but is {type(params).__name__}"
             )
         if lengths is not None:
             valid = _valid(jnp.asarray(lengths), self.network.num_steps(params, xs))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import os
 import subprocess
 import sys
 import tomllib
@@ -29,6 +30,7 @@ from rnnjax.interop import (
     onnx,
     torch,
 )
+from rnnjax.interop import functions as fn
 from rnnjax.interop.__main__ import main
 from rnnjax.interop.compare import Comparison, compare, random_inputs
 
@@ -178,6 +180,22 @@ def test_what_a_format_does_not_hold_is_said(random_like: Any, tmp_path: Path) -
     }
 
 
+def test_what_weights_alone_do_not_tell_is_said(random_like: Any) -> None:
+    relu = tagger(random_like, rnnjax.Stack([rnnjax.SimpleRNNCell(4, activation="relu")]))
+    both = tagger(random_like, rnnjax.Bidirectional(rnnjax.GRUCell(4), merge="sum"))
+    reverse = tagger(random_like, reverse=True, return_sequences=False)
+    masked = Model(Sequential((Embedding("e", 3, 2, mask_zero=True),)), {"e": {"embedding": 0}})
+    for model, words in (
+        (tagger(random_like), []),
+        (relu, ["the functions of lstm"]),
+        (both, ["the functions of lstm"]),
+        (reverse, ["that lstm returns its last output alone", "that lstm runs in reverse"]),
+        (masked, ["that e masks id 0"]),
+    ):
+        assert convert.left_out(model, "a.weights.h5") == words
+        assert convert.left_out(model, "a.keras") == []
+
+
 # --- The comparison ---
 
 
@@ -241,6 +259,51 @@ def test_a_target_that_computes_something_else_is_not_kept(
     assert len([*tmp_path.iterdir()]) == 1 + there
 
 
+@pytest.mark.parametrize("function", ["hard_silu", "soft_shrink", fn.CutReLU(6.0, 0.1, -0.5)])
+def test_functions_that_are_written_are_read(
+    function: Any, random_like: Any, tmp_path: Path
+) -> None:
+    layers = Activation("activation", function), Dense("dense", 5)
+    shapes = {"dense": {"kernel": jnp.zeros((3, 5)), "bias": jnp.zeros(5)}}
+    model = Model(Sequential(layers), random_like(shapes, 0))
+    assert convert.write_checked(model, tmp_path / "a.onnx").check.fits
+
+
+def test_layers_that_compute_something_else_than_their_graph_are_not_written(
+    random_like: Any, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    """Otherwise the check would compare wrong layers with what was written of them."""
+    source = written(tagger(random_like), tmp_path / "a.onnx")
+    right = convert.find_layers
+
+    def wrong(model: Model) -> Any:
+        found = right(model)
+        params = jax.tree.map(lambda a: 1.001 * a, found.model.params)
+        return found._replace(model=found.model.with_params(params))
+
+    monkeypatch.setattr(convert, "find_layers", wrong)
+    assert main(["convert", str(source), str(tmp_path / "b.keras")]) == 1
+    assert "layers that were found in the graph differ from it" in capsys.readouterr().err
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.onnx"]
+
+
+def test_graphs_that_do_not_declare_their_axes(random_like: Any, tmp_path: Path) -> None:
+    """What they do not say is taken from the parameters."""
+    cell = rnnjax.GRUCell(4)
+    proto = onnx.to_proto(Model.of(cell, cell.init(jax.random.key(0), 5)))
+    tensor = proto.graph.input[0].type.tensor_type
+    for undeclared in ("features", "axes"):
+        if undeclared == "axes":
+            tensor.ClearField("shape")
+        else:
+            tensor.shape.dim[2].dim_param = "features"
+        path = tmp_path / f"{undeclared}.onnx"
+        path.write_bytes(proto.SerializeToString())
+        for suffix in (".onnx", ".keras"):
+            done = convert.write_checked(onnx.load(path), tmp_path / f"{undeclared}_b{suffix}")
+            assert done.check.shapes.startswith("(6, 2, 4)")
+
+
 # --- The command line ---
 
 
@@ -251,6 +314,17 @@ def test_the_program_itself(tmp_path: Path) -> None:
     assert wrong.stderr.startswith("error: ")
     assert "missing.onnx" in wrong.stderr
     assert wrong.stderr.count("\n") == 1
+
+
+def test_names_that_cannot_be_printed(random_like: Any, tmp_path: Path) -> None:
+    written(tagger(random_like), tmp_path / "a.onnx")
+    command = [sys.executable, "-m", "rnnjax.interop", "convert", "a.onnx", "\u00e9.onnx"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, cwd=tmp_path, env=environment
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "wrote \\xe9.onnx" in done.stdout
 
 
 def test_the_console_script_is_this_program() -> None:
@@ -274,6 +348,7 @@ WRONG = {
     "target suffix": (["convert", "a.onnx", "b.h5"], "must end in one of .keras, .weights.h5, .sa"),
     "source": (["show", "missing.keras"], "missing.keras"),
     "there": (["convert", "a.onnx", "there.keras"], "there.keras is there already; give --force"),
+    "a folder": (["convert", "a.onnx", "folder.keras", "--force"], "folder.keras is a folder"),
     "folder": (["convert", "a.onnx", "no/b.keras"], "there is no folder no; make it first"),
     "modules": (
         ["show", "a.onnx", "--modules", "a,b"],
@@ -293,6 +368,7 @@ def test_what_a_user_types_wrong_gets_one_sentence_and_status_2(
     monkeypatch.chdir(tmp_path)
     Path("a.onnx").write_bytes(b"nothing of the kind")
     Path("there.keras").write_bytes(b"")
+    Path("folder.keras").mkdir()
     torch.save(tagger(random_like), "m.safetensors")
     arguments, message = WRONG[what]
     assert main(arguments) == 2
@@ -302,7 +378,7 @@ def test_what_a_user_types_wrong_gets_one_sentence_and_status_2(
     assert message in printed.err
     assert printed.err.count("\n") == 1
     assert {entry.name for entry in tmp_path.iterdir()} == {
-        "a.onnx", "there.keras", "m.safetensors",
+        "a.onnx", "there.keras", "m.safetensors", "folder.keras",
     }  # fmt: skip
 
 

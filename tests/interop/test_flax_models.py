@@ -394,6 +394,40 @@ def test_other_cells_and_shared_directions_are_refused() -> None:
         from_module(nn.RNN(nn.ConvLSTMCell(3, (2,))), LSTM)
 
 
+class Scale(nnx.Module):
+    """A module of somebody's own: it is called like a function, but has parameters."""
+
+    def __init__(self) -> None:
+        self.scale = nnx.Param(jnp.full(4, 3.0))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x * self.scale[...]
+
+
+class OwnRNN(nnx.RNN):
+    """A subclass, which may compute anything."""
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (Scale, "layers.1 is a Scale"),
+        (lambda: OwnRNN(nnx.LSTMCell(4, 4, rngs=nnx.Rngs(0))), "layers.1 is a OwnRNN"),
+        (lambda: nnx.Dropout(0.5, broadcast_dims=(1,)), "broadcast_dims=.1,."),
+        (lambda: nnx.Dropout(1.0), "cannot be built here: rate"),
+    ],
+)
+def test_modules_of_nnx_that_are_not_read_are_refused(make: Any, match: str) -> None:
+    rnn = nnx.RNN(nnx.LSTMCell(3, 4, rngs=nnx.Rngs(0)))
+    with pytest.raises(InteropError, match=match):
+        from_module(nnx.Sequential(rnn, make()))
+
+
+def test_a_pair_is_of_names() -> None:
+    with pytest.raises(InvalidInputError, match="a pair in modules"):
+        from_params(LSTM, modules=[([], [])])  # type: ignore[list-item]
+
+
 def test_variables_come_with_linen_alone() -> None:
     with pytest.raises(InvalidInputError, match="came without"):
         from_module(nn.RNN(nn.GRUCell(3)))

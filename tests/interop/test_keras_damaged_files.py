@@ -448,6 +448,51 @@ def test_a_reader_that_hangs_is_stopped(tmp_path: Path, monkeypatch: pytest.Monk
         interop.load(path)
 
 
+def test_the_reader_is_a_process_of_any_place(tmp_path: Path) -> None:
+    """The package may be a zip, and the path of the file have any letters."""
+    path = tmp_path / "a \u00e9" / "-c.weights.h5"
+    path.parent.mkdir()
+    interop.save(small_model(), path)
+    package = tmp_path / "rnnjax.zip"
+    with zipfile.ZipFile(package, "w") as archive:
+        top = Path(rnnjax.__file__).parent
+        for module in top.rglob("*.py"):
+            archive.write(module, module.relative_to(top.parent))
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from rnnjax.interop import keras; "
+        "assert sys.argv[1] in keras.__file__; print(set(keras.load(sys.argv[2]).params))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, package, path.name],
+        cwd=path.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "lstm" in done.stdout
+
+
+@pytest.mark.parametrize("place", ["", None, "frozen"])
+def test_without_a_python_to_read_with(
+    place: str | None, sound: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if place == "frozen":
+        monkeypatch.setattr(sys, "frozen", True, raising=False)
+    else:
+        monkeypatch.setattr(sys, "executable", place)
+    with pytest.raises(InteropError, match="a Python process of its own"):
+        interop.load(sound)
+
+
+def test_a_process_without_h5py_is_told(
+    sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "h5py.py").write_text("raise ImportError('broken here')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InteropError, match=r"cannot import h5py .*broken here"):
+        interop.load(sound)
+
+
 @pytest.mark.parametrize("name", ["none.keras", "empty.keras", "text.h5", "."])
 def test_no_file_of_keras(name: str, tmp_path: Path) -> None:
     (tmp_path / "empty.keras").write_bytes(b"")

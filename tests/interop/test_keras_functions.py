@@ -93,6 +93,7 @@ def test_the_options_of_keras_2() -> None:
         {"class_name": "PReLU", "config": {}},
         {"class_name": "ReLU", "config": {}, "registered_name": "mine>ReLU"},
         {"class_name": "LeakyReLU", "config": {"negative_slope": "much"}},
+        {"class_name": "LeakyReLU", "config": {"negative_slope": 10**400}},
         {"class_name": "Softmax", "config": {"axis": 1}},
         {"class_name": ["ReLU"], "config": None},
     ],

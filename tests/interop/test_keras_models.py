@@ -205,6 +205,14 @@ def test_weights_alone(tmp_path: Path) -> None:
             lambda: built(layers.Masking(1.0), layers.Masking(2.0), layers.LSTM(2)),
             "'masking.*comes behind layer 'masking",
         ),
+        (
+            lambda: built(
+                layers.Masking(),
+                layers.LSTM(2, return_sequences=True),
+                layers.TimeDistributed(layers.Softmax()),
+            ),
+            "'time_distributed.*comes behind layer 'masking",
+        ),
         (lambda: built(layers.LSTM(2, dropout=1.0)), "dropout of layer 'lstm.*below 1"),
         (lambda: built(layers.Dense(2, lora_rank=1)), "adapters of low rank"),
         (
@@ -406,12 +414,42 @@ def test_what_is_refused_on_the_way_out(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_softmax_behind_the_last_output_has_no_mask() -> None:
+    model = keras.Sequential(
+        [layers.Embedding(7, 3, mask_zero=True), layers.LSTM(2), layers.Softmax()]
+    )
+    ids = np.array([[1, 2, 0, 0], [3, 3, 5, 1]], np.int32)
+    expected = np.asarray(model(ids))
+    np.testing.assert_allclose(interop.load(model)(ids.T)[1], expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("version", "function"),
+    [
+        ("3.0.1", "hard_sigmoid"),
+        ("2.15.0", "legacy_hard_sigmoid"),
+        ("2.3.1", "legacy_hard_sigmoid"),
+    ],
+)
+def test_the_package_keras_has_been_of_two_numbers(
+    version: str, function: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = layers.LSTM(2, recurrent_activation="hard_sigmoid", name="lstm")
+    layer.build((None, None, FEATURES))
+    monkeypatch.setattr(keras, "__version__", version)
+    (loaded,) = interop.load(layer).layers.values()
+    assert loaded.cell.recurrent_activation == function
+
+
 def test_where_to_write(tmp_path: Path) -> None:
     model = of(rnnjax.LSTMCell(2))
     with pytest.raises(InvalidInputError, match=r"end in \.keras or \.weights\.h5"):
         interop.save(model, tmp_path / "model.h5")
     with pytest.raises(InteropError, match="cannot be written"):
         interop.save(model, tmp_path / "nowhere" / "model.keras")
+    with pytest.raises(InteropError, match="cannot be written"):
+        interop.save(model, tmp_path / "a\0b.keras")
+    assert not list(tmp_path.iterdir())
     with pytest.raises(InvalidInputError, match=r"expected a rnnjax\.interop\.Model"):
         interop.save(3, tmp_path / "model.keras")  # type: ignore[arg-type]
 

@@ -157,6 +157,8 @@ def test_a_network_built_twice_compiles_once(draw: Any, xs: jax.Array) -> None:
         (lambda: Sequential((LSTMCell(3),)), "is made of layers such as"),
         (lambda: Sequential((Activation("a", "tanh"),) * 2), "a occurs twice"),
         (lambda: simple()(jnp.ones((2, 1, 3)), {"other": 1}), "entries for some of ['rnn']"),
+        (lambda: simple()(jnp.ones((2, 1, 3)), {"other": 1, 2: 3}), "but is ['2', 'other']"),
+        (lambda: simple().apply(None, jnp.ones((2, 1, 3))), "dict like model.params"),
         (lambda: simple().with_params({"rnn": {"kernel": jnp.ones(3)}}), "do not belong"),
         (lambda: simple(last=True)(jnp.ones((2, 1, 3))), "set return_sequences there"),
         (lambda: simple(dense=4)(jnp.ones((2, 1, 3))), "its kernel takes 4"),

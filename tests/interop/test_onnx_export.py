@@ -370,7 +370,7 @@ def test_save_writes_what_to_proto_makes(random_like: Any, tmp_path: Any) -> Non
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.onnx"]
     with pytest.raises(InvalidInputError, match=r"named \*\.onnx, but path is .*model\.bin"):
         save(model, tmp_path / "model.bin")
-    with pytest.raises(InteropError, match=r"cannot write .*missing"):
+    with pytest.raises(InteropError, match=r"missing.* cannot be written"):
         save(model, tmp_path / "missing" / "model.onnx")
 
 
@@ -451,6 +451,9 @@ def test_models_that_do_not_fit_together(random_like: Any) -> None:
             to_proto(Model(Sequential((changed, lstm)), model.params))
     with pytest.raises(InvalidInputError, match="give each layer those that its kind has"):
         to_proto(Model(Sequential((gru,)), {}))
+    behind = Sequential((Activation("tanh", "tanh"), Recurrent("gru", GRUCell(3))))
+    with pytest.raises(InvalidInputError, match="params do not belong"):
+        to_proto(Model(behind, random_model(random_like, gru).params))
     twice = random_model(
         random_like, Recurrent("a", Stack([GRUCell(2)])), Recurrent("a_0", GRUCell(2))
     )
@@ -468,6 +471,15 @@ def test_bad_arguments(random_like: Any) -> None:
         to_proto(GRUCell(2))  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match=r"carry should have entries .* but has \['lstm'\]"):
         initial_states(model, carry={"lstm": None})
+    with pytest.raises(InvalidInputError, match="name must be a word"):
+        to_proto(model, name="")
+    with pytest.raises(InvalidInputError, match="metadata must be strings, but has 'a': 3"):
+        to_proto(model, metadata={"a": 3})  # type: ignore[dict-item]
+    read = reader.load(to_proto(model, metadata={"a": "1"}))
+    with pytest.raises(InvalidInputError, match="opset, name, states and lengths are options of"):
+        to_proto(read, name="other")
+    again = to_proto(read, metadata={"a": "2"})
+    assert [(entry.key, entry.value) for entry in again.metadata_props] == [("a", "2")]
     with pytest.raises(InvalidInputError, match="lengths are for recurrent layers"):
         to_proto(random_model(random_like, Dense("dense", 2)), lengths=True)
 

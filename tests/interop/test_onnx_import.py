@@ -405,6 +405,24 @@ def test_update_changes_what_was_trained_and_nothing_else(assert_close: Any) -> 
     np.testing.assert_array_equal(after[0, HIDDEN:], second[0, HIDDEN:])  # the second bias stays
 
 
+def test_update_of_an_old_file_passes_the_checker(assert_close: Any) -> None:
+    """Where every initialiser is an input too, and the name for what is replaced is taken."""
+    nodes = [
+        helper.make_node("Transpose", ["transposed"], ["kernel"]),
+        helper.make_node("Identity", ["x"], ["kernel_before"]),
+        helper.make_node("MatMul", ["kernel_before", "kernel"], ["y"]),
+    ]
+    kernel = normal(3, 2)
+    proto = make_proto(nodes, [value("x", ["N", 2])], ["y"], {"transposed": kernel}, opset=8)
+    proto.ir_version = 3
+    proto.graph.input.append(value("transposed", [3, 2]))
+    model = rnnjax_onnx.load(proto)
+    updated = rnnjax_onnx.update(model.with_params(jax.tree.map(lambda a: a + 1, model.params)))
+    onnx.checker.check_model(updated)
+    xs = normal(4, 2)
+    assert_close(rnnjax_onnx.load(updated)(xs)[1], xs @ (kernel.T + 1), TOLERANCE)
+
+
 def test_update_needs_an_imported_model_and_its_parameters() -> None:
     cell = rnnjax.LSTMCell(2)
     with pytest.raises(InvalidInputError, match=r"came from rnnjax.interop.onnx.load"):
@@ -526,6 +544,22 @@ def test_lengths_and_resets_where_time_is_not_first(assert_close: Any) -> None:
     assert model(xs)[1].shape == (TIME, 1, BATCH, HIDDEN)
     with pytest.raises(InvalidInputError, match=r"node 'flip'.*does not get the steps"):
         model(xs, lengths=marks["lengths"])
+
+
+def test_lengths_mean_nothing_behind_a_softmax_over_time() -> None:
+    xs, lengths = normal(TIME, BATCH, FEATURES), np.array([3, 5, 1])
+    for axis in (0, 2):
+        nodes = [
+            helper.make_node("Softmax", ["x"], ["s"], axis=axis),
+            helper.make_node("GRU", ["s", "W", "R", "B"], ["Y"], hidden_size=HIDDEN),
+        ]
+        proto = make_proto(nodes, [value("x", ["T", "N", FEATURES])], ["Y"], weights(3))
+        model = rnnjax_onnx.load(proto)
+        if axis == 0:
+            with pytest.raises(InvalidInputError, match=r"node 1 .GRU. does not get the steps"):
+                model(xs, lengths=lengths)
+        else:
+            assert not np.any(model(xs, lengths=lengths)[1][1:, :, 2])
 
 
 def test_dropout_drops_with_a_key() -> None:
@@ -684,6 +718,14 @@ def test_bad_sources(tmp_path: pathlib.Path) -> None:
         rnnjax_onnx.load(double)
 
 
+def test_an_input_that_is_no_option_cannot_be_left_out() -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Sum", ["x", ""], ["y"])], "bad", [value("x", [2])], [value("y", [2])]
+    )
+    with pytest.raises(InteropError, match="an input that it needs is left out"):
+        rnnjax_onnx.load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]))
+
+
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     content = tagger().SerializeToString()
     monkeypatch.setitem(sys.modules, "onnx", None)
@@ -697,6 +739,8 @@ def test_bad_inputs_of_apply() -> None:
         model(normal(BATCH, TIME, 4))
     with pytest.raises(InvalidInputError, match="is float32, but got int32"):
         model(np.ones((BATCH, TIME, FEATURES), np.int32))
+    with pytest.raises(InvalidInputError, match="'x' must be an array of numbers, but str came"):
+        model("text")
     with pytest.raises(InvalidInputError, match=r"needs .'x'. and takes .'x'."):
         model({"y": normal(BATCH, TIME, FEATURES)})
     states = [value(n, [1, "b", HIDDEN]) for n in ("h", "c")]
@@ -742,6 +786,27 @@ def with_external(folder: pathlib.Path, **places: str) -> pathlib.Path:
     return path
 
 
+def test_a_constant_beside_the_model_is_in_it_behind(tmp_path: pathlib.Path) -> None:
+    """So that the model can be saved elsewhere."""
+    array = numpy_helper.from_array(normal(2, 3))
+    nodes = [
+        helper.make_node("Constant", [], ["kernel"], value=array),
+        helper.make_node("MatMul", ["x", "kernel"], ["y"]),
+    ]
+    proto = make_proto(nodes, [value("x", ["N", 2])], ["y"], {})
+    held = proto.graph.node[0].attribute[0].t
+    (tmp_path / "data.bin").write_bytes(held.raw_data)
+    held.ClearField("raw_data")
+    held.data_location = TensorProto.EXTERNAL
+    held.external_data.add(key="location", value="data.bin")
+    path = tmp_path / "model.onnx"
+    path.write_bytes(proto.SerializeToString())
+    model, xs = rnnjax_onnx.load(path), normal(3, 2)
+    (tmp_path / "data.bin").unlink()
+    written = rnnjax_onnx.load(rnnjax_onnx.update(model))
+    np.testing.assert_array_equal(written(xs)[1], model(xs)[1])
+
+
 def test_external_data_beside_the_model(tmp_path: pathlib.Path, assert_close: Any) -> None:
     path = with_external(tmp_path)
     model = rnnjax_onnx.load(path)
@@ -778,6 +843,47 @@ def test_external_data_elsewhere_are_refused(
 
 
 # --- What is no row of layers ---
+
+
+LOOKS_LIKE_LAYERS = {
+    "reshape": ("bidirectional", [
+        helper.make_node("Transpose", ["h"], ["t"], perm=[1, 0, 2]),
+        helper.make_node("Reshape", ["t", "shape"], ["y"]),
+    ], "values are arranged as"),
+    "flatten": ("forward", [
+        helper.make_node("Squeeze", ["h", "zero"], ["s"]),
+        helper.make_node("Flatten", ["s"], ["y"], axis=0),
+    ], "axes are joined"),
+    "cast": ("forward", [
+        helper.make_node("Squeeze", ["h", "zero"], ["s"]),
+        helper.make_node("Cast", ["s"], ["i"], to=TensorProto.INT32),
+        helper.make_node("Cast", ["i"], ["y"], to=TensorProto.FLOAT),
+    ], "features become int32"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOOKS_LIKE_LAYERS)
+def test_what_only_looks_like_layers_is_refused(name: str) -> None:
+    direction, nodes, message = LOOKS_LIKE_LAYERS[name]
+    gru = helper.make_node(
+        "GRU", ["x", "W", "R", "B"], ["", "h"], hidden_size=HIDDEN, direction=direction
+    )
+    arrays = weights(3, 2 if direction == "bidirectional" else 1) | {
+        "shape": np.array([-1, HIDDEN]),
+        "zero": np.array([0]),
+    }
+    model = rnnjax_onnx.load(
+        make_proto([gru, *nodes], [value("x", ["T", "N", FEATURES])], ["y"], arrays)
+    )
+    with pytest.raises(InteropError, match=message):
+        rnnjax_onnx.to_sequential(model)
+
+
+def test_other_numbers_than_zero_and_one_are_no_one_hot_vectors() -> None:
+    proto = last_step()
+    replace("values", np.array([0.25, 1.75], np.float32))(proto.graph)
+    with pytest.raises(InteropError, match="the vectors are not of 0 and 1"):
+        rnnjax_onnx.to_sequential(rnnjax_onnx.load(proto))
 
 
 def test_the_first_node_that_does_not_fit_is_named() -> None:

@@ -98,7 +98,7 @@ AROUND = """
     Gather Gemm Greater HardSigmoid Identity LeakyRelu Less LogSoftmax MatMul Max Min Mul Neg OneHot
     Pow PRelu ReduceMax ReduceMean ReduceMin ReduceSum Relu Reshape ReverseSequence Shape Sigmoid
     Size Slice Softmax Softplus Softsign Split Sqrt Squeeze Sub Sum Tanh Tile Transpose Unsqueeze
-    Where Abs And Erf Exp Gelu Log Not Or Range Reciprocal Selu ThresholdedRelu
+    Where Abs And Erf Exp Gelu HardSwish Log Not Or Range Reciprocal Selu Shrink ThresholdedRelu
 """.split()  # noqa: SIM905
 SOME = ("Slice", "Split", "Softmax", "Reshape", "Gather", "OneHot", "Squeeze", "Unsqueeze", "Gemm")
 
@@ -155,6 +155,44 @@ def test_node_cases_of_all_operators_around() -> None:
     passed, left_out = check_operators(tuple(AROUND))
     print(passed, left_out)
     assert passed > 250
+
+
+def run_node(op_type: str, *inputs: Any, constants: tuple[Any, ...] = (), **attributes: Any) -> Any:
+    """A graph of one node on inputs that are traced, and constants behind them."""
+    arrays = {f"x{i}": np.asarray(x) for i, x in enumerate(inputs)}
+    held = {f"c{i}": np.asarray(c) for i, c in enumerate(constants)}
+    graph = helper.make_graph(
+        [helper.make_node(op_type, [*arrays, *held], ["y"], **attributes)],
+        "node",
+        [
+            helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(x.dtype), x.shape)
+            for n, x in arrays.items()
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(c, n) for n, c in held.items()],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model = rnnjax_onnx.load(proto)
+    (expected,) = ReferenceEvaluator(proto).run(None, arrays)
+    actual = jax.jit(lambda arrays: model(arrays)[1])(arrays)
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)
+    return model
+
+
+def test_negative_places_in_integers_count_from_the_end() -> None:
+    run_node("Gather", np.arange(6, dtype=np.int32).reshape(3, 2), np.array([-1, 0, -3]))
+
+
+def test_ids_of_few_bits_are_one_of_many() -> None:
+    depth_and_values = np.array(200), np.array([0, 1], np.float32)
+    run_node("OneHot", np.array([1, -1, 100], np.int8), constants=depth_and_values)
+
+
+def test_relu_has_no_derivative_at_zero() -> None:
+    """As PyTorch and Keras have it: padding is zeros."""
+    model = run_node("Relu", np.array([-1, 0, 2], np.float32))
+    slopes = jax.grad(lambda x: model(x)[1].sum())(np.array([-1, 0, 2], np.float32))
+    np.testing.assert_array_equal(slopes, [0, 0, 1])
 
 
 # --- Drawn nodes ---

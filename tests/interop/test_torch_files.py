@@ -154,6 +154,20 @@ def test_files_that_are_not_there_are_told(tmp_path: pathlib.Path) -> None:
         load(tmp_path)
 
 
+def test_what_is_no_path_is_told(tmp_path: pathlib.Path) -> None:
+    model = load(gru_file(tmp_path))
+    with pytest.raises(InvalidInputError, match="name of a file"):
+        load(3)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match="name of a file"):
+        save(model, b"a.safetensors")  # type: ignore[arg-type]
+    with pytest.raises(InteropError, match="cannot be read"):
+        load(tmp_path / "a\0b.safetensors")
+    before = set(tmp_path.iterdir())
+    with pytest.raises(InteropError, match="cannot be written"):
+        save(model, tmp_path / "a\0b.safetensors")
+    assert set(tmp_path.iterdir()) == before
+
+
 def gru_file(tmp_path: pathlib.Path) -> pathlib.Path:
     torch.manual_seed(0)
     save_file(torch.nn.GRU(3, 4).state_dict(), tmp_path / "gru.safetensors")

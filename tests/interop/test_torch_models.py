@@ -374,6 +374,7 @@ def test_mixed_types_are_refused() -> None:
         ({"modules": ["rnn", Dense("a", 3)]}, "without parameters"),
         ({"nonlinearity": "gelu"}, "'tanh' or 'relu'"),
         ({"nonlinearity": {"lstm": "relu"}}, "'tanh' or 'relu'"),
+        ({"nonlinearity": ["relu"]}, "'tanh' or 'relu'"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(options: dict[str, Any], match: str) -> None:

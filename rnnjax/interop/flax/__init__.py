@@ -114,6 +114,9 @@ def from_params(
 def from_module(module: Any, variables: Any = None, *, name: str = "rnn") -> Model:
     """The model of a module of Flax's, with its activation functions, flags and order.
 
+    ``Dense``, ``Linear`` and ``Embed`` compute in the types of their parameters and inputs here,
+    whatever ``dtype`` they were told; cells keep theirs.
+
     Args:
         module: an ``RNN``, a ``Bidirectional``, one of the cells of `from_params`, or a
             ``Sequential`` of these, ``Embed``, ``Dense`` or ``Linear``, ``Dropout`` and functions.
@@ -123,7 +126,8 @@ def from_module(module: Any, variables: Any = None, *, name: str = "rnn") -> Mod
 
     Raises:
         InteropError: a module is none of these, or is told what rnnjax does not have: a
-            ``carry_init`` but zeros, a ``merge_fn`` but Flax's default, ``reset_gate=False``.
+            ``carry_init`` but zeros, a ``merge_fn`` but Flax's default, ``reset_gate=False``,
+            ``broadcast_dims`` of a ``Dropout``.
         InvalidInputError: ``variables`` is missing, or given for a module of nnx.
 
     >>> from flax import nnx
@@ -259,7 +263,8 @@ def _read(
     for entry in entries or ():
         if isinstance(entry, tuple | list):
             if len(entry) != 2 or not all(
-                half in found and len(found[half].layouts) == 1 for half in entry
+                isinstance(half, str) and half in found and len(found[half].layouts) == 1
+                for half in entry
             ):
                 raise InvalidInputError(
                     f"a pair in modules should be the names of two cells, forward and backward, of "

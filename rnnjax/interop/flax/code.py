@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from rnnjax.errors import InteropError
+from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.flax.cells import LAYOUTS, name_activation
 from rnnjax.interop.flax.modules import CellOptions, FlipValid, Path
 from rnnjax.interop.layers import Activation, Dropout, Layer
@@ -62,7 +62,7 @@ def walk_module(module: Any, path: Path = (), name: str = "") -> Iterator[Told]:
     elif form and kind in ("Embed", "Dense", "Linear"):
         yield Told(path)
     elif form and kind == "Dropout":
-        yield Told(path, Dropout(name, DropoutRate(float(module.rate))))
+        yield Told(path, _dropout(module, name))
     elif not form and callable(module) and not isinstance(module, type) and _is_function(module):
         yield Told(path, Activation(name, name_activation(module)))
     else:
@@ -98,6 +98,18 @@ def _both(module: Any, path: Path) -> Told:
     return Told(path, cells=cells)
 
 
+def _dropout(module: Any, name: str) -> Dropout:
+    if tuple(module.broadcast_dims):
+        raise InteropError(
+            f"{name or 'a Dropout'} has broadcast_dims={module.broadcast_dims!r}, which is not "
+            "read; leave them out of the module"
+        )
+    try:
+        return Dropout(name, DropoutRate(float(module.rate)))
+    except InvalidInputError as error:
+        raise InteropError(f"{name or 'a Dropout'} cannot be built here: {error}") from error
+
+
 def _cell(cell: Any, path: Path) -> dict[Path, CellOptions]:
     form, kind = class_of(cell)
     if not form or kind not in _CELLS:
@@ -127,4 +139,5 @@ def _cell(cell: Any, path: Path) -> dict[Path, CellOptions]:
 
 def _is_function(thing: Any) -> bool:
     """Whether it is a plain function, jitted or with a derivative of its own, and no module."""
-    return not hasattr(thing, "init") and not hasattr(thing, "layers")
+    bases = (base.__module__.partition(".")[0] for base in type(thing).__mro__)
+    return "flax" not in bases

@@ -4,8 +4,8 @@ An HDF5 file is read by a short-lived process of its own, `rnnjax.interop.keras.
 library that reads it does not survive every damaged file.
 """
 
-import contextlib
 import dataclasses
+import inspect
 import io
 import json
 import lzma
@@ -17,7 +17,7 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,6 +26,7 @@ import numpy as np
 
 from rnnjax.errors import InteropError
 from rnnjax.interop.keras import hdf5
+from rnnjax.interop.whole import write_whole
 
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 _LONGEST_JSON = 16 * 2**20
@@ -148,19 +149,21 @@ def _read_hdf5(
     """Attributes and arrays by path, from a process that may crash without harm."""
     _package()
     shown = shown or path
+    program = _program(shown)
     try:
         size = path.stat().st_size
         bound = max(_AT_LEAST, 4 * size)
         done = subprocess.run(
-            # -P, or the folder of the program would be searched for modules, such as torch, first.
-            [sys.executable, "-P", hdf5.__file__, str(path), str(bound), str(size)],
+            # The program is given as text: the package may lie in a zip. With -P the working
+            # folder is not searched for modules; a warning is no error, whatever it is here.
+            [sys.executable, "-P", "-W", "ignore", "-c", program, str(path), str(bound), str(size)],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,
             timeout=120 + size / 2**20,
             env={
                 **os.environ,
-                "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
+                "PYTHONPATH": os.pathsep.join(str(entry) for entry in sys.path if entry),
                 "HDF5_USE_FILE_LOCKING": "FALSE",
                 "HDF5_PLUGIN_PATH": "::",  # a file may name a filter, but not have one loaded
                 "OPENBLAS_NUM_THREADS": "1",
@@ -176,6 +179,12 @@ def _read_hdf5(
         said = json.loads(header)
         if "refused" in said:
             _refuse(shown, f"{said['refused']}; check where the file is from")
+        if "missing" in said:
+            _refuse(
+                shown,
+                f"the process that reads HDF5 cannot import h5py ({said['missing']}); check that "
+                f"{sys.executable} can",
+            )
         if "damaged" in said:
             _refuse(shown, f"the HDF5 file is damaged ({said['damaged']}); get it again")
         arrays = dict(_cut(said["arrays"], data))
@@ -184,6 +193,20 @@ def _read_hdf5(
         how = f"signal {-code}" if code < 0 else f"status {code}"
         _refuse(shown, f"the HDF5 library fails on it ({how}); get the file again", error)
     return said["attributes"], arrays
+
+
+def _program(shown: Path) -> str:
+    """What the process runs, where there is a Python to run it."""
+    if not sys.executable or getattr(sys, "frozen", False):
+        _refuse(
+            shown,
+            "HDF5 is read by a Python process of its own, and this program does not say by which "
+            "(sys.executable); load it in a plain Python, and save it in another format",
+        )
+    try:
+        return inspect.getsource(hdf5)
+    except OSError as error:
+        _refuse(shown, "rnnjax is installed without its sources, which it needs for HDF5", error)
 
 
 def _cut(entries: list[Any], data: bytes) -> Iterator[tuple[str, np.ndarray]]:
@@ -244,7 +267,7 @@ def write_hdf5(path: Path, groups: Mapping[str, tuple[str, list[np.ndarray]]]) -
     Raises:
         InteropError: it cannot be written, or the package h5py is missing.
     """
-    _write(path, lambda: hdf5_bytes(groups))
+    write_whole(path, hdf5_bytes(groups))
 
 
 def hdf5_bytes(groups: Mapping[str, tuple[str, list[np.ndarray]]]) -> bytes:
@@ -270,38 +293,12 @@ def write_archive(
     Raises:
         InteropError: it cannot be written, or the package h5py is missing.
     """
-
-    def content() -> bytes:
-        archive = io.BytesIO()
-        with zipfile.ZipFile(archive, "w") as file:
-            file.writestr(_METADATA, json.dumps(metadata))
-            file.writestr(_CONFIG, json.dumps(config))
-            file.writestr(_WEIGHTS, hdf5_bytes(groups))
-        return archive.getvalue()
-
-    _write(path, content)
-
-
-def _write(path: Path, content: Callable[[], bytes]) -> None:
-    """Put a whole file in the place of the old one, or leave that as it is."""
-    made = content()
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            temporary = file.name
-            file.write(made)
-        # A temporary file is for its owner alone; the new one is as open as any other.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-        raise InteropError(
-            f"{path} cannot be written ({error}); check the folder and its rights"
-        ) from error
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr(_METADATA, json.dumps(metadata))
+        file.writestr(_CONFIG, json.dumps(config))
+        file.writestr(_WEIGHTS, hdf5_bytes(groups))
+    write_whole(path, archive.getvalue())
 
 
 def _package() -> Any:

@@ -1,6 +1,6 @@
 """Keras's activations by name, as functions of rnnjax, and the way back."""
 
-import math
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -97,7 +97,11 @@ def _number(config: Mapping[str, Any], names: tuple[str, ...], default: Any, whe
         value = value.get("value")
     if value is None and default is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not -sys.float_info.max <= value <= sys.float_info.max
+    ):
         raise InteropError(f"{names[0]} of {where} should be a number, but is {str(value)[:80]!r}")
     return float(value)
 

@@ -1,4 +1,4 @@
-"""Reads the arrays of an HDF5 file, as a program of its own: ``python hdf5.py FILE BYTES``.
+"""Reads the arrays of an HDF5 file, as a program of its own: ``hdf5.py FILE MOST_BYTES SIZE``.
 
 The library that reads HDF5 is large and written in C, and a damaged file can bring it to crash, to
 loop or to ask for any amount of memory. So it runs in a process of its own, with limits, and gives
@@ -162,6 +162,10 @@ def _limit(most_bytes: int, file_bytes: int) -> None:
             resource.setrlimit(kind, (bound, bound))
 
 
+def _words(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
 def main(path: str, most_bytes: int, file_bytes: int) -> None:
     """Write what the file holds to the standard output, or one line that says why not."""
     _limit(most_bytes, file_bytes)
@@ -169,7 +173,10 @@ def main(path: str, most_bytes: int, file_bytes: int) -> None:
     try:
         import h5py
         import numpy
-
+    except Exception as error:  # of no file, but of this Python
+        out.write(json.dumps({"missing": _words(error)}).encode())
+        return
+    try:
         reader = Reader(h5py, numpy, most_bytes)
         with h5py.File(path, "r") as file:
             reader.read(file)
@@ -177,8 +184,7 @@ def main(path: str, most_bytes: int, file_bytes: int) -> None:
         out.write(json.dumps({"refused": str(refused)}).encode())
         return
     except Exception as error:  # whatever the reader thinks of a damaged file
-        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        out.write(json.dumps({"damaged": said}).encode())
+        out.write(json.dumps({"damaged": _words(error)}).encode())
         return
     header = {
         "attributes": reader.attributes,

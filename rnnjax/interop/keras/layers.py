@@ -82,7 +82,10 @@ class Options:
         value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, int | float):
             self._refuse(names[0], "a number", value)
-        return float(value) if abs(value) <= 1e300 or not math.isfinite(value) else math.inf
+        try:
+            return float(value)
+        except OverflowError:  # an integer of hundreds of digits
+            return math.inf if value > 0 else -math.inf
 
     def function(self, *names: str, default: str) -> str | Function:
         """An activation."""
@@ -179,12 +182,20 @@ def _check_order(layers: Sequence[Layer], chain: Sequence[Entry]) -> None:
                 "return both directions by themselves; set a merge_mode"
             )
         makes = isinstance(layer, Masking) or (isinstance(layer, Embedding) and layer.mask_zero)
-        if masked is not None and (makes or entry.kind == "Softmax"):
+        if masked is not None and (makes or _is_softmax(entry)):
             raise InteropError(
                 f"layer {entry.name[:80]!r} comes behind layer {masked[:80]!r}, which makes a "
                 "mask, and would use or replace that; leave one of them out"
             )
+        if isinstance(layer, Recurrent) and not layer.return_sequences:
+            masked = None  # it used the mask, and what it returns has no steps to mask
         masked = entry.name if makes else masked
+
+
+def _is_softmax(entry: Entry) -> bool:
+    """Whether it is the layer of that name, which leaves out what is masked."""
+    inner = entry.config.get("layer") if entry.kind == "TimeDistributed" else None
+    return "Softmax" in (entry.kind, inner.get("class_name") if isinstance(inner, dict) else None)
 
 
 # --- cells ---------------------------------------------------------------------------------------

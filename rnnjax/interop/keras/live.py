@@ -1,5 +1,6 @@
 """Live models and layers of Keras, in and out."""
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,10 +8,8 @@ import numpy as np
 
 from rnnjax.cells import GRUCell
 from rnnjax.errors import InteropError, InvalidInputError
-from rnnjax.interop.keras.arrays import (
-    Unit,
-    units_of,
-)
+from rnnjax.interop.arrays import float_array
+from rnnjax.interop.keras.arrays import Unit, units_of
 from rnnjax.interop.keras.configs import written_layers
 from rnnjax.interop.keras.graph import Entry, chain_of
 from rnnjax.interop.keras.layers import Version, layer_of, network_of
@@ -42,7 +41,9 @@ def _live(source: Any) -> tuple[Sequential, dict[str, str], dict[str, Any]]:
             f"{kind} is a class of your own, and what it computes is not known here; load its "
             "layers one by one"
         )
-    version = Version() if package == "keras" else Version(2, tensorflow=True)
+    version = Version(2, tensorflow=True)
+    if package == "keras":  # of any number: up to 2.15 it was that of TensorFlow
+        version = Version.of(str(getattr(sys.modules.get(package), "__version__", "3")))
     config = _as_in_a_file(source.get_config())
     if "layers" not in config:
         entry = Entry(source.name, kind, config)
@@ -64,7 +65,7 @@ def _as_in_a_file(value: Any) -> Any:
 def _numbers(variable: Any) -> np.ndarray:
     # Not Keras's `numpy()`, which NumPy 2 warns of. A variable of Keras 2 has a method `value`.
     value = variable.value() if callable(variable.value) else variable.value
-    return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+    return float_array(variable.name, value)
 
 
 def set_weights(target: Any, model: Model) -> None:

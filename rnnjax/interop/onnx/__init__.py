@@ -37,8 +37,9 @@ def load(source: Any) -> Model:
         carry, ys = model.apply(params, xs, carry)  # goes on from there
 
     They can be given in ``xs`` by their names all the same. A carry that is given takes the place
-    of initial states that the graph computes or has as constants. ``ys`` is the data output, or a
-    dict by name where there are several; a model with no outputs but states returns these there.
+    of these, and of initial states that the graph computes or has as constants. ``ys`` is the data
+    output, or a dict by name where there are several; a model with no outputs but states returns
+    these there.
 
     An input that becomes sequence_lens may be given in ``xs`` or left out; a row of length 0 keeps
     its initial state, which ONNX does not say (onnxruntime makes it zeros). ``lengths``, ``mask``

@@ -10,14 +10,13 @@ from rnnjax.cells.base import Params
 from rnnjax.errors import InvalidInputError
 from rnnjax.interop.layers import Context
 from rnnjax.interop.onnx.graph import Graph, LayerNode, Node, Operation, RecurrentNode
-from rnnjax.interop.onnx.operators import is_known
 
 Axes = tuple[int, int]
 """The places of time and batch."""
 
 _POINTWISE = frozenset(
-    """Abs Cast Clip Dropout Elu Erf Exp Gelu HardSigmoid Identity LeakyRelu Log Neg Not Reciprocal
-    Relu Selu Sigmoid Softplus Softsign Sqrt Tanh ThresholdedRelu""".split()  # noqa: SIM905
+    """Abs Cast Clip Dropout Elu Erf Exp Gelu HardSigmoid HardSwish Identity LeakyRelu Log Neg Not
+    Reciprocal Relu Selu Shrink Sigmoid Softplus Softsign Sqrt Tanh ThresholdedRelu""".split()  # noqa: SIM905
 )
 _BINARY = frozenset("Add And Div Equal Max Min Mul Or PRelu Pow Sub Sum Where".split())  # noqa: SIM905
 
@@ -29,12 +28,10 @@ def time_axis(graph: Graph, params: Params, xs: Any) -> tuple[str, int]:
         InvalidInputError: there is none, because a node between moves the axes or mixes them.
     """
     shapes: dict[str, tuple[int, ...]] = {}
-    known: dict[str, Any] = {}
 
     def trace(params: Params, given: dict[str, Any]) -> None:
         values = graph.values(params, given, {}, None, Context())[1]
         shapes.update({name: tuple(value.shape) for name, value in values.items()})
-        known.update({name: value for name, value in values.items() if is_known(value)})
 
     given = graph.given(xs)
     jax.eval_shape(trace, params, given)
@@ -43,7 +40,7 @@ def time_axis(graph: Graph, params: Params, xs: Any) -> tuple[str, int]:
         for start in ((0, 1), (1, 0)):
             if len(shapes[name]) < 2:
                 continue
-            first = _first_lost(graph, shapes, known, {name: start})
+            first = _first_lost(graph, shapes, {name: start})
             if first is None:
                 return name, start[0]
             lost.append(first)
@@ -57,9 +54,7 @@ def time_axis(graph: Graph, params: Params, xs: Any) -> tuple[str, int]:
     )
 
 
-def _first_lost(
-    graph: Graph, shapes: Mapping[str, Any], known: Mapping[str, Any], axes: dict[str, Axes]
-) -> Node | None:
+def _first_lost(graph: Graph, shapes: Mapping[str, Any], axes: dict[str, Axes]) -> Node | None:
     """The first recurrent node whose X does not have the axes of an input where it expects them."""
     for node in graph.nodes:
         if isinstance(node, RecurrentNode):
@@ -70,7 +65,7 @@ def _first_lost(
         elif isinstance(node, LayerNode):
             _keep(node, axes, axes.get(node.inputs[0]))
         elif isinstance(node, Operation) and node.outputs[0] in shapes:
-            _keep(node, axes, _axes_of(node, shapes, known, axes))
+            _keep(node, axes, _axes_of(node, graph.opset, shapes, axes))
     return None
 
 
@@ -80,7 +75,7 @@ def _keep(node: Node, axes: dict[str, Axes], found: Axes | None) -> None:
 
 
 def _axes_of(
-    node: Operation, shapes: Mapping[str, Any], known: Mapping[str, Any], axes: Mapping[str, Axes]
+    node: Operation, opset: int, shapes: Mapping[str, Any], axes: Mapping[str, Axes]
 ) -> Axes | None:
     """Where the output has them, or None if it is not certain that it does."""
     inputs = [name for name in node.inputs if name]
@@ -112,7 +107,9 @@ def _axes_of(
         order = node.arguments().get("perm", tuple(reversed(range(len(before)))))
         return _pair(list(order).index(n) for n in first)
     if node.op_type in ("Softmax", "LogSoftmax"):
-        return first
+        along = node.arguments().get("axis", -1 if opset >= 13 else 1) % len(before)
+        mixed = {along} if opset >= 13 else {*range(along, len(before))}
+        return None if mixed & set(first) else first
     if node.op_type in ("Squeeze", "Unsqueeze", "Reshape", "Flatten"):
         return _same_sizes(before, after, first)
     if node.op_type == "Gather" and inputs[1] in marked and inputs[0] not in axes:

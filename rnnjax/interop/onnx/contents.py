@@ -89,10 +89,7 @@ def read_contents(model: Any, folder: pathlib.Path | None) -> Contents:
     for tensor in graph.initializer:
         if not tensor.name or tensor.name in constants:
             raise InteropError(f"two initialisers are named {tensor.name!r}, or one has no name")
-        constants[tensor.name] = read_tensor(tensor, folder, f"initialiser {tensor.name!r}")
-        if tensor.data_location:  # what was beside the model is now in it
-            held = import_onnx().numpy_helper.from_array(constants[tensor.name], tensor.name)
-            tensor.CopyFrom(held)
+        constants[tensor.name] = _held(tensor, folder, f"initialiser {tensor.name!r}")
     nodes = _nodes(graph, opset, folder, constants)
     outputs = tuple(output.name for output in graph.output)
     rest, folded, roots = _fold(nodes, constants, opset, frozenset())
@@ -166,6 +163,14 @@ def _nodes(
     return nodes
 
 
+def _held(tensor: Any, folder: pathlib.Path | None, what: str) -> np.ndarray:
+    """The array of a tensor; one that lies beside the model is put into it."""
+    array = read_tensor(tensor, folder, what)
+    if tensor.data_location:
+        tensor.CopyFrom(import_onnx().numpy_helper.from_array(array, tensor.name))
+    return array
+
+
 def _attribute(attribute: Any, label: str, folder: pathlib.Path | None) -> Any:
     kind = attribute.type
     if attribute.ref_attr_name:
@@ -178,7 +183,7 @@ def _attribute(attribute: Any, label: str, folder: pathlib.Path | None) -> Any:
         if kind == 3:
             return attribute.s.decode()
         if kind == 4:
-            return read_tensor(attribute.t, folder, f"attribute {attribute.name!r} of node {label}")
+            return _held(attribute.t, folder, f"attribute {attribute.name!r} of node {label}")
         if kind == 6:
             return tuple(float(n) for n in attribute.floats)
         if kind == 7:
@@ -218,7 +223,9 @@ def _check_against_schema(raw: RawNode, opset: int, node: Any) -> None:
         not schema.min_output <= made <= schema.max_output
     ):
         raise InteropError(f"node {raw.label}: it has {given} inputs and {made} outputs")
-    if not all(raw.inputs[: schema.min_input]):
+    optional = defs.OpSchema.FormalParameterOption.Optional
+    options = [schema.inputs[min(i, len(schema.inputs) - 1)].option for i in range(given)]
+    if any(not x and o != optional for x, o in zip(raw.inputs, options, strict=True)):
         raise InteropError(f"node {raw.label}: an input that it needs is left out")
 
 

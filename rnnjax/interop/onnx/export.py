@@ -18,6 +18,7 @@ from rnnjax.interop.onnx.layers import Export, input_size, plan_of
 from rnnjax.interop.onnx.plan import nodes
 from rnnjax.interop.onnx.rewrite import update
 from rnnjax.interop.onnx.writer import Writer
+from rnnjax.interop.whole import write_whole
 
 OPSET = 17
 """The version of ONNX's operators that is written: old enough for runtimes of the last years."""
@@ -32,7 +33,7 @@ def to_proto(
     model: Model,
     *,
     opset: int | None = None,
-    name: str = "rnnjax",
+    name: str | None = None,
     states: bool = True,
     lengths: bool = False,
     metadata: Mapping[str, str] | None = None,
@@ -60,16 +61,16 @@ def to_proto(
 
     Args:
         model: of layers in a row. A model that was read from ONNX is written as that graph, with
-            the parameters it now has; the options are then not to be given.
+            the parameters it now has; of the options it takes ``metadata`` alone.
         opset: the version of ONNX's operators, 14 or newer; left out, 17.
-        name: of the graph.
+        name: of the graph; left out, ``rnnjax``.
         states: False leaves out the states: every sequence begins anew.
         lengths: whether rows of a batch can have lengths of their own.
         metadata: written to the model's ``metadata_props``. Where a `rnnjax.LearnedCarry` is and
             states go in, its values are there too, as ``initial_state:<input>``: a list in JSON.
 
     Returns:
-        an ``onnx.ModelProto`` that ONNX's checker has passed.
+        an ``onnx.ModelProto``, which ONNX's checker has passed unless it was read from ONNX.
 
     Raises:
         InteropError: ONNX cannot express a layer or an option of it, or the package onnx is not
@@ -89,10 +90,10 @@ def to_proto(
             "cell by Model.of(cell, params)"
         )
     if not isinstance(model.network, Sequential):
-        if opset is not None or not states or lengths:
+        if opset is not None or name is not None or not states or lengths:
             raise InvalidInputError(
-                "opset, states and lengths are options of models made of layers, but this one is "
-                "written as the graph that it was read from; leave them out, or export "
+                "opset, name, states and lengths are options of models made of layers, but this "
+                "one is written as the graph that it was read from; leave them out, or export "
                 "rnnjax.interop.onnx.to_sequential(model)"
             )
         return _with_metadata(update(model), metadata)
@@ -104,6 +105,9 @@ def to_proto(
         raise InvalidInputError(
             f"opset must be an integer from {_OLDEST_OPSET} to {newest}, but is {opset!r}"
         )
+    name = "rnnjax" if name is None else name
+    if not isinstance(name, str) or not name:
+        raise InvalidInputError(f"name must be a word for the graph, but is {name!r}")
     export = Export(writer, states, lengths)
     starts = export.write(model.network, model.params)
     size = sum(len(constant.raw_data) for constant in writer.constants)
@@ -153,17 +157,7 @@ def save(model: Model, path: str | os.PathLike[str], **options: Any) -> None:
     path = pathlib.Path(path)
     if path.suffix != ".onnx":
         raise InvalidInputError(f"an ONNX file is named *.onnx, but path is {path}; rename it")
-    content = to_proto(model, **options).SerializeToString()
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        new.write_bytes(content)
-        new.replace(path)
-    except OSError as error:
-        raise InteropError(
-            f"cannot write {path}: {error.strerror}; check the folder and its free space"
-        ) from error
-    finally:
-        new.unlink(missing_ok=True)
+    write_whole(path, to_proto(model, **options).SerializeToString())
 
 
 def initial_states(
@@ -214,21 +208,28 @@ def initial_states(
 
 def _with_metadata(proto: Any, metadata: Mapping[str, str] | None) -> Any:
     for key, value in (metadata or {}).items():
-        proto.metadata_props.add(key=key, value=value)
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise InvalidInputError(f"metadata must be strings, but has {key!r}: {value!r}")
+        there = [entry for entry in proto.metadata_props if entry.key == key]
+        entry = there[0] if there else proto.metadata_props.add(key=key)
+        entry.value = value
     return proto
 
 
 def _check_params(model: Model) -> None:
     """Raise unless the parameters have the shapes that the layers need."""
-    first = next(iter(model.layers.values()))
+    kinds = Embedding | OneHotIds | Recurrent | Dense
+    first = next((layer for layer in model.layers.values() if isinstance(layer, kinds)), None)
     ids = isinstance(first, Embedding | OneHotIds)
-    if not ids and not isinstance(first, Recurrent | Dense):
+    if first is None:
         return  # the model says nothing of its features
     try:
         size = () if ids else (input_size(model.params[first.name]),)
         xs = jax.ShapeDtypeStruct((2, 1, *size), jnp.int32 if ids else jnp.float32)
         jax.eval_shape(model.apply, model.params, xs)
-    except (KeyError, IndexError, TypeError) as error:
+    except InvalidInputError:  # which is a ValueError, and says more
+        raise
+    except (KeyError, IndexError, TypeError, ValueError) as error:
         raise InvalidInputError(
             f"params do not belong to the layers {', '.join(model.layers)} ({error}); give each "
             "layer those that its kind has"

@@ -253,7 +253,13 @@ class Graph(Network):
 
 def _as_input(known: Input, x: Any) -> jax.Array:
     dtype = jnp.dtype(known.dtype)
-    x = jnp.asarray(x)
+    try:
+        x = jnp.asarray(x)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"input {known.name!r} must be an array of numbers, but {type(x).__name__} came: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
     expected = traced_dtype(dtype, f"input {known.name}")
     kinds = [jnp.floating, jnp.integer, jnp.bool_]
     if not any(jnp.issubdtype(x.dtype, k) and jnp.issubdtype(expected, k) for k in kinds):
@@ -280,6 +286,11 @@ def _is_ready(node: Node, values: Mapping[str, Any]) -> bool:
 
 def _dropped(node: Operation, inputs: list[Any], key: jax.Array) -> Any:
     ratio = node.arguments().get("ratio", inputs[1] if len(inputs) > 1 else None)
+    if isinstance(ratio, jax.Array):
+        raise InteropError(
+            f"node {node.name}: its ratio follows from an input, so it cannot drop with a key; "
+            "leave out the key, or make the ratio constant"
+        )
     rate = 0.5 if ratio is None else float(ratio)
     return DropoutRate(rate).apply(key, jnp.asarray(inputs[0]))
 
@@ -292,6 +303,8 @@ def _run_layer(
         if not jnp.issubdtype(x.dtype, jnp.integer):
             raise InteropError(f"node {node.name}: its ids are {x.dtype}, but should be integers")
         return take_rows(jnp.asarray(params["embedding"]), x, 0)
+    if not x.ndim:
+        raise InteropError(f"node {node.name}: its input is a single number, but needs axes")
     return layer.run(params, Flow(x), None, context)[1].xs
 
 

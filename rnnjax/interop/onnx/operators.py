@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rnnjax.errors import InteropError
+from rnnjax.interop.functions import ELU, HardSigmoid, LeakyReLU, ThresholdedReLU
 from rnnjax.interop.onnx.files import dtype_of
 
 MOST_ELEMENTS = 2**28
@@ -133,13 +134,14 @@ def _pointwise(function: Callable[[Any, Any], Any]) -> Operator:
     return run
 
 
+_NUMBERS = ("alpha", "beta", "gamma", "bias", "lambd")
+
+
 def _by_jax(function: Callable[..., Any]) -> Operator:
     """One input, computed by JAX; a known input gives a known output all the same."""
 
     def run(at: At, x: Any) -> Any:
-        numbers = {
-            name: at.get(name) for name in ("alpha", "beta", "gamma") if name in at.attributes
-        }
+        numbers = {key: at.get(key) for key in _NUMBERS if key in at.attributes}
         return _by_jax_of(lambda x: function(x, **numbers), x)
 
     return run
@@ -152,26 +154,19 @@ def _by_jax_of(function: Callable[..., Any], *arrays: Any) -> Any:
         return np.asarray(function(*map(jnp.asarray, arrays)))
 
 
-def _elu(x: Any, alpha: float = 1.0) -> Any:
-    return jnp.where(x >= 0, x, alpha * jnp.expm1(jnp.minimum(x, 0)))
+def _by_class(kind: type[Any]) -> Operator:
+    """One of `rnnjax.interop.functions`, whose defaults are those of the operator."""
+    return _by_jax(lambda x, **numbers: kind(**numbers)(x))
 
 
 def _selu(
     x: Any, alpha: float = 1.67326319217681884765625, gamma: float = 1.05070102214813232421875
 ) -> Any:
-    return gamma * _elu(x, alpha)
+    return gamma * ELU(alpha)(x)
 
 
-def _leaky_relu(x: Any, alpha: float = 0.01) -> Any:
-    return jnp.where(x >= 0, x, alpha * x)
-
-
-def _thresholded_relu(x: Any, alpha: float = 1.0) -> Any:
-    return jnp.where(x > alpha, x, 0)
-
-
-def _hard_sigmoid(x: Any, alpha: float = 0.2, beta: float = 0.5) -> Any:
-    return jnp.clip(alpha * x + beta, 0, 1)
+def _shrink(x: Any, bias: float = 0.0, lambd: float = 0.5) -> Any:
+    return jnp.where(x < -lambd, x + bias, jnp.where(x > lambd, x - bias, 0))
 
 
 def _prelu(at: At, x: Any, slope: Any) -> Any:
@@ -392,7 +387,7 @@ def _transpose(at: At, x: Any) -> Any:
 
 
 def _concat(at: At, *arrays: Any) -> Any:
-    if any(x is None or not x.ndim for x in arrays):
+    if not all(x.ndim for x in arrays):
         raise at.fail("Concat needs arrays with axes")
     axis = _normal(at, at.get("axis", 1), arrays[0].ndim)
     at.bound([sum(x.size for x in arrays)])
@@ -458,10 +453,14 @@ def _gather(at: At, x: Any, indices: Any) -> Any:
 
 
 def take_rows(x: jax.Array, indices: jax.Array, axis: int) -> jax.Array:
-    """Rows by ids: negative ones count from the end, those out of range give NaN."""
+    """Rows by ids: negative ones count from the end, those out of range give NaN.
+
+    Where there is no NaN, they give the nearest row.
+    """
     if jnp.issubdtype(x.dtype, jnp.inexact):
         return jnp.take(x, indices, axis=axis, mode="fill")
-    return jnp.take(x, indices, axis=axis, mode="clip")
+    places = jnp.where(indices < 0, indices + x.shape[axis], indices)
+    return jnp.take(x, places, axis=axis, mode="clip")
 
 
 def _constant(at: At) -> Any:
@@ -515,9 +514,7 @@ def _one_hot(at: At, indices: Any, depth: Any, values: Any) -> Any:
     at.bound((*indices.shape, size))
 
     def vectors(indices: Any, values: Any) -> Any:
-        ids = indices
-        if not jnp.issubdtype(ids.dtype, jnp.integer):
-            ids = ids.astype(jnp.int32)
+        ids = indices.astype(jnp.result_type(int))  # the sum below may not fit into fewer bits
         hot = jnp.where(ids < 0, ids + size, ids)[..., None] == jnp.arange(size)
         return jnp.where(jnp.moveaxis(hot, -1, axis), values[1], values[0])
 
@@ -551,7 +548,7 @@ OPERATORS: Mapping[str, Operator] = {
     "ConstantOfShape": _constant_of_shape,
     "Div": _binary(_divide),
     "Dropout": _dropout,
-    "Elu": _by_jax(_elu),
+    "Elu": _by_class(ELU),
     "Equal": _binary(lambda xp, x, y: xp.equal(x, y)),
     "Erf": _by_jax(jax.scipy.special.erf),
     "Exp": _pointwise(lambda xp, x: xp.exp(x)),
@@ -562,9 +559,10 @@ OPERATORS: Mapping[str, Operator] = {
     "Gemm": _gemm,
     "Greater": _binary(lambda xp, x, y: xp.greater(x, y)),
     "GreaterOrEqual": _binary(lambda xp, x, y: xp.greater_equal(x, y)),
-    "HardSigmoid": _by_jax(_hard_sigmoid),
+    "HardSigmoid": _by_class(HardSigmoid),
+    "HardSwish": _by_jax(jax.nn.hard_silu),
     "Identity": lambda at, x: x,
-    "LeakyRelu": _by_jax(_leaky_relu),
+    "LeakyRelu": _by_class(LeakyReLU),
     "Less": _binary(lambda xp, x, y: xp.less(x, y)),
     "LessOrEqual": _binary(lambda xp, x, y: xp.less_equal(x, y)),
     "Log": _pointwise(lambda xp, x: xp.log(x)),
@@ -585,11 +583,12 @@ OPERATORS: Mapping[str, Operator] = {
     "ReduceMean": _reduction("mean"),
     "ReduceMin": _reduction("min"),
     "ReduceSum": _reduction("sum"),
-    "Relu": _pointwise(lambda xp, x: xp.maximum(x, xp.zeros((), x.dtype))),
+    "Relu": _by_jax(jax.nn.relu),  # whose derivative at 0 is 0, unlike that of a maximum
     "Reshape": _reshape,
     "ReverseSequence": _reverse_sequence,
     "Selu": _by_jax(_selu),
     "Shape": _shape,
+    "Shrink": _by_jax(_shrink),
     "Sigmoid": _by_jax(jax.nn.sigmoid),
     "Size": _size,
     "Slice": _slice,
@@ -602,7 +601,7 @@ OPERATORS: Mapping[str, Operator] = {
     "Sub": _binary(lambda xp, x, y: xp.subtract(x, y)),
     "Sum": _variadic(lambda xp, x, y: xp.add(x, y)),
     "Tanh": _pointwise(lambda xp, x: xp.tanh(x)),
-    "ThresholdedRelu": _by_jax(_thresholded_relu),
+    "ThresholdedRelu": _by_class(ThresholdedReLU),
     "Tile": _tile,
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,

@@ -84,7 +84,7 @@ def _write_params(imported: Imported, graph: Graph, params: Params) -> Any:
             array = array.astype(original.dtype)
             if array.tobytes() != original.tobytes():
                 changed[name] = onnx.numpy_helper.from_array(array, name)
-    _replace(model.graph, changed)
+    _replace(model, changed)
     return model
 
 
@@ -112,13 +112,21 @@ def _arrays(
     return {name: array for name, array in zip(slot.tensors, made, strict=True) if name}
 
 
-def _replace(graph: Any, changed: dict[str, Any]) -> None:
+def _replace(model: Any, changed: dict[str, Any]) -> None:
     """Put tensors in the place of initialisers, or of what nodes made of them."""
+    graph, taken = model.graph, {name for node in model.graph.node for name in node.output}
     for tensor in graph.initializer:
         if tensor.name in changed:
             tensor.CopyFrom(changed.pop(tensor.name))
     for node in graph.node:
         for i, name in enumerate(node.output):
             if name in changed:
-                node.output[i] = f"{name}_before"  # still computed, and read by no one
-                graph.initializer.append(changed.pop(name))
+                unused = f"{name}_before"  # still computed, and read by no one
+                while unused in taken:
+                    unused += "_"
+                node.output[i] = unused
+                tensor = changed.pop(name)
+                graph.initializer.append(tensor)
+                if model.ir_version < 4:  # where every initialiser is an input as well
+                    info = import_onnx().helper.make_tensor_value_info
+                    graph.input.append(info(name, tensor.data_type, tensor.dims))

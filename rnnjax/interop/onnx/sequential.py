@@ -2,7 +2,9 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from rnnjax.errors import InteropError, InvalidInputError
@@ -22,6 +24,7 @@ from rnnjax.interop.onnx.activations import (
     ACTIVATION_NAMES,
     activation_from_onnx,
 )
+from rnnjax.interop.onnx.files import dtype_of
 from rnnjax.interop.onnx.graph import (
     CONSTANTS,
     Graph,
@@ -64,6 +67,25 @@ def to_sequential(model: Model) -> Model:
         InteropError: the graph is no row of layers; it names the first node that does not fit.
         InvalidInputError: ``model`` is not an imported graph.
     """
+    return find_layers(model).model
+
+
+class Found(NamedTuple):
+    """The layers that were found in a graph.
+
+    Attributes:
+        model: of these layers, which takes and gives time, batch and features in this order.
+        takes: what the axes of the graph's input are: ``"time"``, ``"batch"``, ``"features"``.
+        gives: the same of its output, which may have others of size 1.
+    """
+
+    model: Model
+    takes: Axes
+    gives: Axes
+
+
+def find_layers(model: Model) -> Found:
+    """See `to_sequential`; returns as well which axes the graph has."""
     graph = model.network
     if not isinstance(graph, Graph):
         raise InvalidInputError(
@@ -85,7 +107,7 @@ def to_sequential(model: Model) -> Model:
             continue
         params = {layer.name: model.params.get(layer.name, {}) for layer in chain}
         kept = {name: own for name, own in params.items() if own}
-        return Model(Sequential(tuple(chain)), kept)
+        return Found(Model(Sequential(tuple(chain)), kept), axes, walk.axes)
     raise InteropError(str(max(refusals, key=lambda refusal: refusal[0])[1]))
 
 
@@ -151,7 +173,7 @@ class _Walk:
         wanted = {self.graph.outputs[0]}
         nodes = []
         for node in reversed(self.graph.nodes):
-            if wanted & set(node.outputs):
+            if wanted & set(filter(None, node.outputs)):
                 nodes.append(node)
                 wanted |= set(node.inputs)
         return nodes[::-1]
@@ -263,7 +285,12 @@ class _Walk:
     def pass_operation(self, node: Operation) -> None:
         """What moves axes, an activation, one-hot vectors, or dropout."""
         self.check_flow(node)
-        if node.op_type in ("Identity", "Cast"):
+        if node.op_type == "Identity":
+            self.take(node, node.outputs[0], self.axes)
+        elif node.op_type == "Cast":
+            to = dtype_of(node.arguments()["to"], f"what node {node.name} casts to")
+            if _FEATURES in self.axes and not jnp.issubdtype(to, jnp.floating):
+                raise self.misfit(node, f"features become {to}")
             self.take(node, node.outputs[0], self.axes)
         elif node.op_type == "Dropout":
             self.pass_dropout(node)
@@ -322,7 +349,8 @@ class _Walk:
     def pass_one_hot(self, node: Operation) -> None:
         """Ids as one-hot vectors."""
         (size,) = self.constant(node, node.inputs[1])
-        if self.constant(node, node.inputs[2]) != [0, 1]:
+        values = self.known.get(node.inputs[2])
+        if values is None or values.tolist() != [0, 1]:
             raise self.misfit(node, "the vectors are not of 0 and 1")
         if node.arguments().get("axis", -1) not in (-1, len(self.axes)) or _FEATURES in self.axes:
             raise self.misfit(node, "the vectors do not make a last axis")
@@ -393,15 +421,17 @@ class _Walk:
         if node.op_type == "Squeeze":
             return self.squeezed(node)
         if node.op_type == "Flatten":
-            merged = self.axes if arguments.get("axis", 1) != rank - 2 else self.merged()
-            if len(merged) != 2:
+            merged = self.axes if rank == 2 else self.merged()
+            if len(merged) != 2 or arguments.get("axis", 1) not in (1, 1 - rank):
                 raise self.misfit(node, "axes are joined that belong to different things")
             return merged
         sizes = list(arguments.get("shape") or self.constant(node, node.inputs[1]))
         kept = self.merged()
         joins = len(kept) < rank and len(sizes) == len(kept)
         # [-1, size] does as well where but the batch stands before the features.
-        if not joins or not (not any(sizes[:-1]) or (len(sizes) == 2 and sizes[0] == -1)):
+        last = self.chain[-1] if self.chain else None
+        whole = isinstance(last, Recurrent) and [-1, last.cell.output_size] == sizes
+        if not joins or not (not any(sizes[:-1]) or whole):
             raise self.misfit(node, f"values are arranged as {sizes}")
         return kept
 

@@ -183,7 +183,7 @@ def _squareplus(w: Writer, x: str, _: Any) -> str:
 
 
 def _cut_relu(w: Writer, x: str, f: Any) -> str:
-    above = x if f.max_value is None else w.add("Min", x, w.scalar(f.max_value))
+    above = x if f.max_value is None else _clip(0, f.max_value)(w, x, f)
     shifted = w.add("Sub", x, w.scalar(f.threshold))
     below = w.add("Mul", shifted, w.scalar(f.slope))
     return w.add("Where", w.add("Greater", x, w.scalar(f.threshold)), above, below)

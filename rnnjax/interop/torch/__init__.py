@@ -209,10 +209,11 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
 def _nonlinearities(
     found: Mapping[str, Module], given: str | Mapping[str, str]
 ) -> Mapping[str, str]:
-    table = dict.fromkeys(found, given) if isinstance(given, str) else dict(given)
+    table: dict[Any, Any] = dict.fromkeys(found, given) if isinstance(given, str) else {}
+    table |= given if isinstance(given, Mapping) else {}
     wrong = [value for value in table.values() if value not in ("tanh", "relu")]
     unknown = [name for name in table if name not in found or not found[name].recurrent]
-    if wrong or (unknown and not isinstance(given, str)):
+    if not isinstance(given, str | Mapping) or wrong or (unknown and isinstance(given, Mapping)):
         raise InvalidInputError(
             "nonlinearity should be 'tanh' or 'relu', or a mapping of recurrent modules to these, "
             f"but is {given!r}, where the modules are {list(found)[:12]}"

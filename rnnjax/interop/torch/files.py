@@ -1,9 +1,7 @@
 """Named arrays in a ``.safetensors`` file."""
 
-import contextlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rnnjax.errors import InteropError, InvalidInputError
+from rnnjax.interop.whole import write_whole
 
 # NumPy has no bfloat16 of its own, and the package's reader for NumPy none therefore.
 _DTYPES: Mapping[str, Any] = {
@@ -39,14 +38,17 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     read as far as it goes, and what it states is compared with that.
 
     Raises:
+        InvalidInputError: ``path`` is no path.
         InteropError: there is no such file, the package safetensors is missing, the file is a
             pickle or another format, is damaged, or holds a type that is not known here.
     """
+    _check_path(path)
     deserialize = _package().deserialize
     try:
         content = Path(path).read_bytes()
-    except OSError as error:
-        _refuse(path, f"it cannot be read: {error.strerror or error}; check the path", error)
+    except (OSError, ValueError) as error:  # the latter of a name with a zero byte
+        said = getattr(error, "strerror", None) or error
+        _refuse(path, f"it cannot be read: {said}; check the path", error)
     _check_header(path, content)
     try:
         entries = deserialize(content)
@@ -69,9 +71,10 @@ def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray])
     """Write named arrays; a file of that name is replaced, and only by a whole one.
 
     Raises:
-        InvalidInputError: the name does not end in ``.safetensors``.
+        InvalidInputError: ``path`` is no path, or does not end in ``.safetensors``.
         InteropError: the package safetensors is missing, or the file cannot be written.
     """
+    _check_path(path)
     path = Path(path)
     if path.suffix != ".safetensors":
         raise InvalidInputError(
@@ -80,24 +83,13 @@ def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray])
     _package()
     from safetensors.numpy import save
 
-    content = save(dict(arrays), {"format": "pt"})
-    part = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-            part = file.name
-            file.write(content)
-        # A temporary file is for its owner alone; what is written here is a file like any other.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(part, 0o666 & ~umask)
-        os.replace(part, path)
-    except OSError as error:
-        if part is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(part)
-        raise InteropError(
-            f"{path} cannot be written: {error.strerror or error}; check the folder"
-        ) from error
+    write_whole(path, save(dict(arrays), {"format": "pt"}))
+
+
+def _check_path(path: Any) -> None:
+    """Raise InvalidInputError unless it is a path."""
+    if not isinstance(path, str | os.PathLike):
+        raise InvalidInputError(f"path should be the name of a file, but is {type(path)}")
 
 
 def _package() -> Any:
