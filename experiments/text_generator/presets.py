@@ -11,7 +11,12 @@ from experiments.text_generator.config import (
 )
 
 _STREAMS = Text(
-    vocabulary="learned", validation=0.1, seq_length=64, carry_state=True, batch_size=32
+    vocabulary="learned",
+    validation=0.1,
+    seq_length=64,
+    carry_state=True,
+    forget=0.01,
+    batch_size=32,
 )
 
 PRESETS: Mapping[PresetName, Train] = {
@@ -21,11 +26,11 @@ PRESETS: Mapping[PresetName, Train] = {
     "fast": Train(
         preset="fast",
         text=_STREAMS,
-        model=Architecture(layers=1, hidden_size=512),
+        model=Architecture(layers=1, hidden_size=512, dropout=0.3),
         optimization=Optimization(
-            optimizer="adamw", learning_rate=4e-3, schedule="cosine", warmup=50, clip_norm=1.0
+            optimizer="adamw", learning_rate=3e-3, schedule="cosine", warmup=50, clip_norm=1.0
         ),
-        steps=2500,
+        steps=3900,
         checkpoint_every=1,
         sample_temperature=0.7,
     ),

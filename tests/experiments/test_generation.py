@@ -2,9 +2,11 @@ import io
 import os
 import pty
 import random
+import select
 import signal
 import subprocess
 import sys
+import time
 from subprocess import PIPE
 
 import jax
@@ -291,12 +293,19 @@ def test_unknown_characters_of_a_line_are_dropped_with_a_note(generate, run_dir)
 # What follows needs processes: pipes, terminals and signals.
 
 
+def heed_interrupts():
+    """A shell starts what runs in its background with interrupts ignored, the tests too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def start():
     processes = []
 
     def run(*arguments, **options):
-        process = subprocess.Popen(command(*arguments), env=environment(), **options)
+        process = subprocess.Popen(
+            command(*arguments), env=environment(), preexec_fn=heed_interrupts, **options
+        )
         processes.append(process)
         return process
 
@@ -346,8 +355,13 @@ def test_on_a_terminal_characters_arrive_as_they_are_made(start, run_dir):
 
 
 def until(terminal, enough):
-    seen = b""
+    seen, end = b"", time.monotonic() + 120
     while not enough(seen):
+        left = end - time.monotonic()
+        assert select.select([terminal], [], [], max(0, left))[0], (
+            f"nothing more came: {seen[-200:]}"
+        )
+        assert left > 0, f"it has no end: {seen[-200:]}"
         try:
             new = os.read(terminal, 4096)
         except OSError:  # the other side is closed

@@ -351,7 +351,7 @@ def check_drawn(part: int, count: int, folder: Path) -> None:
 
 
 def test_drawn_models(tmp_path: Path) -> None:
-    check_drawn(0, 8, tmp_path)
+    check_drawn(0, 4, tmp_path)
 
 
 @pytest.mark.slow
