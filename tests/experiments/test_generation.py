@@ -293,9 +293,12 @@ def test_unknown_characters_of_a_line_are_dropped_with_a_note(generate, run_dir)
 # What follows needs processes: pipes, terminals and signals.
 
 
-def heed_interrupts():
-    """A shell starts what runs in its background with interrupts ignored, the tests too."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+# A shell starts what runs in its background, the tests too, with interrupts ignored.
+HEED_INTERRUPTS = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("experiments.text_generator", run_name="__main__", alter_sys=True)
+"""
 
 
 @pytest.fixture
@@ -303,9 +306,8 @@ def start():
     processes = []
 
     def run(*arguments, **options):
-        process = subprocess.Popen(
-            command(*arguments), env=environment(), preexec_fn=heed_interrupts, **options
-        )
+        program = [sys.executable, "-c", HEED_INTERRUPTS, "generate", *map(str, arguments)]
+        process = subprocess.Popen(program, env=environment(), **options)
         processes.append(process)
         return process
 
