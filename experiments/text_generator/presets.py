@@ -47,7 +47,7 @@ PRESETS: Mapping[PresetName, Train] = {
             clip_norm=1.0,
             weight_decay=0.01,
         ),
-        steps=12000,
+        steps=7500,
         checkpoint_every=1,
         sample_temperature=0.7,
     ),
