@@ -126,7 +126,7 @@ def train_torch(loaded: tuple[Any, Any], seconds: float) -> dict[str, float]:
     began = time.perf_counter()
     torch.manual_seed(config.seed)
 
-    class Network(torch.nn.Module):  # type: ignore[misc]
+    class Network(torch.nn.Module):  # type: ignore[misc]  # mypy follows no imports of torch
         def __init__(self) -> None:
             super().__init__()
             features = options.embedding_size or size

@@ -122,7 +122,7 @@ class RNN(nnx.Module):  # type: ignore[misc]  # mypy follows no imports of flax
         unroll: int = 1,
         state_axes: Mapping[Any, Any] | None = None,
         broadcast_rngs: Any = None,
-        method: Method = Auto(),  # noqa: B008  (frozen, so one instance serves all)
+        method: Method = Auto(),
     ) -> None:
         if isinstance(cell, SizedCell):
             sized = cell

@@ -232,7 +232,7 @@ class Train:
     """The devices to train on: so many for parts of the batch (8), or times so many for parts of
     the hidden units (4x2), or "auto": all, for parts of the batch. By default one device, or all
     where there are several processes."""
-    launch: Processes = Processes()  # noqa: RUF009  (frozen: one serves all)
+    launch: Processes = Processes()
 
     def check(self) -> None:
         """Raise InvalidInputError unless the options fit."""

@@ -39,9 +39,9 @@ class CharacterModel:
     vocabulary_size: int
     embedding_size: int = 0
     tied: bool = False
-    dropout: rnnjax.Dropout = rnnjax.Dropout(0.0)  # noqa: RUF009  (frozen: one serves all)
-    embedding_dropout: rnnjax.Dropout = rnnjax.Dropout(0.0, per="sequence")  # noqa: RUF009
-    method: rnnjax.Method = rnnjax.Auto()  # noqa: RUF009
+    dropout: rnnjax.Dropout = rnnjax.Dropout(0.0)
+    embedding_dropout: rnnjax.Dropout = rnnjax.Dropout(0.0, per="sequence")
+    method: rnnjax.Method = rnnjax.Auto()
 
     @classmethod
     def build(cls, options: Architecture, vocabulary_size: int) -> "CharacterModel":

@@ -23,7 +23,8 @@ class Affine:
     alpha: float = 1.0
     beta: float = 0.0
 
-    def __call__(self, x: jax.Array) -> jax.Array:  # noqa: D102  (the class says it)
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """The function of every entry of ``x``."""
         return self.alpha * x + self.beta
 
 
@@ -34,7 +35,8 @@ class HardSigmoid:
     alpha: float = 0.2
     beta: float = 0.5
 
-    def __call__(self, x: jax.Array) -> jax.Array:  # noqa: D102  (the class says it)
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """The function of every entry of ``x``."""
         return jnp.clip(self.alpha * x + self.beta, 0, 1)
 
 
@@ -45,7 +47,8 @@ class ScaledTanh:
     alpha: float = 1.0
     beta: float = 1.0
 
-    def __call__(self, x: jax.Array) -> jax.Array:  # noqa: D102  (the class says it)
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """The function of every entry of ``x``."""
         return self.alpha * jnp.tanh(self.beta * x)
 
 
@@ -55,7 +58,8 @@ class LeakyReLU:
 
     alpha: float = 0.01
 
-    def __call__(self, x: jax.Array) -> jax.Array:  # noqa: D102  (the class says it)
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """The function of every entry of ``x``."""
         return jnp.where(x >= 0, x, self.alpha * x)
 
 
@@ -65,7 +69,8 @@ class ThresholdedReLU:
 
     alpha: float = 1.0
 
-    def __call__(self, x: jax.Array) -> jax.Array:  # noqa: D102  (the class says it)
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """The function of every entry of ``x``."""
         return jnp.where(x > self.alpha, x, 0)
 
 
@@ -75,7 +80,8 @@ class ELU:
 
     alpha: float = 1.0
 
-    def __call__(self, x: jax.Array) -> jax.Array:  # noqa: D102  (the class says it)
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """The function of every entry of ``x``."""
         return jnp.where(x >= 0, x, self.alpha * jnp.expm1(jnp.minimum(x, 0)))
 
 
@@ -90,7 +96,8 @@ class CutReLU:
     slope: float = 0.0
     threshold: float = 0.0
 
-    def __call__(self, x: jax.Array) -> jax.Array:  # noqa: D102  (the class says it)
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """The function of every entry of ``x``."""
         above = x if self.max_value is None else jnp.clip(x, 0, self.max_value)
         return jnp.where(x > self.threshold, above, self.slope * (x - self.threshold))
 

@@ -38,7 +38,7 @@ class Context:
 
     resets: Any = None
     key: jax.Array | None = None
-    method: Method = Auto()  # noqa: RUF009  (frozen, so one instance serves all)
+    method: Method = Auto()
 
 
 class Layer(abc.ABC):

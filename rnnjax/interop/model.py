@@ -182,7 +182,7 @@ class Model:
         mask: jax.Array | None = None,
         resets: jax.Array | None = None,
         key: jax.Array | None = None,
-        method: Method = Auto(),  # noqa: B008  (frozen, so one instance serves all)
+        method: Method = Auto(),
     ) -> tuple[dict[str, Carry], Any]:
         """Run the model; a pure function, to be jitted and differentiated.
 

@@ -36,7 +36,7 @@ class Stack(CompositeCell):
     """
 
     cells: Sequence[Cell]
-    dropout: Dropout = Dropout(0.0)  # noqa: RUF009  (frozen, so one instance serves all)
+    dropout: Dropout = Dropout(0.0)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cells", tuple(self.cells))

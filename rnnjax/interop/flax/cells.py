@@ -37,7 +37,7 @@ class Layout:
 
     form: Form
     names: tuple[str, ...]
-    cell: type[Cell]
+    cell: type[SimpleRNNCell] | type[LSTMCell] | type[GRUCell] | type[MGUCell]
     gates: int
     inputs: tuple[str, ...]
     hiddens: tuple[str, ...]
@@ -134,7 +134,7 @@ def read_cell(
         params |= {"bias": biases[0], "recurrent_bias": biases[1]}
     else:
         params["bias"] = biases[0] if layout.input_bias else biases[1]
-    cell = layout.cell(len(recurrent), param_dtype=kernel.dtype, **options)  # type: ignore[call-arg]
+    cell = layout.cell(len(recurrent), param_dtype=kernel.dtype, **options)
     return cell, {name: jnp.array(array) for name, array in params.items()}
 
 

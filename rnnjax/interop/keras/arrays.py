@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rnnjax.cells import GRUCell, LSTMCell, SimpleRNNCell
+from rnnjax.cells import DenseCell, GRUCell, LSTMCell, SimpleRNNCell
 from rnnjax.cells.base import Cell, Params
 from rnnjax.errors import InteropError
 from rnnjax.interop.layers import Dense, Embedding, Layer, Recurrent, describe_cell
@@ -21,7 +21,7 @@ from rnnjax.layers import Bidirectional, Directions, Regularized, Stack
 
 Arrays = Sequence[np.ndarray]
 
-CELLS: Mapping[type[Cell], str] = {SimpleRNNCell: "SimpleRNN", LSTMCell: "LSTM", GRUCell: "GRU"}
+CELLS: Mapping[type, str] = {SimpleRNNCell: "SimpleRNN", LSTMCell: "LSTM", GRUCell: "GRU"}
 """The cells that Keras has, with its names for them."""
 
 
@@ -34,13 +34,13 @@ class Unit:
         path: its place below the layer, such as ``"forward_layer/cell"``; empty for the layer.
     """
 
-    owner: Cell | Dense | Embedding
+    owner: DenseCell | Dense | Embedding
     path: str
 
     @property
     def has_bias(self) -> bool:
         """Whether its last array is a bias."""
-        return not isinstance(self.owner, Embedding) and self.owner.use_bias  # type: ignore[union-attr]
+        return not isinstance(self.owner, Embedding) and self.owner.use_bias
 
     @property
     def count(self) -> int:
@@ -74,9 +74,9 @@ def _cells(cell: Cell, path: str, name: str) -> Iterator[Unit]:
         used: dict[str, int] = {}
         for part in cell.cells:
             for unit in _cells(part, "", name):
-                place = unique(f"{snake(CELLS[type(unit.owner)])}_cell", used)  # type: ignore[index]
+                place = unique(f"{snake(CELLS[type(unit.owner)])}_cell", used)
                 yield dataclasses.replace(unit, path=f"{path}/cells/{place}")
-    elif type(cell) in CELLS:
+    elif isinstance(cell, DenseCell) and type(cell) in CELLS:
         yield Unit(cell, path)
     else:
         raise InteropError(
