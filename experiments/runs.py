@@ -1,6 +1,7 @@
 """Run folders, and the way in which every program ends."""
 
 import datetime
+import errno
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rnnjax import CheckpointError, InvalidInputError, RnnjaxError
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def create(program: str, run_dir: Path | None) -> Path:
@@ -72,10 +75,19 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def exit_with(program: Callable[[], int]) -> None:
-    """Run a program; an error that it raised on purpose ends it with one sentence and status 2."""
+    """Run a program; an error raised on purpose, or a full disk, is one sentence and status 2."""
     try:
         status = program()
     except RnnjaxError as error:
         print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        print(
+            f"error: there is no room for what was to be written ({error}); what was saved before "
+            "is untouched: make room, and go on with --resume where the program has that",
+            file=sys.stderr,
+        )
         status = 2
     sys.exit(status)

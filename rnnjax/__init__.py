@@ -44,8 +44,10 @@ from rnnjax.layers import (
     Directions,
     Dropout,
     LearnedCarry,
+    Prepared,
     Regularized,
     Stack,
+    prepare,
 )
 from rnnjax.packing import Packed, pack, unpack
 
@@ -90,6 +92,7 @@ __all__ = [
     "Packed",
     "Params",
     "PeepholeLSTMCell",
+    "Prepared",
     "ProjectedCell",
     "ProjectionLSTMCell",
     "Regularized",
@@ -100,6 +103,7 @@ __all__ = [
     "Stack",
     "explain",
     "pack",
+    "prepare",
     "unpack",
     "unroll",
 ]

@@ -97,8 +97,17 @@ def weights(tmp_path_factory) -> str:
     return settings.weights
 
 
-@pytest.mark.parametrize("texts", [1, 3])
-@pytest.mark.parametrize("name", names(writing.question(writing.QUICK), but=(writing.LIMIT,)))
+@pytest.mark.parametrize(
+    ("texts", "name"),
+    [
+        (texts, name)
+        for texts in (1, 3)
+        for name in names(
+            writing.question(dataclasses.replace(writing.QUICK, batch_size=texts)),
+            but=(writing.LIMIT,),
+        )
+    ],
+)
 def test_everyone_reads_the_same_nats_and_writes(name, texts, weights):
     shape = BOOK | {"batch_size": texts}
     settings = writing.Settings(**shape, length=6, weights=weights)

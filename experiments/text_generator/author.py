@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.text_generator.config import ProductType
 from experiments.text_generator.data import AnyVocabulary
 from experiments.text_generator.model import CharacterModel
 from rnnjax.errors import InvalidInputError
@@ -47,6 +48,7 @@ class Author:
         params: its parameters.
         sampling: how characters are drawn.
         length: characters that it writes at a time, at most.
+        products: the type of the operands of the products as it writes.
     """
 
     model: CharacterModel
@@ -54,6 +56,7 @@ class Author:
     params: Any
     sampling: Sampling
     length: int
+    products: ProductType = "float32"
 
     def start(self) -> Position:
         """Before the first character of one text."""
@@ -71,8 +74,9 @@ class Author:
 
     def write(self, position: Position, keys: jax.Array, stops: Sequence[np.ndarray]) -> Stream:
         """Write on from a position that has at least one character."""
+        model, params = self.model.prepared(self.params, len(keys), self.products)
         return stream(
-            self.model.step, self.params, position.carry, jnp.asarray(position.ids[-1]),
+            model.step, params, position.carry, jnp.asarray(position.ids[-1]),
             key=keys, length=self.length, sampling=self.sampling, stops=stops,
             history=position.ids[-self.sampling.penalty_window :],
         )  # fmt: skip

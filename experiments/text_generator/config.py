@@ -19,6 +19,7 @@ CellName = Literal[
     "lstm", "gru", "gru_reset_before", "simple", "layernorm_lstm", "layernorm_gru", "peephole_lstm",
     "coupled_lstm", "mgu", "mgu_reset_before", "indrnn", "mingru", "minlstm",
 ]  # fmt: skip
+ProductType = Literal["float32", "bfloat16"]
 PresetName = Literal["tutorial", "fast", "quality", "next_character"]
 
 
@@ -126,7 +127,7 @@ class Architecture:
     """Of the hidden state in the recurrent product, the same units at all steps of a batch."""
     weight_drop: float = 0.0
     """Of the entries of the recurrent kernels (Merity et al., 2018)."""
-    products: Literal["float32", "bfloat16"] = "float32"
+    products: ProductType = "float32"
     """The type in which the recurrent layers multiply matrices; all else is float32."""
 
     def check(self) -> None:
@@ -298,6 +299,9 @@ class Generate:
     """How many of the last characters that is."""
     seed: int = 0
     """Of the draws, and of the random first character."""
+    products: ProductType = "float32"
+    """The type in which the recurrent layers multiply matrices as they write; bfloat16 is faster
+    for many samples, and may choose another character where two are as probable."""
     stop: str | None = None
     """End before this string, once the model writes it. With --interactive an answer ends with the
     line, if the model knows the newline; --stop "" has answers of --length characters."""
@@ -331,8 +335,8 @@ class Generate:
 class Evaluate:
     """Measure how well a trained model predicts a text, in bits per character."""
 
-    corpus: str | None = None
-    """As in train; by default the corpus that the model was trained on."""
+    file: tyro.conf.Positional[str | None] = None
+    """The text, as --corpus of train; by default the corpus that the model was trained on."""
     run_dir: Path | None = None
     """The run; by default the newest under runs/text_generator."""
     step: int | None = None

@@ -26,7 +26,7 @@ def run_evaluation(config: Evaluate) -> int:
     """Print the loss of a trained model on a text; and show, or write down, where it comes from."""
     config.check()
     trained = Trained.load(config.run_dir, config.step)
-    corpus = config.corpus or trained.config.text.corpus
+    corpus = config.file or trained.config.text.corpus
     ids = ids_of(trained, corpus)
     losses = surprise(trained.model, trained.params, ids)
     loss = float(losses.mean())

@@ -31,8 +31,9 @@ def run_generation(config: Generate) -> int:
     try:
         trained = Trained.load(config.run_dir, config.step)
         author = Author(
-            trained.model, trained.vocabulary, trained.params, config.sampling, config.length
-        )
+            trained.model, trained.vocabulary, trained.params, config.sampling, config.length,
+            config.products,
+        )  # fmt: skip
         prime = prime_of(config, trained)
         if config.interactive:
             converse(author, prime, stop=config.stop, seed=config.seed)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 import rnnjax
-from experiments.text_generator.config import Architecture, CellName
+from experiments.text_generator.config import Architecture, CellName, ProductType
 
 CELLS: dict[CellName, Any] = {
     "lstm": rnnjax.LSTMCell,
@@ -106,6 +106,18 @@ class CharacterModel:
         """Read one character of each text: ``tokens (batch,)``, ``logits (batch, size)``."""
         carry, y = self.stack.step(params["stack"], carry, self.embed(params, tokens))
         return carry, self.predict(params, y)
+
+    def prepared(
+        self, params: Any, rows: int, products: ProductType = "float32"
+    ) -> tuple["CharacterModel", Any]:
+        """The same model and parameters, made ready to be stepped in ``rows`` texts at a time."""
+        x = jax.eval_shape(self.embed, params, jax.ShapeDtypeStruct((rows,), jnp.int32))
+        product_dtype = jnp.bfloat16 if products == "bfloat16" else None
+        stack: Any
+        stack, laid_out = rnnjax.prepare(
+            self.stack, params["stack"], x, product_dtype=product_dtype
+        )
+        return dataclasses.replace(self, stack=stack), {**params, "stack": laid_out}
 
     def embed(self, params: Any, tokens: jax.Array) -> Any:
         """What the stack reads for ``tokens``: rows of the embedding, or one-hot vectors."""

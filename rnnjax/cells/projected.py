@@ -88,6 +88,11 @@ class ProjectedCell(Cell):
         drawn = get_initializer(initializer)(key, shape, at_least_float32(self.param_dtype))
         return drawn.astype(self.param_dtype)
 
+    @property
+    def projects_plainly(self) -> bool:
+        """Whether `project` is as below, and not one that a subclass wrote."""
+        return type(self).project is ProjectedCell.project
+
     def project(self, params: Params, xs: Inputs) -> jax.Array:
         """``xs @ kernel + bias``: the half of the step that needs only the input.
 

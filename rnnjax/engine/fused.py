@@ -91,7 +91,7 @@ class Fused(Method):
         """Cells whose step does not split are refused."""
         if not (isinstance(cell, DenseCell | ElementwiseCell) and cell.splits):
             return "its step does not split into project, recurrent product and activate"
-        if self.product_dtype is not None and not _projects_plainly(cell):
+        if self.product_dtype is not None and not cell.projects_plainly:
             return "its own project decides the type of its products (leave out product_dtype)"
         return None
 
@@ -102,7 +102,7 @@ class Fused(Method):
         assert isinstance(cell, ProjectedCell)
         if len(xs) == 0:
             return Scan().run(cell, params, xs, carry, reverse, steps)
-        if _projects_plainly(cell):
+        if cell.projects_plainly:
             check_params(cell, params, xs)
         params = dict(params)  # in the order that JAX gives a dict, whatever mapping came
         layer = _Layer(cell, self._products(cell, params, xs.shape), reverse)
@@ -245,7 +245,7 @@ def _run_elementwise(
     xs, each = inputs
     cell, steps = layer.cell, given.steps
     projected = _project(layer, given.params, xs)
-    if _projects_plainly(cell):
+    if cell.projects_plainly:
         projected = add_bias(projected, given.params, "bias")
 
     def step(carry: Carry, at_step: tuple[jax.Array, AtStep]) -> tuple[Carry, jax.Array]:
@@ -336,7 +336,7 @@ def _steps_ahead(cell: DenseCell, rows: int, num_steps: int) -> int:
 
 def _project(layer: _Layer, params: Params, xs: Any) -> jax.Array:
     """All steps' inputs times the kernel; the bias is added in the loop, which saves a pass."""
-    if not _projects_plainly(layer.cell):
+    if not layer.cell.projects_plainly:
         return layer.cell.project(params, xs)
     if isinstance(xs, OneHot):
         return product(xs, params["kernel"], layer.products.dtype)
@@ -385,7 +385,7 @@ def _step(layer: _Layer, given: _Given) -> Callable[..., tuple[Carry, jax.Array,
     times = layer.products.times(params["recurrent_kernel"])
 
     def step(carry: Carry, projected: jax.Array, at: AtStep) -> tuple[Carry, jax.Array, Any]:
-        if _projects_plainly(cell):
+        if cell.projects_plainly:
             projected = add_bias(projected, params, "bias")
         recurrent = add_bias(times(steps.entering(carry.hidden)), params, "recurrent_bias")
         gates = cell.gates(projected, recurrent) if _keeps_gates(cell) else (projected, recurrent)
@@ -461,7 +461,7 @@ def _backward(
         steps.entering(carries.hidden), d_recurrent
     )
     totals = {"recurrent_bias": d_recurrent}
-    if _projects_plainly(layer.cell):
+    if layer.cell.projects_plainly:
         totals["bias"] = d_projected
     for name in totals.keys() & params.keys():
         d_params[name] = totals[name].sum(axis=tuple(range(d_recurrent.ndim - 1)))
@@ -633,10 +633,6 @@ def _over_time(
 
 
 # ---- what is known of a cell
-
-
-def _projects_plainly(cell: ProjectedCell) -> bool:
-    return type(cell).project is ProjectedCell.project
 
 
 def _keeps_gates(cell: DenseCell) -> TypeGuard[GatedCell]:

@@ -28,7 +28,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from rnnjax.cells.base import at_least_float32
+from rnnjax.cells.base import Inputs, at_least_float32
+from rnnjax.cells.onehot import OneHot
 from rnnjax.cells.projected import product
 from rnnjax.cells.rows import as_rows, divided
 
@@ -90,18 +91,31 @@ class Products:
 
     def times(self, kernel: jax.Array) -> Product:
         """``x -> x @ kernel``, for a loop: whatever can be done once is done here."""
-        kernel = self._cast(kernel)
+        laid_out = self.lay_out(kernel)
         if self.forward is Forward.FEATURES_FIRST:
-            transposed = jax.lax.optimization_barrier(kernel.T)
-            return lambda x: _from_the_left(transposed, x, self.dtype)
-        if self.forward is Forward.ROWS_TRANSPOSED:
-            return lambda x: _as_rows(
+            # The barrier keeps XLA from folding the copy back into the product.
+            laid_out = jax.lax.optimization_barrier(laid_out)
+        return lambda x: self.multiply(x, laid_out)
+
+    def lay_out(self, kernel: jax.Array) -> jax.Array:
+        """The kernel as `multiply` takes it: in the type and the order of the products."""
+        kernel = self._cast(kernel)
+        return kernel.T if self.forward is Forward.FEATURES_FIRST else kernel
+
+    def multiply(self, x: Inputs, laid_out: jax.Array) -> jax.Array:
+        """``x @ kernel``, with the kernel as `lay_out` gave it."""
+        if self.forward is Forward.FEATURES_FIRST:
+            if isinstance(x, OneHot):
+                return product(x, laid_out.T, self.dtype)
+            return _from_the_left(laid_out, x, self.dtype)
+        if self.forward is Forward.ROWS_TRANSPOSED and not isinstance(x, OneHot):
+            return _as_rows(
                 lambda rows: contract(
-                    jax.lax.optimization_barrier(self._cast(rows).T), kernel, (0, 0)
+                    jax.lax.optimization_barrier(self._cast(rows).T), laid_out, (0, 0)
                 ),
                 x,
             )
-        return lambda x: product(x, kernel, self.dtype)
+        return product(x, laid_out, self.dtype)
 
     def times_transposed(self, kernel: jax.Array) -> Product:
         """``d -> d @ kernel.T``, for a loop: whatever can be done once is done here."""
@@ -114,8 +128,7 @@ class Products:
         return self._transposed(self.inputs_backward, self._cast(kernel))(d)
 
     def _transposed(self, form: Backward, kernel: jax.Array) -> Product:
-        if form is Backward.COPY:
-            # The barrier keeps XLA from folding the copy back into the product.
+        if form is Backward.COPY:  # and here the barrier does too
             transposed = jax.lax.optimization_barrier(kernel.T)
             return lambda d: product(d, transposed, self.dtype)
         if form is Backward.KERNEL_FIRST:

@@ -70,7 +70,7 @@ class Regularized(CompositeCell):
             if field.name != "cell":
                 check_rate(field.name, getattr(self, field.name))
         carry = jax.eval_shape(self.cell.initial_carry)
-        for name in self._zoneout:
+        for name in self.zoneout:
             if not hasattr(carry, name):
                 raise InvalidInputError(
                     f"zoneout_{name} needs a carry with a field {name!r}, but that of {self.cell} "
@@ -78,7 +78,8 @@ class Regularized(CompositeCell):
                 )
 
     @property
-    def _zoneout(self) -> dict[str, float]:
+    def zoneout(self) -> dict[str, float]:
+        """The rates of zoneout, by the field of the carry; those of 0 are left out."""
         rates = {"hidden": self.zoneout_hidden, "cell": self.zoneout_cell}
         return {name: rate for name, rate in rates.items() if rate}
 
@@ -105,14 +106,14 @@ class Regularized(CompositeCell):
 
     def step(self, params: Params, carry: Carry, x: Inputs) -> tuple[Carry, jax.Array]:
         """One step as in prediction: the expectation of zoneout, and nothing else."""
-        return Steps(leaks=self._zoneout).run(self.cell, params, carry, as_inputs(x), AtStep())
+        return Steps(leaks=self.zoneout).run(self.cell, params, carry, as_inputs(x), AtStep())
 
     def unroll_layers(
         self, run: LayerRun, params: Params, xs: Any, carry: Carry, key: jax.Array | None
     ) -> tuple[Carry, jax.Array]:
         """Draw what is random, and run the cell with it."""
         if key is None:
-            return run(self.cell, params, xs, carry, noise=Noise(kept=dict(self._zoneout)))
+            return run(self.cell, params, xs, carry, noise=Noise(kept=dict(self.zoneout)))
         keys = iter(jax.random.split(key, 5))
         xs = self._drop_inputs(next(keys), xs)
         params = self._drop_weights(next(keys), params)
@@ -147,6 +148,6 @@ class Regularized(CompositeCell):
             recurrent = factors(key, self.recurrent_dropout, carry.hidden.shape)
         kept = {
             name: jax.random.bernoulli(key, rate, (steps[0], *getattr(carry, name).shape))
-            for key, (name, rate) in zip(kept_keys, self._zoneout.items(), strict=False)
+            for key, (name, rate) in zip(kept_keys, self.zoneout.items(), strict=False)
         }
         return Noise(recurrent, kept)

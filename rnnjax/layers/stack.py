@@ -78,7 +78,7 @@ class Stack(CompositeCell):
         dtype: DTypeLike | None = None,
     ) -> tuple[Any, ...]:
         """The states with which the layers begin: a tuple, one entry a layer."""
-        self._check_entries("params", params)
+        self.check_entries("params", params)
         return tuple(
             cell.start(layer_params, batch_shape, dtype)
             for cell, layer_params in zip(self.cells, params, strict=True)
@@ -105,8 +105,8 @@ class Stack(CompositeCell):
         key: jax.Array | None,
     ) -> tuple[tuple[Any, ...], jax.Array]:
         """Run the layers one after the other, each over the whole of the outputs before it."""
-        self._check_entries("params", params)
-        self._check_entries("carry", carry)
+        self.check_entries("params", params)
+        self.check_entries("carry", carry)
         carries = []
         for i, cell in enumerate(self.cells):
             inner, between = (
@@ -118,7 +118,8 @@ class Stack(CompositeCell):
                 xs = self.dropout.apply(between, xs)
         return tuple(carries), xs
 
-    def _check_entries(self, name: str, entries: Any) -> None:
+    def check_entries(self, name: str, entries: Any) -> None:
+        """Raise unless ``entries``, the stack's ``name``, is a tuple with one for each layer."""
         if not isinstance(entries, tuple) or len(entries) != len(self.cells):
             came = f"{len(entries)} entries" if isinstance(entries, tuple) else type(entries)
             raise InvalidInputError(

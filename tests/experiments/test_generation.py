@@ -16,9 +16,9 @@ import pytest
 
 from experiments import runs
 from experiments.text_generator.__main__ import main
-from experiments.text_generator.author import Decoder
+from experiments.text_generator.author import Author, Decoder
 from experiments.text_generator.config import Architecture, Text, Train
-from experiments.text_generator.generation import write
+from experiments.text_generator.generation import begin, sample_keys, write
 from experiments.text_generator.stored import Trained
 from experiments.text_generator.training import run_training
 from rnnjax.text import ByteVocabulary, Sampling, Vocabulary, sample
@@ -180,6 +180,22 @@ def continued(trained, prime, length, sampling, key):
                       key=jax.random.split(key)[1][None], length=length, sampling=sampling,
                       history=ids)  # fmt: skip
     return prime + trained.vocabulary.decode(np.asarray(drawn[:, 0]))
+
+
+def test_bfloat16_products_reach_the_step(generate, run_dir, trained):
+    length, rows = 1000, 40  # so many draws that the rounding decides one of them
+    printed = []
+    for products in ("float32", "bfloat16"):
+        author = Author(trained.model, trained.vocabulary, trained.params, Sampling(1.0), length)
+        position, keys = begin(author, "ab", sample_keys(jax.random.key(3), rows))
+        model, params = trained.model.prepared(trained.params, rows, products)
+        _, drawn = sample(model.step, params, position.carry, jnp.asarray(position.ids[-1]),
+                          key=keys, length=length, temperature=1.0)  # fmt: skip
+        expected = ["ab" + trained.vocabulary.decode(row) for row in np.asarray(drawn).T]
+        options = ["--length", length, "--samples", rows, "--products", products]
+        printed.append(text_of(generate, run_dir, *WARM, "--prime", "ab", *options))
+        assert parts(printed[-1], rows) == expected
+    assert printed[0] != printed[1]
 
 
 def test_bytes_are_written_as_text(generate, bytes_run):

@@ -15,8 +15,8 @@ import pytest
 
 from experiments.text_generator.config import Architecture, Text, Train
 from experiments.text_generator.data import Data
+from experiments.text_generator.opening import resumed
 from experiments.text_generator.scale import divided_axis, sharding_of
-from experiments.text_generator.training import resumed
 from rnnjax import InvalidInputError
 from rnnjax.training import Processes
 

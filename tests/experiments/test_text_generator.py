@@ -93,6 +93,40 @@ def test_twenty_moments(program, start, text, tmp_path, mode, number):
     kill_and_resume(program, start, tmp_path, mode, [which], seed=number)
 
 
+@pytest.mark.parametrize(
+    ("largest_file", "message"),
+    [
+        # Enough for records and plot, too little for the parameters; and too little for anything.
+        (200_000, "the checkpoints before it are untouched"),
+        (1000, "there is no room for what was to be written"),
+    ],
+    ids=["checkpoint", "records"],
+)
+def test_a_full_disk_costs_nothing_that_was_saved(
+    program, start, text, tmp_path, largest_file, message
+):
+    resource = pytest.importorskip("resource", reason="limits of a process are those of POSIX")
+    if not hasattr(resource, "prlimit"):
+        pytest.skip("only Linux can limit another process")
+    options = [*TINY, *STREAMS, "--hidden-size", "64", "--checkpoint-every", "1"]
+    program("text_generator", "train", *options, "--run-dir", "whole")
+    victim = start("text_generator", "train", *options, "--run-dir", "full")
+    checkpoints = tmp_path / "full" / "checkpoints"
+    while victim.poll() is None and not any(
+        path.name.isdigit() for path in (checkpoints.iterdir() if checkpoints.exists() else [])
+    ):
+        time.sleep(0.01)
+    resource.prlimit(victim.pid, resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    output, _ = victim.communicate(timeout=120)
+    assert victim.returncode == 2
+    assert message in output.decode()
+    saved = [path.name for path in checkpoints.iterdir() if path.name.isdigit()]
+    assert saved
+    resumed = program("text_generator", "train", "--resume", "--run-dir", "full")
+    assert f"going on from step {max(map(int, saved))} of" in resumed.stdout
+    assert arrays(tmp_path / "full") == arrays(tmp_path / "whole")
+
+
 def test_a_damaged_last_checkpoint_costs_a_warning(program, text, tmp_path):
     options = [*TINY, "--epochs", "3", "--checkpoint-every", "1"]
     program("text_generator", "train", *options, "--run-dir", "run")
@@ -128,6 +162,10 @@ def test_train_generate_evaluate(program, text, tmp_path):
 
     evaluated = program("text_generator", "evaluate")
     assert "bits per character, perplexity" in evaluated.stdout
+    (tmp_path / "other.txt").write_text("The cat sat on a mat.")
+    other = program("text_generator", "evaluate", "other.txt")
+    assert other.stdout.startswith("other.txt: ")
+    assert "over 20 characters" in other.stdout
 
     # More epochs go on from the end.
     more = program("text_generator", "train", "--resume", "--epochs", "3", "--run-dir", run_dir)

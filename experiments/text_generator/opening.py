@@ -1,0 +1,116 @@
+"""Begin a run, or open one that goes on: its options, its text, its folder."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+from experiments import runs
+from experiments.text_generator.config import Train, option
+from experiments.text_generator.data import Data
+from experiments.text_generator.presets import PRESETS
+from experiments.text_generator.scale import check_alike, sharding_of
+from experiments.text_generator.stored import PROGRAM, options_of, vocabulary_to_json
+from rnnjax.errors import InvalidInputError
+from rnnjax.training import Sharding, from_first
+
+_GROUPS = ("text", "model", "optimization")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """A run before its first step, or its next.
+
+    Attributes:
+        config: all of its options; one that goes on has its own.
+        data: its text, of which this process has its rows.
+        sharding: how it lies over devices, or None for one.
+        folder: where its results go.
+    """
+
+    config: Train
+    data: Data
+    sharding: Sharding | None
+    folder: Path
+
+    @classmethod
+    def open(cls, config: Train) -> "Run":
+        """Make the folder of a new run, or find that of the one to go on with.
+
+        Raises:
+            InvalidInputError: there is no such run, options that cannot change differ from its own,
+                its text is not what it was, or the processes do not agree.
+        """
+        folder: str | None = None
+        if config.resume:
+            folder, stored = from_first(lambda: existing_run(config.run_dir))
+            config = resumed(config, options_of(stored.get("config", {})))
+        data = Data.load(config.text, config.seed)
+        if folder is not None and data.digest != stored["text_sha256"]:
+            raise InvalidInputError(
+                f"the text of {config.text.corpus!r} is not the one that the run in {folder} "
+                "began with, so it cannot go on exactly; restore the text, or begin a new run"
+            )
+        check_alike(config, data.digest)
+        sharding = sharding_of(config)
+        if sharding is not None:
+            data = dataclasses.replace(data, rows=sharding.rows(config.text.batch_size))
+        if folder is None:
+            folder = from_first(lambda: str(runs.create(PROGRAM, config.run_dir)))
+        if config.steps is not None:
+            epochs = math.ceil(config.steps / data.steps_per_epoch)
+            config = dataclasses.replace(config, epochs=epochs)
+        run = cls(config, data, sharding, Path(folder))
+        from_first(lambda: runs.write_json(run.folder / "run.json", run.as_json()))
+        return run
+
+    @property
+    def steps(self) -> int:
+        """Of the whole run."""
+        return self.config.epochs * self.data.steps_per_epoch
+
+    def as_json(self) -> dict[str, Any]:
+        """What run.json and every checkpoint say of it."""
+        return {
+            "config": self.config.as_json(),
+            "vocabulary": vocabulary_to_json(self.data.vocabulary),
+            "text_sha256": self.data.digest,
+        }
+
+
+def resumed(given: Train, stored: Train) -> Train:
+    """The options of a run that goes on: its own, with the epochs or steps given, if any.
+
+    Raises:
+        InvalidInputError: another option was given, and differs from that of the run.
+    """
+    defaults = PRESETS[given.preset]
+    free = {"run_dir", "resume", "epochs", "steps", "preset", "mesh", "launch"}
+    for ours, theirs, default in (
+        (given, stored, defaults),
+        *((getattr(given, g), getattr(stored, g), getattr(defaults, g)) for g in _GROUPS),
+    ):
+        for field in dataclasses.fields(ours):
+            value, has = getattr(ours, field.name), getattr(theirs, field.name)
+            if field.name in free | set(_GROUPS) or value in (getattr(default, field.name), has):
+                continue
+            raise InvalidInputError(
+                f"{option(field.name)} {value} cannot be changed: the run has {has}, and --resume "
+                "goes on with the options of the run; leave it out"
+            )
+    longer = {
+        name: getattr(given, name)
+        for name in ("epochs", "steps", "mesh")
+        if getattr(given, name) != getattr(defaults, name)
+    }
+    if "epochs" in longer:
+        longer.setdefault("steps", None)
+    return dataclasses.replace(
+        stored, **longer, run_dir=given.run_dir, resume=True, launch=given.launch
+    )
+
+
+def existing_run(run_dir: Path | None) -> tuple[str, dict[str, Any]]:
+    """The folder of a run and its run.json."""
+    found = runs.existing(PROGRAM, run_dir)
+    return str(found), runs.read_json(found / "run.json")

@@ -1,0 +1,153 @@
+"""Cells made ready to be stepped: whatever a loop would do again at each step is done before it."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from rnnjax.cells.base import Carry, Cell, Inputs, Params, as_inputs
+from rnnjax.cells.dense import DenseCell
+from rnnjax.cells.onehot import OneHot
+from rnnjax.cells.projected import ElementwiseCell, add_bias, check_params
+from rnnjax.engine.fused import Fused
+from rnnjax.engine.products import Products
+from rnnjax.errors import InvalidInputError
+from rnnjax.layers.learned import LearnedCarry
+from rnnjax.layers.regularized import Regularized
+from rnnjax.layers.stack import Stack
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared(Cell):
+    """A cell whose kernels were cast and laid out for its products; made by `prepare`.
+
+    Parameters are those of the cell, but for the kernels' type and order. The carry is the cell's.
+
+    Args:
+        cell: the cell itself.
+        inputs: the form of the product with ``kernel``.
+        recurrent: the form of the product with ``recurrent_kernel``.
+    """
+
+    cell: DenseCell | ElementwiseCell
+    inputs: Products
+    recurrent: Products
+
+    @property
+    def output_size(self) -> int:
+        """That of the cell."""
+        return self.cell.output_size
+
+    def init(self, key: jax.Array, input_size: int) -> dict[str, jax.Array]:
+        """The cell's parameters, laid out."""
+        return self.lay_out(self.cell.init(key, input_size))
+
+    def lay_out(self, params: Params) -> dict[str, jax.Array]:
+        """Parameters of the cell, as this one takes them."""
+        laid_out = {**params, "kernel": self.inputs.lay_out(params["kernel"])}
+        if "recurrent_kernel" in params:
+            laid_out["recurrent_kernel"] = self.recurrent.lay_out(params["recurrent_kernel"])
+        return laid_out
+
+    def initial_carry(
+        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
+    ) -> Carry:
+        """The cell's own."""
+        return self.cell.initial_carry(batch_shape, dtype)
+
+    def step(self, params: Params, carry: Carry, x: Inputs) -> tuple[Carry, jax.Array]:
+        """One step of the cell."""
+        projected = self.inputs.multiply(as_inputs(x), params["kernel"])
+        projected = add_bias(projected, params, "bias")
+        if isinstance(self.cell, ElementwiseCell):
+            return self.cell.update(params, projected, carry)
+        recurrent = self.recurrent.multiply(carry.hidden, params["recurrent_kernel"])
+        recurrent = add_bias(recurrent, params, "recurrent_bias")
+        return self.cell.update(params, projected, recurrent, carry)
+
+
+def prepare(
+    cell: Cell, params: Params, x: Any, *, product_dtype: DTypeLike | None = None
+) -> tuple[Cell, Params]:
+    """Make a cell ready for a loop of your own that steps it, to write a text or to act.
+
+    `rnnjax.unroll` prepares its kernels before its loop. Where each input depends on the output
+    before, the loop is not its own, and a step that multiplies with kernels as they were drawn
+    repacks or casts them each time. This does it once. The step computes the same:
+
+        ready, laid_out = prepare(cell, params, x)
+        ready.step(laid_out, carry, x)            # cell.step(params, carry, x)
+
+    Args:
+        cell: a cell, a `Stack` of them, with `LearnedCarry` or with `Regularized`, which has no
+            noise when it is stepped.
+        params: the cell's parameters.
+        x: what a step reads, ``(*batch, input_size)``, or one that looks like it: an array,
+            ``jax.ShapeDtypeStruct``, or `OneHot` of either.
+        product_dtype: the type of the operands of the products, if not the cell's own; sums and
+            carry stay float32. As of `Fused`.
+
+    Returns:
+        the cell to step, and its parameters. A layer whose step does not split into project,
+        recurrent product and activate, and one with zoneout, comes back as it is.
+
+    Raises:
+        InvalidInputError: the parameters or ``x`` do not belong to the cell; or ``product_dtype``
+            is given, and a layer cannot be prepared.
+
+    >>> import rnnjax
+    >>> cell = rnnjax.Stack([rnnjax.LSTMCell(5), rnnjax.GRUCell(4)])
+    >>> params, x = cell.init(jax.random.key(0), input_size=3), jnp.ones((8, 3))
+    >>> ready, laid_out = prepare(cell, params, x, product_dtype=jnp.bfloat16)
+    >>> carry, y = ready.step(laid_out, ready.initial_carry((8,)), x)
+    >>> laid_out[0]["kernel"].dtype, carry[0].hidden.dtype, y.shape
+    (dtype(bfloat16), dtype('float32'), (8, 4))
+    """
+    if isinstance(cell, Stack):
+        return _prepare_stack(cell, params, x, product_dtype)
+    if isinstance(cell, LearnedCarry):
+        inner, own = prepare(cell.cell, params["cell"], x, product_dtype=product_dtype)
+        return LearnedCarry(inner), {**params, "cell": own}
+    if isinstance(cell, Regularized) and not cell.zoneout:
+        return prepare(cell.cell, params, x, product_dtype=product_dtype)
+    method = Fused(product_dtype=product_dtype)  # whose pieces a prepared step is made of
+    reason = method.refusal(cell)
+    if reason is None and isinstance(cell, DenseCell | ElementwiseCell) and cell.projects_plainly:
+        check_params(cell, params, x)
+        ready = _prepared(cell, params, x, method.product_dtype)
+        return ready, ready.lay_out(params)
+    if product_dtype is not None:
+        raise InvalidInputError(
+            f"{cell} cannot be stepped with a product_dtype, because "
+            f"{reason or 'it has its own way of stepping'}; leave product_dtype out"
+        )
+    return cell, params
+
+
+def _prepare_stack(
+    stack: Stack, params: Any, x: Any, product_dtype: DTypeLike | None
+) -> tuple[Stack, tuple[Any, ...]]:
+    stack.check_entries("params", params)
+    layers = []
+    for cell, own in zip(stack.cells, params, strict=True):
+        layers.append(prepare(cell, own, x, product_dtype=product_dtype))
+        x = jax.ShapeDtypeStruct((*x.shape[:-1], cell.output_size), jnp.float32)
+    cells, laid_out = zip(*layers, strict=True)
+    return dataclasses.replace(stack, cells=cells), laid_out
+
+
+def _prepared(
+    cell: DenseCell | ElementwiseCell, params: Params, x: Any, product_dtype: DTypeLike | None
+) -> Prepared:
+    dtype = cell.dtype if product_dtype is None else product_dtype
+    rows = math.prod(x.shape[:-1])
+    # Of one-hot vectors the kernel's rows are looked up.
+    one_hot = isinstance(x, OneHot)
+    inputs = Products(dtype=dtype) if one_hot else Products.choose(params["kernel"], rows, dtype)
+    recurrent = Products(dtype=dtype)
+    if isinstance(cell, DenseCell):
+        recurrent = Products.choose(params["recurrent_kernel"], rows, dtype)
+    return Prepared(cell, inputs, recurrent)

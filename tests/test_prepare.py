@@ -1,0 +1,167 @@
+"""A prepared cell against the cell: the same step, with the kernels laid out before the loop."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import rnnjax
+from rnnjax.engine import products
+from rnnjax.engine.products import Forward
+
+HIDDEN, FEATURES = 7, 5
+CELLS = [
+    rnnjax.SimpleRNNCell(HIDDEN),
+    rnnjax.LSTMCell(HIDDEN),
+    rnnjax.LSTMCell(HIDDEN, use_bias=False),
+    rnnjax.GRUCell(HIDDEN),
+    rnnjax.PeepholeLSTMCell(HIDDEN),
+    rnnjax.CoupledLSTMCell(HIDDEN),
+    rnnjax.MGUCell(HIDDEN),
+    rnnjax.IndRNNCell(HIDDEN),
+    rnnjax.MinGRUCell(HIDDEN),
+    rnnjax.MinLSTMCell(HIDDEN),
+    rnnjax.ProjectionLSTMCell(HIDDEN, 3),
+]
+AS_THEY_ARE = [
+    rnnjax.LayerNormLSTMCell(HIDDEN),
+    rnnjax.GRUCell(HIDDEN, reset_after=False),
+    rnnjax.Regularized(rnnjax.LSTMCell(HIDDEN), zoneout_cell=0.1),
+]
+FORMS = {
+    Forward.ROWS: (10**9, 10**9),
+    Forward.ROWS_TRANSPOSED: (0, 10**9),
+    Forward.FEATURES_FIRST: (0, 0),
+}
+
+
+@pytest.fixture(params=FORMS, ids=lambda form: form.name)
+def form(request, monkeypatch):
+    """One form of the products at a time: sizes from which on it is chosen."""
+    cache, large = FORMS[request.param]
+    monkeypatch.setattr(products, "_CACHE_BYTES", cache)
+    monkeypatch.setattr(products, "_LARGE_BYTES", large)
+    return request.param
+
+
+def make(cell, batch, random_like):
+    params = random_like(cell.init(jax.random.key(0), FEATURES), 1)
+    carry = random_like(cell.initial_carry(batch), 2)
+    return params, carry, random_like(jnp.zeros((*batch, FEATURES)), 3)
+
+
+def names(cells):
+    return pytest.mark.parametrize("cell", cells, ids=lambda cell: type(cell).__name__)
+
+
+@names(CELLS)
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3)], ids=str)
+def test_every_form_computes_the_same_step(cell, batch, form, random_like, assert_close):
+    params, carry, x = make(cell, batch, random_like)
+    ready, laid_out = rnnjax.prepare(cell, params, x)
+    assert isinstance(ready, rnnjax.Prepared)
+    assert ready.inputs.forward is form
+    assert_close(ready.step(laid_out, carry, x), cell.step(params, carry, x), 1e-5)
+    assert ready.output_size == cell.output_size
+    assert jax.tree.structure(ready.initial_carry(batch)) == jax.tree.structure(carry)
+
+
+def test_one_hot_inputs_are_looked_up_in_every_form(form, random_like, assert_close):
+    cell = rnnjax.GRUCell(HIDDEN)
+    params, carry, dense = make(cell, (4,), random_like)
+    x = rnnjax.OneHot(jnp.array([0, 4, 2, -1]), FEATURES)
+    expected = cell.step(params, carry, x)
+    like = rnnjax.OneHot(jax.ShapeDtypeStruct((4,), jnp.int32), FEATURES)
+    for given in (x, like, dense):  # also what was prepared for vectors
+        ready, laid_out = rnnjax.prepare(cell, params, given)
+        assert_close(ready.step(laid_out, carry, x), expected, 1e-5)
+    ready, laid_out = rnnjax.prepare(cell, params, x)
+    assert ready.inputs.forward is Forward.ROWS
+    assert ready.recurrent.forward is form
+    assert_close(ready.step(laid_out, carry, dense), cell.step(params, carry, dense), 1e-5)
+
+
+def test_all_layers_of_a_stack_are_prepared(form, random_like, assert_close):
+    layers = [
+        rnnjax.LSTMCell(6),
+        rnnjax.Regularized(rnnjax.GRUCell(4), weight_drop=0.5, recurrent_dropout=0.5),
+        rnnjax.LearnedCarry(rnnjax.Stack([rnnjax.SimpleRNNCell(3)])),
+    ]
+    stack = rnnjax.Stack(layers, dropout=rnnjax.Dropout(0.5))
+    params, carry, x = make(stack, (3,), random_like)
+    ready, laid_out = rnnjax.prepare(stack, params, jax.ShapeDtypeStruct(x.shape, x.dtype))
+    kinds = [type(cell).__name__ for cell in ready.cells]
+    assert kinds == ["Prepared", "Prepared", "LearnedCarry"]
+    assert isinstance(ready.cells[2].cell.cells[0], rnnjax.Prepared)
+    assert {cell.recurrent.forward for cell in ready.cells[:2]} == {form}
+    assert_close(ready.step(laid_out, carry, x), stack.step(params, carry, x), 1e-5)
+
+
+def test_a_prepared_cell_is_a_cell(form, random_like, assert_close):
+    cell = rnnjax.LSTMCell(HIDDEN)
+    params, carry, _ = make(cell, (3,), random_like)
+    xs = random_like(jnp.zeros((4, 3, FEATURES)), 4)
+    ready, laid_out = rnnjax.prepare(cell, params, xs[0])
+    assert_close(
+        rnnjax.unroll(ready, laid_out, xs, carry), rnnjax.unroll(cell, params, xs, carry), 1e-5
+    )
+    assert_close(
+        ready.init(jax.random.key(3), FEATURES),
+        rnnjax.prepare(cell, cell.init(jax.random.key(3), FEATURES), xs[0])[1],
+        0,
+    )
+    assert rnnjax.prepare(ready, laid_out, xs[0]) == (ready, laid_out)
+
+
+@names(CELLS)
+def test_bfloat16_is_for_the_products_alone(cell, random_like, assert_close):
+    params, carry, x = make(cell, (3,), random_like)
+    ready, laid_out = rnnjax.prepare(cell, params, x, product_dtype=jnp.bfloat16)
+    narrow = {name for name, leaf in laid_out.items() if leaf.dtype == jnp.bfloat16}
+    assert narrow == {"kernel", "recurrent_kernel"} & set(params)
+    result = ready.step(laid_out, carry, x)
+    assert {leaf.dtype for leaf in jax.tree.leaves(result)} == {jnp.dtype(jnp.float32)}
+    expected = cell.step(params, carry, x)
+    assert_close(result, expected, 4e-2)
+    assert any(
+        not jnp.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True)
+    )
+
+
+def test_no_step_casts_or_turns_a_kernel(form, random_like):
+    cell = rnnjax.LSTMCell(HIDDEN)
+    params, carry, x = make(cell, (3,), random_like)
+    for dtype in (None, jnp.bfloat16):
+        ready, laid_out = rnnjax.prepare(cell, params, x, product_dtype=dtype)
+        jaxpr = jax.make_jaxpr(ready.step)(laid_out, carry, x)
+        kernels = {leaf.shape for leaf in jax.tree.leaves(laid_out) if leaf.ndim == 2}
+        moved = [
+            eqn
+            for eqn in jaxpr.eqns
+            if eqn.primitive.name in ("transpose", "convert_element_type", "copy")
+            and eqn.invars[0].aval.shape in kernels
+        ]
+        assert not moved
+
+
+@names(AS_THEY_ARE)
+def test_what_cannot_be_prepared_comes_back_as_it_is(cell, random_like):
+    params, _, x = make(cell, (3,), random_like)
+    ready, laid_out = rnnjax.prepare(cell, params, x)
+    assert ready is cell
+    assert laid_out is params
+    with pytest.raises(rnnjax.InvalidInputError, match="leave product_dtype out"):
+        rnnjax.prepare(rnnjax.Stack([cell]), (params,), x, product_dtype=jnp.bfloat16)
+
+
+def test_wrong_parameters_and_inputs_are_refused(random_like):
+    cell = rnnjax.LSTMCell(HIDDEN)
+    params, _, x = make(cell, (3,), random_like)
+    with pytest.raises(rnnjax.InvalidInputError, match=r"params do not belong to LSTMCell"):
+        rnnjax.prepare(cell, {**params, "bias": jnp.zeros(3)}, x)
+    with pytest.raises(rnnjax.InvalidInputError, match="xs has 4 features"):
+        rnnjax.prepare(cell, params, x[:, :4])
+    with pytest.raises(rnnjax.InvalidInputError, match="tuple with an entry for each of its 1"):
+        rnnjax.prepare(rnnjax.Stack([cell]), [params], x)
+    with pytest.raises(rnnjax.InvalidInputError, match="product_dtype must be bfloat16"):
+        rnnjax.prepare(cell, params, x, product_dtype=jnp.int8)
