@@ -4,7 +4,8 @@
 
 Each trains in a process of its own, one after the other, for as many minutes as given, data reading
 and compilation included; the learning rate follows the preset's schedule over that time. At the end
-both are measured on the same held-out text: which one has learned more?
+both are measured on the same held-out text: which one has learned more? ``nn.LSTM`` has no recurrent
+dropout, so its contender goes without the preset's.
 """
 
 import argparse
@@ -148,9 +149,12 @@ def train_torch(loaded: tuple[Any, Any], seconds: float) -> dict[str, float]:
 
     network = Network()
     trained = [p for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        trained, lr=0.0, betas=(0.9, 0.99), weight_decay=config.optimization.weight_decay
-    )
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1],
+         "weight_decay": config.optimization.weight_decay},
+        {"params": [p for p in trained if p.ndim == 1], "weight_decay": 0.0},
+    ]  # fmt: skip
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.99))
     cross_entropy = torch.nn.CrossEntropyLoss()
     batches = {name: torch.tensor(np.asarray(a)).long() for name, a in data.batches(0).items()}
     losses, steps, states = [], 0, None
@@ -161,7 +165,8 @@ def train_torch(loaded: tuple[Any, Any], seconds: float) -> dict[str, float]:
         if states is not None:
             kept = (torch.rand(config.text.batch_size) >= config.text.forget).float()[None, :, None]
             states = tuple(state.detach() * kept for state in states)
-        optimizer.param_groups[0]["lr"] = rate(config.optimization, elapsed, steps, seconds)
+        for group in optimizer.param_groups:
+            group["lr"] = rate(config.optimization, elapsed, steps, seconds)
         logits, states = network(batches["inputs"][at].T, states)
         loss = cross_entropy(logits.reshape(-1, size), batches["targets"][at].T.reshape(-1))
         optimizer.zero_grad()
