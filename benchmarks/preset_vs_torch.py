@@ -4,8 +4,8 @@
 
 Each trains in a process of its own, one after the other, for as many minutes as given, data reading
 and compilation included; the learning rate follows the preset's schedule over that time. At the end
-both are measured on the same held-out text: which one has learned more? ``nn.LSTM`` has no recurrent
-dropout, so its contender goes without the preset's.
+both are measured on the same held-out text: which one has learned more? ``nn.LSTM`` knows no
+recurrent dropout, so its contender goes without the preset's.
 """
 
 import argparse

@@ -27,24 +27,31 @@ def create(program: str, run_dir: Path | None) -> Path:
             f"{run_dir} holds something already, and nothing is overwritten; choose another "
             "--run-dir, or go on with the run in it by --resume where the program has that"
         )
-    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInputError(
+            f"{run_dir} cannot be made ({error.strerror}); choose another --run-dir"
+        ) from error
     return run_dir
 
 
 def existing(program: str, run_dir: Path | None) -> Path:
-    """The folder of a run: the one given, or the newest under ``runs/<program>``.
+    """The folder of a run: the one given, or under ``runs/<program>`` that which began, or went on,
+    last.
 
     Raises:
         CheckpointError: there is no such run.
     """
     if run_dir is None:
-        runs = sorted((Path("runs") / program).glob("*/run.json"))
+        runs = list((Path("runs") / program).glob("*/run.json"))
         if not runs:
             raise CheckpointError(
                 f"there is no run under {Path('runs') / program}; train a model first, or name "
                 "its folder by --run-dir"
             )
-        return runs[-1].parent
+        # Written when a run begins, and again when it goes on.
+        return max(runs, key=lambda path: (path.stat().st_mtime_ns, path)).parent
     if not (run_dir / "run.json").is_file():
         raise CheckpointError(
             f"{run_dir} is not a run folder (it has no run.json); check --run-dir"

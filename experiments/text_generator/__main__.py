@@ -1,6 +1,9 @@
 """``python -m experiments.text_generator COMMAND``: see the README beside this."""
 
 import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import tyro
@@ -29,7 +32,7 @@ def main() -> int:
         config=(tyro.conf.OmitArgPrefixes,),
     )
     if isinstance(command, Train):
-        return run_training(command)
+        return run_training(dataclasses.replace(command, given=given_options(sys.argv)))
     if isinstance(command, Generate):
         return run_generation(command)
     if isinstance(command, Inspect):
@@ -37,6 +40,16 @@ def main() -> int:
     if isinstance(command, Export):
         return run_export(command)
     return run_evaluation(command)
+
+
+def given_options(arguments: Sequence[str]) -> frozenset[str]:
+    """The names of the options among the arguments, as fields are called.
+
+    >>> sorted(given_options(["train", "--seq-length=5", "--no-resume", "--seed", "1"]))
+    ['resume', 'seed', 'seq_length']
+    """
+    options = [a.partition("=")[0][2:] for a in arguments if a.startswith("--")]
+    return frozenset(name.removeprefix("no-").replace("-", "_") for name in options)
 
 
 def _preset() -> Any:

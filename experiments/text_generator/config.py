@@ -37,6 +37,14 @@ def at_least(options: Any, least: int, *names: str) -> None:
             raise InvalidInputError(f"{option(name)} {needed}, but is {value}")
 
 
+def a_seed(seed: int) -> None:
+    """Raise unless it is one of the seeds that are all different."""
+    if not 0 <= seed < 2**32:
+        raise InvalidInputError(
+            f"--seed must be at least 0 and at most {2**32 - 1}, but is {seed}; take another"
+        )
+
+
 def writable(name: str, path: Path) -> None:
     """Raise unless a file can be made at ``path``, which the option of this name gave."""
     if path.is_dir():
@@ -46,6 +54,34 @@ def writable(name: str, path: Path) -> None:
             f"{name} should name a file in a folder that exists, but {path.parent} does not; make "
             "it first"
         )
+
+
+def summary_writer() -> Any:
+    """The class that writes for TensorBoard.
+
+    Raises:
+        InvalidInputError: the package that has it is not installed.
+    """
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        raise InvalidInputError(
+            "--tensorboard needs the package tensorboardX, which is not installed; "
+            "run pip install tensorboardX"
+        ) from None
+    return SummaryWriter
+
+
+def not_read(name: str, path: Path, corpus: str | None) -> None:
+    """Raise if ``path``, which the option of this name gave, is the text that is read."""
+    if corpus is not None and _same(path, Path(corpus)):
+        raise InvalidInputError(
+            f"{name} is {path}, the text itself, which it would replace; name another file"
+        )
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +192,7 @@ class Optimization:
     """The optimiser and its schedule."""
 
     optimizer: Literal["adam", "adamw", "rmsprop"] = "adam"
-    """Adam and RMSprop as Keras computes them, or AdamW."""
+    """Adam and RMSprop as Keras computes them, or AdamW (with beta2 0.99)."""
     learning_rate: float = 1e-3
     """At its highest."""
     schedule: Literal["constant", "cosine", "steps"] = "constant"
@@ -167,13 +203,14 @@ class Optimization:
     decay: float = 0.97
     """Of --schedule steps."""
     decay_after: int = 10
-    """Of --schedule steps: the first epochs keep the learning rate."""
+    """Of --schedule steps: so many epochs, but at least the first, keep the learning rate."""
     weight_decay: float = 0.0
     """Of AdamW, for matrices alone."""
     clip_norm: float = 0.0
     """The largest norm of the gradient; 0 does not clip."""
     accumulate: int = 1
-    """Steps whose gradients are averaged for one update: a batch so many times as large."""
+    """Steps whose gradients are averaged for one update: a batch so many times as large. What is
+    left of them at the end of the run changes nothing."""
 
     def check(self) -> None:
         """Raise InvalidInputError unless the options fit."""
@@ -228,12 +265,15 @@ class Train:
     """Where the results go; by default a new folder under runs/text_generator."""
     resume: bool = False
     """Go on with the run in --run-dir (by default the newest) from its latest checkpoint. Its own
-    options are used again; only --epochs, --steps and --mesh, if given, replace what it had."""
+    options are used again; only --epochs, --steps, --patience and --mesh, if given, replace what it
+    had."""
     mesh: str | None = None
     """The devices to train on: so many for parts of the batch (8), or times so many for parts of
     the hidden units (4x2), or "auto": all, for parts of the batch. By default one device, or all
     where there are several processes."""
     launch: Processes = Processes()
+    given: tyro.conf.Suppress[frozenset[str]] = frozenset()
+    """The names of the options that the command line gave."""
 
     def check(self) -> None:
         """Raise InvalidInputError unless the options fit."""
@@ -241,7 +281,11 @@ class Train:
         self.model.check()
         self.optimization.check()
         at_least(self, 1, "epochs", "checkpoint_every", "keep_last", "steps_per_dispatch")
-        at_least(self, 0, "patience", "seed", "sample_length", "sample_temperature")
+        at_least(self, 0, "patience", "sample_length")
+        _ = Sampling(self.sample_temperature)  # checks it
+        if self.tensorboard:
+            summary_writer()
+        a_seed(self.seed)
         if self.steps is not None:
             at_least(self, 1, "steps")
         if self.mesh is not None and not re.fullmatch(r"auto|[1-9]\d*(x[1-9]\d*)?", self.mesh):
@@ -258,7 +302,7 @@ class Train:
     def as_json(self) -> dict[str, Any]:
         """The options, in groups, as JSON can hold them."""
         stored = dataclasses.asdict(self)
-        del stored["launch"]  # of this process alone
+        del stored["launch"], stored["given"]  # of this process alone
         return {name: str(v) if isinstance(v, Path) else v for name, v in stored.items()}
 
     @classmethod
@@ -279,7 +323,8 @@ class Generate:
     step: int | None = None
     """Of the checkpoint; by default the best by validation loss, else the latest."""
     length: int = 500
-    """Characters to write after the prime text, or in each answer."""
+    """Characters (bytes, if the model knows bytes) to write after the prime text, or in each
+    answer."""
     prime: str = ""
     """The beginning of the text; by default one random character."""
     prime_file: Path | None = None
@@ -318,7 +363,8 @@ class Generate:
     def check(self) -> None:
         """Raise InvalidInputError unless the options fit."""
         at_least(self, 1, "length", "samples", "penalty_window")
-        at_least(self, 0, "seed", "top_k")
+        at_least(self, 0, "top_k")
+        a_seed(self.seed)
         _ = self.sampling  # checks the others
         if self.prime and self.prime_file is not None:
             raise InvalidInputError(
@@ -337,6 +383,8 @@ class Evaluate:
 
     file: tyro.conf.Positional[str | None] = None
     """The text, as --corpus of train; by default the corpus that the model was trained on."""
+    encoding: str = "utf-8"
+    """Of FILE."""
     run_dir: Path | None = None
     """The run; by default the newest under runs/text_generator."""
     step: int | None = None
@@ -352,6 +400,11 @@ class Evaluate:
             path = getattr(self, name)
             if path is not None:
                 writable(option(name), path)
+                not_read(option(name), path, self.file)
+        if self.page is not None and self.json is not None and _same(self.page, self.json):
+            raise InvalidInputError(
+                f"--page and --json are both {self.page}, and one would replace the other; name two"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -362,6 +415,8 @@ class Inspect:
     """The page."""
     file: tyro.conf.Positional[str | None] = None
     """The text, as --corpus of train; by default what the run held out, else its own beginning."""
+    encoding: str = "utf-8"
+    """Of FILE."""
     run_dir: Path | None = None
     """The run; by default the newest under runs/text_generator."""
     step: int | None = None
@@ -373,6 +428,7 @@ class Inspect:
         """Raise InvalidInputError unless the options fit."""
         at_least(self, 2, "characters")
         writable("--to", self.to)
+        not_read("--to", self.to, self.file)
 
 
 @dataclasses.dataclass(frozen=True)

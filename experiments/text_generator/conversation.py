@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from experiments.text_generator.author import Author, Decoder, Position
+from experiments.text_generator.data import encode
 
 _HELP = "each line is answered; /reset forgets the conversation, /quit or end of input ends it"
 
@@ -27,9 +28,12 @@ def converse(author: Author, prime: str, *, stop: str | None, seed: int) -> None
     if stop is None:
         stop = author.known("\n")[0]
     stops = [author.stop_ids(stop)] if stop else []
-    start = author.read(author.start(), author.vocabulary.encode(prime))
+    start = author.read(author.start(), encode(author.vocabulary, prime, "the prime text"))
+    if sys.stdin is None:  # closed from the beginning, as services have it
+        return
     if hasattr(sys.stdin, "reconfigure"):
-        sys.stdin.reconfigure(errors="replace")
+        # A byte that is no UTF-8 stays itself for a model of bytes; another does not know it.
+        sys.stdin.reconfigure(errors="surrogateescape")
     terminal = sys.stdin.isatty()
     if terminal:
         _note(_HELP)

@@ -130,28 +130,45 @@ class Data:
 
 def read_as(text: str, vocabulary: str) -> tuple[str, AnyVocabulary]:
     """The text as it is read with a choice of vocabulary, and that vocabulary."""
+    text = cleaned_as(text, vocabulary)
     if vocabulary == "bytes":
         return text, ByteVocabulary()
     if vocabulary == "tutorial":
-        return clean(text, Vocabulary.tutorial()), Vocabulary.tutorial()
-    if vocabulary == "lines":
-        text = plain_lines(text)
-        if not text:
+        if not text.strip():
             raise InvalidInputError(
-                "the text has no line with ASCII characters; use --vocabulary learned"
+                "the text has none of the tutorial's characters (ASCII letters, digits, .,!-'); "
+                "use --vocabulary learned"
             )
+        return text, Vocabulary.tutorial()
+    if not text:
+        raise InvalidInputError(
+            "the text has no line with ASCII characters; use --vocabulary learned"
+        )
     return text, Vocabulary.learned(text)
 
 
-def clean(text: str, vocabulary: Vocabulary) -> str:
-    """The text in the tutorial's characters, of which something has to be left."""
-    cleaned = vocabulary.clean(text)
-    if not cleaned.strip():
+def cleaned_as(text: str, vocabulary: str) -> str:
+    """The text as a choice of vocabulary has it, of which perhaps nothing is left."""
+    if vocabulary == "tutorial":
+        return Vocabulary.tutorial().clean(text)
+    return plain_lines(text) if vocabulary == "lines" else text
+
+
+def encode(vocabulary: AnyVocabulary, text: str, name: str) -> np.ndarray:
+    """The ids of a text, which the user knows by a name.
+
+    Raises:
+        InvalidInputError: the model does not know all of its characters.
+    """
+    known = None if isinstance(vocabulary, ByteVocabulary) else set(vocabulary.characters)
+    unknown = [] if known is None else [c for c in dict.fromkeys(text) if c not in known]
+    if unknown:
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
         raise InvalidInputError(
-            "the text has none of the tutorial's characters (ASCII letters, digits, .,!-'); "
-            "use --vocabulary learned"
+            f"{name} must be of characters that the model was trained on, but has "
+            f"{', '.join(map(repr, unknown[:5]))}{more}; leave them out"
         )
-    return cleaned
+    return vocabulary.encode(text)
 
 
 @functools.partial(jax.jit, static_argnums=2)

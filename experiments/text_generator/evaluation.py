@@ -9,17 +9,20 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.text_generator.config import Evaluate
-from experiments.text_generator.data import AnyVocabulary, clean
+from experiments.text_generator.config import Evaluate, not_read
+from experiments.text_generator.data import AnyVocabulary, cleaned_as, encode
 from experiments.text_generator.model import CharacterModel
 from experiments.text_generator.pages import About, evaluation_page, write
 from experiments.text_generator.stored import Trained
-from rnnjax.errors import InvalidInputError
-from rnnjax.text import Vocabulary, load_corpus, plain_lines
+from experiments.text_generator.symbols import unit_of
+from rnnjax.errors import InvalidInputError, NonFiniteError
+from rnnjax.text import Vocabulary, load_corpus
 
 # A row begins so many characters before its own part of the text, to have read what comes before.
 _WARM_UP = 256
 _PIECE = 128
+# Of more than this no float64 holds the exponential.
+_MOST_NATS = 700.0
 
 
 def run_evaluation(config: Evaluate) -> int:
@@ -27,13 +30,25 @@ def run_evaluation(config: Evaluate) -> int:
     config.check()
     trained = Trained.load(config.run_dir, config.step)
     corpus = config.file or trained.config.text.corpus
-    ids = ids_of(trained, corpus)
+    for option in ("page", "json"):
+        if (path := getattr(config, option)) is not None:
+            not_read(f"--{option}", path, corpus)
+    ids = ids_of(trained, config.file, config.encoding)
     losses = surprise(trained.model, trained.params, ids)
-    loss = float(losses.mean())
+    loss, unit = float(losses.mean()), unit_of(trained.vocabulary)
+    if not math.isfinite(loss):
+        raise NonFiniteError(
+            "the predictions of the model should be finite, but some are NaN or infinite; choose "
+            "another checkpoint by --step"
+        )
+    perplexity = math.exp(loss) if loss < _MOST_NATS else math.inf
     print(
-        f"{corpus}: {loss:.4f} nats, {bits(loss):.3f} bits per character, perplexity "
-        f"{math.exp(loss):.2f}, over {len(ids) - 1:,} characters"
+        f"{corpus}: {loss:.4f} nats, {bits(loss):.3f} bits per {unit}, perplexity "
+        f"{perplexity:.2f}, over {len(ids) - 1:,} {unit}s"
     )
+    if unit == "byte":
+        characters = len(trained.vocabulary.decode(ids[1:]))
+        print(f"that is {bits(float(losses.sum())) / characters:.3f} bits per character")
     if config.json is not None:
         write(config.json, json.dumps(surprise_as_json(trained.vocabulary, ids, losses)) + "\n")
     if config.page is not None:
@@ -47,15 +62,19 @@ def run_evaluation(config: Evaluate) -> int:
     return 0
 
 
-def ids_of(trained: Trained, corpus: str) -> np.ndarray:
-    """The ids of a text, which is read and cleaned as the model's own was."""
+def ids_of(trained: Trained, file: str | None, encoding: str) -> np.ndarray:
+    """The ids of a file, cleaned as the model's own text was; without one, of that text.
+
+    Raises:
+        InvalidInputError: the model does not know all of its characters.
+    """
     options = trained.config.text
-    text = load_corpus(corpus, strip_licence=options.strip_licence, encoding=options.encoding)
-    if options.vocabulary == "tutorial":
-        text = clean(text, Vocabulary.tutorial())
-    elif options.vocabulary == "lines":
-        text = plain_lines(text)
-    return trained.vocabulary.encode(text)
+    if file is None:
+        corpus, encoding, strip = options.corpus, options.encoding, options.strip_licence
+    else:
+        corpus, strip = file, False
+    text = load_corpus(corpus, strip_licence=strip, encoding=encoding)
+    return encode(trained.vocabulary, cleaned_as(text, options.vocabulary), corpus)
 
 
 def surprise_as_json(
@@ -70,7 +89,7 @@ def surprise_as_json(
     known = isinstance(vocabulary, Vocabulary)
     text = {"characters": list(vocabulary.decode(ids))} if known else {"bytes": ids.tolist()}
     return {
-        "bits_per_character": bits(float(losses.mean())),
+        f"bits_per_{unit_of(vocabulary)}": bits(float(losses.mean())),
         **text,
         "bits": [None, *(round(value, 4) for value in each.tolist())],
     }
@@ -137,7 +156,7 @@ def bits(nats: float) -> float:
 
 
 def held_out(model: CharacterModel, ids: np.ndarray, name: str) -> Any:
-    """``params -> metrics``: loss and bits per character of a part of the text, by its name."""
+    """``params -> metrics``: loss and bits per character or byte of a part of the text, by name."""
 
     def measure(params: Any) -> dict[str, float]:
         loss = float(surprise(model, params, ids).mean())

@@ -12,9 +12,10 @@ import numpy as np
 from experiments.text_generator.author import Author, Decoder, Position
 from experiments.text_generator.config import Generate
 from experiments.text_generator.conversation import converse
-from experiments.text_generator.data import AnyVocabulary, read_as
+from experiments.text_generator.data import AnyVocabulary, cleaned_as, encode
 from experiments.text_generator.model import CharacterModel
 from experiments.text_generator.stored import Trained
+from experiments.text_generator.symbols import unit_of
 from rnnjax.text import Sampling, load_corpus
 
 _INTERRUPTED = 130  # as a shell reports SIGINT
@@ -54,8 +55,7 @@ def prime_of(config: Generate, trained: Trained) -> str:
     """The beginning of the text, which may be empty."""
     if config.prime_file is None:
         return config.prime
-    text, _ = read_as(load_corpus(config.prime_file), trained.config.text.vocabulary)
-    return text
+    return cleaned_as(load_corpus(config.prime_file), trained.config.text.vocabulary)
 
 
 def print_samples(author: Author, prime: str, config: Generate) -> None:
@@ -87,7 +87,8 @@ def print_samples(author: Author, prime: str, config: Generate) -> None:
             print(text + decoder.end())
     sys.stdout.flush()
     seconds = time.perf_counter() - began
-    print(f"[{characters} characters in {seconds:.2f} s, compilation included]", file=sys.stderr)
+    unit = unit_of(author.vocabulary)
+    print(f"[{characters} {unit}s in {seconds:.2f} s, compilation included]", file=sys.stderr)
 
 
 def sample_keys(key: jax.Array, samples: int) -> jax.Array:
@@ -103,7 +104,8 @@ def begin(author: Author, prime: str, keys: jax.Array) -> tuple[Position, jax.Ar
     """
     pairs = jax.vmap(jax.random.split)(keys)
     if prime:
-        position = author.read(author.start(), author.vocabulary.encode(prime))
+        ids = encode(author.vocabulary, prime, "the prime text")
+        position = author.read(author.start(), ids)
         return position.repeated(len(keys)), pairs[:, 1]
     size = len(author.vocabulary)
     first = jax.vmap(lambda key: jax.random.randint(key, (), 0, size))(pairs[:, 0])

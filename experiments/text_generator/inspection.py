@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 from experiments import runs
-from experiments.text_generator.config import Inspect
+from experiments.text_generator.config import Inspect, not_read
 from experiments.text_generator.data import Data
 from experiments.text_generator.evaluation import ids_of
 from experiments.text_generator.pages import About, inspection_page, write
-from experiments.text_generator.properties import characters_of, properties, score
+from experiments.text_generator.properties import characters_of, properties_at, score
 from experiments.text_generator.recording import record
 from experiments.text_generator.stored import Trained
 from experiments.text_generator.symbols import unit_of
@@ -21,11 +21,12 @@ def run_inspection(config: Inspect) -> int:
     """Read a text with a trained model, and write the page."""
     config.check()
     trained = Trained.load(config.run_dir, config.step)
-    ids, source = text_to_read(trained, config.file)
+    not_read("--to", config.to, trained.config.text.corpus)
+    ids, source = text_to_read(trained, config.file, config.encoding)
     ids = ids[: config.characters]
     recording = record(trained.model, trained.params, ids)
     characters = characters_of(ids, trained.vocabulary)
-    values = properties(characters)
+    values = properties_at(ids, trained.vocabulary)
     scores = score(recording.states, values)
     options, unit = trained.config.model, unit_of(trained.vocabulary)
     about = About(
@@ -42,14 +43,14 @@ def run_inspection(config: Inspect) -> int:
     return 0
 
 
-def text_to_read(trained: Trained, file: str | None) -> tuple[np.ndarray, str]:
+def text_to_read(trained: Trained, file: str | None, encoding: str) -> tuple[np.ndarray, str]:
     """The ids of a text, and what it is: a file, or the run's own text, held out if possible.
 
     Raises:
         InvalidInputError: the run's own text is not what it was.
     """
     if file is not None:
-        return ids_of(trained, file), Path(file).name
+        return ids_of(trained, file, encoding), Path(file).name
     data = Data.load(trained.config.text, trained.config.seed)
     stored: Any = runs.read_json(trained.run_dir / "run.json").get("text_sha256")
     corpus = trained.config.text.corpus

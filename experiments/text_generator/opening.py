@@ -5,16 +5,20 @@ import math
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from experiments import runs
 from experiments.text_generator.config import Train, option
 from experiments.text_generator.data import Data
-from experiments.text_generator.presets import PRESETS
+from experiments.text_generator.model import CharacterModel
 from experiments.text_generator.scale import check_alike, sharding_of
 from experiments.text_generator.stored import PROGRAM, options_of, vocabulary_to_json
 from rnnjax.errors import InvalidInputError
 from rnnjax.training import Sharding, from_first
 
 _GROUPS = ("text", "model", "optimization")
+_FREE = ("epochs", "steps", "patience", "mesh")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,7 +48,9 @@ class Run:
         folder: str | None = None
         if config.resume:
             folder, stored = from_first(lambda: existing_run(config.run_dir))
-            config = resumed(config, options_of(stored.get("config", {})))
+            config = resumed(config, options_of(stored.get("config")))
+        elif "epochs" in config.given and "steps" not in config.given:
+            config = dataclasses.replace(config, steps=None)  # that of the preset
         data = Data.load(config.text, config.seed)
         if folder is not None and data.digest != stored["text_sha256"]:
             raise InvalidInputError(
@@ -55,11 +61,12 @@ class Run:
         sharding = sharding_of(config)
         if sharding is not None:
             data = dataclasses.replace(data, rows=sharding.rows(config.text.batch_size))
-        if folder is None:
-            folder = from_first(lambda: str(runs.create(PROGRAM, config.run_dir)))
         if config.steps is not None:
             epochs = math.ceil(config.steps / data.steps_per_epoch)
             config = dataclasses.replace(config, epochs=epochs)
+        try_out(config, data)
+        if folder is None:
+            folder = from_first(lambda: str(runs.create(PROGRAM, config.run_dir)))
         run = cls(config, data, sharding, Path(folder))
         from_first(lambda: runs.write_json(run.folder / "run.json", run.as_json()))
         return run
@@ -78,35 +85,50 @@ class Run:
         }
 
 
+def try_out(config: Train, data: Data) -> None:
+    """Raise whatever the options would raise in the first step; nothing is computed.
+
+    Raises:
+        InvalidInputError: the options of the model do not go together, or there is no update.
+    """
+    steps, accumulate = config.epochs * data.steps_per_epoch, config.optimization.accumulate
+    if accumulate > steps:
+        raise InvalidInputError(
+            f"--accumulate {accumulate} makes one update of so many steps, but the run has only "
+            f"{steps}; take fewer, or more epochs"
+        )
+    model = CharacterModel.build(config.model, len(data.vocabulary))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    batch = jax.ShapeDtypeStruct((config.text.batch_size, config.text.seq_length), jnp.int32)
+    carry = jax.eval_shape(lambda: model.initial_carry(config.text.batch_size))
+    params = jax.eval_shape(model.init, key)
+    jax.eval_shape(model.losses, params, carry, batch, batch, key)
+
+
 def resumed(given: Train, stored: Train) -> Train:
-    """The options of a run that goes on: its own, with the epochs or steps given, if any.
+    """The options of a run that goes on: its own, but for what may change and was given.
 
     Raises:
         InvalidInputError: another option was given, and differs from that of the run.
     """
-    defaults = PRESETS[given.preset]
-    free = {"run_dir", "resume", "epochs", "steps", "preset", "mesh", "launch"}
-    for ours, theirs, default in (
-        (given, stored, defaults),
-        *((getattr(given, g), getattr(stored, g), getattr(defaults, g)) for g in _GROUPS),
+    for ours, theirs in (
+        (given, stored),
+        *((getattr(given, group), getattr(stored, group)) for group in _GROUPS),
     ):
         for field in dataclasses.fields(ours):
-            value, has = getattr(ours, field.name), getattr(theirs, field.name)
-            if field.name in free | set(_GROUPS) or value in (getattr(default, field.name), has):
+            if field.name not in given.given or field.name in (*_FREE, "run_dir", "resume"):
                 continue
-            raise InvalidInputError(
-                f"{option(field.name)} {value} cannot be changed: the run has {has}, and --resume "
-                "goes on with the options of the run; leave it out"
-            )
-    longer = {
-        name: getattr(given, name)
-        for name in ("epochs", "steps", "mesh")
-        if getattr(given, name) != getattr(defaults, name)
-    }
-    if "epochs" in longer:
-        longer.setdefault("steps", None)
+            value, has = getattr(ours, field.name), getattr(theirs, field.name)
+            if value != has:
+                raise InvalidInputError(
+                    f"{option(field.name)} {value} cannot be changed: the run has {has}, and "
+                    "--resume goes on with the options of the run; leave it out"
+                )
+    changed = {name: getattr(given, name) for name in _FREE if name in given.given}
+    if "epochs" in changed:
+        changed.setdefault("steps", None)
     return dataclasses.replace(
-        stored, **longer, run_dir=given.run_dir, resume=True, launch=given.launch
+        stored, **changed, run_dir=given.run_dir, resume=True, launch=given.launch
     )
 
 

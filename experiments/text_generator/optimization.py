@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from experiments.text_generator.config import Optimization, Train
@@ -10,30 +11,38 @@ from experiments.text_generator.model import CharacterModel
 from rnnjax.training import TrainState, keras_adam
 
 
-def learning_rate(options: Optimization, epochs: int, updates_per_epoch: int) -> Any:
+def learning_rate(options: Optimization, epochs: int, steps_per_epoch: int) -> Any:
     """The learning rate, as a function of the number of updates done."""
-    highest, updates = options.learning_rate, epochs * updates_per_epoch
+    highest, steps = options.learning_rate, epochs * steps_per_epoch
+    warmup = options.warmup * options.accumulate
     if options.schedule == "cosine":
-        falling = max(1, updates - options.warmup)
-        rate: Any = optax.cosine_decay_schedule(highest, falling, alpha=0.01)
+        falling = optax.cosine_decay_schedule(highest, max(1, steps - warmup), alpha=0.01)
+        by_step: Any = lambda step: falling(jnp.maximum(step - warmup, 0))  # noqa: E731
     elif options.schedule == "steps":
-        begin = options.decay_after * updates_per_epoch
-        rate = optax.exponential_decay(
-            highest, updates_per_epoch, options.decay, transition_begin=begin, staircase=True
+        by_step = optax.exponential_decay(
+            highest,
+            steps_per_epoch,
+            options.decay,
+            transition_begin=max(0, options.decay_after - 1) * steps_per_epoch,
+            staircase=True,
         )
     else:
-        rate = optax.constant_schedule(highest)
-    if not options.warmup:
-        return rate
-    rising = optax.linear_schedule(0.0, highest, options.warmup)
-    return optax.join_schedules([rising, rate], [options.warmup])
+        by_step = optax.constant_schedule(highest)
+
+    def by_update(updates: Any) -> Any:
+        # An epoch need not be a multiple of the steps of an update.
+        step = updates * options.accumulate
+        rising = highest * updates / max(1, options.warmup)
+        return jnp.where(step < warmup, rising, by_step(step))
+
+    return by_update
 
 
 def make_optimizer(
     options: Optimization, epochs: int, steps_per_epoch: int
 ) -> optax.GradientTransformation:
     """The optimiser asked for, behind the clipping, once for every ``accumulate`` steps."""
-    rate = learning_rate(options, epochs, max(1, steps_per_epoch // options.accumulate))
+    rate = learning_rate(options, epochs, steps_per_epoch)
     if options.optimizer == "adamw":
         optimizer = optax.adamw(rate, b2=0.99, weight_decay=options.weight_decay, mask=matrices)
     elif options.optimizer == "rmsprop":

@@ -113,7 +113,7 @@ def inspection_page(
         main = fill(
             "inspect.html",
             reader=_reader(of_units=True),
-            units=units_section(scores, recording),
+            units=units_section(scores, recording, unit_of(vocabulary)),
             gates=gates_section(recording),
             notes=notes(recording, scores, len(whole), kept),
         )
@@ -156,7 +156,7 @@ def evaluation_page(
         "evaluate.html",
         bits=f"{bits.mean():.3f}",
         unit=unit,
-        histogram=histogram(bits),
+        histogram=histogram(bits, unit),
         shown=note,
         reader=_reader(of_units=False),
     )

@@ -29,10 +29,28 @@ def characters_of(ids: np.ndarray, vocabulary: AnyVocabulary) -> list[str]:
     >>> characters_of(np.array([110, 195, 169, 255]), ByteVocabulary())
     ['n', 'é', 'é', '\udcff']
     """
+    whole, widths = _whole_characters(ids, vocabulary)
+    return [c for c, width in zip(whole, widths, strict=True) for _ in range(width)]
+
+
+def _whole_characters(ids: np.ndarray, vocabulary: AnyVocabulary) -> tuple[list[str], list[int]]:
+    """The characters of a text, and how many ids each of them is."""
     if isinstance(vocabulary, Vocabulary):
-        return list(vocabulary.decode(ids))
+        return list(vocabulary.decode(ids)), [1] * len(ids)
     text = ids.astype(np.uint8).tobytes().decode("utf-8", "surrogateescape")
-    return [c for c in text for _ in range(len(c.encode("utf-8", "surrogateescape")))]
+    return list(text), [len(c.encode("utf-8", "surrogateescape")) for c in text]
+
+
+def properties_at(ids: np.ndarray, vocabulary: AnyVocabulary) -> dict[str, np.ndarray]:
+    """`properties` at each id; for bytes, those of the whole character that the byte is part of.
+
+    >>> from rnnjax.text import ByteVocabulary
+    >>> vocabulary = ByteVocabulary()
+    >>> properties_at(vocabulary.encode("né."), vocabulary)["position in the word"].tolist()
+    [1.0, 2.0, 2.0, 0.0]
+    """
+    whole, widths = _whole_characters(ids, vocabulary)
+    return {name: np.repeat(values, widths) for name, values in properties(whole).items()}
 
 
 def properties(characters: list[str]) -> dict[str, np.ndarray]:
@@ -200,12 +218,14 @@ class Scores:
         chosen: in the even blocks, ``(properties, units)``.
         reported: in the odd blocks, likewise.
         unchanging: the names of the other properties.
+        block: characters of a block of the text.
     """
 
     names: tuple[str, ...]
     chosen: np.ndarray
     reported: np.ndarray
     unchanging: tuple[str, ...]
+    block: int
 
     def of_units(self) -> list[Finding]:
         """For every unit the property that goes best with it; the clearest first.
@@ -261,7 +281,8 @@ def score(states: np.ndarray, values: Mapping[str, np.ndarray]) -> Scores:
                 f"the property {name!r} should be one number for each of {time} characters, but "
                 f"its shape is {np.shape(value)}"
             )
-    odd = np.arange(time) // max(1, min(BLOCK, time // 8)) % 2 == 1
+    block = max(1, min(BLOCK, time // 8))
+    odd = np.arange(time) // block % 2 == 1
     names = [n for n, v in values.items() if np.ptp(v[odd]) and np.ptp(v[~odd])] if time > 1 else []
     table = np.stack([values[name] for name in names], axis=1) if names else np.zeros((time, 0))
     return Scores(
@@ -269,6 +290,7 @@ def score(states: np.ndarray, values: Mapping[str, np.ndarray]) -> Scores:
         chosen=_correlation(table[~odd], states[~odd]),
         reported=_correlation(table[odd], states[odd]),
         unchanging=tuple(name for name in values if name not in names),
+        block=block,
     )
 
 

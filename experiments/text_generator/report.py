@@ -4,12 +4,11 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from rnnjax.errors import InvalidInputError
+from experiments.text_generator.config import summary_writer
 from rnnjax.training import Records, Reporter, TrainState
 
 Write = Callable[[TrainState, int], str]
@@ -27,6 +26,7 @@ class Progress(Reporter):
         steps: of the whole run.
         done: of these, before it goes on.
         write: writes the sample, or None.
+        unit: what the text is counted in, ``character`` or ``byte``.
         tensorboard: whether to write the metrics for TensorBoard too.
 
     Raises:
@@ -41,12 +41,18 @@ class Progress(Reporter):
         steps: int,
         done: int,
         write: Write | None,
+        unit: str = "character",
         tensorboard: bool = False,
     ):
         self.run_dir = run_dir
         self.characters_per_step = characters_per_step
         self.write = write
-        self.board = _tensorboard(run_dir) if tensorboard else None
+        self.unit = unit
+        self.board = None
+        if tensorboard:
+            # What a run that was killed recorded behind its last checkpoint is taken back.
+            self.board = summary_writer()(str(run_dir / "tensorboard"), purge_step=done + 1)
+        self._drop_samples_after(done)
         self.bar = tqdm(total=steps, initial=done, unit="step", dynamic_ncols=True)
         self.plotted = time.monotonic()
 
@@ -55,7 +61,7 @@ class Progress(Reporter):
         self.bar.update(step - self.bar.n)
         shown = {"loss": f"{losses[-1]:.3f}", "bits": f"{losses[-1] / math.log(2):.3f}"}
         if rate := self.bar.format_dict["rate"]:
-            shown["characters/s"] = f"{rate * self.characters_per_step:,.0f}"
+            shown[f"{self.unit}s/s"] = f"{rate * self.characters_per_step:,.0f}"
         self.bar.set_postfix(shown)
         if self.board is not None:
             for i, loss in enumerate(losses):
@@ -73,8 +79,8 @@ class Progress(Reporter):
             )
         self.bar.write(
             f"epoch {epoch}: loss {summary['loss']:.4f} nats, "
-            f"{summary['loss'] / math.log(2):.3f} bits per character{validation}; "
-            f"{summary['steps_per_second'] * self.characters_per_step:,.0f} characters per second"
+            f"{summary['loss'] / math.log(2):.3f} bits per {self.unit}{validation}; "
+            f"{summary['steps_per_second'] * self.characters_per_step:,.0f} {self.unit}s per second"
         )
         if self.board is not None:
             for name, value in summary.items():
@@ -83,13 +89,20 @@ class Progress(Reporter):
             text = self.write(state, epoch)
             self.bar.write(f"  {text!r}")
             with (self.run_dir / "samples.txt").open("a", encoding="utf-8") as file:
-                file.write(f"epoch {epoch}: {text!r}\n")
+                file.write(f"epoch {epoch}, step {int(state.step)}: {text!r}\n")
         self.plot()
 
     def plot(self) -> None:
         """Draw the loss so far."""
-        plot_loss(self.run_dir)
+        plot_loss(self.run_dir, self.unit)
         self.plotted = time.monotonic()
+
+    def _drop_samples_after(self, step: int) -> None:
+        path = self.run_dir / "samples.txt"
+        if path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if int(line.partition(":")[0].split()[-1]) <= step]
+            path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
     def close(self) -> None:
         """Leave the bar as it stands."""
@@ -98,18 +111,7 @@ class Progress(Reporter):
             self.board.close()
 
 
-def _tensorboard(run_dir: Path) -> Any:
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        raise InvalidInputError(
-            "--tensorboard needs the package tensorboardX, which is not installed; "
-            "run pip install tensorboardX"
-        ) from None
-    return SummaryWriter(str(run_dir / "tensorboard"))
-
-
-def plot_loss(run_dir: Path) -> Path:
+def plot_loss(run_dir: Path, unit: str = "character") -> Path:
     """Draw the loss of every step, its mean of every epoch, and that on held-out text."""
     import matplotlib
 
@@ -136,10 +138,10 @@ def plot_loss(run_dir: Path) -> Path:
             [entry["validation_loss"] for entry in validated],
             color="tab:orange", marker="o", markersize=3, label="validation",
         )  # fmt: skip
-    axes.set(xlabel="steps", ylabel="loss (nats per character)")
+    axes.set(xlabel="steps", ylabel=f"loss (nats per {unit})")
     bit = math.log(2)
     scale = (lambda nats: np.asarray(nats) / bit, lambda bits: np.asarray(bits) * bit)
-    axes.secondary_yaxis("right", functions=scale).set_ylabel("bits per character")
+    axes.secondary_yaxis("right", functions=scale).set_ylabel(f"bits per {unit}")
     axes.grid(alpha=0.3)
     axes.legend()
     # In one move, so that whoever watches never finds half a picture.

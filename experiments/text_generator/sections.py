@@ -8,8 +8,14 @@ from experiments.text_generator.properties import BLOCK, CLEAR, Scores
 from experiments.text_generator.recording import CLOSED, OPEN, Recording
 
 
-def units_section(scores: Scores, recording: Recording) -> str:
-    """The units that follow something: how that is measured, their cards, and a table."""
+def units_section(scores: Scores, recording: Recording, unit: str) -> str:
+    """The units that follow something: how that is measured, their cards, and a table.
+
+    Args:
+        scores: of the units.
+        recording: what was read.
+        unit: what the text is counted in, ``character`` or ``byte``.
+    """
     if not scores.names:
         return (
             '<p class="notice">No property changes in both halves of this text, so none could be '
@@ -24,6 +30,12 @@ def units_section(scores: Scores, recording: Recording) -> str:
             f'<td class="number">{_signed(finding.reported)}</td>'
             f'<td class="number">{_signed(finding.chosen)}</td></tr>'
         )
+    short = ""
+    if scores.block < BLOCK:
+        short = (
+            f'<p class="notice">This is a text of less than {8 * BLOCK:,} {unit}s. Over so few a '
+            "large correlation can be chance; take a longer one to be sure.</p>"
+        )
     most = max(abs(finding.chosen) for finding in scores.of_units())
     cards = '<ol class="cards" id="cards"></ol>'
     if most < CLEAR:
@@ -33,11 +45,11 @@ def units_section(scores: Scores, recording: Recording) -> str:
         )
     return (
         '<p class="note">Every unit is compared with every property by the absolute value of their '
-        f"correlation over every other block of {BLOCK} characters, which chooses the unit's "
+        f"correlation over every other block of {scores.block} {unit}s, which chooses the unit's "
         "property and its place here. The large number is the correlation over the blocks between, "
         f"which had no say in it. Of each property the first three units from {CLEAR} up are "
         "shown, in the passage in which the property itself changes the most.</p>"
-        f"{cards}"
+        f"{short}{cards}"
         '<details open><summary>The best unit of each property</summary><div class="table">'
         '<table class="facts"><caption>Correlation of the unit with the property</caption><tr>'
         '<th scope="col">Property</th><th scope="col">Unit</th><th scope="col">Measured</th>'
@@ -117,8 +129,8 @@ def notes(recording: Recording, scores: Scores, whole: int, kept: int) -> str:
     return '<ul class="notes">' + "".join(f"<li>{note}</li>" for note in notes) + "</ul>"
 
 
-def histogram(bits: np.ndarray) -> str:
-    """The shares of characters by whole bits of surprise, as SVG."""
+def histogram(bits: np.ndarray, unit: str) -> str:
+    """The shares of characters (or bytes: ``unit``) by whole bits of surprise, as SVG."""
     last = 12
     counts = np.bincount(np.minimum(bits.astype(int).clip(0), last), minlength=last + 1)
     shares = counts / counts.sum()
@@ -140,7 +152,7 @@ def histogram(bits: np.ndarray) -> str:
         f'<svg viewBox="0 0 {width} {top + height + 34}" role="img" '
         f'aria-label="Histogram of the surprise, {label}">'
         f'{"".join(parts)}<text x="{width / 2}" y="{top + height + 31}" text-anchor="middle">'
-        "bits of surprise, from here to the next, and the share of characters</text></svg>"
+        f"bits of surprise, from here to the next, and the share of {unit}s</text></svg>"
     )
 
 

@@ -59,7 +59,7 @@ class Trained:
         return cls(model, params, vocabulary, config, run_dir, step)
 
 
-def options_of(stored: dict[str, Any]) -> Train:
+def options_of(stored: Any) -> Train:
     """The options of a run, from its run.json or a checkpoint.
 
     Raises:
@@ -67,7 +67,7 @@ def options_of(stored: dict[str, Any]) -> Train:
     """
     try:
         return Train.from_json(stored)
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"the options of the run are not those of this version ({error}); begin a new run"
         ) from error

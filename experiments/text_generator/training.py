@@ -5,21 +5,22 @@ import warnings
 
 import jax
 
+from experiments import runs
 from experiments.text_generator.config import Train
-from experiments.text_generator.data import AnyVocabulary, Data
-from experiments.text_generator.evaluation import bits, held_out
+from experiments.text_generator.data import AnyVocabulary
+from experiments.text_generator.evaluation import held_out
 from experiments.text_generator.generation import write
 from experiments.text_generator.model import CharacterModel, make_loss
 from experiments.text_generator.opening import Run
 from experiments.text_generator.optimization import make_optimizer, new_state
 from experiments.text_generator.report import Progress
 from experiments.text_generator.scale import say
+from experiments.text_generator.symbols import unit_of
 from rnnjax.training import (
     Checkpoints,
     Records,
     Reporter,
     Schedule,
-    Sharding,
     SharedCheckpoints,
     TrainState,
     TrainSteps,
@@ -60,7 +61,7 @@ def run_training(config: Train) -> int:
             sharding=run.sharding,
         )
         if not stopped_by and len(data.test):
-            report_test(model, data, checkpoints, state, run.sharding)
+            report_test(run, model, checkpoints, state)
     finally:
         if isinstance(progress, Progress):
             progress.close()
@@ -71,6 +72,11 @@ def run_training(config: Train) -> int:
             f"python -m experiments.text_generator train --resume --run-dir {run.folder}"
         )
         return 128 + stopped_by
+    if int(state.step) < run.steps:
+        say(
+            f"ended after {int(state.step)} of {run.steps} steps: no better validation loss in the "
+            f"last epochs (--patience {config.patience})"
+        )
     say(f"done; the loss is plotted in {run.folder / 'loss.png'}")
     say(f"let it write: python -m experiments.text_generator generate --run-dir {run.folder}")
     return 0
@@ -106,9 +112,9 @@ def announce(run: Run, state: TrainState) -> None:
     """Say what is trained, and from where."""
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     say(
-        f"{run.data.length:,} characters ({len(run.data.vocabulary)} distinct), {parameters:,} "
-        f"parameters, {run.config.epochs} epochs of {run.data.steps_per_epoch} steps; results in "
-        f"{run.folder}"
+        f"{run.data.length:,} {unit_of(run.data.vocabulary)}s ({len(run.data.vocabulary)} in the "
+        f"vocabulary), {parameters:,} parameters, {run.config.epochs} epochs of "
+        f"{run.data.steps_per_epoch} steps; results in {run.folder}"
     )
     if run.config.resume:
         say(f"going on from step {int(state.step)} of {run.steps}")
@@ -125,6 +131,7 @@ def make_reporter(run: Run, model: CharacterModel, done: int) -> Reporter:
         steps=run.steps,
         done=done,
         write=sample if run.config.sample_length else None,
+        unit=unit_of(run.data.vocabulary),
         tensorboard=run.config.tensorboard,
     )
 
@@ -154,18 +161,23 @@ def make_schedule(run: Run) -> Schedule:
 
 
 def report_test(
-    model: CharacterModel,
-    data: Data,
-    checkpoints: AnyCheckpoints,
-    last: TrainState,
-    sharding: Sharding | None,
+    run: Run, model: CharacterModel, checkpoints: AnyCheckpoints, last: TrainState
 ) -> None:
-    """Measure the best checkpoint once on the text that was held out for it."""
-    best = checkpoints.best_step()
+    """Measure what the run has come to, once, on the text that was held out for it.
+
+    That is the model that `generate` and the others take: the best by validation loss, if there is
+    one, else the last.
+    """
+    best = checkpoints.best_step() if run.config.text.validation else None
     state = last if best is None else checkpoints.restore(last, best)
-    state = state if sharding is None else sharding.whole(state)
-    loss = held_out(model, data.test, "test")(state.params)["test_loss"]
-    say(f"test: {loss:.4f} nats, {bits(loss):.3f} bits per character, at step {int(state.step)}")
+    state = state if run.sharding is None else run.sharding.whole(state)
+    measured = held_out(model, run.data.test, "test")(state.params)
+    say(
+        f"test: {measured['test_loss']:.4f} nats, {measured['test_bits']:.3f} bits per "
+        f"{unit_of(run.data.vocabulary)}, at step {int(state.step)}"
+    )
+    if is_first():
+        runs.write_json(run.folder / "test.json", {"step": int(state.step), **measured})
 
 
 def write_sample(

@@ -48,7 +48,8 @@ class Prepared(Cell):
     def lay_out(self, params: Params) -> dict[str, jax.Array]:
         """Parameters of the cell, as this one takes them."""
         laid_out = {**params, "kernel": self.inputs.lay_out(params["kernel"])}
-        if "recurrent_kernel" in params:
+        # Of an ElementwiseCell it is no operand of a product.
+        if isinstance(self.cell, DenseCell):
             laid_out["recurrent_kernel"] = self.recurrent.lay_out(params["recurrent_kernel"])
         return laid_out
 

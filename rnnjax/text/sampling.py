@@ -21,6 +21,7 @@ StepFunction = Callable[[Any, Any, jax.Array], tuple[Any, jax.Array]]
 _NONE = -1
 # XLA may flush smaller numbers to 0.
 _TINY = float(np.finfo(np.float32).tiny)
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Sampling:
     penalty_window: int = 64
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < math.inf:
+        if not 0 <= self.temperature <= _LARGEST:
             raise InvalidInputError(
                 f"temperature must be a number from 0 (always the most probable character) up, "
                 f"usually at most 2, but is {self.temperature}"
@@ -91,10 +92,10 @@ class Sampling:
                 f"top_p must be a share of the probability above 0 and at most 1 (all characters), "
                 f"but is {self.top_p}"
             )
-        if not 0 < self.repetition_penalty < math.inf:
+        if not _TINY <= self.repetition_penalty <= _LARGEST:
             raise InvalidInputError(
-                f"repetition_penalty must be a number above 0, where 1 is no penalty, but is "
-                f"{self.repetition_penalty}"
+                f"repetition_penalty must be a number above 0, where 1 is no penalty, that float32 "
+                f"can hold, but is {self.repetition_penalty}"
             )
 
     def filter(self, logits: jax.Array, recent: jax.Array | None = None) -> jax.Array:
@@ -232,6 +233,7 @@ def sample(
     if sampling is None:
         sampling = Sampling(1.0 if temperature is None else temperature)
     _check_length("length", length)
+    sampling = _reaching(sampling, history, length)
     begin = _begin(sampling, carry, tokens, key, history)
     end, drawn = _draw(step, length, sampling.form, params, begin, sampling.numbers)
     if not isinstance(drawn, jax.core.Tracer):
@@ -303,6 +305,7 @@ def stream(
         raise InvalidInputError(
             "a stop string must have at least one character, but an empty one came; leave it out"
         )
+    sampling = _reaching(sampling, history, length)
     begin = _begin(sampling, carry, tokens, key, history)
     return Stream(step, params, begin, sampling, length, min(chunk, length), ends)
 
@@ -475,6 +478,17 @@ class _State(NamedTuple):
     keys: jax.Array
     position: Any
     recent: jax.Array
+
+
+def _reaching(sampling: Sampling, history: npt.ArrayLike | None, length: int) -> Sampling:
+    """The same with a window that reaches no further back than to the beginning of the text.
+
+    In powers of two, because every window is compiled.
+    """
+    shape = np.shape(history) if history is not None else ()
+    known = shape[0] if shape else 1
+    most = 1 << (known + length - 1).bit_length()
+    return dataclasses.replace(sampling, penalty_window=min(sampling.penalty_window, most))
 
 
 def _begin(

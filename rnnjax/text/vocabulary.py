@@ -179,6 +179,9 @@ class Vocabulary:
 class ByteVocabulary:
     """The 256 bytes of a text's UTF-8 form: any text can be encoded, and nothing is learned.
 
+    A byte that is no UTF-8, for which Python has a lone surrogate where it came from the command
+    line or the terminal (``surrogateescape``), is itself again.
+
     Example:
         >>> vocabulary = ByteVocabulary()
         >>> vocabulary.encode("né").tolist()
@@ -194,7 +197,11 @@ class ByteVocabulary:
 
     def encode(self, text: str) -> npt.NDArray[np.int32]:
         """Return the bytes of a text, int32, shape `(bytes,)`."""
-        return np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8).astype(np.int32)
+        try:
+            encoded = text.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:  # surrogates that stand for no byte
+            encoded = text.encode("utf-8", "surrogatepass")
+        return np.frombuffer(encoded, np.uint8).astype(np.int32)
 
     def decode(self, ids: npt.ArrayLike) -> str:
         """Return the text of some bytes; those that are not UTF-8 become U+FFFD.

@@ -192,7 +192,7 @@ class Checkpoints:
             try:
                 return self.restore(like, step)
             except DamagedCheckpointError as error:
-                aside = self.directory / f"damaged-{step}"
+                aside = self._aside(step)
                 warnings.warn(f"{error.reason}; it is set aside as {aside.name}", stacklevel=2)
                 self.path(step).rename(aside)
                 self._manager.reload()
@@ -201,6 +201,11 @@ class Checkpoints:
                 f"all {len(steps)} checkpoints in {self.directory} are damaged; begin a new run"
             )
         return None
+
+    def _aside(self, step: int) -> Path:
+        """A name that is free: the same step may be damaged again."""
+        names = [f"damaged-{step}", *(f"damaged-{step}-{n}" for n in range(2, 1000))]
+        return next(path for name in names if not (path := self.directory / name).exists())
 
     def close(self) -> None:
         """Release the folder."""

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rnnjax.errors import CheckpointError
+
 
 class Records:
     """An append-only file with one JSON object a line, each with an increasing ``step``.
@@ -31,11 +33,21 @@ class Records:
             file.writelines(json.dumps(entry) + "\n" for entry in entries)
 
     def read(self) -> list[dict[str, Any]]:
-        """All whole lines; none if there is no file yet."""
+        """All whole lines; none if there is no file yet.
+
+        Raises:
+            CheckpointError: a line is no JSON.
+        """
         if not self.path.exists():
             return []
-        lines = self.path.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines[:-1] if line]
+        lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
+        try:
+            return [json.loads(line) for line in lines[:-1] if line]
+        except ValueError as error:
+            raise CheckpointError(
+                f"{self.path} should have a JSON object on each line, but is damaged ({error}); "
+                "delete the lines that are none, or begin a new run"
+            ) from error
 
     def drop_after(self, step: int) -> None:
         """Keep the entries up to ``step`` alone; replaces the file in one move."""

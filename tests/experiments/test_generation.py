@@ -207,6 +207,25 @@ def test_bytes_are_written_as_text(generate, bytes_run):
     assert written.startswith("naïve 日本")
 
 
+def test_a_byte_that_is_no_character_is_read_as_itself(generate, bytes_run):
+    read = text_of(generate, bytes_run, *WARM, "--prime", "a\udcff")
+    assert read.startswith("a\N{REPLACEMENT CHARACTER}")
+    assert ByteVocabulary().encode("é\udcffa").tolist() == [0xC3, 0xA9, 0xFF, ord("a")]
+    ended = generate("--run-dir", bytes_run, *WARM, "--prime", "a")
+    assert "[60 bytes in" in ended.stderr
+
+
+def test_a_window_longer_than_the_text_is_the_whole_text(generate, run_dir):
+    options = [*WARM, "--prime", "ab", "--repetition-penalty", "1.3", "--penalty-window"]
+    assert text_of(generate, run_dir, *options, 10**11) == text_of(generate, run_dir, *options, 62)
+
+
+def test_no_input_at_all_is_the_end_of_the_conversation(run_dir, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["x", "generate", "--run-dir", str(run_dir), "--interactive"])
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main() == 0
+
+
 def test_a_decoder_waits_for_the_whole_character():
     vocabulary = ByteVocabulary()
     rng = np.random.default_rng(0)
@@ -225,7 +244,10 @@ def test_a_decoder_waits_for_the_whole_character():
     [
         (["--length", "0"], "--length must be at least 1, but is 0"),
         (["--samples", "0"], "--samples must be at least 1, but is 0"),
-        (["--seed", "-1"], "--seed must not be negative"),
+        (["--seed", "-1"], "--seed must be at least 0"),
+        (["--seed", str(2**32)], "at most 4294967295, but is 4294967296"),
+        (["--repetition-penalty", "1e-46"], "repetition_penalty must be a number above 0"),
+        (["--temperature", "1e39"], "temperature must be a number from 0"),
         (["--temperature", "-1"], "temperature must be a number from 0"),
         (["--temperature", "nan"], "but is nan"),
         (["--top-k", "-3"], "--top-k must not be negative"),

@@ -24,6 +24,7 @@ from experiments.text_generator.properties import (
     characters_of,
     passage,
     properties,
+    properties_at,
     score,
 )
 from experiments.text_generator.recording import Gate, record
@@ -219,6 +220,18 @@ def test_bytes_that_are_no_text_are_characters_too():
     assert characters_of(np.array([1, 0]), Vocabulary("ab")) == ["b", "a"]
 
 
+def test_properties_of_bytes_are_those_of_their_characters():
+    text = "À table: ÉLAN, un été. Vive 3 É.\n"
+    ids = ByteVocabulary().encode(text)
+    at, whole = properties_at(ids, ByteVocabulary()), properties(list(text))
+    firsts = np.flatnonzero((ids & 0xC0) != 0x80)  # of each character
+    for name, values in whole.items():
+        np.testing.assert_array_equal(at[name][firsts], values)
+        assert at[name].shape == ids.shape
+    assert whole["word in capitals"].sum() == 4
+    assert at["word in capitals"].sum() == 5  # É is two bytes
+
+
 def quoting(length, seed):
     """A text in which some words are quoted, with line breaks."""
     rng = np.random.default_rng(seed)
@@ -337,6 +350,8 @@ def test_inspect_reads_a_file_and_stops_after_so_many_characters(run_dir, tmp_pa
     page = to.read_text(encoding="utf-8")
     assert "other.txt" in page
     assert "read 100 " in page
+    assert "every other block of 12 characters" in page
+    assert "a text of less than 4,000 characters" in page
 
 
 def test_evaluate_writes_json_and_a_page(run_dir, tmp_path, capsys):
@@ -356,7 +371,7 @@ def test_evaluate_writes_json_and_a_page(run_dir, tmp_path, capsys):
 def test_bytes_are_written_down_as_numbers():
     ids = ByteVocabulary().encode("né")
     stored = surprise_as_json(ByteVocabulary(), ids, np.log([2.0, 4.0], dtype=np.float32))
-    assert stored.pop("bits_per_character") == pytest.approx(1.5)
+    assert stored.pop("bits_per_byte") == pytest.approx(1.5)
     assert stored == {"bytes": [110, 195, 169], "bits": [None, 1, 2]}
 
 

@@ -250,7 +250,7 @@ def test_the_page_of_an_evaluation():
 
 
 def test_a_histogram_counts_whole_bits():
-    picture = histogram(np.array([0.0, 0.5, 1.5, 30.0]))
+    picture = histogram(np.array([0.0, 0.5, 1.5, 30.0]), "character")
     assert "0 to 1 bits: 50.0 %" in picture
     assert "1 to 2 bits: 25.0 %" in picture
     assert "12 bits or more: 25.0 %" in picture

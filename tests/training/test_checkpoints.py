@@ -160,6 +160,11 @@ def test_a_damaged_latest_checkpoint_is_set_aside_for_the_one_before(
     # The run comes to the same step again, and what it writes there is whole.
     checkpoints.save(state_at(3), {})
     assert int(checkpoints.restore_latest(state_at(0)).step) == 3
+    # And so it can be damaged there again.
+    largest.write_bytes(largest.read_bytes()[:100])
+    with pytest.warns(UserWarning, match=r"3 is damaged .* set aside as damaged-3-2"):
+        assert int(checkpoints.restore_latest(state_at(0)).step) == 2
+    assert (checkpoints.directory / "damaged-3-2").is_dir()
 
 
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")

@@ -96,7 +96,7 @@ textBox.addEventListener("keydown", (event) => {
   const g = groupOf(chosen), size = data.groups[g].size;
   controls.colour.value = "unit";
   showUnit(starts[g] + ((chosen - starts[g] + step + size) % size));
-  byId("announcement").textContent = byId("unit-note").textContent;
+  byId("announcement").textContent = `${byId("unit-note").textContent} Here ${byId("value").textContent}.`;
 });
 
 // What the model expects behind the cursor.
@@ -126,8 +126,9 @@ onCursor.push((index) => {
 onCursor.push((index) => {
   const levels = levelsOf(chosen);
   const value = index < levels.length ? (levels.at(index) - MIDDLE) / MIDDLE * scales[chosen] : NaN;
-  byId("value").textContent = Number.isNaN(value) ? "not on this page" : `about ${number(value)}`;
-  return [];
+  const text = Number.isNaN(value) ? "not on this page" : `about ${number(value)}`;
+  byId("value").textContent = text;
+  return controls.colour.value === "surprise" ? [] : [`unit ${text}`];
 });
 
 // The cards, each with a passage coloured by its unit.

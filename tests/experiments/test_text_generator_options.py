@@ -1,0 +1,276 @@
+"""What the options of `train` mean, alone and together."""
+
+import json
+import os
+import re
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import runs
+from experiments.text_generator.config import Optimization, Text, Train
+from experiments.text_generator.data import Data
+from experiments.text_generator.evaluation import surprise
+from experiments.text_generator.opening import Run, resumed
+from experiments.text_generator.optimization import learning_rate
+from experiments.text_generator.presets import PRESETS
+from experiments.text_generator.stored import Trained
+from rnnjax import CheckpointError, InvalidInputError
+
+TINY = ["--layers", "1", "--hidden-size", "4", "--batch-size", "4", "--seq-length", "10",
+        "--sample-length", "3", "--corpus", "text.txt"]  # fmt: skip
+
+
+@pytest.fixture
+def text(tmp_path):
+    (tmp_path / "text.txt").write_text("The cat sat on a mat, and the dog ran. " * 9)
+
+
+def rates(options, epochs, steps_per_epoch):
+    """Of all updates of a run."""
+    rate = learning_rate(options, epochs, steps_per_epoch)
+    updates = epochs * steps_per_epoch // options.accumulate
+    return np.array([float(rate(jnp.int32(n))) for n in range(updates)])
+
+
+@pytest.mark.parametrize("steps_per_epoch", [3, 7, 28])
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_a_cosine_ends_with_the_run_whatever_is_accumulated(steps_per_epoch, accumulate):
+    options = Optimization(schedule="cosine", learning_rate=1.0, warmup=3, accumulate=accumulate)
+    got = rates(options, 20, steps_per_epoch)
+    assert got[:4] == pytest.approx([0, 1 / 3, 2 / 3, 1], abs=1e-6)
+    assert (np.diff(got[3:]) < 0).all()
+    assert 0.01 <= got[-1] < 0.06
+    middle = (len(got) + 3) // 2
+    assert got[middle] == pytest.approx(0.505, abs=0.06)
+
+
+@pytest.mark.parametrize("warmup", [0, 5])
+def test_steps_fall_where_epochs_end_as_in_char_rnn(warmup):
+    for decay_after, factors in [
+        (0, [1, 0.5, 0.25, 0.125]), (1, [1, 0.5, 0.25, 0.125]), (2, [1, 1, 0.5, 0.25]),
+        (3, [1, 1, 1, 0.5]),
+    ]:  # fmt: skip
+        options = Optimization(
+            schedule="steps", learning_rate=1.0, decay=0.5, decay_after=decay_after, warmup=warmup
+        )
+        got = rates(options, 4, 10)
+        assert got[warmup:] == pytest.approx(np.repeat(factors, 10)[warmup:])
+        assert got[:warmup] == pytest.approx(np.arange(warmup) / max(1, warmup))
+
+
+def test_epochs_that_are_given_count_more_than_the_steps_of_a_preset(program, text, tmp_path):
+    preset = ["train", "--preset", "fast", *TINY]
+    for number, (given, epochs) in enumerate(
+        [(["--epochs", "2"], 2), (["--steps", "9"], 2), (["--steps", "9", "--epochs", "7"], 2)]
+    ):
+        done = program("text_generator", *preset, *given, "--run-dir", f"run{number}")
+        assert f", {epochs} epochs of 7 steps" in done.stdout
+        lines = (tmp_path / f"run{number}" / "epochs.jsonl").read_text().splitlines()
+        assert len(lines) == epochs
+
+
+def test_what_was_given_is_known_from_what_is_the_default(program, text, tmp_path):
+    program("text_generator", "train", *TINY, "--epochs", "1", "--seed", "7", "--run-dir", "run")
+    resume = ["train", "--resume", "--run-dir", "run"]
+    for given, message in [
+        (["--seed", "1"], "--seed 1 cannot be changed: the run has 7"),
+        (["--preset", "fast"], "--preset fast cannot be changed: the run has tutorial"),
+        (["--layers", "3"], "--layers 3 cannot be changed: the run has 1"),
+    ]:
+        refused = program("text_generator", *resume, *given, check=False)
+        assert refused.returncode == 2
+        assert message in refused.stderr
+    assert "going on from step" in program("text_generator", *resume, "--layers=1").stdout
+    done = program("text_generator", *resume, "--epochs", "20")
+    assert len((tmp_path / "run" / "epochs.jsonl").read_text().splitlines()) == 20
+    assert "done" in done.stdout
+
+
+def test_epochs_replace_the_steps_of_a_run_that_goes_on():
+    stored = Train(steps=50, epochs=5)
+
+    def given(*names, **values):
+        return resumed(Train(resume=True, given=frozenset(names), **values), stored)
+
+    assert (given().steps, given().epochs) == (50, 5)
+    assert given("epochs", epochs=9).steps is None
+    assert given("steps", steps=4900).steps == 4900
+    assert given("patience", patience=3).patience == 3
+
+
+def test_no_update_at_all_is_refused(text, tmp_path):
+    options = Train(
+        text=Text(str(tmp_path / "text.txt"), seq_length=10, batch_size=4),
+        optimization=Optimization(accumulate=100),
+        epochs=2,
+        run_dir=tmp_path / "run",
+    )
+    with pytest.raises(InvalidInputError, match="makes one update of so many steps, but the run"):
+        Run.open(options)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--cell", "mingru", "--recurrent-dropout", "0.1"], "recurrent dropout needs a recurrent"),
+        (["--cell", "mingru", "--weight-drop", "0.1"], "weight_drop needs a recurrent_kernel"),
+        (["--cell", "layernorm_lstm", "--products", "bfloat16"], "decides the type of its product"),
+        (["--sample-temperature", "inf"], "temperature must be a number from 0"),
+        (["--seed", str(2**32)], "--seed must be at least 0 and at most 4294967295"),
+    ],
+)
+def test_options_that_do_not_go_together_leave_no_run_behind(
+    program, text, tmp_path, options, message
+):
+    refused = program("text_generator", "train", *TINY, *options, check=False)
+    assert refused.returncode == 2
+    assert message in refused.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_missing_tensorboard_leaves_no_run_behind(program, text, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
+    refused = program("text_generator", "train", *TINY, "--tensorboard", check=False)
+    assert refused.returncode == 2
+    assert "pip install tensorboardX" in refused.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_test_is_of_the_model_that_the_other_commands_take(program, text, tmp_path):
+    options = ["--epochs", "4", "--test", "0.3", "--learning-rate", "3", "--checkpoint-every", "1"]
+    for name, more in [("last", []), ("best", ["--validation", "0.3"])]:
+        program("text_generator", "train", *TINY, *options, *more, "--run-dir", name)
+        trained = Trained.load(tmp_path / name)
+        measured = json.loads((tmp_path / name / "test.json").read_text())
+        assert measured["step"] == trained.step
+        data = Data.load(trained.config.text, trained.config.seed)
+        loss = surprise(trained.model, trained.params, data.test).mean()
+        assert measured["test_loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_the_end_by_patience_is_told_and_can_be_lifted(program, text, tmp_path):
+    options = ["--validation", "0.3", "--learning-rate", "5", "--epochs", "9", "--patience", "1"]
+    done = program("text_generator", "train", *TINY, *options, "--run-dir", "run")
+    told = re.search(r"ended after (\d+) of (\d+) steps: no better validation loss", done.stdout)
+    assert told, done.stdout
+    assert int(told[1]) < int(told[2])
+    resume = ["train", "--resume", "--run-dir", "run"]
+    assert "ended after" in program("text_generator", *resume).stdout
+    lifted = program("text_generator", *resume, "--patience", "0")
+    assert "ended after" not in lifted.stdout
+    assert len((tmp_path / "run" / "epochs.jsonl").read_text().splitlines()) == 9
+
+
+def test_samples_behind_the_checkpoint_are_taken_back(program, text, tmp_path):
+    options = [*TINY, "--epochs", "4", "--checkpoint-every", "2", "--run-dir", "run"]
+    program("text_generator", "train", *options)
+    samples = tmp_path / "run" / "samples.txt"
+    whole = samples.read_text()
+    last = max((tmp_path / "run" / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
+    last.rename(tmp_path / "gone")  # as if it had been killed before the last checkpoint
+    program("text_generator", "train", "--resume", "--run-dir", "run")
+    assert samples.read_text() == whole
+    assert len(whole.splitlines()) == 4
+
+
+def test_bits_are_of_what_the_vocabulary_counts(program, tmp_path):
+    (tmp_path / "text.txt").write_text("Ёлка, ель и ёж. " * 30, encoding="utf-8")
+    options = [*TINY, "--vocabulary", "bytes", "--epochs", "1"]
+    done = program("text_generator", "train", *options)
+    assert "bits per byte" in done.stdout + done.stderr
+    assert "per character" not in done.stdout + done.stderr
+    assert "bytes (256 in the vocabulary)" in done.stdout
+    (tmp_path / "other.txt").write_text("ёж и ель", encoding="utf-8")
+    printed = program("text_generator", "evaluate", "other.txt").stdout
+    per_byte = float(re.search(r"([\d.]+) bits per byte", printed)[1])
+    per_character = float(re.search(r"that is ([\d.]+) bits per character", printed)[1])
+    # 13 bytes of 8 characters, the first of which is known by half.
+    assert per_character == pytest.approx(per_byte * 13 / 8, rel=1e-3)
+
+
+def test_another_text_is_read_as_it_is_said_to_be(program, tmp_path):
+    (tmp_path / "text.txt").write_bytes(
+        "*** START OF IT ***\ncafé café café\n*** END OF IT ***\n".encode("latin-1")
+    )
+    options = ["--encoding", "latin-1", "--strip-licence", "--vocabulary", "learned"]
+    tiny = [*TINY, "--seq-length", "3", "--batch-size", "2", "--epochs", "1"]
+    program("text_generator", "train", *tiny, *options)
+    (tmp_path / "utf8.txt").write_text("café", encoding="utf-8")
+    (tmp_path / "latin.txt").write_text("café", encoding="latin-1")
+    utf8 = program("text_generator", "evaluate", "utf8.txt").stdout
+    latin = program("text_generator", "evaluate", "latin.txt", "--encoding", "latin-1").stdout
+    assert "over 3 characters" in utf8
+    assert utf8.partition(":")[2] == latin.partition(":")[2]
+    wrong = program("text_generator", "evaluate", "latin.txt", check=False)
+    assert wrong.returncode == 2
+    (tmp_path / "unknown.txt").write_text("cafe")
+    for command in (["evaluate", "unknown.txt"], ["inspect", "unknown.txt", "--to", "page.html"]):
+        refused = program("text_generator", *command, check=False)
+        assert refused.returncode == 2
+        assert "unknown.txt must be of characters that the model was trained on" in refused.stderr
+        assert "'e'; leave them out" in refused.stderr
+
+
+def test_no_text_is_replaced_by_a_page(program, text, tmp_path):
+    program("text_generator", "train", *TINY, "--epochs", "1")
+    (tmp_path / "other.txt").write_text("the cat")
+    before = [(tmp_path / name).read_text() for name in ("text.txt", "other.txt")]
+    for command in (
+        ["inspect", "other.txt", "--to", "other.txt"],
+        ["inspect", "--to", "text.txt"],
+        ["evaluate", "other.txt", "--page", "./other.txt"],
+        ["evaluate", "--json", "text.txt"],
+        ["evaluate", "other.txt", "--page", "a.html", "--json", "a.html"],
+    ):
+        refused = program("text_generator", *command, check=False)
+        assert refused.returncode == 2
+        assert "replace" in refused.stderr
+    assert [(tmp_path / name).read_text() for name in ("text.txt", "other.txt")] == before
+    assert not (tmp_path / "a.html").exists()
+
+
+def test_a_model_that_diverged_has_an_infinite_perplexity(program, text):
+    program("text_generator", "train", *TINY, "--epochs", "2", "--learning-rate", "1e4")
+    assert "perplexity inf" in program("text_generator", "evaluate").stdout
+
+
+def test_the_newest_run_is_the_one_that_went_on_last(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for seconds, name in [(1, "zebra"), (3, "20260101"), (2, "middle")]:
+        folder = tmp_path / "runs" / "program" / name
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text("{}")
+        os.utime(folder / "run.json", (seconds, seconds))
+    assert runs.existing("program", None).name == "20260101"
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InvalidInputError, match="cannot be made"):
+        runs.create("program", tmp_path / "file" / "run")
+
+
+def test_run_json_of_another_kind_is_an_error(program, text, tmp_path):
+    program("text_generator", "train", *TINY, "--epochs", "1", "--run-dir", "run")
+    (tmp_path / "run" / "run.json").write_text('{"config": 3}')
+    refused = program("text_generator", "train", "--resume", "--run-dir", "run", check=False)
+    assert refused.returncode == 2
+    assert "not those of this version" in refused.stderr
+
+
+def test_a_record_that_is_no_json_is_an_error(tmp_path):
+    from rnnjax.training import Records
+
+    records = Records(tmp_path / "steps.jsonl")
+    records.path.write_text('{"step": 1}\ngarbage\n{"step": 2}\n')
+    with pytest.raises(CheckpointError, match="should have a JSON object on each line"):
+        records.read()
+
+
+def test_presets_hold_what_they_say():
+    for name, preset in PRESETS.items():
+        preset.check()
+        assert preset.preset == name
