@@ -130,6 +130,16 @@ def test_bfloat16_is_for_the_products_alone(cell, random_like, assert_close):
     )
 
 
+def test_many_rows_in_bfloat16_have_features_first(monkeypatch, random_like, assert_close):
+    monkeypatch.setattr(products, "_NARROW_CACHE_BYTES", 0)
+    cell = rnnjax.GRUCell(HIDDEN)
+    for rows, expected in [(7, Forward.ROWS), (8, Forward.FEATURES_FIRST), (65, Forward.ROWS)]:
+        params, carry, x = make(cell, (rows,), random_like)
+        ready, laid_out = rnnjax.prepare(cell, params, x, product_dtype=jnp.bfloat16)
+        assert ready.inputs.forward is ready.recurrent.forward is expected
+        assert_close(ready.step(laid_out, carry, x), cell.step(params, carry, x), 4e-2)
+
+
 def test_no_step_casts_or_turns_a_kernel(form, random_like):
     cell = rnnjax.LSTMCell(HIDDEN)
     params, carry, x = make(cell, (3,), random_like)

@@ -428,6 +428,7 @@ def test_pointing_and_the_arrow_keys_show_what_is_expected_next(opened, inspecte
     said = driver.execute_script("return document.getElementById('announcement').textContent")
     assert said.startswith(text_of(driver, "#character") + ", " + text_of(driver, "#bits"))
     assert "then expected" in said
+    assert said.endswith("unit " + text_of(driver, "#value"))
     text.send_keys(Keys.ARROW_LEFT, Keys.ARROW_LEFT)
     check(16)
     text.send_keys(Keys.END)
