@@ -272,8 +272,26 @@ class Train:
     the hidden units (4x2), or "auto": all, for parts of the batch. By default one device, or all
     where there are several processes."""
     launch: Processes = Processes()
-    given: tyro.conf.Suppress[frozenset[str]] = frozenset()
+    given: tyro.conf.Suppress[frozenset[str] | None] = None
     """The names of the options that the command line gave."""
+
+    @property
+    def chosen(self) -> frozenset[str]:
+        """The options that were given; without a command line, those that are not the defaults."""
+        if self.given is not None:
+            return self.given
+        pairs: list[tuple[Any, Any]] = [
+            (self, Train()),
+            (self.text, Text()),
+            (self.model, Architecture()),
+            (self.optimization, Optimization()),
+        ]
+        return frozenset(
+            field.name
+            for ours, default in pairs
+            for field in dataclasses.fields(ours)
+            if getattr(ours, field.name) != getattr(default, field.name)
+        )
 
     def check(self) -> None:
         """Raise InvalidInputError unless the options fit."""

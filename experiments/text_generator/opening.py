@@ -19,6 +19,7 @@ from rnnjax.training import Sharding, from_first
 
 _GROUPS = ("text", "model", "optimization")
 _FREE = ("epochs", "steps", "patience", "mesh")
+_OF_THIS_CALL = ("run_dir", "resume", "launch", "given")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,7 +50,7 @@ class Run:
         if config.resume:
             folder, stored = from_first(lambda: existing_run(config.run_dir))
             config = resumed(config, options_of(stored.get("config")))
-        elif "epochs" in config.given and "steps" not in config.given:
+        elif "epochs" in config.chosen and "steps" not in config.chosen:
             config = dataclasses.replace(config, steps=None)  # that of the preset
         data = Data.load(config.text, config.seed)
         if folder is not None and data.digest != stored["text_sha256"]:
@@ -116,7 +117,7 @@ def resumed(given: Train, stored: Train) -> Train:
         *((getattr(given, group), getattr(stored, group)) for group in _GROUPS),
     ):
         for field in dataclasses.fields(ours):
-            if field.name not in given.given or field.name in (*_FREE, "run_dir", "resume"):
+            if field.name not in given.chosen or field.name in (*_FREE, *_OF_THIS_CALL, *_GROUPS):
                 continue
             value, has = getattr(ours, field.name), getattr(theirs, field.name)
             if value != has:
@@ -124,7 +125,7 @@ def resumed(given: Train, stored: Train) -> Train:
                     f"{option(field.name)} {value} cannot be changed: the run has {has}, and "
                     "--resume goes on with the options of the run; leave it out"
                 )
-    changed = {name: getattr(given, name) for name in _FREE if name in given.given}
+    changed = {name: getattr(given, name) for name in _FREE if name in given.chosen}
     if "epochs" in changed:
         changed.setdefault("steps", None)
     return dataclasses.replace(

@@ -216,8 +216,7 @@ def test_the_mesh_is_free_to_change_and_the_rest_is_not():
     assert stored.mesh == "8"
     assert resumed(Train(resume=True), stored).mesh == "8"
     meet = Processes("localhost:1", 2, 1)
-    given = frozenset({"resume", "mesh", "coordinator"})
-    goes_on = resumed(Train(resume=True, mesh="4x2", launch=meet, given=given), stored)
+    goes_on = resumed(Train(resume=True, mesh="4x2", launch=meet), stored)
     assert (goes_on.mesh, goes_on.launch, goes_on.epochs) == ("4x2", meet, 4)
     assert "launch" not in stored.as_json()
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import runs
-from experiments.text_generator.config import Optimization, Text, Train
+from experiments.text_generator.config import Architecture, Optimization, Text, Train
 from experiments.text_generator.data import Data
 from experiments.text_generator.evaluation import surprise
 from experiments.text_generator.opening import Run, resumed
@@ -98,6 +98,11 @@ def test_epochs_replace_the_steps_of_a_run_that_goes_on():
     assert given("epochs", epochs=9).steps is None
     assert given("steps", steps=4900).steps == 4900
     assert given("patience", patience=3).patience == 3
+    # Without a command line, what is not the default was given.
+    goes_on = resumed(Train(resume=True, epochs=9), stored)
+    assert (goes_on.epochs, goes_on.steps) == (9, None)
+    with pytest.raises(InvalidInputError, match="--layers 2 cannot be changed"):
+        resumed(Train(resume=True, model=Architecture(layers=2)), stored)
 
 
 def test_no_update_at_all_is_refused(text, tmp_path):
