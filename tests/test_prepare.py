@@ -162,7 +162,7 @@ def test_what_cannot_be_prepared_comes_back_as_it_is(cell, random_like):
     ready, laid_out = rnnjax.prepare(cell, params, x)
     assert ready is cell
     assert laid_out is params
-    with pytest.raises(rnnjax.InvalidInputError, match="leave product_dtype out"):
+    with pytest.raises(rnnjax.InvalidInputError, match="leave out product_dtype"):
         rnnjax.prepare(rnnjax.Stack([cell]), (params,), x, product_dtype=jnp.bfloat16)
 
 

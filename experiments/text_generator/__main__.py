@@ -45,11 +45,11 @@ def main() -> int:
 def given_options(arguments: Sequence[str]) -> frozenset[str]:
     """The names of the options among the arguments, as fields are called.
 
-    >>> sorted(given_options(["train", "--seq-length=5", "--no-resume", "--seed", "1"]))
-    ['resume', 'seed', 'seq_length']
+    >>> sorted(given_options(["train", "--seq-length=5", "--no_tied", "--no-resume"]))
+    ['resume', 'seq_length', 'tied']
     """
-    options = [a.partition("=")[0][2:] for a in arguments if a.startswith("--")]
-    return frozenset(name.removeprefix("no-").replace("-", "_") for name in options)
+    options = [a[2:].partition("=")[0].replace("-", "_") for a in arguments if a.startswith("--")]
+    return frozenset(name.removeprefix("no_") for name in options)
 
 
 def _preset() -> Any:

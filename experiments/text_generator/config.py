@@ -277,14 +277,17 @@ class Train:
 
     @property
     def chosen(self) -> frozenset[str]:
-        """The options that were given; without a command line, those that are not the defaults."""
+        """The options that were given; without a command line, those that are not the preset's."""
         if self.given is not None:
             return self.given
+        from experiments.text_generator.presets import PRESETS  # which are made of this class
+
+        preset = PRESETS[self.preset]
         pairs: list[tuple[Any, Any]] = [
-            (self, Train()),
-            (self.text, Text()),
-            (self.model, Architecture()),
-            (self.optimization, Optimization()),
+            (self, preset),
+            (self.text, preset.text),
+            (self.model, preset.model),
+            (self.optimization, preset.optimization),
         ]
         return frozenset(
             field.name

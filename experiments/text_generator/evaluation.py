@@ -65,14 +65,16 @@ def run_evaluation(config: Evaluate) -> int:
 def ids_of(trained: Trained, file: str | None, encoding: str) -> np.ndarray:
     """The ids of a file, cleaned as the model's own text was; without one, of that text.
 
+    The model's own text is read with the options of the run, another one in the encoding given.
+
     Raises:
         InvalidInputError: the model does not know all of its characters.
     """
     options = trained.config.text
-    if file is None:
+    if file in (None, options.corpus):
         corpus, encoding, strip = options.corpus, options.encoding, options.strip_licence
     else:
-        corpus, strip = file, False
+        corpus, strip = str(file), False
     text = load_corpus(corpus, strip_licence=strip, encoding=encoding)
     return encode(trained.vocabulary, cleaned_as(text, options.vocabulary), corpus)
 

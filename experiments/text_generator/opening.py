@@ -40,7 +40,7 @@ class Run:
 
     @classmethod
     def open(cls, config: Train) -> "Run":
-        """Make the folder of a new run, or find that of the one to go on with.
+        """Make the folder of a new run, whose options were checked, or find one to go on with.
 
         Raises:
             InvalidInputError: there is no such run, options that cannot change differ from its own,
@@ -50,6 +50,7 @@ class Run:
         if config.resume:
             folder, stored = from_first(lambda: existing_run(config.run_dir))
             config = resumed(config, options_of(stored.get("config")))
+            config.check()
         elif "epochs" in config.chosen and "steps" not in config.chosen:
             config = dataclasses.replace(config, steps=None)  # that of the preset
         data = Data.load(config.text, config.seed)

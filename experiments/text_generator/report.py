@@ -1,6 +1,7 @@
 """What the terminal and the run folder show of a training run."""
 
 import math
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -98,11 +99,19 @@ class Progress(Reporter):
         self.plotted = time.monotonic()
 
     def _drop_samples_after(self, step: int) -> None:
+        """Take back the samples behind the checkpoint, and half a line; all else stays.
+
+        The file is replaced in one move.
+        """
         path = self.run_dir / "samples.txt"
-        if path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if int(line.partition(":")[0].split()[-1]) <= step]
-            path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        if not path.exists():
+            return
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+        steps = [re.match(r"epoch \d+, step (\d+): ", line) for line in lines]
+        kept = [line for line, at in zip(lines, steps, strict=True) if not at or int(at[1]) <= step]
+        new = path.with_name("samples.new.txt")
+        new.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        new.replace(path)
 
     def close(self) -> None:
         """Leave the bar as it stands."""

@@ -34,7 +34,8 @@ AnyCheckpoints = Checkpoints | SharedCheckpoints
 
 def run_training(config: Train) -> int:
     """Train a new model, or go on with one."""
-    config.check()
+    if not config.resume:  # else its options are yet to be read, and are checked there
+        config.check()
     config.launch.start()
     run = Run.open(config)
     config, data = run.config, run.data

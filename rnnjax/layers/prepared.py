@@ -124,9 +124,9 @@ def prepare(
         ready = _prepared(cell, params, x, method.product_dtype)
         return ready, ready.lay_out(params)
     if product_dtype is not None:
+        advice = "" if "leave out product_dtype" in str(reason) else "; leave out product_dtype"
         raise InvalidInputError(
-            f"{cell} cannot be stepped with a product_dtype, because "
-            f"{reason or 'it has its own way of stepping'}; leave product_dtype out"
+            f"{cell} cannot be stepped with a product_dtype, because {reason}{advice}"
         )
     return cell, params
 

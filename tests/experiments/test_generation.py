@@ -207,6 +207,35 @@ def test_bytes_are_written_as_text(generate, bytes_run):
     assert written.startswith("naïve 日本")
 
 
+def test_the_second_text_compiles_nothing(trained):
+    from rnnjax.text import sampling
+
+    def text(seed):
+        return write(trained.model, trained.vocabulary, trained.params, prime="ab", length=9,
+                     temperature=1.0, key=jax.random.key(seed))  # fmt: skip
+
+    text(0)
+    before = sampling._draw._cache_size(), sampling._read._cache_size()
+    assert text(1) != text(2)
+    assert (sampling._draw._cache_size(), sampling._read._cache_size()) == before
+
+
+def test_products_that_the_cell_does_not_have_are_refused(generate, tmp_path):
+    (tmp_path / "text.txt").write_text("the cat sat on a mat. " * 9)
+    options = Train(
+        text=Text(str(tmp_path / "text.txt"), vocabulary="learned", seq_length=10),
+        model=Architecture(layers=1, hidden_size=4, cell="layernorm_lstm"),
+        steps=1,
+        sample_length=0,
+        run_dir=tmp_path / "run",
+    )
+    run_training(options)
+    result = generate("--run-dir", tmp_path / "run", "--products", "bfloat16")
+    assert result.status == 2
+    assert "--products bfloat16 is not for this run: its cell (layernorm_lstm)" in result.stderr
+    assert text_of(generate, tmp_path / "run", "--length", "5", "--prime", "the")
+
+
 def test_a_byte_that_is_no_character_is_read_as_itself(generate, bytes_run):
     read = text_of(generate, bytes_run, *WARM, "--prime", "a\udcff")
     assert read.startswith("a\N{REPLACEMENT CHARACTER}")

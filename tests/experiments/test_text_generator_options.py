@@ -1,5 +1,6 @@
 """What the options of `train` mean, alone and together."""
 
+import dataclasses
 import json
 import os
 import re
@@ -103,6 +104,8 @@ def test_epochs_replace_the_steps_of_a_run_that_goes_on():
     assert (goes_on.epochs, goes_on.steps) == (9, None)
     with pytest.raises(InvalidInputError, match="--layers 2 cannot be changed"):
         resumed(Train(resume=True, model=Architecture(layers=2)), stored)
+    fast = dataclasses.replace(PRESETS["fast"], text=Text(seq_length=16))
+    assert resumed(dataclasses.replace(PRESETS["fast"], resume=True), fast).text.seq_length == 16
 
 
 def test_no_update_at_all_is_refused(text, tmp_path):
@@ -167,6 +170,34 @@ def test_the_end_by_patience_is_told_and_can_be_lifted(program, text, tmp_path):
     lifted = program("text_generator", *resume, "--patience", "0")
     assert "ended after" not in lifted.stdout
     assert len((tmp_path / "run" / "epochs.jsonl").read_text().splitlines()) == 9
+
+
+def test_options_are_checked_with_those_of_the_run(program, text, tmp_path):
+    options = ["--preset", "fast", *TINY, "--epochs", "2", "--run-dir", "run"]
+    program("text_generator", "train", *options)
+    resume = ["train", "--resume", "--run-dir", "run", "--epochs", "3"]
+    same = ["--forget", "0.01", "--weight-decay", "0.1", "--patience", "3"]
+    assert "going on from step" in program("text_generator", *resume, *same).stdout
+    stored = json.loads((tmp_path / "run" / "run.json").read_text())["config"]
+    assert (stored["patience"], stored["epochs"]) == (3, 3)
+    program("text_generator", "train", *TINY, "--epochs", "1", "--run-dir", "plain")
+    refused = program(
+        "text_generator", "train", "--resume", "--run-dir", "plain", "--patience", "2", check=False
+    )
+    assert refused.returncode == 2
+    assert "no text is held out" in refused.stderr
+
+
+def test_what_is_left_of_a_sample_does_not_stop_a_run(program, text, tmp_path):
+    program("text_generator", "train", *TINY, "--epochs", "1", "--run-dir", "run")
+    samples = tmp_path / "run" / "samples.txt"
+    whole = samples.read_text()
+    samples.write_bytes(b"\nepoch 1: 'of before'\n" + whole.encode() + b"epoch 2, st\xc3")
+    program("text_generator", "train", "--resume", "--epochs", "2", "--run-dir", "run")
+    lines = samples.read_text().splitlines()
+    assert lines[:3] == ["", "epoch 1: 'of before'", whole.strip()]
+    assert len(lines) == 4
+    assert lines[3].startswith("epoch 2, step ")
 
 
 def test_samples_behind_the_checkpoint_are_taken_back(program, text, tmp_path):
