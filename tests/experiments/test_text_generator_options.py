@@ -176,7 +176,8 @@ def test_options_are_checked_with_those_of_the_run(program, text, tmp_path):
     options = ["--preset", "fast", *TINY, "--epochs", "2", "--run-dir", "run"]
     program("text_generator", "train", *options)
     resume = ["train", "--resume", "--run-dir", "run", "--epochs", "3"]
-    same = ["--forget", "0.01", "--weight-decay", "0.1", "--patience", "3"]
+    decay = str(PRESETS["fast"].optimization.weight_decay)
+    same = ["--forget", "0.01", "--weight-decay", decay, "--patience", "3"]
     assert "going on from step" in program("text_generator", *resume, *same).stdout
     stored = json.loads((tmp_path / "run" / "run.json").read_text())["config"]
     assert (stored["patience"], stored["epochs"]) == (3, 3)
