@@ -127,27 +127,24 @@ def train_torch(loaded: tuple[Any, Any], seconds: float) -> dict[str, float]:
     began = time.perf_counter()
     torch.manual_seed(config.seed)
 
-    class Network(torch.nn.Module):  # type: ignore[misc]  # mypy follows no imports of torch
-        def __init__(self) -> None:
-            super().__init__()
-            features = options.embedding_size or size
-            self.embedding = torch.nn.Embedding(size, features)
-            if not options.embedding_size:
-                self.embedding.weight = torch.nn.Parameter(torch.eye(size), requires_grad=False)
-            self.lstm = torch.nn.LSTM(
-                features,
-                options.hidden_size,
-                options.layers,
-                dropout=options.dropout if options.layers > 1 else 0.0,
-            )
-            self.dropout = torch.nn.Dropout(options.dropout)
-            self.dense = torch.nn.Linear(options.hidden_size, size)
+    features = options.embedding_size or size
+    embedding = torch.nn.Embedding(size, features)
+    if not options.embedding_size:
+        embedding.weight = torch.nn.Parameter(torch.eye(size), requires_grad=False)
+    lstm = torch.nn.LSTM(
+        features,
+        options.hidden_size,
+        options.layers,
+        dropout=options.dropout if options.layers > 1 else 0.0,
+    )
+    dropout = torch.nn.Dropout(options.dropout)
+    dense = torch.nn.Linear(options.hidden_size, size)
+    network = torch.nn.ModuleList([embedding, lstm, dropout, dense])
 
-        def forward(self, ids: Any, states: Any = None) -> Any:
-            ys, states = self.lstm(self.embedding(ids), states)
-            return self.dense(self.dropout(ys)), states
+    def forward(ids: Any, states: Any) -> Any:
+        ys, states = lstm(embedding(ids), states)
+        return dense(dropout(ys)), states
 
-    network = Network()
     trained = [p for p in network.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1],
@@ -167,7 +164,7 @@ def train_torch(loaded: tuple[Any, Any], seconds: float) -> dict[str, float]:
             states = tuple(state.detach() * kept for state in states)
         for group in optimizer.param_groups:
             group["lr"] = rate(config.optimization, elapsed, steps, seconds)
-        logits, states = network(batches["inputs"][at].T, states)
+        logits, states = forward(batches["inputs"][at].T, states)
         loss = cross_entropy(logits.reshape(-1, size), batches["targets"][at].T.reshape(-1))
         optimizer.zero_grad()
         loss.backward()
@@ -181,7 +178,7 @@ def train_torch(loaded: tuple[Any, Any], seconds: float) -> dict[str, float]:
         total, states = 0.0, None
         for piece in range(0, len(ids) - 1, 2000):
             inputs, targets = ids[:-1][piece : piece + 2000], ids[1:][piece : piece + 2000]
-            logits, states = network(inputs[:, None], states)
+            logits, states = forward(inputs[:, None], states)
             total += float(cross_entropy(logits[:, 0], targets)) * len(targets)
     validation = total / (len(ids) - 1) / math.log(2)
     return {"steps": steps, "loss": float(np.mean(losses[-200:])), "validation": validation}

@@ -163,7 +163,8 @@ class Worker:
             # A first call compiles, whatever an earlier run left behind.
             "JAX_ENABLE_COMPILATION_CACHE": "false",
         }
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  # A pipe unread would fill up.
+        # A file, since a pipe that is not read would fill up and stop the worker.
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed by `close`
         self._process = subprocess.Popen(
             [*command, "--worker", contender.name],
             stdin=subprocess.PIPE,

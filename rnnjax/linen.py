@@ -113,7 +113,7 @@ class RNN(nn.Module):  # type: ignore[misc]  # mypy follows no imports of flax
             value = dict(value) if isinstance(value, Mapping) else value
             layout.check_default(name, value, value == default, layout.NOTHING_TO_LIFT)
 
-    @nn.compact  # type: ignore[untyped-decorator]
+    @nn.compact  # type: ignore[untyped-decorator]  # mypy follows no imports of flax
     def __call__(
         self,
         inputs: Inputs,

@@ -150,20 +150,20 @@ def _torch(shape: Settings, type_name: str) -> Iterator[Outcome]:
         y, state = lstm(x[:, None], state)
         return dense(y[:, 0]), state
 
-    @torch.inference_mode()  # type: ignore[untyped-decorator]  # torch is untyped to mypy
     def nats() -> float:
         state, all_logits = None, []
-        for tokens in torch.from_numpy(ids[:-1]).long():
-            logits, state = step(tokens, state)
-            all_logits.append(logits.float())
+        with torch.inference_mode():
+            for tokens in torch.from_numpy(ids[:-1]).long():
+                logits, state = step(tokens, state)
+                all_logits.append(logits.float())
         return mean_nats(torch.stack(all_logits).numpy(), ids)
 
-    @torch.inference_mode()  # type: ignore[untyped-decorator]  # torch is untyped to mypy
     def write() -> None:
         state, tokens = None, torch.from_numpy(ids[-1]).long()
-        for _ in range(shape.length):
-            logits, state = step(tokens, state)
-            tokens = logits.argmax(dim=-1)
+        with torch.inference_mode():
+            for _ in range(shape.length):
+                logits, state = step(tokens, state)
+                tokens = logits.argmax(dim=-1)
 
     return timed(shape, nats, write, began)
 

@@ -1,6 +1,7 @@
 """Cells made of other cells, and how they ask for each of these to be run."""
 
 import abc
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -20,7 +21,7 @@ class Noise(NamedTuple):
     """
 
     recurrent: jax.Array | None = None
-    kept: dict[str, Any] = {}  # noqa: RUF012  (never written to)
+    kept: Mapping[str, Any] = {}
 
     def __bool__(self) -> bool:
         return self.recurrent is not None or bool(self.kept)

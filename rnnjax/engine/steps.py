@@ -3,6 +3,7 @@
 Every method runs each step between `Steps.begin` and `Steps.end`, so all of them agree on it.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +26,7 @@ class AtStep(NamedTuple):
 
     valid: jax.Array | None = None
     resets: jax.Array | None = None
-    kept: dict[str, jax.Array] = {}  # noqa: RUF012  (never written to)
+    kept: Mapping[str, jax.Array] = {}
 
 
 class Steps(NamedTuple):
@@ -41,7 +42,7 @@ class Steps(NamedTuple):
     each: AtStep = AtStep()
     start: Carry | None = None
     recurrent: jax.Array | None = None
-    leaks: dict[str, Any] = {}  # noqa: RUF012  (never written to)
+    leaks: Mapping[str, Any] = {}
 
     @classmethod
     def of(

@@ -42,7 +42,7 @@ _ZIP_ERRORS = (
     EOFError,
     ValueError,
     RuntimeError,
-    NotImplementedError,
+    NotImplementedError,  # a method of compression that Python does not know
     OverflowError,
     IndexError,
 )

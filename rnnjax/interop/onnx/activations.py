@@ -156,7 +156,7 @@ def activation_to_onnx(function: str | Function) -> Spelling:
         function = _NAMED_CASES.get(function, function)
     for name, kind in ACTIVATION_CLASSES.items():
         if type(function) is kind:
-            return Spelling(name, **dataclasses.asdict(function))  # type: ignore[call-overload]
+            return Spelling(name, **vars(function))
     raise InteropError(
         f"ONNX's recurrent operators have no activation like {function!r}; those they have are "
         f"{', '.join((*ACTIVATION_NAMES, *ACTIVATION_CLASSES))}"

@@ -15,10 +15,37 @@ Axes = tuple[int, int]
 """The places of time and batch."""
 
 _POINTWISE = frozenset(
-    """Abs Cast Clip Dropout Elu Erf Exp Gelu HardSigmoid HardSwish Identity LeakyRelu Log Neg Not
-    Reciprocal Relu Selu Shrink Sigmoid Softplus Softsign Sqrt Tanh ThresholdedRelu""".split()  # noqa: SIM905
+    {
+        "Abs",
+        "Cast",
+        "Clip",
+        "Dropout",
+        "Elu",
+        "Erf",
+        "Exp",
+        "Gelu",
+        "HardSigmoid",
+        "HardSwish",
+        "Identity",
+        "LeakyRelu",
+        "Log",
+        "Neg",
+        "Not",
+        "Reciprocal",
+        "Relu",
+        "Selu",
+        "Shrink",
+        "Sigmoid",
+        "Softplus",
+        "Softsign",
+        "Sqrt",
+        "Tanh",
+        "ThresholdedRelu",
+    }
 )
-_BINARY = frozenset("Add And Div Equal Max Min Mul Or PRelu Pow Sub Sum Where".split())  # noqa: SIM905
+_BINARY = frozenset(
+    {"Add", "And", "Div", "Equal", "Max", "Min", "Mul", "Or", "PRelu", "Pow", "Sub", "Sum", "Where"}
+)
 
 
 def time_axis(graph: Graph, params: Params, xs: Any) -> tuple[str, int]:

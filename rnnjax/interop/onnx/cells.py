@@ -26,7 +26,8 @@ class Clipped:
     def __post_init__(self) -> None:
         get_activation(self.function)
 
-    def __call__(self, x: jax.Array) -> jax.Array:  # noqa: D102  (the class says it)
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """The function of ``x`` of any shape, clipped to between ``-bound`` and ``bound``."""
         return get_activation(self.function)(jnp.clip(x, -self.bound, self.bound))
 
 

@@ -16,8 +16,30 @@ from rnnjax.interop.onnx.recurrent import GATES
 
 # Nodes of these, with inputs that are all constant, are computed once, when the model is read.
 _FOLDED = frozenset(
-    """Constant ConstantOfShape Identity Cast Transpose Reshape Squeeze Unsqueeze Flatten Slice
-    Concat Split Gather Expand Shape Size Range Add Sub Mul Div Neg""".split()  # noqa: SIM905
+    {
+        "Constant",
+        "ConstantOfShape",
+        "Identity",
+        "Cast",
+        "Transpose",
+        "Reshape",
+        "Squeeze",
+        "Unsqueeze",
+        "Flatten",
+        "Slice",
+        "Concat",
+        "Split",
+        "Gather",
+        "Expand",
+        "Shape",
+        "Size",
+        "Range",
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Neg",
+    }
 )
 _FEWEST_FOLDED = 2**22  # elements that are always made, however small the model
 

@@ -11,8 +11,18 @@ Role = Literal["data", "state", "lengths", "unused"]
 
 # Nodes of these only rearrange a state on its way in or out.
 _REARRANGING = frozenset(
-    """Identity Cast Transpose Reshape Squeeze Unsqueeze Slice Concat Split
-    Gather""".split()  # noqa: SIM905
+    {
+        "Identity",
+        "Cast",
+        "Transpose",
+        "Reshape",
+        "Squeeze",
+        "Unsqueeze",
+        "Slice",
+        "Concat",
+        "Split",
+        "Gather",
+    }
 )
 
 

@@ -43,8 +43,20 @@ _ONE_STEP = "one step"  # an axis of time of which only the last is left
 
 _MOVES = frozenset({"Transpose", "Squeeze", "Reshape", "Flatten"})
 _KEEPS_ZEROS = frozenset(
-    """Cast Concat Expand Gather Identity Reshape Slice Split Squeeze Tile Transpose
-    Unsqueeze""".split()  # noqa: SIM905
+    {
+        "Cast",
+        "Concat",
+        "Expand",
+        "Gather",
+        "Identity",
+        "Reshape",
+        "Slice",
+        "Split",
+        "Squeeze",
+        "Tile",
+        "Transpose",
+        "Unsqueeze",
+    }
 )
 
 
