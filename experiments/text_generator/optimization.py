@@ -14,10 +14,10 @@ from rnnjax.training import TrainState, keras_adam
 def learning_rate(options: Optimization, epochs: int, steps_per_epoch: int) -> Any:
     """The learning rate, as a function of the number of updates done."""
     highest, steps = options.learning_rate, epochs * steps_per_epoch
-    warmup, begin = options.warmup * options.accumulate, 0
+    warmup = options.warmup * options.accumulate
     if options.schedule == "cosine":
-        begin = warmup
-        by_step = optax.cosine_decay_schedule(highest, max(1, steps - warmup), alpha=0.01)
+        falling = optax.cosine_decay_schedule(highest, max(1, steps - warmup), alpha=0.01)
+        by_step = optax.join_schedules([optax.constant_schedule(highest), falling], [warmup])
     elif options.schedule == "steps":
         by_step = optax.exponential_decay(
             highest,
@@ -33,7 +33,7 @@ def learning_rate(options: Optimization, epochs: int, steps_per_epoch: int) -> A
         # An epoch need not be a multiple of the steps of an update.
         step = updates * options.accumulate
         rising = highest * updates / max(1, options.warmup)
-        return jnp.where(step < warmup, rising, by_step(jnp.maximum(step - begin, 0)))
+        return jnp.where(step < warmup, rising, by_step(step))
 
     return by_update
 
