@@ -234,8 +234,10 @@ def _in_segments(
 
 
 def _cut(inputs: Any, length: int) -> Any:
-    """Each array over time as segments of ``length`` steps."""
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, length, *leaf.shape[1:]), inputs)
+    """Each array over time as segments of ``length`` steps; of an array without entries too."""
+    return jax.tree.map(
+        lambda leaf: leaf.reshape(len(leaf) // length, length, *leaf.shape[1:]), inputs
+    )
 
 
 def _run_elementwise(
@@ -463,8 +465,9 @@ def _backward(
     totals = {"recurrent_bias": d_recurrent}
     if layer.cell.projects_plainly:
         totals["bias"] = d_projected
-    for name in totals.keys() & params.keys():
-        d_params[name] = totals[name].sum(axis=tuple(range(d_recurrent.ndim - 1)))
+    for name, total in totals.items():
+        if name in params:
+            d_params[name] = total.sum(axis=tuple(range(d_recurrent.ndim - 1)))
     d_params |= {name: jax.tree.map(jnp.add, d_params[name], d) for name, d in d_used.items()}
     d_params = jax.tree.map(lambda d, leaf: d.astype(leaf.dtype), d_params, params)
     # What was drawn at random has no gradient.
