@@ -1,11 +1,23 @@
-# Two commands for a newcomer: `make demo` and `make test`. Each makes .venv if it is not there.
+# Two commands for a newcomer: `make demo` and `make test`. Each makes a virtual environment if it is
+# not there: .venv, or .venv-python3.13 with PYTHON=python3.13.
 
 PYTHON ?= python3
-BIN := .venv/bin
+VENV := .venv$(addprefix -,$(filter-out python3,$(notdir $(PYTHON))))
+BIN := $(VENV)/bin
+LOCK := requirements.lock
+# Each takes a half, so that what a file makes for all of its tests is made once, and then what is left.
+WORKERS := -n 2 --dist worksteal
+INSTALL = $(BIN)/pip install --quiet --constraint $(LOCK) --editable
 
-.PHONY: demo test test-slow parity bench lock clean
+# What every version of JAX, Flax and NumPy has to pass: the cells, their laws, the wrappers, the package,
+# and the training but that on several devices.
+CORE := $(addprefix tests/test_,$(addsuffix .py,cells laws sequence_laws linen nnx package packing \
+	explain prepare onehot fused_forms)) rnnjax/cells rnnjax/engine rnnjax/layers rnnjax/linen.py rnnjax/nnx.py \
+	$(filter-out %/test_sharding.py,$(wildcard tests/training/test_*.py))
 
-demo: .venv/demo.stamp
+.PHONY: demo test test-slow test-core test-oldest parity bench lock clean
+
+demo: $(VENV)/demo.stamp
 	$(BIN)/python -m experiments.alphabet
 	$(BIN)/python -m experiments.text_generator train --corpus python-docs --layers 1 \
 		--hidden-size 256 --batch-size 32 --seq-length 64 --carry-state --epochs 12 \
@@ -13,22 +25,30 @@ demo: .venv/demo.stamp
 		--sample-length 100
 	$(BIN)/python -m experiments.text_generator generate --prime "The " --length 400 --temperature 0.7
 
-test: .venv/test.stamp
+test: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest $(WORKERS)
 
-test-slow: .venv/test.stamp
+test-slow: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m slow
 
-# The tests against PyTorch and TensorFlow run where this has been done; elsewhere they are skipped.
-parity: .venv/test.stamp
-	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[test,parity]'
+test-core: $(VENV)/test.stamp
+	$(BIN)/python -m pytest $(WORKERS) $(CORE)
 
-bench: .venv/test.stamp
-	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[test,bench]'
+# With the lowest versions that pyproject.toml allows, from a lock of their own: what they bring along
+# stays what it was when the tests passed.
+test-oldest:
+	$(MAKE) test-core PYTHON=python3.11 VENV=.venv-oldest LOCK=requirements-oldest.lock
+
+# The tests against PyTorch and TensorFlow run where this has been done; elsewhere they are skipped.
+parity: $(VENV)/test.stamp
+	$(INSTALL) '.[test,parity]'
+
+bench: $(VENV)/test.stamp
+	$(INSTALL) '.[test,bench]'
 	$(BIN)/python -m benchmarks.keras_stateful
 	$(BIN)/python -m benchmarks.import_time
 	$(BIN)/python -m benchmarks.compile_time
@@ -38,25 +58,27 @@ bench: .venv/test.stamp
 	$(BIN)/python -m benchmarks.scan_vs_keras
 	$(BIN)/python -m benchmarks.text_generator
 
-.venv/demo.stamp: pyproject.toml requirements.lock
+$(VENV)/demo.stamp: pyproject.toml $(LOCK)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rnnjax needs Python 3.11 or newer, but $(PYTHON) is " + sys.version)'
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[experiments]'
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) '.[experiments]'
 	touch $@
 
-.venv/test.stamp: .venv/demo.stamp
-	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[test]'
+$(VENV)/test.stamp: $(VENV)/demo.stamp
+	$(INSTALL) '.[test]'
 	touch $@
 
-# Writes the lock anew from the newest versions that work together, the heavy peers among them,
-# whose own versions stay free.
+# Writes the locks anew: one for every Python, of the newest versions that work together, the heavy peers
+# among them, whose own versions stay free, and one of the oldest.
+lock: COMPILE = .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 \
+	--no-python-downloads --no-header --no-annotate --extra test pyproject.toml
 lock:
-	rm -rf .venv
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable '.[test,parity]'
-	$(BIN)/pip freeze --exclude-editable | grep -v -i -E '@|^(torch|tensorflow|triton|nvidia)' \
-		| sort --ignore-case > requirements.lock
-	rm -rf .venv
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install --quiet uv
+	$(COMPILE) --extra parity > .venv-lock/all
+	grep -v -E '^(torch|tensorflow|triton|nvidia|cuda)' .venv-lock/all > requirements.lock
+	$(COMPILE) --resolution lowest-direct > requirements-oldest.lock
+	rm -rf .venv-lock
 
 clean:
-	rm -rf .venv build dist
+	rm -rf .venv* build dist

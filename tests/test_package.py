@@ -5,6 +5,8 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import pytest
+
 import rnnjax
 
 ROOT = Path(__file__).parents[1]
@@ -52,10 +54,21 @@ def test_versions_agree():
     assert project["version"] == rnnjax.__version__
 
 
-def test_the_lock_pins_versions_and_names_no_host():
-    lines = (ROOT / "requirements.lock").read_text().splitlines()
+@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-oldest.lock"])
+def test_a_lock_pins_versions_and_names_no_host(lock):
+    lines = (ROOT / lock).read_text().splitlines()
     assert len(lines) > 20
-    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!-]+", line) for line in lines)
+    pin = r"[a-z0-9.-]+==[a-z0-9.+!-]+( ; [A-Za-z0-9_.'<>=!*() ]+)?"
+    assert all(re.fullmatch(pin, line) for line in lines)
+
+
+def test_the_oldest_lock_has_the_lowest_versions_that_are_allowed():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = (ROOT / "requirements-oldest.lock").read_text().splitlines()
+    pins = dict(line.partition(" ;")[0].split("==") for line in lines[::-1])
+    for bound in project["dependencies"]:
+        name, version = bound.split(">=")
+        assert f"{pins[name]}.".startswith(f"{version}."), bound
 
 
 def test_the_public_names_exist():

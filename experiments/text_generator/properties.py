@@ -240,7 +240,9 @@ class Scores:
 
     def of_properties(self) -> list[Finding]:
         """For every property the unit that goes best with it; the clearest first."""
-        best = np.abs(self.chosen).argmax(axis=1) if self.names else []
+        if not self.names:
+            return []
+        best = np.abs(self.chosen).argmax(axis=1)
         return self._sorted(zip(range(len(best)), best, strict=True))
 
     def _sorted(self, pairs: Any) -> list[Finding]:

@@ -137,7 +137,7 @@ def histogram(bits: np.ndarray, unit: str) -> str:
     step, height, top = 36, 120, 16
     parts = []
     for k, share in enumerate(shares):
-        tall = height * share / shares.max()
+        tall = height * share / np.max(shares)
         name = f"{k} to {k + 1} bits" if k < last else f"{last} bits or more"
         parts.append(
             f'<rect class="bar" x="{k * step + 3}" y="{top + height - tall:.1f}" '

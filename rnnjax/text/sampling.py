@@ -395,8 +395,8 @@ class Stream:
         """Where these rows stand after what is kept of them; the others are void."""
         if not rows.any():
             return self._ended
-        kept = np.where(rows, self._kept, self._kept[rows].min())
-        after, carry = [state for state in self._states if state[0] <= kept.min()][-1]
+        kept = np.where(rows, self._kept, np.min(self._kept[rows]))
+        after, carry = [state for state in self._states if state[0] <= np.min(kept)][-1]
         unread = self._ids[after - self._from : kept.max() - self._from]
         carry = read(self._step, self._params, carry, unread, lengths=kept - after)
         tokens = self._ids[kept - self._from, np.arange(len(kept))]

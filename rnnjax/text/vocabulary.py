@@ -212,7 +212,7 @@ class ByteVocabulary:
         ids = as_ids(ids)
         if ((ids < 0) | (ids > 255)).any():
             raise InvalidInputError(
-                f"ids of bytes must lie in [0, 256), but go from {ids.min()} to {ids.max()}; "
+                f"ids of bytes must lie in [0, 256), but go from {np.min(ids)} to {np.max(ids)}; "
                 "decode with the vocabulary that encoded the text"
             )
         return ids.astype(np.uint8).tobytes().decode("utf-8", "replace")

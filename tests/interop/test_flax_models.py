@@ -298,8 +298,8 @@ def test_biases_that_move_to_the_first_change_nothing_else() -> None:
 
 
 def test_other_types_stay_what_they_are() -> None:
-    module = nn.RNN(nn.GRUCell(2, param_dtype=jnp.bfloat16))
-    variables = init(module, INPUTS.astype(jnp.bfloat16))
+    # Not drawn in bfloat16: newer versions of JAX have no orthogonal matrices in it.
+    variables = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), init(nn.RNN(nn.GRUCell(2))))
     model = from_params(variables)
     assert model.layers["rnn"].cell.param_dtype == jnp.bfloat16  # type: ignore[attr-defined]
     assert_same_bits(to_params(model), variables)

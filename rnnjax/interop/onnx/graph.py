@@ -261,7 +261,7 @@ def _as_input(known: Input, x: Any) -> jax.Array:
             f"{str(error).splitlines()[0]}"
         ) from error
     expected = traced_dtype(dtype, f"input {known.name}")
-    kinds = [jnp.floating, jnp.integer, jnp.bool_]
+    kinds = [np.floating, np.integer, np.bool_]
     if not any(jnp.issubdtype(x.dtype, k) and jnp.issubdtype(expected, k) for k in kinds):
         raise InvalidInputError(
             f"input {known.name!r} is {expected}, but got {x.dtype}{list(x.shape)}"
