@@ -1,7 +1,4 @@
-"""The laws of masks, lengths, resets and noise: every method equals a plain Python loop with them.
-
-The loop knows nothing of the engine: it calls ``cell.step`` and writes each meaning out.
-"""
+"""The laws of masks, lengths, resets and noise: every method equals a Python loop with them."""
 
 import functools
 from collections.abc import Callable
@@ -13,68 +10,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cell_table import CELLS, FEATURES, TOLERANCES, both_ways, grid, table
+from cell_table import (
+    BATCH,
+    CELLS,
+    FEATURES,
+    TIME,
+    TOLERANCES,
+    both_ways,
+    grid,
+    loop,
+    table,
+    weighted,
+)
 from jax.test_util import check_grads
 
 import rnnjax
 from rnnjax import Bidirectional, Fused, GRUCell, LSTMCell, Regularized, Scan, SimpleRNNCell, Stack
 
-BATCH = 3
 METHODS = [Scan(), Fused(), Fused(keep_every=2)]
 # One row is whole, one has two steps, one has none; holes in two; borders at the first step, in
 # the middle, two in a row, and at a masked step.
 LENGTHS = np.array([5, 2, 0])
 MASK = np.array([[1, 1, 1], [1, 1, 1], [0, 1, 1], [1, 1, 0], [1, 0, 1]], bool)
 RESETS = np.array([[0, 1, 0], [0, 1, 0], [1, 0, 0], [0, 0, 1], [1, 0, 1]], bool)
-TIME = len(MASK)
-
-
-def loop(
-    cell: rnnjax.Cell,
-    params: Any,
-    xs: jax.Array,
-    carry: Any,
-    start: Any,
-    valid: jax.Array,
-    resets: jax.Array,
-    order: jax.Array,
-) -> tuple[Any, jax.Array]:
-    """The loop of `rnnjax.unroll`'s docstring. ``resets[t]`` is before the step at ``t`` runs."""
-
-    def where(marks: jax.Array, new: Any, old: Any) -> Any:
-        return jax.tree.map(
-            lambda n, o: jnp.where(marks.reshape(-1, *[1] * (n.ndim - 1)), n, o), new, old
-        )
-
-    ys = jnp.zeros((*xs.shape[:-1], cell.output_size), xs.dtype)
-    for t in order:
-        carry = where(resets[t], start, carry)
-        new, y = cell.step(params, carry, xs[t])
-        ys = ys.at[t].set(where(valid[t], y, jnp.zeros_like(y)))
-        carry = where(valid[t], new, carry)
-    return carry, ys
-
-
-def weighted(
-    run: Callable[..., Any], compiler_options: dict[str, Any] | None = None
-) -> Callable[..., Any]:
-    """``run`` with the gradients of a sum that sees every output, to all differentiable inputs."""
-
-    def loss(differentiable: Any, weights: Any, rest: Any) -> Any:
-        out = run(*differentiable, *rest)
-        return sum(jax.tree.leaves(jax.tree.map(jnp.vdot, weights, out))), out
-
-    def both(differentiable: Any, weights: Any, *rest: Any) -> Any:
-        gradient, out = jax.grad(loss, has_aux=True)(differentiable, weights, rest)
-        return out, gradient
-
-    return jax.jit(both, compiler_options=compiler_options)
-
-
-@functools.cache
-def compiled_loop(name: str) -> Callable[..., Any]:
-    # The loop is long to compile and quick to run.
-    return weighted(functools.partial(loop, CELLS[name]), {"xla_backend_optimization_level": 0})
 
 
 @functools.cache
@@ -86,7 +44,7 @@ def compiled(name: str, method: rnnjax.Method, reverse: bool, given: tuple[str, 
             CELLS[name], params, xs, carry, reverse=reverse, method=method, **marks
         )
 
-    return weighted(run)
+    return jax.jit(weighted(run))
 
 
 @pytest.fixture(scope="module")
@@ -122,10 +80,10 @@ def check(
     valid = np.asarray(marks.get("mask", np.ones((time, batch), bool)))
     if "lengths" in marks:
         valid = valid & (np.arange(time)[:, None] < marks["lengths"])
-    resets, order = np.asarray(marks.get("resets", np.zeros((time, batch), bool))), np.arange(time)
-    if reverse:  # the border before t is crossed on the way from t to t - 1
-        resets, order = np.concatenate([resets[1:], np.zeros((1, batch), bool)]), order[::-1]
-    expected = compiled_loop(name)((params, xs, carry, start), weights, valid, resets, order)
+    resets = np.asarray(marks.get("resets", np.zeros((time, batch), bool)))
+    expected = weighted(functools.partial(loop, name))(
+        (params, xs, carry, start), weights, valid, resets, reverse
+    )
     assert_close(actual, expected, TOLERANCES["float64"])
 
 
@@ -301,6 +259,13 @@ def test_no_steps_at_all() -> None:
         )  # fmt: skip
         assert ys.shape == (0, 3, 3)
         assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(carry))
+
+
+def test_no_rows_at_all() -> None:
+    params = CELL.init(jax.random.key(0), 2)
+    for method in METHODS:
+        carry, ys = rnnjax.unroll(CELL, params, jnp.zeros((5, 0, 2)), method=method)
+        assert (carry.hidden.shape, ys.shape) == ((0, 4), (5, 0, 4))
 
 
 def test_marks_that_are_known_inside_of_jit() -> None:
@@ -532,9 +497,9 @@ def test_noise_is_the_same_by_every_method(
             cell, params, xs, carry, **ALL, reset_carry=start, key=key, method=method
         )
 
-    expected = weighted(functools.partial(run, Scan()))(arguments, weights)
+    expected = jax.jit(weighted(functools.partial(run, Scan())))(arguments, weights)
     for method in METHODS[1:] if (name, kind) == ("lstm", "all") else [Fused()]:
-        actual = weighted(functools.partial(run, method))(arguments, weights)
+        actual = jax.jit(weighted(functools.partial(run, method)))(arguments, weights)
         assert_close(actual, expected, TOLERANCES["float64"])
 
 
@@ -555,6 +520,7 @@ def test_recurrent_dropout_by_hand(random_like: Any) -> None:
     rounded = np.round(masks[0])
     np.testing.assert_allclose(masks[0], rounded, atol=1e-2)
     assert set(rounded.ravel().tolist()) == {0.0, 2.0}
+    assert not np.all(rounded == rounded[0])  # each row has its own
 
 
 def test_zoneout_keeps_units(random_like: Any) -> None:
@@ -621,6 +587,15 @@ def test_each_cell_of_a_stack_draws_its_own(random_like: Any) -> None:
     assert 0.15 < (ys != 0).mean() < 0.35
     other = rnnjax.unroll(Stack([layer, layer]), (identity,) * 2, xs, key=jax.random.key(1))[1]
     assert np.any(other != ys)
+
+
+def test_each_direction_draws_its_own() -> None:
+    cell = SimpleRNNCell(200, activation="linear", use_bias=False)
+    layer = Bidirectional(Regularized(cell, input_dropout=0.5))
+    identity = {"kernel": jnp.eye(200), "recurrent_kernel": jnp.zeros((200, 200))}
+    _, ys = rnnjax.unroll(layer, (identity, identity), jnp.ones((1, 1, 200)), key=jax.random.key(0))
+    forward, backward = jnp.split(ys != 0, 2, axis=-1)
+    assert 0.35 < (forward == backward).mean() < 0.65
 
 
 # ---- streaming

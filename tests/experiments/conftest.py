@@ -1,14 +1,10 @@
 import importlib
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from experiments import runs
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -34,7 +30,7 @@ def program(tmp_path, monkeypatch, capsys):
 
 
 @pytest.fixture
-def start(tmp_path):
+def start(tmp_path, environment):
     """Start a program in a process of its own, and go on; it is ended with the test."""
     processes = []
 
@@ -50,7 +46,3 @@ def start(tmp_path):
     for process in processes:
         process.kill()
         process.communicate()
-
-
-def environment():
-    return os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}

@@ -23,7 +23,6 @@ from experiments.text_generator.stored import Trained
 from experiments.text_generator.training import run_training
 from rnnjax.text import ByteVocabulary, Sampling, Vocabulary, sample
 
-ROOT = __file__.rsplit("/tests/", 1)[0]
 FOREVER = str(10**9)
 
 
@@ -64,16 +63,12 @@ class Result:
         self.status, self.stdout, self.stderr = status, stdout, stderr
 
 
-def environment(**more):
-    return os.environ | {"PYTHONPATH": ROOT, "JAX_PLATFORMS": "cpu"} | more
-
-
 def command(*arguments):
     return [sys.executable, "-m", "experiments.text_generator", "generate", *map(str, arguments)]
 
 
 @pytest.fixture(params=["here", pytest.param("process", marks=pytest.mark.slow)])
-def generate(request, monkeypatch, capsys):
+def generate(request, environment, monkeypatch, capsys):
     """Run the command line here, which is quick, or in a process of its own."""
 
     def process(*arguments, stdin=""):
@@ -369,7 +364,7 @@ runpy.run_module("experiments.text_generator", run_name="__main__", alter_sys=Tr
 
 
 @pytest.fixture
-def start():
+def start(environment):
     processes = []
 
     def run(*arguments, **options):
@@ -459,7 +454,7 @@ def test_writing_without_end_can_be_ended(start, run_dir, end):
 
 
 @pytest.mark.slow
-def test_what_a_terminal_cannot_show_is_written_as_its_number(run_dir):
+def test_what_a_terminal_cannot_show_is_written_as_its_number(run_dir, environment):
     ended = subprocess.run(
         command("--run-dir", run_dir, "--prime", "é", "--length", 1), capture_output=True,
         env=environment(PYTHONIOENCODING="ascii"), timeout=300,
@@ -469,7 +464,7 @@ def test_what_a_terminal_cannot_show_is_written_as_its_number(run_dir):
 
 
 @pytest.mark.slow
-def test_the_samples_of_a_pipe_that_breaks_late(run_dir):
+def test_the_samples_of_a_pipe_that_breaks_late(run_dir, environment):
     """All of the text is in the pipe's buffer when it breaks, to be flushed at the end."""
     ended = subprocess.run(
         ["bash", "-c", 'set -o pipefail; "$@" | true', "bash",

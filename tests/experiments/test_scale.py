@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +19,6 @@ from experiments.text_generator.scale import divided_axis, sharding_of
 from rnnjax import InvalidInputError
 from rnnjax.training import Processes
 
-ROOT = Path(__file__).parents[2]
 TINY = ["--layers", "2", "--hidden-size", "16", "--batch-size", "8", "--seq-length", "10",
         "--corpus", "text.txt", "--sample-length", "4"]  # fmt: skip
 
@@ -33,21 +31,14 @@ def text(tmp_path):
 
 
 @pytest.fixture
-def begin(tmp_path):
+def begin(tmp_path, environment):
     """Start the program on so many simulated devices; it is ended with the test."""
     processes = []
 
     def begin(devices, *arguments):
-        environment = {name: v for name, v in os.environ.items() if not name.startswith("JAX_")}
-        environment |= {
-            "PYTHONPATH": str(ROOT),
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
-            "--xla_backend_optimization_level=0",
-        }
         process = subprocess.Popen(
             [sys.executable, "-m", "experiments.text_generator", *map(str, arguments)],
-            cwd=tmp_path, env=environment, text=True,
+            cwd=tmp_path, env=environment(devices), text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         processes.append(process)
@@ -186,7 +177,7 @@ def test_processes_that_differ_all_end_with_one_sentence(begin, text, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--mesh", "8"], "a mesh of 8 x 1 needs 8 devices, but there are 1"),
+        (["--mesh", "8"], "a mesh of 8 x 1 needs 8 devices, but there are 2"),
         (["--mesh", "0"], '--mesh must be a number of devices (8), two of them (4x2), or "auto"'),
         (["--mesh", "4x2x1"], "but is '4x2x1'"),
         (["--processes", "2"], "several processes need a coordinator"),
@@ -231,9 +222,9 @@ def test_hidden_units_are_divided_and_characters_are_not():
 
 def test_one_device_is_taken_unless_a_mesh_is_asked_for(text, tmp_path):
     assert sharding_of(Train()) is None
-    for mesh in ("1", "1x1", "auto"):
+    for mesh, devices in (("1", 1), ("1x1", 1), ("auto", 2)):
         sharding = sharding_of(Train(mesh=mesh, model=Architecture(hidden_size=7)))
-        assert dict(sharding.mesh.shape) == {"data": 1, "hidden": 1}
+        assert dict(sharding.mesh.shape) == {"data": devices, "hidden": 1}
 
 
 def test_each_process_reads_its_rows_alone(text, tmp_path):

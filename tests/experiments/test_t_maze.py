@@ -168,6 +168,25 @@ def test_advantages_against_their_definition(random_like):
     np.testing.assert_allclose(trainer.advantages(rollout, last_value), expected, atol=1e-5)
 
 
+def test_the_loss_against_its_definition(random_like):
+    config = Config(corridor_length=2, step_limit=7, environments=8, rollout=15,
+                    value_weight=0.7, entropy_weight=0.3)  # fmt: skip
+    trainer = Trainer(config)
+    params = some_params(trainer, random_like)
+    streams = trainer.begin(KEY, 8)
+    _, rollout = jax.jit(trainer.collect)(params, streams, True, KEY)
+    advantages = np.random.default_rng(0).normal(size=(15, 8))
+    loss, entropy = trainer.loss(params, streams.carry, rollout, jnp.asarray(advantages))
+    logits = np.asarray(rollout.opinions.logits, np.float64)
+    policy = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    chosen = np.take_along_axis(policy, np.asarray(rollout.actions)[..., None], -1)[..., 0]
+    unsure = -(policy * np.log(policy)).sum(-1).mean()
+    # The value that is to become advantages + value is off by the advantages.
+    expected = -(advantages * np.log(chosen)).mean() + 0.7 * (advantages**2).mean() / 2
+    np.testing.assert_allclose(entropy, unsure, rtol=1e-4)
+    np.testing.assert_allclose(loss, expected - 0.3 * unsure, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("sign_weight", "expected"), [(5.0, 1.0), (-5.0, 0.0)], ids=["always right", "always wrong"]
 )

@@ -11,6 +11,7 @@ import pytest
 
 from experiments.text_generator.config import Architecture, Text
 from experiments.text_generator.data import Data
+from experiments.text_generator.evaluation import surprise
 from experiments.text_generator.generation import write
 from experiments.text_generator.model import CharacterModel, make_loss
 from rnnjax.text import Vocabulary
@@ -93,38 +94,37 @@ def test_twenty_moments(program, start, text, tmp_path, mode, number):
     kill_and_resume(program, start, tmp_path, mode, [which], seed=number)
 
 
-@pytest.mark.parametrize(
-    ("largest_file", "message"),
-    [
-        # Enough for records and plot, too little for the parameters; and too little for anything.
-        (200_000, "the checkpoints before it are untouched"),
-        (1000, "there is no room for what was to be written"),
-    ],
-    ids=["checkpoint", "records"],
-)
-def test_a_full_disk_costs_nothing_that_was_saved(
-    program, start, text, tmp_path, largest_file, message
-):
+def test_a_full_disk_costs_nothing_that_was_saved(program, start, text, tmp_path):
     resource = pytest.importorskip("resource", reason="limits of a process are those of POSIX")
     if not hasattr(resource, "prlimit"):
         pytest.skip("only Linux can limit another process")
     options = [*TINY, *STREAMS, "--hidden-size", "64", "--checkpoint-every", "1"]
     program("text_generator", "train", *options, "--run-dir", "whole")
-    victim = start("text_generator", "train", *options, "--run-dir", "full")
     checkpoints = tmp_path / "full" / "checkpoints"
-    while victim.poll() is None and not any(
-        path.name.isdigit() for path in (checkpoints.iterdir() if checkpoints.exists() else [])
-    ):
-        time.sleep(0.01)
-    resource.prlimit(victim.pid, resource.RLIMIT_FSIZE, (largest_file, largest_file))
-    output, _ = victim.communicate(timeout=120)
-    assert victim.returncode == 2
-    assert message in output.decode()
-    saved = [path.name for path in checkpoints.iterdir() if path.name.isdigit()]
-    assert saved
+    begin = options
+    for largest_file, message in [
+        # Enough for records and plot, too little for the parameters; and too little for anything.
+        (200_000, "the checkpoints before it are untouched"),
+        (1000, "there is no room for what was to be written"),
+    ]:
+        victim = start("text_generator", "train", *begin, "--run-dir", "full")
+        before = names_of_steps(checkpoints)
+        while victim.poll() is None and names_of_steps(checkpoints) == before:
+            time.sleep(0.01)
+        resource.prlimit(victim.pid, resource.RLIMIT_FSIZE, (largest_file, largest_file))
+        output, _ = victim.communicate(timeout=120)
+        assert victim.returncode == 2
+        assert message in output.decode()
+        begin = ["--resume"]
+    saved = names_of_steps(checkpoints)
     resumed = program("text_generator", "train", "--resume", "--run-dir", "full")
     assert f"going on from step {max(map(int, saved))} of" in resumed.stdout
     assert arrays(tmp_path / "full") == arrays(tmp_path / "whole")
+
+
+def names_of_steps(checkpoints):
+    there = checkpoints.iterdir() if checkpoints.exists() else []
+    return {path.name for path in there if path.name.isdigit()}
 
 
 def test_a_damaged_last_checkpoint_costs_a_warning(program, text, tmp_path):
@@ -267,6 +267,54 @@ def test_the_loss_leaves_out_windows_of_weight_0(model):
     np.testing.assert_allclose(two, alone, rtol=1e-6)
     assert carry == ()
     assert float(metrics["weight"]) == 2
+
+
+def test_the_loss_drops_and_forgets_in_training():
+    """Each kind of noise that the options name changes the loss with its key; and forgetting."""
+    rng, key = np.random.default_rng(0), jax.random.key(5)
+    batch = {name: rng.integers(0, 20, (4, 6)) for name in ("inputs", "targets")}
+    batch["weights"] = np.ones(4)
+
+    def loss_of(key, *, carry=None, forget=0.0, **noise):
+        options = Architecture(layers=2, hidden_size=9, embedding_size=9, **noise)
+        model = CharacterModel.build(options, 20)
+        params = model.init(jax.random.key(0))
+        loss_fn = make_loss(model, carry_state=carry is not None, forget=forget)
+        before = () if carry is None else jax.tree.map(lambda x: x + carry, model.initial_carry(4))
+        return float(jax.jit(loss_fn)(params, before, batch, key)[0])
+
+    plain = loss_of(key)
+    assert loss_of(jax.random.key(6)) == plain
+    for kind in ("dropout", "embedding_dropout", "recurrent_dropout", "weight_drop"):
+        noisy = loss_of(key, **{kind: 0.5})
+        assert abs(noisy - plain) > 1e-4, kind
+        assert noisy != loss_of(jax.random.key(6), **{kind: 0.5}), kind
+    np.testing.assert_allclose(loss_of(key, carry=0.5, forget=1.0), plain, rtol=1e-6)
+    assert abs(loss_of(key, carry=0.5, forget=0.0) - plain) > 1e-4
+
+
+def test_each_row_of_an_evaluation_has_read_what_comes_before(model):
+    """The first begins with the text, and the others 256 characters before their own part."""
+    params = jax.tree.map(lambda leaf: 2 * leaf, model.init(jax.random.key(0)))
+    ids = np.random.default_rng(0).integers(0, 68, 2060)  # two rows of 1,030 characters
+    losses = surprise(model, params, ids)
+    assert losses.shape == (2059,)
+    for begin, end in ((0, 1030), (1030, 2059)):
+        before = min(begin, 256)
+        inputs, targets = (ids[None, begin - before + k : end + k] for k in (0, 1))
+        _, alone = model.losses(params, model.initial_carry(1), inputs, targets)
+        np.testing.assert_allclose(losses[begin:end], alone[0, before:], rtol=1e-4, atol=1e-5)
+
+
+def test_the_parts_of_a_text_are_the_text(text, tmp_path):
+    """In their order, and nothing of one is in another."""
+    options = Text(
+        corpus=str(tmp_path / "text.txt"), validation=0.2, test=0.3, batch_size=4, seq_length=10
+    )
+    data = Data.load(options, seed=0)
+    parts = [data.train, data.validation, data.test]
+    np.testing.assert_array_equal(np.concatenate(parts), data.vocabulary.encode(text))
+    np.testing.assert_allclose([len(p) / len(text) for p in parts], [0.5, 0.2, 0.3], atol=1e-3)
 
 
 def test_an_epoch_reads_every_window_once(text, tmp_path):

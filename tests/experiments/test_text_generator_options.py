@@ -5,6 +5,7 @@ import json
 import os
 import re
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from experiments.text_generator.config import Architecture, Optimization, Text, 
 from experiments.text_generator.data import Data
 from experiments.text_generator.evaluation import surprise
 from experiments.text_generator.opening import Run, resumed
-from experiments.text_generator.optimization import learning_rate
+from experiments.text_generator.optimization import learning_rate, make_optimizer
 from experiments.text_generator.presets import PRESETS
 from experiments.text_generator.stored import Trained
 from rnnjax import CheckpointError, InvalidInputError
@@ -59,6 +60,34 @@ def test_steps_fall_where_epochs_end_as_in_char_rnn(warmup):
         got = rates(options, 4, 10)
         assert got[warmup:] == pytest.approx(np.repeat(factors, 10)[warmup:])
         assert got[:warmup] == pytest.approx(np.arange(warmup) / max(1, warmup))
+
+
+def first_update(gradient, **options):
+    """Of parameters that are ones."""
+    optimizer = make_optimizer(Optimization(**options), 1, 10)
+    params = jax.tree.map(jnp.ones_like, gradient)
+    return optimizer.update(gradient, optimizer.init(params), params)[0]
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "rmsprop"])
+def test_it_is_the_gradient_that_is_clipped(name):
+    """So that the update is that of a smaller gradient, however large it is itself."""
+    gradient = {"kernel": jnp.array([[3e-8, 4e-8]]), "bias": jnp.array([0.0])}  # the norm is 5e-8
+    small = jax.tree.map(lambda leaf: leaf / 5, gradient)
+    options = {"optimizer": name, "learning_rate": 10.0}
+    clipped = first_update(gradient, clip_norm=1e-8, **options)
+    expected, plain = (first_update(g, **options) for g in (small, gradient))
+    for key in gradient:
+        np.testing.assert_allclose(clipped[key], expected[key], rtol=1e-5)
+    assert np.abs(plain["kernel"] / clipped["kernel"]).min() > 1.5
+    assert np.abs(clipped["kernel"]).max() > 1e-6
+
+
+def test_weights_decay_but_not_biases():
+    nothing = {"kernel": jnp.zeros((2, 3)), "bias": jnp.zeros(3)}
+    update = first_update(nothing, optimizer="adamw", learning_rate=0.1, weight_decay=0.5)
+    np.testing.assert_allclose(update["kernel"], -0.05, rtol=1e-6)
+    np.testing.assert_array_equal(update["bias"], 0)
 
 
 def test_epochs_that_are_given_count_more_than_the_steps_of_a_preset(program, text, tmp_path):

@@ -2,7 +2,6 @@
 
 import collections
 import json
-import os
 import re
 import socket
 import subprocess
@@ -27,21 +26,22 @@ from rnnjax.training import (
 )
 
 SCRIPT = Path(__file__).with_name("sharded_run.py")
-ROOT = Path(__file__).parents[2]
 
 
-def start(folder, devices, *arguments, flags=""):
-    environment = {name: v for name, v in os.environ.items() if not name.startswith("JAX_")}
-    environment |= {
-        "PYTHONPATH": str(ROOT),
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
-        f"--xla_backend_optimization_level=0 {flags}",
-    }
-    return subprocess.Popen(
-        [sys.executable, "-W", "error", str(SCRIPT), str(folder), *arguments],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+@pytest.fixture(scope="module")
+def start(environment):
+    def start(folder, devices, *arguments, flags=""):
+        # What comes from the cache is not compiled, and so leaves no text behind; and of two
+        # processes, one that has not to compile leaves the other behind at their first meeting.
+        own = environment(devices, JAX_ENABLE_COMPILATION_CACHE="false")
+        own["XLA_FLAGS"] += f" {flags}"
+        return subprocess.Popen(
+            [sys.executable, "-W", "error", str(SCRIPT), str(folder), *arguments],
+            env=own,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+    return start
 
 
 def finish(*processes, timeout=200):
@@ -70,7 +70,7 @@ def free_port():
 
 
 @pytest.fixture(scope="module")
-def eight(tmp_path_factory):
+def eight(tmp_path_factory, start):
     """What one process saw on one device and on eight; and the folder with its checkpoint."""
     folder = tmp_path_factory.mktemp("eight")
     dump = f"--xla_dump_to={folder / 'hlo'} --xla_dump_hlo_module_re=.*train_steps.*"
@@ -79,7 +79,7 @@ def eight(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pair(eight):
+def pair(eight, start):
     """What two processes with two devices each saw."""
     folder, _ = eight
     where = f"localhost:{free_port()}"
@@ -213,10 +213,10 @@ def state_like(arrays):
 
 
 def test_what_does_not_fit_the_devices_is_told():
-    with pytest.raises(InvalidInputError, match="a mesh of 8 x 1 needs 8 devices, but there are 1"):
+    with pytest.raises(InvalidInputError, match="a mesh of 8 x 1 needs 8 devices, but there are 2"):
         Sharding.over(8)
-    with pytest.raises(InvalidInputError, match="1 devices cannot be divided into groups of 2"):
-        Sharding.over(hidden=2)
+    with pytest.raises(InvalidInputError, match="2 devices cannot be divided into groups of 3"):
+        Sharding.over(hidden=3)
     with pytest.raises(InvalidInputError, match="at least 1 device along each axis, but 0 x 1"):
         Sharding.over(0)
     with pytest.raises(InvalidInputError, match=r'the axes \("data", "hidden"\), but has'):
