@@ -1,0 +1,476 @@
+"""Every cell and way to combine them in plain NumPy, written from the papers' equations.
+
+Independent of the library: nothing of it, and nothing of JAX, is imported. What is taken from it is
+the layout of the parameters alone, their names and the order of the gates along the last axis.
+
+All functions take complex arrays too, and are analytic in them but for the kinks of piecewise
+activations: they branch on real parts, and use neither absolute values nor conjugates. That is how
+`with_slopes` differentiates them, to rounding and without any rule of differentiation.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+Tree = Any
+"""Arrays in nested tuples and dicts; None where there is none."""
+
+
+# ---- activations
+
+
+def sigmoid(x: Array) -> Array:
+    """``1 / (1 + exp(-x))``, with the exponential of a negative number alone: no overflow."""
+    small = np.exp(-_magnitude(x))
+    return np.where(x.real < 0, small, 1) / (1 + small)
+
+
+def _magnitude(x: Array) -> Array:
+    return np.where(x.real < 0, -x, x)
+
+
+def _clip(x: Array, low: float, high: float) -> Array:
+    return np.where(x.real < low, low, np.where(x.real > high, high, x))
+
+
+def _elu(x: Array) -> Array:
+    """Clevert et al., 2016: ``x`` above 0, ``exp(x) - 1`` below."""
+    return np.where(x.real > 0, x, np.expm1(np.where(x.real > 0, 0, x)))
+
+
+def _gelu(x: Array) -> Array:
+    """Hendrycks & Gimpel, 2016: ``0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))``."""
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def _selu(x: Array) -> Array:
+    """Klambauer et al., 2017: ``1.0507 (x above 0, 1.6733 (exp(x) - 1) below)``."""
+    return 1.0507009873554805 * np.where(x.real > 0, x, 1.6732632423543772 * _elu(x))
+
+
+ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
+    "tanh": np.tanh,
+    "sigmoid": sigmoid,
+    "hard_sigmoid": lambda x: _clip(x / 6 + 0.5, 0, 1),
+    "legacy_hard_sigmoid": lambda x: _clip(0.2 * x + 0.5, 0, 1),
+    "hard_tanh": lambda x: _clip(x, -1, 1),
+    "relu": lambda x: np.where(x.real > 0, x, 0),
+    "elu": _elu,
+    "selu": _selu,
+    "gelu": _gelu,
+    "silu": lambda x: x * sigmoid(x),
+    "softplus": lambda x: np.where(x.real > 0, x, 0) + np.log1p(np.exp(-_magnitude(x))),
+    "softsign": lambda x: x / (1 + _magnitude(x)),
+    "linear": lambda x: x,
+    "bent": lambda x: x / (1 + x * x),  # the callable of tests/cell_table.py
+}
+
+
+# ---- cells: (parameters, carry, x, options) -> (new carry, y)
+
+
+class Options(NamedTuple):
+    """What an equation reads besides its parameters."""
+
+    act: Callable[[Array], Array]
+    gate: Callable[[Array], Array]
+    epsilon: float
+
+
+def _per_gate(
+    p: Mapping[str, Array],
+    gates: str,
+    x: Array,
+    kernel: str,
+    bias: str = "",
+    times: Callable[[Array, Array], Array] = np.matmul,
+) -> dict[str, Array]:
+    """``x W_k + b_k`` of each gate k, its part of their last axis; b is 0 if there is none."""
+    kernels = np.split(p[kernel], len(gates), axis=-1)
+    biases = np.split(p[bias], len(gates)) if bias in p else [0.0] * len(gates)
+    return {k: times(x, w) + b for k, w, b in zip(gates, kernels, biases, strict=True)}
+
+
+def _sums(p: Any, gates: str, x: Array, h: Array, **times: Any) -> dict[str, Array]:
+    """``W_k x + U_k h + b_k`` of each gate k."""
+    from_x = _per_gate(p, gates, x, "kernel", "bias", **times)
+    from_h = _per_gate(p, gates, h, "recurrent_kernel", **times)
+    return {k: from_x[k] + from_h[k] for k in gates}
+
+
+def simple(p: Any, carry: Any, x: Array, o: Options) -> Any:
+    """Elman, 1990: ``h' = tanh(W x + U h + b)``."""
+    h = o.act(_sums(p, "h", x, *carry)["h"])
+    return (h,), h
+
+
+def lstm(p: Any, carry: Any, x: Array, o: Options, **times: Any) -> Any:
+    """Hochreiter & Schmidhuber, 1997; the forget gate of Gers, Schmidhuber & Cummins, 2000.
+
+    i, f, o = sigma(W x + U h + b) and g = tanh(W x + U h + b), each with weights of its own;
+    c' = f c + i g; h' = o tanh(c').
+    """
+    h, c = carry
+    s = _sums(p, "ifgo", x, h, **times)
+    c = o.gate(s["f"]) * c + o.gate(s["i"]) * o.act(s["g"])
+    h = o.gate(s["o"]) * o.act(c)
+    return (h, c), h
+
+
+def projection(p: Any, carry: Any, x: Array, o: Options) -> Any:
+    """LSTMP of Sak, Senior & Beaufays, 2014: ``m = o tanh(c')`` of an LSTM, and ``r' = R m``.
+
+    The recurrent products read r in the place of h, and r' is the output.
+    """
+    (m, c), _ = lstm(p, carry, x, o)
+    r = m @ p["projection_kernel"]
+    return (r, c), r
+
+
+def convlstm(p: Any, carry: Any, x: Array, o: Options) -> Any:
+    """Shi et al., 2015, equation 3 without peepholes: an LSTM with convolutions for products."""
+    return lstm(p, carry, x, o, times=_correlated)
+
+
+def _correlated(x: Array, kernel: Array) -> Array:
+    """``sum over k of x[at + k - (size - 1) // 2] @ kernel[k]``, zeros around: the grid stays."""
+    sizes = kernel.shape[:-2]
+    grid = x.shape[-1 - len(sizes) : -1]
+    rows = [(0, 0)] * (x.ndim - 1 - len(sizes))
+    padded = np.pad(x, [*rows, *(((k - 1) // 2, k // 2) for k in sizes), (0, 0)])
+    total: Any = 0
+    for at in np.ndindex(*sizes):
+        window = tuple(slice(k, k + n) for k, n in zip(at, grid, strict=True))
+        total = total + padded[(..., *window, slice(None))] @ kernel[at]
+    return total
+
+
+def peephole(p: Any, carry: Any, x: Array, o: Options) -> Any:
+    """Gers & Schmidhuber, 2000: i and f see the old cell state too, and o sees the new one.
+
+    i, f = sigma(W x + U h + p c + b); c' = f c + i tanh(W x + U h + b);
+    o = sigma(W x + U h + p c' + b); h' = o tanh(c').
+    """
+    h, c = carry
+    s, (p_i, p_f, p_o) = _sums(p, "ifgo", x, h), p["peephole"]
+    c = o.gate(s["f"] + p_f * c) * c + o.gate(s["i"] + p_i * c) * o.act(s["g"])
+    h = o.gate(s["o"] + p_o * c) * o.act(c)
+    return (h, c), h
+
+
+def coupled(p: Any, carry: Any, x: Array, o: Options) -> Any:
+    """CIFG of Greff et al., 2017: an LSTM with ``f = 1 - i``."""
+    h, c = carry
+    s = _sums(p, "igo", x, h)
+    c = (1 - o.gate(s["i"])) * c + o.gate(s["i"]) * o.act(s["g"])
+    h = o.gate(s["o"]) * o.act(c)
+    return (h, c), h
+
+
+def gru(p: Any, carry: Any, x: Array, o: Options) -> Any:
+    """Cho et al., 2014, with the reset gate after the product and its bias, as in cuDNN.
+
+    r, z = sigma(W x + b + U h + c); n = tanh(W x + b + r (U h + c)); h' = z h + (1 - z) n.
+    """
+    (h,) = carry
+    a = _per_gate(p, "rzn", x, "kernel", "bias")
+    b = _per_gate(p, "rzn", h, "recurrent_kernel", "recurrent_bias")
+    r, z = o.gate(a["r"] + b["r"]), o.gate(a["z"] + b["z"])
+    h = z * h + (1 - z) * o.act(a["n"] + r * b["n"])
+    return (h,), h
+
+
+def gru_reset_before(p: Any, carry: Any, x: Array, o: Options) -> Any:
+    """Cho et al., 2014, equations 5 to 8: `gru` with ``n = tanh(W x + U (r h) + b)``."""
+    (h,) = carry
+    s = _sums(p, "rzn", x, h)
+    r, z = o.gate(s["r"]), o.gate(s["z"])
+    h = z * h + (1 - z) * o.act(_sums(p, "rzn", x, r * h)["n"])
+    return (h,), h
+
+
+def mgu(p: Any, carry: Any, x: Array, o: Options) -> Any:
+    """Zhou et al., 2016, in Flax's form: the gate after the product, and keeping the old state.
+
+    f = sigma(W x + b + U h + c); n = tanh(W x + b + f (U h + c)); h' = f h + (1 - f) n.
+    """
+    (h,) = carry
+    a = _per_gate(p, "fn", x, "kernel", "bias")
+    b = _per_gate(p, "fn", h, "recurrent_kernel", "recurrent_bias")
+    f = o.gate(a["f"] + b["f"])
+    h = f * h + (1 - f) * o.act(a["n"] + f * b["n"])
+    return (h,), h
+
+
+def mgu_reset_before(p: Any, carry: Any, x: Array, o: Options) -> Any:
+    """Zhou et al., 2016: ``n = tanh(W x + U (f h) + b)``; f and 1 - f are swapped in h'."""
+    (h,) = carry
+    f = o.gate(_sums(p, "fn", x, h)["f"])
+    h = f * h + (1 - f) * o.act(_sums(p, "fn", x, f * h)["n"])
+    return (h,), h
+
+
+def _normalized(x: Array, epsilon: float) -> Array:
+    """Ba, Kiros & Hinton, 2016, equation 3: less the mean, over the standard deviation."""
+    centred = x - x.sum(-1, keepdims=True) / x.shape[-1]
+    return centred / np.sqrt((centred**2).sum(-1, keepdims=True) / x.shape[-1] + epsilon)
+
+
+def _normalized_products(p: Any, gates: str, x: Array, h: Array, epsilon: float) -> Any:
+    """Both products, each normalised over all gates at once and scaled; the first with the bias."""
+    from_x = _normalized(x @ p["kernel"], epsilon) * p["kernel_scale"] + p.get("bias", 0.0)
+    from_h = _normalized(h @ p["recurrent_kernel"], epsilon) * p["recurrent_scale"]
+    parts = (np.split(s, len(gates), axis=-1) for s in (from_x, from_h))
+    return [dict(zip(gates, part, strict=True)) for part in parts]
+
+
+def layernorm_lstm(p: Any, carry: Any, x: Array, o: Options) -> Any:
+    """Ba, Kiros & Hinton, 2016, equations 20 to 22: `lstm` of normalised products.
+
+    c' is normalised, scaled and shifted too, where h' reads it.
+    """
+    h, c = carry
+    a, b = _normalized_products(p, "ifgo", x, h, o.epsilon)
+    i, f, out = (o.gate(a[k] + b[k]) for k in "ifo")
+    c = f * c + i * o.act(a["g"] + b["g"])
+    h = out * o.act(_normalized(c, o.epsilon) * p["cell_scale"] + p["cell_bias"])
+    return (h, c), h
+
+
+def layernorm_gru(p: Any, carry: Any, x: Array, o: Options) -> Any:
+    """Ba, Kiros & Hinton, 2016: `gru` of normalised products."""
+    (h,) = carry
+    a, b = _normalized_products(p, "rzn", x, h, o.epsilon)
+    r, z = o.gate(a["r"] + b["r"]), o.gate(a["z"] + b["z"])
+    h = z * h + (1 - z) * o.act(a["n"] + r * b["n"])
+    return (h,), h
+
+
+def indrnn(p: Any, carry: Any, x: Array, o: Options) -> Any:
+    """Li et al., 2018, equation 2: ``h' = relu(W x + u h + b)``, each unit times its own u."""
+    (h,) = carry
+    h = o.act(x @ p["kernel"] + p["recurrent_kernel"] * h + p.get("bias", 0.0))
+    return (h,), h
+
+
+def mingru(p: Any, carry: Any, x: Array, o: Options) -> Any:
+    """Feng et al., 2024: ``z = sigma(W x + b), n = W x + b, h' = (1 - z) h + z n``."""
+    (h,) = carry
+    s = _per_gate(p, "zn", x, "kernel", "bias")
+    h = (1 - sigmoid(s["z"])) * h + sigmoid(s["z"]) * o.act(s["n"])
+    return (h,), h
+
+
+def minlstm(p: Any, carry: Any, x: Array, o: Options) -> Any:
+    """Feng et al., 2024: ``i, f = sigma(W x + b), h' = f / (f + i) h + i / (f + i) (W x + b)``."""
+    (h,) = carry
+    s = _per_gate(p, "ifg", x, "kernel", "bias")
+    i, f = sigmoid(s["i"]), sigmoid(s["f"])
+    h = f / (f + i) * h + i / (f + i) * o.act(s["g"])
+    return (h,), h
+
+
+def user_peephole(p: Any, carry: Any, x: Array, o: Options) -> Any:
+    """PeepholeCell of tests/cell_table.py: `peephole`, with ``y = a_gain h' + b_i``."""
+    carry, h = peephole(p, carry, x, o)
+    return carry, p["a_gain"] * h + p["bias"][: h.shape[-1]]
+
+
+def user_gain(p: Any, carry: Any, x: Array, o: Options) -> Any:
+    """GainCell of tests/cell_table.py: ``h' = (1 - z) gain n + z h``, and ``y = z h'``."""
+    (h,) = carry
+    s = _sums(p, "nz", x, h)
+    z = sigmoid(s["z"])
+    h = (1 - z) * p["gain"] * np.tanh(s["n"]) + z * h
+    return (h,), z * h
+
+
+Equation = Callable[[Any, Any, Array, Options], Any]
+_HIDDEN = simple, gru, gru_reset_before, layernorm_gru, mgu, mgu_reset_before, indrnn, mingru
+_HIDDEN_AND_CELL = lstm, peephole, coupled, projection, layernorm_lstm, user_peephole
+EQUATIONS: dict[str, Equation] = {
+    equation.__name__.replace("_", "-"): equation
+    for equation in (*_HIDDEN, minlstm, user_gain, *_HIDDEN_AND_CELL)
+}
+EQUATIONS |= {"convlstm-1d": convlstm, "convlstm-2d": convlstm}
+"""By the names of tests/cell_table.py."""
+WITH_CELL = {name for name, f in EQUATIONS.items() if f in (*_HIDDEN_AND_CELL, convlstm)}
+"""Whose carry is (hidden, cell); that of the others is (hidden,)."""
+
+
+# ---- compositions
+
+
+class Layer(NamedTuple):
+    """One cell by its name above, with its arguments besides its size.
+
+    And the rates of `rnnjax.Regularized` around it, of which only zoneout's say anything in
+    evaluation.
+    """
+
+    kind: str
+    size: int
+    options: Mapping[str, Any] = {}
+    rates: Mapping[str, float] = {}
+
+    def __repr__(self) -> str:
+        options = {**self.options, **self.rates}.items()
+        return f"{self.kind}({', '.join([str(self.size), *(f'{k}={v}' for k, v in options)])})"
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Those of the leaves of the carry; the first is that of the output too."""
+        hidden = self.options.get("proj_size", self.size)
+        return (hidden, self.size) if self.kind in WITH_CELL else (hidden,)
+
+    def step(self, params: Tree, carry: Tree, x: Array) -> tuple[Tree, Array]:
+        """The equation, and ``h' <- z h + (1 - z) h'`` (Krueger et al., 2017, in expectation)."""
+        act, gate = (self.options.get(f) for f in ("activation", "recurrent_activation"))
+        options = Options(
+            ACTIVATIONS[act or "tanh"],
+            ACTIVATIONS[gate or "sigmoid"],
+            self.options.get("epsilon", 0.0),
+        )
+        new, y = EQUATIONS[self.kind](params, carry, x, options)
+        rates = [self.rates.get(f"zoneout_{name}", 0.0) for name in ("hidden", "cell")]
+        kept = tuple(z * h + (1 - z) * n for z, h, n in zip(rates, carry, new, strict=False))
+        return kept, kept[0] if y is new[0] else y
+
+
+class LearnedCarry(NamedTuple):
+    """Sequences begin with ``params["initial_carry"]``."""
+
+    inner: Any
+
+
+class Stack(NamedTuple):
+    """Each part reads the outputs of the one before."""
+
+    parts: tuple[Any, ...]
+
+
+class Bidirectional(NamedTuple):
+    """Schuster & Paliwal, 1997: two parts read the same inputs in opposite directions."""
+
+    parts: tuple[Any, Any]
+    merge: str
+
+
+MERGES: Mapping[str, Callable[[Array, Array], Array]] = {
+    "concat": lambda a, b: np.concatenate([a, b], axis=-1),
+    "sum": lambda a, b: a + b,
+    "mul": lambda a, b: a * b,
+    "average": lambda a, b: 0.5 * a + 0.5 * b,
+}
+
+
+def one_hot(ids: Array, size: int) -> Array:
+    """A 1 at the place of each id; zeros for an id outside of ``0 .. size - 1``."""
+    return (ids[..., None] == np.arange(size)).astype(float)
+
+
+def unroll(
+    node: Any,
+    params: Tree,
+    xs: Array,
+    carry: Tree = None,
+    *,
+    lengths: Array | None = None,
+    mask: Array | None = None,
+    resets: Array | None = None,
+    reset_carry: Tree = None,
+    masked_outputs: str = "zero",
+    reverse: bool = False,
+) -> tuple[Tree, Array]:
+    """What the docstring of `rnnjax.unroll` promises of these arguments, as a loop.
+
+    ``node`` is a layer or a combination of layers, whose parameters and carry are tuples with an
+    entry for each part, and ``xs (time, *batch, features)`` are vectors.
+    """
+    rows = xs.shape[:-1]
+
+    def for_rows(marks: Any) -> Array:
+        return np.broadcast_to(marks.reshape(*marks.shape, *[1] * (len(rows) - marks.ndim)), rows)
+
+    valid = np.ones(rows, bool) if mask is None else for_rows(mask)
+    if lengths is not None:
+        times = np.arange(len(xs)).reshape(-1, *[1] * np.ndim(lengths))
+        valid = valid & for_rows(times < lengths)
+    xs = np.where(valid[..., None], xs, 0)  # whatever stands at a masked step
+    borders = np.zeros((len(xs) + 1, *rows[1:]), bool)  # borders[t] is between t - 1 and t
+    if resets is not None:
+        borders[: len(xs)] = for_rows(resets)
+    begin = _start(node, params) if reset_carry is None else reset_carry
+    begin = tree_map(lambda leaf: np.broadcast_to(leaf, (*rows[1:], leaf.shape[-1])), begin)
+    steps = _Steps(valid, borders, masked_outputs == "last")
+    return steps.run(node, params, xs, begin if carry is None else carry, begin, reverse)
+
+
+def _start(node: Any, params: Tree) -> Tree:
+    if isinstance(node, Layer):
+        return tuple(np.zeros(size) for size in node.sizes)
+    if isinstance(node, LearnedCarry):
+        return params["initial_carry"]
+    return tuple(map(_start, node.parts, params))
+
+
+class _Steps(NamedTuple):
+    """What is the same for every layer: ``(time, *batch)``, and whether masked outputs are held."""
+
+    valid: Array
+    borders: Array
+    last: bool
+
+    def run(
+        self, node: Any, params: Tree, xs: Array, carry: Tree, begin: Tree, reverse: bool
+    ) -> tuple[Tree, Array]:
+        if isinstance(node, LearnedCarry):
+            return self.run(node.inner, params["cell"], xs, carry, begin, reverse)
+        if isinstance(node, Bidirectional):
+            directions = zip(node.parts, params, carry, begin, (reverse, not reverse), strict=True)
+            runs = [self.run(part, p, xs, c, b, back) for part, p, c, b, back in directions]
+            return tuple(new for new, _ in runs), MERGES[node.merge](*(ys for _, ys in runs))
+        if isinstance(node, Stack):
+            carries = []
+            for part, p, c, b in zip(node.parts, params, carry, begin, strict=True):
+                new, xs = self.run(part, p, xs, c, b, reverse)
+                carries.append(new)
+            return tuple(carries), xs
+        last = np.zeros((*xs.shape[1:-1], node.sizes[0]))
+        ys = np.zeros((*xs.shape[:-1], node.sizes[0]), complex)
+        for t in range(len(xs))[:: -1 if reverse else 1]:
+            border = self.borders[t + 1 if reverse else t]
+            carry, last = _where(border, begin, carry), _where(border, np.zeros_like(last), last)
+            new, y = node.step(params, carry, xs[t])
+            carry = _where(self.valid[t], new, carry)
+            ys[t] = _where(self.valid[t], y, last)
+            last = ys[t] if self.last else last
+        return carry, ys
+
+
+def _where(marks: Array, new: Tree, old: Tree) -> Tree:
+    return tree_map(lambda n, o: np.where(marks[..., None], n, o), new, old)
+
+
+def tree_map(function: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
+    """A function of the arrays of trees of one structure; named tuples come back as tuples."""
+    if tree is None:
+        return None
+    if isinstance(tree, dict):
+        return {k: tree_map(function, tree[k], *(r[k] for r in rest)) for k in tree}
+    if isinstance(tree, tuple):
+        return tuple(tree_map(function, *parts) for parts in zip(tree, *rest, strict=True))
+    return function(tree, *rest)
+
+
+def with_slopes(function: Callable[[Tree], Tree], at: Tree, direction: Tree) -> tuple[Tree, Tree]:
+    """``function(at)``, and its derivative along ``direction``, both trees like its result.
+
+    By a complex step (Squire & Trapp, 1998): ``f'(x) d = Im f(x + i s d) / s``, which subtracts
+    nothing, so that s can be far below the precision of x and the error is that of rounding alone.
+    """
+    step = 1e-30
+    out = function(tree_map(lambda x, d: x + 1j * step * d, at, direction))
+    return tree_map(np.real, out), tree_map(lambda leaf: np.imag(leaf) / step, out)

@@ -1,0 +1,410 @@
+"""Compositions drawn at random, against the reference in plain NumPy of tests/reference.py.
+
+Outputs, final carries and the derivative along a drawn direction of all arguments at once. The
+other laws compare with the cell's own step, so that an error in a step would pass them.
+"""
+
+import dataclasses
+import inspect
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pytest
+import reference
+from cell_table import CELLS, bent
+from jax.sharding import Mesh, PartitionSpec
+from reference import Bidirectional, Layer, LearnedCarry, Stack
+
+import rnnjax
+from rnnjax import Auto, Fused, Scan
+from rnnjax.engine.products import Backward, Forward, Products
+
+ORDINARY, SLOW, CHUNK = 40, 1000, 50
+SEED = 829  # of which the ordinary draws reach most; see the test of that
+TOLERANCE = 1e-10  # of the scale of each array, in float64
+
+KINDS = list(reference.EQUATIONS)
+GRIDS = {"convlstm-1d": 1, "convlstm-2d": 2}
+SCAN_ALONE = {"gru-reset-before", "mgu-reset-before", *GRIDS}
+WITHOUT_BOUNDS = {"relu", "elu", "selu", "gelu", "silu", "softplus", "linear"}
+CONTEXTS = ["jit", "known marks", "eager", "checkpoint", "outer scan", "vmap", "shard_map"]
+OVER_TIME = {"xs", "ids", "mask", "resets"}
+WITH_FEATURES = {"xs", "carry", "reset_carry"}
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class FusedBy(Fused):
+    """Forms of the products that `Fused` takes for large kernels alone.
+
+    It is another value than `Fused`, so they share no program that was compiled.
+    """
+
+    forms: tuple[str, str, str] = ("ROWS", "DIRECT", "DIRECT")
+
+    def _products(self, *_: Any) -> Products:
+        forward, *backward = self.forms
+        return Products(Forward[forward], *(Backward[form] for form in backward))
+
+
+class Draw(NamedTuple):
+    """A call of `rnnjax.unroll`: its arrays by name, differentiable or not, and what is static."""
+
+    number: int
+    node: Any
+    features: int
+    context: str
+    static: Mapping[str, Any]
+    smooth: Mapping[str, Any]
+    rest: Mapping[str, Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(time, *batch)``; under an outer scan of each of its two calls."""
+        whole = self.rest["ids"].shape if "ids" in self.rest else self.smooth["xs"].shape[:-1]
+        return whole[1:] if self.context == "outer scan" else whole
+
+    def __str__(self) -> str:
+        shapes = {
+            name: "x".join(map(str, np.shape(jax.tree.leaves(value)[0])))
+            for name, value in {**self.smooth, **self.rest}.items()
+            if name != "params"
+        }
+        return (
+            f"draw {self.number}: {self.node} on {self.features} features, {self.context}, "
+            f"{self.static}, {shapes}"
+        )
+
+
+def draw(number: int) -> Draw:
+    """Everything from the number. The first ones are small, so that they are quick to compile."""
+    rng, large = np.random.default_rng([SEED, number]), number >= ORDINARY
+    count = rng.choice([1, 2, 3], p=[0.4, 0.35, 0.25] if large else [0.7, 0.25, 0.05])
+    kinds = [KINDS[number % len(KINDS)], *map(str, rng.choice(KINDS, count - 1))]
+    node = drawn_node(rng, kinds, 6 if large else 4)
+    used = {layer.kind for layer in layers(node)}
+    time = int(rng.choice([0, 1, 2, 5], p=[0.04, 0.16, 0.3, 0.5]))
+    rows = [(), (0,), (1,), (2,), (3,), (2, 1), (1, 3)]
+    rows = rows[rng.choice(len(rows), p=[0.15, 0.04, 0.13, 0.2, 0.26, 0.11, 0.11])]
+    grid = rng.integers(1, 4, max(GRIDS.get(kind, 0) for kind in used))
+    context = str(rng.choice(CONTEXTS, p=[0.2, 0.1, 0.1, 0.15, 0.15, 0.15, 0.15]))
+    if not (rows and rows[0]) and context in ("vmap", "shard_map"):
+        context = "jit"
+    features = int(rng.integers(1, 4))
+    shape = (time, *rows, *map(int, grid))
+    arrays = drawn_arrays(rng, build(node), features, shape, context, not grid.size)
+    static = {
+        "reverse": bool(rng.integers(2)),
+        "masked_outputs": str(rng.choice(["zero", "last"])),
+        "method": drawn_method(rng, used),
+    }
+    return Draw(number, node, features, context, static, *arrays)
+
+
+def drawn_node(rng: np.random.Generator, kinds: Sequence[str], largest: int) -> Any:
+    """A composition with a layer of each kind, or of the first kind twice."""
+    if len(kinds) == 1:
+        node: Any = drawn_layer(rng, kinds[0], largest)
+    elif rng.random() < 0.3:  # one size, as all merges but "concat" need it
+        part = drawn_node(rng, kinds[:1], largest)
+        node = Bidirectional((part, part), str(rng.choice(list(reference.MERGES))))
+    else:
+        flat = rng.random() < 0.5
+        cuts = range(1, len(kinds)) if flat else [int(rng.integers(1, len(kinds)))]
+        edges = itertools.pairwise([0, *cuts, len(kinds)])
+        parts = tuple(drawn_node(rng, kinds[a:b], largest) for a, b in edges)
+        both_ways = len(parts) == 2 and rng.random() < 0.3
+        node = Bidirectional(parts, "concat") if both_ways else Stack(parts)
+    return LearnedCarry(node) if rng.random() < 0.2 else node
+
+
+def drawn_layer(rng: np.random.Generator, kind: str, largest: int) -> Layer:
+    act, gate = "tanh", "sigmoid"
+    if rng.random() < 0.5:
+        act, gate = map(str, rng.choice(list(reference.ACTIVATIONS), 2))
+        # The state would be squared at each step, unless it passes through a bounded function.
+        bounded = kind in reference.WITH_CELL - {"peephole"} and act not in WITHOUT_BOUNDS
+        if gate in WITHOUT_BOUNDS and not bounded:
+            gate = "sigmoid"
+    options = {
+        "activation": act,
+        "recurrent_activation": gate,
+        "use_bias": bool(rng.random() < 0.7),
+        "proj_size": int(rng.integers(1, largest + 1)),
+        "epsilon": float(rng.choice([1e-5, 1e-2])),
+        "kernel_shape": tuple(map(int, rng.integers(1, 4, GRIDS.get(kind, 0)))),
+    }
+    fields = () if kind.startswith("user") else dataclasses.fields(CELLS[kind])
+    taken = {field.name for field in fields}
+    # Without a key only zoneout does anything. It needs a step in pieces, and fields of its names.
+    rates = {"input_dropout": 0.5}
+    if kind not in SCAN_ALONE:
+        rates["zoneout_hidden"] = 0.3
+        if kind in reference.WITH_CELL - {"user-peephole"}:
+            rates["zoneout_cell"] = 0.6
+    return Layer(
+        kind,
+        int(rng.integers(1, largest + 1)),
+        {name: value for name, value in options.items() if name in taken},
+        rates if rng.random() < 0.25 else {},
+    )
+
+
+def drawn_method(rng: np.random.Generator, used: set[str]) -> rnnjax.Method:
+    every = int(rng.integers(1, 4))
+    methods: list[rnnjax.Method] = [Scan(), Auto()]
+    if not used & SCAN_ALONE:
+        enums = Forward, Backward, Backward
+        forward, backward, inputs = (str(rng.choice(list(enum.__members__))) for enum in enums)
+        forms = forward, backward, inputs
+        methods += [Fused(), Fused(every), FusedBy(forms=forms), FusedBy(every, forms=forms)]
+        if not any(kind.startswith("layernorm") for kind in used):
+            methods.append(Fused(product_dtype="float64"))
+    return methods[rng.integers(len(methods))]
+
+
+def drawn_arrays(
+    rng: np.random.Generator,
+    cell: rnnjax.Cell,
+    features: int,
+    shape: tuple[int, ...],
+    context: str,
+    one_hot: bool,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arrays of a call, or of two in a row under an outer scan; ``shape`` is (time, *batch)."""
+    calls, (time, *batch) = (2,) * (context == "outer scan"), shape
+    rest: dict[str, Any] = {}
+
+    def normal(like: Any) -> Any:
+        return jax.tree.map(lambda leaf: rng.normal(0, 0.6, leaf.shape), like)
+
+    def marks(rate: float) -> Any:
+        axes = int(rng.integers(1, len(shape) + 1))  # those at the end may be left out
+        return rng.random((*calls, *shape[:axes])) < rate
+
+    smooth = {"params": normal(jax.eval_shape(lambda: cell.init(jax.random.key(0), features)))}
+    if rng.random() < 0.4:
+        rest["mask"] = marks(0.7)
+    if rng.random() < 0.4:
+        rest["resets"] = marks(0.3)
+    if rng.random() < 0.4:
+        known = context in ("eager", "known marks")  # else there can be more than there are steps
+        axes = int(rng.integers(0, len(shape)))
+        rest["lengths"] = rng.integers(0, time + (1 if known else 3), (*calls, *batch[:axes]))
+    if one_hot and rng.random() < 0.25:
+        rest["ids"] = rng.integers(-1, features + 1, (*calls, *shape))
+    else:
+        smooth["xs"] = rng.normal(size=(*calls, *shape, features))
+        if "mask" in rest and rng.random() < 0.5:
+            smooth["xs"][~rest["mask"]] = np.nan
+    carries = [jax.eval_shape(lambda b=b: cell.initial_carry(b)) for b in (tuple(batch), ())]
+    if rng.random() < 0.5:
+        smooth["carry"] = normal(carries[0])
+    if rng.random() < 0.4:
+        smooth["reset_carry"] = normal(carries[rng.integers(2)])
+    return smooth, rest
+
+
+def layers(node: Any) -> Iterator[Layer]:
+    if isinstance(node, Layer):
+        yield node
+    for part in (node.inner,) if isinstance(node, LearnedCarry) else getattr(node, "parts", ()):
+        yield from layers(part)
+
+
+def build(node: Any) -> rnnjax.Cell:
+    """What rnnjax calls this composition."""
+    match node:
+        case Layer(kind, size, options, rates):
+            options = {name: bent if f == "bent" else f for name, f in options.items()}
+            cell = dataclasses.replace(CELLS[kind], hidden_size=size, **options)
+            return rnnjax.Regularized(cell, **rates) if rates else cell
+        case LearnedCarry(inner):
+            return rnnjax.LearnedCarry(build(inner))
+        case Bidirectional((ahead, back), merge):
+            return rnnjax.Bidirectional(build(ahead), None if back is ahead else build(back), merge)
+    return rnnjax.Stack(map(build, node.parts))
+
+
+def expected(draw: Draw, smooth: Mapping[str, Any]) -> Any:
+    """The final carry and the outputs by the reference."""
+
+    def call(given: dict[str, Any]) -> Any:
+        params, static = given.pop("params"), dict(draw.static)
+        del static["method"]
+        ids = given.pop("ids", None)
+        xs = given.pop("xs") if ids is None else reference.one_hot(ids, draw.features)
+        return reference.unroll(draw.node, params, xs, **given, **static)
+
+    given = {**smooth, **draw.rest}
+    if draw.context != "outer scan":
+        return call(given)
+    results = []
+    for i in range(2):
+        once = {"params", "carry", "reset_carry"}
+        results.append(call({k: v if k in once else v[i] for k, v in given.items()}))
+        if "carry" in given:  # the second call goes on with that of the first
+            given["carry"] = results[0][0]
+    return reference.tree_map(lambda *leaves: np.stack(leaves), *results)
+
+
+def actual(draw: Draw) -> Callable[[Any, Any], Any]:
+    """The same by rnnjax, a function of what is differentiable and of the rest."""
+    cell = build(draw.node)
+
+    def call(smooth: Any, rest: Any) -> Any:
+        given = {**smooth, **rest}
+        params = given.pop("params")
+        xs = given.pop("xs") if "xs" in given else rnnjax.OneHot(given.pop("ids"), draw.features)
+        return rnnjax.unroll(cell, params, xs, **given, **draw.static)
+
+    def twice(smooth: Any, rest: Any) -> Any:
+        def body(carry: Any, each: Any) -> Any:
+            xs, rest = each
+            out = call({**smooth, **carry, **xs}, rest)
+            return {"carry": out[0]} if carry else carry, out
+
+        carry, xs = ({k: smooth[k] for k in smooth.keys() & {name}} for name in ("carry", "xs"))
+        return jax.lax.scan(body, carry, (xs, rest))[1]
+
+    match draw.context:
+        case "checkpoint":
+            return jax.checkpoint(call)
+        case "outer scan":
+            return twice
+        case "vmap":
+            return jax.vmap(call, (rows_axes(draw.smooth), rows_axes(draw.rest)), (0, 1))
+        case "shard_map":
+            rows, devices = draw.shape[1], jax.devices()
+            count = max(n for n in range(1, len(devices) + 1) if rows % n == 0)
+            specs = {None: PartitionSpec(), 0: PartitionSpec("rows")}
+            specs[1] = PartitionSpec(None, "rows")
+            smooth, rest = (
+                {name: specs[axis] for name, axis in rows_axes(part).items()}
+                for part in (draw.smooth, draw.rest)
+            )
+            mesh, out = Mesh(np.array(devices[:count]), ("rows",)), (specs[0], specs[1])
+            return jax.shard_map(call, mesh=mesh, in_specs=(smooth, rest), out_specs=out)
+    return call
+
+
+def rows_axes(given: Mapping[str, Any]) -> dict[str, int | None]:
+    """Where each argument has the first axis of the batch; None where it is for all rows."""
+    axes: dict[str, int | None] = {}
+    for name, value in given.items():
+        time, features = name in OVER_TIME, name in WITH_FEATURES
+        some = name != "params" and jax.tree.leaves(value)[0].ndim > time + features
+        axes[name] = int(time) if some else None
+    return axes
+
+
+class Solution(NamedTuple):
+    """The reference's side: its outputs, and how a weighted sum of them changes along a direction.
+
+    Attributes:
+        leaves: of the final carry and the outputs.
+        weights: of each.
+        direction: of the differentiable arguments.
+        changes: of each weighted leaf.
+    """
+
+    leaves: list[Any]
+    weights: list[Any]
+    direction: Any
+    changes: list[Any]
+
+    @property
+    def scale(self) -> float:
+        return sum(float(np.abs(change).sum()) for change in self.changes)
+
+
+def solve(draw: Draw) -> Solution:
+    rng = np.random.default_rng([draw.number, 1])
+    direction = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), draw.smooth)
+    out, slopes = reference.with_slopes(
+        lambda smooth: expected(draw, smooth), draw.smooth, direction
+    )
+    leaves = jax.tree.leaves(out)
+    weights = [rng.normal(size=leaf.shape) for leaf in leaves]
+    changes = [w * slope for w, slope in zip(weights, jax.tree.leaves(slopes), strict=True)]
+    return Solution(leaves, weights, direction, changes)
+
+
+def check(draw: Draw) -> None:
+    """Both sides are the same; if not, whatever is raised says which draw it was."""
+    solution = solve(draw)
+
+    def both(smooth: Any, weights: Any, rest: Any = draw.rest) -> Any:
+        out, pull = jax.vjp(lambda smooth: actual(draw)(smooth, rest), smooth)
+        leaves, structure = jax.tree.flatten(out)
+        return leaves, pull(jax.tree.unflatten(structure, weights))[0]
+
+    rest = () if draw.context == "known marks" else (draw.rest,)
+    run = both if draw.context == "eager" else jax.jit(both)
+    try:
+        leaves, gradient = run(draw.smooth, solution.weights, *rest)
+        for i, (ours, leaf) in enumerate(zip(leaves, solution.leaves, strict=True)):
+            close(f"leaf {i} of (carry, ys)", ours, leaf, np.abs(leaf).max(initial=0.0))
+        # Multiplied here, for a product and a sum of each parameter take long to compile.
+        slope = sum(map(np.vdot, *map(jax.tree.leaves, (gradient, solution.direction))))
+        expected_slope = sum(change.sum() for change in solution.changes)
+        close("the derivative", slope, expected_slope, solution.scale)
+    except Exception as error:
+        error.add_note(str(draw))
+        raise
+
+
+def close(what: str, ours: Any, theirs: Any, scale: float) -> None:
+    assert np.shape(ours) == np.shape(theirs), f"{what} has shape {np.shape(ours)}"
+    error = np.max(np.abs(ours - theirs), initial=0.0) / max(scale, 1e-3)
+    assert error <= TOLERANCE, f"{what} is off by {error:.1e} of its scale"
+
+
+@pytest.mark.parametrize("number", range(ORDINARY))
+@pytest.mark.usefixtures("x64")
+def test_a_drawn_composition_equals_the_reference(number: int) -> None:
+    check(draw(number))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(ORDINARY, ORDINARY + SLOW, CHUNK))
+@pytest.mark.usefixtures("x64")
+def test_a_thousand_drawn_compositions_equal_the_reference(first: int) -> None:
+    found = []
+    for number in range(first, first + CHUNK):
+        try:
+            check(draw(number))
+        except Exception as error:  # all of a chunk are reported, whatever happened
+            found.append(" | ".join([type(error).__name__, str(error), *error.__notes__]))
+    jax.clear_caches()  # of programs that are never run again
+    assert not found, "\n".join(found)
+
+
+def test_the_ordinary_draws_reach_everything() -> None:
+    """And what they return depends on what they are given, but for a few without steps or rows."""
+    draws = [draw(number) for number in range(ORDINARY)]
+    live = [one for one in draws if one.shape[0] > 1 and solve(one).scale > 0.1]
+    assert len(live) > 0.6 * ORDINARY
+    assert {layer.kind for one in live for layer in layers(one.node)} == set(KINDS)
+    assert {one.context for one in live} == set(CONTEXTS)
+    assert {type(one.static["method"]) for one in live} == {Scan, Fused, FusedBy, Auto}
+    written = " ".join(map(str, live))
+    for word in ("LearnedCarry", "Stack", "zoneout_cell", "keep_every", "float64"):
+        assert word in written
+    assert all(f"merge='{merge}'" in written for merge in reference.MERGES)
+    for reverse in (False, True):
+        names = [
+            n for one in live if one.static["reverse"] == reverse for n in one.smooth | one.rest
+        ]
+        assert (
+            min(names.count(n) for n in ("mask", "resets", "lengths", "carry", "reset_carry")) > 1
+        )
+
+
+def test_every_cell_has_a_reference() -> None:
+    every = [c for c in vars(rnnjax).values() if inspect.isclass(c) and issubclass(c, rnnjax.Cell)]
+    cells = {c for c in every if not inspect.isabstract(c)} - {rnnjax.Prepared}
+    single = {c for c in cells if not issubclass(c, rnnjax.CompositeCell)}
+    assert single <= {type(CELLS[kind]) for kind in KINDS}
