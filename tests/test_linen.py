@@ -311,6 +311,12 @@ def test_cells_begin_as_those_of_flax(name: str) -> None:
         np.testing.assert_allclose(actual[key].std(), values.std(), rtol=0.1)
 
 
+def test_no_two_gates_begin_alike() -> None:
+    params = rnnjax.linen.LSTMCell(4, bias_init=nn.initializers.normal()).init(jax.random.key(0), 3)
+    for array in params.values():
+        assert len(np.unique(array)) == array.size
+
+
 def test_cells_take_functions_and_initialisers() -> None:
     zeros, ones = nn.initializers.zeros_init(), nn.initializers.ones_init()
     cell = rnnjax.linen.LSTMCell(

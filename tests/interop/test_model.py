@@ -74,6 +74,12 @@ def test_a_chain_is_its_layers_by_hand(draw: Any, random_like: Any, assert_close
     assert not np.allclose(noisy, probabilities)
 
 
+def test_each_layer_draws_its_own() -> None:
+    layers = [Dropout(name, rnnjax.Dropout(0.5)) for name in ("first", "second")]
+    _, ys = Model(Sequential(tuple(layers)), {})(jnp.ones((1, 1, 400)), key=jax.random.key(0))
+    assert 0.15 < (ys != 0).mean() < 0.35
+
+
 def test_the_carry_goes_on_and_can_be_given_in_part(
     draw: Any, xs: jax.Array, assert_close: Any
 ) -> None:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from rnnjax.interop import Model
@@ -210,8 +210,23 @@ def drawn(count: int) -> Callable[..., Any]:
     )
 
 
-@drawn(15)
+# What a few drawn ones may leave out: they are others with another version of hypothesis.
+ALWAYS = [
+    Case("RNN", False, 1, True, 0, True, "relu", (3, 2), 4, (4, 2), 2, True, 1),
+    Case("LSTM", False, 2, True, 2, True, "tanh", (2, 3), 4, (3, 4), 2, True, 2),
+    Case("LSTM", False, 1, False, 0, True, "tanh", (2, 3), 4, None, 2, False, 3),
+    Case("LSTM", True, 1, False, 0, True, "tanh", (2, 3), 3, None, 2, True, 4),
+    Case("GRU", False, 2, True, 0, True, "tanh", (2, 3), 4, (3, 4), 2, True, 5),
+]
+
+
+@drawn(10)
 @given(case=cases())
+@example(ALWAYS[0])
+@example(ALWAYS[1])
+@example(ALWAYS[2])
+@example(ALWAYS[3])
+@example(ALWAYS[4])
 def test_equals_torch(case: Case) -> None:
     assert check_parity(case) < TOLERANCE
 

@@ -230,6 +230,19 @@ def test_a_row_draws_what_it_draws_alone_with_its_key(params):
     assert alone.hidden.shape == (5,)
 
 
+def test_the_penalty_looks_back_on_the_last_characters_alone(params):
+    """Whatever is given of the text before them."""
+    sampling = Sampling(0.0, repetition_penalty=1e3, penalty_window=2)
+    history = jnp.array([[2], [2], [3], [1], [0]])
+    texts = [
+        sample(step, params, carry_of(1), jnp.array([0]), key=jax.random.key(0), length=6,
+               sampling=sampling, history=part)[1]
+        for part in (history, history[-2:], history[:2].at[-1].set(0))
+    ]  # fmt: skip
+    np.testing.assert_array_equal(texts[0], texts[1])
+    assert not np.array_equal(texts[0], texts[2])
+
+
 def test_another_temperature_compiles_nothing():
     traces = []
 

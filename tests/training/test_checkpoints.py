@@ -1,4 +1,6 @@
+import dataclasses
 import gc
+import shutil
 import sys
 
 import jax
@@ -129,6 +131,22 @@ def test_every_damaged_file_is_noticed_or_harmless(checkpoints, no_unraisable_er
     assert len(messages) >= 4
     assert all("is damaged" in m and "goes on from step 1" in m for m in messages)
     checkpoints.restore(state_at(0), 2)
+
+
+def test_arrays_of_another_state_are_noticed_by_their_checksums(checkpoints, tmp_path):
+    """Files that are whole for the layers below: those of a state that differs in one number."""
+    saved = state_at(1)
+    checkpoints.save(saved, {})
+    first, second = saved.params
+    changed = first | {"bias": first["bias"].at[0].add(1e-3)}
+    other = Checkpoints(tmp_path / "other")
+    other.save(dataclasses.replace(saved, params=(changed, second)), {})
+    other.close()
+    shutil.rmtree(checkpoints.path(1) / "state")
+    shutil.copytree(other.path(1) / "state", checkpoints.path(1) / "state")
+    message = r"is damaged \(the checksum of \['params'\]\[0\]\['bias'\] is wrong\)"
+    with pytest.raises(CheckpointError, match=message):
+        checkpoints.restore(state_at(0))
 
 
 def test_saving_twice_writes_once_and_a_failed_save_keeps_the_rest(checkpoints, monkeypatch):

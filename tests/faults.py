@@ -1,0 +1,995 @@
+"""Planted faults: whether the ordinary tests would notice what could go wrong.
+
+    python -m tests.faults                 # every fault
+    python -m tests.faults engine torch    # those whose room or name has one of these words
+    python -m tests.faults --list          # only say which there are
+
+Each fault is a small change, of the kind that a tired engineer makes, to one file of a copy of the
+tree. The tests that should notice it run there, and then the file is put back. A fault is caught if
+a test fails; a run that ends in another way, such as by an error before the first test, shows that
+the fault or its targets need a repair, and counts as nothing. The exit status is 0 if all faults
+are caught, else 1. Nothing in the tree itself is changed.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import queue
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PATIENCE = 300.0  # seconds for the tests of one fault
+PACKAGES = ("rnnjax", "experiments", "benchmarks")
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """One planted fault.
+
+    Attributes:
+        name: what is wrong, in a sentence.
+        room: the part of the project.
+        path: the file, from the root of the tree.
+        old: what stands there, once.
+        new: what is put in its place.
+        tests: what should notice, as pytest takes it.
+    """
+
+    name: str
+    room: str
+    path: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+class StaleFaultError(Exception):
+    """The text that a fault replaces is no more, or stands there more than once."""
+
+
+def planted(fault: Fault, text: str) -> str:
+    """The text of the file with the fault in it.
+
+    Raises:
+        StaleFaultError: the fault has to be adapted to what the file has become.
+    """
+    if text.count(fault.old) != 1 or fault.old == fault.new:
+        raise StaleFaultError(
+            f"fault {fault.name!r}: its text no longer stands once in {fault.path}; adapt it"
+        )
+    return text.replace(fault.old, fault.new)
+
+
+def verdict(status: int | None, output: str) -> str:
+    """What pytest's exit status (None: out of time) and output say of a fault.
+
+    An error at the collection of a file ends with the status of a failed test as well, but names
+    no test.
+    """
+    if status is None:
+        return f"TIMEOUT after {PATIENCE:.0f} s"
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+?::.+?)(?: - .*)?$", output, re.MULTILINE)
+    if status == 1 and failed:
+        return f"caught by {failed[1]}"
+    if status == 0:
+        return "MISSED"
+    last = next((line for line in reversed(output.splitlines()) if line.strip()), "no output")
+    return f"BROKEN, status {status}: {last.strip()}"
+
+
+class Copy:
+    """A copy of the tree: the files that git knows, and those that it would be told of."""
+
+    process: subprocess.Popen[bytes] | None = None
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        listed = subprocess.run(
+            ["git", "ls-files", "-coz", "--exclude-standard"],
+            cwd=ROOT, check=True, capture_output=True, text=True,
+        ).stdout  # fmt: skip
+        for name in filter(None, listed.split("\0")):
+            if (ROOT / name).is_file():  # else it is deleted, and git was not told yet
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, folder / name)
+        code = f"import {', '.join(PACKAGES)}; print(*({', '.join(PACKAGES)}), sep='\\n')"
+        _, found = self.run(["-c", code])
+        if found.count(f"from '{folder}{os.sep}") != len(PACKAGES):
+            raise RuntimeError(f"the packages should be imported from the copy, but are:\n{found}")
+
+    def run(
+        self, arguments: Sequence[str], patience: float | None = PATIENCE
+    ) -> tuple[int | None, str]:
+        """Exit status (None: out of time) and output of Python, in the copy."""
+        # A file, as whoever is left of a killed run would keep a pipe open. No bytecode, which is
+        # told from that of a fault by the second in which its source was written.
+        environment = os.environ | {"PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"}
+        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
+            process = subprocess.Popen(
+                [sys.executable, *arguments],
+                cwd=self.folder, env=environment, stdout=output, stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
+            status: int | None = None
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process = process
+                status = process.wait(patience)
+            if status is None:
+                self.stop()
+            output.seek(0)
+            return status, output.read()
+
+    def stop(self) -> None:
+        """End what runs here, with whatever it has started itself."""
+        if self.process is not None and self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def test(
+        self, targets: Iterable[str], patience: float | None = PATIENCE
+    ) -> tuple[int | None, str]:
+        """Run pytest until the first failure."""
+        return self.run(["-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *targets], patience)
+
+    def judge(self, fault: Fault) -> str:
+        """The verdict on a fault; the file is afterwards what it was."""
+        path = self.folder / fault.path
+        text = path.read_text(encoding="utf-8")
+        path.write_text(planted(fault, text), encoding="utf-8")
+        try:
+            return verdict(*self.test(fault.tests))
+        finally:
+            path.write_text(text, encoding="utf-8")
+
+
+def targets_of(faults: Iterable[Fault]) -> list[str]:
+    """All tests of these faults, each once."""
+    targets = dict.fromkeys(target for fault in faults for target in fault.tests)
+    return [t for t in targets if "::" not in t or t.partition("::")[0] not in targets]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Plant the faults asked for, and print what became of each."""
+    parser = argparse.ArgumentParser(
+        "python -m tests.faults", description="Plant faults, and see if the tests notice."
+    )
+    parser.add_argument("words", nargs="*", help="of the room or the name; by default all faults")
+    parser.add_argument("--list", action="store_true", help="list the faults, and run nothing")
+    parser.add_argument(
+        "--skip-clean", action="store_true", help="do not see first that the tests pass without"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, help="how many copies work side by side"
+    )
+    given = parser.parse_args(arguments)
+    faults = [
+        fault for fault in FAULTS
+        if not given.words or any(word in f"{fault.room}: {fault.name}" for word in given.words)
+    ]  # fmt: skip
+    if not faults or given.jobs < 1:
+        parser.error("no fault has such a word" if not faults else "--jobs must be at least 1")
+    for fault in faults:
+        try:
+            planted(fault, (ROOT / fault.path).read_text(encoding="utf-8"))
+        except StaleFaultError as error:
+            parser.exit(1, f"{error}\n")
+        if given.list:
+            print(f"{fault.room}: {fault.name} ({fault.path})")
+    if given.list:
+        return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
+    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
+        # Resolved, for where the temporary folder is a link.
+        base = Path(folder).resolve()
+        return run(faults, [Copy(base / str(i)) for i in range(given.jobs)], given.skip_clean)
+
+
+def run(faults: Sequence[Fault], copies: Sequence[Copy], skip_clean: bool) -> int:
+    """Judge the faults in these copies, side by side; returns the exit status."""
+    free: queue.Queue[Copy] = queue.Queue()
+    for copy in copies:
+        free.put(copy)
+
+    def judge(fault: Fault) -> bool:
+        copy, began = free.get(), time.monotonic()
+        try:
+            said = copy.judge(fault)
+        finally:
+            free.put(copy)
+        print(f"{time.monotonic() - began:5.1f} s  {fault.room}: {fault.name}: {said}", flush=True)
+        return said.startswith("caught")
+
+    with ThreadPoolExecutor(len(copies)) as pool:
+        try:
+            if not skip_clean:
+                targets = targets_of(faults)
+                parts = [targets[i :: len(copies)] for i in range(len(copies))]
+                for status, output in pool.map(
+                    lambda copy, part: copy.test(part, None) if part else (0, ""), copies, parts
+                ):
+                    if status != 0:
+                        print(f"{output}\nwithout any fault the tests end with status {status}")
+                        return 1
+            caught = sum(pool.map(judge, faults))
+        except BaseException:  # Ctrl-C and SIGTERM among them
+            pool.shutdown(wait=False, cancel_futures=True)
+            for copy in copies:
+                copy.stop()
+            raise
+    print(f"{caught} of {len(faults)} faults are caught")
+    return 0 if caught == len(faults) else 1
+
+
+FAULTS: tuple[Fault, ...] = (
+    # ---- cells
+    Fault(
+        "the LSTM takes its forget gate for its candidate",
+        "cells",
+        "rnnjax/cells/lstm.py",
+        "        i, f, g, o = jnp.split(gates, 4, axis=-1)\n",
+        "        i, g, f, o = jnp.split(gates, 4, axis=-1)\n",
+        ("tests/test_cells.py::test_equations_in_numpy",),
+    ),
+    Fault(
+        "the GRU exchanges z and 1 - z",
+        "cells",
+        "rnnjax/cells/gru.py",
+        "(1 - z) * n + z * carry.hidden\n        return GRUCarry(hidden), hidden\n",
+        "z * n + (1 - z) * carry.hidden\n        return GRUCarry(hidden), hidden\n",
+        ("tests/test_cells.py::test_equations_in_numpy",),
+    ),
+    Fault(
+        "the output gate of the peephole LSTM sees the old memory",
+        "cells",
+        "rnnjax/cells/peephole.py",
+        "activate_gates(o + p_o * cell, (gate,))",
+        "activate_gates(o + p_o * carry.cell, (gate,))",
+        ("tests/interop/test_onnx_export.py::test_every_cell",),
+    ),
+    Fault(
+        "layer normalisation divides by the root of the mean square, not the standard deviation",
+        "cells",
+        "rnnjax/cells/layernorm.py",
+        "        variance = (centred * centred).mean(axis=-1, keepdims=True)\n",
+        "        variance = (x * x).mean(axis=-1, keepdims=True)\n",
+        ("tests/test_reference.py",),
+    ),
+    Fault(
+        "the IndRNN adds its state behind the activation",
+        "cells",
+        "rnnjax/cells/indrnn.py",
+        "get_activation(self.activation)(projected + recurrent)",
+        "get_activation(self.activation)(projected) + recurrent",
+        ("tests/test_reference.py",),
+    ),
+    Fault(
+        "the minLSTM scales its gates by their exponentials",
+        "cells",
+        "rnnjax/cells/minimal.py",
+        "jax.nn.sigmoid(jax.nn.log_sigmoid(i) - jax.nn.log_sigmoid(f))",
+        "jax.nn.sigmoid(i - f)",
+        ("tests/test_reference.py",),
+    ),
+    Fault(
+        "the convolutions of an even size are a place off",
+        "cells",
+        "rnnjax/cells/convlstm.py",
+        'padding="SAME"',
+        'padding="SAME_LOWER"',
+        ("tests/test_reference.py",),
+    ),
+    Fault(
+        "the MGU with reset-before multiplies its gate behind the product",
+        "cells",
+        "rnnjax/cells/mgu.py",
+        "x_n + product(f * carry.hidden, kernel_n, self.dtype)",
+        "x_n + f * product(carry.hidden, kernel_n, self.dtype)",
+        ("tests/test_reference.py",),
+    ),
+    Fault(
+        "recurrent kernels begin as Glorot's",
+        "cells",
+        "rnnjax/cells/dense.py",
+        'recurrent_kernel_init: str | Initializer = "orthogonal"',
+        'recurrent_kernel_init: str | Initializer = "glorot_uniform"',
+        ("tests/test_cells.py::test_initial_parameters_have_the_defaults_of_keras",),
+    ),
+    # ---- engine
+    Fault(
+        "the backward loop subtracts what comes through the recurrent product",
+        "engine",
+        "rnnjax/engine/fused.py",
+        "hidden=d_carry.hidden + d_hidden",
+        "hidden=d_carry.hidden - d_hidden",
+        ("tests/test_fused_forms.py::test_kernels_that_leave_the_cache",),
+    ),
+    Fault(
+        "one form of the product's gradient multiplies with the kernel untransposed",
+        "engine",
+        "rnnjax/engine/products.py",
+        "contract(self._cast(rows), kernel, (1, 1)), d)",
+        "contract(self._cast(rows), kernel, (1, 0)), d)",
+        ("tests/test_fused_forms.py::test_the_plain_forms_of_accelerators",),
+    ),
+    Fault(
+        "the fast path resets a step late",
+        "engine",
+        "rnnjax/engine/fused.py",
+        "first, then = resets[0], jnp.concatenate([resets[1:], none])",
+        "first, then = resets[0], resets",
+        ("tests/test_sequence_laws.py::test_law_3_a_reset_is_a_fresh_start",),
+    ),
+    Fault(
+        "in reverse a reset cuts on the wrong side of its step",
+        "engine",
+        "rnnjax/engine/unroll.py",
+        "            resets = jnp.concatenate([resets[1:], jnp.zeros_like(resets[:1])])\n",
+        "            resets = jnp.asarray(resets)\n",
+        ("tests/test_sequence_laws.py::test_law_3_a_reset_is_a_fresh_start",),
+    ),
+    Fault(
+        "in reverse the mask is ignored",
+        "engine",
+        "rnnjax/engine/unroll.py",
+        "    steps = Steps.of(valid, resets, start, noise)\n",
+        "    steps = Steps.of(None if reverse else valid, resets, start, noise)\n",
+        ("tests/test_sequence_laws.py::test_a_masked_sequence_is_the_shorter_one",),
+    ),
+    Fault(
+        "in reverse the last output is held in the order of time",
+        "engine",
+        "rnnjax/engine/unroll.py",
+        "jax.lax.scan(step, zeros, (ys, valid, resets), reverse=reverse)[1]",
+        "jax.lax.scan(step, zeros, (ys, valid, resets))[1]",
+        ("tests/test_sequence_laws.py::test_the_last_output_is_held",),
+    ),
+    Fault(
+        "the final carry of a row is that behind its padding",
+        "engine",
+        "rnnjax/engine/steps.py",
+        "jax.tree.map(lambda o, n: jnp.where(expand(valid, n), n, o), old, new)",
+        "new",
+        ("tests/test_sequence_laws.py::test_a_masked_sequence_is_the_shorter_one",),
+    ),
+    Fault(
+        "the second bias has no gradient",
+        "engine",
+        "rnnjax/engine/fused.py",
+        '    totals = {"recurrent_bias": d_recurrent}\n',
+        "    totals = {}\n",
+        ("tests/test_fused_forms.py::test_kernels_that_leave_the_cache",),
+    ),
+    Fault(
+        "a parameter that the step itself reads has the gradient of one step alone",
+        "engine",
+        "rnnjax/engine/fused.py",
+        "jax.tree.map(jnp.add, d_so_far, tuple(d_shared))",
+        "tuple(d_shared)",
+        ("tests/test_laws.py::test_law_1_in_float32",),
+    ),
+    Fault(
+        "with keep_every no gradient goes on to the segment before",
+        "engine",
+        "rnnjax/engine/fused.py",
+        "lambda carry, inputs: again(inputs, carry), carry, cut",
+        "lambda carry, inputs: again(inputs, jax.lax.stop_gradient(carry)), carry, cut",
+        ("tests/test_fused_forms.py::test_an_odd_number_of_steps_over",),
+    ),
+    Fault(
+        "the gradient passes recurrent dropout as if nothing were dropped",
+        "engine",
+        "rnnjax/engine/fused.py",
+        "steps.entering(times_transposed(d_recurrent).astype(d_carry.hidden.dtype))",
+        "times_transposed(d_recurrent).astype(d_carry.hidden.dtype)",
+        ("tests/test_sequence_laws.py::test_noise_is_the_same_by_every_method",),
+    ),
+    Fault(
+        "the slope of tanh is that of the sigmoid",
+        "engine",
+        "rnnjax/cells/activations.py",
+        "_per_gate(activations, activated, sigmoid=0.0, tanh=-1.0)",
+        "_per_gate(activations, activated, sigmoid=0.0, tanh=0.0)",
+        ("tests/test_cells.py::test_gate_slopes_are_the_derivatives",),
+    ),
+    Fault(
+        "in reverse the inputs of a few steps at a time are taken in the order of time",
+        "engine",
+        "rnnjax/engine/fused.py",
+        "        _cut(inputs, steps),\n        reverse=layer.reverse,\n",
+        "        _cut(inputs, steps),\n",
+        ("tests/test_fused_forms.py::test_inputs_projected_a_few_steps_at_a_time",),
+    ),
+    Fault(
+        "products of bfloat16 come out in bfloat16",
+        "engine",
+        "rnnjax/engine/products.py",
+        "preferred_element_type=at_least_float32(dtype)",
+        "preferred_element_type=dtype",
+        ("tests/test_fused_forms.py::test_sums_of_bfloat16_products_are_not_rounded_to_it",),
+    ),
+    # ---- layers
+    Fault(
+        "both directions read forward",
+        "layers",
+        "rnnjax/layers/bidirectional.py",
+        "params[1], xs, carry[1], key=keys[1], reverse=True",
+        "params[1], xs, carry[1], key=keys[1]",
+        ("tests/test_sequence_laws.py::test_bidirectional_is_two_runs",),
+    ),
+    Fault(
+        "all layers of a stack draw the same noise",
+        "layers",
+        "rnnjax/layers/stack.py",
+        "jax.random.fold_in(key, i)",
+        "jax.random.fold_in(key, 0)",
+        ("tests/test_sequence_laws.py::test_each_cell_of_a_stack_draws_its_own",),
+    ),
+    Fault(
+        "both directions draw the same noise",
+        "layers",
+        "rnnjax/layers/bidirectional.py",
+        "keys = (None, None) if key is None else jax.random.split(key)",
+        "keys = (key, key)",
+        ("tests/test_sequence_laws.py::test_each_direction_draws_its_own",),
+    ),
+    Fault(
+        "recurrent dropout drops the same units of all rows",
+        "layers",
+        "rnnjax/layers/regularized.py",
+        "factors(key, self.recurrent_dropout, carry.hidden.shape)",
+        "factors(key, self.recurrent_dropout, carry.hidden.shape[-1:])",
+        ("tests/test_sequence_laws.py::test_recurrent_dropout_by_hand",),
+    ),
+    Fault(
+        "dropout of a sequence draws anew at each step",
+        "layers",
+        "rnnjax/layers/dropout.py",
+        'shape = xs.shape if self.per == "step" else (1, *xs.shape[1:])',
+        "shape = xs.shape",
+        ("tests/test_sequence_laws.py::test_dropout_between_the_layers_of_a_stack",),
+    ),
+    Fault(
+        "a learned carry is not where sequences begin",
+        "layers",
+        "rnnjax/layers/learned.py",
+        '            params["initial_carry"],\n',
+        "            self.cell.initial_carry(),\n",
+        ("tests/test_sequence_laws.py::test_a_learned_carry_begins_every_sequence",),
+    ),
+    Fault(
+        "the expectation of zoneout exchanges the old and the new",
+        "layers",
+        "rnnjax/engine/steps.py",
+        "now + jnp.asarray(leak, now.dtype) * (before - now)",
+        "before + jnp.asarray(leak, now.dtype) * (now - before)",
+        ("tests/test_sequence_laws.py::test_zoneout_keeps_units",),
+    ),
+    Fault(
+        "zoneout keeps the same units at all steps",
+        "layers",
+        "rnnjax/layers/regularized.py",
+        "(steps[0], *getattr(carry, name).shape))",
+        "(1, *getattr(carry, name).shape)).repeat(steps[0], 0)",
+        ("tests/test_sequence_laws.py::test_zoneout_keeps_units",),
+    ),
+    Fault(
+        "a prepared cell forgets its second bias",
+        "layers",
+        "rnnjax/layers/prepared.py",
+        '        recurrent = add_bias(recurrent, params, "recurrent_bias")\n',
+        "",
+        ("tests/test_prepare.py::test_every_form_computes_the_same_step",),
+    ),
+    # ---- wrappers
+    Fault(
+        "the wrappers return the carries of both directions in the wrong order",
+        "wrappers",
+        "rnnjax/layout.py",
+        "return (forward_carry, backward_carry), merge_fn",
+        "return (backward_carry, forward_carry), merge_fn",
+        ("tests/test_nnx.py::test_bidirectional_equals_flax",),
+    ),
+    Fault(
+        "outputs in the order of computation begin behind the last valid step",
+        "wrappers",
+        "rnnjax/layout.py",
+        "jnp.where(times < lengths, lengths - 1 - times, times)",
+        "jnp.where(times < lengths, lengths - times, times)",
+        ("tests/test_linen.py::test_equals_flax",),
+    ),
+    Fault(
+        "a GRU made with Flax's arguments exchanges the two functions",
+        "wrappers",
+        "rnnjax/linen.py",
+        "    return cells.GRUCell(\n"
+        "        features,\n"
+        "        recurrent_activation=layout.named_activation(gate_fn),\n"
+        "        activation=layout.named_activation(activation_fn),\n",
+        "    return cells.GRUCell(\n"
+        "        features,\n"
+        "        recurrent_activation=layout.named_activation(activation_fn),\n"
+        "        activation=layout.named_activation(gate_fn),\n",
+        ("tests/test_linen.py::test_cells_take_functions_and_initialisers",),
+    ),
+    Fault(
+        "all gates of a cell with Flax's distributions begin with the same numbers",
+        "wrappers",
+        "rnnjax/layout.py",
+        "[draw(key, part, dtype) for key in keys]",
+        "[draw(key, part, dtype)] * len(keys)",
+        ("tests/test_linen.py::test_no_two_gates_begin_alike",),
+    ),
+    # ---- packing
+    Fault(
+        "the last output of a packed sequence is the first of the next",
+        "packing",
+        "rnnjax/packing.py",
+        "ys[self.starts + self.lengths - 1, self.rows]",
+        "ys[(self.starts + self.lengths) % len(ys), self.rows]",
+        ("tests/test_packing.py",),
+    ),
+    Fault(
+        "the step before the end of a packed sequence begins a new one",
+        "packing",
+        "rnnjax/packing.py",
+        "            resets[start + length, row] = True",
+        "            resets[start + length - 1, row] = True",
+        ("tests/test_packing.py",),
+    ),
+    # ---- training
+    Fault(
+        "a restored state has the optimiser of a new one",
+        "training",
+        "rnnjax/training/checkpoints.py",
+        "        return from_plain(tree)\n",
+        "        return dataclasses.replace(from_plain(tree), opt_state=like.opt_state)\n",
+        ("tests/training/test_loop.py::test_a_run_that_failed_goes_on_exactly",),
+    ),
+    Fault(
+        "checkpoints do not hold the random key of the run",
+        "training",
+        "rnnjax/training/checkpoints.py",
+        '{"key": jax.random.key_data(state.key)}',
+        '{"key": jax.random.key_data(jax.random.key(0))}',
+        ("tests/training/test_checkpoints.py::test_what_is_saved_comes_back_bit_for_bit",),
+    ),
+    Fault(
+        "the checksums of a checkpoint are not compared",
+        "training",
+        "rnnjax/training/checkpoints.py",
+        'if entry["crc32"] != arrays[path]["crc32"]:',
+        "if path not in arrays:",
+        (
+            "tests/training/test_checkpoints.py::test_arrays_of_another_state_are_noticed_by_their_checksums",
+        ),
+    ),
+    Fault(
+        "a resumed run reads the batches of its epoch from the first on",
+        "training",
+        "rnnjax/training/step.py",
+        "jax.tree.map(lambda leaf: leaf[i], batches)",
+        "jax.tree.map(lambda leaf: leaf[i - start], batches)",
+        ("tests/training/test_step.py",),
+    ),
+    Fault(
+        "no gradient flows back to the steps before the last window",
+        "training",
+        "rnnjax/training/truncated.py",
+        "_, rest = run(params, carry, _part",
+        "_, rest = run(params, jax.lax.stop_gradient(carry), _part",
+        ("tests/training/test_truncated.py",),
+    ),
+    Fault(
+        "every device holds the whole of the optimiser's means",
+        "training",
+        "rnnjax/training/sharding.py",
+        "                    return self._named(specs[names[start:]])\n",
+        "                    return everywhere\n",
+        (
+            "tests/training/test_sharding.py::test_the_optimiser_lies_as_its_parameters_and_rules_decide",
+        ),
+    ),
+    Fault(
+        "Adam corrects the mean of the squares for a step too few",
+        "training",
+        "rnnjax/training/optimizers.py",
+        "jnp.sqrt(1 - b2**t)",
+        "jnp.sqrt(1 - b2**state.step)",
+        ("tests/training/test_optimizers.py",),
+    ),
+    Fault(
+        "an epoch that only equals the best one counts as better",
+        "training",
+        "rnnjax/training/loop.py",
+        "bool(before) and min(recent) >= min(before)",
+        "bool(before) and min(recent) > min(before)",
+        ("tests/training/test_loop.py",),
+    ),
+    Fault(
+        "the slowness penalty counts the pair across a reset",
+        "training",
+        "rnnjax/training/penalties.py",
+        "counted & ~resets[1:]",
+        "counted & ~resets[:-1]",
+        ("tests/training/test_penalties.py",),
+    ),
+    # ---- text
+    Fault(
+        "the temperature multiplies the logits",
+        "text",
+        "rnnjax/text/sampling.py",
+        "keepdims=True)) / numbers.temperature",
+        "keepdims=True)) * numbers.temperature",
+        ("tests/text/test_sampling.py",),
+    ),
+    Fault(
+        "top-k and top-p leave out the last character that they should keep",
+        "text",
+        "rnnjax/text/sampling.py",
+        "    return jnp.where(below <= border, logits, -jnp.inf)\n",
+        "    return jnp.where((below < border) | (below == 0), logits, -jnp.inf)\n",
+        ("tests/text/test_sampling.py",),
+    ),
+    Fault(
+        "the repetition penalty looks at the oldest characters",
+        "text",
+        "rnnjax/text/sampling.py",
+        "known = known[max(0, len(known) - window) :]",
+        "known = known[:window]",
+        ("tests/text/test_sampling.py::test_the_penalty_looks_back_on_the_last_characters_alone",),
+    ),
+    Fault(
+        "the ids of characters are those of the sorted vocabulary",
+        "text",
+        "rnnjax/text/vocabulary.py",
+        "order.astype(np.int32)",
+        "np.arange(len(order), dtype=np.int32)",
+        ("tests/text/test_vocabulary.py",),
+    ),
+    Fault(
+        "targets are the inputs themselves",
+        "text",
+        "rnnjax/text/batches.py",
+        "ids[1 : length + 1].astype(np.int32)",
+        "ids[:length].astype(np.int32)",
+        ("tests/text/test_batches.py",),
+    ),
+    # ---- interop
+    Fault(
+        "the gates of a Keras GRU are read in Keras's order",
+        "interop/keras",
+        "rnnjax/interop/keras/arrays.py",
+        "{name: _swap(array) for name, array in named.items()}",
+        "dict(named)",
+        ("tests/interop/test_keras_models.py::test_weights_alone",),
+    ),
+    Fault(
+        "the gates of a GRU are written to Keras in our order",
+        "interop/keras",
+        "rnnjax/interop/keras/arrays.py",
+        "return [_swap(array) for array in arrays] if isinstance(unit.owner, GRUCell) else arrays",
+        "return arrays",
+        ("tests/interop/test_keras_models.py::test_weights_alone",),
+    ),
+    Fault(
+        "the gates of a Keras 1 LSTM are read in the order of the file",
+        "interop/keras",
+        "rnnjax/interop/keras/arrays.py",
+        "(0, 2, 1, 3) if gates == 4",
+        "(0, 1, 2, 3) if gates == 4",
+        ("tests/interop/test_keras_old_files.py::test_keras_1",),
+    ),
+    Fault(
+        "arrays in bfloat16 are written to HDF5 without saying so",
+        "interop/keras",
+        "rnnjax/interop/keras/files.py",
+        "                if array.dtype == jnp.bfloat16:\n"
+        '                    dataset.attrs["dtype"] = "bfloat16"\n',
+        "",
+        ("tests/interop/test_keras_models.py::test_bfloat16",),
+    ),
+    Fault(
+        "the second bias of a PyTorch LSTM is dropped",
+        "interop/torch",
+        "rnnjax/interop/torch/cells.py",
+        '_add(arrays["bias_ih"], arrays["bias_hh"])',
+        'arrays["bias_ih"]',
+        ("tests/interop/test_torch.py", "tests/interop/test_torch_models.py"),
+    ),
+    Fault(
+        "the two biases of a PyTorch GRU are read the wrong way round",
+        "interop/torch",
+        "rnnjax/interop/torch/cells.py",
+        '{"bias": arrays["bias_ih"], "recurrent_bias": arrays["bias_hh"]}',
+        '{"bias": arrays["bias_hh"], "recurrent_bias": arrays["bias_ih"]}',
+        ("tests/interop/test_torch.py",),
+    ),
+    Fault(
+        "the two biases of a GRU are written to PyTorch the wrong way round",
+        "interop/torch",
+        "rnnjax/interop/torch/cells.py",
+        'state |= {"bias_ih": arrays["bias"], "bias_hh": arrays["recurrent_bias"]}',
+        'state |= {"bias_ih": arrays["recurrent_bias"], "bias_hh": arrays["bias"]}',
+        ("tests/interop/test_torch_models.py::test_our_models_load_strictly_and_compute_the_same",),
+    ),
+    Fault(
+        "a trained sum of biases is written beside the second bias of before",
+        "interop/torch",
+        "rnnjax/interop/torch/cells.py",
+        "np.where(same, came.bias_ih, _add(total, -came.bias_hh)), came.bias_hh",
+        "np.where(same, came.bias_ih, total), came.bias_hh",
+        (
+            "tests/interop/test_torch_models.py::test_the_second_bias_stays_where_training_moves_the_sum",
+        ),
+    ),
+    Fault(
+        "the two types of 16 bits in safetensors are taken for each other",
+        "interop/torch",
+        "rnnjax/interop/torch/files.py",
+        '    "F16": np.float16,\n    "BF16": jnp.bfloat16,\n',
+        '    "F16": jnp.bfloat16,\n    "BF16": np.float16,\n',
+        ("tests/interop/test_torch_files.py::test_files_go_both_ways_to_the_bit",),
+    ),
+    Fault(
+        "the gates of Flax's cells are read in the order of their names",
+        "interop/flax",
+        "rnnjax/interop/flax/cells.py",
+        'np.concatenate([blocks[name]["kernel"] for name in first], axis=-1)',
+        'np.concatenate([blocks[name]["kernel"] for name in sorted(first)], axis=-1)',
+        ("tests/interop/test_flax_models.py",),
+    ),
+    Fault(
+        "the gates of Flax's cells are written in the order of their names",
+        "interop/flax",
+        "rnnjax/interop/flax/cells.py",
+        "zip(names, kernels, np.split(bias, len(names)), strict=True)",
+        "zip(sorted(names), kernels, np.split(bias, len(names)), strict=True)",
+        ("tests/interop/test_flax_models.py::test_our_cells_run_in_flax",),
+    ),
+    Fault(
+        "the gates of an ONNX LSTM are in our order",
+        "interop/onnx",
+        "rnnjax/interop/onnx/recurrent.py",
+        '"LSTM": (0, 2, 3, 1)}',
+        '"LSTM": (0, 1, 2, 3)}',
+        ("tests/interop/test_onnx_export.py::test_every_cell",),
+    ),
+    Fault(
+        "the second bias of an ONNX node is dropped",
+        "interop/onnx",
+        "rnnjax/interop/onnx/recurrent.py",
+        "_take(first + second, gates, order)",
+        "_take(first, gates, order)",
+        ("tests/interop/test_onnx_nodes.py::test_some_drawn_nodes",),
+    ),
+    Fault(
+        "a changed sum of biases is written to ONNX beside the second bias of before",
+        "interop/onnx",
+        "rnnjax/interop/onnx/recurrent.py",
+        "np.where(same, firsts, first - seconds), seconds",
+        "np.where(same, firsts, first), seconds",
+        (
+            "tests/interop/test_onnx_import.py::test_update_changes_what_was_trained_and_nothing_else",
+        ),
+    ),
+    Fault(
+        "the exported softmax is over the batch",
+        "interop/onnx",
+        "rnnjax/interop/onnx/writer.py",
+        '_operator("Softmax", axis=-1)',
+        '_operator("Softmax", axis=1)',
+        ("tests/interop/test_onnx_export.py::test_the_reference_of_onnx_agrees",),
+    ),
+    Fault(
+        "exported sequences with lengths fill the padding of the backward direction",
+        "interop/onnx",
+        "rnnjax/interop/onnx/layers.py",
+        "np.array([1, 0], np.float32)",
+        "np.array([1, 1], np.float32)",
+        ("tests/interop/test_onnx_export.py::test_every_option",),
+    ),
+    Fault(
+        "any two models compute the same",
+        "interop/convert",
+        "rnnjax/interop/compare.py",
+        "        return self.difference <= self.tolerance * max(self.scale, 1e-3)\n",
+        "        return True\n",
+        ("tests/interop/test_convert.py::test_one_changed_entry_is_found",),
+    ),
+    Fault(
+        "what was converted is compared with itself",
+        "interop/convert",
+        "rnnjax/interop/convert.py",
+        "check = compare(written, read_back(written, new))",
+        "check = compare(written, written)",
+        ("tests/interop/test_convert.py::test_a_target_that_computes_something_else_is_not_kept",),
+    ),
+    Fault(
+        "all layers of a read model draw the same noise",
+        "interop/convert",
+        "rnnjax/interop/model.py",
+        "key = None if context.key is None else jax.random.fold_in(context.key, i)",
+        "key = context.key",
+        ("tests/interop/test_model.py::test_each_layer_draws_its_own",),
+    ),
+    # ---- experiments
+    Fault(
+        "the alphabet's state is reset behind each letter",
+        "experiments/alphabet",
+        "experiments/alphabet/model.py",
+        "carry = carry if self.config.stateful else self.cell.initial_carry()",
+        "carry = self.cell.initial_carry()",
+        ("tests/experiments/test_alphabet.py",),
+    ),
+    Fault(
+        "the alphabet's state goes on into the next epoch",
+        "experiments/alphabet",
+        "experiments/alphabet/model.py",
+        "            (params, opt_state, _), losses = jax.lax.scan(\n"
+        "                update, (*state, self.cell.initial_carry()), (inputs, targets)\n"
+        "            )\n"
+        "            return (params, opt_state), losses.mean()\n"
+        "\n"
+        "        params = self.init(key)\n"
+        "        (params, _), losses = jax.lax.scan(\n"
+        "            epoch, (params, optimizer.init(params)), length=self.config.epochs\n"
+        "        )\n",
+        "            state, losses = jax.lax.scan(update, state, (inputs, targets))\n"
+        "            return state, losses.mean()\n"
+        "\n"
+        "        params = self.init(key)\n"
+        "        start = (params, optimizer.init(params), self.cell.initial_carry())\n"
+        "        (params, *_), losses = jax.lax.scan(epoch, start, length=self.config.epochs)\n",
+        ("tests/experiments/test_alphabet.py",),
+    ),
+    Fault(
+        "the text to validate on is trained on as well",
+        "experiments/text_generator",
+        "experiments/text_generator/data.py",
+        "ids[:validation], ids[validation:test], ids[test:]",
+        "ids[:test], ids[validation:test], ids[test:]",
+        ("tests/experiments/test_text_generator.py::test_the_parts_of_a_text_are_the_text",),
+    ),
+    Fault(
+        "the preset on the command line is ignored",
+        "experiments/text_generator",
+        "experiments/text_generator/__main__.py",
+        "default=PRESETS[_preset()]",
+        'default=PRESETS["tutorial"]',
+        (
+            "tests/experiments/test_text_generator_options.py::test_epochs_that_are_given_count_more_than_the_steps_of_a_preset",
+        ),
+    ),
+    Fault(
+        "the last character of the prime text is read twice",
+        "experiments/text_generator",
+        "experiments/text_generator/author.py",
+        "text[at : max(0, len(text) - 1)]",
+        "text[at:]",
+        ("tests/experiments/test_generation.py::test_every_filter_reaches_the_draws",),
+    ),
+    Fault(
+        "the rows of an evaluation read their first character twice",
+        "experiments/text_generator",
+        "experiments/text_generator/evaluation.py",
+        "early = begins + np.arange(-_WARM_UP, 0)[:, None]",
+        "early = begins + np.arange(1 - _WARM_UP, 1)[:, None]",
+        (
+            "tests/experiments/test_text_generator.py::test_each_row_of_an_evaluation_has_read_what_comes_before",
+        ),
+    ),
+    Fault(
+        "streams forget their state with the chance to keep it",
+        "experiments/text_generator",
+        "experiments/text_generator/model.py",
+        "jax.random.bernoulli(forget_key, 1 - forget, (len(inputs), 1))",
+        "jax.random.bernoulli(forget_key, forget, (len(inputs), 1))",
+        ("tests/experiments/test_text_generator.py::test_the_loss_drops_and_forgets_in_training",),
+    ),
+    Fault(
+        "nothing is dropped in training",
+        "experiments/text_generator",
+        "experiments/text_generator/model.py",
+        "after, losses = model.losses(params, before, inputs, targets, key)",
+        "after, losses = model.losses(params, before, inputs, targets)",
+        ("tests/experiments/test_text_generator.py::test_the_loss_drops_and_forgets_in_training",),
+    ),
+    Fault(
+        "it is the update that is clipped, and not the gradient",
+        "experiments/text_generator",
+        "experiments/text_generator/optimization.py",
+        "optax.chain(optax.clip_by_global_norm(options.clip_norm), optimizer)",
+        "optax.chain(optimizer, optax.clip_by_global_norm(options.clip_norm))",
+        (
+            "tests/experiments/test_text_generator_options.py::test_it_is_the_gradient_that_is_clipped",
+        ),
+    ),
+    Fault(
+        "the schedule counts updates for steps where gradients are accumulated",
+        "experiments/text_generator",
+        "experiments/text_generator/optimization.py",
+        "step = updates * options.accumulate",
+        "step = updates",
+        (
+            "tests/experiments/test_text_generator_options.py::test_a_cosine_ends_with_the_run_whatever_is_accumulated",
+        ),
+    ),
+    Fault(
+        "biases decay too",
+        "experiments/text_generator",
+        "experiments/text_generator/optimization.py",
+        "lambda leaf: leaf.ndim > 1, params",
+        "lambda leaf: leaf.ndim > 0, params",
+        ("tests/experiments/test_text_generator_options.py::test_weights_decay_but_not_biases",),
+    ),
+    Fault(
+        "the T-maze exchanges the rewards of a wrong turn and of a step",
+        "experiments/t_maze",
+        "experiments/t_maze/environment.py",
+        "[REWARD_GOAL, REWARD_WRONG_TURN, 0.0]",
+        "[REWARD_GOAL, 0.0, REWARD_WRONG_TURN]",
+        ("tests/experiments/test_t_maze.py",),
+    ),
+    Fault(
+        "episodes of the T-maze end a step behind their limit",
+        "experiments/t_maze",
+        "experiments/t_maze/environment.py",
+        "ended = turned | (time == self.step_limit)",
+        "ended = turned | (state.time == self.step_limit)",
+        ("tests/experiments/test_t_maze.py",),
+    ),
+    Fault(
+        "advantages flow back over the end of an episode",
+        "experiments/t_maze",
+        "experiments/t_maze/training.py",
+        "going_on = jnp.where(ended, 0.0, discount)",
+        "going_on = discount",
+        ("tests/experiments/test_t_maze.py",),
+    ),
+    Fault(
+        "the T-maze punishes an unsure policy",
+        "experiments/t_maze",
+        "experiments/t_maze/training.py",
+        "            - self.config.entropy_weight * entropy\n",
+        "            + self.config.entropy_weight * entropy\n",
+        ("tests/experiments/test_t_maze.py::test_the_loss_against_its_definition",),
+    ),
+    # ---- benchmarks
+    Fault(
+        "ratios are those of the baseline to the others",
+        "benchmarks",
+        "benchmarks/reports.py",
+        "[ours / theirs for ours, theirs in",
+        "[theirs / ours for ours, theirs in",
+        ("tests/test_benchmarks.py",),
+    ),
+    Fault(
+        "a result that is not a number agrees with every baseline",
+        "benchmarks",
+        "benchmarks/timing.py",
+        "if not result.distance <= question.allowed(contender):",
+        "if result.distance > question.allowed(contender):",
+        ("tests/test_benchmarks.py",),
+    ),
+    Fault(
+        "the time of a step is that of all steps",
+        "benchmarks",
+        "benchmarks/questions/lengths.py",
+        '1e6 * seconds / point.settings["shape"]["time"]',
+        "1e6 * seconds",
+        ("tests/test_benchmark_layers.py::test_the_lengths_are_told_by_the_step",),
+    ),
+)
+
+if __name__ == "__main__":
+    sys.exit(main())
