@@ -52,8 +52,9 @@ def _assert_close(actual: Any, expected: Any, tolerance: float) -> None:
 def _random_like(tree: Any, seed: int, dtype: Any = jnp.float32, scale: float = 0.6) -> Any:
     """Normal numbers in the shapes of ``tree``: no two entries alike, so no swap can hide."""
     rng = np.random.default_rng(seed)
+    # Rounded by NumPy, as JAX would compile a program for each shape to do it.
     return jax.tree.map(
-        lambda leaf: jnp.asarray(scale * rng.standard_normal(leaf.shape), dtype), tree
+        lambda leaf: jnp.asarray(np.asarray(scale * rng.standard_normal(leaf.shape), dtype)), tree
     )
 
 
