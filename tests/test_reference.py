@@ -25,7 +25,7 @@ from rnnjax.cells.activations import ACTIVATIONS
 from rnnjax.engine.products import Backward, Forward, Products
 
 ORDINARY, SLOW, CHUNK = 40, 1000, 50
-SEED = 2094  # of which the ordinary draws reach most; see the test of that
+SEED = 829  # of which the ordinary draws reach most; see the test of that
 TOLERANCE = 1e-10  # of the scale of each array, in float64
 
 KINDS = list(reference.EQUATIONS)
@@ -83,14 +83,11 @@ class Draw(NamedTuple):
 def draw(number: int) -> Draw:
     """Everything from the number.
 
-    The ordinary ones are small, to be quick to compile, and first of all each kind has its usual
-    activations and runs fused, if it can: only then are its gates kept for the backward pass.
+    The ordinary ones are small, so that they are quick to compile. First of all each kind has tanh
+    and sigmoid and runs fused, if it can: only so are gates kept for the backward pass.
     """
-    rng, large, usual = (
-        np.random.default_rng([SEED, number]),
-        number >= ORDINARY,
-        number < len(KINDS),
-    )
+    rng = np.random.default_rng([SEED, number])
+    large, usual = number >= ORDINARY, number < len(KINDS)
     count = rng.choice([1, 2, 3], p=[0.4, 0.35, 0.25] if large else [0.7, 0.25, 0.05])
     kinds = [KINDS[number % len(KINDS)], *map(str, rng.choice(KINDS, count - 1))]
     node = drawn_node(rng, kinds, 6 if large else 4, usual)
@@ -411,9 +408,8 @@ def test_the_ordinary_draws_reach_everything() -> None:
         names = [
             n for one in live if one.static["reverse"] == reverse for n in one.smooth | one.rest
         ]
-        assert (
-            min(names.count(n) for n in ("mask", "resets", "lengths", "carry", "reset_carry")) > 1
-        )
+        for name in ("mask", "resets", "lengths", "carry", "reset_carry"):
+            assert names.count(name) > 1
 
 
 @pytest.mark.usefixtures("x64")
