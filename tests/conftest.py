@@ -77,6 +77,8 @@ def environment() -> Callable[..., dict[str, str]]:
             "PYTHONPATH": str(ROOT),
             "JAX_PLATFORMS": "cpu",
             "JAX_NUM_CPU_DEVICES": str(devices),
+            # As pyproject.toml has it for the tests themselves.
+            "PYTHONWARNINGS": "ignore:Error reading persistent compilation cache entry:UserWarning",
         }
         return os.environ | own | more
 
