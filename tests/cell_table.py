@@ -167,6 +167,11 @@ def table(*skip: type[rnnjax.Method], names: Any = CELLS) -> list[Any]:
     ]
 
 
+# Where what is held against the loop or the scan does not depend on the equation: those ways, and
+# the steps that read more axes than their last, a second product, none, and layers.
+BROAD = [*FEW, "projection", "layernorm-lstm", "mingru", "convlstm-2d", "stack"]
+
+
 def both_ways(rows: list[Any]) -> list[Any]:
     """Each row forward, and the rows of ``FEW`` and the nested stack in reverse too."""
     return [

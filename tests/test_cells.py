@@ -1,15 +1,12 @@
-"""Options, defaults and errors of cells, stacks and unroll; the equations in plain NumPy."""
+"""Options, defaults and errors of cells, stacks and unroll."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import rnnjax
 from rnnjax import Fused, GRUCell, InvalidInputError, LSTMCell, Scan, SimpleRNNCell, Stack
@@ -19,122 +16,6 @@ KEY = jax.random.key(0)
 KINDS = [SimpleRNNCell, LSTMCell, GRUCell]
 GATES = {SimpleRNNCell: 1, LSTMCell: 4, GRUCell: 3}
 BATCH, TIME, FEATURES, HIDDEN = 3, 6, 2, 5
-
-
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-x))
-
-
-def numpy_simple(p: Any, carry: Any, x: np.ndarray) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
-    """Elman (1990)."""
-    (h,) = carry
-    h = np.tanh(x @ p["kernel"] + h @ p["recurrent_kernel"] + p["bias"])
-    return (h,), h
-
-
-def numpy_lstm(p: Any, carry: Any, x: np.ndarray) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
-    """Hochreiter & Schmidhuber (1997) with Gers's forget gate, gate by gate."""
-    h, c = carry
-
-    def gate(k: int) -> np.ndarray:
-        columns = slice(k * HIDDEN, (k + 1) * HIDDEN)
-        own = p["kernel"][:, columns], p["recurrent_kernel"][:, columns], p["bias"][columns]
-        return x @ own[0] + h @ own[1] + own[2]
-
-    input_gate, forget_gate, output_gate = sigmoid(gate(0)), sigmoid(gate(1)), sigmoid(gate(3))
-    c = forget_gate * c + input_gate * np.tanh(gate(2))
-    h = output_gate * np.tanh(c)
-    return (h, c), h
-
-
-def numpy_gru(
-    p: Any, carry: Any, x: np.ndarray, reset_after: bool
-) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
-    """Cho et al. (2014); with ``reset_after`` in the form of cuDNN, with a second bias."""
-    (h,) = carry
-    w_r, w_z, w_n = (p["kernel"][:, k * HIDDEN : (k + 1) * HIDDEN] for k in range(3))
-    u_r, u_z, u_n = (p["recurrent_kernel"][:, k * HIDDEN : (k + 1) * HIDDEN] for k in range(3))
-    b_r, b_z, b_n = (p["bias"][k * HIDDEN : (k + 1) * HIDDEN] for k in range(3))
-    c = p["recurrent_bias"] if reset_after else np.zeros(3 * HIDDEN)
-    c_r, c_z, c_n = (c[k * HIDDEN : (k + 1) * HIDDEN] for k in range(3))
-    r = sigmoid(x @ w_r + b_r + h @ u_r + c_r)
-    z = sigmoid(x @ w_z + b_z + h @ u_z + c_z)
-    recurrent = r * (h @ u_n + c_n) if reset_after else (r * h) @ u_n
-    n = np.tanh(x @ w_n + b_n + recurrent)
-    h = z * h + (1 - z) * n
-    return (h,), h
-
-
-EQUATIONS: dict[str, tuple[rnnjax.Cell, Callable[..., Any]]] = {
-    "simple": (SimpleRNNCell(HIDDEN), numpy_simple),
-    "lstm": (LSTMCell(HIDDEN), numpy_lstm),
-    "gru": (GRUCell(HIDDEN), lambda *a: numpy_gru(*a, reset_after=True)),
-    "gru-reset-before": (
-        GRUCell(HIDDEN, reset_after=False),
-        lambda *a: numpy_gru(*a, reset_after=False),
-    ),
-}
-
-
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("name", EQUATIONS)
-@pytest.mark.usefixtures("x64")
-def test_equations_in_numpy(name: str, reverse: bool, random_like: Any, assert_close: Any) -> None:
-    cell, equation = EQUATIONS[name]
-    params, carry, xs = random_like(
-        (
-            cell.init(KEY, FEATURES),
-            cell.initial_carry((BATCH,)),
-            jnp.zeros((TIME, BATCH, FEATURES)),
-        ),
-        0,
-        jnp.float64,
-    )
-    p, state, x = jax.tree.map(np.asarray, (params, tuple(carry), xs))
-    ys = np.zeros((TIME, BATCH, HIDDEN))
-    for t in reversed(range(TIME)) if reverse else range(TIME):
-        state, ys[t] = equation(p, state, x[t])
-    expected = type(carry)(*state), ys
-    for method in (Scan(), Fused()) if cell.splits else (Scan(),):
-        actual = rnnjax.unroll(cell, params, xs, carry, reverse=reverse, method=method)
-        assert_close(actual, expected, 1e-10)
-
-
-@settings(max_examples=8, deadline=None)
-@given(
-    kind=st.sampled_from(KINDS),
-    before=st.integers(1, 3),
-    after=st.integers(1, 3),
-    batch=st.lists(st.integers(1, 3), max_size=2),
-    features=st.integers(1, 3),
-    hidden=st.integers(1, 4),
-    reverse=st.booleans(),
-    seed=st.integers(0, 2**31 - 1),
-)
-def test_a_cut_changes_nothing_whatever_the_shapes(
-    kind: Any,
-    before: int,
-    after: int,
-    batch: list[int],
-    features: int,
-    hidden: int,
-    reverse: bool,
-    seed: int,
-) -> None:
-    cell = kind(hidden, bias_init=jax.nn.initializers.normal())
-    params_key, xs_key = jax.random.split(jax.random.key(seed))
-    params = cell.init(params_key, features)
-    xs = jax.random.normal(xs_key, (before + after, *batch, features))
-    carry, ys = rnnjax.unroll(cell, params, xs, reverse=reverse)
-    assert ys.shape == (before + after, *batch, hidden)
-    parts = [xs[:before], xs[before:]]
-    between, pieces = None, []
-    for part in reversed(parts) if reverse else parts:
-        between, piece = rnnjax.unroll(cell, params, part, between, reverse=reverse)
-        pieces.append(piece)
-    joined = jnp.concatenate(pieces[::-1] if reverse else pieces)
-    np.testing.assert_allclose(joined, ys, atol=1e-5)
-    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=1e-5), between, carry)
 
 
 def test_a_sequence_of_no_steps_returns_the_carry(random_like: Any, assert_close: Any) -> None:

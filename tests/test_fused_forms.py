@@ -25,35 +25,34 @@ def no_cache(monkeypatch):
 
 def check(cell, batch, method, random_like, assert_close, *, tolerance=2e-5, reverse=False):
     """Outputs and gradients of ``method`` against the reference's."""
-    params = random_like(cell.init(jax.random.key(0), FEATURES), 1)
-    carry = random_like(cell.initial_carry(batch), 2)
-    xs = random_like(jnp.zeros((TIME, *batch, FEATURES)), 3)
-    weights = random_like(jnp.zeros((TIME, *batch, cell.hidden_size)), 4)
+    shapes = (
+        jax.eval_shape(lambda: cell.init(jax.random.key(0), FEATURES)),
+        jax.eval_shape(lambda: cell.initial_carry(batch)),
+        jax.ShapeDtypeStruct((TIME, *batch, FEATURES), float),
+        jax.ShapeDtypeStruct((TIME, *batch, cell.hidden_size), float),
+    )
+    params, carry, xs, weights = (random_like(tree, 1 + i) for i, tree in enumerate(shapes))
 
     def loss(method, params, xs, carry):
         carry, ys = rnnjax.unroll(cell, params, xs, carry, method=method, reverse=reverse)
         assert {leaf.dtype for leaf in jax.tree.leaves((carry, ys))} == {jnp.dtype(jnp.float32)}
         return (weights * ys).sum() + sum(jnp.sin(leaf).sum() for leaf in jax.tree.leaves(carry))
 
-    assert_close(
-        *(
-            jax.value_and_grad(loss, argnums=(1, 2, 3))(one, params, xs, carry)
-            for one in (method, rnnjax.Scan())
-        ),
-        tolerance,
-    )
+    run = jax.jit(jax.value_and_grad(loss, argnums=(1, 2, 3)), static_argnums=0)
+    assert_close(*(run(one, params, xs, carry) for one in (method, rnnjax.Scan())), tolerance)
+
+
+SHAPES = [(kind, (7,)) for kind in CELLS] + [(rnnjax.LSTMCell, ()), (rnnjax.LSTMCell, (2, 3))]
 
 
 @pytest.mark.usefixtures("no_cache")
-@pytest.mark.parametrize("batch", [(), (7,), (2, 3)])
-@pytest.mark.parametrize("kind", CELLS)
+@pytest.mark.parametrize(("kind", "batch"), SHAPES)
 def test_kernels_that_leave_the_cache(kind, batch, random_like, assert_close):
     check(kind(HIDDEN), batch, rnnjax.Fused(), random_like, assert_close)
 
 
 @pytest.mark.usefixtures("no_cache")
-@pytest.mark.parametrize("batch", [(), (8,), (3, 2)])
-@pytest.mark.parametrize("kind", CELLS)
+@pytest.mark.parametrize(("kind", "batch"), SHAPES)
 def test_large_products(kind, batch, monkeypatch, random_like, assert_close):
     monkeypatch.setattr(products, "_LARGE_BYTES", 0)
     check(kind(HIDDEN + 1), batch, rnnjax.Fused(), random_like, assert_close)
@@ -168,7 +167,7 @@ def test_memory_is_a_dial():
 
 
 def test_an_odd_number_of_steps_over(random_like, assert_close):
-    for every in (1, 2, 3, 5, 9):
+    for every in (1, 2, 9):
         method = rnnjax.Fused(keep_every=every)
         check(rnnjax.GRUCell(3), (2,), method, random_like, assert_close, reverse=every == 2)
 

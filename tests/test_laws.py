@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from cell_table import (
     BATCH,
+    BROAD,
     CELLS,
     FEATURES,
     FEW,
@@ -110,7 +111,7 @@ def test_law_1_in_float32(name: str, method: Any, results: Any, assert_close: An
     assert_close(actual, results(name, "loop", False, "float64"), TOLERANCES["float32"])
 
 
-@pytest.mark.parametrize(("name", "method", "reverse"), both_ways(table()))
+@pytest.mark.parametrize(("name", "method", "reverse"), both_ways(table(names=BROAD)))
 @pytest.mark.usefixtures("x64")
 def test_law_2_a_cut_changes_nothing(
     name: str, method: Any, reverse: bool, case: Any, results: Any, assert_close: Any
@@ -139,12 +140,8 @@ def test_law_4_a_row_is_alone(
     assert_close(actual, expected, TOLERANCES["float64"])
 
 
-# What a cell adds to a batch by itself is in the law above; here it is JAX's batching of each way
-# through the engine, and of the steps that read more axes than their last.
-BATCHED = [*FEW, "projection", "layernorm-lstm", "mingru", "convlstm-2d", "stack"]
-
-
-@pytest.mark.parametrize(("name", "method"), table(Auto, names=BATCHED))
+# What a cell adds to a batch by itself is in the law above; here it is JAX's batching.
+@pytest.mark.parametrize(("name", "method"), table(Auto, names=BROAD))
 @pytest.mark.usefixtures("x64")
 def test_law_4_vmap_equals_batching(
     name: str, method: Any, case: Any, results: Any, assert_close: Any

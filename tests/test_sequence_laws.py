@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from cell_table import (
     BATCH,
+    BROAD,
     CELLS,
     FEATURES,
     TIME,
@@ -90,10 +91,10 @@ def check(
 ALL = {"lengths": LENGTHS, "mask": MASK, "resets": RESETS}
 
 
-# In reverse for one cell of each way through the engine; the rest differ in their equation alone.
+# In reverse for one cell of each way through the engine.
 ROWS = [
     row
-    for row in both_ways(table(rnnjax.Auto))
+    for row in both_ways(table(rnnjax.Auto, names=[*BROAD, "learned-carry", "stack-nested"]))
     if not row.values[2] or row.values[0] in {"lstm", "gru", "gru-reset-before", "user-peephole"}
 ]
 
@@ -133,7 +134,7 @@ def marked(draw: st.DrawFn) -> tuple[int, int, dict[str, Any]]:
     ("name", "method"), [("gru", Scan()), ("gru", Fused()), ("lstm", Fused(keep_every=4))]
 )
 @hypothesis.given(case=marked(), reverse=st.booleans())
-@hypothesis.settings(max_examples=40, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=15, deadline=None, derandomize=True)
 def test_any_marks(
     name: str,
     method: Any,

@@ -15,7 +15,8 @@ from rnnjax.training import Records, Reporter, TrainState
 Write = Callable[[TrainState, int], str]
 """``(state, epoch) -> text``: a sample of what the model writes after an epoch."""
 
-_SECONDS_PER_PLOT = 30
+# Drawing takes a third of a second, as long as a whole epoch of a small run.
+_SECONDS_PER_PLOT = 10
 
 
 class Progress(Reporter):
@@ -67,11 +68,10 @@ class Progress(Reporter):
         if self.board is not None:
             for i, loss in enumerate(losses):
                 self.board.add_scalar("loss", loss, step - len(losses) + i + 1)
-        if time.monotonic() - self.plotted > _SECONDS_PER_PLOT:
-            self.plot()
+        self._plot_now_and_then()
 
     def on_epoch(self, epoch: int, state: TrainState, summary: Mapping[str, float]) -> None:
-        """Print the epoch's means and a sample, and draw the plot again."""
+        """Print the epoch's means and a sample."""
         validation = ""
         if "validation_loss" in summary:
             validation = (
@@ -91,7 +91,11 @@ class Progress(Reporter):
             self.bar.write(f"  {text!r}")
             with (self.run_dir / "samples.txt").open("a", encoding="utf-8") as file:
                 file.write(f"epoch {epoch}, step {int(state.step)}: {text!r}\n")
-        self.plot()
+        self._plot_now_and_then()
+
+    def _plot_now_and_then(self) -> None:
+        if time.monotonic() - self.plotted > _SECONDS_PER_PLOT:
+            self.plot()
 
     def plot(self) -> None:
         """Draw the loss so far."""

@@ -61,6 +61,8 @@ def run_training(config: Train) -> int:
             reporter=progress,
             sharding=run.sharding,
         )
+        if isinstance(progress, Progress):
+            progress.plot()
         if not stopped_by and len(data.test):
             report_test(run, model, checkpoints, state)
     finally:
