@@ -1,7 +1,6 @@
 """Recurrent networks for JAX and Flax: pure cells, explicit state, and a fast exact gradient."""
 
 from rnnjax.cells import (
-    AdditiveCell,
     Carry,
     Cell,
     CompositeCell,
@@ -9,7 +8,6 @@ from rnnjax.cells import (
     CoupledLSTMCell,
     DenseCell,
     ElementwiseCell,
-    GatedCell,
     GRUCarry,
     GRUCell,
     IndRNNCell,
@@ -54,7 +52,6 @@ from rnnjax.packing import Packed, pack, unpack
 __version__ = "0.1.0"
 
 __all__ = [
-    "AdditiveCell",
     "Auto",
     "Bidirectional",
     "Carry",
@@ -73,7 +70,6 @@ __all__ = [
     "Fused",
     "GRUCarry",
     "GRUCell",
-    "GatedCell",
     "IndRNNCell",
     "InteropError",
     "InvalidInputError",

@@ -12,6 +12,7 @@ import pytest
 
 import rnnjax
 from rnnjax import Auto, CompositeCell, Fused, GRUCell, LSTMCell, Scan, SimpleRNNCell, Stack
+from rnnjax.cells.activations import activate_gates
 
 # Not a batch of 4: XLA:CPU (jaxlib 0.10.2) sums a scan's bias gradient wrongly for some float64
 # shapes, such as batch 4 and hidden size 5, in plain JAX too.
@@ -29,11 +30,12 @@ class PeepholeCarry(NamedTuple):
 class PeepholeCell(rnnjax.DenseCell):
     """A user's cell: an LSTM with peepholes (Gers & Schmidhuber, 2000), and a gain on the output.
 
-    Its activate reads parameters, whose gradients the engine has to sum over time. ``bias`` is read
+    Its update reads parameters, whose gradients the engine has to sum over time. ``bias`` is read
     there too, and by `project`.
     """
 
     num_gates: ClassVar[int] = 4
+    output: ClassVar[str | None] = None
 
     def init(self, key: jax.Array, input_size: int) -> dict[str, jax.Array]:
         params = super().init(key, input_size)
@@ -45,10 +47,10 @@ class PeepholeCell(rnnjax.DenseCell):
     def initial_carry(self, batch_shape: tuple[int, ...] = (), dtype: Any = None) -> PeepholeCarry:
         return PeepholeCarry(self.zeros(batch_shape, dtype), self.zeros(batch_shape, dtype))
 
-    def activate(
-        self, params: Any, projected: jax.Array, recurrent: jax.Array, carry: PeepholeCarry
+    def update(
+        self, params: Any, x: jax.Array, carry: PeepholeCarry
     ) -> tuple[PeepholeCarry, jax.Array]:
-        i, f, g, o = jnp.split(projected + recurrent, 4, axis=-1)
+        i, f, g, o = jnp.split(x, 4, axis=-1)
         p_i, p_f, p_o = params["peephole"]
         i = jax.nn.sigmoid(i + p_i * carry.memory)
         f = jax.nn.sigmoid(f + p_f * carry.memory)
@@ -59,11 +61,11 @@ class PeepholeCell(rnnjax.DenseCell):
 
 
 @dataclasses.dataclass(frozen=True)
-class GainCell(rnnjax.AdditiveCell):
-    """A user's additive cell: its combine reads a parameter, and the carry before the step."""
+class GainCell(rnnjax.DenseCell):
+    """A user's cell with gates: its update reads a parameter, and the carry before the step."""
 
     num_gates: ClassVar[int] = 2
-    gate_activations: ClassVar[tuple[str, ...]] = ("tanh", "sigmoid")
+    output: ClassVar[str | None] = None
 
     def init(self, key: jax.Array, input_size: int) -> dict[str, jax.Array]:
         return super().init(key, input_size) | {"gain": jnp.ones(self.hidden_size)}
@@ -73,10 +75,10 @@ class GainCell(rnnjax.AdditiveCell):
     ) -> rnnjax.SimpleRNNCarry:
         return rnnjax.SimpleRNNCarry(self.zeros(batch_shape, dtype))
 
-    def combine(
-        self, params: Any, gates: jax.Array, carry: rnnjax.SimpleRNNCarry
+    def update(
+        self, params: Any, x: jax.Array, carry: rnnjax.SimpleRNNCarry
     ) -> tuple[rnnjax.SimpleRNNCarry, jax.Array]:
-        candidate, z = jnp.split(gates, 2, axis=-1)
+        candidate, z = jnp.split(activate_gates(x, ("tanh", "sigmoid")), 2, axis=-1)
         hidden = (1 - z) * params["gain"] * candidate + z * carry.hidden
         return rnnjax.SimpleRNNCarry(hidden), hidden * z
 

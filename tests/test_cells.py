@@ -155,6 +155,14 @@ def test_equal_cells_hash_alike(kind: Any) -> None:
     assert len({Stack([kind(4)]), Stack((kind(4),)), Stack(iter([kind(4)]))}) == 1
 
 
+def test_a_known_activation_is_its_name_however_it_is_given() -> None:
+    by_name = LSTMCell(4, activation="tanh", recurrent_activation="sigmoid")
+    by_function = LSTMCell(4, activation=jnp.tanh, recurrent_activation=jax.nn.sigmoid)
+    assert by_function == by_name
+    assert by_function.activation == "tanh"
+    assert LSTMCell(4, activation=lambda x: x) != by_name
+
+
 def test_cells_of_different_kinds_differ() -> None:
     assert len({kind(4) for kind in KINDS}) == 3
 

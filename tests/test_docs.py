@@ -59,7 +59,7 @@ def test_the_tutorial_is_as_short_as_it_says(tutorial: Any) -> None:
     assert "JANETCell(16) over inputs (20, 5, 3)" in printed
     assert printed.count("JANETCell(8)") == 2
     assert printed.count("chose Fused()") == 4
-    assert printed.count("keeps the gates of every step") == 4
+    assert printed.count("numbers a row of every step for the backward pass") == 4
     # The first row skips step 4, and the second forgets at step 10 all that was before.
     cell, params, xs, ys = (names[key] for key in ("cell", "params", "xs", "ys"))
     assert np.all(ys[4, 0] == 0)

@@ -25,7 +25,7 @@ def test_each_layer_with_its_shape_and_method():
     assert why_not[0].startswith("chose Scan(), because its step does not split")
     text = str(explanation)
     assert "LSTMCell(16) over inputs (10, 4, 5)" in text
-    assert "keeps the gates of every step" in text
+    assert "keeps 96 numbers a row of every step" in text  # 4 gates, 2 states
 
 
 def test_a_single_step_and_the_dial():

@@ -10,6 +10,7 @@ import numpy as np
 
 import rnnjax
 from experiments.text_generator.model import CharacterModel
+from rnnjax.cells.activations import activate_gates
 from rnnjax.errors import InvalidInputError, NonFiniteError
 from rnnjax.text.vocabulary import as_ids
 
@@ -199,8 +200,9 @@ def _gates(cell: Any, params: Any, x: Any, carry: Any) -> list[jax.Array]:
     if not names:
         return []
     letters, _ = _GATES[type(cell)]
-    recurrent = cell.recurrent_product(params, carry.hidden)
-    values = jax.tree.leaves(cell.gates(cell.project(params, x), recurrent))[0][0]
+    sums = cell.project(params, x) + cell.recurrent_product(params, carry.hidden)
+    # Of a candidate that is more than the sum these are not the values, but it is no gate.
+    values = activate_gates(sums, [cell.recurrent_activation] * len(letters))[0]
     split = dict(zip(letters, jnp.split(values, len(letters)), strict=True))
     return [split[name].astype(jnp.float16) for name in names]
 

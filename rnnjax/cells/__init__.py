@@ -4,7 +4,7 @@ from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.composite import CompositeCell, Noise
 from rnnjax.cells.convlstm import ConvLSTMCell
 from rnnjax.cells.coupled import CoupledLSTMCell
-from rnnjax.cells.dense import AdditiveCell, DenseCell, GatedCell
+from rnnjax.cells.dense import DenseCell
 from rnnjax.cells.gru import GRUCarry, GRUCell
 from rnnjax.cells.indrnn import IndRNNCell
 from rnnjax.cells.layernorm import LayerNormGRUCell, LayerNormLSTMCell
@@ -18,7 +18,6 @@ from rnnjax.cells.projection import ProjectionLSTMCell
 from rnnjax.cells.simple import SimpleRNNCarry, SimpleRNNCell
 
 __all__ = [
-    "AdditiveCell",
     "Carry",
     "Cell",
     "CompositeCell",
@@ -28,7 +27,6 @@ __all__ = [
     "ElementwiseCell",
     "GRUCarry",
     "GRUCell",
-    "GatedCell",
     "IndRNNCell",
     "LSTMCarry",
     "LSTMCell",

@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from rnnjax.cells.activations import Activation, get_activation
+from rnnjax.cells.activations import Activation, activate_gates, get_activation
 from rnnjax.cells.base import Params
-from rnnjax.cells.dense import AdditiveCell
+from rnnjax.cells.dense import DenseCell
 from rnnjax.cells.lstm import LSTMCarry
 
 
 @dataclasses.dataclass(frozen=True)
-class CoupledLSTMCell(AdditiveCell):
+class CoupledLSTMCell(DenseCell):
     r"""Long short-term memory with coupled input and forget gates (CIFG: Greff et al., 2017).
 
     .. math::
@@ -47,6 +47,7 @@ class CoupledLSTMCell(AdditiveCell):
     unit_forget_bias: bool = True
 
     num_gates: ClassVar[int] = 3
+    one_piece: ClassVar[bool] = True
 
     def init(self, key: jax.Array, input_size: int) -> dict[str, jax.Array]:
         """Draw ``kernel``, ``recurrent_kernel`` and ``bias``, as in `DenseCell.init`."""
@@ -61,16 +62,9 @@ class CoupledLSTMCell(AdditiveCell):
         """Zeros: ``hidden`` and ``cell``, both ``(*batch_shape, hidden_size)``."""
         return LSTMCarry(self.zeros(batch_shape, dtype), self.zeros(batch_shape, dtype))
 
-    @property
-    def gate_activations(self) -> tuple[str | Activation, ...]:
-        """Of i, g and o."""
-        return self.recurrent_activation, self.activation, self.recurrent_activation
-
-    def combine(
-        self, params: Params, gates: jax.Array, carry: LSTMCarry
-    ) -> tuple[LSTMCarry, jax.Array]:
-        """``c' = (1 - i) c + i g`` and ``h' = o activation(c')``."""
-        i, g, o = jnp.split(gates, 3, axis=-1)
+    def update(self, params: Params, x: jax.Array, carry: LSTMCarry) -> LSTMCarry:
+        """The equations of the class, from the second on."""
+        gate = self.recurrent_activation
+        i, g, o = jnp.split(activate_gates(x, (gate, self.activation, gate)), 3, axis=-1)
         cell = (1 - i) * carry.cell + i * g
-        hidden = o * get_activation(self.activation)(cell)
-        return LSTMCarry(hidden, cell), hidden
+        return LSTMCarry(o * get_activation(self.activation)(cell), cell)

@@ -1,18 +1,11 @@
 """Cells with one matrix product in the loop, of the hidden state and the recurrent kernel."""
 
-import abc
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 
-from rnnjax.cells.activations import (
-    Activation,
-    Initializer,
-    activate_gates,
-    gate_slopes,
-    slopes_follow_from_values,
-)
+from rnnjax.cells.activations import Initializer
 from rnnjax.cells.base import Carry, Inputs, Params, as_inputs
 from rnnjax.cells.projected import ProjectedCell, add_bias, product
 
@@ -23,12 +16,18 @@ class DenseCell(ProjectedCell):
 
     Its step is given in three pieces::
 
-        projected = project(params, x)                  # needs only the input: parallel over time
-        recurrent = recurrent_product(params, hidden)   # linear in the hidden state
-        carry, y  = activate(params, projected, recurrent, carry)      # pointwise
+        projected = project(params, x)                        # parallel over time
+        recurrent = recurrent_product(params, hidden)         # linear in the hidden state
+        carry     = update(params, projected + recurrent, carry)    # pointwise
 
-    A subclass states `num_gates`, `initial_carry` and `activate` (the equation). `step`, the
-    reference scan, the fused path and its gradient follow from these.
+    A subclass states `num_gates`, `initial_carry` and `update` (the equation). `step`, the
+    reference scan, the fused path and its gradient follow from these. Two more things are declared:
+
+    - ``sums``: whether `update` is given the two halves as their sum, as in an LSTM, or as a pair
+      ``(projected, recurrent)``, as in a GRU, whose reset gate scales one of them.
+    - ``one_piece``: whether it reads that sum as a whole, in a single `activate_gates`. Where it
+      takes it apart before, the loop reads its inputs a step ahead: XLA slices them out of the
+      array of all steps again in each of the small loops that read them.
 
     Args:
         recurrent_kernel_init: initialiser of ``recurrent_kernel``, as ``kernel_init`` is given.
@@ -39,11 +38,8 @@ class DenseCell(ProjectedCell):
     _: dataclasses.KW_ONLY
     recurrent_kernel_init: str | Initializer = "orthogonal"
 
-    @abc.abstractmethod
-    def activate(
-        self, params: Params, projected: jax.Array, recurrent: jax.Array, carry: Carry
-    ) -> tuple[Carry, jax.Array]:
-        """The pointwise half of the step: ``(*batch, gates * hidden_size)`` to ``(carry, y)``."""
+    sums: ClassVar[bool] = True
+    one_piece: ClassVar[bool] = False
 
     @property
     def recurrent_size(self) -> int:
@@ -75,14 +71,9 @@ class DenseCell(ProjectedCell):
         recurrent = product(hidden, params["recurrent_kernel"], self.dtype)
         return add_bias(recurrent, params, "recurrent_bias")
 
-    def update(
-        self, params: Params, projected: jax.Array, recurrent: jax.Array, carry: Carry
-    ) -> tuple[Carry, jax.Array]:
-        """`activate`, with the new carry in the type of the old and ``y`` in the cell's ``dtype``.
-
-        A loop's state has to keep its type, whatever the types of inputs and parameters.
-        """
-        return self.cast(self.activate(params, projected, recurrent, carry), carry)
+    def meet(self, projected: jax.Array, recurrent: jax.Array) -> Any:
+        """The two halves as `update` is given them."""
+        return projected + recurrent if self.sums else (projected, recurrent)
 
     def step(self, params: Params, carry: Carry, x: Inputs) -> tuple[Carry, jax.Array]:
         """Run one time step.
@@ -96,73 +87,5 @@ class DenseCell(ProjectedCell):
             the new carry, and ``y (*batch, hidden_size)``.
         """
         projected = self.project(params, as_inputs(x))
-        return self.update(params, projected, self.recurrent_product(params, carry.hidden), carry)
-
-
-@dataclasses.dataclass(frozen=True)
-class GatedCell(DenseCell):
-    """A dense cell whose gates come first, and whose state follows from them.
-
-    A subclass states `gates` and `combine` in place of `activate`, and `pull_gates`, the derivative
-    of `gates` from its values. Knowing the gates apart lets the fast path keep their values for
-    the backward pass and nothing else, and compute no transcendental function a second time. Most
-    cells are an `AdditiveCell`, which has `pull_gates` written for it.
-    """
-
-    @property
-    @abc.abstractmethod
-    def keeps_gates(self) -> bool:
-        """Whether `pull_gates` knows the derivatives of this cell's activations."""
-
-    @abc.abstractmethod
-    def gates(self, projected: jax.Array, recurrent: jax.Array) -> Any:
-        """What the state follows from: a pytree whose first leaf has the shape of ``projected``.
-
-        A subclass that overrides it has to bring its own `pull_gates`; otherwise the fast path
-        keeps the inputs of its gates and has JAX differentiate them.
-        """
-
-    @abc.abstractmethod
-    def combine(self, params: Params, gates: Any, carry: Carry) -> tuple[Carry, jax.Array]:
-        """The step from the gates on; pointwise."""
-
-    @abc.abstractmethod
-    def pull_gates(self, gates: Any, d_gates: Any) -> tuple[jax.Array, jax.Array]:
-        """The cotangents of ``projected`` and ``recurrent``, from the values of `gates` and theirs.
-
-        Where the two are the same, one and the same array saves the second.
-        """
-
-    def activate(
-        self, params: Params, projected: jax.Array, recurrent: jax.Array, carry: Carry
-    ) -> tuple[Carry, jax.Array]:
-        """`combine` of the gates."""
-        return self.combine(params, self.gates(projected, recurrent), carry)
-
-
-@dataclasses.dataclass(frozen=True)
-class AdditiveCell(GatedCell):
-    """A gated cell whose gates see input and state only as their sum, as in an LSTM.
-
-    A subclass states `gate_activations` and `combine`, whose ``gates`` is one array
-    ``(*batch, gates * hidden_size)``.
-    """
-
-    @property
-    @abc.abstractmethod
-    def gate_activations(self) -> tuple[str | Activation, ...]:
-        """The activation of each gate, in the order of the kernel's columns."""
-
-    @property
-    def keeps_gates(self) -> bool:
-        """Where all gates are tanh or sigmoid."""
-        return slopes_follow_from_values(self.gate_activations)
-
-    def gates(self, projected: jax.Array, recurrent: jax.Array) -> jax.Array:
-        """The activated sum."""
-        return activate_gates(projected + recurrent, self.gate_activations)
-
-    def pull_gates(self, gates: jax.Array, d_gates: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Both cotangents are that of the sum."""
-        d_sum = d_gates * gate_slopes(gates, self.gate_activations)
-        return d_sum, d_sum
+        recurrent = self.recurrent_product(params, carry.hidden)
+        return self.advance(params, self.meet(projected, recurrent), carry)

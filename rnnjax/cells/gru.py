@@ -5,17 +5,17 @@ from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import (
+    KEPT,
     Activation,
     activate_gates,
-    gate_slopes,
     get_activation,
-    slopes_follow_from_values,
 )
 from rnnjax.cells.base import Inputs, Params, as_inputs
-from rnnjax.cells.dense import GatedCell
+from rnnjax.cells.dense import DenseCell
 from rnnjax.cells.projected import product
 
 
@@ -25,20 +25,8 @@ class GRUCarry(NamedTuple):
     hidden: jax.Array
 
 
-class GRUGates(NamedTuple):
-    """What the state of a `GRUCell` follows from.
-
-    Attributes:
-        values: r, z and n, ``(*batch, 3 * hidden_size)``.
-        candidate: ``h U_n + c_n (*batch, hidden_size)``, which the derivative of r needs.
-    """
-
-    values: jax.Array
-    candidate: jax.Array
-
-
 @dataclasses.dataclass(frozen=True)
-class GRUCell(GatedCell):
+class GRUCell(DenseCell):
     r"""Gated recurrent unit (Cho et al., 2014).
 
     With ``reset_after=True``, the form of cuDNN, PyTorch and Keras's default, the reset gate
@@ -78,6 +66,7 @@ class GRUCell(GatedCell):
     reset_after: bool = True
 
     num_gates: ClassVar[int] = 3
+    sums: ClassVar[bool] = False
 
     @property
     def splits(self) -> bool:
@@ -86,7 +75,7 @@ class GRUCell(GatedCell):
         return (
             self.reset_after
             and own.step is GRUCell.step
-            and own.recurrent_product is GatedCell.recurrent_product
+            and own.recurrent_product is DenseCell.recurrent_product
         )
 
     def init(self, key: jax.Array, input_size: int) -> dict[str, jax.Array]:
@@ -104,41 +93,16 @@ class GRUCell(GatedCell):
         """Zeros: ``hidden (*batch_shape, hidden_size)``."""
         return GRUCarry(self.zeros(batch_shape, dtype))
 
-    @property
-    def keeps_gates(self) -> bool:
-        """Where all activations are tanh or sigmoid."""
-        return slopes_follow_from_values((self.activation, self.recurrent_activation))
-
-    def gates(self, projected: jax.Array, recurrent: jax.Array) -> GRUGates:
-        """The first three equations of the class, with ``reset_after``."""
+    def update(self, params: Params, x: tuple[jax.Array, jax.Array], carry: GRUCarry) -> GRUCarry:
+        """The equations of the class, with ``reset_after``."""
+        projected, recurrent = x
         size = self.hidden_size
         x_rz, x_n = jnp.split(projected, [2 * size], axis=-1)
         h_rz, h_n = jnp.split(recurrent, [2 * size], axis=-1)
-        rz = activate_gates(x_rz + h_rz, [self.recurrent_activation] * 2)
-        n = activate_gates(x_n + rz[..., :size] * h_n, [self.activation])
-        return GRUGates(jnp.concatenate([rz, n], axis=-1), h_n)
-
-    def combine(
-        self, params: Params, gates: GRUGates, carry: GRUCarry
-    ) -> tuple[GRUCarry, jax.Array]:
-        """``h' = (1 - z) n + z h``."""
-        _, z, n = jnp.split(gates.values, 3, axis=-1)
-        hidden = (1 - z) * n + z * carry.hidden
-        return GRUCarry(hidden), hidden
-
-    def pull_gates(self, gates: GRUGates, d_gates: GRUGates) -> tuple[jax.Array, jax.Array]:
-        """The chain rule through `gates`: the candidate first, which the reset gate reaches."""
-        size = self.hidden_size
-        r, _, n = jnp.split(gates.values, 3, axis=-1)
-        d_r, d_z, d_n = jnp.split(d_gates.values, 3, axis=-1)
-        d_n = d_n * gate_slopes(n, [self.activation])
-        d_rz = jnp.concatenate([d_r + d_n * gates.candidate, d_z], axis=-1)
-        d_rz = d_rz * gate_slopes(gates.values[..., : 2 * size], [self.recurrent_activation] * 2)
-        d_candidate = d_n * r + d_gates.candidate
-        return (
-            jnp.concatenate([d_rz, d_n], axis=-1),
-            jnp.concatenate([d_rz, d_candidate], axis=-1),
-        )
+        r, z = jnp.split(activate_gates(x_rz + h_rz, [self.recurrent_activation] * 2), 2, axis=-1)
+        # The derivative of r needs it.
+        n = activate_gates(x_n + r * checkpoint_name(h_n, KEPT), [self.activation])
+        return GRUCarry((1 - z) * n + z * carry.hidden)
 
     def step(self, params: Params, carry: GRUCarry, x: Inputs) -> tuple[GRUCarry, jax.Array]:
         """Run one time step, as in `DenseCell.step`; with reset-before in two products."""
@@ -151,5 +115,5 @@ class GRUCell(GatedCell):
         rz = sigmoid(x_rz + product(carry.hidden, kernel_rz, self.dtype))
         r, z = jnp.split(rz, 2, axis=-1)
         n = tanh(x_n + product(r * carry.hidden, kernel_n, self.dtype))
-        hidden = (1 - z) * n + z * carry.hidden
-        return self.cast((GRUCarry(hidden), hidden), carry)
+        new = GRUCarry(((1 - z) * n + z * carry.hidden).astype(carry.hidden.dtype))
+        return new, new.hidden if self.dtype is None else new.hidden.astype(self.dtype)

@@ -60,10 +60,7 @@ class IndRNNCell(ElementwiseCell):
         """Zeros: ``hidden (*batch_shape, hidden_size)``."""
         return SimpleRNNCarry(self.zeros(batch_shape, dtype))
 
-    def activate(
-        self, params: Params, projected: jax.Array, carry: SimpleRNNCarry
-    ) -> tuple[SimpleRNNCarry, jax.Array]:
+    def update(self, params: Params, x: jax.Array, carry: SimpleRNNCarry) -> SimpleRNNCarry:
         """The equation of the class."""
         recurrent = params["recurrent_kernel"].astype(carry.hidden.dtype) * carry.hidden
-        hidden = get_activation(self.activation)(projected + recurrent)
-        return SimpleRNNCarry(hidden), hidden
+        return SimpleRNNCarry(get_activation(self.activation)(x + recurrent))

@@ -28,6 +28,8 @@ class LayerNormCell(DenseCell):
     recurrent_activation: str | Activation = "sigmoid"
     epsilon: float = 1e-5
 
+    sums: ClassVar[bool] = False
+
     def init(self, key: jax.Array, input_size: int) -> dict[str, jax.Array]:
         """Draw the parameters as in `DenseCell.init`, and add the gains, which begin at 1."""
         params = super().init(key, input_size)
@@ -101,10 +103,9 @@ class LayerNormLSTMCell(LayerNormCell):
         """Zeros: ``hidden`` and ``cell``, both ``(*batch_shape, hidden_size)``."""
         return LSTMCarry(self.zeros(batch_shape, dtype), self.zeros(batch_shape, dtype))
 
-    def activate(
-        self, params: Params, projected: jax.Array, recurrent: jax.Array, carry: LSTMCarry
-    ) -> tuple[LSTMCarry, jax.Array]:
+    def update(self, params: Params, x: tuple[jax.Array, jax.Array], carry: LSTMCarry) -> LSTMCarry:
         """The equations of the class."""
+        projected, recurrent = x
         gate = self.recurrent_activation
         gates = activate_gates(
             projected + self.scaled(params, recurrent), (gate, gate, self.activation, gate)
@@ -113,8 +114,7 @@ class LayerNormLSTMCell(LayerNormCell):
         cell = f * carry.cell + i * g
         shown = self.normalized(cell) * params["cell_scale"].astype(cell.dtype)
         shown = add_bias(shown, params, "cell_bias")
-        hidden = o * get_activation(self.activation)(shown)
-        return LSTMCarry(hidden, cell), hidden
+        return LSTMCarry(o * get_activation(self.activation)(shown), cell)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,10 +154,9 @@ class LayerNormGRUCell(LayerNormCell):
         """Zeros: ``hidden (*batch_shape, hidden_size)``."""
         return GRUCarry(self.zeros(batch_shape, dtype))
 
-    def activate(
-        self, params: Params, projected: jax.Array, recurrent: jax.Array, carry: GRUCarry
-    ) -> tuple[GRUCarry, jax.Array]:
+    def update(self, params: Params, x: tuple[jax.Array, jax.Array], carry: GRUCarry) -> GRUCarry:
         """The equations of the class."""
+        projected, recurrent = x
         size = self.hidden_size
         recurrent = self.scaled(params, recurrent)
         rz = activate_gates(
@@ -167,5 +166,4 @@ class LayerNormGRUCell(LayerNormCell):
         n = activate_gates(
             projected[..., 2 * size :] + r * recurrent[..., 2 * size :], [self.activation]
         )
-        hidden = (1 - z) * n + z * carry.hidden
-        return GRUCarry(hidden), hidden
+        return GRUCarry((1 - z) * n + z * carry.hidden)

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from rnnjax.cells.activations import Activation, get_activation
+from rnnjax.cells.activations import Activation, activate_gates, get_activation
 from rnnjax.cells.base import Params
-from rnnjax.cells.dense import AdditiveCell
+from rnnjax.cells.dense import DenseCell
 
 
 class LSTMCarry(NamedTuple):
@@ -20,7 +20,7 @@ class LSTMCarry(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class LSTMCell(AdditiveCell):
+class LSTMCell(DenseCell):
     r"""Long short-term memory (Hochreiter & Schmidhuber, 1997; forget gate: Gers et al., 2000).
 
     .. math::
@@ -54,6 +54,7 @@ class LSTMCell(AdditiveCell):
     unit_forget_bias: bool = True
 
     num_gates: ClassVar[int] = 4
+    one_piece: ClassVar[bool] = True
 
     def init(self, key: jax.Array, input_size: int) -> dict[str, jax.Array]:
         """Draw ``kernel``, ``recurrent_kernel`` and ``bias``, as in `DenseCell.init`."""
@@ -68,20 +69,13 @@ class LSTMCell(AdditiveCell):
         """Zeros: ``hidden`` and ``cell``, both ``(*batch_shape, hidden_size)``."""
         return LSTMCarry(self.zeros(batch_shape, dtype), self.zeros(batch_shape, dtype))
 
-    @property
-    def gate_activations(self) -> tuple[str | Activation, ...]:
-        """Of i, f, g and o."""
+    def update(self, params: Params, x: jax.Array, carry: LSTMCarry) -> LSTMCarry:
+        """The equations of the class, from the second on."""
         gate = self.recurrent_activation
-        return gate, gate, self.activation, gate
-
-    def combine(
-        self, params: Params, gates: jax.Array, carry: LSTMCarry
-    ) -> tuple[LSTMCarry, jax.Array]:
-        """``c' = f c + i g`` and ``h' = o activation(c')``."""
+        gates = activate_gates(x, (gate, gate, self.activation, gate))
         i, f, g, o = jnp.split(gates, 4, axis=-1)
         cell = f * carry.cell + i * g
-        hidden = o * get_activation(self.activation)(cell)
-        return LSTMCarry(hidden, cell), hidden
+        return LSTMCarry(o * get_activation(self.activation)(cell), cell)
 
 
 def set_forget_bias(bias: jax.Array, hidden_size: int) -> jax.Array:

@@ -5,23 +5,23 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import (
+    KEPT,
     Activation,
     activate_gates,
-    gate_slopes,
     get_activation,
-    slopes_follow_from_values,
 )
 from rnnjax.cells.base import Inputs, Params, as_inputs
-from rnnjax.cells.dense import GatedCell
-from rnnjax.cells.gru import GRUCarry, GRUGates
+from rnnjax.cells.dense import DenseCell
+from rnnjax.cells.gru import GRUCarry
 from rnnjax.cells.projected import product
 
 
 @dataclasses.dataclass(frozen=True)
-class MGUCell(GatedCell):
+class MGUCell(DenseCell):
     r"""Minimal gated unit (Zhou et al., 2016): a GRU with one gate.
 
     With ``reset_after=True``, the form of Flax's ``MGUCell``:
@@ -62,6 +62,7 @@ class MGUCell(GatedCell):
     unit_forget_bias: bool = True
 
     num_gates: ClassVar[int] = 2
+    sums: ClassVar[bool] = False
 
     @property
     def splits(self) -> bool:
@@ -70,7 +71,7 @@ class MGUCell(GatedCell):
         return (
             self.reset_after
             and own.step is MGUCell.step
-            and own.recurrent_product is GatedCell.recurrent_product
+            and own.recurrent_product is DenseCell.recurrent_product
         )
 
     def init(self, key: jax.Array, input_size: int) -> dict[str, jax.Array]:
@@ -90,35 +91,15 @@ class MGUCell(GatedCell):
         """Zeros: ``hidden (*batch_shape, hidden_size)``."""
         return GRUCarry(self.zeros(batch_shape, dtype))
 
-    @property
-    def keeps_gates(self) -> bool:
-        """Where both activations are tanh or sigmoid."""
-        return slopes_follow_from_values((self.activation, self.recurrent_activation))
-
-    def gates(self, projected: jax.Array, recurrent: jax.Array) -> GRUGates:
-        """The first two equations of the class, with ``reset_after``."""
+    def update(self, params: Params, x: tuple[jax.Array, jax.Array], carry: GRUCarry) -> GRUCarry:
+        """The equations of the class, with ``reset_after``."""
+        projected, recurrent = x
         x_f, x_n = jnp.split(projected, 2, axis=-1)
         h_f, h_n = jnp.split(recurrent, 2, axis=-1)
         f = activate_gates(x_f + h_f, [self.recurrent_activation])
-        n = activate_gates(x_n + f * h_n, [self.activation])
-        return GRUGates(jnp.concatenate([f, n], axis=-1), h_n)
-
-    def combine(
-        self, params: Params, gates: GRUGates, carry: GRUCarry
-    ) -> tuple[GRUCarry, jax.Array]:
-        """``h' = (1 - f) n + f h``."""
-        f, n = jnp.split(gates.values, 2, axis=-1)
-        hidden = (1 - f) * n + f * carry.hidden
-        return GRUCarry(hidden), hidden
-
-    def pull_gates(self, gates: GRUGates, d_gates: GRUGates) -> tuple[jax.Array, jax.Array]:
-        """The chain rule through `gates`: the candidate first, which the gate reaches."""
-        f, n = jnp.split(gates.values, 2, axis=-1)
-        d_f, d_n = jnp.split(d_gates.values, 2, axis=-1)
-        d_n = d_n * gate_slopes(n, [self.activation])
-        d_f = (d_f + d_n * gates.candidate) * gate_slopes(f, [self.recurrent_activation])
-        d_candidate = d_n * f + d_gates.candidate
-        return jnp.concatenate([d_f, d_n], axis=-1), jnp.concatenate([d_f, d_candidate], axis=-1)
+        # The derivative of f needs it.
+        n = activate_gates(x_n + f * checkpoint_name(h_n, KEPT), [self.activation])
+        return GRUCarry((1 - f) * n + f * carry.hidden)
 
     def step(self, params: Params, carry: GRUCarry, x: Inputs) -> tuple[GRUCarry, jax.Array]:
         """Run one time step, as in `DenseCell.step`; with reset-before in two products."""
@@ -130,5 +111,5 @@ class MGUCell(GatedCell):
             x_f + product(carry.hidden, kernel_f, self.dtype)
         )
         n = get_activation(self.activation)(x_n + product(f * carry.hidden, kernel_n, self.dtype))
-        hidden = (1 - f) * n + f * carry.hidden
-        return self.cast((GRUCarry(hidden), hidden), carry)
+        new = GRUCarry(((1 - f) * n + f * carry.hidden).astype(carry.hidden.dtype))
+        return new, new.hidden if self.dtype is None else new.hidden.astype(self.dtype)

@@ -47,14 +47,11 @@ class MinGRUCell(ElementwiseCell):
         """Zeros: ``hidden (*batch_shape, hidden_size)``."""
         return SimpleRNNCarry(self.zeros(batch_shape, dtype))
 
-    def activate(
-        self, params: Params, projected: jax.Array, carry: SimpleRNNCarry
-    ) -> tuple[SimpleRNNCarry, jax.Array]:
+    def update(self, params: Params, x: jax.Array, carry: SimpleRNNCarry) -> SimpleRNNCarry:
         """The equation of the class."""
-        z, n = jnp.split(projected, 2, axis=-1)
+        z, n = jnp.split(x, 2, axis=-1)
         z = jax.nn.sigmoid(z)
-        hidden = (1 - z) * carry.hidden + z * get_activation(self.activation)(n)
-        return SimpleRNNCarry(hidden), hidden
+        return SimpleRNNCarry((1 - z) * carry.hidden + z * get_activation(self.activation)(n))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,12 +87,10 @@ class MinLSTMCell(ElementwiseCell):
         """Zeros: ``hidden (*batch_shape, hidden_size)``."""
         return SimpleRNNCarry(self.zeros(batch_shape, dtype))
 
-    def activate(
-        self, params: Params, projected: jax.Array, carry: SimpleRNNCarry
-    ) -> tuple[SimpleRNNCarry, jax.Array]:
+    def update(self, params: Params, x: jax.Array, carry: SimpleRNNCarry) -> SimpleRNNCarry:
         """The equation of the class, with i / (f + i) as one sigmoid of a difference of logs."""
-        i, f, g = jnp.split(projected, 3, axis=-1)
+        i, f, g = jnp.split(x, 3, axis=-1)
         # i / (f + i) without a quotient of two numbers that may both be tiny.
         share = jax.nn.sigmoid(jax.nn.log_sigmoid(i) - jax.nn.log_sigmoid(f))
-        hidden = (1 - share) * carry.hidden + share * get_activation(self.activation)(g)
-        return SimpleRNNCarry(hidden), hidden
+        g = get_activation(self.activation)(g)
+        return SimpleRNNCarry((1 - share) * carry.hidden + share * g)

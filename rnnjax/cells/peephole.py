@@ -63,16 +63,12 @@ class PeepholeLSTMCell(DenseCell):
         """Zeros: ``hidden`` and ``cell``, both ``(*batch_shape, hidden_size)``."""
         return LSTMCarry(self.zeros(batch_shape, dtype), self.zeros(batch_shape, dtype))
 
-    def activate(
-        self, params: Params, projected: jax.Array, recurrent: jax.Array, carry: LSTMCarry
-    ) -> tuple[LSTMCarry, jax.Array]:
+    def update(self, params: Params, x: jax.Array, carry: LSTMCarry) -> LSTMCarry:
         """The equations of the class, from the second on."""
         gate, tanh = self.recurrent_activation, get_activation(self.activation)
         p_i, p_f, p_o = params["peephole"].astype(carry.cell.dtype)
-        sums = projected + recurrent
-        i, f, g, o = jnp.split(sums, 4, axis=-1)
+        i, f, g, o = jnp.split(x, 4, axis=-1)
         early = jnp.concatenate([i + p_i * carry.cell, f + p_f * carry.cell, g], axis=-1)
         i, f, g = jnp.split(activate_gates(early, (gate, gate, self.activation)), 3, axis=-1)
         cell = f * carry.cell + i * g
-        hidden = activate_gates(o + p_o * cell, (gate,)) * tanh(cell)
-        return LSTMCarry(hidden, cell), hidden
+        return LSTMCarry(activate_gates(o + p_o * cell, (gate,)) * tanh(cell), cell)

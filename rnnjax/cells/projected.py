@@ -4,13 +4,19 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from rnnjax.cells.activations import Activation, Initializer, get_activation, get_initializer
+from rnnjax.cells.activations import (
+    Activation,
+    Initializer,
+    get_activation,
+    get_initializer,
+    named,
+)
 from rnnjax.cells.base import Carry, Cell, Inputs, Params, as_inputs, at_least_float32
 from rnnjax.cells.onehot import OneHot
 from rnnjax.cells.rows import as_rows
@@ -44,6 +50,21 @@ class ProjectedCell(Cell):
     param_dtype: DTypeLike = jnp.float32
 
     num_gates: ClassVar[int]
+    output: ClassVar[str | None] = "hidden"
+    """The leaf of the new carry that is the output; None where `update` returns one beside it."""
+
+    @abc.abstractmethod
+    def update(self, params: Params, x: Any, carry: Carry) -> Any:
+        """The pointwise half of the step, in plain JAX: from what it adds up to the new carry.
+
+        Args:
+            params: as `init` returns them, but for the kernels, which are no business of it.
+            x: ``(*batch, gates * hidden_size)``; of a `DenseCell` see there.
+            carry: the state before the step.
+
+        Returns:
+            the new carry; with ``output = None`` the new carry and ``y``.
+        """
 
     def __post_init__(self) -> None:
         if not isinstance(self.hidden_size, int) or self.hidden_size < 1:
@@ -54,6 +75,8 @@ class ProjectedCell(Cell):
             value = getattr(self, field.name)
             if field.name.endswith("activation"):
                 get_activation(value)
+                # One spelling of an activation too, which has its gates known for what they are.
+                object.__setattr__(self, field.name, named(value))
             elif field.name.endswith("_init"):
                 get_initializer(value)
             elif field.name.endswith("dtype") and value is not None:
@@ -110,11 +133,16 @@ class ProjectedCell(Cell):
         check_params(self, params, xs)
         return add_bias(product(xs, params["kernel"], self.dtype), params, "bias")
 
-    def cast(self, result: tuple[Carry, jax.Array], carry: Carry) -> tuple[Carry, jax.Array]:
-        """The new carry in the type of the old one, and ``y`` in the cell's ``dtype``."""
-        new, y = result
+    def advance(self, params: Params, x: Any, carry: Carry) -> tuple[Carry, jax.Array]:
+        """`update`, with the new carry in the type of the old and ``y`` in the cell's ``dtype``.
+
+        A loop's state has to keep its type, whatever the types of inputs and parameters.
+        """
+        new = self.update(params, x, carry)
+        new, y = new if self.output is None else (new, getattr(new, self.output))
         new = jax.tree.map(lambda leaf, old: leaf.astype(old.dtype), new, carry)
-        return new, y.astype(new.hidden.dtype if self.dtype is None else self.dtype)
+        like = jax.tree.leaves(new)[0].dtype
+        return new, y.astype(like if self.dtype is None else self.dtype)
 
     def zeros(self, batch_shape: Sequence[int], dtype: DTypeLike | None) -> jax.Array:
         """Zeros ``(*batch_shape, hidden_size)``, in float32 or ``param_dtype`` if that is wider."""
@@ -133,34 +161,21 @@ class ElementwiseCell(ProjectedCell):
 
     Its step is given in two pieces::
 
-        projected = project(params, x)                            # parallel over time
-        carry, y  = activate(params, projected, carry)            # pointwise
+        projected = project(params, x)               # parallel over time
+        carry     = update(params, projected, carry) # pointwise; the output is carry.hidden
 
-    A subclass states `num_gates`, `initial_carry` and `activate`. For the arguments see
+    A subclass states `num_gates`, `initial_carry` and `update`. For the arguments see
     `ProjectedCell`.
     """
-
-    @abc.abstractmethod
-    def activate(
-        self, params: Params, projected: jax.Array, carry: Carry
-    ) -> tuple[Carry, jax.Array]:
-        """The recurrence: ``projected (*batch, gates * hidden_size)`` to ``(carry, y)``."""
 
     @property
     def splits(self) -> bool:
         """The step comes in pieces, unless a subclass wrote its own."""
         return type(self).step is ElementwiseCell.step
 
-    def update(self, params: Params, projected: jax.Array, carry: Carry) -> tuple[Carry, jax.Array]:
-        """`activate`, with the new carry in the type of the old and ``y`` in the cell's ``dtype``.
-
-        A loop's state has to keep its type, whatever the types of inputs and parameters.
-        """
-        return self.cast(self.activate(params, projected, carry), carry)
-
     def step(self, params: Params, carry: Carry, x: Inputs) -> tuple[Carry, jax.Array]:
         """Run one time step: ``x (*batch, input_size)`` to the new carry and ``y``."""
-        return self.update(params, self.project(params, as_inputs(x)), carry)
+        return self.advance(params, self.project(params, as_inputs(x)), carry)
 
 
 def check_params(cell: Cell, params: Params, xs: Inputs) -> None:

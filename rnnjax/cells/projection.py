@@ -7,16 +7,16 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from rnnjax.cells.activations import Activation, Initializer, get_activation
+from rnnjax.cells.activations import Activation, Initializer, activate_gates, get_activation
 from rnnjax.cells.base import Params
-from rnnjax.cells.dense import AdditiveCell
+from rnnjax.cells.dense import DenseCell
 from rnnjax.cells.lstm import LSTMCarry, set_forget_bias
 from rnnjax.cells.projected import product
 from rnnjax.errors import InvalidInputError
 
 
 @dataclasses.dataclass(frozen=True)
-class ProjectionLSTMCell(AdditiveCell):
+class ProjectionLSTMCell(DenseCell):
     r"""Long short-term memory with a recurrent projection (LSTMP: Sak, Senior & Beaufays, 2014).
 
     .. math::
@@ -56,6 +56,7 @@ class ProjectionLSTMCell(AdditiveCell):
     projection_kernel_init: str | Initializer = "glorot_uniform"
 
     num_gates: ClassVar[int] = 4
+    one_piece: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -93,19 +94,11 @@ class ProjectionLSTMCell(AdditiveCell):
         cell = self.zeros(batch_shape, dtype)
         return LSTMCarry(jnp.zeros((*batch_shape, self.proj_size), cell.dtype), cell)
 
-    @property
-    def gate_activations(self) -> tuple[str | Activation, ...]:
-        """Of i, f, g and o."""
+    def update(self, params: Params, x: jax.Array, carry: LSTMCarry) -> LSTMCarry:
+        """The equations of the class, from the second on."""
         gate = self.recurrent_activation
-        return gate, gate, self.activation, gate
-
-    def combine(
-        self, params: Params, gates: jax.Array, carry: LSTMCarry
-    ) -> tuple[LSTMCarry, jax.Array]:
-        """``c' = f c + i g`` and ``h' = (o activation(c')) R``."""
+        gates = activate_gates(x, (gate, gate, self.activation, gate))
         i, f, g, o = jnp.split(gates, 4, axis=-1)
         cell = f * carry.cell + i * g
-        hidden = product(
-            o * get_activation(self.activation)(cell), params["projection_kernel"], self.dtype
-        )
-        return LSTMCarry(hidden, cell), hidden
+        shown = o * get_activation(self.activation)(cell)
+        return LSTMCarry(product(shown, params["projection_kernel"], self.dtype), cell)

@@ -6,9 +6,9 @@ from typing import ClassVar, NamedTuple
 import jax
 from jax.typing import DTypeLike
 
-from rnnjax.cells.activations import Activation
+from rnnjax.cells.activations import activate_gates
 from rnnjax.cells.base import Params
-from rnnjax.cells.dense import AdditiveCell
+from rnnjax.cells.dense import DenseCell
 
 
 class SimpleRNNCarry(NamedTuple):
@@ -18,7 +18,7 @@ class SimpleRNNCarry(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class SimpleRNNCell(AdditiveCell):
+class SimpleRNNCell(DenseCell):
     r"""Simple recurrent network (J. L. Elman, "Finding structure in time", 1990).
 
     .. math::
@@ -36,6 +36,7 @@ class SimpleRNNCell(AdditiveCell):
     """
 
     num_gates: ClassVar[int] = 1
+    one_piece: ClassVar[bool] = True
 
     def initial_carry(
         self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
@@ -43,13 +44,6 @@ class SimpleRNNCell(AdditiveCell):
         """Zeros: ``hidden (*batch_shape, hidden_size)``."""
         return SimpleRNNCarry(self.zeros(batch_shape, dtype))
 
-    @property
-    def gate_activations(self) -> tuple[str | Activation, ...]:
-        """Of the only gate, the new hidden state itself."""
-        return (self.activation,)
-
-    def combine(
-        self, params: Params, gates: jax.Array, carry: SimpleRNNCarry
-    ) -> tuple[SimpleRNNCarry, jax.Array]:
+    def update(self, params: Params, x: jax.Array, carry: SimpleRNNCarry) -> SimpleRNNCarry:
         """``h'`` is the activated sum."""
-        return SimpleRNNCarry(gates), gates
+        return SimpleRNNCarry(activate_gates(x, (self.activation,)))

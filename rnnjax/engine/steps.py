@@ -73,7 +73,7 @@ class Steps(NamedTuple):
         return hidden * self.recurrent.astype(hidden.dtype)
 
     def end(
-        self, old: Carry, new: Carry, y: jax.Array, at: AtStep, shows_hidden: bool
+        self, old: Carry, new: Carry, y: jax.Array, at: AtStep, output: str | None
     ) -> tuple[Carry, jax.Array]:
         """The carry and output of the step, from those of the equation.
 
@@ -82,7 +82,7 @@ class Steps(NamedTuple):
             new: the one that it computed.
             y: its output.
             at: what is special about the step.
-            shows_hidden: whether ``y`` is the new hidden state, and so is held with it.
+            output: the leaf of the new carry that ``y`` is, and so is held with it; or None.
         """
         mixed = {}
         for name, keep in at.kept.items():
@@ -92,8 +92,8 @@ class Steps(NamedTuple):
             mixed[name] = now + jnp.asarray(leak, now.dtype) * (before - now)
         if mixed:
             new = new._replace(**mixed)
-            if shows_hidden and "hidden" in mixed:
-                y = new.hidden.astype(y.dtype)
+            if output in mixed:
+                y = mixed[output].astype(y.dtype)
         valid = at.valid
         if valid is not None:
             new = jax.tree.map(lambda o, n: jnp.where(expand(valid, n), n, o), old, new)
@@ -103,35 +103,20 @@ class Steps(NamedTuple):
     def run(self, cell: Cell, params: Params, carry: Carry, x: Any, at: AtStep) -> Any:
         """One step of ``cell`` with all of this: the new carry, and the output."""
         carry = self.begin(carry, at)
-        shown = False
+        output = None
         if self.recurrent is None and not self.leaks and not at.kept:
             new, y = cell.step(params, carry, x)
         elif isinstance(cell, DenseCell):
-            pieces = (
-                cell.project(params, x),
-                cell.recurrent_product(params, self.entering(carry.hidden)),
-            )
-            shown = shows_hidden(cell, params, pieces, carry)
-            new, y = cell.update(params, *pieces, carry)
+            output, projected = cell.output, cell.project(params, x)
+            recurrent = cell.recurrent_product(params, self.entering(carry.hidden))
+            new, y = cell.advance(params, cell.meet(projected, recurrent), carry)
         else:
             assert isinstance(cell, ElementwiseCell)
-            projected = cell.project(params, x)
-            shown = shows_hidden(cell, params, (projected,), carry)
-            new, y = cell.update(params, projected, carry)
-        return self.end(carry, new, y, at, shown)
+            output = cell.output
+            new, y = cell.advance(params, cell.project(params, x), carry)
+        return self.end(carry, new, y, at, output)
 
 
 def expand(marks: jax.Array, leaf: jax.Array) -> jax.Array:
     """``marks (*rows)`` with as many axes as ``leaf (*rows, ...)``."""
     return marks.reshape(*marks.shape, *[1] * (leaf.ndim - marks.ndim))
-
-
-def shows_hidden(
-    cell: DenseCell | ElementwiseCell, params: Params, pieces: tuple[Any, ...], carry: Carry
-) -> bool:
-    """Whether the output of ``cell`` is its new hidden state, and not computed from it."""
-    jaxpr = jax.make_jaxpr(cell.activate)(params, *pieces, carry)
-    shapes = jax.eval_shape(cell.activate, params, *pieces, carry)
-    places = jax.tree.unflatten(jax.tree.structure(shapes), range(len(jaxpr.jaxpr.outvars)))
-    new, y = places
-    return jaxpr.jaxpr.outvars[y] is jaxpr.jaxpr.outvars[new.hidden]

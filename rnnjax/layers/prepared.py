@@ -64,10 +64,10 @@ class Prepared(Cell):
         projected = self.inputs.multiply(as_inputs(x), params["kernel"])
         projected = add_bias(projected, params, "bias")
         if isinstance(self.cell, ElementwiseCell):
-            return self.cell.update(params, projected, carry)
+            return self.cell.advance(params, projected, carry)
         recurrent = self.recurrent.multiply(carry.hidden, params["recurrent_kernel"])
         recurrent = add_bias(recurrent, params, "recurrent_bias")
-        return self.cell.update(params, projected, recurrent, carry)
+        return self.cell.advance(params, self.cell.meet(projected, recurrent), carry)
 
 
 def prepare(
@@ -96,7 +96,7 @@ def prepare(
 
     Returns:
         the cell to step, and its parameters. A layer whose step does not split into project,
-        recurrent product and activate, and one with zoneout, comes back as it is.
+        recurrent product and update, and one with zoneout, comes back as it is.
 
     Raises:
         InvalidInputError: the parameters or ``x`` do not belong to the cell; or ``product_dtype``

@@ -101,12 +101,10 @@ class GeneralLSTMCell(DenseCell):
         """Zeros: ``hidden`` and ``cell``, both ``(*batch_shape, hidden_size)``."""
         return LSTMCarry(self.zeros(batch_shape, dtype), self.zeros(batch_shape, dtype))
 
-    def activate(
-        self, params: Params, projected: jax.Array, recurrent: jax.Array, carry: LSTMCarry
-    ) -> tuple[LSTMCarry, jax.Array]:
+    def update(self, params: Params, x: jax.Array, carry: LSTMCarry) -> LSTMCarry:
         """The equations of the class, from the second on."""
         sigma = get_activation(self.recurrent_activation)
-        i, *f, g, o = jnp.split(projected + recurrent, self.num_gates, axis=-1)
+        i, *f, g, o = jnp.split(x, self.num_gates, axis=-1)
         p_i, *p_f, p_o = (
             params["peephole"].astype(carry.cell.dtype)
             if self.peephole
@@ -116,5 +114,4 @@ class GeneralLSTMCell(DenseCell):
         forget = 1 - i if self.coupled else sigma(f[0] + p_f[0] * carry.cell)
         cell = forget * carry.cell + i * get_activation(self.activation)(g)
         o = sigma(o + p_o * cell)
-        hidden = o * get_activation(self.output_activation)(cell)
-        return LSTMCarry(hidden, cell), hidden
+        return LSTMCarry(o * get_activation(self.output_activation)(cell), cell)

