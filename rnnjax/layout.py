@@ -17,7 +17,8 @@ from rnnjax.cells.activations import (
     Initializer,
     get_initializer,
 )
-from rnnjax.cells.base import Inputs, as_inputs
+from rnnjax.cells.arguments import as_inputs
+from rnnjax.cells.base import Inputs
 from rnnjax.engine import Method, unroll
 from rnnjax.errors import InvalidInputError
 

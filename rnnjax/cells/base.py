@@ -71,10 +71,3 @@ class Cell(abc.ABC):
 def at_least_float32(dtype: DTypeLike) -> jnp.dtype[Any]:
     """The type itself, or float32 if the type is narrower: sums and states are kept in it."""
     return jnp.promote_types(dtype, jnp.float32)
-
-
-def as_inputs(xs: Any) -> Inputs:
-    """``xs``, or the ids of `OneHot`, as a JAX array."""
-    if isinstance(xs, OneHot):
-        return OneHot(jnp.asarray(xs.ids), xs.size)
-    return jnp.asarray(xs)

@@ -1,7 +1,7 @@
 """Long short-term memory over images and other grids, with convolutions for products."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,17 @@ from rnnjax.cells.activations import (
     activate_gates,
     get_activation,
     get_initializer,
+    named,
+)
+from rnnjax.cells.arguments import (
+    as_inputs,
+    brief,
+    check_batch_shape,
+    check_features,
+    check_init,
+    check_step,
+    floating_dtype,
+    is_integer,
 )
 from rnnjax.cells.base import Cell, Inputs, Params, at_least_float32
 from rnnjax.cells.lstm import LSTMCarry, set_forget_bias
@@ -80,18 +91,19 @@ class ConvLSTMCell(Cell):
     def __post_init__(self) -> None:
         object.__setattr__(self, "kernel_shape", tuple(self.kernel_shape))
         sizes = (self.hidden_size, *self.kernel_shape)
-        if len(sizes) not in (2, 3) or any(not isinstance(n, int) or n < 1 for n in sizes):
+        if len(sizes) not in (2, 3) or any(not is_integer(n) or n < 1 for n in sizes):
             raise InvalidInputError(
                 f"hidden_size and the one or two sizes of kernel_shape must be positive integers, "
                 f"but are {self.hidden_size!r} and {self.kernel_shape!r}"
             )
-        get_activation(self.activation)
-        get_activation(self.recurrent_activation)
+        for name in ("activation", "recurrent_activation"):
+            get_activation(getattr(self, name))
+            object.__setattr__(self, name, named(getattr(self, name)))
         get_initializer(self.kernel_init)
         get_initializer(self.recurrent_kernel_init)
         for name in ("dtype", "param_dtype"):
             if getattr(self, name) is not None:
-                object.__setattr__(self, name, jnp.dtype(getattr(self, name)))
+                object.__setattr__(self, name, floating_dtype(name, getattr(self, name)))
 
     @property
     def output_size(self) -> int:
@@ -100,8 +112,7 @@ class ConvLSTMCell(Cell):
 
     def init(self, key: jax.Array, input_size: int) -> dict[str, jax.Array]:
         """Draw ``kernel``, ``recurrent_kernel`` and ``bias`` for ``input_size`` channels."""
-        if input_size < 1:
-            raise InvalidInputError(f"input_size must be a positive integer, but is {input_size!r}")
+        check_init(key, input_size)
         kernel_key, recurrent_key = jax.random.split(key)
         width = self.num_gates * self.hidden_size
         params = {
@@ -123,8 +134,10 @@ class ConvLSTMCell(Cell):
         self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
     ) -> LSTMCarry:
         """Zeros: ``hidden`` and ``cell``, both ``(*batch_shape, hidden_size)``, grid included."""
+        check_batch_shape(batch_shape)
         if dtype is None:
             dtype = at_least_float32(self.param_dtype)
+        dtype = floating_dtype("dtype", dtype)
         zeros = jnp.zeros((*batch_shape, self.hidden_size), dtype)
         return LSTMCarry(zeros, zeros)
 
@@ -135,12 +148,14 @@ class ConvLSTMCell(Cell):
                 "ConvLSTMCell needs vectors at each point, but the inputs are OneHot; give "
                 "jax.nn.one_hot(ids, size)"
             )
-        channels = params["kernel"].shape[-2]
-        if x.ndim < 1 + len(self.kernel_shape) or x.shape[-1] != channels:
+        x = as_inputs(x)
+        if x.ndim < 1 + len(self.kernel_shape):
             raise InvalidInputError(
-                f"inputs of {self} must be (*batch, *grid, {channels}) with a grid of "
+                f"inputs of {brief(self)} must be (*batch, *grid, channels) with a grid of "
                 f"{len(self.kernel_shape)} axes, but have shape {x.shape}; channels come last"
             )
+        check_features(self, params, x)
+        check_step(self, carry, x)
         gate = self.recurrent_activation
         sums = self._convolved(x, params["kernel"]) + self._convolved(
             carry.hidden, params["recurrent_kernel"]
@@ -155,7 +170,7 @@ class ConvLSTMCell(Cell):
         new = LSTMCarry(hidden.astype(carry.hidden.dtype), cell.astype(carry.cell.dtype))
         return new, new.hidden if self.dtype is None else new.hidden.astype(self.dtype)
 
-    def _convolved(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    def _convolved(self, x: Any, kernel: jax.Array) -> jax.Array:
         grid = len(self.kernel_shape)
         dtype = jnp.promote_types(x.dtype, kernel.dtype) if self.dtype is None else self.dtype
         spatial = "HW"[:grid]

@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 import jax
 
 from rnnjax.cells.activations import Initializer
-from rnnjax.cells.base import Carry, Inputs, Params, as_inputs
+from rnnjax.cells.arguments import as_inputs, check_step
+from rnnjax.cells.base import Carry, Inputs, Params
 from rnnjax.cells.projected import ProjectedCell, add_bias, product
 
 
@@ -86,6 +87,8 @@ class DenseCell(ProjectedCell):
         Returns:
             the new carry, and ``y (*batch, hidden_size)``.
         """
-        projected = self.project(params, as_inputs(x))
+        x = as_inputs(x)
+        check_step(self, carry, x)
+        projected = self.project(params, x)
         recurrent = self.recurrent_product(params, carry.hidden)
         return self.advance(params, self.meet(projected, recurrent), carry)

@@ -14,7 +14,8 @@ from rnnjax.cells.activations import (
     activate_gates,
     get_activation,
 )
-from rnnjax.cells.base import Inputs, Params, as_inputs
+from rnnjax.cells.arguments import as_inputs, check_step
+from rnnjax.cells.base import Inputs, Params
 from rnnjax.cells.dense import DenseCell
 from rnnjax.cells.projected import product
 
@@ -108,9 +109,11 @@ class GRUCell(DenseCell):
         """Run one time step, as in `DenseCell.step`; with reset-before in two products."""
         if self.reset_after:
             return super().step(params, carry, x)
+        x = as_inputs(x)
+        check_step(self, carry, x)
         tanh, sigmoid = get_activation(self.activation), get_activation(self.recurrent_activation)
         size = self.hidden_size
-        x_rz, x_n = jnp.split(self.project(params, as_inputs(x)), [2 * size], axis=-1)
+        x_rz, x_n = jnp.split(self.project(params, x), [2 * size], axis=-1)
         kernel_rz, kernel_n = jnp.split(params["recurrent_kernel"], [2 * size], axis=-1)
         rz = sigmoid(x_rz + product(carry.hidden, kernel_rz, self.dtype))
         r, z = jnp.split(rz, 2, axis=-1)

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import Activation, activate_gates, get_activation
+from rnnjax.cells.arguments import check_features
 from rnnjax.cells.base import Inputs, Params
 from rnnjax.cells.dense import DenseCell
 from rnnjax.cells.gru import GRUCarry
 from rnnjax.cells.lstm import LSTMCarry, set_forget_bias
-from rnnjax.cells.projected import add_bias, check_params, product
+from rnnjax.cells.projected import add_bias, product
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,7 @@ class LayerNormCell(DenseCell):
 
     def project(self, params: Params, xs: Inputs) -> jax.Array:
         """``LN(xs @ kernel) * kernel_scale + bias``."""
-        check_params(self, params, xs)
+        check_features(self, params, xs)
         projected = self.normalized(product(xs, params["kernel"], self.dtype))
         return add_bias(projected * params["kernel_scale"].astype(projected.dtype), params, "bias")
 

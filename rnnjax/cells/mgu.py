@@ -14,7 +14,8 @@ from rnnjax.cells.activations import (
     activate_gates,
     get_activation,
 )
-from rnnjax.cells.base import Inputs, Params, as_inputs
+from rnnjax.cells.arguments import as_inputs, check_step
+from rnnjax.cells.base import Inputs, Params
 from rnnjax.cells.dense import DenseCell
 from rnnjax.cells.gru import GRUCarry
 from rnnjax.cells.projected import product
@@ -105,7 +106,9 @@ class MGUCell(DenseCell):
         """Run one time step, as in `DenseCell.step`; with reset-before in two products."""
         if self.reset_after:
             return super().step(params, carry, x)
-        x_f, x_n = jnp.split(self.project(params, as_inputs(x)), 2, axis=-1)
+        x = as_inputs(x)
+        check_step(self, carry, x)
+        x_f, x_n = jnp.split(self.project(params, x), 2, axis=-1)
         kernel_f, kernel_n = jnp.split(params["recurrent_kernel"], 2, axis=-1)
         f = get_activation(self.recurrent_activation)(
             x_f + product(carry.hidden, kernel_f, self.dtype)

@@ -2,8 +2,7 @@
 
 import abc
 import dataclasses
-import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -17,10 +16,20 @@ from rnnjax.cells.activations import (
     get_initializer,
     named,
 )
-from rnnjax.cells.base import Carry, Cell, Inputs, Params, as_inputs, at_least_float32
+from rnnjax.cells.arguments import (
+    as_inputs,
+    check_batch_shape,
+    check_features,
+    check_init,
+    check_size,
+    check_step,
+    floating_dtype,
+    naming_update,
+    same_shapes,
+)
+from rnnjax.cells.base import Carry, Cell, Inputs, Params, at_least_float32
 from rnnjax.cells.onehot import OneHot
 from rnnjax.cells.rows import as_rows
-from rnnjax.errors import InvalidInputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,10 +76,7 @@ class ProjectedCell(Cell):
         """
 
     def __post_init__(self) -> None:
-        if not isinstance(self.hidden_size, int) or self.hidden_size < 1:
-            raise InvalidInputError(
-                f"hidden_size must be a positive integer, but is {self.hidden_size!r}"
-            )
+        check_size("hidden_size", self.hidden_size)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name.endswith("activation"):
@@ -80,8 +86,7 @@ class ProjectedCell(Cell):
             elif field.name.endswith("_init"):
                 get_initializer(value)
             elif field.name.endswith("dtype") and value is not None:
-                # One spelling of a dtype, so that equal cells hash alike.
-                object.__setattr__(self, field.name, jnp.dtype(value))
+                object.__setattr__(self, field.name, floating_dtype(field.name, value))
 
     @property
     def output_size(self) -> int:
@@ -95,8 +100,7 @@ class ProjectedCell(Cell):
             a dict of ``kernel (input_size, gates * hidden_size)`` and, with ``use_bias``, ``bias
             (gates * hidden_size,)``, in ``param_dtype``; most cells add to it.
         """
-        if input_size < 1:
-            raise InvalidInputError(f"input_size must be a positive integer, but is {input_size!r}")
+        check_init(key, input_size)
         kernel_key, _, bias_key = jax.random.split(key, 3)
         width = self.num_gates * self.hidden_size
         params = {"kernel": self.draw(self.kernel_init, kernel_key, (input_size, width))}
@@ -130,7 +134,7 @@ class ProjectedCell(Cell):
             InvalidInputError: a parameter is missing or of another shape, or ``xs`` has another
                 number of features.
         """
-        check_params(self, params, xs)
+        check_features(self, params, xs)
         return add_bias(product(xs, params["kernel"], self.dtype), params, "bias")
 
     def advance(self, params: Params, x: Any, carry: Carry) -> tuple[Carry, jax.Array]:
@@ -138,20 +142,20 @@ class ProjectedCell(Cell):
 
         A loop's state has to keep its type, whatever the types of inputs and parameters.
         """
-        new = self.update(params, x, carry)
-        new, y = new if self.output is None else (new, getattr(new, self.output))
+        with naming_update(self, x, carry):
+            new = self.update(params, x, carry)
+            new, y = new if self.output is None else (new, getattr(new, self.output))
+            same_shapes(new, carry)
         new = jax.tree.map(lambda leaf, old: leaf.astype(old.dtype), new, carry)
         like = jax.tree.leaves(new)[0].dtype
         return new, y.astype(like if self.dtype is None else self.dtype)
 
     def zeros(self, batch_shape: Sequence[int], dtype: DTypeLike | None) -> jax.Array:
         """Zeros ``(*batch_shape, hidden_size)``, in float32 or ``param_dtype`` if that is wider."""
-        if not isinstance(batch_shape, tuple | list):
-            raise InvalidInputError(
-                f"batch_shape must be a tuple, but is {batch_shape!r}; write ({batch_shape!r},)"
-            )
+        check_batch_shape(batch_shape)
         if dtype is None:
             dtype = at_least_float32(self.param_dtype)
+        dtype = floating_dtype("dtype", dtype)
         return jnp.zeros((*batch_shape, self.hidden_size), dtype)
 
 
@@ -175,47 +179,9 @@ class ElementwiseCell(ProjectedCell):
 
     def step(self, params: Params, carry: Carry, x: Inputs) -> tuple[Carry, jax.Array]:
         """Run one time step: ``x (*batch, input_size)`` to the new carry and ``y``."""
-        return self.advance(params, self.project(params, as_inputs(x)), carry)
-
-
-def check_params(cell: Cell, params: Params, xs: Inputs) -> None:
-    """Raise unless ``params`` are those of ``cell``, and ``xs (..., input_size)`` fits them.
-
-    Raises:
-        InvalidInputError: a parameter is missing, unknown or of another shape, or ``xs`` has
-            another number of features.
-    """
-    name = type(cell).__name__
-    if not isinstance(params, Mapping) or "kernel" not in params:
-        came = f"hold {sorted(params)}" if isinstance(params, Mapping) else f"are a {type(params)}"
-        raise InvalidInputError(
-            f"params should be the dict that {name}.init returns, but {came}; "
-            "make them with cell.init(key, input_size)"
-        )
-    input_size = jnp.shape(params["kernel"])[0]
-    expected = _parameter_shapes(cell, input_size)
-    shapes = {key: jnp.shape(array) for key, array in params.items()}
-    if shapes != expected:
-        differing = sorted(key for key in shapes | expected if shapes.get(key) != expected.get(key))
-        listed = "; ".join(
-            f"{key}: expected {expected.get(key, 'none')}, got {shapes.get(key, 'none')}"
-            for key in differing
-        )
-        raise InvalidInputError(
-            f"params do not belong to {cell}: {listed}; make them with cell.init(key, input_size)"
-        )
-    if xs.ndim == 0 or xs.shape[-1] != input_size:
-        came = f"{xs.shape[-1]} features" if xs.ndim else "no axes"
-        raise InvalidInputError(
-            f"xs has {came}, but params were initialised for {input_size}; "
-            "check the last axis of xs (time, batch, features)"
-        )
-
-
-@functools.lru_cache(maxsize=1024)
-def _parameter_shapes(cell: Cell, input_size: int) -> dict[str, tuple[int, ...]]:
-    shapes = jax.eval_shape(lambda: cell.init(jax.random.key(0), input_size))
-    return {name: leaf.shape for name, leaf in shapes.items()}
+        x = as_inputs(x)
+        check_step(self, carry, x)
+        return self.advance(params, self.project(params, x), carry)
 
 
 def product(x: Inputs, kernel: jax.Array, dtype: DTypeLike | None) -> jax.Array:

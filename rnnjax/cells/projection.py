@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import Activation, Initializer, activate_gates, get_activation
+from rnnjax.cells.arguments import check_size
 from rnnjax.cells.base import Params
 from rnnjax.cells.dense import DenseCell
 from rnnjax.cells.lstm import LSTMCarry, set_forget_bias
 from rnnjax.cells.projected import product
-from rnnjax.errors import InvalidInputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,10 +60,7 @@ class ProjectionLSTMCell(DenseCell):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.proj_size, int) or self.proj_size < 1:
-            raise InvalidInputError(
-                f"proj_size must be a positive integer, but is {self.proj_size!r}"
-            )
+        check_size("proj_size", self.proj_size)
 
     @property
     def output_size(self) -> int:

@@ -16,16 +16,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from rnnjax.cells.arguments import check_features, check_params
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.dense import DenseCell
 from rnnjax.cells.onehot import OneHot
-from rnnjax.cells.projected import (
-    ElementwiseCell,
-    ProjectedCell,
-    add_bias,
-    check_params,
-    product,
-)
+from rnnjax.cells.projected import ElementwiseCell, ProjectedCell, add_bias, product
 from rnnjax.engine.loop import Given, Layer, differentiated_as, kept_numbers, loop
 from rnnjax.engine.method import Method
 from rnnjax.engine.products import Products
@@ -102,7 +97,9 @@ class Fused(Method):
         if len(xs) == 0:
             return Scan().run(cell, params, xs, carry, reverse, steps)
         if cell.projects_plainly:
-            check_params(cell, params, xs)
+            check_features(cell, params, xs)
+        else:
+            check_params(cell, params)
         params = dict(params)  # in the order that JAX gives a dict, whatever mapping came
         layer = Layer(cell, self._products(cell, params, xs.shape), reverse)
         run = _run if isinstance(cell, DenseCell) else _run_elementwise

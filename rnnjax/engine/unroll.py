@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rnnjax.cells.base import Carry, Cell, Inputs, Params, as_inputs, at_least_float32
+from rnnjax.cells.arguments import as_array, as_inputs, brief, check_carry, check_key
+from rnnjax.cells.base import Carry, Cell, Inputs, Params, at_least_float32
 from rnnjax.cells.composite import CompositeCell, Noise
 from rnnjax.cells.dense import DenseCell
 from rnnjax.cells.onehot import OneHot
@@ -160,10 +161,14 @@ def unroll(
         _begin(cell, params, xs, reset_carry, carry)
     if masked_outputs not in ("zero", "last"):
         raise InvalidInputError(
-            f'masked_outputs must be "zero" or "last", but is {masked_outputs!r}'
+            f'masked_outputs must be "zero" or "last", but is {brief(masked_outputs)}'
         )
     if key is not None:
-        _check_key(key)
+        check_key(key)
+    if not isinstance(reverse, bool | np.bool_):
+        raise InvalidInputError(
+            f"reverse must be True or False, known before the program runs, but is {brief(reverse)}"
+        )
     how = _How(method, masked_outputs == "last")
     return _unroll(cell, params, xs, carry, _Marks(valid, resets), key, how, bool(reverse))
 
@@ -308,19 +313,21 @@ def _check_method(cell: Cell, method: Method) -> None:
     reason = method.refusal(cell)
     if reason:
         raise InvalidInputError(
-            f"{method} cannot run {cell}, because {reason}; use method=Scan() or method=Auto()"
+            f"{method} cannot run {brief(cell)}, because {reason}; use method=Scan() or "
+            "method=Auto()"
         )
 
 
 def _check_noise(cell: Cell, noise: Noise) -> None:
     if noise and not (isinstance(cell, ProjectedCell) and cell.splits):
         raise InvalidInputError(
-            f"recurrent dropout and zoneout cannot reach inside of {cell}, because its step does "
-            "not split into pieces; use them with another cell"
+            f"recurrent dropout and zoneout cannot reach inside of {brief(cell)}, because its step "
+            "does not split into pieces; use them with another cell"
         )
     if noise.recurrent is not None and not isinstance(cell, DenseCell):
         raise InvalidInputError(
-            f"recurrent dropout needs a recurrent product, which {cell} has not; leave it out"
+            f"recurrent dropout needs a recurrent product, which {brief(cell)} has not; leave it "
+            "out"
         )
 
 
@@ -393,11 +400,11 @@ def _checked(
     """The inputs as arrays, and the carry, made if there is none."""
     if not isinstance(cell, Cell):
         raise InvalidInputError(
-            f"cell must be a Cell such as rnnjax.LSTMCell(50), but is {cell!r}; "
-            "a class has to be called with its hidden size first"
+            f"cell must be a Cell such as rnnjax.LSTMCell(50), but is {brief(cell)}; it comes "
+            "first, (cell, params, xs), and a class has to be called with its hidden size before"
         )
     if not isinstance(method, Method):
-        raise InvalidInputError(f"method must be Scan(), Fused() or Auto(), but is {method!r}")
+        raise InvalidInputError(f"method must be Scan(), Fused() or Auto(), but is {brief(method)}")
     xs = as_inputs(xs)
     if xs.ndim < 2:
         raise InvalidInputError(
@@ -405,13 +412,14 @@ def _checked(
             f"shape {xs.shape}; add the axes that are missing"
         )
     if carry is None:
-        types = [jnp.float32, *(jnp.result_type(leaf) for leaf in jax.tree.leaves(params))]
+        types = [jnp.float32]
+        types += [leaf.dtype for leaf in jax.tree.leaves(params) if hasattr(leaf, "dtype")]
         carry = cell.start(params, xs.shape[1:-1], at_least_float32(jnp.result_type(*types)))
         if reset_carry is not None:
             carry = _begin(cell, params, xs, reset_carry, carry)
     else:
-        carry = jax.tree.map(jnp.asarray, carry)
-        _check_carry("carry", cell, carry, xs.shape[1:-1])
+        carry = jax.tree.map(functools.partial(as_array, "carry"), carry)
+        check_carry("carry", cell, carry, xs.shape[1:-1])
     return xs, carry
 
 
@@ -421,32 +429,13 @@ def _begin(cell: Cell, params: Params, xs: Any, reset_carry: Carry | None, like:
     if reset_carry is None:
         reset_carry = cell.start(params, batch)
     else:
-        reset_carry = jax.tree.map(jnp.asarray, reset_carry)
+        reset_carry = jax.tree.map(functools.partial(as_array, "reset_carry"), reset_carry)
         shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(reset_carry)]
         alone = [leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(cell.initial_carry))]
-        _check_carry("reset_carry", cell, reset_carry, () if shapes == alone else batch)
+        check_carry("reset_carry", cell, reset_carry, () if shapes == alone else batch)
     return jax.tree.map(
         lambda leaf, now: jnp.broadcast_to(leaf, now.shape).astype(now.dtype), reset_carry, like
     )
-
-
-def _check_carry(name: str, cell: Cell, carry: Carry, batch: tuple[int, ...]) -> None:
-    expected = jax.eval_shape(lambda: cell.initial_carry(batch))
-    wanted: Any = jax.tree.structure(expected)
-    came: Any = jax.tree.structure(carry)
-    if wanted != came:
-        raise InvalidInputError(
-            f"{name} must be shaped like {wanted}, but is {came}; start from "
-            f"cell.initial_carry({batch}), or leave the {name} out"
-        )
-    for (path, want), leaf in zip(
-        jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(carry), strict=True
-    ):
-        if want.shape != leaf.shape:
-            raise InvalidInputError(
-                f"{name}{jax.tree_util.keystr(path)} must have shape {want.shape}, for the batch "
-                f"{batch} of xs, but has {leaf.shape}; start from cell.initial_carry({batch})"
-            )
 
 
 def _valid(xs: Any, lengths: Any, mask: Any) -> jax.Array | None:
@@ -456,8 +445,8 @@ def _valid(xs: Any, lengths: Any, mask: Any) -> jax.Array | None:
     if lengths is None:
         return mask
     # As NumPy's where they are known, for inside of jit JAX would trace even constants.
-    known = None if isinstance(lengths, jax.core.Tracer) else np.asarray(lengths)
-    lengths, batch = jnp.asarray(lengths), xs.shape[1:-1]
+    known: Any = None if isinstance(lengths, jax.core.Tracer) else lengths
+    lengths, batch = as_array("lengths", lengths), xs.shape[1:-1]
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise InvalidInputError(
             f"lengths must be integers, the number of valid steps of each row, but are "
@@ -468,7 +457,8 @@ def _valid(xs: Any, lengths: Any, mask: Any) -> jax.Array | None:
             f"lengths must have shape {batch}, for the batch {batch} of xs, but has "
             f"{lengths.shape}; give one length for each row"
         )
-    if known is not None and known.size:
+    if known is not None and lengths.size:
+        known = np.asarray(known)
         least, most = int(known.min()), int(known.max())
         if least < 0 or most > len(xs):
             raise InvalidInputError(
@@ -486,7 +476,7 @@ def _valid(xs: Any, lengths: Any, mask: Any) -> jax.Array | None:
 
 def _checked_marks(name: str, marks: Any, xs: Any) -> jax.Array:
     """The mask or the resets as an array ``(time, *rows)``."""
-    marks, wanted = jnp.asarray(marks), xs.shape[:-1]
+    marks, wanted = as_array(name, marks), xs.shape[:-1]
     if marks.dtype != jnp.bool_:
         raise InvalidInputError(
             f"{name} must be booleans, but are {marks.dtype}; write {name}.astype(bool)"
@@ -497,12 +487,3 @@ def _checked_marks(name: str, marks: Any, xs: Any) -> jax.Array:
             f"{marks.shape}; check which axis is time"
         )
     return marks
-
-
-def _check_key(key: Any) -> None:
-    try:
-        jax.random.key_data(key)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise InvalidInputError(
-            f"key must be a JAX random key such as jax.random.key(0), but is {key!r}"
-        ) from error

@@ -6,8 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from rnnjax.cells.arguments import check_features
 from rnnjax.cells.base import Cell
-from rnnjax.cells.projected import check_params
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.layers import Dense, Embedding
 
@@ -58,7 +58,7 @@ def cell_arrays(cell: Cell, params: Any) -> dict[str, np.ndarray]:
         inputs = np.shape(params["kernel"])[:1]
     elif isinstance(params, Mapping):
         params = {name: array for name, array in params.items() if name != "kernel"}
-    check_params(cell, params, jnp.zeros(inputs))
+    check_features(cell, params, jnp.zeros(inputs))
     return {name: np.asarray(array) for name, array in params.items()}
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from rnnjax.cells.arguments import brief, check_init
 from rnnjax.cells.base import Carry, Cell, Inputs, Params
 from rnnjax.cells.composite import CompositeCell, LayerRun
 from rnnjax.errors import InvalidInputError
@@ -66,7 +67,7 @@ class Bidirectional(CompositeCell):
         for cell in self.cells:
             if not isinstance(cell, Cell):
                 raise InvalidInputError(
-                    f"Bidirectional needs cells such as rnnjax.LSTMCell(50), but got {cell!r}"
+                    f"Bidirectional needs cells such as rnnjax.LSTMCell(50), but got {brief(cell)}"
                 )
         sizes = [cell.output_size for cell in self.cells]
         if self.merge != "concat" and sizes[0] != sizes[1]:
@@ -88,6 +89,7 @@ class Bidirectional(CompositeCell):
 
     def init(self, key: jax.Array, input_size: int) -> Directions:
         """Draw the parameters of both directions."""
+        check_init(key, input_size)
         keys = jax.random.split(key)
         return Directions(
             *(cell.init(k, input_size) for cell, k in zip(self.cells, keys, strict=True))

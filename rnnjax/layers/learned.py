@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from rnnjax.cells.arguments import brief
 from rnnjax.cells.base import Carry, Cell, Inputs, Params
 from rnnjax.cells.composite import CompositeCell, LayerRun
 from rnnjax.errors import InvalidInputError
@@ -40,7 +41,7 @@ class LearnedCarry(CompositeCell):
     def __post_init__(self) -> None:
         if not isinstance(self.cell, Cell):
             raise InvalidInputError(
-                f"LearnedCarry needs a cell such as rnnjax.LSTMCell(50), but got {self.cell!r}"
+                f"LearnedCarry needs a cell such as rnnjax.LSTMCell(50), but got {brief(self.cell)}"
             )
 
     @property

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from rnnjax.cells.base import Carry, Cell, Inputs, Params, as_inputs
+from rnnjax.cells.arguments import as_inputs, brief, check_features, check_step
+from rnnjax.cells.base import Carry, Cell, Inputs, Params
 from rnnjax.cells.dense import DenseCell
 from rnnjax.cells.onehot import OneHot
-from rnnjax.cells.projected import ElementwiseCell, add_bias, check_params
+from rnnjax.cells.projected import ElementwiseCell, add_bias
 from rnnjax.engine.fused import Fused
 from rnnjax.engine.products import Products
 from rnnjax.errors import InvalidInputError
@@ -61,7 +62,9 @@ class Prepared(Cell):
 
     def step(self, params: Params, carry: Carry, x: Inputs) -> tuple[Carry, jax.Array]:
         """One step of the cell."""
-        projected = self.inputs.multiply(as_inputs(x), params["kernel"])
+        x = as_inputs(x)
+        check_step(self.cell, carry, x)
+        projected = self.inputs.multiply(x, params["kernel"])
         projected = add_bias(projected, params, "bias")
         if isinstance(self.cell, ElementwiseCell):
             return self.cell.advance(params, projected, carry)
@@ -120,13 +123,13 @@ def prepare(
     method = Fused(product_dtype=product_dtype)  # whose pieces a prepared step is made of
     reason = method.refusal(cell)
     if reason is None and isinstance(cell, DenseCell | ElementwiseCell) and cell.projects_plainly:
-        check_params(cell, params, x)
+        check_features(cell, params, x)
         ready = _prepared(cell, params, x, method.product_dtype)
         return ready, ready.lay_out(params)
     if product_dtype is not None:
         advice = "" if "leave out product_dtype" in str(reason) else "; leave out product_dtype"
         raise InvalidInputError(
-            f"{cell} cannot be stepped with a product_dtype, because {reason}{advice}"
+            f"{brief(cell)} cannot be stepped with a product_dtype, because {reason}{advice}"
         )
     return cell, params
 

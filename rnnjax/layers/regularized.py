@@ -6,7 +6,8 @@ from typing import Any
 import jax
 from jax.typing import DTypeLike
 
-from rnnjax.cells.base import Carry, Cell, Inputs, Params, as_inputs
+from rnnjax.cells.arguments import as_inputs, brief
+from rnnjax.cells.base import Carry, Cell, Inputs, Params
 from rnnjax.cells.composite import CompositeCell, LayerRun, Noise
 from rnnjax.cells.onehot import OneHot
 from rnnjax.engine.steps import AtStep, Steps
@@ -64,7 +65,7 @@ class Regularized(CompositeCell):
         if not isinstance(self.cell, Cell) or isinstance(self.cell, CompositeCell):
             raise InvalidInputError(
                 f"Regularized needs a single cell such as rnnjax.LSTMCell(50), but got "
-                f"{self.cell!r}; in a Stack, wrap each cell by itself"
+                f"{brief(self.cell)}; in a Stack, wrap each cell by itself"
             )
         for field in dataclasses.fields(self):
             if field.name != "cell":
@@ -73,8 +74,8 @@ class Regularized(CompositeCell):
         for name in self.zoneout:
             if not hasattr(carry, name):
                 raise InvalidInputError(
-                    f"zoneout_{name} needs a carry with a field {name!r}, but that of {self.cell} "
-                    f"is {carry}; leave it out"
+                    f"zoneout_{name} needs a carry with a field {name!r}, but that of "
+                    f"{brief(self.cell)} is {brief(carry)}; leave it out"
                 )
 
     @property
@@ -132,8 +133,8 @@ class Regularized(CompositeCell):
             return params
         if "recurrent_kernel" not in params:
             raise InvalidInputError(
-                f"weight_drop needs a recurrent_kernel, but the parameters of {self.cell} are "
-                f"{sorted(params)}; leave it out"
+                f"weight_drop needs a recurrent_kernel, but the parameters of "
+                f"{brief(self.cell)} are {sorted(params)}; leave it out"
             )
         kernel = params["recurrent_kernel"]
         scaled = kernel * factors(key, self.weight_drop, kernel.shape).astype(kernel.dtype)

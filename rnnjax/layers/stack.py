@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from jax.typing import DTypeLike
 
+from rnnjax.cells.arguments import brief, check_init
 from rnnjax.cells.base import Cell, Inputs
 from rnnjax.cells.composite import CompositeCell, LayerRun
 from rnnjax.errors import InvalidInputError
@@ -39,17 +40,22 @@ class Stack(CompositeCell):
     dropout: Dropout = Dropout(0.0)
 
     def __post_init__(self) -> None:
+        if isinstance(self.cells, Cell):
+            raise InvalidInputError(
+                f"the cells of a Stack come in a list, Stack([{brief(self.cells)}, ...]), but a "
+                "cell came alone"
+            )
         object.__setattr__(self, "cells", tuple(self.cells))
         if not self.cells:
             raise InvalidInputError("a Stack needs at least one cell, but got none")
         for cell in self.cells:
             if not isinstance(cell, Cell):
                 raise InvalidInputError(
-                    f"a Stack is made of cells such as rnnjax.LSTMCell(50), but got {cell!r}"
+                    f"a Stack is made of cells such as rnnjax.LSTMCell(50), but got {brief(cell)}"
                 )
         if not isinstance(self.dropout, Dropout):
             raise InvalidInputError(
-                f"dropout of a Stack must be rnnjax.Dropout(rate), but is {self.dropout!r}"
+                f"dropout of a Stack must be rnnjax.Dropout(rate), but is {brief(self.dropout)}"
             )
 
     @property
@@ -59,6 +65,7 @@ class Stack(CompositeCell):
 
     def init(self, key: jax.Array, input_size: int) -> tuple[Any, ...]:
         """Draw the parameters: a tuple, one entry a layer."""
+        check_init(key, input_size)
         sizes = [input_size, *(cell.output_size for cell in self.cells)]
         keys = jax.random.split(key, len(self.cells))
         return tuple(

@@ -1,0 +1,276 @@
+"""One gate for what comes in: sizes, types, keys, parameters, inputs and carries.
+
+Everything is checked from shapes and types alone: while a program is traced, and so for nothing
+when it runs. An error says what was expected, what came and what to do.
+"""
+
+import contextlib
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from rnnjax.cells.onehot import OneHot
+from rnnjax.errors import InvalidInputError, RnnjaxError
+
+
+def brief(value: Any) -> str:
+    """What a message says of a cell, a carry or anything else: never more than a few words.
+
+    >>> import rnnjax
+    >>> brief(rnnjax.LSTMCell(5)), brief((1, 2)), brief(jnp.ones((3, 2)))
+    ('LSTMCell(5)', 'a tuple of 2', 'float32 (3, 2)')
+    """
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if value is None or isinstance(value, bool | int | float | complex | str):
+        return repr(value) if len(repr(value)) < 60 else f"a {type(value).__name__}"
+    if hasattr(value, "hidden_size"):
+        return f"{type(value).__name__}({value.hidden_size})"
+    if hasattr(value, "_fields"):
+        return f"{type(value).__name__}({', '.join(value._fields)})"
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(value)}"
+    if isinstance(value, Mapping):
+        return f"a {type(value).__name__} with {', '.join(map(str, sorted(value, key=str)))[:80]}"
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{value.dtype} {tuple(value.shape)}"
+    return f"a {type(value).__name__}"
+
+
+def is_integer(value: Any) -> bool:
+    """Whether a value is an integer, which True and 2.0 are not."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def check_size(name: str, value: Any) -> None:
+    """Raise unless a size is a positive integer."""
+    if not is_integer(value) or value < 1:
+        raise InvalidInputError(f"{name} must be a positive integer, but is {brief(value)}")
+
+
+def floating_dtype(name: str, value: DTypeLike) -> jnp.dtype[Any]:
+    """The type of that name, one spelling for all, so that equal cells hash alike.
+
+    Raises:
+        InvalidInputError: it is no type, or not a real floating-point one.
+    """
+    try:
+        dtype = jnp.dtype(value)
+    except TypeError:
+        dtype = None
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise InvalidInputError(
+            f"{name} must be a floating-point type such as jnp.float32 or jnp.bfloat16, but is "
+            f"{value if dtype is None else dtype}"
+        )
+    return dtype
+
+
+def as_array(name: str, value: Any) -> jax.Array:
+    """``value`` as a JAX array.
+
+    Raises:
+        InvalidInputError: it is none, and cannot be made one.
+    """
+    if not isinstance(value, Mapping):
+        try:
+            return jnp.asarray(value)
+        except (TypeError, ValueError):
+            pass
+    raise InvalidInputError(
+        f"{name} must be an array, but is {brief(value)}; rows of several lengths are padded to one"
+    )
+
+
+def as_floats(name: str, value: Any, advice: str) -> jax.Array:
+    """``value`` as a JAX array of real floating-point numbers."""
+    array = as_array(name, value)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise InvalidInputError(f"{name} must be floating-point, but is {array.dtype}; {advice}")
+    return array
+
+
+def as_inputs(xs: Any) -> jax.Array | OneHot:
+    """``xs``, or the ids of `OneHot`, as a JAX array.
+
+    Raises:
+        InvalidInputError: they are not floating-point numbers.
+    """
+    if isinstance(xs, OneHot):
+        return OneHot(jnp.asarray(xs.ids), xs.size)
+    return as_floats(
+        "xs", xs, "ids are given as rnnjax.OneHot(ids, size), numbers as xs.astype(jnp.float32)"
+    )
+
+
+def check_key(key: Any) -> None:
+    """Raise unless ``key`` is a random key."""
+    try:
+        jax.random.key_data(key)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InvalidInputError(
+            f"key must be a JAX random key such as jax.random.key(0), but is {brief(key)}"
+        ) from error
+
+
+def check_init(key: Any, input_size: Any) -> None:
+    """Raise unless these are the arguments of ``init``."""
+    if not is_integer(input_size):
+        raise InvalidInputError(
+            f"input_size must be a positive integer, but is {brief(input_size)}; write "
+            "cell.init(key, input_size), the size of the last axis of xs"
+        )
+    check_size("input_size", input_size)
+    check_key(key)
+
+
+def check_batch_shape(batch_shape: Any) -> None:
+    """Raise unless ``batch_shape`` is a tuple of sizes."""
+    if not isinstance(batch_shape, tuple | list):
+        raise InvalidInputError(
+            f"batch_shape must be a tuple, but is {brief(batch_shape)}; "
+            f"write ({brief(batch_shape)},)"
+        )
+    for size in batch_shape:
+        if isinstance(size, bool | float | str) or not hasattr(size, "__index__"):
+            raise InvalidInputError(
+                f"batch_shape must be a tuple of integers, but holds {brief(size)}"
+            )
+
+
+# ---- parameters
+
+
+def check_params(cell: Any, params: Any) -> int:
+    """Raise unless ``params`` are those of ``cell``; returns their ``input_size``.
+
+    Raises:
+        InvalidInputError: a parameter is missing, unknown, of another shape or not floating-point.
+    """
+    name = type(cell).__name__
+    advice = "make them with cell.init(key, input_size)"
+    if not isinstance(params, Mapping) or "kernel" not in params:
+        raise InvalidInputError(
+            f"params should be the dict that {name}.init returns, but are {brief(params)}; {advice}"
+        )
+    for key, leaf in params.items():
+        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+            raise InvalidInputError(
+                f"params[{key!r}] should be an array, but is {brief(leaf)}; {advice}"
+            )
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise InvalidInputError(
+                f"params[{key!r}] must be floating-point, but is {leaf.dtype}; {advice}"
+            )
+    input_size = params["kernel"].shape[-2] if params["kernel"].ndim > 1 else 0
+    shapes = {key: jnp.shape(array) for key, array in params.items()}
+    expected = _parameter_shapes(cell, max(1, input_size))
+    if shapes != expected:
+        differing = sorted(key for key in shapes | expected if shapes.get(key) != expected.get(key))
+        listed = "; ".join(
+            f"{key}: expected {expected.get(key, 'none')}, got {shapes.get(key, 'none')}"
+            for key in differing
+        )
+        raise InvalidInputError(f"params do not belong to {brief(cell)}: {listed}; {advice}")
+    return input_size
+
+
+def check_features(cell: Any, params: Any, xs: Any) -> None:
+    """Raise unless ``params`` are those of ``cell``, and ``xs (..., input_size)`` fits them.
+
+    Raises:
+        InvalidInputError: as `check_params`, or ``xs`` has another number of features.
+    """
+    input_size = check_params(cell, params)
+    if xs.ndim == 0 or xs.shape[-1] != input_size:
+        came = f"{xs.shape[-1]} features" if xs.ndim else "no axes"
+        raise InvalidInputError(
+            f"xs has {came}, but params were initialised for {input_size}; "
+            "check the last axis of xs (time, batch, features)"
+        )
+
+
+@functools.lru_cache(maxsize=1024)
+def _parameter_shapes(cell: Any, input_size: int) -> dict[str, tuple[int, ...]]:
+    shapes = jax.eval_shape(lambda: cell.init(jax.random.key(0), input_size))
+    return {name: leaf.shape for name, leaf in shapes.items()}
+
+
+# ---- carries
+
+
+def check_carry(name: str, cell: Any, carry: Any, batch: tuple[int, ...]) -> None:
+    """Raise unless ``carry`` has the structure, shapes and types of ``cell.initial_carry(batch)``.
+
+    Raises:
+        InvalidInputError: it differs in one of them.
+    """
+    expected = jax.eval_shape(lambda: cell.initial_carry(batch))
+    advice = f"start from cell.initial_carry({batch}), or leave the {name} out"
+    wanted: Any = jax.tree.structure(expected)
+    if wanted != jax.tree.structure(carry):
+        raise InvalidInputError(
+            f"{name} must be shaped like {brief(expected)}, but is {brief(carry)}; {advice}"
+        )
+    for (path, want), leaf in zip(
+        jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(carry), strict=True
+    ):
+        where = f"{name}{jax.tree_util.keystr(path)}"
+        if want.shape != jnp.shape(leaf):
+            raise InvalidInputError(
+                f"{where} must have shape {want.shape}, for the batch {batch} of xs, but has "
+                f"{jnp.shape(leaf)}; start from cell.initial_carry({batch})"
+            )
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise InvalidInputError(
+                f"{where} must be floating-point, but is {jnp.result_type(leaf)}, which would be "
+                f"cut off at each step; {advice}"
+            )
+
+
+def check_step(cell: Any, carry: Any, x: Any) -> None:
+    """Raise unless ``carry`` has the batch of ``x (*batch, features)``, one step's inputs."""
+    leaves = jax.tree.leaves(carry)
+    batch = x.shape[:-1]
+    if x.ndim and leaves and all(jnp.shape(leaf)[:-1] == batch for leaf in leaves):
+        floats = all(jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in leaves)
+        if floats and jax.tree.structure(carry) == _structure(cell):
+            return  # what nearly always comes, without a trace of `initial_carry`
+    check_carry("carry", cell, carry, batch)
+
+
+@functools.lru_cache(maxsize=1024)
+def _structure(cell: Any) -> Any:
+    return jax.tree.structure(jax.eval_shape(cell.initial_carry))
+
+
+def _shapes(tree: Any) -> str:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return ", ".join(f"{jax.tree_util.keystr(path)} {jnp.shape(leaf)}" for path, leaf in leaves)
+
+
+@contextlib.contextmanager
+def naming_update(cell: Any, x: Any, carry: Any) -> Iterator[None]:
+    """Say of an error in a cell's ``update`` which cell it is, and what it was given."""
+    try:
+        yield
+    except RnnjaxError:
+        raise
+    except (TypeError, ValueError, AttributeError) as error:
+        reason = str(error).splitlines()[0][:100]
+        raise InvalidInputError(
+            f"update of {brief(cell)} cannot run: {reason}; it was given x {_shapes(x)} and the "
+            f"carry {_shapes(carry)}; check num_gates, output, and what it returns"
+        ) from error
+
+
+def same_shapes(new: Any, old: Any) -> None:
+    """Raise unless the carry that an ``update`` returned is like the one that it was given."""
+    wanted: Any = jax.tree.structure(old)
+    if wanted != jax.tree.structure(new) or _shapes(new) != _shapes(old):
+        raise TypeError(f"it returned {brief(new)} {_shapes(new)}")

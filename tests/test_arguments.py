@@ -1,0 +1,223 @@
+"""Whatever is wrong with an argument: an error of the library, which names it and is short."""
+
+from collections.abc import Callable
+from typing import Any
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rnnjax
+from rnnjax import Fused, GRUCell, InvalidInputError, LSTMCarry, LSTMCell, Scan
+
+KEY = jax.random.key(0)
+TIME, BATCH, FEATURES, HIDDEN = 4, 3, 2, 5
+CELLS = {
+    "lstm": LSTMCell(HIDDEN),
+    "gru": GRUCell(HIDDEN),
+    "gru-reset-before": GRUCell(HIDDEN, reset_after=False),
+    "mgu-reset-before": rnnjax.MGUCell(HIDDEN, reset_after=False),
+    "layernorm": rnnjax.LayerNormGRUCell(HIDDEN),
+    "projection": rnnjax.ProjectionLSTMCell(HIDDEN, proj_size=3),
+    "indrnn": rnnjax.IndRNNCell(HIDDEN),
+    "convlstm": rnnjax.ConvLSTMCell(HIDDEN, kernel_shape=(3,)),
+}
+GRID = 6
+
+
+def arguments(name: str) -> dict[str, Any]:
+    """Of `rnnjax.unroll`, right ones; arrays of NumPy, which compile nothing."""
+    cell = CELLS[name]
+    batch = (BATCH, GRID) if name == "convlstm" else (BATCH,)
+    params = jax.eval_shape(lambda: cell.init(KEY, FEATURES))
+    carry = jax.eval_shape(lambda: cell.initial_carry(batch))
+    params, carry = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), (params, carry))
+    xs = np.zeros((TIME, *batch, FEATURES), np.float32)
+    marks = np.ones((TIME, BATCH), bool)
+    return {
+        "cell": cell, "params": params, "xs": xs, "carry": carry, "reset_carry": carry,
+        "lengths": np.full(BATCH, TIME), "mask": marks, "resets": ~marks,
+    }  # fmt: skip
+
+
+NO_FLOATS = [np.int32, np.uint8, bool, np.complex64]
+
+
+@st.composite
+def wrong(draw: st.DrawFn) -> tuple[str, dict[str, Any], str]:
+    """A cell, its arguments with one that is wrong, and the name of that one."""
+    name = draw(st.sampled_from(sorted(CELLS)))
+    given = arguments(name)
+    which = draw(st.sampled_from(sorted(set(given) - {"cell"})))
+    if which in ("params", "carry", "reset_carry"):
+        leaves, structure = jax.tree.flatten(given[which])
+        at = draw(st.integers(0, len(leaves) - 1))
+        leaf, how = leaves[at], draw(st.sampled_from(["type", "rank", "size", "structure"]))
+        if how == "type":
+            leaves[at] = leaf.astype(draw(st.sampled_from(NO_FLOATS)))
+        elif how == "rank":
+            leaves[at] = draw(st.sampled_from([leaf[None], leaf.reshape(-1)[:1].reshape(())]))
+        elif how == "size":
+            axis = draw(st.integers(0, leaf.ndim - 1))
+            leaves[at] = np.concatenate([leaf, leaf.take([0], axis)], axis)
+        given[which] = jax.tree.unflatten(structure, leaves)
+        if how == "structure":
+            given[which] = draw(
+                st.sampled_from([[*leaves], (*leaves, leaves[0]), 3.0, {"hidden": leaves[0]}])
+            )
+        expected = "params|xs" if which == "params" else which
+    elif which == "xs":
+        xs = given["xs"]
+        given["xs"] = draw(
+            st.sampled_from(
+                [*(xs.astype(dtype) for dtype in NO_FLOATS), xs[0, 0], xs[..., :1], xs[..., 0],
+                 None, [[1.0], [1.0, 2.0]], {"image": xs}, "xs", xs[:, :2]]
+            )
+        )  # fmt: skip
+        expected = "xs|inputs|carry|lengths|mask|resets"
+    else:
+        array = given[which]
+        other = np.float32 if array.dtype == bool else bool
+        given[which] = draw(
+            st.sampled_from(
+                [array.astype(other), array[..., :-1], array[None], [[1], [1, 2]], {"a": 1}, "all"]
+            )
+        )
+        expected = which
+    return name, given, expected
+
+
+@hypothesis.given(wrong(), st.sampled_from([Scan(), None]))
+@hypothesis.settings(max_examples=150, deadline=None, derandomize=True)
+def test_a_wrong_argument_of_unroll_is_named(case: Any, method: Any) -> None:
+    _, given, expected = case
+    options = {} if method is None else {"method": method}
+    with pytest.raises(InvalidInputError, match=rf"^({expected})") as error:
+        rnnjax.unroll(**given, **options)
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_right_arguments_are_let_through(name: str) -> None:
+    given = arguments(name)
+    cell = given.pop("cell")
+    ys = jax.eval_shape(lambda given: rnnjax.unroll(cell, **given)[1], given)
+    assert ys.shape[:2] == (TIME, BATCH)
+    carry = cell.step(given["params"], given["carry"], given["xs"][0])[0]
+    assert jax.tree.structure(carry) == jax.tree.structure(given["carry"])
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_step_is_given_one_step(name: str) -> None:
+    """Not a whole sequence, nor a carry without a batch, nor parameters of another cell."""
+    cell, params, xs, carry, *_ = arguments(name).values()
+    for wrong in [xs, xs[0, 0], xs[0].astype(np.int32), xs[0, :2], None, xs[0][..., :1]]:
+        with pytest.raises(InvalidInputError, match=r"^(carry|xs|inputs)"):
+            cell.step(params, carry, wrong)
+    alone = jax.tree.map(np.asarray, cell.initial_carry())
+    integers = jax.tree.map(lambda leaf: leaf.astype(int), carry)
+    for wrong in [alone, integers, tuple(carry) if len(carry) > 1 else carry.hidden, None]:
+        with pytest.raises(InvalidInputError, match=r"^carry"):
+            cell.step(params, wrong, xs[0])
+    larger = np.concatenate([params["kernel"]] * 2, axis=-1)
+    for wrong in [
+        {**params, "kernel": larger}, {**params, "bais": params["bias"]}, list(params.values()),
+        {name: leaf for name, leaf in params.items() if name != "bias"},
+        {**params, "bias": params["bias"].astype(int)}, {**params, "bias": params["bias"].tolist()},
+    ]:  # fmt: skip
+        with pytest.raises(InvalidInputError, match=r"^params"):
+            cell.step(wrong, carry, xs[0])
+
+
+LSTM = LSTMCell(HIDDEN)
+XS = np.zeros((TIME, BATCH, FEATURES), np.float32)
+WRONG: list[tuple[Callable[[], Any], str]] = [
+    (lambda: LSTMCell(True), "hidden_size must be a positive integer, but is True"),
+    (lambda: LSTMCell(4.0), "hidden_size must be"),
+    (lambda: rnnjax.ConvLSTMCell(True), "hidden_size"),
+    (lambda: LSTMCell(4, dtype=jnp.int32), "dtype must be a floating-point type"),
+    (lambda: LSTMCell(4, dtype=bool), "dtype must be a floating-point type"),
+    (lambda: LSTMCell(4, dtype=jnp.complex64), "dtype must be a floating-point type"),
+    (lambda: LSTMCell(4, dtype="float33"), "dtype must be .* but is float33"),
+    (lambda: LSTMCell(4, param_dtype=jnp.int32), "param_dtype must be"),
+    (lambda: rnnjax.ConvLSTMCell(4, param_dtype=int), "param_dtype must be"),
+    (lambda: LSTM.init(3, KEY), r"input_size must be a positive integer, but is .*cell.init\(key"),
+    (lambda: LSTM.init(KEY, np.zeros((3, 2))), "input_size must be .* float64"),
+    (lambda: LSTM.init(KEY, 3.0), "input_size must be"),
+    (lambda: LSTM.init(0, 3), "key must be a JAX random key"),
+    (lambda: rnnjax.Stack([LSTM]).init(KEY, 0), "input_size must be"),
+    (lambda: rnnjax.Bidirectional(LSTM).init(3, 3), "key must be"),
+    (lambda: rnnjax.ConvLSTMCell(4).init(3, 3), "key must be"),
+    (lambda: LSTM.initial_carry(8), r"batch_shape must be a tuple, but is 8; write \(8,\)"),
+    (lambda: LSTM.initial_carry((8.0,)), "batch_shape must be a tuple of integers"),
+    (lambda: LSTM.initial_carry((8,), dtype=int), "dtype must be a floating-point type"),
+    (lambda: rnnjax.ConvLSTMCell(4).initial_carry((8, 5, 5), int), "dtype must be"),
+    (lambda: rnnjax.Stack(LSTM, LSTM), r"come in a list, Stack\(\[LSTMCell\(5\)"),
+    (lambda: rnnjax.unroll({}, LSTM, 0), r"comes first, \(cell, params, xs\)"),
+    (
+        lambda: rnnjax.unroll(LSTMCell, {}, 0),
+        "cell must be .* the class LSTMCell",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), WRONG, ids=range(len(WRONG)))
+def test_other_wrong_arguments(call: Any, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message) as error:
+        call()
+    assert len(str(error.value)) < 250
+
+
+@pytest.mark.parametrize("reverse", ["False", 1, None, np.array([True])])
+def test_reverse_is_true_or_false(reverse: Any) -> None:
+    cell, params, xs, *_ = arguments("lstm").values()
+    with pytest.raises(InvalidInputError, match="reverse must be True or False"):
+        rnnjax.unroll(cell, params, xs, reverse=reverse)
+    with pytest.raises(InvalidInputError, match="reverse must be True or False"):
+        jax.jit(lambda flag: rnnjax.unroll(cell, params, xs, reverse=flag))(True)
+
+
+def test_ids_are_sent_to_one_hot() -> None:
+    cell, params, *_ = arguments("lstm").values()
+    with pytest.raises(InvalidInputError, match=r"ids are given as rnnjax.OneHot\(ids, size\)"):
+        rnnjax.unroll(cell, params, np.zeros((TIME, BATCH), int))
+
+
+def test_no_step_cuts_an_integer_carry_off() -> None:
+    cell, params, xs, *_ = arguments("lstm").values()
+    for dtype in (int, bool):
+        zeros = np.zeros((BATCH, HIDDEN), dtype)
+        with pytest.raises(InvalidInputError, match=r"carry.hidden must be floating-point"):
+            rnnjax.unroll(cell, params, xs, LSTMCarry(zeros, zeros))
+
+
+class Wide(LSTMCell):
+    """With a wrong number of gates."""
+
+    num_gates = 3
+
+
+class Bare(GRUCell):
+    """With an update that returns an array in the place of a carry."""
+
+    def update(self, params: Any, x: Any, carry: Any) -> Any:
+        return super().update(params, x, carry).hidden
+
+
+class Narrow(rnnjax.MinGRUCell):
+    """With an update that returns a smaller carry, which a loop cannot go on with."""
+
+    def update(self, params: Any, x: Any, carry: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf[..., :1], super().update(params, x, carry))
+
+
+@pytest.mark.parametrize("method", [Scan(), Fused()], ids=str)
+@pytest.mark.parametrize("kind", [Wide, Bare, Narrow])
+def test_an_update_that_does_not_fit_the_carry_is_named(kind: Any, method: Any) -> None:
+    cell, xs = kind(HIDDEN, unit_forget_bias=False) if kind is Wide else kind(HIDDEN), XS
+    params = jax.eval_shape(lambda: cell.init(KEY, FEATURES))
+    with pytest.raises(InvalidInputError, match=rf"^update of {kind.__name__}\(5\) .*num_gates"):
+        jax.eval_shape(lambda p: rnnjax.unroll(cell, p, xs, method=method), params)
