@@ -704,5 +704,5 @@ def test_what_cannot_run_says_so() -> None:
     with pytest.raises(rnnjax.InvalidInputError, match="inputs are OneHot; set ids to -1"):
         rnnjax.unroll(dropped, PARAMS, ids, key=jax.random.key(0))
     conv = rnnjax.ConvLSTMCell(3)
-    with pytest.raises(rnnjax.InvalidInputError, match="xs has 3 features, but params .* 2"):
+    with pytest.raises(rnnjax.InvalidInputError, match=r"xs has 3 features, but params .* 2"):
         rnnjax.unroll(conv, conv.init(jax.random.key(0), 2), jnp.ones((5, 3, 4, 4, 3)))

@@ -216,7 +216,7 @@ def loop(
         new, y = _after(cell, steps, at, steps.start, carry, new, y)
         return new, None, y
 
-    ahead = not cell.one_piece
+    ahead = not cell.reads_whole
     carry, _, ys = over_time(step, carry, projected, each, layer.reverse, ahead)
     return carry, ys
 
@@ -259,7 +259,7 @@ def _in_place(
         new, y, (entry, rest), _ = step(carry, projected, at)
         return new, entry, (y, rest, carry)
 
-    ahead = not layer.cell.one_piece
+    ahead = not layer.cell.reads_whole
     carry, first, (ys, rest, carries) = over_time(
         keep, carry, projected, each, layer.reverse, ahead
     )
