@@ -135,6 +135,7 @@ def test_a_step_is_given_one_step(name: str) -> None:
 LSTM = LSTMCell(HIDDEN)
 XS = np.zeros((TIME, BATCH, FEATURES), np.float32)
 WRONG: list[tuple[Callable[[], Any], str]] = [
+    (lambda: LSTMCell(3, 8), "LSTMCell takes its hidden_size by position .* given to init"),
     (lambda: LSTMCell(True), "hidden_size must be a positive integer, but is True"),
     (lambda: LSTMCell(4.0), "hidden_size must be"),
     (lambda: rnnjax.ConvLSTMCell(True), "hidden_size"),

@@ -20,7 +20,7 @@ CELLS = [
     rnnjax.IndRNNCell(HIDDEN),
     rnnjax.MinGRUCell(HIDDEN),
     rnnjax.MinLSTMCell(HIDDEN),
-    rnnjax.ProjectionLSTMCell(HIDDEN, 3),
+    rnnjax.ProjectionLSTMCell(HIDDEN, proj_size=3),
 ]
 AS_THEY_ARE = [
     rnnjax.LayerNormLSTMCell(HIDDEN),

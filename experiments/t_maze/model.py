@@ -10,7 +10,7 @@ import rnnjax
 from experiments.t_maze.config import Config
 from experiments.t_maze.environment import NUM_ACTIONS, OBSERVATION_SIZE
 
-CELLS = {"gru": rnnjax.GRUCell, "lstm": rnnjax.LSTMCell}
+CELLS: dict[str, type[rnnjax.DenseCell]] = {"gru": rnnjax.GRUCell, "lstm": rnnjax.LSTMCell}
 
 
 class Opinion(NamedTuple):

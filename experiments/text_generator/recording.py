@@ -26,7 +26,7 @@ _PIECE = 1000
 
 # The activated gates of a step in the order of the kernel's columns, and which of them let through:
 # the others (g, n) are candidates, from -1 to 1.
-_GATES = {
+_GATES: dict[type[rnnjax.Cell], tuple[str, str]] = {
     rnnjax.LSTMCell: ("ifgo", "ifo"),
     rnnjax.CoupledLSTMCell: ("igo", "io"),
     rnnjax.GRUCell: ("rzn", "rz"),

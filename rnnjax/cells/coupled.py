@@ -13,7 +13,7 @@ from rnnjax.cells.dense import DenseCell
 from rnnjax.cells.lstm import LSTMCarry
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class CoupledLSTMCell(DenseCell):
     r"""Long short-term memory with coupled input and forget gates (CIFG: Greff et al., 2017).
 

@@ -26,7 +26,7 @@ class GRUCarry(NamedTuple):
     hidden: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class GRUCell(DenseCell):
     r"""Gated recurrent unit (Cho et al., 2014).
 

@@ -16,7 +16,7 @@ from rnnjax.cells.lstm import LSTMCarry, set_forget_bias
 from rnnjax.cells.projected import add_bias, product
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerNormCell(DenseCell):
     r"""What the two cells share: both products are normalised over all gates before they meet.
 
@@ -54,7 +54,7 @@ class LayerNormCell(DenseCell):
         return self.normalized(recurrent) * params["recurrent_scale"].astype(recurrent.dtype)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerNormLSTMCell(LayerNormCell):
     r"""Long short-term memory with layer normalisation (Ba, Kiros & Hinton, 2016).
 
@@ -118,7 +118,7 @@ class LayerNormLSTMCell(LayerNormCell):
         return LSTMCarry(o * get_activation(self.activation)(shown), cell)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerNormGRUCell(LayerNormCell):
     r"""Gated recurrent unit with layer normalisation (Ba, Kiros & Hinton, 2016).
 

@@ -19,7 +19,7 @@ class LSTMCarry(NamedTuple):
     cell: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LSTMCell(DenseCell):
     r"""Long short-term memory (Hochreiter & Schmidhuber, 1997; forget gate: Gers et al., 2000).
 

@@ -21,7 +21,7 @@ from rnnjax.cells.gru import GRUCarry
 from rnnjax.cells.projected import product
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class MGUCell(DenseCell):
     r"""Minimal gated unit (Zhou et al., 2016): a GRU with one gate.
 

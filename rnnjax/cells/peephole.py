@@ -13,7 +13,7 @@ from rnnjax.cells.dense import DenseCell
 from rnnjax.cells.lstm import LSTMCarry, set_forget_bias
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PeepholeLSTMCell(DenseCell):
     r"""Long short-term memory with peephole connections (Gers & Schmidhuber, 2000).
 

@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ from rnnjax.cells.arguments import (
 from rnnjax.cells.base import Carry, Cell, Inputs, Params, at_least_float32
 from rnnjax.cells.onehot import OneHot
 from rnnjax.cells.rows import as_rows
+from rnnjax.errors import InvalidInputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +62,15 @@ class ProjectedCell(Cell):
     num_gates: ClassVar[int]
     output: ClassVar[str | None] = "hidden"
     """The leaf of the new carry that is the output; None where `update` returns one beside it."""
+
+    def __new__(cls, *args: Any, **_: Any) -> Self:
+        """Everything behind the hidden size goes by its name."""
+        if len(args) > 1:
+            raise InvalidInputError(
+                f"{cls.__name__} takes its hidden_size by position and the rest by name, but "
+                f"{len(args)} arguments came without one; the size of the inputs is given to init"
+            )
+        return super().__new__(cls)
 
     @abc.abstractmethod
     def update(self, params: Params, x: Any, carry: Carry) -> Any:

@@ -15,7 +15,7 @@ from rnnjax.cells.lstm import LSTMCarry, set_forget_bias
 from rnnjax.cells.projected import product
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ProjectionLSTMCell(DenseCell):
     r"""Long short-term memory with a recurrent projection (LSTMP: Sak, Senior & Beaufays, 2014).
 

@@ -31,7 +31,7 @@ class Clipped:
         return get_activation(self.function)(jnp.clip(x, -self.bound, self.bound))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class GeneralLSTMCell(DenseCell):
     r"""The whole of ONNX's LSTM: three activations, peepholes, and coupled gates.
 
