@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.export import is_symbolic_dim
 from jax.typing import DTypeLike
 
 from rnnjax.cells.onehot import OneHot
@@ -137,7 +138,8 @@ def check_batch_shape(batch_shape: Any) -> None:
             f"write ({brief(batch_shape)},)"
         )
     for size in batch_shape:
-        if isinstance(size, bool | float | str) or not hasattr(size, "__index__"):
+        integer = hasattr(size, "__index__") and not isinstance(size, bool)
+        if not integer and not is_symbolic_dim(size):
             raise InvalidInputError(
                 f"batch_shape must be a tuple of integers, but holds {brief(size)}"
             )

@@ -6,6 +6,7 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.export import register_namedtuple_serialization
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import (
@@ -24,6 +25,9 @@ class GRUCarry(NamedTuple):
     """The state of a `GRUCell`: ``hidden (*batch, hidden_size)``."""
 
     hidden: jax.Array
+
+
+register_namedtuple_serialization(GRUCarry, serialized_name="rnnjax.GRUCarry")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.export import register_namedtuple_serialization
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import Activation, activate_gates, get_activation
@@ -17,6 +18,9 @@ class LSTMCarry(NamedTuple):
 
     hidden: jax.Array
     cell: jax.Array
+
+
+register_namedtuple_serialization(LSTMCarry, serialized_name="rnnjax.LSTMCarry")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ import dataclasses
 from typing import ClassVar, NamedTuple
 
 import jax
+from jax.export import register_namedtuple_serialization
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import activate_gates
@@ -15,6 +16,9 @@ class SimpleRNNCarry(NamedTuple):
     """The state of a `SimpleRNNCell`: ``hidden (*batch, hidden_size)``."""
 
     hidden: jax.Array
+
+
+register_namedtuple_serialization(SimpleRNNCarry, serialized_name="rnnjax.SimpleRNNCarry")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.export import is_symbolic_dim
 from jax.typing import DTypeLike
 
 from rnnjax.cells.arguments import check_features, check_params
@@ -94,7 +95,8 @@ class Fused(Method):
     ) -> tuple[Carry, jax.Array]:
         """Run ``cell`` over ``xs (time, *batch, features)``."""
         assert isinstance(cell, ProjectedCell)
-        if len(xs) == 0:
+        num_steps = xs.shape[0]
+        if num_steps == 0:
             return Scan().run(cell, params, xs, carry, reverse, steps)
         if cell.projects_plainly:
             check_features(cell, params, xs)
@@ -105,7 +107,12 @@ class Fused(Method):
         run = _run if isinstance(cell, DenseCell) else _run_elementwise
         carry, steps = _resets_early(carry, steps, reverse)
         given = Given(params, steps._replace(each=AtStep()))
-        if self.keep_every is None or self.keep_every >= len(xs):
+        if self.keep_every is not None and is_symbolic_dim(num_steps):
+            raise InvalidInputError(
+                f"keep_every must be None where the number of steps is not known, but is "
+                f"{self.keep_every} over {num_steps} steps"
+            )
+        if self.keep_every is None or self.keep_every >= num_steps:
             return run(layer, given, (xs, steps.each), carry)
         again = functools.partial(run, layer, given)
         return _in_segments(again, self.keep_every, (xs, steps.each), carry, reverse)
@@ -261,8 +268,9 @@ def _run(
     and 0.79 to 0.87 at 10,000 steps of H = 64 to 256 and batch 1 to 16.
     """
     xs, _ = inputs
-    steps = _steps_ahead(layer.cell, math.prod(xs.shape[1:-1]), len(xs))
-    if steps == len(xs):
+    num_steps = xs.shape[0]
+    steps = _steps_ahead(layer.cell, math.prod(xs.shape[1:-1]), num_steps)
+    if steps == num_steps:
         return _at_once(layer, given, inputs, carry)
     carry, ys = jax.lax.scan(
         lambda carry, inputs: _at_once(layer, given, inputs, carry),
@@ -270,12 +278,12 @@ def _run(
         _cut(inputs, steps),
         reverse=layer.reverse,
     )
-    return carry, ys.reshape(len(xs), *ys.shape[2:])
+    return carry, ys.reshape(num_steps, *ys.shape[2:])
 
 
 def _steps_ahead(cell: DenseCell, rows: int, num_steps: int) -> int:
     """How many steps to project at a time where there is no backward pass."""
-    if jax.default_backend() != "cpu":
+    if jax.default_backend() != "cpu" or any(map(is_symbolic_dim, (rows, num_steps))):
         return num_steps
     if rows >= 32 and cell.hidden_size >= 128:
         counts = range(10, 20)

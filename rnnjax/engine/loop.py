@@ -294,16 +294,9 @@ def _backward(
         if name in params:
             d_params[name] += total.sum(axis=tuple(range(d_recurrent.ndim - 1)))
     d_params = {name: d_params[name].astype(leaf.dtype) for name, leaf in params.items()}
-    # What was drawn at random has no gradient.
-    d_steps = jax.tree.map(_no_gradient, steps)._replace(start=d_start)
-    d_each = jax.tree.map(_no_gradient, each)
-    return Given(d_params, d_steps), d_projected, d_each, d_carry
-
-
-def _no_gradient(leaf: jax.Array) -> Any:
-    if jnp.issubdtype(leaf.dtype, jnp.inexact):
-        return jnp.zeros_like(leaf)
-    return np.zeros(leaf.shape, jax.dtypes.float0)
+    # What was drawn at random and the marks have no gradient, which None says.
+    d_steps = jax.tree.map(lambda _: None, steps)._replace(start=d_start)
+    return Given(d_params, d_steps), d_projected, jax.tree.map(lambda _: None, each), d_carry
 
 
 loop.defvjp(_forward, _backward)

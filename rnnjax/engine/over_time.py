@@ -34,7 +34,7 @@ def over_time(
     Returns:
         the state after the last step, ``first`` with its replacements, and the outputs.
     """
-    last = len(first) - 1
+    last = first.shape[0] - 1  # of a program that is exported perhaps not known
 
     def read(first: jax.Array, t: jax.Array) -> Any:
         t = jnp.clip(t, 0, last)
@@ -60,7 +60,7 @@ def over_time(
 
     times = jnp.arange(last + 1)
     if ahead:
-        begin = (state, first), read(first, jnp.int32(last if reverse else 0))
+        begin = (state, first), read(first, jnp.asarray(last if reverse else 0, jnp.int32))
         ((state, first), _), outputs = jax.lax.scan(one_ahead, begin, times, reverse=reverse)
     else:
         (state, first), outputs = jax.lax.scan(now, (state, first), times, reverse=reverse)

@@ -26,6 +26,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.export import is_symbolic_dim
 from jax.typing import DTypeLike
 
 from rnnjax.cells.base import Inputs, at_least_float32
@@ -87,6 +88,8 @@ class Products:
         size = kernel.size * width
         if size <= _CACHE_BYTES:
             return cls(Forward.ROWS, Backward.COPY, Backward.DIRECT, dtype)
+        if is_symbolic_dim(rows):  # taken for a few
+            rows = 2
         if size * rows >= _LARGE_BYTES:
             return cls(Forward.FEATURES_FIRST, Backward.KERNEL_FIRST, Backward.KERNEL_FIRST, dtype)
         backward = Backward.COPY if rows > 1 else Backward.DIRECT

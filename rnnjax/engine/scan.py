@@ -30,7 +30,7 @@ class Scan(Method):
             x, at = inputs
             return steps.run(cell, params, carry, x, at)
 
-        if len(xs) == 1:  # a loop of one step only costs compilation
+        if xs.shape[0] == 1:  # a loop of one step only costs compilation
             carry, y = step(carry, jax.tree.map(lambda leaf: leaf[0], (xs, steps.each)))
             return carry, y[None]
         return jax.lax.scan(step, carry, (xs, steps.each), reverse=reverse)

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.export import is_symbolic_dim
 
 from rnnjax.cells.arguments import as_array, as_inputs, brief, check_carry, check_key
 from rnnjax.cells.base import Carry, Cell, Inputs, Params, at_least_float32
@@ -49,7 +50,7 @@ class Auto(Method):
         self, cell: Cell, params: Params, xs: Any, carry: Carry, reverse: bool, steps: Steps
     ) -> tuple[Carry, jax.Array]:
         """Run ``cell`` by the method chosen."""
-        return self.choose(cell, len(xs)).run(cell, params, xs, carry, reverse, steps)
+        return self.choose(cell, xs.shape[0]).run(cell, params, xs, carry, reverse, steps)
 
     def explain(self, cell: Cell, params: Params, shape: tuple[int, ...]) -> list[str]:
         """Which method is chosen, why, and how that would run."""
@@ -460,12 +461,13 @@ def _valid(xs: Any, lengths: Any, mask: Any) -> jax.Array | None:
     if known is not None and lengths.size:
         known = np.asarray(known)
         least, most = int(known.min()), int(known.max())
-        if least < 0 or most > len(xs):
+        num_steps = xs.shape[0]
+        if least < 0 or (not is_symbolic_dim(num_steps) and most > num_steps):
             raise InvalidInputError(
-                f"lengths must lie between 0 and the {len(xs)} steps of xs, but go from {least} to "
-                f"{most}; check that time is the first axis of xs {xs.shape}"
+                f"lengths must lie between 0 and the {num_steps} steps of xs, but go from {least} "
+                f"to {most}; check that time is the first axis of xs {xs.shape}"
             )
-    times = jnp.arange(len(xs)).reshape(-1, *[1] * lengths.ndim)
+    times = jnp.arange(xs.shape[0]).reshape(-1, *[1] * lengths.ndim)
     valid = times < lengths
     if mask is None:
         return valid

@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
+from jax.export import register_namedtuple_serialization
 from jax.typing import DTypeLike
 
 from rnnjax.cells.arguments import brief, check_init
@@ -26,6 +27,9 @@ class Directions(NamedTuple):
 
     forward: Any
     backward: Any
+
+
+register_namedtuple_serialization(Directions, serialized_name="rnnjax.Directions")
 
 
 @dataclasses.dataclass(frozen=True)
