@@ -1,5 +1,6 @@
 """Whatever is wrong with an argument: an error of the library, which names it and is short."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -119,7 +120,16 @@ def test_a_step_is_given_one_step(name: str) -> None:
             cell.step(params, carry, wrong)
     alone = jax.tree.map(np.asarray, cell.initial_carry())
     integers = jax.tree.map(lambda leaf: leaf.astype(int), carry)
-    for wrong in [alone, integers, tuple(carry) if len(carry) > 1 else carry.hidden, None]:
+    larger = jax.tree.map(lambda leaf: np.concatenate([leaf, leaf], -1), carry)
+    one = carry._replace(hidden=carry.hidden[..., :1])
+    for wrong in [
+        alone,
+        integers,
+        larger,
+        one,
+        tuple(carry) if len(carry) > 1 else carry.hidden,
+        None,
+    ]:
         with pytest.raises(InvalidInputError, match=r"^carry"):
             cell.step(params, wrong, xs[0])
     larger = np.concatenate([params["kernel"]] * 2, axis=-1)
@@ -142,7 +152,7 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: LSTMCell(4, dtype=jnp.int32), "dtype must be a floating-point type"),
     (lambda: LSTMCell(4, dtype=bool), "dtype must be a floating-point type"),
     (lambda: LSTMCell(4, dtype=jnp.complex64), "dtype must be a floating-point type"),
-    (lambda: LSTMCell(4, dtype="float33"), "dtype must be .* but is float33"),
+    (lambda: LSTMCell(4, dtype="float33"), "dtype must be .* but is 'float33'"),
     (lambda: LSTMCell(4, param_dtype=jnp.int32), "param_dtype must be"),
     (lambda: rnnjax.ConvLSTMCell(4, param_dtype=int), "param_dtype must be"),
     (lambda: LSTM.init(3, KEY), r"input_size must be a positive integer, but is .*cell.init\(key"),
@@ -156,7 +166,12 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: LSTM.initial_carry((8.0,)), "batch_shape must be a tuple of integers"),
     (lambda: LSTM.initial_carry((8,), dtype=int), "dtype must be a floating-point type"),
     (lambda: rnnjax.ConvLSTMCell(4).initial_carry((8, 5, 5), int), "dtype must be"),
-    (lambda: rnnjax.Stack(LSTM, LSTM), r"come in a list, Stack\(\[LSTMCell\(5\)"),
+    (lambda: rnnjax.Stack(LSTM, LSTM), r"come in a list, .* but LSTMCell\(5\) came"),
+    (lambda: rnnjax.Stack(None), "come in a list, .* but None came"),
+    (lambda: rnnjax.Stack(LSTMCell), "come in a list, .* but the class LSTMCell came"),
+    (lambda: rnnjax.ConvLSTMCell(4, 3), "kernel_shape must be a tuple of one or two"),
+    (lambda: LSTMCell(4, param_dtype=None), "param_dtype must be .* None"),
+    (lambda: LSTMCell(4, dtype=np.ones(99)), "dtype must be a floating-point type"),
     (lambda: rnnjax.unroll({}, LSTM, 0), r"comes first, \(cell, params, xs\)"),
     (
         lambda: rnnjax.unroll(LSTMCell, {}, 0),
@@ -222,3 +237,27 @@ def test_an_update_that_does_not_fit_the_carry_is_named(kind: Any, method: Any) 
     params = jax.eval_shape(lambda: cell.init(KEY, FEATURES))
     with pytest.raises(InvalidInputError, match=rf"^update of {kind.__name__}\(5\) .*num_gates"):
         jax.eval_shape(lambda p: rnnjax.unroll(cell, p, xs, method=method), params)
+
+
+@dataclasses.dataclass(frozen=True)
+class Counting(rnnjax.Cell):
+    """Of a user, with a state that is no floating-point number."""
+
+    output_size = 1
+
+    def init(self, key: Any, input_size: int) -> Any:
+        return {}
+
+    def initial_carry(self, batch_shape: Any = (), dtype: Any = None) -> Any:
+        return jnp.zeros((*batch_shape, 1), jnp.int32)
+
+    def step(self, params: Any, carry: Any, x: Any) -> Any:
+        return carry + 1, carry.astype(jnp.float32)
+
+
+def test_a_cell_may_count() -> None:
+    carry, _ = rnnjax.unroll(Counting(), {}, XS)
+    carry, ys = rnnjax.unroll(Counting(), {}, XS, carry)
+    assert ys[:, 0, 0].tolist() == [4, 5, 6, 7]
+    with pytest.raises(InvalidInputError, match="carry must be int32, but is float32"):
+        rnnjax.unroll(Counting(), {}, XS, carry.astype(jnp.float32))

@@ -166,6 +166,13 @@ def test_memory_is_a_dial():
     assert whole < 0.6 * reference
 
 
+@pytest.mark.parametrize("kind", [rnnjax.LSTMCell, rnnjax.GRUCell, rnnjax.PeepholeLSTMCell])
+def test_without_jit(kind, random_like, assert_close):
+    """Where a loop is one of Python, over arrays that nobody traces."""
+    with jax.disable_jit():
+        check(kind(3), (2,), rnnjax.Fused(), random_like, assert_close)
+
+
 def test_an_odd_number_of_steps_over(random_like, assert_close):
     for every in (1, 2, 9):
         method = rnnjax.Fused(keep_every=every)

@@ -7,7 +7,7 @@ when it runs. An error says what was expected, what came and what to do.
 import contextlib
 import functools
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -61,13 +61,13 @@ def floating_dtype(name: str, value: DTypeLike) -> jnp.dtype[Any]:
         InvalidInputError: it is no type, or not a real floating-point one.
     """
     try:
-        dtype = jnp.dtype(value)
+        dtype = None if value is None else jnp.dtype(value)  # NumPy takes None for float64
     except TypeError:
         dtype = None
     if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
         raise InvalidInputError(
             f"{name} must be a floating-point type such as jnp.float32 or jnp.bfloat16, but is "
-            f"{value if dtype is None else dtype}"
+            f"{brief(value) if dtype is None else dtype}"
         )
     return dtype
 
@@ -143,6 +143,11 @@ def check_batch_shape(batch_shape: Any) -> None:
             raise InvalidInputError(
                 f"batch_shape must be a tuple of integers, but holds {brief(size)}"
             )
+
+
+def refuse(name: str, expected: str, came: Any) -> NoReturn:
+    """Raise that an argument is of another kind."""
+    raise InvalidInputError(f"{name} must be {expected}, but is {brief(came)}")
 
 
 # ---- parameters
@@ -228,27 +233,38 @@ def check_carry(name: str, cell: Any, carry: Any, batch: tuple[int, ...]) -> Non
                 f"{where} must have shape {want.shape}, for the batch {batch} of xs, but has "
                 f"{jnp.shape(leaf)}; start from cell.initial_carry({batch})"
             )
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+        came = jnp.result_type(leaf)
+        if jnp.issubdtype(want.dtype, jnp.floating) and not jnp.issubdtype(came, jnp.floating):
             raise InvalidInputError(
-                f"{where} must be floating-point, but is {jnp.result_type(leaf)}, which would be "
-                f"cut off at each step; {advice}"
+                f"{where} must be floating-point, but is {came}, which would be cut off at each "
+                f"step; {advice}"
             )
+        if (
+            want.dtype.kind != came.kind and want.dtype.kind in "biu"
+        ):  # a cell's own counter or flag
+            raise InvalidInputError(f"{where} must be {want.dtype}, but is {came}; {advice}")
 
 
 def check_step(cell: Any, carry: Any, x: Any) -> None:
     """Raise unless ``carry`` has the batch of ``x (*batch, features)``, one step's inputs."""
-    leaves = jax.tree.leaves(carry)
     batch = x.shape[:-1]
-    if x.ndim and leaves and all(jnp.shape(leaf)[:-1] == batch for leaf in leaves):
-        floats = all(jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in leaves)
-        if floats and jax.tree.structure(carry) == _structure(cell):
-            return  # what nearly always comes, without a trace of `initial_carry`
+    leaves, structure = jax.tree.flatten(carry)
+    wanted, shapes = _alone(cell)
+    if (
+        x.ndim
+        and wanted == structure
+        and [jnp.shape(leaf) for leaf in leaves] == [(*batch, *shape) for shape in shapes]
+        and all(jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in leaves)
+    ):
+        return  # what nearly always comes, without a trace of `initial_carry`
     check_carry("carry", cell, carry, batch)
 
 
 @functools.lru_cache(maxsize=1024)
-def _structure(cell: Any) -> Any:
-    return jax.tree.structure(jax.eval_shape(cell.initial_carry))
+def _alone(cell: Any) -> tuple[Any, list[tuple[int, ...]]]:
+    """The structure of a cell's carry without a batch, and the shapes of its leaves."""
+    leaves, structure = jax.tree.flatten(jax.eval_shape(cell.initial_carry))
+    return structure, [leaf.shape for leaf in leaves]
 
 
 def _shapes(tree: Any) -> str:
@@ -263,8 +279,8 @@ def naming_update(cell: Any, x: Any, carry: Any) -> Iterator[None]:
         yield
     except RnnjaxError:
         raise
-    except (TypeError, ValueError, AttributeError) as error:
-        reason = str(error).splitlines()[0][:100]
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:100]
         raise InvalidInputError(
             f"update of {brief(cell)} cannot run: {reason}; it was given x {_shapes(x)} and the "
             f"carry {_shapes(carry)}; check num_gates, output, and what it returns"

@@ -24,6 +24,7 @@ from rnnjax.cells.arguments import (
     check_step,
     floating_dtype,
     is_integer,
+    refuse,
 )
 from rnnjax.cells.base import Cell, Inputs, Params, at_least_float32
 from rnnjax.cells.lstm import LSTMCarry, set_forget_bias
@@ -89,7 +90,10 @@ class ConvLSTMCell(Cell):
     num_gates: ClassVar[int] = 4
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "kernel_shape", tuple(self.kernel_shape))
+        if isinstance(self.kernel_shape, tuple | list):
+            object.__setattr__(self, "kernel_shape", tuple(self.kernel_shape))
+        else:
+            refuse("kernel_shape", "a tuple of one or two sizes, such as (3, 3)", self.kernel_shape)
         sizes = (self.hidden_size, *self.kernel_shape)
         if len(sizes) not in (2, 3) or any(not is_integer(n) or n < 1 for n in sizes):
             raise InvalidInputError(
@@ -102,7 +106,7 @@ class ConvLSTMCell(Cell):
         get_initializer(self.kernel_init)
         get_initializer(self.recurrent_kernel_init)
         for name in ("dtype", "param_dtype"):
-            if getattr(self, name) is not None:
+            if getattr(self, name) is not None or name != "dtype":
                 object.__setattr__(self, name, floating_dtype(name, getattr(self, name)))
 
     @property

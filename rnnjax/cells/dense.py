@@ -65,7 +65,7 @@ class DenseCell(ProjectedCell):
     def splits(self) -> bool:
         """A dense cell's step comes in pieces, unless a subclass wrote its own."""
         own = type(self)
-        return own.step is DenseCell.step and own.recurrent_product is DenseCell.recurrent_product
+        return own.step is DenseCell.step and keeps_pieces(own)
 
     def recurrent_product(self, params: Params, hidden: jax.Array) -> jax.Array:
         """``hidden @ recurrent_kernel``, plus ``recurrent_bias`` in the cells that have one."""
@@ -86,6 +86,10 @@ class DenseCell(ProjectedCell):
         """The two halves as `update` is given them."""
         return projected + recurrent if self.sums else (projected, recurrent)
 
+    def advance(self, params: Params, x: Any, carry: Carry) -> tuple[Carry, jax.Array]:
+        """`update`, without the kernels: one that reads them would run by some methods alone."""
+        return super().advance(in_update(params), x, carry)
+
     def step(self, params: Params, carry: Carry, x: Inputs) -> tuple[Carry, jax.Array]:
         """Run one time step.
 
@@ -102,3 +106,17 @@ class DenseCell(ProjectedCell):
         projected = self.project(params, x)
         recurrent = self.recurrent_product(params, carry.hidden)
         return self.advance(params, self.meet(projected, recurrent), carry)
+
+
+def in_update(params: Params) -> Params:
+    """The parameters that `update` may read: all but the kernels of the products."""
+    return {k: leaf for k, leaf in params.items() if k not in ("kernel", "recurrent_kernel")}
+
+
+def keeps_pieces(own: type[DenseCell]) -> bool:
+    """Whether a class has the recurrent product of `DenseCell`, and how its two halves meet."""
+    return (
+        own.recurrent_product is DenseCell.recurrent_product
+        and own.meet is DenseCell.meet
+        and own.advance is DenseCell.advance
+    )

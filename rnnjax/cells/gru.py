@@ -17,7 +17,7 @@ from rnnjax.cells.activations import (
 )
 from rnnjax.cells.arguments import as_inputs, check_step
 from rnnjax.cells.base import Inputs, Params
-from rnnjax.cells.dense import DenseCell
+from rnnjax.cells.dense import DenseCell, keeps_pieces
 from rnnjax.cells.projected import product
 
 
@@ -77,11 +77,7 @@ class GRUCell(DenseCell):
     def splits(self) -> bool:
         """Only with ``reset_after``: otherwise the reset gate stands between two products."""
         own = type(self)
-        return (
-            self.reset_after
-            and own.step is GRUCell.step
-            and own.recurrent_product is DenseCell.recurrent_product
-        )
+        return self.reset_after and own.step is GRUCell.step and keeps_pieces(own)
 
     def init(self, key: jax.Array, input_size: int) -> dict[str, jax.Array]:
         """Draw ``kernel``, ``recurrent_kernel``, ``bias``, and with reset_after a second bias."""

@@ -16,7 +16,7 @@ from rnnjax.cells.activations import (
 )
 from rnnjax.cells.arguments import as_inputs, check_step
 from rnnjax.cells.base import Inputs, Params
-from rnnjax.cells.dense import DenseCell
+from rnnjax.cells.dense import DenseCell, keeps_pieces
 from rnnjax.cells.gru import GRUCarry
 from rnnjax.cells.projected import product
 
@@ -69,11 +69,7 @@ class MGUCell(DenseCell):
     def splits(self) -> bool:
         """Only with ``reset_after``: otherwise the gate stands between two products."""
         own = type(self)
-        return (
-            self.reset_after
-            and own.step is MGUCell.step
-            and own.recurrent_product is DenseCell.recurrent_product
-        )
+        return self.reset_after and own.step is MGUCell.step and keeps_pieces(own)
 
     def init(self, key: jax.Array, input_size: int) -> dict[str, jax.Array]:
         """Draw ``kernel``, ``recurrent_kernel``, ``bias``, and with reset_after a second bias."""

@@ -77,7 +77,8 @@ class ProjectedCell(Cell):
         """The pointwise half of the step, in plain JAX: from what it adds up to the new carry.
 
         Args:
-            params: as `init` returns them, but for the kernels, which are no business of it.
+            params: as `init` returns them; of a `DenseCell` without its kernels, whose products are
+                made outside.
             x: ``(*batch, gates * hidden_size)``; of a `DenseCell` see there.
             carry: the state before the step.
 
@@ -95,7 +96,7 @@ class ProjectedCell(Cell):
                 object.__setattr__(self, field.name, named(value))
             elif field.name.endswith("_init"):
                 get_initializer(value)
-            elif field.name.endswith("dtype") and value is not None:
+            elif field.name.endswith("dtype") and (value is not None or field.name != "dtype"):
                 object.__setattr__(self, field.name, floating_dtype(field.name, value))
 
     @property

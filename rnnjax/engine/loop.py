@@ -19,7 +19,7 @@ import numpy as np
 
 from rnnjax.cells.activations import KEPT
 from rnnjax.cells.base import Carry, Params
-from rnnjax.cells.dense import DenseCell
+from rnnjax.cells.dense import DenseCell, in_update
 from rnnjax.cells.projected import add_bias
 from rnnjax.engine.over_time import over_time
 from rnnjax.engine.products import Products
@@ -113,6 +113,11 @@ class _Layout:
         sizes = tuple(kept[i].shape[-1] for i in written)
         return cls(tree, tuple(places), tuple(written), sizes), kept
 
+    def kept_of(self, pull: Any) -> list[jax.Array]:
+        """The arrays of a derivative ``pull`` of this layout that are its own."""
+        leaves = zip(self.places, jax.tree.leaves(pull), strict=True)
+        return [leaf for (kind, _), leaf in leaves if kind == "kept"]
+
     def split(self, kept: list[jax.Array]) -> Kept:
         """What is kept, in two parts."""
         rest = [leaf for i, leaf in enumerate(kept) if i not in self.written]
@@ -135,11 +140,6 @@ class _Layout:
         }
         leaves = [own[kind][i] if kind in own else i for kind, i in self.places]
         return jax.tree.unflatten(self.tree, leaves)
-
-
-def in_update(params: Params) -> Params:
-    """The parameters that `update` may read: all but the kernels of the products."""
-    return {k: leaf for k, leaf in params.items() if k not in ("kernel", "recurrent_kernel")}
 
 
 def _inputs(layer: Layer, given: Given) -> Callable[[Carry, jax.Array], Any]:
@@ -180,11 +180,22 @@ def _step(layer: Layer, given: Given) -> Callable[..., tuple[Carry, jax.Array, K
     ) -> tuple[Carry, jax.Array, Kept, _Layout]:
         used = in_update(params)
         (new, y), pull = jax.vjp(advance, used, inputs(carry, projected), carry)
-        layout, kept = _Layout.of(pull, used, carry, projected)
+        if isinstance(projected, jax.core.Tracer):
+            layout, kept = _Layout.of(pull, used, carry, projected)
+        else:  # under `jax.disable_jit`, where nothing tells what is constant from what is not
+            layout = _layout(step, carry, projected, at)
+            kept = layout.kept_of(pull)
         new, y = _after(cell, steps, at, steps.start, carry, new, y)
         return new, y, layout.split(kept), layout
 
     return step
+
+
+def _layout(step: Callable[..., Any], *given: Any) -> _Layout:
+    """That of a forward step, which is traced for it and not run."""
+    layouts: list[_Layout] = []
+    jax.eval_shape(lambda *given: layouts.append(step(*given)[3]), *given)
+    return layouts[0]
 
 
 def kept_numbers(layer: Layer, params: Params, batch: tuple[int, ...]) -> int:
@@ -194,7 +205,9 @@ def kept_numbers(layer: Layer, params: Params, batch: tuple[int, ...]) -> int:
     def step(params: Params) -> tuple[Kept, Carry]:
         carry = cell.initial_carry(batch)
         projected = jnp.zeros((*batch, params["recurrent_kernel"].shape[-1]))
-        return _step(layer, Given(dict(params), Steps()))(carry, projected, AtStep())[2], carry
+        step = _step(layer, Given(dict(params), Steps()))
+        entry, rest = step(carry, projected, AtStep())[2]
+        return (projected if entry is None else entry, rest), carry
 
     leaves = jax.tree.leaves(jax.eval_shape(step, params))
     return sum(leaf.size for leaf in leaves) // max(1, math.prod(batch))
@@ -343,16 +356,10 @@ def _backward_step(layer: Layer, given: Given) -> Any:
     forward = _step(layer, given)
     times_transposed = layer.products.times_transposed(params["recurrent_kernel"])
 
-    def layout_of(carry: Carry, first: jax.Array, at: AtStep) -> _Layout:
-        """That of the forward step, which is traced for it once more and not run."""
-        layouts = []
-        jax.eval_shape(lambda *given: layouts.append(forward(*given)[3]), carry, first, at)
-        return layouts[0]
-
     def step(state: Any, first: jax.Array, others: Any) -> tuple[Any, Any]:
         d_carry, d_so_far = state
         rest, d_y, carry, at = others
-        layout = layout_of(carry, first, at)
+        layout = _layout(forward, carry, first, at)
         # The derivative of a linear function does not ask where.
         zeros = jax.tree.map(jnp.zeros_like, (steps.start, carry, carry, d_y))
         _, pull = jax.vjp(functools.partial(_after, cell, steps, at), *zeros)

@@ -1,7 +1,7 @@
 """Cells on top of each other."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -40,10 +40,10 @@ class Stack(CompositeCell):
     dropout: Dropout = Dropout(0.0)
 
     def __post_init__(self) -> None:
-        if isinstance(self.cells, Cell):
+        if isinstance(self.cells, Cell | type) or not isinstance(self.cells, Iterable):
             raise InvalidInputError(
-                f"the cells of a Stack come in a list, Stack([{brief(self.cells)}, ...]), but a "
-                "cell came alone"
+                f"the cells of a Stack come in a list, Stack([LSTMCell(50), ...]), but "
+                f"{brief(self.cells)} came"
             )
         object.__setattr__(self, "cells", tuple(self.cells))
         if not self.cells:
