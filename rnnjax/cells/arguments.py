@@ -239,9 +239,8 @@ def check_carry(name: str, cell: Any, carry: Any, batch: tuple[int, ...]) -> Non
                 f"{where} must be floating-point, but is {came}, which would be cut off at each "
                 f"step; {advice}"
             )
-        if (
-            want.dtype.kind != came.kind and want.dtype.kind in "biu"
-        ):  # a cell's own counter or flag
+        # Of a user's cell, a counter or a flag.
+        if want.dtype.kind in "biu" and want.dtype.kind != came.kind:
             raise InvalidInputError(f"{where} must be {want.dtype}, but is {came}; {advice}")
 
 
