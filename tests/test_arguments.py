@@ -144,6 +144,15 @@ def test_a_step_is_given_one_step(name: str) -> None:
 
 LSTM = LSTMCell(HIDDEN)
 XS = np.zeros((TIME, BATCH, FEATURES), np.float32)
+
+
+def prepared_step(x: Any) -> Any:
+    """Of a cell that was prepared for two features."""
+    _, params, _, carry, *_ = arguments("lstm").values()
+    ready, laid_out = rnnjax.prepare(LSTM, params, XS[0])
+    return ready.step(laid_out, carry, x)
+
+
 WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: LSTMCell(3, 8), "LSTMCell takes its hidden_size by position .* given to init"),
     (lambda: LSTMCell(True), "hidden_size must be a positive integer, but is True"),
@@ -158,6 +167,19 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: LSTM.init(3, KEY), r"input_size must be a positive integer, but is .*cell.init\(key"),
     (lambda: LSTM.init(KEY, np.zeros((3, 2))), "input_size must be .* float64"),
     (lambda: LSTM.init(KEY, 3.0), "input_size must be"),
+    (
+        lambda: GRUCell(5, reset_after="before"),
+        "reset_after must be True or False",
+    ),
+    (lambda: rnnjax.LayerNormGRUCell(5, epsilon=-1.0), "epsilon must be a number above 0"),
+    (lambda: LSTM.initial_carry((-1,)), "batch_shape must be .* from 0 up, but holds -1"),
+    (lambda: LSTM.init(jax.random.split(KEY), 3), "key must be a JAX random key"),
+    (
+        lambda: rnnjax.unroll(rnnjax.LearnedCarry(LSTM), arguments("lstm")["params"], XS),
+        "params of a LearnedCarry must be",
+    ),
+    (lambda: prepared_step(np.zeros((BATCH, 7), np.float32)), "xs has 7 features, .* for 2"),
+    (lambda: prepared_step(rnnjax.OneHot(np.zeros(BATCH, int), 9)), "xs has 9 features, .* for 2"),
     (lambda: LSTM.init(0, 3), "key must be a JAX random key"),
     (lambda: rnnjax.Stack([LSTM]).init(KEY, 0), "input_size must be"),
     (lambda: rnnjax.Bidirectional(LSTM).init(3, 3), "key must be"),

@@ -99,8 +99,9 @@ def _look_up(given: Any, table: Mapping[str, Callable[..., Any]], kind: str) -> 
 KEPT = "kept"
 """The name of what a backward pass keeps of a step, for `jax.ad_checkpoint.checkpoint_name`.
 
-The values of gates have it. A cell whose derivative needs more than those and its carry, as that of
-a GRU does, names it in its `update`; whatever has no name is computed again.
+The values of gates have it, where all are tanh or sigmoid. A cell whose derivative needs more than
+those and its carry, as that of a GRU does, names it in its `update`; whatever has no name is
+computed again.
 """
 
 _BY_FUNCTION: dict[Any, str] = {function: name for name, function in ACTIVATIONS.items()}

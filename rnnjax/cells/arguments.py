@@ -5,9 +5,10 @@ when it runs. An error says what was expected, what came and what to do.
 """
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ import numpy as np
 from jax.export import is_symbolic_dim
 from jax.typing import DTypeLike
 
+from rnnjax.cells.activations import get_activation, get_initializer, named
 from rnnjax.cells.onehot import OneHot
 from rnnjax.errors import InvalidInputError, RnnjaxError
 
@@ -72,6 +74,30 @@ def floating_dtype(name: str, value: DTypeLike) -> jnp.dtype[Any]:
     return dtype
 
 
+def check_fields(cell: Any) -> None:
+    """Raise unless the hyperparameters of ``cell`` are what their names and defaults say.
+
+    One spelling of each, so that equal cells hash alike: a type as a ``dtype``, an activation that
+    has a name as that, by which the slopes of its gates are known.
+    """
+    for field in dataclasses.fields(cell):
+        name, value = field.name, getattr(cell, field.name)
+        if name.endswith("activation"):
+            get_activation(value)
+            object.__setattr__(cell, name, named(value))
+        elif name.endswith("_init"):
+            get_initializer(value)
+        elif name.endswith("dtype"):
+            if value is not None or name != "dtype":
+                object.__setattr__(cell, name, floating_dtype(name, value))
+        elif isinstance(field.default, bool) and not isinstance(value, bool):
+            raise InvalidInputError(f"{name} must be True or False, but is {brief(value)}")
+        elif isinstance(field.default, float) and not (
+            isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+        ):
+            raise InvalidInputError(f"{name} must be a number above 0, but is {brief(value)}")
+
+
 def as_array(name: str, value: Any) -> jax.Array:
     """``value`` as a JAX array.
 
@@ -110,13 +136,15 @@ def as_inputs(xs: Any) -> jax.Array | OneHot:
 
 
 def check_key(key: Any) -> None:
-    """Raise unless ``key`` is a random key."""
+    """Raise unless ``key`` is a single random key."""
     try:
-        jax.random.key_data(key)
-    except (TypeError, ValueError, AttributeError) as error:
+        single = jax.random.key_data(key).ndim == 1
+    except (TypeError, ValueError, AttributeError):
+        single = False
+    if not single:
         raise InvalidInputError(
             f"key must be a JAX random key such as jax.random.key(0), but is {brief(key)}"
-        ) from error
+        )
 
 
 def check_init(key: Any, input_size: Any) -> None:
@@ -138,16 +166,10 @@ def check_batch_shape(batch_shape: Any) -> None:
             f"write ({brief(batch_shape)},)"
         )
     for size in batch_shape:
-        integer = hasattr(size, "__index__") and not isinstance(size, bool)
-        if not integer and not is_symbolic_dim(size):
+        if not is_symbolic_dim(size) and not (is_integer(size) and size >= 0):
             raise InvalidInputError(
-                f"batch_shape must be a tuple of integers, but holds {brief(size)}"
+                f"batch_shape must be a tuple of integers from 0 up, but holds {brief(size)}"
             )
-
-
-def refuse(name: str, expected: str, came: Any) -> NoReturn:
-    """Raise that an argument is of another kind."""
-    raise InvalidInputError(f"{name} must be {expected}, but is {brief(came)}")
 
 
 # ---- parameters
@@ -193,7 +215,11 @@ def check_features(cell: Any, params: Any, xs: Any) -> None:
     Raises:
         InvalidInputError: as `check_params`, or ``xs`` has another number of features.
     """
-    input_size = check_params(cell, params)
+    check_last_axis(xs, check_params(cell, params))
+
+
+def check_last_axis(xs: Any, input_size: int) -> None:
+    """Raise unless ``xs (..., input_size)`` has as many features as the parameters are for."""
     if xs.ndim == 0 or xs.shape[-1] != input_size:
         came = f"{xs.shape[-1]} features" if xs.ndim else "no axes"
         raise InvalidInputError(

@@ -13,18 +13,17 @@ from rnnjax.cells.activations import (
     activate_gates,
     get_activation,
     get_initializer,
-    named,
 )
 from rnnjax.cells.arguments import (
     as_inputs,
     brief,
     check_batch_shape,
     check_features,
+    check_fields,
     check_init,
     check_step,
     floating_dtype,
     is_integer,
-    refuse,
 )
 from rnnjax.cells.base import Cell, Inputs, Params, at_least_float32
 from rnnjax.cells.lstm import LSTMCarry, set_forget_bias
@@ -90,24 +89,19 @@ class ConvLSTMCell(Cell):
     num_gates: ClassVar[int] = 4
 
     def __post_init__(self) -> None:
-        if isinstance(self.kernel_shape, tuple | list):
-            object.__setattr__(self, "kernel_shape", tuple(self.kernel_shape))
-        else:
-            refuse("kernel_shape", "a tuple of one or two sizes, such as (3, 3)", self.kernel_shape)
+        if not isinstance(self.kernel_shape, tuple | list):
+            raise InvalidInputError(
+                "kernel_shape must be a tuple of one or two sizes, such as (3, 3), but is "
+                f"{brief(self.kernel_shape)}"
+            )
+        object.__setattr__(self, "kernel_shape", tuple(self.kernel_shape))
         sizes = (self.hidden_size, *self.kernel_shape)
         if len(sizes) not in (2, 3) or any(not is_integer(n) or n < 1 for n in sizes):
             raise InvalidInputError(
                 f"hidden_size and the one or two sizes of kernel_shape must be positive integers, "
                 f"but are {self.hidden_size!r} and {self.kernel_shape!r}"
             )
-        for name in ("activation", "recurrent_activation"):
-            get_activation(getattr(self, name))
-            object.__setattr__(self, name, named(getattr(self, name)))
-        get_initializer(self.kernel_init)
-        get_initializer(self.recurrent_kernel_init)
-        for name in ("dtype", "param_dtype"):
-            if getattr(self, name) is not None or name != "dtype":
-                object.__setattr__(self, name, floating_dtype(name, getattr(self, name)))
+        check_fields(self)
 
     @property
     def output_size(self) -> int:

@@ -118,5 +118,5 @@ class GRUCell(DenseCell):
         rz = sigmoid(x_rz + product(carry.hidden, kernel_rz, self.dtype))
         r, z = jnp.split(rz, 2, axis=-1)
         n = tanh(x_n + product(r * carry.hidden, kernel_n, self.dtype))
-        new = GRUCarry(((1 - z) * n + z * carry.hidden).astype(carry.hidden.dtype))
-        return new, new.hidden if self.dtype is None else new.hidden.astype(self.dtype)
+        hidden = (1 - z) * n + z * carry.hidden
+        return self.settle(GRUCarry(hidden), hidden, carry)

@@ -110,5 +110,5 @@ class MGUCell(DenseCell):
             x_f + product(carry.hidden, kernel_f, self.dtype)
         )
         n = get_activation(self.activation)(x_n + product(f * carry.hidden, kernel_n, self.dtype))
-        new = GRUCarry(((1 - f) * n + f * carry.hidden).astype(carry.hidden.dtype))
-        return new, new.hidden if self.dtype is None else new.hidden.astype(self.dtype)
+        hidden = (1 - f) * n + f * carry.hidden
+        return self.settle(GRUCarry(hidden), hidden, carry)

@@ -12,14 +12,13 @@ from jax.typing import DTypeLike
 from rnnjax.cells.activations import (
     Activation,
     Initializer,
-    get_activation,
     get_initializer,
-    named,
 )
 from rnnjax.cells.arguments import (
     as_inputs,
     check_batch_shape,
     check_features,
+    check_fields,
     check_init,
     check_size,
     check_step,
@@ -88,16 +87,7 @@ class ProjectedCell(Cell):
 
     def __post_init__(self) -> None:
         check_size("hidden_size", self.hidden_size)
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name.endswith("activation"):
-                get_activation(value)
-                # One spelling of an activation too, which has its gates known for what they are.
-                object.__setattr__(self, field.name, named(value))
-            elif field.name.endswith("_init"):
-                get_initializer(value)
-            elif field.name.endswith("dtype") and (value is not None or field.name != "dtype"):
-                object.__setattr__(self, field.name, floating_dtype(field.name, value))
+        check_fields(self)
 
     @property
     def output_size(self) -> int:
@@ -149,7 +139,7 @@ class ProjectedCell(Cell):
         return add_bias(product(xs, params["kernel"], self.dtype), params, "bias")
 
     def advance(self, params: Params, x: Any, carry: Carry) -> tuple[Carry, jax.Array]:
-        """`update`, with the new carry in the type of the old and ``y`` in the cell's ``dtype``.
+        """`update`, with the types that a step returns; errors in it name the cell.
 
         A loop's state has to keep its type, whatever the types of inputs and parameters.
         """
@@ -157,6 +147,10 @@ class ProjectedCell(Cell):
             new = self.update(params, x, carry)
             new, y = new if self.output is None else (new, getattr(new, self.output))
             same_shapes(new, carry)
+        return self.settle(new, y, carry)
+
+    def settle(self, new: Carry, y: jax.Array, carry: Carry) -> tuple[Carry, jax.Array]:
+        """The new carry in the type of the old, and ``y`` in the cell's ``dtype``."""
         new = jax.tree.map(lambda leaf, old: leaf.astype(old.dtype), new, carry)
         like = jax.tree.leaves(new)[0].dtype
         return new, y.astype(like if self.dtype is None else self.dtype)
@@ -177,7 +171,7 @@ class ElementwiseCell(ProjectedCell):
     Its step is given in two pieces::
 
         projected = project(params, x)               # parallel over time
-        carry     = update(params, projected, carry) # pointwise; the output is carry.hidden
+        carry     = update(params, projected, carry) # pointwise; see output
 
     A subclass states `num_gates`, `initial_carry` and `update`. For the arguments see
     `ProjectedCell`.

@@ -225,7 +225,7 @@ def loop(
     inputs = _inputs(layer, given)
 
     def step(carry: Carry, projected: jax.Array, at: AtStep) -> Any:
-        new, y = cell.advance(in_update(params), inputs(carry, projected), carry)
+        new, y = cell.advance(params, inputs(carry, projected), carry)
         new, y = _after(cell, steps, at, steps.start, carry, new, y)
         return new, None, y
 
@@ -294,7 +294,6 @@ def _backward(
     if d_recurrent is None:
         d_recurrent = d_projected
     d_params = {
-        "kernel": jnp.zeros_like(params["kernel"]),
         "recurrent_kernel": layer.products.kernel_gradient(
             steps.entering(carries.hidden), d_recurrent
         ),
@@ -306,8 +305,10 @@ def _backward(
     for name, total in totals.items():
         if name in params:
             d_params[name] += total.sum(axis=tuple(range(d_recurrent.ndim - 1)))
-    d_params = {name: d_params[name].astype(leaf.dtype) for name, leaf in params.items()}
-    # What was drawn at random and the marks have no gradient, which None says.
+    d_params = {name: d.astype(params[name].dtype) for name, d in d_params.items()}
+    # The kernel of the inputs, which are projected before, what was drawn at random and the marks
+    # have no gradient here, which None says.
+    d_params["kernel"] = None
     d_steps = jax.tree.map(lambda _: None, steps)._replace(start=d_start)
     return Given(d_params, d_steps), d_projected, jax.tree.map(lambda _: None, each), d_carry
 

@@ -127,6 +127,10 @@ class Products:
         kernel = self._cast(kernel)
         return kernel.T if self.forward is Forward.FEATURES_FIRST else kernel
 
+    def input_size(self, laid_out: jax.Array) -> int:
+        """Of the vectors that a kernel as `lay_out` gave it is multiplied with."""
+        return laid_out.shape[1 if self.forward is Forward.FEATURES_FIRST else 0]
+
     def multiply(self, x: Inputs, laid_out: jax.Array) -> jax.Array:
         """``x @ kernel``, with the kernel as `lay_out` gave it."""
         if self.forward is Forward.FEATURES_FIRST:

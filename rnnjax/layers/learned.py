@@ -1,6 +1,7 @@
 """An initial carry that is learned."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -63,6 +64,7 @@ class LearnedCarry(CompositeCell):
         self, params: Params, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
     ) -> Carry:
         """The learned carry, the same for every row."""
+        _check_params(params)
         return jax.tree.map(
             lambda leaf: jnp.broadcast_to(leaf, (*batch_shape, *leaf.shape)).astype(
                 leaf.dtype if dtype is None else dtype
@@ -72,10 +74,20 @@ class LearnedCarry(CompositeCell):
 
     def step(self, params: Params, carry: Carry, x: Inputs) -> tuple[Carry, jax.Array]:
         """One step of the cell."""
+        _check_params(params)
         return self.cell.step(params["cell"], carry, x)
 
     def unroll_layers(
         self, run: LayerRun, params: Params, xs: Any, carry: Carry, key: jax.Array | None
     ) -> tuple[Carry, jax.Array]:
         """Run the cell."""
+        _check_params(params)
         return run(self.cell, params["cell"], xs, carry, key=key)
+
+
+def _check_params(params: Any) -> None:
+    if not isinstance(params, Mapping) or set(params) != {"cell", "initial_carry"}:
+        raise InvalidInputError(
+            "params of a LearnedCarry must be {'cell': those of the cell, 'initial_carry': a carry}"
+            f", but are {brief(params)}; make them with its init"
+        )

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from rnnjax.cells.arguments import as_inputs, brief, check_features, check_step
+from rnnjax.cells.arguments import as_inputs, brief, check_features, check_last_axis, check_step
 from rnnjax.cells.base import Carry, Cell, Inputs, Params
 from rnnjax.cells.dense import DenseCell
 from rnnjax.cells.onehot import OneHot
@@ -63,6 +63,7 @@ class Prepared(Cell):
     def step(self, params: Params, carry: Carry, x: Inputs) -> tuple[Carry, jax.Array]:
         """One step of the cell."""
         x = as_inputs(x)
+        check_last_axis(x, self.inputs.input_size(params["kernel"]))
         check_step(self.cell, carry, x)
         projected = self.inputs.multiply(x, params["kernel"])
         projected = add_bias(projected, params, "bias")

@@ -146,10 +146,13 @@ def test_the_page_is_never_larger_than_its_limit(data):
         gates=data.draw(st.sampled_from(["", "rz"])),
     )  # fmt: skip
     limit = data.draw(st.integers(65_000, 200_000))
+    refusal, page = "", ""
     try:
         page = page_of(recording, vocabulary, limit=limit)
     except InvalidInputError as error:
-        assert "set a smaller --characters" in str(error)  # noqa: PT017
+        refusal = str(error)
+    if refusal:  # as it may, but not of a short text
+        assert "set a smaller --characters" in refusal
         assert length > 500
     else:
         assert len(page.encode()) <= limit

@@ -44,7 +44,7 @@ def assert_same_outputs(model: Model, inputs: Any, expected: Any) -> None:
     np.testing.assert_allclose(ys, expected, rtol=0, atol=1e-5)
 
 
-class Compact(nn.Module):  # type: ignore[misc]
+class Compact(nn.Module):  # type: ignore[misc]  # mypy follows no imports of flax
     """The cells of a compact module have no RNN for a parent."""
 
     @nn.compact
@@ -79,7 +79,7 @@ def test_a_compact_module_is_read_with_an_order() -> None:
     assert_same_bits(to_params(unwrapped), variables["params"])
 
 
-class SetUp(nn.Module):  # type: ignore[misc]
+class SetUp(nn.Module):  # type: ignore[misc]  # mypy follows no imports of flax
     def setup(self) -> None:
         self.encoder = nn.Bidirectional(nn.RNN(nn.LSTMCell(3)), nn.RNN(nn.GRUCell(2)))
         self.head = nn.Dense(2)
@@ -266,7 +266,7 @@ def test_parameters_are_written_into_a_tree_like_another() -> None:
     nnx.update(graph, to_params(ours, like=graph))
     np.testing.assert_allclose(graph(INPUTS), expected, rtol=0, atol=1e-5)
 
-    class Own(nn.Module):  # type: ignore[misc]
+    class Own(nn.Module):  # type: ignore[misc]  # mypy follows no imports of flax
         @nn.compact
         def __call__(self, inputs: Any) -> Any:
             unused = nn.Dense(7, name="unused")(inputs)
@@ -301,7 +301,8 @@ def test_other_types_stay_what_they_are() -> None:
     # Not drawn in bfloat16: newer versions of JAX have no orthogonal matrices in it.
     variables = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), init(nn.RNN(nn.GRUCell(2))))
     model = from_params(variables)
-    assert model.layers["rnn"].cell.param_dtype == jnp.bfloat16  # type: ignore[attr-defined]
+    layer: Any = model.layers["rnn"]
+    assert layer.cell.param_dtype == jnp.bfloat16
     assert_same_bits(to_params(model), variables)
 
 
@@ -424,8 +425,9 @@ def test_modules_of_nnx_that_are_not_read_are_refused(make: Any, match: str) -> 
 
 
 def test_a_pair_is_of_names() -> None:
+    wrong: Any = [([], [])]
     with pytest.raises(InvalidInputError, match="a pair in modules"):
-        from_params(LSTM, modules=[([], [])])  # type: ignore[list-item]
+        from_params(LSTM, modules=wrong)
 
 
 def test_variables_come_with_linen_alone() -> None:
