@@ -11,7 +11,17 @@ import numpy as np
 import pytest
 
 import rnnjax
-from rnnjax import Auto, CompositeCell, Fused, GRUCell, LSTMCell, Scan, SimpleRNNCell, Stack
+from rnnjax import (
+    Auto,
+    CompositeCell,
+    Fused,
+    GRUCell,
+    LSTMCell,
+    Role,
+    Scan,
+    SimpleRNNCell,
+    Stack,
+)
 from rnnjax.cells.activations import activate_gates
 
 # Not a batch of 4: XLA:CPU (jaxlib 0.10.2) sums a scan's bias gradient wrongly for some float64
@@ -27,25 +37,25 @@ class PeepholeCarry(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class PeepholeCell(rnnjax.DenseCell):
+class PeepholeCell(rnnjax.Cell):
     """A user's cell: an LSTM with peepholes (Gers & Schmidhuber, 2000), and a gain on the output.
 
     Its update reads parameters, whose gradients the engine has to sum over time. ``bias`` is read
     there too, and by `project`.
     """
 
-    num_gates: ClassVar[int] = 4
-    output: ClassVar[str | None] = None
+    hidden_size: int
+    dtype: Any = None
 
-    def init(self, key: jax.Array, input_size: int) -> dict[str, jax.Array]:
-        params = super().init(key, input_size)
-        return params | {
-            "a_gain": jnp.ones(self.hidden_size),
-            "peephole": jnp.zeros((3, self.hidden_size)),
+    carry: ClassVar[type[PeepholeCarry]] = PeepholeCarry
+    gates = "i", "f", "g", "o"
+    output = None
+
+    def parameters(self, input_size: int) -> dict[str, rnnjax.Param]:
+        return super().parameters(input_size) | {
+            "a_gain": rnnjax.Param((self.hidden_size,), "ones"),
+            "peephole": rnnjax.Param((3, self.hidden_size)),
         }
-
-    def initial_carry(self, batch_shape: tuple[int, ...] = (), dtype: Any = None) -> PeepholeCarry:
-        return PeepholeCarry(self.zeros(batch_shape, dtype), self.zeros(batch_shape, dtype))
 
     def update(
         self, params: Any, x: jax.Array, carry: PeepholeCarry
@@ -61,19 +71,19 @@ class PeepholeCell(rnnjax.DenseCell):
 
 
 @dataclasses.dataclass(frozen=True)
-class GainCell(rnnjax.DenseCell):
+class GainCell(rnnjax.Cell):
     """A user's cell with gates: its update reads a parameter, and the carry before the step."""
 
-    num_gates: ClassVar[int] = 2
-    output: ClassVar[str | None] = None
+    hidden_size: int
+    dtype: Any = None
 
-    def init(self, key: jax.Array, input_size: int) -> dict[str, jax.Array]:
-        return super().init(key, input_size) | {"gain": jnp.ones(self.hidden_size)}
+    carry: ClassVar[type[rnnjax.SimpleRNNCarry]] = rnnjax.SimpleRNNCarry
+    gates = "candidate", "z"
+    output = None
 
-    def initial_carry(
-        self, batch_shape: tuple[int, ...] = (), dtype: Any = None
-    ) -> rnnjax.SimpleRNNCarry:
-        return rnnjax.SimpleRNNCarry(self.zeros(batch_shape, dtype))
+    def parameters(self, input_size: int) -> dict[str, rnnjax.Param]:
+        gain = rnnjax.Param((self.hidden_size,), "ones")
+        return super().parameters(input_size) | {"gain": gain}
 
     def update(
         self, params: Any, x: jax.Array, carry: rnnjax.SimpleRNNCarry
@@ -81,6 +91,78 @@ class GainCell(rnnjax.DenseCell):
         candidate, z = jnp.split(activate_gates(x, ("tanh", "sigmoid")), 2, axis=-1)
         hidden = (1 - z) * params["gain"] * candidate + z * carry.hidden
         return rnnjax.SimpleRNNCarry(hidden), hidden * z
+
+
+@dataclasses.dataclass(frozen=True)
+class SubLSTMCell(rnnjax.Cell):
+    """A user's cell whose gates subtract (Costa et al., 2017)."""
+
+    hidden_size: int
+    dtype: Any = None
+
+    carry: ClassVar[type[rnnjax.LSTMCarry]] = rnnjax.LSTMCarry
+    gates = "i", "f", "z", "o"
+
+    def update(self, params: Any, x: jax.Array, carry: rnnjax.LSTMCarry) -> rnnjax.LSTMCarry:
+        i, f, z, o = jnp.split(activate_gates(x, ["sigmoid"] * 4), 4, axis=-1)
+        cell = f * carry.cell + z - i
+        return rnnjax.LSTMCarry(jax.nn.sigmoid(cell) - o, cell)
+
+
+@dataclasses.dataclass(frozen=True)
+class SCRNCell(rnnjax.Cell):
+    """A user's cell with slow units and two products in the loop (Mikolov et al., 2014)."""
+
+    hidden_size: int
+    context_size: int
+    decay: float = 0.95
+    dtype: Any = None
+
+    carry: ClassVar[type[PeepholeCarry]] = PeepholeCarry
+    gates = "hidden", "context"
+    sums = False
+
+    @property
+    def carry_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"hidden": (self.hidden_size,), "memory": (self.context_size,)}
+
+    def parameters(self, input_size: int) -> dict[str, rnnjax.Param]:
+        hidden, context = self.hidden_size, self.context_size
+        return {
+            "kernel": rnnjax.Param((input_size, hidden + context), "lecun_normal", Role.INPUT),
+            "recurrent_kernel": rnnjax.Param((hidden, hidden), "orthogonal", Role.LOOP),
+            "context_kernel": rnnjax.Param((context, hidden), "lecun_normal", Role.LOOP),
+        }
+
+    def update(self, params: Any, x: Any, carry: PeepholeCarry) -> PeepholeCarry:
+        fast, slow = jnp.split(x[0], [self.hidden_size], axis=-1)
+        context = (1 - self.decay) * slow + self.decay * carry.memory
+        hidden = activate_gates(fast + x[1] + context @ params["context_kernel"], ["sigmoid"])
+        return PeepholeCarry(hidden, context)
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnStepCell(rnnjax.Cell):
+    """A user's cell that declares nothing: it has a step, and so runs on the scan alone."""
+
+    hidden_size: int
+    dtype: Any = None
+
+    @property
+    def output_size(self) -> int:
+        return 2 * self.hidden_size
+
+    def init(self, key: jax.Array, input_size: int) -> dict[str, jax.Array]:
+        return {"kernel": jnp.ones((input_size + self.hidden_size, self.hidden_size))}
+
+    def initial_carry(self, batch_shape: tuple[int, ...] = (), dtype: Any = None) -> jax.Array:
+        return jnp.zeros((*batch_shape, self.hidden_size), dtype)
+
+    def step(self, params: Any, carry: jax.Array, x: Any) -> tuple[jax.Array, jax.Array]:
+        kernel = params["kernel"].astype(self.dtype or params["kernel"].dtype)
+        new = jnp.tanh(jnp.concatenate([x, carry], axis=-1).astype(kernel.dtype) @ kernel)
+        new = new.astype(carry.dtype)
+        return new, jnp.concatenate([new, carry], axis=-1).astype(self.dtype or carry.dtype)
 
 
 def bent(x: jax.Array) -> jax.Array:
@@ -114,6 +196,9 @@ def make_cells() -> dict[str, rnnjax.Cell]:
         "convlstm-2d": rnnjax.ConvLSTMCell(2, kernel_shape=(2, 3)),
         "user-peephole": PeepholeCell(5),
         "user-gain": GainCell(5),
+        "user-sub": SubLSTMCell(5),
+        "user-scrn": SCRNCell(5, context_size=3),
+        "user-step": OwnStepCell(5),
         "learned-carry": rnnjax.LearnedCarry(GRUCell(5)),
         "stack": Stack([LSTMCell(5), GRUCell(4), SimpleRNNCell(3)]),
         "stack-nested": Stack(
@@ -127,9 +212,9 @@ def make_cells() -> dict[str, rnnjax.Cell]:
 
 CELLS = make_cells()
 SINGLE = [name for name, cell in CELLS.items() if not isinstance(cell, CompositeCell)]
-# One for each way through the engine (gates kept or not, parameters in the loop, no split), for the
-# laws whose check is slow to compile.
-FEW = ["lstm", "lstm-callable", "gru", "gru-reset-before", "user-peephole", "user-gain"]
+# One for each way through the engine (gates kept or not, a sum or two halves, products and
+# parameters in the update, a step of its own), for the laws whose check is slow to compile.
+FEW = ["lstm", "lstm-callable", "gru", "gru-reset-before", "user-peephole", "user-step"]
 
 
 def layers(cell: rnnjax.Cell) -> list[rnnjax.Cell]:
@@ -145,7 +230,7 @@ def grid(name: str) -> tuple[int, ...]:
 
 
 # Where Auto is run too; for every other cell it is Scan or Fused itself.
-AUTO = {"gru", "gru-reset-before", "stack-nested"}
+AUTO = {"gru", "user-step", "stack-nested"}
 # Where steps are kept two at a time and computed again: two segments, of which one is shorter.
 AGAIN = {"lstm", "gru", "user-peephole", "mingru", "stack"}
 
@@ -171,7 +256,7 @@ def table(*skip: type[rnnjax.Method], names: Any = CELLS) -> list[Any]:
 
 # Where what is held against the loop or the scan does not depend on the equation: those ways, and
 # the steps that read more axes than their last, a second product, none, and layers.
-BROAD = [*FEW, "projection", "layernorm-lstm", "mingru", "convlstm-2d", "stack"]
+BROAD = [*FEW, "user-gain", "projection", "layernorm-lstm", "mingru", "convlstm-2d", "stack"]
 
 
 def both_ways(rows: list[Any]) -> list[Any]:

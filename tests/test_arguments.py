@@ -191,7 +191,7 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: rnnjax.Stack(LSTM, LSTM), r"come in a list, .* but LSTMCell\(5\) came"),
     (lambda: rnnjax.Stack(None), "come in a list, .* but None came"),
     (lambda: rnnjax.Stack(LSTMCell), "come in a list, .* but the class LSTMCell came"),
-    (lambda: rnnjax.ConvLSTMCell(4, 3), "kernel_shape must be a tuple of one or two"),
+    (lambda: rnnjax.ConvLSTMCell(4, kernel_shape=3), "kernel_shape must be a tuple of one or two"),
     (lambda: LSTMCell(4, param_dtype=None), "param_dtype must be .* None"),
     (lambda: LSTMCell(4, dtype=np.ones(99)), "dtype must be a floating-point type"),
     (lambda: rnnjax.unroll({}, LSTM, 0), r"comes first, \(cell, params, xs\)"),
@@ -235,7 +235,7 @@ def test_no_step_cuts_an_integer_carry_off() -> None:
 class Wide(LSTMCell):
     """With a wrong number of gates."""
 
-    num_gates = 3
+    gates = "i", "f", "g"
 
 
 class Bare(GRUCell):
@@ -257,7 +257,7 @@ class Narrow(rnnjax.MinGRUCell):
 def test_an_update_that_does_not_fit_the_carry_is_named(kind: Any, method: Any) -> None:
     cell, xs = kind(HIDDEN, unit_forget_bias=False) if kind is Wide else kind(HIDDEN), XS
     params = jax.eval_shape(lambda: cell.init(KEY, FEATURES))
-    with pytest.raises(InvalidInputError, match=rf"^update of {kind.__name__}\(5\) .*num_gates"):
+    with pytest.raises(InvalidInputError, match=rf"^update of {kind.__name__}\(5\) .*check gates"):
         jax.eval_shape(lambda p: rnnjax.unroll(cell, p, xs, method=method), params)
 
 

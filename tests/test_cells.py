@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cell_table import OwnStepCell
 
 import rnnjax
 from rnnjax import Fused, GRUCell, InvalidInputError, LSTMCell, Scan, SimpleRNNCell, Stack
@@ -299,13 +300,13 @@ def test_bad_carries() -> None:
 
 
 def test_bad_cells_and_methods() -> None:
-    cell = GRUCell(4, reset_after=False)
+    cell = OwnStepCell(4)
     params, xs = cell.init(KEY, 3), jnp.ones((5, 2, 3))
     with pytest.raises(InvalidInputError, match="cell"):
         rnnjax.unroll(GRUCell, params, xs)
     with pytest.raises(InvalidInputError, match="method"):
         rnnjax.unroll(cell, params, xs, method="scan")
-    message = r"Fused\(.*\) cannot run GRUCell.*does not split.*use method=Scan\(\) or method=Auto"
+    message = r"Fused\(.*\) cannot run OwnStep.* declares no carry.*use method=Scan\(\) or"
     with pytest.raises(InvalidInputError, match=message):
         rnnjax.unroll(cell, params, xs, method=Fused())
     stack = Stack([LSTMCell(4), cell])
@@ -348,31 +349,7 @@ def test_invalid_input_is_a_value_error() -> None:
     assert issubclass(InvalidInputError, rnnjax.RnnjaxError)
 
 
-@dataclasses.dataclass(frozen=True)
-class DoubledLSTMCell(LSTMCell):
-    """A subclass with a recurrent product of its own, which the fast path knows nothing of."""
-
-    def recurrent_product(self, params: Any, hidden: jax.Array) -> jax.Array:
-        return 2 * super().recurrent_product(params, hidden)
-
-
-@dataclasses.dataclass(frozen=True)
-class ClippedGRUCell(GRUCell):
-    """A subclass with a step of its own."""
-
-    def step(self, params: Any, carry: Any, x: jax.Array) -> Any:
-        carry, y = super().step(params, carry, x)
-        return carry, jnp.clip(y, -0.1, 0.1)
-
-
-@pytest.mark.parametrize("cell", [DoubledLSTMCell(4), ClippedGRUCell(4)])
-def test_a_cell_that_overrides_its_pieces_runs_on_the_scan_alone(cell: Any) -> None:
-    assert rnnjax.Auto().choose(cell) == Scan()
-    params, xs = cell.init(KEY, 3), jax.random.normal(KEY, (5, 2, 3))
-    with pytest.raises(rnnjax.InvalidInputError, match=r"Fused\(\) cannot run"):
-        rnnjax.unroll(cell, params, xs, method=Fused())
-    carry, ys = cell.initial_carry((2,)), []
-    for x in xs:
-        carry, y = cell.step(params, carry, x)
-        ys.append(y)
-    np.testing.assert_allclose(rnnjax.unroll(cell, params, xs)[1], jnp.stack(ys), atol=1e-6)
+@pytest.mark.parametrize("name", ["step", "project", "recur", "meet", "advance"])
+def test_a_piece_that_follows_from_the_equation_cannot_be_written(name: str) -> None:
+    with pytest.raises(InvalidInputError, match=rf"^OwnCell writes {name}, which follow"):
+        type("OwnCell", (LSTMCell,), {name: lambda self, *given: given})

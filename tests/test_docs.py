@@ -29,8 +29,7 @@ def python_blocks(name: str) -> list[str]:
 
 
 def the_block() -> str:
-    (block,) = python_blocks("docs/your-own-cell.md")
-    return block
+    return python_blocks("docs/your-own-cell.md")[0]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +38,8 @@ def tutorial() -> tuple[dict[str, Any], str]:
     names: dict[str, Any] = {"__name__": "tutorial"}
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        exec(compile(the_block(), "docs/your-own-cell.md", "exec"), names)
+        for block in python_blocks("docs/your-own-cell.md"):
+            exec(compile(block, "docs/your-own-cell.md", "exec"), names)
     return names, printed.getvalue()
 
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from cell_table import OwnStepCell
 
 import rnnjax
 
@@ -13,16 +14,16 @@ def shapes(cell, steps, batch, features):
 
 
 def test_each_layer_with_its_shape_and_method():
-    stack = rnnjax.Stack(
-        [rnnjax.LSTMCell(16), rnnjax.Stack([rnnjax.GRUCell(8, reset_after=False)])]
-    )
+    stack = rnnjax.Stack([rnnjax.LSTMCell(16), rnnjax.Stack([OwnStepCell(8)])])
     explanation = rnnjax.explain(stack, *shapes(stack, 10, 4, 5))
-    (lstm, lstm_shape, why), (gru, gru_shape, why_not) = explanation.layers
-    assert (lstm.hidden_size, lstm_shape, gru.hidden_size, gru_shape) == (
+    (lstm, lstm_shape, why), (own, own_shape, why_not) = explanation.layers
+    assert (lstm.hidden_size, lstm_shape, own.hidden_size, own_shape) == (
         16, (10, 4, 5), 8, (10, 4, 16),
     )  # fmt: skip
-    assert why[0] == "chose Fused(), because the cell's step splits"
-    assert why_not[0].startswith("chose Scan(), because its step does not split")
+    assert why[0] == "chose Fused(), because the cell declares its equation"
+    assert why_not[0].startswith(
+        "chose Scan(), because it declares no carry and update, but a step"
+    )
     text = str(explanation)
     assert "LSTMCell(16) over inputs (10, 4, 5)" in text
     assert "keeps 96 numbers a row of every step" in text  # 4 gates, 2 states
@@ -54,7 +55,7 @@ def test_long_sequences_are_projected_in_parts_where_no_gradient_is_taken():
 
 
 def test_bad_arguments_are_unrolls_own():
-    cell = rnnjax.GRUCell(4, reset_after=False)
+    cell = OwnStepCell(4)
     params, xs = shapes(cell, 5, 2, 3)
     with pytest.raises(rnnjax.InvalidInputError, match=r"Fused\(\) cannot run"):
         rnnjax.explain(cell, params, xs, method=rnnjax.Fused())
@@ -62,5 +63,6 @@ def test_bad_arguments_are_unrolls_own():
         rnnjax.explain(rnnjax.GRUCell, params, xs)
     with pytest.raises(rnnjax.InvalidInputError, match="params"):
         rnnjax.explain(rnnjax.LSTMCell(4), {}, xs)
+    cell = rnnjax.GRUCell(4)
     with pytest.raises(rnnjax.InvalidInputError, match="features"):
-        rnnjax.explain(cell, params, jax.ShapeDtypeStruct((5, 2, 9), jnp.float32))
+        rnnjax.explain(cell, shapes(cell, 5, 2, 3)[0], jax.ShapeDtypeStruct((5, 2, 9), jnp.float32))

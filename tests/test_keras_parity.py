@@ -95,7 +95,7 @@ def test_equals_keras(
     gradients, expected = jax.jit(jax.grad(keras_loss, argnums=(0, 1, 2), has_aux=True))(
         weights, xs, carry
     )
-    for method in (Scan(), Fused()) if cell.splits else (Scan(),):
+    for method in (Scan(), Fused()):
 
         def our_loss(params: Any, xs: jax.Array, carry: Any, method: Any = method) -> Any:
             carry, ys = rnnjax.unroll(cell, params, xs, carry, reverse=go_backwards, method=method)

@@ -242,7 +242,7 @@ def test_dropout_is_off(name: str, draw: Any, assert_close: Any) -> None:
     layer.build((BATCH, TIME, FEATURES))
     params, xs, _ = draw(cell)
     expected = call(layer, to_keras(cell, params), xs, training=False)
-    # Where the reset comes before the product, our step does not split, and only the inputs drop.
-    rates = {"input_dropout": 0.3} | ({"recurrent_dropout": 0.4} if cell.splits else {})
+    # Where the reset comes before the product, none stands before our update: only inputs drop.
+    rates = {"input_dropout": 0.3} | ({"recurrent_dropout": 0.4} if cell.recurrent else {})
     _, ys = rnnjax.unroll(Regularized(cell, **rates), params, xs)
     assert_close(ys, swap(expected), TOLERANCE)

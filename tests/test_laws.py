@@ -33,7 +33,7 @@ from cell_table import (
 from jax.test_util import check_grads
 
 import rnnjax
-from rnnjax import Auto, Fused, GRUCell, Scan, Stack
+from rnnjax import Auto, Fused, Scan, Stack
 
 
 class Case(NamedTuple):
@@ -277,10 +277,7 @@ def test_law_5_forward_mode_needs_scan(case: Any) -> None:
 @pytest.mark.parametrize("name", CELLS)
 def test_auto_is_one_of_the_others(name: str) -> None:
     for layer in layers(CELLS[name]):
-        refused = Fused().refusal(layer) is not None
-        assert Auto().choose(layer) == (Scan() if refused else Fused())
-        twice = isinstance(layer, GRUCell | rnnjax.MGUCell) and not layer.reset_after
-        assert refused == (twice or isinstance(layer, rnnjax.ConvLSTMCell))
+        assert Auto().choose(layer) == (Scan() if name == "user-step" else Fused())
 
 
 @pytest.mark.parametrize(("name", "method", "reverse"), both_ways(table(Scan)))

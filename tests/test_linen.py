@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from cell_table import OwnStepCell
 from flax.errors import ScopeParamShapeError
 
 import rnnjax
@@ -408,8 +409,8 @@ def test_errors() -> None:
         model.apply(variables, jnp.ones((BATCH, TIME, FEATURES + 1)))
     with pytest.raises(InvalidInputError, match=r"hidden.*\(3, 4\)"):
         model.apply(variables, inputs, initial_carry=LSTMCell(HIDDEN).initial_carry((BATCH + 1,)))
-    with pytest.raises(InvalidInputError, match="does not split"):
-        rnnjax.linen.RNN(GRUCell(4, reset_after=False), method=Fused()).init(key, inputs)
+    with pytest.raises(InvalidInputError, match="declares no carry"):
+        rnnjax.linen.RNN(OwnStepCell(4), method=Fused()).init(key, inputs)
 
 
 def test_arguments_that_do_not_fit() -> None:

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from cell_table import OwnStepCell
 
 import rnnjax
 from rnnjax.engine import products
@@ -21,10 +22,11 @@ CELLS = [
     rnnjax.MinGRUCell(HIDDEN),
     rnnjax.MinLSTMCell(HIDDEN),
     rnnjax.ProjectionLSTMCell(HIDDEN, proj_size=3),
-]
-AS_THEY_ARE = [
     rnnjax.LayerNormLSTMCell(HIDDEN),
     rnnjax.GRUCell(HIDDEN, reset_after=False),
+]
+AS_THEY_ARE = [
+    OwnStepCell(HIDDEN),
     rnnjax.Regularized(rnnjax.LSTMCell(HIDDEN), zoneout_cell=0.1),
 ]
 FORMS = {
@@ -83,7 +85,7 @@ def test_one_hot_inputs_are_looked_up_in_every_form(form, random_like, assert_cl
         assert_close(ready.step(laid_out, carry, x), expected, 1e-5)
     ready, laid_out = rnnjax.prepare(cell, params, x)
     assert ready.inputs.forward is Forward.ROWS
-    assert ready.recurrent.forward is form
+    assert ready.states.forward is form
     assert_close(ready.step(laid_out, carry, dense), cell.step(params, carry, dense), 1e-5)
 
 
@@ -99,7 +101,7 @@ def test_all_layers_of_a_stack_are_prepared(form, random_like, assert_close):
     kinds = [type(cell).__name__ for cell in ready.cells]
     assert kinds == ["Prepared", "Prepared", "LearnedCarry"]
     assert isinstance(ready.cells[2].cell.cells[0], rnnjax.Prepared)
-    assert {cell.recurrent.forward for cell in ready.cells[:2]} == {form}
+    assert {cell.states.forward for cell in ready.cells[:2]} == {form}
     assert_close(ready.step(laid_out, carry, x), stack.step(params, carry, x), 1e-5)
 
 
@@ -143,7 +145,7 @@ def test_many_rows_in_bfloat16_have_features_first(monkeypatch, random_like, ass
     for rows, expected in [(7, Forward.ROWS), (8, Forward.FEATURES_FIRST), (65, Forward.ROWS)]:
         params, carry, x = make(cell, (rows,), random_like)
         ready, laid_out = rnnjax.prepare(cell, params, x, product_dtype=jnp.bfloat16)
-        assert ready.inputs.forward is ready.recurrent.forward is expected
+        assert ready.inputs.forward is ready.states.forward is expected
         assert_close(ready.step(laid_out, carry, x), cell.step(params, carry, x), 4e-2)
 
 

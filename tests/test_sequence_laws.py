@@ -17,6 +17,7 @@ from cell_table import (
     FEATURES,
     TIME,
     TOLERANCES,
+    OwnStepCell,
     both_ways,
     grid,
     loop,
@@ -27,6 +28,7 @@ from jax.test_util import check_grads
 
 import rnnjax
 from rnnjax import Bidirectional, Fused, GRUCell, LSTMCell, Regularized, Scan, SimpleRNNCell, Stack
+from rnnjax.cells.base import is_elementwise
 
 METHODS = [Scan(), Fused(), Fused(keep_every=2)]
 # One row is whole, one has two steps, one has none; holes in two; borders at the first step, in
@@ -479,8 +481,10 @@ def noisy(name: str, kind: str) -> Regularized:
     cell, rates = CELLS[name], dict(NOISY[kind])
     if "cell" not in jax.eval_shape(cell.initial_carry)._fields:
         rates.pop("zoneout_cell", None)
-    if isinstance(cell, rnnjax.ElementwiseCell):
-        del rates["recurrent_dropout"], rates["weight_drop"]
+    if cell.recurrent is None:
+        del rates["recurrent_dropout"]
+    if is_elementwise(cell):
+        del rates["weight_drop"]
     return Regularized(cell, **rates)
 
 
@@ -686,14 +690,14 @@ def test_what_cannot_run_says_so() -> None:
         layer.step(params, layer.initial_carry((3,)), XS[0])
     with pytest.raises(rnnjax.InvalidInputError, match=r"must be Directions\(forward, backward\)"):
         rnnjax.unroll(layer, PARAMS, XS)
-    before = Regularized(GRUCell(4, reset_after=False), recurrent_dropout=0.1)
-    with pytest.raises(rnnjax.InvalidInputError, match="does not split into pieces"):
-        rnnjax.unroll(before, before.init(jax.random.key(0), 2), XS, key=jax.random.key(0))
-    elementwise = Regularized(rnnjax.MinGRUCell(4), recurrent_dropout=0.1)
-    with pytest.raises(rnnjax.InvalidInputError, match="needs a recurrent product"):
-        rnnjax.unroll(
-            elementwise, elementwise.init(jax.random.key(0), 2), XS, key=jax.random.key(0)
-        )
+    for cell, message in [
+        (OwnStepCell(4), "cannot reach inside of OwnStepCell"),
+        (GRUCell(4, reset_after=False), "needs a product of the state before the update"),
+        (rnnjax.MinGRUCell(4), "needs a product of the state before the update"),
+    ]:
+        noisy = Regularized(cell, recurrent_dropout=0.1)
+        with pytest.raises(rnnjax.InvalidInputError, match=message):
+            rnnjax.unroll(noisy, noisy.init(jax.random.key(0), 2), XS, key=jax.random.key(0))
     elementwise = Regularized(rnnjax.MinGRUCell(4), weight_drop=0.1)
     with pytest.raises(rnnjax.InvalidInputError, match="needs a recurrent_kernel"):
         rnnjax.unroll(

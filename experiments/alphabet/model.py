@@ -32,7 +32,7 @@ class Model:
     config: Config
 
     @property
-    def cell(self) -> rnnjax.DenseCell:
+    def cell(self) -> rnnjax.Cell:
         """The recurrent cell."""
         return CELLS[self.config.cell](self.config.hidden_size)
 

@@ -10,7 +10,7 @@ import rnnjax
 from experiments.t_maze.config import Config
 from experiments.t_maze.environment import NUM_ACTIONS, OBSERVATION_SIZE
 
-CELLS: dict[str, type[rnnjax.DenseCell]] = {"gru": rnnjax.GRUCell, "lstm": rnnjax.LSTMCell}
+CELLS: dict[str, type[rnnjax.Cell]] = {"gru": rnnjax.GRUCell, "lstm": rnnjax.LSTMCell}
 
 
 class Opinion(NamedTuple):
@@ -37,7 +37,7 @@ class Agent:
     config: Config
 
     @property
-    def cell(self) -> rnnjax.DenseCell:
+    def cell(self) -> rnnjax.Cell:
         """The recurrent cell."""
         return CELLS[self.config.cell](self.config.hidden_size)
 

@@ -16,7 +16,6 @@ from experiments.text_generator.data import AnyVocabulary, cleaned_as, encode
 from experiments.text_generator.model import CharacterModel
 from experiments.text_generator.stored import Trained
 from experiments.text_generator.symbols import unit_of
-from rnnjax.errors import InvalidInputError
 from rnnjax.text import Sampling, load_corpus
 
 _INTERRUPTED = 130  # as a shell reports SIGINT
@@ -37,7 +36,6 @@ def run_generation(config: Generate) -> int:
             config.products,
         )  # fmt: skip
         prime = prime_of(config, trained)
-        check_products(config, trained)
         if config.interactive:
             converse(author, prime, stop=config.stop, seed=config.seed)
         else:
@@ -51,17 +49,6 @@ def run_generation(config: Generate) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
     return 0
-
-
-def check_products(config: Generate, trained: Trained) -> None:
-    """Raise unless the cells of the run can write with the products asked for."""
-    try:
-        trained.model.prepared(trained.params, config.samples, config.products)
-    except InvalidInputError as error:
-        raise InvalidInputError(
-            f"--products {config.products} is not for this run: its cell "
-            f"({trained.config.model.cell}) multiplies in a way of its own; leave it out"
-        ) from error
 
 
 def prime_of(config: Generate, trained: Trained) -> str:

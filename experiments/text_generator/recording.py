@@ -191,7 +191,7 @@ def _single(cell: Any) -> Any:
 def _open(cell: Any) -> str:
     """The letters of the gates that the cell tells apart; none if its step is in one piece."""
     cell = _single(cell)
-    return _GATES[type(cell)][1] if type(cell) in _GATES and cell.splits else ""
+    return _GATES[type(cell)][1] if type(cell) in _GATES and cell.recurrent else ""
 
 
 def _gates(cell: Any, params: Any, x: Any, carry: Any) -> list[jax.Array]:
@@ -200,7 +200,7 @@ def _gates(cell: Any, params: Any, x: Any, carry: Any) -> list[jax.Array]:
     if not names:
         return []
     letters, _ = _GATES[type(cell)]
-    sums = cell.project(params, x) + cell.recurrent_product(params, carry.hidden)
+    sums = cell.project(params, x) + cell.recur(params, carry)
     # Of a candidate that is more than the sum these are not the values, but it is no gate.
     values = activate_gates(sums, [cell.recurrent_activation] * len(letters))[0]
     split = dict(zip(letters, jnp.split(values, len(letters)), strict=True))

@@ -1,10 +1,9 @@
 """Cells: what one time step of a recurrent network computes."""
 
-from rnnjax.cells.base import Carry, Cell, Params
+from rnnjax.cells.base import Carry, Cell, Param, Params, Role
 from rnnjax.cells.composite import CompositeCell, Noise
 from rnnjax.cells.convlstm import ConvLSTMCell
 from rnnjax.cells.coupled import CoupledLSTMCell
-from rnnjax.cells.dense import DenseCell
 from rnnjax.cells.gru import GRUCarry, GRUCell
 from rnnjax.cells.indrnn import IndRNNCell
 from rnnjax.cells.layernorm import LayerNormGRUCell, LayerNormLSTMCell
@@ -13,7 +12,6 @@ from rnnjax.cells.mgu import MGUCell
 from rnnjax.cells.minimal import MinGRUCell, MinLSTMCell
 from rnnjax.cells.onehot import OneHot
 from rnnjax.cells.peephole import PeepholeLSTMCell
-from rnnjax.cells.projected import ElementwiseCell, ProjectedCell
 from rnnjax.cells.projection import ProjectionLSTMCell
 from rnnjax.cells.simple import SimpleRNNCarry, SimpleRNNCell
 
@@ -23,8 +21,6 @@ __all__ = [
     "CompositeCell",
     "ConvLSTMCell",
     "CoupledLSTMCell",
-    "DenseCell",
-    "ElementwiseCell",
     "GRUCarry",
     "GRUCell",
     "IndRNNCell",
@@ -37,10 +33,11 @@ __all__ = [
     "MinLSTMCell",
     "Noise",
     "OneHot",
+    "Param",
     "Params",
     "PeepholeLSTMCell",
-    "ProjectedCell",
     "ProjectionLSTMCell",
+    "Role",
     "SimpleRNNCarry",
     "SimpleRNNCell",
 ]

@@ -1,5 +1,6 @@
 """Activations and initialisers by name, so that a cell built twice from names is the same cell."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -81,6 +82,28 @@ def get_initializer(initializer: str | Initializer) -> Initializer:
         InvalidInputError: the name is not in ``INITIALIZERS``.
     """
     return _look_up(initializer, INITIALIZERS, "initializer")
+
+
+@dataclasses.dataclass(frozen=True)
+class WithGates:
+    """The initialiser of a bias in which some gates begin at a constant.
+
+    Args:
+        initializer: of the other gates.
+        values: for each gate, in their order, the constant at which it begins, or None.
+
+    >>> print(WithGates("zeros", (None, 1.0, None))(jax.random.key(0), (6,), jnp.float32))
+    [0. 0. 1. 1. 0. 0.]
+    """
+
+    initializer: str | Initializer
+    values: tuple[float | None, ...]
+
+    def __call__(self, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        """Draw it: ``shape`` is ``(gates * hidden_size,)``."""
+        drawn = jnp.split(get_initializer(self.initializer)(key, shape, dtype), len(self.values))
+        parts = zip(drawn, self.values, strict=True)
+        return jnp.concatenate([p if v is None else jnp.full_like(p, v) for p, v in parts])
 
 
 def _look_up(given: Any, table: Mapping[str, Callable[..., Any]], kind: str) -> Callable[..., Any]:

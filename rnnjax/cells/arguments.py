@@ -82,7 +82,9 @@ def check_fields(cell: Any) -> None:
     """
     for field in dataclasses.fields(cell):
         name, value = field.name, getattr(cell, field.name)
-        if name.endswith("activation"):
+        if name.endswith("_size"):
+            check_size(name, value)
+        elif name.endswith("activation"):
             get_activation(value)
             object.__setattr__(cell, name, named(value))
         elif name.endswith("_init"):
@@ -92,7 +94,7 @@ def check_fields(cell: Any) -> None:
                 object.__setattr__(cell, name, floating_dtype(name, value))
         elif isinstance(field.default, bool) and not isinstance(value, bool):
             raise InvalidInputError(f"{name} must be True or False, but is {brief(value)}")
-        elif isinstance(field.default, float) and not (
+        elif name == "epsilon" and not (
             isinstance(value, int | float) and not isinstance(value, bool) and value > 0
         ):
             raise InvalidInputError(f"{name} must be a number above 0, but is {brief(value)}")
@@ -198,7 +200,7 @@ def check_params(cell: Any, params: Any) -> int:
             )
     input_size = params["kernel"].shape[-2] if params["kernel"].ndim > 1 else 0
     shapes = {key: jnp.shape(array) for key, array in params.items()}
-    expected = _parameter_shapes(cell, max(1, input_size))
+    expected = {key: param.shape for key, param in cell.parameters(max(1, input_size)).items()}
     if shapes != expected:
         differing = sorted(key for key in shapes | expected if shapes.get(key) != expected.get(key))
         listed = "; ".join(
@@ -213,9 +215,21 @@ def check_features(cell: Any, params: Any, xs: Any) -> None:
     """Raise unless ``params`` are those of ``cell``, and ``xs (..., input_size)`` fits them.
 
     Raises:
-        InvalidInputError: as `check_params`, or ``xs`` has another number of features.
+        InvalidInputError: as `check_params`; ``xs`` has another number of features, or less axes
+            than a convolution needs, which takes no `OneHot`.
     """
-    check_last_axis(xs, check_params(cell, params))
+    input_size, grid = check_params(cell, params), params["kernel"].ndim - 2
+    if grid and isinstance(xs, OneHot):
+        raise InvalidInputError(
+            f"{brief(cell)} needs vectors at each point, but the inputs are OneHot; give "
+            "jax.nn.one_hot(ids, size)"
+        )
+    if grid and xs.ndim <= grid:
+        raise InvalidInputError(
+            f"inputs of {brief(cell)} must be (*batch, *grid, channels) with a grid of "
+            f"{grid} axes, but have shape {xs.shape}; channels come last"
+        )
+    check_last_axis(xs, input_size)
 
 
 def check_last_axis(xs: Any, input_size: int) -> None:
@@ -226,12 +240,6 @@ def check_last_axis(xs: Any, input_size: int) -> None:
             f"xs has {came}, but params were initialised for {input_size}; "
             "check the last axis of xs (time, batch, features)"
         )
-
-
-@functools.lru_cache(maxsize=1024)
-def _parameter_shapes(cell: Any, input_size: int) -> dict[str, tuple[int, ...]]:
-    shapes = jax.eval_shape(lambda: cell.init(jax.random.key(0), input_size))
-    return {name: leaf.shape for name, leaf in shapes.items()}
 
 
 # ---- carries
@@ -308,7 +316,7 @@ def naming_update(cell: Any, x: Any, carry: Any) -> Iterator[None]:
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:100]
         raise InvalidInputError(
             f"update of {brief(cell)} cannot run: {reason}; it was given x {_shapes(x)} and the "
-            f"carry {_shapes(carry)}; check num_gates, output, and what it returns"
+            f"carry {_shapes(carry)}; check gates, sums, output, and what it returns"
         ) from error
 
 

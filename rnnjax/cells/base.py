@@ -1,13 +1,31 @@
 """The contract of a cell: what one time step computes, apart from how it is run over time."""
 
 import abc
-from typing import Any
+import enum
+import functools
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from rnnjax.cells.activations import Initializer, get_initializer, slopes_follow_from_values
+from rnnjax.cells.arguments import (
+    as_inputs,
+    brief,
+    check_batch_shape,
+    check_features,
+    check_fields,
+    check_init,
+    check_step,
+    floating_dtype,
+    naming_update,
+    same_shapes,
+)
 from rnnjax.cells.onehot import OneHot
+from rnnjax.cells.products import Kernel, add_bias, at_least_float32, product
+from rnnjax.errors import InvalidInputError
 
 Params = Any
 """A pytree of arrays; for a single cell a dict such as ``{"kernel": ..., "bias": ...}``."""
@@ -19,35 +37,216 @@ Inputs = jax.Array | OneHot
 """An array whose last axis are the features, or one-hot vectors given as their ids."""
 
 
-class Cell(abc.ABC):
-    """What one time step of a recurrent network computes, as pure functions.
+class Role(enum.Enum):
+    """What a parameter does in a step."""
 
-    A cell is a frozen dataclass of hyperparameters. It owns no arrays and remembers nothing:
-    parameters come from `init`, state from `initial_carry`, and both are passed to `step`
-    explicitly. Because it is hashable it is static under ``jit``, and a cell that is built again
-    from the same hyperparameters hits ``jit``'s cache.
+    INPUT = "multiplied with the inputs, of all steps before the loop"
+    LOOP = "multiplied with a state, in the loop"
+    BIAS = "added to the product of the kernel of its name"
+    UNIT = "read by the update as it is: gains, peepholes, decays"
 
-    Every leaf of a carry begins with the axes of the batch.
+
+class Param(NamedTuple):
+    """A parameter as a cell declares it.
+
+    Attributes:
+        shape: of the array.
+        init: its initialiser, by name or as ``(key, shape, dtype) -> array``.
+        role: what it does in a step.
     """
 
+    shape: tuple[int, ...]
+    init: str | Initializer = "zeros"
+    role: Role = Role.UNIT
+
+
+class Cell(abc.ABC):
+    r"""What one time step of a recurrent network computes, as data and one pure function.
+
+    A cell is a frozen dataclass of hyperparameters, ``hidden_size`` first and the rest by name. It
+    owns no arrays and remembers nothing: parameters come from `init`, state from `initial_carry`,
+    and both are passed to `step` explicitly. Because it is hashable it is static under ``jit``, and
+    a cell that is built again from the same hyperparameters hits ``jit``'s cache.
+
+    A subclass declares its `carry` and its `gates`, and writes `update`, the equation:
+
+    .. math::
+        h', c' = \text{update}(x W + b, \; h U, \; c)
+
+    Everything else follows: `parameters` (``kernel`` :math:`W`, ``recurrent_kernel`` :math:`U`,
+    ``bias`` :math:`b`, to be added to), `init`, `initial_carry`, `step`, and every way of running
+    it over time. What is declared, and what holds where nothing is:
+
+    - ``carry``: the NamedTuple of the state. Its leaves begin with the axes of the batch.
+    - ``gates``: the names of the equal parts of ``x W``, in their order.
+    - ``recurrent``: the leaf of the carry that ``recurrent_kernel`` multiplies before the update:
+      ``"hidden"``. None: there is no product there, and each unit sees its own state alone, or the
+      update multiplies (see `update`).
+    - ``sums``: whether the update is given the two halves as their sum, as in an LSTM: yes.
+      Otherwise as a pair ``(projected, recurrent)``, as in a GRU, whose reset gate scales one.
+    - ``one_piece``: whether it reads that sum as a whole, in a single `activate_gates`: no. Where
+      it takes it apart before, the loop reads its inputs a step ahead: XLA slices them out of the
+      array of all steps again in each of the small loops that read them.
+    - ``output``: the leaf of the new carry that is the output: ``"hidden"``. None: the update
+      returns the new carry and ``y``, of ``hidden_size`` unless `output_size` says otherwise.
+
+    A cell that fits no equation of this kind leaves ``carry`` at None and writes `output_size`,
+    `init`, `initial_carry` and `step` itself; it runs on ``Scan()``.
+
+    >>> import dataclasses, rnnjax
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class SubLSTMCell(rnnjax.Cell):  # Costa et al., 2017
+    ...     hidden_size: int
+    ...     carry = rnnjax.LSTMCarry
+    ...     gates = "i", "f", "z", "o"
+    ...
+    ...     def update(self, params, x, carry):
+    ...         i, f, z, o = jnp.split(jax.nn.sigmoid(x), 4, axis=-1)
+    ...         cell = f * carry.cell + z - i
+    ...         return rnnjax.LSTMCarry(jax.nn.sigmoid(cell) - o, cell)
+    >>> cell = SubLSTMCell(5)
+    >>> params = cell.init(jax.random.key(0), input_size=3)
+    >>> carry, ys = rnnjax.unroll(cell, params, jnp.ones((10, 8, 3)))
+    >>> params["kernel"].shape, ys.shape
+    ((3, 20), (10, 8, 5))
+    """
+
+    # Hyperparameters of a cell that has no field of the name.
+    hidden_size: int
+    use_bias: bool = True
+    kernel_init: str | Initializer = "glorot_uniform"
+    recurrent_kernel_init: str | Initializer = "orthogonal"
+    bias_init: str | Initializer = "zeros"
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+
+    carry: ClassVar[Any] = None
+    sums: ClassVar[bool] = True
+    one_piece: ClassVar[bool] = False
+    output: ClassVar[str | None] = "hidden"
+
     @property
-    @abc.abstractmethod
+    def gates(self) -> tuple[str, ...]:
+        """The names of the equal parts of the inputs' product."""
+        raise InvalidInputError(
+            f"{type(self).__name__} declares no gates; state them, as in gates = ('i', 'f', 'o')"
+        )
+
+    @property
+    def recurrent(self) -> str | None:
+        """The leaf of the carry that ``recurrent_kernel`` multiplies before the update."""
+        return "hidden"
+
+    def __init_subclass__(cls) -> None:
+        """Refuse what would be overlooked: pieces of a step that follow from the equation."""
+        super().__init_subclass__()
+        written = [name for name in _DERIVED if name in vars(cls)]
+        if cls.carry is not None and written:
+            raise InvalidInputError(
+                f"{cls.__name__} writes {', '.join(written)}, which follow from its update and "
+                f"parameters, so that no way of running it would see them; change those, or "
+                "write a cell on rnnjax.Cell without a carry declared"
+            )
+
+    def __new__(cls, *args: Any, **_: Any) -> Self:
+        """Everything behind the hidden size goes by its name."""
+        if cls is Cell:
+            raise InvalidInputError("Cell is what cells are made of; take one, as LSTMCell(50)")
+        if cls.carry is not None and len(args) > 1:
+            raise InvalidInputError(
+                f"{cls.__name__} takes its hidden_size by position and the rest by name, but "
+                f"{len(args)} arguments came without one; the size of the inputs is given to init"
+            )
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    # ---- what a subclass writes
+
+    def parameters(self, input_size: int) -> dict[str, Param]:
+        """The parameters for inputs with ``input_size`` features, by name.
+
+        Unless a subclass adds to them: ``kernel (input_size, gates * hidden_size)``,
+        ``recurrent_kernel (size of the state, gates * hidden_size)`` where there is a product with
+        it, and ``bias (gates * hidden_size,)`` where ``use_bias`` is not False.
+        """
+        width = len(self.gates) * self.hidden_size
+        params = {"kernel": Param((input_size, width), self.kernel_init, Role.INPUT)}
+        if self.recurrent is not None:
+            shape = (*self.carry_shapes[self.recurrent], width)
+            params["recurrent_kernel"] = Param(shape, self.recurrent_kernel_init, Role.LOOP)
+        if self.use_bias:
+            params["bias"] = Param((width,), self.bias_init, Role.BIAS)
+        return params
+
+    @property
+    def carry_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each leaf of the carry, without the batch: ``(hidden_size,)``."""
+        return dict.fromkeys(self._declared()._fields, (self.hidden_size,))
+
+    def update(self, params: Params, x: Any, carry: Carry) -> Any:
+        """The pointwise half of the step, in plain JAX: from what it adds up to the new carry.
+
+        Args:
+            params: all parameters but those that stand in a product outside: ``kernel``, and
+                ``recurrent_kernel`` where `recurrent` names a leaf. A kernel that is left is
+                multiplied by ``state @ params[name]``, in the cell's ``dtype``.
+            x: the inputs' product ``(*batch, gates * hidden_size)`` and that of the state, as
+                `sums` says.
+            carry: the state before the step.
+
+        Returns:
+            the new carry; with ``output = None`` the new carry and ``y``.
+        """
+        raise InvalidInputError(f"{type(self).__name__} declares a carry, but writes no update")
+
+    # ---- what follows
+
+    @property
     def output_size(self) -> int:
         """The size of the last axis of ``y``."""
+        if self.output is None:
+            return self.hidden_size
+        return self.carry_shapes[self.output][-1]
 
-    @abc.abstractmethod
     def init(self, key: jax.Array, input_size: int) -> Params:
-        """Draw the parameters for inputs with ``input_size`` features."""
+        """Draw the parameters for inputs with ``input_size`` features.
 
-    @abc.abstractmethod
+        Returns:
+            a dict of the arrays that `parameters` declares, in ``param_dtype``.
+        """
+        check_init(key, input_size)
+        # In float32 at least, which orthogonal needs.
+        wide = at_least_float32(self.param_dtype)
+        first = "kernel", "recurrent_kernel", "bias"
+        keys = dict(zip(first, jax.random.split(key, 3), strict=True))
+        return {
+            name: get_initializer(param.init)(
+                keys[name] if name in keys else jax.random.fold_in(key, i), param.shape, wide
+            ).astype(self.param_dtype)
+            for i, (name, param) in enumerate(self.parameters(input_size).items())
+        }
+
     def initial_carry(
         self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
     ) -> Carry:
-        """Return the state with which a sequence begins: zeros, unless the cell says otherwise."""
+        """Return the state with which a sequence begins: zeros, unless the cell says otherwise.
 
-    @abc.abstractmethod
-    def step(self, params: Params, carry: Carry, x: Inputs) -> tuple[Carry, jax.Array]:
-        """Run one time step: ``x`` is ``(*batch, input_size)``, ``y`` ``(*batch, output_size)``."""
+        Args:
+            batch_shape: the axes with which each leaf begins.
+            dtype: of the leaves; left out, float32, or ``param_dtype`` if that is wider.
+        """
+        check_batch_shape(batch_shape)
+        if dtype is None:
+            dtype = at_least_float32(self.param_dtype)
+        dtype = floating_dtype("dtype", dtype)
+        return self._declared()(
+            **{
+                name: jnp.zeros((*batch_shape, *shape), dtype)
+                for name, shape in self.carry_shapes.items()
+            }
+        )
 
     def start(
         self, params: Params, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
@@ -59,15 +258,122 @@ class Cell(abc.ABC):
         """
         return self.initial_carry(batch_shape, dtype)
 
-    @property
-    def splits(self) -> bool:
-        """Whether `step` is also given in pieces, as a `ProjectedCell` has them.
+    def step(self, params: Params, carry: Carry, x: Inputs) -> tuple[Carry, jax.Array]:
+        """Run one time step.
 
-        Every method but the plain scan needs to know these pieces apart.
+        Args:
+            params: as `init` returns them.
+            carry: the state, as `initial_carry` or the step before returned it.
+            x: ``(*batch, input_size)``.
+
+        Returns:
+            the new carry, and ``y (*batch, output_size)``.
         """
-        return False
+        x = as_inputs(x)
+        check_step(self, carry, x)
+        projected = self.project(params, x)
+        return self.advance(params, self.meet(projected, self.recur(params, carry)), carry)
+
+    def project(self, params: Params, xs: Inputs) -> jax.Array:
+        """``xs @ kernel + bias``: the half of the step that needs only the input.
+
+        Args:
+            params: as `init` returns them.
+            xs: ``(..., input_size)``, any number of leading axes: one step, or all of them.
+
+        Returns:
+            ``(..., gates * hidden_size)``.
+
+        Raises:
+            InvalidInputError: a parameter is missing or of another shape, or ``xs`` has another
+                number of features.
+        """
+        check_features(self, params, xs)
+        return self.biased(product(xs, params["kernel"], self.dtype), params, "bias")
+
+    def recur(self, params: Params, carry: Carry) -> jax.Array | None:
+        """``state @ recurrent_kernel``, plus ``recurrent_bias`` in the cells that have one."""
+        if self.recurrent is None:
+            return None
+        state = getattr(carry, self.recurrent)
+        return self.biased(
+            product(state, params["recurrent_kernel"], self.dtype), params, "recurrent_bias"
+        )
+
+    def biased(self, x: jax.Array, params: Params, name: str) -> jax.Array:
+        """A product with the bias of that name added to it, if the cell declares one."""
+        return add_bias(x, params, name) if is_bias(self, name) else x
+
+    def meet(self, projected: jax.Array, recurrent: jax.Array | None) -> Any:
+        """The two halves as `update` is given them."""
+        if recurrent is None:
+            return projected
+        return projected + recurrent if self.sums else (projected, recurrent)
+
+    def in_update(self, params: Params) -> Params:
+        """The parameters that `update` may read: all but the kernels of the products outside."""
+        outside = {"kernel"} if self.recurrent is None else {"kernel", "recurrent_kernel"}
+        return {name: leaf for name, leaf in params.items() if name not in outside}
+
+    def advance(
+        self, params: Params, x: Any, carry: Carry, dtype: DTypeLike | None = None
+    ) -> tuple[Carry, jax.Array]:
+        """`update`, with the types that a step returns; errors in it name the cell.
+
+        A loop's state has to keep its type, whatever the types of inputs and parameters.
+
+        Args:
+            params: at least those that `update` reads.
+            x: as `meet` gives it.
+            carry: the state before the step.
+            dtype: of the operands of products inside of `update`, if not the cell's.
+        """
+        dtype, roles = self.dtype if dtype is None else dtype, roles_of(self)
+        read = {
+            name: Kernel(leaf, dtype) if roles.get(name) is Role.LOOP else leaf
+            for name, leaf in self.in_update(params).items()
+        }
+        with naming_update(self, x, carry):
+            new = self.update(read, x, carry)
+            new, y = new if self.output is None else (new, getattr(new, self.output))
+            same_shapes(new, carry)
+        new = jax.tree.map(lambda leaf, old: leaf.astype(old.dtype), new, carry)
+        like = jax.tree.leaves(new)[0].dtype
+        return new, y.astype(like if self.dtype is None else self.dtype)
+
+    @property
+    def reads_whole(self) -> bool:
+        """Whether what `update` reads is one array that is read once, as a whole.
+
+        As ``one_piece`` says, but where `activate_gates` takes its sum apart, since an activation
+        is neither tanh nor sigmoid: reading ahead then takes 0.8 of the time (LSTM forward).
+        """
+        given = [value for name, value in vars(self).items() if name.endswith("activation")]
+        return self.one_piece and slopes_follow_from_values(given)
+
+    def _declared(self) -> Any:
+        if self.carry is None:
+            raise InvalidInputError(
+                f"{brief(self)} declares no carry, from which it would be made; state one, as in "
+                "carry = rnnjax.LSTMCarry, or write output_size, init, initial_carry and step"
+            )
+        return self.carry
 
 
-def at_least_float32(dtype: DTypeLike) -> jnp.dtype[Any]:
-    """The type itself, or float32 if the type is narrower: sums and states are kept in it."""
-    return jnp.promote_types(dtype, jnp.float32)
+_DERIVED = ("step", "project", "recur", "biased", "meet", "in_update", "advance")
+
+
+@functools.lru_cache(maxsize=1024)
+def roles_of(cell: Cell) -> Mapping[str, Role]:
+    """The roles of the parameters that a cell declares, by name."""
+    return {name: param.role for name, param in cell.parameters(1).items()}
+
+
+def is_bias(cell: Cell, name: str) -> bool:
+    """Whether the parameter of that name is added to a product, and not in the update."""
+    return roles_of(cell).get(name) is Role.BIAS
+
+
+def is_elementwise(cell: Cell) -> bool:
+    """Whether each unit sees its own state alone: there is no product with a state at all."""
+    return Role.LOOP not in roles_of(cell).values()

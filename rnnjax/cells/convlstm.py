@@ -1,33 +1,16 @@
 """Long short-term memory over images and other grids, with convolutions for products."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from rnnjax.cells.activations import (
-    Activation,
-    Initializer,
-    activate_gates,
-    get_activation,
-    get_initializer,
-)
-from rnnjax.cells.arguments import (
-    as_inputs,
-    brief,
-    check_batch_shape,
-    check_features,
-    check_fields,
-    check_init,
-    check_step,
-    floating_dtype,
-    is_integer,
-)
-from rnnjax.cells.base import Cell, Inputs, Params, at_least_float32
-from rnnjax.cells.lstm import LSTMCarry, set_forget_bias
-from rnnjax.cells.onehot import OneHot
+from rnnjax.cells.activations import Activation, Initializer, activate_gates, get_activation
+from rnnjax.cells.arguments import brief, is_integer
+from rnnjax.cells.base import Cell, Param, Params
+from rnnjax.cells.lstm import LSTMCarry, forgets_little
 from rnnjax.errors import InvalidInputError
 
 
@@ -48,24 +31,28 @@ class ConvLSTMCell(Cell):
 
     Inputs are ``(*batch, *grid, input_size)``, channels last, and the axes of the grid take the
     place of the last axes of the batch everywhere: ``xs (time, batch, height, width, channels)``,
-    ``initial_carry((batch, height, width))``; masks and resets can leave them out. It runs on the
-    plain scan.
+    ``initial_carry((batch, height, width))``; masks and resets can leave them out.
 
     Args:
         hidden_size: the number of hidden channels.
         kernel_shape: of the convolutions, one or two sizes.
-        activation: of the candidate and the output.
+        activation: of the candidate and of the output, by name or as a callable.
         recurrent_activation: :math:`\sigma`, the activation of the gates i, f and o.
-        use_bias: whether the gates have a bias.
-        unit_forget_bias: whether the forget gate's bias starts at 1 rather than 0.
-        kernel_init: initialiser of ``kernel``.
-        recurrent_kernel_init: of ``recurrent_kernel``.
-        dtype: of the operands of the convolutions and of the outputs, as in `ProjectedCell`.
+        unit_forget_bias: whether the forget gate's bias starts at 1 rather than at ``bias_init``
+            (Jozefowicz, Zaremba & Sutskever, 2015).
+        use_bias: whether there is a bias.
+        kernel_init: initialiser of ``kernel``, by name or as ``(key, shape, dtype) -> array``.
+        recurrent_kernel_init: the same of ``recurrent_kernel``.
+        bias_init: the same of the biases.
+        dtype: of the operands of the matrix products and of the outputs. With None the products run
+            in the promoted type of input and parameters, and outputs have the type of the carry.
+            Sums are in float32 at least, and the carry stays float32: ``dtype=jnp.bfloat16`` does
+            not make the state forget.
         param_dtype: of the parameters that `init` draws.
 
     Raises:
-        InvalidInputError: a size is not a positive integer, ``kernel_shape`` has not one or two of
-            them, or inputs have too few axes or another number of channels.
+        InvalidInputError: a hyperparameter is of the wrong type, ``kernel_shape`` has not one or
+            two sizes, or inputs have too few axes or another number of channels.
 
     >>> cell = ConvLSTMCell(hidden_size=4, kernel_shape=(3, 3))
     >>> params = cell.init(jax.random.key(0), input_size=1)
@@ -75,108 +62,48 @@ class ConvLSTMCell(Cell):
     """
 
     hidden_size: int
-    kernel_shape: tuple[int, ...] = (3, 3)
     _: dataclasses.KW_ONLY
+    kernel_shape: tuple[int, ...] = (3, 3)
     activation: str | Activation = "tanh"
     recurrent_activation: str | Activation = "sigmoid"
-    use_bias: bool = True
     unit_forget_bias: bool = True
+    use_bias: bool = True
     kernel_init: str | Initializer = "glorot_uniform"
     recurrent_kernel_init: str | Initializer = "orthogonal"
+    bias_init: str | Initializer = "zeros"
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
-    num_gates: ClassVar[int] = 4
+    carry: ClassVar[type[LSTMCarry]] = LSTMCarry
+    gates = "i", "f", "g", "o"
+    one_piece = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.kernel_shape, tuple | list):
+        super().__post_init__()
+        shape = self.kernel_shape
+        if not isinstance(shape, tuple | list) or len(shape) not in (1, 2):
             raise InvalidInputError(
                 "kernel_shape must be a tuple of one or two sizes, such as (3, 3), but is "
-                f"{brief(self.kernel_shape)}"
+                f"{brief(shape)}"
             )
-        object.__setattr__(self, "kernel_shape", tuple(self.kernel_shape))
-        sizes = (self.hidden_size, *self.kernel_shape)
-        if len(sizes) not in (2, 3) or any(not is_integer(n) or n < 1 for n in sizes):
+        if not all(is_integer(size) and size > 0 for size in shape):
             raise InvalidInputError(
-                f"hidden_size and the one or two sizes of kernel_shape must be positive integers, "
-                f"but are {self.hidden_size!r} and {self.kernel_shape!r}"
+                f"the sizes of kernel_shape must be positive integers, but are {shape!r}"
             )
-        check_fields(self)
+        object.__setattr__(self, "kernel_shape", tuple(shape))
 
-    @property
-    def output_size(self) -> int:
-        """The number of hidden channels."""
-        return self.hidden_size
-
-    def init(self, key: jax.Array, input_size: int) -> dict[str, jax.Array]:
-        """Draw ``kernel``, ``recurrent_kernel`` and ``bias`` for ``input_size`` channels."""
-        check_init(key, input_size)
-        kernel_key, recurrent_key = jax.random.split(key)
-        width = self.num_gates * self.hidden_size
-        params = {
-            name: get_initializer(initializer)(
-                one_key, (*self.kernel_shape, channels, width), at_least_float32(self.param_dtype)
-            ).astype(self.param_dtype)
-            for name, initializer, one_key, channels in (
-                ("kernel", self.kernel_init, kernel_key, input_size),
-                ("recurrent_kernel", self.recurrent_kernel_init, recurrent_key, self.hidden_size),
-            )
-        }
-        if self.use_bias:
-            params["bias"] = jnp.zeros(width, self.param_dtype)
-            if self.unit_forget_bias:
-                params["bias"] = set_forget_bias(params["bias"], self.hidden_size)
+    def parameters(self, input_size: int) -> dict[str, Param]:
+        """Those of an `LSTMCell`, with the axes of ``kernel_shape`` before the kernels' own."""
+        params = forgets_little(super().parameters(input_size), self.unit_forget_bias)
+        for name in ("kernel", "recurrent_kernel"):
+            shape = (*self.kernel_shape, *params[name].shape)
+            params[name] = params[name]._replace(shape=shape)
         return params
 
-    def initial_carry(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
-    ) -> LSTMCarry:
-        """Zeros: ``hidden`` and ``cell``, both ``(*batch_shape, hidden_size)``, grid included."""
-        check_batch_shape(batch_shape)
-        if dtype is None:
-            dtype = at_least_float32(self.param_dtype)
-        dtype = floating_dtype("dtype", dtype)
-        zeros = jnp.zeros((*batch_shape, self.hidden_size), dtype)
-        return LSTMCarry(zeros, zeros)
-
-    def step(self, params: Params, carry: LSTMCarry, x: Inputs) -> tuple[LSTMCarry, jax.Array]:
-        """Run one time step: ``x (*batch, *grid, input_size)``."""
-        if isinstance(x, OneHot):
-            raise InvalidInputError(
-                "ConvLSTMCell needs vectors at each point, but the inputs are OneHot; give "
-                "jax.nn.one_hot(ids, size)"
-            )
-        x = as_inputs(x)
-        if x.ndim < 1 + len(self.kernel_shape):
-            raise InvalidInputError(
-                f"inputs of {brief(self)} must be (*batch, *grid, channels) with a grid of "
-                f"{len(self.kernel_shape)} axes, but have shape {x.shape}; channels come last"
-            )
-        check_features(self, params, x)
-        check_step(self, carry, x)
+    def update(self, params: Params, x: jax.Array, carry: LSTMCarry) -> LSTMCarry:
+        """The equations of the class, from the second on."""
         gate = self.recurrent_activation
-        sums = self._convolved(x, params["kernel"]) + self._convolved(
-            carry.hidden, params["recurrent_kernel"]
-        )
-        if "bias" in params:
-            sums = sums + params["bias"].astype(sums.dtype)
-        i, f, g, o = jnp.split(
-            activate_gates(sums, (gate, gate, self.activation, gate)), 4, axis=-1
-        )
+        gates = activate_gates(x, (gate, gate, self.activation, gate))
+        i, f, g, o = jnp.split(gates, 4, axis=-1)
         cell = f * carry.cell + i * g
-        hidden = o * get_activation(self.activation)(cell)
-        new = LSTMCarry(hidden.astype(carry.hidden.dtype), cell.astype(carry.cell.dtype))
-        return new, new.hidden if self.dtype is None else new.hidden.astype(self.dtype)
-
-    def _convolved(self, x: Any, kernel: jax.Array) -> jax.Array:
-        grid = len(self.kernel_shape)
-        dtype = jnp.promote_types(x.dtype, kernel.dtype) if self.dtype is None else self.dtype
-        spatial = "HW"[:grid]
-        out = jax.lax.conv_general_dilated(
-            x.reshape(-1, *x.shape[-grid - 1 :]).astype(dtype),
-            kernel.astype(dtype),
-            window_strides=(1,) * grid,
-            padding="SAME",
-            dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
-        ).astype(at_least_float32(dtype))
-        return out.reshape(*x.shape[:-1], kernel.shape[-1])
+        return LSTMCarry(o * get_activation(self.activation)(cell), cell)

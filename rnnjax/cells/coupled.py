@@ -7,14 +7,19 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from rnnjax.cells.activations import Activation, activate_gates, get_activation
-from rnnjax.cells.base import Params
-from rnnjax.cells.dense import DenseCell
+from rnnjax.cells.activations import (
+    Activation,
+    Initializer,
+    WithGates,
+    activate_gates,
+    get_activation,
+)
+from rnnjax.cells.base import Cell, Param, Params
 from rnnjax.cells.lstm import LSTMCarry
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CoupledLSTMCell(DenseCell):
+@dataclasses.dataclass(frozen=True)
+class CoupledLSTMCell(Cell):
     r"""Long short-term memory with coupled input and forget gates (CIFG: Greff et al., 2017).
 
     .. math::
@@ -28,11 +33,23 @@ class CoupledLSTMCell(DenseCell):
     LSTM's parameters and products less.
 
     Args:
+        hidden_size: the number of hidden units.
+        activation: of the candidate and of the output, by name or as a callable.
         recurrent_activation: :math:`\sigma`, the activation of the gates i and o.
         unit_forget_bias: whether the input gate's bias starts at -1, which for the forget gate
             :math:`1 - i` is 1, rather than at ``bias_init``.
+        use_bias: whether there is a bias.
+        kernel_init: initialiser of ``kernel``, by name or as ``(key, shape, dtype) -> array``.
+        recurrent_kernel_init: the same of ``recurrent_kernel``.
+        bias_init: the same of the biases.
+        dtype: of the operands of the matrix products and of the outputs. With None the products run
+            in the promoted type of input and parameters, and outputs have the type of the carry.
+            Sums are in float32 at least, and the carry stays float32: ``dtype=jnp.bfloat16`` does
+            not make the state forget.
+        param_dtype: of the parameters that `init` draws.
 
-    For the other arguments see `DenseCell`.
+    Raises:
+        InvalidInputError: a hyperparameter is of the wrong type, or no name that is known.
 
     >>> cell = CoupledLSTMCell(hidden_size=50)
     >>> params = cell.init(jax.random.key(0), input_size=3)
@@ -43,24 +60,29 @@ class CoupledLSTMCell(DenseCell):
     ((8, 50), (8, 50))
     """
 
+    hidden_size: int
+    _: dataclasses.KW_ONLY
+    activation: str | Activation = "tanh"
     recurrent_activation: str | Activation = "sigmoid"
     unit_forget_bias: bool = True
+    use_bias: bool = True
+    kernel_init: str | Initializer = "glorot_uniform"
+    recurrent_kernel_init: str | Initializer = "orthogonal"
+    bias_init: str | Initializer = "zeros"
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
 
-    num_gates: ClassVar[int] = 3
-    one_piece: ClassVar[bool] = True
+    carry: ClassVar[type[LSTMCarry]] = LSTMCarry
+    gates = "i", "g", "o"
+    one_piece = True
 
-    def init(self, key: jax.Array, input_size: int) -> dict[str, jax.Array]:
-        """Draw ``kernel``, ``recurrent_kernel`` and ``bias``, as in `DenseCell.init`."""
-        params = super().init(key, input_size)
+    def parameters(self, input_size: int) -> dict[str, Param]:
+        """``kernel``, ``recurrent_kernel`` and ``bias``."""
+        params = super().parameters(input_size)
         if self.use_bias and self.unit_forget_bias:
-            params["bias"] = params["bias"].at[: self.hidden_size].set(-1)
+            init = WithGates(self.bias_init, (-1.0, None, None))
+            params["bias"] = params["bias"]._replace(init=init)
         return params
-
-    def initial_carry(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
-    ) -> LSTMCarry:
-        """Zeros: ``hidden`` and ``cell``, both ``(*batch_shape, hidden_size)``."""
-        return LSTMCarry(self.zeros(batch_shape, dtype), self.zeros(batch_shape, dtype))
 
     def update(self, params: Params, x: jax.Array, carry: LSTMCarry) -> LSTMCarry:
         """The equations of the class, from the second on."""

@@ -1,7 +1,7 @@
 """Gated recurrent unit."""
 
 import dataclasses
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,16 +9,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.export import register_namedtuple_serialization
 from jax.typing import DTypeLike
 
-from rnnjax.cells.activations import (
-    KEPT,
-    Activation,
-    activate_gates,
-    get_activation,
-)
-from rnnjax.cells.arguments import as_inputs, check_step
-from rnnjax.cells.base import Inputs, Params
-from rnnjax.cells.dense import DenseCell, keeps_pieces
-from rnnjax.cells.projected import product
+from rnnjax.cells.activations import KEPT, Activation, Initializer, activate_gates
+from rnnjax.cells.base import Cell, Param, Params, Role
 
 
 class GRUCarry(NamedTuple):
@@ -30,8 +22,8 @@ class GRUCarry(NamedTuple):
 register_namedtuple_serialization(GRUCarry, serialized_name="rnnjax.GRUCarry")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GRUCell(DenseCell):
+@dataclasses.dataclass(frozen=True)
+class GRUCell(Cell):
     r"""Gated recurrent unit (Cho et al., 2014).
 
     With ``reset_after=True``, the form of cuDNN, PyTorch and Keras's default, the reset gate
@@ -52,11 +44,23 @@ class GRUCell(DenseCell):
     ``GRU``.
 
     Args:
+        hidden_size: the number of hidden units.
+        activation: of the candidate n, by name or as a callable.
         recurrent_activation: :math:`\sigma`, the activation of the gates r and z.
         reset_after: which of the two forms. Reset-before has two products in a row in the loop,
-            so it runs on the plain scan alone.
+            the second of which waits for the first.
+        use_bias: whether there is a bias.
+        kernel_init: initialiser of ``kernel``, by name or as ``(key, shape, dtype) -> array``.
+        recurrent_kernel_init: the same of ``recurrent_kernel``.
+        bias_init: the same of the biases.
+        dtype: of the operands of the matrix products and of the outputs. With None the products run
+            in the promoted type of input and parameters, and outputs have the type of the carry.
+            Sums are in float32 at least, and the carry stays float32: ``dtype=jnp.bfloat16`` does
+            not make the state forget.
+        param_dtype: of the parameters that `init` draws.
 
-    For the other arguments see `DenseCell`.
+    Raises:
+        InvalidInputError: a hyperparameter is of the wrong type, or no name that is known.
 
     >>> cell = GRUCell(hidden_size=50)
     >>> params = cell.init(jax.random.key(0), input_size=3)
@@ -67,56 +71,56 @@ class GRUCell(DenseCell):
     ((8, 50), (8, 50))
     """
 
+    hidden_size: int
+    _: dataclasses.KW_ONLY
+    activation: str | Activation = "tanh"
     recurrent_activation: str | Activation = "sigmoid"
     reset_after: bool = True
+    use_bias: bool = True
+    kernel_init: str | Initializer = "glorot_uniform"
+    recurrent_kernel_init: str | Initializer = "orthogonal"
+    bias_init: str | Initializer = "zeros"
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
 
-    num_gates: ClassVar[int] = 3
-    sums: ClassVar[bool] = False
+    carry: ClassVar[type[GRUCarry]] = GRUCarry
+    gates = "r", "z", "n"
+    sums = False
 
     @property
-    def splits(self) -> bool:
-        """Only with ``reset_after``: otherwise the reset gate stands between two products."""
-        own = type(self)
-        return self.reset_after and own.step is GRUCell.step and keeps_pieces(own)
+    def recurrent(self) -> str | None:
+        """``hidden``; without ``reset_after`` both products stand in the update."""
+        return "hidden" if self.reset_after else None
 
-    def init(self, key: jax.Array, input_size: int) -> dict[str, jax.Array]:
-        """Draw ``kernel``, ``recurrent_kernel``, ``bias``, and with reset_after a second bias."""
-        params = super().init(key, input_size)
-        if self.use_bias and self.reset_after:
-            params["recurrent_bias"] = self.draw(
-                self.bias_init, jax.random.fold_in(key, 3), params["bias"].shape
-            )
-        return params
+    def parameters(self, input_size: int) -> dict[str, Param]:
+        """``kernel``, ``recurrent_kernel``, ``bias``, and with reset_after ``recurrent_bias``."""
+        return two_products(self, super().parameters(input_size))
 
-    def initial_carry(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
-    ) -> GRUCarry:
-        """Zeros: ``hidden (*batch_shape, hidden_size)``."""
-        return GRUCarry(self.zeros(batch_shape, dtype))
-
-    def update(self, params: Params, x: tuple[jax.Array, jax.Array], carry: GRUCarry) -> GRUCarry:
-        """The equations of the class, with ``reset_after``."""
-        projected, recurrent = x
-        size = self.hidden_size
-        x_rz, x_n = jnp.split(projected, [2 * size], axis=-1)
-        h_rz, h_n = jnp.split(recurrent, [2 * size], axis=-1)
-        r, z = jnp.split(activate_gates(x_rz + h_rz, [self.recurrent_activation] * 2), 2, axis=-1)
-        # The derivative of r needs it.
-        n = activate_gates(x_n + r * checkpoint_name(h_n, KEPT), [self.activation])
-        return GRUCarry((1 - z) * n + z * carry.hidden)
-
-    def step(self, params: Params, carry: GRUCarry, x: Inputs) -> tuple[GRUCarry, jax.Array]:
-        """Run one time step, as in `DenseCell.step`; with reset-before in two products."""
+    def update(self, params: Params, x: Any, carry: GRUCarry) -> GRUCarry:
+        """The equations of the class."""
+        at, h = [2 * self.hidden_size], carry.hidden
         if self.reset_after:
-            return super().step(params, carry, x)
-        x = as_inputs(x)
-        check_step(self, carry, x)
-        tanh, sigmoid = get_activation(self.activation), get_activation(self.recurrent_activation)
-        size = self.hidden_size
-        x_rz, x_n = jnp.split(self.project(params, x), [2 * size], axis=-1)
-        kernel_rz, kernel_n = jnp.split(params["recurrent_kernel"], [2 * size], axis=-1)
-        rz = sigmoid(x_rz + product(carry.hidden, kernel_rz, self.dtype))
-        r, z = jnp.split(rz, 2, axis=-1)
-        n = tanh(x_n + product(r * carry.hidden, kernel_n, self.dtype))
-        hidden = (1 - z) * n + z * carry.hidden
-        return self.settle(GRUCarry(hidden), hidden, carry)
+            projected, recurrent = x
+            h_rz, h_n = jnp.split(recurrent, at, axis=-1)
+        else:
+            projected = x
+            kernel_rz, kernel_n = params["recurrent_kernel"].split(*at)
+            h_rz = h @ kernel_rz
+        x_rz, x_n = jnp.split(projected, at, axis=-1)
+        r, z = jnp.split(activate_gates(x_rz + h_rz, [self.recurrent_activation] * 2), 2, axis=-1)
+        # The derivative of r needs h_n.
+        h_n = r * checkpoint_name(h_n, KEPT) if self.reset_after else (r * h) @ kernel_n
+        n = activate_gates(x_n + h_n, [self.activation])
+        return GRUCarry((1 - z) * n + z * h)
+
+
+def two_products(cell: Any, params: dict[str, Param]) -> dict[str, Param]:
+    """Parameters of a cell with ``reset_after``: with it, both products have a bias."""
+    width = params["kernel"].shape[-1:]
+    if cell.reset_after and cell.use_bias:
+        params["recurrent_bias"] = Param(width, cell.bias_init, Role.BIAS)
+    if not cell.reset_after:
+        shape, init = (cell.hidden_size, *width), cell.recurrent_kernel_init
+        recurrent = Param(shape, init, Role.LOOP)
+        params = {"kernel": params.pop("kernel"), "recurrent_kernel": recurrent, **params}
+    return params

@@ -4,16 +4,16 @@ import dataclasses
 from typing import ClassVar
 
 import jax
+import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import Activation, Initializer, get_activation
-from rnnjax.cells.base import Params
-from rnnjax.cells.projected import ElementwiseCell
+from rnnjax.cells.base import Cell, Param, Params
 from rnnjax.cells.simple import SimpleRNNCarry
 
 
 @dataclasses.dataclass(frozen=True)
-class IndRNNCell(ElementwiseCell):
+class IndRNNCell(Cell):
     r"""Independently recurrent neural network (Li et al., 2018): units see their own past alone.
 
     .. math::
@@ -24,10 +24,20 @@ class IndRNNCell(ElementwiseCell):
     stays bounded where :math:`|u| \le \gamma^{1/T}` for a small :math:`\gamma` above 1.
 
     Args:
-        activation: ``"relu"`` unless given.
+        hidden_size: the number of hidden units.
+        activation: of the sum, by name or as a callable.
+        use_bias: whether there is a bias.
+        kernel_init: initialiser of ``kernel``, by name or as ``(key, shape, dtype) -> array``.
         recurrent_kernel_init: of ``recurrent_kernel``; the paper's is uniform in [0, 1).
+        bias_init: the same of the biases.
+        dtype: of the operands of the matrix products and of the outputs. With None the products run
+            in the promoted type of input and parameters, and outputs have the type of the carry.
+            Sums are in float32 at least, and the carry stays float32: ``dtype=jnp.bfloat16`` does
+            not make the state forget.
+        param_dtype: of the parameters that `init` draws.
 
-    For the other arguments see `ProjectedCell`.
+    Raises:
+        InvalidInputError: a hyperparameter is of the wrong type, or no name that is known.
 
     >>> cell = IndRNNCell(hidden_size=50)
     >>> params = cell.init(jax.random.key(0), input_size=3)
@@ -38,27 +48,24 @@ class IndRNNCell(ElementwiseCell):
     ((8, 50), (8, 50))
     """
 
-    activation: str | Activation = dataclasses.field(default="relu", kw_only=True)
-    recurrent_kernel_init: str | Initializer = dataclasses.field(
-        default="unit_uniform", kw_only=True
-    )
+    hidden_size: int
+    _: dataclasses.KW_ONLY
+    activation: str | Activation = "relu"
+    use_bias: bool = True
+    kernel_init: str | Initializer = "glorot_uniform"
+    recurrent_kernel_init: str | Initializer = "unit_uniform"
+    bias_init: str | Initializer = "zeros"
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
 
-    num_gates: ClassVar[int] = 1
+    carry: ClassVar[type[SimpleRNNCarry]] = SimpleRNNCarry
+    gates = ("h",)
+    recurrent = None
 
-    def init(self, key: jax.Array, input_size: int) -> dict[str, jax.Array]:
-        """Draw ``kernel``, ``bias`` and ``recurrent_kernel``."""
-        params = super().init(key, input_size)
-        _, recurrent_key, _ = jax.random.split(key, 3)
-        params["recurrent_kernel"] = self.draw(
-            self.recurrent_kernel_init, recurrent_key, (self.hidden_size,)
-        )
-        return params
-
-    def initial_carry(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
-    ) -> SimpleRNNCarry:
-        """Zeros: ``hidden (*batch_shape, hidden_size)``."""
-        return SimpleRNNCarry(self.zeros(batch_shape, dtype))
+    def parameters(self, input_size: int) -> dict[str, Param]:
+        """``kernel``, ``bias`` and ``recurrent_kernel``."""
+        recurrent = Param((self.hidden_size,), self.recurrent_kernel_init)
+        return super().parameters(input_size) | {"recurrent_kernel": recurrent}
 
     def update(self, params: Params, x: jax.Array, carry: SimpleRNNCarry) -> SimpleRNNCarry:
         """The equation of the class."""

@@ -1,61 +1,21 @@
 """Layer normalisation inside of the LSTM and the GRU."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from rnnjax.cells.activations import Activation, activate_gates, get_activation
-from rnnjax.cells.arguments import check_features
-from rnnjax.cells.base import Inputs, Params
-from rnnjax.cells.dense import DenseCell
+from rnnjax.cells.activations import Activation, Initializer, activate_gates, get_activation
+from rnnjax.cells.base import Cell, Param, Params, Role
 from rnnjax.cells.gru import GRUCarry
-from rnnjax.cells.lstm import LSTMCarry, set_forget_bias
-from rnnjax.cells.projected import add_bias, product
+from rnnjax.cells.lstm import LSTMCarry, forgets_little
+from rnnjax.cells.products import add_bias
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LayerNormCell(DenseCell):
-    r"""What the two cells share: both products are normalised over all gates before they meet.
-
-    .. math::
-        \text{LN}(a) = \frac{a - \text{mean}(a)}{\sqrt{\text{var}(a) + \epsilon}}
-
-    with mean and variance over the last axis (Ba, Kiros & Hinton, 2016).
-    """
-
-    recurrent_activation: str | Activation = "sigmoid"
-    epsilon: float = 1e-5
-
-    sums: ClassVar[bool] = False
-
-    def init(self, key: jax.Array, input_size: int) -> dict[str, jax.Array]:
-        """Draw the parameters as in `DenseCell.init`, and add the gains, which begin at 1."""
-        params = super().init(key, input_size)
-        ones = jnp.ones(self.num_gates * self.hidden_size, self.param_dtype)
-        return params | {"kernel_scale": ones, "recurrent_scale": ones}
-
-    def project(self, params: Params, xs: Inputs) -> jax.Array:
-        """``LN(xs @ kernel) * kernel_scale + bias``."""
-        check_features(self, params, xs)
-        projected = self.normalized(product(xs, params["kernel"], self.dtype))
-        return add_bias(projected * params["kernel_scale"].astype(projected.dtype), params, "bias")
-
-    def normalized(self, x: jax.Array) -> jax.Array:
-        """``LN(x)`` over the last axis."""
-        centred = x - x.mean(axis=-1, keepdims=True)
-        variance = (centred * centred).mean(axis=-1, keepdims=True)
-        return centred * jax.lax.rsqrt(variance + self.epsilon)
-
-    def scaled(self, params: Params, recurrent: jax.Array) -> jax.Array:
-        """``LN(recurrent) * recurrent_scale``."""
-        return self.normalized(recurrent) * params["recurrent_scale"].astype(recurrent.dtype)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LayerNormLSTMCell(LayerNormCell):
+@dataclasses.dataclass(frozen=True)
+class LayerNormLSTMCell(Cell):
     r"""Long short-term memory with layer normalisation (Ba, Kiros & Hinton, 2016).
 
     .. math::
@@ -70,11 +30,24 @@ class LayerNormLSTMCell(LayerNormCell):
     :math:`s_c` = ``cell_scale``, :math:`b_c` = ``cell_bias``, both ``(hidden_size,)``.
 
     Args:
+        hidden_size: the number of hidden units.
+        activation: of the candidate and of the output, by name or as a callable.
         recurrent_activation: :math:`\sigma`, the activation of the gates i, f and o.
         epsilon: added to the variances.
-        unit_forget_bias: whether the forget gate's bias starts at 1 rather than at ``bias_init``.
+        unit_forget_bias: whether the forget gate's bias starts at 1 rather than at ``bias_init``
+            (Jozefowicz, Zaremba & Sutskever, 2015).
+        use_bias: whether there is a bias.
+        kernel_init: initialiser of ``kernel``, by name or as ``(key, shape, dtype) -> array``.
+        recurrent_kernel_init: the same of ``recurrent_kernel``.
+        bias_init: the same of the biases.
+        dtype: of the operands of the matrix products and of the outputs. With None the products run
+            in the promoted type of input and parameters, and outputs have the type of the carry.
+            Sums are in float32 at least, and the carry stays float32: ``dtype=jnp.bfloat16`` does
+            not make the state forget.
+        param_dtype: of the parameters that `init` draws.
 
-    For the other arguments see `DenseCell`.
+    Raises:
+        InvalidInputError: a hyperparameter is of the wrong type, or no name that is known.
 
     >>> cell = LayerNormLSTMCell(hidden_size=50)
     >>> params = cell.init(jax.random.key(0), input_size=3)
@@ -85,41 +58,43 @@ class LayerNormLSTMCell(LayerNormCell):
     ((8, 50), (8, 50))
     """
 
+    hidden_size: int
+    _: dataclasses.KW_ONLY
+    activation: str | Activation = "tanh"
+    recurrent_activation: str | Activation = "sigmoid"
+    epsilon: float = 1e-5
     unit_forget_bias: bool = True
+    use_bias: bool = True
+    kernel_init: str | Initializer = "glorot_uniform"
+    recurrent_kernel_init: str | Initializer = "orthogonal"
+    bias_init: str | Initializer = "zeros"
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
 
-    num_gates: ClassVar[int] = 4
+    carry: ClassVar[type[LSTMCarry]] = LSTMCarry
+    gates = "i", "f", "g", "o"
+    sums = False
 
-    def init(self, key: jax.Array, input_size: int) -> dict[str, jax.Array]:
-        """Draw the parameters; gains begin at 1."""
-        params = super().init(key, input_size)
-        if self.use_bias and self.unit_forget_bias:
-            params["bias"] = set_forget_bias(params["bias"], self.hidden_size)
-        params["cell_scale"] = jnp.ones(self.hidden_size, self.param_dtype)
-        params["cell_bias"] = jnp.zeros(self.hidden_size, self.param_dtype)
-        return params
+    def parameters(self, input_size: int) -> dict[str, Param]:
+        """Those of an `LSTMCell`, and the gains, which begin at 1."""
+        params = forgets_little(super().parameters(input_size), self.unit_forget_bias)
+        units = (self.hidden_size,)
+        return _gained(params) | {"cell_scale": Param(units, "ones"), "cell_bias": Param(units)}
 
-    def initial_carry(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
-    ) -> LSTMCarry:
-        """Zeros: ``hidden`` and ``cell``, both ``(*batch_shape, hidden_size)``."""
-        return LSTMCarry(self.zeros(batch_shape, dtype), self.zeros(batch_shape, dtype))
-
-    def update(self, params: Params, x: tuple[jax.Array, jax.Array], carry: LSTMCarry) -> LSTMCarry:
+    def update(self, params: Params, x: Any, carry: LSTMCarry) -> LSTMCarry:
         """The equations of the class."""
-        projected, recurrent = x
         gate = self.recurrent_activation
-        gates = activate_gates(
-            projected + self.scaled(params, recurrent), (gate, gate, self.activation, gate)
-        )
+        projected, recurrent = _both_normalized(params, x, self.epsilon)
+        gates = activate_gates(projected + recurrent, (gate, gate, self.activation, gate))
         i, f, g, o = jnp.split(gates, 4, axis=-1)
         cell = f * carry.cell + i * g
-        shown = self.normalized(cell) * params["cell_scale"].astype(cell.dtype)
+        shown = _normalized(cell, params["cell_scale"], self.epsilon)
         shown = add_bias(shown, params, "cell_bias")
         return LSTMCarry(o * get_activation(self.activation)(shown), cell)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LayerNormGRUCell(LayerNormCell):
+@dataclasses.dataclass(frozen=True)
+class LayerNormGRUCell(Cell):
     r"""Gated recurrent unit with layer normalisation (Ba, Kiros & Hinton, 2016).
 
     .. math::
@@ -135,10 +110,22 @@ class LayerNormGRUCell(LayerNormCell):
     ``(3 * hidden_size,)``.
 
     Args:
+        hidden_size: the number of hidden units.
+        activation: of the candidate n, by name or as a callable.
         recurrent_activation: :math:`\sigma`, the activation of the gates r and z.
         epsilon: added to the variances.
+        use_bias: whether there is a bias.
+        kernel_init: initialiser of ``kernel``, by name or as ``(key, shape, dtype) -> array``.
+        recurrent_kernel_init: the same of ``recurrent_kernel``.
+        bias_init: the same of the biases.
+        dtype: of the operands of the matrix products and of the outputs. With None the products run
+            in the promoted type of input and parameters, and outputs have the type of the carry.
+            Sums are in float32 at least, and the carry stays float32: ``dtype=jnp.bfloat16`` does
+            not make the state forget.
+        param_dtype: of the parameters that `init` draws.
 
-    For the other arguments see `DenseCell`.
+    Raises:
+        InvalidInputError: a hyperparameter is of the wrong type, or no name that is known.
 
     >>> cell = LayerNormGRUCell(hidden_size=50)
     >>> params = cell.init(jax.random.key(0), input_size=3)
@@ -147,24 +134,55 @@ class LayerNormGRUCell(LayerNormCell):
     ((8, 50), (8, 50))
     """
 
-    num_gates: ClassVar[int] = 3
+    hidden_size: int
+    _: dataclasses.KW_ONLY
+    activation: str | Activation = "tanh"
+    recurrent_activation: str | Activation = "sigmoid"
+    epsilon: float = 1e-5
+    use_bias: bool = True
+    kernel_init: str | Initializer = "glorot_uniform"
+    recurrent_kernel_init: str | Initializer = "orthogonal"
+    bias_init: str | Initializer = "zeros"
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
 
-    def initial_carry(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
-    ) -> GRUCarry:
-        """Zeros: ``hidden (*batch_shape, hidden_size)``."""
-        return GRUCarry(self.zeros(batch_shape, dtype))
+    carry: ClassVar[type[GRUCarry]] = GRUCarry
+    gates = "r", "z", "n"
+    sums = False
 
-    def update(self, params: Params, x: tuple[jax.Array, jax.Array], carry: GRUCarry) -> GRUCarry:
+    def parameters(self, input_size: int) -> dict[str, Param]:
+        """``kernel``, ``recurrent_kernel``, ``bias`` and the gains, which begin at 1."""
+        return _gained(super().parameters(input_size))
+
+    def update(self, params: Params, x: Any, carry: GRUCarry) -> GRUCarry:
         """The equations of the class."""
-        projected, recurrent = x
-        size = self.hidden_size
-        recurrent = self.scaled(params, recurrent)
-        rz = activate_gates(
-            projected[..., : 2 * size] + recurrent[..., : 2 * size], [self.recurrent_activation] * 2
-        )
-        r, z = jnp.split(rz, 2, axis=-1)
-        n = activate_gates(
-            projected[..., 2 * size :] + r * recurrent[..., 2 * size :], [self.activation]
-        )
+        projected, recurrent = _both_normalized(params, x, self.epsilon)
+        at = [2 * self.hidden_size]
+        x_rz, x_n = jnp.split(projected, at, axis=-1)
+        h_rz, h_n = jnp.split(recurrent, at, axis=-1)
+        r, z = jnp.split(activate_gates(x_rz + h_rz, [self.recurrent_activation] * 2), 2, axis=-1)
+        n = activate_gates(x_n + r * h_n, [self.activation])
         return GRUCarry((1 - z) * n + z * carry.hidden)
+
+
+def _gained(params: dict[str, Param]) -> dict[str, Param]:
+    """A gain for each of the two products; the bias is added behind them, so in the update."""
+    if "bias" in params:
+        params["bias"] = params["bias"]._replace(role=Role.UNIT)
+    gain = Param(params["kernel"].shape[-1:], "ones")
+    return params | {"kernel_scale": gain, "recurrent_scale": gain}
+
+
+def _both_normalized(params: Params, x: Any, epsilon: float) -> tuple[jax.Array, jax.Array]:
+    """Both products normalised over all gates, with their gains, and the bias in the first."""
+    # Side by side, they are half as many small loops: 0.97 of a layer's time, forward and backward.
+    scale = jnp.stack([params["kernel_scale"], params["recurrent_scale"]])
+    both = _normalized(jnp.stack(x, axis=-2), scale, epsilon)
+    return add_bias(both[..., 0, :], params, "bias"), both[..., 1, :]
+
+
+def _normalized(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
+    """``LN(x) * scale`` over the last axis."""
+    centred = x - x.mean(axis=-1, keepdims=True)
+    variance = (centred * centred).mean(axis=-1, keepdims=True)
+    return centred * jax.lax.rsqrt(variance + epsilon) * scale.astype(x.dtype)

@@ -8,13 +8,18 @@ import jax.numpy as jnp
 from jax.export import register_namedtuple_serialization
 from jax.typing import DTypeLike
 
-from rnnjax.cells.activations import Activation, activate_gates, get_activation
-from rnnjax.cells.base import Params
-from rnnjax.cells.dense import DenseCell
+from rnnjax.cells.activations import (
+    Activation,
+    Initializer,
+    WithGates,
+    activate_gates,
+    get_activation,
+)
+from rnnjax.cells.base import Cell, Param, Params
 
 
 class LSTMCarry(NamedTuple):
-    """The state of an `LSTMCell`: ``hidden`` and ``cell``, both ``(*batch, hidden_size)``."""
+    """The state of an LSTM: ``hidden`` and ``cell``, both ``(*batch, hidden_size)``."""
 
     hidden: jax.Array
     cell: jax.Array
@@ -23,8 +28,8 @@ class LSTMCarry(NamedTuple):
 register_namedtuple_serialization(LSTMCarry, serialized_name="rnnjax.LSTMCarry")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LSTMCell(DenseCell):
+@dataclasses.dataclass(frozen=True)
+class LSTMCell(Cell):
     r"""Long short-term memory (Hochreiter & Schmidhuber, 1997; forget gate: Gers et al., 2000).
 
     .. math::
@@ -39,11 +44,23 @@ class LSTMCell(DenseCell):
     i, f, g, o along the last axis. Defaults are those of Keras's ``LSTM``.
 
     Args:
+        hidden_size: the number of hidden units.
+        activation: of the candidate and of the output, by name or as a callable.
         recurrent_activation: :math:`\sigma`, the activation of the gates i, f and o.
         unit_forget_bias: whether the forget gate's bias starts at 1 rather than at ``bias_init``
             (Jozefowicz, Zaremba & Sutskever, 2015).
+        use_bias: whether there is a bias.
+        kernel_init: initialiser of ``kernel``, by name or as ``(key, shape, dtype) -> array``.
+        recurrent_kernel_init: the same of ``recurrent_kernel``.
+        bias_init: the same of the biases.
+        dtype: of the operands of the matrix products and of the outputs. With None the products run
+            in the promoted type of input and parameters, and outputs have the type of the carry.
+            Sums are in float32 at least, and the carry stays float32: ``dtype=jnp.bfloat16`` does
+            not make the state forget.
+        param_dtype: of the parameters that `init` draws.
 
-    For the other arguments see `DenseCell`.
+    Raises:
+        InvalidInputError: a hyperparameter is of the wrong type, or no name that is known.
 
     >>> cell = LSTMCell(hidden_size=50)
     >>> params = cell.init(jax.random.key(0), input_size=3)
@@ -54,24 +71,25 @@ class LSTMCell(DenseCell):
     ((8, 50), (8, 50))
     """
 
+    hidden_size: int
+    _: dataclasses.KW_ONLY
+    activation: str | Activation = "tanh"
     recurrent_activation: str | Activation = "sigmoid"
     unit_forget_bias: bool = True
+    use_bias: bool = True
+    kernel_init: str | Initializer = "glorot_uniform"
+    recurrent_kernel_init: str | Initializer = "orthogonal"
+    bias_init: str | Initializer = "zeros"
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
 
-    num_gates: ClassVar[int] = 4
-    one_piece: ClassVar[bool] = True
+    carry: ClassVar[type[LSTMCarry]] = LSTMCarry
+    gates = "i", "f", "g", "o"
+    one_piece = True
 
-    def init(self, key: jax.Array, input_size: int) -> dict[str, jax.Array]:
-        """Draw ``kernel``, ``recurrent_kernel`` and ``bias``, as in `DenseCell.init`."""
-        params = super().init(key, input_size)
-        if self.use_bias and self.unit_forget_bias:
-            params["bias"] = set_forget_bias(params["bias"], self.hidden_size)
-        return params
-
-    def initial_carry(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
-    ) -> LSTMCarry:
-        """Zeros: ``hidden`` and ``cell``, both ``(*batch_shape, hidden_size)``."""
-        return LSTMCarry(self.zeros(batch_shape, dtype), self.zeros(batch_shape, dtype))
+    def parameters(self, input_size: int) -> dict[str, Param]:
+        """``kernel``, ``recurrent_kernel`` and ``bias``."""
+        return forgets_little(super().parameters(input_size), self.unit_forget_bias)
 
     def update(self, params: Params, x: jax.Array, carry: LSTMCarry) -> LSTMCarry:
         """The equations of the class, from the second on."""
@@ -82,6 +100,9 @@ class LSTMCell(DenseCell):
         return LSTMCarry(o * get_activation(self.activation)(cell), cell)
 
 
-def set_forget_bias(bias: jax.Array, hidden_size: int) -> jax.Array:
-    """The bias of four gates with that of the forget gate, the second, at 1."""
-    return bias.at[hidden_size : 2 * hidden_size].set(1)
+def forgets_little(params: dict[str, Param], unit_forget_bias: bool) -> dict[str, Param]:
+    """Parameters of gates i, f, g, o, where the bias of f begins at 1 if that is wanted."""
+    if unit_forget_bias and "bias" in params:
+        bias = params["bias"]
+        params["bias"] = bias._replace(init=WithGates(bias.init, (None, 1.0, None, None)))
+    return params

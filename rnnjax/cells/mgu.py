@@ -1,28 +1,20 @@
 """Minimal gated unit."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
-from rnnjax.cells.activations import (
-    KEPT,
-    Activation,
-    activate_gates,
-    get_activation,
-)
-from rnnjax.cells.arguments import as_inputs, check_step
-from rnnjax.cells.base import Inputs, Params
-from rnnjax.cells.dense import DenseCell, keeps_pieces
-from rnnjax.cells.gru import GRUCarry
-from rnnjax.cells.projected import product
+from rnnjax.cells.activations import KEPT, Activation, Initializer, WithGates, activate_gates
+from rnnjax.cells.base import Cell, Param, Params
+from rnnjax.cells.gru import GRUCarry, two_products
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MGUCell(DenseCell):
+@dataclasses.dataclass(frozen=True)
+class MGUCell(Cell):
     r"""Minimal gated unit (Zhou et al., 2016): a GRU with one gate.
 
     With ``reset_after=True``, the form of Flax's ``MGUCell``:
@@ -41,13 +33,25 @@ class MGUCell(DenseCell):
     here :math:`c`; in the order f, n along the last axis.
 
     Args:
+        hidden_size: the number of hidden units.
+        activation: of the candidate n, by name or as a callable.
         recurrent_activation: :math:`\sigma`, the activation of the gate.
         reset_after: which of the two forms. Reset-before has two products in a row in the loop,
-            so it runs on the plain scan alone.
+            the second of which waits for the first.
         unit_forget_bias: whether the gate's bias starts at 1, as in Flax, rather than at
             ``bias_init``.
+        use_bias: whether there is a bias.
+        kernel_init: initialiser of ``kernel``, by name or as ``(key, shape, dtype) -> array``.
+        recurrent_kernel_init: the same of ``recurrent_kernel``.
+        bias_init: the same of the biases.
+        dtype: of the operands of the matrix products and of the outputs. With None the products run
+            in the promoted type of input and parameters, and outputs have the type of the carry.
+            Sums are in float32 at least, and the carry stays float32: ``dtype=jnp.bfloat16`` does
+            not make the state forget.
+        param_dtype: of the parameters that `init` draws.
 
-    For the other arguments see `DenseCell`.
+    Raises:
+        InvalidInputError: a hyperparameter is of the wrong type, or no name that is known.
 
     >>> cell = MGUCell(hidden_size=50)
     >>> params = cell.init(jax.random.key(0), input_size=3)
@@ -58,57 +62,49 @@ class MGUCell(DenseCell):
     ((8, 50), (8, 50))
     """
 
+    hidden_size: int
+    _: dataclasses.KW_ONLY
+    activation: str | Activation = "tanh"
     recurrent_activation: str | Activation = "sigmoid"
     reset_after: bool = True
     unit_forget_bias: bool = True
+    use_bias: bool = True
+    kernel_init: str | Initializer = "glorot_uniform"
+    recurrent_kernel_init: str | Initializer = "orthogonal"
+    bias_init: str | Initializer = "zeros"
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
 
-    num_gates: ClassVar[int] = 2
-    sums: ClassVar[bool] = False
+    carry: ClassVar[type[GRUCarry]] = GRUCarry
+    gates = "f", "n"
+    sums = False
 
     @property
-    def splits(self) -> bool:
-        """Only with ``reset_after``: otherwise the gate stands between two products."""
-        own = type(self)
-        return self.reset_after and own.step is MGUCell.step and keeps_pieces(own)
+    def recurrent(self) -> str | None:
+        """``hidden``; without ``reset_after`` both products stand in the update."""
+        return "hidden" if self.reset_after else None
 
-    def init(self, key: jax.Array, input_size: int) -> dict[str, jax.Array]:
-        """Draw ``kernel``, ``recurrent_kernel``, ``bias``, and with reset_after a second bias."""
-        params = super().init(key, input_size)
+    def parameters(self, input_size: int) -> dict[str, Param]:
+        """``kernel``, ``recurrent_kernel``, ``bias``, and with reset_after ``recurrent_bias``."""
+        params = two_products(self, super().parameters(input_size))
         if self.use_bias and self.unit_forget_bias:
-            params["bias"] = params["bias"].at[: self.hidden_size].set(1)
-        if self.use_bias and self.reset_after:
-            params["recurrent_bias"] = self.draw(
-                self.bias_init, jax.random.fold_in(key, 3), params["bias"].shape
-            )
+            init = WithGates(self.bias_init, (1.0, None))
+            params["bias"] = params["bias"]._replace(init=init)
         return params
 
-    def initial_carry(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
-    ) -> GRUCarry:
-        """Zeros: ``hidden (*batch_shape, hidden_size)``."""
-        return GRUCarry(self.zeros(batch_shape, dtype))
-
-    def update(self, params: Params, x: tuple[jax.Array, jax.Array], carry: GRUCarry) -> GRUCarry:
-        """The equations of the class, with ``reset_after``."""
-        projected, recurrent = x
-        x_f, x_n = jnp.split(projected, 2, axis=-1)
-        h_f, h_n = jnp.split(recurrent, 2, axis=-1)
-        f = activate_gates(x_f + h_f, [self.recurrent_activation])
-        # The derivative of f needs it.
-        n = activate_gates(x_n + f * checkpoint_name(h_n, KEPT), [self.activation])
-        return GRUCarry((1 - f) * n + f * carry.hidden)
-
-    def step(self, params: Params, carry: GRUCarry, x: Inputs) -> tuple[GRUCarry, jax.Array]:
-        """Run one time step, as in `DenseCell.step`; with reset-before in two products."""
+    def update(self, params: Params, x: Any, carry: GRUCarry) -> GRUCarry:
+        """The equations of the class."""
+        h: jax.Array = carry.hidden
         if self.reset_after:
-            return super().step(params, carry, x)
-        x = as_inputs(x)
-        check_step(self, carry, x)
-        x_f, x_n = jnp.split(self.project(params, x), 2, axis=-1)
-        kernel_f, kernel_n = jnp.split(params["recurrent_kernel"], 2, axis=-1)
-        f = get_activation(self.recurrent_activation)(
-            x_f + product(carry.hidden, kernel_f, self.dtype)
-        )
-        n = get_activation(self.activation)(x_n + product(f * carry.hidden, kernel_n, self.dtype))
-        hidden = (1 - f) * n + f * carry.hidden
-        return self.settle(GRUCarry(hidden), hidden, carry)
+            projected, recurrent = x
+            h_f, h_n = jnp.split(recurrent, 2, axis=-1)
+        else:
+            projected = x
+            kernel_f, kernel_n = params["recurrent_kernel"].split(self.hidden_size)
+            h_f = h @ kernel_f
+        x_f, x_n = jnp.split(projected, 2, axis=-1)
+        f = activate_gates(x_f + h_f, [self.recurrent_activation])
+        # The derivative of f needs h_n.
+        h_n = f * checkpoint_name(h_n, KEPT) if self.reset_after else (f * h) @ kernel_n
+        n = activate_gates(x_n + h_n, [self.activation])
+        return GRUCarry((1 - f) * n + f * h)

@@ -7,14 +7,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from rnnjax.cells.activations import Activation, get_activation
-from rnnjax.cells.base import Params
-from rnnjax.cells.projected import ElementwiseCell
+from rnnjax.cells.activations import Activation, Initializer, get_activation
+from rnnjax.cells.base import Cell, Params
 from rnnjax.cells.simple import SimpleRNNCarry
 
 
 @dataclasses.dataclass(frozen=True)
-class MinGRUCell(ElementwiseCell):
+class MinGRUCell(Cell):
     r"""minGRU (Feng et al., 2024): a GRU whose gate and candidate do not see the state.
 
     .. math::
@@ -26,9 +25,19 @@ class MinGRUCell(ElementwiseCell):
     it keeps the old.)
 
     Args:
-        activation: of the candidate n, ``"linear"`` unless given.
+        hidden_size: the number of hidden units.
+        activation: of the candidate n, by name or as a callable.
+        use_bias: whether there is a bias.
+        kernel_init: initialiser of ``kernel``, by name or as ``(key, shape, dtype) -> array``.
+        bias_init: the same of the biases.
+        dtype: of the operands of the matrix products and of the outputs. With None the products run
+            in the promoted type of input and parameters, and outputs have the type of the carry.
+            Sums are in float32 at least, and the carry stays float32: ``dtype=jnp.bfloat16`` does
+            not make the state forget.
+        param_dtype: of the parameters that `init` draws.
 
-    For the other arguments see `ProjectedCell`.
+    Raises:
+        InvalidInputError: a hyperparameter is of the wrong type, or no name that is known.
 
     >>> cell = MinGRUCell(hidden_size=50)
     >>> params = cell.init(jax.random.key(0), input_size=3)
@@ -37,15 +46,18 @@ class MinGRUCell(ElementwiseCell):
     ((3, 100), (8, 50))
     """
 
-    activation: str | Activation = dataclasses.field(default="linear", kw_only=True)
+    hidden_size: int
+    _: dataclasses.KW_ONLY
+    activation: str | Activation = "linear"
+    use_bias: bool = True
+    kernel_init: str | Initializer = "glorot_uniform"
+    bias_init: str | Initializer = "zeros"
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
 
-    num_gates: ClassVar[int] = 2
-
-    def initial_carry(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
-    ) -> SimpleRNNCarry:
-        """Zeros: ``hidden (*batch_shape, hidden_size)``."""
-        return SimpleRNNCarry(self.zeros(batch_shape, dtype))
+    carry: ClassVar[type[SimpleRNNCarry]] = SimpleRNNCarry
+    gates = "z", "n"
+    recurrent = None
 
     def update(self, params: Params, x: jax.Array, carry: SimpleRNNCarry) -> SimpleRNNCarry:
         """The equation of the class."""
@@ -55,7 +67,7 @@ class MinGRUCell(ElementwiseCell):
 
 
 @dataclasses.dataclass(frozen=True)
-class MinLSTMCell(ElementwiseCell):
+class MinLSTMCell(Cell):
     r"""minLSTM (Feng et al., 2024): gates of the inputs alone, scaled to a sum of 1.
 
     .. math::
@@ -66,9 +78,19 @@ class MinLSTMCell(ElementwiseCell):
     hidden_size,)``, in the order i, f, g.
 
     Args:
-        activation: of the candidate g, ``"linear"`` unless given.
+        hidden_size: the number of hidden units.
+        activation: of the candidate g, by name or as a callable.
+        use_bias: whether there is a bias.
+        kernel_init: initialiser of ``kernel``, by name or as ``(key, shape, dtype) -> array``.
+        bias_init: the same of the biases.
+        dtype: of the operands of the matrix products and of the outputs. With None the products run
+            in the promoted type of input and parameters, and outputs have the type of the carry.
+            Sums are in float32 at least, and the carry stays float32: ``dtype=jnp.bfloat16`` does
+            not make the state forget.
+        param_dtype: of the parameters that `init` draws.
 
-    For the other arguments see `ProjectedCell`.
+    Raises:
+        InvalidInputError: a hyperparameter is of the wrong type, or no name that is known.
 
     >>> cell = MinLSTMCell(hidden_size=50)
     >>> params = cell.init(jax.random.key(0), input_size=3)
@@ -77,15 +99,18 @@ class MinLSTMCell(ElementwiseCell):
     ((3, 150), (8, 50))
     """
 
-    activation: str | Activation = dataclasses.field(default="linear", kw_only=True)
+    hidden_size: int
+    _: dataclasses.KW_ONLY
+    activation: str | Activation = "linear"
+    use_bias: bool = True
+    kernel_init: str | Initializer = "glorot_uniform"
+    bias_init: str | Initializer = "zeros"
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
 
-    num_gates: ClassVar[int] = 3
-
-    def initial_carry(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
-    ) -> SimpleRNNCarry:
-        """Zeros: ``hidden (*batch_shape, hidden_size)``."""
-        return SimpleRNNCarry(self.zeros(batch_shape, dtype))
+    carry: ClassVar[type[SimpleRNNCarry]] = SimpleRNNCarry
+    gates = "i", "f", "g"
+    recurrent = None
 
     def update(self, params: Params, x: jax.Array, carry: SimpleRNNCarry) -> SimpleRNNCarry:
         """The equation of the class, with i / (f + i) as one sigmoid of a difference of logs."""

@@ -8,13 +8,12 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import Activation, Initializer, activate_gates, get_activation
-from rnnjax.cells.base import Params
-from rnnjax.cells.dense import DenseCell
-from rnnjax.cells.lstm import LSTMCarry, set_forget_bias
+from rnnjax.cells.base import Cell, Param, Params
+from rnnjax.cells.lstm import LSTMCarry, forgets_little
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PeepholeLSTMCell(DenseCell):
+@dataclasses.dataclass(frozen=True)
+class PeepholeLSTMCell(Cell):
     r"""Long short-term memory with peephole connections (Gers & Schmidhuber, 2000).
 
     .. math::
@@ -27,11 +26,24 @@ class PeepholeLSTMCell(DenseCell):
     with the parameters of `LSTMCell` and :math:`p_i, p_f, p_o` = ``peephole (3, hidden_size)``.
 
     Args:
+        hidden_size: the number of hidden units.
+        activation: of the candidate and of the output, by name or as a callable.
         recurrent_activation: :math:`\sigma`, the activation of the gates i, f and o.
-        unit_forget_bias: whether the forget gate's bias starts at 1 rather than at ``bias_init``.
+        unit_forget_bias: whether the forget gate's bias starts at 1 rather than at ``bias_init``
+            (Jozefowicz, Zaremba & Sutskever, 2015).
         peephole_init: initialiser of ``peephole``.
+        use_bias: whether there is a bias.
+        kernel_init: initialiser of ``kernel``, by name or as ``(key, shape, dtype) -> array``.
+        recurrent_kernel_init: the same of ``recurrent_kernel``.
+        bias_init: the same of the biases.
+        dtype: of the operands of the matrix products and of the outputs. With None the products run
+            in the promoted type of input and parameters, and outputs have the type of the carry.
+            Sums are in float32 at least, and the carry stays float32: ``dtype=jnp.bfloat16`` does
+            not make the state forget.
+        param_dtype: of the parameters that `init` draws.
 
-    For the other arguments see `DenseCell`.
+    Raises:
+        InvalidInputError: a hyperparameter is of the wrong type, or no name that is known.
 
     >>> cell = PeepholeLSTMCell(hidden_size=50)
     >>> params = cell.init(jax.random.key(0), input_size=3)
@@ -42,26 +54,26 @@ class PeepholeLSTMCell(DenseCell):
     ((8, 50), (8, 50))
     """
 
+    hidden_size: int
+    _: dataclasses.KW_ONLY
+    activation: str | Activation = "tanh"
     recurrent_activation: str | Activation = "sigmoid"
     unit_forget_bias: bool = True
     peephole_init: str | Initializer = "zeros"
+    use_bias: bool = True
+    kernel_init: str | Initializer = "glorot_uniform"
+    recurrent_kernel_init: str | Initializer = "orthogonal"
+    bias_init: str | Initializer = "zeros"
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
 
-    num_gates: ClassVar[int] = 4
+    carry: ClassVar[type[LSTMCarry]] = LSTMCarry
+    gates = "i", "f", "g", "o"
 
-    def init(self, key: jax.Array, input_size: int) -> dict[str, jax.Array]:
-        """Draw the parameters of an `LSTMCell`, and ``peephole``."""
-        params = super().init(key, input_size)
-        if self.use_bias and self.unit_forget_bias:
-            params["bias"] = set_forget_bias(params["bias"], self.hidden_size)
-        shape = (3, self.hidden_size)
-        params["peephole"] = self.draw(self.peephole_init, jax.random.fold_in(key, 3), shape)
-        return params
-
-    def initial_carry(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
-    ) -> LSTMCarry:
-        """Zeros: ``hidden`` and ``cell``, both ``(*batch_shape, hidden_size)``."""
-        return LSTMCarry(self.zeros(batch_shape, dtype), self.zeros(batch_shape, dtype))
+    def parameters(self, input_size: int) -> dict[str, Param]:
+        """Those of an `LSTMCell`, and ``peephole``."""
+        params = forgets_little(super().parameters(input_size), self.unit_forget_bias)
+        return params | {"peephole": Param((3, self.hidden_size), self.peephole_init)}
 
     def update(self, params: Params, x: jax.Array, carry: LSTMCarry) -> LSTMCarry:
         """The equations of the class, from the second on."""

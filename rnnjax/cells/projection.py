@@ -1,4 +1,4 @@
-"""Long short-term memory whose hidden state is a smaller projection of its output."""
+"""Long short-term memory with a recurrent projection."""
 
 import dataclasses
 from typing import ClassVar
@@ -8,15 +8,12 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import Activation, Initializer, activate_gates, get_activation
-from rnnjax.cells.arguments import check_size
-from rnnjax.cells.base import Params
-from rnnjax.cells.dense import DenseCell
-from rnnjax.cells.lstm import LSTMCarry, set_forget_bias
-from rnnjax.cells.projected import product
+from rnnjax.cells.base import Cell, Param, Params, Role
+from rnnjax.cells.lstm import LSTMCarry, forgets_little
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ProjectionLSTMCell(DenseCell):
+@dataclasses.dataclass(frozen=True)
+class ProjectionLSTMCell(Cell):
     r"""Long short-term memory with a recurrent projection (LSTMP: Sak, Senior & Beaufays, 2014).
 
     .. math::
@@ -31,15 +28,25 @@ class ProjectionLSTMCell(DenseCell):
     ``hidden (*batch, proj_size)`` and ``cell (*batch, hidden_size)``.
 
     Args:
+        hidden_size: the number of hidden units.
         proj_size: the size of the hidden state and of the outputs.
+        activation: of the candidate and of the output, by name or as a callable.
         recurrent_activation: :math:`\sigma`, the activation of the gates i, f and o.
-        unit_forget_bias: whether the forget gate's bias starts at 1 rather than at ``bias_init``.
+        unit_forget_bias: whether the forget gate's bias starts at 1 rather than at ``bias_init``
+            (Jozefowicz, Zaremba & Sutskever, 2015).
         projection_kernel_init: initialiser of ``projection_kernel``.
-
-    For the other arguments see `DenseCell`.
+        use_bias: whether there is a bias.
+        kernel_init: initialiser of ``kernel``, by name or as ``(key, shape, dtype) -> array``.
+        recurrent_kernel_init: the same of ``recurrent_kernel``.
+        bias_init: the same of the biases.
+        dtype: of the operands of the matrix products and of the outputs. With None the products run
+            in the promoted type of input and parameters, and outputs have the type of the carry.
+            Sums are in float32 at least, and the carry stays float32: ``dtype=jnp.bfloat16`` does
+            not make the state forget.
+        param_dtype: of the parameters that `init` draws.
 
     Raises:
-        InvalidInputError: ``proj_size`` is not a positive integer.
+        InvalidInputError: a hyperparameter is of the wrong type, or no name that is known.
 
     >>> cell = ProjectionLSTMCell(hidden_size=50, proj_size=20)
     >>> params = cell.init(jax.random.key(0), input_size=3)
@@ -50,46 +57,35 @@ class ProjectionLSTMCell(DenseCell):
     ((8, 50), (8, 20))
     """
 
+    hidden_size: int
+    _: dataclasses.KW_ONLY
     proj_size: int
+    activation: str | Activation = "tanh"
     recurrent_activation: str | Activation = "sigmoid"
     unit_forget_bias: bool = True
     projection_kernel_init: str | Initializer = "glorot_uniform"
+    use_bias: bool = True
+    kernel_init: str | Initializer = "glorot_uniform"
+    recurrent_kernel_init: str | Initializer = "orthogonal"
+    bias_init: str | Initializer = "zeros"
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
 
-    num_gates: ClassVar[int] = 4
-    one_piece: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_size("proj_size", self.proj_size)
-
-    @property
-    def output_size(self) -> int:
-        """``proj_size``."""
-        return self.proj_size
+    carry: ClassVar[type[LSTMCarry]] = LSTMCarry
+    gates = "i", "f", "g", "o"
+    one_piece = True
 
     @property
-    def recurrent_size(self) -> int:
-        """``proj_size``."""
-        return self.proj_size
+    def carry_shapes(self) -> dict[str, tuple[int, ...]]:
+        """``hidden (proj_size,)`` and ``cell (hidden_size,)``."""
+        return {"hidden": (self.proj_size,), "cell": (self.hidden_size,)}
 
-    def init(self, key: jax.Array, input_size: int) -> dict[str, jax.Array]:
-        """Draw the parameters of an `LSTMCell`, and ``projection_kernel``."""
-        params = super().init(key, input_size)
-        if self.use_bias and self.unit_forget_bias:
-            params["bias"] = set_forget_bias(params["bias"], self.hidden_size)
-        params["projection_kernel"] = self.draw(
-            self.projection_kernel_init,
-            jax.random.fold_in(key, 3),
-            (self.hidden_size, self.proj_size),
-        )
-        return params
-
-    def initial_carry(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
-    ) -> LSTMCarry:
-        """Zeros: ``hidden (*batch_shape, proj_size)`` and ``cell (*batch_shape, hidden_size)``."""
-        cell = self.zeros(batch_shape, dtype)
-        return LSTMCarry(jnp.zeros((*batch_shape, self.proj_size), cell.dtype), cell)
+    def parameters(self, input_size: int) -> dict[str, Param]:
+        """Those of an `LSTMCell`, and ``projection_kernel``."""
+        params = forgets_little(super().parameters(input_size), self.unit_forget_bias)
+        shape = (self.hidden_size, self.proj_size)
+        projection = Param(shape, self.projection_kernel_init, Role.LOOP)
+        return params | {"projection_kernel": projection}
 
     def update(self, params: Params, x: jax.Array, carry: LSTMCarry) -> LSTMCarry:
         """The equations of the class, from the second on."""
@@ -98,4 +94,4 @@ class ProjectionLSTMCell(DenseCell):
         i, f, g, o = jnp.split(gates, 4, axis=-1)
         cell = f * carry.cell + i * g
         shown = o * get_activation(self.activation)(cell)
-        return LSTMCarry(product(shown, params["projection_kernel"], self.dtype), cell)
+        return LSTMCarry(shown @ params["projection_kernel"], cell)

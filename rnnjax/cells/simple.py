@@ -4,12 +4,12 @@ import dataclasses
 from typing import ClassVar, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.export import register_namedtuple_serialization
 from jax.typing import DTypeLike
 
-from rnnjax.cells.activations import activate_gates
-from rnnjax.cells.base import Params
-from rnnjax.cells.dense import DenseCell
+from rnnjax.cells.activations import Activation, Initializer, activate_gates
+from rnnjax.cells.base import Cell, Params
 
 
 class SimpleRNNCarry(NamedTuple):
@@ -22,7 +22,7 @@ register_namedtuple_serialization(SimpleRNNCarry, serialized_name="rnnjax.Simple
 
 
 @dataclasses.dataclass(frozen=True)
-class SimpleRNNCell(DenseCell):
+class SimpleRNNCell(Cell):
     r"""Simple recurrent network (J. L. Elman, "Finding structure in time", 1990).
 
     .. math::
@@ -30,7 +30,23 @@ class SimpleRNNCell(DenseCell):
 
     with :math:`W` = ``kernel (input_size, hidden_size)``, :math:`U` = ``recurrent_kernel
     (hidden_size, hidden_size)`` and :math:`b` = ``bias (hidden_size,)``. Defaults are those of
-    Keras's ``SimpleRNN``. For the arguments see `DenseCell`.
+    Keras's ``SimpleRNN``.
+
+    Args:
+        hidden_size: the number of hidden units.
+        activation: of the sum, by name or as a callable.
+        use_bias: whether there is a bias.
+        kernel_init: initialiser of ``kernel``, by name or as ``(key, shape, dtype) -> array``.
+        recurrent_kernel_init: the same of ``recurrent_kernel``.
+        bias_init: the same of the biases.
+        dtype: of the operands of the matrix products and of the outputs. With None the products run
+            in the promoted type of input and parameters, and outputs have the type of the carry.
+            Sums are in float32 at least, and the carry stays float32: ``dtype=jnp.bfloat16`` does
+            not make the state forget.
+        param_dtype: of the parameters that `init` draws.
+
+    Raises:
+        InvalidInputError: a hyperparameter is of the wrong type, or no name that is known.
 
     >>> cell = SimpleRNNCell(hidden_size=4)
     >>> params = cell.init(jax.random.key(0), input_size=3)
@@ -39,14 +55,19 @@ class SimpleRNNCell(DenseCell):
     (8, 4)
     """
 
-    num_gates: ClassVar[int] = 1
-    one_piece: ClassVar[bool] = True
+    hidden_size: int
+    _: dataclasses.KW_ONLY
+    activation: str | Activation = "tanh"
+    use_bias: bool = True
+    kernel_init: str | Initializer = "glorot_uniform"
+    recurrent_kernel_init: str | Initializer = "orthogonal"
+    bias_init: str | Initializer = "zeros"
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
 
-    def initial_carry(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
-    ) -> SimpleRNNCarry:
-        """Zeros: ``hidden (*batch_shape, hidden_size)``."""
-        return SimpleRNNCarry(self.zeros(batch_shape, dtype))
+    carry: ClassVar[type[SimpleRNNCarry]] = SimpleRNNCarry
+    gates = ("h",)
+    one_piece = True
 
     def update(self, params: Params, x: jax.Array, carry: SimpleRNNCarry) -> SimpleRNNCarry:
         """``h'`` is the activated sum."""

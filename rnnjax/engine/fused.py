@@ -17,11 +17,10 @@ import jax.numpy as jnp
 from jax.export import is_symbolic_dim
 from jax.typing import DTypeLike
 
-from rnnjax.cells.arguments import check_features, check_params
-from rnnjax.cells.base import Carry, Cell, Params
-from rnnjax.cells.dense import DenseCell
+from rnnjax.cells.arguments import check_features
+from rnnjax.cells.base import Carry, Cell, Params, is_elementwise
 from rnnjax.cells.onehot import OneHot
-from rnnjax.cells.projected import ElementwiseCell, ProjectedCell, add_bias, product
+from rnnjax.cells.products import product
 from rnnjax.engine.loop import Given, Layer, differentiated_as, kept_numbers, loop
 from rnnjax.engine.method import Method
 from rnnjax.engine.products import Products
@@ -37,7 +36,7 @@ _MANY_BYTES = 16 * 10**6
 class Fused(Method):
     """Project all inputs in one product, and schedule the backward pass by hand.
 
-    It serves cells whose step splits into project, recurrent product and update (`DenseCell`).
+    It serves every cell that declares its equation (see `rnnjax.Cell`).
     It can be vmapped, and its gradient can be differentiated again by ``grad`` (reverse over
     reverse). Forward-mode differentiation (``jvp``, ``jacfwd``, ``hessian``) needs ``Scan()``, as
     for every function with a derivative rule of its own in JAX.
@@ -83,28 +82,20 @@ class Fused(Method):
         return f"Fused({', '.join(set_fields)})"
 
     def refusal(self, cell: Cell) -> str | None:
-        """Cells whose step does not split are refused."""
-        if not (isinstance(cell, DenseCell | ElementwiseCell) and cell.splits):
-            return "its step does not split into project, recurrent product and update"
-        if self.product_dtype is not None and not cell.projects_plainly:
-            return "its own project decides the type of its products (leave out product_dtype)"
-        return None
+        """A cell with a step of its own is refused."""
+        return None if cell.carry is not None else "it declares no carry and update, but a step"
 
     def run(
         self, cell: Cell, params: Params, xs: Any, carry: Carry, reverse: bool, steps: Steps
     ) -> tuple[Carry, jax.Array]:
         """Run ``cell`` over ``xs (time, *batch, features)``."""
-        assert isinstance(cell, ProjectedCell)
         num_steps = xs.shape[0]
         if num_steps == 0:
             return Scan().run(cell, params, xs, carry, reverse, steps)
-        if cell.projects_plainly:
-            check_features(cell, params, xs)
-        else:
-            check_params(cell, params)
+        check_features(cell, params, xs)
         params = dict(params)  # in the order that JAX gives a dict, whatever mapping came
         layer = Layer(cell, self._products(cell, params, xs.shape), reverse)
-        run = _run if isinstance(cell, DenseCell) else _run_elementwise
+        run = _run_elementwise if is_elementwise(cell) else _run
         carry, steps = _resets_early(carry, steps, reverse)
         given = Given(params, steps._replace(each=AtStep()))
         if self.keep_every is not None and is_symbolic_dim(num_steps):
@@ -120,7 +111,7 @@ class Fused(Method):
     def explain(self, cell: Cell, params: Params, shape: tuple[int, ...]) -> list[str]:
         """The forms of the products, and what is kept for the backward pass."""
         length = min(self.keep_every or shape[0], shape[0])
-        if isinstance(cell, ElementwiseCell):
+        if is_elementwise(cell):
             lines = [
                 f"projects the inputs of {length} steps in one product",
                 "pointwise steps, differentiated by JAX",
@@ -130,7 +121,6 @@ class Fused(Method):
                     f"keeps the state before every {length} steps, and computes them again"
                 )
             return lines
-        assert isinstance(cell, DenseCell)
         products = self._products(cell, params, shape)
         kept = f"{kept_numbers(Layer(cell, products, False), params, shape[1:-1])} numbers a row"
         if length == shape[0]:
@@ -152,9 +142,9 @@ class Fused(Method):
             memory,
         ]
 
-    def _products(self, cell: ProjectedCell, params: Params, shape: tuple[int, ...]) -> Products:
+    def _products(self, cell: Cell, params: Params, shape: tuple[int, ...]) -> Products:
         dtype = cell.dtype if self.product_dtype is None else self.product_dtype
-        kernel = params["recurrent_kernel" if isinstance(cell, DenseCell) else "kernel"]
+        kernel = params["kernel" if cell.recurrent is None else "recurrent_kernel"]
         return Products.choose(kernel, math.prod(shape[1:-1]), dtype)
 
 
@@ -233,9 +223,7 @@ def _run_elementwise(
     """A cell without a product in the loop: only the inputs' product has to be taken out of it."""
     xs, each = inputs
     cell, steps = layer.cell, given.steps
-    projected = _project(layer, given.params, xs)
-    if cell.projects_plainly:
-        projected = add_bias(projected, given.params, "bias")
+    projected = cell.biased(_project(layer, given.params, xs), given.params, "bias")
 
     def step(carry: Carry, at_step: tuple[jax.Array, AtStep]) -> tuple[Carry, jax.Array]:
         projected, at = at_step
@@ -281,13 +269,13 @@ def _run(
     return carry, ys.reshape(num_steps, *ys.shape[2:])
 
 
-def _steps_ahead(cell: DenseCell, rows: int, num_steps: int) -> int:
+def _steps_ahead(cell: Cell, rows: int, num_steps: int) -> int:
     """How many steps to project at a time where there is no backward pass."""
     if jax.default_backend() != "cpu" or any(map(is_symbolic_dim, (rows, num_steps))):
         return num_steps
     if rows >= 32 and cell.hidden_size >= 128:
         counts = range(10, 20)
-    elif 4 * num_steps * rows * cell.num_gates * cell.hidden_size > _MANY_BYTES:
+    elif 4 * num_steps * rows * len(cell.gates) * cell.hidden_size > _MANY_BYTES:
         counts = range(100, 49, -1)
     else:
         return num_steps
@@ -296,8 +284,6 @@ def _steps_ahead(cell: DenseCell, rows: int, num_steps: int) -> int:
 
 def _project(layer: Layer, params: Params, xs: Any) -> jax.Array:
     """All steps' inputs times the kernel; the bias is added in the loop, which saves a pass."""
-    if not layer.cell.projects_plainly:
-        return layer.cell.project(params, xs)
     if isinstance(xs, OneHot):
         return product(xs, params["kernel"], layer.products.dtype)
     return _input_product(layer, params["kernel"], xs)
@@ -313,7 +299,7 @@ def _input_product_backward(
     layer: Layer, residuals: tuple[jax.Array, jax.Array], d: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     kernel, xs = residuals
-    d_kernel = layer.products.kernel_gradient(xs, d).astype(kernel.dtype)
+    d_kernel = layer.products.kernel_gradient(xs, d, kernel).astype(kernel.dtype)
     return d_kernel, layer.products.inputs_gradient(d, kernel).astype(xs.dtype)
 
 

@@ -18,9 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rnnjax.cells.activations import KEPT
-from rnnjax.cells.base import Carry, Params
-from rnnjax.cells.dense import DenseCell, in_update
-from rnnjax.cells.projected import add_bias
+from rnnjax.cells.base import Carry, Cell, Params, is_bias
 from rnnjax.engine.over_time import over_time
 from rnnjax.engine.products import Products
 from rnnjax.engine.steps import AtStep, Steps
@@ -33,7 +31,7 @@ Kept = tuple[jax.Array | None, list[jax.Array]]
 class Layer:
     """All that is static about a run."""
 
-    cell: Any  # a DenseCell or an ElementwiseCell
+    cell: Any  # a Cell that declares its equation
     products: Products
     reverse: bool
 
@@ -145,19 +143,22 @@ class _Layout:
 def _inputs(layer: Layer, given: Given) -> Callable[[Carry, jax.Array], Any]:
     """``(carry, projected) -> x``, what `update` reads beside the carry."""
     cell, params, steps = layer.cell, *given
+    if cell.recurrent is None:
+        return lambda carry, projected: cell.biased(projected, params, "bias")
     times = layer.products.times(params["recurrent_kernel"])
 
     def inputs(carry: Carry, projected: jax.Array) -> Any:
-        if cell.projects_plainly:
-            projected = add_bias(projected, params, "bias")
-        recurrent = times(steps.entering(carry.hidden))
-        return cell.meet(projected, add_bias(recurrent, params, "recurrent_bias"))
+        recurrent = times(steps.entering(getattr(carry, cell.recurrent)))
+        return cell.meet(
+            cell.biased(projected, params, "bias"),
+            cell.biased(recurrent, params, "recurrent_bias"),
+        )
 
     return inputs
 
 
 def _after(
-    cell: DenseCell, steps: Steps, at: AtStep, start: Carry, old: Carry, new: Carry, y: jax.Array
+    cell: Cell, steps: Steps, at: AtStep, start: Carry, old: Carry, new: Carry, y: jax.Array
 ) -> tuple[Carry, jax.Array]:
     """What happens at a step besides the equation; linear in the arrays from ``start`` on."""
     new, y = steps.end(old, new, y, at, cell.output)
@@ -170,7 +171,7 @@ def _step(layer: Layer, given: Given) -> Callable[..., tuple[Carry, jax.Array, K
     inputs = _inputs(layer, given)
     # In a scan XLA cannot merge what is computed again with what was computed before.
     advance = jax.checkpoint(
-        cell.advance,
+        functools.partial(cell.advance, dtype=layer.products.dtype),
         prevent_cse=False,
         policy=jax.checkpoint_policies.save_only_these_names(KEPT),
     )
@@ -178,7 +179,7 @@ def _step(layer: Layer, given: Given) -> Callable[..., tuple[Carry, jax.Array, K
     def step(
         carry: Carry, projected: jax.Array, at: AtStep
     ) -> tuple[Carry, jax.Array, Kept, _Layout]:
-        used = in_update(params)
+        used = cell.in_update(params)
         (new, y), pull = jax.vjp(advance, used, inputs(carry, projected), carry)
         if isinstance(projected, jax.core.Tracer):
             layout, kept = _Layout.of(pull, used, carry, projected)
@@ -204,7 +205,7 @@ def kept_numbers(layer: Layer, params: Params, batch: tuple[int, ...]) -> int:
 
     def step(params: Params) -> tuple[Kept, Carry]:
         carry = cell.initial_carry(batch)
-        projected = jnp.zeros((*batch, params["recurrent_kernel"].shape[-1]))
+        projected = jnp.zeros((*batch, params["kernel"].shape[-1]))
         step = _step(layer, Given(dict(params), Steps()))
         entry, rest = step(carry, projected, AtStep())[2]
         return (projected if entry is None else entry, rest), carry
@@ -225,7 +226,7 @@ def loop(
     inputs = _inputs(layer, given)
 
     def step(carry: Carry, projected: jax.Array, at: AtStep) -> Any:
-        new, y = cell.advance(params, inputs(carry, projected), carry)
+        new, y = cell.advance(params, inputs(carry, projected), carry, layer.products.dtype)
         new, y = _after(cell, steps, at, steps.start, carry, new, y)
         return new, None, y
 
@@ -291,20 +292,17 @@ def _backward(
     (d_used, d_start), d_projected, d_recurrent, d_carry = _cotangents_in_place(
         layer, given, first, (rest, d_ys, carries, each), d_carry
     )
+    cell, d_params = layer.cell, dict(d_used)
     if d_recurrent is None:
         d_recurrent = d_projected
-    d_params = {
-        "recurrent_kernel": layer.products.kernel_gradient(
-            steps.entering(carries.hidden), d_recurrent
-        ),
-        **d_used,
-    }
-    totals = {"recurrent_bias": d_recurrent}
-    if layer.cell.projects_plainly:
-        totals["bias"] = d_projected
-    for name, total in totals.items():
-        if name in params:
-            d_params[name] += total.sum(axis=tuple(range(d_recurrent.ndim - 1)))
+    if cell.recurrent is not None:
+        entering = steps.entering(getattr(carries, cell.recurrent))
+        d_params["recurrent_kernel"] = layer.products.kernel_gradient(
+            entering, d_recurrent, params["recurrent_kernel"]
+        )
+    for name, d in (("bias", d_projected), ("recurrent_bias", d_recurrent)):
+        if name in params and is_bias(cell, name):
+            d_params[name] += d.sum(axis=tuple(range(d.ndim - 1)))
     d_params = {name: d.astype(params[name].dtype) for name, d in d_params.items()}
     # The kernel of the inputs, which are projected before, what was drawn at random and the marks
     # have no gradient here, which None says.
@@ -353,9 +351,11 @@ def _cotangents_in_place(
 def _backward_step(layer: Layer, given: Given) -> Any:
     """Zeros for the gradients summed in the loop, and the step of the backward loop."""
     cell, params, steps = layer.cell, *given
-    used = in_update(params)
+    used, pair = cell.in_update(params), cell.recurrent is not None and not cell.sums
     forward = _step(layer, given)
-    times_transposed = layer.products.times_transposed(params["recurrent_kernel"])
+    times_transposed = None
+    if cell.recurrent is not None:
+        times_transposed = layer.products.times_transposed(params["recurrent_kernel"])
 
     def step(state: Any, first: jax.Array, others: Any) -> tuple[Any, Any]:
         d_carry, d_so_far = state
@@ -369,11 +369,13 @@ def _backward_step(layer: Layer, given: Given) -> Any:
         d_used, d_x, d_carry = pull((d_new, d_y))
         # The barrier has them computed once, though the product and the outputs both read them.
         d_x = jax.lax.optimization_barrier(d_x)
-        d_projected, d_recurrent = (d_x, d_x) if cell.sums else d_x
-        d_hidden = steps.entering(times_transposed(d_recurrent).astype(d_carry.hidden.dtype))
+        d_projected, d_recurrent = d_x if pair else (d_x, d_x)
         d_carry = jax.tree.map(jnp.add, d_carry, d_old)
-        d_carry = d_carry._replace(hidden=d_carry.hidden + d_hidden)
+        if times_transposed is not None:
+            d_state = getattr(d_carry, cell.recurrent)
+            d_state += steps.entering(times_transposed(d_recurrent).astype(d_state.dtype))
+            d_carry = d_carry._replace(**{cell.recurrent: d_state})
         state = d_carry, jax.tree.map(jnp.add, d_so_far, (d_used, d_start))
-        return state, (d_projected.astype(first.dtype), None if cell.sums else d_recurrent)
+        return state, (d_projected.astype(first.dtype), d_recurrent if pair else None)
 
     return jax.tree.map(jnp.zeros_like, (used, steps.start)), step

@@ -29,9 +29,14 @@ import jax.numpy as jnp
 from jax.export import is_symbolic_dim
 from jax.typing import DTypeLike
 
-from rnnjax.cells.base import Inputs, at_least_float32
+from rnnjax.cells.base import Inputs
 from rnnjax.cells.onehot import OneHot
-from rnnjax.cells.projected import product
+from rnnjax.cells.products import (
+    at_least_float32,
+    convolution_kernel_gradient,
+    convolved_back,
+    product,
+)
 from rnnjax.cells.rows import as_rows, divided
 
 # A kernel above this size does not stay in a core's cache between two steps.
@@ -82,6 +87,8 @@ class Products:
         cls, kernel: Any, rows: int, dtype: DTypeLike | None, platform: str | None = None
     ) -> "Products":
         """The forms for a recurrent kernel and a number of rows; see the module's table."""
+        if kernel.ndim > 2:  # XLA's convolutions
+            return cls(dtype=dtype)
         width = jnp.dtype(at_least_float32(kernel.dtype) if dtype is None else dtype).itemsize
         if (platform or jax.default_backend()) != "cpu" or width < 4:
             return cls(dtype=dtype)
@@ -107,7 +114,7 @@ class Products:
         with 128; 0.56, 0.58 at H = 256 and 64 rows; 4.73, 4.56 at H = 1024.
         """
         products = cls.choose(kernel, rows, dtype, platform)
-        if (platform or jax.default_backend()) != "cpu" or dtype is None:
+        if (platform or jax.default_backend()) != "cpu" or dtype is None or kernel.ndim > 2:
             return products
         width = jnp.dtype(dtype).itemsize
         if width < 4 and kernel.size * width > _NARROW_CACHE_BYTES and rows in _SOME_ROWS:
@@ -129,7 +136,7 @@ class Products:
 
     def input_size(self, laid_out: jax.Array) -> int:
         """Of the vectors that a kernel as `lay_out` gave it is multiplied with."""
-        return laid_out.shape[1 if self.forward is Forward.FEATURES_FIRST else 0]
+        return laid_out.shape[-1 if self.forward is Forward.FEATURES_FIRST else -2]
 
     def multiply(self, x: Inputs, laid_out: jax.Array) -> jax.Array:
         """``x @ kernel``, with the kernel as `lay_out` gave it."""
@@ -152,11 +159,14 @@ class Products:
 
     def inputs_gradient(self, d: jax.Array, kernel: jax.Array) -> jax.Array:
         """``d @ kernel.T`` for all steps at once."""
-        if divided():
+        if divided() and kernel.ndim == 2:
             return contract(self._cast(d), self._cast(kernel), (d.ndim - 1, 1))
         return self._transposed(self.inputs_backward, self._cast(kernel))(d)
 
     def _transposed(self, form: Backward, kernel: jax.Array) -> Product:
+        if kernel.ndim > 2:
+            back = convolved_back(kernel)
+            return lambda d: back(d.astype(kernel.dtype)).astype(at_least_float32(kernel.dtype))
         if form is Backward.COPY:  # and here the barrier does too
             transposed = jax.lax.optimization_barrier(kernel.T)
             return lambda d: product(d, transposed, self.dtype)
@@ -164,11 +174,15 @@ class Products:
             return lambda d: _from_the_left(kernel, d, self.dtype)
         return lambda d: _as_rows(lambda rows: contract(self._cast(rows), kernel, (1, 1)), d)
 
-    def kernel_gradient(self, xs: jax.Array, d: jax.Array) -> jax.Array:
-        """The gradient of the kernel in ``xs @ kernel``: one product over all steps and rows.
+    def kernel_gradient(self, xs: jax.Array, d: jax.Array, kernel: jax.Array) -> jax.Array:
+        """The gradient of ``kernel`` in ``xs @ kernel``: one product over all steps and rows.
 
         Written out, because JAX's own rule gives its transpose, which XLA then copies around.
         """
+        if kernel.ndim > 2:
+            kernel = self._cast(kernel)
+            xs, d = (a.astype(kernel.dtype) for a in (xs, d))
+            return convolution_kernel_gradient(xs, d, kernel)
         left, right = (self._cast(as_rows(a)) for a in (xs, d))
         rows = tuple(range(left.ndim - 1))
         return contract(left, right, (rows, rows))

@@ -11,8 +11,6 @@ import jax.numpy as jnp
 
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.composite import Noise
-from rnnjax.cells.dense import DenseCell
-from rnnjax.cells.projected import ElementwiseCell
 
 
 class AtStep(NamedTuple):
@@ -35,7 +33,7 @@ class Steps(NamedTuple):
     Attributes:
         each: see `AtStep`.
         start: the carry that a reset puts in the place of a row's.
-        recurrent: factors of the hidden state in the recurrent product.
+        recurrent: factors of the state in the recurrent product.
         leaks: by the name of a field of the carry, the part of its old value that is kept.
     """
 
@@ -66,11 +64,11 @@ class Steps(NamedTuple):
             lambda start, leaf: jnp.where(expand(resets, leaf), start, leaf), self.start, carry
         )
 
-    def entering(self, hidden: jax.Array) -> jax.Array:
-        """The hidden state as the recurrent product sees it."""
+    def entering(self, state: jax.Array) -> jax.Array:
+        """The state as the recurrent product sees it."""
         if self.recurrent is None:
-            return hidden
-        return hidden * self.recurrent.astype(hidden.dtype)
+            return state
+        return state * self.recurrent.astype(state.dtype)
 
     def end(
         self, old: Carry, new: Carry, y: jax.Array, at: AtStep, output: str | None
@@ -102,19 +100,16 @@ class Steps(NamedTuple):
 
     def run(self, cell: Cell, params: Params, carry: Carry, x: Any, at: AtStep) -> Any:
         """One step of ``cell`` with all of this: the new carry, and the output."""
-        carry = self.begin(carry, at)
-        output = None
+        carry = entering = self.begin(carry, at)
         if self.recurrent is None and not self.leaks and not at.kept:
             new, y = cell.step(params, carry, x)
-        elif isinstance(cell, DenseCell):
-            output, projected = cell.output, cell.project(params, x)
-            recurrent = cell.recurrent_product(params, self.entering(carry.hidden))
-            new, y = cell.advance(params, cell.meet(projected, recurrent), carry)
-        else:
-            assert isinstance(cell, ElementwiseCell)
-            output = cell.output
-            new, y = cell.advance(params, cell.project(params, x), carry)
-        return self.end(carry, new, y, at, output)
+            return self.end(carry, new, y, at, None)
+        if cell.recurrent is not None:
+            state = self.entering(getattr(carry, cell.recurrent))
+            entering = carry._replace(**{cell.recurrent: state})
+        x = cell.meet(cell.project(params, x), cell.recur(params, entering))
+        new, y = cell.advance(params, x, carry)
+        return self.end(carry, new, y, at, cell.output)
 
 
 def expand(marks: jax.Array, leaf: jax.Array) -> jax.Array:

@@ -10,11 +10,10 @@ import numpy as np
 from jax.export import is_symbolic_dim
 
 from rnnjax.cells.arguments import as_array, as_inputs, brief, check_carry, check_key
-from rnnjax.cells.base import Carry, Cell, Inputs, Params, at_least_float32
+from rnnjax.cells.base import Carry, Cell, Inputs, Params
 from rnnjax.cells.composite import CompositeCell, Noise
-from rnnjax.cells.dense import DenseCell
 from rnnjax.cells.onehot import OneHot
-from rnnjax.cells.projected import ProjectedCell
+from rnnjax.cells.products import at_least_float32
 from rnnjax.engine.fused import Fused
 from rnnjax.engine.method import Method
 from rnnjax.engine.scan import Scan
@@ -41,7 +40,7 @@ class Auto(Method):
         >>> from rnnjax import GRUCell
         >>> Auto().choose(GRUCell(4)) == Fused()
         True
-        >>> Auto().choose(GRUCell(4, reset_after=False))
+        >>> Auto().choose(GRUCell(4), num_steps=1)
         Scan()
         """
         return Scan() if num_steps == 1 or Fused().refusal(cell) else Fused()
@@ -61,7 +60,7 @@ class Auto(Method):
         elif shape[0] == 1:
             why = "Scan(), because a single step has nothing to take out of a loop"
         else:
-            why = "Fused(), because the cell's step splits"
+            why = "Fused(), because the cell declares its equation"
         return [f"chose {why}", *chosen.explain(cell, params, shape)]
 
 
@@ -320,15 +319,15 @@ def _check_method(cell: Cell, method: Method) -> None:
 
 
 def _check_noise(cell: Cell, noise: Noise) -> None:
-    if noise and not (isinstance(cell, ProjectedCell) and cell.splits):
+    if noise and cell.carry is None:
         raise InvalidInputError(
-            f"recurrent dropout and zoneout cannot reach inside of {brief(cell)}, because its step "
-            "does not split into pieces; use them with another cell"
+            f"recurrent dropout and zoneout cannot reach inside of {brief(cell)}, because it "
+            "declares no carry and update, but a step; use them with another cell"
         )
-    if noise.recurrent is not None and not isinstance(cell, DenseCell):
+    if noise.recurrent is not None and cell.recurrent is None:
         raise InvalidInputError(
-            f"recurrent dropout needs a recurrent product, which {brief(cell)} has not; leave it "
-            "out"
+            f"recurrent dropout needs a product of the state before the update, which "
+            f"{brief(cell)} has not; leave it out"
         )
 
 

@@ -10,9 +10,7 @@ from jax.typing import DTypeLike
 
 from rnnjax.cells.arguments import as_inputs, brief, check_features, check_last_axis, check_step
 from rnnjax.cells.base import Carry, Cell, Inputs, Params
-from rnnjax.cells.dense import DenseCell
 from rnnjax.cells.onehot import OneHot
-from rnnjax.cells.projected import ElementwiseCell, add_bias
 from rnnjax.engine.fused import Fused
 from rnnjax.engine.products import Products
 from rnnjax.errors import InvalidInputError
@@ -30,12 +28,12 @@ class Prepared(Cell):
     Args:
         cell: the cell itself.
         inputs: the form of the product with ``kernel``.
-        recurrent: the form of the product with ``recurrent_kernel``.
+        states: the form of the product with ``recurrent_kernel``.
     """
 
-    cell: DenseCell | ElementwiseCell
+    cell: Cell
     inputs: Products
-    recurrent: Products
+    states: Products
 
     @property
     def output_size(self) -> int:
@@ -49,9 +47,8 @@ class Prepared(Cell):
     def lay_out(self, params: Params) -> dict[str, jax.Array]:
         """Parameters of the cell, as this one takes them."""
         laid_out = {**params, "kernel": self.inputs.lay_out(params["kernel"])}
-        # Of an ElementwiseCell it is no operand of a product.
-        if isinstance(self.cell, DenseCell):
-            laid_out["recurrent_kernel"] = self.recurrent.lay_out(params["recurrent_kernel"])
+        if self.cell.recurrent is not None:
+            laid_out["recurrent_kernel"] = self.states.lay_out(params["recurrent_kernel"])
         return laid_out
 
     def initial_carry(
@@ -65,13 +62,14 @@ class Prepared(Cell):
         x = as_inputs(x)
         check_last_axis(x, self.inputs.input_size(params["kernel"]))
         check_step(self.cell, carry, x)
+        cell, recurrent = self.cell, None
         projected = self.inputs.multiply(x, params["kernel"])
-        projected = add_bias(projected, params, "bias")
-        if isinstance(self.cell, ElementwiseCell):
-            return self.cell.advance(params, projected, carry)
-        recurrent = self.recurrent.multiply(carry.hidden, params["recurrent_kernel"])
-        recurrent = add_bias(recurrent, params, "recurrent_bias")
-        return self.cell.advance(params, self.cell.meet(projected, recurrent), carry)
+        if cell.recurrent is not None:
+            state = getattr(carry, cell.recurrent)
+            recurrent = self.states.multiply(state, params["recurrent_kernel"])
+            recurrent = cell.biased(recurrent, params, "recurrent_bias")
+        x = cell.meet(cell.biased(projected, params, "bias"), recurrent)
+        return cell.advance(params, x, carry, self.states.dtype)
 
 
 def prepare(
@@ -99,8 +97,8 @@ def prepare(
             carry stay float32. As of `Fused`.
 
     Returns:
-        the cell to step, and its parameters. A layer whose step does not split into project,
-        recurrent product and update, and one with zoneout, comes back as it is.
+        the cell to step, and its parameters. A layer with a step of its own, and one with zoneout,
+        comes back as it is.
 
     Raises:
         InvalidInputError: the parameters or ``x`` do not belong to the cell; or ``product_dtype``
@@ -123,14 +121,14 @@ def prepare(
         return prepare(cell.cell, params, x, product_dtype=product_dtype)
     method = Fused(product_dtype=product_dtype)  # whose pieces a prepared step is made of
     reason = method.refusal(cell)
-    if reason is None and isinstance(cell, DenseCell | ElementwiseCell) and cell.projects_plainly:
+    if reason is None:
         check_features(cell, params, x)
         ready = _prepared(cell, params, x, method.product_dtype)
         return ready, ready.lay_out(params)
     if product_dtype is not None:
-        advice = "" if "leave out product_dtype" in str(reason) else "; leave out product_dtype"
         raise InvalidInputError(
-            f"{brief(cell)} cannot be stepped with a product_dtype, because {reason}{advice}"
+            f"{brief(cell)} cannot be stepped with a product_dtype, because {reason}; leave out "
+            "product_dtype"
         )
     return cell, params
 
@@ -147,16 +145,13 @@ def _prepare_stack(
     return dataclasses.replace(stack, cells=cells), laid_out
 
 
-def _prepared(
-    cell: DenseCell | ElementwiseCell, params: Params, x: Any, product_dtype: DTypeLike | None
-) -> Prepared:
+def _prepared(cell: Cell, params: Params, x: Any, product_dtype: DTypeLike | None) -> Prepared:
     dtype = cell.dtype if product_dtype is None else product_dtype
     rows = math.prod(x.shape[:-1])
     # Of one-hot vectors the kernel's rows are looked up.
-    one_hot = isinstance(x, OneHot)
-    choose = Products.choose_for_steps
-    inputs = Products(dtype=dtype) if one_hot else choose(params["kernel"], rows, dtype)
-    recurrent = Products(dtype=dtype)
-    if isinstance(cell, DenseCell):
-        recurrent = choose(params["recurrent_kernel"], rows, dtype)
-    return Prepared(cell, inputs, recurrent)
+    inputs = states = Products(dtype=dtype)
+    if not isinstance(x, OneHot):
+        inputs = Products.choose_for_steps(params["kernel"], rows, dtype)
+    if cell.recurrent is not None:
+        states = Products.choose_for_steps(params["recurrent_kernel"], rows, dtype)
+    return Prepared(cell, inputs, states)

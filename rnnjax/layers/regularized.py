@@ -146,7 +146,9 @@ class Regularized(CompositeCell):
         key, *kept_keys = keys
         recurrent = None
         if self.recurrent_dropout:
-            recurrent = factors(key, self.recurrent_dropout, carry.hidden.shape)
+            leaf = None if self.cell.carry is None else self.cell.recurrent
+            units = () if leaf is None else self.cell.carry_shapes[leaf]  # none: unroll refuses
+            recurrent = factors(key, self.recurrent_dropout, (*steps[1:], *units))
         kept = {
             name: jax.random.bernoulli(key, rate, (steps[0], *getattr(carry, name).shape))
             for key, (name, rate) in zip(kept_keys, self.zoneout.items(), strict=False)

@@ -215,22 +215,6 @@ def test_the_second_text_compiles_nothing(trained):
     assert (sampling._draw._cache_size(), sampling._read._cache_size()) == before
 
 
-def test_products_that_the_cell_does_not_have_are_refused(generate, tmp_path):
-    (tmp_path / "text.txt").write_text("the cat sat on a mat. " * 9)
-    options = Train(
-        text=Text(str(tmp_path / "text.txt"), vocabulary="learned", seq_length=10),
-        model=Architecture(layers=1, hidden_size=4, cell="layernorm_lstm"),
-        steps=1,
-        sample_length=0,
-        run_dir=tmp_path / "run",
-    )
-    run_training(options)
-    result = generate("--run-dir", tmp_path / "run", "--products", "bfloat16")
-    assert result.status == 2
-    assert "--products bfloat16 is not for this run: its cell (layernorm_lstm)" in result.stderr
-    assert text_of(generate, tmp_path / "run", "--length", "5", "--prime", "the")
-
-
 def test_a_byte_that_is_no_character_is_read_as_itself(generate, bytes_run):
     read = text_of(generate, bytes_run, *WARM, "--prime", "a\udcff")
     assert read.startswith("a\N{REPLACEMENT CHARACTER}")

@@ -152,9 +152,8 @@ def test_no_update_at_all_is_refused(text, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--cell", "mingru", "--recurrent-dropout", "0.1"], "recurrent dropout needs a recurrent"),
+        (["--cell", "mingru", "--recurrent-dropout", "0.1"], "recurrent dropout needs a product"),
         (["--cell", "mingru", "--weight-drop", "0.1"], "weight_drop needs a recurrent_kernel"),
-        (["--cell", "layernorm_lstm", "--products", "bfloat16"], "decides the type of its product"),
         (["--sample-temperature", "inf"], "temperature must be a number from 0"),
         (["--seed", str(2**32)], "--seed must be at least 0 and at most 4294967295"),
     ],

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rnnjax.cells import DenseCell, GRUCell, LSTMCell, SimpleRNNCell
-from rnnjax.cells.base import Cell, Params
+from rnnjax.cells import Cell, GRUCell, LSTMCell, SimpleRNNCell
+from rnnjax.cells.base import Params
 from rnnjax.errors import InteropError
 from rnnjax.interop.layers import Dense, Embedding, Layer, Recurrent, describe_cell
 from rnnjax.layers import Bidirectional, Directions, Regularized, Stack
@@ -34,7 +34,7 @@ class Unit:
         path: its place below the layer, such as ``"forward_layer/cell"``; empty for the layer.
     """
 
-    owner: DenseCell | Dense | Embedding
+    owner: Cell | Dense | Embedding
     path: str
 
     @property
@@ -76,7 +76,7 @@ def _cells(cell: Cell, path: str, name: str) -> Iterator[Unit]:
             for unit in _cells(part, "", name):
                 place = unique(f"{snake(CELLS[type(unit.owner)])}_cell", used)
                 yield dataclasses.replace(unit, path=f"{path}/cells/{place}")
-    elif isinstance(cell, DenseCell) and type(cell) in CELLS:
+    elif type(cell) in CELLS:
         yield Unit(cell, path)
     else:
         raise InteropError(
@@ -139,7 +139,7 @@ def shapes_of(unit: Unit, input_size: int) -> dict[str, tuple[int, ...]]:
         return shapes | ({"bias": (owner.size,)} if owner.use_bias else {})
     assert isinstance(owner, SimpleRNNCell | LSTMCell | GRUCell)
     size = owner.hidden_size
-    width = owner.num_gates * size
+    width = len(owner.gates) * size
     shapes = {"kernel": (input_size, width), "recurrent_kernel": (size, width)}
     if owner.use_bias:
         shapes["bias"] = (width,)
@@ -230,7 +230,7 @@ def _held(array: np.ndarray, where: str) -> jax.Array:
 
 def _one_layout(cell: Cell, arrays: Arrays, where: str) -> Arrays:
     """The layout of Keras 2 and 3, whichever of the three it was."""
-    gates = cell.num_gates if isinstance(cell, LSTMCell | GRUCell) else None
+    gates = len(cell.gates) if isinstance(cell, LSTMCell | GRUCell) else None
     if gates is None:
         return arrays
     size, width = cell.output_size, gates * cell.output_size

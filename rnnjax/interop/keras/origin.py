@@ -65,7 +65,7 @@ def split(
 
 
 def _count_of_keras_1(unit: Unit) -> int:
-    gates = getattr(unit.owner, "num_gates", 1)
+    gates = len(getattr(unit.owner, "gates", ("y",)))
     return 3 * gates if gates > 1 else unit.count
 
 

@@ -1,15 +1,15 @@
 """What ONNX's recurrent operators can compute and no cell of `rnnjax.cells` does."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from rnnjax.cells.activations import Activation, Initializer, get_activation
-from rnnjax.cells.base import Params
-from rnnjax.cells.dense import DenseCell
-from rnnjax.cells.lstm import LSTMCarry, set_forget_bias
+from rnnjax.cells.activations import Activation, Initializer, WithGates, get_activation
+from rnnjax.cells.base import Cell, Param, Params
+from rnnjax.cells.lstm import LSTMCarry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Clipped:
         return get_activation(self.function)(jnp.clip(x, -self.bound, self.bound))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GeneralLSTMCell(DenseCell):
+@dataclasses.dataclass(frozen=True)
+class GeneralLSTMCell(Cell):
     r"""The whole of ONNX's LSTM: three activations, peepholes, and coupled gates.
 
     .. math::
@@ -49,15 +49,27 @@ class GeneralLSTMCell(DenseCell):
     `rnnjax.CoupledLSTMCell` say the same, they are what an import gives.
 
     Args:
+        hidden_size: the number of hidden units.
+        activation: :math:`\phi`, of the candidate g, by name or as a callable.
         recurrent_activation: :math:`\sigma`, of the gates i, f and o.
-        output_activation: :math:`\psi`, of the new cell state; ``activation`` is :math:`\phi`.
+        output_activation: :math:`\psi`, of the new cell state.
         peephole: whether the gates see the cell state.
         coupled: whether one gate is both for input and forgetting.
         unit_forget_bias: whether the forget gate's bias starts at 1, with ``coupled`` the input
             gate's at -1, rather than at ``bias_init``.
         peephole_init: initialiser of ``peephole``.
+        use_bias: whether there is a bias.
+        kernel_init: initialiser of ``kernel``, by name or as ``(key, shape, dtype) -> array``.
+        recurrent_kernel_init: the same of ``recurrent_kernel``.
+        bias_init: the same of the biases.
+        dtype: of the operands of the matrix products and of the outputs. With None the products run
+            in the promoted type of input and parameters, and outputs have the type of the carry.
+            Sums are in float32 at least, and the carry stays float32: ``dtype=jnp.bfloat16`` does
+            not make the state forget.
+        param_dtype: of the parameters that `init` draws.
 
-    For the other arguments see `DenseCell`.
+    Raises:
+        InvalidInputError: a hyperparameter is of the wrong type, or no name that is known.
 
     >>> cell = GeneralLSTMCell(5, output_activation="linear", peephole=True, coupled=True)
     >>> params = cell.init(jax.random.key(0), input_size=3)
@@ -68,47 +80,47 @@ class GeneralLSTMCell(DenseCell):
     ((8, 5), (8, 5))
     """
 
+    hidden_size: int
+    _: dataclasses.KW_ONLY
+    activation: str | Activation = "tanh"
     recurrent_activation: str | Activation = "sigmoid"
     output_activation: str | Activation = "tanh"
     peephole: bool = False
     coupled: bool = False
     unit_forget_bias: bool = True
     peephole_init: str | Initializer = "zeros"
+    use_bias: bool = True
+    kernel_init: str | Initializer = "glorot_uniform"
+    recurrent_kernel_init: str | Initializer = "orthogonal"
+    bias_init: str | Initializer = "zeros"
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+
+    carry: ClassVar[type[LSTMCarry]] = LSTMCarry
 
     @property
-    def num_gates(self) -> int:  # type: ignore[override]  # here it depends on an option
-        """Three with ``coupled``, else four."""
-        return 3 if self.coupled else 4
+    def gates(self) -> tuple[str, ...]:
+        """Those of an LSTM; with ``coupled`` there is no f."""
+        return ("i", "g", "o") if self.coupled else ("i", "f", "g", "o")
 
-    def init(self, key: jax.Array, input_size: int) -> dict[str, jax.Array]:
-        """Draw the parameters of an `LSTMCell`, and with ``peephole`` that."""
-        params = super().init(key, input_size)
+    def parameters(self, input_size: int) -> dict[str, Param]:
+        """Those of an `LSTMCell`, and with ``peephole`` that."""
+        params, gates = super().parameters(input_size), len(self.gates)
         if self.use_bias and self.unit_forget_bias:
-            bias = params["bias"]
-            params["bias"] = (
-                bias.at[: self.hidden_size].set(-1)
-                if self.coupled
-                else set_forget_bias(bias, self.hidden_size)
-            )
+            begin = (-1.0, None, None) if self.coupled else (None, 1.0, None, None)
+            params["bias"] = params["bias"]._replace(init=WithGates(self.bias_init, begin))
         if self.peephole:
-            shape = (self.num_gates - 1, self.hidden_size)
-            params["peephole"] = self.draw(self.peephole_init, jax.random.fold_in(key, 3), shape)
+            params["peephole"] = Param((gates - 1, self.hidden_size), self.peephole_init)
         return params
-
-    def initial_carry(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
-    ) -> LSTMCarry:
-        """Zeros: ``hidden`` and ``cell``, both ``(*batch_shape, hidden_size)``."""
-        return LSTMCarry(self.zeros(batch_shape, dtype), self.zeros(batch_shape, dtype))
 
     def update(self, params: Params, x: jax.Array, carry: LSTMCarry) -> LSTMCarry:
         """The equations of the class, from the second on."""
         sigma = get_activation(self.recurrent_activation)
-        i, *f, g, o = jnp.split(x, self.num_gates, axis=-1)
+        i, *f, g, o = jnp.split(x, len(self.gates), axis=-1)
         p_i, *p_f, p_o = (
             params["peephole"].astype(carry.cell.dtype)
             if self.peephole
-            else [0.0] * (self.num_gates - 1)
+            else [0.0] * (len(self.gates) - 1)
         )
         i = sigma(i + p_i * carry.cell)
         forget = 1 - i if self.coupled else sigma(f[0] + p_f[0] * carry.cell)
