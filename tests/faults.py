@@ -308,7 +308,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the backward loop subtracts what comes through the recurrent product",
         "engine",
-        "rnnjax/engine/loop.py",
+        "rnnjax/engine/recurrence.py",
         "d_state += steps.entering(",
         "d_state -= steps.entering(",
         ("tests/test_fused_forms.py::test_kernels_that_leave_the_cache",),
@@ -364,7 +364,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the derivative of a step finds what was kept in another order",
         "engine",
-        "rnnjax/engine/loop.py",
+        "rnnjax/engine/kept.py",
         "parts = dict(zip(self.written, pieces, strict=True))",
         "parts = dict(zip(self.written[::-1], pieces, strict=True))",
         ("tests/test_laws.py::test_law_1_in_float32",),
@@ -372,7 +372,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "what a masked step hands on has no gradient",
         "engine",
-        "rnnjax/engine/loop.py",
+        "rnnjax/engine/recurrence.py",
         "        d_carry = jax.tree.map(jnp.add, d_carry, d_old)\n",
         "",
         ("tests/test_sequence_laws.py::test_each_alone",),
@@ -380,7 +380,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the second bias has no gradient",
         "engine",
-        "rnnjax/engine/loop.py",
+        "rnnjax/engine/recurrence.py",
         '("bias", d_projected), ("recurrent_bias", d_recurrent)',
         '("bias", d_projected),',
         ("tests/test_fused_forms.py::test_kernels_that_leave_the_cache",),
@@ -388,7 +388,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a parameter that the step itself reads has the gradient of one step alone",
         "engine",
-        "rnnjax/engine/loop.py",
+        "rnnjax/engine/recurrence.py",
         "jax.tree.map(jnp.add, d_so_far, (d_used, d_start))",
         "(d_used, d_start)",
         ("tests/test_laws.py::test_law_1_in_float32",),
@@ -397,14 +397,14 @@ FAULTS: tuple[Fault, ...] = (
         "with keep_every no gradient goes on to the segment before",
         "engine",
         "rnnjax/engine/fused.py",
-        "lambda carry, inputs: again(inputs, carry), carry, cut",
-        "lambda carry, inputs: again(inputs, jax.lax.stop_gradient(carry)), carry, cut",
+        "lambda carry, inputs: again(inputs, carry), carry, pieces",
+        "lambda carry, inputs: again(inputs, jax.lax.stop_gradient(carry)), carry, pieces",
         ("tests/test_fused_forms.py::test_an_odd_number_of_steps_over",),
     ),
     Fault(
         "the gradient passes recurrent dropout as if nothing were dropped",
         "engine",
-        "rnnjax/engine/loop.py",
+        "rnnjax/engine/recurrence.py",
         "steps.entering(times_transposed(d_recurrent).astype(d_state.dtype))",
         "times_transposed(d_recurrent).astype(d_state.dtype)",
         ("tests/test_sequence_laws.py::test_noise_is_the_same_by_every_method",),
@@ -420,9 +420,9 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "in reverse the inputs of a few steps at a time are taken in the order of time",
         "engine",
-        "rnnjax/engine/fused.py",
-        "        _cut(inputs, steps),\n        reverse=layer.reverse,\n",
-        "        _cut(inputs, steps),\n",
+        "rnnjax/engine/recurrence.py",
+        "carry, cut((xs, each), length), reverse=self.reverse)",
+        "carry, cut((xs, each), length))",
         ("tests/test_fused_forms.py::test_inputs_projected_a_few_steps_at_a_time",),
     ),
     Fault(

@@ -1,11 +1,16 @@
 """`explain`: what would run, and why, without running it."""
 
+import math
+import re
+
 import jax
 import jax.numpy as jnp
 import pytest
-from cell_table import OwnStepCell
+from cell_table import CELLS, SINGLE, OwnStepCell, grid
 
 import rnnjax
+from rnnjax.engine.recurrence import Recurrence
+from rnnjax.engine.steps import AtStep, Steps
 
 
 def shapes(cell, steps, batch, features):
@@ -42,7 +47,8 @@ def test_a_cell_without_a_product_in_the_loop():
     cell = rnnjax.MinGRUCell(4)
     text = str(rnnjax.explain(cell, *shapes(cell, 100, 2, 3), method=rnnjax.Fused(keep_every=10)))
     assert "projects the inputs of 10 steps in one product" in text
-    assert "pointwise steps" in text
+    assert "recurrent product" not in text
+    assert "the gradient of kernel: one product over 10 steps each" in text
     assert "keeps the state before every 10 steps" in text
 
 
@@ -66,3 +72,56 @@ def test_bad_arguments_are_unrolls_own():
     cell = rnnjax.GRUCell(4)
     with pytest.raises(rnnjax.InvalidInputError, match="features"):
         rnnjax.explain(cell, shapes(cell, 5, 2, 3)[0], jax.ShapeDtypeStruct((5, 2, 9), jnp.float32))
+
+
+def loops_and_products(jaxpr, loop=False):
+    """Of a jaxpr, the products in its loops, those outside, and the loops' states."""
+    inside, outside, states = 0, 0, []
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
+            inside, outside = inside + loop, outside + (not loop)
+        if eqn.primitive.name == "scan":
+            first = eqn.params["num_consts"]
+            carry = eqn.params["jaxpr"].in_avals[first : first + eqn.params["num_carry"]]
+            states.append([aval.shape for aval in carry])
+        for inner in jax.tree.leaves(list(eqn.params.values())):
+            inner = getattr(inner, "jaxpr", inner)  # one that is closed
+            if not hasattr(inner, "eqns"):
+                continue
+            more = loops_and_products(inner, loop or eqn.primitive.name == "scan")
+            inside, outside, states = inside + more[0], outside + more[1], states + more[2]
+    return inside, outside, states
+
+
+@pytest.mark.parametrize("name", [n for n in SINGLE if n != "user-step"])
+def test_each_line_is_what_the_program_does(name):
+    """The products in the loops and outside of them, what is kept, and where gradients are made."""
+    cell, steps, rows = CELLS[name], 4, (7, *grid(name))
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 2))
+    xs = jax.ShapeDtypeStruct((steps, *rows, 2), jnp.float32)
+    carry = jax.eval_shape(lambda: cell.initial_carry(rows))
+    text = str(rnnjax.explain(cell, params, xs, platform="cpu"))
+    run = Recurrence(cell, cell.dtype, reverse=False)
+    given = params, Steps(), xs, AtStep(), carry
+    out, kept = jax.eval_shape(lambda *given: run.forward("cpu", *given), *given)
+    forward = jax.make_jaxpr(lambda *given: run.forward("cpu", *given))(*given)
+    wanted = jax.tree.map(lambda _: True, given)
+    backward = jax.make_jaxpr(lambda *rest: run.backward("cpu", *rest, wanted))(given, kept, out)
+
+    said = re.search(r"multiplies with (.*) in the update", text)
+    in_update = {"gru-reset-before": 2, "mgu-reset-before": 2}.get(name, 1) if said else 0
+    recurrent = "recurrent product at each step" in text
+    assert recurrent == (cell.recurrent is not None)
+    assert loops_and_products(forward.jaxpr)[:2] == (recurrent + in_update, 1)
+    outside = re.search(r"the gradient of (.*): one product over 4 steps", text)[1].split(", ")
+    inside, after, states = loops_and_products(backward.jaxpr)
+    # Of each product in the update both gradients; of the inputs' kernel the inputs' too.
+    assert (inside, after) == (recurrent + 2 * in_update, len(outside) + 1)
+    summed = re.search(r"the gradient of (.*): summed in the backward loop", text)
+    summed = summed[1].split(", ") if summed else []
+    assert set(outside) | set(summed) | {"bias", "recurrent_bias"} >= set(params)
+    (state,) = states
+    assert all(params[parameter].shape in state for parameter in summed)
+    assert all(params[parameter].shape not in state for parameter in outside)
+    numbers = int(re.search(r"keeps (\d+) numbers a row of every step", text)[1])
+    assert numbers * steps * math.prod(rows) == sum(leaf.size for leaf in jax.tree.leaves(kept))

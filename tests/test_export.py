@@ -8,10 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cell_table import BROAD, grid
+from cell_table import CELLS as TABLE
 from jax import export
 
 import rnnjax
 from rnnjax import Auto, Fused, Scan
+from rnnjax.engine import plan, products
 
 CELLS = {
     "lstm": rnnjax.LSTMCell(5),
@@ -75,3 +78,43 @@ def test_a_dial_that_needs_to_know_the_steps_says_so() -> None:
         export.export(
             jax.jit(lambda p, x: rnnjax.unroll(cell, p, x, method=Fused(keep_every=2)))
         )(params, xs)  # fmt: skip
+
+
+def lowered(name: str, *platforms: str) -> str:
+    """A layer forward, and its gradient, on a host with a CPU."""
+    cell, rows = TABLE[name], (33, *grid(name))
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 3))
+    xs = jax.ShapeDtypeStruct((20, *rows, 3), jnp.float32)
+
+    def both(params: Any, xs: jax.Array) -> Any:
+        def run(params: Any, xs: jax.Array) -> jax.Array:
+            return rnnjax.unroll(cell, params, xs)[1]
+
+        return run(params, xs), jax.grad(lambda *args: run(*args).sum(), (0, 1))(params, xs)
+
+    jax.clear_caches()
+    traced: Any = jax.jit(both).trace(params, xs)
+    return str(traced.lower(lowering_platforms=platforms).as_text())
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in BROAD else pytest.mark.slow) for n in TABLE]
+)
+def test_another_platform_gets_no_form_of_the_cpu(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where all that is chosen by size is chosen the other way, its program is the same."""
+    others = [lowered(name, "tpu", "cuda", "rocm")]
+    here = [lowered(name, "cpu")]
+    for module, size in (
+        (products, "_CACHE_BYTES"),
+        (products, "_LARGE_BYTES"),
+        (plan, "_MANY_BYTES"),
+        (plan, "_SOME_ROWS"),
+        (plan, "_SOME_UNITS"),
+    ):
+        monkeypatch.setattr(module, size, 0)
+    others.append(lowered(name, "tpu", "cuda", "rocm"))
+    here.append(lowered(name, "cpu"))
+    assert others[0] == others[1]
+    assert (here[0] == here[1]) == (name == "user-step")  # which has no fast path

@@ -237,12 +237,12 @@ def test_law_5_first_order_gradients(
 
 @pytest.mark.parametrize("name", SINGLE)
 @pytest.mark.usefixtures("x64")
-def test_law_5_forward_mode_of_scan(
+def test_law_5_forward_mode(
     name: str, case: Any, results: Any, random_like: Any, assert_close: Any
 ) -> None:
     cell, *arguments, weights = case(name)
     arguments = tuple(arguments)
-    run = functools.partial(rnnjax.unroll, cell, method=Scan())
+    run = functools.partial(rnnjax.unroll, cell)
     direction = random_like(arguments, 40, "float64")
     out, tangents = jax.jit(lambda a, d: jax.jvp(run, a, d))(arguments, direction)
     expected, gradients = results(name, Scan(), False, "float64")
@@ -252,13 +252,7 @@ def test_law_5_forward_mode_of_scan(
     )
 
 
-# Fused claims it where it keeps all steps.
-SECOND_ORDER = [
-    row for row in table(Auto, names=FEW[:3] + FEW[4:5]) if row.values[1] != Fused(keep_every=2)
-]
-
-
-@pytest.mark.parametrize(("name", "method"), SECOND_ORDER)
+@pytest.mark.parametrize(("name", "method"), table(Auto, names=FEW[:5]))
 @pytest.mark.usefixtures("x64")
 def test_law_5_second_order_gradients(name: str, method: Any, case: Any) -> None:
     _, *arguments, weights = case(name)
@@ -268,10 +262,30 @@ def test_law_5_second_order_gradients(name: str, method: Any, case: Any) -> None
     )
 
 
-def test_law_5_forward_mode_needs_scan(case: Any) -> None:
-    cell, params, xs, carry, _ = case("lstm", "float32")
-    with pytest.raises(TypeError, match="forward-mode"):
-        jax.jvp(lambda xs: rnnjax.unroll(cell, params, xs, carry, method=Fused()), (xs,), (xs,))
+@pytest.mark.parametrize("method", [Fused(), Fused(keep_every=2)], ids=str)
+@pytest.mark.usefixtures("x64")
+def test_law_5_every_derivative_that_jax_has(method: Any, case: Any, assert_close: Any) -> None:
+    cell, params, xs, carry, _ = case("gru")
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def derivatives(method: Any, params: Any, xs: jax.Array) -> Any:
+        def ys(params: Any, xs: jax.Array) -> jax.Array:
+            return rnnjax.unroll(cell, params, xs, carry, method=method)[1]
+
+        def loss(bias: jax.Array) -> jax.Array:
+            return (ys({**params, "bias": bias}, xs) ** 2).sum()
+
+        bias = params["bias"]
+        linear = jax.linearize(lambda xs: ys(params, xs), xs)[1]
+        return {
+            "jacfwd": jax.jacfwd(loss)(bias),
+            "hessian": jax.hessian(loss)(bias),
+            "reverse over reverse": jax.jacrev(jax.jacrev(loss))(bias),
+            "linearize": linear(xs),
+            "its transpose": jax.linear_transpose(linear, xs)(ys(params, xs)),
+        }
+
+    assert_close(*(derivatives(m, params, xs) for m in (method, Scan())), 1e-10)
 
 
 @pytest.mark.parametrize("name", CELLS)

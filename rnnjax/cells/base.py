@@ -349,7 +349,7 @@ class Cell(abc.ABC):
         is neither tanh nor sigmoid: reading ahead then takes 0.8 of the time (LSTM forward).
         """
         given = [value for name, value in vars(self).items() if name.endswith("activation")]
-        return self.one_piece and slopes_follow_from_values(given)
+        return self.one_piece and (len(self.gates) == 1 or slopes_follow_from_values(given))
 
     def _declared(self) -> Any:
         if self.carry is None:

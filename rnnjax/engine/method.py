@@ -28,5 +28,7 @@ class Method(abc.ABC):
         """Run ``cell`` over ``xs (time, *batch, features)``; the arguments have been checked."""
 
     @abc.abstractmethod
-    def explain(self, cell: Cell, params: Params, shape: tuple[int, ...]) -> list[str]:
+    def explain(
+        self, cell: Cell, params: Params, shape: tuple[int, ...], platform: str
+    ) -> list[str]:
         """How ``cell`` would run over inputs of that shape, and why, in a few phrases."""

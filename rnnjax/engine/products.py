@@ -83,14 +83,12 @@ class Products:
     dtype: DTypeLike | None = None
 
     @classmethod
-    def choose(
-        cls, kernel: Any, rows: int, dtype: DTypeLike | None, platform: str | None = None
-    ) -> "Products":
+    def choose(cls, kernel: Any, rows: int, dtype: DTypeLike | None, platform: str) -> "Products":
         """The forms for a recurrent kernel and a number of rows; see the module's table."""
         if kernel.ndim > 2:  # XLA's convolutions
             return cls(dtype=dtype)
         width = jnp.dtype(at_least_float32(kernel.dtype) if dtype is None else dtype).itemsize
-        if (platform or jax.default_backend()) != "cpu" or width < 4:
+        if platform != "cpu" or width < 4:
             return cls(dtype=dtype)
         size = kernel.size * width
         if size <= _CACHE_BYTES:
@@ -104,7 +102,7 @@ class Products:
 
     @classmethod
     def choose_for_steps(
-        cls, kernel: Any, rows: int, dtype: DTypeLike | None, platform: str | None = None
+        cls, kernel: Any, rows: int, dtype: DTypeLike | None, platform: str
     ) -> "Products":
         """The forms for a loop that only steps, where each step multiplies its inputs too.
 
@@ -114,7 +112,7 @@ class Products:
         with 128; 0.56, 0.58 at H = 256 and 64 rows; 4.73, 4.56 at H = 1024.
         """
         products = cls.choose(kernel, rows, dtype, platform)
-        if (platform or jax.default_backend()) != "cpu" or dtype is None or kernel.ndim > 2:
+        if platform != "cpu" or dtype is None or kernel.ndim > 2:
             return products
         width = jnp.dtype(dtype).itemsize
         if width < 4 and kernel.size * width > _NARROW_CACHE_BYTES and rows in _SOME_ROWS:

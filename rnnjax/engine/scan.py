@@ -35,7 +35,9 @@ class Scan(Method):
             return carry, y[None]
         return jax.lax.scan(step, carry, (xs, steps.each), reverse=reverse)
 
-    def explain(self, cell: Cell, params: Params, shape: tuple[int, ...]) -> list[str]:
+    def explain(
+        self, cell: Cell, params: Params, shape: tuple[int, ...], platform: str
+    ) -> list[str]:
         """The same for every cell and shape."""
         if shape[0] == 1:
             return ["one step of the cell, without a loop"]

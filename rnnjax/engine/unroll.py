@@ -16,6 +16,7 @@ from rnnjax.cells.onehot import OneHot
 from rnnjax.cells.products import at_least_float32
 from rnnjax.engine.fused import Fused
 from rnnjax.engine.method import Method
+from rnnjax.engine.plan import this_platform
 from rnnjax.engine.scan import Scan
 from rnnjax.engine.steps import Steps, expand
 from rnnjax.errors import InvalidInputError
@@ -51,7 +52,9 @@ class Auto(Method):
         """Run ``cell`` by the method chosen."""
         return self.choose(cell, xs.shape[0]).run(cell, params, xs, carry, reverse, steps)
 
-    def explain(self, cell: Cell, params: Params, shape: tuple[int, ...]) -> list[str]:
+    def explain(
+        self, cell: Cell, params: Params, shape: tuple[int, ...], platform: str
+    ) -> list[str]:
         """Which method is chosen, why, and how that would run."""
         chosen = self.choose(cell, shape[0])
         reason = Fused().refusal(cell)
@@ -61,7 +64,7 @@ class Auto(Method):
             why = "Scan(), because a single step has nothing to take out of a loop"
         else:
             why = "Fused(), because the cell declares its equation"
-        return [f"chose {why}", *chosen.explain(cell, params, shape)]
+        return [f"chose {why}", *chosen.explain(cell, params, shape, platform)]
 
 
 def unroll(
@@ -356,6 +359,7 @@ def explain(
     carry: Carry | None = None,
     *,
     method: Method = Auto(),
+    platform: str | None = None,
 ) -> Explanation:
     """Say which method and form `unroll` would run each layer by, and why; nothing is computed.
 
@@ -366,6 +370,8 @@ def explain(
         xs: see there.
         carry: see there.
         method: see there.
+        platform: for which the program would be lowered, such as ``"cpu"``, ``"tpu"`` or
+            ``"cuda"``; None for that of JAX's first device.
 
     Raises:
         InvalidInputError: as `unroll` would.
@@ -384,7 +390,8 @@ def explain(
             return cell.unroll_layers(run, params, xs, carry, None)
         _check_method(cell, method)
         result = method.run(cell, params, xs, carry, False, Steps())  # raises what unroll would
-        layers.append((cell, xs.shape, tuple(method.explain(cell, params, xs.shape))))
+        phrases = method.explain(cell, params, xs.shape, platform or this_platform())
+        layers.append((cell, xs.shape, tuple(phrases)))
         return result
 
     def whole(params: Params, xs: Any, carry: Carry | None) -> Any:

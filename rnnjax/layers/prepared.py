@@ -12,6 +12,7 @@ from rnnjax.cells.arguments import as_inputs, brief, check_features, check_last_
 from rnnjax.cells.base import Carry, Cell, Inputs, Params
 from rnnjax.cells.onehot import OneHot
 from rnnjax.engine.fused import Fused
+from rnnjax.engine.plan import this_platform
 from rnnjax.engine.products import Products
 from rnnjax.errors import InvalidInputError
 from rnnjax.layers.learned import LearnedCarry
@@ -73,7 +74,12 @@ class Prepared(Cell):
 
 
 def prepare(
-    cell: Cell, params: Params, x: Any, *, product_dtype: DTypeLike | None = None
+    cell: Cell,
+    params: Params,
+    x: Any,
+    *,
+    product_dtype: DTypeLike | None = None,
+    platform: str | None = None,
 ) -> tuple[Cell, Params]:
     """Make a cell ready for a loop of your own that steps it, to write a text or to act.
 
@@ -95,6 +101,8 @@ def prepare(
             ``jax.ShapeDtypeStruct``, or `OneHot` of either.
         product_dtype: the type of the operands of the products, if not the cell's own; sums and
             carry stay float32. As of `Fused`.
+        platform: for which the program that steps it is compiled, such as ``"cpu"``, ``"tpu"`` or
+            ``"cuda"``; None for that of JAX's first device.
 
     Returns:
         the cell to step, and its parameters. A layer with a step of its own, and one with zoneout,
@@ -113,17 +121,19 @@ def prepare(
     (dtype(bfloat16), dtype('float32'), (8, 4))
     """
     if isinstance(cell, Stack):
-        return _prepare_stack(cell, params, x, product_dtype)
+        return _prepare_stack(cell, params, x, product_dtype, platform)
     if isinstance(cell, LearnedCarry):
-        inner, own = prepare(cell.cell, params["cell"], x, product_dtype=product_dtype)
+        inner, own = prepare(
+            cell.cell, params["cell"], x, product_dtype=product_dtype, platform=platform
+        )
         return LearnedCarry(inner), {**params, "cell": own}
     if isinstance(cell, Regularized) and not cell.zoneout:
-        return prepare(cell.cell, params, x, product_dtype=product_dtype)
+        return prepare(cell.cell, params, x, product_dtype=product_dtype, platform=platform)
     method = Fused(product_dtype=product_dtype)  # whose pieces a prepared step is made of
     reason = method.refusal(cell)
     if reason is None:
         check_features(cell, params, x)
-        ready = _prepared(cell, params, x, method.product_dtype)
+        ready = _prepared(cell, params, x, method.product_dtype, platform or this_platform())
         return ready, ready.lay_out(params)
     if product_dtype is not None:
         raise InvalidInputError(
@@ -134,24 +144,26 @@ def prepare(
 
 
 def _prepare_stack(
-    stack: Stack, params: Any, x: Any, product_dtype: DTypeLike | None
+    stack: Stack, params: Any, x: Any, product_dtype: DTypeLike | None, platform: str | None
 ) -> tuple[Stack, tuple[Any, ...]]:
     stack.check_entries("params", params)
     layers = []
     for cell, own in zip(stack.cells, params, strict=True):
-        layers.append(prepare(cell, own, x, product_dtype=product_dtype))
+        layers.append(prepare(cell, own, x, product_dtype=product_dtype, platform=platform))
         x = jax.ShapeDtypeStruct((*x.shape[:-1], cell.output_size), jnp.float32)
     cells, laid_out = zip(*layers, strict=True)
     return dataclasses.replace(stack, cells=cells), laid_out
 
 
-def _prepared(cell: Cell, params: Params, x: Any, product_dtype: DTypeLike | None) -> Prepared:
+def _prepared(
+    cell: Cell, params: Params, x: Any, product_dtype: DTypeLike | None, platform: str
+) -> Prepared:
     dtype = cell.dtype if product_dtype is None else product_dtype
     rows = math.prod(x.shape[:-1])
     # Of one-hot vectors the kernel's rows are looked up.
     inputs = states = Products(dtype=dtype)
     if not isinstance(x, OneHot):
-        inputs = Products.choose_for_steps(params["kernel"], rows, dtype)
+        inputs = Products.choose_for_steps(params["kernel"], rows, dtype, platform)
     if cell.recurrent is not None:
-        states = Products.choose_for_steps(params["recurrent_kernel"], rows, dtype)
+        states = Products.choose_for_steps(params["recurrent_kernel"], rows, dtype, platform)
     return Prepared(cell, inputs, states)

@@ -1,0 +1,208 @@
+"""What the backward pass needs of a step, and where it finds it.
+
+The derivative of a cell's `update` is JAX's own. What it needs follows from names alone: JAX saves
+what `rnnjax.cells.activations.KEPT` names, and computes the rest again, from that and from the
+carry. `jax.vjp` returns it as a function that is a pytree of arrays: some are the step's own, and
+are kept, others are the parameters, the carry before the step, or constants, and are not.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rnnjax.cells.activations import KEPT
+from rnnjax.cells.base import Carry, Cell, Params
+from rnnjax.engine.plan import LayerPlan
+from rnnjax.engine.steps import AtStep, Steps
+
+Kept = tuple[jax.Array | None, list[jax.Array]]
+"""Of a step: what takes the place of its projected inputs, if anything does; and the rest."""
+
+
+class Layer(NamedTuple):
+    """A layer over a sequence, for one platform.
+
+    Attributes:
+        cell: one that declares its equation.
+        plan: how it runs.
+        reverse: whether it runs from the last step to the first.
+        params: its parameters.
+        steps: what happens besides the equation, but for what differs between the steps.
+    """
+
+    cell: Cell
+    plan: LayerPlan
+    reverse: bool
+    params: Params
+    steps: Steps
+
+
+def inputs_of(layer: Layer) -> Callable[[Carry, jax.Array], Any]:
+    """``(carry, projected) -> x``, what `update` reads beside the carry."""
+    cell, plan, _, params, steps = layer
+    if cell.recurrent is None:
+        return lambda carry, projected: cell.biased(projected, params, "bias")
+    times, leaf = plan.products.times(params["recurrent_kernel"]), cell.recurrent
+
+    def inputs(carry: Carry, projected: jax.Array) -> Any:
+        recurrent = times(steps.entering(getattr(carry, leaf)))
+        return cell.meet(
+            cell.biased(projected, params, "bias"),
+            cell.biased(recurrent, params, "recurrent_bias"),
+        )
+
+    return inputs
+
+
+def after(
+    cell: Cell, steps: Steps, at: AtStep, start: Carry, old: Carry, new: Carry, y: jax.Array
+) -> tuple[Carry, jax.Array]:
+    """What happens at a step besides the equation; linear in the arrays from ``start`` on."""
+    new, y = steps.end(old, new, y, at, cell.output)
+    return steps._replace(start=start).begin(new, at), y
+
+
+def step_of(layer: Layer) -> Callable[[Carry, jax.Array, AtStep], tuple[Carry, jax.Array]]:
+    """``(carry, projected, at) -> (carry, y)``, of which nothing is kept."""
+    cell, plan, _, params, steps = layer
+    inputs = inputs_of(layer)
+
+    def step(carry: Carry, projected: jax.Array, at: AtStep) -> tuple[Carry, jax.Array]:
+        new, y = cell.advance(params, inputs(carry, projected), carry, plan.products.dtype)
+        return after(cell, steps, at, steps.start, carry, new, y)
+
+    return step
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Layout:
+    """Where the derivative of a step finds each array that it needs.
+
+    Attributes:
+        tree: of the function that `jax.vjp` returned.
+        places: of each of its arrays the kind (``"kept"``, ``"params"``, ``"carry"`` or
+            ``"constant"``) and which of that kind it is, or the constant itself.
+        written: which of those kept, side by side, take the place of the projected inputs: none, or
+            as many as have their size.
+        sizes: of these, the size of the last axis.
+    """
+
+    tree: Any
+    places: tuple[tuple[str, Any], ...]
+    written: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls, pull: Any, params: Params, carry: Carry, projected: jax.Array
+    ) -> tuple["Layout", list[jax.Array]]:
+        """The layout of a derivative ``pull``, and the arrays that are its own."""
+        leaves, tree = jax.tree.flatten(pull)
+        shared = [("params", i, leaf) for i, leaf in enumerate(jax.tree.leaves(params))]
+        shared += [("carry", i, leaf) for i, leaf in enumerate(jax.tree.leaves(carry))]
+        places: list[tuple[str, Any]] = []
+        kept: list[jax.Array] = []
+        for leaf in leaves:
+            # An array that the step was given is handed through as the same object.
+            place = next(((kind, i) for kind, i, own in shared if own is leaf), None)
+            if place is None and not isinstance(leaf, jax.core.Tracer):
+                place = "constant", leaf
+            if place is None:
+                place = "kept", len(kept)
+                kept.append(leaf)
+            places.append(place)
+        written, room = [], projected.shape[-1]
+        for i in sorted(range(len(kept)), key=lambda i: -kept[i].shape[-1] if kept[i].ndim else 0):
+            alike = kept[i].dtype == projected.dtype and kept[i].shape[:-1] == projected.shape[:-1]
+            if alike and kept[i].shape[-1] <= room:
+                written.append(i)
+                room -= kept[i].shape[-1]
+        if room:
+            written = []
+        sizes = tuple(kept[i].shape[-1] for i in written)
+        return cls(tree, tuple(places), tuple(written), sizes), kept
+
+    def kept_of(self, pull: Any) -> list[jax.Array]:
+        """The arrays of a derivative ``pull`` of this layout that are its own."""
+        leaves = zip(self.places, jax.tree.leaves(pull), strict=True)
+        return [leaf for (kind, _), leaf in leaves if kind == "kept"]
+
+    def split(self, kept: list[jax.Array]) -> Kept:
+        """What is kept, in two parts."""
+        rest = [leaf for i, leaf in enumerate(kept) if i not in self.written]
+        entry = jnp.concatenate([kept[i] for i in self.written], -1) if self.written else None
+        return entry, rest
+
+    def pull(self, kept: Kept, params: Params, carry: Carry) -> Any:
+        """The derivative, made of its arrays."""
+        entry, rest = kept
+        parts: dict[int, jax.Array] = {}
+        if entry is not None and self.written:
+            pieces = jnp.split(entry, np.cumsum(self.sizes)[:-1], -1)
+            parts = dict(zip(self.written, pieces, strict=True))
+        others = iter(rest)
+        number = len(parts) + len(rest)
+        own = {
+            "kept": [parts[i] if i in parts else next(others) for i in range(number)],
+            "params": jax.tree.leaves(params),
+            "carry": jax.tree.leaves(carry),
+        }
+        leaves = [own[kind][i] if kind in own else i for kind, i in self.places]
+        return jax.tree.unflatten(self.tree, leaves)
+
+
+KeepingStep = Callable[[Carry, jax.Array, AtStep], tuple[Carry, jax.Array, Kept, Layout]]
+
+
+def keeping_step_of(layer: Layer) -> KeepingStep:
+    """``(carry, projected, at) -> (carry, y, kept, layout)``: all that the backward pass needs."""
+    cell, plan, _, params, steps = layer
+    inputs = inputs_of(layer)
+    # In a scan XLA cannot merge what is computed again with what was computed before.
+    advance = jax.checkpoint(
+        functools.partial(cell.advance, dtype=plan.products.dtype),
+        prevent_cse=False,
+        policy=jax.checkpoint_policies.save_only_these_names(KEPT),
+    )
+
+    def step(
+        carry: Carry, projected: jax.Array, at: AtStep
+    ) -> tuple[Carry, jax.Array, Kept, Layout]:
+        used = cell.in_update(params)
+        (new, y), pull = jax.vjp(advance, used, inputs(carry, projected), carry)
+        if isinstance(projected, jax.core.Tracer):
+            layout, kept = Layout.of(pull, used, carry, projected)
+        else:  # under `jax.disable_jit`, where nothing tells what is constant from what is not
+            layout = layout_of(step, carry, projected, at)
+            kept = layout.kept_of(pull)
+        new, y = after(cell, steps, at, steps.start, carry, new, y)
+        return new, y, layout.split(kept), layout
+
+    return step
+
+
+def layout_of(step: KeepingStep, carry: Carry, projected: jax.Array, at: AtStep) -> Layout:
+    """That of a forward step, which is traced for it and not run."""
+    layouts: list[Layout] = []
+    jax.eval_shape(lambda *given: layouts.append(step(*given)[3]), carry, projected, at)
+    return layouts[0]
+
+
+def kept_numbers(layer: Layer, batch: tuple[int, ...]) -> int:
+    """How many numbers the backward pass needs of each row of a step, its carry counted in."""
+
+    def step(params: Params) -> tuple[Kept, Carry]:
+        carry = layer.cell.initial_carry(batch)
+        projected = jnp.zeros((*batch, params["kernel"].shape[-1]))
+        step = keeping_step_of(layer._replace(params=dict(params)))
+        entry, rest = step(carry, projected, AtStep())[2]
+        return (projected if entry is None else entry, rest), carry
+
+    leaves = jax.tree.leaves(jax.eval_shape(step, layer.params))
+    return sum(leaf.size for leaf in leaves) // max(1, math.prod(batch))

@@ -1,0 +1,105 @@
+"""What will run of a layer, and why: data, which the methods follow and `rnnjax.explain` prints."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+from jax.export import is_symbolic_dim
+from jax.typing import DTypeLike
+
+from rnnjax.cells.base import Cell, Params, Role, roles_of
+from rnnjax.engine.products import Products
+
+# Projections of more than this are fetched from the system page by page, which is slow.
+_MANY_BYTES = 16 * 10**6
+# From so many rows and units on, products of a few steps are large enough.
+_SOME_ROWS, _SOME_UNITS = 32, 128
+
+
+def this_platform() -> str:
+    """That of JAX's first device, as programs that are compiled without another word are for it."""
+    return jax.local_devices()[0].platform
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerPlan:
+    """How the fast path runs one layer on one platform.
+
+    Attributes:
+        products: the forms of the products.
+        ahead: how many steps' inputs are projected at a time where no gradient is taken.
+        reads_ahead: whether the forward loop reads its inputs a step ahead, see `over_time`.
+    """
+
+    products: Products
+    ahead: int
+    reads_ahead: bool
+
+    @classmethod
+    def of(
+        cls,
+        cell: Cell,
+        params: Params,
+        shape: tuple[int, ...],
+        dtype: DTypeLike | None,
+        platform: str,
+    ) -> "LayerPlan":
+        """That of ``cell`` over inputs of a shape, (time, *batch, features).
+
+        Args:
+            cell: one that declares its equation.
+            params: its parameters, or their shapes.
+            shape: of the inputs.
+            dtype: of the operands of the products.
+            platform: for which the program is lowered: ``"cpu"``, ``"tpu"``, ``"cuda"``, ...
+        """
+        kernel = params["kernel" if cell.recurrent is None else "recurrent_kernel"]
+        rows = math.prod(shape[1:-1])
+        return cls(
+            Products.choose(kernel, rows, dtype, platform),
+            _steps_ahead(cell, rows, shape[0], platform),
+            not cell.reads_whole,
+        )
+
+    def phrases(self, cell: Cell, num_steps: int) -> list[str]:
+        """What is done over so many steps at a time, each in a few words."""
+        ahead = f"the inputs of {num_steps} steps"
+        if self.ahead < num_steps:
+            ahead += f", or of {self.ahead} where no gradient is taken,"
+        operands = self.products.dtype or "in their own type"
+        lines = [f"projects {ahead} in one product, operands {operands}"]
+        if cell.recurrent is not None:
+            lines += [
+                f"recurrent product at each step: {self.products.forward.value}",
+                f"its gradient at each step: {self.products.backward.value}",
+            ]
+        outside = ["kernel"] if cell.recurrent is None else ["kernel", "recurrent_kernel"]
+        inside = [
+            name
+            for name, role in roles_of(cell).items()
+            if role is Role.LOOP and name not in outside
+        ]
+        if inside:
+            lines.append(f"multiplies with {', '.join(inside)} in the update")
+        lines.append(
+            f"the gradient of {', '.join(outside)}: one product over {num_steps} steps each, after "
+            "the backward loop"
+        )
+        summed = [n for n, role in roles_of(cell).items() if n in inside or role is Role.UNIT]
+        if summed:
+            lines.append(f"the gradient of {', '.join(summed)}: summed in the backward loop")
+        return lines
+
+
+def _steps_ahead(cell: Cell, rows: Any, num_steps: Any, platform: str) -> Any:
+    """How many steps to project at a time where there is no backward pass."""
+    if platform != "cpu" or any(map(is_symbolic_dim, (rows, num_steps))):
+        return num_steps
+    if rows >= _SOME_ROWS and cell.hidden_size >= _SOME_UNITS:
+        counts = range(10, 20)
+    elif 4 * num_steps * rows * len(cell.gates) * cell.hidden_size > _MANY_BYTES:
+        counts = range(100, 49, -1)
+    else:
+        return num_steps
+    return next((k for k in counts if num_steps % k == 0), num_steps)

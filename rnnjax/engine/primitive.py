@@ -1,0 +1,246 @@
+"""A function whose parts are written by hand: per platform, forward, and backwards.
+
+JAX's `custom_vjp` has no forward mode, and what is traced under it cannot ask which platform the
+program is for. So a `Function` is a primitive of its own. Of its rules, the one for the platform is
+followed when the program is lowered (compiled, or exported for a machine that is not this one), its
+transposed derivative is the hand-written backward pass, and everything else follows from its
+`plain` form, which JAX differentiates: ``jvp``, ``linearize``, second derivatives, and ``vmap`` of
+all of these.
+"""
+
+import abc
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+
+class Function(abc.ABC):
+    """What is static of a differentiable function of arrays: a hashable value."""
+
+    @abc.abstractmethod
+    def plain(self, *args: Any) -> Any:
+        """The result, in a form that JAX differentiates to any order."""
+
+    @abc.abstractmethod
+    def run(self, platform: str, *args: Any) -> Any:
+        """The result, where nothing is kept for a backward pass."""
+
+    @abc.abstractmethod
+    def forward(self, platform: str, *args: Any) -> tuple[Any, Any]:
+        """The result, and what `backward` needs besides the arguments."""
+
+    @abc.abstractmethod
+    def backward(self, platform: str, args: Any, kept: Any, d: Any, wanted: Any) -> Any:
+        """The cotangents of the arguments, from that of the result.
+
+        Args:
+            platform: for which the program is lowered.
+            args: as `forward` was given them.
+            kept: what it kept.
+            d: the cotangent of the result.
+            wanted: a tree like ``args``: whether the cotangent of each leaf is asked for.
+
+        Returns:
+            a tree like ``args``; what is not wanted is not looked at.
+        """
+
+    def __call__(self, *args: Any) -> Any:
+        """The result of a tree of arrays for each argument."""
+        leaves, tree = jax.tree.flatten(args)
+        return _bind(_Call(self, "run", tree), leaves)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """One of the things to be done with a function: the static half of the primitive.
+
+    Attributes:
+        function: of which.
+        kind: ``run`` and ``forward`` are given the arguments; ``tangent`` those, what was kept and
+            the tangents of what is wanted; ``backward`` those, and the cotangent of the result.
+        tree: of the arguments.
+        wanted: of which leaves of them there are tangents.
+        result: the tree of the result.
+        kept: the tree of what `Function.forward` kept.
+        levels: the vmaps around it, the innermost first.
+    """
+
+    function: Function
+    kind: Literal["run", "forward", "tangent", "backward"]
+    tree: Any
+    wanted: tuple[bool, ...] = ()
+    result: Any = None
+    kept: Any = None
+    levels: tuple["_Level", ...] = ()
+
+    def parts(self, flat: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
+        """The arguments, what was kept, and tangents or cotangents."""
+        first = self.tree.num_leaves
+        second = first + (0 if self.kept is None else self.kept.num_leaves)
+        return list(flat[:first]), list(flat[first:second]), list(flat[second:])
+
+    def execute(self, platform: str | None, *flat: Any) -> Any:
+        """Do it: for a platform, or in its plain form."""
+        execute: Callable[..., Any] = functools.partial(_single, self, platform)
+        for level in self.levels:
+            execute = jax.vmap(execute, in_axes=[0 if axis else None for axis in level.axes])
+            if level.sums:
+                shared = [not axis for axis in self.of_wanted(self.parts(level.axes)[0])]
+                execute = _summed(execute, shared)
+        return execute(*flat)
+
+    def of_wanted(self, leaves: Sequence[Any]) -> list[Any]:
+        """Those of the arguments' leaves that are wanted."""
+        return list(itertools.compress(leaves, self.wanted))
+
+
+class _Level(NamedTuple):
+    """A vmap around a call: which inputs have its axis, as their first; all results have.
+
+    Of the transpose of a vmapped function, whose rows share some arguments, cotangents are sums.
+    """
+
+    axes: tuple[bool, ...]
+    sums: bool = False
+
+
+def _summed(execute: Callable[..., Any], shared: list[bool]) -> Callable[..., Any]:
+    return lambda *flat: [
+        d.sum(axis=0) if s else d for d, s in zip(execute(*flat), shared, strict=True)
+    ]
+
+
+def _single(call: _Call, platform: str | None, *flat: Any) -> Any:
+    function, (leaves, kept, last) = call.function, call.parts(flat)
+    args = jax.tree.unflatten(call.tree, leaves)
+    if call.kind == "run":
+        return function.plain(*args) if platform is None else function.run(platform, *args)
+    if call.kind == "forward":
+        return function.forward(platform or "any", *args)
+    chosen = call.of_wanted(leaves)
+
+    def of_chosen(*chosen: Any) -> Any:
+        some = iter(chosen)
+        merged = [next(some) if w else a for a, w in zip(leaves, call.wanted, strict=True)]
+        return function.plain(*jax.tree.unflatten(call.tree, merged))
+
+    if call.kind == "tangent":
+        return jax.jvp(of_chosen, chosen, last)[1]
+    if platform is None:
+        _, pull = jax.vjp(of_chosen, *chosen)
+        return list(pull(jax.tree.unflatten(call.result, last)))
+    wanted = jax.tree.unflatten(call.tree, call.wanted)
+    d = jax.tree.unflatten(call.result, last)
+    d_args = function.backward(platform, args, jax.tree.unflatten(call.kept, kept), d, wanted)
+    return call.of_wanted(call.tree.flatten_up_to(d_args))
+
+
+# ---- the primitive
+
+
+_p = Primitive("rnnjax")
+_p.multiple_results = True
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _executed(call: _Call, platform: str, *flat: Any) -> Any:
+    """Traced once for each call, and so once for all layers that are alike."""
+    return call.execute(platform, *flat)
+
+
+def _bind(call: _Call, flat: Sequence[Any]) -> Any:
+    # The types of the results are the same on all platforms.
+    traced = _executed.trace(call, "cpu", *flat)
+    outs = _p.bind(*flat, call=call, avals=tuple(traced.jaxpr.out_avals))
+    return jax.tree.unflatten(jax.tree.structure(traced.out_info), outs)
+
+
+_p.def_abstract_eval(lambda *_, call, avals: avals)
+
+
+def _evaluated(*flat: Any, call: _Call, avals: Any) -> Any:
+    """Under ``jax.disable_jit``; otherwise a program is compiled."""
+    return jax.tree.leaves(call.execute("any", *flat))
+
+
+_p.def_impl(_evaluated)
+
+
+def _lowering(platform: str) -> Any:
+    def execute(*flat: Any, call: _Call, avals: Any) -> Any:
+        return jax.tree.leaves(_executed(call, platform, *flat))
+
+    return mlir.lower_fun(execute, multiple_results=True)
+
+
+mlir.register_lowering(_p, _lowering("cpu"), platform="cpu")
+mlir.register_lowering(_p, _lowering("any"))
+
+
+def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, call: _Call, avals: Any) -> Any:
+    if call.kind in ("tangent", "backward"):
+        # What was kept follows from the arguments, whose tangents say all.
+        args, kept, last = call.parts([not isinstance(t, ad.Zero) for t in tangents])
+        chosen = list(itertools.compress(range(len(primals)), [*args, *[False] * len(kept), *last]))
+
+        def of_chosen(*some: Any) -> Any:
+            flat = list(primals)
+            for i, leaf in zip(chosen, some, strict=True):
+                flat[i] = leaf
+            return jax.tree.leaves(call.execute(None, *flat))
+
+        own, along = [primals[i] for i in chosen], [tangents[i] for i in chosen]
+        return _p.bind(*primals, call=call, avals=avals), jax.jvp(of_chosen, own, along)[1]
+    forward = dataclasses.replace(call, kind="forward")
+    out, kept = _bind(forward, primals)
+    kept, tree = jax.tree.flatten(kept)
+    outs, result = jax.tree.flatten(out)
+    wanted = tuple(not isinstance(t, ad.Zero) for t in tangents)
+    linear = _Call(call.function, "tangent", call.tree, wanted, result, tree)
+    levels = tuple(
+        _Level((*axes, *[True] * len(kept), *linear.of_wanted(axes))) for axes, _ in call.levels
+    )
+    linear = dataclasses.replace(linear, levels=levels)
+    d_out = jax.tree.leaves(_bind(linear, [*primals, *kept, *linear.of_wanted(tangents)]))
+    if call.kind == "forward":
+        outs, d_out = [*outs, *kept], [*d_out, *map(jnp.zeros_like, kept)]
+    return outs, d_out
+
+
+ad.primitive_jvps[_p] = _jvp
+
+
+def _transposed(cts: Sequence[Any], *flat: Any, call: _Call, avals: Any) -> Any:
+    assert call.kind == "tangent"
+    args, kept, along = call.parts(flat)
+    cts = [ad.instantiate_zeros(ct) for ct in cts]
+    levels = tuple(
+        _Level((*axes[: len(args) + len(kept)], *[True] * len(cts)), sums=True)
+        for axes, _ in call.levels
+    )
+    backward = dataclasses.replace(call, kind="backward", levels=levels)
+    ds = _bind(backward, [*args, *kept, *cts])
+    return [None] * (len(args) + len(kept)) + [
+        d if ad.is_undefined_primal(t) else None for t, d in zip(along, ds, strict=True)
+    ]
+
+
+ad.primitive_transposes[_p] = _transposed
+
+
+def _batched(flat: Sequence[Any], dims: Sequence[Any], *, call: _Call, avals: Any) -> Any:
+    axes = tuple(isinstance(dim, int) for dim in dims)
+    flat = [jnp.moveaxis(a, d, 0) if b else a for a, d, b in zip(flat, dims, axes, strict=True)]
+    around = dataclasses.replace(call, levels=(*call.levels, _Level(axes)))
+    outs = jax.tree.leaves(_bind(around, flat))
+    return outs, [0] * len(outs)
+
+
+batching.primitive_batchers[_p] = _batched
