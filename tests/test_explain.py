@@ -75,15 +75,13 @@ def test_bad_arguments_are_unrolls_own():
 
 
 def loops_and_products(jaxpr, loop=False):
-    """Of a jaxpr, the products in its loops, those outside, and the loops' states."""
+    """Of a jaxpr the products in its loops, those outside, and what the turns of loops return."""
     inside, outside, states = 0, 0, []
     for eqn in jaxpr.eqns:
         if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
             inside, outside = inside + loop, outside + (not loop)
         if eqn.primitive.name == "scan":
-            first = eqn.params["num_consts"]
-            carry = eqn.params["jaxpr"].in_avals[first : first + eqn.params["num_carry"]]
-            states.append([aval.shape for aval in carry])
+            states.append([aval.shape for aval in eqn.params["jaxpr"].out_avals])
         for inner in jax.tree.leaves(list(eqn.params.values())):
             inner = getattr(inner, "jaxpr", inner)  # one that is closed
             if not hasattr(inner, "eqns"):

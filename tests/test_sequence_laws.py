@@ -710,3 +710,29 @@ def test_what_cannot_run_says_so() -> None:
     conv = rnnjax.ConvLSTMCell(3)
     with pytest.raises(rnnjax.InvalidInputError, match=r"xs has 3 features, but params .* 2"):
         rnnjax.unroll(conv, conv.init(jax.random.key(0), 2), jnp.ones((5, 3, 4, 4, 3)))
+
+
+@pytest.mark.parametrize(("name", "method"), table(rnnjax.Auto))
+@pytest.mark.usefixtures("x64")
+def test_a_reset_cuts_a_nan_off(name: str, method: Any, draw: Any, assert_close: Any) -> None:
+    """All gradients are those with any other numbers where the loss leaves out what they did.
+
+    One row has a NaN in its first inputs, another begins with one and is masked throughout.
+    """
+    (params, xs, carry, _), _ = draw(name)
+    resets = jnp.zeros(xs.shape[:2], bool).at[1, 0].set(True)
+    mask = jnp.ones(xs.shape[:2], bool).at[:, 1].set(False)
+
+    @jax.jit
+    def gradients(params: Any, xs: Any, carry: Any) -> Any:
+        def loss(params: Any, xs: Any, carry: Any) -> Any:
+            _, ys = rnnjax.unroll(
+                CELLS[name], params, xs, carry, mask=mask, resets=resets, method=method
+            )
+            return (ys[1:] ** 2).sum() + (ys[0, 1:] ** 2).sum()
+
+        return jax.grad(loss, (0, 1, 2))(params, xs, carry)
+
+    hostile = jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), carry)
+    expected = gradients(params, xs, carry)
+    assert_close(gradients(params, xs.at[0, 0].set(jnp.nan), hostile), expected, 1e-12)

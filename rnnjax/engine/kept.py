@@ -9,7 +9,7 @@ are kept, others are the parameters, the carry before the step, or constants, an
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -80,6 +80,10 @@ def step_of(layer: Layer) -> Callable[[Carry, jax.Array, AtStep], tuple[Carry, j
     return step
 
 
+Clean = Callable[[jax.Array], jax.Array]
+"""What an array of a step is replaced by, see `Layout.pull`."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Layout:
     """Where the derivative of a step finds each array that it needs.
@@ -139,8 +143,10 @@ class Layout:
         entry = jnp.concatenate([kept[i] for i in self.written], -1) if self.written else None
         return entry, rest
 
-    def pull(self, kept: Kept, params: Params, carry: Carry) -> Any:
-        """The derivative, made of its arrays."""
+    def pull(
+        self, kept: Kept, params: Params, carry: Carry, clean: Sequence[Clean] | None = None
+    ) -> Any:
+        """The derivative, made of its arrays; ``clean`` is applied to each of those kept."""
         entry, rest = kept
         parts: dict[int, jax.Array] = {}
         if entry is not None and self.written:
@@ -148,8 +154,11 @@ class Layout:
             parts = dict(zip(self.written, pieces, strict=True))
         others = iter(rest)
         number = len(parts) + len(rest)
+        both = [parts[i] if i in parts else next(others) for i in range(number)]
+        if clean is not None:
+            both = [function(leaf) for function, leaf in zip(clean, both, strict=True)]
         own = {
-            "kept": [parts[i] if i in parts else next(others) for i in range(number)],
+            "kept": both,
             "params": jax.tree.leaves(params),
             "carry": jax.tree.leaves(carry),
         }
@@ -162,14 +171,9 @@ KeepingStep = Callable[[Carry, jax.Array, AtStep], tuple[Carry, jax.Array, Kept,
 
 def keeping_step_of(layer: Layer) -> KeepingStep:
     """``(carry, projected, at) -> (carry, y, kept, layout)``: all that the backward pass needs."""
-    cell, plan, _, params, steps = layer
+    cell, _, _, params, steps = layer
     inputs = inputs_of(layer)
-    # In a scan XLA cannot merge what is computed again with what was computed before.
-    advance = jax.checkpoint(
-        functools.partial(cell.advance, dtype=plan.products.dtype),
-        prevent_cse=False,
-        policy=jax.checkpoint_policies.save_only_these_names(KEPT),
-    )
+    advance = _keeping_advance(layer)
 
     def step(
         carry: Carry, projected: jax.Array, at: AtStep
@@ -185,6 +189,43 @@ def keeping_step_of(layer: Layer) -> KeepingStep:
         return new, y, layout.split(kept), layout
 
     return step
+
+
+def _keeping_advance(layer: Layer) -> Callable[..., Any]:
+    """``(params, x, carry) -> (carry, y)``, whose derivative saves what is named, and no more."""
+    # In a scan XLA cannot merge what is computed again with what was computed before.
+    return jax.checkpoint(
+        functools.partial(layer.cell.advance, dtype=layer.plan.products.dtype),
+        prevent_cse=False,
+        policy=jax.checkpoint_policies.save_only_these_names(KEPT),
+    )
+
+
+def belong_to_rows(layer: Layer, carry: Carry, projected: jax.Array) -> list[bool]:
+    """Of the arrays that are kept, which have an entry for each row: those that grow with them.
+
+    A shape alone does not tell: a parameter that the update converts is kept as well.
+    """
+    used, inputs = layer.cell.in_update(layer.params), inputs_of(layer)
+    given = jax.eval_shape(lambda *given: (inputs(*given), given[0]), carry, projected)
+    alone = projected.ndim == 1  # there is one row, without an axis
+
+    def shapes(more: int) -> list[Any]:
+        x, grown = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((leaf.shape[0] + more, *leaf.shape[1:]), leaf.dtype),
+            given,
+        )
+        kept: list[Any] = []
+
+        def run(used: Params, x: Any, carry: Carry) -> None:
+            _, pull = jax.vjp(_keeping_advance(layer), used, x, carry)
+            kept.extend(leaf.shape for leaf in Layout.of(pull, used, carry, projected)[1])
+
+        jax.eval_shape(run, used, x, grown)
+        return kept
+
+    ours = shapes(0)
+    return [True for _ in ours] if alone else [a != b for a, b in zip(ours, shapes(1), strict=True)]
 
 
 def layout_of(step: KeepingStep, carry: Carry, projected: jax.Array, at: AtStep) -> Layout:

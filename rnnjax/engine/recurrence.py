@@ -17,11 +17,11 @@ from jax.typing import DTypeLike
 from rnnjax.cells.base import Carry, Cell, Params, is_bias
 from rnnjax.cells.onehot import OneHot
 from rnnjax.cells.products import product
-from rnnjax.engine.kept import Layer, after, keeping_step_of, layout_of, step_of
+from rnnjax.engine.kept import Layer, after, belong_to_rows, keeping_step_of, layout_of, step_of
 from rnnjax.engine.over_time import over_time
 from rnnjax.engine.plan import LayerPlan
 from rnnjax.engine.primitive import Function
-from rnnjax.engine.steps import AtStep, Steps
+from rnnjax.engine.steps import AtStep, Steps, any_of, row_axes, where_reached
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,11 +101,15 @@ class Recurrence(Function):
         (params, steps, xs, each, _), (first, rest, carries) = args, kept
         layer, cell = self.layer(platform, params, steps, xs), self.cell
         d_carry, d_ys = d
-        (d_used, d_start), d_projected, d_recurrent, d_carry = _backward_loop(
+        (d_used, d_start), d_projected, others, d_carry = _backward_loop(
             layer, first, (rest, d_ys, carries, each), d_carry
         )
+        d_recurrent, reached = others
         if d_recurrent is None:
             d_recurrent = d_projected
+        if reached is not None:  # or a NaN of a step that nothing came back to would spread
+            clean = functools.partial(where_reached, reached)
+            xs, carries = (jax.tree.map(clean, tree) for tree in (xs, carries))
         d_params, products = dict(d_used), layer.plan.products
         if cell.recurrent is not None:
             entering = steps.entering(getattr(carries, cell.recurrent))
@@ -153,16 +157,19 @@ def _forward_loop(
 
 def _backward_loop(
     layer: Layer, first: jax.Array, others: Any, d_carry: Carry
-) -> tuple[Any, jax.Array, jax.Array | None, Carry]:
+) -> tuple[Any, jax.Array, tuple[jax.Array | None, jax.Array | None], Carry]:
     """Over what was kept: ``first``, and ``others``, which are (rest, d_ys, carries, each).
 
     Returns the gradients of the parameters that `update` reads and of the carry that resets put in;
-    the cotangents of the projected inputs, written over ``first``, and of the recurrent products at
-    every step, the second None where it is the first; and that of the carry before the first step.
+    the cotangents of the projected inputs, written over ``first``; those of the recurrent products
+    at every step, None where they are the first, and which rows of a step a cotangent reached, None
+    where all count; and that of the carry before the first step.
     """
     cell, plan, _, params, steps = layer
     used, pair = cell.in_update(params), cell.recurrent is not None and not cell.sums
-    forward = keeping_step_of(layer)
+    forward, cuts = keeping_step_of(layer), bool(jax.tree.leaves(others[3]))
+    rows = row_axes(cell, params, at_first_step(first))
+    belong = belong_to_rows(layer, *at_first_step((others[2], first))) if cuts else []
     leaf = cell.recurrent
     if leaf is not None:
         times_transposed = plan.products.times_transposed(params["recurrent_kernel"])
@@ -175,7 +182,14 @@ def _backward_loop(
         zeros = jax.tree.map(jnp.zeros_like, (steps.start, carry, carry, d_y))
         _, pull = jax.vjp(functools.partial(after, cell, steps, at), *zeros)
         d_start, d_old, d_new, d_y = pull((d_carry, d_y))
-        pull = layout.pull((first, rest), used, carry)
+        reached, clean = None, None
+        if cuts:
+            # Zero times a NaN, of what a reset cuts off or a mask skips, would be one.
+            reached = any_of((d_new, d_y), rows)
+            where = functools.partial(where_reached, reached)
+            clean = [where if belongs else lambda leaf: leaf for belongs in belong]
+            carry = jax.tree.map(where, carry)
+        pull = layout.pull((first, rest), used, carry, clean)
         d_used, d_x, d_carry = pull((d_new, d_y))
         if leaf is not None:
             # The barrier has it computed once, though the product and the outputs both read it.
@@ -187,7 +201,8 @@ def _backward_loop(
             d_state += steps.entering(times_transposed(d_recurrent).astype(d_state.dtype))
             d_carry = d_carry._replace(**{leaf: d_state})
         state = d_carry, jax.tree.map(jnp.add, d_so_far, (d_used, d_start))
-        return state, d_projected.astype(first.dtype), d_recurrent if pair else None
+        others = d_recurrent if pair else None, reached
+        return state, d_projected.astype(first.dtype), others
 
     zeros = jax.tree.map(jnp.zeros_like, (used, steps.start))
     if leaf is None and not plan.reads_ahead:
@@ -197,14 +212,19 @@ def _backward_loop(
             state, *ds = step(state, *at)
             return state, ds
 
-        (d_carry, d_shared), (d_projected, d_recurrent) = jax.lax.scan(
+        (d_carry, d_shared), (d_projected, rest) = jax.lax.scan(
             turn, (d_carry, zeros), (first, others), reverse=not layer.reverse
         )
-        return d_shared, d_projected, d_recurrent, d_carry
-    (d_carry, d_shared), d_projected, d_recurrent = over_time(
+        return d_shared, d_projected, rest, d_carry
+    (d_carry, d_shared), d_projected, rest = over_time(
         step, (d_carry, zeros), first, others, not layer.reverse, ahead=True
     )
-    return d_shared, d_projected, d_recurrent, d_carry
+    return d_shared, d_projected, rest, d_carry
+
+
+def at_first_step(tree: Any) -> Any:
+    """The shapes of one step, of arrays over time."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tree)
 
 
 def cut(inputs: Any, length: int) -> Any:

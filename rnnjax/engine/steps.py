@@ -3,6 +3,7 @@
 Every method runs each step between `Steps.begin` and `Steps.end`, so all of them agree on it.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -100,16 +101,43 @@ class Steps(NamedTuple):
 
     def run(self, cell: Cell, params: Params, carry: Carry, x: Any, at: AtStep) -> Any:
         """One step of ``cell`` with all of this: the new carry, and the output."""
-        carry = entering = self.begin(carry, at)
-        if self.recurrent is None and not self.leaks and not at.kept:
-            new, y = cell.step(params, carry, x)
-            return self.end(carry, new, y, at, None)
-        if cell.recurrent is not None:
-            state = self.entering(getattr(carry, cell.recurrent))
-            entering = carry._replace(**{cell.recurrent: state})
-        x = cell.meet(cell.project(params, x), cell.recur(params, entering))
-        new, y = cell.advance(params, x, carry)
+        carry = self.begin(carry, at)
+        new, y = stepped(cell, params, carry, x, self.recurrent)
         return self.end(carry, new, y, at, cell.output)
+
+
+def stepped(cell: Cell, params: Params, carry: Carry, x: Any, recurrent: Any) -> Any:
+    """``cell.step``, with the factors of its state in the recurrent product, if there are any."""
+    if recurrent is None or cell.recurrent is None:
+        return cell.step(params, carry, x)
+    state = Steps(recurrent=recurrent).entering(getattr(carry, cell.recurrent))
+    entering = carry._replace(**{cell.recurrent: state})
+    x = cell.meet(cell.project(params, x), cell.recur(params, entering))
+    return cell.advance(params, x, carry)
+
+
+def row_axes(cell: Cell, params: Params, x: Any) -> int:
+    """How many axes of a step's inputs are rows that know nothing of each other.
+
+    Those of the grid of a convolution are none, and who knows what a step of a user's own does.
+    """
+    own = cell.carry is None
+    return min(1, x.ndim - 1) if own else x.ndim - 1 - (params["kernel"].ndim - 2)
+
+
+def any_of(d: Any, rows: int) -> jax.Array:
+    """Which rows any of these cotangents is not zero in: booleans over the first ``rows`` axes."""
+    return functools.reduce(
+        jnp.logical_or,
+        [(leaf != 0).any(axis=tuple(range(rows, leaf.ndim))) for leaf in jax.tree.leaves(d)],
+    )
+
+
+def where_reached(reached: jax.Array, leaf: Any) -> Any:
+    """Floating-point numbers of rows that nothing came back to as zeros."""
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return leaf
+    return jnp.where(expand(reached, leaf), leaf, 0)
 
 
 def expand(marks: jax.Array, leaf: jax.Array) -> jax.Array:
