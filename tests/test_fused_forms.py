@@ -185,9 +185,9 @@ def test_an_odd_number_of_steps_over(random_like, assert_close):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"keep_every": 0}, "keep_every must be a positive number of steps"),
-        ({"keep_every": 2.5}, "keep_every must be a positive number of steps"),
-        ({"keep_every": True}, "keep_every must be a positive number of steps"),
+        ({"keep_every": 0}, "keep_every must be a positive integer"),
+        ({"keep_every": 2.5}, "keep_every must be a positive integer"),
+        ({"keep_every": True}, "keep_every must be a positive integer"),
         ({"product_dtype": jnp.int8}, "product_dtype must be bfloat16, .* but is .*int8"),
         ({"product_dtype": "bf16"}, "product_dtype must be bfloat16, .* but is 'bf16'"),
     ],

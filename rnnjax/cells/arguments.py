@@ -50,6 +50,20 @@ def is_integer(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
+def check_flag(name: str, value: Any) -> None:
+    """Raise unless a value is True or False, which a traced one is not."""
+    if not isinstance(value, bool | np.bool_):
+        raise InvalidInputError(
+            f"{name} must be True or False, known before the program runs, but is {brief(value)}"
+        )
+
+
+def check_instance(name: str, value: Any, kind: type, expected: str) -> None:
+    """Raise unless a value is an instance of a class."""
+    if not isinstance(value, kind):
+        raise InvalidInputError(f"{name} must be {expected}, but is {brief(value)}")
+
+
 def check_size(name: str, value: Any) -> None:
     """Raise unless a size is a positive integer."""
     if not is_integer(value) or value < 1:

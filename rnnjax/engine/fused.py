@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.export import is_symbolic_dim
 from jax.typing import DTypeLike
 
-from rnnjax.cells.arguments import check_features
+from rnnjax.cells.arguments import check_features, check_size
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.engine.kept import Layer, kept_numbers
 from rnnjax.engine.method import Method
@@ -49,12 +49,8 @@ class Fused(Method):
     product_dtype: DTypeLike | None = None
 
     def __post_init__(self) -> None:
-        every = self.keep_every
-        if every is not None and (not isinstance(every, int) or every is True or every < 1):
-            raise InvalidInputError(
-                f"keep_every must be a positive number of steps, or None to keep all, but is "
-                f"{every!r}"
-            )
+        if self.keep_every is not None:
+            check_size("keep_every", self.keep_every)
         if self.product_dtype is not None:
             # One spelling of a dtype, so that equal methods hash alike.
             object.__setattr__(self, "product_dtype", _product_dtype(self.product_dtype))

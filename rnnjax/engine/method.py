@@ -6,8 +6,10 @@ from typing import Any
 
 import jax
 
+from rnnjax.cells.arguments import brief
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.engine.steps import Steps
+from rnnjax.errors import InvalidInputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,3 +34,13 @@ class Method(abc.ABC):
         self, cell: Cell, params: Params, shape: tuple[int, ...], platform: str
     ) -> list[str]:
         """How ``cell`` would run over inputs of that shape, and why, in a few phrases."""
+
+
+def check_method(cell: Cell, method: Method) -> None:
+    """Raise unless a method can run a cell."""
+    reason = method.refusal(cell)
+    if reason:
+        raise InvalidInputError(
+            f"{method} cannot run {brief(cell)}, because {reason}; use method=Scan() or "
+            "method=Auto()"
+        )

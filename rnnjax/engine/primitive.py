@@ -184,10 +184,14 @@ mlir.register_lowering(_p, _lowering("cpu"), platform="cpu")
 mlir.register_lowering(_p, _lowering("any"))
 
 
+def _not_zero(tangents: Sequence[Any]) -> tuple[bool, ...]:
+    return tuple(not isinstance(t, ad.Zero) for t in tangents)
+
+
 def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, call: _Call, avals: Any) -> Any:
     if call.kind in ("tangent", "backward"):
         # What was kept follows from the arguments, whose tangents say all.
-        args, kept, last = call.parts([not isinstance(t, ad.Zero) for t in tangents])
+        args, kept, last = call.parts(_not_zero(tangents))
         chosen = list(itertools.compress(range(len(primals)), [*args, *[False] * len(kept), *last]))
 
         def of_chosen(*some: Any) -> Any:
@@ -202,7 +206,7 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, call: _Call, avals:
     out, kept = _bind(forward, primals)
     kept, tree = jax.tree.flatten(kept)
     outs, result = jax.tree.flatten(out)
-    wanted = tuple(not isinstance(t, ad.Zero) for t in tangents)
+    wanted = _not_zero(tangents)
     linear = _Call(call.function, "tangent", call.tree, wanted, result, tree)
     levels = tuple(
         _Level((*axes, *[True] * len(kept), *linear.of_wanted(axes))) for axes, _ in call.levels

@@ -26,6 +26,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.export import is_symbolic_dim
 from jax.typing import DTypeLike
 
@@ -138,11 +139,12 @@ class Products:
 
     def multiply(self, x: Inputs, laid_out: jax.Array) -> jax.Array:
         """``x @ kernel``, with the kernel as `lay_out` gave it."""
+        if isinstance(x, OneHot):
+            turned = self.forward is Forward.FEATURES_FIRST
+            return product(x, laid_out.T if turned else laid_out, self.dtype)
         if self.forward is Forward.FEATURES_FIRST:
-            if isinstance(x, OneHot):
-                return product(x, laid_out.T, self.dtype)
             return _from_the_left(laid_out, x, self.dtype)
-        if self.forward is Forward.ROWS_TRANSPOSED and not isinstance(x, OneHot):
+        if self.forward is Forward.ROWS_TRANSPOSED:
             return _as_rows(
                 lambda rows: contract(
                     jax.lax.optimization_barrier(self._cast(rows).T), laid_out, (0, 0)
@@ -212,7 +214,7 @@ Axes = int | tuple[int, ...]
 def contract(left: jax.Array, right: jax.Array, axes: tuple[Axes, Axes]) -> jax.Array:
     """The product of two arrays over an axis of each, or several, in the types of `product`."""
     dtype = jnp.promote_types(left.dtype, right.dtype)
-    over = tuple((axis,) if isinstance(axis, int) else axis for axis in axes)
+    over = tuple(tuple(np.atleast_1d(axis).tolist()) for axis in axes)
     return jax.lax.dot_general(
         left.astype(dtype),
         right.astype(dtype),

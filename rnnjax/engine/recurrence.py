@@ -168,7 +168,7 @@ def _backward_loop(
     cell, plan, _, params, steps = layer
     used, pair = cell.in_update(params), cell.recurrent is not None and not cell.sums
     forward, cuts = keeping_step_of(layer), bool(jax.tree.leaves(others[3]))
-    rows = row_axes(cell, params, at_first_step(first))
+    rows = row_axes(cell, at_first_step(first))
     belong = belong_to_rows(layer, *at_first_step((others[2], first))) if cuts else []
     leaf = cell.recurrent
     if leaf is not None:

@@ -32,7 +32,7 @@ class Scan(Method):
         def step(carry: Carry, inputs: tuple[Any, AtStep]) -> tuple[Carry, jax.Array]:
             x, at = inputs
             carry = steps.begin(carry, at)
-            one = _CutStep(cell, row_axes(cell, params, x))
+            one = _CutStep(cell, row_axes(cell, x))
             new, y = (one if cuts else one.plain)(params, carry, x, steps.recurrent)
             return steps.end(carry, new, y, at, cell.output)
 

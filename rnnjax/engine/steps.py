@@ -12,6 +12,8 @@ import jax.numpy as jnp
 
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.composite import Noise
+from rnnjax.cells.onehot import OneHot
+from rnnjax.engine.devices import alike_over_devices
 
 
 class AtStep(NamedTuple):
@@ -116,13 +118,14 @@ def stepped(cell: Cell, params: Params, carry: Carry, x: Any, recurrent: Any) ->
     return cell.advance(params, x, carry)
 
 
-def row_axes(cell: Cell, params: Params, x: Any) -> int:
+def row_axes(cell: Cell, x: Any) -> int:
     """How many axes of a step's inputs are rows that know nothing of each other.
 
     Those of the grid of a convolution are none, and who knows what a step of a user's own does.
     """
-    own = cell.carry is None
-    return min(1, x.ndim - 1) if own else x.ndim - 1 - (params["kernel"].ndim - 2)
+    if cell.carry is None:
+        return min(1, x.ndim - 1)
+    return x.ndim + 1 - len(cell.parameters(1)["kernel"].shape)
 
 
 def any_of(d: Any, rows: int) -> jax.Array:
@@ -143,3 +146,26 @@ def where_reached(reached: jax.Array, leaf: Any) -> Any:
 def expand(marks: jax.Array, leaf: jax.Array) -> jax.Array:
     """``marks (*rows)`` with as many axes as ``leaf (*rows, ...)``."""
     return marks.reshape(*marks.shape, *[1] * (leaf.ndim - marks.ndim))
+
+
+def without_masked(xs: Any, valid: jax.Array) -> Any:
+    """The inputs with zeros at masked steps, so that whatever stood there has no gradient."""
+    if isinstance(xs, OneHot):
+        return OneHot(jnp.where(expand(valid, xs.ids), xs.ids, -1), xs.size)
+    return jnp.where(expand(valid, xs), xs, 0)
+
+
+def held_outputs(
+    ys: jax.Array, valid: jax.Array, resets: jax.Array | None, reverse: bool
+) -> jax.Array:
+    """At masked steps the output of the last valid one before, in the order in which they ran."""
+
+    def step(last: jax.Array, at: Any) -> tuple[jax.Array, jax.Array]:
+        y, valid, resets = at
+        if resets is not None:
+            last = jnp.where(expand(resets, last), 0, last)
+        last = jnp.where(expand(valid, y), y, last)
+        return last, last
+
+    zeros, ys = alike_over_devices((jnp.zeros(ys.shape[1:], ys.dtype), ys))
+    return jax.lax.scan(step, zeros, (ys, valid, resets), reverse=reverse)[1]

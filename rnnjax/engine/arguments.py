@@ -1,0 +1,122 @@
+"""What `unroll` is given: everything is checked here, from shapes and types alone."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.export import is_symbolic_dim
+
+from rnnjax.cells.arguments import as_array, as_inputs, brief, check_carry, check_instance
+from rnnjax.cells.base import Carry, Cell, Params
+from rnnjax.cells.composite import Noise
+from rnnjax.cells.products import at_least_float32
+from rnnjax.engine.method import Method
+from rnnjax.errors import InvalidInputError
+
+
+def checked(
+    cell: Cell, params: Params, xs: Any, carry: Carry | None, reset_carry: Carry, method: Method
+) -> tuple[Any, Carry]:
+    """The inputs as arrays, and the carry, made if there is none."""
+    advice = "which comes first, (cell, params, xs), and is called with its hidden size"
+    check_instance("cell", cell, Cell, f"a Cell such as rnnjax.LSTMCell(50), {advice}")
+    check_instance("method", method, Method, "Scan(), Fused() or Auto()")
+    xs = as_inputs(xs)
+    if xs.ndim < 2:
+        raise InvalidInputError(
+            f"xs must be (time, batch, features), or (time, features) without a batch, but has "
+            f"shape {xs.shape}; add the axes that are missing"
+        )
+    if carry is None:
+        types = [jnp.float32]
+        types += [leaf.dtype for leaf in jax.tree.leaves(params) if hasattr(leaf, "dtype")]
+        carry = cell.start(params, xs.shape[1:-1], at_least_float32(jnp.result_type(*types)))
+        if reset_carry is not None:
+            carry = begin(cell, params, xs, reset_carry, carry)
+    else:
+        carry = jax.tree.map(functools.partial(as_array, "carry"), carry)
+        check_carry("carry", cell, carry, xs.shape[1:-1])
+    return xs, carry
+
+
+def begin(cell: Cell, params: Params, xs: Any, reset_carry: Carry | None, like: Carry) -> Carry:
+    """The carry with which a sequence begins, in the shapes and types of ``like``."""
+    batch = xs.shape[1:-1]
+    if reset_carry is None:
+        reset_carry = cell.start(params, batch)
+    else:
+        reset_carry = jax.tree.map(functools.partial(as_array, "reset_carry"), reset_carry)
+        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(reset_carry)]
+        alone = [leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(cell.initial_carry))]
+        check_carry("reset_carry", cell, reset_carry, () if shapes == alone else batch)
+    return jax.tree.map(
+        lambda leaf, now: jnp.broadcast_to(leaf, now.shape).astype(now.dtype), reset_carry, like
+    )
+
+
+def valid_steps(xs: Any, lengths: Any, mask: Any) -> jax.Array | None:
+    """Where steps are valid, from the lengths and the mask; None where all are."""
+    if mask is not None:
+        mask = checked_marks("mask", mask, xs)
+    if lengths is None:
+        return mask
+    # As NumPy's where they are known, for inside of jit JAX would trace even constants.
+    known: Any = None if isinstance(lengths, jax.core.Tracer) else lengths
+    lengths, batch = as_array("lengths", lengths), xs.shape[1:-1]
+    if not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise InvalidInputError(
+            f"lengths must be integers, the number of valid steps of each row, but are "
+            f"{lengths.dtype}; booleans for each step are given as mask"
+        )
+    if lengths.shape != batch[: lengths.ndim]:
+        raise InvalidInputError(
+            f"lengths must have shape {batch}, for the batch {batch} of xs, but has "
+            f"{lengths.shape}; give one length for each row"
+        )
+    if known is not None and lengths.size:
+        known = np.asarray(known)
+        least, most = int(known.min()), int(known.max())
+        num_steps = xs.shape[0]
+        if least < 0 or (not is_symbolic_dim(num_steps) and most > num_steps):
+            raise InvalidInputError(
+                f"lengths must lie between 0 and the {num_steps} steps of xs, but go from {least} "
+                f"to {most}; check that time is the first axis of xs {xs.shape}"
+            )
+    times = jnp.arange(xs.shape[0]).reshape(-1, *[1] * lengths.ndim)
+    valid = times < lengths
+    if mask is None:
+        return valid
+    axes = max(valid.ndim, mask.ndim)
+    valid, mask = (m.reshape(*m.shape, *[1] * (axes - m.ndim)) for m in (valid, mask))
+    return valid & mask
+
+
+def checked_marks(name: str, marks: Any, xs: Any) -> jax.Array:
+    """The mask or the resets as an array ``(time, *rows)``."""
+    marks, wanted = as_array(name, marks), xs.shape[:-1]
+    if marks.dtype != jnp.bool_:
+        raise InvalidInputError(
+            f"{name} must be booleans, but are {marks.dtype}; write {name}.astype(bool)"
+        )
+    if marks.ndim == 0 or marks.shape != wanted[: marks.ndim]:
+        raise InvalidInputError(
+            f"{name} must have shape {wanted}, (time, *batch), for xs {xs.shape}, but has "
+            f"{marks.shape}; check which axis is time"
+        )
+    return marks
+
+
+def check_noise(cell: Cell, noise: Noise) -> None:
+    """Raise unless what a regulariser changes can be changed inside of ``cell``."""
+    if noise and cell.carry is None:
+        raise InvalidInputError(
+            f"recurrent dropout and zoneout cannot reach inside of {brief(cell)}, because it "
+            "declares no carry and update, but a step; use them with another cell"
+        )
+    if noise.recurrent is not None and cell.recurrent is None:
+        raise InvalidInputError(
+            f"recurrent dropout needs a product of the state before the update, which "
+            f"{brief(cell)} has not; leave it out"
+        )

@@ -1,0 +1,28 @@
+"""What a loop needs to know of the devices over which ``jax.shard_map`` divides arrays."""
+
+from typing import Any
+
+import jax
+
+
+def alike_over_devices(tree: Any) -> Any:
+    """The same arrays, all of them varying over the mesh axes over which any does.
+
+    Inside of ``jax.shard_map`` a loop's state has to vary over the same axes as what is added to
+    it. The gradient of an array that is the same on all devices is then their sum, as it should be.
+    """
+    axes = frozenset[str]().union(*map(_varying_axes, jax.tree.leaves(tree)))
+
+    def varying(leaf: Any) -> Any:
+        missing = axes - _varying_axes(leaf)
+        return jax.lax.pcast(leaf, tuple(missing), to="varying") if missing else leaf
+
+    return jax.tree.map(varying, tree) if axes else tree
+
+
+def _varying_axes(leaf: Any) -> frozenset[str]:
+    """The mesh axes over which an array varies; JAX before 0.10 had another name for them."""
+    kind: Any = jax.typeof(leaf)
+    if hasattr(kind, "manual_axis_type"):
+        return kind.manual_axis_type.varying
+    return getattr(kind, "vma", frozenset())

@@ -1,0 +1,81 @@
+"""`explain`: what `unroll` would do, without doing it."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from rnnjax.cells.base import Carry, Cell, Params
+from rnnjax.cells.composite import CompositeCell
+from rnnjax.engine.arguments import checked
+from rnnjax.engine.auto import Auto
+from rnnjax.engine.method import Method, check_method
+from rnnjax.engine.plan import this_platform
+from rnnjax.engine.steps import Steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """How each layer would run; its string is meant to be read.
+
+    Attributes:
+        layers: for each layer its cell, the shape of its inputs, and phrases on how it runs.
+    """
+
+    layers: tuple[tuple[Cell, tuple[int, ...], tuple[str, ...]], ...]
+
+    def __str__(self) -> str:
+        lines = []
+        for cell, shape, phrases in self.layers:
+            name = f"{type(cell).__name__}({getattr(cell, 'hidden_size', cell.output_size)})"
+            lines += [f"{name} over inputs {shape}", *(f"- {phrase}" for phrase in phrases)]
+        return "\n".join(lines)
+
+
+def explain(
+    cell: Cell,
+    params: Params,
+    xs: Any,
+    carry: Carry | None = None,
+    *,
+    method: Method = Auto(),
+    platform: str | None = None,
+) -> Explanation:
+    """Say which method and form `unroll` would run each layer by, and why; nothing is computed.
+
+    Args:
+        cell: as in `unroll`, and so are the other arguments; arrays can be given as
+            ``jax.ShapeDtypeStruct``.
+        params: see there.
+        xs: see there.
+        carry: see there.
+        method: see there.
+        platform: for which the program would be lowered, such as ``"cpu"``, ``"tpu"`` or
+            ``"cuda"``; None for that of JAX's first device.
+
+    Raises:
+        InvalidInputError: as `unroll` would.
+
+    >>> import rnnjax
+    >>> cell = rnnjax.LSTMCell(hidden_size=5)
+    >>> params = cell.init(jax.random.key(0), input_size=3)
+    >>> print(explain(cell, params, jnp.ones((10, 8, 3)), method=rnnjax.Scan()))
+    LSTMCell(5) over inputs (10, 8, 3)
+    - the cell's step at each time step, differentiated by JAX
+    """
+    layers = []
+
+    def run(cell: Cell, params: Params, xs: Any, carry: Carry, **_: Any) -> tuple[Carry, jax.Array]:
+        if isinstance(cell, CompositeCell):
+            return cell.unroll_layers(run, params, xs, carry, None)
+        check_method(cell, method)
+        result = method.run(cell, params, xs, carry, False, Steps())  # raises what unroll would
+        phrases = method.explain(cell, params, xs.shape, platform or this_platform())
+        layers.append((cell, xs.shape, tuple(phrases)))
+        return result
+
+    def whole(params: Params, xs: Any, carry: Carry | None) -> Any:
+        return run(cell, params, *checked(cell, params, xs, carry, None, method))
+
+    jax.eval_shape(whole, params, xs, carry)
+    return Explanation(tuple(layers))
