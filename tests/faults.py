@@ -348,7 +348,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "in reverse the last output is held in the order of time",
         "engine",
-        "rnnjax/engine/unroll.py",
+        "rnnjax/engine/steps.py",
         "jax.lax.scan(step, zeros, (ys, valid, resets), reverse=reverse)[1]",
         "jax.lax.scan(step, zeros, (ys, valid, resets))[1]",
         ("tests/test_sequence_laws.py::test_the_last_output_is_held",),

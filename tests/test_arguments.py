@@ -283,3 +283,20 @@ def test_a_cell_may_count() -> None:
     assert ys[:, 0, 0].tolist() == [4, 5, 6, 7]
     with pytest.raises(InvalidInputError, match="carry must be int32, but is float32"):
         rnnjax.unroll(Counting(), {}, XS, carry.astype(jnp.float32))
+
+
+@pytest.mark.parametrize("name", ["lstm", "layernorm", "projection"])
+def test_a_program_may_forbid_itself_promotion(name: str) -> None:
+    cell, params, xs, *_ = arguments(name).values()
+    method, lengths = Fused(product_dtype=jnp.bfloat16), jnp.full(BATCH, 2)
+
+    def loss(params: Any) -> Any:
+        _, ys = rnnjax.unroll(cell, params, xs, lengths=lengths, method=method)
+        return (
+            ys.astype(jnp.float32).sum()
+            + cell.step(params, cell.initial_carry((BATCH,)), x)[1].sum()
+        )
+
+    x = jnp.asarray(xs[0])
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        jax.eval_shape(jax.grad(loss), jax.tree.map(jnp.asarray, params))

@@ -118,3 +118,13 @@ def test_another_platform_gets_no_form_of_the_cpu(
     here.append(lowered(name, "cpu"))
     assert others[0] == others[1]
     assert (here[0] == here[1]) == (name == "user-step")  # which has no fast path
+
+
+def test_one_hot_inputs_are_written_and_read_back(assert_close: Callable[..., Any]) -> None:
+    cell = CELLS["lstm"]
+    params, xs = cell.init(jax.random.key(0), 7), rnnjax.OneHot(jnp.array([[1, 2], [0, 6]]), 7)
+    run = jax.jit(lambda params, xs: rnnjax.unroll(cell, params, xs)[1])
+    program: Any = export.export(run)(params, xs)
+    if importlib.util.find_spec("flatbuffers"):
+        program = export.deserialize(program.serialize())
+    assert_close(program.call(params, xs), run(params, xs), 1e-6)

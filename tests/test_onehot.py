@@ -112,3 +112,13 @@ def test_bad_ids_and_sizes():
     params = cell.init(jax.random.key(0), SIZE)
     with pytest.raises(rnnjax.InvalidInputError, match=r"8 features, but params.*for 7"):
         rnnjax.unroll(cell, params, OneHot(IDS, 8))
+
+
+def test_ids_can_be_checked():
+    assert OneHot(jnp.array([0, SIZE - 1]), SIZE).check().size == SIZE
+    with pytest.raises(
+        rnnjax.InvalidInputError, match=r"between 0 and .*, but 2 of 3 .*first.* -1"
+    ):
+        OneHot(np.array([-1, 0, SIZE]), SIZE).check()
+    with pytest.raises(rnnjax.InvalidInputError, match="outside of jit"):
+        jax.jit(lambda ids: OneHot(ids, SIZE).check().ids)(jnp.array([0]))

@@ -372,6 +372,7 @@ def close(what: str, ours: Any, theirs: Any, scale: float) -> None:
     assert error <= TOLERANCE, f"{what} is off by {error:.1e} of its scale"
 
 
+@pytest.mark.filterwarnings("ignore:the gradient of .* is taken without its dropout")
 @pytest.mark.parametrize("number", range(ORDINARY))
 @pytest.mark.usefixtures("x64")
 def test_a_drawn_composition_equals_the_reference(number: int) -> None:

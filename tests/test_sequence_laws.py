@@ -488,6 +488,7 @@ def noisy(name: str, kind: str) -> Regularized:
     return Regularized(cell, **rates)
 
 
+@pytest.mark.filterwarnings("ignore:the gradient of a Regularized is taken without its dropout")
 @pytest.mark.parametrize(("name", "kind", "drawn"), NOISY_ROWS)
 @pytest.mark.usefixtures("x64")
 def test_noise_is_the_same_by_every_method(
@@ -736,3 +737,16 @@ def test_a_reset_cuts_a_nan_off(name: str, method: Any, draw: Any, assert_close:
     hostile = jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), carry)
     expected = gradients(params, xs, carry)
     assert_close(gradients(params, xs.at[0, 0].set(jnp.nan), hostile), expected, 1e-12)
+
+
+def test_a_gradient_without_the_noise_of_training_comes_with_a_warning() -> None:
+    cell = Stack([Regularized(LSTMCell(3), recurrent_dropout=0.5), LSTMCell(3)])
+    params, xs = cell.init(jax.random.key(0), 2), jnp.ones((4, 3, 2))
+
+    def loss(params: Any, key: Any) -> Any:
+        return rnnjax.unroll(cell, params, xs, key=key)[1].sum()
+
+    loss(params, None)  # prediction says nothing, and so does training with a key
+    jax.eval_shape(jax.grad(loss), params, jax.random.key(1))
+    with pytest.warns(UserWarning, match="without its dropout.*given no key"):
+        jax.eval_shape(jax.grad(loss), params, None)

@@ -50,6 +50,17 @@ def is_integer(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
+@contextlib.contextmanager
+def usual_promotion() -> Iterator[None]:
+    """Shapes and types of operands meet as they do in NumPy, whatever a program forbids itself.
+
+    A program may set ``jax_numpy_rank_promotion="raise"`` or ``jax_numpy_dtype_promotion="strict"``
+    for its own sums. Here a bias meets rows and bfloat16 meets float32 on purpose.
+    """
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
 def check_flag(name: str, value: Any) -> None:
     """Raise unless a value is True or False, which a traced one is not."""
     if not isinstance(value, bool | np.bool_):

@@ -22,6 +22,7 @@ from rnnjax.cells.arguments import (
     floating_dtype,
     naming_update,
     same_shapes,
+    usual_promotion,
 )
 from rnnjax.cells.onehot import OneHot
 from rnnjax.cells.products import Kernel, add_bias, at_least_float32, product
@@ -204,12 +205,18 @@ class Cell(abc.ABC):
     # ---- what follows
 
     @property
+    def draws(self) -> bool:
+        """Whether training draws random numbers, for which `rnnjax.unroll` is given a key."""
+        return False
+
+    @property
     def output_size(self) -> int:
         """The size of the last axis of ``y``."""
         if self.output is None:
             return self.hidden_size
         return self.carry_shapes[self.output][-1]
 
+    @usual_promotion()
     def init(self, key: jax.Array, input_size: int) -> Params:
         """Draw the parameters for inputs with ``input_size`` features.
 
@@ -258,6 +265,7 @@ class Cell(abc.ABC):
         """
         return self.initial_carry(batch_shape, dtype)
 
+    @usual_promotion()
     def step(self, params: Params, carry: Carry, x: Inputs) -> tuple[Carry, jax.Array]:
         """Run one time step.
 
@@ -274,6 +282,7 @@ class Cell(abc.ABC):
         projected = self.project(params, x)
         return self.advance(params, self.meet(projected, self.recur(params, carry)), carry)
 
+    @usual_promotion()
     def project(self, params: Params, xs: Inputs) -> jax.Array:
         """``xs @ kernel + bias``: the half of the step that needs only the input.
 

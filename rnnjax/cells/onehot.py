@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.export import register_pytree_node_serialization
 
 from rnnjax.cells.rows import as_rows
 from rnnjax.errors import InvalidInputError
@@ -73,6 +75,31 @@ class OneHot:
         """The vectors at ``index`` of the leading axes."""
         return OneHot(self.ids[index], self.size)
 
+    def check(self) -> "OneHot":
+        """These vectors, if all of them have an id of 0 to ``size - 1``.
+
+        Outside of ``jit``, where values are known; there is nothing to pay for inside.
+
+        Raises:
+            InvalidInputError: an id is out of range, or not known.
+
+        >>> OneHot(jnp.array([0, 4]), 5).check().shape
+        (2, 5)
+        """
+        if isinstance(self.ids, jax.core.Tracer):
+            raise InvalidInputError(
+                "ids of OneHot can be checked where their values are known, outside of jit; check "
+                "the data before"
+            )
+        ids = np.asarray(self.ids)
+        wrong = ids[(ids < 0) | (ids >= self.size)]
+        if wrong.size:
+            raise InvalidInputError(
+                f"ids of OneHot must lie between 0 and {self.size - 1}, but {wrong.size} of "
+                f"{ids.size} do not, the first of them {wrong[0]}; their vectors would be zeros"
+            )
+        return self
+
     def rows(self, kernel: jax.Array) -> jax.Array:
         """The vectors times ``kernel``: a row of it for each id, zeros for those out of range."""
         # A negative index would count from the end; on one axis the gradient needs no copy.
@@ -80,3 +107,12 @@ class OneHot:
         ids = as_rows(jnp.where(wide < 0, self.size, wide), features=0)
         rows = kernel.at[ids].get(mode="fill", fill_value=0)
         return rows.reshape(*self.ids.shape, kernel.shape[1])
+
+
+# The auxiliary data of a dataclass are its static fields, in their order.
+register_pytree_node_serialization(
+    OneHot,
+    serialized_name="rnnjax.OneHot",
+    serialize_auxdata=lambda sizes: str(sizes[0]).encode(),
+    deserialize_auxdata=lambda size: (int(size),),
+)

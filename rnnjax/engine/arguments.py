@@ -1,6 +1,7 @@
 """What `unroll` is given: everything is checked here, from shapes and types alone."""
 
 import functools
+import warnings
 from typing import Any
 
 import jax
@@ -54,6 +55,25 @@ def begin(cell: Cell, params: Params, xs: Any, reset_carry: Carry | None, like: 
     return jax.tree.map(
         lambda leaf, now: jnp.broadcast_to(leaf, now.shape).astype(now.dtype), reset_carry, like
     )
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def without_noise(cell: Cell, params: Params) -> Params:
+    """``params``, of a cell that draws random numbers in training and has no key for them.
+
+    A warning, where they are differentiated: that is training, and its dropout would be off.
+    """
+    return params
+
+
+@without_noise.defjvp
+def _without_noise_jvp(cell: Cell, primals: Any, tangents: Any) -> tuple[Params, Params]:
+    warnings.warn(
+        f"the gradient of {brief(cell)} is taken without its dropout, zoneout or weight drop, for "
+        "unroll was given no key; give it one in training, or take the noise out of the cell",
+        stacklevel=2,
+    )
+    return primals[0], tangents[0]
 
 
 def valid_steps(xs: Any, lengths: Any, mask: Any) -> jax.Array | None:

@@ -59,7 +59,7 @@ def explain(
     >>> import rnnjax
     >>> cell = rnnjax.LSTMCell(hidden_size=5)
     >>> params = cell.init(jax.random.key(0), input_size=3)
-    >>> print(explain(cell, params, jnp.ones((10, 8, 3)), method=rnnjax.Scan()))
+    >>> print(explain(cell, params, jax.numpy.ones((10, 8, 3)), method=rnnjax.Scan()))
     LSTMCell(5) over inputs (10, 8, 3)
     - the cell's step at each time step, differentiated by JAX
     """

@@ -20,6 +20,8 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from rnnjax.cells.arguments import usual_promotion
+
 
 class Function(abc.ABC):
     """What is static of a differentiable function of arrays: a hashable value."""
@@ -86,8 +88,12 @@ class _Call:
         second = first + (0 if self.kept is None else self.kept.num_leaves)
         return list(flat[:first]), list(flat[first:second]), list(flat[second:])
 
+    @usual_promotion()
     def execute(self, platform: str | None, *flat: Any) -> Any:
-        """Do it: for a platform, or in its plain form."""
+        """Do it: for a platform, or in its plain form.
+
+        Derivatives are traced where a program asks for them, outside of `unroll`.
+        """
         execute: Callable[..., Any] = functools.partial(_single, self, platform)
         for level in self.levels:
             execute = jax.vmap(execute, in_axes=[0 if axis else None for axis in level.axes])

@@ -7,10 +7,17 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rnnjax.cells.arguments import brief, check_flag, check_key
+from rnnjax.cells.arguments import brief, check_flag, check_key, usual_promotion
 from rnnjax.cells.base import Carry, Cell, Inputs, Params
 from rnnjax.cells.composite import CompositeCell, Noise
-from rnnjax.engine.arguments import begin, check_noise, checked, checked_marks, valid_steps
+from rnnjax.engine.arguments import (
+    begin,
+    check_noise,
+    checked,
+    checked_marks,
+    valid_steps,
+    without_noise,
+)
 from rnnjax.engine.auto import Auto
 from rnnjax.engine.devices import alike_over_devices
 from rnnjax.engine.method import Method, check_method
@@ -18,6 +25,7 @@ from rnnjax.engine.steps import Steps, held_outputs, without_masked
 from rnnjax.errors import InvalidInputError
 
 
+@usual_promotion()
 def unroll(
     cell: Cell,
     params: Params,
@@ -71,7 +79,7 @@ def unroll(
         reverse: run from the last step to the first. ``ys[t]`` still belongs to ``xs[t]``; with
             ``lengths`` each row begins at its own last step.
         key: of the random numbers of `Regularized` cells and of dropout in a `Stack`, which without
-            one draw nothing, as for prediction.
+            one draw nothing, as for prediction; a gradient that is taken so comes with a warning.
         method: how to run: ``Scan()``, ``Fused()`` or ``Auto()``. All give the same numbers; one
             that is named either runs or raises.
 
@@ -119,6 +127,8 @@ def unroll(
         )
     if key is not None:
         check_key(key)
+    elif cell.draws:
+        params = without_noise(cell, params)
     check_flag("reverse", reverse)
     how = _How(method, masked_outputs == "last")
     return _unroll(cell, params, xs, carry, _Marks(valid, resets), key, how, bool(reverse))

@@ -91,6 +91,11 @@ class Bidirectional(CompositeCell):
         sizes = [cell.output_size for cell in self.cells]
         return sum(sizes) if self.merge == "concat" else sizes[0]
 
+    @property
+    def draws(self) -> bool:
+        """Whether one of the two draws."""
+        return any(cell.draws for cell in self.cells)
+
     def init(self, key: jax.Array, input_size: int) -> Directions:
         """Draw the parameters of both directions."""
         check_init(key, input_size)

@@ -50,6 +50,11 @@ class LearnedCarry(CompositeCell):
         """That of the cell."""
         return self.cell.output_size
 
+    @property
+    def draws(self) -> bool:
+        """As the cell."""
+        return self.cell.draws
+
     def init(self, key: jax.Array, input_size: int) -> dict[str, Any]:
         """Draw the cell's parameters, and take its initial carry to begin with."""
         return {"cell": self.cell.init(key, input_size), "initial_carry": self.cell.initial_carry()}

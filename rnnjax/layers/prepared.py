@@ -8,7 +8,14 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from rnnjax.cells.arguments import as_inputs, brief, check_features, check_last_axis, check_step
+from rnnjax.cells.arguments import (
+    as_inputs,
+    brief,
+    check_features,
+    check_last_axis,
+    check_step,
+    usual_promotion,
+)
 from rnnjax.cells.base import Carry, Cell, Inputs, Params
 from rnnjax.cells.onehot import OneHot
 from rnnjax.engine.fused import Fused
@@ -58,6 +65,7 @@ class Prepared(Cell):
         """The cell's own."""
         return self.cell.initial_carry(batch_shape, dtype)
 
+    @usual_promotion()
     def step(self, params: Params, carry: Carry, x: Inputs) -> tuple[Carry, jax.Array]:
         """One step of the cell."""
         x = as_inputs(x)

@@ -89,6 +89,11 @@ class Regularized(CompositeCell):
         """That of the cell."""
         return self.cell.output_size
 
+    @property
+    def draws(self) -> bool:
+        """Whether any rate is above 0."""
+        return any(getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "cell")
+
     def init(self, key: jax.Array, input_size: int) -> Params:
         """The cell's own parameters."""
         return self.cell.init(key, input_size)

@@ -63,6 +63,11 @@ class Stack(CompositeCell):
         """The output size of the last layer."""
         return self.cells[-1].output_size
 
+    @property
+    def draws(self) -> bool:
+        """Whether there is dropout between the layers, or one of them draws."""
+        return self.dropout.rate > 0 or any(cell.draws for cell in self.cells)
+
     def init(self, key: jax.Array, input_size: int) -> tuple[Any, ...]:
         """Draw the parameters: a tuple, one entry a layer."""
         check_init(key, input_size)

@@ -348,6 +348,7 @@ def check_drawn(part: int, count: int, folder: Path) -> None:
     print(f"{count} models, largest errors {worst}")
 
 
+@pytest.mark.filterwarnings("ignore:the gradient of .* is taken without its dropout")
 def test_drawn_models(tmp_path: Path) -> None:
     check_drawn(0, 2, tmp_path)
 
