@@ -1,21 +1,26 @@
-"""What the two Flax wrappers share: Flax's axes, flags and constructors, over `rnnjax.unroll`."""
+"""What the two Flax wrappers share: Flax's cells in one table, and its axes and flags."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from rnnjax.cells import Carry, Cell, OneHot, Params
-from rnnjax.cells.activations import (
-    ACTIVATIONS,
-    INITIALIZERS,
-    Activation,
-    Initializer,
-    get_initializer,
+from rnnjax.cells import (
+    Carry,
+    Cell,
+    GRUCarry,
+    GRUCell,
+    LSTMCarry,
+    LSTMCell,
+    MGUCell,
+    OneHot,
+    Params,
+    SimpleRNNCarry,
+    SimpleRNNCell,
 )
 from rnnjax.cells.arguments import as_inputs
 from rnnjax.cells.base import Inputs
@@ -23,9 +28,164 @@ from rnnjax.engine import Method, unroll
 from rnnjax.errors import InvalidInputError
 
 NOTHING_TO_LIFT = (
-    "rnnjax's cells keep no variables besides params, so there is nothing to lift; leave it out"
+    "the cells that run here keep no variables besides their parameters, so there is nothing to "
+    "lift; leave it out"
 )
 """Why the arguments by which Flax's ``RNN`` lifts variables through its loop are void here."""
+
+Form = Literal["linen", "nnx"]
+Tree = Mapping[Any, Any]
+"""Of parameters, as Flax nests them: ``{"hi": {"kernel": ..., "bias": ...}, ...}``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How one class of Flax's lays out its parameters.
+
+    Attributes:
+        form: whose class.
+        names: of the classes that lay them out so; they compute the same.
+        cell: ours.
+        gates: how many.
+        inputs: the names of the input kernels, in the order of our gates: one for each, or one for
+            all.
+        hiddens: the same for the recurrent kernels.
+        input_bias: whether the input's products have biases.
+        hidden_bias: by gate, whether the recurrent products have.
+    """
+
+    form: Form
+    names: tuple[str, ...]
+    cell: type[SimpleRNNCell] | type[LSTMCell] | type[GRUCell] | type[MGUCell]
+    gates: int
+    inputs: tuple[str, ...]
+    hiddens: tuple[str, ...]
+    input_bias: bool
+    hidden_bias: tuple[bool, ...]
+
+
+_LSTM_BIAS, _GRU_BIAS = (True,) * 4, (False, False, True)
+_DENSE = ("dense_i",), ("dense_h",)
+
+LAYOUTS = (
+    Layout(
+        "linen",
+        ("LSTMCell", "OptimizedLSTMCell"),
+        LSTMCell,
+        4,
+        ("ii", "if", "ig", "io"),
+        ("hi", "hf", "hg", "ho"),
+        False,
+        _LSTM_BIAS,
+    ),
+    Layout(
+        "linen", ("GRUCell",), GRUCell, 3, ("ir", "iz", "in"), ("hr", "hz", "hn"), True, _GRU_BIAS
+    ),
+    Layout("linen", ("MGUCell",), MGUCell, 2, ("if", "in"), ("hf", "hn"), True, (False, True)),
+    Layout("linen", ("SimpleCell",), SimpleRNNCell, 1, ("i",), ("h",), True, (False,)),
+    Layout(
+        "nnx",
+        ("LSTMCell",),
+        LSTMCell,
+        4,
+        ("ii", "if_", "ig", "io"),
+        ("hi", "hf", "hg", "ho"),
+        False,
+        _LSTM_BIAS,
+    ),
+    Layout("nnx", ("OptimizedLSTMCell",), LSTMCell, 4, *_DENSE, False, _LSTM_BIAS),
+    Layout("nnx", ("GRUCell",), GRUCell, 3, *_DENSE, True, (False,) * 3),
+    Layout("nnx", ("SimpleCell",), SimpleRNNCell, 1, *_DENSE, True, (False,)),
+)
+
+
+class Adapted(NamedTuple):
+    """A cell of Flax's as `rnnjax.unroll` takes it.
+
+    Attributes:
+        cell: of rnnjax.
+        params: of that cell.
+        into: makes its carry of one of Flax's.
+        out_of: the way back.
+    """
+
+    cell: Cell
+    params: Params
+    into: Callable[[Any], Carry] = lambda carry: carry
+    out_of: Callable[[Carry], Any] = lambda carry: carry
+
+
+@dataclasses.dataclass(frozen=True)
+class ForeignCell(Cell):
+    """A cell of which only the step is known: it runs on ``Scan()``.
+
+    Args:
+        call: ``(params, carry, x) -> (carry, y)``, a value that can be compared.
+        tree: of its carry.
+        leaves: of its carry, the shape behind the axes of the batch, and the type.
+    """
+
+    call: Callable[[Params, Carry, Any], tuple[Carry, jax.Array]]
+    tree: Any
+    leaves: tuple[tuple[tuple[int, ...], Any], ...]
+
+    @classmethod
+    def of(cls, call: Any, start: Carry, shape: tuple[int, ...]) -> "ForeignCell":
+        """The cell whose carry ``start`` is for a step's inputs of that shape."""
+        leaves, tree = jax.tree.flatten(start)
+        own = tuple((leaf.shape[len(shape) - 1 :], leaf.dtype) for leaf in leaves)
+        return cls(call, tree, own)
+
+    def initial_carry(
+        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
+    ) -> Carry:
+        """Zeros; the wrappers begin with what the module says."""
+        leaves = [jnp.zeros((*batch_shape, *shape), kind) for shape, kind in self.leaves]
+        return jax.tree.unflatten(self.tree, leaves)
+
+    def step(self, params: Params, carry: Carry, x: Inputs) -> tuple[Carry, jax.Array]:
+        """A call of the module."""
+        return self.call(params, carry, x)
+
+
+def adapted(layout: Layout, module: Any, features: int, tree: Tree) -> Adapted:
+    """One of Flax's five cells, in the place of which rnnjax's runs: its numbers, and faster.
+
+    Args:
+        layout: of its class.
+        module: the cell, for its options.
+        features: the number of its hidden units.
+        tree: its parameters, by the names of the layout.
+    """
+    options = {"activation": module.activation_fn, "dtype": module.dtype}
+    if layout.cell is not SimpleRNNCell:
+        options["recurrent_activation"] = module.gate_fn
+    cell = layout.cell(features, param_dtype=module.param_dtype, **options)
+    first, second = layout.inputs, layout.hiddens
+    recurrent = _joined(tree, second, "kernel")
+    if getattr(module, "residual", False):  # SimpleCell adds the hidden state
+        recurrent = recurrent + jnp.eye(features, dtype=recurrent.dtype)
+    params = {"kernel": _joined(tree, first, "kernel"), "recurrent_kernel": recurrent}
+    if layout.cell in (GRUCell, MGUCell):
+        params["bias"] = _joined(tree, first, "bias")
+        params["recurrent_bias"] = _joined(tree, second, "bias")
+    else:
+        params["bias"] = _joined(tree, first if layout.input_bias else second, "bias")
+    if layout.cell is LSTMCell:  # Flax's carry is (c, h)
+        return Adapted(cell, params, lambda c: LSTMCarry(c[1], c[0]), lambda c: (c.cell, c.hidden))
+    carry = SimpleRNNCarry if layout.cell is SimpleRNNCell else GRUCarry
+    return Adapted(cell, params, carry, lambda c: c.hidden)
+
+
+def _joined(tree: Tree, names: tuple[str, ...], leaf: str) -> jax.Array:
+    """The kernels or biases of these blocks side by side, zeros where one has no bias."""
+    parts = []
+    for name in names:
+        kernel = tree[name]["kernel"]
+        parts.append(kernel if leaf == "kernel" else tree[name].get(leaf))
+        if parts[-1] is None:
+            parts[-1] = jnp.zeros(kernel.shape[-1], kernel.dtype)
+    return jnp.concatenate(parts, axis=-1)
 
 
 def concatenate(forward: jax.Array, backward: jax.Array) -> jax.Array:
@@ -35,21 +195,6 @@ def concatenate(forward: jax.Array, backward: jax.Array) -> jax.Array:
     (8, 10, 7)
     """
     return jnp.concatenate([forward, backward], axis=-1)
-
-
-def check_cell(cell: Any, module: str) -> None:
-    """Raise unless ``cell`` is one of rnnjax's; Flax's own is the likely mistake.
-
-    Raises:
-        InvalidInputError: ``cell`` is not a `rnnjax.Cell`.
-    """
-    if not isinstance(cell, Cell):
-        kind = type(cell)
-        raise InvalidInputError(
-            f"cell must be a rnnjax cell, but is a {kind.__module__}.{kind.__qualname__}; take the "
-            f"cell from rnnjax too: rnnjax.LSTMCell(50) or, with Flax's arguments, one made by "
-            f"{module}.LSTMCell"
-        )
 
 
 def check_default(name: str, value: Any, is_default: bool, advice: str) -> None:
@@ -79,8 +224,7 @@ def check_inputs(inputs: Inputs, time_major: bool) -> Inputs:
 
 
 def unroll_like_flax(
-    cell: Cell,
-    params: Params,
+    adapted: Adapted,
     inputs: Inputs,
     initial_carry: Carry | None,
     *,
@@ -94,12 +238,12 @@ def unroll_like_flax(
     resets: jax.Array | None = None,
     reset_carry: Carry | None = None,
     key: jax.Array | None = None,
+    grid: int = 0,
 ) -> Any:
     """`rnnjax.unroll` with the arguments and results of a call of Flax's ``RNN``.
 
     Args:
-        cell: what one time step computes.
-        params: the cell's parameters.
+        adapted: what one time step computes, and its parameters.
         inputs: ``(*batch, time, input_size)``, or ``(time, *batch, input_size)`` if ``time_major``.
             `OneHot` is taken too.
         initial_carry: the state before the first step that runs, or None for the cell's own.
@@ -117,6 +261,7 @@ def unroll_like_flax(
         resets: booleans of the same shape, True where a new sequence begins.
         reset_carry: the state with which a sequence begins at a reset.
         key: of the random numbers in training, or None for none.
+        grid: how many axes stand between time and features, for a cell that convolves.
 
     Returns:
         the outputs, or ``(carry, outputs)``.
@@ -125,22 +270,23 @@ def unroll_like_flax(
         InvalidInputError: as `rnnjax.unroll` does, and in the order of axes that was given.
     """
     xs = check_inputs(inputs, time_major)
-    steps = xs.shape[:-1]
+    steps = xs.shape[: -1 - grid]
     if not time_major:
         if isinstance(xs, OneHot):
             xs = OneHot(jnp.moveaxis(xs.ids, -1, 0), xs.size)
         else:
-            xs = jnp.moveaxis(xs, -2, 0)
-    lengths = _lengths(seq_lengths, xs.shape[0], xs.shape[1:-1])
+            xs = jnp.moveaxis(xs, -2 - grid, 0)
+    lengths = _lengths(seq_lengths, xs.shape[0], xs.shape[1 : -1 - grid])
+    cell, params, into, out_of = adapted
     carry, outputs = unroll(
         cell,
         params,
         xs,
-        initial_carry,
+        None if initial_carry is None else into(initial_carry),
         lengths=lengths,
         mask=_time_first("mask", mask, steps, time_major),
         resets=_time_first("resets", resets, steps, time_major),
-        reset_carry=reset_carry,
+        reset_carry=None if reset_carry is None else into(reset_carry),
         reverse=reverse,
         key=key,
         method=method,
@@ -148,8 +294,8 @@ def unroll_like_flax(
     if reverse and not keep_order:
         outputs = _in_order_of_computation(outputs, lengths)
     if not time_major:
-        outputs = jnp.moveaxis(outputs, 0, -2)
-    return (carry, outputs) if return_carry else outputs
+        outputs = jnp.moveaxis(outputs, 0, -2 - grid)
+    return (out_of(carry), outputs) if return_carry else outputs
 
 
 def both_directions(
@@ -243,156 +389,5 @@ def _in_order_of_computation(ys: jax.Array, lengths: jax.Array | None) -> jax.Ar
         return jnp.flip(ys, axis=0)
     times = jnp.arange(len(ys)).reshape(-1, *[1] * lengths.ndim)
     sources = jnp.where(times < lengths, lengths - 1 - times, times)
-    return jnp.take_along_axis(ys, sources[..., None], axis=0)
-
-
-@dataclasses.dataclass(frozen=True)
-class PerGate:
-    """An initialiser that draws the columns of each gate by themselves.
-
-    Some of Flax's cells have a ``Dense`` for each gate, rnnjax's one kernel for all. For an
-    initialiser that looks at the whole of the shape this differs: of an orthogonal kernel for four
-    gates the entries are half as large as of four orthogonal kernels.
-
-    Args:
-        initializer: of one gate, by name or as ``(key, shape, dtype) -> array``.
-        num_gates: how many equal parts the last axis has.
-
-    >>> kernel = PerGate("orthogonal", 4)(jax.random.key(0), (3, 12))
-    >>> bool(jnp.allclose(kernel[:, 3:6] @ kernel[:, 3:6].T, jnp.eye(3), atol=1e-5))
-    True
-    """
-
-    initializer: str | Initializer
-    num_gates: int
-
-    def __post_init__(self) -> None:
-        get_initializer(self.initializer)
-
-    def __call__(
-        self, key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
-    ) -> jax.Array:
-        """Draw an array of ``shape``, whose last axis holds the gates."""
-        part = (*shape[:-1], shape[-1] // self.num_gates)
-        draw = get_initializer(self.initializer)
-        keys = jax.random.split(key, self.num_gates)
-        return jnp.concatenate([draw(key, part, dtype) for key in keys], axis=-1)
-
-
-@dataclasses.dataclass(frozen=True)
-class _LastGate:
-    """Zeros, but for the last of two gates, which is drawn."""
-
-    initializer: str | Initializer
-
-    def __call__(
-        self, key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
-    ) -> jax.Array:
-        part = (*shape[:-1], shape[-1] // 2)
-        drawn = get_initializer(self.initializer)(key, part, dtype)
-        return jnp.concatenate([jnp.zeros(part, dtype), drawn], axis=-1)
-
-
-def per_gate(initializer: str | Initializer, num_gates: int) -> str | Initializer:
-    """`PerGate`, or the initialiser itself where that comes to the same.
-
-    >>> per_gate("lecun_normal", 4), per_gate("orthogonal", 3)
-    ('lecun_normal', PerGate(initializer='orthogonal', num_gates=3))
-    """
-    # The variance of lecun_normal follows from the number of inputs alone.
-    if num_gates == 1 or initializer == "lecun_normal" or is_constant(initializer, "zeros"):
-        return initializer
-    return PerGate(initializer, num_gates)
-
-
-def named_activation(activation: str | Activation) -> str | Activation:
-    """The name of a function that has one in rnnjax: the fast path knows derivatives by name.
-
-    >>> named_activation(jax.nn.sigmoid), named_activation(jnp.tanh)
-    ('sigmoid', 'tanh')
-    >>> named_activation(jnp.sin) is jnp.sin
-    True
-    """
-    for name, function in ACTIVATIONS.items():
-        if activation is function:
-            return name
-    return activation
-
-
-def is_constant(initializer: Any, name: str) -> bool:
-    """Whether an initialiser is that of "zeros" or "ones", by name or as the function.
-
-    >>> is_constant(jax.nn.initializers.zeros, "zeros"), is_constant("orthogonal", "zeros")
-    (True, False)
-    """
-    return initializer is INITIALIZERS[name] or initializer == name
-
-
-def check_carry_init(carry_init: Any) -> None:
-    """Raise unless the carry of Flax's cell would begin with zeros.
-
-    Raises:
-        InvalidInputError: ``carry_init`` is neither left out nor zeros.
-    """
-    check_default(
-        "carry_init",
-        carry_init,
-        carry_init is None or is_constant(carry_init, "zeros"),
-        "rnnjax's cells begin with zeros; give the call an initial_carry, or wrap the cell in "
-        "rnnjax.LearnedCarry",
-    )
-
-
-def check_gru_bias_init(bias_init: Any) -> None:
-    """Raise unless the biases of Flax's GRU would begin with zeros.
-
-    Raises:
-        InvalidInputError: ``bias_init`` is not zeros.
-    """
-    check_default(
-        "bias_init",
-        bias_init,
-        is_constant(bias_init, "zeros"),
-        "rnnjax.GRUCell has two biases for each gate, and would draw both with it; use "
-        "rnnjax.GRUCell(features, bias_init=...) if that is meant, or change the parameters",
-    )
-
-
-def check_residual(residual: bool) -> None:
-    """Raise unless Flax's ``SimpleCell`` is the plain one.
-
-    Raises:
-        InvalidInputError: ``residual`` is true.
-    """
-    check_default(
-        "residual",
-        residual,
-        not residual,
-        "rnnjax.SimpleRNNCell has no residual connection; add the identity to its "
-        "recurrent_kernel, which is the same function",
-    )
-
-
-def mgu_biases(
-    forget_bias_init: str | Initializer, activation_bias_init: str | Initializer
-) -> dict[str, Any]:
-    """Flax's two initialisers of an MGU's biases as arguments of `rnnjax.MGUCell`.
-
-    Raises:
-        InvalidInputError: ``forget_bias_init`` is neither ones nor zeros.
-
-    >>> mgu_biases("ones", "zeros")
-    {'unit_forget_bias': True, 'bias_init': 'zeros'}
-    """
-    ones = is_constant(forget_bias_init, "ones")
-    check_default(
-        "forget_bias_init",
-        forget_bias_init,
-        ones or is_constant(forget_bias_init, "zeros"),
-        "rnnjax.MGUCell begins with ones or zeros there; change the parameters after init",
-    )
-    zeros = is_constant(activation_bias_init, "zeros")
-    return {
-        "unit_forget_bias": ones,
-        "bias_init": "zeros" if zeros else _LastGate(activation_bias_init),
-    }
+    sources = sources.reshape(*sources.shape, *[1] * (ys.ndim - sources.ndim))
+    return jnp.take_along_axis(ys, sources, axis=0)

@@ -1,7 +1,8 @@
 """`RNN`, `Bidirectional` and their cells for Flax Linen, in the place of those of ``flax.linen``.
 
-Code written for Flax's needs the import changed, ``from rnnjax import linen as nn``; the cells
-made here are rnnjax's own, with Flax's arguments and initial distributions.
+Code written for Flax's needs the import changed, ``from rnnjax import linen as nn``. The cells here
+are Flax's own modules, with their parameters, carries and initial numbers: what is read or trained
+with Flax goes on here, and the other way round. `RNN` runs rnnjax's cell in the place of each.
 
 >>> import jax
 >>> import jax.numpy as jnp
@@ -13,6 +14,7 @@ made here are rnnjax's own, with Flax's arguments and initial distributions.
 (8, 10, 64)
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,28 +22,59 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
-from jax.typing import DTypeLike
+from flax.linen import GRUCell, LSTMCell, MGUCell, OptimizedLSTMCell, RNNCellBase, SimpleCell
 
-from rnnjax import cells, layout
-from rnnjax.cells import Carry, Cell
-from rnnjax.cells.activations import Activation, Initializer
+from rnnjax import layout
+from rnnjax.cells import Carry, Cell, Params
 from rnnjax.cells.base import Inputs
 from rnnjax.engine import Auto, Method
+from rnnjax.errors import InvalidInputError
+
+__all__ = [
+    "RNN",
+    "Bidirectional",
+    "GRUCell",
+    "LSTMCell",
+    "MGUCell",
+    "OptimizedLSTMCell",
+    "RNNCellBase",
+    "SimpleCell",
+]
+
+_LAYOUTS = {
+    getattr(nn, name): one for one in layout.LAYOUTS if one.form == "linen" for name in one.names
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """A step of a module of the user's, as a function."""
+
+    module: Any
+
+    def __call__(self, params: Params, carry: Carry, x: Inputs) -> tuple[Carry, jax.Array]:
+        new, y = self.module.apply({"params": params}, carry, x)
+        return new, y
 
 
 class RNN(nn.Module):  # type: ignore[misc]  # mypy follows no imports of flax
     """Run a cell, or a stack of them, over a sequence; takes the place of ``flax.linen.RNN``.
 
-    The flags are Flax's, and each of them can be set here or in the call. The parameters are those
-    of ``cell.init``, under the name ``cell``: ``variables["params"]["cell"]`` can be given to
-    `rnnjax.unroll` as it is. The carry is the cell's own, e.g. ``LSTMCarry(hidden, cell)``.
+    The flags are Flax's, and each of them can be set here or in the call. With one of Flax's cells
+    (`LSTMCell` and the others here) parameters, initial numbers and carries are those of Flax's
+    ``RNN``, and rnnjax's cell runs in its place; any other ``RNNCellBase`` runs step by step, on
+    ``Scan()``, with masks, lengths and resets all the same.
+
+    With a cell of rnnjax the parameters are those of its ``init``, under the name ``cell``:
+    ``variables["params"]["cell"]`` can be given to `rnnjax.unroll` as it is. The carry is then the
+    cell's own, e.g. ``LSTMCarry(hidden, cell)``.
 
     Noise in training, of `rnnjax.Regularized` cells and of the dropout of a `rnnjax.Stack`, is
     drawn with the rng "dropout": ``model.apply(variables, inputs, rngs={"dropout": key})``. Without
     it nothing is drawn, as for prediction.
 
     Attributes:
-        cell: what one time step computes: a cell, or a `rnnjax.Stack`.
+        cell: what one time step computes: a cell of Flax or of rnnjax, or a `rnnjax.Stack`.
         time_major: whether inputs and outputs are ``(time, *batch, features)`` rather than
             ``(*batch, time, features)``.
         return_carry: whether a call returns ``(carry, outputs)`` rather than the outputs.
@@ -51,7 +84,7 @@ class RNN(nn.Module):  # type: ignore[misc]  # mypy follows no imports of flax
             with ``seq_lengths`` the padding stays at the end of each row.
         unroll: taken so that Flax's code runs, and without effect: it tells Flax's loop how many
             steps to write out in one iteration, and here ``method`` decides how the loop runs.
-        variable_axes: this and the next three are there for Flax's sake: rnnjax's cells keep no
+        variable_axes: this and the next three are there for Flax's sake: the cells keep no
             variables besides params, so there is nothing to lift, and only the default is taken.
         variable_broadcast: see ``variable_axes``.
         variable_carry: see ``variable_axes``.
@@ -59,8 +92,8 @@ class RNN(nn.Module):  # type: ignore[misc]  # mypy follows no imports of flax
         method: how to run, as in `rnnjax.unroll`.
 
     Raises:
-        InvalidInputError: ``cell`` is not a rnnjax cell, or an argument that is there for Flax's
-            sake is not at its default.
+        InvalidInputError: ``cell`` is no cell, or keeps variables besides its parameters, or an
+            argument that is there for Flax's sake is not at its default.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -87,7 +120,7 @@ class RNN(nn.Module):  # type: ignore[misc]  # mypy follows no imports of flax
     False
     """
 
-    cell: Cell
+    cell: Any
     time_major: bool = False
     return_carry: bool = False
     reverse: bool = False
@@ -102,7 +135,11 @@ class RNN(nn.Module):  # type: ignore[misc]  # mypy follows no imports of flax
     def __post_init__(self) -> None:
         """Refuse what cannot be honoured, where it is written rather than where it is called."""
         super().__post_init__()
-        layout.check_cell(self.cell, "rnnjax.linen")
+        if not isinstance(self.cell, Cell | RNNCellBase):
+            raise InvalidInputError(
+                f"cell must be a cell of rnnjax or a flax.linen.RNNCellBase, such as "
+                f"nn.LSTMCell(50), but is a {type(self.cell).__name__}"
+            )
         for name, default in (
             ("variable_axes", {}),
             ("variable_broadcast", "params"),
@@ -136,8 +173,8 @@ class RNN(nn.Module):  # type: ignore[misc]  # mypy follows no imports of flax
                 ``time_major``; any number of batch axes, or none.
             initial_carry: the state before the first step that runs, every leaf beginning with
                 ``*batch``; left out, that with which a sequence begins.
-            init_key: taken so that Flax's code runs, and without effect: rnnjax's cells draw no
-                carry.
+            init_key: of the carry with which a cell of Flax's begins, if it draws one; left out,
+                ``jax.random.key(0)``.
             seq_lengths: integers ``(*batch,)``, the valid steps of each row; those after them are
                 padding. The final carry is that of each row's last valid step. The outputs at
                 padding are zeros (Flax leaves there what the cell made of it), and a row of length
@@ -163,9 +200,19 @@ class RNN(nn.Module):  # type: ignore[misc]  # mypy follows no imports of flax
         """
         time_major = self.time_major if time_major is None else time_major
         inputs = layout.check_inputs(inputs, time_major)
+        grid = getattr(self.cell, "num_feature_axes", 1) - 1
+        if isinstance(self.cell, Cell):
+            params = self.param("cell", self.cell.init, inputs.shape[-1])
+            adapted = layout.Adapted(self.cell, params)
+        else:
+            time = 0 if time_major else inputs.ndim - 2 - grid
+            shape = (*inputs.shape[:time], *inputs.shape[time + 1 :])
+            adapted, start = self._flax_cell(shape, init_key)
+            initial_carry = start if initial_carry is None else initial_carry
+            if resets is not None and reset_carry is None:
+                reset_carry = start
         return layout.unroll_like_flax(
-            self.cell,
-            self.param("cell", self.cell.init, inputs.shape[-1]),
+            adapted,
             inputs,
             initial_carry,
             return_carry=self.return_carry if return_carry is None else return_carry,
@@ -178,7 +225,27 @@ class RNN(nn.Module):  # type: ignore[misc]  # mypy follows no imports of flax
             resets=resets,
             reset_carry=reset_carry,
             key=self.make_rng("dropout") if self.has_rng("dropout") else None,
+            grid=grid,
         )
+
+    def _flax_cell(self, shape: tuple[int, ...], key: Any) -> tuple[layout.Adapted, Carry]:
+        """A cell of Flax's for inputs of a step's shape, and the carry with which it begins."""
+        cell = self.cell
+        start = cell.initialize_carry(jax.random.key(0) if key is None else key, shape)
+        if self.is_initializing():
+            cell(start, jnp.zeros(shape))  # draws the parameters as Flax does
+        others = sorted(set(cell.variables) - {"params"})
+        if others:
+            raise InvalidInputError(
+                f"{type(cell).__name__} keeps variables besides its parameters, {others}, which no "
+                "step here hands on; use flax.linen.RNN"
+            )
+        params = cell.variables["params"]
+        one = _LAYOUTS.get(type(cell))
+        if one is None or not getattr(cell, "reset_gate", True):
+            call = _Call(cell.clone(parent=None, name=None))
+            return layout.Adapted(layout.ForeignCell.of(call, start, shape), params), start
+        return layout.adapted(one, cell, cell.features, params), start
 
 
 class Bidirectional(nn.Module):  # type: ignore[misc]  # mypy follows no imports of flax
@@ -263,243 +330,3 @@ class Bidirectional(nn.Module):  # type: ignore[misc]  # mypy follows no imports
         if self.return_carry if return_carry is None else return_carry:
             return carry, outputs
         return outputs
-
-
-def LSTMCell(
-    features: int,
-    gate_fn: str | Activation = "sigmoid",
-    activation_fn: str | Activation = "tanh",
-    kernel_init: str | Initializer = "lecun_normal",
-    recurrent_kernel_init: str | Initializer = "orthogonal",
-    bias_init: str | Initializer = "zeros",
-    dtype: DTypeLike | None = None,
-    param_dtype: DTypeLike = jnp.float32,
-    carry_init: str | Initializer | None = None,
-) -> cells.LSTMCell:
-    """`rnnjax.LSTMCell` with the arguments and the initial distributions of Flax's ``LSTMCell``.
-
-    Each gate is drawn by itself, as from a ``Dense`` of its own, and the forget gate's bias begins
-    as the others do. Parameters come in rnnjax's shapes, gates in the order i, f, g, o.
-
-    Args:
-        features: the number of hidden units.
-        gate_fn: the activation of the gates, by name or as a function. Those that have a name in
-            rnnjax, as Flax's ``sigmoid`` and ``tanh``, are known to the fast path as functions too.
-        activation_fn: that of the candidate and the output.
-        kernel_init: initialiser of one gate's kernel of the inputs, by name or as a function.
-        recurrent_kernel_init: the same for the hidden state.
-        bias_init: the same for one gate's bias.
-        dtype: of the products and outputs. Products in a type narrower than float32 accumulate in
-            float32, and the carry stays float32, which Flax's does not.
-        param_dtype: of the parameters.
-        carry_init: zeros, or left out.
-
-    Raises:
-        InvalidInputError: ``carry_init`` is not zeros, ``features`` is not positive, or a name is
-            unknown.
-
-    >>> LSTMCell(32).hidden_size
-    32
-    """
-    layout.check_carry_init(carry_init)
-    return cells.LSTMCell(
-        features,
-        recurrent_activation=layout.named_activation(gate_fn),
-        unit_forget_bias=False,
-        activation=layout.named_activation(activation_fn),
-        kernel_init=layout.per_gate(kernel_init, 4),
-        recurrent_kernel_init=layout.per_gate(recurrent_kernel_init, 4),
-        bias_init=layout.per_gate(bias_init, 4),
-        dtype=dtype,
-        param_dtype=param_dtype,
-    )
-
-
-def OptimizedLSTMCell(
-    features: int,
-    gate_fn: str | Activation = "sigmoid",
-    activation_fn: str | Activation = "tanh",
-    kernel_init: str | Initializer = "lecun_normal",
-    recurrent_kernel_init: str | Initializer = "orthogonal",
-    bias_init: str | Initializer = "zeros",
-    dtype: DTypeLike | None = None,
-    param_dtype: DTypeLike = jnp.float32,
-    carry_init: str | Initializer | None = None,
-) -> cells.LSTMCell:
-    """The same as `LSTMCell`, as in Flax; there it joins the gates' products, here all cells do.
-
-    Args:
-        features: as in `LSTMCell`, and so are all of them.
-        gate_fn: see there.
-        activation_fn: see there.
-        kernel_init: see there.
-        recurrent_kernel_init: see there.
-        bias_init: see there.
-        dtype: see there.
-        param_dtype: see there.
-        carry_init: see there.
-
-    Raises:
-        InvalidInputError: as in `LSTMCell`.
-
-    >>> OptimizedLSTMCell(32) == LSTMCell(32)
-    True
-    """
-    return LSTMCell(
-        features,
-        gate_fn,
-        activation_fn,
-        kernel_init,
-        recurrent_kernel_init,
-        bias_init,
-        dtype,
-        param_dtype,
-        carry_init,
-    )
-
-
-def GRUCell(
-    features: int,
-    gate_fn: str | Activation = "sigmoid",
-    activation_fn: str | Activation = "tanh",
-    kernel_init: str | Initializer = "lecun_normal",
-    recurrent_kernel_init: str | Initializer = "orthogonal",
-    bias_init: str | Initializer = "zeros",
-    dtype: DTypeLike | None = None,
-    param_dtype: DTypeLike = jnp.float32,
-    carry_init: str | Initializer | None = None,
-) -> cells.GRUCell:
-    """`rnnjax.GRUCell` with the arguments and the initial distributions of Flax's ``GRUCell``.
-
-    One difference remains: ``recurrent_bias`` is there for all gates, in Flax for n alone. Those of
-    r and z stand in a sum with ``bias``, so both cells are the same functions, but in training this
-    sum moves by the steps of two parameters rather than one.
-
-    Args:
-        features: as in `LSTMCell`, and so are the others, but for ``bias_init``.
-        gate_fn: see there.
-        activation_fn: see there.
-        kernel_init: see there.
-        recurrent_kernel_init: see there.
-        bias_init: zeros: anything else would be drawn for both biases.
-        dtype: see there.
-        param_dtype: see there.
-        carry_init: see there.
-
-    Raises:
-        InvalidInputError: as in `LSTMCell`, or ``bias_init`` is not zeros.
-
-    >>> GRUCell(32).hidden_size
-    32
-    """
-    layout.check_carry_init(carry_init)
-    layout.check_gru_bias_init(bias_init)
-    return cells.GRUCell(
-        features,
-        recurrent_activation=layout.named_activation(gate_fn),
-        activation=layout.named_activation(activation_fn),
-        kernel_init=layout.per_gate(kernel_init, 3),
-        recurrent_kernel_init=layout.per_gate(recurrent_kernel_init, 3),
-        dtype=dtype,
-        param_dtype=param_dtype,
-    )
-
-
-def SimpleCell(
-    features: int,
-    activation_fn: str | Activation = "tanh",
-    kernel_init: str | Initializer = "lecun_normal",
-    recurrent_kernel_init: str | Initializer = "orthogonal",
-    bias_init: str | Initializer = "zeros",
-    dtype: DTypeLike | None = None,
-    param_dtype: DTypeLike = jnp.float32,
-    carry_init: str | Initializer | None = None,
-    residual: bool = False,
-) -> cells.SimpleRNNCell:
-    """`rnnjax.SimpleRNNCell` with the arguments and defaults of Flax's ``SimpleCell``.
-
-    Args:
-        features: as in `LSTMCell`, and so are the others.
-        activation_fn: see there.
-        kernel_init: see there.
-        recurrent_kernel_init: see there.
-        bias_init: see there.
-        dtype: see there.
-        param_dtype: see there.
-        carry_init: see there.
-        residual: False; with True add the identity to ``recurrent_kernel``.
-
-    Raises:
-        InvalidInputError: as in `LSTMCell`, or ``residual`` is true.
-
-    >>> SimpleCell(32).hidden_size
-    32
-    """
-    layout.check_carry_init(carry_init)
-    layout.check_residual(residual)
-    return cells.SimpleRNNCell(
-        features,
-        activation=layout.named_activation(activation_fn),
-        kernel_init=kernel_init,
-        recurrent_kernel_init=recurrent_kernel_init,
-        bias_init=bias_init,
-        dtype=dtype,
-        param_dtype=param_dtype,
-    )
-
-
-def MGUCell(
-    features: int,
-    gate_fn: str | Activation = "sigmoid",
-    activation_fn: str | Activation = "tanh",
-    kernel_init: str | Initializer = "lecun_normal",
-    recurrent_kernel_init: str | Initializer = "orthogonal",
-    forget_bias_init: str | Initializer = "ones",
-    activation_bias_init: str | Initializer = "zeros",
-    dtype: DTypeLike | None = None,
-    param_dtype: DTypeLike = jnp.float32,
-    carry_init: str | Initializer | None = None,
-    reset_gate: bool = True,
-) -> cells.MGUCell:
-    """`rnnjax.MGUCell` with the arguments and the initial distributions of Flax's ``MGUCell``.
-
-    One difference remains, that of `GRUCell`: a second bias of f, which begins at zero.
-
-    Args:
-        features: as in `LSTMCell`, and so are the others, but for those below.
-        gate_fn: see there.
-        activation_fn: see there.
-        kernel_init: see there.
-        recurrent_kernel_init: see there.
-        forget_bias_init: ones or zeros, the beginning of the gate's bias.
-        activation_bias_init: initialiser of both biases of the candidate.
-        dtype: see there.
-        param_dtype: see there.
-        carry_init: see there.
-        reset_gate: True: rnnjax has no form in which the gate leaves the candidate alone.
-
-    Raises:
-        InvalidInputError: as in `LSTMCell`, or ``forget_bias_init`` or ``reset_gate`` is something
-            else.
-
-    >>> MGUCell(32).unit_forget_bias
-    True
-    """
-    layout.check_carry_init(carry_init)
-    layout.check_default(
-        "reset_gate",
-        reset_gate,
-        bool(reset_gate),
-        "rnnjax.MGUCell has no form in which the gate leaves the candidate alone; use "
-        "rnnjax.MGUCell(features, reset_after=False), where it scales the hidden state, or Flax's",
-    )
-    return cells.MGUCell(
-        features,
-        recurrent_activation=layout.named_activation(gate_fn),
-        activation=layout.named_activation(activation_fn),
-        kernel_init=layout.per_gate(kernel_init, 2),
-        recurrent_kernel_init=layout.per_gate(recurrent_kernel_init, 2),
-        **layout.mgu_biases(forget_bias_init, activation_bias_init),
-        dtype=dtype,
-        param_dtype=param_dtype,
-    )

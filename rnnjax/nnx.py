@@ -1,71 +1,71 @@
 """`RNN`, `Bidirectional` and their cells for Flax NNX, in the place of those of ``flax.nnx``.
 
 Code written for Flax's needs the import changed: ``rnnjax.nnx.RNN(rnnjax.nnx.LSTMCell(3, 4,
-rngs=rngs))``; the cells made here are rnnjax's own, with Flax's arguments and initial
-distributions.
+rngs=rngs))``. The cells here are Flax's own modules, with their parameters, carries and initial
+numbers; `RNN` runs rnnjax's cell in the place of each.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
+from flax.nnx import GRUCell, LSTMCell, OptimizedLSTMCell, RNNCellBase, SimpleCell
 
-from rnnjax import cells, layout
+from rnnjax import layout
 from rnnjax.cells import Carry, Cell, Params
-from rnnjax.cells.activations import Activation, Initializer
+from rnnjax.cells.arguments import brief
 from rnnjax.cells.base import Inputs
 from rnnjax.engine import Auto, Method
 from rnnjax.errors import InvalidInputError
 
-_NO_METADATA: Mapping[str, Any] = MappingProxyType({})
+__all__ = [
+    "RNN",
+    "Bidirectional",
+    "GRUCell",
+    "LSTMCell",
+    "OptimizedLSTMCell",
+    "RNNCellBase",
+    "SimpleCell",
+]
+
+_LAYOUTS = {
+    getattr(nnx, name): one for one in layout.LAYOUTS if one.form == "nnx" for name in one.names
+}
 
 
 @dataclasses.dataclass(frozen=True)
-class SizedCell:
-    """A cell with what Flax's cells know besides: the size of its inputs, and where keys come from.
+class _Call:
+    """A step of a module of the user's, as a function."""
 
-    It is what `LSTMCell` and the others here return, and what `RNN` takes in the place of a cell.
-    It holds no parameters: every `RNN` that is made of it draws its own, whereas in Flax two that
-    are made of one cell share them.
+    graph: Any
 
-    Attributes:
-        cell: what one time step computes.
-        in_features: the size of the last axis of the inputs.
-        rngs: the parameters are drawn with ``rngs.params()``. Not part of what makes two of these
-            equal, as it remembers how many keys it gave.
-
-    >>> sized = GRUCell(3, 4, rngs=nnx.Rngs(0))
-    >>> sized.cell.hidden_size, sized.in_features
-    (4, 3)
-    """
-
-    cell: Cell
-    in_features: int
-    rngs: nnx.Rngs = dataclasses.field(compare=False, repr=False)
+    def __call__(self, params: Params, carry: Carry, x: Inputs) -> tuple[Carry, jax.Array]:
+        new, y = nnx.merge(self.graph, params)(carry, x)
+        return new, y
 
 
 class RNN(nnx.Module):  # type: ignore[misc]  # mypy follows no imports of flax
     """Run a cell, or a stack of them, over a sequence; takes the place of ``flax.nnx.RNN``.
 
-    The parameters are the pytree of ``cell.init`` with an ``nnx.Param`` at each leaf, so
-    ``nnx.split``, ``nnx.jit``, ``nnx.grad`` and ``nnx.Optimizer`` see them; `cell_params` is the
-    same pytree of plain arrays, for `rnnjax.unroll`. State is explicit, as everywhere in rnnjax:
-    the module holds no carry.
+    With one of Flax's cells (`LSTMCell` and the others here) parameters, initial numbers and
+    carries are those of Flax's ``RNN``, and rnnjax's cell runs in its place; any other
+    ``RNNCellBase`` runs step by step, on ``Scan()``, with masks, lengths and resets all the same.
+
+    With a cell of rnnjax the parameters are the pytree of its ``init`` with an ``nnx.Param`` at
+    each leaf, so ``nnx.split``, ``nnx.jit``, ``nnx.grad`` and ``nnx.Optimizer`` see them;
+    `cell_params` is the same pytree of plain arrays, for `rnnjax.unroll`. State is explicit, as
+    everywhere in rnnjax: the module holds no carry.
 
     Noise in training, of `rnnjax.Regularized` cells and of the dropout of a `rnnjax.Stack`, is
     drawn where the call is given ``rngs``. Without them nothing is drawn, as for prediction.
 
     Args:
-        cell: what one time step computes: a cell or a `rnnjax.Stack`, or one with the size of its
-            inputs, as `LSTMCell` and the others here make it.
-        in_features: the size of the last axis of the inputs; known where ``cell`` knows it.
-        rngs: the parameters are drawn with ``rngs.params()``. Where ``cell`` has its own, these are
-            taken so that Flax's code runs, and without effect: it draws carries with them.
+        cell: what one time step computes: a cell of Flax or of rnnjax, or a `rnnjax.Stack`.
+        in_features: the size of the last axis of the inputs; a cell of Flax knows it.
+        rngs: the parameters of a cell of rnnjax are drawn with ``rngs.params()``, and the carry of
+            a cell of Flax that draws one with ``rngs.carry``.
         time_major: whether inputs and outputs are ``(time, *batch, features)`` rather than
             ``(*batch, time, features)``.
         return_carry: whether a call returns ``(carry, outputs)`` rather than the outputs.
@@ -75,15 +75,15 @@ class RNN(nnx.Module):  # type: ignore[misc]  # mypy follows no imports of flax
             with ``seq_lengths`` the padding stays at the end of each row.
         unroll: taken so that Flax's code runs, and without effect: it tells Flax's loop how many
             steps to write out in one iteration, and here ``method`` decides how the loop runs.
-        state_axes: this and the next are there for Flax's sake: rnnjax's cells keep no variables
-            besides params, so there is nothing to lift, and only None is taken.
+        state_axes: this and the next are there for Flax's sake: the cells keep no variables besides
+            their parameters, so there is nothing to lift, and only None is taken.
         broadcast_rngs: see ``state_axes``.
         method: how to run, as in `rnnjax.unroll`.
 
     Raises:
         InvalidInputError: ``in_features`` is not positive, is missing, or is not that of ``cell``;
-            ``cell`` is not a rnnjax cell; there are no ``rngs`` to draw with; or an argument that
-            is there for Flax's sake is not at its default.
+            ``cell`` is no cell, or keeps variables besides its parameters; there are no ``rngs`` to
+            draw with; or an argument that is there for Flax's sake is not at its default.
 
     >>> import jax.numpy as jnp
     >>> import rnnjax
@@ -111,8 +111,8 @@ class RNN(nnx.Module):  # type: ignore[misc]  # mypy follows no imports of flax
 
     def __init__(
         self,
-        cell: Cell | SizedCell,
-        in_features: int | None = None,
+        cell: Any,
+        in_features: Any = None,
         *,
         rngs: nnx.Rngs | nnx.RngStream | bool = True,
         time_major: bool = False,
@@ -124,41 +124,50 @@ class RNN(nnx.Module):  # type: ignore[misc]  # mypy follows no imports of flax
         broadcast_rngs: Any = None,
         method: Method = Auto(),
     ) -> None:
-        if isinstance(cell, SizedCell):
-            sized = cell
-            if in_features not in (None, sized.in_features):
+        if not isinstance(cell, Cell | RNNCellBase):
+            raise InvalidInputError(
+                f"cell must be a cell of rnnjax or a flax.nnx.RNNCellBase, such as "
+                f"nnx.LSTMCell(3, 50, rngs=rngs), but is a {type(cell).__name__}"
+            )
+        if isinstance(cell, RNNCellBase):
+            known = getattr(cell, "in_features", in_features)
+            if in_features not in (None, known):
                 raise InvalidInputError(
-                    f"in_features must be {sized.in_features}, which the cell was made for, but is "
+                    f"in_features must be {known}, which the cell was made for, but is "
                     f"{in_features}; leave it out"
                 )
-            cell, in_features, rngs = sized.cell, sized.in_features, sized.rngs
-        layout.check_cell(cell, "rnnjax.nnx")
-        if in_features is None or not isinstance(rngs, nnx.Rngs):
+        elif in_features is None or not isinstance(rngs, nnx.Rngs):
             raise InvalidInputError(
-                f"a cell such as {cell} needs in_features, the size of the last axis of the "
+                f"a cell such as {brief(cell)} needs in_features, the size of the last axis of the "
                 f"inputs, and rngs, an nnx.Rngs that draws its parameters, but got {in_features} "
                 f"and {rngs}; write RNN(cell, in_features, rngs=nnx.Rngs(0))"
             )
         for name, value in (("state_axes", state_axes), ("broadcast_rngs", broadcast_rngs)):
             layout.check_default(name, value, value is None, layout.NOTHING_TO_LIFT)
         self.cell = cell
-        self.in_features = in_features
         self.time_major = time_major
         self.return_carry = return_carry
         self.reverse = reverse
         self.keep_order = keep_order
         self.unroll = unroll
         self.method = method
-        self.params = nnx.data(jax.tree.map(nnx.Param, cell.init(rngs.params(), in_features)))
+        drawn: Any = rngs
+        self.rngs = nnx.data(None)
+        if isinstance(cell, Cell):
+            self.params = nnx.data(jax.tree.map(nnx.Param, cell.init(drawn.params(), in_features)))
+        elif isinstance(rngs, nnx.Rngs):
+            self.rngs = nnx.data(rngs.carry.fork())
 
     @property
     def cell_params(self) -> Params:
-        """The parameters as ``cell.init`` shapes them, without the ``nnx.Param`` around each."""
-        return jax.tree.map(
-            lambda param: param[...],
-            self.params,
-            is_leaf=lambda node: isinstance(node, nnx.Variable),
-        )
+        """The parameters as rnnjax's cell takes them, without the ``nnx.Param`` around each."""
+        if isinstance(self.cell, Cell):
+            return jax.tree.map(
+                lambda param: param[...],
+                self.params,
+                is_leaf=lambda node: isinstance(node, nnx.Variable),
+            )
+        return self._flax_cell(None, ()).params
 
     def __call__(
         self,
@@ -207,13 +216,25 @@ class RNN(nnx.Module):  # type: ignore[misc]  # mypy follows no imports of flax
                 carry, the lengths, the mask or the resets do not fit, or the named method cannot
                 run this cell.
         """
+        time_major = self.time_major if time_major is None else time_major
+        inputs = layout.check_inputs(inputs, time_major)
+        grid = getattr(self.cell, "num_feature_axes", 1) - 1
+        if isinstance(self.cell, Cell):
+            adapted = layout.Adapted(self.cell, self.cell_params)
+        else:
+            time = 0 if time_major else inputs.ndim - 2 - grid
+            shape = (*inputs.shape[:time], *inputs.shape[time + 1 :])
+            start = self.cell.initialize_carry(shape, _carry_stream(rngs, self.rngs))
+            adapted = self._flax_cell(start, shape)
+            initial_carry = start if initial_carry is None else initial_carry
+            if resets is not None and reset_carry is None:
+                reset_carry = start
         return layout.unroll_like_flax(
-            self.cell,
-            self.cell_params,
+            adapted,
             inputs,
             initial_carry,
             return_carry=self.return_carry if return_carry is None else return_carry,
-            time_major=self.time_major if time_major is None else time_major,
+            time_major=time_major,
             reverse=self.reverse if reverse is None else reverse,
             keep_order=self.keep_order if keep_order is None else keep_order,
             method=self.method,
@@ -222,7 +243,31 @@ class RNN(nnx.Module):  # type: ignore[misc]  # mypy follows no imports of flax
             resets=resets,
             reset_carry=reset_carry,
             key=_dropout_key(rngs),
+            grid=grid,
         )
+
+    def _flax_cell(self, start: Carry | None, shape: tuple[int, ...]) -> layout.Adapted:
+        """A cell of Flax's, whose carry begins with ``start`` for a step's inputs of a shape."""
+        cell: Any = self.cell
+        one = _LAYOUTS.get(type(cell))
+        if one is not None and cell.promote_dtype is nnx.nn.dtypes.promote_dtype:
+            blocks = {name: getattr(cell, name) for name in (*one.inputs, *one.hiddens)}
+            tree = {
+                name: {
+                    leaf: getattr(block, leaf)[...]
+                    for leaf in ("kernel", "bias")
+                    if getattr(block, leaf) is not None
+                }
+                for name, block in blocks.items()
+            }
+            return layout.adapted(one, cell, cell.hidden_features, tree)
+        graph, params, others = nnx.split(cell, nnx.Param, ...)
+        if jax.tree.leaves(others):
+            raise InvalidInputError(
+                f"{type(cell).__name__} keeps variables besides its parameters, which no step here "
+                "hands on; use flax.nnx.RNN"
+            )
+        return layout.Adapted(layout.ForeignCell.of(_Call(graph), start, shape), params)
 
 
 class Bidirectional(nnx.Module):  # type: ignore[misc]  # mypy follows no imports of flax
@@ -318,6 +363,13 @@ class Bidirectional(nnx.Module):  # type: ignore[misc]  # mypy follows no import
         return outputs
 
 
+def _carry_stream(rngs: Any, own: Any) -> Any:
+    """Where a cell of Flax's draws its carry from, if it draws one."""
+    if isinstance(rngs, nnx.Rngs) and ("carry" in rngs or "default" in rngs):
+        return rngs.carry.fork()
+    return own if own is not None else nnx.Rngs(0).carry
+
+
 def _dropout_key(rngs: Any) -> jax.Array | None:
     """The key of the noise, if there is a stream for it."""
     if isinstance(rngs, nnx.Rngs):
@@ -330,300 +382,3 @@ def _dropout_key(rngs: Any) -> jax.Array | None:
         f"rngs must be an nnx.Rngs such as nnx.Rngs(dropout=0), or None to draw nothing, but is "
         f"{rngs!r}"
     )
-
-
-def _check_flax_only(promote_dtype: Any, **metadata: Mapping[str, Any]) -> None:
-    """Raise for what Flax's ``Linear`` would do with the parameters, and rnnjax has no place for.
-
-    Raises:
-        InvalidInputError: an argument is not at its default.
-    """
-    layout.check_default(
-        "promote_dtype",
-        promote_dtype,
-        promote_dtype is None or promote_dtype is nnx.nn.dtypes.promote_dtype,
-        "rnnjax's products promote by dtype alone; set dtype",
-    )
-    for name, value in metadata.items():
-        layout.check_default(
-            name,
-            dict(value),
-            not value,
-            "parameters here hold all gates and carry no metadata; set it on the nnx.Param in "
-            "model.params",
-        )
-
-
-def LSTMCell(
-    in_features: int,
-    hidden_features: int,
-    *,
-    gate_fn: str | Activation = "sigmoid",
-    activation_fn: str | Activation = "tanh",
-    kernel_init: str | Initializer = "lecun_normal",
-    recurrent_kernel_init: str | Initializer = "orthogonal",
-    bias_init: str | Initializer = "zeros",
-    dtype: DTypeLike | None = None,
-    param_dtype: DTypeLike = jnp.float32,
-    carry_init: str | Initializer | None = None,
-    promote_dtype: Callable[..., Any] | None = None,
-    keep_rngs: bool = False,
-    rngs: nnx.Rngs,
-    kernel_metadata: Mapping[str, Any] = _NO_METADATA,
-    recurrent_kernel_metadata: Mapping[str, Any] = _NO_METADATA,
-    bias_metadata: Mapping[str, Any] = _NO_METADATA,
-) -> SizedCell:
-    """`rnnjax.LSTMCell` with the arguments and the initial distributions of Flax's ``LSTMCell``.
-
-    Each gate is drawn by itself, as from a ``Linear`` of its own, and the forget gate's bias begins
-    as the others do. Parameters come in rnnjax's shapes, gates in the order i, f, g, o.
-
-    Args:
-        in_features: the size of the last axis of the inputs.
-        hidden_features: the number of hidden units.
-        gate_fn: the activation of the gates, by name or as a function. Those that have a name in
-            rnnjax, as Flax's ``sigmoid`` and ``tanh``, are known to the fast path as functions too.
-        activation_fn: that of the candidate and the output.
-        kernel_init: initialiser of one gate's kernel of the inputs, by name or as a function.
-        recurrent_kernel_init: the same for the hidden state.
-        bias_init: the same for one gate's bias.
-        dtype: of the products and outputs. Products in a type narrower than float32 accumulate in
-            float32, and the carry stays float32, which Flax's does not.
-        param_dtype: of the parameters.
-        carry_init: zeros, or left out.
-        promote_dtype: left out: products promote by ``dtype`` alone.
-        keep_rngs: taken so that Flax's code runs, and without effect: no carry is drawn.
-        rngs: the parameters are drawn with ``rngs.params()``, when `RNN` is made.
-        kernel_metadata: left out, as are the next two: there is no place for them.
-        recurrent_kernel_metadata: see ``kernel_metadata``.
-        bias_metadata: see ``kernel_metadata``.
-
-    Raises:
-        InvalidInputError: an argument that has to be left out is given, ``hidden_features`` is not
-            positive, or a name is unknown.
-
-    >>> LSTMCell(3, 4, rngs=nnx.Rngs(0)).cell.hidden_size
-    4
-    """
-    layout.check_carry_init(carry_init)
-    _check_flax_only(
-        promote_dtype,
-        kernel_metadata=kernel_metadata,
-        recurrent_kernel_metadata=recurrent_kernel_metadata,
-        bias_metadata=bias_metadata,
-    )
-    cell = cells.LSTMCell(
-        hidden_features,
-        recurrent_activation=layout.named_activation(gate_fn),
-        unit_forget_bias=False,
-        activation=layout.named_activation(activation_fn),
-        kernel_init=layout.per_gate(kernel_init, 4),
-        recurrent_kernel_init=layout.per_gate(recurrent_kernel_init, 4),
-        bias_init=layout.per_gate(bias_init, 4),
-        dtype=dtype,
-        param_dtype=param_dtype,
-    )
-    return SizedCell(cell, in_features, rngs)
-
-
-def OptimizedLSTMCell(
-    in_features: int,
-    hidden_features: int,
-    *,
-    gate_fn: str | Activation = "sigmoid",
-    activation_fn: str | Activation = "tanh",
-    kernel_init: str | Initializer = "lecun_normal",
-    recurrent_kernel_init: str | Initializer = "orthogonal",
-    bias_init: str | Initializer = "zeros",
-    dtype: DTypeLike | None = None,
-    param_dtype: DTypeLike = jnp.float32,
-    carry_init: str | Initializer | None = None,
-    promote_dtype: Callable[..., Any] | None = None,
-    keep_rngs: bool = False,
-    rngs: nnx.Rngs,
-    kernel_metadata: Mapping[str, Any] = _NO_METADATA,
-    recurrent_kernel_metadata: Mapping[str, Any] = _NO_METADATA,
-    bias_metadata: Mapping[str, Any] = _NO_METADATA,
-) -> SizedCell:
-    """`rnnjax.LSTMCell` with the arguments and distributions of Flax's ``OptimizedLSTMCell``.
-
-    The kernels are drawn for all gates together, which is the difference from `LSTMCell`, as in
-    Flax; for the speed there is none.
-
-    Args:
-        in_features: as in `LSTMCell`, and so are the others.
-        hidden_features: see there.
-        gate_fn: see there.
-        activation_fn: see there.
-        kernel_init: see there, but of all gates together.
-        recurrent_kernel_init: see there, but of all gates together.
-        bias_init: see there, but of all gates together.
-        dtype: see there.
-        param_dtype: see there.
-        carry_init: see there.
-        promote_dtype: see there.
-        keep_rngs: see there.
-        rngs: see there.
-        kernel_metadata: see there.
-        recurrent_kernel_metadata: see there.
-        bias_metadata: see there.
-
-    Raises:
-        InvalidInputError: as in `LSTMCell`.
-
-    >>> OptimizedLSTMCell(3, 4, rngs=nnx.Rngs(0)).cell.hidden_size
-    4
-    """
-    layout.check_carry_init(carry_init)
-    _check_flax_only(
-        promote_dtype,
-        kernel_metadata=kernel_metadata,
-        recurrent_kernel_metadata=recurrent_kernel_metadata,
-        bias_metadata=bias_metadata,
-    )
-    cell = cells.LSTMCell(
-        hidden_features,
-        recurrent_activation=layout.named_activation(gate_fn),
-        unit_forget_bias=False,
-        activation=layout.named_activation(activation_fn),
-        kernel_init=kernel_init,
-        recurrent_kernel_init=recurrent_kernel_init,
-        bias_init=bias_init,
-        dtype=dtype,
-        param_dtype=param_dtype,
-    )
-    return SizedCell(cell, in_features, rngs)
-
-
-def GRUCell(
-    in_features: int,
-    hidden_features: int,
-    *,
-    gate_fn: str | Activation = "sigmoid",
-    activation_fn: str | Activation = "tanh",
-    kernel_init: str | Initializer = "lecun_normal",
-    recurrent_kernel_init: str | Initializer = "orthogonal",
-    bias_init: str | Initializer = "zeros",
-    dtype: DTypeLike | None = None,
-    param_dtype: DTypeLike = jnp.float32,
-    carry_init: str | Initializer | None = None,
-    promote_dtype: Callable[..., Any] | None = None,
-    keep_rngs: bool = False,
-    rngs: nnx.Rngs,
-    kernel_metadata: Mapping[str, Any] = _NO_METADATA,
-    recurrent_kernel_metadata: Mapping[str, Any] = _NO_METADATA,
-    bias_metadata: Mapping[str, Any] = _NO_METADATA,
-) -> SizedCell:
-    """`rnnjax.GRUCell` with the arguments and the initial distributions of Flax's ``GRUCell``.
-
-    The kernels are drawn for all gates together, as in Flax. One difference remains: rnnjax's cell
-    has a ``recurrent_bias``, which Flax's NNX cell lacks and which begins at zero. That of n, in
-    the product with r, is one more thing to learn; those of r and z stand in a sum with ``bias``.
-
-    Args:
-        in_features: as in `LSTMCell`, and so are the others.
-        hidden_features: see there.
-        gate_fn: see there.
-        activation_fn: see there.
-        kernel_init: see there, but of all gates together.
-        recurrent_kernel_init: see there, but of all gates together.
-        bias_init: zeros: anything else would be drawn for both biases.
-        dtype: see there.
-        param_dtype: see there.
-        carry_init: see there.
-        promote_dtype: see there.
-        keep_rngs: see there.
-        rngs: see there.
-        kernel_metadata: see there.
-        recurrent_kernel_metadata: see there.
-        bias_metadata: see there.
-
-    Raises:
-        InvalidInputError: as in `LSTMCell`, or ``bias_init`` is not zeros.
-
-    >>> GRUCell(3, 4, rngs=nnx.Rngs(0)).cell.hidden_size
-    4
-    """
-    layout.check_carry_init(carry_init)
-    layout.check_gru_bias_init(bias_init)
-    _check_flax_only(
-        promote_dtype,
-        kernel_metadata=kernel_metadata,
-        recurrent_kernel_metadata=recurrent_kernel_metadata,
-        bias_metadata=bias_metadata,
-    )
-    cell = cells.GRUCell(
-        hidden_features,
-        recurrent_activation=layout.named_activation(gate_fn),
-        activation=layout.named_activation(activation_fn),
-        kernel_init=kernel_init,
-        recurrent_kernel_init=recurrent_kernel_init,
-        dtype=dtype,
-        param_dtype=param_dtype,
-    )
-    return SizedCell(cell, in_features, rngs)
-
-
-def SimpleCell(
-    in_features: int,
-    hidden_features: int,
-    *,
-    activation_fn: str | Activation = "tanh",
-    kernel_init: str | Initializer = "lecun_normal",
-    recurrent_kernel_init: str | Initializer = "orthogonal",
-    bias_init: str | Initializer = "zeros",
-    dtype: DTypeLike | None = jnp.float32,
-    param_dtype: DTypeLike = jnp.float32,
-    carry_init: str | Initializer | None = None,
-    residual: bool = False,
-    promote_dtype: Callable[..., Any] | None = None,
-    keep_rngs: bool = False,
-    rngs: nnx.Rngs,
-    kernel_metadata: Mapping[str, Any] = _NO_METADATA,
-    recurrent_kernel_metadata: Mapping[str, Any] = _NO_METADATA,
-    bias_metadata: Mapping[str, Any] = _NO_METADATA,
-) -> SizedCell:
-    """`rnnjax.SimpleRNNCell` with the arguments and defaults of Flax's ``SimpleCell``.
-
-    Args:
-        in_features: as in `LSTMCell`, and so are the others.
-        hidden_features: see there.
-        activation_fn: see there.
-        kernel_init: see there.
-        recurrent_kernel_init: see there.
-        bias_init: see there.
-        dtype: see there; as in Flax float32, unless None is given.
-        param_dtype: see there.
-        carry_init: see there.
-        residual: False; with True add the identity to ``recurrent_kernel``.
-        promote_dtype: see there.
-        keep_rngs: see there.
-        rngs: see there.
-        kernel_metadata: see there.
-        recurrent_kernel_metadata: see there.
-        bias_metadata: see there.
-
-    Raises:
-        InvalidInputError: as in `LSTMCell`, or ``residual`` is true.
-
-    >>> SimpleCell(3, 4, rngs=nnx.Rngs(0)).cell.hidden_size
-    4
-    """
-    layout.check_carry_init(carry_init)
-    layout.check_residual(residual)
-    _check_flax_only(
-        promote_dtype,
-        kernel_metadata=kernel_metadata,
-        recurrent_kernel_metadata=recurrent_kernel_metadata,
-        bias_metadata=bias_metadata,
-    )
-    cell = cells.SimpleRNNCell(
-        hidden_features,
-        activation=layout.named_activation(activation_fn),
-        kernel_init=kernel_init,
-        recurrent_kernel_init=recurrent_kernel_init,
-        bias_init=bias_init,
-        dtype=dtype,
-        param_dtype=param_dtype,
-    )
-    return SizedCell(cell, in_features, rngs)

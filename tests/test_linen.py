@@ -1,5 +1,6 @@
 """`rnnjax.linen` against Flax's own ``RNN``, ``Bidirectional`` and cells, and in training."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,58 +15,19 @@ from flax.errors import ScopeParamShapeError
 
 import rnnjax
 import rnnjax.linen
-from rnnjax import Fused, GRUCell, InvalidInputError, LSTMCell, MGUCell, Scan, Stack
+from rnnjax import Fused, GRUCell, InvalidInputError, LSTMCell, Scan, Stack
 
 BATCH, TIME, FEATURES, HIDDEN = 3, 5, 2, 4
 
 
-def from_flax(cell: rnnjax.Cell, theirs: Any) -> Any:
-    """Our parameters from those of Flax's cell: one Dense a gate, biases on one side of the sum."""
-
-    def joined(side: str, gates: str, leaf: str) -> jax.Array:
-        return jnp.concatenate([theirs[side + gate][leaf] for gate in gates], -1)
-
-    if isinstance(cell, LSTMCell):
-        return {
-            "kernel": joined("i", "ifgo", "kernel"),
-            "recurrent_kernel": joined("h", "ifgo", "kernel"),
-            "bias": joined("h", "ifgo", "bias"),
-        }
-    if isinstance(cell, GRUCell):
-        zeros = jnp.zeros(2 * cell.hidden_size)
-        return {
-            "kernel": joined("i", "rzn", "kernel"),
-            "recurrent_kernel": joined("h", "rzn", "kernel"),
-            "bias": joined("i", "rzn", "bias"),
-            "recurrent_bias": jnp.concatenate([zeros, theirs["hn"]["bias"]]),
-        }
-    if isinstance(cell, MGUCell):
-        return {
-            "kernel": joined("i", "fn", "kernel"),
-            "recurrent_kernel": joined("h", "fn", "kernel"),
-            "bias": joined("i", "fn", "bias"),
-            "recurrent_bias": jnp.concatenate([jnp.zeros(cell.hidden_size), theirs["hn"]["bias"]]),
-        }
-    return {
-        "kernel": theirs["i"]["kernel"],
-        "recurrent_kernel": theirs["h"]["kernel"],
-        "bias": theirs["i"]["bias"],
-    }
-
-
-def to_flax_carry(carry: Any) -> Any:
-    """Flax's LSTM keeps ``(cell, hidden)``, its other cells the hidden state alone."""
-    if isinstance(carry, rnnjax.LSTMCarry):
-        return carry.cell, carry.hidden
-    return carry.hidden
-
-
-PAIRS = {
-    "lstm": (rnnjax.linen.LSTMCell, nn.LSTMCell),
-    "optimized-lstm": (rnnjax.linen.OptimizedLSTMCell, nn.OptimizedLSTMCell),
-    "gru": (rnnjax.linen.GRUCell, nn.GRUCell),
-    "simple": (rnnjax.linen.SimpleCell, nn.SimpleCell),
-    "mgu": (rnnjax.linen.MGUCell, nn.MGUCell),
+CELLS = {
+    "lstm": nn.LSTMCell,
+    "optimized-lstm": nn.OptimizedLSTMCell,
+    "gru": nn.GRUCell,
+    "simple": nn.SimpleCell,
+    "residual": functools.partial(nn.SimpleCell, residual=True),
+    "mgu": nn.MGUCell,
+    "mgu-no-reset": functools.partial(nn.MGUCell, reset_gate=False),
 }
 FLAGS: list[dict[str, bool]] = [
     {},
@@ -84,8 +46,7 @@ LENGTHS = jnp.array([TIME, 2, 1])
 @pytest.mark.parametrize(
     ("name", "flags"),
     # All of the flags once; what the cells differ in are the numbers of a step.
-    [("lstm", flags) for flags in FLAGS]
-    + [(name, FLAGS[3]) for name in ("optimized-lstm", "gru", "simple", "mgu")],
+    [("lstm", flags) for flags in FLAGS] + [(name, FLAGS[3]) for name in [*CELLS][1:]],
     ids=lambda value: value if isinstance(value, str) else "-".join(value) or "default",
 )
 def test_equals_flax(
@@ -95,34 +56,27 @@ def test_equals_flax(
     random_like: Callable[..., Any],
     assert_close: Any,
 ) -> None:
-    make, make_flax = PAIRS[name]
-    cell = make(HIDDEN)
-    theirs = nn.RNN(make_flax(HIDDEN), **flags)
-    inputs, carry = random_like(
-        (jnp.zeros((BATCH, TIME, FEATURES)), cell.initial_carry((BATCH,))), 1
-    )
+    """From the same seed to the same numbers, with Flax's parameters and carries."""
+    cell, key = CELLS[name](HIDDEN), jax.random.key(0)
+    theirs = nn.RNN(CELLS[name](HIDDEN), **flags)
+    inputs = random_like(jnp.zeros((BATCH, TIME, FEATURES)), 1)
+    carry = random_like(cell.initialize_carry(key, (BATCH, FEATURES)), 3)
     if flags.get("time_major"):
         inputs = jnp.swapaxes(inputs, 0, 1)
-    variables = random_like(jax.eval_shape(theirs.init, jax.random.key(0), inputs), 2)
-    ours = {"params": {"cell": from_flax(cell, variables["params"]["cell"])}}
-
+    variables = theirs.init(key, inputs)
+    assert_close(rnnjax.linen.RNN(cell, **flags).init(key, inputs), variables, 0)
+    variables = random_like(variables, 2)
     initial = None if flags == {"return_carry": True} else carry
-    expected = theirs.apply(
-        variables,
-        inputs,
-        initial_carry=None if initial is None else to_flax_carry(initial),
-        seq_lengths=lengths,
-    )
+    expected = theirs.apply(variables, inputs, initial_carry=initial, seq_lengths=lengths)
     # The flags as attributes and as arguments of the call mean the same.
     for attributes, arguments in ((flags, {}), ({}, flags)):
         actual = rnnjax.linen.RNN(cell, **attributes).apply(
-            ours, inputs, initial_carry=initial, seq_lengths=lengths, **arguments
+            variables, inputs, initial_carry=initial, seq_lengths=lengths, **arguments
         )
+        outputs = expected
         if flags.get("return_carry"):
-            assert_close(to_flax_carry(actual[0]), expected[0], 1e-5)
+            assert_close(actual[0], expected[0], 1e-5)
             actual, outputs = actual[1], expected[1]
-        else:
-            outputs = expected
         if lengths is not None:
             outputs = zero_padding(outputs, flags.get("time_major", False))
         assert_close(actual, outputs, 1e-5)
@@ -140,35 +94,128 @@ def zero_padding(outputs: jax.Array, time_major: bool) -> jax.Array:
 def test_bidirectional_equals_flax(
     time_major: bool, lengths: Any, random_like: Callable[..., Any], assert_close: Any
 ) -> None:
-    forward, backward = rnnjax.linen.LSTMCell(HIDDEN), rnnjax.linen.GRUCell(HIDDEN)
-    theirs = nn.Bidirectional(nn.RNN(nn.LSTMCell(HIDDEN)), nn.RNN(nn.GRUCell(HIDDEN)))
-    ours = rnnjax.linen.Bidirectional(rnnjax.linen.RNN(forward), rnnjax.linen.RNN(backward))
-    inputs, carry = random_like(
-        (
-            jnp.zeros((BATCH, TIME, FEATURES)),
-            (forward.initial_carry((BATCH,)), backward.initial_carry((BATCH,))),
-        ),
-        1,
+    theirs, ours = (
+        module.Bidirectional(module.RNN(nn.LSTMCell(HIDDEN)), module.RNN(nn.GRUCell(HIDDEN)))
+        for module in (nn, rnnjax.linen)
     )
+    zeros = jnp.zeros((BATCH, HIDDEN))
+    inputs, carry = random_like((jnp.zeros((BATCH, TIME, FEATURES)), ((zeros, zeros), zeros)), 1)
     if time_major:
         inputs = jnp.swapaxes(inputs, 0, 1)
-    variables = random_like(jax.eval_shape(theirs.init, jax.random.key(0), inputs), 2)
-    params = {
-        name: {"cell": from_flax(cell, variables["params"][name]["cell"])}
-        for name, cell in (("forward_rnn", forward), ("backward_rnn", backward))
-    }
-    shapes = jax.eval_shape(ours.init, jax.random.key(0), inputs)["params"]
-    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, shapes)
-
+    variables = theirs.init(jax.random.key(0), inputs)
+    assert_close(ours.init(jax.random.key(0), inputs), variables, 0)
+    variables = random_like(variables, 2)
     arguments = {"seq_lengths": lengths, "time_major": time_major, "return_carry": True}
-    carries, outputs = ours.apply({"params": params}, inputs, initial_carry=carry, **arguments)
-    expected_carries, expected = theirs.apply(
-        variables, inputs, initial_carry=tuple(map(to_flax_carry, carry)), **arguments
-    )
-    assert_close(tuple(map(to_flax_carry, carries)), expected_carries, 1e-5)
+    carries, outputs = ours.apply(variables, inputs, initial_carry=carry, **arguments)
+    expected_carries, expected = theirs.apply(variables, inputs, initial_carry=carry, **arguments)
+    assert_close(carries, expected_carries, 1e-5)
     if lengths is not None:
         expected = zero_padding(expected, time_major)
     assert_close(outputs, expected, 1e-5)
+
+
+class Leaky(nn.RNNCellBase):
+    """A user's cell, of which rnnjax knows nothing."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, carry: jax.Array, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        new = 0.5 * carry + jnp.tanh(nn.Dense(self.features)(inputs))
+        return new, 2 * new
+
+    def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> jax.Array:
+        return jax.random.normal(rng, (*input_shape[:-1], self.features))
+
+    @property
+    def num_feature_axes(self) -> int:
+        return 1
+
+
+@pytest.mark.parametrize("cell", [Leaky(HIDDEN), nn.ConvLSTMCell(2, (3,))], ids=["own", "conv"])
+def test_any_cell_of_flax_runs(
+    cell: Any, random_like: Callable[..., Any], assert_close: Any
+) -> None:
+    grid = () if isinstance(cell, Leaky) else (6,)
+    inputs, key = random_like(jnp.zeros((BATCH, TIME, *grid, FEATURES)), 1), jax.random.key(0)
+    theirs, ours = (m.RNN(cell, return_carry=True) for m in (nn, rnnjax.linen))
+    variables = theirs.init(key, inputs)
+    assert_close(ours.init(key, inputs), variables, 0)
+    expected = theirs.apply(variables, inputs, init_key=jax.random.key(5))
+    assert_close(ours.apply(variables, inputs, init_key=jax.random.key(5)), expected, 1e-5)
+    # And it has what Flax's has not: a reset begins anew with the module's own carry.
+    resets = jnp.zeros((BATCH, TIME), bool).at[:, 2].set(True)
+    _, outputs = ours.apply(variables, inputs, resets=resets)
+    _, anew = theirs.apply(variables, inputs[:, 2:])
+    assert_close(outputs[:, 2:], anew, 1e-5)
+
+
+def test_a_cell_that_keeps_more_than_parameters_is_refused() -> None:
+    class Counting(Leaky):
+        @nn.compact
+        def __call__(self, carry: jax.Array, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+            self.variable("counts", "steps", jnp.zeros, ())
+            return carry, nn.Dense(self.features)(inputs)
+
+    with pytest.raises(InvalidInputError, match=r"Counting keeps .* \['counts'\].*flax.linen.RNN"):
+        rnnjax.linen.RNN(Counting(4)).init(jax.random.key(0), jnp.ones((BATCH, TIME, FEATURES)))
+
+
+def test_the_scanned_rnn_of_purejaxrl(assert_close: Any) -> None:
+    """A cell called under ``nn.scan``, with resets by hand; only the import differs."""
+
+    def make(module: Any) -> Any:
+        class ScannedRNN(nn.Module):
+            @functools.partial(
+                nn.scan,
+                variable_broadcast="params",
+                in_axes=0,
+                out_axes=0,
+                split_rngs={"params": False},
+            )
+            @nn.compact
+            def __call__(self, carry: Any, x: Any) -> Any:
+                ins, resets = x
+                carry = jnp.where(resets[:, None], self.initialize(*carry.shape), carry)
+                return module.GRUCell(features=HIDDEN)(carry, ins)
+
+            @staticmethod
+            def initialize(batch: int, size: int) -> Any:
+                cell = module.GRUCell(features=size)
+                return cell.initialize_carry(jax.random.key(0), (batch, size))
+
+        return ScannedRNN()
+
+    keys = jax.random.split(jax.random.key(0), 2)
+    x = jax.random.normal(keys[0], (TIME, BATCH, FEATURES))
+    resets = jax.random.bernoulli(keys[1], 0.3, (TIME, BATCH))
+    ours, theirs = make(rnnjax.linen), make(nn)
+    carry = ours.initialize(BATCH, HIDDEN)
+    variables = ours.init(jax.random.key(1), carry, (x, resets))
+    expected = theirs.apply(variables, carry, (x, resets))
+    assert_close(ours.apply(variables, carry, (x, resets)), expected, 0)
+    # What stands in 20 lines there is two arguments of an RNN, which reads the same parameters.
+    (inner,) = variables["params"].values()
+    layer = rnnjax.linen.RNN(nn.GRUCell(HIDDEN), time_major=True, return_carry=True)
+    assert_close(layer.apply({"params": {"cell": inner}}, x, resets=resets), expected, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("gate", "activation"), [(jax.nn.hard_sigmoid, jnp.sin), ("sigmoid", "tanh")]
+)
+def test_options_of_a_cell_are_heeded(gate: Any, activation: Any, assert_close: Any) -> None:
+    options = {} if gate == "sigmoid" else {"gate_fn": gate, "activation_fn": activation}
+    options |= {"recurrent_kernel_init": nn.initializers.lecun_normal()}  # which bfloat16 has
+    cell = nn.LSTMCell(HIDDEN, dtype=jnp.float32, param_dtype=jnp.bfloat16, **options)
+    inputs = jax.random.normal(jax.random.key(1), (BATCH, TIME, FEATURES))
+    variables = rnnjax.linen.RNN(cell).init(jax.random.key(0), inputs)
+    assert variables["params"]["cell"]["ii"]["kernel"].dtype == jnp.bfloat16
+    start = tuple(jnp.zeros((BATCH, HIDDEN)) for _ in range(2))
+    actual, expected = (
+        module.RNN(cell).apply(variables, inputs, initial_carry=start)
+        for module in (rnnjax.linen, nn)
+    )
+    assert_close(actual, expected, 1e-2)
 
 
 def test_bidirectional_options(assert_close: Any) -> None:
@@ -294,47 +341,6 @@ def test_flax_code_runs_with_the_import_changed() -> None:
     assert layer.apply(layer.init(jax.random.key(0), x), x).shape == (2, 8)
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru", "mgu"])
-def test_cells_begin_as_those_of_flax(name: str) -> None:
-    """Each parameter has the mean and the spread over all entries that Flax's has."""
-    make, make_flax = PAIRS[name]
-    size = 48
-    cell, inputs = make(size), jnp.ones((1, 24))
-    theirs = make_flax(size)
-    drawn = jax.jit(theirs.init)(
-        jax.random.key(0), theirs.initialize_carry(jax.random.key(0), inputs.shape), inputs
-    )
-    expected = from_flax(cell, drawn["params"])
-    actual = cell.init(jax.random.key(1), 24)
-    assert set(actual) == set(expected)
-    for key, values in expected.items():
-        np.testing.assert_allclose(actual[key].mean(), values.mean(), atol=0.02)
-        np.testing.assert_allclose(actual[key].std(), values.std(), rtol=0.1)
-
-
-def test_no_two_gates_begin_alike() -> None:
-    params = rnnjax.linen.LSTMCell(4, bias_init=nn.initializers.normal()).init(jax.random.key(0), 3)
-    for array in params.values():
-        assert len(np.unique(array)) == array.size
-
-
-def test_cells_take_functions_and_initialisers() -> None:
-    zeros, ones = nn.initializers.zeros_init(), nn.initializers.ones_init()
-    cell = rnnjax.linen.LSTMCell(
-        4, nn.sigmoid, nn.tanh, bias_init=ones, param_dtype=jnp.bfloat16, carry_init=zeros
-    )
-    assert (cell.recurrent_activation, cell.activation) == ("sigmoid", "tanh")
-    params = cell.init(jax.random.key(0), 3)
-    assert params["kernel"].dtype == jnp.bfloat16
-    np.testing.assert_array_equal(params["bias"], 1)
-    assert rnnjax.linen.GRUCell(4, gate_fn=jax.nn.sigmoid) == rnnjax.linen.GRUCell(4)
-    assert rnnjax.linen.GRUCell(4, activation_fn=jnp.sin).activation is jnp.sin
-
-    cell = rnnjax.linen.MGUCell(4, forget_bias_init=zeros, activation_bias_init=ones)
-    for bias in ("bias", "recurrent_bias"):
-        np.testing.assert_array_equal(cell.init(jax.random.key(0), 3)[bias], [0] * 4 + [1] * 4)
-
-
 def test_a_flag_of_the_call_overrides_the_attribute(assert_close: Any) -> None:
     inputs = jax.random.normal(jax.random.key(1), (BATCH, TIME, FEATURES))
     model = rnnjax.linen.RNN(
@@ -432,7 +438,7 @@ def test_arguments_that_do_not_fit() -> None:
 @pytest.mark.parametrize(
     ("build", "match"),
     [
-        (lambda: rnnjax.linen.RNN(nn.LSTMCell(4)), "cell must be a rnnjax cell.*rnnjax.linen"),
+        (lambda: rnnjax.linen.RNN(nn.Dense(4)), "cell must be a cell of rnnjax.* is a Dense"),
         (
             lambda: rnnjax.linen.RNN(GRUCell(4), variable_axes={"cache": 0}),
             "variable_axes must be left at its default.*nothing to lift",
@@ -440,12 +446,6 @@ def test_arguments_that_do_not_fit() -> None:
         (lambda: rnnjax.linen.RNN(GRUCell(4), variable_broadcast="x"), "variable_broadcast"),
         (lambda: rnnjax.linen.RNN(GRUCell(4), variable_carry="x"), "variable_carry"),
         (lambda: rnnjax.linen.RNN(GRUCell(4), split_rngs={"params": True}), "split_rngs"),
-        (lambda: rnnjax.linen.LSTMCell(4, carry_init=jnp.ones), "carry_init.*LearnedCarry"),
-        (lambda: rnnjax.linen.GRUCell(4, bias_init="ones"), "bias_init.*two biases"),
-        (lambda: rnnjax.linen.SimpleCell(4, residual=True), "residual.*add the identity"),
-        (lambda: rnnjax.linen.MGUCell(4, reset_gate=False), "reset_gate.*reset_after=False"),
-        (lambda: rnnjax.linen.MGUCell(4, forget_bias_init="orthogonal"), "ones or zeros"),
-        (lambda: rnnjax.linen.MGUCell(4, kernel_init="no such"), "unknown initializer"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(build: Callable[[], Any], match: str) -> None:

@@ -1,5 +1,6 @@
 """`rnnjax.nnx` against Flax's own modules and cells, and under NNX's transformations."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,44 +17,14 @@ from rnnjax import GRUCell, InvalidInputError, LSTMCell, Regularized, Scan, Stac
 
 BATCH, TIME, FEATURES, HIDDEN = 3, 5, 2, 4
 LENGTHS = jnp.array([TIME, 2, 1])
-GATES = {"i": ["i", "f_", "g", "o"], "h": ["i", "f", "g", "o"]}  # "if" is a keyword
 
-
-def from_flax(cell: rnnjax.Cell, theirs: Any) -> Any:
-    """Our parameters from those of Flax's cell, which has one ``Linear`` for x and one for h."""
-    if isinstance(theirs, nnx.LSTMCell):  # or one for each gate
-        sides = {"i": "kernel", "h": "recurrent_kernel"}
-        params = {
-            name: jnp.concatenate(
-                [getattr(theirs, side + gate).kernel[...] for gate in GATES[side]],
-                -1,
-            )
-            for side, name in sides.items()
-        }
-        biases = [getattr(theirs, "h" + gate).bias[...] for gate in "ifgo"]
-        return {**params, "bias": jnp.concatenate(biases)}
-    params = {
-        "kernel": theirs.dense_i.kernel[...],
-        "recurrent_kernel": theirs.dense_h.kernel[...],
-        "bias": (theirs.dense_h if isinstance(cell, LSTMCell) else theirs.dense_i).bias[...],
-    }
-    if isinstance(cell, GRUCell):
-        params["recurrent_bias"] = jnp.zeros_like(params["bias"])
-    return params
-
-
-def to_flax_carry(carry: Any) -> Any:
-    """Flax's LSTM keeps ``(cell, hidden)``, its other cells the hidden state alone."""
-    if isinstance(carry, rnnjax.LSTMCarry):
-        return carry.cell, carry.hidden
-    return carry.hidden
-
-
-PAIRS = {
-    "lstm": (rnnjax.nnx.LSTMCell, nnx.LSTMCell),
-    "optimized-lstm": (rnnjax.nnx.OptimizedLSTMCell, nnx.OptimizedLSTMCell),
-    "gru": (rnnjax.nnx.GRUCell, nnx.GRUCell),
-    "simple": (rnnjax.nnx.SimpleCell, nnx.SimpleCell),
+CELLS = {
+    "lstm": nnx.LSTMCell,
+    "optimized-lstm": nnx.OptimizedLSTMCell,
+    "gru": nnx.GRUCell,
+    "simple": nnx.SimpleCell,
+    "residual": functools.partial(nnx.SimpleCell, residual=True),
+    "promoting": functools.partial(nnx.GRUCell, promote_dtype=lambda arrays, dtype: arrays),
 }
 FLAGS: list[dict[str, bool]] = [
     {},
@@ -71,18 +42,11 @@ def zero_padding(outputs: jax.Array, time_major: bool) -> jax.Array:
     return jnp.where((valid.T if time_major else valid)[..., None], outputs, 0)
 
 
-def set_params(model: rnnjax.nnx.RNN, params: dict[str, jax.Array]) -> None:
-    assert jax.tree.map(jnp.shape, model.cell_params) == jax.tree.map(jnp.shape, params)
-    for key, value in params.items():
-        model.params[key][...] = value
-
-
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["whole", "lengths"])
 @pytest.mark.parametrize(
     ("name", "flags"),
     # All of the flags once; what the cells differ in are the numbers of a step.
-    [("lstm", flags) for flags in FLAGS]
-    + [(name, FLAGS[2]) for name in ("optimized-lstm", "gru", "simple")],
+    [("lstm", flags) for flags in FLAGS] + [(name, FLAGS[2]) for name in [*CELLS][1:]],
     ids=lambda value: value if isinstance(value, str) else "-".join(value) or "default",
 )
 def test_equals_flax(
@@ -92,29 +56,20 @@ def test_equals_flax(
     random_like: Callable[..., Any],
     assert_close: Any,
 ) -> None:
-    make, make_flax = PAIRS[name]
-    sized = make(FEATURES, HIDDEN, rngs=nnx.Rngs(0))
-    inputs, carry = random_like(
-        (jnp.zeros((BATCH, TIME, FEATURES)), sized.cell.initial_carry((BATCH,))), 1
-    )
+    """One module, run by Flax and by us: its parameters, its carries, its numbers."""
+    cell = CELLS[name](FEATURES, HIDDEN, rngs=nnx.Rngs(0))
+    nnx.update(cell, random_like(nnx.state(cell, nnx.Param), 2))
+    start = cell.initialize_carry((BATCH, FEATURES), nnx.Rngs(0))
+    inputs, carry = random_like((jnp.zeros((BATCH, TIME, FEATURES)), start), 1)
     if flags.get("time_major"):
         inputs = jnp.swapaxes(inputs, 0, 1)
-    theirs = nnx.RNN(make_flax(FEATURES, HIDDEN, rngs=nnx.Rngs(0)), **flags)
-    nnx.update(theirs, random_like(nnx.state(theirs, nnx.Param), 2))
-
     initial = None if flags == FLAGS[1] else carry
-    expected = theirs(
-        inputs,
-        initial_carry=None if initial is None else to_flax_carry(initial),
-        seq_lengths=lengths,
-    )
-    for attributes, arguments in ((flags, {}), ({}, flags)):
-        ours = rnnjax.nnx.RNN(sized, **attributes)
-        set_params(ours, from_flax(sized.cell, theirs.cell))
-        actual = ours(inputs, initial_carry=initial, seq_lengths=lengths, **arguments)
-        outputs = expected
+    arguments = {"initial_carry": initial, "seq_lengths": lengths}
+    expected = nnx.RNN(cell, **flags)(inputs, **arguments)
+    for attributes, call in ((flags, {}), ({}, flags)):
+        actual, outputs = rnnjax.nnx.RNN(cell, **attributes)(inputs, **arguments, **call), expected
         if flags.get("return_carry"):
-            assert_close(to_flax_carry(actual[0]), expected[0], 1e-5)
+            assert_close(actual[0], expected[0], 1e-5)
             actual, outputs = actual[1], expected[1]
         if lengths is not None:
             outputs = zero_padding(outputs, flags.get("time_major", False))
@@ -125,36 +80,57 @@ def test_equals_flax(
 def test_bidirectional_equals_flax(
     time_major: bool, lengths: Any, random_like: Callable[..., Any], assert_close: Any
 ) -> None:
-    theirs = nnx.Bidirectional(
-        nnx.RNN(nnx.LSTMCell(FEATURES, HIDDEN, rngs=nnx.Rngs(0))),
-        nnx.RNN(nnx.GRUCell(FEATURES, HIDDEN, rngs=nnx.Rngs(0))),
-    )
-    nnx.update(theirs, random_like(nnx.state(theirs, nnx.Param), 2))
-    ours = rnnjax.nnx.Bidirectional(
-        rnnjax.nnx.RNN(rnnjax.nnx.LSTMCell(FEATURES, HIDDEN, rngs=nnx.Rngs(0))),
-        rnnjax.nnx.RNN(rnnjax.nnx.GRUCell(FEATURES, HIDDEN, rngs=nnx.Rngs(0))),
-    )
-    directions = ours.forward_rnn, ours.backward_rnn
-    for mine, flax_rnn in zip(directions, (theirs.forward_rnn, theirs.backward_rnn), strict=True):
-        set_params(mine, from_flax(mine.cell, flax_rnn.cell))
-    inputs, carry = random_like(
-        (
-            jnp.zeros((BATCH, TIME, FEATURES)),
-            tuple(rnn.cell.initial_carry((BATCH,)) for rnn in directions),
-        ),
-        1,
-    )
+    cells = [kind(FEATURES, HIDDEN, rngs=nnx.Rngs(0)) for kind in (nnx.LSTMCell, nnx.GRUCell)]
+    for cell in cells:
+        nnx.update(cell, random_like(nnx.state(cell, nnx.Param), 2))
+    theirs, ours = (m.Bidirectional(*map(m.RNN, cells)) for m in (nnx, rnnjax.nnx))
+    zeros = jnp.zeros((BATCH, HIDDEN))
+    inputs, carry = random_like((jnp.zeros((BATCH, TIME, FEATURES)), ((zeros, zeros), zeros)), 1)
     if time_major:
         inputs = jnp.swapaxes(inputs, 0, 1)
     arguments = {"seq_lengths": lengths, "time_major": time_major, "return_carry": True}
     carries, outputs = ours(inputs, initial_carry=carry, **arguments)
-    expected_carries, expected = theirs(
-        inputs, initial_carry=tuple(map(to_flax_carry, carry)), **arguments
-    )
-    assert_close(tuple(map(to_flax_carry, carries)), expected_carries, 1e-5)
+    expected_carries, expected = theirs(inputs, initial_carry=carry, **arguments)
+    assert_close(carries, expected_carries, 1e-5)
     if lengths is not None:
         expected = zero_padding(expected, time_major)
     assert_close(outputs, expected, 1e-5)
+
+
+class Leaky(nnx.RNNCellBase):
+    """A user's cell, of which rnnjax knows nothing."""
+
+    def __init__(self, features: int, *, noise: float = 0.0, rngs: nnx.Rngs) -> None:
+        self.dense = nnx.Linear(FEATURES, features, rngs=rngs)
+        self.features = features
+        self.dropout = nnx.Dropout(noise, rngs=rngs) if noise else None
+
+    def __call__(self, carry: jax.Array, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        new = 0.5 * carry + jnp.tanh(self.dense(inputs))
+        return new, 2 * new
+
+    def initialize_carry(self, input_shape: Any, rngs: Any = None, carry_init: Any = None) -> Any:
+        return jnp.ones((*input_shape[:-1], self.features))
+
+    @property
+    def num_feature_axes(self) -> int:
+        return 1
+
+
+def test_any_cell_of_flax_runs(assert_close: Any) -> None:
+    cell = Leaky(HIDDEN, rngs=nnx.Rngs(0))
+    inputs = jax.random.normal(jax.random.key(1), (BATCH, TIME, FEATURES))
+    theirs, ours = (m.RNN(cell, return_carry=True) for m in (nnx, rnnjax.nnx))
+    assert_close(ours(inputs), theirs(inputs), 1e-5)
+    resets = jnp.zeros((BATCH, TIME), bool).at[:, 2].set(True)
+    assert_close(ours(inputs, resets=resets)[1][:, 2:], theirs(inputs[:, 2:])[1], 1e-5)
+    gradients = [
+        nnx.grad(lambda cell, m=m: jnp.sum(m.RNN(cell)(inputs) ** 2))(cell)
+        for m in (nnx, rnnjax.nnx)
+    ]
+    assert_close(*map(jax.tree.leaves, gradients), 1e-5)
+    with pytest.raises(InvalidInputError, match=r"Leaky keeps variables .*flax.nnx.RNN"):
+        rnnjax.nnx.RNN(Leaky(HIDDEN, noise=0.5, rngs=nnx.Rngs(0)))(inputs)
 
 
 def make_model() -> rnnjax.nnx.RNN:
@@ -360,17 +336,6 @@ def test_flax_code_runs_with_the_import_changed() -> None:
     )
 
 
-def test_cells_begin_as_those_of_flax() -> None:
-    """Gates apart or together, which is what an orthogonal kernel depends on."""
-    for name in ("lstm", "gru"):
-        make, make_flax = PAIRS[name]
-        theirs = make_flax(24, 48, rngs=nnx.Rngs(0))
-        sized = make(24, 48, rngs=nnx.Rngs(0))
-        actual = sized.cell.init(jax.random.key(1), 24)
-        for key, values in from_flax(sized.cell, theirs).items():
-            np.testing.assert_allclose(actual[key].std(), values.std(), rtol=0.1)
-
-
 def test_arguments_that_do_not_fit() -> None:
     model = make_model()
     inputs = jnp.ones((BATCH, TIME, FEATURES))
@@ -391,8 +356,8 @@ RNGS = nnx.Rngs(0)
     ("build", "match"),
     [
         (
-            lambda: rnnjax.nnx.RNN(nnx.GRUCell(3, 4, rngs=RNGS)),
-            "cell must be a rnnjax cell.*rnnjax.nnx",
+            lambda: rnnjax.nnx.RNN(nnx.Linear(3, 4, rngs=RNGS)),
+            "cell must be a cell of rnnjax .* is a Linear",
         ),
         (lambda: rnnjax.nnx.RNN(GRUCell(4), rngs=RNGS), "needs in_features"),
         (lambda: rnnjax.nnx.RNN(GRUCell(4), 3), "rngs, an nnx.Rngs"),
@@ -407,17 +372,6 @@ RNGS = nnx.Rngs(0)
         (
             lambda: rnnjax.nnx.RNN(GRUCell(4), 3, rngs=RNGS, broadcast_rngs="dropout"),
             "broadcast_rngs",
-        ),
-        (lambda: rnnjax.nnx.LSTMCell(3, 4, carry_init=jnp.ones, rngs=RNGS), "carry_init"),
-        (lambda: rnnjax.nnx.GRUCell(3, 4, bias_init="ones", rngs=RNGS), "bias_init"),
-        (lambda: rnnjax.nnx.SimpleCell(3, 4, residual=True, rngs=RNGS), "residual"),
-        (
-            lambda: rnnjax.nnx.LSTMCell(3, 4, promote_dtype=max, rngs=RNGS),
-            "promote_dtype.*set dtype",
-        ),
-        (
-            lambda: rnnjax.nnx.OptimizedLSTMCell(3, 4, bias_metadata={"a": 1}, rngs=RNGS),
-            "bias_metadata.*nnx.Param",
         ),
     ],
 )

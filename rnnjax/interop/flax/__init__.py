@@ -27,7 +27,7 @@ from rnnjax.interop.chain import (
     given_order,
     infer_order,
 )
-from rnnjax.interop.flax.cells import Form, name_activation
+from rnnjax.interop.flax.cells import name_activation
 from rnnjax.interop.flax.code import walk_module
 from rnnjax.interop.flax.modules import (
     CellOptions,
@@ -41,6 +41,7 @@ from rnnjax.interop.flax.modules import (
 from rnnjax.interop.flax.write import Unit, copy_tree, default_place, list_units, put, write_unit
 from rnnjax.interop.layers import Layer, Recurrent
 from rnnjax.interop.model import Model, Sequential
+from rnnjax.layout import Form
 
 __all__ = ["FlaxOrigin", "FlipValid", "from_module", "from_params", "to_params"]
 

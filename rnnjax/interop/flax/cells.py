@@ -1,83 +1,18 @@
 """One cell of ``flax.linen`` or ``flax.nnx``: its tree of parameters and a cell of rnnjax."""
 
-import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rnnjax.cells import Cell, GRUCell, LSTMCell, MGUCell, SimpleRNNCell
+from rnnjax.cells import Cell, GRUCell, MGUCell
 from rnnjax.cells.activations import ACTIVATIONS, Activation, get_activation
 from rnnjax.cells.base import Params
 from rnnjax.errors import InteropError
 from rnnjax.interop.arrays import cell_arrays, float_array
-
-Form = Literal["linen", "nnx"]
-Tree = Mapping[Any, Any]
-"""Of parameters, as Flax nests them: ``{"hi": {"kernel": ..., "bias": ...}, ...}``."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """How one class of Flax's lays out its parameters.
-
-    Attributes:
-        form: whose class.
-        names: of the classes that lay them out so; they compute the same.
-        cell: ours.
-        gates: how many.
-        inputs: the names of the input kernels, in the order of our gates: one for each, or one for
-            all.
-        hiddens: the same for the recurrent kernels.
-        input_bias: whether the input's products have biases.
-        hidden_bias: by gate, whether the recurrent products have.
-    """
-
-    form: Form
-    names: tuple[str, ...]
-    cell: type[SimpleRNNCell] | type[LSTMCell] | type[GRUCell] | type[MGUCell]
-    gates: int
-    inputs: tuple[str, ...]
-    hiddens: tuple[str, ...]
-    input_bias: bool
-    hidden_bias: tuple[bool, ...]
-
-
-_LSTM_BIAS, _GRU_BIAS = (True,) * 4, (False, False, True)
-_DENSE = ("dense_i",), ("dense_h",)
-
-LAYOUTS = (
-    Layout(
-        "linen",
-        ("LSTMCell", "OptimizedLSTMCell"),
-        LSTMCell,
-        4,
-        ("ii", "if", "ig", "io"),
-        ("hi", "hf", "hg", "ho"),
-        False,
-        _LSTM_BIAS,
-    ),
-    Layout(
-        "linen", ("GRUCell",), GRUCell, 3, ("ir", "iz", "in"), ("hr", "hz", "hn"), True, _GRU_BIAS
-    ),
-    Layout("linen", ("MGUCell",), MGUCell, 2, ("if", "in"), ("hf", "hn"), True, (False, True)),
-    Layout("linen", ("SimpleCell",), SimpleRNNCell, 1, ("i",), ("h",), True, (False,)),
-    Layout(
-        "nnx",
-        ("LSTMCell",),
-        LSTMCell,
-        4,
-        ("ii", "if_", "ig", "io"),
-        ("hi", "hf", "hg", "ho"),
-        False,
-        _LSTM_BIAS,
-    ),
-    Layout("nnx", ("OptimizedLSTMCell",), LSTMCell, 4, *_DENSE, False, _LSTM_BIAS),
-    Layout("nnx", ("GRUCell",), GRUCell, 3, *_DENSE, True, (False,) * 3),
-    Layout("nnx", ("SimpleCell",), SimpleRNNCell, 1, *_DENSE, True, (False,)),
-)
+from rnnjax.layout import LAYOUTS, Form, Layout, Tree
 
 
 def find_layout(where: str, tree: Tree) -> Layout | None:

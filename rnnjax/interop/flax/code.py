@@ -8,10 +8,11 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from rnnjax.errors import InteropError, InvalidInputError
-from rnnjax.interop.flax.cells import LAYOUTS, name_activation
+from rnnjax.interop.flax.cells import name_activation
 from rnnjax.interop.flax.modules import CellOptions, FlipValid, Path
 from rnnjax.interop.layers import Activation, Dropout, Layer
 from rnnjax.layers import Dropout as DropoutRate
+from rnnjax.layout import LAYOUTS
 
 _CELLS = {name for layout in LAYOUTS for name in layout.names}
 

@@ -14,9 +14,10 @@ from rnnjax.cells.base import Carry, Params
 from rnnjax.errors import InteropError
 from rnnjax.interop.arrays import float_array
 from rnnjax.interop.chain import Reading
-from rnnjax.interop.flax.cells import Form, Layout, find_layout, read_cell
+from rnnjax.interop.flax.cells import find_layout, read_cell
 from rnnjax.interop.layers import Context, Dense, Embedding, Flow, Layer, Recurrent
 from rnnjax.layers import Bidirectional, Directions
+from rnnjax.layout import Form, Layout
 
 Path = tuple[Any, ...]
 

@@ -9,11 +9,12 @@ from rnnjax.cells import Cell
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.arrays import layer_arrays
 from rnnjax.interop.chain import WithParameters
-from rnnjax.interop.flax.cells import Form, layout_of, write_cell
+from rnnjax.interop.flax.cells import layout_of, write_cell
 from rnnjax.interop.flax.modules import Path, Place
 from rnnjax.interop.layers import Dense, Embedding, Recurrent
 from rnnjax.interop.model import Model
 from rnnjax.layers import Bidirectional, Regularized, Stack
+from rnnjax.layout import Form
 
 
 class Unit(NamedTuple):
