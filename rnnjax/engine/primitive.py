@@ -90,10 +90,7 @@ class _Call:
 
     @usual_promotion()
     def execute(self, platform: str | None, *flat: Any) -> Any:
-        """Do it: for a platform, or in its plain form.
-
-        Derivatives are traced where a program asks for them, outside of `unroll`.
-        """
+        """Do it: for a platform, or in its plain form; perhaps traced long after `unroll`."""
         execute: Callable[..., Any] = functools.partial(_single, self, platform)
         for level in self.levels:
             execute = jax.vmap(execute, in_axes=[0 if axis else None for axis in level.axes])
@@ -162,8 +159,10 @@ def _executed(call: _Call, platform: str, *flat: Any) -> Any:
 
 
 def _bind(call: _Call, flat: Sequence[Any]) -> Any:
-    # The types of the results are the same on all platforms.
-    traced = _executed.trace(call, "cpu", *flat)
+    # The types of the results are the same on all platforms. Lowering knows an empty mesh for none,
+    # and would trace it again otherwise (JAX 0.8.2 to 0.10.2).
+    with jax.sharding.use_abstract_mesh(jax.sharding.get_abstract_mesh()):
+        traced = _executed.trace(call, "cpu", *flat)
     outs = _p.bind(*flat, call=call, avals=tuple(traced.jaxpr.out_avals))
     return jax.tree.unflatten(jax.tree.structure(traced.out_info), outs)
 
@@ -171,12 +170,8 @@ def _bind(call: _Call, flat: Sequence[Any]) -> Any:
 _p.def_abstract_eval(lambda *_, call, avals: avals)
 
 
-def _evaluated(*flat: Any, call: _Call, avals: Any) -> Any:
-    """Under ``jax.disable_jit``; otherwise a program is compiled."""
-    return jax.tree.leaves(call.execute("any", *flat))
-
-
-_p.def_impl(_evaluated)
+# Under ``jax.disable_jit``; otherwise a program is compiled.
+_p.def_impl(lambda *flat, call, avals: jax.tree.leaves(call.execute("any", *flat)))
 
 
 def _lowering(platform: str) -> Any:

@@ -1,0 +1,114 @@
+"""The primitive with rules of its own: every transformation of JAX, against the plain function."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import export
+
+from rnnjax.engine.primitive import Function
+
+
+@dataclasses.dataclass(frozen=True)
+class Product(Function):
+    """``k sin(a) b``, with a backward pass that remembers the cosine."""
+
+    k: float
+
+    def plain(self, a: jax.Array, b: jax.Array) -> Any:
+        return {"y": self.k * (jnp.sin(a) @ b)}
+
+    def run(self, platform: str, a: jax.Array, b: jax.Array) -> Any:
+        out = self.plain(a, b)
+        return out if platform == "cpu" else {"y": out["y"] + 1}
+
+    def forward(self, platform: str, a: jax.Array, b: jax.Array) -> Any:
+        return self.plain(a, b), (jnp.cos(a),)
+
+    def backward(self, platform: str, args: Any, kept: Any, d: Any, wanted: Any) -> Any:
+        (a, b), (cosine,), d_y = args, kept, self.k * d["y"]
+        return (d_y @ b.T) * cosine, jnp.sin(a).T @ d_y if wanted[1] else None
+
+
+def ours(a: jax.Array, b: jax.Array) -> jax.Array:
+    return Product(3.0)(a, b)["y"]
+
+
+def plain(a: jax.Array, b: jax.Array) -> jax.Array:
+    return Product(3.0).plain(a, b)["y"]
+
+
+A = jax.random.normal(jax.random.key(0), (4, 3))
+B = jax.random.normal(jax.random.key(1), (3, 2))
+AS, BS = jnp.stack([A, 2 * A]), jnp.stack([B, -B, 3 * B])
+
+
+def squares(f: Any) -> Any:
+    return lambda a, b: (f(a, b) ** 3).sum()
+
+
+def rows(f: Any) -> Any:
+    """All rows of ``a``, which share ``b``."""
+    return jax.vmap(f, (0, None))
+
+
+TRANSFORMATIONS: dict[str, Callable[[Any], Any]] = {
+    "call": lambda f: f(A, B),
+    "grad": lambda f: jax.grad(squares(f), (0, 1))(A, B),
+    "grad of one": lambda f: (jax.grad(squares(f), 0)(A, B), jax.grad(squares(f), 1)(A, B)),
+    "jvp": lambda f: jax.jvp(f, (A, B), (2 * A, B)),
+    "jacfwd": lambda f: jax.jacfwd(f, (0, 1))(A, B),
+    "jacrev": lambda f: jax.jacrev(f, (0, 1))(A, B),
+    "hessian": lambda f: jax.hessian(squares(f), (0, 1))(A, B),
+    "reverse over reverse": lambda f: jax.jacrev(jax.grad(squares(f), (0, 1)), (0, 1))(A, B),
+    "reverse over forward": lambda f: jax.jacrev(jax.jacfwd(squares(f), 1), 0)(A, B),
+    "linearize": lambda f: jax.linearize(f, A, B)[1](A, B),
+    "its transpose": lambda f: jax.linear_transpose(jax.linearize(f, A, B)[1], A, B)(f(A, B)),
+    "vmap": lambda f: (rows(f)(AS, B), jax.vmap(f, (None, 2))(A, jnp.moveaxis(BS, 0, 2))),
+    "grad in vmap": lambda f: rows(jax.grad(squares(f), (0, 1)))(AS, B),
+    "vmap in grad": lambda f: jax.grad(squares(rows(f)), (0, 1))(AS, B),
+    "vmap in grad in vmap": lambda f: rows(jax.grad(squares(rows(f)), (0, 1)))(AS[:, None], B),
+    "two vmaps in grad": lambda f: jax.grad(squares(jax.vmap(rows(f), (None, 0))), (0, 1))(AS, BS),
+    "hessian of vmap": lambda f: jax.hessian(lambda b: squares(rows(f))(AS, b))(B),
+    "checkpoint": lambda f: jax.grad(squares(jax.checkpoint(f)), (0, 1))(A, B),
+    "scan": lambda f: jax.grad(
+        lambda b: jax.lax.scan(lambda c, a: (c + f(a, b).sum(), None), 0.0, AS)[0]
+    )(B),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_every_transformation(name: str, assert_close: Any) -> None:
+    run = TRANSFORMATIONS[name]
+    assert_close(jax.jit(lambda: run(ours))(), jax.jit(lambda: run(plain))(), 1e-5)
+
+
+def test_without_jit(assert_close: Any) -> None:
+    expected = jax.grad(squares(plain), (0, 1))(A, B)
+    with jax.disable_jit():
+        assert_close(jax.grad(squares(ours), (0, 1))(A, B), expected, 1e-5)
+
+
+def test_each_platform_has_its_form(assert_close: Any) -> None:
+    exported = export.export(jax.jit(ours), platforms=("cpu", "tpu", "cuda"))(A, B)
+    assert_close(exported.call(A, B), plain(A, B), 1e-5)
+    texts = [
+        jax.jit(ours).trace(A, B).lower(lowering_platforms=(name,)).as_text()
+        for name in ("cpu", "tpu", "rocm")
+    ]
+    assert ["add" in text for text in texts] == [False, True, True]
+
+
+def test_a_second_call_traces_nothing() -> None:
+    calls = []
+
+    class Counted(Product):
+        def run(self, platform: str, a: jax.Array, b: jax.Array) -> Any:
+            calls.append(platform)
+            return super().run(platform, a, b)
+
+    jax.block_until_ready([jax.jit(lambda a, b: Counted(1.0)(a, b))(A, B) for _ in range(2)])
+    assert calls == ["cpu"]
