@@ -31,6 +31,7 @@ def checked(
             f"shape {xs.shape}; add the axes that are missing"
         )
     if carry is None:
+        # In float32 at least: in bfloat16 a state forgets whatever changes it by less than 1/256.
         types = [jnp.float32]
         types += [leaf.dtype for leaf in jax.tree.leaves(params) if hasattr(leaf, "dtype")]
         carry = cell.start(params, xs.shape[1:-1], at_least_float32(jnp.result_type(*types)))
@@ -50,6 +51,7 @@ def begin(cell: Cell, params: Params, xs: Any, reset_carry: Carry | None, like: 
     else:
         reset_carry = jax.tree.map(functools.partial(as_array, "reset_carry"), reset_carry)
         shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(reset_carry)]
+        # One state for all rows, without the axes of the batch, is what most people write.
         alone = [leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(cell.initial_carry))]
         check_carry("reset_carry", cell, reset_carry, () if shapes == alone else batch)
     return jax.tree.map(
@@ -57,6 +59,7 @@ def begin(cell: Cell, params: Params, xs: Any, reset_carry: Carry | None, like: 
     )
 
 
+# A derivative rule is traced exactly where somebody takes a gradient, inside of jit or not.
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def without_noise(cell: Cell, params: Params) -> Params:
     """``params``, of a cell that draws random numbers in training and has no key for them.
@@ -95,6 +98,7 @@ def valid_steps(xs: Any, lengths: Any, mask: Any) -> jax.Array | None:
             f"lengths must have shape {batch}, for the batch {batch} of xs, but has "
             f"{lengths.shape}; give one length for each row"
         )
+    # Values are looked at where that waits for no computation.
     if known is not None and lengths.size:
         known = np.asarray(known)
         least, most = int(known.min()), int(known.max())

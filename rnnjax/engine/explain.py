@@ -69,6 +69,7 @@ def explain(
         if isinstance(cell, CompositeCell):
             return cell.unroll_layers(run, params, xs, carry, None)
         check_method(cell, method)
+        # Traced, so that whatever `unroll` would refuse is refused here, in the same words.
         result = method.run(cell, params, xs, carry, False, Steps())  # raises what unroll would
         phrases = method.explain(cell, params, xs.shape, platform or this_platform())
         layers.append((cell, xs.shape, tuple(phrases)))

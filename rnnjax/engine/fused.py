@@ -11,7 +11,8 @@ from jax.typing import DTypeLike
 
 from rnnjax.cells.arguments import check_features, check_size
 from rnnjax.cells.base import Carry, Cell, Params
-from rnnjax.engine.kept import Layer, kept_numbers
+from rnnjax.engine.kept import kept_numbers
+from rnnjax.engine.layer import Layer
 from rnnjax.engine.method import Method
 from rnnjax.engine.plan import LayerPlan
 from rnnjax.engine.recurrence import Recurrence, cut
@@ -72,7 +73,7 @@ class Fused(Method):
     ) -> tuple[Carry, jax.Array]:
         """Run ``cell`` over ``xs (time, *batch, features)``."""
         num_steps = xs.shape[0]
-        if num_steps == 0:
+        if num_steps == 0:  # there is no first step to take out of the loop
             return Scan().run(cell, params, xs, carry, reverse, steps)
         check_features(cell, params, xs)
         params = dict(params)  # in the order that JAX gives a dict, whatever mapping came
@@ -165,6 +166,7 @@ def _in_segments(
 
     if whole == num_steps:
         return segments(carry)
+    # The rest is run by itself: padding it to a segment would give the carry steps that are none.
     rest = jax.checkpoint(run)
     last = jax.tree.map(lambda leaf: leaf[whole:], inputs)
     if reverse:

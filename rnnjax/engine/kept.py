@@ -10,74 +10,19 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rnnjax.cells.activations import KEPT
-from rnnjax.cells.base import Carry, Cell, Params
-from rnnjax.engine.plan import LayerPlan
-from rnnjax.engine.steps import AtStep, Steps
+from rnnjax.cells.base import Carry, Params
+from rnnjax.engine.layer import Layer, after, inputs_of
+from rnnjax.engine.steps import AtStep
 
 Kept = tuple[jax.Array | None, list[jax.Array]]
 """Of a step: what takes the place of its projected inputs, if anything does; and the rest."""
-
-
-class Layer(NamedTuple):
-    """A layer over a sequence, for one platform.
-
-    Attributes:
-        cell: one that declares its equation.
-        plan: how it runs.
-        reverse: whether it runs from the last step to the first.
-        params: its parameters.
-        steps: what happens besides the equation, but for what differs between the steps.
-    """
-
-    cell: Cell
-    plan: LayerPlan
-    reverse: bool
-    params: Params
-    steps: Steps
-
-
-def inputs_of(layer: Layer) -> Callable[[Carry, jax.Array], Any]:
-    """``(carry, projected) -> x``, what `update` reads beside the carry."""
-    cell, plan, _, params, steps = layer
-    if cell.recurrent is None:
-        return lambda carry, projected: cell.biased(projected, params, "bias")
-    times, leaf = plan.products.times(params["recurrent_kernel"]), cell.recurrent
-
-    def inputs(carry: Carry, projected: jax.Array) -> Any:
-        recurrent = times(steps.entering(getattr(carry, leaf)))
-        return cell.meet(
-            cell.biased(projected, params, "bias"),
-            cell.biased(recurrent, params, "recurrent_bias"),
-        )
-
-    return inputs
-
-
-def after(
-    cell: Cell, steps: Steps, at: AtStep, start: Carry, old: Carry, new: Carry, y: jax.Array
-) -> tuple[Carry, jax.Array]:
-    """What happens at a step besides the equation; linear in the arrays from ``start`` on."""
-    new, y = steps.end(old, new, y, at, cell.output)
-    return steps._replace(start=start).begin(new, at), y
-
-
-def step_of(layer: Layer) -> Callable[[Carry, jax.Array, AtStep], tuple[Carry, jax.Array]]:
-    """``(carry, projected, at) -> (carry, y)``, of which nothing is kept."""
-    cell, plan, _, params, steps = layer
-    inputs = inputs_of(layer)
-
-    def step(carry: Carry, projected: jax.Array, at: AtStep) -> tuple[Carry, jax.Array]:
-        new, y = cell.advance(params, inputs(carry, projected), carry, plan.products.dtype)
-        return after(cell, steps, at, steps.start, carry, new, y)
-
-    return step
 
 
 Clean = Callable[[jax.Array], jax.Array]
@@ -121,13 +66,15 @@ class Layout:
                 place = "kept", len(kept)
                 kept.append(leaf)
             places.append(place)
+        # An LSTM keeps its four gates, as wide as its projected inputs, a GRU its three and one
+        # product: the largest first, what fits is written where the inputs stood.
         written, room = [], projected.shape[-1]
         for i in sorted(range(len(kept)), key=lambda i: -kept[i].shape[-1] if kept[i].ndim else 0):
             alike = kept[i].dtype == projected.dtype and kept[i].shape[:-1] == projected.shape[:-1]
             if alike and kept[i].shape[-1] <= room:
                 written.append(i)
                 room -= kept[i].shape[-1]
-        if room:
+        if room:  # a part of an entry cannot be written: the array would have to be copied
             written = []
         sizes = tuple(kept[i].shape[-1] for i in written)
         return cls(tree, tuple(places), tuple(written), sizes), kept
@@ -178,6 +125,7 @@ def keeping_step_of(layer: Layer) -> KeepingStep:
     def step(
         carry: Carry, projected: jax.Array, at: AtStep
     ) -> tuple[Carry, jax.Array, Kept, Layout]:
+        # Without the kernels of the products outside: `pull` would hold zeros of their size.
         used = cell.in_update(params)
         (new, y), pull = jax.vjp(advance, used, inputs(carry, projected), carry)
         if isinstance(projected, jax.core.Tracer):

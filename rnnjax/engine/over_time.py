@@ -37,7 +37,7 @@ def over_time(
     last = first.shape[0] - 1  # of a program that is exported perhaps not known
 
     def read(first: jax.Array, t: jax.Array) -> Any:
-        t = jnp.clip(t, 0, last)
+        t = jnp.clip(t, 0, last)  # one ahead of the last step there is nothing to read
         return jax.tree.map(
             lambda leaf: jax.lax.dynamic_index_in_dim(leaf, t, keepdims=False), (first, others)
         )

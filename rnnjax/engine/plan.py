@@ -94,6 +94,7 @@ class LayerPlan:
 
 def _steps_ahead(cell: Cell, rows: Any, num_steps: Any, platform: str) -> Any:
     """How many steps to project at a time where there is no backward pass."""
+    # Of other platforms nothing was measured, and a size that is not known chooses nothing.
     if platform != "cpu" or any(map(is_symbolic_dim, (rows, num_steps))):
         return num_steps
     if rows >= _SOME_ROWS and cell.hidden_size >= _SOME_UNITS:
@@ -102,4 +103,5 @@ def _steps_ahead(cell: Cell, rows: Any, num_steps: Any, platform: str) -> Any:
         counts = range(100, 49, -1)
     else:
         return num_steps
+    # A divisor of the steps: a rest of them would be a second loop, compiled as long as the first.
     return next((k for k in counts if num_steps % k == 0), num_steps)

@@ -92,15 +92,15 @@ class _Call:
     def execute(self, platform: str | None, *flat: Any) -> Any:
         """Do it: for a platform, or in its plain form; perhaps traced long after `unroll`."""
         execute: Callable[..., Any] = functools.partial(_single, self, platform)
+        # vmap works on what is done, not on the primitive: nothing has a batching rule of its own.
         for level in self.levels:
             execute = jax.vmap(execute, in_axes=[0 if axis else None for axis in level.axes])
             if level.sums:
-                shared = [not axis for axis in self.of_wanted(self.parts(level.axes)[0])]
-                execute = _summed(execute, shared)
+                execute = _summed(execute, self.of_wanted(self.parts(level.axes)[0]))
         return execute(*flat)
 
     def of_wanted(self, leaves: Sequence[Any]) -> list[Any]:
-        """Those of the arguments' leaves that are wanted."""
+        """Those of the arguments' leaves, in their order, that are wanted."""
         return list(itertools.compress(leaves, self.wanted))
 
 
@@ -114,9 +114,9 @@ class _Level(NamedTuple):
     sums: bool = False
 
 
-def _summed(execute: Callable[..., Any], shared: list[bool]) -> Callable[..., Any]:
+def _summed(execute: Callable[..., Any], own: list[bool]) -> Callable[..., Any]:
     return lambda *flat: [
-        d.sum(axis=0) if s else d for d, s in zip(execute(*flat), shared, strict=True)
+        d if o else d.sum(axis=0) for d, o in zip(execute(*flat), own, strict=True)
     ]
 
 
@@ -134,6 +134,8 @@ def _single(call: _Call, platform: str | None, *flat: Any) -> Any:
         merged = [next(some) if w else a for a, w in zip(leaves, call.wanted, strict=True)]
         return function.plain(*jax.tree.unflatten(call.tree, merged))
 
+    # JAX asks of the plain form what nobody schedules by hand. In reverse mode this line is never
+    # run: its program is transposed, and what is lowered is `Function.backward`.
     if call.kind == "tangent":
         return jax.jvp(of_chosen, chosen, last)[1]
     if platform is None:
@@ -168,8 +170,6 @@ def _bind(call: _Call, flat: Sequence[Any]) -> Any:
 
 
 _p.def_abstract_eval(lambda *_, call, avals: avals)
-
-
 # Under ``jax.disable_jit``; otherwise a program is compiled.
 _p.def_impl(lambda *flat, call, avals: jax.tree.leaves(call.execute("any", *flat)))
 
@@ -191,7 +191,8 @@ def _not_zero(tangents: Sequence[Any]) -> tuple[bool, ...]:
 
 def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, call: _Call, avals: Any) -> Any:
     if call.kind in ("tangent", "backward"):
-        # What was kept follows from the arguments, whose tangents say all.
+        # Second derivatives are JAX's own, of the plain form. What was kept follows from the
+        # arguments, whose tangents say all.
         args, kept, last = call.parts(_not_zero(tangents))
         chosen = list(itertools.compress(range(len(primals)), [*args, *[False] * len(kept), *last]))
 
@@ -207,6 +208,7 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, call: _Call, avals:
     out, kept = _bind(forward, primals)
     kept, tree = jax.tree.flatten(kept)
     outs, result = jax.tree.flatten(out)
+    # An argument without a tangent, such as data in training, costs no gradient.
     wanted = _not_zero(tangents)
     linear = _Call(call.function, "tangent", call.tree, wanted, result, tree)
     levels = tuple(
@@ -214,7 +216,7 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, call: _Call, avals:
     )
     linear = dataclasses.replace(linear, levels=levels)
     d_out = jax.tree.leaves(_bind(linear, [*primals, *kept, *linear.of_wanted(tangents)]))
-    if call.kind == "forward":
+    if call.kind == "forward":  # nothing but `backward` reads what was kept
         outs, d_out = [*outs, *kept], [*d_out, *map(jnp.zeros_like, kept)]
     return outs, d_out
 
@@ -223,8 +225,8 @@ ad.primitive_jvps[_p] = _jvp
 
 
 def _transposed(cts: Sequence[Any], *flat: Any, call: _Call, avals: Any) -> Any:
-    assert call.kind == "tangent"
     args, kept, along = call.parts(flat)
+    # A loss that reads the outputs alone has no cotangent of the final carry.
     cts = [ad.instantiate_zeros(ct) for ct in cts]
     levels = tuple(
         _Level((*axes[: len(args) + len(kept)], *[True] * len(cts)), sums=True)

@@ -164,7 +164,7 @@ class Products:
         return self._transposed(self.inputs_backward, self._cast(kernel))(d)
 
     def _transposed(self, form: Backward, kernel: jax.Array) -> Product:
-        if kernel.ndim > 2:
+        if kernel.ndim > 2:  # the forms are those of matrices
             back = convolved_back(kernel)
             return lambda d: back(d.astype(kernel.dtype)).astype(at_least_float32(kernel.dtype))
         if form is Backward.COPY:  # and here the barrier does too

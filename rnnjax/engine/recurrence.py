@@ -17,7 +17,8 @@ from jax.typing import DTypeLike
 from rnnjax.cells.base import Carry, Cell, Params, is_bias
 from rnnjax.cells.onehot import OneHot
 from rnnjax.cells.products import product
-from rnnjax.engine.kept import Layer, after, belong_to_rows, keeping_step_of, layout_of, step_of
+from rnnjax.engine.kept import belong_to_rows, keeping_step_of, layout_of
+from rnnjax.engine.layer import Layer, after, step_of
 from rnnjax.engine.over_time import over_time
 from rnnjax.engine.plan import LayerPlan
 from rnnjax.engine.primitive import Function
@@ -45,6 +46,7 @@ class Recurrence(Function):
 
     def plain(self, params: Params, steps: Steps, xs: Any, each: AtStep, carry: Carry) -> Any:
         """A scan of the step, behind the product of the inputs."""
+        # For no platform: what is differentiated to any order has no barriers and copies in it.
         step = step_of(self.layer("any", params, steps, xs))
         projected = product(xs, params["kernel"], self.dtype)
         return jax.lax.scan(
@@ -104,6 +106,7 @@ class Recurrence(Function):
         (d_used, d_start), d_projected, others, d_carry = _backward_loop(
             layer, first, (rest, d_ys, carries, each), d_carry
         )
+        # Where the update reads a sum, the halves have the same cotangent, and one array holds it.
         d_recurrent, reached = others
         if d_recurrent is None:
             d_recurrent = d_projected
@@ -116,6 +119,7 @@ class Recurrence(Function):
             d_params["recurrent_kernel"] = products.kernel_gradient(
                 entering, d_recurrent, params["recurrent_kernel"]
             )
+        # The biases are added inside of the loop, and their gradients are summed after it.
         for name, d_sum in (("bias", d_projected), ("recurrent_bias", d_recurrent)):
             if name in params and is_bias(cell, name):
                 d_params[name] += d_sum.sum(axis=tuple(range(d_sum.ndim - 1)))
@@ -133,6 +137,7 @@ def _project(layer: Layer, xs: Any) -> jax.Array:
 def _inputs_gradients(layer: Layer, xs: Any, d: jax.Array, wanted: Any) -> tuple[Any, Any]:
     """Of the kernel and the inputs, in the forms that XLA computes without a copy."""
     kernel, products = layer.params["kernel"], layer.plan.products
+    # Of rows that were looked up the gradient is a scatter, in which JAX adds what meets.
     if isinstance(xs, OneHot):
         _, pull = jax.vjp(lambda kernel: product(xs, kernel, products.dtype), kernel)
         return pull(d)[0], jax.tree.map(lambda _: None, xs)
@@ -177,6 +182,7 @@ def _backward_loop(
     def step(state: Any, first: jax.Array, others: Any) -> tuple[Any, jax.Array, Any]:
         d_carry, d_so_far = state
         rest, d_y, carry, at = others
+        # Traced and not run: the program holds what reads the arrays, not what made them.
         layout = layout_of(forward, carry, first, at)
         # The derivative of a linear function does not ask where.
         zeros = jax.tree.map(jnp.zeros_like, (steps.start, carry, carry, d_y))

@@ -27,6 +27,7 @@ class Scan(Method):
         self, cell: Cell, params: Params, xs: Any, carry: Carry, reverse: bool, steps: Steps
     ) -> tuple[Carry, jax.Array]:
         """Run ``cell`` over ``xs (time, *batch, features)``."""
+        # Without marks nothing is cut off, and JAX differentiates the step as it is.
         cuts = steps.each.valid is not None or steps.each.resets is not None
 
         def step(carry: Carry, inputs: tuple[Any, AtStep]) -> tuple[Carry, jax.Array]:

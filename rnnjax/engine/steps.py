@@ -63,6 +63,7 @@ class Steps(NamedTuple):
         if at.resets is None:
             return carry
         resets = at.resets
+        # Chosen, not multiplied by zero: a NaN before the reset does not go on behind it.
         return jax.tree.map(
             lambda start, leaf: jnp.where(expand(resets, leaf), start, leaf), self.start, carry
         )
@@ -86,6 +87,7 @@ class Steps(NamedTuple):
             output: the leaf of the new carry that ``y`` is, and so is held with it; or None.
         """
         mixed = {}
+        # Drawn for all steps at once, before the loop: it would draw a few numbers at a time.
         for name, keep in at.kept.items():
             mixed[name] = jnp.where(keep, getattr(old, name), getattr(new, name))
         for name, leak in self.leaks.items():
@@ -96,6 +98,7 @@ class Steps(NamedTuple):
             if output in mixed:
                 y = mixed[output].astype(y.dtype)
         valid = at.valid
+        # Last, so that neither noise nor the equation touches a row that is skipped.
         if valid is not None:
             new = jax.tree.map(lambda o, n: jnp.where(expand(valid, n), n, o), old, new)
             y = jnp.where(expand(valid, y), y, 0)
@@ -123,7 +126,7 @@ def row_axes(cell: Cell, x: Any) -> int:
 
     Those of the grid of a convolution are none, and who knows what a step of a user's own does.
     """
-    if cell.carry is None:
+    if cell.carry is None:  # all axes behind the first might be a grid
         return min(1, x.ndim - 1)
     return x.ndim + 1 - len(cell.parameters(1)["kernel"].shape)
 
@@ -150,6 +153,7 @@ def expand(marks: jax.Array, leaf: jax.Array) -> jax.Array:
 
 def without_masked(xs: Any, valid: jax.Array) -> Any:
     """The inputs with zeros at masked steps, so that whatever stood there has no gradient."""
+    # An id out of range stands for zeros.
     if isinstance(xs, OneHot):
         return OneHot(jnp.where(expand(valid, xs.ids), xs.ids, -1), xs.size)
     return jnp.where(expand(valid, xs), xs, 0)
@@ -167,5 +171,7 @@ def held_outputs(
         last = jnp.where(expand(valid, y), y, last)
         return last, last
 
+    # A loop of its own: in that of the layer it would hold another array a step for the backward
+    # pass, and few ask for it.
     zeros, ys = alike_over_devices((jnp.zeros(ys.shape[1:], ys.dtype), ys))
     return jax.lax.scan(step, zeros, (ys, valid, resets), reverse=reverse)[1]

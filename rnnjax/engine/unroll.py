@@ -118,6 +118,7 @@ def unroll(
     if resets is not None:
         resets = checked_marks("resets", resets, xs)
         start = begin(cell, params, xs, reset_carry, carry)
+        # Both travel as one tree, which a stack or both directions part as they part a carry.
         carry = jax.tree.map(_Leaf, carry, start)
     elif reset_carry is not None:
         begin(cell, params, xs, reset_carry, carry)
@@ -169,6 +170,7 @@ def _unroll(
     reverse: bool,
 ) -> tuple[Carry, jax.Array]:
     """Compiled here, so that calls outside of jit compile once per shape too."""
+    # Before the first product, for all layers: a NaN in padding has no influence anywhere.
     if marks.valid is not None:
         xs = without_masked(xs, marks.valid)
 
@@ -183,6 +185,7 @@ def _unroll(
         noise: Noise | None = None,
         outer_reverse: bool = reverse,
     ) -> tuple[Carry, jax.Array]:
+        # Inside of a backward direction, forward is against the sequence.
         reverse = reverse != outer_reverse
         if isinstance(cell, CompositeCell):
             inner = functools.partial(run, outer_reverse=reverse)
@@ -204,6 +207,7 @@ def _unroll_layer(
     how: _How,
     reverse: bool,
 ) -> tuple[Carry, jax.Array]:
+    # Of a layer, when its turn comes: only its composite knows which cells and noise it runs with.
     check_method(cell, how.method)
     check_noise(cell, noise)
     params, xs, carry, marks, noise = alike_over_devices((params, xs, carry, marks, noise))
