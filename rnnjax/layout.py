@@ -22,7 +22,7 @@ from rnnjax.cells import (
     SimpleRNNCarry,
     SimpleRNNCell,
 )
-from rnnjax.cells.arguments import as_inputs
+from rnnjax.cells.arguments import as_inputs, brief
 from rnnjax.cells.base import Inputs
 from rnnjax.engine import Method, unroll
 from rnnjax.errors import InvalidInputError
@@ -145,6 +145,11 @@ class ForeignCell(Cell):
 
     def step(self, params: Params, carry: Carry, x: Inputs) -> tuple[Carry, jax.Array]:
         """A call of the module."""
+        if isinstance(x, OneHot):
+            raise InvalidInputError(
+                "a cell of Flax's that runs step by step reads arrays, but the inputs are OneHot; "
+                "give jax.nn.one_hot(ids, size)"
+            )
         return self.call(params, carry, x)
 
 
@@ -171,10 +176,40 @@ def adapted(layout: Layout, module: Any, features: int, tree: Tree) -> Adapted:
         params["recurrent_bias"] = _joined(tree, second, "bias")
     else:
         params["bias"] = _joined(tree, first if layout.input_bias else second, "bias")
-    if layout.cell is LSTMCell:  # Flax's carry is (c, h)
-        return Adapted(cell, params, lambda c: LSTMCarry(c[1], c[0]), lambda c: (c.cell, c.hidden))
-    carry = SimpleRNNCarry if layout.cell is SimpleRNNCell else GRUCarry
-    return Adapted(cell, params, carry, lambda c: c.hidden)
+    if layout.cell is LSTMCell:
+        return Adapted(cell, params, _from_pair, lambda carry: (carry.cell, carry.hidden))
+    kind = SimpleRNNCarry if layout.cell is SimpleRNNCell else GRUCarry
+    return Adapted(cell, params, lambda carry: kind(_array(carry)), lambda carry: carry.hidden)
+
+
+def _from_pair(carry: Any) -> LSTMCarry:
+    if type(carry) not in (tuple, list) or len(carry) != 2:
+        raise InvalidInputError(
+            f"the carry of Flax's LSTM must be the pair (c, h), but is {brief(carry)}; start from "
+            "the cell's initialize_carry"
+        )
+    return LSTMCarry(carry[1], carry[0])
+
+
+def _array(carry: Any) -> Any:
+    if isinstance(carry, tuple | list | Mapping):
+        raise InvalidInputError(
+            f"the carry of this cell of Flax's must be an array, its hidden state, but is "
+            f"{brief(carry)}; start from the cell's initialize_carry"
+        )
+    return carry
+
+
+def exact(module: Any) -> bool:
+    """Whether rnnjax's cell computes what this one of the table does, to the last digits.
+
+    Not an MGU whose gate leaves the candidate alone; and where products are narrower than float32 a
+    residual SimpleCell adds the hidden state to them, not to the kernel.
+    """
+    narrow = module.dtype is not None and jnp.dtype(module.dtype).itemsize < 4
+    return getattr(module, "reset_gate", True) and not (
+        narrow and getattr(module, "residual", False)
+    )
 
 
 def _joined(tree: Tree, names: tuple[str, ...], leaf: str) -> jax.Array:
@@ -207,20 +242,39 @@ def check_default(name: str, value: Any, is_default: bool, advice: str) -> None:
         raise InvalidInputError(f"{name} must be left at its default, but is {value!r}: {advice}")
 
 
-def check_inputs(inputs: Inputs, time_major: bool) -> Inputs:
+def check_inputs(inputs: Inputs, time_major: bool, grid: int = 0) -> Inputs:
     """Return ``inputs``, an array or `OneHot`, with a time and a feature axis at least.
 
     Raises:
-        InvalidInputError: ``inputs`` has fewer than two axes.
+        InvalidInputError: ``inputs`` has fewer axes than these and those of the grid.
     """
     inputs = as_inputs(inputs)
-    if inputs.ndim < 2:
-        wanted = "(time, *batch, features)" if time_major else "(*batch, time, features)"
+    if inputs.ndim < 2 + grid:
+        axes = ["time", "*batch"] if time_major else ["*batch", "time"]
+        wanted = f"({', '.join([*axes, *['grid'] * grid, 'features'])})"
         raise InvalidInputError(
-            f"inputs must be {wanted}, so two axes at least, but has shape {inputs.shape}; "
+            f"inputs must be {wanted}, so {2 + grid} axes at least, but has shape {inputs.shape}; "
             "add the axes that are missing"
         )
     return inputs
+
+
+def starts(
+    make: Callable[[], Carry], initial_carry: Carry | None, resets: Any, reset_carry: Carry | None
+) -> tuple[Carry, Carry | None]:
+    """The carries that a cell of Flax's begins with, at first and at resets.
+
+    It is asked to ``make`` one where none is given, which may draw random numbers.
+    """
+    lacks_reset = resets is not None and reset_carry is None
+    start = make() if initial_carry is None or lacks_reset else None
+    return start if initial_carry is None else initial_carry, start if lacks_reset else reset_carry
+
+
+def step_shape(inputs: Inputs, time_major: bool, grid: int) -> tuple[int, ...]:
+    """The shape of one step's inputs."""
+    time = 0 if time_major else inputs.ndim - 2 - grid
+    return (*inputs.shape[:time], *inputs.shape[time + 1 :])
 
 
 def unroll_like_flax(
@@ -269,7 +323,7 @@ def unroll_like_flax(
     Raises:
         InvalidInputError: as `rnnjax.unroll` does, and in the order of axes that was given.
     """
-    xs = check_inputs(inputs, time_major)
+    xs = check_inputs(inputs, time_major, grid)
     steps = xs.shape[: -1 - grid]
     if not time_major:
         if isinstance(xs, OneHot):
@@ -292,9 +346,9 @@ def unroll_like_flax(
         method=method,
     )
     if reverse and not keep_order:
-        outputs = _in_order_of_computation(outputs, lengths)
-    if not time_major:
-        outputs = jnp.moveaxis(outputs, 0, -2 - grid)
+        outputs = jax.tree.map(lambda ys: _in_order_of_computation(ys, lengths), outputs)
+    if not time_major:  # behind the batch: an output may have other axes than an input
+        outputs = jax.tree.map(lambda ys: jnp.moveaxis(ys, 0, xs.ndim - 2 - grid), outputs)
     return (out_of(carry), outputs) if return_carry else outputs
 
 

@@ -205,12 +205,17 @@ class RNN(nn.Module):  # type: ignore[misc]  # mypy follows no imports of flax
             params = self.param("cell", self.cell.init, inputs.shape[-1])
             adapted = layout.Adapted(self.cell, params)
         else:
-            time = 0 if time_major else inputs.ndim - 2 - grid
-            shape = (*inputs.shape[:time], *inputs.shape[time + 1 :])
-            adapted, start = self._flax_cell(shape, init_key)
-            initial_carry = start if initial_carry is None else initial_carry
-            if resets is not None and reset_carry is None:
-                reset_carry = start
+            shape, key = layout.step_shape(inputs, time_major, grid), init_key
+            initial_carry, reset_carry = layout.starts(
+                lambda: self.cell.initialize_carry(
+                    jax.random.key(0) if key is None else key, shape
+                ),
+                initial_carry,
+                resets,
+                reset_carry,
+            )
+            dtype = getattr(inputs, "dtype", jnp.float32)
+            adapted = self._flax_cell(jax.ShapeDtypeStruct(shape, dtype), initial_carry)
         return layout.unroll_like_flax(
             adapted,
             inputs,
@@ -228,24 +233,25 @@ class RNN(nn.Module):  # type: ignore[misc]  # mypy follows no imports of flax
             grid=grid,
         )
 
-    def _flax_cell(self, shape: tuple[int, ...], key: Any) -> tuple[layout.Adapted, Carry]:
-        """A cell of Flax's for inputs of a step's shape, and the carry with which it begins."""
+    def _flax_cell(self, x: Any, start: Carry) -> layout.Adapted:
+        """A cell of Flax's for inputs of a step's shape and type, from a carry like ``start``."""
         cell = self.cell
-        start = cell.initialize_carry(jax.random.key(0) if key is None else key, shape)
         if self.is_initializing():
-            cell(start, jnp.zeros(shape))  # draws the parameters as Flax does
+            cell(start, jnp.zeros(x.shape, x.dtype))  # draws the parameters as Flax does
         others = sorted(set(cell.variables) - {"params"})
         if others:
             raise InvalidInputError(
                 f"{type(cell).__name__} keeps variables besides its parameters, {others}, which no "
                 "step here hands on; use flax.linen.RNN"
             )
-        params = cell.variables["params"]
+        params = nn.meta.unbox(cell.variables.get("params", {}))
         one = _LAYOUTS.get(type(cell))
-        if one is None or not getattr(cell, "reset_gate", True):
-            call = _Call(cell.clone(parent=None, name=None))
-            return layout.Adapted(layout.ForeignCell.of(call, start, shape), params), start
-        return layout.adapted(one, cell, cell.features, params), start
+        # Anything more, such as the parameters of an activation, is not in the table.
+        known = one is not None and set(params) == {*one.inputs, *one.hiddens}
+        if one is not None and known and layout.exact(cell):
+            return layout.adapted(one, cell, cell.features, params)
+        call = _Call(cell.clone(parent=None, _deep_clone=True, _reset_names=True, name=None))
+        return layout.Adapted(layout.ForeignCell.of(call, start, x.shape), params)
 
 
 class Bidirectional(nn.Module):  # type: ignore[misc]  # mypy follows no imports of flax
@@ -301,7 +307,7 @@ class Bidirectional(nn.Module):  # type: ignore[misc]  # mypy follows no imports
             inputs: as in `RNN`.
             initial_carry: the states of both directions, ``(forward, backward)``; left out, those
                 with which a sequence begins.
-            init_key: as in `RNN`.
+            init_key: as in `RNN`; each direction has one of its own.
             seq_lengths: as in `RNN`; the backward direction begins at each row's last valid step.
             return_carry: overrides the attribute, unless it is None.
             time_major: overrides the attribute, unless it is None.
@@ -318,12 +324,17 @@ class Bidirectional(nn.Module):  # type: ignore[misc]  # mypy follows no imports
         Raises:
             InvalidInputError: as in `RNN`, and where a pair of carries is not a pair.
         """
+        keys = None if init_key is None else tuple(jax.random.split(init_key))
         carry, outputs = layout.both_directions(
             self.forward_rnn,
             self.backward_rnn,
             self.merge_fn,
             inputs,
-            carries={"initial_carry": initial_carry, "reset_carry": reset_carry},
+            carries={
+                "initial_carry": initial_carry,
+                "reset_carry": reset_carry,
+                "init_key": keys,
+            },
             marks={"seq_lengths": seq_lengths, "mask": mask, "resets": resets},
             time_major=self.time_major if time_major is None else time_major,
         )

@@ -30,6 +30,7 @@ __all__ = [
     "SimpleCell",
 ]
 
+_DOT_GENERAL = nnx.Linear(1, 1, rngs=nnx.Rngs(0)).dot_general
 _LAYOUTS = {
     getattr(nnx, name): one for one in layout.LAYOUTS if one.form == "nnx" for name in one.names
 }
@@ -155,8 +156,14 @@ class RNN(nnx.Module):  # type: ignore[misc]  # mypy follows no imports of flax
         self.rngs = nnx.data(None)
         if isinstance(cell, Cell):
             self.params = nnx.data(jax.tree.map(nnx.Param, cell.init(drawn.params(), in_features)))
+        elif rngs is True:
+            self.rngs = nnx.RngStream(0, tag="carry")
         elif isinstance(rngs, nnx.Rngs):
-            self.rngs = nnx.data(rngs.carry.fork())
+            self.rngs = rngs.carry.fork()
+        elif rngs is not False:
+            raise InvalidInputError(
+                f"rngs must be an nnx.Rngs, True or False, but is {brief(rngs)}"
+            )
 
     @property
     def cell_params(self) -> Params:
@@ -200,8 +207,8 @@ class RNN(nnx.Module):  # type: ignore[misc]  # mypy follows no imports of flax
             reverse: see the class.
             keep_order: see the class.
             rngs: draws the noise of training with ``rngs.dropout()``, if there is a stream
-                "dropout" or "default"; a single stream is used if it is "dropout". Flax draws
-                carries with them, which rnnjax's cells do not need.
+                "dropout" or "default"; a single stream is used if it is "dropout". A cell of Flax's
+                that draws its carry draws it with ``rngs.carry``, as in Flax.
             mask: booleans ``(*batch, time)``, or ``(time, *batch)`` if ``time_major``, False where
                 a step is to be skipped, as in `rnnjax.unroll`.
             resets: booleans of the same shape, True where a new sequence begins, as there.
@@ -218,17 +225,19 @@ class RNN(nnx.Module):  # type: ignore[misc]  # mypy follows no imports of flax
         """
         time_major = self.time_major if time_major is None else time_major
         inputs = layout.check_inputs(inputs, time_major)
-        grid = getattr(self.cell, "num_feature_axes", 1) - 1
-        if isinstance(self.cell, Cell):
-            adapted = layout.Adapted(self.cell, self.cell_params)
+        cell: Any = self.cell
+        grid = getattr(cell, "num_feature_axes", 1) - 1
+        if isinstance(cell, Cell):
+            adapted = layout.Adapted(cell, self.cell_params)
         else:
-            time = 0 if time_major else inputs.ndim - 2 - grid
-            shape = (*inputs.shape[:time], *inputs.shape[time + 1 :])
-            start = self.cell.initialize_carry(shape, _carry_stream(rngs, self.rngs))
-            adapted = self._flax_cell(start, shape)
-            initial_carry = start if initial_carry is None else initial_carry
-            if resets is not None and reset_carry is None:
-                reset_carry = start
+            shape = layout.step_shape(inputs, time_major, grid)
+            initial_carry, reset_carry = layout.starts(
+                lambda: cell.initialize_carry(shape, self._carry_stream(rngs)),
+                initial_carry,
+                resets,
+                reset_carry,
+            )
+            adapted = self._flax_cell(initial_carry, shape)
         return layout.unroll_like_flax(
             adapted,
             inputs,
@@ -242,25 +251,30 @@ class RNN(nnx.Module):  # type: ignore[misc]  # mypy follows no imports of flax
             mask=mask,
             resets=resets,
             reset_carry=reset_carry,
-            key=_dropout_key(rngs),
+            key=_dropout_key(rngs, getattr(cell, "draws", False)),
             grid=grid,
         )
+
+    def _carry_stream(self, rngs: Any) -> Any:
+        """Where a cell of Flax's draws its carry from, if it draws one; as Flax has it."""
+        rngs = self.rngs if rngs is None else rngs
+        return rngs.carry.fork() if isinstance(rngs, nnx.Rngs) else rngs
 
     def _flax_cell(self, start: Carry | None, shape: tuple[int, ...]) -> layout.Adapted:
         """A cell of Flax's, whose carry begins with ``start`` for a step's inputs of a shape."""
         cell: Any = self.cell
         one = _LAYOUTS.get(type(cell))
-        if one is not None and cell.promote_dtype is nnx.nn.dtypes.promote_dtype:
-            blocks = {name: getattr(cell, name) for name in (*one.inputs, *one.hiddens)}
-            tree = {
-                name: {
-                    leaf: getattr(block, leaf)[...]
-                    for leaf in ("kernel", "bias")
-                    if getattr(block, leaf) is not None
-                }
-                for name, block in blocks.items()
-            }
-            return layout.adapted(one, cell, cell.hidden_features, tree)
+        if one is not None and layout.exact(cell):
+            blocks = [getattr(cell, name) for name in (*one.inputs, *one.hiddens)]
+            tree = nnx.to_pure_dict(nnx.state(cell, nnx.Param))
+            # Anything else, such as low-rank parts of a kernel or an activation with parameters, is
+            # not in the table.
+            if (
+                cell.promote_dtype is nnx.nn.dtypes.promote_dtype
+                and set(tree) == {*one.inputs, *one.hiddens}
+                and all(type(b) is nnx.Linear and b.dot_general is _DOT_GENERAL for b in blocks)
+            ):
+                return layout.adapted(one, cell, cell.hidden_features, tree)
         graph, params, others = nnx.split(cell, nnx.Param, ...)
         if jax.tree.leaves(others):
             raise InvalidInputError(
@@ -286,7 +300,7 @@ class Bidirectional(nnx.Module):  # type: ignore[misc]  # mypy follows no import
             last axis.
         time_major: as in `RNN`.
         return_carry: as in `RNN`.
-        rngs: taken so that Flax's code runs, and without effect: it draws carries with them.
+        rngs: taken so that Flax's code runs, and without effect: each direction has its own.
 
     >>> import jax.numpy as jnp
     >>> rngs = nnx.Rngs(0)
@@ -363,19 +377,12 @@ class Bidirectional(nnx.Module):  # type: ignore[misc]  # mypy follows no import
         return outputs
 
 
-def _carry_stream(rngs: Any, own: Any) -> Any:
-    """Where a cell of Flax's draws its carry from, if it draws one."""
-    if isinstance(rngs, nnx.Rngs) and ("carry" in rngs or "default" in rngs):
-        return rngs.carry.fork()
-    return own if own is not None else nnx.Rngs(0).carry
-
-
-def _dropout_key(rngs: Any) -> jax.Array | None:
-    """The key of the noise, if there is a stream for it."""
+def _dropout_key(rngs: Any, draws: bool) -> jax.Array | None:
+    """The key of the noise, if there is any and a stream for it; others are left as they are."""
     if isinstance(rngs, nnx.Rngs):
-        return rngs.dropout() if "dropout" in rngs or "default" in rngs else None
+        return rngs.dropout() if draws and ("dropout" in rngs or "default" in rngs) else None
     if isinstance(rngs, nnx.RngStream):
-        return rngs() if rngs.tag == "dropout" else None
+        return rngs() if draws and rngs.tag == "dropout" else None
     if rngs is None:
         return None
     raise InvalidInputError(

@@ -300,3 +300,11 @@ def test_a_program_may_forbid_itself_promotion(name: str) -> None:
     x = jnp.asarray(xs[0])
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
         jax.eval_shape(jax.grad(loss), jax.tree.map(jnp.asarray, params))
+
+
+def test_float64_is_not_none() -> None:
+    """NumPy's type of that name equals None, and jit's cache took one cell for the other."""
+    assert LSTMCell(4, dtype=jnp.float64) != LSTMCell(4)
+    assert Fused(product_dtype=jnp.float64) != Fused()
+    assert LSTMCell(4, dtype="bfloat16") == LSTMCell(4, dtype=jnp.bfloat16)
+    assert repr(Fused(product_dtype="bfloat16")) == "Fused(product_dtype=bfloat16)"

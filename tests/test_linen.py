@@ -451,3 +451,55 @@ def test_arguments_that_do_not_fit() -> None:
 def test_what_cannot_be_honoured_is_refused(build: Callable[[], Any], match: str) -> None:
     with pytest.raises(InvalidInputError, match=match):
         build()
+
+
+class Wrapped(nn.RNNCellBase):
+    """A cell around another, which returns two outputs."""
+
+    inner: nn.RNNCellBase
+
+    def __call__(self, carry: Any, inputs: jax.Array) -> Any:
+        carry, y = self.inner(carry, inputs)
+        return carry, (y, jnp.argmax(y, -1))
+
+    def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> Any:
+        return self.inner.initialize_carry(rng, input_shape)
+
+    @property
+    def num_feature_axes(self) -> int:
+        return 1
+
+
+@pytest.mark.parametrize("time_major", [False, True])
+def test_a_cell_around_another_and_outputs_of_any_shape(
+    time_major: bool, assert_close: Any
+) -> None:
+    inputs = jax.random.normal(jax.random.key(1), (BATCH, TIME, FEATURES))
+    theirs, ours = (
+        m.RNN(Wrapped(nn.LSTMCell(HIDDEN)), time_major=time_major, reverse=True)
+        for m in (nn, rnnjax.linen)
+    )
+    variables = theirs.init(jax.random.key(0), inputs)
+    assert_close(ours.apply(variables, inputs), theirs.apply(variables, inputs), 1e-5)
+
+
+def test_what_a_carry_is_drawn_with(assert_close: Any) -> None:
+    cell = nn.GRUCell(HIDDEN, carry_init=nn.initializers.normal())
+    inputs = jax.random.normal(jax.random.key(1), (BATCH, TIME, FEATURES))
+    theirs, ours = (
+        m.Bidirectional(m.RNN(cell), m.RNN(nn.SimpleCell(HIDDEN))) for m in (nn, rnnjax.linen)
+    )
+    variables = theirs.init(jax.random.key(0), inputs)
+    for key in (None, jax.random.key(7)):
+        expected = theirs.apply(variables, inputs, init_key=key)
+        assert_close(ours.apply(variables, inputs, init_key=key), expected, 1e-5)
+
+
+@pytest.mark.parametrize("carry", ["ours", "triple"])
+def test_a_carry_that_is_not_of_flax_is_refused(carry: str) -> None:
+    zeros = jnp.zeros((BATCH, HIDDEN))
+    given = rnnjax.LSTMCarry(zeros, zeros) if carry == "ours" else (zeros,) * 3
+    inputs, model = jnp.ones((BATCH, TIME, FEATURES)), rnnjax.linen.RNN(nn.LSTMCell(HIDDEN))
+    variables = model.init(jax.random.key(0), inputs)
+    with pytest.raises(InvalidInputError, match=r"must be the pair \(c, h\)"):
+        model.apply(variables, inputs, initial_carry=given)

@@ -349,6 +349,17 @@ def test_arguments_that_do_not_fit() -> None:
         rnnjax.nnx.Bidirectional(model, model)(inputs, initial_carry=jnp.ones(3))
 
 
+def test_a_cell_whose_parts_were_exchanged_runs_as_it_is(assert_close: Any) -> None:
+    cell = nnx.GRUCell(FEATURES, HIDDEN, rngs=nnx.Rngs(0))
+    inputs = jax.random.normal(jax.random.key(1), (BATCH, TIME, FEATURES))
+    before = rnnjax.nnx.RNN(cell)(inputs)
+    cell.dense_i = nnx.LoRALinear(FEATURES, 3 * HIDDEN, lora_rank=2, rngs=nnx.Rngs(1))
+    cell.dense_i.lora.lora_b[...] = jnp.ones((2, 3 * HIDDEN))
+    after = rnnjax.nnx.RNN(cell)(inputs)
+    assert not jnp.allclose(before, after)
+    assert_close(after, nnx.RNN(cell)(inputs), 1e-5)
+
+
 RNGS = nnx.Rngs(0)
 
 

@@ -81,8 +81,10 @@ def check_size(name: str, value: Any) -> None:
         raise InvalidInputError(f"{name} must be a positive integer, but is {brief(value)}")
 
 
-def floating_dtype(name: str, value: DTypeLike) -> jnp.dtype[Any]:
-    """The type of that name, one spelling for all, so that equal cells hash alike.
+def floating_dtype(name: str, value: DTypeLike) -> Any:
+    """The scalar type of that name, one spelling for all, so that equal cells hash alike.
+
+    No ``numpy.dtype``: that of float64 equals None, which is another cell.
 
     Raises:
         InvalidInputError: it is no type, or not a real floating-point one.
@@ -96,7 +98,7 @@ def floating_dtype(name: str, value: DTypeLike) -> jnp.dtype[Any]:
             f"{name} must be a floating-point type such as jnp.float32 or jnp.bfloat16, but is "
             f"{brief(value) if dtype is None else dtype}"
         )
-    return dtype
+    return dtype.type
 
 
 def check_fields(cell: Any) -> None:

@@ -57,12 +57,9 @@ class Fused(Method):
             object.__setattr__(self, "product_dtype", _product_dtype(self.product_dtype))
 
     def __repr__(self) -> str:
-        set_fields = [
-            f"{field.name}={getattr(self, field.name)!r}"
-            for field in dataclasses.fields(self)
-            if getattr(self, field.name) is not field.default
-        ]
-        return f"Fused({', '.join(set_fields)})"
+        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        shown = [f"{k}={getattr(v, '__name__', v)}" for k, v in given.items() if v is not None]
+        return f"Fused({', '.join(shown)})"
 
     def refusal(self, cell: Cell) -> str | None:
         """A cell with a step of its own is refused."""
@@ -124,7 +121,7 @@ def _product_dtype(given: Any) -> Any:
         raise InvalidInputError(
             f"product_dtype must be bfloat16, float16, float32, float64 or None, but is {given!r}"
         )
-    return dtype
+    return dtype.type  # a dtype of float64 would equal None, which is another method
 
 
 def _resets_early(carry: Carry, steps: Steps, reverse: bool) -> tuple[Carry, Steps]:

@@ -34,11 +34,12 @@ class Told(NamedTuple):
 
 
 def class_of(thing: Any) -> tuple[str, str]:
-    """``("linen", "RNN")`` and the like; ``("", name)`` for what is not Flax's own."""
+    """``("linen", "RNN")`` and the like; ``("", name)`` for what is not Flax's or rnnjax's own."""
     kind = type(thing)
     package, _, rest = kind.__module__.partition(".")
     form = rest.partition(".")[0]
-    return (form if package == "flax" and form in ("linen", "nnx") else "", kind.__name__)
+    own = package in ("flax", "rnnjax") and form in ("linen", "nnx")
+    return (form if own else "", kind.__name__)
 
 
 def walk_module(module: Any, path: Path = (), name: str = "") -> Iterator[Told]:
