@@ -46,6 +46,11 @@ _LAYOUTS = {
 }
 
 
+def __getattr__(name: str) -> Any:
+    """Whatever else Flax has, so that ``from rnnjax import linen`` can take its place."""
+    return getattr(nn, name)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Call:
     """A step of a module of the user's, as a function."""

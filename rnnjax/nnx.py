@@ -36,6 +36,11 @@ _LAYOUTS = {
 }
 
 
+def __getattr__(name: str) -> Any:
+    """Whatever else Flax has, so that ``from rnnjax import nnx`` can take its place."""
+    return getattr(nnx, name)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Call:
     """A step of a module of the user's, as a function."""

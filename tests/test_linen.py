@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -322,6 +323,7 @@ def test_flax_code_runs_with_the_import_changed() -> None:
     """The examples of Flax's documentation, with ``flax.linen`` in the place of rnnjax's."""
     from rnnjax import linen as nn
 
+    assert nn.Dense is flax.linen.Dense
     x = jnp.ones((10, 7, 3))
     lstm = nn.RNN(
         nn.LSTMCell(6),
