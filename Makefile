@@ -12,7 +12,7 @@ INSTALL = $(BIN)/pip install --quiet --constraint $(LOCK) --editable
 # What every version of JAX, Flax and NumPy has to pass: the cells, their laws, the wrappers, the package,
 # and the training but that on several devices.
 CORE := $(addprefix tests/test_,$(addsuffix .py,arguments cells laws sequence_laws linen nnx package packing \
-	explain export prepare onehot fused_forms)) rnnjax/cells rnnjax/engine rnnjax/layers rnnjax/linen.py rnnjax/nnx.py \
+	explain export prepare onehot fused_forms primitive)) rnnjax/cells rnnjax/engine rnnjax/layers rnnjax/linen.py rnnjax/nnx.py \
 	$(filter-out %/test_sharding.py,$(wildcard tests/training/test_*.py))
 
 .PHONY: demo test test-slow test-core test-oldest parity bench lock clean

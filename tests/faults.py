@@ -444,7 +444,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "of what the rows of a vmap share, the gradient is that of the first",
         "engine",
-        "rnnjax/engine/primitive.py",
+        "rnnjax/engine/calls.py",
         "d if o else d.sum(axis=0)",
         "d if o else d[0]",
         ("tests/test_primitive.py::test_every_transformation",),

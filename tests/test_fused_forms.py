@@ -3,12 +3,15 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.ad_checkpoint import checkpoint_name
 
 import rnnjax
+from rnnjax.cells.activations import KEPT
 from rnnjax.engine import products
 from rnnjax.engine.products import Backward, Forward, Products
 
@@ -247,3 +250,103 @@ def test_every_process_has_the_same_programs(environment):
     )  # fmt: skip
     assert len(first.splitlines()) > 3
     assert first == second
+
+
+class Stacked(rnnjax.LSTMCell):
+    """Keeps an array whose rows are its second axis."""
+
+    def update(self, params, x, carry):
+        i, f, g, o = jnp.split(x, 4, axis=-1)
+        parts = checkpoint_name(jax.nn.softmax(jnp.stack([i, f, g]), axis=0), KEPT)
+        cell = parts[0] * carry.cell + parts[1] * jnp.tanh(g)
+        return rnnjax.LSTMCarry(jax.nn.sigmoid(o) * parts[2] * jnp.tanh(cell), cell)
+
+
+class Mixing(rnnjax.Cell):
+    """A step whose rows see each other, as in batch normalisation."""
+
+    output_size = 4
+
+    def init(self, key, input_size):
+        return {"kernel": jax.random.normal(key, (input_size, 4))}
+
+    def initial_carry(self, batch_shape=(), dtype=None):
+        return jnp.zeros((*batch_shape, 4), dtype)
+
+    def step(self, params, carry, x):
+        z = x @ params["kernel"] + carry
+        new = jnp.tanh(z - z.mean(0))
+        return new, new
+
+
+@pytest.mark.parametrize("batch", [2, 3])
+@pytest.mark.parametrize("kind", [Stacked, Mixing])
+def test_masked_gradients_of_odd_cells(kind, batch, random_like, assert_close):
+    cell = Mixing() if kind is Mixing else kind(4)
+    params = random_like(jax.eval_shape(lambda: cell.init(jax.random.key(0), FEATURES)), 1)
+    xs = random_like(jnp.zeros((TIME, batch, FEATURES)), 2)
+    mask = jax.random.bernoulli(jax.random.key(3), 0.6, (TIME, batch))
+
+    def loop(params, xs):
+        carry, total = cell.initial_carry((batch,)), 0.0
+        for x, valid in zip(xs, mask, strict=True):
+            keep = valid[:, None]
+            new, y = cell.step(params, carry, jnp.where(keep, x, 0))
+            carry = jax.tree.map(lambda n, o, keep=keep: jnp.where(keep, n, o), new, carry)
+            total += (jnp.where(keep, y, 0) ** 2).sum()
+        return total
+
+    def run(params, xs):
+        return (rnnjax.unroll(cell, params, xs, mask=mask)[1] ** 2).sum()
+
+    assert_close(*(jax.jit(jax.grad(f, (0, 1)))(params, xs) for f in (run, loop)), 1e-5)
+
+
+def test_gradients_of_bfloat16_parameters_are_summed_in_float32():
+    cell = rnnjax.PeepholeLSTMCell(4, param_dtype=jnp.bfloat16)
+    params = jax.tree.map(lambda p: p + 0.1, cell.init(jax.random.key(0), 2))
+    xs = jax.random.normal(jax.random.key(1), (1000, 1, 2))
+
+    def peephole(params):
+        return jax.grad(lambda p: rnnjax.unroll(cell, p, xs)[1].sum())(params)["peephole"]
+
+    narrow = peephole(params).astype(jnp.float32)
+    wide = peephole(jax.tree.map(lambda p: p.astype(jnp.float32), params))
+    assert float(jnp.abs(narrow - wide).max()) < 0.02 * float(jnp.abs(wide).max())
+
+
+def test_a_cell_that_counts_runs_on_the_scan(assert_close):
+    class Carry(NamedTuple):
+        hidden: jax.Array
+        count: jax.Array
+
+    class Counting(rnnjax.SimpleRNNCell):
+        carry = Carry
+
+        def initial_carry(self, batch_shape=(), dtype=None):
+            return Carry(jnp.zeros((*batch_shape, 4)), jnp.zeros((*batch_shape, 4), jnp.int32))
+
+        def update(self, params, x, carry):
+            return Carry(jnp.tanh(x) / (1 + carry.count), carry.count + 1)
+
+    cell = Counting(4)
+    params = cell.init(jax.random.key(0), FEATURES)
+    xs, mask = jnp.ones((TIME, 3, FEATURES)), jnp.ones((TIME, 3), bool).at[1, 0].set(False)
+    assert rnnjax.Auto().choose(cell) == rnnjax.Scan()
+    for marks in ({}, {"mask": mask}):
+        gradient = jax.grad(lambda p, m=marks: rnnjax.unroll(cell, p, xs, **m)[1].sum())(params)
+        assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+    assert int(rnnjax.unroll(cell, params, xs, mask=mask)[0].count[0, 0]) == TIME - 1
+
+
+def test_a_bias_that_nothing_adds_is_refused():
+    class Biased(rnnjax.SimpleRNNCell):
+        recurrent = None
+
+        def parameters(self, input_size):
+            bias = rnnjax.Param((self.hidden_size,), "zeros", rnnjax.Role.BIAS)
+            return super().parameters(input_size) | {"recurrent_bias": bias}
+
+    cell = Biased(4)
+    with pytest.raises(rnnjax.InvalidInputError, match=r"recurrent_bias is one too.*role UNIT"):
+        rnnjax.unroll(cell, cell.init(jax.random.key(0), 2), jnp.ones((3, 2, 2)))

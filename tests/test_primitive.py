@@ -67,6 +67,13 @@ TRANSFORMATIONS: dict[str, Callable[[Any], Any]] = {
     "reverse over forward": lambda f: jax.jacrev(jax.jacfwd(squares(f), 1), 0)(A, B),
     "linearize": lambda f: jax.linearize(f, A, B)[1](A, B),
     "its transpose": lambda f: jax.linear_transpose(jax.linearize(f, A, B)[1], A, B)(f(A, B)),
+    "transpose of vmap": lambda f: jax.linear_transpose(
+        jax.vmap(jax.linearize(f, A, B)[1], (0, None)), AS, B
+    )(rows(f)(AS, B)),
+    "transpose of many jvps": lambda f: jax.linear_transpose(
+        lambda t: jax.vmap(lambda a: jax.jvp(lambda a: f(a, B), (a,), (t,))[1])(AS), A
+    )(rows(f)(AS, B)),
+    "transpose of a vjp": lambda f: jax.linear_transpose(jax.vjp(f, A, B)[1], f(A, B))((A, B)),
     "vmap": lambda f: (rows(f)(AS, B), jax.vmap(f, (None, 2))(A, jnp.moveaxis(BS, 0, 2))),
     "grad in vmap": lambda f: rows(jax.grad(squares(f), (0, 1)))(AS, B),
     "vmap in grad": lambda f: jax.grad(squares(rows(f)), (0, 1))(AS, B),

@@ -109,7 +109,7 @@ def check_fields(cell: Any) -> None:
     """
     for field in dataclasses.fields(cell):
         name, value = field.name, getattr(cell, field.name)
-        if name.endswith("_size"):
+        if name.endswith("_size") and field.type in (int, "int"):
             check_size(name, value)
         elif name.endswith("activation"):
             get_activation(value)

@@ -189,6 +189,8 @@ class Cell(abc.ABC):
     def update(self, params: Params, x: Any, carry: Carry) -> Any:
         """The pointwise half of the step, in plain JAX: from what it adds up to the new carry.
 
+        Rows know nothing of each other: what a mask or a reset cuts off is cut off row by row.
+
         Args:
             params: all parameters but those that stand in a product outside: ``kernel``, and
                 ``recurrent_kernel`` where `recurrent` names a leaf. A kernel that is left is
@@ -374,15 +376,36 @@ _DERIVED = ("step", "project", "recur", "biased", "meet", "in_update", "advance"
 
 @functools.lru_cache(maxsize=1024)
 def roles_of(cell: Cell) -> Mapping[str, Role]:
-    """The roles of the parameters that a cell declares, by name."""
-    return {name: param.role for name, param in cell.parameters(1).items()}
+    """The roles of the parameters that a cell declares, by name.
+
+    Raises:
+        InvalidInputError: a parameter that the engine adds or multiplies is missing, or is declared
+            where it would do neither.
+    """
+    roles = {name: param.role for name, param in cell.parameters(1).items()}
+    outside = {"kernel"} if cell.recurrent is None else {"kernel", "recurrent_kernel"}
+    biases = {"bias"} if cell.recurrent is None else {"bias", "recurrent_bias"}
+    missing = sorted(outside - set(roles))
+    lost = [n for n, role in roles.items() if role is Role.BIAS and n not in biases]
+    if missing or lost:
+        raise InvalidInputError(
+            f"parameters of {brief(cell)} must have {' and '.join(sorted(outside))}, and of the "
+            f"role BIAS only {' and '.join(sorted(biases))}, but "
+            + (
+                f"{missing[0]} is missing"
+                if missing
+                else f"{lost[0]} is one too, which nothing adds"
+            )
+            + "; declare what the update adds itself with the role UNIT"
+        )
+    if cell.recurrent is not None and cell.recurrent not in cell.carry_shapes:
+        raise InvalidInputError(
+            f"recurrent of {brief(cell)} must name a leaf of its carry, "
+            f"{', '.join(cell.carry_shapes)}, or be None, but is {cell.recurrent!r}"
+        )
+    return roles
 
 
 def is_bias(cell: Cell, name: str) -> bool:
     """Whether the parameter of that name is added to a product, and not in the update."""
     return roles_of(cell).get(name) is Role.BIAS
-
-
-def is_elementwise(cell: Cell) -> bool:
-    """Whether each unit sees its own state alone: there is no product with a state at all."""
-    return Role.LOOP not in roles_of(cell).values()

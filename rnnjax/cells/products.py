@@ -30,11 +30,16 @@ def product(x: Any, kernel: jax.Array, dtype: DTypeLike | None) -> jax.Array:
     if dtype is None:
         dtype = jnp.promote_types(x.dtype, kernel.dtype)
     if kernel.ndim > 2:
-        return convolved(x.astype(dtype), kernel.astype(dtype)).astype(at_least_float32(dtype))
+        return convolved(widened(x, dtype), widened(kernel, dtype))
     # Two axes, not three: the gradient is then two plain products, without transposed copies.
     rows = as_rows(x).astype(dtype)
     out = jnp.matmul(rows, kernel.astype(dtype), preferred_element_type=at_least_float32(dtype))
     return out.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+def widened(x: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """``x`` rounded to a type, and in float32 at least, in which a convolution then sums."""
+    return x.astype(dtype).astype(at_least_float32(dtype))
 
 
 @jax.custom_jvp

@@ -24,6 +24,13 @@ def checked(
     advice = "which comes first, (cell, params, xs), and is called with its hidden size"
     check_instance("cell", cell, Cell, f"a Cell such as rnnjax.LSTMCell(50), {advice}")
     check_instance("method", method, Method, "Scan(), Fused() or Auto()")
+    try:
+        hash(cell)
+    except TypeError as error:
+        raise InvalidInputError(
+            f"{brief(cell)} must be a value that can be hashed, as it is static, but {error}; "
+            "decorate its class by dataclasses.dataclass(frozen=True), and give tuples for lists"
+        ) from error
     xs = as_inputs(xs)
     if xs.ndim < 2:
         raise InvalidInputError(

@@ -62,8 +62,11 @@ class Fused(Method):
         return f"Fused({', '.join(shown)})"
 
     def refusal(self, cell: Cell) -> str | None:
-        """A cell with a step of its own is refused."""
-        return None if cell.carry is not None else "it declares no carry and update, but a step"
+        """A cell with a step of its own is refused, and one that counts in its carry."""
+        if cell.carry is None:
+            return "it declares no carry and update, but a step"
+        kinds = {leaf.dtype.kind for leaf in jax.tree.leaves(jax.eval_shape(cell.initial_carry))}
+        return "its carry holds integers or booleans" if kinds & set("biu") else None
 
     def run(
         self, cell: Cell, params: Params, xs: Any, carry: Carry, reverse: bool, steps: Steps

@@ -71,7 +71,7 @@ class Layout:
         written, room = [], projected.shape[-1]
         for i in sorted(range(len(kept)), key=lambda i: -kept[i].shape[-1] if kept[i].ndim else 0):
             alike = kept[i].dtype == projected.dtype and kept[i].shape[:-1] == projected.shape[:-1]
-            if alike and kept[i].shape[-1] <= room:
+            if alike and kept[i].ndim and kept[i].shape[-1] <= room:
                 written.append(i)
                 room -= kept[i].shape[-1]
         if room:  # a part of an entry cannot be written: the array would have to be copied
@@ -149,31 +149,32 @@ def _keeping_advance(layer: Layer) -> Callable[..., Any]:
     )
 
 
-def belong_to_rows(layer: Layer, carry: Carry, projected: jax.Array) -> list[bool]:
-    """Of the arrays that are kept, which have an entry for each row: those that grow with them.
+def belong_to_rows(layer: Layer, carry: Carry, projected: jax.Array) -> list[int | None]:
+    """Of each array that is kept, the first axis of the rows, which grows with them; or None.
 
     A shape alone does not tell: a parameter that the update converts is kept as well.
     """
     used, inputs = layer.cell.in_update(layer.params), inputs_of(layer)
     given = jax.eval_shape(lambda *given: (inputs(*given), given[0]), carry, projected)
-    alone = projected.ndim == 1  # there is one row, without an axis
 
     def shapes(more: int) -> list[Any]:
-        x, grown = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((leaf.shape[0] + more, *leaf.shape[1:]), leaf.dtype),
-            given,
-        )
+        def grown(leaf: Any) -> Any:
+            first = [size + more for size in leaf.shape[:1]]
+            return jax.ShapeDtypeStruct((*first, *leaf.shape[1:]), leaf.dtype)
+
         kept: list[Any] = []
 
         def run(used: Params, x: Any, carry: Carry) -> None:
             _, pull = jax.vjp(_keeping_advance(layer), used, x, carry)
             kept.extend(leaf.shape for leaf in Layout.of(pull, used, carry, projected)[1])
 
-        jax.eval_shape(run, used, x, grown)
+        jax.eval_shape(run, used, *jax.tree.map(grown, given))
         return kept
 
-    ours = shapes(0)
-    return [True for _ in ours] if alone else [a != b for a, b in zip(ours, shapes(1), strict=True)]
+    if projected.ndim == 1:  # there is one row, without an axis
+        return [0 for _ in shapes(0)]
+    both = [list(zip(a, b, strict=True)) for a, b in zip(shapes(0), shapes(1), strict=True)]
+    return [next((i for i, (a, b) in enumerate(s) if a != b), None) for s in both]
 
 
 def layout_of(step: KeepingStep, carry: Carry, projected: jax.Array, at: AtStep) -> Layout:

@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.export import is_symbolic_dim
 from jax.typing import DTypeLike
 
@@ -67,7 +68,8 @@ class LayerPlan:
         ahead = f"the inputs of {num_steps} steps"
         if self.ahead < num_steps:
             ahead += f", or of {self.ahead} where no gradient is taken,"
-        operands = self.products.dtype or "in their own type"
+        given = self.products.dtype
+        operands = "in their own type" if given is None else jnp.dtype(given).name
         lines = [f"projects {ahead} in one product, operands {operands}"]
         if cell.recurrent is not None:
             lines += [

@@ -12,15 +12,15 @@ import abc
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from rnnjax.cells.arguments import usual_promotion
+from rnnjax.engine.calls import Call, Level
 
 
 class Function(abc.ABC):
@@ -56,98 +56,7 @@ class Function(abc.ABC):
     def __call__(self, *args: Any) -> Any:
         """The result of a tree of arrays for each argument."""
         leaves, tree = jax.tree.flatten(args)
-        return _bind(_Call(self, "run", tree), leaves)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Call:
-    """One of the things to be done with a function: the static half of the primitive.
-
-    Attributes:
-        function: of which.
-        kind: ``run`` and ``forward`` are given the arguments; ``tangent`` those, what was kept and
-            the tangents of what is wanted; ``backward`` those, and the cotangent of the result.
-        tree: of the arguments.
-        wanted: of which leaves of them there are tangents.
-        result: the tree of the result.
-        kept: the tree of what `Function.forward` kept.
-        levels: the vmaps around it, the innermost first.
-    """
-
-    function: Function
-    kind: Literal["run", "forward", "tangent", "backward"]
-    tree: Any
-    wanted: tuple[bool, ...] = ()
-    result: Any = None
-    kept: Any = None
-    levels: tuple["_Level", ...] = ()
-
-    def parts(self, flat: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
-        """The arguments, what was kept, and tangents or cotangents."""
-        first = self.tree.num_leaves
-        second = first + (0 if self.kept is None else self.kept.num_leaves)
-        return list(flat[:first]), list(flat[first:second]), list(flat[second:])
-
-    @usual_promotion()
-    def execute(self, platform: str | None, *flat: Any) -> Any:
-        """Do it: for a platform, or in its plain form; perhaps traced long after `unroll`."""
-        execute: Callable[..., Any] = functools.partial(_single, self, platform)
-        # vmap works on what is done, not on the primitive: nothing has a batching rule of its own.
-        for level in self.levels:
-            execute = jax.vmap(execute, in_axes=[0 if axis else None for axis in level.axes])
-            if level.sums:
-                execute = _summed(execute, self.of_wanted(self.parts(level.axes)[0]))
-        return execute(*flat)
-
-    def of_wanted(self, leaves: Sequence[Any]) -> list[Any]:
-        """Those of the arguments' leaves, in their order, that are wanted."""
-        return list(itertools.compress(leaves, self.wanted))
-
-
-class _Level(NamedTuple):
-    """A vmap around a call: which inputs have its axis, as their first; all results have.
-
-    Of the transpose of a vmapped function, whose rows share some arguments, cotangents are sums.
-    """
-
-    axes: tuple[bool, ...]
-    sums: bool = False
-
-
-def _summed(execute: Callable[..., Any], own: list[bool]) -> Callable[..., Any]:
-    return lambda *flat: [
-        d if o else d.sum(axis=0) for d, o in zip(execute(*flat), own, strict=True)
-    ]
-
-
-def _single(call: _Call, platform: str | None, *flat: Any) -> Any:
-    function, (leaves, kept, last) = call.function, call.parts(flat)
-    args = jax.tree.unflatten(call.tree, leaves)
-    if call.kind == "run":
-        return function.plain(*args) if platform is None else function.run(platform, *args)
-    if call.kind == "forward":
-        return function.forward(platform or "any", *args)
-    chosen = call.of_wanted(leaves)
-
-    def of_chosen(*chosen: Any) -> Any:
-        some = iter(chosen)
-        merged = [next(some) if w else a for a, w in zip(leaves, call.wanted, strict=True)]
-        return function.plain(*jax.tree.unflatten(call.tree, merged))
-
-    # JAX asks of the plain form what nobody schedules by hand. In reverse mode this line is never
-    # run: its program is transposed, and what is lowered is `Function.backward`.
-    if call.kind == "tangent":
-        return jax.jvp(of_chosen, chosen, last)[1]
-    if platform is None:
-        _, pull = jax.vjp(of_chosen, *chosen)
-        return list(pull(jax.tree.unflatten(call.result, last)))
-    wanted = jax.tree.unflatten(call.tree, call.wanted)
-    d = jax.tree.unflatten(call.result, last)
-    d_args = function.backward(platform, args, jax.tree.unflatten(call.kept, kept), d, wanted)
-    return call.of_wanted(call.tree.flatten_up_to(d_args))
-
-
-# ---- the primitive
+        return _bind(Call(self, "run", tree), leaves)
 
 
 _p = Primitive("rnnjax")
@@ -155,12 +64,12 @@ _p.multiple_results = True
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _executed(call: _Call, platform: str, *flat: Any) -> Any:
+def _executed(call: Call, platform: str, *flat: Any) -> Any:
     """Traced once for each call, and so once for all layers that are alike."""
     return call.execute(platform, *flat)
 
 
-def _bind(call: _Call, flat: Sequence[Any]) -> Any:
+def _bind(call: Call, flat: Sequence[Any]) -> Any:
     # The types of the results are the same on all platforms. Lowering knows an empty mesh for none,
     # and would trace it again otherwise (JAX 0.8.2 to 0.10.2).
     with jax.sharding.use_abstract_mesh(jax.sharding.get_abstract_mesh()):
@@ -175,7 +84,7 @@ _p.def_impl(lambda *flat, call, avals: jax.tree.leaves(call.execute("any", *flat
 
 
 def _lowering(platform: str) -> Any:
-    def execute(*flat: Any, call: _Call, avals: Any) -> Any:
+    def execute(*flat: Any, call: Call, avals: Any) -> Any:
         return jax.tree.leaves(_executed(call, platform, *flat))
 
     return mlir.lower_fun(execute, multiple_results=True)
@@ -189,7 +98,7 @@ def _not_zero(tangents: Sequence[Any]) -> tuple[bool, ...]:
     return tuple(not isinstance(t, ad.Zero) for t in tangents)
 
 
-def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, call: _Call, avals: Any) -> Any:
+def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, call: Call, avals: Any) -> Any:
     if call.kind in ("tangent", "backward"):
         # Second derivatives are JAX's own, of the plain form. What was kept follows from the
         # arguments, whose tangents say all.
@@ -210,9 +119,9 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, call: _Call, avals:
     outs, result = jax.tree.flatten(out)
     # An argument without a tangent, such as data in training, costs no gradient.
     wanted = _not_zero(tangents)
-    linear = _Call(call.function, "tangent", call.tree, wanted, result, tree)
+    linear = Call(call.function, "tangent", call.tree, wanted, result, tree)
     levels = tuple(
-        _Level((*axes, *[True] * len(kept), *linear.of_wanted(axes))) for axes, _ in call.levels
+        Level((*axes, *[True] * len(kept), *linear.of_wanted(axes))) for axes, _ in call.levels
     )
     linear = dataclasses.replace(linear, levels=levels)
     d_out = jax.tree.leaves(_bind(linear, [*primals, *kept, *linear.of_wanted(tangents)]))
@@ -224,17 +133,20 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, call: _Call, avals:
 ad.primitive_jvps[_p] = _jvp
 
 
-def _transposed(cts: Sequence[Any], *flat: Any, call: _Call, avals: Any) -> Any:
+def _transposed(cts: Sequence[Any], *flat: Any, call: Call, avals: Any) -> Any:
     args, kept, along = call.parts(flat)
     # A loss that reads the outputs alone has no cotangent of the final carry.
     cts = [ad.instantiate_zeros(ct) for ct in cts]
+    fixed = len(args) + len(kept)
     levels = tuple(
-        _Level((*axes[: len(args) + len(kept)], *[True] * len(cts)), sums=True)
-        for axes, _ in call.levels
+        Level((*axes[:fixed], *(own or [True] * len(cts))), own=axes[fixed:])
+        for axes, own in call.levels
     )
-    backward = dataclasses.replace(call, kind="backward", levels=levels)
-    ds = _bind(backward, [*args, *kept, *cts])
-    return [None] * (len(args) + len(kept)) + [
+    # And of the backward pass, a linear function of cotangents, it is the tangent again.
+    other: Any = "backward" if call.kind == "tangent" else "tangent"
+    transposed = dataclasses.replace(call, kind=other, levels=levels)
+    ds = jax.tree.leaves(_bind(transposed, [*args, *kept, *cts]))
+    return [None] * fixed + [
         d if ad.is_undefined_primal(t) else None for t, d in zip(along, ds, strict=True)
     ]
 
@@ -242,10 +154,10 @@ def _transposed(cts: Sequence[Any], *flat: Any, call: _Call, avals: Any) -> Any:
 ad.primitive_transposes[_p] = _transposed
 
 
-def _batched(flat: Sequence[Any], dims: Sequence[Any], *, call: _Call, avals: Any) -> Any:
+def _batched(flat: Sequence[Any], dims: Sequence[Any], *, call: Call, avals: Any) -> Any:
     axes = tuple(isinstance(dim, int) for dim in dims)
     flat = [jnp.moveaxis(a, d, 0) if b else a for a, d, b in zip(flat, dims, axes, strict=True)]
-    around = dataclasses.replace(call, levels=(*call.levels, _Level(axes)))
+    around = dataclasses.replace(call, levels=(*call.levels, Level(axes)))
     outs = jax.tree.leaves(_bind(around, flat))
     return outs, [0] * len(outs)
 

@@ -37,6 +37,7 @@ from rnnjax.cells.products import (
     convolution_kernel_gradient,
     convolved_back,
     product,
+    widened,
 )
 from rnnjax.cells.rows import as_rows, divided
 
@@ -165,8 +166,8 @@ class Products:
 
     def _transposed(self, form: Backward, kernel: jax.Array) -> Product:
         if kernel.ndim > 2:  # the forms are those of matrices
-            back = convolved_back(kernel)
-            return lambda d: back(d.astype(kernel.dtype)).astype(at_least_float32(kernel.dtype))
+            back = convolved_back(kernel.astype(at_least_float32(kernel.dtype)))
+            return lambda d: back(self._wide(d, kernel))
         if form is Backward.COPY:  # and here the barrier does too
             transposed = jax.lax.optimization_barrier(kernel.T)
             return lambda d: product(d, transposed, self.dtype)
@@ -180,12 +181,16 @@ class Products:
         Written out, because JAX's own rule gives its transpose, which XLA then copies around.
         """
         if kernel.ndim > 2:
-            kernel = self._cast(kernel)
-            xs, d = (a.astype(kernel.dtype) for a in (xs, d))
-            return convolution_kernel_gradient(xs, d, kernel)
+            wide = self._wide(kernel, d)
+            return convolution_kernel_gradient(self._wide(xs, d), self._wide(d, xs), wide)
         left, right = (self._cast(as_rows(a)) for a in (xs, d))
         rows = tuple(range(left.ndim - 1))
         return contract(left, right, (rows, rows))
+
+    def _wide(self, array: jax.Array, other: jax.Array) -> jax.Array:
+        """An operand of a convolution with another one, in the type in which it sums."""
+        promoted = jnp.promote_types(array.dtype, other.dtype)
+        return widened(array, promoted if self.dtype is None else self.dtype)
 
     def _cast(self, array: jax.Array) -> jax.Array:
         return array if self.dtype is None else array.astype(self.dtype)

@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 
 from rnnjax.cells.base import Carry, Cell, Params, is_bias
 from rnnjax.cells.onehot import OneHot
-from rnnjax.cells.products import product
+from rnnjax.cells.products import at_least_float32, product
 from rnnjax.engine.kept import belong_to_rows, keeping_step_of, layout_of
 from rnnjax.engine.layer import Layer, after, step_of
 from rnnjax.engine.over_time import over_time
@@ -121,11 +121,12 @@ class Recurrence(Function):
             )
         # The biases are added inside of the loop, and their gradients are summed after it.
         for name, d_sum in (("bias", d_projected), ("recurrent_bias", d_recurrent)):
-            if name in params and is_bias(cell, name):
+            if name in params and is_bias(cell, name):  # elsewhere the update adds it
                 d_params[name] += d_sum.sum(axis=tuple(range(d_sum.ndim - 1)))
         d_params["kernel"], d_xs = _inputs_gradients(layer, xs, d_projected, wanted)
         d_params = {name: d.astype(params[name].dtype) for name, d in d_params.items()}
         nothing = jax.tree.map(lambda _: None, (steps, each))
+        d_start = jax.tree.map(lambda d, leaf: d.astype(leaf.dtype), d_start, steps.start)
         return d_params, nothing[0]._replace(start=d_start), d_xs, nothing[1], d_carry
 
 
@@ -192,9 +193,8 @@ def _backward_loop(
         if cuts:
             # Zero times a NaN, of what a reset cuts off or a mask skips, would be one.
             reached = any_of((d_new, d_y), rows)
-            where = functools.partial(where_reached, reached)
-            clean = [where if belongs else lambda leaf: leaf for belongs in belong]
-            carry = jax.tree.map(where, carry)
+            clean = [functools.partial(where_reached, reached, axis=axis) for axis in belong]
+            carry = jax.tree.map(functools.partial(where_reached, reached), carry)
         pull = layout.pull((first, rest), used, carry, clean)
         d_used, d_x, d_carry = pull((d_new, d_y))
         if leaf is not None:
@@ -210,7 +210,10 @@ def _backward_loop(
         others = d_recurrent if pair else None, reached
         return state, d_projected.astype(first.dtype), others
 
-    zeros = jax.tree.map(jnp.zeros_like, (used, steps.start))
+    # In float32 at least: in bfloat16 a sum over time stands still after some 256 steps.
+    zeros = jax.tree.map(
+        lambda leaf: jnp.zeros_like(leaf, dtype=at_least_float32(leaf.dtype)), (used, steps.start)
+    )
     if leaf is None and not plan.reads_ahead:
         # A single small loop without a product, as IndRNN's: slices are cheaper than entries that
         # are carried and written in place, which take 1.2 times as long (H = 64 and 128, batch 16).

@@ -126,24 +126,30 @@ def row_axes(cell: Cell, x: Any) -> int:
 
     Those of the grid of a convolution are none, and who knows what a step of a user's own does.
     """
-    if cell.carry is None:  # all axes behind the first might be a grid
-        return min(1, x.ndim - 1)
+    if cell.carry is None:
+        return 0
     return x.ndim + 1 - len(cell.parameters(1)["kernel"].shape)
 
 
 def any_of(d: Any, rows: int) -> jax.Array:
     """Which rows any of these cotangents is not zero in: booleans over the first ``rows`` axes."""
-    return functools.reduce(
-        jnp.logical_or,
-        [(leaf != 0).any(axis=tuple(range(rows, leaf.ndim))) for leaf in jax.tree.leaves(d)],
-    )
+    floating = [leaf for leaf in jax.tree.leaves(d) if leaf.dtype != jax.dtypes.float0]
+    reached = [(leaf != 0).any(axis=tuple(range(rows, leaf.ndim))) for leaf in floating]
+    return functools.reduce(jnp.logical_or, reached)
 
 
-def where_reached(reached: jax.Array, leaf: Any) -> Any:
-    """Floating-point numbers of rows that nothing came back to as zeros."""
-    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+def where_reached(reached: jax.Array, leaf: Any, axis: int | None = 0) -> Any:
+    """Floating-point numbers of rows that nothing came back to as zeros.
+
+    Args:
+        reached: booleans, of rows.
+        leaf: an array.
+        axis: the first of its axes that are rows; None where it has none.
+    """
+    if axis is None or not jnp.issubdtype(leaf.dtype, jnp.floating):
         return leaf
-    return jnp.where(expand(reached, leaf), leaf, 0)
+    rows = reached.reshape([1] * axis + [*reached.shape])
+    return jnp.where(expand(rows, leaf), leaf, 0)
 
 
 def expand(marks: jax.Array, leaf: jax.Array) -> jax.Array:

@@ -69,7 +69,7 @@ def unroll(
             the carry, its output is zero, and its inputs have no influence, be they NaN. The final
             carry is that of each row's last valid step. With ``lengths`` both must be true.
         resets: booleans ``(time, *batch)``, True where a new sequence begins with that step of that
-            row: whatever came before is cut off, values and gradients. Running forward,
+            row: whatever came before is cut off, values and first derivatives. Running forward,
             ``reset_carry`` takes the place of the carry before step t, and running in reverse,
             of that between t and t - 1. A reset counts at a masked step too.
         reset_carry: the state with which a sequence begins at a reset, shaped like the carry or
