@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from rnnjax.cells import GRUCell, LSTMCell
 from rnnjax.cells.base import Cell
 from rnnjax.errors import InteropError
@@ -223,8 +225,8 @@ def _cell_options(cell: Cell, name: str) -> dict[str, Any]:
     bare: Any = _bare(cell)
     if bare.dtype is not None:
         raise InteropError(
-            f"{where} computes in {bare.dtype}, which in Keras is a policy of the whole program; "
-            "set dtype=None, and keras.config.set_dtype_policy there"
+            f"{where} computes in {np.dtype(bare.dtype).name}, which in Keras is a policy of the "
+            "whole program; set dtype=None, and keras.config.set_dtype_policy there"
         )
     options: dict[str, Any] = {
         "units": bare.hidden_size,

@@ -174,8 +174,8 @@ def _check(name: str, cell: Any) -> None:
     attributes_to_onnx(cell)
     if cell.dtype not in (None, np.float32):
         raise InteropError(
-            f"layer {name!r} computes in {cell.dtype}, but ONNX models are written in float32; "
-            "build the cell without dtype, and compare the outputs"
+            f"layer {name!r} computes in {np.dtype(cell.dtype).name}, but ONNX models are written "
+            "in float32; build the cell without dtype, and compare the outputs"
         )
 
 
