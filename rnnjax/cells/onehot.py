@@ -50,7 +50,8 @@ class OneHot:
             raise InvalidInputError(
                 f"ids of OneHot must be integers, but are {dtype}; vectors are given as they are"
             )
-        if not isinstance(self.size, int) or self.size < 1:
+        number = isinstance(self.size, int | np.integer) and not isinstance(self.size, bool)
+        if not number or self.size < 1:
             raise InvalidInputError(
                 f"size of OneHot must be a positive integer, but is {self.size!r}"
             )
