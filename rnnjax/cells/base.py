@@ -321,10 +321,14 @@ class Cell(abc.ABC):
             return projected
         return projected + recurrent if self.sums else (projected, recurrent)
 
+    @property
+    def kernels_outside(self) -> tuple[str, ...]:
+        """The names of the kernels whose products the engine makes, before the update."""
+        return ("kernel",) if self.recurrent is None else ("kernel", "recurrent_kernel")
+
     def in_update(self, params: Params) -> Params:
         """The parameters that `update` may read: all but the kernels of the products outside."""
-        outside = {"kernel"} if self.recurrent is None else {"kernel", "recurrent_kernel"}
-        return {name: leaf for name, leaf in params.items() if name not in outside}
+        return {name: leaf for name, leaf in params.items() if name not in self.kernels_outside}
 
     def advance(
         self, params: Params, x: Any, carry: Carry, dtype: DTypeLike | None = None
@@ -383,20 +387,15 @@ def roles_of(cell: Cell) -> Mapping[str, Role]:
             where it would do neither.
     """
     roles = {name: param.role for name, param in cell.parameters(1).items()}
-    outside = {"kernel"} if cell.recurrent is None else {"kernel", "recurrent_kernel"}
-    biases = {"bias"} if cell.recurrent is None else {"bias", "recurrent_bias"}
-    missing = sorted(outside - set(roles))
+    outside = cell.kernels_outside
+    biases = ("bias", "recurrent_bias")[: len(outside)]
+    missing = [name for name in outside if name not in roles]
     lost = [n for n, role in roles.items() if role is Role.BIAS and n not in biases]
     if missing or lost:
+        came = f"{missing[0]} is missing" if missing else f"{lost[0]} is one too"
         raise InvalidInputError(
-            f"parameters of {brief(cell)} must have {' and '.join(sorted(outside))}, and of the "
-            f"role BIAS only {' and '.join(sorted(biases))}, but "
-            + (
-                f"{missing[0]} is missing"
-                if missing
-                else f"{lost[0]} is one too, which nothing adds"
-            )
-            + "; declare what the update adds itself with the role UNIT"
+            f"parameters of {brief(cell)} must have {' and '.join(outside)}, and of the role BIAS "
+            f"only {' and '.join(biases)}, but {came}; what the update adds has the role UNIT"
         )
     if cell.recurrent is not None and cell.recurrent not in cell.carry_shapes:
         raise InvalidInputError(

@@ -93,11 +93,16 @@ class LSTMCell(Cell):
 
     def update(self, params: Params, x: jax.Array, carry: LSTMCarry) -> LSTMCarry:
         """The equations of the class, from the second on."""
-        gate = self.recurrent_activation
-        gates = activate_gates(x, (gate, gate, self.activation, gate))
-        i, f, g, o = jnp.split(gates, 4, axis=-1)
-        cell = f * carry.cell + i * g
-        return LSTMCarry(o * get_activation(self.activation)(cell), cell)
+        return lstm_update(x, carry, self.recurrent_activation, self.activation)
+
+
+def lstm_update(
+    x: jax.Array, carry: LSTMCarry, gate: str | Activation, activation: str | Activation
+) -> LSTMCarry:
+    """An LSTM's state after the sums ``x (*batch, 4 * hidden_size)`` of its gates i, f, g, o."""
+    i, f, g, o = jnp.split(activate_gates(x, (gate, gate, activation, gate)), 4, axis=-1)
+    cell = f * carry.cell + i * g
+    return LSTMCarry(o * get_activation(activation)(cell), cell)
 
 
 def forgets_little(params: dict[str, Param], unit_forget_bias: bool) -> dict[str, Param]:

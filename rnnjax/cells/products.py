@@ -53,7 +53,12 @@ def convolved(x: jax.Array, kernel: jax.Array) -> jax.Array:
      [16.]
      [ 2.]]
     """
-    return correlated(x, kernel, [((size - 1) // 2, size // 2) for size in kernel.shape[:-2]])
+    return correlated(x, kernel, _same(kernel))
+
+
+def _same(kernel: jax.Array) -> list[tuple[int, int]]:
+    """The zeros before and behind each axis with which a grid keeps its shape."""
+    return [((size - 1) // 2, size // 2) for size in kernel.shape[:-2]]
 
 
 def correlated(x: jax.Array, kernel: jax.Array, padding: Sequence[tuple[int, int]]) -> jax.Array:
@@ -108,20 +113,19 @@ def convolved_back(kernel: jax.Array) -> Callable[[jax.Array], jax.Array]:
     XLA turns it at each step of a loop: a layer's gradient takes 1.6 times as long (10 steps of
     batch 8 on a grid of 28 x 28, 16 to 16 channels, jaxlib 0.10.2, two cores).
     """
-    window = kernel.shape[:-2]
-    turned = jnp.flip(kernel, range(len(window))).swapaxes(-1, -2)
+    turned = jnp.flip(kernel, range(kernel.ndim - 2)).swapaxes(-1, -2)
     turned = jax.lax.optimization_barrier(turned)
-    padding = [(size // 2, (size - 1) // 2) for size in window]
+    padding = [(behind, before) for before, behind in _same(kernel)]
     return lambda d: correlated(d, turned, padding)
 
 
 def convolution_kernel_gradient(xs: jax.Array, d: jax.Array, kernel: jax.Array) -> jax.Array:
     """The gradient of the kernel in ``convolved(xs, kernel)``, by XLA's own rule.
 
-    Outside of a loop, over all steps at once, it takes 0.55 of the time of `convolved`'s.
+    Outside of a loop, over all steps at once, it takes 0.55 of the time of `convolved`'s (80 grids
+    of 28 x 28, 16 to 64 channels, jaxlib 0.10.2, two cores).
     """
-    padding = [((size - 1) // 2, size // 2) for size in kernel.shape[:-2]]
-    return jax.linear_transpose(lambda kernel: correlated(xs, kernel, padding), kernel)(d)[0]
+    return jax.linear_transpose(lambda k: correlated(xs, k, _same(k)), kernel)(d)[0]
 
 
 def add_bias(x: jax.Array, params: Mapping[str, Any], name: str) -> jax.Array:

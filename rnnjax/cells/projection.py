@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from rnnjax.cells.activations import Activation, Initializer, activate_gates, get_activation
+from rnnjax.cells.activations import Activation, Initializer
 from rnnjax.cells.base import Cell, Param, Params, Role
-from rnnjax.cells.lstm import LSTMCarry, forgets_little
+from rnnjax.cells.lstm import LSTMCarry, forgets_little, lstm_update
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,9 +89,5 @@ class ProjectionLSTMCell(Cell):
 
     def update(self, params: Params, x: jax.Array, carry: LSTMCarry) -> LSTMCarry:
         """The equations of the class, from the second on."""
-        gate = self.recurrent_activation
-        gates = activate_gates(x, (gate, gate, self.activation, gate))
-        i, f, g, o = jnp.split(gates, 4, axis=-1)
-        cell = f * carry.cell + i * g
-        shown = o * get_activation(self.activation)(cell)
+        shown, cell = lstm_update(x, carry, self.recurrent_activation, self.activation)
         return LSTMCarry(shown @ params["projection_kernel"], cell)

@@ -25,9 +25,9 @@ from rnnjax.errors import InvalidInputError
 class Fused(Method):
     """Project all inputs in one product, and schedule the backward pass by hand.
 
-    It serves every cell that declares its equation (see `rnnjax.Cell`).
-    It serves every transformation of JAX. Forward-mode and second derivatives (``jvp``, ``jacfwd``,
-    ``hessian``) are those of the plain scan, at its price.
+    It serves every cell that declares its equation (see `rnnjax.Cell`), under ``jit``, ``grad``,
+    ``vmap``, ``jvp``, ``linearize``, ``checkpoint`` and ``shard_map``. Forward-mode and second
+    derivatives (``jacfwd``, ``hessian``) are those of the plain scan, at its price.
 
     Args:
         keep_every: the dial between memory and time. None keeps, for the backward pass, the gates

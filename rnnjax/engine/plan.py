@@ -55,7 +55,7 @@ class LayerPlan:
             dtype: of the operands of the products.
             platform: for which the program is lowered: ``"cpu"``, ``"tpu"``, ``"cuda"``, ...
         """
-        kernel = params["kernel" if cell.recurrent is None else "recurrent_kernel"]
+        kernel = params[cell.kernels_outside[-1]]  # of the product that is made at each step
         rows = math.prod(shape[1:-1])
         return cls(
             Products.choose(kernel, rows, dtype, platform),
@@ -76,7 +76,7 @@ class LayerPlan:
                 f"recurrent product at each step: {self.products.forward.value}",
                 f"its gradient at each step: {self.products.backward.value}",
             ]
-        outside = ["kernel"] if cell.recurrent is None else ["kernel", "recurrent_kernel"]
+        outside = cell.kernels_outside
         inside = [
             name
             for name, role in roles_of(cell).items()

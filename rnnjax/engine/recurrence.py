@@ -91,7 +91,8 @@ class Recurrence(Function):
             new, y, (entry, rest), _ = step(carry, projected, at)
             return new, entry, (y, rest, carry)
 
-        # Without a product between reading and writing, XLA would copy the array at each step.
+        # Without a product between reading and writing, XLA copies the array at each step: an
+        # IndRNN's gradient takes 4 to 5 times as long (H = 64 and 128, batch 16, 100 steps).
         ahead = layer.plan.reads_ahead or self.cell.recurrent is None
         carry, first, (ys, rest, carries) = over_time(
             keep, carry, _project(layer, xs), each, self.reverse, ahead

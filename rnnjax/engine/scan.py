@@ -34,10 +34,8 @@ class Scan(Method):
 
         def step(carry: Carry, inputs: tuple[Any, AtStep]) -> tuple[Carry, jax.Array]:
             x, at = inputs
-            carry = steps.begin(carry, at)
-            one = _CutStep(cell, row_axes(cell, x))
-            new, y = (one if cuts else one.plain)(params, carry, x, steps.recurrent)
-            return steps.end(carry, new, y, at, cell.output)
+            own = _CutStep(cell, row_axes(cell, x)) if cuts else None
+            return steps.run(cell, params, carry, x, at, own)
 
         if xs.shape[0] == 1:  # a loop of one step only costs compilation
             carry, y = step(carry, jax.tree.map(lambda leaf: leaf[0], (xs, steps.each)))

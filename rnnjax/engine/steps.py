@@ -4,7 +4,7 @@ Every method runs each step between `Steps.begin` and `Steps.end`, so all of the
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -104,10 +104,19 @@ class Steps(NamedTuple):
             y = jnp.where(expand(valid, y), y, 0)
         return new, y
 
-    def run(self, cell: Cell, params: Params, carry: Carry, x: Any, at: AtStep) -> Any:
-        """One step of ``cell`` with all of this: the new carry, and the output."""
+    def run(
+        self,
+        cell: Cell,
+        params: Params,
+        carry: Carry,
+        x: Any,
+        at: AtStep,
+        step: Callable[..., Any] | None = None,
+    ) -> Any:
+        """One step of ``cell``, or ``step``, with all of this: the new carry, and the output."""
         carry = self.begin(carry, at)
-        new, y = stepped(cell, params, carry, x, self.recurrent)
+        step = functools.partial(stepped, cell) if step is None else step
+        new, y = step(params, carry, x, self.recurrent)
         return self.end(carry, new, y, at, cell.output)
 
 

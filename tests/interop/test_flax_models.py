@@ -461,4 +461,23 @@ def test_parameters_of_another_size_are_refused() -> None:
         with pytest.raises(InvalidInputError, match="params"):
             to_params(Model(network, params))
     with pytest.raises(InvalidInputError, match="'linen' or 'nnx'"):
-        to_params(Model(network, {"rnn": good, "head": head}), form="haiku")  # type: ignore[arg-type]
+        to_params(Model(network, {"rnn": good, "head": head}), form="haiku")  # type: ignore[arg-type]  # refused
+
+
+def test_the_wrappers_are_read_as_flax() -> None:
+    import rnnjax.linen
+    import rnnjax.nnx
+
+    inputs, rngs = jnp.ones((2, 5, 3)), nnx.Rngs(0)
+    theirs, ours = (m.RNN(nn.LSTMCell(4)) for m in (nn, rnnjax.linen))
+    variables = theirs.init(jax.random.key(0), inputs)
+    expected = from_module(theirs, variables).apply
+    model = from_module(ours, variables)
+    xs = jnp.swapaxes(inputs, 0, 1)
+    _, ys = model.apply(model.params, xs)
+    np.testing.assert_array_equal(ys, expected(model.params, xs)[1])
+    module = rnnjax.nnx.RNN(nnx.GRUCell(3, 4, rngs=rngs))
+    model = from_module(module)
+    np.testing.assert_allclose(
+        model.apply(model.params, xs)[1], jnp.swapaxes(module(inputs), 0, 1), atol=1e-6
+    )

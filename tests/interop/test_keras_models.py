@@ -257,7 +257,7 @@ def test_what_is_no_model() -> None:
     with pytest.raises(InvalidInputError, match="weights alone"):
         interop.load(built(layers.LSTM(2)), like=model)
     with pytest.raises(InvalidInputError, match="like should be"):
-        interop.load("x.weights.h5", like=3)  # type: ignore[arg-type]
+        interop.load("x.weights.h5", like=3)  # type: ignore[arg-type]  # refused
 
 
 def test_float64_needs_x64(tmp_path: Path) -> None:
@@ -451,7 +451,7 @@ def test_where_to_write(tmp_path: Path) -> None:
         interop.save(model, tmp_path / "a\0b.keras")
     assert not list(tmp_path.iterdir())
     with pytest.raises(InvalidInputError, match=r"expected a rnnjax\.interop\.Model"):
-        interop.save(3, tmp_path / "model.keras")  # type: ignore[arg-type]
+        interop.save(3, tmp_path / "model.keras")  # type: ignore[arg-type]  # refused
 
 
 @pytest.mark.parametrize(

@@ -87,9 +87,9 @@ def own_cell(cell: Any) -> tuple[rnnjax.Cell, Any] | None:
         names = ("kernel", "recurrent_1", "recurrent_2")
         return TwoStatesCell(cell.units), dict(zip(names, weights, strict=True))
     if kind == "StackedRNNCells":
-        found = [own_cell(one) for one in cell.cells]
-        if None not in found:
-            cells, params = zip(*found, strict=True)  # type: ignore[arg-type]
+        found = [own for one in cell.cells if (own := own_cell(one)) is not None]
+        if len(found) == len(cell.cells):
+            cells, params = zip(*found, strict=True)
             return rnnjax.Stack(cells), params
     return None
 

@@ -45,7 +45,7 @@ from rnnjax.interop.onnx.writer import _CLASSES, _NAMED
 
 onnx = pytest.importorskip("onnx", reason="onnx is in the extra `onnx`")
 ort = pytest.importorskip("onnxruntime", reason="onnxruntime is in the extra `parity`")
-from onnx.reference import ReferenceEvaluator  # noqa: E402
+from onnx.reference import ReferenceEvaluator  # noqa: E402  # only where onnx is installed
 
 TIME, BATCH, FEATURES, HIDDEN = 5, 3, 2, 4
 LENGTHS = np.array([3, 5, 1], np.int32)

@@ -1,8 +1,9 @@
 """Parameters of Flax's recurrent modules, ``flax.linen`` and ``flax.nnx``, in and out.
 
 `from_module` reads a module and its parameters, `from_params` the parameters alone, and `to_params`
-is the way back, for both. Modules of `rnnjax.linen` and `rnnjax.nnx` need no conversion: what they
-hold under ``cell`` is what `rnnjax.unroll` takes.
+is the way back, for both. `RNN` and `Bidirectional` of `rnnjax.linen` and `rnnjax.nnx` around
+Flax's cells are read like Flax's own; around a cell of rnnjax they need no conversion: what they
+hold under ``cell`` (in nnx, `cell_params`) is what `rnnjax.unroll` takes.
 
 Sequences are time-major here, and Flax's are batch-major unless told otherwise. Flax's carry of an
 LSTM is the pair ``(c, h)``, and here it is ``LSTMCarry(hidden=h, cell=c)``; the carry of the other
