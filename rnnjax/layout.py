@@ -1,12 +1,15 @@
-"""What the two Flax wrappers share: Flax's cells in one table, and its axes and flags."""
+"""What the two Flax wrappers share: Flax's cells in one table, and a call over a sequence."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+import re
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.typing import DTypeLike
 
 from rnnjax.cells import (
@@ -22,16 +25,11 @@ from rnnjax.cells import (
     SimpleRNNCarry,
     SimpleRNNCell,
 )
-from rnnjax.cells.arguments import as_inputs, brief
+from rnnjax.cells.activations import named
+from rnnjax.cells.arguments import as_array, brief
 from rnnjax.cells.base import Inputs
-from rnnjax.engine import Method, unroll
+from rnnjax.engine import unroll
 from rnnjax.errors import InvalidInputError
-
-NOTHING_TO_LIFT = (
-    "the cells that run here keep no variables besides their parameters, so there is nothing to "
-    "lift; leave it out"
-)
-"""Why the arguments by which Flax's ``RNN`` lifts variables through its loop are void here."""
 
 Form = Literal["linen", "nnx"]
 Tree = Mapping[Any, Any]
@@ -67,36 +65,28 @@ class Layout:
 _LSTM_BIAS, _GRU_BIAS = (True,) * 4, (False, False, True)
 _DENSE = ("dense_i",), ("dense_h",)
 
+_OF_INPUT, _OF_HIDDEN = ("ii", "if", "ig", "io"), ("hi", "hf", "hg", "ho")
+_LSTMS = ("LSTMCell", "OptimizedLSTMCell")
+
 LAYOUTS = (
-    Layout(
-        "linen",
-        ("LSTMCell", "OptimizedLSTMCell"),
-        LSTMCell,
-        4,
-        ("ii", "if", "ig", "io"),
-        ("hi", "hf", "hg", "ho"),
-        False,
-        _LSTM_BIAS,
-    ),
+    Layout("linen", _LSTMS, LSTMCell, 4, _OF_INPUT, _OF_HIDDEN, False, _LSTM_BIAS),
     Layout(
         "linen", ("GRUCell",), GRUCell, 3, ("ir", "iz", "in"), ("hr", "hz", "hn"), True, _GRU_BIAS
     ),
     Layout("linen", ("MGUCell",), MGUCell, 2, ("if", "in"), ("hf", "hn"), True, (False, True)),
     Layout("linen", ("SimpleCell",), SimpleRNNCell, 1, ("i",), ("h",), True, (False,)),
     Layout(
-        "nnx",
-        ("LSTMCell",),
-        LSTMCell,
-        4,
-        ("ii", "if_", "ig", "io"),
-        ("hi", "hf", "hg", "ho"),
-        False,
-        _LSTM_BIAS,
+        "nnx", _LSTMS[:1], LSTMCell, 4, ("ii", "if_", "ig", "io"), _OF_HIDDEN, False, _LSTM_BIAS
     ),
-    Layout("nnx", ("OptimizedLSTMCell",), LSTMCell, 4, *_DENSE, False, _LSTM_BIAS),
+    Layout("nnx", _LSTMS[1:], LSTMCell, 4, *_DENSE, False, _LSTM_BIAS),
     Layout("nnx", ("GRUCell",), GRUCell, 3, *_DENSE, True, (False,) * 3),
     Layout("nnx", ("SimpleCell",), SimpleRNNCell, 1, *_DENSE, True, (False,)),
 )
+
+
+def by_class(form: Form, package: Any) -> dict[type, Layout]:
+    """The layouts of ``flax.linen`` or ``flax.nnx``, by their classes in that package."""
+    return {getattr(package, name): e for e in LAYOUTS if e.form == form for name in e.names}
 
 
 class Adapted(NamedTuple):
@@ -106,13 +96,15 @@ class Adapted(NamedTuple):
         cell: of rnnjax.
         params: of that cell.
         into: makes its carry of one of Flax's.
-        out_of: the way back.
+        out_of: the way back, of the final carry and the outputs.
+        promotes: whether it takes integers, as the floating-point numbers that Flax makes of them.
     """
 
     cell: Cell
     params: Params
     into: Callable[[Any], Carry] = lambda carry: carry
-    out_of: Callable[[Carry], Any] = lambda carry: carry
+    out_of: Callable[[Carry, Any], tuple[Any, Any]] = lambda carry, ys: (carry, ys)
+    promotes: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,21 +112,19 @@ class ForeignCell(Cell):
     """A cell of which only the step is known: it runs on ``Scan()``.
 
     Args:
-        call: ``(params, carry, x) -> (carry, y)``, a value that can be compared.
+        module: whose step it is, as a value, and its program as text, which says what the value may
+            not: equal ones share what is compiled.
         tree: of its carry.
         leaves: of its carry, the shape behind the axes of the batch, and the type.
+        jaxpr: the step, whose constants are the parameters.
+        result: the tree of what the step returns.
     """
 
-    call: Callable[[Params, Carry, Any], tuple[Carry, jax.Array]]
+    module: Any
     tree: Any
     leaves: tuple[tuple[tuple[int, ...], Any], ...]
-
-    @classmethod
-    def of(cls, call: Any, start: Carry, shape: tuple[int, ...]) -> "ForeignCell":
-        """The cell whose carry ``start`` is for a step's inputs of that shape."""
-        leaves, tree = jax.tree.flatten(start)
-        own = tuple((leaf.shape[len(shape) - 1 :], leaf.dtype) for leaf in leaves)
-        return cls(call, tree, own)
+    jaxpr: Any = dataclasses.field(compare=False)
+    result: Any = dataclasses.field(compare=False)
 
     def initial_carry(
         self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
@@ -150,36 +140,77 @@ class ForeignCell(Cell):
                 "a cell of Flax's that runs step by step reads arrays, but the inputs are OneHot; "
                 "give jax.nn.one_hot(ids, size)"
             )
-        return self.call(params, carry, x)
+        step = jaxpr_as_fun(ClosedJaxpr(self.jaxpr, params))
+        new, y = jax.tree.unflatten(self.result, step(*jax.tree.leaves((carry, x))))
+        return new, y
 
 
-def adapted(layout: Layout, module: Any, features: int, tree: Tree) -> Adapted:
-    """One of Flax's five cells, in the place of which rnnjax's runs: its numbers, and faster.
+def foreign(
+    module: Any, step: Callable[..., Any], start: Carry, x: jax.ShapeDtypeStruct
+) -> Adapted:
+    """A cell of Flax's that is not in the table, or is told more than the table knows.
+
+    Its parameters are all the arrays that the step reads, wherever it has them from: the module,
+    one that it shares, or the closure of a function.
 
     Args:
-        layout: of its class.
+        module: as a value.
+        step: ``(carry, x) -> (carry, y)``.
+        start: a carry.
+        x: the shape and type of a step's inputs.
+    """
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise InvalidInputError(
+            f"inputs of a cell of Flax's that runs step by step must be floating-point, but are "
+            f"{x.dtype}; write inputs.astype(jnp.float32), and look up ids before the RNN"
+        )
+    leaves, tree = jax.tree.flatten(start)
+    traced, result = jax.make_jaxpr(step, return_shape=True)(start, x)
+    try:
+        hash(module)
+    except TypeError:
+        module = object()  # equal to nothing else, so it is compiled for each call outside of jit
+    own = tuple((leaf.shape[len(x.shape) - 1 :], leaf.dtype) for leaf in leaves)
+    value, out = (module, str(traced.jaxpr)), jax.tree.structure(result)
+    cell = ForeignCell(value, tree, own, traced.jaxpr, out)
+    return Adapted(cell, traced.consts)
+
+
+def known(layouts: Mapping[type, Layout], module: Any, tree: Tree) -> Adapted | None:
+    """One of Flax's five cells, in the place of which rnnjax's runs: its numbers, and faster.
+
+    None where it is no such cell, or has more than they have: parameters of an activation, low-rank
+    parts of a kernel, a function that is no plain value.
+
+    Args:
+        layouts: by the class.
         module: the cell, for its options.
-        features: the number of its hidden units.
         tree: its parameters, by the names of the layout.
     """
+    layout = layouts.get(type(module))
+    if layout is None or set(tree) != {*layout.inputs, *layout.hiddens} or not _exact(module):
+        return None
+    first, second = layout.inputs, layout.hiddens
+    recurrent = _joined(tree, second, "kernel")
     options = {"activation": module.activation_fn, "dtype": module.dtype}
     if layout.cell is not SimpleRNNCell:
         options["recurrent_activation"] = module.gate_fn
-    cell = layout.cell(features, param_dtype=module.param_dtype, **options)
-    first, second = layout.inputs, layout.hiddens
-    recurrent = _joined(tree, second, "kernel")
+    cell = layout.cell(len(recurrent), param_dtype=module.param_dtype, **options)
     if getattr(module, "residual", False):  # SimpleCell adds the hidden state
-        recurrent = recurrent + jnp.eye(features, dtype=recurrent.dtype)
+        recurrent = recurrent + jnp.eye(len(recurrent), dtype=recurrent.dtype)
     params = {"kernel": _joined(tree, first, "kernel"), "recurrent_kernel": recurrent}
     if layout.cell in (GRUCell, MGUCell):
         params["bias"] = _joined(tree, first, "bias")
         params["recurrent_bias"] = _joined(tree, second, "bias")
     else:
         params["bias"] = _joined(tree, first if layout.input_bias else second, "bias")
-    if layout.cell is LSTMCell:
-        return Adapted(cell, params, _from_pair, lambda carry: (carry.cell, carry.hidden))
-    kind = SimpleRNNCarry if layout.cell is SimpleRNNCell else GRUCarry
-    return Adapted(cell, params, lambda carry: kind(_array(carry)), lambda carry: carry.hidden)
+    into, out_of = _CARRIES[layout.cell]
+
+    def back(carry: Any, ys: jax.Array) -> tuple[Any, jax.Array]:
+        # Flax's outputs are its hidden states, in their type, also where ``dtype`` is narrower.
+        return out_of(carry), ys.astype(carry.hidden.dtype)
+
+    return Adapted(cell, params, into, back, promotes=True)
 
 
 def _from_pair(carry: Any) -> LSTMCarry:
@@ -200,16 +231,39 @@ def _array(carry: Any) -> Any:
     return carry
 
 
-def exact(module: Any) -> bool:
+_CARRIES: Mapping[type[Cell], tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    LSTMCell: (_from_pair, lambda carry: (carry.cell, carry.hidden)),
+    GRUCell: (lambda h: GRUCarry(_array(h)), lambda carry: carry.hidden),
+    MGUCell: (lambda h: GRUCarry(_array(h)), lambda carry: carry.hidden),
+    SimpleRNNCell: (lambda h: SimpleRNNCarry(_array(h)), lambda carry: carry.hidden),
+}
+
+
+def _exact(module: Any) -> bool:
     """Whether rnnjax's cell computes what this one of the table does, to the last digits.
 
     Not an MGU whose gate leaves the candidate alone; and where products are narrower than float32 a
     residual SimpleCell adds the hidden state to them, not to the kernel.
     """
     narrow = module.dtype is not None and jnp.dtype(module.dtype).itemsize < 4
-    return getattr(module, "reset_gate", True) and not (
-        narrow and getattr(module, "residual", False)
+    functions = (module.activation_fn, getattr(module, "gate_fn", "sigmoid"))
+    return (
+        getattr(module, "reset_gate", True)
+        and not (narrow and getattr(module, "residual", False))
+        and all(map(_is_value, functions))
     )
+
+
+def _is_value(function: Any) -> bool:
+    """Whether a function is all in its code: no module, and none that reads arrays from elsewhere.
+
+    A compiled program would hold on to them, traced or since changed.
+    """
+    kind: Any = type(function)
+    if hasattr(kind, "sow") or not issubclass(kind, Hashable):
+        return False
+    one = jax.ShapeDtypeStruct((1,), jnp.float32)
+    return isinstance(named(function), str) or not jax.make_jaxpr(function)(one).consts
 
 
 def _joined(tree: Tree, names: tuple[str, ...], leaf: str) -> jax.Array:
@@ -223,165 +277,148 @@ def _joined(tree: Tree, names: tuple[str, ...], leaf: str) -> jax.Array:
     return jnp.concatenate(parts, axis=-1)
 
 
-def concatenate(forward: jax.Array, backward: jax.Array) -> jax.Array:
-    """The outputs of two directions side by side, which is how Flax merges them by default.
-
-    >>> concatenate(jnp.ones((8, 10, 4)), jnp.ones((8, 10, 3))).shape
-    (8, 10, 7)
-    """
-    return jnp.concatenate([forward, backward], axis=-1)
-
-
-def check_default(name: str, value: Any, is_default: bool, advice: str) -> None:
-    """Raise unless an argument that is there for Flax's sake alone was left at its default.
+def check_cell(cell: Any, base: type, example: str) -> None:
+    """Raise unless a cell is one of rnnjax, or of Flax, whose ``base`` is given.
 
     Raises:
-        InvalidInputError: ``is_default`` is False; the message names ``value`` and ``advice``.
+        InvalidInputError: it is neither; the message shows the ``example``.
     """
-    if not is_default:
-        raise InvalidInputError(f"{name} must be left at its default, but is {value!r}: {advice}")
-
-
-def check_inputs(inputs: Inputs, time_major: bool, grid: int = 0) -> Inputs:
-    """Return ``inputs``, an array or `OneHot`, with a time and a feature axis at least.
-
-    Raises:
-        InvalidInputError: ``inputs`` has fewer axes than these and those of the grid.
-    """
-    inputs = as_inputs(inputs)
-    if inputs.ndim < 2 + grid:
-        axes = ["time", "*batch"] if time_major else ["*batch", "time"]
-        wanted = f"({', '.join([*axes, *['grid'] * grid, 'features'])})"
+    if not isinstance(cell, Cell | base):
         raise InvalidInputError(
-            f"inputs must be {wanted}, so {2 + grid} axes at least, but has shape {inputs.shape}; "
-            "add the axes that are missing"
+            f"cell must be a cell of rnnjax or an RNNCellBase of Flax's, such as {example}, but "
+            f"is a {type(cell).__name__}"
         )
-    return inputs
 
 
-def starts(
-    make: Callable[[], Carry], initial_carry: Carry | None, resets: Any, reset_carry: Carry | None
-) -> tuple[Carry, Carry | None]:
-    """The carries that a cell of Flax's begins with, at first and at resets.
-
-    It is asked to ``make`` one where none is given, which may draw random numbers.
-    """
-    lacks_reset = resets is not None and reset_carry is None
-    start = make() if initial_carry is None or lacks_reset else None
-    return start if initial_carry is None else initial_carry, start if lacks_reset else reset_carry
-
-
-def step_shape(inputs: Inputs, time_major: bool, grid: int) -> tuple[int, ...]:
-    """The shape of one step's inputs."""
-    time = 0 if time_major else inputs.ndim - 2 - grid
-    return (*inputs.shape[:time], *inputs.shape[time + 1 :])
-
-
-def unroll_like_flax(
-    adapted: Adapted,
-    inputs: Inputs,
-    initial_carry: Carry | None,
-    *,
-    return_carry: bool,
-    time_major: bool,
-    reverse: bool,
-    keep_order: bool,
-    method: Method,
-    seq_lengths: jax.Array | None = None,
-    mask: jax.Array | None = None,
-    resets: jax.Array | None = None,
-    reset_carry: Carry | None = None,
-    key: jax.Array | None = None,
-    grid: int = 0,
-) -> Any:
-    """`rnnjax.unroll` with the arguments and results of a call of Flax's ``RNN``.
-
-    Args:
-        adapted: what one time step computes, and its parameters.
-        inputs: ``(*batch, time, input_size)``, or ``(time, *batch, input_size)`` if ``time_major``.
-            `OneHot` is taken too.
-        initial_carry: the state before the first step that runs, or None for the cell's own.
-        return_carry: whether to return the final carry too.
-        time_major: whether time is the first axis, of inputs, outputs, ``mask`` and ``resets``.
-        reverse: whether to run from the last step to the first.
-        keep_order: whether ``outputs[t]`` then belongs to ``inputs[t]``; otherwise the outputs come
-            in the order in which they were computed, and with ``seq_lengths`` those of the padding
-            stay at the end of their row.
-        method: how to run.
-        seq_lengths: integers ``(*batch,)``, the valid steps of each row; the others are padding.
-            The outputs at padding are zeros, where Flax leaves what the cell made of it.
-        mask: booleans ``(*batch, time)``, or ``(time, *batch)`` if ``time_major``, False where a
-            step is to be skipped.
-        resets: booleans of the same shape, True where a new sequence begins.
-        reset_carry: the state with which a sequence begins at a reset.
-        key: of the random numbers in training, or None for none.
-        grid: how many axes stand between time and features, for a cell that convolves.
-
-    Returns:
-        the outputs, or ``(carry, outputs)``.
+def check_default(name: str, value: Any, default: Any) -> None:
+    """Raise unless an argument by which Flax lifts variables through its loop is at its default.
 
     Raises:
-        InvalidInputError: as `rnnjax.unroll` does, and in the order of axes that was given.
+        InvalidInputError: it is not.
     """
-    xs = check_inputs(inputs, time_major, grid)
-    steps = xs.shape[: -1 - grid]
-    if not time_major:
-        if isinstance(xs, OneHot):
-            xs = OneHot(jnp.moveaxis(xs.ids, -1, 0), xs.size)
+    if value != default:
+        raise InvalidInputError(
+            f"{name} must be left at its default, but is {value!r}: the cells that run here keep "
+            "no variables besides their parameters, so there is nothing to lift; leave it out"
+        )
+
+
+class Call(TypedDict, total=False):
+    """The arguments of a call besides its inputs and where its random numbers come from."""
+
+    initial_carry: Carry | None
+    reset_carry: Carry | None
+    seq_lengths: jax.Array | None
+    mask: jax.Array | None
+    resets: jax.Array | None
+    return_carry: bool | None
+    time_major: bool | None
+    reverse: bool | None
+    keep_order: bool | None
+
+
+def run(
+    rnn: Any,
+    inputs: Inputs,
+    draw: Callable[[int], Params],
+    begin: Callable[[tuple[int, ...]], Carry],
+    adapt: Callable[[Carry, jax.ShapeDtypeStruct], Adapted],
+    key: jax.Array | None,
+    *,
+    initial_carry: Carry | None = None,
+    reset_carry: Carry | None = None,
+    seq_lengths: Any = None,
+    mask: Any = None,
+    resets: Any = None,
+    return_carry: bool | None = None,
+    time_major: bool | None = None,
+    reverse: bool | None = None,
+    keep_order: bool | None = None,
+) -> Any:
+    """A call of Flax's ``RNN``, by `rnnjax.unroll`; what is passed by name is the call's.
+
+    The module ``rnn`` has a ``cell``, a ``method`` and the flags that a call may override. A cell
+    of rnnjax has the parameters that ``draw`` makes for a number of features. One of Flax's begins
+    with what ``begin`` makes for the shape of a step's inputs, which may draw random numbers and so
+    is asked only where no carry is given, and ``adapt`` makes it one of rnnjax. The ``key`` is for
+    noise in training, or None.
+
+    Raises:
+        InvalidInputError: as `rnnjax.unroll` does, but of the caller's arguments and axes.
+    """
+    return_carry = rnn.return_carry if return_carry is None else return_carry
+    time_major = bool(rnn.time_major if time_major is None else time_major)
+    keep_order = rnn.keep_order if keep_order is None else keep_order
+    turned: bool = rnn.reverse if reverse is None else reverse
+    with _in_words_of_the_caller(time_major):
+        grid = _grid_axes(rnn.cell)
+        xs = _checked(inputs, time_major, grid)
+        steps, time = xs.shape[: -1 - grid], 0 if time_major else xs.ndim - 2 - grid
+        if isinstance(rnn.cell, Cell):
+            adapted = Adapted(rnn.cell, draw(xs.shape[-1]))
         else:
-            xs = jnp.moveaxis(xs, -2 - grid, 0)
-    lengths = _lengths(seq_lengths, xs.shape[0], xs.shape[1 : -1 - grid])
-    cell, params, into, out_of = adapted
-    carry, outputs = unroll(
-        cell,
-        params,
-        xs,
-        None if initial_carry is None else into(initial_carry),
-        lengths=lengths,
-        mask=_time_first("mask", mask, steps, time_major),
-        resets=_time_first("resets", resets, steps, time_major),
-        reset_carry=None if reset_carry is None else into(reset_carry),
-        reverse=reverse,
-        key=key,
-        method=method,
-    )
-    if reverse and not keep_order:
-        outputs = jax.tree.map(lambda ys: _in_order_of_computation(ys, lengths), outputs)
-    if not time_major:  # behind the batch: an output may have other axes than an input
-        outputs = jax.tree.map(lambda ys: jnp.moveaxis(ys, 0, xs.ndim - 2 - grid), outputs)
-    return (out_of(carry), outputs) if return_carry else outputs
+            shape = (*xs.shape[:time], *xs.shape[time + 1 :])
+            lacks_reset = resets is not None and reset_carry is None
+            start = begin(shape) if initial_carry is None or lacks_reset else None
+            initial_carry = start if initial_carry is None else initial_carry
+            reset_carry = start if lacks_reset else reset_carry
+            shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(initial_carry)]
+            if any(each[: len(shape) - 1] != shape[:-1] for each in shapes):
+                raise InvalidInputError(
+                    f"each leaf of initial_carry must begin with {shape[:-1]}, the batch of "
+                    f"inputs, but they are {shapes}; start from the cell's initialize_carry"
+                )
+            kind = getattr(xs, "dtype", jnp.float32)
+            adapted = adapt(initial_carry, jax.ShapeDtypeStruct(shape, kind))
+        cell, params, into, out_of, promotes = adapted
+        if promotes and isinstance(xs, jax.Array) and not jnp.issubdtype(xs.dtype, jnp.inexact):
+            xs = xs.astype(cell.dtype or jnp.promote_types(xs.dtype, params["kernel"].dtype))
+        xs = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, time, 0), xs)
+        lengths = _lengths(seq_lengths, xs.shape[0], xs.shape[1 : -1 - grid])
+        carry, ys = unroll(
+            cell,
+            params,
+            xs,
+            None if initial_carry is None else into(initial_carry),
+            lengths=lengths,
+            mask=_time_first("mask", mask, steps, time_major),
+            resets=_time_first("resets", resets, steps, time_major),
+            reset_carry=None if reset_carry is None else into(reset_carry),
+            reverse=turned,
+            key=key,
+            method=rnn.method,
+        )
+    if turned and not keep_order:
+        ys = jax.tree.map(lambda leaf: _in_order_of_computation(leaf, lengths), ys)
+    # Behind the batch: an output may have other axes than an input.
+    ys = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, time), ys)
+    carry, ys = out_of(carry, ys)
+    return (carry, ys) if return_carry else ys
 
 
 def both_directions(
-    forward_rnn: Any,
-    backward_rnn: Any,
-    merge_fn: Callable[[jax.Array, jax.Array], jax.Array],
+    module: Any,
     inputs: Inputs,
     *,
-    carries: Mapping[str, Any],
-    marks: Mapping[str, Any],
-    **arguments: Any,
-) -> tuple[tuple[Carry, Carry], jax.Array]:
-    """Call one module in each direction, and merge what comes out, as Flax's ``Bidirectional``.
+    initial_carry: Any = None,
+    reset_carry: Any = None,
+    init_key: Any = None,
+    return_carry: bool | None = None,
+    time_major: bool | None = None,
+    reverse: bool | None = None,
+    keep_order: bool | None = None,
+    **marks: Any,
+) -> Any:
+    """A call of Flax's ``Bidirectional``: one module in each direction, and what they say merged.
 
-    Args:
-        forward_rnn: a module with the call of Flax's ``RNN``.
-        backward_rnn: the same.
-        merge_fn: makes one array of the outputs of both.
-        inputs: of both.
-        carries: by the name of the argument, pairs ``(forward, backward)``, or None.
-        marks: by the name of the argument, what both get as it is, or None.
-        arguments: more for both.
-
-    Returns:
-        the final carries ``(forward, backward)``, and the merged outputs.
-
-    Raises:
-        InvalidInputError: a pair of carries is not a pair.
+    Carries and the key are pairs ``(forward, backward)``, and marks are for both. The flags
+    ``reverse`` and ``keep_order`` are without effect.
     """
     # What is not given is left out of the calls, so that a module need not know all of it.
-    arguments |= {name: value for name, value in marks.items() if value is not None}
-    forward, backward = dict(arguments), dict(arguments)
+    forward = {name: value for name, value in marks.items() if value is not None}
+    forward["time_major"] = module.time_major if time_major is None else time_major
+    backward = dict(forward)
+    carries = {"initial_carry": initial_carry, "reset_carry": reset_carry, "init_key": init_key}
     for name, pair in carries.items():
         if pair is None:
             continue
@@ -391,13 +428,50 @@ def both_directions(
                 f"a {type(pair).__name__}; give (carry, None) for a single one"
             )
         forward[name], backward[name] = pair
-    forward_carry, forward_outputs = forward_rnn(
-        inputs, return_carry=True, reverse=False, **forward
-    )
-    backward_carry, backward_outputs = backward_rnn(
+    ahead, outputs = module.forward_rnn(inputs, return_carry=True, reverse=False, **forward)
+    back, more = module.backward_rnn(
         inputs, return_carry=True, reverse=True, keep_order=True, **backward
     )
-    return (forward_carry, backward_carry), merge_fn(forward_outputs, backward_outputs)
+    outputs = jax.tree.map(module.merge_fn, outputs, more)
+    return_carry = module.return_carry if return_carry is None else return_carry
+    return ((ahead, back), outputs) if return_carry else outputs
+
+
+@contextlib.contextmanager
+def _in_words_of_the_caller(time_major: bool) -> Iterator[None]:
+    """Errors of `rnnjax.unroll` with the names and the axes of a call of Flax's."""
+    try:
+        yield
+    except InvalidInputError as error:
+        said = re.sub(r"\bxs\b", "inputs", str(error))
+        said = re.sub(r"^carry\b", "initial_carry", said)
+        if not time_major:
+            said = said.replace("(time, batch, features)", "(batch, time, features)")
+        raise InvalidInputError(said) from error
+
+
+def _grid_axes(cell: Any) -> int:
+    """How many axes stand between time and features, for cells that convolve."""
+    if not isinstance(cell, Cell):
+        return int(cell.num_feature_axes) - 1
+    inner = (*getattr(cell, "cells", ()), getattr(cell, "cell", None))[0]
+    return len(getattr(cell, "kernel_shape", ())) if inner is None else _grid_axes(inner)
+
+
+def _checked(inputs: Any, time_major: bool, grid: int) -> Any:
+    """``inputs``, an array or `OneHot`, with a time and a feature axis at least."""
+    if isinstance(inputs, OneHot):
+        inputs = OneHot(jnp.asarray(inputs.ids), inputs.size)
+    else:
+        inputs = as_array("inputs", inputs)
+    if inputs.ndim < 2 + grid:
+        axes = ["time", "*batch"] if time_major else ["*batch", "time"]
+        wanted = f"({', '.join([*axes, *['grid'] * grid, 'features'])})"
+        raise InvalidInputError(
+            f"inputs must be {wanted}, so {2 + grid} axes at least, but has shape {inputs.shape}; "
+            "add the axes that are missing"
+        )
+    return inputs
 
 
 def _lengths(seq_lengths: Any, num_steps: int, batch: tuple[int, ...]) -> jax.Array | None:

@@ -14,18 +14,16 @@ with Flax goes on here, and the other way round. `RNN` runs rnnjax's cell in the
 (8, 10, 64)
 """
 
-import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Unpack
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.core import FrozenDict
 from flax.linen import GRUCell, LSTMCell, MGUCell, OptimizedLSTMCell, RNNCellBase, SimpleCell
 
 from rnnjax import layout
-from rnnjax.cells import Carry, Cell, Params
+from rnnjax.cells import Carry
 from rnnjax.cells.base import Inputs
 from rnnjax.engine import Auto, Method
 from rnnjax.errors import InvalidInputError
@@ -41,9 +39,7 @@ __all__ = [
     "SimpleCell",
 ]
 
-_LAYOUTS = {
-    getattr(nn, name): one for one in layout.LAYOUTS if one.form == "linen" for name in one.names
-}
+_LAYOUTS = layout.by_class("linen", nn)
 
 
 def __getattr__(name: str) -> Any:
@@ -51,24 +47,13 @@ def __getattr__(name: str) -> Any:
     return getattr(nn, name)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Call:
-    """A step of a module of the user's, as a function."""
-
-    module: Any
-
-    def __call__(self, params: Params, carry: Carry, x: Inputs) -> tuple[Carry, jax.Array]:
-        new, y = self.module.apply({"params": params}, carry, x)
-        return new, y
-
-
-class RNN(nn.Module):  # type: ignore[misc]  # mypy follows no imports of flax
+class RNN(nn.RNN):  # type: ignore[misc]  # mypy follows no imports of flax
     """Run a cell, or a stack of them, over a sequence; takes the place of ``flax.linen.RNN``.
 
-    The flags are Flax's, and each of them can be set here or in the call. With one of Flax's cells
-    (`LSTMCell` and the others here) parameters, initial numbers and carries are those of Flax's
-    ``RNN``, and rnnjax's cell runs in its place; any other ``RNNCellBase`` runs step by step, on
-    ``Scan()``, with masks, lengths and resets all the same.
+    With one of Flax's cells (`LSTMCell` and the others here) parameters, initial numbers and
+    carries are those of Flax's ``RNN``, and rnnjax's cell runs in its place; any other
+    ``RNNCellBase``, and one whose activation is a module or closes over arrays, runs step by step,
+    on ``Scan()``, with masks, lengths and resets all the same.
 
     With a cell of rnnjax the parameters are those of its ``init``, under the name ``cell``:
     ``variables["params"]["cell"]`` can be given to `rnnjax.unroll` as it is. The carry is then the
@@ -80,21 +65,13 @@ class RNN(nn.Module):  # type: ignore[misc]  # mypy follows no imports of flax
 
     Attributes:
         cell: what one time step computes: a cell of Flax or of rnnjax, or a `rnnjax.Stack`.
-        time_major: whether inputs and outputs are ``(time, *batch, features)`` rather than
-            ``(*batch, time, features)``.
-        return_carry: whether a call returns ``(carry, outputs)`` rather than the outputs.
-        reverse: whether to run from the last step to the first.
-        keep_order: whether, with ``reverse``, ``outputs[t]`` belongs to ``inputs[t]``, as in
-            `rnnjax.unroll`. Without it outputs come in the order in which they were computed, and
-            with ``seq_lengths`` the padding stays at the end of each row.
-        unroll: taken so that Flax's code runs, and without effect: it tells Flax's loop how many
-            steps to write out in one iteration, and here ``method`` decides how the loop runs.
-        variable_axes: this and the next three are there for Flax's sake: the cells keep no
-            variables besides params, so there is nothing to lift, and only the default is taken.
-        variable_broadcast: see ``variable_axes``.
-        variable_carry: see ``variable_axes``.
-        split_rngs: see ``variable_axes``.
         method: how to run, as in `rnnjax.unroll`.
+
+    The other attributes are those of ``flax.linen.RNN``, and each flag can be set here or in the
+    call: ``time_major``, ``return_carry``, ``reverse``, and ``keep_order``, with which
+    ``outputs[t]`` belongs to ``inputs[t]`` in reverse too. ``unroll`` is without effect, for
+    ``method`` decides how the loop runs. Of ``variable_axes``, ``variable_broadcast``,
+    ``variable_carry`` and ``split_rngs`` only the defaults are taken: there is nothing to lift.
 
     Raises:
         InvalidInputError: ``cell`` is no cell, or keeps variables besides its parameters, or an
@@ -125,73 +102,37 @@ class RNN(nn.Module):  # type: ignore[misc]  # mypy follows no imports of flax
     False
     """
 
-    cell: Any
-    time_major: bool = False
-    return_carry: bool = False
-    reverse: bool = False
-    keep_order: bool = False
-    unroll: int = 1
-    variable_axes: Mapping[Any, Any] = FrozenDict()
-    variable_broadcast: Any = "params"
-    variable_carry: Any = False
-    split_rngs: Mapping[Any, bool] = FrozenDict({"params": False})
     method: Method = Auto()
 
     def __post_init__(self) -> None:
         """Refuse what cannot be honoured, where it is written rather than where it is called."""
         super().__post_init__()
-        if not isinstance(self.cell, Cell | RNNCellBase):
-            raise InvalidInputError(
-                f"cell must be a cell of rnnjax or a flax.linen.RNNCellBase, such as "
-                f"nn.LSTMCell(50), but is a {type(self.cell).__name__}"
-            )
-        for name, default in (
-            ("variable_axes", {}),
-            ("variable_broadcast", "params"),
-            ("variable_carry", False),
-            ("split_rngs", {"params": False}),
-        ):
-            value = getattr(self, name)
+        layout.check_cell(self.cell, RNNCellBase, "nn.LSTMCell(50)")
+        for name in ("variable_axes", "variable_broadcast", "variable_carry", "split_rngs"):
+            value, default = getattr(self, name), getattr(nn.RNN, name)
             value = dict(value) if isinstance(value, Mapping) else value
-            layout.check_default(name, value, value == default, layout.NOTHING_TO_LIFT)
+            layout.check_default(name, value, default)
 
     @nn.compact  # type: ignore[untyped-decorator]  # mypy follows no imports of flax
     def __call__(
-        self,
-        inputs: Inputs,
-        *,
-        initial_carry: Carry | None = None,
-        init_key: jax.Array | None = None,
-        seq_lengths: jax.Array | None = None,
-        return_carry: bool | None = None,
-        time_major: bool | None = None,
-        reverse: bool | None = None,
-        keep_order: bool | None = None,
-        mask: jax.Array | None = None,
-        resets: jax.Array | None = None,
-        reset_carry: Carry | None = None,
+        self, inputs: Inputs, *, init_key: jax.Array | None = None, **call: Unpack[layout.Call]
     ) -> Any:
-        """Run over a sequence.
+        """Run over a sequence, with the arguments of ``flax.linen.RNN`` and three more.
+
+        Flax's are ``initial_carry``, ``init_key``, ``seq_lengths``, and the flags
+        ``return_carry``, ``time_major``, ``reverse`` and ``keep_order``, each of which overrides
+        the attribute unless it is None.
 
         Args:
             inputs: ``(*batch, time, input_size)``, or ``(time, *batch, input_size)`` if
                 ``time_major``; any number of batch axes, or none.
-            initial_carry: the state before the first step that runs, every leaf beginning with
-                ``*batch``; left out, that with which a sequence begins.
-            init_key: of the carry with which a cell of Flax's begins, if it draws one; left out,
-                ``jax.random.key(0)``.
-            seq_lengths: integers ``(*batch,)``, the valid steps of each row; those after them are
-                padding. The final carry is that of each row's last valid step. The outputs at
-                padding are zeros (Flax leaves there what the cell made of it), and a row of length
-                zero keeps its initial carry (Flax takes that of the last step).
-            return_carry: overrides the attribute, unless it is None; so do the three below.
-            time_major: see the attribute.
-            reverse: see the attribute.
-            keep_order: see the attribute.
-            mask: booleans ``(*batch, time)``, or ``(time, *batch)`` if ``time_major``, False where
-                a step is to be skipped, as in `rnnjax.unroll`.
-            resets: booleans of the same shape, True where a new sequence begins, as there.
-            reset_carry: the state with which a sequence begins at a reset, as there.
+            init_key: of the carry with which a cell of Flax's begins, if it draws one.
+            call: Flax's, of which only ``seq_lengths`` means a little more: outputs at padding are
+                zeros (Flax leaves there what the cell made of it), and a row of length zero keeps
+                its initial carry (Flax takes that of the last step). As in `rnnjax.unroll` are
+                ``mask``, booleans ``(*batch, time)``, or ``(time, *batch)`` if ``time_major``,
+                False where a step is to be skipped; ``resets``, booleans of the same shape, True
+                where a new sequence begins; and ``reset_carry``, the state with which it begins.
 
         Returns:
             outputs ``(*batch, time, output_size)``, or ``(time, *batch, output_size)`` if
@@ -203,78 +144,50 @@ class RNN(nn.Module):  # type: ignore[misc]  # mypy follows no imports of flax
             flax.errors.ScopeParamShapeError: ``inputs`` has another number of features than the
                 parameters were made for.
         """
-        time_major = self.time_major if time_major is None else time_major
-        inputs = layout.check_inputs(inputs, time_major)
-        grid = getattr(self.cell, "num_feature_axes", 1) - 1
-        if isinstance(self.cell, Cell):
-            params = self.param("cell", self.cell.init, inputs.shape[-1])
-            adapted = layout.Adapted(self.cell, params)
-        else:
-            shape, key = layout.step_shape(inputs, time_major, grid), init_key
-            initial_carry, reset_carry = layout.starts(
-                lambda: self.cell.initialize_carry(
-                    jax.random.key(0) if key is None else key, shape
-                ),
-                initial_carry,
-                resets,
-                reset_carry,
-            )
-            dtype = getattr(inputs, "dtype", jnp.float32)
-            adapted = self._flax_cell(jax.ShapeDtypeStruct(shape, dtype), initial_carry)
-        return layout.unroll_like_flax(
-            adapted,
+        init_key = jax.random.key(0) if init_key is None else init_key
+        return layout.run(
+            self,
             inputs,
-            initial_carry,
-            return_carry=self.return_carry if return_carry is None else return_carry,
-            time_major=time_major,
-            reverse=self.reverse if reverse is None else reverse,
-            keep_order=self.keep_order if keep_order is None else keep_order,
-            method=self.method,
-            seq_lengths=seq_lengths,
-            mask=mask,
-            resets=resets,
-            reset_carry=reset_carry,
-            key=self.make_rng("dropout") if self.has_rng("dropout") else None,
-            grid=grid,
+            lambda input_size: self.param("cell", self.cell.init, input_size),
+            lambda shape: self.cell.initialize_carry(init_key, shape),
+            self._flax_cell,
+            self.make_rng("dropout") if self.has_rng("dropout") else None,
+            **call,
         )
 
-    def _flax_cell(self, x: Any, start: Carry) -> layout.Adapted:
+    def _flax_cell(self, start: Carry, x: jax.ShapeDtypeStruct) -> layout.Adapted:
         """A cell of Flax's for inputs of a step's shape and type, from a carry like ``start``."""
         cell = self.cell
         if self.is_initializing():
             cell(start, jnp.zeros(x.shape, x.dtype))  # draws the parameters as Flax does
-        others = sorted(set(cell.variables) - {"params"})
+        # What `sow` leaves is not kept.
+        others = sorted(set(cell.variables) - {"params", "intermediates"})
         if others:
             raise InvalidInputError(
                 f"{type(cell).__name__} keeps variables besides its parameters, {others}, which no "
                 "step here hands on; use flax.linen.RNN"
             )
-        params = nn.meta.unbox(cell.variables.get("params", {}))
-        one = _LAYOUTS.get(type(cell))
-        # Anything more, such as the parameters of an activation, is not in the table.
-        known = one is not None and set(params) == {*one.inputs, *one.hiddens}
-        if one is not None and known and layout.exact(cell):
-            return layout.adapted(one, cell, cell.features, params)
-        call = _Call(cell.clone(parent=None, _deep_clone=True, _reset_names=True, name=None))
-        return layout.Adapted(layout.ForeignCell.of(call, start, x.shape), params)
+        adapted = layout.known(_LAYOUTS, cell, nn.meta.unbox(cell.variables.get("params", {})))
+        if adapted is not None:
+            return adapted
+        # Lifted, so that it sees the parameters of all modules that it was given, wherever they
+        # are, and what it leaves elsewhere, traced, is dropped.
+        step = nn.map_variables(
+            lambda cell, *args: cell(*args), "params", rngs=False, variables=False
+        )
+        module = cell.clone(parent=None, _deep_clone=True, _reset_names=True, name=None)
+        return layout.foreign(module, lambda *args: step(cell, *args), start, x)
 
 
-class Bidirectional(nn.Module):  # type: ignore[misc]  # mypy follows no imports of flax
+class Bidirectional(nn.Bidirectional):  # type: ignore[misc]  # mypy follows no imports of flax
     """Run one `RNN` in each direction; takes the place of ``flax.linen.Bidirectional``.
 
-    The carry is a tuple ``(forward, backward)``. One module given for both directions shares its
-    parameters. The time axis of the inner modules is that of this one, whatever they say. For
-    layers that stack inside of one `RNN` see `rnnjax.Bidirectional`.
-
-    Attributes:
-        forward_rnn: what runs from the first step to the last: `RNN`, or a module that takes the
-            same arguments in its call.
-        backward_rnn: what runs from the last step to the first; ``outputs[t]`` of both belong to
-            ``inputs[t]``.
-        merge_fn: makes one array of the outputs of both; left out, they are concatenated along the
-            last axis.
-        time_major: as in `RNN`.
-        return_carry: as in `RNN`.
+    The attributes are Flax's: ``forward_rnn`` and ``backward_rnn`` are each an `RNN` or a module
+    with the same call, and ``merge_fn`` makes one array of the outputs of both, side by side if it
+    is left out. ``outputs[t]`` of both belong to ``inputs[t]``. The carry is a tuple ``(forward,
+    backward)``. One module given for both directions shares its parameters. The time axis of the
+    inner modules is that of this one, whatever they say. For layers that stack inside of one `RNN`
+    see `rnnjax.Bidirectional`.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -285,43 +198,14 @@ class Bidirectional(nn.Module):  # type: ignore[misc]  # mypy follows no imports
     (2, 8)
     """
 
-    forward_rnn: Any
-    backward_rnn: Any
-    merge_fn: Callable[[jax.Array, jax.Array], jax.Array] = layout.concatenate
-    time_major: bool = False
-    return_carry: bool = False
-
     def __call__(
-        self,
-        inputs: Inputs,
-        *,
-        initial_carry: tuple[Carry, Carry] | None = None,
-        init_key: jax.Array | None = None,
-        seq_lengths: jax.Array | None = None,
-        return_carry: bool | None = None,
-        time_major: bool | None = None,
-        reverse: bool | None = None,
-        keep_order: bool | None = None,
-        mask: jax.Array | None = None,
-        resets: jax.Array | None = None,
-        reset_carry: tuple[Carry, Carry] | None = None,
+        self, inputs: Inputs, *, init_key: jax.Array | None = None, **call: Unpack[layout.Call]
     ) -> Any:
-        """Run over a sequence in both directions.
+        """Run over a sequence in both directions, with the arguments of `RNN`.
 
-        Args:
-            inputs: as in `RNN`.
-            initial_carry: the states of both directions, ``(forward, backward)``; left out, those
-                with which a sequence begins.
-            init_key: as in `RNN`; each direction has one of its own.
-            seq_lengths: as in `RNN`; the backward direction begins at each row's last valid step.
-            return_carry: overrides the attribute, unless it is None.
-            time_major: overrides the attribute, unless it is None.
-            reverse: without effect, as in Flax: both directions run anyway.
-            keep_order: without effect, as in Flax: the order is always that of the inputs.
-            mask: as in `RNN`.
-            resets: as in `RNN`; both directions are cut at the same place.
-            reset_carry: the states with which a sequence begins at a reset, ``(forward,
-                backward)``.
+        ``initial_carry`` and ``reset_carry`` are pairs ``(forward, backward)``. The backward
+        direction begins at each row's last valid step, and a reset cuts both directions at the same
+        place. ``reverse`` and ``keep_order`` are without effect, as in Flax.
 
         Returns:
             the merged outputs; with ``return_carry`` a tuple of both final carries and those.
@@ -330,19 +214,4 @@ class Bidirectional(nn.Module):  # type: ignore[misc]  # mypy follows no imports
             InvalidInputError: as in `RNN`, and where a pair of carries is not a pair.
         """
         keys = None if init_key is None else tuple(jax.random.split(init_key))
-        carry, outputs = layout.both_directions(
-            self.forward_rnn,
-            self.backward_rnn,
-            self.merge_fn,
-            inputs,
-            carries={
-                "initial_carry": initial_carry,
-                "reset_carry": reset_carry,
-                "init_key": keys,
-            },
-            marks={"seq_lengths": seq_lengths, "mask": mask, "resets": resets},
-            time_major=self.time_major if time_major is None else time_major,
-        )
-        if self.return_carry if return_carry is None else return_carry:
-            return carry, outputs
-        return outputs
+        return layout.both_directions(self, inputs, init_key=keys, **call)

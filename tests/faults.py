@@ -535,8 +535,8 @@ FAULTS: tuple[Fault, ...] = (
         "the wrappers return the carries of both directions in the wrong order",
         "wrappers",
         "rnnjax/layout.py",
-        "return (forward_carry, backward_carry), merge_fn",
-        "return (backward_carry, forward_carry), merge_fn",
+        "return ((ahead, back), outputs) if return_carry",
+        "return ((back, ahead), outputs) if return_carry",
         ("tests/test_nnx.py::test_bidirectional_equals_flax",),
     ),
     Fault(

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import hypothesis
 import hypothesis.strategies as st
@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, PartitionSpec
 
 import rnnjax
-from rnnjax import Fused, GRUCell, InvalidInputError, LSTMCarry, LSTMCell, Scan
+from rnnjax import Auto, Fused, GRUCell, InvalidInputError, LSTMCarry, LSTMCell, Scan
 
 KEY = jax.random.key(0)
 TIME, BATCH, FEATURES, HIDDEN = 4, 3, 2, 5
@@ -44,7 +45,7 @@ def arguments(name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-NO_FLOATS = [np.int32, np.uint8, bool, np.complex64]
+NO_FLOATS = [np.int32, np.uint8, bool, np.complex64, jnp.float8_e4m3fn]
 
 
 @st.composite
@@ -153,6 +154,12 @@ def prepared_step(x: Any) -> Any:
     return ready.step(laid_out, carry, x)
 
 
+def explained(**options: Any) -> Any:
+    """Of an LSTM whose other arguments are right."""
+    cell, params, xs, *_ = arguments("lstm").values()
+    return rnnjax.explain(cell, params, xs, **options)
+
+
 WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: LSTMCell(3, 8), "LSTMCell takes its hidden_size by position .* given to init"),
     (lambda: LSTMCell(True), "hidden_size must be a positive integer, but is True"),
@@ -193,6 +200,13 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: rnnjax.Stack(LSTMCell), "come in a list, .* but the class LSTMCell came"),
     (lambda: rnnjax.ConvLSTMCell(4, kernel_shape=3), "kernel_shape must be a tuple of one or two"),
     (lambda: LSTMCell(4, param_dtype=None), "param_dtype must be .* None"),
+    (lambda: LSTMCell(4, dtype=jnp.float8_e5m2), "dtype must be .* of 16 bits .* float8_e5m2"),
+    (lambda: LSTMCell(4, param_dtype="float8_e5m2"), "param_dtype must be .* of 16 bits"),
+    (lambda: LSTM.initial_carry((8,), jnp.float8_e4m3fn), "dtype must be .* of 16 bits"),
+    (lambda: Fused(product_dtype=jnp.float8_e4m3fn), "product_dtype must be bfloat16"),
+    (lambda: explained(platform=3), "platform must be one of cpu, cuda, rocm, gpu, tpu.* is 3"),
+    (lambda: explained(platform="cupu"), "platform must be .* 'cupu'"),
+    (lambda: explained(platform="any", method=Scan()), "platform must be .* 'any'"),
     (lambda: LSTMCell(4, dtype=np.ones(99)), "dtype must be a floating-point type"),
     (lambda: rnnjax.unroll({}, LSTM, 0), r"comes first, \(cell, params, xs\)"),
     (
@@ -283,6 +297,232 @@ def test_a_cell_may_count() -> None:
     assert ys[:, 0, 0].tolist() == [4, 5, 6, 7]
     with pytest.raises(InvalidInputError, match="carry must be int32, but is float32"):
         rnnjax.unroll(Counting(), {}, XS, carry.astype(jnp.float32))
+
+
+class OneState(NamedTuple):
+    h: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Own(rnnjax.Cell):
+    """Of a user, with a step; what its carry is to begin with is for the cases to say."""
+
+    made: Callable[..., Any]
+    returned: Callable[..., Any] = lambda carry, x: (carry, x)
+    output_size = FEATURES
+
+    def init(self, key: Any, input_size: int) -> Any:
+        return {}
+
+    def initial_carry(self, batch_shape: Any = (), dtype: Any = None) -> Any:
+        return self.made(batch_shape, dtype)
+
+    def step(self, params: Any, carry: Any, x: Any) -> Any:
+        return self.returned(carry, x)
+
+
+def test_a_carry_of_a_users_own_has_a_type_of_its_own() -> None:
+    for dtype in (jnp.bfloat16, jnp.float8_e4m3fn):
+        own = Own(lambda batch, _, dtype=dtype: OneState(jnp.zeros((*batch, 4), dtype)))
+        for marks in ({}, {"resets": np.zeros((TIME, BATCH), bool)}):
+            carry, _ = rnnjax.unroll(own, {}, XS, **marks)
+            carry, _ = rnnjax.unroll(own, {}, XS, carry, **marks)
+            assert carry.h.dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("made", "came"),
+    [
+        (lambda batch, dtype: 0.0, "it is 0.0"),
+        (lambda batch, dtype: jnp.zeros((), dtype), r"it is float32 \(\)"),
+        (lambda batch, dtype: OneState(jnp.zeros(5, dtype)), r"\.h is float32 \(5,\)"),
+        (lambda batch, dtype: OneState(jnp.zeros((5, *batch))), r"\.h is float32 \(5, 3\)"),
+        (lambda batch, dtype: {"h": "a"}, r"\['h'\] is 'a'"),
+    ],
+    ids=range(5),
+)
+def test_a_carry_of_a_users_own_begins_with_the_batch(made: Any, came: str) -> None:
+    own = Own(made)
+    message = rf"^initial_carry of a Own must .* batch_shape, here \(3,\), but {came}; write"
+    resets = np.zeros((TIME, BATCH), bool)
+    for call in [
+        lambda: rnnjax.unroll(own, {}, XS),
+        lambda: rnnjax.unroll(own, {}, XS, resets=resets),
+        lambda: rnnjax.unroll(own, {}, XS, OneState(jnp.zeros((BATCH, 5)))),
+        lambda: rnnjax.unroll(rnnjax.Stack([own]), ({},), XS),
+        lambda: rnnjax.explain(own, {}, XS),
+    ]:
+        with pytest.raises(InvalidInputError, match=message):
+            call()
+
+
+def test_an_initial_carry_takes_a_dtype() -> None:
+    """It is said where the class is written: a carry could be asked for by any call."""
+    for made, came in [
+        (lambda self, batch_shape=(): 0, r"\(self, batch_shape=\(\)\)"),
+        (lambda self, batch_shape, dtype=None: 0, r"\(self, batch_shape, dtype=None\)"),
+        (lambda self: 0, r"\(self\)"),
+    ]:
+        with pytest.raises(InvalidInputError, match=rf"initial_carry of Odd must .* takes {came}"):
+            type("Odd", (rnnjax.Cell,), {"initial_carry": made})
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (
+            lambda carry, x: x,
+            r"must return \(carry, y\), y an array or several, but returned float32",
+        ),
+        (lambda carry, x: (carry, None), r"must return \(carry, y\)"),
+        (lambda carry, x: (carry, x, x), r"must return .* a tuple of 3"),
+        (lambda carry, x: ((x,), x), r"must return a carry of the shapes .* returned \[0\]"),
+        (
+            lambda carry, x: (OneState(carry.h.astype(jnp.float16)), x),
+            r"must .*, \.h float32 \(3, 4\), but returned \.h float16 \(3, 4\); .* by astype",
+        ),
+        (
+            lambda carry, x: (OneState(carry.h[..., :1]), x),
+            r"must .* returned \.h float32 \(3, 1\)",
+        ),
+    ],
+    ids=range(6),
+)
+def test_a_step_of_a_users_own_returns_a_carry_like_the_last(returned: Any, message: str) -> None:
+    own = Own(lambda batch, dtype: OneState(jnp.zeros((*batch, 4), dtype)), returned)
+    for marks in ({}, {"mask": np.ones((TIME, BATCH), bool)}):
+        with pytest.raises(InvalidInputError, match=f"^step of a Own {message}"):
+            rnnjax.unroll(own, {}, XS, **marks)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizeless(rnnjax.Cell):
+    """Of a user, without the field of which shapes are made."""
+
+    carry = rnnjax.SimpleRNNCarry
+    gates = ("h",)
+
+    def update(self, params: Any, x: Any, carry: Any) -> Any:
+        return rnnjax.SimpleRNNCarry(jnp.tanh(x))
+
+
+class Shaped(Sizeless):
+    """And with shapes of its own, which need none."""
+
+    @property
+    def carry_shapes(self) -> Any:
+        return {"hidden": (HIDDEN,)}
+
+    def parameters(self, input_size: int) -> Any:
+        kernel = rnnjax.Param((input_size, HIDDEN), "ones", rnnjax.Role.INPUT)
+        recurrent = rnnjax.Param((HIDDEN, HIDDEN), "orthogonal", rnnjax.Role.LOOP)
+        return {"kernel": kernel, "recurrent_kernel": recurrent}
+
+
+@pytest.mark.parametrize("method", [Scan(), Fused(), Auto()], ids=str)
+def test_a_cell_without_hidden_size_has_shapes(method: Any) -> None:
+    message = "Sizeless has no hidden_size, .*; add the field hidden_size: int, or write"
+    for call in [
+        lambda: Sizeless().init(KEY, FEATURES),
+        lambda: Sizeless().initial_carry(),
+        lambda: rnnjax.unroll(Sizeless(), {"kernel": XS[0]}, XS, method=method),
+    ]:
+        with pytest.raises(InvalidInputError, match=message):
+            call()
+    cell = Shaped()
+    ys = rnnjax.unroll(cell, cell.init(KEY, FEATURES), XS, method=method)[1]
+    assert ys.shape == (TIME, BATCH, cell.output_size)
+    assert rnnjax.explain(cell, cell.init(KEY, FEATURES), XS, method=method).layers
+
+
+@pytest.mark.parametrize("method", [Scan(), Fused()], ids=str)
+def test_no_operand_has_eight_bits(method: Any) -> None:
+    cell, params, xs, carry, *_ = arguments("lstm").values()
+    narrow = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float8_e4m3fn), (params, xs, carry))
+    for given, name in [
+        ((narrow[0], xs), "params"), ((params, narrow[1]), "xs"), ((params, xs, narrow[2]), "carry")
+    ]:  # fmt: skip
+        with pytest.raises(
+            InvalidInputError, match=rf"^{name}.* of 16 bits or more, but is float8"
+        ):
+            rnnjax.unroll(cell, *given, method=method)
+
+
+def mean_over(axis: str) -> Any:
+    """An LSTM whose update is the mean over an axis with a name."""
+
+    class Mean(LSTMCell):
+        def update(self, params: Any, x: Any, carry: Any) -> Any:
+            return jax.lax.pmean(super().update(params, x, carry), axis)
+
+    return Mean(HIDDEN)
+
+
+def over_rows(run: Any, how: str) -> Any:
+    """``run`` for each of two parts of an array, the second axis of which they are."""
+    if how == "vmap":
+        return jax.vmap(run, in_axes=1, out_axes=1, axis_name="parts")
+    mesh = jax.make_mesh((2,), ("parts",), axis_types=(AxisType.Auto,))
+    parts = PartitionSpec(None, "parts")
+    return jax.jit(jax.shard_map(run, mesh=mesh, in_specs=parts, out_specs=parts))
+
+
+@pytest.mark.parametrize("how", ["vmap", "shard_map"])
+def test_a_collective_in_an_update_is_for_the_scan(how: str, assert_close: Any) -> None:
+    cell, params, *_ = arguments("lstm").values()
+    cell, params = mean_over("parts"), jax.tree.map(lambda p: p + 0.1, params)
+    xs = np.random.default_rng(0).normal(size=(TIME, 2, FEATURES)).astype(np.float32)
+
+    def loss(params: Any, method: Any = Auto(), **marks: Any) -> Any:
+        ys = over_rows(lambda xs: rnnjax.unroll(cell, params, xs, method=method, **marks)[1], how)
+        return (ys(xs) ** 2).sum()
+
+    def loop(params: Any) -> Any:
+        carry, total = cell.initial_carry((2,)), 0.0
+        for x in xs:
+            new, _ = LSTM.step(params, carry, x)
+            carry = jax.tree.map(lambda n: jnp.broadcast_to(n.mean(0), n.shape), new)
+            total += (carry.hidden**2).sum()
+        return total
+
+    actual, expected = (
+        jax.value_and_grad(f)(params) for f in (lambda params: loss(params, Scan()), loop)
+    )
+    assert_close(actual, expected, 1e-5)
+    collective = "a collective over the axis 'parts'"
+    for method in (Fused(), Auto()):
+        message = rf"^update of Mean\(5\) has {collective}, .*; use method=Scan\(\)"
+        with pytest.raises(InvalidInputError, match=message):
+            loss(params, method)
+    if how == "vmap":
+        # What rows see of each other, a mask of one cannot cut off.
+        message = rf"^the step of Mean\(5\) has {collective}, .* lengths, mask or resets"
+        with pytest.raises(InvalidInputError, match=message):
+            loss(params, Scan(), mask=np.ones(TIME, bool))
+
+
+class Telling(GRUCell):
+    """With an update that tells of itself, each step after the one before."""
+
+    def update(self, params: Any, x: Any, carry: Any) -> Any:
+        jax.debug.callback(TOLD.append, carry.hidden.sum(), ordered=True)
+        return super().update(params, x, carry)
+
+
+TOLD: list[Any] = []
+
+
+def test_an_ordered_callback_in_an_update_is_for_the_scan() -> None:
+    cell, xs = Telling(HIDDEN), XS + 1
+    params = cell.init(KEY, FEATURES)
+    for method in (Fused(), Auto()):
+        message = r"^update of Telling\(5\) has a callback with ordered=True, .*use method=Scan"
+        with pytest.raises(InvalidInputError, match=message):
+            rnnjax.unroll(cell, params, xs, method=method)
+    TOLD.clear()
+    _, ys = rnnjax.unroll(cell, params, xs, method=Scan())
+    jax.effects_barrier()
+    np.testing.assert_allclose(TOLD, [0, *ys.sum(axis=(1, 2))[:-1]], rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["lstm", "layernorm", "projection"])

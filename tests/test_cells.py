@@ -156,6 +156,58 @@ def test_equal_cells_hash_alike(kind: Any) -> None:
     assert len({Stack([kind(4)]), Stack((kind(4),)), Stack(iter([kind(4)]))}) == 1
 
 
+class Traced(LSTMCell):
+    """That says when it is traced."""
+
+    def update(self, params: Any, x: Any, carry: Any) -> Any:
+        TRACES.append(self)
+        return super().update(params, x, carry)
+
+
+TRACES: list[Any] = []
+
+
+def with_initializers(scale: float) -> list[rnnjax.Cell]:
+    """A cell, and combinations of it, with initialisers that are built anew at each call."""
+    cell = Traced(
+        4,
+        kernel_init=jax.nn.initializers.normal(scale),
+        bias_init=lambda key, shape, dtype: jnp.full(shape, scale, dtype),
+    )
+    return [
+        cell,
+        Stack([cell, rnnjax.LearnedCarry(cell)]),
+        Stack([rnnjax.Bidirectional(cell, rnnjax.Regularized(cell, zoneout_cell=0.1))]),
+    ]
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_a_cell_built_again_with_initialisers_built_again_compiles_nothing(which: int) -> None:
+    def run(scale: float) -> None:
+        cell = with_initializers(scale)[which]
+        params = jax.eval_shape(lambda: cell.init(KEY, 3))
+        params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), params)
+        carry = rnnjax.unroll(cell, params, np.zeros((5, 2, 3), np.float32))[0]
+        rnnjax.unroll(cell, params, np.zeros((5, 2, 3), np.float32), carry)
+
+    run(0.1)
+    TRACES.clear()
+    for scale in (0.1, 0.2):
+        run(scale)
+    assert not TRACES
+
+
+def test_init_under_jit_draws_by_the_initialisers_of_its_cell() -> None:
+    """They are no part of a program that runs the cell, but they are of the one that draws it."""
+    init = jax.jit(lambda cell, key: cell.init(key, 3), static_argnums=0)
+    for scale in (0.5, 2.0):
+        cell = with_initializers(scale)[0]
+        rnnjax.unroll(cell, cell.init(KEY, 3), jnp.zeros((2, 1, 3)))
+        params = init(cell, KEY)
+        assert float(params["bias"][0]) == scale
+        assert 0.5 * scale < float(params["kernel"].std()) < 1.5 * scale
+
+
 def test_a_known_activation_is_its_name_however_it_is_given() -> None:
     by_name = LSTMCell(4, activation="tanh", recurrent_activation="sigmoid")
     by_function = LSTMCell(4, activation=jnp.tanh, recurrent_activation=jax.nn.sigmoid)
@@ -225,6 +277,34 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
     for kind in (LSTMCell, GRUCell):
         with pytest.raises(InvalidInputError, match=message):
             kind(4, **options)
+
+
+def constant(shape: tuple[int, ...]) -> Any:
+    return lambda key, _, dtype: jnp.zeros(shape, dtype)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        *(
+            ({"bias_init": name}, r"^bias_init of .*\(4\) must be .* draws bias \(\d+,\), but")
+            for name in ("glorot_uniform", "he_normal", "orthogonal")
+        ),
+        ({"bias_init": jax.nn.initializers.orthogonal()}, "^bias_init .* 'unit_uniform' draw any"),
+        ({"kernel_init": constant((2,))}, r"^kernel_init .*, but it returned float32 \(2,\)"),
+        ({"kernel_init": lambda key, shape, dtype: 3.0}, "^kernel_init .*, but it returned 3.0"),
+        ({"kernel_init": lambda key: key}, "^kernel_init .* takes 1 positional argument but 3"),
+        (
+            {"recurrent_kernel_init": jax.nn.initializers.orthogonal},
+            "^recurrent_kernel_init .*, but it returned a function",
+        ),
+    ],
+)
+def test_initialisers_that_cannot_draw_are_named(options: dict[str, Any], message: str) -> None:
+    for kind in KINDS:
+        with pytest.raises(InvalidInputError, match=message) as error:
+            kind(4, **options).init(KEY, 3)
+        assert len(str(error.value)) < 320
 
 
 @pytest.mark.parametrize("name", INITIALIZERS)

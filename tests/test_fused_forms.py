@@ -302,13 +302,16 @@ def test_masked_gradients_of_odd_cells(kind, batch, random_like, assert_close):
     assert_close(*(jax.jit(jax.grad(f, (0, 1)))(params, xs) for f in (run, loop)), 1e-5)
 
 
-def test_gradients_of_bfloat16_parameters_are_summed_in_float32():
+@pytest.mark.parametrize("method", [rnnjax.Scan(), rnnjax.Fused()], ids=str)
+def test_gradients_of_bfloat16_parameters_are_summed_in_float32(method):
     cell = rnnjax.PeepholeLSTMCell(4, param_dtype=jnp.bfloat16)
     params = jax.tree.map(lambda p: p + 0.1, cell.init(jax.random.key(0), 2))
     xs = jax.random.normal(jax.random.key(1), (1000, 1, 2))
 
     def peephole(params):
-        return jax.grad(lambda p: rnnjax.unroll(cell, p, xs)[1].sum())(params)["peephole"]
+        return jax.grad(lambda p: rnnjax.unroll(cell, p, xs, method=method)[1].sum())(params)[
+            "peephole"
+        ]
 
     narrow = peephole(params).astype(jnp.float32)
     wide = peephole(jax.tree.map(lambda p: p.astype(jnp.float32), params))

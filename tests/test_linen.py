@@ -1,5 +1,6 @@
 """`rnnjax.linen` against Flax's own ``RNN``, ``Bidirectional`` and cells, and in training."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cell_table import OwnStepCell
+from cell_table import OwnStepCell, SCRNCell, SubLSTMCell
 from flax.errors import ScopeParamShapeError
 
 import rnnjax
@@ -505,3 +506,147 @@ def test_a_carry_that_is_not_of_flax_is_refused(carry: str) -> None:
     variables = model.init(jax.random.key(0), inputs)
     with pytest.raises(InvalidInputError, match=r"must be the pair \(c, h\)"):
         model.apply(variables, inputs, initial_carry=given)
+
+
+LECUN = {"recurrent_kernel_init": nn.initializers.lecun_normal()}  # which bfloat16 has
+TYPES: dict[str, dict[str, Any]] = {
+    "dtype": {"dtype": jnp.bfloat16},
+    "all": {"dtype": jnp.bfloat16, "param_dtype": jnp.bfloat16, **LECUN},
+    "inputs": {},
+}
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru", "mgu", "simple", "residual"])
+@pytest.mark.parametrize("types", TYPES)
+def test_types_are_those_of_flax(kind: str, types: str, assert_close: Any) -> None:
+    if types == "dtype" and kind in ("simple", "residual"):
+        return  # whose state would change its type in Flax's loop
+    inputs = jax.random.normal(jax.random.key(1), (BATCH, TIME, FEATURES))
+    inputs = inputs.astype(jnp.bfloat16) if types == "inputs" else inputs
+    cell = CELLS[kind](HIDDEN, **TYPES[types])
+    theirs, ours = (m.RNN(cell, return_carry=True) for m in (nn, rnnjax.linen))
+    variables = theirs.init(jax.random.key(0), inputs)
+    expected, actual = (m.apply(variables, inputs) for m in (theirs, ours))
+    kinds = [jax.tree.map(lambda leaf: leaf.dtype, tree) for tree in (actual, expected)]
+    assert kinds[0] == kinds[1]
+    assert_close(actual, expected, 1e-5 if types == "inputs" else 2e-2)
+
+
+@pytest.mark.parametrize("dtype", [int, bool, jnp.uint8])
+def test_integers_become_what_flax_makes_of_them(dtype: Any, assert_close: Any) -> None:
+    inputs = (jnp.arange(BATCH * TIME * FEATURES).reshape(BATCH, TIME, -1) % 3).astype(dtype)
+    for kind in ("lstm", "simple"):
+        theirs, ours = (m.RNN(CELLS[kind](HIDDEN)) for m in (nn, rnnjax.linen))
+        variables = ours.init(jax.random.key(0), inputs)
+        assert_close(ours.apply(variables, inputs), theirs.apply(variables, inputs), 1e-5)
+    for cell in (GRUCell(HIDDEN), Leaky(HIDDEN)):
+        with pytest.raises(InvalidInputError, match=r"^inputs .*floating-point.*inputs\.astype"):
+            rnnjax.linen.RNN(cell).init(jax.random.key(0), inputs)
+
+
+class Activated(nn.Module):
+    """An activation with parameters, which are the parent's."""
+
+    rnn: Any
+    closure: bool
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array, **marks: Any) -> jax.Array:
+        act = nn.PReLU()
+        function = (lambda x: act(x)) if self.closure else act
+        outputs = self.rnn(nn.GRUCell(HIDDEN, activation_fn=function))(inputs, **marks)
+        return nn.Dense(1)(outputs)
+
+
+@pytest.mark.parametrize("closure", [False, True], ids=["module", "closure"])
+def test_an_activation_with_parameters(closure: bool, assert_close: Any) -> None:
+    inputs = jax.random.normal(jax.random.key(1), (BATCH, TIME, FEATURES))
+    theirs, ours = (Activated(m.RNN, closure) for m in (nn, rnnjax.linen))
+    variables = theirs.init(jax.random.key(0), inputs)
+    assert set(variables["params"]) == {"GRUCell_0", "PReLU_0", "Dense_0"}
+    assert_close(ours.init(jax.random.key(0), inputs), variables, 0)
+    expected = jax.grad(lambda v: jnp.sum(theirs.apply(v, inputs) ** 2))(variables)
+    for marks in ({}, {"mask": jnp.ones((BATCH, TIME), bool)}):
+        actual = jax.grad(lambda v, m=marks: jnp.sum(ours.apply(v, inputs, **m) ** 2))(variables)
+        assert_close(actual, expected, 1e-5)
+    # And outside of jit, other parameters are other numbers.
+    doubled = jax.tree.map(lambda leaf: 2 * leaf, variables)
+    assert_close(ours.apply(doubled, inputs), theirs.apply(doubled, inputs), 1e-5)
+
+
+class Shared(nn.Module):
+    """One cell in three RNNs, one of them around it."""
+
+    rnn: Any
+
+    def setup(self) -> None:
+        self.cell = nn.LSTMCell(HIDDEN)
+        self.first = self.rnn(self.cell)
+        self.second = self.rnn(self.cell, reverse=True)
+        self.third = self.rnn(Wrapped(self.cell))
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        return self.first(inputs) + self.second(inputs) + self.third(inputs)[0]
+
+
+def test_a_cell_of_the_parent_in_several(assert_close: Any) -> None:
+    inputs = jax.random.normal(jax.random.key(1), (BATCH, TIME, FEATURES))
+    theirs, ours = (Shared(m.RNN) for m in (nn, rnnjax.linen))
+    variables = theirs.init(jax.random.key(0), inputs)
+    assert set(variables["params"]) == {"cell"}
+    assert_close(ours.init(jax.random.key(0), inputs), variables, 0)
+    actual, expected = (
+        jax.value_and_grad(lambda v, m=m: jnp.sum(m.apply(v, inputs) ** 2))(variables)
+        for m in (ours, theirs)
+    )
+    assert_close(actual, expected, 1e-5)
+    # What a step leaves besides is dropped, and no tracer stays behind.
+    _, state = ours.apply(variables, inputs, capture_intermediates=True)
+    jax.tree.map(np.asarray, state)
+
+
+@pytest.mark.parametrize("cell", [SubLSTMCell(HIDDEN), SCRNCell(HIDDEN, context_size=3)])
+def test_a_users_sublstm_and_scrn(cell: rnnjax.Cell, assert_close: Any) -> None:
+    inputs = jax.random.normal(jax.random.key(1), (BATCH, TIME, FEATURES))
+    model = rnnjax.linen.RNN(cell, return_carry=True)
+    variables = model.init(jax.random.key(0), inputs)
+    params, xs = variables["params"]["cell"], jnp.swapaxes(inputs, 0, 1)
+    carry, ys = rnnjax.unroll(cell, params, xs, lengths=LENGTHS)
+    actual = model.apply(variables, inputs, seq_lengths=LENGTHS)
+    assert_close(actual, (carry, jnp.swapaxes(ys, 0, 1)), 1e-6)
+
+
+def test_the_grid_of_a_convolution_is_not_time(assert_close: Any) -> None:
+    cell = rnnjax.ConvLSTMCell(2, kernel_shape=(3,))
+    inputs = jax.random.normal(jax.random.key(1), (BATCH, TIME, 6, FEATURES))
+    for one in (cell, Stack([cell, cell])):
+        model = rnnjax.linen.RNN(one)
+        variables = model.init(jax.random.key(0), inputs)
+        _, ys = rnnjax.unroll(one, variables["params"]["cell"], jnp.swapaxes(inputs, 0, 1))
+        assert_close(model.apply(variables, inputs), jnp.swapaxes(ys, 0, 1), 1e-6)
+
+
+@pytest.mark.parametrize("time_major", [False, True])
+def test_errors_speak_of_the_axes_of_the_caller(time_major: bool) -> None:
+    model = rnnjax.linen.RNN(nn.GRUCell(HIDDEN), time_major=time_major)
+    variables = model.init(jax.random.key(0), jnp.ones((BATCH, TIME, FEATURES)))
+    axes = "time, batch" if time_major else "batch, time"
+    with pytest.raises(InvalidInputError, match=rf"^inputs has 3 .* of inputs \({axes}, features"):
+        model.apply(variables, jnp.ones((BATCH, TIME, 3)))
+    for cell in (nn.GRUCell(HIDDEN), Leaky(HIDDEN)):
+        carry, match = jnp.ones((5, HIDDEN)), r"initial_carry must begin with \(4,\)"
+        with pytest.raises(InvalidInputError, match=match):
+            rnnjax.linen.RNN(cell).init(
+                jax.random.key(0), jnp.ones((4, 4, FEATURES)), initial_carry=carry
+            )
+    with pytest.raises(TypeError, match="masks"):
+        model.apply(variables, jnp.ones((4, 4, FEATURES)), masks=None)
+
+
+def test_they_are_flaxs_modules() -> None:
+    """Whoever asks for Flax's classes, or reads their fields in their order, finds them."""
+    for name in ("RNN", "Bidirectional"):
+        ours, theirs = getattr(rnnjax.linen, name), getattr(nn, name)
+        assert issubclass(ours, theirs)
+        fields = [[f.name for f in dataclasses.fields(one) if f.init] for one in (ours, theirs)]
+        assert [f for f in fields[0] if f != "method"] == fields[1]

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from cell_table import SCRNCell, SubLSTMCell
 from flax import nnx
 
 import rnnjax
@@ -107,7 +108,7 @@ class Leaky(nnx.RNNCellBase):
 
     def __call__(self, carry: jax.Array, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
         new = 0.5 * carry + jnp.tanh(self.dense(inputs))
-        return new, 2 * new
+        return new, 2 * new if self.dropout is None else self.dropout(new)
 
     def initialize_carry(self, input_shape: Any, rngs: Any = None, carry_init: Any = None) -> Any:
         return jnp.ones((*input_shape[:-1], self.features))
@@ -129,7 +130,7 @@ def test_any_cell_of_flax_runs(assert_close: Any) -> None:
         for m in (nnx, rnnjax.nnx)
     ]
     assert_close(*map(jax.tree.leaves, gradients), 1e-5)
-    with pytest.raises(InvalidInputError, match=r"Leaky keeps variables .*flax.nnx.RNN"):
+    with pytest.raises(InvalidInputError, match=r"Leaky writes variables .*flax.nnx.RNN"):
         rnnjax.nnx.RNN(Leaky(HIDDEN, noise=0.5, rngs=nnx.Rngs(0)))(inputs)
 
 
@@ -389,3 +390,129 @@ RNGS = nnx.Rngs(0)
 def test_what_cannot_be_honoured_is_refused(build: Callable[[], Any], match: str) -> None:
     with pytest.raises(InvalidInputError, match=match):
         build()
+
+
+TYPES: dict[str, dict[str, Any]] = {
+    "dtype": {"dtype": jnp.bfloat16},
+    "all": {
+        "dtype": jnp.bfloat16,
+        "param_dtype": jnp.bfloat16,
+        "recurrent_kernel_init": nnx.initializers.lecun_normal(),
+    },
+    "inputs": {},
+}
+
+
+@pytest.mark.parametrize("kind", ["lstm", "optimized-lstm", "gru"])
+@pytest.mark.parametrize("types", TYPES)
+def test_types_are_those_of_flax(kind: str, types: str, assert_close: Any) -> None:
+    inputs = jax.random.normal(jax.random.key(1), (BATCH, TIME, FEATURES))
+    inputs = inputs.astype(jnp.bfloat16) if types == "inputs" else inputs
+    cell = CELLS[kind](FEATURES, HIDDEN, rngs=nnx.Rngs(0), **TYPES[types])
+    expected, actual = (m.RNN(cell, return_carry=True)(inputs) for m in (nnx, rnnjax.nnx))
+    kinds = [jax.tree.map(lambda leaf: leaf.dtype, tree) for tree in (actual, expected)]
+    assert kinds[0] == kinds[1]
+    assert_close(actual, expected, 1e-5 if types == "inputs" else 2e-2)
+
+
+def test_integers_become_what_flax_makes_of_them(assert_close: Any) -> None:
+    inputs = jnp.arange(BATCH * TIME * FEATURES).reshape(BATCH, TIME, -1) % 3
+    for kind in ("lstm", "simple"):
+        cell = CELLS[kind](FEATURES, HIDDEN, rngs=nnx.Rngs(0))
+        assert_close(rnnjax.nnx.RNN(cell)(inputs), nnx.RNN(cell)(inputs), 1e-5)
+    for cell, size in ((GRUCell(HIDDEN), FEATURES), (Leaky(HIDDEN, rngs=nnx.Rngs(0)), None)):
+        with pytest.raises(InvalidInputError, match=r"^inputs .*floating-point.*inputs\.astype"):
+            rnnjax.nnx.RNN(cell, size, rngs=nnx.Rngs(0))(inputs)
+
+
+class Constants(Leaky):
+    """A cell that reads more than parameters, and writes none of it."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        super().__init__(HIDDEN, noise=0.5, rngs=rngs)
+        self.dropout.deterministic = True
+        self.scale, self.shift = jnp.full(HIDDEN, 2.0), np.arange(HIDDEN, dtype=np.float32)
+        self.mean, self.power = nnx.BatchStat(jnp.ones(HIDDEN)), nnx.Variable(jnp.array(3))
+
+    def __call__(self, carry: jax.Array, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        carry, y = super().__call__(carry, inputs)
+        return carry, (y - self.mean[...]) * self.scale + self.shift**self.power
+
+
+def test_a_cell_may_read_variables_of_any_kind(assert_close: Any) -> None:
+    cell = Constants(nnx.Rngs(0))
+    inputs = jax.random.normal(jax.random.key(1), (BATCH, TIME, FEATURES))
+    kinds = nnx.DiffState(0, nnx.Any(nnx.Param, nnx.BatchStat))
+
+    def gradient(module: Any, **marks: Any) -> Any:
+        def loss(cell: Any) -> jax.Array:
+            return jnp.sum(module.RNN(cell)(inputs, **marks) ** 2)
+
+        return jax.tree.leaves(nnx.grad(loss, argnums=kinds)(cell))
+
+    assert len(gradient(nnx)) == 3
+    assert_close(gradient(rnnjax.nnx), gradient(nnx), 1e-5)
+    masked = gradient(rnnjax.nnx, mask=jnp.ones((BATCH, TIME), bool))
+    assert_close(masked, gradient(nnx), 1e-5)
+    model = rnnjax.nnx.RNN(cell)
+    model(inputs)
+    cell.mean[...] = jnp.full(HIDDEN, 5.0)
+    cell.shift = cell.shift + 1
+    assert_close(model(inputs), nnx.RNN(cell)(inputs), 1e-5)
+    assert_close(nnx.jit(lambda m, x: m(x))(model, inputs), nnx.RNN(cell)(inputs), 1e-5)
+
+
+@pytest.mark.parametrize("closure", [False, True], ids=["module", "closure"])
+def test_an_activation_with_parameters(closure: bool, assert_close: Any) -> None:
+    act = nnx.PReLU()
+    cell = nnx.LSTMCell(
+        FEATURES,
+        HIDDEN,
+        activation_fn=(lambda x: act(x)) if closure else act,
+        rngs=nnx.Rngs(0),
+    )
+    inputs = jax.random.normal(jax.random.key(1), (BATCH, TIME, FEATURES))
+    theirs, ours = (m.RNN(cell, return_carry=True) for m in (nnx, rnnjax.nnx))
+    for slope in (0.01, 0.9):  # a program that was compiled for the first knows of the second
+        act.negative_slope[...] = jnp.array(slope)
+        assert_close(ours(inputs), theirs(inputs), 1e-5)
+
+
+@pytest.mark.parametrize("cell", [SubLSTMCell(HIDDEN), SCRNCell(HIDDEN, context_size=3)])
+def test_a_users_sublstm_and_scrn(cell: rnnjax.Cell, assert_close: Any) -> None:
+    inputs = jax.random.normal(jax.random.key(1), (BATCH, TIME, FEATURES))
+    model = rnnjax.nnx.RNN(cell, FEATURES, rngs=nnx.Rngs(0), return_carry=True)
+    xs = jnp.swapaxes(inputs, 0, 1)
+    carry, ys = rnnjax.unroll(cell, model.cell_params, xs, lengths=LENGTHS)
+    assert_close(model(inputs, seq_lengths=LENGTHS), (carry, jnp.swapaxes(ys, 0, 1)), 1e-6)
+
+
+def test_errors_speak_of_the_axes_of_the_caller() -> None:
+    wrong = jnp.ones((BATCH, TIME, 3))
+    for model in (make_model(), rnnjax.nnx.RNN(nnx.GRUCell(FEATURES, HIDDEN, rngs=nnx.Rngs(0)))):
+        for time_major, axes in ((False, "batch, time"), (True, "time, batch")):
+            match = rf"^inputs has 3 .* of inputs \({axes}, features\)"
+            with pytest.raises(InvalidInputError, match=match):
+                model(wrong, time_major=time_major)
+    with pytest.raises(TypeError, match="masks"):
+        make_model()(wrong, masks=None)
+
+
+def test_state_and_drawn_carries_are_those_of_flax(assert_close: Any) -> None:
+    """A state of the one goes into the other, and so do the random numbers."""
+    inputs = jax.random.normal(jax.random.key(1), (BATCH, TIME, FEATURES))
+
+    def build(module: Any) -> Any:
+        rngs = nnx.Rngs(0)
+        cells = [kind(FEATURES, HIDDEN, rngs=rngs) for kind in (nnx.GRUCell, nnx.LSTMCell)]
+        for cell in cells:
+            cell.carry_init = nnx.initializers.normal()
+        return module.Bidirectional(*(module.RNN(cell) for cell in cells))
+
+    theirs, ours = build(nnx), build(rnnjax.nnx)
+    assert isinstance(ours, nnx.Bidirectional)
+    assert isinstance(ours.forward_rnn, nnx.RNN)
+    states = [nnx.to_flat_state(nnx.state(module)).paths for module in (ours, theirs)]
+    assert states[0] == states[1]
+    for _ in range(2):
+        assert_close(ours(inputs), theirs(inputs), 1e-5)

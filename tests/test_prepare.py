@@ -186,3 +186,55 @@ def test_wrong_parameters_and_inputs_are_refused(random_like):
         rnnjax.prepare(rnnjax.Stack([cell]), [params], x)
     with pytest.raises(rnnjax.InvalidInputError, match="product_dtype must be bfloat16"):
         rnnjax.prepare(cell, params, x, product_dtype=jnp.int8)
+
+
+def test_whatever_unroll_refuses_is_refused_in_its_words(random_like):
+    cell, other = rnnjax.LSTMCell(HIDDEN), rnnjax.GRUCell(HIDDEN)
+    params, carry, x = make(cell, (3,), random_like)
+    start = cell.initial_carry()
+    learned, zoneout = rnnjax.LearnedCarry(cell), rnnjax.Regularized(cell, zoneout_cell=0.1)
+    ready, laid_out = rnnjax.prepare(cell, params, x)
+    without = {name: leaf for name, leaf in laid_out.items() if name != "bias"}
+    others = jax.tree.map(jnp.zeros_like, make(other, (3,), random_like)[0])
+    for ask, given, inputs in [
+        *((cell, wrong, x) for wrong in ({}, None, without, others)),
+        *((zoneout, wrong, x) for wrong in ({}, without)),
+        (learned, params, x),
+        (learned, {"cell": without, "initial_carry": start}, x),
+        (rnnjax.Stack([cell]), ({},), x),
+        (type(cell), params, x),
+        (params, cell, x),
+        *((cell, params, wrong) for wrong in (None, "x", x.astype(int), x[:, 1:], x[..., None])),
+        (cell, params, x.astype(jnp.float8_e4m3fn)),
+    ]:
+        whole = inputs[None] if isinstance(inputs, jax.Array) else inputs
+        with pytest.raises(rnnjax.InvalidInputError) as expected:
+            rnnjax.unroll(ask, given, whole)
+        with pytest.raises(rnnjax.InvalidInputError) as error:
+            rnnjax.prepare(ask, given, inputs)
+        assert str(error.value).split(",")[0] == str(expected.value).split(",")[0]
+    with pytest.raises(rnnjax.InvalidInputError, match=r"^xs must be .* float8_e4m3fn"):
+        rnnjax.prepare(cell, params, jax.ShapeDtypeStruct(x.shape, jnp.float8_e4m3fn))
+    for wrong in ({}, None, without, others):
+        with pytest.raises(rnnjax.InvalidInputError, match=r"^params .* LSTMCell"):
+            ready.step(wrong, carry, x)
+
+
+def test_a_reason_is_that_of_the_layer(random_like):
+    cell = rnnjax.Regularized(rnnjax.LSTMCell(HIDDEN), zoneout_cell=0.1)
+    params, _, x = make(cell, (3,), random_like)
+    with pytest.raises(rnnjax.InvalidInputError, match="because its zoneout comes between"):
+        rnnjax.prepare(cell, params, x, product_dtype=jnp.bfloat16)
+    own = OwnStepCell(HIDDEN)
+    with pytest.raises(rnnjax.InvalidInputError, match="because it declares no carry and update"):
+        rnnjax.prepare(own, own.init(None, FEATURES), x, product_dtype=jnp.bfloat16)
+
+
+def test_platforms_have_names(random_like):
+    stack = rnnjax.Stack([rnnjax.LSTMCell(HIDDEN), OwnStepCell(HIDDEN)])
+    params, _, x = make(stack, (3,), random_like)
+    for platform in ("cpu", "cuda", "rocm", "gpu", "tpu", None):
+        rnnjax.prepare(stack, params, x, platform=platform)
+    for wrong in ("cupu", "any", "CPU", 3, ["cpu"]):
+        with pytest.raises(rnnjax.InvalidInputError, match=r"^platform must be one of cpu"):
+            rnnjax.prepare(stack, params, x, platform=wrong)

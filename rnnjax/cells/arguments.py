@@ -7,7 +7,8 @@ when it runs. An error says what was expected, what came and what to do.
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -81,22 +82,33 @@ def check_size(name: str, value: Any) -> None:
         raise InvalidInputError(f"{name} must be a positive integer, but is {brief(value)}")
 
 
+def is_floating(dtype: Any) -> bool:
+    """Whether a type is a real floating-point one in which a cell can compute.
+
+    JAX promotes none of 8 bits or less, and so no bias could be added to a product of it.
+
+    >>> is_floating(jnp.bfloat16), is_floating(jnp.float8_e4m3fn), is_floating(int)
+    (True, False, False)
+    """
+    return jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize > 1
+
+
 def floating_dtype(name: str, value: DTypeLike) -> Any:
     """The scalar type of that name, one spelling for all, so that equal cells hash alike.
 
     No ``numpy.dtype``: that of float64 equals None, which is another cell.
 
     Raises:
-        InvalidInputError: it is no type, or not a real floating-point one.
+        InvalidInputError: it is no type, or not a real floating-point one of 16 bits or more.
     """
     try:
         dtype = None if value is None else jnp.dtype(value)  # NumPy takes None for float64
     except TypeError:
         dtype = None
-    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+    if dtype is None or not is_floating(dtype):
         raise InvalidInputError(
-            f"{name} must be a floating-point type such as jnp.float32 or jnp.bfloat16, but is "
-            f"{brief(value) if dtype is None else dtype}"
+            f"{name} must be a floating-point type of 16 bits or more, such as jnp.float32 or "
+            f"jnp.bfloat16, but is {brief(value) if dtype is None else dtype}"
         )
     return dtype.type
 
@@ -143,12 +155,12 @@ def as_array(name: str, value: Any) -> jax.Array:
     )
 
 
-def as_floats(name: str, value: Any, advice: str) -> jax.Array:
-    """``value`` as a JAX array of real floating-point numbers."""
-    array = as_array(name, value)
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise InvalidInputError(f"{name} must be floating-point, but is {array.dtype}; {advice}")
-    return array
+def check_floats(name: str, dtype: Any, advice: str) -> None:
+    """Raise unless an array has a type of `is_floating`."""
+    if not is_floating(dtype):
+        raise InvalidInputError(
+            f"{name} must be floating-point of 16 bits or more, but is {dtype}; {advice}"
+        )
 
 
 def as_inputs(xs: Any) -> jax.Array | OneHot:
@@ -159,9 +171,18 @@ def as_inputs(xs: Any) -> jax.Array | OneHot:
     """
     if isinstance(xs, OneHot):
         return OneHot(jnp.asarray(xs.ids), xs.size)
-    return as_floats(
-        "xs", xs, "ids are given as rnnjax.OneHot(ids, size), numbers as xs.astype(jnp.float32)"
-    )
+    return described_inputs(as_array("xs", xs))
+
+
+def described_inputs(xs: Any) -> Any:
+    """As `as_inputs`, but what looks like an array, with a shape and a type, stays as it is."""
+    if isinstance(xs, OneHot):
+        return xs
+    if not hasattr(xs, "shape") or not hasattr(xs, "dtype"):
+        xs = as_array("xs", xs)
+    advice = "ids are given as rnnjax.OneHot(ids, size), numbers as xs.astype(jnp.float32)"
+    check_floats("xs", xs.dtype, advice)
+    return xs
 
 
 def check_key(key: Any) -> None:
@@ -204,6 +225,38 @@ def check_batch_shape(batch_shape: Any) -> None:
 # ---- parameters
 
 
+def drawn(cell: Any, name: str, param: Any, key: jax.Array, dtype: Any) -> jax.Array:
+    """A parameter as its initialiser draws it.
+
+    Args:
+        cell: the cell that declares it.
+        name: its name.
+        param: a `rnnjax.Param`.
+        key: a random key.
+        dtype: of the array.
+
+    Raises:
+        InvalidInputError: the initialiser cannot draw an array of that shape, as most that scale by
+            the sizes of two axes cannot draw a bias.
+    """
+    try:
+        array = get_initializer(param.init)(key, param.shape, dtype)
+        reason = f"it returned {brief(array)}"
+        if hasattr(array, "astype") and jnp.shape(array) == param.shape:
+            return array
+    except RnnjaxError:
+        raise
+    except (TypeError, ValueError, AttributeError, IndexError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__).split(". ")[0][:120]
+    # All biases of a cell are drawn by one.
+    argument = "bias_init" if name.endswith("bias") else f"{name}_init"
+    raise InvalidInputError(
+        f"{argument} of {brief(cell)} must be an initializer (key, shape, dtype) -> array that "
+        f"draws {name} {param.shape}, but {reason}; 'zeros', 'ones' and 'unit_uniform' draw any "
+        "shape"
+    )
+
+
 def check_params(cell: Any, params: Any) -> int:
     """Raise unless ``params`` are those of ``cell``; returns their ``input_size``.
 
@@ -221,10 +274,7 @@ def check_params(cell: Any, params: Any) -> int:
             raise InvalidInputError(
                 f"params[{key!r}] should be an array, but is {brief(leaf)}; {advice}"
             )
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise InvalidInputError(
-                f"params[{key!r}] must be floating-point, but is {leaf.dtype}; {advice}"
-            )
+        check_floats(f"params[{key!r}]", leaf.dtype, advice)
     input_size = params["kernel"].shape[-2] if params["kernel"].ndim > 1 else 0
     shapes = {key: jnp.shape(array) for key, array in params.items()}
     expected = {key: param.shape for key, param in cell.parameters(max(1, input_size)).items()}
@@ -272,13 +322,47 @@ def check_last_axis(xs: Any, input_size: int) -> None:
 # ---- carries
 
 
+def check_takes_dtype(cls: type, initial_carry: Callable[..., Any]) -> None:
+    """Raise unless a cell's ``initial_carry`` can be called as the library calls it."""
+    try:
+        signature = inspect.signature(initial_carry)
+    except (TypeError, ValueError):  # of a callable that does not say
+        return
+    try:
+        for given in ((), ((),), ((), None)):
+            signature.bind(None, *given)
+    except TypeError as error:
+        raise InvalidInputError(
+            f"initial_carry of {cls.__name__} must take (self, batch_shape=(), dtype=None), but "
+            f"takes {signature}; give it these arguments, and its leaves that dtype"
+        ) from error
+
+
+def made_carry(cell: Any, batch: tuple[int, ...], dtype: Any = None) -> Any:
+    """``cell.initial_carry(batch, dtype)``.
+
+    Raises:
+        InvalidInputError: a leaf of it is no array, or does not begin with the axes of the batch.
+    """
+    carry = cell.initial_carry(batch, dtype)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(carry):
+        if not hasattr(leaf, "shape") or leaf.shape[: len(batch)] != tuple(batch):
+            where = jax.tree_util.keystr(path)
+            raise InvalidInputError(
+                f"initial_carry of {brief(cell)} must return arrays whose shapes begin with "
+                f"batch_shape, here {batch}, but {where or 'it'} is {brief(leaf)}; write "
+                "jnp.zeros((*batch_shape, size), dtype)"
+            )
+    return carry
+
+
 def check_carry(name: str, cell: Any, carry: Any, batch: tuple[int, ...]) -> None:
     """Raise unless ``carry`` has the structure, shapes and types of ``cell.initial_carry(batch)``.
 
     Raises:
         InvalidInputError: it differs in one of them.
     """
-    expected = jax.eval_shape(lambda: cell.initial_carry(batch))
+    expected = jax.eval_shape(lambda: made_carry(cell, batch))
     advice = f"start from cell.initial_carry({batch}), or leave the {name} out"
     wanted: Any = jax.tree.structure(expected)
     if wanted != jax.tree.structure(carry):
@@ -295,11 +379,9 @@ def check_carry(name: str, cell: Any, carry: Any, batch: tuple[int, ...]) -> Non
                 f"{jnp.shape(leaf)}; start from cell.initial_carry({batch})"
             )
         came = jnp.result_type(leaf)
-        if jnp.issubdtype(want.dtype, jnp.floating) and not jnp.issubdtype(came, jnp.floating):
-            raise InvalidInputError(
-                f"{where} must be floating-point, but is {came}, which would be cut off at each "
-                f"step; {advice}"
-            )
+        # An integer would be cut off at each step.
+        if is_floating(want.dtype):
+            check_floats(where, came, advice)
         # Of a user's cell, a counter or a flag.
         if want.dtype.kind in "biu" and want.dtype.kind != came.kind:
             raise InvalidInputError(f"{where} must be {want.dtype}, but is {came}; {advice}")
@@ -314,7 +396,7 @@ def check_step(cell: Any, carry: Any, x: Any) -> None:
         x.ndim
         and wanted == structure
         and [jnp.shape(leaf) for leaf in leaves] == [(*batch, *shape) for shape in shapes]
-        and all(jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in leaves)
+        and all(is_floating(jnp.result_type(leaf)) for leaf in leaves)
     ):
         return  # what nearly always comes, without a trace of `initial_carry`
     check_carry("carry", cell, carry, batch)
@@ -323,8 +405,38 @@ def check_step(cell: Any, carry: Any, x: Any) -> None:
 @functools.lru_cache(maxsize=1024)
 def _alone(cell: Any) -> tuple[Any, list[tuple[int, ...]]]:
     """The structure of a cell's carry without a batch, and the shapes of its leaves."""
-    leaves, structure = jax.tree.flatten(jax.eval_shape(cell.initial_carry))
+    leaves, structure = jax.tree.flatten(jax.eval_shape(lambda: made_carry(cell, ())))
     return structure, [leaf.shape for leaf in leaves]
+
+
+def check_stepped(cell: Any, old: Any, returned: Any) -> None:
+    """Raise unless a ``step`` returned a carry like the one it was given, as a loop needs, and y.
+
+    Raises:
+        InvalidInputError: it returned something else.
+    """
+    pair = isinstance(returned, tuple) and len(returned) == 2
+    ys = jax.tree.leaves(returned[1]) if pair else []
+    if not ys or not all(hasattr(y, "shape") for y in ys):
+        raise InvalidInputError(
+            f"step of {brief(cell)} must return (carry, y), y an array or several, but returned "
+            f"{brief(returned)}; check its return"
+        )
+    wanted: Any = jax.tree.structure(old)
+    came, given = _types(returned[0]), _types(old)
+    if wanted != jax.tree.structure(returned[0]) or came != given:
+        raise InvalidInputError(
+            f"step of {brief(cell)} must return a carry of the shapes and types that it is given, "
+            f"{given}, but returned {came}; check initial_carry, or cast by astype"
+        )
+
+
+def _types(tree: Any) -> str:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return ", ".join(
+        f"{jax.tree_util.keystr(path)} {jnp.result_type(leaf)} {jnp.shape(leaf)}".strip()
+        for path, leaf in leaves
+    )
 
 
 def _shapes(tree: Any) -> str:

@@ -1,6 +1,8 @@
 """The contract of a cell: what one time step computes, apart from how it is run over time."""
 
 import abc
+import copy
+import dataclasses
 import enum
 import functools
 from collections.abc import Mapping
@@ -10,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from rnnjax.cells.activations import Initializer, get_initializer, slopes_follow_from_values
+from rnnjax.cells.activations import Initializer, slopes_follow_from_values
 from rnnjax.cells.arguments import (
     as_inputs,
     brief,
@@ -19,11 +21,15 @@ from rnnjax.cells.arguments import (
     check_fields,
     check_init,
     check_step,
+    check_takes_dtype,
+    drawn,
     floating_dtype,
+    made_carry,
     naming_update,
     same_shapes,
     usual_promotion,
 )
+from rnnjax.cells.devices import varying_like
 from rnnjax.cells.onehot import OneHot
 from rnnjax.cells.products import Kernel, add_bias, at_least_float32, product
 from rnnjax.errors import InvalidInputError
@@ -91,6 +97,9 @@ class Cell(abc.ABC):
     - ``output``: the leaf of the new carry that is the output: ``"hidden"``. None: the update
       returns the new carry and ``y``, of ``hidden_size`` unless `output_size` says otherwise.
 
+    Fields whose names end in ``_init`` are initialisers, read by `init` and `initial_carry` alone:
+    cells that differ in them run as one program.
+
     A cell that fits no equation of this kind leaves ``carry`` at None and writes `output_size`,
     `init`, `initial_carry` and `step` itself; it runs on ``Scan()``.
 
@@ -148,6 +157,7 @@ class Cell(abc.ABC):
                 f"parameters, so that no way of running it would see them; change those, or "
                 "write a cell on rnnjax.Cell without a carry declared"
             )
+        check_takes_dtype(cls, cls.initial_carry)
 
     def __new__(cls, *args: Any, **_: Any) -> Self:
         """Everything behind the hidden size goes by its name."""
@@ -172,7 +182,7 @@ class Cell(abc.ABC):
         ``recurrent_kernel (size of the state, gates * hidden_size)`` where there is a product with
         it, and ``bias (gates * hidden_size,)`` where ``use_bias`` is not False.
         """
-        width = len(self.gates) * self.hidden_size
+        width = len(self.gates) * self._units
         params = {"kernel": Param((input_size, width), self.kernel_init, Role.INPUT)}
         if self.recurrent is not None:
             shape = (*self.carry_shapes[self.recurrent], width)
@@ -184,7 +194,7 @@ class Cell(abc.ABC):
     @property
     def carry_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of each leaf of the carry, without the batch: ``(hidden_size,)``."""
-        return dict.fromkeys(self._declared()._fields, (self.hidden_size,))
+        return dict.fromkeys(self._declared()._fields, (self._units,))
 
     def update(self, params: Params, x: Any, carry: Carry) -> Any:
         """The pointwise half of the step, in plain JAX: from what it adds up to the new carry.
@@ -215,7 +225,7 @@ class Cell(abc.ABC):
     def output_size(self) -> int:
         """The size of the last axis of ``y``."""
         if self.output is None:
-            return self.hidden_size
+            return self._units
         return self.carry_shapes[self.output][-1]
 
     @usual_promotion()
@@ -231,8 +241,12 @@ class Cell(abc.ABC):
         first = "kernel", "recurrent_kernel", "bias"
         keys = dict(zip(first, jax.random.split(key, 3), strict=True))
         return {
-            name: get_initializer(param.init)(
-                keys[name] if name in keys else jax.random.fold_in(key, i), param.shape, wide
+            name: drawn(
+                self,
+                name,
+                param,
+                keys[name] if name in keys else jax.random.fold_in(key, i),
+                wide,
             ).astype(self.param_dtype)
             for i, (name, param) in enumerate(self.parameters(input_size).items())
         }
@@ -265,7 +279,7 @@ class Cell(abc.ABC):
         `rnnjax.unroll` begins with it where it is given no carry, and again at each reset. It is
         `initial_carry`, but for a layer that learns it: `rnnjax.LearnedCarry`.
         """
-        return self.initial_carry(batch_shape, dtype)
+        return made_carry(self, batch_shape, dtype)
 
     @usual_promotion()
     def step(self, params: Params, carry: Carry, x: Inputs) -> tuple[Carry, jax.Array]:
@@ -352,7 +366,7 @@ class Cell(abc.ABC):
             new = self.update(read, x, carry)
             new, y = new if self.output is None else (new, getattr(new, self.output))
             same_shapes(new, carry)
-        new = jax.tree.map(lambda leaf, old: leaf.astype(old.dtype), new, carry)
+        new = jax.tree.map(lambda leaf, old: varying_like(leaf.astype(old.dtype), old), new, carry)
         like = jax.tree.leaves(new)[0].dtype
         return new, y.astype(like if self.dtype is None else self.dtype)
 
@@ -365,6 +379,15 @@ class Cell(abc.ABC):
         """
         given = [value for name, value in vars(self).items() if name.endswith("activation")]
         return self.one_piece and (len(self.gates) == 1 or slopes_follow_from_values(given))
+
+    @property
+    def _units(self) -> int:
+        if not hasattr(self, "hidden_size"):
+            raise InvalidInputError(
+                f"{type(self).__name__} has no hidden_size, of which its shapes are made; add the "
+                "field hidden_size: int, or write carry_shapes, parameters and output_size"
+            )
+        return self.hidden_size
 
     def _declared(self) -> Any:
         if self.carry is None:
@@ -403,6 +426,41 @@ def roles_of(cell: Cell) -> Mapping[str, Role]:
             f"{', '.join(cell.carry_shapes)}, or be None, but is {cell.recurrent!r}"
         )
     return roles
+
+
+def as_it_runs(cell: Any) -> Any:
+    """The cell without what `init` alone reads: initialisers as their fields have them by default.
+
+    A cell is static, and programs are compiled for what it equals. An initialiser that is built
+    anew equals none before, and would have each of its cells compiled again.
+    """
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(cell) if dataclasses.is_dataclass(cell) else ():
+        value = getattr(cell, field.name)
+        if field.name.endswith("_init") and field.default is not dataclasses.MISSING:
+            runs: Any = field.default
+        else:
+            runs = _as_they_run(value)
+        if runs is not value:
+            changes[field.name] = runs
+    if not changes:
+        return cell
+    # Not made by its class, which would check again what it has checked.
+    new = copy.copy(cell)
+    for name, value in changes.items():
+        object.__setattr__(new, name, value)
+    return new
+
+
+def _as_they_run(value: Any) -> Any:
+    """The cells in a field of a combination of cells."""
+    if isinstance(value, Cell):
+        return as_it_runs(value)
+    if type(value) is tuple:
+        runs = tuple(map(_as_they_run, value))
+        changed = any(new is not old for new, old in zip(runs, value, strict=True))
+        return runs if changed else value
+    return value
 
 
 def is_bias(cell: Cell, name: str) -> bool:

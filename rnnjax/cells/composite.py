@@ -1,7 +1,8 @@
 """Cells made of other cells, and how they ask for each of these to be run."""
 
 import abc
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -74,3 +75,31 @@ class CompositeCell(Cell):
                 are.
             key: for what is random in training, or None.
         """
+
+
+SingleRun = Callable[[Cell, Params, Any, Carry, Noise, bool], tuple[Carry, jax.Array]]
+"""``(cell, params, xs, carry, noise, reverse) -> (carry, ys)``, of a cell that is no composite."""
+
+
+def over_layers(single: SingleRun) -> LayerRun:
+    """Run a cell, or each layer of a composite, however deep in others, by ``single``."""
+
+    def run(
+        cell: Cell,
+        params: Params,
+        xs: Any,
+        carry: Carry,
+        *,
+        key: jax.Array | None = None,
+        reverse: bool = False,
+        noise: Noise = _QUIET,
+        outer_reverse: bool = False,
+    ) -> tuple[Carry, jax.Array]:
+        # Inside of a backward direction, forward is against the sequence.
+        reverse = reverse != outer_reverse
+        if isinstance(cell, CompositeCell):
+            inner = functools.partial(run, outer_reverse=reverse)
+            return cell.unroll_layers(inner, params, xs, carry, key)
+        return single(cell, params, xs, carry, noise, reverse)
+
+    return run

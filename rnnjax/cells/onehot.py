@@ -110,6 +110,15 @@ class OneHot:
         return rows.reshape(*self.ids.shape, kernel.shape[1])
 
 
+def zeros_unless(valid: jax.Array, xs: Any) -> Any:
+    """The vectors ``xs``, an array or `OneHot`, with zeros where ``valid (*leading)`` is False."""
+    # An id out of range stands for zeros.
+    array, zero = (xs.ids, -1) if isinstance(xs, OneHot) else (xs, 0)
+    valid = valid.reshape(*valid.shape, *[1] * (array.ndim - valid.ndim))
+    array = jnp.where(valid, array, zero)
+    return OneHot(array, xs.size) if isinstance(xs, OneHot) else array
+
+
 # The auxiliary data of a dataclass are its static fields, in their order.
 register_pytree_node_serialization(
     OneHot,

@@ -9,7 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.export import is_symbolic_dim
 
-from rnnjax.cells.arguments import as_array, as_inputs, brief, check_carry, check_instance
+from rnnjax.cells.arguments import (
+    as_array,
+    as_inputs,
+    brief,
+    check_carry,
+    check_instance,
+    is_floating,
+    made_carry,
+)
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.composite import Noise
 from rnnjax.cells.products import at_least_float32
@@ -40,7 +48,8 @@ def checked(
     if carry is None:
         # In float32 at least: in bfloat16 a state forgets whatever changes it by less than 1/256.
         types = [jnp.float32]
-        types += [leaf.dtype for leaf in jax.tree.leaves(params) if hasattr(leaf, "dtype")]
+        given = [leaf.dtype for leaf in jax.tree.leaves(params) if hasattr(leaf, "dtype")]
+        types += [t for t in given if is_floating(t) or jnp.issubdtype(t, jnp.complexfloating)]
         carry = cell.start(params, xs.shape[1:-1], at_least_float32(jnp.result_type(*types)))
         if reset_carry is not None:
             carry = begin(cell, params, xs, reset_carry, carry)
@@ -59,7 +68,9 @@ def begin(cell: Cell, params: Params, xs: Any, reset_carry: Carry | None, like: 
         reset_carry = jax.tree.map(functools.partial(as_array, "reset_carry"), reset_carry)
         shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(reset_carry)]
         # One state for all rows, without the axes of the batch, is what most people write.
-        alone = [leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(cell.initial_carry))]
+        alone = [
+            leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(lambda: made_carry(cell, ())))
+        ]
         check_carry("reset_carry", cell, reset_carry, () if shapes == alone else batch)
     return jax.tree.map(
         lambda leaf, now: jnp.broadcast_to(leaf, now.shape).astype(now.dtype), reset_carry, like

@@ -6,11 +6,11 @@ from typing import Any
 import jax
 
 from rnnjax.cells.base import Carry, Cell, Params
-from rnnjax.cells.composite import CompositeCell
-from rnnjax.engine.arguments import checked
+from rnnjax.cells.composite import Noise, over_layers
+from rnnjax.engine.arguments import check_noise, checked
 from rnnjax.engine.auto import Auto
 from rnnjax.engine.method import Method, check_method
-from rnnjax.engine.plan import this_platform
+from rnnjax.engine.plan import known_platform
 from rnnjax.engine.steps import Steps
 
 
@@ -50,11 +50,11 @@ def explain(
         xs: see there.
         carry: see there.
         method: see there.
-        platform: for which the program would be lowered, such as ``"cpu"``, ``"tpu"`` or
-            ``"cuda"``; None for that of JAX's first device.
+        platform: for which the program would be lowered: ``"cpu"``, ``"cuda"``, ``"rocm"``,
+            ``"gpu"`` for either of these, or ``"tpu"``; None for that of JAX's first device.
 
     Raises:
-        InvalidInputError: as `unroll` would.
+        InvalidInputError: as `unroll` would; or ``platform`` is none that is known.
 
     >>> import rnnjax
     >>> cell = rnnjax.LSTMCell(hidden_size=5)
@@ -63,20 +63,21 @@ def explain(
     LSTMCell(5) over inputs (10, 8, 3)
     - the cell's step at each time step, differentiated by JAX
     """
-    layers = []
+    layers, platform = [], known_platform(platform)
 
-    def run(cell: Cell, params: Params, xs: Any, carry: Carry, **_: Any) -> tuple[Carry, jax.Array]:
-        if isinstance(cell, CompositeCell):
-            return cell.unroll_layers(run, params, xs, carry, None)
+    def single(
+        cell: Cell, params: Params, xs: Any, carry: Carry, noise: Noise, reverse: bool
+    ) -> tuple[Carry, jax.Array]:
         check_method(cell, method)
+        check_noise(cell, noise)
         # Traced, so that whatever `unroll` would refuse is refused here, in the same words.
-        result = method.run(cell, params, xs, carry, False, Steps())  # raises what unroll would
-        phrases = method.explain(cell, params, xs.shape, platform or this_platform())
-        layers.append((cell, xs.shape, tuple(phrases)))
+        result = method.run(cell, params, xs, carry, reverse, Steps())
+        layers.append((cell, xs.shape, tuple(method.explain(cell, params, xs.shape, platform))))
         return result
 
     def whole(params: Params, xs: Any, carry: Carry | None) -> Any:
-        return run(cell, params, *checked(cell, params, xs, carry, None, method))
+        xs, carry = checked(cell, params, xs, carry, None, method)
+        return over_layers(single)(cell, params, xs, carry)
 
     jax.eval_shape(whole, params, xs, carry)
     return Explanation(tuple(layers))

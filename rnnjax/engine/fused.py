@@ -29,6 +29,9 @@ class Fused(Method):
     ``vmap``, ``jvp``, ``linearize``, ``checkpoint`` and ``shard_map``. Forward-mode and second
     derivatives (``jacfwd``, ``hessian``) are those of the plain scan, at its price.
 
+    An update with a collective over an axis with a name, as ``jax.lax.pmean``, or with a callback
+    that is ordered is refused, by `rnnjax.Auto` too: it runs on ``Scan()``, without marks.
+
     Args:
         keep_every: the dial between memory and time. None keeps, for the backward pass, the gates
             of every step: ``(gates + 2) * hidden_size`` numbers a step and row for an LSTM. With k,

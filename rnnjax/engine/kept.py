@@ -113,30 +113,41 @@ class Layout:
         return jax.tree.unflatten(self.tree, leaves)
 
 
-KeepingStep = Callable[[Carry, jax.Array, AtStep], tuple[Carry, jax.Array, Kept, Layout]]
+KeepingStep = Callable[[Carry, jax.Array, AtStep], tuple[Carry, jax.Array, Kept]]
 
 
 def keeping_step_of(layer: Layer) -> KeepingStep:
-    """``(carry, projected, at) -> (carry, y, kept, layout)``: all that the backward pass needs."""
-    cell, _, _, params, steps = layer
-    inputs = inputs_of(layer)
-    advance = _keeping_advance(layer)
+    """``(carry, projected, at) -> (carry, y, kept)``: all that the backward pass needs."""
+    cell, _, _, _, steps = layer
+    derivative = derivative_of(layer)
 
-    def step(
-        carry: Carry, projected: jax.Array, at: AtStep
-    ) -> tuple[Carry, jax.Array, Kept, Layout]:
-        # Without the kernels of the products outside: `pull` would hold zeros of their size.
-        used = cell.in_update(params)
-        (new, y), pull = jax.vjp(advance, used, inputs(carry, projected), carry)
-        if isinstance(projected, jax.core.Tracer):
-            layout, kept = Layout.of(pull, used, carry, projected)
-        else:  # under `jax.disable_jit`, where nothing tells what is constant from what is not
-            layout = layout_of(step, carry, projected, at)
+    def step(carry: Carry, projected: jax.Array, at: AtStep) -> tuple[Carry, jax.Array, Kept]:
+        (new, y), pull, used = derivative(carry, projected)
+        config: Any = jax.config
+        if config.jax_disable_jit:  # nothing tells what is constant from what is not
+            layout = layout_of(derivative, carry, projected)
             kept = layout.kept_of(pull)
+        else:
+            layout, kept = Layout.of(pull, used, carry, projected)
         new, y = after(cell, steps, at, steps.start, carry, new, y)
-        return new, y, layout.split(kept), layout
+        return new, y, layout.split(kept)
 
     return step
+
+
+Derivative = Callable[[Carry, jax.Array], tuple[tuple[Carry, jax.Array], Any, Params]]
+
+
+def derivative_of(layer: Layer) -> Derivative:
+    """``(carry, projected) -> ((carry, y), pull, params)``, ``pull`` for what `update` is given."""
+    inputs, advance = inputs_of(layer), _keeping_advance(layer)
+
+    def derivative(carry: Carry, projected: jax.Array) -> Any:
+        # Without the kernels of the products outside: `pull` would hold zeros of their size.
+        used = layer.cell.in_update(layer.params)
+        return *jax.vjp(advance, used, inputs(carry, projected), carry), used
+
+    return derivative
 
 
 def _keeping_advance(layer: Layer) -> Callable[..., Any]:
@@ -177,10 +188,15 @@ def belong_to_rows(layer: Layer, carry: Carry, projected: jax.Array) -> list[int
     return [next((i for i, (a, b) in enumerate(s) if a != b), None) for s in both]
 
 
-def layout_of(step: KeepingStep, carry: Carry, projected: jax.Array, at: AtStep) -> Layout:
+def layout_of(derivative: Derivative, carry: Carry, projected: jax.Array) -> Layout:
     """That of a forward step, which is traced for it and not run."""
     layouts: list[Layout] = []
-    jax.eval_shape(lambda *given: layouts.append(step(*given)[3]), carry, projected, at)
+
+    def run(carry: Carry, projected: jax.Array) -> None:
+        _, pull, used = derivative(carry, projected)
+        layouts.append(Layout.of(pull, used, carry, projected)[0])
+
+    jax.eval_shape(run, carry, projected)
     return layouts[0]
 
 

@@ -9,18 +9,37 @@ import jax.numpy as jnp
 from jax.export import is_symbolic_dim
 from jax.typing import DTypeLike
 
+from rnnjax.cells.arguments import brief
 from rnnjax.cells.base import Cell, Params, Role, roles_of
 from rnnjax.engine.products import Products
+from rnnjax.errors import InvalidInputError
 
 # Projections of more than this are fetched from the system page by page, which is slow.
 _MANY_BYTES = 16 * 10**6
 # From so many rows and units on, products of a few steps are large enough.
 _SOME_ROWS, _SOME_UNITS = 32, 128
 
+# As JAX lowers for them, and as it calls the devices of the second and third.
+_PLATFORMS = "cpu", "cuda", "rocm", "gpu", "tpu"
 
-def this_platform() -> str:
-    """That of JAX's first device, as programs that are compiled without another word are for it."""
-    return jax.local_devices()[0].platform
+
+def known_platform(platform: Any) -> str:
+    """A platform that was named, or for None that of JAX's first device.
+
+    Programs that are compiled without another word are for that.
+
+    Raises:
+        InvalidInputError: there is none of that name.
+    """
+    if platform in _PLATFORMS:
+        return platform
+    here = jax.local_devices()[0].platform  # perhaps that of a plugin
+    if platform is not None and platform != here:
+        raise InvalidInputError(
+            f"platform must be one of {', '.join(_PLATFORMS)}, or None for that of this machine, "
+            f"{here}, but is {brief(platform)}"
+        )
+    return here
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +78,7 @@ class LayerPlan:
         rows = math.prod(shape[1:-1])
         return cls(
             Products.choose(kernel, rows, dtype, platform),
-            _steps_ahead(cell, rows, shape[0], platform),
+            _steps_ahead(cell, params["kernel"].shape[-1], rows, shape[0], platform),
             not cell.reads_whole,
         )
 
@@ -94,14 +113,15 @@ class LayerPlan:
         return lines
 
 
-def _steps_ahead(cell: Cell, rows: Any, num_steps: Any, platform: str) -> Any:
+def _steps_ahead(cell: Cell, width: int, rows: Any, num_steps: Any, platform: str) -> Any:
     """How many steps to project at a time where there is no backward pass."""
     # Of other platforms nothing was measured, and a size that is not known chooses nothing.
     if platform != "cpu" or any(map(is_symbolic_dim, (rows, num_steps))):
         return num_steps
-    if rows >= _SOME_ROWS and cell.hidden_size >= _SOME_UNITS:
+    units = max(size for shape in cell.carry_shapes.values() for size in shape[-1:])
+    if rows >= _SOME_ROWS and units >= _SOME_UNITS:
         counts = range(10, 20)
-    elif 4 * num_steps * rows * len(cell.gates) * cell.hidden_size > _MANY_BYTES:
+    elif 4 * num_steps * rows * width > _MANY_BYTES:
         counts = range(100, 49, -1)
     else:
         return num_steps

@@ -21,6 +21,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from rnnjax.engine.calls import Call, Level
+from rnnjax.errors import InvalidInputError
 
 
 class Function(abc.ABC):
@@ -53,6 +54,10 @@ class Function(abc.ABC):
             a tree like ``args``; what is not wanted is not looked at.
         """
 
+    def refused(self, what: str) -> str:
+        """What to say of an effect in it, ``what``, that no primitive can have."""
+        return f"a function may not have {what}; leave it out"
+
     def __call__(self, *args: Any) -> Any:
         """The result of a tree of arrays for each argument."""
         leaves, tree = jax.tree.flatten(args)
@@ -74,8 +79,22 @@ def _bind(call: Call, flat: Sequence[Any]) -> Any:
     # and would trace it again otherwise (JAX 0.8.2 to 0.10.2).
     with jax.sharding.use_abstract_mesh(jax.sharding.get_abstract_mesh()):
         traced = _executed.trace(call, "cpu", *flat)
+    for effect in traced.jaxpr.effects:
+        _check_effect(call.function, effect)
     outs = _p.bind(*flat, call=call, avals=tuple(traced.jaxpr.out_avals))
     return jax.tree.unflatten(jax.tree.structure(traced.out_info), outs)
+
+
+def _check_effect(function: Function, effect: Any) -> None:
+    """Raise where a function would lose its place among others, or the vmap that names its axis."""
+    # JAX keeps the classes of its effects to itself.
+    what = None
+    if hasattr(effect, "name"):
+        what = f"a collective over the axis {effect.name!r}"
+    elif "Ordered" in type(effect).__name__:
+        what = "a callback with ordered=True"
+    if what is not None:
+        raise InvalidInputError(function.refused(what))
 
 
 _p.def_abstract_eval(lambda *_, call, avals: avals)
@@ -155,7 +174,7 @@ ad.primitive_transposes[_p] = _transposed
 
 
 def _batched(flat: Sequence[Any], dims: Sequence[Any], *, call: Call, avals: Any) -> Any:
-    axes = tuple(isinstance(dim, int) for dim in dims)
+    axes = tuple(dim is not None for dim in dims)
     flat = [jnp.moveaxis(a, d, 0) if b else a for a, d, b in zip(flat, dims, axes, strict=True)]
     around = dataclasses.replace(call, levels=(*call.levels, Level(axes)))
     outs = jax.tree.leaves(_bind(around, flat))

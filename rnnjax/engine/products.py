@@ -30,7 +30,6 @@ import numpy as np
 from jax.export import is_symbolic_dim
 from jax.typing import DTypeLike
 
-from rnnjax.cells.base import Inputs
 from rnnjax.cells.onehot import OneHot
 from rnnjax.cells.products import (
     at_least_float32,
@@ -134,13 +133,15 @@ class Products:
         kernel = self._cast(kernel)
         return kernel.T if self.forward is Forward.FEATURES_FIRST else kernel
 
-    def input_size(self, laid_out: jax.Array) -> int:
-        """Of the vectors that a kernel as `lay_out` gave it is multiplied with."""
-        return laid_out.shape[-1 if self.forward is Forward.FEATURES_FIRST else -2]
+    def as_drawn(self, laid_out: Any) -> Any:
+        """A kernel as `lay_out` gave it, in the shape that it had before: for looking at alone."""
+        if self.forward is Forward.FEATURES_FIRST and hasattr(laid_out, "shape"):
+            return jax.ShapeDtypeStruct(laid_out.shape[::-1], laid_out.dtype)
+        return laid_out
 
-    def multiply(self, x: Inputs, laid_out: jax.Array) -> jax.Array:
+    def multiply(self, x: Any, laid_out: jax.Array) -> jax.Array:
         """``x @ kernel``, with the kernel as `lay_out` gave it."""
-        if isinstance(x, OneHot):
+        if _looked_up(x):
             turned = self.forward is Forward.FEATURES_FIRST
             return product(x, laid_out.T if turned else laid_out, self.dtype)
         if self.forward is Forward.FEATURES_FIRST:
@@ -175,11 +176,14 @@ class Products:
             return lambda d: _from_the_left(kernel, d, self.dtype)
         return lambda d: _as_rows(lambda rows: contract(self._cast(rows), kernel, (1, 1)), d)
 
-    def kernel_gradient(self, xs: jax.Array, d: jax.Array, kernel: jax.Array) -> jax.Array:
+    def kernel_gradient(self, xs: Any, d: jax.Array, kernel: jax.Array) -> jax.Array:
         """The gradient of ``kernel`` in ``xs @ kernel``: one product over all steps and rows.
 
         Written out, because JAX's own rule gives its transpose, which XLA then copies around.
         """
+        # Of rows that were looked up it is a scatter, in which JAX adds what meets.
+        if _looked_up(xs):
+            return jax.vjp(lambda kernel: product(xs, kernel, self.dtype), kernel)[1](d)[0]
         if kernel.ndim > 2:
             wide = self._wide(kernel, d)
             return convolution_kernel_gradient(self._wide(xs, d), self._wide(d, xs), wide)
@@ -194,6 +198,10 @@ class Products:
 
     def _cast(self, array: jax.Array) -> jax.Array:
         return array if self.dtype is None else array.astype(self.dtype)
+
+
+def _looked_up(x: Any) -> bool:
+    return isinstance(x, OneHot)
 
 
 def _as_rows(function: Product, x: jax.Array) -> jax.Array:

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from rnnjax.cells.arguments import brief
 from rnnjax.cells.base import Carry, Cell, Params, is_bias
-from rnnjax.cells.onehot import OneHot
 from rnnjax.cells.products import at_least_float32, product
-from rnnjax.engine.kept import belong_to_rows, keeping_step_of, layout_of
+from rnnjax.engine.kept import belong_to_rows, derivative_of, keeping_step_of, layout_of
 from rnnjax.engine.layer import Layer, after, step_of
 from rnnjax.engine.over_time import over_time
 from rnnjax.engine.plan import LayerPlan
@@ -38,6 +38,13 @@ class Recurrence(Function):
     cell: Cell
     dtype: DTypeLike | None
     reverse: bool
+
+    def refused(self, what: str) -> str:
+        """Of the cell's update."""
+        return (
+            f"update of {brief(self.cell)} has {what}, and so cannot be taken out of the order of "
+            "its steps by Fused() or Auto(); use method=Scan()"
+        )
 
     def layer(self, platform: str, params: Params, steps: Steps, xs: Any) -> Layer:
         """All of it but what differs between the steps."""
@@ -88,7 +95,7 @@ class Recurrence(Function):
         step = keeping_step_of(layer)
 
         def keep(carry: Carry, projected: jax.Array, at: AtStep) -> Any:
-            new, y, (entry, rest), _ = step(carry, projected, at)
+            new, y, (entry, rest) = step(carry, projected, at)
             return new, entry, (y, rest, carry)
 
         # Without a product between reading and writing, XLA copies the array at each step: an
@@ -139,11 +146,9 @@ def _project(layer: Layer, xs: Any) -> jax.Array:
 def _inputs_gradients(layer: Layer, xs: Any, d: jax.Array, wanted: Any) -> tuple[Any, Any]:
     """Of the kernel and the inputs, in the forms that XLA computes without a copy."""
     kernel, products = layer.params["kernel"], layer.plan.products
-    # Of rows that were looked up the gradient is a scatter, in which JAX adds what meets.
-    if isinstance(xs, OneHot):
-        _, pull = jax.vjp(lambda kernel: product(xs, kernel, products.dtype), kernel)
-        return pull(d)[0], jax.tree.map(lambda _: None, xs)
-    d_xs = products.inputs_gradient(d, kernel).astype(xs.dtype) if wanted[2] else None
+    d_xs = jax.tree.map(lambda _: None, xs)
+    if any(jax.tree.leaves(wanted[2])):  # which ids are not
+        d_xs = products.inputs_gradient(d, kernel).astype(xs.dtype)
     return products.kernel_gradient(xs, d, kernel), d_xs
 
 
@@ -174,7 +179,7 @@ def _backward_loop(
     """
     cell, plan, _, params, steps = layer
     used, pair = cell.in_update(params), cell.recurrent is not None and not cell.sums
-    forward, cuts = keeping_step_of(layer), bool(jax.tree.leaves(others[3]))
+    derivative, cuts = derivative_of(layer), bool(jax.tree.leaves(others[3]))
     rows = row_axes(cell, at_first_step(first))
     belong = belong_to_rows(layer, *at_first_step((others[2], first))) if cuts else []
     leaf = cell.recurrent
@@ -185,7 +190,7 @@ def _backward_loop(
         d_carry, d_so_far = state
         rest, d_y, carry, at = others
         # Traced and not run: the program holds what reads the arrays, not what made them.
-        layout = layout_of(forward, carry, first, at)
+        layout = layout_of(derivative, carry, first)
         # The derivative of a linear function does not ask where.
         zeros = jax.tree.map(jnp.zeros_like, (steps.start, carry, carry, d_y))
         _, pull = jax.vjp(functools.partial(after, cell, steps, at), *zeros)

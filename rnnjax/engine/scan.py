@@ -6,7 +6,9 @@ from typing import Any
 
 import jax
 
+from rnnjax.cells.arguments import brief, is_floating
 from rnnjax.cells.base import Carry, Cell, Params
+from rnnjax.cells.products import at_least_float32
 from rnnjax.engine.method import Method
 from rnnjax.engine.primitive import Function
 from rnnjax.engine.steps import AtStep, Steps, any_of, row_axes, stepped, where_reached
@@ -17,8 +19,7 @@ class Scan(Method):
     """Run ``cell.step`` once per time step; every other method is held to its numbers.
 
     It serves every cell and every transformation of JAX: ``grad`` to any order, ``jvp``, ``vmap``.
-    JAX sums the gradients of parameters in their type: in bfloat16 such a sum stands still after
-    some 256 steps, where that of `rnnjax.Fused`, in float32, goes on.
+    The gradients of parameters are summed over time in float32 at least, whatever their type.
     """
 
     def refusal(self, cell: Cell) -> str | None:
@@ -31,11 +32,16 @@ class Scan(Method):
         """Run ``cell`` over ``xs (time, *batch, features)``."""
         # Without marks nothing is cut off, and JAX differentiates the step as it is.
         cuts = steps.each.valid is not None or steps.each.resets is not None
+        shared = params, steps.start
+        # A loop sums the gradients of what all its steps share in the type that it has outside of
+        # the step: in bfloat16 such a sum stands still after some 256 steps.
+        wide = jax.tree.map(_widened, shared)
 
         def step(carry: Carry, inputs: tuple[Any, AtStep]) -> tuple[Carry, jax.Array]:
             x, at = inputs
             own = _CutStep(cell, row_axes(cell, x)) if cuts else None
-            return steps.run(cell, params, carry, x, at, own)
+            params, start = jax.tree.map(_as_before, wide, shared)
+            return steps._replace(start=start).run(cell, params, carry, x, at, own)
 
         if xs.shape[0] == 1:  # a loop of one step only costs compilation
             carry, y = step(carry, jax.tree.map(lambda leaf: leaf[0], (xs, steps.each)))
@@ -51,6 +57,15 @@ class Scan(Method):
         return ["the cell's step at each time step, differentiated by JAX"]
 
 
+def _widened(leaf: Any) -> Any:
+    sums = hasattr(leaf, "dtype") and is_floating(leaf.dtype)
+    return leaf.astype(at_least_float32(leaf.dtype)) if sums else leaf
+
+
+def _as_before(wide: Any, leaf: Any) -> Any:
+    return wide if wide is leaf else wide.astype(leaf.dtype)
+
+
 @dataclasses.dataclass(frozen=True)
 class _CutStep(Function):
     """A step of a sequence with masks or resets: what these cut off cannot spoil a gradient.
@@ -61,6 +76,13 @@ class _CutStep(Function):
 
     cell: Cell
     rows: int
+
+    def refused(self, what: str) -> str:
+        """Of the cell's step: rows that see each other cannot be cut off one by one."""
+        return (
+            f"the step of {brief(self.cell)} has {what}, and so no rows can be cut out of it by "
+            "lengths, mask or resets; leave these out, or the other"
+        )
 
     def plain(self, params: Params, carry: Carry, x: Any, recurrent: Any) -> Any:
         """The step itself."""

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from rnnjax.cells.arguments import check_stepped
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.composite import Noise
-from rnnjax.cells.onehot import OneHot
-from rnnjax.engine.devices import alike_over_devices
+from rnnjax.cells.devices import alike_over_devices
 
 
 class AtStep(NamedTuple):
@@ -123,7 +123,9 @@ class Steps(NamedTuple):
 def stepped(cell: Cell, params: Params, carry: Carry, x: Any, recurrent: Any) -> Any:
     """``cell.step``, with the factors of its state in the recurrent product, if there are any."""
     if recurrent is None or cell.recurrent is None:
-        return cell.step(params, carry, x)
+        returned = cell.step(params, carry, x)
+        check_stepped(cell, carry, returned)
+        return returned
     state = Steps(recurrent=recurrent).entering(getattr(carry, cell.recurrent))
     entering = carry._replace(**{cell.recurrent: state})
     x = cell.meet(cell.project(params, x), cell.recur(params, entering))
@@ -164,14 +166,6 @@ def where_reached(reached: jax.Array, leaf: Any, axis: int | None = 0) -> Any:
 def expand(marks: jax.Array, leaf: jax.Array) -> jax.Array:
     """``marks (*rows)`` with as many axes as ``leaf (*rows, ...)``."""
     return marks.reshape(*marks.shape, *[1] * (leaf.ndim - marks.ndim))
-
-
-def without_masked(xs: Any, valid: jax.Array) -> Any:
-    """The inputs with zeros at masked steps, so that whatever stood there has no gradient."""
-    # An id out of range stands for zeros.
-    if isinstance(xs, OneHot):
-        return OneHot(jnp.where(expand(valid, xs.ids), xs.ids, -1), xs.size)
-    return jnp.where(expand(valid, xs), xs, 0)
 
 
 def held_outputs(

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from rnnjax.cells.arguments import brief, check_flag, check_key, usual_promotion
-from rnnjax.cells.base import Carry, Cell, Inputs, Params
-from rnnjax.cells.composite import CompositeCell, Noise
+from rnnjax.cells.base import Carry, Cell, Inputs, Params, as_it_runs
+from rnnjax.cells.composite import Noise, over_layers
+from rnnjax.cells.devices import alike_over_devices
+from rnnjax.cells.onehot import zeros_unless
 from rnnjax.engine.arguments import (
     begin,
     check_noise,
@@ -19,9 +21,8 @@ from rnnjax.engine.arguments import (
     without_noise,
 )
 from rnnjax.engine.auto import Auto
-from rnnjax.engine.devices import alike_over_devices
 from rnnjax.engine.method import Method, check_method
-from rnnjax.engine.steps import Steps, held_outputs, without_masked
+from rnnjax.engine.steps import Steps, held_outputs
 from rnnjax.errors import InvalidInputError
 
 
@@ -132,7 +133,8 @@ def unroll(
         params = without_noise(cell, params)
     check_flag("reverse", reverse)
     how = _How(method, masked_outputs == "last")
-    return _unroll(cell, params, xs, carry, _Marks(valid, resets), key, how, bool(reverse))
+    marks = _Marks(valid, resets)
+    return _unroll(as_it_runs(cell), params, xs, carry, marks, key, how, bool(reverse))
 
 
 class _Leaf(NamedTuple):
@@ -172,27 +174,14 @@ def _unroll(
     """Compiled here, so that calls outside of jit compile once per shape too."""
     # Before the first product, for all layers: a NaN in padding has no influence anywhere.
     if marks.valid is not None:
-        xs = without_masked(xs, marks.valid)
+        xs = zeros_unless(marks.valid, xs)
 
-    def run(
-        cell: Cell,
-        params: Params,
-        xs: Any,
-        carry: Carry,
-        *,
-        key: jax.Array | None = None,
-        reverse: bool = False,
-        noise: Noise | None = None,
-        outer_reverse: bool = reverse,
+    def single(
+        cell: Cell, params: Params, xs: Any, carry: Carry, noise: Noise, reverse: bool
     ) -> tuple[Carry, jax.Array]:
-        # Inside of a backward direction, forward is against the sequence.
-        reverse = reverse != outer_reverse
-        if isinstance(cell, CompositeCell):
-            inner = functools.partial(run, outer_reverse=reverse)
-            return cell.unroll_layers(inner, params, xs, carry, key)
-        return _unroll_layer(cell, params, xs, carry, marks, noise or Noise(), how, reverse)
+        return _unroll_layer(cell, params, xs, carry, marks, noise, how, reverse)
 
-    return run(cell, params, xs, carry, key=key)
+    return over_layers(single)(cell, params, xs, carry, key=key, reverse=reverse)
 
 
 # Compiled by itself, so that equal layers of a stack are traced once.

@@ -69,7 +69,7 @@ class LearnedCarry(CompositeCell):
         self, params: Params, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
     ) -> Carry:
         """The learned carry, the same for every row."""
-        _check_params(params)
+        check_learned(params)
         return jax.tree.map(
             lambda leaf: jnp.broadcast_to(leaf, (*batch_shape, *leaf.shape)).astype(
                 leaf.dtype if dtype is None else dtype
@@ -79,18 +79,19 @@ class LearnedCarry(CompositeCell):
 
     def step(self, params: Params, carry: Carry, x: Inputs) -> tuple[Carry, jax.Array]:
         """One step of the cell."""
-        _check_params(params)
+        check_learned(params)
         return self.cell.step(params["cell"], carry, x)
 
     def unroll_layers(
         self, run: LayerRun, params: Params, xs: Any, carry: Carry, key: jax.Array | None
     ) -> tuple[Carry, jax.Array]:
         """Run the cell."""
-        _check_params(params)
+        check_learned(params)
         return run(self.cell, params["cell"], xs, carry, key=key)
 
 
-def _check_params(params: Any) -> None:
+def check_learned(params: Any) -> None:
+    """Raise unless ``params`` are those of a `LearnedCarry`."""
     if not isinstance(params, Mapping) or set(params) != {"cell", "initial_carry"}:
         raise InvalidInputError(
             "params of a LearnedCarry must be {'cell': those of the cell, 'initial_carry': a carry}"

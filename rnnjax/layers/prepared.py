@@ -1,7 +1,9 @@
 """Cells made ready to be stepped: whatever a loop would do again at each step is done before it."""
 
 import dataclasses
+import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,17 +14,18 @@ from rnnjax.cells.arguments import (
     as_inputs,
     brief,
     check_features,
-    check_last_axis,
+    check_instance,
     check_step,
+    described_inputs,
     usual_promotion,
 )
 from rnnjax.cells.base import Carry, Cell, Inputs, Params
 from rnnjax.cells.onehot import OneHot
 from rnnjax.engine.fused import Fused
-from rnnjax.engine.plan import this_platform
+from rnnjax.engine.plan import known_platform
 from rnnjax.engine.products import Products
 from rnnjax.errors import InvalidInputError
-from rnnjax.layers.learned import LearnedCarry
+from rnnjax.layers.learned import LearnedCarry, check_learned
 from rnnjax.layers.regularized import Regularized
 from rnnjax.layers.stack import Stack
 
@@ -59,6 +62,13 @@ class Prepared(Cell):
             laid_out["recurrent_kernel"] = self.states.lay_out(params["recurrent_kernel"])
         return laid_out
 
+    def _as_drawn(self, params: Any) -> Any:
+        """What `lay_out` was given, in shapes."""
+        if not isinstance(params, Mapping):
+            return params
+        forms = {"kernel": self.inputs, "recurrent_kernel": self.states}
+        return {n: forms[n].as_drawn(p) if n in forms else p for n, p in params.items()}
+
     def initial_carry(
         self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
     ) -> Carry:
@@ -69,7 +79,7 @@ class Prepared(Cell):
     def step(self, params: Params, carry: Carry, x: Inputs) -> tuple[Carry, jax.Array]:
         """One step of the cell."""
         x = as_inputs(x)
-        check_last_axis(x, self.inputs.input_size(params["kernel"]))
+        check_features(self.cell, self._as_drawn(params), x)
         check_step(self.cell, carry, x)
         cell, recurrent = self.cell, None
         projected = self.inputs.multiply(x, params["kernel"])
@@ -109,16 +119,17 @@ def prepare(
             ``jax.ShapeDtypeStruct``, or `OneHot` of either.
         product_dtype: the type of the operands of the products, if not the cell's own; sums and
             carry stay float32. As of `Fused`.
-        platform: for which the program that steps it is compiled, such as ``"cpu"``, ``"tpu"`` or
-            ``"cuda"``; None for that of JAX's first device.
+        platform: for which the program that steps it is compiled: ``"cpu"``, ``"cuda"``,
+            ``"rocm"``, ``"gpu"`` for either of these, or ``"tpu"``; None for that of JAX's first
+            device.
 
     Returns:
         the cell to step, and its parameters. A layer with a step of its own, and one with zoneout,
         comes back as it is.
 
     Raises:
-        InvalidInputError: the parameters or ``x`` do not belong to the cell; or ``product_dtype``
-            is given, and a layer cannot be prepared.
+        InvalidInputError: the parameters or ``x`` do not belong to the cell; ``platform`` is none
+            that is known; or ``product_dtype`` is given, and a layer cannot be prepared.
 
     >>> import rnnjax
     >>> cell = rnnjax.Stack([rnnjax.LSTMCell(5), rnnjax.GRUCell(4)])
@@ -128,39 +139,41 @@ def prepare(
     >>> laid_out[0]["kernel"].dtype, carry[0].hidden.dtype, y.shape
     (dtype(bfloat16), dtype('float32'), (8, 4))
     """
-    if isinstance(cell, Stack):
-        return _prepare_stack(cell, params, x, product_dtype, platform)
-    if isinstance(cell, LearnedCarry):
-        inner, own = prepare(
-            cell.cell, params["cell"], x, product_dtype=product_dtype, platform=platform
-        )
-        return LearnedCarry(inner), {**params, "cell": own}
-    if isinstance(cell, Regularized) and not cell.zoneout:
-        return prepare(cell.cell, params, x, product_dtype=product_dtype, platform=platform)
+    check_instance("cell", cell, Cell, "a Cell such as rnnjax.LSTMCell(50)")
     method = Fused(product_dtype=product_dtype)  # whose pieces a prepared step is made of
-    reason = method.refusal(cell)
+    return _prepare(cell, params, described_inputs(x), method, known_platform(platform))
+
+
+def _prepare(cell: Cell, params: Any, x: Any, method: Fused, platform: str) -> tuple[Cell, Params]:
+    inner = functools.partial(_prepare, method=method, platform=platform)
+    if isinstance(cell, Stack):
+        cell.check_entries("params", params)
+        layers = []
+        for layer, own in zip(cell.cells, params, strict=True):
+            layers.append(inner(layer, own, x))
+            x = jax.ShapeDtypeStruct((*x.shape[:-1], layer.output_size), jnp.float32)
+        cells, laid_out = zip(*layers, strict=True)
+        return dataclasses.replace(cell, cells=cells), laid_out
+    if isinstance(cell, LearnedCarry):
+        check_learned(params)
+        ready, own = inner(cell.cell, params["cell"], x)
+        return LearnedCarry(ready), {**params, "cell": own}
+    reason, single = method.refusal(cell), cell
+    if isinstance(cell, Regularized):
+        if not cell.zoneout:
+            return inner(cell.cell, params, x)
+        reason, single = "its zoneout comes between a step and the next", cell.cell
+    if single.carry is not None:  # its parameters are known
+        check_features(single, params, x)
     if reason is None:
-        check_features(cell, params, x)
-        ready = _prepared(cell, params, x, method.product_dtype, platform or this_platform())
+        ready = _prepared(cell, params, x, method.product_dtype, platform)
         return ready, ready.lay_out(params)
-    if product_dtype is not None:
+    if method.product_dtype is not None:
         raise InvalidInputError(
             f"{brief(cell)} cannot be stepped with a product_dtype, because {reason}; leave out "
             "product_dtype"
         )
     return cell, params
-
-
-def _prepare_stack(
-    stack: Stack, params: Any, x: Any, product_dtype: DTypeLike | None, platform: str | None
-) -> tuple[Stack, tuple[Any, ...]]:
-    stack.check_entries("params", params)
-    layers = []
-    for cell, own in zip(stack.cells, params, strict=True):
-        layers.append(prepare(cell, own, x, product_dtype=product_dtype, platform=platform))
-        x = jax.ShapeDtypeStruct((*x.shape[:-1], cell.output_size), jnp.float32)
-    cells, laid_out = zip(*layers, strict=True)
-    return dataclasses.replace(stack, cells=cells), laid_out
 
 
 def _prepared(

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jax.typing import DTypeLike
 
-from rnnjax.cells.arguments import as_inputs, brief
+from rnnjax.cells.arguments import as_inputs, brief, made_carry
 from rnnjax.cells.base import Carry, Cell, Inputs, Params
 from rnnjax.cells.composite import CompositeCell, LayerRun, Noise
 from rnnjax.cells.onehot import OneHot
@@ -70,7 +70,7 @@ class Regularized(CompositeCell):
         for field in dataclasses.fields(self):
             if field.name != "cell":
                 check_rate(field.name, getattr(self, field.name))
-        carry = jax.eval_shape(self.cell.initial_carry)
+        carry = jax.eval_shape(lambda: made_carry(self.cell, ()))
         for name in self.zoneout:
             if not hasattr(carry, name):
                 raise InvalidInputError(

@@ -2,8 +2,9 @@
 
 `from_module` reads a module and its parameters, `from_params` the parameters alone, and `to_params`
 is the way back, for both. `RNN` and `Bidirectional` of `rnnjax.linen` and `rnnjax.nnx` around
-Flax's cells are read like Flax's own; around a cell of rnnjax they need no conversion: what they
-hold under ``cell`` (in nnx, `cell_params`) is what `rnnjax.unroll` takes.
+Flax's cells hold Flax's trees, and are read like Flax's own. Around rnnjax's own cells, and only
+there, nothing is to be read: ``variables["params"]["cell"]`` of an ``RNN``, in nnx its
+`cell_params`, goes to `rnnjax.unroll` as it is.
 
 Sequences are time-major here, and Flax's are batch-major unless told otherwise. Flax's carry of an
 LSTM is the pair ``(c, h)``, and here it is ``LSTMCarry(hidden=h, cell=c)``; the carry of the other

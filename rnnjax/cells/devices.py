@@ -13,12 +13,20 @@ def alike_over_devices(tree: Any) -> Any:
     """
     # JAX refuses a loop whose state varies over more axes behind a step than before it.
     axes = frozenset[str]().union(*map(_varying_axes, jax.tree.leaves(tree)))
+    return jax.tree.map(lambda leaf: _varying(leaf, axes), tree) if axes else tree
 
-    def varying(leaf: Any) -> Any:
-        missing = axes - _varying_axes(leaf)
-        return jax.lax.pcast(leaf, tuple(missing), to="varying") if missing else leaf
 
-    return jax.tree.map(varying, tree) if axes else tree
+def varying_like(leaf: jax.Array, like: jax.Array) -> jax.Array:
+    """The same array, varying over the mesh axes over which ``like`` does.
+
+    Behind a collective, an array is the same on all devices.
+    """
+    return _varying(leaf, _varying_axes(like))
+
+
+def _varying(leaf: Any, axes: frozenset[str]) -> Any:
+    missing = axes - _varying_axes(leaf)
+    return jax.lax.pcast(leaf, tuple(missing), to="varying") if missing else leaf
 
 
 def _varying_axes(leaf: Any) -> frozenset[str]:
