@@ -57,10 +57,10 @@ def main() -> None:
 
 def load(preset: Any, corpus: str) -> tuple[Any, Any]:
     """The options of the preset, and the text cut as they say."""
+    from experiments.text_generator.config import load_preset
     from experiments.text_generator.data import Data
-    from experiments.text_generator.presets import PRESETS
 
-    config = PRESETS[preset]
+    config = load_preset(preset)
     config = dataclasses.replace(config, text=dataclasses.replace(config.text, corpus=corpus))
     return config, Data.load(config.text, config.seed)
 
@@ -80,8 +80,7 @@ def train_rnnjax(loaded: tuple[Any, Any], seconds: float) -> dict[str, float]:
     import jax.numpy as jnp
     import optax
 
-    from experiments.text_generator.evaluation import bits, surprise
-    from experiments.text_generator.model import CharacterModel, make_loss
+    from experiments.text_generator.model import CharacterModel, bits, make_loss, surprise
     from experiments.text_generator.optimization import matrices
     from rnnjax.training import TrainState, make_train_steps
 

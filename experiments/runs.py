@@ -2,13 +2,14 @@
 
 import datetime
 import errno
-import json
 import sys
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rnnjax import CheckpointError, InvalidInputError, RnnjaxError
+from rnnjax.training.files import read_sealed, write_sealed
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -36,6 +37,12 @@ def create(program: str, run_dir: Path | None) -> Path:
     return run_dir
 
 
+def write(run_dir: Path, value: dict[str, Any]) -> None:
+    """Write ``run.json``: what a run is, and when it began, or went on, last."""
+    now = datetime.datetime.now(datetime.UTC).isoformat()
+    write_sealed(run_dir / "run.json", {**value, "began": now})
+
+
 def existing(program: str, run_dir: Path | None) -> Path:
     """The folder of a run: the one given, or under ``runs/<program>`` that which began, or went on,
     last.
@@ -50,8 +57,7 @@ def existing(program: str, run_dir: Path | None) -> Path:
                 f"there is no run under {Path('runs') / program}; train a model first, or name "
                 "its folder by --run-dir"
             )
-        # Written when a run begins, and again when it goes on.
-        return max(runs, key=lambda path: (path.stat().st_mtime_ns, path)).parent
+        return max(runs, key=lambda path: (_began(path), path)).parent
     if not (run_dir / "run.json").is_file():
         raise CheckpointError(
             f"{run_dir} is not a run folder (it has no run.json); check --run-dir"
@@ -59,42 +65,52 @@ def existing(program: str, run_dir: Path | None) -> Path:
     return run_dir
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a file in one move, so that it is never there by half."""
-    new = path.with_name(path.name + ".new")
-    new.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
-    new.replace(path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read what `write_json` wrote.
-
-    Raises:
-        CheckpointError: the file is damaged.
-    """
+def _began(path: Path) -> str:
+    """When a run was begun; one that cannot be read counts as the oldest."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); choose another run") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} should hold a JSON object; choose another run")
-    return value
+        return str(read_sealed(path).get("began", ""))
+    except CheckpointError:
+        return ""
 
 
 def exit_with(program: Callable[[], int]) -> None:
-    """Run a program; an error raised on purpose, or a full disk, is one sentence and status 2."""
-    try:
-        status = program()
-    except RnnjaxError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 2
-    except OSError as error:
-        if error.errno not in _NO_ROOM:
-            raise
-        print(
-            f"error: there is no room for what was to be written ({error}); what was saved before "
-            "is untouched: make room, and go on with --resume where the program has that",
-            file=sys.stderr,
-        )
-        status = 2
-    sys.exit(status)
+    """Run a program. Whatever ends it on purpose, or from outside, is one sentence and status 2."""
+    sys.exit(_status(program))
+
+
+def _status(program: Callable[[], int]) -> int:
+    with warnings.catch_warnings():
+        # Those of the library are for its users: each as a sentence, every time.
+        warnings.filterwarnings("always", module=r"(rnnjax|experiments)\.", category=UserWarning)
+        shown = warnings.showwarning
+
+        def show(message: Any, category: Any, *rest: Any, **more: Any) -> None:
+            if category is UserWarning:
+                print(f"warning: {message}", file=sys.stderr)
+            else:
+                shown(message, category, *rest, **more)
+
+        warnings.showwarning = show
+        try:
+            return program()
+        except RnnjaxError as error:
+            print(f"error: {error}", file=sys.stderr)
+        except (MemoryError, RuntimeError) as error:
+            # XLA has no class of its own for what NumPy calls a MemoryError.
+            if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            first = str(error).partition("\n")[0]
+            print(
+                f"error: there is not enough memory ({first}); take a smaller model or batch",
+                file=sys.stderr,
+            )
+        except OSError as error:
+            what = "there is no room for what was to be written"
+            if error.errno not in _NO_ROOM:
+                what = "a file or folder could not be read or written"
+            print(
+                f"error: {what} ({error}); what was saved before is untouched: see to it, and go "
+                "on with --resume where the program has that",
+                file=sys.stderr,
+            )
+    return 2

@@ -12,6 +12,7 @@ import tyro
 from experiments import runs
 from experiments.alphabet.config import Config
 from experiments.alphabet.model import COMPILER_OPTIONS, LETTERS, Model, pairs
+from rnnjax.training.files import write_json
 
 PROGRAM = "alphabet"
 COLD_START, COLD_LENGTH = "K", 5
@@ -38,7 +39,7 @@ def main() -> int:
         | {name: np.asarray(value)[i].tolist() for name, value in shown.items()}
         for i in range(config.seeds)
     ]
-    runs.write_json(
+    write_json(
         run_dir / "result.json",
         {"config": vars(config), "results": results, "losses": losses.tolist()},
     )

@@ -1,7 +1,7 @@
 """``python -m experiments.t_maze``: see the README beside this."""
 
-import functools
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,69 +12,74 @@ import tyro
 from experiments import runs
 from experiments.t_maze.config import Config
 from experiments.t_maze.training import Trainer
+from rnnjax.training import Progress
+from rnnjax.training.files import write_json
 
 PROGRAM = "t_maze"
 CURVE_POINTS = 10
 
 
 def main() -> int:
-    """Train an agent with memory and one without, and show how often each finds the goal."""
+    """Train agents with memory and without, and show how often each finds the goal."""
     config = tyro.cli(Config, prog="python -m experiments.t_maze")
     run_dir = runs.create(PROGRAM, config.run_dir)
-    keys = jax.vmap(jax.random.key)(config.seed + jnp.arange(config.seeds))
-    steps = config.updates * config.rollout * config.environments
+    trainer = Trainer(config)
+    seeds = config.seed + jnp.tile(jnp.arange(config.seeds), 2)
+    memory = jnp.arange(2 * config.seeds) < config.seeds
+    # The curve has a point for each epoch, and every epoch as many updates.
+    epochs = max(n for n in range(1, CURVE_POINTS + 1) if config.updates % n == 0)
 
     began = time.perf_counter()
-    compiled = run.lower(Trainer(config), keys, True).compile()
-    print(f"compiled in {time.perf_counter() - began:.1f} s, once for both agents")
-    results = []
-    for name, memory in (("with memory", True), ("without memory", False)):
-        began = time.perf_counter()
-        success, curve = jax.block_until_ready(compiled(keys, memory))
-        seconds = time.perf_counter() - began
-        each = f"{steps:,} environment steps" + (" for each seed" if config.seeds > 1 else "")
-        print(f"{name}: {each}, training and test in {seconds:.1f} s")
-        for i in range(config.seeds):
-            learned = success_while_learning(curve, i)
-            results.append(
-                {
-                    "memory": memory,
-                    "seed": config.seed + i,
-                    "success": float(success[i]),
-                    "while_learning": learned,
-                    "environment_steps": steps,
-                    "seconds_of_all_seeds": seconds,
-                }
-            )
-            shown = " ".join("-" if part is None else f"{part:.0%}" for part in learned)
-            print(
-                f"  seed {config.seed + i}: success {success[i]:.1%} of {config.episodes:,} fresh "
-                f"episodes; while learning {shown}"
-            )
-    runs.write_json(run_dir / "result.json", {"config": vars(config), "results": results})
+    result = trainer.train(seeds, memory, epochs, MazeProgress())
+    test_keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(1), seeds)
+    success = jax.jit(jax.vmap(trainer.success))(result.params, test_keys, memory)
+    success = np.asarray(success).tolist()
+    seconds = time.perf_counter() - began
+
+    steps = config.updates * config.rollout * config.environments
+    print(
+        f"{len(success)} agents, {steps:,} environment steps each, trained and tested in "
+        f"{seconds:.1f} s, compilation included"
+    )
+    learned = np.transpose([shares(entry) for entry in result.history]).tolist()
+    results = [
+        {
+            "memory": bool(memory[i]),
+            "seed": int(seeds[i]),
+            "success": success[i],
+            "while_learning": learned[i],
+            "environment_steps": steps,
+        }
+        for i in range(len(success))
+    ]
+    for r in results:
+        curve = " ".join("-" if part is None else f"{part:.0%}" for part in r["while_learning"])
+        print(
+            f"{'with' if r['memory'] else 'without'} memory, seed {r['seed']}: success "
+            f"{r['success']:.1%} of {config.episodes:,} fresh episodes; while learning {curve}"
+        )
+    write_json(
+        run_dir / "result.json", {"config": vars(config), "seconds": seconds, "results": results}
+    )
     print(f"results in {run_dir}")
     return 0
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def run(trainer: Trainer, keys: jax.Array, memory: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Train and test one agent for each key, all at once."""
-
-    def one(key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        train_key, test_key = jax.random.split(key)
-        params, curve = trainer.train(train_key, memory)
-        return trainer.success(params, test_key, memory), curve
-
-    return jax.vmap(one)(keys)
+def shares(entry: Mapping[str, Any]) -> list[float | None]:
+    """The share of successes of each agent in an epoch; None where no episode ended."""
+    return [
+        s / e if e else None for s, e in zip(entry["successes"], entry["episodes"], strict=True)
+    ]
 
 
-def success_while_learning(curve: dict[str, jax.Array], seed: int) -> list[float | None]:
-    """The share of successes in each tenth of the training; None where no episode ended."""
-    successes, episodes = (
-        [int(part.sum()) for part in np.array_split(np.asarray(curve[name][seed]), CURVE_POINTS)]
-        for name in ("successes", "episodes")
-    )
-    return [s / e if e else None for s, e in zip(successes, episodes, strict=True)]
+class MazeProgress(Progress):
+    """In successes."""
+
+    def of_epoch(self, summary: Mapping[str, Any]) -> str:
+        """The mean success with memory, and without."""
+        found = np.array(shares(summary), float)
+        with_memory, without = np.split(found, 2)
+        return f"success {np.mean(with_memory):.0%} with memory, {np.mean(without):.0%} without"
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import optax
 from experiments.t_maze.config import Config
 from experiments.t_maze.environment import MazeState, Outcome, TMaze
 from experiments.t_maze.model import Agent, Opinion
+from rnnjax.training import Fit, Progress, fit
 
 
 class Streams(NamedTuple):
@@ -131,40 +132,54 @@ class Trainer:
         )
         return loss, entropy
 
-    def train(self, key: jax.Array, memory: Any) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-        """Train from a seed, as one scan over the updates.
+    def update(
+        self, params: Any, before: Streams, memory: Any, key: jax.Array
+    ) -> tuple[jax.Array, tuple[Streams, dict[str, jax.Array]]]:
+        """Act for a rollout, and compute the loss over it.
 
         Returns:
-            the parameters, and for each update ``(updates,)``: the ``episodes`` that ended in its
-            rollout, how many of them were ``successes``, and the ``entropy`` of the policy.
+            the loss, and where the streams stand with what happened: the ``episodes`` that ended,
+            how many of them were ``successes``, and the ``entropy`` of the policy.
         """
-        optimizer = self.optimizer
+        act_key, last_key = jax.random.split(key)
+        acting = jax.lax.stop_gradient(params)
+        after, rollout = self.collect(acting, before, memory, act_key)
+        # One step more, for the value of what comes next alone: the mazes stay where they are.
+        _, beyond = self.act(acting, after, memory, last_key)
+        advantages = self.advantages(rollout, beyond.opinions.value)
+        loss, entropy = self.loss(params, before.carry, rollout, advantages)
+        happened = {
+            "episodes": rollout.outcomes.ended.sum(),
+            "successes": rollout.outcomes.success.sum(),
+            "entropy": entropy,
+        }
+        return loss, (after, happened)
 
-        def update(state: Any, key: jax.Array) -> Any:
-            params, opt_state, before = state
-            act_key, last_key = jax.random.split(key)
-            after, rollout = self.collect(params, before, memory, act_key)
-            # One step more, for the value of what comes next alone: the mazes stay where they are.
-            _, beyond = self.act(params, after, memory, last_key)
-            advantages = self.advantages(rollout, beyond.opinions.value)
-            grads, entropy = jax.grad(self.loss, has_aux=True)(
-                params, before.carry, rollout, advantages
-            )
-            updates, opt_state = optimizer.update(grads, opt_state)
-            params = optax.apply_updates(params, updates)
-            curve = {
-                "episodes": rollout.outcomes.ended.sum(),
-                "successes": rollout.outcomes.success.sum(),
-                "entropy": entropy,
-            }
-            return (params, opt_state, after), curve
+    def train(self, seeds: jax.Array, memory: jax.Array, epochs: int, progress: Progress) -> Fit:
+        """Train agents ``(agents,)`` side by side, each with its seed, and with memory or without.
 
-        init_key, begin_key, key = jax.random.split(key, 3)
-        params = self.agent.init(init_key)
-        start = (params, optimizer.init(params), self.begin(begin_key, self.config.environments))
-        keys = jax.random.split(key, self.config.updates)
-        (params, _, _), curve = jax.lax.scan(update, start, keys)
-        return params, curve
+        An agent does not depend on those beside it: its numbers come from its seed, and the
+        optimiser sees each gradient by itself.
+        """
+        one = self.optimizer
+        optimizer = optax.GradientTransformation(jax.vmap(one.init), jax.vmap(one.update))
+
+        def loss_fn(params: Any, streams: Streams, agents: Any, key: jax.Array) -> Any:
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, agents["seed"])
+            losses, aux = jax.vmap(self.update)(params, streams, agents["memory"], keys)
+            return losses.sum(), aux
+
+        init_keys, begin_keys = jax.vmap(jax.random.split, out_axes=1)(
+            jax.vmap(jax.random.key)(seeds)
+        )
+        begin = jax.vmap(lambda key: self.begin(key, self.config.environments))
+        agents = {"seed": seeds, "memory": memory}
+        steps = self.config.updates // epochs
+        return fit(
+            loss_fn, jax.vmap(self.agent.init)(init_keys), optimizer,
+            jax.tree.map(lambda leaf: jnp.stack([leaf] * steps), agents), epochs,
+            key=jax.random.key(0), carry=begin(begin_keys), keep_carry=True, progress=progress,
+        )  # fmt: skip
 
     def success(self, params: Any, key: jax.Array, memory: Any) -> jax.Array:
         """The share of fresh episodes in which the most probable actions lead to the goal."""

@@ -2,25 +2,26 @@
 
 import argparse
 import dataclasses
-import sys
-from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from experiments import runs
-from experiments.text_generator.config import Evaluate, Export, Generate, Inspect, Train
-from experiments.text_generator.evaluation import run_evaluation
-from experiments.text_generator.export import run_export
-from experiments.text_generator.generation import run_generation
-from experiments.text_generator.inspection import run_inspection
-from experiments.text_generator.presets import PRESETS
-from experiments.text_generator.training import run_training
+from experiments.text_generator.checkpoints import options_of, require_unchanged, stored_run
+from experiments.text_generator.config import Train, load_preset
+from experiments.text_generator.evaluate import Evaluate, run_evaluation
+from experiments.text_generator.generate import Generate, run_generation
+from experiments.text_generator.train import run_training
+from experiments.text_tools.export import Export, run_export
+from experiments.text_tools.inspect import Inspect, run_inspection
+from rnnjax.training import Processes, from_first
 
 
 def main() -> int:
     """Do what the command line says."""
-    train: Any = Annotated[Train, tyro.conf.subcommand("train", default=PRESETS[_preset()])]
+    default = defaults_of_train()
+    train: Any = Annotated[Train, tyro.conf.subcommand("train", default=default)]
     command = tyro.cli(
         train
         | Annotated[Generate, tyro.conf.subcommand("generate")]
@@ -32,7 +33,9 @@ def main() -> int:
         config=(tyro.conf.OmitArgPrefixes,),
     )
     if isinstance(command, Train):
-        return run_training(dataclasses.replace(command, given=given_options(sys.argv)))
+        if command.resume:
+            require_unchanged(command, default)
+        return run_training(command.settled(default))
     if isinstance(command, Generate):
         return run_generation(command)
     if isinstance(command, Inspect):
@@ -42,22 +45,28 @@ def main() -> int:
     return run_evaluation(command)
 
 
-def given_options(arguments: Sequence[str]) -> frozenset[str]:
-    """The names of the options among the arguments, as fields are called.
+def defaults_of_train() -> Train:
+    """What the options of `train` are where they are not given: a preset's, or the run's own.
 
-    >>> sorted(given_options(["train", "--seq-length=5", "--no_tied", "--no-resume"]))
-    ['resume', 'seq_length', 'tied']
+    So what is given is what differs, and nobody has to ask which options the command line had.
+    Several processes meet here, because the first one alone need see the folder of the run.
     """
-    options = [a[2:].partition("=")[0].replace("-", "_") for a in arguments if a.startswith("--")]
-    return frozenset(name.removeprefix("no_") for name in options)
-
-
-def _preset() -> Any:
-    """The preset named on the command line, which says what the other defaults are."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("command", nargs="?")
     parser.add_argument("--preset", default="tutorial")
-    name = parser.parse_known_args()[0].preset
-    return name if name in PRESETS else "tutorial"  # tyro refuses any other
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--run-dir", "--run_dir", type=Path)
+    parser.add_argument("--coordinator")
+    for name in ("--processes", "--process"):
+        parser.add_argument(name, type=int)
+    known, _ = parser.parse_known_args()
+    if known.command != "train":
+        return Train()
+    Processes(known.coordinator, known.processes, known.process).start()
+    if not known.resume:
+        return load_preset(known.preset)
+    folder, stored = from_first(lambda: stored_run(known.run_dir))
+    return dataclasses.replace(options_of(stored, folder), run_dir=Path(folder), resume=True)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,10 @@ error's sentence into one of its own.
 
 import dataclasses
 import re
+import tomllib
+import typing
 from pathlib import Path
 from typing import Any, Literal
-
-import tyro
 
 from rnnjax.errors import InvalidInputError
 from rnnjax.text import Sampling
@@ -20,7 +20,8 @@ CellName = Literal[
     "coupled_lstm", "mgu", "mgu_reset_before", "indrnn", "mingru", "minlstm",
 ]  # fmt: skip
 ProductType = Literal["float32", "bfloat16"]
-PresetName = Literal["tutorial", "fast", "quality", "next_character"]
+
+_PRESETS = Path(__file__).parent / "presets"
 
 
 def option(name: str) -> str:
@@ -43,45 +44,6 @@ def a_seed(seed: int) -> None:
         raise InvalidInputError(
             f"--seed must be at least 0 and at most {2**32 - 1}, but is {seed}; take another"
         )
-
-
-def writable(name: str, path: Path) -> None:
-    """Raise unless a file can be made at ``path``, which the option of this name gave."""
-    if path.is_dir():
-        raise InvalidInputError(f"{name} should name a file, but {path} is a folder")
-    if not path.parent.is_dir():
-        raise InvalidInputError(
-            f"{name} should name a file in a folder that exists, but {path.parent} does not; make "
-            "it first"
-        )
-
-
-def summary_writer() -> Any:
-    """The class that writes for TensorBoard.
-
-    Raises:
-        InvalidInputError: the package that has it is not installed.
-    """
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        raise InvalidInputError(
-            "--tensorboard needs the package tensorboardX, which is not installed; "
-            "run pip install tensorboardX"
-        ) from None
-    return SummaryWriter
-
-
-def not_read(name: str, path: Path, corpus: str | None) -> None:
-    """Raise if ``path``, which the option of this name gave, is the text that is read."""
-    if corpus is not None and _same(path, Path(corpus)):
-        raise InvalidInputError(
-            f"{name} is {path}, the text itself, which it would replace; name another file"
-        )
-
-
-def _same(one: Path, other: Path) -> bool:
-    return one.resolve() == other.resolve()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,12 +197,13 @@ class Train:
     from one to the next, 3 layers of LSTM(700), a softmax at every step, Adam.
     """
 
-    preset: PresetName = "tutorial"
-    """The defaults of all other options; see the README for what each takes and reaches."""
+    preset: str = "tutorial"
+    """The defaults of all other options: tutorial, fast, quality, next_character (see the README
+    for what each takes and reaches), or a file that sets fields as those in presets/ do."""
     text: Text = Text()
     model: Architecture = Architecture()
     optimization: Optimization = Optimization()
-    epochs: int = 20
+    epochs: int | None = 20
     """Passes over the text."""
     steps: int | None = None
     """Steps in all, in place of --epochs; the last epoch is finished."""
@@ -249,12 +212,16 @@ class Train:
     seed: int = 1
     """Of the initial weights, the order of the windows, and the dropout."""
     checkpoint_every: int = 10
-    """Epochs between checkpoints; one is also written at the best validation loss, at the end, on
-    SIGTERM and on Ctrl-C."""
+    """Epochs between checkpoints; one is also written at the best validation loss, at the end, and
+    on SIGTERM, SIGHUP and Ctrl-C."""
     keep_last: int = 3
     """How many checkpoints are kept, besides the best."""
-    steps_per_dispatch: int = 10
-    """Steps done on the device before Python is asked again."""
+    steps_per_dispatch: int | None = None
+    """Steps done on the device before Python is asked again; by default as many as take a quarter
+    of a second."""
+    skip_nonfinite: int = 0
+    """How many steps in a row may have a loss or gradient that is NaN or infinite; they change
+    nothing, and are counted. 0 ends the run at the first."""
     sample_length: int = 200
     """Characters of the sample after each epoch; 0 writes none."""
     sample_temperature: float = 0.0
@@ -265,50 +232,28 @@ class Train:
     """Where the results go; by default a new folder under runs/text_generator."""
     resume: bool = False
     """Go on with the run in --run-dir (by default the newest) from its latest checkpoint. Its own
-    options are used again; only --epochs, --steps, --patience and --mesh, if given, replace what it
-    had."""
+    options are used again; only --epochs, --steps, --patience, --mesh, --learning-rate and
+    --skip-nonfinite, if given, replace what it had."""
     mesh: str | None = None
     """The devices to train on: so many for parts of the batch (8), or times so many for parts of
     the hidden units (4x2), or "auto": all, for parts of the batch. By default one device, or all
     where there are several processes."""
     launch: Processes = Processes()
-    given: tyro.conf.Suppress[frozenset[str] | None] = None
-    """The names of the options that the command line gave."""
-
-    @property
-    def chosen(self) -> frozenset[str]:
-        """The options that were given; without a command line, those that are not the preset's."""
-        if self.given is not None:
-            return self.given
-        from experiments.text_generator.presets import PRESETS  # which are made of this class
-
-        preset = PRESETS[self.preset]
-        pairs: list[tuple[Any, Any]] = [
-            (self, preset),
-            (self.text, preset.text),
-            (self.model, preset.model),
-            (self.optimization, preset.optimization),
-        ]
-        return frozenset(
-            field.name
-            for ours, default in pairs
-            for field in dataclasses.fields(ours)
-            if getattr(ours, field.name) != getattr(default, field.name)
-        )
 
     def check(self) -> None:
         """Raise InvalidInputError unless the options fit."""
         self.text.check()
         self.model.check()
         self.optimization.check()
-        at_least(self, 1, "epochs", "checkpoint_every", "keep_last", "steps_per_dispatch")
-        at_least(self, 0, "patience", "sample_length")
+        for name in ("epochs", "steps", "steps_per_dispatch"):
+            if getattr(self, name) is not None:
+                at_least(self, 1, name)
+        if self.epochs is None and self.steps is None:
+            raise InvalidInputError("nothing says how long the run is; give --epochs or --steps")
+        at_least(self, 1, "checkpoint_every", "keep_last")
+        at_least(self, 0, "patience", "sample_length", "skip_nonfinite")
         _ = Sampling(self.sample_temperature)  # checks it
-        if self.tensorboard:
-            summary_writer()
         a_seed(self.seed)
-        if self.steps is not None:
-            at_least(self, 1, "steps")
         if self.mesh is not None and not re.fullmatch(r"auto|[1-9]\d*(x[1-9]\d*)?", self.mesh):
             raise InvalidInputError(
                 f'--mesh must be a number of devices (8), two of them (4x2), or "auto", but is '
@@ -320,145 +265,88 @@ class Train:
                 "set --validation 0.1, say"
             )
 
+    def changed_from(self, default: "Train") -> dict[str, Any]:
+        """The options that differ from those of another, by name."""
+        ours, theirs = _flat(self), _flat(default)
+        return {name: value for name, value in ours.items() if value != theirs[name]}
+
+    def settled(self, default: "Train") -> "Train":
+        """The same without the default's --steps, where --epochs was given in their place."""
+        given = self.changed_from(default)
+        replaced = "epochs" in given and "steps" not in given
+        return dataclasses.replace(self, steps=None) if replaced else self
+
     def as_json(self) -> dict[str, Any]:
-        """The options, in groups, as JSON can hold them."""
+        """The options, in groups, as JSON can hold them; not those of this call alone."""
         stored = dataclasses.asdict(self)
-        del stored["launch"], stored["given"]  # of this process alone
-        return {name: str(v) if isinstance(v, Path) else v for name, v in stored.items()}
-
-    @classmethod
-    def from_json(cls, stored: dict[str, Any]) -> "Train":
-        """The options that `as_json` gave; KeyError and TypeError if one is missing or unknown."""
-        groups = {"text": Text, "model": Architecture, "optimization": Optimization}
-        flat = {name: value for name, value in stored.items() if name not in groups}
-        made = {name: kind(**stored[name]) for name, kind in groups.items()}
-        return cls(**{**flat, **made, "run_dir": None, "resume": False})
+        for name in OF_THIS_CALL:
+            del stored[name]
+        return stored
 
 
-@dataclasses.dataclass(frozen=True)
-class Generate:
-    """Let a trained model write: on from a text, or in turns with you."""
-
-    run_dir: Path | None = None
-    """The run; by default the newest under runs/text_generator."""
-    step: int | None = None
-    """Of the checkpoint; by default the best by validation loss, else the latest."""
-    length: int = 500
-    """Characters (bytes, if the model knows bytes) to write after the prime text, or in each
-    answer."""
-    prime: str = ""
-    """The beginning of the text; by default one random character."""
-    prime_file: Path | None = None
-    """A text file (UTF-8) with the beginning, cleaned as the text to train on was."""
-    samples: int = 1
-    """Texts to write, all in one batch. The first is the one that is written alone."""
-    temperature: float = 0.0
-    """Divides the logits; 0 takes the most probable character each time, 1 draws as predicted."""
-    top_k: int = 0
-    """Draw from the so many most probable characters (Fan et al., 2018); 0 is all."""
-    top_p: float = 1.0
-    """Draw from the most probable characters that have this share of the probability (Holtzman et
-    al., 2020); 1 is all."""
-    repetition_penalty: float = 1.0
-    """Above 1 against characters that were written last (Keskar et al., 2019); 1 is none."""
-    penalty_window: int = 64
-    """How many of the last characters that is."""
-    seed: int = 0
-    """Of the draws, and of the random first character."""
-    products: ProductType = "float32"
-    """The type in which the recurrent layers multiply matrices as they write; bfloat16 is faster
-    for many samples, and may choose another character where two are as probable."""
-    stop: str | None = None
-    """End before this string, once the model writes it. With --interactive an answer ends with the
-    line, if the model knows the newline; --stop "" has answers of --length characters."""
-    interactive: bool = False
-    """Read lines from the standard input, and answer each."""
-
-    @property
-    def sampling(self) -> Sampling:
-        """How the characters are drawn."""
-        return Sampling(
-            self.temperature, self.top_k, self.top_p, self.repetition_penalty, self.penalty_window
-        )
-
-    def check(self) -> None:
-        """Raise InvalidInputError unless the options fit."""
-        at_least(self, 1, "length", "samples", "penalty_window")
-        at_least(self, 0, "top_k")
-        a_seed(self.seed)
-        _ = self.sampling  # checks the others
-        if self.prime and self.prime_file is not None:
-            raise InvalidInputError(
-                "--prime and --prime-file are both the beginning of the text; leave one of them out"
-            )
-        if self.interactive and self.samples > 1:
-            raise InvalidInputError(
-                f"--interactive is one conversation, but --samples is {self.samples}; leave one of "
-                "them out"
-            )
+FREE = ("epochs", "steps", "patience", "mesh", "learning_rate", "skip_nonfinite")
+"""The options that may be other ones when a run goes on."""
+OF_THIS_CALL = ("run_dir", "resume", "launch")
+"""The options that are no part of a run."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Evaluate:
-    """Measure how well a trained model predicts a text, in bits per character."""
-
-    file: tyro.conf.Positional[str | None] = None
-    """The text, as --corpus of train; by default the corpus that the model was trained on."""
-    encoding: str = "utf-8"
-    """Of FILE."""
-    run_dir: Path | None = None
-    """The run; by default the newest under runs/text_generator."""
-    step: int | None = None
-    """Of the checkpoint; by default the best by validation loss, else the latest."""
-    page: Path | None = None
-    """Also write a page (HTML, one file) with the text coloured by how much it surprised."""
-    json: Path | None = None
-    """Also write every character with its surprise in bits, as JSON."""
-
-    def check(self) -> None:
-        """Raise InvalidInputError unless the options fit."""
-        for name in ("page", "json"):
-            path = getattr(self, name)
-            if path is not None:
-                writable(option(name), path)
-                not_read(option(name), path, self.file)
-        if self.page is not None and self.json is not None and _same(self.page, self.json):
-            raise InvalidInputError(
-                f"--page and --json are both {self.page}, and one would replace the other; name two"
-            )
+def _flat(config: Train) -> dict[str, Any]:
+    groups = {"text", "model", "optimization"}
+    flat = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    for group in groups:
+        flat |= vars(flat.pop(group))
+    return {name: value for name, value in flat.items() if name not in OF_THIS_CALL}
 
 
-@dataclasses.dataclass(frozen=True)
-class Inspect:
-    """Look inside a trained model while it reads: a page (HTML, one file) of states and gates."""
+def load_preset(name: str) -> Train:
+    """The options of a preset: one of those in presets/, or a file of that kind.
 
-    to: Path
-    """The page."""
-    file: tyro.conf.Positional[str | None] = None
-    """The text, as --corpus of train; by default what the run held out, else its own beginning."""
-    encoding: str = "utf-8"
-    """Of FILE."""
-    run_dir: Path | None = None
-    """The run; by default the newest under runs/text_generator."""
-    step: int | None = None
-    """Of the checkpoint; by default the best by validation loss, else the latest."""
-    characters: int = 20_000
-    """The most characters to read."""
-
-    def check(self) -> None:
-        """Raise InvalidInputError unless the options fit."""
-        at_least(self, 2, "characters")
-        writable("--to", self.to)
-        not_read("--to", self.to, self.file)
+    Raises:
+        InvalidInputError: there is none, or it sets what is no option, or to what cannot be.
+    """
+    own = sorted(path.stem for path in _PRESETS.glob("*.toml"))
+    path = _PRESETS / f"{name}.toml" if name in own else Path(name)
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidInputError(
+            f"--preset must be one of {', '.join(own)}, or a TOML file of options, but is {name!r} "
+            f"({error})"
+        ) from error
+    length = {"epochs": None} if "steps" in values and "epochs" not in values else {}
+    return from_mapping(Train, {**values, **length, "preset": name}, f"--preset {name}")
 
 
-@dataclasses.dataclass(frozen=True)
-class Export:
-    """Write a trained model as a file of Keras, PyTorch or ONNX."""
+def from_mapping(kind: Any, values: Any, source: str) -> Any:
+    """Options from a mapping of names to values, groups in mappings of their own.
 
-    to: Path
-    """A file that is not there yet: *.keras, *.weights.h5, *.safetensors or *.onnx."""
-    run_dir: Path | None = None
-    """The run; by default the newest under runs/text_generator."""
-    step: int | None = None
-    """Of the checkpoint; by default the best by validation loss, else the latest."""
+    Raises:
+        InvalidInputError: a name is no option, or its value is not of the option's type.
+
+    >>> from_mapping(Architecture, {"layers": "3"}, "my.toml")
+    Traceback (most recent call last):
+    ...
+    rnnjax.errors.InvalidInputError: my.toml should set layers to int, but has '3'
+    """
+    types = typing.get_type_hints(kind)
+    if not isinstance(values, dict) or values.keys() - types.keys():
+        unknown = sorted(values.keys() - types.keys()) if isinstance(values, dict) else values
+        raise InvalidInputError(f"{source} should set options of train, but has {unknown}")
+    made = {}
+    for name, value in values.items():
+        if dataclasses.is_dataclass(types[name]):
+            made[name] = from_mapping(types[name], value, source)
+        elif _fits(value, types[name]):
+            made[name] = value
+        else:
+            wanted = str(types[name]) if typing.get_args(types[name]) else types[name].__name__
+            raise InvalidInputError(f"{source} should set {name} to {wanted}, but has {value!r}")
+    return kind(**made)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of a type, as options are declared."""
+    if typing.get_origin(kind) is Literal:
+        return value in typing.get_args(kind)
+    kinds = typing.get_args(kind) or (kind,)
+    return any(type(value) is one or (one is float and type(value) is int) for one in kinds)

@@ -1,14 +1,22 @@
 """The model: characters in, recurrent layers, a softmax at every step."""
 
 import dataclasses
+import functools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import rnnjax
 from experiments.text_generator.config import Architecture, CellName, ProductType
+from rnnjax.errors import InvalidInputError
+
+# A row begins so many characters before its own part of the text, to have read what comes before.
+_WARM_UP = 256
+_PIECE = 128
 
 CELLS: dict[CellName, Any] = {
     "lstm": rnnjax.LSTMCell,
@@ -164,3 +172,73 @@ def make_loss(
         return loss, (after if carry_state else (), {"weight": weights.sum()})
 
     return loss_fn
+
+
+def surprise(model: CharacterModel, params: Any, ids: np.ndarray, *, rows: int = 32) -> np.ndarray:
+    """The cross-entropy in nats of every character of a text but the first, given those before it.
+
+    The text is read side by side in rows, each of which begins some characters early, so that its
+    state is that of a reader of the whole text but for what lies further back than these.
+
+    Args:
+        model: predicts the next character.
+        params: its parameters.
+        ids: of the text, at least two.
+        rows: at most so many; short texts are read in fewer.
+
+    Returns:
+        float32 ``(len(ids) - 1,)``.
+
+    Raises:
+        InvalidInputError: the text is too short.
+    """
+    count = len(ids) - 1
+    if count < 1:
+        raise InvalidInputError(
+            f"a text to be predicted needs at least 2 characters, but has {len(ids)}"
+        )
+    rows = max(1, min(rows, count // (4 * _WARM_UP)))
+    length = -(-count // rows)
+    pieces = -(-length // _PIECE)
+    begins = np.arange(rows) * length
+    early = begins + np.arange(-_WARM_UP, 0)[:, None]
+    own = begins + np.arange(pieces * _PIECE)[:, None]
+    inputs = ids[np.clip(own, 0, count - 1)].reshape(pieces, _PIECE, rows)
+    targets = ids[np.clip(own, 0, count - 1) + 1].reshape(pieces, _PIECE, rows)
+    losses = _losses(model, params, ids[np.clip(early, 0, count - 1)], inputs, targets)
+    return np.asarray(losses).reshape(-1, rows)[:length].T.ravel()[:count]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _losses(
+    model: CharacterModel, params: Any, early: jax.Array, inputs: jax.Array, targets: jax.Array
+) -> jax.Array:
+    def piece(carry: Any, batch: Any) -> tuple[Any, jax.Array]:
+        inputs, targets = batch
+        carry, losses = model.losses(params, carry, inputs.T, targets.T)
+        return carry, losses.T
+
+    start = model.initial_carry(early.shape[1])
+    carry, _ = model.unroll(params, early, start)
+    # The first row begins where the text does.
+    carry = jax.tree.map(lambda new, old: new.at[0].set(old[0]), carry, start)
+    return jax.lax.scan(piece, carry, (inputs, targets))[1]
+
+
+def bits(nats: float) -> float:
+    """Bits of so many nats.
+
+    >>> bits(math.log(2))
+    1.0
+    """
+    return nats / math.log(2)
+
+
+def held_out(model: CharacterModel, ids: np.ndarray, name: str) -> Any:
+    """``params -> metrics``: loss and bits per character or byte of a part of the text, by name."""
+
+    def measure(params: Any) -> dict[str, float]:
+        loss = float(surprise(model, params, ids).mean())
+        return {f"{name}_loss": loss, f"{name}_bits": bits(loss)}
+
+    return measure

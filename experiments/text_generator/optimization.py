@@ -56,11 +56,13 @@ def make_optimizer(
     return optimizer
 
 
-def new_state(model: CharacterModel, config: Train, steps_per_epoch: int) -> TrainState:
+def new_state(
+    model: CharacterModel, config: Train, epochs: int, steps_per_epoch: int
+) -> TrainState:
     """The state before the first step."""
     init_key, run_key = jax.random.split(jax.random.key(config.seed))
     carry = model.initial_carry(config.text.batch_size) if config.text.carry_state else ()
-    optimizer = make_optimizer(config.optimization, config.epochs, steps_per_epoch)
+    optimizer = make_optimizer(config.optimization, epochs, steps_per_epoch)
     return TrainState.create(jax.jit(model.init)(init_key), optimizer, key=run_key, carry=carry)
 
 

@@ -2,7 +2,8 @@
 
 from rnnjax.text.batches import shuffled_batches, streams, window_starts, windows
 from rnnjax.text.corpora import load_corpus
-from rnnjax.text.sampling import Sampling, Stream, Text, read, sample, stream
+from rnnjax.text.sampling import Sampling, sample
+from rnnjax.text.streaming import Stream, Text, read, stream
 from rnnjax.text.vocabulary import TUTORIAL_CHARACTERS, ByteVocabulary, Vocabulary, plain_lines
 
 __all__ = [

@@ -4,7 +4,7 @@ import re
 import string
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,8 @@ class Vocabulary:
     """
 
     characters: str
+    unit: ClassVar[str] = "character"
+    """What a text is counted in."""
 
     def __post_init__(self) -> None:
         if not self.characters:
@@ -191,6 +193,9 @@ class ByteVocabulary:
         >>> len(vocabulary)
         256
     """
+
+    unit: ClassVar[str] = "byte"
+    """What a text is counted in."""
 
     def __len__(self) -> int:
         return 256

@@ -1,42 +1,54 @@
-"""Training: the state, the jitted step, the loop, and checkpoints."""
+"""Training: `fit`, the jitted step below it, and checkpoints from which a run goes on exactly."""
 
-from rnnjax.training.checkpoints import Checkpoints
-from rnnjax.training.loop import Reporter, Schedule, train
+from rnnjax.training.checkpoints import Checkpoints, Saved
+from rnnjax.training.files import Records
+from rnnjax.training.fitting import Fit, fit, minibatches
 from rnnjax.training.optimizers import KerasAdamState, keras_adam
 from rnnjax.training.penalties import activity_penalty, slowness_penalty, weight_penalty
-from rnnjax.training.processes import Processes, agreed_signal, from_first, is_first
-from rnnjax.training.records import Records
+from rnnjax.training.processes import (
+    Processes,
+    StopRequest,
+    agreed_signal,
+    from_first,
+    is_first,
+)
+from rnnjax.training.progress import Progress, Silent
 from rnnjax.training.sharding import Sharding, last_axis
-from rnnjax.training.shared import SharedCheckpoints
-from rnnjax.training.signals import StopRequest
-from rnnjax.training.state import TrainState
-from rnnjax.training.step import LossFunction, Metrics, TrainSteps, make_train_steps
+from rnnjax.training.step import (
+    LossFunction,
+    Metrics,
+    TrainState,
+    TrainSteps,
+    make_train_steps,
+)
 from rnnjax.training.truncated import Window, truncated_loss, windows
 
 __all__ = [
     "Checkpoints",
+    "Fit",
     "KerasAdamState",
     "LossFunction",
     "Metrics",
     "Processes",
+    "Progress",
     "Records",
-    "Reporter",
-    "Schedule",
+    "Saved",
     "Sharding",
-    "SharedCheckpoints",
+    "Silent",
     "StopRequest",
     "TrainState",
     "TrainSteps",
     "Window",
     "activity_penalty",
     "agreed_signal",
+    "fit",
     "from_first",
     "is_first",
     "keras_adam",
     "last_axis",
     "make_train_steps",
+    "minibatches",
     "slowness_penalty",
-    "train",
     "truncated_loss",
     "weight_penalty",
     "windows",

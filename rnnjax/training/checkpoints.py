@@ -3,36 +3,82 @@
 import dataclasses
 import math
 import os
+import shutil
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from rnnjax.errors import CheckpointError, DamagedCheckpointError
-from rnnjax.training.state import TrainState
+from rnnjax.training.files import read_sealed, write_sealed
+from rnnjax.training.processes import bytes_from_first, from_first
+from rnnjax.training.sharding import Sharding
+from rnnjax.training.step import TrainState
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Saved:
+    """A checkpoint all of whose files are whole.
+
+    Attributes:
+        step: optimiser steps done.
+        about: what was saved beside the state.
+        loss: by which the best is chosen; infinite if none was given.
+    """
+
+    step: int
+    about: dict[str, Any]
+    loss: float
+    _restore: Callable[[TrainState], TrainState]
+
+    def restore(self, like: TrainState) -> TrainState:
+        """Read the state.
+
+        Args:
+            like: a state of the same model; its arrays may be abstract (``jax.eval_shape``).
+
+        Raises:
+            CheckpointError: it belongs to another model; the message names the arrays that differ.
+        """
+        return self._restore(like)
 
 
 class Checkpoints:
     """The checkpoints of one run, in one folder.
 
-    A checkpoint holds the whole `TrainState` (step, parameters, optimiser state, carry, key), and a
-    JSON with the run's configuration and a checksum of every array. It is written beside its place
-    and renamed into it, so that a run killed at any moment leaves whole checkpoints only.
+    A checkpoint holds the whole `TrainState` (step, parameters, optimiser state, carry, key), JSON
+    of the caller's, and checksums of every array, every file and of that JSON. It is written beside
+    its place, brought to the disk, and renamed into its place, so that a run that is killed, or a
+    machine that loses its power, leaves whole checkpoints only. Every file is compared with its
+    checksum before it is read.
+
+    Where a state lies over the devices of one or several processes, the first one writes the arrays
+    in one piece, and reads them for all: a checkpoint does not depend on the devices, and fits any
+    number of them. Every process has to make each call, and the others need not see the folder; an
+    error is raised on all of them.
 
     Args:
         directory: made if it does not exist.
         keep_last: how many of the latest are kept.
         keep_best: how many of those with the lowest loss are kept besides.
-        read_only: nothing is made, written or deleted; for readers beside a run that writes.
+        sharding: how restored states lie over devices; left out, on one device of this process.
+        read_only: nothing is made, written or moved; for readers beside a run that writes.
 
     Raises:
-        CheckpointError: read_only, and there is no such folder.
+        CheckpointError: read_only, and there is no such folder; or it cannot be made.
+
+    >>> import tempfile, optax
+    >>> checkpoints = Checkpoints(tempfile.mkdtemp())
+    >>> state = TrainState.create({"w": jax.numpy.ones(3)}, optax.sgd(0.1), key=jax.random.key(0))
+    >>> checkpoints.save(state, {"layers": 3})
+    >>> saved = checkpoints.latest()
+    >>> saved.about, saved.restore(state).params
+    ({'layers': 3}, {'w': Array([1., 1., 1.], dtype=float32)})
     """
 
     def __init__(
@@ -41,117 +87,279 @@ class Checkpoints:
         *,
         keep_last: int = 3,
         keep_best: int = 1,
+        sharding: Sharding | None = None,
         read_only: bool = False,
     ):
         self.directory = Path(directory).absolute()
-        if read_only and not self.directory.is_dir():
-            raise CheckpointError(
-                f"there is no checkpoint in {self.directory}; train first, or check the path"
-            )
-        policies = [
-            preservation_policy.LatestN(keep_last),
-            preservation_policy.BestN(
-                get_metric_fn=lambda metrics: -metrics["loss"],
-                n=keep_best,
-            ),
-        ]
-        if not read_only:
+        self.keep_last, self.keep_best = keep_last, keep_best
+        self.sharding, self.read_only = sharding, read_only
+        from_first(self._open)
+
+    def _open(self) -> None:
+        if self.read_only:
+            if not self.directory.is_dir():
+                raise self._none()
+            return
+        try:
             self.directory.mkdir(parents=True, exist_ok=True)
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(
-                best_fn=lambda metrics: metrics["loss"],
-                best_mode="min",
-                preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
-                cleanup_tmp_directories=not read_only,
-                create=False,
-                enable_async_checkpointing=False,
-                multiprocessing_options=_alone(),
-            ),
-        )
-
-    def latest_step(self) -> int | None:
-        """The step of the latest checkpoint, or None if there is none."""
-        return self._manager.latest_step()
-
-    def best_step(self) -> int | None:
-        """The step of the checkpoint with the lowest loss, or None if none was given a loss."""
-        return min(
-            (step for step in self.steps() if math.isfinite(self._loss(step))),
-            key=self._loss,
-            default=None,
-        )
+            for path in self.directory.glob(".*-[0-9]*"):  # what was being written, or deleted
+                shutil.rmtree(path)
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.directory} cannot be written to ({error.strerror}); check its rights, or "
+                "choose another folder"
+            ) from error
 
     def steps(self) -> list[int]:
-        """The steps of all checkpoints, in order."""
-        return sorted(self._manager.all_steps())
+        """The steps of all checkpoints, in order, damaged ones too."""
+        return from_first(self._steps)
 
     def path(self, step: int) -> Path:
         """The folder of the checkpoint of that step."""
         return self.directory / str(step)
 
     def save(
-        self, state: TrainState, config: Mapping[str, Any], *, loss: float | None = None
+        self, state: TrainState, about: Mapping[str, Any], *, loss: float | None = None
     ) -> None:
         """Write the checkpoint of ``state.step``, and delete those no longer kept.
 
         Args:
             state: the whole state.
-            config: what is needed to build the model again; anything that JSON can hold.
+            about: what is needed to use it again, such as the model's options; JSON.
             loss: by which the best is chosen; left out, the checkpoint is never the best.
 
         Raises:
             CheckpointError: it could not be written (a full disk, say); those before it stay.
         """
+        whole = state if self.sharding is None else self.sharding.whole(state)
+        from_first(lambda: self._save(whole, about, loss))
+
+    def latest(self) -> Saved | None:
+        """The latest checkpoint that is whole, or None if there is none at all.
+
+        A damaged one is passed over with a warning, and set aside in a folder ``damaged-<step>``
+        (read_only, it stays); the one before it is taken: a run goes on from there, and comes to
+        the same end.
+
+        Raises:
+            CheckpointError: all are damaged.
+        """
+        return self._first(lambda: reversed(self._steps()))
+
+    def best(self) -> Saved:
+        """The whole checkpoint with the lowest loss; the latest, if none was given a loss.
+
+        Damaged ones are passed over, as by `latest`.
+
+        Raises:
+            CheckpointError: there is none, or all are damaged.
+        """
+
+        def order() -> Iterator[int]:
+            losses = {step: self._loss(step) for step in self._steps()}
+            scored = [step for step in losses if losses[step] < math.inf]
+            others = sorted(losses.keys() - set(scored), reverse=True)
+            return iter([*sorted(scored, key=losses.__getitem__), *others])
+
+        found = self._first(order)
+        if found is None:
+            raise self._none()
+        return found
+
+    def at(self, step: int) -> Saved:
+        """The checkpoint of that step.
+
+        Raises:
+            CheckpointError: there is none, or it is damaged.
+        """
+
+        def check() -> dict[str, Any]:
+            steps = self._steps()
+            if not steps:
+                raise self._none()
+            if step not in steps:
+                raise CheckpointError(
+                    f"there is no checkpoint of step {step} in {self.directory}; there are {steps}"
+                )
+            return self._verified(step)
+
+        return self._saved(step, from_first(check))
+
+    # What follows runs on the first process alone.
+
+    def _steps(self) -> list[int]:
+        names = [path.name for path in self.directory.iterdir() if path.is_dir()]
+        return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+
+    def _none(self) -> CheckpointError:
+        return CheckpointError(
+            f"there is no checkpoint in {self.directory}; train first, or check the path"
+        )
+
+    def _save(self, state: TrainState, about: Mapping[str, Any], loss: float | None) -> None:
         step = int(state.step)
-        if step in self._manager.all_steps():
+        if step in self._steps():
             return
-        tree = as_plain(state)
+        tree = _as_plain(state)
         if jax.process_count() > 1:
             # Orbax takes an array that is not of all processes for a mistake.
             tree = jax.tree.map(np.asarray, tree)
-        about = {"config": dict(config), "arrays": _describe(tree)}
+        new = self.directory / f".writing-{step}"
         try:
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(tree), about=ocp.args.JsonSave(about)
-                ),
-                metrics={"loss": math.inf if loss is None else float(loss)},
-            )
+            shutil.rmtree(new, ignore_errors=True)
+            new.mkdir()
+            with _checkpointer() as orbax:
+                orbax.save(new / "state", args=ocp.args.StandardSave(tree))
+            sealed = {
+                "about": dict(about),
+                "loss": None if loss is None or not math.isfinite(loss) else float(loss),
+                "arrays": _describe(tree),
+                "files": {name: _checksum(new / name) for name in _files(new)},
+            }
+            write_sealed(new / "about.json", sealed)
+            _to_disk(new)
+            new.rename(self.path(step))
+            _to_disk(self.directory, below=False)
         except (OSError, ValueError) as error:
+            shutil.rmtree(new, ignore_errors=True)
             raise CheckpointError(
                 f"the checkpoint of step {step} could not be written to {self.directory} "
                 f"({_first_line(error)}); the checkpoints before it are untouched"
             ) from error
+        self._delete()
 
-    def config(self, step: int | None = None) -> dict[str, Any]:
-        """The configuration saved with a checkpoint (the latest if ``step`` is left out)."""
-        return self._about(self._existing(step))["config"]
+    def _delete(self) -> None:
+        """Delete what is no longer kept; what cannot be deleted stays, with a warning."""
+        steps = self._steps()
+        losses = {step: self._loss(step) for step in steps}
+        scored = sorted((s for s in steps if math.isfinite(losses[s])), key=losses.__getitem__)
+        for step in set(steps) - {*steps[-self.keep_last :], *scored[: self.keep_best]}:
+            try:
+                doomed = self.directory / f".deleting-{step}"
+                shutil.rmtree(self.path(step).rename(doomed))
+            except OSError as error:
+                warnings.warn(f"{self.path(step)} cannot be deleted ({error})", stacklevel=2)
 
-    def restore(self, like: TrainState, step: int | None = None) -> TrainState:
-        """Read a checkpoint.
+    def _first(self, order: Callable[[], Iterator[int]]) -> Saved | None:
+        """The first whole checkpoint in an order of steps."""
 
-        Args:
-            like: a state of the same model; its arrays may be abstract (``jax.eval_shape``).
-            step: which checkpoint; left out, the latest.
+        def find() -> tuple[int, dict[str, Any]] | None:
+            steps = list(order())
+            for step in steps:
+                try:
+                    return step, self._verified(step)
+                except DamagedCheckpointError as error:
+                    self._set_aside(step, error)
+            if steps:
+                raise CheckpointError(
+                    f"all {len(steps)} checkpoints in {self.directory} are damaged; begin a new run"
+                )
+            return None
 
-        Raises:
-            CheckpointError: there is none, it is damaged, or it belongs to another model; the
-                message names the arrays that differ.
+        found = from_first(find)
+        return None if found is None else self._saved(*found)
+
+    def _set_aside(self, step: int, error: DamagedCheckpointError) -> None:
+        if self.read_only:
+            warnings.warn(f"{error.reason}; another one is taken", stacklevel=6)
+            return
+        # The same step may be damaged again.
+        names = [f"damaged-{step}", *(f"damaged-{step}-{n}" for n in range(2, 1000))]
+        aside = next(path for name in names if not (path := self.directory / name).exists())
+        self.path(step).rename(aside)
+        warnings.warn(f"{error.reason}; it is set aside as {aside.name}", stacklevel=6)
+
+    def _sealed(self, step: int) -> dict[str, Any]:
+        """What about.json says, with its checksum compared."""
+        try:
+            sealed = read_sealed(self.path(step) / "about.json")
+        except CheckpointError as error:
+            raise self._damaged(step, str(error)) from error
+        if set(sealed) != {"about", "loss", "arrays", "files"}:
+            raise self._damaged(step, "about.json is of another version")
+        return sealed
+
+    def _loss(self, step: int) -> float:
+        """The loss of a checkpoint, infinite where it was given none.
+
+        Where it cannot be read it is below all others, so that it is looked at first, and said.
         """
-        step = self._existing(step)
-        arrays = self._about(step)["arrays"]
-        target = jax.eval_shape(as_plain, like)
+        try:
+            loss = self._sealed(step)["loss"]
+        except DamagedCheckpointError:
+            return -math.inf
+        return math.inf if loss is None else loss
+
+    def _verified(self, step: int) -> dict[str, Any]:
+        """What about.json says, with the checksums of all files compared.
+
+        Before anything else opens them: what a damaged file does to the layers below is not known.
+        """
+        sealed, folder = self._sealed(step), self.path(step)
+        for name, checksum in sealed["files"].items():
+            try:
+                found = _checksum(folder / name)
+            except OSError as error:
+                raise self._damaged(step, f"{name}: {error.strerror}") from error
+            if found != checksum:
+                raise self._damaged(step, f"the checksum of {name} is wrong")
+        return sealed
+
+    def _damaged(self, step: int, reason: str) -> DamagedCheckpointError:
+        others = [s for s in self._steps() if s != step]
+        return DamagedCheckpointError(
+            f"{self.path(step)} is damaged ({reason})",
+            f"delete that folder, and the run goes on "
+            f"from {f'step {others[-1]}' if others else 'its beginning'}",
+        )
+
+    def _saved(self, step: int, sealed: dict[str, Any]) -> Saved:
+        loss = math.inf if sealed["loss"] is None else sealed["loss"]
+        return Saved(
+            step, sealed["about"], loss, lambda like: self._restore(step, sealed["arrays"], like)
+        )
+
+    def _restore(self, step: int, arrays: dict[str, Any], like: TrainState) -> TrainState:
+        target = jax.eval_shape(_as_plain, like)
+        self._check_same_model(step, arrays, target)
+        leaves: list[np.ndarray] = []
+
+        def read() -> None:
+            # On one device here, over however many of whatever kind they were when it was saved.
+            device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            here = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), target
+            )
+            try:
+                with _checkpointer() as orbax:
+                    tree = orbax.restore(
+                        self.path(step) / "state", args=ocp.args.StandardRestore(here)
+                    )
+            except Exception as error:  # its files are whole: a disk that fails, or no memory
+                raise self._damaged(step, _first_line(error)) from error
+            for path, entry in _describe(tree).items():
+                if entry != arrays[path]:
+                    raise self._damaged(step, f"the checksum of {path} is wrong")
+            leaves.extend(jax.tree.leaves(tree))
+
+        from_first(read)
+        if self.sharding is not None:
+            data = bytes_from_first(b"".join(np.asarray(leaf).tobytes() for leaf in leaves))
+            leaves = _cut(data, jax.tree.leaves(target))
+        state = _from_plain(jax.tree.unflatten(jax.tree.structure(target), leaves))
+        return state if self.sharding is None else self.sharding.put_state(state)
+
+    def _check_same_model(self, step: int, arrays: dict[str, Any], target: Any) -> None:
         expected = {
-            path: (list(leaf.shape), str(leaf.dtype)) for path, leaf in _leaves(target).items()
+            path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in _leaves(target).items()
         }
-        saved = {path: (entry["shape"], entry["dtype"]) for path, entry in arrays.items()}
+        saved = {path: f"{entry['dtype']}{entry['shape']}" for path, entry in arrays.items()}
         differing = [p for p in expected | saved if expected.get(p) != saved.get(p)]
         differing.sort(key=lambda path: (not path.startswith("['params']"), path))
         if differing:
+            nothing = "no such array"
             shown = "; ".join(
-                f"{p}: model {_spell(expected.get(p))}, checkpoint {_spell(saved.get(p))}"
+                f"{p}: model {expected.get(p, nothing)}, checkpoint {saved.get(p, nothing)}"
                 for p in differing[:6]
             )
             more = f"; and {len(differing) - 6} more" if len(differing) > 6 else ""
@@ -159,115 +367,39 @@ class Checkpoints:
                 f"{self.path(step)} belongs to another model: {shown}{more}; build the model from "
                 "the configuration saved with the checkpoint"
             )
-        # On one device here, over however many of whatever kind they were when they were saved.
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        target = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), target
-        )
-        try:
-            tree = self._manager.restore(
-                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
-            )["state"]
-        except Exception as error:  # a damaged file shows as any error of the layers below
-            raise self._damaged(step, _first_line(error)) from error
-        for path, entry in _describe(tree).items():
-            if entry["crc32"] != arrays[path]["crc32"]:
-                raise self._damaged(step, f"the checksum of {path} is wrong")
-        return from_plain(tree)
-
-    def restore_latest(self, like: TrainState) -> TrainState | None:
-        """Read the latest checkpoint that is whole, or None if there is none at all.
-
-        A damaged one is set aside, in a folder ``damaged-<step>``, with a warning, and the one
-        before is taken: a run goes on from there, and comes to the same end.
-
-        Args:
-            like: as in `restore`.
-
-        Raises:
-            CheckpointError: it belongs to another model, or all are damaged.
-        """
-        steps = self.steps()
-        for step in reversed(steps):
-            try:
-                return self.restore(like, step)
-            except DamagedCheckpointError as error:
-                aside = self._aside(step)
-                warnings.warn(f"{error.reason}; it is set aside as {aside.name}", stacklevel=2)
-                self.path(step).rename(aside)
-                self._manager.reload()
-        if steps:
-            raise CheckpointError(
-                f"all {len(steps)} checkpoints in {self.directory} are damaged; begin a new run"
-            )
-        return None
-
-    def _aside(self, step: int) -> Path:
-        """A name that is free: the same step may be damaged again."""
-        names = [f"damaged-{step}", *(f"damaged-{step}-{n}" for n in range(2, 1000))]
-        return next(path for name in names if not (path := self.directory / name).exists())
-
-    def close(self) -> None:
-        """Release the folder."""
-        self._manager.close()
-
-    def _existing(self, step: int | None) -> int:
-        steps = self.steps()
-        if not steps:
-            raise CheckpointError(
-                f"there is no checkpoint in {self.directory}; train first, or check the path"
-            )
-        if step is None:
-            return steps[-1]
-        if step not in steps:
-            raise CheckpointError(
-                f"there is no checkpoint of step {step} in {self.directory}; there are {steps}"
-            )
-        return step
-
-    def _about(self, step: int) -> dict[str, Any]:
-        try:
-            about = self._manager.restore(
-                step, args=ocp.args.Composite(about=ocp.args.JsonRestore())
-            )["about"]
-            if not {"config", "arrays"} <= set(about):
-                raise ValueError("its JSON lacks the configuration or the list of arrays")
-        except Exception as error:  # a damaged file shows as any error of the layers below
-            raise self._damaged(step, _first_line(error)) from error
-        return about
-
-    def _loss(self, step: int) -> float:
-        metrics = self._manager.metrics(step)
-        return math.inf if metrics is None else float(metrics["loss"])
-
-    def _damaged(self, step: int, reason: str) -> DamagedCheckpointError:
-        others = [s for s in self.steps() if s != step]
-        return DamagedCheckpointError(
-            f"{self.path(step)} is damaged ({reason})",
-            f"delete that folder, and the run goes on "
-            f"from {f'step {others[-1]}' if others else 'its beginning'}",
-        )
 
 
-def _alone() -> ocp.options.MultiprocessingOptions:
-    """Keeps orbax from waiting for the other processes of a run, where there are any."""
+def _checkpointer() -> ocp.Checkpointer:
+    """Orbax for one folder; it does not wait for other processes of a run, where there are any."""
     if jax.process_count() == 1:
-        return ocp.options.MultiprocessingOptions()
+        return ocp.Checkpointer(ocp.StandardCheckpointHandler())
     index = jax.process_index()
-    return ocp.options.MultiprocessingOptions(
+    alone = ocp.options.MultiprocessingOptions(
         primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"of_{index}"
     )
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
-def as_plain(state: TrainState) -> dict[str, Any]:
+def _as_plain(state: TrainState) -> dict[str, Any]:
     """The state as a dict; orbax stores the bits of a random key, not the key type."""
     tree = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
     return tree | {"key": jax.random.key_data(state.key)}
 
 
-def from_plain(tree: dict[str, Any]) -> TrainState:
-    """The state of which `as_plain` made a dict."""
+def _from_plain(tree: dict[str, Any]) -> TrainState:
     return TrainState(**{**tree, "key": jax.random.wrap_key_data(tree["key"])})
+
+
+def _cut(data: bytes, like: list[Any]) -> list[np.ndarray]:
+    """Bytes as arrays, one after the other."""
+    arrays, start = [], 0
+    for leaf in like:
+        count = math.prod(leaf.shape)
+        part = np.frombuffer(data, leaf.dtype, count, start)
+        arrays.append(part.reshape(leaf.shape))
+        start += count * leaf.dtype.itemsize
+    return arrays
 
 
 def _leaves(tree: Any) -> dict[str, Any]:
@@ -288,8 +420,27 @@ def _describe(tree: Any) -> dict[str, dict[str, Any]]:
     }
 
 
-def _spell(entry: tuple[list[int], str] | None) -> str:
-    return "no such array" if entry is None else f"{entry[1]}{entry[0]}"
+def _files(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def _checksum(path: Path) -> list[int]:
+    """Size and checksum of a file."""
+    data = path.read_bytes()
+    return [len(data), zlib.crc32(data)]
+
+
+def _to_disk(folder: Path, *, below: bool = True) -> None:
+    """Return when a folder, and all below it, is on the disk, where the system can tell."""
+    for path in [*(folder.rglob("*") if below else ()), folder]:
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except OSError:  # Windows opens no folders
+            continue
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _first_line(error: Exception) -> str:

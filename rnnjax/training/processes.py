@@ -1,9 +1,12 @@
-"""Several processes that train one model together: how they meet, and what they agree on."""
+"""The processes of a run: how several meet, what they agree on, and how they are asked to stop."""
 
 import dataclasses
 import json
 import os
+import signal
+import threading
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import jax
@@ -17,6 +20,8 @@ _VARIABLES = {
     "processes": "JAX_NUM_PROCESSES",
     "process": "JAX_PROCESS_ID",
 }
+# Windows has no SIGHUP.
+_SIGNALS = [getattr(signal, n) for n in ("SIGTERM", "SIGHUP", "SIGINT") if hasattr(signal, n)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,3 +170,36 @@ def agreed_signal(signal: int | None) -> int | None:
     if jax.process_count() == 1:
         return signal
     return int(multihost_utils.process_allgather(np.int32(signal or 0)).max()) or None
+
+
+class StopRequest:
+    """Within this context a signal asks for a stop instead of ending the process.
+
+    SIGTERM, SIGHUP (the terminal is closed) and SIGINT (Ctrl-C): the step in progress is finished
+    and saved first.
+
+    The loop looks at `signal` between dispatches. A second SIGINT raises KeyboardInterrupt at once.
+    Outside the main thread, where Python allows no handlers, it does nothing.
+
+    Attributes:
+        signal: the number of the signal that asked for a stop, or None.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS:
+                self._previous[number] = signal.signal(number, self._request)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _request(self, number: int, _: FrameType | None) -> None:
+        if self.signal == signal.SIGINT == number:
+            raise KeyboardInterrupt
+        self.signal = number

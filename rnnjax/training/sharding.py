@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from rnnjax.errors import InvalidInputError
-from rnnjax.training.state import TrainState
+from rnnjax.training.step import TrainState
 
 Divide = Callable[[tuple[str, ...], tuple[int, ...]], int | None]
 """``(names, shape) -> axis``: which axis of a parameter is divided over the axis "hidden" of the

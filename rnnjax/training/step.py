@@ -1,25 +1,64 @@
 """The jitted train step: many optimiser steps in one dispatch, with truncated backpropagation."""
 
+import dataclasses
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rnnjax.training.sharding import Sharding
-from rnnjax.training.state import TrainState
+if TYPE_CHECKING:
+    from rnnjax.training.sharding import Sharding
 
 Metrics = dict[str, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What one optimiser step takes and returns, and what a checkpoint holds.
+
+    Attributes:
+        step: optimiser steps done, an int32 scalar.
+        params: the parameters, any pytree.
+        opt_state: the state of the optax optimiser.
+        carry: the recurrent state that the next batch continues, or ``()`` where batches are
+            independent.
+        key: of the run; step ``n`` draws from ``jax.random.fold_in(key, n)``.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    carry: Any
+    key: jax.Array
+
+    @classmethod
+    def create(
+        cls,
+        params: Any,
+        optimizer: optax.GradientTransformation,
+        *,
+        key: jax.Array,
+        carry: Any = (),
+    ) -> "TrainState":
+        """The state before the first step.
+
+        >>> state = TrainState.create({"w": jnp.ones(3)}, optax.sgd(0.1), key=jax.random.key(0))
+        >>> int(state.step)
+        0
+        """
+        return cls(jnp.int32(0), params, optimizer.init(params), carry, key)
 
 
 class LossFunction(Protocol):
     """``(params, carry, batch, key) -> (loss, (carry, metrics))``.
 
     ``loss`` is a scalar, ``carry`` the recurrent state for the next batch (``()`` where batches are
-    independent) and ``metrics`` a dict of scalars to record beside the loss.
+    independent) and ``metrics`` a dict of numbers to record beside the loss.
     """
 
     def __call__(
@@ -34,20 +73,25 @@ TrainSteps = Callable[[TrainState, Any, int, int], tuple[TrainState, Metrics]]
 def make_train_steps(
     loss_fn: LossFunction,
     optimizer: optax.GradientTransformation,
-    sharding: Sharding | None = None,
+    sharding: "Sharding | None" = None,
+    *,
+    skip_nonfinite: bool = False,
 ) -> TrainSteps:
     """Compile a function that does many optimiser steps in one dispatch.
 
     The carry that ``loss_fn`` returns goes into the next step as a value: its gradient is stopped
     there, which truncates backpropagation through time at the batch (Williams & Peng, 1990).
 
-    A step whose loss or gradient is NaN or infinite is the last one done.
+    A step whose loss or gradient is NaN or infinite is the last one done; with ``skip_nonfinite``
+    it counts as a step, but leaves parameters, optimiser and carry as they were.
 
     Args:
         loss_fn: the loss of one batch.
         optimizer: an optax optimiser, with its schedule and clipping.
         sharding: how state and batches lie over several devices: give them as its ``put_state`` and
             ``put_batches`` return them. The state that comes out lies in the same way.
+        skip_nonfinite: whether a step that is not finite is skipped rather than the last; it shows
+            in the metric ``skipped``, 1 for each such step.
 
     Returns:
         ``train_steps(state, batches, start, stop) -> (state, metrics)``. The leaves of ``batches``
@@ -75,6 +119,14 @@ def make_train_steps(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = metrics | {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        if skip_nonfinite:
+            finite = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])
+            params, opt_state, carry = jax.tree.map(
+                lambda after, before: jnp.where(finite, after, before),
+                (params, opt_state, carry),
+                (state.params, state.opt_state, state.carry),
+            )
+            metrics["skipped"] = ~finite
         new = TrainState(state.step + 1, params, opt_state, carry, state.key)
         return (new if sharding is None else sharding.keep(new)), metrics
 
@@ -95,6 +147,7 @@ def make_train_steps(
             state, new = one_step(state, batch)
             metrics = jax.tree.map(lambda all_, one: all_.at[i].set(one), metrics, new)
             finite = jnp.isfinite(new["loss"]) & jnp.isfinite(new["grad_norm"])
+            finite = jnp.bool_(True) if skip_nonfinite else finite
             return state, metrics, i + 1, finite
 
         state, metrics, _, _ = jax.lax.while_loop(

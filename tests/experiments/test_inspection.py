@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rnnjax
-from experiments import runs
-from experiments.text_generator.config import Architecture, Evaluate, Inspect, Text, Train
-from experiments.text_generator.evaluation import run_evaluation, surprise, surprise_as_json
-from experiments.text_generator.inspection import run_inspection
-from experiments.text_generator.model import CELLS, CharacterModel
-from experiments.text_generator.pages import LIMIT
-from experiments.text_generator.properties import (
+from experiments.text_generator.config import Architecture, Text, Train
+from experiments.text_generator.evaluate import Evaluate, run_evaluation, surprise_as_json
+from experiments.text_generator.model import CELLS, CharacterModel, surprise
+from experiments.text_generator.train import run_training
+from experiments.text_tools.inspect import Inspect, run_inspection
+from experiments.text_tools.pages import LIMIT
+from experiments.text_tools.properties import (
     PROPERTIES,
     characters_of,
     passage,
@@ -27,11 +27,11 @@ from experiments.text_generator.properties import (
     properties_at,
     score,
 )
-from experiments.text_generator.recording import Gate, record
-from experiments.text_generator.training import run_training
+from experiments.text_tools.recording import Gate, record
 from rnnjax import InvalidInputError
 from rnnjax.errors import NonFiniteError
 from rnnjax.text import ByteVocabulary, Vocabulary
+from rnnjax.training.files import read_sealed
 
 SIZE = 11
 
@@ -359,7 +359,8 @@ def test_evaluate_writes_json_and_a_page(run_dir, tmp_path, capsys):
     assert run_evaluation(Evaluate(run_dir=run_dir, json=to, page=page)) == 0
     printed = capsys.readouterr().out
     stored = json.loads(to.read_text())
-    assert "".join(stored["characters"]) == CORPUS * 30
+    assert "".join(stored["characters"]) == (CORPUS * 30)[-len(stored["bits"]) :]
+    assert printed.startswith("the validation part of text.txt, which it was not trained on: ")
     assert stored["bits"][0] is None
     assert len(stored["bits"]) == len(stored["characters"])
     mean = np.mean(stored["bits"][1:])
@@ -376,11 +377,11 @@ def test_bytes_are_written_down_as_numbers():
 
 
 def test_a_changed_text_is_not_taken_for_the_one_held_out(run_dir, tmp_path):
-    run = runs.read_json(run_dir / "run.json")
-    corpus = Path(run["config"]["text"]["corpus"])
+    run = read_sealed(run_dir / "run.json")
+    corpus = Path(run["options"]["text"]["corpus"])
     before = corpus.read_text(encoding="utf-8")
     corpus.write_text(before[:-3], encoding="utf-8")
-    with pytest.raises(InvalidInputError, match="name a file to read"):
+    with pytest.raises(InvalidInputError, match="name a file where one is read"):
         run_inspection(Inspect(tmp_path / "page.html", run_dir=run_dir))
     corpus.write_text(before, encoding="utf-8")
     assert list(tmp_path.iterdir()) == []

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.text_generator.embedded import halves, quantized
-from experiments.text_generator.pages import (
+from experiments.text_tools.embedded import halves, quantized
+from experiments.text_tools.pages import (
     EVALUATED,
     LIMIT,
     About,
@@ -21,10 +21,10 @@ from experiments.text_generator.pages import (
     inspection_page,
     write,
 )
-from experiments.text_generator.properties import characters_of, properties, score
-from experiments.text_generator.recording import Gate, Group, Recording
-from experiments.text_generator.sections import histogram
-from experiments.text_generator.symbols import symbol, symbol_of
+from experiments.text_tools.properties import characters_of, properties, score
+from experiments.text_tools.recording import Gate, Group, Recording
+from experiments.text_tools.sections import histogram
+from experiments.text_tools.symbols import symbol, symbol_of
 from rnnjax import InvalidInputError
 from rnnjax.text import ByteVocabulary, Vocabulary
 

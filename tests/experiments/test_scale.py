@@ -1,5 +1,6 @@
 """The text generator over several devices and processes."""
 
+import dataclasses
 import json
 import os
 import random
@@ -12,10 +13,14 @@ import time
 import numpy as np
 import pytest
 
+from experiments.text_generator.checkpoints import (
+    divided_axis,
+    options_of,
+    require_unchanged,
+    sharding_of,
+)
 from experiments.text_generator.config import Architecture, Text, Train
 from experiments.text_generator.data import Data
-from experiments.text_generator.opening import resumed
-from experiments.text_generator.scale import divided_axis, sharding_of
 from rnnjax import InvalidInputError
 from rnnjax.training import Processes
 
@@ -139,7 +144,7 @@ def test_a_run_on_a_mesh_goes_on_exactly(begin, text, tmp_path):
     ends(0, begin(4, "train", *options, "--epochs", "1", "--run-dir", "half"))
     ends(0, begin(4, "train", "--resume", "--epochs", "2", "--run-dir", "half"))
     whole, half = (
-        json.loads(max(folder.glob("*/about/metadata"), key=last_step).read_text())["arrays"]
+        json.loads(max(folder.glob("*/about.json"), key=last_step).read_text())["value"]["arrays"]
         for folder in (tmp_path / "whole/checkpoints", tmp_path / "half/checkpoints")
     )
     assert whole == half  # the checksums
@@ -147,7 +152,7 @@ def test_a_run_on_a_mesh_goes_on_exactly(begin, text, tmp_path):
 
 
 def last_step(path):
-    return int(path.parents[1].name)
+    return int(path.parent.name)
 
 
 @pytest.mark.slow
@@ -184,32 +189,20 @@ def test_processes_that_differ_all_end_with_one_sentence(begin, text, tmp_path):
         (["--coordinator", "here", "--processes", "2", "--process", "0"], "must be HOST:PORT"),
     ],
 )
-def test_what_a_user_types_wrong_gets_one_sentence(options, message, monkeypatch, text, tmp_path):
-    from experiments.text_generator.training import run_training
-
-    monkeypatch.chdir(tmp_path)
-    given = dict(
-        zip([name.removeprefix("--") for name in options[::2]], options[1::2], strict=True)
-    )
-    mesh = given.pop("mesh", None)
-    numbers = {name: int(v) if v.isdigit() else v for name, v in given.items()}
-    train = Train(
-        text=Text(corpus="text.txt", seq_length=10), mesh=mesh, launch=Processes(**numbers)
-    )
-    with pytest.raises(InvalidInputError) as error:
-        run_training(train)
-    assert message in str(error.value)
+def test_what_a_user_types_wrong_gets_one_sentence(options, message, program, text, tmp_path):
+    refused = program("text_generator", "train", *TINY, *options, check=False)
+    assert refused.returncode == 2
+    assert message in refused.stderr
     assert sorted(tmp_path.iterdir()) == [tmp_path / "text.txt"]
 
 
 def test_the_mesh_is_free_to_change_and_the_rest_is_not():
-    stored = Train.from_json(Train(mesh="8", epochs=4).as_json())
-    assert stored.mesh == "8"
-    assert resumed(Train(resume=True), stored).mesh == "8"
-    meet = Processes("localhost:1", 2, 1)
-    goes_on = resumed(Train(resume=True, mesh="4x2", launch=meet), stored)
-    assert (goes_on.mesh, goes_on.launch, goes_on.epochs) == ("4x2", meet, 4)
+    stored = options_of({"options": Train(mesh="8", epochs=4).as_json()}, "run")
+    assert (stored.mesh, stored.epochs) == ("8", 4)
     assert "launch" not in stored.as_json()
+    require_unchanged(dataclasses.replace(stored, mesh="4x2", launch=Processes("here:1")), stored)
+    with pytest.raises(InvalidInputError, match="--seed 2 cannot be changed: the run has 1"):
+        require_unchanged(dataclasses.replace(stored, seed=2), stored)
 
 
 def test_hidden_units_are_divided_and_characters_are_not():
@@ -228,8 +221,6 @@ def test_one_device_is_taken_unless_a_mesh_is_asked_for(text, tmp_path):
 
 
 def test_each_process_reads_its_rows_alone(text, tmp_path):
-    import dataclasses
-
     for carry_state in (False, True):
         options = Text(str(tmp_path / "text.txt"), batch_size=4, seq_length=9,
                        carry_state=carry_state)  # fmt: skip

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import json
 import re
@@ -12,6 +13,7 @@ from experiments.t_maze.config import Config
 from experiments.t_maze.environment import FORWARD, LEFT, RIGHT, MazeState, TMaze
 from experiments.t_maze.training import Trainer
 from rnnjax import InvalidInputError
+from rnnjax.training import Silent
 
 KEY = jax.random.key(0)
 SIGNS = {LEFT: environment.SIGN_LEFT, RIGHT: environment.SIGN_RIGHT}
@@ -225,10 +227,26 @@ def test_the_program_learns_with_memory_and_not_without(program, tmp_path):
         assert len(r["while_learning"]) == 10
         assert r["environment_steps"] == 250 * 16 * 64
     lines = result.stdout.splitlines()
-    assert lines[1].startswith("with memory: 256,000 environment steps for each seed, ")
-    assert lines[4].startswith("without memory: 256,000 environment steps for each seed, ")
-    for line in (*lines[2:4], *lines[5:7]):
-        assert re.match(r"  seed [01]: success \d+\.\d% of 2,000 fresh episodes; while ", line)
+    for number, line in enumerate(lines[:10]):
+        assert re.match(rf"epoch {number + 1}: success \d+% with memory, \d+% without$", line)
+    assert lines[10].startswith("4 agents, 256,000 environment steps each, trained and tested in ")
+    for line in lines[11:15]:
+        assert re.match(
+            r"with(out)? memory, seed [01]: success \d+\.\d% of 2,000 fresh episodes; while ", line
+        )
+
+
+def test_an_agent_does_not_depend_on_those_beside_it():
+    """Nor does it begin anew at every epoch of the curve: state and streams go on."""
+    trainer = Trainer(Config(corridor_length=2, step_limit=7, environments=4, rollout=5, updates=4))
+    both = trainer.train(jnp.array([0, 1]), jnp.array([True, False]), 2, Silent())
+    alone = trainer.train(jnp.array([1]), jnp.array([False]), 1, Silent())
+    for one, other in zip(*map(jax.tree.leaves, (both.params, alone.params)), strict=True):
+        np.testing.assert_allclose(one[1], other[0], atol=1e-6)
+    assert np.isfinite(both.history[0]["loss"])
+    goes_on = dataclasses.replace(trainer.config, updates=2)
+    half = Trainer(goes_on).train(jnp.array([1]), jnp.array([False]), 1, Silent())
+    assert not np.allclose(half.params["cell"]["kernel"], alone.params["cell"]["kernel"])
 
 
 @pytest.mark.parametrize(

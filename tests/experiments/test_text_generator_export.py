@@ -11,15 +11,16 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.text_generator.config import Architecture, CellName, Export
-from experiments.text_generator.export import (
+from experiments.text_generator.config import Architecture, CellName
+from experiments.text_generator.model import CharacterModel
+from experiments.text_tools.export import (
+    Export,
     export,
     how_to_run,
     run_export,
     to_interop,
     vocabulary_path,
 )
-from experiments.text_generator.model import CharacterModel
 from rnnjax import InteropError, InvalidInputError
 from rnnjax.interop.convert import read
 from rnnjax.text import Vocabulary

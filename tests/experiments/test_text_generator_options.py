@@ -1,9 +1,12 @@
 """What the options of `train` mean, alone and together."""
 
 import dataclasses
+import errno
 import json
 import os
 import re
+import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +14,13 @@ import numpy as np
 import pytest
 
 from experiments import runs
-from experiments.text_generator.config import Architecture, Optimization, Text, Train
+from experiments.text_generator.checkpoints import Run, Trained
+from experiments.text_generator.config import Optimization, Text, Train, load_preset
 from experiments.text_generator.data import Data
-from experiments.text_generator.evaluation import surprise
-from experiments.text_generator.opening import Run, resumed
+from experiments.text_generator.model import surprise
 from experiments.text_generator.optimization import learning_rate, make_optimizer
-from experiments.text_generator.presets import PRESETS
-from experiments.text_generator.stored import Trained
-from rnnjax import CheckpointError, InvalidInputError
+from rnnjax import InvalidInputError
+from rnnjax.training.files import read_sealed
 
 TINY = ["--layers", "1", "--hidden-size", "4", "--batch-size", "4", "--seq-length", "10",
         "--sample-length", "3", "--corpus", "text.txt"]  # fmt: skip
@@ -121,20 +123,14 @@ def test_what_was_given_is_known_from_what_is_the_default(program, text, tmp_pat
 def test_epochs_replace_the_steps_of_a_run_that_goes_on():
     stored = Train(steps=50, epochs=5)
 
-    def given(*names, **values):
-        return resumed(Train(resume=True, given=frozenset(names), **values), stored)
+    def settled(**values):
+        goes_on = dataclasses.replace(stored, **values).settled(stored)
+        return goes_on.epochs, goes_on.steps
 
-    assert (given().steps, given().epochs) == (50, 5)
-    assert given("epochs", epochs=9).steps is None
-    assert given("steps", steps=4900).steps == 4900
-    assert given("patience", patience=3).patience == 3
-    # Without a command line, what is not the default was given.
-    goes_on = resumed(Train(resume=True, epochs=9), stored)
-    assert (goes_on.epochs, goes_on.steps) == (9, None)
-    with pytest.raises(InvalidInputError, match="--layers 2 cannot be changed"):
-        resumed(Train(resume=True, model=Architecture(layers=2)), stored)
-    fast = dataclasses.replace(PRESETS["fast"], text=Text(seq_length=16))
-    assert resumed(dataclasses.replace(PRESETS["fast"], resume=True), fast).text.seq_length == 16
+    assert settled() == (5, 50)
+    assert settled(epochs=9) == (9, None)
+    assert settled(steps=4900) == (5, 4900)
+    assert settled(steps=4900, epochs=9) == (9, 4900)
 
 
 def test_no_update_at_all_is_refused(text, tmp_path):
@@ -204,10 +200,10 @@ def test_options_are_checked_with_those_of_the_run(program, text, tmp_path):
     options = ["--preset", "fast", *TINY, "--epochs", "2", "--run-dir", "run"]
     program("text_generator", "train", *options)
     resume = ["train", "--resume", "--run-dir", "run", "--epochs", "3"]
-    decay = str(PRESETS["fast"].optimization.weight_decay)
+    decay = str(load_preset("fast").optimization.weight_decay)
     same = ["--forget", "0.01", "--weight-decay", decay, "--patience", "3"]
     assert "going on from step" in program("text_generator", *resume, *same).stdout
-    stored = json.loads((tmp_path / "run" / "run.json").read_text())["config"]
+    stored = read_sealed(tmp_path / "run" / "run.json")["options"]
     assert (stored["patience"], stored["epochs"]) == (3, 3)
     program("text_generator", "train", *TINY, "--epochs", "1", "--run-dir", "plain")
     refused = program(
@@ -303,13 +299,14 @@ def test_a_model_that_diverged_has_an_infinite_perplexity(program, text):
 
 
 def test_the_newest_run_is_the_one_that_went_on_last(tmp_path, monkeypatch):
+    """By what it says itself: a copy, or a backup, has other dates."""
     monkeypatch.chdir(tmp_path)
-    for seconds, name in [(1, "zebra"), (3, "20260101"), (2, "middle")]:
+    for name in ("zebra", "20260101", "middle", "zebra"):
         folder = tmp_path / "runs" / "program" / name
-        folder.mkdir(parents=True)
-        (folder / "run.json").write_text("{}")
-        os.utime(folder / "run.json", (seconds, seconds))
-    assert runs.existing("program", None).name == "20260101"
+        folder.mkdir(parents=True, exist_ok=True)
+        runs.write(folder, {})
+    os.utime(tmp_path / "runs" / "program" / "middle" / "run.json", (2e9, 2e9))
+    assert runs.existing("program", None).name == "zebra"
 
 
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
@@ -318,24 +315,83 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
         runs.create("program", tmp_path / "file" / "run")
 
 
-def test_run_json_of_another_kind_is_an_error(program, text, tmp_path):
+@pytest.mark.parametrize("content", ['{"config": 3}', "", "[]", "no JSON"])
+def test_a_damaged_run_json_is_told_and_the_options_of_the_checkpoint_taken(
+    program, text, tmp_path, content
+):
     program("text_generator", "train", *TINY, "--epochs", "1", "--run-dir", "run")
-    (tmp_path / "run" / "run.json").write_text('{"config": 3}')
-    refused = program("text_generator", "train", "--resume", "--run-dir", "run", check=False)
+    (tmp_path / "run" / "run.json").write_text(content)
+    resume = ["train", "--resume", "--run-dir", "run", "--epochs", "2"]
+    resumed = program("text_generator", *resume)
+    assert "warning: " in resumed.stderr
+    assert "run.json" in resumed.stderr
+    assert "going on from step 9 of 18" in resumed.stdout
+    (tmp_path / "run" / "run.json").write_text(content)
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    refused = program("text_generator", *resume, check=False)
     assert refused.returncode == 2
-    assert "not those of this version" in refused.stderr
+    assert "begin a new run" in refused.stderr
 
 
-def test_a_record_that_is_no_json_is_an_error(tmp_path):
-    from rnnjax.training import Records
-
-    records = Records(tmp_path / "steps.jsonl")
-    records.path.write_text('{"step": 1}\ngarbage\n{"step": 2}\n')
-    with pytest.raises(CheckpointError, match="should have a JSON object on each line"):
-        records.read()
-
-
-def test_presets_hold_what_they_say():
-    for name, preset in PRESETS.items():
+def test_presets_set_fields(tmp_path):
+    for name in ("tutorial", "fast", "quality", "next_character"):
+        preset = load_preset(name)
         preset.check()
         assert preset.preset == name
+    assert load_preset("tutorial") == Train()
+    own = tmp_path / "own.toml"
+    own.write_text("patience = 3\n[text]\nvalidation = 0.2\n[optimization]\nclip_norm = 1\n")
+    preset = load_preset(str(own))
+    assert (preset.patience, preset.text.validation, preset.optimization.clip_norm) == (3, 0.2, 1)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "must be one of fast, next_character, quality, tutorial, or a TOML file"),
+        ("epochs = [", "must be one of"),
+        ("epoch = 3", r"should set options of train, but has \['epoch'\]"),
+        ("[text]\nbatch_size = '4'", "should set batch_size to int, but has '4'"),
+        ("[model]\ncell = 'rnn'", "should set cell to .*lstm.*, but has 'rnn'"),
+        ("[model]\nlayers = true", "should set layers to int, but has True"),
+        ("model = 3", "should set options of train, but has 3"),
+    ],
+)
+def test_a_preset_that_cannot_be_is_said(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "own.toml").write_text(content)
+    with pytest.raises(InvalidInputError, match=message):
+        load_preset(str(tmp_path / "own.toml"))
+
+
+def test_a_diverged_run_goes_on_with_a_smaller_learning_rate(program, text, tmp_path):
+    options = [*TINY, "--epochs", "3", "--run-dir", "run"]
+    failed = program("text_generator", "train", *options, "--learning-rate", "1e38", check=False)
+    assert failed.returncode == 2
+    assert "train --resume --run-dir run --learning-rate 1e+37" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    resume = ["train", "--resume", "--run-dir", "run"]
+    assert program("text_generator", *resume, check=False).returncode == 2
+    program("text_generator", *resume, "--learning-rate", "1e-3")
+    assert len((tmp_path / "run" / "epochs.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_folder_that_cannot_be_written_to_gets_one_sentence(program, text, tmp_path, monkeypatch):
+    program("text_generator", "train", *TINY, "--epochs", "1", "--run-dir", "run")
+    # A superuser may write anywhere: the system's answer is put in its place.
+    real = Path.open
+
+    def refuse(path, mode="r", *args, **kwargs):
+        if "r" not in mode:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, mode, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    for command in (
+        ["train", "--resume", "--run-dir", "run", "--epochs", "2"],
+        ["evaluate", "--run-dir", "run", "--json", "bits.json"],
+    ):
+        refused = program("text_generator", *command, check=False)
+        assert refused.returncode == 2
+        assert "Permission denied" in refused.stderr
+        assert "Traceback" not in refused.stderr

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from experiments.text_generator.config import Architecture
-from experiments.text_generator.export import to_interop
 from experiments.text_generator.model import CharacterModel
+from experiments.text_tools.export import to_interop
 from rnnjax import LSTMCarry
 from rnnjax.interop import Model
 from rnnjax.interop import keras as our_keras

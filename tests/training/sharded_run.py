@@ -16,9 +16,9 @@ import optax
 
 import rnnjax
 from rnnjax.training import (
+    Checkpoints,
     Processes,
     Sharding,
-    SharedCheckpoints,
     TrainState,
     keras_adam,
     make_train_steps,
@@ -139,26 +139,24 @@ if ROLE == "eight":
         for carry_state in (False, True):
             state = run(f"{mesh[0]}x{mesh[1]}", sharding, carry_state)
     results["parts"] = parts(arrays_of(state))
-    checkpoints = SharedCheckpoints(FOLDER / "checkpoints", sharding)
+    checkpoints = Checkpoints(FOLDER / "checkpoints", sharding=sharding)
     keep_arrays("saved.npz", arrays_of(sharding.whole(state)))
     checkpoints.save(state, {"hidden_size": HIDDEN})
-    checkpoints.close()
 if ROLE == "pair":
     # Half of the rows in each process; `test_scale` has two processes with a carry.
     sharding = Sharding.over(hidden=2, divide=divide)
     trained = run("2x2", sharding, carry_state=False)
-    checkpoints = SharedCheckpoints(FOLDER / "checkpoints", sharding)
-    state = checkpoints.restore(new_state(carry_state=True))
+    checkpoints = Checkpoints(FOLDER / "checkpoints", sharding=sharding)
+    saved = checkpoints.latest()
+    state = saved.restore(new_state(carry_state=True))
     keep_arrays(f"restored-{index}.npz", arrays_of(sharding.whole(state)))
     results["parts"] = parts(arrays_of(state))
-    results["config"] = checkpoints.config()
-    checkpoints.close()
-    both = SharedCheckpoints(FOLDER / "pair", sharding)
+    results["config"] = saved.about
+    both = Checkpoints(FOLDER / "pair", sharding=sharding)
     keep_arrays(f"trained-{index}.npz", arrays_of(sharding.whole(trained)))
     both.save(trained, {})
     try:
-        both.restore(trained, 7)
+        both.at(7)
     except rnnjax.RnnjaxError as error:
         results["missing"] = str(error)
-    both.close()
 (FOLDER / f"{ROLE}-{index}.json").write_text(json.dumps(results))

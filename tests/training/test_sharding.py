@@ -19,7 +19,6 @@ from rnnjax.training import (
     Checkpoints,
     Processes,
     Sharding,
-    SharedCheckpoints,
     TrainState,
     from_first,
     keras_adam,
@@ -166,10 +165,8 @@ def test_a_checkpoint_of_eight_devices_fits_one_and_two_processes(eight, pair):
         for name in saved:
             assert restored[name].tobytes() == saved[name].tobytes(), name
     checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
-    about = json.loads((checkpoints.path(50) / "about" / "metadata").read_text())
-    like = state_like(about["arrays"])
-    state = checkpoints.restore(like)
-    checkpoints.close()
+    about = json.loads((checkpoints.path(50) / "about.json").read_text())["value"]
+    state = checkpoints.latest().restore(state_like(about["arrays"]))
     named = jax.tree_util.tree_leaves_with_path({"params": state.params, "carry": state.carry})
     for path, leaf in named:
         assert np.asarray(leaf).tobytes() == saved[jax.tree_util.keystr(path)].tobytes()
@@ -182,9 +179,8 @@ def test_two_processes_write_one_checkpoint_and_fail_alike(eight, pair):
     assert all(first[name].tobytes() == second[name].tobytes() for name in first)
     checkpoints = Checkpoints(folder / "pair", read_only=True)
     assert checkpoints.steps() == [50]
-    about = json.loads((checkpoints.path(50) / "about" / "metadata").read_text())
-    state = checkpoints.restore(state_like(about["arrays"]))
-    checkpoints.close()
+    about = json.loads((checkpoints.path(50) / "about.json").read_text())["value"]
+    state = checkpoints.latest().restore(state_like(about["arrays"]))
     name = "['params']['stack'][1]['recurrent_kernel']"
     kernel = state.params["stack"][1]["recurrent_kernel"]
     assert np.asarray(kernel).tobytes() == first[name].tobytes()
@@ -268,19 +264,19 @@ def test_putting_copies_so_that_donation_takes_nobody_elses_array():
     assert carry.hidden is not state.carry.hidden
 
 
-def test_shared_checkpoints_of_one_process_are_checkpoints(tmp_path):
-    state = small_state(4)
-    shared = SharedCheckpoints(tmp_path, Sharding.over(1))
-    assert shared.restore_latest(state) is None
-    shared.save(shared.sharding.put_state(state), {"a": 1}, loss=0.5)
-    assert (shared.latest_step(), shared.best_step(), shared.steps()) == (0, 0, [0])
-    restored = shared.restore(state)
+def test_the_checkpoints_of_a_sharded_state(tmp_path):
+    state, sharding = small_state(4), Sharding.over(1)
+    shared = Checkpoints(tmp_path, sharding=sharding)
+    assert shared.latest() is None
+    shared.save(sharding.put_state(state), {"a": 1}, loss=0.5)
+    assert (shared.latest().step, shared.best().step, shared.steps()) == (0, 0, [0])
+    restored = shared.latest().restore(state)
+    assert jax.tree.leaves(restored.params)[0].sharding.mesh == sharding.mesh
     for a, b in ((restored.params, state.params), (restored.carry, state.carry)):
         jax.tree.map(np.testing.assert_array_equal, a, b)
     assert jax.random.bits(restored.key) == jax.random.bits(state.key)
     with pytest.raises(CheckpointError, match="there is no checkpoint of step 3"):
-        shared.restore(state, 3)
-    shared.close()
+        shared.at(3)
 
 
 @pytest.mark.parametrize(

@@ -79,3 +79,18 @@ def test_the_state_is_donated(train_steps, batches):
     state = new_state()
     train_steps(state, batches, 0, 1)
     assert state.params["kernel"].is_deleted()
+
+
+def test_a_step_that_is_skipped_changes_nothing_but_the_number_of_steps(batches):
+    train_steps = make_train_steps(loss_fn, OPTIMIZER, skip_nonfinite=True)
+    before, _ = train_steps(new_state(), batches, 0, 3)
+    kept = bits(before)
+    broken = batches.at[3, 0, 0, 0].set(jnp.nan)
+    state, metrics = train_steps(before, broken, 3, 4)
+    assert int(state.step) == 4
+    assert bits(state) == kept
+    assert metrics["skipped"].tolist() == [False] * 3 + [True] + [False] * 3
+    # And what comes after is an ordinary step, of its own number.
+    state, metrics = train_steps(state, batches, 4, 5)
+    assert bits(state) != kept
+    assert not metrics["skipped"][4]

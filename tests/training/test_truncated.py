@@ -221,8 +221,7 @@ def test_a_resumed_run_is_exact(k1: int, k2: int, streams: Any, tmp_path: Any) -
     half, _ = train_steps(new_state(optimizer), batches, 0, 3)
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(half, {})
-    restored = checkpoints.restore(jax.eval_shape(lambda: new_state(optimizer)))
-    checkpoints.close()
+    restored = checkpoints.latest().restore(jax.eval_shape(lambda: new_state(optimizer)))
     assert int(restored.step) == 3
     assert any(np.any(leaf != 0) for leaf in restored.carry)
     resumed, _ = train_steps(restored, batches, 3, 6)

@@ -15,17 +15,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.text_generator.data import AnyVocabulary
-from experiments.text_generator.embedded import halves, packed, quantized, text_data
-from experiments.text_generator.properties import CLEAR, Finding, Scores, passage
-from experiments.text_generator.recording import Recording
-from experiments.text_generator.sections import (
+from experiments.text_tools.embedded import halves, packed, quantized, text_data
+from experiments.text_tools.properties import CLEAR, Finding, Scores, passage
+from experiments.text_tools.recording import Recording
+from experiments.text_tools.sections import (
     gate_title,
     gates_section,
     histogram,
     notes,
     units_section,
 )
-from experiments.text_generator.symbols import unit_of
 from rnnjax.errors import InvalidInputError
 
 LIMIT = 2_900_000
@@ -113,7 +112,7 @@ def inspection_page(
         main = fill(
             "inspect.html",
             reader=_reader(of_units=True),
-            units=units_section(scores, recording, unit_of(vocabulary)),
+            units=units_section(scores, recording, vocabulary.unit),
             gates=gates_section(recording),
             notes=notes(recording, scores, len(whole), kept),
         )
@@ -144,7 +143,7 @@ def evaluation_page(
         bits: the surprise of every character but the first, ``(len(ids) - 1,)``.
         vocabulary: what the ids mean.
     """
-    shown, unit = min(len(ids), EVALUATED), unit_of(vocabulary)
+    shown, unit = min(len(ids), EVALUATED), vocabulary.unit
     surprise = np.concatenate([[np.nan], bits])[:shown]
     note = "This is the whole text."
     if shown < len(ids):

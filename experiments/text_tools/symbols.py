@@ -29,11 +29,6 @@ _NAMED = {
 }
 
 
-def unit_of(vocabulary: AnyVocabulary) -> str:
-    """What a text is counted in: ``character`` or ``byte``."""
-    return "character" if isinstance(vocabulary, Vocabulary) else "byte"
-
-
 def symbol_of(index: int, vocabulary: AnyVocabulary) -> Symbol:
     """The entry of that id.
 

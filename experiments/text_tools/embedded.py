@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from experiments.text_generator.data import AnyVocabulary
-from experiments.text_generator.symbols import symbol_of
+from experiments.text_tools.symbols import symbol_of
 
 UNKNOWN = 65535
 """Stands for the surprise of a character that nothing predicted."""

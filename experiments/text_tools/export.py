@@ -1,20 +1,32 @@
 """The command `export`: a trained model as a file of another framework."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import rnnjax
-from experiments.text_generator.config import Export
+from experiments.text_generator.checkpoints import Trained
 from experiments.text_generator.data import AnyVocabulary
 from experiments.text_generator.model import CharacterModel
-from experiments.text_generator.stored import Trained
 from rnnjax.errors import InvalidInputError
 from rnnjax.interop import Dense, Embedding, Layer, Model, OneHotIds, Recurrent, Sequential
 from rnnjax.interop.convert import TARGETS, Written, suffix_of, write_checked
 from rnnjax.text import Vocabulary
 
 _NAMES = {rnnjax.LSTMCell: "lstm", rnnjax.GRUCell: "gru", rnnjax.SimpleRNNCell: "simple_rnn"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Write a trained model as a file of Keras, PyTorch or ONNX."""
+
+    to: Path
+    """A file that is not there yet: *.keras, *.weights.h5, *.safetensors or *.onnx."""
+    run_dir: Path | None = None
+    """The run; by default the newest under runs/text_generator."""
+    step: int | None = None
+    """Of the checkpoint; by default the best by validation loss, else the latest."""
 
 
 def run_export(config: Export) -> int:

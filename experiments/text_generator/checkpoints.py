@@ -1,0 +1,275 @@
+"""The folder of a run: begun, opened to go on, read; and how a run lies over devices."""
+
+import dataclasses
+import math
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments import runs
+from experiments.text_generator.config import FREE, Train, from_mapping, option
+from experiments.text_generator.data import AnyVocabulary, Data
+from experiments.text_generator.model import CharacterModel
+from experiments.text_generator.optimization import new_state
+from rnnjax import CheckpointError
+from rnnjax.errors import InvalidInputError
+from rnnjax.text import ByteVocabulary, Vocabulary
+from rnnjax.training import Checkpoints, Sharding, agreed_signal, from_first
+from rnnjax.training.files import read_sealed
+
+PROGRAM = "text_generator"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """A run before its first step, or its next.
+
+    Attributes:
+        config: all of its options; one that goes on has its own.
+        data: its text, of which this process has its rows.
+        sharding: how it lies over devices, or None for one.
+        folder: where its results go.
+        epochs: how many it has.
+    """
+
+    config: Train
+    data: Data
+    sharding: Sharding | None
+    folder: Path
+    epochs: int
+
+    @classmethod
+    def open(cls, config: Train) -> "Run":
+        """Make the folder of a new run, or take that of one that goes on.
+
+        Raises:
+            InvalidInputError: the options do not go together, the text of the run is not what it
+                was, or the processes do not agree.
+        """
+        config.check()
+        data = Data.load(config.text, config.seed)
+        if config.resume:
+            stored = from_first(lambda: stored_run(config.run_dir)[1])
+            require_same_text(data, stored, config.run_dir)
+        check_alike(config, data.digest)
+        sharding = sharding_of(config)
+        if sharding is not None:
+            data = dataclasses.replace(data, rows=sharding.rows(config.text.batch_size))
+        epochs = config.epochs or 1
+        if config.steps is not None:
+            epochs = math.ceil(config.steps / data.steps_per_epoch)
+        try_out(config, data, epochs)
+        folder = config.run_dir
+        if folder is None or not config.resume:
+            folder = Path(from_first(lambda: str(runs.create(PROGRAM, config.run_dir))))
+        run = cls(config, data, sharding, folder, epochs)
+        from_first(lambda: runs.write(run.folder, run.as_json()))
+        return run
+
+    @property
+    def steps(self) -> int:
+        """Of the whole run."""
+        return self.epochs * self.data.steps_per_epoch
+
+    def as_json(self) -> dict[str, Any]:
+        """What run.json and every checkpoint say of it."""
+        return {
+            "options": self.config.as_json(),
+            "vocabulary": vocabulary_to_json(self.data.vocabulary),
+            "text_sha256": self.data.digest,
+        }
+
+
+def stored_run(run_dir: Path | None) -> tuple[str, dict[str, Any]]:
+    """The folder of a run, and what it says of itself: run.json, or else its last checkpoint.
+
+    Raises:
+        CheckpointError: there is no such run, or neither can be read.
+    """
+    folder = runs.existing(PROGRAM, run_dir)
+    try:
+        return str(folder), read_sealed(folder / "run.json")
+    except CheckpointError as damaged:
+        try:
+            saved = Checkpoints(folder / "checkpoints", read_only=True).latest()
+        except CheckpointError:
+            saved = None
+        if saved is None:
+            raise CheckpointError(
+                f"{damaged}; nor is there a checkpoint; begin a new run"
+            ) from None
+        warnings.warn(f"{damaged}; the options are those of step {saved.step}", stacklevel=1)
+        return str(folder), saved.about["config"]
+
+
+def options_of(stored: dict[str, Any], folder: Path | str) -> Train:
+    """The options of a run, from what `stored_run` or a checkpoint says.
+
+    Raises:
+        CheckpointError: they are those of another version of the program.
+    """
+    try:
+        return from_mapping(Train, stored.get("options"), f"the run in {folder}")
+    except InvalidInputError as error:
+        raise CheckpointError(
+            f"the options of the run are not those of this version ({error}); begin a new run"
+        ) from error
+
+
+def require_unchanged(config: Train, stored: Train) -> None:
+    """Raise unless a run goes on with its own options, but for those that are free.
+
+    Raises:
+        InvalidInputError: another option differs.
+    """
+    for name, value in config.changed_from(stored).items():
+        if name not in FREE:
+            has = stored.changed_from(config)[name]
+            raise InvalidInputError(
+                f"{option(name)} {value} cannot be changed: the run has {has}, and --resume goes "
+                "on with the options of the run; leave it out"
+            )
+
+
+def require_same_text(data: Data, stored: dict[str, Any], folder: Path | None) -> None:
+    """Raise unless the text is the one with which a run began.
+
+    Raises:
+        InvalidInputError: it is not.
+    """
+    if data.digest != stored.get("text_sha256"):
+        raise InvalidInputError(
+            f"the text of {data.options.corpus!r} is not the one that the run in {folder} began "
+            "with; restore the text, begin a new run, or name a file where one is read"
+        )
+
+
+def try_out(config: Train, data: Data, epochs: int) -> None:
+    """Raise whatever the options would raise in the first step; nothing is computed.
+
+    Raises:
+        InvalidInputError: the options of the model do not go together, or there is no update.
+    """
+    steps, accumulate = epochs * data.steps_per_epoch, config.optimization.accumulate
+    if accumulate > steps:
+        raise InvalidInputError(
+            f"--accumulate {accumulate} makes one update of so many steps, but the run has only "
+            f"{steps}; take fewer, or more epochs"
+        )
+    model = CharacterModel.build(config.model, len(data.vocabulary))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    batch = jax.ShapeDtypeStruct((config.text.batch_size, config.text.seq_length), jnp.int32)
+    carry = jax.eval_shape(lambda: model.initial_carry(config.text.batch_size))
+    params = jax.eval_shape(model.init, key)
+    jax.eval_shape(model.losses, params, carry, batch, batch, key)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trained:
+    """A trained model with all that is needed to use it.
+
+    Attributes:
+        model: the model.
+        params: its parameters.
+        vocabulary: what its ids mean.
+        config: the options it was trained with.
+        run_dir: where it lies.
+        step: of the checkpoint that was read.
+        text_sha256: of its text.
+    """
+
+    model: CharacterModel
+    params: Any
+    vocabulary: AnyVocabulary
+    config: Train
+    run_dir: Path
+    step: int
+    text_sha256: str
+
+    @classmethod
+    def load(cls, run_dir: Path | None, step: int | None = None) -> "Trained":
+        """Read a run (the newest, if none is named) at a step (the best, or the latest)."""
+        run_dir = runs.existing(PROGRAM, run_dir)
+        checkpoints = Checkpoints(run_dir / "checkpoints", read_only=True)
+        saved = checkpoints.best() if step is None else checkpoints.at(step)
+        stored = saved.about["config"]
+        config = options_of(stored, run_dir)
+        vocabulary = vocabulary_of(stored["vocabulary"])
+        model = CharacterModel.build(config.model, len(vocabulary))
+        like = jax.eval_shape(lambda: new_state(model, config, 1, 1))
+        params = saved.restore(like).params
+        return cls(model, params, vocabulary, config, run_dir, saved.step, stored["text_sha256"])
+
+
+def vocabulary_to_json(vocabulary: AnyVocabulary) -> str | None:
+    """The characters in the order of their ids, or None for bytes."""
+    return vocabulary.characters if isinstance(vocabulary, Vocabulary) else None
+
+
+def vocabulary_of(characters: str | None) -> AnyVocabulary:
+    """The vocabulary that `vocabulary_to_json` wrote down."""
+    return ByteVocabulary() if characters is None else Vocabulary(characters)
+
+
+def sharding_of(config: Train) -> Sharding | None:
+    """The mesh asked for, or None for the one device that JAX takes by itself.
+
+    Raises:
+        InvalidInputError: the mesh does not fit the devices, the batch or the hidden units.
+    """
+    mesh = config.mesh
+    if mesh is None and jax.process_count() == 1:
+        return None
+    if mesh in (None, "auto"):
+        sharding = Sharding.over(divide=divided_axis)
+    else:
+        sizes = re.fullmatch(r"(\d+)(?:x(\d+))?", str(mesh))
+        assert sizes is not None  # `Train.check` has looked
+        sharding = Sharding.over(int(sizes[1]), int(sizes[2] or 1), divide=divided_axis)
+    data, hidden = sharding.mesh.shape["data"], sharding.mesh.shape["hidden"]
+    for name, size, devices in (
+        ("--batch-size", config.text.batch_size, data),
+        ("--hidden-size", config.model.hidden_size, hidden),
+        ("--embedding-size", config.model.embedding_size, hidden),
+    ):
+        if size % devices:
+            raise InvalidInputError(
+                f"{name} {size} cannot be divided over the {devices} devices that a mesh of "
+                f"{data}x{hidden} has for it; take a multiple of {devices}, or another --mesh"
+            )
+    return sharding
+
+
+def divided_axis(names: tuple[str, ...], shape: tuple[int, ...]) -> int | None:
+    """Which axis of a parameter of the model are hidden units, or features of the characters.
+
+    In the stack the columns of all kernels, and the biases. In the softmax the rows of its kernel,
+    or its columns where that is the characters' vectors: one sum over the devices gives the logits,
+    and the number of characters, whatever it is, need not be divided.
+    """
+    if names[0] == "stack":
+        return len(shape) - 1
+    return {"kernel": 0, "embedding": 1}.get(names[0])
+
+
+def check_alike(config: Train, digest: str) -> None:
+    """Raise unless all processes have the same options, and the text that the first one has.
+
+    Raises:
+        InvalidInputError: this process differs.
+    """
+    ours = {**config.as_json(), "the text of the corpus": digest}
+    theirs = from_first(lambda: ours)
+    differing = sorted(name for name in ours if ours[name] != theirs.get(name))
+    # All of them end, because the others would wait for those that do.
+    if agreed_signal(len(differing)):
+        which = ", ".join(differing) or "those of another process"
+        raise InvalidInputError(
+            f"process {jax.process_index()} of {jax.process_count()}: all must have the same "
+            f"options and text, but not all have those of process 0 ({which}); start them with the "
+            "same, but for --process"
+        )

@@ -1,0 +1,154 @@
+"""The command `evaluate`: how well a model predicts a text."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from experiments.text_generator.checkpoints import Trained, require_same_text
+from experiments.text_generator.config import option
+from experiments.text_generator.data import AnyVocabulary, Data, cleaned_as, encode
+from experiments.text_generator.model import bits, surprise
+from experiments.text_tools.pages import About, evaluation_page, write
+from rnnjax.errors import InvalidInputError, NonFiniteError
+from rnnjax.text import Vocabulary, load_corpus
+
+# Of more than this no float64 holds the exponential.
+_MOST_NATS = 700.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Measure how well a trained model predicts a text, in bits per character."""
+
+    file: tyro.conf.Positional[str | None] = None
+    """The text, as --corpus of train; by default what the run held out of its own, or where it held
+    nothing out, all of it."""
+    encoding: str = "utf-8"
+    """Of FILE."""
+    run_dir: Path | None = None
+    """The run; by default the newest under runs/text_generator."""
+    step: int | None = None
+    """Of the checkpoint; by default the best by validation loss, else the latest."""
+    page: Path | None = None
+    """Also write a page (HTML, one file) with the text coloured by how much it surprised."""
+    json: Path | None = None
+    """Also write every character with its surprise in bits, as JSON."""
+
+    def check(self) -> None:
+        """Raise InvalidInputError unless the options fit."""
+        for name in ("page", "json"):
+            path = getattr(self, name)
+            if path is not None:
+                writable(option(name), path)
+                not_read(option(name), path, self.file)
+        if self.page is not None and self.json is not None and _same(self.page, self.json):
+            raise InvalidInputError(
+                f"--page and --json are both {self.page}, and one would replace the other; name two"
+            )
+
+
+def writable(name: str, path: Path) -> None:
+    """Raise unless a file can be made at ``path``, which the option of this name gave."""
+    if path.is_dir():
+        raise InvalidInputError(f"{name} should name a file, but {path} is a folder")
+    if not path.parent.is_dir():
+        raise InvalidInputError(
+            f"{name} should name a file in a folder that exists, but {path.parent} does not; make "
+            "it first"
+        )
+
+
+def not_read(name: str, path: Path, corpus: str | None) -> None:
+    """Raise if ``path``, which the option of this name gave, is the text that is read."""
+    if corpus is not None and _same(path, Path(corpus)):
+        raise InvalidInputError(
+            f"{name} is {path}, the text itself, which it would replace; name another file"
+        )
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve()
+
+
+def run_evaluation(config: Evaluate) -> int:
+    """Print the loss of a trained model on a text; and show, or write down, where it comes from."""
+    config.check()
+    trained = Trained.load(config.run_dir, config.step)
+    for name in ("page", "json"):
+        if (path := getattr(config, name)) is not None:
+            not_read(option(name), path, trained.config.text.corpus)
+    ids, corpus = text_to_read(trained, config.file, config.encoding)
+    losses = surprise(trained.model, trained.params, ids)
+    loss, unit = float(losses.mean()), trained.vocabulary.unit
+    if not math.isfinite(loss):
+        raise NonFiniteError(
+            "the predictions of the model should be finite, but some are NaN or infinite; choose "
+            "another checkpoint by --step"
+        )
+    perplexity = math.exp(loss) if loss < _MOST_NATS else math.inf
+    print(
+        f"{corpus}: {loss:.4f} nats, {bits(loss):.3f} bits per {unit}, perplexity "
+        f"{perplexity:.2f}, over {len(ids) - 1:,} {unit}s"
+    )
+    if unit == "byte":
+        characters = len(trained.vocabulary.decode(ids[1:]))
+        print(f"that is {bits(float(losses.sum())) / characters:.3f} bits per character")
+    if config.json is not None:
+        write(config.json, json.dumps(surprise_as_json(trained.vocabulary, ids, losses)) + "\n")
+    if config.page is not None:
+        about = About(
+            f"How {trained.run_dir.name} reads {corpus}",
+            f"The surprise of each character, given those before it, to the model at step "
+            f"{trained.step:,}.",
+        )
+        page = evaluation_page(about, ids, losses / math.log(2), trained.vocabulary)
+        write(config.page, page)
+    return 0
+
+
+def text_to_read(trained: Trained, file: str | None, encoding: str) -> tuple[np.ndarray, str]:
+    """The ids of a text, and what it is: a file, or of the run's own text what was held out.
+
+    A file is cleaned as the model's own text was.
+
+    Raises:
+        InvalidInputError: the model does not know all of its characters, or the run's own text is
+            not what it was.
+    """
+    options = trained.config.text
+    if file is not None and file != options.corpus:
+        text = cleaned_as(load_corpus(file, encoding=encoding), options.vocabulary)
+        return encode(trained.vocabulary, text, file), file
+    data = Data.load(options, trained.config.seed)
+    require_same_text(data, {"text_sha256": trained.text_sha256}, trained.run_dir)
+    name_of_text = Path(options.corpus).name
+    if file is not None:
+        whole = np.concatenate([data.train, data.validation, data.test])
+        return whole, f"all of {name_of_text}, most of which it was trained on"
+    for part, name in ((data.validation, "validation"), (data.test, "test")):
+        if len(part):
+            return part, f"the {name} part of {name_of_text}, which it was not trained on"
+    return data.train, f"{name_of_text}, on which it was trained"
+
+
+def surprise_as_json(
+    vocabulary: AnyVocabulary, ids: np.ndarray, losses: np.ndarray
+) -> dict[str, Any]:
+    """Every character (for bytes, every byte as a number) with its bits; the first has none.
+
+    >>> surprise_as_json(Vocabulary("ab"), np.array([1, 0]), np.array([math.log(2)]))
+    {'bits_per_character': 1.0, 'characters': ['b', 'a'], 'bits': [None, 1.0]}
+    """
+    each = losses.astype(float) / math.log(2)
+    known = isinstance(vocabulary, Vocabulary)
+    text = {"characters": list(vocabulary.decode(ids))} if known else {"bytes": ids.tolist()}
+    return {
+        f"bits_per_{vocabulary.unit}": bits(float(losses.mean())),
+        **text,
+        "bits": [None, *(round(value, 4) for value in each.tolist())],
+    }

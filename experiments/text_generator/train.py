@@ -1,0 +1,262 @@
+"""The command `train`: the text, the model, its loss, the optimiser, the loop; top to bottom."""
+
+import functools
+import itertools
+import math
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.text_generator.checkpoints import Run
+from experiments.text_generator.config import Train
+from experiments.text_generator.data import AnyVocabulary
+from experiments.text_generator.model import CharacterModel, bits, held_out, make_loss
+from experiments.text_generator.optimization import make_optimizer, new_state
+from rnnjax.errors import InvalidInputError, NonFiniteError
+from rnnjax.text import Sampling, sample
+from rnnjax.training import Fit, Progress, Records, TrainState, fit, is_first
+from rnnjax.training.files import write_json, write_whole
+
+# Drawing takes a third of a second, as long as a whole epoch of a small run.
+_SECONDS_PER_PLOT = 10
+
+
+def run_training(config: Train) -> int:
+    """Train a new model, or go on with one."""
+    board = summary_writer() if config.tensorboard else None  # a missing package is said first
+    run = Run.open(config)
+    config, data, text = run.config, run.data, run.config.text
+    model = CharacterModel.build(config.model, len(data.vocabulary))
+    loss_fn = make_loss(
+        model, carry_state=text.carry_state, forget=text.forget, last=text.predict == "last"
+    )
+    optimizer = make_optimizer(config.optimization, run.epochs, data.steps_per_epoch)
+    begin = new_state(model, config, run.epochs, data.steps_per_epoch)
+    validate = held_out(model, data.validation, "validation") if len(data.validation) else None
+    progress = TextProgress(run, model, board)
+    say(
+        f"{data.length:,} {data.vocabulary.unit}s ({len(data.vocabulary)} in the vocabulary), "
+        f"{sum(leaf.size for leaf in jax.tree.leaves(begin.params)):,} parameters, {run.epochs} "
+        f"epochs of {data.steps_per_epoch} steps; results in {run.folder}"
+    )
+    try:
+        result = fit(
+            loss_fn, begin.params, optimizer, data.batches, run.epochs,
+            key=begin.key, carry=begin.carry, evaluate=validate, patience=config.patience,
+            run_dir=run.folder, config=run.as_json(), free={"options"},
+            checkpoint_every=config.checkpoint_every, keep_last=config.keep_last,
+            skip_nonfinite=config.skip_nonfinite, steps_per_dispatch=config.steps_per_dispatch,
+            sharding=run.sharding, progress=progress,
+        )  # fmt: skip
+        progress.plot()
+    except NonFiniteError as error:
+        raise NonFiniteError(
+            f"{error}: train --resume --run-dir {run.folder} --learning-rate "
+            f"{config.optimization.learning_rate / 10:g}, or --skip-nonfinite 10"
+        ) from error
+    finally:
+        progress.close()
+    return report(run, model, result)
+
+
+def report(run: Run, model: CharacterModel, result: Fit) -> int:
+    """Say how the run ended, measure what was held out for its end, and what to do next."""
+    step, program = int(result.state.step), "python -m experiments.text_generator"
+    if result.stopped_by:
+        say(
+            f"stopped and saved at step {step}; go on with: "
+            f"{program} train --resume --run-dir {run.folder}"
+        )
+        return 128 + result.stopped_by
+    if step < run.steps:
+        say(
+            f"ended after {step} of {run.steps} steps: no better validation loss in the last "
+            f"epochs (--patience {run.config.patience})"
+        )
+    if len(run.data.test):
+        # Once, with the parameters that `generate` and the others take.
+        assert result.best is not None
+        measured = held_out(model, run.data.test, "test")(result.params)
+        say(
+            f"test: {measured['test_loss']:.4f} nats, {measured['test_bits']:.3f} bits per "
+            f"{run.data.vocabulary.unit}, at step {result.best['step']}"
+        )
+        if is_first():
+            write_json(run.folder / "test.json", {"step": result.best["step"], **measured})
+    say(f"done; the loss is plotted in {run.folder / 'loss.png'}")
+    say(f"let it write: {program} generate --run-dir {run.folder}")
+    return 0
+
+
+def say(line: str) -> None:
+    """Print a line, once for all processes."""
+    if is_first():
+        print(line, flush=True)
+
+
+class TextProgress(Progress):
+    """In bits and characters; and after each epoch a sample, and now and then the plot of the loss.
+
+    Args:
+        run: what is trained; its folder gets samples and plot.
+        model: writes the samples.
+        board: the class that writes for TensorBoard, or None.
+    """
+
+    def __init__(self, run: Run, model: CharacterModel, board: Any):
+        super().__init__()
+        self.run, self.model, self.board = run, model, board
+        self.unit = run.data.vocabulary.unit
+        self.plotted = time.monotonic()
+
+    def start(self, step: int, total: int) -> None:
+        """Take back the samples and events behind the checkpoint, and half a line."""
+        super().start(step, total)
+        if self.board is not None:
+            self.board = self.board(str(self.run.folder / "tensorboard"), purge_step=step + 1)
+        path = self.run.folder / "samples.txt"
+        if path.exists():
+            lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+            at = [re.match(r"epoch \d+, step (\d+): ", line) for line in lines]
+            kept = [x for x, m in zip(lines, at, strict=True) if not m or int(m[1]) <= step]
+            write_whole(path, "".join(line + "\n" for line in kept).encode())
+
+    def on_dispatch(self, step: int, losses: Any, seconds: float | None) -> None:
+        """Move on, and draw the plot now and then."""
+        super().on_dispatch(step, losses, seconds)
+        if self.board is not None:
+            for i, loss in enumerate(losses):
+                self.board.add_scalar("loss", loss, step - len(losses) + i + 1)
+        if time.monotonic() - self.plotted > _SECONDS_PER_PLOT:
+            self.plot()
+
+    def of_steps(self, loss: float, rate: float | None) -> str:
+        """Loss and bits of the last step, and the speed."""
+        speed = f", {rate * self.run.data.characters_per_step:,.0f} {self.unit}s/s" if rate else ""
+        return f"loss {loss:.3f}, bits {bits(loss):.3f}{speed}"
+
+    def of_epoch(self, summary: Mapping[str, Any]) -> str:
+        """Means and measures of an epoch."""
+        line = f"loss {summary['loss']:.4f} nats, {bits(summary['loss']):.3f} bits per {self.unit}"
+        if "validation_loss" in summary:
+            line += (
+                f"; validation {summary['validation_loss']:.4f} nats, "
+                f"{summary['validation_bits']:.3f} bits"
+            )
+        if "steps_per_second" in summary:
+            speed = summary["steps_per_second"] * self.run.data.characters_per_step
+            line += f"; {speed:,.0f} {self.unit}s per second"
+        return line + (f"; {summary['skipped']} steps skipped" if "skipped" in summary else "")
+
+    def on_epoch(self, epoch: int, state: TrainState, summary: Mapping[str, Any]) -> None:
+        """Print the epoch's means and a sample."""
+        super().on_epoch(epoch, state, summary)
+        if self.board is not None:
+            for name, value in summary.items():
+                self.board.add_scalar(f"epoch/{name}", value, int(state.step))
+        if self.run.config.sample_length:
+            self.doing("sampling")
+            text = write_sample(
+                self.model, self.run.data.vocabulary, self.run.config, state.params, epoch
+            )
+            self.say(f"  {text!r}")
+            with (self.run.folder / "samples.txt").open("a", encoding="utf-8") as file:
+                file.write(f"epoch {epoch}, step {int(state.step)}: {text!r}\n")
+
+    def plot(self) -> None:
+        """Draw the loss so far."""
+        if is_first():
+            plot_loss(self.run.folder, self.unit)
+            self.plotted = time.monotonic()
+
+    def close(self) -> None:
+        """Leave the terminal as it was, and the events on the disk."""
+        super().close()
+        if self.board is not None and hasattr(self.board, "flush"):
+            self.board.flush()
+
+
+def write_sample(
+    model: CharacterModel, vocabulary: AnyVocabulary, config: Train, params: Any, epoch: int
+) -> str:
+    """What the model writes after an epoch, from one random character."""
+    key = jax.random.fold_in(jax.random.key(config.seed), epoch)
+    first_key, key = jax.random.split(key)
+    first = jax.random.randint(first_key, (1,), 0, len(vocabulary))
+    ready, laid_out = model.prepared(params, 1)
+    _, ids = sample(
+        _step_of(ready), laid_out, model.initial_carry(1), first, key=key,
+        length=config.sample_length, sampling=Sampling(config.sample_temperature),
+    )  # fmt: skip
+    return vocabulary.decode(np.concatenate([first, ids[:, 0]]))
+
+
+@functools.cache
+def _step_of(model: CharacterModel) -> Any:
+    """One function for each model, because it is compiled in."""
+    return model.step
+
+
+def summary_writer() -> Any:
+    """The class that writes for TensorBoard.
+
+    Raises:
+        InvalidInputError: the package that has it is not installed.
+    """
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        raise InvalidInputError(
+            "--tensorboard needs the package tensorboardX, which is not installed; "
+            "run pip install tensorboardX"
+        ) from None
+    return SummaryWriter
+
+
+def plot_loss(run_dir: Path, unit: str = "character") -> None:
+    """Draw the loss of every step, its mean over every epoch, and that on held-out text.
+
+    A mean stands in the middle of its epoch, whose steps it is of; the validation at the end, where
+    it was measured.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    steps = [e for e in Records(run_dir / "steps.jsonl").read() if "loss" in e]
+    epochs = [e for e in Records(run_dir / "epochs.jsonl").read() if "loss" in e]
+    ends = [0, *(entry["step"] for entry in epochs)]
+    middles = [(before + end) / 2 for before, end in itertools.pairwise(ends)]
+    validated = [entry for entry in epochs if "validation_loss" in entry]
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    axes.plot(
+        [entry["step"] for entry in steps], [entry["loss"] for entry in steps],
+        color="tab:blue", alpha=0.35, linewidth=0.8, label="each step",
+    )  # fmt: skip
+    axes.plot(
+        middles, [entry["loss"] for entry in epochs],
+        color="tab:blue", marker="o", markersize=3, label="mean of the epoch",
+    )  # fmt: skip
+    if validated:
+        axes.plot(
+            [entry["step"] for entry in validated],
+            [entry["validation_loss"] for entry in validated],
+            color="tab:orange", marker="o", markersize=3, label="validation",
+        )  # fmt: skip
+    axes.set(xlabel="steps", ylabel=f"loss (nats per {unit})")
+    bit = math.log(2)
+    scale = (lambda nats: np.asarray(nats) / bit, lambda bits: np.asarray(bits) * bit)
+    axes.secondary_yaxis("right", functions=scale).set_ylabel(f"bits per {unit}")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    # In one move, so that whoever watches never finds half a picture.
+    new = run_dir / "loss.new.png"
+    figure.savefig(new, dpi=120)
+    new.replace(run_dir / "loss.png")
+    plt.close(figure)

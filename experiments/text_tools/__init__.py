@@ -1,0 +1,1 @@
+"""Beside the text generator: pages that look inside a trained model, and its export."""

@@ -1,0 +1,65 @@
+"""The command `inspect`: a page on what happens inside a trained model while it reads."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+from experiments.text_generator.checkpoints import Trained
+from experiments.text_generator.config import at_least
+from experiments.text_generator.evaluate import not_read, text_to_read, writable
+from experiments.text_tools.pages import About, inspection_page, write
+from experiments.text_tools.properties import characters_of, properties_at, score
+from experiments.text_tools.recording import record
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspect:
+    """Look inside a trained model while it reads: a page (HTML, one file) of states and gates."""
+
+    to: Path
+    """The page."""
+    file: tyro.conf.Positional[str | None] = None
+    """The text, as --corpus of train; by default what the run held out, else its own beginning."""
+    encoding: str = "utf-8"
+    """Of FILE."""
+    run_dir: Path | None = None
+    """The run; by default the newest under runs/text_generator."""
+    step: int | None = None
+    """Of the checkpoint; by default the best by validation loss, else the latest."""
+    characters: int = 20_000
+    """The most characters to read."""
+
+    def check(self) -> None:
+        """Raise InvalidInputError unless the options fit."""
+        at_least(self, 2, "characters")
+        writable("--to", self.to)
+        not_read("--to", self.to, self.file)
+
+
+def run_inspection(config: Inspect) -> int:
+    """Read a text with a trained model, and write the page."""
+    config.check()
+    trained = Trained.load(config.run_dir, config.step)
+    not_read("--to", config.to, trained.config.text.corpus)
+    ids, source = text_to_read(trained, config.file, config.encoding)
+    ids = ids[: config.characters]
+    recording = record(trained.model, trained.params, ids)
+    characters = characters_of(ids, trained.vocabulary)
+    values = properties_at(ids, trained.vocabulary)
+    scores = score(recording.states, values)
+    options, unit = trained.config.model, trained.vocabulary.unit
+    about = About(
+        f"Inside {trained.run_dir.name}",
+        f"A model of {options.layers} x {options.cell} ({options.hidden_size} units), at step "
+        f"{trained.step:,}, read {len(ids):,} {unit}s of {source}. It was surprised by "
+        f"{np.nanmean(recording.surprise):.3f} bits per {unit}, on average.",
+    )
+    page = inspection_page(about, recording, scores, values, characters, trained.vocabulary)
+    write(config.to, page)
+    print("correlation  what the unit that follows it best is compared with")
+    for finding in scores.of_properties():
+        print(f"{finding.reported:+11.2f}  {finding.name}")
+    print(f"{config.to}: {len(ids):,} {unit}s, {len(page.encode()) / 1e6:.2f} MB")
+    return 0

@@ -1,0 +1,305 @@
+"""Texts while they are written, stop strings, and reading on: over `rnnjax.text.sampling`."""
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+
+from rnnjax.errors import InvalidInputError
+from rnnjax.text.sampling import (
+    Sampling,
+    State,
+    StepFunction,
+    begin,
+    check_drawn,
+    check_length,
+    draw,
+    reaching,
+)
+from rnnjax.text.vocabulary import as_ids
+
+
+class Text(NamedTuple):
+    """Texts that a model is in the middle of, one in each row.
+
+    Attributes:
+        carry: the state after all characters but the last; each leaf begins with the batch.
+        tokens: ``(*batch,)``, the ids of the last characters.
+    """
+
+    carry: Any
+    tokens: jax.Array
+
+
+def stream(
+    step: StepFunction,
+    params: Any,
+    carry: Any,
+    tokens: jax.Array,
+    *,
+    key: jax.Array,
+    length: int,
+    sampling: Sampling | None = None,
+    history: npt.ArrayLike | None = None,
+    stops: Sequence[npt.ArrayLike] = (),
+    chunk: int = 16,
+) -> "Stream":
+    """Let a model continue texts, and have the characters as they are made.
+
+    They are those of `sample`, whatever ``chunk`` is. Each row ends by itself, before the first
+    stop string that the model writes; the stop string belongs to the text no more. What may become
+    one is held back until it is known. One that the text before had begun does not count.
+
+    Args:
+        step: as for `sample`, and so are ``params``, ``key``, ``sampling`` and ``history``.
+        params: given to ``step``.
+        carry: the state after all characters but the last; each leaf begins with the batch.
+        tokens: ``(batch,)`` ids of the last character of each text.
+        key: the source of the draws.
+        length: characters of each row, at most.
+        sampling: how to draw; left out, as predicted.
+        history: ids of the text so far, for the repetition penalty.
+        stops: the stop strings, each as ids ``(n,)``.
+        chunk: characters drawn on the device before the host is asked: those that come at once.
+
+    Returns:
+        an iterator, whose ``text`` is where to go on from; see `Stream`.
+
+    Raises:
+        InvalidInputError: as for `sample`; or ``tokens`` are not ``(batch,)``, ``chunk`` is below
+            1, or a stop string is empty.
+        NonFiniteError: as for `sample`, when the character comes to be drawn.
+
+    >>> def count(params, carry, tokens):
+    ...     return carry, jax.nn.one_hot((tokens + 1) % 9, 9)
+    >>> tokens = jnp.array([0, 5])
+    >>> made = stream(count, (), (), tokens, key=jax.random.key(0), length=4, chunk=3,
+    ...               sampling=Sampling(temperature=0), stops=[[7, 8]])
+    >>> for pieces in made:
+    ...     print([piece.tolist() for piece in pieces])
+    [[1, 2, 3], [6]]
+    [[4], []]
+    >>> made.stopped.tolist(), made.text.tokens.tolist()
+    ([False, True], [4, 6])
+    """
+    sampling = Sampling() if sampling is None else sampling
+    check_length("length", length)
+    check_length("chunk", chunk)
+    if jnp.ndim(tokens) != 1:
+        raise InvalidInputError(
+            f"tokens of a stream must be (batch,), one character of each text, but their shape is "
+            f"{jnp.shape(tokens)}"
+        )
+    ends = [as_ids(stop) for stop in stops]
+    if any(len(stop) == 0 for stop in ends):
+        raise InvalidInputError(
+            "a stop string must have at least one character, but an empty one came; leave it out"
+        )
+    sampling = reaching(sampling, history, length)
+    state = begin(sampling, carry, tokens, key, history)
+    return Stream(step, params, state, sampling, length, min(chunk, length), ends)
+
+
+class Stream:
+    """Texts while they are written: an iterator over their new characters, made by `stream`.
+
+    Each item has an array for each row, the ids ``(n,)`` that became known since the last item:
+    empty where a row has ended, or where what it wrote may become a stop string.
+
+    Attributes:
+        stopped: booleans ``(batch,)``, where a stop string was written.
+    """
+
+    def __init__(
+        self,
+        step: StepFunction,
+        params: Any,
+        begin: State,
+        sampling: Sampling,
+        length: int,
+        chunk: int,
+        stops: Sequence[npt.NDArray[np.integer]],
+    ):
+        self._step, self._params, self._sampling = step, params, sampling
+        self._length, self._chunk, self._stops = length, chunk, stops
+        self._first = begin
+        batch = len(begin.tokens)
+        self.stopped = np.zeros(batch, bool)
+        # Those still needed of the texts' last character before, which is number 0, and of all new.
+        self._ids, self._from = np.asarray(begin.tokens)[None], 0
+        self._kept = np.zeros(batch, np.int64)
+        # States to compute those in between from: after so many characters.
+        self._states = [(0, begin.carry)]
+        self._ended = Text(begin.carry, begin.tokens)
+        self._pieces = self._run()
+
+    def __iter__(self) -> Iterator[list[npt.NDArray[np.int32]]]:
+        return self
+
+    def __next__(self) -> list[npt.NDArray[np.int32]]:
+        return next(self._pieces)
+
+    @property
+    def text(self) -> Text:
+        """Where to go on from: the state after what has come so far, with its last characters.
+
+        Whatever was drawn behind it, a stop string or the rest of a chunk, has left no trace.
+        """
+        return _choose(self.stopped, self._ended, self._text(~self.stopped))
+
+    def _run(self) -> Iterator[list[npt.NDArray[np.int32]]]:
+        state, made = self._first, 0
+        form, numbers = self._sampling.form, self._sampling.numbers
+        while made < self._length and not self.stopped.all():
+            state, drawn = draw(self._step, self._chunk, form, self._params, state, numbers)
+            new = np.asarray(drawn)[: self._length - made]
+            made += len(new)
+            self._ids = np.concatenate([self._ids, new])
+            pieces = self._known(made)
+            if len(new) == self._chunk:  # else the state is of more characters than count
+                self._states.append((made, state.carry))
+            self._forget()
+            if any(len(piece) for piece in pieces):
+                yield pieces
+
+    def _known(self, made: int) -> list[npt.NDArray[np.int32]]:
+        """What each row wrote that cannot become part of a stop string any more."""
+        pieces = [self._ids[:0, row] for row in range(len(self._kept))]
+        newly = np.zeros_like(self.stopped)
+        for row in np.flatnonzero(~self.stopped):
+            pending = self._ids[self._kept[row] + 1 - self._from :, row]
+            known = find_stop(pending, self._stops)
+            newly[row] = known is not None
+            if known is None:
+                held_back = 0 if made == self._length else _begun(pending, self._stops)
+                known = len(pending) - held_back
+            check_drawn(pending[:known], int(self._kept[row]), f" of row {row}")
+            pieces[row] = pending[:known]
+            self._kept[row] += known
+        if newly.any():
+            self._ended = _choose(newly, self._text(newly), self._ended)
+            self.stopped = self.stopped | newly
+        return pieces
+
+    def _text(self, rows: npt.NDArray[np.bool_]) -> Text:
+        """Where these rows stand after what is kept of them; the others are void."""
+        if not rows.any():
+            return self._ended
+        kept = np.where(rows, self._kept, np.min(self._kept[rows]))
+        after, carry = [state for state in self._states if state[0] <= np.min(kept)][-1]
+        unread = self._ids[after - self._from : kept.max() - self._from]
+        carry = read(self._step, self._params, carry, unread, lengths=kept - after)
+        tokens = self._ids[kept - self._from, np.arange(len(kept))]
+        return Text(carry, jnp.asarray(tokens))
+
+    def _forget(self) -> None:
+        """Drop what no row needs any more: what lies before the last state that serves all."""
+        least = min(self._kept[~self.stopped], default=self._states[-1][0])
+        serving = [i for i, (after, _) in enumerate(self._states) if after <= least]
+        self._states = self._states[serving[-1] :]
+        self._ids = self._ids[self._states[0][0] - self._from :]
+        self._from = self._states[0][0]
+
+
+def read(
+    step: StepFunction,
+    params: Any,
+    carry: Any,
+    ids: npt.ArrayLike,
+    *,
+    lengths: npt.ArrayLike | None = None,
+) -> Any:
+    """Let a model read given characters, step by step.
+
+    It is compiled for lengths of powers of two, so that texts of any length compile little.
+
+    Args:
+        step: one step of the model, as for `sample`.
+        params: given to ``step``.
+        carry: the state before; each leaf begins with the batch.
+        ids: ``(time, batch)``; perhaps no steps.
+        lengths: ``(batch,)``, the steps of each row that count; left out, all.
+
+    Returns:
+        the state of each row after its last character.
+
+    Raises:
+        InvalidInputError: ``ids`` are not ``(time, batch)``, or ``lengths`` not ``(batch,)`` or out
+            of 0 to ``time``.
+
+    >>> def last(params, carry, tokens):
+    ...     return tokens, jax.nn.one_hot(tokens, 9)
+    >>> read(last, (), jnp.array([0, 0]), [[1, 2], [3, 4], [5, 6]], lengths=[3, 1]).tolist()
+    [5, 2]
+    """
+    ids = np.asarray(ids)
+    if ids.ndim != 2:
+        raise InvalidInputError(f"ids must be (time, batch), but their shape is {ids.shape}")
+    time, batch = ids.shape
+    lengths = np.full(batch, time) if lengths is None else np.asarray(lengths)
+    if lengths.shape != (batch,) or ((lengths < 0) | (lengths > time)).any():
+        raise InvalidInputError(
+            f"lengths must be ({batch},) numbers from 0 to {time}, the steps of each row, but are "
+            f"{lengths.tolist()}"
+        )
+    if not lengths.any():
+        return carry
+    padded = np.zeros((max(16, 1 << (time - 1).bit_length()), batch), np.int32)
+    padded[:time] = ids
+    return _read(step, params, carry, padded, lengths.astype(np.int32))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _read(step: StepFunction, params: Any, carry: Any, ids: jax.Array, lengths: jax.Array) -> Any:
+    def one(state: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
+        time, carry = state
+        new, _ = step(params, carry, ids[time])
+        return time + 1, _choose(time < lengths, new, carry)
+
+    # Not a scan: what is padding costs no time.
+    return jax.lax.while_loop(lambda state: state[0] < lengths.max(), one, (jnp.int32(0), carry))[1]
+
+
+def find_stop(
+    written: npt.NDArray[np.integer], stops: Sequence[npt.NDArray[np.integer]]
+) -> int | None:
+    """Where the stop string begins that is complete first; of several, the longest.
+
+    >>> find_stop(np.array([4, 7, 8, 9]), [np.array([8, 9]), np.array([7, 8])])
+    1
+    """
+    found = []
+    for stop in stops:
+        if len(written) >= len(stop):
+            windows = np.lib.stride_tricks.sliding_window_view(written, len(stop))
+            begins = np.flatnonzero((windows == stop).all(axis=1))
+            if len(begins):
+                found.append((begins[0] + len(stop), int(begins[0])))
+    return min(found)[1] if found else None
+
+
+def _begun(written: npt.NDArray[np.integer], stops: Sequence[npt.NDArray[np.integer]]) -> int:
+    """How many of the last characters may be the beginning of a stop string."""
+    return max(
+        (
+            length
+            for stop in stops
+            for length in range(1, min(len(stop), len(written) + 1))
+            if np.array_equal(written[len(written) - length :], stop[:length])
+        ),
+        default=0,
+    )
+
+
+def _choose(rows: Any, new: Any, old: Any) -> Any:
+    """For each row the new state, or the old."""
+    rows = jnp.asarray(rows)
+    return jax.tree.map(
+        lambda n, o: jnp.where(rows.reshape(rows.shape + (1,) * (n.ndim - rows.ndim)), n, o),
+        new,
+        old,
+    )

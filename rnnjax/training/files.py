@@ -1,0 +1,167 @@
+"""What a run writes beside its checkpoints: whole files, lines that survive a kill, a lock."""
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rnnjax.errors import CheckpointError
+
+try:
+    import fcntl
+except ImportError:  # not POSIX
+    fcntl = None  # type: ignore[assignment]
+
+_HELD: dict[Path, int] = {}
+
+
+@contextmanager
+def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Within this context no other process that asks can write to the folder.
+
+    The operating system gives the lock up with the process, however that ends. Where it has none
+    (not POSIX, some file systems of a network) a warning says so. In one process it may be nested.
+
+    Raises:
+        CheckpointError: another process writes there.
+    """
+    path = Path(folder).absolute() / "lock"
+    if _HELD.get(path):
+        _HELD[path] += 1
+        try:
+            yield
+        finally:
+            _HELD[path] -= 1
+        return
+    with path.open("a+") as file:
+        _take(file.fileno(), path)
+        _HELD[path] = 1
+        try:
+            yield
+        finally:
+            _HELD[path] = 0
+
+
+def _take(descriptor: int, path: Path) -> None:
+    try:
+        if fcntl is None:
+            raise OSError("there are no locks here")
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise CheckpointError(
+            f"another process writes to {path.parent}, and two would spoil each other's files; "
+            "wait for it or end it, or choose another folder"
+        ) from None
+    except OSError as error:
+        warnings.warn(
+            f"{path.parent} cannot be locked ({error}); see to it that one process writes there",
+            stacklevel=5,
+        )
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file in one move, and to the disk: it is never there by half, nor empty."""
+    new = path.with_name(f"{path.name}.new")
+    with new.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write JSON for people and programs, in one move."""
+    write_whole(path, (json.dumps(value, indent=2, default=str) + "\n").encode())
+
+
+def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
+    """Write JSON with a checksum, which `read_sealed` compares, in one move."""
+    text = json.dumps(value, indent=1, default=str)
+    write_json(path, {"sha256": _digest(text), "value": json.loads(text)})
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Read what `write_sealed` wrote.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or was changed.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "run.json"
+    >>> write_sealed(path, {"layers": 3})
+    >>> read_sealed(path)
+    {'layers': 3}
+    >>> _ = path.write_text(path.read_text().replace("3", "4"))
+    >>> read_sealed(path)
+    Traceback (most recent call last):
+    ...
+    rnnjax.errors.CheckpointError: .../run.json is damaged, or was changed: its checksum is wrong
+    """
+    try:
+        stored = json.loads(path.read_bytes())
+        value, digest = stored["value"], stored["sha256"]
+    except Exception as error:  # damaged bytes show as any error of the decoders
+        raise CheckpointError(f"{path} cannot be read ({type(error).__name__}: {error})") from error
+    if not isinstance(value, dict) or _digest(json.dumps(value, indent=1)) != digest:
+        raise CheckpointError(f"{path} is damaged, or was changed: its checksum is wrong")
+    return value
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Records:
+    """An append-only file with one JSON object a line, each with an increasing ``step``.
+
+    A run that is killed may have recorded steps after its last checkpoint, or half a line.
+    `drop_after` takes these back when it resumes, so that the file reads like that of a run that
+    never stopped. Nothing but people and plots reads it: what a run needs is in its checkpoints.
+
+    >>> import tempfile
+    >>> records = Records(Path(tempfile.mkdtemp()) / "steps.jsonl")
+    >>> records.append([{"step": 1, "loss": 2.5}, {"step": 2, "loss": 2.0}])
+    >>> records.drop_after(1)
+    >>> records.read()
+    [{'step': 1, 'loss': 2.5}]
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+
+    def append(self, entries: Iterable[Mapping[str, Any]]) -> None:
+        """Add entries at the end."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(entry) + "\n" for entry in entries)
+
+    def read(self) -> list[dict[str, Any]]:
+        """All whole entries with a step, in order; other lines are left out."""
+        if not self.path.exists():
+            return []
+        entries = []
+        for line in self.path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
+            try:
+                entry = json.loads(line)
+            except (ValueError, RecursionError):  # half a line, damaged bytes
+                continue
+            if isinstance(entry, dict) and type(entry.get("step")) is int:
+                entries.append(entry)
+        return entries
+
+    def write(self, entries: Iterable[Mapping[str, Any]]) -> None:
+        """Replace the file in one move."""
+        write_whole(self.path, "".join(json.dumps(entry) + "\n" for entry in entries).encode())
+
+    def drop_after(self, step: int) -> None:
+        """Keep the entries up to ``step`` alone; replaces the file in one move."""
+        self.write(entry for entry in self.read() if entry["step"] <= step)
+
+    def to_disk(self) -> None:
+        """Return when all that was added is on the disk."""
+        if self.path.exists():
+            with self.path.open("ab") as file:
+                os.fsync(file.fileno())

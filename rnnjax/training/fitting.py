@@ -1,0 +1,543 @@
+"""`fit`: a whole training run, from the loss of one batch to the best parameters."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from rnnjax.errors import CheckpointError, InvalidInputError, NonFiniteError
+from rnnjax.training.checkpoints import Checkpoints
+from rnnjax.training.files import Records, locked, write_json
+from rnnjax.training.processes import StopRequest, agreed_signal, from_first, is_first
+from rnnjax.training.progress import Progress, Silent
+from rnnjax.training.sharding import Sharding
+from rnnjax.training.step import TrainState, TrainSteps, make_train_steps
+
+# A dispatch is to take so long: Python's own part of one, half a millisecond, is then nothing, and
+# a signal is answered before anyone wonders.
+_SECONDS_PER_DISPATCH = 0.25
+_FIRST_DISPATCH = 10
+
+Entry = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Fit:
+    """What came out of `fit`.
+
+    Attributes:
+        params: those with the lowest validation loss; without one, the last.
+        state: the last state, from which the run would go on.
+        history: an entry for each epoch: ``step``, ``epoch``, the means of the loss and the other
+            metrics over its steps, what ``evaluate`` measured, ``steps_per_second``.
+        best: the entry of ``params``, or None before the end of the first epoch.
+        stopped_by: the number of the signal that stopped the run early, or None.
+    """
+
+    params: Any
+    state: TrainState
+    history: list[Entry]
+    best: Entry | None
+    stopped_by: int | None = None
+
+
+def fit(
+    loss_fn: Callable[..., Any],
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    batches: Any,
+    epochs: int,
+    *,
+    key: jax.Array,
+    carry: Any = None,
+    keep_carry: bool = False,
+    evaluate: Callable[[Any], Mapping[str, Any]] | None = None,
+    run_dir: str | os.PathLike[str] | None = None,
+    config: Mapping[str, Any] | None = None,
+    free: Collection[str] = (),
+    checkpoint_every: int = 1,
+    keep_last: int = 3,
+    patience: int = 0,
+    skip_nonfinite: int = 0,
+    steps_per_dispatch: int | None = None,
+    sharding: Sharding | None = None,
+    progress: Progress | None = None,
+) -> Fit:
+    """Train for some epochs, and return the best parameters.
+
+    With ``run_dir`` the run is kept there, and goes on where it was when the same call is made
+    again, after whatever ended it: bit for bit as if it had never stopped, because the order of the
+    data depends on the epoch alone, the keys on the step alone, and every dispatch runs the same
+    program. SIGTERM, SIGHUP and Ctrl-C finish the step in progress and save it. The folder holds
+
+    * ``checkpoints/``, the last few and the best; see `Checkpoints`;
+    * ``steps.jsonl`` and ``epochs.jsonl``, the metrics of every step, and the history;
+    * ``result.json`` once the run is at its end: its best and its last epoch.
+
+    Args:
+        loss_fn: ``(params, batch, key) -> loss``; with ``carry`` a `LossFunction`, which also takes
+            and returns the recurrent state that the next batch continues, and metrics. A metric
+            ``weight`` weighs the steps in an epoch's means.
+        params: the initial parameters, any pytree. They are copied.
+        optimizer: an optax optimiser, with its schedule and clipping.
+        batches: a pytree whose leaves have a first axis of steps, the batches of every epoch; or a
+            function from the number of an epoch, from 0, to such a tree (see `minibatches`).
+        epochs: how often the batches are gone through, in all: a run that goes on does the rest.
+        key: of the run; step ``n`` draws from ``jax.random.fold_in(key, n)``.
+        carry: the state with which every epoch begins; left out, batches are independent.
+        keep_carry: whether an epoch goes on from the state in which the one before ended, as in
+            reinforcement learning, where it is no pass over data but a part of the run.
+        evaluate: ``params -> measures`` after every epoch, among them ``validation_loss``, which
+            says what the best is.
+        run_dir: the folder of the run, made if it is not there; left out, nothing is written.
+        config: options to be saved with the run, as JSON. A run that goes on must have the same.
+        free: the names in ``config`` that may then differ.
+        checkpoint_every: epochs between checkpoints; one is also written at each better validation
+            loss, at the end, and where a signal stops the run.
+        keep_last: how many checkpoints are kept, besides the best.
+        patience: the run ends after so many epochs without a better validation loss; 0: never.
+        skip_nonfinite: how many steps in a row may have a loss or a gradient that is NaN or
+            infinite: they change nothing, and are counted in the metric ``skipped``.
+        steps_per_dispatch: steps done on the device before Python is asked again; left out, as many
+            as take a quarter of a second. It changes no number.
+        sharding: how state and batches lie over several devices. Batches and ``carry`` are then
+            those of this process, and ``evaluate`` gets whole parameters. Of several processes, all
+            make this call; the first one writes and its measures decide.
+        progress: what the run shows; left out, a `Progress`.
+
+    Raises:
+        NonFiniteError: the loss or the gradient became NaN or infinite; names the step and the last
+            good checkpoint.
+        CheckpointError: the run in ``run_dir`` is another one, or another process writes there.
+        InvalidInputError: an argument is out of its range, or epochs differ in their steps.
+
+    A line, learned:
+
+    >>> xs = jnp.linspace(0, 1, 40).reshape(10, 4)  # ten steps of four
+    >>> result = fit(
+    ...     lambda params, batch, key: jnp.mean((params * batch - 3 * batch) ** 2),
+    ...     jnp.zeros(()), optax.adam(0.1), xs, 20, key=jax.random.key(0), progress=Silent())
+    >>> round(float(result.params), 2), len(result.history)
+    (3.0, 20)
+    """
+    for name, value, least in (
+        ("epochs", epochs, 1),
+        ("checkpoint_every", checkpoint_every, 1),
+        ("keep_last", keep_last, 1),
+        ("patience", patience, 0),
+        ("skip_nonfinite", skip_nonfinite, 0),
+        ("steps_per_dispatch", 1 if steps_per_dispatch is None else steps_per_dispatch, 1),
+    ):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise InvalidInputError(
+                f"{name} must be a whole number of at least {least}, but is {value!r}"
+            )
+    if patience and evaluate is None:
+        raise InvalidInputError(
+            f"patience {patience} waits for a better validation loss, but there is no evaluate to "
+            "measure it; give one, or leave patience out"
+        )
+    if carry is None:
+        loss_fn, carry = functools.partial(_without_carry, loss_fn), ()
+    # Copies, because the state is donated.
+    state = TrainState.create(jax.tree.map(jnp.array, params), optimizer, key=key, carry=carry)
+    state = state if sharding is None else sharding.put_state(state)
+    shown = (progress or Progress()) if is_first() else Silent()
+    with contextlib.ExitStack() as stack:
+        stack.callback(shown.close)
+        kept = None
+        if run_dir is not None:
+            kept = _Kept(Path(run_dir), dict(config or {}), keep_last, sharding, shown, stack)
+            state = kept.restore(state, free)
+        loop = _Loop(
+            make_train_steps(loss_fn, optimizer, sharding, skip_nonfinite=skip_nonfinite > 0),
+            _Pace(steps_per_dispatch), skip_nonfinite, shown, kept,
+            stack.enter_context(StopRequest()) if kept else None,
+        )  # fmt: skip
+        history: list[Entry] = kept.history if kept else []
+        done, best = int(state.step), None
+        data = None if kept and kept.steps else _batches(batches, 0)
+        steps = kept.steps if kept and kept.steps else _length(data)
+        shown.start(done, epochs * steps)
+        if done:
+            shown.say(f"going on from step {done} of {epochs * steps}")
+        while done < epochs * steps and not _stale(history, patience):
+            epoch, first = divmod(done, steps)
+            data = _batches(batches, epoch) if data is None or epoch else data
+            if _length(data) != steps:
+                raise InvalidInputError(
+                    f"every epoch must have as many steps as the first, {steps}, but epoch "
+                    f"{epoch + 1} has {_length(data)}; drop, or fill up, what is left over"
+                )
+            means = kept.means if kept and first else _Means()
+            if first == 0 and not (keep_carry and done):
+                # Another copy, because the next epoch begins from it again.
+                fresh = jax.tree.map(jnp.array, carry)
+                fresh = fresh if sharding is None else sharding.put_carry(fresh)
+                state = dataclasses.replace(state, carry=fresh)
+            data = jax.device_put(data) if sharding is None else sharding.put_batches(data)
+            state, signal = loop.epoch(state, data, epoch, means)
+            done = int(state.step)
+            whole = state if sharding is None else sharding.whole(state)
+            if done < (epoch + 1) * steps:
+                assert kept is not None  # else no signal is caught
+                kept.save(state, steps, history, means)
+                return Fit(whole.params, state, history, _best(history), signal)
+            entry = {"step": done, "epoch": epoch + 1, **means.summary()}
+            if evaluate is not None:
+                shown.doing("validating")
+                entry |= from_first(functools.partial(_measures, evaluate(whole.params)))
+            better = evaluate is not None and _score(entry) < min(
+                map(_score, history), default=math.inf
+            )
+            history.append(entry)
+            if kept is not None and is_first():
+                kept.of_epochs.append([entry])
+            shown.on_epoch(epoch + 1, whole, entry)
+            if better and kept is None:
+                best = jax.tree.map(jnp.array, whole.params)
+            finished = epoch + 1 == epochs or _stale(history, patience)
+            signal = agreed_signal(signal)
+            if kept is not None and (
+                finished or better or signal or (epoch + 1) % checkpoint_every == 0
+            ):
+                kept.save(state, steps, history, _Means(), _score(entry) if evaluate else None)
+            if signal and not finished:
+                return Fit(whole.params, state, history, _best(history), signal)
+        chosen = state if kept is None else kept.finish(state, history)
+        if best is None:
+            best = chosen.params if sharding is None else sharding.whole(chosen.params)
+        return Fit(best, state, history, _best(history))
+
+
+def minibatches(arrays: Any, batch_size: int, *, seed: int = 0, axis: int = 0) -> Any:
+    """The rows of arrays in a new order every epoch, in batches, for `fit`.
+
+    Args:
+        arrays: a pytree of arrays with as many rows.
+        batch_size: rows of a batch; those left over of an epoch are left out, others each time.
+        seed: of the orders.
+        axis: that of the rows: 1 for arrays with time first.
+
+    Returns:
+        a function from the number of an epoch to the tree, each leaf with a first axis of steps.
+
+    Raises:
+        InvalidInputError: the arrays differ in their rows, or have too few.
+
+    >>> batches = minibatches({"xs": np.arange(12).reshape(2, 6)}, 3, axis=1)
+    >>> batches(0)["xs"].shape, sorted(batches(1)["xs"][:, 0].ravel().tolist())
+    ((2, 2, 3), [0, 1, 2, 3, 4, 5])
+    """
+    leaves = jax.tree.leaves(arrays)
+    rows = sorted({np.shape(leaf)[axis] if np.ndim(leaf) > axis else 0 for leaf in leaves})
+    if len(rows) != 1 or not 1 <= batch_size <= rows[0]:
+        raise InvalidInputError(
+            f"arrays must have the same number of rows along axis {axis}, at least a batch of "
+            f"{batch_size}, but have {rows}"
+        )
+    steps = rows[0] // batch_size
+
+    def of_epoch(epoch: int) -> Any:
+        order = np.random.default_rng((seed, epoch)).permutation(rows[0])[: steps * batch_size]
+        order = order.reshape(steps, batch_size)
+        return jax.tree.map(
+            lambda x: np.moveaxis(np.take(np.asarray(x), order, axis), axis, 0), arrays
+        )
+
+    return of_epoch
+
+
+@dataclasses.dataclass
+class _Means:
+    """The weighted means of an epoch's metrics so far, and how fast it went."""
+
+    weight: float = 0.0
+    sums: dict[str, Any] = dataclasses.field(default_factory=dict)
+    skipped: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+
+    def add(self, metrics: Mapping[str, Any]) -> None:
+        """A step. One that was skipped counts as that alone."""
+        if metrics.get("skipped"):
+            self.skipped += 1
+            return
+        weight = metrics.get("weight", 1.0)
+        self.weight += weight
+        for name in metrics.keys() - {"weight", "skipped"}:
+            self.sums[name] = np.add(
+                self.sums.get(name, 0.0), weight * np.asarray(metrics[name])
+            ).tolist()
+
+    def summary(self) -> Entry:
+        """What the entry of the epoch says of its steps."""
+        means = {
+            name: (np.asarray(self.sums[name]) / self.weight).tolist()
+            for name in sorted(self.sums, key=_loss_first)
+        }
+        shown = {"skipped": self.skipped} if self.skipped else {}
+        speed = {"steps_per_second": self.steps / self.seconds} if self.seconds else {}
+        return {"loss": math.inf, **means, **shown, **speed}
+
+
+def _loss_first(name: str) -> tuple[bool, str]:
+    return name != "loss", name
+
+
+@dataclasses.dataclass
+class _Pace:
+    """How many steps a dispatch does."""
+
+    fixed: int | None
+    steps: int = _FIRST_DISPATCH
+    compiled: bool = False
+
+    def took(self, steps: int, seconds: float) -> None:
+        """Learn from a dispatch; the first one, which was compiled, teaches nothing."""
+        if self.compiled and jax.process_count() == 1:  # else all would have to agree
+            self.steps = max(1, round(steps * _SECONDS_PER_DISPATCH / seconds))
+        self.compiled = True
+
+    def next(self) -> int:
+        return self.steps if self.fixed is None else self.fixed
+
+
+@dataclasses.dataclass
+class _Loop:
+    """The dispatches of an epoch."""
+
+    train_steps: TrainSteps
+    pace: _Pace
+    most_skipped: int
+    shown: Progress
+    kept: "_Kept | None"
+    stop: StopRequest | None
+    skipped: int = 0
+
+    def epoch(
+        self, state: TrainState, data: Any, epoch: int, means: _Means
+    ) -> tuple[TrainState, int | None]:
+        """Train to the end of an epoch, or to where a signal stops the run."""
+        steps = _length(data)
+        done = int(state.step)
+        while True:
+            first = done - epoch * steps
+            self.shown.doing("training" if self.pace.compiled else "compiling")
+            began = time.perf_counter()
+            state, metrics = self.train_steps(
+                state, data, first, min(first + self.pace.next(), steps)
+            )
+            count = int(state.step) - done
+            values = {name: np.asarray(m)[first:][:count] for name, m in metrics.items()}
+            seconds = time.perf_counter() - began
+            self._take(values, done, epoch, means)
+            done += count
+            if self.pace.compiled:
+                means.steps, means.seconds = means.steps + count, means.seconds + seconds
+            self.shown.on_dispatch(
+                done, values["loss"].tolist(), seconds if self.pace.compiled else None
+            )
+            self.pace.took(count, seconds)
+            signal = agreed_signal(self.stop.signal if self.stop else None)
+            if signal or done == (epoch + 1) * steps:
+                return state, signal
+
+    def _take(self, values: Mapping[str, np.ndarray], done: int, epoch: int, means: _Means) -> None:
+        """Record the steps of a dispatch.
+
+        Raises:
+            NonFiniteError: one is not finite, and may not be skipped.
+        """
+        good = np.isfinite(values["loss"]) & np.isfinite(values["grad_norm"])
+        entries = []
+        try:
+            for i, finite in enumerate(good.tolist()):
+                step = {name: value[i].tolist() for name, value in values.items()}
+                self.skipped = 0 if finite else self.skipped + 1
+                if self.skipped > self.most_skipped:
+                    raise self._diverged(done + i + 1, step)
+                means.add(step)
+                shown = step if finite else {"skipped": True}
+                entries.append({"step": done + i + 1, "epoch": epoch + 1, **shown})
+        finally:
+            if self.kept is not None:
+                self.kept.record(entries)
+
+    def _diverged(self, step: int, metrics: Mapping[str, float]) -> NonFiniteError:
+        last = self.kept.checkpoints.steps() if self.kept else []
+        good = "there is no checkpoint yet"
+        if self.kept and last:
+            good = f"the last good checkpoint is {self.kept.checkpoints.path(last[-1])}"
+        before = f", after {self.most_skipped} that were skipped" if self.most_skipped else ""
+        return NonFiniteError(
+            f"at step {step} the loss is {metrics['loss']:g} and the norm of the gradient "
+            f"{metrics['grad_norm']:g}{before}; {good}; try a smaller learning rate, clip the "
+            "gradient, or let such steps be skipped"
+        )
+
+
+class _Kept:
+    """The folder of a run, and what it says of the run so far."""
+
+    def __init__(
+        self,
+        folder: Path,
+        config: dict[str, Any],
+        keep_last: int,
+        sharding: Sharding | None,
+        shown: Progress,
+        stack: contextlib.ExitStack,
+    ):
+        self.folder, self.shown = folder, shown
+        self.config = json.loads(json.dumps(config, default=str))
+
+        def enter() -> None:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locked(folder))
+            except OSError as error:
+                raise CheckpointError(
+                    f"{folder} cannot be written to ({error.strerror}); check its rights, or "
+                    "choose another folder"
+                ) from error
+
+        from_first(enter)
+        self.checkpoints = Checkpoints(
+            folder / "checkpoints", keep_last=keep_last, sharding=sharding
+        )
+        self.of_steps = Records(folder / "steps.jsonl")
+        self.of_epochs = Records(folder / "epochs.jsonl")
+        self.steps: int | None = None
+        self.history: list[Entry] = []
+        self.means = _Means()
+
+    def restore(self, state: TrainState, free: Collection[str]) -> TrainState:
+        """The state to go on from: that of the latest whole checkpoint, or the one given."""
+        saved = self.checkpoints.latest()
+        if saved is not None:
+            theirs = saved.about["config"]
+            for name in sorted((theirs.keys() | self.config.keys()) - set(free)):
+                if theirs.get(name) != self.config.get(name):
+                    raise CheckpointError(
+                        f"the run in {self.folder} has {name} {theirs.get(name)!r}, but "
+                        f"{self.config.get(name)!r} came, with which it cannot go on exactly; give "
+                        "it what it has, or begin a new run in another folder"
+                    )
+            state = saved.restore(state)
+            self.history, self.steps = saved.about["history"], saved.about["steps_per_epoch"]
+            self.means = _Means(**saved.about["means"])
+        from_first(lambda: self._take_back(int(state.step)))
+        return state
+
+    def _take_back(self, done: int) -> None:
+        """Drop what was recorded behind the checkpoint, and say what is missing before it."""
+        entries = [entry for entry in self.of_steps.read() if entry["step"] <= done]
+        self.of_steps.write(entries)
+        missing = done - len({entry["step"] for entry in entries})
+        if missing:
+            warnings.warn(
+                f"{self.of_steps.path} lacks {missing} of the {done} steps up to the checkpoint; "
+                "the run goes on exactly, but its curve has a gap",
+                stacklevel=1,
+            )
+        if [entry for entry in self.of_epochs.read() if entry["step"] <= done] != self.history:
+            warnings.warn(
+                f"{self.of_epochs.path} was not as the checkpoint has it, and is written anew",
+                stacklevel=1,
+            )
+        self.of_epochs.write(self.history)
+
+    def record(self, entries: list[Entry]) -> None:
+        """Record steps."""
+        if is_first():
+            self.of_steps.append(entries)
+
+    def save(
+        self,
+        state: TrainState,
+        steps: int,
+        history: list[Entry],
+        means: _Means,
+        loss: float | None = None,
+    ) -> None:
+        """Write a checkpoint, after what was recorded before it."""
+        self.shown.doing("writing")
+        if is_first():
+            self.of_steps.to_disk()
+            self.of_epochs.to_disk()
+        about = {
+            "config": self.config,
+            "history": history,
+            "means": dataclasses.asdict(means),
+            "steps_per_epoch": steps,
+        }
+        self.checkpoints.save(state, about, loss=loss)
+
+    def finish(self, state: TrainState, history: list[Entry]) -> TrainState:
+        """Write what came out, at the end; returns the best state."""
+        best = self.checkpoints.best()
+        if is_first():
+            result = {"best": _best(history), "last": history[-1]}
+            write_json(self.folder / "result.json", result)
+        return state if best.step == int(state.step) else best.restore(state)
+
+
+def _without_carry(loss_fn: Any, params: Any, carry: Any, batch: Any, key: jax.Array) -> Any:
+    return loss_fn(params, batch, key), (carry, {})
+
+
+def _batches(batches: Any, epoch: int) -> Any:
+    return batches(epoch) if callable(batches) else batches
+
+
+def _length(data: Any) -> int:
+    """The steps of an epoch's batches."""
+    lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(data)}
+    if len(lengths) != 1 or lengths & {(), (0,)}:
+        raise InvalidInputError(
+            "batches must be arrays with a first axis of steps, as long in all of them, and not "
+            f"empty, but their first axes are {sorted(lengths)}"
+        )
+    return lengths.pop()[0]
+
+
+def _measures(found: Mapping[str, Any]) -> dict[str, float]:
+    if not isinstance(found, Mapping) or "validation_loss" not in found:
+        raise InvalidInputError(
+            "evaluate must return a dict of measures, with 'validation_loss' among them, but "
+            f"returned {found!r}"
+        )
+    return {name: float(value) for name, value in found.items()}
+
+
+def _score(entry: Mapping[str, Any]) -> float:
+    """What is to become small: the validation loss, or that of training where there is none."""
+    score = float(entry.get("validation_loss", entry["loss"]))
+    return score if math.isfinite(score) else math.inf
+
+
+def _best(history: list[Entry]) -> Entry | None:
+    """The entry with the lowest validation loss; without one, the last."""
+    if history and "validation_loss" not in history[-1]:
+        return history[-1]
+    return min(history, key=_score, default=None)
+
+
+def _stale(history: list[Entry], patience: int) -> bool:
+    """Whether the last ``patience`` epochs brought nothing better than those before them."""
+    scores = [_score(entry) for entry in history]
+    recent, before = scores[len(scores) - patience :], scores[: len(scores) - patience]
+    return bool(patience and before) and min(recent) >= min(before)

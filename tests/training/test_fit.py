@@ -1,0 +1,333 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import rnnjax
+from rnnjax import CheckpointError, InvalidInputError, NonFiniteError
+from rnnjax.training import Checkpoints, Progress, Records, Silent, fit, minibatches
+from rnnjax.training.files import locked
+
+CELL = rnnjax.GRUCell(4)
+OPTIMIZER = optax.chain(
+    optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(1e-2, 20))
+)
+OPTIONS = {"steps_per_dispatch": 2, "epochs": 3}
+
+
+def loss_fn(params, carry, batch, key):
+    carry, ys = rnnjax.unroll(CELL, params, batch["xs"], carry)
+    noise = jax.random.normal(key, ys.shape)
+    return jnp.mean((ys - noise) ** 2), (carry, {"weight": batch["weight"]})
+
+
+def batches(epoch, spoilt=()):
+    xs = np.random.default_rng(epoch).normal(size=(5, 3, 2, 2)).astype(np.float32)
+    for step in spoilt:
+        if step // 5 == epoch:
+            xs[step % 5] = np.nan
+    return {"xs": xs, "weight": np.array([1, 1, 1, 1, 3], np.float32)}
+
+
+def run(folder, progress=None, data=batches, optimizer=OPTIMIZER, **options):
+    """Begin, or go on from the latest checkpoint: the same call."""
+    options = {**OPTIONS, **options}
+    return fit(
+        loss_fn, CELL.init(jax.random.key(0), 2), optimizer, data, options.pop("epochs"),
+        key=jax.random.key(1), carry=CELL.initial_carry((2,)), run_dir=folder,
+        progress=progress or Silent(), **options,
+    )  # fmt: skip
+
+
+def bits(state):
+    arrays = jax.tree.map(np.asarray, (state.params, state.opt_state, state.carry))
+    return b"".join(leaf.tobytes() for leaf in jax.tree.leaves(arrays))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    result = run(folder)
+    assert result.stopped_by is None
+    assert int(result.state.step) == 15
+    return bits(result.state), Records(folder / "steps.jsonl").read()
+
+
+class At(Silent):
+    """Does something when a step is reached."""
+
+    def __init__(self, step, action):
+        super().__init__()
+        self.reached, self.action = step, action
+
+    def on_dispatch(self, step, losses, seconds):
+        if step >= self.reached:
+            self.reached = float("inf")
+            self.action()
+
+
+def fail():
+    raise RuntimeError("an accident")
+
+
+@pytest.mark.parametrize("step", [2, 4, 5, 7, 10, 12, 14, 15])
+def test_a_run_that_failed_goes_on_exactly(undisturbed, tmp_path, step):
+    with pytest.raises(RuntimeError, match="an accident"):
+        run(tmp_path, At(step, fail))
+    result = run(tmp_path)
+    assert bits(result.state) == undisturbed[0]
+    assert Records(tmp_path / "steps.jsonl").read() == undisturbed[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("step", [4, 10])
+def test_a_signal_saves_the_step_in_progress(undisturbed, tmp_path, number, step):
+    result = run(tmp_path, At(step, lambda: os.kill(os.getpid(), number)))
+    assert result.stopped_by == number
+    assert int(result.state.step) == step
+    result = run(tmp_path)
+    assert result.stopped_by is None
+    assert bits(result.state) == undisturbed[0]
+    assert Records(tmp_path / "steps.jsonl").read() == undisturbed[1]
+
+
+def test_a_signal_at_the_very_end_is_no_early_stop(undisturbed, tmp_path):
+    result = run(tmp_path, At(15, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    assert result.stopped_by is None
+    assert bits(result.state) == undisturbed[0]
+
+
+def test_the_handlers_are_put_back(tmp_path):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    run(tmp_path)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_how_many_steps_a_dispatch_does_and_where_it_is_kept_change_no_number(undisturbed):
+    result = run(None, steps_per_dispatch=None)
+    assert bits(result.state) == undisturbed[0]
+
+
+def test_means_are_weighted_and_complete_after_a_resume(tmp_path):
+    run(tmp_path, At(7, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    history = run(tmp_path).history
+    steps = Records(tmp_path / "steps.jsonl").read()
+    assert Records(tmp_path / "epochs.jsonl").read() == history
+    assert [e["epoch"] for e in history] == [1, 2, 3]
+    for entry in history:
+        losses = [s["loss"] for s in steps if s["epoch"] == entry["epoch"]]
+        assert entry["loss"] == pytest.approx(np.average(losses, weights=[1, 1, 1, 1, 3]))
+
+
+def test_not_finite_names_the_step_and_the_last_good_checkpoint(tmp_path):
+    with pytest.raises(NonFiniteError, match=r"at step 9 the loss is nan") as error:
+        run(tmp_path, data=lambda epoch: batches(epoch, [8]), steps_per_dispatch=5)
+    assert str(tmp_path / "checkpoints" / "5") in str(error.value)
+    assert Checkpoints(tmp_path / "checkpoints", read_only=True).steps() == [5]
+    # The steps before it, of the same dispatch, are recorded.
+    assert [e["step"] for e in Records(tmp_path / "steps.jsonl").read()] == [*range(1, 9)]
+
+
+def test_not_finite_before_any_checkpoint(tmp_path):
+    with pytest.raises(NonFiniteError, match=r"at step 1 .* there is no checkpoint yet"):
+        run(tmp_path, data=lambda epoch: batches(epoch, [0]))
+
+
+def test_a_diverged_run_goes_on_with_a_smaller_learning_rate(tmp_path):
+    """The checkpoint does not hold the rate, so the same folder takes another optimiser."""
+    with pytest.raises(NonFiniteError):
+        run(tmp_path, optimizer=optax.adam(1e-2), data=lambda epoch: batches(epoch, [8]))
+    result = run(tmp_path, optimizer=optax.adam(1e-3))
+    assert int(result.state.step) == 15
+    assert np.isfinite([entry["loss"] for entry in result.history]).all()
+
+
+def test_steps_that_are_not_finite_are_skipped_counted_and_exact(tmp_path):
+    spoilt = lambda epoch: batches(epoch, [6, 7])  # noqa: E731
+    result = run(tmp_path, data=spoilt, skip_nonfinite=2)
+    assert [entry.get("skipped", 0) for entry in result.history] == [0, 2, 0]
+    steps = Records(tmp_path / "steps.jsonl").read()
+    assert steps[6] == {"step": 7, "epoch": 2, "skipped": True}
+    assert np.isfinite([entry["loss"] for entry in result.history]).all()
+    with pytest.raises(NonFiniteError, match=r"at step 8 .*after 1 that were skipped"):
+        run(None, data=spoilt, skip_nonfinite=1)
+    # What they change is nothing: steps, keys and schedule go on, the rest is as it was before.
+    params = []
+    for data in (spoilt, batches):
+        state = run(None, data=data, skip_nonfinite=2, epochs=2).state
+        params.append(np.asarray(jax.tree.leaves(state.params)[0]))
+    assert np.isfinite(params[0]).all()
+    assert not np.array_equal(*params)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "epochs must be a whole number of at least 1, but is 0"),
+        ({"keep_last": 1.5}, "keep_last must be a whole number"),
+        ({"patience": 2}, "there is no evaluate"),
+        ({"evaluate": lambda params: 3.0}, "'validation_loss' among them, but returned 3.0"),
+        ({"data": {"xs": np.ones((5, 3, 2, 2)), "weight": np.ones(4)}}, r"\[\(4,\), \(5,\)\]"),
+        ({"data": lambda epoch: {k: v[: 5 - epoch] for k, v in batches(epoch).items()}},
+         "epoch 2 has 4"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_said(options, message):
+    with pytest.raises(InvalidInputError, match=message):
+        run(None, **options)
+
+
+def test_another_configuration_is_another_run(tmp_path):
+    run(tmp_path, config={"layers": 1, "epochs": 3})
+    with pytest.raises(CheckpointError, match="has layers 1, but 2 came"):
+        run(tmp_path, config={"layers": 2, "epochs": 3})
+    result = run(tmp_path, config={"layers": 1, "epochs": 4}, free=("epochs",), epochs=4)
+    assert len(result.history) == 4
+
+
+def scores(*losses):
+    """Measures the parameters by how often it was asked: the loss of the first epoch ..."""
+    left = list(losses)
+    return lambda params: {"validation_loss": left.pop(0)}
+
+
+def test_each_better_epoch_is_saved_and_the_run_ends_when_none_comes(tmp_path):
+    options = {"epochs": 8, "checkpoint_every": 50, "patience": 2}
+    seen = []
+
+    class Seen(Silent):
+        def on_epoch(self, epoch, state, summary):
+            seen.append(np.asarray(jax.tree.leaves(state.params)[0]))
+
+    evaluate = scores(3.0, 2.0, 2.5, 1.5, 1.6, 1.5, 1.0, 0.5)
+    result = run(tmp_path, Seen(), evaluate=evaluate, **options)
+    assert (int(result.state.step), result.stopped_by) == (30, None)
+    assert [e["validation_loss"] for e in result.history] == [3.0, 2.0, 2.5, 1.5, 1.6, 1.5]
+    assert result.best["epoch"] == 4
+    np.testing.assert_array_equal(jax.tree.leaves(result.params)[0], seen[3])
+    checkpoints = Checkpoints(tmp_path / "checkpoints", read_only=True)
+    assert checkpoints.best().step == 20
+    # The last three, of which the best is one; not after the third and the fifth epoch.
+    assert checkpoints.steps() == [10, 20, 30]
+    assert json.loads((tmp_path / "result.json").read_text())["best"]["step"] == 20
+    # Going on with it does nothing more.
+    again = run(tmp_path, evaluate=scores(), **options)
+    assert bits(again.state) == bits(result.state)
+    np.testing.assert_array_equal(jax.tree.leaves(again.params)[0], seen[3])
+
+
+def test_the_best_parameters_without_a_folder():
+    seen = []
+
+    def evaluate(params):
+        seen.append(np.asarray(jax.tree.leaves(params)[0]))
+        return {"validation_loss": (2.0, 1.0, 3.0)[len(seen) - 1]}
+
+    result = run(None, evaluate=evaluate)
+    np.testing.assert_array_equal(jax.tree.leaves(result.params)[0], seen[1])
+    assert not np.array_equal(seen[1], seen[2])
+
+
+def test_a_resumed_run_waits_as_long_as_an_undisturbed_one_whatever_became_of_its_records(tmp_path):
+    options = {"epochs": 8, "checkpoint_every": 1, "patience": 2}
+    with pytest.raises(RuntimeError, match="an accident"):
+        run(tmp_path, At(17, fail), evaluate=scores(3.0, 2.0, 2.5), **options)
+    (tmp_path / "epochs.jsonl").unlink()
+    lines = (tmp_path / "steps.jsonl").read_text().split("\n")
+    lines[1], lines[4] = "no JSON", '{"loss": 3}'
+    (tmp_path / "steps.jsonl").write_text("\n".join(lines))
+    with (
+        pytest.warns(UserWarning, match="epochs.jsonl was not as the checkpoint has it"),
+        pytest.warns(UserWarning, match="steps.jsonl lacks 2 of the 15 steps"),
+    ):
+        result = run(tmp_path, evaluate=scores(2.4, 1.0), **options)
+    assert int(result.state.step) == 20
+    assert Records(tmp_path / "epochs.jsonl").read() == result.history
+    assert len(Records(tmp_path / "steps.jsonl").read()) == 18
+
+
+def test_half_a_line_is_dropped(tmp_path):
+    records = Records(tmp_path / "r.jsonl")
+    records.append([{"step": 1}, {"step": 2}, {"step": 3}])
+    with records.path.open("a") as file:
+        file.write('{"step": 4, "lo')
+    records.drop_after(2)
+    assert records.path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+WRITER = """
+import sys
+from rnnjax.training.files import locked
+with locked(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_two_processes_cannot_write_to_one_folder(tmp_path):
+    pytest.importorskip("fcntl", reason="locks are those of POSIX")
+    with locked(tmp_path), locked(tmp_path):  # but one may, in two places
+        pass
+    other = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert other.stdout.readline() == b"held\n"
+    with pytest.raises(CheckpointError, match="another process writes to"):
+        run(tmp_path)
+    other.kill()
+    other.communicate()
+    assert len(run(tmp_path).history) == 3
+
+
+class Screen:
+    """A terminal."""
+
+    def __init__(self):
+        self.written = []
+
+    def isatty(self):
+        return True
+
+    def write(self, text):
+        self.written.append(text)
+
+    def flush(self):
+        pass
+
+
+def test_the_progress_says_what_is_done_and_its_rate_is_that_of_training(tmp_path, capsys):
+    screen = Screen()
+    progress = Progress(screen)
+    run(tmp_path, progress, evaluate=scores(3.0, 2.0, 1.0))
+    shown = "".join(screen.written)
+    for what in ("compiling", "training", "validating", "writing"):
+        assert f"{what}: step" in shown
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["epoch 1", "epoch 2", "epoch 3"]
+    assert "validation_loss 2" in lines[1]
+    # Compiling, validating and writing are no part of it.
+    progress.start(0, 100)
+    progress._recent.clear()
+    progress.on_dispatch(10, [1.0], None)
+    progress.on_dispatch(20, [1.0], 2.0)
+    assert progress.rate == 5
+
+
+def test_batches_of_rows_are_new_each_epoch_and_hold_each_row_once():
+    rows = {"xs": np.arange(20).reshape(2, 10), "ys": np.arange(10)[None]}
+    of_epoch = minibatches(rows, 3, seed=5, axis=1)
+    first, second = of_epoch(0), of_epoch(1)
+    assert first["xs"].shape == (3, 2, 3)
+    np.testing.assert_array_equal(first["xs"][:, 0], first["ys"][:, 0])
+    assert len(set(first["ys"].ravel().tolist())) == 9
+    assert not np.array_equal(first["ys"], second["ys"])
+    np.testing.assert_array_equal(first["ys"], of_epoch(0)["ys"])
+    with pytest.raises(InvalidInputError, match="same number of rows along axis 0"):
+        minibatches({"a": np.ones(3), "b": np.ones(4)}, 2)
