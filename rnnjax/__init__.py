@@ -37,22 +37,32 @@ from rnnjax.errors import (
     RnnjaxError,
 )
 from rnnjax.layers import (
+    AttentionCell,
     Bidirectional,
+    Bridge,
     Directions,
     Dropout,
     LearnedCarry,
     Prepared,
     Regularized,
     Stack,
+    attend,
+    pool,
     prepare,
+    restart,
+    split_key,
+    state_gradients,
+    valid_steps,
 )
 from rnnjax.packing import Packed, pack, unpack
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AttentionCell",
     "Auto",
     "Bidirectional",
+    "Bridge",
     "Carry",
     "Cell",
     "CheckpointError",
@@ -95,9 +105,15 @@ __all__ = [
     "SimpleRNNCarry",
     "SimpleRNNCell",
     "Stack",
+    "attend",
     "explain",
     "pack",
+    "pool",
     "prepare",
+    "restart",
+    "split_key",
+    "state_gradients",
     "unpack",
     "unroll",
+    "valid_steps",
 ]

@@ -1,0 +1,161 @@
+"""Attention over a sequence that was encoded: after the loop, or inside of each step."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from rnnjax.cells.base import Carry, Cell, Inputs, Params
+from rnnjax.cells.onehot import OneHot
+from rnnjax.errors import InvalidInputError
+
+
+def attend(
+    queries: jax.Array, keys: jax.Array, values: jax.Array, valid: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    r"""Attention by products (Luong et al., 2015, "dot"), for all steps of a decoder at once.
+
+    .. math::
+        a_{tj} &= \text{softmax}_j(q_t \cdot k_j) \\
+        c_t &= \sum_j a_{tj} v_j
+
+    It reads outputs that are all known, so the decoder itself runs on the fast path. With
+    ``queries @ kernel`` it is Luong's "general".
+
+    Args:
+        queries: ``(time, *batch, n)``, the decoder's outputs; or one step of it, with a time of 1.
+        keys: ``(source time, *batch, n)``.
+        values: ``(source time, *batch, m)``; the encoder's outputs are often both.
+        valid: booleans ``(source time, *batch)``, as `valid_steps` makes them; left out, all.
+
+    Returns:
+        the contexts ``(time, *batch, m)``, and the weights ``(time, source time, *batch)``.
+
+    Raises:
+        InvalidInputError: ``valid`` has another shape.
+
+    >>> ys = jnp.eye(3)[:, None]  # three steps of one row
+    >>> contexts, weights = attend(20 * ys[:1], ys, ys, jnp.array([[True], [True], [False]]))
+    >>> contexts.shape, weights[0, :, 0].round(3).tolist()
+    ((1, 1, 3), [1.0, 0.0, 0.0])
+    """
+    scores = jnp.einsum("t...n,s...n->ts...", queries, keys)
+    weights = _softmax(scores, valid, axis=1)
+    return jnp.einsum("ts...,s...m->t...m", weights, values), weights
+
+
+def _softmax(scores: jax.Array, valid: jax.Array | None, axis: int) -> jax.Array:
+    """Over the valid steps; rows without any weigh all alike."""
+    if valid is not None:
+        if valid.shape != scores.shape[axis:]:
+            raise InvalidInputError(
+                f"valid must be booleans (source time, *batch), {scores.shape[axis:]}, but has "
+                f"shape {valid.shape}; make it by valid_steps(lengths, num_steps)"
+            )
+        scores = jnp.where(valid, scores, jnp.finfo(scores.dtype).min)
+    return jax.nn.softmax(scores, axis=axis)
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionCell(Cell):
+    r"""A cell that looks back on an encoded sequence before each step (Bahdanau et al., 2015).
+
+    .. math::
+        a_{tj} &= \text{softmax}_j(v \cdot \tanh(s_{t-1} W_q + m_j W_m)) \\
+        c_t &= \sum_j a_{tj} m_j \\
+        s_t &= \text{cell}([x_t, c_t], s_{t-1})
+
+    with :math:`m_j` the memory, the outputs of an encoder, and :math:`s_{t-1}` all leaves of the
+    carry. The output is :math:`[y_t, c_t]`. Since each step's input depends on the state before,
+    it runs on `rnnjax.Scan`; where attention may come after the step, `attend` keeps the fast path.
+
+    The memory is given with the parameters, by `over`: gradients flow into the encoder through it.
+
+    Args:
+        cell: what runs on inputs and contexts.
+        memory_size: features of the memory.
+        attention_size: units of the comparison.
+
+    >>> import rnnjax
+    >>> cell = AttentionCell(rnnjax.GRUCell(5), memory_size=4, attention_size=6)
+    >>> params = cell.init(jax.random.key(0), input_size=3)
+    >>> memory = jnp.ones((7, 8, 4))  # (source time, batch, features)
+    >>> ready = cell.over(params, memory, rnnjax.valid_steps(jnp.full(8, 5), 7))
+    >>> carry, ys = rnnjax.unroll(cell, ready, jnp.ones((10, 8, 3)))
+    >>> ys.shape, cell.weights(ready, carry).shape
+    ((10, 8, 9), (7, 8))
+    """
+
+    cell: Cell
+    memory_size: int
+    attention_size: int
+
+    @property
+    def output_size(self) -> int:
+        """That of the cell, and the memory's."""
+        return self.cell.output_size + self.memory_size
+
+    def init(self, key: jax.Array, input_size: int) -> dict[str, Any]:
+        """Draw the parameters of the cell and of the attention (Glorot uniform)."""
+        cell_key, *keys = jax.random.split(key, 4)
+        carry = jax.eval_shape(self.cell.initial_carry)
+        state = sum(leaf.shape[-1] for leaf in jax.tree.leaves(carry))
+        draw, size = jax.nn.initializers.glorot_uniform(), self.attention_size
+        return {
+            "cell": self.cell.init(cell_key, input_size + self.memory_size),
+            "query_kernel": draw(keys[0], (state, size)),
+            "memory_kernel": draw(keys[1], (self.memory_size, size)),
+            "score_kernel": draw(keys[2], (size, 1))[:, 0],
+        }
+
+    def over(self, params: Params, memory: jax.Array, valid: jax.Array | None = None) -> Params:
+        """The parameters with a memory to look back on, for `rnnjax.unroll` or `step`.
+
+        Args:
+            params: as `init` returns them.
+            memory: ``(source time, *batch, memory_size)``.
+            valid: booleans ``(source time, *batch)``; left out, all steps of it.
+
+        Raises:
+            InvalidInputError: the memory has another number of features.
+        """
+        if memory.shape[-1] != self.memory_size:
+            raise InvalidInputError(
+                f"memory must be (source time, *batch, {self.memory_size}), but has shape "
+                f"{memory.shape}; check memory_size"
+            )
+        # Its product with the memory is the same at every step.
+        projected = memory @ params["memory_kernel"]
+        marks = jnp.ones(memory.shape[:-1], bool) if valid is None else valid
+        return {**params, "memory": memory, "projected": projected, "valid": marks}
+
+    def weights(self, params: Params, carry: Carry) -> jax.Array:
+        """How a step after ``carry`` weighs the memory: ``(source time, *batch)``."""
+        if "memory" not in params:
+            raise InvalidInputError(
+                "an AttentionCell looks back on a memory, but its params have none; give "
+                "cell.over(params, memory) in their place"
+            )
+        state = jnp.concatenate(jax.tree.leaves(carry), axis=-1)
+        compared = jnp.tanh(state @ params["query_kernel"] + params["projected"])
+        return _softmax(compared @ params["score_kernel"], params["valid"], axis=0)
+
+    def initial_carry(
+        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
+    ) -> Carry:
+        """That of the cell."""
+        return self.cell.initial_carry(batch_shape, dtype)
+
+    def step(self, params: Params, carry: Carry, x: Inputs) -> tuple[Carry, jax.Array]:
+        """Look back, and run the cell on ``x`` beside what was found."""
+        if isinstance(x, OneHot):
+            raise InvalidInputError(
+                "an AttentionCell reads arrays, but the inputs are OneHot; give rows of an "
+                "embedding"
+            )
+        weights = self.weights(params, carry)
+        context = jnp.einsum("s...,s...m->...m", weights, params["memory"])
+        carry, y = self.cell.step(params["cell"], carry, jnp.concatenate([x, context], axis=-1))
+        return carry, jnp.concatenate([y, context], axis=-1)

@@ -1,0 +1,61 @@
+"""How far a gradient reaches: the derivative by the state of every step."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rnnjax.cells.base import Carry, Cell, Params
+
+
+def state_gradients(
+    loss: Callable[[Carry, jax.Array], jax.Array],
+    cell: Cell,
+    params: Params,
+    xs: Any,
+    carry: Carry | None = None,
+) -> tuple[jax.Array, Carry]:
+    r"""A loss, and its gradient by the state after each step: what backpropagation hands back.
+
+    .. math::
+        \frac{\partial L}{\partial s_t} \quad \text{through all that follows step } t
+
+    Its norm over :math:`t` shows a gradient that vanishes or explodes (Bengio et al., 1994;
+    Pascanu et al., 2013). `rnnjax.unroll` has no place for it, because its gradients are made of
+    all steps at once; here `Cell.step` runs in a plain scan. Where the output is no leaf of the
+    state (a `Stack`, say), an output counts for the states before it.
+
+    Args:
+        loss: ``(carry, ys) -> scalar``, of the last carry and all outputs ``(time, *batch, ...)``.
+        cell: any cell.
+        params: its parameters.
+        xs: ``(time, *batch, input_size)``.
+        carry: the state before the first step; left out, that with which a sequence begins.
+
+    Returns:
+        the loss, and a carry whose leaves have a first axis of time.
+
+    >>> import rnnjax
+    >>> cell = rnnjax.SimpleRNNCell(4)
+    >>> params = cell.init(jax.random.key(0), 3)
+    >>> loss = lambda carry, ys: ys[-1].sum()
+    >>> _, gradients = state_gradients(loss, cell, params, jnp.ones((10, 2, 3)))
+    >>> gradients.hidden.shape, gradients.hidden[-1].tolist() == jnp.ones((2, 4)).tolist()
+    ((10, 2, 4), True)
+    """
+    if carry is None:
+        carry = cell.start(params, xs.shape[1:-1])
+    nudges = jax.tree.map(lambda leaf: jnp.zeros((xs.shape[0], *leaf.shape), leaf.dtype), carry)
+
+    def nudged(nudges: Carry) -> jax.Array:
+        def step(carry: Carry, at: Any) -> tuple[Carry, jax.Array]:
+            x, nudge = at
+            new, y = cell.step(params, carry, x)
+            if cell.carry is not None and cell.output is not None:
+                y = y + getattr(nudge, cell.output)  # the output is a leaf of the state
+            return jax.tree.map(jnp.add, new, nudge), y
+
+        return loss(*jax.lax.scan(step, carry, (xs, nudges)))
+
+    return jax.value_and_grad(nudged)(nudges)

@@ -1,0 +1,109 @@
+"""Small tools around a sequence: which steps are valid, pooling over them, restarts, keys."""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from rnnjax.cells.base import Carry, Cell, Params
+from rnnjax.errors import InvalidInputError
+
+Pooling = Literal["last", "mean", "max"]
+
+
+def valid_steps(lengths: jax.Array, num_steps: int) -> jax.Array:
+    """Which steps of a padded batch are valid: the mask that ``lengths`` stands for.
+
+    Args:
+        lengths: integers ``(*batch,)``, the valid steps of each row.
+        num_steps: of the padded sequences.
+
+    Returns:
+        booleans ``(num_steps, *batch)``.
+
+    >>> valid_steps(jnp.array([3, 1]), 4).astype(int).T.tolist()
+    [[1, 1, 1, 0], [1, 0, 0, 0]]
+    """
+    lengths = jnp.asarray(lengths)
+    if not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise InvalidInputError(
+            f"lengths must be integers (*batch,), the valid steps of each row, but are "
+            f"{lengths.dtype}; booleans for each step are a mask already"
+        )
+    return jnp.arange(num_steps).reshape(-1, *[1] * lengths.ndim) < lengths
+
+
+def pool(ys: jax.Array, how: Pooling, valid: jax.Array | None = None) -> jax.Array:
+    """One vector of each sequence: its last valid output, or their mean or maximum.
+
+    Args:
+        ys: outputs ``(time, *batch, features)``.
+        how: ``"last"``, ``"mean"`` or ``"max"``, along time.
+        valid: booleans ``(time, *batch)``, as `valid_steps` makes them; left out, all.
+
+    Returns:
+        ``(*batch, features)``; zeros for a row without a valid step.
+
+    Raises:
+        InvalidInputError: ``how`` is another word, or ``valid`` has another shape.
+
+    >>> ys = jnp.array([[[1.0], [5.0]], [[3.0], [6.0]], [[9.0], [9.0]]])
+    >>> valid = valid_steps(jnp.array([2, 1]), 3)
+    >>> [pool(ys, how, valid)[:, 0].tolist() for how in ("last", "mean", "max")]
+    [[3.0, 5.0], [2.0, 5.0], [3.0, 5.0]]
+    """
+    if how not in ("last", "mean", "max"):
+        raise InvalidInputError(f'how must be "last", "mean" or "max", but is {how!r}')
+    if valid is None:
+        valid = jnp.ones(ys.shape[:-1], bool)
+    if valid.shape != ys.shape[:-1] or valid.dtype != jnp.bool_:
+        raise InvalidInputError(
+            f"valid must be booleans (time, *batch), {ys.shape[:-1]}, but is {valid.dtype} of "
+            f"shape {valid.shape}; make it by valid_steps(lengths, num_steps)"
+        )
+    marks, any_valid = valid[..., None], valid.any(axis=0)[..., None]
+    if how == "max":
+        least = jnp.finfo(ys.dtype).min
+        return jnp.where(any_valid, jnp.where(marks, ys, least).max(axis=0), 0)
+    if how == "mean":
+        return jnp.where(marks, ys, 0).sum(axis=0) / jnp.maximum(marks.sum(axis=0), 1)
+    last = jnp.where(valid, jnp.arange(len(ys)).reshape(-1, *[1] * (valid.ndim - 1)), 0).max(axis=0)
+    found = jnp.take_along_axis(ys, last[None, ..., None], axis=0)[0]
+    return jnp.where(any_valid, found, 0)
+
+
+def restart(cell: Cell, params: Params, carry: Carry, where: jax.Array) -> Carry:
+    """The carry with which a sequence begins, in some rows: for acting, before each `Cell.step`.
+
+    In `rnnjax.unroll` it is ``resets``; the numbers are the same.
+
+    Args:
+        cell: any cell.
+        params: its parameters.
+        carry: the state, every leaf ``(*batch, ...)``.
+        where: booleans ``(*batch,)``, True where a new sequence begins.
+
+    >>> import rnnjax
+    >>> cell = rnnjax.GRUCell(2)
+    >>> carry = rnnjax.GRUCarry(jnp.ones((2, 2)))
+    >>> restart(cell, cell.init(jax.random.key(0), 3), carry, jnp.array([True, False])).hidden
+    Array([[0., 0.],
+           [1., 1.]], dtype=float32)
+    """
+    where = jnp.asarray(where)
+
+    def begin(new: jax.Array, old: jax.Array) -> jax.Array:
+        return jnp.where(where.reshape(*where.shape, *[1] * (old.ndim - where.ndim)), new, old)
+
+    return jax.tree.map(begin, cell.start(params, where.shape), carry)
+
+
+def split_key(key: jax.Array | None, num: int) -> Any:
+    """`jax.random.split`; of None, which draws nothing, so many times None.
+
+    >>> split_key(None, 2)
+    (None, None)
+    >>> split_key(jax.random.key(0), 2).shape
+    (2,)
+    """
+    return (None,) * num if key is None else jax.random.split(key, num)
