@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -138,6 +139,57 @@ def test_a_damaged_last_checkpoint_costs_a_warning(program, text, tmp_path):
     assert "warning:" in resumed.stderr
     assert "is damaged" in resumed.stderr
     assert arrays(tmp_path / "run") == whole
+
+
+def damage(path, rng):
+    """Whatever may become of a file."""
+    content = path.read_bytes()
+    at = rng.randrange(max(1, len(content)))
+    kind = rng.randrange(5)
+    if kind == 0:
+        path.unlink()
+    elif kind == 1:
+        path.write_bytes(content[:at])
+    elif kind == 2:
+        path.write_bytes(bytes(len(content)))
+    elif kind == 3:
+        path.write_bytes(rng.randbytes(len(content) + rng.randint(0, 9)))
+    else:
+        byte = content[at] if content else 0
+        path.write_bytes(content[:at] + bytes([byte ^ rng.randint(1, 255)]) + content[at + 1 :])
+
+
+def damage_a_run(program, tmp_path, number, seed):
+    """Damage any files of a run folder, and go on: exact, with a warning, or one sentence."""
+    options = [*TINY, "--epochs", "3", "--checkpoint-every", "1", "--validation", "0.1"]
+    program("text_generator", "train", *options, "--run-dir", "whole")
+    whole, rng, ends = tmp_path / "whole", random.Random(seed), {0: 0, 2: 0}
+    expected = arrays(whole)
+    files = sorted(p.relative_to(whole) for p in whole.rglob("*") if p.is_file())
+    for _ in range(number):
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        shutil.copytree(whole, tmp_path / "run")
+        for path in rng.sample(files, rng.choice([1, 1, 2, 5])):
+            damage(tmp_path / "run" / path, rng)
+        resumed = program("text_generator", "train", "--resume", "--run-dir", "run", check=False)
+        assert "Traceback" not in resumed.stderr
+        ends[resumed.returncode] += 1
+        if resumed.returncode == 0:
+            assert arrays(tmp_path / "run") == expected
+            generated = program("text_generator", "generate", "--run-dir", "run", "--length", "3")
+            assert len(generated.stdout) == 5
+        else:
+            assert resumed.stderr.splitlines()[-1].startswith("error: ")
+    return ends
+
+
+def test_a_damaged_run_goes_on_exactly_or_says_why_not(program, text, tmp_path):
+    assert damage_a_run(program, tmp_path, 5, seed=0)[0] > 0
+
+
+@pytest.mark.slow
+def test_hundreds_of_damaged_runs(program, text, tmp_path):
+    print(damage_a_run(program, tmp_path, 300, seed=1))
 
 
 def test_train_generate_evaluate(program, text, tmp_path):
