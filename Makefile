@@ -15,7 +15,7 @@ CORE := $(addprefix tests/test_,$(addsuffix .py,arguments cells laws sequence_la
 	explain export prepare onehot fused_forms primitive)) rnnjax/cells rnnjax/engine rnnjax/layers rnnjax/linen.py rnnjax/nnx.py \
 	$(filter-out %/test_sharding.py,$(wildcard tests/training/test_*.py))
 
-.PHONY: demo test test-slow test-core test-oldest parity bench lock clean
+.PHONY: demo test test-slow test-core test-oldest parity bench cookbook lock clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python -m experiments.alphabet
@@ -57,6 +57,11 @@ bench: $(VENV)/test.stamp
 	$(BIN)/python -m benchmarks.sequences
 	$(BIN)/python -m benchmarks.scan_vs_keras
 	$(BIN)/python -m benchmarks.text_generator
+
+# Every application, on the real data (DATA=FOLDER takes it from there): fails where a bound is missed.
+cookbook: $(VENV)/demo.stamp
+	$(INSTALL) '.[cookbook]'
+	$(BIN)/python -m experiments.cookbook $(addprefix --data ,$(DATA))
 
 $(VENV)/demo.stamp: pyproject.toml $(LOCK)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rnnjax needs Python 3.11 or newer, but $(PYTHON) is " + sys.version)'

@@ -58,7 +58,7 @@ def existing(program: str, run_dir: Path | None) -> Path:
                 "its folder by --run-dir"
             )
         return max(runs, key=lambda path: (_began(path), path)).parent
-    if not (run_dir / "run.json").is_file():
+    if not (run_dir / "run.json").is_file() and not (run_dir / "checkpoints").is_dir():
         raise CheckpointError(
             f"{run_dir} is not a run folder (it has no run.json); check --run-dir"
         )
@@ -74,7 +74,14 @@ def _began(path: Path) -> str:
 
 
 def exit_with(program: Callable[[], int]) -> None:
-    """Run a program. Whatever ends it on purpose, or from outside, is one sentence and status 2."""
+    """Run a program; what ends it on purpose, or from outside, is one sentence and a status.
+
+    That is 2, or 130 of Ctrl-C, as shells report it.
+    """
+    # A character that the terminal cannot show is written as its number, such as \\xef.
+    for output in (sys.stdout, sys.stderr):
+        if hasattr(output, "reconfigure"):
+            output.reconfigure(errors="backslashreplace")
     sys.exit(_status(program))
 
 
@@ -93,6 +100,9 @@ def _status(program: Callable[[], int]) -> int:
         warnings.showwarning = show
         try:
             return program()
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)
+            return 130
         except RnnjaxError as error:
             print(f"error: {error}", file=sys.stderr)
         except (MemoryError, RuntimeError) as error:

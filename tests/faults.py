@@ -593,8 +593,8 @@ FAULTS: tuple[Fault, ...] = (
         "checkpoints do not hold the random key of the run",
         "training",
         "rnnjax/training/checkpoints.py",
-        '{"key": jax.random.key_data(state.key)}',
-        '{"key": jax.random.key_data(jax.random.key(0))}',
+        "lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf",
+        "lambda leaf: 0 * jax.random.key_data(leaf) if _is_key(leaf) else leaf",
         ("tests/training/test_checkpoints.py::test_what_is_saved_comes_back_bit_for_bit",),
     ),
     Fault(
@@ -1013,6 +1013,22 @@ FAULTS: tuple[Fault, ...] = (
         "lambda leaf: leaf.ndim > 1, params",
         "lambda leaf: leaf.ndim > 0, params",
         ("tests/experiments/test_text_generator_options.py::test_weights_decay_but_not_biases",),
+    ),
+    Fault(
+        "padded sequences keep the lengths that they had before they were cut",
+        "experiments/cookbook",
+        "experiments/cookbook/common/data.py",
+        "return array, np.minimum(lengths, length)",
+        "return array, lengths",
+        ("tests/experiments/cookbook/test_common.py",),
+    ),
+    Fault(
+        "a program that misses its bound ends as if it had reached it",
+        "experiments/cookbook",
+        "experiments/cookbook/common/report.py",
+        "return 0 if all(one.holds for one in self.accepts) else 1",
+        "return 0",
+        ("tests/experiments/cookbook/test_common.py",),
     ),
     Fault(
         "a unit's correlation is that of the blocks by which it was chosen",

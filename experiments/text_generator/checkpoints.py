@@ -1,6 +1,8 @@
 """The folder of a run: begun, opened to go on, read; and how a run lies over devices."""
 
+import contextlib
 import dataclasses
+import functools
 import math
 import re
 import warnings
@@ -19,7 +21,8 @@ from rnnjax import CheckpointError
 from rnnjax.errors import InvalidInputError
 from rnnjax.text import ByteVocabulary, Vocabulary
 from rnnjax.training import Checkpoints, Sharding, agreed_signal, from_first
-from rnnjax.training.files import read_sealed
+from rnnjax.training.files import locked, read_sealed
+from rnnjax.training.processes import together
 
 PROGRAM = "text_generator"
 
@@ -43,18 +46,25 @@ class Run:
     epochs: int
 
     @classmethod
-    def open(cls, config: Train) -> "Run":
-        """Make the folder of a new run, or take that of one that goes on.
+    def open(cls, config: Train, stack: contextlib.ExitStack) -> "Run":
+        """Make the folder of a new run, or take that of one that goes on; it is locked.
+
+        Args:
+            config: its options.
+            stack: holds the lock.
 
         Raises:
             InvalidInputError: the options do not go together, the text of the run is not what it
                 was, or the processes do not agree.
+            CheckpointError: another process writes to the folder.
         """
         config.check()
-        data = Data.load(config.text, config.seed)
+        data = together(lambda: Data.load(config.text, config.seed))
         if config.resume:
-            stored = from_first(lambda: stored_run(config.run_dir)[1])
-            require_same_text(data, stored, config.run_dir)
+            assert config.run_dir is not None  # the command line has found it
+            folder = config.run_dir
+            from_first(functools.partial(lock, folder, stack))
+            from_first(functools.partial(require_same_run, config, data, folder))
         check_alike(config, data.digest)
         sharding = sharding_of(config)
         if sharding is not None:
@@ -63,9 +73,9 @@ class Run:
         if config.steps is not None:
             epochs = math.ceil(config.steps / data.steps_per_epoch)
         try_out(config, data, epochs)
-        folder = config.run_dir
-        if folder is None or not config.resume:
+        if not config.resume:
             folder = Path(from_first(lambda: str(runs.create(PROGRAM, config.run_dir))))
+            from_first(functools.partial(lock, folder, stack))
         run = cls(config, data, sharding, folder, epochs)
         from_first(lambda: runs.write(run.folder, run.as_json()))
         return run
@@ -133,6 +143,25 @@ def require_unchanged(config: Train, stored: Train) -> None:
                 f"{option(name)} {value} cannot be changed: the run has {has}, and --resume goes "
                 "on with the options of the run; leave it out"
             )
+
+
+def lock(folder: Path, stack: contextlib.ExitStack) -> None:
+    """Keep other processes from writing to the folder, until the stack is left."""
+    stack.enter_context(locked(folder))
+
+
+def require_same_run(config: Train, data: Data, folder: Path) -> None:
+    """Raise unless text and options are those with which the checkpoints of a run were made.
+
+    Raises:
+        InvalidInputError: they are not.
+    """
+    stored = stored_run(folder)[1]
+    require_same_text(data, stored, folder)
+    if (folder / "checkpoints").is_dir():
+        saved = Checkpoints(folder / "checkpoints", read_only=True).latest()
+        if saved is not None:
+            require_unchanged(config, options_of(saved.about["config"], folder))
 
 
 def require_same_text(data: Data, stored: dict[str, Any], folder: Path | None) -> None:

@@ -252,6 +252,9 @@ class Train:
             raise InvalidInputError("nothing says how long the run is; give --epochs or --steps")
         at_least(self, 1, "checkpoint_every", "keep_last")
         at_least(self, 0, "patience", "sample_length", "skip_nonfinite")
+        for name, value in _flat(self).items():
+            if isinstance(value, int) and name != "seed" and value >= 2**31:  # of JAX's integers
+                raise InvalidInputError(f"{option(name)} must be below {2**31}, but is {value}")
         _ = Sampling(self.sample_temperature)  # checks it
         a_seed(self.seed)
         if self.mesh is not None and not re.fullmatch(r"auto|[1-9]\d*(x[1-9]\d*)?", self.mesh):
@@ -313,6 +316,10 @@ def load_preset(name: str) -> Train:
             f"--preset must be one of {', '.join(own)}, or a TOML file of options, but is {name!r} "
             f"({error})"
         ) from error
+    if taken := sorted(set(OF_THIS_CALL) & values.keys()):
+        raise InvalidInputError(
+            f"--preset {name} sets {taken}, which belong to one call; leave out"
+        )
     length = {"epochs": None} if "steps" in values and "epochs" not in values else {}
     return from_mapping(Train, {**values, **length, "preset": name}, f"--preset {name}")
 

@@ -218,10 +218,6 @@ def _read_piece(model: CharacterModel, params: Any, carry: Any, ids: jax.Array) 
 def run_generation(config: Generate) -> int:
     """Print what a trained model writes: nothing but that goes to the standard output."""
     config.check()
-    # A character that the terminal cannot show is written as its number, such as \xef.
-    for output in (sys.stdout, sys.stderr):
-        if hasattr(output, "reconfigure"):
-            output.reconfigure(errors="backslashreplace")
     try:
         trained = Trained.load(config.run_dir, config.step)
         author = Author(

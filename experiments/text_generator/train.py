@@ -1,5 +1,6 @@
 """The command `train`: the text, the model, its loss, the optimiser, the loop; top to bottom."""
 
+import contextlib
 import functools
 import itertools
 import math
@@ -27,9 +28,14 @@ _SECONDS_PER_PLOT = 10
 
 
 def run_training(config: Train) -> int:
-    """Train a new model, or go on with one."""
+    """Train a new model, or go on with one; its folder is locked meanwhile."""
     board = summary_writer() if config.tensorboard else None  # a missing package is said first
-    run = Run.open(config)
+    with contextlib.ExitStack() as stack:
+        return train(Run.open(config, stack), board)
+
+
+def train(run: Run, board: Any) -> int:
+    """Train the model of a run that was opened."""
     config, data, text = run.config, run.data, run.config.text
     model = CharacterModel.build(config.model, len(data.vocabulary))
     loss_fn = make_loss(
@@ -96,7 +102,8 @@ def report(run: Run, model: CharacterModel, result: Fit) -> int:
 def say(line: str) -> None:
     """Print a line, once for all processes."""
     if is_first():
-        print(line, flush=True)
+        with contextlib.suppress(OSError):  # nobody reads on: no reason to fail
+            print(line, flush=True)
 
 
 class TextProgress(Progress):
@@ -110,15 +117,16 @@ class TextProgress(Progress):
 
     def __init__(self, run: Run, model: CharacterModel, board: Any):
         super().__init__()
-        self.run, self.model, self.board = run, model, board
+        self.run, self.model, self._writer = run, model, board
+        self.board: Any = None
         self.unit = run.data.vocabulary.unit
         self.plotted = time.monotonic()
 
     def start(self, step: int, total: int) -> None:
         """Take back the samples and events behind the checkpoint, and half a line."""
         super().start(step, total)
-        if self.board is not None:
-            self.board = self.board(str(self.run.folder / "tensorboard"), purge_step=step + 1)
+        if self._writer is not None:
+            self.board = self._writer(str(self.run.folder / "tensorboard"), purge_step=step + 1)
         path = self.run.folder / "samples.txt"
         if path.exists():
             lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
@@ -177,7 +185,7 @@ class TextProgress(Progress):
     def close(self) -> None:
         """Leave the terminal as it was, and the events on the disk."""
         super().close()
-        if self.board is not None and hasattr(self.board, "flush"):
+        if self.board is not None:
             self.board.flush()
 
 
@@ -229,8 +237,10 @@ def plot_loss(run_dir: Path, unit: str = "character") -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    steps = [e for e in Records(run_dir / "steps.jsonl").read() if "loss" in e]
-    epochs = [e for e in Records(run_dir / "epochs.jsonl").read() if "loss" in e]
+    steps, epochs = (
+        [e for e in Records(run_dir / name).read() if isinstance(e.get("loss"), float)]
+        for name in ("steps.jsonl", "epochs.jsonl")
+    )
     ends = [0, *(entry["step"] for entry in epochs)]
     middles = [(before + end) / 2 for before, end in itertools.pairwise(ends)]
     validated = [entry for entry in epochs if "validation_loss" in entry]

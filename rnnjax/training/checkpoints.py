@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from rnnjax.errors import CheckpointError, DamagedCheckpointError
-from rnnjax.training.files import read_sealed, write_sealed
+from rnnjax.errors import CheckpointError, DamagedCheckpointError, InvalidInputError
+from rnnjax.training.files import read_sealed, read_whole, write_sealed
 from rnnjax.training.processes import bytes_from_first, from_first
 from rnnjax.training.sharding import Sharding
 from rnnjax.training.step import TrainState
@@ -103,7 +104,7 @@ class Checkpoints:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             for path in self.directory.glob(".*-[0-9]*"):  # what was being written, or deleted
-                shutil.rmtree(path)
+                shutil.rmtree(path, ignore_errors=True)
         except OSError as error:
             raise CheckpointError(
                 f"{self.directory} cannot be written to ({error.strerror}); check its rights, or "
@@ -220,6 +221,9 @@ class Checkpoints:
             _to_disk(new)
             new.rename(self.path(step))
             _to_disk(self.directory, below=False)
+        except InvalidInputError:
+            shutil.rmtree(new, ignore_errors=True)
+            raise
         except (OSError, ValueError) as error:
             shutil.rmtree(new, ignore_errors=True)
             raise CheckpointError(
@@ -234,6 +238,9 @@ class Checkpoints:
         losses = {step: self._loss(step) for step in steps}
         scored = sorted((s for s in steps if math.isfinite(losses[s])), key=losses.__getitem__)
         for step in set(steps) - {*steps[-self.keep_last :], *scored[: self.keep_best]}:
+            if losses[step] == -math.inf:  # perhaps it was the best
+                warnings.warn(f"{self.path(step)} is damaged, and left there", stacklevel=2)
+                continue
             try:
                 doomed = self.directory / f".deleting-{step}"
                 shutil.rmtree(self.path(step).rename(doomed))
@@ -273,10 +280,13 @@ class Checkpoints:
         """What about.json says, with its checksum compared."""
         try:
             sealed = read_sealed(self.path(step) / "about.json")
-        except CheckpointError as error:
-            raise self._damaged(step, str(error)) from error
+        except DamagedCheckpointError as error:
+            raise self._damaged(step, error.reason) from error
         if set(sealed) != {"about", "loss", "arrays", "files"}:
-            raise self._damaged(step, "about.json is of another version")
+            raise CheckpointError(
+                f"{self.path(step)} is of another version of rnnjax; read it with that, or begin a "
+                "new run in another folder"
+            )
         return sealed
 
     def _loss(self, step: int) -> float:
@@ -299,8 +309,8 @@ class Checkpoints:
         for name, checksum in sealed["files"].items():
             try:
                 found = _checksum(folder / name)
-            except OSError as error:
-                raise self._damaged(step, f"{name}: {error.strerror}") from error
+            except DamagedCheckpointError as error:
+                raise self._damaged(step, error.reason) from error
             if found != checksum:
                 raise self._damaged(step, f"the checksum of {name} is wrong")
         return sealed
@@ -322,7 +332,7 @@ class Checkpoints:
     def _restore(self, step: int, arrays: dict[str, Any], like: TrainState) -> TrainState:
         target = jax.eval_shape(_as_plain, like)
         self._check_same_model(step, arrays, target)
-        leaves: list[np.ndarray] = []
+        leaves: list[Any] = []
 
         def read() -> None:
             # On one device here, over however many of whatever kind they were when it was saved.
@@ -335,8 +345,11 @@ class Checkpoints:
                     tree = orbax.restore(
                         self.path(step) / "state", args=ocp.args.StandardRestore(here)
                     )
-            except Exception as error:  # its files are whole: a disk that fails, or no memory
-                raise self._damaged(step, _first_line(error)) from error
+            except Exception as error:  # its files are whole: no memory, or a run beside deletes it
+                raise CheckpointError(
+                    f"{self.path(step)} could not be read ({_first_line(error)}), though its files "
+                    "were whole; free memory, or try again"
+                ) from error
             for path, entry in _describe(tree).items():
                 if entry != arrays[path]:
                     raise self._damaged(step, f"the checksum of {path} is wrong")
@@ -346,7 +359,10 @@ class Checkpoints:
         if self.sharding is not None:
             data = bytes_from_first(b"".join(np.asarray(leaf).tobytes() for leaf in leaves))
             leaves = _cut(data, jax.tree.leaves(target))
-        state = _from_plain(jax.tree.unflatten(jax.tree.structure(target), leaves))
+        # Not bound to the device that they were read on, as those of a new run are not: the program
+        # that is compiled for the one serves the other.
+        leaves = [jnp.asarray(np.asarray(leaf)) for leaf in leaves]
+        state = _from_plain(jax.tree.unflatten(jax.tree.structure(target), leaves), like)
         return state if self.sharding is None else self.sharding.put_state(state)
 
     def _check_same_model(self, step: int, arrays: dict[str, Any], target: Any) -> None:
@@ -382,13 +398,28 @@ def _checkpointer() -> ocp.Checkpointer:
 
 
 def _as_plain(state: TrainState) -> dict[str, Any]:
-    """The state as a dict; orbax stores the bits of a random key, not the key type."""
+    """The state as a dict; orbax stores the bits of random keys, not their type."""
     tree = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
-    return tree | {"key": jax.random.key_data(state.key)}
+    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, tree)
 
 
-def _from_plain(tree: dict[str, Any]) -> TrainState:
-    return TrainState(**{**tree, "key": jax.random.wrap_key_data(tree["key"])})
+def _from_plain(tree: dict[str, Any], like: TrainState) -> TrainState:
+    kinds: list[Any] = []
+
+    def look(state: TrainState) -> None:
+        for leaf in jax.tree.leaves(vars(state)):
+            kinds.append(jax.random.key_impl(leaf) if _is_key(leaf) else None)
+
+    jax.eval_shape(look, like)
+    leaves = [
+        leaf if kind is None else jax.random.wrap_key_data(leaf, impl=kind)
+        for leaf, kind in zip(jax.tree.leaves(tree), kinds, strict=True)
+    ]
+    return TrainState(**jax.tree.unflatten(jax.tree.structure(tree), leaves))
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _cut(data: bytes, like: list[Any]) -> list[np.ndarray]:
@@ -426,7 +457,7 @@ def _files(folder: Path) -> list[str]:
 
 def _checksum(path: Path) -> list[int]:
     """Size and checksum of a file."""
-    data = path.read_bytes()
+    data = read_whole(path)
     return [len(data), zlib.crc32(data)]
 
 

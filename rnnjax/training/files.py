@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rnnjax.errors import CheckpointError
+from rnnjax.errors import CheckpointError, DamagedCheckpointError, InvalidInputError
 
 try:
     import fcntl
@@ -79,16 +79,26 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
-    """Write JSON with a checksum, which `read_sealed` compares, in one move."""
-    text = json.dumps(value, indent=1, default=str)
-    write_json(path, {"sha256": _digest(text), "value": json.loads(text)})
+    """Write JSON with a checksum, which `read_sealed` compares, in one move.
+
+    Raises:
+        InvalidInputError: it holds what is no JSON.
+    """
+    try:
+        plain = json.loads(json.dumps(value))
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"what is saved with a run must be JSON (numbers, texts, lists, dicts), but: {error}"
+        ) from error
+    write_json(path, {"sha256": _digest(json.dumps(plain, indent=1)), "value": plain})
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
     """Read what `write_sealed` wrote.
 
     Raises:
-        CheckpointError: the file is missing, damaged or was changed.
+        DamagedCheckpointError: the file is missing, damaged or was changed.
+        CheckpointError: it cannot be read now, whatever is in it.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "run.json"
@@ -99,16 +109,39 @@ def read_sealed(path: Path) -> dict[str, Any]:
     >>> read_sealed(path)
     Traceback (most recent call last):
     ...
-    rnnjax.errors.CheckpointError: .../run.json is damaged, or was changed: its checksum is wrong
+    rnnjax.errors.DamagedCheckpointError: .../run.json is damaged, or was changed: its checksum ...
     """
+    advice = "take it from a backup, or begin a new run"
+    data = read_whole(path)
     try:
-        stored = json.loads(path.read_bytes())
+        stored = json.loads(data)
         value, digest = stored["value"], stored["sha256"]
     except Exception as error:  # damaged bytes show as any error of the decoders
-        raise CheckpointError(f"{path} cannot be read ({type(error).__name__}: {error})") from error
+        reason = f"{path} cannot be understood ({type(error).__name__}: {str(error)[:200]})"
+        raise DamagedCheckpointError(reason, advice) from error
     if not isinstance(value, dict) or _digest(json.dumps(value, indent=1)) != digest:
-        raise CheckpointError(f"{path} is damaged, or was changed: its checksum is wrong")
+        reason = f"{path} is damaged, or was changed: its checksum is wrong"
+        raise DamagedCheckpointError(reason, advice)
     return value
+
+
+def read_whole(path: Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        DamagedCheckpointError: it is missing.
+        CheckpointError: it is there, and cannot be read now (rights, too many open files).
+    """
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise DamagedCheckpointError(
+            f"{path}: {error.strerror}", "take it from a backup, or begin a new run"
+        ) from error
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read now ({error.strerror}); see to it, and try again"
+        ) from error
 
 
 def _digest(text: str) -> str:

@@ -20,7 +20,13 @@ import optax
 from rnnjax.errors import CheckpointError, InvalidInputError, NonFiniteError
 from rnnjax.training.checkpoints import Checkpoints
 from rnnjax.training.files import Records, locked, write_json
-from rnnjax.training.processes import StopRequest, agreed_signal, from_first, is_first
+from rnnjax.training.processes import (
+    StopRequest,
+    agreed_signal,
+    from_first,
+    is_first,
+    together,
+)
 from rnnjax.training.progress import Progress, Silent
 from rnnjax.training.sharding import Sharding
 from rnnjax.training.step import TrainState, TrainSteps, make_train_steps
@@ -92,15 +98,16 @@ def fit(
             ``weight`` weighs the steps in an epoch's means.
         params: the initial parameters, any pytree. They are copied.
         optimizer: an optax optimiser, with its schedule and clipping.
-        batches: a pytree whose leaves have a first axis of steps, the batches of every epoch; or a
-            function from the number of an epoch, from 0, to such a tree (see `minibatches`).
+        batches: a dict, or another pytree but a list, whose leaves have a first axis of steps, the
+            batches of every epoch; or a function from the number of an epoch, from 0, to such a
+            tree (see `minibatches`).
         epochs: how often the batches are gone through, in all: a run that goes on does the rest.
         key: of the run; step ``n`` draws from ``jax.random.fold_in(key, n)``.
         carry: the state with which every epoch begins; left out, batches are independent.
         keep_carry: whether an epoch goes on from the state in which the one before ended, as in
             reinforcement learning, where it is no pass over data but a part of the run.
         evaluate: ``params -> measures`` after every epoch, among them ``validation_loss``, which
-            says what the best is.
+            says what the best is. The arrays are used up by the next step: copy what is to be kept.
         run_dir: the folder of the run, made if it is not there; left out, nothing is written.
         config: options to be saved with the run, as JSON. A run that goes on must have the same.
         free: the names in ``config`` that may then differ.
@@ -112,9 +119,9 @@ def fit(
             infinite: they change nothing, and are counted in the metric ``skipped``.
         steps_per_dispatch: steps done on the device before Python is asked again; left out, as many
             as take a quarter of a second. It changes no number.
-        sharding: how state and batches lie over several devices. Batches and ``carry`` are then
-            those of this process, and ``evaluate`` gets whole parameters. Of several processes, all
-            make this call; the first one writes and its measures decide.
+        sharding: how state and batches lie over several devices. Batches are then the rows of this
+            process, ``params`` and ``carry`` whole on each, and ``evaluate`` gets whole parameters.
+            Of several processes, all make this call; the first one writes and its measures decide.
         progress: what the run shows; left out, a `Progress`.
 
     Raises:
@@ -144,6 +151,8 @@ def fit(
             raise InvalidInputError(
                 f"{name} must be a whole number of at least {least}, but is {value!r}"
             )
+    if not jnp.issubdtype(getattr(key, "dtype", jnp.int32), jax.dtypes.prng_key):
+        raise InvalidInputError(f"key must be made by jax.random.key(seed), but is {key!r}")
     if patience and evaluate is None:
         raise InvalidInputError(
             f"patience {patience} waits for a better validation loss, but there is no evaluate to "
@@ -165,6 +174,7 @@ def fit(
             make_train_steps(loss_fn, optimizer, sharding, skip_nonfinite=skip_nonfinite > 0),
             _Pace(steps_per_dispatch), skip_nonfinite, shown, kept,
             stack.enter_context(StopRequest()) if kept else None,
+            kept.skipped if kept else 0,
         )  # fmt: skip
         history: list[Entry] = kept.history if kept else []
         done, best = int(state.step), None
@@ -175,6 +185,7 @@ def fit(
             shown.say(f"going on from step {done} of {epochs * steps}")
         while done < epochs * steps and not _stale(history, patience):
             epoch, first = divmod(done, steps)
+            shown.doing("reading")
             data = _batches(batches, epoch) if data is None or epoch else data
             if _length(data) != steps:
                 raise InvalidInputError(
@@ -190,36 +201,40 @@ def fit(
             data = jax.device_put(data) if sharding is None else sharding.put_batches(data)
             state, signal = loop.epoch(state, data, epoch, means)
             done = int(state.step)
-            whole = state if sharding is None else sharding.whole(state)
             if done < (epoch + 1) * steps:
                 assert kept is not None  # else no signal is caught
-                kept.save(state, steps, history, means)
-                return Fit(whole.params, state, history, _best(history), signal)
+                kept.save(state, steps, history, means, loop.skipped)
+                return Fit(_whole(state.params, sharding), state, history, _best(history), signal)
+            # The parameters alone: the optimiser's state may not fit one device.
+            whole = dataclasses.replace(state, params=_whole(state.params, sharding))
             entry = {"step": done, "epoch": epoch + 1, **means.summary()}
             if evaluate is not None:
                 shown.doing("validating")
-                entry |= from_first(functools.partial(_measures, evaluate(whole.params)))
+                measured = together(functools.partial(_measured, evaluate, whole.params))
+                entry |= from_first(functools.partial(dict, measured))
             better = evaluate is not None and _score(entry) < min(
                 map(_score, history), default=math.inf
             )
             history.append(entry)
-            if kept is not None and is_first():
-                kept.of_epochs.append([entry])
-            shown.on_epoch(epoch + 1, whole, entry)
+            if kept is not None:
+                from_first(functools.partial(kept.of_epochs.append, [entry]))
+            from_first(functools.partial(shown.on_epoch, epoch + 1, whole, entry))
             if better and kept is None:
                 best = jax.tree.map(jnp.array, whole.params)
             finished = epoch + 1 == epochs or _stale(history, patience)
-            signal = agreed_signal(signal)
+            signal = agreed_signal(loop.stop.signal if loop.stop else None)
             if kept is not None and (
                 finished or better or signal or (epoch + 1) % checkpoint_every == 0
             ):
-                kept.save(state, steps, history, _Means(), _score(entry) if evaluate else None)
+                score = _score(entry) if evaluate else None
+                kept.save(state, steps, history, _Means(), loop.skipped, score)
             if signal and not finished:
                 return Fit(whole.params, state, history, _best(history), signal)
-        chosen = state if kept is None else kept.finish(state, history)
-        if best is None:
-            best = chosen.params if sharding is None else sharding.whole(chosen.params)
-        return Fit(best, state, history, _best(history))
+        if kept is None:
+            params = _whole(state.params, sharding) if best is None else best
+            return Fit(params, state, history, _best(history))
+        chosen, entry_of_best = kept.finish(state, history, evaluate is not None)
+        return Fit(_whole(chosen.params, sharding), state, history, entry_of_best)
 
 
 def minibatches(arrays: Any, batch_size: int, *, seed: int = 0, axis: int = 0) -> Any:
@@ -243,6 +258,9 @@ def minibatches(arrays: Any, batch_size: int, *, seed: int = 0, axis: int = 0) -
     """
     leaves = jax.tree.leaves(arrays)
     rows = sorted({np.shape(leaf)[axis] if np.ndim(leaf) > axis else 0 for leaf in leaves})
+    for name, value in (("batch_size", batch_size), ("axis", axis), ("seed", seed)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise InvalidInputError(f"{name} must be a whole number from 0 up, but is {value!r}")
     if len(rows) != 1 or not 1 <= batch_size <= rows[0]:
         raise InvalidInputError(
             f"arrays must have the same number of rows along axis {axis}, at least a batch of "
@@ -271,7 +289,7 @@ class _Means:
     seconds: float = 0.0
 
     def add(self, metrics: Mapping[str, Any]) -> None:
-        """A step. One that was skipped counts as that alone."""
+        """Count a step; one that was skipped counts as that alone."""
         if metrics.get("skipped"):
             self.skipped += 1
             return
@@ -362,6 +380,10 @@ class _Loop:
             NonFiniteError: one is not finite, and may not be skipped.
         """
         good = np.isfinite(values["loss"]) & np.isfinite(values["grad_norm"])
+        if {"step", "epoch"} & values.keys():
+            raise InvalidInputError(
+                "metrics of loss_fn may not be called step or epoch; rename them"
+            )
         entries = []
         try:
             for i, finite in enumerate(good.tolist()):
@@ -374,7 +396,7 @@ class _Loop:
                 entries.append({"step": done + i + 1, "epoch": epoch + 1, **shown})
         finally:
             if self.kept is not None:
-                self.kept.record(entries)
+                from_first(functools.partial(self.kept.of_steps.append, entries))
 
     def _diverged(self, step: int, metrics: Mapping[str, float]) -> NonFiniteError:
         last = self.kept.checkpoints.steps() if self.kept else []
@@ -402,7 +424,12 @@ class _Kept:
         stack: contextlib.ExitStack,
     ):
         self.folder, self.shown = folder, shown
-        self.config = json.loads(json.dumps(config, default=str))
+        try:
+            self.config = json.loads(json.dumps(config, allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise InvalidInputError(
+                f"config must be JSON (numbers that are finite, texts, lists, dicts), but: {error}"
+            ) from error
 
         def enter() -> None:
             try:
@@ -423,11 +450,16 @@ class _Kept:
         self.steps: int | None = None
         self.history: list[Entry] = []
         self.means = _Means()
+        self.skipped = 0
 
     def restore(self, state: TrainState, free: Collection[str]) -> TrainState:
         """The state to go on from: that of the latest whole checkpoint, or the one given."""
         saved = self.checkpoints.latest()
         if saved is not None:
+            if not {"config", "history", "means", "skipped"} <= saved.about.keys():
+                raise CheckpointError(
+                    f"the checkpoints in {self.folder} are not of a run of fit; give another folder"
+                )
             theirs = saved.about["config"]
             for name in sorted((theirs.keys() | self.config.keys()) - set(free)):
                 if theirs.get(name) != self.config.get(name):
@@ -438,12 +470,25 @@ class _Kept:
                     )
             state = saved.restore(state)
             self.history, self.steps = saved.about["history"], saved.about["steps_per_epoch"]
-            self.means = _Means(**saved.about["means"])
-        from_first(lambda: self._take_back(int(state.step)))
+            self.means, self.skipped = _Means(**saved.about["means"]), saved.about["skipped"]
+        from_first(lambda: self._take_back(int(state.step), saved is None))
         return state
 
-    def _take_back(self, done: int) -> None:
+    def _take_back(self, done: int, anew: bool) -> None:
         """Drop what was recorded behind the checkpoint, and say what is missing before it."""
+        if anew and list(self.checkpoints.directory.glob("damaged-*")):
+            raise CheckpointError(
+                f"all checkpoints in {self.checkpoints.directory} were damaged, and are set aside; "
+                "begin a new run in another folder, or put one of them back"
+            )
+        if anew and self.of_epochs.read():
+            self.shown.say(
+                f"there is no checkpoint in {self.folder}: the run begins anew; what it had "
+                "recorded is kept in *.before"
+            )
+            for records in (self.of_steps, self.of_epochs):
+                if records.path.exists():
+                    records.path.replace(records.path.with_name(f"{records.path.name}.before"))
         entries = [entry for entry in self.of_steps.read() if entry["step"] <= done]
         self.of_steps.write(entries)
         missing = done - len({entry["step"] for entry in entries})
@@ -460,43 +505,57 @@ class _Kept:
             )
         self.of_epochs.write(self.history)
 
-    def record(self, entries: list[Entry]) -> None:
-        """Record steps."""
-        if is_first():
-            self.of_steps.append(entries)
-
     def save(
         self,
         state: TrainState,
         steps: int,
         history: list[Entry],
         means: _Means,
+        skipped: int,
         loss: float | None = None,
     ) -> None:
         """Write a checkpoint, after what was recorded before it."""
         self.shown.doing("writing")
-        if is_first():
-            self.of_steps.to_disk()
-            self.of_epochs.to_disk()
+        from_first(self.of_steps.to_disk)
+        from_first(self.of_epochs.to_disk)
         about = {
             "config": self.config,
             "history": history,
             "means": dataclasses.asdict(means),
+            "skipped": skipped,
             "steps_per_epoch": steps,
         }
         self.checkpoints.save(state, about, loss=loss)
 
-    def finish(self, state: TrainState, history: list[Entry]) -> TrainState:
-        """Write what came out, at the end; returns the best state."""
-        best = self.checkpoints.best()
-        if is_first():
-            result = {"best": _best(history), "last": history[-1]}
-            write_json(self.folder / "result.json", result)
-        return state if best.step == int(state.step) else best.restore(state)
+    def finish(
+        self, state: TrainState, history: list[Entry], measured: bool
+    ) -> tuple[TrainState, Entry | None]:
+        """Write what came out, at the end; returns the best state, and its entry."""
+        best = self.checkpoints.best() if measured else None
+        step = int(state.step) if best is None else best.step
+        entry = next((entry for entry in history if entry["step"] == step), None)
+        result = {"best": entry, "last": history[-1] if history else None}
+        from_first(functools.partial(write_json, self.folder / "result.json", result))
+        same = best is None or best.step == int(state.step)
+        return state if same or best is None else best.restore(state), entry
+
+
+def _whole(params: Any, sharding: Sharding | None) -> Any:
+    return params if sharding is None else sharding.whole(params)
+
+
+def _measured(evaluate: Any, params: Any) -> dict[str, float]:
+    return _measures(evaluate(params))
 
 
 def _without_carry(loss_fn: Any, params: Any, carry: Any, batch: Any, key: jax.Array) -> Any:
-    return loss_fn(params, batch, key), (carry, {})
+    loss = loss_fn(params, batch, key)
+    if isinstance(loss, tuple):
+        raise InvalidInputError(
+            "loss_fn without a carry must return the loss alone, but returned a tuple; to return "
+            "metrics give fit a carry, perhaps ()"
+        )
+    return loss, (carry, {})
 
 
 def _batches(batches: Any, epoch: int) -> Any:
@@ -505,6 +564,11 @@ def _batches(batches: Any, epoch: int) -> Any:
 
 def _length(data: Any) -> int:
     """The steps of an epoch's batches."""
+    if isinstance(data, list):
+        raise InvalidInputError(
+            "batches must be one tree with steps first, but a list came; stack its batches, as by "
+            "jax.tree.map(lambda *leaves: numpy.stack(leaves), *batches)"
+        )
     lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(data)}
     if len(lengths) != 1 or lengths & {(), (0,)}:
         raise InvalidInputError(
@@ -520,7 +584,12 @@ def _measures(found: Mapping[str, Any]) -> dict[str, float]:
             "evaluate must return a dict of measures, with 'validation_loss' among them, but "
             f"returned {found!r}"
         )
-    return {name: float(value) for name, value in found.items()}
+    if taken := sorted({"step", "epoch", "loss", "skipped", "steps_per_second"} & found.keys()):
+        raise InvalidInputError(f"evaluate returned {taken}, which fit measures; rename them")
+    try:
+        return {name: float(value) for name, value in found.items()}
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"evaluate must return numbers, but: {error}") from error
 
 
 def _score(entry: Mapping[str, Any]) -> float:
@@ -531,9 +600,8 @@ def _score(entry: Mapping[str, Any]) -> float:
 
 def _best(history: list[Entry]) -> Entry | None:
     """The entry with the lowest validation loss; without one, the last."""
-    if history and "validation_loss" not in history[-1]:
-        return history[-1]
-    return min(history, key=_score, default=None)
+    scored = [e for e in history if "validation_loss" in e and _score(e) < math.inf]
+    return min(scored, key=_score) if scored else (history[-1] if history else None)
 
 
 def _stale(history: list[Entry], patience: int) -> bool:

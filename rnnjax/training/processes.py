@@ -153,12 +153,35 @@ def bytes_from_first(data: bytes) -> bytes:
     """The bytes that the first process gives; what the others give does not count."""
     if jax.process_count() == 1:
         return data
-    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
+    # In two numbers, because JAX's integers have 32 bits.
+    high, low = multihost_utils.broadcast_one_to_all(np.array(divmod(len(data), 2**30), np.int32))
+    length = int(high) * 2**30 + int(low)
     # As integers, because a sum, which a broadcast is, makes 0.0 of -0.0.
     padded = np.zeros(-(-length // 256) * 256, np.uint8)
     if is_first():
         padded[:length] = np.frombuffer(data, np.uint8)
     return bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded))[:length])
+
+
+def together(work: Callable[[], Any]) -> Any:
+    """Do something on every process; where it fails on one, it fails on all, and none waits.
+
+    >>> together(lambda: 3)
+    3
+    """
+    if jax.process_count() == 1:
+        return work()
+    value, raised = None, None
+    try:
+        value = work()
+    except Exception as error:
+        raised = error
+    failed = agreed_signal(None if raised is None else 1)
+    if raised is not None:
+        raise raised
+    if failed:
+        raise RnnjaxError("another process failed; see what it says")
+    return value
 
 
 def agreed_signal(signal: int | None) -> int | None:
@@ -192,7 +215,9 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
-                self._previous[number] = signal.signal(number, self._request)
+                # What is ignored stays so (nohup); what C has set could not be put back.
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    self._previous[number] = signal.signal(number, self._request)
         return self
 
     def __exit__(self, *_: object) -> None:

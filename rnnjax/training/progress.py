@@ -1,5 +1,6 @@
 """What a run shows while it runs."""
 
+import contextlib
 import shutil
 import sys
 import time
@@ -31,7 +32,7 @@ class Progress:
 
     def __init__(self, file: TextIO | None = None) -> None:
         self._file = sys.stderr if file is None else file
-        self._terminal = self._file.isatty()
+        self._terminal = self._file is not None and self._file.isatty()
         self._recent: deque[tuple[int, float]] = deque(maxlen=_RECENT)
         self._shown = time.monotonic() if not self._terminal else 0.0
         self._width = 0
@@ -43,7 +44,7 @@ class Progress:
         self.step, self.total = step, total
 
     def doing(self, what: str) -> None:
-        """Say what comes now: ``compiling``, ``training``, ``validating``, ``writing``."""
+        """Say what comes now: ``reading``, ``compiling``, ``training`` ..."""
         self._show(what, now=what != "training")
 
     def on_dispatch(self, step: int, losses: Sequence[float], seconds: float | None) -> None:
@@ -73,19 +74,18 @@ class Progress:
 
     def of_epoch(self, summary: Mapping[str, Any]) -> str:
         """What the line of an epoch says."""
-        shown = {k: v for k, v in summary.items() if k not in ("step", "epoch")}
-        return ", ".join(f"{name} {np.round(value, 4):g}" for name, value in shown.items()
-                         if np.ndim(value) == 0)  # fmt: skip
+        shown = {k: v for k, v in summary.items() if k not in ("step", "epoch") and not np.ndim(v)}
+        return ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
 
     def say(self, line: str) -> None:
         """Print a line above the one at the bottom."""
         self.close()
-        print(line, flush=True)
+        _print(line)
 
     def close(self) -> None:
         """Take the line at the bottom away."""
         if self._width:
-            print(f"\r{' ' * self._width}\r", end="", file=self._file, flush=True)
+            _print(f"\r{' ' * min(self._width, _columns())}\r", end="", file=self._file)
             self._width = 0
 
     def _show(self, what: str, *, now: bool = False) -> None:
@@ -98,11 +98,24 @@ class Progress:
         line = f"{what}: step {self.step:,} of {self.total:,}"
         line = f"{line}, {self._steps}" if self._steps else line
         if not self._terminal:
-            print(line, file=self._file, flush=True)
+            _print(line, file=self._file)
             return
-        line = line[: shutil.get_terminal_size().columns - 1]  # one that wraps cannot be taken back
-        print(f"\r{line:<{self._width}}", end="", file=self._file, flush=True)
-        self._width = max(self._width, len(line))
+        line = line[: _columns()]  # one that wraps cannot be taken back
+        width = min(self._width, _columns())
+        _print(f"\r{line:<{width}}", end="", file=self._file)
+        self._width = max(width, len(line))
+
+
+def _columns() -> int:
+    return shutil.get_terminal_size().columns - 1
+
+
+def _print(text: str, **more: Any) -> None:
+    """Print, if anybody is still there: a terminal that was closed, or ``| head``, ends no run."""
+    if more.get("file", sys.stdout) is None:
+        return
+    with contextlib.suppress(OSError, ValueError):
+        print(text, **more, flush=True)
 
 
 class Silent(Progress):

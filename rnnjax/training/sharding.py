@@ -186,7 +186,8 @@ class Sharding:
 
         def piece(leaf: Any) -> Any:
             if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-                return jax.random.wrap_key_data(piece(jax.random.key_data(leaf)))
+                impl = jax.random.key_impl(leaf)
+                return jax.random.wrap_key_data(piece(jax.random.key_data(leaf)), impl=impl)
             return jax.jit(_same, out_shardings=everywhere)(leaf).addressable_data(0)
 
         return jax.tree.map(piece, tree)
@@ -264,7 +265,8 @@ def _laid(leaf: Any, sharding: NamedSharding) -> jax.Array:
         if leaf.sharding == sharding:
             return leaf
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(_laid(jax.random.key_data(leaf), sharding))
+            impl = jax.random.key_impl(leaf)
+            return jax.random.wrap_key_data(_laid(jax.random.key_data(leaf), sharding), impl=impl)
     # A copy, because the state is donated, and nobody else's array should go with it.
     value = np.array(leaf)
     return jax.make_array_from_callback(value.shape, sharding, lambda part: value[part])

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from rnnjax.errors import InvalidInputError
+
 if TYPE_CHECKING:
     from rnnjax.training.sharding import Sharding
 
@@ -112,9 +114,14 @@ def make_train_steps(
     (3, 0.875)
     """
 
+    def checked(params: Any, carry: Any, batch: Any, key: jax.Array) -> Any:
+        returned = loss_fn(params, carry, batch, key)
+        _check_returned(returned, carry)
+        return returned
+
     def one_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
-        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        grad_fn = jax.value_and_grad(checked, has_aux=True)
         (loss, (carry, metrics)), grads = grad_fn(state.params, state.carry, batch, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -159,11 +166,41 @@ def make_train_steps(
 
     compiled = jax.jit(train_steps, donate_argnums=0)
 
-    def checked(
-        state: TrainState, batches: Any, start: int, stop: int
-    ) -> tuple[TrainState, Metrics]:
+    def run(state: TrainState, batches: Any, start: int, stop: int) -> tuple[TrainState, Metrics]:
         # The mesh that is set tells `unroll` to leave to XLA what it would do for one device.
         with nullcontext() if sharding is None else jax.set_mesh(sharding.mesh):
             return compiled(state, batches, np.int32(start), np.int32(stop))
 
-    return checked
+    return run
+
+
+def _check_returned(returned: Any, carry: Any) -> None:
+    """Raise unless a loss function returned what a `LossFunction` returns."""
+
+    def of(tree: Any) -> list[tuple[Any, Any]]:
+        return [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in jax.tree.leaves(tree)]
+
+    try:
+        loss, (after, metrics) = returned
+        shape = jnp.shape(loss)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(
+            "loss_fn with a carry must return (loss, (carry, metrics)), but returned "
+            f"{jax.tree.structure(returned)}; return what goes on, and a dict"
+        ) from error
+    if shape or not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
+        raise InvalidInputError(
+            f"loss_fn must return a scalar loss, but it is {jnp.result_type(loss)} of shape "
+            f"{shape}; take the mean over the batch"
+        )
+    trees: Any = (jax.tree.structure(after), jax.tree.structure(carry))
+    if trees[0] != trees[1] or of(after) != of(carry):
+        raise InvalidInputError(
+            f"loss_fn must return a carry like the one that it is given, {of(carry)}, but returned "
+            f"{of(after)}; cast it by astype, or begin with another"
+        )
+    if not isinstance(metrics, dict) or {"loss", "grad_norm", "skipped"} & metrics.keys():
+        raise InvalidInputError(
+            "metrics of loss_fn must be a dict, without the names loss, grad_norm and skipped, "
+            f"but are {sorted(metrics) if isinstance(metrics, dict) else metrics}; rename them"
+        )

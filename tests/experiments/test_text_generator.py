@@ -246,7 +246,7 @@ def test_train_generate_evaluate(program, text, tmp_path):
         (["train", "--resume", "--run-dir", "."], "is not a run folder"),
         (["generate"], "train a model first"),
         (["generate", "--run-dir", "broken"], "there is no checkpoint in"),
-        (["train", "--resume", "--run-dir", "broken"], "cannot be read"),
+        (["train", "--resume", "--run-dir", "broken"], "cannot be understood"),
         (["evaluate", "--run-dir", "nowhere"], "is not a run folder"),
     ],
 )

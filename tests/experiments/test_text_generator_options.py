@@ -1,5 +1,6 @@
 """What the options of `train` mean, alone and together."""
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -141,7 +142,7 @@ def test_no_update_at_all_is_refused(text, tmp_path):
         run_dir=tmp_path / "run",
     )
     with pytest.raises(InvalidInputError, match="makes one update of so many steps, but the run"):
-        Run.open(options)
+        Run.open(options, contextlib.ExitStack())
     assert not (tmp_path / "run").exists()
 
 

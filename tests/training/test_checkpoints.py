@@ -282,3 +282,41 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(checkpoints):
         pytest.raises(CheckpointError, match="all 1 checkpoints in"),
     ):
         checkpoints.latest()
+
+
+def test_what_cannot_be_read_now_is_no_damage(checkpoints, monkeypatch):
+    """Too many open files, or no rights: nothing is moved, and it can be read later."""
+    for step in (1, 2):
+        checkpoints.save(state_at(step), {})
+    real = Path.read_bytes
+
+    def refuse(path):
+        if path.name == "about.json":
+            return real(path)
+        raise OSError(errno.EMFILE, "Too many open files", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", refuse)
+        with pytest.raises(CheckpointError, match="cannot be read now"):
+            checkpoints.latest()
+    assert checkpoints.steps() == [1, 2]
+    assert checkpoints.latest().step == 2
+
+
+def test_another_version_is_no_damage(checkpoints):
+    from rnnjax.training.files import read_sealed, write_sealed
+
+    checkpoints.save(state_at(1), {})
+    path = checkpoints.path(1) / "about.json"
+    write_sealed(path, {**read_sealed(path), "more": 1})
+    with pytest.raises(CheckpointError, match="of another version"):
+        checkpoints.latest()
+    assert checkpoints.steps() == [1]
+
+
+def test_what_is_no_json_is_not_saved(checkpoints):
+    with pytest.raises(rnnjax.InvalidInputError, match="must be JSON"):
+        checkpoints.save(state_at(1), {"rate": np.float32(0.5)})
+    assert checkpoints.steps() == []
+    checkpoints.save(state_at(1), {1: "a"})
+    assert checkpoints.latest().about == {"1": "a"}

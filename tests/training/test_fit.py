@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -331,3 +332,172 @@ def test_batches_of_rows_are_new_each_epoch_and_hold_each_row_once():
     np.testing.assert_array_equal(first["ys"], of_epoch(0)["ys"])
     with pytest.raises(InvalidInputError, match="same number of rows along axis 0"):
         minibatches({"a": np.ones(3), "b": np.ones(4)}, 2)
+
+
+def test_a_terminal_that_is_gone_ends_no_run(undisturbed, tmp_path, monkeypatch):
+    class Gone(Screen):
+        def write(self, text):
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("sys.stdout", Gone())
+    result = run(tmp_path, Progress(Gone()))
+    assert bits(result.state) == undisturbed[0]
+
+
+def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        result = run(tmp_path, At(4, lambda: os.kill(os.getpid(), signal.SIGHUP)))
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert (int(result.state.step), result.stopped_by) == (15, None)
+
+
+def test_a_second_ctrl_c_ends_at_once(tmp_path):
+    def twice():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, At(2, twice))
+
+
+def test_a_signal_in_validation_stops_before_the_next_epoch(tmp_path):
+    asked = []
+
+    def data(epoch):
+        asked.append(epoch)
+        return batches(epoch)
+
+    def evaluate(params):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {"validation_loss": 1.0}
+
+    result = run(tmp_path, data=data, evaluate=evaluate)
+    assert (int(result.state.step), result.stopped_by) == (5, signal.SIGTERM)
+    assert set(asked) == {0}
+
+
+def test_what_was_damaged_once_is_not_begun_anew_silently(tmp_path, capsys):
+    run(tmp_path, epochs=1)
+    (tmp_path / "checkpoints" / "5" / "about.json").write_text("{")
+    with pytest.warns(UserWarning, match="5 is damaged"), pytest.raises(CheckpointError):
+        run(tmp_path)
+    with pytest.raises(CheckpointError, match="were damaged, and are set aside"):
+        run(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints")
+    records = (tmp_path / "steps.jsonl").read_text()
+    run(tmp_path, Progress(Screen()))
+    assert "the run begins anew" in capsys.readouterr().out
+    assert (tmp_path / "steps.jsonl.before").read_text() == records
+
+
+def test_the_best_entry_is_that_of_the_parameters(tmp_path):
+    seen = []
+
+    def evaluate(params):
+        seen.append(np.asarray(jax.tree.leaves(params)[0]))
+        if len(seen) == 3:  # the best is damaged meanwhile, and must not be taken, nor deleted
+            (tmp_path / "checkpoints" / "5" / "about.json").write_text("{")
+        return {"validation_loss": (1.0, 3.0, 2.0)[len(seen) - 1]}
+
+    with pytest.warns(UserWarning, match="5 is damaged"):
+        result = run(tmp_path, evaluate=evaluate, keep_last=1)
+    assert result.best["epoch"] == 3
+    np.testing.assert_array_equal(jax.tree.leaves(result.params)[0], seen[2])
+    # And where nothing is a number, the last.
+    nothing = run(None, evaluate=lambda params: {"validation_loss": float("nan")})
+    assert nothing.best["epoch"] == 3
+
+
+def test_skipped_steps_in_a_row_are_counted_across_a_stop(tmp_path):
+    spoilt = lambda epoch: batches(epoch, [2, 3, 4])  # noqa: E731
+    with pytest.raises(NonFiniteError, match="at step 5 "):
+        run(None, data=spoilt, skip_nonfinite=2)
+    stop = At(4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    run(tmp_path, stop, data=spoilt, skip_nonfinite=2)
+    with pytest.raises(NonFiniteError, match="at step 5 "):
+        run(tmp_path, data=spoilt, skip_nonfinite=2)
+    # But not those that are apart.
+    result = run(None, data=lambda epoch: batches(epoch, [1, 3, 7]), skip_nonfinite=1)
+    assert sum(entry.get("skipped", 0) for entry in result.history) == 3
+
+
+def test_a_gradient_that_is_not_finite_counts_too():
+    def loss_of_a_root(params, batch, key):
+        return jnp.sqrt(jnp.sum(params * batch))
+
+    with pytest.raises(NonFiniteError, match="the loss is 0 and the norm of the gradient"):
+        fit(loss_of_a_root, jnp.zeros(2), optax.sgd(0.1), np.ones((3, 2)), 1,
+            key=jax.random.key(0), progress=Silent())  # fmt: skip
+
+
+def test_the_parameters_given_are_left_as_they_are():
+    params = jnp.ones(2)
+    batches = np.ones((3, 2), np.float32)
+    result = fit(lambda params, batch, key: jnp.sum(params * batch), params, optax.sgd(0.1),
+                 batches, 1, key=jax.random.key(0), progress=Silent())  # fmt: skip
+    assert params.tolist() == [1, 1]
+    np.testing.assert_allclose(result.params, 0.7, rtol=1e-6)
+
+
+def test_a_kept_carry_goes_on_from_epoch_to_epoch_and_over_a_stop(tmp_path):
+    whole = run(None, keep_carry=True)
+    assert bits(whole.state) != bits(run(None).state)
+    stop = At(10, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    run(tmp_path, stop, keep_carry=True)
+    assert bits(run(tmp_path, keep_carry=True).state) == bits(whole.state)
+
+
+@pytest.mark.parametrize("impl", ["rbg", "threefry2x32"])
+def test_keys_of_any_kind_come_back(tmp_path, impl):
+    def noisy(params, carry, batch, key):
+        noise, carry = jax.random.split(carry)
+        return jnp.sum(params * batch) + jax.random.normal(noise), (carry, {})
+
+    def train(epochs):
+        return fit(noisy, jnp.zeros(2), optax.sgd(0.1), np.ones((3, 2), np.float32), epochs,
+                   key=jax.random.key(1, impl=impl), carry=jax.random.key(2, impl=impl),
+                   run_dir=tmp_path, progress=Silent())  # fmt: skip
+
+    train(1)
+    assert train(2).state.carry.dtype == jax.random.key(0, impl=impl).dtype
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"key": 3}, "key must be made by jax.random.key"),
+        ({"loss_fn": lambda p, b, k: (p.sum(), {})}, "must return the loss alone"),
+        ({"loss_fn": lambda p, b, k: p}, "must return a scalar loss"),
+        ({"loss_fn": lambda p, c, b, k: p.sum(), "carry": ()}, "must return \\(loss, \\(carry"),
+        ({"loss_fn": lambda p, c, b, k: (p.sum(), (1, {})), "carry": ()}, "a carry like the one"),
+        ({"loss_fn": lambda p, c, b, k: (p.sum(), ((), {"loss": 1})), "carry": ()}, "rename them"),
+        ({"loss_fn": lambda p, c, b, k: (p.sum(), ((), {"step": 1})), "carry": ()}, "rename them"),
+        ({"batches": [np.ones(2), np.ones(2)]}, "a list came; stack"),
+        ({"evaluate": lambda p: {"validation_loss": None}}, "must return numbers"),
+        ({"evaluate": lambda p: {"validation_loss": 1, "loss": 2}}, "which fit measures"),
+        ({"config": {"rate": float("nan")}}, "config must be JSON"),
+        ({"config": {"cell": object()}}, "config must be JSON"),
+    ],
+)
+def test_what_a_program_gets_wrong_is_one_sentence(tmp_path, change, message):
+    given = {"loss_fn": lambda p, b, k: p.sum(), "batches": np.ones((2, 2), np.float32),
+             "key": jax.random.key(0), "run_dir": tmp_path / "run", **change}  # fmt: skip
+    loss, data = given.pop("loss_fn"), given.pop("batches")
+    with pytest.raises(InvalidInputError, match=message):
+        fit(loss, jnp.ones(2), optax.sgd(0.1), data, 1, progress=Silent(), **given)
+
+
+@pytest.mark.parametrize(
+    "given", [{"batch_size": 2.0}, {"batch_size": 0}, {"seed": -1}, {"axis": -1}]
+)
+def test_minibatches_of_odd_sizes(given):
+    with pytest.raises(InvalidInputError):
+        minibatches(np.ones((4, 3)), **{"batch_size": 2, **given})
+
+
+def test_the_seed_of_minibatches_counts():
+    first, other = (minibatches(np.arange(50), 10, seed=seed)(0) for seed in (0, 1))
+    assert not np.array_equal(first, other)

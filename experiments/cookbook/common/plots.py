@@ -1,0 +1,98 @@
+"""The pictures that the programs draw; each is one file."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any, Any]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    return plt, figure, axes
+
+
+def _save(plt: Any, figure: Any, path: Path) -> None:
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def curves(
+    path: Path,
+    lines: Mapping[str, Sequence[float]],
+    *,
+    x: str,
+    y: str,
+    xs: Sequence[float] | None = None,
+    log: bool = False,
+) -> None:
+    """Lines with a legend."""
+    plt, figure, axes = _figure(1, 1, (7, 4))
+    for name, values in lines.items():
+        axes[0, 0].plot(range(len(values)) if xs is None else xs, values, label=name)
+    axes[0, 0].set(xlabel=x, ylabel=y, yscale="log" if log else "linear")
+    axes[0, 0].grid(alpha=0.3)
+    axes[0, 0].legend()
+    _save(plt, figure, path)
+
+
+def forecasts(
+    path: Path, panels: Mapping[str, tuple[np.ndarray, Mapping[str, np.ndarray]]]
+) -> None:
+    """Series, each with forecasts of its end: by name the values, and by name the forecasts."""
+    plt, figure, axes = _figure(len(panels), 1, (8, 2.6 * len(panels)))
+    for ax, (name, (values, predicted)) in zip(axes[:, 0], panels.items(), strict=True):
+        ax.plot(values, color="black", linewidth=0.8, label="measured")
+        for label, ys in predicted.items():
+            ax.plot(range(len(values) - len(ys), len(values)), ys, linewidth=0.9, label=label)
+        ax.set_title(name)
+        ax.set_xlim(max(0, len(values) - 2 * max(map(len, predicted.values()))), len(values))
+        ax.legend(fontsize="small")
+    _save(plt, figure, path)
+
+
+def images(path: Path, rows: Mapping[str, np.ndarray]) -> None:
+    """A grid of images, a row with a name each: ``name -> (n, height, width)``, from 0 to 1."""
+    count = max(len(each) for each in rows.values())
+    plt, figure, axes = _figure(len(rows), count, (1 + 0.8 * count, 0.9 * len(rows)))
+    for line, (name, each) in zip(axes, rows.items(), strict=True):
+        for ax in line:
+            ax.set_axis_off()
+        for ax, image in zip(line, each, strict=False):
+            ax.imshow(image, cmap="gray_r", vmin=0, vmax=1)
+        line[0].set_title(name, fontsize="small", loc="left")
+    _save(plt, figure, path)
+
+
+def matrix(
+    path: Path,
+    values: np.ndarray,
+    *,
+    rows: Sequence[str] | None = None,
+    columns: Sequence[str] | None = None,
+    x: str = "",
+    y: str = "",
+    log: bool = False,
+) -> None:
+    """A heat map: attention, the size of gradients, the keys of a piano."""
+    plt, figure, axes = _figure(1, 1, (7, 5))
+    ax = axes[0, 0]
+    norm = None
+    if log:
+        from matplotlib.colors import LogNorm
+
+        norm = LogNorm()
+    shown = ax.imshow(values, aspect="auto", norm=norm, cmap="viridis" if log else "gray_r")
+    if rows is not None:
+        ax.set_yticks(range(len(rows)), rows)
+    if columns is not None:
+        ax.set_xticks(range(len(columns)), columns, rotation=60, ha="right")
+    ax.set(xlabel=x, ylabel=y)
+    if log:
+        figure.colorbar(shown)
+    _save(plt, figure, path)

@@ -1,0 +1,106 @@
+"""How a program tells what came out: a table with its baselines, and what had to be reached."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import runs
+from rnnjax.training.files import write_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A line of the table: who, with which score, and where that is from.
+
+    Attributes:
+        name: of the model.
+        score: a number, or several of different seeds, shown as mean ± standard deviation.
+        source: ``here``, or the paper that states it.
+    """
+
+    name: str
+    score: float | Sequence[float]
+    source: str = "here"
+
+    def shown(self, digits: int) -> str:
+        """The score in so many digits behind the point."""
+        scores = np.atleast_1d(np.asarray(self.score, float))
+        spread = f" ± {scores.std(ddof=1):.{digits}f}" if len(scores) > 1 else ""
+        return f"{scores.mean():.{digits}f}{spread}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Accept:
+    """What a score has to reach on the real data: at most, or at least, a bound."""
+
+    what: str
+    score: float
+    bound: float
+    at: str = "most"
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is reached."""
+        below = self.score <= self.bound
+        return bool(below if self.at == "most" else self.score >= self.bound)
+
+
+@dataclasses.dataclass
+class Report:
+    """The result of one program.
+
+    Attributes:
+        program: its name.
+        measure: what the scores are, with their unit.
+        run_dir: where pictures and ``result.json`` go.
+        digits: shown behind the point.
+        rows: the table.
+        accepts: what had to be reached; not asked of made data.
+    """
+
+    program: str
+    measure: str
+    run_dir: Path
+    digits: int = 2
+    rows: list[Row] = dataclasses.field(default_factory=list)
+    accepts: list[Accept] = dataclasses.field(default_factory=list)
+    began: float = dataclasses.field(default_factory=time.perf_counter)
+
+    @classmethod
+    def begin(cls, program: str, measure: str, run_dir: Path | None, digits: int = 2) -> "Report":
+        """Make the folder of a run."""
+        return cls(program, measure, runs.create(f"cookbook/{program}", run_dir), digits)
+
+    def add(self, name: str, score: float | Sequence[float], source: str = "here") -> None:
+        """A line of the table."""
+        self.rows.append(Row(name, score, source))
+
+    def accept(self, what: str, score: float, bound: float, at: str = "most") -> None:
+        """What had to be reached."""
+        self.accepts.append(Accept(what, float(score), bound, at))
+
+    def end(self, **more: Any) -> int:
+        """Print the table, write ``result.json``, and return the program's status: 1 if short."""
+        seconds = time.perf_counter() - self.began
+        width = max(len(row.name) for row in self.rows)
+        print(f"\n{self.program}: {self.measure}")
+        for row in self.rows:
+            print(f"  {row.name:<{width}}  {row.shown(self.digits):>16}  {row.source}")
+        for one in self.accepts:
+            verdict = "reached" if one.holds else "MISSED"
+            print(f"  {verdict}: {one.what} {one.score:.4g}, at {one.at} {one.bound:g}")
+        print(f"  {seconds:.0f} s; pictures and result.json in {self.run_dir}")
+        result = {
+            "program": self.program,
+            "measure": self.measure,
+            "seconds": seconds,
+            "rows": [{**dataclasses.asdict(r), "shown": r.shown(self.digits)} for r in self.rows],
+            "accepts": [{**dataclasses.asdict(a), "holds": a.holds} for a in self.accepts],
+            **more,
+        }
+        write_json(self.run_dir / "result.json", result)
+        return 0 if all(one.holds for one in self.accepts) else 1
