@@ -26,7 +26,7 @@ from rnnjax.cells import (
     SimpleRNNCarry,
     SimpleRNNCell,
 )
-from rnnjax.engine import Auto, Explanation, Fused, Method, Scan, explain, unroll
+from rnnjax.engine import Auto, Explanation, Fused, Method, Parallel, Scan, explain, unroll
 from rnnjax.errors import (
     CheckpointError,
     CorpusError,
@@ -93,6 +93,7 @@ __all__ = [
     "NonFiniteError",
     "OneHot",
     "Packed",
+    "Parallel",
     "Param",
     "Params",
     "PeepholeLSTMCell",

@@ -1,0 +1,230 @@
+"""All steps at once: for cells whose new state is affine in the one before."""
+
+import dataclasses
+import functools
+import math
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rnnjax.cells.arguments import check_features, check_size
+from rnnjax.cells.base import Carry, Cell, Params
+from rnnjax.engine.affine import Solved, affine, later, plus, times
+from rnnjax.engine.method import Method
+from rnnjax.engine.primitive import Function
+from rnnjax.engine.scan import Scan
+from rnnjax.engine.steps import Steps, any_of, expand, where_reached
+from rnnjax.errors import InvalidInputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Parallel(Method):
+    r"""Run an affine recurrence in pieces side by side instead of step by step.
+
+    A cell whose units do not see each other and whose new state is affine in the old one,
+
+    .. math::
+        s_t = A_t \odot s_{t-1} + b_t
+
+    (`rnnjax.MinGRUCell`, `rnnjax.MinLSTMCell` and others of their family), needs no step to wait
+    for the one before (Blelloch, 1990; Martin & Cundy, 2018). :math:`A_t` and :math:`b_t` come from
+    the cell's own ``update`` by `jax.jvp`, with masks, lengths, resets and zoneout inside, so that
+    nothing is written twice; that a cell is affine is proved from its update, not declared. The
+    sequence is cut into pieces that run side by side: first for their ends, then, from their true
+    beginnings, once more. Of :math:`T` steps :math:`2C + T / C` depend on each other.
+
+    The derivatives are those of a linear solve, whose transpose runs backwards: exact, of every
+    order, forwards and in reverse.
+
+    Args:
+        chunk: the steps :math:`C` of a piece; left out, about the square root of the steps, with
+            which least wait for each other.
+
+    Raises:
+        InvalidInputError: ``chunk`` is not a positive integer.
+    """
+
+    chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.chunk is not None:
+            check_size("chunk", self.chunk)
+
+    def refusal(self, cell: Cell) -> str | None:
+        """What is not affine, or mixes its units, is refused."""
+        return why_not_affine(cell)
+
+    def run(
+        self, cell: Cell, params: Params, xs: Any, carry: Carry, reverse: bool, steps: Steps
+    ) -> tuple[Carry, jax.Array]:
+        """Run ``cell`` over ``xs (time, *batch, features)``."""
+        num_steps = xs.shape[0]
+        if not isinstance(num_steps, int):
+            raise InvalidInputError(
+                f"Parallel() cuts a number of steps that is known, but {num_steps} came; use "
+                "method=Scan() or method=Fused()"
+            )
+        if num_steps == 0:
+            return Scan().run(cell, params, xs, carry, reverse, steps)
+        check_features(cell, params, xs)
+        each = steps.each
+        if reverse:
+            xs, each = jax.tree.map(lambda leaf: leaf[::-1], (xs, each))
+        of_cell = _OfCell(cell, xs.ndim - 1)
+        cuts = each.valid is not None or each.resets is not None
+        constants, factors = (of_cell if cuts else of_cell.plain)(params, xs, carry)
+        start, tree = jax.tree.flatten(carry)
+
+        def step(before: Carry) -> Carry:
+            """A step with its marks, all of which are affine too."""
+            begun = steps.begin(before, each)
+            new = [
+                total.astype(b.dtype)
+                for total, b in zip(
+                    plus(constants, times(factors, jax.tree.leaves(begun))), start, strict=True
+                )
+            ]
+            return steps.end(begun, jax.tree.unflatten(tree, new), new[0], each, None)[0]
+
+        nothing = jax.tree.map(lambda s: jnp.zeros((num_steps, *s.shape), s.dtype), carry)
+        marked = affine(step, nothing)
+        solved = Solved(self._length(num_steps))
+        states = solved(*marked, start, each.resets)
+        last = jax.tree.unflatten(tree, [h[-1] for h in states])
+        if cell.output is not None:
+            ys = getattr(jax.tree.unflatten(tree, states), cell.output)
+            ys = ys if cell.dtype is None else ys.astype(cell.dtype)
+        else:
+            before = [later(h).at[0].set(s) for h, s in zip(states, start, strict=True)]
+            begun = steps.begin(jax.tree.unflatten(tree, before), each)
+            ys = (of_cell.outputs if cuts else of_cell.outputs.plain)(params, xs, begun)
+        if each.valid is not None:
+            ys = jnp.where(expand(each.valid, ys), ys, 0)
+        return last, ys[::-1] if reverse else ys
+
+    def explain(
+        self, cell: Cell, params: Params, shape: tuple[int, ...], platform: str
+    ) -> list[str]:
+        """The pieces, and how many steps wait for another."""
+        length = self._length(shape[0])
+        pieces = -(-shape[0] // length)
+        return [
+            f"{pieces} pieces of {length} steps side by side, twice: {2 * length + pieces} of "
+            f"{shape[0]} steps wait for the one before",
+            "the gradient by the same pieces, backwards",
+        ]
+
+    def _length(self, num_steps: int) -> int:
+        """The steps of a piece: near the one wished for, a divisor if there is one."""
+        wished = min(num_steps, self.chunk or max(1, math.isqrt(num_steps)))
+        divisors = [d for d in range(1, num_steps + 1) if num_steps % d == 0]
+        near = min(divisors, key=lambda d: abs(math.log(d / wished)))
+        # What is no divisor is filled up, which costs a copy of everything.
+        return near if self.chunk is None and wished / 2 <= near <= 2 * wished else wished
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cut(Function):
+    """A function of parameters and of rows that know nothing of each other.
+
+    A row that no cotangent comes back to would give the parameters zero times whatever stands in
+    it, which is no zero where that is infinite or no number: the backward pass takes the function
+    again, and there such rows begin from zeros.
+    """
+
+    cell: Cell
+    rows: int
+    axis: ClassVar[int | None] = 0
+    """The first axis of the carry's rows; None where it has none."""
+
+    def run(self, platform: str, *args: Any) -> Any:
+        """The same on all platforms."""
+        return self.plain(*args)
+
+    def forward(self, platform: str, *args: Any) -> tuple[Any, Any]:
+        """Nothing is kept."""
+        return self.plain(*args), ()
+
+    def backward(self, platform: str, args: Any, kept: Any, d: Any, wanted: Any) -> Any:
+        """JAX's derivative, from cleaned arguments."""
+        params, xs, carry = args
+        clean = functools.partial(where_reached, any_of(d, self.rows))
+        xs = jax.tree.map(clean, xs)
+        carry = jax.tree.map(functools.partial(clean, axis=self.axis), carry)
+        return jax.vjp(self.plain, params, xs, carry)[1](d)
+
+
+class _OfCell(_Cut):
+    """The constants and factors of a cell's update at every step; ``carry`` is but a shape."""
+
+    axis = None
+
+    def plain(self, params: Params, xs: Any, carry: Carry) -> Any:
+        """By `jax.jvp` at a state of zeros."""
+        projected, num_steps = self.cell.project(params, xs), xs.shape[0]
+        nothing = jax.tree.map(lambda s: jnp.zeros((num_steps, *s.shape), s.dtype), carry)
+        return affine(lambda c: self.cell.advance(params, projected, c)[0], nothing)
+
+    @property
+    def outputs(self) -> "_Outputs":
+        """The outputs that are no leaf of the state."""
+        return _Outputs(self.cell, self.rows)
+
+
+class _Outputs(_Cut):
+    """The outputs of a cell's update at every step, from the states before, which are known."""
+
+    def plain(self, params: Params, xs: Any, carry: Carry) -> jax.Array:
+        """The step itself, of all steps at once."""
+        return self.cell.advance(params, self.cell.project(params, xs), carry)[1]
+
+
+@functools.lru_cache(maxsize=256)
+def why_not_affine(cell: Cell) -> str | None:
+    """Why the new state of a cell is not affine in the old one, unit by unit; None where it is.
+
+    Proved, not declared: the derivative by the state does not read the state, so it is the same at
+    all states; and of a state that was drawn it is what each unit's own factor makes of it.
+    """
+    if cell.carry is None:
+        return "it declares no carry and update, but a step"
+    if cell.recurrent is not None:
+        return "its units see each other's state in a product"
+    with jax.ensure_compile_time_eval():
+        params = cell.init(jax.random.key(0), 1)
+        carry = cell.initial_carry((2,))
+        projected = cell.project(params, jnp.array([[0.3], [-0.7]]))
+        drawn = jax.tree.map(
+            lambda leaf: jnp.asarray(np.random.default_rng(0).normal(size=leaf.shape), leaf.dtype),
+            carry,
+        )
+        if any(not jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(carry)):
+            return "its carry does not hold floating-point numbers alone"
+
+        def update(carry: Carry) -> Carry:
+            return cell.advance(params, projected, carry)[0]
+
+        def tangent(carry: Carry, direction: Carry) -> Carry:
+            return jax.jvp(update, (carry,), (direction,))[1]
+
+        if _reads_first(tangent, carry, drawn):
+            return "its new state is not affine in the old one"
+        _, factors = affine(update, carry)
+        given, came = jax.tree.leaves(drawn), jax.tree.leaves(tangent(carry, drawn))
+        for i, leaf in enumerate(came):
+            own = sum(factors[i][j] * given[j] for j in range(len(given)))
+            if not np.allclose(leaf, own, rtol=1e-4, atol=1e-5):
+                return "its units see each other's state"
+    return None
+
+
+def _reads_first(function: Any, first: Any, *rest: Any) -> bool:
+    """Whether what a function returns depends on its first argument at all."""
+    jaxpr = jax.make_jaxpr(function)(first, *rest).jaxpr
+    needed = {id(v) for v in jaxpr.outvars}
+    for equation in reversed(jaxpr.eqns):
+        if any(id(v) in needed for v in equation.outvars):
+            needed |= {id(v) for v in equation.invars}
+    return any(id(v) in needed for v in jaxpr.invars[: len(jax.tree.leaves(first))])

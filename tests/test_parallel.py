@@ -1,0 +1,198 @@
+"""`Parallel`: the numbers of the plain scan, from pieces side by side."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rnnjax
+from rnnjax import InvalidInputError, Parallel, Scan
+from rnnjax.engine.affine import Solved
+
+TIME, BATCH = 12, 3
+KEY = jax.random.key(0)
+MASK = np.random.default_rng(0).random((TIME, BATCH)) < 0.8
+RESETS = np.random.default_rng(1).random((TIME, BATCH)) < 0.2
+MARKS = {
+    "plain": {},
+    "all": {"mask": MASK, "resets": RESETS, "reverse": True},
+    "lengths": {"lengths": np.array([TIME, 5, 0]), "masked_outputs": "last", "resets": RESETS},
+}
+
+
+class TanhOutput(rnnjax.MinGRUCell):
+    """Its output is no leaf of its state."""
+
+    output = None
+
+    def update(self, params, x, carry):
+        new = super().update(params, x, carry)
+        return new, jnp.tanh(new.hidden)
+
+
+class Turn(NamedTuple):
+    hidden: jax.Array
+    imag: jax.Array
+
+
+class TurningCell(rnnjax.Cell):
+    """A user's: two leaves that turn into each other, by an angle that is a parameter."""
+
+    def __init__(self, hidden_size):
+        object.__setattr__(self, "hidden_size", hidden_size)
+
+    carry = Turn
+    gates = "re", "im"
+    recurrent = None
+
+    def __hash__(self):
+        return self.hidden_size
+
+    def __eq__(self, other):
+        return type(self) is type(other) and self.hidden_size == other.hidden_size
+
+    def parameters(self, input_size):
+        return super().parameters(input_size) | {"angle": rnnjax.Param((self.hidden_size,), "ones")}
+
+    def update(self, params, x, carry):
+        re, im = jnp.split(x, 2, axis=-1)
+        cos, sin = 0.9 * jnp.cos(params["angle"]), 0.9 * jnp.sin(params["angle"])
+        return Turn(
+            cos * carry.hidden - sin * carry.imag + re, sin * carry.hidden + cos * carry.imag + im
+        )
+
+
+CELLS = {
+    "mingru": rnnjax.MinGRUCell(4),
+    "minlstm": rnnjax.MinLSTMCell(4),
+    "output": TanhOutput(4),
+    "turning": TurningCell(3),
+    "stack": rnnjax.Stack([rnnjax.Bidirectional(rnnjax.MinGRUCell(3)), rnnjax.MinLSTMCell(2)]),
+    "zoneout": rnnjax.Regularized(rnnjax.MinGRUCell(4), zoneout_hidden=0.3),
+}
+
+
+def parameters(cell):
+    params = cell.init(KEY, 2)
+    return jax.tree.map(lambda leaf: (leaf + 0.05).astype(jnp.float64), params)
+
+
+@functools.cache
+def results(name, marks, method):
+    cell = CELLS[name]
+    xs = jax.random.normal(KEY, (TIME, BATCH, 2), jnp.float64)
+    carry = jax.tree.map(lambda leaf: leaf + 0.3, cell.initial_carry((BATCH,), jnp.float64))
+    key = KEY if name == "zoneout" else None
+
+    def loss(params, xs, carry):
+        carry, ys = rnnjax.unroll(cell, params, xs, carry, key=key, method=method, **MARKS[marks])
+        return sum((x**2).sum() for x in jax.tree.leaves(carry)) + jnp.sin(ys).sum(), (carry, ys)
+
+    grad = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)
+    return jax.jit(grad)(parameters(cell), xs, carry)
+
+
+# How a sequence is cut does not depend on the cell: into pieces that do not fit, for two of them.
+ROWS = [(name, None) for name in CELLS] + [("mingru", 5), ("turning", 5)]
+
+
+@pytest.mark.parametrize("marks", MARKS)
+@pytest.mark.parametrize(("name", "chunk"), ROWS)
+@pytest.mark.usefixtures("x64")
+def test_it_gives_the_numbers_of_the_scan(name, chunk, marks, assert_close):
+    assert_close(results(name, marks, Parallel(chunk)), results(name, marks, Scan()), 1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+def test_derivatives_of_second_order_and_forwards():
+    cell = rnnjax.MinGRUCell(3)
+    params, xs = parameters(cell), jax.random.normal(KEY, (6, 2, 2), jnp.float64)
+
+    def product(method):
+        def loss(params):
+            return jnp.sin(
+                rnnjax.unroll(cell, params, xs, resets=RESETS[:6, :2], method=method)[1]
+            ).sum()
+
+        ones = jax.tree.map(jnp.ones_like, params)
+        return jax.jvp(jax.grad(loss), (params,), (ones,))
+
+    for one, other in zip(*map(jax.tree.leaves, map(product, (Parallel(), Scan()))), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["mingru", "minlstm", "output"])
+@pytest.mark.usefixtures("x64")
+def test_no_nan_crosses_a_reset(name):
+    cell = CELLS[name]
+    xs = jax.random.normal(KEY, (TIME, BATCH, 2), jnp.float64).at[2, 0].set(jnp.nan)
+    resets = jnp.zeros((TIME, BATCH), bool).at[5, 0].set(True)
+    counts = jnp.ones((TIME, BATCH, 1), bool).at[:5, 0].set(False)
+
+    def loss(params, xs, method):
+        _, ys = rnnjax.unroll(cell, params, xs, resets=resets, method=method)
+        return jnp.where(counts, ys, 0).sum()
+
+    found, expected = (
+        jax.value_and_grad(loss, (0, 1))(parameters(cell), xs, m) for m in (Parallel(), Scan())
+    )
+    for one, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        assert np.isfinite(one).all()
+        np.testing.assert_allclose(one, other, atol=1e-12)
+
+
+class MixingCell(rnnjax.MinGRUCell):
+    """Affine, but its units see each other."""
+
+    def update(self, params, x, carry):
+        new = super().update(params, x, carry)
+        return type(new)(new.hidden - 0.1 * carry.hidden.mean(-1, keepdims=True))
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        (rnnjax.LSTMCell(4), "its units see each other's state in a product"),
+        (rnnjax.IndRNNCell(4), "its new state is not affine in the old one"),
+        (MixingCell(4), "its units see each other's state"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, rnnjax.Cell) else "",
+)
+def test_what_is_not_affine_is_refused(cell, message):
+    with pytest.raises(InvalidInputError, match=message):
+        rnnjax.unroll(cell, cell.init(KEY, 2), jnp.ones((5, 2, 2)), method=Parallel())
+
+
+def test_a_linear_indrnn_is_affine_and_says_how_it_runs():
+    cell = rnnjax.IndRNNCell(4, activation="linear")
+    params, xs = cell.init(KEY, 2), jnp.ones((100, 2, 2))
+    text = str(rnnjax.explain(cell, params, xs, method=Parallel()))
+    assert "10 pieces of 10 steps side by side, twice: 30 of 100 steps wait" in text
+    with pytest.raises(InvalidInputError, match="chunk must be"):
+        Parallel(0)
+
+
+def test_the_loops_are_as_short_as_it_says():
+    """Forward, so many trips as wait for each other in three loops, and none of all the steps."""
+
+    def trips(jaxpr):
+        total = 0
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "scan":
+                total += equation.params["length"]
+            for value in equation.params.values():
+                inner = getattr(value, "jaxpr", None)
+                if inner is not None:
+                    total += trips(getattr(inner, "jaxpr", inner))
+        return total
+
+    leaf = jax.ShapeDtypeStruct((4096, 1, 4), jnp.float32)
+    start = jax.ShapeDtypeStruct((1, 4), jnp.float32)
+
+    def run(constant, factor, start):
+        return Solved(64).run("cpu", [constant], [[factor]], [start], None)
+
+    assert trips(jax.make_jaxpr(run)(leaf, leaf, start).jaxpr) == 3 * 64
