@@ -11,6 +11,7 @@ import tyro
 
 from experiments import runs
 from experiments.alphabet.config import Config
+from experiments.alphabet.framings import compare
 from experiments.alphabet.model import COMPILER_OPTIONS, LETTERS, Model, pairs
 from rnnjax.training.files import write_json
 
@@ -22,16 +23,19 @@ def main() -> int:
     """Train, and show what was learned."""
     config = tyro.cli(Config, prog="python -m experiments.alphabet")
     run_dir = runs.create(PROGRAM, config.run_dir)
+    if config.all:
+        return compare(config.seed, run_dir)
     model = Model(config)
     keys = jax.vmap(jax.random.key)(config.seed + jnp.arange(config.seeds))
 
     inputs, targets = pairs(config)
     shown_pairs = [f"{spell(x)} -> {LETTERS[y]}" for x, y in zip(inputs, targets, strict=True)]
-    print("training pairs:", ", ".join(shown_pairs))
+    more = f", ... {len(targets):,} in all" if len(targets) > len(LETTERS) else ""
+    print("training pairs:", ", ".join(shown_pairs[: len(LETTERS)]) + more)
     began = time.perf_counter()
     _, losses, shown = jax.block_until_ready(run(model, keys))
     seconds = time.perf_counter() - began
-    updates = config.epochs * len(targets) * config.seeds
+    updates = config.epochs * len(targets) // config.batch_size * config.seeds
     print(f"{updates:,} updates in {seconds:.2f} s, compilation included")
 
     results = [

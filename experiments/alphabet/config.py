@@ -6,21 +6,26 @@ from typing import Literal
 
 from rnnjax import InvalidInputError
 
+SUBSTRINGS = 1000
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Learn the alphabet one letter at a time, with the state carried from letter to letter.
 
     Each letter is one number, its position divided by 26; the target is the letter that follows.
-    Batches of one, not shuffled; the state is reset after each epoch.
+    The state is reset after each epoch; where none is carried, the inputs are shuffled for each.
     """
 
     seq_length: int = 1
     """Letters of one input."""
-    mode: Literal["steps", "features"] = "steps"
-    """Several letters come as several time steps, or as several features of one step."""
+    mode: Literal["steps", "features", "variable"] = "steps"
+    """Several letters come as several time steps, or as several features of one step; "variable":
+    random sub-strings of up to so many letters, with zeros before."""
     stateful: bool = True
     """Carry the state from one input to the next; without, it is reset after every batch."""
+    batch_size: int = 1
+    """Inputs of an update. Each row of a batch has its own state: none is carried across."""
     cell: Literal["lstm", "gru", "simple"] = "lstm"
     """The recurrent cell."""
     hidden_size: int = 50
@@ -29,15 +34,19 @@ class Config:
     """Passes over the alphabet."""
     learning_rate: float = 1e-3
     """Of Adam."""
+    decay: bool = False
+    """Let the learning rate fall along a line, to 0 after the last update."""
     seed: int = 0
     """Of the initial weights."""
     seeds: int = 1
     """How many seeds, from --seed on, are trained side by side in one vmapped run."""
+    all: bool = False
+    """Train the tutorial's six framings with 20 seeds each, whatever the options above say."""
     run_dir: Path | None = None
     """Where the result goes; by default a new folder under runs/alphabet."""
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "epochs", "seeds"):
+        for name in ("batch_size", "hidden_size", "epochs", "seeds"):
             if getattr(self, name) < 1:
                 option = "--" + name.replace("_", "-")
                 raise InvalidInputError(
@@ -47,6 +56,12 @@ class Config:
             raise InvalidInputError(
                 f"--seq-length must be from 1 to 25, so that a letter follows, but is "
                 f"{self.seq_length}"
+            )
+        count = SUBSTRINGS if self.mode == "variable" else 26 - self.seq_length
+        if count % self.batch_size or (self.stateful and self.batch_size > 1):
+            raise InvalidInputError(
+                f"--batch-size must divide the {count} inputs, and be 1 where the state is carried "
+                f"(--stateful), but is {self.batch_size}"
             )
         if self.seed < 0:
             raise InvalidInputError(f"--seed must not be negative, but is {self.seed}")

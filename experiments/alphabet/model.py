@@ -6,10 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import rnnjax
-from experiments.alphabet.config import Config
+from experiments.alphabet.config import SUBSTRINGS, Config
 from rnnjax.training import keras_adam
 
 LETTERS = string.ascii_uppercase
@@ -21,8 +22,22 @@ CELLS = {"lstm": rnnjax.LSTMCell, "gru": rnnjax.GRUCell, "simple": rnnjax.Simple
 
 def pairs(config: Config) -> tuple[jax.Array, jax.Array]:
     """The training pairs: letters ``(pairs, seq_length)`` and the one that follows ``(pairs,)``."""
+    if config.mode == "variable":
+        return substrings(config.seq_length)
     starts = jnp.arange(len(LETTERS) - config.seq_length)
     return starts[:, None] + jnp.arange(config.seq_length), starts + config.seq_length
+
+
+def substrings(longest: int) -> tuple[jax.Array, jax.Array]:
+    """Random sub-strings of up to so many letters, behind zeros, and the letter that follows each.
+
+    A zero is an A to the model, in the tutorial too: it has to learn that A, A, A, B is B alone.
+    """
+    rng = np.random.default_rng(0)
+    first = rng.integers(len(LETTERS) - 2, size=SUBSTRINGS)
+    last = rng.integers(first, np.minimum(first + longest, len(LETTERS) - 1))
+    letters = last[:, None] - np.arange(longest)[::-1]
+    return jnp.asarray(np.where(letters < first[:, None], 0, letters)), jnp.asarray(last + 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +63,24 @@ class Model:
         }
 
     def __call__(self, params: Any, carry: Any, letters: jax.Array) -> tuple[Any, jax.Array]:
-        """Read one input: ``letters (seq_length,)`` as numbers 0 to 25; ``logits (26,)``."""
+        """Read inputs: ``letters (*batch, seq_length)`` as numbers 0 to 25; ``logits (*, 26)``."""
         numbers = letters / len(LETTERS)
-        xs = numbers[None, :] if self.config.mode == "features" else numbers[:, None]
+        steps = jnp.moveaxis(numbers, -1, 0)[..., None]
+        xs = numbers[None] if self.config.mode == "features" else steps
+        carry = carry if self.config.stateful else None
         carry, ys = rnnjax.unroll(self.cell, params["cell"], xs, carry)
         return carry, ys[-1] @ params["kernel"] + params["bias"]
+
+    def batches(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The pairs of an epoch: in a new order, as in Keras, unless the state goes on."""
+        inputs, targets = pairs(self.config)
+        if not self.config.stateful:
+            order = jax.random.permutation(key, len(targets))
+            inputs, targets = inputs[order], targets[order]
+        if self.config.batch_size == 1:
+            return inputs, targets
+        rows = self.config.batch_size
+        return inputs.reshape(-1, rows, inputs.shape[1]), targets.reshape(-1, rows)
 
     def train(self, key: jax.Array) -> tuple[dict[str, Any], jax.Array]:
         """Train from a seed; returns the parameters and the mean loss of each epoch.
@@ -61,12 +89,15 @@ class Model:
         passes from letter to letter as a value, so backpropagation ends at each letter, as it does
         in Keras with ``stateful=True``.
         """
-        optimizer = keras_adam(self.config.learning_rate)
-        inputs, targets = pairs(self.config)
+        config = self.config
+        steps = config.epochs * len(pairs(config)[0]) // config.batch_size
+        decayed = optax.linear_schedule(config.learning_rate, 0, steps)
+        optimizer = keras_adam(decayed if config.decay else config.learning_rate)
 
         def loss_fn(params: Any, carry: Any, letters: jax.Array, target: jax.Array) -> Any:
             carry, logits = self(params, carry, letters)
-            return optax.softmax_cross_entropy_with_integer_labels(logits, target), carry
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, target)
+            return losses.mean(), carry
 
         def update(state: Any, pair: tuple[jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
             params, opt_state, carry = state
@@ -78,6 +109,7 @@ class Model:
             return (params, opt_state, carry), loss
 
         def epoch(state: Any, _: None) -> tuple[Any, jax.Array]:
+            inputs, targets = self.batches(jax.random.fold_in(key, state[1].step))
             # A new epoch begins with a new carry: this is Keras's reset_states().
             (params, opt_state, _), losses = jax.lax.scan(
                 update, (*state, self.cell.initial_carry()), (inputs, targets)

@@ -1,9 +1,12 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from experiments.alphabet import framings
 from experiments.alphabet.config import Config
 from experiments.alphabet.model import LETTERS, Model, pairs
 from rnnjax import InvalidInputError
@@ -31,6 +34,59 @@ def test_pairs():
     assert inputs.shape == (23, 3)
     assert inputs[-1].tolist() == [22, 23, 24]
     assert [targets[0], targets[-1]] == [3, 25]
+
+
+def test_substrings_stand_behind_zeros():
+    inputs, targets = map(np.asarray, pairs(Config(seq_length=5, mode="variable")))
+    assert inputs.shape == (1000, 5)
+    assert (inputs[:, -1] + 1 == targets).all()
+    begun = np.diff(inputs) == 1  # within a sub-string each letter follows the one before
+    assert (np.sort(begun) == begun).all()
+    assert (inputs[:, :-1][~begun] == 0).all()
+    assert set(begun.sum(axis=1)) == {0, 1, 2, 3, 4}
+    assert {targets.min(), targets.max()} == {1, 25}
+
+
+def test_inputs_are_shuffled_unless_the_state_goes_on():
+    for config in (Config(stateful=False), Config(stateful=False, batch_size=5)):
+        model = Model(config)
+        inputs, targets = map(np.ravel, model.batches(jax.random.key(0)))
+        assert (inputs + 1 == targets).all()
+        assert sorted(inputs) == list(range(25))
+        again = np.ravel(model.batches(jax.random.key(1))[0])
+        assert not (inputs == again).all()
+    inputs, _ = Model(Config()).batches(jax.random.key(0))
+    assert inputs.ravel().tolist() == list(range(25))
+
+
+def test_rows_of_a_batch_share_no_state():
+    """The loss of the first epoch is that of all letters alone, before any update."""
+    model = Model(Config(stateful=False, batch_size=25, epochs=1))
+    key = jax.random.key(0)
+    params, losses = jax.jit(model.train)(key)
+    inputs, targets = pairs(model.config)
+    logits = jnp.stack([model(model.init(key), None, letters)[1] for letters in inputs])
+    expected = optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
+    np.testing.assert_allclose(losses[0], expected, rtol=1e-5)
+    assert not (params["kernel"] == model.init(key)["kernel"]).all()
+
+
+def test_the_table_of_the_framings(program, tmp_path, monkeypatch):
+    short = {"epochs": 2, "hidden_size": 4}
+    chosen = [
+        f._replace(options={**f.options, **short}, published=0, within=50)
+        for f in framings.FRAMINGS
+    ]
+    monkeypatch.setattr(framings, "SEEDS", 2)
+    monkeypatch.setattr(framings, "FRAMINGS", [chosen[0], chosen[3]._replace(perfect=1)])
+    result = program("alphabet", "--all", "--run-dir", "out", check=False)
+    assert result.returncode == 1
+    first, second = (line for line in result.stdout.splitlines() if " of 2" in line)
+    assert "falls short" not in first
+    assert second.endswith("0 of 2  falls short")
+    saved = json.loads((tmp_path / "out" / "result.json").read_text())["framings"]
+    assert [row["reached"] for row in saved] == [True, False]
+    assert len(saved[1]["accuracies"]) == 2
 
 
 def test_with_the_state_carried_the_loss_falls_faster_than_without():
@@ -71,6 +127,9 @@ def test_a_chain_carries_state_and_a_cold_start_does_not():
         ({"epochs": 0}, "--epochs must be at least 1, but is 0"),
         ({"learning_rate": -1.0}, "--learning-rate must be above 0"),
         ({"seed": -1}, "--seed must not be negative"),
+        ({"batch_size": 0}, "--batch-size must be at least 1"),
+        ({"batch_size": 5}, "--batch-size must divide the 25 inputs, and be 1 where the state"),
+        ({"batch_size": 7, "stateful": False}, "--batch-size must divide the 25 inputs"),
     ],
 )
 def test_bad_options(options, message):
@@ -84,3 +143,8 @@ def test_twenty_seeds_reach_a_hundred_percent(program):
     perfect, chains = result.stdout.splitlines()[-2].split(" seeds reach 100 %; ")
     assert int(perfect.split()[0]) >= 19
     assert int(chains.split()[0]) >= 19
+
+
+@pytest.mark.slow
+def test_the_framings_reach_the_published_accuracies(program):
+    assert "falls short" not in program("alphabet", "--all").stdout

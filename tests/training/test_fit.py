@@ -87,6 +87,15 @@ def test_a_run_that_failed_goes_on_exactly(undisturbed, tmp_path, step):
     assert Records(tmp_path / "steps.jsonl").read() == undisturbed[1]
 
 
+@pytest.fixture
+def hangups():
+    """Under nohup they are ignored, and a run leaves that so."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangups")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 @pytest.mark.parametrize("step", [4, 10])
 def test_a_signal_saves_the_step_in_progress(undisturbed, tmp_path, number, step):
