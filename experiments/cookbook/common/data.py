@@ -13,7 +13,7 @@ import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pooch
@@ -279,7 +279,7 @@ def chords(name: str, data: str | None) -> dict[str, list[np.ndarray]]:
                     keys[time, 30 + 12 * (octave % 2) + scale[tone]] = 1
             return keys
 
-        return {"train": [piece() for _ in range(12)], "valid": [piece()], "test": [piece()]}
+        return {"train": [piece() for _ in range(48)], "valid": [piece()], "test": [piece()]}
     from scipy.io import loadmat
 
     file = loadmat(io.BytesIO(read(f"music/{name}.mat", data)))
@@ -345,6 +345,25 @@ def recordings(data: str | None) -> Recordings:
     return Recordings(
         waves, np.array([int(part[0]) for part in parts]), np.array([int(p[2]) for p in parts])
     )
+
+
+def sums(seed: Any, numbers: int, *shape: int) -> tuple[np.ndarray, np.ndarray]:
+    """The adding problem (Hochreiter & Schmidhuber, 1997): numbers, of which two are marked.
+
+    Args:
+        seed: of `numpy.random.default_rng`.
+        numbers: steps of a sequence.
+        shape: ``(..., rows)``.
+
+    Returns:
+        numbers from 0 to 1, each with whether it is marked, one in the first half, one in the
+        second, ``(..., numbers, rows, 2)``; and the sum of the two, ``(..., rows)``.
+    """
+    rng, at = np.random.default_rng(seed), np.arange(numbers)
+    values = rng.uniform(size=(*shape, numbers)).astype(np.float32)
+    marks = at == rng.integers(0, numbers // 2, (*shape, 1))
+    marks |= at == rng.integers(numbers // 2, numbers, (*shape, 1))
+    return np.stack([values, marks], axis=-1).swapaxes(-3, -2), (values * marks).sum(axis=-1)
 
 
 def padded(

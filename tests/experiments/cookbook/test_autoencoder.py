@@ -1,0 +1,50 @@
+import json
+
+import jax
+import numpy as np
+
+from experiments.cookbook import autoencoder
+from experiments.cookbook.autoencoder import Config
+from experiments.cookbook.common import data
+
+
+def test_it_learns_what_images_differ_in(tmp_path, monkeypatch):
+    # The made digits take it too long; of these it has to learn how far the left or right is lit.
+    rng, columns = np.random.default_rng(0), np.arange(28)
+    edges = rng.integers(4, 24, 360)
+    lit = (columns < edges[:, None]) ^ (rng.integers(0, 2, (360, 1)) == 1)
+    images = np.repeat(255 * lit[:, None].astype(np.uint8), 28, axis=1)
+    made = data.Digits(images[:300], edges[:300], images[300:], edges[300:])
+    monkeypatch.setattr(data, "digits", lambda folder: made)
+    run_dir = tmp_path / "run"
+    config = Config(data="made", run_dir=run_dir, seeds=1, hidden_size=32, epochs=30)
+    assert autoencoder.run(config) == 0
+    result = json.loads((run_dir / "result.json").read_text())
+    mean, linear, (written,) = (row["score"] for row in result["rows"])
+    assert linear < 1e-4 < mean
+    assert written < 0.3 * mean
+    assert (run_dir / "digits.png").stat().st_size > 10_000
+
+
+def test_all_that_the_decoder_gets_is_the_code():
+    config = Config(hidden_size=8)
+    params = autoencoder.init(config, jax.random.key(0))
+    images = np.random.default_rng(0).uniform(size=(28, 3, 28)).astype(np.float32)
+    codes = autoencoder.encode(config, params, images)
+    assert codes.shape == (3, 32)
+    written = autoencoder.decode(config, params, codes)
+    np.testing.assert_allclose(
+        autoencoder.error(config, params, images), ((written - images) ** 2).mean(), rtol=1e-5
+    )
+    # Each row of a batch is coded and written for itself.
+    alone = autoencoder.decode(config, params, autoencoder.encode(config, params, images[:, 1:2]))
+    np.testing.assert_allclose(written[:, 1:2], alone, rtol=1e-5)
+    slopes = jax.jacobian(lambda codes: autoencoder.decode(config, params, codes)[:, 0])(codes)
+    assert (abs(slopes[:, :, 0]).max(axis=2) > 0).all()  # each pixel hangs on the code
+    assert (slopes[:, :, 1:] == 0).all()
+
+
+def test_parts_of_the_digits():
+    parts = autoencoder.grey_digits(Config(data="made"))
+    assert [x.shape for x in parts.values()] == [(28, 275, 28), (28, 25, 28), (28, 60, 28)]
+    assert 0.5 < max(x.max() for x in parts.values()) <= 1

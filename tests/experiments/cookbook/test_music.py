@@ -1,0 +1,97 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rnnjax
+from experiments.cookbook import music
+from experiments.cookbook.music import Config
+
+
+def test_networks_learn_made_chords(tmp_path):
+    run_dir = tmp_path / "run"
+    assert music.run(Config(data="made", run_dir=run_dir, seeds=1, units=16, epochs=60)) == 0
+    rows = {
+        r["name"]: r["score"] for r in json.loads((run_dir / "result.json").read_text())["rows"]
+    }
+    assert list(rows)[2:] == ["SimpleRNN", "LSTM", "GRU", "TCN"]
+    # The next of the made chords follows from the last: only what reads it can know.
+    assert rows["the same after it was, or not"] < rows["how often a key is pressed"]
+    for name in music.CELLS:
+        assert max(rows[name]) < rows["the same after it was, or not"]
+    assert (run_dir / "written.png").stat().st_size > 5_000
+
+
+@pytest.fixture
+def pieces():
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 2, (time, 88)).astype(np.float32) for time in (6, 9, 4)]
+
+
+def test_pieces_lie_in_rows_with_what_comes_next(pieces):
+    batch = music.lay(pieces, 8)
+    steps = sorted((x.tolist(), y.tolist()) for x, y in zip(
+        batch["xs"][batch["mask"]], batch["ys"][batch["mask"]], strict=True))  # fmt: skip
+    # The piece of nine chords is cut after eight: its last is not told, and not asked for.
+    expected = sorted(
+        (one[t].tolist(), one[t + 1].tolist())
+        for one in pieces
+        for t in range(min(len(one), 8) - 1)
+    )
+    assert steps == expected
+    assert (batch["resets"] & batch["mask"]).sum() == 3
+
+
+@pytest.mark.parametrize("name", music.CELLS)
+def test_a_piece_in_a_row_is_a_piece_alone(pieces, name):
+    config = Config(units=8)
+    cell = music.CELLS[name] and music.CELLS[name](8)
+    params = {**music.init(config, cell, jax.random.key(0)), "bias": jnp.zeros(88)}
+    assert sum(map(len, pieces)) - 3 <= 20
+    together = music.lay(pieces, 20)
+    total = music.nats(music.apply(config, cell, params, together), together)
+    alone = [music.lay([piece], 20) for piece in pieces]
+    losses = [music.nats(music.apply(config, cell, params, one), one) for one in alone]
+    steps = [len(piece) - 1 for piece in pieces]
+    np.testing.assert_allclose(total, np.average(losses, weights=steps), rtol=1e-5)
+    assert (together["mask"].any(axis=0)).sum() == 1  # all in one row
+
+
+def test_the_tcn_looks_fourteen_steps_back_and_never_ahead():
+    config = Config(units=4)
+    params = {**music.init(config, None, jax.random.key(1)), "bias": jnp.zeros(88)}
+    batch = {"xs": jnp.ones((20, 1, 88)), "resets": jnp.zeros((20, 1), bool).at[0].set(True)}
+
+    def last(xs):
+        return music.apply(config, None, params, {**batch, "xs": xs})[17].sum()
+
+    reached = jnp.abs(jax.grad(last)(batch["xs"])).sum(axis=(1, 2)) > 0
+    assert reached.tolist() == [3 <= time <= 17 for time in range(20)]
+
+
+def test_how_often_keys_are_pressed(pieces):
+    batch = music.lay(pieces[:1], 20)
+    share = (pieces[0][1:].sum(axis=0) + 1) / (len(pieces[0]) - 1 + 2)
+    logits = music.counted(batch)
+    np.testing.assert_allclose(jax.nn.sigmoid(logits), share, rtol=1e-5)
+    ys, p = pieces[0][1:], share
+    expected = -(ys * np.log(p) + (1 - ys) * np.log(1 - p)).sum(axis=1).mean()
+    np.testing.assert_allclose(music.nats(logits, batch), expected, rtol=1e-5)
+
+
+def test_what_is_written_goes_on_from_what_was_given(pieces):
+    config, cell = Config(units=8), rnnjax.GRUCell(8)
+    params = music.init(config, cell, jax.random.key(0))
+    params["head"] *= 1e4  # so that nothing is left to chance
+    params["bias"] = jnp.full(88, -5.0)
+    written = music.write(cell, params, jnp.asarray(pieces[1]), 3, jax.random.key(1))
+    played = pieces[1]
+    for chord in written:
+        batch = {"xs": played[:, None], "resets": np.zeros((len(played), 1), bool)}
+        logits = music.apply(config, cell, params, batch)[-1, 0]
+        sure = jnp.abs(logits) > 20
+        assert sure.sum() > 40
+        np.testing.assert_array_equal(chord[sure], (logits > 0)[sure])
+        played = np.concatenate([played, chord[None]])
