@@ -33,7 +33,7 @@ test: $(VENV)/test.stamp
 	$(BIN)/python -m pytest $(WORKERS)
 
 test-slow: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest $(WORKERS) -m slow
 
 test-core: $(VENV)/test.stamp
 	$(BIN)/python -m pytest $(WORKERS) $(CORE)

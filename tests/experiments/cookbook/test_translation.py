@@ -1,0 +1,113 @@
+import itertools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rnnjax
+from experiments.cookbook.translation import (
+    BEGIN,
+    END,
+    NO_SPACE,
+    PADDING,
+    UNKNOWN,
+    Config,
+    Model,
+    numbered,
+    run,
+    words_of,
+)
+
+
+def test_it_translates_made_sentences(tmp_path):
+    config = Config(data="made", run_dir=tmp_path / "run", size=48, epochs=60, dropout=0.1)
+    assert run(config) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    scores = {row["name"]: row["score"] for row in result["rows"]}
+    assert scores["perplexity"][0] < 2.5  # of 26 words; by chance 26
+    assert scores["BLEU, beam of 5"][0] > 70
+    assert scores["BLEU, greedy"][0] > 60
+    assert scores["BLEU, training sentence most alike"] == pytest.approx(100)  # each was seen
+    assert len(result["translations"]) == 40
+    assert (tmp_path / "run" / "attention.png").stat().st_size > 1000
+
+
+def test_words_and_sentences():
+    sentence = "a man's red-haired boy (left) doesn't run, or stop!"
+    words = words_of(sentence)
+    assert words[:4] == ["a", "man", "'s", "red"]
+    assert NO_SPACE.sub("", " ".join(words)) == sentence
+
+
+def test_numbers_of_words_in_parts():
+    known = {"ein": 4, "hund": 5}, {"a": 4, "dog": 5}
+    pairs = [("hund", "dog"), ("ein hund", "a dog"), ("ein alter hund", "an old dog")]
+    (short, _, long), ((german, english),) = numbered(pairs, known), numbered(pairs, known, 1)
+    assert [part.T.tolist() for part in short] == [[[5]], [[5, END]]]
+    assert long[0].T.tolist() == [[4, UNKNOWN, 5]]
+    assert german.T.tolist()[:2] == [[5, PADDING, PADDING], [4, 5, PADDING]]
+    assert english.T.tolist()[1:] == [[4, 5, END, PADDING], [UNKNOWN, UNKNOWN, 5, END]]
+
+
+@pytest.fixture
+def small():
+    model = Model(8, 0.5)
+    params = model.init(jax.random.key(0), 7, 6)
+    # Large ones, so that what is read makes a difference.
+    return model, jax.tree.map(lambda x: 3 * x, params)
+
+
+def test_padding_changes_nothing(small):
+    model, params = small
+    german, english = jnp.array([[4, 5, 6], [6, 4, 0]]).T, jnp.array([[4, 5, END], [4, END, 0]]).T
+    losses, weights = jax.jit(model.losses)(params, german, english)
+    longer = [jnp.pad(x, ((0, 2), (0, 0))) for x in (german, english)]
+    padded, padded_weights = jax.jit(model.losses)(params, *longer)
+    np.testing.assert_allclose(padded[:3], losses, rtol=1e-5)
+    np.testing.assert_allclose(padded_weights[:3, :3], weights, rtol=1e-5)
+    assert (padded[3:] == 0).all()
+    assert losses[2, 1] == 0
+    assert (weights[:, 2, 1] == 0).all()
+    alone, _ = jax.jit(model.losses)(params, german[:2, 1:], english[:2, 1:])
+    np.testing.assert_allclose(losses[:2, 1:], alone, rtol=1e-5)
+    loss = jax.jit(model.loss)
+    mean = loss(params, [longer, (german, english)])
+    np.testing.assert_allclose(mean, losses.sum() / 5, rtol=1e-5)
+    assert loss(params, [longer], jax.random.key(1)) != mean
+
+
+@pytest.mark.parametrize("german", [[4, 5, 6], [6, 6, 4], [5, 4, 4]])
+def test_a_wide_beam_finds_the_best_of_all_translations(small, german):
+    model, params = small
+    german, most = jnp.array(german), 3
+    every = np.array(list(itertools.product([END, 4, 5], repeat=most)))
+    carry, memory = model.read(params, german)
+    before = jnp.array(np.insert(every[:, :-1], 0, BEGIN, axis=1)).T
+    carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(every), *x.shape)), carry)
+    _, ys = rnnjax.unroll(model.decoder, params["decoder"], params["english"][before], carry)
+    logits, _ = model.choose(params, ys.reshape(-1, 8), memory)
+    log = jax.nn.log_softmax(logits.at[:, :END].set(-jnp.inf)).reshape(most, len(every), -1)
+    scores = []
+    for row, words in enumerate(every):
+        length = [*words, END].index(END)
+        total = sum(log[time, row, words[time]] for time in range(min(length + 1, most)))
+        scores.append(total / (length + 1) ** 0.6)
+    best = every[int(np.argmax(scores))]
+    found = model.search(params, german, 27, most)
+    assert found.tolist() == [*itertools.takewhile(lambda w: w != END, best), END, END, END][:most]
+
+
+def test_a_beam_of_one_is_greedy(small):
+    model, params = small
+    german = jnp.array([4, 5, 6, 4])
+    carry, memory = model.read(params, german)
+    word, expected = BEGIN, []
+    while len(expected) < 10 and word != END:
+        carry, y = model.decoder.step(params["decoder"], carry, params["english"][word])
+        logits, _ = model.choose(params, y[None], memory)
+        word = END + int(jnp.argmax(logits[0, END:]))
+        expected.append(word)
+    found = model.search(params, german, 1, 10).tolist()
+    assert found == [*expected, *[END] * 10][:10]
