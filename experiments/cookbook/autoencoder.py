@@ -53,12 +53,8 @@ class Config:
 
 def grey_digits(config: Config) -> dict[str, np.ndarray]:
     """Images from 0 to 1, rows first: ``(SIZE, n, SIZE)`` for train, validation and test."""
-    digits = data.digits(config.data)
-    # In another order, because a file may have them class by class.
-    mixed = map(np.random.default_rng(0).permutation, (digits.train_x, digits.test_x))
-    known, test = (x.swapaxes(0, 1).astype(np.float32) / 255 for x in mixed)
-    train = known.shape[1] * 11 // 12
-    return {"train": known[:, :train], "validation": known[:, train:], "test": test}
+    parts = data.digit_parts(config.data)
+    return {part: x.swapaxes(0, 1).astype(np.float32) / 255 for part, (x, _) in parts.items()}
 
 
 def init(config: Config, key: jax.Array) -> dict[str, Any]:

@@ -167,6 +167,25 @@ def digits(data: str | None) -> Digits:
         return Digits(*(file[name] for name in names))
 
 
+def digit_parts(folder: str | None, share: int = 12) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Images and what they show, for ``train``, ``validation`` and ``test``.
+
+    Args:
+        folder: see the module.
+        share: one in so many of the 60,000 is for validation. They are drawn, since a file may have
+            the images class by class.
+    """
+    each, rng = digits(folder), np.random.default_rng(0)
+    order = rng.permutation(len(each.train_x))
+    held_out, rest = np.split(order, [len(order) // share])
+    test = rng.permutation(len(each.test_x))
+    return {
+        "train": (each.train_x[rest], each.train_y[rest]),
+        "validation": (each.train_x[held_out], each.train_y[held_out]),
+        "test": (each.test_x[test], each.test_y[test]),
+    }
+
+
 # Segments of a digit as clocks show it, from the top: rows and columns that are lit.
 _SEGMENTS = {
     "a": (slice(4, 6), slice(9, 19)), "b": (slice(5, 14), slice(17, 19)),

@@ -42,9 +42,3 @@ def test_all_that_the_decoder_gets_is_the_code():
     slopes = jax.jacobian(lambda codes: autoencoder.decode(config, params, codes)[:, 0])(codes)
     assert (abs(slopes[:, :, 0]).max(axis=2) > 0).all()  # each pixel hangs on the code
     assert (slopes[:, :, 1:] == 0).all()
-
-
-def test_parts_of_the_digits():
-    parts = autoencoder.grey_digits(Config(data="made"))
-    assert [x.shape for x in parts.values()] == [(28, 275, 28), (28, 25, 28), (28, 60, 28)]
-    assert 0.5 < max(x.max() for x in parts.values()) <= 1

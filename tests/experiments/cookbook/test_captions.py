@@ -1,0 +1,59 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.cookbook import captions
+from experiments.cookbook.captions import Config
+from experiments.cookbook.common.images import LENGTH, SCENE, WORDS
+
+
+def test_made_scenes_are_put_into_words(tmp_path):
+    run_dir = tmp_path / "run"
+    config = Config(data="made", run_dir=run_dir, scenes=640, epochs=12)
+    assert captions.run(config) == 0
+    rows = json.loads((run_dir / "result.json").read_text())["rows"]
+    scores = {row["name"]: np.mean(row["score"]) for row in rows}
+    frequent, each, gru = scores.values()
+    assert gru > 3 * frequent
+    assert each > 3 * frequent
+    assert (run_dir / "scenes.png").stat().st_size > 5_000
+
+
+def test_what_is_written_is_what_the_network_expects_behind_it():
+    params = jax.tree.map(
+        lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(leaf.size), leaf.shape),
+        captions.init(jax.random.key(0)),
+    )
+    scenes = np.random.default_rng(0).random((1, 20, SCENE, SCENE), np.float32)
+    part = {"scenes": jnp.array(scenes), "words": jnp.zeros((LENGTH, 20), int)}
+    alone, words = captions.write(params, part)
+    assert alone.shape == words.shape == (LENGTH, 20)
+    ended = np.cumsum(words == 0, axis=0) > 0
+    assert (np.asarray(words)[ended] == 0).all()
+    assert 0 < ended.mean() < 1
+    each, behind = captions.apply(params, {**part, "words": words})
+    first = np.cumsum(ended, axis=0) == 1
+    counts = ~ended | first
+    np.testing.assert_array_equal(np.asarray(behind.argmax(axis=-1))[counts], words[counts])
+    # The first word knows the scene alone, the others those before it too.
+    other = {**part, "words": words.at[0].set((words[0] + 1) % len(WORDS))}
+    each_changed, changed = captions.apply(params, other)
+    differs = (np.asarray(changed) != np.asarray(behind)).any(axis=(1, 2))
+    assert differs.tolist() == [False] + [True] * (LENGTH - 1)
+    np.testing.assert_array_equal(each, each_changed)
+
+
+def test_the_loss_ends_with_the_sentence():
+    params = captions.init(jax.random.key(0))
+    scenes = np.random.default_rng(0).random((1, 2, SCENE, SCENE), np.float32)
+    words = np.zeros((LENGTH, 2), int)
+    words[:2] = [[11, 11], [4, 5]]
+    part = {"scenes": jnp.array(scenes), "words": jnp.array(words)}
+    logits = np.stack(jax.nn.log_softmax(jnp.stack(captions.apply(params, part))))
+    expected = -sum(
+        logits[way, time, n, words[time, n]] for way in (0, 1) for time in range(3) for n in (0, 1)
+    )
+    loss = captions.loss_fn(params, part, jax.random.key(0))
+    np.testing.assert_allclose(loss, expected / 2, rtol=1e-5)

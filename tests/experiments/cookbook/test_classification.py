@@ -1,0 +1,89 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.cookbook import classification
+from experiments.cookbook.classification import CELLS, SETTINGS, Config, prepare
+from experiments.cookbook.common import data
+
+CONFIG = Config(data="made", seeds=2)
+TEXTS = [list("abba"), list("aab"), list("bbacab"), list("ad"), list("badderee"), list("d")]
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Few numbers, small batches, and more updates than so little data would have."""
+    for name, (kinds, steps, *_) in SETTINGS.items():
+        dropouts = classification.rnnjax.Dropout(0.1), classification.rnnjax.Dropout(0.1)
+        monkeypatch.setitem(SETTINGS, name, (kinds, steps, 12, 12, 25, 18, 0.02, *dropouts))
+
+
+@pytest.mark.usefixtures("small")
+def test_made_questions_and_names_are_classified(tmp_path, monkeypatch):
+    for name in ("SimpleRNN", "LSTM"):  # for the time
+        monkeypatch.delitem(CELLS, name)
+    run_dir = tmp_path / "run"
+    assert classification.run(Config(data="made", run_dir=run_dir, seeds=2)) == 0
+    rows = json.loads((run_dir / "result.json").read_text())["rows"]
+    scores = {row["name"]: np.mean(row["score"]) for row in rows if row["source"] == "here"}
+    networks = ["bag of words and pairs", "CNN", *CELLS]
+    assert list(scores) == [f"{task}: {name}" for task in SETTINGS for name in networks]
+    for name in networks:
+        assert scores[f"questions: {name}"] > 80, name  # by chance 17
+    for name in networks[1:]:  # of four kinds of ends; by chance 25
+        assert scores[f"names: {name}"] > 75, name
+    for task in SETTINGS:
+        assert (run_dir / f"{task}.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("name", ["CNN", *CELLS])
+@pytest.mark.usefixtures("small")
+def test_what_is_behind_a_text_changes_nothing(name):
+    task = prepare(CONFIG, "names", TEXTS, [0, 1, 2, 0, 1, 2], 6)
+    params = classification.init(name, task, jax.random.key(0))
+    params = {**params, "words": 20 * params["words"]}  # so that what is read makes a difference
+    rows = jnp.arange(6)
+    logits = classification.apply(name, task, params, rows)
+    assert logits.shape == (6, 3)
+    behind = jnp.arange(14)[:, None] >= task.lengths
+    filled = classification.apply(
+        name, task._replace(ids=jnp.where(behind, 1, task.ids)), params, rows
+    )
+    np.testing.assert_allclose(logits, filled, rtol=1e-5, atol=1e-6)
+    turned = classification.apply(name, task._replace(ids=task.ids[:6][::-1]), params, rows[2:3])
+    assert np.abs(turned[0] - logits[2]).max() > 1e-3  # and the order counts
+
+
+def test_texts_as_numbers_and_their_parts():
+    config = Config(seeds=3)
+    texts = TEXTS[:4] * 5 + TEXTS[4:]
+    task = prepare(config, "names", texts, [0] * 22, 20)
+    assert task.ids[:6, :3].T.tolist() == [
+        [1, 2, 2, 1, 0, 0],
+        [1, 1, 2, 0, 0, 0],
+        [2, 2, 1, 3, 1, 2],
+    ]
+    # Of the test part, "e" and "r" are unknown.
+    assert task.ids[:6, 20].tolist() == [2, 1, 4, 4, 0, 0]
+    assert task.lengths.tolist()[-3:] == [2, 8, 1]
+    assert task.test.tolist() == [[20] * 3, [21] * 3]
+    for train, held_out in zip(task.train.T, task.held_out.T, strict=True):
+        assert len(held_out) == 2
+        assert sorted([*train, *held_out]) == list(range(20))
+    assert len({tuple(held_out) for held_out in task.held_out.T}) > 1
+
+
+def test_a_name_is_in_one_part_alone(monkeypatch):
+    names, languages = data.names("made")
+    many = names + names[:50], np.concatenate([languages, languages[:50]])
+    monkeypatch.setattr(classification.data, "names", lambda _: many)
+    questions, task = classification.tasks(CONFIG)
+    assert questions.test[0, 0] == 60  # those that are the test part of TREC
+    assert task.ids.shape[1] == len(set(zip(names, languages.tolist(), strict=True)))
+    train, test = (task.ids[:, rows[:, 0]].T.tolist() for rows in (task.train, task.test))
+    known = [row for row in test if 0 not in row[:6]]
+    assert known
+    assert not {tuple(row) for row in known} & {tuple(row) for row in train}

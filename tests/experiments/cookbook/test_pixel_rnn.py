@@ -1,0 +1,106 @@
+import functools
+import itertools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.cookbook import pixel_rnn
+from experiments.cookbook.pixel_rnn import ABOVE, SIZE, Config
+
+CONFIG = Config(data="made", channels=8, layers=2)
+
+
+@pytest.fixture(scope="module")
+def params():
+    """Parameters with which no pixel is sure, and each counts."""
+    return jax.tree.map(
+        lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(leaf.size), leaf.shape),
+        pixel_rnn.init(CONFIG, jax.random.key(0)),
+    )
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).integers(0, 2, (SIZE, 6, SIZE), np.uint8)
+
+
+@jax.jit
+def logits_of(params, images):
+    """Of whole images, with images first: pixels in the order in which they are drawn."""
+    padded = jnp.pad(images, ((ABOVE, 0), (0, 0), (0, 0)))
+    logits = pixel_rnn.network(CONFIG, params, padded)[1]
+    return logits.swapaxes(0, 1).reshape(logits.shape[1], SIZE * SIZE)
+
+
+def test_made_digits_are_learned_and_completed(tmp_path):
+    run_dir = tmp_path / "run"
+    config = Config(data="made", run_dir=run_dir, channels=8, layers=1, epochs=3, batch_size=10,
+                    learning_rate=0.03)  # fmt: skip
+    assert pixel_rnn.run(config) == 0
+    result = json.loads((run_dir / "result.json").read_text())
+    scores = {row["name"]: row["score"] for row in result["rows"]}
+    alone, near, learned = list(scores.values())[:3]
+    assert np.mean(learned) < near < alone
+    assert 150 < alone < SIZE * SIZE * np.log(2)
+    assert scores["NADE"] == 88.33
+    assert result["seconds_to_complete"] > 0
+    assert (run_dir / "completions.png").stat().st_size > 10_000
+
+
+def test_a_pixel_follows_from_those_before_it_alone(params, images):
+    before = np.asarray(logits_of(params, images))
+    for row, column in [(0, 0), (5, 0), (13, 20), (14, 26), (27, 26)]:
+        changed = images.copy()
+        changed[row, :, column] ^= 1
+        differs = (before != np.asarray(logits_of(params, changed))).any(axis=0).nonzero()[0]
+        assert differs[0] == row * SIZE + column + 1
+        # By the states of the layers, much further down than the masked convolution reads.
+        assert differs[-1] >= min((row + 2 * ABOVE) * SIZE, SIZE * SIZE - 1)
+
+
+def test_probabilities_of_all_ends_of_an_image_add_up_to_one(params, images):
+    ends = np.array(list(itertools.product((0, 1), repeat=5)), np.uint8)
+    every = np.repeat(images[:, :1], len(ends), axis=1)
+    every[-1, :, -5:] = ends
+    nats = np.asarray(jax.jit(functools.partial(pixel_rnn.nats, CONFIG))(params, every), float)
+    begin = np.asarray(logits_of(params, images[:, :1]), float)[0, :-5]
+    signs = np.where(images[:, 0].ravel()[:-5], -1, 1)
+    assert np.exp(np.logaddexp(0, signs * begin).sum() - nats).sum() == pytest.approx(1, abs=1e-3)
+    assert np.ptp(nats) > 0.1
+
+
+def test_a_completion_draws_what_the_network_over_whole_images_expects(params, images):
+    key, known = jax.random.key(3), 9
+    drawn = np.asarray(
+        jax.jit(lambda images: pixel_rnn.complete(CONFIG, params, images, known, key))(images)
+    )
+    np.testing.assert_array_equal(drawn[:known], images[:known])
+    assert (drawn[known:] != images[known:]).any()
+    # Without carried states, of the finished images: each pixel is drawn again as it was.
+    places = jnp.arange(known * SIZE, SIZE * SIZE)
+    keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(places)
+    expected = jax.nn.sigmoid(logits_of(params, drawn)).T[places]
+    again = jax.vmap(jax.random.bernoulli)(keys, expected)
+    np.testing.assert_array_equal(
+        again.reshape(SIZE - known, SIZE, -1).swapaxes(1, 2), drawn[known:]
+    )
+
+
+def test_pixels_are_drawn_with_their_grey_and_parts_share_no_image(monkeypatch):
+    digits = pixel_rnn.data.digits("made")
+    grey = np.full((600, SIZE, SIZE), 51, np.uint8)
+    grey[:, 0] = np.arange(600)[:, None] % 2 * 255  # the first row: the number of the image
+    made = digits._replace(
+        train_x=grey, train_y=grey[:, 0, 0], test_x=grey[:100], test_y=grey[:100, 0, 0]
+    )
+    monkeypatch.setattr(pixel_rnn.data, "digits", lambda _: made)
+    parts = pixel_rnn.binary_digits(CONFIG)
+    assert {name: part.shape for name, part in parts.items()} == {
+        "train": (SIZE, 500, SIZE), "validation": (SIZE, 100, SIZE), "test": (SIZE, 100, SIZE),
+    }  # fmt: skip
+    assert parts["train"][1:].mean() == pytest.approx(0.2, abs=0.005)
+    assert 0.3 < parts["validation"][0].mean() < 0.7
+    assert (np.ptp(parts["train"][0], axis=1) == 0).all()

@@ -1,0 +1,81 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.cookbook import spoken_digits
+from experiments.cookbook.common import data
+from experiments.cookbook.spoken_digits import BANDS, BLOCK, HOP, RATE, SAMPLES, Config
+
+NAMES = "CNN", "GRU"
+
+
+def test_made_digits_are_heard(tmp_path):
+    run_dir = tmp_path / "run"
+    assert spoken_digits.run(Config(data="made", run_dir=run_dir, seeds=1, epochs=8)) == 0
+    result = json.loads((run_dir / "result.json").read_text())
+    scores = {row["name"]: row["score"] for row in result["rows"]}
+    assert list(scores)[:3] == ["CNN on waveforms", "bidirectional GRU", "mean spectrum"]
+    assert scores["CNN on waveforms"][0] >= 70  # by chance 10
+    assert scores["bidirectional GRU"][0] >= 90
+    assert scores["mean spectrum"] == 100  # each digit is a tone of its own
+    assert (run_dir / "seven.png").stat().st_size > 10_000
+    assert (run_dir / "spectrum.png").stat().st_size > 5_000
+
+
+def test_a_tone_is_in_the_band_of_its_pitch():
+    time = np.arange(SAMPLES) / RATE
+    edges = 700 * (np.exp(np.linspace(0, np.log1p(RATE / 2 / 700), BANDS + 2)) - 1)
+    for band in (12, 20, 33):
+        tone = np.sin(2 * np.pi * edges[band + 1] * time)
+        spectrum = spoken_digits.log_mel(tone)
+        assert spectrum.shape == (SAMPLES // HOP, BANDS)
+        assert (spectrum[:-1].argmax(axis=1) == band).all()
+        louder = spoken_digits.log_mel(10 * tone)[:-1, band]
+        np.testing.assert_allclose(louder - spectrum[:-1, band], np.log(100), atol=0.01)
+    late = np.where(time < 0.5, 0, tone)  # from half a second on, by steps
+    begins = spoken_digits.log_mel(late).max(axis=1) > 0
+    assert begins.argmax() == int(0.5 * RATE) // HOP - 1  # whose window reaches behind it
+    assert begins[begins.argmax() :].all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_behind_a_recording_changes_nothing(name):
+    params = spoken_digits.init(name, jax.random.key(0))
+    rng, lengths = np.random.default_rng(0), np.array([[3, 4, 6]])
+    a_step = HOP // BLOCK if name == "CNN" else 1
+    xs = rng.normal(size=(8 * a_step, 3, BLOCK if name == "CNN" else BANDS)).astype(np.float32)
+    for row, length in enumerate(lengths[0]):
+        # The CNN reads some samples behind the end, where there are zeros.
+        xs[length * a_step :, row] = 0 if name == "CNN" else 100
+    logits = spoken_digits.apply(params, {"xs": xs, "lengths": lengths})
+    for row, length in enumerate(lengths[0]):
+        alone = {"xs": xs[: (length + 2) * a_step, [row]], "lengths": lengths[:, [row]]}
+        found = spoken_digits.apply(params, alone)
+        np.testing.assert_allclose(logits[row], found[0], rtol=1e-4, atol=1e-5)
+    backwards = {"xs": xs[::-1], "lengths": np.full((1, 3), 8)}
+    differs = np.abs(logits - spoken_digits.apply(params, backwards))
+    assert differs.max() > 1e-3  # the order of the steps counts
+
+
+def test_takes_make_the_parts_and_the_test_part_scales_nothing(monkeypatch):
+    waves, digits, takes = data.recordings("made")
+    before = spoken_digits.read(Config(data="made"))
+    assert [x["digits"].size for x in before["GRU"]] == [10, 10, 80]
+    noise = np.random.default_rng(0).normal(size=9000).astype(np.float32)
+    changed = [noise if take == 0 else wave for wave, take in zip(waves, takes, strict=True)]
+    monkeypatch.setattr(
+        spoken_digits.data, "recordings", lambda _: data.Recordings(changed, digits, takes)
+    )
+    after = spoken_digits.read(Config(data="made"))
+    for name in NAMES:
+        for part in (1, 2):
+            np.testing.assert_array_equal(before[name][part]["xs"], after[name][part]["xs"])
+        assert (before[name][0]["xs"] != after[name][0]["xs"]).any()
+    assert (after["CNN"][0]["lengths"] == SAMPLES // HOP).all()  # what is longer is cut
+    train = after["GRU"][2]
+    assert train["lengths"].max() == -(-2400 // HOP)
+    heard = train["xs"][: train["lengths"].max()].reshape(-1, BANDS)
+    np.testing.assert_allclose(heard.mean(axis=0), 0, atol=1e-3)
+    np.testing.assert_allclose(heard.std(axis=0), 1, atol=1e-3)
