@@ -17,6 +17,7 @@ from rnnjax import (
     Fused,
     GRUCell,
     LSTMCell,
+    Parallel,
     Role,
     Scan,
     SimpleRNNCell,
@@ -192,6 +193,18 @@ def make_cells() -> dict[str, rnnjax.Cell]:
         "indrnn": rnnjax.IndRNNCell(5, activation="tanh"),
         "mingru": rnnjax.MinGRUCell(5),
         "minlstm": rnnjax.MinLSTMCell(5),
+        "lru": rnnjax.LRUCell(5, state_size=3),
+        "s5": rnnjax.S5Cell(5, state_size=3),
+        "rglru": rnnjax.RGLRUCell(5),
+        "s6": rnnjax.S6Cell(5, state_size=3),
+        "qrnn": rnnjax.QRNNCell(5),
+        "gilr": rnnjax.GILRCell(5),
+        "sru": rnnjax.SRUCell(5),
+        "sru-peephole": rnnjax.SRUCell(5, peephole=True, activation="tanh"),
+        "hgrn": rnnjax.HGRNCell(5, lower_bound=0.3),
+        "diagonal-gru": rnnjax.DiagonalGRUCell(5),
+        "diagonal-lstm": rnnjax.DiagonalLSTMCell(5),
+        "slstm": rnnjax.SLSTMCell(6, heads=2),
         "convlstm-1d": rnnjax.ConvLSTMCell(2, kernel_shape=(3,)),
         "convlstm-2d": rnnjax.ConvLSTMCell(2, kernel_shape=(2, 3)),
         "user-peephole": PeepholeCell(5),
@@ -236,10 +249,14 @@ AGAIN = {"lstm", "gru", "user-peephole", "mingru", "stack"}
 
 
 def methods(name: str) -> list[rnnjax.Method]:
-    fused = all(Fused().refusal(layer) is None for layer in layers(CELLS[name]))
+    taken = [
+        method
+        for method in (Fused(), Parallel())
+        if all(method.refusal(layer) is None for layer in layers(CELLS[name]))
+    ]
     return [
         Scan(),
-        *([Fused()] if fused else []),
+        *taken,
         *([Fused(keep_every=2)] if name in AGAIN else []),
         *([Auto()] if name in AUTO else []),
     ]
@@ -255,8 +272,9 @@ def table(*skip: type[rnnjax.Method], names: Any = CELLS) -> list[Any]:
 
 
 # Where what is held against the loop or the scan does not depend on the equation: those ways, and
-# the steps that read more axes than their last, a second product, none, and layers.
-BROAD = [*FEW, "user-gain", "projection", "layernorm-lstm", "mingru", "convlstm-2d", "stack"]
+# the steps that read more axes than their last, a second product, none, one behind the loop, and
+# layers.
+BROAD = [*FEW, "user-gain", "projection", "layernorm-lstm", "mingru", "lru", "convlstm-2d", "stack"]
 
 
 def both_ways(rows: list[Any]) -> list[Any]:

@@ -77,6 +77,8 @@ class Options(NamedTuple):
     act: Callable[[Array], Array]
     gate: Callable[[Array], Array]
     epsilon: float
+    bound: float
+    exponential: bool
 
 
 def _per_gate(
@@ -272,6 +274,161 @@ def minlstm(p: Any, carry: Any, x: Array, o: Options) -> Any:
     return (h,), h
 
 
+def _softplus(x: Array) -> Array:
+    return ACTIVATIONS["softplus"](x)
+
+
+def _rotated(size: Array, angle: Array, s: Any, added: Any) -> Any:
+    """``size e^(i angle) s + added`` of complex numbers as pairs, real and imaginary part."""
+    (re, im), (add_re, add_im) = s, added
+    cos, sin = size * np.cos(angle), size * np.sin(angle)
+    return cos * re - sin * im + add_re, cos * im + sin * re + add_im
+
+
+def _real_part(p: Any, s: Any) -> Array:
+    """``Re(s C)``; below the real part of C stands its imaginary part, negated."""
+    real, minus_imag = np.split(p["output_kernel"], 2)
+    return s[0] @ real + s[1] @ minus_imag
+
+
+def lru(p: Any, carry: Any, x: Array, o: Options) -> Any:
+    """Orvieto et al., 2023: ``s' = lambda s + gamma B x, y = Re(C s') + D x``.
+
+    lambda = exp(-exp(nu) + i exp(theta)); B, C complex, D real.
+    """
+    nu, theta, log_gamma = p["ring"]
+    gamma, (b_re, b_im) = np.exp(log_gamma), np.split(p["kernel"], 2, axis=-1)
+    added = gamma * (x @ b_re), gamma * (x @ b_im)
+    s = _rotated(np.exp(-np.exp(nu)), np.exp(theta), carry, added)
+    return s, _real_part(p, s) + x @ p["skip_kernel"]
+
+
+def s5(p: Any, carry: Any, x: Array, o: Options) -> Any:
+    """Smith et al., 2023: ``s' = exp(L d) s + L^-1 (exp(L d) - 1) B x, y = 2 Re(C s') + D x``.
+
+    L = -exp(a) + i w is diagonal and one of each conjugate pair, d the step; a zero-order hold.
+    """
+    (a, w), d = p["eigenvalue"], np.exp(p["log_step"])
+    size, (b_re, b_im) = np.exp(-np.exp(a) * d), np.split(p["kernel"], 2, axis=-1)
+    top_re, top_im = size * np.cos(w * d) - 1, size * np.sin(w * d)
+    below = np.exp(2 * a) + w**2
+    held = (-top_re * np.exp(a) + top_im * w) / below, (-top_im * np.exp(a) - top_re * w) / below
+    u_re, u_im = x @ b_re, x @ b_im
+    added = held[0] * u_re - held[1] * u_im, held[0] * u_im + held[1] * u_re
+    s = _rotated(size, w * d, carry, added)
+    return s, 2 * _real_part(p, s) + x @ p["skip_kernel"]
+
+
+def rglru(p: Any, carry: Any, x: Array, o: Options) -> Any:
+    """RG-LRU of De et al., 2024: ``h' = a h + sqrt(1 - a^2) i (W x + b), a = exp(-8 s(L) r)``.
+
+    r, i = sigma(W x + b); s is softplus.
+    """
+    (h,) = carry
+    s = _per_gate(p, "rin", x, "kernel", "bias")
+    a = np.exp(-8 * _softplus(p["decay"]) * sigmoid(s["r"]))
+    h = a * h + np.sqrt(1 - a**2) * sigmoid(s["i"]) * s["n"]
+    return (h,), h
+
+
+def s6(p: Any, carry: Any, x: Array, o: Options) -> Any:
+    """Gu & Dao, 2023, algorithm 2: delta, B and C of the input; channel k has states of its own.
+
+    s' = exp(delta A) s + delta B u, y = C s' + D u; A = -exp(a).
+    """
+    (s,) = carry
+    units, states = p["log_decay"].shape
+    ends = np.cumsum([units, units, states])
+    d, u, b, c = (x @ w for w in np.split(p["kernel"], ends, axis=-1))
+    d, new, y = _softplus(d + p["step_bias"]), [], []
+    for k in range(units):
+        own = np.exp(d[..., k, None] * -np.exp(p["log_decay"][k])) * s[..., k, :]
+        new.append(own + d[..., k, None] * b * u[..., k, None])
+        y.append((c * new[k]).sum(-1) + p["skip"][k] * u[..., k])
+    return (np.stack(new, -2),), np.stack(y, -1)
+
+
+def qrnn(p: Any, carry: Any, x: Array, o: Options) -> Any:
+    """Bradbury et al., 2017, fo-pooling: ``c' = f c + (1 - f) tanh(W x + b), h = o c'``."""
+    (c,) = carry
+    s = _per_gate(p, "zfo", x, "kernel", "bias")
+    c = sigmoid(s["f"]) * c + (1 - sigmoid(s["f"])) * o.act(s["z"])
+    return (c,), sigmoid(s["o"]) * c
+
+
+def gilr(p: Any, carry: Any, x: Array, o: Options) -> Any:
+    """Martin & Cundy, 2018: ``h' = g h + (1 - g) i, g = sigma(W x + b), i = tanh(W x + b)``."""
+    (h,) = carry
+    s = _per_gate(p, "gi", x, "kernel", "bias")
+    h = sigmoid(s["g"]) * h + (1 - sigmoid(s["g"])) * o.act(s["i"])
+    return (h,), h
+
+
+def sru(p: Any, carry: Any, x: Array, o: Options) -> Any:
+    """Lei et al., 2018: ``c' = f c + (1 - f) W x, h = r g(c') + (1 - r) W' x``.
+
+    f, r = sigma(W x + v c + b); v is 0 in the first version.
+    """
+    (c,) = carry
+    s, (v_f, v_r) = _per_gate(p, "zfrn", x, "kernel", "bias"), p.get("peephole", (0.0, 0.0))
+    f, r = sigmoid(s["f"] + v_f * c), sigmoid(s["r"] + v_r * c)
+    c = f * c + (1 - f) * s["z"]
+    return (c,), r * o.act(c) + (1 - r) * s["n"]
+
+
+def hgrn(p: Any, carry: Any, x: Array, o: Options) -> Any:
+    """Qin et al., 2023: ``s' = f e^(i theta) s + (1 - f) c, y = sigma(W x + b) [Re s', Im s']``.
+
+    f = l + (1 - l) sigma(W x + b) with the lower bound l; both parts of c are silu(W x + b).
+    """
+    s = _per_gate(p, "fnmgk", x, "kernel", "bias")
+    f = o.bound + (1 - o.bound) * sigmoid(s["f"])
+    new = _rotated(f, p["angle"], carry, ((1 - f) * o.act(s["n"]), (1 - f) * o.act(s["m"])))
+    return new, np.concatenate([sigmoid(s["g"]) * new[0], sigmoid(s["k"]) * new[1]], -1)
+
+
+def diagonal_gru(p: Any, carry: Any, x: Array, o: Options) -> Any:
+    """Danieli et al., 2025: `gru` with a diagonal matrix for each U."""
+    (h,) = carry
+    s, (u_r, u_z, u_n) = _per_gate(p, "rzn", x, "kernel", "bias"), p["recurrent_kernel"]
+    r, z = o.gate(s["r"] + u_r * h), o.gate(s["z"] + u_z * h)
+    h = z * h + (1 - z) * o.act(s["n"] + u_n * (r * h))
+    return (h,), h
+
+
+def diagonal_lstm(p: Any, carry: Any, x: Array, o: Options) -> Any:
+    """Danieli et al., 2025: `lstm` with a diagonal matrix for each U."""
+    h, c = carry
+    s = _per_gate(p, "ifgo", x, "kernel", "bias")
+    s = {k: s[k] + u * h for k, u in zip("ifgo", p["recurrent_kernel"], strict=True)}
+    c = o.gate(s["f"]) * c + o.gate(s["i"]) * o.act(s["g"])
+    h = o.gate(s["o"]) * o.act(c)
+    return (h, c), h
+
+
+def slstm(p: Any, carry: Any, x: Array, o: Options) -> Any:
+    """Beck et al., 2024, equations 8 to 17: ``c' = f c + i z, n' = f n + i, h' = o c' / n'``.
+
+    i = exp(W x + R h + b), f = sigma of that or exp, z = tanh and o = sigma. c and n are kept times
+    exp(-m), and m' = max(log f + m, log i); R sees the units of the same head.
+    """
+    h, c, n, m = carry
+    s, size = _per_gate(p, "ifzo", x, "kernel", "bias"), len(p["recurrent_kernel"])
+    own: dict[str, list[Array]] = {k: [] for k in "ifzo"}
+    for first in range(0, h.shape[-1], size):
+        of_head = p["recurrent_kernel"][:, 4 * first : 4 * (first + size)]
+        for k, r in zip("ifzo", np.split(of_head, 4, axis=-1), strict=True):
+            own[k].append(h[..., first : first + size] @ r)
+    s = {k: s[k] + np.concatenate(own[k], -1) for k in "ifzo"}
+    log_i, log_f = s["i"], s["f"] if o.exponential else -_softplus(-s["f"])
+    before = np.where(n == 0, log_i, log_f + m)  # nothing was summed yet, so m says nothing
+    m = np.where(before.real > log_i.real, before, log_i)
+    i, f = np.exp(log_i - m), np.exp(before - m)
+    c, n = f * c + i * o.act(s["z"]), f * n + i
+    h = sigmoid(s["o"]) * (c / n)
+    return (h, c, n, m), h
+
+
 def user_peephole(p: Any, carry: Any, x: Array, o: Options) -> Any:
     """PeepholeCell of tests/cell_table.py: `peephole`, with ``y = a_gain h' + b_i``."""
     carry, h = peephole(p, carry, x, o)
@@ -289,15 +446,18 @@ def user_gain(p: Any, carry: Any, x: Array, o: Options) -> Any:
 
 Equation = Callable[[Any, Any, Array, Options], Any]
 _HIDDEN = simple, gru, gru_reset_before, layernorm_gru, mgu, mgu_reset_before, indrnn, mingru
-_HIDDEN_AND_CELL = lstm, peephole, coupled, projection, layernorm_lstm, user_peephole
+_HIDDEN_AND_CELL = lstm, peephole, coupled, projection, layernorm_lstm, user_peephole, diagonal_lstm
+_COMPLEX = lru, s5, hgrn
+_LINEAR = rglru, s6, qrnn, gilr, sru, diagonal_gru
 EQUATIONS: dict[str, Equation] = {
     equation.__name__.replace("_", "-"): equation
-    for equation in (*_HIDDEN, minlstm, user_gain, *_HIDDEN_AND_CELL)
+    for equation in (*_HIDDEN, minlstm, user_gain, *_HIDDEN_AND_CELL, *_COMPLEX, *_LINEAR, slstm)
 }
-EQUATIONS |= {"convlstm-1d": convlstm, "convlstm-2d": convlstm}
+EQUATIONS |= {"convlstm-1d": convlstm, "convlstm-2d": convlstm, "sru-peephole": sru}
 """By the names of tests/cell_table.py."""
-WITH_CELL = {name for name, f in EQUATIONS.items() if f in (*_HIDDEN_AND_CELL, convlstm)}
-"""Whose carry is (hidden, cell); that of the others is (hidden,)."""
+WITH_CELL = {name for name, f in EQUATIONS.items() if f in (*_HIDDEN_AND_CELL, convlstm, slstm)}
+"""Whose carry begins with (hidden, cell); that of `COMPLEX` is (real, imag)."""
+COMPLEX = {name for name, f in EQUATIONS.items() if f in _COMPLEX}
 
 
 # ---- compositions
@@ -320,10 +480,22 @@ class Layer(NamedTuple):
         return f"{self.kind}({', '.join([str(self.size), *(f'{k}={v}' for k, v in options)])})"
 
     @property
-    def sizes(self) -> tuple[int, ...]:
-        """Those of the leaves of the carry; the first is that of the output too."""
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Those of the leaves of the carry."""
+        states = self.options.get("state_size", self.size)
+        if self.kind == "s6":
+            return ((self.size, states),)
+        if self.kind == "slstm":
+            return ((self.size,),) * 4
+        if self.kind in COMPLEX:
+            return ((states,),) * 2
         hidden = self.options.get("proj_size", self.size)
-        return (hidden, self.size) if self.kind in WITH_CELL else (hidden,)
+        return ((hidden,), (self.size,)) if self.kind in WITH_CELL else ((hidden,),)
+
+    @property
+    def outputs(self) -> int:
+        """The size of the output."""
+        return 2 * self.size if self.kind == "hgrn" else self.options.get("proj_size", self.size)
 
     def step(self, params: Tree, carry: Tree, x: Array) -> tuple[Tree, Array]:
         """The equation, and ``h' <- z h + (1 - z) h'`` (Krueger et al., 2017, in expectation)."""
@@ -332,9 +504,12 @@ class Layer(NamedTuple):
             ACTIVATIONS[act or "tanh"],
             ACTIVATIONS[gate or "sigmoid"],
             self.options.get("epsilon", 0.0),
+            self.options.get("lower_bound", 0.0),
+            self.options.get("exponential_forget", False),
         )
         new, y = EQUATIONS[self.kind](params, carry, x, options)
         rates = [self.rates.get(f"zoneout_{name}", 0.0) for name in ("hidden", "cell")]
+        rates = [*rates, 0.0, 0.0]
         kept = tuple(z * h + (1 - z) * n for z, h, n in zip(rates, carry, new, strict=False))
         return kept, kept[0] if y is new[0] else y
 
@@ -403,14 +578,18 @@ def unroll(
     if resets is not None:
         borders[: len(xs)] = for_rows(resets)
     begin = _start(node, params) if reset_carry is None else reset_carry
-    begin = tree_map(lambda leaf: np.broadcast_to(leaf, (*rows[1:], leaf.shape[-1])), begin)
+    begin = tree_map(
+        lambda leaf, like: np.broadcast_to(leaf, (*rows[1:], *like.shape)),
+        begin,
+        _start(node, params),
+    )
     steps = _Steps(valid, borders, masked_outputs == "last")
     return steps.run(node, params, xs, begin if carry is None else carry, begin, reverse)
 
 
 def _start(node: Any, params: Tree) -> Tree:
     if isinstance(node, Layer):
-        return tuple(np.zeros(size) for size in node.sizes)
+        return tuple(np.zeros(shape) for shape in node.shapes)
     if isinstance(node, LearnedCarry):
         return params["initial_carry"]
     return tuple(map(_start, node.parts, params))
@@ -438,8 +617,8 @@ class _Steps(NamedTuple):
                 new, xs = self.run(part, p, xs, c, b, reverse)
                 carries.append(new)
             return tuple(carries), xs
-        last = np.zeros((*xs.shape[1:-1], node.sizes[0]))
-        ys = np.zeros((*xs.shape[:-1], node.sizes[0]), complex)
+        last = np.zeros((*xs.shape[1:-1], node.outputs))
+        ys = np.zeros((*xs.shape[:-1], node.outputs), complex)
         for t in range(len(xs))[:: -1 if reverse else 1]:
             border = self.borders[t + 1 if reverse else t]
             carry, last = _where(border, begin, carry), _where(border, np.zeros_like(last), last)
@@ -451,7 +630,10 @@ class _Steps(NamedTuple):
 
 
 def _where(marks: Array, new: Tree, old: Tree) -> Tree:
-    return tree_map(lambda n, o: np.where(marks[..., None], n, o), new, old)
+    def chosen(new: Array, old: Array) -> Array:
+        return np.where(marks.reshape(*marks.shape, *[1] * (np.ndim(old) - marks.ndim)), new, old)
+
+    return tree_map(chosen, new, old)
 
 
 def tree_map(function: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:

@@ -97,17 +97,19 @@ def test_each_line_is_what_the_program_does(name):
     cell, steps, rows = CELLS[name], 4, (7, *grid(name))
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 2))
     xs = jax.ShapeDtypeStruct((steps, *rows, 2), jnp.float32)
+    in_loop = cell.in_loop(params)
     carry = jax.eval_shape(lambda: cell.initial_carry(rows))
     text = str(rnnjax.explain(cell, params, xs, platform="cpu"))
     run = Recurrence(cell, cell.dtype, reverse=False)
-    given = params, Steps(), xs, AtStep(), carry
+    given = in_loop, Steps(), xs, AtStep(), carry
     out, kept = jax.eval_shape(lambda *given: run.forward("cpu", *given), *given)
     forward = jax.make_jaxpr(lambda *given: run.forward("cpu", *given))(*given)
     wanted = jax.tree.map(lambda _: True, given)
     backward = jax.make_jaxpr(lambda *rest: run.backward("cpu", *rest, wanted))(given, kept, out)
 
     said = re.search(r"multiplies with (.*) in the update", text)
-    in_update = {"gru-reset-before": 2, "mgu-reset-before": 2}.get(name, 1) if said else 0
+    several = {"gru-reset-before": 2, "mgu-reset-before": 2, "slstm": 2}
+    in_update = several.get(name, 1) if said else 0
     recurrent = "recurrent product at each step" in text
     assert recurrent == (cell.recurrent is not None)
     assert loops_and_products(forward.jaxpr)[:2] == (recurrent + in_update, 1)
@@ -117,7 +119,9 @@ def test_each_line_is_what_the_program_does(name):
     assert (inside, after) == (recurrent + 2 * in_update, len(outside) + 1)
     summed = re.search(r"the gradient of (.*): summed in the backward loop", text)
     summed = summed[1].split(", ") if summed else []
-    assert set(outside) | set(summed) | {"bias", "recurrent_bias"} >= set(params)
+    assert set(outside) | set(summed) | {"bias", "recurrent_bias"} >= set(in_loop)
+    behind = re.search(r"multiplies with (.*) behind the loop, all steps at once", text)
+    assert set(behind[1].split(", ") if behind else []) == set(params) - set(in_loop)
     (state,) = states
     assert all(params[parameter].shape in state for parameter in summed)
     assert all(params[parameter].shape not in state for parameter in outside)

@@ -70,6 +70,14 @@ CELLS = {
     "minlstm": rnnjax.MinLSTMCell(4),
     "output": TanhOutput(4),
     "turning": TurningCell(3),
+    "lru": rnnjax.LRUCell(4, state_size=3),
+    "s5": rnnjax.S5Cell(4, state_size=3),
+    "rglru": rnnjax.RGLRUCell(4),
+    "s6": rnnjax.S6Cell(4, state_size=3),
+    "qrnn": rnnjax.QRNNCell(4, pooling="f"),
+    "gilr": rnnjax.GILRCell(4),
+    "sru": rnnjax.SRUCell(4),
+    "hgrn": rnnjax.HGRNCell(4, lower_bound=0.3),
     "stack": rnnjax.Stack([rnnjax.Bidirectional(rnnjax.MinGRUCell(3)), rnnjax.MinLSTMCell(2)]),
     "zoneout": rnnjax.Regularized(rnnjax.MinGRUCell(4), zoneout_hidden=0.3),
 }
@@ -96,11 +104,15 @@ def results(name, marks, method):
 
 
 # How a sequence is cut does not depend on the cell: into pieces that do not fit, for two of them.
-ROWS = [(name, None) for name in CELLS] + [("mingru", 5), ("turning", 5)]
+# Marks do not either: each set of them for these, and all at once for the others.
+WHOLE = ["mingru", "minlstm", "output", "turning", "lru", "stack", "zoneout"]
+ROWS = [
+    *((name, None, marks) for name in CELLS for marks in (MARKS if name in WHOLE else ["all"])),
+    *((name, 5, marks) for name in ("mingru", "turning") for marks in MARKS),
+]
 
 
-@pytest.mark.parametrize("marks", MARKS)
-@pytest.mark.parametrize(("name", "chunk"), ROWS)
+@pytest.mark.parametrize(("name", "chunk", "marks"), ROWS)
 @pytest.mark.usefixtures("x64")
 def test_it_gives_the_numbers_of_the_scan(name, chunk, marks, assert_close):
     assert_close(results(name, marks, Parallel(chunk)), results(name, marks, Scan()), 1e-12)
@@ -157,6 +169,10 @@ class MixingCell(rnnjax.MinGRUCell):
     [
         (rnnjax.LSTMCell(4), "its units see each other's state in a product"),
         (rnnjax.IndRNNCell(4), "its new state is not affine in the old one"),
+        (rnnjax.DiagonalGRUCell(4), "its new state is not affine in the old one"),
+        (rnnjax.DiagonalLSTMCell(4), "its new state is not affine in the old one"),
+        (rnnjax.SRUCell(4, peephole=True), "its new state is not affine in the old one"),
+        (rnnjax.SLSTMCell(4), "its new state is not affine in the old one"),
         (MixingCell(4), "its units see each other's state"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, rnnjax.Cell) else "",

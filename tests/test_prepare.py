@@ -24,6 +24,8 @@ CELLS = [
     rnnjax.ProjectionLSTMCell(HIDDEN, proj_size=3),
     rnnjax.LayerNormLSTMCell(HIDDEN),
     rnnjax.GRUCell(HIDDEN, reset_after=False),
+    rnnjax.LRUCell(HIDDEN, state_size=3),
+    rnnjax.SLSTMCell(HIDDEN),
 ]
 AS_THEY_ARE = [
     OwnStepCell(HIDDEN),

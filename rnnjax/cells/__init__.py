@@ -4,30 +4,48 @@ from rnnjax.cells.base import Carry, Cell, Param, Params, Role
 from rnnjax.cells.composite import CompositeCell, Noise
 from rnnjax.cells.convlstm import ConvLSTMCell
 from rnnjax.cells.coupled import CoupledLSTMCell
+from rnnjax.cells.diagonal import DiagonalGRUCell, DiagonalLSTMCell
 from rnnjax.cells.gru import GRUCarry, GRUCell
+from rnnjax.cells.hgrn import HGRNCell
 from rnnjax.cells.indrnn import IndRNNCell
+from rnnjax.cells.initializers import Chrono, LegS, Ring
 from rnnjax.cells.layernorm import LayerNormGRUCell, LayerNormLSTMCell
+from rnnjax.cells.lru import ComplexCarry, LRUCell
 from rnnjax.cells.lstm import LSTMCarry, LSTMCell
 from rnnjax.cells.mgu import MGUCell
 from rnnjax.cells.minimal import MinGRUCell, MinLSTMCell
 from rnnjax.cells.onehot import OneHot
 from rnnjax.cells.peephole import PeepholeLSTMCell
 from rnnjax.cells.projection import ProjectionLSTMCell
+from rnnjax.cells.qrnn import GILRCell, QRNNCell
+from rnnjax.cells.rglru import RGLRUCell
+from rnnjax.cells.s5 import S5Cell
+from rnnjax.cells.s6 import S6Cell
 from rnnjax.cells.simple import SimpleRNNCarry, SimpleRNNCell
+from rnnjax.cells.slstm import SLSTMCarry, SLSTMCell
+from rnnjax.cells.sru import SRUCell
 
 __all__ = [
     "Carry",
     "Cell",
+    "Chrono",
+    "ComplexCarry",
     "CompositeCell",
     "ConvLSTMCell",
     "CoupledLSTMCell",
+    "DiagonalGRUCell",
+    "DiagonalLSTMCell",
+    "GILRCell",
     "GRUCarry",
     "GRUCell",
+    "HGRNCell",
     "IndRNNCell",
+    "LRUCell",
     "LSTMCarry",
     "LSTMCell",
     "LayerNormGRUCell",
     "LayerNormLSTMCell",
+    "LegS",
     "MGUCell",
     "MinGRUCell",
     "MinLSTMCell",
@@ -37,7 +55,15 @@ __all__ = [
     "Params",
     "PeepholeLSTMCell",
     "ProjectionLSTMCell",
+    "QRNNCell",
+    "RGLRUCell",
+    "Ring",
     "Role",
+    "S5Cell",
+    "S6Cell",
+    "SLSTMCarry",
+    "SLSTMCell",
+    "SRUCell",
     "SimpleRNNCarry",
     "SimpleRNNCell",
 ]

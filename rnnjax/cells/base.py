@@ -49,6 +49,7 @@ class Role(enum.Enum):
 
     INPUT = "multiplied with the inputs, of all steps before the loop"
     LOOP = "multiplied with a state, in the loop"
+    OUT = "multiplied with what the loop shows, of all steps behind the loop"
     BIAS = "added to the product of the kernel of its name"
     UNIT = "read by the update as it is: gains, peepholes, decays"
 
@@ -96,6 +97,8 @@ class Cell(abc.ABC):
       array of all steps again in each of the small loops that read them.
     - ``output``: the leaf of the new carry that is the output: ``"hidden"``. None: the update
       returns the new carry and ``y``, of ``hidden_size`` unless `output_size` says otherwise.
+    - `readout`: a product behind the loop, of all steps at once. Unless it is written there is
+      none, and what the loop shows are the outputs.
 
     Fields whose names end in ``_init`` are initialisers, read by `init` and `initial_carry` alone:
     cells that differ in them run as one program.
@@ -157,6 +160,11 @@ class Cell(abc.ABC):
                 f"parameters, so that no way of running it would see them; change those, or "
                 "write a cell on rnnjax.Cell without a carry declared"
             )
+        if cls.readout is not Cell.readout and cls.output is not None:
+            raise InvalidInputError(
+                f"{cls.__name__} writes a readout, but its output is {cls.output!r}; set output = "
+                "None, and let update return what readout reads beside the new carry"
+            )
         check_takes_dtype(cls, cls.initial_carry)
 
     def __new__(cls, *args: Any, **_: Any) -> Self:
@@ -213,6 +221,23 @@ class Cell(abc.ABC):
             the new carry; with ``output = None`` the new carry and ``y``.
         """
         raise InvalidInputError(f"{type(self).__name__} declares a carry, but writes no update")
+
+    def readout(self, params: Params, shown: Any, xs: Any) -> jax.Array:
+        """What stands behind the loop: from what the loop shows to the outputs.
+
+        A product that no later step waits for is made here, for all steps at once. A cell that
+        writes it has ``output = None``. As it stands here, the outputs are what the loop shows.
+
+        Args:
+            params: those of the role OUT, for ``shown @ params[name]`` or ``xs @ params[name]``, in
+                the cell's ``dtype``.
+            shown: ``(..., size)``, what `update` returned beside the new carry.
+            xs: ``(..., input_size)``, the inputs of the same steps, perhaps `OneHot`.
+
+        Returns:
+            ``(..., output_size)``.
+        """
+        return shown
 
     # ---- what follows
 
@@ -296,7 +321,9 @@ class Cell(abc.ABC):
         x = as_inputs(x)
         check_step(self, carry, x)
         projected = self.project(params, x)
-        return self.advance(params, self.meet(projected, self.recur(params, carry)), carry)
+        met = self.meet(projected, self.recur(params, carry))
+        carry, shown = self.advance(params, met, carry)
+        return carry, self.read(params, shown, x)
 
     @usual_promotion()
     def project(self, params: Params, xs: Inputs) -> jax.Array:
@@ -340,9 +367,15 @@ class Cell(abc.ABC):
         """The names of the kernels whose products the engine makes, before the update."""
         return ("kernel",) if self.recurrent is None else ("kernel", "recurrent_kernel")
 
+    def in_loop(self, params: Params) -> Params:
+        """The parameters that the loop reads: all but those of `readout`."""
+        roles = roles_of(self)
+        return {name: leaf for name, leaf in params.items() if roles.get(name) is not Role.OUT}
+
     def in_update(self, params: Params) -> Params:
         """The parameters that `update` may read: all but the kernels of the products outside."""
-        return {name: leaf for name, leaf in params.items() if name not in self.kernels_outside}
+        outside = self.kernels_outside
+        return {name: p for name, p in self.in_loop(params).items() if name not in outside}
 
     def advance(
         self, params: Params, x: Any, carry: Carry, dtype: DTypeLike | None = None
@@ -369,6 +402,28 @@ class Cell(abc.ABC):
         new = jax.tree.map(lambda leaf, old: varying_like(leaf.astype(old.dtype), old), new, carry)
         like = jax.tree.leaves(new)[0].dtype
         return new, y.astype(like if self.dtype is None else self.dtype)
+
+    @property
+    def reads_out(self) -> bool:
+        """Whether there is a `readout`."""
+        return type(self).readout is not Cell.readout
+
+    def read(
+        self, params: Params, shown: jax.Array, xs: Inputs, dtype: DTypeLike | None = None
+    ) -> jax.Array:
+        """`readout`, with the type that a step returns.
+
+        Args:
+            params: at least those of the role OUT.
+            shown: what `advance` returned beside the carry, of one step or of all.
+            xs: the inputs of these steps.
+            dtype: of the operands of its products, if not the cell's.
+        """
+        if not self.reads_out:
+            return shown
+        dtype, roles = self.dtype if dtype is None else dtype, roles_of(self)
+        kernels = {n: Kernel(params[n], dtype) for n, role in roles.items() if role is Role.OUT}
+        return self.readout(kernels, shown, xs).astype(shown.dtype)
 
     @property
     def reads_whole(self) -> bool:
@@ -398,7 +453,9 @@ class Cell(abc.ABC):
         return self.carry
 
 
-_DERIVED = ("step", "project", "recur", "biased", "meet", "in_update", "advance")
+_DERIVED = (
+    "step", "project", "recur", "biased", "meet", "in_loop", "in_update", "advance", "read",
+)  # fmt: skip
 
 
 @functools.lru_cache(maxsize=1024)
@@ -419,6 +476,12 @@ def roles_of(cell: Cell) -> Mapping[str, Role]:
         raise InvalidInputError(
             f"parameters of {brief(cell)} must have {' and '.join(outside)}, and of the role BIAS "
             f"only {' and '.join(biases)}, but {came}; what the update adds has the role UNIT"
+        )
+    behind = [name for name, role in roles.items() if role is Role.OUT]
+    if behind and not cell.reads_out:
+        raise InvalidInputError(
+            f"{behind[0]} of {brief(cell)} has the role OUT, but the cell writes no readout that "
+            "would read it; write one, or let the update read it as UNIT or LOOP"
         )
     if cell.recurrent is not None and cell.recurrent not in cell.carry_shapes:
         raise InvalidInputError(

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import KEPT, Activation, Initializer, activate_gates
 from rnnjax.cells.base import Cell, Param, Params, Role
+from rnnjax.cells.initializers import remembering
 
 
 class GRUCarry(NamedTuple):
@@ -94,7 +95,7 @@ class GRUCell(Cell):
 
     def parameters(self, input_size: int) -> dict[str, Param]:
         """``kernel``, ``recurrent_kernel``, ``bias``, and with reset_after ``recurrent_bias``."""
-        return two_products(self, super().parameters(input_size))
+        return remembering(two_products(self, super().parameters(input_size)), (0, 1, 0))
 
     def update(self, params: Params, x: Any, carry: GRUCarry) -> GRUCarry:
         """The equations of the class."""

@@ -16,6 +16,7 @@ from rnnjax.cells.activations import (
     get_activation,
 )
 from rnnjax.cells.base import Cell, Param, Params
+from rnnjax.cells.initializers import Chrono, remembering
 
 
 class LSTMCarry(NamedTuple):
@@ -106,8 +107,9 @@ def lstm_update(
 
 
 def forgets_little(params: dict[str, Param], unit_forget_bias: bool) -> dict[str, Param]:
-    """Parameters of gates i, f, g, o, where the bias of f begins at 1 if that is wanted."""
-    if unit_forget_bias and "bias" in params:
+    """Parameters of gates i, f, g, o: the bias of f begins at 1 if that is wanted, or chrono's."""
+    params = remembering(params, (-1, 1, 0, 0))
+    if unit_forget_bias and "bias" in params and not isinstance(params["bias"].init, Chrono):
         bias = params["bias"]
         params["bias"] = bias._replace(init=WithGates(bias.init, (None, 1.0, None, None)))
     return params

@@ -15,6 +15,7 @@ from rnnjax.engine.kept import kept_numbers
 from rnnjax.engine.layer import Layer
 from rnnjax.engine.method import Method
 from rnnjax.engine.plan import LayerPlan
+from rnnjax.engine.readout import read_out
 from rnnjax.engine.recurrence import Recurrence, cut
 from rnnjax.engine.scan import Scan
 from rnnjax.engine.steps import AtStep, Steps
@@ -81,12 +82,12 @@ class Fused(Method):
         check_features(cell, params, xs)
         params = dict(params)  # in the order that JAX gives a dict, whatever mapping came
         carry, steps = _resets_early(carry, steps, reverse)
-        recurrence = Recurrence(cell, self._dtype(cell), reverse)
+        recurrence, in_loop = Recurrence(cell, self._dtype(cell), reverse), cell.in_loop(params)
         fixed = jax.lax.stop_gradient((steps.recurrent, steps.leaks))  # drawn, or a rate
         rest = Steps(start=steps.start, recurrent=fixed[0], leaks=fixed[1])
 
         def run(inputs: tuple[Any, AtStep], carry: Carry) -> tuple[Carry, jax.Array]:
-            return recurrence(params, rest, *inputs, carry)
+            return recurrence(in_loop, rest, *inputs, carry)
 
         if self.keep_every is not None and is_symbolic_dim(num_steps):
             raise InvalidInputError(
@@ -94,8 +95,10 @@ class Fused(Method):
                 f"{self.keep_every} over {num_steps} steps"
             )
         if self.keep_every is None or self.keep_every >= num_steps:
-            return run((xs, steps.each), carry)
-        return _in_segments(run, self.keep_every, (xs, steps.each), carry, reverse)
+            carry, shown = run((xs, steps.each), carry)
+        else:
+            carry, shown = _in_segments(run, self.keep_every, (xs, steps.each), carry, reverse)
+        return carry, read_out(cell, params, shown, xs, steps.each, self._dtype(cell))
 
     def explain(
         self, cell: Cell, params: Params, shape: tuple[int, ...], platform: str

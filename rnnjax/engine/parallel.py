@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,9 @@ from rnnjax.cells.arguments import check_features, check_size
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.engine.affine import Solved, affine, later, plus, times
 from rnnjax.engine.method import Method
-from rnnjax.engine.primitive import Function
+from rnnjax.engine.readout import Cut, read_out
 from rnnjax.engine.scan import Scan
-from rnnjax.engine.steps import Steps, any_of, expand, where_reached
+from rnnjax.engine.steps import Steps, expand
 from rnnjax.errors import InvalidInputError
 
 
@@ -102,6 +102,7 @@ class Parallel(Method):
             ys = (of_cell.outputs if cuts else of_cell.outputs.plain)(params, xs, begun)
         if each.valid is not None:
             ys = jnp.where(expand(each.valid, ys), ys, 0)
+        ys = read_out(cell, params, ys, xs, each)
         return last, ys[::-1] if reverse else ys
 
     def explain(
@@ -125,38 +126,7 @@ class Parallel(Method):
         return near if self.chunk is None and wished / 2 <= near <= 2 * wished else wished
 
 
-@dataclasses.dataclass(frozen=True)
-class _Cut(Function):
-    """A function of parameters and of rows that know nothing of each other.
-
-    A row that no cotangent comes back to would give the parameters zero times whatever stands in
-    it, which is no zero where that is infinite or no number: the backward pass takes the function
-    again, and there such rows begin from zeros.
-    """
-
-    cell: Cell
-    rows: int
-    axis: ClassVar[int | None] = 0
-    """The first axis of the carry's rows; None where it has none."""
-
-    def run(self, platform: str, *args: Any) -> Any:
-        """The same on all platforms."""
-        return self.plain(*args)
-
-    def forward(self, platform: str, *args: Any) -> tuple[Any, Any]:
-        """Nothing is kept."""
-        return self.plain(*args), ()
-
-    def backward(self, platform: str, args: Any, kept: Any, d: Any, wanted: Any) -> Any:
-        """JAX's derivative, from cleaned arguments."""
-        params, xs, carry = args
-        clean = functools.partial(where_reached, any_of(d, self.rows))
-        xs = jax.tree.map(clean, xs)
-        carry = jax.tree.map(functools.partial(clean, axis=self.axis), carry)
-        return jax.vjp(self.plain, params, xs, carry)[1](d)
-
-
-class _OfCell(_Cut):
+class _OfCell(Cut):
     """The constants and factors of a cell's update at every step; ``carry`` is but a shape."""
 
     axis = None
@@ -173,7 +143,7 @@ class _OfCell(_Cut):
         return _Outputs(self.cell, self.rows)
 
 
-class _Outputs(_Cut):
+class _Outputs(Cut):
     """The outputs of a cell's update at every step, from the states before, which are known."""
 
     def plain(self, params: Params, xs: Any, carry: Carry) -> jax.Array:

@@ -107,6 +107,9 @@ class LayerPlan:
             f"the gradient of {', '.join(outside)}: one product over {num_steps} steps each, after "
             "the backward loop"
         )
+        behind = [name for name, role in roles_of(cell).items() if role is Role.OUT]
+        if behind:
+            lines.append(f"multiplies with {', '.join(behind)} behind the loop, all steps at once")
         summed = [n for n, role in roles_of(cell).items() if n in inside or role is Role.UNIT]
         if summed:
             lines.append(f"the gradient of {', '.join(summed)}: summed in the backward loop")

@@ -128,8 +128,9 @@ def stepped(cell: Cell, params: Params, carry: Carry, x: Any, recurrent: Any) ->
         return returned
     state = Steps(recurrent=recurrent).entering(getattr(carry, cell.recurrent))
     entering = carry._replace(**{cell.recurrent: state})
-    x = cell.meet(cell.project(params, x), cell.recur(params, entering))
-    return cell.advance(params, x, carry)
+    met = cell.meet(cell.project(params, x), cell.recur(params, entering))
+    carry, shown = cell.advance(params, met, carry)
+    return carry, cell.read(params, shown, x)
 
 
 def row_axes(cell: Cell, x: Any) -> int:

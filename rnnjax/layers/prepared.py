@@ -87,8 +87,9 @@ class Prepared(Cell):
             state = getattr(carry, cell.recurrent)
             recurrent = self.states.multiply(state, params["recurrent_kernel"])
             recurrent = cell.biased(recurrent, params, "recurrent_bias")
-        x = cell.meet(cell.biased(projected, params, "bias"), recurrent)
-        return cell.advance(params, x, carry, self.states.dtype)
+        met = cell.meet(cell.biased(projected, params, "bias"), recurrent)
+        carry, shown = cell.advance(params, met, carry, self.states.dtype)
+        return carry, cell.read(params, shown, x, self.states.dtype)
 
 
 def prepare(

@@ -1,0 +1,135 @@
+"""The linear recurrent unit, and what cells with a complex diagonal state have in common."""
+
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.export import register_namedtuple_serialization
+from jax.typing import DTypeLike
+
+from rnnjax.cells.activations import Initializer
+from rnnjax.cells.arguments import check_size
+from rnnjax.cells.base import Cell, Param, Params, Role
+from rnnjax.cells.initializers import Ring
+
+# Of the two parts of a complex kernel, whose variance is that of their sum.
+HALF_NORMAL = jax.nn.initializers.variance_scaling(0.5, "fan_in", "normal")
+WHOLE_RING = Ring()
+
+
+class ComplexCarry(NamedTuple):
+    """A complex state as two real arrays, ``real`` and ``imag``, both ``(*batch, size)``."""
+
+    real: jax.Array
+    imag: jax.Array
+
+
+register_namedtuple_serialization(ComplexCarry, serialized_name="rnnjax.ComplexCarry")
+
+
+def turned(carry: ComplexCarry, real: Any, imag: Any, x: tuple[Any, Any]) -> ComplexCarry:
+    """``(real + i imag) carry + x``, of real parts alone: complex arrays compile slowly."""
+    return ComplexCarry(
+        real * carry.real - imag * carry.imag + x[0], imag * carry.real + real * carry.imag + x[1]
+    )
+
+
+def around_states(cell: Any, input_size: int) -> dict[str, Param]:
+    """The kernels before and behind a complex diagonal state, and that of the way past it."""
+    states, outputs = 2 * cell.states, cell.hidden_size
+    return {
+        "kernel": Param((input_size, states), cell.kernel_init, Role.INPUT),
+        "output_kernel": Param((states, outputs), cell.output_kernel_init, Role.OUT),
+        "skip_kernel": Param((input_size, outputs), cell.skip_kernel_init, Role.OUT),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class LRUCell(Cell):
+    r"""Linear recurrent unit (Orvieto et al., 2023): a complex state that turns and decays.
+
+    .. math::
+        \lambda &= \exp(-e^\nu + i e^\theta) \\
+        s' &= \lambda \odot s + \gamma \odot (x B) \\
+        y &= \text{Re}(s' C) + x D
+
+    with :math:`\text{Re } B, \text{Im } B` = ``kernel (input_size, 2 * state_size)``,
+    :math:`\text{Re } C, -\text{Im } C` one below the other = ``output_kernel (2 * state_size,
+    hidden_size)``, :math:`D` = ``skip_kernel (input_size, hidden_size)`` and :math:`\nu, \theta,
+    \log \gamma` = ``ring (3, state_size)``. The carry is ``ComplexCarry(real, imag)``, both
+    ``(*batch, state_size)``. The products with :math:`C` and :math:`D` are made behind the loop.
+
+    Args:
+        hidden_size: the number of outputs.
+        state_size: the number of complex states; left out, ``hidden_size``.
+        ring_init: initialiser of ``ring``, most often a `Ring`, which draws :math:`\gamma =
+            \sqrt{1 - |\lambda|^2}`.
+        output_kernel_init: initialiser of ``output_kernel``.
+        skip_kernel_init: the same of ``skip_kernel``; ``"zeros"`` begins without it.
+        kernel_init: initialiser of ``kernel``, by name or as ``(key, shape, dtype) -> array``.
+        dtype: of the operands of the matrix products and of the outputs. With None the products run
+            in the promoted type of input and parameters, and outputs have the type of the carry.
+            Sums are in float32 at least, and the carry stays float32: ``dtype=jnp.bfloat16`` does
+            not make the state forget.
+        param_dtype: of the parameters that `init` draws.
+
+    Raises:
+        InvalidInputError: a hyperparameter is of the wrong type, or no name that is known.
+
+    >>> cell = LRUCell(hidden_size=50, state_size=20, ring_init=Ring(0.9, 0.999))
+    >>> params = cell.init(jax.random.key(0), input_size=3)
+    >>> params["kernel"].shape, params["ring"].shape, params["output_kernel"].shape
+    ((3, 40), (3, 20), (40, 50))
+    >>> carry, y = cell.step(params, cell.initial_carry((8,)), jnp.ones((8, 3)))
+    >>> carry.imag.shape, y.shape
+    ((8, 20), (8, 50))
+    """
+
+    hidden_size: int
+    _: dataclasses.KW_ONLY
+    state_size: int | None = None
+    ring_init: str | Initializer = WHOLE_RING
+    output_kernel_init: str | Initializer = "he_normal"
+    skip_kernel_init: str | Initializer = "lecun_normal"
+    kernel_init: str | Initializer = HALF_NORMAL
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+
+    carry: ClassVar[type[ComplexCarry]] = ComplexCarry
+    gates = "real", "imag"
+    recurrent = None
+    output = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_size("state_size", self.states)
+
+    @property
+    def states(self) -> int:
+        """The number of complex states."""
+        return self.hidden_size if self.state_size is None else self.state_size
+
+    @property
+    def carry_shapes(self) -> dict[str, tuple[int, ...]]:
+        """``real`` and ``imag``, both ``(state_size,)``."""
+        return dict.fromkeys(ComplexCarry._fields, (self.states,))
+
+    def parameters(self, input_size: int) -> dict[str, Param]:
+        """``kernel``, ``output_kernel``, ``skip_kernel`` and ``ring``."""
+        return around_states(self, input_size) | {"ring": Param((3, self.states), self.ring_init)}
+
+    def update(
+        self, params: Params, x: jax.Array, carry: ComplexCarry
+    ) -> tuple[ComplexCarry, jax.Array]:
+        """The second equation of the class."""
+        nu, theta, log_gamma = params["ring"].astype(x.dtype)
+        size, angle, gamma = jnp.exp(-jnp.exp(nu)), jnp.exp(theta), jnp.exp(log_gamma)
+        real, imag = jnp.split(x, 2, axis=-1)
+        lets_in = gamma * real, gamma * imag
+        new = turned(carry, size * jnp.cos(angle), size * jnp.sin(angle), lets_in)
+        return new, jnp.concatenate(new, axis=-1)
+
+    def readout(self, params: Params, shown: Any, xs: Any) -> jax.Array:
+        """The third."""
+        return shown @ params["output_kernel"] + xs @ params["skip_kernel"]

@@ -1,0 +1,86 @@
+"""The real-gated linear recurrent unit of Griffin."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from rnnjax.cells.activations import Initializer
+from rnnjax.cells.base import Cell, Param, Params
+from rnnjax.cells.simple import SimpleRNNCarry
+
+
+def griffin_decays(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """The numbers with which a whole gate keeps 0.9 to 0.999 of a state (De et al., 2024).
+
+    >>> decay = griffin_decays(jax.random.key(0), (100,), jnp.float32)
+    >>> kept = jnp.exp(-8 * jax.nn.softplus(decay))
+    >>> bool(kept.min() > 0.899), bool(kept.max() < 0.9991)
+    (True, True)
+    """
+    return jnp.log(jnp.expm1(-jnp.log(jax.random.uniform(key, shape, dtype, 0.9, 0.999)) / 8))
+
+
+@dataclasses.dataclass(frozen=True)
+class RGLRUCell(Cell):
+    r"""Real-gated linear recurrent unit (RG-LRU of Griffin: De et al., 2024).
+
+    .. math::
+        r, i, n &= \text{split}(x W + b), \qquad r, i = \sigma(r), \sigma(i) \\
+        a &= \exp(-8 \, \text{softplus}(\Lambda) \, r) \\
+        h' &= a h + \sqrt{1 - a^2} \, (i n), \qquad y = h'
+
+    with :math:`W` = ``kernel (input_size, 3 * hidden_size)``, :math:`b` = ``bias (3 *
+    hidden_size,)``, in the order r, i, n, and :math:`\Lambda` = ``decay (hidden_size,)``. (In the
+    paper :math:`n` is the input itself, which its block has multiplied with a kernel before.)
+
+    Args:
+        hidden_size: the number of hidden units.
+        decay_init: initialiser of ``decay``; as it stands :math:`a` is 0.9 to 0.999 where r is 1.
+        use_bias: whether there is a bias.
+        kernel_init: initialiser of ``kernel``, by name or as ``(key, shape, dtype) -> array``.
+        bias_init: the same of the biases.
+        dtype: of the operands of the matrix products and of the outputs. With None the products run
+            in the promoted type of input and parameters, and outputs have the type of the carry.
+            Sums are in float32 at least, and the carry stays float32: ``dtype=jnp.bfloat16`` does
+            not make the state forget.
+        param_dtype: of the parameters that `init` draws.
+
+    Raises:
+        InvalidInputError: a hyperparameter is of the wrong type, or no name that is known.
+
+    >>> cell = RGLRUCell(hidden_size=50)
+    >>> params = cell.init(jax.random.key(0), input_size=3)
+    >>> carry, y = cell.step(params, cell.initial_carry((8,)), jnp.ones((8, 3)))
+    >>> params["kernel"].shape, params["decay"].shape, y.shape
+    ((3, 150), (50,), (8, 50))
+    """
+
+    hidden_size: int
+    _: dataclasses.KW_ONLY
+    decay_init: str | Initializer = griffin_decays
+    use_bias: bool = True
+    kernel_init: str | Initializer = "glorot_uniform"
+    bias_init: str | Initializer = "zeros"
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+
+    carry: ClassVar[type[SimpleRNNCarry]] = SimpleRNNCarry
+    gates = "r", "i", "n"
+    recurrent = None
+
+    def parameters(self, input_size: int) -> dict[str, Param]:
+        """``kernel``, ``bias`` and ``decay``."""
+        decay = Param((self.hidden_size,), self.decay_init)
+        return super().parameters(input_size) | {"decay": decay}
+
+    def update(self, params: Params, x: jax.Array, carry: SimpleRNNCarry) -> SimpleRNNCarry:
+        """The equations of the class."""
+        r, i, n = jnp.split(x, 3, axis=-1)
+        log_a = -8 * jax.nn.softplus(params["decay"].astype(x.dtype)) * jax.nn.sigmoid(r)
+        # Not 1 - a^2, which rounds to 0 where a is nearly 1; nor a slope that is infinite.
+        rest = jnp.maximum(-jnp.expm1(2 * log_a), jnp.finfo(x.dtype).tiny)
+        lets_in = jnp.sqrt(rest) * jax.nn.sigmoid(i) * n
+        return SimpleRNNCarry(jnp.exp(log_a) * carry.hidden + lets_in)

@@ -1,0 +1,118 @@
+"""The simplified state space layer."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from rnnjax.cells.activations import Initializer
+from rnnjax.cells.arguments import check_size
+from rnnjax.cells.base import Cell, Param, Params
+from rnnjax.cells.initializers import LegS, log_steps
+from rnnjax.cells.lru import HALF_NORMAL, ComplexCarry, around_states, turned
+
+LEGS = LegS()
+
+
+@dataclasses.dataclass(frozen=True)
+class S5Cell(Cell):
+    r"""S5 (Smith, Warrington & Linderman, 2023): a state space with a step, held between inputs.
+
+    .. math::
+        \bar\lambda &= \exp(\Delta \lambda), \qquad \lambda = -e^a + i w \\
+        s' &= \bar\lambda \odot s + \frac{\bar\lambda - 1}{\lambda} \odot (x B) \\
+        y &= 2 \, \text{Re}(s' C) + x D
+
+    with :math:`\text{Re } B, \text{Im } B` = ``kernel (input_size, 2 * state_size)``,
+    :math:`\text{Re } C, -\text{Im } C` one below the other = ``output_kernel (2 * state_size,
+    hidden_size)``, :math:`D` = ``skip_kernel (input_size, hidden_size)``, :math:`a, w` =
+    ``eigenvalue (2, state_size)`` and :math:`\log \Delta` = ``log_step (state_size,)``. Each state
+    stands for a conjugate pair, hence the 2. The carry is ``ComplexCarry(real, imag)``, both
+    ``(*batch, state_size)``. The products with :math:`C` and :math:`D` are made behind the loop.
+
+    Args:
+        hidden_size: the number of outputs.
+        state_size: the number of complex states, half of the paper's; left out, ``hidden_size``.
+        eigenvalue_init: initialiser of ``eigenvalue``; `LegS` remembers a whole past evenly.
+        log_step_init: initialiser of ``log_step``; as it stands steps of 0.001 to 0.1.
+        output_kernel_init: initialiser of ``output_kernel``.
+        skip_kernel_init: the same of ``skip_kernel``; ``"zeros"`` begins without it.
+        kernel_init: initialiser of ``kernel``, by name or as ``(key, shape, dtype) -> array``.
+        dtype: of the operands of the matrix products and of the outputs. With None the products run
+            in the promoted type of input and parameters, and outputs have the type of the carry.
+            Sums are in float32 at least, and the carry stays float32: ``dtype=jnp.bfloat16`` does
+            not make the state forget.
+        param_dtype: of the parameters that `init` draws.
+
+    Raises:
+        InvalidInputError: a hyperparameter is of the wrong type, or no name that is known.
+
+    >>> cell = S5Cell(hidden_size=50, state_size=20, eigenvalue_init=LegS(blocks=4))
+    >>> params = cell.init(jax.random.key(0), input_size=3)
+    >>> params["kernel"].shape, params["eigenvalue"].shape, params["output_kernel"].shape
+    ((3, 40), (2, 20), (40, 50))
+    >>> carry, y = cell.step(params, cell.initial_carry((8,)), jnp.ones((8, 3)))
+    >>> carry.imag.shape, y.shape
+    ((8, 20), (8, 50))
+    """
+
+    hidden_size: int
+    _: dataclasses.KW_ONLY
+    state_size: int | None = None
+    eigenvalue_init: str | Initializer = LEGS
+    log_step_init: str | Initializer = log_steps
+    output_kernel_init: str | Initializer = "lecun_normal"
+    skip_kernel_init: str | Initializer = "lecun_normal"
+    kernel_init: str | Initializer = HALF_NORMAL
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+
+    carry: ClassVar[type[ComplexCarry]] = ComplexCarry
+    gates = "real", "imag"
+    recurrent = None
+    output = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_size("state_size", self.states)
+
+    @property
+    def states(self) -> int:
+        """The number of complex states."""
+        return self.hidden_size if self.state_size is None else self.state_size
+
+    @property
+    def carry_shapes(self) -> dict[str, tuple[int, ...]]:
+        """``real`` and ``imag``, both ``(state_size,)``."""
+        return dict.fromkeys(ComplexCarry._fields, (self.states,))
+
+    def parameters(self, input_size: int) -> dict[str, Param]:
+        """``kernel``, ``output_kernel``, ``skip_kernel``, ``eigenvalue`` and ``log_step``."""
+        return around_states(self, input_size) | {
+            "eigenvalue": Param((2, self.states), self.eigenvalue_init),
+            "log_step": Param((self.states,), self.log_step_init),
+        }
+
+    def update(
+        self, params: Params, x: jax.Array, carry: ComplexCarry
+    ) -> tuple[ComplexCarry, jax.Array]:
+        """The second equation of the class."""
+        log_decay, turn = params["eigenvalue"].astype(x.dtype)
+        step, decay = jnp.exp(params["log_step"].astype(x.dtype)), jnp.exp(log_decay)
+        size, angle = jnp.exp(-decay * step), turn * step
+        real, imag = size * jnp.cos(angle), size * jnp.sin(angle)
+        # (real + i imag - 1) / (-decay + i turn), where steps are so short that real is nearly 1.
+        less = 2 * jnp.sin(angle / 2) ** 2 - jnp.expm1(-decay * step) * jnp.cos(angle)
+        square = decay * decay + turn * turn
+        held = (less * decay + imag * turn) / square
+        held_imag = (less * turn - imag * decay) / square
+        x_real, x_imag = jnp.split(x, 2, axis=-1)
+        lets_in = held * x_real - held_imag * x_imag, held * x_imag + held_imag * x_real
+        new = turned(carry, real, imag, lets_in)
+        return new, jnp.concatenate(new, axis=-1)
+
+    def readout(self, params: Params, shown: Any, xs: Any) -> jax.Array:
+        """The third."""
+        return 2 * (shown @ params["output_kernel"]) + xs @ params["skip_kernel"]

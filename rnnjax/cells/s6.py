@@ -1,0 +1,98 @@
+"""The selective state space of Mamba."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from rnnjax.cells.activations import Initializer
+from rnnjax.cells.base import Cell, Param, Params, Role
+from rnnjax.cells.initializers import softplus_steps
+from rnnjax.cells.simple import SimpleRNNCarry
+
+
+def counted_decays(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """``log(1), log(2), ...`` along the last axis (S4D-Real: Gu et al., 2022)."""
+    return jnp.broadcast_to(jnp.log(jnp.arange(1, shape[-1] + 1, dtype=dtype)), shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class S6Cell(Cell):
+    r"""S6, Mamba's selective state space (Gu & Dao, 2023): each input sets its own step.
+
+    .. math::
+        \Delta, u, B, C &= \text{split}(x W), \qquad \Delta = \text{softplus}(\Delta + b) \\
+        s'_{kn} &= \exp(-\Delta_k e^{a_{kn}}) s_{kn} + \Delta_k B_n u_k \\
+        y_k &= \textstyle\sum_n C_n s'_{kn} + d_k u_k
+
+    with :math:`W` = ``kernel (input_size, 2 * hidden_size + 2 * state_size)``, in the order
+    :math:`\Delta, u, B, C`, :math:`b` = ``step_bias (hidden_size,)``, :math:`a` = ``log_decay
+    (hidden_size, state_size)`` and :math:`d` = ``skip (hidden_size,)``. The carry is
+    ``SimpleRNNCarry`` of ``hidden (*batch, hidden_size, state_size)``. (In the paper :math:`u` is
+    the input itself, and the part of the kernel for :math:`\Delta` a product of two.)
+
+    Args:
+        hidden_size: the number of channels, and of outputs.
+        state_size: the number of states of each channel.
+        log_decay_init: initialiser of ``log_decay``; as it stands :math:`e^a` is 1, 2, 3, ...
+        step_bias_init: initialiser of ``step_bias``; as it stands steps of 0.001 to 0.1.
+        skip_init: initialiser of ``skip``.
+        kernel_init: initialiser of ``kernel``, by name or as ``(key, shape, dtype) -> array``.
+        dtype: of the operands of the matrix products and of the outputs. With None the products run
+            in the promoted type of input and parameters, and outputs have the type of the carry.
+            Sums are in float32 at least, and the carry stays float32: ``dtype=jnp.bfloat16`` does
+            not make the state forget.
+        param_dtype: of the parameters that `init` draws.
+
+    Raises:
+        InvalidInputError: a hyperparameter is of the wrong type, or no name that is known.
+
+    >>> cell = S6Cell(hidden_size=50, state_size=4)
+    >>> params = cell.init(jax.random.key(0), input_size=3)
+    >>> carry, y = cell.step(params, cell.initial_carry((8,)), jnp.ones((8, 3)))
+    >>> params["kernel"].shape, carry.hidden.shape, y.shape
+    ((3, 108), (8, 50, 4), (8, 50))
+    """
+
+    hidden_size: int
+    _: dataclasses.KW_ONLY
+    state_size: int = 16
+    log_decay_init: str | Initializer = counted_decays
+    step_bias_init: str | Initializer = softplus_steps
+    skip_init: str | Initializer = "ones"
+    kernel_init: str | Initializer = "glorot_uniform"
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+
+    carry: ClassVar[type[SimpleRNNCarry]] = SimpleRNNCarry
+    gates = "delta", "u", "b", "c"
+    recurrent = None
+    output = None
+
+    @property
+    def carry_shapes(self) -> dict[str, tuple[int, ...]]:
+        """``hidden (hidden_size, state_size)``."""
+        return {"hidden": (self.hidden_size, self.state_size)}
+
+    def parameters(self, input_size: int) -> dict[str, Param]:
+        """``kernel``, ``step_bias``, ``log_decay`` and ``skip``."""
+        units, states = self.hidden_size, self.state_size
+        return {
+            "kernel": Param((input_size, 2 * (units + states)), self.kernel_init, Role.INPUT),
+            "step_bias": Param((units,), self.step_bias_init),
+            "log_decay": Param((units, states), self.log_decay_init),
+            "skip": Param((units,), self.skip_init),
+        }
+
+    def update(
+        self, params: Params, x: jax.Array, carry: SimpleRNNCarry
+    ) -> tuple[SimpleRNNCarry, jax.Array]:
+        """The equations of the class."""
+        units, own = self.hidden_size, {name: p.astype(x.dtype) for name, p in params.items()}
+        delta, u, b, c = jnp.split(x, [units, 2 * units, 2 * units + self.state_size], axis=-1)
+        delta = jax.nn.softplus(delta + own["step_bias"])
+        keeps = jnp.exp(-delta[..., None] * jnp.exp(own["log_decay"]))
+        state = keeps * carry.hidden + (delta * u)[..., None] * b[..., None, :]
+        return SimpleRNNCarry(state), (state * c[..., None, :]).sum(-1) + own["skip"] * u

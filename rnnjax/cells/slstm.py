@@ -1,0 +1,127 @@
+"""The scalar memory of the xLSTM."""
+
+import dataclasses
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.export import register_namedtuple_serialization
+from jax.typing import DTypeLike
+
+from rnnjax.cells.activations import KEPT, Activation, Initializer, activate_gates
+from rnnjax.cells.arguments import check_size
+from rnnjax.cells.base import Cell, Param, Params, Role
+from rnnjax.errors import InvalidInputError
+
+
+class SLSTMCarry(NamedTuple):
+    """The state of an `SLSTMCell`, all four ``(*batch, hidden_size)``.
+
+    ``normalizer`` sums what ``cell`` sums without the candidates, and both are divided by the
+    exponential of ``stabilizer``.
+    """
+
+    hidden: jax.Array
+    cell: jax.Array
+    normalizer: jax.Array
+    stabilizer: jax.Array
+
+
+register_namedtuple_serialization(SLSTMCarry, serialized_name="rnnjax.SLSTMCarry")
+
+
+@dataclasses.dataclass(frozen=True)
+class SLSTMCell(Cell):
+    r"""sLSTM, the scalar memory of the xLSTM (Beck et al., 2024): exponential gates, and heads.
+
+    .. math::
+        i, f, z, o &= x W + b + h U \\
+        z &= \tanh(z), \qquad o = \sigma(o), \qquad f = \log \sigma(f) \\
+        m' &= \max(f + m, i) \\
+        c' &= e^{f + m - m'} c + e^{i - m'} z \\
+        n' &= e^{f + m - m'} n + e^{i - m'} \\
+        h' &= o \, c' / n', \qquad y = h'
+
+    where a sequence begins, which is where :math:`n` is 0, with :math:`m' = i`. :math:`W` =
+    ``kernel (input_size, 4 * hidden_size)`` and :math:`b` = ``bias (4 * hidden_size,)``, in the
+    order i, f, z, o. :math:`U` has a block for each head, whose units see each other alone: side by
+    side they are ``recurrent_kernel (hidden_size / heads, 4 * hidden_size)``, the gates of each in
+    that order. The carry is `SLSTMCarry`, :math:`h, c, n, m`.
+
+    Args:
+        hidden_size: the number of hidden units.
+        heads: the number of blocks, which divides ``hidden_size``.
+        exponential_forget: whether the forget gate is an exponential too, which leaves out the
+            :math:`\log \sigma`.
+        activation: of the candidate z, by name or as a callable.
+        use_bias: whether there is a bias.
+        kernel_init: initialiser of ``kernel``, by name or as ``(key, shape, dtype) -> array``.
+        recurrent_kernel_init: the same of ``recurrent_kernel``.
+        bias_init: the same of the biases.
+        dtype: of the operands of the matrix products and of the outputs. With None the products run
+            in the promoted type of input and parameters, and outputs have the type of the carry.
+            Sums are in float32 at least, and the carry stays float32: ``dtype=jnp.bfloat16`` does
+            not make the state forget.
+        param_dtype: of the parameters that `init` draws.
+
+    Raises:
+        InvalidInputError: a hyperparameter is of the wrong type, or no name that is known, or
+            ``heads`` do not divide ``hidden_size``.
+
+    >>> cell = SLSTMCell(hidden_size=48, heads=4)
+    >>> params = cell.init(jax.random.key(0), input_size=3)
+    >>> carry, y = cell.step(params, cell.initial_carry((8,)), jnp.ones((8, 3)))
+    >>> params["recurrent_kernel"].shape, carry.normalizer.shape, y.shape
+    ((12, 192), (8, 48), (8, 48))
+    """
+
+    hidden_size: int
+    _: dataclasses.KW_ONLY
+    heads: int = 1
+    exponential_forget: bool = False
+    activation: str | Activation = "tanh"
+    use_bias: bool = True
+    kernel_init: str | Initializer = "glorot_uniform"
+    recurrent_kernel_init: str | Initializer = "orthogonal"
+    bias_init: str | Initializer = "zeros"
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+
+    carry: ClassVar[type[SLSTMCarry]] = SLSTMCarry
+    gates = "i", "f", "z", "o"
+    recurrent = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_size("heads", self.heads)
+        if self.hidden_size % self.heads:
+            raise InvalidInputError(
+                f"heads must divide the hidden_size of {self.hidden_size}, but are {self.heads}"
+            )
+
+    def parameters(self, input_size: int) -> dict[str, Param]:
+        """``kernel``, ``bias`` and ``recurrent_kernel``."""
+        shape = (self.hidden_size // self.heads, 4 * self.hidden_size)
+        recurrent = Param(shape, self.recurrent_kernel_init, Role.LOOP)
+        return super().parameters(input_size) | {"recurrent_kernel": recurrent}
+
+    def update(self, params: Params, x: jax.Array, carry: SLSTMCarry) -> SLSTMCarry:
+        """The equations of the class."""
+        h, c, n, m = carry
+        width = 4 * self.hidden_size // self.heads
+        kernels = params["recurrent_kernel"].split(*range(width, 4 * self.hidden_size, width))
+        heads = zip(jnp.split(h, self.heads, axis=-1), kernels, strict=True)
+        blocks = [(own @ u).reshape(*h.shape[:-1], 4, width // 4) for own, u in heads]
+        sums = x + jnp.stack(blocks, axis=-2).reshape(x.shape)
+        exponents, zo = jnp.split(sums, 2, axis=-1)
+        # Kept, or the backward pass would multiply again.
+        i, f = jnp.split(checkpoint_name(exponents, KEPT), 2, axis=-1)
+        z, o = jnp.split(activate_gates(zo, (self.activation, "sigmoid")), 2, axis=-1)
+        f = f if self.exponential_forget else jax.nn.log_sigmoid(f)
+        # Where nothing was summed the stabilizer before says nothing, and may be far from i.
+        kept = jnp.where(n == 0, i, f + m)
+        stabilizer = jnp.maximum(kept, i)
+        keeps, lets_in = jnp.exp(kept - stabilizer), jnp.exp(i - stabilizer)
+        c, n = keeps * c + lets_in * z, keeps * n + lets_in
+        return SLSTMCarry(o * c / n, c, n, stabilizer)

@@ -1,0 +1,194 @@
+"""What the cells of the linear family and their initialisers do beyond the laws."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rnnjax
+from rnnjax import Chrono, Fused, InvalidInputError, LegS, Ring
+
+KEY = jax.random.key(0)
+
+
+def bias(cell):
+    return np.reshape(cell.init(KEY, 3)["bias"], (len(cell.gates), -1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "signs"),
+    [
+        (rnnjax.LSTMCell, (-1, 1, 0, 0)),
+        (rnnjax.LayerNormLSTMCell, (-1, 1, 0, 0)),
+        (rnnjax.DiagonalLSTMCell, (-1, 1, 0, 0)),
+        (rnnjax.GRUCell, (0, 1, 0)),
+        (rnnjax.DiagonalGRUCell, (0, 1, 0)),
+    ],
+)
+def test_chrono_draws_memories_of_all_lengths(kind, signs):
+    drawn = bias(kind(4000, bias_init=Chrono(101), recurrent_kernel_init="zeros"))
+    lengths = np.exp(drawn[signs.index(1)])
+    assert 1 <= lengths.min() < 1.2
+    assert 99.5 < lengths.max() <= 100.001
+    assert abs(lengths.mean() - 50.5) < 2
+    np.testing.assert_array_equal(drawn, np.outer(signs, drawn[signs.index(1)]))
+
+
+def test_chrono_draws_one_bias_of_two():
+    params = rnnjax.GRUCell(4, bias_init=Chrono(10)).init(KEY, 3)
+    assert params["bias"].any()
+    assert not params["recurrent_bias"].any()
+
+
+def test_chrono_says_where_it_does_not_know_the_gates():
+    with pytest.raises(InvalidInputError, match="Chrono needs a cell that says which gates"):
+        rnnjax.SimpleRNNCell(4, bias_init=Chrono(10)).init(KEY, 3)
+    with pytest.raises(InvalidInputError, match="longest must be 2 steps or more, but is 1"):
+        Chrono(1)
+    given = rnnjax.MinGRUCell(4, bias_init=Chrono(10, signs=(-1, 0)))
+    assert (bias(given)[0] <= 0).all()
+    assert not bias(given)[1].any()
+
+
+def test_a_ring_is_drawn_evenly_and_normalised():
+    nu, theta, log_gamma = Ring(0.5, 0.9, max_phase=1.0)(KEY, (3, 10000), jnp.float32)
+    size = np.exp(-np.exp(nu))
+    assert 0.499 < size.min() < 0.51
+    assert 0.89 < size.max() < 0.901
+    assert abs(np.mean(size**2) - (0.25 + 0.81) / 2) < 0.01  # even in the area
+    assert 0.97 < np.exp(theta).max() <= 1.0
+    np.testing.assert_allclose(np.exp(log_gamma) ** 2, 1 - size**2, rtol=1e-4)
+    assert np.isfinite(Ring()(KEY, (3, 10000), jnp.float32)).all()
+    with pytest.raises(InvalidInputError, match="0 <= r_min < r_max <= 1"):
+        Ring(0.9, 0.5)
+
+
+def test_legs_has_the_eigenvalues_of_hippos_normal_part():
+    n = np.arange(8)
+    lower = np.sqrt(np.outer(2 * n + 1, 2 * n + 1))
+    hippo = -np.tril(lower, -1) - np.diag(n + 1.0)
+    low_rank = np.sqrt(n + 0.5)
+    values = np.linalg.eigvals(hippo + np.outer(low_rank, low_rank))
+    log_decay, turn = LegS()(KEY, (2, 4), jnp.float32)
+    np.testing.assert_allclose(-np.exp(log_decay), -0.5, rtol=1e-6)
+    np.testing.assert_allclose(turn, np.sort(values.imag)[4:], rtol=1e-5)
+    np.testing.assert_array_equal(LegS(2)(KEY, (2, 8), jnp.float32)[1], np.tile(turn, 2))
+    with pytest.raises(InvalidInputError, match="blocks of LegS must divide the 4 states"):
+        LegS(3)(KEY, (2, 4), jnp.float32)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: rnnjax.LRUCell(4, state_size=0), "state_size must be a positive integer"),
+        (lambda: rnnjax.S5Cell(4, state_size=1.5), "state_size must be a positive integer"),
+        (lambda: rnnjax.S6Cell(4, state_size=0), "state_size must be a positive integer"),
+        (lambda: rnnjax.QRNNCell(4, pooling="ifo"), "pooling must be 'f' or 'fo', but is 'ifo'"),
+        (lambda: rnnjax.HGRNCell(4, lower_bound=1.0), r"lower_bound must be in \[0, 1\)"),
+        (lambda: rnnjax.SLSTMCell(4, heads=3), "heads must divide the hidden_size of 4"),
+    ],
+)
+def test_what_a_hyperparameter_must_be(make, message):
+    with pytest.raises(InvalidInputError, match=message):
+        make()
+
+
+def test_gates_that_are_shut_have_finite_gradients():
+    """Where RG-LRU lets nothing in, the slope of its square root would be infinite."""
+    cell = rnnjax.RGLRUCell(2)
+    params = cell.init(KEY, 1)
+    params["bias"] = jnp.array([-200.0, -200, 0, 0, 0, 0])
+    gradient = jax.grad(lambda p: rnnjax.unroll(cell, p, jnp.ones((4, 1, 1)))[1].sum())(params)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize("exponent", [-300.0, 0.0, 300.0])
+def test_exponential_gates_neither_vanish_nor_overflow(exponent):
+    """The first output of an sLSTM is o z, however little or much its gate lets in."""
+    cell = rnnjax.SLSTMCell(2, exponential_forget=True)
+    params = cell.init(KEY, 1)
+    params["bias"] = jnp.repeat(jnp.array([exponent, exponent, 0.5, 0.5]), 2)
+
+    def run(params):
+        return rnnjax.unroll(cell, params, jnp.zeros((3, 1, 1)))[1]
+
+    np.testing.assert_allclose(run(params)[0], np.tanh(0.5) / (1 + np.exp(-0.5)), rtol=1e-5)
+    gradient = jax.grad(lambda p: run(p).sum())(params)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((run(params), gradient)))
+
+
+def test_heads_do_not_see_each_other():
+    cell = rnnjax.SLSTMCell(6, heads=3)
+    params = cell.init(KEY, 2)
+    carry = jax.tree.map(lambda leaf: leaf + 0.3, cell.initial_carry())
+    slopes = jax.jacobian(lambda c: cell.step(params, c, jnp.ones(2))[1])(carry).hidden
+    blocks = np.kron(np.eye(3), np.ones((2, 2)))
+    np.testing.assert_array_equal(np.asarray(slopes) != 0, blocks != 0)
+
+
+def test_s5_holds_its_inputs_over_steps_of_any_length():
+    """In float32 as in float64, though the factor of a short step is nearly 1."""
+    cell = rnnjax.S5Cell(2, state_size=8, skip_kernel_init="zeros")
+    params, xs = cell.init(KEY, 3), jnp.ones((5, 2, 3))
+    params["log_step"] = jnp.linspace(np.log(1e-6), 0, 8)
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)
+        expected, _ = rnnjax.unroll(cell, wide, jnp.ones((5, 2, 3), jnp.float64))
+        expected = jax.tree.map(np.asarray, expected)
+    carry, _ = rnnjax.unroll(cell, params, xs)
+    for one, other in zip(carry, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-12)
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnReadoutCell(rnnjax.MinGRUCell):
+    """A user's: what its loop shows is turned, in a product with what came in."""
+
+    output = None
+
+    def parameters(self, input_size):
+        out = rnnjax.Param((self.hidden_size, 1), "ones", rnnjax.Role.OUT)
+        return super().parameters(input_size) | {"out": out}
+
+    @property
+    def output_size(self):
+        return 1
+
+    def update(self, params, x, carry):
+        assert "out" not in params
+        new = super().update(params, x, carry)
+        return new, new.hidden
+
+    def readout(self, params, shown, xs):
+        return shown @ params["out"] + 1
+
+
+def test_a_readout_is_made_of_what_the_loop_shows(assert_close):
+    cell, plain = OwnReadoutCell(3), rnnjax.MinGRUCell(3)
+    params, xs = cell.init(KEY, 2), jax.random.normal(KEY, (6, 2, 2))
+    mask = jnp.ones((6, 2), bool).at[2, 0].set(False)
+    own = {name: leaf for name, leaf in params.items() if name != "out"}
+    _, hidden = rnnjax.unroll(plain, own, xs, mask=mask)
+    expected = jnp.where(mask[..., None], hidden.sum(-1, keepdims=True) + 1, 0)
+    for method in (rnnjax.Scan(), Fused(), Fused(keep_every=4), rnnjax.Parallel()):
+        assert_close(rnnjax.unroll(cell, params, xs, mask=mask, method=method)[1], expected, 1e-6)
+    rounded = rnnjax.unroll(cell, params, xs, method=Fused(product_dtype=jnp.bfloat16))[1]
+    assert rounded.dtype == jnp.float32
+    noisy = rnnjax.Regularized(cell, zoneout_hidden=0.5)
+    both = [rnnjax.unroll(noisy, params, xs, key=KEY, method=m) for m in (rnnjax.Scan(), Fused())]
+    assert_close(*both, 1e-6)
+
+
+def test_a_readout_needs_something_shown():
+    with pytest.raises(InvalidInputError, match=r"^BadCell writes a readout, but its output is"):
+        type("BadCell", (rnnjax.MinGRUCell,), {"readout": lambda self, p, shown, xs: shown})
+
+    class UnreadCell(rnnjax.MinGRUCell):
+        def parameters(self, input_size):
+            out = rnnjax.Param((4, 1), "ones", rnnjax.Role.OUT)
+            return super().parameters(input_size) | {"out": out}
+
+    with pytest.raises(InvalidInputError, match=r"^out of UnreadCell\(4\) has the role OUT, but"):
+        rnnjax.unroll(UnreadCell(4), UnreadCell(4).init(KEY, 2), jnp.ones((3, 1, 2)))
