@@ -23,6 +23,16 @@ OPTIMIZER = optax.chain(
 OPTIONS = {"steps_per_dispatch": 2, "epochs": 3}
 
 
+@pytest.fixture(autouse=True)
+def signals():
+    """Those that nohup and a shell's background ignore, which a run leaves so, as elsewhere."""
+    usual = {signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def loss_fn(params, carry, batch, key):
     carry, ys = rnnjax.unroll(CELL, params, batch["xs"], carry)
     noise = jax.random.normal(key, ys.shape)
@@ -87,15 +97,6 @@ def test_a_run_that_failed_goes_on_exactly(undisturbed, tmp_path, step):
     assert Records(tmp_path / "steps.jsonl").read() == undisturbed[1]
 
 
-@pytest.fixture
-def hangups():
-    """Under nohup they are ignored, and a run leaves that so."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
-
-
-@pytest.mark.usefixtures("hangups")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 @pytest.mark.parametrize("step", [4, 10])
 def test_a_signal_saves_the_step_in_progress(undisturbed, tmp_path, number, step):
