@@ -215,3 +215,8 @@ def test_the_states_of_a_stack():
 def test_a_key_may_be_none():
     assert split_key(None, 3) == (None, None, None)
     assert rnnjax.split_key(KEY, 3).shape == (3,)
+
+
+def test_attention_compares_vectors() -> None:
+    with pytest.raises(InvalidInputError, match="a carry whose leaves are vectors"):
+        rnnjax.AttentionCell(rnnjax.S6Cell(3, state_size=2), memory_size=4, attention_size=5)

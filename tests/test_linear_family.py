@@ -192,3 +192,41 @@ def test_a_readout_needs_something_shown():
 
     with pytest.raises(InvalidInputError, match=r"^out of UnreadCell\(4\) has the role OUT, but"):
         rnnjax.unroll(UnreadCell(4), UnreadCell(4).init(KEY, 2), jnp.ones((3, 1, 2)))
+
+
+def test_the_memory_of_an_slstm_is_made_by_itself_alone():
+    cell = rnnjax.SLSTMCell(4, heads=2)
+    for make in (
+        lambda: rnnjax.Bridge(rnnjax.GRUCell(3), cell),
+        lambda: rnnjax.LearnedCarry(rnnjax.Stack([rnnjax.GRUCell(3), cell])),
+    ):
+        with pytest.raises(rnnjax.InvalidInputError, match="only hidden may hold any"):
+            make()
+    with pytest.raises(rnnjax.InvalidInputError, match="zoneout_cell keeps units of a leaf"):
+        rnnjax.Regularized(cell, zoneout_cell=0.5)
+    assert rnnjax.Regularized(cell, zoneout_hidden=0.5).zoneout == {"hidden": 0.5}
+    assert rnnjax.Bridge(cell, rnnjax.GRUCell(3)).init(jax.random.key(0))["kernel"].shape == (16, 3)
+
+
+def test_each_head_is_drawn_by_itself():
+    kernel = rnnjax.SLSTMCell(12, heads=3).init(jax.random.key(0), 2)["recurrent_kernel"]
+    for block in jnp.split(kernel, 3, axis=1):
+        np.testing.assert_allclose(block @ block.T, np.eye(4), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: rnnjax.Chrono(float("nan")), lambda: rnnjax.Chrono("9"), lambda: rnnjax.LegS(0),
+        lambda: rnnjax.LegS("2"), lambda: rnnjax.Ring("a"),
+        lambda: rnnjax.Ring(max_phase=float("nan")),
+    ],
+)  # fmt: skip
+def test_wrong_numbers_of_initialisers(make):
+    with pytest.raises(rnnjax.InvalidInputError):
+        make()
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert rnnjax.Chrono(np.float32(100)).longest == 100
+    assert rnnjax.HGRNCell(3, lower_bound=np.float32(0.5)).lower_bound == 0.5

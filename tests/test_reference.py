@@ -123,7 +123,9 @@ def drawn_node(rng: np.random.Generator, kinds: Sequence[str], largest: int, usu
         parts = tuple(drawn_node(rng, kinds[a:b], largest, usual) for a, b in edges)
         both_ways = len(parts) == 2 and rng.random() < 0.3
         node = Bidirectional(parts, "concat") if both_ways else Stack(parts)
-    return LearnedCarry(node) if rng.random() < 0.2 else node
+    learned = rng.random() < 0.2
+    free = all(CELLS[layer.kind].free is None for layer in layers(node))
+    return LearnedCarry(node) if learned and free else node
 
 
 def drawn_layer(rng: np.random.Generator, kind: str, largest: int, usual: bool) -> Layer:
@@ -156,7 +158,7 @@ def drawn_layer(rng: np.random.Generator, kind: str, largest: int, usual: bool) 
     rates = {"input_dropout": 0.5}
     if kind not in SCAN_ALONE | reference.COMPLEX:
         rates["zoneout_hidden"] = 0.3
-        if kind in reference.WITH_CELL - {"user-peephole"}:
+        if kind in reference.WITH_CELL - {"user-peephole"} and CELLS[kind].free is None:
             rates["zoneout_cell"] = 0.6
     return Layer(
         kind,

@@ -88,7 +88,7 @@ def describe(config: Config, result: dict[str, Any]) -> None:
     length = config.seq_length
     print(f"accuracy: {result['accuracy']:.0%}, loss {result['loss']:.4f}")
     print("fed on its own predictions:", " -> ".join([LETTERS[:length], *spell(result["chain"])]))
-    first = min(LETTERS.index(COLD_START), len(LETTERS) - length)
+    first = min(LETTERS.index(COLD_START), len(LETTERS) - 1 - length)  # so that a letter follows
     start, got = LETTERS[first : first + length], spell(result["cold"])
     print(f"a new start at {start}:", " -> ".join([start, *got]))
     right = LETTERS[first + length : first + length + 1]

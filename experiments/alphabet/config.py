@@ -41,7 +41,8 @@ class Config:
     seeds: int = 1
     """How many seeds, from --seed on, are trained side by side in one vmapped run."""
     all: bool = False
-    """Train the tutorial's six framings with 20 seeds each, whatever the options above say."""
+    """Train the tutorial's six framings with 20 seeds each, from --seed on; no other
+    option counts."""
     run_dir: Path | None = None
     """Where the result goes; by default a new folder under runs/alphabet."""
 

@@ -5,8 +5,8 @@ error, or misses what it has to reach.
 """
 
 import dataclasses
-import datetime
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -41,11 +41,14 @@ def main() -> int:
         raise InvalidInputError(
             f"there is no program {', '.join(unknown)}; there are {', '.join(PROGRAMS)}"
         )
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder = runs.create("cookbook", config.run_dir or Path("runs/cookbook") / stamp)
+    folder = runs.create("cookbook", config.run_dir)
     failed = []
     results = []
-    for name in config.programs or PROGRAMS:
+    names = list(dict.fromkeys(config.programs)) or PROGRAMS
+    if "spoken_digits" in names and not (config.data or os.environ.get("RNNJAX_DATA")):
+        print("spoken_digits is left out: its recordings are no single file; see its --help")
+        names = [name for name in names if name != "spoken_digits"]
+    for name in names:
         command = [sys.executable, "-m", f"experiments.cookbook.{name}"]
         command += ["--run-dir", str(folder / name)]
         command += ["--data", config.data] if config.data else []

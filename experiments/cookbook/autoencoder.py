@@ -106,7 +106,7 @@ def learn(config: Config, parts: dict[str, np.ndarray], seed: int) -> Any:
 
 def run(config: Config) -> int:
     """Train, score the test part, and draw."""
-    report = Report.begin("autoencoder", "mean squared error of a test pixel", config.run_dir, 5)
+    report = Report.begin("autoencoder", "mean squared error of a test pixel", config, 5)
     parts = grey_digits(config)
     train, test = parts["train"], parts["test"]
     report.add("mean image", float(((test - train.mean(1, keepdims=True)) ** 2).mean()))

@@ -2,13 +2,13 @@
 
 Questions are read word by word: "Who wrote Hamlet ?" wants a person, one of six kinds of answers
 (TREC: Li & Roth, 2002; 5,452 to train on, 500 to test). Family names are read letter by letter, and
-are from one of 18 languages (of the tutorials of PyTorch, where many stand up to 100 times; so that
-none is in the training and in the test part, each counts once).
+are from one of 18 languages (of the tutorials of PyTorch, where many stand up to 100 times: each
+counts once for a language, and all that are spelled alike are in one part).
 
-A CNN of three widths (Kim, 2014) and recurrent networks of about as many parameters, none of them
-pretrained, hand the maximum of their outputs over time to a last layer; an LSTM also, as in many a
-tutorial, the last output. Beside them: logistic regressions on words and pairs of them. Each seed
-holds another tenth of the training part out, for the choice of settings and of the best epoch.
+A CNN of three widths (Kim, 2014) and recurrent networks of about as many parameters hand the
+maximum of their outputs over time to a last layer; an LSTM also, as in many a tutorial, the last
+output. Beside them: logistic regressions on words and pairs. Each seed holds out another tenth of
+the training part, for the choice of settings and of the best epoch.
 
     python -m experiments.cookbook.classification
 """
@@ -69,7 +69,7 @@ class Task(NamedTuple):
     """Sequences of words or letters as integers, and which of them are for what."""
 
     name: str
-    ids: jax.Array  # (time, n), 0 for rare ones
+    ids: jax.Array  # (time, n, 2): of a word in lower case, and of its looks; 0 for rare ones
     lengths: jax.Array  # (n,)
     labels: jax.Array  # (n,)
     train: np.ndarray  # (rows, seeds), as each seed holds out others
@@ -79,9 +79,12 @@ class Task(NamedTuple):
 
 def prepare(config: Config, name: str, texts: Any, labels: Any, known: int) -> Task:
     """Number the words that are not rare; the first ``known`` texts are not for the test."""
-    count = collections.Counter(word for text in texts[:known] for word in text)
+    # Of a word that was never seen, a capital or a number says much.
+    looks = [[[w.lower(), f"{w[0].isupper()} {w.isupper()} {w.isdigit()}"] for w in text]
+             for text in texts]  # fmt: skip
+    count = collections.Counter(x for text in looks[:known] for word in text for x in word)
     numbers = {x: i for i, x in enumerate((x for x in count if count[x] > 1), start=1)}
-    rows = [np.array([numbers.get(word, 0) for word in text]) for text in texts]
+    rows = [np.array([[numbers.get(x, 0) for x in word] for word in text]) for text in looks]
     ids, lengths = (jnp.asarray(x) for x in data.padded(rows, SETTINGS[name][1]))
     rngs = map(np.random.default_rng, range(config.seed, config.seed + config.seeds))
     held_out, train = np.split(np.stack([r.permutation(known) for r in rngs], 1), [known // 10])
@@ -92,11 +95,13 @@ def prepare(config: Config, name: str, texts: Any, labels: Any, known: int) -> T
 def tasks(config: Config) -> list[Task]:
     """The questions, and the names."""
     (known, labels), (others, kinds) = (data.questions(x, config.data) for x in ("train", "test"))
-    pairs = sorted(set(zip(*data.names(config.data), strict=True)))
-    np.random.default_rng(0).shuffle(pairs)  # of these a tenth is for the test
-    names, languages = zip(*pairs, strict=True)
+    pairs = set(zip(*data.names(config.data), strict=True))
+    drawn = np.random.default_rng(0).permutation(sorted({name for name, _ in pairs})).tolist()
+    place = {name: i for i, name in enumerate(drawn)}  # the last tenth is for the test
+    names, languages = zip(*sorted(pairs, key=lambda p: (place[p[0]], p[1])), strict=True)
+    first = sum(place[name] < len(place) * 9 // 10 for name in names)
     return [prepare(config, "questions", known + others, [*labels, *kinds], len(known)),
-            prepare(config, "names", names, languages, len(pairs) * 9 // 10)]  # fmt: skip
+            prepare(config, "names", names, languages, first)]  # fmt: skip
 
 
 def init(name: str, task: Task, key: jax.Array) -> dict[str, Any]:
@@ -118,7 +123,7 @@ def apply(name: str, task: Task, params: Any, rows: jax.Array, key: Any = None) 
     """Logits ``(batch, classes)`` of some rows."""
     units, xs_dropout, ys_dropout = (SETTINGS[task.name][i] for i in (3, -2, -1))
     xs_key, ys_key = rnnjax.split_key(key, 2)
-    xs, lengths = params["words"][task.ids[:, rows]], task.lengths[rows]
+    xs, lengths = params["words"][task.ids[:, rows]].sum(axis=2), task.lengths[rows]
     xs, valid = xs_dropout.apply(xs_key, xs), rnnjax.valid_steps(lengths, len(xs))
     if name == "CNN":
         # Convolutions as products of shifted copies; a vmapped convolution crawls on a CPU.
@@ -150,12 +155,12 @@ def learn(config: Config, task: Task, name: str) -> np.ndarray:
     held_out = task.labels[task.held_out].T
     keys = jax.random.split(jax.random.key(config.seed), config.seeds + 1)
     batch_size = min(batch_size, len(task.train))
-    updates = epochs * (len(task.train) // batch_size)
+    steps = epochs * (len(task.train) // batch_size)
     result = fit(
         # A sum over seeds: with Adam, which looks at each number alone, none knows of the others.
         lambda p, rows, key: losses(p, rows, jax.random.split(key, config.seeds)).sum(),
         jax.vmap(lambda key: init(name, task, key))(keys[1:]),
-        optax.adam(optax.linear_schedule(learning_rate, 0, updates)),
+        optax.adam(optax.linear_schedule(learning_rate, 0, steps)),
         minibatches(task.train, batch_size, seed=config.seed), epochs,
         evaluate=lambda p: {"validation_loss": (classes(p, task.held_out) != held_out).mean()},
         key=keys[0], progress=Silent(),
@@ -165,9 +170,13 @@ def learn(config: Config, task: Task, name: str) -> np.ndarray:
 
 def bag(task: Task) -> np.ndarray:
     """The classes ``(seeds, rows)`` by logistic regressions on single words and pairs of them."""
-    ids, lengths, labels = (np.asarray(x) for x in (task.ids.T, task.lengths, task.labels))
-    texts = [row[:length].astype(str) for row, length in zip(ids, lengths, strict=True)]
-    words = CountVectorizer(analyzer=lambda x: [*x, *map(" ".join, itertools.pairwise(x))])
+    ids, lengths, labels = map(np.asarray, (task.ids, task.lengths, task.labels))
+    texts = [
+        row[:length].astype(str) for row, length in zip(ids.swapaxes(0, 1), lengths, strict=True)
+    ]
+    words = CountVectorizer(
+        analyzer=lambda x: [*x.ravel(), *map(" ".join, itertools.pairwise(x[:, 0]))]
+    )
     xs, linear = words.fit_transform(texts), LogisticRegression(C=3, max_iter=1000)
     test = xs[task.test[:, 0]]
     return np.stack([linear.fit(xs[rows], labels[rows]).predict(test) for rows in task.train.T])
@@ -175,7 +184,7 @@ def bag(task: Task) -> np.ndarray:
 
 def run(config: Config) -> int:
     """Train all networks on both tasks, and compare them."""
-    report = Report.begin("classification", "test part named correctly, %", config.run_dir, 1)
+    report = Report.begin("classification", "test part named correctly, %", config, 1)
     report.add("questions: CNN", 91.2, "Kim 2014, CNN-rand")
     for task in tasks(config):
         kinds, true = SETTINGS[task.name][0], np.asarray(task.labels)[task.test].T

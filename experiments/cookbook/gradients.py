@@ -46,8 +46,8 @@ class Config:
     """Of weights and data."""
     numbers: int = 200
     """Steps of the adding problem."""
-    updates: int = 800
-    """Of the networks that learn, of 32 units: hundreds of them, each on 64 new sequences."""
+    epochs: int = 8
+    """Of the networks that learn, of 32 units: a hundred updates each, on 64 new sequences."""
 
 
 def draw(kind: str, size: int, seed: int, seeds: int) -> tuple[Any, Any]:
@@ -97,14 +97,14 @@ def learn(config: Config, kind: str) -> tuple[Any, Any]:
     return cell, fit(
         lambda params, batch, key: losses(cell, params, *batch).sum(), params, mapped,
         lambda epoch: data.sums((config.seed, 2, epoch), config.numbers, 100, 64),
-        config.updates // 100, key=jax.random.key(config.seed), progress=Silent(),
+        config.epochs, key=jax.random.key(config.seed), progress=Silent(),
         evaluate=lambda params: {"validation_loss": losses(cell, params, *held_out).mean()},
     ).params  # fmt: skip
 
 
 def run(config: Config) -> int:
     """Look at gradients, train, and compare."""
-    report = Report.begin("gradients", "adding, mean squared error", config.run_dir, digits=5)
+    report = Report.begin("gradients", "adding, mean squared error", config, digits=5)
     xs, ys = data.sums((config.seed, 3), 100, 8)
     test = data.sums((config.seed, 4), config.numbers, 1000)
     report.add("the mean, whatever comes", float(np.mean((test[1] - 1) ** 2)))

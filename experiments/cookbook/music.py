@@ -162,7 +162,7 @@ def write(cell: rnnjax.Cell, params: Any, given: Any, num: int, key: jax.Array) 
 
 def run(config: Config) -> int:
     """Train all networks, and compare them."""
-    report = Report.begin("music", f"{config.pieces}, nats a chord", config.run_dir)
+    report = Report.begin("music", f"{config.pieces}, nats a chord", config)
     pieces = data.chords(config.pieces, config.data)
     parts = {k: lay(p, ROW if k == "train" else max(map(len, p))) for k, p in pieces.items()}
     train, test = parts["train"], parts["test"]

@@ -114,7 +114,7 @@ def learn(config: Config, name: str, parts: list[Any], seed: int) -> np.ndarray:
 
 def run(config: Config) -> int:
     """Train all networks, and compare them."""
-    report = Report.begin("rows_of_digits", "% of test digits read rightly", config.run_dir)
+    report = Report.begin("rows_of_digits", "% of test digits read rightly", config)
     digits, right = data.digit_parts(config.data), dict[str, np.ndarray]()
     parts = [{"xs": x.swapaxes(0, 1), "ys": y[None].astype(np.int32)} for x, y in digits.values()]
     test_x, test_y = digits["test"]

@@ -107,7 +107,7 @@ def loss_fn(params: Any, batch: Any, key: jax.Array | None = None) -> jax.Array:
 
 def run(config: Config) -> int:
     """Train, choose, and score the test part."""
-    report = Report.begin("spoken_digits", "test digits named correctly, %", config.run_dir, 1)
+    report = Report.begin("spoken_digits", "test digits named correctly, %", config, 1)
     inputs, logits = read(config), jax.jit(apply)
     measure = jax.jit(lambda params, part: {"validation_loss": loss_fn(params, part)})
     for name, (test, valid, train) in inputs.items():

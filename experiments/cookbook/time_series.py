@@ -120,7 +120,7 @@ def baselines(name: str, values: np.ndarray, known: int) -> dict[str, np.ndarray
 
 def run(config: Config) -> int:
     """Forecast the test parts, and compare."""
-    report = Report.begin("time_series", "root mean squared error", config.run_dir)
+    report = Report.begin("time_series", "root mean squared error", config)
     panels, chosen = {}, {}
     for name in SERIES if config.data != data.MADE else ["airline-passengers"]:
         values = data.series(name, config.data)

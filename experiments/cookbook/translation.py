@@ -150,14 +150,14 @@ def main() -> int:
 
 def run(config: Config) -> int:
     """Train, translate the test sentences, and compare."""
-    report = Report.begin("translation", "BLEU, and perplexity of a word", config.run_dir)
+    report = Report.begin("translation", "BLEU, and perplexity of a word", config)
     parts = (data.pairs(part, config.data) for part in ("train", "val", "test_2016_flickr"))
     lower = ([(german.lower(), english.lower()) for german, english in part] for part in parts)
     train, valid, test = (sorted(p, key=lambda q: max(map(len, map(words_of, q)))) for p in lower)
     asked, references = zip(*test, strict=True)
     german, english = (TfidfVectorizer(analyzer=words_of, min_df=2) for _ in range(2))
     seen, _ = german.fit_transform(g for g, _ in train), english.fit(e for _, e in train)
-    words = [["?"] * 4 + [*each.get_feature_names_out()] for each in (german, english)]
+    words = [["", "", "", "", *each.get_feature_names_out()] for each in (german, english)]
     known = [{word: i for i, word in enumerate(each)} for each in words]
     short = numbered(train[: len(train) * 49 // 150 * 3], known)  # the longest 2 %: most padding
     valid_ids, test_ids = numbered(valid, known), numbered(test, known)

@@ -141,7 +141,7 @@ def right(logits: jax.Array, part: Any) -> np.ndarray:
 
 def run(config: Config) -> int:
     """Name what is in the films, go on with them, and compare."""
-    report = Report.begin("video", "share of films, or error of a pixel", config.run_dir, digits=4)
+    report = Report.begin("video", "share of films, or error of a pixel", config, digits=4)
     sources, count = small_digits(config.data), config.films // 3
     source = sources.pop("train")
     parts = {part: draw_films(digits, count, 0) for part, digits in sources.items()}

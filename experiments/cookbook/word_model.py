@@ -117,7 +117,7 @@ def perplexity(logs: np.ndarray) -> float:
 
 def run(config: Config) -> int:
     """Count, train, and score the test part."""
-    report, lines = Report.begin("word_model", "perplexity of the test part", config.run_dir, 1), {}
+    report, lines = Report.begin("word_model", "perplexity of the test part", config, 1), {}
     for name in TEXTS:
         words, known, valid, size = read(name, config)
         unknown = words[known + valid :].count(UNKNOWN) / (len(words) - known - valid)

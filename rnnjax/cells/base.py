@@ -97,6 +97,8 @@ class Cell(abc.ABC):
       array of all steps again in each of the small loops that read them.
     - ``output``: the leaf of the new carry that is the output: ``"hidden"``. None: the update
       returns the new carry and ``y``, of ``hidden_size`` unless `output_size` says otherwise.
+    - ``free``: the leaves of the carry that may hold any numbers, and be learned, bridged, or kept
+      beside new ones (zoneout). None: all. An `SLSTMCell`'s others hang together.
     - `readout`: a product behind the loop, of all steps at once. Unless it is written there is
       none, and what the loop shows are the outputs.
 
@@ -137,6 +139,7 @@ class Cell(abc.ABC):
     sums: ClassVar[bool] = True
     one_piece: ClassVar[bool] = False
     output: ClassVar[str | None] = "hidden"
+    free: ClassVar[tuple[str, ...] | None] = None
 
     @property
     def gates(self) -> tuple[str, ...]:

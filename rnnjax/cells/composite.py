@@ -7,7 +7,9 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
+from rnnjax.cells.arguments import brief
 from rnnjax.cells.base import Carry, Cell, Inputs, Params
+from rnnjax.errors import InvalidInputError
 
 
 class Noise(NamedTuple):
@@ -75,6 +77,24 @@ class CompositeCell(Cell):
                 are.
             key: for what is random in training, or None.
         """
+
+
+def check_free(what: str, cell: Cell) -> None:
+    """Raise unless any numbers may be the carry of a cell, and of all cells in it.
+
+    Args:
+        what: makes a carry of any numbers.
+        cell: that it is for.
+    """
+    for value in vars(cell).values():
+        for inner in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(inner, Cell):
+                check_free(what, inner)
+    if cell.free is not None:
+        raise InvalidInputError(
+            f"{what} makes any numbers a carry, but of {brief(cell)} only {', '.join(cell.free)} "
+            "may hold any; begin it from its initial_carry, or take another cell"
+        )
 
 
 SingleRun = Callable[[Cell, Params, Any, Carry, Noise, bool], tuple[Carry, jax.Array]]

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import Activation, Initializer, get_activation
@@ -31,8 +32,9 @@ class HGRNCell(Cell):
     with :math:`W` = ``kernel (input_size, 5 * hidden_size)`` and :math:`b` = ``bias (5 *
     hidden_size,)``, of which g has two parts, and :math:`\theta` = ``angle (hidden_size,)``. The
     carry is ``ComplexCarry(real, imag)``, both ``(*batch, hidden_size)``, and y is ``(*batch, 2 *
-    hidden_size)``; in the paper a layer norm and a product follow. There :math:`\gamma` grows from
-    layer to layer: ``Stack([HGRNCell(64, lower_bound=k / 4) for k in range(4)])``.
+    hidden_size)``; in the paper a layer norm and a product follow. There :math:`\gamma` is learned,
+    and grows from layer to layer, as in ``Stack([HGRNCell(64, lower_bound=k / 4) for k in
+    range(4)])``.
 
     Args:
         hidden_size: the number of complex units.
@@ -78,7 +80,7 @@ class HGRNCell(Cell):
     def __post_init__(self) -> None:
         super().__post_init__()
         bound = self.lower_bound
-        if not isinstance(bound, int | float) or not 0 <= bound < 1:
+        if not isinstance(bound, int | float | np.number) or not 0 <= bound < 1:
             raise InvalidInputError(f"lower_bound must be in [0, 1), but is {bound!r}")
 
     @property

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rnnjax.cells.activations import Initializer, get_initializer
+from rnnjax.cells.arguments import check_size
 from rnnjax.errors import InvalidInputError
 
 
@@ -40,7 +42,10 @@ class Chrono:
     signs: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.longest, int | float) or self.longest < 2:
+        if (
+            not isinstance(self.longest, int | float | np.number)
+            or not 2 <= self.longest < math.inf
+        ):
             raise InvalidInputError(f"longest must be 2 steps or more, but is {self.longest!r}")
 
     def __call__(self, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
@@ -53,6 +58,29 @@ class Chrono:
         units = shape[-1] // len(self.signs)
         length = jax.random.uniform(key, (units,), dtype, 1, self.longest - 1)
         return jnp.concatenate([sign * jnp.log(length) for sign in self.signs])
+
+
+@dataclasses.dataclass(frozen=True)
+class PerHead:
+    """The initialiser of blocks side by side, each drawn by itself.
+
+    Args:
+        initializer: of a block.
+        heads: how many blocks there are, in the columns.
+
+    >>> kernel = PerHead("orthogonal", 2)(jax.random.key(0), (2, 16), jnp.float32)
+    >>> bool(jnp.allclose(kernel[:, :8] @ kernel[:, :8].T, jnp.eye(2), atol=1e-5))
+    True
+    """
+
+    initializer: str | Initializer
+    heads: int
+
+    def __call__(self, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        """Draw them: ``shape`` is ``(rows, heads * columns)``."""
+        draw, block = get_initializer(self.initializer), (*shape[:-1], shape[-1] // self.heads)
+        keys = jax.random.split(key, self.heads)
+        return jnp.concatenate([draw(key, block, dtype) for key in keys], axis=-1)
 
 
 def remembering(params: dict[str, Any], signs: tuple[int, ...]) -> dict[str, Any]:
@@ -90,10 +118,12 @@ class Ring:
     max_phase: float = 2 * math.pi
 
     def __post_init__(self) -> None:
-        if not 0 <= self.r_min < self.r_max <= 1 or self.max_phase <= 0:
+        values = self.r_min, self.r_max, self.max_phase
+        real = all(isinstance(value, int | float | np.number) for value in values)
+        if not (real and 0 <= self.r_min < self.r_max <= 1 and 0 < self.max_phase < math.inf):
             raise InvalidInputError(
                 "a Ring must have 0 <= r_min < r_max <= 1 and max_phase > 0, but has "
-                f"{self.r_min}, {self.r_max} and {self.max_phase}"
+                f"{self.r_min!r}, {self.r_max!r} and {self.max_phase!r}"
             )
 
     def __call__(self, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
@@ -117,13 +147,16 @@ class LegS:
         blocks: of how many smaller matrices along the diagonal, each with the same eigenvalues.
 
     Raises:
-        InvalidInputError: ``blocks`` do not divide the states.
+        InvalidInputError: ``blocks`` is not 1 or more, or does not divide the states.
 
     >>> print(LegS()(jax.random.key(0), (2, 2), jnp.float32)[1].round(2))
     [0.56 4.6 ]
     """
 
     blocks: int = 1
+
+    def __post_init__(self) -> None:
+        check_size("blocks", self.blocks)
 
     def __call__(self, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
         """Compute it: ``shape`` is ``(2, state_size)``."""

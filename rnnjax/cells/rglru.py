@@ -34,7 +34,8 @@ class RGLRUCell(Cell):
 
     with :math:`W` = ``kernel (input_size, 3 * hidden_size)``, :math:`b` = ``bias (3 *
     hidden_size,)``, in the order r, i, n, and :math:`\Lambda` = ``decay (hidden_size,)``. (In the
-    paper :math:`n` is the input itself, which its block has multiplied with a kernel before.)
+    paper :math:`n` is the input itself, which its block has multiplied with a kernel before; the
+    authors' code leaves the root out where a sequence begins.)
 
     Args:
         hidden_size: the number of hidden units.

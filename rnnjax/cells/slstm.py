@@ -12,14 +12,15 @@ from jax.typing import DTypeLike
 from rnnjax.cells.activations import KEPT, Activation, Initializer, activate_gates
 from rnnjax.cells.arguments import check_size
 from rnnjax.cells.base import Cell, Param, Params, Role
+from rnnjax.cells.initializers import PerHead
 from rnnjax.errors import InvalidInputError
 
 
 class SLSTMCarry(NamedTuple):
     """The state of an `SLSTMCell`, all four ``(*batch, hidden_size)``.
 
-    ``normalizer`` sums what ``cell`` sums without the candidates, and both are divided by the
-    exponential of ``stabilizer``.
+    ``normalizer``, which is never negative, sums what ``cell`` sums without the candidates, and
+    both are divided by the exponential of ``stabilizer``. So the three hang together.
     """
 
     hidden: jax.Array
@@ -57,7 +58,7 @@ class SLSTMCell(Cell):
         activation: of the candidate z, by name or as a callable.
         use_bias: whether there is a bias.
         kernel_init: initialiser of ``kernel``, by name or as ``(key, shape, dtype) -> array``.
-        recurrent_kernel_init: the same of ``recurrent_kernel``.
+        recurrent_kernel_init: the same of ``recurrent_kernel``, drawn for each head by itself.
         bias_init: the same of the biases.
         dtype: of the operands of the matrix products and of the outputs. With None the products run
             in the promoted type of input and parameters, and outputs have the type of the carry.
@@ -91,6 +92,7 @@ class SLSTMCell(Cell):
     carry: ClassVar[type[SLSTMCarry]] = SLSTMCarry
     gates = "i", "f", "z", "o"
     recurrent = None
+    free = ("hidden",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -103,7 +105,8 @@ class SLSTMCell(Cell):
     def parameters(self, input_size: int) -> dict[str, Param]:
         """``kernel``, ``bias`` and ``recurrent_kernel``."""
         shape = (self.hidden_size // self.heads, 4 * self.hidden_size)
-        recurrent = Param(shape, self.recurrent_kernel_init, Role.LOOP)
+        init = PerHead(self.recurrent_kernel_init, self.heads)
+        recurrent = Param(shape, init, Role.LOOP)
         return super().parameters(input_size) | {"recurrent_kernel": recurrent}
 
     def update(self, params: Params, x: jax.Array, carry: SLSTMCarry) -> SLSTMCarry:

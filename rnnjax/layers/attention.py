@@ -92,6 +92,14 @@ class AttentionCell(Cell):
     memory_size: int
     attention_size: int
 
+    def __post_init__(self) -> None:
+        shapes = [leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(self.cell.initial_carry))]
+        if any(len(shape) != 1 for shape in shapes):
+            raise InvalidInputError(
+                "an AttentionCell compares by a carry whose leaves are vectors, but that of its "
+                f"cell has leaves of shapes {shapes}; take another cell"
+            )
+
     @property
     def output_size(self) -> int:
         """That of the cell, and the memory's."""

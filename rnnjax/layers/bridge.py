@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from rnnjax.cells.base import Carry, Cell, Params
+from rnnjax.cells.composite import check_free
 from rnnjax.errors import InvalidInputError
 
 
@@ -26,7 +27,8 @@ class Bridge:
         target: the cell whose carry is made.
 
     Raises:
-        InvalidInputError: a leaf of either carry is not a vector of each row.
+        InvalidInputError: a leaf of either carry is not a vector of each row, or the target's may
+            not hold any numbers (`SLSTMCell`).
 
     >>> import rnnjax
     >>> encoder = rnnjax.Bidirectional(rnnjax.GRUCell(4))
@@ -43,6 +45,7 @@ class Bridge:
 
     def __post_init__(self) -> None:
         self._sizes()
+        check_free("a Bridge", self.target)
 
     def init(self, key: jax.Array) -> dict[str, jax.Array]:
         """Draw the parameters: one Glorot uniform kernel for each leaf, side by side, and zeros."""

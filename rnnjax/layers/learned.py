@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from rnnjax.cells.arguments import brief
 from rnnjax.cells.base import Carry, Cell, Inputs, Params
-from rnnjax.cells.composite import CompositeCell, LayerRun
+from rnnjax.cells.composite import CompositeCell, LayerRun, check_free
 from rnnjax.errors import InvalidInputError
 
 
@@ -26,7 +26,7 @@ class LearnedCarry(CompositeCell):
         cell: a cell, or a `Stack` or `Bidirectional` of them.
 
     Raises:
-        InvalidInputError: the argument is not a cell.
+        InvalidInputError: the argument is not a cell, or one whose carry may not hold any numbers.
 
     >>> import rnnjax
     >>> cell = LearnedCarry(rnnjax.GRUCell(5))
@@ -44,6 +44,7 @@ class LearnedCarry(CompositeCell):
             raise InvalidInputError(
                 f"LearnedCarry needs a cell such as rnnjax.LSTMCell(50), but got {brief(self.cell)}"
             )
+        check_free("a LearnedCarry", self.cell)
 
     @property
     def output_size(self) -> int:

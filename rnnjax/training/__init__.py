@@ -1,8 +1,9 @@
 """Training: `fit`, the jitted step below it, and checkpoints from which a run goes on exactly."""
 
 from rnnjax.training.checkpoints import Checkpoints, Saved
+from rnnjax.training.cores import cores_for, over_cores, use_cores
 from rnnjax.training.files import Records
-from rnnjax.training.fitting import Fit, fit, minibatches
+from rnnjax.training.fitting import Fit, Minibatches, fit, minibatches
 from rnnjax.training.optimizers import KerasAdamState, keras_adam
 from rnnjax.training.penalties import activity_penalty, slowness_penalty, weight_penalty
 from rnnjax.training.processes import (
@@ -29,6 +30,7 @@ __all__ = [
     "KerasAdamState",
     "LossFunction",
     "Metrics",
+    "Minibatches",
     "Processes",
     "Progress",
     "Records",
@@ -41,6 +43,7 @@ __all__ = [
     "Window",
     "activity_penalty",
     "agreed_signal",
+    "cores_for",
     "fit",
     "from_first",
     "is_first",
@@ -48,8 +51,10 @@ __all__ = [
     "last_axis",
     "make_train_steps",
     "minibatches",
+    "over_cores",
     "slowness_penalty",
     "truncated_loss",
+    "use_cores",
     "weight_penalty",
     "windows",
 ]

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ import optax
 
 from rnnjax.errors import CheckpointError, InvalidInputError, NonFiniteError
 from rnnjax.training.checkpoints import Checkpoints
+from rnnjax.training.cores import cores_for
 from rnnjax.training.files import Records, locked, write_json
 from rnnjax.training.processes import (
     StopRequest,
@@ -78,7 +79,7 @@ def fit(
     patience: int = 0,
     skip_nonfinite: int = 0,
     steps_per_dispatch: int | None = None,
-    sharding: Sharding | None = None,
+    sharding: Sharding | Literal["cores"] | None = "cores",
     progress: Progress | None = None,
 ) -> Fit:
     """Train for some epochs, and return the best parameters.
@@ -122,6 +123,8 @@ def fit(
         sharding: how state and batches lie over several devices. Batches are then the rows of this
             process, ``params`` and ``carry`` whole on each, and ``evaluate`` gets whole parameters.
             Of several processes, all make this call; the first one writes and its measures decide.
+            Left out, `Minibatches` are divided over the cores of the CPU, if `use_cores` has made
+            them devices and `cores_for` says that it pays. None: one device.
         progress: what the run shows; left out, a `Progress`.
 
     Raises:
@@ -158,6 +161,8 @@ def fit(
             f"patience {patience} waits for a better validation loss, but there is no evaluate to "
             "measure it; give one, or leave patience out"
         )
+    if sharding == "cores":
+        sharding = _over_cores(params, batches)
     if carry is None:
         loss_fn, carry = functools.partial(_without_carry, loss_fn), ()
     # Copies, because the state is donated.
@@ -237,7 +242,42 @@ def fit(
         return Fit(_whole(chosen.params, sharding), state, history, entry_of_best)
 
 
-def minibatches(arrays: Any, batch_size: int, *, seed: int = 0, axis: int = 0) -> Any:
+def _over_cores(params: Any, batches: Any) -> Sharding | None:
+    """The cores of the CPU, where the rows of batches are known and dividing them pays."""
+    if not isinstance(batches, Minibatches):
+        return None
+    cores = cores_for(params, batches.batch_size)
+    return None if cores == 1 else Sharding.over(cores, rows_axis=1 + batches.axis)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Minibatches:
+    """What `minibatches` returns: a function from the number of an epoch to its batches.
+
+    Attributes:
+        arrays: a pytree of arrays.
+        batch_size: rows of a batch.
+        seed: of the orders.
+        axis: that of the rows, in ``arrays`` and in a batch.
+    """
+
+    arrays: Any
+    batch_size: int
+    seed: int
+    axis: int
+
+    def __call__(self, epoch: int) -> Any:
+        """The batches of an epoch: each leaf with a first axis of steps."""
+        axis, size = self.axis, self.batch_size
+        rows = np.shape(jax.tree.leaves(self.arrays)[0])[axis]
+        order = np.random.default_rng((self.seed, epoch)).permutation(rows)
+        order = order[: rows // size * size].reshape(-1, size)
+        return jax.tree.map(
+            lambda x: np.moveaxis(np.take(np.asarray(x), order, axis), axis, 0), self.arrays
+        )
+
+
+def minibatches(arrays: Any, batch_size: int, *, seed: int = 0, axis: int = 0) -> Minibatches:
     """The rows of arrays in a new order every epoch, in batches, for `fit`.
 
     Args:
@@ -266,16 +306,7 @@ def minibatches(arrays: Any, batch_size: int, *, seed: int = 0, axis: int = 0) -
             f"arrays must have the same number of rows along axis {axis}, at least a batch of "
             f"{batch_size}, but have {rows}"
         )
-    steps = rows[0] // batch_size
-
-    def of_epoch(epoch: int) -> Any:
-        order = np.random.default_rng((seed, epoch)).permutation(rows[0])[: steps * batch_size]
-        order = order.reshape(steps, batch_size)
-        return jax.tree.map(
-            lambda x: np.moveaxis(np.take(np.asarray(x), order, axis), axis, 0), arrays
-        )
-
-    return of_epoch
+    return Minibatches(arrays, batch_size, seed, axis)
 
 
 @dataclasses.dataclass
@@ -424,6 +455,7 @@ class _Kept:
         stack: contextlib.ExitStack,
     ):
         self.folder, self.shown = folder, shown
+        self.devices = 1 if sharding is None else sharding.mesh.size
         try:
             self.config = json.loads(json.dumps(config, allow_nan=False))
         except (TypeError, ValueError) as error:
@@ -469,6 +501,11 @@ class _Kept:
                         "it what it has, or begin a new run in another folder"
                     )
             state = saved.restore(state)
+            if saved.about.get("devices", self.devices) != self.devices:
+                self.shown.say(
+                    f"the run was on {saved.about['devices']} devices, and goes on on "
+                    f"{self.devices}: its numbers will differ by rounding"
+                )
             self.history, self.steps = saved.about["history"], saved.about["steps_per_epoch"]
             self.means, self.skipped = _Means(**saved.about["means"]), saved.about["skipped"]
         from_first(lambda: self._take_back(int(state.step), saved is None))
@@ -524,6 +561,7 @@ class _Kept:
             "means": dataclasses.asdict(means),
             "skipped": skipped,
             "steps_per_epoch": steps,
+            "devices": self.devices,
         }
         self.checkpoints.save(state, about, loss=loss)
 

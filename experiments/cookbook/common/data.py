@@ -7,18 +7,18 @@ Sequences come with time first, as the library reads them.
 """
 
 import csv
+import functools
 import gzip
-import hashlib
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pooch
 
-from rnnjax.errors import CorpusError, InvalidInputError
+from rnnjax.errors import CorpusError, InvalidInputError, RnnjaxError
 
 MADE = "made"
 _RAW = "https://raw.githubusercontent.com"
@@ -89,16 +89,35 @@ FILES = {
         "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1", "CC BY-SA 3.0",
     ),
 }  # fmt: skip
-LANGUAGES = (
-    "Arabic", "Chinese", "Czech", "Dutch", "English", "French", "German", "Greek", "Irish",
-    "Italian", "Japanese", "Korean", "Polish", "Portuguese", "Russian", "Scottish", "Spanish",
-    "Vietnamese",
-)  # fmt: skip
-# Of the 18 files of names, one after the other.
-_NAMES = (
-    f"{_RAW}/spro/practical-pytorch/master/data/names",
-    "8cb5d785e418621c9ae2a9769a0c3360878c05c6fcb4b5457ce4d5ac059ec65d",
-)
+# The files of names, one for each language.
+_NAMES = {
+    "Arabic": "6f424a8dbe51cbbbabab7a57d38b617210125e4e3991f3c657cb79b8f104bafc",
+    "Chinese": "09ba8f1f7e38dbc99372d461b26ad4433b811fc6bfa6a3ecca6fe11a9a777465",
+    "Czech": "e17ab0ec47616a72c39cb85c783f70c3663ab64488721e5d8378f146d2226be7",
+    "Dutch": "924f32b635170eae561f84538632138fc07d4c8bbd70ba3fb980de1ecc4d2af3",
+    "English": "9cca037066d3d5989e24bc01801416162de506b5e28e15b7c092a47905d29bf2",
+    "French": "81e65b36c60ed5b89a17422f6edcadbb89546f38ad69e960e64e7ba682012a95",
+    "German": "7449cd590b97a733e18d613a4155decd77ec35dc5f8aadd7a82204dce4f051db",
+    "Greek": "3555b5186de7f401e6d991b088e9e644ca3099116477818c25ab5793801389e6",
+    "Irish": "cf8c7013256252a88d2503127b87282a11f21b2ff6db1bded68834c19a1ec058",
+    "Italian": "f88414c27d0606a11a678b4859277828c2565d6cc4d9ee932deef6e94f3b35e4",
+    "Japanese": "e0e717e114fec3e7eade4d9dabe0067c475f43147e36a22b47902ee76ad9e67f",
+    "Korean": "cd54221ccb362a6cba4c78828838cf3268a0e59744767a37cf6ec4b74036b136",
+    "Polish": "45bab898af2f60ed3a728bbf6980e28821011a7caa53227553b5785903a40826",
+    "Portuguese": "50a8735f41f4f73757c8ce5b16cb0275cd86b2b214bcbc8c9805f508cb131c53",
+    "Russian": "0cfe53ac18041e8f63666aa77313e0a3ff378facb132abee052d8ebdc8c3d62c",
+    "Scottish": "78d0252711d87d948ea86fe34826c51d2d794a8e52d15b5d6f7b6244d45d62dd",
+    "Spanish": "1bcb462ed3316756a85781d68232bddae04498fdddd5d9219c53fd1fbdeba7a7",
+    "Vietnamese": "f3f9e4164ab47601178a6e45b216464a64122f49d05541f24bf18a757253281d",
+}
+LANGUAGES = tuple(_NAMES)
+FILES |= {
+    f"names/{language}.txt": (
+        f"{_RAW}/spro/practical-pytorch/master/data/names/{language}.txt", digest,
+        "MIT (repository)",
+    )
+    for language, digest in _NAMES.items()
+}  # fmt: skip
 
 
 def read(name: str, data: str | None) -> bytes:
@@ -119,12 +138,11 @@ def read(name: str, data: str | None) -> bytes:
     return _download(address, digest)
 
 
-def _download(address: str, digest: str | None) -> bytes:
+def _download(address: str, digest: str) -> bytes:
+    cache = pooch.os_cache("rnnjax")
     try:
-        return Path(
-            pooch.retrieve(address, None if digest is None else f"sha256:{digest}",
-                           path=pooch.os_cache("rnnjax"), progressbar=False)
-        ).read_bytes()  # fmt: skip
+        path = pooch.retrieve(address, f"sha256:{digest}", path=cache, progressbar=False)
+        return Path(path).read_bytes()
     except (OSError, ValueError) as error:
         raise CorpusError(
             f"{address} could not be had ({str(error)[:200]}); save it by hand in a folder, and "
@@ -132,6 +150,25 @@ def _download(address: str, digest: str | None) -> bytes:
         ) from error
 
 
+def _parses(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that reads files, whose every failure is one sentence."""
+
+    @functools.wraps(function)
+    def run(*args: Any) -> Any:
+        try:
+            return function(*args)
+        except RnnjaxError:
+            raise
+        except Exception as error:  # of formats, each has its own
+            raise CorpusError(
+                f"the {function.__name__} {', '.join(map(str, args))} cannot be read ({error!r}): "
+                "the file is damaged, or another one; delete it, or name another folder by --data"
+            ) from error
+
+    return run
+
+
+@_parses
 def series(name: str, data: str | None) -> np.ndarray:
     """The values of a time series: ``airline-passengers``, ``monthly-sunspots``, ``daily-min-...``.
 
@@ -155,6 +192,7 @@ class Digits(NamedTuple):
     test_y: np.ndarray
 
 
+@_parses
 def digits(data: str | None) -> Digits:
     """MNIST (LeCun et al., 1998): 60,000 images to train on, 10,000 to test."""
     if data == MADE:
@@ -207,6 +245,7 @@ def _drawn_digits(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return xs, ys
 
 
+@_parses
 def pairs(part: str, data: str | None) -> list[tuple[str, str]]:
     """Sentences in German and English, Multi30k (Elliott et al., 2016).
 
@@ -236,6 +275,7 @@ def _made_pairs(count: int, part: str) -> list[tuple[str, str]]:
     return [(" ".join(g for g, _ in c) + ".", " ".join(e for _, e in c) + ".") for c in chosen]
 
 
+@_parses
 def questions(part: str, data: str | None) -> tuple[list[list[str]], np.ndarray]:
     """TREC (Li & Roth, 2002): questions as words, and which of six kinds of answer they want.
 
@@ -253,6 +293,7 @@ def questions(part: str, data: str | None) -> tuple[list[list[str]], np.ndarray]
     return [line.split()[1:] for line in lines], np.array([int(line[0]) for line in lines])
 
 
+@_parses
 def names(data: str | None) -> tuple[list[str], np.ndarray]:
     """20,050 family names, and the language of each, as its place in `LANGUAGES`."""
     if data == MADE:
@@ -260,16 +301,7 @@ def names(data: str | None) -> tuple[list[str], np.ndarray]:
         ends, labels = ["ov", "sen", "ez", "ini"], rng.integers(0, 4, 120)
         stems = ["".join(rng.choice(list("abcdefklmnopr"), 4)) for _ in labels]
         return [s.title() + ends[k] for s, k in zip(stems, labels, strict=True)], labels
-    folder = data or os.environ.get("RNNJAX_DATA")
-    if folder:
-        files = [read(f"names/{language}.txt", folder) for language in LANGUAGES]
-    else:
-        files = [_download(f"{_NAMES[0]}/{language}.txt", None) for language in LANGUAGES]
-        if hashlib.sha256(b"".join(files)).hexdigest() != _NAMES[1]:
-            raise CorpusError(
-                f"the names of {_NAMES[0]} are not those that this program was written for; save "
-                "them by hand in a folder, and name that by --data"
-            )
+    files = [read(f"names/{language}.txt", data) for language in LANGUAGES]
     found = [
         (line.strip(), index)
         for index, file in enumerate(files)
@@ -279,6 +311,7 @@ def names(data: str | None) -> tuple[list[str], np.ndarray]:
     return [name for name, _ in found], np.array([index for _, index in found])
 
 
+@_parses
 def chords(name: str, data: str | None) -> dict[str, list[np.ndarray]]:
     """Pieces of music as 88 keys, pressed or not, at every step: ``JSB_Chorales``, ``Nottingham``.
 
@@ -308,6 +341,7 @@ def chords(name: str, data: str | None) -> dict[str, list[np.ndarray]]:
     }
 
 
+@_parses
 def text(name: str, data: str | None) -> str:
     """A text: ``tinyshakespeare``, or *Alice* as ``alice_gutenberg11``."""
     if data == MADE:
@@ -335,6 +369,7 @@ class Recordings(NamedTuple):
     takes: np.ndarray
 
 
+@_parses
 def recordings(data: str | None) -> Recordings:
     """The Free Spoken Digit Dataset (Jackson et al., 2018; CC BY-SA 4.0): 3,000 of six speakers.
 

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from experiments import runs
+from rnnjax.errors import InvalidInputError
+from rnnjax.training import use_cores
 from rnnjax.training.files import write_json
 
 
@@ -71,9 +73,21 @@ class Report:
     began: float = dataclasses.field(default_factory=time.perf_counter)
 
     @classmethod
-    def begin(cls, program: str, measure: str, run_dir: Path | None, digits: int = 2) -> "Report":
-        """Make the folder of a run."""
-        return cls(program, measure, runs.create(f"cookbook/{program}", run_dir), digits)
+    def begin(cls, program: str, measure: str, config: Any, digits: int = 2) -> "Report":
+        """Make the folder of a run, and each core of the CPU a device that `fit` may use.
+
+        Raises:
+            InvalidInputError: a number among the options is below 1, or the seed below 0.
+        """
+        for field in dataclasses.fields(config):
+            value, least = getattr(config, field.name), int(field.name != "seed")
+            whole = [one for one in np.atleast_1d(value).tolist() if type(one) is int]
+            if any(one < least for one in whole):
+                raise InvalidInputError(
+                    f"--{field.name.replace('_', '-')} must be at least {least}, but is {value}"
+                )
+        use_cores()
+        return cls(program, measure, runs.create(f"cookbook/{program}", config.run_dir), digits)
 
     def add(self, name: str, score: float | Sequence[float], source: str = "here") -> None:
         """A line of the table."""

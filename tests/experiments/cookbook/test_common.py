@@ -1,5 +1,6 @@
 """What the programs of the cookbook share."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -12,6 +13,14 @@ from experiments.cookbook.common.report import Report
 from rnnjax.errors import CorpusError, InvalidInputError
 
 FOLDER = os.environ.get("RNNJAX_DATA")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    run_dir: Path
+    seed: int = 0
+    epochs: tuple[int, ...] = (1, 2)
+    rate: float = 0.0
 
 
 def test_sequences_side_by_side_with_time_first():
@@ -48,6 +57,26 @@ def test_what_is_not_in_the_folder_is_said(tmp_path):
     assert data.series("airline-passengers", str(tmp_path)).tolist() == [112]
 
 
+@pytest.mark.parametrize("name", ["mnist.npz", "music/JSB_Chorales.mat", "airline-passengers.csv"])
+def test_a_damaged_file_is_one_sentence(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"garbage\n1,x\n")
+    read = {"mnist.npz": data.digits, "airline-passengers.csv": data.series}.get(name, data.chords)
+    stem = [] if read is data.digits else [Path(name).stem]
+    with pytest.raises(CorpusError, match=r"cannot be read .*the file is damaged"):
+        read(*stem, str(tmp_path))
+
+
+def test_bad_options(tmp_path):
+    for options, message in (
+        ({"seed": -1}, "--seed must be at least 0, but is -1"),
+        ({"epochs": (1, 0)}, "--epochs must be at least 1"),
+    ):
+        with pytest.raises(InvalidInputError, match=message):
+            Report.begin("program", "error", Options(tmp_path / "run", **options))
+    assert not (tmp_path / "run").exists()
+
+
 def test_every_file_has_an_address_a_checksum_and_a_licence():
     for address, digest, licence in data.FILES.values():
         assert address.startswith("https://")
@@ -57,7 +86,7 @@ def test_every_file_has_an_address_a_checksum_and_a_licence():
 
 @pytest.mark.parametrize(("bound", "status"), [(2.0, 0), (0.5, 1)])
 def test_a_report_tells_what_was_missed(tmp_path, capsys, bound, status):
-    report = Report.begin("program", "error", tmp_path / "run")
+    report = Report.begin("program", "error", Options(tmp_path / "run"))
     report.add("ours", [1.0, 3.0])
     report.add("theirs", 1.5, "Somebody (2000)")
     report.accept("error of ours", 1.0, bound)

@@ -13,9 +13,7 @@ from experiments.cookbook.gradients import Config
 
 def test_a_gru_learns_to_add_few_numbers_and_gradients_are_measured(tmp_path):
     run_dir = tmp_path / "run"
-    assert (
-        gradients.run(Config(data="made", run_dir=run_dir, seeds=2, numbers=10, updates=400)) == 0
-    )
+    assert gradients.run(Config(data="made", run_dir=run_dir, seeds=2, numbers=10, epochs=4)) == 0
     result = json.loads((run_dir / "result.json").read_text())
     rows = {row["name"]: row["score"] for row in result["rows"]}
     assert 0.1 < rows["the mean, whatever comes"] < 0.25  # 1/6
