@@ -15,7 +15,7 @@ from experiments.text_generator.generate import Generate, run_generation
 from experiments.text_generator.train import run_training
 from experiments.text_tools.export import Export, run_export
 from experiments.text_tools.inspect import Inspect, run_inspection
-from rnnjax.training import Processes, from_first, use_cores
+from rnnjax.training import Processes, from_first
 
 
 def main() -> int:
@@ -63,8 +63,6 @@ def defaults_of_train() -> Train:
     if known.command != "train":
         return Train()
     Processes(known.coordinator, known.processes, known.process).start()
-    if known.coordinator is None:
-        use_cores()
     if not known.resume:
         return load_preset(known.preset)
     folder, stored = from_first(lambda: stored_run(known.run_dir))

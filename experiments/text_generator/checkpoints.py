@@ -20,7 +20,7 @@ from experiments.text_generator.optimization import new_state
 from rnnjax import CheckpointError
 from rnnjax.errors import InvalidInputError
 from rnnjax.text import ByteVocabulary, Vocabulary
-from rnnjax.training import Checkpoints, Sharding, agreed_signal, cores_for, from_first
+from rnnjax.training import Checkpoints, Sharding, agreed_signal, from_first
 from rnnjax.training.files import locked, read_sealed
 from rnnjax.training.processes import together
 
@@ -66,12 +66,13 @@ class Run:
             from_first(functools.partial(lock, folder, stack))
             from_first(functools.partial(require_same_run, config, data, folder))
         check_alike(config, data.digest)
+        sharding = sharding_of(config)
+        if sharding is not None:
+            data = dataclasses.replace(data, rows=sharding.rows(config.text.batch_size))
         epochs = config.epochs or 1
         if config.steps is not None:
             epochs = math.ceil(config.steps / data.steps_per_epoch)
-        sharding = sharding_of(config, try_out(config, data, epochs))
-        if sharding is not None:
-            data = dataclasses.replace(data, rows=sharding.rows(config.text.batch_size))
+        try_out(config, data, epochs)
         if not config.resume:
             folder = Path(from_first(lambda: str(runs.create(PROGRAM, config.run_dir))))
             from_first(functools.partial(lock, folder, stack))
@@ -176,11 +177,8 @@ def require_same_text(data: Data, stored: dict[str, Any], folder: Path | None) -
         )
 
 
-def try_out(config: Train, data: Data, epochs: int) -> Any:
+def try_out(config: Train, data: Data, epochs: int) -> None:
     """Raise whatever the options would raise in the first step; nothing is computed.
-
-    Returns:
-        the shapes of the parameters.
 
     Raises:
         InvalidInputError: the options of the model do not go together, or there is no update.
@@ -197,7 +195,6 @@ def try_out(config: Train, data: Data, epochs: int) -> Any:
     carry = jax.eval_shape(lambda: model.initial_carry(config.text.batch_size))
     params = jax.eval_shape(model.init, key)
     jax.eval_shape(model.losses, params, carry, batch, batch, key)
-    return params
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -247,20 +244,15 @@ def vocabulary_of(characters: str | None) -> AnyVocabulary:
     return ByteVocabulary() if characters is None else Vocabulary(characters)
 
 
-def sharding_of(config: Train, params: Any) -> Sharding | None:
-    """The mesh asked for, or the cores of a CPU where it pays; None for one device.
-
-    Args:
-        config: the options.
-        params: the shapes of the parameters.
+def sharding_of(config: Train) -> Sharding | None:
+    """The mesh asked for, or None for the one device that JAX takes by itself.
 
     Raises:
         InvalidInputError: the mesh does not fit the devices, the batch or the hidden units.
     """
     mesh = config.mesh
     if mesh is None and jax.process_count() == 1:
-        cores = cores_for(params, config.text.batch_size)
-        return None if cores == 1 else Sharding.over(cores, divide=divided_axis)
+        return None
     if mesh in (None, "auto"):
         sharding = Sharding.over(divide=divided_axis)
     else:

@@ -236,8 +236,8 @@ class Train:
     --skip-nonfinite, if given, replace what it had."""
     mesh: str | None = None
     """The devices to train on: so many for parts of the batch (8), or times so many for parts of
-    the hidden units (4x2), or "auto": all, for parts of the batch. By default the cores of a CPU
-    where that is faster, else one device, or all where there are several processes; 1: one."""
+    the hidden units (4x2), or "auto": all, for parts of the batch. By default one device, or all
+    where there are several processes."""
     launch: Processes = Processes()
 
     def check(self) -> None:

@@ -22,7 +22,7 @@ _LEAST_WORK = 2**20
 
 
 def use_cores(number: int | None = None) -> int:
-    """Make each core of the CPU a device of its own, which `over_cores` and `fit` then use.
+    """Make each core of the CPU a device of its own, which `over_cores` and `fit` can then use.
 
     XLA runs the products of one step on one core, and one small loop after the other: what runs
     side by side are the loops of several devices. Call it before anything else uses JAX; what does

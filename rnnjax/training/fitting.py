@@ -79,7 +79,7 @@ def fit(
     patience: int = 0,
     skip_nonfinite: int = 0,
     steps_per_dispatch: int | None = None,
-    sharding: Sharding | Literal["cores"] | None = "cores",
+    sharding: Sharding | Literal["cores"] | None = None,
     progress: Progress | None = None,
 ) -> Fit:
     """Train for some epochs, and return the best parameters.
@@ -123,8 +123,8 @@ def fit(
         sharding: how state and batches lie over several devices. Batches are then the rows of this
             process, ``params`` and ``carry`` whole on each, and ``evaluate`` gets whole parameters.
             Of several processes, all make this call; the first one writes and its measures decide.
-            Left out, `Minibatches` are divided over the cores of the CPU, if `use_cores` has made
-            them devices and `cores_for` says that it pays. None: one device.
+            "cores": `Minibatches` are divided over the cores of the CPU, if `use_cores` has made
+            them devices and `cores_for` says that it pays. Left out, one device is used.
         progress: what the run shows; left out, a `Progress`.
 
     Raises:

@@ -10,7 +10,6 @@ import numpy as np
 
 from experiments import runs
 from rnnjax.errors import InvalidInputError
-from rnnjax.training import use_cores
 from rnnjax.training.files import write_json
 
 
@@ -74,7 +73,7 @@ class Report:
 
     @classmethod
     def begin(cls, program: str, measure: str, config: Any, digits: int = 2) -> "Report":
-        """Make the folder of a run, and each core of the CPU a device that `fit` may use.
+        """Make the folder of a run.
 
         Raises:
             InvalidInputError: a number among the options is below 1, or the seed below 0.
@@ -86,7 +85,6 @@ class Report:
                 raise InvalidInputError(
                     f"--{field.name.replace('_', '-')} must be at least {least}, but is {value}"
                 )
-        use_cores()
         return cls(program, measure, runs.create(f"cookbook/{program}", config.run_dir), digits)
 
     def add(self, name: str, score: float | Sequence[float], source: str = "here") -> None:

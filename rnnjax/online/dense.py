@@ -1,0 +1,67 @@
+"""The influence of each parameter on each unit: all of it."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from rnnjax.cells.base import Carry, Params
+from rnnjax.online.influence import Influence, over_rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Dense(Influence):
+    r"""All of :math:`J_t = \partial s_t / \partial w`, of any cell that has a step.
+
+    .. math::
+        J_t = \frac{\partial s_t}{\partial w} + \frac{\partial s_t}{\partial s_{t-1}} J_{t-1}
+
+    A tree like the parameters, of arrays ``(*batch, state, *shape)``, with all numbers of the state
+    one after the other.
+    """
+
+    def step(self, params: Params, carry: Carry, x: Any) -> tuple[Carry, jax.Array]:
+        """The cell's own."""
+        return self.cell.step(params, carry, x)
+
+    def initial(self, params: Params, batch_shape: tuple[int, ...], key: jax.Array | None) -> Any:
+        """That of parameters on the state with which a sequence begins: most often none."""
+        started = jax.jacrev(lambda params: ravel_pytree(self.start(params, ()))[0])(params)
+        return jax.tree.map(lambda m: jnp.broadcast_to(m, (*batch_shape, *m.shape)), started)
+
+    def after(
+        self,
+        params: Params,
+        influence: Any,
+        carry: Carry,
+        x: Any,
+        reset: jax.Array | None,
+        key: jax.Array | None,
+    ) -> Any:
+        """What comes of it through the step, and what this step's parameters do."""
+
+        def of_row(influence: Any, carry: Carry, x: Any, reset: jax.Array | None) -> Any:
+            state, unravel = ravel_pytree(carry)
+
+            def new(params: Params, state: jax.Array) -> jax.Array:
+                return ravel_pytree(self.run(params, unravel(state), x, reset)[0])[0]
+
+            made, factors = jax.jacrev(new, argnums=(0, 1))(params, state)
+            return jax.tree.map(
+                lambda own, before: own + jnp.tensordot(factors, before, 1), made, influence
+            )
+
+        return over_rows(of_row, x.ndim - 1)(influence, carry, x, reset)
+
+    def credit(self, params: Params, influence: Any, d_carry: Carry) -> Params:
+        """The cotangent of the state times its influence."""
+
+        def of_leaf(param: jax.Array, m: jax.Array) -> jax.Array:
+            state = m.ndim - param.ndim  # the axes of the batch, and that of the state
+            batch = m.shape[: state - 1]
+            d = [leaf.reshape(*batch, -1) for leaf in jax.tree.leaves(d_carry)]
+            return jnp.tensordot(jnp.concatenate(d, axis=-1), m, state)
+
+        return jax.tree.map(of_leaf, params, influence)

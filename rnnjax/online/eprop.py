@@ -1,0 +1,67 @@
+"""Eligibility propagation."""
+
+import dataclasses
+
+from rnnjax.cells.arguments import brief
+from rnnjax.online.influence import Influence
+from rnnjax.online.learner import Learner
+from rnnjax.online.units import Units, pattern_of, why_not_unitwise
+
+
+@dataclasses.dataclass(frozen=True)
+class EProp(Learner):
+    r"""E-prop (Bellec et al., 2020): eligibility traces, and the learning signal of the moment.
+
+    .. math::
+        \epsilon_t &= \frac{\partial s_t}{\partial w}
+            + \frac{\partial s_t}{\partial s_{t-1}}\Big|_{h_{t-1} U} \epsilon_{t-1} \\
+        \frac{dE}{dw} &\approx \sum_t \frac{\partial E}{\partial y_t} \,
+            \frac{\partial y_t}{\partial (w, s_{t-1})} (1, \epsilon_{t-1})
+
+    with the recurrent product :math:`h_{t-1} U` held still: the trace of a parameter runs along
+    what a unit keeps inside, in an LSTM :math:`\epsilon_t = f_t \epsilon_{t-1} + \partial c_t /
+    \partial w`, and along nothing that is sent to others or to the unit itself.
+
+    **Not exact** and biased: of what a unit does later only its own inside counts, and the learning
+    signal knows nothing of the future. The gradient of a single step's output by that step's
+    parameters is whole. :math:`\epsilon` has, for each row of the batch, the numbers of the
+    parameters times the leaves of the carry that the update reads, one in an LSTM.
+
+    ``pull`` takes the learning signal: :math:`\partial E / \partial y_t` ("symmetric"), or the
+    error through weights that are drawn ("random").
+
+    Args:
+        cell: one with a recurrent product, whose update takes each unit by itself and reads the
+            unit's state beside it: `LSTMCell`, `GRUCell`, `PeepholeLSTMCell`, `CoupledLSTMCell`.
+
+    Raises:
+        InvalidInputError: the update of the cell mixes units, or keeps nothing of its state but
+            what the product brings, as that of a `SimpleRNNCell`; or there is no product, where
+            `RTRL` is exact; or the cell is made of others, or has a step of its own.
+
+    >>> import jax, jax.numpy as jnp, rnnjax
+    >>> learner = EProp(rnnjax.LSTMCell(5))
+    >>> params = learner.cell.init(jax.random.key(0), input_size=3)
+    >>> state = learner.init(params, (8,))
+    >>> for x in jnp.ones((10, 8, 3)):
+    ...     state, y, pull = learner.step(params, state, x)
+    >>> gradients = pull(y - 1)  # of half the squared distance of the last output from 1
+    >>> [trace.shape for trace in state.influence["kernel"]]  # of the cell alone: i, f and g
+    [(8, 3, 3, 5)]
+    """
+
+    def refusal(self) -> str | None:
+        """Updates that mix units, and cells for which there is nothing to trace or to cut off."""
+        reason = why_not_unitwise(self.cell)
+        if reason:
+            return f"{reason}; take RTRL(cell, dense=True) or UORO(cell)"
+        if self.cell.recurrent is None:
+            return f"{brief(self.cell)} has no recurrent product to hold still; take RTRL, exact"
+        if not any(pattern_of(self.cell, own=False).kept):
+            return "its update reads no state beside the product, so nothing is traced; take SnAp1"
+        return None
+
+    @property
+    def influence(self) -> Influence:
+        """Traces, along what the update reads of its own unit."""
+        return Units(self.cell, own=False)

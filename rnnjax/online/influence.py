@@ -1,0 +1,81 @@
+"""What a learner carries forward beside the state, and the step as it differentiates it."""
+
+import abc
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rnnjax.cells.base import Carry, Cell, Params
+from rnnjax.engine.steps import AtStep, Steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Influence(abc.ABC):
+    r"""What the parameters did to the state: all, or a part, of :math:`\partial s_t / \partial w`.
+
+    Its arrays begin with the axes of the batch: each row has an influence of its own.
+    """
+
+    cell: Cell
+
+    @abc.abstractmethod
+    def step(self, params: Params, carry: Carry, x: Any) -> tuple[Carry, jax.Array]:
+        """The values of ``cell.step``, with the derivatives that the learner follows."""
+
+    @abc.abstractmethod
+    def initial(self, params: Params, batch_shape: tuple[int, ...], key: jax.Array | None) -> Any:
+        """That on the state with which a sequence begins."""
+
+    @abc.abstractmethod
+    def after(
+        self,
+        params: Params,
+        influence: Any,
+        carry: Carry,
+        x: Any,
+        reset: jax.Array | None,
+        key: jax.Array | None,
+    ) -> Any:
+        """That on the state behind a step.
+
+        Args:
+            params: of the step.
+            influence: that on the state before it, zeros where a row is reset.
+            carry: the state before it, as it was before the reset.
+            x: ``(*batch, input_size)``.
+            reset: booleans ``(*batch,)``, or None.
+            key: of what is drawn, or None.
+        """
+
+    @abc.abstractmethod
+    def credit(self, params: Params, influence: Any, d_carry: Carry) -> Params:
+        """The gradients by the parameters for the cotangent of the state, over all rows."""
+
+    def start(self, params: Params, batch_shape: tuple[int, ...]) -> Carry:
+        """The state with which a sequence begins, in float32 or the parameters' type if wider."""
+        given = [leaf.dtype for leaf in jax.tree.leaves(params)]
+        return self.cell.start(params, batch_shape, jnp.result_type(jnp.float32, *given))
+
+    def begin(self, params: Params, carry: Carry, reset: jax.Array | None) -> Carry:
+        """The state with which the step begins: that of a new sequence where a row is reset."""
+        if reset is None:
+            return carry
+        start = self.start(params, reset.shape)
+        start = jax.tree.map(lambda leaf, now: leaf.astype(now.dtype), start, carry)
+        return Steps(start=start).begin(carry, AtStep(resets=reset))
+
+    def run(
+        self, params: Params, carry: Carry, x: Any, reset: jax.Array | None
+    ) -> tuple[Carry, jax.Array]:
+        """A step behind its reset: a learned start is a function of the parameters too."""
+        return self.step(params, self.begin(params, carry, reset), x)
+
+
+def over_rows(function: Callable[..., Any], axes: int) -> Callable[..., Any]:
+    """A function of a row, of a batch with so many axes."""
+    for _ in range(axes):
+        function = jax.vmap(function)
+    return function

@@ -1,0 +1,55 @@
+"""The sparse n-step approximation, for n = 1."""
+
+import dataclasses
+
+from rnnjax.online.influence import Influence
+from rnnjax.online.learner import Learner
+from rnnjax.online.units import Units, why_not_unitwise
+
+
+@dataclasses.dataclass(frozen=True)
+class SnAp1(Learner):
+    r"""SnAp-1 (Menick et al., 2021): the influence of a parameter on the unit that it touches.
+
+    .. math::
+        J_t = M \odot \Big(\frac{\partial s_t}{\partial w}
+            + \frac{\partial s_t}{\partial s_{t-1}} J_{t-1}\Big)
+
+    with :math:`M` = 1 where a parameter touches a unit in one step, and 0 elsewhere: a column of a
+    kernel touches one unit, of which all leaves of the carry are kept. Of
+    :math:`\partial s_t / \partial s_{t-1}` that needs each unit's own block, the diagonal of
+    ``recurrent_kernel`` in it.
+
+    **Not exact** and biased: what a unit does to others by the recurrent product, and gets back, is
+    left out. The gradient of a single step's output by that step's parameters is whole. For a cell
+    without a recurrent product nothing is left out, and it is `RTRL`. :math:`J` has, for each row
+    of the batch, the numbers of the parameters times the leaves of the carry that are read.
+
+    Args:
+        cell: one whose update takes each unit by itself, behind products that may mix them:
+            `LSTMCell`, `GRUCell`, `SimpleRNNCell`, `PeepholeLSTMCell` and others.
+
+    Raises:
+        InvalidInputError: the update of the cell mixes units, as a layer norm or a product inside
+            does; or the cell is made of others, or has a step of its own.
+
+    >>> import jax, jax.numpy as jnp, rnnjax
+    >>> learner = SnAp1(rnnjax.GRUCell(5))
+    >>> params = learner.cell.init(jax.random.key(0), input_size=3)
+    >>> state = learner.init(params, (8,))
+    >>> for x in jnp.ones((10, 8, 3)):
+    ...     state, y, pull = learner.step(params, state, x)
+    >>> gradients = pull(y - 1)  # of half the squared distance of the last output from 1
+    >>> state.influence["recurrent_kernel"][0].shape, gradients["recurrent_kernel"].shape
+    ((8, 5, 3, 5), (5, 15))
+    """
+
+    def refusal(self) -> str | None:
+        """Updates that mix units."""
+        reason = why_not_unitwise(self.cell)
+        return reason and f"{reason}; take RTRL(cell, dense=True) or UORO(cell)"
+
+    @property
+    def influence(self) -> Influence:
+        """Of each parameter on the unit that it touches."""
+        return Units(self.cell)

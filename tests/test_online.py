@@ -1,0 +1,440 @@
+"""The online learners, held against backpropagation through time and dense influences."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cell_table import BATCH, CELLS, FEATURES, SINGLE, TOLERANCES
+
+import rnnjax
+from rnnjax import InvalidInputError, Scan
+from rnnjax.online import RTRL, UORO, EProp, SnAp1
+from rnnjax.online.units import pattern_of, why_not_unitwise
+
+TIME = 9
+KEY = jax.random.key(0)
+RESETS = np.random.default_rng(1).random((TIME, BATCH)) < 0.2
+# No two of the rows and no step alike, and one where several rows begin anew.
+RESETS[4, :2] = True
+ELEMENTWISE = [
+    "indrnn", "mingru", "minlstm", "lru", "s5", "rglru", "s6", "qrnn", "gilr", "sru",
+    "sru-peephole", "hgrn", "diagonal-gru", "diagonal-lstm",
+]  # fmt: skip
+MIXED = [
+    "simple", "lstm", "lstm-no-bias", "lstm-hard", "gru", "gru-no-bias", "peephole", "coupled",
+    "mgu", "user-peephole", "user-gain", "user-sub",
+]  # fmt: skip
+DENSE = [
+    "lstm", "gru-reset-before", "projection", "layernorm-lstm", "slstm", "lru", "user-peephole",
+    "user-scrn", "user-step", "learned-carry", "stack",
+]  # fmt: skip
+
+
+@pytest.fixture
+def drawn(random_like):
+    """Parameters of a cell, inputs and targets: no entry is zero, so no part can hide."""
+
+    def draw(name, dtype="float32"):
+        cell = CELLS[name]
+        params = random_like(cell.init(KEY, FEATURES), 1, dtype)
+        xs = np.random.default_rng(2).normal(size=(TIME, BATCH, FEATURES)).astype(dtype)
+        size = jax.eval_shape(
+            lambda: cell.step(params, cell.initial_carry((BATCH,)), xs[0])
+        )[1].shape  # fmt: skip
+        targets = np.random.default_rng(3).normal(size=(TIME, *size)).astype(dtype)
+        return params, jnp.asarray(xs), jnp.asarray(targets)
+
+    return draw
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def online(learner, params, xs, targets, resets, key=None):
+    """Outputs, and the gradients of half the squared distances, summed step by step in a scan."""
+
+    def step(both, at):
+        (state, total), (x, target, reset) = both, at
+        state, y, pull = learner.step(params, state, x, reset)
+        return (state, jax.tree.map(jnp.add, total, pull(y - target))), y
+
+    begin = learner.init(params, xs.shape[1:-1], key), jax.tree.map(jnp.zeros_like, params)
+    (_, total), ys = jax.lax.scan(step, begin, (xs, targets, resets))
+    return ys, total
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def through_time(cell, params, xs, targets, resets):
+    """The same by backpropagation."""
+
+    def loss(params):
+        ys = rnnjax.unroll(cell, params, xs, resets=resets, method=Scan())[1]
+        return ((ys - targets) ** 2).sum() / 2, ys
+
+    gradients, ys = jax.grad(loss, has_aux=True)(params)
+    return ys, gradients
+
+
+def test_all_elementwise_cells_of_the_table_are_here():
+    served = [
+        name
+        for name in SINGLE
+        if CELLS[name].carry is not None
+        and CELLS[name].recurrent is None
+        and why_not_unitwise(CELLS[name]) is None
+    ]
+    assert sorted(served) == sorted(ELEMENTWISE)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_rtrl_is_backpropagation_through_time(name, dtype, drawn, assert_close, request):
+    if dtype == "float64":
+        request.getfixturevalue("x64")
+    args = *drawn(name, dtype), RESETS
+    expected = through_time(CELLS[name], *args)
+    assert_close(online(RTRL(CELLS[name]), *args), expected, TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_dense_rtrl_is_backpropagation_through_time(name, drawn, assert_close, x64):
+    args = *drawn(name, "float64"), RESETS
+    expected = through_time(CELLS[name], *args)
+    assert_close(online(RTRL(CELLS[name], dense=True), *args), expected, TOLERANCES["float64"])
+
+
+def masked(cell, params, xs, targets, resets, through_product):
+    """Dense influences of one row after the other, masked: SnAp-1 and e-prop from their papers.
+
+    The last axis of each parameter has the units of each of its gates, one gate after the other.
+    The output is treated as one more leaf of the state.
+    """
+    units = cell.hidden_size
+
+    def step(params, leaves, product_leaves, x):
+        carry = cell.carry(*leaves)
+        held = carry if through_product else cell.carry(*product_leaves)
+        met = cell.meet(cell.project(params, x), cell.recur(params, held))
+        new, shown = cell.advance(params, met, carry)
+        return [*new, cell.read(params, shown, x)]
+
+    def mask(param):
+        of_unit = np.arange(units)[:, None] == np.arange(param.shape[-1]) % units
+        return of_unit.reshape(units, *[1] * (param.ndim - 1), param.shape[-1])
+
+    @jax.jit
+    def turn(params, leaves, influence, x):
+        new = [
+            {
+                name: mask(param)
+                * sum(
+                    (jnp.tensordot(m, i[name], 1) for m, i in zip(by, influence, strict=True)),
+                    start=own[name],
+                )
+                for name, param in params.items()
+            }
+            for own, by in jax.jacfwd(step, (0, 1))(params, leaves, leaves, x)
+        ]
+        return step(params, leaves, leaves, x), new
+
+    nothing = {name: jnp.zeros((units, *param.shape)) for name, param in params.items()}
+    total = jax.tree.map(jnp.zeros_like, params)
+    for row in range(xs.shape[1]):
+        for t in range(len(xs)):
+            if t == 0 or resets[t, row]:
+                leaves = list(cell.initial_carry((), xs.dtype))
+                influence = [nothing] * len(leaves)
+            (*leaves, y), (*influence, of_y) = turn(params, leaves, influence, xs[t, row])
+            d = y - targets[t, row]
+            total = {name: total[name] + jnp.tensordot(d, of_y[name], 1) for name in params}
+    return total
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_snap1_is_a_masked_dense_rtrl(name, drawn, assert_close, x64):
+    args = *drawn(name, "float64"), RESETS
+    ys, gradients = online(SnAp1(CELLS[name]), *args)
+    assert_close(gradients, masked(CELLS[name], *args, through_product=True), 1e-10)
+    exact_ys, exact = through_time(CELLS[name], *args)
+    assert_close(ys, exact_ys, 1e-12)
+    along = sum(jnp.vdot(gradients[n], exact[n]) for n in exact)
+    lengths = [jnp.sqrt(sum(jnp.vdot(g, g) for g in tree.values())) for tree in (gradients, exact)]
+    assert 0.5 < along / (lengths[0] * lengths[1]) < 1 - 1e-6
+
+
+@pytest.mark.parametrize("name", [name for name in MIXED if name != "simple"])
+def test_eprop_is_a_dense_rtrl_with_the_product_held_still(name, drawn, assert_close, x64):
+    args = *drawn(name, "float64"), RESETS
+    ys, gradients = online(EProp(CELLS[name]), *args)
+    assert_close(gradients, masked(CELLS[name], *args, through_product=False), 1e-10)
+    assert_close(ys, through_time(CELLS[name], *args)[0], 1e-12)
+
+
+def test_the_trace_of_an_lstm_decays_by_its_forget_gate(x64):
+    """The equations of the paper, of one unit: epsilon = f epsilon + i' g x for the input gate."""
+    cell = rnnjax.LSTMCell(1)
+    params = jax.tree.map(lambda p: p.astype(jnp.float64), cell.init(KEY, 1))
+    learner = EProp(cell)
+    state, trace, memory, hidden = learner.init(params, ()), 0.0, 0.0, 0.0
+    for x in (0.3, -1.2, 0.8):
+        sums = x * params["kernel"][0] + hidden * params["recurrent_kernel"][0] + params["bias"]
+        i, f, o = (1 / (1 + np.exp(-np.asarray(sums[k]))) for k in (0, 1, 3))
+        g = np.tanh(np.asarray(sums[2]))
+        trace = f * trace + i * (1 - i) * g * x
+        memory = f * memory + i * g
+        hidden = o * np.tanh(memory)
+        state, y, pull = learner.step(params, state, jnp.array([x]))
+        np.testing.assert_allclose(y, [hidden], rtol=1e-12)
+        by_input_gate = pull(jnp.ones(1))["kernel"][0, 0]
+        np.testing.assert_allclose(by_input_gate, o * (1 - np.tanh(memory) ** 2) * trace)
+
+
+@pytest.mark.parametrize("name", ["tiny", "start"])
+def test_uoro_is_unbiased(name, random_like, x64):
+    cell = rnnjax.SimpleRNNCell(2)
+    if name == "start":
+        cell = rnnjax.LearnedCarry(cell)
+    params = random_like(cell.init(KEY, 1), 4, "float64", scale=0.9)
+    rng = np.random.default_rng(5)
+    xs, targets = jnp.asarray(rng.normal(size=(4, 2, 1))), jnp.asarray(rng.normal(size=(4, 2, 2)))
+    resets = np.zeros((4, 2), bool)
+    resets[2, 0] = True
+    draws, learner = 10_000, UORO(cell)
+    each = jax.jit(
+        jax.vmap(lambda key: online(learner, params, xs, targets, resets, key)[1])
+    )(jax.random.split(jax.random.key(7), draws))  # fmt: skip
+    expected = through_time(cell, params, xs, targets, resets)[1]
+    for estimates, exact in zip(jax.tree.leaves(each), jax.tree.leaves(expected), strict=True):
+        sigma = np.std(estimates, axis=0) / math.sqrt(draws)
+        assert sigma.max() > 1e-3  # of which a part that is left out is several
+        assert np.all(np.abs(np.mean(estimates, axis=0) - exact) < 3 * sigma + 1e-12)
+
+
+def test_a_stack_learns_by_uoro(drawn):
+    ys, gradients = online(UORO(CELLS["stack"]), *drawn("stack"), RESETS, KEY)
+    np.testing.assert_allclose(
+        ys, through_time(CELLS["stack"], *drawn("stack"), RESETS)[0], atol=1e-5
+    )
+    assert all(np.isfinite(g).all() and np.any(g != 0) for g in jax.tree.leaves(gradients))
+
+
+# ---- sizes
+
+
+def numbers(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def test_the_influence_has_the_numbers_of_the_parameters():
+    for cell, leaves in ((rnnjax.MinGRUCell(7), 1), (rnnjax.DiagonalLSTMCell(7), 2)):
+        params = cell.init(KEY, 3)
+        assert numbers(RTRL(cell).init(params, (2,)).influence) == 2 * leaves * numbers(params)
+    lstm = rnnjax.LSTMCell(7)
+    params = lstm.init(KEY, 3)
+    assert numbers(SnAp1(lstm).init(params, (2,)).influence) == 2 * 2 * numbers(params)
+    # Of the memory alone, which the output gate does not touch.
+    assert numbers(EProp(lstm).init(params, (2,)).influence) == 2 * 3 * numbers(params) // 4
+    dense = RTRL(lstm, dense=True).init(params, (2,)).influence
+    assert numbers(dense) == 2 * 14 * numbers(params)
+    assert numbers(UORO(lstm).init(params, (2,), KEY).influence) == 2 * (14 + numbers(params))
+
+
+@pytest.mark.parametrize(
+    "learner",
+    [RTRL(rnnjax.MinGRUCell(16)), SnAp1(rnnjax.LSTMCell(16)), UORO(rnnjax.LSTMCell(16))],
+    ids=lambda learner: type(learner).__name__,
+)
+def test_memory_does_not_grow_with_time(learner):
+    params = learner.cell.init(KEY, 3)
+
+    def temporaries(steps):
+        arrays = jnp.zeros((steps, 2, 3)), jnp.zeros((steps, 2, 16)), np.zeros((steps, 2), bool)
+
+        def gradients(*args):
+            return online(learner, params, *args, KEY)[1]
+
+        return jax.jit(gradients).lower(*arrays).compile().memory_analysis().temp_size_in_bytes
+
+    few, many = temporaries(10), temporaries(10_000)
+    # The outputs of all steps, which nobody reads, and copies of what came in.
+    assert many - few < 2 * 10_000 * 2 * (3 + 16 + 16 + 1) * 4
+    assert many - few < 0.1 * 10_000 * few
+
+
+def test_each_unit_is_touched_by_its_columns_alone_where_slopes_are_zero():
+    expected = np.arange(4 * 5).reshape(4, 5)
+    cells = [
+        rnnjax.LSTMCell(5, activation="relu", recurrent_activation="hard_sigmoid"),
+        rnnjax.LSTMCell(5, activation="hard_tanh", recurrent_activation="legacy_hard_sigmoid"),
+    ]
+    for cell in cells:
+        pattern = pattern_of(cell, own=True)
+        for name in ("kernel", "recurrent_kernel", "bias"):
+            assert pattern.places[name].tolist() == expected.tolist()
+        assert pattern.kept == (True, True)
+        assert pattern.unit_of.tolist() == [*range(5)] * 4
+    assert pattern_of(rnnjax.IndRNNCell(5), own=True).places["kernel"].tolist() == [[*range(5)]]
+    # Steps and inputs of a channel touch all its states, what reads a state touches none.
+    s6 = pattern_of(rnnjax.S6Cell(2, state_size=3), own=True).places
+    assert s6["kernel"].tolist() == [[0, 0, 0, 1, 1, 1], [2, 2, 2, 3, 3, 3], [4, 5, 6, 4, 5, 6]]
+    assert set(s6) == {"kernel", "step_bias", "log_decay"}
+
+
+# ---- how it is called
+
+
+def test_pull_leaves_jit_and_serves_several_signals(drawn, assert_close):
+    params, xs, targets = drawn("mingru")
+    learner = RTRL(CELLS["mingru"])
+    state = learner.init(params, (BATCH,))
+    jitted = jax.jit(learner.step)
+    for x in xs[:3]:
+        state, y, pull = jitted(params, state, x)
+    one, other = pull(y - targets[2]), pull(targets[2])
+    assert_close(jax.tree.map(jnp.add, one, other), pull(y), 1e-5)
+    assert_close(jax.jit(lambda pull, dy: pull(dy))(pull, y), pull(y), 1e-5)
+
+
+def test_no_reset_is_a_reset_of_no_row(drawn, assert_close):
+    args = drawn("lstm")
+    none = np.zeros((TIME, BATCH), bool)
+    for learner in (SnAp1(CELLS["lstm"]), RTRL(CELLS["lstm"], dense=True)):
+        assert_close(online(learner, *args, None), online(learner, *args, none), 1e-6)
+
+
+@pytest.mark.parametrize(
+    "learner",
+    [
+        RTRL(CELLS["diagonal-lstm"]),
+        SnAp1(CELLS["gru"]),
+        EProp(CELLS["lstm"]),
+        RTRL(CELLS["simple"], dense=True),
+        UORO(CELLS["lstm"]),
+    ],
+    ids=lambda learner: type(learner).__name__,
+)
+def test_nothing_crosses_a_reset_not_even_a_nan(learner, random_like, assert_close):
+    cell = learner.cell
+    params = random_like(cell.init(KEY, FEATURES), 1)
+    xs = np.random.default_rng(2).normal(size=(TIME, BATCH, FEATURES)).astype("float32")
+    targets = jnp.ones((TIME, BATCH, 5))
+    spoilt = xs.copy()
+    spoilt[3, 0] = np.nan
+    resets = np.zeros((TIME, BATCH), bool)
+    resets[4] = True
+    state, behind = learner.init(params, (BATCH,), KEY), []
+    for t in range(TIME):
+        state, y, pull = learner.step(params, state, spoilt[t], resets[t])
+        if t == 3:
+            assert np.isnan(y[0]).all()
+            assert not np.isnan(y[1:]).any()
+        if t >= 4:
+            behind.append(pull(y - targets[t]))
+    total = jax.tree.map(lambda *leaves: sum(leaves), *behind)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(total))
+    if not isinstance(learner, UORO):  # whose signs are others
+        assert_close(total, online(learner, params, xs[4:], targets[4:], None)[1], 1e-5)
+
+
+def test_a_batch_is_the_sum_of_its_rows(drawn, assert_close):
+    for name, learner in (("minlstm", RTRL), ("lstm", EProp), ("gru", SnAp1)):
+        params, xs, targets = drawn(name)
+        together = online(learner(CELLS[name]), params, xs, targets, RESETS)[1]
+        alone = [
+            online(learner(CELLS[name]), params, xs[:, b], targets[:, b], RESETS[:, b])[1]
+            for b in range(BATCH)
+        ]
+        assert_close(jax.tree.map(lambda *rows: sum(rows), *alone), together, 1e-5)
+        grid = [a.reshape(TIME, 1, BATCH, *a.shape[2:]) for a in (xs, targets, RESETS)]
+        assert_close(online(learner(CELLS[name]), params, *grid)[1], together, 1e-5)
+
+
+def test_ids_are_one_hot_vectors(drawn, assert_close):
+    params, _, targets = drawn("gru")
+    ids = rnnjax.OneHot(jnp.asarray(RESETS.astype(int)), FEATURES)
+    dense = jax.nn.one_hot(ids.ids, FEATURES)
+    for learner in (SnAp1(CELLS["gru"]), RTRL(CELLS["gru"], dense=True)):
+        expected = online(learner, params, dense, targets, RESETS)[1]
+
+        @jax.jit
+        def gradients(params, ids, learner=learner):
+            state, total = learner.init(params, (BATCH,)), jax.tree.map(jnp.zeros_like, params)
+            for t in range(TIME):
+                state, y, pull = learner.step(params, state, ids[t], RESETS[t])
+                total = jax.tree.map(jnp.add, total, pull(y - targets[t]))
+            return total
+
+        assert_close(gradients(params, ids), expected, 1e-5)
+
+
+def test_a_step_compiles_once():
+    learner = SnAp1(rnnjax.LSTMCell(3))
+    params = learner.cell.init(KEY, 2)
+    traced = []
+
+    @jax.jit
+    def step(params, state, x):
+        traced.append(1)
+        return learner.step(params, state, x)[:2]
+
+    state = learner.init(params, (2,))
+    for _ in range(3):
+        state, _ = step(params, state, jnp.ones((2, 2)))
+    assert len(traced) == 1
+    assert SnAp1(rnnjax.LSTMCell(3)) == learner
+
+
+# ---- refusals
+
+
+REFUSED = {
+    "rtrl-product": (RTRL, CELLS["lstm"], "see each other's state in a product; give dense=True"),
+    "rtrl-stack": (RTRL, CELLS["stack"], "made of other cells; give dense=True"),
+    "rtrl-own-step": (RTRL, CELLS["user-step"], "declares no carry and update"),
+    "snap-norm": (SnAp1, CELLS["layernorm-lstm"], "mixes units; take RTRL"),
+    "snap-norm-gru": (SnAp1, CELLS["layernorm-gru"], "touches several units"),
+    "snap-before": (SnAp1, CELLS["gru-reset-before"], "mixes units"),
+    "snap-heads": (SnAp1, CELLS["slstm"], "mixes units"),
+    "snap-projection": (SnAp1, CELLS["projection"], "not all one number for each unit"),
+    "snap-learned": (SnAp1, CELLS["learned-carry"], "made of other cells"),
+    "eprop-simple": (EProp, CELLS["simple"], "nothing is traced; take SnAp1"),
+    "eprop-elementwise": (EProp, CELLS["mingru"], "no recurrent product to hold still; take RTRL"),
+    "eprop-norm": (EProp, CELLS["layernorm-gru"], "touches several units"),
+    "uoro-grid": (UORO, CELLS["convlstm-1d"], "a grid whose points see each other"),
+    "uoro-drawn": (
+        UORO, rnnjax.Regularized(rnnjax.LSTMCell(3), recurrent_dropout=0.1), "draws in training",
+    ),
+    "uoro-attention": (
+        UORO, rnnjax.AttentionCell(rnnjax.GRUCell(3), memory_size=2, attention_size=2), "a memory",
+    ),
+    "no-cell": (UORO, 5, "cell must be a Cell such as"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_served_is_refused_by_a_sentence(name):
+    learner, cell, message = REFUSED[name]
+    with pytest.raises(InvalidInputError, match=message) as error:
+        learner(cell)
+    assert "\n" not in str(error.value)
+    assert ". " not in str(error.value)
+
+
+def test_arguments_are_checked():
+    cell = rnnjax.MinGRUCell(4)
+    learner, params = RTRL(cell), cell.init(KEY, 2)
+    state, x = learner.init(params, (3,)), jnp.ones((3, 2))
+    wrong = [
+        (lambda: learner.step(params, state, jnp.ones((3, 5))), "xs has 5 features"),
+        (lambda: learner.step(params, state, jnp.ones((2, 2))), "carry.*shape"),
+        (lambda: learner.step(params, state, x, jnp.ones(3)), "reset must be booleans"),
+        (lambda: learner.step(params, state, x, jnp.ones(2, bool)), "reset must have shape"),
+        (lambda: learner.step(params, state, x)[2](jnp.ones(4)), "dy must have the shape of y"),
+        (lambda: learner.init(params, 3), "batch_shape must be a tuple"),
+        (lambda: UORO(cell).init(params, (3,)), "key must be a JAX random key"),
+        (lambda: RTRL(cell, dense=1), "dense must be True or False"),
+    ]
+    for call, message in wrong:
+        with pytest.raises(InvalidInputError, match=message):
+            call()
