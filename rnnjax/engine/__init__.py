@@ -1,6 +1,9 @@
 """The engine: how a cell runs over time."""
 
+from rnnjax.engine.all_steps import Newton
 from rnnjax.engine.auto import Auto
+from rnnjax.engine.chunked import Chunked
+from rnnjax.engine.convergence import Convergence, LayerConvergence, newton
 from rnnjax.engine.explain import Explanation, explain
 from rnnjax.engine.fused import Fused
 from rnnjax.engine.method import Method
@@ -8,4 +11,18 @@ from rnnjax.engine.parallel import Parallel
 from rnnjax.engine.scan import Scan
 from rnnjax.engine.unroll import unroll
 
-__all__ = ["Auto", "Explanation", "Fused", "Method", "Parallel", "Scan", "explain", "unroll"]
+__all__ = [
+    "Auto",
+    "Chunked",
+    "Convergence",
+    "Explanation",
+    "Fused",
+    "LayerConvergence",
+    "Method",
+    "Newton",
+    "Parallel",
+    "Scan",
+    "explain",
+    "newton",
+    "unroll",
+]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -78,8 +79,8 @@ class Solved(Function):
         solved: list[jax.Array] = jax.lax.custom_linear_solve(
             times_matrix,
             _with_start(constants, factors, start, resets),
-            lambda _, given: _in_pieces(factors, given, resets, self.length),
-            lambda _, given: self._backwards(factors, given, resets),
+            lambda _, given: in_pieces(factors, given, resets, self.length),
+            lambda _, given: self.backwards(factors, given, resets),
         )
         return solved
 
@@ -87,7 +88,7 @@ class Solved(Function):
         """The pieces."""
         constants, factors, start, resets = args
         begun = _with_start(constants, factors, start, resets)
-        return _in_pieces(factors, begun, resets, self.length)
+        return in_pieces(factors, begun, resets, self.length)
 
     def forward(self, platform: str, *args: Any) -> tuple[Any, Any]:
         """The states are all that is kept."""
@@ -97,7 +98,7 @@ class Solved(Function):
     def backward(self, platform: str, args: Any, kept: Any, d: Any, wanted: Any) -> Any:
         """What comes back to each step, and from it each step's own gradients."""
         _, factors, start, resets = args
-        back = self._backwards(factors, d, resets)
+        back = self.backwards(factors, d, resets)
         before = [later(h).at[0].set(s) for h, s in zip(kept, start, strict=True)]
         # Where nothing comes back, the state may be anything, a NaN too.
         reached = any_of(back, back[0].ndim)
@@ -109,13 +110,13 @@ class Solved(Function):
         cut = None if resets is None else resets[0]
         return back, d_factors, _without(cut, d_start), jax.tree.map(lambda _: None, resets)
 
-    def _backwards(self, factors: Factors, given: list[jax.Array], resets: Any) -> list[jax.Array]:
+    def backwards(self, factors: Factors, given: list[jax.Array], resets: Any) -> list[jax.Array]:
         """The transpose: the same recurrence from the last step to the first."""
         count = range(len(given))
         across = [[later(factors[j][i][::-1]) for j in count] for i in count]
         # What comes back to a step came out of the one behind it.
         cuts = None if resets is None else later(resets[::-1])
-        found = _in_pieces(across, [g[::-1] for g in given], cuts, self.length)
+        found = in_pieces(across, [g[::-1] for g in given], cuts, self.length)
         return [f[::-1] for f in found]
 
 
@@ -128,7 +129,22 @@ def _with_start(
     return [b.at[0].add(f.astype(b.dtype)) for b, f in zip(constants, begun, strict=True)]
 
 
-def _in_pieces(
+def piece_length(num_steps: int, wished: int | None) -> int:
+    """The steps of each piece of a sequence: as wished, or about the square root of all steps.
+
+    >>> piece_length(100, None), piece_length(96, None), piece_length(97, None), piece_length(9, 4)
+    (10, 8, 9, 4)
+    """
+    if wished is not None:
+        return min(num_steps, wished)
+    root = max(1, math.isqrt(num_steps))
+    divisors = [d for d in range(1, num_steps + 1) if num_steps % d == 0]
+    near = min(divisors, key=lambda d: abs(math.log(d / root)))
+    # What is no divisor is filled up, which costs a copy of everything.
+    return near if root / 2 <= near <= 2 * root else root
+
+
+def in_pieces(
     factors: Factors, constants: list[jax.Array], resets: jax.Array | None, length: int
 ) -> list[jax.Array]:
     """The recurrence from zeros, in pieces of so many steps side by side.

@@ -81,10 +81,9 @@ class Fused(Method):
             return Scan().run(cell, params, xs, carry, reverse, steps)
         check_features(cell, params, xs)
         params = dict(params)  # in the order that JAX gives a dict, whatever mapping came
-        carry, steps = _resets_early(carry, steps, reverse)
+        carry, steps = resets_early(carry, steps, reverse)
         recurrence, in_loop = Recurrence(cell, self._dtype(cell), reverse), cell.in_loop(params)
-        fixed = jax.lax.stop_gradient((steps.recurrent, steps.leaks))  # drawn, or a rate
-        rest = Steps(start=steps.start, recurrent=fixed[0], leaks=fixed[1])
+        rest = steps.shared()
 
         def run(inputs: tuple[Any, AtStep], carry: Carry) -> tuple[Carry, jax.Array]:
             return recurrence(in_loop, rest, *inputs, carry)
@@ -133,7 +132,7 @@ def _product_dtype(given: Any) -> Any:
     return dtype.type  # a dtype of float64 would equal None, which is another method
 
 
-def _resets_early(carry: Carry, steps: Steps, reverse: bool) -> tuple[Carry, Steps]:
+def resets_early(carry: Carry, steps: Steps, reverse: bool) -> tuple[Carry, Steps]:
     """Resets at the end of the step before, and of the carry where it is the first step's.
 
     There they are one pointwise function with the rest of the step; at the beginning of it they

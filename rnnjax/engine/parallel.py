@@ -1,17 +1,17 @@
-"""All steps at once: for cells whose new state is affine in the one before."""
+"""All steps at once: for cells whose new state is affine in the one before, or by iterations."""
 
 import dataclasses
 import functools
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rnnjax.cells.arguments import check_features, check_size
+from rnnjax.cells.arguments import check_features, check_instance, check_size
 from rnnjax.cells.base import Carry, Cell, Params
-from rnnjax.engine.affine import Solved, affine, later, plus, times
+from rnnjax.engine.affine import Solved, affine, later, piece_length, plus, times
+from rnnjax.engine.all_steps import AllSteps, Newton, why_not_iterated
 from rnnjax.engine.method import Method
 from rnnjax.engine.readout import Cut, read_out
 from rnnjax.engine.scan import Scan
@@ -38,23 +38,33 @@ class Parallel(Method):
     The derivatives are those of a linear solve, whose transpose runs backwards: exact, of every
     order, forwards and in reverse.
 
+    With ``newton`` other cells, such as `rnnjax.GRUCell` and `rnnjax.LSTMCell`, run so too: such a
+    recurrence is solved again and again, for corrections of a guess of all states, until these obey
+    the cell's own step. Their first derivatives in reverse are found the same way, and are those of
+    that step; of second order and forwards they are those of the plain scan, at its price.
+
     Args:
         chunk: the steps :math:`C` of a piece; left out, about the square root of the steps, with
             which least wait for each other.
+        newton: a `rnnjax.Newton`, for cells that are not affine; None refuses these.
 
     Raises:
-        InvalidInputError: ``chunk`` is not a positive integer.
+        InvalidInputError: ``chunk`` is not a positive integer, or ``newton`` no `rnnjax.Newton`.
     """
 
     chunk: int | None = None
+    newton: Newton | None = None
 
     def __post_init__(self) -> None:
         if self.chunk is not None:
             check_size("chunk", self.chunk)
+        if self.newton is not None:
+            check_instance("newton", self.newton, Newton, "Newton(), or None for affine cells only")
 
     def refusal(self, cell: Cell) -> str | None:
-        """What is not affine, or mixes its units, is refused."""
-        return why_not_affine(cell)
+        """What is not affine, or mixes its units, is refused, unless there is ``newton``."""
+        reason = why_not_affine(cell)
+        return why_not_iterated(cell) if reason and self.newton is not None else reason
 
     def run(
         self, cell: Cell, params: Params, xs: Any, carry: Carry, reverse: bool, steps: Steps
@@ -72,6 +82,12 @@ class Parallel(Method):
         each = steps.each
         if reverse:
             xs, each = jax.tree.map(lambda leaf: leaf[::-1], (xs, each))
+        if why_not_affine(cell):
+            last, ys = self.all_steps(cell, num_steps)(
+                dict(cell.in_loop(params)), steps.shared(), xs, each, carry
+            )
+            ys = read_out(cell, params, ys, xs, each)
+            return last, ys[::-1] if reverse else ys
         of_cell = _OfCell(cell, xs.ndim - 1)
         cuts = each.valid is not None or each.resets is not None
         constants, factors = (of_cell if cuts else of_cell.plain)(params, xs, carry)
@@ -90,7 +106,7 @@ class Parallel(Method):
 
         nothing = jax.tree.map(lambda s: jnp.zeros((num_steps, *s.shape), s.dtype), carry)
         marked = affine(step, nothing)
-        solved = Solved(self._length(num_steps))
+        solved = Solved(piece_length(num_steps, self.chunk))
         states = solved(*marked, start, each.resets)
         last = jax.tree.unflatten(tree, [h[-1] for h in states])
         if cell.output is not None:
@@ -109,21 +125,26 @@ class Parallel(Method):
         self, cell: Cell, params: Params, shape: tuple[int, ...], platform: str
     ) -> list[str]:
         """The pieces, and how many steps wait for another."""
-        length = self._length(shape[0])
+        length = piece_length(shape[0], self.chunk)
         pieces = -(-shape[0] // length)
-        return [
+        lines = [
             f"{pieces} pieces of {length} steps side by side, twice: {2 * length + pieces} of "
             f"{shape[0]} steps wait for the one before",
             "the gradient by the same pieces, backwards",
         ]
+        reason = why_not_affine(cell)
+        if reason is None or self.newton is None:
+            return lines
+        return [
+            f"by Newton's method, because {reason}: at most {self.newton.max_iterations} times "
+            "all steps at once, each a product over all of them and",
+            *lines,
+            "step by step where that does not converge; rnnjax.newton says how it does",
+        ]
 
-    def _length(self, num_steps: int) -> int:
-        """The steps of a piece: near the one wished for, a divisor if there is one."""
-        wished = min(num_steps, self.chunk or max(1, math.isqrt(num_steps)))
-        divisors = [d for d in range(1, num_steps + 1) if num_steps % d == 0]
-        near = min(divisors, key=lambda d: abs(math.log(d / wished)))
-        # What is no divisor is filled up, which costs a copy of everything.
-        return near if self.chunk is None and wished / 2 <= near <= 2 * wished else wished
+    def all_steps(self, cell: Cell, num_steps: int) -> AllSteps:
+        """The iterations for a cell that is not affine, over so many steps."""
+        return AllSteps(cell, self.newton or Newton(), piece_length(num_steps, self.chunk))
 
 
 class _OfCell(Cut):

@@ -58,6 +58,11 @@ class Steps(NamedTuple):
         leaks = {name: k for name, k in noise.kept.items() if not jnp.ndim(k)}
         return cls(AtStep(valid, resets, kept), start, noise.recurrent, leaks)
 
+    def shared(self) -> "Steps":
+        """What is the same for all steps; what was drawn, or is a rate, has no gradient."""
+        recurrent, leaks = jax.lax.stop_gradient((self.recurrent, self.leaks))
+        return Steps(start=self.start, recurrent=recurrent, leaks=leaks)
+
     def begin(self, carry: Carry, at: AtStep) -> Carry:
         """The carry that the step starts from: the start of a sequence where a row is reset."""
         if at.resets is None:

@@ -1,0 +1,163 @@
+"""`newton`: how Newton's method over all steps converges, which `unroll` cannot say."""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rnnjax.cells.arguments import brief, check_flag, check_instance, usual_promotion
+from rnnjax.cells.base import Carry, Cell, Params
+from rnnjax.cells.composite import Noise, over_layers
+from rnnjax.engine.all_steps import AllSteps, Newton
+from rnnjax.engine.arguments import checked
+from rnnjax.engine.method import check_method
+from rnnjax.engine.nearness import tolerance_of
+from rnnjax.engine.parallel import Parallel, why_not_affine
+from rnnjax.engine.scan import Scan
+from rnnjax.engine.steps import AtStep, Steps, row_axes
+
+
+class LayerConvergence(NamedTuple):
+    """How the iterations of one layer went.
+
+    Attributes:
+        cell: of the layer.
+        iterations: how many were made; of an affine cell one, which is exact.
+        residuals: by how much the cell's own step departs from the states, behind each iteration:
+            the largest entry, as a part of the largest state.
+        converged: whether the last of these is within the tolerance; if not, `rnnjax.unroll` runs
+            the steps one by one.
+        lyapunov: the largest exponent by which a small change of the state grows, a step: where it
+            is positive, what is small does not stay so, and no iteration converges.
+    """
+
+    cell: Cell
+    iterations: int
+    residuals: tuple[float, ...]
+    converged: bool
+    lyapunov: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Convergence:
+    """How Newton's method went in each layer; its string is meant to be read.
+
+    Attributes:
+        layers: for each layer, in the order in which they run, a `LayerConvergence`.
+    """
+
+    layers: tuple[LayerConvergence, ...]
+
+    def __str__(self) -> str:
+        lines = []
+        for cell, iterations, residuals, converged, lyapunov in self.layers:
+            end = "converged" if converged else "did not converge, so that the steps run one by one"
+            lines += [
+                f"{brief(cell)}: {end}, after {iterations} iterations",
+                f"- residuals {' '.join(f'{residual:.0e}' for residual in residuals)}",
+                f"- largest Lyapunov exponent {lyapunov:.3g} a step",
+            ]
+        return "\n".join(lines)
+
+
+_METHOD = Parallel(newton=Newton())
+
+
+@usual_promotion()
+def newton(
+    cell: Cell,
+    params: Params,
+    xs: Any,
+    carry: Carry | None = None,
+    *,
+    reverse: bool = False,
+    method: Parallel = _METHOD,
+) -> Convergence:
+    r"""Run a cell, or a stack of them, by Newton's method over all steps, and say how that went.
+
+    `rnnjax.unroll` cannot tell from inside of a compiled program whether it came to
+    ``Parallel(newton=Newton())`` or to the steps one by one; here the layers run, and it is told.
+
+    The exponent is :math:`\frac{1}{T} \sum_t \log \| J_t v_{t-1} \|`, with :math:`J_t` the
+    derivative of a step by its state and :math:`v_t` a vector of length 1 that was drawn and is
+    taken along; that of the row in which it is largest.
+
+    Args:
+        cell: as in `rnnjax.unroll`.
+        params: its parameters.
+        xs: ``(time, *batch, input_size)``.
+        carry: the state before the first step; left out, that with which a sequence begins.
+        reverse: run from the last step to the first.
+        method: a `rnnjax.Parallel` with ``newton``.
+
+    Raises:
+        InvalidInputError: as `rnnjax.unroll` would.
+
+    >>> import rnnjax
+    >>> cell = rnnjax.GRUCell(hidden_size=8)
+    >>> params = cell.init(jax.random.key(0), input_size=3)
+    >>> xs = jax.random.normal(jax.random.key(1), (100, 1, 3))
+    >>> (layer,) = newton(cell, params, xs).layers
+    >>> layer.converged, layer.iterations < 13, layer.lyapunov < 0
+    (True, True, True)
+    """
+    check_instance("method", method, Parallel, "Parallel(newton=Newton())")
+    check_flag("reverse", reverse)
+    xs, carry = checked(cell, params, xs, carry, None, method)
+    layers = []
+
+    def single(
+        cell: Cell, params: Params, xs: Any, carry: Carry, noise: Noise, reverse: bool
+    ) -> tuple[Carry, jax.Array]:
+        check_method(cell, method)
+        if reverse:
+            xs = jax.tree.map(lambda leaf: leaf[::-1], xs)
+        (last, ys), (count, residuals, converged), lyapunov = _run(cell, method, params, xs, carry)
+        behind = tuple(float(value) for value in residuals[: int(count)])
+        layers.append(LayerConvergence(cell, int(count), behind, bool(converged), float(lyapunov)))
+        return last, ys[::-1] if reverse else ys
+
+    over_layers(single)(cell, params, xs, carry, reverse=bool(reverse))
+    return Convergence(tuple(layers))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _run(cell: Cell, method: Parallel, params: Params, xs: Any, carry: Carry) -> Any:
+    """What a layer returns, how its iterations went, and its exponent."""
+    lyapunov = _lyapunov(cell, params, xs, carry)
+    out = Scan().run(cell, params, xs, carry, False, Steps())
+    if why_not_affine(cell) is None:
+        return out, (1, jnp.zeros(1), True), lyapunov
+    all_steps: AllSteps = method.all_steps(cell, xs.shape[0])
+    found = all_steps.states(cell.in_loop(params), Steps(), xs, AtStep(), carry)
+    converged = found.residual <= tolerance_of(all_steps.newton.tolerance, carry)
+    return out, (found.iterations, found.residuals, converged), lyapunov
+
+
+def _lyapunov(cell: Cell, params: Params, xs: Any, carry: Carry) -> jax.Array:
+    """The mean growth of a vector that is taken along, of the row in which it is largest."""
+    rows = row_axes(cell, jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[0], xs)))
+    leaves, tree = jax.tree.flatten(carry)
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    drawn = [jax.random.normal(k, v.shape, v.dtype) for k, v in zip(keys, leaves, strict=True)]
+
+    def unit(along: Carry) -> tuple[Carry, jax.Array]:
+        squares = [(leaf**2).sum(tuple(range(rows, leaf.ndim))) for leaf in jax.tree.leaves(along)]
+        norm = jnp.sqrt(sum(squares))
+
+        def divided(leaf: jax.Array) -> jax.Array:
+            length = norm.reshape(*norm.shape, *[1] * (leaf.ndim - rows))
+            return jnp.where(length > 0, leaf / length, 0)
+
+        return jax.tree.map(divided, along), jnp.log(norm)
+
+    def step(at: tuple[Carry, Carry], x: Any) -> Any:
+        carry, along = at
+        new, along = jax.jvp(lambda carry: cell.step(params, carry, x)[0], (carry,), (along,))
+        along, growth = unit(along)
+        return (new, along), growth
+
+    begin = carry, unit(jax.tree.unflatten(tree, drawn))[0]
+    return jax.lax.scan(step, begin, xs)[1].mean(axis=0).max()

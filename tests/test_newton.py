@@ -1,0 +1,197 @@
+"""`Parallel(newton=Newton())`: the numbers of the plain scan for cells that are not affine."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cell_table import OwnStepCell
+
+import rnnjax
+from rnnjax import InvalidInputError, Newton, Parallel, Scan
+from rnnjax.engine import all_steps
+
+TIME, BATCH = 12, 3
+KEY = jax.random.key(0)
+MASK = np.random.default_rng(0).random((TIME, BATCH)) < 0.8
+RESETS = np.random.default_rng(1).random((TIME, BATCH)) < 0.2
+LENGTHS = np.array([TIME, 5, 0])
+# What no other test runs, since what was traced with and without the steps one by one is kept.
+ITERATED, ONE_BY_ONE = Newton(max_iterations=24), Newton(max_iterations=1)
+
+CELLS = {
+    "lstm": rnnjax.LSTMCell(4),
+    "gru": rnnjax.GRUCell(4),
+    "diagonal-gru": rnnjax.DiagonalGRUCell(4),
+    "peephole": rnnjax.PeepholeLSTMCell(4, peephole_init="ones"),
+    "reset-before": rnnjax.GRUCell(4, reset_after=False),
+    "zoneout": rnnjax.Regularized(rnnjax.LSTMCell(4), zoneout_hidden=0.3, recurrent_dropout=0.2),
+    # Their units mix in other ways too, or are not as many in each leaf.
+    "layernorm": rnnjax.LayerNormGRUCell(4),
+    "projection": rnnjax.ProjectionLSTMCell(4, proj_size=2),
+    "convolution": rnnjax.ConvLSTMCell(2, kernel_shape=(3,)),
+}
+
+
+def case(name):
+    cell = CELLS[name]
+    batch = (BATCH, 2) if name == "convolution" else (BATCH,)
+    params = jax.tree.map(lambda leaf: (leaf + 0.05).astype(jnp.float64), cell.init(KEY, 2))
+    xs = jax.random.normal(KEY, (TIME, *batch, 2), jnp.float64)
+    carry = jax.tree.map(lambda leaf: leaf + 0.3, cell.initial_carry(batch, jnp.float64))
+    return cell, (params, xs, carry, jax.tree.map(lambda leaf: leaf - 0.1, carry))
+
+
+def results(name, method):
+    """Outputs and gradients, with all marks at once."""
+    cell, arguments = case(name)
+
+    def loss(params, xs, carry, start):
+        carry, ys = rnnjax.unroll(
+            cell, params, xs, carry, mask=MASK, lengths=LENGTHS, resets=RESETS, reset_carry=start,
+            reverse=True, key=KEY if name == "zoneout" else None, method=method,
+        )  # fmt: skip
+        return sum((x**2).sum() for x in jax.tree.leaves(carry)) + jnp.sin(ys).sum(), (carry, ys)
+
+    return jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3), has_aux=True))(*arguments)
+
+
+@functools.cache
+def expected(name):
+    return results(name, Scan())
+
+
+@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.usefixtures("x64")
+def test_the_iterations_give_the_numbers_of_the_scan(name, assert_close, monkeypatch):
+    monkeypatch.setattr(all_steps, "_unless", lambda good, found, instead: found)
+    assert_close(results(name, Parallel(newton=ITERATED)), expected(name), 1e-11)
+
+
+@pytest.mark.parametrize("name", ["gru", "zoneout"])
+@pytest.mark.usefixtures("x64")
+def test_so_do_the_steps_one_by_one(name, assert_close):
+    assert_close(results(name, Parallel(newton=ONE_BY_ONE)), expected(name), 1e-11)
+
+
+def converges(cell, num_steps, tolerance=1e-6, scale=1.0):
+    params = cell.init(KEY, 16)
+    if scale != 1:
+        params["recurrent_kernel"] *= scale
+    xs = jax.random.normal(jax.random.key(1), (num_steps, 2, 16))
+    method = Parallel(newton=Newton(tolerance=tolerance))
+    return params, xs, rnnjax.newton(cell, params, xs, method=method).layers[0]
+
+
+CHRONO = {"bias_init": rnnjax.Chrono(512)}
+
+
+@pytest.mark.parametrize(
+    ("cell", "most", "tolerance"),
+    [
+        (rnnjax.GRUCell(32), 12, 1e-6),
+        (rnnjax.LSTMCell(32), 14, 1e-6),
+        (rnnjax.GRUCell(32, **CHRONO), 8, 1e-5),
+        (rnnjax.LSTMCell(32, **CHRONO), 8, 1e-5),
+    ],
+    ids=["gru", "lstm", "gru-chrono", "lstm-chrono"],
+)
+def test_it_takes_few_iterations(cell, most, tolerance):
+    layer = converges(cell, 512, tolerance)[2]
+    assert layer.converged
+    assert layer.iterations <= most
+    assert len(layer.residuals) == layer.iterations
+    assert layer.residuals[-1] <= tolerance
+    assert layer.lyapunov < 0
+
+
+@pytest.mark.parametrize(
+    ("cell", "scale"),
+    [
+        (rnnjax.GRUCell(32), 6),
+        (rnnjax.GRUCell(32), 8),
+        (rnnjax.DiagonalGRUCell(32, recurrent_kernel_init=jax.nn.initializers.normal(3.0)), 1),
+    ],
+    ids=["gru-6", "gru-8", "diagonal-gru"],
+)
+def test_what_does_not_converge_runs_step_by_step(cell, scale):
+    params, xs, layer = converges(cell, 256, scale=scale)
+    run = functools.partial(rnnjax.unroll, cell, params, xs)
+    (_, found), (_, ys) = run(method=Parallel(newton=Newton())), run(method=Scan())
+    np.testing.assert_allclose(found, ys, atol=1e-5)
+    assert layer.converged or "did not converge" in str(rnnjax.newton(cell, params, xs))
+
+
+def test_vmap_and_forward_mode(assert_close):
+    cell, xs = rnnjax.GRUCell(3), jax.random.normal(KEY, (10, 2, 2))
+    params = cell.init(KEY, 2)
+
+    def run(xs, method):
+        return rnnjax.unroll(cell, params, xs, method=method)[1]
+
+    def each(method):
+        def gradient(xs):
+            return jax.grad(lambda xs: jnp.sin(run(xs, method)).sum())(xs)
+
+        forwards = jax.jvp(lambda xs: run(xs, method), (xs,), (jnp.cos(xs),))
+        return jax.vmap(gradient, 1, 1)(xs), gradient(xs), forwards
+
+    method = Parallel(newton=Newton())
+    (rows, whole, forwards), (_, expected, forwards_of_scan) = each(method), each(Scan())
+    assert_close((rows, whole), (expected, expected), 1e-5)
+    assert_close(forwards, forwards_of_scan, 1e-5)
+
+
+@pytest.mark.usefixtures("x64")
+def test_no_nan_crosses_a_reset(assert_close):
+    cell, (params, xs, _, _) = case("gru")
+    xs = xs.at[2, 0].set(jnp.nan)
+    resets = jnp.zeros((TIME, BATCH), bool).at[5, 0].set(True)
+    counts = jnp.ones((TIME, BATCH, 1), bool).at[:5, 0].set(False)
+
+    def gradients(method):
+        def loss(params, xs):
+            _, ys = rnnjax.unroll(cell, params, xs, resets=resets, method=method)
+            return jnp.where(counts, ys, 0).sum()
+
+        return jax.value_and_grad(loss, (0, 1))(params, xs)
+
+    found = gradients(Parallel(newton=Newton()))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+    assert_close(found, gradients(Scan()), 1e-11)
+
+
+def test_it_tells_of_each_layer_how_it_went():
+    stack = rnnjax.Stack([rnnjax.MinGRUCell(3), rnnjax.Bidirectional(rnnjax.GRUCell(4))])
+    params, xs = stack.init(KEY, 2), jax.random.normal(KEY, (20, 3, 2))
+    report = rnnjax.newton(stack, params, xs)
+    affine, forward, backward = report.layers
+    assert (affine.iterations, affine.residuals, affine.converged) == (1, (0.0,), True)
+    assert forward.cell == backward.cell == rnnjax.GRUCell(4)
+    assert "MinGRUCell(3): converged, after 1 iterations" in str(report)
+    # What multiplies every state by the same turn and a half shrinks it by as much at each step.
+    cell = rnnjax.SimpleRNNCell(4, activation="linear")
+    params = cell.init(KEY, 2)
+    params["recurrent_kernel"] *= 0.5
+    assert rnnjax.newton(cell, params, xs).layers[0].lyapunov == pytest.approx(np.log(0.5), 1e-4)
+
+
+def test_it_says_how_it_runs_and_what_it_refuses():
+    cell, method = rnnjax.GRUCell(4), Parallel(newton=Newton())
+    params, xs = cell.init(KEY, 2), jnp.ones((100, 2, 2))
+    text = str(rnnjax.explain(cell, params, xs, method=method))
+    assert "by Newton's method, because its units see each other's state in a product" in text
+    assert "30 of 100 steps wait" in text
+    affine = rnnjax.MinGRUCell(4)
+    assert "Newton" not in str(rnnjax.explain(affine, affine.init(KEY, 2), xs, method=method))
+    own = OwnStepCell(4)
+    with pytest.raises(InvalidInputError, match="no carry and update, but a step"):
+        rnnjax.unroll(own, own.init(KEY, 2), xs, method=method)
+    with pytest.raises(InvalidInputError, match="units see each other"):
+        rnnjax.newton(cell, params, xs, method=Parallel())
+    for bad in ({"tolerance": 0.0}, {"tolerance": "1"}, {"max_iterations": 0}):
+        with pytest.raises(InvalidInputError, match=next(iter(bad))):
+            Newton(**bad)
+    with pytest.raises(InvalidInputError, match="newton must be"):
+        Parallel(newton=True)
