@@ -1,11 +1,11 @@
 """The engine: how a cell runs over time."""
 
-from rnnjax.engine.all_steps import Newton
 from rnnjax.engine.auto import Auto
 from rnnjax.engine.chunked import Chunked
 from rnnjax.engine.convergence import Convergence, LayerConvergence, newton
 from rnnjax.engine.explain import Explanation, explain
 from rnnjax.engine.fused import Fused
+from rnnjax.engine.iterations import Newton
 from rnnjax.engine.method import Method
 from rnnjax.engine.parallel import Parallel
 from rnnjax.engine.scan import Scan

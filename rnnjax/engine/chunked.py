@@ -1,24 +1,22 @@
 """Chunks of a sequence side by side, as rows of the batch, for any cell."""
 
 import dataclasses
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from rnnjax.cells.arguments import check_features, check_size, is_floating, is_integer, made_carry
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.engine.affine import piece_length
+from rnnjax.engine.chunks import Chunks, OwnSteps
 from rnnjax.engine.fused import Fused, resets_early
 from rnnjax.engine.method import Method
-from rnnjax.engine.nearness import check_tolerance, moved, tolerance_of
+from rnnjax.engine.nearness import check_tolerance
 from rnnjax.engine.primitive import Function
 from rnnjax.engine.readout import read_out
 from rnnjax.engine.recurrence import Recurrence
 from rnnjax.engine.scan import Scan
-from rnnjax.engine.steps import AtStep, Steps
+from rnnjax.engine.steps import Steps
 from rnnjax.errors import InvalidInputError
 
 
@@ -58,9 +56,9 @@ class Chunked(Method):
 
     >>> import rnnjax
     >>> cell = rnnjax.GRUCell(hidden_size=5)
-    >>> params, xs = cell.init(jax.random.key(0), input_size=3), jnp.ones((100, 8, 3))
+    >>> params, xs = cell.init(jax.random.key(0), input_size=3), jax.numpy.ones((100, 8, 3))
     >>> carry, ys = rnnjax.unroll(cell, params, xs, method=Chunked(chunks=4))
-    >>> bool(jnp.allclose(ys, rnnjax.unroll(cell, params, xs)[1], atol=1e-5))
+    >>> bool(jax.numpy.allclose(ys, rnnjax.unroll(cell, params, xs)[1], atol=1e-5))
     True
     """
 
@@ -102,14 +100,14 @@ class Chunked(Method):
             xs, each = jax.tree.map(lambda leaf: leaf[::-1], (xs, each))
         inner: Function
         if cell.carry is None:
-            inner, used, dtype = _OwnSteps(cell), params, None
+            inner, used, dtype = OwnSteps(cell), params, None
         else:
             check_features(cell, params, xs)
             carry, steps = resets_early(carry, steps._replace(each=each), False)
             each = steps.each
             inner, used = Recurrence(cell, cell.dtype, False), cell.in_loop(dict(params))
             dtype = cell.dtype
-        chunks = _Chunks(inner, length, self._warmup(length), self.tolerance)
+        chunks = Chunks(inner, length, self._warmup(length), self.tolerance)
         last, ys = chunks(used, steps.shared(), xs, each, carry)
         if cell.carry is not None:
             ys = read_out(cell, params, ys, xs, each, dtype)
@@ -146,196 +144,3 @@ class Chunked(Method):
 def _alone(cell: Cell) -> Method:
     """The method that runs a chunk."""
     return Scan() if Fused().refusal(cell) else Fused()
-
-
-@dataclasses.dataclass(frozen=True)
-class _OwnSteps(Function):
-    """A cell with a step of its own, whose rows may see each other: chunk by chunk, by `jax.vmap`.
-
-    ``(params, steps, xs, each, carry) -> (carry, ys)``; but for `plain` the second axis of arrays
-    over time, and the first of others, are the chunks.
-    """
-
-    cell: Cell
-
-    def plain(self, params: Params, steps: Steps, xs: Any, each: AtStep, carry: Carry) -> Any:
-        """The plain scan."""
-        return Scan().run(self.cell, params, xs, carry, False, steps._replace(each=each))
-
-    def run(
-        self, platform: str, params: Params, steps: Steps, xs: Any, each: AtStep, carry: Carry
-    ) -> Any:
-        """All chunks."""
-        run = functools.partial(self.plain, params, steps)
-        return jax.vmap(run, in_axes=(1, 1, 0), out_axes=(0, 1))(xs, each, carry)
-
-    def forward(self, platform: str, *args: Any) -> tuple[Any, Any]:
-        """Nothing is kept: the backward pass runs the chunks again."""
-        return self.run(platform, *args), ()
-
-    def backward(self, platform: str, args: Any, kept: Any, d: Any, wanted: Any) -> Any:
-        """JAX's derivative."""
-        ds = jax.vjp(functools.partial(self.run, platform), *args)[1](d)
-        return jax.tree.map(lambda d: None if d.dtype == jax.dtypes.float0 else d, ds)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Chunks(Function):
-    """``(params, steps, xs, each, carry) -> (carry, ys)``, forward in time.
-
-    Args:
-        inner: the same of all chunks, which are the second axis of arrays over time, and the first
-            of others; in its plain form without these axes.
-        length: the steps of a chunk.
-        warmup: the steps before a chunk that its first state is made of.
-        tolerance: of what stands still.
-    """
-
-    inner: Function
-    length: int
-    warmup: int
-    tolerance: float | None
-
-    def refused(self, what: str) -> str:
-        """Of the cell's update."""
-        return self.inner.refused(what)
-
-    def plain(self, *args: Any) -> Any:
-        """Step by step."""
-        return self.inner.plain(*args)
-
-    def run(self, platform: str, *args: Any) -> Any:
-        """Run all chunks until their ends stand still."""
-
-        def inner(*args: Any) -> tuple[Any, Any]:
-            return self.inner.run(platform, *args), ()
-
-        return self._whole(self._until_still(inner, platform, *args)[0], args)
-
-    def forward(self, platform: str, *args: Any) -> tuple[Any, Any]:
-        """What is kept of the chunks, as they ran last, and the states that these began with."""
-        found, kept, starts = self._until_still(
-            functools.partial(self.inner.forward, platform), platform, *args
-        )
-        return self._whole(found, args), (kept, starts)
-
-    def backward(self, platform: str, args: Any, kept: Any, d: Any, wanted: Any) -> Any:
-        """The chunks' own backward passes, until what they send back stands still."""
-        (params, steps, xs, each, _), (kept, starts), (d_last, d_ys) = args, kept, d
-        num_steps = d_ys.shape[0]
-        xs, each, d_ys = self._cut((xs, self._filled(xs, each), d_ys))
-        given = params, steps, xs, each, starts
-
-        def backwards(d_ends: Carry, first: int, wanted: Any) -> Any:
-            """Of the first steps of all chunks."""
-            part = functools.partial(jax.tree.map, lambda leaf: leaf[:first])
-            own = params, steps, part(xs), part(each), starts
-            d = d_ends, part(d_ys)
-            return self.inner.backward(platform, own, part(kept), d, wanted)
-
-        def handed_on(d_starts: Carry) -> Carry:
-            """What the chunk behind sends back; behind the last, what comes from outside."""
-            return jax.tree.map(
-                lambda d, last: jnp.concatenate([d[1:], last[None]]), d_starts, d_last
-            )
-
-        nothing = jax.tree.map(jnp.zeros_like, starts)
-        none = jax.tree.map(lambda _: False, given)
-        all_but = (*wanted[:4], jax.tree.map(lambda _: True, starts))
-        if self.warmup:
-            asked = (*none[:4], all_but[4])
-            d_ends = handed_on(backwards(nothing, self.warmup, asked)[4])
-        else:
-            d_ends = handed_on(nothing)
-
-        def again(d_ends: Carry) -> tuple[Carry, Any]:
-            ds = backwards(d_ends, self.length, all_but)
-            return handed_on(ds[4]), ds
-
-        ds = self._repeated(again, d_ends)[1]
-        d_params, d_steps, d_xs, d_each, d_starts = ds
-        d_xs = jax.tree.map(lambda leaf: _joined(leaf)[:num_steps], d_xs)
-        return d_params, d_steps, d_xs, d_each, jax.tree.map(lambda leaf: leaf[0], d_starts)
-
-    def _until_still(
-        self,
-        inner: Callable[..., tuple[Any, Any]],
-        platform: str,
-        params: Params,
-        steps: Steps,
-        xs: Any,
-        each: AtStep,
-        carry: Carry,
-    ) -> tuple[Any, Any, Carry]:
-        """The ends and outputs of all chunks, what is kept, and the states that they began with."""
-        xs, each = self._cut((xs, self._filled(xs, each)))
-        number = jax.tree.leaves(xs)[0].shape[1]
-        zeros = jax.tree.map(lambda leaf: jnp.zeros((number, *leaf.shape), leaf.dtype), carry)
-
-        def handed_on(ends: Carry) -> Carry:
-            return jax.tree.map(lambda c, e: jnp.concatenate([c[None], e[:-1]]), carry, ends)
-
-        starts = zeros
-        if self.warmup:
-            last = jax.tree.map(lambda leaf: leaf[-self.warmup :], (xs, each))
-            starts = self.inner.run(platform, params, steps, *last, zeros)[0]
-        starts = handed_on(starts)
-
-        def again(starts: Carry) -> tuple[Carry, Any]:
-            found, kept = inner(params, steps, xs, each, starts)
-            return handed_on(found[0]), (found, kept, starts)
-
-        return self._repeated(again, starts)[1]
-
-    def _repeated(self, again: Callable[[Any], tuple[Any, Any]], first: Any) -> tuple[Any, Any]:
-        """Give what comes out in again, until it is what went in, or has gone through all chunks.
-
-        The result is of what went in last.
-        """
-        tolerance = tolerance_of(self.tolerance, first)
-        number = jax.tree.leaves(first)[0].shape[0]
-
-        def goes_on(at: Any) -> jax.Array:
-            count, gap, _, _ = at
-            return (count == 0) | ((count < number) & ~(gap <= tolerance))
-
-        def turn(at: Any) -> Any:
-            count, _, given, _ = at
-            new, result = again(given)
-            return count + 1, moved(new, given), new, result
-
-        shapes = jax.eval_shape(again, first)[1]
-        empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        begin = jnp.int32(0), jnp.float32(0), first, empty
-        return jax.lax.while_loop(goes_on, turn, begin)[2:]
-
-    def _filled(self, xs: Any, each: AtStep) -> AtStep:
-        """The marks; those that fill up the last chunk are no steps."""
-        first = jax.tree.leaves(xs)[0]
-        if each.valid is None and first.shape[0] % self.length:
-            return each._replace(valid=jnp.ones(first.shape[:1], bool))
-        return each
-
-    def _cut(self, tree: Any) -> Any:
-        """Arrays over time with an axis of the chunks behind that of their steps."""
-
-        def cut(leaf: jax.Array) -> jax.Array:
-            number = -(-leaf.shape[0] // self.length)
-            spare = number * self.length - leaf.shape[0]
-            if spare:
-                leaf = jnp.concatenate([leaf, jnp.zeros((spare, *leaf.shape[1:]), leaf.dtype)])
-            return leaf.reshape(number, self.length, *leaf.shape[1:]).swapaxes(0, 1)
-
-        return jax.tree.map(cut, tree)
-
-    def _whole(self, found: Any, args: Any) -> Any:
-        """The end of the last chunk, and the outputs of all in their order."""
-        ends, ys = found
-        num_steps = jax.tree.leaves(args[2])[0].shape[0]
-        return jax.tree.map(lambda leaf: leaf[-1], ends), _joined(ys)[:num_steps]
-
-
-def _joined(leaf: jax.Array) -> jax.Array:
-    """An array over the steps of chunks as one over time."""
-    length, number = leaf.shape[:2]
-    return leaf.swapaxes(0, 1).reshape(length * number, *leaf.shape[2:])

@@ -11,7 +11,8 @@ import numpy as np
 from rnnjax.cells.arguments import check_features, check_instance, check_size
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.engine.affine import Solved, affine, later, piece_length, plus, times
-from rnnjax.engine.all_steps import AllSteps, Newton, why_not_iterated
+from rnnjax.engine.all_steps import AllSteps
+from rnnjax.engine.iterations import Newton, why_not_iterated
 from rnnjax.engine.method import Method
 from rnnjax.engine.readout import Cut, read_out
 from rnnjax.engine.scan import Scan
