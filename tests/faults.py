@@ -1085,7 +1085,7 @@ FAULTS: tuple[Fault, ...] = (
         "rnnjax/cells/slstm.py",
         "kept = jnp.where(n == 0, i, f + m)",
         "kept = f + m",
-        ("tests/test_reference.py",),
+        ("tests/test_linear_family.py",),
     ),
     Fault(
         "any numbers may be the carry of an sLSTM",
@@ -1101,7 +1101,7 @@ FAULTS: tuple[Fault, ...] = (
         "rnnjax/engine/readout.py",
         "return ys if each.valid is None else jnp.where(expand(each.valid, ys), ys, 0)",
         "return ys",
-        ("tests/test_sequence_laws.py",),
+        ("tests/test_linear_family.py",),
     ),
     Fault(
         "Newton's states are taken, however far they are from the cell's own step",

@@ -230,3 +230,14 @@ def test_wrong_numbers_of_initialisers(make):
 def test_numbers_of_numpy_are_numbers():
     assert rnnjax.Chrono(np.float32(100)).longest == 100
     assert rnnjax.HGRNCell(3, lower_bound=np.float32(0.5)).lower_bound == 0.5
+
+
+def test_an_slstm_begins_with_what_its_first_input_lets_in():
+    cell = rnnjax.SLSTMCell(3)
+    params = jax.tree.map(jnp.zeros_like, cell.init(KEY, 2))
+    # So closed an input gate is nothing beside a forget gate of 1/2, unless nothing came before.
+    params["bias"] = jnp.repeat(jnp.array([-200.0, 0.0, 0.7, 0.0]), 3)
+    for method in (rnnjax.Scan(), Fused()):
+        carry, ys = rnnjax.unroll(cell, params, jnp.ones((4, 2, 2)), method=method)
+        np.testing.assert_allclose(ys, np.full((4, 2, 3), np.tanh(0.7) / 2), rtol=1e-6)
+        assert (carry.normalizer > 0).all()
