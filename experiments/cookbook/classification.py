@@ -69,7 +69,7 @@ class Task(NamedTuple):
     """Sequences of words or letters as integers, and which of them are for what."""
 
     name: str
-    ids: jax.Array  # (time, n, 2): of a word in lower case, and of its looks; 0 for rare ones
+    ids: jax.Array  # (time, n), 0 for rare ones
     lengths: jax.Array  # (n,)
     labels: jax.Array  # (n,)
     train: np.ndarray  # (rows, seeds), as each seed holds out others
@@ -79,12 +79,9 @@ class Task(NamedTuple):
 
 def prepare(config: Config, name: str, texts: Any, labels: Any, known: int) -> Task:
     """Number the words that are not rare; the first ``known`` texts are not for the test."""
-    # Of a word that was never seen, a capital or a number says much.
-    looks = [[[w.lower(), f"{w[0].isupper()} {w.isupper()} {w.isdigit()}"] for w in text]
-             for text in texts]  # fmt: skip
-    count = collections.Counter(x for text in looks[:known] for word in text for x in word)
+    count = collections.Counter(word for text in texts[:known] for word in text)
     numbers = {x: i for i, x in enumerate((x for x in count if count[x] > 1), start=1)}
-    rows = [np.array([[numbers.get(x, 0) for x in word] for word in text]) for text in looks]
+    rows = [np.array([numbers.get(word, 0) for word in text]) for text in texts]
     ids, lengths = (jnp.asarray(x) for x in data.padded(rows, SETTINGS[name][1]))
     rngs = map(np.random.default_rng, range(config.seed, config.seed + config.seeds))
     held_out, train = np.split(np.stack([r.permutation(known) for r in rngs], 1), [known // 10])
@@ -123,7 +120,7 @@ def apply(name: str, task: Task, params: Any, rows: jax.Array, key: Any = None) 
     """Logits ``(batch, classes)`` of some rows."""
     units, xs_dropout, ys_dropout = (SETTINGS[task.name][i] for i in (3, -2, -1))
     xs_key, ys_key = rnnjax.split_key(key, 2)
-    xs, lengths = params["words"][task.ids[:, rows]].sum(axis=2), task.lengths[rows]
+    xs, lengths = params["words"][task.ids[:, rows]], task.lengths[rows]
     xs, valid = xs_dropout.apply(xs_key, xs), rnnjax.valid_steps(lengths, len(xs))
     if name == "CNN":
         # Convolutions as products of shifted copies; a vmapped convolution crawls on a CPU.
@@ -170,13 +167,9 @@ def learn(config: Config, task: Task, name: str) -> np.ndarray:
 
 def bag(task: Task) -> np.ndarray:
     """The classes ``(seeds, rows)`` by logistic regressions on single words and pairs of them."""
-    ids, lengths, labels = map(np.asarray, (task.ids, task.lengths, task.labels))
-    texts = [
-        row[:length].astype(str) for row, length in zip(ids.swapaxes(0, 1), lengths, strict=True)
-    ]
-    words = CountVectorizer(
-        analyzer=lambda x: [*x.ravel(), *map(" ".join, itertools.pairwise(x[:, 0]))]
-    )
+    ids, lengths, labels = (np.asarray(x) for x in (task.ids.T, task.lengths, task.labels))
+    texts = [row[:length].astype(str) for row, length in zip(ids, lengths, strict=True)]
+    words = CountVectorizer(analyzer=lambda x: [*x, *map(" ".join, itertools.pairwise(x))])
     xs, linear = words.fit_transform(texts), LogisticRegression(C=3, max_iter=1000)
     test = xs[task.test[:, 0]]
     return np.stack([linear.fit(xs[rows], labels[rows]).predict(test) for rows in task.train.T])
