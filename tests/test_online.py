@@ -87,8 +87,10 @@ def test_all_elementwise_cells_of_the_table_are_here():
     assert sorted(served) == sorted(ELEMENTWISE)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("name", ELEMENTWISE)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [*((name, "float64") for name in ELEMENTWISE), ("mingru", "float32"), ("lru", "float32")],
+)
 def test_rtrl_is_backpropagation_through_time(name, dtype, drawn, assert_close, request):
     if dtype == "float64":
         request.getfixturevalue("x64")

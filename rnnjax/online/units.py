@@ -232,14 +232,23 @@ def _pattern_or_reason(cell: Cell, own: bool) -> Pattern | str:
         return "it declares no carry and update, but a step"
     if type(cell).start is not Cell.start:
         return "its sequences begin with a state that is made of parameters"
-    product, names, shapes = cell.recurrent, list(cell.carry_shapes), {*cell.carry_shapes.values()}
+    product, leaves, shapes = cell.recurrent, list(cell.carry_shapes), {*cell.carry_shapes.values()}
     units = min(shapes)
     if len(shapes) > 1 or (product is not None and len(units) > 1):
         return "the leaves of its carry have not all one number for each unit"
-    with jax.ensure_compile_time_eval(), jax.debug_nans(False):
-        carry, read = _drawn(cell)
-        seen = {name: _seen(cell, carry, read, name) for name in read}
-        between = [_seen(cell, carry, read, name) for name in names]
+
+    def all_seen(seed: jax.Array) -> tuple[Any, Any]:
+        carry, read = _drawn(cell, jax.random.key(seed))
+        return tuple({n: _seen(cell, carry, read, n) for n in names} for names in (read, leaves))
+
+    # One program, as one by one an LSTM's operations with peepholes are 138, and 7 s; compiled apart
+    # from whatever is being traced around, in which nothing would have a value.
+    seed = np.uint32(0)
+    with jax.debug_nans(False):
+        program = jax.jit(all_seen).lower(seed).compile()
+        with jax.ensure_compile_time_eval():
+            seen, carried = jax.device_get(program(seed))
+    between = [carried[name] for name in leaves]
     others = ~np.eye(math.prod(units), dtype=bool)[:, None]
     mixes = any((touched & others).any() for touched, _ in between)
     if mixes:
@@ -250,7 +259,7 @@ def _pattern_or_reason(cell: Cell, own: bool) -> Pattern | str:
         return "a number that its update reads touches several units"
     kept = tuple(
         bool(touched.any() or shown.any()) or (own and name == product)
-        for name, (touched, shown) in zip(names, between, strict=True)
+        for name, (touched, shown) in zip(leaves, between, strict=True)
     )
     # What touches no leaf that is read leaves nothing to carry forward.
     read_later = np.array(kept)
@@ -263,23 +272,25 @@ def _pattern_or_reason(cell: Cell, own: bool) -> Pattern | str:
     return Pattern(kept, places, unit_of)
 
 
-def _drawn(cell: Cell) -> tuple[Carry, dict[str, jax.Array]]:
+def _drawn(cell: Cell, key: jax.Array) -> tuple[Carry, dict[str, jax.Array]]:
     """A carry without a batch, and what the update reads beside it, with numbers in them."""
-    rng = np.random.default_rng(0)
-    params = cell.init(jax.random.key(0), 1)
-    carry = jax.tree.map(
-        lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), cell.initial_carry()
-    )
+    params = cell.init(key, 1)
+    shapes = jax.eval_shape(cell.initial_carry)
     products = {
-        name: jnp.asarray(rng.normal(size=params[name].shape[-1]), carry[0].dtype)
+        name: jax.ShapeDtypeStruct(params[name].shape[-1:], shapes[0].dtype)
         for name in cell.kernels_outside
     }
+    leaves, tree = jax.tree.flatten((shapes, products))
+    keys = jax.random.split(key, len(leaves))
+    carry, products = tree.unflatten(
+        jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)
+    )
     return carry, cell.in_update(params) | products
 
 
 def _seen(
     cell: Cell, carry: Any, read: Mapping[str, Any], name: str
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[jax.Array, jax.Array]:
     """Where a NaN in the place of each entry of an array comes out.
 
     Args:
@@ -302,8 +313,7 @@ def _seen(
         return jnp.stack([jnp.isnan(leaf).reshape(-1) for leaf in new]), jnp.isnan(shown).any()
 
     # A few at a time, or a layer of 4,096 units would take gigabytes.
-    touched, shown = jax.lax.map(out, jnp.arange(array.size), batch_size=64)
-    return np.asarray(touched), np.asarray(shown)
+    return jax.lax.map(out, jnp.arange(array.size), batch_size=64)
 
 
 def _coloured(touched: np.ndarray) -> np.ndarray:
