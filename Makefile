@@ -15,7 +15,7 @@ CORE := $(addprefix tests/test_,$(addsuffix .py,arguments cells laws sequence_la
 	explain export prepare onehot fused_forms primitive)) rnnjax/cells rnnjax/engine rnnjax/layers rnnjax/linen.py rnnjax/nnx.py \
 	$(filter-out %/test_sharding.py,$(wildcard tests/training/test_*.py))
 
-.PHONY: demo test test-slow test-core test-oldest parity bench cookbook lock clean
+.PHONY: demo test test-slow test-cookbook test-core test-oldest parity bench cookbook lock clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python -m experiments.alphabet
@@ -34,6 +34,10 @@ test: $(VENV)/test.stamp
 
 test-slow: $(VENV)/test.stamp
 	$(BIN)/python -m pytest $(WORKERS) -m slow
+
+# The slow ones among the tests of the cookbook: each program learns what is made for it.
+test-cookbook: $(VENV)/test.stamp
+	$(BIN)/python -m pytest $(WORKERS) -m slow tests/experiments/cookbook
 
 test-core: $(VENV)/test.stamp
 	$(BIN)/python -m pytest $(WORKERS) $(CORE)

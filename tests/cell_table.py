@@ -262,9 +262,19 @@ def methods(name: str) -> list[rnnjax.Method]:
     ]
 
 
-def table(*skip: type[rnnjax.Method], names: Any = CELLS) -> list[Any]:
+def table(*skip: type[rnnjax.Method], names: Any = CELLS, ordinary: Any = CELLS) -> list[Any]:
+    """Cells and methods; those that are not ``ordinary``, as what `make test-slow` takes.
+
+    Neither is the fast path of a cell that runs in parallel, but for those in ``BROAD``: what it makes
+    of an elementwise update is what it makes of theirs.
+    """
+
+    def marks(name: str, method: rnnjax.Method) -> Any:
+        again = method == Fused() and Parallel() in methods(name) and name not in BROAD
+        return [] if name in ordinary and not again else pytest.mark.slow
+
     return [
-        pytest.param(name, method, id=f"{name}-{method}")
+        pytest.param(name, method, id=f"{name}-{method}", marks=marks(name, method))
         for name in names
         for method in methods(name)
         if not isinstance(method, skip)
@@ -280,7 +290,12 @@ BROAD = [*FEW, "user-gain", "projection", "layernorm-lstm", "mingru", "lru", "co
 def both_ways(rows: list[Any]) -> list[Any]:
     """Each row forward, and the rows of ``FEW`` and the nested stack in reverse too."""
     return [
-        pytest.param(*row.values, reverse, id=f"{row.id}-{'reverse' if reverse else 'forward'}")
+        pytest.param(
+            *row.values,
+            reverse,
+            marks=row.marks,
+            id=f"{row.id}-{'reverse' if reverse else 'forward'}",
+        )
         for row in rows
         for reverse in ([False, True] if row.values[0] in {*FEW, "stack-nested"} else [False])
     ]

@@ -57,6 +57,7 @@ def agrees(module, name: str, value: float, settings) -> bool:
     return abs(value - expected) <= question.allowed(contender) * scale
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", names(compile_time.question(LAYERS)))
 def test_everyone_compiles_the_same_gradient_anew_each_time(name):
     first, second = outcomes(compile_time.question(LAYERS), name, LAYERS)

@@ -65,6 +65,7 @@ def test_packed_and_padded_agree() -> None:
     assert found[packing.PADDED] == pytest.approx(found[packing.PACKED], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_script_writes_its_reports(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.sequences", "packing", "--quick"]
     done = subprocess.run(

@@ -26,8 +26,10 @@ CELLS = {
 ROWS = [
     *((name, Auto()) for name in CELLS),
     ("lstm", Scan()),
-    ("stack", Scan()),
-    ("stack", Fused(keep_every=2)),
+    *(
+        pytest.param("stack", method, marks=pytest.mark.slow)
+        for method in (Scan(), Fused(keep_every=2))
+    ),
 ]
 
 

@@ -238,6 +238,7 @@ for name in FEW:
 """
 
 
+@pytest.mark.slow
 def test_every_process_has_the_same_programs(environment):
     """Or JAX's cache of what is compiled would not find them; sets have another order in each."""
     tests = str(Path(__file__).parent)

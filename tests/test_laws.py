@@ -316,7 +316,7 @@ def compilations() -> Iterator[list[str]]:
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
-@pytest.mark.parametrize(("name", "method"), table())
+@pytest.mark.parametrize(("name", "method"), table(names=BROAD))
 def test_law_7_a_second_call_compiles_nothing(
     name: str, method: Any, case: Any, compilations: list[str]
 ) -> None:

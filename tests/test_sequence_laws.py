@@ -713,8 +713,12 @@ def test_what_cannot_run_says_so() -> None:
 
 
 # Of a step of a user's own nobody knows whether rows see each other.
+NAN = [n for n in CELLS if n != "user-step"]
+
+
 @pytest.mark.parametrize(
-    ("name", "method"), table(rnnjax.Auto, names=[n for n in CELLS if n != "user-step"])
+    ("name", "method"),
+    table(rnnjax.Auto, names=NAN, ordinary=[*BROAD, "gru-no-bias", "slstm", "s6", "sru", "hgrn"]),
 )
 @pytest.mark.usefixtures("x64")
 def test_a_reset_cuts_a_nan_off(name: str, method: Any, draw: Any, assert_close: Any) -> None:

@@ -212,6 +212,7 @@ def test_success_counts_the_first_episode_of_each_row(monkeypatch, sign_weight, 
     assert float(success) == expected
 
 
+@pytest.mark.slow
 def test_the_program_learns_with_memory_and_not_without(program, tmp_path):
     result = program(
         "t_maze", "--corridor-length", 3, "--step-limit", 15, "--rollout", 16, "--updates", 250,

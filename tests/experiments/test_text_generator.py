@@ -77,7 +77,10 @@ def kill_and_resume(program, start, tmp_path, mode, signals, seed=0):
 
 @pytest.mark.parametrize(
     ("mode", "signals"),
-    [(WINDOWS, [signal.SIGTERM]), (STREAMS, [signal.SIGKILL])],
+    [
+        pytest.param(WINDOWS, [signal.SIGTERM], marks=pytest.mark.slow),
+        (STREAMS, [signal.SIGKILL, signal.SIGTERM]),
+    ],
     ids=["windows", "streams"],
 )
 def test_killed_and_stopped_runs_end_like_the_undisturbed_one(
@@ -94,6 +97,7 @@ def test_twenty_moments(program, start, text, tmp_path, mode, number):
     kill_and_resume(program, start, tmp_path, mode, [which], seed=number)
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_nothing_that_was_saved(program, start, text, tmp_path):
     resource = pytest.importorskip("resource", reason="limits of a process are those of POSIX")
     if not hasattr(resource, "prlimit"):

@@ -99,25 +99,31 @@ def test_eight_devices_have_the_losses_of_one(eight, mesh, mode):
     assert largest_difference(results[f"{mesh} {mode}"], results[f"1 {mode}"]) < 1e-5
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_losses_of_one(eight, pair):
     losses, others = (results["2x2 windows"] for results in pair)
     assert largest_difference(losses, eight[1]["1 windows"]) < 1e-5
     assert losses == others
+    for each in pair:
+        check_shares(each["parts"], 12)
 
 
-def test_each_device_holds_its_share_alone(eight, pair):
+def test_each_device_holds_its_share_alone(eight):
+    check_shares(eight[1]["parts"], 6)
+
+
+def check_shares(shapes, rows):
     """Of parameters and their means a half, of the carry its rows."""
-    for shapes, rows in ((eight[1]["parts"], 6), (pair[0]["parts"], 12), (pair[1]["parts"], 12)):
-        assert shapes["['params']['stack'][0]['kernel']"] == [13, 4 * 16 // 2]
-        assert shapes["['params']['stack'][0]['recurrent_kernel']"] == [16, 4 * 16 // 2]
-        assert shapes["['params']['stack'][1]['recurrent_bias']"] == [3 * 16 // 2]
-        assert shapes["['params']['kernel']"] == [16 // 2, 13]
-        assert shapes["['params']['bias']"] == [13]
-        assert shapes["['carry'][0].cell"] == [rows, 16]
-        for name, shape in shapes.items():
-            if name.startswith("['opt_state'][1].mu"):
-                assert shape == shapes[name.replace("['opt_state'][1].mu", "['params']")]
-                assert shape == shapes[name.replace(".mu", ".nu")]
+    assert shapes["['params']['stack'][0]['kernel']"] == [13, 4 * 16 // 2]
+    assert shapes["['params']['stack'][0]['recurrent_kernel']"] == [16, 4 * 16 // 2]
+    assert shapes["['params']['stack'][1]['recurrent_bias']"] == [3 * 16 // 2]
+    assert shapes["['params']['kernel']"] == [16 // 2, 13]
+    assert shapes["['params']['bias']"] == [13]
+    assert shapes["['carry'][0].cell"] == [rows, 16]
+    for name, shape in shapes.items():
+        if name.startswith("['opt_state'][1].mu"):
+            assert shape == shapes[name.replace("['opt_state'][1].mu", "['params']")]
+            assert shape == shapes[name.replace(".mu", ".nu")]
 
 
 def products(text):
@@ -156,7 +162,8 @@ def test_the_compiled_program_divides_the_work(eight):
         )
 
 
-def test_a_checkpoint_of_eight_devices_fits_one_and_two_processes(eight, pair):
+@pytest.mark.slow
+def test_a_checkpoint_of_eight_devices_fits_two_processes(eight, pair):
     folder, _ = eight
     saved = np.load(folder / "saved.npz")
     for index in range(2):
@@ -164,15 +171,21 @@ def test_a_checkpoint_of_eight_devices_fits_one_and_two_processes(eight, pair):
         assert set(restored) == set(saved)
         for name in saved:
             assert restored[name].tobytes() == saved[name].tobytes(), name
+    assert pair[0]["config"] == pair[1]["config"] == {"hidden_size": 16}
+
+
+def test_a_checkpoint_of_eight_devices_fits_one(eight):
+    folder, _ = eight
+    saved = np.load(folder / "saved.npz")
     checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
     about = json.loads((checkpoints.path(50) / "about.json").read_text())["value"]
     state = checkpoints.latest().restore(state_like(about["arrays"]))
     named = jax.tree_util.tree_leaves_with_path({"params": state.params, "carry": state.carry})
     for path, leaf in named:
         assert np.asarray(leaf).tobytes() == saved[jax.tree_util.keystr(path)].tobytes()
-    assert pair[0]["config"] == pair[1]["config"] == {"hidden_size": 16}
 
 
+@pytest.mark.slow
 def test_two_processes_write_one_checkpoint_and_fail_alike(eight, pair):
     folder, _ = eight
     first, second = (np.load(folder / f"trained-{index}.npz") for index in range(2))

@@ -3,12 +3,14 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from experiments.cookbook import captions
 from experiments.cookbook.captions import Config
 from experiments.cookbook.common.images import LENGTH, SCENE, WORDS
 
 
+@pytest.mark.slow
 def test_made_scenes_are_put_into_words(tmp_path):
     run_dir = tmp_path / "run"
     config = Config(data="made", run_dir=run_dir, scenes=640, epochs=12)

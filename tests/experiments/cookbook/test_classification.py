@@ -21,6 +21,7 @@ def small(monkeypatch):
         monkeypatch.setitem(SETTINGS, name, (kinds, steps, 12, 12, 25, 18, 0.02, *dropouts))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_made_questions_and_names_are_classified(tmp_path, monkeypatch):
     for name in ("SimpleRNN", "LSTM"):  # for the time

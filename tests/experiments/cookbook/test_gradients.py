@@ -11,6 +11,7 @@ from experiments.cookbook.common import data
 from experiments.cookbook.gradients import Config
 
 
+@pytest.mark.slow
 def test_a_gru_learns_to_add_few_numbers_and_gradients_are_measured(tmp_path):
     run_dir = tmp_path / "run"
     assert gradients.run(Config(data="made", run_dir=run_dir, seeds=2, numbers=10, epochs=4)) == 0

@@ -10,6 +10,7 @@ from experiments.cookbook import music
 from experiments.cookbook.music import Config
 
 
+@pytest.mark.slow
 def test_networks_learn_made_chords(tmp_path):
     run_dir = tmp_path / "run"
     assert music.run(Config(data="made", run_dir=run_dir, seeds=1, units=16, epochs=60)) == 0

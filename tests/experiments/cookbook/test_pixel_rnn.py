@@ -35,6 +35,7 @@ def logits_of(params, images):
     return logits.swapaxes(0, 1).reshape(logits.shape[1], SIZE * SIZE)
 
 
+@pytest.mark.slow
 def test_made_digits_are_learned_and_completed(tmp_path):
     run_dir = tmp_path / "run"
     config = Config(data="made", run_dir=run_dir, channels=8, layers=1, epochs=3, batch_size=10,

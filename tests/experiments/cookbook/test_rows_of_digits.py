@@ -10,6 +10,7 @@ from experiments.cookbook import rows_of_digits
 from experiments.cookbook.rows_of_digits import Config
 
 
+@pytest.mark.slow
 def test_made_digits_are_read_by_rows_and_by_a_cnn(tmp_path, monkeypatch):
     few = {"GRU by rows": (0, rnnjax.GRUCell(32)), "CNN": (1, None),
            "GRU by pixels": (2, rnnjax.GRUCell(8))}  # fmt: skip

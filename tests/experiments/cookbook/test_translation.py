@@ -21,6 +21,7 @@ from experiments.cookbook.translation import (
 )
 
 
+@pytest.mark.slow
 def test_it_translates_made_sentences(tmp_path):
     config = Config(data="made", run_dir=tmp_path / "run", size=48, epochs=60, dropout=0.1)
     assert run(config) == 0

@@ -16,6 +16,7 @@ def source():
     return small_digits("made")["train"]
 
 
+@pytest.mark.slow
 def test_networks_go_on_with_made_films(tmp_path, monkeypatch):
     few = {"CNN": (False, None, 1, 50), "ConvLSTM": (True, rnnjax.ConvLSTMCell(8), 3, 5)}
     monkeypatch.setattr(video, "NETWORKS", few)
@@ -32,6 +33,7 @@ def test_networks_go_on_with_made_films(tmp_path, monkeypatch):
     assert (run_dir / "films.png").stat().st_size > 5_000
 
 
+@pytest.mark.slow
 def test_a_gru_over_frames_knows_where_digits_go(monkeypatch):
     # Three digits that are easy to tell apart: a square, a bar, a small square.
     digits = np.zeros((3, DIGIT, DIGIT))
