@@ -265,8 +265,8 @@ def methods(name: str) -> list[rnnjax.Method]:
 def table(*skip: type[rnnjax.Method], names: Any = CELLS, ordinary: Any = CELLS) -> list[Any]:
     """Cells and methods; those that are not ``ordinary``, as what `make test-slow` takes.
 
-    Neither is the fast path of a cell that runs in parallel, but for those in ``BROAD``: what it makes
-    of an elementwise update is what it makes of theirs.
+    Neither is the fast path of a cell that runs in parallel, but for those in ``BROAD``: what it
+    makes of an elementwise update is what it makes of theirs.
     """
 
     def marks(name: str, method: rnnjax.Method) -> Any:

@@ -241,8 +241,8 @@ def _pattern_or_reason(cell: Cell, own: bool) -> Pattern | str:
         carry, read = _drawn(cell, jax.random.key(seed))
         return tuple({n: _seen(cell, carry, read, n) for n in names} for names in (read, leaves))
 
-    # One program, as one by one an LSTM's operations with peepholes are 138, and 7 s; compiled apart
-    # from whatever is being traced around, in which nothing would have a value.
+    # One program, as the operations of an LSTM with peepholes are 138 one by one, and 7 s; compiled
+    # apart from whatever is being traced around, in which nothing would have a value.
     seed = np.uint32(0)
     with jax.debug_nans(False):
         program = jax.jit(all_seen).lower(seed).compile()
