@@ -2,16 +2,31 @@
 
 import datetime
 import errno
+import inspect
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import tyro
 
 from rnnjax import CheckpointError, InvalidInputError, RnnjaxError
 from rnnjax.training.files import read_sealed, write_sealed
 
+Options = TypeVar("Options")
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def options(config: type[Options], program: str, example: str) -> Options:
+    """What the command line says; ``--help`` begins with an example of it."""
+    prog = f"python -m experiments.{program}"
+    return tyro.cli(config, prog=prog, description=described(config, f"{prog} {example}"))
+
+
+def described(config: type, example: str) -> str:
+    """The text of ``--help``: an example, and what the class of the options says of itself."""
+    return f"Example: {example}\n\n{inspect.getdoc(config)}"
 
 
 def create(program: str, run_dir: Path | None) -> Path:

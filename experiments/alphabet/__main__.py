@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 from experiments import runs
 from experiments.alphabet.config import Config
@@ -21,7 +20,7 @@ COLD_START, COLD_LENGTH = "K", 5
 
 def main() -> int:
     """Train, and show what was learned."""
-    config = tyro.cli(Config, prog="python -m experiments.alphabet")
+    config = runs.options(Config, "alphabet", "--seeds 20")
     run_dir = runs.create(PROGRAM, config.run_dir)
     if config.all:
         return compare(config.seed, run_dir)

@@ -1,1 +1,1 @@
-"""The applications of recurrent networks, one file each; see the README beside this."""
+"""All programs of the cookbook one after the other, or those named, and one table of scores."""

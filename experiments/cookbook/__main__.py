@@ -36,7 +36,7 @@ class Config:
 
 def main() -> int:
     """Run them one after the other."""
-    config = tyro.cli(Config, prog="python -m experiments.cookbook")
+    config = runs.options(Config, "cookbook", "time_series gradients")
     if unknown := sorted(set(config.programs) - set(PROGRAMS)):
         raise InvalidInputError(
             f"there is no program {', '.join(unknown)}; there are {', '.join(PROGRAMS)}"

@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from sklearn.decomposition import PCA
 
 import rnnjax
@@ -133,7 +132,7 @@ def run(config: Config) -> int:
 
 def main() -> int:
     """Read the options, and run."""
-    return run(tyro.cli(Config, prog="python -m experiments.cookbook.autoencoder"))
+    return run(runs.options(Config, "cookbook.autoencoder", "--data made"))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 
 import rnnjax
 from experiments import runs
@@ -140,7 +139,7 @@ def run(config: Config) -> int:
 
 def main() -> int:
     """Read the options, and run."""
-    return run(tyro.cli(Config, prog="python -m experiments.cookbook.gradients"))
+    return run(runs.options(Config, "cookbook.gradients", "--data made"))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 
 import rnnjax
 from experiments import runs
@@ -188,7 +187,7 @@ def run(config: Config) -> int:
 
 def main() -> int:
     """Read the options, and run."""
-    return run(tyro.cli(Config, prog="python -m experiments.cookbook.pixel_rnn"))
+    return run(runs.options(Config, "cookbook.pixel_rnn", "--data made"))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from sklearn.linear_model import LogisticRegression
 
 import rnnjax
@@ -143,7 +142,7 @@ def run(config: Config) -> int:
 
 def main() -> int:
     """Read the options, and run."""
-    return run(tyro.cli(Config, prog="python -m experiments.cookbook.spoken_digits"))
+    return run(runs.options(Config, "cookbook.spoken_digits", "--data FOLDER"))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from statsmodels.tsa.api import SARIMAX, AutoReg
 
 import rnnjax
@@ -143,7 +142,7 @@ def run(config: Config) -> int:
 
 def main() -> int:
     """Read the options, and run."""
-    return run(tyro.cli(Config, prog="python -m experiments.cookbook.time_series"))
+    return run(runs.options(Config, "cookbook.time_series", "--data made"))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import sacrebleu
-import tyro
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 import rnnjax
@@ -145,7 +144,7 @@ class Model:
 
 def main() -> int:
     """Read the options, and run."""
-    return run(tyro.cli(Config, prog="python -m experiments.cookbook.translation"))
+    return run(runs.options(Config, "cookbook.translation", "--data made"))
 
 
 def run(config: Config) -> int:

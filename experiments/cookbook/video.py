@@ -22,7 +22,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 
 import rnnjax
 from experiments import runs
@@ -187,7 +186,7 @@ def run(config: Config) -> int:
 
 def main() -> int:
     """Read the options, and run."""
-    return run(tyro.cli(Config, prog="python -m experiments.cookbook.video"))
+    return run(runs.options(Config, "cookbook.video", "--data made"))
 
 
 if __name__ == "__main__":

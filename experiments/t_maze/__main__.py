@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 from experiments import runs
 from experiments.t_maze.config import Config
@@ -21,7 +20,7 @@ CURVE_POINTS = 10
 
 def main() -> int:
     """Train agents with memory and without, and show how often each finds the goal."""
-    config = tyro.cli(Config, prog="python -m experiments.t_maze")
+    config = runs.options(Config, "t_maze", "--seeds 5")
     run_dir = runs.create(PROGRAM, config.run_dir)
     trainer = Trainer(config)
     seeds = config.seed + jnp.tile(jnp.arange(config.seeds), 2)

@@ -17,19 +17,21 @@ from experiments.text_tools.export import Export, run_export
 from experiments.text_tools.inspect import Inspect, run_inspection
 from rnnjax.training import Processes, from_first
 
+PROG = "python -m experiments.text_generator"
+
 
 def main() -> int:
     """Do what the command line says."""
     default = defaults_of_train()
-    train: Any = Annotated[Train, tyro.conf.subcommand("train", default=default)]
     command = tyro.cli(
-        train
-        | Annotated[Generate, tyro.conf.subcommand("generate")]
-        | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-        | Annotated[Inspect, tyro.conf.subcommand("inspect")]
-        | Annotated[Export, tyro.conf.subcommand("export")],
-        prog="python -m experiments.text_generator",
-        description="A character-level language model in JAX.",
+        _command(Train, "train", "--preset fast --corpus my-text.txt", default=default)
+        | _command(Generate, "generate", '--prime "Alice " --temperature 0.5')
+        | _command(Evaluate, "evaluate", "--page surprise.html")
+        | _command(Inspect, "inspect", "--to inside.html")
+        | _command(Export, "export", "--to alice.onnx"),
+        prog=PROG,
+        description=f"Example: {PROG} train --corpus alice\n\n"
+        "A character-level language model in JAX.",
         config=(tyro.conf.OmitArgPrefixes,),
     )
     if isinstance(command, Train):
@@ -43,6 +45,11 @@ def main() -> int:
     if isinstance(command, Export):
         return run_export(command)
     return run_evaluation(command)
+
+
+def _command(config: type, name: str, example: str, **more: Any) -> Any:
+    text = runs.described(config, f"{PROG} {name} {example}")
+    return Annotated[config, tyro.conf.subcommand(name, description=text, **more)]
 
 
 def defaults_of_train() -> Train:

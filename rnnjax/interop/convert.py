@@ -306,18 +306,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of ``rnnjax convert`` and ``rnnjax show``."""
-    parser = _Parser(prog="rnnjax", description="Models of Keras, PyTorch and ONNX as files.")
+    parser = _Parser(
+        prog="rnnjax",
+        description="Example: rnnjax convert model.keras model.onnx. "
+        "Models of Keras, PyTorch and ONNX as files.",
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     show = commands.add_parser(
-        "show", help="print the layers of a model", description="Print the layers of a model."
+        "show",
+        help="print the layers of a model",
+        description="Example: rnnjax show model.onnx. Print the layers of a model.",
     )
     show.set_defaults(run=_show)
 
     converter = commands.add_parser(
         "convert",
         help="write a model in another format",
-        description="Write a model in another format; the suffixes say which. The result is read "
+        description="Example: rnnjax convert model.keras model.onnx. "
+        "Write a model in another format; the suffixes say which. The result is read "
         "back and compared with the source.",
     )
     converter.set_defaults(run=_convert)
