@@ -15,7 +15,7 @@ CORE := $(addprefix tests/test_,$(addsuffix .py,arguments cells laws sequence_la
 	explain export prepare onehot fused_forms primitive)) rnnjax/cells rnnjax/engine rnnjax/layers rnnjax/linen.py rnnjax/nnx.py \
 	$(filter-out %/test_sharding.py,$(wildcard tests/training/test_*.py))
 
-.PHONY: demo test test-slow test-cookbook test-core test-oldest parity bench cookbook lock clean
+.PHONY: demo test test-slow test-cookbook test-core test-oldest parity bench cookbook lock clean docs
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python -m experiments.alphabet
@@ -67,6 +67,12 @@ cookbook: $(VENV)/demo.stamp
 	$(INSTALL) '.[cookbook]'
 	$(BIN)/python -m experiments.cookbook $(addprefix --data ,$(DATA))
 
+# The site, in site/: `python -m http.server -d site` shows it. The addresses are those of pyproject.toml.
+url = $(shell sed -n 's/^$(1) = "\(.*\)"$$/\1/p' pyproject.toml)
+docs: $(VENV)/docs.stamp
+	SITE_URL=$(call url,Documentation) REPO_URL=$(call url,Source) \
+		$(BIN)/python -m zensical build --strict --clean --config-file mkdocs.yml
+
 $(VENV)/demo.stamp: pyproject.toml $(LOCK)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rnnjax needs Python 3.11 or newer, but $(PYTHON) is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
@@ -77,6 +83,11 @@ $(VENV)/test.stamp: $(VENV)/demo.stamp
 	$(INSTALL) '.[test]'
 	touch $@
 
+$(VENV)/docs.stamp: pyproject.toml $(LOCK)
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) '.[docs]'
+	touch $@
+
 # Writes the locks anew: one for every Python, of the newest versions that work together, the heavy peers
 # among them, whose own versions stay free, and one of the oldest.
 lock: COMPILE = .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 \
@@ -84,10 +95,10 @@ lock: COMPILE = .venv-lock/bin/uv pip compile --quiet --universal --python-versi
 lock:
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/pip install --quiet uv
-	$(COMPILE) --extra parity > .venv-lock/all
+	$(COMPILE) --extra parity --extra docs > .venv-lock/all
 	grep -v -E '^(torch|tensorflow|triton|nvidia|cuda)' .venv-lock/all > requirements.lock
 	$(COMPILE) --resolution lowest-direct > requirements-oldest.lock
 	rm -rf .venv-lock
 
 clean:
-	rm -rf .venv* build dist
+	rm -rf .venv* build dist site

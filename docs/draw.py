@@ -1,0 +1,202 @@
+"""Draws the pictures of the pages: ``python docs/draw.py [FOLDER]``, by default docs/pictures."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+
+import rnnjax
+
+BLUE, RED = "#1f5fbf", "#c03030"
+STEPS = 100
+
+
+def canvas(width: float, height: float) -> Any:
+    """An empty picture, in which a unit is a third of an inch."""
+    figure, ax = plt.subplots(figsize=(width / 1.8, height / 1.8))
+    figure.subplots_adjust(0, 0, 1, 1)
+    ax.set(xlim=(0, width), ylim=(0, height), aspect="equal")
+    ax.axis("off")
+    return ax
+
+
+def line(ax: Any, *points: tuple[float, float], head: bool = True, color: str = "black") -> None:
+    """A line through points, with an arrow's head at the last."""
+    xs, ys = zip(*points, strict=True)
+    ax.plot(xs[:-1] if head else xs, ys[:-1] if head else ys, color=color, lw=1.3)
+    if head:
+        style = {"arrowstyle": "-|>", "color": color, "lw": 1.3, "shrinkA": 0, "shrinkB": 0}
+        ax.annotate("", points[-1], points[-2], arrowprops=style)
+
+
+def box(ax: Any, x: float, y: float, text: str, color: str = BLUE, size: float = 0.42) -> None:
+    """A function of a sum: a gate."""
+    ax.add_patch(mpl.patches.Rectangle((x - size, y - size), 2 * size, 2 * size, fc="white",
+                                       ec=color, lw=1.5, zorder=3))  # fmt: skip
+    ax.text(x, y, text, ha="center", va="center", zorder=4, fontsize=12)
+
+
+def dot(ax: Any, x: float, y: float, text: str) -> None:
+    """A sum or a product, unit by unit."""
+    ax.add_patch(mpl.patches.Circle((x, y), 0.27, fc="white", ec="black", lw=1.3, zorder=3))
+    ax.text(x, y, text, ha="center", va="center", zorder=4, fontsize=12)
+
+
+def label(ax: Any, x: float, y: float, text: str, color: str = "black", **more: Any) -> None:
+    """Words."""
+    ax.text(x, y, text, **{"ha": "center", "va": "center", "fontsize": 12, "color": color, **more})
+
+
+def bus(ax: Any, gates: Sequence[float], height: float, start: float = 0.7) -> None:
+    """The input and the last output, side by side, to every gate."""
+    label(ax, 0.35, 0.8, "h, x")
+    line(ax, (start, 0.8), (gates[-1], 0.8), head=False)
+    for x in gates:
+        line(ax, (x, 0.8), (x, height - 0.42))
+
+
+def simple_unit() -> Any:
+    """h' = tanh(x W + h U + b)."""
+    ax = canvas(6, 2.6)
+    bus(ax, [2.5], 1.8)
+    box(ax, 2.5, 1.8, "tanh")
+    line(ax, (2.92, 1.8), (5.3, 1.8))
+    label(ax, 5.55, 1.8, "h'")
+    return ax
+
+
+def lstm_unit() -> Any:
+    """The line of the cell above, the gates below it."""
+    ax = canvas(10, 5.8)
+    bus(ax, [2, 3.6, 5.2, 6.8], 2)
+    line(ax, (0.7, 5), (9.4, 5))
+    label(ax, 0.35, 5, "c")
+    label(ax, 9.65, 5, "c'")
+    for x, gate in ((2, "f"), (3.6, "i"), (5.2, "g"), (6.8, "o")):
+        box(ax, x, 2, gate, RED if gate == "g" else BLUE)
+    line(ax, (2, 2.42), (2, 4.73))
+    line(ax, (3.6, 2.42), (3.6, 3.5), (4.13, 3.5))
+    line(ax, (5.2, 2.42), (5.2, 3.5), (4.67, 3.5))
+    line(ax, (4.4, 3.77), (4.4, 4.73))
+    line(ax, (8.2, 5), (8.2, 3.07))
+    box(ax, 8.2, 4.0, "tanh", RED)
+    line(ax, (6.8, 2.42), (6.8, 2.8), (7.93, 2.8))
+    line(ax, (8.2, 2.53), (8.2, 0.8), (9.4, 0.8))
+    label(ax, 9.65, 0.8, "h'")
+    for x, y, sign in ((2, 5, "×"), (4.4, 5, "+"), (4.4, 3.5, "×"), (8.2, 2.8, "×")):
+        dot(ax, x, y, sign)
+    for x, y, step in ((1.55, 4, "1"), (3.2, 3.1, "2"), (4.85, 4.35, "3"), (8.75, 1.6, "4")):
+        label(ax, x, y, step, RED, weight="bold")
+    return ax
+
+
+def gru_unit() -> Any:
+    """The line of the state above, its gates below it."""
+    ax = canvas(9, 5.8)
+    bus(ax, [2, 4.5, 7], 2)
+    line(ax, (0.7, 5), (8.4, 5))
+    label(ax, 0.35, 5, "h")
+    label(ax, 8.65, 5, "h'")
+    for x, gate in ((2, "r"), (4.5, "z"), (7, "n")):
+        box(ax, x, 2, gate, RED if gate == "n" else BLUE)
+    line(ax, (2, 2.42), (2, 3), (5.9, 3), (5.9, 2), (6.58, 2))
+    line(ax, (4.5, 2.42), (4.5, 4.73))
+    line(ax, (4.5, 3.8), (6.73, 3.8))
+    label(ax, 5.7, 4.05, "1 - z", fontsize=10)
+    line(ax, (7, 2.42), (7, 3.53))
+    line(ax, (7, 4.07), (7, 4.73))
+    for x, y, sign in ((4.5, 5, "×"), (7, 3.8, "×"), (7, 5, "+")):
+        dot(ax, x, y, sign)
+    return ax
+
+
+def bptt() -> Any:
+    """Two rows of eight steps: the gradient of all, and that of windows of four."""
+    ax = canvas(13, 7)
+    for row, (bottom, window, title) in enumerate(
+        ((4.2, 8, "backpropagation through time"), (0.6, 4, "truncated: windows of four steps"))
+    ):
+        label(ax, 0.3, bottom + 2.3, title, ha="left", weight="bold")
+        for t in range(8):
+            x = 1.1 + 1.5 * t
+            box(ax, x, bottom + 1, f"$h_{t + 1}$", size=0.38)
+            line(ax, (x, bottom), (x, bottom + 0.62))
+            if t < 7:
+                line(ax, (x + 0.38, bottom + 1.12), (x + 1.12, bottom + 1.12))
+            if t < 7 and (t + 1) % window:
+                line(ax, (x + 1.12, bottom + 0.86), (x + 0.38, bottom + 0.86), color=RED)
+            if (t + 1) % window == 0:
+                line(ax, (x, bottom + 1.95), (x, bottom + 1.38), color=RED)
+                label(ax, x + 0.3, bottom + 1.85, "L", RED)
+        if row:
+            ax.plot([6.35, 6.35], [bottom, bottom + 2], color="gray", ls="--", lw=1.3)
+    return ax
+
+
+def reach() -> Any:
+    """The gradient of the last state by the state of each step before, of networks as drawn."""
+    cells = {
+        "SimpleRNN": rnnjax.SimpleRNNCell(32),
+        "SimpleRNN, recurrent weights x 3": rnnjax.SimpleRNNCell(32),
+        "GRU": rnnjax.GRUCell(32),
+        "LSTM": rnnjax.LSTMCell(32),
+        "LSTM, forget bias 5": rnnjax.LSTMCell(32),
+    }
+    figure, ax = plt.subplots(figsize=(7, 3.8), layout="constrained")
+    for name, cell in cells.items():
+        back = norms(cell, name)
+        ax.plot(np.arange(STEPS)[::-1], back / back[-1], label=name)
+    ax.set(yscale="log", xlabel="steps back from the loss", ylabel="size of the gradient")
+    ax.legend(fontsize=8)
+    ax.spines[["top", "right"]].set_visible(False)
+    del figure
+    return ax
+
+
+def norms(cell: rnnjax.Cell, name: str) -> np.ndarray:
+    """The norm of the gradient by the states, of each step ``(time,)``."""
+    params = dict(cell.init(jax.random.key(0), 8))
+    if "x 3" in name:
+        params["recurrent_kernel"] = 3 * params["recurrent_kernel"]
+    if "bias 5" in name:
+        params["bias"] = params["bias"].at[32:64].set(5.0)
+    xs = jax.random.normal(jax.random.key(1), (STEPS, 16, 8))
+    weights = jax.random.normal(jax.random.key(2), (16, 32))
+
+    def loss(_: Any, ys: jax.Array) -> jax.Array:
+        return jnp.sum(ys[-1] * weights)
+
+    _, gradients = rnnjax.state_gradients(loss, cell, params, xs)
+    # In float64: squares of what is left of a GRU's after 90 steps are none in float32.
+    leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(gradients)]
+    return np.sqrt(np.sum([np.sum(leaf**2, axis=(1, 2)) for leaf in leaves], axis=0))
+
+
+PICTURES = {
+    "unit-simple": simple_unit,
+    "unit-lstm": lstm_unit,
+    "unit-gru": gru_unit,
+    "bptt": bptt,
+    "reach": reach,
+}
+
+
+def main(folder: Path) -> None:
+    """Draw them all, the same bytes each time."""
+    folder.mkdir(exist_ok=True)
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "rnnjax"}):
+        for name, draw in PICTURES.items():
+            figure = draw().figure
+            figure.savefig(folder / f"{name}.svg", transparent=True, metadata={"Date": None})
+            plt.close(figure)
+
+
+if __name__ == "__main__":
+    mpl.use("svg")
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "pictures")
