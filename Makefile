@@ -15,7 +15,7 @@ CORE := $(addprefix tests/test_,$(addsuffix .py,arguments cells laws sequence_la
 	explain export prepare onehot fused_forms primitive)) rnnjax/cells rnnjax/engine rnnjax/layers rnnjax/linen.py rnnjax/nnx.py \
 	$(filter-out %/test_sharding.py,$(wildcard tests/training/test_*.py))
 
-.PHONY: demo test test-slow test-cookbook test-core test-oldest parity bench cookbook lock clean docs
+.PHONY: demo test test-slow test-cookbook test-core test-oldest parity bench cookbook lock clean docs lint test-shard dist
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python -m experiments.alphabet
@@ -25,11 +25,13 @@ demo: $(VENV)/demo.stamp
 		--sample-length 100
 	$(BIN)/python -m experiments.text_generator generate --prime "The " --length 400 --temperature 0.7
 
-test: $(VENV)/test.stamp
+lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+test: lint
 	$(BIN)/python -m pytest $(WORKERS)
 
 test-slow: $(VENV)/test.stamp
@@ -41,6 +43,15 @@ test-cookbook: $(VENV)/test.stamp
 
 test-core: $(VENV)/test.stamp
 	$(BIN)/python -m pytest $(WORKERS) $(CORE)
+
+# One part of all tests, for machines side by side: `make test-shard SHARD=1 SHARDS=4`. LOCK=/dev/null
+# takes the newest versions of everything.
+SHARD := 1
+SHARDS := 4
+FILES = $(sort $(wildcard tests/test_*.py tests/*/test_*.py tests/*/*/test_*.py) $(wildcard rnnjax/*))
+test-shard: $(VENV)/test.stamp
+	$(BIN)/python -m pytest $(WORKERS) \
+		$(shell printf '%s\n' $(FILES) | grep -v -E 'py.typed|__pycache__' | awk 'NR % $(SHARDS) == $(SHARD) % $(SHARDS)')
 
 # With the lowest versions that pyproject.toml allows, from a lock of their own: what they bring along
 # stays what it was when the tests passed. That JAX complains of every program it finds in its cache.
@@ -73,6 +84,13 @@ docs: $(VENV)/docs.stamp
 	SITE_URL=$(call url,Documentation) REPO_URL=$(call url,Source) \
 		$(BIN)/python -m zensical build --strict --clean --config-file mkdocs.yml
 
+# What a package index gets, in dist/, checked.
+dist: $(VENV)/release.stamp
+	rm -rf dist
+	$(BIN)/python -m build --quiet
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+
 $(VENV)/demo.stamp: pyproject.toml $(LOCK)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rnnjax needs Python 3.11 or newer, but $(PYTHON) is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
@@ -88,6 +106,11 @@ $(VENV)/docs.stamp: pyproject.toml $(LOCK)
 	$(INSTALL) '.[docs]'
 	touch $@
 
+$(VENV)/release.stamp: pyproject.toml $(LOCK)
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) '.[release]'
+	touch $@
+
 # Writes the locks anew: one for every Python, of the newest versions that work together, the heavy peers
 # among them, whose own versions stay free, and one of the oldest.
 lock: COMPILE = .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 \
@@ -95,7 +118,7 @@ lock: COMPILE = .venv-lock/bin/uv pip compile --quiet --universal --python-versi
 lock:
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/pip install --quiet uv
-	$(COMPILE) --extra parity --extra docs > .venv-lock/all
+	$(COMPILE) --extra parity --extra docs --extra release > .venv-lock/all
 	grep -v -E '^(torch|tensorflow|triton|nvidia|cuda)' .venv-lock/all > requirements.lock
 	$(COMPILE) --resolution lowest-direct > requirements-oldest.lock
 	rm -rf .venv-lock

@@ -62,7 +62,7 @@ def bus(ax: Any, gates: Sequence[float], height: float, start: float = 0.7) -> N
 
 
 def simple_unit() -> Any:
-    """h' = tanh(x W + h U + b)."""
+    """H' = tanh(x W + h U + b)."""
     ax = canvas(6, 2.6)
     bus(ax, [2.5], 1.8)
     box(ax, 2.5, 1.8, "tanh")

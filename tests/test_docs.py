@@ -43,14 +43,6 @@ def tutorial() -> tuple[dict[str, Any], str]:
     return names, printed.getvalue()
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/your-own-cell.md"])
-def test_python_blocks_compile(name: str) -> None:
-    blocks = python_blocks(name)
-    assert blocks
-    for block in blocks:
-        compile(block, name, "exec")
-
-
 def test_the_tutorial_is_as_short_as_it_says(tutorial: Any) -> None:
     assert len(the_block().splitlines()) <= 50
     names, printed = tutorial

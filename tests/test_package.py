@@ -1,6 +1,7 @@
 import re
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import rnnjax
 
 ROOT = Path(__file__).parents[1]
+CALL = re.compile(r"^\s*(?:- run: |.*entry: )?make ([a-z][\w-]*)", re.M)
 
 
 def run(code):
@@ -32,6 +34,55 @@ def test_the_wheel_holds_the_library_alone(tmp_path):
     modules = {str(p.relative_to(ROOT)) for p in (ROOT / "rnnjax").rglob("*.py")}
     assert modules <= set(names)
     assert "License-Expression: Apache-2.0" in metadata
+
+
+def test_the_source_distribution_can_run_the_readme_commands(tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", tmp_path],
+        cwd=ROOT, check=True, capture_output=True,
+    )  # fmt: skip
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+        (metadata,) = (n for n in archive.getnames() if n.endswith("/PKG-INFO"))
+        text = archive.extractfile(metadata).read().decode()
+    needed = ["Makefile", "pyproject.toml", "hatch_build.py", "mkdocs.yml", "README.md"]
+    needed += [
+        "requirements.lock",
+        "requirements-oldest.lock",
+        "docs/index.md",
+        "tests/conftest.py",
+    ]
+    needed += [str(p.relative_to(ROOT)) for p in (ROOT / "experiments").rglob("*.toml")]
+    assert set(needed) <= names
+    # What an index shows: no link leads into a folder that is not there.
+    _, _, readme = text.partition("\n\n")
+    links = re.findall(r"\]\(([^)]+)\)", readme)
+    assert len(links) > 10
+    assert all(link.startswith("https://") for link in links)
+
+
+def test_what_calls_make_names_its_targets():
+    """The workflows, CI and the hooks are thin, so that all they do can be tried here."""
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
+    files = [*(ROOT / ".github").rglob("*.yml"), ROOT / ".ci/run", ROOT / ".pre-commit-config.yaml"]
+    called = {name for path in files for name in CALL.findall(path.read_text())}
+    assert {"test", "lint", "docs", "dist", "test-shard", "test-oldest"} <= called <= targets
+
+
+def test_every_file_of_tests_is_in_a_shard():
+    def files(shard):
+        command = ["make", "-n", "test-shard", f"SHARD={shard}", "SHARDS=3", "VENV=."]
+        out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        return {word for word in out.split() if word.startswith(("tests/", "rnnjax/"))}
+
+    shards = [files(shard) for shard in (1, 2, 3)]
+    together = set.union(*shards)
+    assert sum(map(len, shards)) == len(together)
+    assert together >= {str(p.relative_to(ROOT)) for p in (ROOT / "tests").rglob("test_*.py")}
+    assert together >= {
+        f"rnnjax/{p.name}" for p in (ROOT / "rnnjax").iterdir() if p.suffix == ".py"
+    }
 
 
 def test_importing_the_library_is_quick_and_brings_no_training_or_wrapper():
@@ -74,15 +125,3 @@ def test_the_oldest_lock_has_the_lowest_versions_that_are_allowed():
 def test_the_public_names_exist():
     assert all(hasattr(rnnjax, name) for name in rnnjax.__all__)
     assert rnnjax.__all__ == sorted(rnnjax.__all__)
-
-
-def test_the_readme_quick_start_runs_as_written():
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    quick_start = next(block for block in blocks if block.startswith("import jax, rnnjax"))
-    names = {}
-    exec(quick_start, names)
-    assert names["ys"].shape == (100, 8, 50)
-    assert names["y"].shape == (8, 50)
-    assert {name: array.shape for name, array in names["params"].items()} == {
-        "kernel": (3, 200), "recurrent_kernel": (50, 200), "bias": (200,),
-    }  # fmt: skip

@@ -1,0 +1,264 @@
+"""Every page runs: its Python from top to bottom, its commands with small arguments, its links."""
+
+import contextlib
+import importlib
+import importlib.util
+import io
+import os
+import re
+import shlex
+import string
+import subprocess
+import sys
+import tomllib
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+import matplotlib as mpl
+import pytest
+
+import rnnjax
+from experiments import runs
+from rnnjax.interop import Model, convert
+from rnnjax.interop import keras as from_keras
+
+os.environ["KERAS_BACKEND"] = "jax"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(
+    str(path.relative_to(ROOT))
+    for path in [
+        *ROOT.glob("*.md"),
+        *DOCS.rglob("*.md"),
+        *ROOT.glob("experiments/*/README.md"),
+        *ROOT.glob(".github/**/*.md"),
+    ]
+)
+TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
+# Heavy peers, without which their blocks are left out.
+PEERS = {"torch", "tensorflow"}
+
+
+def fences(page: str, *languages: str) -> list[str]:
+    """What stands in the fenced blocks of a language."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", TEXTS[page], re.MULTILINE | re.DOTALL)
+    return [block for language, block in found if language in languages]
+
+
+# The page about a cell of one's own has a test of its own, with the laws.
+WITH_PYTHON = [p for p in PAGES if fences(p, "python") and p != "docs/your-own-cell.md"]
+
+
+# Keras 3.15 converts its variables in a way that NumPy 2 warns of.
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
+@pytest.mark.parametrize("page", WITH_PYTHON)
+def test_the_python_of_a_page_runs_from_top_to_bottom(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "page"}
+    missing = []
+    for block in fences(page, "python"):
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                exec(compile(block, page, "exec"), names)
+        except ModuleNotFoundError as error:
+            if error.name not in PEERS:
+                raise
+            missing.append(error.name)
+    if missing:
+        pytest.skip(f"{missing} not installed; the other blocks ran")
+
+
+def test_python_is_marked_as_python() -> None:
+    for page in PAGES:
+        assert not any("import rnnjax" in block for block in fences(page, "", "sh", "text")), page
+
+
+COMMAND = re.compile(r"(python -m|make|pip|rnnjax|pre-commit|[A-Z_]+=)[ \S]")
+
+
+def commands() -> list[str]:
+    """Every command of the pages, once, without comments, continuation lines joined."""
+    lines = [
+        line
+        for page in PAGES
+        for block in fences(page, "", "sh")
+        for line in block.replace("\\\n", " ").splitlines()
+        if COMMAND.match(line)
+    ]
+    return sorted({" ".join(shlex.split(line, comments=True, posix=False)) for line in lines})
+
+
+# Several processes, or devices that are there before JAX begins: see tests/experiments/test_scale.
+ELSEWHERE = re.compile(r"HOST:PORT|\.\.\.|^XLA_FLAGS")
+COMMANDS = [command for command in commands() if not ELSEWHERE.search(command)]
+PROGRAMS = [c for c in COMMANDS if c.startswith(("python -m experiments", "rnnjax "))]
+SMALL = {
+    "alphabet": "--epochs 1 --seeds 2",
+    "t_maze": "--updates 1 --episodes 2 --environments 2 --rollout 4 --seeds 1",
+    "text_generator train": "--corpus my-text.txt --layers 1 --hidden-size 4 --batch-size 2 "
+    "--seq-length 8 --steps 2 --sample-length 3 --run-dir run",
+    "text_generator generate": "--length 3 --run-dir run",
+    "text_generator evaluate": "--run-dir run",
+    "text_generator inspect": "--run-dir run",
+    "text_generator export": "--run-dir run",
+}
+
+
+def test_there_are_commands() -> None:
+    assert len(PROGRAMS) > 20
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in PROGRAMS])
+def test_a_command_names_what_there_is(command: str) -> None:
+    """Those that build, install and measure: their targets, extras and modules."""
+    name, *words = [word.strip("'\"") for word in shlex.split(command)]
+    if name == "make":
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
+        wanted = [word for word in words if "=" not in word]
+        assert wanted
+        assert set(wanted) <= set(targets)
+    elif name == "pip":
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        asked = re.findall(r"(?:\.|rnnjax)\[([\w,-]+)\]", command)
+        assert set(",".join(asked).split(",")) - {""} <= set(extras["optional-dependencies"])
+    elif name == "pre-commit":
+        assert (ROOT / ".pre-commit-config.yaml").exists()
+    else:
+        assert name == "python"
+        assert words[0] == "-m"
+        assert importlib.util.find_spec(words[1]) or words[1] in {"build", "http.server", "venv"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the commands run: the files that they name, and a trained run."""
+    path = tmp_path_factory.mktemp("commands")
+    with contextlib.chdir(path):
+        for name in ("my-text.txt", "another-text.txt"):
+            Path(name).write_text(f"Alice {string.ascii_letters} My The\n" * 40)
+        Path("begin.txt").write_text("Alice ")
+        stack = rnnjax.Stack([rnnjax.LSTMCell(4)])
+        model = Model.of(stack, stack.init(jax.random.key(0), 3))
+        from_keras.save(model, "model.keras")
+        assert run("python -m experiments.text_generator train")[0] == 0
+    return path
+
+
+def run(command: str) -> tuple[int, str]:
+    """The status of a program, in here: a process for each would spend its time on imports."""
+    words = shlex.split(command.partition(" > ")[0])
+    if words[0] == "rnnjax":
+        if not Path("model.onnx").exists():
+            convert.main(["convert", "model.keras", "model.onnx"])
+        return convert.main([*words[1:], *(["--force"] if words[1] == "convert" else [])]), ""
+    module, arguments = words[2].removeprefix("experiments").removeprefix("."), words[3:]
+    if module.startswith("cookbook"):
+        return options_are_known(words[2], arguments), ""
+    small = SMALL.get(" ".join([module, *arguments[:1]]), SMALL.get(module, ""))
+    if "--run-dir run" in small and "train" in arguments and Path("run").exists():
+        small = small.replace("--run-dir run", f"--run-dir run-{abs(hash(command))}")
+    if "--to" in arguments:
+        Path(arguments[arguments.index("--to") + 1]).unlink(missing_ok=True)
+    if "inspect" in arguments and "--characters" not in arguments:
+        small += " --characters 600"
+    target = importlib.import_module(f"experiments.{module}.__main__".replace("..", "."))
+    out, before = io.StringIO(), (sys.argv, sys.stdin)
+    sys.argv, sys.stdin = ["program", *arguments, *small.split()], io.StringIO("Alice\n/quit\n")
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+            target.main() if not module else runs.exit_with(target.main)
+    except SystemExit as end:
+        return int(end.code or 0), out.getvalue()
+    finally:
+        sys.argv, sys.stdin = before
+    return 0, out.getvalue()
+
+
+def options_are_known(module: str, arguments: list[str]) -> int:
+    """A program of the cookbook reads its options; its own test runs it."""
+    target = importlib.import_module(
+        module if module.count(".") == 2 else f"{module}.__main__"
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["program", *arguments])
+        if hasattr(target, "run"):
+            patch.setattr(target, "run", lambda config: 0)
+        else:
+            done = subprocess.CompletedProcess([], 0)
+            patch.setattr(target.subprocess, "run", lambda *_, **__: done)
+        return target.main()
+
+
+@pytest.mark.parametrize("command", PROGRAMS)
+def test_a_command_runs(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    with warnings.catch_warnings():
+        # A run of two steps has a validation part of one row, and says so.
+        warnings.filterwarnings("ignore", category=UserWarning)
+        status, out = run(command)
+    assert status == 0, out
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    text = re.sub(r"^```.*?^```$", "", TEXTS[page], flags=re.MULTILINE | re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if link.startswith(("http://", "https://", "mailto:")):
+            continue
+        target, _, anchor = link.partition("#")
+        path = ((ROOT / page).parent / target).resolve() if target else ROOT / page
+        assert path.exists(), f"{page}: {link}"
+        if anchor and not anchor.startswith("rnnjax."):
+            headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {slug(heading) for heading in headings}, f"{page}: {link}"
+
+
+def slug(heading: str) -> str:
+    """A heading as the anchor that it becomes."""
+    return re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading.lower())).strip("-")
+
+
+def test_every_page_is_in_the_navigation_and_every_entry_is_a_page() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2].partition("\ntheme:")[0]
+    listed = re.findall(r"[\w/-]+\.md", navigation)
+    there = [str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md")]
+    assert sorted(listed) == sorted(there)
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["", ".training", ".online", ".text", ".linen", ".nnx", ".interop"]
+    + [f".interop.{name}" for name in ("keras", "torch", "flax", "onnx")],
+)
+def test_the_reference_has_every_public_name(module: str) -> None:
+    shown = {
+        path.rpartition(".")[2]: path
+        for page in PAGES
+        if page.startswith("docs/reference")
+        for path in re.findall(rf"^::: (rnnjax{module}\.\S+)", TEXTS[page], re.MULTILINE)
+    }
+    public = importlib.import_module(f"rnnjax{module}")
+    # Aliases of types have no docstring; Flax's own classes are documented there.
+    aliases = {"Carry", "Params", "Pooling", "Metrics", "TrainSteps"}
+    for name in set(public.__all__) - aliases:
+        value = getattr(public, name)
+        if getattr(value, "__module__", "rnnjax").startswith(("rnnjax", "typing", "collections")):
+            assert name in shown, f"rnnjax{module}.{name} is on no page of docs/reference"
+
+
+def test_the_pictures_are_drawn_by_their_script(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("draw", DOCS / "draw.py")
+    assert spec
+    assert spec.loader
+    draw = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(draw)
+    with mpl.rc_context({"backend": "svg"}):
+        draw.main(tmp_path)
+    drawn = {path.name for path in tmp_path.iterdir()}
+    assert drawn == {path.name for path in (DOCS / "pictures").iterdir()}
+    shown = " ".join(TEXTS.values())
+    assert all(f"pictures/{name}" in shown for name in drawn)
