@@ -250,6 +250,20 @@ def test_the_reference_has_every_public_name(module: str) -> None:
             assert name in shown, f"rnnjax{module}.{name} is on no page of docs/reference"
 
 
+def test_cells_run_where_the_reference_says() -> None:
+    table = TEXTS["docs/reference/cells.md"].partition("## Where each runs")[2]
+    rows = re.findall(r"^\| (`\w+Cell`.*?) \|.*\| (`.*) \|$", table, re.MULTILINE)
+    assert len(rows) > 12
+    for names, where in rows:
+        for name in re.findall(r"`(\w+Cell)`", names):
+            more = {"proj_size": 2} if name == "ProjectionLSTMCell" else {}
+            cell = getattr(rnnjax, name)(4, **more)
+            assert rnnjax.Auto().choose(cell) == rnnjax.Fused(), name
+            if ";" not in where:  # else for some of the row
+                refused = rnnjax.Parallel().refusal(cell) is not None
+                assert refused == ("`Parallel`" not in where), name
+
+
 def test_the_pictures_are_drawn_by_their_script(tmp_path: Path) -> None:
     spec = importlib.util.spec_from_file_location("draw", DOCS / "draw.py")
     assert spec
