@@ -24,6 +24,13 @@ def varying_like(leaf: jax.Array, like: jax.Array) -> jax.Array:
     return _varying(leaf, _varying_axes(like))
 
 
+def shaped_like(shape: tuple[int, ...], dtype: Any, like: jax.Array) -> jax.ShapeDtypeStruct:
+    """The shape of a result that varies over the mesh axes over which ``like`` does."""
+    kind: Any = jax.typeof(like)
+    name = "manual_axis_type" if hasattr(kind, "manual_axis_type") else "vma"
+    return jax.ShapeDtypeStruct(shape, dtype, **{name: getattr(kind, name)})
+
+
 def _varying(leaf: Any, axes: frozenset[str]) -> Any:
     missing = axes - _varying_axes(leaf)
     return jax.lax.pcast(leaf, tuple(missing), to="varying") if missing else leaf

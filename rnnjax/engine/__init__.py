@@ -6,6 +6,7 @@ from rnnjax.engine.convergence import Convergence, LayerConvergence, newton
 from rnnjax.engine.explain import Explanation, explain
 from rnnjax.engine.fused import Fused
 from rnnjax.engine.iterations import Newton
+from rnnjax.engine.kernel import Kernel
 from rnnjax.engine.method import Method
 from rnnjax.engine.parallel import Parallel
 from rnnjax.engine.scan import Scan
@@ -17,6 +18,7 @@ __all__ = [
     "Convergence",
     "Explanation",
     "Fused",
+    "Kernel",
     "LayerConvergence",
     "Method",
     "Newton",

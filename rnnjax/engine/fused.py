@@ -62,8 +62,8 @@ class Fused(Method):
 
     def __repr__(self) -> str:
         given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        shown = [f"{k}={getattr(v, '__name__', v)}" for k, v in given.items() if v is not None]
-        return f"Fused({', '.join(shown)})"
+        shown = [f"{k}={getattr(v, '__name__', v)}" for k, v in given.items() if v]
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     def refusal(self, cell: Cell) -> str | None:
         """A cell with a step of its own is refused, and one that counts in its carry."""
@@ -76,35 +76,15 @@ class Fused(Method):
         self, cell: Cell, params: Params, xs: Any, carry: Carry, reverse: bool, steps: Steps
     ) -> tuple[Carry, jax.Array]:
         """Run ``cell`` over ``xs (time, *batch, features)``."""
-        num_steps = xs.shape[0]
-        if num_steps == 0:  # there is no first step to take out of the loop
-            return Scan().run(cell, params, xs, carry, reverse, steps)
-        check_features(cell, params, xs)
-        params = dict(params)  # in the order that JAX gives a dict, whatever mapping came
-        carry, steps = resets_early(carry, steps, reverse)
-        recurrence, in_loop = Recurrence(cell, self._dtype(cell), reverse), cell.in_loop(params)
-        rest = steps.shared()
-
-        def run(inputs: tuple[Any, AtStep], carry: Carry) -> tuple[Carry, jax.Array]:
-            return recurrence(in_loop, rest, *inputs, carry)
-
-        if self.keep_every is not None and is_symbolic_dim(num_steps):
-            raise InvalidInputError(
-                f"keep_every must be None where the number of steps is not known, but is "
-                f"{self.keep_every} over {num_steps} steps"
-            )
-        if self.keep_every is None or self.keep_every >= num_steps:
-            carry, shown = run((xs, steps.each), carry)
-        else:
-            carry, shown = _in_segments(run, self.keep_every, (xs, steps.each), carry, reverse)
-        return carry, read_out(cell, params, shown, xs, steps.each, self._dtype(cell))
+        recurrence = Recurrence(cell, self.dtype_of(cell), reverse)
+        return unrolled(recurrence, self.keep_every, params, xs, carry, steps)
 
     def explain(
         self, cell: Cell, params: Params, shape: tuple[int, ...], platform: str
     ) -> list[str]:
         """The forms of the products, and what is kept for the backward pass."""
         length = min(self.keep_every or shape[0], shape[0])
-        plan = LayerPlan.of(cell, params, (length, *shape[1:]), self._dtype(cell), platform)
+        plan = LayerPlan.of(cell, params, (length, *shape[1:]), self.dtype_of(cell), platform)
         layer = Layer(cell, plan, False, params, Steps())
         kept = f"{kept_numbers(layer, shape[1:-1])} numbers a row"
         if length == shape[0]:
@@ -116,7 +96,8 @@ class Fused(Method):
             )
         return [*plan.phrases(cell, length), memory]
 
-    def _dtype(self, cell: Cell) -> DTypeLike | None:
+    def dtype_of(self, cell: Cell) -> DTypeLike | None:
+        """Of the operands of its products."""
         return cell.dtype if self.product_dtype is None else self.product_dtype
 
 
@@ -130,6 +111,38 @@ def _product_dtype(given: Any) -> Any:
             f"product_dtype must be bfloat16, float16, float32, float64 or None, but is {given!r}"
         )
     return dtype.type  # a dtype of float64 would equal None, which is another method
+
+
+def unrolled(
+    recurrence: Recurrence,
+    keep_every: int | None,
+    params: Params,
+    xs: Any,
+    carry: Carry,
+    steps: Steps,
+) -> tuple[Carry, jax.Array]:
+    """Run a recurrence, in segments with ``keep_every``, and what stands behind its loop."""
+    cell, num_steps, reverse = recurrence.cell, xs.shape[0], recurrence.reverse
+    if num_steps == 0:  # there is no first step to take out of the loop
+        return Scan().run(cell, params, xs, carry, reverse, steps)
+    check_features(cell, params, xs)
+    params = dict(params)  # in the order that JAX gives a dict, whatever mapping came
+    carry, steps = resets_early(carry, steps, reverse)
+    in_loop, rest = cell.in_loop(params), steps.shared()
+
+    def run(inputs: tuple[Any, AtStep], carry: Carry) -> tuple[Carry, jax.Array]:
+        return recurrence(in_loop, rest, *inputs, carry)
+
+    if keep_every is not None and is_symbolic_dim(num_steps):
+        raise InvalidInputError(
+            f"keep_every must be None where the number of steps is not known, but is "
+            f"{keep_every} over {num_steps} steps"
+        )
+    if keep_every is None or keep_every >= num_steps:
+        carry, shown = run((xs, steps.each), carry)
+    else:
+        carry, shown = _in_segments(run, keep_every, (xs, steps.each), carry, reverse)
+    return carry, read_out(cell, params, shown, xs, steps.each, recurrence.dtype)
 
 
 def resets_early(carry: Carry, steps: Steps, reverse: bool) -> tuple[Carry, Steps]:

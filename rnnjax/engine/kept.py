@@ -118,7 +118,7 @@ KeepingStep = Callable[[Carry, jax.Array, AtStep], tuple[Carry, jax.Array, Kept]
 
 def keeping_step_of(layer: Layer) -> KeepingStep:
     """``(carry, projected, at) -> (carry, y, kept)``: all that the backward pass needs."""
-    cell, _, _, _, steps = layer
+    cell, steps = layer.cell, layer.steps
     derivative = derivative_of(layer)
 
     def step(carry: Carry, projected: jax.Array, at: AtStep) -> tuple[Carry, jax.Array, Kept]:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 
 from rnnjax.cells.base import Carry, Cell, Params
+from rnnjax.engine.over_time import Loop, over_time
 from rnnjax.engine.plan import LayerPlan
 from rnnjax.engine.steps import AtStep, Steps
 
@@ -19,6 +20,7 @@ class Layer(NamedTuple):
         reverse: whether it runs from the last step to the first.
         params: its parameters.
         steps: what happens besides the equation, but for what differs between the steps.
+        loop: what runs its steps, forward and backward.
     """
 
     cell: Cell
@@ -26,11 +28,12 @@ class Layer(NamedTuple):
     reverse: bool
     params: Params
     steps: Steps
+    loop: Loop = over_time
 
 
 def inputs_of(layer: Layer) -> Callable[[Carry, jax.Array], Any]:
     """``(carry, projected) -> x``, what `update` reads beside the carry."""
-    cell, plan, _, params, steps = layer
+    cell, plan, _, params, steps, _ = layer
     if cell.recurrent is None:
         return lambda carry, projected: cell.biased(projected, params, "bias")
     # Here, outside of the loop, so that a kernel is cast or copied once and not at each step.
@@ -56,7 +59,7 @@ def after(
 
 def step_of(layer: Layer) -> Callable[[Carry, jax.Array, AtStep], tuple[Carry, jax.Array]]:
     """``(carry, projected, at) -> (carry, y)``, of which nothing is kept."""
-    cell, plan, _, params, steps = layer
+    cell, plan, _, params, steps, _ = layer
     inputs = inputs_of(layer)
 
     def step(carry: Carry, projected: jax.Array, at: AtStep) -> tuple[Carry, jax.Array]:

@@ -1,14 +1,27 @@
 """Loops over arrays that are written in place."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
+Step = Callable[[Any, jax.Array, Any], tuple[Any, jax.Array | None, Any]]
+"""``(state, entry, entries) -> (state, replacement or None, output)``."""
+
+Loop = Callable[[Step, Any, jax.Array, Any, bool, bool], tuple[Any, jax.Array, Any]]
+"""A function with the arguments and results of `over_time`."""
+
+
+class Loops(Protocol):
+    """A way of running loops: a hashable value."""
+
+    def on(self, platform: str) -> tuple[str, Loop]:
+        """The loop for a platform, and that for which the rest of a layer is planned."""
+
 
 def over_time(
-    step: Callable[[Any, jax.Array, Any], tuple[Any, jax.Array | None, Any]],
+    step: Step,
     state: Any,
     first: jax.Array,
     others: Any,
@@ -24,7 +37,7 @@ def over_time(
     array as it was before, and no copy of it is made.
 
     Args:
-        step: ``(state, entry, entries) -> (state, replacement or None, output)``.
+        step: one turn, see `Step`.
         state: before the first step.
         first: an array over time.
         others: a tree of arrays over time.
@@ -65,3 +78,16 @@ def over_time(
     else:
         (state, first), outputs = jax.lax.scan(now, (state, first), times, reverse=reverse)
     return state, first, outputs
+
+
+def in_slices(
+    step: Step, state: Any, first: jax.Array, others: Any, reverse: bool, ahead: bool
+) -> tuple[Any, jax.Array, Any]:
+    """As `over_time`, but all entries come as slices, and the replacements are an array anew."""
+
+    def turn(state: Any, at: Any) -> Any:
+        state, *made = step(state, *at)
+        return state, made
+
+    state, (first, output) = jax.lax.scan(turn, state, (first, others), reverse=reverse)
+    return state, first, output

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from rnnjax.cells.rows import divided
 from rnnjax.engine.calls import Call, Level
 from rnnjax.errors import InvalidInputError
 
@@ -109,7 +110,15 @@ def _lowering(platform: str) -> Any:
     return mlir.lower_fun(execute, multiple_results=True)
 
 
+def _on_tpu(context: Any, *flat: Any, **params: Any) -> Any:
+    """A kernel of our own stands for one device: XLA cannot divide it over several."""
+    devices = getattr(context.module_context.axis_context, "num_devices", 1)
+    platform = "tpu" if devices == 1 and not divided() else "any"
+    return _lowering(platform)(context, *flat, **params)
+
+
 mlir.register_lowering(_p, _lowering("cpu"), platform="cpu")
+mlir.register_lowering(_p, _on_tpu, platform="tpu")
 mlir.register_lowering(_p, _lowering("any"))
 
 

@@ -19,7 +19,7 @@ from rnnjax.cells.base import Carry, Cell, Params, is_bias
 from rnnjax.cells.products import at_least_float32, product
 from rnnjax.engine.kept import belong_to_rows, derivative_of, keeping_step_of, layout_of
 from rnnjax.engine.layer import Layer, after, step_of
-from rnnjax.engine.over_time import over_time
+from rnnjax.engine.over_time import Loop, Loops, in_slices, over_time
 from rnnjax.engine.plan import LayerPlan
 from rnnjax.engine.primitive import Function
 from rnnjax.engine.steps import AtStep, Steps, any_of, row_axes, where_reached
@@ -33,11 +33,13 @@ class Recurrence(Function):
         cell: one that declares its equation.
         dtype: of the operands of its products.
         reverse: whether it runs from the last step to the first.
+        loops: what its loops run as; None for XLA's.
     """
 
     cell: Cell
     dtype: DTypeLike | None
     reverse: bool
+    loops: Loops | None = None
 
     def refused(self, what: str) -> str:
         """Of the cell's update."""
@@ -48,8 +50,11 @@ class Recurrence(Function):
 
     def layer(self, platform: str, params: Params, steps: Steps, xs: Any) -> Layer:
         """All of it but what differs between the steps."""
+        loop: Loop = over_time
+        if self.loops is not None:
+            platform, loop = self.loops.on(platform)
         plan = LayerPlan.of(self.cell, params, xs.shape, self.dtype, platform)
-        return Layer(self.cell, plan, self.reverse, params, steps)
+        return Layer(self.cell, plan, self.reverse, params, steps, loop)
 
     def plain(self, params: Params, steps: Steps, xs: Any, each: AtStep, carry: Carry) -> Any:
         """A scan of the step, behind the product of the inputs."""
@@ -101,7 +106,7 @@ class Recurrence(Function):
         # Without a product between reading and writing, XLA copies the array at each step: an
         # IndRNN's gradient takes 4 to 5 times as long (H = 64 and 128, batch 16, 100 steps).
         ahead = layer.plan.reads_ahead or self.cell.recurrent is None
-        carry, first, (ys, rest, carries) = over_time(
+        carry, first, (ys, rest, carries) = layer.loop(
             keep, carry, _project(layer, xs), each, self.reverse, ahead
         )
         return (carry, ys), (first, rest, carries)
@@ -163,7 +168,7 @@ def _forward_loop(
         return new, None, y
 
     ahead = layer.plan.reads_ahead
-    carry, _, ys = over_time(turn, carry, projected, each, layer.reverse, ahead)
+    carry, _, ys = layer.loop(turn, carry, projected, each, layer.reverse, ahead)
     return carry, ys
 
 
@@ -177,7 +182,7 @@ def _backward_loop(
     at every step, None where they are the first, and which rows of a step a cotangent reached, None
     where all count; and that of the carry before the first step.
     """
-    cell, plan, _, params, steps = layer
+    cell, plan, _, params, steps, loop = layer
     used, pair = cell.in_update(params), cell.recurrent is not None and not cell.sums
     derivative, cuts = derivative_of(layer), bool(jax.tree.leaves(others[3]))
     rows = row_axes(cell, at_first_step(first))
@@ -220,19 +225,12 @@ def _backward_loop(
     zeros = jax.tree.map(
         lambda leaf: jnp.zeros_like(leaf, dtype=at_least_float32(leaf.dtype)), (used, steps.start)
     )
-    if leaf is None and not plan.reads_ahead:
+    if leaf is None and not plan.reads_ahead and loop is over_time:
         # A single small loop without a product, as IndRNN's: slices are cheaper than entries that
         # are carried and written in place, which take 1.2 times as long (H = 64 and 128, batch 16).
-        def turn(state: Any, at: Any) -> Any:
-            state, *ds = step(state, *at)
-            return state, ds
-
-        (d_carry, d_shared), (d_projected, rest) = jax.lax.scan(
-            turn, (d_carry, zeros), (first, others), reverse=not layer.reverse
-        )
-        return d_shared, d_projected, rest, d_carry
-    (d_carry, d_shared), d_projected, rest = over_time(
-        step, (d_carry, zeros), first, others, not layer.reverse, ahead=True
+        loop = in_slices
+    (d_carry, d_shared), d_projected, rest = loop(
+        step, (d_carry, zeros), first, others, not layer.reverse, True
     )
     return d_shared, d_projected, rest, d_carry
 

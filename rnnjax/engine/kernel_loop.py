@@ -1,0 +1,244 @@
+"""A loop over time as one Pallas call of a TPU: what all steps share stays on the chip."""
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.interpreters import partial_eval
+
+from rnnjax.cells.devices import shaped_like
+from rnnjax.engine.over_time import Step
+
+# Steps of a turn of the kernel's grid, whose arrays are fetched while those before are computed.
+_BLOCK = 8
+# What orders XLA's fusions, names arrays or divides them over devices means nothing in a kernel;
+# nor does the precision, stated once more, of what `jax.checkpoint` saves.
+_NOTHING = {"optimization_barrier", "name", "pvary", "pcast", "reshard", "reduce_precision"}
+_CALLS = {"jit", "pjit", "closed_call", "remat2", "checkpoint"}
+_CALLS |= {"custom_jvp_call", "custom_vjp_call"}
+
+
+def _expm1(x: jax.Array) -> jax.Array:
+    """exp(x) - 1, near zero by a tanh, which is exact there."""
+    half = jnp.tanh(x / 2)
+    return jnp.where(jnp.abs(x) < 1, 2 * half / (1 - half), jnp.exp(x) - 1)
+
+
+# What Mosaic, which compiles a kernel for a TPU, does not know (JAX 0.10.2).
+_WRITTEN = {"expm1": _expm1}
+
+
+class Form(NamedTuple):
+    """An array of one step as it lies on the chip: in two axes at least, and marks as numbers.
+
+    Attributes:
+        shape: outside of the kernel.
+        dtype: there.
+    """
+
+    shape: tuple[int, ...]
+    dtype: Any
+
+    @classmethod
+    def of(cls, leaves: Sequence[Any], skipped: int = 0) -> list["Form"]:
+        """Those of some arrays, perhaps without their first axis."""
+        return [cls(leaf.shape[skipped:], leaf.dtype) for leaf in leaves]
+
+    @property
+    def on_chip(self) -> tuple[int, ...]:
+        """A vector is a row of features; marks are those of rows, a column."""
+        if len(self.shape) >= 2:
+            return self.shape
+        return (*self.shape, 1, 1)[:2] if self.dtype == jnp.bool_ else (1, 1, *self.shape)[-2:]
+
+    @property
+    def kept_dtype(self) -> Any:
+        """Booleans do not lie in memory."""
+        return jnp.float32 if self.dtype == jnp.bool_ else self.dtype
+
+    @property
+    def size(self) -> int:
+        """In bytes, in tiles of 8 by 128 of four bytes each."""
+        *outer, rows, columns = self.on_chip
+        packed = 32 // jnp.dtype(self.kept_dtype).itemsize
+        return math.prod(outer) * -(-rows // packed) * -(-columns // 128) * 4096
+
+    def put(self, array: jax.Array, *time: int) -> jax.Array:
+        """An array in this form, from that outside."""
+        return array.reshape(*time, *self.on_chip).astype(self.kept_dtype)
+
+    def get(self, array: jax.Array, *time: int) -> jax.Array:
+        """And back."""
+        array = array > 0.5 if self.dtype == jnp.bool_ else array
+        return array.reshape(*time, *self.shape)
+
+    def read(self, ref: Any, index: Any) -> jax.Array:
+        """In the kernel, where numbers by themselves have a memory of their own."""
+        return self.get(ref[index]) if self.shape else ref[0, 0].astype(self.dtype)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Traced:
+    """A step with the arrays that it is run over, all that it captures among them.
+
+    Attributes:
+        jaxpr: of the step: ``(shared; state, entries) -> (state, replacement, output)``, flat.
+        tree: of the state, and of the replacement and the output.
+        arrays: what all steps share, the state before the first, and what comes at each step.
+        forms: of these three, and of what is made at each step.
+    """
+
+    jaxpr: Any
+    tree: tuple[Any, Any]
+    arrays: tuple[Sequence[jax.Array], Sequence[jax.Array], Sequence[jax.Array]]
+    forms: tuple[list[Form], list[Form], list[Form], list[Form]]
+
+    @classmethod
+    def of(cls, step: Step, state: Any, first: jax.Array, others: Any) -> "Traced":
+        """Trace a step of `over_time`."""
+        starts, state_tree = jax.tree.flatten(state)
+        given, given_tree = jax.tree.flatten((first, others))
+
+        def flat(*leaves: jax.Array) -> Any:
+            before = jax.tree.unflatten(state_tree, leaves[: len(starts)])
+            return step(before, *jax.tree.unflatten(given_tree, leaves[len(starts) :]))
+
+        at_step = [leaf[0] for leaf in given]
+        closed, shapes = jax.make_jaxpr(flat, return_shape=True)(*starts, *at_step)
+        made, made_tree = jax.tree.flatten(shapes[1:])
+        # What is captured becomes an argument, if it is read.
+        outs, kept = [True] * len(closed.jaxpr.outvars), [True] * len(closed.jaxpr.invars)
+        jaxpr, read, _ = partial_eval.dce_jaxpr_consts(
+            closed.jaxpr, outs, [False] * len(closed.consts) + kept
+        )
+        shared = [jnp.asarray(leaf) for leaf in itertools.compress(closed.consts, read)]
+        forms = Form.of(shared), Form.of(starts), Form.of(given, 1), Form.of(made)
+        return cls(jaxpr, (state_tree, made_tree), (shared, starts, given), forms)
+
+    def size(self, block: int) -> int:
+        """The bytes that a kernel holds: two blocks of what comes and goes, the rest once."""
+        shared, own, given, made = (sum(form.size for form in forms) for forms in self.forms)
+        return shared + 3 * own + 2 * block * (given + made)
+
+    def block(self, room: int) -> int:
+        """The steps of a turn of the kernel's grid, that fit: a divisor of all if there is one."""
+        num_steps = len(self.arrays[2][0])
+        fits = [k for k in range(min(_BLOCK, num_steps), 0, -1) if self.size(k) <= room]
+        some = fits[: 1 + len(fits) // 2]  # a block of a few steps is not worth its turn
+        return next((k for k in some if num_steps % k == 0), max(fits, default=1))
+
+    def run(self, reverse: bool, block: int, vmem: int, interpret: Any) -> Any:
+        """As `over_time`, in blocks, and with so many bytes of the chip's memory to use."""
+        from jax.experimental import pallas as pl
+        from jax.experimental.pallas import tpu as pltpu
+
+        (shared, starts, given), (shared_f, own_f, given_f, made_f) = self.arrays, self.forms
+        num_steps = len(given[0])
+        turns = -(-num_steps // block)
+
+        def at(turn: Any) -> Any:
+            return turns - 1 - turn if reverse else turn
+
+        def kernel(*refs: Any) -> None:
+            counts = [len(forms) for forms in (shared_f, own_f, given_f, own_f, made_f, own_f)]
+            rest = iter(refs)
+            shared_r, start_r, given_r, last_r, made_r, state_r = (
+                list(itertools.islice(rest, count)) for count in counts
+            )
+            turn = pl.program_id(0)
+
+            @pl.when(turn == 0)
+            def _() -> None:
+                for ref, start in zip(state_r, start_r, strict=True):
+                    ref[...] = start[...]
+
+            def one(k: int) -> None:
+                sources = [(shared_f, shared_r, ...), (own_f, state_r, ...), (given_f, given_r, k)]
+                held, before, now = (
+                    [form.read(ref, index) for form, ref in zip(forms, some, strict=True)]
+                    for forms, some, index in sources
+                )
+                outs = evaluated(self.jaxpr, held, [*before, *now])
+                for form, ref, new in zip(own_f, state_r, outs, strict=False):
+                    ref[...] = form.put(new)
+                for form, ref, new in zip(made_f, made_r, outs[len(own_f) :], strict=True):
+                    ref[k] = form.put(new)
+
+            for k in range(block)[:: -1 if reverse else 1]:
+                if num_steps % block == 0:
+                    one(k)
+                else:
+                    pl.when(at(turn) * block + k < num_steps)(functools.partial(one, k))
+
+            @pl.when(turn == turns - 1)
+            def _() -> None:
+                for ref, last in zip(state_r, last_r, strict=True):
+                    last[...] = ref[...]
+
+        def whole(form: Form) -> Any:
+            if not form.shape:
+                return pl.BlockSpec(memory_space=pltpu.SMEM)
+            zeros = (0,) * len(form.on_chip)
+            # A second buffer is for what comes next, which here is nothing.
+            return pl.BlockSpec(form.on_chip, lambda _: zeros, pipeline_mode=pl.Buffered(1))
+
+        def over_time(form: Form) -> Any:
+            zeros = (0,) * len(form.on_chip)
+            return pl.BlockSpec((block, *form.on_chip), lambda turn: (at(turn), *zeros))
+
+        def shape(form: Form, *time: int) -> Any:
+            return shaped_like((*time, *form.on_chip), form.kept_dtype, given[0])
+
+        replaced = jax.tree.unflatten(self.tree[1], made_f)[0] is not None
+        outs = pl.pallas_call(
+            kernel,
+            grid=(turns,),
+            in_specs=[*map(whole, (*shared_f, *own_f)), *map(over_time, given_f)],
+            out_specs=[*map(whole, own_f), *map(over_time, made_f)],
+            out_shape=[*map(shape, own_f), *(shape(form, num_steps) for form in made_f)],
+            scratch_shapes=[pltpu.VMEM(form.on_chip, form.kept_dtype) for form in own_f],
+            # Written in place: a block is read before it is written.
+            input_output_aliases={len(shared) + len(starts): len(own_f)} if replaced else {},
+            compiler_params=pltpu.CompilerParams(
+                dimension_semantics=("arbitrary",), vmem_limit_bytes=vmem
+            ),
+            interpret=interpret,
+            name="rnnjax",
+        )(
+            *(form.put(a) for form, a in zip(shared_f, shared, strict=True)),
+            *(form.put(a) for form, a in zip(own_f, starts, strict=True)),
+            *(form.put(a, num_steps) for form, a in zip(given_f, given, strict=True)),
+        )
+        made = [form.get(a, num_steps) for form, a in zip(made_f, outs[len(own_f) :], strict=True)]
+        entries, output = jax.tree.unflatten(self.tree[1], made)
+        last = [form.get(a) for form, a in zip(own_f, outs, strict=False)]
+        state = jax.tree.unflatten(self.tree[0], last)
+        return state, entries if replaced else given[0], output
+
+
+def evaluated(jaxpr: Any, shared: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+    """What a jaxpr returns, without what means nothing inside of a kernel."""
+    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*shared, *args], strict=True))
+
+    def value(atom: Any) -> Any:
+        return atom.val if hasattr(atom, "val") else values[atom]
+
+    for equation in jaxpr.eqns:
+        operands, name = [value(atom) for atom in equation.invars], equation.primitive.name
+        if name in _NOTHING:
+            outs = operands
+        elif name in _WRITTEN:
+            outs = [_WRITTEN[name](*operands)]
+        elif name in _CALLS:
+            inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+            outs = evaluated(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), operands)
+        else:
+            bound = equation.primitive.bind(*operands, **equation.params)
+            outs = bound if equation.primitive.multiple_results else [bound]
+        values.update(zip(equation.outvars, outs, strict=True))
+    return [value(atom) for atom in jaxpr.outvars]

@@ -1,0 +1,174 @@
+"""`Kernel`: the loop as one Pallas call, in the interpreter, and what is lowered for a TPU."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cell_table import BATCH, CELLS, FEATURES, TIME, layers, weighted
+from jax import export
+
+import rnnjax
+from rnnjax import Fused, Kernel, Scan
+
+INTERPRETED = Kernel(interpret=True)
+SERVED = [n for n, cell in CELLS.items() if not any(map(Kernel().refusal, layers(cell)))]
+# Ways through the engine: a sum and two halves, parameters in the update, no product, a state of
+# two sizes, statistics of a row, layers.
+FEW = ["lstm", "gru", "user-peephole", "mingru"]
+
+LENGTHS = jnp.array([TIME, 3, 4])
+MASK = jnp.ones((TIME, BATCH), bool).at[1, 0].set(False).at[2, 2].set(False)
+RESETS = jnp.zeros((TIME, BATCH), bool).at[2, 0].set(True).at[1, 2].set(True)
+MARKS = {"lengths": LENGTHS, "mask": MASK, "resets": RESETS, "reverse": True}
+
+
+def arguments(cell: rnnjax.Cell, random_like: Any, time: int = TIME, batch: Any = (BATCH,)) -> Any:
+    """Drawn parameters, inputs and a carry, and weights for a loss that sees every output."""
+    carry = jax.eval_shape(lambda: cell.initial_carry(batch))
+    trees = (
+        jax.eval_shape(lambda: cell.init(jax.random.key(0), FEATURES)),
+        jax.ShapeDtypeStruct((time, *batch, FEATURES), "float32"),
+        carry,
+        (carry, jax.ShapeDtypeStruct((time, *batch, cell.output_size), "float32")),
+    )
+    *given, weights = (random_like(tree, 10 + i) for i, tree in enumerate(trees))
+    if isinstance(cell, rnnjax.SLSTMCell):  # the leaves of whose carry hang together
+        given[2] = cell.initial_carry(batch)
+    return tuple(given), weights
+
+
+def run(cell: rnnjax.Cell, method: rnnjax.Method, *given: Any, **marks: Any) -> Any:
+    return jax.jit(weighted(functools.partial(rnnjax.unroll, cell, method=method, **marks)))(*given)
+
+
+@pytest.mark.parametrize("marked", [False, True], ids=["plain", "marked"])
+@pytest.mark.parametrize(
+    "name", [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in SERVED]
+)
+def test_a_kernel_gives_the_numbers_of_the_scan(
+    name: str, marked: bool, random_like: Callable[..., Any], assert_close: Any
+) -> None:
+    cell, marks = CELLS[name], MARKS if marked else {}
+    given = arguments(cell, random_like)
+    expected = run(cell, Scan(), *given, **marks)
+    assert_close(run(cell, INTERPRETED, *given, **marks), expected, 1e-6)
+
+
+@pytest.mark.parametrize("batch", [(), (2, 3)], ids=str)
+def test_rows_of_any_batch(batch: Any, random_like: Callable[..., Any], assert_close: Any) -> None:
+    """Over a prime number of steps, of which no block is a part, and marks of the first axis."""
+    cell = rnnjax.GRUCell(5)
+    given = arguments(cell, random_like, 11, batch)
+    mask = jnp.arange(11) % 4 > 0
+    expected = run(cell, Scan(), *given, mask=mask)
+    assert_close(run(cell, INTERPRETED, *given, mask=mask), expected, 1e-6)
+
+
+def test_what_regularisers_draw_is_inside(
+    random_like: Callable[..., Any], assert_close: Any
+) -> None:
+    cell = rnnjax.Regularized(rnnjax.LSTMCell(5), recurrent_dropout=0.3, zoneout_cell=0.2)
+    given = arguments(cell, random_like)
+    for key in (None, jax.random.key(1)):  # the rate of zoneout, and what it draws
+        outs = [
+            jax.jit(functools.partial(rnnjax.unroll, cell, method=m, key=key))(*given[0])
+            for m in (INTERPRETED, Scan())
+        ]
+        assert_close(*outs, 1e-6)
+
+
+def test_vmap_segments_and_second_derivatives(
+    random_like: Callable[..., Any], assert_close: Any
+) -> None:
+    cell = rnnjax.LSTMCell(3)
+    (params, xs, carry), weights = arguments(cell, random_like)
+
+    def first(method: Any, params: Any, x: Any, start: Any, weights: Any) -> Any:
+        unroll = functools.partial(rnnjax.unroll, cell, method=method)
+        return weighted(unroll)((params, x, start), weights)[1]
+
+    def second(method: Any, x: Any) -> Any:
+        def slope(x: Any) -> Any:
+            return (first(method, params, x, carry, weights)[1] ** 2).sum()
+
+        return jax.grad(slope)(x)
+
+    axes = None, 1, 0, (0, 1)
+    for method in (INTERPRETED, Kernel(keep_every=2, interpret=True)):
+        rows, expected = (
+            jax.jit(jax.vmap(functools.partial(first, m), axes))(params, xs, carry, weights)
+            for m in (method, Scan())
+        )
+        assert_close(rows, expected, 1e-6)
+    assert_close(*(jax.jit(functools.partial(second, m))(xs) for m in (INTERPRETED, Scan())), 1e-5)
+
+
+@dataclasses.dataclass(frozen=True)
+class SortedCell(rnnjax.Cell):
+    """A user's cell with an operation that no kernel has."""
+
+    hidden_size: int
+    carry = rnnjax.SimpleRNNCarry
+    gates = ("z",)
+
+    def update(self, params: Any, x: Any, carry: Any) -> Any:
+        return rnnjax.SimpleRNNCarry(jnp.sort(x, axis=-1))
+
+
+def planned(cell: rnnjax.Cell, rows: int = 8, platform: str = "tpu", **options: Any) -> str:
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 3))
+    xs = jax.ShapeDtypeStruct((40, rows, 3), jnp.float32)
+    return str(rnnjax.explain(cell, params, xs, method=Kernel(**options), platform=platform))
+
+
+def test_the_plan_says_beforehand_what_will_run() -> None:
+    plan = planned(rnnjax.LSTMCell(128))
+    assert "the forward loop: one kernel, 8 steps at a time, which holds 1.01 MiB" in plan
+    assert "the backward loop: one kernel, 8 steps at a time" in plan
+    assert "XLA's, not a kernel, because there is none for cuda" in planned(
+        rnnjax.LSTMCell(8), platform="cuda"
+    )
+    large = planned(rnnjax.LSTMCell(4096))
+    assert "because it would hold 261 MiB, more than 75% of the chip's 128 MiB" in large
+    assert "its compiler says: Unimplemented primitive" in planned(SortedCell(4))
+    with pytest.raises(rnnjax.InvalidInputError, match="its products are convolutions"):
+        planned(rnnjax.ConvLSTMCell(2))
+
+
+def test_a_program_for_a_tpu_holds_kernels_and_runs_on_a_cpu(
+    random_like: Callable[..., Any], assert_close: Any
+) -> None:
+    """One artefact for both; a cell that no kernel serves has XLA's loop, as its plan says."""
+
+    def exported(cell: rnnjax.Cell, given: Any) -> Any:
+        def step(arguments: Any, weights: Any, marks: Any) -> Any:
+            run = functools.partial(rnnjax.unroll, cell, method=Kernel(), resets=marks)
+            return weighted(run)(arguments, weights)
+
+        allowed = export.DisabledSafetyCheck.custom_call("tpu_custom_call")
+        return export.export(
+            jax.jit(step), platforms=["cpu", "cuda", "tpu"], disabled_checks=[allowed]
+        )(*given)
+
+    cell = rnnjax.GRUCell(5)
+    given = *arguments(cell, random_like), RESETS
+    program = exported(cell, given)
+    assert program.mlir_module().count("@tpu_custom_call") == 2
+    expected = run(cell, Scan(), *given[:2], resets=RESETS)
+    assert_close(program.call(*given), expected, 1e-6)
+    cell = SortedCell(4)
+    program = exported(cell, (*arguments(cell, random_like), RESETS))
+    assert program.mlir_module().count("@tpu_custom_call") == 0
+
+
+def test_elsewhere_it_is_the_fast_path(random_like: Callable[..., Any]) -> None:
+    cell = CELLS["lstm"]
+    given = arguments(cell, random_like)
+    actual, expected = (run(cell, m, *given, **MARKS) for m in (Kernel(), Fused()))
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+    assert repr(Kernel(product_dtype="bfloat16")) == "Kernel(product_dtype=bfloat16)"
