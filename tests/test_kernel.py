@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from cell_table import BATCH, CELLS, FEATURES, TIME, layers, weighted
 from jax import export
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import rnnjax
 from rnnjax import Fused, Kernel, Scan
@@ -63,8 +64,8 @@ def test_a_kernel_gives_the_numbers_of_the_scan(
 def test_rows_of_any_batch(batch: Any, random_like: Callable[..., Any], assert_close: Any) -> None:
     """Over a prime number of steps, of which no block is a part, and marks of the first axis."""
     cell = rnnjax.GRUCell(5)
-    given = arguments(cell, random_like, 11, batch)
-    mask = jnp.arange(11) % 4 > 0
+    given = arguments(cell, random_like, 17, batch)
+    mask = jnp.arange(17) % 4 > 0
     expected = run(cell, Scan(), *given, mask=mask)
     assert_close(run(cell, INTERPRETED, *given, mask=mask), expected, 1e-6)
 
@@ -128,8 +129,8 @@ def planned(cell: rnnjax.Cell, rows: int = 8, platform: str = "tpu", **options: 
 
 def test_the_plan_says_beforehand_what_will_run() -> None:
     plan = planned(rnnjax.LSTMCell(128))
-    assert "the forward loop: one kernel, 8 steps at a time, which holds 1.01 MiB" in plan
-    assert "the backward loop: one kernel, 8 steps at a time" in plan
+    assert "the forward loop: one kernel, 10 steps at a time, which holds 1.18 MiB" in plan
+    assert "the backward loop: one kernel, 10 steps at a time" in plan
     assert "XLA's, not a kernel, because there is none for cuda" in planned(
         rnnjax.LSTMCell(8), platform="cuda"
     )
@@ -172,3 +173,27 @@ def test_elsewhere_it_is_the_fast_path(random_like: Callable[..., Any]) -> None:
     actual, expected = (run(cell, m, *given, **MARKS) for m in (Kernel(), Fused()))
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
     assert repr(Kernel(product_dtype="bfloat16")) == "Kernel(product_dtype=bfloat16)"
+
+
+def test_a_program_that_is_divided_over_devices_holds_none() -> None:
+    """XLA cannot divide a kernel; inside of `jax.shard_map` there is nothing to divide."""
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    whole, rows = PartitionSpec(), PartitionSpec(None, "data")
+    cell = CELLS["gru"]
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), FEATURES))
+
+    def run(params: Any, xs: Any) -> Any:
+        return rnnjax.unroll(cell, params, xs, method=Kernel())[1]
+
+    def placed(tree: Any, spec: Any) -> Any:
+        sharding = NamedSharding(mesh, spec)
+        return jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree
+        )
+
+    xs = jax.ShapeDtypeStruct((TIME, 4, FEATURES), jnp.float32)
+    given = placed(params, whole), placed(xs, rows)
+    shared = jax.shard_map(run, mesh=mesh, in_specs=(whole, rows), out_specs=rows)
+    for function, kernels in ((run, 0), (shared, 1)):
+        lowered = jax.jit(function).trace(*given).lower(lowering_platforms=("tpu",))
+        assert lowered.as_text().count("@tpu_custom_call") == kernels

@@ -1,0 +1,252 @@
+"""What is compiled for a TPU and a GPU, on a machine that has neither, and does it stay as it was?
+
+``python -m benchmarks.accelerators [--target v5e] [--only WORD] [--keep]``
+
+Every cell forward and backward, with lengths, a mask and resets, the train step, an artefact of
+`jax.export` and a gradient over four devices are compiled ahead of time, and held to the committed
+table: not one kernel less, and with the same compiler no more instructions a step. It fails where
+that is not so. Nothing runs on an accelerator, so nothing here is a time.
+"""
+
+import argparse
+import csv
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import PartitionSpec
+
+import rnnjax
+from benchmarks.compiled import TOPOLOGIES, Compiled, Target
+from rnnjax import Fused, Kernel
+from rnnjax.training import TrainState, make_train_steps
+
+TABLE = Path(__file__).parent / "accelerators.csv"
+# The same compiler schedules the same program alike; what is more than rounding is a change.
+TOLERANCE = 1.01
+SIZE = 128
+CELLS: dict[str, rnnjax.Cell] = {
+    "SimpleRNNCell": rnnjax.SimpleRNNCell(SIZE),
+    "LSTMCell": rnnjax.LSTMCell(SIZE),
+    "GRUCell": rnnjax.GRUCell(SIZE),
+    "GRUCell, reset before": rnnjax.GRUCell(SIZE, reset_after=False),
+    "PeepholeLSTMCell": rnnjax.PeepholeLSTMCell(SIZE),
+    "CoupledLSTMCell": rnnjax.CoupledLSTMCell(SIZE),
+    "ProjectionLSTMCell": rnnjax.ProjectionLSTMCell(SIZE, proj_size=SIZE // 2),
+    "LayerNormLSTMCell": rnnjax.LayerNormLSTMCell(SIZE),
+    "LayerNormGRUCell": rnnjax.LayerNormGRUCell(SIZE),
+    "MGUCell": rnnjax.MGUCell(SIZE),
+    "IndRNNCell": rnnjax.IndRNNCell(SIZE),
+    "MinGRUCell": rnnjax.MinGRUCell(SIZE),
+    "MinLSTMCell": rnnjax.MinLSTMCell(SIZE),
+    "LRUCell": rnnjax.LRUCell(SIZE),
+    "S5Cell": rnnjax.S5Cell(SIZE),
+    "RGLRUCell": rnnjax.RGLRUCell(SIZE),
+    "S6Cell": rnnjax.S6Cell(16, state_size=4),
+    "QRNNCell": rnnjax.QRNNCell(SIZE),
+    "GILRCell": rnnjax.GILRCell(SIZE),
+    "SRUCell": rnnjax.SRUCell(SIZE),
+    "HGRNCell": rnnjax.HGRNCell(SIZE),
+    "DiagonalGRUCell": rnnjax.DiagonalGRUCell(SIZE),
+    "DiagonalLSTMCell": rnnjax.DiagonalLSTMCell(SIZE),
+    "SLSTMCell": rnnjax.SLSTMCell(SIZE, heads=2),
+    "LSTMCell(50)": rnnjax.LSTMCell(50),
+}
+# Where the forms are compared: the shape of the layers in `docs/benchmarks.md`.
+COMPARED = {"LSTMCell(256)": rnnjax.LSTMCell(256), "GRUCell(256)": rnnjax.GRUCell(256)}
+
+Programs = Iterator[tuple[str, Callable[[], Compiled]]]
+
+
+def main() -> None:
+    """Compile, print the table, and compare it with the committed one or take its place."""
+    parser = argparse.ArgumentParser("python -m benchmarks.accelerators", description=__doc__)
+    parser.add_argument("--target", choices=[*TOPOLOGIES, "h100"], default="v5e")
+    parser.add_argument("--only", default="", help="programs whose name has this in it")
+    parser.add_argument("--keep", action="store_true", help="take the place of the table")
+    options = parser.parse_args()
+    target, found = Target(options.target), {}
+    print(f"{'program, ' + options.target:48} kernels  {unit(target)} a step")
+    for name, compiled in programs(target):
+        if options.only in name:
+            found[name] = compiled()
+            print(f"{name:48} {found[name].kernels:7}  {found[name].a_step:7}", flush=True)
+    kept = read()
+    if options.keep:
+        others = [row for row in kept if row[0] != options.target or row[1] not in found]
+        by = compiler(options.target)
+        write([*others, *((options.target, name, *row, by) for name, row in found.items())])
+        return
+    worse = list(regressions(options.target, found, kept, complete=not options.only))
+    print("\n".join(worse) or f"as in {TABLE.name}, or better: {len(found)} programs")
+    sys.exit(bool(worse))
+
+
+def compiler(target: str) -> str:
+    """What compiled, which is what the numbers hold for."""
+    package = "jaxlib" if target == "h100" else "libtpu"
+    return f"jax {jax.__version__}, {package} {version(package)}"
+
+
+def unit(target: Target) -> str:
+    """What is counted."""
+    return "launches" if target.kind == "h100" else "bundles"
+
+
+def programs(target: Target) -> Programs:
+    """Each program's name, and a function that compiles it."""
+    for name, cell in CELLS.items():
+        for backward in (False, True):
+            label = f"{name}, {'gradient' if backward else 'forward'}"
+            yield label, functools.partial(layer, target, cell, backward, (8, 8, SIZE))
+    for name, cell in COMPARED.items():
+        for method in (Kernel(), Fused()):
+            for backward in (False, True):
+                label = f"{name}, {'gradient' if backward else 'forward'}, {method}"
+                yield (
+                    label,
+                    functools.partial(
+                        layer, target, cell, backward, (100, 32, 256), method, marked=False
+                    ),
+                )
+    yield "train step, 2 x LSTMCell", functools.partial(train_step, target)
+    yield "gradient over 4 devices", functools.partial(over_devices, target)
+    yield "artefact for cpu and tpu", artefact
+
+
+def layer(
+    target: Target,
+    cell: rnnjax.Cell,
+    backward: bool,
+    shape: tuple[int, int, int],
+    method: rnnjax.Method = Kernel(),
+    marked: bool = True,
+) -> Compiled:
+    """One layer, forward or with the gradient of everything."""
+    xs, marks = jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape[:2], bool)
+    lengths = jax.ShapeDtypeStruct(shape[1:2], jnp.int32)
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), shape[-1]))
+
+    def run(params: Any, xs: Any, mask: Any, resets: Any, lengths: Any) -> Any:
+        given = {"mask": mask, "resets": resets, "lengths": lengths} if marked else {}
+        return rnnjax.unroll(cell, params, xs, method=method, **given)[1]
+
+    def loss(*arguments: Any) -> Any:
+        return (run(*arguments) ** 2).sum()
+
+    function = jax.grad(loss, (0, 1)) if backward else run
+    return target.compile(function, params, xs, marks, marks, lengths)
+
+
+def stack() -> Any:
+    """Two layers over letters, their parameters, and the loss of a batch of them."""
+    cell = rnnjax.Stack([rnnjax.LSTMCell(SIZE), rnnjax.LSTMCell(SIZE)])
+
+    def loss(params: Any, carry: Any, ids: Any, key: Any) -> Any:
+        inputs = rnnjax.OneHot(ids[:-1], 64)
+        carry, ys = rnnjax.unroll(cell, params["cell"], inputs, carry, method=Kernel())
+        logits = ys @ params["out"]
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, ids[1:])
+        return losses.mean(), (carry, {})
+
+    params = {"cell": cell.init(jax.random.key(0), 64), "out": jnp.zeros((SIZE, 64))}
+    return cell, params, loss
+
+
+def train_step(target: Target) -> Compiled:
+    """Truncated backpropagation with AdamW, many steps in one program."""
+    cell, params, loss = stack()
+    optimizer = optax.adamw(1e-3)
+    state = TrainState.create(
+        params, optimizer, carry=cell.initial_carry((8,)), key=jax.random.key(0)
+    )
+    batches, number = jax.ShapeDtypeStruct((4, 17, 8), jnp.int32), jnp.zeros((), jnp.int32)
+    return target.compile(make_train_steps(loss, optimizer), state, batches, number, number)
+
+
+def over_devices(target: Target) -> Compiled:
+    """The batch divided over four devices, by `jax.shard_map`: one sum of all gradients."""
+    cell, params, loss = stack()
+    rows, whole = PartitionSpec(None, "data"), PartitionSpec()
+
+    def gradient(params: Any, ids: Any) -> Any:
+        def of_all(params: Any) -> Any:
+            carry = cell.initial_carry((ids.shape[1],))
+            return jax.lax.pmean(loss(params, carry, ids, None)[0], "data")
+
+        return jax.grad(of_all)(params)
+
+    divided = jax.shard_map(gradient, mesh=target.mesh(4), in_specs=(whole, rows), out_specs=whole)
+    ids = jax.ShapeDtypeStruct((17, 32), jnp.int32)
+    found = target.compile(divided, params, ids, rows=(whole, rows), devices=4)
+    if found.reduced == 0:
+        raise SystemExit("the gradients over four devices are not summed")
+    return found
+
+
+def artefact() -> Compiled:
+    """One file for both platforms: kernels inside, and on this CPU the numbers of the scan."""
+    cell, params, _ = stack()
+    ids = jax.random.randint(jax.random.key(1), (16, 8), 0, 64)
+
+    def run(method: rnnjax.Method, params: Any, ids: Any) -> Any:
+        return rnnjax.unroll(cell, params, rnnjax.OneHot(ids, 64), method=method)[1]
+
+    export = jax.export
+    allowed = export.DisabledSafetyCheck.custom_call("tpu_custom_call")
+    program = export.export(
+        jax.jit(functools.partial(run, Kernel())),
+        platforms=["cpu", "tpu"],
+        disabled_checks=[allowed],
+    )(params["cell"], ids)
+    ys = export.deserialize(program.serialize()).call(params["cell"], ids)
+    if not jnp.allclose(ys, run(rnnjax.Scan(), params["cell"], ids), atol=1e-6):
+        raise SystemExit("the artefact's numbers are not those of the scan")
+    return Compiled(program.mlir_module().count("@tpu_custom_call"), 0, 0)
+
+
+def regressions(
+    target: str, found: dict[str, Compiled], kept: list[list[str]], complete: bool
+) -> Iterator[str]:
+    """What is worse than in the table, one sentence each."""
+    for kind, name, kernels, a_step, reduced, by in kept:
+        if kind != target or (name not in found and not complete):
+            continue
+        if name not in found:
+            yield f"{name}: it stands in {TABLE.name}, but is not compiled any more"
+            continue
+        now = found[name]
+        if now.kernels < int(kernels):
+            yield f"{name}: {kernels} kernels before, now {now.kernels}"
+        if by == compiler(target) and now.a_step > TOLERANCE * int(a_step):
+            yield f"{name}: {a_step} a step before, now {now.a_step}"
+        if now.reduced > int(reduced):
+            yield f"{name}: {reduced} sums over devices before, now {now.reduced}"
+    for name in set(found) - {row[1] for row in kept if row[0] == target}:
+        yield f"{name}: it is not in {TABLE.name}; --keep writes it there"
+
+
+def read() -> list[list[str]]:
+    """The rows of the committed table, as `write` writes them."""
+    if not TABLE.exists():
+        return []
+    with TABLE.open(newline="") as file:
+        return list(csv.reader(file))[1:]
+
+
+def write(rows: list[Any]) -> None:
+    """Write the table anew."""
+    with TABLE.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(
+            [("target", "program", "kernels", "a step", "sums over devices", "compiler"), *rows]
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""Programs compiled ahead of time for an accelerator that is not there, and what they consist of.
+
+On a TPU a program's instructions are scheduled in bundles, one a cycle at best: of a loop their
+number a step is a lower bound of its cycles, without stalls and copies. On a GPU each operation of
+XLA's loop is a launch. Both follow from the compiler's version and the program alone; neither is a
+time. (XLA's own ``estimated_cycles`` are none either: they rank what is scheduled otherwise.)
+"""
+
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
+# What XLA asks of a GPU where there is none (an H100 with 80 GB).
+_H100 = """gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
+  shared_memory_per_core: 233472 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
+  device_memory_size: 84929347584 shared_memory_per_block_optin: 232448
+  cuda_compute_capability { major: 9 } registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 10 }
+runtime_version { major: 13 minor: 0 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+# Operations of a loop's body that launch nothing.
+_FREE = {"parameter", "get-tuple-element", "tuple", "bitcast", "constant", "while", "after-all"}
+
+
+class Compiled(NamedTuple):
+    """What a program consists of.
+
+    Attributes:
+        kernels: how many loops are one kernel.
+        a_step: of all loops together, scheduled bundles of a TPU, or launches of a GPU.
+        reduced: how many sums over devices there are.
+    """
+
+    kernels: int
+    a_step: int
+    reduced: int
+
+
+class Target:
+    """A kind of accelerator; make one a process, before JAX compiles anything."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._folder = tempfile.TemporaryDirectory()
+        os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # or libtpu looks for the machine that has one
+        os.environ["LIBTPU_INIT_ARGS"] = (
+            f"--xla_jf_dump_to={self._folder.name} --xla_jf_dump_llo_text=true"
+        )
+        from jax.experimental import topologies
+
+        if kind == "h100":
+            found = topologies.get_topology_desc(
+                platform="cuda", topology_name="", topology="1x1x1", target_config=_H100
+            )
+        else:
+            found = topologies.get_topology_desc(TOPOLOGIES[kind], platform="tpu")
+        self.devices = found.devices
+
+    def mesh(self, devices: int = 1) -> Mesh:
+        """So many devices in a row, ``data``."""
+        auto = (jax.sharding.AxisType.Auto,)
+        return Mesh(np.array(self.devices[:devices]), ("data",), axis_types=auto)
+
+    def compile(
+        self, function: Callable[..., Any], *shapes: Any, rows: Any = None, devices: int = 1
+    ) -> Compiled:
+        """Compile a function for arguments of some shapes.
+
+        Args:
+            function: what to compile.
+            shapes: a tree for each argument.
+            rows: for each how it lies over the devices; None: whole.
+            devices: how many.
+        """
+        mesh = self.mesh(devices)
+        specs = [PartitionSpec()] * len(shapes) if rows is None else rows
+        arguments = [
+            jax.tree.map(
+                lambda a, s=spec: jax.ShapeDtypeStruct(
+                    a.shape, a.dtype, sharding=NamedSharding(mesh, s)
+                ),
+                tree,
+            )
+            for tree, spec in zip(shapes, specs, strict=True)
+        ]
+        for file in Path(self._folder.name).iterdir():
+            file.unlink()
+        jitted = function if hasattr(function, "lower") else jax.jit(function)
+        if devices == 1:  # from the mesh the kernels learn which TPU it is
+            with jax.set_mesh(mesh):
+                text = jitted.lower(*arguments).compile().as_text()
+        else:
+            text = jitted.lower(*arguments).compile().as_text()
+        return self._read(text)
+
+    def _read(self, text: str) -> Compiled:
+        bundles = _bundles(Path(self._folder.name)) if self.kind != "h100" else None
+        kernels = re.findall(r'%(rnnjax_(\d+)_steps[\w.]*) = [^\n]*"tpu_custom_call"', text)
+        a_step = 0.0
+        for name, block in kernels:
+            a_step += (bundles or {})[name] / int(block)
+        for body in set(re.findall(r" while\(.*body=%([\w.\-]+)", text)):
+            operations = _operations(text, body)
+            if bundles is None:
+                a_step += sum(kind not in _FREE for _, kind in operations)
+            else:
+                a_step += sum(bundles.get(name, 0) for name, _ in operations)
+        reduced = len(re.findall(r" all-reduce(?:-start)?\(", text))
+        return Compiled(len(kernels), round(a_step), reduced)
+
+
+def _bundles(folder: Path) -> dict[str, int]:
+    """The scheduled bundles of each fusion and kernel, as the compiler wrote them down."""
+    found = {}
+    for file in folder.glob("*-schedule-analysis_final_bundles.txt"):
+        name = re.sub(r"^\d+-|-\d+-schedule-analysis_final_bundles.txt$", "", file.name)
+        total = re.search(r"total scheduled bundles:\s+(\d+)", file.read_text()[:1000])
+        if total:
+            found[name] = int(total[1])
+    return found
+
+
+def _operations(text: str, computation: str) -> list[tuple[str, str]]:
+    """The names and kinds of the operations of a computation of an HLO module."""
+    start = re.search(rf"^%{re.escape(computation)} \(.*\{{$", text, re.MULTILINE)
+    if start is None:
+        return []
+    body = text[start.end() : text.index("\n}", start.end())]
+    lines = re.findall(r"^\s+(?:ROOT )?%([\w.\-]+) = (.*)$", body, re.MULTILINE)
+    return [(name, _kind(rest)) for name, rest in lines]
+
+
+def _kind(rest: str) -> str:
+    """Of ``f32[8]{0} add(...)``, or of one whose type is a tuple: ``add``."""
+    found = re.search(r"(?:^|\s)([a-z][a-z\-0-9]*)\(", rest)
+    return found[1] if found else ""

@@ -1,0 +1,41 @@
+"""What is compiled for accelerators: the table is complete, and what got worse is said."""
+
+import inspect
+
+import rnnjax
+from benchmarks import accelerators
+from benchmarks.accelerators import CELLS, read, regressions
+from benchmarks.compiled import Compiled
+from rnnjax import Kernel
+
+
+def test_every_cell_that_a_kernel_serves_is_compiled() -> None:
+    named = [getattr(rnnjax, name) for name in rnnjax.__all__]
+    cells = {kind for kind in named if inspect.isclass(kind) and issubclass(kind, rnnjax.Cell)}
+    composite = {kind for kind in cells if issubclass(kind, rnnjax.CompositeCell)}
+    # A convolution's kernel is none; attention reads what is no sequence of its own.
+    left_out = {rnnjax.Cell, rnnjax.CompositeCell, rnnjax.ConvLSTMCell, *composite}
+    assert cells - left_out == {type(cell) for cell in CELLS.values()}
+    assert not any(Kernel().refusal(cell) for cell in CELLS.values())
+    rows = {row[1]: row for row in read() if row[0] == "v5e"}
+    for name in CELLS:
+        assert [rows[f"{name}, {which}"][2] for which in ("forward", "gradient")] == ["1", "2"]
+
+
+def test_what_got_worse_fails(monkeypatch) -> None:
+    monkeypatch.setattr(accelerators, "compiler", lambda target: "jax 1")
+    kept = [["v5e", name, "2", "100", "1", "jax 1"] for name in ("a", "b", "c", "d", "e")]
+    kept += [["v4", "f", "2", "100", "1", "jax 1"], ["v5e", "g", "2", "100", "1", "jax 0"]]
+    found = {
+        "a": Compiled(2, 100, 1),
+        "b": Compiled(1, 100, 1),
+        "c": Compiled(2, 102, 1),
+        "d": Compiled(3, 50, 2),
+        "g": Compiled(2, 102, 1),  # another compiler schedules otherwise
+        "h": Compiled(2, 100, 1),
+    }
+    worse = list(regressions("v5e", found, kept, complete=True))
+    assert [line[0] for line in worse] == ["b", "c", "d", "e", "h"]
+    assert worse[1] == "c: 100 a step before, now 102"
+    some = list(regressions("v5e", {"c": found["c"]}, kept, complete=False))
+    assert some == worse[1:2]
