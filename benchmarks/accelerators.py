@@ -75,7 +75,11 @@ def main() -> None:
     print(f"{'program, ' + options.target:48} kernels  {unit(target)} a step")
     for name, compiled in programs(target):
         if options.only in name:
-            found[name] = compiled()
+            try:
+                found[name] = compiled()
+            except Exception as error:  # the others are of interest all the more
+                print(f"{name:48} {type(error).__name__}: {error}", file=sys.stderr)
+                continue
             print(f"{name:48} {found[name].kernels:7}  {found[name].a_step:7}", flush=True)
     kept = read()
     if options.keep:
@@ -166,8 +170,8 @@ def train_step(target: Target) -> Compiled:
     state = TrainState.create(
         params, optimizer, carry=cell.initial_carry((8,)), key=jax.random.key(0)
     )
-    batches, number = jax.ShapeDtypeStruct((4, 17, 8), jnp.int32), jnp.zeros((), jnp.int32)
-    return target.compile(make_train_steps(loss, optimizer), state, batches, number, number)
+    steps, batches = make_train_steps(loss, optimizer), jax.ShapeDtypeStruct((4, 17, 8), jnp.int32)
+    return target.compile(lambda state, batches: steps(state, batches, 0, 4), state, batches)
 
 
 def over_devices(target: Target) -> Compiled:
@@ -219,7 +223,7 @@ def regressions(
         if kind != target or (name not in found and not complete):
             continue
         if name not in found:
-            yield f"{name}: it stands in {TABLE.name}, but is not compiled any more"
+            yield f"{name}: it stands in {TABLE.name}, but was not compiled"
             continue
         now = found[name]
         if now.kernels < int(kernels):
