@@ -48,7 +48,7 @@ CELLS: dict[str, rnnjax.Cell] = {
     "LRUCell": rnnjax.LRUCell(SIZE),
     "S5Cell": rnnjax.S5Cell(SIZE),
     "RGLRUCell": rnnjax.RGLRUCell(SIZE),
-    # Small: its state has a last axis of 4, which the chip fills up to 128, and compiling takes long.
+    # Small: the chip fills the last axis of its state, 4, up to 128, and compiling takes long.
     "S6Cell": rnnjax.S6Cell(16, state_size=4),
     "QRNNCell": rnnjax.QRNNCell(SIZE),
     "GILRCell": rnnjax.GILRCell(SIZE),
