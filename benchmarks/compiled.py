@@ -58,6 +58,7 @@ class Target:
         self.kind = kind
         self._folder = tempfile.TemporaryDirectory()
         os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # or libtpu looks for the machine that has one
+        os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # as there is none, two can compile for it
         os.environ["LIBTPU_INIT_ARGS"] = (
             f"--xla_jf_dump_to={self._folder.name} --xla_jf_dump_llo_text=true"
         )
