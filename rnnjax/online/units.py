@@ -237,7 +237,7 @@ def _pattern_or_reason(cell: Cell, own: bool) -> Pattern | str:
     if len(shapes) > 1 or (product is not None and len(units) > 1):
         return "the leaves of its carry have not all one number for each unit"
 
-    def all_seen(seed: jax.Array) -> tuple[Any, Any]:
+    def all_seen(seed: jax.Array) -> tuple[Any, ...]:
         carry, read = _drawn(cell, jax.random.key(seed))
         return tuple({n: _seen(cell, carry, read, n) for n in names} for names in (read, leaves))
 
@@ -282,9 +282,10 @@ def _drawn(cell: Cell, key: jax.Array) -> tuple[Carry, dict[str, jax.Array]]:
     }
     leaves, tree = jax.tree.flatten((shapes, products))
     keys = jax.random.split(key, len(leaves))
-    carry, products = tree.unflatten(
+    drawn = [
         jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)
-    )
+    ]
+    carry, products = jax.tree.unflatten(tree, drawn)
     return carry, cell.in_update(params) | products
 
 
