@@ -31,13 +31,14 @@ def curves(
     xs: Sequence[float] | None = None,
     log: bool = False,
 ) -> None:
-    """Lines with a legend."""
+    """Lines with a legend, beside them where there are many."""
     plt, figure, axes = _figure(1, 1, (7, 4))
     for name, values in lines.items():
         axes[0, 0].plot(range(len(values)) if xs is None else xs, values, label=name)
     axes[0, 0].set(xlabel=x, ylabel=y, yscale="log" if log else "linear")
     axes[0, 0].grid(alpha=0.3)
-    axes[0, 0].legend()
+    beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if len(lines) > 5 else {}
+    axes[0, 0].legend(**beside)
     _save(plt, figure, path)
 
 

@@ -1,0 +1,52 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.cookbook import online
+from experiments.cookbook.online import Config
+
+
+def test_rtrl_recalls_what_one_step_cannot(tmp_path):
+    run_dir = tmp_path / "run"
+    config = Config(data="made", run_dir=run_dir, seeds=1, wait=10, rows=64, steps=2400)
+    assert online.run(config) == 0
+    result = json.loads((run_dir / "result.json").read_text())
+    rows = {row["name"]: row["score"] for row in result["rows"]}
+    assert rows["chance"] == 0.25
+    assert min(rows["DiagonalLSTM, RTRL"]) > 0.95
+    assert min(rows["DiagonalLSTM, backpropagation"]) > 0.9
+    assert max(rows["DiagonalLSTM, one step"]) < 0.8
+    assert len(result["curves"]["DiagonalLSTM, RTRL"]) == 20
+    assert (run_dir / "learning.png").stat().st_size > 10_000
+
+
+def test_a_stream_asks_for_the_letter_that_was_marked():
+    config = Config(wait=3, rows=5)
+    places, answers = jnp.arange(5), jnp.zeros(5, int)
+    last = np.zeros(5, int)
+    asked_rows = set()
+    for time in range(20):
+        x, marked, asked, answers = online.read(config, 7, time, places, answers)
+        assert x.shape == (5, 6)
+        assert marked.sum() == asked.sum() == 1  # each row at another place
+        assert (x[:, 4] == marked).all()
+        assert (x[:, 5] == asked).all()
+        assert (x[:, :4].sum(axis=1) == 1 - asked).all()
+        last = np.where(marked, x[:, :4].argmax(axis=1), last)
+        if time >= 4:  # rows have begun before
+            row = int(asked.argmax())
+            assert answers[row] == last[row]
+            asked_rows.add(row)
+    assert asked_rows == set(range(5))
+
+
+def test_only_what_is_asked_for_counts():
+    head = {"kernel": jnp.eye(4), "bias": jnp.zeros(4)}
+    ys = 50 * jax.nn.one_hot(jnp.array([0, 1, 2]), 4)
+    asked, answers = jnp.array([True, False, True]), jnp.array([0, 3, 1])
+    mean, (right, of) = online.loss(head, ys, asked, answers)
+    np.testing.assert_allclose(mean, 25)
+    assert (int(right), int(of)) == (1, 2)
+    assert online.loss(head, ys, jnp.zeros(3, bool), answers)[0] == 0
