@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 
 import rnnjax
 from experiments import runs
@@ -144,7 +143,7 @@ def run(config: Config) -> int:
 
 def main() -> int:
     """Read the options, and run."""
-    return run(tyro.cli(Config, prog="python -m experiments.cookbook.online"))
+    return run(runs.options(Config, "cookbook.online", "--data made"))
 
 
 if __name__ == "__main__":
