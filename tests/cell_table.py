@@ -178,6 +178,7 @@ def make_cells() -> dict[str, rnnjax.Cell]:
         "simple-relu": SimpleRNNCell(5, activation="relu"),
         "lstm": LSTMCell(5),
         "lstm-no-bias": LSTMCell(5, use_bias=False),
+        "lstm-two-biases": LSTMCell(5, use_recurrent_bias=True),
         "lstm-hard": LSTMCell(5, recurrent_activation="hard_sigmoid"),
         "lstm-callable": LSTMCell(5, recurrent_activation="legacy_hard_sigmoid", activation=bent),
         "gru": GRUCell(5),

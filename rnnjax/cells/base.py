@@ -129,6 +129,7 @@ class Cell(abc.ABC):
     # Hyperparameters of a cell that has no field of the name.
     hidden_size: int
     use_bias: bool = True
+    use_recurrent_bias: bool = False
     kernel_init: str | Initializer = "glorot_uniform"
     recurrent_kernel_init: str | Initializer = "orthogonal"
     bias_init: str | Initializer = "zeros"
@@ -191,7 +192,8 @@ class Cell(abc.ABC):
 
         Unless a subclass adds to them: ``kernel (input_size, gates * hidden_size)``,
         ``recurrent_kernel (size of the state, gates * hidden_size)`` where there is a product with
-        it, and ``bias (gates * hidden_size,)`` where ``use_bias`` is not False.
+        it, ``bias (gates * hidden_size,)`` where ``use_bias`` is not False, and with
+        ``use_recurrent_bias`` a ``recurrent_bias`` like it.
         """
         width = len(self.gates) * self._units
         params = {"kernel": Param((input_size, width), self.kernel_init, Role.INPUT)}
@@ -200,6 +202,8 @@ class Cell(abc.ABC):
             params["recurrent_kernel"] = Param(shape, self.recurrent_kernel_init, Role.LOOP)
         if self.use_bias:
             params["bias"] = Param((width,), self.bias_init, Role.BIAS)
+        if self.use_bias and self.use_recurrent_bias:
+            params["recurrent_bias"] = Param((width,), self.bias_init, Role.BIAS)
         return params
 
     @property

@@ -51,6 +51,8 @@ class LSTMCell(Cell):
         unit_forget_bias: whether the forget gate's bias starts at 1 rather than at ``bias_init``
             (Jozefowicz, Zaremba & Sutskever, 2015).
         use_bias: whether there is a bias.
+        use_recurrent_bias: whether with it there is ``recurrent_bias``, added to :math:`h U`, as in
+            PyTorch: the same function, but an optimizer moves the sum of both by two steps at once.
         kernel_init: initialiser of ``kernel``, by name or as ``(key, shape, dtype) -> array``.
         recurrent_kernel_init: the same of ``recurrent_kernel``.
         bias_init: the same of the biases.
@@ -78,6 +80,7 @@ class LSTMCell(Cell):
     recurrent_activation: str | Activation = "sigmoid"
     unit_forget_bias: bool = True
     use_bias: bool = True
+    use_recurrent_bias: bool = False
     kernel_init: str | Initializer = "glorot_uniform"
     recurrent_kernel_init: str | Initializer = "orthogonal"
     bias_init: str | Initializer = "zeros"

@@ -36,6 +36,8 @@ class ProjectionLSTMCell(Cell):
             (Jozefowicz, Zaremba & Sutskever, 2015).
         projection_kernel_init: initialiser of ``projection_kernel``.
         use_bias: whether there is a bias.
+        use_recurrent_bias: whether with it there is ``recurrent_bias``, added to :math:`h U`, as in
+            PyTorch: the same function, but an optimizer moves the sum of both by two steps at once.
         kernel_init: initialiser of ``kernel``, by name or as ``(key, shape, dtype) -> array``.
         recurrent_kernel_init: the same of ``recurrent_kernel``.
         bias_init: the same of the biases.
@@ -65,6 +67,7 @@ class ProjectionLSTMCell(Cell):
     unit_forget_bias: bool = True
     projection_kernel_init: str | Initializer = "glorot_uniform"
     use_bias: bool = True
+    use_recurrent_bias: bool = False
     kernel_init: str | Initializer = "glorot_uniform"
     recurrent_kernel_init: str | Initializer = "orthogonal"
     bias_init: str | Initializer = "zeros"

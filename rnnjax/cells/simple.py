@@ -36,6 +36,8 @@ class SimpleRNNCell(Cell):
         hidden_size: the number of hidden units.
         activation: of the sum, by name or as a callable.
         use_bias: whether there is a bias.
+        use_recurrent_bias: whether with it there is ``recurrent_bias``, added to :math:`h U`, as in
+            PyTorch: the same function, but an optimizer moves the sum of both by two steps at once.
         kernel_init: initialiser of ``kernel``, by name or as ``(key, shape, dtype) -> array``.
         recurrent_kernel_init: the same of ``recurrent_kernel``.
         bias_init: the same of the biases.
@@ -59,6 +61,7 @@ class SimpleRNNCell(Cell):
     _: dataclasses.KW_ONLY
     activation: str | Activation = "tanh"
     use_bias: bool = True
+    use_recurrent_bias: bool = False
     kernel_init: str | Initializer = "glorot_uniform"
     recurrent_kernel_init: str | Initializer = "orthogonal"
     bias_init: str | Initializer = "zeros"

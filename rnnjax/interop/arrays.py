@@ -62,6 +62,16 @@ def cell_arrays(cell: Cell, params: Any) -> dict[str, np.ndarray]:
     return {name: np.asarray(array) for name, array in params.items()}
 
 
+def with_one_bias(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays of a cell that adds its biases up, for a format that has their sum alone."""
+    one = dict(arrays)
+    second = one.pop("recurrent_bias", None)
+    if second is not None:
+        with np.errstate(all="ignore"):  # what is not finite stays what it was
+            one["bias"] = np.asarray(one["bias"]) + np.asarray(second)
+    return one
+
+
 def layer_arrays(layer: Dense | Embedding, params: Any) -> dict[str, np.ndarray]:
     """The parameters of a layer as arrays of NumPy.
 

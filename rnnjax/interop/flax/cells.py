@@ -11,7 +11,7 @@ from rnnjax.cells import Cell, GRUCell, MGUCell
 from rnnjax.cells.activations import ACTIVATIONS, Activation, get_activation
 from rnnjax.cells.base import Params
 from rnnjax.errors import InteropError
-from rnnjax.interop.arrays import cell_arrays, float_array
+from rnnjax.interop.arrays import cell_arrays, float_array, with_one_bias
 from rnnjax.layout import LAYOUTS, Form, Layout, Tree
 
 
@@ -136,6 +136,7 @@ def write_cell(
         InvalidInputError: the parameters are not those of the cell.
     """
     arrays = cell_arrays(cell, params)
+    arrays = with_one_bias(arrays) if cell.sums else arrays
     recurrent = arrays["recurrent_kernel"]
     if residual_of is not None:
         identity = np.eye(len(recurrent), dtype=recurrent.dtype)

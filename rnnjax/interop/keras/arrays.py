@@ -16,6 +16,7 @@ import numpy as np
 from rnnjax.cells import Cell, GRUCell, LSTMCell, SimpleRNNCell
 from rnnjax.cells.base import Params
 from rnnjax.errors import InteropError
+from rnnjax.interop.arrays import with_one_bias
 from rnnjax.interop.layers import Dense, Embedding, Layer, Recurrent, describe_cell
 from rnnjax.layers import Bidirectional, Directions, Regularized, Stack
 
@@ -176,7 +177,17 @@ def to_params(unit: Unit, arrays: Arrays, where: str) -> dict[str, jax.Array]:
             f"{', '.join(str(array.shape) for array in arrays) or 'none'}; its weights are those "
             "of another layer"
         )
+    if _has_second(unit):
+        named["recurrent_bias"] = np.zeros_like(named["bias"])
     return {name: _held(array, f"{name} of {where}") for name, array in named.items()}
+
+
+def _has_second(unit: Unit) -> bool:
+    """Whether it adds a second bias, where Keras has one."""
+    owner = unit.owner
+    return (
+        isinstance(owner, SimpleRNNCell | LSTMCell) and owner.use_bias and owner.use_recurrent_bias
+    )
 
 
 def to_arrays(unit: Unit, params: Any, where: str) -> list[np.ndarray]:
@@ -189,6 +200,7 @@ def to_arrays(unit: Unit, params: Any, where: str) -> list[np.ndarray]:
         hasattr(leaf, "shape") for leaf in params.values()
     ):
         raise InteropError(f"{where} should have a dict of arrays, but has {type(params).__name__}")
+    params = with_one_bias(params) if _has_second(unit) else params
     named = {name: np.asarray(array) for name, array in params.items()}
     first = named.get("embedding", named.get("kernel", np.zeros(0)))
     expected = shapes_of(unit, first.shape[0] if first.ndim else 0)
