@@ -6,6 +6,7 @@ import io
 import os
 import pathlib
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -17,13 +18,15 @@ from rnnjax.interop.layers import Dense, Dropout, Embedding, Layer, OneHotIds, R
 from rnnjax.interop.model import Model, Sequential
 from rnnjax.interop.onnx.sequential import find_layers
 
-SOURCES = (".keras", ".weights.h5", ".h5", ".hdf5", ".safetensors", ".onnx")
+_OF_TORCH = (".safetensors", ".pt", ".pth", ".ckpt")
+SOURCES = (".keras", ".weights.h5", ".h5", ".hdf5", *_OF_TORCH, ".onnx")
 TARGETS = (".keras", ".weights.h5", ".safetensors", ".onnx")
 
 
 def read(
     source: str | os.PathLike[str],
     *,
+    at: str | None = None,
     modules: Sequence[str] | None = None,
     nonlinearity: str | None = None,
     like: str | os.PathLike[str] | None = None,
@@ -32,7 +35,9 @@ def read(
 
     Args:
         source: a file whose name ends in one of ``SOURCES``.
-        modules: of a ``.safetensors`` file; see `rnnjax.interop.torch.load`.
+        at: of a ``.safetensors``, ``.pt``, ``.pth`` or ``.ckpt`` file; see
+            `rnnjax.interop.torch.load`.
+        modules: the same.
         nonlinearity: the same.
         like: of a ``.weights.h5``, ``.h5`` or ``.hdf5`` file that holds weights alone: another
             file, of any format, with a model of the same layers.
@@ -43,22 +48,22 @@ def read(
         InvalidInputError: the suffix is none of ``SOURCES``, or an option is not for it.
     """
     path, suffix = pathlib.Path(source), suffix_of(source, SOURCES)
-    _check_options(path, ".safetensors", modules=modules, nonlinearity=nonlinearity)
-    _check_options(path, ".h5, .hdf5", like=like)
-    if suffix == ".safetensors":
-        return torch.load(path, modules=modules, nonlinearity=nonlinearity or "tanh")
+    _check_options(path, _OF_TORCH, at=at, modules=modules, nonlinearity=nonlinearity)
+    _check_options(path, (".h5", ".hdf5"), like=like)
+    if suffix in _OF_TORCH:
+        return torch.load(path, at=at, modules=modules, nonlinearity=nonlinearity or "tanh")
     if suffix == ".onnx":
         return onnx.load(path)
     return keras.load(path, like=None if like is None else _layers(read(like)))
 
 
-def _check_options(path: pathlib.Path, suffixes: str, **options: Any) -> None:
+def _check_options(path: pathlib.Path, suffixes: tuple[str, ...], **options: Any) -> None:
     """Raise where an option is given for a file of another kind."""
     for name, value in options.items():
-        if value is not None and not path.name.endswith(tuple(suffixes.split(", "))):
+        if value is not None and not path.name.endswith(suffixes):
             raise InvalidInputError(
-                f"--{name} says what files named *{suffixes} do not, but {path} tells it itself; "
-                "leave it out"
+                f"--{name} says what files named *{', *'.join(suffixes)} do not, but {path} tells "
+                "it itself; leave it out"
             )
 
 
@@ -332,16 +337,22 @@ def make_parser() -> argparse.ArgumentParser:
     for command in (show, converter):
         command.add_argument("source", metavar="SOURCE", help=f"ends in {', '.join(SOURCES)}")
         command.add_argument(
+            "--at",
+            metavar="KEYS",
+            help="where a file of PyTorch has its state dict, as in model or models/first; needed "
+            "where it has several",
+        )
+        command.add_argument(
             "--modules",
             metavar="NAMES",
             type=lambda names: names.split(","),
-            help="the modules of a .safetensors file in the order in which they run, as in "
+            help="the modules of a file of PyTorch in the order in which they run, as in "
             "embedding,lstm,head; needed where their sizes do not tell it",
         )
         command.add_argument(
             "--nonlinearity",
             choices=("tanh", "relu"),
-            help="of nn.RNN in a .safetensors file, which does not say it; tanh if left out",
+            help="of nn.RNN in a file of PyTorch, which does not say it; tanh if left out",
         )
         command.add_argument(
             "--like",
@@ -364,9 +375,13 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _read(given: argparse.Namespace) -> Model:
-    return read(
-        given.source, modules=given.modules, nonlinearity=given.nonlinearity, like=given.like
-    )
+    options = {name: getattr(given, name) for name in ("at", "modules", "nonlinearity", "like")}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = read(given.source, **options)
+    for one in caught:
+        print(f"warning: {one.message}", file=sys.stderr)
+    return model
 
 
 def _show(given: argparse.Namespace) -> int:

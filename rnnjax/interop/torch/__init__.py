@@ -1,9 +1,9 @@
 """Parameters of PyTorch's recurrent modules, in and out, without PyTorch.
 
-`from_state_dict` takes ``module.state_dict()``, `load` the same from a ``.safetensors`` file, and
-`to_state_dict` and `save` are the way back. What stands in a module's code alone (the functions
-between its modules, dropout, which of the outputs are used) is in no state dict: it is given here
-as layers between the names of ``modules``, and is left out on the way back.
+`from_state_dict` takes ``module.state_dict()``, `load` the same from a file that ``torch.save`` or
+safetensors wrote, and `to_state_dict` and `save` are the way back. What stands in a module's code
+alone (the functions between its modules, dropout, which of the outputs are used) is in no state
+dict: it is given here as layers between the names of ``modules``, and is left out on the way back.
 
 Sequences are time-major here, as they are in PyTorch without ``batch_first``. The carry of a layer
 is `rnnjax.LSTMCarry` and the like, a tuple of them for several layers, and
@@ -11,6 +11,7 @@ is `rnnjax.LSTMCarry` and the like, a tuple of them for several layers, and
 """
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,18 +19,18 @@ import numpy as np
 
 from rnnjax.cells.base import Cell, Params
 from rnnjax.errors import InteropError, InvalidInputError
-from rnnjax.interop.arrays import float_array, layer_arrays
+from rnnjax.interop.arrays import layer_arrays
 from rnnjax.interop.chain import Modules, WithParameters, check_modules, given_order, infer_order
 from rnnjax.interop.layers import Dense, Embedding, Layer, Recurrent
 from rnnjax.interop.model import Model, Sequential
 from rnnjax.interop.torch.cells import Spec, TorchOrigin, spec_of, write_params
-from rnnjax.interop.torch.files import read_arrays, write_arrays
-from rnnjax.interop.torch.modules import (
-    Module,
-    find_modules,
-    read_module,
-)
+from rnnjax.interop.torch.files import opened, read_arrays, write_arrays
+from rnnjax.interop.torch.modules import Module, find_modules, read_module
+from rnnjax.interop.torch.nested import find_state, wrapper_of
+from rnnjax.interop.torch.pickles import Tensor, is_saved_by_torch, read_saved
 from rnnjax.layers import Bidirectional, Stack
+
+_MOST_REPEATED = 4  # times that what a file holds may be in its state dict: averages, tied weights
 
 __all__ = ["TorchOrigin", "from_state_dict", "load", "save", "to_state_dict"]
 
@@ -37,86 +38,76 @@ __all__ = ["TorchOrigin", "from_state_dict", "load", "save", "to_state_dict"]
 def from_state_dict(
     mapping: Mapping[str, Any],
     *,
+    at: str | None = None,
     modules: Sequence[str | Layer] | None = None,
     nonlinearity: str | Mapping[str, str] = "tanh",
 ) -> Model:
-    """The model of a state dict of PyTorch.
+    """The model of a state dict of PyTorch, or of the one in a checkpoint.
 
     It may hold ``nn.RNN``, ``nn.LSTM`` and ``nn.GRU`` (any number of layers, both directions,
     ``proj_size``, ``bias=False``), ``nn.RNNCell``, ``nn.LSTMCell`` and ``nn.GRUCell``,
     ``nn.Embedding`` and ``nn.Linear``. The kind follows from the shapes. A module of several layers
     becomes a `rnnjax.Stack`, one of both directions a `rnnjax.Bidirectional`. Layers have the names
-    of the modules, and ``"rnn"`` is one at the top level. The two biases of RNN and LSTM are added,
-    those of a GRU are ``bias`` and ``recurrent_bias``.
+    of the modules, without the ``module.`` of ``nn.DataParallel``, and ``"rnn"`` is one at the top
+    level. Both biases stay, as ``bias`` and ``recurrent_bias``. Other modules, normalisation and
+    convolutions among them, are left out, with a warning that names them.
 
     Args:
-        mapping: ``module.state_dict()``: names to tensors, or to arrays of NumPy or JAX.
+        mapping: ``module.state_dict()``: names to tensors, or to arrays of NumPy or JAX; or a dict
+            that holds it, as in ``{"model": state_dict, "epoch": 3}``.
+        at: where it is, if there are several: ``"model"``, or ``"models/first"``.
         modules: which modules run, in their order, and between them layers without parameters:
-            ``["embedding", "lstm", Activation("relu", "relu"), "head"]``. Left out, all of them,
-            where their order is certain: an embedding, recurrent modules whose sizes fit in one
-            order alone, one linear module. A weight without bias is an embedding at the first
-            place if that fits, and a linear module elsewhere.
+            ``["embedding", "lstm", Activation("relu", "relu"), "head"]``. Nothing else is read
+            then. Left out, all of them, where their order is certain: an embedding, recurrent
+            modules whose sizes fit in one order alone, one linear module. A weight without bias is
+            an embedding at the first place if that fits, and a linear module elsewhere.
         nonlinearity: of ``nn.RNN``, which a state dict does not say: ``"tanh"`` or ``"relu"``, or
             a mapping with entries for some modules by name.
 
     Raises:
-        InteropError: an entry belongs to no such module, is not in float16, bfloat16, float32 or
-            (with JAX's ``jax_enable_x64``) float64, the shapes do not fit each other, or the order
-            is not certain.
-        InvalidInputError: an argument is of another type, or names a module that is not there.
+        InteropError: there is no module, or one of ``modules`` is of another kind; an array is not
+            in float16, bfloat16, float32 or (with JAX's ``jax_enable_x64``) float64, the shapes do
+            not fit each other, the order is not certain, or there is more than one state dict.
+        InvalidInputError: an argument is of another type, or names what is not there.
 
     >>> import numpy as np
     >>> state = {"weight_ih_l0": np.ones((20, 3)), "weight_hh_l0": np.ones((20, 5))}
     >>> state = {name: array.astype(np.float32) for name, array in state.items()}
-    >>> model = from_state_dict(state)
+    >>> model = from_state_dict({"model": state, "epoch": 3})
     >>> print(model)
     layer  what it is   parameters
     rnn    LSTMCell(5)  160  kernel (3, 20), recurrent_kernel (5, 20)
     >>> sorted(to_state_dict(model)) == sorted(state)
     True
     """
-    if not isinstance(mapping, Mapping) or not all(isinstance(key, str) for key in mapping):
+    if not isinstance(mapping, Mapping):
         raise InvalidInputError(
             f"a state dict should be a mapping of names to arrays, but is {type(mapping).__name__}"
             "; call module.state_dict()"
         )
-    check_modules(modules)
-    found = find_modules({key: float_array(key, value) for key, value in mapping.items()})
-    if not found:
-        raise InteropError("the state dict has no module to read; check what was saved")
-    nonlinearities = _nonlinearities(found, nonlinearity)
-    known = Modules(
-        {name: str(module) for name, module in found.items()},
-        frozenset(name for name, module in found.items() if module.recurrent),
-        lambda name: read_module(found[name], nonlinearities[name]),
-    )
-    order = infer_order(known) if modules is None else given_order(known, modules)
-    names = {reading.layer.name for reading in order} & set(found)
-    origin = TorchOrigin(
-        {name: found[name].prefix for name in names},
-        frozenset(n for n in names if found[n].recurrent and "weight_hh" in found[n].arrays),
-        {place: both for reading in order for place, both in (reading.came or {}).items()},
-    )
-    network = Sequential(tuple(reading.layer for reading in order))
-    return Model(network, {r.layer.name: r.params for r in order if r.params}, origin)
+    model, left_out = _read(*find_state(mapping, at), modules, nonlinearity)
+    if left_out:
+        warnings.warn(left_out, stacklevel=2)
+    return model
 
 
 def load(
     path: str | os.PathLike[str],
     *,
+    at: str | None = None,
     modules: Sequence[str | Layer] | None = None,
     nonlinearity: str | Mapping[str, str] = "tanh",
 ) -> Model:
-    """The model of a ``.safetensors`` file that holds a state dict; see `from_state_dict`.
+    """The model of a file that ``torch.save`` or safetensors wrote; see `from_state_dict`.
 
-    A ``.pt`` or ``.pth`` is a pickle, and is not loaded; convert it where PyTorch is installed::
-
-        state = torch.load("model.pt", weights_only=True)
-        safetensors.torch.save_file(state, "model.safetensors")
+    The form is known by the content. PyTorch is not needed, and nothing in a file is run: a
+    ``.pt`` is read if it holds tensors, numbers, text, dicts, lists and tuples alone. Of a file
+    with a whole module, ``torch.save(module)``, it takes PyTorch and trust in it to save
+    ``module.state_dict()``.
 
     Raises:
-        InteropError: as there; the file is missing, damaged, or a pickle; or the package
-            safetensors is missing.
+        InteropError: as there; the file is missing, damaged, or holds anything else; or it is a
+            ``.safetensors``, and the package safetensors is missing.
         InvalidInputError: as there.
 
     >>> import pathlib, tempfile, jax, rnnjax
@@ -127,11 +118,24 @@ def load(
     ...     load(path).layers["rnn"].cell == cell
     True
     """
-    arrays = read_arrays(path)
     try:
-        return from_state_dict(arrays, modules=modules, nonlinearity=nonlinearity)
-    except InteropError as error:
+        with opened(path) as file:
+            saved = is_saved_by_torch(file.read(32))
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            state, others = find_state(read_saved(file) if saved else read_arrays(file.read()), at)
+            named = sum(value.nbytes for value in state.values() if isinstance(value, Tensor))
+            if named > _MOST_REPEATED * size + 2**20:
+                raise InteropError(
+                    f"its tensors are views of few numbers: they would have {named:,} bytes, where "
+                    f"the file has {size:,}; save copies of them"
+                )
+            model, left_out = _read(state, others, modules, nonlinearity)
+    except (InteropError, OSError) as error:
         raise InteropError(f"{path} cannot be loaded: {error}") from error
+    if left_out:
+        warnings.warn(f"{path}: {left_out}", stacklevel=2)
+    return model
 
 
 def to_state_dict(model: Model) -> dict[str, np.ndarray]:
@@ -145,8 +149,8 @@ def to_state_dict(model: Model) -> dict[str, np.ndarray]:
     ``"rnn"``. What PyTorch's users write in code is left out: activations, dropout, one-hot
     vectors, masking, and whether the last output alone goes on.
 
-    A model that came from PyTorch goes back to the bit; where training moved the sum of two biases,
-    ``bias_hh`` stays and ``bias_ih`` takes the difference. Without an origin ``bias_hh`` is zeros.
+    A model that came from PyTorch goes back to the bit. Where a cell has one bias, ``bias_hh`` is
+    zeros.
 
     ``module.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()})`` loads it, and for
     bfloat16, which NumPy does not have, ``safetensors.torch.load_file`` of what `save` wrote.
@@ -206,6 +210,51 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
     write_arrays(path, to_state_dict(model))
 
 
+def _read(
+    state: Mapping[Any, Any],
+    others: Sequence[str],
+    modules: Sequence[str | Layer] | None,
+    nonlinearity: str | Mapping[str, str],
+) -> tuple[Model, str]:
+    """The model of a state dict, and what nobody said that it should be without, in words."""
+    check_modules(modules)
+    if not all(isinstance(key, str) for key in state):
+        raise InteropError(
+            "a state dict has text for keys, but this has not; say in at where it is"
+        )
+    wrapper = wrapper_of([*state])
+    if any(isinstance(entry, str) and f"{entry}.".startswith(wrapper) for entry in modules or ()):
+        wrapper = ""
+    found = find_modules(state, wrapper)
+    unknown = [str(m) for m in found.values() if not (m.recurrent or m.is_weight)]
+    if modules is None:
+        found = {name: m for name, m in found.items() if m.recurrent or m.is_weight}
+    if not found:
+        listed = f", only {', '.join(unknown[:8])}" if unknown else ""
+        raise InteropError(f"the state dict has no module to read{listed}; check what was saved")
+    nonlinearities = _nonlinearities(found, nonlinearity)
+    known = Modules(
+        {name: str(module) for name, module in found.items()},
+        frozenset(name for name, module in found.items() if module.recurrent),
+        lambda name: read_module(found[name], nonlinearities[name]),
+    )
+    order = infer_order(known) if modules is None else given_order(known, modules)
+    names = {reading.layer.name for reading in order} & set(found)
+    origin = TorchOrigin(
+        {name: found[name].prefix for name in names},
+        frozenset(n for n in names if found[n].recurrent and "weight_hh" in found[n].entries),
+    )
+    network = Sequential(tuple(reading.layer for reading in order))
+    model = Model(network, {r.layer.name: r.params for r in order if r.params}, origin)
+    lost = [*unknown, *(f"{path[:60]!r}, a state dict" for path in others)]
+    if not lost or modules is not None:
+        return model, ""
+    return model, (
+        f"the model was read without {'; '.join(lost[:8])}{'; ...' * (len(lost) > 8)}, and computes"
+        " something else where these have a part in it; say in modules=[...] what runs"
+    )
+
+
 def _nonlinearities(
     found: Mapping[str, Module], given: str | Mapping[str, str]
 ) -> Mapping[str, str]:
@@ -253,11 +302,8 @@ def _recurrent_entries(
             place = f"_l{k}{'_reverse' * d}"
             if layer.name in origin.single_cells and not stacked and not both:
                 place = ""
-            spec = spec_of(f"{name}{place}", cell)
-            specs.add((both, spec))
-            came = origin.biases.get((layer.name, place))
-            arrays = write_params(spec, one, came)
-            entries |= {key + place: array for key, array in arrays.items()}
+            specs.add((both, spec_of(f"{name}{place}", cell)))
+            entries |= {key + place: array for key, array in write_params(cell, one).items()}
     if len(specs) > 1:
         raise InteropError(
             f"the layers of one module of PyTorch are alike, but those of {name} are not: "

@@ -39,13 +39,6 @@ class Spec(NamedTuple):
     bias: bool = True
 
 
-class Biases(NamedTuple):
-    """Both biases of a layer as they came, where rnnjax has their sum alone."""
-
-    bias_ih: np.ndarray
-    bias_hh: np.ndarray
-
-
 def read_spec(where: str, arrays: Arrays, nonlinearity: str) -> Spec:
     """What the module was told, from the shapes of the arrays of one layer.
 
@@ -101,53 +94,37 @@ def _check_shapes(where: str, arrays: Arrays, gates: int, spec: Spec) -> None:
 
 
 def read_params(spec: Spec, arrays: Arrays) -> dict[str, jax.Array]:
-    """Our parameters: kernels transposed, and the biases added but for a GRU."""
+    """Our parameters: kernels transposed."""
     params = {"kernel": arrays["weight_ih"].T, "recurrent_kernel": arrays["weight_hh"].T}
-    if spec.bias and spec.kind == "GRU":
-        # Both stay: the second of the candidate is inside of the product with the reset gate.
+    if spec.bias:
+        # Both stay, also where they add up: an optimizer moves their sum by two steps at once.
         params |= {"bias": arrays["bias_ih"], "recurrent_bias": arrays["bias_hh"]}
-    elif spec.bias:
-        params["bias"] = _add(arrays["bias_ih"], arrays["bias_hh"])
     if spec.proj_size:
         params["projection_kernel"] = arrays["weight_hr"].T
     return {name: jnp.array(array) for name, array in params.items()}
 
 
-def write_params(spec: Spec, params: Params, came: Biases | None) -> dict[str, Any]:
-    """The way back of `read_params`, with the biases split as they came."""
-    arrays = cell_arrays(make_cell(spec, jnp.float32), params)
+def write_params(cell: Cell, params: Params) -> dict[str, np.ndarray]:
+    """The way back of `read_params`; where there is one bias, the second is zeros."""
+    arrays = cell_arrays(cell.cell if isinstance(cell, Regularized) else cell, params)
     state = {"weight_ih": arrays["kernel"].T, "weight_hh": arrays["recurrent_kernel"].T}
-    if spec.bias and spec.kind == "GRU":
-        state |= {"bias_ih": arrays["bias"], "bias_hh": arrays["recurrent_bias"]}
-    elif spec.bias:
-        state["bias_ih"], state["bias_hh"] = _split_bias(arrays["bias"], came)
-    if spec.proj_size:
+    if "bias" in arrays:
+        second = arrays.get("recurrent_bias", np.zeros_like(arrays["bias"]))
+        state |= {"bias_ih": arrays["bias"], "bias_hh": second}
+    if "projection_kernel" in arrays:
         state["weight_hr"] = arrays["projection_kernel"].T
     # Arrays of their own, which torch.from_numpy may let others write to.
     return {name: np.array(array, order="C") for name, array in state.items()}
 
 
-def _add(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    with np.errstate(all="ignore"):  # what is not finite stays what it was
-        return first + second
-
-
-def _split_bias(total: np.ndarray, came: Biases | None) -> tuple[np.ndarray, np.ndarray]:
-    """Two biases of that sum: where it is what it was, the two of then, to the bit."""
-    if came is None or came.bias_hh.shape != total.shape or came.bias_hh.dtype != total.dtype:
-        return total, np.zeros_like(total)
-    before = _add(*came)
-    same = (total == before) | (np.isnan(total) & np.isnan(before))
-    return np.where(same, came.bias_ih, _add(total, -came.bias_hh)), came.bias_hh
-
-
 def make_cell(spec: Spec, dtype: Any) -> Cell:
     """The cell that computes what a layer of that module does."""
     options: dict[str, Any] = {"use_bias": spec.bias, "param_dtype": dtype}
-    if spec.kind == "RNN":
-        return SimpleRNNCell(spec.hidden_size, activation=spec.nonlinearity, **options)
     if spec.kind == "GRU":
         return GRUCell(spec.hidden_size, **options)
+    options["use_recurrent_bias"] = spec.bias
+    if spec.kind == "RNN":
+        return SimpleRNNCell(spec.hidden_size, activation=spec.nonlinearity, **options)
     if spec.proj_size:
         return ProjectionLSTMCell(spec.hidden_size, proj_size=spec.proj_size, **options)
     return LSTMCell(spec.hidden_size, **options)
@@ -213,9 +190,7 @@ class TorchOrigin:
     Attributes:
         prefixes: of the keys, by the name of the layer; ``""`` for the top level.
         single_cells: the layers that came as ``nn.LSTMCell`` and the like, without ``_l0``.
-        biases: of RNN and LSTM, by prefix and place: both biases as they came.
     """
 
     prefixes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     single_cells: frozenset[str] = frozenset()
-    biases: Mapping[tuple[str, str], Biases] = dataclasses.field(default_factory=dict)

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO
 
 import jax.numpy as jnp
 import numpy as np
@@ -31,39 +31,51 @@ _DTYPES: Mapping[str, Any] = {
 _LONGEST_HEADER = 10 * 2**20  # some hundred thousand arrays; parsed, it is several times as large
 
 
-def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The arrays of a ``.safetensors`` file by name.
-
-    The file is recognised by its content. Nothing is allocated by the sizes that it states: it is
-    read as far as it goes, and what it states is compared with that.
+def opened(path: str | os.PathLike[str]) -> BinaryIO:
+    """The file, to read from.
 
     Raises:
         InvalidInputError: ``path`` is no path.
-        InteropError: there is no such file, the package safetensors is missing, the file is a
-            pickle or another format, is damaged, or holds a type that is not known here.
+        InteropError: there is no such file, or it may not be read.
     """
     _check_path(path)
-    deserialize = _package().deserialize
     try:
-        content = Path(path).read_bytes()
+        return Path(path).open("rb")
     except (OSError, ValueError) as error:  # the latter of a name with a zero byte
         said = getattr(error, "strerror", None) or error
-        _refuse(path, f"it cannot be read: {said}; check the path", error)
-    _check_header(path, content)
+        raise InteropError(f"it cannot be read: {said}; check the path") from error
+
+
+def read_arrays(content: bytes) -> dict[str, np.ndarray]:
+    """The arrays of a ``.safetensors`` file by name.
+
+    Nothing is allocated by the sizes that it states: it is read as far as it goes, and what it
+    states is compared with that.
+
+    Raises:
+        InteropError: the package safetensors is missing, the file is another format, is damaged,
+            or holds a type that is not known here.
+    """
+    deserialize = _package().deserialize
+    _check_header(content)
     try:
         entries = deserialize(content)
     except Exception as error:  # the package's own error, which is no class of Python's
-        _refuse(path, f"it is damaged ({_short(error)}); get it again", error)
+        raise InteropError(f"it is damaged ({_short(error)}); get it again") from error
     arrays = {}
     for name, entry in entries:
         if entry["dtype"] not in _DTYPES:
-            _refuse(
-                path,
+            raise InteropError(
                 f"{name[:80]!r} is of type {entry['dtype']}, which is none of {', '.join(_DTYPES)};"
-                " convert it before it is saved",
+                " convert it before it is saved"
             )
         flat = np.frombuffer(entry["data"], np.dtype(_DTYPES[entry["dtype"]]))
-        arrays[name] = flat.reshape(entry["shape"])
+        try:
+            arrays[name] = flat.reshape(entry["shape"])
+        except ValueError as error:  # more axes, or longer ones, than NumPy has
+            raise InteropError(
+                f"{name[:80]!r} has a shape that no array has ({_short(error)}); get it again"
+            ) from error
     return arrays
 
 
@@ -103,13 +115,17 @@ def _package() -> Any:
     return safetensors
 
 
-def _check_header(path: str | os.PathLike[str], content: bytes) -> None:
+def _check_header(content: bytes) -> None:
     """What the package does not say, or not plainly: other formats, and names that occur twice."""
     size = int.from_bytes(content[:8], "little")
     if len(content) < 10 or size > len(content) - 8 or content[8:9] != b"{":
-        _refuse_other(path, content)
+        raise InteropError(
+            f"it is no .safetensors file, or a damaged one, and none that torch.save wrote since "
+            f"2018: {len(content)} bytes that do not begin with a header that fits in; get it "
+            "again, or check which file it is"
+        )
     if size > _LONGEST_HEADER:
-        _refuse(path, f"its header has {size} bytes, more than {_LONGEST_HEADER}; split the file")
+        raise InteropError(f"its header has {size} bytes, not {_LONGEST_HEADER}; split the file")
     twice: list[str] = []
 
     def pairs(entries: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -122,33 +138,9 @@ def _check_header(path: str | os.PathLike[str], content: bytes) -> None:
     try:
         json.loads(content[8 : 8 + size].decode(), object_pairs_hook=pairs)
     except (ValueError, RecursionError) as error:
-        _refuse(path, f"its header is damaged ({_short(error)}); get it again", error)
+        raise InteropError(f"its header is damaged ({_short(error)}); get it again") from error
     if twice:
-        _refuse(path, f"its header names {twice[0][:80]!r} twice; save it again")
-
-
-def _refuse_other(path: str | os.PathLike[str], content: bytes) -> NoReturn:
-    zipped = content[:4] == b"PK\x03\x04"
-    # The zip that torch.save writes holds data.pkl; before 2020 it wrote a bare pickle.
-    if (zipped and b"data.pkl" in content) or (content[:1] == b"\x80" and content[1:2] <= b"\x05"):
-        _refuse(
-            path,
-            "it is a pickle of PyTorch, which is never loaded here, because loading one can run "
-            "any code; convert it where PyTorch is installed: "
-            f"state = torch.load({str(path)!r}, weights_only=True); safetensors.torch.save_file("
-            'state, "model.safetensors")',
-        )
-    if zipped:
-        _refuse(path, "it is a zip, not a .safetensors file; check which file it is")
-    _refuse(
-        path,
-        f"it is no .safetensors file, or a damaged one: {len(content)} bytes that do not begin "
-        "with a header that fits in; get it again, or check which file it is",
-    )
-
-
-def _refuse(path: str | os.PathLike[str], why: str, error: BaseException | None = None) -> NoReturn:
-    raise InteropError(f"{path} cannot be loaded: {why}") from error
+        raise InteropError(f"its header names {twice[0][:80]!r} twice; save it again")
 
 
 def _short(error: BaseException) -> str:

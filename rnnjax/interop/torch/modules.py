@@ -1,6 +1,5 @@
 """Which modules a state dict holds, and how each becomes a layer."""
 
-import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -9,53 +8,67 @@ import numpy as np
 
 from rnnjax.cells.base import Cell
 from rnnjax.errors import InteropError
+from rnnjax.interop.arrays import float_array
 from rnnjax.interop.chain import Reading
 from rnnjax.interop.layers import Dense, Embedding, Recurrent
-from rnnjax.interop.torch.cells import Biases, Spec, make_cell, read_params, read_spec
+from rnnjax.interop.torch.cells import Spec, make_cell, read_params, read_spec
+from rnnjax.interop.torch.nested import RECURRENT_KEY
 from rnnjax.layers import Bidirectional, Directions, Stack
-
-_KEY = re.compile(
-    r"(?:(?P<prefix>.*)\.)?(?P<array>weight_ih|weight_hh|weight_hr|bias_ih|bias_hh)"
-    r"(?P<place>_l(?:0|[1-9][0-9]{0,3})(?:_reverse)?)?",
-    re.DOTALL,
-)
 
 
 class Module(NamedTuple):
-    """A module of a state dict.
+    """A module of a state dict, of which nothing is converted yet.
 
     Attributes:
         name: its prefix; ``"rnn"`` for a recurrent one at the top level.
         prefix: of its keys, with the dot.
-        arrays: by their keys without the prefix.
-        recurrent: whether it is an RNN, LSTM or GRU, or a cell of these.
+        entries: by their keys without the prefix; most often tensors.
     """
 
     name: str
     prefix: str
-    arrays: dict[str, np.ndarray]
-    recurrent: bool
+    entries: dict[str, Any]
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether it is an RNN, LSTM or GRU, or a cell of these."""
+        return any(map(RECURRENT_KEY.fullmatch, self.entries))
+
+    @property
+    def is_weight(self) -> bool:
+        """Whether it looks like a Linear or an Embedding."""
+        shape = getattr(self.entries.get("weight"), "shape", ())
+        known = set(self.entries) in ({"weight"}, {"weight", "bias"})
+        return known and bool(self.name) and len(shape) == 2 and 0 not in shape
 
     def __str__(self) -> str:
-        shapes = [f"{name[:40]} {array.shape}" for name, array in self.arrays.items()]
-        return f"{self.name[:60]!r} ({', '.join(shapes[:3])}{', ...' * (len(shapes) > 3)})"
+        words = [
+            f"{name[:40]} {tuple(value.shape) if hasattr(value, 'shape') else type(value).__name__}"
+            for name, value in [*self.entries.items()][:3]
+        ]
+        return f"{self.name[:60]!r} ({', '.join(words)}{', ...' * (len(self.entries) > 3)})"
 
 
-def find_modules(arrays: Mapping[str, np.ndarray]) -> dict[str, Module]:
-    """Gather the arrays by the module that they belong to, in the order of the state dict."""
+def find_modules(state: Mapping[str, Any], wrapper: str = "") -> dict[str, Module]:
+    """Gather the entries by the module that they belong to, in the order of the state dict.
+
+    Args:
+        state: by key.
+        wrapper: what every key begins with and no name does.
+    """
     found: dict[str, Module] = {}
-    for key, array in arrays.items():
-        match = _KEY.fullmatch(key)
-        prefix, _, short = key.rpartition(".")
+    for key, value in state.items():
+        match = RECURRENT_KEY.fullmatch(key.removeprefix(wrapper))
+        prefix, _, short = key.removeprefix(wrapper).rpartition(".")
         name = prefix or ("rnn" if match else "")
-        prefix += "." * ("." in key)
-        module = found.setdefault(name, Module(name, prefix, {}, match is not None))
-        if module.prefix != prefix or module.recurrent != (match is not None):
+        prefix = key.removesuffix(short)
+        module = found.setdefault(name, Module(name, prefix, {}))
+        if module.prefix != prefix:
             raise InteropError(
                 f"{key[:80]!r} does not belong to {module}, but has its name; rename one of them "
                 "in the state dict"
             )
-        module.arrays[short] = array
+        module.entries[short] = value
     return found
 
 
@@ -63,17 +76,18 @@ def read_module(module: Module, nonlinearity: str) -> list[Reading]:
     """The layers that a module can be read as: two for a weight alone, else one.
 
     Raises:
-        InteropError: it is no module that is known here, or its arrays do not fit each other.
+        InteropError: it is no module that is known here, an entry becomes no array of its type, or
+            the arrays do not fit each other.
     """
-    if module.recurrent:
-        return [_read_recurrent(module, nonlinearity)]
-    weight, bias = module.arrays.get("weight"), module.arrays.get("bias")
-    known = set(module.arrays) in ({"weight"}, {"weight", "bias"})
-    if not (known and module.name) or weight is None or weight.ndim != 2 or not weight.size:
+    if not (module.recurrent or module.is_weight):
         raise InteropError(
             f"a state dict is read of RNN, LSTM, GRU, their cells, Embedding and Linear, but "
-            f"{module} is none of these, or has no name; leave it out with modules=[...]"
+            f"{module} is none of these, or has no name; leave it out of modules=[...]"
         )
+    arrays = {key: float_array(module.prefix + key, v) for key, v in module.entries.items()}
+    if module.recurrent:
+        return [_read_recurrent(module, arrays, nonlinearity)]
+    weight, bias = arrays["weight"], arrays.get("bias")
     rows, columns = weight.shape
     if bias is not None and (bias.shape != (rows,) or bias.dtype != weight.dtype):
         raise InteropError(
@@ -89,11 +103,15 @@ def read_module(module: Module, nonlinearity: str) -> list[Reading]:
     return readings
 
 
-def _read_recurrent(module: Module, nonlinearity: str) -> Reading:
+def _read_recurrent(module: Module, named: Mapping[str, np.ndarray], nonlinearity: str) -> Reading:
     places: dict[str, dict[str, np.ndarray]] = {}
-    for key, array in module.arrays.items():
-        match = _KEY.fullmatch(key)
-        assert match is not None
+    for key, array in named.items():
+        match = RECURRENT_KEY.fullmatch(key)
+        if match is None:
+            raise InteropError(
+                f"{module.prefix + key!r:.80} is no part of an RNN, LSTM or GRU, but {module} has "
+                "it; leave it out of the state dict, or the module out of modules=[...]"
+            )
         places.setdefault(match["place"] or "", {})[match["array"]] = array
     directions = 1 + any(place.endswith("_reverse") for place in places)
     num_layers, rest = divmod(len(places), directions)
@@ -109,7 +127,7 @@ def _read_recurrent(module: Module, nonlinearity: str) -> Reading:
             f"but are {', '.join(sorted(places))[:200]}; check that the state dict is complete"
         )
     spec: Spec | None = None
-    cells, params, biases, gives = [], [], {}, 0
+    cells, params, gives = [], [], 0
     for layer, row in enumerate(expected):
         both: list[Any] = []
         for place in row:
@@ -123,8 +141,6 @@ def _read_recurrent(module: Module, nonlinearity: str) -> Reading:
                     f"{inputs} inputs, where {spec} for {gives} is expected; check the state dict"
                 )
             both.append(read_params(here, arrays))
-            if here.bias and here.kind != "GRU":
-                biases[module.name, place] = Biases(arrays["bias_ih"], arrays["bias_hh"])
             gives = inputs  # of the other direction
         assert spec is not None
         cell: Cell = make_cell(spec, places[row[0]]["weight_ih"].dtype)
@@ -133,5 +149,5 @@ def _read_recurrent(module: Module, nonlinearity: str) -> Reading:
         params.append(Directions(*both) if directions == 2 else both[0])
     takes = places[expected[0][0]]["weight_ih"].shape[1]
     if len(cells) == 1:
-        return Reading(Recurrent(module.name, cells[0]), params[0], takes, gives, biases)
-    return Reading(Recurrent(module.name, Stack(cells)), tuple(params), takes, gives, biases)
+        return Reading(Recurrent(module.name, cells[0]), params[0], takes, gives)
+    return Reading(Recurrent(module.name, Stack(cells)), tuple(params), takes, gives)
