@@ -27,7 +27,8 @@ from rnnjax.interop.torch.cells import Spec, TorchOrigin, spec_of, write_params
 from rnnjax.interop.torch.files import opened, read_arrays, write_arrays
 from rnnjax.interop.torch.modules import Module, find_modules, read_module
 from rnnjax.interop.torch.nested import find_state, wrapper_of
-from rnnjax.interop.torch.pickles import Tensor, is_saved_by_torch, read_saved
+from rnnjax.interop.torch.pickles import Tensor
+from rnnjax.interop.torch.saved import is_saved_by_torch, read_saved
 from rnnjax.layers import Bidirectional, Stack
 
 _MOST_REPEATED = 4  # times that what a file holds may be in its state dict: averages, tied weights
@@ -101,9 +102,9 @@ def load(
     """The model of a file that ``torch.save`` or safetensors wrote; see `from_state_dict`.
 
     The form is known by the content. PyTorch is not needed, and nothing in a file is run: a
-    ``.pt`` is read if it holds tensors, numbers, text, dicts, lists and tuples alone. Of a file
-    with a whole module, ``torch.save(module)``, it takes PyTorch and trust in it to save
-    ``module.state_dict()``.
+    ``.pt`` is read if it holds tensors, numbers, text and plain containers alone. A file with a
+    whole module, ``torch.save(module)``, is refused: it takes PyTorch, and trust in the file, to
+    save ``module.state_dict()``.
 
     Raises:
         InteropError: as there; the file is missing, damaged, or holds anything else; or it is a
