@@ -22,7 +22,7 @@ ALONE = "save the parameters alone, where the model is: torch.save(model.state_d
 
 # A step takes 100 bytes at most. A vocabulary of 400,000 words has 1.6 million.
 _MOST_STEPS = 2_000_000
-_MOST_AXES = 64  # NumPy's
+_MOST_AXES = 16  # a kernel of a convolution has 5
 
 _DTYPES: Mapping[str, Any] = {
     "torch DoubleStorage": np.float64,
@@ -65,7 +65,7 @@ class Storage:
         return numbers.byteswap() if self.swapped else numbers
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, slots=True)
 class Tensor:
     """A tensor in a file, which NumPy makes an array of.
 
@@ -88,9 +88,15 @@ class Tensor:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         flat = self.storage.numbers[self.offset :]
-        strides = [stride * flat.itemsize for stride in self.strides]
+        # Where no step is made along an axis, its stride says nothing, and may be of any size.
+        steps = (s * (n > 1 and 0 not in self.shape) for n, s in _axes(self.shape, self.strides))
+        strides = [step * flat.itemsize for step in steps]
         view = np.lib.stride_tricks.as_strided(flat, self.shape, strides, writeable=False)
         return np.array(view, dtype)
+
+
+def _axes(shape: tuple[int, ...], strides: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    return zip(shape, strides, strict=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,14 +226,14 @@ def _set(whole: dict[Any, Any], pairs: Any) -> dict[Any, Any]:
 def _known(module: Any, short: Any) -> _Global:
     if type(module) is not str or type(short) is not str:
         raise ValueError("its pickle names something by no text")
-    name = f"{module} {short}"
-    if name not in _FUNCTIONS and name not in _DTYPES:
+    known = _GLOBALS.get(f"{module} {short}")
+    if known is None:
         shown = f"{module}.{short}"[:80]
         raise InteropError(
             f"it holds {shown!r}, and not parameters alone, which it would take code to build, and "
             f"no code in a file is run; {ALONE}"
         )
-    return _Global(name)
+    return known
 
 
 def _call(function: Any, args: Any) -> Any:
@@ -236,18 +242,23 @@ def _call(function: Any, args: Any) -> Any:
     return _FUNCTIONS[function.name](*args[:7])
 
 
-def _dict(pairs: Any = (), *_: Any) -> dict[Any, Any]:
-    if isinstance(pairs, dict):
-        pairs = pairs.items()
-    if not all(type(pair) in (list, tuple) and len(pair) == 2 for pair in pairs):
+# None of these functions copies what it is given: a pickle might give the same a million times.
+
+
+def _dict(pairs: Any = None, *_: Any) -> dict[Any, Any]:
+    if pairs is None or type(pairs) is dict:
+        return {} if pairs is None else pairs
+    if type(pairs) is not list or not all(type(p) is list and len(p) == 2 for p in pairs):
         raise ValueError("its pickle has a dict of something else than pairs")
-    return _set({}, pairs)
+    whole = _set({}, pairs)
+    pairs.clear()
+    return whole
 
 
 def _size(axes: Any = (), *_: Any) -> tuple[Any, ...]:
-    if not isinstance(axes, tuple | list):
+    if type(axes) is not tuple:
         raise ValueError("its pickle has a torch.Size of something else than numbers")
-    return tuple(axes)
+    return axes
 
 
 def _tensor(
@@ -263,9 +274,7 @@ def _tensor(
     # NumPy's limit, also where an axis has no entry.
     if math.prod(max(n, 1) for n in shape) * storage.dtype.itemsize >= 2**62:
         raise ValueError("its pickle has a tensor of a size that no memory has")
-    # Where no step is made along an axis, its stride says nothing.
-    strides = tuple(s * (n > 1 and 0 not in shape) for n, s in zip(shape, strides, strict=True))
-    last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+    last = offset + sum((n - 1) * s for n, s in _axes(shape, strides))
     if 0 not in shape and last >= storage.size:
         raise ValueError(f"its pickle has a tensor that ends behind {storage.size} numbers")
     if len(rest) > 2 and rest[2]:
@@ -281,7 +290,7 @@ def _parameter(data: Any = None, *_: Any) -> Tensor:
 
 def _unread(*_: Any) -> _Global:
     """What checkpoints hold besides, and no parameter is: a name stands for it."""
-    return _Global("")
+    return _GLOBALS["torch Size"]
 
 
 _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
@@ -306,6 +315,9 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
 }
 
 
+_GLOBALS = {name: _Global(name) for name in [*_FUNCTIONS, *_DTYPES]}
+
+
 def _storage(storages: dict[str, Storage], came: Any) -> Storage:
     """The storage that a pickle names, by what it says of it."""
     if type(came) is not tuple or len(came) not in (5, 6) or came[5:] not in ((), (None,)):
@@ -319,5 +331,5 @@ def _storage(storages: dict[str, Storage], came: Any) -> Storage:
     storage = Storage(key, np.dtype(_DTYPES[name.name]), size)
     first = storages.setdefault(key, storage)
     if (first.dtype, first.size) != (storage.dtype, size):
-        raise ValueError(f"its storage {key} is named twice, with other types or sizes")
+        raise ValueError(f"its storage {key[:20]} is named twice, with other types or sizes")
     return first

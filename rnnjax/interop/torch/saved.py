@@ -103,9 +103,13 @@ def _read_stream(source: _Source) -> Any:
     """The form before PyTorch 1.6; its numbers are little-endian, whatever the machine was."""
     storages: dict[str, Storage] = {}
     pickles = io.BytesIO(source.bytes(Place(0, min(source.length, _LONGEST_PICKLE))))
-    _, version, _, tree, keys = (run_pickle(pickles, storages) for _ in range(5))
-    if version != 1001 or type(keys) is not list:
+    pickles.seek(2 + len(_MAGIC))
+    if run_pickle(pickles, storages) != 1001:
         raise InteropError("it is of a form that PyTorch has left; save it again with a new one")
+    run_pickle(pickles, storages)  # the machine's sizes of numbers
+    tree, keys = run_pickle(pickles, storages), run_pickle(pickles, storages)
+    if type(keys) is not list:
+        raise ValueError("its storages are no list")
     at, left = pickles.tell(), dict(storages)
     for key in keys:
         storage = left.pop(key, None) if type(key) is str else None
