@@ -28,6 +28,8 @@ def float_array(name: str, value: Any) -> np.ndarray:
                 value = np.asarray(value.float().numpy(), jnp.bfloat16)
             else:
                 value = value.numpy()
+        if not hasattr(value, "shape"):  # lists in a file might hold each other a million times
+            raise TypeError("no array")
         array = np.array(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InteropError(

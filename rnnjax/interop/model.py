@@ -234,7 +234,8 @@ class Model:
                 for path, leaf in leaves
             )
             count = sum(np.size(leaf) for _, leaf in leaves)
-            rows.append((name, str(layer), f"{count:,}  {shapes}" if leaves else "none"))
+            shown = repr(name)[1:-1]  # names of files may hold what moves a terminal
+            rows.append((shown, str(layer), f"{count:,}  {shapes}" if leaves else "none"))
         widths = [max(len(row[i]) for row in rows) for i in range(2)]
         return "\n".join(
             f"{name:{widths[0]}}  {kind:{widths[1]}}  {shapes}" for name, kind, shapes in rows

@@ -106,7 +106,7 @@ DAMAGED = {
     "integers": (file_of({"a.weight": entry([1, 1], 0, 4, "I32")}, bytes(4)), "int32"),
     "a shape that is none": (file_of({"a.weight": entry([4], 0, 16)}, bytes(16)), "only 'a'"),
     "nothing": (file_of({}), "no module"),
-    "zip": (b"PK\x03\x04" + bytes(60), "no directory at its end"),
+    "zip": (b"PK\x03\x04" + bytes(60), "not a zip file"),
     "as long as nothing is": (
         file_of({"a": entry([0, 2**62, 2**62], 0, 0)}),
         "a shape that no",

@@ -43,8 +43,9 @@ class Module(NamedTuple):
 
     def __str__(self) -> str:
         words = [
-            f"{name[:40]} {tuple(value.shape) if hasattr(value, 'shape') else type(value).__name__}"
-            for name, value in [*self.entries.items()][:3]
+            f"{repr(key[:40])[1:-1]} "  # which may hold what moves a terminal
+            f"{tuple(value.shape) if hasattr(value, 'shape') else type(value).__name__}"
+            for key, value in [*self.entries.items()][:3]
         ]
         return f"{self.name[:60]!r} ({', '.join(words)}{', ...' * (len(self.entries) > 3)})"
 

@@ -1,5 +1,6 @@
 """The state dict in a checkpoint, which holds an optimizer, an epoch and more besides."""
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ RECURRENT_KEY = re.compile(
     re.DOTALL,
 )
 _DEEPEST = 6  # dicts in dicts, the outermost counted; longer paths would be memory for nothing
+_MOST_STATES = 1000  # that are looked at
 _WRAPPERS = ("module.", "_orig_mod.")  # of nn.DataParallel and torch.compile
 
 
@@ -31,27 +33,28 @@ def find_state(tree: Any, at: str | None) -> tuple[Mapping[Any, Any], list[str]]
     >>> find_state({"model": state, "epoch": 3}, None) == (state, [])
     True
     """
-    held = dict(_mappings(tree))
-    if at is not None and at not in held:
-        raise InvalidInputError(
-            f"at should lead to a dict, as {_list([*filter(None, held)]) or 'nothing here'} does, "
-            f"but is {at!r}"
-        )
     if at is not None:
-        return held[at], []
-    # By the first path to each: two may lead to one.
-    paths = {id(state): path for path, state in reversed(held.items()) if _has_parameters(state)}
-    found = [*reversed(paths.values())]
-    recurrent = [path for path in found if _is_recurrent(held[path])]
-    chosen = recurrent or found or [path for path in held if not path]
+        for keys, state in _mappings(tree):
+            if _path(keys) == at:
+                return state, []
+        known = [_path(keys) for keys, _ in itertools.islice(_mappings(tree), 13) if keys]
+        raise InvalidInputError(
+            f"at should lead to a dict, as {_list(known) or 'nothing here'} does, but is {at!r}"
+        )
+    candidates = ((_path(keys), s) for keys, s in _mappings(tree) if _has_parameters(s))
+    found = list(itertools.islice(candidates, _MOST_STATES))
+    chosen = [held for held in found if _is_recurrent(held[1])] or found
+    if not chosen and isinstance(tree, Mapping):
+        return tree, []
     if not chosen:
         raise InteropError("it holds no dict, and so no state dict; save model.state_dict()")
+    path, state = chosen[0]
     if len(chosen) > 1:
         raise InteropError(
-            f"it holds {len(chosen)} state dicts, {_list(chosen)}; say which one, as in "
-            f"at={chosen[0]!r}"
+            f"it holds {len(chosen)} state dicts, {_list([path for path, _ in chosen])}; say which "
+            f"one, as in at={path!r}"
         )
-    return held[chosen[0]], [path for path in found if path not in chosen]
+    return state, [other for other, held in found if held is not state]
 
 
 def wrapper_of(keys: Sequence[str]) -> str:
@@ -61,25 +64,31 @@ def wrapper_of(keys: Sequence[str]) -> str:
     'module.'
     """
     prefix = ""
-    while more := [w for w in _WRAPPERS if keys and all(k.startswith(prefix + w) for k in keys)]:
-        prefix += more[0]
+    for _ in range(4):  # a hostile name may hold millions
+        fitting = [w for w in _WRAPPERS if keys and all(k.startswith(prefix + w) for k in keys)]
+        prefix += fitting[0] if fitting else ""
     return prefix
 
 
-def _mappings(tree: Any) -> Iterator[tuple[str, Mapping[Any, Any]]]:
-    """Every dict with the keys that lead to it, the outer ones first; each is searched once."""
-    level, seen = [("", tree)], set()
+def _path(keys: tuple[Any, ...]) -> str:
+    return "/".join(str(key)[:60] for key in keys)
+
+
+def _mappings(tree: Any) -> Iterator[tuple[tuple[Any, ...], Mapping[Any, Any]]]:
+    """Every dict once, the outer ones first, with the keys that lead to it first."""
+    level: list[tuple[tuple[Any, ...], Any]]
+    level = [((), tree)] if isinstance(tree, Mapping | list | tuple) else []
+    seen = {id(tree)}
     for _ in range(_DEEPEST):
         inner = []
-        for path, value in level:
+        for keys, value in level:
             if isinstance(value, Mapping):
-                yield path, value
-            if id(value) in seen or not isinstance(value, Mapping | list | tuple):
-                continue
-            seen.add(id(value))
+                yield keys, value
             for key, held in value.items() if isinstance(value, Mapping) else enumerate(value):
-                if isinstance(held, Mapping | list | tuple):
-                    inner.append((f"{path}/{str(key)[:60]}".removeprefix("/"), held))
+                if isinstance(held, Mapping | list | tuple) and id(held) not in seen:
+                    seen.add(id(held))
+                    # No text: two million paths in a hostile file would have gigabytes.
+                    inner.append(((*keys, key), held))
         level = inner
 
 

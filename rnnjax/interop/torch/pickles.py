@@ -215,10 +215,13 @@ def _add(name: str, stack: list[Any], items: list[Any]) -> None:
 
 
 def _set(whole: dict[Any, Any], pairs: Any) -> dict[Any, Any]:
-    """Nothing but text and numbers is a key: the hash of a tuple in tuples might take for ever."""
+    """Text and numbers are keys: the hash of a tuple in tuples might take for ever.
+
+    So might a dict of integers of one hash, which has their remainder of 2**61 - 1.
+    """
     for key, value in pairs:
-        if not isinstance(key, str | int | float):
-            raise ValueError(f"its pickle has a {type(key).__name__} for a key")
+        if not isinstance(key, str | int | float) or (type(key) is int and abs(key) >= 2**61 - 1):
+            raise ValueError(f"its pickle has a {type(key).__name__} for a key, or a huge number")
         whole[key] = value
     return whole
 
