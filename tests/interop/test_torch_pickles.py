@@ -602,7 +602,7 @@ PICKLES: dict[str, tuple[bytes, str]] = {
         body_of(b"(" + b"N" * 20_000 + b"tq\x00", named("torch", "Size"), b"q\x01")[:-1]
         + b"h\x01h\x00\x85R" * 20_000
         + b".",
-        "more than one value",
+        "too many values",
     ),
     "a long dict, again and again": (
         body_of(named("collections", "OrderedDict"), b"q\x00](")[:-1]
@@ -610,7 +610,7 @@ PICKLES: dict[str, tuple[bytes, str]] = {
         + b"eq\x01"
         + b"h\x00h\x01\x85R" * 20_000
         + b".",
-        "more than one value",
+        "too many values",
     ),
     "a parameter of none": (
         body_of(named("torch._utils", "_rebuild_parameter"), b")R"),

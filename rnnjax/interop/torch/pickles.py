@@ -106,21 +106,73 @@ class _Global:
     name: str
 
 
-_CONSTANTS: Mapping[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_LITERALS = {
-    "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE",
-    "BINUNICODE8", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES",
-}  # fmt: skip
-_EMPTY: Mapping[str, Callable[[], Any]] = {
-    "EMPTY_DICT": dict,
-    "EMPTY_LIST": list,
-    "EMPTY_SET": list,
-    "EMPTY_TUPLE": tuple,
-}
-_OTHERS = {
-    "PROTO", "FRAME", "STOP", "MARK", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "APPEND", "APPENDS",
-    "ADDITEMS", "SETITEM", "SETITEMS", "BUILD", "BINPUT", "LONG_BINPUT", "MEMOIZE", "BINGET",
-    "LONG_BINGET", "BINPERSID", "GLOBAL", "STACK_GLOBAL", "REDUCE",
+class _Machine:
+    """The values made so far, the places marked among them, and those kept by a number."""
+
+    def __init__(self, storages: dict[str, Storage]):
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
+        self.storages = storages
+
+    def put(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def take(self, count: int | None = None) -> list[Any]:
+        """The last values, all behind the last mark if their number is not told."""
+        start = self.marks.pop() if count is None else len(self.stack) - count
+        if not 0 <= start <= len(self.stack):
+            raise ValueError("its pickle takes what it has not made")
+        taken = self.stack[start:]
+        del self.stack[start:]
+        return taken
+
+    def keep(self, number: int | None) -> None:
+        self.memo[len(self.memo) if number is None else number] = self.stack[-1]
+
+    def add(self, name: str, count: int | None = None) -> None:
+        """Put the last values into the list or the dict before them."""
+        items, whole = self.take(count), self.stack[-1]
+        if name == "APPEND" and type(whole) is list:
+            whole += items
+        elif name == "SETITEM" and type(whole) is dict:
+            _set(whole, zip(items[::2], items[1::2], strict=True))
+        elif name != "BUILD" or type(whole) not in (dict, _Global):  # versions of modules
+            raise ValueError(f"its pickle has a {name} of a {type(whole).__name__}")
+
+
+# What is done with the machine and with what is written behind the step.
+_STEPS: Mapping[str, Callable[[_Machine, Any], None]] = {
+    **dict.fromkeys(("PROTO", "FRAME", "STOP"), lambda m, _: None),
+    **dict.fromkeys(
+        (
+            "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE",
+            "BINUNICODE8", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES",
+        ),
+        _Machine.put,
+    ),
+    "NONE": lambda m, _: m.put(None),
+    "NEWTRUE": lambda m, _: m.put(True),
+    "NEWFALSE": lambda m, _: m.put(False),
+    "EMPTY_DICT": lambda m, _: m.put({}),
+    **dict.fromkeys(("EMPTY_LIST", "EMPTY_SET"), lambda m, _: m.put([])),
+    "EMPTY_TUPLE": lambda m, _: m.put(()),
+    "MARK": lambda m, _: m.marks.append(len(m.stack)),
+    "TUPLE": lambda m, _: m.put((*m.take(),)),
+    "TUPLE1": lambda m, _: m.put((*m.take(1),)),
+    "TUPLE2": lambda m, _: m.put((*m.take(2),)),
+    "TUPLE3": lambda m, _: m.put((*m.take(3),)),
+    "APPEND": lambda m, _: m.add("APPEND", 1),
+    **dict.fromkeys(("APPENDS", "ADDITEMS"), lambda m, _: m.add("APPEND")),
+    "SETITEM": lambda m, _: m.add("SETITEM", 2),
+    "SETITEMS": lambda m, _: m.add("SETITEM"),
+    "BUILD": lambda m, _: m.add("BUILD", 1),
+    **dict.fromkeys(("BINPUT", "LONG_BINPUT", "MEMOIZE"), _Machine.keep),
+    **dict.fromkeys(("BINGET", "LONG_BINGET"), lambda m, number: m.put(m.memo[number])),
+    "BINPERSID": lambda m, _: m.put(_storage(m.storages, *m.take(1))),
+    "GLOBAL": lambda m, names: m.put(_known(*names)),
+    "STACK_GLOBAL": lambda m, _: m.put(_known(*m.take(2))),
+    "REDUCE": lambda m, _: m.put(_call(*m.take(2))),
 }  # fmt: skip
 _OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
 
@@ -136,82 +188,24 @@ def run_pickle(stream: io.BytesIO, storages: dict[str, Storage]) -> Any:
         InteropError: it means to do something else than to hold parameters.
         ValueError, IndexError, KeyError: it is damaged.
     """
-    stack: list[Any] = []
-    marks: list[int] = []
-    memo: dict[int, Any] = {}
-
-    def take(count: int) -> list[Any]:
-        if count > len(stack):
-            raise ValueError("its pickle takes what it has not made")
-        taken = stack[len(stack) - count :]
-        del stack[len(stack) - count :]
-        return taken
-
-    for name, argument in _steps(stream):
-        if name in _LITERALS:
-            stack.append(argument)
-        elif name in _CONSTANTS:
-            stack.append(_CONSTANTS[name])
-        elif name in _EMPTY:
-            stack.append(_EMPTY[name]())
-        elif name == "MARK":
-            marks.append(len(stack))
-        elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
-            stack.append(tuple(take(int(name[-1]))))
-        elif name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
-            memo[len(memo) if argument is None else argument] = stack[-1]
-        elif name in ("BINGET", "LONG_BINGET"):
-            stack.append(memo[argument])
-        elif name == "BINPERSID":
-            stack.append(_storage(storages, *take(1)))
-        elif name == "GLOBAL":
-            stack.append(_known(*argument))
-        elif name == "STACK_GLOBAL":
-            stack.append(_known(*take(2)))
-        elif name == "REDUCE":
-            stack.append(_call(*take(2)))
-        elif name in ("APPEND", "SETITEM", "BUILD"):
-            _add(name, stack, take(1 + (name == "SETITEM")))
-        elif name in ("TUPLE", "APPENDS", "ADDITEMS", "SETITEMS"):
-            items = take(max(len(stack) - marks.pop(), 0))
-            if name == "TUPLE":
-                stack.append(tuple(items))
-            else:
-                _add(name, stack, items)
-    if len(stack) != 1:
-        raise ValueError("its pickle ends with more than one value, or none")
-    return stack[0]
-
-
-def _steps(stream: io.BytesIO) -> Iterator[tuple[str, Any]]:
-    """The steps of a pickle to its last, with what is written behind each."""
-    known = _LITERALS | _OTHERS | {*_CONSTANTS, *_EMPTY}
+    machine = _Machine(storages)
     for _ in range(_MOST_STEPS):
         opcode = _OPCODES.get(stream.read(1))
         if opcode is None:
             raise ValueError("its pickle has no end, or a step that no pickle has")
-        if opcode.name not in known:
+        if opcode.name not in _STEPS:
             raise InteropError(
                 f"its pickle has a step {opcode.name}, which no parameters need; {ALONE}"
             )
         if opcode.name == "GLOBAL":  # in which the reader of pickletools would look for escapes
-            yield "GLOBAL", [stream.readline()[:-1].decode() for _ in range(2)]
+            argument: Any = [stream.readline()[:-1].decode() for _ in range(2)]
         else:
-            yield opcode.name, None if opcode.arg is None else opcode.arg.reader(stream)
+            argument = None if opcode.arg is None else opcode.arg.reader(stream)
+        _STEPS[opcode.name](machine, argument)
         if opcode.name == "STOP":
-            return
+            (made,) = machine.stack
+            return made
     raise InteropError(f"its pickle has more than {_MOST_STEPS:,} steps; {ALONE}")
-
-
-def _add(name: str, stack: list[Any], items: list[Any]) -> None:
-    """Put items into the list or the dict on top of the stack."""
-    whole = stack[-1]
-    if name.startswith(("APPEND", "ADD")) and type(whole) is list:
-        whole += items
-    elif name.startswith("SETITEM") and type(whole) is dict:
-        _set(whole, zip(items[::2], items[1::2], strict=True))
-    elif name != "BUILD" or type(whole) not in (dict, _Global):  # versions of modules
-        raise ValueError(f"its pickle has a {name} of a {type(whole).__name__}")
 
 
 def _set(whole: dict[Any, Any], pairs: Any) -> dict[Any, Any]:
