@@ -64,6 +64,7 @@ def to_interop(model: CharacterModel, params: Any, *, stacked: bool = False) -> 
     lstm     LSTMCell(5)   200  bias (20,), kernel (4, 20), recurrent_kernel (5, 20)
     lstm_1   LSTMCell(5)   220  bias (20,), kernel (5, 20), recurrent_kernel (5, 20)
     dense    Dense(4)      24  bias (4,), kernel (5, 4)
+    axes     time first
     """
     cells, size = _cells(model), model.vocabulary_size
     name = _name(cells[0])

@@ -10,16 +10,17 @@ import numpy as np
 
 from rnnjax.cells.base import Carry
 from rnnjax.errors import InteropError
-from rnnjax.interop.layers import Dense, Embedding, OneHotIds, Recurrent
+from rnnjax.interop.layers import Embedding, OneHotIds
 from rnnjax.interop.model import Model
-from rnnjax.interop.onnx.graph import Graph, Input
+from rnnjax.interop.onnx.axes import BATCH, STEPS, assumed_shape
+from rnnjax.interop.onnx.graph import Graph
 from rnnjax.interop.onnx.layers import input_size
 from rnnjax.interop.onnx.sequential import Found
 
 TOLERANCE = 1e-5
 """How far the outputs of two models that are the same may be apart, of the largest of them."""
 
-_STEPS, _BATCH, _FEATURES = 6, 2, 3
+_FEATURES = 3
 
 
 class SelfCheckError(InteropError):
@@ -76,15 +77,17 @@ def compare_found(graph: Model, found: Found, seed: int = 0) -> Comparison:
     Raises:
         SelfCheckError: their outputs are of other shapes.
     """
-    assert isinstance(graph.network, Graph)
+    network = graph.network
+    assert isinstance(network, Graph)
+    graph = dataclasses.replace(graph, network=dataclasses.replace(network, exchanged=None))
     rng, order = np.random.default_rng(seed), ("time", "batch", "features")
-    (entry,) = (one for one in graph.network.inputs if one.role == "data")
+    (entry,) = (one for one in network.inputs if one.role == "data")
     fixed = dict(zip(found.takes, entry.shape or (), strict=False))
     dtype = jnp.dtype(entry.dtype)
     pieces = []
     for _ in range(2):
         xs = random_inputs(
-            found.model, rng, fixed.get("time") or _STEPS, fixed.get("batch") or _BATCH
+            found.model, rng, fixed.get("time") or STEPS, fixed.get("batch") or BATCH
         )
         pieces.append(xs if np.issubdtype(xs.dtype, np.integer) else xs.astype(dtype))
     places = [order.index(axis) for axis in found.takes]
@@ -119,17 +122,21 @@ def _compare_outputs(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -
 
 
 def random_inputs(
-    model: Model, rng: np.random.Generator, steps: int = _STEPS, batch: int = _BATCH
+    model: Model, rng: np.random.Generator, steps: int = STEPS, batch: int = BATCH
 ) -> Any:
     """Inputs of a few steps that the model takes; a graph says itself how many, or has a few."""
     if isinstance(model.network, Graph):
         tables = [layer for layer in model.layers.values() if isinstance(layer, Embedding)]
         ids = min((table.vocabulary_size for table in tables), default=2)
         arrays = {
-            entry.name: _random(rng, _sizes(entry, model), entry.dtype, ids)
+            entry.name: _random(
+                rng, assumed_shape(entry, model.network, model.params), entry.dtype, ids
+            )
             for entry in model.network.inputs
             if entry.role == "data"
         }
+        for name in {*arrays} & {*(model.network.exchanged or ())}:
+            arrays[name] = np.swapaxes(arrays[name], 0, 1)
         return arrays if len(arrays) > 1 else next(iter(arrays.values()))
     for layer in model.layers.values():
         if isinstance(layer, Embedding | OneHotIds):
@@ -138,23 +145,6 @@ def random_inputs(
         if model.params.get(layer.name):
             return _random(rng, [steps, batch, input_size(model.params[layer.name])])
     return _random(rng, [steps, batch, _FEATURES])
-
-
-def _sizes(entry: Input, model: Model) -> list[int]:
-    """Of an input of a graph: which of its free axes is time is not known, most often the first."""
-    ids = jnp.issubdtype(jnp.dtype(entry.dtype), jnp.integer)
-    shape = entry.shape
-    if shape is None:
-        shape = (None,) * (2 if ids else 3)
-    features = [
-        input_size(model.params[name])
-        for name, layer in model.layers.items()
-        if isinstance(layer, Recurrent | Dense) and name in model.params
-    ]
-    if len(shape) == 3 and shape[-1] is None and not ids and features:
-        shape = (*shape[:-1], features[0])
-    free = iter((_STEPS, *[_BATCH] * len(shape)))
-    return [next(free) if size is None else size for size in shape]
 
 
 def _random(

@@ -179,7 +179,8 @@ def read_back(model: Model, target: str | os.PathLike[str]) -> Model:
     """
     path, suffix = pathlib.Path(target), suffix_of(target, TARGETS)
     if suffix == ".onnx":
-        return onnx.load(path)
+        own = isinstance(model.network, onnx.Graph) and model.network.exchanged is None
+        return onnx.load(path, time_first=not own)
     if suffix == ".keras":
         read = keras.load(path)
         ids = [layer for layer in model.layers.values() if isinstance(layer, OneHotIds)]

@@ -33,6 +33,11 @@ class Network(abc.ABC):
     ) -> tuple[dict[str, Carry], Any]:
         """Run the layers over ``xs``; ``carry`` has entries for some recurrent layers or none."""
 
+    @property
+    def axes(self) -> str:
+        """Of inputs and outputs, in words."""
+        return "time first"
+
     def num_steps(self, params: Params, xs: Any) -> int:
         """The number of time steps in ``xs``: its first axis, unless a network says otherwise."""
         return int(jnp.shape(xs)[0])
@@ -122,6 +127,7 @@ class Model:
     >>> print(model)
     layer  what it is   parameters
     rnn    LSTMCell(5)  180  bias (20,), kernel (3, 20), recurrent_kernel (5, 20)
+    axes   time first
     """
 
     network: Network
@@ -188,8 +194,9 @@ class Model:
 
         Args:
             params: like ``self.params``.
-            xs: ``(time, *batch, features)``, time first whatever the framework had; integer ids
-                ``(time, *batch)`` where the first layer takes ids.
+            xs: ``(time, *batch, features)``, time first whatever the framework had, unless
+                ``print(model)`` says that axes are the graph's own; integer ids ``(time, *batch)``
+                where the first layer takes ids.
             carry: by the name of a recurrent layer, its state before the first step; a layer that
                 is left out begins with its initial carry.
             lengths: the valid steps of each row, as in `rnnjax.unroll`.
@@ -237,9 +244,8 @@ class Model:
             shown = repr(name)[1:-1]  # names of files may hold what moves a terminal
             rows.append((shown, str(layer), f"{count:,}  {shapes}" if leaves else "none"))
         widths = [max(len(row[i]) for row in rows) for i in range(2)]
-        return "\n".join(
-            f"{name:{widths[0]}}  {kind:{widths[1]}}  {shapes}" for name, kind, shapes in rows
-        )
+        lines = [f"{name:{widths[0]}}  {kind:{widths[1]}}  {shapes}" for name, kind, shapes in rows]
+        return "\n".join([*lines, f"{'axes':{widths[0]}}  {self.network.axes}"])
 
 
 def _valid(lengths: jax.Array, num_steps: int) -> jax.Array:

@@ -22,6 +22,7 @@ onnx = pytest.importorskip("onnx", reason="onnx is in the extra `onnx`")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from onnx.reference import ReferenceEvaluator  # noqa: E402
 
+from rnnjax.interop import convert  # noqa: E402
 from rnnjax.interop import onnx as rnnjax_onnx  # noqa: E402
 
 TIME, BATCH, FEATURES, HIDDEN = 5, 3, 2, 4
@@ -163,7 +164,7 @@ GRAPHS = {
 def test_graphs_equal_the_reference_and_are_rows_of_layers(name: str, assert_close: Any) -> None:
     make, xs, order = GRAPHS[name]
     proto = make()
-    model = rnnjax_onnx.load(proto)
+    model = rnnjax_onnx.load(proto, time_first=False)
     (x_name,) = graph_of(model).data_inputs
     plain = onnx.ModelProto()
     plain.CopyFrom(proto)
@@ -277,7 +278,7 @@ def test_models_of_torch_stream_and_train(name: str, assert_close: Any) -> None:
     """States given by name, in the carry, or in two pieces give what PyTorch gives."""
     kind, options = TAGGERS[name]
     export = torch_tagger(kind, **options)
-    model = rnnjax_onnx.load(export.file)
+    model = rnnjax_onnx.load(export.file, time_first=False)
     graph = graph_of(model)
     assert graph.data_inputs == ("ids",)
     assert len(graph.outputs) == 1  # the final states are in the carry
@@ -325,6 +326,54 @@ def test_models_of_torch_stream_and_train(name: str, assert_close: Any) -> None:
     _, expected = row(time_first, before, lengths=lengths)
     expected = jnp.swapaxes(expected, 0, 1) if options.get("batch_first") else expected
     assert_close(cut, expected, TOLERANCE)
+
+
+@pytest.mark.parametrize("name", TAGGERS)
+def test_data_of_torch_is_time_first(name: str, assert_close: Any) -> None:
+    """Ids, logits and the steps that are marked, whether the export has batch first or not."""
+    kind, options = TAGGERS[name]
+    export = torch_tagger(kind, **options)
+    turned = (1, 0) if options.get("batch_first") else (0, 1)
+    model = rnnjax_onnx.load(export.file)
+    assert str(model).endswith("axes       time first")
+    given = {**export.given, "ids": export.given["ids"].transpose(turned)}
+    assert_close(model(given)[1], export.outputs[0].transpose(*turned, 2), TOLERANCE)
+
+
+def test_data_is_time_first_where_its_axes_can_be_followed(
+    tmp_path: pathlib.Path, assert_close: Any
+) -> None:
+    proto, xs = tagger(), normal(TIME, BATCH, FEATURES)
+    model, own = rnnjax_onnx.load(proto), rnnjax_onnx.load(proto, time_first=False)
+    assert graph_of(model).exchanged == ("x", "y")
+    assert str(own).endswith("the graph's own")
+    assert_close(model(xs)[1], np.swapaxes(own(np.swapaxes(xs, 0, 1))[1], 0, 1), 0)
+    assert_close(model(xs)[1], rnnjax_onnx.to_sequential(model)(xs)[1], TOLERANCE)
+    with pytest.raises(
+        InvalidInputError, match=r"\(any, any, 2\), but got .*; the axes are time f"
+    ):
+        model(xs[..., :1])
+    for one in (model, own):
+        convert.write_checked(one, tmp_path / "a.onnx", force=True)
+        convert.write_checked(one, tmp_path / "a.keras", force=True)
+    last = rnnjax_onnx.load(changed(copied(proto), end_at_last_step))
+    assert graph_of(last).exchanged == ("x",)
+    assert_close(last(xs)[1], model(xs)[1][-1], TOLERANCE)
+    mixed = rnnjax_onnx.load(changed(copied(proto), mix_steps))
+    assert str(mixed).endswith("the graph's own")
+
+
+def end_at_last_step(graph: Any) -> None:
+    """The output is that of the last step, ``(batch, size)``."""
+    graph.node.append(helper.make_node("Gather", ["y", "end"], ["last"], axis=1))
+    graph.initializer.append(numpy_helper.from_array(np.array(-1), "end"))
+    graph.output[0].CopyFrom(value("last", ["N", 3]))
+
+
+def mix_steps(graph: Any) -> None:
+    """A softmax over time stands before the recurrent node."""
+    graph.node.insert(0, helper.make_node("Softmax", ["x"], ["mixed"], axis=1))
+    graph.node[1].input[0] = "mixed"
 
 
 def test_gradients_are_those_of_torch(assert_close: Any) -> None:
@@ -528,9 +577,13 @@ def test_lengths_and_resets_where_time_is_not_first(assert_close: Any) -> None:
         "resets": np.random.default_rng(3).random((TIME, BATCH)) < 0.3,
     }
     carry, ys = rnnjax_onnx.load(time_first)(xs, **marks)
-    turned_carry, turned = rnnjax_onnx.load(batch_first)(np.swapaxes(xs, 0, 1), **marks)
+    own = rnnjax_onnx.load(batch_first, time_first=False)
+    turned_carry, turned = own(np.swapaxes(xs, 0, 1), **marks)
     assert_close(np.transpose(turned, (1, 2, 0, 3)), ys, TOLERANCE)
     assert_close(turned_carry, carry, TOLERANCE)
+    again_carry, again = rnnjax_onnx.load(batch_first)(xs, **marks)
+    assert_close(again, np.swapaxes(turned, 0, 1), 0)
+    assert_close(again_carry, carry, TOLERANCE)
     nodes = [
         helper.make_node("Slice", ["x", "last", "first", "zero", "last"], ["flipped"]),
         helper.make_node("LSTM", ["flipped", "W", "R", "B"], ["Y"], "flip", hidden_size=HIDDEN),
@@ -607,6 +660,12 @@ def one_lstm_like(proto: Any) -> Any:
 
 
 # --- Bad input ---
+
+
+def copied(proto: Any) -> Any:
+    other = onnx.ModelProto()
+    other.CopyFrom(proto)
+    return other
 
 
 def changed(proto: Any, change: Any) -> Any:
@@ -809,7 +868,7 @@ def test_a_constant_beside_the_model_is_in_it_behind(tmp_path: pathlib.Path) -> 
 
 def test_external_data_beside_the_model(tmp_path: pathlib.Path, assert_close: Any) -> None:
     path = with_external(tmp_path)
-    model = rnnjax_onnx.load(path)
+    model = rnnjax_onnx.load(path, time_first=False)
     inside = onnx.load(os.fspath(path))  # which reads them as well
     xs = normal(BATCH, TIME, FEATURES)
     assert_close(model(xs)[1], by_reference(inside, {"x": xs})["y"], TOLERANCE)

@@ -63,7 +63,7 @@ def test_node_cases_of_recurrent_operators(case: Any, weights: str, assert_close
         if weights == "initializers":
             held = [name for name in data if name in ("W", "R", "B", "P")]
             proto.graph.initializer.extend(numpy_helper.from_array(data.pop(n), n) for n in held)
-        model = rnnjax_onnx.load(proto)
+        model = rnnjax_onnx.load(proto, time_first=False)
         _, values = model.network.values(model.params, data, {}, None, Context())  # type: ignore[attr-defined]
         expected = {o.name: y for o, y in zip(case.model.graph.output, outputs, strict=True)}
         assert_close({name: values[name] for name in expected}, expected, TOLERANCE)
@@ -373,7 +373,7 @@ def check_node(config: dict[str, Any], runtime: Any, assert_close: Any) -> bool:
     while not names[-1]:
         names.pop()
     proto = make_model(config, arrays, layout=layout, outputs=names)
-    model = rnnjax_onnx.load(proto.SerializeToString())
+    model = rnnjax_onnx.load(proto.SerializeToString(), time_first=False)
     given = {value.name: arrays[value.name] for value in proto.graph.input}
     carry, ys = model(given)
     data = model.network.outputs  # type: ignore[attr-defined]

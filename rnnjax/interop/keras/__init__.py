@@ -64,6 +64,7 @@ def load(source: Any, *, like: Model | None = None) -> Model:
     >>> print(again)
     layer  what it is   parameters
     lstm   LSTMCell(5)  180  bias (20,), kernel (3, 20), recurrent_kernel (5, 20)
+    axes   time first
     """
     if like is not None and not isinstance(like, Model):
         raise InvalidInputError(f"like should be a rnnjax.interop.Model, but is {type(like)}")

@@ -7,6 +7,7 @@ no runtime is.
 from typing import Any
 
 from rnnjax.interop.model import Model
+from rnnjax.interop.onnx.axes import with_time_first
 from rnnjax.interop.onnx.export import save, to_proto
 from rnnjax.interop.onnx.files import read_model
 from rnnjax.interop.onnx.graph import Graph
@@ -17,7 +18,7 @@ from rnnjax.interop.onnx.sequential import to_sequential
 __all__ = ["Graph", "load", "save", "to_proto", "to_sequential", "update"]
 
 
-def load(source: Any) -> Model:
+def load(source: Any, *, time_first: bool = True) -> Model:
     """Read an ONNX model: its graph, and its parameters in rnnjax's layout.
 
     The graph may be of RNN, GRU and LSTM nodes with all their attributes, and of the operators that
@@ -27,9 +28,11 @@ def load(source: Any) -> Model:
     biases of a gate are one, their sum, but in a GRU with ``linear_before_reset``. ``clip`` bounds
     the inputs of f and g and not of h, as in the runtimes that have it.
 
-    ``model.apply(params, xs, carry)`` takes and returns data in the graph's own axes: time first
-    where the graph has it so (layout 0, and no Transpose before), else batch first. ``xs`` is the
-    graph's input, or a dict by name where it has several. Inputs that become initial_h or initial_c
+    ``model.apply(params, xs, carry)`` takes and returns data time first, also where the graph has
+    batch first: the axes of its one input of data are followed to the recurrent nodes, and behind
+    them to the outputs. Where a node on the way mixes them, there are several inputs, or nothing is
+    recurrent, data has the graph's own axes, and ``print(model)`` says so. ``xs`` is the graph's
+    input, or a dict by name where it has several. Inputs that become initial_h or initial_c
     of a recurrent node are its state, and so are outputs that are its Y_h and Y_c: both are in the
     carry, by the name of the layer, so that a model that was exported for streaming streams::
 
@@ -50,6 +53,7 @@ def load(source: Any) -> Model:
     Args:
         source: the path of a file, its bytes, or an ``onnx.ModelProto``. Data outside of the file
             are read only if they are in a plain file beside it.
+        time_first: whether data is given and returned time first; False for the graph's own axes.
 
     Returns:
         a model whose network is a `Graph`.
@@ -76,10 +80,11 @@ def load(source: Any) -> Model:
     >>> print(model)
     layer  what it is   parameters
     lstm   LSTMCell(5)  180  bias (20,), kernel (3, 20), recurrent_kernel (5, 20)
+    axes   time first
     >>> carry, ys = model(jax.numpy.ones((10, 8, 3)))
     >>> ys.shape, carry["lstm"].hidden.shape
     ((10, 1, 8, 5), (8, 5))
     """
     proto, folder = read_model(source)
     graph, params, imported = read_graph(proto, folder)
-    return Model(graph, params, imported)
+    return Model(with_time_first(graph, params) if time_first else graph, params, imported)

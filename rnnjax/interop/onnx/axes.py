@@ -1,15 +1,21 @@
 """Where time and batch are in the values of a graph: lengths and masks mean nothing elsewhere."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rnnjax.cells.base import Params
-from rnnjax.errors import InvalidInputError
-from rnnjax.interop.layers import Context
-from rnnjax.interop.onnx.graph import Graph, LayerNode, Node, Operation, RecurrentNode
+from rnnjax.errors import InvalidInputError, RnnjaxError
+from rnnjax.interop.layers import Context, Dense, Recurrent
+from rnnjax.interop.onnx.graph import Graph, Input, LayerNode, Node, Operation, RecurrentNode
+from rnnjax.interop.onnx.layers import input_size
+from rnnjax.interop.onnx.operators import traced_dtype
+
+STEPS, BATCH = 6, 2  # of inputs whose sizes nothing tells
 
 Axes = tuple[int, int]
 """The places of time and batch."""
@@ -48,28 +54,75 @@ _BINARY = frozenset(
 )
 
 
+def with_time_first(graph: Graph, params: Params) -> Graph:
+    """The graph that takes and gives time first, if it has one input of data and steps run in it.
+
+    Where those steps are follows from small inputs, of sizes that are not fixed. If it does not,
+    the graph stays what it is.
+    """
+    entries = [entry for entry in graph.inputs if entry.role == "data"]
+    if len(entries) != 1 or not any(isinstance(node, RecurrentNode) for node in graph.nodes):
+        return graph
+    shape = assumed_shape(entries[0], graph, params, (13, 11))  # hardly a size of anything else
+    x = jax.ShapeDtypeStruct(shape, traced_dtype(jnp.dtype(entries[0].dtype), entries[0].name))
+    try:
+        axes = _followed(graph, params, {entries[0].name: x})[1]
+    except (RnnjaxError, TypeError, ValueError):  # of JAX, for sizes that do not fit the graph
+        return graph
+    ends = (entries[0].name, *graph.outputs)
+    return dataclasses.replace(graph, exchanged=tuple(n for n in ends if axes.get(n) == (1, 0)))
+
+
+def assumed_shape(
+    entry: Input, graph: Graph, params: Params, sizes: tuple[int, int] = (STEPS, BATCH)
+) -> tuple[int, ...]:
+    """Of an input: which of its free axes is time is not known, most often the first."""
+    ids = jnp.issubdtype(jnp.dtype(entry.dtype), jnp.integer)
+    shape = entry.shape
+    if shape is None:
+        shape = (None,) * (2 if ids else 3)
+    features = [
+        input_size(params[name])
+        for name, layer in graph.layers.items()
+        if isinstance(layer, Recurrent | Dense) and name in params
+    ]
+    if len(shape) == 3 and shape[-1] is None and not ids and features:
+        shape = (*shape[:-1], features[0])
+    free = iter((sizes[0], *sizes[1:] * len(shape)))
+    return tuple(next(free) if size is None else size for size in shape)
+
+
 def time_axis(graph: Graph, params: Params, xs: Any) -> tuple[str, int]:
     """The data input that reaches all recurrent nodes step by step, and which axis time is.
 
     Raises:
         InvalidInputError: there is none, because a node between moves the axes or mixes them.
     """
+    name, axes = _followed(graph, params, graph.given(xs))
+    return name, axes[name][0]
+
+
+def _followed(
+    graph: Graph, params: Params, given: Mapping[str, Any]
+) -> tuple[str, dict[str, Axes]]:
+    """The data input that reaches all recurrent nodes step by step, and where its axes go."""
     shapes: dict[str, tuple[int, ...]] = {}
+    graph = dataclasses.replace(graph, exchanged=None)
 
     def trace(params: Params, given: dict[str, Any]) -> None:
         values = graph.values(params, given, {}, None, Context())[1]
         shapes.update({name: tuple(value.shape) for name, value in values.items()})
 
-    given = graph.given(xs)
-    jax.eval_shape(trace, params, given)
+    jax.eval_shape(trace, params, dict(given))
     lost: list[Node] = []
     for name in graph.data_inputs:
         for start in ((0, 1), (1, 0)):
             if len(shapes[name]) < 2:
                 continue
-            first = _first_lost(graph, shapes, {name: start})
+            axes = {name: start}
+            first = _first_lost(graph, shapes, axes)
             if first is None:
-                return name, start[0]
+                return name, axes
             lost.append(first)
     # Of the two ways to read the axes of an input, the one that goes further is what was meant.
     where = "no node gets"

@@ -156,6 +156,8 @@ class Graph(Network):
         nodes: in an order in which they can run.
         layer_list: the layers that some of them are.
         constants: arrays that are no parameters: integers, and single numbers.
+        exchanged: the inputs and outputs that have batch first in the graph, and time first where
+            they are given and returned; None where all keep the graph's own axes.
     """
 
     opset: int
@@ -164,6 +166,12 @@ class Graph(Network):
     nodes: tuple[Node, ...]
     layer_list: tuple[Layer, ...]
     constants: tuple[tuple[str, Constant], ...] = dataclasses.field(repr=False)
+    exchanged: tuple[str, ...] | None = None
+
+    @property
+    def axes(self) -> str:
+        """Time first, or those of the graph."""
+        return "the graph's own" if self.exchanged is None else super().axes
 
     @property
     def layers(self) -> Mapping[str, Layer]:
@@ -194,7 +202,7 @@ class Graph(Network):
         if mask is not None or context.resets is not None:
             self.num_steps(params, xs)  # raises where marks of time mean nothing
         carries, values = self.values(params, xs, carry, mask, context)
-        ys = {name: jnp.asarray(values[name]) for name in self.outputs}
+        ys = {name: self._exchanged(name, jnp.asarray(values[name])) for name in self.outputs}
         return carries, ys if len(ys) > 1 else ys[self.outputs[0]]
 
     def given(self, xs: Any) -> dict[str, Any]:
@@ -216,7 +224,13 @@ class Graph(Network):
             raise InvalidInputError(
                 f"xs has {sorted(xs)}, but the graph needs {list(needed)} and takes {list(known)}"
             )
-        return {name: _as_input(known[name], x) for name, x in xs.items()}
+        return {
+            name: self._exchanged(name, _as_input(known[name], x, name in (self.exchanged or ())))
+            for name, x in xs.items()
+        }
+
+    def _exchanged(self, name: str, x: jax.Array) -> jax.Array:
+        return jnp.swapaxes(x, 0, 1) if name in (self.exchanged or ()) else x
 
     def values(
         self, params: Params, xs: Any, carry: Mapping[str, Carry], mask: Any, context: Context
@@ -251,7 +265,7 @@ class Graph(Network):
         return carries, values
 
 
-def _as_input(known: Input, x: Any) -> jax.Array:
+def _as_input(known: Input, x: Any, exchanged: bool) -> jax.Array:
     dtype = jnp.dtype(known.dtype)
     try:
         x = jnp.asarray(x)
@@ -267,14 +281,16 @@ def _as_input(known: Input, x: Any) -> jax.Array:
             f"input {known.name!r} is {expected}, but got {x.dtype}{list(x.shape)}"
         )
     fixed = known.shape
+    if fixed is not None and exchanged:
+        fixed = (fixed[1], fixed[0], *fixed[2:])
     if fixed is not None and (
         len(fixed) != x.ndim
         or any(n is not None and n != came for n, came in zip(fixed, x.shape, strict=True))
     ):
         sizes = ", ".join("any" if n is None else str(n) for n in fixed)
         raise InvalidInputError(
-            f"input {known.name!r} has shape ({sizes}), but got {x.shape}; the axes are those of "
-            "the graph, in its own order"
+            f"input {known.name!r} has shape ({sizes}), but got {x.shape}; the axes are "
+            + ("time first" if exchanged else "those of the graph, in its own order")
         )
     return x.astype(expected)
 

@@ -78,6 +78,7 @@ def from_state_dict(
     >>> print(model)
     layer  what it is   parameters
     rnn    LSTMCell(5)  160  kernel (3, 20), recurrent_kernel (5, 20)
+    axes   time first
     >>> sorted(to_state_dict(model)) == sorted(state)
     True
     """
