@@ -755,7 +755,7 @@ FILES = {
     "sizes of their own": (edited(GOOD, DIRECTORY, 20, b"\xff\xff\xff\x7f" * 2), "overlap"),
     "an entry in another": (
         edited(GOOD, b"archive/data/3", -4, bytes(4), last=True),
-        "header b'archive/data.pkl' differ",
+        "its entries overlap",
     ),
     "an entry at the end": (edited(GOOD, DIRECTORY, 42, b"\xff\xff\xff\x7f"), "Truncated file"),
     "no header": (edited(GOOD, DIRECTORY, 42, b"\x01\x00\x00\x00"), "Bad magic number"),

@@ -109,7 +109,8 @@ def _read_zip(file: _Bounded) -> Any:
                 f"torch.save; {ALONE}"
             )
     # Entries that lie in each other would let the same bytes be read again and again.
-    if len(sizes) < len(names) or sum(sizes.values()) > file.length:
+    places = {entry.header_offset for entry in archive.infolist()}
+    if min(len(sizes), len(places)) < len(names) or sum(sizes.values()) > file.length:
         raise ValueError("its entries overlap, or two have one name")
     pickled, order = f"{root}/data.pkl", f"{root}/byteorder"
     if sizes[pickled] > _LONGEST_PICKLE or sizes.get(order, 0) > len("little"):
