@@ -31,7 +31,8 @@ class S6Cell(Cell):
     :math:`\Delta, u, B, C`, :math:`b` = ``step_bias (hidden_size,)``, :math:`a` = ``log_decay
     (hidden_size, state_size)`` and :math:`d` = ``skip (hidden_size,)``. The carry is
     ``SimpleRNNCarry`` of ``hidden (*batch, hidden_size, state_size)``. (In the paper :math:`u` is
-    the input itself, and the part of the kernel for :math:`\Delta` a product of two.)
+    the input itself, and the part of the kernel for :math:`\Delta` a product of two. As in the
+    authors' code an input is let in times :math:`\Delta`, not held over the step.)
 
     Args:
         hidden_size: the number of channels, and of outputs.
