@@ -79,6 +79,9 @@ class Options(NamedTuple):
     epsilon: float
     bound: float
     exponential: bool
+    heads: int
+    keys: int
+    temperature: float
 
 
 def _per_gate(
@@ -429,6 +432,109 @@ def slstm(p: Any, carry: Any, x: Array, o: Options) -> Any:
     return (h, c, n, m), h
 
 
+def _columns(p: Any, x: Array, *widths: int) -> list[Array]:
+    """``x W + b`` in parts of so many columns."""
+    ends = np.cumsum(widths)[:-1]
+    biases = np.split(p["bias"], ends) if "bias" in p else [0.0] * len(widths)
+    kernels = np.split(p["kernel"], ends, axis=-1)
+    return [x @ w + b for w, b in zip(kernels, biases, strict=True)]
+
+
+def _of_head(x: Array, head: int, heads: int) -> Array:
+    return np.split(x, heads, axis=-1)[head]
+
+
+def _outer(v: Array, k: Array) -> Array:
+    return v[..., :, None] * k[..., None, :]
+
+
+def _applied(s: Array, q: Array) -> Array:
+    return (s @ q[..., None])[..., 0]
+
+
+def _rms(x: Array, epsilon: float) -> Array:
+    return x / np.sqrt((x * x).sum(-1, keepdims=True) / x.shape[-1] + epsilon)
+
+
+def _silu(x: Array) -> Array:
+    return x * sigmoid(x)
+
+
+def mlstm(p: Any, carry: Any, x: Array, o: Options) -> Any:
+    """Beck et al., 2024, equations 19 to 27: ``C' = f C + i v k, n' = f n + i k``, and
+
+    h = o C' q / max(|n' q|, 1), with i = exp(W x + b), f = sigma of that or exp, o = sigma and k
+    over the root of its size. C and n are kept times exp(-m), and m' = max(log f + m, log i).
+    """
+    memory, stabilizer = carry
+    units, keys = o.heads * (memory.shape[-2] - 1), o.heads * o.keys
+    parts = _columns(p, x, keys, keys, units, units, o.heads, o.heads)
+    new, scales, ys = [], [], []
+    for head in range(o.heads):
+        q, k, v, out, log_i, log_f = (_of_head(part, head, o.heads) for part in parts)
+        log_f = log_f if o.exponential else -_softplus(-log_f)
+        c, n = memory[..., head, :-1, :], memory[..., head, -1, :]
+        kept = log_f + stabilizer[..., head, None]
+        m = np.where(kept.real > log_i.real, kept, log_i)
+        i, f, k = np.exp(log_i - m), np.exp(kept - m), k / np.sqrt(o.keys)
+        c, n = f[..., None] * c + i[..., None] * _outer(v, k), f * n + i * k
+        along, least = _magnitude((n * q).sum(-1, keepdims=True)), np.exp(-m)
+        ys.append(sigmoid(out) * _applied(c, q) / np.where(along.real > least.real, along, least))
+        new.append(np.concatenate([c, n[..., None, :]], -2))
+        scales.append(m)
+    return (np.stack(new, -3), np.concatenate(scales, -1)), np.concatenate(ys, -1)
+
+
+def gla(p: Any, carry: Any, x: Array, o: Options) -> Any:
+    """Yang et al., 2024, section 4: ``S' = diag(a) S + k v, o = q S', y = silu(r) norm(o)``.
+
+    a = sigma(W x + b)^(1 / 16) of each key, q over the root of its size.
+    """
+    (s,) = carry
+    keys, units = o.heads * o.keys, o.heads * s.shape[-2]
+    parts, new, ys = _columns(p, x, keys, keys, keys, units, units), [], []
+    for head in range(o.heads):
+        q, k, a, v, r = (_of_head(part, head, o.heads) for part in parts)
+        a = sigmoid(a) ** (1 / o.temperature)
+        new.append(s[..., head, :, :] * a[..., None, :] + _outer(v, k))
+        read = _applied(new[-1], q / np.sqrt(o.keys))
+        ys.append(_silu(r) * p["gain"] * _rms(read, o.epsilon))
+    return (np.stack(new, -3),), np.concatenate(ys, -1)
+
+
+def mamba2(p: Any, carry: Any, x: Array, o: Options) -> Any:
+    """Dao & Gu, 2024: ``S' = exp(delta A) S + delta B u, y = C S' + D u``, A = -exp(a) a number."""
+    (s,) = carry
+    states, units, new, ys = s.shape[-1], o.heads * s.shape[-2], [], []
+    deltas, u, b, c = _columns(p, x, o.heads, units, states, states)
+    for head in range(o.heads):
+        delta = _softplus(deltas[..., head, None] + p["step_bias"][head])
+        own, keeps = _of_head(u, head, o.heads), np.exp(-delta * np.exp(p["log_decay"][head]))
+        new.append(keeps[..., None] * s[..., head, :, :] + _outer(delta * own, b))
+        ys.append(_applied(new[-1], c) + p["skip"][head] * own)
+    return (np.stack(new, -3),), np.concatenate(ys, -1)
+
+
+def deltanet(p: Any, carry: Any, x: Array, o: Options) -> Any:
+    """Yang, Kautz & Hatamizadeh, 2025, equation 10: ``S' = a S (I - b k k) + b v k``.
+
+    a = exp(-exp(c) softplus(W x + d)), b = sigma(W x); q and k are silu(W x) of length 1, v =
+    silu(W x), and the output is silu(r) norm(S' q).
+    """
+    (s,) = carry
+    keys, units, new, ys = o.heads * o.keys, o.heads * s.shape[-2], [], []
+    parts = _columns(p, x, keys, keys, units, units, o.heads, o.heads)
+    for head in range(o.heads):
+        q, k, v, r, a, beta = (_of_head(part, head, o.heads) for part in parts)
+        q, k = (z / np.sqrt((z * z).sum(-1, keepdims=True) + o.epsilon) for z in map(_silu, (q, k)))
+        a = np.exp(-np.exp(p["log_decay"][head]) * _softplus(a + p["step_bias"][head]))
+        beta = sigmoid(beta)[..., None]
+        turn = np.eye(o.keys) - beta * _outer(k, k)
+        new.append(a[..., None] * s[..., head, :, :] @ turn + beta * _outer(_silu(v), k))
+        ys.append(_silu(r) * p["gain"] * _rms(_applied(new[-1], q), o.epsilon))
+    return (np.stack(new, -3),), np.concatenate(ys, -1)
+
+
 def user_peephole(p: Any, carry: Any, x: Array, o: Options) -> Any:
     """PeepholeCell of tests/cell_table.py: `peephole`, with ``y = a_gain h' + b_i``."""
     carry, h = peephole(p, carry, x, o)
@@ -446,18 +552,22 @@ def user_gain(p: Any, carry: Any, x: Array, o: Options) -> Any:
 
 Equation = Callable[[Any, Any, Array, Options], Any]
 _HIDDEN = simple, gru, gru_reset_before, layernorm_gru, mgu, mgu_reset_before, indrnn, mingru
+_MORE = minlstm, user_gain
 _HIDDEN_AND_CELL = lstm, peephole, coupled, projection, layernorm_lstm, user_peephole, diagonal_lstm
 _COMPLEX = lru, s5, hgrn
-_LINEAR = rglru, s6, qrnn, gilr, sru, diagonal_gru
+_LINEAR = rglru, s6, qrnn, gilr, sru, diagonal_gru, slstm
+_MATRICES = mlstm, gla, mamba2, deltanet
 EQUATIONS: dict[str, Equation] = {
     equation.__name__.replace("_", "-"): equation
-    for equation in (*_HIDDEN, minlstm, user_gain, *_HIDDEN_AND_CELL, *_COMPLEX, *_LINEAR, slstm)
+    for equations in (_HIDDEN, _MORE, _HIDDEN_AND_CELL, _COMPLEX, _LINEAR, _MATRICES)
+    for equation in equations
 }
 EQUATIONS |= {"convlstm-1d": convlstm, "convlstm-2d": convlstm, "sru-peephole": sru}
 """By the names of tests/cell_table.py."""
 WITH_CELL = {name for name, f in EQUATIONS.items() if f in (*_HIDDEN_AND_CELL, convlstm, slstm)}
 """Whose carry begins with (hidden, cell); that of `COMPLEX` is (real, imag)."""
 COMPLEX = {name for name, f in EQUATIONS.items() if f in _COMPLEX}
+MATRICES = {name for name, f in EQUATIONS.items() if f in _MATRICES}
 
 
 # ---- compositions
@@ -485,12 +595,20 @@ class Layer(NamedTuple):
         states = self.options.get("state_size", self.size)
         if self.kind == "s6":
             return ((self.size, states),)
+        if self.kind in MATRICES:
+            heads, stabilized = self.options["heads"], self.kind == "mlstm"
+            memory = (heads, self.size // heads + stabilized, self._keys)
+            return (memory, (heads,)) if stabilized else (memory,)
         if self.kind == "slstm":
             return ((self.size,),) * 4
         if self.kind in COMPLEX:
             return ((states,),) * 2
         hidden = self.options.get("proj_size", self.size)
         return ((hidden,), (self.size,)) if self.kind in WITH_CELL else ((hidden,),)
+
+    @property
+    def _keys(self) -> int:
+        return self.options["state_size" if self.kind == "mamba2" else "key_size"]
 
     @property
     def outputs(self) -> int:
@@ -506,6 +624,9 @@ class Layer(NamedTuple):
             self.options.get("epsilon", 0.0),
             self.options.get("lower_bound", 0.0),
             self.options.get("exponential_forget", False),
+            self.options.get("heads", 1),
+            self._keys if self.kind in MATRICES else 0,
+            self.options.get("temperature", 1.0),
         )
         new, y = EQUATIONS[self.kind](params, carry, x, options)
         rates = [self.rates.get(f"zoneout_{name}", 0.0) for name in ("hidden", "cell")]

@@ -332,3 +332,26 @@ def test_s6_of_memax(assert_close: Any) -> None:
 
     cell = rnnjax.S6Cell(FEATURES, state_size=1)
     compare(cell, translate, in_jax(theirs, arrays), arrays, assert_close, resets=RESETS)
+
+
+def test_mlstm(assert_close: Any) -> None:
+    """Its parallel form, without the number that it adds to each divisor."""
+    pytest.importorskip("torch")
+    peer = pytest.importorskip("xlstm.blocks.mlstm.backends")
+    heads, size = 2, 3
+    units = heads * size
+    vectors = dict.fromkeys(("q", "k", "v"), (BATCH, heads, TIME, size))
+    arrays = drawn(0, **vectors, i=(BATCH, heads, TIME, 1), f=(BATCH, heads, TIME, 1))
+
+    def theirs(a: Arrays) -> Any:
+        ys = peer.parallel_stabilized_simple(a["q"], a["k"], a["v"], a["i"], a["f"], eps=0.0)
+        return (ys.permute(2, 0, 1, 3).reshape(TIME, BATCH, units),)
+
+    def translate(a: Arrays) -> Any:
+        given = [jnp.moveaxis(a[name], 2, 0).reshape(TIME, BATCH, -1) for name in "qkvif"]
+        given.insert(3, jnp.full((TIME, BATCH, units), 50.0))  # an output gate of 1
+        xs = jnp.concatenate(given, -1)
+        return {"kernel": jnp.eye(xs.shape[-1])}, xs, None
+
+    cell = rnnjax.MLSTMCell(units, heads=heads, use_bias=False)
+    compare(cell, translate, in_torch(theirs, arrays), arrays, assert_close)

@@ -78,6 +78,10 @@ CELLS = {
     "gilr": rnnjax.GILRCell(4),
     "sru": rnnjax.SRUCell(4),
     "hgrn": rnnjax.HGRNCell(4, lower_bound=0.3),
+    "mlstm": rnnjax.MLSTMCell(4, heads=2, key_size=3),
+    "gla": rnnjax.GLACell(4, heads=2, key_size=3),
+    "mamba2": rnnjax.Mamba2Cell(4, heads=2, state_size=3),
+    "deltanet": rnnjax.GatedDeltaNetCell(4, heads=2, key_size=3),
     "stack": rnnjax.Stack([rnnjax.Bidirectional(rnnjax.MinGRUCell(3)), rnnjax.MinLSTMCell(2)]),
     "zoneout": rnnjax.Regularized(rnnjax.MinGRUCell(4), zoneout_hidden=0.3),
 }
@@ -108,7 +112,8 @@ def results(name, marks, method):
 WHOLE = ["mingru", "minlstm", "output", "turning", "lru", "stack", "zoneout"]
 ROWS = [
     *((name, None, marks) for name in CELLS for marks in (MARKS if name in WHOLE else ["all"])),
-    *((name, 5, marks) for name in ("mingru", "turning") for marks in MARKS),
+    *((name, 5, marks) for name in ("mingru", "turning", "mlstm", "deltanet") for marks in MARKS),
+    ("gla", 5, "all"),
 ]
 
 
@@ -136,7 +141,7 @@ def test_derivatives_of_second_order_and_forwards():
         np.testing.assert_allclose(one, other, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["mingru", "minlstm", "output"])
+@pytest.mark.parametrize("name", ["mingru", "minlstm", "output", "mlstm", "deltanet"])
 @pytest.mark.usefixtures("x64")
 def test_no_nan_crosses_a_reset(name):
     cell = CELLS[name]

@@ -146,6 +146,8 @@ def drawn_layer(rng: np.random.Generator, kind: str, largest: int, usual: bool) 
         "epsilon": float(rng.choice([1e-5, 1e-2])),
         "kernel_shape": tuple(map(int, rng.integers(1, 4, GRIDS.get(kind, 0)))),
         "state_size": int(rng.integers(1, largest + 1)),
+        "key_size": int(rng.integers(1, largest + 1)),
+        "temperature": float(rng.choice([1.0, 16.0])),
         "lower_bound": float(rng.choice([0.0, 0.6])),
         "exponential_forget": bool(rng.random() < 0.5),
         "peephole": kind == "sru-peephole",
@@ -156,7 +158,7 @@ def drawn_layer(rng: np.random.Generator, kind: str, largest: int, usual: bool) 
     taken = {field.name for field in fields}
     # Without a key only zoneout does anything. It needs a step in pieces, and fields of its names.
     rates = {"input_dropout": 0.5}
-    if kind not in SCAN_ALONE | reference.COMPLEX:
+    if kind not in SCAN_ALONE | reference.COMPLEX | reference.MATRICES:
         rates["zoneout_hidden"] = 0.3
         if kind in reference.WITH_CELL - {"user-peephole"} and CELLS[kind].free is None:
             rates["zoneout_cell"] = 0.6

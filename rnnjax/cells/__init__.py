@@ -4,7 +4,9 @@ from rnnjax.cells.base import Carry, Cell, Param, Params, Role
 from rnnjax.cells.composite import CompositeCell, Noise
 from rnnjax.cells.convlstm import ConvLSTMCell
 from rnnjax.cells.coupled import CoupledLSTMCell
+from rnnjax.cells.deltanet import GatedDeltaNetCell
 from rnnjax.cells.diagonal import DiagonalGRUCell, DiagonalLSTMCell
+from rnnjax.cells.gla import GLACell
 from rnnjax.cells.gru import GRUCarry, GRUCell
 from rnnjax.cells.hgrn import HGRNCell
 from rnnjax.cells.indrnn import IndRNNCell
@@ -12,8 +14,11 @@ from rnnjax.cells.initializers import Chrono, LegS, Ring
 from rnnjax.cells.layernorm import LayerNormGRUCell, LayerNormLSTMCell
 from rnnjax.cells.lru import ComplexCarry, LRUCell
 from rnnjax.cells.lstm import LSTMCarry, LSTMCell
+from rnnjax.cells.mamba2 import Mamba2Cell
+from rnnjax.cells.matrix import MatrixCarry, Memory, StabilizedCarry
 from rnnjax.cells.mgu import MGUCell
 from rnnjax.cells.minimal import MinGRUCell, MinLSTMCell
+from rnnjax.cells.mlstm import MLSTMCell
 from rnnjax.cells.onehot import OneHot
 from rnnjax.cells.peephole import PeepholeLSTMCell
 from rnnjax.cells.projection import ProjectionLSTMCell
@@ -36,8 +41,10 @@ __all__ = [
     "DiagonalGRUCell",
     "DiagonalLSTMCell",
     "GILRCell",
+    "GLACell",
     "GRUCarry",
     "GRUCell",
+    "GatedDeltaNetCell",
     "HGRNCell",
     "IndRNNCell",
     "LRUCell",
@@ -47,6 +54,10 @@ __all__ = [
     "LayerNormLSTMCell",
     "LegS",
     "MGUCell",
+    "MLSTMCell",
+    "Mamba2Cell",
+    "MatrixCarry",
+    "Memory",
     "MinGRUCell",
     "MinLSTMCell",
     "Noise",
@@ -66,4 +77,5 @@ __all__ = [
     "SRUCell",
     "SimpleRNNCarry",
     "SimpleRNNCell",
+    "StabilizedCarry",
 ]

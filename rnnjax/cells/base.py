@@ -30,6 +30,7 @@ from rnnjax.cells.arguments import (
     usual_promotion,
 )
 from rnnjax.cells.devices import varying_like
+from rnnjax.cells.matrix import Memory, remembered
 from rnnjax.cells.onehot import OneHot
 from rnnjax.cells.products import Kernel, add_bias, at_least_float32, product
 from rnnjax.errors import InvalidInputError
@@ -101,6 +102,8 @@ class Cell(abc.ABC):
       beside new ones (zoneout). None: all. An `SLSTMCell`'s others hang together.
     - `readout`: a product behind the loop, of all steps at once. Unless it is written there is
       none, and what the loop shows are the outputs.
+    - `memory`: what the inputs do to a state that is a matrix, in the place of an ``update``, which
+      follows from it. Then `Parallel` makes products of matrices of several steps at once.
 
     Fields whose names end in ``_init`` are initialisers, read by `init` and `initial_carry` alone:
     cells that differ in them run as one program.
@@ -169,6 +172,11 @@ class Cell(abc.ABC):
                 f"{cls.__name__} writes a readout, but its output is {cls.output!r}; set output = "
                 "None, and let update return what readout reads beside the new carry"
             )
+        if cls.memory is not Cell.memory and (cls.update is not Cell.update or cls.output):
+            raise InvalidInputError(
+                f"{cls.__name__} writes what its memory does, of which its update follows; write "
+                "no update beside it, set output = None, and let recall make the outputs"
+            )
         check_takes_dtype(cls, cls.initial_carry)
 
     def __new__(cls, *args: Any, **_: Any) -> Self:
@@ -227,7 +235,36 @@ class Cell(abc.ABC):
         Returns:
             the new carry; with ``output = None`` the new carry and ``y``.
         """
-        raise InvalidInputError(f"{type(self).__name__} declares a carry, but writes no update")
+        if not self.remembers:
+            raise InvalidInputError(f"{type(self).__name__} declares a carry, but writes no update")
+        carry, read, stabilizer = remembered(self.memory(params, x), carry)
+        return carry, self.recall(params, x, read, stabilizer)
+
+    def memory(self, params: Params, x: jax.Array) -> Memory:
+        """What a step does to a state that is a matrix; the inputs alone say so.
+
+        A cell that writes it has a `rnnjax.MatrixCarry`, or a `rnnjax.StabilizedCarry`,
+        ``recurrent = None`` and ``output = None``, and writes no `update`.
+
+        Args:
+            params: as `update` is given them.
+            x: the inputs' product ``(*batch, width)``.
+        """
+        raise InvalidInputError(f"{type(self).__name__} declares no memory")
+
+    def recall(self, params: Params, x: jax.Array, read: jax.Array, stabilizer: Any) -> jax.Array:
+        """The outputs of a step, from what it reads of its memory; as it stands just that.
+
+        Args:
+            params: as `update` is given them.
+            x: the inputs' product ``(*batch, width)``.
+            read: ``(*batch, heads, value_size)``.
+            stabilizer: ``(*batch, heads)``, by whose exponential ``read`` is divided, or None.
+
+        Returns:
+            ``(*batch, size)``.
+        """
+        return read.reshape(*x.shape[:-1], -1)
 
     def readout(self, params: Params, shown: Any, xs: Any) -> jax.Array:
         """What stands behind the loop: from what the loop shows to the outputs.
@@ -409,6 +446,11 @@ class Cell(abc.ABC):
         new = jax.tree.map(lambda leaf, old: varying_like(leaf.astype(old.dtype), old), new, carry)
         like = jax.tree.leaves(new)[0].dtype
         return new, y.astype(like if self.dtype is None else self.dtype)
+
+    @property
+    def remembers(self) -> bool:
+        """Whether there is a `memory`."""
+        return type(self).memory is not Cell.memory
 
     @property
     def reads_out(self) -> bool:

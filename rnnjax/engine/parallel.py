@@ -12,6 +12,7 @@ from rnnjax.cells.arguments import check_features, check_instance, check_size
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.engine.affine import Solved, affine, later, piece_length, plus, times
 from rnnjax.engine.all_steps import AllSteps
+from rnnjax.engine.chunkwise import chunk_length, chunkwise
 from rnnjax.engine.iterations import Newton, why_not_iterated
 from rnnjax.engine.method import Method
 from rnnjax.engine.readout import Cut, read_out
@@ -36,6 +37,11 @@ class Parallel(Method):
     sequence is cut into pieces that run side by side: first for their ends, then, from their true
     beginnings, once more. Of :math:`T` steps :math:`2C + T / C` depend on each other.
 
+    A cell that declares a matrix memory (`rnnjax.MLSTMCell`, `rnnjax.GLACell`, `rnnjax.Mamba2Cell`,
+    `rnnjax.GatedDeltaNetCell`) runs chunk by chunk: inside of a chunk what each step writes and
+    reads are products of matrices, and one memory is handed on (Hua et al., 2022; with the delta
+    rule Yang et al., 2024).
+
     The derivatives are those of a linear solve, whose transpose runs backwards: exact, of every
     order, forwards and in reverse.
 
@@ -46,7 +52,8 @@ class Parallel(Method):
 
     Args:
         chunk: the steps :math:`C` of a piece; left out, about the square root of the steps, with
-            which least wait for each other.
+            which least wait for each other, and 64 or, where keys decay by themselves, 16 of a
+            matrix memory.
         newton: a `rnnjax.Newton`, for cells that are not affine; None refuses these.
 
     Raises:
@@ -83,6 +90,10 @@ class Parallel(Method):
         each = steps.each
         if reverse:
             xs, each = jax.tree.map(lambda leaf: leaf[::-1], (xs, each))
+        if cell.remembers:
+            last, ys = chunkwise(cell, params, xs, carry, steps._replace(each=each), self.chunk)
+            ys = read_out(cell, params, ys, xs, each)
+            return last, ys[::-1] if reverse else ys
         if why_not_affine(cell):
             last, ys = self.all_steps(cell, num_steps)(
                 dict(cell.in_loop(params)), steps.shared(), xs, each, carry
@@ -126,6 +137,13 @@ class Parallel(Method):
         self, cell: Cell, params: Params, shape: tuple[int, ...], platform: str
     ) -> list[str]:
         """The pieces, and how many steps wait for another."""
+        if cell.remembers:
+            length = chunk_length(cell, shape[0], self.chunk)
+            return [
+                f"the products of {length} steps at a time as those of matrices, all chunks side "
+                f"by side; {-(-shape[0] // length)} memories wait for the one before",
+                "the gradient backwards through the same, computed again",
+            ]
         length = piece_length(shape[0], self.chunk)
         pieces = -(-shape[0] // length)
         lines = [
@@ -182,6 +200,8 @@ def why_not_affine(cell: Cell) -> str | None:
     """
     if cell.carry is None:
         return "it declares no carry and update, but a step"
+    if cell.remembers:  # declared, and its update follows from that
+        return None
     if cell.recurrent is not None:
         return "its units see each other's state in a product"
     with jax.ensure_compile_time_eval():

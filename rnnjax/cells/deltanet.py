@@ -1,0 +1,122 @@
+"""The gated delta network."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from rnnjax.cells.activations import Initializer
+from rnnjax.cells.base import Cell, Param, Params, Role
+from rnnjax.cells.heads import check_heads, in_heads, normalized, parts
+from rnnjax.cells.initializers import softplus_steps
+from rnnjax.cells.mamba2 import spread_decays
+from rnnjax.cells.matrix import MatrixCarry, Memory
+
+
+@dataclasses.dataclass(frozen=True)
+class GatedDeltaNetCell(Cell):
+    r"""Gated DeltaNet (Yang, Kautz & Hatamizadeh, 2025): what stood at a key makes room.
+
+    .. math::
+        q, k, v, r, a, \beta &= \text{split}(x W), \qquad \beta = \sigma(\beta) \\
+        q, k &= \text{unit}(\text{silu}(q)), \text{unit}(\text{silu}(k)), \qquad
+            v = \text{silu}(v) \\
+        \alpha &= \exp(-e^c \, \text{softplus}(a + b)) \\
+        S' &= \alpha S \, (I - \beta k k^\top) + \beta \, v k^\top \\
+        y &= \text{silu}(r) \odot g \odot \text{norm}(S' q)
+
+    for each head, which has a vector :math:`q, k` of ``key_size``, its part of :math:`v, r` and a
+    number :math:`a, \beta, b, c`; unit divides by the length, and norm by the root of the mean of a
+    head's squares. :math:`W` = ``kernel (input_size, 2 * heads * key_size + 2 * hidden_size + 2 *
+    heads)``, in that order, :math:`b` = ``step_bias (heads,)``, :math:`c` = ``log_decay (heads,)``
+    and :math:`g` = ``gain (hidden_size / heads,)``. The carry is `MatrixCarry`, :math:`S` =
+    ``memory (*batch, heads, hidden_size / heads, key_size)``. (In the paper q, k and v see a short
+    convolution before, and another product stands behind.)
+
+    Args:
+        hidden_size: the number of outputs.
+        heads: the number of memories, which divides ``hidden_size``.
+        key_size: of the keys of each; left out, ``hidden_size / heads``.
+        epsilon: added to the squares of lengths and norms.
+        log_decay_init: initialiser of ``log_decay``; as it stands :math:`e^c` is between 1 and 16.
+        step_bias_init: initialiser of ``step_bias``; as it stands softplus makes it 0.001 to 0.1.
+        kernel_init: initialiser of ``kernel``, by name or as ``(key, shape, dtype) -> array``.
+        dtype: of the operands of the matrix products and of the outputs. With None the products run
+            in the promoted type of input and parameters, and outputs have the type of the carry.
+            Sums are in float32 at least, and the carry stays float32: ``dtype=jnp.bfloat16`` does
+            not make the state forget.
+        param_dtype: of the parameters that `init` draws.
+
+    Raises:
+        InvalidInputError: a hyperparameter is of the wrong type, or no name that is known, or
+            ``heads`` do not divide ``hidden_size``.
+
+    >>> cell = GatedDeltaNetCell(hidden_size=48, heads=4)
+    >>> params = cell.init(jax.random.key(0), input_size=3)
+    >>> carry, y = cell.step(params, cell.initial_carry((8,)), jnp.ones((8, 3)))
+    >>> params["kernel"].shape, carry.memory.shape, y.shape
+    ((3, 200), (8, 4, 12, 12), (8, 48))
+    """
+
+    hidden_size: int
+    _: dataclasses.KW_ONLY
+    heads: int = 1
+    key_size: int | None = None
+    epsilon: float = 1e-5
+    log_decay_init: str | Initializer = spread_decays
+    step_bias_init: str | Initializer = softplus_steps
+    kernel_init: str | Initializer = "glorot_uniform"
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+
+    carry: ClassVar[type[MatrixCarry]] = MatrixCarry
+    gates = "q", "k", "v", "r", "a", "beta"
+    recurrent = None
+    output = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_heads(self)
+
+    @property
+    def keys(self) -> int:
+        """The size of each key."""
+        return self.hidden_size // self.heads if self.key_size is None else self.key_size
+
+    @property
+    def carry_shapes(self) -> dict[str, tuple[int, ...]]:
+        """``memory (heads, hidden_size / heads, key_size)``."""
+        return {"memory": (self.heads, self.hidden_size // self.heads, self.keys)}
+
+    @property
+    def _widths(self) -> list[int]:
+        keys, units = self.heads * self.keys, self.hidden_size
+        return [keys, keys, units, units, self.heads, self.heads]
+
+    def parameters(self, input_size: int) -> dict[str, Param]:
+        """``kernel``, ``step_bias``, ``log_decay`` and ``gain``."""
+        return {
+            "kernel": Param((input_size, sum(self._widths)), self.kernel_init, Role.INPUT),
+            "step_bias": Param((self.heads,), self.step_bias_init),
+            "log_decay": Param((self.heads,), self.log_decay_init),
+            "gain": Param((self.hidden_size // self.heads,), "ones"),
+        }
+
+    def memory(self, params: Params, x: jax.Array) -> Memory:
+        """The first four equations of the class."""
+        q, k, v, _, a, beta = parts(x, self._widths)
+        q, k, v = (in_heads(jax.nn.silu(part), self.heads) for part in (q, k, v))
+        step = jax.nn.softplus(a + params["step_bias"].astype(x.dtype))
+        log_decay = -jnp.exp(params["log_decay"].astype(x.dtype)) * step
+        beta = jax.nn.sigmoid(beta)
+        return Memory(self._unit(q), self._unit(k), v, log_decay, beta=beta, erase=beta)
+
+    def recall(self, params: Params, x: jax.Array, read: jax.Array, stabilizer: Any) -> jax.Array:
+        """The last."""
+        found = normalized(read, self.epsilon) * params["gain"].astype(x.dtype)
+        return jax.nn.silu(parts(x, self._widths)[3]) * found.reshape(*x.shape[:-1], -1)
+
+    def _unit(self, x: jax.Array) -> jax.Array:
+        return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + self.epsilon)

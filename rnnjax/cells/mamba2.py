@@ -1,0 +1,115 @@
+"""The state space of Mamba-2."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from rnnjax.cells.activations import Initializer
+from rnnjax.cells.arguments import check_size
+from rnnjax.cells.base import Cell, Param, Params, Role
+from rnnjax.cells.heads import check_heads, in_heads, parts
+from rnnjax.cells.initializers import softplus_steps
+from rnnjax.cells.matrix import MatrixCarry, Memory
+
+
+def spread_decays(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """The logarithms of numbers between 1 and 16, all alike (Dao & Gu, 2024)."""
+    return jnp.log(jax.random.uniform(key, shape, dtype, 1, 16))
+
+
+@dataclasses.dataclass(frozen=True)
+class Mamba2Cell(Cell):
+    r"""Mamba-2's state space (SSD: Dao & Gu, 2024): one decay for each head.
+
+    .. math::
+        \Delta, u, B, C &= \text{split}(x W), \qquad \Delta = \text{softplus}(\Delta + b) \\
+        S' &= \exp(-\Delta e^a) \, S + \Delta \, u B^\top \\
+        y &= S' C + d \, u
+
+    for each head, which has a number :math:`\Delta, b, a, d` and its part of :math:`u`; all heads
+    share :math:`B, C`. :math:`W` = ``kernel (input_size, heads + hidden_size + 2 * state_size)``,
+    in the order :math:`\Delta, u, B, C`, :math:`b` = ``step_bias (heads,)``, :math:`a` =
+    ``log_decay (heads,)`` and :math:`d` = ``skip (heads,)``. The carry is `MatrixCarry`,
+    :math:`S` = ``memory (*batch, heads, hidden_size / heads, state_size)``. (In the
+    paper's block :math:`u, B, C` see a short convolution, and the output a gate and a norm.)
+
+    Args:
+        hidden_size: the number of channels, and of outputs.
+        heads: the number of memories, which divides ``hidden_size``.
+        state_size: the number of states of each channel.
+        log_decay_init: initialiser of ``log_decay``; as it stands :math:`e^a` is between 1 and 16.
+        step_bias_init: initialiser of ``step_bias``; as it stands steps of 0.001 to 0.1.
+        skip_init: initialiser of ``skip``.
+        kernel_init: initialiser of ``kernel``, by name or as ``(key, shape, dtype) -> array``.
+        dtype: of the operands of the matrix products and of the outputs. With None the products run
+            in the promoted type of input and parameters, and outputs have the type of the carry.
+            Sums are in float32 at least, and the carry stays float32: ``dtype=jnp.bfloat16`` does
+            not make the state forget.
+        param_dtype: of the parameters that `init` draws.
+
+    Raises:
+        InvalidInputError: a hyperparameter is of the wrong type, or no name that is known, or
+            ``heads`` do not divide ``hidden_size``.
+
+    >>> cell = Mamba2Cell(hidden_size=48, heads=4, state_size=5)
+    >>> params = cell.init(jax.random.key(0), input_size=3)
+    >>> carry, y = cell.step(params, cell.initial_carry((8,)), jnp.ones((8, 3)))
+    >>> params["kernel"].shape, carry.memory.shape, y.shape
+    ((3, 62), (8, 4, 12, 5), (8, 48))
+    """
+
+    hidden_size: int
+    _: dataclasses.KW_ONLY
+    heads: int = 1
+    state_size: int = 64
+    log_decay_init: str | Initializer = spread_decays
+    step_bias_init: str | Initializer = softplus_steps
+    skip_init: str | Initializer = "ones"
+    kernel_init: str | Initializer = "glorot_uniform"
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+
+    carry: ClassVar[type[MatrixCarry]] = MatrixCarry
+    gates = "delta", "u", "b", "c"
+    recurrent = None
+    output = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_heads(self)
+        check_size("state_size", self.state_size)
+
+    @property
+    def carry_shapes(self) -> dict[str, tuple[int, ...]]:
+        """``memory (heads, hidden_size / heads, state_size)``."""
+        return {"memory": (self.heads, self.hidden_size // self.heads, self.state_size)}
+
+    @property
+    def _widths(self) -> list[int]:
+        return [self.heads, self.hidden_size, self.state_size, self.state_size]
+
+    def parameters(self, input_size: int) -> dict[str, Param]:
+        """``kernel``, ``step_bias``, ``log_decay`` and ``skip``."""
+        return {
+            "kernel": Param((input_size, sum(self._widths)), self.kernel_init, Role.INPUT),
+            "step_bias": Param((self.heads,), self.step_bias_init),
+            "log_decay": Param((self.heads,), self.log_decay_init),
+            "skip": Param((self.heads,), self.skip_init),
+        }
+
+    def memory(self, params: Params, x: jax.Array) -> Memory:
+        """The first two equations of the class."""
+        delta, u, b, c = parts(x, self._widths)
+        delta = jax.nn.softplus(delta + params["step_bias"].astype(x.dtype))
+        log_decay = -delta * jnp.exp(params["log_decay"].astype(x.dtype))
+        b, c = (jnp.repeat(part[..., None, :], self.heads, axis=-2) for part in (b, c))
+        return Memory(c, b, in_heads(u, self.heads), log_decay, beta=delta)
+
+    def recall(self, params: Params, x: jax.Array, read: jax.Array, stabilizer: Any) -> jax.Array:
+        """The third."""
+        u = in_heads(parts(x, self._widths)[1], self.heads)
+        y = read + params["skip"].astype(x.dtype)[:, None] * u
+        return y.reshape(*x.shape[:-1], -1)

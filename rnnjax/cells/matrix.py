@@ -1,0 +1,85 @@
+"""A state that is a matrix for each head, written and read by what the inputs say."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.export import register_namedtuple_serialization
+
+
+class MatrixCarry(NamedTuple):
+    """``memory (*batch, heads, value_size, key_size)``."""
+
+    memory: jax.Array
+
+
+class StabilizedCarry(NamedTuple):
+    """A memory divided by the exponential of ``stabilizer (*batch, heads)``."""
+
+    memory: jax.Array
+    stabilizer: jax.Array
+
+
+register_namedtuple_serialization(MatrixCarry, serialized_name="rnnjax.MatrixCarry")
+register_namedtuple_serialization(StabilizedCarry, serialized_name="rnnjax.StabilizedCarry")
+
+
+class Memory(NamedTuple):
+    r"""What a step does to the memory of each head, as `rnnjax.Cell.memory` declares it.
+
+    .. math::
+        S' = S A \, (I - e \, k k^\top) + \beta \, v k^\top, \qquad \text{read } S' q
+
+    with :math:`A` diagonal, or a number. All of it comes from the inputs alone.
+
+    Attributes:
+        query: :math:`q` ``(*batch, heads, key_size)``.
+        key: :math:`k`, of that shape.
+        value: :math:`v` ``(*batch, heads, value_size)``.
+        log_decay: :math:`\log A`, finite, ``(*batch, heads)`` or one for each key ``(*batch, heads,
+            key_size)``.
+        beta: ``(*batch, heads)``; None for 1.
+        erase: :math:`e` ``(*batch, heads)``, the part of what stands at the key that is taken away
+            before (the delta rule, where it is :math:`\beta`); None for 0.
+        log_beta: :math:`\log \beta` in the place of ``beta``, of any size; the carry has to be a
+            `StabilizedCarry`, whose stabilizer :math:`m' = \max(\log A + m, \log \beta)` keeps the
+            exponentials small. ``log_decay`` is then ``(*batch, heads)``.
+    """
+
+    query: jax.Array
+    key: jax.Array
+    value: jax.Array
+    log_decay: jax.Array
+    beta: jax.Array | None = None
+    erase: jax.Array | None = None
+    log_beta: jax.Array | None = None
+
+    @property
+    def by_key(self) -> bool:
+        """Whether each key decays by itself."""
+        return self.log_decay.ndim == self.key.ndim
+
+    def stabilized(self, before: jax.Array, after: jax.Array) -> "Memory":
+        """The same of a memory that is divided by exponentials, before the step and after."""
+        log_beta = self.log_beta
+        assert log_beta is not None
+        beta = jnp.exp(log_beta - after)
+        return self._replace(log_decay=self.log_decay + before - after, beta=beta, log_beta=None)
+
+
+def remembered(memory: Memory, carry: Any) -> tuple[Any, jax.Array, jax.Array | None]:
+    """One step: the new carry, what is read ``(*batch, heads, value_size)``, and its stabilizer."""
+    stabilizer = None
+    if memory.log_beta is not None:
+        before = carry.stabilizer
+        stabilizer = jnp.maximum(memory.log_decay + before, memory.log_beta)
+        memory = memory.stabilized(before, stabilizer)
+    query, key = memory.query[..., None, :], memory.key[..., None, :]
+    decay = memory.log_decay if memory.by_key else memory.log_decay[..., None]
+    state = jnp.exp(decay)[..., None, :] * carry.memory
+    written = memory.value if memory.beta is None else memory.beta[..., None] * memory.value
+    if memory.erase is not None:
+        written = written - memory.erase[..., None] * (state * key).sum(-1)
+    state = state + written[..., None] * key
+    new = MatrixCarry(state) if stabilizer is None else StabilizedCarry(state, stabilizer)
+    return new, (state * query).sum(-1), stabilizer

@@ -1,0 +1,128 @@
+"""The matrix memory of the xLSTM."""
+
+import dataclasses
+import math
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from rnnjax.cells.activations import Initializer, get_initializer
+from rnnjax.cells.base import Cell, Param, Params
+from rnnjax.cells.heads import check_heads, in_heads, parts, projections
+from rnnjax.cells.matrix import Memory, StabilizedCarry
+
+
+@dataclasses.dataclass(frozen=True)
+class _Remembering:
+    """The initialiser of a bias whose end, of a forget gate a head, is spread from 3 to 6."""
+
+    initializer: str | Initializer
+    heads: int
+
+    def __call__(self, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        drawn = get_initializer(self.initializer)(key, shape, dtype)
+        return drawn.at[-self.heads :].set(jnp.linspace(3, 6, self.heads, dtype=dtype))
+
+
+@dataclasses.dataclass(frozen=True)
+class MLSTMCell(Cell):
+    r"""mLSTM, the matrix memory of the xLSTM (Beck et al., 2024): exponential gates, and heads.
+
+    .. math::
+        q, k, v, o, i, f &= \text{split}(x W + b) \\
+        C' &= \sigma(f) \, C + e^i \, v \, (k / \sqrt{d})^\top \\
+        n' &= \sigma(f) \, n + e^i \, k / \sqrt{d} \\
+        y &= \sigma(o) \odot \frac{C' q}{\max(|n' \cdot q|, 1)}
+
+    for each head, which has a vector :math:`q, k` of :math:`d` = ``key_size``, its part of
+    :math:`v, o` and a number :math:`i, f`. :math:`W` = ``kernel (input_size, 2 * heads * key_size +
+    2 * hidden_size + 2 * heads)`` and :math:`b` = ``bias``, in the order q, k, v, o, i, f. The
+    carry is `StabilizedCarry`: ``memory (*batch, heads, hidden_size / heads + 1, key_size)``, which
+    is :math:`C` and below it :math:`n`, both divided by the exponential of ``stabilizer (*batch,
+    heads)``. (In the authors' blocks each head's output is normalised too, and q and k see a short
+    convolution.)
+
+    Args:
+        hidden_size: the number of outputs.
+        heads: the number of memories, which divides ``hidden_size``.
+        key_size: of the keys of each; left out, ``hidden_size / heads``.
+        exponential_forget: whether the forget gate is an exponential too, in the place of
+            :math:`\sigma`.
+        use_bias: whether there is a bias.
+        kernel_init: initialiser of ``kernel``, by name or as ``(key, shape, dtype) -> array``.
+        bias_init: the same of the bias, but for the forget gates', which are spread from 3 to 6.
+        dtype: of the operands of the matrix products and of the outputs. With None the products run
+            in the promoted type of input and parameters, and outputs have the type of the carry.
+            Sums are in float32 at least, and the carry stays float32: ``dtype=jnp.bfloat16`` does
+            not make the state forget.
+        param_dtype: of the parameters that `init` draws.
+
+    Raises:
+        InvalidInputError: a hyperparameter is of the wrong type, or no name that is known, or
+            ``heads`` do not divide ``hidden_size``.
+
+    >>> cell = MLSTMCell(hidden_size=48, heads=4, key_size=6)
+    >>> params = cell.init(jax.random.key(0), input_size=3)
+    >>> carry, y = cell.step(params, cell.initial_carry((8,)), jnp.ones((8, 3)))
+    >>> params["kernel"].shape, carry.memory.shape, y.shape
+    ((3, 152), (8, 4, 13, 6), (8, 48))
+    """
+
+    hidden_size: int
+    _: dataclasses.KW_ONLY
+    heads: int = 1
+    key_size: int | None = None
+    exponential_forget: bool = False
+    use_bias: bool = True
+    kernel_init: str | Initializer = "glorot_uniform"
+    bias_init: str | Initializer = "zeros"
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+
+    carry: ClassVar[type[StabilizedCarry]] = StabilizedCarry
+    gates = "q", "k", "v", "o", "i", "f"
+    recurrent = None
+    output = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_heads(self)
+
+    @property
+    def keys(self) -> int:
+        """The size of each key."""
+        return self.hidden_size // self.heads if self.key_size is None else self.key_size
+
+    @property
+    def carry_shapes(self) -> dict[str, tuple[int, ...]]:
+        """``memory`` with the normaliser below it, and ``stabilizer``."""
+        rows = self.hidden_size // self.heads + 1
+        return {"memory": (self.heads, rows, self.keys), "stabilizer": (self.heads,)}
+
+    @property
+    def _widths(self) -> list[int]:
+        keys, units = self.heads * self.keys, self.hidden_size
+        return [keys, keys, units, units, self.heads, self.heads]
+
+    def parameters(self, input_size: int) -> dict[str, Param]:
+        """``kernel`` and ``bias``."""
+        return projections(self, input_size, self._widths, _Remembering(self.bias_init, self.heads))
+
+    def memory(self, params: Params, x: jax.Array) -> Memory:
+        """The second equation of the class, and the third as a value of 1."""
+        q, k, v, _, i, f = parts(x, self._widths)
+        q, k, v = (in_heads(part, self.heads) for part in (q, k, v))
+        ones = jnp.ones_like(v[..., :1])
+        f = f if self.exponential_forget else jax.nn.log_sigmoid(f)
+        value = jnp.concatenate([v, ones], axis=-1)
+        return Memory(q, k / math.sqrt(self.keys), value, log_decay=f, log_beta=i)
+
+    def recall(self, params: Params, x: jax.Array, read: jax.Array, stabilizer: Any) -> jax.Array:
+        """The fourth."""
+        along = jnp.abs(read[..., -1])
+        # 1, divided by the same exponential; what has no size is not divided by what has none.
+        least = jnp.maximum(jnp.exp(-stabilizer), jnp.finfo(read.dtype).tiny)
+        found = read[..., :-1] / jnp.maximum(along, least)[..., None]
+        return jax.nn.sigmoid(parts(x, self._widths)[3]) * found.reshape(*x.shape[:-1], -1)

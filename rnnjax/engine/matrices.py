@@ -1,0 +1,215 @@
+"""The products of a chunk of steps of a matrix memory, as those of matrices."""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rnnjax.cells.matrix import MatrixCarry, Memory, StabilizedCarry
+from rnnjax.engine.affine import later
+from rnnjax.engine.steps import expand
+
+
+class _Chunk(NamedTuple):
+    """What the inputs of a chunk say of it: all of this has the axes (chunks, *rows, heads) first.
+
+    Attributes:
+        reads: ``(steps, steps)``, how much of a written value is in what a step reads.
+        query: ``(steps, key_size)``, as it reads what stood there before.
+        value: ``(steps, value_size)``, what is written.
+        erased: ``(steps, key_size)``, what is read of that for the delta rule; None where not.
+        key: ``(steps, key_size)``, as it stands in the memory at the end.
+        keeps: ``(1 or key_size)``, of what stood there at the end.
+        begun: ``(steps,)``, whether a reset stands between the beginning of the chunk and the step.
+    """
+
+    reads: jax.Array
+    query: jax.Array
+    value: jax.Array
+    erased: jax.Array | None
+    key: jax.Array
+    keeps: jax.Array
+    begun: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Matrices:
+    """A memory chunk by chunk: ``(memory, carry, start, valid, resets)`` as `Chunkwise` has them.
+
+    Within a chunk what a step reads of what another wrote is a product of two matrices, of queries
+    and keys, with the decay between both; where a step erases first, a triangular system says what
+    it writes (Yang et al., 2024). One memory is handed on from chunk to chunk.
+
+    Args:
+        length: the steps of a chunk.
+        rows: how many axes stand before the heads, the steps' among them.
+    """
+
+    length: int
+    rows: int
+
+    def run(self, memory: Memory, carry: Any, start: Any, valid: Any, resets: Any) -> Any:
+        """What is read at each step, the stabilizers, if there are any, and the last carry."""
+        num_steps = memory.key.shape[0]
+        stabilizers, last_stabilizer = None, None
+        memory = memory if valid is None else _held(memory, valid)
+        if memory.log_beta is not None:
+            stabilizers = self._stabilizers(memory, carry, start, resets)
+            before = later(stabilizers).at[0].set(carry.stabilizer)
+            if resets is not None:
+                before = jnp.where(resets[..., None], start.stabilizer, before)
+            memory = memory.stabilized(before, stabilizers)
+            last_stabilizer = stabilizers[-1]
+        begin = None if resets is None else start.memory
+        chunk = self._chunk(memory, begin, resets)
+        state, starts = jax.lax.scan(
+            functools.partial(self._over, begin=begin), carry.memory, _ends(chunk)
+        )
+        value = chunk.value
+        if chunk.erased is not None:
+            value = value - chunk.erased @ starts.mT
+        found = chunk.query @ starts.mT
+        if begin is not None:
+            found = jnp.where(chunk.begun[..., None], chunk.query @ begin.mT, found)
+        reads = self._joined(chunk.reads @ value + found)[:num_steps]
+        new = MatrixCarry(state)
+        if last_stabilizer is None:
+            return reads, None, new
+        return reads, stabilizers, StabilizedCarry(state, last_stabilizer)
+
+    def _over(self, state: jax.Array, at: Any, begin: Any) -> tuple[jax.Array, jax.Array]:
+        """The memory behind a chunk, and that before it."""
+        keeps, written, erased, begun = at
+        new = state
+        if begin is not None:
+            new = jnp.where(begun[..., None, None], begin, new)
+        new = keeps[..., None, :] * new + written
+        if erased is not None:
+            new = new - state @ erased
+        return new.astype(state.dtype), state
+
+    def _stabilizers(self, memory: Memory, carry: Any, start: Any, resets: Any) -> jax.Array:
+        """``m' = max(log_decay + m, log_beta)`` at each step."""
+        decay, added = memory.log_decay, memory.log_beta
+        assert added is not None
+        if resets is not None:  # where nothing comes from before
+            added = jnp.where(
+                resets[..., None], jnp.maximum(decay + start.stabilizer, added), added
+            )
+        sums, whole, cut = self._sums(decay, resets)
+        added = self._cut(added, -jnp.inf)
+        own = jnp.where(_lower(self.length) & cut, sums + added[..., None, :], -jnp.inf).max(-1)
+        begun = jnp.zeros_like(own, bool) if resets is None else self._begun(resets)
+        whole = jnp.where(begun, -jnp.inf, whole)
+
+        def over(state: jax.Array, at: Any) -> tuple[jax.Array, jax.Array]:
+            whole, own = at
+            return jnp.maximum(state + whole, own).astype(state.dtype), state
+
+        starts = jax.lax.scan(over, carry.stabilizer, (whole[..., -1], own[..., -1]))[1]
+        found = jnp.maximum(starts[..., None] + whole, own)
+        return self._joined(found[..., None])[: decay.shape[0], ..., 0]
+
+    def _chunk(self, memory: Memory, begin: Any, resets: Any) -> _Chunk:
+        """All chunks side by side."""
+        query, key, value = (self._cut(x) for x in (memory.query, memory.key, memory.value))
+        beta, erase = memory.beta, memory.erase
+        sums, whole, cut = self._sums(memory.log_decay, resets)
+        cut = _lower(self.length) & cut
+        by_key = memory.by_key
+        if not by_key:
+            whole = whole[..., None]
+        marks = cut[..., None] if by_key else cut
+        decays = jnp.exp(jnp.where(marks, sums, -jnp.inf))
+        keeps = jnp.exp(whole)
+
+        def across(one: jax.Array) -> jax.Array:
+            """Products of each step's with the keys of the steps before, as these have decayed."""
+            if by_key:
+                return jnp.einsum("...td,...sd,...tsd->...ts", one, key, decays)
+            return (one @ key.mT) * decays
+
+        begun = jnp.zeros(key.shape[:-1], bool) if resets is None else self._begun(resets)
+        value = value if beta is None else self._cut(beta)[..., None] * value
+        erased = None
+        if erase is not None:
+            part = self._cut(erase)[..., None]
+            seen = part * keeps * key
+            if begin is not None:
+                value = value - jnp.where(begun[..., None], seen @ begin.mT, 0)
+                seen = jnp.where(begun[..., None], 0, seen)
+            below = jnp.tril(part * across(key), -1)
+            both = jnp.concatenate([value, seen], axis=-1)
+            both = jax.lax.linalg.triangular_solve(
+                below, both, left_side=True, lower=True, unit_diagonal=True
+            )
+            value, erased = jnp.split(both, [value.shape[-1]], axis=-1)
+        end = decays[..., -1, :, :] if by_key else decays[..., -1, :, None]
+        return _Chunk(
+            across(query), keeps * query, value, erased, end * key, keeps[..., -1, :], begun
+        )
+
+    def _sums(self, decay: jax.Array, resets: Any) -> tuple[jax.Array, jax.Array, Any]:
+        """Sums of the logarithms between each two steps of a chunk, from its beginning, and marks.
+
+        Added up, not subtracted from each other, so that none is lost beside a large one. The last
+        result is whether no reset stands between two steps.
+        """
+        decay = self._cut(decay)
+        by_key = decay.ndim > self.rows + 2
+        axis = -3 if by_key else -2
+        lower = _lower(self.length)
+        cut: Any = True
+        if resets is not None:
+            count = jnp.cumsum(self._cut(resets[..., None]).astype(jnp.int32), axis=-1)
+            cut = count[..., :, None] == count[..., None, :]
+        strict = jnp.tril(lower, -1)
+        strict = strict[..., None] if by_key else strict
+        each = decay[..., :, None, :] if by_key else decay[..., :, None]
+        sums = jnp.cumsum(jnp.where(strict, each, 0), axis=axis)
+        own = (lower & cut).astype(decay.dtype)
+        whole = own @ decay if by_key else (own @ decay[..., None])[..., 0]
+        return sums, whole, cut
+
+    def _begun(self, resets: jax.Array) -> jax.Array:
+        """Whether a reset stands between the beginning of the chunk and each step."""
+        return jnp.cumsum(self._cut(resets[..., None]).astype(jnp.int32), axis=-1) > 0
+
+    def _cut(self, leaf: jax.Array, fill: Any = 0) -> jax.Array:
+        """``(time, *rows, heads, ...)`` as ``(chunks, *rows, heads, steps, ...)``."""
+        spare = -leaf.shape[0] % self.length
+        if spare:
+            rest = jnp.full((spare, *leaf.shape[1:]), fill, leaf.dtype)
+            leaf = jnp.concatenate([leaf, rest])
+        leaf = leaf.reshape(-1, self.length, *leaf.shape[1:])
+        return jnp.moveaxis(leaf, 1, self.rows + 1)
+
+    def _joined(self, leaf: jax.Array) -> jax.Array:
+        """The way back."""
+        leaf = jnp.moveaxis(leaf, self.rows + 1, 1)
+        return leaf.reshape(-1, *leaf.shape[2:])
+
+
+def _ends(chunk: _Chunk) -> Any:
+    """What the recurrence between chunks reads."""
+    written = chunk.value.mT @ chunk.key
+    erased = None if chunk.erased is None else chunk.erased.mT @ chunk.key
+    return chunk.keeps, written, erased, chunk.begun[..., -1]
+
+
+def _held(memory: Memory, valid: jax.Array) -> Memory:
+    """What a step declares, and at masked steps that nothing happens."""
+
+    def held(leaf: Any, otherwise: float) -> Any:
+        return None if leaf is None else jnp.where(expand(valid, leaf), leaf, otherwise)
+
+    return memory._replace(
+        value=held(memory.value, 0), log_decay=held(memory.log_decay, 0),
+        erase=held(memory.erase, 0), log_beta=held(memory.log_beta, -jnp.inf),
+    )  # fmt: skip
+
+
+def _lower(length: int) -> jax.Array:
+    return jnp.tril(jnp.ones((length, length), bool))
