@@ -241,3 +241,85 @@ def test_an_slstm_begins_with_what_its_first_input_lets_in():
         carry, ys = rnnjax.unroll(cell, params, jnp.ones((4, 2, 2)), method=method)
         np.testing.assert_allclose(ys, np.full((4, 2, 3), np.tanh(0.7) / 2), rtol=1e-6)
         assert (carry.normalizer > 0).all()
+
+
+MEMORIES = {
+    "mlstm": rnnjax.MLSTMCell(4, heads=2),
+    "gla": rnnjax.GLACell(4, heads=2),
+    "mamba2": rnnjax.Mamba2Cell(4, heads=2, state_size=3),
+    "deltanet": rnnjax.GatedDeltaNetCell(4, heads=2),
+}
+
+
+@pytest.mark.parametrize("name", MEMORIES)
+def test_heads_of_a_memory_do_not_see_each_other(name):
+    cell = MEMORIES[name]
+    params = cell.init(KEY, 2)
+    carry = jax.tree.map(lambda leaf: leaf + 0.3, cell.initial_carry())
+    slopes = jax.jacobian(lambda c: cell.step(params, c, jnp.ones(2))[1])(carry).memory
+    seen = np.abs(slopes).max((-1, -2)).reshape(2, 2, 2).max(1) > 0
+    np.testing.assert_array_equal(seen, np.eye(2, dtype=bool))
+
+
+@pytest.mark.parametrize("method", [rnnjax.Scan(), rnnjax.Parallel(4)], ids=["Scan", "Parallel"])
+@pytest.mark.parametrize("exponent", [-300.0, 0.0, 300.0])
+def test_exponential_gates_of_a_memory_neither_vanish_nor_overflow(exponent, method):
+    """The first output of an mLSTM is its value along the key, or nothing of it."""
+    cell = rnnjax.MLSTMCell(2, exponential_forget=True)
+    params = cell.init(KEY, 1)
+    params["bias"] = jnp.concatenate([jnp.full(6, 1.0), jnp.zeros(2), jnp.full(2, exponent)])
+    mask = jnp.ones((9, 1), bool).at[:2].set(False)  # nothing is written while gates are as large
+
+    def run(params):
+        return rnnjax.unroll(cell, params, jnp.zeros((9, 1, 1)), mask=mask, method=method)[1]
+
+    expected = {-300: 0.0, 0: 0.5, 300: 0.5}[int(exponent)]  # of which k q is more than 1
+    np.testing.assert_allclose(run(params)[2], np.full((1, 2), expected), rtol=1e-5)
+    gradient = jax.grad(lambda p: run(p).sum())(params)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((run(params), gradient)))
+
+
+def test_a_memory_is_declared_once():
+    with pytest.raises(InvalidInputError, match=r"^BadCell writes what its memory does, of which"):
+        type("BadCell", (rnnjax.GLACell,), {"update": lambda self, params, x, carry: carry})
+
+    class WrongCell(rnnjax.GLACell):
+        """Its memory is not of the size that it says."""
+
+        carry_shapes = property(lambda self: {"memory": (2, 3, 1)})
+
+    wrong = WrongCell(4, heads=2, key_size=2)
+    for method in (rnnjax.Scan(), rnnjax.Parallel()):
+        with pytest.raises(InvalidInputError, match=r"WrongCell\(4"):
+            rnnjax.unroll(wrong, wrong.init(KEY, 2), jnp.ones((3, 1, 2)), method=method)
+
+
+def test_a_chunk_says_how_it_runs():
+    cell = MEMORIES["deltanet"]
+    params, xs = cell.init(KEY, 2), jnp.ones((130, 2, 2))
+    text = str(rnnjax.explain(cell, params, xs, method=rnnjax.Parallel()))
+    assert "64 steps at a time as those of matrices" in text
+    assert "3 memories wait for the one before" in text
+    cell = MEMORIES["gla"]
+    text = str(rnnjax.explain(cell, cell.init(KEY, 2), xs, method=rnnjax.Parallel()))
+    assert "16 steps at a time" in text
+
+
+def test_what_no_number_was_read_of_keeps_its_gradient_and_the_others_have_none(assert_close):
+    """A loss that reads what is no number has no gradient, by `Parallel` as by `Scan`."""
+    cell, xs = MEMORIES["mlstm"], jax.random.normal(KEY, (6, 1, 2)).at[3].set(jnp.nan)
+    params = cell.init(KEY, 2)
+
+    def gradient(method, steps):
+        def loss(params):
+            return jnp.where(
+                steps, rnnjax.unroll(cell, params, xs, method=method)[1].sum((1, 2)), 0
+            )
+
+        return jax.grad(lambda p: loss(p).sum())(params)
+
+    before, all_steps = jnp.arange(6) < 3, jnp.ones(6, bool)
+    both = [gradient(method, before) for method in (rnnjax.Scan(), rnnjax.Parallel(4))]
+    assert_close(*both, 1e-5)
+    for method in (rnnjax.Scan(), rnnjax.Parallel(4)):
+        assert jnp.isnan(gradient(method, all_steps)["kernel"]).any()

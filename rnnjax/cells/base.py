@@ -30,7 +30,7 @@ from rnnjax.cells.arguments import (
     usual_promotion,
 )
 from rnnjax.cells.devices import varying_like
-from rnnjax.cells.matrix import Memory, remembered
+from rnnjax.cells.matrix import Memory, joined, remembered
 from rnnjax.cells.onehot import OneHot
 from rnnjax.cells.products import Kernel, add_bias, at_least_float32, product
 from rnnjax.errors import InvalidInputError
@@ -264,7 +264,7 @@ class Cell(abc.ABC):
         Returns:
             ``(*batch, size)``.
         """
-        return read.reshape(*x.shape[:-1], -1)
+        return joined(read)
 
     def readout(self, params: Params, shown: Any, xs: Any) -> jax.Array:
         """What stands behind the loop: from what the loop shows to the outputs.

@@ -12,7 +12,7 @@ from rnnjax.cells.base import Cell, Param, Params, Role
 from rnnjax.cells.heads import check_heads, in_heads, normalized, parts
 from rnnjax.cells.initializers import softplus_steps
 from rnnjax.cells.mamba2 import spread_decays
-from rnnjax.cells.matrix import MatrixCarry, Memory
+from rnnjax.cells.matrix import MatrixCarry, Memory, joined
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +116,7 @@ class GatedDeltaNetCell(Cell):
     def recall(self, params: Params, x: jax.Array, read: jax.Array, stabilizer: Any) -> jax.Array:
         """The last."""
         found = normalized(read, self.epsilon) * params["gain"].astype(x.dtype)
-        return jax.nn.silu(parts(x, self._widths)[3]) * found.reshape(*x.shape[:-1], -1)
+        return jax.nn.silu(parts(x, self._widths)[3]) * joined(found)
 
     def _unit(self, x: jax.Array) -> jax.Array:
         return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + self.epsilon)

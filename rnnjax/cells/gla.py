@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from rnnjax.cells.activations import Initializer
 from rnnjax.cells.base import Cell, Param, Params
 from rnnjax.cells.heads import check_heads, in_heads, normalized, parts, projections
-from rnnjax.cells.matrix import MatrixCarry, Memory
+from rnnjax.cells.matrix import MatrixCarry, Memory, joined
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,4 +105,4 @@ class GLACell(Cell):
     def recall(self, params: Params, x: jax.Array, read: jax.Array, stabilizer: Any) -> jax.Array:
         """The third."""
         found = normalized(read, self.epsilon) * params["gain"].astype(x.dtype)
-        return jax.nn.silu(parts(x, self._widths)[4]) * found.reshape(*x.shape[:-1], -1)
+        return jax.nn.silu(parts(x, self._widths)[4]) * joined(found)

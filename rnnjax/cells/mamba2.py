@@ -12,7 +12,7 @@ from rnnjax.cells.arguments import check_size
 from rnnjax.cells.base import Cell, Param, Params, Role
 from rnnjax.cells.heads import check_heads, in_heads, parts
 from rnnjax.cells.initializers import softplus_steps
-from rnnjax.cells.matrix import MatrixCarry, Memory
+from rnnjax.cells.matrix import MatrixCarry, Memory, joined
 
 
 def spread_decays(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
@@ -112,4 +112,4 @@ class Mamba2Cell(Cell):
         """The third."""
         u = in_heads(parts(x, self._widths)[1], self.heads)
         y = read + params["skip"].astype(x.dtype)[:, None] * u
-        return y.reshape(*x.shape[:-1], -1)
+        return joined(y)

@@ -83,3 +83,8 @@ def remembered(memory: Memory, carry: Any) -> tuple[Any, jax.Array, jax.Array | 
     state = state + written[..., None] * key
     new = MatrixCarry(state) if stabilizer is None else StabilizedCarry(state, stabilizer)
     return new, (state * query).sum(-1), stabilizer
+
+
+def joined(read: jax.Array) -> jax.Array:
+    """``(..., heads, size)`` as ``(..., heads * size)``; of no rows as of many."""
+    return read.reshape(*read.shape[:-2], read.shape[-2] * read.shape[-1])

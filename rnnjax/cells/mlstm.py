@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from rnnjax.cells.activations import Initializer, get_initializer
 from rnnjax.cells.base import Cell, Param, Params
 from rnnjax.cells.heads import check_heads, in_heads, parts, projections
-from rnnjax.cells.matrix import Memory, StabilizedCarry
+from rnnjax.cells.matrix import Memory, StabilizedCarry, joined
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,8 +121,10 @@ class MLSTMCell(Cell):
 
     def recall(self, params: Params, x: jax.Array, read: jax.Array, stabilizer: Any) -> jax.Array:
         """The fourth."""
-        along = jnp.abs(read[..., -1])
-        # 1, divided by the same exponential; what has no size is not divided by what has none.
-        least = jnp.maximum(jnp.exp(-stabilizer), jnp.finfo(read.dtype).tiny)
-        found = read[..., :-1] / jnp.maximum(along, least)[..., None]
-        return jax.nn.sigmoid(parts(x, self._widths)[3]) * found.reshape(*x.shape[:-1], -1)
+        # Both sides times the exponential of what of the stabilizer is negative: none overflows.
+        read = read * jnp.exp(jnp.minimum(stabilizer, 0))[..., None]
+        # What has no size is not divided by what has none.
+        least = jnp.exp(-jnp.maximum(stabilizer, 0))
+        least = jnp.maximum(least, jnp.finfo(read.dtype).tiny)
+        found = read[..., :-1] / jnp.maximum(jnp.abs(read[..., -1]), least)[..., None]
+        return jax.nn.sigmoid(parts(x, self._widths)[3]) * joined(found)

@@ -129,7 +129,8 @@ def chunkwise(
         steps: their marks, in that order.
         wished: the steps of a chunk, if they are wished.
     """
-    valid, resets, _ = steps.each
+    whole = jnp.ones(xs.shape[:-1], bool)  # marks may have fewer axes than there are of rows
+    valid, resets = (None if m is None else expand(m, whole) & whole for m in steps.each[:2])
     first = jax.tree.map(lambda leaf: leaf[0], xs)
     # Whatever is wrong with what the cell declares is said here, in its words.
     step = jax.eval_shape(lambda: cell.advance(params, cell.project(params, first), carry))

@@ -183,13 +183,13 @@ class Matrices:
         if spare:
             rest = jnp.full((spare, *leaf.shape[1:]), fill, leaf.dtype)
             leaf = jnp.concatenate([leaf, rest])
-        leaf = leaf.reshape(-1, self.length, *leaf.shape[1:])
+        leaf = leaf.reshape(leaf.shape[0] // self.length, self.length, *leaf.shape[1:])
         return jnp.moveaxis(leaf, 1, self.rows + 1)
 
     def _joined(self, leaf: jax.Array) -> jax.Array:
         """The way back."""
         leaf = jnp.moveaxis(leaf, self.rows + 1, 1)
-        return leaf.reshape(-1, *leaf.shape[2:])
+        return leaf.reshape(leaf.shape[0] * self.length, *leaf.shape[2:])
 
 
 def _ends(chunk: _Chunk) -> Any:
