@@ -267,15 +267,19 @@ def methods(name: str) -> list[rnnjax.Method]:
     ]
 
 
-def table(*skip: type[rnnjax.Method], names: Any = CELLS, ordinary: Any = CELLS) -> list[Any]:
+def table(
+    *skip: type[rnnjax.Method], names: Any = CELLS, ordinary: Any = CELLS, by_all: Any = CELLS
+) -> list[Any]:
     """Cells and methods; those that are not ``ordinary``, as what `make test-slow` takes.
 
-    Neither is the fast path of a cell that runs in parallel, but for those in ``BROAD``: what it
-    makes of an elementwise update is what it makes of theirs.
+    Neither are, of cells outside of ``by_all``, all methods but the last; nor, outside of
+    ``BROAD``, the fast path of a cell that runs in parallel: it makes of one elementwise update
+    what it makes of another.
     """
 
     def marks(name: str, method: rnnjax.Method) -> Any:
         again = method == Fused() and Parallel() in methods(name) and name not in BROAD
+        again |= name not in by_all and method != methods(name)[-1]
         return [] if name in ordinary and not again else pytest.mark.slow
 
     return [

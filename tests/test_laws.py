@@ -126,7 +126,7 @@ def test_law_2_a_cut_changes_nothing(
     assert_close((first, second), tuple(expected[piece] for piece in pieces), TOLERANCES["float64"])
 
 
-@pytest.mark.parametrize(("name", "method"), table())
+@pytest.mark.parametrize(("name", "method"), table(by_all=BROAD))
 @pytest.mark.usefixtures("x64")
 def test_law_4_a_row_is_alone(
     name: str, method: Any, case: Any, results: Any, assert_close: Any

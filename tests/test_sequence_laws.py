@@ -718,7 +718,7 @@ NAN = [n for n in CELLS if n != "user-step"]
 
 @pytest.mark.parametrize(
     ("name", "method"),
-    table(rnnjax.Auto, names=NAN, ordinary=[*BROAD, "gru-no-bias", "slstm", "s6", "sru", "hgrn"]),
+    table(rnnjax.Auto, names=NAN, by_all=BROAD),
 )
 @pytest.mark.usefixtures("x64")
 def test_a_reset_cuts_a_nan_off(name: str, method: Any, draw: Any, assert_close: Any) -> None:
