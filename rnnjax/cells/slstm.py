@@ -10,10 +10,9 @@ from jax.export import register_namedtuple_serialization
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import KEPT, Activation, Initializer, activate_gates
-from rnnjax.cells.arguments import check_size
 from rnnjax.cells.base import Cell, Param, Params, Role
+from rnnjax.cells.heads import check_heads
 from rnnjax.cells.initializers import PerHead
-from rnnjax.errors import InvalidInputError
 
 
 class SLSTMCarry(NamedTuple):
@@ -96,11 +95,7 @@ class SLSTMCell(Cell):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_size("heads", self.heads)
-        if self.hidden_size % self.heads:
-            raise InvalidInputError(
-                f"heads must divide the hidden_size of {self.hidden_size}, but are {self.heads}"
-            )
+        check_heads(self)
 
     def parameters(self, input_size: int) -> dict[str, Param]:
         """``kernel``, ``bias`` and ``recurrent_kernel``."""
