@@ -109,6 +109,17 @@ def test_each_platform_has_its_form(assert_close: Any) -> None:
     assert ["add" in text for text in texts] == [False, True, True]
 
 
+def test_products_have_the_precision_of_where_they_are_called() -> None:
+    """A program is lowered later, outside of the context that asked for it."""
+
+    def gradient(a: jax.Array, b: jax.Array) -> Any:
+        with jax.default_matmul_precision("highest"):
+            return jax.grad(squares(ours), (0, 1))(a, b)
+
+    text = jax.jit(gradient).trace(A, B).lower(lowering_platforms=("tpu",)).as_text()
+    assert text.count("HIGHEST") == 2 * text.count("dot_general") > 0
+
+
 def test_a_second_call_traces_nothing() -> None:
     calls = []
 

@@ -11,6 +11,11 @@ import jax
 from rnnjax.cells.arguments import usual_promotion
 
 
+def _precision() -> str | None:
+    config: Any = jax.config
+    return config.jax_default_matmul_precision
+
+
 @dataclasses.dataclass(frozen=True)
 class Call:
     """One of the things to be done with a function: the static half of the primitive.
@@ -24,6 +29,8 @@ class Call:
         result: the tree of the result.
         kept: the tree of what `Function.forward` kept.
         levels: the vmaps around it, the innermost first.
+        precision: of its products, as ``jax.default_matmul_precision`` was where it was called: it
+            is traced again when the program is lowered, which is outside of that context.
     """
 
     function: Any
@@ -33,6 +40,7 @@ class Call:
     result: Any = None
     kept: Any = None
     levels: tuple["Level", ...] = ()
+    precision: str | None = dataclasses.field(default_factory=_precision)
 
     def parts(self, flat: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
         """The arguments, what was kept, and tangents or cotangents."""
@@ -49,7 +57,8 @@ class Call:
             execute = jax.vmap(execute, in_axes=[0 if axis else None for axis in level.axes])
             if level.own is not None:
                 execute = _summed(execute, level.own)
-        return execute(*flat)
+        with jax.default_matmul_precision(self.precision):
+            return execute(*flat)
 
     def of_wanted(self, leaves: Sequence[Any]) -> list[Any]:
         """Those of the arguments' leaves, in their order, that are wanted."""

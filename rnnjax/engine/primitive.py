@@ -147,7 +147,9 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, call: Call, avals: 
     outs, result = jax.tree.flatten(out)
     # An argument without a tangent, such as data in training, costs no gradient.
     wanted = _not_zero(tangents)
-    linear = Call(call.function, "tangent", call.tree, wanted, result, tree)
+    linear = dataclasses.replace(
+        call, kind="tangent", wanted=wanted, result=result, kept=tree, levels=()
+    )
     levels = tuple(
         Level((*axes, *[True] * len(kept), *linear.of_wanted(axes))) for axes, _ in call.levels
     )
