@@ -1198,6 +1198,22 @@ FAULTS: tuple[Fault, ...] = (
         ("tests/test_kernel.py",),
     ),
     Fault(
+        "a kernel leaves out what a user's own cell rounds",
+        "engine/kernel",
+        "rnnjax/engine/kernel_step.py",
+        "return bits == (kind.nexp, kind.nmant)",
+        "return bits <= (kind.nexp, kind.nmant)",
+        ("tests/test_kernel.py",),
+    ),
+    Fault(
+        "a program's products have the precision of where it is lowered",
+        "engine",
+        "rnnjax/engine/calls.py",
+        "with jax.default_matmul_precision(self.precision):",
+        "with jax.default_matmul_precision(_precision()):",
+        ("tests/test_primitive.py",),
+    ),
+    Fault(
         "a TPU's kernel is lowered where XLA divides the program over devices",
         "engine/kernel",
         "rnnjax/engine/primitive.py",

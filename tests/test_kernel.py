@@ -4,19 +4,22 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from cell_table import BATCH, CELLS, FEATURES, TIME, layers, weighted
 from jax import export
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import rnnjax
-from rnnjax import Fused, Kernel, Scan
+from rnnjax import Fused, Kernel, Role, Scan
+from rnnjax.cells.activations import KEPT
 from rnnjax.engine.kernel import KernelLoops
+from rnnjax.engine.kernel_loop import Traced
 from rnnjax.engine.recurrence import Recurrence
 from rnnjax.engine.steps import AtStep, Steps
 
@@ -87,7 +90,7 @@ def test_blocks_do_not_race_and_nothing_is_read_before_it_is_written(
     assert "RACE DETECTED" not in capfd.readouterr().out
 
 
-@pytest.mark.parametrize("batch", [(), (2, 3)], ids=str)
+@pytest.mark.parametrize("batch", [(), (2, 3), (0,), (2, 0)], ids=str)
 def test_rows_of_any_batch(batch: Any, random_like: Callable[..., Any], assert_close: Any) -> None:
     """Over a prime number of steps, of which no block is a part, and marks of the first axis."""
     cell = rnnjax.GRUCell(5)
@@ -137,6 +140,44 @@ def test_vmap_segments_and_second_derivatives(
 
 
 @dataclasses.dataclass(frozen=True)
+class ScaledCell(rnnjax.Cell):
+    """A user's cell with a number by itself: shared, kept at every step, and its gradient summed.
+
+    Args:
+        hidden_size: of its state.
+        rounded: whether it rounds its state to three bits, as one that is to be quantised.
+    """
+
+    hidden_size: int
+    rounded: bool = False
+    carry = rnnjax.SimpleRNNCarry
+    gates = ("z",)
+
+    def parameters(self, input_size: int) -> Any:
+        return super().parameters(input_size) | {"scale": rnnjax.Param((), "ones", Role.UNIT)}
+
+    def update(self, params: Any, x: Any, carry: Any) -> Any:
+        scale = checkpoint_name(jnp.exp(params["scale"]), KEPT)
+        hidden = checkpoint_name(jnp.tanh(x * scale), KEPT) * scale
+        hidden = jax.lax.reduce_precision(hidden, 8, 3) if self.rounded else hidden
+        return rnnjax.SimpleRNNCarry(hidden)
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+def test_numbers_by_themselves_and_rounding_are_inside(
+    rounded: bool, random_like: Callable[..., Any], assert_close: Any
+) -> None:
+    cell = ScaledCell(4, rounded=rounded)
+    given = arguments(cell, random_like)
+    expected = run(cell, Scan(), *given, **MARKS)
+    assert_close(run(cell, INTERPRETED, *given, **MARKS), expected, 1e-6)
+    plan = planned(cell)
+    # Whose compiler rounds none. What `jax.checkpoint` states of what it keeps is no rounding.
+    assert plan.count("one kernel") == (0 if rounded else 2)
+    assert plan.count("Unimplemented primitive") == (2 if rounded else 0)
+
+
+@dataclasses.dataclass(frozen=True)
 class SortedCell(rnnjax.Cell):
     """A user's cell with an operation that no kernel has."""
 
@@ -148,13 +189,16 @@ class SortedCell(rnnjax.Cell):
         return rnnjax.SimpleRNNCarry(jnp.sort(x, axis=-1))
 
 
-def planned(cell: rnnjax.Cell, rows: int = 8, platform: str = "tpu", **options: Any) -> str:
+def planned(
+    cell: rnnjax.Cell, time: int = 40, rows: int = 8, platform: str = "tpu", **options: Any
+) -> str:
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 3))
-    xs = jax.ShapeDtypeStruct((40, rows, 3), jnp.float32)
+    xs = jax.ShapeDtypeStruct((time, rows, 3), jnp.float32)
     return str(rnnjax.explain(cell, params, xs, method=Kernel(**options), platform=platform))
 
 
-def test_the_plan_says_beforehand_what_will_run() -> None:
+def test_the_plan_says_beforehand_what_will_run(monkeypatch: Any) -> None:
+    assert repr(Kernel(product_dtype="bfloat16")) == "Kernel(product_dtype=bfloat16)"
     plan = planned(rnnjax.LSTMCell(128))
     assert "the forward loop: one kernel, 10 steps at a time, which holds 1.18 MiB" in plan
     assert "the backward loop: one kernel, 10 steps at a time" in plan
@@ -164,8 +208,14 @@ def test_the_plan_says_beforehand_what_will_run() -> None:
     large = planned(rnnjax.LSTMCell(4096))
     assert "because it would hold 261 MiB, more than 75% of the chip's 128 MiB" in large
     assert "its compiler says: Unimplemented primitive" in planned(SortedCell(4))
+    assert planned(SortedCell(4), rows=0).count("because there is nothing to compute") == 2
+    assert "loop: " not in planned(SortedCell(4), time=0)
     with pytest.raises(rnnjax.InvalidInputError, match="its products are convolutions"):
         planned(rnnjax.ConvLSTMCell(2))
+    with pytest.raises(rnnjax.InvalidInputError, match="interpret must be True or False"):
+        Kernel(interpret=1)
+    monkeypatch.setattr(Traced, "run", Mock(side_effect=NotImplementedError))
+    assert "its compiler says: NotImplementedError()" in planned(rnnjax.LSTMCell(8))
 
 
 def test_a_program_for_a_tpu_holds_kernels_and_runs_on_a_cpu(
@@ -194,12 +244,20 @@ def test_a_program_for_a_tpu_holds_kernels_and_runs_on_a_cpu(
     assert program.mlir_module().count("@tpu_custom_call") == 0
 
 
-def test_elsewhere_it_is_the_fast_path(random_like: Callable[..., Any]) -> None:
-    cell = CELLS["lstm"]
-    given = arguments(cell, random_like)
-    actual, expected = (run(cell, m, *given, **MARKS) for m in (Kernel(), Fused()))
-    jax.tree.map(np.testing.assert_array_equal, actual, expected)
-    assert repr(Kernel(product_dtype="bfloat16")) == "Kernel(product_dtype=bfloat16)"
+@pytest.mark.parametrize("name", ["lstm", "indrnn"])
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+def test_elsewhere_it_is_the_program_of_the_fast_path(
+    name: str, platform: str, random_like: Callable[..., Any]
+) -> None:
+    given = arguments(CELLS[name], random_like)
+    programs = [
+        jax.jit(weighted(functools.partial(rnnjax.unroll, CELLS[name], method=method, **MARKS)))
+        .trace(*given)
+        .lower(lowering_platforms=(platform,))
+        .as_text()
+        for method in (Kernel(), Fused())
+    ]
+    assert programs[0] == programs[1]
 
 
 def test_a_program_that_is_divided_over_devices_holds_none() -> None:

@@ -1,7 +1,6 @@
 """The whole loop over time as one kernel, on the platforms that have one."""
 
 import dataclasses
-import functools
 import itertools
 import math
 from typing import Any
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 from jax.export import is_symbolic_dim
 from jax.typing import DTypeLike
 
+from rnnjax.cells.arguments import check_flag
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.products import at_least_float32
 from rnnjax.engine.fused import Fused, unrolled
@@ -36,9 +36,10 @@ class Kernel(Method):
     come and go in blocks of some steps. That this is possible follows from the cell's equation, for
     a user's own cell too; masks, resets and both directions are inside.
 
-    Elsewhere (CPU, GPU), for cells whose products are convolutions, and where the arrays do not fit
-    the chip, the layer runs as with `Fused`: `rnnjax.explain` says which, before anything runs. Of
-    the speed on a TPU nothing was measured.
+    Elsewhere (CPU, GPU), where the arrays do not fit the chip, and where the update does what no
+    kernel can, the loop is that of `Fused`: `rnnjax.explain` says which, before anything runs. What
+    `Fused` refuses is refused, and cells whose products are convolutions. Of the speed on a TPU
+    nothing was measured.
 
     Args:
         keep_every: as in `Fused`: keep only the state before every so many steps.
@@ -46,8 +47,8 @@ class Kernel(Method):
         interpret: run the kernel on any platform, in Pallas's interpreter: for tests, slowly.
 
     Raises:
-        InvalidInputError: ``keep_every`` is not a positive integer, or ``product_dtype`` is not a
-            floating-point type.
+        InvalidInputError: ``keep_every`` is not a positive integer, ``product_dtype`` is not a
+            floating-point type, or ``interpret`` is not a boolean.
 
     >>> import rnnjax
     >>> cell = rnnjax.GRUCell(5)
@@ -59,9 +60,10 @@ class Kernel(Method):
 
     keep_every: int | None = None
     product_dtype: DTypeLike | None = None
-    interpret: Any = False
+    interpret: bool = False
 
     def __post_init__(self) -> None:
+        check_flag("interpret", self.interpret)
         object.__setattr__(self, "product_dtype", self._fused.product_dtype)
 
     __repr__ = Fused.__repr__
@@ -98,6 +100,8 @@ class Kernel(Method):
         self, cell: Cell, params: Params, shape: tuple[int, ...], platform: str
     ) -> list[str]:
         """Whether each of the two loops is a kernel, what it holds, and how the rest runs."""
+        if shape[0] == 0:  # of no step there is no loop
+            return self._fused.explain(cell, params, shape, platform)
         notes: list[str] = []
         loops = KernelLoops(self.interpret, notes)
         recurrence = Recurrence(cell, self._fused.dtype_of(cell), False, loops)
@@ -124,7 +128,7 @@ class KernelLoops:
     """Loops in a kernel where a program for a TPU has room for it, and XLA's elsewhere.
 
     Args:
-        interpret: as in `Kernel`.
+        interpret: as in `Kernel`, or how Pallas's interpreter for TPUs is to run.
         notes: where each loop leaves what became of it; None where nobody asks.
     """
 
@@ -133,12 +137,13 @@ class KernelLoops:
 
     def on(self, platform: str) -> tuple[str, Loop]:
         """The loop for a platform, and that for which the rest of a layer is planned."""
-        platform = "tpu" if self.interpret else platform
-        return platform, functools.partial(self._run, platform)
+        if platform == "tpu" or self.interpret:
+            return "tpu", self._run
+        self._note(f"XLA's, not a kernel, because there is none for {platform}")
+        return platform, over_time
 
     def _run(
         self,
-        platform: str,
         step: Step,
         state: Any,
         first: jax.Array,
@@ -146,7 +151,7 @@ class KernelLoops:
         reverse: bool,
         ahead: bool,
     ) -> tuple[Any, jax.Array, Any]:
-        reason, note = self._why_not(platform, (state, first, others)), ""
+        reason, note = self._why_not((state, first, others)), ""
         if reason is None:
             traced, whole = Traced.of(step, state, first, others), memory()
             room = int(_FOR_ARRAYS * whole)
@@ -159,19 +164,22 @@ class KernelLoops:
                 reason = _why_not_lowered(traced, reverse, block, limit)
             note = f"one kernel, {block} steps at a time, which holds {_mebibytes(size)} of the "
             note += f"chip's {_mebibytes(whole)}"
-        if self.notes is not None:
-            self.notes.append(f"XLA's, not a kernel, because {reason}" if reason else note)
+        self._note(f"XLA's, not a kernel, because {reason}" if reason else note)
         if reason is not None:
             return over_time(step, state, first, others, reverse, ahead)
         return traced.run(reverse, block, limit, self.interpret)
 
-    def _why_not(self, platform: str, arrays: Any) -> str | None:
+    def _note(self, note: str) -> None:
+        if self.notes is not None:
+            self.notes.append(note)
+
+    def _why_not(self, arrays: Any) -> str | None:
         """Why there is no kernel, whatever its size."""
-        if platform != "tpu":
-            return f"there is none for {platform}"
         leaves = jax.tree.leaves(arrays)
         if any(map(is_symbolic_dim, itertools.chain(*(leaf.shape for leaf in leaves)))):
             return "a size is not known"
+        if not all(leaf.size for leaf in leaves):
+            return "there is nothing to compute"
         wide = {leaf.dtype.name for leaf in leaves if leaf.dtype.itemsize > 4}
         if wide and not self.interpret:
             return f"a TPU's kernels compute no {', '.join(sorted(wide))}"
@@ -190,7 +198,7 @@ def _why_not_lowered(traced: Traced, reverse: bool, block: int, vmem: int) -> st
         with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
             jax.jit(run).trace(shapes).lower(lowering_platforms=("tpu",))
     except Exception as error:  # of no class of its own
-        return f"its compiler says: {str(error).splitlines()[0]}"
+        return f"its compiler says: {(str(error) or repr(error)).splitlines()[0]}"
     return None
 
 

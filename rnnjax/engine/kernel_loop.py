@@ -12,27 +12,13 @@ import jax.numpy as jnp
 from jax.interpreters import partial_eval
 
 from rnnjax.cells.devices import shaped_like
+from rnnjax.engine.kernel_step import evaluated
 from rnnjax.engine.over_time import Step
 
 # Steps of a turn of the kernel's grid, written out one after another. A turn takes 165 scheduled
 # bundles of instructions on a v5e, of which a step of LSTM(256) over 32 rows takes 225. With more
 # bytes of weights, times steps, compiling takes minutes.
 _FEWEST, _MOST, _BYTES = 4, 16, 2**25
-# What orders XLA's fusions, names arrays or divides them over devices means nothing in a kernel;
-# nor does the precision, stated once more, of what `jax.checkpoint` saves.
-_NOTHING = {"optimization_barrier", "name", "pvary", "pcast", "reshard", "reduce_precision"}
-_CALLS = {"jit", "pjit", "closed_call", "remat2", "checkpoint"}
-_CALLS |= {"custom_jvp_call", "custom_vjp_call"}
-
-
-def _expm1(x: jax.Array) -> jax.Array:
-    """exp(x) - 1, near zero by a tanh, which is exact there."""
-    half = jnp.tanh(x / 2)
-    return jnp.where(jnp.abs(x) < 1, 2 * half / (1 - half), jnp.exp(x) - 1)
-
-
-# What Mosaic, which compiles a kernel for a TPU, does not know (JAX 0.10.2).
-_WRITTEN = {"expm1": _expm1}
 
 
 class Form(NamedTuple):
@@ -79,9 +65,16 @@ class Form(NamedTuple):
         array = array > 0.5 if self.dtype == jnp.bool_ else array
         return array.reshape(*time, *self.shape)
 
-    def read(self, ref: Any, index: Any) -> jax.Array:
+    def read(self, ref: Any, *time: int) -> jax.Array:
         """In the kernel, where numbers by themselves have a memory of their own."""
-        return self.get(ref[index]) if self.shape else ref[0, 0].astype(self.dtype)
+        return self.get(ref[time or ...]) if self.shape else ref[*time, 0, 0].astype(self.dtype)
+
+    def write(self, ref: Any, new: jax.Array, *time: int) -> None:
+        """In the kernel."""
+        if self.shape:
+            ref[time or ...] = self.put(new)
+        else:
+            ref[*time, 0, 0] = jnp.asarray(new, self.kept_dtype)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -157,20 +150,20 @@ class Traced:
 
             @pl.when(turn == 0)
             def _() -> None:
-                for ref, start in zip(state_r, start_r, strict=True):
-                    ref[...] = start[...]
+                for form, ref, start in zip(own_f, state_r, start_r, strict=True):
+                    form.write(ref, form.read(start))
 
             def one(k: int) -> None:
-                sources = [(shared_f, shared_r, ...), (own_f, state_r, ...), (given_f, given_r, k)]
+                sources: list[Any] = [(shared_f, shared_r), (own_f, state_r), (given_f, given_r, k)]
                 held, before, now = (
-                    [form.read(ref, index) for form, ref in zip(forms, some, strict=True)]
-                    for forms, some, index in sources
+                    [form.read(ref, *time) for form, ref in zip(forms, some, strict=True)]
+                    for forms, some, *time in sources
                 )
                 outs = evaluated(self.jaxpr, held, [*before, *now])
                 for form, ref, new in zip(own_f, state_r, outs, strict=False):
-                    ref[...] = form.put(new)
+                    form.write(ref, new)
                 for form, ref, new in zip(made_f, made_r, outs[len(own_f) :], strict=True):
-                    ref[k] = form.put(new)
+                    form.write(ref, new, k)
 
             for k in range(block)[:: -1 if reverse else 1]:
                 if num_steps % block == 0:
@@ -180,8 +173,8 @@ class Traced:
 
             @pl.when(turn == turns - 1)
             def _() -> None:
-                for ref, last in zip(state_r, last_r, strict=True):
-                    last[...] = ref[...]
+                for form, ref, last in zip(own_f, state_r, last_r, strict=True):
+                    form.write(last, form.read(ref))
 
         def whole(form: Form) -> Any:
             if not form.shape:
@@ -191,8 +184,10 @@ class Traced:
             return pl.BlockSpec(form.on_chip, lambda _: zeros, pipeline_mode=pl.Buffered(1))
 
         def over_time(form: Form) -> Any:
-            zeros = (0,) * len(form.on_chip)
-            return pl.BlockSpec((block, *form.on_chip), lambda turn: (at(turn), *zeros))
+            zeros, where = (0,) * len(form.on_chip), None if form.shape else pltpu.SMEM
+            return pl.BlockSpec(
+                (block, *form.on_chip), lambda turn: (at(turn), *zeros), memory_space=where
+            )
 
         def shape(form: Form, *time: int) -> Any:
             return shaped_like((*time, *form.on_chip), form.kept_dtype, given[0])
@@ -204,7 +199,10 @@ class Traced:
             in_specs=[*map(whole, (*shared_f, *own_f)), *map(over_time, given_f)],
             out_specs=[*map(whole, own_f), *map(over_time, made_f)],
             out_shape=[*map(shape, own_f), *(shape(form, num_steps) for form in made_f)],
-            scratch_shapes=[pltpu.VMEM(form.on_chip, form.kept_dtype) for form in own_f],
+            scratch_shapes=[
+                (pltpu.VMEM if form.shape else pltpu.SMEM)(form.on_chip, form.kept_dtype)
+                for form in own_f
+            ],
             # Written in place: a block is read before it is written.
             input_output_aliases={len(shared) + len(starts): len(own_f)} if replaced else {},
             compiler_params=pltpu.CompilerParams(
@@ -222,26 +220,3 @@ class Traced:
         last = [form.get(a) for form, a in zip(own_f, outs, strict=False)]
         state = jax.tree.unflatten(self.tree[0], last)
         return state, entries if replaced else given[0], output
-
-
-def evaluated(jaxpr: Any, shared: Sequence[Any], args: Sequence[Any]) -> list[Any]:
-    """What a jaxpr returns, without what means nothing inside of a kernel."""
-    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*shared, *args], strict=True))
-
-    def value(atom: Any) -> Any:
-        return atom.val if hasattr(atom, "val") else values[atom]
-
-    for equation in jaxpr.eqns:
-        operands, name = [value(atom) for atom in equation.invars], equation.primitive.name
-        if name in _NOTHING:
-            outs = operands
-        elif name in _WRITTEN:
-            outs = [_WRITTEN[name](*operands)]
-        elif name in _CALLS:
-            inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
-            outs = evaluated(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), operands)
-        else:
-            bound = equation.primitive.bind(*operands, **equation.params)
-            outs = bound if equation.primitive.multiple_results else [bound]
-        values.update(zip(equation.outvars, outs, strict=True))
-    return [value(atom) for atom in jaxpr.outvars]

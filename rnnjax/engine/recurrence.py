@@ -45,7 +45,7 @@ class Recurrence(Function):
         """Of the cell's update."""
         return (
             f"update of {brief(self.cell)} has {what}, and so cannot be taken out of the order of "
-            "its steps by Fused() or Auto(); use method=Scan()"
+            "its steps by Fused(), Kernel() or Auto(); use method=Scan()"
         )
 
     def layer(self, platform: str, params: Params, steps: Steps, xs: Any) -> Layer:
