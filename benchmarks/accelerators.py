@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="programs whose name has this in it")
     parser.add_argument("--keep", action="store_true", help="take the place of the table")
     options = parser.parse_args()
-    target, found = Target(options.target), {}
+    target, found, failed = Target(options.target), dict[str, Compiled](), list[str]()
     print(f"{'program, ' + options.target:48} kernels  {unit(target)} a step")
     for name, compiled in programs(target):
         if options.only in name:
@@ -80,6 +80,7 @@ def main() -> None:
                 found[name] = compiled()
             except Exception as error:  # the others are of interest all the more
                 print(f"{name:48} {type(error).__name__}: {error}", file=sys.stderr)
+                failed.append(f"{name}: it could not be compiled")
                 continue
             print(f"{name:48} {found[name].kernels:7}  {found[name].a_step:7}", flush=True)
     kept = read()
@@ -87,8 +88,8 @@ def main() -> None:
         others = [row for row in kept if row[0] != options.target or row[1] not in found]
         by = compiler(options.target)
         write([*others, *((options.target, name, *row, by) for name, row in found.items())])
-        return
-    worse = list(regressions(options.target, found, kept, complete=not options.only))
+        sys.exit("\n".join(failed) or 0)
+    worse = [*failed, *regressions(options.target, found, kept, complete=not options.only)]
     print("\n".join(worse) or f"as in {TABLE.name}, or better: {len(found)} programs")
     sys.exit(bool(worse))
 
@@ -194,7 +195,7 @@ def over_devices(target: Target) -> Compiled:
     ids = jax.ShapeDtypeStruct((17, 32), jnp.int32)
     found = target.compile(divided, params, ids, rows=(whole, rows), devices=4)
     if found.reduced == 0:
-        raise SystemExit("the gradients over four devices are not summed")
+        raise RuntimeError("the gradients over four devices are not summed")
     return found
 
 
@@ -215,7 +216,7 @@ def artefact() -> Compiled:
     )(params["cell"], ids)
     ys = export.deserialize(program.serialize()).call(params["cell"], ids)
     if not jnp.allclose(ys, run(rnnjax.Scan(), params["cell"], ids), atol=1e-6):
-        raise SystemExit("the artefact's numbers are not those of the scan")
+        raise RuntimeError("the artefact's numbers are not those of the scan")
     return Compiled(program.mlir_module().count("@tpu_custom_call"), 0, 0)
 
 

@@ -1,6 +1,10 @@
 """What is compiled for accelerators: the table is complete, and what got worse is said."""
 
 import inspect
+import sys
+from unittest.mock import Mock
+
+import pytest
 
 import rnnjax
 from benchmarks import accelerators
@@ -19,6 +23,20 @@ def test_every_cell_that_a_kernel_serves_is_compiled() -> None:
     rows = {row[1]: row for row in read() if row[0] == "v5e"}
     for name in CELLS:
         assert [rows[f"{name}, {which}"][2] for which in ("forward", "gradient")] == ["1", "2"]
+
+
+@pytest.mark.parametrize("options", [["--only", "LSTM"], ["--only", "LSTM", "--keep"]])
+def test_what_cannot_be_compiled_fails(options: list[str], monkeypatch, tmp_path) -> None:
+    """Though it was not asked for all of the table."""
+    monkeypatch.setattr(accelerators, "Target", Mock())
+    monkeypatch.setattr(accelerators, "TABLE", tmp_path / "table.csv")
+    monkeypatch.setattr(accelerators, "compiler", lambda target: "jax 1")
+    fails = Mock(side_effect=RuntimeError("no"))
+    monkeypatch.setattr(accelerators, "programs", lambda target: iter([("LSTM", fails)]))
+    monkeypatch.setattr(sys, "argv", ["accelerators", "--target", "v5e", *options])
+    with pytest.raises(SystemExit) as ended:
+        accelerators.main()
+    assert ended.value.code
 
 
 def test_what_got_worse_fails(monkeypatch) -> None:
