@@ -48,7 +48,8 @@ CELLS: dict[str, rnnjax.Cell] = {
     "LRUCell": rnnjax.LRUCell(SIZE),
     "S5Cell": rnnjax.S5Cell(SIZE),
     "RGLRUCell": rnnjax.RGLRUCell(SIZE),
-    # Small: the chip fills the last axis of its state, 4, up to 128, and compiling takes long.
+    # This and the matrix memories small: the chip fills the last axis of their state up to 128, and
+    # compiling takes long.
     "S6Cell": rnnjax.S6Cell(16, state_size=4),
     "QRNNCell": rnnjax.QRNNCell(SIZE),
     "GILRCell": rnnjax.GILRCell(SIZE),
@@ -57,6 +58,10 @@ CELLS: dict[str, rnnjax.Cell] = {
     "DiagonalGRUCell": rnnjax.DiagonalGRUCell(SIZE),
     "DiagonalLSTMCell": rnnjax.DiagonalLSTMCell(SIZE),
     "SLSTMCell": rnnjax.SLSTMCell(SIZE, heads=2),
+    "MLSTMCell": rnnjax.MLSTMCell(16, heads=2),
+    "GLACell": rnnjax.GLACell(16, heads=2),
+    "Mamba2Cell": rnnjax.Mamba2Cell(16, heads=2, state_size=8),
+    "GatedDeltaNetCell": rnnjax.GatedDeltaNetCell(16, heads=2),
     "LSTMCell(50)": rnnjax.LSTMCell(50),
 }
 # Where the forms are compared: the shape of the layers in `docs/benchmarks.md`.
