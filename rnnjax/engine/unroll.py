@@ -81,8 +81,8 @@ def unroll(
             ``lengths`` each row begins at its own last step.
         key: of the random numbers of `Regularized` cells and of dropout in a `Stack`, which without
             one draw nothing, as for prediction; a gradient that is taken so comes with a warning.
-        method: how to run: ``Scan()``, ``Fused()`` or ``Auto()``. All give the same numbers; one
-            that is named either runs or raises.
+        method: how to run, a `Method`: ``Auto()``, ``Scan()``, ``Fused()`` ... All give the same
+            numbers; one that is named runs or raises, but for `Kernel` where there is none.
 
     ``lengths``, ``mask`` and ``resets`` may leave out batch axes at the end, and then are for all
     rows along those.
