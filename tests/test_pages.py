@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tomllib
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,14 @@ PAGES = sorted(
 TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
 # Heavy peers, without which their blocks are left out.
 PEERS = {"torch", "tensorflow"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_fast() -> Iterator[None]:
+    """A page's programs run once: compiled without optimisations it takes 0.7 of the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def fences(page: str, *languages: str) -> list[str]:
