@@ -21,7 +21,7 @@ RESETS = np.random.default_rng(1).random((TIME, BATCH)) < 0.2
 RESETS[4, :2] = True
 ELEMENTWISE = [
     "indrnn", "mingru", "minlstm", "lru", "s5", "rglru", "s6", "qrnn", "gilr", "sru",
-    "sru-peephole", "hgrn", "diagonal-gru", "diagonal-lstm",
+    "sru-peephole", "hgrn", "diagonal-gru", "diagonal-lstm", "gla", "mamba2",
 ]  # fmt: skip
 MIXED = [
     "simple", "lstm", "lstm-no-bias", "lstm-hard", "gru", "gru-no-bias", "peephole", "coupled",

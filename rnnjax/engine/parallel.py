@@ -12,6 +12,7 @@ from rnnjax.cells.arguments import check_features, check_instance, check_size
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.engine.affine import Solved, affine, later, piece_length, plus, times
 from rnnjax.engine.all_steps import AllSteps
+from rnnjax.engine.apart import computed_apart
 from rnnjax.engine.chunkwise import chunk_length, chunkwise
 from rnnjax.engine.iterations import Newton, why_not_iterated
 from rnnjax.engine.method import Method
@@ -204,31 +205,35 @@ def why_not_affine(cell: Cell) -> str | None:
         return None
     if cell.recurrent is not None:
         return "its units see each other's state in a product"
-    with jax.ensure_compile_time_eval():
-        params = cell.init(jax.random.key(0), 1)
-        carry = cell.initial_carry((2,))
+    shapes = jax.eval_shape(lambda: cell.initial_carry((2,)))
+    if any(not jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(shapes)):
+        return "its carry does not hold floating-point numbers alone"
+    drawn = jax.tree.map(
+        lambda leaf: np.random.default_rng(0).normal(size=leaf.shape).astype(leaf.dtype), shapes
+    )
+
+    def update(carry: Carry, seed: Any) -> Carry:
+        params = cell.init(jax.random.key(seed), 1)
         projected = cell.project(params, jnp.array([[0.3], [-0.7]]))
-        drawn = jax.tree.map(
-            lambda leaf: jnp.asarray(np.random.default_rng(0).normal(size=leaf.shape), leaf.dtype),
-            carry,
-        )
-        if any(not jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(carry)):
-            return "its carry does not hold floating-point numbers alone"
+        return cell.advance(params, projected, carry)[0]
 
-        def update(carry: Carry) -> Carry:
-            return cell.advance(params, projected, carry)[0]
+    def tangent(carry: Carry, direction: Carry, seed: Any) -> Carry:
+        return jax.jvp(lambda carry: update(carry, seed), (carry,), (direction,))[1]
 
-        def tangent(carry: Carry, direction: Carry) -> Carry:
-            return jax.jvp(update, (carry,), (direction,))[1]
+    seed = np.uint32(0)
+    if _reads_first(tangent, shapes, drawn, seed):
+        return "its new state is not affine in the old one"
 
-        if _reads_first(tangent, carry, drawn):
-            return "its new state is not affine in the old one"
-        _, factors = affine(update, carry)
-        given, came = jax.tree.leaves(drawn), jax.tree.leaves(tangent(carry, drawn))
-        for i, leaf in enumerate(came):
-            own = sum(factors[i][j] * given[j] for j in range(len(given)))
-            if not np.allclose(leaf, own, rtol=1e-4, atol=1e-5):
-                return "its units see each other's state"
+    def both(drawn: Carry, seed: Any) -> tuple[Any, Any]:
+        carry = cell.initial_carry((2,))
+        return affine(lambda carry: update(carry, seed), carry)[1], tangent(carry, drawn, seed)
+
+    factors, came = computed_apart(both, drawn, seed)
+    given = jax.tree.leaves(drawn)
+    for i, leaf in enumerate(jax.tree.leaves(came)):
+        own = sum(factors[i][j] * given[j] for j in range(len(given)))
+        if not np.allclose(leaf, own, rtol=1e-4, atol=1e-5):
+            return "its units see each other's state"
     return None
 
 

@@ -22,6 +22,7 @@ from rnnjax.cells.composite import CompositeCell
 from rnnjax.cells.onehot import OneHot
 from rnnjax.cells.products import product
 from rnnjax.engine.affine import affine
+from rnnjax.engine.apart import computed_apart
 from rnnjax.online.influence import Influence
 
 
@@ -241,13 +242,7 @@ def _pattern_or_reason(cell: Cell, own: bool) -> Pattern | str:
         carry, read = _drawn(cell, jax.random.key(seed))
         return tuple({n: _seen(cell, carry, read, n) for n in names} for names in (read, leaves))
 
-    # One program, as the operations of an LSTM with peepholes are 138 one by one, and 7 s; compiled
-    # apart from whatever is being traced around, in which nothing would have a value.
-    seed = np.uint32(0)
-    with jax.debug_nans(False):
-        program = jax.jit(all_seen).lower(seed).compile()
-        with jax.ensure_compile_time_eval():
-            seen, carried = jax.device_get(program(seed))
+    seen, carried = computed_apart(all_seen, np.uint32(0))
     between = [carried[name] for name in leaves]
     others = ~np.eye(math.prod(units), dtype=bool)[:, None]
     mixes = any((touched & others).any() for touched, _ in between)
