@@ -65,7 +65,7 @@ def simple_unit() -> Any:
     """H' = tanh(x W + h U + b)."""
     ax = canvas(6, 2.6)
     bus(ax, [2.5], 1.8)
-    box(ax, 2.5, 1.8, "tanh")
+    box(ax, 2.5, 1.8, "tanh", RED)
     line(ax, (2.92, 1.8), (5.3, 1.8))
     label(ax, 5.55, 1.8, "h'")
     return ax
