@@ -1,22 +1,22 @@
 """The gated delta network."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import Initializer
-from rnnjax.cells.base import Cell, Param, Params, Role
-from rnnjax.cells.heads import check_heads, in_heads, normalized, parts
+from rnnjax.cells.base import Param, Params, Role
+from rnnjax.cells.heads import MatrixCell, in_heads, normalized, parts
 from rnnjax.cells.initializers import softplus_steps
 from rnnjax.cells.mamba2 import spread_decays
-from rnnjax.cells.matrix import MatrixCarry, Memory, joined
+from rnnjax.cells.matrix import Memory, joined
 
 
 @dataclasses.dataclass(frozen=True)
-class GatedDeltaNetCell(Cell):
+class GatedDeltaNetCell(MatrixCell):
     r"""Gated DeltaNet (Yang, Kautz & Hatamizadeh, 2025): what stood at a key makes room.
 
     .. math::
@@ -60,9 +60,7 @@ class GatedDeltaNetCell(Cell):
     ((3, 200), (8, 4, 12, 12), (8, 48))
     """
 
-    hidden_size: int
     _: dataclasses.KW_ONLY
-    heads: int = 1
     key_size: int | None = None
     epsilon: float = 1e-5
     log_decay_init: str | Initializer = spread_decays
@@ -71,24 +69,12 @@ class GatedDeltaNetCell(Cell):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
-    carry: ClassVar[type[MatrixCarry]] = MatrixCarry
     gates = "q", "k", "v", "r", "a", "beta"
-    recurrent = None
-    output = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_heads(self)
 
     @property
     def keys(self) -> int:
         """The size of each key."""
         return self.hidden_size // self.heads if self.key_size is None else self.key_size
-
-    @property
-    def carry_shapes(self) -> dict[str, tuple[int, ...]]:
-        """``memory (heads, hidden_size / heads, key_size)``."""
-        return {"memory": (self.heads, self.hidden_size // self.heads, self.keys)}
 
     @property
     def _widths(self) -> list[int]:

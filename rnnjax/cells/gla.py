@@ -2,20 +2,20 @@
 
 import dataclasses
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import Initializer
-from rnnjax.cells.base import Cell, Param, Params
-from rnnjax.cells.heads import check_heads, in_heads, normalized, parts, projections
-from rnnjax.cells.matrix import MatrixCarry, Memory, joined
+from rnnjax.cells.base import Param, Params
+from rnnjax.cells.heads import MatrixCell, in_heads, normalized, parts, projections
+from rnnjax.cells.matrix import Memory, joined
 
 
 @dataclasses.dataclass(frozen=True)
-class GLACell(Cell):
+class GLACell(MatrixCell):
     r"""Gated linear attention (Yang et al., 2024): a matrix whose keys decay, each by itself.
 
     .. math::
@@ -56,9 +56,7 @@ class GLACell(Cell):
     ((3, 168), (8, 4, 12, 6), (8, 48))
     """
 
-    hidden_size: int
     _: dataclasses.KW_ONLY
-    heads: int = 1
     key_size: int | None = None
     temperature: float = 16.0
     epsilon: float = 1e-5
@@ -68,24 +66,12 @@ class GLACell(Cell):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
-    carry: ClassVar[type[MatrixCarry]] = MatrixCarry
     gates = "q", "k", "a", "v", "r"
-    recurrent = None
-    output = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_heads(self)
 
     @property
     def keys(self) -> int:
         """The size of each key."""
         return -(-self.hidden_size // (2 * self.heads)) if self.key_size is None else self.key_size
-
-    @property
-    def carry_shapes(self) -> dict[str, tuple[int, ...]]:
-        """``memory (heads, hidden_size / heads, key_size)``."""
-        return {"memory": (self.heads, self.hidden_size // self.heads, self.keys)}
 
     @property
     def _widths(self) -> list[int]:

@@ -1,14 +1,17 @@
 """What cells with a matrix memory for each head have in common."""
 
+import abc
+import dataclasses
 import itertools
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from rnnjax.cells.activations import Initializer
 from rnnjax.cells.arguments import check_size
-from rnnjax.cells.base import Param, Role
+from rnnjax.cells.base import Cell, Param, Role
+from rnnjax.cells.matrix import MatrixCarry
 from rnnjax.errors import InvalidInputError
 
 
@@ -25,6 +28,41 @@ def check_heads(cell: Any) -> None:
         )
     if getattr(cell, "key_size", None) is not None:
         check_size("key_size", cell.key_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class MatrixCell(Cell):
+    """A cell that declares a `memory`, of a matrix for each head.
+
+    Args:
+        hidden_size: the number of outputs.
+        heads: the number of memories, which divides ``hidden_size``.
+
+    Raises:
+        InvalidInputError: ``heads`` do not divide ``hidden_size``, or a size is none.
+    """
+
+    hidden_size: int
+    _: dataclasses.KW_ONLY
+    heads: int = 1
+
+    carry: ClassVar[Any] = MatrixCarry
+    recurrent = None
+    output = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_heads(self)
+
+    @property
+    @abc.abstractmethod
+    def keys(self) -> int:
+        """The size of each key."""
+
+    @property
+    def carry_shapes(self) -> dict[str, tuple[int, ...]]:
+        """``memory (heads, hidden_size / heads, keys)``."""
+        return {"memory": (self.heads, self.hidden_size // self.heads, self.keys)}
 
 
 def projections(

@@ -1,7 +1,7 @@
 """The state space of Mamba-2."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +9,10 @@ from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import Initializer
 from rnnjax.cells.arguments import check_size
-from rnnjax.cells.base import Cell, Param, Params, Role
-from rnnjax.cells.heads import check_heads, in_heads, parts
+from rnnjax.cells.base import Param, Params, Role
+from rnnjax.cells.heads import MatrixCell, in_heads, parts
 from rnnjax.cells.initializers import softplus_steps
-from rnnjax.cells.matrix import MatrixCarry, Memory, joined
+from rnnjax.cells.matrix import Memory, joined
 
 
 def spread_decays(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
@@ -21,7 +21,7 @@ def spread_decays(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Arr
 
 
 @dataclasses.dataclass(frozen=True)
-class Mamba2Cell(Cell):
+class Mamba2Cell(MatrixCell):
     r"""Mamba-2's state space (SSD: Dao & Gu, 2024): one decay for each head.
 
     .. math::
@@ -61,9 +61,7 @@ class Mamba2Cell(Cell):
     ((3, 62), (8, 4, 12, 5), (8, 48))
     """
 
-    hidden_size: int
     _: dataclasses.KW_ONLY
-    heads: int = 1
     state_size: int = 64
     log_decay_init: str | Initializer = spread_decays
     step_bias_init: str | Initializer = softplus_steps
@@ -72,20 +70,16 @@ class Mamba2Cell(Cell):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
-    carry: ClassVar[type[MatrixCarry]] = MatrixCarry
     gates = "delta", "u", "b", "c"
-    recurrent = None
-    output = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_heads(self)
         check_size("state_size", self.state_size)
 
     @property
-    def carry_shapes(self) -> dict[str, tuple[int, ...]]:
-        """``memory (heads, hidden_size / heads, state_size)``."""
-        return {"memory": (self.heads, self.hidden_size // self.heads, self.state_size)}
+    def keys(self) -> int:
+        """The size of each key: that of a channel's states."""
+        return self.state_size
 
     @property
     def _widths(self) -> list[int]:

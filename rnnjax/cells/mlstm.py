@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import Initializer, get_initializer
-from rnnjax.cells.base import Cell, Param, Params
-from rnnjax.cells.heads import check_heads, in_heads, parts, projections
+from rnnjax.cells.base import Param, Params
+from rnnjax.cells.heads import MatrixCell, in_heads, parts, projections
 from rnnjax.cells.matrix import Memory, StabilizedCarry, joined
 
 
@@ -27,7 +27,7 @@ class _Remembering:
 
 
 @dataclasses.dataclass(frozen=True)
-class MLSTMCell(Cell):
+class MLSTMCell(MatrixCell):
     r"""mLSTM, the matrix memory of the xLSTM (Beck et al., 2024): exponential gates, and heads.
 
     .. math::
@@ -70,9 +70,7 @@ class MLSTMCell(Cell):
     ((3, 152), (8, 4, 13, 6), (8, 48))
     """
 
-    hidden_size: int
     _: dataclasses.KW_ONLY
-    heads: int = 1
     key_size: int | None = None
     exponential_forget: bool = False
     use_bias: bool = True
@@ -81,14 +79,8 @@ class MLSTMCell(Cell):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
-    carry: ClassVar[type[StabilizedCarry]] = StabilizedCarry
+    carry: ClassVar[Any] = StabilizedCarry
     gates = "q", "k", "v", "o", "i", "f"
-    recurrent = None
-    output = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_heads(self)
 
     @property
     def keys(self) -> int:

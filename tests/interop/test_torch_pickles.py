@@ -18,12 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hostile import check_damaged
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import rnnjax
 from rnnjax import InteropError, InvalidInputError
-from rnnjax.interop import Model, convert, keras
+from rnnjax.interop import convert, keras
 from rnnjax.interop import flax as from_flax
 from rnnjax.interop.torch import from_state_dict, load, to_state_dict
 from rnnjax.interop.torch.nested import find_state
@@ -851,28 +852,7 @@ def mutations(form: str, count: int, seed: int) -> list[bytes]:
 
 
 def check_mutations(tmp_path: pathlib.Path, form: str, count: int) -> dict[str, int]:
-    """Each is a model or one sentence, within 5 s and 1 GiB."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    outcomes = {"models": 0, "refusals": 0}
-    for content in mutations(form, count, 0):
-        path, start, refusal = put(tmp_path / "a.pt", content), time.process_time(), ""
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # of keys that changed
-                model = load(path)
-        except InteropError as error:
-            refusal = str(error)
-            outcomes["refusals"] += 1
-        else:
-            outcomes["models"] += 1
-            assert isinstance(model, Model)
-            assert to_state_dict(model)
-        assert refusal.isprintable()
-        assert len(refusal) < 2000
-        assert time.process_time() - start < 5
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    assert grown < 2**30
-    return outcomes
+    return check_damaged(tmp_path / "a.pt", mutations(form, count, 0))
 
 
 @pytest.mark.parametrize("form", ["zip", "stream"])

@@ -73,9 +73,15 @@ def _in_our_words(read: Callable[..., Any], *args: Any) -> Any:
     try:
         return read(*args)
     except (
-        ValueError, IndexError, KeyError, struct.error, EOFError, OSError,
-        zipfile.BadZipFile, NotImplementedError,
-    ) as error:  # fmt: skip
+        ValueError,
+        IndexError,
+        KeyError,
+        struct.error,
+        EOFError,
+        OSError,
+        zipfile.BadZipFile,
+        NotImplementedError,  # a method of compression that Python does not know
+    ) as error:
         said = " ".join(str(error).split())[:120]
         raise InteropError(f"it is damaged ({said}); get it again") from error
 
