@@ -84,7 +84,7 @@ accelerators-gpu: $(VENV)-cuda13/stamp
 
 $(VENV)-%/stamp: pyproject.toml $(LOCK)
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/pip install --quiet --constraint $(LOCK) --editable . 'jax[$*]' flatbuffers
+	$(@D)/bin/pip install --quiet --constraint $(LOCK) --editable '.[export]' 'jax[$*]'
 	touch $@
 
 # Every application, on the real data (DATA=FOLDER takes it from there): fails where a bound is missed.

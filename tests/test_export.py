@@ -1,6 +1,5 @@
 """`jax.export`: one program for any batch and any number of steps, on every platform."""
 
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -60,9 +59,7 @@ def test_symbolic_steps_and_rows(
 
     symbolic = arguments(*export.symbolic_shape("5, b" if known else "t, b"))
     exported = export.export(jax.jit(run), platforms=["cpu", "tpu", "cuda"])(*symbolic)
-    program: Any = exported
-    if importlib.util.find_spec("flatbuffers"):  # which JAX writes it with
-        program = export.deserialize(exported.serialize())
+    program: Any = export.deserialize(exported.serialize())
     rng = np.random.default_rng(1)
     for time, batch in [(5, 3), (5, 1) if known else (1, 1)]:
         like = arguments(time, batch)
@@ -126,7 +123,5 @@ def test_one_hot_inputs_are_written_and_read_back(assert_close: Callable[..., An
     cell = CELLS["lstm"]
     params, xs = cell.init(jax.random.key(0), 7), rnnjax.OneHot(jnp.array([[1, 2], [0, 6]]), 7)
     run = jax.jit(lambda params, xs: rnnjax.unroll(cell, params, xs)[1])
-    program: Any = export.export(run)(params, xs)
-    if importlib.util.find_spec("flatbuffers"):
-        program = export.deserialize(program.serialize())
+    program: Any = export.deserialize(export.export(run)(params, xs).serialize())
     assert_close(program.call(params, xs), run(params, xs), 1e-6)
