@@ -91,7 +91,7 @@ from rnnjax.layers import (
     state_gradients,
     valid_steps,
 )
-from rnnjax.packing import Packed, pack, unpack
+from rnnjax.packing import Packed, Padded, pack, pad, unpack
 
 __version__ = "0.1.0"
 
@@ -148,6 +148,7 @@ __all__ = [
     "NonFiniteError",
     "OneHot",
     "Packed",
+    "Padded",
     "Parallel",
     "Param",
     "Params",
@@ -174,6 +175,7 @@ __all__ = [
     "explain",
     "newton",
     "pack",
+    "pad",
     "pool",
     "prepare",
     "restart",

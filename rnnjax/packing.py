@@ -1,4 +1,4 @@
-"""Sequences of different lengths end to end in rows, so that no padding is computed."""
+"""Sequences of different lengths in one array: end to end in rows, or each padded in its own."""
 
 import bisect
 from collections.abc import Sequence
@@ -138,6 +138,60 @@ def unpack(packed: Packed, ys: Any) -> list[Any]:
         ys[start : start + length, row]
         for row, start, length in zip(packed.rows, packed.starts, packed.lengths, strict=True)
     ]
+
+
+class Padded(NamedTuple):
+    """Sequences as `pad` laid them out. A pytree of arrays, so it can be an argument under jit.
+
+    Attributes:
+        xs: ``(time, sequences, ...)``, zeros behind the end of each.
+        lengths: integers ``(sequences,)``.
+    """
+
+    xs: Any
+    lengths: Any
+
+
+def pad(sequences: Sequence[Any], *, sizes: Sequence[int] | None = None) -> Padded:
+    """Lay each sequence in a row of its own, as long as the smallest of a few sizes that holds all.
+
+    JAX compiles a program for each shape. Sequences of 60 different lengths, run one at a time as
+    they are, are 60 shapes; padded to powers of two they are at most four, and none of them pays
+    for more than twice its steps. Run the result with its lengths::
+
+        xs, lengths = rnnjax.pad(sequences)
+        carry, ys = rnnjax.unroll(cell, params, xs, lengths=lengths)
+
+    Args:
+        sequences: arrays ``(length, ...)``, alike in all but the length; integers for `OneHot` too.
+        sizes: the lengths that a padded batch may have, in steps; left out, 8, 16, 32 and so on.
+
+    Raises:
+        InvalidInputError: there is no sequence, they differ in more than the length, ``sizes`` are
+            no positive integers, or none of them holds the longest.
+
+    >>> xs, lengths = pad([np.array([1, 2]), np.array([3, 4, 5])], sizes=(4, 16))
+    >>> xs.T.tolist(), lengths.tolist()
+    ([[1, 2, 0, 0], [3, 4, 5, 0]], [2, 3])
+    """
+    arrays = _as_arrays(sequences)
+    lengths = np.array([len(array) for array in arrays])
+    longest = int(lengths.max())
+    if sizes is None:
+        sizes = (max(8, 1 << max(longest - 1, 0).bit_length()),)
+    for size in sizes:
+        if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
+            raise InvalidInputError(f"sizes must be positive integers, but have {size!r}")
+    fitting = [int(size) for size in sizes if size >= longest]
+    if not fitting:
+        raise InvalidInputError(
+            f"the longest sequence has {longest} steps, but the sizes are {[*map(int, sizes)]}; "
+            "give one that holds it, or cut the sequence"
+        )
+    xs = np.zeros((min(fitting), len(arrays), *arrays[0].shape[1:]), arrays[0].dtype)
+    for row, array in enumerate(arrays):
+        xs[: len(array), row] = array
+    return Padded(xs, lengths)
 
 
 def _as_arrays(sequences: Sequence[Any]) -> list[np.ndarray[Any, Any]]:

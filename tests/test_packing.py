@@ -11,7 +11,7 @@ import pytest
 
 import rnnjax
 from rnnjax import Bidirectional, InvalidInputError, LSTMCell
-from rnnjax.packing import Packed, pack, unpack
+from rnnjax.packing import Packed, pack, pad, unpack
 
 FEATURES = 2
 LENGTHS = [4, 1, 2, 4, 2, 1, 1]  # 15 steps in rows of 6: some rows full, and one not
@@ -233,3 +233,39 @@ def test_unpack_under_jit() -> None:
     # A Packed that is no argument has lengths that are known.
     parts = jax.jit(lambda ys: unpack(packed, ys))(packed.xs)
     assert [len(part) for part in parts] == [2, 3]
+
+
+def test_padded_sequences_run_as_each_alone(draw: Any) -> None:
+    layer, sequences = CELL, vectors(LENGTHS)
+    params = draw(layer)
+    xs, lengths = pad(sequences, sizes=(2, 9, 6))
+    assert (xs.shape, xs.dtype) == ((6, len(LENGTHS), FEATURES), np.float32)
+    assert lengths.tolist() == LENGTHS
+    carry, ys = rnnjax.unroll(layer, params, xs, lengths=lengths)
+    for row, sequence in enumerate(sequences):
+        last, alone = rnnjax.unroll(layer, params, sequence)
+        np.testing.assert_allclose(ys[: len(sequence), row], alone, atol=1e-6)
+        np.testing.assert_allclose(carry.hidden[row], last.hidden, atol=1e-6)
+
+
+def test_sixty_lengths_are_four_shapes() -> None:
+    shapes = [pad([np.zeros((n, 2))]).xs.shape for n in range(61)]
+    assert sorted(set(shapes)) == [(8, 1, 2), (16, 1, 2), (32, 1, 2), (64, 1, 2)]
+    assert all(n <= shape[0] <= max(8, 2 * n - 2) for n, shape in enumerate(shapes))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([],), "at least one sequence"),
+        (([np.zeros(2), np.zeros((2, 1))],), "alike in all but the length"),
+        (([np.zeros(9)], [4, 8]), r"longest sequence has 9 steps, but the sizes are \[4, 8\]"),
+        (([np.zeros(9)], []), r"the sizes are \[\]"),
+        (([np.zeros(9)], [4.0, 16]), "sizes must be positive integers, but have 4.0"),
+        (([np.zeros(9)], [0, 16]), "positive integers, but have 0"),
+    ],
+)
+def test_bad_sizes(arguments: Any, message: str) -> None:
+    sequences, *sizes = arguments
+    with pytest.raises(InvalidInputError, match=message):
+        pad(sequences, sizes=sizes[0] if sizes else None)
