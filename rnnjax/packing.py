@@ -144,7 +144,7 @@ class Padded(NamedTuple):
     """Sequences as `pad` laid them out. A pytree of arrays, so it can be an argument under jit.
 
     Attributes:
-        xs: ``(time, sequences, ...)``, zeros behind the end of each.
+        xs: a JAX array ``(time, sequences, ...)``, zeros behind the end of each.
         lengths: integers ``(sequences,)``.
     """
 
@@ -191,7 +191,8 @@ def pad(sequences: Sequence[Any], *, sizes: Sequence[int] | None = None) -> Padd
     xs = np.zeros((min(fitting), len(arrays), *arrays[0].shape[1:]), arrays[0].dtype)
     for row, array in enumerate(arrays):
         xs[: len(array), row] = array
-    return Padded(xs, lengths)
+    # Put there as it is: jnp.asarray, and so `unroll`, would compile a copy for each shape.
+    return Padded(jax.device_put(xs), lengths)
 
 
 def _as_arrays(sequences: Sequence[Any]) -> list[np.ndarray[Any, Any]]:

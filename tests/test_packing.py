@@ -248,10 +248,25 @@ def test_padded_sequences_run_as_each_alone(draw: Any) -> None:
         np.testing.assert_allclose(carry.hidden[row], last.hidden, atol=1e-6)
 
 
-def test_sixty_lengths_are_four_shapes() -> None:
-    shapes = [pad([np.zeros((n, 2))]).xs.shape for n in range(61)]
+def test_sixty_lengths_are_six_programs() -> None:
+    cell = rnnjax.SimpleRNNCell(7)  # no other test has compiled it
+    params = cell.init(jax.random.key(0), FEATURES)
+    compiled: list[str] = []
+
+    def listen(event: str, *_: Any, **__: Any) -> None:
+        compiled.extend([event] if event == "/jax/core/compile/backend_compile_duration" else [])
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    shapes = []
+    for n in range(61):
+        xs, lengths = pad([np.zeros((n, FEATURES))])
+        carry, _ = rnnjax.unroll(cell, params, xs, lengths=lengths)
+        assert carry.hidden.shape == (1, 7)
+        shapes.append(xs.shape)
+    jax.monitoring.unregister_event_duration_listener(listen)
     assert sorted(set(shapes)) == [(8, 1, 2), (16, 1, 2), (32, 1, 2), (64, 1, 2)]
     assert all(n <= shape[0] <= max(8, 2 * n - 2) for n, shape in enumerate(shapes))
+    assert 4 <= len(compiled) <= 6
 
 
 @pytest.mark.parametrize(

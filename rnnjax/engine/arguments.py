@@ -117,17 +117,19 @@ def valid_steps(xs: Any, lengths: Any, mask: Any) -> jax.Array | None:
             f"{lengths.shape}; give one length for each row"
         )
     # Values are looked at where that waits for no computation.
+    num_steps = xs.shape[0]
     if known is not None and lengths.size:
         known = np.asarray(known)
         least, most = int(known.min()), int(known.max())
-        num_steps = xs.shape[0]
         if least < 0 or (not is_symbolic_dim(num_steps) and most > num_steps):
             raise InvalidInputError(
                 f"lengths must lie between 0 and the {num_steps} steps of xs, but go from {least} "
                 f"to {most}; check that time is the first axis of xs {xs.shape}"
             )
-    times = jnp.arange(xs.shape[0]).reshape(-1, *[1] * lengths.ndim)
-    valid = times < lengths
+    # By NumPy where it can be: outside of jit JAX would compile three programs for each new shape.
+    outside = known is not None and not is_symbolic_dim(num_steps)
+    module, lengths = (np, np.asarray(known)) if outside else (jnp, lengths)
+    valid: Any = module.arange(num_steps).reshape(-1, *[1] * lengths.ndim) < lengths
     if mask is None:
         return valid
     axes = max(valid.ndim, mask.ndim)
