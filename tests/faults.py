@@ -1210,7 +1210,7 @@ FAULTS: tuple[Fault, ...] = (
         "engine",
         "rnnjax/engine/calls.py",
         "with jax.default_matmul_precision(self.precision):",
-        "with jax.default_matmul_precision(_precision()):",
+        "with jax.default_matmul_precision(context_precision()):",
         ("tests/test_primitive.py",),
     ),
     Fault(

@@ -127,3 +127,54 @@ def test_each_line_is_what_the_program_does(name):
     assert all(params[parameter].shape not in state for parameter in outside)
     numbers = int(re.search(r"keeps (\d+) numbers a row of every step", text)[1])
     assert numbers * steps * math.prod(rows) == sum(leaf.size for leaf in jax.tree.leaves(kept))
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        rnnjax.Scan(precision="highest"),
+        rnnjax.Fused(precision="highest"),
+        rnnjax.Fused(precision="highest", keep_every=2),
+        rnnjax.Auto(precision="highest"),
+        rnnjax.Parallel(newton=rnnjax.Newton(), precision="highest"),
+        rnnjax.Chunked(precision="highest"),
+    ],
+    ids=str,
+)
+def test_all_products_have_the_precision_of_the_method(method):
+    """Forward, in the gradient, and in the derivative of that: in what is lowered."""
+    cell = rnnjax.GRUCell(4)
+
+    def loss(params, xs):
+        return (rnnjax.unroll(cell, params, xs, method=method)[1] ** 2).sum()
+
+    def slope(params, xs):
+        return sum(map(jnp.sum, jax.tree.leaves(jax.grad(loss)(params, xs))))
+
+    for function in (loss, jax.grad(loss, (0, 1)), jax.grad(slope)):
+        lowered = jax.jit(function).trace(*shapes(cell, 5, 2, 3)).lower(lowering_platforms=("tpu",))
+        products = [line for line in lowered.as_text().splitlines() if "dot_general" in line]
+        assert len(products) > 1
+        assert all(line.count("HIGHEST") == 2 for line in products)
+
+
+def test_the_arithmetic_of_products():
+    cell = rnnjax.GRUCell(4)
+
+    def told(platform, **options):
+        method = rnnjax.Fused(**options)
+        text = str(rnnjax.explain(cell, *shapes(cell, 5, 2, 3), method=method, platform=platform))
+        return text.partition("products of float32 operands ")[2]
+
+    assert told("tpu") == "in one pass of bfloat16, precision 'default'"
+    assert told("tpu", precision="high") == "in three passes of bfloat16, precision 'high'"
+    assert told("gpu", precision="high") == "in TF32 where the card has it, precision 'high'"
+    assert told("cuda", precision="highest") == "in float32, precision 'highest'"
+    assert told("cpu", precision="high") == ""  # there is no other
+    with jax.default_matmul_precision("highest"):
+        assert told("tpu").startswith("in six passes")
+        assert told("tpu", precision="default").startswith("in one pass")
+    with pytest.raises(
+        rnnjax.InvalidInputError, match=r'"default", "high" or "highest".* \'fast\''
+    ):
+        rnnjax.Scan(precision="fast")

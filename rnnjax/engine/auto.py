@@ -12,7 +12,7 @@ from rnnjax.engine.scan import Scan
 from rnnjax.engine.steps import Steps
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Auto(Method):
     """Choose for each layer: `Fused` where it can serve the cell, else `Scan`.
 

@@ -11,7 +11,8 @@ import jax
 from rnnjax.cells.arguments import usual_promotion
 
 
-def _precision() -> str | None:
+def context_precision() -> str | None:
+    """What ``jax.default_matmul_precision`` says here; None where nobody said anything."""
     config: Any = jax.config
     return config.jax_default_matmul_precision
 
@@ -40,7 +41,7 @@ class Call:
     result: Any = None
     kept: Any = None
     levels: tuple["Level", ...] = ()
-    precision: str | None = dataclasses.field(default_factory=_precision)
+    precision: str | None = dataclasses.field(default_factory=context_precision)
 
     def parts(self, flat: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
         """The arguments, what was kept, and tangents or cotangents."""

@@ -20,7 +20,7 @@ from rnnjax.engine.steps import Steps
 from rnnjax.errors import InvalidInputError
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Chunked(Method):
     r"""Cut a sequence into chunks that run side by side, and hand their ends on until they fit.
 
@@ -67,6 +67,7 @@ class Chunked(Method):
     tolerance: float | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.chunks is not None:
             check_size("chunks", self.chunks)
         if self.warmup is not None and not (is_integer(self.warmup) and self.warmup >= 0):

@@ -72,7 +72,8 @@ def explain(
         check_noise(cell, noise)
         # Traced, so that whatever `unroll` would refuse is refused here, in the same words.
         result = method.run(cell, params, xs, carry, reverse, Steps())
-        layers.append((cell, xs.shape, tuple(method.explain(cell, params, xs.shape, platform))))
+        phrases = *method.explain(cell, params, xs.shape, platform), *method.arithmetic(platform)
+        layers.append((cell, xs.shape, phrases))
         return result
 
     def whole(params: Params, xs: Any, carry: Carry | None) -> Any:

@@ -54,16 +54,12 @@ class Fused(Method):
     product_dtype: DTypeLike | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.keep_every is not None:
             check_size("keep_every", self.keep_every)
         if self.product_dtype is not None:
             # One spelling of a dtype, so that equal methods hash alike.
             object.__setattr__(self, "product_dtype", _product_dtype(self.product_dtype))
-
-    def __repr__(self) -> str:
-        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        shown = [f"{k}={getattr(v, '__name__', v)}" for k, v in given.items() if v]
-        return f"{type(self).__name__}({', '.join(shown)})"
 
     def refusal(self, cell: Cell) -> str | None:
         """A cell with a step of its own is refused, and one that counts in its carry."""

@@ -63,10 +63,9 @@ class Kernel(Method):
     interpret: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_flag("interpret", self.interpret)
         object.__setattr__(self, "product_dtype", self._fused.product_dtype)
-
-    __repr__ = Fused.__repr__
 
     @property
     def _fused(self) -> Fused:

@@ -1,23 +1,80 @@
 """What every way of running a cell over time has in common."""
 
 import abc
+import contextlib
 import dataclasses
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 
 from rnnjax.cells.arguments import brief
 from rnnjax.cells.base import Carry, Cell, Params
+from rnnjax.engine.calls import context_precision
 from rnnjax.engine.steps import Steps
 from rnnjax.errors import InvalidInputError
 
+Precision = Literal["default", "high", "highest"]
 
-@dataclasses.dataclass(frozen=True)
+# How products of float32 operands are computed, as XLA does on each platform (`jax.lax.Precision`).
+_TF32 = "in TF32 where the card has it"
+_GPU = {"default": _TF32, "high": _TF32, "highest": "in float32"}
+_ARITHMETIC = {
+    "tpu": {
+        "default": "in one pass of bfloat16",
+        "high": "in three passes of bfloat16",
+        "highest": "in six passes of bfloat16, as exact as float32",
+    },
+    "cuda": _GPU,
+    "rocm": _GPU,
+    "gpu": _GPU,
+}
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
 class Method(abc.ABC):
     """A way of running one cell over a sequence. Its options are its fields.
 
     Every method takes the same parameters and gives the same numbers.
+
+    Args:
+        precision: of the products of float32 operands, forward and in every derivative:
+            ``"default"``, ``"high"`` or ``"highest"``, which is float32 on every platform. A CPU
+            has no other; a TPU rounds the operands to bfloat16 and a GPU to TF32, unless asked for
+            more, and `rnnjax.explain` says which. Left out, that of the context,
+            ``jax.default_matmul_precision``.
     """
+
+    precision: Precision | None = dataclasses.field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.precision is not None and self.precision not in get_args(Precision):
+            raise InvalidInputError(
+                f'precision must be "default", "high" or "highest", or None for that of '
+                f"jax.default_matmul_precision, but is {brief(self.precision)}"
+            )
+
+    def __repr__(self) -> str:
+        shown = []
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value != field.default:
+                text = repr(value) if isinstance(value, str) else getattr(value, "__name__", value)
+                shown.append(f"{field.name}={text}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def precisely(self) -> contextlib.AbstractContextManager[None]:
+        """Where products are traced: a context in which they have the precision."""
+        if self.precision is None:
+            return contextlib.nullcontext()
+        return jax.default_matmul_precision(self.precision)
+
+    def arithmetic(self, platform: str) -> list[str]:
+        """How products of float32 operands are computed there, if it is not in float32 always."""
+        asked = self.precision or context_precision() or "default"
+        if platform not in _ARITHMETIC:
+            return []
+        how = _ARITHMETIC[platform].get(asked, f"as jax.default_matmul_precision {asked!r} says")
+        return [f"products of float32 operands {how}, precision {asked!r}"]
 
     @abc.abstractmethod
     def refusal(self, cell: Cell) -> str | None:

@@ -22,7 +22,7 @@ from rnnjax.engine.steps import Steps, expand
 from rnnjax.errors import InvalidInputError
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Parallel(Method):
     r"""Run an affine recurrence in pieces side by side instead of step by step.
 
@@ -65,6 +65,7 @@ class Parallel(Method):
     newton: Newton | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.chunk is not None:
             check_size("chunk", self.chunk)
         if self.newton is not None:

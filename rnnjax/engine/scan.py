@@ -14,7 +14,7 @@ from rnnjax.engine.primitive import Function
 from rnnjax.engine.steps import AtStep, Steps, any_of, row_axes, stepped, where_reached
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Scan(Method):
     """Run ``cell.step`` once per time step; every other method is held to its numbers.
 

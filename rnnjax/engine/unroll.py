@@ -207,7 +207,8 @@ def _unroll_layer(
         if reverse:  # the border before step t is crossed after it
             resets = jnp.concatenate([resets[1:], jnp.zeros_like(resets[:1])])
     steps = Steps.of(valid, resets, start, noise)
-    carry, ys = how.method.run(cell, params, xs, carry, reverse, steps)
+    with how.method.precisely():
+        carry, ys = how.method.run(cell, params, xs, carry, reverse, steps)
     if how.last_outputs and valid is not None:
         ys = held_outputs(ys, valid, resets, reverse)
     return carry, ys
