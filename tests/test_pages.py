@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import importlib.util
 import io
+import json
 import os
 import re
 import shlex
@@ -273,12 +274,29 @@ def test_cells_run_where_the_reference_says() -> None:
                 assert refused == ("`Parallel`" not in where), name
 
 
-def test_the_pictures_are_drawn_by_their_script(tmp_path: Path) -> None:
-    spec = importlib.util.spec_from_file_location("draw", DOCS / "draw.py")
+def script(name: str) -> Any:
+    """A program of the documentation, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     assert spec
     assert spec.loader
-    draw = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(draw)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_notebooks_are_their_pages() -> None:
+    """So what runs of a page runs of its notebook. ``python docs/notebooks.py`` writes them."""
+    notebooks = script("notebooks")
+    assert len(notebooks.PAGES) == 3
+    for name in notebooks.PAGES:
+        written = (DOCS / "learn" / f"{name}.ipynb").read_text(encoding="utf-8")
+        assert written == notebooks.notebook(name), name
+        cells = [c["source"] for c in json.loads(written)["cells"] if c["cell_type"] == "code"]
+        assert cells == [b.rstrip() for b in fences(f"docs/learn/{name}.md", "python")]
+
+
+def test_the_pictures_are_drawn_by_their_script(tmp_path: Path) -> None:
+    draw = script("draw")
     with mpl.rc_context({"backend": "svg"}):
         draw.main(tmp_path)
     drawn = {path.name for path in tmp_path.iterdir()}
