@@ -1214,6 +1214,22 @@ FAULTS: tuple[Fault, ...] = (
         ("tests/test_primitive.py",),
     ),
     Fault(
+        "rows that the types of arrays divide are gathered on every device",
+        "engine",
+        "rnnjax/cells/devices.py",
+        "results = PartitionSpec(*rows), PartitionSpec(time, *rows)",
+        "results = PartitionSpec(), PartitionSpec()",
+        ("tests/test_shard_map.py",),
+    ),
+    Fault(
+        "a method forgets the precision that it was given",
+        "engine",
+        "rnnjax/engine/unroll.py",
+        "with how.method.precisely():",
+        "with jax.default_matmul_precision(None):",
+        ("tests/test_explain.py",),
+    ),
+    Fault(
         "a TPU's kernel is lowered where XLA divides the program over devices",
         "engine/kernel",
         "rnnjax/engine/primitive.py",

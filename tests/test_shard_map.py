@@ -1,11 +1,14 @@
-"""`jax.shard_map` over the batch: outputs and gradients are those of one device."""
+"""Arrays divided over devices: outputs and gradients are those of one device."""
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import pytest
+from cell_table import OwnStepCell
 from jax.sharding import AxisType, PartitionSpec
 
 import rnnjax
@@ -44,3 +47,71 @@ def test_every_method_runs_under_shard_map(method: Any, assert_close: Callable[.
     actual = jax.jit(shared)(*arguments)
     assert len(actual[1][1].sharding.device_set) == 2
     assert_close(actual, jax.jit(gradient)(*arguments), 1e-5)
+
+
+NAMED = {
+    "stack": rnnjax.Stack([rnnjax.LSTMCell(4), rnnjax.Bidirectional(rnnjax.MinGRUCell(3))]),
+    "noisy": rnnjax.Regularized(rnnjax.GRUCell(4), recurrent_dropout=0.3),
+    "learned": rnnjax.LearnedCarry(rnnjax.LSTMCell(4)),
+    "convolution": rnnjax.ConvLSTMCell(3),
+    "memory": rnnjax.MLSTMCell(4, heads=2, key_size=3),
+    "step": OwnStepCell(4),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "known"), [*((name, True) for name in NAMED), ("stack", False)]
+)  # whether `jax.set_mesh` says it too
+def test_axes_that_types_name(name: str, known: bool, assert_close: Callable[..., None]) -> None:
+    """`jax.make_mesh` makes such axes by default: rows are divided, and stay so."""
+    mesh, cell = jax.make_mesh((2,), ("data",)), NAMED[name]
+    grid = (4, 4) if name == "convolution" else ()
+    params = cell.init(jax.random.key(0), 2)
+    keys = jax.random.split(jax.random.key(1), 3)
+    xs = jax.random.normal(keys[0], (5, 6, *grid, 2))
+    mask = jax.random.bernoulli(keys[1], 0.8, (5, 6))
+    resets = jax.random.bernoulli(keys[2], 0.3, (5, 6))
+    lengths, key = jnp.array([5, 4, 3, 5, 0, 2]), keys[0] if name == "noisy" else None
+
+    def run(params: Any, xs: Any, mask: Any, resets: Any, lengths: Any) -> Any:
+        marks = {"mask": mask, "resets": resets, "lengths": lengths}
+        return rnnjax.unroll(cell, params, xs, key=key, **marks)
+
+    def loss(*arguments: Any) -> jax.Array:
+        return sum((leaf**2).sum() for leaf in jax.tree.leaves(run(*arguments)))
+
+    gradient = jax.grad(loss, (0, 1))
+    arguments = params, xs, mask, resets, lengths
+    expected = run(*arguments), jax.jit(gradient)(*arguments)
+    rows = jax.sharding.NamedSharding(mesh, PartitionSpec(None, "data"))
+    row = jax.sharding.NamedSharding(mesh, PartitionSpec("data"))
+    arguments = params, *jax.device_put((xs, mask, resets), rows), jax.device_put(lengths, row)
+    with jax.set_mesh(mesh) if known else contextlib.nullcontext():
+        # Called as it is, and inside of a program.
+        actual = run(*arguments), jax.jit(gradient)(*arguments)
+    assert_close(actual, expected, 1e-5)
+    (carry, ys), (_, d_xs) = actual
+    for leaf, axis in [(ys, 1), (d_xs, 1), *((leaf, 0) for leaf in jax.tree.leaves(carry))]:
+        spec = (*leaf.sharding.spec, None, None)
+        assert spec[axis] == "data", spec
+
+
+@pytest.mark.parametrize("method", [Scan(), Fused(keep_every=2), rnnjax.Parallel()], ids=str)
+def test_units_divided_by_axes_that_types_name(
+    method: Any, assert_close: Callable[..., None]
+) -> None:
+    mesh = jax.make_mesh((2,), ("model",))
+    cell: Any = rnnjax.MinGRUCell(4) if method == rnnjax.Parallel() else rnnjax.LSTMCell(4)
+    params, xs = cell.init(jax.random.key(0), 2), jnp.ones((5, 3, 2))
+
+    def loss(params: Any) -> jax.Array:
+        return (rnnjax.unroll(cell, params, xs, method=method)[1] ** 2).sum()
+
+    columns = jax.sharding.NamedSharding(mesh, PartitionSpec(None, "model"))
+    divided = {**params, "kernel": jax.device_put(params["kernel"], columns)}
+    with jax.set_mesh(mesh):
+        actual = jax.jit(jax.grad(loss))(divided)
+        assert actual["kernel"].sharding.spec == columns.spec
+        carry, y = cell.step(params, cell.initial_carry((3,)), xs[0])
+    assert_close(actual, jax.jit(jax.grad(loss))(params), 1e-5)
+    assert_close((carry, y), cell.step(params, cell.initial_carry((3,)), xs[0]), 1e-6)

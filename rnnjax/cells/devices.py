@@ -1,8 +1,10 @@
-"""What a loop needs to know of the devices over which ``jax.shard_map`` divides arrays."""
+"""What a loop needs to know of the devices over which arrays are divided."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.sharding import AxisType, PartitionSpec
 
 
 def alike_over_devices(tree: Any) -> Any:
@@ -14,6 +16,38 @@ def alike_over_devices(tree: Any) -> Any:
     # JAX refuses a loop whose state varies over more axes behind a step than before it.
     axes = frozenset[str]().union(*map(_varying_axes, jax.tree.leaves(tree)))
     return jax.tree.map(lambda leaf: _varying(leaf, axes), tree) if axes else tree
+
+
+def automatic(
+    run: Callable[..., tuple[Any, jax.Array]], args: Any, like: Any, leading: int
+) -> tuple[Any, jax.Array] | None:
+    """The state and the outputs of a run, of which XLA finds out how to divide it over devices.
+
+    With mesh axes of the kind ``Explicit``, the default of ``jax.make_mesh`` since JAX 0.9, every
+    array says in its type how it is divided, and an operation whose result could be divided in two
+    ways has to be told. Inside of this, no array says it, for all cells and methods alike.
+
+    Args:
+        run: from ``args`` to a state, whose leaves begin with the batch, and outputs, which begin
+            with time and the batch.
+        args: arrays.
+        like: an array, or arrays, as whose the results are divided.
+        leading: the axes of time and the batch.
+
+    Returns:
+        what it returns; None, and nothing has run, where no axis is of that kind.
+    """
+    kinds: list[Any] = [jax.typeof(leaf).sharding for leaf in jax.tree.leaves((like, args))]
+    mesh = next((k.mesh for k in kinds if AxisType.Explicit in k.mesh.axis_types), None)
+    if mesh is None:
+        return None
+    axes = [
+        n for n, k in zip(mesh.axis_names, mesh.axis_types, strict=True) if k == AxisType.Explicit
+    ]
+    time, *rows = [*kinds[0].spec, *[None] * leading][:leading]
+    results = PartitionSpec(*rows), PartitionSpec(time, *rows)
+    with jax.sharding.use_abstract_mesh(mesh):  # where `jax.set_mesh` has not
+        return jax.sharding.auto_axes(run, axes=tuple(axes), out_sharding=results)(*args)
 
 
 def varying_like(leaf: jax.Array, like: jax.Array) -> jax.Array:

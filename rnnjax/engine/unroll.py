@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from rnnjax.cells.arguments import brief, check_flag, check_key, usual_promotion
 from rnnjax.cells.base import Carry, Cell, Inputs, Params, as_it_runs
 from rnnjax.cells.composite import Noise, over_layers
-from rnnjax.cells.devices import alike_over_devices
+from rnnjax.cells.devices import alike_over_devices, automatic
 from rnnjax.cells.onehot import zeros_unless
 from rnnjax.engine.arguments import (
     begin,
@@ -172,6 +172,13 @@ def _unroll(
     reverse: bool,
 ) -> tuple[Carry, jax.Array]:
     """Compiled here, so that calls outside of jit compile once per shape too."""
+
+    def run(*args: Any) -> tuple[Carry, jax.Array]:
+        return _unroll(cell, *args, how, reverse)
+
+    args = params, xs, carry, marks, key
+    if (results := automatic(run, args, xs, len(xs.shape) - 1)) is not None:
+        return results
     # Before the first product, for all layers: a NaN in padding has no influence anywhere.
     if marks.valid is not None:
         xs = zeros_unless(marks.valid, xs)
