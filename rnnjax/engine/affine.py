@@ -51,6 +51,11 @@ def later(values: jax.Array) -> jax.Array:
     return jnp.concatenate([jnp.zeros_like(values[:1]), values[:-1]])
 
 
+def _of_next(values: jax.Array) -> jax.Array:
+    """At each step the value of the step behind it; zeros at the last."""
+    return jnp.concatenate([values[1:], jnp.zeros_like(values[:1])])
+
+
 def _without(resets: jax.Array | None, values: Any) -> Any:
     """What enters a step, of which nothing does where a row begins anew: not even a NaN."""
     if resets is None:
@@ -113,11 +118,10 @@ class Solved(Function):
     def backwards(self, factors: Factors, given: list[jax.Array], resets: Any) -> list[jax.Array]:
         """The transpose: the same recurrence from the last step to the first."""
         count = range(len(given))
-        across = [[later(factors[j][i][::-1]) for j in count] for i in count]
         # What comes back to a step came out of the one behind it.
-        cuts = None if resets is None else later(resets[::-1])
-        found = in_pieces(across, [g[::-1] for g in given], cuts, self.length)
-        return [f[::-1] for f in found]
+        across = [[_of_next(factors[j][i]) for j in count] for i in count]
+        cuts = None if resets is None else _of_next(resets)
+        return in_pieces(across, given, cuts, self.length, reverse=True)
 
 
 def _with_start(
@@ -145,19 +149,23 @@ def piece_length(num_steps: int, wished: int | None) -> int:
 
 
 def in_pieces(
-    factors: Factors, constants: list[jax.Array], resets: jax.Array | None, length: int
+    factors: Factors,
+    constants: list[jax.Array],
+    resets: jax.Array | None,
+    length: int,
+    reverse: bool = False,
 ) -> list[jax.Array]:
-    """The recurrence from zeros, in pieces of so many steps side by side.
+    """The recurrence from zeros, in pieces of so many steps side by side; in reverse from the last.
 
     The ends first and then the whole again from the true beginnings: to keep the products of all
     factors of a piece, and mend its states by them, takes as long and a quarter more memory.
     """
-    num_steps = constants[0].shape[0]
+    num_steps, scan = constants[0].shape[0], functools.partial(jax.lax.scan, reverse=reverse)
     pieces = -(-num_steps // length)
 
     def cut(values: jax.Array) -> jax.Array:
         spare = pieces * length - num_steps
-        if spare:  # behind the end, where nothing is read
+        if spare:  # behind the end: nothing is read there, and in reverse it is all zeros
             rest = jnp.zeros((spare, *values.shape[1:]), values.dtype)
             values = jnp.concatenate([values, rest])
         return values.reshape(pieces, length, *values.shape[1:]).swapaxes(0, 1)
@@ -183,7 +191,7 @@ def in_pieces(
         return (columns, onwards(state, at)[0]), None
 
     eye = [[jnp.full_like(nothing[i], float(i == j)) for i in count] for j in count]
-    (columns, ends), _ = jax.lax.scan(to_end, (eye, nothing), each)
+    (columns, ends), _ = scan(to_end, (eye, nothing), each)
     whole = [[columns[j][i] for j in count] for i in count]
 
     def over_piece(state: list[jax.Array], at: Any) -> Any:
@@ -191,8 +199,8 @@ def in_pieces(
 
     # Nothing comes through a piece with a reset in it.
     within = None if resets is None else each[2].any(axis=0)
-    starts = jax.lax.scan(over_piece, [leaf[0] for leaf in nothing], (whole, ends, within))[1]
-    states = jax.lax.scan(onwards, starts, each)[1]
+    starts = scan(over_piece, [leaf[0] for leaf in nothing], (whole, ends, within))[1]
+    states = scan(onwards, starts, each)[1]
     return [
         leaf.swapaxes(0, 1).reshape(pieces * length, *leaf.shape[2:])[:num_steps] for leaf in states
     ]
