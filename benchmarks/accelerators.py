@@ -48,6 +48,7 @@ CELLS: dict[str, rnnjax.Cell] = {
     "LRUCell": rnnjax.LRUCell(SIZE),
     "S5Cell": rnnjax.S5Cell(SIZE),
     "RGLRUCell": rnnjax.RGLRUCell(SIZE),
+    "TemporalConvCell": rnnjax.TemporalConvCell(SIZE),
     # This and the matrix memories small: the chip fills the last axis of their state up to 128, and
     # compiling takes long.
     "S6Cell": rnnjax.S6Cell(16, state_size=4),

@@ -48,6 +48,8 @@ from rnnjax.cells import (
     SLSTMCell,
     SRUCell,
     StabilizedCarry,
+    TemporalConvCell,
+    WindowCarry,
 )
 from rnnjax.engine import (
     Auto,
@@ -79,6 +81,7 @@ from rnnjax.layers import (
     Bridge,
     Directions,
     Dropout,
+    GriffinCell,
     LearnedCarry,
     Prepared,
     Regularized,
@@ -123,6 +126,7 @@ __all__ = [
     "GRUCarry",
     "GRUCell",
     "GatedDeltaNetCell",
+    "GriffinCell",
     "HGRNCell",
     "IndRNNCell",
     "InteropError",
@@ -171,6 +175,8 @@ __all__ = [
     "SimpleRNNCell",
     "StabilizedCarry",
     "Stack",
+    "TemporalConvCell",
+    "WindowCarry",
     "attend",
     "explain",
     "newton",

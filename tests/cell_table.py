@@ -197,6 +197,7 @@ def make_cells() -> dict[str, rnnjax.Cell]:
         "lru": rnnjax.LRUCell(5, state_size=3),
         "s5": rnnjax.S5Cell(5, state_size=3),
         "rglru": rnnjax.RGLRUCell(5),
+        "temporal-conv": rnnjax.TemporalConvCell(5),
         "s6": rnnjax.S6Cell(5, state_size=3),
         "qrnn": rnnjax.QRNNCell(5),
         "gilr": rnnjax.GILRCell(5),
@@ -217,6 +218,7 @@ def make_cells() -> dict[str, rnnjax.Cell]:
         "user-sub": SubLSTMCell(5),
         "user-scrn": SCRNCell(5, context_size=3),
         "user-step": OwnStepCell(5),
+        "griffin": rnnjax.GriffinCell(5, state_size=4, heads=2),
         "learned-carry": rnnjax.LearnedCarry(GRUCell(5)),
         "stack": Stack([LSTMCell(5), GRUCell(4), SimpleRNNCell(3)]),
         "stack-nested": Stack(
@@ -236,7 +238,7 @@ FEW = ["lstm", "lstm-callable", "gru", "gru-reset-before", "user-peephole", "use
 
 
 def layers(cell: rnnjax.Cell) -> list[rnnjax.Cell]:
-    if isinstance(cell, Stack):
+    if isinstance(cell, Stack | rnnjax.GriffinCell):
         return [layer for inner in cell.cells for layer in layers(inner)]
     return [cell.cell if isinstance(cell, rnnjax.LearnedCarry) else cell]
 

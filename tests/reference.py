@@ -334,6 +334,32 @@ def rglru(p: Any, carry: Any, x: Array, o: Options) -> Any:
     return (h,), h
 
 
+def temporal_conv(p: Any, carry: Any, x: Array, o: Options) -> Any:
+    """A causal convolution of each channel of W x + b: ``y_t = sum_j k_j u_(t - 3 + j) + d``."""
+    u = x @ p["kernel"] + p.get("bias", 0)
+    window = np.stack([*carry[::-1], u])
+    return (u, *carry[:2]), (p["taps"] * np.moveaxis(window, 0, -2)).sum(-2) + p.get("taps_bias", 0)
+
+
+def griffin(p: Any, carry: Any, x: Array, o: Options) -> Any:
+    """De et al., 2024: ``y = (GeLU(x W_g + b_g) h') W_o + b_o``, h' of RG-LRU with gates in blocks.
+
+    It reads what the convolution makes of x, and has no product of its own but that of the gates.
+    """
+    first, own = p
+    window, u = temporal_conv(first, carry[0], x, o)
+    size, states = own["kernel"].shape[0], u.shape[-1]
+    gates = []
+    for columns in np.split(own["kernel"], 2 * states // size, axis=-1):
+        rows = len(gates) % (states // size) * size
+        gates.append(u[..., rows : rows + size] @ columns)
+    r, i = np.split(sigmoid(np.concatenate(gates, -1) + own["bias"]), 2, axis=-1)
+    a = np.exp(-8 * _softplus(own["decay"]) * r)
+    h = a * carry[1][0] + np.sqrt(1 - a**2) * i * u
+    gate = ACTIVATIONS["gelu"](x @ first["gate_kernel"] + first["gate_bias"])
+    return (window, (h,)), (gate * h) @ own["out_kernel"] + own["out_bias"]
+
+
 def s6(p: Any, carry: Any, x: Array, o: Options) -> Any:
     """Gu & Dao, 2023, algorithm 2: delta, B and C of the input; channel k has states of its own.
 
@@ -555,7 +581,7 @@ _HIDDEN = simple, gru, gru_reset_before, layernorm_gru, mgu, mgu_reset_before, i
 _MORE = minlstm, user_gain
 _HIDDEN_AND_CELL = lstm, peephole, coupled, projection, layernorm_lstm, user_peephole, diagonal_lstm
 _COMPLEX = lru, s5, hgrn
-_LINEAR = rglru, s6, qrnn, gilr, sru, diagonal_gru, slstm
+_LINEAR = rglru, temporal_conv, s6, qrnn, gilr, sru, diagonal_gru, slstm
 _MATRICES = mlstm, gla, mamba2, deltanet
 EQUATIONS: dict[str, Equation] = {
     equation.__name__.replace("_", "-"): equation
@@ -599,8 +625,8 @@ class Layer(NamedTuple):
             heads, stabilized = self.options["heads"], self.kind == "mlstm"
             memory = (heads, self.size // heads + stabilized, self._keys)
             return (memory, (heads,)) if stabilized else (memory,)
-        if self.kind == "slstm":
-            return ((self.size,),) * 4
+        if self.kind in ("slstm", "temporal-conv"):
+            return ((self.size,),) * (4 if self.kind == "slstm" else 3)
         if self.kind in COMPLEX:
             return ((states,),) * 2
         hidden = self.options.get("proj_size", self.size)

@@ -71,7 +71,8 @@ def compare(
         marks: of `rnnjax.unroll`.
     """
     for method in (Scan(), Fused(), Parallel()):
-        if method.refusal(cell) is not None:
+        layers = cell.cells if isinstance(cell, rnnjax.GriffinCell) else (cell,)
+        if any(method.refusal(layer) is not None for layer in layers):
             continue
 
         def run(arrays: Arrays, method: Any = method) -> Any:
@@ -202,6 +203,55 @@ def test_rglru(assert_close: Any) -> None:
 
     found = in_torch(theirs, arrays)
     compare(rnnjax.RGLRUCell(units), translate, found, arrays, assert_close)
+
+
+def test_griffin(assert_close: Any) -> None:
+    """The whole recurrent block; at no step is a sequence begun."""
+    peer = pytest.importorskip("recurrentgemma.jax.modules")
+    heads, states = 2, 6
+    module = peer.RecurrentBlock(width=FEATURES, num_heads=heads, lru_width=states)
+    positions = 1 + jnp.arange(TIME) + jnp.zeros((BATCH, 1), int)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.ones((BATCH, TIME, 4)), positions)
+    names = {
+        "/".join(key.key for key in path[1:]): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
+    }
+    arrays = drawn(0, x=(BATCH, TIME, FEATURES), **names)
+
+    def theirs(a: Arrays) -> Any:
+        params: dict[str, Any] = {}
+        for name in names:
+            *inner, last = name.split("/")
+            node = params
+            for part in inner:
+                node = node.setdefault(part, {})
+            node[last] = a[name]
+        ys, cache = module.apply({"params": params}, a["x"], positions)
+        window = jnp.moveaxis(cache.conv1d_state, 1, 0)[::-1]
+        return (over_time(ys), *window, cache.rg_lru_state)
+
+    def translate(a: Arrays) -> Any:
+        gates = [f"rg_lru/{gate}" for gate in ("a_gate", "input_gate")]
+        blocks = jnp.concatenate([a[f"{gate}/w"] for gate in gates])  # one head below the other
+        first = {
+            "kernel": a["linear_x/kernel"],
+            "bias": a["linear_x/bias"],
+            "taps": a["conv_1d/w"],
+            "taps_bias": a["conv_1d/b"],
+            "gate_kernel": a["linear_y/kernel"],
+            "gate_bias": a["linear_y/bias"],
+        }
+        second = {
+            "kernel": jnp.concatenate(list(blocks), -1),
+            "bias": jnp.concatenate([a[f"{gate}/b"].reshape(-1) for gate in gates]),
+            "decay": a["rg_lru/a_param"],
+            "out_kernel": a["linear_out/kernel"],
+            "out_bias": a["linear_out/bias"],
+        }
+        return (first, second), over_time(a["x"]), None
+
+    cell = rnnjax.GriffinCell(FEATURES, state_size=states, heads=heads)
+    compare(cell, translate, in_jax(theirs, arrays), arrays, assert_close)
 
 
 def test_s6_of_mambapy(assert_close: Any) -> None:

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference
 
 import rnnjax
-from rnnjax import Chrono, Fused, InvalidInputError, LegS, Ring
+from rnnjax import Chrono, Fused, InvalidInputError, LegS, Parallel, Ring
 
 KEY = jax.random.key(0)
 
@@ -323,3 +324,55 @@ def test_what_no_number_was_read_of_keeps_its_gradient_and_the_others_have_none(
     assert_close(*both, 1e-5)
     for method in (rnnjax.Scan(), rnnjax.Parallel(4)):
         assert jnp.isnan(gradient(method, all_steps)["kernel"]).any()
+
+
+class GriffinLayer(reference.Layer):
+    """Griffin's block for the reference, with the leaves of its carry in one tuple."""
+
+    @property
+    def shapes(self):
+        return ((4,),) * 4
+
+    def step(self, params, carry, x):
+        (window, hidden), y = reference.griffin(params, (carry[:3], carry[3:]), x, None)
+        return (*window, *hidden), y
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("masked_outputs", ["zero", "last"])
+@pytest.mark.usefixtures("x64")
+def test_griffin_is_its_equations(reverse, masked_outputs, random_like, assert_close):
+    """With NaNs where a mask skips, in its window too; values and a derivative."""
+    cell, rng = rnnjax.GriffinCell(3, state_size=4, heads=2), np.random.default_rng(0)
+    params = random_like(cell.init(KEY, 2), 1, "float64")
+    carry = random_like(cell.initial_carry((3,)), 2, "float64")
+    xs, mask = rng.normal(size=(7, 3, 2)), rng.random((7, 3)) < 0.6
+    xs[~mask] = np.nan
+    marks = {"mask": mask, "resets": rng.random((7, 3)) < 0.2, "lengths": np.array([7, 4, 6])}
+    marks |= {"reverse": reverse, "masked_outputs": masked_outputs}
+    given = jax.tree.map(np.asarray, (params, xs, carry))
+    directions = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), given)
+
+    def theirs(given):
+        params, xs, carry = given
+        layer = GriffinLayer("griffin", 3)
+        return reference.unroll(layer, params, xs, (*carry[0], *carry[1]), **marks)
+
+    def ours(*given):
+        carry, ys = rnnjax.unroll(cell, *given, **marks, method=Parallel())
+        return tuple(jax.tree.leaves(carry)), ys
+
+    found = jax.jit(lambda given, directions: jax.jvp(ours, given, directions))
+    expected = reference.with_slopes(theirs, given, directions)
+    assert_close(found(given, directions), expected, 1e-12)
+
+
+def test_griffin_says_what_does_not_fit():
+    with pytest.raises(InvalidInputError, match="heads must divide the state_size of 6, but are 4"):
+        rnnjax.GriffinCell(4, state_size=6, heads=4)
+    cell = rnnjax.GriffinCell(4)
+    params = cell.init(KEY, 4)
+    with pytest.raises(InvalidInputError, match="kernel of the recurrence of GriffinCell"):
+        rnnjax.unroll(rnnjax.GriffinCell(4, heads=2), params, jnp.ones((3, 2, 4)))
+    with pytest.raises(InvalidInputError, match="params of a Stack must be a tuple"):
+        rnnjax.unroll(cell, params[0], jnp.ones((3, 2, 4)))

@@ -20,8 +20,8 @@ RESETS = np.random.default_rng(1).random((TIME, BATCH)) < 0.2
 # No two of the rows and no step alike, and one where several rows begin anew.
 RESETS[4, :2] = True
 ELEMENTWISE = [
-    "indrnn", "mingru", "minlstm", "lru", "s5", "rglru", "s6", "qrnn", "gilr", "sru",
-    "sru-peephole", "hgrn", "diagonal-gru", "diagonal-lstm", "gla", "mamba2",
+    "indrnn", "mingru", "minlstm", "lru", "s5", "rglru", "temporal-conv", "s6", "qrnn", "gilr",
+    "sru", "sru-peephole", "hgrn", "diagonal-gru", "diagonal-lstm", "gla", "mamba2",
 ]  # fmt: skip
 MIXED = [
     "simple", "lstm", "lstm-no-bias", "lstm-hard", "gru", "gru-no-bias", "peephole", "coupled",

@@ -73,6 +73,8 @@ CELLS = {
     "lru": rnnjax.LRUCell(4, state_size=3),
     "s5": rnnjax.S5Cell(4, state_size=3),
     "rglru": rnnjax.RGLRUCell(4),
+    "temporal-conv": rnnjax.TemporalConvCell(4),
+    "griffin": rnnjax.GriffinCell(4, state_size=6, heads=3),
     "s6": rnnjax.S6Cell(4, state_size=3),
     "qrnn": rnnjax.QRNNCell(4, pooling="f"),
     "gilr": rnnjax.GILRCell(4),
@@ -124,6 +126,22 @@ ROWS = [
 @pytest.mark.usefixtures("x64")
 def test_it_gives_the_numbers_of_the_scan(name, chunk, marks, assert_close):
     assert_close(results(name, marks, Parallel(chunk)), results(name, marks, Scan()), 1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_state_that_takes_over_another_needs_no_first_carry(assert_close):
+    """Then no input changes what is added to it, and no factor of it changes either."""
+    cell, xs = rnnjax.TemporalConvCell(4), jax.random.normal(KEY, (TIME, BATCH, 2), jnp.float64)
+
+    def run(params, method):
+        return rnnjax.unroll(cell, params, xs, method=method)
+
+    params = parameters(cell)
+    every = [
+        jax.jit(lambda p, m=m: jax.jvp(lambda p: run(p, m), (p,), (p,)))(params)
+        for m in (Parallel(), Scan())
+    ]
+    assert_close(*every, 1e-12)
 
 
 @pytest.mark.parametrize("name", ["mingru", "mlstm", "deltanet"])

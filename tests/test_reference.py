@@ -158,7 +158,7 @@ def drawn_layer(rng: np.random.Generator, kind: str, largest: int, usual: bool) 
     taken = {field.name for field in fields}
     # Without a key only zoneout does anything. It needs a step in pieces, and fields of its names.
     rates = {"input_dropout": 0.5}
-    if kind not in SCAN_ALONE | reference.COMPLEX | reference.MATRICES:
+    if kind not in SCAN_ALONE | reference.COMPLEX | reference.MATRICES | {"temporal-conv"}:
         rates["zoneout_hidden"] = 0.3
         if kind in reference.WITH_CELL - {"user-peephole"} and CELLS[kind].free is None:
             rates["zoneout_cell"] = 0.6

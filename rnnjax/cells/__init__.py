@@ -29,6 +29,7 @@ from rnnjax.cells.s6 import S6Cell
 from rnnjax.cells.simple import SimpleRNNCarry, SimpleRNNCell
 from rnnjax.cells.slstm import SLSTMCarry, SLSTMCell
 from rnnjax.cells.sru import SRUCell
+from rnnjax.cells.temporalconv import TemporalConvCell, WindowCarry
 
 __all__ = [
     "Carry",
@@ -78,4 +79,6 @@ __all__ = [
     "SimpleRNNCarry",
     "SimpleRNNCell",
     "StabilizedCarry",
+    "TemporalConvCell",
+    "WindowCarry",
 ]

@@ -83,7 +83,7 @@ class Solved(Function):
 
         solved: list[jax.Array] = jax.lax.custom_linear_solve(
             times_matrix,
-            _with_start(constants, factors, start, resets),
+            _all_changing(_with_start(constants, factors, start, resets)),
             lambda _, given: in_pieces(factors, given, resets, self.length),
             lambda _, given: self.backwards(factors, given, resets),
         )
@@ -122,6 +122,19 @@ class Solved(Function):
         across = [[_of_next(factors[j][i]) for j in count] for i in count]
         cuts = None if resets is None else _of_next(resets)
         return in_pieces(across, given, cuts, self.length, reverse=True)
+
+
+@jax.custom_jvp
+def _all_changing(leaves: list[jax.Array]) -> list[jax.Array]:
+    """The same, with zeros for a tangent where there is none.
+
+    JAX's rule for a linear solve fails where some parts of the right side change and others do not
+    (jax 0.10.2), as of a state that only takes over what another one was.
+    """
+    return leaves
+
+
+_all_changing.defjvp(lambda primals, tangents: (primals[0], tangents[0]))
 
 
 def _with_start(

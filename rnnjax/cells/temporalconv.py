@@ -1,0 +1,90 @@
+"""A short causal convolution over time, as what stands before a linear recurrence."""
+
+import dataclasses
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.export import register_namedtuple_serialization
+from jax.typing import DTypeLike
+
+from rnnjax.cells.activations import Initializer
+from rnnjax.cells.base import Cell, Param, Params
+
+
+class WindowCarry(NamedTuple):
+    """What came one, two and three steps before, each ``(*batch, hidden_size)``."""
+
+    last: jax.Array
+    second_last: jax.Array
+    third_last: jax.Array
+
+
+register_namedtuple_serialization(WindowCarry, serialized_name="rnnjax.WindowCarry")
+
+
+@dataclasses.dataclass(frozen=True)
+class TemporalConvCell(Cell):
+    r"""Causal convolution of four steps, of each channel by itself (Griffin: De et al., 2024).
+
+    .. math::
+        u_t &= x_t W + b \\
+        y_t &= k_3 \odot u_t + k_2 \odot u_{t-1} + k_1 \odot u_{t-2} + k_0 \odot u_{t-3} + d
+
+    with :math:`W` = ``kernel (input_size, hidden_size)``, :math:`b` = ``bias (hidden_size,)``,
+    :math:`k` = ``taps (4, hidden_size)`` and :math:`d` = ``taps_bias (hidden_size,)``. The carry is
+    ``WindowCarry(last, second_last, third_last)``, of :math:`u`: before a sequence zeros, and
+    what a mask skips does not enter it. (In Mamba and Griffin the product is a layer of its own.)
+
+    Args:
+        hidden_size: the number of channels.
+        taps_init: initialiser of ``taps``.
+        use_bias: whether there are biases.
+        kernel_init: initialiser of ``kernel``, by name or as ``(key, shape, dtype) -> array``.
+        bias_init: the same of the biases.
+        dtype: of the operands of the matrix products and of the outputs. With None the products run
+            in the promoted type of input and parameters, and outputs have the type of the carry.
+            Sums are in float32 at least, and the carry stays float32.
+        param_dtype: of the parameters that `init` draws.
+
+    Raises:
+        InvalidInputError: a hyperparameter is of the wrong type, or no name that is known.
+
+    >>> cell = TemporalConvCell(hidden_size=50)
+    >>> params = cell.init(jax.random.key(0), input_size=3)
+    >>> carry, y = cell.step(params, cell.initial_carry((8,)), jnp.ones((8, 3)))
+    >>> params["taps"].shape, carry.third_last.shape, y.shape
+    ((4, 50), (8, 50), (8, 50))
+    """
+
+    hidden_size: int
+    _: dataclasses.KW_ONLY
+    taps_init: str | Initializer = "lecun_normal"
+    use_bias: bool = True
+    kernel_init: str | Initializer = "glorot_uniform"
+    bias_init: str | Initializer = "zeros"
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+
+    carry: ClassVar[type[WindowCarry]] = WindowCarry
+    gates = ("u",)
+    recurrent = None
+    output = None
+
+    def parameters(self, input_size: int) -> dict[str, Param]:
+        """``kernel``, ``taps``, and ``bias`` and ``taps_bias``."""
+        params = super().parameters(input_size)
+        params["taps"] = Param((4, self.hidden_size), self.taps_init)
+        if self.use_bias:
+            params["taps_bias"] = Param((self.hidden_size,), self.bias_init)
+        return params
+
+    def update(
+        self, params: Params, x: jax.Array, carry: WindowCarry
+    ) -> tuple[WindowCarry, jax.Array]:
+        """The second equation of the class."""
+        k0, k1, k2, k3 = params["taps"].astype(x.dtype)
+        y = k3 * x + k2 * carry.last + k1 * carry.second_last + k0 * carry.third_last
+        if self.use_bias:
+            y += params["taps_bias"].astype(x.dtype)
+        return WindowCarry(x, carry.last, carry.second_last), y
