@@ -25,7 +25,7 @@ from rnnjax.cells.activations import ACTIVATIONS
 from rnnjax.engine.products import Backward, Forward, Products
 
 ORDINARY, SLOW, CHUNK = 52, 1000, 50
-SEED = 855  # of which the ordinary draws reach most; see the test of that
+SEED = 1433  # of which the ordinary draws reach most; see the test of that
 TOLERANCE = 1e-10  # of the scale of each array, in float64
 
 KINDS = list(reference.EQUATIONS)
