@@ -92,10 +92,13 @@ def test_blocks_do_not_race_and_nothing_is_read_before_it_is_written(
 
 @pytest.mark.parametrize("batch", [(), (2, 3), (0,), (2, 0)], ids=str)
 def test_rows_of_any_batch(batch: Any, random_like: Callable[..., Any], assert_close: Any) -> None:
-    """Over a prime number of steps, of which no block is a part, and marks of the first axis."""
+    """Over a prime number of steps, of which no block is a part, and marks of the first axis.
+
+    Without marks too: with them, what lies behind the last step is masked whatever the kernel does.
+    """
     cell = rnnjax.GRUCell(5)
     given = arguments(cell, random_like, 17, batch)
-    mask = jnp.arange(17) % 4 > 0
+    mask = jnp.arange(17) % 4 > 0 if len(batch) == 2 else None
     expected = run(cell, Scan(), *given, mask=mask)
     assert_close(run(cell, INTERPRETED, *given, mask=mask), expected, 1e-6)
 
