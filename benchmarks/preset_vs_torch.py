@@ -81,7 +81,7 @@ def train_rnnjax(loaded: tuple[Any, Any], seconds: float) -> dict[str, float]:
     import optax
 
     from experiments.text_generator.model import CharacterModel, bits, make_loss, surprise
-    from experiments.text_generator.optimization import matrices
+    from experiments.text_generator.train import matrices
     from rnnjax.training import TrainState, make_train_steps
 
     config, data = loaded

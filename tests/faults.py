@@ -1019,7 +1019,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "it is the update that is clipped, and not the gradient",
         "experiments/text_generator",
-        "experiments/text_generator/optimization.py",
+        "experiments/text_generator/train.py",
         "optax.chain(optax.clip_by_global_norm(options.clip_norm), optimizer)",
         "optax.chain(optimizer, optax.clip_by_global_norm(options.clip_norm))",
         (
@@ -1029,7 +1029,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the schedule counts updates for steps where gradients are accumulated",
         "experiments/text_generator",
-        "experiments/text_generator/optimization.py",
+        "experiments/text_generator/train.py",
         "step = updates * options.accumulate",
         "step = updates",
         (
@@ -1039,7 +1039,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "biases decay too",
         "experiments/text_generator",
-        "experiments/text_generator/optimization.py",
+        "experiments/text_generator/train.py",
         "lambda leaf: leaf.ndim > 1, params",
         "lambda leaf: leaf.ndim > 0, params",
         ("tests/experiments/test_text_generator_options.py::test_weights_decay_but_not_biases",),
@@ -1256,7 +1256,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "small networks with few rows are divided over the cores too",
         "training/cores",
-        "rnnjax/training/cores.py",
+        "rnnjax/training/sharding.py",
         "if largest * rows < _LEAST_WORK:",
         "if largest * rows < 0:",
         ("tests/training/test_cores.py",),

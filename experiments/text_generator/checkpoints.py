@@ -2,9 +2,7 @@
 
 import contextlib
 import dataclasses
-import functools
 import math
-import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,15 +12,14 @@ import jax.numpy as jnp
 
 from experiments import runs
 from experiments.text_generator.config import FREE, Train, from_mapping, option
-from experiments.text_generator.data import AnyVocabulary, Data
+from experiments.text_generator.data import Data
 from experiments.text_generator.model import CharacterModel
-from experiments.text_generator.optimization import new_state
-from rnnjax import CheckpointError
-from rnnjax.errors import InvalidInputError
-from rnnjax.text import ByteVocabulary, Vocabulary
-from rnnjax.training import Checkpoints, Sharding, agreed_signal, from_first
+from rnnjax.errors import CheckpointError, InvalidInputError
+from rnnjax.text.vocabulary import Vocabulary
+from rnnjax.training.checkpoints import Checkpoints
 from rnnjax.training.files import locked, read_sealed
-from rnnjax.training.processes import together
+from rnnjax.training.processes import agreed_signal, from_first, together
+from rnnjax.training.sharding import Sharding
 
 PROGRAM = "text_generator"
 
@@ -47,11 +44,7 @@ class Run:
 
     @classmethod
     def open(cls, config: Train, stack: contextlib.ExitStack) -> "Run":
-        """Make the folder of a new run, or take that of one that goes on; it is locked.
-
-        Args:
-            config: its options.
-            stack: holds the lock.
+        """Make the folder of a new run, or take that of one that goes on; ``stack`` locks it.
 
         Raises:
             InvalidInputError: the options do not go together, the text of the run is not what it
@@ -63,8 +56,8 @@ class Run:
         if config.resume:
             assert config.run_dir is not None  # the command line has found it
             folder = config.run_dir
-            from_first(functools.partial(lock, folder, stack))
-            from_first(functools.partial(require_same_run, config, data, folder))
+            from_first(lambda: stack.enter_context(locked(folder)))
+            from_first(lambda: require_same_run(config, data, folder))
         check_alike(config, data.digest)
         sharding = sharding_of(config)
         if sharding is not None:
@@ -75,7 +68,7 @@ class Run:
         try_out(config, data, epochs)
         if not config.resume:
             folder = Path(from_first(lambda: str(runs.create(PROGRAM, config.run_dir))))
-            from_first(functools.partial(lock, folder, stack))
+            from_first(lambda: stack.enter_context(locked(folder)))
         run = cls(config, data, sharding, folder, epochs)
         from_first(lambda: runs.write(run.folder, run.as_json()))
         return run
@@ -86,10 +79,11 @@ class Run:
         return self.epochs * self.data.steps_per_epoch
 
     def as_json(self) -> dict[str, Any]:
-        """What run.json and every checkpoint say of it."""
+        """What run.json and every checkpoint say of it; a vocabulary of bytes is null."""
+        vocabulary = self.data.vocabulary
         return {
             "options": self.config.as_json(),
-            "vocabulary": vocabulary_to_json(self.data.vocabulary),
+            "vocabulary": vocabulary.characters if isinstance(vocabulary, Vocabulary) else None,
             "text_sha256": self.data.digest,
         }
 
@@ -104,10 +98,9 @@ def stored_run(run_dir: Path | None) -> tuple[str, dict[str, Any]]:
     try:
         return str(folder), read_sealed(folder / "run.json")
     except CheckpointError as damaged:
-        try:
+        saved = None
+        with contextlib.suppress(CheckpointError):
             saved = Checkpoints(folder / "checkpoints", read_only=True).latest()
-        except CheckpointError:
-            saved = None
         if saved is None:
             raise CheckpointError(
                 f"{damaged}; nor is there a checkpoint; begin a new run"
@@ -131,33 +124,19 @@ def options_of(stored: dict[str, Any], folder: Path | str) -> Train:
 
 
 def require_unchanged(config: Train, stored: Train) -> None:
-    """Raise unless a run goes on with its own options, but for those that are free.
-
-    Raises:
-        InvalidInputError: another option differs.
-    """
+    """Raise InvalidInputError where a run would go on with another option that is not free."""
+    has = stored.changed_from(config)
     for name, value in config.changed_from(stored).items():
         if name not in FREE:
-            has = stored.changed_from(config)[name]
             raise InvalidInputError(
-                f"{option(name)} {value} cannot be changed: the run has {has}, and --resume goes "
-                "on with the options of the run; leave it out"
+                f"{option(name)} {value} cannot be changed: the run has {has[name]}, and --resume "
+                "goes on with the options of the run; leave it out"
             )
 
 
-def lock(folder: Path, stack: contextlib.ExitStack) -> None:
-    """Keep other processes from writing to the folder, until the stack is left."""
-    stack.enter_context(locked(folder))
-
-
 def require_same_run(config: Train, data: Data, folder: Path) -> None:
-    """Raise unless text and options are those with which the checkpoints of a run were made.
-
-    Raises:
-        InvalidInputError: they are not.
-    """
-    stored = stored_run(folder)[1]
-    require_same_text(data, stored, folder)
+    """Raise InvalidInputError unless text and options are those of the run's checkpoints."""
+    require_same_text(data, stored_run(folder)[1], folder)
     if (folder / "checkpoints").is_dir():
         saved = Checkpoints(folder / "checkpoints", read_only=True).latest()
         if saved is not None:
@@ -165,11 +144,7 @@ def require_same_run(config: Train, data: Data, folder: Path) -> None:
 
 
 def require_same_text(data: Data, stored: dict[str, Any], folder: Path | None) -> None:
-    """Raise unless the text is the one with which a run began.
-
-    Raises:
-        InvalidInputError: it is not.
-    """
+    """Raise InvalidInputError unless the text is the one with which a run began."""
     if data.digest != stored.get("text_sha256"):
         raise InvalidInputError(
             f"the text of {data.options.corpus!r} is not the one that the run in {folder} began "
@@ -178,11 +153,7 @@ def require_same_text(data: Data, stored: dict[str, Any], folder: Path | None) -
 
 
 def try_out(config: Train, data: Data, epochs: int) -> None:
-    """Raise whatever the options would raise in the first step; nothing is computed.
-
-    Raises:
-        InvalidInputError: the options of the model do not go together, or there is no update.
-    """
+    """Raise InvalidInputError for what the first step would raise; nothing is computed."""
     steps, accumulate = epochs * data.steps_per_epoch, config.optimization.accumulate
     if accumulate > steps:
         raise InvalidInputError(
@@ -197,68 +168,18 @@ def try_out(config: Train, data: Data, epochs: int) -> None:
     jax.eval_shape(model.losses, params, carry, batch, batch, key)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Trained:
-    """A trained model with all that is needed to use it.
-
-    Attributes:
-        model: the model.
-        params: its parameters.
-        vocabulary: what its ids mean.
-        config: the options it was trained with.
-        run_dir: where it lies.
-        step: of the checkpoint that was read.
-        text_sha256: of its text.
-    """
-
-    model: CharacterModel
-    params: Any
-    vocabulary: AnyVocabulary
-    config: Train
-    run_dir: Path
-    step: int
-    text_sha256: str
-
-    @classmethod
-    def load(cls, run_dir: Path | None, step: int | None = None) -> "Trained":
-        """Read a run (the newest, if none is named) at a step (the best, or the latest)."""
-        run_dir = runs.existing(PROGRAM, run_dir)
-        checkpoints = Checkpoints(run_dir / "checkpoints", read_only=True)
-        saved = checkpoints.best() if step is None else checkpoints.at(step)
-        stored = saved.about["config"]
-        config = options_of(stored, run_dir)
-        vocabulary = vocabulary_of(stored["vocabulary"])
-        model = CharacterModel.build(config.model, len(vocabulary))
-        like = jax.eval_shape(lambda: new_state(model, config, 1, 1))
-        params = saved.restore(like).params
-        return cls(model, params, vocabulary, config, run_dir, saved.step, stored["text_sha256"])
-
-
-def vocabulary_to_json(vocabulary: AnyVocabulary) -> str | None:
-    """The characters in the order of their ids, or None for bytes."""
-    return vocabulary.characters if isinstance(vocabulary, Vocabulary) else None
-
-
-def vocabulary_of(characters: str | None) -> AnyVocabulary:
-    """The vocabulary that `vocabulary_to_json` wrote down."""
-    return ByteVocabulary() if characters is None else Vocabulary(characters)
-
-
 def sharding_of(config: Train) -> Sharding | None:
     """The mesh asked for, or None for the one device that JAX takes by itself.
 
     Raises:
         InvalidInputError: the mesh does not fit the devices, the batch or the hidden units.
     """
-    mesh = config.mesh
-    if mesh is None and jax.process_count() == 1:
+    if config.mesh is None and jax.process_count() == 1:
         return None
-    if mesh in (None, "auto"):
+    if config.mesh in (None, "auto"):
         sharding = Sharding.over(divide=divided_axis)
     else:
-        sizes = re.fullmatch(r"(\d+)(?:x(\d+))?", str(mesh))
-        assert sizes is not None  # `Train.check` has looked
-        sharding = Sharding.over(int(sizes[1]), int(sizes[2] or 1), divide=divided_axis)
+        sharding = Sharding.over(*map(int, str(config.mesh).split("x")), divide=divided_axis)
     data, hidden = sharding.mesh.shape["data"], sharding.mesh.shape["hidden"]
     for name, size, devices in (
         ("--batch-size", config.text.batch_size, data),
@@ -286,11 +207,7 @@ def divided_axis(names: tuple[str, ...], shape: tuple[int, ...]) -> int | None:
 
 
 def check_alike(config: Train, digest: str) -> None:
-    """Raise unless all processes have the same options, and the text that the first one has.
-
-    Raises:
-        InvalidInputError: this process differs.
-    """
+    """Raise InvalidInputError unless all processes have the first one's options and text."""
     ours = {**config.as_json(), "the text of the corpus": digest}
     theirs = from_first(lambda: ours)
     differing = sorted(name for name in ours if ours[name] != theirs.get(name))

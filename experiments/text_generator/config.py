@@ -5,6 +5,7 @@ error's sentence into one of its own.
 """
 
 import dataclasses
+import math
 import re
 import tomllib
 import typing
@@ -12,8 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rnnjax.errors import InvalidInputError
-from rnnjax.text import Sampling
-from rnnjax.training import Processes
+from rnnjax.training.processes import Processes
 
 CellName = Literal[
     "lstm", "gru", "gru_reset_before", "simple", "layernorm_lstm", "layernorm_gru", "peephole_lstm",
@@ -255,7 +255,10 @@ class Train:
         for name, value in _flat(self).items():
             if isinstance(value, int) and name != "seed" and value >= 2**31:  # of JAX's integers
                 raise InvalidInputError(f"{option(name)} must be below {2**31}, but is {value}")
-        _ = Sampling(self.sample_temperature)  # checks it
+        if not 0 <= self.sample_temperature < math.inf:
+            raise InvalidInputError(
+                f"--sample-temperature must be a number from 0 up, but is {self.sample_temperature}"
+            )
         a_seed(self.seed)
         if self.mesh is not None and not re.fullmatch(r"auto|[1-9]\d*(x[1-9]\d*)?", self.mesh):
             raise InvalidInputError(

@@ -12,15 +12,9 @@ import numpy as np
 
 from experiments.text_generator.config import Text
 from rnnjax.errors import InvalidInputError
-from rnnjax.text import (
-    ByteVocabulary,
-    Vocabulary,
-    load_corpus,
-    plain_lines,
-    shuffled_batches,
-    streams,
-    window_starts,
-)
+from rnnjax.text.batches import shuffled_batches, streams, window_starts
+from rnnjax.text.corpora import load_corpus
+from rnnjax.text.vocabulary import ByteVocabulary, Vocabulary, plain_lines
 
 AnyVocabulary = Vocabulary | ByteVocabulary
 

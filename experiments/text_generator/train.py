@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import itertools
-import math
 import re
 import time
 from collections.abc import Mapping
@@ -11,20 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 from experiments.text_generator.checkpoints import Run
-from experiments.text_generator.config import Train
+from experiments.text_generator.config import Optimization, Train
 from experiments.text_generator.data import AnyVocabulary
 from experiments.text_generator.model import CharacterModel, bits, held_out, make_loss
-from experiments.text_generator.optimization import make_optimizer, new_state
 from rnnjax.errors import InvalidInputError, NonFiniteError
-from rnnjax.text import Sampling, sample
-from rnnjax.training import Fit, Progress, Records, TrainState, fit, is_first
-from rnnjax.training.files import write_json, write_whole
+from rnnjax.training.files import Records, write_json, write_whole
+from rnnjax.training.fitting import Fit, fit
+from rnnjax.training.optimizers import keras_adam
+from rnnjax.training.processes import is_first
+from rnnjax.training.progress import Progress
+from rnnjax.training.step import TrainState
 
 # Drawing takes a third of a second, as long as a whole epoch of a small run.
 _SECONDS_PER_PLOT = 10
+PROGRAM = "python -m experiments.text_generator"
 
 
 def run_training(config: Train) -> int:
@@ -42,7 +46,7 @@ def train(run: Run, board: Any) -> int:
         model, carry_state=text.carry_state, forget=text.forget, last=text.predict == "last"
     )
     optimizer = make_optimizer(config.optimization, run.epochs, data.steps_per_epoch)
-    begin = new_state(model, config, run.epochs, data.steps_per_epoch)
+    begin = new_state(model, config, optimizer)
     validate = held_out(model, data.validation, "validation") if len(data.validation) else None
     progress = TextProgress(run, model, board)
     say(
@@ -70,14 +74,66 @@ def train(run: Run, board: Any) -> int:
     return report(run, model, result)
 
 
+def learning_rate(options: Optimization, epochs: int, steps_per_epoch: int) -> Any:
+    """The learning rate, as a function of the number of updates done."""
+    highest, steps = options.learning_rate, epochs * steps_per_epoch
+    warmup = options.warmup * options.accumulate
+    if options.schedule == "cosine":
+        falling = optax.cosine_decay_schedule(highest, max(1, steps - warmup), alpha=0.01)
+        by_step = optax.join_schedules([optax.constant_schedule(highest), falling], [warmup])
+    elif options.schedule == "steps":
+        begin = max(0, options.decay_after - 1) * steps_per_epoch
+        by_step = optax.exponential_decay(
+            highest, steps_per_epoch, options.decay, transition_begin=begin, staircase=True
+        )
+    else:
+        by_step = optax.constant_schedule(highest)
+
+    def by_update(updates: Any) -> Any:
+        # An epoch need not be a multiple of the steps of an update.
+        step = updates * options.accumulate
+        rising = highest * updates / max(1, options.warmup)
+        return jnp.where(step < warmup, rising, by_step(step))
+
+    return by_update
+
+
+def make_optimizer(
+    options: Optimization, epochs: int, steps_per_epoch: int
+) -> optax.GradientTransformation:
+    """The optimiser asked for, behind the clipping, once for every ``accumulate`` steps."""
+    rate = learning_rate(options, epochs, steps_per_epoch)
+    if options.optimizer == "adamw":
+        optimizer = optax.adamw(rate, b2=0.99, weight_decay=options.weight_decay, mask=matrices)
+    elif options.optimizer == "rmsprop":
+        optimizer = optax.rmsprop(rate, decay=0.9, eps=1e-7)
+    else:
+        optimizer = keras_adam(rate)
+    if options.clip_norm:
+        optimizer = optax.chain(optax.clip_by_global_norm(options.clip_norm), optimizer)
+    if options.accumulate > 1:
+        return optax.MultiSteps(optimizer, options.accumulate).gradient_transformation()
+    return optimizer
+
+
+def matrices(params: Any) -> Any:
+    """Where the weights decay: matrices, not biases."""
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
+def new_state(model: CharacterModel, config: Train, optimizer: Any) -> TrainState:
+    """The state before the first step."""
+    init_key, run_key = jax.random.split(jax.random.key(config.seed))
+    carry = model.initial_carry(config.text.batch_size) if config.text.carry_state else ()
+    return TrainState.create(jax.jit(model.init)(init_key), optimizer, key=run_key, carry=carry)
+
+
 def report(run: Run, model: CharacterModel, result: Fit) -> int:
     """Say how the run ended, measure what was held out for its end, and what to do next."""
-    step, program = int(result.state.step), "python -m experiments.text_generator"
+    step = int(result.state.step)
     if result.stopped_by:
-        say(
-            f"stopped and saved at step {step}; go on with: "
-            f"{program} train --resume --run-dir {run.folder}"
-        )
+        goes_on = f"{PROGRAM} train --resume --run-dir {run.folder}"
+        say(f"stopped and saved at step {step}; go on with: {goes_on}")
         return 128 + result.stopped_by
     if step < run.steps:
         say(
@@ -95,7 +151,7 @@ def report(run: Run, model: CharacterModel, result: Fit) -> int:
         if is_first():
             write_json(run.folder / "test.json", {"step": result.best["step"], **measured})
     say(f"done; the loss is plotted in {run.folder / 'loss.png'}")
-    say(f"let it write: {program} generate --run-dir {run.folder}")
+    say(f"let it write: {PROGRAM} generate --run-dir {run.folder}")
     return 0
 
 
@@ -152,10 +208,8 @@ class TextProgress(Progress):
         """Means and measures of an epoch."""
         line = f"loss {summary['loss']:.4f} nats, {bits(summary['loss']):.3f} bits per {self.unit}"
         if "validation_loss" in summary:
-            line += (
-                f"; validation {summary['validation_loss']:.4f} nats, "
-                f"{summary['validation_bits']:.3f} bits"
-            )
+            line += f"; validation {summary['validation_loss']:.4f} nats, "
+            line += f"{summary['validation_bits']:.3f} bits"
         if "steps_per_second" in summary:
             speed = summary["steps_per_second"] * self.run.data.characters_per_step
             line += f"; {speed:,.0f} {self.unit}s per second"
@@ -167,11 +221,10 @@ class TextProgress(Progress):
         if self.board is not None:
             for name, value in summary.items():
                 self.board.add_scalar(f"epoch/{name}", value, int(state.step))
-        if self.run.config.sample_length:
+        config = self.run.config
+        if config.sample_length:
             self.doing("sampling")
-            text = write_sample(
-                self.model, self.run.data.vocabulary, self.run.config, state.params, epoch
-            )
+            text = write_sample(self.model, self.run.data.vocabulary, config, state.params, epoch)
             self.say(f"  {text!r}")
             with (self.run.folder / "samples.txt").open("a", encoding="utf-8") as file:
                 file.write(f"epoch {epoch}, step {int(state.step)}: {text!r}\n")
@@ -192,22 +245,35 @@ class TextProgress(Progress):
 def write_sample(
     model: CharacterModel, vocabulary: AnyVocabulary, config: Train, params: Any, epoch: int
 ) -> str:
-    """What the model writes after an epoch, from one random character."""
-    key = jax.random.fold_in(jax.random.key(config.seed), epoch)
-    first_key, key = jax.random.split(key)
+    """What the model writes after an epoch, from one random character.
+
+    Raises:
+        NonFiniteError: it predicts nothing, so that these parameters are not worth a checkpoint.
+    """
+    first_key, key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), epoch))
     first = jax.random.randint(first_key, (1,), 0, len(vocabulary))
     ready, laid_out = model.prepared(params, 1)
-    _, ids = sample(
-        _step_of(ready), laid_out, model.initial_carry(1), first, key=key,
-        length=config.sample_length, sampling=Sampling(config.sample_temperature),
-    )  # fmt: skip
+    ids = _write(ready, config.sample_length, laid_out, first, key, config.sample_temperature)
+    if (ids < 0).any():
+        raise NonFiniteError(f"the logits of epoch {epoch} are not finite")
     return vocabulary.decode(np.concatenate([first, ids[:, 0]]))
 
 
-@functools.cache
-def _step_of(model: CharacterModel) -> Any:
-    """One function for each model, because it is compiled in."""
-    return model.step
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _write(
+    model: CharacterModel, length: int, params: Any, first: jax.Array, key: Any, temperature: Any
+) -> jax.Array:
+    """The characters ``(length, 1)`` behind the first, each the next one's input; -1 is none."""
+
+    def one(state: Any, at: jax.Array) -> Any:
+        carry, logits = model.step(params, *state)
+        warm = logits / jnp.maximum(temperature, jnp.finfo(jnp.float32).tiny)
+        drawn = jax.random.categorical(jax.random.fold_in(key, at), warm)
+        tokens = jnp.where(temperature > 0, drawn, logits.argmax(axis=-1))
+        tokens = jnp.where(jnp.isfinite(logits.max(axis=-1)), tokens, -1)
+        return (carry, tokens), tokens
+
+    return jax.lax.scan(one, (model.initial_carry(1), first), jnp.arange(length))[1]
 
 
 def summary_writer() -> Any:
@@ -243,25 +309,18 @@ def plot_loss(run_dir: Path, unit: str = "character") -> None:
     )
     ends = [0, *(entry["step"] for entry in epochs)]
     middles = [(before + end) / 2 for before, end in itertools.pairwise(ends)]
-    validated = [entry for entry in epochs if "validation_loss" in entry]
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     axes.plot(
-        [entry["step"] for entry in steps], [entry["loss"] for entry in steps],
+        [e["step"] for e in steps], [e["loss"] for e in steps],
         color="tab:blue", alpha=0.35, linewidth=0.8, label="each step",
     )  # fmt: skip
-    axes.plot(
-        middles, [entry["loss"] for entry in epochs],
-        color="tab:blue", marker="o", markersize=3, label="mean of the epoch",
-    )  # fmt: skip
-    if validated:
-        axes.plot(
-            [entry["step"] for entry in validated],
-            [entry["validation_loss"] for entry in validated],
-            color="tab:orange", marker="o", markersize=3, label="validation",
-        )  # fmt: skip
+    marked = functools.partial(axes.plot, marker="o", markersize=3)
+    marked(middles, [e["loss"] for e in epochs], color="tab:blue", label="mean of the epoch")
+    if validated := [e for e in epochs if "validation_loss" in e]:
+        at, measured = zip(*[(e["step"], e["validation_loss"]) for e in validated], strict=True)
+        marked(at, measured, color="tab:orange", label="validation")
     axes.set(xlabel="steps", ylabel=f"loss (nats per {unit})")
-    bit = math.log(2)
-    scale = (lambda nats: np.asarray(nats) / bit, lambda bits: np.asarray(bits) * bit)
+    scale = (lambda nats: np.asarray(nats) / np.log(2), lambda bits: np.asarray(bits) * np.log(2))
     axes.secondary_yaxis("right", functions=scale).set_ylabel(f"bits per {unit}")
     axes.grid(alpha=0.3)
     axes.legend()

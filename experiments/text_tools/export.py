@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import rnnjax
-from experiments.text_generator.checkpoints import Trained
 from experiments.text_generator.data import AnyVocabulary
 from experiments.text_generator.model import CharacterModel
+from experiments.text_generator.trained import Trained
 from rnnjax.errors import InvalidInputError
 from rnnjax.interop import Dense, Embedding, Layer, Model, OneHotIds, Recurrent, Sequential
 from rnnjax.interop.convert import TARGETS, Written, suffix_of, write_checked

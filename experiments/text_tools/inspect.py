@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from experiments.text_generator.checkpoints import Trained
 from experiments.text_generator.config import at_least
 from experiments.text_generator.evaluate import not_read, text_to_read, writable
+from experiments.text_generator.trained import Trained
 from experiments.text_tools.pages import About, inspection_page, write
 from experiments.text_tools.properties import characters_of, properties_at, score
 from experiments.text_tools.recording import record

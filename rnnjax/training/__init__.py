@@ -1,7 +1,7 @@
 """Training: `fit`, the jitted step below it, and checkpoints from which a run goes on exactly."""
 
 from rnnjax.training.checkpoints import Checkpoints, Saved
-from rnnjax.training.cores import cores_for, over_cores, use_cores
+from rnnjax.training.cores import over_cores, use_cores
 from rnnjax.training.files import Records
 from rnnjax.training.fitting import Fit, Minibatches, fit, minibatches
 from rnnjax.training.optimizers import KerasAdamState, keras_adam
@@ -14,7 +14,7 @@ from rnnjax.training.processes import (
     is_first,
 )
 from rnnjax.training.progress import Progress, Silent
-from rnnjax.training.sharding import Sharding, last_axis
+from rnnjax.training.sharding import Sharding, cores_for, last_axis
 from rnnjax.training.step import (
     LossFunction,
     Metrics,

@@ -19,7 +19,6 @@ import optax
 
 from rnnjax.errors import CheckpointError, InvalidInputError, NonFiniteError
 from rnnjax.training.checkpoints import Checkpoints
-from rnnjax.training.cores import cores_for
 from rnnjax.training.files import Records, locked, write_json
 from rnnjax.training.processes import (
     StopRequest,
@@ -29,7 +28,7 @@ from rnnjax.training.processes import (
     together,
 )
 from rnnjax.training.progress import Progress, Silent
-from rnnjax.training.sharding import Sharding
+from rnnjax.training.sharding import Sharding, cores_for
 from rnnjax.training.step import TrainState, TrainSteps, make_train_steps
 
 # A dispatch is to take so long: Python's own part of one, half a millisecond, is then nothing, and

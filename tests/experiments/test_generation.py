@@ -17,10 +17,10 @@ import pytest
 
 from experiments import runs
 from experiments.text_generator.__main__ import main
-from experiments.text_generator.checkpoints import Trained
 from experiments.text_generator.config import Architecture, Text, Train
 from experiments.text_generator.generate import Author, Decoder, begin, sample_keys
 from experiments.text_generator.train import run_training
+from experiments.text_generator.trained import Trained
 from rnnjax.text import ByteVocabulary, Sampling, Vocabulary, sample
 
 FOREVER = str(10**9)

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 
 from experiments import runs
-from experiments.text_generator.checkpoints import Run, Trained
+from experiments.text_generator.checkpoints import Run
 from experiments.text_generator.config import Optimization, Text, Train, load_preset
 from experiments.text_generator.data import Data
 from experiments.text_generator.model import surprise
-from experiments.text_generator.optimization import learning_rate, make_optimizer
+from experiments.text_generator.train import learning_rate, make_optimizer
+from experiments.text_generator.trained import Trained
 from rnnjax import InvalidInputError
 from rnnjax.training.files import read_sealed
 
