@@ -651,8 +651,8 @@ FAULTS: tuple[Fault, ...] = (
         "patience goes by what is left of epochs.jsonl",
         "training",
         "rnnjax/training/fitting.py",
-        'self.history, self.steps = saved.about["history"], saved.about["steps_per_epoch"]',
-        'self.history, self.steps = self.of_epochs.read(), saved.about["steps_per_epoch"]',
+        'self.history, self.steps = about["history"], about["steps_per_epoch"]',
+        'self.history, self.steps = self.of_epochs.read(), about["steps_per_epoch"]',
         ("tests/training/test_fit.py",),
     ),
     Fault(

@@ -1,9 +1,10 @@
 """Training: `fit`, the jitted step below it, and checkpoints from which a run goes on exactly."""
 
+from rnnjax.training.batches import Minibatches, minibatches
 from rnnjax.training.checkpoints import Checkpoints, Saved
 from rnnjax.training.cores import over_cores, use_cores
 from rnnjax.training.files import Records
-from rnnjax.training.fitting import Fit, Minibatches, fit, minibatches
+from rnnjax.training.fitting import Fit, fit
 from rnnjax.training.optimizers import KerasAdamState, keras_adam
 from rnnjax.training.penalties import activity_penalty, slowness_penalty, weight_penalty
 from rnnjax.training.processes import (

@@ -28,7 +28,7 @@ from rnnjax.training.processes import (
     together,
 )
 from rnnjax.training.progress import Progress, Silent
-from rnnjax.training.sharding import Sharding, cores_for
+from rnnjax.training.sharding import Sharding
 from rnnjax.training.step import TrainState, TrainSteps, make_train_steps
 
 # A dispatch is to take so long: Python's own part of one, half a millisecond, is then nothing, and
@@ -161,151 +161,75 @@ def fit(
             "measure it; give one, or leave patience out"
         )
     if sharding == "cores":
-        sharding = _over_cores(params, batches)
+        # Only batches that say which rows they have, as `Minibatches` do, can be divided.
+        sharding = batches.over_cores(params) if hasattr(batches, "over_cores") else None
     if carry is None:
         loss_fn, carry = functools.partial(_without_carry, loss_fn), ()
+    train_steps = make_train_steps(loss_fn, optimizer, sharding, skip_nonfinite=skip_nonfinite > 0)
     # Copies, because the state is donated.
     state = TrainState.create(jax.tree.map(jnp.array, params), optimizer, key=key, carry=carry)
     state = state if sharding is None else sharding.put_state(state)
     shown = (progress or Progress()) if is_first() else Silent()
     with contextlib.ExitStack() as stack:
         stack.callback(shown.close)
-        kept = None
+        run = _Run(train_steps, sharding, shown, skip_nonfinite, steps_per_dispatch)
         if run_dir is not None:
-            kept = _Kept(Path(run_dir), dict(config or {}), keep_last, sharding, shown, stack)
-            state = kept.restore(state, free)
-        loop = _Loop(
-            make_train_steps(loss_fn, optimizer, sharding, skip_nonfinite=skip_nonfinite > 0),
-            _Pace(steps_per_dispatch), skip_nonfinite, shown, kept,
-            stack.enter_context(StopRequest()) if kept else None,
-            kept.skipped if kept else 0,
-        )  # fmt: skip
-        history: list[Entry] = kept.history if kept else []
-        done, best = int(state.step), None
-        data = None if kept and kept.steps else _batches(batches, 0)
-        steps = kept.steps if kept and kept.steps else _length(data)
-        shown.start(done, epochs * steps)
+            run.open(Path(run_dir), dict(config or {}), keep_last, stack)
+            state = run.restore(state, free)
+            stack.enter_context(run.stop)
+        done, best, data, history = int(state.step), None, None, run.history
+        if run.steps is None:
+            data = batches(0) if callable(batches) else batches
+            run.steps = _length(data)
+        steps, total = run.steps, epochs * run.steps
+        shown.start(done, total)
         if done:
-            shown.say(f"going on from step {done} of {epochs * steps}")
-        while done < epochs * steps and not _stale(history, patience):
+            shown.say(f"going on from step {done} of {total}")
+        while done < total and not _stale(history, patience):
             epoch, first = divmod(done, steps)
             shown.doing("reading")
-            data = _batches(batches, epoch) if data is None or epoch else data
+            if data is None or epoch:
+                data = batches(epoch) if callable(batches) else batches
             if _length(data) != steps:
                 raise InvalidInputError(
                     f"every epoch must have as many steps as the first, {steps}, but epoch "
                     f"{epoch + 1} has {_length(data)}; drop, or fill up, what is left over"
                 )
-            means = kept.means if kept and first else _Means()
             if first == 0 and not (keep_carry and done):
                 # Another copy, because the next epoch begins from it again.
                 fresh = jax.tree.map(jnp.array, carry)
                 fresh = fresh if sharding is None else sharding.put_carry(fresh)
                 state = dataclasses.replace(state, carry=fresh)
             data = jax.device_put(data) if sharding is None else sharding.put_batches(data)
-            state, signal = loop.epoch(state, data, epoch, means)
+            state, signal = run.train(state, data, epoch)
             done = int(state.step)
             if done < (epoch + 1) * steps:
-                assert kept is not None  # else no signal is caught
-                kept.save(state, steps, history, means, loop.skipped)
+                run.save(state)
                 return Fit(_whole(state.params, sharding), state, history, _best(history), signal)
             # The parameters alone: the optimiser's state may not fit one device.
             whole = dataclasses.replace(state, params=_whole(state.params, sharding))
-            entry = {"step": done, "epoch": epoch + 1, **means.summary()}
+            entry = {"step": done, "epoch": epoch + 1, **run.means.summary()}
+            run.means = _Means()
             if evaluate is not None:
                 shown.doing("validating")
-                measured = together(functools.partial(_measured, evaluate, whole.params))
-                entry |= from_first(functools.partial(dict, measured))
-            better = evaluate is not None and _score(entry) < min(
-                map(_score, history), default=math.inf
-            )
+                entry |= _measured(evaluate, whole.params)
+            score = _score(entry)
+            better = evaluate is not None and score < min(map(_score, history), default=math.inf)
             history.append(entry)
-            if kept is not None:
-                from_first(functools.partial(kept.of_epochs.append, [entry]))
-            from_first(functools.partial(shown.on_epoch, epoch + 1, whole, entry))
-            if better and kept is None:
+            run.end_epoch(whole, entry)
+            if better and not run.kept:
                 best = jax.tree.map(jnp.array, whole.params)
             finished = epoch + 1 == epochs or _stale(history, patience)
-            signal = agreed_signal(loop.stop.signal if loop.stop else None)
-            if kept is not None and (
-                finished or better or signal or (epoch + 1) % checkpoint_every == 0
-            ):
-                score = _score(entry) if evaluate else None
-                kept.save(state, steps, history, _Means(), loop.skipped, score)
+            signal = agreed_signal(run.stop.signal)
+            if finished or better or signal or (epoch + 1) % checkpoint_every == 0:
+                run.save(state, score if evaluate else None)
             if signal and not finished:
                 return Fit(whole.params, state, history, _best(history), signal)
-        if kept is None:
+        if not run.kept:
             params = _whole(state.params, sharding) if best is None else best
             return Fit(params, state, history, _best(history))
-        chosen, entry_of_best = kept.finish(state, history, evaluate is not None)
+        chosen, entry_of_best = run.finish(state, evaluate is not None)
         return Fit(_whole(chosen.params, sharding), state, history, entry_of_best)
-
-
-def _over_cores(params: Any, batches: Any) -> Sharding | None:
-    """The cores of the CPU, where the rows of batches are known and dividing them pays."""
-    if not isinstance(batches, Minibatches):
-        return None
-    cores = cores_for(params, batches.batch_size)
-    return None if cores == 1 else Sharding.over(cores, rows_axis=1 + batches.axis)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Minibatches:
-    """What `minibatches` returns: a function from the number of an epoch to its batches.
-
-    Attributes:
-        arrays: a pytree of arrays.
-        batch_size: rows of a batch.
-        seed: of the orders.
-        axis: that of the rows, in ``arrays`` and in a batch.
-    """
-
-    arrays: Any
-    batch_size: int
-    seed: int
-    axis: int
-
-    def __call__(self, epoch: int) -> Any:
-        """The batches of an epoch: each leaf with a first axis of steps."""
-        axis, size = self.axis, self.batch_size
-        rows = np.shape(jax.tree.leaves(self.arrays)[0])[axis]
-        order = np.random.default_rng((self.seed, epoch)).permutation(rows)
-        order = order[: rows // size * size].reshape(-1, size)
-        return jax.tree.map(
-            lambda x: np.moveaxis(np.take(np.asarray(x), order, axis), axis, 0), self.arrays
-        )
-
-
-def minibatches(arrays: Any, batch_size: int, *, seed: int = 0, axis: int = 0) -> Minibatches:
-    """The rows of arrays in a new order every epoch, in batches, for `fit`.
-
-    Args:
-        arrays: a pytree of arrays with as many rows.
-        batch_size: rows of a batch; those left over of an epoch are left out, others each time.
-        seed: of the orders.
-        axis: that of the rows: 1 for arrays with time first.
-
-    Returns:
-        a function from the number of an epoch to the tree, each leaf with a first axis of steps.
-
-    Raises:
-        InvalidInputError: the arrays differ in their rows, or have too few.
-
-    >>> batches = minibatches({"xs": np.arange(12).reshape(2, 6)}, 3, axis=1)
-    >>> batches(0)["xs"].shape, sorted(batches(1)["xs"][:, 0].ravel().tolist())
-    ((2, 2, 3), [0, 1, 2, 3, 4, 5])
-    """
-    leaves = jax.tree.leaves(arrays)
-    rows = sorted({np.shape(leaf)[axis] if np.ndim(leaf) > axis else 0 for leaf in leaves})
-    for name, value in (("batch_size", batch_size), ("axis", axis), ("seed", seed)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise InvalidInputError(f"{name} must be a whole number from 0 up, but is {value!r}")
-    if len(rows) != 1 or not 1 <= batch_size <= rows[0]:
-        raise InvalidInputError(
-            f"arrays must have the same number of rows along axis {axis}, at least a batch of "
-            f"{batch_size}, but have {rows}"
-        )
-    return Minibatches(arrays, batch_size, seed, axis)
 
 
 @dataclasses.dataclass
@@ -326,135 +250,51 @@ class _Means:
         weight = metrics.get("weight", 1.0)
         self.weight += weight
         for name in metrics.keys() - {"weight", "skipped"}:
-            self.sums[name] = np.add(
-                self.sums.get(name, 0.0), weight * np.asarray(metrics[name])
-            ).tolist()
+            new = weight * np.asarray(metrics[name])
+            self.sums[name] = np.add(self.sums.get(name, 0.0), new).tolist()
 
     def summary(self) -> Entry:
         """What the entry of the epoch says of its steps."""
         means = {
-            name: (np.asarray(self.sums[name]) / self.weight).tolist()
-            for name in sorted(self.sums, key=_loss_first)
+            name: (np.asarray(self.sums[name]) / self.weight).tolist() for name in sorted(self.sums)
         }
         shown = {"skipped": self.skipped} if self.skipped else {}
         speed = {"steps_per_second": self.steps / self.seconds} if self.seconds else {}
         return {"loss": math.inf, **means, **shown, **speed}
 
 
-def _loss_first(name: str) -> tuple[bool, str]:
-    return name != "loss", name
+class _Run:
+    """Where a run stands beside its state, how it trains, and its folder, if it has one.
 
-
-@dataclasses.dataclass
-class _Pace:
-    """How many steps a dispatch does."""
-
-    fixed: int | None
-    steps: int = _FIRST_DISPATCH
-    compiled: bool = False
-
-    def took(self, steps: int, seconds: float) -> None:
-        """Learn from a dispatch; the first one, which was compiled, teaches nothing."""
-        if self.compiled and jax.process_count() == 1:  # else all would have to agree
-            self.steps = max(1, round(steps * _SECONDS_PER_DISPATCH / seconds))
-        self.compiled = True
-
-    def next(self) -> int:
-        return self.steps if self.fixed is None else self.fixed
-
-
-@dataclasses.dataclass
-class _Loop:
-    """The dispatches of an epoch."""
-
-    train_steps: TrainSteps
-    pace: _Pace
-    most_skipped: int
-    shown: Progress
-    kept: "_Kept | None"
-    stop: StopRequest | None
-    skipped: int = 0
-
-    def epoch(
-        self, state: TrainState, data: Any, epoch: int, means: _Means
-    ) -> tuple[TrainState, int | None]:
-        """Train to the end of an epoch, or to where a signal stops the run."""
-        steps = _length(data)
-        done = int(state.step)
-        while True:
-            first = done - epoch * steps
-            self.shown.doing("training" if self.pace.compiled else "compiling")
-            began = time.perf_counter()
-            state, metrics = self.train_steps(
-                state, data, first, min(first + self.pace.next(), steps)
-            )
-            count = int(state.step) - done
-            values = {name: np.asarray(m)[first:][:count] for name, m in metrics.items()}
-            seconds = time.perf_counter() - began
-            self._take(values, done, epoch, means)
-            done += count
-            if self.pace.compiled:
-                means.steps, means.seconds = means.steps + count, means.seconds + seconds
-            self.shown.on_dispatch(
-                done, values["loss"].tolist(), seconds if self.pace.compiled else None
-            )
-            self.pace.took(count, seconds)
-            signal = agreed_signal(self.stop.signal if self.stop else None)
-            if signal or done == (epoch + 1) * steps:
-                return state, signal
-
-    def _take(self, values: Mapping[str, np.ndarray], done: int, epoch: int, means: _Means) -> None:
-        """Record the steps of a dispatch.
-
-        Raises:
-            NonFiniteError: one is not finite, and may not be skipped.
-        """
-        good = np.isfinite(values["loss"]) & np.isfinite(values["grad_norm"])
-        if {"step", "epoch"} & values.keys():
-            raise InvalidInputError(
-                "metrics of loss_fn may not be called step or epoch; rename them"
-            )
-        entries = []
-        try:
-            for i, finite in enumerate(good.tolist()):
-                step = {name: value[i].tolist() for name, value in values.items()}
-                self.skipped = 0 if finite else self.skipped + 1
-                if self.skipped > self.most_skipped:
-                    raise self._diverged(done + i + 1, step)
-                means.add(step)
-                shown = step if finite else {"skipped": True}
-                entries.append({"step": done + i + 1, "epoch": epoch + 1, **shown})
-        finally:
-            if self.kept is not None:
-                from_first(functools.partial(self.kept.of_steps.append, entries))
-
-    def _diverged(self, step: int, metrics: Mapping[str, float]) -> NonFiniteError:
-        last = self.kept.checkpoints.steps() if self.kept else []
-        good = "there is no checkpoint yet"
-        if self.kept and last:
-            good = f"the last good checkpoint is {self.kept.checkpoints.path(last[-1])}"
-        before = f", after {self.most_skipped} that were skipped" if self.most_skipped else ""
-        return NonFiniteError(
-            f"at step {step} the loss is {metrics['loss']:g} and the norm of the gradient "
-            f"{metrics['grad_norm']:g}{before}; {good}; try a smaller learning rate, clip the "
-            "gradient, or let such steps be skipped"
-        )
-
-
-class _Kept:
-    """The folder of a run, and what it says of the run so far."""
+    Attributes:
+        history: the entries of the epochs so far.
+        means: of the epoch in progress.
+        skipped: steps skipped in a row.
+        steps: of an epoch; None until it is known.
+        kept: whether there is a folder.
+    """
 
     def __init__(
         self,
-        folder: Path,
-        config: dict[str, Any],
-        keep_last: int,
+        train_steps: TrainSteps,
         sharding: Sharding | None,
         shown: Progress,
-        stack: contextlib.ExitStack,
+        most_skipped: int,
+        steps_per_dispatch: int | None,
     ):
-        self.folder, self.shown = folder, shown
+        self.train_steps, self.sharding, self.shown = train_steps, sharding, shown
+        self.most_skipped, self.steps_per_dispatch = most_skipped, steps_per_dispatch
         self.devices = 1 if sharding is None else sharding.mesh.size
+        self.history: list[Entry] = []
+        self.means, self.skipped = _Means(), 0
+        self.steps: int | None = None
+        self.paced, self.compiled, self.kept = _FIRST_DISPATCH, False, False
+        self.stop = StopRequest()  # in which a run without a folder is not
+
+    def open(
+        self, folder: Path, config: dict[str, Any], keep_last: int, stack: contextlib.ExitStack
+    ) -> None:
+        """Take a folder, which is locked until the stack is left."""
         try:
             self.config = json.loads(json.dumps(config, allow_nan=False))
         except (TypeError, ValueError) as error:
@@ -473,25 +313,23 @@ class _Kept:
                 ) from error
 
         from_first(enter)
+        self.folder, self.kept = folder, True
         self.checkpoints = Checkpoints(
-            folder / "checkpoints", keep_last=keep_last, sharding=sharding
+            folder / "checkpoints", keep_last=keep_last, sharding=self.sharding
         )
         self.of_steps = Records(folder / "steps.jsonl")
         self.of_epochs = Records(folder / "epochs.jsonl")
-        self.steps: int | None = None
-        self.history: list[Entry] = []
-        self.means = _Means()
-        self.skipped = 0
 
     def restore(self, state: TrainState, free: Collection[str]) -> TrainState:
         """The state to go on from: that of the latest whole checkpoint, or the one given."""
         saved = self.checkpoints.latest()
         if saved is not None:
-            if not {"config", "history", "means", "skipped"} <= saved.about.keys():
+            about = saved.about
+            if not {"config", "history", "means", "skipped"} <= about.keys():
                 raise CheckpointError(
                     f"the checkpoints in {self.folder} are not of a run of fit; give another folder"
                 )
-            theirs = saved.about["config"]
+            theirs = about["config"]
             for name in sorted((theirs.keys() | self.config.keys()) - set(free)):
                 if theirs.get(name) != self.config.get(name):
                     raise CheckpointError(
@@ -500,13 +338,13 @@ class _Kept:
                         "it what it has, or begin a new run in another folder"
                     )
             state = saved.restore(state)
-            if saved.about.get("devices", self.devices) != self.devices:
+            if about.get("devices", self.devices) != self.devices:
                 self.shown.say(
-                    f"the run was on {saved.about['devices']} devices, and goes on on "
+                    f"the run was on {about['devices']} devices, and goes on on "
                     f"{self.devices}: its numbers will differ by rounding"
                 )
-            self.history, self.steps = saved.about["history"], saved.about["steps_per_epoch"]
-            self.means, self.skipped = _Means(**saved.about["means"]), saved.about["skipped"]
+            self.history, self.steps = about["history"], about["steps_per_epoch"]
+            self.means, self.skipped = _Means(**about["means"]), about["skipped"]
         from_first(lambda: self._take_back(int(state.step), saved is None))
         return state
 
@@ -525,9 +363,8 @@ class _Kept:
             for records in (self.of_steps, self.of_epochs):
                 if records.path.exists():
                     records.path.replace(records.path.with_name(f"{records.path.name}.before"))
-        entries = [entry for entry in self.of_steps.read() if entry["step"] <= done]
-        self.of_steps.write(entries)
-        missing = done - len({entry["step"] for entry in entries})
+        self.of_steps.drop_after(done)
+        missing = done - len({entry["step"] for entry in self.of_steps.read()})
         if missing:
             warnings.warn(
                 f"{self.of_steps.path} lacks {missing} of the {done} steps up to the checkpoint; "
@@ -541,48 +378,104 @@ class _Kept:
             )
         self.of_epochs.write(self.history)
 
-    def save(
-        self,
-        state: TrainState,
-        steps: int,
-        history: list[Entry],
-        means: _Means,
-        skipped: int,
-        loss: float | None = None,
-    ) -> None:
+    def train(self, state: TrainState, data: Any, epoch: int) -> tuple[TrainState, int | None]:
+        """Train to the end of an epoch, or to where a signal stops the run."""
+        steps, done = _length(data), int(state.step)
+        while True:
+            first = done - epoch * steps
+            self.shown.doing("training" if self.compiled else "compiling")
+            began = time.perf_counter()
+            last = min(first + (self.steps_per_dispatch or self.paced), steps)
+            state, metrics = self.train_steps(state, data, first, last)
+            count = int(state.step) - done
+            values = {name: np.asarray(m)[first:][:count] for name, m in metrics.items()}
+            # The first dispatch was compiled, and teaches nothing of the speed.
+            seconds = time.perf_counter() - began if self.compiled else None
+            self._record(values, done, epoch)
+            done += count
+            self.shown.on_dispatch(done, values["loss"].tolist(), seconds)
+            if seconds is not None:
+                self.means.steps += count
+                self.means.seconds += seconds
+                if jax.process_count() == 1:  # else all would have to agree
+                    self.paced = max(1, round(count * _SECONDS_PER_DISPATCH / seconds))
+            self.compiled = True
+            signal = agreed_signal(self.stop.signal)
+            if signal or done == (epoch + 1) * steps:
+                return state, signal
+
+    def _record(self, values: Mapping[str, np.ndarray], done: int, epoch: int) -> None:
+        """Record the steps of a dispatch.
+
+        Raises:
+            NonFiniteError: one is not finite, and may not be skipped.
+        """
+        if {"step", "epoch"} & values.keys():
+            raise InvalidInputError(
+                "metrics of loss_fn may not be called step or epoch; rename them"
+            )
+        good = np.isfinite(values["loss"]) & np.isfinite(values["grad_norm"])
+        entries = []
+        try:
+            for i, finite in enumerate(good.tolist()):
+                step = {name: value[i].tolist() for name, value in values.items()}
+                self.skipped = 0 if finite else self.skipped + 1
+                if self.skipped > self.most_skipped:
+                    raise self._diverged(done + i + 1, step)
+                self.means.add(step)
+                shown = step if finite else {"skipped": True}
+                entries.append({"step": done + i + 1, "epoch": epoch + 1, **shown})
+        finally:
+            if self.kept:
+                from_first(lambda: self.of_steps.append(entries))
+
+    def _diverged(self, step: int, metrics: Mapping[str, float]) -> NonFiniteError:
+        last = self.checkpoints.steps()[-1:] if self.kept else []
+        good = "there is no checkpoint yet"
+        if last:
+            good = f"the last good checkpoint is {self.checkpoints.path(last[0])}"
+        before = f", after {self.most_skipped} that were skipped" if self.most_skipped else ""
+        return NonFiniteError(
+            f"at step {step} the loss is {metrics['loss']:g} and the norm of the gradient "
+            f"{metrics['grad_norm']:g}{before}; {good}; try a smaller learning rate, clip the "
+            "gradient, or let such steps be skipped"
+        )
+
+    def end_epoch(self, state: TrainState, entry: Entry) -> None:
+        """Record and show an epoch."""
+        if self.kept:
+            from_first(lambda: self.of_epochs.append([entry]))
+        from_first(lambda: self.shown.on_epoch(entry["epoch"], state, entry))
+
+    def save(self, state: TrainState, loss: float | None = None) -> None:
         """Write a checkpoint, after what was recorded before it."""
+        if not self.kept:
+            return
         self.shown.doing("writing")
         from_first(self.of_steps.to_disk)
         from_first(self.of_epochs.to_disk)
         about = {
             "config": self.config,
-            "history": history,
-            "means": dataclasses.asdict(means),
-            "skipped": skipped,
-            "steps_per_epoch": steps,
+            "history": self.history,
+            "means": dataclasses.asdict(self.means),
+            "skipped": self.skipped,
+            "steps_per_epoch": self.steps,
             "devices": self.devices,
         }
         self.checkpoints.save(state, about, loss=loss)
 
-    def finish(
-        self, state: TrainState, history: list[Entry], measured: bool
-    ) -> tuple[TrainState, Entry | None]:
+    def finish(self, state: TrainState, measured: bool) -> tuple[TrainState, Entry | None]:
         """Write what came out, at the end; returns the best state, and its entry."""
         best = self.checkpoints.best() if measured else None
         step = int(state.step) if best is None else best.step
-        entry = next((entry for entry in history if entry["step"] == step), None)
-        result = {"best": entry, "last": history[-1] if history else None}
-        from_first(functools.partial(write_json, self.folder / "result.json", result))
-        same = best is None or best.step == int(state.step)
-        return state if same or best is None else best.restore(state), entry
+        entry = next((entry for entry in self.history if entry["step"] == step), None)
+        result = {"best": entry, "last": self.history[-1] if self.history else None}
+        from_first(lambda: write_json(self.folder / "result.json", result))
+        return state if best is None or step == int(state.step) else best.restore(state), entry
 
 
 def _whole(params: Any, sharding: Sharding | None) -> Any:
     return params if sharding is None else sharding.whole(params)
-
-
-def _measured(evaluate: Any, params: Any) -> dict[str, float]:
-    return _measures(evaluate(params))
 
 
 def _without_carry(loss_fn: Any, params: Any, carry: Any, batch: Any, key: jax.Array) -> Any:
@@ -593,10 +486,6 @@ def _without_carry(loss_fn: Any, params: Any, carry: Any, batch: Any, key: jax.A
             "metrics give fit a carry, perhaps ()"
         )
     return loss, (carry, {})
-
-
-def _batches(batches: Any, epoch: int) -> Any:
-    return batches(epoch) if callable(batches) else batches
 
 
 def _length(data: Any) -> int:
@@ -615,18 +504,25 @@ def _length(data: Any) -> int:
     return lengths.pop()[0]
 
 
-def _measures(found: Mapping[str, Any]) -> dict[str, float]:
-    if not isinstance(found, Mapping) or "validation_loss" not in found:
-        raise InvalidInputError(
-            "evaluate must return a dict of measures, with 'validation_loss' among them, but "
-            f"returned {found!r}"
-        )
-    if taken := sorted({"step", "epoch", "loss", "skipped", "steps_per_second"} & found.keys()):
-        raise InvalidInputError(f"evaluate returned {taken}, which fit measures; rename them")
-    try:
-        return {name: float(value) for name, value in found.items()}
-    except (TypeError, ValueError) as error:
-        raise InvalidInputError(f"evaluate must return numbers, but: {error}") from error
+def _measured(evaluate: Callable[[Any], Mapping[str, Any]], params: Any) -> dict[str, float]:
+    """What is measured on every process, as the first one has it."""
+
+    def measure() -> dict[str, float]:
+        found = evaluate(params)
+        if not isinstance(found, Mapping) or "validation_loss" not in found:
+            raise InvalidInputError(
+                "evaluate must return a dict of measures, with 'validation_loss' among them, but "
+                f"returned {found!r}"
+            )
+        if taken := sorted({"step", "epoch", "loss", "skipped", "steps_per_second"} & found.keys()):
+            raise InvalidInputError(f"evaluate returned {taken}, which fit measures; rename them")
+        try:
+            return {name: float(value) for name, value in found.items()}
+        except (TypeError, ValueError) as error:
+            raise InvalidInputError(f"evaluate must return numbers, but: {error}") from error
+
+    measured = together(measure)
+    return from_first(lambda: measured)
 
 
 def _score(entry: Mapping[str, Any]) -> float:
