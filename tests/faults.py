@@ -627,7 +627,7 @@ FAULTS: tuple[Fault, ...] = (
         "what is renamed into its place is not on the disk yet",
         "training",
         "rnnjax/training/checkpoints.py",
-        "            _to_disk(new)\n",
+        '            _to_disk(*new.rglob("*"), new)\n',
         "",
         ("tests/training/test_checkpoints.py",),
     ),
@@ -1256,7 +1256,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "small networks with few rows are divided over the cores too",
         "training/cores",
-        "rnnjax/training/sharding.py",
+        "rnnjax/training/cores.py",
         "if largest * rows < _LEAST_WORK:",
         "if largest * rows < 0:",
         ("tests/training/test_cores.py",),

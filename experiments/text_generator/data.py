@@ -148,23 +148,6 @@ def cleaned_as(text: str, vocabulary: str) -> str:
     return plain_lines(text) if vocabulary == "lines" else text
 
 
-def encode(vocabulary: AnyVocabulary, text: str, name: str) -> np.ndarray:
-    """The ids of a text, which the user knows by a name.
-
-    Raises:
-        InvalidInputError: the model does not know all of its characters.
-    """
-    known = None if isinstance(vocabulary, ByteVocabulary) else set(vocabulary.characters)
-    unknown = [] if known is None else [c for c in dict.fromkeys(text) if c not in known]
-    if unknown:
-        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-        raise InvalidInputError(
-            f"{name} must be of characters that the model was trained on, but has "
-            f"{', '.join(map(repr, unknown[:5]))}{more}; leave them out"
-        )
-    return vocabulary.encode(text)
-
-
 @functools.partial(jax.jit, static_argnums=2)
 def _cut(ids: jax.Array, starts: jax.Array, seq_length: int) -> tuple[jax.Array, jax.Array]:
     windows = ids[starts[..., None] + jnp.arange(seq_length + 1)]

@@ -11,9 +11,9 @@ import tyro
 
 from experiments.text_generator.checkpoints import require_same_text
 from experiments.text_generator.config import option
-from experiments.text_generator.data import AnyVocabulary, Data, cleaned_as, encode
+from experiments.text_generator.data import AnyVocabulary, Data, cleaned_as
 from experiments.text_generator.model import bits, surprise
-from experiments.text_generator.trained import Trained
+from experiments.text_generator.trained import Trained, encode
 from experiments.text_tools.pages import About, evaluation_page, write
 from rnnjax.errors import InvalidInputError, NonFiniteError
 from rnnjax.text import Vocabulary, load_corpus

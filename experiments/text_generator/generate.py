@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.text_generator.config import ProductType, a_seed, at_least
-from experiments.text_generator.data import AnyVocabulary, cleaned_as, encode
+from experiments.text_generator.data import AnyVocabulary, cleaned_as
 from experiments.text_generator.model import CharacterModel
-from experiments.text_generator.trained import Trained
+from experiments.text_generator.trained import Trained, encode
 from rnnjax.errors import InvalidInputError
 from rnnjax.text import ByteVocabulary, Sampling, Stream, load_corpus, read, stream
 

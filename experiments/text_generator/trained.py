@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from experiments import runs
 from experiments.text_generator.checkpoints import PROGRAM, options_of
@@ -12,6 +13,7 @@ from experiments.text_generator.config import Train
 from experiments.text_generator.data import AnyVocabulary
 from experiments.text_generator.model import CharacterModel
 from experiments.text_generator.train import make_optimizer, new_state
+from rnnjax.errors import InvalidInputError
 from rnnjax.text import ByteVocabulary, Vocabulary
 from rnnjax.training import Checkpoints
 
@@ -52,3 +54,20 @@ class Trained:
         like = jax.eval_shape(lambda: new_state(model, config, optimizer))
         params = saved.restore(like).params
         return cls(model, params, vocabulary, config, run_dir, saved.step, stored["text_sha256"])
+
+
+def encode(vocabulary: AnyVocabulary, text: str, name: str) -> np.ndarray:
+    """The ids of a text, which the user knows by a name.
+
+    Raises:
+        InvalidInputError: the model does not know all of its characters.
+    """
+    known = None if isinstance(vocabulary, ByteVocabulary) else set(vocabulary.characters)
+    unknown = [] if known is None else [c for c in dict.fromkeys(text) if c not in known]
+    if unknown:
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        raise InvalidInputError(
+            f"{name} must be of characters that the model was trained on, but has "
+            f"{', '.join(map(repr, unknown[:5]))}{more}; leave them out"
+        )
+    return vocabulary.encode(text)

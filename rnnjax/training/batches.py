@@ -7,7 +7,8 @@ import jax
 import numpy as np
 
 from rnnjax.errors import InvalidInputError
-from rnnjax.training.sharding import Sharding, cores_for
+from rnnjax.training.cores import cores_for
+from rnnjax.training.sharding import Sharding
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,12 +1,13 @@
 """Checkpoints: atomic, verified, the best one and the last few kept (orbax)."""
 
 import dataclasses
+import functools
 import math
 import os
 import shutil
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,7 @@ class Checkpoints:
         Raises:
             CheckpointError: all are damaged.
         """
-        return self._first(lambda: reversed(self._steps()))
+        return self._first(lambda: self._steps()[::-1])
 
     def best(self) -> Saved:
         """The whole checkpoint with the lowest loss; the latest, if none was given a loss.
@@ -156,11 +157,11 @@ class Checkpoints:
             CheckpointError: there is none, or all are damaged.
         """
 
-        def order() -> Iterator[int]:
+        def order() -> list[int]:
             losses = {step: self._loss(step) for step in self._steps()}
             scored = [step for step in losses if losses[step] < math.inf]
             others = sorted(losses.keys() - set(scored), reverse=True)
-            return iter([*sorted(scored, key=losses.__getitem__), *others])
+            return [*sorted(scored, key=losses.__getitem__), *others]
 
         found = self._first(order)
         if found is None:
@@ -211,21 +212,21 @@ class Checkpoints:
             new.mkdir()
             with _checkpointer() as orbax:
                 orbax.save(new / "state", args=ocp.args.StandardSave(tree))
+            files = [path for path in sorted(new.rglob("*")) if path.is_file()]
             sealed = {
                 "about": dict(about),
                 "loss": None if loss is None or not math.isfinite(loss) else float(loss),
                 "arrays": _describe(tree),
-                "files": {name: _checksum(new / name) for name in _files(new)},
+                "files": {str(path.relative_to(new)): _checksum(path) for path in files},
             }
             write_sealed(new / "about.json", sealed)
-            _to_disk(new)
+            _to_disk(*new.rglob("*"), new)
             new.rename(self.path(step))
-            _to_disk(self.directory, below=False)
-        except InvalidInputError:
-            shutil.rmtree(new, ignore_errors=True)
-            raise
+            _to_disk(self.directory)
         except (OSError, ValueError) as error:
             shutil.rmtree(new, ignore_errors=True)
+            if isinstance(error, InvalidInputError):
+                raise
             raise CheckpointError(
                 f"the checkpoint of step {step} could not be written to {self.directory} "
                 f"({_first_line(error)}); the checkpoints before it are untouched"
@@ -247,11 +248,11 @@ class Checkpoints:
             except OSError as error:
                 warnings.warn(f"{self.path(step)} cannot be deleted ({error})", stacklevel=2)
 
-    def _first(self, order: Callable[[], Iterator[int]]) -> Saved | None:
+    def _first(self, order: Callable[[], list[int]]) -> Saved | None:
         """The first whole checkpoint in an order of steps."""
 
         def find() -> tuple[int, dict[str, Any]] | None:
-            steps = list(order())
+            steps = order()
             for step in steps:
                 try:
                     return step, self._verified(step)
@@ -305,10 +306,10 @@ class Checkpoints:
 
         Before anything else opens them: what a damaged file does to the layers below is not known.
         """
-        sealed, folder = self._sealed(step), self.path(step)
+        sealed = self._sealed(step)
         for name, checksum in sealed["files"].items():
             try:
-                found = _checksum(folder / name)
+                found = _checksum(self.path(step) / name)
             except DamagedCheckpointError as error:
                 raise self._damaged(step, error.reason) from error
             if found != checksum:
@@ -316,18 +317,15 @@ class Checkpoints:
         return sealed
 
     def _damaged(self, step: int, reason: str) -> DamagedCheckpointError:
-        others = [s for s in self._steps() if s != step]
-        return DamagedCheckpointError(
-            f"{self.path(step)} is damaged ({reason})",
-            f"delete that folder, and the run goes on "
-            f"from {f'step {others[-1]}' if others else 'its beginning'}",
-        )
+        others = [f"step {s}" for s in self._steps() if s != step]
+        begin = (others or ["its beginning"])[-1]
+        advice = f"delete that folder, and the run goes on from {begin}"
+        return DamagedCheckpointError(f"{self.path(step)} is damaged ({reason})", advice)
 
     def _saved(self, step: int, sealed: dict[str, Any]) -> Saved:
         loss = math.inf if sealed["loss"] is None else sealed["loss"]
-        return Saved(
-            step, sealed["about"], loss, lambda like: self._restore(step, sealed["arrays"], like)
-        )
+        restore = functools.partial(self._restore, step, sealed["arrays"])
+        return Saved(step, sealed["about"], loss, restore)
 
     def _restore(self, step: int, arrays: dict[str, Any], like: TrainState) -> TrainState:
         target = jax.eval_shape(_as_plain, like)
@@ -340,11 +338,10 @@ class Checkpoints:
             here = jax.tree.map(
                 lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), target
             )
+            args = ocp.args.StandardRestore(here)
             try:
                 with _checkpointer() as orbax:
-                    tree = orbax.restore(
-                        self.path(step) / "state", args=ocp.args.StandardRestore(here)
-                    )
+                    tree = orbax.restore(self.path(step) / "state", args=args)
             except Exception as error:  # its files are whole: no memory, or a run beside deletes it
                 raise CheckpointError(
                     f"{self.path(step)} could not be read ({_first_line(error)}), though its files "
@@ -361,21 +358,18 @@ class Checkpoints:
             leaves = _cut(data, jax.tree.leaves(target))
         # Not bound to the device that they were read on, as those of a new run are not: the program
         # that is compiled for the one serves the other.
-        leaves = [jnp.asarray(np.asarray(leaf)) for leaf in leaves]
-        state = _from_plain(jax.tree.unflatten(jax.tree.structure(target), leaves), like)
+        state = _from_plain([jnp.asarray(np.asarray(leaf)) for leaf in leaves], like)
         return state if self.sharding is None else self.sharding.put_state(state)
 
     def _check_same_model(self, step: int, arrays: dict[str, Any], target: Any) -> None:
-        expected = {
-            path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in _leaves(target).items()
-        }
+        model = {path: f"{x.dtype}{list(x.shape)}" for path, x in _leaves(target).items()}
         saved = {path: f"{entry['dtype']}{entry['shape']}" for path, entry in arrays.items()}
-        differing = [p for p in expected | saved if expected.get(p) != saved.get(p)]
-        differing.sort(key=lambda path: (not path.startswith("['params']"), path))
+        differing = [p for p in model | saved if model.get(p) != saved.get(p)]
         if differing:
+            differing.sort(key=lambda path: (not path.startswith("['params']"), path))
             nothing = "no such array"
             shown = "; ".join(
-                f"{p}: model {expected.get(p, nothing)}, checkpoint {saved.get(p, nothing)}"
+                f"{p}: model {model.get(p, nothing)}, checkpoint {saved.get(p, nothing)}"
                 for p in differing[:6]
             )
             more = f"; and {len(differing) - 6} more" if len(differing) > 6 else ""
@@ -403,19 +397,20 @@ def _as_plain(state: TrainState) -> dict[str, Any]:
     return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, tree)
 
 
-def _from_plain(tree: dict[str, Any], like: TrainState) -> TrainState:
+def _from_plain(leaves: list[Any], like: TrainState) -> TrainState:
+    """The state of the leaves of `_as_plain`, with keys of the kinds of another."""
     kinds: list[Any] = []
 
     def look(state: TrainState) -> None:
-        for leaf in jax.tree.leaves(vars(state)):
-            kinds.append(jax.random.key_impl(leaf) if _is_key(leaf) else None)
+        leaves = jax.tree.leaves(vars(state))
+        kinds.extend(jax.random.key_impl(leaf) if _is_key(leaf) else None for leaf in leaves)
 
     jax.eval_shape(look, like)
-    leaves = [
+    wrapped = [
         leaf if kind is None else jax.random.wrap_key_data(leaf, impl=kind)
-        for leaf, kind in zip(jax.tree.leaves(tree), kinds, strict=True)
+        for leaf, kind in zip(leaves, kinds, strict=True)
     ]
-    return TrainState(**jax.tree.unflatten(jax.tree.structure(tree), leaves))
+    return TrainState(**jax.tree.unflatten(jax.tree.structure(vars(like)), wrapped))
 
 
 def _is_key(leaf: Any) -> bool:
@@ -424,13 +419,9 @@ def _is_key(leaf: Any) -> bool:
 
 def _cut(data: bytes, like: list[Any]) -> list[np.ndarray]:
     """Bytes as arrays, one after the other."""
-    arrays, start = [], 0
-    for leaf in like:
-        count = math.prod(leaf.shape)
-        part = np.frombuffer(data, leaf.dtype, count, start)
-        arrays.append(part.reshape(leaf.shape))
-        start += count * leaf.dtype.itemsize
-    return arrays
+    ends = np.cumsum([math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in like])
+    pieces = zip([0, *ends], ends, like, strict=False)
+    return [np.frombuffer(data[a:b], x.dtype).reshape(x.shape) for a, b, x in pieces]
 
 
 def _leaves(tree: Any) -> dict[str, Any]:
@@ -451,19 +442,15 @@ def _describe(tree: Any) -> dict[str, dict[str, Any]]:
     }
 
 
-def _files(folder: Path) -> list[str]:
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
-
-
 def _checksum(path: Path) -> list[int]:
     """Size and checksum of a file."""
     data = read_whole(path)
     return [len(data), zlib.crc32(data)]
 
 
-def _to_disk(folder: Path, *, below: bool = True) -> None:
-    """Return when a folder, and all below it, is on the disk, where the system can tell."""
-    for path in [*(folder.rglob("*") if below else ()), folder]:
+def _to_disk(*paths: Path) -> None:
+    """Return when these files and folders are on the disk, where the system can tell."""
+    for path in paths:
         try:
             descriptor = os.open(path, os.O_RDONLY)
         except OSError:  # Windows opens no folders
