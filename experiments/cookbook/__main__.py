@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from experiments import runs
+from experiments import folders, runs
 from rnnjax.errors import InvalidInputError
 
 PROGRAMS = sorted(
@@ -41,7 +41,7 @@ def main() -> int:
         raise InvalidInputError(
             f"there is no program {', '.join(unknown)}; there are {', '.join(PROGRAMS)}"
         )
-    folder = runs.create("cookbook", config.run_dir)
+    folder = folders.create("cookbook", config.run_dir)
     failed = []
     results = []
     names = list(dict.fromkeys(config.programs)) or PROGRAMS

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments import runs
+from experiments import folders
 from experiments.text_generator.config import FREE, Train, from_mapping, option
 from experiments.text_generator.data import Data
 from experiments.text_generator.model import CharacterModel
@@ -67,10 +67,10 @@ class Run:
             epochs = math.ceil(config.steps / data.steps_per_epoch)
         try_out(config, data, epochs)
         if not config.resume:
-            folder = Path(from_first(lambda: str(runs.create(PROGRAM, config.run_dir))))
+            folder = Path(from_first(lambda: str(folders.create(PROGRAM, config.run_dir))))
             from_first(lambda: stack.enter_context(locked(folder)))
         run = cls(config, data, sharding, folder, epochs)
-        from_first(lambda: runs.write(run.folder, run.as_json()))
+        from_first(lambda: folders.write(run.folder, run.as_json()))
         return run
 
     @property
@@ -94,7 +94,7 @@ def stored_run(run_dir: Path | None) -> tuple[str, dict[str, Any]]:
     Raises:
         CheckpointError: there is no such run, or neither can be read.
     """
-    folder = runs.existing(PROGRAM, run_dir)
+    folder = folders.existing(PROGRAM, run_dir)
     try:
         return str(folder), read_sealed(folder / "run.json")
     except CheckpointError as damaged:

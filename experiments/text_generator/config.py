@@ -10,7 +10,7 @@ import re
 import tomllib
 import typing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from rnnjax.errors import InvalidInputError
 from rnnjax.training.processes import Processes
@@ -21,6 +21,13 @@ CellName = Literal[
 ]  # fmt: skip
 ProductType = Literal["float32", "bfloat16"]
 
+# At least, and below: JAX's integers have 32 bits.
+Positive = Annotated[int, (1, 2**31)]
+PositiveOrNone = Annotated[int | None, (1, 2**31)]
+Natural = Annotated[int, (0, 2**31)]
+Share = Annotated[float, (0, 1)]
+NotNegative = Annotated[float, (0, math.inf)]
+
 _PRESETS = Path(__file__).parent / "presets"
 
 
@@ -29,13 +36,15 @@ def option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def at_least(options: Any, least: int, *names: str) -> None:
-    """Raise unless each of these fields is a number of at least ``least``."""
-    for name in names:
+def check_ranges(options: Any) -> None:
+    """Raise InvalidInputError unless every number lies in the range that its type declares."""
+    for name, kind in typing.get_type_hints(type(options), include_extras=True).items():
         value = getattr(options, name)
-        if not value >= least:
-            needed = "must not be negative" if least == 0 else f"must be at least {least}"
-            raise InvalidInputError(f"{option(name)} {needed}, but is {value}")
+        for least, below in getattr(kind, "__metadata__", ()) if value is not None else ():
+            if not least <= value < below:
+                needed = f"be at least {least}" if least else "not be negative"
+                needed = needed if value < least else f"be a number below {below}"
+                raise InvalidInputError(f"{option(name)} must {needed}, but is {value}")
 
 
 def a_seed(seed: int) -> None:
@@ -60,13 +69,13 @@ class Text:
     """The tutorial's 68 characters (the text is cleaned to them); all that occur in the text; the
     same after each line is stripped, lower-cased, freed of what is not ASCII, and joined to the
     next by a space; or the 256 bytes of its UTF-8 form."""
-    validation: float = 0.0
+    validation: Share = 0.0
     """The share of the text, behind the part to train on, that measures the progress."""
-    test: float = 0.0
+    test: Share = 0.0
     """The share at the end, which is measured once, after the training."""
-    seq_length: int = 100
+    seq_length: Positive = 100
     """Characters of a window; with --carry-state, where backpropagation through time is cut."""
-    stride: int | None = None
+    stride: PositiveOrNone = None
     """Characters from one window to the next; by default windows do not overlap."""
     predict: Literal["every", "last"] = "every"
     """The characters of a window that count in the loss: every next one, or that behind it."""
@@ -75,18 +84,12 @@ class Text:
     forget: float = 0.0
     """With --carry-state, the chance that a stream begins a batch with an empty state, so that the
     model knows how a text begins."""
-    batch_size: int = 12
+    batch_size: Positive = 12
     """Windows, or streams, of one step."""
 
     def check(self) -> None:
         """Raise InvalidInputError unless the options fit."""
-        at_least(self, 1, "seq_length", "batch_size", *(["stride"] if self.stride else []))
-        for name in ("validation", "test"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InvalidInputError(
-                    f"{option(name)} must be a share of the text from 0 up to, but not including, "
-                    f"1, but is {getattr(self, name)}"
-                )
+        check_ranges(self)
         if not 0 <= self.forget <= 1 or (self.forget and not self.carry_state):
             raise InvalidInputError(
                 f"--forget must be a chance from 0 to 1, and goes with --carry-state, but is "
@@ -109,34 +112,28 @@ class Architecture:
 
     cell: CellName = "lstm"
     """The recurrent cell of every layer."""
-    layers: int = 3
+    layers: Positive = 3
     """Recurrent layers."""
-    hidden_size: int = 700
+    hidden_size: Positive = 700
     """Hidden units of each layer."""
-    embedding_size: int = 0
+    embedding_size: Natural = 0
     """Size of the characters' learned vectors; 0 takes one-hot vectors, as the tutorial does."""
     tied: bool = False
     """Use the characters' vectors as the weights of the softmax too (Press & Wolf, 2017)."""
-    dropout: float = 0.0
+    dropout: Share = 0.0
     """Of the inputs of every layer but the first, and of the outputs of the last."""
-    embedding_dropout: float = 0.0
+    embedding_dropout: Share = 0.0
     """Of the characters' vectors, the same features at all steps of a batch."""
-    recurrent_dropout: float = 0.0
+    recurrent_dropout: Share = 0.0
     """Of the hidden state in the recurrent product, the same units at all steps of a batch."""
-    weight_drop: float = 0.0
+    weight_drop: Share = 0.0
     """Of the entries of the recurrent kernels (Merity et al., 2018)."""
     products: ProductType = "float32"
     """The type in which the recurrent layers multiply matrices; all else is float32."""
 
     def check(self) -> None:
         """Raise InvalidInputError unless the options fit."""
-        at_least(self, 1, "layers", "hidden_size")
-        at_least(self, 0, "embedding_size")
-        for name in ("dropout", "embedding_dropout", "recurrent_dropout", "weight_drop"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InvalidInputError(
-                    f"{option(name)} must be at least 0 and below 1, but is {getattr(self, name)}"
-                )
+        check_ranges(self)
         if not self.embedding_size and (self.tied or self.embedding_dropout):
             raise InvalidInputError(
                 "--tied and --embedding-dropout need learned vectors of the characters; set "
@@ -160,24 +157,23 @@ class Optimization:
     schedule: Literal["constant", "cosine", "steps"] = "constant"
     """Constant; falling as a cosine to a hundredth; or multiplied by --decay after every epoch
     from --decay-after on, as in char-rnn."""
-    warmup: int = 0
+    warmup: Natural = 0
     """Updates in which the learning rate rises from 0."""
     decay: float = 0.97
     """Of --schedule steps."""
-    decay_after: int = 10
+    decay_after: Natural = 10
     """Of --schedule steps: so many epochs, but at least the first, keep the learning rate."""
-    weight_decay: float = 0.0
+    weight_decay: NotNegative = 0.0
     """Of AdamW, for matrices alone."""
-    clip_norm: float = 0.0
+    clip_norm: NotNegative = 0.0
     """The largest norm of the gradient; 0 does not clip."""
-    accumulate: int = 1
+    accumulate: Positive = 1
     """Steps whose gradients are averaged for one update: a batch so many times as large. What is
     left of them at the end of the run changes nothing."""
 
     def check(self) -> None:
         """Raise InvalidInputError unless the options fit."""
-        at_least(self, 1, "accumulate")
-        at_least(self, 0, "warmup", "decay_after", "weight_decay", "clip_norm")
+        check_ranges(self)
         if not self.learning_rate > 0:
             raise InvalidInputError(f"--learning-rate must be above 0, but is {self.learning_rate}")
         if not 0 < self.decay <= 1:
@@ -203,26 +199,26 @@ class Train:
     text: Text = Text()
     model: Architecture = Architecture()
     optimization: Optimization = Optimization()
-    epochs: int | None = 20
+    epochs: PositiveOrNone = 20
     """Passes over the text."""
-    steps: int | None = None
+    steps: PositiveOrNone = None
     """Steps in all, in place of --epochs; the last epoch is finished."""
-    patience: int = 0
+    patience: Natural = 0
     """Stop after so many epochs without a better validation loss; 0 never does."""
     seed: int = 1
     """Of the initial weights, the order of the windows, and the dropout."""
-    checkpoint_every: int = 10
+    checkpoint_every: Positive = 10
     """Epochs between checkpoints; one is also written at the best validation loss, at the end, and
     on SIGTERM, SIGHUP and Ctrl-C."""
-    keep_last: int = 3
+    keep_last: Positive = 3
     """How many checkpoints are kept, besides the best."""
-    steps_per_dispatch: int | None = None
+    steps_per_dispatch: PositiveOrNone = None
     """Steps done on the device before Python is asked again; by default as many as take a quarter
     of a second."""
-    skip_nonfinite: int = 0
+    skip_nonfinite: Natural = 0
     """How many steps in a row may have a loss or gradient that is NaN or infinite; they change
     nothing, and are counted. 0 ends the run at the first."""
-    sample_length: int = 200
+    sample_length: Natural = 200
     """Characters of the sample after each epoch; 0 writes none."""
     sample_temperature: float = 0.0
     """Of that sample; 0 takes the most probable character each time, as the tutorial does."""
@@ -245,21 +241,14 @@ class Train:
         self.text.check()
         self.model.check()
         self.optimization.check()
-        for name in ("epochs", "steps", "steps_per_dispatch"):
-            if getattr(self, name) is not None:
-                at_least(self, 1, name)
+        check_ranges(self)
         if self.epochs is None and self.steps is None:
             raise InvalidInputError("nothing says how long the run is; give --epochs or --steps")
-        at_least(self, 1, "checkpoint_every", "keep_last")
-        at_least(self, 0, "patience", "sample_length", "skip_nonfinite")
-        for name, value in _flat(self).items():
-            if isinstance(value, int) and name != "seed" and value >= 2**31:  # of JAX's integers
-                raise InvalidInputError(f"{option(name)} must be below {2**31}, but is {value}")
+        a_seed(self.seed)
         if not 0 <= self.sample_temperature < math.inf:
             raise InvalidInputError(
                 f"--sample-temperature must be a number from 0 up, but is {self.sample_temperature}"
             )
-        a_seed(self.seed)
         if self.mesh is not None and not re.fullmatch(r"auto|[1-9]\d*(x[1-9]\d*)?", self.mesh):
             raise InvalidInputError(
                 f'--mesh must be a number of devices (8), two of them (4x2), or "auto", but is '

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.text_generator.config import ProductType, a_seed, at_least
+from experiments.text_generator.config import Natural, Positive, ProductType, a_seed, check_ranges
 from experiments.text_generator.data import AnyVocabulary, cleaned_as
 from experiments.text_generator.model import CharacterModel
 from experiments.text_generator.trained import Trained, encode
@@ -36,25 +36,25 @@ class Generate:
     """The run; by default the newest under runs/text_generator."""
     step: int | None = None
     """Of the checkpoint; by default the best by validation loss, else the latest."""
-    length: int = 500
+    length: Positive = 500
     """Characters (bytes, if the model knows bytes) to write after the prime text, or in each
     answer."""
     prime: str = ""
     """The beginning of the text; by default one random character."""
     prime_file: Path | None = None
     """A text file (UTF-8) with the beginning, cleaned as the text to train on was."""
-    samples: int = 1
+    samples: Positive = 1
     """Texts to write, all in one batch. The first is the one that is written alone."""
     temperature: float = 0.0
     """Divides the logits; 0 takes the most probable character each time, 1 draws as predicted."""
-    top_k: int = 0
+    top_k: Natural = 0
     """Draw from the so many most probable characters (Fan et al., 2018); 0 is all."""
     top_p: float = 1.0
     """Draw from the most probable characters that have this share of the probability (Holtzman et
     al., 2020); 1 is all."""
     repetition_penalty: float = 1.0
     """Above 1 against characters that were written last (Keskar et al., 2019); 1 is none."""
-    penalty_window: int = 64
+    penalty_window: Positive = 64
     """How many of the last characters that is."""
     seed: int = 0
     """Of the draws, and of the random first character."""
@@ -76,8 +76,7 @@ class Generate:
 
     def check(self) -> None:
         """Raise InvalidInputError unless the options fit."""
-        at_least(self, 1, "length", "samples", "penalty_window")
-        at_least(self, 0, "top_k")
+        check_ranges(self)
         a_seed(self.seed)
         _ = self.sampling  # checks the others
         if self.prime and self.prime_file is not None:

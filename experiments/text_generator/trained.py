@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import runs
+from experiments import folders
 from experiments.text_generator.checkpoints import PROGRAM, options_of
 from experiments.text_generator.config import Train
 from experiments.text_generator.data import AnyVocabulary
@@ -43,7 +43,7 @@ class Trained:
     @classmethod
     def load(cls, run_dir: Path | None, step: int | None = None) -> "Trained":
         """Read a run (the newest, if none is named) at a step (the best, or the latest)."""
-        run_dir = runs.existing(PROGRAM, run_dir)
+        run_dir = folders.existing(PROGRAM, run_dir)
         checkpoints = Checkpoints(run_dir / "checkpoints", read_only=True)
         saved = checkpoints.best() if step is None else checkpoints.at(step)
         stored = saved.about["config"]

@@ -2,11 +2,12 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import tyro
 
-from experiments.text_generator.config import at_least
+from experiments.text_generator.config import check_ranges
 from experiments.text_generator.evaluate import not_read, text_to_read, writable
 from experiments.text_generator.trained import Trained
 from experiments.text_tools.pages import About, inspection_page, write
@@ -28,12 +29,12 @@ class Inspect:
     """The run; by default the newest under runs/text_generator."""
     step: int | None = None
     """Of the checkpoint; by default the best by validation loss, else the latest."""
-    characters: int = 20_000
+    characters: Annotated[int, (2, 2**31)] = 20_000
     """The most characters to read."""
 
     def check(self) -> None:
         """Raise InvalidInputError unless the options fit."""
-        at_least(self, 2, "characters")
+        check_ranges(self)
         writable("--to", self.to)
         not_read("--to", self.to, self.file)
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import runs
+from experiments import folders
 from experiments.text_generator.checkpoints import Run
 from experiments.text_generator.config import Optimization, Text, Train, load_preset
 from experiments.text_generator.data import Data
@@ -306,15 +306,15 @@ def test_the_newest_run_is_the_one_that_went_on_last(tmp_path, monkeypatch):
     for name in ("zebra", "20260101", "middle", "zebra"):
         folder = tmp_path / "runs" / "program" / name
         folder.mkdir(parents=True, exist_ok=True)
-        runs.write(folder, {})
+        folders.write(folder, {})
     os.utime(tmp_path / "runs" / "program" / "middle" / "run.json", (2e9, 2e9))
-    assert runs.existing("program", None).name == "zebra"
+    assert folders.existing("program", None).name == "zebra"
 
 
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InvalidInputError, match="cannot be made"):
-        runs.create("program", tmp_path / "file" / "run")
+        folders.create("program", tmp_path / "file" / "run")
 
 
 @pytest.mark.parametrize("content", ['{"config": 3}', "", "[]", "no JSON"])

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import runs
+from experiments import folders
 from rnnjax.errors import InvalidInputError
 from rnnjax.training.files import write_json
 
@@ -85,7 +85,7 @@ class Report:
                 raise InvalidInputError(
                     f"--{field.name.replace('_', '-')} must be at least {least}, but is {value}"
                 )
-        return cls(program, measure, runs.create(f"cookbook/{program}", config.run_dir), digits)
+        return cls(program, measure, folders.create(f"cookbook/{program}", config.run_dir), digits)
 
     def add(self, name: str, score: float | Sequence[float], source: str = "here") -> None:
         """A line of the table."""
