@@ -28,22 +28,12 @@ def windows(ids: npt.ArrayLike, seq_length: int) -> tuple[Ids, Ids]:
 
     Example:
         >>> inputs, targets = windows([0, 1, 2, 3, 4, 5, 6, 7], seq_length=3)
-        >>> inputs.tolist()
-        [[0, 1, 2], [3, 4, 5]]
-        >>> targets.tolist()
-        [[1, 2, 3], [4, 5, 6]]
+        >>> inputs.tolist(), targets.tolist()
+        ([[0, 1, 2], [3, 4, 5]], [[1, 2, 3], [4, 5, 6]])
     """
-    _require_positive("seq_length", seq_length)
     ids = as_ids(ids)
-    num_windows = (len(ids) - 1) // seq_length
-    if num_windows < 1:
-        raise InvalidInputError(
-            f"a window of seq_length {seq_length} needs at least {seq_length + 1} ids (its targets "
-            f"lie one on), but {len(ids)} came; take a longer text or a smaller seq_length"
-        )
-    inputs, targets = _inputs_and_targets(ids, num_windows * seq_length)
-    shape = (num_windows, seq_length)
-    return inputs.reshape(shape), targets.reshape(shape)
+    starts = window_starts(len(ids), seq_length)
+    return _inputs_and_targets(ids, (len(starts), seq_length))
 
 
 def window_starts(length: int, seq_length: int, stride: int | None = None) -> Ids:
@@ -64,9 +54,8 @@ def window_starts(length: int, seq_length: int, stride: int | None = None) -> Id
         >>> window_starts(8, seq_length=3).tolist(), window_starts(8, 3, stride=2).tolist()
         ([0, 3], [0, 2, 4])
     """
-    _require_positive("seq_length", seq_length)
     stride = seq_length if stride is None else stride
-    _require_positive("stride", stride)
+    _require_at_least(1, seq_length=seq_length, stride=stride)
     if length < seq_length + 1:
         raise InvalidInputError(
             f"a window of seq_length {seq_length} needs at least {seq_length + 1} ids (its targets "
@@ -103,16 +92,12 @@ def shuffled_batches(
         >>> weights.tolist()
         [[1.0, 1.0], [1.0, 1.0], [1.0, 0.0]]
     """
-    _require_positive("num_windows", num_windows)
-    _require_positive("batch_size", batch_size)
-    for name, value in (("seed", seed), ("epoch", epoch)):
-        if value < 0:
-            raise InvalidInputError(f"{name} must be at least 0, but {value} came; count from 0")
+    _require_at_least(1, num_windows=num_windows, batch_size=batch_size)
+    _require_at_least(0, seed=seed, epoch=epoch)
     steps = -(-num_windows // batch_size)
     indices = np.zeros(steps * batch_size, np.int32)
-    weights = np.zeros(steps * batch_size, np.float32)
     indices[:num_windows] = np.random.default_rng([seed, epoch]).permutation(num_windows)
-    weights[:num_windows] = 1
+    weights = (np.arange(steps * batch_size) < num_windows).astype(np.float32)
     return indices.reshape(steps, batch_size), weights.reshape(steps, batch_size)
 
 
@@ -142,8 +127,7 @@ def streams(ids: npt.ArrayLike, batch_size: int, seq_length: int) -> tuple[Ids, 
         >>> targets.tolist()
         [[[1, 2], [5, 6]], [[3, 4], [7, 8]]]
     """
-    _require_positive("batch_size", batch_size)
-    _require_positive("seq_length", seq_length)
+    _require_at_least(1, batch_size=batch_size, seq_length=seq_length)
     ids = as_ids(ids)
     step_size = batch_size * seq_length
     steps = (len(ids) - 1) // step_size
@@ -153,19 +137,20 @@ def streams(ids: npt.ArrayLike, batch_size: int, seq_length: int) -> tuple[Ids, 
             f"(targets lie one on), but {len(ids)} came; "
             "take a longer text, fewer streams or a smaller seq_length"
         )
-    inputs, targets = _inputs_and_targets(ids, steps * step_size)
-    shape = (batch_size, steps, seq_length)
-    return (
-        np.ascontiguousarray(inputs.reshape(shape).swapaxes(0, 1)),
-        np.ascontiguousarray(targets.reshape(shape).swapaxes(0, 1)),
-    )
+    inputs, targets = _inputs_and_targets(ids, (batch_size, steps, seq_length))
+    return inputs.swapaxes(0, 1).copy(), targets.swapaxes(0, 1).copy()
 
 
-def _inputs_and_targets(ids: npt.NDArray[np.integer], length: int) -> tuple[Ids, Ids]:
+def _inputs_and_targets(ids: npt.NDArray[np.integer], shape: tuple[int, ...]) -> tuple[Ids, Ids]:
     # `astype` copies, so writing to a batch changes neither its targets nor the caller's text.
-    return ids[:length].astype(np.int32), ids[1 : length + 1].astype(np.int32)
+    length = int(np.prod(shape))
+    inputs, targets = ids[:length].astype(np.int32), ids[1 : length + 1].astype(np.int32)
+    return inputs.reshape(shape), targets.reshape(shape)
 
 
-def _require_positive(name: str, value: int) -> None:
-    if value < 1:
-        raise InvalidInputError(f"{name} must be at least 1, but {value} came; pass 1 or more")
+def _require_at_least(least: int, **values: int) -> None:
+    for name, value in values.items():
+        if value < least:
+            raise InvalidInputError(
+                f"{name} must be at least {least}, but {value} came; pass {least} or more"
+            )

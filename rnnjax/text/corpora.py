@@ -4,7 +4,6 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -39,8 +38,7 @@ def load_corpus(
 
     Raises:
         CorpusError: the source is neither a corpus nor a readable, non-empty file in that
-            encoding; the
-            download failed; the cached file is damaged; or there is no licence to strip.
+            encoding; the download failed; the cached file is damaged; or there is no licence.
 
     Example:
         >>> import tempfile
@@ -50,18 +48,13 @@ def load_corpus(
         ...     load_corpus(path, strip_licence=True)
         'How doth\n'
     """
-    if isinstance(source, str) and source in _CORPORA:
-        text = _CORPORA[source](cache_dir)
+    if source == "alice":
+        text = _cached_download("alice.txt", ALICE_URL, cache_dir)
+    elif source == "python-docs":
+        text = _python_docs()
     else:
         text = _read_file(Path(source), encoding)
     return _without_licence(text, source) if strip_licence else text
-
-
-# The lambdas look their URL up when called, so that a test can set another.
-_CORPORA: dict[str, Callable[[Path | None], str]] = {
-    "alice": lambda cache_dir: _cached_download("alice.txt", ALICE_URL, cache_dir),
-    "python-docs": lambda _: _python_docs(),
-}
 
 
 def _python_docs() -> str:
@@ -85,8 +78,8 @@ def _read_file(path: Path, encoding: str) -> str:
         data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError, ValueError):
         raise CorpusError(
-            f"a corpus must be {', '.join(map(repr, _CORPORA))} or the path of a text file, but "
-            f"no file {str(path)!r} exists; check the spelling"
+            "a corpus must be 'alice', 'python-docs' or the path of a text file, but no file "
+            f"{str(path)!r} exists; check the spelling"
         ) from None
     except OSError as error:
         raise CorpusError(
@@ -97,6 +90,7 @@ def _read_file(path: Path, encoding: str) -> str:
 
 
 def _decode(data: bytes, origin: str, encoding: str = "utf-8") -> str:
+    name = encoding.upper()
     try:
         # Not "utf-8-sig", which counts the offset of an error from behind the byte-order mark.
         text = data.decode(encoding).removeprefix("\ufeff")
@@ -105,7 +99,6 @@ def _decode(data: bytes, origin: str, encoding: str = "utf-8") -> str:
             f"encoding must be one that Python knows, such as utf-8 or cp1252, but is {encoding!r}"
         ) from None
     except UnicodeDecodeError as error:
-        name = encoding.upper()
         raise CorpusError(
             f"{origin} must be {name} text, but the byte 0x{data[error.start]:02x} at offset "
             f"{error.start} is not; convert it to {name}, or name its encoding"
@@ -116,23 +109,22 @@ def _decode(data: bytes, origin: str, encoding: str = "utf-8") -> str:
 
 
 def _without_licence(text: str, source: str | os.PathLike[str]) -> str:
-    start = _marker("START").search(text)
+    # A long title is wrapped, so the closing stars may stand a line or two below.
+    marker = r"^\*\*\* ?{} OF\b.*?(?:\n.+?){{0,2}}?\*\*\*.*\n?"
+    start = re.search(marker.format("START"), text, re.MULTILINE)
     if start is None:
         raise CorpusError(
             f"strip_licence needs a line '*** START OF ... ***', but {os.fspath(source)!r} has "
             "none; leave strip_licence off for a text that is not from Project Gutenberg"
         )
-    end = _marker("END").search(text, start.end())
-    return text[start.end() : end.start() if end else None]
-
-
-def _marker(word: str) -> re.Pattern[str]:
-    # A long title is wrapped, so the closing stars may stand a line or two below.
-    return re.compile(rf"^\*\*\* ?{word} OF\b.*?(?:\n.+?){{0,2}}?\*\*\*.*\n?", re.MULTILINE)
+    rest = text[start.end() :]
+    end = re.search(marker.format("END"), rest, re.MULTILINE)
+    return rest[: end.start()] if end else rest
 
 
 def _cached_download(name: str, url: str, cache_dir: Path | None) -> str:
-    folder = _cache_folder(cache_dir)
+    folder = cache_dir or os.environ.get("RNNJAX_CACHE") or _import_pooch().os_cache("rnnjax")
+    folder = Path(folder).expanduser()
     path, checksum = folder / name, folder / f"{name}.sha256"
     if os.path.exists(path):
         return _decode(_read_verified(path, checksum), str(path))
@@ -145,14 +137,6 @@ def _cached_download(name: str, url: str, cache_dir: Path | None) -> str:
         )
     _store(folder, {checksum.name: f"{_sha256(data)}  {name}\n".encode(), name: data})
     return text
-
-
-def _cache_folder(cache_dir: Path | None) -> Path:
-    if cache_dir is not None:
-        return Path(cache_dir)
-    if chosen := os.environ.get("RNNJAX_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(_import_pooch().os_cache("rnnjax"))
 
 
 def _read_verified(path: Path, checksum: Path) -> bytes:

@@ -2,9 +2,10 @@
 
 import re
 import string
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -48,33 +49,21 @@ class Vocabulary:
                 "a vocabulary needs at least one character, but an empty string came; "
                 "pass its characters, or a text to learn them from"
             )
-        seen: set[str] = set()
-        for character in self.characters:
-            if character in seen:
+        for character, times in Counter(self.characters).items():
+            if times > 1:
                 raise InvalidInputError(
                     f"the characters of a vocabulary must be distinct, but {character!r} occurs "
                     "more than once; use Vocabulary.learned(text) to collect those of a text"
                 )
-            seen.add(character)
 
     @classmethod
     def tutorial(cls) -> Self:
-        """Return the vocabulary of `TUTORIAL_CHARACTERS`.
-
-        Example:
-            >>> len(Vocabulary.tutorial())
-            68
-        """
+        """Return the vocabulary of `TUTORIAL_CHARACTERS`."""
         return cls(TUTORIAL_CHARACTERS)
 
     @classmethod
     def learned(cls, text: str) -> Self:
         r"""Return the vocabulary of a text: its distinct characters in the order of Unicode.
-
-        Such a text needs no cleaning.
-
-        Args:
-            text: at least one character.
 
         Raises:
             InvalidInputError: the text is empty.
@@ -89,13 +78,7 @@ class Vocabulary:
         return len(self.characters)
 
     def encode(self, text: str) -> npt.NDArray[np.int32]:
-        """Return the id of every character.
-
-        Args:
-            text: characters of this vocabulary; may be empty.
-
-        Returns:
-            int32, shape `(len(text),)`.
+        """Return the id of every character of a text, int32, shape `(len(text),)`.
 
         Raises:
             InvalidInputError: the text holds a character outside the vocabulary.
@@ -117,37 +100,22 @@ class Vocabulary:
         return ids
 
     def decode(self, ids: npt.ArrayLike) -> str:
-        """Return the text of some ids.
-
-        Args:
-            ids: integers in `[0, len(self))`, shape `(length,)`: a NumPy or JAX array, or a
-                sequence.
+        """Return the text of some ids: an array or a sequence, shape `(length,)`.
 
         Raises:
-            InvalidInputError: the ids are not integers, not one-dimensional, or out of range.
+            InvalidInputError: the ids are not integers in `[0, len(self))` in one dimension.
 
         Example:
             >>> Vocabulary.tutorial().decode([26, 11, 8, 2, 4])
             'Alice'
         """
-        ids = as_ids(ids)
-        outside = (ids < 0) | (ids >= len(self))
-        if outside.any():
-            position = int(np.argmax(outside))
-            raise InvalidInputError(
-                f"ids must lie in [0, {len(self)}), but {ids[position]} came at position "
-                f"{position}; decode with the vocabulary that encoded the text"
-            )
-        return _from_code_points(self._code_points[ids])
+        return _from_code_points(self._code_points[as_ids(ids, len(self))])
 
     def clean(self, text: str) -> str:
         r"""Return the text as the tutorial cleans it, so that `encode` takes it.
 
         Newlines become spaces, unless the vocabulary itself holds the newline; characters outside
         the vocabulary are dropped; then every run of spaces becomes one.
-
-        Args:
-            text: any text.
 
         Example:
             >>> Vocabulary.tutorial().clean("So it was\r\n* * *\r\nindeed (she said)")
@@ -214,13 +182,7 @@ class ByteVocabulary:
         Raises:
             InvalidInputError: the ids are not integers in `[0, 256)` in one dimension.
         """
-        ids = as_ids(ids)
-        if ((ids < 0) | (ids > 255)).any():
-            raise InvalidInputError(
-                f"ids of bytes must lie in [0, 256), but go from {np.min(ids)} to {np.max(ids)}; "
-                "decode with the vocabulary that encoded the text"
-            )
-        return ids.astype(np.uint8).tobytes().decode("utf-8", "replace")
+        return as_ids(ids, 256).astype(np.uint8).tobytes().decode("utf-8", "replace")
 
 
 def plain_lines(text: str) -> str:
@@ -238,14 +200,15 @@ def plain_lines(text: str) -> str:
     return " ".join(line for line in lines if line)
 
 
-def as_ids(ids: npt.ArrayLike) -> npt.NDArray[np.integer]:
-    """Return ids as a NumPy array, having checked that they are integers in one dimension.
+def as_ids(ids: npt.ArrayLike, size: int | None = None) -> npt.NDArray[np.integer]:
+    """Return ids as a NumPy array, having checked them.
 
     Args:
-        ids: shape `(length,)`: a NumPy or JAX array, or a sequence.
+        ids: integers, shape `(length,)`: a NumPy or JAX array, or a sequence.
+        size: of the vocabulary, if they are to be compared with it.
 
     Raises:
-        InvalidInputError: the ids are not integers, or not one-dimensional.
+        InvalidInputError: the ids are not integers, not one-dimensional, or not in `[0, size)`.
 
     Example:
         >>> as_ids([3, 1]).tolist()
@@ -256,12 +219,17 @@ def as_ids(ids: npt.ArrayLike) -> npt.NDArray[np.integer]:
         raise InvalidInputError(
             f"ids must have one dimension, but their shape is {array.shape}; pass one text's ids"
         )
-    if array.size == 0:
-        # NumPy takes an empty list for floats.
+    if array.size == 0:  # NumPy takes an empty list for floats
         return array.astype(np.int32)
     if not np.issubdtype(array.dtype, np.integer):
         raise InvalidInputError(
             f"ids must be integers, but their dtype is {array.dtype}; pass Vocabulary.encode(text)"
+        )
+    outside: Any = [] if size is None else np.flatnonzero((array < 0) | (array >= size))
+    if len(outside):
+        raise InvalidInputError(
+            f"ids must lie in [0, {size}), but {array[outside[0]]} came at position {outside[0]}; "
+            "decode with the vocabulary that encoded the text"
         )
     return array
 
