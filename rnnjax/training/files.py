@@ -5,7 +5,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ try:
 except ImportError:  # not POSIX
     fcntl = None  # type: ignore[assignment]
 
-_HELD: dict[Path, int] = {}
+_HELD: set[Path] = set()
+_ADVICE = "take it from a backup, or begin a new run"
 
 
 @contextmanager
@@ -30,20 +31,16 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
         CheckpointError: another process writes there.
     """
     path = Path(folder).absolute() / "lock"
-    if _HELD.get(path):
-        _HELD[path] += 1
-        try:
-            yield
-        finally:
-            _HELD[path] -= 1
+    if path in _HELD:
+        yield
         return
     with path.open("a+") as file:
         _take(file.fileno(), path)
-        _HELD[path] = 1
+        _HELD.add(path)
         try:
             yield
         finally:
-            _HELD[path] = 0
+            _HELD.remove(path)
 
 
 def _take(descriptor: int, path: Path) -> None:
@@ -90,7 +87,7 @@ def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
         raise InvalidInputError(
             f"what is saved with a run must be JSON (numbers, texts, lists, dicts), but: {error}"
         ) from error
-    write_json(path, {"sha256": _digest(json.dumps(plain, indent=1)), "value": plain})
+    write_json(path, {"sha256": _digest(plain), "value": plain})
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
@@ -111,17 +108,16 @@ def read_sealed(path: Path) -> dict[str, Any]:
     ...
     rnnjax.errors.DamagedCheckpointError: .../run.json is damaged, or was changed: its checksum ...
     """
-    advice = "take it from a backup, or begin a new run"
     data = read_whole(path)
     try:
         stored = json.loads(data)
         value, digest = stored["value"], stored["sha256"]
     except Exception as error:  # damaged bytes show as any error of the decoders
         reason = f"{path} cannot be understood ({type(error).__name__}: {str(error)[:200]})"
-        raise DamagedCheckpointError(reason, advice) from error
-    if not isinstance(value, dict) or _digest(json.dumps(value, indent=1)) != digest:
+        raise DamagedCheckpointError(reason, _ADVICE) from error
+    if not isinstance(value, dict) or _digest(value) != digest:
         reason = f"{path} is damaged, or was changed: its checksum is wrong"
-        raise DamagedCheckpointError(reason, advice)
+        raise DamagedCheckpointError(reason, _ADVICE)
     return value
 
 
@@ -135,17 +131,15 @@ def read_whole(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        raise DamagedCheckpointError(
-            f"{path}: {error.strerror}", "take it from a backup, or begin a new run"
-        ) from error
+        raise DamagedCheckpointError(f"{path}: {error.strerror}", _ADVICE) from error
     except OSError as error:
         raise CheckpointError(
             f"{path} cannot be read now ({error.strerror}); see to it, and try again"
         ) from error
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, indent=1).encode()).hexdigest()
 
 
 class Records:
@@ -177,12 +171,10 @@ class Records:
             return []
         entries = []
         for line in self.path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
-            try:
+            with suppress(ValueError, RecursionError):  # half a line, damaged bytes
                 entry = json.loads(line)
-            except (ValueError, RecursionError):  # half a line, damaged bytes
-                continue
-            if isinstance(entry, dict) and type(entry.get("step")) is int:
-                entries.append(entry)
+                if isinstance(entry, dict) and type(entry.get("step")) is int:
+                    entries.append(entry)
         return entries
 
     def write(self, entries: Iterable[Mapping[str, Any]]) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable
@@ -33,8 +34,7 @@ class Processes:
     """
 
     coordinator: str | None = None
-    """HOST:PORT at which process 0 waits for the others; by default the environment variable
-    JAX_COORDINATOR_ADDRESS."""
+    """HOST:PORT where process 0 waits for the others; by default JAX_COORDINATOR_ADDRESS."""
     processes: int | None = None
     """How many there are; by default JAX_NUM_PROCESSES."""
     process: int | None = None
@@ -52,40 +52,36 @@ class Processes:
         ...
         rnnjax.errors.InvalidInputError: several processes need a coordinator, ...
         """
-        given = self.or_environment()
-        values = (given.coordinator, given.processes, given.process)
-        if values == (None, None, None) or values == (None, 1, None):
+        coordinator, count, index = dataclasses.astuple(self.or_environment())
+        if coordinator is None and count in (None, 1) and index is None:
             return
-        if given.coordinator is None or given.processes is None or given.process is None:
+        if coordinator is None or count is None or index is None:
             raise InvalidInputError(
                 "several processes need a coordinator, their number and which of them this is, but "
-                f"came as coordinator {given.coordinator}, processes {given.processes} and process "
-                f"{given.process}; give all three"
+                f"came as coordinator {coordinator}, processes {count} and process {index}; give "
+                "all three"
             )
-        host, colon, port = given.coordinator.rpartition(":")
-        if not (host and colon and port.isdigit()):
+        if not re.fullmatch(r".+:\d+", coordinator):
             raise InvalidInputError(
-                f"the coordinator must be HOST:PORT, but is {given.coordinator!r}; name the "
-                "machine of process 0 and a free port on it"
+                f"the coordinator must be HOST:PORT, but is {coordinator!r}; name the machine of "
+                "process 0 and a free port on it"
             )
-        if not 0 <= given.process < given.processes:
+        if not 0 <= index < count:
             raise InvalidInputError(
-                f"the process must be from 0 to {given.processes - 1}, one less than their number, "
-                f"but is {given.process}"
+                f"the process must be from 0 to {count - 1}, one less than their number, but is "
+                f"{index}"
             )
         # The CPU's own collectives stay within a process; other platforms do not read this.
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         # JAX's own answer to SIGTERM would take it from the training loop, which agrees on a step.
         jax.config.update("jax_enable_preemption_service", False)
         try:
-            jax.distributed.initialize(
-                given.coordinator, num_processes=given.processes, process_id=given.process
-            )
+            jax.distributed.initialize(coordinator, num_processes=count, process_id=index)
         except RuntimeError as error:
             raise InvalidInputError(
-                f"process {given.process} of {given.processes} could not meet the others at "
-                f"{given.coordinator} ({str(error).splitlines()[0][:200]}); start all of them, "
-                "with the same coordinator and number, each once"
+                f"process {index} of {count} could not meet the others at {coordinator} "
+                f"({str(error).splitlines()[0][:200]}); start all of them, with the same "
+                "coordinator and number, each once"
             ) from error
 
     def or_environment(self) -> "Processes":
@@ -94,18 +90,15 @@ class Processes:
         Raises:
             InvalidInputError: a variable should be a number and is none.
         """
-        found: dict[str, Any] = {
-            name: os.environ[variable]
-            for name, variable in _VARIABLES.items()
-            if getattr(self, name) is None and os.environ.get(variable)
-        }
-        for name in found.keys() & {"processes", "process"}:
-            if not found[name].isdigit():
-                raise InvalidInputError(
-                    f"{_VARIABLES[name]} must be a number, but is {found[name]!r}; set it to one, "
-                    "or unset it"
-                )
-            found[name] = int(found[name])
+        found: dict[str, Any] = {}
+        for name, variable in _VARIABLES.items():
+            value = os.environ.get(variable)
+            if value and getattr(self, name) is None:
+                if name != "coordinator" and not value.isdigit():
+                    raise InvalidInputError(
+                        f"{variable} must be a number, but is {value!r}; set it to one, or unset it"
+                    )
+                found[name] = value if name == "coordinator" else int(value)
         return dataclasses.replace(self, **found)
 
 
@@ -132,21 +125,18 @@ def from_first(work: Callable[[], Any]) -> Any:
     """
     if jax.process_count() == 1:
         return work()
-    outcome: dict[str, Any] = {}
+    value, said = None, None
     raised: Exception | None = None
     if is_first():
         try:
-            outcome = {"value": work()}
+            value = work()
         except Exception as error:
             raised = error
-            known = isinstance(error, RnnjaxError)
-            outcome = {"error": str(error) if known else f"process 0 failed ({error!r})"}
-    outcome = json.loads(bytes_from_first(json.dumps(outcome).encode()))
-    if raised is not None:
-        raise raised
-    if "error" in outcome:
-        raise RnnjaxError(outcome["error"])
-    return outcome["value"]
+            said = str(error) if isinstance(error, RnnjaxError) else f"process 0 failed ({error!r})"
+    value, said = json.loads(bytes_from_first(json.dumps([value, said]).encode()))
+    if said is not None:
+        raise raised or RnnjaxError(said)
+    return value
 
 
 def bytes_from_first(data: bytes) -> bytes:
@@ -176,11 +166,8 @@ def together(work: Callable[[], Any]) -> Any:
         value = work()
     except Exception as error:
         raised = error
-    failed = agreed_signal(None if raised is None else 1)
-    if raised is not None:
-        raise raised
-    if failed:
-        raise RnnjaxError("another process failed; see what it says")
+    if agreed_signal(None if raised is None else 1):
+        raise raised or RnnjaxError("another process failed; see what it says")
     return value
 
 
@@ -196,13 +183,11 @@ def agreed_signal(signal: int | None) -> int | None:
 
 
 class StopRequest:
-    """Within this context a signal asks for a stop instead of ending the process.
+    """Within this context SIGTERM, SIGHUP and SIGINT (Ctrl-C) ask for a stop, and end no process.
 
-    SIGTERM, SIGHUP (the terminal is closed) and SIGINT (Ctrl-C): the step in progress is finished
-    and saved first.
-
-    The loop looks at `signal` between dispatches. A second SIGINT raises KeyboardInterrupt at once.
-    Outside the main thread, where Python allows no handlers, it does nothing.
+    The loop looks at `signal` between dispatches, and saves. A second SIGINT raises
+    KeyboardInterrupt at once. Outside the main thread, where Python allows no handlers, it does
+    nothing.
 
     Attributes:
         signal: the number of the signal that asked for a stop, or None.
