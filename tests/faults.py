@@ -619,8 +619,8 @@ FAULTS: tuple[Fault, ...] = (
         "a checkpoint whose own description is damaged is passed over without a word",
         "training",
         "rnnjax/training/checkpoints.py",
-        "            return -math.inf\n",
-        "            return math.inf\n",
+        "loss = -math.inf\n",
+        "loss = math.inf\n",
         ("tests/training/test_checkpoints.py",),
     ),
     Fault(

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -70,52 +69,39 @@ class Data:
         """Characters of the whole text."""
         return len(self.train) + len(self.validation) + len(self.test)
 
-    @functools.cached_property
+    @property
     def steps_per_epoch(self) -> int:
         """Steps of one epoch; the last one of windows may be smaller than the others."""
-        if self.options.carry_state:
-            return len(self._streams["inputs"])
-        return -(-len(self._starts) // self.options.batch_size)
+        rows = 1 if self.options.carry_state else self.options.batch_size
+        return -(-len(self._starts) // rows)
 
     @property
     def characters_per_step(self) -> float:
         """Characters read in one step, on average over an epoch."""
-        whole = self.options.batch_size * self.options.seq_length
-        if self.options.carry_state:
-            return whole
-        return len(self._starts) * self.options.seq_length / self.steps_per_epoch
+        return self._starts.size * self.options.seq_length / self.steps_per_epoch
 
-    @property
-    def batches(self) -> Callable[[int], dict[str, Any]]:
-        """From the number of an epoch to its batches, on the device, with a first axis of steps."""
-        return self._streams_of if self.options.carry_state else self._windows_of
+    def batches(self, epoch: int) -> dict[str, Any]:
+        """The batches of an epoch, cut on the device, with a first axis of steps.
 
-    def _streams_of(self, epoch: int) -> dict[str, Any]:
-        """The streams, the same in every epoch."""
-        return self._streams
-
-    def _windows_of(self, epoch: int) -> dict[str, Any]:
-        """All windows in the order of this epoch, cut on the device from the text there."""
-        indices, weights = shuffled_batches(
-            len(self._starts), self.options.batch_size, seed=self.seed, epoch=epoch
-        )
-        indices, weights = self._mine(indices), self._mine(weights)
-        inputs, targets = _cut(self._on_device, self._starts[indices], self.options.seq_length)
-        return {"inputs": inputs, "targets": targets, "weights": jnp.asarray(weights)}
-
-    @functools.cached_property
-    def _streams(self) -> dict[str, Any]:
-        inputs, targets = streams(self.train, self.options.batch_size, self.options.seq_length)
-        weights = np.ones(inputs.shape[:2], np.float32)
-        whole = {"inputs": inputs, "targets": targets, "weights": weights}
-        return jax.device_put({name: self._mine(array) for name, array in whole.items()})
-
-    def _mine(self, batches: np.ndarray) -> np.ndarray:
-        return batches if self.rows is None else batches[:, self.rows]
+        Streams are the same in every epoch; windows come in an order of its own.
+        """
+        starts, weights = self._starts, np.ones(self._starts.shape, np.float32)
+        if not self.options.carry_state:
+            indices, weights = shuffled_batches(
+                len(starts), self.options.batch_size, seed=self.seed, epoch=epoch
+            )
+            starts = starts[indices]
+        mine = slice(None) if self.rows is None else self.rows
+        inputs, targets = _cut(self._on_device, starts[:, mine], self.options.seq_length)
+        return {"inputs": inputs, "targets": targets, "weights": jnp.asarray(weights[:, mine])}
 
     @functools.cached_property
     def _starts(self) -> np.ndarray:
-        return window_starts(len(self.train), self.options.seq_length, self.options.stride)
+        """Where each window begins; of streams each piece, ``(steps, rows)``."""
+        length, options = len(self.train), self.options
+        if options.carry_state:
+            return streams(np.arange(length), options.batch_size, options.seq_length)[0][..., 0]
+        return window_starts(length, options.seq_length, options.stride)
 
     @functools.cached_property
     def _on_device(self) -> jax.Array:

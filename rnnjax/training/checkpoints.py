@@ -158,7 +158,7 @@ class Checkpoints:
         """
 
         def order() -> list[int]:
-            losses = {step: self._loss(step) for step in self._steps()}
+            losses = self._losses()
             scored = [step for step in losses if losses[step] < math.inf]
             others = sorted(losses.keys() - set(scored), reverse=True)
             return [*sorted(scored, key=losses.__getitem__), *others]
@@ -235,10 +235,10 @@ class Checkpoints:
 
     def _delete(self) -> None:
         """Delete what is no longer kept; what cannot be deleted stays, with a warning."""
-        steps = self._steps()
-        losses = {step: self._loss(step) for step in steps}
-        scored = sorted((s for s in steps if math.isfinite(losses[s])), key=losses.__getitem__)
-        for step in set(steps) - {*steps[-self.keep_last :], *scored[: self.keep_best]}:
+        losses = self._losses()
+        steps, finite = list(losses), [s for s in losses if math.isfinite(losses[s])]
+        best = sorted(finite, key=losses.__getitem__)[: self.keep_best]
+        for step in set(steps) - {*steps[-self.keep_last :], *best}:
             if losses[step] == -math.inf:  # perhaps it was the best
                 warnings.warn(f"{self.path(step)} is damaged, and left there", stacklevel=2)
                 continue
@@ -290,16 +290,19 @@ class Checkpoints:
             )
         return sealed
 
-    def _loss(self, step: int) -> float:
-        """The loss of a checkpoint, infinite where it was given none.
+    def _losses(self) -> dict[int, float]:
+        """The loss of each checkpoint, infinite where it was given none.
 
         Where it cannot be read it is below all others, so that it is looked at first, and said.
         """
-        try:
-            loss = self._sealed(step)["loss"]
-        except DamagedCheckpointError:
-            return -math.inf
-        return math.inf if loss is None else loss
+        losses: dict[int, float] = {}
+        for step in self._steps():
+            try:
+                loss = self._sealed(step)["loss"]
+            except DamagedCheckpointError:
+                loss = -math.inf
+            losses[step] = math.inf if loss is None else loss
+        return losses
 
     def _verified(self, step: int) -> dict[str, Any]:
         """What about.json says, with the checksums of all files compared.
