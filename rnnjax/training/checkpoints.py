@@ -17,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from rnnjax.errors import CheckpointError, DamagedCheckpointError, InvalidInputError
-from rnnjax.training.files import read_sealed, read_whole, write_sealed
+from rnnjax.training.files import read_sealed, read_whole, writable, write_sealed
 from rnnjax.training.processes import bytes_from_first, from_first
 from rnnjax.training.sharding import Sharding
 from rnnjax.training.step import TrainState
@@ -98,19 +98,13 @@ class Checkpoints:
         from_first(self._open)
 
     def _open(self) -> None:
-        if self.read_only:
-            if not self.directory.is_dir():
-                raise self._none()
-            return
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            for path in self.directory.glob(".*-[0-9]*"):  # what was being written, or deleted
-                shutil.rmtree(path, ignore_errors=True)
-        except OSError as error:
-            raise CheckpointError(
-                f"{self.directory} cannot be written to ({error.strerror}); check its rights, or "
-                "choose another folder"
-            ) from error
+        if not self.read_only:
+            with writable(self.directory):
+                self.directory.mkdir(parents=True, exist_ok=True)
+                for path in self.directory.glob(".*-[0-9]*"):  # what was being written, or deleted
+                    shutil.rmtree(path, ignore_errors=True)
+        elif not self.directory.is_dir():
+            raise self._none()
 
     def steps(self) -> list[int]:
         """The steps of all checkpoints, in order, damaged ones too."""

@@ -22,19 +22,22 @@ _ADVICE = "take it from a backup, or begin a new run"
 
 @contextmanager
 def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Within this context no other process that asks can write to the folder.
+    """Within this context no other process that asks can write to the folder, made if need be.
 
     The operating system gives the lock up with the process, however that ends. Where it has none
     (not POSIX, some file systems of a network) a warning says so. In one process it may be nested.
 
     Raises:
-        CheckpointError: another process writes there.
+        CheckpointError: another process writes there, or this one may not.
     """
     path = Path(folder).absolute() / "lock"
     if path in _HELD:
         yield
         return
-    with path.open("a+") as file:
+    with writable(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    with file:
         _take(file.fileno(), path)
         _HELD.add(path)
         try:
@@ -58,6 +61,18 @@ def _take(descriptor: int, path: Path) -> None:
             f"{path.parent} cannot be locked ({error}); see to it that one process writes there",
             stacklevel=5,
         )
+
+
+@contextmanager
+def writable(folder: Path) -> Iterator[None]:
+    """Within this context an OSError becomes a CheckpointError that names the folder."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder} cannot be written to ({error.strerror}); check its rights, or choose "
+            "another folder"
+        ) from error
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -301,18 +301,7 @@ class _Run:
             raise InvalidInputError(
                 f"config must be JSON (numbers that are finite, texts, lists, dicts), but: {error}"
             ) from error
-
-        def enter() -> None:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(locked(folder))
-            except OSError as error:
-                raise CheckpointError(
-                    f"{folder} cannot be written to ({error.strerror}); check its rights, or "
-                    "choose another folder"
-                ) from error
-
-        from_first(enter)
+        from_first(lambda: stack.enter_context(locked(folder)))
         self.folder, self.kept = folder, True
         self.checkpoints = Checkpoints(
             folder / "checkpoints", keep_last=keep_last, sharding=self.sharding
