@@ -20,6 +20,7 @@ from rnnjax.training.checkpoints import Checkpoints
 from rnnjax.training.files import locked, read_sealed
 from rnnjax.training.processes import agreed_signal, from_first, together
 from rnnjax.training.sharding import Sharding
+from rnnjax.training.step import TrainState
 
 PROGRAM = "text_generator"
 
@@ -65,7 +66,7 @@ class Run:
         epochs = config.epochs or 1
         if config.steps is not None:
             epochs = math.ceil(config.steps / data.steps_per_epoch)
-        try_out(config, data, epochs)
+        try_out(config, data, epochs, sharding)
         if not config.resume:
             folder = Path(from_first(lambda: str(folders.create(PROGRAM, config.run_dir))))
             from_first(lambda: stack.enter_context(locked(folder)))
@@ -152,7 +153,7 @@ def require_same_text(data: Data, stored: dict[str, Any], folder: Path | None) -
         )
 
 
-def try_out(config: Train, data: Data, epochs: int) -> None:
+def try_out(config: Train, data: Data, epochs: int, sharding: Sharding | None) -> None:
     """Raise InvalidInputError for what the first step would raise; nothing is computed."""
     steps, accumulate = epochs * data.steps_per_epoch, config.optimization.accumulate
     if accumulate > steps:
@@ -166,32 +167,20 @@ def try_out(config: Train, data: Data, epochs: int) -> None:
     carry = jax.eval_shape(lambda: model.initial_carry(config.text.batch_size))
     params = jax.eval_shape(model.init, key)
     jax.eval_shape(model.losses, params, carry, batch, batch, key)
+    if sharding is not None:
+        sharding.of_state(TrainState(key, params, (), (), key))
 
 
 def sharding_of(config: Train) -> Sharding | None:
     """The mesh asked for, or None for the one device that JAX takes by itself.
 
     Raises:
-        InvalidInputError: the mesh does not fit the devices, the batch or the hidden units.
+        InvalidInputError: there are not so many devices.
     """
     if config.mesh is None and jax.process_count() == 1:
         return None
-    if config.mesh in (None, "auto"):
-        sharding = Sharding.over(divide=divided_axis)
-    else:
-        sharding = Sharding.over(*map(int, str(config.mesh).split("x")), divide=divided_axis)
-    data, hidden = sharding.mesh.shape["data"], sharding.mesh.shape["hidden"]
-    for name, size, devices in (
-        ("--batch-size", config.text.batch_size, data),
-        ("--hidden-size", config.model.hidden_size, hidden),
-        ("--embedding-size", config.model.embedding_size, hidden),
-    ):
-        if size % devices:
-            raise InvalidInputError(
-                f"{name} {size} cannot be divided over the {devices} devices that a mesh of "
-                f"{data}x{hidden} has for it; take a multiple of {devices}, or another --mesh"
-            )
-    return sharding
+    sizes = [] if config.mesh in (None, "auto") else map(int, str(config.mesh).split("x"))
+    return Sharding.over(*sizes, divide=divided_axis)
 
 
 def divided_axis(names: tuple[str, ...], shape: tuple[int, ...]) -> int | None:
