@@ -113,18 +113,12 @@ def read_as(text: str, vocabulary: str) -> tuple[str, AnyVocabulary]:
     text = cleaned_as(text, vocabulary)
     if vocabulary == "bytes":
         return text, ByteVocabulary()
-    if vocabulary == "tutorial":
-        if not text.strip():
-            raise InvalidInputError(
-                "the text has none of the tutorial's characters (ASCII letters, digits, .,!-'); "
-                "use --vocabulary learned"
-            )
-        return text, Vocabulary.tutorial()
-    if not text:
+    if not (text.strip() if vocabulary == "tutorial" else text):
         raise InvalidInputError(
-            "the text has no line with ASCII characters; use --vocabulary learned"
+            f"the text must have characters that --vocabulary {vocabulary} keeps, but has none; "
+            "use --vocabulary learned"
         )
-    return text, Vocabulary.learned(text)
+    return text, Vocabulary.tutorial() if vocabulary == "tutorial" else Vocabulary.learned(text)
 
 
 def cleaned_as(text: str, vocabulary: str) -> str:
