@@ -253,6 +253,7 @@ def write_sample(
     first_key, key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), epoch))
     first = jax.random.randint(first_key, (1,), 0, len(vocabulary))
     ready, laid_out = model.prepared(params, 1)
+    key = jax.random.fold_in(key, 0)  # as `rnnjax.text.sample` draws for the first of its rows
     ids = _write(ready, config.sample_length, laid_out, first, key, config.sample_temperature)
     if (ids < 0).any():
         raise NonFiniteError(f"the logits of epoch {epoch} are not finite")
