@@ -57,8 +57,8 @@ def main() -> None:
 
 def load(preset: Any, corpus: str) -> tuple[Any, Any]:
     """The options of the preset, and the text cut as they say."""
-    from experiments.text_generator.config import load_preset
     from experiments.text_generator.data import Data
+    from experiments.text_generator.presets import load_preset
 
     config = load_preset(preset)
     config = dataclasses.replace(config, text=dataclasses.replace(config.text, corpus=corpus))

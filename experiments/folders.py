@@ -1,11 +1,11 @@
-"""The folders of runs: made, written to, found again."""
+"""The folders of new runs."""
 
 import datetime
 from pathlib import Path
 from typing import Any
 
-from rnnjax.errors import CheckpointError, InvalidInputError
-from rnnjax.training.files import read_sealed, write_sealed
+from rnnjax.errors import InvalidInputError
+from rnnjax.training.files import write_sealed
 
 
 def create(program: str, run_dir: Path | None) -> Path:
@@ -35,33 +35,3 @@ def write(run_dir: Path, value: dict[str, Any]) -> None:
     """Write ``run.json``: what a run is, and when it began, or went on, last."""
     now = datetime.datetime.now(datetime.UTC).isoformat()
     write_sealed(run_dir / "run.json", {**value, "began": now})
-
-
-def existing(program: str, run_dir: Path | None) -> Path:
-    """The folder of a run: the one given, or under ``runs/<program>`` that which began, or went on,
-    last.
-
-    Raises:
-        CheckpointError: there is no such run.
-    """
-    if run_dir is None:
-        runs = list((Path("runs") / program).glob("*/run.json"))
-        if not runs:
-            raise CheckpointError(
-                f"there is no run under {Path('runs') / program}; train a model first, or name "
-                "its folder by --run-dir"
-            )
-        return max(runs, key=lambda path: (_began(path), path)).parent
-    if not (run_dir / "run.json").is_file() and not (run_dir / "checkpoints").is_dir():
-        raise CheckpointError(
-            f"{run_dir} is not a run folder (it has no run.json); check --run-dir"
-        )
-    return run_dir
-
-
-def _began(path: Path) -> str:
-    """When a run was begun; one that cannot be read counts as the oldest."""
-    try:
-        return str(read_sealed(path).get("began", ""))
-    except CheckpointError:
-        return ""

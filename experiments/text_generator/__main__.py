@@ -8,11 +8,13 @@ from typing import Annotated, Any
 import tyro
 
 from experiments import runs
-from experiments.text_generator.checkpoints import options_of, require_unchanged, stored_run
-from experiments.text_generator.config import Train, load_preset
+from experiments.text_generator.checkpoints import require_unchanged
+from experiments.text_generator.config import Train
 from experiments.text_generator.evaluate import Evaluate, run_evaluation
 from experiments.text_generator.generate import Generate, run_generation
+from experiments.text_generator.presets import load_preset
 from experiments.text_generator.train import run_training
+from experiments.text_generator.trained import options_of, stored_run
 from experiments.text_tools.export import Export, run_export
 from experiments.text_tools.inspect import Inspect, run_inspection
 from rnnjax.training import Processes, from_first
@@ -36,7 +38,7 @@ def main() -> int:
     )
     if isinstance(command, Train):
         if command.resume:
-            require_unchanged(command, default)
+            require_unchanged(command.as_json(), default.as_json())
         return run_training(command.settled(default))
     if isinstance(command, Generate):
         return run_generation(command)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments import folders
-from experiments.text_generator.config import FREE, Train, from_mapping, option
+from experiments.text_generator.config import FREE, Train, flat, option
 from experiments.text_generator.data import Data
 from experiments.text_generator.model import CharacterModel
 from rnnjax.errors import CheckpointError, InvalidInputError
@@ -89,15 +89,14 @@ class Run:
         }
 
 
-def stored_run(run_dir: Path | None) -> tuple[str, dict[str, Any]]:
-    """The folder of a run, and what it says of itself: run.json, or else its last checkpoint.
+def stored_in(folder: Path) -> dict[str, Any]:
+    """What a run says of itself: run.json, or else its last checkpoint.
 
     Raises:
-        CheckpointError: there is no such run, or neither can be read.
+        CheckpointError: neither can be read.
     """
-    folder = folders.existing(PROGRAM, run_dir)
     try:
-        return str(folder), read_sealed(folder / "run.json")
+        return read_sealed(folder / "run.json")
     except CheckpointError as damaged:
         saved = None
         with contextlib.suppress(CheckpointError):
@@ -107,41 +106,27 @@ def stored_run(run_dir: Path | None) -> tuple[str, dict[str, Any]]:
                 f"{damaged}; nor is there a checkpoint; begin a new run"
             ) from None
         warnings.warn(f"{damaged}; the options are those of step {saved.step}", stacklevel=1)
-        return str(folder), saved.about["config"]
+        return saved.about["config"]
 
 
-def options_of(stored: dict[str, Any], folder: Path | str) -> Train:
-    """The options of a run, from what `stored_run` or a checkpoint says.
-
-    Raises:
-        CheckpointError: they are those of another version of the program.
-    """
-    try:
-        return from_mapping(Train, stored.get("options"), f"the run in {folder}")
-    except InvalidInputError as error:
-        raise CheckpointError(
-            f"the options of the run are not those of this version ({error}); begin a new run"
-        ) from error
-
-
-def require_unchanged(config: Train, stored: Train) -> None:
+def require_unchanged(ours: dict[str, Any], stored: dict[str, Any]) -> None:
     """Raise InvalidInputError where a run would go on with another option that is not free."""
-    has = stored.changed_from(config)
-    for name, value in config.changed_from(stored).items():
-        if name not in FREE:
+    ours, stored = flat(ours), flat(stored)
+    for name, value in ours.items():
+        if name not in FREE and value != stored.get(name):
             raise InvalidInputError(
-                f"{option(name)} {value} cannot be changed: the run has {has[name]}, and --resume "
-                "goes on with the options of the run; leave it out"
+                f"{option(name)} {value} cannot be changed: the run has {stored.get(name)}, and "
+                "--resume goes on with the options of the run; leave it out"
             )
 
 
 def require_same_run(config: Train, data: Data, folder: Path) -> None:
     """Raise InvalidInputError unless text and options are those of the run's checkpoints."""
-    require_same_text(data, stored_run(folder)[1], folder)
+    require_same_text(data, stored_in(folder), folder)
     if (folder / "checkpoints").is_dir():
         saved = Checkpoints(folder / "checkpoints", read_only=True).latest()
         if saved is not None:
-            require_unchanged(config, options_of(saved.about["config"], folder))
+            require_unchanged(config.as_json(), saved.about["config"]["options"])
 
 
 def require_same_text(data: Data, stored: dict[str, Any], folder: Path | None) -> None:

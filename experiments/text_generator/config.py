@@ -7,7 +7,6 @@ error's sentence into one of its own.
 import dataclasses
 import math
 import re
-import tomllib
 import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,8 +26,6 @@ PositiveOrNone = Annotated[int | None, (1, 2**31)]
 Natural = Annotated[int, (0, 2**31)]
 Share = Annotated[float, (0, 1)]
 NotNegative = Annotated[float, (0, math.inf)]
-
-_PRESETS = Path(__file__).parent / "presets"
 
 
 def option(name: str) -> str:
@@ -262,8 +259,8 @@ class Train:
 
     def changed_from(self, default: "Train") -> dict[str, Any]:
         """The options that differ from those of another, by name."""
-        ours, theirs = _flat(self), _flat(default)
-        return {name: value for name, value in ours.items() if value != theirs[name]}
+        theirs = flat(default.as_json())
+        return {n: value for n, value in flat(self.as_json()).items() if value != theirs[n]}
 
     def settled(self, default: "Train") -> "Train":
         """The same without the default's --steps, where --epochs was given in their place."""
@@ -285,67 +282,11 @@ OF_THIS_CALL = ("run_dir", "resume", "launch")
 """The options that are no part of a run."""
 
 
-def _flat(config: Train) -> dict[str, Any]:
-    groups = {"text", "model", "optimization"}
-    flat = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    for group in groups:
-        flat |= vars(flat.pop(group))
-    return {name: value for name, value in flat.items() if name not in OF_THIS_CALL}
+def flat(options: dict[str, Any]) -> dict[str, Any]:
+    """What `Train.as_json` returns, by the names of the options alone.
 
-
-def load_preset(name: str) -> Train:
-    """The options of a preset: one of those in presets/, or a file of that kind.
-
-    Raises:
-        InvalidInputError: there is none, or it sets what is no option, or to what cannot be.
+    >>> flat({"epochs": 20, "model": {"cell": "lstm", "layers": 3}})
+    {'epochs': 20, 'cell': 'lstm', 'layers': 3}
     """
-    own = sorted(path.stem for path in _PRESETS.glob("*.toml"))
-    path = _PRESETS / f"{name}.toml" if name in own else Path(name)
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InvalidInputError(
-            f"--preset must be one of {', '.join(own)}, or a TOML file of options, but is {name!r} "
-            f"({error})"
-        ) from error
-    if taken := sorted(set(OF_THIS_CALL) & values.keys()):
-        raise InvalidInputError(
-            f"--preset {name} sets {taken}, which belong to one call; leave out"
-        )
-    length = {"epochs": None} if "steps" in values and "epochs" not in values else {}
-    return from_mapping(Train, {**values, **length, "preset": name}, f"--preset {name}")
-
-
-def from_mapping(kind: Any, values: Any, source: str) -> Any:
-    """Options from a mapping of names to values, groups in mappings of their own.
-
-    Raises:
-        InvalidInputError: a name is no option, or its value is not of the option's type.
-
-    >>> from_mapping(Architecture, {"layers": "3"}, "my.toml")
-    Traceback (most recent call last):
-    ...
-    rnnjax.errors.InvalidInputError: my.toml should set layers to int, but has '3'
-    """
-    types = typing.get_type_hints(kind)
-    if not isinstance(values, dict) or values.keys() - types.keys():
-        unknown = sorted(values.keys() - types.keys()) if isinstance(values, dict) else values
-        raise InvalidInputError(f"{source} should set options of train, but has {unknown}")
-    made = {}
-    for name, value in values.items():
-        if dataclasses.is_dataclass(types[name]):
-            made[name] = from_mapping(types[name], value, source)
-        elif _fits(value, types[name]):
-            made[name] = value
-        else:
-            wanted = str(types[name]) if typing.get_args(types[name]) else types[name].__name__
-            raise InvalidInputError(f"{source} should set {name} to {wanted}, but has {value!r}")
-    return kind(**made)
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of a type, as options are declared."""
-    if typing.get_origin(kind) is Literal:
-        return value in typing.get_args(kind)
-    kinds = typing.get_args(kind) or (kind,)
-    return any(type(value) is one or (one is float and type(value) is int) for one in kinds)
+    groups = [v if isinstance(v, dict) else {name: v} for name, v in options.items()]
+    return {name: value for group in groups for name, value in group.items()}

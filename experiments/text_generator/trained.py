@@ -1,4 +1,4 @@
-"""A trained model, read from the folder of its run, for the commands that use it."""
+"""A run that is there: its folder, its options, and its model, for the commands that use it."""
 
 import dataclasses
 from pathlib import Path
@@ -7,15 +7,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import folders
-from experiments.text_generator.checkpoints import PROGRAM, options_of
+from experiments.text_generator.checkpoints import PROGRAM, stored_in
 from experiments.text_generator.config import Train
 from experiments.text_generator.data import AnyVocabulary
 from experiments.text_generator.model import CharacterModel
+from experiments.text_generator.presets import from_mapping
 from experiments.text_generator.train import make_optimizer, new_state
-from rnnjax.errors import InvalidInputError
+from rnnjax.errors import CheckpointError, InvalidInputError
 from rnnjax.text import ByteVocabulary, Vocabulary
 from rnnjax.training import Checkpoints
+from rnnjax.training.files import read_sealed
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,7 +44,7 @@ class Trained:
     @classmethod
     def load(cls, run_dir: Path | None, step: int | None = None) -> "Trained":
         """Read a run (the newest, if none is named) at a step (the best, or the latest)."""
-        run_dir = folders.existing(PROGRAM, run_dir)
+        run_dir = existing(PROGRAM, run_dir)
         checkpoints = Checkpoints(run_dir / "checkpoints", read_only=True)
         saved = checkpoints.best() if step is None else checkpoints.at(step)
         stored = saved.about["config"]
@@ -54,6 +55,60 @@ class Trained:
         like = jax.eval_shape(lambda: new_state(model, config, optimizer))
         params = saved.restore(like).params
         return cls(model, params, vocabulary, config, run_dir, saved.step, stored["text_sha256"])
+
+
+def stored_run(run_dir: Path | None) -> tuple[str, dict[str, Any]]:
+    """The folder of a run, and what it says of itself; see `stored_in`.
+
+    Raises:
+        CheckpointError: there is no such run, or what it says cannot be read.
+    """
+    folder = existing(PROGRAM, run_dir)
+    return str(folder), stored_in(folder)
+
+
+def options_of(stored: dict[str, Any], folder: Path | str) -> Train:
+    """The options of a run, from what `stored_run` or a checkpoint says.
+
+    Raises:
+        CheckpointError: they are those of another version of the program.
+    """
+    try:
+        return from_mapping(Train, stored.get("options"), f"the run in {folder}")
+    except InvalidInputError as error:
+        raise CheckpointError(
+            f"the options of the run are not those of this version ({error}); begin a new run"
+        ) from error
+
+
+def existing(program: str, run_dir: Path | None) -> Path:
+    """The folder of a run: the one given, or under ``runs/<program>`` that which began, or went on,
+    last.
+
+    Raises:
+        CheckpointError: there is no such run.
+    """
+    if run_dir is None:
+        runs = list((Path("runs") / program).glob("*/run.json"))
+        if not runs:
+            raise CheckpointError(
+                f"there is no run under {Path('runs') / program}; train a model first, or name "
+                "its folder by --run-dir"
+            )
+        return max(runs, key=lambda path: (_began(path), path)).parent
+    if not (run_dir / "run.json").is_file() and not (run_dir / "checkpoints").is_dir():
+        raise CheckpointError(
+            f"{run_dir} is not a run folder (it has no run.json); check --run-dir"
+        )
+    return run_dir
+
+
+def _began(path: Path) -> str:
+    """When a run was begun; one that cannot be read counts as the oldest."""
+    try:
+        return str(read_sealed(path).get("began", ""))
+    except CheckpointError:
+        return ""
 
 
 def encode(vocabulary: AnyVocabulary, text: str, name: str) -> np.ndarray:

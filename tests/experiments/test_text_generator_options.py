@@ -16,11 +16,12 @@ import pytest
 
 from experiments import folders
 from experiments.text_generator.checkpoints import Run
-from experiments.text_generator.config import Optimization, Text, Train, load_preset
+from experiments.text_generator.config import Optimization, Text, Train
 from experiments.text_generator.data import Data
 from experiments.text_generator.model import surprise
+from experiments.text_generator.presets import load_preset
 from experiments.text_generator.train import learning_rate, make_optimizer
-from experiments.text_generator.trained import Trained
+from experiments.text_generator.trained import Trained, existing
 from rnnjax import InvalidInputError
 from rnnjax.training.files import read_sealed
 
@@ -308,7 +309,7 @@ def test_the_newest_run_is_the_one_that_went_on_last(tmp_path, monkeypatch):
         folder.mkdir(parents=True, exist_ok=True)
         folders.write(folder, {})
     os.utime(tmp_path / "runs" / "program" / "middle" / "run.json", (2e9, 2e9))
-    assert folders.existing("program", None).name == "zebra"
+    assert existing("program", None).name == "zebra"
 
 
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
