@@ -55,14 +55,13 @@ class Checkpoints:
 
     A checkpoint holds the whole `TrainState` (step, parameters, optimiser state, carry, key), JSON
     of the caller's, and checksums of every array, every file and of that JSON. It is written beside
-    its place, brought to the disk, and renamed into its place, so that a run that is killed, or a
-    machine that loses its power, leaves whole checkpoints only. Every file is compared with its
-    checksum before it is read.
+    its place, brought to the disk, and renamed, so that a run that is killed, or a machine that
+    loses its power, leaves whole checkpoints only. Files are compared with their checksums before
+    they are read.
 
-    Where a state lies over the devices of one or several processes, the first one writes the arrays
-    in one piece, and reads them for all: a checkpoint does not depend on the devices, and fits any
-    number of them. Every process has to make each call, and the others need not see the folder; an
-    error is raised on all of them.
+    Of several processes the first one writes the arrays in one piece, and reads them for all: a
+    checkpoint fits any number of devices. Every process has to make each call, and the others need
+    not see the folder; an error is raised on all of them.
 
     Args:
         directory: made if it does not exist.

@@ -160,9 +160,8 @@ def _digest(value: Any) -> str:
 class Records:
     """An append-only file with one JSON object a line, each with an increasing ``step``.
 
-    A run that is killed may have recorded steps after its last checkpoint, or half a line.
-    `drop_after` takes these back when it resumes, so that the file reads like that of a run that
-    never stopped. Nothing but people and plots reads it: what a run needs is in its checkpoints.
+    A run that is killed may have recorded steps after its last checkpoint, or half a line, which
+    `drop_after` takes back. Only people and plots read it: what a run needs is in its checkpoints.
 
     >>> import tempfile
     >>> records = Records(Path(tempfile.mkdtemp()) / "steps.jsonl")

@@ -83,14 +83,12 @@ def fit(
 ) -> Fit:
     """Train for some epochs, and return the best parameters.
 
-    With ``run_dir`` the run is kept there, and goes on where it was when the same call is made
-    again, after whatever ended it: bit for bit as if it had never stopped, because the order of the
-    data depends on the epoch alone, the keys on the step alone, and every dispatch runs the same
-    program. SIGTERM, SIGHUP and Ctrl-C finish the step in progress and save it. The folder holds
-
-    * ``checkpoints/``, the last few and the best; see `Checkpoints`;
-    * ``steps.jsonl`` and ``epochs.jsonl``, the metrics of every step, and the history;
-    * ``result.json`` once the run is at its end: its best and its last epoch.
+    With ``run_dir`` the run is kept there, and the same call goes on where it was, after whatever
+    ended it: bit for bit as if it had never stopped, because the order of the data depends on the
+    epoch alone, the keys on the step alone, and every dispatch runs the same program. SIGTERM,
+    SIGHUP and Ctrl-C finish the step in progress and save it. The folder holds ``checkpoints/``
+    (see `Checkpoints`), the metrics of every step (``steps.jsonl``), the history
+    (``epochs.jsonl``), and at the end the best and the last epoch (``result.json``).
 
     Args:
         loss_fn: ``(params, batch, key) -> loss``; with ``carry`` a `LossFunction`, which also takes
