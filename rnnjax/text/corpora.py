@@ -141,19 +141,16 @@ def _cached_download(name: str, url: str, cache_dir: Path | None) -> str:
 
 def _read_verified(path: Path, checksum: Path) -> bytes:
     try:
-        data = path.read_bytes()
-        recorded = checksum.read_text("ascii", errors="replace").split()
+        data, recorded = path.read_bytes(), checksum.read_text("ascii", errors="replace").split()
+        if recorded[:1] == [_sha256(data)]:
+            return data
+        reason = f"its SHA-256 is not that in {checksum.name}"
     except OSError as error:
-        raise CorpusError(
-            f"{error.filename} must be readable to verify the cached text, but opening it failed "
-            f"({error.strerror}); delete {path} to have it downloaded again"
-        ) from None
-    if recorded[:1] != [_sha256(data)]:
-        raise CorpusError(
-            f"{path} must have the SHA-256 recorded in {checksum.name}, but it has another; "
-            f"the cached text is damaged: delete {path} to have it downloaded again"
-        )
-    return data
+        reason = f"{error.filename} could not be read: {error.strerror}"
+    raise CorpusError(
+        f"the cached text must be as it was downloaded, but is not ({reason}); delete {path} to "
+        "have it downloaded again"
+    )
 
 
 def _download(url: str) -> bytes:
