@@ -36,9 +36,9 @@ def option(name: str) -> str:
 def check_ranges(options: Any) -> None:
     """Raise InvalidInputError unless every number lies in the range that its type declares."""
     for name, kind in typing.get_type_hints(type(options), include_extras=True).items():
-        value = getattr(options, name)
-        for least, below in getattr(kind, "__metadata__", ()) if value is not None else ():
-            if not least <= value < below:
+        value, noted = getattr(options, name), getattr(kind, "__metadata__", ())
+        for least, below in (note for note in noted if isinstance(note, tuple)):  # tyro has others
+            if value is not None and not least <= value < below:
                 needed = f"be at least {least}" if least else "not be negative"
                 needed = needed if value < least else f"be a number below {below}"
                 raise InvalidInputError(f"{option(name)} must {needed}, but is {value}")

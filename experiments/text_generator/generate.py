@@ -3,23 +3,27 @@
 import codecs
 import dataclasses
 import functools
+import math
 import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.text_generator.config import Natural, Positive, ProductType, a_seed, check_ranges
+from experiments.text_generator.config import ProductType, a_seed, check_ranges
 from experiments.text_generator.data import AnyVocabulary, cleaned_as
 from experiments.text_generator.model import CharacterModel
 from experiments.text_generator.trained import Trained, encode
 from rnnjax.errors import InvalidInputError
 from rnnjax.text import ByteVocabulary, Sampling, Stream, load_corpus, read, stream
+
+FromOne = Annotated[int, (1, math.inf)]
+FromZero = Annotated[int, (0, math.inf)]
 
 _INTERRUPTED = 130  # as a shell reports SIGINT
 _BROKEN_PIPE = 141  # and SIGPIPE
@@ -36,25 +40,25 @@ class Generate:
     """The run; by default the newest under runs/text_generator."""
     step: int | None = None
     """Of the checkpoint; by default the best by validation loss, else the latest."""
-    length: Positive = 500
+    length: FromOne = 500
     """Characters (bytes, if the model knows bytes) to write after the prime text, or in each
     answer."""
     prime: str = ""
     """The beginning of the text; by default one random character."""
     prime_file: Path | None = None
     """A text file (UTF-8) with the beginning, cleaned as the text to train on was."""
-    samples: Positive = 1
+    samples: FromOne = 1
     """Texts to write, all in one batch. The first is the one that is written alone."""
     temperature: float = 0.0
     """Divides the logits; 0 takes the most probable character each time, 1 draws as predicted."""
-    top_k: Natural = 0
+    top_k: FromZero = 0
     """Draw from the so many most probable characters (Fan et al., 2018); 0 is all."""
     top_p: float = 1.0
     """Draw from the most probable characters that have this share of the probability (Holtzman et
     al., 2020); 1 is all."""
     repetition_penalty: float = 1.0
     """Above 1 against characters that were written last (Keskar et al., 2019); 1 is none."""
-    penalty_window: Positive = 64
+    penalty_window: FromOne = 64
     """How many of the last characters that is."""
     seed: int = 0
     """Of the draws, and of the random first character."""
