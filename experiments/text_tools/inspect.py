@@ -1,6 +1,7 @@
 """The command `inspect`: a page on what happens inside a trained model while it reads."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -29,7 +30,7 @@ class Inspect:
     """The run; by default the newest under runs/text_generator."""
     step: int | None = None
     """Of the checkpoint; by default the best by validation loss, else the latest."""
-    characters: Annotated[int, (2, 2**31)] = 20_000
+    characters: Annotated[int, (2, math.inf)] = 20_000
     """The most characters to read."""
 
     def check(self) -> None:
