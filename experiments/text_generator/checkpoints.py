@@ -126,7 +126,7 @@ def require_same_run(config: Train, data: Data, folder: Path) -> None:
     if (folder / "checkpoints").is_dir():
         saved = Checkpoints(folder / "checkpoints", read_only=True).latest()
         if saved is not None:
-            require_unchanged(config.as_json(), saved.about["config"]["options"])
+            require_unchanged(config.as_json(), saved.about["config"].get("options", {}))
 
 
 def require_same_text(data: Data, stored: dict[str, Any], folder: Path | None) -> None:
