@@ -261,6 +261,7 @@ class _Means:
         return {"loss": math.inf, **means, **shown, **speed}
 
 
+@dataclasses.dataclass(eq=False)
 class _Run:
     """Where a run stands beside its state, how it trains, and its folder, if it has one.
 
@@ -269,25 +270,24 @@ class _Run:
         means: of the epoch in progress.
         skipped: steps skipped in a row.
         steps: of an epoch; None until it is known.
+        paced: steps of a dispatch.
         kept: whether there is a folder.
+        stop: in which a run without a folder is not.
     """
 
-    def __init__(
-        self,
-        train_steps: TrainSteps,
-        sharding: Sharding | None,
-        shown: Progress,
-        most_skipped: int,
-        steps_per_dispatch: int | None,
-    ):
-        self.train_steps, self.sharding, self.shown = train_steps, sharding, shown
-        self.most_skipped, self.steps_per_dispatch = most_skipped, steps_per_dispatch
-        self.devices = 1 if sharding is None else sharding.mesh.size
-        self.history: list[Entry] = []
-        self.means, self.skipped = _Means(), 0
-        self.steps: int | None = None
-        self.paced, self.compiled, self.kept = _FIRST_DISPATCH, False, False
-        self.stop = StopRequest()  # in which a run without a folder is not
+    train_steps: TrainSteps
+    sharding: Sharding | None
+    shown: Progress
+    most_skipped: int
+    steps_per_dispatch: int | None
+    history: list[Entry] = dataclasses.field(default_factory=list)
+    means: _Means = dataclasses.field(default_factory=_Means)
+    skipped: int = 0
+    steps: int | None = None
+    paced: int = _FIRST_DISPATCH
+    compiled: bool = False
+    kept: bool = False
+    stop: StopRequest = dataclasses.field(default_factory=StopRequest)
 
     def open(
         self, folder: Path, config: dict[str, Any], keep_last: int, stack: contextlib.ExitStack
@@ -301,6 +301,7 @@ class _Run:
             ) from error
         from_first(lambda: stack.enter_context(locked(folder)))
         self.folder, self.kept = folder, True
+        self.devices = 1 if self.sharding is None else self.sharding.mesh.size
         self.checkpoints = Checkpoints(
             folder / "checkpoints", keep_last=keep_last, sharding=self.sharding
         )
