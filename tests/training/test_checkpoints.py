@@ -80,6 +80,14 @@ def test_the_best_is_that_of_the_lowest_loss_given_or_else_the_latest(checkpoint
     assert checkpoints.best().step == 4
 
 
+def test_a_best_one_whose_own_description_is_damaged_is_said(checkpoints):
+    for step in (1, 2):
+        checkpoints.save(state_at(step), {}, loss=step)
+    (checkpoints.path(1) / "about.json").write_text("{")
+    with pytest.warns(UserWarning, match="1 is damaged"):
+        assert checkpoints.best().step == 2
+
+
 def test_another_model_is_told_by_the_arrays_that_differ(checkpoints):
     checkpoints.save(state_at(1), {})
     other = rnnjax.Stack([rnnjax.LSTMCell(4), rnnjax.GRUCell(5)])
