@@ -111,11 +111,20 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+# Whether this process is the first one, and does something for all of them.
+_for_all = False
+
+
+def _alone() -> bool:
+    return jax.process_count() == 1 or _for_all
+
+
 def from_first(work: Callable[[], Any]) -> Any:
     """Do something on the first process alone, and return on all what came of it.
 
     All processes have to call it. What was raised on the first one is raised there, and on the
     others as a `RnnjaxError` with the same sentence, so that none waits for one that has ended.
+    What the work itself would do with the other processes, it does alone: they do not call it.
 
     Args:
         work: returns what JSON can hold.
@@ -123,16 +132,20 @@ def from_first(work: Callable[[], Any]) -> Any:
     >>> from_first(lambda: [1, None])
     [1, None]
     """
-    if jax.process_count() == 1:
+    global _for_all
+    if _alone():
         return work()
     value, said = None, None
     raised: Exception | None = None
     if is_first():
+        _for_all = True
         try:
             value = work()
         except Exception as error:
             raised = error
             said = str(error) if isinstance(error, RnnjaxError) else f"process 0 failed ({error!r})"
+        finally:
+            _for_all = False
     value, said = json.loads(bytes_from_first(json.dumps([value, said]).encode()))
     if said is not None:
         raise raised or RnnjaxError(said)
@@ -141,7 +154,7 @@ def from_first(work: Callable[[], Any]) -> Any:
 
 def bytes_from_first(data: bytes) -> bytes:
     """The bytes that the first process gives; what the others give does not count."""
-    if jax.process_count() == 1:
+    if _alone():
         return data
     # In two numbers, because JAX's integers have 32 bits.
     high, low = multihost_utils.broadcast_one_to_all(np.array(divmod(len(data), 2**30), np.int32))
@@ -159,7 +172,7 @@ def together(work: Callable[[], Any]) -> Any:
     >>> together(lambda: 3)
     3
     """
-    if jax.process_count() == 1:
+    if _alone():
         return work()
     value, raised = None, None
     try:
@@ -177,7 +190,7 @@ def agreed_signal(signal: int | None) -> int | None:
     >>> agreed_signal(None), agreed_signal(15)
     (None, 15)
     """
-    if jax.process_count() == 1:
+    if _alone():
         return signal
     return int(multihost_utils.process_allgather(np.int32(signal or 0)).max()) or None
 

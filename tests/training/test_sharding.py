@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from jax.experimental import multihost_utils
 
 import rnnjax
 from rnnjax import CheckpointError, InvalidInputError
@@ -20,6 +21,7 @@ from rnnjax.training import (
     Processes,
     Sharding,
     TrainState,
+    agreed_signal,
     from_first,
     keras_adam,
 )
@@ -322,3 +324,14 @@ def test_an_error_of_the_first_process_is_its_own():
 
     with pytest.raises(CheckpointError, match="no room"):
         from_first(fail)
+
+
+def test_work_for_all_processes_asks_none_of_them(monkeypatch):
+    """Or the others, which do not call it, would take its questions for answers."""
+    asked = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(
+        multihost_utils, "broadcast_one_to_all", lambda value: asked.append(value) or value
+    )
+    assert from_first(lambda: [from_first(lambda: 1), agreed_signal(15)]) == [1, 15]
+    assert len(asked) == 2  # how long the answer is, and the answer
