@@ -12,8 +12,7 @@ from rnnjax.cells.base import Carry
 from rnnjax.errors import InteropError
 from rnnjax.interop.layers import Embedding, OneHotIds
 from rnnjax.interop.model import Model
-from rnnjax.interop.onnx.axes import BATCH, STEPS, assumed_shape
-from rnnjax.interop.onnx.graph import Graph
+from rnnjax.interop.onnx.graph import BATCH, STEPS, Graph, assumed_shape
 from rnnjax.interop.onnx.layers import input_size
 from rnnjax.interop.onnx.sequential import Found
 

@@ -40,8 +40,8 @@ from rnnjax.interop import functions as fn
 from rnnjax.interop import onnx as reader
 from rnnjax.interop.layers import describe_cell
 from rnnjax.interop.onnx.export import initial_states, save, to_proto
+from rnnjax.interop.onnx.layers import _CLASSES, _NAMED
 from rnnjax.interop.onnx.plan import make_plan, nodes
-from rnnjax.interop.onnx.writer import _CLASSES, _NAMED
 
 onnx = pytest.importorskip("onnx", reason="onnx is in the extra `onnx`")
 ort = pytest.importorskip("onnxruntime", reason="onnxruntime is in the extra `parity`")

@@ -7,10 +7,9 @@ no runtime is.
 from typing import Any
 
 from rnnjax.interop.model import Model
-from rnnjax.interop.onnx.axes import with_time_first
 from rnnjax.interop.onnx.export import save, to_proto
 from rnnjax.interop.onnx.files import read_model
-from rnnjax.interop.onnx.graph import Graph
+from rnnjax.interop.onnx.graph import Graph, with_time_first
 from rnnjax.interop.onnx.read import read_graph
 from rnnjax.interop.onnx.rewrite import update
 from rnnjax.interop.onnx.sequential import to_sequential

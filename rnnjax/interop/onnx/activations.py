@@ -7,22 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rnnjax.errors import InteropError
-from rnnjax.interop.functions import (
-    ELU,
-    Affine,
-    Function,
-    HardSigmoid,
-    LeakyReLU,
-    ScaledTanh,
-    ThresholdedReLU,
-)
-
-DEFAULT_ACTIVATIONS: Mapping[str, tuple[str, ...]] = {
-    "RNN": ("Tanh",),
-    "GRU": ("Sigmoid", "Tanh"),
-    "LSTM": ("Sigmoid", "Tanh", "Tanh"),
-}
-"""Those of one direction, in the order f, g, h."""
+from rnnjax.interop.functions import ELU, Affine, Function, HardSigmoid, ScaledTanh
+from rnnjax.interop.onnx.operators import OPERATORS
 
 
 class Spelling(NamedTuple):
@@ -33,21 +19,12 @@ class Spelling(NamedTuple):
     beta: float | None = None
 
 
-# By ONNX's name: our name, or the function with its numbers and the names of these in order.
-ACTIVATION_NAMES: Mapping[str, str] = {
-    "Relu": "relu",
-    "Tanh": "tanh",
-    "Sigmoid": "sigmoid",
-    "Softsign": "softsign",
-    "Softplus": "softplus",
-}
-ACTIVATION_CLASSES: Mapping[str, type[Any]] = {
+# By ONNX's name: our name, or the function with its numbers and the names of these in order. Two
+# are operators no more.
+_ACTIVATIONS: Mapping[str, str | type[Any]] = {
+    **{name: one.activation for name, one in OPERATORS.items() if one.in_cells and one.activation},
     "Affine": Affine,
-    "LeakyRelu": LeakyReLU,
-    "ThresholdedRelu": ThresholdedReLU,
     "ScaledTanh": ScaledTanh,
-    "HardSigmoid": HardSigmoid,
-    "Elu": ELU,
 }
 # Ours that are one of those with certain numbers.
 _NAMED_CASES: Mapping[str, Function] = {
@@ -70,24 +47,29 @@ def activation_from_onnx(
     >>> activation_from_onnx("Tanh"), activation_from_onnx("LeakyRelu", 0.25)
     ('tanh', LeakyReLU(alpha=0.25))
     """
-    spelled = {known.lower(): known for known in (*ACTIVATION_NAMES, *ACTIVATION_CLASSES)}
+    spelled = {known.lower(): known for known in _ACTIVATIONS}
     known = spelled.get(name.lower())  # runtimes take any case
     if known is None:
         raise InteropError(
             f"{name!r} is not an activation of ONNX's recurrent operators; "
             f"those are {', '.join(spelled.values())}"
         )
-    if known in ACTIVATION_NAMES:
-        return ACTIVATION_NAMES[known]
-    numbers = {"alpha": alpha, "beta": beta}
-    takes = {field.name for field in dataclasses.fields(ACTIVATION_CLASSES[known])}
-    if known in ("Affine", "ScaledTanh") and None in (alpha, beta):
+    kind = _ACTIVATIONS[known]
+    if isinstance(kind, str):
+        return kind
+    if kind in (Affine, ScaledTanh) and None in (alpha, beta):
         raise InteropError(
             f"the activation {known} needs an activation_alpha and an activation_beta, for which "
             "ONNX has no default; add them to the node"
         )
-    function = ACTIVATION_CLASSES[known](
-        **{key: _shortest(n) for key, n in numbers.items() if key in takes and n is not None}
+    return function_of(kind, alpha, beta)
+
+
+def function_of(kind: type[Any], alpha: float | None, beta: float | None) -> str | Function:
+    """Our function of a class with those numbers that it takes, by its name where it has one."""
+    numbers = {"alpha": alpha, "beta": beta}
+    function = kind(
+        **{key: _shortest(n) for key, n in numbers.items() if key in _takes(kind) and n is not None}
     )
     for ours, case in _NAMED_CASES.items():
         if type(case) is type(function) and _singles(case) == _singles(function):
@@ -120,11 +102,7 @@ def activations_from_onnx(
 
 
 def _consumed(key: str, names: Sequence[str], given: Sequence[float]) -> list[float | None]:
-    takers = {
-        known.lower()
-        for known, kind in ACTIVATION_CLASSES.items()
-        if key in {field.name for field in dataclasses.fields(kind)}
-    }
+    takers = {known.lower() for known, kind in _ACTIVATIONS.items() if key in _takes(kind)}
     takes = [name.lower() in takers for name in names]
     left = iter(given)
     consumed = [next(left, None) if takes_one else None for takes_one in takes]
@@ -150,17 +128,21 @@ def activation_to_onnx(function: str | Function) -> Spelling:
     Spelling(name='HardSigmoid', alpha=0.2, beta=0.5)
     """
     if isinstance(function, str):
-        for name, ours in ACTIVATION_NAMES.items():
-            if ours == function:
-                return Spelling(name)
         function = _NAMED_CASES.get(function, function)
-    for name, kind in ACTIVATION_CLASSES.items():
+    for name, kind in _ACTIVATIONS.items():
+        if kind == function:
+            return Spelling(name)
         if type(function) is kind:
             return Spelling(name, **vars(function))
     raise InteropError(
         f"ONNX's recurrent operators have no activation like {function!r}; those they have are "
-        f"{', '.join((*ACTIVATION_NAMES, *ACTIVATION_CLASSES))}"
+        f"{', '.join(_ACTIVATIONS)}"
     )
+
+
+def _takes(kind: str | type[Any]) -> set[str]:
+    """The numbers in functions of a class."""
+    return set() if isinstance(kind, str) else {field.name for field in dataclasses.fields(kind)}
 
 
 def _shortest(number: float) -> float:

@@ -10,37 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from rnnjax.errors import InteropError
+from rnnjax.interop.onnx.at import At, TooLargeError
 from rnnjax.interop.onnx.files import dtype_of, import_onnx, read_tensor
-from rnnjax.interop.onnx.operators import OPERATORS, At, TooLargeError, run_operator
-from rnnjax.interop.onnx.recurrent import GATES
+from rnnjax.interop.onnx.operators import OPERATORS, run_operator
+from rnnjax.interop.onnx.recurrent import RECURRENT
 
-# Nodes of these, with inputs that are all constant, are computed once, when the model is read.
-_FOLDED = frozenset(
-    {
-        "Constant",
-        "ConstantOfShape",
-        "Identity",
-        "Cast",
-        "Transpose",
-        "Reshape",
-        "Squeeze",
-        "Unsqueeze",
-        "Flatten",
-        "Slice",
-        "Concat",
-        "Split",
-        "Gather",
-        "Expand",
-        "Shape",
-        "Size",
-        "Range",
-        "Add",
-        "Sub",
-        "Mul",
-        "Div",
-        "Neg",
-    }
-)
 _FEWEST_FOLDED = 2**22  # elements that are always made, however small the model
 
 
@@ -153,12 +127,12 @@ def _nodes(
     nodes = []
     for i, node in enumerate(graph.node):
         label = f"{node.name!r} ({node.op_type})" if node.name else f"{i} ({node.op_type})"
-        supported = node.op_type in OPERATORS or node.op_type in GATES
+        supported = node.op_type in OPERATORS or node.op_type in RECURRENT
         if node.domain not in ("", "ai.onnx") or not supported:
             where = f" of {node.domain!r}" if node.domain else ""
             raise InteropError(
                 f"node {label}: the operator {node.op_type}{where} is not read here; those that "
-                f"are, are {', '.join(sorted([*OPERATORS, *GATES]))}"
+                f"are, are {', '.join(sorted([*OPERATORS, *RECURRENT]))}"
             )
         attributes = {
             attribute.name: _attribute(attribute, label, folder) for attribute in node.attribute
@@ -167,8 +141,8 @@ def _nodes(
             node.op_type, node.name, label, tuple(node.input), tuple(node.output), attributes
         )
         _check_against_schema(raw, opset, node)
-        if raw.op_type == "Cast":
-            to = attributes["to"]  # a name, before opset 6
+        if "to" in attributes:  # a type, and a name before opset 6
+            to = attributes["to"]
             dtype_of(to if isinstance(to, int) else 0, f"what node {label} casts to")
         missing = [name for name in raw.inputs if name and name not in known]
         if missing:
@@ -268,7 +242,9 @@ def _fold(
         own = frozenset[str]().union(*(roots.get(name, ()) for name in inputs))
         known = all(name in constants for name in inputs)
         outputs = None
-        if raw.op_type in _FOLDED and known and not own & shared:
+        operator = OPERATORS.get(raw.op_type)
+        folds = operator is not None and (operator.folds or not own)
+        if folds and known and not own & shared:
             at = At(raw.label, opset, raw.attributes, len(raw.outputs), left)
             values = [constants[name] if name else None for name in raw.inputs]
             try:

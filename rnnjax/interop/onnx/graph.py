@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,123 +10,29 @@ import numpy as np
 
 from rnnjax.cells.base import Carry, Params
 from rnnjax.engine import unroll
-from rnnjax.errors import InteropError, InvalidInputError
-from rnnjax.interop.layers import Context, Flow, Layer, Recurrent
+from rnnjax.errors import InteropError, InvalidInputError, RnnjaxError
+from rnnjax.interop.layers import Context, Dense, Embedding, Flow, Layer, Recurrent
 from rnnjax.interop.model import Network
-from rnnjax.interop.onnx.operators import (
+from rnnjax.interop.onnx.at import (
     MOST_ELEMENTS,
     MOST_KNOWN_ELEMENTS,
     At,
     is_known,
-    run_operator,
-    take_rows,
     traced_dtype,
 )
-from rnnjax.interop.onnx.recurrent import GATES, Weights, params_from_onnx
+from rnnjax.interop.onnx.axes import Axes
+from rnnjax.interop.onnx.follow import follow
+from rnnjax.interop.onnx.layers import input_size
+from rnnjax.interop.onnx.nodes import Constant, Input, LayerNode, Node, Operation, RecurrentNode
+from rnnjax.interop.onnx.operators import run_operator
+from rnnjax.interop.onnx.places import take_rows
+from rnnjax.interop.onnx.recurrent import RECURRENT, Weights, params_from_onnx
 from rnnjax.layers import Bidirectional, Directions
-from rnnjax.layers import Dropout as DropoutRate
+
+STEPS, BATCH = 6, 2  # of inputs whose sizes nothing tells
 
 CONSTANTS = "constants"
 """The layer that has the arrays of a graph that belong to no other."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Constant:
-    """An array that is no parameter: hashable, as it is a part of the network."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    data: bytes = dataclasses.field(repr=False)
-
-    @classmethod
-    def of(cls, array: np.ndarray) -> "Constant":
-        """A copy of the array."""
-        return cls(array.dtype.name, array.shape, array.tobytes())
-
-    @property
-    def array(self) -> np.ndarray:
-        """The array again."""
-        return np.frombuffer(self.data, jnp.dtype(self.dtype)).reshape(self.shape)
-
-
-@dataclasses.dataclass(frozen=True)
-class Input:
-    """An input of the graph.
-
-    Attributes:
-        name: of the input.
-        dtype: of its arrays.
-        shape: of which None are not fixed; None as a whole if not even the number of axes is.
-        role: ``"data"`` must be given; ``"state"`` becomes the initial state of recurrent layers,
-            ``"lengths"`` their sequence_lens, and nothing reads what is ``"unused"``.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int | None, ...] | None
-    role: Literal["data", "state", "lengths", "unused"] = "data"
-
-
-@dataclasses.dataclass(frozen=True)
-class Node:
-    """A node of the graph.
-
-    Attributes:
-        op_type: its operator.
-        name: by which errors call it.
-        inputs: the names of the values it takes; empty for one that is left out.
-        outputs: the names of those it makes.
-    """
-
-    op_type: str
-    name: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Operation(Node):
-    """A node without parameters of its own.
-
-    Attributes:
-        attributes: pairs of names and values; an array is a `Constant`.
-    """
-
-    attributes: tuple[tuple[str, Any], ...] = ()
-
-    def arguments(self) -> dict[str, Any]:
-        """The attributes as operators take them."""
-        return {
-            name: value.array if isinstance(value, Constant) else value
-            for name, value in self.attributes
-        }
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerNode(Node):
-    """A node that is a Dense layer or the look-up of an Embedding.
-
-    Attributes:
-        layer: its name in the graph's layers.
-    """
-
-    layer: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class RecurrentNode(Node):
-    """An RNN, GRU or LSTM; its inputs are X, sequence_lens, initial_h and initial_c.
-
-    Attributes:
-        layer: its name in the graph's layers.
-        layout: 0 for time first, 1 for batch first.
-        weights: the names of W, R, B and P if they are values of the graph: inputs, or arrays that
-            other nodes have too; None if they are parameters of the layer.
-    """
-
-    layer: str = ""
-    layout: int = 0
-    weights: tuple[str, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,10 +96,21 @@ class Graph(Network):
             InvalidInputError: the axes of time and batch do not reach all recurrent layers as they
                 are in ``xs``.
         """
-        from rnnjax.interop.onnx.axes import time_axis  # which runs graphs itself
+        given = self.given(xs)
+        name, axes = self.followed(params, given)
+        return int(jnp.shape(given[name])[axes[name][0]])
 
-        name, axis = time_axis(self, params, xs)
-        return int(jnp.shape(self.given(xs)[name])[axis])
+    def followed(self, params: Params, given: Mapping[str, Any]) -> tuple[str, dict[str, Axes]]:
+        """The data input that reaches all recurrent nodes, and where its axes go; see `follow`."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        plain = dataclasses.replace(self, exchanged=None)
+
+        def trace(params: Params, given: dict[str, Any]) -> None:
+            values = plain.values(params, given, {}, None, Context())[1]
+            shapes.update({name: tuple(value.shape) for name, value in values.items()})
+
+        jax.eval_shape(trace, params, dict(given))
+        return follow(self.nodes, self.opset, shapes, self.data_inputs)
 
     def run(
         self, params: Params, xs: Any, carry: Mapping[str, Carry], mask: Any, context: Context
@@ -255,14 +172,51 @@ class Graph(Network):
                 )
             elif isinstance(node, Operation) and _is_ready(node, values):
                 inputs = [values[name] if name else None for name in node.inputs]
-                if node.op_type == "Dropout" and context.key is not None:
-                    inputs = [_dropped(node, inputs, jax.random.fold_in(context.key, i))]
                 most = left if all(map(is_known, inputs)) else MOST_ELEMENTS
-                at = At(node.name, self.opset, node.arguments(), len(node.outputs), most)
+                key = None if context.key is None else jax.random.fold_in(context.key, i)
+                at = At(node.name, self.opset, node.arguments(), len(node.outputs), most, key)
                 outputs = run_operator(node.op_type, at, inputs)
                 values |= zip(node.outputs, outputs, strict=False)
                 left = max(0, left - sum(y.size for y in outputs if is_known(y)))
         return carries, values
+
+
+def with_time_first(graph: Graph, params: Params) -> Graph:
+    """The graph that takes and gives time first, if it has one input of data and steps run in it.
+
+    Where those steps are follows from small inputs, of sizes that are not fixed. If it does not,
+    the graph stays what it is.
+    """
+    entries = [entry for entry in graph.inputs if entry.role == "data"]
+    if len(entries) != 1 or not any(isinstance(node, RecurrentNode) for node in graph.nodes):
+        return graph
+    shape = assumed_shape(entries[0], graph, params, (13, 11))  # hardly a size of anything else
+    x = jax.ShapeDtypeStruct(shape, traced_dtype(jnp.dtype(entries[0].dtype), entries[0].name))
+    try:
+        axes = graph.followed(params, {entries[0].name: x})[1]
+    except (RnnjaxError, TypeError, ValueError):  # of JAX, for sizes that do not fit the graph
+        return graph
+    ends = (entries[0].name, *graph.outputs)
+    return dataclasses.replace(graph, exchanged=tuple(n for n in ends if axes.get(n) == (1, 0)))
+
+
+def assumed_shape(
+    entry: Input, graph: Graph, params: Params, sizes: tuple[int, int] = (STEPS, BATCH)
+) -> tuple[int, ...]:
+    """Of an input: which of its free axes is time is not known, most often the first."""
+    ids = jnp.issubdtype(jnp.dtype(entry.dtype), jnp.integer)
+    shape = entry.shape
+    if shape is None:
+        shape = (None,) * (2 if ids else 3)
+    features = [
+        input_size(params[name])
+        for name, layer in graph.layers.items()
+        if isinstance(layer, Recurrent | Dense) and name in params
+    ]
+    if len(shape) == 3 and shape[-1] is None and not ids and features:
+        shape = (*shape[:-1], features[0])
+    free = iter((sizes[0], *sizes[1:] * len(shape)))
+    return tuple(next(free) if size is None else size for size in shape)
 
 
 def _as_input(known: Input, x: Any, exchanged: bool) -> jax.Array:
@@ -300,22 +254,11 @@ def _is_ready(node: Node, values: Mapping[str, Any]) -> bool:
     return all(name in values for name in node.inputs if name)
 
 
-def _dropped(node: Operation, inputs: list[Any], key: jax.Array) -> Any:
-    ratio = node.arguments().get("ratio", inputs[1] if len(inputs) > 1 else None)
-    if isinstance(ratio, jax.Array):
-        raise InteropError(
-            f"node {node.name}: its ratio follows from an input, so it cannot drop with a key; "
-            "leave out the key, or make the ratio constant"
-        )
-    rate = 0.5 if ratio is None else float(ratio)
-    return DropoutRate(rate).apply(key, jnp.asarray(inputs[0]))
-
-
 def _run_layer(
     node: LayerNode, layer: Layer, params: Params, values: Mapping[str, Any], context: Context
 ) -> Any:
     x = jnp.asarray(values[node.inputs[0]])
-    if node.op_type == "Gather":  # whose negative ids count from the end, unlike an Embedding's
+    if isinstance(layer, Embedding):  # whose negative ids count from the end, unlike an Embedding's
         if not jnp.issubdtype(x.dtype, jnp.integer):
             raise InteropError(f"node {node.name}: its ids are {x.dtype}, but should be integers")
         return take_rows(jnp.asarray(params["embedding"]), x, 0)
@@ -387,7 +330,7 @@ def check_weights(node: RecurrentNode, layer: Recurrent, weights: Weights) -> No
     """
     cell = layer.cell.cells[0] if isinstance(layer.cell, Bidirectional) else layer.cell
     size: int = cell.output_size
-    gates = GATES[node.op_type]
+    gates = RECURRENT[node.op_type].gates
     directions = _directions(layer)
     shapes = {
         "W": (directions, gates * size, None),

@@ -1,8 +1,9 @@
-"""The layers of a `rnnjax.interop.Sequential` as the nodes of an ONNX graph."""
+"""The layers of a `rnnjax.interop.Sequential`, and their functions, as nodes of an ONNX graph."""
 
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rnnjax.errors import InteropError, InvalidInputError
+from rnnjax.interop.functions import Affine, CutReLU, Function, ScaledTanh
 from rnnjax.interop.layers import (
     Activation,
     Dense,
@@ -22,9 +24,10 @@ from rnnjax.interop.layers import (
     Recurrent,
 )
 from rnnjax.interop.model import Sequential
+from rnnjax.interop.onnx.operators import OPERATORS
 from rnnjax.interop.onnx.plan import Node, Pair, Plan, Row, make_plan, nodes
-from rnnjax.interop.onnx.recurrent import attributes_to_onnx, params_to_onnx
-from rnnjax.interop.onnx.writer import Axes, Writer, apply_function
+from rnnjax.interop.onnx.recurrent import RECURRENT, attributes_to_onnx, params_to_onnx
+from rnnjax.interop.onnx.writer import Axes, Writer
 from rnnjax.layers import Bidirectional
 
 
@@ -88,7 +91,7 @@ class Export:
             value = self._layer(layer, params.get(layer.name, {}), value, plans, first=i == 0)
         names = ("ys",) if len(value.names) == 1 else ("ys_forward", "ys_backward")
         for name, written, size in zip(names, value.names, value.sizes, strict=True):
-            self.writer.rename(written, name)
+            self.writer.rename(written, name, "Identity")
             steps: Axes = ["time", "batch"] if value.sequence else ["batch"]
             self.writer.add_output(name, [*steps, size or "features"])
         for name, axes in outputs:
@@ -338,8 +341,8 @@ def _ends_in_two_directions(plan: Plan) -> bool:
 
 
 def _state_names(node: Node) -> list[str]:
-    kinds = "hc" if attributes_to_onnx(node.cell)[0] == "LSTM" else "h"
-    return [f"{node.name}_{kind}" for kind in kinds]
+    states = RECURRENT[attributes_to_onnx(node.cell)[0]].states
+    return [f"{node.name}_{kind}" for kind in "hc"[:states]]
 
 
 def _hidden_size(node: Node) -> int:
@@ -371,3 +374,112 @@ def float32(where: str, array: Any) -> np.ndarray:
             "model.params))"
         )
     return array.astype(np.float32)
+
+
+# --- Functions ---
+
+
+def apply_function(writer: Writer, x: str, function: str | Function) -> str:
+    """Write ``function(x)``, and return the name of the result.
+
+    Raises:
+        InteropError: the function is not one that is known here.
+    """
+    write = _NAMED.get(function) if isinstance(function, str) else _CLASSES.get(type(function))
+    if write is None:
+        raise InteropError(
+            f"layer {writer.layer!r} has the function {function!r}, which is not written to ONNX; "
+            f"those that are: {', '.join(_NAMED)}, and the classes "
+            f"{', '.join(kind.__name__ for kind in _CLASSES)} of rnnjax.interop.functions"
+        )
+    return write(writer, x, function)
+
+
+def _operator(op_type: str, **attributes: Any) -> Callable[[Writer, str, Any], str]:
+    """A function that is one operator, whose numbers are attributes."""
+    return lambda w, x, f: w.add(
+        op_type, x, **(attributes if isinstance(f, str) else dataclasses.asdict(f))
+    )
+
+
+def _clip(low: float, high: float) -> Callable[[Writer, str, Any], str]:
+    return lambda w, x, _: w.add("Clip", x, w.scalar(low), w.scalar(high))
+
+
+def _gelu(w: Writer, x: str, _: Any) -> str:
+    """JAX's, with the tanh: ``x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))``."""
+    # ONNX has it as one operator, but only in versions newer than many runtimes.
+    cube = w.add("Mul", w.add("Mul", x, x), w.add("Mul", x, w.scalar(0.044715)))
+    inner = w.add("Mul", w.add("Add", x, cube), w.scalar(math.sqrt(2 / math.pi)))
+    return _half_of_one_plus(w, x, w.add("Tanh", inner))
+
+
+def _exact_gelu(w: Writer, x: str, _: Any) -> str:
+    """``x / 2 (1 + erf(x / sqrt(2)))``."""
+    return _half_of_one_plus(w, x, w.add("Erf", w.add("Mul", x, w.scalar(math.sqrt(0.5)))))
+
+
+def _half_of_one_plus(w: Writer, x: str, y: str) -> str:
+    return w.add("Mul", w.add("Mul", x, w.scalar(0.5)), w.add("Add", y, w.scalar(1)))
+
+
+def _affine(w: Writer, x: str, f: Any) -> str:
+    return w.add("Add", w.add("Mul", x, w.scalar(f.alpha)), w.scalar(f.beta))
+
+
+def _scaled_tanh(w: Writer, x: str, f: Any) -> str:
+    return w.add("Mul", w.add("Tanh", w.add("Mul", x, w.scalar(f.beta))), w.scalar(f.alpha))
+
+
+def _negative_softplus(w: Writer, x: str, _: Any) -> str:
+    return w.add("Neg", w.add("Softplus", w.add("Neg", x)))
+
+
+def _squareplus(w: Writer, x: str, _: Any) -> str:
+    """``(x + sqrt(x^2 + 4)) / 2``."""
+    root = w.add("Sqrt", w.add("Add", w.add("Mul", x, x), w.scalar(4)))
+    return w.add("Mul", w.add("Add", x, root), w.scalar(0.5))
+
+
+def _cut_relu(w: Writer, x: str, f: Any) -> str:
+    above = x if f.max_value is None else _clip(0, f.max_value)(w, x, f)
+    shifted = w.add("Sub", x, w.scalar(f.threshold))
+    below = w.add("Mul", shifted, w.scalar(f.slope))
+    return w.add("Where", w.add("Greater", x, w.scalar(f.threshold)), above, below)
+
+
+_NAMED: Mapping[str, Callable[[Writer, str, Any], str]] = {
+    "linear": lambda w, x, _: x,
+    **{
+        one.activation: _operator(name, **({"axis": -1} if one.kind == "softmax" else {}))
+        for name, one in OPERATORS.items()
+        if isinstance(one.activation, str)
+    },
+    "hard_sigmoid": _operator("HardSigmoid", alpha=1 / 6, beta=0.5),
+    "legacy_hard_sigmoid": _operator("HardSigmoid", alpha=0.2, beta=0.5),
+    "hard_tanh": _clip(-1, 1),
+    "relu6": _clip(0, 6),
+    "elu": _operator("Elu", alpha=1.0),
+    "celu": _operator("Elu", alpha=1.0),
+    "selu": _operator("Selu"),
+    "gelu": _gelu,
+    "exact_gelu": _exact_gelu,
+    "silu": lambda w, x, _: w.add("Mul", x, w.add("Sigmoid", x)),
+    "mish": lambda w, x, _: w.add("Mul", x, w.add("Tanh", w.add("Softplus", x))),
+    "squareplus": _squareplus,
+    "soft_shrink": _operator("Shrink", lambd=0.5, bias=0.5),
+    "hard_shrink": _operator("Shrink", lambd=0.5, bias=0.0),
+    "tanh_shrink": lambda w, x, _: w.add("Sub", x, w.add("Tanh", x)),
+    "log_sigmoid": _negative_softplus,
+}
+
+_CLASSES: Mapping[type[Any], Callable[[Writer, str, Any], str]] = {
+    **{
+        one.activation: _operator(name)
+        for name, one in OPERATORS.items()
+        if isinstance(one.activation, type)
+    },
+    Affine: _affine,
+    ScaledTanh: _scaled_tanh,
+    CutReLU: _cut_relu,
+}

@@ -14,24 +14,15 @@ import numpy as np
 from rnnjax.cells.base import Cell, Params
 from rnnjax.errors import InteropError
 from rnnjax.interop.layers import Dense, Embedding, Layer, Recurrent
-from rnnjax.interop.onnx.activations import DEFAULT_ACTIVATIONS, activations_from_onnx
+from rnnjax.interop.onnx.activations import activations_from_onnx
+from rnnjax.interop.onnx.at import traced_dtype
 from rnnjax.interop.onnx.contents import Contents, RawNode, count_uses, read_contents
 from rnnjax.interop.onnx.files import dtype_of
-from rnnjax.interop.onnx.graph import (
-    CONSTANTS,
-    Constant,
-    Constants,
-    Graph,
-    Input,
-    LayerNode,
-    Node,
-    Operation,
-    RecurrentNode,
-    check_weights,
-)
-from rnnjax.interop.onnx.operators import traced_dtype
+from rnnjax.interop.onnx.graph import CONSTANTS, Constants, Graph, check_weights
+from rnnjax.interop.onnx.nodes import Constant, Input, LayerNode, Node, Operation, RecurrentNode
+from rnnjax.interop.onnx.operators import kind_of
 from rnnjax.interop.onnx.recurrent import (
-    GATES,
+    RECURRENT,
     Weights,
     cell_from_onnx,
     params_from_onnx,
@@ -123,7 +114,7 @@ class _Layers:
         for raw in self.raw:
             if id(raw) in self.done:
                 continue
-            if raw.op_type in GATES:
+            if raw.op_type in RECURRENT:
                 self.read_recurrent(raw)
             elif not (self.read_dense(raw) or self.read_embedding(raw)):
                 attributes = tuple(
@@ -174,13 +165,14 @@ class _Layers:
 
     def read_dense(self, raw: RawNode) -> bool:
         """MatMul with a constant, perhaps with one added, or Gemm: a Dense layer."""
-        if raw.op_type not in ("MatMul", "Gemm"):
+        affine = kind_of(raw.op_type) == "affine"
+        if not affine and kind_of(raw.op_type) != "product":
             return False
         x, kernel_name = raw.inputs[:2]
         if x in self.constants or not self.is_free(kernel_name, 2):
             return False
         kernel, output, bias_name, kind = self.constants[kernel_name], raw.outputs[0], "", "dense"
-        if raw.op_type == "Gemm":
+        if affine:
             plain = all(raw.attributes.get(key, 1.0) == 1.0 for key in ("alpha", "beta"))
             if not plain or raw.attributes.get("transA", 0):
                 return False
@@ -209,7 +201,7 @@ class _Layers:
         if self.uses[output] != 1 or len(self.readers[output]) != 1:
             return None
         (add,) = self.readers[output]
-        if add.op_type != "Add" or "axis" in add.attributes:
+        if kind_of(add.op_type) != "sum" or "axis" in add.attributes:
             return None
         (other,) = [name for name in add.inputs if name != output]
         if not self.is_bias(other, size):
@@ -219,7 +211,7 @@ class _Layers:
 
     def read_embedding(self, raw: RawNode) -> bool:
         """Gather of the rows of a constant by ids that are none."""
-        if raw.op_type != "Gather" or raw.attributes.get("axis", 0) not in (0, -2):
+        if kind_of(raw.op_type) != "look-up" or raw.attributes.get("axis", 0) not in (0, -2):
             return False
         table, ids = raw.inputs
         if ids in self.constants or not self.is_free(table, 2):
@@ -227,11 +219,11 @@ class _Layers:
         array = self.constants[table]
         layer = Embedding(self.layer_name(raw), *array.shape)
         self.take(layer, "embedding", (table,), {"embedding": array})
-        self.nodes.append(LayerNode("Gather", raw.label, (ids,), raw.outputs, layer.name))
+        self.nodes.append(LayerNode(raw.op_type, raw.label, (ids,), raw.outputs, layer.name))
         return True
 
     def read_recurrent(self, raw: RawNode) -> None:
-        """RNN, GRU or LSTM."""
+        """A recurrent operator."""
         direction = raw.attributes.get("direction", "forward")
         if direction not in ("forward", "reverse", "bidirectional"):
             raise InteropError(f"node {raw.label}: {direction!r} is no direction")
@@ -242,7 +234,7 @@ class _Layers:
         layout = raw.attributes.get("layout", 0)
         if layout not in (0, 1):
             raise InteropError(f"node {raw.label}: layout is {layout}, but should be 0 or 1")
-        states = (raw.input(5), raw.input(6)) if raw.op_type == "LSTM" else (raw.input(5),)
+        states = (raw.input(5), raw.input(6))[: RECURRENT[raw.op_type].states]
         ranks = (3, 3, 2, 2)
         owned = all(
             not name or self.is_free(name, rank) for name, rank in zip(names, ranks, strict=True)
@@ -330,16 +322,16 @@ class _Layers:
     def is_trainable(self, name: str) -> bool:
         """Whether a number changes what the model computes, but for the two of a one-hot vector."""
         readers = self.readers.get(name, [])
-        return not readers or any(node.op_type != "OneHot" for node in readers)
+        return not readers or any(kind_of(node.op_type) != "one-hot" for node in readers)
 
 
 def _activations(raw: RawNode, directions: int) -> list[Any]:
     """Ours, for all directions."""
-    default = DEFAULT_ACTIVATIONS[raw.op_type]
+    default = RECURRENT[raw.op_type].activations
     names = raw.attributes.get("activations", default * directions)
-    # RNN's default has two entries, whatever the direction.
-    if raw.op_type == "RNN" and directions == 1 and tuple(names) == ("Tanh", "Tanh"):
-        names = ("Tanh",)
+    # ONNX's own default for one activation has two, whatever the direction.
+    if len(default) == directions == 1 and tuple(names) == default * 2:
+        names = default
     if len(names) != len(default) * directions:
         raise InteropError(
             f"node {raw.label}: it has {len(names)} activations, but {raw.op_type} takes "

@@ -11,7 +11,7 @@ from rnnjax.cells import CoupledLSTMCell, GRUCell, LSTMCell, PeepholeLSTMCell, S
 from rnnjax.cells.base import Cell, Params
 from rnnjax.errors import InteropError
 from rnnjax.interop.functions import Function
-from rnnjax.interop.onnx.activations import DEFAULT_ACTIVATIONS, activation_to_onnx
+from rnnjax.interop.onnx.activations import activation_to_onnx
 from rnnjax.interop.onnx.cells import Clipped, GeneralLSTMCell
 from rnnjax.layers import Bidirectional, Directions
 
@@ -35,8 +35,38 @@ class Weights(NamedTuple):
     P: Any = None
 
 
-GATES: Mapping[str, int] = {"RNN": 1, "GRU": 3, "LSTM": 4}
-"""The recurrent operators, and how many gates each has."""
+class RecurrentOperator(NamedTuple):
+    """All that is known of a recurrent operator.
+
+    Attributes:
+        cells: the kinds that it computes.
+        order: of each of our gates, in our order, the place that ONNX has it in.
+        activations: those of one direction that are left out, in the order f, g, h.
+        states: how many arrays its state is.
+    """
+
+    cells: tuple[type[Cell], ...]
+    order: tuple[int, ...]
+    activations: tuple[str, ...]
+    states: int = 1
+
+    @property
+    def gates(self) -> int:
+        """How many gates it has."""
+        return len(self.order)
+
+
+RECURRENT: Mapping[str, RecurrentOperator] = {
+    "RNN": RecurrentOperator((SimpleRNNCell,), (0,), ("Tanh",)),
+    "GRU": RecurrentOperator((GRUCell,), (1, 0, 2), ("Sigmoid", "Tanh")),
+    "LSTM": RecurrentOperator(
+        (LSTMCell, PeepholeLSTMCell, CoupledLSTMCell, GeneralLSTMCell),
+        (0, 2, 3, 1),
+        ("Sigmoid", "Tanh", "Tanh"),
+        states=2,
+    ),
+}
+"""The recurrent operators, by their names."""
 
 
 # --- Cells ---
@@ -134,7 +164,7 @@ def attributes_to_onnx(cell: Cell, *, reverse: bool = False) -> tuple[str, dict[
         for one in cells
         for i, f in enumerate(_activations(one))
     ]
-    if [s.name for s in spelled] != [*DEFAULT_ACTIVATIONS[op_type]] * len(cells):
+    if [s.name for s in spelled] != [*RECURRENT[op_type].activations] * len(cells):
         attributes["activations"] = [s.name for s in spelled]
     for key in ("alpha", "beta"):
         numbers = [n for n in (getattr(s, key) for s in spelled) if n is not None]
@@ -156,18 +186,11 @@ def operator_of(cell: Cell) -> str:
     Raises:
         InteropError: there is none.
     """
-    for op_type, kinds in _CELLS.items():
-        if type(cell) in kinds:
+    for op_type, operator in RECURRENT.items():
+        if type(cell) in operator.cells:
             return op_type
-    names = ", ".join(kind.__name__ for kinds in _CELLS.values() for kind in kinds)
+    names = ", ".join(kind.__name__ for one in RECURRENT.values() for kind in one.cells)
     raise InteropError(f"no operator of ONNX computes {cell!r}; those it has are {names}")
-
-
-_CELLS: Mapping[str, tuple[type[Cell], ...]] = {
-    "RNN": (SimpleRNNCell,),
-    "GRU": (GRUCell,),
-    "LSTM": (LSTMCell, PeepholeLSTMCell, CoupledLSTMCell, GeneralLSTMCell),
-}
 
 
 def _hidden_size(cell: Any) -> int:
@@ -259,8 +282,6 @@ def params_to_onnx(cell: Cell, params: Params, original: Weights | None = None) 
     )
 
 
-# Of each of our gates, in our order, the place that ONNX has it in.
-_ORDERS: Mapping[str, tuple[int, ...]] = {"RNN": (0,), "GRU": (1, 0, 2), "LSTM": (0, 2, 3, 1)}
 _COUPLED_ORDER = (0, 3, 1)  # i, g, o
 _PEEPHOLE_ORDER, _COUPLED_PEEPHOLE_ORDER = (0, 2, 1), (0, 1)
 
@@ -316,8 +337,8 @@ def _weights_of_direction(
 
 
 def _gates_and_order(cell: Cell) -> tuple[int, tuple[int, ...]]:
-    op_type = operator_of(cell)
-    return GATES[op_type], _COUPLED_ORDER if _coupled(cell) else _ORDERS[op_type]
+    operator = RECURRENT[operator_of(cell)]
+    return operator.gates, _COUPLED_ORDER if _coupled(cell) else operator.order
 
 
 def _take(array: Any, parts: int, order: Sequence[int]) -> Any:

@@ -5,25 +5,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 from rnnjax.interop.onnx.contents import RawNode
-from rnnjax.interop.onnx.recurrent import GATES
+from rnnjax.interop.onnx.operators import OPERATORS, Operator
+from rnnjax.interop.onnx.recurrent import RECURRENT
 
 Role = Literal["data", "state", "lengths", "unused"]
-
-# Nodes of these only rearrange a state on its way in or out.
-_REARRANGING = frozenset(
-    {
-        "Identity",
-        "Cast",
-        "Transpose",
-        "Reshape",
-        "Squeeze",
-        "Unsqueeze",
-        "Slice",
-        "Concat",
-        "Split",
-        "Gather",
-    }
-)
 
 
 def input_roles(
@@ -35,9 +20,15 @@ def input_roles(
         for name in dict.fromkeys(filter(None, node.inputs)):
             readers[name].append(node)
     given_out = frozenset(outputs)
-    states = _read_as(lambda node: node.inputs[5:7], _REARRANGING, nodes, readers, given_out)
+    states = _read_as(
+        lambda node: node.inputs[5:7], lambda operator: True, nodes, readers, given_out
+    )
     lengths = _read_as(
-        lambda node: node.inputs[4:5], frozenset({"Identity", "Cast"}), nodes, readers, given_out
+        lambda node: node.inputs[4:5],
+        lambda operator: operator.kind in ("same", "type"),
+        nodes,
+        readers,
+        given_out,
     )
     roles: dict[str, Role] = {}
     for name in inputs:
@@ -50,7 +41,7 @@ def input_roles(
 
 def _read_as(
     places: Callable[[RawNode], Sequence[str]],
-    through: frozenset[str],
+    through: Callable[[Operator], bool],
     nodes: Sequence[RawNode],
     readers: dict[str, list[RawNode]],
     given_out: frozenset[str],
@@ -66,11 +57,12 @@ def _read_as(
         )
 
     def passes(name: str, node: RawNode) -> bool:
-        if node.op_type in GATES:
+        if node.op_type in RECURRENT:
             return list(places(node)).count(name) == node.inputs.count(name)
-        moved = node.inputs if node.op_type == "Concat" else node.inputs[:1]
+        operator = OPERATORS[node.op_type]
+        moved = operator.moved(node.inputs)
         return (
-            node.op_type in through
+            through(operator)
             and name in moved
             and name not in node.inputs[len(moved) :]
             and all(good[output] for output in node.outputs if readers.get(output))
@@ -98,12 +90,14 @@ def data_outputs(
     plain: set[str] = set()
     rearranged: set[str] = set()
     for node in nodes:
-        if node.op_type in GATES:
+        if node.op_type in RECURRENT:
             plain.update(filter(None, node.outputs[1:]))
-        moved = node.inputs if node.op_type == "Concat" else node.inputs[:1]
-        if node.op_type == "Identity" and plain.issuperset(moved):
+            continue
+        operator = OPERATORS[node.op_type]
+        moved = operator.moved(node.inputs)
+        if operator.kind == "same" and plain.issuperset(moved):
             plain.update(node.outputs)
-        elif node.op_type in _REARRANGING and (plain | rearranged).issuperset(moved):
+        elif moved and (plain | rearranged).issuperset(moved):
             rearranged.update(filter(None, node.outputs))
     not_plain = tuple(name for name in outputs if name not in plain)
     if streams:

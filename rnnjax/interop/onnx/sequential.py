@@ -2,13 +2,12 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from rnnjax.errors import InteropError, InvalidInputError
-from rnnjax.interop.functions import Function
 from rnnjax.interop.layers import (
     Activation,
     Dense,
@@ -19,20 +18,11 @@ from rnnjax.interop.layers import (
     Recurrent,
 )
 from rnnjax.interop.model import Model, Sequential
-from rnnjax.interop.onnx.activations import (
-    ACTIVATION_CLASSES,
-    ACTIVATION_NAMES,
-    activation_from_onnx,
-)
+from rnnjax.interop.onnx.activations import function_of
 from rnnjax.interop.onnx.files import dtype_of
-from rnnjax.interop.onnx.graph import (
-    CONSTANTS,
-    Graph,
-    LayerNode,
-    Node,
-    Operation,
-    RecurrentNode,
-)
+from rnnjax.interop.onnx.graph import CONSTANTS, Graph
+from rnnjax.interop.onnx.nodes import LayerNode, Node, Operation, RecurrentNode
+from rnnjax.interop.onnx.operators import OPERATORS, kind_of
 from rnnjax.layers import Bidirectional
 from rnnjax.layers import Dropout as DropoutRate
 
@@ -41,23 +31,7 @@ Axes = tuple[str, ...]
 _TIME, _BATCH, _FEATURES, _DIRECTIONS = "time", "batch", "features", "directions"
 _ONE_STEP = "one step"  # an axis of time of which only the last is left
 
-_MOVES = frozenset({"Transpose", "Squeeze", "Reshape", "Flatten"})
-_KEEPS_ZEROS = frozenset(
-    {
-        "Cast",
-        "Concat",
-        "Expand",
-        "Gather",
-        "Identity",
-        "Reshape",
-        "Slice",
-        "Split",
-        "Squeeze",
-        "Tile",
-        "Transpose",
-        "Unsqueeze",
-    }
-)
+_MOVES = frozenset({"permute", "squeeze", "reshape", "flatten"})  # axes, by `Operator.kind`
 
 
 def to_sequential(model: Model) -> Model:
@@ -196,16 +170,16 @@ class _Walk:
 
     def prepares_state(self, node: Operation) -> bool:
         """Whether it rearranges a state that comes in, or makes zeros or shapes."""
-        inputs = [name for name in node.inputs if name]
-        if node.op_type in ("Shape", "Size"):
+        inputs = tuple(name for name in node.inputs if name)
+        operator = OPERATORS[node.op_type]
+        if operator.kind == "shape":
             self.fix(node)
-        elif node.op_type == "ConstantOfShape":
+        elif operator.kind == "fill":
             if np.any(node.arguments().get("value", 0)):
                 return False
             self.zeros |= set(node.outputs)
-        elif node.op_type in _KEEPS_ZEROS and inputs[0] in self.zeros:
-            moved = inputs if node.op_type == "Concat" else inputs[:1]
-            if not self.zeros.issuperset(moved):
+        elif operator.moves and inputs[0] in self.zeros:
+            if not self.zeros.issuperset(operator.moved(inputs)):
                 return False
             self.zeros |= set(node.outputs)
         elif inputs and self.states & set(inputs):
@@ -286,7 +260,7 @@ class _Walk:
         others = {name for name in node.inputs[1:] if name}
         if node.inputs[0] != self.value or not others <= self.fixed:
             raise self.misfit(node, "something else than the layer before comes in")
-        moves = isinstance(node, Operation) and node.op_type in _MOVES
+        moves = isinstance(node, Operation) and kind_of(node.op_type) in _MOVES
         if not moves and self.has_loose_directions():
             raise self.misfit(node, "two directions come in that are not concatenated")
 
@@ -297,37 +271,37 @@ class _Walk:
     def pass_operation(self, node: Operation) -> None:
         """What moves axes, an activation, one-hot vectors, or dropout."""
         self.check_flow(node)
-        if node.op_type == "Identity":
+        kind = kind_of(node.op_type)
+        if kind == "same":
             self.take(node, node.outputs[0], self.axes)
-        elif node.op_type == "Cast":
+        elif kind == "type":
             to = dtype_of(node.arguments()["to"], f"what node {node.name} casts to")
             if _FEATURES in self.axes and not jnp.issubdtype(to, jnp.floating):
                 raise self.misfit(node, f"features become {to}")
             self.take(node, node.outputs[0], self.axes)
-        elif node.op_type == "Dropout":
+        elif kind == "dropout":
             self.pass_dropout(node)
-        elif node.op_type == "OneHot":
+        elif kind == "one-hot":
             self.pass_one_hot(node)
-        elif node.op_type in ("Gather", "Slice"):
+        elif kind in ("look-up", "part"):
             self.pass_last_step(node)
-        elif node.op_type in _MOVES:
+        elif kind in _MOVES:
             self.take(node, node.outputs[0], self.moved(node))
         else:
             self.pass_activation(node)
 
     def pass_activation(self, node: Operation) -> None:
         """A function of the features, by a Dense layer right before."""
-        function: str | Function
-        numbers = node.arguments()
-        if node.op_type in ACTIVATION_NAMES or node.op_type in ACTIVATION_CLASSES:
-            function = activation_from_onnx(node.op_type, numbers.get("alpha"), numbers.get("beta"))
-        elif node.op_type in ("Softmax", "LogSoftmax"):
+        numbers, operator = node.arguments(), OPERATORS[node.op_type]
+        function: Any = operator.activation
+        if function is None:
+            raise self.misfit(node, f"{node.op_type} is not a layer")
+        if isinstance(function, type):
+            function = function_of(function, numbers.get("alpha"), numbers.get("beta"))
+        elif operator.kind == "softmax":
             axis = numbers.get("axis", -1 if self.graph.opset >= 13 else 1)
             if axis % len(self.axes) != len(self.axes) - 1 or self.axes[-1] != _FEATURES:
                 raise self.misfit(node, "the sum is over another axis than that of features")
-            function = "softmax" if node.op_type == "Softmax" else "log_softmax"
-        else:
-            raise self.misfit(node, f"{node.op_type} is not a layer")
         last = self.chain[-1] if self.chain else None
         if isinstance(last, Dense) and last.activation == "linear":
             self.chain[-1] = dataclasses.replace(last, activation=function)
@@ -374,7 +348,7 @@ class _Walk:
     def pass_last_step(self, node: Operation) -> None:
         """One step of a recurrent layer's outputs: the last that ran."""
         arguments = node.arguments()
-        if node.op_type == "Gather":
+        if kind_of(node.op_type) == "look-up":
             axis = arguments.get("axis", 0)
             places = self.constant(node, node.inputs[1])
             scalar = self.known[node.inputs[1]].ndim == 0
@@ -425,14 +399,14 @@ class _Walk:
 
     def moved(self, node: Operation) -> Axes:
         """The axes behind Transpose, Squeeze, Reshape or Flatten."""
-        arguments = node.arguments()
+        arguments, kind = node.arguments(), kind_of(node.op_type)
         rank = len(self.axes)
-        if node.op_type == "Transpose":
+        if kind == "permute":
             order = arguments.get("perm", tuple(reversed(range(rank))))
             return tuple(self.axes[n] for n in order)
-        if node.op_type == "Squeeze":
+        if kind == "squeeze":
             return self.squeezed(node)
-        if node.op_type == "Flatten":
+        if kind == "flatten":
             merged = self.axes if rank == 2 else self.merged()
             if len(merged) != 2 or arguments.get("axis", 1) not in (1, 1 - rank):
                 raise self.misfit(node, "axes are joined that belong to different things")

@@ -1,0 +1,126 @@
+"""What an operator is told besides its inputs, and what all of them ask of these."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rnnjax.errors import InteropError
+
+MOST_ELEMENTS = 2**28
+"""In the largest array that a graph may ask for; more is a mistake or ill will."""
+
+MOST_KNOWN_ELEMENTS = 2**24
+"""In all arrays together that follow from constants, which are made when a graph is traced."""
+
+
+@dataclasses.dataclass(frozen=True)
+class At:
+    """What an operator is told besides its inputs.
+
+    Attributes:
+        name: of the node, for errors.
+        opset: the version of ONNX's operators in the model.
+        attributes: of the node.
+        num_outputs: how many outputs it has.
+        most_elements: in the largest array that it may make.
+        key: for what is random; None for prediction.
+    """
+
+    name: str
+    opset: int
+    attributes: Mapping[str, Any]
+    num_outputs: int = 1
+    most_elements: int = MOST_ELEMENTS
+    key: jax.Array | None = None
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """An attribute, or the default."""
+        return self.attributes.get(name, default)
+
+    def fail(self, message: str) -> InteropError:
+        """An error that names the node."""
+        return InteropError(f"node {self.name}: {message}")
+
+    def bound(self, shape: Any) -> tuple[int, ...]:
+        """The shape, if an array of it may be made."""
+        sizes = tuple(int(size) for size in shape)
+        if any(size < 0 for size in sizes) or math.prod(sizes) > self.most_elements:
+            raise TooLargeError(
+                f"node {self.name}: it asks for an array of shape {list(sizes)[:8]}, but at most "
+                f"{self.most_elements:,} elements are made"
+            )
+        return sizes
+
+    def integers(self, array: Any, what: str) -> list[int]:
+        """Axes, shapes, and so on: they have to be known."""
+        if not is_known(array):
+            raise self.fail(
+                f"its {what} follow from the values of an input, so that shapes are not known when "
+                "the graph is compiled; make them constant before exporting"
+            )
+        if array.dtype.kind not in "iu" or array.ndim > 1:
+            raise self.fail(
+                f"its {what} are {array.dtype}{list(array.shape)}, but should be integers"
+            )
+        return [int(number) for number in array.reshape(-1)]
+
+    def listed(self, name: str, given: Any) -> list[int] | None:
+        """Integers from an attribute in old models and from an input in new ones."""
+        if name in self.attributes:
+            return [int(number) for number in self.attributes[name]]
+        return None if given is None else self.integers(given, name)
+
+    def axis(self, axis: int, rank: int) -> int:
+        """The axis, counted from the first."""
+        if not -rank <= axis < rank:
+            raise self.fail(f"axis {axis} is not one of the {rank} axes of its input")
+        return axis % rank
+
+    def same_type(self, *arrays: Any) -> None:
+        """Raise unless they are all floats, all integers, or all booleans."""
+        kinds = {x.dtype.kind for x in arrays if x is not None}
+        if len(kinds) > 1:
+            names = ", ".join(str(x.dtype) for x in arrays if x is not None)
+            raise self.fail(f"its inputs are of types {names}, but have to be of one")
+
+
+class TooLargeError(InteropError):
+    """A graph asks for a larger array than may be made where it runs."""
+
+
+def is_known(array: Any) -> bool:
+    """Whether the values are known before the graph runs."""
+    return array is None or isinstance(array, np.ndarray | np.generic)
+
+
+def module_of(*arrays: Any) -> Any:
+    """NumPy where all are known, so that what follows from them stays known; else JAX's."""
+    return np if all(map(is_known, arrays)) else jnp
+
+
+def by_jax(function: Callable[..., Any], *arrays: Any) -> Any:
+    """Of arrays, computed by JAX; known ones give a known result all the same."""
+    if not all(map(is_known, arrays)):
+        return function(*map(jnp.asarray, arrays))
+    with jax.ensure_compile_time_eval():  # under jit as well
+        return jax.tree.map(np.asarray, function(*map(jnp.asarray, arrays)))
+
+
+def traced_dtype(dtype: np.dtype[Any], what: str) -> np.dtype[Any]:
+    """JAX's type for one of ONNX: integers of 64 bits are of 32 where JAX has no others.
+
+    Raises:
+        InteropError: it is float64, and JAX was not told to have it.
+    """
+    canonical = jax.dtypes.canonicalize_dtype(dtype)
+    if dtype == np.float64 and canonical != dtype:
+        raise InteropError(
+            f"the model computes in float64 ({what}), which JAX has only where it is told so: "
+            'jax.config.update("jax_enable_x64", True), or convert the model to float32'
+        )
+    return canonical

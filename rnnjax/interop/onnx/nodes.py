@@ -1,0 +1,106 @@
+"""The nodes of a graph that was read, as data."""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    """An array that is no parameter: hashable, as it is a part of the network."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes = dataclasses.field(repr=False)
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> "Constant":
+        """A copy of the array."""
+        return cls(array.dtype.name, array.shape, array.tobytes())
+
+    @property
+    def array(self) -> np.ndarray:
+        """The array again."""
+        return np.frombuffer(self.data, jnp.dtype(self.dtype)).reshape(self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """An input of the graph.
+
+    Attributes:
+        name: of the input.
+        dtype: of its arrays.
+        shape: of which None are not fixed; None as a whole if not even the number of axes is.
+        role: ``"data"`` must be given; ``"state"`` becomes the initial state of recurrent layers,
+            ``"lengths"`` their sequence_lens, and nothing reads what is ``"unused"``.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...] | None
+    role: Literal["data", "state", "lengths", "unused"] = "data"
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """A node of the graph.
+
+    Attributes:
+        op_type: its operator.
+        name: by which errors call it.
+        inputs: the names of the values it takes; empty for one that is left out.
+        outputs: the names of those it makes.
+    """
+
+    op_type: str
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation(Node):
+    """A node without parameters of its own.
+
+    Attributes:
+        attributes: pairs of names and values; an array is a `Constant`.
+    """
+
+    attributes: tuple[tuple[str, Any], ...] = ()
+
+    def arguments(self) -> dict[str, Any]:
+        """The attributes as operators take them."""
+        return {
+            name: value.array if isinstance(value, Constant) else value
+            for name, value in self.attributes
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerNode(Node):
+    """A node that is a Dense layer or the look-up of an Embedding.
+
+    Attributes:
+        layer: its name in the graph's layers.
+    """
+
+    layer: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class RecurrentNode(Node):
+    """An RNN, GRU or LSTM; its inputs are X, sequence_lens, initial_h and initial_c.
+
+    Attributes:
+        layer: its name in the graph's layers.
+        layout: 0 for time first, 1 for batch first.
+        weights: the names of W, R, B and P if they are values of the graph: inputs, or arrays that
+            other nodes have too; None if they are parameters of the layer.
+    """
+
+    layer: str = ""
+    layout: int = 0
+    weights: tuple[str, ...] | None = None
