@@ -707,7 +707,7 @@ def own_operator(graph: Any) -> None:
     graph.node[0].domain = "com.example"
 
 
-def add_loop(graph: Any) -> None:
+def add_branch(graph: Any) -> None:
     graph.node.append(helper.make_node("If", ["x"], ["z"], then_branch=graph, else_branch=graph))
 
 
@@ -720,7 +720,7 @@ BAD = {
     "missing input": (rename_input, "no earlier node, input or initialiser makes its input"),
     "cycle": (cycle, "no earlier node"),
     "operator": (own_operator, "the operator LSTM of 'com.example' is not read here; those that"),
-    "subgraph": (add_loop, "the operator If is not read here"),
+    "branch": (add_branch, "_branch takes inputs, .*, but a branch has none"),
     "direction": (set_attribute("direction", "up"), "'up' is no direction"),
     "type of attribute": (set_attribute("hidden_size", 4.0), "'hidden_size' is of another type"),
     "attribute": (set_attribute("units", 4), "has no attributes .'units'."),

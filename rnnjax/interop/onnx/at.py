@@ -81,6 +81,12 @@ class At:
             raise self.fail(f"axis {axis} is not one of the {rank} axes of its input")
         return axis % rank
 
+    def computed(self, function: Callable[..., Any], *arrays: Any) -> Any:
+        """What JAX makes of arrays, if arrays of that size may be made; see `by_jax`."""
+        made = jax.eval_shape(function, *map(_as_shape, arrays))
+        self.bound([sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(made))])
+        return by_jax(function, *arrays)
+
     def same_type(self, *arrays: Any) -> None:
         """Raise unless they are all floats, all integers, or all booleans."""
         kinds = {x.dtype.kind for x in arrays if x is not None}
@@ -106,9 +112,15 @@ def module_of(*arrays: Any) -> Any:
 def by_jax(function: Callable[..., Any], *arrays: Any) -> Any:
     """Of arrays, computed by JAX; known ones give a known result all the same."""
     if not all(map(is_known, arrays)):
-        return function(*map(jnp.asarray, arrays))
+        return function(*(None if x is None else jnp.asarray(x) for x in arrays))
     with jax.ensure_compile_time_eval():  # under jit as well
-        return jax.tree.map(np.asarray, function(*map(jnp.asarray, arrays)))
+        made = function(*(None if x is None else jnp.asarray(x) for x in arrays))
+        return jax.tree.map(np.asarray, made)
+
+
+def _as_shape(x: Any) -> Any:
+    dtype = None if x is None else jax.dtypes.canonicalize_dtype(x.dtype)
+    return None if x is None else jax.ShapeDtypeStruct(x.shape, dtype)
 
 
 def traced_dtype(dtype: np.dtype[Any], what: str) -> np.dtype[Any]:

@@ -93,6 +93,12 @@ def normalized(marks: Marks) -> Axes | None:
     return None if mixed & set(first) else first
 
 
+def normalized_from(marks: Marks) -> Axes | None:
+    """Where they were, if the axes from ``axis`` on are behind them."""
+    before, first = marks.first
+    return first if marks.at.get("axis", -1) % len(before) > max(first) else None
+
+
 def reshaped(marks: Marks) -> Axes | None:
     """Behind a reshape an axis is where as many elements stand before it as did."""
     before, axes = marks.first

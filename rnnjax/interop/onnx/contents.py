@@ -2,19 +2,21 @@
 
 import collections
 import dataclasses
+import functools
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from rnnjax.errors import InteropError
-from rnnjax.interop.onnx.at import At, TooLargeError
+from rnnjax.interop.onnx.at import At, TooLargeError, is_known
 from rnnjax.interop.onnx.files import dtype_of, import_onnx, read_tensor
-from rnnjax.interop.onnx.operators import OPERATORS, run_operator
+from rnnjax.interop.onnx.operators import OPERATORS, SAME, kind_of, run_operator
 from rnnjax.interop.onnx.recurrent import RECURRENT
 
+_GRAPH = 5  # AttributeProto.AttributeType
 _FEWEST_FOLDED = 2**22  # elements that are always made, however small the model
 
 
@@ -29,9 +31,47 @@ class RawNode:
     outputs: tuple[str, ...]
     attributes: Mapping[str, Any]
 
+    @property
+    def bodies(self) -> dict[str, "RawBody"]:
+        """The graphs inside of it, by the names of the attributes."""
+        return {k: v for k, v in self.attributes.items() if isinstance(v, RawBody)}
+
+    @functools.cached_property
+    def reads(self) -> tuple[str, ...]:
+        """The names of all values that it or what is inside of it reads."""
+        inside = [name for body in self.bodies.values() for name in body.reads]
+        return (*filter(None, self.inputs), *inside)
+
     def input(self, index: int) -> str:
         """The name of an input; empty if it is left out."""
         return self.inputs[index] if index < len(self.inputs) else ""
+
+
+@dataclasses.dataclass(frozen=True)
+class RawBody:
+    """A graph inside of a node. No other has values of the same names."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    nodes: tuple[RawNode, ...]
+
+    @functools.cached_property
+    def reads(self) -> tuple[str, ...]:
+        """The names of all values that are read in it."""
+        return (*(name for node in self.nodes for name in node.reads), *self.outputs)
+
+
+def all_nodes(nodes: Iterable[RawNode]) -> Iterator[RawNode]:
+    """Those, and the ones inside of them."""
+    for node in nodes:
+        yield node
+        for body in node.bodies.values():
+            yield from all_nodes(body.nodes)
+
+
+def prefix_of(name: str, attribute: str) -> str:
+    """Of the names in a graph inside of the node whose first output has that name."""
+    return f"{name}/{attribute}/"
 
 
 def _read_opset(model: Any) -> int:
@@ -79,14 +119,9 @@ def read_contents(model: Any, folder: pathlib.Path | None) -> Contents:
     """
     opset = _read_opset(model)
     graph = model.graph
-    if len(graph.sparse_initializer) > 0:
-        raise InteropError("sparse initialisers are not read here; store them densely")
-    constants: dict[str, np.ndarray] = {}
-    for tensor in graph.initializer:
-        if not tensor.name or tensor.name in constants:
-            raise InteropError(f"two initialisers are named {tensor.name!r}, or one has no name")
-        constants[tensor.name] = _held(tensor, folder, f"initialiser {tensor.name!r}")
-    nodes = _nodes(graph, opset, folder, constants)
+    reader = _Reader(opset, folder)
+    nodes = reader.nodes(graph, collections.ChainMap(), "")
+    constants = reader.constants
     outputs = tuple(output.name for output in graph.output)
     rest, folded, roots = _fold(nodes, constants, opset, frozenset())
     # A parameter that reaches several places stays one, so that it is trained as one: what is made
@@ -108,24 +143,51 @@ def _alive(nodes: list[RawNode], outputs: Iterable[str]) -> list[RawNode]:
     for node in reversed(nodes):
         if wanted & set(filter(None, node.outputs)):
             alive.append(node)
-            wanted |= set(node.inputs)
+            wanted |= set(node.reads)
     return alive[::-1]
 
 
 def count_uses(nodes: Iterable[RawNode], outputs: Iterable[str]) -> collections.Counter[str]:
     """How often each value is read, by nodes or as an output of the graph."""
-    uses = collections.Counter(name for node in nodes for name in node.inputs if name)
+    uses = collections.Counter(name for node in nodes for name in node.reads)
     uses.update(outputs)
     return uses
 
 
-def _nodes(
-    graph: Any, opset: int, folder: pathlib.Path | None, constants: Mapping[str, Any]
-) -> list[RawNode]:
-    known = {*constants, *(one.name for one in graph.input)}
-    made: set[str] = set()
-    nodes = []
-    for i, node in enumerate(graph.node):
+class _Reader:
+    """Reads the nodes of a graph and of those inside of it, and the arrays that they hold.
+
+    Attributes:
+        opset: the version of ONNX's operators.
+        folder: where external data may lie.
+        constants: the initialisers.
+        made: the names of all values.
+    """
+
+    def __init__(self, opset: int, folder: pathlib.Path | None) -> None:
+        self.opset = opset
+        self.folder = folder
+        self.constants: dict[str, np.ndarray] = {}
+        self.made: set[str] = set()
+
+    def nodes(self, graph: Any, scope: MutableMapping[str, str], prefix: str) -> list[RawNode]:
+        """Those of a graph; ``scope`` has by each name that it sees that of the value."""
+        if len(graph.sparse_initializer) > 0:
+            raise InteropError("sparse initialisers are not read here; store them densely")
+        for tensor in graph.initializer:
+            name = prefix + tensor.name
+            if not tensor.name or name in self.constants:
+                raise InteropError(
+                    f"two initialisers are named {tensor.name!r}, or one has no name"
+                )
+            self.constants[name] = _held(tensor, self.folder, f"initialiser {tensor.name!r}")
+            scope[tensor.name] = name
+        scope.update((one.name, prefix + one.name) for one in graph.input)
+        self.made |= {prefix + name for name in scope.maps[0]}  # type: ignore[attr-defined]
+        return [self.node(node, i, scope, prefix) for i, node in enumerate(graph.node)]
+
+    def node(self, node: Any, i: int, scope: MutableMapping[str, str], prefix: str) -> RawNode:
+        """One, checked."""
         label = f"{node.name!r} ({node.op_type})" if node.name else f"{i} ({node.op_type})"
         supported = node.op_type in OPERATORS or node.op_type in RECURRENT
         if node.domain not in ("", "ai.onnx") or not supported:
@@ -134,29 +196,57 @@ def _nodes(
                 f"node {label}: the operator {node.op_type}{where} is not read here; those that "
                 f"are, are {', '.join(sorted([*OPERATORS, *RECURRENT]))}"
             )
-        attributes = {
-            attribute.name: _attribute(attribute, label, folder) for attribute in node.attribute
-        }
-        raw = RawNode(
-            node.op_type, node.name, label, tuple(node.input), tuple(node.output), attributes
-        )
-        _check_against_schema(raw, opset, node)
-        if "to" in attributes:  # a type, and a name before opset 6
-            to = attributes["to"]
-            dtype_of(to if isinstance(to, int) else 0, f"what node {label} casts to")
-        missing = [name for name in raw.inputs if name and name not in known]
+        missing = [name for name in node.input if name and name not in scope]
         if missing:
             raise InteropError(
                 f"node {label}: no earlier node, input or initialiser makes its input "
                 f"{missing[0]!r}; the nodes have to be in an order in which they can run"
             )
-        for name in filter(None, raw.outputs):
-            if name in made or name in known:
+        first = prefix + next(filter(None, node.output), label)
+        attributes = {
+            one.name: self.body(one.g, label, scope, prefix_of(first, one.name))
+            if one.type == _GRAPH and not one.ref_attr_name
+            else _attribute(one, label, self.folder)
+            for one in node.attribute
+        }
+        raw = RawNode(
+            node.op_type,
+            node.name,
+            label,
+            tuple(scope[name] if name else "" for name in node.input),
+            tuple(prefix + name if name else "" for name in node.output),
+            attributes,
+        )
+        _check_against_schema(raw, self.opset, node)
+        for name, body in raw.bodies.items() if kind_of(raw.op_type) == "branch" else ():
+            if body.inputs:
+                given = [one.removeprefix(prefix_of(first, name)) for one in body.inputs]
+                raise InteropError(
+                    f"node {label}: its {name} takes inputs, {given}, but a branch has none"
+                )
+        if "to" in attributes:  # a type, and a name before opset 6
+            to = attributes["to"]
+            dtype_of(to if isinstance(to, int) else 0, f"what node {label} casts to")
+        for name in filter(None, node.output):
+            if prefix + name in self.made or name in scope.maps[0]:  # type: ignore[attr-defined]
                 raise InteropError(f"node {label}: its output {name!r} is made twice")
-            made.add(name)
-            known.add(name)
-        nodes.append(raw)
-    return nodes
+            self.made.add(prefix + name)
+            scope[name] = prefix + name
+        return raw
+
+    def body(self, graph: Any, label: str, scope: MutableMapping[str, str], prefix: str) -> RawBody:
+        """A graph inside of a node."""
+        inner = scope.new_child()  # type: ignore[attr-defined]
+        nodes = self.nodes(graph, inner, prefix)
+        missing = [one.name for one in graph.output if one.name not in inner]
+        if missing:
+            raise InteropError(f"node {label}: nothing makes the output {missing[0]!r} inside it")
+        inputs = tuple(inner[one.name] for one in graph.input)
+        return RawBody(
+            tuple(name for name in inputs if name not in self.constants),
+            tuple(inner[one.name] for one in graph.output),
+            tuple(nodes),
+        )
 
 
 def _held(tensor: Any, folder: pathlib.Path | None, what: str) -> np.ndarray:
@@ -189,8 +279,7 @@ def _attribute(attribute: Any, label: str, folder: pathlib.Path | None) -> Any:
     except UnicodeDecodeError:
         raise InteropError(f"node {label}: attribute {attribute.name!r} is no text") from None
     raise InteropError(
-        f"node {label}: attribute {attribute.name!r} holds a graph or something else that is not "
-        "read here"
+        f"node {label}: attribute {attribute.name!r} holds something that is not read here"
     )
 
 
@@ -233,33 +322,77 @@ def _fold(
     Returns:
         the nodes that remain, all constants, and for each the parameters from which it follows.
     """
-    constants = dict(initializers)
-    roots = {name: _own_root(name, array) for name, array in constants.items()}
-    left = max(_FEWEST_FOLDED, sum(array.size for array in constants.values()))
-    rest = []
-    for raw in nodes:
+    folding = _Folding(dict(initializers), opset, shared)
+    return folding.fold(nodes), folding.constants, folding.roots
+
+
+class _Folding:
+    def __init__(
+        self, constants: dict[str, np.ndarray], opset: int, shared: frozenset[str]
+    ) -> None:
+        self.constants = constants
+        self.opset = opset
+        self.shared = shared
+        self.roots = {name: _own_root(name, array) for name, array in constants.items()}
+        self.left = max(_FEWEST_FOLDED, sum(array.size for array in constants.values()))
+
+    def fold(self, nodes: Iterable[RawNode], surely: bool = True) -> list[RawNode]:
+        """Those that remain; ``surely`` says whether they all run."""
+        rest = []
+        waiting = collections.deque(nodes)
+        while waiting:
+            raw = waiting.popleft()
+            chosen = self.chosen(raw)
+            if chosen is not None:  # its nodes take the place of the branch
+                same = [
+                    RawNode(SAME, raw.name, raw.label, (inner,), (outer,), {})
+                    for inner, outer in zip(chosen.outputs, raw.outputs, strict=False)
+                ]
+                waiting.extendleft([*same[::-1], *chosen.nodes[::-1]])
+            elif raw.bodies:
+                inside = {
+                    key: dataclasses.replace(body, nodes=tuple(self.fold(body.nodes, surely=False)))
+                    for key, body in raw.bodies.items()
+                }
+                rest.append(dataclasses.replace(raw, attributes={**raw.attributes, **inside}))
+            elif not self.compute(raw, surely):
+                rest.append(raw)
+        return rest
+
+    def chosen(self, raw: RawNode) -> RawBody | None:
+        """The branch that always runs, of a node whose condition is constant."""
+        condition = self.constants.get(raw.input(0)) if kind_of(raw.op_type) == "branch" else None
+        if condition is None or condition.dtype != bool or condition.size != 1:
+            return None
+        body = raw.attributes["then_branch" if condition.reshape(()) else "else_branch"]
+        assert isinstance(body, RawBody)
+        return body if len(body.outputs) >= len(raw.outputs) else None
+
+    def compute(self, raw: RawNode, surely: bool) -> bool:
+        """Whether it was computed: its inputs are known, and it makes a constant of them."""
         inputs = [name for name in raw.inputs if name]
-        own = frozenset[str]().union(*(roots.get(name, ()) for name in inputs))
-        known = all(name in constants for name in inputs)
-        outputs = None
+        own = frozenset[str]().union(*(self.roots.get(name, ()) for name in inputs))
         operator = OPERATORS.get(raw.op_type)
         folds = operator is not None and (operator.folds or not own)
-        if folds and known and not own & shared:
-            at = At(raw.label, opset, raw.attributes, len(raw.outputs), left)
-            values = [constants[name] if name else None for name in raw.inputs]
-            try:
-                outputs = run_operator(raw.op_type, at, values)
-            except TooLargeError:
-                outputs = None  # made when the graph runs, where more is allowed
-        if outputs is None:
-            rest.append(raw)
-            continue
+        if not folds or own & self.shared or not all(name in self.constants for name in inputs):
+            return False
+        at = At(raw.label, self.opset, raw.attributes, len(raw.outputs), self.left)
+        values = [self.constants[name] if name else None for name in raw.inputs]
+        try:
+            outputs = run_operator(raw.op_type, at, values)
+        except TooLargeError:
+            return False  # made when the graph runs, where more is allowed
+        except InteropError:
+            if surely:
+                raise
+            return False  # perhaps it never runs
+        if not all(is_known(array) for array in outputs):
+            return False
         for name, array in zip(raw.outputs, outputs, strict=False):
-            constants[name] = array
-            roots[name] = own
-            left -= array.size
-        left = max(left, 0)
-    return rest, constants, roots
+            self.constants[name] = array
+            self.roots[name] = own
+            self.left = max(0, self.left - array.size)
+        return True
 
 
 def _own_root(name: str, array: np.ndarray) -> frozenset[str]:

@@ -140,3 +140,34 @@ def dropout(at: At, x: Any, ratio: Any = None, training_mode: Any = None) -> Any
             )
         x = Dropout(0.5 if ratio is None else float(ratio)).apply(at.key, jnp.asarray(x))
     return (x, np.ones(x.shape, np.bool_)) if at.num_outputs > 1 else x
+
+
+def cast_like(at: At, x: Any, other: Any) -> Any:
+    """``x`` as the type of another array."""
+    return x.astype(other.dtype)
+
+
+def mean(at: At, *arrays: Any) -> Any:
+    """The mean of several arrays."""
+    return folded("add")(at, *arrays) / np.asarray(len(arrays), arrays[0].dtype)
+
+
+def modulo(at: At, x: Any, y: Any) -> Any:
+    """What is left of a division: of the sign of ``y``, with ``fmod`` of that of ``x``."""
+    return pair("fmod" if at.get("fmod", 0) else "mod")(at, x, y)
+
+
+def shift(at: At, x: Any, y: Any) -> Any:
+    """The bits moved by ``y`` places."""
+    return pair("left_shift" if at.get("direction") == "LEFT" else "right_shift")(at, x, y)
+
+
+def infinite(at: At, x: Any) -> Any:
+    """Whether entries are infinite, of either sign or of one."""
+    signs = [at.get("detect_positive", 1), at.get("detect_negative", 1)]
+    return module_of(x).isinf(x) & (((x > 0) & bool(signs[0])) | ((x < 0) & bool(signs[1])))
+
+
+def swish(x: Any, alpha: float = 1.0) -> Any:
+    """``x`` times the sigmoid of ``alpha x``."""
+    return x * jax.nn.sigmoid(alpha * x)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from rnnjax.errors import InvalidInputError
 from rnnjax.interop.onnx.at import At
 from rnnjax.interop.onnx.axes import Axes, Marks, Shape
-from rnnjax.interop.onnx.nodes import LayerNode, Node, Operation, RecurrentNode
+from rnnjax.interop.onnx.nodes import LayerNode, Node, Operation, RecurrentNode, runs_layers
 from rnnjax.interop.onnx.operators import OPERATORS
 
 
@@ -48,6 +48,8 @@ def _first_missed(
             if node.outputs[0]:
                 axes[node.outputs[0]] = (1, 0) if node.layout else (0, 2)
             continue
+        if runs_layers(node):  # which nothing follows into
+            return node
         found = None
         if isinstance(node, LayerNode):
             found = axes.get(node.inputs[0])

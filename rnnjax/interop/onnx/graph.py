@@ -1,12 +1,15 @@
 """The network of an imported ONNX model: its nodes, and how they run."""
 
+import collections
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from rnnjax.cells.base import Carry, Params
 from rnnjax.engine import unroll
@@ -21,9 +24,18 @@ from rnnjax.interop.onnx.at import (
     traced_dtype,
 )
 from rnnjax.interop.onnx.axes import Axes
+from rnnjax.interop.onnx.control import Inner
 from rnnjax.interop.onnx.follow import follow
 from rnnjax.interop.onnx.layers import input_size
-from rnnjax.interop.onnx.nodes import Constant, Input, LayerNode, Node, Operation, RecurrentNode
+from rnnjax.interop.onnx.nodes import (
+    Body,
+    Constant,
+    Input,
+    LayerNode,
+    Node,
+    Operation,
+    RecurrentNode,
+)
 from rnnjax.interop.onnx.operators import run_operator
 from rnnjax.interop.onnx.places import take_rows
 from rnnjax.interop.onnx.recurrent import RECURRENT, Weights, params_from_onnx
@@ -104,12 +116,13 @@ class Graph(Network):
         """The data input that reaches all recurrent nodes, and where its axes go; see `follow`."""
         shapes: dict[str, tuple[int, ...]] = {}
         plain = dataclasses.replace(self, exchanged=None)
+        known = {name: x for name, x in given.items() if is_known(x)}
 
         def trace(params: Params, given: dict[str, Any]) -> None:
-            values = plain.values(params, given, {}, None, Context())[1]
+            values = plain.values(params, known | given, {}, None, Context())[1]
             shapes.update({name: tuple(value.shape) for name, value in values.items()})
 
-        jax.eval_shape(trace, params, dict(given))
+        jax.eval_shape(trace, params, {n: x for n, x in given.items() if n not in known})
         return follow(self.nodes, self.opset, shapes, self.data_inputs)
 
     def run(
@@ -153,32 +166,98 @@ class Graph(Network):
         self, params: Params, xs: Any, carry: Mapping[str, Carry], mask: Any, context: Context
     ) -> tuple[dict[str, Carry], dict[str, Any]]:
         """The carries, and all values of the graph by their names."""
-        layers = self.layers
         values: dict[str, Any] = {name: constant.array for name, constant in self.constants}
         values |= {name: jnp.asarray(x) for name, x in params.get(CONSTANTS, {}).items()}
         values |= self.given(xs)
-        carries = {}
-        left = MOST_KNOWN_ELEMENTS
-        for i, node in enumerate(self.nodes):
+        run = _Run(self, params, carry, mask, context)
+        run.nodes(self.nodes, values)
+        return run.carries, values
+
+    def initial_carry(
+        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
+    ) -> dict[str, Carry]:
+        """The state with which a sequence begins; layers inside of branches and loops have none."""
+        states = super().initial_carry(batch_shape, dtype)
+        own = [node.layer for node in self.nodes if isinstance(node, RecurrentNode)]
+        return {name: states[name] for name in own}
+
+
+@dataclasses.dataclass
+class _Run:
+    """One run of a graph.
+
+    Attributes:
+        graph: which runs.
+        params: of its layers.
+        carry: that was given.
+        mask: that was given.
+        context: that was given.
+        once: whether what runs here runs once, so that states can go in and come out.
+        carries: the states behind.
+        left: how many elements may still be made of known ones.
+    """
+
+    graph: Graph
+    params: Params
+    carry: Mapping[str, Carry]
+    mask: Any
+    context: Context
+    once: bool = True
+    carries: dict[str, Carry] = dataclasses.field(default_factory=dict)
+    left: int = MOST_KNOWN_ELEMENTS
+
+    def nodes(self, nodes: Sequence[Node], values: MutableMapping[str, Any]) -> None:
+        """Run nodes whose inputs are there, and put what they make into ``values``."""
+        layers = self.graph.layers
+        for i, node in enumerate(nodes):
             if isinstance(node, RecurrentNode):
-                layer = layers[node.layer]
-                assert isinstance(layer, Recurrent)
-                state = carry.get(node.layer)
-                own = params.get(node.layer, {})
-                carries[node.layer] = _run_recurrent(node, layer, own, values, state, mask, context)
+                self.recurrent(node, values)
             elif isinstance(node, LayerNode):
                 values[node.outputs[0]] = _run_layer(
-                    node, layers[node.layer], params.get(node.layer, {}), values, context
+                    node, layers[node.layer], self.params.get(node.layer, {}), values, self.context
                 )
             elif isinstance(node, Operation) and _is_ready(node, values):
                 inputs = [values[name] if name else None for name in node.inputs]
-                most = left if all(map(is_known, inputs)) else MOST_ELEMENTS
-                key = None if context.key is None else jax.random.fold_in(context.key, i)
-                at = At(node.name, self.opset, node.arguments(), len(node.outputs), most, key)
+                most = self.left if all(map(is_known, inputs)) else MOST_ELEMENTS
+                key = self.context.key
+                key = None if key is None else jax.random.fold_in(key, i)
+                arguments = {
+                    name: self.inner(value, values, key) if isinstance(value, Body) else value
+                    for name, value in node.arguments().items()
+                }
+                at = At(node.name, self.graph.opset, arguments, len(node.outputs), most, key)
                 outputs = run_operator(node.op_type, at, inputs)
-                values |= zip(node.outputs, outputs, strict=False)
-                left = max(0, left - sum(y.size for y in outputs if is_known(y)))
-        return carries, values
+                values.update(zip(node.outputs, outputs, strict=False))
+                self.left = max(0, self.left - sum(y.size for y in outputs if is_known(y)))
+
+    def recurrent(self, node: RecurrentNode, values: MutableMapping[str, Any]) -> None:
+        """Run a recurrent node, and keep its state."""
+        layer, state = self.graph.layers[node.layer], self.carry.get(node.layer)
+        assert isinstance(layer, Recurrent)
+        if state is not None and not self.once:
+            raise InvalidInputError(
+                f"node {node.name} runs in a loop, or in a branch that is chosen when the graph "
+                f"runs, so that {node.layer!r} has no state of its own; leave it out of carry"
+            )
+        params = self.params.get(node.layer, {})
+        self.carries[node.layer] = _run_recurrent(
+            node, layer, params, values, state, self.mask, self.context
+        )
+
+    def inner(self, body: Body, around: MutableMapping[str, Any], key: Any) -> Inner:
+        """A graph inside of a node, to be run by its operator."""
+        context = dataclasses.replace(self.context, key=key)
+
+        def run(once: bool, *inputs: Any) -> list[Any]:
+            # States behind a node that runs often, or not at all, are not those of a layer.
+            here = self if once else dataclasses.replace(self, once=False, carries={})
+            here = dataclasses.replace(here, context=context)
+            values = collections.ChainMap(dict(zip(body.inputs, inputs, strict=True)), around)
+            here.nodes(body.nodes, values)
+            self.left = here.left
+            return [values[name] for name in body.outputs]
+
+        return Inner(functools.partial(run, self.once), functools.partial(run, False))
 
 
 def with_time_first(graph: Graph, params: Params) -> Graph:
@@ -219,13 +298,13 @@ def assumed_shape(
     return tuple(next(free) if size is None else size for size in shape)
 
 
-def _as_input(known: Input, x: Any, exchanged: bool) -> jax.Array:
+def _as_input(known: Input, came: Any, exchanged: bool) -> Any:
     dtype = jnp.dtype(known.dtype)
     try:
-        x = jnp.asarray(x)
+        x = jnp.asarray(came)
     except (TypeError, ValueError) as error:
         raise InvalidInputError(
-            f"input {known.name!r} must be an array of numbers, but {type(x).__name__} came: "
+            f"input {known.name!r} must be an array of numbers, but {type(came).__name__} came: "
             f"{str(error).splitlines()[0]}"
         ) from error
     expected = traced_dtype(dtype, f"input {known.name}")
@@ -246,6 +325,8 @@ def _as_input(known: Input, x: Any, exchanged: bool) -> jax.Array:
             f"input {known.name!r} has shape ({sizes}), but got {x.shape}; the axes are "
             + ("time first" if exchanged else "those of the graph, in its own order")
         )
+    if not x.ndim and not isinstance(came, jax.Array) and not jnp.issubdtype(dtype, jnp.floating):
+        return np.asarray(came).astype(dtype)  # stays known: branches and shapes may follow from it
     return x.astype(expected)
 
 
@@ -274,7 +355,7 @@ def _run_recurrent(
     node: RecurrentNode,
     layer: Recurrent,
     params: Params,
-    values: dict[str, Any],
+    values: MutableMapping[str, Any],
     carry: Carry | None,
     mask: Any,
     context: Context,
@@ -312,9 +393,9 @@ def _run_recurrent(
     sides = _directions(layer)
     ys = ys.reshape(steps, batch, sides, ys.shape[-1] // sides)
     made = _outputs(node, layer, carry, ys)
-    values |= {
-        name: y.astype(xs.dtype) for name, y in zip(node.outputs, made, strict=False) if name
-    }
+    values.update(
+        (name, y.astype(xs.dtype)) for name, y in zip(node.outputs, made, strict=False) if name
+    )
     return carry
 
 

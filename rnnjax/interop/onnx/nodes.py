@@ -62,14 +62,34 @@ class Node:
 
 
 @dataclasses.dataclass(frozen=True)
+class Body:
+    """A graph inside of a node, which sees the values around it by their names.
+
+    Attributes:
+        inputs: the names of its own.
+        outputs: the names of what it makes.
+        nodes: in an order in which they can run.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    nodes: tuple[Node, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Operation(Node):
     """A node without parameters of its own.
 
     Attributes:
-        attributes: pairs of names and values; an array is a `Constant`.
+        attributes: pairs of names and values; an array is a `Constant`, a graph a `Body`.
     """
 
     attributes: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def bodies(self) -> tuple[Body, ...]:
+        """The graphs inside of it."""
+        return tuple(value for _, value in self.attributes if isinstance(value, Body))
 
     def arguments(self) -> dict[str, Any]:
         """The attributes as operators take them."""
@@ -104,3 +124,9 @@ class RecurrentNode(Node):
     layer: str = ""
     layout: int = 0
     weights: tuple[str, ...] | None = None
+
+
+def runs_layers(node: Node) -> bool:
+    """Whether it is recurrent, or has recurrent nodes inside of it."""
+    inside = [one for body in getattr(node, "bodies", ()) for one in body.nodes]
+    return isinstance(node, RecurrentNode) or any(map(runs_layers, inside))

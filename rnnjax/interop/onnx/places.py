@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rnnjax.interop.onnx.at import MOST_ELEMENTS, At, by_jax, is_known, module_of
+from rnnjax.interop.onnx.files import dtype_of
 
 _LONGEST = 2**63 - 1
 
@@ -233,3 +234,135 @@ def reverse_sequence(at: At, x: Any, lengths: Any) -> Any:
         return y if time == 0 else jnp.swapaxes(y, 0, 1)
 
     return by_jax(reverse, x, lengths)
+
+
+# --- By indices that are arrays ---
+
+
+def _wrapped(indices: Any, size: Any) -> Any:
+    """Negative ones count from the end."""
+    return jnp.where(indices < 0, indices + size, indices)
+
+
+def _check_indices(at: At, indices: Any) -> None:
+    if indices.dtype.kind not in "iu":
+        raise at.fail(f"its indices are {indices.dtype}, but should be integers")
+
+
+def gather_elements(at: At, x: Any, indices: Any) -> Any:
+    """``x`` at other places along one axis."""
+    _check_indices(at, indices)
+    axis = at.axis(at.get("axis", 0), x.ndim)
+    mode = "fill" if jnp.issubdtype(x.dtype, jnp.inexact) else "clip"
+
+    def run(x: Any, indices: Any) -> Any:
+        inside = tuple(
+            slice(None) if n == axis else slice(0, indices.shape[n]) for n in range(x.ndim)
+        )
+        return jnp.take_along_axis(x[inside], _wrapped(indices, x.shape[axis]), axis, mode=mode)
+
+    return at.computed(run, x, indices)
+
+
+def gather_nd(at: At, x: Any, indices: Any) -> Any:
+    """Slices of ``x`` by places along its first axes, row by row of the batch."""
+    _check_indices(at, indices)
+    rows = at.get("batch_dims", 0)
+
+    def run(x: Any, indices: Any) -> Any:
+        if not 0 <= rows < indices.ndim:
+            raise ValueError(f"batch_dims are {rows}")
+        sizes = np.array(x.shape[rows : rows + indices.shape[-1]], np.int32)
+        one = lambda x, places: x.at[tuple(jnp.moveaxis(places, -1, 0))].get(mode="clip")  # noqa: E731
+        for _ in range(rows):
+            one = jax.vmap(one)
+        return one(x, _wrapped(indices, sizes))
+
+    return at.computed(run, x, indices)
+
+
+_SCATTERED = {"none": "set", "add": "add", "mul": "multiply", "min": "min", "max": "max"}
+
+
+def _put(at: At, x: Any, places: Any, updates: Any) -> Any:
+    return getattr(x.at[places], _SCATTERED[at.get("reduction", "none")])(updates, mode="drop")
+
+
+def scatter_nd(at: At, x: Any, indices: Any, updates: Any) -> Any:
+    """``x`` with slices replaced, or changed, at places along its first axes."""
+    _check_indices(at, indices)
+    at.same_type(x, updates)
+
+    def run(x: Any, indices: Any, updates: Any) -> Any:
+        places = _wrapped(indices, np.array(x.shape[: indices.shape[-1]], np.int32))
+        return _put(at, x, tuple(jnp.moveaxis(places, -1, 0)), updates)
+
+    return at.computed(run, x, indices, updates)
+
+
+def scatter_elements(at: At, x: Any, indices: Any, updates: Any) -> Any:
+    """``x`` with entries replaced, or changed, at other places along one axis."""
+    _check_indices(at, indices)
+    at.same_type(x, updates)
+    axis = at.axis(at.get("axis", 0), x.ndim)
+
+    def run(x: Any, indices: Any, updates: Any) -> Any:
+        places = list(jnp.meshgrid(*map(np.arange, indices.shape), indexing="ij", sparse=True))
+        places[axis] = _wrapped(indices, x.shape[axis])
+        return _put(at, x, tuple(places), updates)
+
+    return at.computed(run, x, indices, updates)
+
+
+def triangle(at: At, x: Any, k: Any = None) -> Any:
+    """What is not below a diagonal, or not above it."""
+
+    def run(x: Any, k: Any) -> Any:
+        beyond = np.arange(x.shape[-1]) - np.arange(x.shape[-2])[:, None]
+        diagonal = 0 if k is None else k.reshape(())
+        kept = beyond >= diagonal if at.get("upper", 1) else beyond <= diagonal
+        return jnp.where(kept, x, jnp.zeros((), x.dtype))
+
+    return by_jax(run, x, k)
+
+
+def eye_like(at: At, x: Any) -> Any:
+    """Ones on a diagonal."""
+    dtype = x.dtype if at.get("dtype") is None else dtype_of(at.get("dtype"), f"node {at.name}")
+    rows, columns = at.bound(x.shape)
+    return np.eye(rows, columns, at.get("k", 0), dtype)
+
+
+def nonzero(at: At, x: Any) -> Any:
+    """The places of what is not 0; there have to be as many as is known."""
+    if not is_known(x):
+        raise at.fail("how many entries are not 0 follows from an input, so its size is not known")
+    return np.stack(np.nonzero(np.atleast_1d(x))).astype(np.int64)
+
+
+def compress(at: At, x: Any, condition: Any) -> Any:
+    """The slices for which a condition is true."""
+    if not is_known(condition):
+        raise at.fail("how many slices it keeps follows from an input, so its size is not known")
+    axis = at.get("axis")
+    x = x.reshape(-1) if axis is None else x
+    axis = 0 if axis is None else at.axis(axis, x.ndim)
+    return module_of(x).take(x, np.flatnonzero(condition), axis=axis)
+
+
+def depth_to_space(at: At, x: Any) -> Any:
+    """Blocks of channels as blocks of space."""
+    size, (batch, depth, height, width) = at.get("blocksize"), x.shape
+    if at.get("mode", "DCR") == "DCR":
+        y = x.reshape(batch, size, size, -1, height, width).transpose(0, 3, 4, 1, 5, 2)
+    else:
+        y = x.reshape(batch, -1, size, size, height, width).transpose(0, 1, 4, 2, 5, 3)
+    return y.reshape(batch, depth // size**2, height * size, width * size)
+
+
+def space_to_depth(at: At, x: Any) -> Any:
+    """Blocks of space as blocks of channels."""
+    size, (batch, depth, height, width) = at.get("blocksize"), x.shape
+    y = x.reshape(batch, depth, height // size, size, width // size, size)
+    first = (0, 3, 5, 1, 2, 4) if at.get("mode", "DCR") == "DCR" else (0, 1, 3, 5, 2, 4)
+    return y.transpose(first).reshape(batch, depth * size**2, height // size, width // size)

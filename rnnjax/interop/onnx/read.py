@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -16,10 +16,25 @@ from rnnjax.errors import InteropError
 from rnnjax.interop.layers import Dense, Embedding, Layer, Recurrent
 from rnnjax.interop.onnx.activations import activations_from_onnx
 from rnnjax.interop.onnx.at import traced_dtype
-from rnnjax.interop.onnx.contents import Contents, RawNode, count_uses, read_contents
+from rnnjax.interop.onnx.contents import (
+    Contents,
+    RawBody,
+    RawNode,
+    all_nodes,
+    count_uses,
+    read_contents,
+)
 from rnnjax.interop.onnx.files import dtype_of
 from rnnjax.interop.onnx.graph import CONSTANTS, Constants, Graph, check_weights
-from rnnjax.interop.onnx.nodes import Constant, Input, LayerNode, Node, Operation, RecurrentNode
+from rnnjax.interop.onnx.nodes import (
+    Body,
+    Constant,
+    Input,
+    LayerNode,
+    Node,
+    Operation,
+    RecurrentNode,
+)
 from rnnjax.interop.onnx.operators import kind_of
 from rnnjax.interop.onnx.recurrent import (
     RECURRENT,
@@ -98,7 +113,7 @@ class _Layers:
         self.inputs = inputs
         self.uses = count_uses(contents.nodes, contents.outputs)
         self.readers: dict[str, list[RawNode]] = collections.defaultdict(list)
-        for node in contents.nodes:
+        for node in all_nodes(contents.nodes):
             for name in filter(None, node.inputs):
                 self.readers[name].append(node)
         self.nodes: list[Node] = []
@@ -111,20 +126,30 @@ class _Layers:
 
     def read(self) -> None:
         """All nodes, and the constants that are left."""
-        for raw in self.raw:
+        self.read_nodes(self.raw)
+        self.static = self.read_constants()
+
+    def read_nodes(self, nodes: Iterable[RawNode]) -> None:
+        """Those of a graph, one after the other."""
+        for raw in nodes:
             if id(raw) in self.done:
                 continue
             if raw.op_type in RECURRENT:
                 self.read_recurrent(raw)
             elif not (self.read_dense(raw) or self.read_embedding(raw)):
-                attributes = tuple(
-                    (name, Constant.of(value) if isinstance(value, np.ndarray) else value)
-                    for name, value in raw.attributes.items()
-                )
+                attributes = tuple((k, self.attribute(v)) for k, v in raw.attributes.items())
                 self.nodes.append(
                     Operation(raw.op_type, raw.label, raw.inputs, raw.outputs, attributes)
                 )
-        self.static = self.read_constants()
+
+    def attribute(self, value: Any) -> Any:
+        """As a node has it: a graph with its layers, and an array, so that they can be hashed."""
+        if isinstance(value, RawBody):
+            around, self.nodes = self.nodes, []
+            self.read_nodes(value.nodes)
+            inside, self.nodes = self.nodes, around
+            return Body(value.inputs, value.outputs, tuple(inside))
+        return Constant.of(value) if isinstance(value, np.ndarray) else value
 
     def is_free(self, name: str, rank: int) -> bool:
         """Whether a constant can become a parameter of one layer: none but that reads it."""

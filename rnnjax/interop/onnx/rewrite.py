@@ -10,6 +10,7 @@ from rnnjax.cells.base import Params
 from rnnjax.errors import InvalidInputError
 from rnnjax.interop.layers import Recurrent
 from rnnjax.interop.model import Model
+from rnnjax.interop.onnx.contents import prefix_of
 from rnnjax.interop.onnx.files import import_onnx
 from rnnjax.interop.onnx.graph import Graph
 from rnnjax.interop.onnx.recurrent import Weights, params_to_onnx
@@ -114,19 +115,33 @@ def _arrays(
 
 def _replace(model: Any, changed: dict[str, Any]) -> None:
     """Put tensors in the place of initialisers, or of what nodes made of them."""
-    graph, taken = model.graph, {name for node in model.graph.node for name in node.output}
+    _replace_in(model.graph, changed, "")
+    if model.ir_version < 4:  # where every initialiser is an input as well
+        inputs = {one.name for one in model.graph.input}
+        for tensor in model.graph.initializer:
+            if tensor.name not in inputs:
+                info = import_onnx().helper.make_tensor_value_info
+                model.graph.input.append(info(tensor.name, tensor.data_type, tensor.dims))
+
+
+def _replace_in(graph: Any, changed: dict[str, Any], prefix: str) -> None:
+    taken = {name for node in graph.node for name in node.output}
     for tensor in graph.initializer:
-        if tensor.name in changed:
-            tensor.CopyFrom(changed.pop(tensor.name))
+        if prefix + tensor.name in changed:
+            name = tensor.name
+            tensor.CopyFrom(changed.pop(prefix + name))
+            tensor.name = name
     for node in graph.node:
+        first = prefix + next(filter(None, node.output), "")
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _replace_in(attribute.g, changed, prefix_of(first, attribute.name))
         for i, name in enumerate(node.output):
-            if name in changed:
+            if prefix + name in changed:
                 unused = f"{name}_before"  # still computed, and read by no one
                 while unused in taken:
                     unused += "_"
                 node.output[i] = unused
-                tensor = changed.pop(name)
+                tensor = changed.pop(prefix + name)
+                tensor.name = name
                 graph.initializer.append(tensor)
-                if model.ir_version < 4:  # where every initialiser is an input as well
-                    info = import_onnx().helper.make_tensor_value_info
-                    graph.input.append(info(name, tensor.data_type, tensor.dims))

@@ -17,7 +17,7 @@ def input_roles(
     """Of each input: data, or what is read as a state or as lengths alone, or by nothing."""
     readers: dict[str, list[RawNode]] = collections.defaultdict(list)
     for node in nodes:
-        for name in dict.fromkeys(filter(None, node.inputs)):
+        for name in dict.fromkeys(node.reads):
             readers[name].append(node)
     given_out = frozenset(outputs)
     states = _read_as(

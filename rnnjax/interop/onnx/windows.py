@@ -1,0 +1,270 @@
+"""Operators that slide over space: convolutions, pools, and what is put around an array."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from rnnjax.interop.onnx.at import At, module_of
+
+
+class _Window(NamedTuple):
+    """How a window moves over the axes of space, those behind batch and channels.
+
+    Attributes:
+        sizes: of the window.
+        strides: of its places.
+        dilations: between its entries.
+        pads: what is put before and behind each axis.
+        more: what is put behind as well, so that the last window fits; nothing counts it.
+    """
+
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    pads: tuple[tuple[int, int], ...]
+    more: tuple[int, ...]
+
+
+def _numbers(at: At, name: str, rank: int, default: int = 1) -> tuple[int, ...]:
+    numbers = tuple(at.get(name) or (default,) * rank)
+    lowest = 0 if default == 0 else 1
+    if len(numbers) != rank or not all(lowest <= n < 2**31 for n in numbers):
+        raise at.fail(f"its {name} are {list(numbers)[:8]}, but should be {rank} sizes")
+    return numbers
+
+
+def _window(at: At, x: Any, sizes: Sequence[int]) -> _Window:
+    rank, space = len(sizes), x.shape[2:]
+    if len(space) != rank or not rank:
+        raise at.fail(
+            f"its input has shape {list(x.shape)}, but should be batch, channels and {rank} more"
+        )
+    strides, dilations = _numbers(at, "strides", rank), _numbers(at, "dilations", rank)
+    reach = [(size - 1) * step + 1 for size, step in zip(sizes, dilations, strict=True)]
+    automatic = at.get("auto_pad", "NOTSET")
+    if automatic.startswith("SAME"):
+        total = [
+            max(0, (-(-n // stride) - 1) * stride + long - n)
+            for n, stride, long in zip(space, strides, reach, strict=True)
+        ]
+        pads = tuple(_halves(n, automatic == "SAME_UPPER") for n in total)
+    elif automatic == "VALID":
+        pads = ((0, 0),) * rank
+    else:
+        given = _numbers(at, "pads", 2 * rank, 0)
+        pads = tuple(zip(given[:rank], given[rank:], strict=True))
+    more = (0,) * rank
+    if at.get("ceil_mode", 0):
+        more = tuple(
+            _missing(n, *pad, stride, long)
+            for n, pad, stride, long in zip(space, pads, strides, reach, strict=True)
+        )
+    return _Window(tuple(sizes), strides, dilations, pads, more)
+
+
+def _halves(total: int, upper: bool) -> tuple[int, int]:
+    less = total // 2
+    return (less, total - less) if upper else (total - less, less)
+
+
+def _missing(size: int, before: int, behind: int, stride: int, reach: int) -> int:
+    """What the last window lacks, if it begins before all of the axis is behind it."""
+    count = -(-(size + before + behind - reach) // stride) + 1
+    if (count - 1) * stride >= size + before:
+        count -= 1
+    return max(0, (count - 1) * stride + reach - size - before - behind)
+
+
+# --- Convolutions ---
+
+
+def conv(at: At, x: Any, kernel: Any, bias: Any = None) -> Any:
+    """Products with a kernel at every place: cross-correlation, in groups of channels."""
+    window = _window(at, x, kernel.shape[2:])
+    groups = at.get("group", 1)
+    rank = len(window.sizes)
+
+    def run(x: Any, kernel: Any, bias: Any) -> Any:
+        y = lax.conv_general_dilated(
+            x,
+            kernel,
+            window.strides,
+            window.pads,
+            rhs_dilation=window.dilations,
+            feature_group_count=groups,
+        )
+        return y if bias is None else y + bias.reshape(-1, *[1] * rank)
+
+    return at.computed(run, x, kernel, bias)
+
+
+def conv_transpose(at: At, x: Any, kernel: Any, bias: Any = None) -> Any:
+    """The transpose of a convolution: each entry adds its multiple of the kernel."""
+    rank, groups = kernel.ndim - 2, at.get("group", 1)
+    window = _window(at, x, kernel.shape[2:])
+    extra = _numbers(at, "output_padding", rank, 0)
+    shape = at.get("output_shape")
+    automatic = at.get("auto_pad", "NOTSET")
+    if shape is None and automatic.startswith("SAME"):
+        shape = [n * stride for n, stride in zip(x.shape[2:], window.strides, strict=True)]
+    reach = [(k - 1) * step + 1 for k, step in zip(window.sizes, window.dilations, strict=True)]
+    pads = window.pads
+    if shape is not None:
+        whole = zip(x.shape[2:], window.strides, extra, reach, shape[-rank:], strict=True)
+        pads = tuple(
+            _halves(stride * (n - 1) + more + long - size, automatic == "SAME_UPPER")
+            for n, stride, more, long, size in whole
+        )
+    around = [
+        (long - 1 - low, long - 1 - high + more)
+        for long, (low, high), more in zip(reach, pads, extra, strict=True)
+    ]
+
+    def run(x: Any, kernel: Any, bias: Any) -> Any:
+        each = kernel.reshape(groups, -1, *kernel.shape[1:]).swapaxes(1, 2)
+        turned = jnp.flip(each.reshape(-1, *each.shape[2:]), range(2, rank + 2))
+        y = lax.conv_general_dilated(
+            x,
+            turned,
+            (1,) * rank,
+            around,
+            lhs_dilation=window.strides,
+            rhs_dilation=window.dilations,
+            feature_group_count=groups,
+        )
+        return y if bias is None else y + bias.reshape(-1, *[1] * rank)
+
+    return at.computed(run, x, kernel, bias)
+
+
+# --- Pools ---
+
+
+def _reduced(x: Any, window: _Window, start: Any, function: Any, pads: Any) -> Any:
+    return lax.reduce_window(
+        x,
+        start,
+        function,
+        (1, 1, *window.sizes),
+        (1, 1, *window.strides),
+        ((0, 0), (0, 0), *pads),
+        window_dilation=(1, 1, *window.dilations),
+    )
+
+
+def _whole(window: _Window) -> list[tuple[int, int]]:
+    return [(low, high + more) for (low, high), more in zip(window.pads, window.more, strict=True)]
+
+
+def max_pool(at: At, x: Any) -> Any:
+    """The largest entry in each window, and perhaps its place among all."""
+    window = _window(at, x, _numbers(at, "kernel_shape", x.ndim - 2))
+    _check_padding(at, window)
+
+    def run(x: Any) -> Any:
+        low = _lowest(x.dtype)
+        if at.num_outputs == 1:
+            return _reduced(x, window, low, lax.max, _whole(window))
+        order = "C" if not at.get("storage_order", 0) else "F"
+        size = math.prod(x.shape[2:])
+        inside = np.arange(size).reshape(x.shape[2:], order=order)  # type: ignore[call-overload]
+        places = jnp.arange(math.prod(x.shape[:2])).reshape(*x.shape[:2], *[1] * (x.ndim - 2))
+        start = (low, jnp.array(np.iinfo(np.int32).max, places.dtype))
+
+        def larger(one: Any, other: Any) -> Any:
+            (a, i), (b, j) = one, other
+            first = (a > b) | ((a == b) & (i < j))
+            return jnp.where(first, a, b), jnp.where(first, i, j)
+
+        return tuple(_reduced((x, places * size + inside), window, start, larger, _whole(window)))
+
+    return at.computed(run, x)
+
+
+def _lowest(dtype: Any) -> Any:
+    floating = jnp.issubdtype(dtype, jnp.floating)
+    return np.array(-np.inf if floating else jnp.iinfo(dtype).min, dtype)
+
+
+def _check_padding(at: At, window: _Window) -> None:
+    """A window that lies outside has nothing in it."""
+    reach = [(n - 1) * step + 1 for n, step in zip(window.sizes, window.dilations, strict=True)]
+    if any(max(pad) >= long for pad, long in zip(window.pads, reach, strict=True)):
+        raise at.fail(f"its pads {list(window.pads)} are as wide as its window {window.sizes}")
+
+
+def average_pool(at: At, x: Any) -> Any:
+    """The mean of each window, with what is around or without."""
+    window = _window(at, x, _numbers(at, "kernel_shape", x.ndim - 2))
+    _check_padding(at, window)
+
+    def run(x: Any) -> Any:
+        total = _reduced(x, window, np.zeros((), x.dtype), lax.add, _whole(window))
+        ones, pads = jnp.ones((1, 1, *x.shape[2:]), x.dtype), _whole(window)
+        if at.get("count_include_pad", 0):
+            ones = jnp.pad(ones, ((0, 0), (0, 0), *window.pads), constant_values=1)
+            pads = [(0, more) for more in window.more]
+        return total / _reduced(ones, window, np.zeros((), x.dtype), lax.add, pads)
+
+    return at.computed(run, x)
+
+
+def whole_pool(name: str) -> Callable[..., Any]:
+    """A reduction, by its name, over all of space."""
+
+    def run(at: At, x: Any) -> Any:
+        if x.ndim < 3:
+            raise at.fail(f"its input has shape {list(x.shape)}, but should have axes of space")
+        axes = tuple(range(2, x.ndim))
+        return getattr(module_of(x), name)(x, axis=axes, keepdims=True).astype(x.dtype)
+
+    return run
+
+
+# --- Around ---
+
+
+def _reflected(places: np.ndarray, size: int) -> np.ndarray:
+    period = max(1, 2 * (size - 1))
+    places = places % period
+    return np.minimum(places, period - places) if size > 1 else places
+
+
+_AROUND: Mapping[str, Callable[[np.ndarray, int], np.ndarray]] = {
+    "edge": lambda places, size: np.clip(places, 0, size - 1),
+    "reflect": _reflected,
+    "wrap": lambda places, size: places % size,
+}
+"""By the mode, where in an axis of that size the entry for a place outside is taken from."""
+
+
+def pad(at: At, x: Any, pads: Any = None, value: Any = None, axes: Any = None) -> Any:
+    """``x`` with more around it, or with less where a number is negative."""
+    numbers = at.listed("pads", pads)
+    along = list(range(x.ndim)) if axes is None else at.integers(axes, "axes")
+    mode = at.get("mode", "constant")
+    if numbers is None or len(numbers) != 2 * len(along) or mode not in ("constant", *_AROUND):
+        raise at.fail(
+            f"its pads are {numbers} and its mode is {mode!r}, but they should be two for each of "
+            f"{len(along)} axes, and constant, {', '.join(_AROUND)}"
+        )
+    around = [(0, 0)] * x.ndim
+    for axis, *both in zip(along, numbers[: len(along)], numbers[len(along) :], strict=True):
+        around[at.axis(axis, x.ndim)] = (both[0], both[1])
+    sizes = at.bound(n + low + high for n, (low, high) in zip(x.shape, around, strict=True))
+
+    def run(x: Any, value: Any) -> Any:
+        if mode == "constant":
+            filling = jnp.asarray(0 if value is None else value, x.dtype).reshape(())
+            return lax.pad(x, filling, [(low, high, 0) for low, high in around])
+        for axis, (low, _) in enumerate(around):
+            if around[axis] != (0, 0):
+                places = np.arange(-low, sizes[axis] - low)
+                x = jnp.take(x, _AROUND[mode](places, x.shape[axis]), axis=axis)
+        return x
+
+    return at.computed(run, x, at.get("value", value))
