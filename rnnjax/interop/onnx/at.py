@@ -118,6 +118,16 @@ def by_jax(function: Callable[..., Any], *arrays: Any) -> Any:
         return jax.tree.map(np.asarray, made)
 
 
+def divided(x: Any, y: Any) -> Any:
+    """``x / y``, of JAX to the last bit."""
+    if is_known(x) and is_known(y):
+        return x / y
+    # XLA divides by one number by multiplying with its reciprocal: -127.5 for -127.49999 is
+    # another byte where numbers are quantised.
+    shape = np.broadcast_shapes(x.shape, y.shape)
+    return jnp.asarray(x) / jax.lax.optimization_barrier(jnp.broadcast_to(jnp.asarray(y), shape))
+
+
 def _as_shape(x: Any) -> Any:
     dtype = None if x is None else jax.dtypes.canonicalize_dtype(x.dtype)
     return None if x is None else jax.ShapeDtypeStruct(x.shape, dtype)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rnnjax.interop.functions import ELU
-from rnnjax.interop.onnx.at import At, by_jax, is_known, module_of, traced_dtype
+from rnnjax.interop.onnx.at import At, by_jax, divided, is_known, module_of, traced_dtype
 from rnnjax.interop.onnx.files import dtype_of
 from rnnjax.layers import Dropout
 
@@ -88,7 +88,7 @@ def gelu(at: At, x: Any) -> Any:
 def divide(xp: Any, x: Any, y: Any) -> Any:
     """The quotient; of integers without the remainder."""
     if jnp.issubdtype(x.dtype, jnp.floating):
-        return x / y
+        return divided(x, y)
     quotient = x // y
     return quotient + ((x % y != 0) & ((x < 0) != (y < 0)))  # integers are cut off, not floored
 
@@ -119,12 +119,20 @@ def where(at: At, condition: Any, x: Any, y: Any) -> Any:
     return module_of(condition, x, y).where(condition, x, y)
 
 
+def as_type(at: At, x: Any, dtype: np.dtype[Any]) -> Any:
+    """``x`` as another type; what one of 8 bits cannot hold is the largest that it can."""
+    if not is_known(x):
+        dtype = traced_dtype(dtype, f"node {at.name} casts to it")
+    narrow = dtype.itemsize == 1 and jnp.issubdtype(dtype, jnp.floating)
+    if narrow and at.get("saturate", 1) and jnp.issubdtype(x.dtype, jnp.floating):
+        limits = jnp.finfo(dtype)
+        x = module_of(x).clip(x, limits.min.astype(x.dtype), limits.max.astype(x.dtype))
+    return x.astype(dtype)
+
+
 def cast(at: At, x: Any) -> Any:
-    """``x`` as another type."""
-    dtype = dtype_of(at.get("to", 0), f"what node {at.name} casts to")
-    if is_known(x):
-        return x.astype(dtype)
-    return x.astype(traced_dtype(dtype, f"node {at.name} casts to it"))
+    """``x`` as the type that the attribute ``to`` names."""
+    return as_type(at, x, dtype_of(at.get("to", 0), f"what node {at.name} casts to"))
 
 
 def dropout(at: At, x: Any, ratio: Any = None, training_mode: Any = None) -> Any:
@@ -144,7 +152,7 @@ def dropout(at: At, x: Any, ratio: Any = None, training_mode: Any = None) -> Any
 
 def cast_like(at: At, x: Any, other: Any) -> Any:
     """``x`` as the type of another array."""
-    return x.astype(other.dtype)
+    return as_type(at, x, other.dtype)
 
 
 def mean(at: At, *arrays: Any) -> Any:

@@ -29,6 +29,10 @@ _TYPES: Mapping[int, tuple[Any, str]] = {
     12: (np.uint32, "uint64_data"),
     13: (np.uint64, "uint64_data"),
     16: (ml_dtypes.bfloat16, "int32_data"),
+    17: (ml_dtypes.float8_e4m3fn, "int32_data"),
+    18: (ml_dtypes.float8_e4m3fnuz, "int32_data"),
+    19: (ml_dtypes.float8_e5m2, "int32_data"),
+    20: (ml_dtypes.float8_e5m2fnuz, "int32_data"),
 }
 _TYPE_NAMES = ", ".join(np.dtype(dtype).name for dtype, _ in _TYPES.values())
 _EXTERNAL = 1  # TensorProto.DataLocation
@@ -151,10 +155,11 @@ def _typed(
             f"{what} is damaged: {dtype.name}{list(shape)} takes {count} numbers, but "
             f"{len(numbers)} are there"
         )
-    if dtype in (np.float16, ml_dtypes.bfloat16):  # bits in the place of integers
-        return _filled(_integers(numbers, np.uint16, what).view(dtype), shape, what)
     if dtype.kind in "iub":
         return _filled(_integers(numbers, dtype, what), shape, what)
+    if dtype.itemsize < 4:  # bits in the place of integers
+        bits = np.dtype(f"u{dtype.itemsize}")
+        return _filled(_integers(numbers, bits, what).view(dtype), shape, what)
     return _filled(np.array(numbers, dtype), shape, what)
 
 

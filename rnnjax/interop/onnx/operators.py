@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rnnjax.errors import InteropError
+from rnnjax.errors import RnnjaxError
 from rnnjax.interop.functions import ELU, HardSigmoid, LeakyReLU, ThresholdedReLU
 from rnnjax.interop.onnx import axes, control, elementwise, places, products, quantized, windows
 from rnnjax.interop.onnx.at import At
@@ -56,7 +56,7 @@ def run_operator(op_type: str, at: At, inputs: list[Any]) -> tuple[Any, ...]:
     try:
         with np.errstate(all="ignore"):  # as JAX does: infinities and NaN are values
             outputs = OPERATORS[op_type].run(at, *inputs)
-    except InteropError:
+    except RnnjaxError:
         raise
     except (TypeError, ValueError, IndexError, KeyError, OverflowError, ZeroDivisionError) as error:
         came = ", ".join("none" if x is None else f"{x.dtype}{list(x.shape)}" for x in inputs)

@@ -5,7 +5,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from rnnjax.interop.onnx.at import At
+from rnnjax.interop.onnx.at import At, divided
+from rnnjax.interop.onnx.elementwise import as_type
 from rnnjax.interop.onnx.files import dtype_of
 from rnnjax.interop.onnx.windows import conv
 
@@ -33,7 +34,10 @@ def quantize(at: At, x: Any, scale: Any, zero_point: Any = None) -> Any:
         dtype = dtype_of(number, f"what node {at.name} makes")
 
     def run(x: Any, scale: Any, zero_point: Any) -> Any:
-        y = jnp.round(x / _along(at, x, scale).astype(x.dtype)).astype(jnp.float32)
+        y = divided(x, _along(at, x, scale).astype(x.dtype)).astype(jnp.float32)
+        if jnp.issubdtype(dtype, jnp.floating):
+            return as_type(at, y, dtype)
+        y = jnp.round(y)
         y = y if zero_point is None else y + _along(at, x, zero_point).astype(y.dtype)
         limits = jnp.iinfo(dtype)
         return jnp.clip(y, limits.min, limits.max).astype(dtype)
@@ -60,8 +64,8 @@ def quantize_by_range(at: At, x: Any) -> Any:
     def run(x: Any) -> Any:
         low, high = jnp.minimum(jnp.min(x), 0), jnp.maximum(jnp.max(x), 0)
         scale = (high - low) / 255
-        zero_point = jnp.clip(jnp.round(-low / scale), 0, 255)
-        y = jnp.clip(jnp.round(x / scale) + zero_point, 0, 255)
+        zero_point = jnp.clip(jnp.round(divided(-low, scale)), 0, 255)
+        y = jnp.clip(jnp.round(divided(x, scale)) + zero_point, 0, 255)
         return y.astype(np.uint8), scale, zero_point.astype(np.uint8)
 
     return at.computed(run, x)

@@ -1,0 +1,275 @@
+"""Branches and loops of ONNX: what is known is chosen when the graph is read, the rest runs."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from rnnjax.errors import InteropError, InvalidInputError
+from rnnjax.interop.onnx.graph import Graph
+
+onnx = pytest.importorskip("onnx", reason="onnx is in the extra `onnx`")
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+from onnx.reference import ReferenceEvaluator  # noqa: E402
+
+from rnnjax.interop import onnx as rnnjax_onnx  # noqa: E402
+
+TOLERANCE = 1e-5
+HIDDEN, FEATURES = 3, 2
+node = helper.make_node
+
+
+def normal(*shape: int) -> np.ndarray:
+    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
+
+
+def value(name: str, shape: Any, kind: int = TensorProto.FLOAT) -> Any:
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def held(arrays: dict[str, Any]) -> list[Any]:
+    return [numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items()]
+
+
+def body(nodes: list[Any], inputs: list[Any], outputs: list[str], **arrays: Any) -> Any:
+    kinds = {"more": TensorProto.BOOL, "again": TensorProto.BOOL}
+    described = [value(n, None, kinds.get(n, TensorProto.FLOAT)) for n in outputs]
+    return helper.make_graph(nodes, "body", inputs, described, held(arrays))
+
+
+def model_of(
+    nodes: list[Any], inputs: list[Any], outputs: list[str], opset: int = 17, **arrays: Any
+) -> Any:
+    graph = helper.make_graph(
+        nodes, "graph", inputs, [value(n, None) for n in outputs], held(arrays)
+    )
+    opsets = [helper.make_opsetid("", opset)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+def lstm(name: str, x: str, y: str) -> Any:
+    return node("LSTM", [x, f"W{name}", f"R{name}"], [y], name, hidden_size=HIDDEN)
+
+
+def weights(name: str) -> dict[str, np.ndarray]:
+    return {f"W{name}": normal(1, 12, FEATURES), f"R{name}": normal(1, 12, HIDDEN)}
+
+
+def one_of_two_lstms(condition: list[Any]) -> Any:
+    """The second branch has its weights inside, the first sees them from there."""
+    then = body([lstm("first", "x", "a"), node("Neg", ["a"], ["b"])], [], ["b"])
+    other = body([lstm("second", "x", "a")], [], ["a"], **weights("second"))
+    branch = node("If", ["c"], ["y"], then_branch=then, else_branch=other)
+    return model_of(
+        [*condition, branch],
+        [value("x", ["T", "N", FEATURES]), value("flag", [], TensorProto.BOOL)],
+        ["y"],
+        **weights("first"),
+    )
+
+
+def test_a_branch_that_is_known_takes_the_place_of_the_choice(assert_close: Any) -> None:
+    constant = node("Constant", [], ["c"], value=numpy_helper.from_array(np.array(True)))
+    proto = one_of_two_lstms([constant])
+    model = rnnjax_onnx.load(proto)
+    network = model.network
+    assert isinstance(network, Graph)
+    assert [*model.layers] == ["first"]
+    assert network.exchanged == ()  # followed into what was a branch, and time first already
+    xs = normal(5, 4, FEATURES)
+    (expected,) = ReferenceEvaluator(proto).run(None, {"x": xs, "flag": np.array(True)})
+    carry, ys = model(xs, lengths=np.full(4, 5))
+    assert_close(ys, expected, TOLERANCE)
+    assert [*carry] == ["first"]
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_a_branch_is_chosen_where_the_condition_is_known_and_else_as_it_runs(
+    flag: bool, assert_close: Any
+) -> None:
+    proto = one_of_two_lstms([node("Identity", ["flag"], ["c"])])
+    model = rnnjax_onnx.load(proto)
+    assert sorted(model.layers) == ["first", "second"]
+    assert model.initial_carry((4,)) == {}
+    xs = normal(5, 4, FEATURES)
+    (expected,) = ReferenceEvaluator(proto).run(None, {"x": xs, "flag": np.array(flag)})
+    carry, ys = model({"x": xs, "flag": flag})  # a boolean of Python's is known
+    assert_close(ys, expected, TOLERANCE)
+    assert [*carry] == ["first" if flag else "second"]
+    program = jax.jit(model.apply)
+    carry, ys = program(model.params, {"x": xs, "flag": np.array(flag)})
+    assert_close(ys, expected, TOLERANCE)
+    assert carry == {}
+    state = model.layers["first"].cell.initial_carry((4,))  # type: ignore[attr-defined]
+    with pytest.raises(InvalidInputError, match=r"'first' has no state of its own; leave it out"):
+        program(model.params, {"x": xs, "flag": np.array(flag)}, {"first": state})
+    with pytest.raises(InvalidInputError, match=r"node 1 \(If\) does not get the steps"):
+        model({"x": xs, "flag": flag}, lengths=np.full(4, 5))
+
+
+def test_parameters_of_a_branch_are_written_back_into_it(assert_close: Any) -> None:
+    proto = one_of_two_lstms([node("Identity", ["flag"], ["c"])])
+    model = rnnjax_onnx.load(proto)
+    assert rnnjax_onnx.update(model) == proto
+    tuned = model.with_params(jax.tree.map(lambda a: 2 * a, model.params))
+    again = rnnjax_onnx.update(tuned)
+    xs = normal(5, 4, FEATURES)
+    for flag in (True, False):
+        (expected,) = ReferenceEvaluator(again).run(None, {"x": xs, "flag": np.array(flag)})
+        assert_close(tuned({"x": xs, "flag": flag})[1], expected, TOLERANCE)
+
+
+def loop_of(count: list[Any], goes_on: list[Any], outputs: list[str], **arrays: Any) -> Any:
+    """``s = 0.5 s + x``, with what a step makes behind the state."""
+    inside = body(
+        [
+            node("Mul", ["s", "half"], ["h"]),
+            node("Add", ["h", "x"], ["next"]),
+            node("Neg", ["next"], ["minus"]),
+            *goes_on,
+        ],
+        [value("i", [], TensorProto.INT64), value("more", [], TensorProto.BOOL), value("s", [2])],
+        ["again", "next", *(["minus"] if len(outputs) > 1 else [])],
+    )
+    loop = node("Loop", ["n", "", "x"], outputs, body=inside)
+    inputs = [value("x", [2]), value("steps", [], TensorProto.INT64)]
+    return model_of(
+        [*count, loop], inputs, outputs, half=np.float32(0.5), one=np.float32(1), **arrays
+    )
+
+
+def by_steps(x: np.ndarray, steps: int, ends: bool) -> dict[str, np.ndarray]:
+    """What such a loop makes."""
+    state, made = x, []
+    for _ in range(steps):
+        state = state / 2 + x
+        made.append(-state)
+        if ends and state.sum() >= 1:
+            break
+    return {"y": state, "all": np.array(made).reshape(-1, 2)}
+
+
+SAME = node("Identity", ["more"], ["again"])
+BELOW = [
+    node("ReduceSum", ["next"], ["sum"], keepdims=0),
+    node("Less", ["sum", "one"], ["again"]),
+]
+
+
+@pytest.mark.parametrize("steps", [0, 1, 7, 1000])
+def test_a_loop_with_a_number_of_trips_is_a_scan(steps: int, assert_close: Any) -> None:
+    proto = loop_of([], [SAME], ["y", "all"], n=np.array(steps))
+    model, x = rnnjax_onnx.load(proto), normal(2)
+    _, ys = jax.jit(lambda x: model({"x": x, "steps": 0}))(x)
+    assert_close(ys, by_steps(x, steps, ends=False), TOLERANCE)
+    if steps == 7:  # d y / d x = 1 + 1/2 + ... + 1/2^7
+        slopes = jax.grad(lambda x: model({"x": x, "steps": 0})[1]["y"].sum())(x)
+        np.testing.assert_allclose(slopes, [2 - 0.5**7] * 2, rtol=1e-6)
+
+
+def test_a_loop_whose_condition_changes_is_a_while_loop(assert_close: Any) -> None:
+    for goes_on, x in (([SAME], [1, 2]), (BELOW, [0.1, 0.2]), (BELOW, [-1, -1])):
+        proto = loop_of([node("Identity", ["steps"], ["n"])], goes_on, ["y"])
+        model = rnnjax_onnx.load(proto)
+        fed = {"x": np.array(x, np.float32), "steps": np.array(9)}
+        expected = by_steps(fed["x"], 9, ends=goes_on is BELOW)["y"]
+        assert_close(jax.jit(model.apply)(model.params, fed)[1], expected, TOLERANCE)
+        assert_close(model(fed)[1], expected, TOLERANCE)
+
+
+def test_how_many_outputs_a_loop_has_needs_to_be_known() -> None:
+    model = rnnjax_onnx.load(loop_of([node("Identity", ["steps"], ["n"])], BELOW, ["y", "all"]))
+    with pytest.raises(InteropError, match="so its outputs of all steps have no shape") as caught:
+        jax.jit(model.apply)(model.params, {"x": normal(2), "steps": np.array(9)})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_loop_whose_shapes_change_is_written_out(assert_close: Any) -> None:
+    """Each step joins what it has with a part whose place is its number."""
+    inside = body(
+        [
+            node("Unsqueeze", ["i", "zero"], ["start"]),
+            node("Add", ["start", "one"], ["end"]),
+            node("Slice", ["x", "start", "end"], ["part"]),
+            node("Concat", ["part", "s"], ["next"], axis=0),
+            node("Identity", ["more"], ["again"]),
+        ],
+        [value("i", [], TensorProto.INT64), value("more", [], TensorProto.BOOL), value("s", None)],
+        ["again", "next"],
+    )
+    integers = {"zero": np.array([0]), "one": np.array([1])}
+    for count in (4, 300):
+        proto = model_of(
+            [node("Loop", ["n", "", "first"], ["y"], body=inside)],
+            [value("x", ["T"])],
+            ["y"],
+            **integers,
+            n=np.array(count),
+            first=np.zeros(1, np.float32),
+        )
+        model, x = rnnjax_onnx.load(proto), normal(count)
+        if count == 4:
+            assert_close(model(x)[1], np.array([*x[::-1], 0]), TOLERANCE)
+        else:
+            with pytest.raises(InteropError, match="its starts follow from the values of an input"):
+                model(x)
+
+
+def test_a_scan_runs_a_recurrent_equation_either_way(assert_close: Any) -> None:
+    inside = body(
+        [node("Mul", ["s", "half"], ["h"]), node("Add", ["h", "x_t"], ["next"]),
+         node("Identity", ["next"], ["y_t"])],
+        [value("s", [3]), value("x_t", [3])],
+        ["next", "y_t"],
+    )  # fmt: skip
+    for direction in (0, 1):
+        scan = node(
+            "Scan", ["s0", "x"], ["last", "y"], body=inside, num_scan_inputs=1,
+            scan_input_axes=[1], scan_output_axes=[1], scan_input_directions=[direction],
+            scan_output_directions=[direction],
+        )  # fmt: skip
+        proto = model_of(
+            [scan],
+            [value("x", [3, "T"])],
+            ["last", "y"],
+            s0=np.ones(3, np.float32),
+            half=np.float32(0.5),
+        )
+        model, x = rnnjax_onnx.load(proto), normal(3, 5)
+        steps, state = [], np.ones(3)
+        for x_t in x.T[::-1] if direction else x.T:
+            state = state / 2 + x_t
+            steps.append(state)
+        y = np.stack(steps[::-1] if direction else steps, axis=1)
+        assert_close(model(x)[1], {"last": state, "y": y}, TOLERANCE)
+
+
+ENDLESS = {
+    "trips": (loop_of([], [SAME], ["y", "all"], n=np.array(2**60)), "at most 268,435,456 elements"),
+    "trips alone": (loop_of([], [SAME], ["y"], n=np.array(2**60)), "at most 268,435,456 elements"),
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_endless_loops_are_refused(name: str) -> None:
+    proto, message = ENDLESS[name]
+    model = rnnjax_onnx.load(proto)
+    with pytest.raises(InteropError, match=message):
+        model({"x": normal(2), "steps": 0})
+
+
+def test_branches_that_do_not_fit_are_refused_in_a_sentence() -> None:
+    inside = [body([node("Identity", ["x"], [n])], [], [n]) for n in "ab"]
+    inside[1].node[0].op_type = "Shape"
+    branch = node("If", ["flag"], ["y"], then_branch=inside[0], else_branch=inside[1])
+    inputs = [value("x", [2]), value("flag", [], TensorProto.BOOL)]
+    model = rnnjax_onnx.load(model_of([branch], inputs, ["y"]))
+    with pytest.raises(InteropError, match=r"node 0 \(If\): If cannot take inputs") as caught:
+        jax.jit(model.apply)(model.params, {"x": normal(2), "flag": np.array(True)})
+    assert "\n" not in str(caught.value)
+    assert model({"x": normal(2), "flag": False})[1] == 2
+    wrong = node("If", ["x"], ["y"], then_branch=inside[0], else_branch=inside[0])
+    model = rnnjax_onnx.load(model_of([wrong], inputs, ["y"]))
+    with pytest.raises(InteropError, match=r"its condition is float32.2., but should be one bool"):
+        model({"x": normal(2), "flag": False})
