@@ -124,7 +124,74 @@ def seeds() -> list[Any]:
         },
         "y",
     )  # fmt: skip
-    return [tagger, streamed]
+    return [tagger, streamed, heard(rng)]
+
+
+def heard(rng: np.random.Generator) -> Any:
+    """Convolutions, pools, indices, bytes, branches and loops, all of which name sizes."""
+    node, info = helper.make_node, helper.make_tensor_value_info
+
+    def body(nodes: list[Any], inputs: list[Any], outputs: list[Any]) -> Any:
+        return helper.make_graph(nodes, "body", inputs, outputs)
+
+    state, flag = info("s", TensorProto.FLOAT, [2, 4]), info("more", TensorProto.BOOL, [])
+    step = body(
+        [node("Mul", ["s", "half"], ["h"]), node("Add", ["h", "m"], ["t"]),
+         node("Identity", ["more"], ["again"])],
+        [info("i", TensorProto.INT64, []), flag, state],
+        [info("again", TensorProto.BOOL, []), info("t", TensorProto.FLOAT, [2, 4]),
+         info("h", TensorProto.FLOAT, [2, 4])],
+    )  # fmt: skip
+    scanned = body(
+        [node("Add", ["s", "one"], ["t"]), node("Tanh", ["t"], ["u"])],
+        [state, info("one", TensorProto.FLOAT, [2, 4])],
+        [info("t", TensorProto.FLOAT, [2, 4]), info("u", TensorProto.FLOAT, [2, 4])],
+    )
+    branches = [
+        body([node(name, ["last"], [name])], [], [info(name, TensorProto.FLOAT, [2, 4])])
+        for name in ("Neg", "Exp")
+    ]
+    nodes = [
+        node("Pad", ["x", "around"], ["p"], mode="reflect"),
+        node("Conv", ["p", "K", "k"], ["c"], group=2, dilations=[2], strides=[2], pads=[1, 1]),
+        node("ConvTranspose", ["c", "D"], ["d"], strides=[3], output_padding=[1]),
+        node("MaxPool", ["d"], ["e"], kernel_shape=[2], strides=[2], ceil_mode=1),
+        node("AveragePool", ["e"], ["f"], kernel_shape=[2], count_include_pad=1, pads=[1, 0]),
+        node("Slice", ["f", "zero", "four", "two"], ["g"]),
+        node("BatchNormalization", ["g", "k", "k", "k", "k"], ["b"]),
+        node("QuantizeLinear", ["b", "half"], ["q"]),
+        node("DequantizeLinear", ["q", "half"], ["r"]),
+        node("Einsum", ["r", "r"], ["w"], equation="nct,nct->nt"),
+        node("CumSum", ["w", "one"], ["m"]),
+        node("Loop", ["trips", "", "m"], ["last", "all"], body=step),
+        node("Scan", ["m", "all"], ["v", "us"], body=scanned, num_scan_inputs=1),
+        node("ReduceSum", ["v"], ["sum"], keepdims=0),
+        node("Less", ["sum", "half"], ["below"]),
+        node("If", ["below"], ["z"], then_branch=branches[0], else_branch=branches[1]),
+        node("TopK", ["z", "four"], ["top", "places"]),
+        node("OneHot", ["places", "four", "values"], ["hot"], axis=0),
+        node("GatherElements", ["z", "places"], ["there"], axis=1),
+        node("ScatterND", ["there", "where", "new"], ["put"]),
+        node("Expand", ["put", "shape"], ["wide"]),
+        node("Add", ["wide", "hot"], ["y"]),
+    ]
+    arrays = {
+        "around": np.array([0, 0, 2, 0, 0, 1]), "zero": np.array([0]), "four": np.array([4]),
+        "two": np.array([2]), "one": np.array(1), "trips": np.array(5),
+        "shape": np.array([4, 2, 4]), "where": np.array([[1, 2]]),
+        "new": np.ones(1, np.float32), "values": np.array([0, 1], np.float32),
+        "half": np.array(0.5, np.float32), "k": np.abs(rng.standard_normal(2)).astype(np.float32),
+        "K": rng.standard_normal((2, 1, 3)).astype(np.float32),
+        "D": rng.standard_normal((2, 2, 3)).astype(np.float32),
+    }  # fmt: skip
+    graph = helper.make_graph(
+        nodes,
+        "heard",
+        [info("x", TensorProto.FLOAT, [2, 2, 9])],
+        [info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(array, name) for name, array in arrays.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
 # --- What is done to them: to the bytes, and to what they mean ---

@@ -69,9 +69,15 @@ def all_nodes(nodes: Iterable[RawNode]) -> Iterator[RawNode]:
             yield from all_nodes(body.nodes)
 
 
+def _joined(prefix: str, name: Any) -> str:
+    if not isinstance(name, str):  # bytes that are no UTF-8
+        raise InteropError(f"the name {name!r} of a value is no text")
+    return prefix + name
+
+
 def prefix_of(name: str, attribute: str) -> str:
     """Of the names in a graph inside of the node whose first output has that name."""
-    return f"{name}/{attribute}/"
+    return _joined(f"{name}/", attribute) + "/"
 
 
 def _read_opset(model: Any) -> int:
@@ -175,14 +181,14 @@ class _Reader:
         if len(graph.sparse_initializer) > 0:
             raise InteropError("sparse initialisers are not read here; store them densely")
         for tensor in graph.initializer:
-            name = prefix + tensor.name
+            name = _joined(prefix, tensor.name)
             if not tensor.name or name in self.constants:
                 raise InteropError(
                     f"two initialisers are named {tensor.name!r}, or one has no name"
                 )
             self.constants[name] = _held(tensor, self.folder, f"initialiser {tensor.name!r}")
             scope[tensor.name] = name
-        scope.update((one.name, prefix + one.name) for one in graph.input)
+        scope.update((one.name, _joined(prefix, one.name)) for one in graph.input)
         self.made |= {prefix + name for name in scope.maps[0]}  # type: ignore[attr-defined]
         return [self.node(node, i, scope, prefix) for i, node in enumerate(graph.node)]
 
@@ -202,7 +208,7 @@ class _Reader:
                 f"node {label}: no earlier node, input or initialiser makes its input "
                 f"{missing[0]!r}; the nodes have to be in an order in which they can run"
             )
-        first = prefix + next(filter(None, node.output), label)
+        first = _joined(prefix, next(filter(None, node.output), label))
         attributes = {
             one.name: self.body(one.g, label, scope, prefix_of(first, one.name))
             if one.type == _GRAPH and not one.ref_attr_name
@@ -214,7 +220,7 @@ class _Reader:
             node.name,
             label,
             tuple(scope[name] if name else "" for name in node.input),
-            tuple(prefix + name if name else "" for name in node.output),
+            tuple(_joined(prefix, name) if name else "" for name in node.output),
             attributes,
         )
         _check_against_schema(raw, self.opset, node)

@@ -56,15 +56,22 @@ def reduction(function: str | Callable[..., Any], start: float | None = None) ->
         where = tuple(at.axis(axis, x.ndim) for axis in axes)
         options = {"axis": where, "keepdims": bool(at.get("keepdims", 1))}
         if start is not None and not math.prod(x.shape[axis] for axis in where):
-            limits = jnp.finfo if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo
-            lowest = -np.inf if limits is jnp.finfo else limits(x.dtype).min
-            options["initial"] = lowest if start < 0 else -lowest - (limits is jnp.iinfo)
+            options["initial"] = _limit(x.dtype, start)
         xp = module_of(x)
         called = getattr(xp, function) if isinstance(function, str) else None
         y = called(x, **options) if called else function(xp, x, **options)  # type: ignore[operator]
         return y.astype(x.dtype)
 
     return run
+
+
+def _limit(dtype: Any, sign: float) -> Any:
+    """The least number of a type, or the largest."""
+    if jnp.issubdtype(dtype, jnp.floating):
+        return sign * np.inf
+    if jnp.issubdtype(dtype, jnp.bool_):
+        return sign > 0
+    return jnp.iinfo(dtype).max if sign > 0 else jnp.iinfo(dtype).min
 
 
 def log_sum_exp(xp: Any, x: Any, axis: Any, keepdims: bool) -> Any:
