@@ -815,6 +815,7 @@ def test_absurd_shapes_are_refused() -> None:
         ("Expand", {"x1": normal(1), "a": np.array([2**40], np.int64)}),
         ("Tile", {"x1": normal(4), "a": np.array([2**40], np.int64)}),
         ("Range", {"z": np.array(0), "a": np.array(2**60), "d": np.array(1)}),
+        ("OneHot", {"z": np.array([0]), "a": np.array(2**60), "d": np.array([0, 1])}),
     ):
         nodes = [
             helper.make_node(operator, list(arrays), ["big"]),
@@ -825,6 +826,28 @@ def test_absurd_shapes_are_refused() -> None:
         model = rnnjax_onnx.load(make_proto(nodes, [value("x", [2])], ["y"], arrays))
         with pytest.raises(InteropError, match=r"at most (16,777,216|268,435,456) elements"):
             model(normal(2))
+
+
+@pytest.mark.parametrize(
+    ("operator", "held", "attributes"),
+    [
+        ("Pad", [np.array([0, 0, 2**40, 0, 0, 0])], {"mode": "reflect"}),
+        ("Pad", [np.array([0, 0, -(2**40), 0, 0, 0])], {}),
+        ("Conv", [normal(1, 1, 3)], {"pads": [2**30, 2**30]}),
+        ("ConvTranspose", [normal(1, 1, 3)], {"strides": [2**30]}),
+        ("ConvTranspose", [normal(1, 1, 3)], {"output_shape": [2**40]}),
+        ("MaxPool", [], {"kernel_shape": [2**30], "pads": [2**29, 2**29]}),
+        ("AveragePool", [], {"kernel_shape": [2**30], "pads": [2**29, 2**29]}),
+        ("Einsum", [normal(2**10)] * 3, {"equation": "nct,a,b,d->ctabd"}),
+    ],
+)
+def test_absurd_sizes_are_refused(operator: str, held: Any, attributes: Any) -> None:
+    arrays = {f"a{i}": array for i, array in enumerate(held)}
+    nodes = [helper.make_node(operator, ["x", *arrays], ["y"], **attributes)]
+    model = rnnjax_onnx.load(make_proto(nodes, [value("x", [1, 1, 8])], ["y"], arrays))
+    with pytest.raises(InteropError, match="268,435,456 elements are made") as caught:
+        model(normal(1, 1, 8))
+    assert "\n" not in str(caught.value)
 
 
 # --- Data outside of the file ---

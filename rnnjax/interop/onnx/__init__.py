@@ -21,7 +21,8 @@ def load(source: Any, *, time_first: bool = True) -> Model:
     """Read an ONNX model: its graph, and its parameters in rnnjax's layout.
 
     The graph may be of RNN, GRU and LSTM nodes with all their attributes, and of the operators that
-    exporters put around them. ``model.layers`` has each recurrent node as a `Recurrent` with the
+    exporters put around them: arithmetic, convolutions, pools, normalisations, quantised numbers,
+    branches, loops. ``model.layers`` has each recurrent node as a `Recurrent` with the
     cell that computes it; products with a constant as `Dense`, look-ups in one as `Embedding`; and
     other arrays of floats as ``"constants"``. They are the parameters, and can be trained. The two
     biases of a gate are one, their sum, but in a GRU with ``linear_before_reset``. ``clip`` bounds
@@ -48,6 +49,13 @@ def load(source: Any, *, time_first: bool = True) -> Model:
     and ``resets`` of `Model.apply` (time first, always) apply to all recurrent nodes; where a node
     on the way moves or mixes the axes of time and batch, they are refused. Integers of 64 bits are
     computed in 32 where JAX has no others. An id out of range gives NaN.
+
+    A branch (If) is chosen where its condition is known, and else where the graph runs. Known is
+    what follows from constants, from shapes, and from single integers and booleans that are given
+    as Python's or NumPy's: ``model({"input": xs, "state": state, "sr": 16000})``. A Loop whose
+    number of trips is known is a scan; one whose condition changes is a while loop, which has no
+    gradient and no outputs of all steps. Recurrent nodes inside of branches and loops have
+    parameters, but a state in the carry only where their branch is known.
 
     Args:
         source: the path of a file, its bytes, or an ``onnx.ModelProto``. Data outside of the file

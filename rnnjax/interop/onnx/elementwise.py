@@ -96,7 +96,8 @@ def divide(xp: Any, x: Any, y: Any) -> Any:
 def power(at: At, x: Any, y: Any) -> Any:
     """``x ** y``, of the type of ``x``."""
     at.bound(np.broadcast_shapes(x.shape, y.shape))
-    return module_of(x, y).power(x, y).astype(x.dtype)
+    xp = module_of(x, y)
+    return xp.power(x, y).astype(x.dtype if xp is np else jax.dtypes.canonicalize_dtype(x.dtype))
 
 
 def clip(at: At, x: Any, low: Any = None, high: Any = None) -> Any:

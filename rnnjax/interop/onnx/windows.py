@@ -63,6 +63,8 @@ def _window(at: At, x: Any, sizes: Sequence[int]) -> _Window:
             _missing(n, *pad, stride, long)
             for n, pad, stride, long in zip(space, pads, strides, reach, strict=True)
         )
+    around = zip(space, pads, more, strict=True)
+    at.bound((*x.shape[:2], *(n + low + high + extra for n, (low, high), extra in around)))
     return _Window(tuple(sizes), strides, dilations, pads, more)
 
 
