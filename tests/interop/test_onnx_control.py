@@ -259,6 +259,25 @@ def test_endless_loops_are_refused(name: str) -> None:
         model({"x": normal(2), "steps": 0})
 
 
+def test_loops_in_loops_whose_shapes_change_have_an_end() -> None:
+    inside = [node("Concat", ["s", "x"], ["next"], axis=0)]
+    for level in range(4):
+        step = body(
+            [*inside, node("Identity", ["more"], ["again"])],
+            [
+                value("i", [], TensorProto.INT64),
+                value("more", [], TensorProto.BOOL),
+                value("s", None),
+            ],
+            ["again", "next"],
+        )
+        inside = [node("Loop", ["n", "", "s" if level < 3 else "x"], ["next"], body=step)]
+    proto = model_of(inside, [value("x", [1])], ["next"], n=np.array(100))
+    model = rnnjax_onnx.load(proto)
+    with pytest.raises(InteropError, match="loops in loops run more than 8,192 nodes one by one"):
+        jax.eval_shape(model, normal(1))
+
+
 def test_branches_that_do_not_fit_are_refused_in_a_sentence() -> None:
     inside = [body([node("Identity", ["x"], [n])], [], [n]) for n in "ab"]
     inside[1].node[0].op_type = "Shape"

@@ -113,7 +113,8 @@ def by_jax(function: Callable[..., Any], *arrays: Any) -> Any:
     """Of arrays, computed by JAX; known ones give a known result all the same."""
     if not all(map(is_known, arrays)):
         return function(*(None if x is None else jnp.asarray(x) for x in arrays))
-    with jax.ensure_compile_time_eval():  # under jit as well
+    # Under jit as well, and with all bits: what is known may be the end of a slice, 2^63 - 1.
+    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
         made = function(*(None if x is None else jnp.asarray(x) for x in arrays))
         return jax.tree.map(np.asarray, made)
 

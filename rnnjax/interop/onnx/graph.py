@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import itertools
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from rnnjax.interop.onnx.at import (
     MOST_ELEMENTS,
     MOST_KNOWN_ELEMENTS,
     At,
+    TooLargeError,
     is_known,
     traced_dtype,
 )
@@ -35,6 +37,7 @@ from rnnjax.interop.onnx.nodes import (
     Node,
     Operation,
     RecurrentNode,
+    count_nodes,
 )
 from rnnjax.interop.onnx.operators import run_operator
 from rnnjax.interop.onnx.places import take_rows
@@ -42,6 +45,9 @@ from rnnjax.interop.onnx.recurrent import RECURRENT, Weights, params_from_onnx
 from rnnjax.layers import Bidirectional, Directions
 
 STEPS, BATCH = 6, 2  # of inputs whose sizes nothing tells
+
+MOST_NODES_AGAIN = 2**13
+"""Of loops that are written out, beside four times all there are: loops in loops are many."""
 
 CONSTANTS = "constants"
 """The layer that has the arrays of a graph that belong to no other."""
@@ -170,6 +176,7 @@ class Graph(Network):
         values |= {name: jnp.asarray(x) for name, x in params.get(CONSTANTS, {}).items()}
         values |= self.given(xs)
         run = _Run(self, params, carry, mask, context)
+        run.again[0] += 4 * count_nodes(self.nodes)
         run.nodes(self.nodes, values)
         return run.carries, values
 
@@ -195,6 +202,7 @@ class _Run:
         once: whether what runs here runs once, so that states can go in and come out.
         carries: the states behind.
         left: how many elements may still be made of known ones.
+        again: how many nodes of loops may still be run again, one by one.
     """
 
     graph: Graph
@@ -205,6 +213,7 @@ class _Run:
     once: bool = True
     carries: dict[str, Carry] = dataclasses.field(default_factory=dict)
     left: int = MOST_KNOWN_ELEMENTS
+    again: list[int] = dataclasses.field(default_factory=lambda: [MOST_NODES_AGAIN])
 
     def nodes(self, nodes: Sequence[Node], values: MutableMapping[str, Any]) -> None:
         """Run nodes whose inputs are there, and put what they make into ``values``."""
@@ -247,8 +256,15 @@ class _Run:
     def inner(self, body: Body, around: MutableMapping[str, Any], key: Any) -> Inner:
         """A graph inside of a node, to be run by its operator."""
         context = dataclasses.replace(self.context, key=key)
+        runs = itertools.count()
 
         def run(once: bool, *inputs: Any) -> list[Any]:
+            self.again[0] -= len(body.nodes) if next(runs) else 0
+            if self.again[0] < 0:
+                raise TooLargeError(
+                    f"loops in loops run more than {MOST_NODES_AGAIN:,} nodes one by one; let "
+                    "their conditions and shapes be the same in all steps"
+                )
             # States behind a node that runs often, or not at all, are not those of a layer.
             here = self if once else dataclasses.replace(self, once=False, carries={})
             here = dataclasses.replace(here, context=context)

@@ -1,6 +1,7 @@
 """The nodes of a graph that was read, as data."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -126,7 +127,15 @@ class RecurrentNode(Node):
     weights: tuple[str, ...] | None = None
 
 
+def _inside(node: Node) -> list[Node]:
+    return [one for body in getattr(node, "bodies", ()) for one in body.nodes]
+
+
 def runs_layers(node: Node) -> bool:
     """Whether it is recurrent, or has recurrent nodes inside of it."""
-    inside = [one for body in getattr(node, "bodies", ()) for one in body.nodes]
-    return isinstance(node, RecurrentNode) or any(map(runs_layers, inside))
+    return isinstance(node, RecurrentNode) or any(map(runs_layers, _inside(node)))
+
+
+def count_nodes(nodes: Sequence[Node]) -> int:
+    """How many there are, with those inside of others."""
+    return len(nodes) + sum(count_nodes(_inside(node)) for node in nodes)
