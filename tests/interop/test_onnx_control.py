@@ -216,6 +216,35 @@ def test_a_loop_whose_shapes_change_is_written_out(assert_close: Any) -> None:
                 model(x)
 
 
+def test_a_layer_in_a_loop_begins_anew_in_each_step(assert_close: Any) -> None:
+    """Written out or not: what a step hands on is what the graph says, no carry."""
+    arrays = {"Win": normal(1, 12, HIDDEN), "Rin": normal(1, 12, HIDDEN), "one": np.array([1])}
+    inside = body(
+        [lstm("in", "s", "Y"), node("Squeeze", ["Y", "one"], ["next"]), SAME],
+        [
+            value("i", [], TensorProto.INT64),
+            value("more", [], TensorProto.BOOL),
+            value("s", ["T", "N", HIDDEN]),
+        ],
+        ["again", "next"],
+    )
+    proto = model_of(
+        [node("Loop", ["n", "", "x"], ["y"], body=inside)],
+        [value("x", ["T", "N", HIDDEN])],
+        ["y"],
+        **arrays,
+        n=np.array(3),
+    )
+    model, xs = rnnjax_onnx.load(proto), normal(4, 2, HIDDEN)
+    carry, ys = model(xs)
+    once = model_of([lstm("in", "x", "y")], [value("x", ["T", "N", HIDDEN])], ["y"], **arrays)
+    expected = xs
+    for _ in range(3):
+        expected = rnnjax_onnx.load(once)(expected)[1][:, 0]
+    assert_close(ys, expected, TOLERANCE)
+    assert carry == {}
+
+
 def test_a_scan_runs_a_recurrent_equation_either_way(assert_close: Any) -> None:
     inside = body(
         [node("Mul", ["s", "half"], ["h"]), node("Add", ["h", "x_t"], ["next"]),

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,6 +15,9 @@ from rnnjax.interop.onnx.at import At, TooLargeError, is_known
 from rnnjax.interop.onnx.files import dtype_of, import_onnx, read_tensor
 from rnnjax.interop.onnx.operators import OPERATORS, SAME, kind_of, run_operator
 from rnnjax.interop.onnx.recurrent import RECURRENT
+
+Scope = collections.ChainMap[str, str]
+"""By each name that a graph sees, that of the value, which no other has."""
 
 _GRAPH = 5  # AttributeProto.AttributeType
 _FEWEST_FOLDED = 2**22  # elements that are always made, however small the model
@@ -176,7 +179,7 @@ class _Reader:
         self.constants: dict[str, np.ndarray] = {}
         self.made: set[str] = set()
 
-    def nodes(self, graph: Any, scope: MutableMapping[str, str], prefix: str) -> list[RawNode]:
+    def nodes(self, graph: Any, scope: Scope, prefix: str) -> list[RawNode]:
         """Those of a graph; ``scope`` has by each name that it sees that of the value."""
         if len(graph.sparse_initializer) > 0:
             raise InteropError("sparse initialisers are not read here; store them densely")
@@ -189,10 +192,10 @@ class _Reader:
             self.constants[name] = _held(tensor, self.folder, f"initialiser {tensor.name!r}")
             scope[tensor.name] = name
         scope.update((one.name, _joined(prefix, one.name)) for one in graph.input)
-        self.made |= {prefix + name for name in scope.maps[0]}  # type: ignore[attr-defined]
+        self.made |= {prefix + name for name in scope.maps[0]}
         return [self.node(node, i, scope, prefix) for i, node in enumerate(graph.node)]
 
-    def node(self, node: Any, i: int, scope: MutableMapping[str, str], prefix: str) -> RawNode:
+    def node(self, node: Any, i: int, scope: Scope, prefix: str) -> RawNode:
         """One, checked."""
         label = f"{node.name!r} ({node.op_type})" if node.name else f"{i} ({node.op_type})"
         supported = node.op_type in OPERATORS or node.op_type in RECURRENT
@@ -234,15 +237,15 @@ class _Reader:
             to = attributes["to"]
             dtype_of(to if isinstance(to, int) else 0, f"what node {label} casts to")
         for name in filter(None, node.output):
-            if prefix + name in self.made or name in scope.maps[0]:  # type: ignore[attr-defined]
+            if prefix + name in self.made or name in scope.maps[0]:
                 raise InteropError(f"node {label}: its output {name!r} is made twice")
             self.made.add(prefix + name)
             scope[name] = prefix + name
         return raw
 
-    def body(self, graph: Any, label: str, scope: MutableMapping[str, str], prefix: str) -> RawBody:
+    def body(self, graph: Any, label: str, scope: Scope, prefix: str) -> RawBody:
         """A graph inside of a node."""
-        inner = scope.new_child()  # type: ignore[attr-defined]
+        inner = scope.new_child()
         nodes = self.nodes(graph, inner, prefix)
         missing = [one.name for one in graph.output if one.name not in inner]
         if missing:

@@ -20,7 +20,7 @@ class Inner(NamedTuple):
 
     Attributes:
         run: from its inputs to its outputs, where it runs once, here.
-        trace: the same where it may run often or not at all, to JAX's arrays and known ones.
+        trace: the same where it may run often or not at all.
     """
 
     run: Callable[..., list[Any]]
@@ -138,7 +138,7 @@ def _written_out(
     while more and (count is None or steps < count):
         if steps == MOST_STEPS:
             return None
-        more, *made = body.run(np.int64(steps), np.bool_(more), *values)
+        more, *made = body.trace(np.int64(steps), np.bool_(more), *values)
         if not is_known(more):
             return None
         values = made[: len(states)]

@@ -128,6 +128,9 @@ def as_type(at: At, x: Any, dtype: np.dtype[Any]) -> Any:
     if narrow and at.get("saturate", 1) and jnp.issubdtype(x.dtype, jnp.floating):
         limits = jnp.finfo(dtype)
         x = module_of(x).clip(x, limits.min.astype(x.dtype), limits.max.astype(x.dtype))
+    if dtype.name.endswith("fnuz"):  # which have no -0: its bits are NaN, which XLA makes of it
+        least = float(jnp.finfo(dtype).smallest_subnormal)
+        x = module_of(x).where(abs(x) <= least / 2, 0, x)
     return x.astype(dtype)
 
 

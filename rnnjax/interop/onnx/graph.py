@@ -39,7 +39,7 @@ from rnnjax.interop.onnx.nodes import (
     RecurrentNode,
     count_nodes,
 )
-from rnnjax.interop.onnx.operators import run_operator
+from rnnjax.interop.onnx.operators import kind_of, run_operator
 from rnnjax.interop.onnx.places import take_rows
 from rnnjax.interop.onnx.recurrent import RECURRENT, Weights, params_from_onnx
 from rnnjax.layers import Bidirectional, Directions
@@ -229,7 +229,8 @@ class _Run:
                 inputs = [values[name] if name else None for name in node.inputs]
                 most = self.left if all(map(is_known, inputs)) else MOST_ELEMENTS
                 key = self.context.key
-                key = None if key is None else jax.random.fold_in(key, i)
+                if key is not None and (node.bodies or kind_of(node.op_type) == "dropout"):
+                    key = jax.random.fold_in(key, i)
                 arguments = {
                     name: self.inner(value, values, key) if isinstance(value, Body) else value
                     for name, value in node.arguments().items()

@@ -1,5 +1,6 @@
 """Operators that put elements elsewhere, make them, or say how many there are."""
 
+import functools
 import math
 from typing import Any
 
@@ -264,6 +265,10 @@ def gather_elements(at: At, x: Any, indices: Any) -> Any:
     return at.computed(run, x, indices)
 
 
+def _take_nd(x: Any, places: Any) -> Any:
+    return x.at[tuple(jnp.moveaxis(places, -1, 0))].get(mode="clip")
+
+
 def gather_nd(at: At, x: Any, indices: Any) -> Any:
     """Slices of ``x`` by places along its first axes, row by row of the batch."""
     _check_indices(at, indices)
@@ -273,10 +278,8 @@ def gather_nd(at: At, x: Any, indices: Any) -> Any:
         if not 0 <= rows < indices.ndim:
             raise ValueError(f"batch_dims are {rows}")
         sizes = np.array(x.shape[rows : rows + indices.shape[-1]], np.int32)
-        one = lambda x, places: x.at[tuple(jnp.moveaxis(places, -1, 0))].get(mode="clip")  # noqa: E731
-        for _ in range(rows):
-            one = jax.vmap(one)
-        return one(x, _wrapped(indices, sizes))
+        taken = functools.reduce(lambda take, _: jax.vmap(take), range(rows), _take_nd)
+        return taken(x, _wrapped(indices, sizes))
 
     return at.computed(run, x, indices)
 
