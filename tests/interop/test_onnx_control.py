@@ -276,6 +276,7 @@ def test_a_scan_runs_a_recurrent_equation_either_way(assert_close: Any) -> None:
 
 ENDLESS = {
     "trips": (loop_of([], [SAME], ["y", "all"], n=np.array(2**60)), "at most 268,435,456 elements"),
+    "neither": (loop_of([], [SAME], ["y"], n=np.array(1)), "nothing ends it: it has no number of"),
     "trips alone": (loop_of([], [SAME], ["y"], n=np.array(2**60)), "at most 268,435,456 elements"),
 }
 
@@ -283,6 +284,8 @@ ENDLESS = {
 @pytest.mark.parametrize("name", ENDLESS)
 def test_endless_loops_are_refused(name: str) -> None:
     proto, message = ENDLESS[name]
+    if name == "neither":
+        proto.graph.node[-1].input[0] = ""
     model = rnnjax_onnx.load(proto)
     with pytest.raises(InteropError, match=message):
         model({"x": normal(2), "steps": 0})

@@ -62,8 +62,10 @@ def loop(at: At, trips: Any, condition: Any, *states: Any) -> Any:
     states = tuple(map(jnp.asarray, states))
     try:
         first = _first_step(body, more, states)
-        if is_known(first.more) and is_known(count) and count is not None and is_known(more):
-            return _scanned(at, body, int(count) if more else 0, first, states)
+        if is_known(first.more) and is_known(count) and is_known(more):
+            if count is None and more:
+                raise at.fail("nothing ends it: it has no number of trips, and always goes on")
+            return _scanned(at, body, int(count or 0) if more else 0, first, states)
         if first.ys:
             raise at.fail(
                 "how many steps it runs follows from an input, so its outputs of all steps have no "
