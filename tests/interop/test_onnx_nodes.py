@@ -82,7 +82,7 @@ def test_node_cases_of_recurrent_operators(case: Any, weights: str, assert_close
 # Why some node tests of operators in the table are left out.
 CANNOT = {
     "numbers drawn as NumPy draws them": lambda case: (
-        "dropout" in case.name and "training" in case.name
+        "training_dropout" in case.name and "zero_ratio" not in case.name
     ),
     "strings": lambda case: TensorProto.STRING in types_of(case),
     "sequences and optionals": lambda case: None in types_of(case),
@@ -192,7 +192,7 @@ def test_node_cases_of_all_operators_around(x64: None) -> None:
     assert set(OPERATORS) <= covered
     passed, left_out = check_operators(cases)
     print(passed, left_out)
-    assert passed > 900
+    assert passed >= 1327  # as docs/numbers.md says
 
 
 def run_node(op_type: str, *inputs: Any, constants: tuple[Any, ...] = (), **attributes: Any) -> Any:
