@@ -142,9 +142,11 @@ def cast(at: At, x: Any) -> Any:
 def dropout(at: At, x: Any, ratio: Any = None, training_mode: Any = None) -> Any:
     """``x``; with a key, some entries are 0 and the others larger."""
     ratio = at.get("ratio", ratio)
-    trains = training_mode is not None and (not is_known(training_mode) or bool(training_mode))
-    if trains and not (is_known(ratio) and ratio is not None and float(ratio) == 0):
-        raise at.fail("it drops in training mode; export the model for inference")
+    if training_mode is not None and (not is_known(training_mode) or bool(training_mode)):
+        if not is_known(training_mode) or not is_known(ratio):
+            raise at.fail("whether it drops follows from an input; export the model for inference")
+        if ratio is None or float(ratio):
+            raise at.fail("it drops in training mode; export the model for inference")
     if at.key is not None:
         if isinstance(ratio, jax.Array):
             raise at.fail(
