@@ -130,19 +130,21 @@ def read_contents(model: Any, folder: pathlib.Path | None) -> Contents:
     graph = model.graph
     reader = _Reader(opset, folder)
     nodes = reader.nodes(graph, collections.ChainMap(), "")
-    constants = reader.constants
     outputs = tuple(output.name for output in graph.output)
-    rest, folded, roots = _fold(nodes, constants, opset, frozenset())
+    folding = _Folding(reader.constants, opset, frozenset())
+    rest = folding.fold(nodes)
     # A parameter that reaches several places stays one, so that it is trained as one: what is made
     # of it is computed when the graph runs.
     reached: dict[str, set[str]] = collections.defaultdict(set)
     for name in count_uses(_alive(rest, outputs), outputs):
-        for root in roots.get(name, ()):
+        for root in folding.roots.get(name, ()):
             reached[root].add(name)
     shared = frozenset(root for root, names in reached.items() if len(names) > 1)
     if shared:
-        rest, folded, roots = _fold(nodes, constants, opset, shared)
-    return Contents(opset, tuple(_alive(rest, outputs)), folded, roots, outputs)
+        folding = _Folding(reader.constants, opset, shared)
+        rest = folding.fold(nodes)
+    alive = tuple(_alive(rest, outputs))
+    return Contents(opset, alive, folding.constants, folding.roots, outputs)
 
 
 def _alive(nodes: list[RawNode], outputs: Iterable[str]) -> list[RawNode]:
@@ -323,23 +325,18 @@ def _check_against_schema(raw: RawNode, opset: int, node: Any) -> None:
         raise InteropError(f"node {raw.label}: an input that it needs is left out")
 
 
-def _fold(
-    nodes: list[RawNode], initializers: Mapping[str, np.ndarray], opset: int, shared: frozenset[str]
-) -> tuple[list[RawNode], dict[str, np.ndarray], dict[str, frozenset[str]]]:
-    """Compute what follows from constants alone, but for what follows from ``shared`` ones.
-
-    Returns:
-        the nodes that remain, all constants, and for each the parameters from which it follows.
-    """
-    folding = _Folding(dict(initializers), opset, shared)
-    return folding.fold(nodes), folding.constants, folding.roots
-
-
 class _Folding:
+    """Computes what follows from constants alone, but for what follows from ``shared`` ones.
+
+    Attributes:
+        constants: initialisers, and what was computed.
+        roots: of each the parameters from which it follows.
+    """
+
     def __init__(
-        self, constants: dict[str, np.ndarray], opset: int, shared: frozenset[str]
+        self, constants: Mapping[str, np.ndarray], opset: int, shared: frozenset[str]
     ) -> None:
-        self.constants = constants
+        self.constants = dict(constants)
         self.opset = opset
         self.shared = shared
         self.roots = {name: _own_root(name, array) for name, array in constants.items()}

@@ -61,12 +61,12 @@ def loop(at: At, trips: Any, condition: Any, *states: Any) -> Any:
             return written
     states = tuple(map(jnp.asarray, states))
     try:
-        first = _first_step(body, more, states)
-        if is_known(first.more) and is_known(count) and is_known(more):
+        goes_on, ys = _first_step(body, more, states)
+        if goes_on and is_known(count) and is_known(more):
             if count is None and more:
                 raise at.fail("nothing ends it: it has no number of trips, and always goes on")
-            return _scanned(at, body, int(count or 0) if more else 0, first, states)
-        if first.ys:
+            return _scanned(at, body, int(count or 0) if more else 0, ys, states)
+        if ys:
             raise at.fail(
                 "how many steps it runs follows from an input, so its outputs of all steps have no "
                 "shape that is known; make the number of trips constant before exporting"
@@ -79,15 +79,10 @@ def loop(at: At, trips: Any, condition: Any, *states: Any) -> Any:
         return written
 
 
-class _Step(NamedTuple):
-    """What the first step makes: whether it goes on, states, and outputs, or their shapes."""
-
-    more: Any
-    states: Sequence[Any]
-    ys: Sequence[Any]
-
-
-def _first_step(body: Inner, more: Any, states: Sequence[Any]) -> _Step:
+def _first_step(
+    body: Inner, more: Any, states: Sequence[Any]
+) -> tuple[bool, list[jax.ShapeDtypeStruct]]:
+    """Whether it is known to go on behind each step, and the shapes of a step's outputs."""
     known: list[Any] = []
 
     def step(states: Sequence[Any]) -> Any:
@@ -96,16 +91,11 @@ def _first_step(body: Inner, more: Any, states: Sequence[Any]) -> _Step:
         return list(map(jnp.asarray, made[1:]))
 
     made = jax.eval_shape(step, states)
-    goes_on = known[0] if is_known(known[0]) and bool(known[0]) else None
-    return _Step(
-        np.bool_(True) if goes_on is not None else jnp.bool_(True),
-        made[: len(states)],
-        made[len(states) :],
-    )
+    return is_known(known[0]) and bool(known[0]), made[len(states) :]
 
 
-def _scanned(at: At, body: Inner, count: int, first: _Step, states: Sequence[Any]) -> Any:
-    for y in first.ys:
+def _scanned(at: At, body: Inner, count: int, shapes: Sequence[Any], states: Sequence[Any]) -> Any:
+    for y in shapes:
         at.bound((max(0, count), *y.shape))
     (count,) = at.bound([max(0, count)])
 
@@ -148,7 +138,7 @@ def _written_out(
         at.bound([sum(y.size for y in made) * (steps + 1)])
         steps += 1
     if not rows:
-        ys = _first_step(body, np.bool_(True), tuple(map(jnp.asarray, states))).ys
+        _, ys = _first_step(body, np.bool_(True), tuple(map(jnp.asarray, states)))
         return (*values, *(np.zeros((0, *y.shape), y.dtype) for y in ys))
     stacked = ((np if all(map(is_known, ys)) else jnp).stack(ys) for ys in zip(*rows, strict=True))
     return (*values, *stacked)
