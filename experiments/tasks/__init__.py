@@ -1,0 +1,1 @@
+"""The tasks that tell recurrent cells apart: state tracking, selection, recall and long memory."""

@@ -1,0 +1,95 @@
+"""Sequences that are drawn, and what is to be said of them, where.
+
+Each function takes a random generator, the shortest and the longest length and the rows: symbols
+``(time, rows)``, or vectors ``(time, rows, 2)``; targets; and the places that count.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from experiments.cookbook.common import data
+
+Drawn = tuple[np.ndarray, np.ndarray, np.ndarray]
+MODULUS, LETTERS, PAIRS = 5, 8, 12
+
+
+def _prefixes(symbols: np.ndarray, answers: np.ndarray, shortest: int) -> Drawn:
+    """An answer for each beginning of a word that is long enough."""
+    places = np.arange(1, len(symbols) + 1) >= shortest
+    return symbols, answers, np.broadcast_to(places[:, None], symbols.shape)
+
+
+def parity(rng: Any, shortest: int, longest: int, rows: int) -> Drawn:
+    """Whether a word of zeros and ones has an odd number of ones."""
+    bits = rng.integers(0, 2, (longest, rows))
+    return _prefixes(bits, bits.cumsum(axis=0) % 2, shortest)
+
+
+def even_pairs(rng: Any, shortest: int, longest: int, rows: int) -> Drawn:
+    """Whether a word of two letters has an odd number of changes: its first is not its last."""
+    bits = rng.integers(0, 2, (longest, rows))
+    return _prefixes(bits, (bits != bits[:1]).astype(int), shortest)
+
+
+def cycle(rng: Any, shortest: int, longest: int, rows: int) -> Drawn:
+    """Where on a circle of five places one stands after steps of 0, 1 and -1."""
+    steps = rng.integers(0, 3, (longest, rows))
+    return _prefixes(steps, np.array([0, 1, -1])[steps].cumsum(axis=0) % MODULUS, shortest)
+
+
+def arithmetic(rng: Any, shortest: int, longest: int, rows: int) -> Drawn:
+    """Sums, differences and products of numbers modulo five, without brackets."""
+    even = np.arange(longest)[:, None] % 2 == 0  # numbers, and between them +, - and *
+    numbers, signs = rng.integers(0, MODULUS, (longest, rows)), rng.integers(0, 3, (longest, rows))
+    symbols = np.where(even, numbers, MODULUS + signs)
+    values, total, term = np.zeros((longest, rows), int), np.zeros(rows, int), numbers[0]
+    for t in range(0, longest, 2):
+        if t:
+            sign = signs[t - 1]
+            total = np.where(sign == 2, total, total + term)
+            term = np.select([sign == 0, sign == 1], [numbers[t], -numbers[t]], term * numbers[t])
+        values[t] = (total + term) % MODULUS
+        term %= MODULUS
+    symbols, values, places = _prefixes(symbols, values, shortest)
+    return symbols, values, places & even
+
+
+def selective_copying(rng: Any, shortest: int, longest: int, rows: int) -> Drawn:
+    """Eight letters, somewhere among blanks, are to be said in their order at the end."""
+    letters, blank = rng.integers(0, LETTERS, (LETTERS, rows)), LETTERS
+    free = longest - LETTERS
+    at = np.sort(np.argsort(rng.random((free, rows)), axis=0)[:LETTERS], axis=0)
+    symbols = np.full((longest, rows), blank)
+    np.put_along_axis(symbols, at, letters, axis=0)
+    symbols[free:] = blank + 1  # now
+    return symbols, *_said_last(letters, longest)
+
+
+def copying(rng: Any, shortest: int, longest: int, rows: int) -> Drawn:
+    """Ten letters, then blanks, and from a sign on they are to be said."""
+    letters = rng.integers(0, LETTERS, (10, rows))
+    symbols = np.full((longest, rows), LETTERS)
+    symbols[:10], symbols[-11] = letters, LETTERS + 1
+    return symbols, *_said_last(letters, longest)
+
+
+def _said_last(letters: np.ndarray, longest: int) -> tuple[np.ndarray, np.ndarray]:
+    before = ((longest - len(letters), 0), (0, 0))
+    return np.pad(letters, before), np.pad(np.ones(letters.shape, bool), before)
+
+
+def recall(rng: Any, shortest: int, longest: int, rows: int) -> Drawn:
+    """Keys, each with its value behind it; then each key asks for its value, in another order."""
+    keys = np.argsort(rng.random((2 * PAIRS, rows)), axis=0)[:PAIRS]
+    values = rng.integers(0, 2 * PAIRS, (PAIRS, rows))
+    order = np.argsort(rng.random((PAIRS, rows)), axis=0)
+    pairs = np.stack([keys, 2 * PAIRS + values], axis=1).reshape(-1, rows)
+    asked, answers = (np.take_along_axis(of, order, axis=0) for of in (keys, values))
+    return np.concatenate([pairs, asked]), *_said_last(answers, 3 * PAIRS)
+
+
+def adding(rng: Any, shortest: int, longest: int, rows: int) -> Drawn:
+    """The sum of two marked numbers from 0 to 1."""
+    xs, sums = data.sums(rng, longest, rows)
+    return xs, *_said_last(sums[None], longest)
