@@ -528,5 +528,6 @@ def _best(history: list[Entry]) -> Entry | None:
 def _stale(history: list[Entry], patience: int) -> bool:
     """Whether the last ``patience`` epochs brought nothing better than those before them."""
     scores = [_score(entry) for entry in history]
-    recent, before = scores[len(scores) - patience :], scores[: len(scores) - patience]
+    count = max(0, len(scores) - patience)  # before there are so many, none is stale
+    recent, before = scores[count:], scores[:count]
     return bool(patience and before) and min(recent) >= min(before)

@@ -234,6 +234,12 @@ def test_each_better_epoch_is_saved_and_the_run_ends_when_none_comes(tmp_path):
     np.testing.assert_array_equal(jax.tree.leaves(again.params)[0], seen[3])
 
 
+def test_patience_waits_for_as_many_epochs_as_it_says_from_the_first_on():
+    result = run(None, evaluate=scores(3.0, 4.0, 4.0, 2.0, 2.5, 2.0, 2.0), epochs=9, patience=3)
+    assert len(result.history) == 7
+    assert result.best["epoch"] == 4
+
+
 def test_the_best_parameters_without_a_folder():
     seen = []
 
