@@ -189,8 +189,8 @@ def learn(config: Config, task: Task, kind: str) -> tuple[list[float], np.ndarra
     evaluated = jax.jit(of_all)
 
     def evaluate(params: Any) -> dict[str, Any]:
-        # A loss below a thousandth is none: nothing is better, and patience ends the run.
-        return {"validation_loss": jnp.maximum(evaluated(params, held_out)[0], 1e-3).mean()}
+        # A loss below this is none: nothing is better, and patience ends the run.
+        return {"validation_loss": jnp.maximum(evaluated(params, held_out)[0], 1e-4).mean()}
 
     # The optimiser, too, is mapped over networks: each has a norm of its own to be clipped.
     adam = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(task.learning_rate))

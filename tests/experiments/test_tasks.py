@@ -1,0 +1,122 @@
+import dataclasses
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.tasks import __main__ as tasks
+from experiments.tasks import data
+from experiments.tasks.__main__ import CELLS, PUBLISHED, TASKS, Config
+from rnnjax import InvalidInputError
+
+RNG = np.random.default_rng
+
+
+def test_words_and_what_is_to_be_said_of_each_beginning():
+    bits, odd, places = data.parity(RNG(0), 3, 9, 50)
+    assert bits.shape == odd.shape == places.shape == (9, 50)
+    assert (places.sum(axis=1) == [0, 0, *[50] * 7]).all()
+    changes = data.even_pairs(RNG(0), 1, 9, 50)[1]
+    places_on_circle = data.cycle(RNG(0), 1, 9, 50)[:2]
+    for t in range(1, 10):
+        assert (odd[t - 1] == bits[:t].sum(axis=0) % 2).all()
+        assert (changes[t - 1] == (bits[1:t] != bits[: t - 1]).sum(axis=0) % 2).all()
+        steps = [[0, 1, -1][step] for step in places_on_circle[0][:t, 0]]
+        assert places_on_circle[1][t - 1, 0] == sum(steps) % 5
+
+
+def test_arithmetic_is_python_s():
+    symbols, values, places = data.arithmetic(RNG(1), 4, 11, 40)
+    assert set(np.flatnonzero(places.all(axis=1))) == {4, 6, 8, 10}
+    assert places.sum() == 4 * 40
+    for row in range(40):
+        word = "".join("01234+-*"[s] for s in symbols[:, row])
+        for end in range(0, 11, 2):
+            assert values[end, row] == eval(word[: end + 1]) % 5, word
+
+
+def test_letters_are_said_in_their_order():
+    symbols, said, places = data.selective_copying(RNG(2), 1, 30, 20)
+    assert (places.sum(axis=0) == data.LETTERS).all()
+    for row in range(20):
+        letters = [s for s in symbols[:22, row] if s < data.LETTERS]
+        assert letters == said[places[:, row], row].tolist()
+    assert len({tuple(np.flatnonzero(one < data.LETTERS)) for one in symbols.T}) > 10
+    symbols, said, places = data.copying(RNG(2), 1, 1020, 4)
+    assert (symbols[:10] == said[-10:]).all()
+    assert (places.sum(axis=1) == [*[0] * 1010, *[4] * 10]).all()
+    assert (symbols[10:] >= data.LETTERS).all()
+
+
+def test_keys_ask_for_their_values():
+    symbols, values, places = data.recall(RNG(3), 1, 3 * data.PAIRS, 20)
+    first, asked = symbols[: 2 * data.PAIRS], symbols[2 * data.PAIRS :]
+    for row in range(20):
+        known = dict(zip(first[::2, row], first[1::2, row] - 2 * data.PAIRS, strict=True))
+        assert len(known) == data.PAIRS
+        assert [known[key] for key in asked[:, row]] == values[places[:, row], row].tolist()
+    assert (first[::2] != asked).any()
+    assert symbols.max() < TASKS["recall"].symbols
+
+
+def test_a_sum_is_right_within_its_bound():
+    xs, sums, places = data.adding(RNG(4), 1, 20, 3)
+    np.testing.assert_allclose((xs[..., 0] * xs[..., 1]).sum(axis=0), sums[-1], rtol=1e-6)
+    off = jnp.array([0.1, -0.1, 0.2])
+    loss, right = tasks.measure((sums + off)[..., None], sums, places)
+    np.testing.assert_allclose(loss, 0.02, rtol=1e-5)
+    assert right.tolist()[-1] == [True, True, False]
+    assert right.sum() == 2  # of the last step alone
+
+
+def test_only_the_places_that_count_do():
+    outputs = 50 * jnp.eye(3)[:, None]
+    places = np.array([[True], [False], [True]])
+    loss, right = tasks.measure(outputs, np.array([[0], [0], [0]]), places)
+    assert loss == 25
+    assert right[:, 0].tolist() == [True, False, False]
+
+
+def test_a_quick_run_fills_the_table(tmp_path):
+    config = Config(("parity",), ("GRU", "mLSTM"), True, tmp_path / "run", seeds=2)
+    assert tasks.run(config) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    rows = [(row["name"], row["source"]) for row in result["rows"]]
+    assert rows == [
+        ("parity: GRU", "here"),
+        ("parity: mLSTM", "here"),
+        ("parity: mLSTM", PUBLISHED["parity", "mLSTM"][1]),
+    ]
+    assert [len(row["score"]) for row in result["rows"][:2]] == [2, 2]
+    assert {len(line) for line in result["parity_by_length"].values()} == {24}
+    assert (tmp_path / "run" / "parity.png").stat().st_size > 10_000
+    table = (tmp_path / "run" / "table.md").read_text()
+    assert table.startswith("| cell | parity |\n|---|---|\n| GRU | ")
+
+
+def test_what_is_not_known_is_said(tmp_path):
+    with pytest.raises(InvalidInputError, match="there is no task sorting; there are parity"):
+        tasks.run(Config(tasks=("sorting",), run_dir=tmp_path / "run"))
+    with pytest.raises(InvalidInputError, match="there is no cell RNN; there are LSTM"):
+        tasks.run(Config(cells=("RNN",), run_dir=tmp_path / "run"))
+
+
+def test_every_task_is_drawn_as_it_says():
+    for name, task in TASKS.items():
+        for lengths in (task.learned, task.tested or task.learned):
+            symbols, answers, places = task.draw(RNG(5), *lengths, 2)
+            assert symbols.shape[:2] == answers.shape == places.shape == (lengths[1], 2), name
+            if task.symbols:
+                assert symbols.max() < task.symbols
+                assert 0 <= answers.min() <= answers.max() < task.answers
+        assert set(task.cells) <= set(CELLS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sLSTM", "mLSTM"])
+def test_parity_tells_cells_apart(kind):
+    task = dataclasses.replace(TASKS["parity"], epochs=10)
+    scores, by_length, _ = tasks.learn(Config(seeds=1), task, kind)
+    assert scores[0] == 1 if kind == "sLSTM" else scores[0] < 0.6
+    assert by_length[:40].max() == 0
