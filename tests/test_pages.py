@@ -108,6 +108,7 @@ COMMANDS = [command for command in commands() if not ELSEWHERE.search(command)]
 PROGRAMS = [c for c in COMMANDS if c.startswith(("python -m experiments", "rnnjax "))]
 SMALL = {
     "alphabet": "--epochs 1 --seeds 2",
+    "tasks": "--quick --tasks parity --cells GRU --seeds 1",
     "t_maze": "--updates 1 --episodes 2 --environments 2 --rollout 4 --seeds 1",
     "text_generator train": "--corpus my-text.txt --layers 1 --hidden-size 4 --batch-size 2 "
     "--seq-length 8 --steps 2 --sample-length 3 --run-dir run",

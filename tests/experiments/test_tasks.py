@@ -79,14 +79,14 @@ def test_only_the_places_that_count_do():
 
 
 def test_a_quick_run_fills_the_table(tmp_path):
-    config = Config(("parity",), ("GRU", "mLSTM"), True, tmp_path / "run", seeds=2)
+    config = Config(("parity",), ("GRU", "sLSTM"), True, tmp_path / "run", seeds=2)
     assert tasks.run(config) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     rows = [(row["name"], row["source"]) for row in result["rows"]]
     assert rows == [
         ("parity: GRU", "here"),
-        ("parity: mLSTM", "here"),
-        ("parity: mLSTM", PUBLISHED["parity", "mLSTM"][1]),
+        ("parity: sLSTM", "here"),
+        ("parity: sLSTM", PUBLISHED["parity: sLSTM"][1]),
     ]
     assert [len(row["score"]) for row in result["rows"][:2]] == [2, 2]
     assert {len(line) for line in result["parity_by_length"].values()} == {24}
