@@ -68,6 +68,7 @@ class Task:
     learning_rate: float = 1e-2
 
 
+PATIENCE = 5  # epochs without a better loss
 _LONG: Any = {"tested": None, "seeds": 1, "rows": 32, "learning_rate": 3e-3}
 TASKS: dict[str, Task] = {
     "parity": Task(data.parity, 2, 2),
@@ -179,7 +180,7 @@ def learn(config: Config, task: Task, kind: str) -> tuple[list[float], np.ndarra
     mapped = optax.GradientTransformation(jax.vmap(adam.init), jax.vmap(adam.update))
     result = fit(
         lambda params, batch, key: of_all(params, batch)[0].sum(), jax.vmap(begin)(keys), mapped,
-        batches, task.epochs, key=keys[0], evaluate=evaluate, patience=5, progress=Silent(),
+        batches, task.epochs, key=keys[0], evaluate=evaluate, patience=PATIENCE, progress=Silent(),
     )  # fmt: skip
     right = np.asarray(evaluated(result.params, test)[1])
     scores = right.sum(axis=(1, 2)) / test[2].sum()
@@ -209,6 +210,8 @@ def run(config: Config) -> int:
             raise InvalidInputError(
                 f"there is no {what} {', '.join(unknown)}; there are {', '.join(known)}"
             )
+    if config.seeds < 1:
+        raise InvalidInputError(f"--seeds must be at least 1, but is {config.seeds}")
     folder = runs.create("tasks", config.run_dir)
     report = Report("tasks", "share of right answers", folder, 3)
     scores: dict[str, dict[str, list[float]]] = {}

@@ -100,6 +100,8 @@ def test_what_is_not_known_is_said(tmp_path):
         tasks.run(Config(tasks=("sorting",), run_dir=tmp_path / "run"))
     with pytest.raises(InvalidInputError, match="there is no cell RNN; there are LSTM"):
         tasks.run(Config(cells=("RNN",), run_dir=tmp_path / "run"))
+    with pytest.raises(InvalidInputError, match="--seeds must be at least 1, but is 0"):
+        tasks.run(Config(seeds=0, run_dir=tmp_path / "run"))
 
 
 def test_every_task_is_drawn_as_it_says():
