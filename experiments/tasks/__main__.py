@@ -20,7 +20,7 @@ import numpy as np
 import optax
 
 import rnnjax
-from experiments import runs
+from experiments import folders, runs
 from experiments.cookbook.common import plots
 from experiments.cookbook.common.report import Report
 from experiments.tasks import data
@@ -216,7 +216,7 @@ def run(config: Config) -> int:
             )
     if config.seeds < 1:
         raise InvalidInputError(f"--seeds must be at least 1, but is {config.seeds}")
-    folder = runs.create("tasks", config.run_dir)
+    folder = folders.create("tasks", config.run_dir)
     report = Report("tasks", "share of right answers", folder, 3)
     scores: dict[str, dict[str, list[float]]] = {}
     by_length: dict[str, list[float]] = {}
