@@ -1198,6 +1198,22 @@ FAULTS: tuple[Fault, ...] = (
         ("tests/test_kernel.py",),
     ),
     Fault(
+        "a GPU's kernel in reverse takes its steps forward",
+        "engine/kernel",
+        "rnnjax/engine/kernel_gpu.py",
+        "t = num_steps - 1 - k if reverse else k",
+        "t = k",
+        ("tests/test_kernel.py",),
+    ),
+    Fault(
+        "what the programs of a GPU's kernel sum is that of the first",
+        "engine/kernel",
+        "rnnjax/engine/kernel_gpu.py",
+        "start + tiles.get(out.sum(axis=0), form.shape, rows)",
+        "start + tiles.get(out[0], form.shape, rows)",
+        ("tests/test_kernel.py",),
+    ),
+    Fault(
         "a kernel leaves out what a user's own cell rounds",
         "engine/kernel",
         "rnnjax/engine/kernel_step.py",
@@ -1230,11 +1246,11 @@ FAULTS: tuple[Fault, ...] = (
         ("tests/test_explain.py",),
     ),
     Fault(
-        "a TPU's kernel is lowered where XLA divides the program over devices",
+        "a kernel is lowered where XLA divides the program over devices",
         "engine/kernel",
         "rnnjax/engine/primitive.py",
-        'platform = "tpu" if devices == 1 and not divided() else "any"',
-        'platform = "tpu"',
+        'platform = platform if devices == 1 and not divided() else "any"',
+        "platform = str(platform)",
         ("tests/test_kernel.py",),
     ),
     Fault(

@@ -2,6 +2,7 @@
 
 import math
 import re
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 from cell_table import CELLS, SINGLE, OwnStepCell, grid
 
 import rnnjax
+from rnnjax.engine.plan import known_platform
 from rnnjax.engine.recurrence import Recurrence
 from rnnjax.engine.steps import AtStep, Steps
 
@@ -178,3 +180,11 @@ def test_the_arithmetic_of_products():
         rnnjax.InvalidInputError, match=r'"default", "high" or "highest".* \'fast\''
     ):
         rnnjax.Scan(precision="fast")
+
+
+@pytest.mark.parametrize(("version", "platform"), [("cuda 13000", "cuda"), ("ROCM 70", "rocm")])
+def test_a_gpu_of_this_machine_is_of_one_kind(version, platform, monkeypatch):
+    """As programs are lowered for it: JAX calls the devices of both ``gpu``."""
+    device = Mock(platform="gpu", client=Mock(platform_version=version))
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    assert known_platform(None) == platform

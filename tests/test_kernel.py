@@ -1,8 +1,9 @@
-"""`Kernel`: the loop as one Pallas call, in the interpreter, and what is lowered for a TPU."""
+"""`Kernel`: the loop as one Pallas call, in the interpreter, and what is lowered for what."""
 
 import dataclasses
 import functools
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 from unittest.mock import Mock
 
@@ -23,11 +24,17 @@ from rnnjax.engine.kernel_loop import Traced
 from rnnjax.engine.recurrence import Recurrence
 from rnnjax.engine.steps import AtStep, Steps
 
-INTERPRETED = Kernel(interpret=True)
+# As the kernel of a TPU, and as that of a GPU.
+INTERPRETED, ON_GPU = Kernel(interpret=True), Kernel(interpret="cuda")
 SERVED = [n for n, cell in CELLS.items() if not any(map(Kernel().refusal, layers(cell)))]
 # Ways through the engine: a sum and two halves, parameters in the update, no product, a state of
 # two sizes, statistics of a row, layers.
 FEW = ["lstm", "gru", "user-peephole", "mingru"]
+
+TRITON = "__gpu$xla.gpu.triton"  # as XLA calls a kernel of a GPU
+# Later versions ask for NVIDIA's compiler when a program is lowered, which few machines have.
+LOWERS = tuple(map(int, version("jaxlib").split(".")[:3])) <= (0, 10, 2)
+needs_lowering = pytest.mark.skipif(not LOWERS, reason="kernels of a GPU are compiled there alone")
 
 LENGTHS = jnp.array([TIME, 3, 4])
 MASK = jnp.ones((TIME, BATCH), bool).at[1, 0].set(False).at[2, 2].set(False)
@@ -54,17 +61,46 @@ def run(cell: rnnjax.Cell, method: rnnjax.Method, *given: Any, **marks: Any) -> 
     return jax.jit(weighted(functools.partial(rnnjax.unroll, cell, method=method, **marks)))(*given)
 
 
+@pytest.mark.parametrize("method", [INTERPRETED, ON_GPU], ids=["tpu", "gpu"])
 @pytest.mark.parametrize("marked", [False, True], ids=["plain", "marked"])
 @pytest.mark.parametrize(
     "name", [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in SERVED]
 )
 def test_a_kernel_gives_the_numbers_of_the_scan(
-    name: str, marked: bool, random_like: Callable[..., Any], assert_close: Any
+    name: str, marked: bool, method: Kernel, random_like: Callable[..., Any], assert_close: Any
 ) -> None:
     cell, marks = CELLS[name], MARKS if marked else {}
     given = arguments(cell, random_like)
     expected = run(cell, Scan(), *given, **marks)
-    assert_close(run(cell, INTERPRETED, *given, **marks), expected, 1e-6)
+    assert_close(run(cell, method, *given, **marks), expected, 1e-6)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        rnnjax.PeepholeLSTMCell(16),
+        pytest.param(rnnjax.GRUCell(70), marks=pytest.mark.slow),  # two tiles, one of them short
+        pytest.param(rnnjax.LayerNormLSTMCell(70), marks=pytest.mark.slow),
+        pytest.param(rnnjax.ProjectionLSTMCell(32, proj_size=16), marks=pytest.mark.slow),
+    ],
+    ids=lambda cell: f"{type(cell).__name__}({cell.hidden_size})",
+)
+def test_rows_of_two_programs_and_units_of_several_tiles(
+    cell: rnnjax.Cell, random_like: Callable[..., Any], assert_close: Any
+) -> None:
+    """Of the second program's rows two count, and NaN in one row stays there."""
+    (params, xs, carry), weights = arguments(cell, random_like, batch=(18,))
+    params = jax.tree.map(lambda leaf: 0.3 * leaf, params)
+    lengths, resets = jnp.arange(18) % (TIME + 1), jnp.arange(18) % 5 == jnp.arange(TIME)[:, None]
+    given = (params, xs, carry), weights
+    outs = [run(cell, m, *given, lengths=lengths, resets=resets) for m in (ON_GPU, Scan())]
+    assert_close(*outs, 1e-6)
+    assert planned(cell, rows=18, platform="cuda").count("one kernel") == 2 * LOWERS
+    ys = [
+        jax.jit(functools.partial(rnnjax.unroll, cell, method=m))(params, xs.at[:, 3].set(jnp.nan))
+        for m in (ON_GPU, Scan())
+    ]
+    assert_close(*jax.tree.map(jnp.nan_to_num, ys), 1e-6)
 
 
 @pytest.mark.slow
@@ -100,7 +136,8 @@ def test_rows_of_any_batch(batch: Any, random_like: Callable[..., Any], assert_c
     given = arguments(cell, random_like, 17, batch)
     mask = jnp.arange(17) % 4 > 0 if len(batch) == 2 else None
     expected = run(cell, Scan(), *given, mask=mask)
-    assert_close(run(cell, INTERPRETED, *given, mask=mask), expected, 1e-6)
+    for method in (INTERPRETED, ON_GPU) if batch == (2, 3) else (INTERPRETED,):
+        assert_close(run(cell, method, *given, mask=mask), expected, 1e-6)
 
 
 def test_what_regularisers_draw_is_inside(
@@ -111,9 +148,10 @@ def test_what_regularisers_draw_is_inside(
     for key in (None, jax.random.key(1)):  # the rate of zoneout, and what it draws
         outs = [
             jax.jit(functools.partial(rnnjax.unroll, cell, method=m, key=key))(*given[0])
-            for m in (INTERPRETED, Scan())
+            for m in (INTERPRETED, ON_GPU, Scan())
         ]
-        assert_close(*outs, 1e-6)
+        assert_close(outs[0], outs[2], 1e-6)
+        assert_close(outs[1], outs[2], 1e-6)
 
 
 def test_vmap_segments_and_second_derivatives(
@@ -133,7 +171,7 @@ def test_vmap_segments_and_second_derivatives(
         return jax.grad(slope)(x)
 
     axes = None, 1, 0, (0, 1)
-    for method in (INTERPRETED, Kernel(keep_every=2, interpret=True)):
+    for method in (INTERPRETED, ON_GPU, Kernel(keep_every=2, interpret=True)):
         rows, expected = (
             jax.jit(jax.vmap(functools.partial(first, m), axes))(params, xs, carry, weights)
             for m in (method, Scan())
@@ -173,7 +211,8 @@ def test_numbers_by_themselves_and_rounding_are_inside(
     cell = ScaledCell(4, rounded=rounded)
     given = arguments(cell, random_like)
     expected = run(cell, Scan(), *given, **MARKS)
-    assert_close(run(cell, INTERPRETED, *given, **MARKS), expected, 1e-6)
+    for method in (INTERPRETED, ON_GPU):
+        assert_close(run(cell, method, *given, **MARKS), expected, 1e-6)
     plan = planned(cell)
     # Whose compiler rounds none. What `jax.checkpoint` states of what it keeps is no rounding.
     assert plan.count("one kernel") == (0 if rounded else 2)
@@ -205,9 +244,10 @@ def test_the_plan_says_beforehand_what_will_run(monkeypatch: Any) -> None:
     plan = planned(rnnjax.LSTMCell(128))
     assert "the forward loop: one kernel, 10 steps at a time, which holds 1.18 MiB" in plan
     assert "the backward loop: one kernel, 10 steps at a time" in plan
-    assert "XLA's, not a kernel, because there is none for cuda" in planned(
-        rnnjax.LSTMCell(8), platform="cuda"
-    )
+    for platform, known in (("rocm", "none for rocm"), ("gpu", "one for cuda alone")):
+        assert f"XLA's, not a kernel, because there is {known}" in planned(
+            rnnjax.LSTMCell(8), platform=platform
+        )
     large = planned(rnnjax.LSTMCell(4096))
     assert "because it would hold 261 MiB, more than 75% of the chip's 128 MiB" in large
     assert "its compiler says: Unimplemented primitive" in planned(SortedCell(4))
@@ -215,10 +255,58 @@ def test_the_plan_says_beforehand_what_will_run(monkeypatch: Any) -> None:
     assert "loop: " not in planned(SortedCell(4), time=0)
     with pytest.raises(rnnjax.InvalidInputError, match="its products are convolutions"):
         planned(rnnjax.ConvLSTMCell(2))
-    with pytest.raises(rnnjax.InvalidInputError, match="interpret must be True or False"):
-        Kernel(interpret=1)
+    for wrong in (1, "gpu"):
+        with pytest.raises(
+            rnnjax.InvalidInputError, match='interpret must be True or False, or "cu'
+        ):
+            Kernel(interpret=wrong)
     monkeypatch.setattr(Traced, "run", Mock(side_effect=NotImplementedError))
     assert "its compiler says: NotImplementedError()" in planned(rnnjax.LSTMCell(8))
+
+
+@needs_lowering
+def test_the_plan_says_what_will_run_on_a_gpu() -> None:
+    plan = functools.partial(planned, platform="cuda")
+    assert plan(rnnjax.LSTMCell(50)).count("loop: one kernel, 16 rows a program, all steps") == 2
+    large = rnnjax.LSTMCell(256)
+    assert plan(large).count("because a row of its state takes 1024 bytes as an operand") == 2
+    assert plan(large, product_dtype="bfloat16").count("one kernel") == 2
+    assert plan(rnnjax.MLSTMCell(8, heads=2)).count("a state that is no vector") == 2
+    assert plan(SortedCell(4)).count("because there is no iota of tiles") == 2
+    reset_before = plan(rnnjax.GRUCell(128, reset_after=False))
+    assert reset_before.count("one kernel") == 1
+    assert "because it sums 49152 gradients in the loop, more than the 1024" in reset_before
+    assert "no tiles" in plan(rnnjax.LRUCell(3))
+
+
+@pytest.mark.parametrize("precision", ["default", "highest"])
+def test_a_gpu_multiplies_as_precisely_as_asked(precision: Any) -> None:
+    """Triton takes TF32 but for ``highest``."""
+    cell = rnnjax.SimpleRNNCell(16)
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 3))
+    xs = jax.ShapeDtypeStruct((4, 16, 3), jnp.float32)
+    method = Kernel(precision=precision, interpret="cuda")
+    lowered = jax.jit(functools.partial(rnnjax.unroll, cell, method=method)).lower(params, xs)
+    products = lowered.as_text().count("stablehlo.dot_general")
+    exact = lowered.as_text().count("precision = [HIGHEST, HIGHEST]")
+    assert products >= 2
+    assert exact == (products if precision == "highest" else 0)
+
+
+@pytest.mark.parametrize(
+    ("platform", "name"),
+    [("tpu", "@tpu_custom_call"), pytest.param("cuda", TRITON, marks=needs_lowering)],
+)
+def test_ids_have_no_gradient(platform: str, name: str) -> None:
+    """In the loops of a GPU, which are traced again for other rows, neither."""
+    cell, ids = CELLS["gru"], jnp.zeros((TIME, BATCH), int)
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 4))
+
+    def loss(params: Any) -> jax.Array:
+        return rnnjax.unroll(cell, params, rnnjax.OneHot(ids, 4), method=Kernel())[1].sum()
+
+    lowered = jax.jit(jax.grad(loss)).trace(params).lower(lowering_platforms=(platform,))
+    assert lowered.as_text().count(name) == 2
 
 
 def test_a_program_for_a_tpu_holds_kernels_and_runs_on_a_cpu(
@@ -231,24 +319,26 @@ def test_a_program_for_a_tpu_holds_kernels_and_runs_on_a_cpu(
             run = functools.partial(rnnjax.unroll, cell, method=Kernel(), resets=marks)
             return weighted(run)(arguments, weights)
 
-        allowed = export.DisabledSafetyCheck.custom_call("tpu_custom_call")
+        allowed = map(export.DisabledSafetyCheck.custom_call, ("tpu_custom_call", TRITON))
         return export.export(
-            jax.jit(step), platforms=["cpu", "cuda", "tpu"], disabled_checks=[allowed]
+            jax.jit(step), platforms=["cpu", "cuda", "tpu"], disabled_checks=[*allowed]
         )(*given)
 
     cell = rnnjax.GRUCell(5)
     given = *arguments(cell, random_like), RESETS
     program = exported(cell, given)
     assert program.mlir_module().count("@tpu_custom_call") == 2
+    assert program.mlir_module().count(TRITON) == 2 * LOWERS
     expected = run(cell, Scan(), *given[:2], resets=RESETS)
     assert_close(program.call(*given), expected, 1e-6)
     cell = SortedCell(4)
     program = exported(cell, (*arguments(cell, random_like), RESETS))
     assert program.mlir_module().count("@tpu_custom_call") == 0
+    assert program.mlir_module().count(TRITON) == 0
 
 
 @pytest.mark.parametrize("name", ["lstm", "indrnn"])
-@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+@pytest.mark.parametrize("platform", ["cpu", "rocm"])
 def test_elsewhere_it_is_the_program_of_the_fast_path(
     name: str, platform: str, random_like: Callable[..., Any]
 ) -> None:
@@ -283,5 +373,6 @@ def test_a_program_that_is_divided_over_devices_holds_none() -> None:
     given = placed(params, whole), placed(xs, rows)
     shared = jax.shard_map(run, mesh=mesh, in_specs=(whole, rows), out_specs=rows)
     for function, kernels in ((run, 0), (shared, 1)):
-        lowered = jax.jit(function).trace(*given).lower(lowering_platforms=("tpu",))
-        assert lowered.as_text().count("@tpu_custom_call") == kernels
+        for platform, name in [("tpu", "@tpu_custom_call"), ("cuda", TRITON)][: 1 + LOWERS]:
+            lowered = jax.jit(function).trace(*given).lower(lowering_platforms=(platform,))
+            assert lowered.as_text().count(name) == kernels

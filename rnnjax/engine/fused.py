@@ -14,9 +14,10 @@ from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.engine.kept import kept_numbers
 from rnnjax.engine.layer import Layer
 from rnnjax.engine.method import Method
+from rnnjax.engine.over_time import cut
 from rnnjax.engine.plan import LayerPlan
 from rnnjax.engine.readout import read_out
-from rnnjax.engine.recurrence import Recurrence, cut
+from rnnjax.engine.recurrence import Recurrence
 from rnnjax.engine.scan import Scan
 from rnnjax.engine.steps import AtStep, Steps
 from rnnjax.errors import InvalidInputError

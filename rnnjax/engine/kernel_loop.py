@@ -115,6 +115,17 @@ class Traced:
         forms = Form.of(shared), Form.of(starts), Form.of(given, 1), Form.of(made)
         return cls(jaxpr, (state_tree, made_tree), (shared, starts, given), forms)
 
+    def at(self, other: "Traced") -> "Traced | None":
+        """The step of another trace, of other rows, with these arrays; None if it is another step.
+
+        JAX finds what a step captures in the same order each time.
+        """
+        sizes = [
+            [[form.shape for form in forms] for forms in traced.forms] for traced in (self, other)
+        ]
+        trees: Any = [jax.tree.structure(size) for size in sizes]
+        return dataclasses.replace(other, arrays=self.arrays) if trees[0] == trees[1] else None
+
     def size(self, block: int) -> int:
         """The bytes that a kernel holds: two blocks of what comes and goes, the rest once."""
         shared, own, given, made = (sum(form.size for form in forms) for forms in self.forms)

@@ -1,6 +1,6 @@
 """What a step computes, as the body of a kernel."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 # What orders XLA's fusions, names arrays or divides them over devices means nothing in a kernel.
 _NOTHING = {"optimization_barrier", "name", "pvary", "pcast", "reshard"}
 _CALLS = {"jit", "pjit", "closed_call", "remat2", "checkpoint"}
+Bind = Callable[[Any, Sequence[Any]], Sequence[Any]]
 _CALLS |= {"custom_jvp_call", "custom_vjp_call"}
 
 
@@ -31,8 +32,25 @@ def _keeps_precision(equation: Any) -> bool:
     return bits == (kind.nexp, kind.nmant)
 
 
-def evaluated(jaxpr: Any, shared: Sequence[Any], args: Sequence[Any]) -> list[Any]:
-    """What a jaxpr returns, without what means nothing inside of a kernel."""
+def bound(equation: Any, operands: Sequence[Any]) -> list[Any]:
+    """What an equation of a jaxpr computes."""
+    if equation.primitive.name in _WRITTEN:
+        return [_WRITTEN[equation.primitive.name](*operands)]
+    outs = equation.primitive.bind(*operands, **equation.params)
+    return outs if equation.primitive.multiple_results else [outs]
+
+
+def evaluated(
+    jaxpr: Any, shared: Sequence[Any], args: Sequence[Any], bind: Bind = bound
+) -> list[Any]:
+    """What a jaxpr returns, without what means nothing inside of a kernel.
+
+    Args:
+        jaxpr: of a step.
+        shared: the values of what it captures.
+        args: and of what it is given; both as ``bind`` takes them.
+        bind: computes one equation from the values of its operands.
+    """
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*shared, *args], strict=True))
 
     def value(atom: Any) -> Any:
@@ -42,13 +60,11 @@ def evaluated(jaxpr: Any, shared: Sequence[Any], args: Sequence[Any]) -> list[An
         operands, name = [value(atom) for atom in equation.invars], equation.primitive.name
         if name in _NOTHING or _keeps_precision(equation):
             outs = operands
-        elif name in _WRITTEN:
-            outs = [_WRITTEN[name](*operands)]
         elif name in _CALLS:
             inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
-            outs = evaluated(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), operands)
+            consts = getattr(inner, "consts", ())
+            outs = evaluated(getattr(inner, "jaxpr", inner), consts, operands, bind)
         else:
-            bound = equation.primitive.bind(*operands, **equation.params)
-            outs = bound if equation.primitive.multiple_results else [bound]
+            outs = [*bind(equation, operands)]
         values.update(zip(equation.outvars, outs, strict=True))
     return [value(atom) for atom in jaxpr.outvars]

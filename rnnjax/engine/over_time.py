@@ -1,22 +1,39 @@
 """Loops over arrays that are written in place."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
 Step = Callable[[Any, jax.Array, Any], tuple[Any, jax.Array | None, Any]]
-"""``(state, entry, entries) -> (state, replacement or None, output)``."""
+"""``(state, entry, entries) -> (state, replacement or None, output)``.
+
+An array of the state that has no axis of rows is a sum over them: a step adds to it.
+"""
 
 Loop = Callable[[Step, Any, jax.Array, Any, bool, bool], tuple[Any, jax.Array, Any]]
 """A function with the arguments and results of `over_time`."""
 
 
+class Turns(NamedTuple):
+    """Which loop of a layer it is, by which it can be traced again, for other rows.
+
+    Attributes:
+        recurrence: of `rnnjax.engine.recurrence`.
+        kind: its method whose loop it is: ``run``, ``forward`` or ``backward``.
+        args: of the layer.
+    """
+
+    recurrence: Any
+    kind: str
+    args: tuple[Any, ...]
+
+
 class Loops(Protocol):
     """A way of running loops: a hashable value."""
 
-    def on(self, platform: str) -> tuple[str, Loop]:
+    def on(self, platform: str, turns: Turns) -> tuple[str, Loop]:
         """The loop for a platform, and that for which the rest of a layer is planned."""
 
 
@@ -91,3 +108,15 @@ def in_slices(
 
     state, (first, output) = jax.lax.scan(turn, state, (first, others), reverse=reverse)
     return state, first, output
+
+
+def at_first_step(tree: Any) -> Any:
+    """The shapes of one step, of arrays over time."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tree)
+
+
+def cut(inputs: Any, length: int) -> Any:
+    """Each array over time as segments of ``length`` steps; of an array without entries too."""
+    return jax.tree.map(
+        lambda leaf: leaf.reshape(len(leaf) // length, length, *leaf.shape[1:]), inputs
+    )

@@ -33,7 +33,10 @@ def known_platform(platform: Any) -> str:
     """
     if platform in _PLATFORMS:
         return platform
-    here = jax.local_devices()[0].platform  # perhaps that of a plugin
+    device = jax.local_devices()[0]
+    here = device.platform  # perhaps that of a plugin
+    if here == "gpu":
+        here = "rocm" if "rocm" in device.client.platform_version.lower() else "cuda"
     if platform is not None and platform != here:
         raise InvalidInputError(
             f"platform must be one of {', '.join(_PLATFORMS)}, or None for that of this machine, "

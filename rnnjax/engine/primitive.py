@@ -110,15 +110,16 @@ def _lowering(platform: str) -> Any:
     return mlir.lower_fun(execute, multiple_results=True)
 
 
-def _on_tpu(context: Any, *flat: Any, **params: Any) -> Any:
+def _on_one_device(platform: str, context: Any, *flat: Any, **params: Any) -> Any:
     """A kernel of our own stands for one device: XLA cannot divide it over several."""
     devices = getattr(context.module_context.axis_context, "num_devices", 1)
-    platform = "tpu" if devices == 1 and not divided() else "any"
+    platform = platform if devices == 1 and not divided() else "any"
     return _lowering(platform)(context, *flat, **params)
 
 
 mlir.register_lowering(_p, _lowering("cpu"), platform="cpu")
-mlir.register_lowering(_p, _on_tpu, platform="tpu")
+for _platform in ("cuda", "tpu"):
+    mlir.register_lowering(_p, functools.partial(_on_one_device, _platform), platform=_platform)
 mlir.register_lowering(_p, _lowering("any"))
 
 

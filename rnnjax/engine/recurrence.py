@@ -19,7 +19,15 @@ from rnnjax.cells.base import Carry, Cell, Params, is_bias
 from rnnjax.cells.products import at_least_float32, product
 from rnnjax.engine.kept import belong_to_rows, derivative_of, keeping_step_of, layout_of
 from rnnjax.engine.layer import Layer, after, step_of
-from rnnjax.engine.over_time import Loop, Loops, in_slices, over_time
+from rnnjax.engine.over_time import (
+    Loop,
+    Loops,
+    Turns,
+    at_first_step,
+    cut,
+    in_slices,
+    over_time,
+)
 from rnnjax.engine.plan import LayerPlan
 from rnnjax.engine.primitive import Function
 from rnnjax.engine.steps import AtStep, Steps, any_of, row_axes, where_reached
@@ -48,18 +56,19 @@ class Recurrence(Function):
             "its steps by Fused(), Kernel() or Auto(); use method=Scan()"
         )
 
-    def layer(self, platform: str, params: Params, steps: Steps, xs: Any) -> Layer:
-        """All of it but what differs between the steps."""
+    def layer(self, platform: str, kind: str, *args: Any) -> Layer:
+        """All of it but what differs between the steps, for one of the three methods below."""
+        params, steps, xs, *_ = args
         loop: Loop = over_time
         if self.loops is not None:
-            platform, loop = self.loops.on(platform)
+            platform, loop = self.loops.on(platform, Turns(self, kind, args))
         plan = LayerPlan.of(self.cell, params, xs.shape, self.dtype, platform)
         return Layer(self.cell, plan, self.reverse, params, steps, loop)
 
     def plain(self, params: Params, steps: Steps, xs: Any, each: AtStep, carry: Carry) -> Any:
         """A scan of the step, behind the product of the inputs."""
         # For no platform: what is differentiated to any order has no barriers and copies in it.
-        step = step_of(self.layer("any", params, steps, xs))
+        step = step_of(self.layer("any", "run", params, steps, xs, each, carry))
         projected = product(xs, params["kernel"], self.dtype)
         return jax.lax.scan(
             lambda carry, at: step(carry, *at), carry, (projected, each), reverse=self.reverse
@@ -76,7 +85,7 @@ class Recurrence(Function):
         There it pays from some 16 MB of projections on, in pieces of 50 to 100 steps: 0.90 at 1,000
         steps, and 0.79 to 0.87 at 10,000 steps of H = 64 to 256 and batch 1 to 16.
         """
-        layer = self.layer(platform, params, steps, xs)
+        layer = self.layer(platform, "run", params, steps, xs, each, carry)
 
         def at_once(carry: Carry, inputs: tuple[Any, AtStep]) -> tuple[Carry, jax.Array]:
             xs, each = inputs
@@ -96,7 +105,7 @@ class Recurrence(Function):
         What is kept is written over the projected inputs where it has their size, as four gates
         have: it saves the largest array of a layer.
         """
-        layer = self.layer(platform, params, steps, xs)
+        layer = self.layer(platform, "forward", params, steps, xs, each, carry)
         step = keeping_step_of(layer)
 
         def keep(carry: Carry, projected: jax.Array, at: AtStep) -> Any:
@@ -114,7 +123,7 @@ class Recurrence(Function):
     def backward(self, platform: str, args: Any, kept: Any, d: Any, wanted: Any) -> Any:
         """The backward loop, and a product for each weight."""
         (params, steps, xs, each, _), (first, rest, carries) = args, kept
-        layer, cell = self.layer(platform, params, steps, xs), self.cell
+        layer, cell = self.layer(platform, "backward", *args), self.cell
         d_carry, d_ys = d
         (d_used, d_start), d_projected, others, d_carry = _backward_loop(
             layer, first, (rest, d_ys, carries, each), d_carry
@@ -233,15 +242,3 @@ def _backward_loop(
         step, (d_carry, zeros), first, others, not layer.reverse, True
     )
     return d_shared, d_projected, rest, d_carry
-
-
-def at_first_step(tree: Any) -> Any:
-    """The shapes of one step, of arrays over time."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tree)
-
-
-def cut(inputs: Any, length: int) -> Any:
-    """Each array over time as segments of ``length`` steps; of an array without entries too."""
-    return jax.tree.map(
-        lambda leaf: leaf.reshape(len(leaf) // length, length, *leaf.shape[1:]), inputs
-    )

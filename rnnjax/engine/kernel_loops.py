@@ -1,0 +1,193 @@
+"""Which loops are kernels, and why others are not."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.export import is_symbolic_dim
+
+from rnnjax.engine import kernel_gpu
+from rnnjax.engine.kernel_loop import Traced
+from rnnjax.engine.kernel_tiles import BLOCK, ROWS
+from rnnjax.engine.over_time import Loop, Step, Turns, over_time
+
+# Of the chip's memory: what the arrays of a kernel may take, and what with the compiler's own.
+_FOR_ARRAYS, _FOR_ALL = 0.75, 0.95
+# That of a v5e and a v6e, where a program is made for a TPU of which no more is known.
+_USUAL_MEMORY = 128 * 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelLoops:
+    """Loops in a kernel where a TPU or a CUDA card has room for it, and XLA's elsewhere.
+
+    Args:
+        interpret: as in `Kernel`, or how Pallas's interpreter for TPUs is to run.
+        notes: where each loop leaves what became of it; None where nobody asks.
+    """
+
+    interpret: Any
+    notes: list[str] | None = dataclasses.field(default=None, compare=False)
+
+    def on(self, platform: str, turns: Turns) -> tuple[str, Loop]:
+        """The loop for a platform, and that for which the rest of a layer is planned."""
+        if self.interpret:
+            platform = self.interpret if isinstance(self.interpret, str) else "tpu"
+        if platform == "tpu":
+            return platform, self._on_tpu
+        if platform == "cuda":
+            return platform, functools.partial(self._on_gpu, turns)
+        none = "one for cuda alone" if platform == "gpu" else f"none for {platform}"
+        self._note(f"XLA's, not a kernel, because there is {none}")
+        return platform, over_time
+
+    def _on_gpu(
+        self,
+        turns: Turns,
+        step: Step,
+        state: Any,
+        first: jax.Array,
+        others: Any,
+        reverse: bool,
+        ahead: bool,
+    ) -> tuple[Any, jax.Array, Any]:
+        reason = self._why_not((state, first, others), "GPU")
+        if reason is None:
+            traced = Traced.of(step, state, first, others).at(of_rows(turns, ROWS))
+            reason = kernel_gpu.why_not(traced)
+            if traced is not None and reason is None:
+                run = functools.partial(
+                    kernel_gpu.run, reverse=reverse, interpret=bool(self.interpret)
+                )
+                if not self.interpret:
+                    reason = _why_not_lowered(traced, run, "cuda")
+                if reason is None:
+                    self._note(f"one kernel, {BLOCK} rows a program, all steps")
+                    return run(traced)
+        self._note(f"XLA's, not a kernel, because {reason}")
+        return over_time(step, state, first, others, reverse, ahead)
+
+    def _on_tpu(
+        self,
+        step: Step,
+        state: Any,
+        first: jax.Array,
+        others: Any,
+        reverse: bool,
+        ahead: bool,
+    ) -> tuple[Any, jax.Array, Any]:
+        reason, note = self._why_not((state, first, others), "TPU"), ""
+        if reason is None:
+            traced, whole = Traced.of(step, state, first, others), memory()
+            room = int(_FOR_ARRAYS * whole)
+            block = traced.block(room)
+            size, limit = traced.size(block), int(_FOR_ALL * whole)
+            if size > room:
+                reason = f"it would hold {_mebibytes(size)}, more than {_FOR_ARRAYS:.0%} of the "
+                reason += f"chip's {_mebibytes(whole)}"
+            elif not self.interpret:
+                run = functools.partial(
+                    Traced.run, reverse=reverse, block=block, vmem=limit, interpret=False
+                )
+                reason = _why_not_lowered(traced, run, "tpu")
+            note = f"one kernel, {block} steps at a time, which holds {_mebibytes(size)} of the "
+            note += f"chip's {_mebibytes(whole)}"
+        self._note(f"XLA's, not a kernel, because {reason}" if reason else note)
+        if reason is not None:
+            return over_time(step, state, first, others, reverse, ahead)
+        return traced.run(reverse, block, limit, self.interpret)
+
+    def _note(self, note: str) -> None:
+        if self.notes is not None:
+            self.notes.append(note)
+
+    def _why_not(self, arrays: Any, kind: str) -> str | None:
+        """Why there is no kernel, whatever its size."""
+        leaves = jax.tree.leaves(arrays)
+        if any(map(is_symbolic_dim, itertools.chain(*(leaf.shape for leaf in leaves)))):
+            return "a size is not known"
+        if not all(leaf.size for leaf in leaves):
+            return "there is nothing to compute"
+        wide = {leaf.dtype.name for leaf in leaves if leaf.dtype.itemsize > 4}
+        if wide and not self.interpret:
+            return f"a {kind}'s kernels compute no {', '.join(sorted(wide))}"
+        return None
+
+
+def _why_not_lowered(traced: Traced, run: Callable[..., Any], platform: str) -> str | None:
+    """What Mosaic or Triton, which compile kernels, say against one: an operation, mostly."""
+
+    def of_arrays(arrays: Any) -> Any:
+        return run(dataclasses.replace(traced, arrays=arrays))
+
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), traced.arrays)
+    try:
+        # Of one device, whatever stands around it.
+        with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+            jax.jit(of_arrays).trace(shapes).lower(lowering_platforms=(platform,))
+    except Exception as error:  # of no class of its own
+        return f"its compiler says: {(str(error) or repr(error)).splitlines()[0]}"
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Noted:
+    """XLA's loops, whose step is noted."""
+
+    traced: list[Traced] = dataclasses.field(compare=False)
+
+    def on(self, platform: str, turns: Turns) -> tuple[str, Loop]:
+        return platform, self._run
+
+    def _run(self, step: Step, state: Any, first: Any, others: Any, *how: bool) -> Any:
+        self.traced.append(Traced.of(step, state, first, others))
+        return over_time(step, state, first, others, *how)
+
+
+def of_rows(turns: Turns, rows: int) -> Traced:
+    """The step of a loop, traced for another number of rows; nothing is computed."""
+    noted = _Noted([])
+    recurrence = dataclasses.replace(turns.recurrence, loops=noted)
+
+    def run(*args: Any) -> None:
+        if turns.kind == "run":
+            recurrence.run("cuda", *args)
+            return
+        out, kept = recurrence.forward("cuda", *args)
+        if turns.kind == "backward":
+            # Of ids and marks there are none.
+            wanted = jax.tree.map(lambda a: jnp.issubdtype(a.dtype, jnp.floating), args)
+            recurrence.backward("cuda", args, kept, out, wanted)
+
+    def sized(axis: int, tree: Any) -> Any:
+        def leaf(a: Any) -> Any:
+            shape = (*a.shape[:axis], rows, *a.shape[axis + 1 :])
+            return jax.ShapeDtypeStruct(shape, a.dtype)
+
+        return jax.tree.map(leaf, tree)
+
+    params, steps, xs, each, carry = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), turns.args
+    )
+    steps = steps._replace(start=sized(0, steps.start), recurrent=sized(0, steps.recurrent))
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+        jax.eval_shape(run, params, steps, sized(1, xs), sized(1, each), sized(0, carry))
+    return noted.traced[-1]
+
+
+def memory() -> int:
+    """The bytes of the memory (VMEM) of the chip that the program is made for."""
+    from jax.experimental.pallas import tpu as pltpu  # takes its time, and few need it
+
+    try:
+        return pltpu.get_tpu_info().vmem_capacity_bytes
+    except ValueError:
+        return _USUAL_MEMORY
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:.3g} MiB"

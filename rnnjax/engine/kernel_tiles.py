@@ -1,0 +1,176 @@
+"""The arrays of a step in tiles whose sizes are powers of two, which is what Triton computes with.
+
+Gates side by side are tiles side by side: to cut them apart, or to put others in their place, moves
+nothing, and three of them are three tiles rather than an array of a size that Triton has not.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+# What the rows of a step are traced as: a size that nothing else has.
+ROWS = 7919
+# How many rows one program of a kernel has, which is what a tensor core multiplies at a time.
+BLOCK = 16
+# The features of a tile. Products of 64 by 64 leave room in the registers and in shared memory.
+_WIDEST, _FEWEST = 64, 16
+# Shorter axes, such as one of gates, are cut into ones.
+_SHORT = 8
+
+Index = tuple[int, ...]
+
+
+class Tiled(NamedTuple):
+    """An array in tiles.
+
+    Attributes:
+        shape: of the array, its rows counted as `ROWS`.
+        tiles: by their place along each axis.
+        zero: whether it is known to be zeros.
+    """
+
+    shape: tuple[int, ...]
+    tiles: Mapping[Index, Any]
+    zero: bool = False
+
+
+class Lazy(dict[Index, Any]):
+    """Tiles that are computed or loaded when they are first asked for, and in that order."""
+
+    def __init__(self, tile: Callable[[Index], Any]) -> None:
+        self.tile = tile
+
+    def __missing__(self, index: Index) -> Any:
+        self[index] = self.tile(index)
+        return self[index]
+
+
+class Piece(NamedTuple):
+    """A part of an axis: how many of its entries count, how many there are, where they begin."""
+
+    valid: Any
+    size: int
+    start: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiles:
+    """How arrays are cut, and what is done with the pieces.
+
+    Args:
+        unit: a divisor of the sizes of states, gates and whatever else is cut or joined.
+        rows: how many rows count, of those of a program.
+    """
+
+    unit: int
+    rows: Any = BLOCK
+
+    def pieces(self, size: int) -> list[Piece]:
+        """Those of an axis; all axes of a size are cut alike."""
+        if size == ROWS:
+            return [Piece(self.rows, BLOCK, 0)]
+        if (size % self.unit and size <= _SHORT) or size == 1:
+            return [Piece(1, 1, k) for k in range(size)]
+        unit = size if size % self.unit else self.unit
+        widest = max(_FEWEST, min(_WIDEST, 1 << (unit - 1).bit_length()))
+        counts = [min(widest, unit - k) for k in range(0, unit, widest)] * (size // unit)
+        sizes = [max(_FEWEST, 1 << (count - 1).bit_length()) for count in counts]
+        starts = itertools.accumulate(sizes, initial=0)
+        return list(map(Piece, counts, sizes, starts))
+
+    def stored(self, shape: Sequence[int], rows: int = BLOCK) -> tuple[int, ...]:
+        """The shape that an array has in memory."""
+        if not shape:
+            return (1,)
+        lasts = [self.pieces(n)[-1] for n in shape]
+        return tuple(
+            rows if n == ROWS else last.start + last.size
+            for n, last in zip(shape, lasts, strict=True)
+        )
+
+    def put(self, array: jax.Array, shape: Sequence[int], time: int = 0) -> jax.Array:
+        """An array as it lies in memory, each piece with zeros up to its size."""
+        for axis, size in enumerate(shape, time):
+            if size == ROWS:
+                parts = [(array, -array.shape[axis] % BLOCK)]
+            else:
+                pieces = self.pieces(size)
+                if all(piece.valid == piece.size for piece in pieces):
+                    continue
+                ends = list(itertools.accumulate(piece.valid for piece in pieces))
+                cut = jnp.split(array, ends[:-1], axis)
+                parts = [(a, p.size - p.valid) for a, p in zip(cut, pieces, strict=True)]
+            widths = [(0, 0)] * array.ndim
+            padded = [
+                jnp.pad(a, [*widths[:axis], (0, more), *widths[axis + 1 :]]) for a, more in parts
+            ]
+            array = jnp.concatenate(padded, axis)
+        return array if shape else array.reshape(*array.shape[:time], 1)
+
+    def get(self, array: jax.Array, shape: Sequence[int], rows: int, time: int = 0) -> jax.Array:
+        """And back."""
+        for axis, size in enumerate(shape, time):
+            if size == ROWS:
+                array = jax.lax.slice_in_dim(array, 0, rows, axis=axis)
+                continue
+            pieces = self.pieces(size)
+            if any(piece.valid != piece.size for piece in pieces):
+                cut = [
+                    jax.lax.slice_in_dim(array, p.start, p.start + p.valid, axis=axis)
+                    for p in pieces
+                ]
+                array = jnp.concatenate(cut, axis)
+        return array if shape else array.reshape(array.shape[:time])
+
+    def indices(self, shape: Sequence[int]) -> Iterator[Index]:
+        """The places of an array's tiles, in order."""
+        return itertools.product(*(range(len(self.pieces(n))) for n in shape))
+
+    def place(self, shape: Sequence[int], index: Index) -> int:
+        """Which of the tiles of a gate or state it is: of the same place are the same units."""
+        whole = shape and shape[-1] % self.unit == 0
+        return index[-1] % len(self.pieces(self.unit)) if whole else 0
+
+    def tile(self, shape: Sequence[int], index: Index) -> tuple[int, ...]:
+        """The shape of a tile."""
+        return tuple(self.pieces(n)[k].size for n, k in zip(shape, index, strict=True))
+
+    def _where(self, shape: Sequence[int], index: Index) -> tuple[Any, ...]:
+        """Where a tile lies in memory."""
+        at = [self.pieces(n)[k] for n, k in zip(shape, index, strict=True)]
+        return tuple(slice(piece.start, piece.start + piece.size) for piece in at) or (0,)
+
+    def read(self, ref: Any, shape: tuple[int, ...], *time: Any) -> Tiled:
+        """An array in memory, of which each tile is loaded at its first use."""
+        return Tiled(shape, Lazy(lambda index: ref[*time, *self._where(shape, index)]))
+
+    def write(self, ref: Any, array: Tiled, index: Index, *time: Any) -> None:
+        """A tile into memory."""
+        ref[*time, *self._where(array.shape, index)] = array.tiles[index]
+
+    def full(self, shape: tuple[int, ...], value: Any, dtype: Any) -> Tiled:
+        """Of one number."""
+        return Tiled(shape, Lazy(lambda index: jnp.full(self.tile(shape, index), value, dtype)))
+
+    def masked(self, tile: Any, piece: Piece, axis: int, instead: Any) -> Any:
+        """A tile with something else in the place of what does not count."""
+        if isinstance(piece.valid, int) and piece.valid == piece.size:
+            return tile
+        counts = jax.lax.iota(jnp.int32, piece.size) < piece.valid
+        counts = jax.lax.broadcast_in_dim(counts, tile.shape, (axis,))
+        return jnp.where(counts, tile, jnp.asarray(instead, tile.dtype))
+
+    def first(self, size: int, start: int, part: int) -> int:
+        """Which tile of an axis a part of it begins with, if that is some whole tiles."""
+        valid = [piece.valid for piece in self.pieces(size)]
+        within = [piece.valid for piece in self.pieces(part)] if part else []
+        begins = [sum(valid[:k]) for k in range(len(valid) + 1)] if size != ROWS else []
+        if start in begins:
+            first = begins.index(start)
+            if valid[first : first + len(within)] == within:
+                return first
+        raise NotImplementedError(f"{part} of {size} from {start} on are no tiles")
