@@ -30,6 +30,7 @@ from rnnjax.training import TrainState, make_train_steps
 TABLE = Path(__file__).parent / "accelerators.csv"
 # The same compiler schedules the same program alike; what is more than rounding is a change.
 TOLERANCE = 1.01
+HEADER = "kernels", "a step", "sums over devices", "spilled bytes"
 SIZE = 128
 CELLS: dict[str, rnnjax.Cell] = {
     "SimpleRNNCell": rnnjax.SimpleRNNCell(SIZE),
@@ -67,6 +68,12 @@ CELLS: dict[str, rnnjax.Cell] = {
 }
 # Where the forms are compared: the shape of the layers in `docs/benchmarks.md`.
 COMPARED = {"LSTMCell(256)": rnnjax.LSTMCell(256), "GRUCell(256)": rnnjax.GRUCell(256)}
+
+# For a GPU: the largest sizes of which a whole loop fits the registers, and products in bfloat16.
+SMALL = {name: CELLS[name] for name in ("SimpleRNNCell", "LSTMCell", "GRUCell", "PeepholeLSTMCell")}
+SMALL |= {name: CELLS[name] for name in ("MGUCell", "IndRNNCell", "MinGRUCell", "LSTMCell(50)")}
+SMALL["LayerNormLSTMCell(64)"] = rnnjax.LayerNormLSTMCell(64)
+NARROW = Kernel(product_dtype="bfloat16")
 
 Programs = Iterator[tuple[str, Callable[[], Compiled]]]
 
@@ -112,14 +119,14 @@ def unit(target: Target) -> str:
 
 
 def programs(target: Target) -> Programs:
-    """Each program's name, and a function that compiles it; for a GPU there is no kernel."""
+    """Each program's name, and a function that compiles it."""
     gpu = target.kind == "h100"
-    for name, cell in () if gpu else CELLS.items():
+    for name, cell in (SMALL if gpu else CELLS).items():
         for backward in (False, True):
             label = f"{name}, {'gradient' if backward else 'forward'}"
             yield label, functools.partial(layer, target, cell, backward, (8, 8, SIZE))
     for name, cell in COMPARED.items():
-        for method in (rnnjax.Scan(), Fused()) if gpu else (Kernel(), Fused()):
+        for method in (rnnjax.Scan(), Fused(), NARROW) if gpu else (Kernel(), Fused()):
             for backward in (False, True):
                 label = f"{name}, {'gradient' if backward else 'forward'}, {method}"
                 yield (
@@ -230,7 +237,7 @@ def regressions(
     target: str, found: dict[str, Compiled], kept: list[list[str]], complete: bool
 ) -> Iterator[str]:
     """What is worse than in the table, one sentence each."""
-    for kind, name, kernels, a_step, reduced, by in kept:
+    for kind, name, kernels, a_step, reduced, spilled, by in kept:
         if kind != target or (name not in found and not complete):
             continue
         if name not in found:
@@ -243,6 +250,8 @@ def regressions(
             yield f"{name}: {a_step} a step before, now {now.a_step}"
         if now.reduced > int(reduced):
             yield f"{name}: {reduced} sums over devices before, now {now.reduced}"
+        if by == compiler(target) and now.spilled > int(spilled):
+            yield f"{name}: {spilled} bytes spilled before, now {now.spilled}"
     for name in set(found) - {row[1] for row in kept if row[0] == target}:
         yield f"{name}: it is not in {TABLE.name}; --keep writes it there"
 
@@ -259,7 +268,7 @@ def write(rows: list[Any]) -> None:
     """Write the table anew."""
     with TABLE.open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(
-            [("target", "program", "kernels", "a step", "sums over devices", "compiler"), *rows]
+            [("target", "program", *HEADER, "compiler"), *rows]
         )
 
 

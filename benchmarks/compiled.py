@@ -2,12 +2,15 @@
 
 On a TPU a program's instructions are scheduled in bundles, one a cycle at best: of a loop their
 number a step is a lower bound of its cycles, without stalls and copies. On a GPU each operation of
-XLA's loop is a launch. Both follow from the compiler's version and the program alone; neither is a
-time. (XLA's own ``estimated_cycles`` are none either: they rank what is scheduled otherwise.)
+XLA's loop is a launch; a kernel of a whole loop is one in all, and what its registers cannot hold
+is spilled to memory. All follow from the compiler's version and the program alone; none is a time.
+(XLA's own ``estimated_cycles`` are none either: they rank what is scheduled otherwise.)
 """
 
+import importlib.util
 import os
 import re
+import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -44,11 +47,13 @@ class Compiled(NamedTuple):
         kernels: how many loops are one kernel.
         a_step: of all loops together, scheduled bundles of a TPU, or launches of a GPU.
         reduced: how many sums over devices there are.
+        spilled: the bytes that a GPU's kernels keep in memory for want of registers.
     """
 
     kernels: int
     a_step: int
     reduced: int
+    spilled: int = 0
 
 
 class Target:
@@ -62,6 +67,9 @@ class Target:
         os.environ["LIBTPU_INIT_ARGS"] = (
             f"--xla_jf_dump_to={self._folder.name} --xla_jf_dump_llo_text=true"
         )
+        if kind == "h100":
+            flags = f"--xla_dump_to={self._folder.name} --xla_gpu_cuda_data_dir={_cuda()}"
+            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
         from jax.experimental import topologies
 
         if kind == "h100":
@@ -99,8 +107,9 @@ class Target:
             )
             for tree, spec in zip(shapes, specs, strict=True)
         ]
-        for file in Path(self._folder.name).iterdir():
-            file.unlink()
+        for file in Path(self._folder.name).rglob("*"):
+            if file.is_file():
+                file.unlink()
         jitted = function if hasattr(function, "lower") else jax.jit(function)
         if devices == 1:  # from the mesh the kernels learn which TPU it is
             with jax.set_mesh(mesh):
@@ -127,7 +136,34 @@ class Target:
             else:
                 a_step += sum(bundles.get(name, 0) for name, _ in operations)
         reduced = len(re.findall(r" all-reduce(?:-start)?\(", text))
-        return Compiled(len(kernels), round(a_step), reduced)
+        spilled = 0
+        if self.kind == "h100":
+            kernels = re.findall(r'custom_call_target="__gpu\$xla\.gpu\.triton"', text)
+            files = Path(self._folder.name).rglob("*.ptx")
+            ours = [file for file in files if ".entry rnnjax" in file.read_text()]
+            if bool(ours) != bool(kernels):
+                raise RuntimeError(f"{len(kernels)} kernels, but of {len(ours)} the assembly")
+            spilled = sum(map(_spilled, ours))
+        return Compiled(len(kernels), round(a_step), reduced, spilled)
+
+
+def _cuda() -> Path:
+    """Where the compilers of the wheels are."""
+    found = importlib.util.find_spec("nvidia.cu13")
+    if found is None or not found.submodule_search_locations:
+        raise RuntimeError("there is no nvidia.cu13; `make accelerators-gpu` installs it")
+    return Path(found.submodule_search_locations[0])
+
+
+def _spilled(file: Path) -> int:
+    """The bytes that kernels of our own store for want of registers, as the assembler says."""
+    assembler = str(_cuda() / "bin" / "ptxas")
+    command = [assembler, "-v", "-arch=sm_90a", str(file), "-o", os.devnull]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    stores = re.findall(r"properties for rnnjax\w*\n.*?(\d+) bytes spill stores", said)
+    if not stores:
+        raise RuntimeError(f"{assembler} says nothing of registers: {said}")
+    return sum(map(int, stores))
 
 
 def _bundles(folder: Path) -> dict[str, int]:

@@ -8,7 +8,7 @@ import pytest
 
 import rnnjax
 from benchmarks import accelerators
-from benchmarks.accelerators import CELLS, read, regressions
+from benchmarks.accelerators import CELLS, SMALL, read, regressions
 from benchmarks.compiled import Compiled
 from rnnjax import Kernel
 
@@ -23,6 +23,10 @@ def test_every_cell_that_a_kernel_serves_is_compiled() -> None:
     rows = {row[1]: row for row in read() if row[0] == "v5e"}
     for name in CELLS:
         assert [rows[f"{name}, {which}"][2] for which in ("forward", "gradient")] == ["1", "2"]
+    rows = {row[1]: row for row in read() if row[0] == "h100"}
+    for name in SMALL:  # and all of it is in registers
+        for kernels, which in (("1", "forward"), ("2", "gradient")):
+            assert rows[f"{name}, {which}"][2:6] == [kernels, "0", "0", "0"]
 
 
 @pytest.mark.parametrize("options", [["--only", "LSTM"], ["--only", "LSTM", "--keep"]])
@@ -41,18 +45,20 @@ def test_what_cannot_be_compiled_fails(options: list[str], monkeypatch, tmp_path
 
 def test_what_got_worse_fails(monkeypatch) -> None:
     monkeypatch.setattr(accelerators, "compiler", lambda target: "jax 1")
-    kept = [["v5e", name, "2", "100", "1", "jax 1"] for name in ("a", "b", "c", "d", "e")]
-    kept += [["v4", "f", "2", "100", "1", "jax 1"], ["v5e", "g", "2", "100", "1", "jax 0"]]
+    kept = [["v5e", name, "2", "100", "1", "0", "jax 1"] for name in "abcdei"]
+    kept += [["v4", "f", "2", "100", "1", "0", "jax 1"]]
+    kept += [["v5e", "g", "2", "100", "1", "0", "jax 0"]]
     found = {
         "a": Compiled(2, 100, 1),
         "b": Compiled(1, 100, 1),
         "c": Compiled(2, 102, 1),
         "d": Compiled(3, 50, 2),
-        "g": Compiled(2, 102, 1),  # another compiler schedules otherwise
+        "i": Compiled(2, 100, 1, 8),
+        "g": Compiled(2, 102, 1, 8),  # another compiler schedules otherwise
         "h": Compiled(2, 100, 1),
     }
     worse = list(regressions("v5e", found, kept, complete=True))
-    assert [line[0] for line in worse] == ["b", "c", "d", "e", "h"]
+    assert [line[0] for line in worse] == ["b", "c", "d", "e", "i", "h"]
     assert worse[1] == "c: 100 a step before, now 102"
     some = list(regressions("v5e", {"c": found["c"]}, kept, complete=False))
     assert some == worse[1:2]
