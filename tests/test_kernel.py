@@ -214,9 +214,11 @@ def test_numbers_by_themselves_and_rounding_are_inside(
     for method in (INTERPRETED, ON_GPU):
         assert_close(run(cell, method, *given, **MARKS), expected, 1e-6)
     plan = planned(cell)
-    # Whose compiler rounds none. What `jax.checkpoint` states of what it keeps is no rounding.
-    assert plan.count("one kernel") == (0 if rounded else 2)
-    assert plan.count("Unimplemented primitive") == (2 if rounded else 0)
+    # A TPU's compiler rounds none before JAX 0.11. What `jax.checkpoint` states of what it keeps is
+    # no rounding.
+    refused = rounded and jax.__version_info__ < (0, 11)
+    assert plan.count("one kernel") == (0 if refused else 2)
+    assert plan.count("Unimplemented primitive") == (2 if refused else 0)
 
 
 @dataclasses.dataclass(frozen=True)
