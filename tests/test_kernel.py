@@ -377,4 +377,5 @@ def test_a_program_that_is_divided_over_devices_holds_none() -> None:
     for function, kernels in ((run, 0), (shared, 1)):
         for platform, name in [("tpu", "@tpu_custom_call"), ("cuda", TRITON)][: 1 + LOWERS]:
             lowered = jax.jit(function).trace(*given).lower(lowering_platforms=(platform,))
-            assert lowered.as_text().count(name) == kernels
+            none = platform == "cuda" and jax.__version_info__ < (0, 10)
+            assert lowered.as_text().count(name) == (0 if none else kernels)

@@ -63,8 +63,8 @@ NAMED = {
     ("name", "known"), [*((name, True) for name in NAMED), ("stack", False)]
 )  # whether `jax.set_mesh` says it too
 def test_axes_that_types_name(name: str, known: bool, assert_close: Callable[..., None]) -> None:
-    """`jax.make_mesh` makes such axes by default: rows are divided, and stay so."""
-    mesh, cell = jax.make_mesh((2,), ("data",)), NAMED[name]
+    """`jax.make_mesh` makes such axes by default since JAX 0.9: rows are divided, and stay so."""
+    mesh, cell = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,)), NAMED[name]
     grid = (4, 4) if name == "convolution" else ()
     params = cell.init(jax.random.key(0), 2)
     keys = jax.random.split(jax.random.key(1), 3)
@@ -100,7 +100,7 @@ def test_axes_that_types_name(name: str, known: bool, assert_close: Callable[...
 def test_units_divided_by_axes_that_types_name(
     method: Any, assert_close: Callable[..., None]
 ) -> None:
-    mesh = jax.make_mesh((2,), ("model",))
+    mesh = jax.make_mesh((2,), ("model",), axis_types=(AxisType.Explicit,))
     cell: Any = rnnjax.MinGRUCell(4) if method == rnnjax.Parallel() else rnnjax.LSTMCell(4)
     params, xs = cell.init(jax.random.key(0), 2), jnp.ones((5, 3, 2))
 

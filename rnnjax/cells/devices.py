@@ -58,6 +58,11 @@ def varying_like(leaf: jax.Array, like: jax.Array) -> jax.Array:
     return _varying(leaf, _varying_axes(like))
 
 
+def varies(tree: Any) -> bool:
+    """Whether an array may differ between the devices over which ``jax.shard_map`` divides."""
+    return any(map(_varying_axes, jax.tree.leaves(tree)))
+
+
 def shaped_like(shape: tuple[int, ...], dtype: Any, like: jax.Array) -> jax.ShapeDtypeStruct:
     """The shape of a result that varies over the mesh axes over which ``like`` does."""
     kind: Any = jax.typeof(like)

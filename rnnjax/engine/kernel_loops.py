@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.export import is_symbolic_dim
 
+from rnnjax.cells.devices import varies
 from rnnjax.engine import kernel_gpu
 from rnnjax.engine.kernel_loop import Traced
 from rnnjax.engine.kernel_tiles import BLOCK, ROWS
@@ -56,6 +57,8 @@ class KernelLoops:
         ahead: bool,
     ) -> tuple[Any, jax.Array, Any]:
         reason = self._why_not((state, first, others), "GPU")
+        if varies((state, first, others)) and jax.__version_info__ < (0, 10):
+            reason = "inside of jax.shard_map JAX before 0.10 does not trace it"
         if reason is None:
             traced = Traced.of(step, state, first, others).at(of_rows(turns, ROWS))
             reason = kernel_gpu.why_not(traced)
