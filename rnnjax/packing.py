@@ -155,9 +155,10 @@ class Padded(NamedTuple):
 def pad(sequences: Sequence[Any], *, sizes: Sequence[int] | None = None) -> Padded:
     """Lay each sequence in a row of its own, as long as the smallest of a few sizes that holds all.
 
-    JAX compiles a program for each shape. Sequences of 60 different lengths, run one at a time as
-    they are, are 60 shapes; padded to powers of two they are at most four, and none of them pays
-    for more than twice its steps. Run the result with its lengths::
+    JAX compiles a program for each shape. Sequences of 1 to 60 steps, run one at a time as they
+    are, are 60 shapes; padded to powers of two from 8 on they are four, and from 4 steps on none
+    pays for more than twice its own. Outside of jit, as lengths have to be known; run the result
+    with them::
 
         xs, lengths = rnnjax.pad(sequences)
         carry, ys = rnnjax.unroll(cell, params, xs, lengths=lengths)
@@ -177,8 +178,10 @@ def pad(sequences: Sequence[Any], *, sizes: Sequence[int] | None = None) -> Padd
     arrays = _as_arrays(sequences)
     lengths = np.array([len(array) for array in arrays])
     longest = int(lengths.max())
-    if sizes is None:
-        sizes = (max(8, 1 << max(longest - 1, 0).bit_length()),)
+    if isinstance(sizes, int | np.integer):
+        raise InvalidInputError(f"sizes must be several, as in (16, 64), but are {sizes!r}")
+    power = max(8, 1 << max(longest - 1, 0).bit_length())
+    sizes = (power,) if sizes is None else tuple(sizes)
     for size in sizes:
         if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
             raise InvalidInputError(f"sizes must be positive integers, but have {size!r}")
@@ -188,6 +191,8 @@ def pad(sequences: Sequence[Any], *, sizes: Sequence[int] | None = None) -> Padd
             f"the longest sequence has {longest} steps, but the sizes are {[*map(int, sizes)]}; "
             "give one that holds it, or cut the sequence"
         )
+    if arrays[0].dtype.kind not in "biufcV":  # V: such as bfloat16
+        raise InvalidInputError(f"sequences must hold numbers, but hold {arrays[0].dtype}")
     xs = np.zeros((min(fitting), len(arrays), *arrays[0].shape[1:]), arrays[0].dtype)
     for row, array in enumerate(arrays):
         xs[: len(array), row] = array

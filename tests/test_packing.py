@@ -278,6 +278,8 @@ def test_sixty_lengths_are_six_programs() -> None:
         (([np.zeros(9)], []), r"the sizes are \[\]"),
         (([np.zeros(9)], [4.0, 16]), "sizes must be positive integers, but have 4.0"),
         (([np.zeros(9)], [0, 16]), "positive integers, but have 0"),
+        (([np.zeros(9)], 16), r"several, as in \(16, 64\), but are 16"),
+        (([np.array(["a"])],), "must hold numbers, but hold <U1"),
     ],
 )
 def test_bad_sizes(arguments: Any, message: str) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,8 @@ class Run:
         check_alike(config, data.digest)
         sharding = sharding_of(config)
         if sharding is not None:
-            data = dataclasses.replace(data, rows=sharding.rows(config.text.batch_size))
+            with in_options(config):
+                data = dataclasses.replace(data, rows=sharding.rows(config.text.batch_size))
         epochs = config.epochs or 1
         if config.steps is not None:
             epochs = math.ceil(config.steps / data.steps_per_epoch)
@@ -110,8 +112,11 @@ def stored_in(folder: Path) -> dict[str, Any]:
 
 
 def require_unchanged(ours: dict[str, Any], stored: dict[str, Any]) -> None:
-    """Raise InvalidInputError where a run would go on with another option that is not free."""
-    ours, stored = flat(ours), flat(stored)
+    """Raise InvalidInputError where a run would go on with another option that is not free.
+
+    An option that did not exist when the run began was as it is by default.
+    """
+    ours, stored = flat(ours), {**flat(Train().as_json()), **flat(stored)}
     for name, value in ours.items():
         if name not in FREE and value != stored.get(name):
             raise InvalidInputError(
@@ -153,7 +158,20 @@ def try_out(config: Train, data: Data, epochs: int, sharding: Sharding | None) -
     params = jax.eval_shape(model.init, key)
     jax.eval_shape(model.losses, params, carry, batch, batch, key)
     if sharding is not None:
-        sharding.of_state(TrainState(key, params, (), (), key))
+        with in_options(config):
+            sharding.of_state(TrainState(key, params, (), (), key))
+
+
+@contextlib.contextmanager
+def in_options(config: Train) -> Iterator[None]:
+    """What cannot be divided over devices, with the options that say how large it is."""
+    try:
+        yield
+    except InvalidInputError as error:
+        raise InvalidInputError(
+            f"{error}: --mesh {config.mesh or 'auto'} divides --batch-size, and what --hidden-size "
+            "and --embedding-size make"
+        ) from error
 
 
 def sharding_of(config: Train) -> Sharding | None:

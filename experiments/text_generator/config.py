@@ -40,7 +40,8 @@ def check_ranges(options: Any) -> None:
         for least, below in (note for note in noted if isinstance(note, tuple)):  # tyro has others
             if value is not None and not least <= value < below:
                 needed = f"be at least {least}" if least else "not be negative"
-                needed = needed if value < least else f"be a number below {below}"
+                if not value < least:
+                    needed = f"be from {least} up to, but not including, {below:g}"
                 raise InvalidInputError(f"{option(name)} must {needed}, but is {value}")
 
 
@@ -242,9 +243,10 @@ class Train:
         if self.epochs is None and self.steps is None:
             raise InvalidInputError("nothing says how long the run is; give --epochs or --steps")
         a_seed(self.seed)
-        if not 0 <= self.sample_temperature < math.inf:
+        if not 0 <= self.sample_temperature < 3e38:
             raise InvalidInputError(
-                f"--sample-temperature must be a number from 0 up, but is {self.sample_temperature}"
+                "--sample-temperature must be a number from 0 up that float32 can hold, but is "
+                f"{self.sample_temperature}"
             )
         if self.mesh is not None and not re.fullmatch(r"auto|[1-9]\d*(x[1-9]\d*)?", self.mesh):
             raise InvalidInputError(

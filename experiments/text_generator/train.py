@@ -256,7 +256,10 @@ def write_sample(
     key = jax.random.fold_in(key, 0)  # as `rnnjax.text.sample` draws for the first of its rows
     ids = _write(ready, config.sample_length, laid_out, first, key, config.sample_temperature)
     if (ids < 0).any():
-        raise NonFiniteError(f"the logits of epoch {epoch} are not finite")
+        raise NonFiniteError(
+            f"the logits of epoch {epoch} must have a finite maximum, but have NaN or infinity; go "
+            "on from the last checkpoint, with a smaller learning rate"
+        )
     return vocabulary.decode(np.concatenate([first, ids[:, 0]]))
 
 

@@ -126,8 +126,10 @@ def valid_steps(xs: Any, lengths: Any, mask: Any) -> jax.Array | None:
                 f"lengths must lie between 0 and the {num_steps} steps of xs, but go from {least} "
                 f"to {most}; check that time is the first axis of xs {xs.shape}"
             )
-    # By NumPy where it can be: outside of jit JAX would compile three programs for each new shape.
-    outside = known is not None and not is_symbolic_dim(num_steps)
+    # By NumPy outside of jit, where JAX would compile three programs for each new shape; and not
+    # inside, where all steps of all rows would become a constant of the program.
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(xs))
+    outside = known is not None and not traced and not is_symbolic_dim(num_steps)
     module, lengths = (np, np.asarray(known)) if outside else (jnp, lengths)
     valid: Any = module.arange(num_steps).reshape(-1, *[1] * lengths.ndim) < lengths
     if mask is None:

@@ -47,7 +47,8 @@ class Method(abc.ABC):
     precision: Precision | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        if self.precision is not None and self.precision not in get_args(Precision):
+        known = isinstance(self.precision, str) and self.precision in get_args(Precision)
+        if self.precision is not None and not known:
             raise InvalidInputError(
                 f'precision must be "default", "high" or "highest", or None for that of '
                 f"jax.default_matmul_precision, but is {brief(self.precision)}"

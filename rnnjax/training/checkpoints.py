@@ -413,8 +413,9 @@ def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _cut(data: bytes, like: list[Any]) -> list[np.ndarray]:
-    """Bytes as arrays, one after the other."""
+def _cut(data: bytes | memoryview, like: list[Any]) -> list[np.ndarray]:
+    """Bytes as arrays, one after the other; none is copied."""
+    data = memoryview(data)
     ends = np.cumsum([math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in like])
     pieces = zip([0, *ends], ends, like, strict=False)
     return [np.frombuffer(data[a:b], x.dtype).reshape(x.shape) for a, b, x in pieces]

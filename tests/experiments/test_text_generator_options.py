@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from experiments import folders
-from experiments.text_generator.checkpoints import Run
+from experiments.text_generator.checkpoints import Run, in_options, require_unchanged
 from experiments.text_generator.config import Optimization, Text, Train
 from experiments.text_generator.data import Data
 from experiments.text_generator.model import surprise
@@ -24,6 +24,7 @@ from experiments.text_generator.train import learning_rate, make_optimizer
 from experiments.text_generator.trained import Trained, existing
 from rnnjax import InvalidInputError
 from rnnjax.training.files import read_sealed
+from rnnjax.training.sharding import Sharding
 
 TINY = ["--layers", "1", "--hidden-size", "4", "--batch-size", "4", "--seq-length", "10",
         "--sample-length", "3", "--corpus", "text.txt"]  # fmt: skip
@@ -398,3 +399,21 @@ def test_a_folder_that_cannot_be_written_to_gets_one_sentence(program, text, tmp
         assert refused.returncode == 2
         assert "Permission denied" in refused.stderr
         assert "Traceback" not in refused.stderr
+
+
+def test_an_option_that_a_run_did_not_know_was_as_by_default() -> None:
+    ours = Train().as_json()
+    stored = {group: options for group, options in ours.items() if group != "text"}
+    stored["text"] = {k: v for k, v in ours["text"].items() if k not in ("encoding", "stride")}
+    require_unchanged(ours, stored)
+    changed = {**ours, "text": {**ours["text"], "encoding": "cp1252"}}
+    with pytest.raises(InvalidInputError, match=r"--encoding cp1252 cannot .* the run has utf-8"):
+        require_unchanged(changed, stored)
+
+
+def test_what_a_mesh_cannot_divide_is_said_in_options() -> None:
+    with (
+        pytest.raises(InvalidInputError, match=r"3 rows .*: --mesh 2 divides --batch-size"),
+        in_options(Train(mesh="2")),
+    ):
+        Sharding.over(2).rows(3)
