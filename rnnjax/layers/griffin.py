@@ -205,6 +205,11 @@ class GriffinCell(CompositeCell):
                 f"kernel of the recurrence of {brief(self)} must have shape "
                 f"({size}, {2 * states}), but is {brief(blocks)}; make params with its init"
             )
+        if jnp.shape(second["bias"]) != (2 * states,):
+            raise InvalidInputError(
+                f"bias of the recurrence of {brief(self)} must have shape ({2 * states},), but is "
+                f"{brief(second['bias'])}; make params with its init"
+            )
         # (head, row, gate, head, column), zero where the two heads differ.
         blocks = blocks.reshape(1, size, 2, self.heads, size)
         own = jnp.eye(self.heads, dtype=blocks.dtype)[:, None, None, :, None]

@@ -14,6 +14,9 @@ from rnnjax.errors import InteropError
 MOST_ELEMENTS = 2**28
 """In the largest array that a graph may ask for; more is a mistake or ill will."""
 
+ALWAYS = 2**10
+"""Elements that may be made whatever was made before: shapes, and what follows from them."""
+
 MOST_KNOWN_ELEMENTS = 2**24
 """In all arrays together that follow from constants, which are made when a graph is traced."""
 
@@ -48,11 +51,12 @@ class At:
 
     def bound(self, shape: Any) -> tuple[int, ...]:
         """The shape, if an array of it may be made."""
-        sizes = tuple(int(size) for size in shape)
-        if any(size < 0 for size in sizes) or math.prod(sizes) > self.most_elements:
+        sizes, most = tuple(int(size) for size in shape), max(self.most_elements, ALWAYS)
+        # A size of 0 makes nothing, but what is made beside it, of the other sizes, is made.
+        if any(size < 0 for size in sizes) or math.prod(max(1, n) for n in sizes) > most:
             raise TooLargeError(
                 f"node {self.name}: it asks for an array of shape {list(sizes)[:8]}, but at most "
-                f"{self.most_elements:,} elements are made"
+                f"{most:,} elements are made"
             )
         return sizes
 

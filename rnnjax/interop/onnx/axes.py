@@ -52,6 +52,11 @@ def kept(marks: Marks) -> Axes:
     return marks.first[1]
 
 
+def of_first(marks: Marks) -> Axes | None:
+    """Where the first of its inputs has them, whatever the others have."""
+    return marks.axes[0]
+
+
 def broadcast(marks: Marks) -> Axes | None:
     """Where they are in all inputs that have them, counted from the last axis."""
     places = {

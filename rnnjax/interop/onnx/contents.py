@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rnnjax.errors import InteropError
-from rnnjax.interop.onnx.at import At, TooLargeError, is_known
+from rnnjax.interop.onnx.at import ALWAYS, At, TooLargeError, is_known
 from rnnjax.interop.onnx.files import dtype_of, import_onnx, read_tensor
 from rnnjax.interop.onnx.operators import OPERATORS, SAME, kind_of, run_operator
 from rnnjax.interop.onnx.recurrent import RECURRENT
@@ -20,6 +20,7 @@ Scope = collections.ChainMap[str, str]
 """By each name that a graph sees, that of the value, which no other has."""
 
 _GRAPH = 5  # AttributeProto.AttributeType
+_LONGEST_NAME = 2**12  # each value inside of a node has its node's in its own
 _FEWEST_FOLDED = 2**22  # elements that are always made, however small the model
 
 
@@ -75,6 +76,11 @@ def all_nodes(nodes: Iterable[RawNode]) -> Iterator[RawNode]:
 def _joined(prefix: str, name: Any) -> str:
     if not isinstance(name, str):  # bytes that are no UTF-8
         raise InteropError(f"the name {name!r} of a value is no text")
+    if len(prefix) + len(name) > _LONGEST_NAME:
+        raise InteropError(
+            f"the name {(prefix + name)[:40]!r}... of a value has {len(prefix) + len(name):,} "
+            f"letters, but at most {_LONGEST_NAME:,} are read"
+        )
     return prefix + name
 
 
@@ -380,6 +386,8 @@ class _Folding:
         own = frozenset[str]().union(*(self.roots.get(name, ()) for name in inputs))
         operator = OPERATORS.get(raw.op_type)
         folds = operator is not None and (operator.folds or not own)
+        if operator is not None and operator.costly and not own:
+            folds = all(self.constants[n].size <= ALWAYS for n in inputs if n in self.constants)
         if not folds or own & self.shared or not all(name in self.constants for name in inputs):
             return False
         at = At(raw.label, self.opset, raw.attributes, len(raw.outputs), self.left)

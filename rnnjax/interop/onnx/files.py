@@ -176,6 +176,8 @@ def _integers(numbers: Any, dtype: Any, what: str) -> np.ndarray:
 
 def _filled(array: np.ndarray, shape: tuple[int, ...], what: str) -> np.ndarray:
     try:
+        if math.prod(max(1, size) for size in shape) > 2**48:  # beside a size of 0
+            raise ValueError
         return array.reshape(shape)
     except ValueError:  # more axes than NumPy has, or sizes beside a zero that overflow
         raise InteropError(f"{what} is damaged: its shape is {list(shape)[:8]}") from None

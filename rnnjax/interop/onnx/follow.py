@@ -55,8 +55,12 @@ def _first_missed(
             found = axes.get(node.inputs[0])
         elif isinstance(node, Operation) and node.outputs[0] in shapes:
             found = _axes_of(node, opset, shapes, axes)
-        if found is not None:
-            axes.update(dict.fromkeys(node.outputs, found))
+        if found is not None:  # of several outputs, those that are as large there as the first
+            size = [shapes[node.outputs[0]][n] for n in found]
+            for name in filter(shapes.__contains__, node.outputs):
+                shape = shapes[name]
+                if len(shape) > max(found) and [shape[n] for n in found] == size:
+                    axes[name] = found
     return None
 
 

@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import functools
-import itertools
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
@@ -138,7 +137,9 @@ class Graph(Network):
         if mask is not None or context.resets is not None:
             self.num_steps(params, xs)  # raises where marks of time mean nothing
         carries, values = self.values(params, xs, carry, mask, context)
-        ys = {name: self._exchanged(name, jnp.asarray(values[name])) for name in self.outputs}
+        ys = {
+            name: self._exchanged(name, jnp.asarray(_made(values, name))) for name in self.outputs
+        }
         return carries, ys if len(ys) > 1 else ys[self.outputs[0]]
 
     def given(self, xs: Any) -> dict[str, Any]:
@@ -257,10 +258,9 @@ class _Run:
     def inner(self, body: Body, around: MutableMapping[str, Any], key: Any) -> Inner:
         """A graph inside of a node, to be run by its operator."""
         context = dataclasses.replace(self.context, key=key)
-        runs = itertools.count()
 
         def run(once: bool, *inputs: Any) -> list[Any]:
-            self.again[0] -= len(body.nodes) if next(runs) else 0
+            self.again[0] -= len(body.nodes)
             if self.again[0] < 0:
                 raise TooLargeError(
                     f"loops in loops run more than {MOST_NODES_AGAIN:,} nodes one by one; let "
@@ -272,9 +272,23 @@ class _Run:
             values = collections.ChainMap(dict(zip(body.inputs, inputs, strict=True)), around)
             here.nodes(body.nodes, values)
             self.left = here.left
-            return [values[name] for name in body.outputs]
+            return [_made(values, name) for name in body.outputs]
 
         return Inner(functools.partial(run, self.once), functools.partial(run, False))
+
+
+def _made(values: Mapping[str, Any], name: str) -> Any:
+    """A value of a graph that is an output.
+
+    Raises:
+        InteropError: no node made it.
+    """
+    if name not in values:
+        raise InteropError(
+            f"the graph gives {name!r}, which no node makes: an operator before it has fewer "
+            "outputs than are named; export the model again, for inference"
+        )
+    return values[name]
 
 
 def with_time_first(graph: Graph, params: Params) -> Graph:

@@ -15,7 +15,7 @@ import numpy as np
 from rnnjax.errors import RnnjaxError
 from rnnjax.interop.functions import ELU, HardSigmoid, LeakyReLU, ThresholdedReLU
 from rnnjax.interop.onnx import axes, control, elementwise, places, products, quantized, windows
-from rnnjax.interop.onnx.at import At
+from rnnjax.interop.onnx.at import At, is_known
 from rnnjax.interop.onnx.elementwise import each, each_by_class, each_by_jax, folded, pair
 
 
@@ -32,6 +32,7 @@ class Operator:
         kind: what readers of layers make of it; empty for those they have no use for.
         activation: the function of `rnnjax.interop` that it is, by name or class.
         in_cells: whether recurrent operators have that activation.
+        costly: whether it takes much longer than its output is large; not folded then.
     """
 
     run: Callable[..., Any]
@@ -41,10 +42,17 @@ class Operator:
     kind: str = ""
     activation: str | type[Any] | None = None
     in_cells: bool = False
+    costly: bool = False
 
     def moved(self, inputs: tuple[str, ...]) -> tuple[str, ...]:
         """Those of the inputs whose elements it puts elsewhere."""
         return inputs if self.moves < 0 else inputs[: self.moves]
+
+
+_OF_INPUTS = (
+    TypeError, ValueError, IndexError, KeyError, OverflowError, ZeroDivisionError, MemoryError,
+    jax.errors.JaxRuntimeError,
+)  # fmt: skip
 
 
 def run_operator(op_type: str, at: At, inputs: list[Any]) -> tuple[Any, ...]:
@@ -53,16 +61,19 @@ def run_operator(op_type: str, at: At, inputs: list[Any]) -> tuple[Any, ...]:
     Raises:
         InteropError: the inputs do not fit, with the name of the node.
     """
+    operator = OPERATORS[op_type]
     try:
         with np.errstate(all="ignore"):  # as JAX does: infinities and NaN are values
-            outputs = OPERATORS[op_type].run(at, *inputs)
+            outputs = operator.run(at, *inputs)
     except RnnjaxError:
         raise
-    except (TypeError, ValueError, IndexError, KeyError, OverflowError, ZeroDivisionError) as error:
+    except _OF_INPUTS as error:
         came = ", ".join("none" if x is None else f"{x.dtype}{list(x.shape)}" for x in inputs)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise at.fail(f"{op_type} cannot take inputs {came}: {reason}") from error
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    if not operator.moves and all(map(is_known, inputs)):  # what is only moved is mostly a view
+        at.bound([sum(y.size for y in outputs if is_known(y))])
     return tuple(np.asarray(y) if isinstance(y, np.generic) else y for y in outputs)
 
 
@@ -102,7 +113,7 @@ OPERATORS: Mapping[str, Operator] = {
     "Atanh": Operator(each("arctanh"), axes.kept),
     "BitwiseNot": Operator(each("invert"), axes.kept),
     "Cast": _moving(elementwise.cast, axes.kept, "type"),
-    "CastLike": Operator(elementwise.cast_like, axes.kept),
+    "CastLike": Operator(elementwise.cast_like, axes.of_first),
     "Ceil": Operator(each("ceil"), axes.kept),
     "Celu": Operator(each_by_jax(jax.nn.celu, "alpha"), axes.kept),
     "Clip": Operator(elementwise.clip, axes.kept),
@@ -171,8 +182,8 @@ OPERATORS: Mapping[str, Operator] = {
     "BatchNormalization": Operator(products.batch_norm),
     "CumProd": Operator(products.cumulative(jnp.cumprod, 1)),
     "CumSum": Operator(products.cumulative(jnp.cumsum, 0)),
-    "Einsum": Operator(products.einsum),
-    "Gemm": Operator(products.gemm, kind="affine"),
+    "Einsum": Operator(products.einsum, costly=True),
+    "Gemm": Operator(products.gemm, kind="affine", costly=True),
     "GroupNormalization": Operator(products.group_norm),
     "Hardmax": Operator(products.softmax(products.hardmax), axes.normalized),
     "InstanceNormalization": Operator(products.group_norm),
@@ -183,7 +194,7 @@ OPERATORS: Mapping[str, Operator] = {
         kind="softmax",
         activation="log_softmax",
     ),
-    "MatMul": Operator(products.matmul, axes.multiplied, kind="product"),
+    "MatMul": Operator(products.matmul, axes.multiplied, kind="product", costly=True),
     "LpNormalization": Operator(products.power_norm),
     "MeanVarianceNormalization": Operator(products.mean_variance_norm),
     "RMSNormalization": Operator(products.rms_norm, axes.normalized_from),
@@ -203,18 +214,18 @@ OPERATORS: Mapping[str, Operator] = {
     "TopK": Operator(products.top_k),
     # Which slide over space.
     "AveragePool": Operator(windows.average_pool),
-    "Conv": Operator(windows.conv),
-    "ConvTranspose": Operator(windows.conv_transpose),
+    "Conv": Operator(windows.conv, costly=True),
+    "ConvTranspose": Operator(windows.conv_transpose, costly=True),
     "GlobalAveragePool": Operator(windows.whole_pool("mean")),
     "GlobalMaxPool": Operator(windows.whole_pool("max")),
     "MaxPool": Operator(windows.max_pool),
     "Pad": Operator(windows.pad),
     # Of integers that stand for real numbers.
-    "ConvInteger": Operator(quantized.conv_integer),
+    "ConvInteger": Operator(quantized.conv_integer, costly=True),
     "DequantizeLinear": Operator(quantized.dequantize, axes.kept),
     "DynamicQuantizeLinear": Operator(quantized.quantize_by_range, axes.kept),
-    "MatMulInteger": Operator(quantized.matmul_integer, axes.multiplied),
-    "QLinearMatMul": Operator(quantized.quantized_matmul),
+    "MatMulInteger": Operator(quantized.matmul_integer, axes.multiplied, costly=True),
+    "QLinearMatMul": Operator(quantized.quantized_matmul, costly=True),
     "QuantizeLinear": Operator(quantized.quantize, axes.kept),
     # Which put elements elsewhere.
     "Compress": Operator(places.compress),

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rnnjax.interop.onnx.at import MOST_ELEMENTS, At, by_jax, is_known, module_of
+from rnnjax.interop.onnx.at import At, by_jax, is_known, module_of
 from rnnjax.interop.onnx.files import dtype_of
 
 _LONGEST = 2**63 - 1
@@ -93,8 +93,8 @@ def split(at: At, x: Any, sizes_input: Any = None) -> Any:
     sizes = at.listed("split", sizes_input)
     if sizes is None:
         parts = at.get("num_outputs", at.num_outputs)
-        if not 0 < parts <= MOST_ELEMENTS:
-            raise at.fail(f"it has {parts} outputs")
+        if parts != at.num_outputs:
+            raise at.fail(f"it makes {parts} parts, but has {at.num_outputs} outputs")
         size = -(-length // parts)  # the last one may be smaller
         sizes = [max(0, min(size, length - i * size)) for i in range(parts)]
     if sum(sizes) != length or min(sizes) < 0 or len(sizes) < at.num_outputs:
@@ -319,6 +319,9 @@ def scatter_elements(at: At, x: Any, indices: Any, updates: Any) -> Any:
 
 def triangle(at: At, x: Any, k: Any = None) -> Any:
     """What is not below a diagonal, or not above it."""
+    at.bound(x.shape)
+    if not x.size:
+        return x
 
     def run(x: Any, k: Any) -> Any:
         beyond = np.arange(x.shape[-1]) - np.arange(x.shape[-2])[:, None]
@@ -340,7 +343,9 @@ def nonzero(at: At, x: Any) -> Any:
     """The places of what is not 0; there have to be as many as is known."""
     if not is_known(x):
         raise at.fail("how many entries are not 0 follows from an input, so its size is not known")
-    return np.stack(np.nonzero(np.atleast_1d(x))).astype(np.int64)
+    x = np.atleast_1d(x)
+    at.bound((x.ndim, np.count_nonzero(x)))
+    return np.stack(np.nonzero(x)).astype(np.int64)
 
 
 def compress(at: At, x: Any, condition: Any) -> Any:

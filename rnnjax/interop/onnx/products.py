@@ -49,12 +49,11 @@ def reduction(function: str | Callable[..., Any], start: float | None = None) ->
 
     def run(at: At, x: Any, axes_input: Any = None) -> Any:
         axes = at.listed("axes", axes_input)
-        if not axes:
-            if at.get("noop_with_empty_axes", 0):
-                return x
-            axes = list(range(x.ndim))
+        if not axes:  # of no axis only the sum is left out: what is summed is not
+            axes = [] if at.get("noop_with_empty_axes", 0) else list(range(x.ndim))
         where = tuple(at.axis(axis, x.ndim) for axis in axes)
         options = {"axis": where, "keepdims": bool(at.get("keepdims", 1))}
+        at.bound(1 if axis in where else size for axis, size in enumerate(x.shape))
         if start is not None and not math.prod(x.shape[axis] for axis in where):
             options["initial"] = _limit(x.dtype, start)
         xp = module_of(x)

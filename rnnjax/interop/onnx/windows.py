@@ -257,12 +257,26 @@ def pad(at: At, x: Any, pads: Any = None, value: Any = None, axes: Any = None) -
     around = [(0, 0)] * x.ndim
     for axis, *both in zip(along, numbers[: len(along)], numbers[len(along) :], strict=True):
         around[at.axis(axis, x.ndim)] = (both[0], both[1])
-    sizes = at.bound(n + low + high for n, (low, high) in zip(x.shape, around, strict=True))
+    at.bound(n + max(0, a) + max(0, b) for n, (a, b) in zip(x.shape, around, strict=True))
+    if any(n + min(0, a) + min(0, b) < 0 for n, (a, b) in zip(x.shape, around, strict=True)):
+        raise at.fail(f"its pads {numbers} take away more than the sizes {list(x.shape)}")
+    # What is taken away is taken first: what stands around follows from the rest.
+    left = tuple(
+        slice(max(0, -a), n - max(0, -b)) for n, (a, b) in zip(x.shape, around, strict=True)
+    )
+    around = [(max(0, a), max(0, b)) for a, b in around]
+    kept = [part.stop - part.start for part in left]
+    sizes = [n + a + b for n, (a, b) in zip(kept, around, strict=True)]
+    if mode != "constant" and not math.prod(kept) and math.prod(sizes):
+        raise at.fail(f"there is nothing to repeat in an array of sizes {kept}")
 
     def run(x: Any, value: Any) -> Any:
+        x = x[left]
         if mode == "constant":
             filling = jnp.asarray(0 if value is None else value, x.dtype).reshape(())
             return lax.pad(x, filling, [(low, high, 0) for low, high in around])
+        if not math.prod(sizes):
+            return jnp.zeros(sizes, x.dtype)
         for axis, (low, _) in enumerate(around):
             if around[axis] != (0, 0):
                 places = np.arange(-low, sizes[axis] - low)
