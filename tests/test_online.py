@@ -76,6 +76,7 @@ def through_time(cell, params, xs, targets, resets):
     return ys, gradients
 
 
+@pytest.mark.slow  # each cell of the table is asked for its proof
 def test_all_elementwise_cells_of_the_table_are_here():
     served = [
         name

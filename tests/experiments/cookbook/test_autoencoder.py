@@ -2,12 +2,14 @@ import json
 
 import jax
 import numpy as np
+import pytest
 
 from experiments.cookbook import autoencoder
 from experiments.cookbook.autoencoder import Config
 from experiments.cookbook.common import data
 
 
+@pytest.mark.slow
 def test_it_learns_what_images_differ_in(tmp_path, monkeypatch):
     # The made digits take it too long; of these it has to learn how far the left or right is lit.
     rng, columns = np.random.default_rng(0), np.arange(28)

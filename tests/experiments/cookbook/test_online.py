@@ -3,11 +3,13 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from experiments.cookbook import online
 from experiments.cookbook.online import Config
 
 
+@pytest.mark.slow
 def test_rtrl_recalls_what_one_step_cannot(tmp_path):
     run_dir = tmp_path / "run"
     config = Config(data="made", run_dir=run_dir, seeds=1, wait=10, rows=64, steps=2400)
