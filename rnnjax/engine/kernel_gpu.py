@@ -19,7 +19,7 @@ from rnnjax.cells.devices import shaped_like
 from rnnjax.engine.kernel_loop import Form, Traced
 from rnnjax.engine.kernel_rules import computed
 from rnnjax.engine.kernel_step import evaluated
-from rnnjax.engine.kernel_tiles import BLOCK, ROWS, Tiled, Tiles
+from rnnjax.engine.kernel_tiles import BLOCK, ROWS, Tiled, Tiles, UntiledError
 
 # A row of a state that is multiplied. Each warp holds all of it as an operand: 64 of 255 registers.
 # With twice as many a program for an H100 (jaxlib 0.10.2) keeps its registers in memory.
@@ -47,7 +47,7 @@ def why_not(traced: Traced | None) -> str | None:
         shared, before, now = ([Tiled(f.shape, {}) for f in forms] for forms in traced.forms[:3])
         compute = functools.partial(computed, Tiles(unit(traced)))
         outs = evaluated(traced.jaxpr, shared, [*before, *now], compute)
-    except NotImplementedError as error:
+    except UntiledError as error:
         return str(error)
     changed = [form for form, a, b in zip(own, before, outs, strict=False) if a is not b]
     sums = sum(math.prod(form.shape) for form in changed if not has_rows(form))

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from rnnjax.engine.kernel_step import bound
-from rnnjax.engine.kernel_tiles import Index, Lazy, Tiled, Tiles
+from rnnjax.engine.kernel_tiles import Index, Lazy, Tiled, Tiles, UntiledError
 
 # What is computed of each number by itself.
 _NAMES = (
@@ -57,7 +57,7 @@ def _reshaped(tiles: Tiles, x: Tiled, shape: tuple[int, ...]) -> Tiled:
         ],
     )
     if sizes[0] != sizes[1]:
-        raise NotImplementedError(f"{x.shape} as {shape} is not the same tiles")
+        raise UntiledError(f"{x.shape} as {shape} is not the same tiles")
     return Tiled(shape, Lazy(lambda i: x.tiles[where[i]].reshape(tiles.tile(shape, i))))
 
 
@@ -85,7 +85,7 @@ def _split(tiles: Tiles, equation: Any, shapes: Any, x: Tiled) -> list[Tiled]:
 
 def _slice(tiles: Tiles, equation: Any, shapes: Any, x: Tiled) -> list[Tiled]:
     if set(equation.params["strides"] or [1]) != {1}:
-        raise NotImplementedError("there is no slice of tiles with gaps")
+        raise UntiledError("there is no slice of tiles with gaps")
     for axis, (start, size) in enumerate(
         zip(equation.params["start_indices"], shapes[0], strict=True)
     ):
@@ -96,7 +96,7 @@ def _slice(tiles: Tiles, equation: Any, shapes: Any, x: Tiled) -> list[Tiled]:
 def _pad(tiles: Tiles, equation: Any, shapes: Any, x: Tiled, value: Tiled) -> list[Tiled]:
     for axis, (low, high, inside) in enumerate(equation.params["padding_config"]):
         if low < 0 or high < 0 or inside:
-            raise NotImplementedError("there is no padding of tiles with gaps")
+            raise UntiledError("there is no padding of tiles with gaps")
         size, others = x.shape[axis] + low + high, (x.shape[:axis], x.shape[axis + 1 :])
         ends = [
             tiles.full(
@@ -112,7 +112,7 @@ def _pad(tiles: Tiles, equation: Any, shapes: Any, x: Tiled, value: Tiled) -> li
 
 def _reshape(tiles: Tiles, equation: Any, shapes: Any, x: Tiled) -> list[Tiled]:
     if equation.params.get("dimensions") is not None and equation.primitive.name == "reshape":
-        raise NotImplementedError("there is no reshape of tiles in another order")
+        raise UntiledError("there is no reshape of tiles in another order")
     return [_reshaped(tiles, x, shapes[0])]
 
 
@@ -137,7 +137,7 @@ def _transpose(tiles: Tiles, equation: Any, shapes: Any, x: Tiled) -> list[Tiled
 def _dot(tiles: Tiles, equation: Any, shapes: Any, x: Tiled, y: Tiled) -> list[Tiled]:
     (left, right), batch = equation.params["dimension_numbers"]
     if batch != ((), ()) or (len(x.shape), len(y.shape), len(left)) != (2, 2, 1):
-        raise NotImplementedError("there is no product of tiles with more than two axes")
+        raise UntiledError("there is no product of tiles with more than two axes")
 
     size = x.shape[left[0]]
     pieces, indices = tiles.pieces(size), list(tiles.indices(shapes[0]))
@@ -216,7 +216,7 @@ _RULES: dict[str, Callable[..., list[Tiled]]] = {
 def _number(value: Any) -> Tiled:
     """A literal of a jaxpr."""
     if jnp.ndim(value):
-        raise NotImplementedError("there are no tiles of an array that a function captured")
+        raise UntiledError("there are no tiles of an array that a function captured")
     return Tiled((), {(): value}, not isinstance(value, jax.Array) and bool(value == 0))
 
 
@@ -224,7 +224,7 @@ def computed(tiles: Tiles, equation: Any, operands: Sequence[Any]) -> list[Tiled
     """What an equation of a jaxpr computes.
 
     Raises:
-        NotImplementedError: it takes tiles apart, or nobody has written it for them.
+        UntiledError: it takes tiles apart, or nobody has written it for them.
     """
     given = [a if isinstance(a, Tiled) else _number(a) for a in operands]
     name, shapes = equation.primitive.name, [var.aval.shape for var in equation.outvars]
@@ -236,7 +236,7 @@ def computed(tiles: Tiles, equation: Any, operands: Sequence[Any]) -> list[Tiled
             if other.zero and one.shape == shapes[0]:
                 return [one]
     if name not in _ELEMENTWISE:
-        raise NotImplementedError(f"there is no {name} of tiles")
+        raise UntiledError(f"there is no {name} of tiles")
 
     def single(index: Index) -> Any:
         # What is a number along an axis is that of all entries there.

@@ -24,6 +24,13 @@ _SHORT = 8
 Index = tuple[int, ...]
 
 
+class UntiledError(Exception):
+    """What cannot be computed of tiles, in words that complete a sentence: the loop is XLA's then.
+
+    Of its own, so that what JAX has not implemented is not taken for it.
+    """
+
+
 class Tiled(NamedTuple):
     """An array in tiles.
 
@@ -173,4 +180,4 @@ class Tiles:
             first = begins.index(start)
             if valid[first : first + len(within)] == within:
                 return first
-        raise NotImplementedError(f"{part} of {size} from {start} on are no tiles")
+        raise UntiledError(f"{part} of {size} from {start} on are no tiles")

@@ -148,12 +148,12 @@ def scan(at: At, *inputs: Any) -> Any:
     """The graph once for each slice of some inputs, with states from step to step."""
     body: Inner = at.get("body")
     if at.opset < 9:  # rows of a batch, each with its length
-        lengths, *inputs = inputs  # type: ignore[assignment]
+        lengths, *rest = inputs
         if lengths is not None:
             raise at.fail("lengths of rows, of opset 8, are not read here")
         directions = at.get("directions", ())
         return jax.vmap(lambda *one: _scan(at, body, one, directions, (), (), ()))(
-            *map(jnp.asarray, inputs)
+            *map(jnp.asarray, rest)
         )
     names = ("input_directions", "input_axes", "output_directions", "output_axes")
     return _scan(at, body, inputs, *(at.get(f"scan_{name}", ()) for name in names))

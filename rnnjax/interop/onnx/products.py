@@ -57,8 +57,10 @@ def reduction(function: str | Callable[..., Any], start: float | None = None) ->
         if start is not None and not math.prod(x.shape[axis] for axis in where):
             options["initial"] = _limit(x.dtype, start)
         xp = module_of(x)
-        called = getattr(xp, function) if isinstance(function, str) else None
-        y = called(x, **options) if called else function(xp, x, **options)  # type: ignore[operator]
+        if isinstance(function, str):
+            y = getattr(xp, function)(x, **options)
+        else:
+            y = function(xp, x, **options)
         return y.astype(x.dtype)
 
     return run

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -171,9 +171,9 @@ def max_pool(at: At, x: Any) -> Any:
         low = _lowest(x.dtype)
         if at.num_outputs == 1:
             return _reduced(x, window, low, lax.max, _whole(window))
-        order = "C" if not at.get("storage_order", 0) else "F"
+        order: Literal["C", "F"] = "C" if not at.get("storage_order", 0) else "F"
         size = math.prod(x.shape[2:])
-        inside = np.arange(size).reshape(x.shape[2:], order=order)  # type: ignore[call-overload]
+        inside = np.arange(size).reshape(x.shape[2:], order=order)
         places = jnp.arange(math.prod(x.shape[:2])).reshape(*x.shape[:2], *[1] * (x.ndim - 2))
         start = (low, jnp.array(np.iinfo(np.int32).max, places.dtype))
 
