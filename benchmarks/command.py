@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ def main(
     parser.add_argument(
         "--rounds", type=positive, help="repetitions after the first (default: the question's own)"
     )
+    parser.add_argument("--contenders", nargs="+", help="these alone, and the baseline")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, to try the script")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -56,6 +57,8 @@ def main(
 def answer(module: Any, settings: Any, command: list[str], options: argparse.Namespace) -> None:
     """Answer one question: print the report and keep it."""
     question = module.question(settings)
+    if options.contenders:
+        question = only(question, options.contenders)
     rounds = options.rounds or (2 if options.quick else question.rounds)
     print(f"\n{question.title}")
     with tempfile.TemporaryDirectory() as folder:
@@ -75,6 +78,16 @@ def answer(module: Any, settings: Any, command: list[str], options: argparse.Nam
     else:
         plots.save(getattr(module, "plot", plots.bars)(report), options.results / f"{name}.png")
     print(f"kept in {options.results}")
+
+
+def only(question: timing.Question, names: Sequence[str]) -> timing.Question:
+    """The question, to the baseline and the contenders of these names."""
+    there = [contender.name for contender in question.contenders]
+    unknown = [name for name in names if name not in there]
+    if unknown:
+        sys.exit(f"--contenders takes some of {there}, but got {unknown}")
+    chosen = [one for one in question.contenders if one.name in (question.baseline, *names)]
+    return dataclasses.replace(question, contenders=chosen)
 
 
 def positive(given: str) -> int:

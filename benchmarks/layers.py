@@ -1,6 +1,7 @@
 """A single layer against the other libraries': who takes how long, at which shapes and lengths?
 
-``python -m benchmarks.layers [shapes|lengths] [--cells rnn lstm gru] [--passes forward backward]``
+``python -m benchmarks.layers [shapes|lengths|steps] [--cells rnn lstm gru]
+[--passes forward backward] [--shapes 128,16] [--contenders onnxruntime]``
 """
 
 import argparse
@@ -8,26 +9,41 @@ import dataclasses
 from typing import Any
 
 from benchmarks import command
-from benchmarks.questions import layers, lengths
+from benchmarks.questions import layers, lengths, steps
 
-QUESTIONS = {"shapes": layers, "lengths": lengths}
+QUESTIONS = {"shapes": layers, "lengths": lengths, "steps": steps}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Which part of the points."""
-    parser.add_argument("--cells", nargs="+", choices=layers.CELLS, help="by default all")
+    parser.add_argument(
+        "--cells", nargs="+", choices=layers.CELLS, help="of shapes and lengths; by default all"
+    )
+    parser.add_argument(
+        "--shapes",
+        nargs="+",
+        type=shape,
+        metavar="HIDDEN,BATCH",
+        help="of shapes, as in 128,16; default: all",
+    )
     parser.add_argument(
         "--passes", nargs="+", choices=layers.PASSES, help="backward: with forward; default: both"
     )
 
 
+def shape(given: str) -> tuple[int, int]:
+    """A hidden size and a batch size."""
+    hidden, batch = given.split(",")
+    return command.positive(hidden), command.positive(batch)
+
+
 def adjust(settings: Any, options: argparse.Namespace) -> Any:
-    """The settings with these options in them."""
-    if options.cells:
-        settings = dataclasses.replace(settings, cells=tuple(options.cells))
-    if options.passes:
-        settings = dataclasses.replace(settings, passes=tuple(options.passes))
-    return settings
+    """The settings with those of these options in them that the question has."""
+    given = {name: getattr(options, name) for name in ("cells", "passes", "shapes")}
+    chosen = {
+        name: tuple(values) for name, values in given.items() if values and hasattr(settings, name)
+    }
+    return dataclasses.replace(settings, **chosen)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import layers as script
-from benchmarks.questions import jax_layers, layer_peers, layers, lengths
+from benchmarks.questions import jax_layers, layer_peers, layers, lengths, steps
 from benchmarks.questions.jax_layers import Shape
 from benchmarks.reports import Outcome, Report, Result
 
@@ -27,6 +27,10 @@ def first_value(name: str, shape: Shape, backward: bool) -> float:
     for package in contender.packages:
         pytest.importorskip(package)
     settings = layer_peers.point("", shape, backward).settings
+    if name == "onnxruntime" and backward:
+        with pytest.raises(NotImplementedError):
+            next(contender.repetitions(dict(settings)))
+        pytest.skip("it has no gradients")
     return next(contender.repetitions(dict(settings))).value
 
 
@@ -46,6 +50,30 @@ def test_every_library_computes_the_same(name, cell, backward, expected):
     value = first_value(name, shape, backward)
     allowed = 1e-5 if CONTENDERS[name].tolerance is None else CONTENDERS[name].tolerance
     assert value == pytest.approx(expected[shape, backward], rel=allowed)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_every_library_steps_alike_and_keeps_its_state(cell):
+    asked = steps.question(steps.Settings(((cell, 4, 3),)))
+    shape = Shape(cell, 1, 4, 3, 1)
+    calls = {
+        "rnnjax": steps.rnnjax_step(prepared=False),
+        "rnnjax, prepared": steps.rnnjax_step(prepared=True),
+        "PyTorch nn": steps.torch_step,
+        "onnxruntime": steps.onnxruntime_step,
+    }
+    assert {one.name for one in asked.contenders} == {*calls, "rnnjax, prepared, no async dispatch"}
+    values = {}
+    for contender in asked.contenders:
+        if contender.name in calls:
+            for package in contender.packages:
+                pytest.importorskip(package)
+            call = calls[contender.name](shape, False)
+            values[contender.name] = [layer_peers.fingerprint(call()) for _ in range(3)]
+    first = values.pop("rnnjax")
+    assert len(set(first)) == 3
+    for each in values.values():
+        assert each == pytest.approx(first, rel=1e-5)
 
 
 def test_swapped_gates_are_noticed(monkeypatch, expected):
@@ -168,8 +196,13 @@ def test_the_options_choose_cells_and_passes():
     parser = argparse.ArgumentParser()
     script.add_options(parser)
     chosen = parser.parse_args(["--cells", "gru", "--passes", "backward"])
-    for module in script.QUESTIONS.values():
+    for name, module in script.QUESTIONS.items():
         settings = script.adjust(module.Settings(), chosen)
+        if name == "steps":
+            assert settings == module.Settings()
+            continue
         assert (settings.cells, settings.passes) == (("gru",), ("backward",))
         assert script.adjust(module.QUICK, parser.parse_args([])) == module.QUICK
         assert dataclasses.asdict(settings)
+    shapes = parser.parse_args(["--shapes", "64,16", "700,12"])
+    assert script.adjust(layers.Settings(), shapes).shapes == ((64, 16), (700, 12))

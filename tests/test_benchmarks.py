@@ -322,6 +322,8 @@ def test_the_command_line(tmp_path, monkeypatch, capsys):
     assert asked["rounds"] == 4
     assert json.loads((tmp_path / "asked_quick.json").read_text())["settings"]["quick"]
 
+    with pytest.raises(SystemExit, match=r"some of \['.*'\], but got \['nobody'\]"):
+        run("--contenders", "nobody")
     with pytest.raises(SystemExit):
         run("--rounds", "0")
     assert "expected a whole number above 0, but got '0'" in capsys.readouterr().err

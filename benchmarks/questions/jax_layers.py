@@ -81,8 +81,8 @@ def gradient_of(outputs: Outputs) -> Gradient:
     return jax.value_and_grad(loss, argnums=(0, 1))
 
 
-def rnnjax_layers(shape: Shape, method: Any = None) -> tuple[Outputs, Any, Any]:
-    """The function, the parameters and the inputs in rnnjax; ``method`` None is its default."""
+def rnnjax_stack(shape: Shape) -> tuple[Any, Any, Any]:
+    """The cells, the parameters and the inputs in rnnjax."""
     import jax
     import jax.numpy as jnp
 
@@ -90,15 +90,25 @@ def rnnjax_layers(shape: Shape, method: Any = None) -> tuple[Outputs, Any, Any]:
 
     kinds = {"rnn": rnnjax.SimpleRNNCell, "lstm": rnnjax.LSTMCell, "gru": rnnjax.GRUCell}
     stack = rnnjax.Stack([kinds[shape.cell](shape.hidden_size)] * shape.layers)
-    chosen = rnnjax.Auto() if method is None else method
     params = weights(shape)
     if shape.cell == "gru":
         params = [{**layer, "recurrent_bias": np.zeros_like(layer["bias"])} for layer in params]
+    return stack, jax.tree.map(jnp.asarray, tuple(params)), jnp.asarray(inputs(shape))
+
+
+def rnnjax_layers(shape: Shape, method: Any = None) -> tuple[Outputs, Any, Any]:
+    """The function, the parameters and the inputs in rnnjax; ``method`` None is its default."""
+    import jax
+
+    import rnnjax
+
+    stack, params, xs = rnnjax_stack(shape)
+    chosen = rnnjax.Auto() if method is None else method
 
     def outputs(params: Any, xs: jax.Array) -> jax.Array:
         return rnnjax.unroll(stack, params, xs, method=chosen)[1]
 
-    return outputs, jax.tree.map(jnp.asarray, tuple(params)), jnp.asarray(inputs(shape))
+    return outputs, params, xs
 
 
 def linen_layers(shape: Shape, remat: bool = False) -> tuple[Outputs, Any, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.questions import jax_layers
 from benchmarks.questions.jax_layers import GATES, Outputs, Shape, root_mean_square
 from benchmarks.reports import Outcome, Point
-from benchmarks.timing import Contender
+from benchmarks.timing import Contender, usable_cores
 
 LEAST_SECONDS = 0.1
 """Of a repetition: a call that takes less is repeated."""
@@ -33,6 +33,7 @@ def contenders() -> list[Contender]:
     """Every library's layer."""
     return [
         contender("rnnjax", jax_call(jax_layers.rnnjax_layers), ["rnnjax", "jax"]),
+        contender("rnnjax, cores", rnnjax_cores, ["rnnjax", "jax"]),
         contender("rnnjax, Scan()", jax_call(rnnjax_scan), ["rnnjax", "jax"]),
         dataclasses.replace(
             contender("rnnjax, bfloat16 products", jax_call(rnnjax_bfloat16), ["rnnjax", "jax"]),
@@ -41,6 +42,7 @@ def contenders() -> list[Contender]:
         contender("Flax linen.RNN", jax_call(jax_layers.linen_layers), ["flax", "jax"]),
         contender("Flax nnx.RNN", jax_call(jax_layers.nnx_layers), ["flax", "jax"]),
         contender("PyTorch nn", torch_call, ["torch"]),
+        contender("onnxruntime", onnxruntime_call, ["onnxruntime", "onnx"]),
         contender("Keras, jax", jax_call(jax_layers.keras_layers), ["keras", "jax"], "jax"),
         contender("Keras, tensorflow", tensorflow_call, ["keras", "tensorflow"], "tensorflow"),
         contender("Keras, torch", keras_torch_call, ["keras", "torch"], "torch"),
@@ -110,19 +112,70 @@ def jax_call(build: Callable[[Shape], tuple[Outputs, Any, Any]]) -> Callable[[Sh
         import jax
 
         outputs, params, xs = build(shape)
-        gradient = jax_layers.gradient_of(outputs)
-
-        def forward(params: Any, xs: Any) -> list[Any]:
-            return [outputs(params, xs)]
-
-        def gradients(params: Any, xs: Any) -> list[Any]:
-            _, (of_params, of_xs) = gradient(params, xs)
-            return [of_xs, *jax.tree.leaves(of_params)]
-
-        function = jax.jit(gradients if backward else forward)
+        function = jax.jit(arrays_of(outputs, backward))
         return lambda: jax.block_until_ready(function(params, xs))
 
     return prepare
+
+
+def arrays_of(outputs: Outputs, backward: bool) -> Callable[[Any, Any], list[Any]]:
+    """What a call computes, to be compiled by JAX."""
+    import jax
+
+    gradient = jax_layers.gradient_of(outputs)
+
+    def forward(params: Any, xs: Any) -> list[Any]:
+        return [outputs(params, xs)]
+
+    def gradients(params: Any, xs: Any) -> list[Any]:
+        _, (of_params, of_xs) = gradient(params, xs)
+        return [of_xs, *jax.tree.leaves(of_params)]
+
+    return gradients if backward else forward
+
+
+def rnnjax_cores(shape: Shape, backward: bool) -> Call:
+    """The rows over the cores of the CPU, where `rnnjax.training.over_cores` divides them.
+
+    What it is given lies there already, as parameters and the rows of a batch do in a training.
+    """
+    import jax
+
+    from rnnjax.training import over_cores, use_cores
+
+    use_cores()
+    outputs, params, xs = jax_layers.rnnjax_layers(shape)
+    function = over_cores(arrays_of(outputs, backward), rows=(None, 1))
+    params, xs = over_cores(lambda params, xs: (params, xs), rows=(None, 1))(params, xs)
+    return lambda: jax.block_until_ready(function(params, xs))
+
+
+def onnxruntime_call(shape: Shape, backward: bool) -> Call:
+    """Our layers, exported, in onnxruntime: its operators LSTM, GRU and RNN."""
+    if backward:
+        raise NotImplementedError("onnxruntime runs forward alone")
+    session, given = onnx_session(shape)
+    name = session.get_outputs()[0].name
+    return lambda: session.run([name], given)
+
+
+def onnx_session(shape: Shape) -> tuple[Any, dict[str, Any]]:
+    """A session of onnxruntime, and the inputs and initial states by their names."""
+    import onnxruntime
+
+    from rnnjax.interop import Model, Recurrent, Sequential, onnx
+
+    stack, params, xs = jax_layers.rnnjax_stack(shape)
+    layers = tuple(Recurrent(f"layer_{i}", cell) for i, cell in enumerate(stack.cells))
+    named = {layer.name: arrays for layer, arrays in zip(layers, params, strict=True)}
+    model = Model(Sequential(layers), named)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = usable_cores()
+    session = onnxruntime.InferenceSession(
+        onnx.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    given = {session.get_inputs()[0].name: np.asarray(xs)}
+    return session, given | onnx.export.initial_states(model, shape.batch_size)
 
 
 def rnnjax_scan(shape: Shape) -> tuple[Outputs, Any, Any]:
@@ -143,6 +196,12 @@ def rnnjax_bfloat16(shape: Shape) -> tuple[Outputs, Any, Any]:
 
 def torch_call(shape: Shape, backward: bool) -> Call:
     """PyTorch's ``nn.RNN``, ``nn.LSTM`` or ``nn.GRU``."""
+    module, xs = torch_module(shape)
+    return eager_call(lambda xs: module(xs)[0], list(module.parameters()), xs, backward)
+
+
+def torch_module(shape: Shape) -> tuple[Any, Any]:
+    """The layers with the weights, and the inputs."""
     import torch
 
     kinds = {"rnn": torch.nn.RNN, "lstm": torch.nn.LSTM, "gru": torch.nn.GRU}
@@ -155,8 +214,7 @@ def torch_call(shape: Shape, backward: bool) -> Call:
         arrays[f"bias_ih_l{number}"] = given["bias"]
         arrays[f"bias_hh_l{number}"] = torch.zeros_like(given["bias"])
     module.load_state_dict(arrays)
-    xs = torch.from_numpy(jax_layers.inputs(shape))
-    return eager_call(lambda xs: module(xs)[0], list(module.parameters()), xs, backward)
+    return module, torch.from_numpy(jax_layers.inputs(shape))
 
 
 def keras_torch_call(shape: Shape, backward: bool) -> Call:

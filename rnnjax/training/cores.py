@@ -154,15 +154,11 @@ def over_cores(
                 f"{number} rows cannot be divided over {along} devices; take a multiple of {along} "
                 "rows, or fewer devices"
             )
-        mesh = _mesh(along)
-
-        def put(arg: Any, axis: int | None) -> Any:
-            spec = PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, "rows")
-            return jax.device_put(arg, NamedSharding(mesh, spec))
-
-        args = tuple(put(arg, axis) for arg, axis in zip(args, rows, strict=True))
+        args = tuple(
+            _lying(arg, _sharding(along, axis)) for arg, axis in zip(args, rows, strict=True)
+        )
         # The mesh that is set tells `unroll` that XLA may divide what one device would join.
-        with jax.set_mesh(mesh):
+        with jax.set_mesh(_mesh(along)):
             return compiled(*args)
 
     return run
@@ -175,18 +171,35 @@ def _rows_of(args: tuple[Any, ...], rows: tuple[int | None, ...]) -> int:
             f"rows names {len(rows)} arguments, {rows}, but {len(args)} came; give one entry for "
             "each, and the arguments by place"
         )
-    found = {
-        np.shape(leaf)[axis] if np.ndim(leaf) > axis else 0
-        for arg, axis in zip(args, rows, strict=True)
-        if axis is not None
-        for leaf in jax.tree.leaves(arg)
-    }
+    found = set()
+    for arg, axis in zip(args, rows, strict=True):
+        if axis is not None:
+            shapes = (np.shape(leaf) for leaf in jax.tree.leaves(arg))
+            found |= {shape[axis] if len(shape) > axis else 0 for shape in shapes}
     if len(found) != 1 or 0 in found:
         raise InvalidInputError(
             f"the arguments must have the same number of rows along the axes {rows}, but have "
             f"{sorted(found)}"
         )
     return int(found.pop())
+
+
+def _lying(arg: Any, sharding: NamedSharding) -> Any:
+    """The argument so divided; one that lies so already is what came.
+
+    To put it there again at each call of a small step took 190 us with all else that a call does;
+    to ask takes 60, of which 44 are JAX's own for two devices.
+    """
+    leaves = jax.tree.leaves(arg)
+    if all(isinstance(leaf, jax.Array) and leaf.sharding == sharding for leaf in leaves):
+        return arg
+    return jax.device_put(arg, sharding)
+
+
+@functools.cache
+def _sharding(number: int, axis: int | None) -> NamedSharding:
+    spec = PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, "rows")
+    return NamedSharding(_mesh(number), spec)
 
 
 @functools.cache
