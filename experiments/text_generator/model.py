@@ -115,6 +115,9 @@ class CharacterModel:
         carry, y = self.stack.step(params["stack"], carry, self.embed(params, tokens))
         return carry, self.predict(params, y)
 
+    # So a model is itself a step to draw with, and equal models are compiled once.
+    __call__ = step
+
     def prepared(
         self, params: Any, rows: int, products: ProductType = "float32"
     ) -> tuple["CharacterModel", Any]:

@@ -19,6 +19,7 @@ from experiments.text_generator.config import Optimization, Train
 from experiments.text_generator.data import AnyVocabulary
 from experiments.text_generator.model import CharacterModel, bits, held_out, make_loss
 from rnnjax.errors import InvalidInputError, NonFiniteError
+from rnnjax.text.drawing import State, at_temperature, draw
 from rnnjax.training.files import Records, write_json, write_whole
 from rnnjax.training.fitting import Fit, fit
 from rnnjax.training.optimizers import keras_adam
@@ -253,31 +254,17 @@ def write_sample(
     first_key, key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), epoch))
     first = jax.random.randint(first_key, (1,), 0, len(vocabulary))
     ready, laid_out = model.prepared(params, 1)
-    key = jax.random.fold_in(key, 0)  # as `rnnjax.text.sample` draws for the first of its rows
-    ids = _write(ready, config.sample_length, laid_out, first, key, config.sample_temperature)
+    # A row that draws as the first one of `rnnjax.text.sample` does.
+    keys = jax.random.fold_in(key, 0)[None]
+    begin = State(ready.initial_carry(1), first, keys, np.int32(0), jnp.zeros((0, 1), jnp.int32))
+    temperature = np.float32(config.sample_temperature)
+    _, ids = draw(ready, config.sample_length, at_temperature, laid_out, begin, temperature)
     if (ids < 0).any():
         raise NonFiniteError(
             f"the logits of epoch {epoch} must have a finite maximum, but have NaN or infinity; go "
             "on from the last checkpoint, with a smaller learning rate"
         )
     return vocabulary.decode(np.concatenate([first, ids[:, 0]]))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _write(
-    model: CharacterModel, length: int, params: Any, first: jax.Array, key: Any, temperature: Any
-) -> jax.Array:
-    """The characters ``(length, 1)`` behind the first, each the next one's input; -1 is none."""
-
-    def one(state: Any, at: jax.Array) -> Any:
-        carry, logits = model.step(params, *state)
-        warm = logits / jnp.maximum(temperature, jnp.finfo(jnp.float32).tiny)
-        drawn = jax.random.categorical(jax.random.fold_in(key, at), warm)
-        tokens = jnp.where(temperature > 0, drawn, logits.argmax(axis=-1))
-        tokens = jnp.where(jnp.isfinite(logits.max(axis=-1)), tokens, -1)
-        return (carry, tokens), tokens
-
-    return jax.lax.scan(one, (model.initial_carry(1), first), jnp.arange(length))[1]
 
 
 def summary_writer() -> Any:
