@@ -301,10 +301,8 @@ def plot_loss(run_dir: Path, unit: str = "character") -> None:
     ends = [0, *(entry["step"] for entry in epochs)]
     middles = [(before + end) / 2 for before, end in itertools.pairwise(ends)]
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    axes.plot(
-        [e["step"] for e in steps], [e["loss"] for e in steps],
-        color="tab:blue", alpha=0.35, linewidth=0.8, label="each step",
-    )  # fmt: skip
+    each = thinned(np.array([(e["step"], e["loss"]) for e in steps]).reshape(-1, 2))
+    axes.plot(*each.T, color="tab:blue", alpha=0.35, linewidth=0.8, label="each step")
     marked = functools.partial(axes.plot, marker="o", markersize=3)
     marked(middles, [e["loss"] for e in epochs], color="tab:blue", label="mean of the epoch")
     if validated := [e for e in epochs if "validation_loss" in e]:
@@ -320,3 +318,15 @@ def plot_loss(run_dir: Path, unit: str = "character") -> None:
     figure.savefig(new, dpi=120)
     new.replace(run_dir / "loss.png")
     plt.close(figure)
+
+
+def thinned(curve: np.ndarray, groups: int = 1000) -> np.ndarray:
+    """Of a long curve ``(points, 2)`` the lowest and the highest point of each of many groups.
+
+    In a plot they look as all of them do, whose drawing takes two seconds of 150,000.
+    """
+    if len(curve) <= 2 * groups:
+        return curve
+    parts = np.array_split(np.arange(len(curve)), groups)
+    extremes = [part[find(curve[part, 1])] for part in parts for find in (np.argmin, np.argmax)]
+    return curve[np.unique(extremes)]

@@ -134,7 +134,7 @@ class Checkpoints:
 
         A damaged one is passed over with a warning, and set aside in a folder ``damaged-<step>``
         (read_only, it stays); the one before it is taken: a run goes on from there, and comes to
-        the same end.
+        the same end. One that is deleted meanwhile, by a run beside a reader, is passed over.
 
         Raises:
             CheckpointError: all are damaged.
@@ -204,7 +204,7 @@ class Checkpoints:
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir()
             with _checkpointer() as orbax:
-                orbax.save(new / "state", args=ocp.args.StandardSave(tree))
+                orbax.save(new / "state", args=ocp.args.StandardSave(_storable(tree)))
             files = [path for path in sorted(new.rglob("*")) if path.is_file()]
             sealed = {
                 "about": dict(about),
@@ -242,7 +242,7 @@ class Checkpoints:
                 warnings.warn(f"{self.path(step)} cannot be deleted ({error})", stacklevel=2)
 
     def _first(self, order: Callable[[], list[int]]) -> Saved | None:
-        """The first whole checkpoint in an order of steps."""
+        """The first whole checkpoint in an order of steps; it is asked for again if one is gone."""
 
         def find() -> tuple[int, dict[str, Any]] | None:
             steps = order()
@@ -250,6 +250,8 @@ class Checkpoints:
                 try:
                     return step, self._verified(step)
                 except DamagedCheckpointError as error:
+                    if not self.path(step).exists():
+                        return find()
                     self._set_aside(step, error)
             if steps:
                 raise CheckpointError(
@@ -313,6 +315,9 @@ class Checkpoints:
         return sealed
 
     def _damaged(self, step: int, reason: str) -> DamagedCheckpointError:
+        if not self.path(step).exists():
+            gone = f"{self.path(step)} was deleted while it was read, by a run that goes on there"
+            return DamagedCheckpointError(gone, "try again, or take another step")
         others = [f"step {s}" for s in self._steps() if s != step]
         begin = (others or ["its beginning"])[-1]
         advice = f"delete that folder, and the run goes on from {begin}"
@@ -332,17 +337,25 @@ class Checkpoints:
             # On one device here, over however many of whatever kind they were when it was saved.
             device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
             here = jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), target
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+                jax.eval_shape(_storable, target),
             )
             args = ocp.args.StandardRestore(here)
             try:
                 with _checkpointer() as orbax:
                     tree = orbax.restore(self.path(step) / "state", args=args)
             except Exception as error:  # its files are whole: no memory, or a run beside deletes it
+                if not self.path(step).exists():
+                    raise self._damaged(step, "") from error
                 raise CheckpointError(
                     f"{self.path(step)} could not be read ({_first_line(error)}), though its files "
                     "were whole; free memory, or try again"
                 ) from error
+            tree = jax.tree.map(
+                lambda leaf, like: leaf if like.size else np.zeros(like.shape, like.dtype),
+                tree,
+                target,
+            )
             for path, entry in _describe(tree).items():
                 if entry != arrays[path]:
                     raise self._damaged(step, f"the checksum of {path} is wrong")
@@ -407,6 +420,11 @@ def _from_plain(leaves: list[Any], like: TrainState) -> TrainState:
         for leaf, kind in zip(leaves, kinds, strict=True)
     ]
     return TrainState(**jax.tree.unflatten(jax.tree.structure(vars(like)), wrapped))
+
+
+def _storable(tree: Any) -> Any:
+    """The tree as Orbax takes it: one number in the place of an array that has none."""
+    return jax.tree.map(lambda leaf: leaf if leaf.size else np.zeros(1, leaf.dtype), tree)
 
 
 def _is_key(leaf: Any) -> bool:

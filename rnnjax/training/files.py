@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,22 +17,24 @@ try:
 except ImportError:  # not POSIX
     fcntl = None  # type: ignore[assignment]
 
-_HELD: set[Path] = set()
+# The locks that this process has, and which of its threads has each.
+_HELD: dict[Path, int] = {}
 _ADVICE = "take it from a backup, or begin a new run"
 
 
 @contextmanager
 def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Within this context no other process that asks can write to the folder, made if need be.
+    """Within this context nobody else who asks can write to the folder, made if need be.
 
-    The operating system gives the lock up with the process, however that ends. Where it has none
-    (not POSIX, some file systems of a network) a warning says so. In one process it may be nested.
+    Neither another process nor another thread of this one; a thread may nest it. The operating
+    system gives the lock up with the process, however that ends. Where it has none (not POSIX, some
+    file systems of a network) a warning says so.
 
     Raises:
-        CheckpointError: another process writes there, or this one may not.
+        CheckpointError: another process or thread writes there, or this one may not.
     """
     path = Path(folder).absolute() / "lock"
-    if path in _HELD:
+    if _HELD.get(path) == threading.get_ident():
         yield
         return
     with writable(path.parent):
@@ -39,11 +42,11 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
         file = path.open("a+")
     with file:
         _take(file.fileno(), path)
-        _HELD.add(path)
+        _HELD[path] = threading.get_ident()
         try:
             yield
         finally:
-            _HELD.remove(path)
+            del _HELD[path]
 
 
 def _take(descriptor: int, path: Path) -> None:
@@ -53,8 +56,8 @@ def _take(descriptor: int, path: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise CheckpointError(
-            f"another process writes to {path.parent}, and two would spoil each other's files; "
-            "wait for it or end it, or choose another folder"
+            f"another {'thread' if path in _HELD else 'process'} writes to {path.parent}, and two "
+            "would spoil each other's files; wait for it or end it, or choose another folder"
         ) from None
     except OSError as error:
         warnings.warn(
