@@ -149,14 +149,7 @@ class Checkpoints:
         Raises:
             CheckpointError: there is none, or all are damaged.
         """
-
-        def order() -> list[int]:
-            losses = self._losses()
-            scored = [step for step in losses if losses[step] < math.inf]
-            others = sorted(losses.keys() - set(scored), reverse=True)
-            return [*sorted(scored, key=losses.__getitem__), *others]
-
-        found = self._first(order)
+        found = self._first(lambda: _by_loss(self._losses()))
         if found is None:
             raise self._none()
         return found
@@ -195,10 +188,9 @@ class Checkpoints:
         step = int(state.step)
         if step in self._steps():
             return
-        tree = _as_plain(state)
-        if jax.process_count() > 1:
-            # Orbax takes an array that is not of all processes for a mistake.
-            tree = jax.tree.map(np.asarray, tree)
+        # Of NumPy, because of several processes Orbax takes an array of JAX's that one of them has
+        # for a mistake.
+        tree = jax.tree.map(np.asarray, _as_plain(state))
         new = self.directory / f".writing-{step}"
         try:
             shutil.rmtree(new, ignore_errors=True)
@@ -229,9 +221,8 @@ class Checkpoints:
     def _delete(self) -> None:
         """Delete what is no longer kept; what cannot be deleted stays, with a warning."""
         losses = self._losses()
-        steps, finite = list(losses), [s for s in losses if math.isfinite(losses[s])]
-        best = sorted(finite, key=losses.__getitem__)[: self.keep_best]
-        for step in set(steps) - {*steps[-self.keep_last :], *best}:
+        best = [step for step in _by_loss(losses) if math.isfinite(losses[step])][: self.keep_best]
+        for step in losses.keys() - {*list(losses)[-self.keep_last :], *best}:
             if losses[step] == -math.inf:  # perhaps it was the best
                 warnings.warn(f"{self.path(step)} is damaged, and left there", stacklevel=2)
                 continue
@@ -334,13 +325,9 @@ class Checkpoints:
         leaves: list[Any] = []
 
         def read() -> None:
-            # On one device here, over however many of whatever kind they were when it was saved.
-            device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-            here = jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-                jax.eval_shape(_storable, target),
-            )
-            args = ocp.args.StandardRestore(here)
+            # As arrays of NumPy, over however many devices of whatever kind they were saved from.
+            empty = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), target)
+            args = ocp.args.StandardRestore(_storable(empty))
             try:
                 with _checkpointer() as orbax:
                     tree = orbax.restore(self.path(step) / "state", args=args)
@@ -351,11 +338,7 @@ class Checkpoints:
                     f"{self.path(step)} could not be read ({_first_line(error)}), though its files "
                     "were whole; free memory, or try again"
                 ) from error
-            tree = jax.tree.map(
-                lambda leaf, like: leaf if like.size else np.zeros(like.shape, like.dtype),
-                tree,
-                target,
-            )
+            tree = jax.tree.map(lambda leaf, e: leaf if e.size else e, tree, empty)
             for path, entry in _describe(tree).items():
                 if entry != arrays[path]:
                     raise self._damaged(step, f"the checksum of {path} is wrong")
@@ -363,11 +346,9 @@ class Checkpoints:
 
         from_first(read)
         if self.sharding is not None:
-            data = bytes_from_first(b"".join(np.asarray(leaf).tobytes() for leaf in leaves))
+            data = bytes_from_first(b"".join(leaf.tobytes() for leaf in leaves))
             leaves = _cut(data, jax.tree.leaves(target))
-        # Not bound to the device that they were read on, as those of a new run are not: the program
-        # that is compiled for the one serves the other.
-        state = _from_plain([jnp.asarray(np.asarray(leaf)) for leaf in leaves], like)
+        state = _from_plain([jnp.asarray(leaf) for leaf in leaves], like)
         return state if self.sharding is None else self.sharding.put_state(state)
 
     def _check_same_model(self, step: int, arrays: dict[str, Any], target: Any) -> None:
@@ -439,6 +420,11 @@ def _cut(data: bytes | memoryview, like: list[Any]) -> list[np.ndarray]:
     return [np.frombuffer(data[a:b], x.dtype).reshape(x.shape) for a, b, x in pieces]
 
 
+def _by_loss(losses: dict[int, float]) -> list[int]:
+    """Steps, that of the lowest loss first; of those without a loss the latest first."""
+    return sorted(losses, key=lambda s: (losses[s], s if losses[s] < math.inf else -s))
+
+
 def _leaves(tree: Any) -> dict[str, Any]:
     return {
         jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -451,7 +437,7 @@ def _describe(tree: Any) -> dict[str, dict[str, Any]]:
         path: {
             "shape": list(leaf.shape),
             "dtype": str(leaf.dtype),
-            "crc32": zlib.crc32(np.asarray(leaf).tobytes()),
+            "crc32": zlib.crc32(leaf.tobytes()),
         }
         for path, leaf in _leaves(tree).items()
     }
