@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import tyro
 
 from experiments import runs
-from experiments.text_generator.checkpoints import require_unchanged
 from experiments.text_generator.config import Train
 from experiments.text_generator.evaluate import Evaluate, run_evaluation
 from experiments.text_generator.generate import Generate, run_generation
@@ -37,8 +36,6 @@ def main() -> int:
         config=(tyro.conf.OmitArgPrefixes,),
     )
     if isinstance(command, Train):
-        if command.resume:
-            require_unchanged(command.as_json(), default.as_json())
         return run_training(command.settled(default))
     if isinstance(command, Generate):
         return run_generation(command)

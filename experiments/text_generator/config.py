@@ -259,6 +259,22 @@ class Train:
                 "set --validation 0.1, say"
             )
 
+    def epochs_of(self, steps_per_epoch: int) -> int:
+        """How many epochs the run has.
+
+        Raises:
+            InvalidInputError: its steps are too few for one update.
+        """
+        epochs = self.epochs or 1
+        if self.steps is not None:
+            epochs = math.ceil(self.steps / steps_per_epoch)
+        if self.optimization.accumulate > epochs * steps_per_epoch:
+            raise InvalidInputError(
+                f"--accumulate {self.optimization.accumulate} makes one update of so many steps, "
+                f"but the run has only {epochs * steps_per_epoch}; take fewer, or more epochs"
+            )
+        return epochs
+
     def changed_from(self, default: "Train") -> dict[str, Any]:
         """The options that differ from those of another, by name."""
         theirs = flat(default.as_json())

@@ -1,6 +1,7 @@
 """The command `train`: the text, the model, its loss, the optimiser, the loop; top to bottom."""
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import re
@@ -14,16 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.text_generator.checkpoints import Run
+from experiments.text_generator.checkpoints import Run, check_alike, in_options, sharding_of
 from experiments.text_generator.config import Optimization, Train
-from experiments.text_generator.data import AnyVocabulary
+from experiments.text_generator.data import AnyVocabulary, Data
 from experiments.text_generator.model import CharacterModel, bits, held_out, make_loss
 from rnnjax.errors import InvalidInputError, NonFiniteError
 from rnnjax.text.drawing import State, at_temperature, draw
 from rnnjax.training.files import Records, write_json, write_whole
 from rnnjax.training.fitting import Fit, fit
 from rnnjax.training.optimizers import keras_adam
-from rnnjax.training.processes import is_first
+from rnnjax.training.processes import is_first, together
 from rnnjax.training.progress import Progress
 from rnnjax.training.step import TrainState
 
@@ -34,45 +35,55 @@ PROGRAM = "python -m experiments.text_generator"
 
 def run_training(config: Train) -> int:
     """Train a new model, or go on with one; its folder is locked meanwhile."""
+    config.check()
     board = summary_writer() if config.tensorboard else None  # a missing package is said first
-    with contextlib.ExitStack() as stack:
-        return train(Run.open(config, stack), board)
+    text = config.text
+    data = together(lambda: Data.load(text, config.seed))
+    check_alike(config, data.digest)
+    epochs = config.epochs_of(data.steps_per_epoch)
 
-
-def train(run: Run, board: Any) -> int:
-    """Train the model of a run that was opened."""
-    config, data, text = run.config, run.data, run.config.text
     model = CharacterModel.build(config.model, len(data.vocabulary))
     loss_fn = make_loss(
         model, carry_state=text.carry_state, forget=text.forget, last=text.predict == "last"
     )
-    optimizer = make_optimizer(config.optimization, run.epochs, data.steps_per_epoch)
+    optimizer = make_optimizer(config.optimization, epochs, data.steps_per_epoch)
     begin = new_state(model, config, optimizer)
     validate = held_out(model, data.validation, "validation") if len(data.validation) else None
-    progress = TextProgress(run, model, board)
-    say(
-        f"{data.length:,} {data.vocabulary.unit}s ({len(data.vocabulary)} in the vocabulary), "
-        f"{sum(leaf.size for leaf in jax.tree.leaves(begin.params)):,} parameters, {run.epochs} "
-        f"epochs of {data.steps_per_epoch} steps; results in {run.folder}"
-    )
-    try:
-        result = fit(
-            loss_fn, begin.params, optimizer, data.batches, run.epochs,
-            key=begin.key, carry=begin.carry, evaluate=validate, patience=config.patience,
-            run_dir=run.folder, config=run.as_json(), free={"options"},
-            checkpoint_every=config.checkpoint_every, keep_last=config.keep_last,
-            skip_nonfinite=config.skip_nonfinite, steps_per_dispatch=config.steps_per_dispatch,
-            sharding=run.sharding, progress=progress,
-        )  # fmt: skip
-        progress.plot()
-    except NonFiniteError as error:
-        raise NonFiniteError(
-            f"{error}: train --resume --run-dir {run.folder} --learning-rate "
-            f"{config.optimization.learning_rate / 10:g}, or --skip-nonfinite 10"
-        ) from error
-    finally:
-        progress.close()
-    return report(run, model, result)
+
+    sharding = sharding_of(config)
+    if sharding is not None:
+        with in_options(config):
+            data = dataclasses.replace(data, rows=sharding.rows(text.batch_size))
+            sharding.of_state(begin)
+    # What the first step would raise is raised before there is a folder.
+    jax.eval_shape(loss_fn, begin.params, begin.carry, data.batch, begin.key)
+
+    with contextlib.ExitStack() as stack:
+        run = Run.open(config, data, epochs, stack)
+        progress = TextProgress(run, model, board)
+        progress.say(
+            f"{data.length:,} {data.vocabulary.unit}s ({len(data.vocabulary)} in the vocabulary), "
+            f"{sum(leaf.size for leaf in jax.tree.leaves(begin.params)):,} parameters, {epochs} "
+            f"epochs of {data.steps_per_epoch} steps; results in {run.folder}"
+        )
+        try:
+            result = fit(
+                loss_fn, begin.params, optimizer, data.batches, epochs,
+                key=begin.key, carry=begin.carry, evaluate=validate, patience=config.patience,
+                run_dir=run.folder, config=run.as_json(), free={"options"},
+                checkpoint_every=config.checkpoint_every, keep_last=config.keep_last,
+                skip_nonfinite=config.skip_nonfinite, steps_per_dispatch=config.steps_per_dispatch,
+                sharding=sharding, progress=progress,
+            )  # fmt: skip
+            progress.plot()
+        except NonFiniteError as error:
+            raise NonFiniteError(
+                f"{error}: train --resume --run-dir {run.folder} --learning-rate "
+                f"{config.optimization.learning_rate / 10:g}, or --skip-nonfinite 10"
+            ) from error
+        finally:
+            progress.close()
+        return report(run, model, result, progress)
 
 
 def learning_rate(options: Optimization, epochs: int, steps_per_epoch: int) -> Any:
@@ -129,15 +140,15 @@ def new_state(model: CharacterModel, config: Train, optimizer: Any) -> TrainStat
     return TrainState.create(jax.jit(model.init)(init_key), optimizer, key=run_key, carry=carry)
 
 
-def report(run: Run, model: CharacterModel, result: Fit) -> int:
+def report(run: Run, model: CharacterModel, result: Fit, progress: Progress) -> int:
     """Say how the run ended, measure what was held out for its end, and what to do next."""
     step = int(result.state.step)
     if result.stopped_by:
         goes_on = f"{PROGRAM} train --resume --run-dir {run.folder}"
-        say(f"stopped and saved at step {step}; go on with: {goes_on}")
+        progress.say(f"stopped and saved at step {step}; go on with: {goes_on}")
         return 128 + result.stopped_by
     if step < run.steps:
-        say(
+        progress.say(
             f"ended after {step} of {run.steps} steps: no better validation loss in the last "
             f"epochs (--patience {run.config.patience})"
         )
@@ -145,22 +156,15 @@ def report(run: Run, model: CharacterModel, result: Fit) -> int:
         # Once, with the parameters that `generate` and the others take.
         assert result.best is not None
         measured = held_out(model, run.data.test, "test")(result.params)
-        say(
+        progress.say(
             f"test: {measured['test_loss']:.4f} nats, {measured['test_bits']:.3f} bits per "
             f"{run.data.vocabulary.unit}, at step {result.best['step']}"
         )
         if is_first():
             write_json(run.folder / "test.json", {"step": result.best["step"], **measured})
-    say(f"done; the loss is plotted in {run.folder / 'loss.png'}")
-    say(f"let it write: {PROGRAM} generate --run-dir {run.folder}")
+    progress.say(f"done; the loss is plotted in {run.folder / 'loss.png'}")
+    progress.say(f"let it write: {PROGRAM} generate --run-dir {run.folder}")
     return 0
-
-
-def say(line: str) -> None:
-    """Print a line, once for all processes."""
-    if is_first():
-        with contextlib.suppress(OSError):  # nobody reads on: no reason to fail
-            print(line, flush=True)
 
 
 class TextProgress(Progress):
@@ -229,6 +233,11 @@ class TextProgress(Progress):
             self.say(f"  {text!r}")
             with (self.run.folder / "samples.txt").open("a", encoding="utf-8") as file:
                 file.write(f"epoch {epoch}, step {int(state.step)}: {text!r}\n")
+
+    def say(self, line: str) -> None:
+        """Print a line, once for all processes."""
+        if is_first():
+            super().say(line)
 
     def plot(self) -> None:
         """Draw the loss so far."""

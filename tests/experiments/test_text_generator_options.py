@@ -1,6 +1,5 @@
 """What the options of `train` mean, alone and together."""
 
-import contextlib
 import dataclasses
 import errno
 import json
@@ -15,12 +14,12 @@ import numpy as np
 import pytest
 
 from experiments import folders
-from experiments.text_generator.checkpoints import Run, in_options, require_unchanged
+from experiments.text_generator.checkpoints import in_options, require_unchanged
 from experiments.text_generator.config import Optimization, Text, Train
 from experiments.text_generator.data import Data
 from experiments.text_generator.model import surprise
 from experiments.text_generator.presets import load_preset
-from experiments.text_generator.train import learning_rate, make_optimizer
+from experiments.text_generator.train import learning_rate, make_optimizer, run_training
 from experiments.text_generator.trained import Trained, existing
 from rnnjax import InvalidInputError
 from rnnjax.training.files import read_sealed
@@ -145,7 +144,7 @@ def test_no_update_at_all_is_refused(text, tmp_path):
         run_dir=tmp_path / "run",
     )
     with pytest.raises(InvalidInputError, match="makes one update of so many steps, but the run"):
-        Run.open(options, contextlib.ExitStack())
+        run_training(options)
     assert not (tmp_path / "run").exists()
 
 
