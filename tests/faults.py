@@ -675,7 +675,7 @@ FAULTS: tuple[Fault, ...] = (
         "every device holds the whole of the optimiser's means",
         "training",
         "rnnjax/training/sharding.py",
-        "                    return self._named(specs[names[start:]])\n",
+        "                    return laid[names[start:], leaf.shape]\n",
         "                    return everywhere\n",
         (
             "tests/training/test_sharding.py::test_the_optimiser_lies_as_its_parameters_and_rules_decide",
