@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from rnnjax.errors import InvalidInputError
-from rnnjax.training.processes import Processes
 
 CellName = Literal[
     "lstm", "gru", "gru_reset_before", "simple", "layernorm_lstm", "layernorm_gru", "peephole_lstm",
@@ -232,7 +231,6 @@ class Train:
     """The devices to train on: so many for parts of the batch (8), or times so many for parts of
     the hidden units (4x2), or "auto": all, for parts of the batch. By default one device, or all
     where there are several processes."""
-    launch: Processes = Processes()
 
     def check(self) -> None:
         """Raise InvalidInputError unless the options fit."""
@@ -275,17 +273,6 @@ class Train:
             )
         return epochs
 
-    def changed_from(self, default: "Train") -> dict[str, Any]:
-        """The options that differ from those of another, by name."""
-        theirs = flat(default.as_json())
-        return {n: value for n, value in flat(self.as_json()).items() if value != theirs[n]}
-
-    def settled(self, default: "Train") -> "Train":
-        """The same without the default's --steps, where --epochs was given in their place."""
-        given = self.changed_from(default)
-        replaced = "epochs" in given and "steps" not in given
-        return dataclasses.replace(self, steps=None) if replaced else self
-
     def as_json(self) -> dict[str, Any]:
         """The options, in groups, as JSON can hold them; not those of this call alone."""
         stored = dataclasses.asdict(self)
@@ -296,7 +283,7 @@ class Train:
 
 FREE = ("epochs", "steps", "patience", "mesh", "learning_rate", "skip_nonfinite")
 """The options that may be other ones when a run goes on."""
-OF_THIS_CALL = ("run_dir", "resume", "launch")
+OF_THIS_CALL = ("run_dir", "resume")
 """The options that are no part of a run."""
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from experiments import folders
+from experiments.text_generator.__main__ import settled
 from experiments.text_generator.checkpoints import in_options, require_unchanged
 from experiments.text_generator.config import Optimization, Text, Train
 from experiments.text_generator.data import Data
@@ -126,14 +127,14 @@ def test_what_was_given_is_known_from_what_is_the_default(program, text, tmp_pat
 def test_epochs_replace_the_steps_of_a_run_that_goes_on():
     stored = Train(steps=50, epochs=5)
 
-    def settled(**values):
-        goes_on = dataclasses.replace(stored, **values).settled(stored)
+    def length(**values):
+        goes_on = settled(dataclasses.replace(stored, **values), stored)
         return goes_on.epochs, goes_on.steps
 
-    assert settled() == (5, 50)
-    assert settled(epochs=9) == (9, None)
-    assert settled(steps=4900) == (5, 4900)
-    assert settled(steps=4900, epochs=9) == (9, 4900)
+    assert length() == (5, 50)
+    assert length(epochs=9) == (9, None)
+    assert length(steps=4900) == (5, 4900)
+    assert length(steps=4900, epochs=9) == (9, 4900)
 
 
 def test_no_update_at_all_is_refused(text, tmp_path):
