@@ -734,8 +734,8 @@ FAULTS: tuple[Fault, ...] = (
         "the ids of characters are those of the sorted vocabulary",
         "text",
         "rnnjax/text/vocabulary.py",
-        "order.astype(np.int32)",
-        "np.arange(len(order), dtype=np.int32)",
+        "ids[self._code_points] = np.arange(len(self))",
+        "ids[np.sort(self._code_points)] = np.arange(len(self))",
         ("tests/text/test_vocabulary.py",),
     ),
     Fault(

@@ -99,13 +99,23 @@ def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
     Raises:
         InvalidInputError: it holds what is no JSON.
     """
+    plain = as_json("what is saved with a run", value)
+    write_json(path, {"sha256": _digest(plain), "value": plain})
+
+
+def as_json(name: str, value: Mapping[str, Any], *, finite: bool = False) -> dict[str, Any]:
+    """A mapping as JSON has it, where names are texts.
+
+    Raises:
+        InvalidInputError: it holds what is no JSON, or a number that is not ``finite``.
+    """
     try:
-        plain = json.loads(json.dumps(value))
+        plain: dict[str, Any] = json.loads(json.dumps(value, allow_nan=not finite))
     except (TypeError, ValueError) as error:
         raise InvalidInputError(
-            f"what is saved with a run must be JSON (numbers, texts, lists, dicts), but: {error}"
+            f"{name} must be JSON (numbers, texts, lists, dicts), but: {error}"
         ) from error
-    write_json(path, {"sha256": _digest(plain), "value": plain})
+    return plain
 
 
 def read_sealed(path: Path) -> dict[str, Any]:

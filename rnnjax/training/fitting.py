@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import json
 import math
 import os
 import time
@@ -19,7 +18,7 @@ import optax
 
 from rnnjax.errors import CheckpointError, InvalidInputError, NonFiniteError
 from rnnjax.training.checkpoints import Checkpoints
-from rnnjax.training.files import Records, locked, write_json
+from rnnjax.training.files import Records, as_json, locked, write_json
 from rnnjax.training.processes import (
     StopRequest,
     agreed_signal,
@@ -287,12 +286,7 @@ class _Run:
         self, folder: Path, config: dict[str, Any], keep_last: int, stack: contextlib.ExitStack
     ) -> None:
         """Take a folder, which is locked until the stack is left."""
-        try:
-            self.config = json.loads(json.dumps(config, allow_nan=False))
-        except (TypeError, ValueError) as error:
-            raise InvalidInputError(
-                f"config must be JSON (numbers that are finite, texts, lists, dicts), but: {error}"
-            ) from error
+        self.config = as_json("config", config, finite=True)
         from_first(lambda: stack.enter_context(locked(folder)))
         self.folder, self.kept = folder, True
         self.devices = 1 if self.sharding is None else self.sharding.mesh.size
