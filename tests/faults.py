@@ -611,8 +611,8 @@ FAULTS: tuple[Fault, ...] = (
         "the checksums of a checkpoint's files are not compared",
         "training",
         "rnnjax/training/checkpoints.py",
-        "if found != checksum:",
-        "if not found:",
+        "if _checksum(self.path(step) / name) != checksum:",
+        "if not _checksum(self.path(step) / name):",
         ("tests/training/test_checkpoints.py",),
     ),
     Fault(

@@ -5,6 +5,7 @@ error's sentence into one of its own.
 """
 
 import dataclasses
+import importlib.util
 import math
 import re
 import typing
@@ -250,6 +251,11 @@ class Train:
             raise InvalidInputError(
                 f'--mesh must be a number of devices (8), two of them (4x2), or "auto", but is '
                 f"{self.mesh!r}"
+            )
+        if self.tensorboard and not importlib.util.find_spec("tensorboardX"):
+            raise InvalidInputError(
+                "--tensorboard needs the package tensorboardX, which is not installed; "
+                "run pip install tensorboardX"
             )
         if self.patience and not self.text.validation:
             raise InvalidInputError(

@@ -19,7 +19,7 @@ from experiments.text_generator.checkpoints import Run, check_alike, in_options,
 from experiments.text_generator.config import Optimization, Train
 from experiments.text_generator.data import AnyVocabulary, Data
 from experiments.text_generator.model import CharacterModel, bits, held_out, make_loss
-from rnnjax.errors import InvalidInputError, NonFiniteError
+from rnnjax.errors import NonFiniteError
 from rnnjax.text.drawing import State, at_temperature, draw
 from rnnjax.training.files import Records, write_json, write_whole
 from rnnjax.training.fitting import Fit, fit
@@ -36,7 +36,6 @@ PROGRAM = "python -m experiments.text_generator"
 def run_training(config: Train) -> int:
     """Train a new model, or go on with one; its folder is locked meanwhile."""
     config.check()
-    board = summary_writer() if config.tensorboard else None  # a missing package is said first
     text = config.text
     data = together(lambda: Data.load(text, config.seed))
     check_alike(config, data.digest)
@@ -60,7 +59,7 @@ def run_training(config: Train) -> int:
 
     with contextlib.ExitStack() as stack:
         run = Run.open(config, data, epochs, stack)
-        progress = TextProgress(run, model, board)
+        progress = TextProgress(run, model)
         progress.say(
             f"{data.length:,} {data.vocabulary.unit}s ({len(data.vocabulary)} in the vocabulary), "
             f"{sum(leaf.size for leaf in jax.tree.leaves(begin.params)):,} parameters, {epochs} "
@@ -173,12 +172,11 @@ class TextProgress(Progress):
     Args:
         run: what is trained; its folder gets samples and plot.
         model: writes the samples.
-        board: the class that writes for TensorBoard, or None.
     """
 
-    def __init__(self, run: Run, model: CharacterModel, board: Any):
+    def __init__(self, run: Run, model: CharacterModel):
         super().__init__()
-        self.run, self.model, self._writer = run, model, board
+        self.run, self.model = run, model
         self.board: Any = None
         self.unit = run.data.vocabulary.unit
         self.plotted = time.monotonic()
@@ -186,8 +184,10 @@ class TextProgress(Progress):
     def start(self, step: int, total: int) -> None:
         """Take back the samples and events behind the checkpoint, and half a line."""
         super().start(step, total)
-        if self._writer is not None:
-            self.board = self._writer(str(self.run.folder / "tensorboard"), purge_step=step + 1)
+        if self.run.config.tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self.board = SummaryWriter(str(self.run.folder / "tensorboard"), purge_step=step + 1)
         path = self.run.folder / "samples.txt"
         if path.exists():
             lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
@@ -274,22 +274,6 @@ def write_sample(
             "on from the last checkpoint, with a smaller learning rate"
         )
     return vocabulary.decode(np.concatenate([first, ids[:, 0]]))
-
-
-def summary_writer() -> Any:
-    """The class that writes for TensorBoard.
-
-    Raises:
-        InvalidInputError: the package that has it is not installed.
-    """
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        raise InvalidInputError(
-            "--tensorboard needs the package tensorboardX, which is not installed; "
-            "run pip install tensorboardX"
-        ) from None
-    return SummaryWriter
 
 
 def plot_loss(run_dir: Path, unit: str = "character") -> None:

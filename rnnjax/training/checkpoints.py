@@ -265,10 +265,7 @@ class Checkpoints:
 
     def _sealed(self, step: int) -> dict[str, Any]:
         """What about.json says, with its checksum compared."""
-        try:
-            sealed = read_sealed(self.path(step) / "about.json")
-        except DamagedCheckpointError as error:
-            raise self._damaged(step, error.reason) from error
+        sealed = read_sealed(self.path(step) / "about.json")
         if set(sealed) != {"about", "loss", "arrays", "files"}:
             raise CheckpointError(
                 f"{self.path(step)} is of another version of rnnjax; read it with that, or begin a "
@@ -295,14 +292,13 @@ class Checkpoints:
 
         Before anything else opens them: what a damaged file does to the layers below is not known.
         """
-        sealed = self._sealed(step)
-        for name, checksum in sealed["files"].items():
-            try:
-                found = _checksum(self.path(step) / name)
-            except DamagedCheckpointError as error:
-                raise self._damaged(step, error.reason) from error
-            if found != checksum:
-                raise self._damaged(step, f"the checksum of {name} is wrong")
+        try:
+            sealed = self._sealed(step)
+            for name, checksum in sealed["files"].items():
+                if _checksum(self.path(step) / name) != checksum:
+                    raise DamagedCheckpointError(f"the checksum of {name} is wrong", "")
+        except DamagedCheckpointError as error:
+            raise self._damaged(step, error.reason) from error
         return sealed
 
     def _damaged(self, step: int, reason: str) -> DamagedCheckpointError:
