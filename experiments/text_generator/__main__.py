@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import tyro
 
 from experiments import runs
-from experiments.text_generator.checkpoints import require_unchanged
 from experiments.text_generator.config import Train
 from experiments.text_generator.evaluate import Evaluate, run_evaluation
 from experiments.text_generator.generate import Generate, run_generation
@@ -22,11 +21,26 @@ from rnnjax.training import Processes, from_first
 PROG = "python -m experiments.text_generator"
 
 
+@dataclasses.dataclass(frozen=True)
+class TrainHere(Train):
+    """The options of `train`, and which of several processes this is."""
+
+    launch: Processes = Processes()
+
+
+TrainHere.__doc__ = Train.__doc__  # that of `--help`
+
+
 def main() -> int:
     """Do what the command line says."""
     default = defaults_of_train()
     command = tyro.cli(
-        _command(Train, "train", "--preset fast --corpus my-text.txt", default=default)
+        _command(
+            TrainHere,
+            "train",
+            "--preset fast --corpus my-text.txt",
+            default=TrainHere(**vars(default)),
+        )
         | _command(Generate, "generate", '--prime "Alice " --temperature 0.5')
         | _command(Evaluate, "evaluate", "--page surprise.html")
         | _command(Inspect, "inspect", "--to inside.html")
@@ -36,10 +50,8 @@ def main() -> int:
         "A character-level language model in JAX.",
         config=(tyro.conf.OmitArgPrefixes,),
     )
-    if isinstance(command, Train):
-        if command.resume:
-            require_unchanged(command.as_json(), default.as_json())
-        return run_training(command.settled(default))
+    if isinstance(command, TrainHere):
+        return run_training(settled(command, default))
     if isinstance(command, Generate):
         return run_generation(command)
     if isinstance(command, Inspect):
@@ -47,6 +59,14 @@ def main() -> int:
     if isinstance(command, Export):
         return run_export(command)
     return run_evaluation(command)
+
+
+def settled(command: Train, default: Train) -> Train:
+    """The options of a command, without the default's --steps where --epochs replaces them."""
+    options = {field.name: getattr(command, field.name) for field in dataclasses.fields(Train)}
+    if command.epochs != default.epochs and command.steps == default.steps:
+        options["steps"] = None
+    return Train(**options)
 
 
 def _command(config: type, name: str, example: str, **more: Any) -> Any:

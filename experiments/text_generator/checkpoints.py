@@ -2,26 +2,22 @@
 
 import contextlib
 import dataclasses
-import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from experiments import folders
 from experiments.text_generator.config import FREE, Train, flat, option
 from experiments.text_generator.data import Data
-from experiments.text_generator.model import CharacterModel
 from rnnjax.errors import CheckpointError, InvalidInputError
 from rnnjax.text.vocabulary import Vocabulary
-from rnnjax.training.checkpoints import Checkpoints
+from rnnjax.training.checkpoints import Checkpoints, Saved
 from rnnjax.training.files import locked, read_sealed
-from rnnjax.training.processes import agreed_signal, from_first, together
+from rnnjax.training.processes import agreed_signal, from_first
 from rnnjax.training.sharding import Sharding
-from rnnjax.training.step import TrainState
 
 PROGRAM = "text_generator"
 
@@ -33,46 +29,31 @@ class Run:
     Attributes:
         config: all of its options; one that goes on has its own.
         data: its text, of which this process has its rows.
-        sharding: how it lies over devices, or None for one.
-        folder: where its results go.
         epochs: how many it has.
+        folder: where its results go.
     """
 
     config: Train
     data: Data
-    sharding: Sharding | None
-    folder: Path
     epochs: int
+    folder: Path
 
     @classmethod
-    def open(cls, config: Train, stack: contextlib.ExitStack) -> "Run":
+    def open(cls, config: Train, data: Data, epochs: int, stack: contextlib.ExitStack) -> "Run":
         """Make the folder of a new run, or take that of one that goes on; ``stack`` locks it.
 
         Raises:
-            InvalidInputError: the options do not go together, the text of the run is not what it
-                was, or the processes do not agree.
+            InvalidInputError: there is something in the folder of a new run, or text or options are
+                not those of the run that is to go on.
             CheckpointError: another process writes to the folder.
         """
-        config.check()
-        data = together(lambda: Data.load(config.text, config.seed))
-        if config.resume:
-            assert config.run_dir is not None  # the command line has found it
-            folder = config.run_dir
-            from_first(lambda: stack.enter_context(locked(folder)))
-            from_first(lambda: require_same_run(config, data, folder))
-        check_alike(config, data.digest)
-        sharding = sharding_of(config)
-        if sharding is not None:
-            with in_options(config):
-                data = dataclasses.replace(data, rows=sharding.rows(config.text.batch_size))
-        epochs = config.epochs or 1
-        if config.steps is not None:
-            epochs = math.ceil(config.steps / data.steps_per_epoch)
-        try_out(config, data, epochs, sharding)
-        if not config.resume:
+        folder = config.run_dir
+        if folder is None or not config.resume:
             folder = Path(from_first(lambda: str(folders.create(PROGRAM, config.run_dir))))
-            from_first(lambda: stack.enter_context(locked(folder)))
-        run = cls(config, data, sharding, folder, epochs)
+        run = cls(config, data, epochs, folder)
+        from_first(lambda: stack.enter_context(locked(run.folder)))
+        if config.resume:
+            from_first(lambda: require_same_run(run))
         from_first(lambda: folders.write(run.folder, run.as_json()))
         return run
 
@@ -91,6 +72,12 @@ class Run:
         }
 
 
+def last_checkpoint(folder: Path) -> Saved | None:
+    """The last whole checkpoint of a run, or None before the first."""
+    checkpoints = folder / "checkpoints"
+    return Checkpoints(checkpoints, read_only=True).latest() if checkpoints.is_dir() else None
+
+
 def stored_in(folder: Path) -> dict[str, Any]:
     """What a run says of itself: run.json, or else its last checkpoint.
 
@@ -102,13 +89,24 @@ def stored_in(folder: Path) -> dict[str, Any]:
     except CheckpointError as damaged:
         saved = None
         with contextlib.suppress(CheckpointError):
-            saved = Checkpoints(folder / "checkpoints", read_only=True).latest()
+            saved = last_checkpoint(folder)
         if saved is None:
             raise CheckpointError(
                 f"{damaged}; nor is there a checkpoint; begin a new run"
             ) from None
         warnings.warn(f"{damaged}; the options are those of step {saved.step}", stacklevel=1)
         return saved.about["config"]
+
+
+def require_same_run(run: Run) -> None:
+    """Raise InvalidInputError unless text and options are those of the checkpoints in its folder.
+
+    Before there is one, those of run.json.
+    """
+    saved = last_checkpoint(run.folder)
+    stored = stored_in(run.folder) if saved is None else saved.about["config"]
+    require_same_text(run.data, stored, run.folder)
+    require_unchanged(run.config.as_json(), stored.get("options", {}))
 
 
 def require_unchanged(ours: dict[str, Any], stored: dict[str, Any]) -> None:
@@ -125,15 +123,6 @@ def require_unchanged(ours: dict[str, Any], stored: dict[str, Any]) -> None:
             )
 
 
-def require_same_run(config: Train, data: Data, folder: Path) -> None:
-    """Raise InvalidInputError unless text and options are those of the run's checkpoints."""
-    require_same_text(data, stored_in(folder), folder)
-    if (folder / "checkpoints").is_dir():
-        saved = Checkpoints(folder / "checkpoints", read_only=True).latest()
-        if saved is not None:
-            require_unchanged(config.as_json(), saved.about["config"].get("options", {}))
-
-
 def require_same_text(data: Data, stored: dict[str, Any], folder: Path | None) -> None:
     """Raise InvalidInputError unless the text is the one with which a run began."""
     if data.digest != stored.get("text_sha256"):
@@ -141,25 +130,6 @@ def require_same_text(data: Data, stored: dict[str, Any], folder: Path | None) -
             f"the text of {data.options.corpus!r} is not the one that the run in {folder} began "
             "with; restore the text, begin a new run, or name a file where one is read"
         )
-
-
-def try_out(config: Train, data: Data, epochs: int, sharding: Sharding | None) -> None:
-    """Raise InvalidInputError for what the first step would raise; nothing is computed."""
-    steps, accumulate = epochs * data.steps_per_epoch, config.optimization.accumulate
-    if accumulate > steps:
-        raise InvalidInputError(
-            f"--accumulate {accumulate} makes one update of so many steps, but the run has only "
-            f"{steps}; take fewer, or more epochs"
-        )
-    model = CharacterModel.build(config.model, len(data.vocabulary))
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    batch = jax.ShapeDtypeStruct((config.text.batch_size, config.text.seq_length), jnp.int32)
-    carry = jax.eval_shape(lambda: model.initial_carry(config.text.batch_size))
-    params = jax.eval_shape(model.init, key)
-    jax.eval_shape(model.losses, params, carry, batch, batch, key)
-    if sharding is not None:
-        with in_options(config):
-            sharding.of_state(TrainState(key, params, (), (), key))
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ error's sentence into one of its own.
 """
 
 import dataclasses
+import importlib.util
 import math
 import re
 import typing
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from rnnjax.errors import InvalidInputError
-from rnnjax.training.processes import Processes
 
 CellName = Literal[
     "lstm", "gru", "gru_reset_before", "simple", "layernorm_lstm", "layernorm_gru", "peephole_lstm",
@@ -232,7 +232,6 @@ class Train:
     """The devices to train on: so many for parts of the batch (8), or times so many for parts of
     the hidden units (4x2), or "auto": all, for parts of the batch. By default one device, or all
     where there are several processes."""
-    launch: Processes = Processes()
 
     def check(self) -> None:
         """Raise InvalidInputError unless the options fit."""
@@ -253,22 +252,32 @@ class Train:
                 f'--mesh must be a number of devices (8), two of them (4x2), or "auto", but is '
                 f"{self.mesh!r}"
             )
+        if self.tensorboard and not importlib.util.find_spec("tensorboardX"):
+            raise InvalidInputError(
+                "--tensorboard needs the package tensorboardX, which is not installed; "
+                "run pip install tensorboardX"
+            )
         if self.patience and not self.text.validation:
             raise InvalidInputError(
                 "--patience waits for a better validation loss, but no text is held out for it; "
                 "set --validation 0.1, say"
             )
 
-    def changed_from(self, default: "Train") -> dict[str, Any]:
-        """The options that differ from those of another, by name."""
-        theirs = flat(default.as_json())
-        return {n: value for n, value in flat(self.as_json()).items() if value != theirs[n]}
+    def epochs_of(self, steps_per_epoch: int) -> int:
+        """How many epochs the run has.
 
-    def settled(self, default: "Train") -> "Train":
-        """The same without the default's --steps, where --epochs was given in their place."""
-        given = self.changed_from(default)
-        replaced = "epochs" in given and "steps" not in given
-        return dataclasses.replace(self, steps=None) if replaced else self
+        Raises:
+            InvalidInputError: its steps are too few for one update.
+        """
+        epochs = self.epochs or 1
+        if self.steps is not None:
+            epochs = math.ceil(self.steps / steps_per_epoch)
+        if self.optimization.accumulate > epochs * steps_per_epoch:
+            raise InvalidInputError(
+                f"--accumulate {self.optimization.accumulate} makes one update of so many steps, "
+                f"but the run has only {epochs * steps_per_epoch}; take fewer, or more epochs"
+            )
+        return epochs
 
     def as_json(self) -> dict[str, Any]:
         """The options, in groups, as JSON can hold them; not those of this call alone."""
@@ -280,7 +289,7 @@ class Train:
 
 FREE = ("epochs", "steps", "patience", "mesh", "learning_rate", "skip_nonfinite")
 """The options that may be other ones when a run goes on."""
-OF_THIS_CALL = ("run_dir", "resume", "launch")
+OF_THIS_CALL = ("run_dir", "resume")
 """The options that are no part of a run."""
 
 

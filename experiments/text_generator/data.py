@@ -95,6 +95,14 @@ class Data:
         inputs, targets = _cut(self._on_device, starts[:, mine], self.options.seq_length)
         return {"inputs": inputs, "targets": targets, "weights": jnp.asarray(weights[:, mine])}
 
+    @property
+    def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """What one step reads: shapes and types."""
+        rows = self.options.batch_size
+        ids = jax.ShapeDtypeStruct((rows, self.options.seq_length), jnp.int32)
+        weights = jax.ShapeDtypeStruct((rows,), jnp.float32)
+        return {"inputs": ids, "targets": ids, "weights": weights}
+
     @functools.cached_property
     def _starts(self) -> np.ndarray:
         """Where each window begins; of streams each piece, ``(steps, rows)``."""

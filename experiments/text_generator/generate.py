@@ -143,14 +143,14 @@ class Author:
         while len(text) - 1 - at >= _PIECE:
             carry = _read_piece(self.model, self.params, carry, text[at : at + _PIECE])
             at += _PIECE
-        carry = read(_Step(self.model), self.params, carry, text[at : max(0, len(text) - 1)])
+        carry = read(self.model, self.params, carry, text[at : max(0, len(text) - 1)])
         return Position(carry, text)
 
     def write(self, position: Position, keys: jax.Array, stops: Sequence[np.ndarray]) -> Stream:
         """Write on from a position that has at least one character."""
         model, params = self.model.prepared(self.params, len(keys), self.products)
         return stream(
-            _Step(model), params, position.carry, jnp.asarray(position.ids[-1]),
+            model, params, position.carry, jnp.asarray(position.ids[-1]),
             key=keys, length=self.length, sampling=self.sampling, stops=stops,
             history=position.ids[-self.sampling.penalty_window :],
         )  # fmt: skip
@@ -176,16 +176,6 @@ class Author:
         characters = set(self.vocabulary.characters)
         unknown = [character for character in dict.fromkeys(text) if character not in characters]
         return "".join(character for character in text if character in characters), unknown
-
-
-@dataclasses.dataclass(frozen=True)
-class _Step:
-    """One step of a model, equal to that of an equal model: so nothing is compiled twice."""
-
-    model: CharacterModel
-
-    def __call__(self, params: Any, carry: Any, tokens: jax.Array) -> tuple[Any, jax.Array]:
-        return self.model.step(params, carry, tokens)
 
 
 class Decoder:

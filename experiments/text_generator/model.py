@@ -10,28 +10,43 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-import rnnjax
 from experiments.text_generator.config import Architecture, CellName, ProductType
+from rnnjax.cells import (
+    CoupledLSTMCell,
+    GRUCell,
+    IndRNNCell,
+    LayerNormGRUCell,
+    LayerNormLSTMCell,
+    LSTMCell,
+    MGUCell,
+    MinGRUCell,
+    MinLSTMCell,
+    OneHot,
+    PeepholeLSTMCell,
+    SimpleRNNCell,
+)
+from rnnjax.engine import Auto, Fused, Method, unroll
 from rnnjax.errors import InvalidInputError
+from rnnjax.layers import Dropout, Regularized, Stack, prepare
 
 # A row begins so many characters before its own part of the text, to have read what comes before.
 _WARM_UP = 256
 _PIECE = 128
 
 CELLS: dict[CellName, Any] = {
-    "lstm": rnnjax.LSTMCell,
-    "gru": rnnjax.GRUCell,
-    "gru_reset_before": lambda hidden_size: rnnjax.GRUCell(hidden_size, reset_after=False),
-    "simple": rnnjax.SimpleRNNCell,
-    "layernorm_lstm": rnnjax.LayerNormLSTMCell,
-    "layernorm_gru": rnnjax.LayerNormGRUCell,
-    "peephole_lstm": rnnjax.PeepholeLSTMCell,
-    "coupled_lstm": rnnjax.CoupledLSTMCell,
-    "mgu": rnnjax.MGUCell,
-    "mgu_reset_before": lambda hidden_size: rnnjax.MGUCell(hidden_size, reset_after=False),
-    "indrnn": rnnjax.IndRNNCell,
-    "mingru": rnnjax.MinGRUCell,
-    "minlstm": rnnjax.MinLSTMCell,
+    "lstm": LSTMCell,
+    "gru": GRUCell,
+    "gru_reset_before": lambda hidden_size: GRUCell(hidden_size, reset_after=False),
+    "simple": SimpleRNNCell,
+    "layernorm_lstm": LayerNormLSTMCell,
+    "layernorm_gru": LayerNormGRUCell,
+    "peephole_lstm": PeepholeLSTMCell,
+    "coupled_lstm": CoupledLSTMCell,
+    "mgu": MGUCell,
+    "mgu_reset_before": lambda hidden_size: MGUCell(hidden_size, reset_after=False),
+    "indrnn": IndRNNCell,
+    "mingru": MinGRUCell,
+    "minlstm": MinLSTMCell,
 }
 
 
@@ -43,34 +58,34 @@ class CharacterModel:
     on rows of ``embedding``, which with ``tied`` is also the transpose of ``kernel``.
     """
 
-    stack: rnnjax.Stack
+    stack: Stack
     vocabulary_size: int
     embedding_size: int = 0
     tied: bool = False
-    dropout: rnnjax.Dropout = rnnjax.Dropout(0.0)
-    embedding_dropout: rnnjax.Dropout = rnnjax.Dropout(0.0, per="sequence")
-    method: rnnjax.Method = rnnjax.Auto()
+    dropout: Dropout = Dropout(0.0)
+    embedding_dropout: Dropout = Dropout(0.0, per="sequence")
+    method: Method = Auto()
 
     @classmethod
     def build(cls, options: Architecture, vocabulary_size: int) -> "CharacterModel":
         """The model of these options."""
         cell = CELLS[options.cell](options.hidden_size)
         if options.recurrent_dropout or options.weight_drop:
-            cell = rnnjax.Regularized(
+            cell = Regularized(
                 cell,
                 recurrent_dropout=options.recurrent_dropout,
                 weight_drop=options.weight_drop,
             )
-        dropout = rnnjax.Dropout(options.dropout)
+        dropout = Dropout(options.dropout)
         half = options.products == "bfloat16"
         return cls(
-            rnnjax.Stack([cell] * options.layers, dropout=dropout),
+            Stack([cell] * options.layers, dropout=dropout),
             vocabulary_size,
             options.embedding_size,
             options.tied,
             dropout,
-            rnnjax.Dropout(options.embedding_dropout, per="sequence"),
-            rnnjax.Fused(product_dtype=jnp.bfloat16) if half else rnnjax.Auto(),
+            Dropout(options.embedding_dropout, per="sequence"),
+            Fused(product_dtype=jnp.bfloat16) if half else Auto(),
         )
 
     def init(self, key: jax.Array) -> dict[str, Any]:
@@ -105,15 +120,16 @@ class CharacterModel:
         xs = self.embed(params, tokens)
         if self.embedding_size:
             xs = self.embedding_dropout.apply(keys[0], xs)
-        carry, ys = rnnjax.unroll(
-            self.stack, params["stack"], xs, carry, key=keys[1], method=self.method
-        )
+        carry, ys = unroll(self.stack, params["stack"], xs, carry, key=keys[1], method=self.method)
         return carry, self.predict(params, self.dropout.apply(keys[2], ys))
 
     def step(self, params: Any, carry: Any, tokens: jax.Array) -> tuple[Any, jax.Array]:
         """Read one character of each text: ``tokens (batch,)``, ``logits (batch, size)``."""
         carry, y = self.stack.step(params["stack"], carry, self.embed(params, tokens))
         return carry, self.predict(params, y)
+
+    # So a model is itself a step to draw with, and equal models are compiled once.
+    __call__ = step
 
     def prepared(
         self, params: Any, rows: int, products: ProductType = "float32"
@@ -122,14 +138,12 @@ class CharacterModel:
         x = jax.eval_shape(self.embed, params, jax.ShapeDtypeStruct((rows,), jnp.int32))
         product_dtype = jnp.bfloat16 if products == "bfloat16" else None
         stack: Any
-        stack, laid_out = rnnjax.prepare(
-            self.stack, params["stack"], x, product_dtype=product_dtype
-        )
+        stack, laid_out = prepare(self.stack, params["stack"], x, product_dtype=product_dtype)
         return dataclasses.replace(self, stack=stack), {**params, "stack": laid_out}
 
     def embed(self, params: Any, tokens: jax.Array) -> Any:
         """What the stack reads for ``tokens``: rows of the embedding, or one-hot vectors."""
-        vectors = rnnjax.OneHot(tokens, self.vocabulary_size)
+        vectors = OneHot(tokens, self.vocabulary_size)
         return vectors.rows(params["embedding"]) if self.embedding_size else vectors
 
     def predict(self, params: Any, ys: jax.Array) -> jax.Array:

@@ -1,6 +1,7 @@
 """The command `train`: the text, the model, its loss, the optimiser, the loop; top to bottom."""
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import re
@@ -14,15 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.text_generator.checkpoints import Run
+from experiments.text_generator.checkpoints import Run, check_alike, in_options, sharding_of
 from experiments.text_generator.config import Optimization, Train
-from experiments.text_generator.data import AnyVocabulary
+from experiments.text_generator.data import AnyVocabulary, Data
 from experiments.text_generator.model import CharacterModel, bits, held_out, make_loss
-from rnnjax.errors import InvalidInputError, NonFiniteError
+from rnnjax.errors import NonFiniteError
+from rnnjax.text.drawing import State, at_temperature, draw
 from rnnjax.training.files import Records, write_json, write_whole
 from rnnjax.training.fitting import Fit, fit
 from rnnjax.training.optimizers import keras_adam
-from rnnjax.training.processes import is_first
+from rnnjax.training.processes import is_first, together
 from rnnjax.training.progress import Progress
 from rnnjax.training.step import TrainState
 
@@ -33,45 +35,54 @@ PROGRAM = "python -m experiments.text_generator"
 
 def run_training(config: Train) -> int:
     """Train a new model, or go on with one; its folder is locked meanwhile."""
-    board = summary_writer() if config.tensorboard else None  # a missing package is said first
-    with contextlib.ExitStack() as stack:
-        return train(Run.open(config, stack), board)
+    config.check()
+    text = config.text
+    data = together(lambda: Data.load(text, config.seed))
+    check_alike(config, data.digest)
+    epochs = config.epochs_of(data.steps_per_epoch)
 
-
-def train(run: Run, board: Any) -> int:
-    """Train the model of a run that was opened."""
-    config, data, text = run.config, run.data, run.config.text
     model = CharacterModel.build(config.model, len(data.vocabulary))
     loss_fn = make_loss(
         model, carry_state=text.carry_state, forget=text.forget, last=text.predict == "last"
     )
-    optimizer = make_optimizer(config.optimization, run.epochs, data.steps_per_epoch)
+    optimizer = make_optimizer(config.optimization, epochs, data.steps_per_epoch)
     begin = new_state(model, config, optimizer)
     validate = held_out(model, data.validation, "validation") if len(data.validation) else None
-    progress = TextProgress(run, model, board)
-    say(
-        f"{data.length:,} {data.vocabulary.unit}s ({len(data.vocabulary)} in the vocabulary), "
-        f"{sum(leaf.size for leaf in jax.tree.leaves(begin.params)):,} parameters, {run.epochs} "
-        f"epochs of {data.steps_per_epoch} steps; results in {run.folder}"
-    )
-    try:
-        result = fit(
-            loss_fn, begin.params, optimizer, data.batches, run.epochs,
-            key=begin.key, carry=begin.carry, evaluate=validate, patience=config.patience,
-            run_dir=run.folder, config=run.as_json(), free={"options"},
-            checkpoint_every=config.checkpoint_every, keep_last=config.keep_last,
-            skip_nonfinite=config.skip_nonfinite, steps_per_dispatch=config.steps_per_dispatch,
-            sharding=run.sharding, progress=progress,
-        )  # fmt: skip
-        progress.plot()
-    except NonFiniteError as error:
-        raise NonFiniteError(
-            f"{error}: train --resume --run-dir {run.folder} --learning-rate "
-            f"{config.optimization.learning_rate / 10:g}, or --skip-nonfinite 10"
-        ) from error
-    finally:
-        progress.close()
-    return report(run, model, result)
+
+    sharding = sharding_of(config)
+    if sharding is not None:
+        with in_options(config):
+            data = dataclasses.replace(data, rows=sharding.rows(text.batch_size))
+            sharding.of_state(begin)
+    # What the first step would raise is raised before there is a folder.
+    jax.eval_shape(loss_fn, begin.params, begin.carry, data.batch, begin.key)
+
+    with contextlib.ExitStack() as stack:
+        run = Run.open(config, data, epochs, stack)
+        progress = TextProgress(run, model)
+        progress.say(
+            f"{data.length:,} {data.vocabulary.unit}s ({len(data.vocabulary)} in the vocabulary), "
+            f"{sum(leaf.size for leaf in jax.tree.leaves(begin.params)):,} parameters, {epochs} "
+            f"epochs of {data.steps_per_epoch} steps; results in {run.folder}"
+        )
+        try:
+            result = fit(
+                loss_fn, begin.params, optimizer, data.batches, epochs,
+                key=begin.key, carry=begin.carry, evaluate=validate, patience=config.patience,
+                run_dir=run.folder, config=run.as_json(), free={"options"},
+                checkpoint_every=config.checkpoint_every, keep_last=config.keep_last,
+                skip_nonfinite=config.skip_nonfinite, steps_per_dispatch=config.steps_per_dispatch,
+                sharding=sharding, progress=progress,
+            )  # fmt: skip
+            progress.plot()
+        except NonFiniteError as error:
+            raise NonFiniteError(
+                f"{error}: train --resume --run-dir {run.folder} --learning-rate "
+                f"{config.optimization.learning_rate / 10:g}, or --skip-nonfinite 10"
+            ) from error
+        finally:
+            progress.close()
+        return report(run, model, result, progress)
 
 
 def learning_rate(options: Optimization, epochs: int, steps_per_epoch: int) -> Any:
@@ -128,15 +139,15 @@ def new_state(model: CharacterModel, config: Train, optimizer: Any) -> TrainStat
     return TrainState.create(jax.jit(model.init)(init_key), optimizer, key=run_key, carry=carry)
 
 
-def report(run: Run, model: CharacterModel, result: Fit) -> int:
+def report(run: Run, model: CharacterModel, result: Fit, progress: Progress) -> int:
     """Say how the run ended, measure what was held out for its end, and what to do next."""
     step = int(result.state.step)
     if result.stopped_by:
         goes_on = f"{PROGRAM} train --resume --run-dir {run.folder}"
-        say(f"stopped and saved at step {step}; go on with: {goes_on}")
+        progress.say(f"stopped and saved at step {step}; go on with: {goes_on}")
         return 128 + result.stopped_by
     if step < run.steps:
-        say(
+        progress.say(
             f"ended after {step} of {run.steps} steps: no better validation loss in the last "
             f"epochs (--patience {run.config.patience})"
         )
@@ -144,22 +155,15 @@ def report(run: Run, model: CharacterModel, result: Fit) -> int:
         # Once, with the parameters that `generate` and the others take.
         assert result.best is not None
         measured = held_out(model, run.data.test, "test")(result.params)
-        say(
+        progress.say(
             f"test: {measured['test_loss']:.4f} nats, {measured['test_bits']:.3f} bits per "
             f"{run.data.vocabulary.unit}, at step {result.best['step']}"
         )
         if is_first():
             write_json(run.folder / "test.json", {"step": result.best["step"], **measured})
-    say(f"done; the loss is plotted in {run.folder / 'loss.png'}")
-    say(f"let it write: {PROGRAM} generate --run-dir {run.folder}")
+    progress.say(f"done; the loss is plotted in {run.folder / 'loss.png'}")
+    progress.say(f"let it write: {PROGRAM} generate --run-dir {run.folder}")
     return 0
-
-
-def say(line: str) -> None:
-    """Print a line, once for all processes."""
-    if is_first():
-        with contextlib.suppress(OSError):  # nobody reads on: no reason to fail
-            print(line, flush=True)
 
 
 class TextProgress(Progress):
@@ -168,12 +172,11 @@ class TextProgress(Progress):
     Args:
         run: what is trained; its folder gets samples and plot.
         model: writes the samples.
-        board: the class that writes for TensorBoard, or None.
     """
 
-    def __init__(self, run: Run, model: CharacterModel, board: Any):
+    def __init__(self, run: Run, model: CharacterModel):
         super().__init__()
-        self.run, self.model, self._writer = run, model, board
+        self.run, self.model = run, model
         self.board: Any = None
         self.unit = run.data.vocabulary.unit
         self.plotted = time.monotonic()
@@ -181,8 +184,10 @@ class TextProgress(Progress):
     def start(self, step: int, total: int) -> None:
         """Take back the samples and events behind the checkpoint, and half a line."""
         super().start(step, total)
-        if self._writer is not None:
-            self.board = self._writer(str(self.run.folder / "tensorboard"), purge_step=step + 1)
+        if self.run.config.tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self.board = SummaryWriter(str(self.run.folder / "tensorboard"), purge_step=step + 1)
         path = self.run.folder / "samples.txt"
         if path.exists():
             lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
@@ -229,6 +234,11 @@ class TextProgress(Progress):
             with (self.run.folder / "samples.txt").open("a", encoding="utf-8") as file:
                 file.write(f"epoch {epoch}, step {int(state.step)}: {text!r}\n")
 
+    def say(self, line: str) -> None:
+        """Print a line, once for all processes."""
+        if is_first():
+            super().say(line)
+
     def plot(self) -> None:
         """Draw the loss so far."""
         if is_first():
@@ -253,47 +263,17 @@ def write_sample(
     first_key, key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), epoch))
     first = jax.random.randint(first_key, (1,), 0, len(vocabulary))
     ready, laid_out = model.prepared(params, 1)
-    key = jax.random.fold_in(key, 0)  # as `rnnjax.text.sample` draws for the first of its rows
-    ids = _write(ready, config.sample_length, laid_out, first, key, config.sample_temperature)
+    # A row that draws as the first one of `rnnjax.text.sample` does.
+    keys = jax.random.fold_in(key, 0)[None]
+    begin = State(ready.initial_carry(1), first, keys, np.int32(0), jnp.zeros((0, 1), jnp.int32))
+    temperature = np.float32(config.sample_temperature)
+    _, ids = draw(ready, config.sample_length, at_temperature, laid_out, begin, temperature)
     if (ids < 0).any():
         raise NonFiniteError(
             f"the logits of epoch {epoch} must have a finite maximum, but have NaN or infinity; go "
             "on from the last checkpoint, with a smaller learning rate"
         )
     return vocabulary.decode(np.concatenate([first, ids[:, 0]]))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _write(
-    model: CharacterModel, length: int, params: Any, first: jax.Array, key: Any, temperature: Any
-) -> jax.Array:
-    """The characters ``(length, 1)`` behind the first, each the next one's input; -1 is none."""
-
-    def one(state: Any, at: jax.Array) -> Any:
-        carry, logits = model.step(params, *state)
-        warm = logits / jnp.maximum(temperature, jnp.finfo(jnp.float32).tiny)
-        drawn = jax.random.categorical(jax.random.fold_in(key, at), warm)
-        tokens = jnp.where(temperature > 0, drawn, logits.argmax(axis=-1))
-        tokens = jnp.where(jnp.isfinite(logits.max(axis=-1)), tokens, -1)
-        return (carry, tokens), tokens
-
-    return jax.lax.scan(one, (model.initial_carry(1), first), jnp.arange(length))[1]
-
-
-def summary_writer() -> Any:
-    """The class that writes for TensorBoard.
-
-    Raises:
-        InvalidInputError: the package that has it is not installed.
-    """
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        raise InvalidInputError(
-            "--tensorboard needs the package tensorboardX, which is not installed; "
-            "run pip install tensorboardX"
-        ) from None
-    return SummaryWriter
 
 
 def plot_loss(run_dir: Path, unit: str = "character") -> None:
@@ -314,10 +294,8 @@ def plot_loss(run_dir: Path, unit: str = "character") -> None:
     ends = [0, *(entry["step"] for entry in epochs)]
     middles = [(before + end) / 2 for before, end in itertools.pairwise(ends)]
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    axes.plot(
-        [e["step"] for e in steps], [e["loss"] for e in steps],
-        color="tab:blue", alpha=0.35, linewidth=0.8, label="each step",
-    )  # fmt: skip
+    each = thinned(np.array([(e["step"], e["loss"]) for e in steps]).reshape(-1, 2))
+    axes.plot(*each.T, color="tab:blue", alpha=0.35, linewidth=0.8, label="each step")
     marked = functools.partial(axes.plot, marker="o", markersize=3)
     marked(middles, [e["loss"] for e in epochs], color="tab:blue", label="mean of the epoch")
     if validated := [e for e in epochs if "validation_loss" in e]:
@@ -333,3 +311,15 @@ def plot_loss(run_dir: Path, unit: str = "character") -> None:
     figure.savefig(new, dpi=120)
     new.replace(run_dir / "loss.png")
     plt.close(figure)
+
+
+def thinned(curve: np.ndarray, groups: int = 1000) -> np.ndarray:
+    """Of a long curve ``(points, 2)`` the lowest and the highest point of each of many groups.
+
+    In a plot they look as all of them do, whose drawing takes two seconds of 150,000.
+    """
+    if len(curve) <= 2 * groups:
+        return curve
+    parts = np.array_split(np.arange(len(curve)), groups)
+    extremes = [part[find(curve[part, 1])] for part in parts for find in (np.argmin, np.argmax)]
+    return curve[np.unique(extremes)]

@@ -1,7 +1,6 @@
 """Sampling text from a model that is stepped: one step for each character, state carried."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,12 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rnnjax.errors import InvalidInputError, NonFiniteError
+from rnnjax.text.drawing import NONE, State, StepFunction, draw, noise
 
-StepFunction = Callable[[Any, Any, jax.Array], tuple[Any, jax.Array]]
-"""``(params, carry, tokens (*batch,)) -> (carry, logits (*batch, vocabulary))``."""
-
-# Stands for "no character": before the beginning of a text, and where nothing could be drawn.
-_NONE = -1
 # XLA may flush smaller numbers to 0.
 _TINY = float(np.finfo(np.float32).tiny)
 _LARGEST = float(np.finfo(np.float32).max)
@@ -155,6 +150,11 @@ class Form(NamedTuple):
     top_p: bool
     window: int
 
+    def __call__(self, numbers: "Numbers", logits: jax.Array, state: State) -> jax.Array:
+        """The scores of a draw: the filtered logits, and noise unless the largest is taken."""
+        logits = _filtered(self, numbers, logits, state.recent)
+        return logits if self.greedy else logits + noise(state, logits)
+
 
 class Numbers(NamedTuple):
     """The numbers of a `Sampling` that can change without compiling."""
@@ -228,16 +228,6 @@ def sample(
     return end.carry, drawn
 
 
-class State(NamedTuple):
-    """Where the drawing stands: ``recent`` is of shape ``(window, *batch)``."""
-
-    carry: Any
-    tokens: jax.Array
-    keys: jax.Array
-    position: Any
-    recent: jax.Array
-
-
 def reaching(sampling: Sampling, history: npt.ArrayLike | None, length: int) -> Sampling:
     """The same with a window that reaches no further back than to the beginning of the text.
 
@@ -270,7 +260,7 @@ def begin(
             )
     if window:
         known = known[max(0, len(known) - window) :]
-        nothing = jnp.full((window - len(known), *tokens.shape), _NONE, jnp.int32)
+        nothing = jnp.full((window - len(known), *tokens.shape), NONE, jnp.int32)
         recent = jnp.concatenate([nothing, known])
     else:
         recent = jnp.zeros((0, *tokens.shape), jnp.int32)
@@ -288,39 +278,6 @@ def _row_keys(key: jax.Array, batch: tuple[int, ...]) -> jax.Array:
         )
     rows = jnp.arange(math.prod(batch))
     return jax.vmap(jax.random.fold_in, (None, 0))(key, rows).reshape(batch)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def draw(
-    step: StepFunction, length: int, form: Form, params: Any, state: State, numbers: Numbers
-) -> tuple[State, jax.Array]:
-    """Draw so many characters of each row; returns where that leads, and their ids."""
-
-    def one(state: State, _: None) -> tuple[State, jax.Array]:
-        carry, logits = step(params, state.carry, state.tokens)
-        # Of NaN, plus infinity, or minus infinity alone: nothing to draw from.
-        drawable = jnp.isfinite(jnp.max(logits, axis=-1))
-        logits = _filtered(form, numbers, logits, state.recent)
-        if not form.greedy:
-            logits = logits + _noise(state.keys, state.position, logits)
-        tokens = jnp.where(drawable, jnp.argmax(logits, axis=-1), _NONE).astype(jnp.int32)
-        recent = state.recent
-        if form.window:
-            recent = jnp.concatenate([recent[1:], tokens[None]])
-        return State(carry, tokens, state.keys, state.position + 1, recent), tokens
-
-    return jax.lax.scan(one, state, length=length)
-
-
-def _noise(keys: jax.Array, position: jax.Array, logits: jax.Array) -> jax.Array:
-    """Gumbel noise: the largest of logits plus noise is a draw from their softmax."""
-
-    def row(key: jax.Array) -> jax.Array:
-        return jax.random.gumbel(jax.random.fold_in(key, position), logits.shape[-1:], logits.dtype)
-
-    for _ in range(keys.ndim):
-        row = jax.vmap(row)
-    return row(keys)
 
 
 def _filtered(
@@ -385,8 +342,8 @@ def check_length(name: str, length: int) -> None:
 
 def check_drawn(drawn: npt.NDArray[np.int32], before: int = 0, where: str = "") -> None:
     """Raise if a character could not be drawn: the logits had no finite maximum."""
-    if (drawn == _NONE).any():
-        position, *row = np.argwhere(drawn == _NONE)[0].tolist()
+    if (drawn == NONE).any():
+        position, *row = np.argwhere(drawn == NONE)[0].tolist()
         where = f" of row {', '.join(map(str, row))}" if row else where
         raise NonFiniteError(
             f"logits must have a finite maximum, but those for character {before + position}{where}"

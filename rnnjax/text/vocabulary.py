@@ -87,9 +87,9 @@ class Vocabulary:
             >>> Vocabulary.tutorial().encode("Alice").tolist()
             [26, 11, 8, 2, 4]
         """
-        ids, known = self._lookup(text)
-        if not known.all():
-            unknown = np.flatnonzero(~known)
+        ids = self._lookup(_to_code_points(text))
+        unknown = np.flatnonzero(ids < 0)
+        if len(unknown):
             distinct = list(dict.fromkeys(text[position] for position in unknown))
             more = f" and {len(distinct) - 5} more" if len(distinct) > 5 else ""
             raise InvalidInputError(
@@ -123,26 +123,24 @@ class Vocabulary:
         """
         if "\n" not in self.characters:
             text = text.replace("\r", " ").replace("\n", " ")
-        _, known = self._lookup(text)
-        # Dropping comes first: a dropped character between two spaces leaves a run of them.
-        return re.sub(" {2,}", " ", _from_code_points(_to_code_points(text)[known]))
-
-    def _lookup(self, text: str) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
-        """Return the id of every character, and whether it has one; otherwise the id is void."""
         points = _to_code_points(text)
-        in_order, ids = self._index
-        slots = np.minimum(np.searchsorted(in_order, points), len(self) - 1)
-        return ids[slots], in_order[slots] == points
+        # Dropping comes first: a dropped character between two spaces leaves a run of them.
+        return re.sub(" {2,}", " ", _from_code_points(points[self._lookup(points) >= 0]))
+
+    def _lookup(self, points: npt.NDArray[np.uint32]) -> npt.NDArray[np.int32]:
+        """The id of every code point, and -1 where it has none."""
+        return self._ids[np.minimum(points, len(self._ids) - 1)]
 
     @cached_property
     def _code_points(self) -> npt.NDArray[np.uint32]:
         return _to_code_points(self.characters)
 
     @cached_property
-    def _index(self) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int32]]:
-        """The code points in ascending order, and the id of each."""
-        order = np.argsort(self._code_points)
-        return self._code_points[order], order.astype(np.int32)
+    def _ids(self) -> npt.NDArray[np.int32]:
+        """The id of each code point up to the largest; the last one is of all others."""
+        ids = np.full(int(self._code_points.max()) + 2, -1, np.int32)
+        ids[self._code_points] = np.arange(len(self))
+        return ids
 
 
 @dataclass(frozen=True)

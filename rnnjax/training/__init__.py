@@ -3,12 +3,12 @@
 from rnnjax.training.batches import Minibatches, minibatches
 from rnnjax.training.checkpoints import Checkpoints, Saved
 from rnnjax.training.cores import cores_for, over_cores, use_cores
+from rnnjax.training.distributed import Processes
 from rnnjax.training.files import Records
 from rnnjax.training.fitting import Fit, fit
 from rnnjax.training.optimizers import KerasAdamState, keras_adam
 from rnnjax.training.penalties import activity_penalty, slowness_penalty, weight_penalty
 from rnnjax.training.processes import (
-    Processes,
     StopRequest,
     agreed_signal,
     from_first,

@@ -134,7 +134,7 @@ class Checkpoints:
 
         A damaged one is passed over with a warning, and set aside in a folder ``damaged-<step>``
         (read_only, it stays); the one before it is taken: a run goes on from there, and comes to
-        the same end.
+        the same end. One that is deleted meanwhile, by a run beside a reader, is passed over.
 
         Raises:
             CheckpointError: all are damaged.
@@ -149,14 +149,7 @@ class Checkpoints:
         Raises:
             CheckpointError: there is none, or all are damaged.
         """
-
-        def order() -> list[int]:
-            losses = self._losses()
-            scored = [step for step in losses if losses[step] < math.inf]
-            others = sorted(losses.keys() - set(scored), reverse=True)
-            return [*sorted(scored, key=losses.__getitem__), *others]
-
-        found = self._first(order)
+        found = self._first(lambda: _by_loss(self._losses()))
         if found is None:
             raise self._none()
         return found
@@ -195,16 +188,15 @@ class Checkpoints:
         step = int(state.step)
         if step in self._steps():
             return
-        tree = _as_plain(state)
-        if jax.process_count() > 1:
-            # Orbax takes an array that is not of all processes for a mistake.
-            tree = jax.tree.map(np.asarray, tree)
+        # Of NumPy, because of several processes Orbax takes an array of JAX's that one of them has
+        # for a mistake.
+        tree = jax.tree.map(np.asarray, _as_plain(state))
         new = self.directory / f".writing-{step}"
         try:
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir()
             with _checkpointer() as orbax:
-                orbax.save(new / "state", args=ocp.args.StandardSave(tree))
+                orbax.save(new / "state", args=ocp.args.StandardSave(_storable(tree)))
             files = [path for path in sorted(new.rglob("*")) if path.is_file()]
             sealed = {
                 "about": dict(about),
@@ -229,9 +221,8 @@ class Checkpoints:
     def _delete(self) -> None:
         """Delete what is no longer kept; what cannot be deleted stays, with a warning."""
         losses = self._losses()
-        steps, finite = list(losses), [s for s in losses if math.isfinite(losses[s])]
-        best = sorted(finite, key=losses.__getitem__)[: self.keep_best]
-        for step in set(steps) - {*steps[-self.keep_last :], *best}:
+        best = [step for step in _by_loss(losses) if math.isfinite(losses[step])][: self.keep_best]
+        for step in losses.keys() - {*list(losses)[-self.keep_last :], *best}:
             if losses[step] == -math.inf:  # perhaps it was the best
                 warnings.warn(f"{self.path(step)} is damaged, and left there", stacklevel=2)
                 continue
@@ -242,7 +233,7 @@ class Checkpoints:
                 warnings.warn(f"{self.path(step)} cannot be deleted ({error})", stacklevel=2)
 
     def _first(self, order: Callable[[], list[int]]) -> Saved | None:
-        """The first whole checkpoint in an order of steps."""
+        """The first whole checkpoint in an order of steps; it is asked for again if one is gone."""
 
         def find() -> tuple[int, dict[str, Any]] | None:
             steps = order()
@@ -250,6 +241,8 @@ class Checkpoints:
                 try:
                     return step, self._verified(step)
                 except DamagedCheckpointError as error:
+                    if not self.path(step).exists():
+                        return find()
                     self._set_aside(step, error)
             if steps:
                 raise CheckpointError(
@@ -272,10 +265,7 @@ class Checkpoints:
 
     def _sealed(self, step: int) -> dict[str, Any]:
         """What about.json says, with its checksum compared."""
-        try:
-            sealed = read_sealed(self.path(step) / "about.json")
-        except DamagedCheckpointError as error:
-            raise self._damaged(step, error.reason) from error
+        sealed = read_sealed(self.path(step) / "about.json")
         if set(sealed) != {"about", "loss", "arrays", "files"}:
             raise CheckpointError(
                 f"{self.path(step)} is of another version of rnnjax; read it with that, or begin a "
@@ -302,17 +292,19 @@ class Checkpoints:
 
         Before anything else opens them: what a damaged file does to the layers below is not known.
         """
-        sealed = self._sealed(step)
-        for name, checksum in sealed["files"].items():
-            try:
-                found = _checksum(self.path(step) / name)
-            except DamagedCheckpointError as error:
-                raise self._damaged(step, error.reason) from error
-            if found != checksum:
-                raise self._damaged(step, f"the checksum of {name} is wrong")
+        try:
+            sealed = self._sealed(step)
+            for name, checksum in sealed["files"].items():
+                if _checksum(self.path(step) / name) != checksum:
+                    raise DamagedCheckpointError(f"the checksum of {name} is wrong", "")
+        except DamagedCheckpointError as error:
+            raise self._damaged(step, error.reason) from error
         return sealed
 
     def _damaged(self, step: int, reason: str) -> DamagedCheckpointError:
+        if not self.path(step).exists():
+            gone = f"{self.path(step)} was deleted while it was read, by a run that goes on there"
+            return DamagedCheckpointError(gone, "try again, or take another step")
         others = [f"step {s}" for s in self._steps() if s != step]
         begin = (others or ["its beginning"])[-1]
         advice = f"delete that folder, and the run goes on from {begin}"
@@ -329,20 +321,20 @@ class Checkpoints:
         leaves: list[Any] = []
 
         def read() -> None:
-            # On one device here, over however many of whatever kind they were when it was saved.
-            device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-            here = jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), target
-            )
-            args = ocp.args.StandardRestore(here)
+            # As arrays of NumPy, over however many devices of whatever kind they were saved from.
+            empty = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), target)
+            args = ocp.args.StandardRestore(_storable(empty))
             try:
                 with _checkpointer() as orbax:
                     tree = orbax.restore(self.path(step) / "state", args=args)
             except Exception as error:  # its files are whole: no memory, or a run beside deletes it
+                if not self.path(step).exists():
+                    raise self._damaged(step, "") from error
                 raise CheckpointError(
                     f"{self.path(step)} could not be read ({_first_line(error)}), though its files "
                     "were whole; free memory, or try again"
                 ) from error
+            tree = jax.tree.map(lambda leaf, e: leaf if e.size else e, tree, empty)
             for path, entry in _describe(tree).items():
                 if entry != arrays[path]:
                     raise self._damaged(step, f"the checksum of {path} is wrong")
@@ -350,11 +342,9 @@ class Checkpoints:
 
         from_first(read)
         if self.sharding is not None:
-            data = bytes_from_first(b"".join(np.asarray(leaf).tobytes() for leaf in leaves))
+            data = bytes_from_first(b"".join(leaf.tobytes() for leaf in leaves))
             leaves = _cut(data, jax.tree.leaves(target))
-        # Not bound to the device that they were read on, as those of a new run are not: the program
-        # that is compiled for the one serves the other.
-        state = _from_plain([jnp.asarray(np.asarray(leaf)) for leaf in leaves], like)
+        state = _from_plain([jnp.asarray(leaf) for leaf in leaves], like)
         return state if self.sharding is None else self.sharding.put_state(state)
 
     def _check_same_model(self, step: int, arrays: dict[str, Any], target: Any) -> None:
@@ -409,6 +399,11 @@ def _from_plain(leaves: list[Any], like: TrainState) -> TrainState:
     return TrainState(**jax.tree.unflatten(jax.tree.structure(vars(like)), wrapped))
 
 
+def _storable(tree: Any) -> Any:
+    """The tree as Orbax takes it: one number in the place of an array that has none."""
+    return jax.tree.map(lambda leaf: leaf if leaf.size else np.zeros(1, leaf.dtype), tree)
+
+
 def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
@@ -419,6 +414,11 @@ def _cut(data: bytes | memoryview, like: list[Any]) -> list[np.ndarray]:
     ends = np.cumsum([math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in like])
     pieces = zip([0, *ends], ends, like, strict=False)
     return [np.frombuffer(data[a:b], x.dtype).reshape(x.shape) for a, b, x in pieces]
+
+
+def _by_loss(losses: dict[int, float]) -> list[int]:
+    """Steps, that of the lowest loss first; of those without a loss the latest first."""
+    return sorted(losses, key=lambda s: (losses[s], s if losses[s] < math.inf else -s))
 
 
 def _leaves(tree: Any) -> dict[str, Any]:
@@ -433,7 +433,7 @@ def _describe(tree: Any) -> dict[str, dict[str, Any]]:
         path: {
             "shape": list(leaf.shape),
             "dtype": str(leaf.dtype),
-            "crc32": zlib.crc32(np.asarray(leaf).tobytes()),
+            "crc32": zlib.crc32(leaf.tobytes()),
         }
         for path, leaf in _leaves(tree).items()
     }

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,22 +17,24 @@ try:
 except ImportError:  # not POSIX
     fcntl = None  # type: ignore[assignment]
 
-_HELD: set[Path] = set()
+# The locks that this process has, and which of its threads has each.
+_HELD: dict[Path, int] = {}
 _ADVICE = "take it from a backup, or begin a new run"
 
 
 @contextmanager
 def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Within this context no other process that asks can write to the folder, made if need be.
+    """Within this context nobody else who asks can write to the folder, made if need be.
 
-    The operating system gives the lock up with the process, however that ends. Where it has none
-    (not POSIX, some file systems of a network) a warning says so. In one process it may be nested.
+    Neither another process nor another thread of this one; a thread may nest it. The operating
+    system gives the lock up with the process, however that ends. Where it has none (not POSIX, some
+    file systems of a network) a warning says so.
 
     Raises:
-        CheckpointError: another process writes there, or this one may not.
+        CheckpointError: another process or thread writes there, or this one may not.
     """
     path = Path(folder).absolute() / "lock"
-    if path in _HELD:
+    if _HELD.get(path) == threading.get_ident():
         yield
         return
     with writable(path.parent):
@@ -39,11 +42,11 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
         file = path.open("a+")
     with file:
         _take(file.fileno(), path)
-        _HELD.add(path)
+        _HELD[path] = threading.get_ident()
         try:
             yield
         finally:
-            _HELD.remove(path)
+            del _HELD[path]
 
 
 def _take(descriptor: int, path: Path) -> None:
@@ -53,8 +56,8 @@ def _take(descriptor: int, path: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise CheckpointError(
-            f"another process writes to {path.parent}, and two would spoil each other's files; "
-            "wait for it or end it, or choose another folder"
+            f"another {'thread' if path in _HELD else 'process'} writes to {path.parent}, and two "
+            "would spoil each other's files; wait for it or end it, or choose another folder"
         ) from None
     except OSError as error:
         warnings.warn(
@@ -96,13 +99,23 @@ def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
     Raises:
         InvalidInputError: it holds what is no JSON.
     """
+    plain = as_json("what is saved with a run", value)
+    write_json(path, {"sha256": _digest(plain), "value": plain})
+
+
+def as_json(name: str, value: Mapping[str, Any], *, finite: bool = False) -> dict[str, Any]:
+    """A mapping as JSON has it, where names are texts.
+
+    Raises:
+        InvalidInputError: it holds what is no JSON, or a number that is not ``finite``.
+    """
     try:
-        plain = json.loads(json.dumps(value))
+        plain: dict[str, Any] = json.loads(json.dumps(value, allow_nan=not finite))
     except (TypeError, ValueError) as error:
         raise InvalidInputError(
-            f"what is saved with a run must be JSON (numbers, texts, lists, dicts), but: {error}"
+            f"{name} must be JSON (numbers, texts, lists, dicts), but: {error}"
         ) from error
-    write_json(path, {"sha256": _digest(plain), "value": plain})
+    return plain
 
 
 def read_sealed(path: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import json
 import math
 import os
 import time
@@ -19,7 +18,7 @@ import optax
 
 from rnnjax.errors import CheckpointError, InvalidInputError, NonFiniteError
 from rnnjax.training.checkpoints import Checkpoints
-from rnnjax.training.files import Records, locked, write_json
+from rnnjax.training.files import Records, as_json, locked, write_json
 from rnnjax.training.processes import (
     StopRequest,
     agreed_signal,
@@ -35,6 +34,9 @@ from rnnjax.training.step import TrainState, TrainSteps, make_train_steps
 # a signal is answered before anyone wonders.
 _SECONDS_PER_DISPATCH = 0.25
 _FIRST_DISPATCH = 10
+
+# The names in the entry of an epoch that are no measures of `evaluate`.
+_OF_FIT = {"step", "epoch", "loss", "skipped", "steps_per_second"}
 
 Entry = dict[str, Any]
 
@@ -201,33 +203,24 @@ def fit(
             data = jax.device_put(data) if sharding is None else sharding.put_batches(data)
             state, signal = run.train(state, data, epoch)
             done = int(state.step)
+            # The parameters alone: the optimiser's state may not fit one device.
+            params = _whole(state.params, sharding)
             if done < (epoch + 1) * steps:
                 run.save(state)
-                return Fit(_whole(state.params, sharding), state, history, _best(history), signal)
-            # The parameters alone: the optimiser's state may not fit one device.
-            whole = dataclasses.replace(state, params=_whole(state.params, sharding))
-            entry = {"step": done, "epoch": epoch + 1, **run.means.summary()}
-            run.means = _Means()
-            if evaluate is not None:
-                shown.doing("validating")
-                entry |= _measured(evaluate, whole.params)
-            score = _score(entry)
-            better = evaluate is not None and score < min(map(_score, history), default=math.inf)
-            history.append(entry)
-            run.end_epoch(whole, entry)
+                return Fit(params, state, history, _best(history), signal)
+            measured = {} if evaluate is None else run.validate(evaluate, params)
+            better = run.end_epoch(dataclasses.replace(state, params=params), epoch, measured)
             if better and not run.kept:
-                best = jax.tree.map(jnp.array, whole.params)
+                best = jax.tree.map(jnp.array, params)
             finished = epoch + 1 == epochs or _stale(history, patience)
             signal = agreed_signal(run.stop.signal)
             if finished or better or signal or (epoch + 1) % checkpoint_every == 0:
-                run.save(state, score if evaluate else None)
+                run.save(state, measured.get("validation_loss"))
             if signal and not finished:
-                return Fit(whole.params, state, history, _best(history), signal)
-        if not run.kept:
-            params = _whole(state.params, sharding) if best is None else best
-            return Fit(params, state, history, _best(history))
+                return Fit(params, state, history, _best(history), signal)
         chosen, entry_of_best = run.finish(state, evaluate is not None)
-        return Fit(_whole(chosen.params, sharding), state, history, entry_of_best)
+        params = _whole(chosen.params, sharding) if best is None else best
+        return Fit(params, state, history, entry_of_best)
 
 
 @dataclasses.dataclass
@@ -293,12 +286,7 @@ class _Run:
         self, folder: Path, config: dict[str, Any], keep_last: int, stack: contextlib.ExitStack
     ) -> None:
         """Take a folder, which is locked until the stack is left."""
-        try:
-            self.config = json.loads(json.dumps(config, allow_nan=False))
-        except (TypeError, ValueError) as error:
-            raise InvalidInputError(
-                f"config must be JSON (numbers that are finite, texts, lists, dicts), but: {error}"
-            ) from error
+        self.config = as_json("config", config, finite=True)
         from_first(lambda: stack.enter_context(locked(folder)))
         self.folder, self.kept = folder, True
         self.devices = 1 if self.sharding is None else self.sharding.mesh.size
@@ -429,11 +417,39 @@ class _Run:
             "gradient, or let such steps be skipped"
         )
 
-    def end_epoch(self, state: TrainState, entry: Entry) -> None:
-        """Record and show an epoch."""
+    def validate(self, evaluate: Callable[[Any], Mapping[str, Any]], params: Any) -> dict[str, Any]:
+        """What is measured on every process, as the first one has it."""
+        self.shown.doing("validating")
+
+        def measure() -> dict[str, float]:
+            found = evaluate(params)
+            if not isinstance(found, Mapping) or "validation_loss" not in found:
+                raise InvalidInputError(
+                    "evaluate must return a dict of measures, with 'validation_loss' among them, "
+                    f"but returned {found!r}"
+                )
+            if taken := sorted(_OF_FIT & found.keys()):
+                raise InvalidInputError(
+                    f"evaluate returned {taken}, which fit measures; rename them"
+                )
+            try:
+                return {name: float(value) for name, value in found.items()}
+            except (TypeError, ValueError) as error:
+                raise InvalidInputError(f"evaluate must return numbers, but: {error}") from error
+
+        measured = together(measure)
+        return from_first(lambda: measured)
+
+    def end_epoch(self, state: TrainState, epoch: int, measured: dict[str, float]) -> bool:
+        """Record and show an epoch; returns whether none before was measured to be as good."""
+        entry = {"step": int(state.step), "epoch": epoch + 1, **self.means.summary(), **measured}
+        self.means = _Means()
+        before = min(map(_score, self.history), default=math.inf)
+        self.history.append(entry)
         if self.kept:
             from_first(lambda: self.of_epochs.append([entry]))
-        from_first(lambda: self.shown.on_epoch(entry["epoch"], state, entry))
+        from_first(lambda: self.shown.on_epoch(epoch + 1, state, entry))
+        return bool(measured) and _score(entry) < before
 
     def save(self, state: TrainState, loss: float | None = None) -> None:
         """Write a checkpoint, after what was recorded before it."""
@@ -453,7 +469,9 @@ class _Run:
         self.checkpoints.save(state, about, loss=loss)
 
     def finish(self, state: TrainState, measured: bool) -> tuple[TrainState, Entry | None]:
-        """Write what came out, at the end; returns the best state, and its entry."""
+        """Write what came out, at the end; returns the best state that is kept, and its entry."""
+        if not self.kept:
+            return state, _best(self.history)
         best = self.checkpoints.best() if measured else None
         step = int(state.step) if best is None else best.step
         entry = next((entry for entry in self.history if entry["step"] == step), None)
@@ -490,27 +508,6 @@ def _length(data: Any) -> int:
             f"empty, but their first axes are {sorted(lengths)}"
         )
     return lengths.pop()[0]
-
-
-def _measured(evaluate: Callable[[Any], Mapping[str, Any]], params: Any) -> dict[str, float]:
-    """What is measured on every process, as the first one has it."""
-
-    def measure() -> dict[str, float]:
-        found = evaluate(params)
-        if not isinstance(found, Mapping) or "validation_loss" not in found:
-            raise InvalidInputError(
-                "evaluate must return a dict of measures, with 'validation_loss' among them, but "
-                f"returned {found!r}"
-            )
-        if taken := sorted({"step", "epoch", "loss", "skipped", "steps_per_second"} & found.keys()):
-            raise InvalidInputError(f"evaluate returned {taken}, which fit measures; rename them")
-        try:
-            return {name: float(value) for name, value in found.items()}
-        except (TypeError, ValueError) as error:
-            raise InvalidInputError(f"evaluate must return numbers, but: {error}") from error
-
-    measured = together(measure)
-    return from_first(lambda: measured)
 
 
 def _score(entry: Mapping[str, Any]) -> float:

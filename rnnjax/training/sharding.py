@@ -182,15 +182,8 @@ class Sharding:
 
     def whole(self, tree: Any) -> Any:
         """The arrays in one piece, on a device of this process; all processes have to call it."""
-        everywhere = self._named(PartitionSpec())
-
-        def piece(leaf: Any) -> Any:
-            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-                impl = jax.random.key_impl(leaf)
-                return jax.random.wrap_key_data(piece(jax.random.key_data(leaf)), impl=impl)
-            return jax.jit(_same, out_shardings=everywhere)(leaf).addressable_data(0)
-
-        return jax.tree.map(piece, tree)
+        gathered = jax.jit(_same, out_shardings=self._named(PartitionSpec()))
+        return jax.tree.map(lambda leaf: gathered(leaf).addressable_data(0), tree)
 
     def of_state(self, state: TrainState) -> TrainState:
         """A `jax.sharding.NamedSharding` for every array of a state, in its structure.
@@ -198,42 +191,36 @@ class Sharding:
         An array of the optimiser that belongs to a parameter, by the end of its path and its shape,
         lies as that does.
         """
-        params = {
-            _names(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)
-        }
-        specs = {names: self._of_parameter(names, leaf.shape) for names, leaf in params.items()}
-
+        laid = {}
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
+            names = _names(path)
+            laid[names, leaf.shape] = self._of_parameter(names, leaf.shape)
         everywhere: Any = self._named(PartitionSpec())
 
         def like_parameter(path: Any, leaf: Any) -> NamedSharding:
             names = _names(path)
             for start in range(len(names) + 1):
-                parameter = params.get(names[start:])
-                if parameter is not None and parameter.shape == leaf.shape:
-                    return self._named(specs[names[start:]])
+                if (names[start:], leaf.shape) in laid:
+                    return laid[names[start:], leaf.shape]
             return everywhere
 
-        return TrainState(
-            step=everywhere,
-            params=jax.tree_util.tree_map_with_path(
-                lambda path, _: self._named(specs[_names(path)]), state.params
-            ),
-            opt_state=jax.tree_util.tree_map_with_path(like_parameter, state.opt_state),
-            carry=self._of_carry(state.carry),
-            key=everywhere,
+        params, opt_state = (
+            jax.tree_util.tree_map_with_path(like_parameter, tree)
+            for tree in (state.params, state.opt_state)
         )
+        return TrainState(everywhere, params, opt_state, self._of_carry(state.carry), everywhere)
 
-    def _of_parameter(self, names: tuple[str, ...], shape: tuple[int, ...]) -> PartitionSpec:
+    def _of_parameter(self, names: tuple[str, ...], shape: tuple[int, ...]) -> NamedSharding:
         axis, devices = self.divide(names, shape), self.mesh.shape["hidden"]
         if axis is None:
-            return PartitionSpec()
+            return self._named(PartitionSpec())
         if shape[axis] % devices:
             raise InvalidInputError(
                 f"the parameter {'.'.join(names)} has {shape[axis]} along axis {axis}, which "
                 f"cannot be divided over {devices} devices; take a multiple of {devices}, or fewer "
                 "devices for the hidden units"
             )
-        return PartitionSpec(*[None] * axis, "hidden")
+        return self._named(PartitionSpec(*[None] * axis, "hidden"))
 
     def _of_carry(self, carry: Any) -> Any:
         def rows(leaf: Any) -> NamedSharding:
@@ -279,7 +266,4 @@ def _same(leaf: jax.Array) -> jax.Array:
 
 def _names(path: Any) -> tuple[str, ...]:
     """A path in a tree as plain words: keys, indices and names of fields."""
-    return tuple(
-        str(next(getattr(key, name) for name in ("key", "idx", "name") if hasattr(key, name)))
-        for key in path
-    )
+    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)

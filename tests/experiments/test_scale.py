@@ -22,7 +22,6 @@ from experiments.text_generator.config import Architecture, Text, Train
 from experiments.text_generator.data import Data
 from experiments.text_generator.trained import options_of
 from rnnjax import InvalidInputError
-from rnnjax.training import Processes
 
 TINY = ["--layers", "2", "--hidden-size", "16", "--batch-size", "8", "--seq-length", "10",
         "--corpus", "text.txt", "--sample-length", "4"]  # fmt: skip
@@ -199,8 +198,7 @@ def test_what_a_user_types_wrong_gets_one_sentence(options, message, program, te
 def test_the_mesh_is_free_to_change_and_the_rest_is_not():
     stored = options_of({"options": Train(mesh="8", epochs=4).as_json()}, "run")
     assert (stored.mesh, stored.epochs) == ("8", 4)
-    assert "launch" not in stored.as_json()
-    moved = dataclasses.replace(stored, mesh="4x2", launch=Processes("here:1"))
+    moved = dataclasses.replace(stored, mesh="4x2")
     require_unchanged(moved.as_json(), stored.as_json())
     with pytest.raises(InvalidInputError, match="--seed 2 cannot be changed: the run has 1"):
         require_unchanged(dataclasses.replace(stored, seed=2).as_json(), stored.as_json())

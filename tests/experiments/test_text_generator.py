@@ -13,8 +13,10 @@ import pytest
 from experiments.text_generator.config import Architecture, Text, Train
 from experiments.text_generator.data import Data
 from experiments.text_generator.model import CharacterModel, make_loss, surprise
-from experiments.text_generator.train import write_sample
+from experiments.text_generator.train import thinned, write_sample
+from experiments.text_generator.trained import Trained
 from rnnjax.text import Vocabulary
+from rnnjax.training import Saved
 
 TINY = ["--layers", "2", "--hidden-size", "8", "--batch-size", "4", "--seq-length", "10",
         "--sample-length", "5", "--corpus", "text.txt"]  # fmt: skip
@@ -371,6 +373,33 @@ def test_an_epoch_reads_every_window_once(text, tmp_path):
     kept = batches["inputs"][batches["weights"] == 1]
     whole = [text[start : start + 10] for start in range(0, len(text) - 10, 10)]
     assert sorted(map(data.vocabulary.decode, kept)) == sorted(whole)
+
+
+def test_a_long_curve_is_drawn_by_its_extremes():
+    curve = np.stack([np.arange(1, 9004), np.random.default_rng(0).normal(size=9003)], axis=1)
+    drawn = thinned(curve, groups=100)
+    assert len(drawn) == 200
+    assert (np.diff(drawn[:, 0]) > 0).all()
+    for part in np.array_split(curve, 100):
+        for extreme in (part[:, 1].min(), part[:, 1].max()):
+            assert extreme in drawn[:, 1]
+    np.testing.assert_array_equal(thinned(curve[:200], groups=100), curve[:200])
+
+
+def test_the_model_of_a_run_that_deletes_it_meanwhile_is_the_next_one(program, text, tmp_path):
+    """The other commands read beside a run that goes on."""
+    program("text_generator", "train", *TINY, "--epochs", "3", "--checkpoint-every", "1",
+            "--run-dir", "run")  # fmt: skip
+    steps = sorted(map(int, names_of_steps(tmp_path / "run" / "checkpoints")))
+    real = Saved.restore
+
+    def restore(saved, like):
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / str(steps[-1]), ignore_errors=True)
+        return real(saved, like)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Saved, "restore", restore)
+        assert Trained.load(tmp_path / "run").step == steps[-2]
 
 
 BOOK = Path(__file__).parents[2].parent / "shared" / "data" / "alice_gutenberg11.txt"

@@ -1,6 +1,5 @@
 """What the options of `train` mean, alone and together."""
 
-import contextlib
 import dataclasses
 import errno
 import json
@@ -15,12 +14,13 @@ import numpy as np
 import pytest
 
 from experiments import folders
-from experiments.text_generator.checkpoints import Run, in_options, require_unchanged
+from experiments.text_generator.__main__ import settled
+from experiments.text_generator.checkpoints import in_options, require_unchanged
 from experiments.text_generator.config import Optimization, Text, Train
 from experiments.text_generator.data import Data
 from experiments.text_generator.model import surprise
 from experiments.text_generator.presets import load_preset
-from experiments.text_generator.train import learning_rate, make_optimizer
+from experiments.text_generator.train import learning_rate, make_optimizer, run_training
 from experiments.text_generator.trained import Trained, existing
 from rnnjax import InvalidInputError
 from rnnjax.training.files import read_sealed
@@ -127,14 +127,14 @@ def test_what_was_given_is_known_from_what_is_the_default(program, text, tmp_pat
 def test_epochs_replace_the_steps_of_a_run_that_goes_on():
     stored = Train(steps=50, epochs=5)
 
-    def settled(**values):
-        goes_on = dataclasses.replace(stored, **values).settled(stored)
+    def length(**values):
+        goes_on = settled(dataclasses.replace(stored, **values), stored)
         return goes_on.epochs, goes_on.steps
 
-    assert settled() == (5, 50)
-    assert settled(epochs=9) == (9, None)
-    assert settled(steps=4900) == (5, 4900)
-    assert settled(steps=4900, epochs=9) == (9, 4900)
+    assert length() == (5, 50)
+    assert length(epochs=9) == (9, None)
+    assert length(steps=4900) == (5, 4900)
+    assert length(steps=4900, epochs=9) == (9, 4900)
 
 
 def test_no_update_at_all_is_refused(text, tmp_path):
@@ -145,7 +145,7 @@ def test_no_update_at_all_is_refused(text, tmp_path):
         run_dir=tmp_path / "run",
     )
     with pytest.raises(InvalidInputError, match="makes one update of so many steps, but the run"):
-        Run.open(options, contextlib.ExitStack())
+        run_training(options)
     assert not (tmp_path / "run").exists()
 
 

@@ -16,6 +16,7 @@ import pytest
 import rnnjax
 from rnnjax import CheckpointError, RnnjaxError
 from rnnjax.training import Checkpoints, TrainState
+from rnnjax.training.files import read_sealed, write_sealed
 
 ADAM = optax.adam(1e-3)
 STACK = rnnjax.Stack([rnnjax.LSTMCell(4), rnnjax.GRUCell(3)])
@@ -312,8 +313,6 @@ def test_what_cannot_be_read_now_is_no_damage(checkpoints, monkeypatch):
 
 
 def test_another_version_is_no_damage(checkpoints):
-    from rnnjax.training.files import read_sealed, write_sealed
-
     checkpoints.save(state_at(1), {})
     path = checkpoints.path(1) / "about.json"
     write_sealed(path, {**read_sealed(path), "more": 1})
@@ -328,3 +327,46 @@ def test_what_is_no_json_is_not_saved(checkpoints):
     assert checkpoints.steps() == []
     checkpoints.save(state_at(1), {1: "a"})
     assert checkpoints.latest().about == {"1": "a"}
+
+
+@pytest.mark.parametrize("impl", [None, "rbg"])
+def test_arrays_without_elements_come_back(checkpoints, impl):
+    carry = {"none": jnp.zeros((0, 4), jnp.bfloat16), "keys": jax.random.key(0, impl=impl)}
+    state = TrainState.create(jnp.ones(3), ADAM, key=jax.random.key(1), carry=carry)
+    checkpoints.save(state, {})
+    assert_same(checkpoints.latest().restore(jax.eval_shape(lambda: state)), state)
+    other = dataclasses.replace(state, carry={**carry, "none": jnp.zeros((0, 5), jnp.bfloat16)})
+    with pytest.raises(
+        CheckpointError, match=r"model bfloat16\[0, 5\], checkpoint bfloat16\[0, 4\]"
+    ):
+        checkpoints.latest().restore(other)
+
+
+@pytest.mark.parametrize("spared", ["", "about.json"])
+def test_a_reader_takes_the_next_where_a_run_deletes_one(checkpoints, monkeypatch, spared):
+    """Between the list of steps and the first file, or between two files: no word of damage."""
+    from rnnjax.training import checkpoints as module
+
+    for step in (1, 2):
+        checkpoints.save(state_at(step), {}, loss=step)
+    reader, real = Checkpoints(checkpoints.directory, read_only=True), module.read_whole
+
+    def read(path):
+        if "1" in path.parts and path.name != spared:
+            shutil.rmtree(checkpoints.path(1), ignore_errors=True)
+        return real(path)
+
+    shutil.copytree(checkpoints.path(1), checkpoints.directory / "aside")
+    monkeypatch.setattr(module, "read_whole", read)
+    monkeypatch.setattr(module, "read_sealed", lambda path: read(path) and read_sealed(path))
+    assert reader.best().step == 2
+    shutil.copytree(checkpoints.directory / "aside", checkpoints.path(1))
+    with pytest.raises(CheckpointError, match="1 was deleted while it was read"):
+        reader.at(1)
+    shutil.copytree(checkpoints.directory / "aside", checkpoints.path(1))
+    monkeypatch.undo()
+    saved = reader.at(1)
+    shutil.rmtree(checkpoints.path(1))
+    with pytest.raises(CheckpointError, match="1 was deleted while it was read"):
+        saved.restore(state_at(0))
+    assert checkpoints.steps() == [2]

@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -301,6 +302,24 @@ def test_two_processes_cannot_write_to_one_folder(tmp_path):
     other.kill()
     other.communicate()
     assert len(run(tmp_path).history) == 3
+
+
+def test_two_threads_cannot_write_to_one_folder(tmp_path):
+    pytest.importorskip("fcntl", reason="locks are those of POSIX")
+    refused = []
+
+    def second():
+        with pytest.raises(CheckpointError, match="another thread writes to") as error:
+            run(tmp_path)
+        refused.append(error)
+
+    def begin_another():
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join()
+
+    assert len(run(tmp_path, At(4, begin_another)).history) == 3
+    assert refused
 
 
 class Screen:
