@@ -16,7 +16,7 @@ from experiments.text_generator.train import run_training
 from experiments.text_generator.trained import options_of, stored_run
 from experiments.text_tools.export import Export, run_export
 from experiments.text_tools.inspect import Inspect, run_inspection
-from rnnjax.training import Processes, from_first
+from rnnjax.training import Processes, from_first, use_cores
 
 PROG = "python -m experiments.text_generator"
 
@@ -91,7 +91,10 @@ def defaults_of_train() -> Train:
     known, _ = parser.parse_known_args()
     if known.command != "train":
         return Train()
-    Processes(known.coordinator, known.processes, known.process).start()
+    processes = Processes(known.coordinator, known.processes, known.process)
+    if processes.or_environment() == Processes():  # alone; else JAX would begin before they meet
+        use_cores()
+    processes.start()
     if not known.resume:
         return load_preset(known.preset)
     folder, stored = from_first(lambda: stored_run(known.run_dir))

@@ -15,6 +15,7 @@ from experiments.text_generator.data import Data
 from rnnjax.errors import CheckpointError, InvalidInputError
 from rnnjax.text.vocabulary import Vocabulary
 from rnnjax.training.checkpoints import Checkpoints, Saved
+from rnnjax.training.cores import cores_for
 from rnnjax.training.files import locked, read_sealed
 from rnnjax.training.processes import agreed_signal, from_first
 from rnnjax.training.sharding import Sharding
@@ -31,15 +32,19 @@ class Run:
         data: its text, of which this process has its rows.
         epochs: how many it has.
         folder: where its results go.
+        devices: over how many the batch is divided.
     """
 
     config: Train
     data: Data
     epochs: int
     folder: Path
+    devices: int = 1
 
     @classmethod
-    def open(cls, config: Train, data: Data, epochs: int, stack: contextlib.ExitStack) -> "Run":
+    def open(
+        cls, config: Train, data: Data, epochs: int, devices: int, stack: contextlib.ExitStack
+    ) -> "Run":
         """Make the folder of a new run, or take that of one that goes on; ``stack`` locks it.
 
         Raises:
@@ -50,7 +55,7 @@ class Run:
         folder = config.run_dir
         if folder is None or not config.resume:
             folder = Path(from_first(lambda: str(folders.create(PROGRAM, config.run_dir))))
-        run = cls(config, data, epochs, folder)
+        run = cls(config, data, epochs, folder, devices)
         from_first(lambda: stack.enter_context(locked(run.folder)))
         if config.resume:
             from_first(lambda: require_same_run(run))
@@ -69,6 +74,7 @@ class Run:
             "options": self.config.as_json(),
             "vocabulary": vocabulary.characters if isinstance(vocabulary, Vocabulary) else None,
             "text_sha256": self.data.digest,
+            "devices": self.devices,
         }
 
 
@@ -107,6 +113,13 @@ def require_same_run(run: Run) -> None:
     stored = stored_in(run.folder) if saved is None else saved.about["config"]
     require_same_text(run.data, stored, run.folder)
     require_unchanged(run.config.as_json(), stored.get("options", {}))
+    if (before := stored.get("devices", run.devices)) != run.devices:
+        warnings.warn(
+            f"the run had {before} devices for its batch and goes on with {run.devices}, which sum "
+            "in another order: what follows is not to the last digit what it would have been "
+            f"(--mesh {before} has as many)",
+            stacklevel=1,
+        )
 
 
 def require_unchanged(ours: dict[str, Any], stored: dict[str, Any]) -> None:
@@ -144,14 +157,15 @@ def in_options(config: Train) -> Iterator[None]:
         ) from error
 
 
-def sharding_of(config: Train) -> Sharding | None:
-    """The mesh asked for, or None for the one device that JAX takes by itself.
+def sharding_of(config: Train, params: Any) -> Sharding | None:
+    """The mesh asked for; unless one is, the cores of a CPU where that is faster, or None.
 
     Raises:
         InvalidInputError: there are not so many devices.
     """
     if config.mesh is None and jax.process_count() == 1:
-        return None
+        cores = cores_for(params, config.text.batch_size)
+        return Sharding.over(cores, divide=divided_axis) if cores > 1 else None
     sizes = [] if config.mesh in (None, "auto") else map(int, str(config.mesh).split("x"))
     return Sharding.over(*sizes, divide=divided_axis)
 

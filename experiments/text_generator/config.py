@@ -230,8 +230,8 @@ class Train:
     --skip-nonfinite, if given, replace what it had."""
     mesh: str | None = None
     """The devices to train on: so many for parts of the batch (8), or times so many for parts of
-    the hidden units (4x2), or "auto": all, for parts of the batch. By default one device, or all
-    where there are several processes."""
+    the hidden units (4x2), or "auto": all, for parts of the batch. By default all where there are
+    several processes, the cores of a CPU where that is faster, and else one."""
 
     def check(self) -> None:
         """Raise InvalidInputError unless the options fit."""

@@ -49,8 +49,9 @@ def run_training(config: Train) -> int:
     begin = new_state(model, config, optimizer)
     validate = held_out(model, data.validation, "validation") if len(data.validation) else None
 
-    sharding = sharding_of(config)
+    sharding, devices = sharding_of(config, begin.params), 1
     if sharding is not None:
+        devices = sharding.mesh.size
         with in_options(config):
             data = dataclasses.replace(data, rows=sharding.rows(text.batch_size))
             sharding.of_state(begin)
@@ -58,18 +59,19 @@ def run_training(config: Train) -> int:
     jax.eval_shape(loss_fn, begin.params, begin.carry, data.batch, begin.key)
 
     with contextlib.ExitStack() as stack:
-        run = Run.open(config, data, epochs, stack)
+        run = Run.open(config, data, epochs, devices, stack)
         progress = TextProgress(run, model)
         progress.say(
             f"{data.length:,} {data.vocabulary.unit}s ({len(data.vocabulary)} in the vocabulary), "
             f"{sum(leaf.size for leaf in jax.tree.leaves(begin.params)):,} parameters, {epochs} "
-            f"epochs of {data.steps_per_epoch} steps; results in {run.folder}"
+            f"epochs of {data.steps_per_epoch} steps on {devices} device{'s' * (devices > 1)}; "
+            f"results in {run.folder}"
         )
         try:
             result = fit(
                 loss_fn, begin.params, optimizer, data.batches, epochs,
                 key=begin.key, carry=begin.carry, evaluate=validate, patience=config.patience,
-                run_dir=run.folder, config=run.as_json(), free={"options"},
+                run_dir=run.folder, config=run.as_json(), free={"options", "devices"},
                 checkpoint_every=config.checkpoint_every, keep_last=config.keep_last,
                 skip_nonfinite=config.skip_nonfinite, steps_per_dispatch=config.steps_per_dispatch,
                 sharding=sharding, progress=progress,

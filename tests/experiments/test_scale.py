@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -107,6 +109,7 @@ def test_a_stopped_run_of_two_processes_goes_on_as_one_and_ends_like_it(begin, t
 
     output = ends(0, begin(1, "train", "--resume", "--run-dir", "pair", "--mesh", "1"))[0]
     assert f"going on from step {stopped} of {len(whole)}" in output
+    assert "the run had 2 devices for its batch and goes on with 1" in output
     assert np.abs(losses(tmp_path / "pair") - whole).max() < 1e-5
     scores = [
         [json.loads(line)["validation_loss"] for line in (tmp_path / name).read_text().splitlines()]
@@ -212,11 +215,26 @@ def test_hidden_units_are_divided_and_characters_are_not():
     assert divided_axis(("bias",), (67,)) is None
 
 
-def test_one_device_is_taken_unless_a_mesh_is_asked_for(text, tmp_path):
-    assert sharding_of(Train()) is None
-    for mesh, devices in (("1", 1), ("1x1", 1), ("auto", 2)):
-        sharding = sharding_of(Train(mesh=mesh, model=Architecture(hidden_size=7)))
-        assert dict(sharding.mesh.shape) == {"data": devices, "hidden": 1}
+def test_the_cores_are_taken_where_it_pays_unless_a_mesh_is_asked_for():
+    def kernel(hidden: int) -> dict:
+        return {"kernel": jax.ShapeDtypeStruct((hidden, 4 * hidden), jnp.float32)}
+
+    def devices(config: Train, params: dict) -> int:
+        sharding = sharding_of(config, params)
+        if sharding is None:
+            return 1
+        assert sharding.mesh.shape["hidden"] == 1
+        return sharding.mesh.shape["data"]
+
+    assert jax.device_count() == 2
+    rows = {n: Train(text=Text(batch_size=n)) for n in (12, 32, 33)}
+    assert devices(rows[32], kernel(512)) == 2
+    assert devices(rows[12], kernel(700)) == 1  # few rows for a large kernel
+    assert devices(rows[32], kernel(16)) == 1  # too little to do
+    assert devices(rows[33], kernel(512)) == 1  # cannot be divided
+    for mesh, number in (("1", 1), ("1x1", 1), ("auto", 2)):
+        config = Train(mesh=mesh, model=Architecture(hidden_size=7))
+        assert sharding_of(config, kernel(512)).mesh.size == number
 
 
 def test_each_process_reads_its_rows_alone(text, tmp_path):
