@@ -21,6 +21,7 @@ from rnnjax.engine.kept import belong_to_rows, derivative_of, keeping_step_of, l
 from rnnjax.engine.layer import Layer, after, step_of
 from rnnjax.engine.over_time import (
     Loop,
+    LoopArgs,
     Loops,
     Turns,
     at_first_step,
@@ -116,7 +117,7 @@ class Recurrence(Function):
         # IndRNN's gradient takes 4 to 5 times as long (H = 64 and 128, batch 16, 100 steps).
         ahead = layer.plan.reads_ahead or self.cell.recurrent is None
         carry, first, (ys, rest, carries) = layer.loop(
-            keep, carry, _project(layer, xs), each, self.reverse, ahead
+            LoopArgs(keep, carry, _project(layer, xs), each, self.reverse, ahead)
         )
         return (carry, ys), (first, rest, carries)
 
@@ -177,7 +178,7 @@ def _forward_loop(
         return new, None, y
 
     ahead = layer.plan.reads_ahead
-    carry, _, ys = layer.loop(turn, carry, projected, each, layer.reverse, ahead)
+    carry, _, ys = layer.loop(LoopArgs(turn, carry, projected, each, layer.reverse, ahead))
     return carry, ys
 
 
@@ -239,6 +240,6 @@ def _backward_loop(
         # are carried and written in place, which take 1.2 times as long (H = 64 and 128, batch 16).
         loop = in_slices
     (d_carry, d_shared), d_projected, rest = loop(
-        step, (d_carry, zeros), first, others, not layer.reverse, True
+        LoopArgs(step, (d_carry, zeros), first, others, not layer.reverse, True)
     )
     return d_shared, d_projected, rest, d_carry
