@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, PartitionSpec
 
 import rnnjax
 from rnnjax import InvalidInputError, Parallel, Scan
@@ -94,18 +95,37 @@ def parameters(cell):
     return jax.tree.map(lambda leaf: (leaf + 0.05).astype(jnp.float64), params)
 
 
+def over_time(run, given):
+    """``run(params, xs, carry, **given)`` on four devices, each with a quarter of the steps."""
+    mesh = jax.make_mesh((4,), ("time",), axis_types=(AxisType.Auto,))
+    whole, steps = PartitionSpec(), PartitionSpec("time")
+    specs = {"mask": steps, "resets": steps, "lengths": whole, "reset_carry": whole}
+    arrays = {name: given[name] for name in given if name in specs}
+    rest = {name: given[name] for name in given if name not in specs}
+    return lambda *args: jax.shard_map(
+        lambda args, arrays: run(*args, **arrays, **rest),
+        mesh=mesh,
+        in_specs=((whole, steps, whole), {name: specs[name] for name in arrays}),
+        out_specs=(whole, steps),
+    )(args, arrays)
+
+
 @functools.cache
 def results(name, marks, method):
     cell = CELLS[name]
     xs = jax.random.normal(KEY, (TIME, BATCH, 2), jnp.float64)
     carry = jax.tree.map(lambda leaf: leaf + 0.3, cell.initial_carry((BATCH,), jnp.float64))
-    key = KEY if name == "zoneout" else None
+    run = functools.partial(
+        rnnjax.unroll, cell, method=method, key=KEY if name == "zoneout" else None
+    )
 
     def loss(params, xs, carry):
         given = dict(MARKS[marks])
         if marks == "all":
             given["reset_carry"] = jax.tree.map(lambda leaf: -0.4 * leaf, carry)
-        carry, ys = rnnjax.unroll(cell, params, xs, carry, key=key, method=method, **given)
+        divided = method.along.name is not None
+        unroll = over_time(run, given) if divided else functools.partial(run, **given)
+        carry, ys = unroll(params, xs, carry)
         return sum((x**2).sum() for x in jax.tree.leaves(carry)) + jnp.sin(ys).sum(), (carry, ys)
 
     grad = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)
@@ -126,6 +146,24 @@ ROWS = [
 @pytest.mark.usefixtures("x64")
 def test_it_gives_the_numbers_of_the_scan(name, chunk, marks, assert_close):
     assert_close(results(name, marks, Parallel(chunk)), results(name, marks, Scan()), 1e-12)
+
+
+# A quarter of the steps in one piece, and in two that do not fit; the ways through the engine as above.
+OVER_TIME = [
+    *(("mingru", None, marks) for marks in MARKS),
+    ("turning", 2, "lengths"),
+    *(
+        (name, 2, "all")
+        for name in ("turning", "output", "temporal-conv", "griffin", "s6", "stack")
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "chunk", "marks"), OVER_TIME)
+@pytest.mark.usefixtures("x64")
+def test_steps_divided_over_devices_have_the_numbers_of_the_scan(name, chunk, marks, assert_close):
+    divided = Parallel(chunk, axis_name="time")
+    assert_close(results(name, marks, divided), results(name, marks, Scan()), 1e-12)
 
 
 @pytest.mark.usefixtures("x64")

@@ -59,6 +59,10 @@ class Function(abc.ABC):
         """What to say of an effect in it, ``what``, that no primitive can have."""
         return f"a function may not have {what}; leave it out"
 
+    def may_cross(self, axis: Any) -> bool:
+        """Whether it has collectives over a mesh axis of `jax.shard_map`."""
+        return False
+
     def __call__(self, *args: Any) -> Any:
         """The result of a tree of arrays for each argument."""
         leaves, tree = jax.tree.flatten(args)
@@ -90,7 +94,7 @@ def _check_effect(function: Function, effect: Any) -> None:
     """Raise where a function would lose its place among others, or the vmap that names its axis."""
     # JAX keeps the classes of its effects to itself.
     what = None
-    if hasattr(effect, "name"):
+    if hasattr(effect, "name") and not function.may_cross(effect.name):
         what = f"a collective over the axis {effect.name!r}"
     elif "Ordered" in type(effect).__name__:
         what = "a callback with ordered=True"
