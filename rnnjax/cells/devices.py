@@ -64,10 +64,13 @@ class Along:
     name: str | None = None
 
     def known(self) -> bool:
-        """Whether it is an axis that is divided here."""
+        """Whether it is an axis that is divided here, by types: without, gradients are parts."""
+        if self.name is None:
+            return True
         mesh = jax.sharding.get_abstract_mesh()
         kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-        return self.name is None or kinds.get(self.name) == AxisType.Manual
+        manual = kinds.get(self.name) == AxisType.Manual
+        return manual and self.name in _varying_axes(jax.lax.axis_index(self.name))
 
     def steps(self, here: int) -> tuple[Any, int]:
         """Which is the first of the steps here, and how many all devices have."""
@@ -85,7 +88,13 @@ class Along:
     def gathered(self, tree: Any) -> Any:
         """What each device has, as a first axis; the same on all devices, by one message."""
         flat, tree_of = ravel_pytree(alike_over_devices(tree))
-        return jax.vmap(tree_of)(jax.lax.all_gather(flat, self.name, to="invarying"))
+        if jax.__version_info__ >= (0, 10):
+            every = jax.lax.all_gather(flat, self.name, to="invarying")
+        else:  # which knows no gather whose result is the same on all devices, but sums
+            every = jnp.zeros((jax.lax.axis_size(self.name), *flat.shape), flat.dtype)
+            every = every.at[jax.lax.axis_index(self.name)].set(flat)
+            every = jax.lax.psum(every, self.name)
+        return jax.vmap(tree_of)(every)
 
     def here(self, tree: Any) -> Any:
         """This device's part of what was gathered."""

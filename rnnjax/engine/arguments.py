@@ -35,8 +35,8 @@ def checked(
     check_instance("method", method, Method, "Scan(), Fused() or Auto()")
     if not method.along.known():
         raise InvalidInputError(
-            "axis_name must be that of an axis over which jax.shard_map divides the steps, but "
-            f"there is none named {method.along.name!r} here; run inside of it"
+            "axis_name must be that of an axis over which jax.shard_map divides the steps, with "
+            f"check_vma=True, but there is none named {method.along.name!r} here; run inside of it"
         )
     try:
         hash(cell)
