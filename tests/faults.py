@@ -1185,8 +1185,8 @@ FAULTS: tuple[Fault, ...] = (
         "devices that divide the steps take each other's ends forward, in reverse too",
         "engine/parallel",
         "rnnjax/engine/affine.py",
-        "jax.lax.scan(_keeping_before, first, every, reverse=reverse)",
-        "jax.lax.scan(_keeping_before, first, every)",
+        "jax.lax.scan(keeping_before, first, every, reverse=reverse)",
+        "jax.lax.scan(keeping_before, first, every)",
         ("tests/test_parallel.py",),
     ),
     Fault(

@@ -2,19 +2,30 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from rnnjax.cells.base import Carry, Cell
 from rnnjax.cells.devices import HERE, Along
+from rnnjax.engine.apart import computed_apart
+from rnnjax.engine.pieces import (
+    Factors,
+    Piece,
+    Pieces,
+    in_pieces,
+    keeping_before,
+    one_behind,
+    one_step,
+    times,
+    transposed,
+    without,
+)
 from rnnjax.engine.primitive import Function
-from rnnjax.engine.steps import any_of, expand
-
-Factors = list[list[jax.Array]]
-"""``factors[i][j]`` multiplies leaf ``j`` of the state before in leaf ``i`` of the new one."""
+from rnnjax.engine.steps import any_of
 
 
 def affine(step: Any, at: Any) -> tuple[list[jax.Array], Factors]:
@@ -29,25 +40,6 @@ def affine(step: Any, at: Any) -> tuple[list[jax.Array], Factors]:
     return jax.tree.leaves(new), [[column[i] for column in columns] for i in range(len(leaves))]
 
 
-def times(factors: Factors, state: list[jax.Array]) -> list[jax.Array]:
-    """The state before, as the factors of a step take it over."""
-    return [functools.reduce(jnp.add, map(jnp.multiply, row, state)) for row in factors]
-
-
-def _times_where_any(factors: Factors, state: list[jax.Array]) -> list[jax.Array]:
-    """The same, where zeros stay zeros whatever the factors are: NaN times nothing is nothing."""
-
-    def product(factor: jax.Array, leaf: jax.Array) -> jax.Array:
-        return jnp.where(leaf == 0, 0, factor * leaf)
-
-    return [functools.reduce(jnp.add, map(product, row, state)) for row in factors]
-
-
-def plus(one: list[jax.Array], other: list[jax.Array]) -> list[jax.Array]:
-    """Leaf by leaf."""
-    return [a + b for a, b in zip(one, other, strict=True)]
-
-
 def later(values: jax.Array) -> jax.Array:
     """Each step's value at the step behind it; zeros at the first."""
     return jnp.concatenate([jnp.zeros_like(values[:1]), values[:-1]])
@@ -56,13 +48,6 @@ def later(values: jax.Array) -> jax.Array:
 def _of_next(values: jax.Array, last: float = 0) -> jax.Array:
     """At each step the value of the step behind it, and something else at the last."""
     return jnp.concatenate([values[1:], jnp.full_like(values[:1], last)])
-
-
-def _without(resets: jax.Array | None, values: Any) -> Any:
-    """What enters a step, of which nothing does where a row begins anew: not even a NaN."""
-    if resets is None:
-        return values
-    return jax.tree.map(lambda leaf: jnp.where(expand(resets, leaf), 0, leaf), values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +79,7 @@ class Solved(Function):
             return self.run("any", constants, factors, start, resets)
 
         def times_matrix(states: list[jax.Array]) -> list[jax.Array]:
-            moved = times(factors, _without(resets, [later(s) for s in states]))
+            moved = times(factors, without(resets, [later(s) for s in states]))
             return [s - m.astype(s.dtype) for s, m in zip(states, moved, strict=True)]
 
         solved: list[jax.Array] = jax.lax.custom_linear_solve(
@@ -123,22 +108,22 @@ class Solved(Function):
         (_, factors, _, resets), (states, before), (d_states, d_before, d_last) = args, kept, d
         pieces = self._backwards(factors, d_states, resets)
         # What goes back out of the first step here, to the device before or to the start.
-        first = _transposed([[leaf[0] for leaf in row] for row in factors])
+        first = transposed([[leaf[0] for leaf in row] for row in factors])
         leave = first, d_before, None if resets is None else resets[0]
 
         def as_one() -> Piece:
-            return _one_behind(pieces.as_one(), leave)
+            return one_behind(pieces.as_one(), leave)
 
         entering, d_start = self._over_devices(as_one, d_last, not self.reverse)
         back = pieces.states(entering)
         if d_start is None:
-            d_start = _one_step([g[0] for g in back], leave)
+            d_start = one_step([g[0] for g in back], leave)
         else:
             d_start = self.along.only_first(d_start, self.reverse)
         # Where nothing comes back, the state may be anything, a NaN too.
         reached = any_of(back, back[0].ndim)
         before = [later(h).at[0].set(s) for h, s in zip(states, before, strict=True)]
-        before = [jnp.where(reached, h, 0) for h in _without(resets, before)]
+        before = [jnp.where(reached, h, 0) for h in without(resets, before)]
         d_factors = [[(g * h).astype(a.dtype) for h, a in zip(before, row, strict=True)]
                      for g, row in zip(back, factors, strict=True)]  # fmt: skip
         return back, d_factors, d_start, jax.tree.map(lambda _: None, resets)
@@ -151,7 +136,7 @@ class Solved(Function):
         # What comes back to a step came out of the one behind it, and to the last as it is.
         across = [
             [_of_next(leaf, float(i == j)) for j, leaf in enumerate(row)]
-            for i, row in enumerate(_transposed(factors))
+            for i, row in enumerate(transposed(factors))
         ]
         cuts = None if resets is None else _of_next(resets)
         return Pieces.of(across, given, cuts, self.length, reverse=True)
@@ -167,7 +152,7 @@ class Solved(Function):
             return start, None
         every, starts = self.along.gathered((as_one(), start))
         first = [leaf[-1 if reverse else 0] for leaf in starts]
-        last, befores = jax.lax.scan(_keeping_before, first, every, reverse=reverse)
+        last, befores = jax.lax.scan(keeping_before, first, every, reverse=reverse)
         return self.along.here(befores), last
 
 
@@ -189,134 +174,60 @@ def _with_start(
 ) -> list[jax.Array]:
     """The constants, the first of which has the state before it in it."""
     first = [[leaf[0] for leaf in row] for row in factors]
-    begun = times(first, _without(None if resets is None else resets[0], start))
+    begun = times(first, without(None if resets is None else resets[0], start))
     return [b.at[0].add(f.astype(b.dtype)) for b, f in zip(constants, begun, strict=True)]
 
 
-def piece_length(num_steps: int, wished: int | None) -> int:
-    """The steps of each piece of a sequence: as wished, or about the square root of all steps.
+@functools.lru_cache(maxsize=256)
+def why_not_affine(cell: Cell) -> str | None:
+    """Why the new state of a cell is not affine in the old one, unit by unit; None where it is.
 
-    >>> piece_length(100, None), piece_length(96, None), piece_length(97, None), piece_length(9, 4)
-    (10, 8, 9, 4)
+    Proved, not declared: the derivative by the state does not read the state, so it is the same at
+    all states; and of a state that was drawn it is what each unit's own factor makes of it.
     """
-    if wished is not None:
-        return min(num_steps, wished)
-    root = max(1, math.isqrt(num_steps))
-    divisors = [d for d in range(1, num_steps + 1) if num_steps % d == 0]
-    near = min(divisors, key=lambda d: abs(math.log(d / root)))
-    # What is no divisor is filled up, which costs a copy of everything.
-    return near if root / 2 <= near <= 2 * root else root
+    if cell.carry is None:
+        return "it declares no carry and update, but a step"
+    if cell.remembers:  # declared, and its update follows from that
+        return None
+    if cell.recurrent is not None:
+        return "its units see each other's state in a product"
+    shapes = jax.eval_shape(lambda: cell.initial_carry((2,)))
+    if any(not jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(shapes)):
+        return "its carry does not hold floating-point numbers alone"
+    drawn = jax.tree.map(
+        lambda leaf: np.random.default_rng(0).normal(size=leaf.shape).astype(leaf.dtype), shapes
+    )
+
+    def update(carry: Carry, seed: Any) -> Carry:
+        params = cell.init(jax.random.key(seed), 1)
+        projected = cell.project(params, jnp.array([[0.3], [-0.7]]))
+        return cell.advance(params, projected, carry)[0]
+
+    def tangent(carry: Carry, direction: Carry, seed: Any) -> Carry:
+        return jax.jvp(lambda carry: update(carry, seed), (carry,), (direction,))[1]
+
+    seed = np.uint32(0)
+    if _reads_first(tangent, shapes, drawn, seed):
+        return "its new state is not affine in the old one"
+
+    def both(drawn: Carry, seed: Any) -> tuple[Any, Any]:
+        carry = cell.initial_carry((2,))
+        return affine(lambda carry: update(carry, seed), carry)[1], tangent(carry, drawn, seed)
+
+    factors, came = computed_apart(both, drawn, seed)
+    given = jax.tree.leaves(drawn)
+    for i, leaf in enumerate(jax.tree.leaves(came)):
+        own = sum(factors[i][j] * given[j] for j in range(len(given)))
+        if not np.allclose(leaf, own, rtol=1e-4, atol=1e-5):
+            return "its units see each other's state"
+    return None
 
 
-Piece = tuple[Factors, list[jax.Array], jax.Array | None]
-"""What some steps do as if they were one: its factors, its constants, and where it begins anew."""
-
-
-def _one_step(state: list[jax.Array], at: Piece) -> list[jax.Array]:
-    """The state behind a step, or behind a piece of them."""
-    factors, constants, resets = at
-    product = times if resets is None else _times_where_any
-    moved = product(factors, _without(resets, state))
-    return plus([m.astype(b.dtype) for m, b in zip(moved, constants, strict=True)], constants)
-
-
-def _keeping_before(state: list[jax.Array], at: Piece) -> Any:
-    return _one_step(state, at), state
-
-
-def _transposed(factors: Factors) -> Factors:
-    return [list(column) for column in zip(*factors, strict=True)]
-
-
-def _one_behind(one: Piece, at: Piece) -> Piece:
-    """Two steps as one. What begins anew in it has no factors, and so no mark is needed."""
-    factors, constants, resets = one
-    nothing = [jnp.zeros_like(b) for b in constants]
-    columns = [_one_step(column, (at[0], nothing, at[2])) for column in _transposed(factors)]
-    if at[2] is not None:
-        resets = at[2] if resets is None else resets | at[2]
-    return _transposed(columns), _one_step(constants, at), resets
-
-
-def _as_one(each: Piece, reverse: bool) -> Piece:
-    """All steps as one, along the first axis."""
-    _, constants, resets = each
-    nothing = [jnp.zeros_like(b[0]) for b in constants]
-    eye = [[jnp.full_like(b, float(i == j)) for j in range(len(nothing))]
-           for i, b in enumerate(nothing)]  # fmt: skip
-
-    def onwards(one: Any, at: Piece) -> Any:
-        return _one_behind((*one, None), at)[:2], None
-
-    (whole, ends), _ = jax.lax.scan(onwards, (eye, nothing), each, reverse=reverse)
-    return whole, ends, None if resets is None else resets.any(axis=0)
-
-
-class Pieces(NamedTuple):
-    """The recurrence in pieces side by side.
-
-    The ends first and then the whole again from the true beginnings: to keep the products of all
-    factors of a piece, and mend its states by them, takes as long and a quarter more memory.
-
-    Attributes:
-        each: of each step, ``(steps of a piece, pieces, ...)``.
-        ends: of each piece as one step, ``(pieces, ...)``.
-        num_steps: how many there are.
-        reverse: whether the last step is the first.
-    """
-
-    each: Piece
-    ends: Piece
-    num_steps: int
-    reverse: bool
-
-    @classmethod
-    def of(
-        cls,
-        factors: Factors,
-        constants: list[jax.Array],
-        resets: jax.Array | None,
-        length: int,
-        reverse: bool = False,
-    ) -> "Pieces":
-        """In pieces of so many steps."""
-        num_steps = constants[0].shape[0]
-        pieces = -(-num_steps // length)
-
-        def cut(values: jax.Array, instead: float = 0) -> jax.Array:
-            spare = pieces * length - num_steps
-            if spare:  # steps behind the end, which change nothing
-                rest = jnp.full_like(values, instead, shape=(spare, *values.shape[1:]))
-                values = jnp.concatenate([values, rest])
-            return values.reshape(pieces, length, *values.shape[1:]).swapaxes(0, 1)
-
-        rows = [[cut(leaf, float(i == j)) for j, leaf in enumerate(row)]
-                for i, row in enumerate(factors)]  # fmt: skip
-        each = rows, [cut(b) for b in constants], None if resets is None else cut(resets)
-        return cls(each, _as_one(each, reverse), num_steps, reverse)
-
-    def as_one(self) -> Piece:
-        """All steps as one."""
-        return _as_one(self.ends, self.reverse)
-
-    def states(self, before: list[jax.Array]) -> list[jax.Array]:
-        """Those behind all steps, from the one before the first."""
-
-        def onwards(state: list[jax.Array], at: Piece) -> Any:
-            new = _one_step(state, at)
-            return new, new
-
-        scan = functools.partial(jax.lax.scan, reverse=self.reverse)
-        starts = scan(_keeping_before, before, self.ends)[1]
-        states = scan(onwards, starts, self.each)[1]
-        return [
-            leaf.swapaxes(0, 1).reshape(-1, *leaf.shape[2:])[: self.num_steps] for leaf in states
-        ]
-
-
-def in_pieces(
-    factors: Factors, constants: list[jax.Array], resets: jax.Array | None, length: int
-) -> list[jax.Array]:
-    """The recurrence from zeros, in pieces of so many steps side by side."""
-    zeros = [jnp.zeros_like(b[0]) for b in constants]
-    return Pieces.of(factors, constants, resets, length).states(zeros)
+def _reads_first(function: Any, first: Any, *rest: Any) -> bool:
+    """Whether what a function returns depends on its first argument at all."""
+    jaxpr = jax.make_jaxpr(function)(first, *rest).jaxpr
+    needed = {id(v) for v in jaxpr.outvars}
+    for equation in reversed(jaxpr.eqns):
+        if any(id(v) in needed for v in equation.outvars):
+            needed |= {id(v) for v in equation.invars}
+    return any(id(v) in needed for v in jaxpr.invars[: len(jax.tree.leaves(first))])

@@ -1,22 +1,20 @@
 """All steps at once: for cells whose new state is affine in the one before, or by iterations."""
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from rnnjax.cells.arguments import check_features, check_instance, check_size
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.devices import Along
-from rnnjax.engine.affine import Solved, affine, later, piece_length, plus, times
+from rnnjax.engine.affine import Solved, affine, later, why_not_affine
 from rnnjax.engine.all_steps import AllSteps
-from rnnjax.engine.apart import computed_apart
 from rnnjax.engine.chunkwise import chunk_length, chunkwise
 from rnnjax.engine.iterations import Newton, why_not_iterated
 from rnnjax.engine.method import Method
+from rnnjax.engine.pieces import piece_length, plus, times
 from rnnjax.engine.readout import Cut, read_out
 from rnnjax.engine.scan import Scan
 from rnnjax.engine.steps import Steps, expand
@@ -247,58 +245,3 @@ class _Outputs(Cut):
     def plain(self, params: Params, xs: Any, carry: Carry) -> jax.Array:
         """The step itself, of all steps at once."""
         return self.cell.advance(params, self.cell.project(params, xs), carry)[1]
-
-
-@functools.lru_cache(maxsize=256)
-def why_not_affine(cell: Cell) -> str | None:
-    """Why the new state of a cell is not affine in the old one, unit by unit; None where it is.
-
-    Proved, not declared: the derivative by the state does not read the state, so it is the same at
-    all states; and of a state that was drawn it is what each unit's own factor makes of it.
-    """
-    if cell.carry is None:
-        return "it declares no carry and update, but a step"
-    if cell.remembers:  # declared, and its update follows from that
-        return None
-    if cell.recurrent is not None:
-        return "its units see each other's state in a product"
-    shapes = jax.eval_shape(lambda: cell.initial_carry((2,)))
-    if any(not jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(shapes)):
-        return "its carry does not hold floating-point numbers alone"
-    drawn = jax.tree.map(
-        lambda leaf: np.random.default_rng(0).normal(size=leaf.shape).astype(leaf.dtype), shapes
-    )
-
-    def update(carry: Carry, seed: Any) -> Carry:
-        params = cell.init(jax.random.key(seed), 1)
-        projected = cell.project(params, jnp.array([[0.3], [-0.7]]))
-        return cell.advance(params, projected, carry)[0]
-
-    def tangent(carry: Carry, direction: Carry, seed: Any) -> Carry:
-        return jax.jvp(lambda carry: update(carry, seed), (carry,), (direction,))[1]
-
-    seed = np.uint32(0)
-    if _reads_first(tangent, shapes, drawn, seed):
-        return "its new state is not affine in the old one"
-
-    def both(drawn: Carry, seed: Any) -> tuple[Any, Any]:
-        carry = cell.initial_carry((2,))
-        return affine(lambda carry: update(carry, seed), carry)[1], tangent(carry, drawn, seed)
-
-    factors, came = computed_apart(both, drawn, seed)
-    given = jax.tree.leaves(drawn)
-    for i, leaf in enumerate(jax.tree.leaves(came)):
-        own = sum(factors[i][j] * given[j] for j in range(len(given)))
-        if not np.allclose(leaf, own, rtol=1e-4, atol=1e-5):
-            return "its units see each other's state"
-    return None
-
-
-def _reads_first(function: Any, first: Any, *rest: Any) -> bool:
-    """Whether what a function returns depends on its first argument at all."""
-    jaxpr = jax.make_jaxpr(function)(first, *rest).jaxpr
-    needed = {id(v) for v in jaxpr.outvars}
-    for equation in reversed(jaxpr.eqns):
-        if any(id(v) in needed for v in equation.outvars):
-            needed |= {id(v) for v in equation.invars}
-    return any(id(v) in needed for v in jaxpr.invars[: len(jax.tree.leaves(first))])
