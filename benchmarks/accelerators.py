@@ -125,7 +125,10 @@ def programs(target: Target) -> Programs:
     for name, cell in (SMALL if gpu else CELLS).items():
         for backward in (False, True):
             label = f"{name}, {'gradient' if backward else 'forward'}"
-            yield label, functools.partial(layer, target, cell, backward, (8, 8, SIZE))
+            compiled = functools.partial(layer, target, cell, backward, (8, 8, SIZE))
+            yield label, compiled
+            if not gpu:  # what `rnnjax.Auto` weighs
+                yield f"{label}, {Fused()}", functools.partial(compiled, method=Fused())
     for name, cell in COMPARED.items():
         for method in (rnnjax.Scan(), Fused(), NARROW) if gpu else (Kernel(), Fused()):
             for backward in (False, True):
