@@ -68,6 +68,8 @@ CELLS: dict[str, rnnjax.Cell] = {
 }
 # Where the forms are compared: the shape of the layers in `docs/benchmarks.md`.
 COMPARED = {"LSTMCell(256)": rnnjax.LSTMCell(256), "GRUCell(256)": rnnjax.GRUCell(256)}
+# How far that goes: with 128 rows and 32.
+LARGE = {"LSTMCell(512)": rnnjax.LSTMCell(512), "LSTMCell(1024)": rnnjax.LSTMCell(1024)}
 
 # For a GPU: the largest sizes of which a whole loop fits the registers, and products in bfloat16.
 SMALL = {name: CELLS[name] for name in ("SimpleRNNCell", "LSTMCell", "GRUCell", "PeepholeLSTMCell")}
@@ -129,15 +131,15 @@ def programs(target: Target) -> Programs:
             yield label, compiled
             if not gpu:  # what `rnnjax.Auto` weighs
                 yield f"{label}, {Fused()}", functools.partial(compiled, method=Fused())
-    for name, cell in COMPARED.items():
+    for name, cell in (COMPARED if gpu else COMPARED | LARGE).items():
+        size = cell.output_size
+        shape = 100 if size == 256 else 40, 128 if size == 512 else 32, size
         for method in (rnnjax.Scan(), Fused(), NARROW) if gpu else (Kernel(), Fused()):
             for backward in (False, True):
                 label = f"{name}, {'gradient' if backward else 'forward'}, {method}"
                 yield (
                     label,
-                    functools.partial(
-                        layer, target, cell, backward, (100, 32, 256), method, marked=False
-                    ),
+                    functools.partial(layer, target, cell, backward, shape, method, marked=False),
                 )
     yield "train step, 2 x LSTMCell", functools.partial(train_step, target)
     if gpu:

@@ -1270,11 +1270,19 @@ FAULTS: tuple[Fault, ...] = (
         ("tests/experiments/test_tasks.py::test_words_and_what_is_to_be_said_of_each_beginning",),
     ),
     Fault(
+        "a kernel that nobody named stands in a program that is exported",
+        "engine/kernel",
+        "rnnjax/engine/recurrence.py",
+        "return self.loops is None or not self.loops.unasked",
+        "return True",
+        ("tests/test_kernel.py::test_auto_takes_it_on_a_tpu_where_it_is_shorter",),
+    ),
+    Fault(
         "a kernel is lowered where XLA divides the program over devices",
         "engine/kernel",
         "rnnjax/engine/primitive.py",
-        'platform = platform if devices == 1 and not divided() else "any"',
-        "platform = str(platform)",
+        "if alone and told else",
+        "if told else",
         ("tests/test_kernel.py",),
     ),
     Fault(

@@ -55,6 +55,10 @@ class Turns(NamedTuple):
 class Loops(Protocol):
     """A way of running loops: a hashable value."""
 
+    @property
+    def unasked(self) -> bool:
+        """Whether nobody named it, and so it is not for a program that is exported."""
+
     def on(self, platform: str, turns: Turns) -> tuple[str, Loop]:
         """The loop for a platform, and that for which the rest of a layer is planned."""
 
