@@ -30,7 +30,7 @@ from rnnjax.training import TrainState, make_train_steps
 TABLE = Path(__file__).parent / "accelerators.csv"
 # The same compiler schedules the same program alike; what is more than rounding is a change.
 TOLERANCE = 1.01
-HEADER = "kernels", "a step", "sums over devices", "spilled bytes"
+HEADER = "kernels", "a step", "messages", "spilled bytes"
 SIZE = 128
 CELLS: dict[str, rnnjax.Cell] = {
     "SimpleRNNCell": rnnjax.SimpleRNNCell(SIZE),
@@ -68,6 +68,8 @@ CELLS: dict[str, rnnjax.Cell] = {
 }
 # Where the forms are compared: the shape of the layers in `docs/benchmarks.md`.
 COMPARED = {"LSTMCell(256)": rnnjax.LSTMCell(256), "GRUCell(256)": rnnjax.GRUCell(256)}
+# How far that goes: with 128 rows and 32.
+LARGE = {"LSTMCell(512)": rnnjax.LSTMCell(512), "LSTMCell(1024)": rnnjax.LSTMCell(1024)}
 
 # For a GPU: the largest sizes of which a whole loop fits the registers, and products in bfloat16.
 SMALL = {name: CELLS[name] for name in ("SimpleRNNCell", "LSTMCell", "GRUCell", "PeepholeLSTMCell")}
@@ -86,7 +88,7 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="take the place of the table")
     options = parser.parse_args()
     target, found, failed = Target(options.target), dict[str, Compiled](), list[str]()
-    print(f"{'program, ' + options.target:48} kernels  {unit(target)} a step")
+    print(f"{'program, ' + options.target:48} kernels  {unit(target)} a step  messages")
     for name, compiled in programs(target):
         if options.only in name:
             try:
@@ -95,7 +97,8 @@ def main() -> None:
                 print(f"{name:48} {type(error).__name__}: {error}", file=sys.stderr)
                 failed.append(f"{name}: it could not be compiled")
                 continue
-            print(f"{name:48} {found[name].kernels:7}  {found[name].a_step:7}", flush=True)
+            kernels, a_step, messages, _ = found[name]
+            print(f"{name:48} {kernels:7}  {a_step:14}  {messages:8}", flush=True)
     kept = read()
     if options.keep:
         others = [row for row in kept if row[0] != options.target or row[1] not in found]
@@ -124,21 +127,28 @@ def programs(target: Target) -> Programs:
     for name, cell in (SMALL if gpu else CELLS).items():
         for backward in (False, True):
             label = f"{name}, {'gradient' if backward else 'forward'}"
-            yield label, functools.partial(layer, target, cell, backward, (8, 8, SIZE))
-    for name, cell in COMPARED.items():
+            compiled = functools.partial(layer, target, cell, backward, (8, 8, SIZE))
+            yield label, compiled
+            if not gpu:  # what `rnnjax.Auto` weighs
+                yield f"{label}, {Fused()}", functools.partial(compiled, method=Fused())
+    for name, cell in (COMPARED if gpu else COMPARED | LARGE).items():
+        size = cell.output_size
+        shape = 100 if size == 256 else 40, 128 if size == 512 else 32, size
         for method in (rnnjax.Scan(), Fused(), NARROW) if gpu else (Kernel(), Fused()):
             for backward in (False, True):
                 label = f"{name}, {'gradient' if backward else 'forward'}, {method}"
                 yield (
                     label,
-                    functools.partial(
-                        layer, target, cell, backward, (100, 32, 256), method, marked=False
-                    ),
+                    functools.partial(layer, target, cell, backward, shape, method, marked=False),
                 )
     yield "train step, 2 x LSTMCell", functools.partial(train_step, target)
     if gpu:
         return
     yield "gradient over 4 devices", functools.partial(over_devices, target)
+    for backward in (False, True):
+        which = "gradient" if backward else "forward"
+        yield f"steps over 4 devices, {which}", functools.partial(over_steps, target, backward)
+        yield f"units over 4 devices, {which}", functools.partial(over_units, target, backward)
     yield "artefact for cpu and tpu", artefact
 
 
@@ -195,21 +205,58 @@ def train_step(target: Target) -> Compiled:
 def over_devices(target: Target) -> Compiled:
     """The batch divided over four devices, by `jax.shard_map`: one sum of all gradients."""
     cell, params, loss = stack()
-    rows, whole = PartitionSpec(None, "data"), PartitionSpec()
+    rows, whole = PartitionSpec(None, "over"), PartitionSpec()
 
     def gradient(params: Any, ids: Any) -> Any:
         def of_all(params: Any) -> Any:
             carry = cell.initial_carry((ids.shape[1],))
-            return jax.lax.pmean(loss(params, carry, ids, None)[0], "data")
+            return jax.lax.pmean(loss(params, carry, ids, None)[0], "over")
 
         return jax.grad(of_all)(params)
 
     divided = jax.shard_map(gradient, mesh=target.mesh(4), in_specs=(whole, rows), out_specs=whole)
     ids = jax.ShapeDtypeStruct((17, 32), jnp.int32)
     found = target.compile(divided, params, ids, rows=(whole, rows), devices=4)
-    if found.reduced == 0:
+    if found.messages == 0:
         raise RuntimeError("the gradients over four devices are not summed")
     return found
+
+
+def over_steps(target: Target, backward: bool) -> Compiled:
+    """The steps divided over four devices: of each what it makes of a state goes to all others."""
+    cell, whole, steps = rnnjax.MinGRUCell(SIZE), PartitionSpec(), PartitionSpec("over")
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), SIZE))
+    xs, marks = (
+        jax.ShapeDtypeStruct((64, 8, SIZE), jnp.float32),
+        jax.ShapeDtypeStruct((64, 8), bool),
+    )
+
+    def run(params: Any, xs: Any, resets: Any) -> Any:
+        method = rnnjax.Parallel(axis_name="over")
+        return rnnjax.unroll(cell, params, xs, resets=resets, method=method)[1]
+
+    divided = jax.shard_map(
+        run, mesh=target.mesh(4), in_specs=(whole, steps, steps), out_specs=steps
+    )
+    function = (
+        jax.grad(lambda *given: (divided(*given) ** 2).sum(), (0, 1)) if backward else divided
+    )
+    rows = whole, steps, steps
+    return target.compile(function, params, xs, marks, rows=rows, devices=4)
+
+
+def over_units(target: Target, backward: bool) -> Compiled:
+    """The columns of all kernels divided over four devices; XLA divides the rest."""
+    cell = rnnjax.LSTMCell(SIZE)
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), SIZE))
+    last = {name: PartitionSpec(*[None] * (a.ndim - 1), "over") for name, a in params.items()}
+    xs = jax.ShapeDtypeStruct((16, 8, SIZE), jnp.float32)
+
+    def run(params: Any, xs: Any) -> Any:
+        return rnnjax.unroll(cell, params, xs)[1]
+
+    function = jax.grad(lambda *given: (run(*given) ** 2).sum(), (0, 1)) if backward else run
+    return target.compile(function, params, xs, rows=(last, PartitionSpec()), devices=4)
 
 
 def artefact() -> Compiled:
@@ -237,7 +284,7 @@ def regressions(
     target: str, found: dict[str, Compiled], kept: list[list[str]], complete: bool
 ) -> Iterator[str]:
     """What is worse than in the table, one sentence each."""
-    for kind, name, kernels, a_step, reduced, spilled, by in kept:
+    for kind, name, kernels, a_step, messages, spilled, by in kept:
         if kind != target or (name not in found and not complete):
             continue
         if name not in found:
@@ -248,8 +295,8 @@ def regressions(
             yield f"{name}: {kernels} kernels before, now {now.kernels}"
         if by == compiler(target) and now.a_step > TOLERANCE * int(a_step):
             yield f"{name}: {a_step} a step before, now {now.a_step}"
-        if now.reduced > int(reduced):
-            yield f"{name}: {reduced} sums over devices before, now {now.reduced}"
+        if now.messages > int(messages):
+            yield f"{name}: {messages} messages between devices before, now {now.messages}"
         if by == compiler(target) and now.spilled > int(spilled):
             yield f"{name}: {spilled} bytes spilled before, now {now.spilled}"
     for name in set(found) - {row[1] for row in kept if row[0] == target}:

@@ -46,13 +46,14 @@ class Compiled(NamedTuple):
     Attributes:
         kernels: how many loops are one kernel.
         a_step: of all loops together, scheduled bundles of a TPU, or launches of a GPU.
-        reduced: how many sums over devices there are.
+        messages: how many sums, gathers and exchanges between devices the program has, those in a
+            loop once.
         spilled: the bytes that a GPU's kernels keep in memory for want of registers.
     """
 
     kernels: int
     a_step: int
-    reduced: int
+    messages: int
     spilled: int = 0
 
 
@@ -81,9 +82,9 @@ class Target:
         self.devices = found.devices
 
     def mesh(self, devices: int = 1) -> Mesh:
-        """So many devices in a row, ``data``."""
+        """So many devices in a row, ``over``."""
         auto = (jax.sharding.AxisType.Auto,)
-        return Mesh(np.array(self.devices[:devices]), ("data",), axis_types=auto)
+        return Mesh(np.array(self.devices[:devices]), ("over",), axis_types=auto)
 
     def compile(
         self, function: Callable[..., Any], *shapes: Any, rows: Any = None, devices: int = 1
@@ -93,16 +94,18 @@ class Target:
         Args:
             function: what to compile.
             shapes: a tree for each argument.
-            rows: for each how it lies over the devices; None: whole.
+            rows: for each how it lies over the devices, a tree like it or one for all of it; None:
+                whole.
             devices: how many.
         """
         mesh = self.mesh(devices)
         specs = [PartitionSpec()] * len(shapes) if rows is None else rows
         arguments = [
             jax.tree.map(
-                lambda a, s=spec: jax.ShapeDtypeStruct(
+                lambda s, a: jax.ShapeDtypeStruct(
                     a.shape, a.dtype, sharding=NamedSharding(mesh, s)
                 ),
+                jax.tree.broadcast(spec, tree),
                 tree,
             )
             for tree, spec in zip(shapes, specs, strict=True)
@@ -135,7 +138,8 @@ class Target:
                 a_step += sum(kind not in _FREE for _, kind in operations)
             else:
                 a_step += sum(bundles.get(name, 0) for name, _ in operations)
-        reduced = len(re.findall(r" all-reduce(?:-start)?\(", text))
+        kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
+        messages = len(re.findall(rf" (?:{kinds})(?:-start)?\(", text))
         spilled = 0
         if self.kind == "h100":
             kernels = re.findall(r'custom_call_target="__gpu\$xla\.gpu\.triton"', text)
@@ -144,7 +148,7 @@ class Target:
             if bool(ours) != bool(kernels):
                 raise RuntimeError(f"{len(kernels)} kernels, but of {len(ours)} the assembly")
             spilled = sum(map(_spilled, ours))
-        return Compiled(len(kernels), round(a_step), reduced, spilled)
+        return Compiled(len(kernels), round(a_step), messages, spilled)
 
 
 def _cuda() -> Path:

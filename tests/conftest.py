@@ -21,8 +21,8 @@ ROOT = Path(__file__).parents[1]
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
-# A second device, for what is divided; whatever is not runs on the first.
-os.environ["JAX_NUM_CPU_DEVICES"] = "2"
+# Four devices, for what is divided; whatever is not runs on the first.
+os.environ["JAX_NUM_CPU_DEVICES"] = "4"
 
 # All of this holds for the processes that tests start too, and JAX reads it when it is imported.
 import jax  # noqa: E402

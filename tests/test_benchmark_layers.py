@@ -7,6 +7,7 @@ import os
 
 import numpy as np
 import pytest
+from jax.experimental import rnn
 
 from benchmarks import layers as script
 from benchmarks.questions import jax_layers, layer_peers, layers, lengths, steps
@@ -206,3 +207,22 @@ def test_the_options_choose_cells_and_passes():
         assert dataclasses.asdict(settings)
     shapes = parser.parse_args(["--shapes", "64,16", "700,12"])
     assert script.adjust(layers.Settings(), shapes).shapes == ((64, 16), (700, 12))
+
+
+def test_cudnn_is_given_the_same_weights(monkeypatch):
+    """By JAX's reference for it, as there is no card to run it on."""
+    shape = Shape("lstm", 2, 4, 3, 5)
+
+    def instead(x, h, c, packed, lengths, *options):
+        unpacked = rnn.unpack_lstm_weights(packed, *options[:3], options[4])
+        return rnn.lstm_ref(x, h, c, *unpacked, lengths, *options)
+
+    monkeypatch.setattr(rnn, "lstm", instead)
+    outputs, params, xs = jax_layers.cudnn_layers(shape)
+    ours, own, time_first = jax_layers.rnnjax_layers(shape)
+    np.testing.assert_allclose(outputs(params, xs).swapaxes(0, 1), ours(own, time_first), atol=1e-6)
+    with pytest.raises(ValueError, match="the LSTM alone"):
+        jax_layers.cudnn_layers(Shape("gru"))
+    found = {"jax_cuda12_plugin": True}
+    monkeypatch.setattr(layer_peers.importlib.util, "find_spec", found.get)
+    assert "cuDNN, by JAX" in {contender.name for contender in layer_peers.contenders()}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
@@ -353,6 +354,40 @@ def test_elsewhere_it_is_the_program_of_the_fast_path(
         for method in (Kernel(), Fused())
     ]
     assert programs[0] == programs[1]
+
+
+def test_auto_takes_it_on_a_tpu_where_it_is_shorter(random_like: Callable[..., Any]) -> None:
+    """The same program then; elsewhere, and of other shapes, that of the fast path."""
+
+    def lowered(cell: rnnjax.Cell, method: rnnjax.Method, platform: str, batch: Any) -> str:
+        given = arguments(cell, random_like, batch=batch)
+        run = weighted(functools.partial(rnnjax.unroll, cell, method=method))
+        text = jax.jit(run).trace(*given).lower(lowering_platforms=(platform,)).as_text()
+        return re.sub(r"body.22: .*?, .22serialization", "", text)  # it says where it was written
+
+    three, memory = (BATCH,), rnnjax.GLACell(4, heads=2)
+    for cell, platform, batch, same in (
+        (CELLS["gru"], "tpu", three, Kernel()),
+        (CELLS["gru"], "tpu", (2, 2), Fused()),
+        (CELLS["gru"], "cuda", three, Fused()),
+        (CELLS["gru"], "cpu", three, Fused()),
+        (memory, "tpu", three, Fused()),
+    ):
+        texts = [lowered(cell, m, platform, batch) for m in (rnnjax.Auto(), same)]
+        assert texts[0] == texts[1]
+        assert texts[0].count("@tpu_custom_call") == (2 if same == Kernel() else 0)
+        params = cell.init(jax.random.key(0), FEATURES)
+        xs = jax.ShapeDtypeStruct((TIME, *batch, FEATURES), jnp.float32)
+        plan = str(rnnjax.explain(cell, params, xs, platform=platform))
+        assert f"chose {same}" in plan
+        assert plan.count("one kernel") == texts[0].count("@tpu_custom_call")
+    wide = rnnjax.LSTMCell(1024)
+    assert rnnjax.Auto().choose(wide, platform="tpu") == Fused()
+    # JAX promises of no kernel that a later version reads it.
+    given = arguments(CELLS["gru"], random_like)
+    run = jax.jit(weighted(functools.partial(rnnjax.unroll, CELLS["gru"])))
+    program = export.export(run, platforms=["cpu", "tpu"])(*given)
+    assert "@tpu_custom_call" not in program.mlir_module()
 
 
 def test_a_program_that_is_divided_over_devices_holds_none() -> None:

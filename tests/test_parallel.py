@@ -1,16 +1,20 @@
 """`Parallel`: the numbers of the plain scan, from pieces side by side."""
 
+import collections
 import functools
+import re
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, PartitionSpec
 
 import rnnjax
 from rnnjax import InvalidInputError, Parallel, Scan
 from rnnjax.engine.affine import Solved
+from rnnjax.engine.method import check_method
 
 TIME, BATCH = 12, 3
 KEY = jax.random.key(0)
@@ -94,18 +98,37 @@ def parameters(cell):
     return jax.tree.map(lambda leaf: (leaf + 0.05).astype(jnp.float64), params)
 
 
+def over_time(run, given):
+    """``run(params, xs, carry, **given)`` on four devices, each with a quarter of the steps."""
+    mesh = jax.make_mesh((4,), ("time",), axis_types=(AxisType.Auto,))
+    whole, steps = PartitionSpec(), PartitionSpec("time")
+    specs = {"mask": steps, "resets": steps, "lengths": whole, "reset_carry": whole}
+    arrays = {name: given[name] for name in given if name in specs}
+    rest = {name: given[name] for name in given if name not in specs}
+    return lambda *args: jax.shard_map(
+        lambda args, arrays: run(*args, **arrays, **rest),
+        mesh=mesh,
+        in_specs=((whole, steps, whole), {name: specs[name] for name in arrays}),
+        out_specs=(whole, steps),
+    )(args, arrays)
+
+
 @functools.cache
 def results(name, marks, method):
     cell = CELLS[name]
     xs = jax.random.normal(KEY, (TIME, BATCH, 2), jnp.float64)
     carry = jax.tree.map(lambda leaf: leaf + 0.3, cell.initial_carry((BATCH,), jnp.float64))
-    key = KEY if name == "zoneout" else None
+    run = functools.partial(
+        rnnjax.unroll, cell, method=method, key=KEY if name == "zoneout" else None
+    )
 
     def loss(params, xs, carry):
         given = dict(MARKS[marks])
         if marks == "all":
             given["reset_carry"] = jax.tree.map(lambda leaf: -0.4 * leaf, carry)
-        carry, ys = rnnjax.unroll(cell, params, xs, carry, key=key, method=method, **given)
+        divided = method.along.name is not None
+        unroll = over_time(run, given) if divided else functools.partial(run, **given)
+        carry, ys = unroll(params, xs, carry)
         return sum((x**2).sum() for x in jax.tree.leaves(carry)) + jnp.sin(ys).sum(), (carry, ys)
 
     grad = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)
@@ -126,6 +149,114 @@ ROWS = [
 @pytest.mark.usefixtures("x64")
 def test_it_gives_the_numbers_of_the_scan(name, chunk, marks, assert_close):
     assert_close(results(name, marks, Parallel(chunk)), results(name, marks, Scan()), 1e-12)
+
+
+# A quarter of the steps in one piece, and in two that do not fit.
+OVER_TIME = [
+    *(("mingru", None, marks) for marks in MARKS),
+    ("turning", 2, "lengths"),
+    *(
+        (name, 2, "all")
+        for name in ("turning", "output", "temporal-conv", "griffin", "s6", "stack")
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "chunk", "marks"), OVER_TIME)
+@pytest.mark.usefixtures("x64")
+def test_steps_divided_over_devices_have_the_numbers_of_the_scan(name, chunk, marks, assert_close):
+    divided = Parallel(chunk, axis_name="time")
+    assert_close(results(name, marks, divided), results(name, marks, Scan()), 1e-12)
+
+
+def messages(function, *args):
+    text = jax.jit(function).lower(*args).compile().as_text()
+    kinds = r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
+    return collections.Counter(re.findall(kinds, text))
+
+
+# There it is a sum, which JAX does not take through `jax.vmap`.
+has_gather = pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="JAX has no such gather")
+
+
+@has_gather
+@pytest.mark.parametrize("reverse", [False, True])
+def test_only_ends_cross_between_devices(reverse):
+    """Of each device one array of a few states, and in reverse the first row of resets."""
+    cell, xs = rnnjax.MinGRUCell(4), jnp.ones((TIME, BATCH, 2))
+    params, carry = cell.init(KEY, 2), cell.initial_carry((BATCH,))
+    given = {"resets": jnp.asarray(RESETS), "lengths": MARKS["lengths"]["lengths"]}
+    method = Parallel(axis_name="time")
+    run = over_time(functools.partial(rnnjax.unroll, cell, reverse=reverse, method=method), given)
+
+    def loss(*args):
+        carry, ys = run(*args)
+        return carry.hidden.sum() + (ys**2).sum()
+
+    shifted = {"collective-permute": 1} if reverse else {}
+    assert messages(run, params, xs, carry) == {"all-gather": 1} | shifted
+    gradient = jax.grad(loss, (0, 1, 2))
+    # The gradients of what all devices have are summed, together.
+    expected = {"all-gather": 2, "all-reduce": 1} | shifted
+    assert messages(gradient, params, xs, carry) == expected
+    text = jax.jit(gradient).lower(params, xs, carry).compile().as_text()
+    gathered = re.findall(r" = f32\[4,(\d+)\]\S* all-gather", text)
+    # Of each unit a factor, a constant and the first state; of each row whether it begins anew.
+    assert gathered == [str(3 * BATCH * 4 + BATCH)] * 2
+
+
+@has_gather
+@pytest.mark.usefixtures("x64")
+def test_devices_along_rows_too_vmap_and_other_derivatives(assert_close):
+    cell, given = CELLS["mingru"], {"resets": jnp.asarray(RESETS[:8, :2])}
+    params, xs = parameters(cell), jax.random.normal(KEY, (8, 2, 2), jnp.float64)
+    mesh = jax.make_mesh((2, 2), ("rows", "time"), axis_types=(AxisType.Auto,) * 2)
+    both = PartitionSpec("time", "rows")
+
+    def run(params, xs, resets, method):
+        def row(x, resets):
+            return rnnjax.unroll(cell, params, x, resets=resets, method=method)[1]
+
+        return jax.vmap(row, 1, 1)(xs, resets)
+
+    def second(method):
+        rows = functools.partial(run, method=method)
+        if method.along.name:
+            rows = jax.shard_map(
+                rows, mesh=mesh, in_specs=(PartitionSpec(), both, both), out_specs=both
+            )
+
+        def loss(params):
+            return jnp.sin(rows(params, xs, given["resets"])).sum()
+
+        ones = jax.tree.map(jnp.ones_like, params)
+        return jax.jit(lambda p: jax.jvp(jax.grad(loss), (p,), (ones,)))(params)
+
+    assert_close(second(Parallel(axis_name="time")), second(Scan()), 1e-12)
+
+
+def test_what_cannot_be_divided_is_refused():
+    cell, method = rnnjax.MinGRUCell(4), Parallel(axis_name="time")
+    params, xs = cell.init(KEY, 2), jnp.ones((8, 2, 2))
+    run = functools.partial(rnnjax.unroll, cell, params, method=method, lengths=jnp.array([8, 3]))
+    mesh = jax.make_mesh((4,), ("time",), axis_types=(AxisType.Auto,))
+    steps = PartitionSpec("time")
+    specs = {"mesh": mesh, "in_specs": steps, "out_specs": (PartitionSpec(), steps)}
+    rows = jax.vmap(run, axis_name="time")
+    for wrong in (
+        lambda: run(xs),
+        lambda: rows(xs[None]),
+        lambda: jax.shard_map(run, **specs, check_vma=False)(xs),
+    ):
+        with pytest.raises(InvalidInputError, match="there is none named 'time' here"):
+            wrong()
+    memory = rnnjax.GLACell(4, heads=2)
+    with pytest.raises(InvalidInputError, match="its matrix memory is not handed on"):
+        check_method(memory, method)
+    with pytest.raises(InvalidInputError, match="newton must be None"):
+        Parallel(newton=rnnjax.Newton(), axis_name="time")
+    with pytest.raises(InvalidInputError, match="axis_name must be"):
+        Parallel(axis_name=0)
 
 
 @pytest.mark.usefixtures("x64")
@@ -162,20 +293,30 @@ def test_derivatives_of_second_order_and_forwards(name, assert_close):
     assert_close(product(Parallel()), product(Scan()), 1e-12)
 
 
-@pytest.mark.parametrize("name", ["mingru", "minlstm", "output", "mlstm", "deltanet"])
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        *((name, Parallel()) for name in ("mingru", "minlstm", "output", "mlstm", "deltanet")),
+        ("mingru", Parallel(axis_name="time")),  # the NaN on one device, the reset on the next
+    ],
+)
 @pytest.mark.usefixtures("x64")
-def test_no_nan_crosses_a_reset(name):
+def test_no_nan_crosses_a_reset(name, method):
     cell = CELLS[name]
     xs = jax.random.normal(KEY, (TIME, BATCH, 2), jnp.float64).at[2, 0].set(jnp.nan)
     resets = jnp.zeros((TIME, BATCH), bool).at[5, 0].set(True)
     counts = jnp.ones((TIME, BATCH, 1), bool).at[:5, 0].set(False)
 
+    carry = cell.initial_carry((BATCH,), jnp.float64)
+
     def loss(params, xs, method):
-        _, ys = rnnjax.unroll(cell, params, xs, resets=resets, method=method)
-        return jnp.where(counts, ys, 0).sum()
+        run, given = functools.partial(rnnjax.unroll, cell, method=method), {"resets": resets}
+        divided = method.along.name is not None
+        unroll = over_time(run, given) if divided else functools.partial(run, **given)
+        return jnp.where(counts, unroll(params, xs, carry)[1], 0).sum()
 
     found, expected = (
-        jax.value_and_grad(loss, (0, 1))(parameters(cell), xs, m) for m in (Parallel(), Scan())
+        jax.value_and_grad(loss, (0, 1))(parameters(cell), xs, m) for m in (method, Scan())
     )
     for one, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
         assert np.isfinite(one).all()

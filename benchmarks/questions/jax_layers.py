@@ -179,6 +179,29 @@ def nnx_layers(shape: Shape) -> tuple[Outputs, Any, Any]:
     return outputs, params, jnp.asarray(inputs(shape))
 
 
+def cudnn_layers(shape: Shape) -> tuple[Outputs, Any, Any]:
+    """The same by cuDNN, which JAX calls for an LSTM alone, and only where there is a CUDA card."""
+    import jax
+    import jax.numpy as jnp
+    from jax.experimental import rnn
+
+    if shape.cell != "lstm":
+        raise ValueError(f"of cuDNN's layers JAX has the LSTM alone, but {shape.cell} came")
+    size, rows = shape.hidden_size, shape.batch_size
+    params = tuple(jax.tree.map(jnp.asarray, layer) for layer in weights(shape))
+    zeros = jnp.zeros((shape.layers, rows, size))
+    whole = jnp.full(rows, shape.time, jnp.int32)
+
+    def outputs(params: Any, xs: Any) -> Any:
+        # All matrices of all layers, the gates below each other, and then their two biases.
+        flat = [layer[n].T.ravel() for layer in params for n in ("kernel", "recurrent_kernel")]
+        flat += [b for layer in params for b in (layer["bias"], jnp.zeros_like(layer["bias"]))]
+        packed = jnp.concatenate(flat)
+        return rnn.lstm(xs, zeros, zeros, packed, whole, size, size, shape.layers, 0.0, False)[0]
+
+    return outputs, params, jnp.asarray(inputs(shape).swapaxes(0, 1))
+
+
 def keras_layers(shape: Shape) -> tuple[Outputs, Any, Any]:
     """The same in Keras on JAX, whose layers are batch first."""
     import jax.numpy as jnp

@@ -6,6 +6,7 @@ sum of the squares of the outputs are computed, of all parameters and of the inp
 
 import dataclasses
 import importlib
+import importlib.util
 import math
 from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
@@ -30,8 +31,11 @@ Call = Callable[[], Sequence[Any]]
 
 
 def contenders() -> list[Contender]:
-    """Every library's layer."""
+    """Every library's layer; cuDNN's where JAX can call it."""
+    cards = any(importlib.util.find_spec(f"jax_cuda{number}_plugin") for number in (12, 13))
+    cudnn = contender("cuDNN, by JAX", jax_call(jax_layers.cudnn_layers), ["jax"])
     return [
+        *([cudnn] if cards else []),
         contender("rnnjax", jax_call(jax_layers.rnnjax_layers), ["rnnjax", "jax"]),
         contender("rnnjax, cores", rnnjax_cores, ["rnnjax", "jax"]),
         contender("rnnjax, Scan()", jax_call(rnnjax_scan), ["rnnjax", "jax"]),

@@ -1,9 +1,12 @@
 """What a loop needs to know of the devices over which arrays are divided."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, PartitionSpec
 
 
@@ -48,6 +51,63 @@ def automatic(
     results = PartitionSpec(*rows), PartitionSpec(time, *rows)
     with jax.sharding.use_abstract_mesh(mesh):  # where `jax.set_mesh` has not
         return jax.sharding.auto_axes(run, axes=tuple(axes), out_sharding=results)(*args)
+
+
+@dataclasses.dataclass(frozen=True)
+class Along:
+    """The devices over which ``jax.shard_map`` divides the steps of a sequence, in their order.
+
+    Args:
+        name: of the mesh axis; None where each device has all steps.
+    """
+
+    name: str | None = None
+
+    def known(self) -> bool:
+        """Whether it is an axis that is divided here, by types: without, gradients are parts."""
+        if self.name is None:
+            return True
+        mesh = jax.sharding.get_abstract_mesh()
+        kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+        manual = kinds.get(self.name) == AxisType.Manual
+        return manual and self.name in _varying_axes(jax.lax.axis_index(self.name))
+
+    def steps(self, here: int) -> tuple[Any, int]:
+        """Which is the first of the steps here, and how many all devices have."""
+        if self.name is None:
+            return 0, here
+        return here * jax.lax.axis_index(self.name), here * jax.lax.axis_size(self.name)
+
+    def next(self, leaf: jax.Array) -> jax.Array:
+        """What the next device has; zeros on the last."""
+        if self.name is None:
+            return jnp.zeros_like(leaf)
+        pairs = [(k + 1, k) for k in range(jax.lax.axis_size(self.name) - 1)]
+        return jax.lax.ppermute(leaf, self.name, pairs)
+
+    def gathered(self, tree: Any) -> Any:
+        """What each device has, as a first axis; the same on all devices, by one message."""
+        flat, tree_of = ravel_pytree(alike_over_devices(tree))
+        if jax.__version_info__ >= (0, 10):
+            every = jax.lax.all_gather(flat, self.name, to="invarying")
+        else:  # which knows no gather whose result is the same on all devices, but sums
+            every = jnp.zeros((jax.lax.axis_size(self.name), *flat.shape), flat.dtype)
+            every = every.at[jax.lax.axis_index(self.name)].set(flat)
+            every = jax.lax.psum(every, self.name)
+        return jax.vmap(tree_of)(every)
+
+    def here(self, tree: Any) -> Any:
+        """This device's part of what was gathered."""
+        return jax.tree.map(lambda leaf: leaf[jax.lax.axis_index(self.name)], tree)
+
+    def only_first(self, tree: Any, reverse: bool) -> Any:
+        """Zeros but on the device that has the first step: the last one in reverse."""
+        first = jax.lax.axis_size(self.name) - 1 if reverse else 0
+        own = jax.lax.axis_index(self.name) == first
+        return jax.tree.map(lambda leaf: jnp.where(own, leaf, 0), tree)
+
+
+HERE = Along()
 
 
 def varying_like(leaf: jax.Array, like: jax.Array) -> jax.Array:

@@ -2,17 +2,30 @@
 
 import dataclasses
 import functools
-import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from rnnjax.cells.base import Carry, Cell
+from rnnjax.cells.devices import HERE, Along
+from rnnjax.engine.apart import computed_apart
+from rnnjax.engine.pieces import (
+    Factors,
+    Piece,
+    Pieces,
+    in_pieces,
+    keeping_before,
+    one_behind,
+    one_step,
+    times,
+    transposed,
+    without,
+)
 from rnnjax.engine.primitive import Function
-from rnnjax.engine.steps import any_of, expand
-
-Factors = list[list[jax.Array]]
-"""``factors[i][j]`` multiplies leaf ``j`` of the state before in leaf ``i`` of the new one."""
+from rnnjax.engine.steps import any_of
 
 
 def affine(step: Any, at: Any) -> tuple[list[jax.Array], Factors]:
@@ -27,40 +40,14 @@ def affine(step: Any, at: Any) -> tuple[list[jax.Array], Factors]:
     return jax.tree.leaves(new), [[column[i] for column in columns] for i in range(len(leaves))]
 
 
-def times(factors: Factors, state: list[jax.Array]) -> list[jax.Array]:
-    """The state before, as the factors of a step take it over."""
-    return [functools.reduce(jnp.add, map(jnp.multiply, row, state)) for row in factors]
-
-
-def _times_where_any(factors: Factors, state: list[jax.Array]) -> list[jax.Array]:
-    """The same, where zeros stay zeros whatever the factors are: NaN times nothing is nothing."""
-
-    def product(factor: jax.Array, leaf: jax.Array) -> jax.Array:
-        return jnp.where(leaf == 0, 0, factor * leaf)
-
-    return [functools.reduce(jnp.add, map(product, row, state)) for row in factors]
-
-
-def plus(one: list[jax.Array], other: list[jax.Array]) -> list[jax.Array]:
-    """Leaf by leaf."""
-    return [a + b for a, b in zip(one, other, strict=True)]
-
-
 def later(values: jax.Array) -> jax.Array:
     """Each step's value at the step behind it; zeros at the first."""
     return jnp.concatenate([jnp.zeros_like(values[:1]), values[:-1]])
 
 
-def _of_next(values: jax.Array) -> jax.Array:
-    """At each step the value of the step behind it; zeros at the last."""
-    return jnp.concatenate([values[1:], jnp.zeros_like(values[:1])])
-
-
-def _without(resets: jax.Array | None, values: Any) -> Any:
-    """What enters a step, of which nothing does where a row begins anew: not even a NaN."""
-    if resets is None:
-        return values
-    return jax.tree.map(lambda leaf: jnp.where(expand(resets, leaf), 0, leaf), values)
+def _of_next(values: jax.Array, last: float = 0) -> jax.Array:
+    """At each step the value of the step behind it, and something else at the last."""
+    return jnp.concatenate([values[1:], jnp.full_like(values[:1], last)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,17 +55,31 @@ class Solved(Function):
     """The states of ``s_t = A_t s_(t-1) + b_t``: the solution of ``(I - A shift) s = b``.
 
     Its arguments are the constants, the factors, the state before the first step and the resets.
+    Its result are the states, the one before those here, and the last of all.
+
+    Args:
+        length: of the pieces.
+        along: the devices over which the steps are divided.
+        reverse: whether the last of them has the first steps.
     """
 
     length: int
+    along: Along = HERE
+    reverse: bool = False
+
+    def may_cross(self, axis: Any) -> bool:
+        """Between those devices."""
+        return axis == self.along.name
 
     def plain(
         self, constants: list[jax.Array], factors: Factors, start: list[jax.Array], resets: Any
-    ) -> list[jax.Array]:
-        """As a linear solve, of which JAX knows all derivatives."""
+    ) -> Any:
+        """As a linear solve, of which JAX knows all derivatives; over devices as it runs."""
+        if self.along.name is not None:
+            return self.run("any", constants, factors, start, resets)
 
         def times_matrix(states: list[jax.Array]) -> list[jax.Array]:
-            moved = times(factors, _without(resets, [later(s) for s in states]))
+            moved = times(factors, without(resets, [later(s) for s in states]))
             return [s - m.astype(s.dtype) for s, m in zip(states, moved, strict=True)]
 
         solved: list[jax.Array] = jax.lax.custom_linear_solve(
@@ -87,41 +88,72 @@ class Solved(Function):
             lambda _, given: in_pieces(factors, given, resets, self.length),
             lambda _, given: self.backwards(factors, given, resets),
         )
-        return solved
+        return solved, start, [h[-1] for h in solved]
 
-    def run(self, platform: str, *args: Any) -> list[jax.Array]:
+    def run(self, platform: str, *args: Any) -> Any:
         """The pieces."""
         constants, factors, start, resets = args
-        begun = _with_start(constants, factors, start, resets)
-        return in_pieces(factors, begun, resets, self.length)
+        pieces = Pieces.of(factors, constants, resets, self.length)
+        before, last = self._over_devices(pieces.as_one, start, self.reverse)
+        states = pieces.states(before)
+        return states, before, [h[-1] for h in states] if last is None else last
 
     def forward(self, platform: str, *args: Any) -> tuple[Any, Any]:
         """The states are all that is kept."""
-        states = self.run(platform, *args)
-        return states, states
+        out = self.run(platform, *args)
+        return out, out[:2]
 
     def backward(self, platform: str, args: Any, kept: Any, d: Any, wanted: Any) -> Any:
         """What comes back to each step, and from it each step's own gradients."""
-        _, factors, start, resets = args
-        back = self.backwards(factors, d, resets)
-        before = [later(h).at[0].set(s) for h, s in zip(kept, start, strict=True)]
+        (_, factors, _, resets), (states, before), (d_states, d_before, d_last) = args, kept, d
+        pieces = self._backwards(factors, d_states, resets)
+        # What goes back out of the first step here, to the device before or to the start.
+        first = transposed([[leaf[0] for leaf in row] for row in factors])
+        leave = first, d_before, None if resets is None else resets[0]
+
+        def as_one() -> Piece:
+            return one_behind(pieces.as_one(), leave)
+
+        entering, d_start = self._over_devices(as_one, d_last, not self.reverse)
+        back = pieces.states(entering)
+        if d_start is None:
+            d_start = one_step([g[0] for g in back], leave)
+        else:
+            d_start = self.along.only_first(d_start, self.reverse)
         # Where nothing comes back, the state may be anything, a NaN too.
         reached = any_of(back, back[0].ndim)
-        before = [jnp.where(reached, h, 0) for h in _without(resets, before)]
+        before = [later(h).at[0].set(s) for h, s in zip(states, before, strict=True)]
+        before = [jnp.where(reached, h, 0) for h in without(resets, before)]
         d_factors = [[(g * h).astype(a.dtype) for h, a in zip(before, row, strict=True)]
                      for g, row in zip(back, factors, strict=True)]  # fmt: skip
-        first = [[row[j][0] for row in factors] for j in range(len(start))]
-        d_start = _times_where_any(first, [g[0] for g in back])
-        cut = None if resets is None else resets[0]
-        return back, d_factors, _without(cut, d_start), jax.tree.map(lambda _: None, resets)
+        return back, d_factors, d_start, jax.tree.map(lambda _: None, resets)
 
     def backwards(self, factors: Factors, given: list[jax.Array], resets: Any) -> list[jax.Array]:
         """The transpose: the same recurrence from the last step to the first."""
-        count = range(len(given))
-        # What comes back to a step came out of the one behind it.
-        across = [[_of_next(factors[j][i]) for j in count] for i in count]
+        return self._backwards(factors, given, resets).states([jnp.zeros_like(g[0]) for g in given])
+
+    def _backwards(self, factors: Factors, given: list[jax.Array], resets: Any) -> "Pieces":
+        # What comes back to a step came out of the one behind it, and to the last as it is.
+        across = [
+            [_of_next(leaf, float(i == j)) for j, leaf in enumerate(row)]
+            for i, row in enumerate(transposed(factors))
+        ]
         cuts = None if resets is None else _of_next(resets)
-        return in_pieces(across, given, cuts, self.length, reverse=True)
+        return Pieces.of(across, given, cuts, self.length, reverse=True)
+
+    def _over_devices(
+        self, as_one: Callable[[], "Piece"], start: list[jax.Array], reverse: bool
+    ) -> tuple[list[jax.Array], list[jax.Array] | None]:
+        """The state before the steps here, and the last of all devices; None if there is one.
+
+        One array of each device goes to all: what its steps make of the state before them.
+        """
+        if self.along.name is None:
+            return start, None
+        every, starts = self.along.gathered((as_one(), start))
+        first = [leaf[-1 if reverse else 0] for leaf in starts]
+        last, befores = jax.lax.scan(keeping_before, first, every, reverse=reverse)
+        return self.along.here(befores), last
 
 
 @jax.custom_jvp
@@ -142,78 +174,60 @@ def _with_start(
 ) -> list[jax.Array]:
     """The constants, the first of which has the state before it in it."""
     first = [[leaf[0] for leaf in row] for row in factors]
-    begun = times(first, _without(None if resets is None else resets[0], start))
+    begun = times(first, without(None if resets is None else resets[0], start))
     return [b.at[0].add(f.astype(b.dtype)) for b, f in zip(constants, begun, strict=True)]
 
 
-def piece_length(num_steps: int, wished: int | None) -> int:
-    """The steps of each piece of a sequence: as wished, or about the square root of all steps.
+@functools.lru_cache(maxsize=256)
+def why_not_affine(cell: Cell) -> str | None:
+    """Why the new state of a cell is not affine in the old one, unit by unit; None where it is.
 
-    >>> piece_length(100, None), piece_length(96, None), piece_length(97, None), piece_length(9, 4)
-    (10, 8, 9, 4)
+    Proved, not declared: the derivative by the state does not read the state, so it is the same at
+    all states; and of a state that was drawn it is what each unit's own factor makes of it.
     """
-    if wished is not None:
-        return min(num_steps, wished)
-    root = max(1, math.isqrt(num_steps))
-    divisors = [d for d in range(1, num_steps + 1) if num_steps % d == 0]
-    near = min(divisors, key=lambda d: abs(math.log(d / root)))
-    # What is no divisor is filled up, which costs a copy of everything.
-    return near if root / 2 <= near <= 2 * root else root
+    if cell.carry is None:
+        return "it declares no carry and update, but a step"
+    if cell.remembers:  # declared, and its update follows from that
+        return None
+    if cell.recurrent is not None:
+        return "its units see each other's state in a product"
+    shapes = jax.eval_shape(lambda: cell.initial_carry((2,)))
+    if any(not jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(shapes)):
+        return "its carry does not hold floating-point numbers alone"
+    drawn = jax.tree.map(
+        lambda leaf: np.random.default_rng(0).normal(size=leaf.shape).astype(leaf.dtype), shapes
+    )
+
+    def update(carry: Carry, seed: Any) -> Carry:
+        params = cell.init(jax.random.key(seed), 1)
+        projected = cell.project(params, jnp.array([[0.3], [-0.7]]))
+        return cell.advance(params, projected, carry)[0]
+
+    def tangent(carry: Carry, direction: Carry, seed: Any) -> Carry:
+        return jax.jvp(lambda carry: update(carry, seed), (carry,), (direction,))[1]
+
+    seed = np.uint32(0)
+    if _reads_first(tangent, shapes, drawn, seed):
+        return "its new state is not affine in the old one"
+
+    def both(drawn: Carry, seed: Any) -> tuple[Any, Any]:
+        carry = cell.initial_carry((2,))
+        return affine(lambda carry: update(carry, seed), carry)[1], tangent(carry, drawn, seed)
+
+    factors, came = computed_apart(both, drawn, seed)
+    given = jax.tree.leaves(drawn)
+    for i, leaf in enumerate(jax.tree.leaves(came)):
+        own = sum(factors[i][j] * given[j] for j in range(len(given)))
+        if not np.allclose(leaf, own, rtol=1e-4, atol=1e-5):
+            return "its units see each other's state"
+    return None
 
 
-def in_pieces(
-    factors: Factors,
-    constants: list[jax.Array],
-    resets: jax.Array | None,
-    length: int,
-    reverse: bool = False,
-) -> list[jax.Array]:
-    """The recurrence from zeros, in pieces of so many steps side by side; in reverse from the last.
-
-    The ends first and then the whole again from the true beginnings: to keep the products of all
-    factors of a piece, and mend its states by them, takes as long and a quarter more memory.
-    """
-    num_steps, scan = constants[0].shape[0], functools.partial(jax.lax.scan, reverse=reverse)
-    pieces = -(-num_steps // length)
-
-    def cut(values: jax.Array) -> jax.Array:
-        spare = pieces * length - num_steps
-        if spare:  # behind the end: nothing is read there, and in reverse it is all zeros
-            rest = jnp.zeros((spare, *values.shape[1:]), values.dtype)
-            values = jnp.concatenate([values, rest])
-        return values.reshape(pieces, length, *values.shape[1:]).swapaxes(0, 1)
-
-    each = jax.tree.map(cut, (factors, constants, resets))
-    product = times if resets is None else _times_where_any
-    nothing = [jnp.zeros_like(leaf[0]) for leaf in each[1]]
-    count = range(len(nothing))
-
-    def onwards(state: list[jax.Array], at: Any) -> Any:
-        factors, constants, resets = at
-        moved = product(factors, _without(resets, state))
-        new = plus([m.astype(b.dtype) for m, b in zip(moved, constants, strict=True)], constants)
-        return new, new
-
-    def to_end(both: Any, at: Any) -> Any:
-        columns, state = both
-        moved = [product(at[0], _without(at[2], column)) for column in columns]
-        columns = [
-            [m.astype(c.dtype) for m, c in zip(new, old, strict=True)]
-            for new, old in zip(moved, columns, strict=True)
-        ]
-        return (columns, onwards(state, at)[0]), None
-
-    eye = [[jnp.full_like(nothing[i], float(i == j)) for i in count] for j in count]
-    (columns, ends), _ = scan(to_end, (eye, nothing), each)
-    whole = [[columns[j][i] for j in count] for i in count]
-
-    def over_piece(state: list[jax.Array], at: Any) -> Any:
-        return onwards(state, at)[0], state
-
-    # Nothing comes through a piece with a reset in it.
-    within = None if resets is None else each[2].any(axis=0)
-    starts = scan(over_piece, [leaf[0] for leaf in nothing], (whole, ends, within))[1]
-    states = scan(onwards, starts, each)[1]
-    return [
-        leaf.swapaxes(0, 1).reshape(pieces * length, *leaf.shape[2:])[:num_steps] for leaf in states
-    ]
+def _reads_first(function: Any, first: Any, *rest: Any) -> bool:
+    """Whether what a function returns depends on its first argument at all."""
+    jaxpr = jax.make_jaxpr(function)(first, *rest).jaxpr
+    needed = {id(v) for v in jaxpr.outvars}
+    for equation in reversed(jaxpr.eqns):
+        if any(id(v) in needed for v in equation.outvars):
+            needed |= {id(v) for v in equation.invars}
+    return any(id(v) in needed for v in jaxpr.invars[: len(jax.tree.leaves(first))])

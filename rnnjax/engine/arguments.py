@@ -20,6 +20,7 @@ from rnnjax.cells.arguments import (
 )
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.composite import Noise
+from rnnjax.cells.devices import Along
 from rnnjax.cells.products import at_least_float32
 from rnnjax.engine.method import Method
 from rnnjax.errors import InvalidInputError
@@ -32,6 +33,11 @@ def checked(
     advice = "which comes first, (cell, params, xs), and is called with its hidden size"
     check_instance("cell", cell, Cell, f"a Cell such as rnnjax.LSTMCell(50), {advice}")
     check_instance("method", method, Method, "Scan(), Fused() or Auto()")
+    if not method.along.known():
+        raise InvalidInputError(
+            "axis_name must be that of an axis over which jax.shard_map divides the steps, with "
+            f"check_vma=True, but there is none named {method.along.name!r} here; run inside of it"
+        )
     try:
         hash(cell)
     except TypeError as error:
@@ -97,7 +103,7 @@ def _without_noise_jvp(cell: Cell, primals: Any, tangents: Any) -> tuple[Params,
     return primals[0], tangents[0]
 
 
-def valid_steps(xs: Any, lengths: Any, mask: Any) -> jax.Array | None:
+def valid_steps(xs: Any, lengths: Any, mask: Any, along: Along) -> jax.Array | None:
     """Where steps are valid, from the lengths and the mask; None where all are."""
     if mask is not None:
         mask = checked_marks("mask", mask, xs)
@@ -117,7 +123,7 @@ def valid_steps(xs: Any, lengths: Any, mask: Any) -> jax.Array | None:
             f"{lengths.shape}; give one length for each row"
         )
     # Values are looked at where that waits for no computation.
-    num_steps = xs.shape[0]
+    first, num_steps = along.steps(xs.shape[0])
     if known is not None and lengths.size:
         known = np.asarray(known)
         least, most = int(known.min()), int(known.max())
@@ -131,7 +137,8 @@ def valid_steps(xs: Any, lengths: Any, mask: Any) -> jax.Array | None:
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(xs))
     outside = known is not None and not traced and not is_symbolic_dim(num_steps)
     module, lengths = (np, np.asarray(known)) if outside else (jnp, lengths)
-    valid: Any = module.arange(num_steps).reshape(-1, *[1] * lengths.ndim) < lengths
+    times = module.arange(xs.shape[0]) + first
+    valid: Any = times.reshape(-1, *[1] * lengths.ndim) < lengths
     if mask is None:
         return valid
     axes = max(valid.ndim, mask.ndim)

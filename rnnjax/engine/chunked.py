@@ -7,11 +7,11 @@ import jax
 
 from rnnjax.cells.arguments import check_features, check_size, is_floating, is_integer, made_carry
 from rnnjax.cells.base import Carry, Cell, Params
-from rnnjax.engine.affine import piece_length
 from rnnjax.engine.chunks import Chunks, OwnSteps
 from rnnjax.engine.fused import Fused, resets_early
 from rnnjax.engine.method import Method
 from rnnjax.engine.nearness import check_tolerance
+from rnnjax.engine.pieces import piece_length
 from rnnjax.engine.primitive import Function
 from rnnjax.engine.readout import read_out
 from rnnjax.engine.recurrence import Recurrence

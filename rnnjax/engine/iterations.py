@@ -11,8 +11,8 @@ from jax.typing import DTypeLike
 from rnnjax.cells.arguments import check_size, is_floating
 from rnnjax.cells.base import Carry, Cell
 from rnnjax.cells.products import Kernel, product
-from rnnjax.engine.affine import Factors, plus
 from rnnjax.engine.nearness import check_tolerance, relative, tolerance_of
+from rnnjax.engine.pieces import Factors, plus
 
 
 @dataclasses.dataclass(frozen=True)

@@ -83,16 +83,11 @@ class Kernel(Method):
         self, cell: Cell, params: Params, xs: Any, carry: Carry, reverse: bool, steps: Steps
     ) -> tuple[Carry, jax.Array]:
         """Run ``cell`` over ``xs (time, *batch, features)``, whose batch a kernel sees as rows."""
-        batch = xs.shape[1:-1]
+        batch, loops = xs.shape[1:-1], KernelLoops(self.interpret)
         if len(batch) == 1:
-            given = xs, carry, steps._replace(each=_for_all(steps.each, xs.shape[:2]))
-        else:
-            given = _as_rows(xs, carry, steps)
-        loops = KernelLoops(self.interpret)
-        recurrence = Recurrence(cell, self._fused.dtype_of(cell), reverse, loops)
-        carry, ys = unrolled(recurrence, self.keep_every, params, *given)
-        if len(batch) == 1:
-            return carry, ys
+            return over_rows(self._fused, loops, cell, params, xs, carry, reverse, steps)
+        xs_rows, carry, steps = _as_rows(xs, carry, steps)
+        carry, ys = over_rows(self._fused, loops, cell, params, xs_rows, carry, reverse, steps)
         back = jax.tree.map(lambda leaf: leaf.reshape(*batch, *leaf.shape[1:]), carry)
         return back, ys.reshape(xs.shape[0], *batch, ys.shape[-1])
 
@@ -103,7 +98,7 @@ class Kernel(Method):
         if shape[0] == 0:  # of no step there is no loop
             return self._fused.explain(cell, params, shape, platform)
         notes: list[str] = []
-        loops = KernelLoops(self.interpret, notes)
+        loops = KernelLoops(self.interpret, notes=notes)
         recurrence = Recurrence(cell, self._fused.dtype_of(cell), False, loops)
         length, rows = min(self.keep_every or shape[0], shape[0]), math.prod(shape[1:-1])
         dtype = at_least_float32(params["kernel"].dtype)
@@ -121,6 +116,22 @@ class Kernel(Method):
             for which, note in zip(("the forward", "the backward"), notes, strict=True)
         ]
         return [*lines, *self._fused.explain(cell, params, shape, platform)]
+
+
+def over_rows(
+    fused: Fused,
+    loops: KernelLoops,
+    cell: Cell,
+    params: Params,
+    xs: Any,
+    carry: Carry,
+    reverse: bool,
+    steps: Steps,
+) -> tuple[Carry, jax.Array]:
+    """Run ``cell`` over ``xs (time, rows, features)`` as ``fused`` does, but by these loops."""
+    recurrence = Recurrence(cell, fused.dtype_of(cell), reverse, loops)
+    steps = steps._replace(each=_for_all(steps.each, xs.shape[:2]))
+    return unrolled(recurrence, fused.keep_every, params, xs, carry, steps)
 
 
 def _for_all(each: AtStep, rows: tuple[int, ...]) -> AtStep:

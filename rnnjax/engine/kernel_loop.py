@@ -13,7 +13,7 @@ from jax.interpreters import partial_eval
 
 from rnnjax.cells.devices import shaped_like
 from rnnjax.engine.kernel_step import evaluated
-from rnnjax.engine.over_time import Step
+from rnnjax.engine.over_time import LoopArgs
 
 # Steps of a turn of the kernel's grid, written out one after another. A turn takes 165 scheduled
 # bundles of instructions on a v5e, of which a step of LSTM(256) over 32 rows takes 225. With more
@@ -94,14 +94,14 @@ class Traced:
     forms: tuple[list[Form], list[Form], list[Form], list[Form]]
 
     @classmethod
-    def of(cls, step: Step, state: Any, first: jax.Array, others: Any) -> "Traced":
-        """Trace a step of `over_time`."""
-        starts, state_tree = jax.tree.flatten(state)
-        given, given_tree = jax.tree.flatten((first, others))
+    def of(cls, args: LoopArgs) -> "Traced":
+        """Trace a step of a loop."""
+        starts, state_tree = jax.tree.flatten(args.state)
+        given, given_tree = jax.tree.flatten((args.first, args.others))
 
         def flat(*leaves: jax.Array) -> Any:
             before = jax.tree.unflatten(state_tree, leaves[: len(starts)])
-            return step(before, *jax.tree.unflatten(given_tree, leaves[len(starts) :]))
+            return args.step(before, *jax.tree.unflatten(given_tree, leaves[len(starts) :]))
 
         at_step = [leaf[0] for leaf in given]
         closed, shapes = jax.make_jaxpr(flat, return_shape=True)(*starts, *at_step)

@@ -14,7 +14,7 @@ from rnnjax.cells.devices import varies
 from rnnjax.engine import kernel_gpu
 from rnnjax.engine.kernel_loop import Traced
 from rnnjax.engine.kernel_tiles import BLOCK, ROWS
-from rnnjax.engine.over_time import Loop, Step, Turns, over_time
+from rnnjax.engine.over_time import Loop, LoopArgs, Turns, over_time
 
 # Of the chip's memory: what the arrays of a kernel may take, and what with the compiler's own.
 _FOR_ARRAYS, _FOR_ALL = 0.75, 0.95
@@ -28,10 +28,12 @@ class KernelLoops:
 
     Args:
         interpret: as in `Kernel`, or how Pallas's interpreter for TPUs is to run.
+        unasked: whether nobody named it: a GPU's loops are XLA's then.
         notes: where each loop leaves what became of it; None where nobody asks.
     """
 
     interpret: Any
+    unasked: bool = False
     notes: list[str] | None = dataclasses.field(default=None, compare=False)
 
     def on(self, platform: str, turns: Turns) -> tuple[str, Loop]:
@@ -40,31 +42,23 @@ class KernelLoops:
             platform = self.interpret if isinstance(self.interpret, str) else "tpu"
         if platform == "tpu":
             return platform, self._on_tpu
-        if platform == "cuda":
+        if platform == "cuda" and not self.unasked:
             return platform, functools.partial(self._on_gpu, turns)
         none = "one for cuda alone" if platform == "gpu" else f"none for {platform}"
         self._note(f"XLA's, not a kernel, because there is {none}")
         return platform, over_time
 
-    def _on_gpu(
-        self,
-        turns: Turns,
-        step: Step,
-        state: Any,
-        first: jax.Array,
-        others: Any,
-        reverse: bool,
-        ahead: bool,
-    ) -> tuple[Any, jax.Array, Any]:
-        reason = self._why_not((state, first, others), "GPU")
-        if varies((state, first, others)) and jax.__version_info__ < (0, 10):
+    def _on_gpu(self, turns: Turns, args: LoopArgs) -> tuple[Any, jax.Array, Any]:
+        arrays = args.state, args.first, args.others
+        reason = self._why_not(arrays, "GPU")
+        if varies(arrays) and jax.__version_info__ < (0, 10):
             reason = "inside of jax.shard_map JAX before 0.10 does not trace it"
         if reason is None:
-            traced = Traced.of(step, state, first, others).at(of_rows(turns, ROWS))
+            traced = Traced.of(args).at(of_rows(turns, ROWS))
             reason = kernel_gpu.why_not(traced)
             if traced is not None and reason is None:
                 run = functools.partial(
-                    kernel_gpu.run, reverse=reverse, interpret=bool(self.interpret)
+                    kernel_gpu.run, reverse=args.reverse, interpret=bool(self.interpret)
                 )
                 if not self.interpret:
                     reason = _why_not_lowered(traced, run, "cuda")
@@ -72,20 +66,12 @@ class KernelLoops:
                     self._note(f"one kernel, {BLOCK} rows a program, all steps")
                     return run(traced)
         self._note(f"XLA's, not a kernel, because {reason}")
-        return over_time(step, state, first, others, reverse, ahead)
+        return over_time(args)
 
-    def _on_tpu(
-        self,
-        step: Step,
-        state: Any,
-        first: jax.Array,
-        others: Any,
-        reverse: bool,
-        ahead: bool,
-    ) -> tuple[Any, jax.Array, Any]:
-        reason, note = self._why_not((state, first, others), "TPU"), ""
+    def _on_tpu(self, args: LoopArgs) -> tuple[Any, jax.Array, Any]:
+        reason, note = self._why_not((args.state, args.first, args.others), "TPU"), ""
         if reason is None:
-            traced, whole = Traced.of(step, state, first, others), memory()
+            traced, whole = Traced.of(args), memory()
             room = int(_FOR_ARRAYS * whole)
             block = traced.block(room)
             size, limit = traced.size(block), int(_FOR_ALL * whole)
@@ -94,15 +80,15 @@ class KernelLoops:
                 reason += f"chip's {_mebibytes(whole)}"
             elif not self.interpret:
                 run = functools.partial(
-                    Traced.run, reverse=reverse, block=block, vmem=limit, interpret=False
+                    Traced.run, reverse=args.reverse, block=block, vmem=limit, interpret=False
                 )
                 reason = _why_not_lowered(traced, run, "tpu")
             note = f"one kernel, {block} steps at a time, which holds {_mebibytes(size)} of the "
             note += f"chip's {_mebibytes(whole)}"
         self._note(f"XLA's, not a kernel, because {reason}" if reason else note)
         if reason is not None:
-            return over_time(step, state, first, others, reverse, ahead)
-        return traced.run(reverse, block, limit, self.interpret)
+            return over_time(args)
+        return traced.run(args.reverse, block, limit, self.interpret)
 
     def _note(self, note: str) -> None:
         if self.notes is not None:
@@ -142,13 +128,14 @@ class _Noted:
     """XLA's loops, whose step is noted."""
 
     traced: list[Traced] = dataclasses.field(compare=False)
+    unasked: bool = False
 
     def on(self, platform: str, turns: Turns) -> tuple[str, Loop]:
         return platform, self._run
 
-    def _run(self, step: Step, state: Any, first: Any, others: Any, *how: bool) -> Any:
-        self.traced.append(Traced.of(step, state, first, others))
-        return over_time(step, state, first, others, *how)
+    def _run(self, args: LoopArgs) -> Any:
+        self.traced.append(Traced.of(args))
+        return over_time(args)
 
 
 def of_rows(turns: Turns, rows: int) -> Traced:

@@ -9,8 +9,9 @@ import jax
 
 from rnnjax.cells.arguments import brief
 from rnnjax.cells.base import Carry, Cell, Params
+from rnnjax.cells.devices import HERE, Along
 from rnnjax.engine.calls import context_precision
-from rnnjax.engine.steps import Steps
+from rnnjax.engine.steps import Steps, held_outputs
 from rnnjax.errors import InvalidInputError
 
 Precision = Literal["default", "high", "highest"]
@@ -76,6 +77,17 @@ class Method(abc.ABC):
             return []
         how = _ARITHMETIC[platform].get(asked, f"as jax.default_matmul_precision {asked!r} says")
         return [f"products of float32 operands {how}, precision {asked!r}"]
+
+    @property
+    def along(self) -> Along:
+        """The devices over which the steps are divided."""
+        return HERE
+
+    def held(
+        self, ys: jax.Array, valid: jax.Array, resets: jax.Array | None, reverse: bool
+    ) -> jax.Array:
+        """At masked steps the output of the last valid one before, in the order of running."""
+        return held_outputs(ys, valid, resets, reverse)
 
     @abc.abstractmethod
     def refusal(self, cell: Cell) -> str | None:

@@ -1,21 +1,20 @@
 """All steps at once: for cells whose new state is affine in the one before, or by iterations."""
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from rnnjax.cells.arguments import check_features, check_instance, check_size
 from rnnjax.cells.base import Carry, Cell, Params
-from rnnjax.engine.affine import Solved, affine, later, piece_length, plus, times
+from rnnjax.cells.devices import Along
+from rnnjax.engine.affine import Solved, affine, later, why_not_affine
 from rnnjax.engine.all_steps import AllSteps
-from rnnjax.engine.apart import computed_apart
 from rnnjax.engine.chunkwise import chunk_length, chunkwise
 from rnnjax.engine.iterations import Newton, why_not_iterated
 from rnnjax.engine.method import Method
+from rnnjax.engine.pieces import piece_length, plus, times
 from rnnjax.engine.readout import Cut, read_out
 from rnnjax.engine.scan import Scan
 from rnnjax.engine.steps import Steps, expand
@@ -56,13 +55,36 @@ class Parallel(Method):
             which least wait for each other, and 64 or, where keys decay by themselves, 16 of a
             matrix memory.
         newton: a `rnnjax.Newton`, for cells that are not affine; None refuses these.
+        axis_name: an axis of the mesh, inside of `jax.shard_map`, over which the steps are divided:
+            ``xs``, ``mask`` and ``resets`` are those of this device, ``carry`` and ``lengths`` are
+            those of all. Each device runs its steps once from zeros for what they do to any state
+            and, when the devices have told each other that, from their true beginning: one gather
+            forward and one in the backward pass, of arrays of the size of a carry, and as much
+            again for ``masked_outputs="last"``. The carry that is returned is the last of all, on
+            every device. Not with ``newton``, nor for matrix memories.
 
     Raises:
-        InvalidInputError: ``chunk`` is not a positive integer, or ``newton`` no `rnnjax.Newton`.
+        InvalidInputError: ``chunk`` is not a positive integer, ``newton`` no `rnnjax.Newton`, or
+            ``axis_name`` no string; both of these were given; or no axis of that name is divided.
+
+    >>> import functools, rnnjax
+    >>> from jax.sharding import AxisType, PartitionSpec
+    >>> cell = rnnjax.MinGRUCell(4)
+    >>> params, xs = cell.init(jax.random.key(0), input_size=3), jnp.ones((100, 2, 3))
+    >>> mesh = jax.make_mesh((1,), ("time",), (AxisType.Auto,))  # of so many devices
+    >>> whole, steps = PartitionSpec(), PartitionSpec("time")
+    >>> @functools.partial(
+    ...     jax.shard_map, mesh=mesh, in_specs=(whole, steps), out_specs=(whole, steps))
+    ... def run(params, xs):
+    ...     return rnnjax.unroll(cell, params, xs, method=Parallel(axis_name="time"))
+    >>> carry, ys = run(params, xs)
+    >>> bool(jnp.allclose(ys, rnnjax.unroll(cell, params, xs)[1], atol=1e-5))
+    True
     """
 
     chunk: int | None = None
     newton: Newton | None = None
+    axis_name: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,9 +92,23 @@ class Parallel(Method):
             check_size("chunk", self.chunk)
         if self.newton is not None:
             check_instance("newton", self.newton, Newton, "Newton(), or None for affine cells only")
+        if self.axis_name is not None:
+            check_instance("axis_name", self.axis_name, str, "an axis of the mesh, or None")
+            if self.newton is not None:
+                raise InvalidInputError(
+                    f"newton must be None where axis_name divides the steps over devices, but is "
+                    f"{self.newton}; leave one of them out"
+                )
+
+    @property
+    def along(self) -> Along:
+        """The devices of ``axis_name``."""
+        return Along(self.axis_name)
 
     def refusal(self, cell: Cell) -> str | None:
         """What is not affine, or mixes its units, is refused, unless there is ``newton``."""
+        if cell.remembers and self.axis_name is not None:
+            return "its matrix memory is not handed on between devices"
         reason = why_not_affine(cell)
         return why_not_iterated(cell) if reason and self.newton is not None else reason
 
@@ -120,20 +156,33 @@ class Parallel(Method):
 
         nothing = jax.tree.map(lambda s: jnp.zeros((num_steps, *s.shape), s.dtype), carry)
         marked = affine(step, nothing)
-        solved = Solved(piece_length(num_steps, self.chunk))
-        states = solved(*marked, start, each.resets)
-        last = jax.tree.unflatten(tree, [h[-1] for h in states])
+        solved = Solved(piece_length(num_steps, self.chunk), self.along, reverse)
+        states, first, ends = solved(*marked, start, each.resets)
+        last = jax.tree.unflatten(tree, ends)
         if cell.output is not None:
             ys = getattr(jax.tree.unflatten(tree, states), cell.output)
             ys = ys if cell.dtype is None else ys.astype(cell.dtype)
         else:
-            before = [later(h).at[0].set(s) for h, s in zip(states, start, strict=True)]
+            before = [later(h).at[0].set(s) for h, s in zip(states, first, strict=True)]
             begun = steps.begin(jax.tree.unflatten(tree, before), each)
             ys = (of_cell.outputs if cuts else of_cell.outputs.plain)(params, xs, begun)
         if each.valid is not None:
             ys = jnp.where(expand(each.valid, ys), ys, 0)
         ys = read_out(cell, params, ys, xs, each)
         return last, ys[::-1] if reverse else ys
+
+    def held(
+        self, ys: jax.Array, valid: jax.Array, resets: jax.Array | None, reverse: bool
+    ) -> jax.Array:
+        """That of another device perhaps: a state that begins anew with each valid output."""
+        if self.axis_name is None:
+            return super().held(ys, valid, resets, reverse)
+        begins = valid if resets is None else expand(valid, resets) | expand(resets, valid)
+        given = jnp.where(expand(valid, ys), ys, 0), begins
+        ys, begins = jax.tree.map(lambda leaf: leaf[::-1], given) if reverse else given
+        solved = Solved(piece_length(ys.shape[0], self.chunk), self.along, reverse)
+        (held,), _, _ = solved([ys], [[jnp.ones_like(ys)]], [jnp.zeros_like(ys[0])], begins)
+        return held[::-1] if reverse else held
 
     def explain(
         self, cell: Cell, params: Params, shape: tuple[int, ...], platform: str
@@ -153,6 +202,11 @@ class Parallel(Method):
             f"{shape[0]} steps wait for the one before",
             "the gradient by the same pieces, backwards",
         ]
+        if self.axis_name is not None:
+            lines.append(
+                f"on each device of the axis {self.axis_name!r}, and then all know what the steps "
+                "of each make of a state: one gather forward, and one backwards"
+            )
         reason = why_not_affine(cell)
         if reason is None or self.newton is None:
             return lines
@@ -191,58 +245,3 @@ class _Outputs(Cut):
     def plain(self, params: Params, xs: Any, carry: Carry) -> jax.Array:
         """The step itself, of all steps at once."""
         return self.cell.advance(params, self.cell.project(params, xs), carry)[1]
-
-
-@functools.lru_cache(maxsize=256)
-def why_not_affine(cell: Cell) -> str | None:
-    """Why the new state of a cell is not affine in the old one, unit by unit; None where it is.
-
-    Proved, not declared: the derivative by the state does not read the state, so it is the same at
-    all states; and of a state that was drawn it is what each unit's own factor makes of it.
-    """
-    if cell.carry is None:
-        return "it declares no carry and update, but a step"
-    if cell.remembers:  # declared, and its update follows from that
-        return None
-    if cell.recurrent is not None:
-        return "its units see each other's state in a product"
-    shapes = jax.eval_shape(lambda: cell.initial_carry((2,)))
-    if any(not jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(shapes)):
-        return "its carry does not hold floating-point numbers alone"
-    drawn = jax.tree.map(
-        lambda leaf: np.random.default_rng(0).normal(size=leaf.shape).astype(leaf.dtype), shapes
-    )
-
-    def update(carry: Carry, seed: Any) -> Carry:
-        params = cell.init(jax.random.key(seed), 1)
-        projected = cell.project(params, jnp.array([[0.3], [-0.7]]))
-        return cell.advance(params, projected, carry)[0]
-
-    def tangent(carry: Carry, direction: Carry, seed: Any) -> Carry:
-        return jax.jvp(lambda carry: update(carry, seed), (carry,), (direction,))[1]
-
-    seed = np.uint32(0)
-    if _reads_first(tangent, shapes, drawn, seed):
-        return "its new state is not affine in the old one"
-
-    def both(drawn: Carry, seed: Any) -> tuple[Any, Any]:
-        carry = cell.initial_carry((2,))
-        return affine(lambda carry: update(carry, seed), carry)[1], tangent(carry, drawn, seed)
-
-    factors, came = computed_apart(both, drawn, seed)
-    given = jax.tree.leaves(drawn)
-    for i, leaf in enumerate(jax.tree.leaves(came)):
-        own = sum(factors[i][j] * given[j] for j in range(len(given)))
-        if not np.allclose(leaf, own, rtol=1e-4, atol=1e-5):
-            return "its units see each other's state"
-    return None
-
-
-def _reads_first(function: Any, first: Any, *rest: Any) -> bool:
-    """Whether what a function returns depends on its first argument at all."""
-    jaxpr = jax.make_jaxpr(function)(first, *rest).jaxpr
-    needed = {id(v) for v in jaxpr.outvars}
-    for equation in reversed(jaxpr.eqns):
-        if any(id(v) in needed for v in equation.outvars):
-            needed |= {id(v) for v in equation.invars}
-    return any(id(v) in needed for v in jaxpr.invars[: len(jax.tree.leaves(first))])

@@ -59,6 +59,14 @@ class Function(abc.ABC):
         """What to say of an effect in it, ``what``, that no primitive can have."""
         return f"a function may not have {what}; leave it out"
 
+    def may_be_exported(self) -> bool:
+        """Whether its form for a TPU or a GPU may stand in a program that `jax.export` writes."""
+        return True
+
+    def may_cross(self, axis: Any) -> bool:
+        """Whether it has collectives over a mesh axis of `jax.shard_map`."""
+        return False
+
     def __call__(self, *args: Any) -> Any:
         """The result of a tree of arrays for each argument."""
         leaves, tree = jax.tree.flatten(args)
@@ -90,7 +98,7 @@ def _check_effect(function: Function, effect: Any) -> None:
     """Raise where a function would lose its place among others, or the vmap that names its axis."""
     # JAX keeps the classes of its effects to itself.
     what = None
-    if hasattr(effect, "name"):
+    if hasattr(effect, "name") and not function.may_cross(effect.name):
         what = f"a collective over the axis {effect.name!r}"
     elif "Ordered" in type(effect).__name__:
         what = "a callback with ordered=True"
@@ -112,9 +120,10 @@ def _lowering(platform: str) -> Any:
 
 def _on_one_device(platform: str, context: Any, *flat: Any, **params: Any) -> Any:
     """A kernel of our own stands for one device: XLA cannot divide it over several."""
-    devices = getattr(context.module_context.axis_context, "num_devices", 1)
-    platform = platform if devices == 1 and not divided() else "any"
-    return _lowering(platform)(context, *flat, **params)
+    module, function = context.module_context, params["call"].function
+    alone = getattr(module.axis_context, "num_devices", 1) == 1 and not divided()
+    told = function.may_be_exported() or not module.lowering_parameters.for_export
+    return _lowering(platform if alone and told else "any")(context, *flat, **params)
 
 
 mlir.register_lowering(_p, _lowering("cpu"), platform="cpu")

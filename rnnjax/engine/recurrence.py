@@ -21,6 +21,7 @@ from rnnjax.engine.kept import belong_to_rows, derivative_of, keeping_step_of, l
 from rnnjax.engine.layer import Layer, after, step_of
 from rnnjax.engine.over_time import (
     Loop,
+    LoopArgs,
     Loops,
     Turns,
     at_first_step,
@@ -55,6 +56,10 @@ class Recurrence(Function):
             f"update of {brief(self.cell)} has {what}, and so cannot be taken out of the order of "
             "its steps by Fused(), Kernel() or Auto(); use method=Scan()"
         )
+
+    def may_be_exported(self) -> bool:
+        """JAX promises of no kernel that a later version reads it: one has to be named for that."""
+        return self.loops is None or not self.loops.unasked
 
     def layer(self, platform: str, kind: str, *args: Any) -> Layer:
         """All of it but what differs between the steps, for one of the three methods below."""
@@ -116,7 +121,7 @@ class Recurrence(Function):
         # IndRNN's gradient takes 4 to 5 times as long (H = 64 and 128, batch 16, 100 steps).
         ahead = layer.plan.reads_ahead or self.cell.recurrent is None
         carry, first, (ys, rest, carries) = layer.loop(
-            keep, carry, _project(layer, xs), each, self.reverse, ahead
+            LoopArgs(keep, carry, _project(layer, xs), each, self.reverse, ahead)
         )
         return (carry, ys), (first, rest, carries)
 
@@ -177,7 +182,7 @@ def _forward_loop(
         return new, None, y
 
     ahead = layer.plan.reads_ahead
-    carry, _, ys = layer.loop(turn, carry, projected, each, layer.reverse, ahead)
+    carry, _, ys = layer.loop(LoopArgs(turn, carry, projected, each, layer.reverse, ahead))
     return carry, ys
 
 
@@ -239,6 +244,6 @@ def _backward_loop(
         # are carried and written in place, which take 1.2 times as long (H = 64 and 128, batch 16).
         loop = in_slices
     (d_carry, d_shared), d_projected, rest = loop(
-        step, (d_carry, zeros), first, others, not layer.reverse, True
+        LoopArgs(step, (d_carry, zeros), first, others, not layer.reverse, True)
     )
     return d_shared, d_projected, rest, d_carry

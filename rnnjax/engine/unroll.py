@@ -22,7 +22,7 @@ from rnnjax.engine.arguments import (
 )
 from rnnjax.engine.auto import Auto
 from rnnjax.engine.method import Method, check_method
-from rnnjax.engine.steps import Steps, held_outputs
+from rnnjax.engine.steps import Steps
 from rnnjax.errors import InvalidInputError
 
 
@@ -115,7 +115,7 @@ def unroll(
     (True, True)
     """
     xs, carry = checked(cell, params, xs, carry, reset_carry, method)
-    valid = valid_steps(xs, lengths, mask)
+    valid = valid_steps(xs, lengths, mask, method.along)
     if resets is not None:
         resets = checked_marks("resets", resets, xs)
         start = begin(cell, params, xs, reset_carry, carry)
@@ -212,12 +212,12 @@ def _unroll_layer(
     if resets is not None:
         carry, start = (_part(carry, part) for part in ("now", "start"))
         if reverse:  # the border before step t is crossed after it
-            resets = jnp.concatenate([resets[1:], jnp.zeros_like(resets[:1])])
+            resets = jnp.concatenate([resets[1:], how.method.along.next(resets[:1])])
     steps = Steps.of(valid, resets, start, noise)
     with how.method.precisely():
         carry, ys = how.method.run(cell, params, xs, carry, reverse, steps)
     if how.last_outputs and valid is not None:
-        ys = held_outputs(ys, valid, resets, reverse)
+        ys = how.method.held(ys, valid, resets, reverse)
     return carry, ys
 
 
