@@ -530,6 +530,33 @@ FAULTS: tuple[Fault, ...] = (
         "",
         ("tests/test_prepare.py::test_every_form_computes_the_same_step",),
     ),
+    Fault(
+        "a kernel for inputs and state has them in the other order",
+        "layers",
+        "rnnjax/layers/prepared.py",
+        "jnp.concatenate([x, state], axis=-1)",
+        "jnp.concatenate([state, x], axis=-1)",
+        ("tests/test_prepare.py::test_every_form_computes_the_same_step",),
+    ),
+    Fault(
+        "a matrix memory is run step by step",
+        "engine",
+        "rnnjax/engine/auto.py",
+        "isinstance(num_steps, int) and cell.remembers and",
+        "isinstance(num_steps, int) and not cell.remembers and",
+        ("tests/test_explain.py::test_auto_takes_products_for_a_matrix_memory",),
+    ),
+    Fault(
+        "a run on the cores goes on with others and says nothing",
+        "experiments/text_generator",
+        "experiments/text_generator/checkpoints.py",
+        'stored.get("devices", run.devices)) != run.devices',
+        'stored.get("devices", run.devices)) is None',
+        (
+            "tests/experiments/test_scale.py::"
+            "test_a_stopped_run_of_two_processes_goes_on_as_one_and_ends_like_it",
+        ),
+    ),
     # ---- wrappers
     Fault(
         "the wrappers return the carries of both directions in the wrong order",

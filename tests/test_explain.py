@@ -93,6 +93,18 @@ def loops_and_products(jaxpr, loop=False):
     return inside, outside, states
 
 
+def test_auto_takes_products_for_a_matrix_memory():
+    for cell, chosen in (
+        (rnnjax.MLSTMCell(4), "chose Parallel(), because"),
+        (rnnjax.MinGRUCell(4), "chose Fused(), because"),  # affine too, but a vector
+    ):
+        params = jax.eval_shape(lambda cell=cell: cell.init(jax.random.key(0), 2))
+        xs = jax.ShapeDtypeStruct((5, 3, 2), jnp.float32)
+        assert chosen in str(rnnjax.explain(cell, params, xs, platform="cpu"))
+        one = jax.ShapeDtypeStruct((1, 3, 2), jnp.float32)
+        assert "chose Scan()" in str(rnnjax.explain(cell, params, one, platform="cpu"))
+
+
 @pytest.mark.parametrize("name", [n for n in SINGLE if n != "user-step"])
 def test_each_line_is_what_the_program_does(name):
     """The products in the loops and outside of them, what is kept, and where gradients are made."""
@@ -101,7 +113,7 @@ def test_each_line_is_what_the_program_does(name):
     xs = jax.ShapeDtypeStruct((steps, *rows, 2), jnp.float32)
     in_loop = cell.in_loop(params)
     carry = jax.eval_shape(lambda: cell.initial_carry(rows))
-    text = str(rnnjax.explain(cell, params, xs, platform="cpu"))
+    text = str(rnnjax.explain(cell, params, xs, method=rnnjax.Fused(), platform="cpu"))
     run = Recurrence(cell, cell.dtype, reverse=False)
     given = in_loop, Steps(), xs, AtStep(), carry
     out, kept = jax.eval_shape(lambda *given: run.forward("cpu", *given), *given)
