@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -115,3 +116,20 @@ def test_units_divided_by_axes_that_types_name(
         carry, y = cell.step(params, cell.initial_carry((3,)), xs[0])
     assert_close(actual, jax.jit(jax.grad(loss))(params), 1e-5)
     assert_close((carry, y), cell.step(params, cell.initial_carry((3,)), xs[0]), 1e-6)
+
+
+@pytest.mark.parametrize("cell", [rnnjax.SimpleRNNCell(16), rnnjax.LSTMCell(16)], ids=str)
+def test_of_divided_units_a_step_gathers_the_state(cell: Any) -> None:
+    """Once, and all else is what brings the columns of several gates together."""
+    mesh = jax.make_mesh((4,), ("units",), axis_types=(AxisType.Auto,))
+
+    def placed(a: Any, *spec: Any) -> Any:
+        sharding = jax.sharding.NamedSharding(mesh, PartitionSpec(*spec))
+        return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
+
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 16))
+    params = {name: placed(a, *[None] * (a.ndim - 1), "units") for name, a in params.items()}
+    xs = placed(jax.ShapeDtypeStruct((5, 8, 16), jnp.float32))
+    text = jax.jit(lambda *given: rnnjax.unroll(cell, *given)[1]).lower(params, xs).compile()
+    kinds = r"= (\S+?)\{\S* (all-reduce|all-gather|all-to-all|reduce-scatter)(?:-start)?\("
+    assert re.findall(kinds, text.as_text()) == [("f32[8,16]", "all-gather")]
