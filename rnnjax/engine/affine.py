@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rnnjax.cells.base import Carry, Cell
+from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.devices import HERE, Along
 from rnnjax.engine.apart import computed_apart
 from rnnjax.engine.pieces import (
@@ -198,21 +198,24 @@ def why_not_affine(cell: Cell) -> str | None:
         lambda leaf: np.random.default_rng(0).normal(size=leaf.shape).astype(leaf.dtype), shapes
     )
 
-    def update(carry: Carry, seed: Any) -> Carry:
-        params = cell.init(jax.random.key(seed), 1)
+    def update(params: Params, carry: Carry) -> Carry:
         projected = cell.project(params, jnp.array([[0.3], [-0.7]]))
         return cell.advance(params, projected, carry)[0]
 
-    def tangent(carry: Carry, direction: Carry, seed: Any) -> Carry:
-        return jax.jvp(lambda carry: update(carry, seed), (carry,), (direction,))[1]
+    def tangent(carry: Carry, direction: Carry, params: Params) -> Carry:
+        return jax.jvp(functools.partial(update, params), (carry,), (direction,))[1]
+
+    def init(seed: Any) -> Params:
+        return cell.init(jax.random.key(seed), 1)
 
     seed = np.uint32(0)
-    if _reads_first(tangent, shapes, drawn, seed):
+    if _reads_first(tangent, shapes, drawn, jax.eval_shape(init, seed)):
         return "its new state is not affine in the old one"
 
     def both(drawn: Carry, seed: Any) -> tuple[Any, Any]:
-        carry = cell.initial_carry((2,))
-        return affine(lambda carry: update(carry, seed), carry)[1], tangent(carry, drawn, seed)
+        params, carry = init(seed), cell.initial_carry((2,))
+        factors = affine(functools.partial(update, params), carry)[1]
+        return factors, tangent(carry, drawn, params)
 
     factors, came = computed_apart(both, drawn, seed)
     given = jax.tree.leaves(drawn)
