@@ -16,7 +16,7 @@ from rnnjax.interop.layers import (
     OneHotIds,
     Recurrent,
 )
-from rnnjax.interop.model import Model, Network, Sequential
+from rnnjax.interop.model import Functional, Model, Network, Sequential
 
 __all__ = [
     "Activation",
@@ -24,6 +24,7 @@ __all__ = [
     "Dropout",
     "Embedding",
     "Flow",
+    "Functional",
     "Layer",
     "Masking",
     "Model",

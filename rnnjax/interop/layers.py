@@ -50,7 +50,10 @@ class Layer(abc.ABC):
     def run(
         self, params: Params, flow: Flow, carry: Carry | None, context: Context
     ) -> tuple[Carry | None, Flow]:
-        """Run the layer; ``carry`` is that of a `Recurrent`, or None."""
+        """Run the layer; ``carry`` is that of a `Recurrent`, or None.
+
+        Where a layer takes or gives several arrays, a tuple of `Flow` stands for one.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +162,7 @@ class Dense(Layer):
     ) -> tuple[None, Flow]:
         """One matrix product over all steps."""
         kernel = params["kernel"]
-        xs = _single(self, flow)
+        xs = single(self, flow)
         if xs.shape[-1] != kernel.shape[0]:
             raise InvalidInputError(
                 f"the inputs of layer {self.name!r} have {xs.shape[-1]} features, but its kernel "
@@ -254,7 +257,7 @@ class Dropout(Layer):
         self, params: Params, flow: Flow, carry: Carry | None, context: Context
     ) -> tuple[None, Flow]:
         """Drop, or not."""
-        return None, flow._replace(xs=self.dropout.apply(context.key, _single(self, flow)))
+        return None, flow._replace(xs=self.dropout.apply(context.key, single(self, flow)))
 
     def __str__(self) -> str:
         return f"Dropout({self.dropout.rate:g})"
@@ -271,7 +274,7 @@ class Activation(Layer):
         self, params: Params, flow: Flow, carry: Carry | None, context: Context
     ) -> tuple[None, Flow]:
         """Apply it."""
-        return None, flow._replace(xs=get_function(self.function)(_single(self, flow)))
+        return None, flow._replace(xs=get_function(self.function)(single(self, flow)))
 
     def __str__(self) -> str:
         return f"Activation({_spell(self.function)})"
@@ -305,7 +308,16 @@ def _spell(function: str | Function) -> str:
     return getattr(function, "__name__", None) or repr(function)
 
 
-def _single(layer: Layer, flow: Flow) -> Any:
+def single(layer: Layer, flow: Any) -> Any:
+    """The one array that a layer takes.
+
+    Raises:
+        InvalidInputError: two directions come, or several arrays.
+    """
+    if not isinstance(flow, Flow):
+        raise InvalidInputError(
+            f"layer {layer.name!r} takes one array, but gets {len(flow)}; concatenate them"
+        )
     if isinstance(flow.xs, Directions):
         raise InvalidInputError(
             f"layer {layer.name!r} takes one array, but comes behind two directions that are not "
@@ -316,17 +328,18 @@ def _single(layer: Layer, flow: Flow) -> Any:
     return jnp.asarray(flow.xs)
 
 
-def _sequence(layer: Layer, flow: Flow) -> Any:
-    if not flow.sequence:
+def _sequence(layer: Layer, flow: Any) -> Any:
+    if isinstance(flow, Flow) and not flow.sequence:
         raise InvalidInputError(
             f"layer {layer.name!r} needs a sequence, but the layer before it returns its last "
             "output alone; set return_sequences there"
         )
-    return flow.xs if isinstance(flow.xs, OneHot) else _single(layer, flow)
+    one_hot = isinstance(flow, Flow) and isinstance(flow.xs, OneHot)
+    return flow.xs if one_hot else single(layer, flow)
 
 
 def _ids(layer: Layer, flow: Flow) -> jax.Array:
-    ids = jnp.asarray(_single(layer, flow))
+    ids = jnp.asarray(single(layer, flow))
     if not jnp.issubdtype(ids.dtype, jnp.integer):
         raise InvalidInputError(
             f"layer {layer.name!r} takes integer ids (time, *batch), but got {ids.dtype}"

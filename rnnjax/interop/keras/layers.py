@@ -2,15 +2,18 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
+
+import jax
 
 from rnnjax.cells import GRUCell, LSTMCell, SimpleRNNCell
 from rnnjax.cells.base import Cell
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.functions import Function
 from rnnjax.interop.keras.functions import ACTIVATION_LAYERS, cell_function, function_of
-from rnnjax.interop.keras.graph import Entry, entry_of, is_model
+from rnnjax.interop.keras.graph import Entry, Use, Wiring, entry_of, is_model
+from rnnjax.interop.keras.operators import OPERATORS, Operation
 from rnnjax.interop.layers import (
     Activation,
     Dense,
@@ -20,11 +23,20 @@ from rnnjax.interop.layers import (
     Masking,
     Recurrent,
 )
-from rnnjax.interop.model import Sequential
+from rnnjax.interop.model import Call, Functional, Input, Sequential, Value
 from rnnjax.layers import Bidirectional, Regularized, Stack
 from rnnjax.layers import Dropout as DropoutRate
 
 _LARGEST = 2**31 - 1
+_FLAGS = {"use_bias": True, "center": True, "scale": True} | dict.fromkeys(
+    ("keepdims", "normalize", "use_scale", "use_causal_mask", "return_attention_scores"), False
+)
+_WORDS: Mapping[str, tuple[str | None, ...]] = {
+    "padding": ("valid", "same", "causal"),
+    "score_mode": ("dot", "concat"),
+    "dtype": (None, "bool", "int32", "float32"),
+}
+_ONE = {"dilation_rate": 1, "axis": -1}  # where old versions did not write it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +76,7 @@ class Options:
         """True or False."""
         value = self.get(name, default=default)
         if not isinstance(value, bool | int | None) or value not in (True, False, None):
-            self._refuse(name, "True or False", value)
+            self.refuse(name, "True or False", value)
         return bool(value)
 
     def size(self, *names: str) -> int:
@@ -73,7 +85,7 @@ class Options:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= _LARGEST:
-            self._refuse(names[0], "a positive integer", value)
+            self.refuse(names[0], "a positive integer", value)
         return int(value)
 
     def number(self, *names: str, default: float = 0.0) -> float:
@@ -81,7 +93,7 @@ class Options:
         value = self.get(*names, default=default)
         value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, int | float):
-            self._refuse(names[0], "a number", value)
+            self.refuse(names[0], "a number", value)
         try:
             return float(value)
         except OverflowError:  # an integer of hundreds of digits
@@ -96,43 +108,192 @@ class Options:
         """A rate of dropout."""
         rate = self.number(*names)
         if not 0 <= rate < 1:
-            self._refuse(names[0], "at least 0 and below 1", rate)
+            self.refuse(names[0], "at least 0 and below 1", rate)
         return rate
 
     def inner(self, name: str) -> "Options":
         """The options of a layer inside of this one."""
         return Options(entry_of(self.get(name), f"{name} of {self.where}"), self.version)
 
-    def _refuse(self, name: str, expected: str, value: Any) -> Any:
+    def known(self, name: str) -> Any:
+        """An option of an `Operation`, each of its kind, so that it is hashable and no surprise."""
+        if name in _FLAGS:
+            return self.flag(name, _FLAGS[name])
+        if name in ("filters", "groups", "n", "num_heads", "key_dim"):
+            return self.size(name) if name in self.entry.config else self._missing(name)
+        if name in ("value_dim", "strides") and self.get(name) is None:
+            return None
+        if name == "arguments":
+            for value in self.get(name):
+                if not isinstance(value, bool | int | float | None):
+                    self.refuse(name, "numbers", value)
+            return tuple(self.get(name))
+        if name == "activation":
+            return self.function(name, default="linear")
+        if name == "epsilon":
+            return self.number(name, default=1e-3)
+        if name == "dropout":
+            return self.rate(name)
+        words = _WORDS.get(name, ())
+        if words and self.get(name, default=words[0]) in words:
+            return self.get(name, default=words[0])
+        return self._integers(name)
+
+    def _missing(self, name: str) -> int:
+        return 1 if name == "groups" else self.refuse(name, "a positive integer", None)
+
+    def _integers(self, name: str) -> int | tuple[int, ...]:
+        """One or several; sizes of windows are positive."""
+        value = self.get(name, default=_ONE.get(name))
+        listed = value if isinstance(value, list | tuple) else [value]
+        least = 1 if name in ("kernel_size", "pool_size", "strides", "dilation_rate") else -_LARGEST
+        if not listed or not all(type(n) is int and least <= n <= _LARGEST for n in listed):
+            self.refuse(name, "integers", value)
+        return tuple(listed) if listed is value else value
+
+    def refuse(self, name: str, expected: str, value: Any) -> Any:
+        """Raise InteropError for an option."""
         raise InteropError(
             f"{name} of {self.where} should be {expected}, but is {repr(value)[:80]}; set it in "
             "Keras and save the model again"
         )
 
 
-def network_of(chain: Sequence[Entry], version: Version) -> tuple[Sequential, dict[str, str]]:
-    """The layers of a model, and for some the Keras class that does not follow from them.
+def network_of(wiring: Wiring, version: Version) -> tuple[Sequential | Functional, dict[str, str]]:
+    """The network of a model, and for some layers the Keras class that does not follow from them.
 
     Raises:
         InteropError: a layer is of a class or has an option that is not known here.
     """
-    layers = []
+    layers: dict[str, Layer] = {}
     forms: dict[str, str] = {}
-    for entry in chain:
-        layer = layer_of(entry, version)
-        if isinstance(layer, Recurrent) and entry.config.get("return_state"):
+    places = {(name, 0): i for i, name in enumerate(wiring.inputs)}
+    calls: list[Call] = []
+    for (name, number), use in wiring.uses.items():
+        entry = wiring.entries[name]
+        layer = layer_of(_told(entry, use), version)
+        _check_use(layer, entry, use, wiring.masked.get((name, number)))
+        if layers.setdefault(name, layer) != layer:
             raise InteropError(
-                f"layer {entry.name[:80]!r} has return_state=True inside a model; leave it out "
-                "there, as the states come with every call of the model here"
+                f"layer {entry.name[:80]!r} is called in two ways, {layers[name]} and {layer}; "
+                "give each place a layer of its own"
             )
         if entry.kind in ("TimeDistributed", "RNN"):
             forms[entry.name] = entry.kind
-        layers.append(layer)
-    _check_order(layers, chain)
+        takes, states, masks = (
+            tuple(Value(places[ref[:2]], ref.output) for ref in refs)
+            for refs in (use.takes, use.states, () if use.mask is None else (use.mask,))
+        )
+        # Keras 3 hands no mask to a layer that is called with states, but lets it pass.
+        natural = not states or version.number < 3
+        calls.append(
+            Call(layer.name, f"{layer.name}:{number}" if number else layer.name, takes, states,
+                 masks[0] if masks else natural)
+        )  # fmt: skip
+        places[name, number] = len(wiring.inputs) + len(calls) - 1
+    outputs = tuple(Value(places[ref[:2]], ref.output) for ref in wiring.outputs)
+    inputs = tuple(_input(wiring, name) for name in wiring.inputs)
+    listed = tuple(layers[name] for name in wiring.entries if name in layers)
+    network = Functional(inputs, listed, tuple(calls), outputs, wiring.names)
+    _check_values(network)
     try:
-        return Sequential(tuple(layers)), forms
+        return _as_row(network) or network, forms
     except InvalidInputError as error:
         raise InteropError(str(error)) from error
+
+
+def _told(entry: Entry, use: Use) -> Entry:
+    """An operation with what its call is told; the others are told nothing."""
+    numbers = [a for a in use.arguments if a is not None]
+    config = dict(entry.config)
+    if entry.kind in OPERATORS:
+        config |= use.options
+    if entry.kind.startswith("ops."):
+        config["arguments"] = use.arguments
+    elif numbers or not set(use.options) <= set(_options_of(entry.kind)):
+        said = [*numbers, *(f"{key}={value!r}" for key, value in use.options.items())]
+        raise InteropError(
+            f"layer {entry.name[:80]!r} is called with {', '.join(map(str, said))[:80]}, which is "
+            "not known here; leave it out"
+        )
+    return dataclasses.replace(entry, config=config)
+
+
+def _options_of(kind: str) -> tuple[str, ...]:
+    return OPERATORS[kind].options if kind in OPERATORS else ()
+
+
+def _check_use(layer: Layer, entry: Entry, use: Use, masked: str | None) -> None:
+    least, most = OPERATORS[layer.kind].arrays if isinstance(layer, Operation) else (1, 1)
+    if not least <= len(use.takes) <= most:
+        raise InteropError(
+            f"layer {entry.name[:80]!r} should take {'one array' if most == 1 else 'arrays'}, but "
+            f"takes {len(use.takes)}; the graph is damaged"
+        )
+    makes = isinstance(layer, Masking) or (isinstance(layer, Embedding) and layer.mask_zero)
+    if masked is not None and (makes or _is_softmax(entry)):
+        raise InteropError(
+            f"layer {entry.name[:80]!r} comes behind layer {masked[:80]!r}, which makes a "
+            "mask, and would use or replace that; leave one of them out"
+        )
+
+
+def _check_values(network: Functional) -> None:
+    """Every value is one that its call gives, and every state has its leaves."""
+    states = {
+        name: len(jax.tree.leaves(jax.eval_shape(layer.cell.initial_carry)))
+        for name, layer in network.recurrent.items()
+    }
+    count = [1] * len(network.inputs)
+    for call in network.calls:
+        layer = network.layers[call.layer]
+        given = 2 if isinstance(layer, Recurrent) and not layer.merged else 1
+        given += isinstance(layer, Operation) and layer.gives_scores
+        count.append(given + states.get(call.name, 0))
+        if call.states and len(call.states) != states[call.name]:
+            raise InteropError(
+                f"layer {call.layer[:80]!r} should begin with {states[call.name]} states, but is "
+                f"given {len(call.states)}; the graph is damaged"
+            )
+    used = [v for call in network.calls for v in (*call.takes, *call.states, call.mask)]
+    for value in (*used, *network.outputs):
+        if isinstance(value, Value) and value.output >= count[value.source]:
+            raise InteropError(
+                f"the graph goes on with output {value.output} of a layer that gives "
+                f"{count[value.source]}; it is damaged"
+            )
+
+
+def _as_row(network: Functional) -> Sequential | None:
+    """The layers in a row, if that is all that the graph says and none asks for a shape."""
+    layers, last = network.layer_list, len(network.calls)
+    end = layers[-1] if layers else None
+    both = isinstance(end, Recurrent) and not end.merged
+    outputs = [(Value(last, 0), Value(last, 1))] if both else [(Value(last, 0),)]
+    plain = not any(isinstance(layer, Operation) for layer in layers)
+    row = [Call(layer.name, layer.name, (Value(i),)) for i, layer in enumerate(layers)]
+    alone = len(network.inputs) == 1 and network.names is None
+    fits = alone and plain and [*network.calls] == row and network.outputs in outputs
+    return Sequential(layers) if fits else None
+
+
+def _input(wiring: Wiring, name: str) -> Input:
+    entry = wiring.entries[name]
+    shape = entry.config.get("batch_shape", entry.config.get("batch_input_shape"))
+    if shape is None:
+        shape = [None] * 3
+    if not isinstance(shape, list) or not all(
+        size is None or (isinstance(size, int) and 0 <= size <= _LARGEST) for size in shape
+    ):
+        raise InteropError(f"the shape of input {entry.name[:80]!r} is damaged: {shape!r:.80}")
+    dtype = str(entry.config.get("dtype", "float32"))
+    looked_up = any(
+        wiring.entries[user].kind == "Embedding" and use.takes[0].layer == name
+        for (user, _), use in wiring.uses.items()
+    )
+    ids = looked_up or dtype.startswith(("int", "uint"))
+    sequence = len(shape) > (1 if ids else 2)
+    return Input(entry.name, tuple(shape[1:]), "int32" if ids else "float32", sequence)
 
 
 def layer_of(entry: Entry, version: Version) -> Layer:
@@ -171,25 +332,6 @@ def _check_plain(options: Options) -> None:
             f"{options.where} is quantised, or has adapters of low rank (LoRA), which are not "
             "known here; save the model before that is done, or merge them"
         )
-
-
-def _check_order(layers: Sequence[Layer], chain: Sequence[Entry]) -> None:
-    masked = None
-    for i, (layer, entry) in enumerate(zip(layers, chain, strict=True)):
-        if isinstance(layer, Recurrent) and not layer.merged and i < len(layers) - 1:
-            raise InteropError(
-                f"layer {layer.name[:80]!r} has merge_mode=None, and only the last layer may "
-                "return both directions by themselves; set a merge_mode"
-            )
-        makes = isinstance(layer, Masking) or (isinstance(layer, Embedding) and layer.mask_zero)
-        if masked is not None and (makes or _is_softmax(entry)):
-            raise InteropError(
-                f"layer {entry.name[:80]!r} comes behind layer {masked[:80]!r}, which makes a "
-                "mask, and would use or replace that; leave one of them out"
-            )
-        if isinstance(layer, Recurrent) and not layer.return_sequences:
-            masked = None  # it used the mask, and what it returns has no steps to mask
-        masked = entry.name if makes else masked
 
 
 def _is_softmax(entry: Entry) -> bool:
@@ -407,8 +549,24 @@ def _activation_layer(name: str, options: Options) -> Activation:
     )
 
 
+def _operation(name: str, options: Options) -> Operation:
+    kind = options.entry.kind
+    if options.get("data_format") not in (None, "channels_last"):
+        options.refuse("data_format", "channels_last", options.get("data_format"))
+    for flag in ("renorm", "rms_scaling", "use_gate", "sliding_window"):
+        if options.get(flag):
+            options.refuse(flag, "left out", options.get(flag))
+    if options.get("attention_axes") not in (None, [1]):
+        options.refuse("attention_axes", "left out", options.get("attention_axes"))
+    names = [*OPERATORS[kind].options, *(("arguments",) if kind.startswith("ops.") else ())]
+    return Operation(name, kind, tuple((name, options.known(name)) for name in names))
+
+
 def _time_distributed(name: str, options: Options) -> Layer:
     inner = options.inner("layer")
+    if inner.entry.kind in OPERATORS and OPERATORS[inner.entry.kind].arrays == (1, 1):
+        _check_plain(inner)
+        return dataclasses.replace(_operation(name, inner), each_step=True)
     if inner.entry.kind not in _AT_EACH_STEP:
         raise InteropError(
             f"{options.where} applies a layer of class {inner.entry.kind[:80]!r}, but should apply "
@@ -425,6 +583,7 @@ _AT_EACH_STEP: Mapping[str, Callable[[str, Options], Layer]] = {
 }
 
 _LAYERS: Mapping[str, Callable[[str, Options], Layer]] = {
+    **dict.fromkeys(OPERATORS, _operation),
     **dict.fromkeys((*_SINGLE, "RNN"), _recurrent),
     **_AT_EACH_STEP,
     "Bidirectional": _bidirectional,
