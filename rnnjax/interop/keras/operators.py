@@ -44,6 +44,9 @@ def _no_mask(at: At, *xs: jax.Array) -> None:
     """Of what has no steps any more, or others."""
 
 
+_SEVERAL = (1, 2**20)
+
+
 class Operator(NamedTuple):
     """A row of the table.
 
@@ -127,7 +130,6 @@ class Operation(Layer):
         return f"TimeDistributed({inner})" if self.each_step else inner
 
 
-_SEVERAL = (1, 2**20)
 _SHOWN = ("filters", "kernel_size", "pool_size", "axis", "axes", "num_heads", "key_dim", "n")
 
 
@@ -138,16 +140,38 @@ def _turned(x: jax.Array, sequence: bool) -> jax.Array:
 # --- several arrays into one ---------------------------------------------------------------------
 
 
+def _alike(xs: Sequence[jax.Array]) -> list[jax.Array]:
+    """Of one rank: lower ones get axes behind the batch."""
+    most = max(x.ndim for x in xs)
+    return [jnp.expand_dims(x, tuple(range(1, 1 + most - x.ndim))) for x in xs]
+
+
 def _merged(function: Callable[[Any, Any], Any]) -> Operator:
-    """Elementwise, of arrays that begin alike: lower ones get axes behind the batch."""
+    """Elementwise, whatever the masks say."""
+    return Operator(
+        lambda at, *xs: functools.reduce(function, _alike(xs)), mask=_any_mask, arrays=_SEVERAL
+    )
 
-    def run(at: At, *xs: jax.Array) -> jax.Array:
-        most = max(x.ndim for x in xs)
-        if "arguments" not in at.config:  # a layer, no function
-            xs = tuple(jnp.expand_dims(x, tuple(range(1, 1 + most - x.ndim))) for x in xs)
-        return functools.reduce(function, _arguments(at, xs))
 
-    return Operator(run, mask=_any_mask, arrays=_SEVERAL)
+def _multiply(at: At, *xs: jax.Array) -> jax.Array:
+    """What is masked in one array is left to the others, and where it is in all 0."""
+    masks = [None if mask is None else mask[..., None] for mask in at.masks]
+    shown = [x if m is None else jnp.where(m, x, 1) for x, m in zip(xs, masks, strict=True)]
+    ys = functools.reduce(jnp.multiply, _alike(shown))
+    mask = _any_mask(at)
+    return ys if mask is None else jnp.where(mask[..., None], ys, 0)
+
+
+def _extreme(function: Callable[[Any, Any], Any], at: At, *xs: jax.Array) -> jax.Array:
+    """The same, one array after the other."""
+    masks = [None if mask is None else mask[..., None] for mask in at.masks]
+    ys, seen = xs[0], masks[0]
+    for x, mask in zip(xs[1:], masks[1:], strict=True):
+        x = x if mask is None else jnp.where(mask, x, ys)
+        ys = ys if seen is None else jnp.where(seen, ys, x)
+        seen = None if seen is None or mask is None else seen | mask
+        ys = function(ys, x)
+    return ys
 
 
 def _arguments(at: At, xs: Sequence[jax.Array]) -> list[Any]:
@@ -159,11 +183,11 @@ def _arguments(at: At, xs: Sequence[jax.Array]) -> list[Any]:
 
 def _any_mask(at: At, *xs: jax.Array) -> jax.Array | None:
     masks = [mask for mask in at.masks if mask is not None]
-    return functools.reduce(jnp.logical_or, masks) if len(masks) == len(xs) else None
+    return functools.reduce(jnp.logical_or, masks) if len(masks) == len(at.masks) else None
 
 
 def _average(at: At, *xs: jax.Array) -> jax.Array:
-    return _merged(jnp.add).run(at, *xs) / len(xs)
+    return functools.reduce(jnp.add, _alike(xs)) / len(xs)
 
 
 def _concatenate(at: At, *xs: jax.Array) -> jax.Array:
@@ -421,22 +445,30 @@ def _along_axis(function: Callable[..., jax.Array]) -> Operator:
     return Operator(run, options=_REDUCE)
 
 
-_MERGES: Mapping[str, Operator] = {
-    "Add": _merged(jnp.add),
-    "Subtract": _merged(jnp.subtract),
-    "Multiply": _merged(jnp.multiply),
-    "Maximum": _merged(jnp.maximum),
-    "Minimum": _merged(jnp.minimum),
-    "Concatenate": Operator(_concatenate, mask=_joined_mask, arrays=_SEVERAL, options=("axis",)),
-}
-
-
 def _row(run: Callable[..., Any], *options: str) -> Operator:
     return Operator(run, options=options)
 
 
+_ARITHMETIC: Mapping[str, Callable[..., jax.Array]] = {
+    "Add": jnp.add,
+    "Subtract": jnp.subtract,
+    "Multiply": jnp.multiply,
+    "TrueDivide": jnp.true_divide,
+    "Maximum": jnp.maximum,
+    "Minimum": jnp.minimum,
+    "NotEqual": jnp.not_equal,
+    "LogicalOr": jnp.logical_or,
+    "LogicalAnd": jnp.logical_and,
+    "LogicalNot": jnp.logical_not,
+}
+
 OPERATORS: Mapping[str, Operator] = {
-    **_MERGES,
+    "Add": _merged(jnp.add),
+    "Subtract": _merged(jnp.subtract),
+    "Multiply": Operator(_multiply, mask=_any_mask, arrays=_SEVERAL),
+    "Maximum": Operator(functools.partial(_extreme, jnp.maximum), mask=_any_mask, arrays=_SEVERAL),
+    "Minimum": Operator(functools.partial(_extreme, jnp.minimum), mask=_any_mask, arrays=_SEVERAL),
+    "Concatenate": Operator(_concatenate, mask=_joined_mask, arrays=_SEVERAL, options=("axis",)),
     "Average": Operator(_average, mask=_any_mask, arrays=_SEVERAL),
     "Dot": Operator(_dot, arrays=(2, 2), options=("axes", "normalize")),
     "Conv1D": Operator(_conv, _conv_weights(1), options=_CONV),
@@ -476,12 +508,8 @@ OPERATORS: Mapping[str, Operator] = {
         ("num_heads", "key_dim", "value_dim", "use_bias", *_CALL),
     ),
     # What a functional model computes of its masks, and arithmetic with tensors.
-    **{f"ops.{name}": row._replace(mask=_no_mask) for name, row in _MERGES.items()},
-    "ops.TrueDivide": _plain(jnp.true_divide),
-    "ops.NotEqual": _plain(jnp.not_equal),
-    "ops.LogicalOr": _plain(jnp.logical_or),
-    "ops.LogicalAnd": _plain(jnp.logical_and),
-    "ops.LogicalNot": _plain(jnp.logical_not),
+    **{f"ops.{name}": _plain(function) for name, function in _ARITHMETIC.items()},
+    "ops.Concatenate": Operator(_concatenate, arrays=_SEVERAL, options=("axis",)),
     "ops.Any": _along_axis(jnp.any),
     "ops.Mean": _along_axis(jnp.mean),
     "ops.Sum": _along_axis(jnp.sum),
