@@ -17,6 +17,7 @@ from rnnjax.interop.layers import (
     Recurrent,
 )
 from rnnjax.interop.model import Functional, Model, Network, Sequential
+from rnnjax.interop.registry import Form, register
 
 __all__ = [
     "Activation",
@@ -24,6 +25,7 @@ __all__ = [
     "Dropout",
     "Embedding",
     "Flow",
+    "Form",
     "Functional",
     "Layer",
     "Masking",
@@ -32,4 +34,5 @@ __all__ = [
     "OneHotIds",
     "Recurrent",
     "Sequential",
+    "register",
 ]

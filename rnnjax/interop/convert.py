@@ -15,7 +15,7 @@ from rnnjax.errors import InvalidInputError, RnnjaxError
 from rnnjax.interop import keras, onnx, torch
 from rnnjax.interop.compare import Comparison, SelfCheckError, compare, compare_found
 from rnnjax.interop.layers import Dense, Dropout, Embedding, Layer, OneHotIds, Recurrent
-from rnnjax.interop.model import Functional, Model, Sequential
+from rnnjax.interop.model import Functional, Model, Sequential, with_axes
 from rnnjax.interop.onnx.sequential import find_layers
 
 _OF_TORCH = (".safetensors", ".pt", ".pth", ".ckpt")
@@ -105,6 +105,8 @@ def write(model: Model, target: str | os.PathLike[str], **options: Any) -> Model
         raise InvalidInputError(
             f"{', '.join(options)} are options of .onnx files, but {path} is none; leave them out"
         )
+    if not isinstance(model.network, onnx.Graph):
+        model = with_axes(model, True)  # as it is read back
     if suffix == ".onnx":
         onnx.save(model, path, **options)
         return model

@@ -19,12 +19,15 @@ from rnnjax.errors import InteropError
 from rnnjax.interop.arrays import with_one_bias
 from rnnjax.interop.keras.operators import Operation, Shape, Weights
 from rnnjax.interop.layers import Dense, Embedding, Layer, Recurrent, describe_cell
+from rnnjax.interop.registry import FORMS, places, reordered
 from rnnjax.layers import Bidirectional, Directions, Regularized, Stack
 
 Arrays = Sequence[np.ndarray]
 
-CELLS: Mapping[type, str] = {SimpleRNNCell: "SimpleRNN", LSTMCell: "LSTM", GRUCell: "GRU"}
-"""The cells that Keras has, with its names for them."""
+CELLS = FORMS["keras"]
+"""The cells that Keras has, and those that were registered."""
+
+_OF_GATES = "kernel", "recurrent_kernel", "bias", "recurrent_bias"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +47,8 @@ class Unit:
     @property
     def count(self) -> int:
         """How many arrays it has, but for those of Keras 1, which has one for each gate."""
-        return len(self.shapes) - ("recurrent_bias" in self.shapes)
+        return len(self.shapes) - (isinstance(self.owner, GRUCell) and self.owner.reset_after
+                                   and self.owner.use_bias)  # fmt: skip
 
 
 def units_of(layer: Layer, wrapped: bool = False) -> list[Unit]:
@@ -82,7 +86,7 @@ def _cells(cell: Cell, path: str, name: str) -> Iterator[Unit]:
         used: dict[str, int] = {}
         for part in cell.cells:
             for unit in _cells(part, "", name):
-                place = unique(f"{snake(CELLS[type(unit.owner)])}_cell", used)
+                place = unique(snake(class_of(unit.owner)), used)
                 yield dataclasses.replace(unit, path=f"{path}/cells/{place}")
     elif type(cell) in CELLS:
         yield Unit(cell, path, _shapes_of(cell))
@@ -94,12 +98,21 @@ def _cells(cell: Cell, path: str, name: str) -> Iterator[Unit]:
         )
 
 
+def class_of(cell: Any) -> str:
+    """Keras's name for the class of a cell."""
+    name = CELLS[type(cell)].name
+    return name.partition(">")[2] or f"{name}Cell"
+
+
 def _shapes_of(cell: Cell) -> dict[str, Shape]:
     """Of what the cell declares, the second of two biases that add up apart."""
-    declared = {name: param.shape for name, param in cell.parameters(1).items()}
-    if cell.sums:
-        declared.pop("recurrent_bias", None)
-    return {**declared, "kernel": (None, *declared["kernel"][1:])}
+    one, two = ({name: p.shape for name, p in cell.parameters(n).items()} for n in (1, 2))
+    if isinstance(cell, SimpleRNNCell | LSTMCell):
+        one.pop("recurrent_bias", None)
+    return {
+        name: tuple(a if a == b else None for a, b in zip(shape, two[name], strict=True))
+        for name, shape in one.items()
+    }
 
 
 def snake(name: str) -> str:
@@ -157,8 +170,10 @@ def to_params(unit: Unit, arrays: Arrays, where: str) -> dict[str, jax.Array]:
     if isinstance(owner, GRUCell | LSTMCell | SimpleRNNCell):
         arrays = _one_layout(owner, arrays, where)
     named = dict(zip(unit.shapes, arrays, strict=False))
+    if isinstance(owner, Cell):
+        order = places("keras", owner)
+        named = {n: reordered(a, order) if n in _OF_GATES else a for n, a in named.items()}
     if isinstance(owner, GRUCell):
-        named = {name: _swap(array) for name, array in named.items()}
         bias = named.get("bias")
         if owner.reset_after and bias is not None and bias.ndim == 2 and len(bias) == 2:
             named["bias"], named["recurrent_bias"] = bias
@@ -194,24 +209,18 @@ def to_arrays(unit: Unit, params: Any, where: str) -> list[np.ndarray]:
         raise InteropError(f"{where} should have a dict of arrays, but has {type(params).__name__}")
     params = with_one_bias(params) if _has_second(unit) else params
     named = {name: np.asarray(array) for name, array in params.items()}
+    if isinstance(unit.owner, Cell):
+        order = np.argsort(places("keras", unit.owner)).tolist()
+        named = {n: reordered(a, order) if n in _OF_GATES else a for n, a in named.items()}
     came = {name: array.shape for name, array in named.items()}
     if not fits(unit.shapes, came):
         raise InteropError(
             f"{where} should have parameters {_list(unit.shapes)}, but they are {_list(came)}; "
             "take those of this model"
         )
-    if "recurrent_bias" in named:
+    if isinstance(unit.owner, GRUCell) and "recurrent_bias" in named:
         named["bias"] = np.stack([named["bias"], named.pop("recurrent_bias")])
-    arrays = [named[name] for name in unit.shapes if name in named]
-    return [_swap(array) for array in arrays] if isinstance(unit.owner, GRUCell) else arrays
-
-
-def _swap(array: np.ndarray) -> np.ndarray:
-    """Exchange the first two of three gates: Keras's GRU has z, r, h, and ours r, z, n."""
-    if array.ndim == 0 or array.shape[-1] % 3:
-        return array  # of no GRU, which its shape will show
-    first, second, third = np.split(array, 3, axis=-1)
-    return np.concatenate([second, first, third], axis=-1)
+    return [named[name] for name in unit.shapes if name in named]
 
 
 def _held(array: np.ndarray, where: str) -> jax.Array:

@@ -1,5 +1,6 @@
 """From layers of rnnjax to the configs that Keras 3 opens."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ from rnnjax.cells import GRUCell, LSTMCell
 from rnnjax.cells.base import Cell
 from rnnjax.errors import InteropError
 from rnnjax.interop.functions import Function
-from rnnjax.interop.keras.arrays import CELLS, snake, unique, units_of
+from rnnjax.interop.keras.arrays import CELLS, class_of, snake, unique, units_of
 from rnnjax.interop.keras.functions import layer_of, name_of
 from rnnjax.interop.keras.operators import CALL_OPTIONS, OPERATORS, Operation
 from rnnjax.interop.layers import (
@@ -68,8 +69,7 @@ def kind_of(layer: Layer, form: str | None = None) -> str:
         cell = _bare(layer.cell)
         if isinstance(cell, Bidirectional):
             return "Bidirectional"
-        plain = type(cell) in CELLS and form != "RNN"
-        return CELLS[type(cell)] if plain else "RNN"
+        return _class_of(cell, form)
     if isinstance(layer, Operation):
         return "TimeDistributed" if layer.each_step else layer.kind
     if isinstance(layer, Dense | Activation) and form == "TimeDistributed":
@@ -238,6 +238,12 @@ def _entry(kind: str, config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _class_of(cell: Cell, form: str | None) -> str:
+    """The layer around a cell."""
+    name = CELLS[type(cell)].name if type(cell) in CELLS and form != "RNN" else "RNN"
+    return "RNN" if ">" in name else name
+
+
 def _bare(cell: Cell) -> Cell:
     return cell.cell if isinstance(cell, Regularized) else cell
 
@@ -261,9 +267,8 @@ def _recurrent(layer: Recurrent, kind: str, form: str | None) -> dict[str, Any]:
         )
     directions = []
     for i, part in enumerate(cell.cells):
-        plain = type(_bare(part)) in CELLS and form != "RNN"
         name = f"{('forward', 'backward')[i]}_{layer.name}"
-        part_kind = CELLS[type(_bare(part))] if plain else "RNN"
+        part_kind = _class_of(_bare(part), form)
         reverse = layer.reverse != (i == 1)
         directions.append(
             _one_direction(part, part_kind, name, layer, reverse, layer.return_sequences)
@@ -298,7 +303,19 @@ def _cell(cell: Cell, name: str) -> dict[str, Any]:
     if isinstance(cell, Stack):
         cells = [_cell(part, name) for part in cell.cells]
         return _entry("StackedRNNCells", {"cells": cells})
-    return _entry(f"{CELLS[type(_bare(cell))]}Cell", _cell_options(cell, name))
+    bare = _bare(cell)
+    if ">" not in CELLS[type(bare)].name:
+        return _entry(class_of(bare), _cell_options(cell, name))
+    fields = {one.name: getattr(cell, one.name, None) for one in dataclasses.fields(bare)}  # type: ignore[arg-type]
+    config = {"units": fields.pop("hidden_size"), **fields}
+    odd = [key for key, value in config.items() if not isinstance(value, str | int | float | None)]
+    if bare is not cell or odd:
+        raise InteropError(
+            f"layer {name!r} is made of {cell!r}, of which Keras's config holds numbers, texts and "
+            f"None alone; change {', '.join(odd) or 'its dropout'}"
+        )
+    registered = CELLS[type(bare)].name
+    return {**_entry(class_of(bare), config), "module": None, "registered_name": registered}
 
 
 def _cell_options(cell: Cell, name: str) -> dict[str, Any]:

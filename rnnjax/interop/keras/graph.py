@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from rnnjax.errors import InteropError
+from rnnjax.interop.registry import cell_named
 
 _MODELS = ("Sequential", "Functional", "Model")
 _TENSORS = ("query", "value", "key", "x1", "x2")  # by which calls name arrays that they take
@@ -59,11 +60,14 @@ def entry_of(value: Any, where: str) -> Entry:
             f"layer {name[:80]!r} is a Lambda, which holds code of its own, and code from a file "
             "is never run; put what it computes around the model in Python"
         )
+    if isinstance(registered, str) and ">" in registered and cell_named("keras", registered):
+        return Entry(name, registered, config)
     # Keras's own classes are registered by their bare names, those of others behind a ">".
     if not known or (registered and (">" in str(registered) or not isinstance(module, str))):
         raise InteropError(
             f"layer {name[:80]!r} is {kind[:80]!r}, a class of somebody's own that is not known "
-            "here; take the model apart, and load its layers one by one"
+            "here; take the model apart, and load its layers one by one, or if it is a cell call "
+            "rnnjax.interop.register"
         )
     return Entry(name, kind, config)
 

@@ -24,6 +24,7 @@ from rnnjax.interop.layers import (
     Recurrent,
 )
 from rnnjax.interop.model import Call, Functional, Input, Sequential, Value
+from rnnjax.interop.registry import cell_named
 from rnnjax.layers import Bidirectional, Regularized, Stack
 from rnnjax.layers import Dropout as DropoutRate
 
@@ -397,6 +398,9 @@ def _stacked(options: Options) -> Cell:
 
 def _any_cell(value: Any, options: Options, known: Mapping[str, Callable[[Options], Cell]]) -> Cell:
     inner = Options(entry_of(value, f"a cell of {options.where}"), options.version)
+    registered = cell_named("keras", inner.entry.kind)
+    if registered is not None:
+        return _registered(registered, inner)
     if inner.entry.kind not in known:
         raise InteropError(
             f"{options.where} has a cell of class {inner.entry.kind[:80]!r}, but should have one "
@@ -404,6 +408,19 @@ def _any_cell(value: Any, options: Options, known: Mapping[str, Callable[[Option
         )
     _check_plain(inner)
     return known[inner.entry.kind](inner)
+
+
+def _registered(kind: type[Cell], options: Options) -> Cell:
+    """A cell of somebody's own: its fields are the options of their names."""
+    names = [one.name for one in dataclasses.fields(kind) if one.init]  # type: ignore[arg-type]
+    told = {**options.entry.config, "hidden_size": options.get("units", "hidden_size")}
+    try:
+        return kind(**{name: told[name] for name in names if name in told})
+    except (TypeError, ValueError) as error:  # the second of the library
+        raise InteropError(
+            f"{options.where} does not become a {kind.__name__}: {str(error)[:200]}; save it with "
+            "the options of that class"
+        ) from error
 
 
 def _with_dropout(build: Callable[[Options], Cell]) -> Callable[[Options], Cell]:
