@@ -18,6 +18,7 @@ from rnnjax.interop.layers import (
 )
 from rnnjax.interop.model import Functional, Model, Network, Sequential
 from rnnjax.interop.registry import Form, register
+from rnnjax.interop.serving import export
 
 __all__ = [
     "Activation",
@@ -34,5 +35,6 @@ __all__ = [
     "OneHotIds",
     "Recurrent",
     "Sequential",
+    "export",
     "register",
 ]

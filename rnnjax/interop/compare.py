@@ -137,7 +137,10 @@ def random_inputs(
     if isinstance(model.network, Graph):
         arrays = {
             entry.name: _random(
-                rng, assumed_shape(entry, model.network, model.params), entry.dtype, ids
+                rng,
+                assumed_shape(entry, model.network, model.params, (steps, batch)),
+                entry.dtype,
+                ids,
             )
             for entry in model.network.inputs
             if entry.role == "data"
