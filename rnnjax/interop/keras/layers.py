@@ -344,114 +344,74 @@ def _is_softmax(entry: Entry) -> bool:
 # --- cells ---------------------------------------------------------------------------------------
 
 
-def _simple(options: Options) -> Cell:
-    return SimpleRNNCell(
-        options.size("units", "output_dim"),
-        activation=cell_function(options.function("activation", default="tanh")),
-        use_bias=options.flag("use_bias", True),
-    )
+_KINDS: Mapping[str, type[Cell]] = {
+    "SimpleRNN": SimpleRNNCell,
+    "LSTM": LSTMCell,
+    "GRU": GRUCell,
+    "CuDNNLSTM": LSTMCell,
+    "CuDNNGRU": GRUCell,
+}
+_OLD = {"recurrent_activation": "inner_activation"}  # as Keras 1 called it
 
 
-def _gate(options: Options) -> str | Function:
-    old = options.version.number < 3 and not options.version.tensorflow
-    default = "hard_sigmoid" if old else "sigmoid"
-    names = "recurrent_activation", "inner_activation"
-    return cell_function(options.function(*names, default=default))
+def _cell(kind: type[Cell], options: Options) -> Cell:
+    """A cell whose fields are the options of their names, and what training would drop of it."""
+    names = {one.name for one in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    size: Any = options.size("units", "output_dim")
+    told: dict[str, Any] = {}
+    if "unit_forget_bias" in names:
+        told["unit_forget_bias"] = options.flag("unit_forget_bias", True)
+    if options.entry.kind.startswith("CuDNN"):
+        return kind(size, **told)
+    new = options.version.number == 3 or options.version.tensorflow
+    gate = "sigmoid" if new else "hard_sigmoid"
+    for name, default in (("activation", "tanh"), ("recurrent_activation", gate)):
+        if name in names:
+            function = options.function(name, _OLD.get(name, name), default=default)
+            told[name] = cell_function(function)
+    if "reset_after" in names:
+        told["reset_after"] = options.flag("reset_after", new)
+    cell = kind(size, use_bias=options.flag("use_bias", True), **told)
+    rates = {
+        "input_dropout": options.rate("dropout", "dropout_W"),
+        "recurrent_dropout": options.rate("recurrent_dropout", "dropout_U"),
+    }
+    return Regularized(cell, **rates) if any(rates.values()) else cell
 
 
-def _lstm(options: Options) -> Cell:
-    return LSTMCell(
-        options.size("units", "output_dim"),
-        activation=cell_function(options.function("activation", default="tanh")),
-        recurrent_activation=_gate(options),
-        use_bias=options.flag("use_bias", True),
-        unit_forget_bias=options.flag("unit_forget_bias", True),
-    )
-
-
-def _gru(options: Options) -> Cell:
-    return GRUCell(
-        options.size("units", "output_dim"),
-        activation=cell_function(options.function("activation", default="tanh")),
-        recurrent_activation=_gate(options),
-        use_bias=options.flag("use_bias", True),
-        reset_after=options.flag(
-            "reset_after", options.version.number == 3 or options.version.tensorflow
-        ),
-    )
-
-
-def _cudnn_lstm(options: Options) -> Cell:
-    return LSTMCell(options.size("units"), unit_forget_bias=options.flag("unit_forget_bias", True))
-
-
-def _cudnn_gru(options: Options) -> Cell:
-    return GRUCell(options.size("units"))
-
-
-def _stacked(options: Options) -> Cell:
-    listed = options.get("cells")
-    if not isinstance(listed, list) or not listed:
-        raise InteropError(f"{options.where} should list its cells, but has {repr(listed)[:80]}")
-    return Stack([_any_cell(value, options, _PLAIN_CELLS) for value in listed])
-
-
-def _any_cell(value: Any, options: Options, known: Mapping[str, Callable[[Options], Cell]]) -> Cell:
+def _any_cell(value: Any, options: Options, stack: bool = True) -> Cell:
+    """A cell that an RNN has, or a stack of some."""
     inner = Options(entry_of(value, f"a cell of {options.where}"), options.version)
-    registered = cell_named("keras", inner.entry.kind)
-    if registered is not None:
-        return _registered(registered, inner)
-    if inner.entry.kind not in known:
+    kind, known = inner.entry.kind, [f"{name}Cell" for name in _KINDS if "CuDNN" not in name]
+    if ">" in kind:
+        return _registered(kind, inner)
+    if kind not in known and not (stack and kind == "StackedRNNCells"):
         raise InteropError(
-            f"{options.where} has a cell of class {inner.entry.kind[:80]!r}, but should have one "
-            f"of {', '.join(known)}"
+            f"{options.where} has a cell of class {kind[:80]!r}, but should have one of "
+            f"{', '.join(known)}{' or StackedRNNCells' * stack}"
         )
     _check_plain(inner)
-    return known[inner.entry.kind](inner)
+    if kind in known:
+        return _cell(_KINDS[kind.removesuffix("Cell")], inner)
+    listed = inner.get("cells")
+    if not isinstance(listed, list) or not listed:
+        raise InteropError(f"{inner.where} should list its cells, but has {repr(listed)[:80]}")
+    return Stack([_any_cell(value, inner, stack=False) for value in listed])
 
 
-def _registered(kind: type[Cell], options: Options) -> Cell:
+def _registered(name: str, options: Options) -> Cell:
     """A cell of somebody's own: its fields are the options of their names."""
-    names = [one.name for one in dataclasses.fields(kind) if one.init]  # type: ignore[arg-type]
+    kind: Any = cell_named("keras", name)
+    names = [one.name for one in dataclasses.fields(kind) if one.init]
     told = {**options.entry.config, "hidden_size": options.get("units", "hidden_size")}
     try:
-        return kind(**{name: told[name] for name in names if name in told})
+        made: Cell = kind(**{name: told[name] for name in names if name in told})
     except (TypeError, ValueError) as error:  # the second of the library
         raise InteropError(
             f"{options.where} does not become a {kind.__name__}: {str(error)[:200]}; save it with "
             "the options of that class"
         ) from error
-
-
-def _with_dropout(build: Callable[[Options], Cell]) -> Callable[[Options], Cell]:
-    """The cell, wrapped where training would drop something."""
-
-    def wrapped(options: Options) -> Cell:
-        cell = build(options)
-        rates = {
-            "input_dropout": options.rate("dropout", "dropout_W"),
-            "recurrent_dropout": options.rate("recurrent_dropout", "dropout_U"),
-        }
-        return Regularized(cell, **rates) if any(rates.values()) else cell
-
-    return wrapped
-
-
-_SINGLE: Mapping[str, Callable[[Options], Cell]] = {
-    "SimpleRNN": _with_dropout(_simple),
-    "LSTM": _with_dropout(_lstm),
-    "GRU": _with_dropout(_gru),
-    "CuDNNLSTM": _cudnn_lstm,
-    "CuDNNGRU": _cudnn_gru,
-}
-
-_PLAIN_CELLS: Mapping[str, Callable[[Options], Cell]] = {
-    "SimpleRNNCell": _SINGLE["SimpleRNN"],
-    "LSTMCell": _SINGLE["LSTM"],
-    "GRUCell": _SINGLE["GRU"],
-}
-
-_CELLS: Mapping[str, Callable[[Options], Cell]] = {**_PLAIN_CELLS, "StackedRNNCells": _stacked}
+    return made
 
 
 # --- layers --------------------------------------------------------------------------------------
@@ -460,9 +420,9 @@ _CELLS: Mapping[str, Callable[[Options], Cell]] = {**_PLAIN_CELLS, "StackedRNNCe
 def _recurrent(name: str, options: Options) -> Recurrent:
     kind = options.entry.kind
     if kind == "RNN":
-        cell = _any_cell(options.get("cell"), options, _CELLS)
+        cell = _any_cell(options.get("cell"), options)
     else:
-        cell = _SINGLE[kind](options)
+        cell = _cell(_KINDS[kind], options)
     backwards = options.flag("go_backwards")
     return Recurrent(
         name,
@@ -479,10 +439,10 @@ def _bidirectional(name: str, options: Options) -> Recurrent:
     if options.get("backward_layer") is not None:
         directions.append(options.inner("backward_layer"))
     for direction in directions:
-        if direction.entry.kind not in (*_SINGLE, "RNN"):
+        if direction.entry.kind not in (*_KINDS, "RNN"):
             raise InteropError(
                 f"{options.where} runs a layer of class {direction.entry.kind[:80]!r}, but should "
-                f"run one of {', '.join((*_SINGLE, 'RNN'))}"
+                f"run one of {', '.join((*_KINDS, 'RNN'))}"
             )
         _check_plain(direction)
     parts = [_recurrent(name, direction) for direction in directions]
@@ -601,7 +561,7 @@ _AT_EACH_STEP: Mapping[str, Callable[[str, Options], Layer]] = {
 
 _LAYERS: Mapping[str, Callable[[str, Options], Layer]] = {
     **dict.fromkeys(OPERATORS, _operation),
-    **dict.fromkeys((*_SINGLE, "RNN"), _recurrent),
+    **dict.fromkeys((*_KINDS, "RNN"), _recurrent),
     **_AT_EACH_STEP,
     "Bidirectional": _bidirectional,
     "TimeDistributed": _time_distributed,
