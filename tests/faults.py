@@ -895,9 +895,9 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the gates of Flax's cells are read in the order of their names",
         "interop/flax",
-        "rnnjax/interop/flax/cells.py",
-        'np.concatenate([blocks[name]["kernel"] for name in first], axis=-1)',
-        'np.concatenate([blocks[name]["kernel"] for name in sorted(first)], axis=-1)',
+        "rnnjax/layout.py",
+        '{"kernel": _joined(tree, first, "kernel"), ',
+        '{"kernel": _joined(tree, tuple(sorted(first)), "kernel"), ',
         ("tests/interop/test_flax_models.py",),
     ),
     Fault(
