@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -41,10 +42,33 @@ class Context:
     method: Method = Auto()
 
 
+Shape = tuple[int | None, ...]
+Weights = Mapping[str, Shape]
+"""Shapes of parameters by their names, in Keras's order; None for a size of the inputs."""
+
+
+def fits(shapes: Weights, came: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether they are those, with any size where one is None.
+
+    >>> fits({"kernel": (None, 5)}, {"kernel": (3, 5)}), fits({"kernel": (None, 5)}, {})
+    (True, False)
+    """
+    return set(shapes) == set(came) and all(
+        len(shape) == len(came[name])
+        and all(a in (None, b) for a, b in zip(shape, came[name], strict=True))
+        for name, shape in shapes.items()
+    )
+
+
 class Layer(abc.ABC):
     """One layer of a `Network`, a frozen dataclass without arrays."""
 
     name: str
+
+    @property
+    def weights(self) -> Mapping[str, Weights]:
+        """The shapes of its parameters, but of a `Recurrent`, by their place below the layer."""
+        return {}
 
     @abc.abstractmethod
     def run(
@@ -157,6 +181,12 @@ class Dense(Layer):
     activation: str | Function = "linear"
     use_bias: bool = True
 
+    @property
+    def weights(self) -> Mapping[str, Weights]:
+        """The kernel, and the bias if there is one."""
+        kernel: Weights = {"kernel": (None, self.size)}
+        return {"": {**kernel, "bias": (self.size,)} if self.use_bias else kernel}
+
     def run(
         self, params: Params, flow: Flow, carry: Carry | None, context: Context
     ) -> tuple[None, Flow]:
@@ -192,6 +222,11 @@ class Embedding(Layer):
     vocabulary_size: int
     size: int
     mask_zero: bool = False
+
+    @property
+    def weights(self) -> Mapping[str, Weights]:
+        """The table."""
+        return {"": {"embedding": (self.vocabulary_size, self.size)}}
 
     def run(
         self, params: Params, flow: Flow, carry: Carry | None, context: Context

@@ -252,6 +252,8 @@ def test_what_a_graph_is_given() -> None:
     assert ours({"x": xs, "ids": ids})[1][0].shape == (TIME, BATCH, WORDS)
     with pytest.raises(InvalidInputError, match="inputs x, ids, as a tuple or a dict"):
         ours(xs)
+    with pytest.raises(InteropError, match="ONNX is written of layers in a row, time first"):
+        convert.onnx.to_proto(ours)
     with pytest.raises(InvalidInputError, match="are for a model of one input"):
         ours((xs, ids), lengths=np.array([1, 2, 3]))
     with pytest.raises(InvalidInputError, match=r"layer 'conv1d.* takes sequences with a batch"):

@@ -17,8 +17,8 @@ from rnnjax.cells import Cell, GRUCell, LSTMCell, SimpleRNNCell
 from rnnjax.cells.base import Params
 from rnnjax.errors import InteropError
 from rnnjax.interop.arrays import with_one_bias
-from rnnjax.interop.keras.operators import Operation, Shape, Weights
-from rnnjax.interop.layers import Dense, Embedding, Layer, Recurrent, describe_cell
+from rnnjax.interop.keras.operators import Operation
+from rnnjax.interop.layers import Layer, Recurrent, Shape, Weights, describe_cell, fits
 from rnnjax.interop.registry import FORMS, places, reordered
 from rnnjax.layers import Bidirectional, Directions, Regularized, Stack
 
@@ -63,17 +63,9 @@ def units_of(layer: Layer, wrapped: bool = False) -> list[Unit]:
     [('forward_layer/cell', 3), ('backward_layer/cell', 3)]
     """
     within = "layer" if wrapped else ""
-    if isinstance(layer, Operation):
-        return [
-            Unit(layer, f"{within}/{place}".strip("/"), shapes)
-            for place, shapes in layer.weights.items()
-        ]
-    if isinstance(layer, Embedding):
-        return [Unit(layer, within, {"embedding": (layer.vocabulary_size, layer.size)})]
-    if isinstance(layer, Dense):
-        bias: Weights = {"bias": (layer.size,)} if layer.use_bias else {}
-        return [Unit(layer, within, {"kernel": (None, layer.size), **bias})]
-    return list(_cells(layer.cell, "cell", layer.name)) if isinstance(layer, Recurrent) else []
+    if not isinstance(layer, Recurrent):
+        return [Unit(layer, f"{within}/{p}".strip("/"), w) for p, w in layer.weights.items()]
+    return list(_cells(layer.cell, "cell", layer.name))
 
 
 def _cells(cell: Cell, path: str, name: str) -> Iterator[Unit]:
@@ -281,15 +273,6 @@ def _join_gates(arrays: Arrays, gates: int, where: str) -> Arrays:
             )
         joined.append(np.concatenate(parts, axis=-1))
     return joined
-
-
-def fits(shapes: Weights, came: Weights) -> bool:
-    """Whether they are those, with any size where one is None."""
-    return set(shapes) == set(came) and all(
-        len(shape) == len(came[name])
-        and all(a in (None, b) for a, b in zip(shape, came[name], strict=True))
-        for name, shape in shapes.items()
-    )
 
 
 def _list(shapes: Weights) -> str:

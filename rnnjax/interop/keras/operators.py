@@ -16,12 +16,8 @@ from jax import lax
 from rnnjax.cells.base import Carry, Params
 from rnnjax.errors import InvalidInputError
 from rnnjax.interop.functions import get_function
-from rnnjax.interop.layers import Context, Flow, Layer, single
+from rnnjax.interop.layers import Context, Flow, Layer, Shape, Weights, single
 from rnnjax.layers.dropout import factors
-
-Shape = tuple[int | None, ...]
-Weights = Mapping[str, Shape]
-"""Shapes of parameters by their names, in Keras's order; None for a size of the inputs."""
 
 
 class At(NamedTuple):
