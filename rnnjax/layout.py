@@ -190,20 +190,12 @@ def known(layouts: Mapping[type, Layout], module: Any, tree: Tree) -> Adapted | 
     layout = layouts.get(type(module))
     if layout is None or set(tree) != {*layout.inputs, *layout.hiddens} or not _exact(module):
         return None
-    first, second = layout.inputs, layout.hiddens
-    recurrent = _joined(tree, second, "kernel")
+    params = params_of(layout, tree, getattr(module, "residual", False))
     options = {"activation": module.activation_fn, "dtype": module.dtype}
     if layout.cell is not SimpleRNNCell:
         options["recurrent_activation"] = module.gate_fn
-    cell = layout.cell(len(recurrent), param_dtype=module.param_dtype, **options)
-    if getattr(module, "residual", False):  # SimpleCell adds the hidden state
-        recurrent = recurrent + jnp.eye(len(recurrent), dtype=recurrent.dtype)
-    params = {"kernel": _joined(tree, first, "kernel"), "recurrent_kernel": recurrent}
-    if layout.cell in (GRUCell, MGUCell):
-        params["bias"] = _joined(tree, first, "bias")
-        params["recurrent_bias"] = _joined(tree, second, "bias")
-    else:
-        params["bias"] = _joined(tree, first if layout.input_bias else second, "bias")
+    size = len(params["recurrent_kernel"])
+    cell = layout.cell(size, param_dtype=module.param_dtype, **options)
     into, out_of = _CARRIES[layout.cell]
 
     def back(carry: Any, ys: jax.Array) -> tuple[Any, jax.Array]:
@@ -264,6 +256,27 @@ def _is_value(function: Any) -> bool:
         return False
     one = jax.ShapeDtypeStruct((1,), jnp.float32)
     return isinstance(named(function), str) or not jax.make_jaxpr(function)(one).consts
+
+
+def params_of(layout: Layout, tree: Tree, residual: bool) -> dict[str, jax.Array]:
+    """The parameters of our cell, from the tree of Flax's.
+
+    Args:
+        layout: of the tree.
+        tree: with all its kernels.
+        residual: whether a SimpleCell adds the hidden state, the identity in our kernel.
+    """
+    first, second = layout.inputs, layout.hiddens
+    recurrent = _joined(tree, second, "kernel")
+    if residual:
+        recurrent = recurrent + jnp.eye(len(recurrent), dtype=recurrent.dtype)
+    params = {"kernel": _joined(tree, first, "kernel"), "recurrent_kernel": recurrent}
+    if layout.cell in (GRUCell, MGUCell):
+        params["bias"] = _joined(tree, first, "bias")
+        params["recurrent_bias"] = _joined(tree, second, "bias")
+    else:
+        params["bias"] = _joined(tree, first if layout.input_bias else second, "bias")
+    return params
 
 
 def _joined(tree: Tree, names: tuple[str, ...], leaf: str) -> jax.Array:

@@ -12,8 +12,10 @@ from cell_table import CELLS as TABLE
 from jax import export
 
 import rnnjax
-from rnnjax import Auto, Fused, Scan
+from rnnjax import Auto, Fused, Scan, interop
 from rnnjax.engine import plan, products
+from rnnjax.interop import Dense, Embedding, Functional, Model, Recurrent, Sequential
+from rnnjax.interop.model import Call, Input, Value
 
 CELLS = {
     "lstm": rnnjax.LSTMCell(5),
@@ -125,3 +127,48 @@ def test_one_hot_inputs_are_written_and_read_back(assert_close: Callable[..., An
     run = jax.jit(lambda params, xs: rnnjax.unroll(cell, params, xs)[1])
     program: Any = export.deserialize(export.export(run)(params, xs).serialize())
     assert_close(program.call(params, xs), run(params, xs), 1e-6)
+
+
+def test_a_model_is_one_program_with_its_state(random_like: Callable[..., Any]) -> None:
+    """Step after step of any number of rows, without the model's classes."""
+    stack = rnnjax.Stack([rnnjax.LSTMCell(4), rnnjax.GRUCell(3)])
+    params = random_like(jax.eval_shape(lambda: stack.init(jax.random.key(0), 2)), 1)
+    table, head = random_like((jnp.zeros((7, 2)), jnp.zeros((3, 5))), 2)
+    chain = (
+        Embedding("words", 7, 2),
+        Recurrent("stack", stack),
+        Dense("head", 5, "softmax", use_bias=False),
+    )
+    given = {"words": {"embedding": table}, "stack": params, "head": {"kernel": head}}
+    model = Model(Sequential(chain), given)
+    step: Any = export.deserialize(interop.export(model, steps=1).serialize())
+    for batch in (3, 1):
+        ids = jnp.asarray(np.random.default_rng(batch).integers(0, 7, (6, batch)))
+        carry, expected = model.initial_carry((batch,)), model(ids)[1]
+        for t in range(6):
+            carry, ys = step.call(carry, ids[t : t + 1])
+            np.testing.assert_allclose(ys[0], expected[t], atol=1e-6)
+    whole: Any = interop.export(model, platforms=["cpu", "tpu"])
+    np.testing.assert_allclose(whole.call(model.initial_carry((1,)), ids)[1], expected, atol=1e-6)
+    with pytest.raises(rnnjax.InvalidInputError, match="steps should be a positive integer or"):
+        interop.export(model, steps=0)
+
+
+def test_a_graph_is_one_program() -> None:
+    """Fixed sizes of its inputs give way to the steps asked for; given states are no inputs."""
+    cell = rnnjax.GRUCell(2)
+    layers = tuple(Recurrent(name, cell) for name in ("encoder", "decoder"))
+    calls = (
+        Call("encoder", "encoder", (Value(0),)),
+        Call("decoder", "decoder", (Value(1),), states=(Value(2, 1),)),
+    )
+    inputs = Input("source", (6, 3)), Input("target", (None, 3))
+    network = Functional(inputs, layers, calls, (Value(3), Value(2)))
+    params = {name: cell.init(jax.random.key(i), 3) for i, name in enumerate(network.layers)}
+    model = Model(network, params)
+    program: Any = interop.export(model, steps=2)
+    assert [a.shape[0] for a in program.in_avals] == [program.in_avals[0].shape[0], 2, 2]
+    xs = jnp.ones((2, 4, 3)), jnp.ones((2, 4, 3))
+    _, ys = program.call({"encoder": cell.initial_carry((4,))}, xs)
+    for y, e in zip(ys, model(xs)[1], strict=True):
+        np.testing.assert_allclose(y, e, atol=1e-6)

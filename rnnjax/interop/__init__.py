@@ -16,7 +16,9 @@ from rnnjax.interop.layers import (
     OneHotIds,
     Recurrent,
 )
-from rnnjax.interop.model import Model, Network, Sequential
+from rnnjax.interop.model import Functional, Model, Network, Sequential
+from rnnjax.interop.registry import Form, register
+from rnnjax.interop.serving import export
 
 __all__ = [
     "Activation",
@@ -24,6 +26,8 @@ __all__ = [
     "Dropout",
     "Embedding",
     "Flow",
+    "Form",
+    "Functional",
     "Layer",
     "Masking",
     "Model",
@@ -31,4 +35,6 @@ __all__ = [
     "OneHotIds",
     "Recurrent",
     "Sequential",
+    "export",
+    "register",
 ]

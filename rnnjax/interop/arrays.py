@@ -9,7 +9,7 @@ import numpy as np
 from rnnjax.cells.arguments import check_features
 from rnnjax.cells.base import Cell
 from rnnjax.errors import InteropError, InvalidInputError
-from rnnjax.interop.layers import Dense, Embedding
+from rnnjax.interop.layers import Dense, Embedding, fits
 
 
 def float_array(name: str, value: Any) -> np.ndarray:
@@ -81,16 +81,11 @@ def layer_arrays(layer: Dense | Embedding, params: Any) -> dict[str, np.ndarray]
         InvalidInputError: they are not those of the layer.
     """
     came = {k: np.shape(v) for k, v in params.items()} if isinstance(params, Mapping) else {}
-    expected: dict[str, tuple[int, ...]]
-    if isinstance(layer, Embedding):
-        expected = {"embedding": (layer.vocabulary_size, layer.size)}
-    else:
-        inputs = came.get("kernel", (1,))[:1] or (1,)  # which a layer does not say
-        expected = {"kernel": (*inputs, layer.size)}
-        expected |= {"bias": (layer.size,)} if layer.use_bias else {}
-    if came != expected:
+    expected = layer.weights[""]
+    if not fits(expected, came):
+        spelled = str(dict(expected)).replace("None", "any")
         raise InvalidInputError(
-            f"params of {layer.name!r} should have the shapes {expected}, but have {came}; train "
+            f"params of {layer.name!r} should have the shapes {spelled}, but have {came}; train "
             "from model.params"
         )
     return {name: np.asarray(array) for name, array in params.items()}

@@ -11,7 +11,7 @@ import numpy as np
 from rnnjax.cells.base import Carry
 from rnnjax.errors import InteropError
 from rnnjax.interop.layers import Embedding, OneHotIds
-from rnnjax.interop.model import Model
+from rnnjax.interop.model import Functional, Model
 from rnnjax.interop.onnx.graph import BATCH, STEPS, Graph, assumed_shape
 from rnnjax.interop.onnx.layers import input_size
 from rnnjax.interop.onnx.sequential import Found
@@ -124,12 +124,23 @@ def random_inputs(
     model: Model, rng: np.random.Generator, steps: int = STEPS, batch: int = BATCH
 ) -> Any:
     """Inputs of a few steps that the model takes; a graph says itself how many, or has a few."""
+    tables = [layer for layer in model.layers.values() if isinstance(layer, Embedding)]
+    ids = min((table.vocabulary_size for table in tables), default=2)
+    if isinstance(model.network, Functional):
+        drawn = []
+        for one in model.network.inputs:
+            sizes = [n or (_FEATURES, steps)[i == 0] for i, n in enumerate(one.shape)]
+            x = _random(rng, [batch, *sizes], one.dtype, ids)
+            turned = one.sequence and model.network.time_first
+            drawn.append(np.swapaxes(x, 0, 1) if turned else x)
+        return drawn[0] if len(drawn) == 1 else tuple(drawn)
     if isinstance(model.network, Graph):
-        tables = [layer for layer in model.layers.values() if isinstance(layer, Embedding)]
-        ids = min((table.vocabulary_size for table in tables), default=2)
         arrays = {
             entry.name: _random(
-                rng, assumed_shape(entry, model.network, model.params), entry.dtype, ids
+                rng,
+                assumed_shape(entry, model.network, model.params, (steps, batch)),
+                entry.dtype,
+                ids,
             )
             for entry in model.network.inputs
             if entry.role == "data"

@@ -15,7 +15,7 @@ from rnnjax.errors import InvalidInputError, RnnjaxError
 from rnnjax.interop import keras, onnx, torch
 from rnnjax.interop.compare import Comparison, SelfCheckError, compare, compare_found
 from rnnjax.interop.layers import Dense, Dropout, Embedding, Layer, OneHotIds, Recurrent
-from rnnjax.interop.model import Model, Sequential
+from rnnjax.interop.model import Functional, Model, Sequential, with_axes
 from rnnjax.interop.onnx.sequential import find_layers
 
 _OF_TORCH = (".safetensors", ".pt", ".pth", ".ckpt")
@@ -73,7 +73,7 @@ def _layers(model: Model) -> Model:
     Raises:
         SelfCheckError: they compute something else than the graph.
     """
-    if isinstance(model.network, Sequential):
+    if not isinstance(model.network, onnx.Graph):
         return model
     found = find_layers(model)
     check = compare_found(model, found)
@@ -105,6 +105,8 @@ def write(model: Model, target: str | os.PathLike[str], **options: Any) -> Model
         raise InvalidInputError(
             f"{', '.join(options)} are options of .onnx files, but {path} is none; leave them out"
         )
+    if not isinstance(model.network, onnx.Graph):
+        model = with_axes(model, True)  # as it is read back
     if suffix == ".onnx":
         onnx.save(model, path, **options)
         return model
@@ -185,7 +187,7 @@ def read_back(model: Model, target: str | os.PathLike[str]) -> Model:
         read = keras.load(path)
         ids = [layer for layer in model.layers.values() if isinstance(layer, OneHotIds)]
         chain = (*ids, *read.layers.values())
-        return Model(Sequential(chain), read.params)
+        return Model(Sequential(chain), read.params) if ids else read
     if suffix == ".weights.h5":
         return keras.load(path, like=model)
     layers = [*model.layers.values()]
@@ -199,6 +201,8 @@ def read_back(model: Model, target: str | os.PathLike[str]) -> Model:
         },
     )
     chain = tuple(_as_before(a, b) for a, b in zip(layers, read.layers.values(), strict=True))
+    if isinstance(model.network, Functional):
+        return Model(dataclasses.replace(model.network, layer_list=chain), read.params)
     return Model(Sequential(chain), read.params)
 
 

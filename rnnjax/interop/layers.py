@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -41,16 +42,42 @@ class Context:
     method: Method = Auto()
 
 
+Shape = tuple[int | None, ...]
+Weights = Mapping[str, Shape]
+"""Shapes of parameters by their names, in Keras's order; None for a size of the inputs."""
+
+
+def fits(shapes: Weights, came: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether they are those, with any size where one is None.
+
+    >>> fits({"kernel": (None, 5)}, {"kernel": (3, 5)}), fits({"kernel": (None, 5)}, {})
+    (True, False)
+    """
+    return set(shapes) == set(came) and all(
+        len(shape) == len(came[name])
+        and all(a in (None, b) for a, b in zip(shape, came[name], strict=True))
+        for name, shape in shapes.items()
+    )
+
+
 class Layer(abc.ABC):
     """One layer of a `Network`, a frozen dataclass without arrays."""
 
     name: str
 
+    @property
+    def weights(self) -> Mapping[str, Weights]:
+        """The shapes of its parameters, but of a `Recurrent`, by their place below the layer."""
+        return {}
+
     @abc.abstractmethod
     def run(
         self, params: Params, flow: Flow, carry: Carry | None, context: Context
     ) -> tuple[Carry | None, Flow]:
-        """Run the layer; ``carry`` is that of a `Recurrent`, or None."""
+        """Run the layer; ``carry`` is that of a `Recurrent`, or None.
+
+        Where a layer takes or gives several arrays, a tuple of `Flow` stands for one.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,12 +181,18 @@ class Dense(Layer):
     activation: str | Function = "linear"
     use_bias: bool = True
 
+    @property
+    def weights(self) -> Mapping[str, Weights]:
+        """The kernel, and the bias if there is one."""
+        kernel: Weights = {"kernel": (None, self.size)}
+        return {"": {**kernel, "bias": (self.size,)} if self.use_bias else kernel}
+
     def run(
         self, params: Params, flow: Flow, carry: Carry | None, context: Context
     ) -> tuple[None, Flow]:
         """One matrix product over all steps."""
         kernel = params["kernel"]
-        xs = _single(self, flow)
+        xs = single(self, flow)
         if xs.shape[-1] != kernel.shape[0]:
             raise InvalidInputError(
                 f"the inputs of layer {self.name!r} have {xs.shape[-1]} features, but its kernel "
@@ -189,6 +222,11 @@ class Embedding(Layer):
     vocabulary_size: int
     size: int
     mask_zero: bool = False
+
+    @property
+    def weights(self) -> Mapping[str, Weights]:
+        """The table."""
+        return {"": {"embedding": (self.vocabulary_size, self.size)}}
 
     def run(
         self, params: Params, flow: Flow, carry: Carry | None, context: Context
@@ -254,7 +292,7 @@ class Dropout(Layer):
         self, params: Params, flow: Flow, carry: Carry | None, context: Context
     ) -> tuple[None, Flow]:
         """Drop, or not."""
-        return None, flow._replace(xs=self.dropout.apply(context.key, _single(self, flow)))
+        return None, flow._replace(xs=self.dropout.apply(context.key, single(self, flow)))
 
     def __str__(self) -> str:
         return f"Dropout({self.dropout.rate:g})"
@@ -271,7 +309,7 @@ class Activation(Layer):
         self, params: Params, flow: Flow, carry: Carry | None, context: Context
     ) -> tuple[None, Flow]:
         """Apply it."""
-        return None, flow._replace(xs=get_function(self.function)(_single(self, flow)))
+        return None, flow._replace(xs=get_function(self.function)(single(self, flow)))
 
     def __str__(self) -> str:
         return f"Activation({_spell(self.function)})"
@@ -305,7 +343,16 @@ def _spell(function: str | Function) -> str:
     return getattr(function, "__name__", None) or repr(function)
 
 
-def _single(layer: Layer, flow: Flow) -> Any:
+def single(layer: Layer, flow: Any) -> Any:
+    """The one array that a layer takes.
+
+    Raises:
+        InvalidInputError: two directions come, or several arrays.
+    """
+    if not isinstance(flow, Flow):
+        raise InvalidInputError(
+            f"layer {layer.name!r} takes one array, but gets {len(flow)}; concatenate them"
+        )
     if isinstance(flow.xs, Directions):
         raise InvalidInputError(
             f"layer {layer.name!r} takes one array, but comes behind two directions that are not "
@@ -316,17 +363,18 @@ def _single(layer: Layer, flow: Flow) -> Any:
     return jnp.asarray(flow.xs)
 
 
-def _sequence(layer: Layer, flow: Flow) -> Any:
-    if not flow.sequence:
+def _sequence(layer: Layer, flow: Any) -> Any:
+    if isinstance(flow, Flow) and not flow.sequence:
         raise InvalidInputError(
             f"layer {layer.name!r} needs a sequence, but the layer before it returns its last "
             "output alone; set return_sequences there"
         )
-    return flow.xs if isinstance(flow.xs, OneHot) else _single(layer, flow)
+    one_hot = isinstance(flow, Flow) and isinstance(flow.xs, OneHot)
+    return flow.xs if one_hot else single(layer, flow)
 
 
 def _ids(layer: Layer, flow: Flow) -> jax.Array:
-    ids = jnp.asarray(_single(layer, flow))
+    ids = jnp.asarray(single(layer, flow))
     if not jnp.issubdtype(ids.dtype, jnp.integer):
         raise InvalidInputError(
             f"layer {layer.name!r} takes integer ids (time, *batch), but got {ids.dtype}"

@@ -2,8 +2,8 @@
 
 import abc
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.engine import Auto, Method
 from rnnjax.errors import InvalidInputError
 from rnnjax.interop.layers import Context, Flow, Layer, Recurrent
+from rnnjax.layers import Directions
 
 
 class Network(abc.ABC):
@@ -33,14 +34,25 @@ class Network(abc.ABC):
     ) -> tuple[dict[str, Carry], Any]:
         """Run the layers over ``xs``; ``carry`` has entries for some recurrent layers or none."""
 
+    time_first: bool = True
+
     @property
     def axes(self) -> str:
         """Of inputs and outputs, in words."""
-        return "time first"
+        return "time first" if self.time_first else "batch first"
 
     def num_steps(self, params: Params, xs: Any) -> int:
         """The number of time steps in ``xs``: its first axis, unless a network says otherwise."""
-        return int(jnp.shape(xs)[0])
+        return int(jnp.shape(xs)[0 if self.time_first else 1])
+
+    def wiring(self, name: str) -> str:
+        """What a layer takes, where it is not what the layer before it gives."""
+        return ""
+
+    @property
+    def recurrent(self) -> Mapping[str, Recurrent]:
+        """By the names of their states, the recurrent layers."""
+        return {n: layer for n, layer in self.layers.items() if isinstance(layer, Recurrent)}
 
     def initial_carry(
         self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
@@ -48,8 +60,7 @@ class Network(abc.ABC):
         """The state with which a sequence begins: by name, that of each recurrent layer's cell."""
         return {
             name: layer.cell.initial_carry(batch_shape, dtype)
-            for name, layer in self.layers.items()
-            if isinstance(layer, Recurrent)
+            for name, layer in self.recurrent.items()
         }
 
 
@@ -59,12 +70,14 @@ class Sequential(Network):
 
     Args:
         chain: the layers from the input up, with distinct names; kept as a tuple.
+        time_first: whether inputs and outputs have time before the batch.
 
     Raises:
         InvalidInputError: there is no layer, an entry is not a `Layer`, or two have one name.
     """
 
     chain: tuple[Layer, ...]
+    time_first: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "chain", tuple(self.chain))
@@ -94,14 +107,194 @@ class Sequential(Network):
         self, params: Params, xs: Any, carry: Mapping[str, Carry], mask: Any, context: Context
     ) -> tuple[dict[str, Carry], Any]:
         """Run the layers one after the other."""
-        flow, carries = Flow(xs, mask), {}
+        flow, carries = Flow(_turned(xs, self.time_first), mask), {}
         for i, layer in enumerate(self.chain):
-            key = None if context.key is None else jax.random.fold_in(context.key, i)
-            here = dataclasses.replace(context, key=key)
-            state, flow = layer.run(params.get(layer.name, {}), flow, carry.get(layer.name), here)
+            state, flow = _run(i, layer, params, flow, carry.get(layer.name), context)
             if isinstance(layer, Recurrent):
                 carries[layer.name] = state
-        return carries, flow.xs
+        return carries, _turned(flow.xs, self.time_first or not flow.sequence)
+
+
+def _run(i: int, layer: Layer, params: Params, flow: Any, state: Any, context: Context) -> Any:
+    key = None if context.key is None else jax.random.fold_in(context.key, i)
+    own = params.get(layer.name, {})
+    return layer.run(own, flow, state, dataclasses.replace(context, key=key))
+
+
+def _turned(xs: Any, as_it_is: bool) -> Any:
+    """With the first two axes exchanged."""
+    return xs if as_it_is else jax.tree.map(lambda x: jnp.swapaxes(jnp.asarray(x), 0, 1), xs)
+
+
+class Input(NamedTuple):
+    """An input of a `Functional`.
+
+    Attributes:
+        name: of it.
+        shape: without the batch; time is its first axis, and None is any size.
+        dtype: by name.
+        sequence: whether it has a time.
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str = "float32"
+    sequence: bool = True
+
+
+class Value(NamedTuple):
+    """What goes from one call to another.
+
+    Attributes:
+        source: the place of an input, or behind these of a call.
+        output: which of its outputs; behind those of a recurrent layer come its states.
+    """
+
+    source: int
+    output: int = 0
+
+
+class Call(NamedTuple):
+    """A use of a layer.
+
+    Attributes:
+        layer: its name.
+        name: of its state: that of the layer, unless this is used again.
+        takes: its inputs.
+        states: the leaves of the state with which it begins, or none.
+        mask: True for that of its first input, False for none, or where it comes from.
+    """
+
+    layer: str
+    name: str
+    takes: tuple[Value, ...]
+    states: tuple[Value, ...] = ()
+    mask: Value | bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Functional(Network):
+    """A graph of layers, as Keras's functional models are: a `Sequential` is its plain case.
+
+    Inputs are given as a tuple in their order or as a dict by name, or as one array where there is
+    one; outputs come back so.
+
+    Args:
+        inputs: of the graph.
+        layer_list: with distinct names; a layer may be used more than once.
+        calls: in an order in which they can run.
+        outputs: where they come from.
+        names: of the outputs where they are a dict; None for a tuple.
+        time_first: whether time is before the batch in all that has a time.
+    """
+
+    inputs: tuple[Input, ...]
+    layer_list: tuple[Layer, ...]
+    calls: tuple[Call, ...]
+    outputs: tuple[Value, ...]
+    names: tuple[str, ...] | None = None
+    time_first: bool = True
+
+    @property
+    def layers(self) -> Mapping[str, Layer]:
+        """The layers by their names."""
+        return {layer.name: layer for layer in self.layer_list}
+
+    @property
+    def recurrent(self) -> Mapping[str, Recurrent]:
+        """By the names of their states, the recurrent layers: one for each use."""
+        uses = ((call.name, self.layers[call.layer]) for call in self.calls)
+        return {name: layer for name, layer in uses if isinstance(layer, Recurrent)}
+
+    def num_steps(self, params: Params, xs: Any) -> int:
+        """The number of time steps in the one input that there is.
+
+        Raises:
+            InvalidInputError: there are several.
+        """
+        if len(self.inputs) > 1:
+            raise InvalidInputError(
+                f"mask, lengths and resets are for a model of one input, but this has "
+                f"{', '.join(one.name for one in self.inputs)}; mark steps by the layers' masks"
+            )
+        return super().num_steps(params, self._given(xs)[0])
+
+    def wiring(self, name: str) -> str:
+        """The layers that a layer takes from, for each of its uses."""
+        uses = []
+        for call in self.calls:
+            if call.layer == name:
+                masks = [call.mask] if isinstance(call.mask, Value) else []
+                takes = [*call.takes, *call.states, *masks]
+                uses.append(f"({', '.join(map(self._spelled, takes))})")
+        return " of " + ", ".join(uses)
+
+    def _spelled(self, value: Value) -> str:
+        names = [*(one.name for one in self.inputs), *(call.name for call in self.calls)]
+        return names[value.source] + f"[{value.output}]" * (value.output > 0)
+
+    def run(
+        self, params: Params, xs: Any, carry: Mapping[str, Carry], mask: Any, context: Context
+    ) -> tuple[dict[str, Carry], Any]:
+        """Run the calls in their order."""
+        if mask is not None or context.resets is not None:
+            self.num_steps(params, xs)  # raises where marks of time mean nothing
+        given = None if mask is None else jnp.asarray(mask)
+        made = [
+            [Flow(_turned(x, self.time_first or not one.sequence), given, one.sequence)]
+            for x, one in zip(self._given(xs), self.inputs, strict=True)
+        ]
+        layers, carries = self.layers, {}
+        for i, call in enumerate(self.calls):
+            flows = [made[value.source][value.output] for value in call.takes]
+            came = flows[0].mask
+            if isinstance(call.mask, Value):
+                marks = made[call.mask.source][call.mask.output]
+                valid = _turned(marks.xs, marks.sequence)
+                flows[0] = flows[0]._replace(mask=valid if given is None else valid & given)
+            elif not call.mask:
+                flows[0] = flows[0]._replace(mask=given)
+            layer, state = layers[call.layer], carry.get(call.name)
+            if state is None and call.states and isinstance(layer, Recurrent):
+                leaves = [made[value.source][value.output].xs for value in call.states]
+                state = jax.tree.unflatten(jax.tree.structure(layer.cell.initial_carry()), leaves)
+            flow = flows[0] if len(flows) == 1 else tuple(flows)
+            state, flow = _run(i, layer, params, flow, state, context)
+            outputs = _outputs(flow)
+            if not call.mask and outputs[0].sequence:
+                outputs[0] = outputs[0]._replace(mask=came)
+            if isinstance(layer, Recurrent):
+                carries[call.name] = state
+                outputs += [Flow(leaf, sequence=False) for leaf in jax.tree.leaves(state)]
+            made.append(outputs)
+        flows = [made[value.source][value.output] for value in self.outputs]
+        ys = [_turned(flow.xs, self.time_first or not flow.sequence) for flow in flows]
+        if self.names is not None:
+            return carries, dict(zip(self.names, ys, strict=True))
+        return carries, ys[0] if len(ys) == 1 else tuple(ys)
+
+    def _given(self, xs: Any) -> Sequence[Any]:
+        """The arrays in the order of the inputs."""
+        names = [one.name for one in self.inputs]
+        if isinstance(xs, Mapping) and set(xs) == set(names):
+            return [xs[name] for name in names]
+        given = xs if isinstance(xs, tuple | list) else (xs,)
+        if isinstance(xs, Mapping) or len(given) != len(names):
+            came = sorted(map(str, xs)) if isinstance(xs, Mapping) else len(given)
+            raise InvalidInputError(
+                f"xs should be arrays for the inputs {', '.join(names)}, as a tuple or a dict by "
+                f"name, but has {came}; see print(model)"
+            )
+        return given
+
+
+def _outputs(flow: Any) -> list[Flow]:
+    """Each by itself: a layer may give several, and a pair of directions is two."""
+    if not isinstance(flow, Flow):
+        return list(flow)
+    if isinstance(flow.xs, Directions):
+        return [flow._replace(xs=ys) for ys in flow.xs]
+    return [flow]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -195,8 +388,8 @@ class Model:
         Args:
             params: like ``self.params``.
             xs: ``(time, *batch, features)``, time first whatever the framework had, unless
-                ``print(model)`` says that axes are the graph's own; integer ids ``(time, *batch)``
-                where the first layer takes ids.
+                ``print(model)`` says otherwise; integer ids ``(time, *batch)`` where the first
+                layer takes ids; a tuple or a dict by name where there are several inputs.
             carry: by the name of a recurrent layer, its state before the first step; a layer that
                 is left out begins with its initial carry.
             lengths: the valid steps of each row, as in `rnnjax.unroll`.
@@ -214,7 +407,7 @@ class Model:
                 an argument does not fit; see `rnnjax.unroll`.
         """
         carry = {} if carry is None else carry
-        known = {name for name, layer in self.layers.items() if isinstance(layer, Recurrent)}
+        known = set(self.network.recurrent)
         if not isinstance(carry, Mapping) or not set(carry) <= known:
             came = sorted(map(str, carry)) if isinstance(carry, Mapping) else type(carry).__name__
             raise InvalidInputError(
@@ -242,7 +435,8 @@ class Model:
             )
             count = sum(np.size(leaf) for _, leaf in leaves)
             shown = repr(name)[1:-1]  # names of files may hold what moves a terminal
-            rows.append((shown, str(layer), f"{count:,}  {shapes}" if leaves else "none"))
+            kind = f"{layer}{self.network.wiring(name)}"
+            rows.append((shown, kind, f"{count:,}  {shapes}" if leaves else "none"))
         widths = [max(len(row[i]) for row in rows) for i in range(2)]
         lines = [f"{name:{widths[0]}}  {kind:{widths[1]}}  {shapes}" for name, kind, shapes in rows]
         return "\n".join([*lines, f"{'axes':{widths[0]}}  {self.network.axes}"])
@@ -255,3 +449,9 @@ def _valid(lengths: jax.Array, num_steps: int) -> jax.Array:
             f"{lengths.dtype}; booleans for each step are given as mask"
         )
     return jnp.arange(num_steps).reshape(-1, *[1] * lengths.ndim) < lengths
+
+
+def with_axes(model: Model, time_first: bool) -> Model:
+    """The model whose data has time first, or batch first."""
+    network: Any = model.network
+    return dataclasses.replace(model, network=dataclasses.replace(network, time_first=time_first))

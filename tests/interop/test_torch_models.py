@@ -298,7 +298,7 @@ def test_parameters_of_another_size_are_refused() -> None:
         with pytest.raises(InvalidInputError, match="params"):
             to_state_dict(Model(network, params))
     head = Sequential((Dense("head", 7),))
-    with pytest.raises(InvalidInputError, match="'kernel': \\(3, 7\\)"):
+    with pytest.raises(InvalidInputError, match="'kernel': \\(any, 7\\)"):
         to_state_dict(Model(head, {"head": {"kernel": np.ones((3, 4)), "bias": np.ones(7)}}))
     both = Sequential((Recurrent("rnn", Bidirectional(LSTMCell(4))),))
     with pytest.raises(InvalidInputError, match="Directions"):
@@ -384,3 +384,12 @@ def test_arguments_that_do_not_fit_are_refused(options: dict[str, Any], match: s
 def test_a_module_is_no_state_dict() -> None:
     with pytest.raises(InvalidInputError, match=r"call module\.state_dict"):
         from_state_dict(LSTM)
+
+
+def test_batch_first_where_it_is_asked_for() -> None:
+    module = nn.GRU(3, 2, batch_first=True)
+    model = from_state_dict(module.state_dict(), time_first=False)
+    xs = np.random.default_rng(0).standard_normal((4, 5, 3)).astype(np.float32)
+    expected = module(torch.tensor(xs))[0].detach().numpy()
+    np.testing.assert_allclose(model(xs)[1], expected, atol=1e-6)
+    assert str(model).endswith("batch first")

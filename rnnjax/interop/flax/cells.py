@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rnnjax.cells import Cell, GRUCell, MGUCell
+from rnnjax.cells import Cell
 from rnnjax.cells.activations import ACTIVATIONS, Activation, get_activation
 from rnnjax.cells.base import Params
 from rnnjax.errors import InteropError
 from rnnjax.interop.arrays import cell_arrays, float_array, with_one_bias
-from rnnjax.layout import LAYOUTS, Form, Layout, Tree
+from rnnjax.layout import LAYOUTS, Form, Layout, Tree, params_of
 
 
 def find_layout(where: str, tree: Tree) -> Layout | None:
@@ -58,19 +58,10 @@ def read_cell(
         for name, block in tree.items()
     }
     _check_blocks(where, layout, blocks)
-    first, second = layout.inputs, layout.hiddens
-    kernel = np.concatenate([blocks[name]["kernel"] for name in first], axis=-1)
-    recurrent = np.concatenate([blocks[name]["kernel"] for name in second], axis=-1)
-    params = {"kernel": kernel, "recurrent_kernel": recurrent}
-    if residual:
-        params["recurrent_kernel"] = recurrent + np.eye(len(recurrent), dtype=recurrent.dtype)
-    biases = [_biases(blocks, names, kernel.dtype) for names in (first, second)]
-    if layout.cell in (GRUCell, MGUCell):
-        params |= {"bias": biases[0], "recurrent_bias": biases[1]}
-    else:
-        params["bias"] = biases[0] if layout.input_bias else biases[1]
-    cell = layout.cell(len(recurrent), param_dtype=kernel.dtype, **options)
-    return cell, {name: jnp.array(array) for name, array in params.items()}
+    params = params_of(layout, blocks, residual)
+    kernel = params["kernel"]
+    size = len(params["recurrent_kernel"])
+    return layout.cell(size, param_dtype=kernel.dtype, **options), params
 
 
 def _check_blocks(
@@ -106,16 +97,6 @@ def _biased(layout: Layout) -> dict[str, bool]:
     return dict.fromkeys(layout.inputs, layout.input_bias) | dict(
         zip(layout.hiddens, hidden_bias, strict=True)
     )
-
-
-def _biases(
-    blocks: Mapping[str, Mapping[str, np.ndarray]], names: tuple[str, ...], dtype: Any
-) -> np.ndarray:
-    """Those of the blocks side by side, zeros where one has none."""
-    parts = [
-        blocks[name].get("bias", np.zeros(blocks[name]["kernel"].shape[1], dtype)) for name in names
-    ]
-    return np.concatenate(parts)
 
 
 def write_cell(

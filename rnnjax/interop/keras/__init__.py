@@ -6,11 +6,16 @@ live model. Files need the package h5py: ``pip install 'rnnjax[keras-files]'``.
 
 What is known: SimpleRNN, LSTM and GRU with all their options, the CuDNN layers of Keras 2,
 Bidirectional, RNN around their cells and StackedRNNCells, Dense, TimeDistributed, Embedding,
-Masking, Dropout, and activations, in a Sequential or in a functional model that is a row of layers.
-What differs:
+Masking, Dropout, and activations, in a Sequential or in a functional model, of any number of inputs
+and outputs: layers that are used more than once, and states that go from one layer into another.
+Beside them stand Keras's merging layers, convolutions and pools, Flatten, Reshape, Permute and
+RepeatVector, norms (a BatchNormalization computes as in prediction, and learns no more moments),
+and attention: `rnnjax.interop.keras.operators` is the table. What differs:
 
-- Sequences are time-major: ``(time, batch, features)``. A layer with Keras 2's ``time_major=True``
-  had them so already.
+- Sequences are time-major, ``(time, batch, features)``, unless ``time_first=False`` is asked for,
+  in all inputs and outputs with a time. A layer with Keras 2's ``time_major=True`` had them so.
+- A mask goes the way that it goes in Keras, but that a MultiHeadAttention of Keras 3 takes it off
+  the tensors that it reads, so that layers that read them later see none.
 - State is explicit: ``stateful=True`` is feeding the carry back, which every call returns.
 - Layers compute in the types of their parameters and inputs, whatever policy of dtypes Keras had.
 - A mask or ``lengths`` given to the model adds to that of a Masking or Embedding layer, which in
@@ -28,12 +33,12 @@ from rnnjax.interop.keras.live import load_live, set_weights
 from rnnjax.interop.keras.origin import KerasOrigin
 from rnnjax.interop.keras.reading import load_file, load_like, load_weights
 from rnnjax.interop.keras.writing import save
-from rnnjax.interop.model import Model
+from rnnjax.interop.model import Model, with_axes
 
 __all__ = ["KerasOrigin", "load", "save", "set_weights"]
 
 
-def load(source: Any, *, like: Model | None = None) -> Model:
+def load(source: Any, *, like: Model | None = None, time_first: bool = True) -> Model:
     """The model of a live Keras model or layer, or of a file that Keras wrote.
 
     Nothing in a file is run, nothing is unpickled, and no link in it is followed: a layer that
@@ -46,13 +51,15 @@ def load(source: Any, *, like: Model | None = None) -> Model:
             follow from the names and shapes of the arrays, where these leave no doubt, with
             Keras's default activations, and every recurrent layer returns its whole sequence;
             layers without weights, such as a Masking, are then missing.
+        time_first: whether data is given and returned time first; False for Keras's own axes, batch
+            first. Carries have no time, and ``mask`` and ``resets`` are time first in both.
 
     Returns:
         the model; its carry is that of Keras's states: `rnnjax.LSTMCarry` has ``h`` and ``c``.
 
     Raises:
-        InteropError: the file cannot be read or is damaged, the model is no row of layers, one of
-            them is not known here, or its weights do not belong to it; or h5py is missing.
+        InteropError: the file cannot be read or is damaged, a layer is not known here, or its
+            weights do not belong to it; or h5py is missing.
         InvalidInputError: ``source`` is something else, or ``like`` is given without need.
 
     >>> import jax, rnnjax, tempfile
@@ -69,18 +76,22 @@ def load(source: Any, *, like: Model | None = None) -> Model:
     if like is not None and not isinstance(like, Model):
         raise InvalidInputError(f"like should be a rnnjax.interop.Model, but is {type(like)}")
     try:
-        if isinstance(source, str | os.PathLike):
-            file = read_file(source)
-            if file.config is None:
-                return load_weights(file) if like is None else load_like(file, like)
-            _refuse_like(like, source)
-            return load_file(file)
-        _refuse_like(like, type(source).__name__)
-        return load_live(source)
+        return with_axes(_load(source, like), time_first)
     except RecursionError as error:
         raise InteropError(
             f"the config of {str(source)[:200]} is nested too deep; it is damaged"
         ) from error
+
+
+def _load(source: Any, like: Model | None) -> Model:
+    if isinstance(source, str | os.PathLike):
+        file = read_file(source)
+        if file.config is None:
+            return load_weights(file) if like is None else load_like(file, like)
+        _refuse_like(like, source)
+        return load_file(file)
+    _refuse_like(like, type(source).__name__)
+    return load_live(source)
 
 
 def _refuse_like(like: Model | None, source: Any) -> None:

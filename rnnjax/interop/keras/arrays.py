@@ -17,13 +17,17 @@ from rnnjax.cells import Cell, GRUCell, LSTMCell, SimpleRNNCell
 from rnnjax.cells.base import Params
 from rnnjax.errors import InteropError
 from rnnjax.interop.arrays import with_one_bias
-from rnnjax.interop.layers import Dense, Embedding, Layer, Recurrent, describe_cell
+from rnnjax.interop.keras.operators import Operation
+from rnnjax.interop.layers import Layer, Recurrent, Shape, Weights, describe_cell, fits
+from rnnjax.interop.registry import FORMS, places, reordered
 from rnnjax.layers import Bidirectional, Directions, Regularized, Stack
 
 Arrays = Sequence[np.ndarray]
 
-CELLS: Mapping[type, str] = {SimpleRNNCell: "SimpleRNN", LSTMCell: "LSTM", GRUCell: "GRU"}
-"""The cells that Keras has, with its names for them."""
+CELLS = FORMS["keras"]
+"""The cells that Keras has, and those that were registered."""
+
+_OF_GATES = "kernel", "recurrent_kernel", "bias", "recurrent_bias"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,20 +37,18 @@ class Unit:
     Attributes:
         owner: a cell of `CELLS`, or a layer.
         path: its place below the layer, such as ``"forward_layer/cell"``; empty for the layer.
+        shapes: of its parameters, by our names for them; None for a size of the inputs.
     """
 
-    owner: Cell | Dense | Embedding
+    owner: Cell | Layer
     path: str
-
-    @property
-    def has_bias(self) -> bool:
-        """Whether its last array is a bias."""
-        return not isinstance(self.owner, Embedding) and self.owner.use_bias
+    shapes: Weights
 
     @property
     def count(self) -> int:
         """How many arrays it has, but for those of Keras 1, which has one for each gate."""
-        return (1 if isinstance(self.owner, Dense | Embedding) else 2) + self.has_bias
+        return len(self.shapes) - (isinstance(self.owner, GRUCell) and self.owner.reset_after
+                                   and self.owner.use_bias)  # fmt: skip
 
 
 def units_of(layer: Layer, wrapped: bool = False) -> list[Unit]:
@@ -60,9 +62,10 @@ def units_of(layer: Layer, wrapped: bool = False) -> list[Unit]:
     >>> [(unit.path, unit.count) for unit in units]
     [('forward_layer/cell', 3), ('backward_layer/cell', 3)]
     """
-    if isinstance(layer, Dense | Embedding):
-        return [Unit(layer, "layer" if wrapped else "")]
-    return list(_cells(layer.cell, "cell", layer.name)) if isinstance(layer, Recurrent) else []
+    within = "layer" if wrapped else ""
+    if not isinstance(layer, Recurrent):
+        return [Unit(layer, f"{within}/{p}".strip("/"), w) for p, w in layer.weights.items()]
+    return list(_cells(layer.cell, "cell", layer.name))
 
 
 def _cells(cell: Cell, path: str, name: str) -> Iterator[Unit]:
@@ -75,16 +78,33 @@ def _cells(cell: Cell, path: str, name: str) -> Iterator[Unit]:
         used: dict[str, int] = {}
         for part in cell.cells:
             for unit in _cells(part, "", name):
-                place = unique(f"{snake(CELLS[type(unit.owner)])}_cell", used)
+                place = unique(snake(class_of(unit.owner)), used)
                 yield dataclasses.replace(unit, path=f"{path}/cells/{place}")
     elif type(cell) in CELLS:
-        yield Unit(cell, path)
+        yield Unit(cell, path, _shapes_of(cell))
     else:
         raise InteropError(
             f"layer {name!r} is made of {describe_cell(cell)}, which Keras has not at this place; "
             f"it has {', '.join(kind.__name__ for kind in CELLS)}, a Stack of them without "
             "dropout, and a Bidirectional of these; give each layer a Recurrent of its own"
         )
+
+
+def class_of(cell: Any) -> str:
+    """Keras's name for the class of a cell."""
+    name = CELLS[type(cell)].name
+    return name.partition(">")[2] or f"{name}Cell"
+
+
+def _shapes_of(cell: Cell) -> dict[str, Shape]:
+    """Of what the cell declares, the second of two biases that add up apart."""
+    one, two = ({name: p.shape for name, p in cell.parameters(n).items()} for n in (1, 2))
+    if isinstance(cell, SimpleRNNCell | LSTMCell):
+        one.pop("recurrent_bias", None)
+    return {
+        name: tuple(a if a == b else None for a, b in zip(shape, two[name], strict=True))
+        for name, shape in one.items()
+    }
 
 
 def snake(name: str) -> str:
@@ -107,7 +127,7 @@ def unique(name: str, used: dict[str, int]) -> str:
 def assemble(layer: Layer, parts: Sequence[Params]) -> Params:
     """The parameters of a layer from those of its units."""
     if not isinstance(layer, Recurrent):
-        return parts[0]
+        return {name: array for part in parts for name, array in part.items()}
     rest = iter(parts)
 
     def build(cell: Cell) -> Params:
@@ -120,33 +140,16 @@ def assemble(layer: Layer, parts: Sequence[Params]) -> Params:
     return build(layer.cell)
 
 
-def take_apart(layer: Layer, params: Params) -> list[Params]:
+def take_apart(layer: Layer, units: Sequence[Unit], params: Params) -> list[Params]:
     """The parameters of the units of a layer."""
     if isinstance(layer, Recurrent) and isinstance(params, tuple):
         flat = []
         for part in params:
-            flat += take_apart(layer, part)
+            flat += take_apart(layer, units, part)
         return flat
+    if isinstance(layer, Operation) and len(units) > 1 and isinstance(params, Mapping):
+        return [{k: v for k, v in params.items() if k in unit.shapes} for unit in units]
     return [params]
-
-
-def shapes_of(unit: Unit, input_size: int) -> dict[str, tuple[int, ...]]:
-    """The shapes of a unit's parameters, by our names for them."""
-    owner = unit.owner
-    if isinstance(owner, Embedding):
-        return {"embedding": (owner.vocabulary_size, owner.size)}
-    if isinstance(owner, Dense):
-        shapes: dict[str, tuple[int, ...]] = {"kernel": (input_size, owner.size)}
-        return shapes | ({"bias": (owner.size,)} if owner.use_bias else {})
-    assert isinstance(owner, SimpleRNNCell | LSTMCell | GRUCell)
-    size = owner.hidden_size
-    width = len(owner.gates) * size
-    shapes = {"kernel": (input_size, width), "recurrent_kernel": (size, width)}
-    if owner.use_bias:
-        shapes["bias"] = (width,)
-        if isinstance(owner, GRUCell) and owner.reset_after:
-            shapes["recurrent_bias"] = (width,)
-    return shapes
 
 
 def to_params(unit: Unit, arrays: Arrays, where: str) -> dict[str, jax.Array]:
@@ -158,22 +161,18 @@ def to_params(unit: Unit, arrays: Arrays, where: str) -> dict[str, jax.Array]:
     owner = unit.owner
     if isinstance(owner, GRUCell | LSTMCell | SimpleRNNCell):
         arrays = _one_layout(owner, arrays, where)
-    named = dict(zip(("kernel", "recurrent_kernel", "bias"), arrays, strict=False))
-    if isinstance(owner, Embedding):
-        named = dict(zip(("embedding",), arrays, strict=False))
-    elif isinstance(owner, Dense):
-        named = dict(zip(("kernel", "bias"), arrays, strict=False))
-    elif isinstance(owner, GRUCell):
-        named = {name: _swap(array) for name, array in named.items()}
+    named = dict(zip(unit.shapes, arrays, strict=False))
+    if isinstance(owner, Cell):
+        order = places("keras", owner)
+        named = {n: reordered(a, order) if n in _OF_GATES else a for n, a in named.items()}
+    if isinstance(owner, GRUCell):
         bias = named.get("bias")
         if owner.reset_after and bias is not None and bias.ndim == 2 and len(bias) == 2:
             named["bias"], named["recurrent_bias"] = bias
-    first = arrays[0] if len(arrays) else np.zeros(0)
-    expected = shapes_of(unit, first.shape[0] if first.ndim else 0)
     came = {name: array.shape for name, array in named.items()}
-    if came != expected or len(arrays) != unit.count:
+    if not fits(unit.shapes, came) or len(arrays) != unit.count:
         raise InteropError(
-            f"{where} should have arrays of the shapes {_list(expected)}, but they are "
+            f"{where} should have arrays of the shapes {_list(unit.shapes)}, but they are "
             f"{', '.join(str(array.shape) for array in arrays) or 'none'}; its weights are those "
             "of another layer"
         )
@@ -202,28 +201,18 @@ def to_arrays(unit: Unit, params: Any, where: str) -> list[np.ndarray]:
         raise InteropError(f"{where} should have a dict of arrays, but has {type(params).__name__}")
     params = with_one_bias(params) if _has_second(unit) else params
     named = {name: np.asarray(array) for name, array in params.items()}
-    first = named.get("embedding", named.get("kernel", np.zeros(0)))
-    expected = shapes_of(unit, first.shape[0] if first.ndim else 0)
+    if isinstance(unit.owner, Cell):
+        order = np.argsort(places("keras", unit.owner)).tolist()
+        named = {n: reordered(a, order) if n in _OF_GATES else a for n, a in named.items()}
     came = {name: array.shape for name, array in named.items()}
-    if came != expected:
+    if not fits(unit.shapes, came):
         raise InteropError(
-            f"{where} should have parameters {_list(expected)}, but they are {_list(came)}; take "
-            "those of this model"
+            f"{where} should have parameters {_list(unit.shapes)}, but they are {_list(came)}; "
+            "take those of this model"
         )
-    arrays = [named[name] for name in ("embedding", "kernel", "recurrent_kernel") if name in named]
-    if "recurrent_bias" in named:
-        arrays.append(np.stack([named["bias"], named["recurrent_bias"]]))
-    elif "bias" in named:
-        arrays.append(named["bias"])
-    return [_swap(array) for array in arrays] if isinstance(unit.owner, GRUCell) else arrays
-
-
-def _swap(array: np.ndarray) -> np.ndarray:
-    """Exchange the first two of three gates: Keras's GRU has z, r, h, and ours r, z, n."""
-    if array.ndim == 0 or array.shape[-1] % 3:
-        return array  # of no GRU, which its shape will show
-    first, second, third = np.split(array, 3, axis=-1)
-    return np.concatenate([second, first, third], axis=-1)
+    if isinstance(unit.owner, GRUCell) and "recurrent_bias" in named:
+        named["bias"] = np.stack([named["bias"], named.pop("recurrent_bias")])
+    return [named[name] for name in unit.shapes if name in named]
 
 
 def _held(array: np.ndarray, where: str) -> jax.Array:
@@ -286,5 +275,6 @@ def _join_gates(arrays: Arrays, gates: int, where: str) -> Arrays:
     return joined
 
 
-def _list(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    return ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "none"
+def _list(shapes: Weights) -> str:
+    spelled = (f"{name} {shape}".replace("None", "any") for name, shape in shapes.items())
+    return ", ".join(spelled) or "none"

@@ -1,5 +1,6 @@
 """From layers of rnnjax to the configs that Keras 3 opens."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,8 +10,9 @@ from rnnjax.cells import GRUCell, LSTMCell
 from rnnjax.cells.base import Cell
 from rnnjax.errors import InteropError
 from rnnjax.interop.functions import Function
-from rnnjax.interop.keras.arrays import CELLS, snake, unique, units_of
+from rnnjax.interop.keras.arrays import CELLS, class_of, snake, unique, units_of
 from rnnjax.interop.keras.functions import layer_of, name_of
+from rnnjax.interop.keras.operators import CALL_OPTIONS, OPERATORS, Operation
 from rnnjax.interop.layers import (
     Activation,
     Dense,
@@ -21,7 +23,7 @@ from rnnjax.interop.layers import (
     OneHotIds,
     Recurrent,
 )
-from rnnjax.interop.model import Network, Sequential
+from rnnjax.interop.model import Functional, Input, Network, Sequential, Value
 from rnnjax.layers import Bidirectional, Regularized, Stack
 
 _INITIALIZERS = [
@@ -43,12 +45,12 @@ def written_layers(network: Network) -> list[Layer]:
     Raises:
         InteropError: the layers are no row, or one of them is not known to Keras.
     """
-    if not isinstance(network, Sequential):
+    if not isinstance(network, Sequential | Functional):
         raise InteropError(
-            f"a model for Keras should be a Sequential, but is a {type(network).__name__}; make "
-            "one of its layers"
+            f"a model for Keras should be a Sequential or a Functional, but is a "
+            f"{type(network).__name__}; make one of its layers"
         )
-    layers = list(network.chain)
+    layers = list(network.layers.values())
     if isinstance(layers[0], OneHotIds):
         layers = layers[1:]
     for layer in layers:
@@ -67,8 +69,9 @@ def kind_of(layer: Layer, form: str | None = None) -> str:
         cell = _bare(layer.cell)
         if isinstance(cell, Bidirectional):
             return "Bidirectional"
-        plain = type(cell) in CELLS and form != "RNN"
-        return CELLS[type(cell)] if plain else "RNN"
+        return _class_of(cell, form)
+    if isinstance(layer, Operation):
+        return "TimeDistributed" if layer.each_step else layer.kind
     if isinstance(layer, Dense | Activation) and form == "TimeDistributed":
         return form
     if isinstance(layer, Activation):
@@ -94,23 +97,99 @@ def groups_of(layers: list[Layer], forms: Mapping[str, str]) -> dict[str, str]:
 
 
 def config_of(
-    layers: list[Layer], forms: Mapping[str, str], features: int | None
+    network: Network, layers: list[Layer], forms: Mapping[str, str], features: int | None
 ) -> dict[str, Any]:
-    """The config of a Sequential; ``features`` of the input, or None where it takes ids.
+    """The config of a model; ``features`` of the input of a row, or None where it takes ids.
 
     Raises:
         InteropError: a layer does what Keras's does not.
     """
+    if isinstance(network, Functional):
+        return _functional(network, forms)
     ids = isinstance(layers[0], Embedding)
-    start = {
-        "name": "input_layer",
-        "batch_shape": [None, None] if ids else [None, None, features],
-        "dtype": "int32" if ids else "float32",
-    }
-    entries = [_entry("InputLayer", start)]
+    shape = (None,) if ids else (None, features)
+    entries = [_input(Input("input_layer", shape, "int32" if ids else "float32"))]
     entries += [layer_config(layer, forms.get(layer.name)) for layer in layers]
     whole = _entry("Sequential", {"name": "sequential", "layers": entries})
     return {**whole, "module": "keras"}
+
+
+def _input(one: Input) -> dict[str, Any]:
+    config = {"name": one.name, "batch_shape": [None, *one.shape], "dtype": one.dtype}
+    return _entry("InputLayer", config)
+
+
+def _functional(network: Functional, forms: Mapping[str, str]) -> dict[str, Any]:
+    """The config of a graph: beside each layer its calls."""
+    names = [(one.name, 0) for one in network.inputs]
+    for call in network.calls:
+        names.append((call.layer, sum(call.layer == name for name, _ in names)))
+
+    def tensor(value: Value) -> dict[str, Any]:
+        history = [*names[value.source], value.output]
+        # Keras finds the tensor by these, and reads no more of its shape.
+        config = {"shape": [None], "dtype": "float32", "keras_history": history}
+        return {"class_name": "__keras_tensor__", "config": config}
+
+    nodes: dict[str, list[Any]] = {one.name: [] for one in network.inputs}
+    for call in network.calls:
+        takes, layer = [*map(tensor, call.takes)], network.layers[call.layer]
+        args, kwargs = _arguments(layer, takes) if isinstance(layer, Operation) else (takes, {})
+        if call.states:
+            kwargs["initial_state"] = [*map(tensor, call.states)]
+        if isinstance(call.mask, Value):
+            kwargs["mask"] = tensor(call.mask)
+        nodes.setdefault(call.layer, []).append({"args": args, "kwargs": kwargs})
+    used = [*network.outputs, *(v for call in network.calls for v in (*call.takes, *call.states))]
+    states = {names[value.source][0] for value in used if value.output}
+    entries = [_input(one) for one in network.inputs]
+    for name, layer in network.layers.items():
+        entries.append(layer_config(layer, forms.get(name)))
+        if isinstance(layer, Recurrent) and name in states:
+            config = entries[-1]["config"]
+            for part in ("layer", "backward_layer"):
+                config.get(part, {"config": config})["config"]["return_state"] = True
+    layers = []
+    for entry in entries:
+        name, own = entry["config"]["name"], entry["module"] == "keras.layers"
+        config = entry["config"] | ({"trainable": True} if own else {})  # unlike a function
+        layers.append({**entry, "config": config, "name": name, "inbound_nodes": nodes[name]})
+    ends: Any = [[*names[value.source], value.output] for value in network.outputs]
+    if network.names is not None:
+        ends = dict(zip(network.names, ends, strict=True))
+    elif len(ends) == 1:
+        ends = ends[0]
+    starts: Any = [[one.name, 0, 0] for one in network.inputs]
+    starts = starts if len(starts) > 1 else starts[0]
+    whole = {"name": "functional", "layers": layers, "input_layers": starts, "output_layers": ends}
+    return {**_entry("Functional", whole), "module": "keras.src.models.functional"}
+
+
+def _arguments(layer: Operation, takes: list[Any]) -> tuple[list[Any], dict[str, Any]]:
+    """How an operation is called."""
+    config = dict(layer.config)
+    kwargs = {name: config[name] for name in CALL_OPTIONS if config.get(name)}
+    if layer.kind.startswith("ops.") and not layer.kind.endswith("Concatenate"):
+        rest = iter(takes)
+        return [next(rest) if a is None else a for a in config["arguments"]], kwargs
+    together = OPERATORS[layer.kind].arrays != (1, 1) and layer.kind != "MultiHeadAttention"
+    return [takes] if together else takes, kwargs
+
+
+def _operation(layer: Operation) -> dict[str, Any]:
+    where, config = f"layer {layer.name!r}", dict(layer.config)
+    for name in ("arguments", *CALL_OPTIONS):
+        config.pop(name, None)
+    if "activation" in config:
+        config["activation"] = name_of(config["activation"], where)
+    if layer.kind.startswith("ops."):
+        kind = layer.kind.removeprefix("ops.")
+        module = (
+            "keras.src.ops.core" if kind in ("Cast", "ConvertToTensor") else "keras.src.ops.numpy"
+        )
+        return {**_entry(kind, {"name": layer.name, **config}), "module": module,
+                "registered_name": kind}  # fmt: skip
+    return _entry(layer.kind, {"name": layer.name, **config})
 
 
 def layer_config(layer: Layer, form: str | None = None) -> dict[str, Any]:
@@ -124,8 +203,10 @@ def layer_config(layer: Layer, form: str | None = None) -> dict[str, Any]:
     ('Dense', {'name': 'head', 'units': 3, 'activation': 'softmax', 'use_bias': True})
     """
     kind = kind_of(layer, form)
+    if isinstance(layer, Operation) and not layer.each_step:
+        return _operation(layer)
     if kind == "TimeDistributed":
-        inner = layer_config(layer)
+        inner = _operation(layer) if isinstance(layer, Operation) else layer_config(layer)
         inner["config"]["name"] = f"{layer.name}_step"
         return _entry(kind, {"name": layer.name, "layer": inner})
     if isinstance(layer, Recurrent):
@@ -157,6 +238,12 @@ def _entry(kind: str, config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _class_of(cell: Cell, form: str | None) -> str:
+    """The layer around a cell."""
+    name = CELLS[type(cell)].name if type(cell) in CELLS and form != "RNN" else "RNN"
+    return "RNN" if ">" in name else name
+
+
 def _bare(cell: Cell) -> Cell:
     return cell.cell if isinstance(cell, Regularized) else cell
 
@@ -180,9 +267,8 @@ def _recurrent(layer: Recurrent, kind: str, form: str | None) -> dict[str, Any]:
         )
     directions = []
     for i, part in enumerate(cell.cells):
-        plain = type(_bare(part)) in CELLS and form != "RNN"
         name = f"{('forward', 'backward')[i]}_{layer.name}"
-        part_kind = CELLS[type(_bare(part))] if plain else "RNN"
+        part_kind = _class_of(_bare(part), form)
         reverse = layer.reverse != (i == 1)
         directions.append(
             _one_direction(part, part_kind, name, layer, reverse, layer.return_sequences)
@@ -217,7 +303,19 @@ def _cell(cell: Cell, name: str) -> dict[str, Any]:
     if isinstance(cell, Stack):
         cells = [_cell(part, name) for part in cell.cells]
         return _entry("StackedRNNCells", {"cells": cells})
-    return _entry(f"{CELLS[type(_bare(cell))]}Cell", _cell_options(cell, name))
+    bare = _bare(cell)
+    if ">" not in CELLS[type(bare)].name:
+        return _entry(class_of(bare), _cell_options(cell, name))
+    fields = {one.name: getattr(cell, one.name, None) for one in dataclasses.fields(bare)}  # type: ignore[arg-type]
+    config = {"units": fields.pop("hidden_size"), **fields}
+    odd = [key for key, value in config.items() if not isinstance(value, str | int | float | None)]
+    if bare is not cell or odd:
+        raise InteropError(
+            f"layer {name!r} is made of {cell!r}, of which Keras's config holds numbers, texts and "
+            f"None alone; change {', '.join(odd) or 'its dropout'}"
+        )
+    registered = CELLS[type(bare)].name
+    return {**_entry(class_of(bare), config), "module": None, "registered_name": registered}
 
 
 def _cell_options(cell: Cell, name: str) -> dict[str, Any]:

@@ -1,13 +1,20 @@
-"""From the config of a Keras model to its layers in a row; what is no row is refused."""
+"""From the config of a Keras model to its layers, and what each of them takes."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 from rnnjax.errors import InteropError
+from rnnjax.interop.registry import cell_named
 
 _MODELS = ("Sequential", "Functional", "Model")
-_MASK_OPERATIONS = ("NotEqual", "Any")
+_TENSORS = ("query", "value", "key", "x1", "x2")  # by which calls name arrays that they take
+_LASTS = ("SimpleRNN", "LSTM", "GRU", "RNN", "CuDNNLSTM", "CuDNNGRU", "Bidirectional")
+_MERGES = ("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum", "Concatenate")
+_KEEPS = ("Dense", "Activation", "TimeDistributed", "Dropout", "SpatialDropout1D", "Softmax",
+          "ReLU", "LeakyReLU", "ELU", "BatchNormalization", "LayerNormalization", "Attention",
+          "AdditiveAttention", "MultiHeadAttention")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +23,7 @@ class Entry:
 
     Attributes:
         name: of the layer.
-        kind: its class name.
+        kind: its class name; behind ``"ops."`` that of a function of ``keras.ops``.
         config: its options.
     """
 
@@ -53,11 +60,14 @@ def entry_of(value: Any, where: str) -> Entry:
             f"layer {name[:80]!r} is a Lambda, which holds code of its own, and code from a file "
             "is never run; put what it computes around the model in Python"
         )
+    if isinstance(registered, str) and ">" in registered and cell_named("keras", registered):
+        return Entry(name, registered, config)
     # Keras's own classes are registered by their bare names, those of others behind a ">".
     if not known or (registered and (">" in str(registered) or not isinstance(module, str))):
         raise InteropError(
             f"layer {name[:80]!r} is {kind[:80]!r}, a class of somebody's own that is not known "
-            "here; take the model apart, and load its layers one by one"
+            "here; take the model apart, and load its layers one by one, or if it is a cell call "
+            "rnnjax.interop.register"
         )
     return Entry(name, kind, config)
 
@@ -79,195 +89,261 @@ def layers_in(kind: str, config: Any) -> list[Entry]:
     return [entry_of(value, f"layer {i} of the model") for i, value in enumerate(listed)]
 
 
-def chain_of(kind: str, config: Any) -> list[Entry]:
-    """The layers of a model from the input up, without the input itself.
+class Ref(NamedTuple):
+    """A tensor: which layer it comes from, which use of that, and which output."""
 
-    Raises:
-        InteropError: the graph is not a single row of layers, or is damaged.
-    """
-    entries = layers_in(kind, config)
-    if kind == "Sequential":
-        return [entry for entry in entries if entry.kind != "InputLayer"]
-    return _Graph(config, entries).chain()
+    layer: str
+    use: int = 0
+    output: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
-class _Call:
-    """One use of a layer: the tensors it takes, other arguments, and its mask if it is given one.
+class Use:
+    """One use of a layer.
 
-    A tensor is the name of the layer that it comes from, which use of that, and which output.
+    Attributes:
+        takes: the tensors that it is called with.
+        arguments: these as None, among them the numbers that stand beside them.
+        options: what else the call is told.
+        states: with which a recurrent layer begins.
+        mask: None where it comes by itself.
     """
 
-    tensors: list[tuple[Any, ...]]
-    values: list[Any]
-    mask: tuple[Any, ...] | None = None
+    takes: tuple[Ref, ...]
+    arguments: tuple[Any, ...] = (None,)
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    states: tuple[Ref, ...] = ()
+    mask: Ref | None = None
 
 
-class _Graph:
-    def __init__(self, config: Mapping[str, Any], entries: Sequence[Entry]) -> None:
-        # A node has its name beside its config, and the first is what others call it by.
-        self.entries: dict[str, Entry] = {}
-        self.calls: dict[str, list[_Call]] = {}
-        for entry, value in zip(entries, config["layers"], strict=True):
-            name = value.get("name", entry.name)
-            if not isinstance(name, str) or name in self.entries:
-                raise InteropError(
-                    f"two layers of the model have the name {_short(name)}; rename one"
-                )
-            self.entries[name] = entry
-            self.calls[name] = list(_calls(name, value.get("inbound_nodes")))
-        self.inputs = [tensor[0] for tensor in _tensors(config.get("input_layers"))]
-        self.outputs = self._as_one(list(_tensors(config.get("output_layers"))))
+@dataclasses.dataclass(frozen=True)
+class Wiring:
+    """A model as a graph.
 
-    def _as_one(self, outputs: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-        """Both outputs of a Bidirectional that does not merge them count as one."""
-        if len(outputs) == 2 and outputs[0][0] in self.entries:
-            name, use, first = outputs[0][:3]
-            entry = self.entries[name]
-            both = first == 0 and outputs[1][:3] == (name, use, 1)
-            apart = "merge_mode" in entry.config and entry.config["merge_mode"] is None
-            if both and apart and entry.kind == "Bidirectional":
-                return outputs[:1]
-        return outputs
+    Attributes:
+        entries: the layers by which others call them, inputs among them.
+        inputs: the names of these.
+        uses: of layers, each behind those that it takes from.
+        outputs: of the model.
+        names: of the outputs where they are a dict.
+        masked: of some of the uses, the layer from which the mask comes that they are given.
+    """
 
-    def chain(self) -> list[Entry]:
-        """Walk from the output to the input."""
-        if len(self.inputs) != 1 or len(self.outputs) != 1:
+    entries: Mapping[str, Entry]
+    inputs: tuple[str, ...]
+    uses: Mapping[tuple[str, int], Use]
+    outputs: tuple[Ref, ...]
+    names: tuple[str, ...] | None = None
+    masked: Mapping[tuple[str, int], str] = dataclasses.field(default_factory=dict)
+
+
+def row_of(entries: list[Entry]) -> Wiring:
+    """Layers one behind the other.
+
+    Raises:
+        InteropError: two have one name, or there is none but an input.
+    """
+    first = entries[0] if entries[0].kind == "InputLayer" else _begin(entries[0])
+    rest = [entry for entry in entries if entry.kind != "InputLayer"]
+    named: dict[str, Entry] = {"": first}
+    for entry in rest:
+        _add(named, entry.name, entry)
+    names = [*named]
+    uses = {(name, 0): Use((Ref(before),)) for before, name in itertools.pairwise(names)}
+    return _with_masks(Wiring(named, ("",), uses, (Ref(names[-1]),)))
+
+
+def _begin(entry: Entry) -> Entry:
+    shape = entry.config.get("batch_input_shape")
+    return Entry("xs", "InputLayer", {} if shape is None else {"batch_input_shape": shape})
+
+
+def wiring_of(kind: str, config: Any) -> Wiring:
+    """The graph of a model.
+
+    Raises:
+        InteropError: it is damaged.
+    """
+    listed = layers_in(kind, config)
+    if kind == "Sequential":
+        return row_of(listed)
+    # A node has its name beside its config, and the first is what others call it by.
+    entries: dict[str, Entry] = {}
+    calls: dict[tuple[str, int], Use] = {}
+    for entry, value in zip(listed, config["layers"], strict=True):
+        name, nodes = value.get("name", entry.name), value.get("inbound_nodes")
+        # A function of keras.ops is there by its name, as if it were a layer of Keras 3.
+        if "trainable" not in entry.config and _is_keras_3(nodes):
+            entry = dataclasses.replace(entry, kind=f"ops.{entry.kind}")
+        _add(entries, name, entry)
+        for i, use in enumerate(_uses(entry, name, nodes)):
+            calls[name, i] = use
+    inputs = tuple(ref.layer for ref, _ in _tensors(config.get("input_layers")))
+    ends, names = config.get("output_layers"), None
+    if isinstance(ends, dict):
+        names, ends = tuple(ends), [*ends.values()]
+    outputs = tuple(ref for ref, _ in _tensors(ends))
+    if names is not None and len(names) != len(outputs):
+        names = None
+    for name in inputs:
+        if name not in entries:
+            raise InteropError(f"the input {_short(name)} is no layer; the graph is damaged")
+    if not inputs or not outputs:
+        raise InteropError("a model should have inputs and outputs, but has none; it is damaged")
+    whole = Wiring(entries, inputs, calls, outputs, names)
+    return _with_masks(dataclasses.replace(whole, uses=_ordered(whole)))
+
+
+def _is_keras_3(nodes: Any) -> bool:
+    return isinstance(nodes, list) and bool(nodes) and isinstance(nodes[0], dict)
+
+
+def _add(entries: dict[str, Entry], name: Any, entry: Entry) -> None:
+    if not isinstance(name, str) or name in entries:
+        raise InteropError(f"two layers of the model have the name {_short(name)}; rename one")
+    entries[name] = entry
+
+
+def _ordered(whole: Wiring) -> dict[tuple[str, int], Use]:
+    """Those uses that the outputs need, each behind what it takes."""
+    done: dict[tuple[str, int], Use] = {}
+    begun: set[tuple[str, int]] = set()
+    stack: list[Ref] = list(reversed(whole.outputs))
+    while stack:
+        ref = stack[-1]
+        here = ref[:2]
+        if ref.layer in whole.inputs or here in done:
+            stack.pop()
+            continue
+        if here not in whole.uses:
             raise InteropError(
-                f"a model should have one input and one output, but has {len(self.inputs)} and "
-                f"{len(self.outputs)}; cut it into models that have"
+                f"the graph mentions {_short(ref.layer)}, which is no layer, or a use of it that "
+                "is not there; it is damaged"
             )
-        row: list[str] = []
-        tensor = self.outputs[0]
-        while tensor[0] != self.inputs[0]:
-            name = self._single(tensor, row)
-            row.append(name)
-            tensor = self._only_input(name)
-        row.reverse()
-        aside = set(self.entries) - set(row) - {self.inputs[0]}
-        for name in sorted(aside):
-            if self.entries[name].kind not in _MASK_OPERATIONS:
-                raise InteropError(
-                    f"layer {name[:80]!r} is beside the row of layers from the input to the "
-                    "output, and a model with branches cannot be read; cut it into rows"
-                )
-        for i, name in enumerate(row):
-            self._check_mask(name, row[:i])
-        return [self.entries[name] for name in row]
-
-    def _single(self, tensor: tuple[Any, ...], row: Sequence[str]) -> str:
-        name, use, output = tensor[:3]
-        if name not in self.entries:
-            raise InteropError(
-                f"the graph mentions {_short(name)}, which is no layer; it is damaged"
-            )
-        if name in row or len(self.calls[name]) != 1 or use != 0:
-            raise InteropError(
-                f"layer {name[:80]!r} is used more than once, and a model with branches cannot be "
-                "read; give each place a layer of its own"
-            )
-        if output != 0:
-            raise InteropError(
-                f"the model goes on with another output of layer {name[:80]!r} than its first, "
-                "such as a state; a model with branches cannot be read"
-            )
-        return str(name)
-
-    def _only_input(self, name: str) -> tuple[Any, ...]:
-        call = self.calls[name][0]
-        if len(call.tensors) != 1 or call.values:
-            came = f"{len(call.tensors)} arrays" + f" and {_short(call.values)}" * bool(call.values)
-            raise InteropError(
-                f"layer {name[:80]!r} should take one array, but takes {came}; a model with "
-                "branches, or with states that are given, cannot be read"
-            )
-        return call.tensors[0]
-
-    def _check_mask(self, name: str, before: Sequence[str]) -> None:
-        """A mask that is written into the graph has to be the one that would come by itself."""
-        mask = self.calls[name][0].mask
-        if mask is None:
-            return
-        operations = []
-        while mask[0] in self.entries and self.entries[mask[0]].kind in _MASK_OPERATIONS:
-            operation = mask[0]
-            call = self.calls[operation][0] if self.calls[operation] else _Call([], [])
-            operations.append((self.entries[operation], call.values))
-            if len(call.tensors) != 1 or len(operations) > 2:
-                break
-            mask = call.tensors[0]
-        kinds = [operation.kind for operation, _ in operations]
-        for maker in before:
-            entry, source = self.entries[maker], self.calls[maker][0].tensors[0]
-            if source[0] != mask[0]:
-                continue
-            if entry.kind == "Masking" and kinds == ["Any", "NotEqual"]:
-                any_, (_, values) = operations[0][0].config, operations[1]
-                if any_.get("axis") in (-1, [-1]) and values == [entry.config.get("mask_value")]:
-                    return
-            if entry.kind == "Embedding" and kinds == ["NotEqual"] and operations[0][1] == [0]:
-                return
-        raise InteropError(
-            f"layer {name[:80]!r} is given a mask that is not that of a Masking or an Embedding "
-            "layer before it; give the mask when the model is run"
-        )
+        use = whole.uses[here]
+        taken = [*use.takes, *use.states, *([] if use.mask is None else [use.mask])]
+        left = [one for one in taken if one.layer not in whole.inputs and one[:2] not in done]
+        if not left:
+            done[here] = use
+            stack.pop()
+        elif here in begun:
+            raise InteropError(f"layer {ref.layer[:80]!r} takes what it gives; it is damaged")
+        else:
+            begun.add(here)
+            stack += reversed(left)
+    return done
 
 
-def _calls(name: str, nodes: Any) -> Iterator[_Call]:
+def _with_masks(whole: Wiring) -> Wiring:
+    """Without the masks that are written into the graph and would come by themselves.
+
+    A mask is known by how it is made: ``any(x != value)`` or ``ids != 0``.
+    """
+    made: dict[Ref, Any] = {}  # by functions of keras.ops
+    masks: dict[Ref, tuple[str, Any]] = {}
+    masked, uses = {}, dict(whole.uses)
+    for (name, number), use in whole.uses.items():
+        entry, first, here = whole.entries[name], use.takes[0], Ref(name, number)
+        came = [masks[ref] for ref in use.takes if ref in masks]
+        if use.mask is not None and first in masks and made.get(use.mask) == masks[first][1]:
+            use = uses[name, number] = dataclasses.replace(use, mask=None)
+        if use.mask is not None or came:
+            masked[name, number] = entry.name if use.mask is not None else came[0][0]
+        if entry.kind == "ops.NotEqual":
+            made[here] = (first, use.arguments)
+        elif entry.kind == "ops.Any" and entry.config.get("axis") in (-1, [-1]):
+            made[here] = ("any", made.get(first))
+        elif entry.kind == "Masking":
+            marks = ("any", (first, (None, entry.config.get("mask_value", 0.0))))
+            masks[here] = (entry.name, marks)
+        elif entry.kind == "Embedding" and entry.config.get("mask_zero"):
+            masks[here] = (entry.name, (first, (None, 0)))
+        elif (name, number) in masked and _keeps(entry):
+            plain = use.mask is None and first in masks and entry.kind not in _MERGES
+            masks[here] = masks[first] if plain else (entry.name, object())
+    whole = dataclasses.replace(whole, uses=uses, masked=masked)
+    return dataclasses.replace(whole, uses=_ordered(whole))
+
+
+def _keeps(entry: Entry) -> bool:
+    inner = entry.config.get("layer") if entry.kind == "Bidirectional" else None
+    config = inner.get("config") if isinstance(inner, dict) else entry.config
+    sequences = isinstance(config, dict) and config.get("return_sequences")
+    return entry.kind in (*_KEEPS, *_MERGES) or (entry.kind in _LASTS and bool(sequences))
+
+
+def _uses(entry: Entry, name: str, nodes: Any) -> Iterator[Use]:
     """The uses of a layer, as Keras 3 writes them, or Keras 2."""
     if not isinstance(nodes, list | None):
         raise InteropError(f"the inbound_nodes of layer {name[:80]!r} should be a list; damaged")
     for node in nodes or []:
+        found = _Found()
+        options: Any = {}
         if isinstance(node, dict):
-            options = node.get("kwargs")
-            found = _Found()
             found.look_at(node.get("args"))
+            options = node.get("kwargs") or {}
         else:
-            found, options = _Found(), {}
-            for connection in _tensors(node):
-                found.tensors.append(tuple(connection[:3]))
-                more = connection[3] if len(connection) > 3 else {}
+            for ref, more in _tensors(node):
+                found.arguments.append(ref)
                 options = options | (more if isinstance(more, dict) else {"": more})
-        options = dict(options) if isinstance(options, dict) else {"": options}
-        mask = None
-        given = options.pop("mask", None)
-        if given is not None:
-            masks = _Found()
-            masks.look_at(given)
-            mask = masks.tensors[0] if len(masks.tensors) == 1 else ("", 0, 0)
-        if options.get("training") in (False, None):
+        if not isinstance(options, dict):
+            options = {"": options}
+        options = {k: v for k, v in options.items() if v is not None}
+        if not options.get("training"):
             options.pop("training", None)
-        options = {key: value for key, value in options.items() if value is not None}
-        yield _Call(
-            found.tensors, found.values + [f"{k}={_short(v)}" for k, v in options.items()], mask
-        )
+        named = {}
+        for key in [k for k in (*_TENSORS, "initial_state", "mask", *options) if k in options]:
+            inside = _Found()
+            inside.look_at(options.get(key))
+            if inside.tensors:
+                named[key] = tuple(inside.tensors)
+                del options[key]
+        mask, states = named.pop("mask", (None,)), named.pop("initial_state", ())
+        if len(mask) != 1 or not set(named) <= set(_TENSORS):
+            raise InteropError(
+                f"layer {name[:80]!r} is given {', '.join(sorted(named)) or 'several masks'} in "
+                "its call, which is not known here; leave it out"
+            )
+        found.arguments += [ref for refs in named.values() for ref in refs]
+        takes = tuple(found.tensors)
+        if not takes:
+            raise InteropError(f"layer {name[:80]!r} takes no tensor; the graph is damaged")
+        if entry.kind in _LASTS:
+            takes, states = takes[:1], (*takes[1:], *states)
+        arguments = tuple(None if isinstance(a, Ref) else a for a in found.arguments)
+        yield Use(takes, arguments, options, states, mask[0])
 
 
 class _Found:
-    """The tensors in the arguments of a call of Keras 3, and what else is among them."""
+    """The tensors in the arguments of a call, and the numbers among them."""
 
     def __init__(self) -> None:
-        self.tensors: list[tuple[Any, ...]] = []
-        self.values: list[Any] = []
+        self.arguments: list[Any] = []
+
+    @property
+    def tensors(self) -> list[Ref]:
+        return [one for one in self.arguments if isinstance(one, Ref)]
 
     def look_at(self, value: Any) -> None:
-        if isinstance(value, list):
-            for entry in value:
-                self.look_at(entry)
-        elif isinstance(value, dict) and value.get("class_name") == "__keras_tensor__":
+        if isinstance(value, dict) and value.get("class_name") == "__keras_tensor__":
             config = value.get("config")
             history = config.get("keras_history") if isinstance(config, dict) else None
-            self.tensors.append(_tensor(history))
+            self.arguments.append(_tensor(history))
+        elif isinstance(value, list) and len(value) >= 3 and isinstance(value[0], str):
+            self.arguments.append(_tensor(value[:3]))  # of Keras 2
+        elif isinstance(value, list):
+            for entry in value:
+                self.look_at(entry)
         elif value is not None:
-            self.values.append(value)
+            self.arguments.append(value)
 
 
-def _tensors(value: Any) -> Iterator[tuple[Any, ...]]:
+def _tensors(value: Any) -> Iterator[tuple[Ref, Any]]:
     """All ``[name, use, output, ...]`` in lists of lists, of which Keras has had several depths."""
     if isinstance(value, list) and len(value) >= 3 and isinstance(value[0], str):
-        yield (*_tensor(value[:3]), *value[3:])
-    elif isinstance(value, list):
-        for entry in value:
+        yield _tensor(value[:3]), value[3] if len(value) > 3 else {}
+    elif isinstance(value, list | dict):
+        for entry in value.values() if isinstance(value, dict) else value:
             yield from _tensors(entry)
     elif value is not None:
         raise InteropError(
@@ -275,18 +351,18 @@ def _tensors(value: Any) -> Iterator[tuple[Any, ...]]:
         )
 
 
-def _tensor(value: Any) -> tuple[Any, ...]:
+def _tensor(value: Any) -> Ref:
     ok = (
         isinstance(value, list)
         and len(value) == 3
         and isinstance(value[0], str)
-        and all(isinstance(number, int) for number in value[1:])
+        and all(isinstance(number, int) and 0 <= number < 2**31 for number in value[1:])
     )
     if not ok:
         raise InteropError(
             f"the graph of the model should have [layer, use, output], but has {_short(value)}"
         )
-    return tuple(value)
+    return Ref(*value)
 
 
 def _short(value: Any) -> str:

@@ -2,15 +2,18 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
+
+import jax
 
 from rnnjax.cells import GRUCell, LSTMCell, SimpleRNNCell
 from rnnjax.cells.base import Cell
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.functions import Function
 from rnnjax.interop.keras.functions import ACTIVATION_LAYERS, cell_function, function_of
-from rnnjax.interop.keras.graph import Entry, entry_of, is_model
+from rnnjax.interop.keras.graph import Entry, Use, Wiring, entry_of, is_model
+from rnnjax.interop.keras.operators import OPERATORS, Operation
 from rnnjax.interop.layers import (
     Activation,
     Dense,
@@ -20,11 +23,21 @@ from rnnjax.interop.layers import (
     Masking,
     Recurrent,
 )
-from rnnjax.interop.model import Sequential
+from rnnjax.interop.model import Call, Functional, Input, Sequential, Value
+from rnnjax.interop.registry import cell_named
 from rnnjax.layers import Bidirectional, Regularized, Stack
 from rnnjax.layers import Dropout as DropoutRate
 
 _LARGEST = 2**31 - 1
+_FLAGS = {"use_bias": True, "center": True, "scale": True} | dict.fromkeys(
+    ("keepdims", "normalize", "use_scale", "use_causal_mask", "return_attention_scores"), False
+)
+_WORDS: Mapping[str, tuple[str | None, ...]] = {
+    "padding": ("valid", "same", "causal"),
+    "score_mode": ("dot", "concat"),
+    "dtype": (None, "bool", "int32", "float32"),
+}
+_ONE = {"dilation_rate": 1, "axis": -1}  # where old versions did not write it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +77,7 @@ class Options:
         """True or False."""
         value = self.get(name, default=default)
         if not isinstance(value, bool | int | None) or value not in (True, False, None):
-            self._refuse(name, "True or False", value)
+            self.refuse(name, "True or False", value)
         return bool(value)
 
     def size(self, *names: str) -> int:
@@ -73,7 +86,7 @@ class Options:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= _LARGEST:
-            self._refuse(names[0], "a positive integer", value)
+            self.refuse(names[0], "a positive integer", value)
         return int(value)
 
     def number(self, *names: str, default: float = 0.0) -> float:
@@ -81,7 +94,7 @@ class Options:
         value = self.get(*names, default=default)
         value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, int | float):
-            self._refuse(names[0], "a number", value)
+            self.refuse(names[0], "a number", value)
         try:
             return float(value)
         except OverflowError:  # an integer of hundreds of digits
@@ -96,43 +109,192 @@ class Options:
         """A rate of dropout."""
         rate = self.number(*names)
         if not 0 <= rate < 1:
-            self._refuse(names[0], "at least 0 and below 1", rate)
+            self.refuse(names[0], "at least 0 and below 1", rate)
         return rate
 
     def inner(self, name: str) -> "Options":
         """The options of a layer inside of this one."""
         return Options(entry_of(self.get(name), f"{name} of {self.where}"), self.version)
 
-    def _refuse(self, name: str, expected: str, value: Any) -> Any:
+    def known(self, name: str) -> Any:
+        """An option of an `Operation`, each of its kind, so that it is hashable and no surprise."""
+        if name in _FLAGS:
+            return self.flag(name, _FLAGS[name])
+        if name in ("filters", "groups", "n", "num_heads", "key_dim"):
+            return self.size(name) if name in self.entry.config else self._missing(name)
+        if name in ("value_dim", "strides") and self.get(name) is None:
+            return None
+        if name == "arguments":
+            for value in self.get(name):
+                if not isinstance(value, bool | int | float | None):
+                    self.refuse(name, "numbers", value)
+            return tuple(self.get(name))
+        if name == "activation":
+            return self.function(name, default="linear")
+        if name == "epsilon":
+            return self.number(name, default=1e-3)
+        if name == "dropout":
+            return self.rate(name)
+        words = _WORDS.get(name, ())
+        if words and self.get(name, default=words[0]) in words:
+            return self.get(name, default=words[0])
+        return self._integers(name)
+
+    def _missing(self, name: str) -> int:
+        return 1 if name == "groups" else self.refuse(name, "a positive integer", None)
+
+    def _integers(self, name: str) -> int | tuple[int, ...]:
+        """One or several; sizes of windows are positive."""
+        value = self.get(name, default=_ONE.get(name))
+        listed = value if isinstance(value, list | tuple) else [value]
+        least = 1 if name in ("kernel_size", "pool_size", "strides", "dilation_rate") else -_LARGEST
+        if not listed or not all(type(n) is int and least <= n <= _LARGEST for n in listed):
+            self.refuse(name, "integers", value)
+        return tuple(listed) if listed is value else value
+
+    def refuse(self, name: str, expected: str, value: Any) -> Any:
+        """Raise InteropError for an option."""
         raise InteropError(
             f"{name} of {self.where} should be {expected}, but is {repr(value)[:80]}; set it in "
             "Keras and save the model again"
         )
 
 
-def network_of(chain: Sequence[Entry], version: Version) -> tuple[Sequential, dict[str, str]]:
-    """The layers of a model, and for some the Keras class that does not follow from them.
+def network_of(wiring: Wiring, version: Version) -> tuple[Sequential | Functional, dict[str, str]]:
+    """The network of a model, and for some layers the Keras class that does not follow from them.
 
     Raises:
         InteropError: a layer is of a class or has an option that is not known here.
     """
-    layers = []
+    layers: dict[str, Layer] = {}
     forms: dict[str, str] = {}
-    for entry in chain:
-        layer = layer_of(entry, version)
-        if isinstance(layer, Recurrent) and entry.config.get("return_state"):
+    places = {(name, 0): i for i, name in enumerate(wiring.inputs)}
+    calls: list[Call] = []
+    for (name, number), use in wiring.uses.items():
+        entry = wiring.entries[name]
+        layer = layer_of(_told(entry, use), version)
+        _check_use(layer, entry, use, wiring.masked.get((name, number)))
+        if layers.setdefault(name, layer) != layer:
             raise InteropError(
-                f"layer {entry.name[:80]!r} has return_state=True inside a model; leave it out "
-                "there, as the states come with every call of the model here"
+                f"layer {entry.name[:80]!r} is called in two ways, {layers[name]} and {layer}; "
+                "give each place a layer of its own"
             )
         if entry.kind in ("TimeDistributed", "RNN"):
             forms[entry.name] = entry.kind
-        layers.append(layer)
-    _check_order(layers, chain)
+        takes, states, masks = (
+            tuple(Value(places[ref[:2]], ref.output) for ref in refs)
+            for refs in (use.takes, use.states, () if use.mask is None else (use.mask,))
+        )
+        # Keras 3 hands no mask to a layer that is called with states, but lets it pass.
+        natural = not states or version.number < 3
+        calls.append(
+            Call(layer.name, f"{layer.name}:{number}" if number else layer.name, takes, states,
+                 masks[0] if masks else natural)
+        )  # fmt: skip
+        places[name, number] = len(wiring.inputs) + len(calls) - 1
+    outputs = tuple(Value(places[ref[:2]], ref.output) for ref in wiring.outputs)
+    inputs = tuple(_input(wiring, name) for name in wiring.inputs)
+    listed = tuple(layers[name] for name in wiring.entries if name in layers)
+    network = Functional(inputs, listed, tuple(calls), outputs, wiring.names)
+    _check_values(network)
     try:
-        return Sequential(tuple(layers)), forms
+        return _as_row(network) or network, forms
     except InvalidInputError as error:
         raise InteropError(str(error)) from error
+
+
+def _told(entry: Entry, use: Use) -> Entry:
+    """An operation with what its call is told; the others are told nothing."""
+    numbers = [a for a in use.arguments if a is not None]
+    config = dict(entry.config)
+    if entry.kind in OPERATORS:
+        config |= use.options
+    if entry.kind.startswith("ops."):
+        config["arguments"] = use.arguments
+    elif numbers or not set(use.options) <= set(_options_of(entry.kind)):
+        said = [*numbers, *(f"{key}={value!r}" for key, value in use.options.items())]
+        raise InteropError(
+            f"layer {entry.name[:80]!r} is called with {', '.join(map(str, said))[:80]}, which is "
+            "not known here; leave it out"
+        )
+    return dataclasses.replace(entry, config=config)
+
+
+def _options_of(kind: str) -> tuple[str, ...]:
+    return OPERATORS[kind].options if kind in OPERATORS else ()
+
+
+def _check_use(layer: Layer, entry: Entry, use: Use, masked: str | None) -> None:
+    least, most = OPERATORS[layer.kind].arrays if isinstance(layer, Operation) else (1, 1)
+    if not least <= len(use.takes) <= most:
+        raise InteropError(
+            f"layer {entry.name[:80]!r} should take {'one array' if most == 1 else 'arrays'}, but "
+            f"takes {len(use.takes)}; the graph is damaged"
+        )
+    makes = isinstance(layer, Masking) or (isinstance(layer, Embedding) and layer.mask_zero)
+    if masked is not None and (makes or _is_softmax(entry)):
+        raise InteropError(
+            f"layer {entry.name[:80]!r} comes behind layer {masked[:80]!r}, which makes a "
+            "mask, and would use or replace that; leave one of them out"
+        )
+
+
+def _check_values(network: Functional) -> None:
+    """Every value is one that its call gives, and every state has its leaves."""
+    states = {
+        name: len(jax.tree.leaves(jax.eval_shape(layer.cell.initial_carry)))
+        for name, layer in network.recurrent.items()
+    }
+    count = [1] * len(network.inputs)
+    for call in network.calls:
+        layer = network.layers[call.layer]
+        given = 2 if isinstance(layer, Recurrent) and not layer.merged else 1
+        given += isinstance(layer, Operation) and layer.gives_scores
+        count.append(given + states.get(call.name, 0))
+        if call.states and len(call.states) != states[call.name]:
+            raise InteropError(
+                f"layer {call.layer[:80]!r} should begin with {states[call.name]} states, but is "
+                f"given {len(call.states)}; the graph is damaged"
+            )
+    used = [v for call in network.calls for v in (*call.takes, *call.states, call.mask)]
+    for value in (*used, *network.outputs):
+        if isinstance(value, Value) and value.output >= count[value.source]:
+            raise InteropError(
+                f"the graph goes on with output {value.output} of a layer that gives "
+                f"{count[value.source]}; it is damaged"
+            )
+
+
+def _as_row(network: Functional) -> Sequential | None:
+    """The layers in a row, if that is all that the graph says and none asks for a shape."""
+    layers, last = network.layer_list, len(network.calls)
+    end = layers[-1] if layers else None
+    both = isinstance(end, Recurrent) and not end.merged
+    outputs = [(Value(last, 0), Value(last, 1))] if both else [(Value(last, 0),)]
+    plain = not any(isinstance(layer, Operation) for layer in layers)
+    row = [Call(layer.name, layer.name, (Value(i),)) for i, layer in enumerate(layers)]
+    alone = len(network.inputs) == 1 and network.names is None
+    fits = alone and plain and [*network.calls] == row and network.outputs in outputs
+    return Sequential(layers) if fits else None
+
+
+def _input(wiring: Wiring, name: str) -> Input:
+    entry = wiring.entries[name]
+    shape = entry.config.get("batch_shape", entry.config.get("batch_input_shape"))
+    if shape is None:
+        shape = [None] * 3
+    if not isinstance(shape, list) or not all(
+        size is None or (isinstance(size, int) and 0 <= size <= _LARGEST) for size in shape
+    ):
+        raise InteropError(f"the shape of input {entry.name[:80]!r} is damaged: {shape!r:.80}")
+    dtype = str(entry.config.get("dtype", "float32"))
+    looked_up = any(
+        wiring.entries[user].kind == "Embedding" and use.takes[0].layer == name
+        for (user, _), use in wiring.uses.items()
+    )
+    ids = looked_up or dtype.startswith(("int", "uint"))
+    sequence = len(shape) > (1 if ids else 2)
+    return Input(entry.name, tuple(shape[1:]), "int32" if ids else "float32", sequence)
 
 
 def layer_of(entry: Entry, version: Version) -> Layer:
@@ -173,25 +335,6 @@ def _check_plain(options: Options) -> None:
         )
 
 
-def _check_order(layers: Sequence[Layer], chain: Sequence[Entry]) -> None:
-    masked = None
-    for i, (layer, entry) in enumerate(zip(layers, chain, strict=True)):
-        if isinstance(layer, Recurrent) and not layer.merged and i < len(layers) - 1:
-            raise InteropError(
-                f"layer {layer.name[:80]!r} has merge_mode=None, and only the last layer may "
-                "return both directions by themselves; set a merge_mode"
-            )
-        makes = isinstance(layer, Masking) or (isinstance(layer, Embedding) and layer.mask_zero)
-        if masked is not None and (makes or _is_softmax(entry)):
-            raise InteropError(
-                f"layer {entry.name[:80]!r} comes behind layer {masked[:80]!r}, which makes a "
-                "mask, and would use or replace that; leave one of them out"
-            )
-        if isinstance(layer, Recurrent) and not layer.return_sequences:
-            masked = None  # it used the mask, and what it returns has no steps to mask
-        masked = entry.name if makes else masked
-
-
 def _is_softmax(entry: Entry) -> bool:
     """Whether it is the layer of that name, which leaves out what is masked."""
     inner = entry.config.get("layer") if entry.kind == "TimeDistributed" else None
@@ -201,98 +344,74 @@ def _is_softmax(entry: Entry) -> bool:
 # --- cells ---------------------------------------------------------------------------------------
 
 
-def _simple(options: Options) -> Cell:
-    return SimpleRNNCell(
-        options.size("units", "output_dim"),
-        activation=cell_function(options.function("activation", default="tanh")),
-        use_bias=options.flag("use_bias", True),
-    )
+_KINDS: Mapping[str, type[Cell]] = {
+    "SimpleRNN": SimpleRNNCell,
+    "LSTM": LSTMCell,
+    "GRU": GRUCell,
+    "CuDNNLSTM": LSTMCell,
+    "CuDNNGRU": GRUCell,
+}
+_OLD = {"recurrent_activation": "inner_activation"}  # as Keras 1 called it
 
 
-def _gate(options: Options) -> str | Function:
-    old = options.version.number < 3 and not options.version.tensorflow
-    default = "hard_sigmoid" if old else "sigmoid"
-    names = "recurrent_activation", "inner_activation"
-    return cell_function(options.function(*names, default=default))
+def _cell(kind: type[Cell], options: Options) -> Cell:
+    """A cell whose fields are the options of their names, and what training would drop of it."""
+    names = {one.name for one in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    size: Any = options.size("units", "output_dim")
+    told: dict[str, Any] = {}
+    if "unit_forget_bias" in names:
+        told["unit_forget_bias"] = options.flag("unit_forget_bias", True)
+    if options.entry.kind.startswith("CuDNN"):
+        return kind(size, **told)
+    new = options.version.number == 3 or options.version.tensorflow
+    gate = "sigmoid" if new else "hard_sigmoid"
+    for name, default in (("activation", "tanh"), ("recurrent_activation", gate)):
+        if name in names:
+            function = options.function(name, _OLD.get(name, name), default=default)
+            told[name] = cell_function(function)
+    if "reset_after" in names:
+        told["reset_after"] = options.flag("reset_after", new)
+    cell = kind(size, use_bias=options.flag("use_bias", True), **told)
+    rates = {
+        "input_dropout": options.rate("dropout", "dropout_W"),
+        "recurrent_dropout": options.rate("recurrent_dropout", "dropout_U"),
+    }
+    return Regularized(cell, **rates) if any(rates.values()) else cell
 
 
-def _lstm(options: Options) -> Cell:
-    return LSTMCell(
-        options.size("units", "output_dim"),
-        activation=cell_function(options.function("activation", default="tanh")),
-        recurrent_activation=_gate(options),
-        use_bias=options.flag("use_bias", True),
-        unit_forget_bias=options.flag("unit_forget_bias", True),
-    )
-
-
-def _gru(options: Options) -> Cell:
-    return GRUCell(
-        options.size("units", "output_dim"),
-        activation=cell_function(options.function("activation", default="tanh")),
-        recurrent_activation=_gate(options),
-        use_bias=options.flag("use_bias", True),
-        reset_after=options.flag(
-            "reset_after", options.version.number == 3 or options.version.tensorflow
-        ),
-    )
-
-
-def _cudnn_lstm(options: Options) -> Cell:
-    return LSTMCell(options.size("units"), unit_forget_bias=options.flag("unit_forget_bias", True))
-
-
-def _cudnn_gru(options: Options) -> Cell:
-    return GRUCell(options.size("units"))
-
-
-def _stacked(options: Options) -> Cell:
-    listed = options.get("cells")
-    if not isinstance(listed, list) or not listed:
-        raise InteropError(f"{options.where} should list its cells, but has {repr(listed)[:80]}")
-    return Stack([_any_cell(value, options, _PLAIN_CELLS) for value in listed])
-
-
-def _any_cell(value: Any, options: Options, known: Mapping[str, Callable[[Options], Cell]]) -> Cell:
+def _any_cell(value: Any, options: Options, stack: bool = True) -> Cell:
+    """A cell that an RNN has, or a stack of some."""
     inner = Options(entry_of(value, f"a cell of {options.where}"), options.version)
-    if inner.entry.kind not in known:
+    kind, known = inner.entry.kind, [f"{name}Cell" for name in _KINDS if "CuDNN" not in name]
+    if ">" in kind:
+        return _registered(kind, inner)
+    if kind not in known and not (stack and kind == "StackedRNNCells"):
         raise InteropError(
-            f"{options.where} has a cell of class {inner.entry.kind[:80]!r}, but should have one "
-            f"of {', '.join(known)}"
+            f"{options.where} has a cell of class {kind[:80]!r}, but should have one of "
+            f"{', '.join(known)}{' or StackedRNNCells' * stack}"
         )
     _check_plain(inner)
-    return known[inner.entry.kind](inner)
+    if kind in known:
+        return _cell(_KINDS[kind.removesuffix("Cell")], inner)
+    listed = inner.get("cells")
+    if not isinstance(listed, list) or not listed:
+        raise InteropError(f"{inner.where} should list its cells, but has {repr(listed)[:80]}")
+    return Stack([_any_cell(value, inner, stack=False) for value in listed])
 
 
-def _with_dropout(build: Callable[[Options], Cell]) -> Callable[[Options], Cell]:
-    """The cell, wrapped where training would drop something."""
-
-    def wrapped(options: Options) -> Cell:
-        cell = build(options)
-        rates = {
-            "input_dropout": options.rate("dropout", "dropout_W"),
-            "recurrent_dropout": options.rate("recurrent_dropout", "dropout_U"),
-        }
-        return Regularized(cell, **rates) if any(rates.values()) else cell
-
-    return wrapped
-
-
-_SINGLE: Mapping[str, Callable[[Options], Cell]] = {
-    "SimpleRNN": _with_dropout(_simple),
-    "LSTM": _with_dropout(_lstm),
-    "GRU": _with_dropout(_gru),
-    "CuDNNLSTM": _cudnn_lstm,
-    "CuDNNGRU": _cudnn_gru,
-}
-
-_PLAIN_CELLS: Mapping[str, Callable[[Options], Cell]] = {
-    "SimpleRNNCell": _SINGLE["SimpleRNN"],
-    "LSTMCell": _SINGLE["LSTM"],
-    "GRUCell": _SINGLE["GRU"],
-}
-
-_CELLS: Mapping[str, Callable[[Options], Cell]] = {**_PLAIN_CELLS, "StackedRNNCells": _stacked}
+def _registered(name: str, options: Options) -> Cell:
+    """A cell of somebody's own: its fields are the options of their names."""
+    kind: Any = cell_named("keras", name)
+    names = [one.name for one in dataclasses.fields(kind) if one.init]
+    told = {**options.entry.config, "hidden_size": options.get("units", "hidden_size")}
+    try:
+        made: Cell = kind(**{name: told[name] for name in names if name in told})
+    except (TypeError, ValueError) as error:  # the second of the library
+        raise InteropError(
+            f"{options.where} does not become a {kind.__name__}: {str(error)[:200]}; save it with "
+            "the options of that class"
+        ) from error
+    return made
 
 
 # --- layers --------------------------------------------------------------------------------------
@@ -301,9 +420,9 @@ _CELLS: Mapping[str, Callable[[Options], Cell]] = {**_PLAIN_CELLS, "StackedRNNCe
 def _recurrent(name: str, options: Options) -> Recurrent:
     kind = options.entry.kind
     if kind == "RNN":
-        cell = _any_cell(options.get("cell"), options, _CELLS)
+        cell = _any_cell(options.get("cell"), options)
     else:
-        cell = _SINGLE[kind](options)
+        cell = _cell(_KINDS[kind], options)
     backwards = options.flag("go_backwards")
     return Recurrent(
         name,
@@ -320,10 +439,10 @@ def _bidirectional(name: str, options: Options) -> Recurrent:
     if options.get("backward_layer") is not None:
         directions.append(options.inner("backward_layer"))
     for direction in directions:
-        if direction.entry.kind not in (*_SINGLE, "RNN"):
+        if direction.entry.kind not in (*_KINDS, "RNN"):
             raise InteropError(
                 f"{options.where} runs a layer of class {direction.entry.kind[:80]!r}, but should "
-                f"run one of {', '.join((*_SINGLE, 'RNN'))}"
+                f"run one of {', '.join((*_KINDS, 'RNN'))}"
             )
         _check_plain(direction)
     parts = [_recurrent(name, direction) for direction in directions]
@@ -407,8 +526,24 @@ def _activation_layer(name: str, options: Options) -> Activation:
     )
 
 
+def _operation(name: str, options: Options) -> Operation:
+    kind = options.entry.kind
+    if options.get("data_format") not in (None, "channels_last"):
+        options.refuse("data_format", "channels_last", options.get("data_format"))
+    for flag in ("renorm", "rms_scaling", "use_gate", "sliding_window"):
+        if options.get(flag):
+            options.refuse(flag, "left out", options.get(flag))
+    if options.get("attention_axes") not in (None, [1]):
+        options.refuse("attention_axes", "left out", options.get("attention_axes"))
+    names = [*OPERATORS[kind].options, *(("arguments",) if kind.startswith("ops.") else ())]
+    return Operation(name, kind, tuple((name, options.known(name)) for name in names))
+
+
 def _time_distributed(name: str, options: Options) -> Layer:
     inner = options.inner("layer")
+    if inner.entry.kind in OPERATORS and OPERATORS[inner.entry.kind].arrays == (1, 1):
+        _check_plain(inner)
+        return dataclasses.replace(_operation(name, inner), each_step=True)
     if inner.entry.kind not in _AT_EACH_STEP:
         raise InteropError(
             f"{options.where} applies a layer of class {inner.entry.kind[:80]!r}, but should apply "
@@ -425,7 +560,8 @@ _AT_EACH_STEP: Mapping[str, Callable[[str, Options], Layer]] = {
 }
 
 _LAYERS: Mapping[str, Callable[[str, Options], Layer]] = {
-    **dict.fromkeys((*_SINGLE, "RNN"), _recurrent),
+    **dict.fromkeys(OPERATORS, _operation),
+    **dict.fromkeys((*_KINDS, "RNN"), _recurrent),
     **_AT_EACH_STEP,
     "Bidirectional": _bidirectional,
     "TimeDistributed": _time_distributed,

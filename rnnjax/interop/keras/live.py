@@ -11,24 +11,24 @@ from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.arrays import float_array
 from rnnjax.interop.keras.arrays import Unit, units_of
 from rnnjax.interop.keras.configs import written_layers
-from rnnjax.interop.keras.graph import Entry, chain_of
+from rnnjax.interop.keras.graph import Entry, wiring_of
 from rnnjax.interop.keras.layers import Version, layer_of, network_of
 from rnnjax.interop.keras.origin import arrays_of, build, check_model, split
 from rnnjax.interop.layers import Layer, describe_cell
-from rnnjax.interop.model import Model, Sequential
+from rnnjax.interop.model import Model, Network, Sequential
 
 
 def load_live(source: Any) -> Model:
     """The model of a live one, or of a live layer."""
     network, forms, live = _live(source)
     found = {}
-    for layer in network.chain:
-        arrays = [_numbers(variable) for variable in live[layer.name].weights]
+    for layer in network.layers.values():
+        arrays = [_numbers(variable) for variable in getattr(live.get(layer.name), "weights", ())]
         found[layer.name] = split(units_of(layer), arrays, f"layer {layer.name!r}")
     return build(network, forms, found)
 
 
-def _live(source: Any) -> tuple[Sequential, dict[str, str], dict[str, Any]]:
+def _live(source: Any) -> tuple[Network, dict[str, str], dict[str, Any]]:
     """The layers of a live model or layer, and the live ones by their names."""
     if not callable(getattr(source, "get_config", None)) or not hasattr(source, "weights"):
         raise InvalidInputError(
@@ -51,7 +51,7 @@ def _live(source: Any) -> tuple[Sequential, dict[str, str], dict[str, Any]]:
         forms = {entry.name: kind} if kind in ("RNN", "TimeDistributed") else {}
         return Sequential((layer,)), forms, {entry.name: source}
     kind = "Functional" if "input_layers" in config else "Sequential"
-    network, forms = network_of(chain_of(kind, config), version)
+    network, forms = network_of(wiring_of(kind, config), version)
     return network, forms, {layer.name: layer for layer in source.layers}
 
 
@@ -85,7 +85,7 @@ def set_weights(target: Any, model: Model) -> None:
     """
     check_model(model)
     network, _, live = _live(target)
-    theirs = [layer for layer in network.chain if units_of(layer)]
+    theirs = [layer for layer in network.layers.values() if units_of(layer)]
     ours = [layer for layer in written_layers(model.network) if units_of(layer)]
     if len(theirs) != len(ours):
         raise InteropError(
@@ -115,7 +115,8 @@ def set_weights(target: Any, model: Model) -> None:
 
 def _kind(unit: Unit) -> tuple[Any, ...]:
     owner = unit.owner
-    return type(owner), unit.has_bias, isinstance(owner, GRUCell) and owner.reset_after
+    kind = getattr(owner, "kind", None)
+    return type(owner), kind, unit.count, isinstance(owner, GRUCell) and owner.reset_after
 
 
 def _describe(layer: Layer) -> str:

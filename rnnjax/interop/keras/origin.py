@@ -16,7 +16,7 @@ from rnnjax.interop.keras.arrays import (
     units_of,
 )
 from rnnjax.interop.layers import Layer
-from rnnjax.interop.model import Model, Sequential
+from rnnjax.interop.model import Model, Network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +35,10 @@ Found = dict[str, list[list[np.ndarray]]]
 """By the name of a layer, the arrays of each of its units."""
 
 
-def build(network: Sequential, forms: Mapping[str, str], found: Found) -> Model:
+def build(network: Network, forms: Mapping[str, str], found: Found) -> Model:
     """The model of these layers, with the parameters that their arrays become."""
     params = {}
-    for layer in network.chain:
+    for layer in network.layers.values():
         units = units_in(layer, forms)
         if not units:
             continue
@@ -95,7 +95,7 @@ def arrays_of(
     units = units_in(layer, forms or {})
     if not units:
         return
-    parts = take_apart(layer, model.params.get(layer.name))
+    parts = take_apart(layer, units, model.params.get(layer.name))
     if len(parts) != len(units):
         raise InteropError(
             f"layer {layer.name!r} should have the parameters of {len(units)} cells, but has those "

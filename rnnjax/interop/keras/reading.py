@@ -13,11 +13,11 @@ from rnnjax.interop.keras.arrays import (
 )
 from rnnjax.interop.keras.configs import groups_of, written_layers
 from rnnjax.interop.keras.files import KerasFile
-from rnnjax.interop.keras.graph import chain_of, entry_of, is_model, layers_in
+from rnnjax.interop.keras.graph import entry_of, is_model, layers_in, row_of, wiring_of
 from rnnjax.interop.keras.guess import guess_groups, guess_paths
 from rnnjax.interop.keras.layers import Version, network_of
 from rnnjax.interop.keras.origin import Found, build, forms_of, split, units_in
-from rnnjax.interop.model import Model, Sequential
+from rnnjax.interop.model import Model, Network, Sequential
 
 
 def load_file(file: KerasFile) -> Model:
@@ -28,7 +28,7 @@ def load_file(file: KerasFile) -> Model:
             f"the file should hold a Sequential or a functional model, but holds {kind[:80]!r}, a "
             "class of somebody's own; save its layers as a Sequential"
         )
-    network, forms = network_of(chain_of(kind, config), Version.of(file.version))
+    network, forms = network_of(wiring_of(kind, config), Version.of(file.version))
     if file.groups is not None:
         return build(network, forms, _from_groups(network, file.groups))
     used: dict[str, int] = {}
@@ -52,8 +52,8 @@ def load_weights(file: KerasFile) -> Model:
         guesses = guess_groups(file.groups)
     if not guesses:
         raise InteropError("the file holds no weights; save the model after it is built")
-    chain = [guess.entry for guess in guesses]
-    network, forms = network_of(chain, Version.of(file.version))
+    row = row_of([guess.entry for guess in guesses])
+    network, forms = network_of(row, Version.of(file.version))
     if file.groups is not None:
         return build(network, forms, _from_groups(network, file.groups))
     groups = {guess.entry.name: guess.group for guess in guesses}
@@ -95,7 +95,7 @@ def _wanted(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _from_paths(
-    network: Sequential,
+    network: Network,
     forms: Mapping[str, str],
     groups: Mapping[str, str],
     arrays: Mapping[str, np.ndarray],
@@ -104,7 +104,7 @@ def _from_paths(
     rest = _wanted(arrays)
     tops = {path.partition("/")[0] for path in rest}
     found: Found = {}
-    for layer in network.chain:
+    for layer in network.layers.values():
         parts = []
         for unit in units_in(layer, forms):
             places = [f"{top}/{groups[layer.name]}/{unit.path}".rstrip("/") for top in tops]
@@ -124,13 +124,11 @@ def _from_paths(
     return found
 
 
-def _from_groups(
-    network: Sequential, groups: Sequence[tuple[str, Mapping[str, np.ndarray]]]
-) -> Found:
+def _from_groups(network: Network, groups: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> Found:
     """The arrays of the old layout, where each layer has a list."""
     by_name = dict(groups)
     found: Found = {}
-    for layer in network.chain:
+    for layer in network.layers.values():
         arrays = list(by_name.pop(layer.name, {}).values())
         found[layer.name] = split(units_of(layer), arrays, f"layer {layer.name[:80]!r}")
     left = [name for name, arrays in by_name.items() if arrays]

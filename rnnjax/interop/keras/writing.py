@@ -58,7 +58,7 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
     if path.name.endswith(".weights.h5"):
         write_hdf5(path, groups)
         return
-    config = config_of(layers, forms, _features(model, layers))
+    config = config_of(model.network, layers, forms, _features(model, layers))
     write_archive(path, config, {"keras_version": _WRITTEN_BY}, groups)
 
 

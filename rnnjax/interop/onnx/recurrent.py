@@ -13,6 +13,7 @@ from rnnjax.errors import InteropError
 from rnnjax.interop.functions import Function
 from rnnjax.interop.onnx.activations import activation_to_onnx
 from rnnjax.interop.onnx.cells import Clipped, GeneralLSTMCell
+from rnnjax.interop.registry import FORMS, names_of, places
 from rnnjax.layers import Bidirectional, Directions
 
 
@@ -39,34 +40,24 @@ class RecurrentOperator(NamedTuple):
     """All that is known of a recurrent operator.
 
     Attributes:
-        cells: the kinds that it computes.
-        order: of each of our gates, in our order, the place that ONNX has it in.
+        gates: how many it has; `rnnjax.interop.registry` knows the cells and their orders.
         activations: those of one direction that are left out, in the order f, g, h.
         states: how many arrays its state is.
     """
 
-    cells: tuple[type[Cell], ...]
-    order: tuple[int, ...]
+    gates: int
     activations: tuple[str, ...]
     states: int = 1
 
-    @property
-    def gates(self) -> int:
-        """How many gates it has."""
-        return len(self.order)
-
 
 RECURRENT: Mapping[str, RecurrentOperator] = {
-    "RNN": RecurrentOperator((SimpleRNNCell,), (0,), ("Tanh",)),
-    "GRU": RecurrentOperator((GRUCell,), (1, 0, 2), ("Sigmoid", "Tanh")),
-    "LSTM": RecurrentOperator(
-        (LSTMCell, PeepholeLSTMCell, CoupledLSTMCell, GeneralLSTMCell),
-        (0, 2, 3, 1),
-        ("Sigmoid", "Tanh", "Tanh"),
-        states=2,
-    ),
+    "RNN": RecurrentOperator(1, ("Tanh",)),
+    "GRU": RecurrentOperator(3, ("Sigmoid", "Tanh")),
+    "LSTM": RecurrentOperator(4, ("Sigmoid", "Tanh", "Tanh"), states=2),
 }
 """The recurrent operators, by their names."""
+
+FORMS["onnx"][GeneralLSTMCell] = FORMS["onnx"][LSTMCell]
 
 
 # --- Cells ---
@@ -186,11 +177,12 @@ def operator_of(cell: Cell) -> str:
     Raises:
         InteropError: there is none.
     """
-    for op_type, operator in RECURRENT.items():
-        if type(cell) in operator.cells:
-            return op_type
-    names = ", ".join(kind.__name__ for one in RECURRENT.values() for kind in one.cells)
-    raise InteropError(f"no operator of ONNX computes {cell!r}; those it has are {names}")
+    form = FORMS["onnx"].get(type(cell))
+    if form is None:
+        raise InteropError(
+            f"no operator of ONNX computes {cell!r}; those it has are {names_of('onnx')}"
+        )
+    return form.name
 
 
 def _hidden_size(cell: Any) -> int:
@@ -282,7 +274,6 @@ def params_to_onnx(cell: Cell, params: Params, original: Weights | None = None) 
     )
 
 
-_COUPLED_ORDER = (0, 3, 1)  # i, g, o
 _PEEPHOLE_ORDER, _COUPLED_PEEPHOLE_ORDER = (0, 2, 1), (0, 1)
 
 
@@ -337,8 +328,7 @@ def _weights_of_direction(
 
 
 def _gates_and_order(cell: Cell) -> tuple[int, tuple[int, ...]]:
-    operator = RECURRENT[operator_of(cell)]
-    return operator.gates, _COUPLED_ORDER if _coupled(cell) else operator.order
+    return RECURRENT[operator_of(cell)].gates, places("onnx", cell)
 
 
 def _take(array: Any, parts: int, order: Sequence[int]) -> Any:

@@ -5,7 +5,8 @@ safetensors wrote, and `to_state_dict` and `save` are the way back. What stands 
 alone (the functions between its modules, dropout, which of the outputs are used) is in no state
 dict: it is given here as layers between the names of ``modules``, and is left out on the way back.
 
-Sequences are time-major here, as they are in PyTorch without ``batch_first``. The carry of a layer
+Sequences are time-major here, as they are in PyTorch without ``batch_first``, unless they are asked
+for with ``time_first=False``. The carry of a layer
 is `rnnjax.LSTMCarry` and the like, a tuple of them for several layers, and
 `rnnjax.Directions` for both directions.
 """
@@ -22,7 +23,7 @@ from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.arrays import layer_arrays
 from rnnjax.interop.chain import Modules, WithParameters, check_modules, given_order, infer_order
 from rnnjax.interop.layers import Dense, Embedding, Layer, Recurrent
-from rnnjax.interop.model import Model, Sequential
+from rnnjax.interop.model import Model, Sequential, with_axes
 from rnnjax.interop.torch.cells import Spec, TorchOrigin, spec_of, write_params
 from rnnjax.interop.torch.files import opened, read_arrays, write_arrays
 from rnnjax.interop.torch.modules import Module, find_modules, read_module
@@ -42,6 +43,7 @@ def from_state_dict(
     at: str | None = None,
     modules: Sequence[str | Layer] | None = None,
     nonlinearity: str | Mapping[str, str] = "tanh",
+    time_first: bool = True,
 ) -> Model:
     """The model of a state dict of PyTorch, or of the one in a checkpoint.
 
@@ -64,6 +66,8 @@ def from_state_dict(
             an embedding at the first place if that fits, and a linear module elsewhere.
         nonlinearity: of ``nn.RNN``, which a state dict does not say: ``"tanh"`` or ``"relu"``, or
             a mapping with entries for some modules by name.
+        time_first: whether data is given and returned time first; False for batch first, as modules
+            with ``batch_first=True`` take it.
 
     Raises:
         InteropError: there is no module, or one of ``modules`` is of another kind; an array is not
@@ -90,7 +94,7 @@ def from_state_dict(
     model, left_out = _read(*find_state(mapping, at), modules, nonlinearity)
     if left_out:
         warnings.warn(left_out, stacklevel=2)
-    return model
+    return with_axes(model, time_first)
 
 
 def load(
@@ -99,6 +103,7 @@ def load(
     at: str | None = None,
     modules: Sequence[str | Layer] | None = None,
     nonlinearity: str | Mapping[str, str] = "tanh",
+    time_first: bool = True,
 ) -> Model:
     """The model of a file that ``torch.save`` or safetensors wrote; see `from_state_dict`.
 
@@ -137,7 +142,7 @@ def load(
         raise InteropError(f"{path} cannot be loaded: {error}") from error
     if left_out:
         warnings.warn(f"{path}: {left_out}", stacklevel=2)
-    return model
+    return with_axes(model, time_first)
 
 
 def to_state_dict(model: Model) -> dict[str, np.ndarray]:

@@ -13,6 +13,7 @@ from rnnjax.cells.activations import Activation, get_activation
 from rnnjax.cells.base import Params
 from rnnjax.errors import InteropError
 from rnnjax.interop.arrays import cell_arrays
+from rnnjax.interop.registry import FORMS, names_of
 from rnnjax.layers import Regularized
 
 Arrays = Mapping[str, np.ndarray]
@@ -141,18 +142,13 @@ def spec_of(where: str, cell: Cell) -> Spec:
         if cell.zoneout_hidden or cell.zoneout_cell:
             raise InteropError(f"PyTorch has no zoneout, but {where} has; write the model without")
         cell = cell.cell
-    kinds: Mapping[type, str] = {
-        SimpleRNNCell: "RNN",
-        LSTMCell: "LSTM",
-        GRUCell: "GRU",
-        ProjectionLSTMCell: "LSTM",
-    }
-    kind = kinds.get(type(cell))
-    if kind is None:
+    form = FORMS["torch"].get(type(cell))
+    if form is None:
         raise InteropError(
-            f"PyTorch has modules for SimpleRNNCell, LSTMCell, GRUCell and ProjectionLSTMCell, but "
-            f"{where} is {cell!r}; there is no state dict for it"
+            f"PyTorch has modules for {names_of('torch')}, but {where} is {cell!r}; there is no "
+            "state dict for it"
         )
+    kind = form.name
     assert isinstance(cell, SimpleRNNCell | LSTMCell | GRUCell | ProjectionLSTMCell)
     if isinstance(cell, SimpleRNNCell):
         nonlinearity = _spell(where, cell.activation, "tanh", "relu")

@@ -1,0 +1,335 @@
+"""Keras models that are no rows of layers, live on its JAX backend, and out of its files."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from rnnjax import InteropError, InvalidInputError
+from rnnjax.interop import Model, convert
+from rnnjax.interop import keras as interop
+
+BACKEND = os.environ.get("GRAPHS_BACKEND", "jax")
+os.environ["KERAS_BACKEND"] = BACKEND
+keras = pytest.importorskip("keras", reason="keras is in the extra `test`")
+assert keras.backend.backend() == BACKEND, "keras was imported with another backend before"
+layers = keras.layers
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*therefore destroy the mask information"),
+]
+
+TIME, BATCH, FEATURES, WORDS = 6, 3, 2, 7
+
+
+def merges(x: Any, ids: Any) -> Any:
+    """Each of the merging layers, of sequences and of last outputs."""
+    a, b = layers.LSTM(3, return_sequences=True)(x), layers.GRU(3, return_sequences=True)(x)
+    kinds = "Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum"
+    merged = [getattr(layers, kind)()([a, b]) for kind in kinds]
+    wide = layers.Concatenate()([*merged, layers.Dense(3)(a)])
+    last = layers.Add()([layers.LSTM(3)(wide), layers.GRU(3)(b)])
+    beside = layers.Add()([last, a])  # a sequence and a vector
+    return [layers.Concatenate(axis=1)([a, beside]), last, layers.Dot(axes=2)([a, b])]
+
+
+def windows(x: Any, ids: Any) -> Any:
+    """Convolutions and pools of several kinds in one row, which stays a row."""
+    x = layers.ZeroPadding1D(2)(x)
+    x = layers.Conv1D(4, 3, padding="causal", dilation_rate=2, activation="relu")(x)
+    x = layers.Conv1D(4, 2, padding="same", groups=2, use_bias=False)(x)
+    x = layers.AveragePooling1D(3, strides=2, padding="same")(x)
+    x = layers.UpSampling1D(2)(x)
+    x = layers.MaxPooling1D(2, strides=1, padding="same")(x)
+    x = layers.Conv1D(4, 2, strides=2)(layers.Cropping1D((1, 2))(x))
+    x = layers.GRU(4, return_sequences=True)(x)
+    x = layers.Reshape((2, -1))(layers.Permute((2, 1))(x))
+    return layers.RepeatVector(2)(layers.Dense(3)(layers.Flatten()(x)))
+
+
+def pools(x: Any, ids: Any) -> Any:
+    """Over all steps, with a mask and without, and norms before."""
+    words = layers.Embedding(WORDS, 4, mask_zero=True)(ids)
+    words = layers.BatchNormalization()(layers.LayerNormalization(scale=False)(words))
+    mean = layers.GlobalAveragePooling1D()(words)
+    top = layers.GlobalMaxPooling1D(keepdims=True)(layers.LayerNormalization(axis=[1, 2])(x))
+    return {"mean": mean, "top": top, "plain": layers.GlobalAveragePooling1D()(x)}
+
+
+def attention(x: Any, ids: Any) -> Any:
+    """All of Keras's attention, with masks of queries and of values."""
+    words = layers.Embedding(WORDS, FEATURES, mask_zero=True)(ids)
+    # Keras's MultiHeadAttention takes the mask off its inputs, for all that read them later.
+    once, again = (layers.Embedding(WORDS, FEATURES, mask_zero=True)(ids) for _ in range(2))
+    made = [
+        layers.Attention(use_scale=True)([words, x], use_causal_mask=True),
+        layers.Attention(score_mode="concat")([x, words]),
+        layers.AdditiveAttention()([words, words, x]),
+        layers.MultiHeadAttention(2, 3)(once, x),
+        layers.MultiHeadAttention(1, 2, use_bias=False)(x, again, use_causal_mask=True),
+    ]
+    scores = layers.Attention()([x, words], return_attention_scores=True)
+    return [layers.LSTM(2)(layers.Concatenate()(made)), *scores, *made]
+
+
+def translation(x: Any, ids: Any) -> Any:
+    """Encoder and decoder (Sutskever et al., 2014), their words from one table."""
+    words = layers.Embedding(WORDS, 4, mask_zero=True)
+    encoder = layers.LSTM(3, return_state=True, return_sequences=True)
+    seen, *states = encoder(words(ids))
+    ys = layers.LSTM(3, return_sequences=True)(layers.Dense(4)(x), initial_state=states)
+    again = layers.LSTM(3, return_sequences=True)(words(ids), initial_state=states)
+    ys = layers.Concatenate()([ys, again, layers.Attention()([ys, seen])])
+    return [layers.TimeDistributed(layers.Dense(WORDS, activation="softmax"))(ys), *states]
+
+
+def directions(x: Any, ids: Any) -> Any:
+    """Both by themselves, their states into others, and a layer that is used twice."""
+    gru = layers.GRU(3, return_sequences=True, return_state=True)
+    both = layers.Bidirectional(gru, merge_mode=None)
+    forward, backward, *states = both(x)
+    shared = layers.SimpleRNN(3, return_sequences=True, go_backwards=True)
+    ys = layers.Bidirectional(layers.GRU(3))(backward, initial_state=states)
+    return [shared(shared(forward)), ys, states[1]]
+
+
+def by_hand(x: Any, ids: Any) -> Any:
+    """A mask of one's own, arithmetic with tensors, and a mask through a branch."""
+    some = keras.ops.any(keras.ops.not_equal(x, 0.5), axis=-1)
+    mask = keras.ops.logical_and(some, keras.ops.not_equal(ids, 2))
+    ys = layers.LSTM(2, return_sequences=True)(x, mask=mask)
+    ys = 1.0 - ys * 2.0 + x / 3.0
+    words = layers.Embedding(WORDS, 2, mask_zero=True)(ids)
+    both = layers.Concatenate()([words, layers.Masking(0.5)(x)])
+    return [layers.GRU(2)(ys), layers.GRU(2)(both)]
+
+
+def steps(x: Any, ids: Any) -> Any:
+    """Layers at each step of a sequence of sequences."""
+    x = layers.Reshape((3, 2, FEATURES))(x)
+    x = layers.TimeDistributed(layers.Conv1D(3, 2, padding="same", activation="tanh"))(x)
+    x = layers.TimeDistributed(layers.LayerNormalization())(x)
+    return layers.LSTM(2)(layers.TimeDistributed(layers.Flatten())(x))
+
+
+GRAPHS = [merges, windows, pools, attention, translation, directions, by_hand, steps]
+
+
+def model_of(build: Callable[[Any, Any], Any]) -> Any:
+    x = keras.Input((TIME, FEATURES), name="x")
+    ids = keras.Input((TIME,), dtype="int32", name="ids")
+    outputs = build(x, ids)
+    used = [one for one in (x, ids) if _reaches(build, one)]
+    model = keras.Model(used if len(used) > 1 else used[0], outputs)
+    rng = np.random.default_rng(0)
+    for variable in model.weights:
+        drawn = 0.5 * rng.standard_normal(variable.shape).astype(np.float32)
+        variable.assign(np.abs(drawn) if "variance" in variable.path else drawn)
+    return model
+
+
+def _reaches(build: Callable[[Any, Any], Any], one: Any) -> bool:
+    return one.name == "x" or build not in (merges, windows, directions, steps)
+
+
+def inputs_of(model: Any, seed: int = 1) -> list[Any]:
+    rng = np.random.default_rng(seed)
+    xs = rng.standard_normal((BATCH, TIME, FEATURES)).astype(np.float32)
+    xs[1, 4:] = 0.5
+    ids = rng.integers(1, WORDS, (BATCH, TIME)).astype(np.int32)
+    ids[0, 3:] = ids[2, 1] = 0
+    return [xs, ids][: len(model.inputs)]
+
+
+def swap(x: Any) -> Any:
+    return np.swapaxes(np.asarray(x), 0, 1) if np.ndim(x) > 2 else np.asarray(x)
+
+
+def check(model: Any, ours: Model) -> float:
+    """Outputs of both; ours come time first."""
+    arrays = inputs_of(model)
+    expected = model(arrays if len(arrays) > 1 else arrays[0])
+    given = [np.swapaxes(x, 0, 1) for x in arrays]
+    _, ys = jax.jit(ours.apply)(ours.params, tuple(given) if len(given) > 1 else given[0])
+    assert isinstance(ys, dict) == isinstance(expected, dict)
+    errors = []
+    for name, e in (
+        expected.items() if isinstance(ys, dict) else enumerate(jax.tree.leaves(expected))
+    ):
+        y = ys[name] if isinstance(ys, dict) else jax.tree.leaves(ys)[name]
+        assert np.shape(swap(y)) == np.shape(e)
+        errors.append(float(np.max(np.abs(swap(y) - np.asarray(e)))))
+    return max(errors)
+
+
+@pytest.mark.parametrize("build", GRAPHS, ids=lambda build: build.__name__)
+def test_a_graph_computes_what_keras_does(build: Callable[[Any, Any], Any], tmp_path: Path) -> None:
+    """Live, and out of both kinds of files; its weights go back to the bit."""
+    model = model_of(build)
+    ours = interop.load(model)
+    assert check(model, ours) < 1e-5
+    before = [np.asarray(variable.value) for variable in model.weights]
+    for name in ("model.keras", "model.h5"):
+        model.save(tmp_path / name)
+        read = interop.load(tmp_path / name)
+        assert read.network == ours.network
+        for variable in model.weights:
+            variable.assign(np.zeros(variable.shape, np.float32))
+        interop.set_weights(model, read)
+        same_arrays(model, before)
+    convert.write_checked(ours, tmp_path / "ours.keras")
+    again = keras.saving.load_model(tmp_path / "ours.keras")
+    assert check(again, ours) < 1e-5
+    assert interop.load(again).layers == ours.layers  # Keras may sort them another way
+    convert.write_checked(ours, tmp_path / "ours.weights.h5")
+    model.load_weights(tmp_path / "ours.weights.h5")
+    same_arrays(model, before)
+
+
+def same_arrays(model: Any, expected: list[np.ndarray]) -> None:
+    for variable, array in zip(model.weights, expected, strict=True):
+        np.testing.assert_array_equal(np.asarray(variable.value), array)
+
+
+def test_states_go_on_where_they_stood() -> None:
+    """Each use of a layer has a state of its own, and one that is given takes the place of all."""
+    x = keras.Input((TIME, FEATURES))
+    lstm = layers.LSTM(FEATURES, return_sequences=True)
+    ours = interop.load(keras.Model(x, lstm(lstm(x))))
+    xs = np.random.default_rng(0).standard_normal((8, BATCH, FEATURES)).astype(np.float32)
+    carry, first = ours(xs[:5])
+    assert sorted(carry) == sorted(ours.initial_carry((BATCH,))) == [lstm.name, f"{lstm.name}:1"]
+    _, second = ours(xs[5:], carry)
+    np.testing.assert_allclose(np.concatenate([first, second]), ours(xs)[1], atol=1e-6)
+    with pytest.raises(InvalidInputError, match="carry must be a dict with entries for some of"):
+        ours(xs, {"other": carry})
+
+
+def test_axes_of_the_source(tmp_path: Path) -> None:
+    """``time_first=False`` takes and gives what Keras does, of a graph and of a row."""
+    row = keras.Sequential([keras.Input((TIME, FEATURES)), layers.GRU(2, return_sequences=True)])
+    for model in (model_of(translation), row):
+        ours = interop.load(model, time_first=False)
+        assert str(ours).endswith("batch first")
+        arrays = inputs_of(model)
+        _, ys = ours(tuple(arrays) if len(arrays) > 1 else arrays[0])
+        expected = model(arrays if len(arrays) > 1 else arrays[0])
+        for y, e in zip(jax.tree.leaves(ys), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(y, np.asarray(e), atol=1e-5)
+    _, ys = ours(arrays[0], lengths=np.array([6, 2, 3]))
+    np.testing.assert_array_equal(ys[1, 2:], np.broadcast_to(ys[1, 1], (TIME - 2, 2)))
+    assert not np.allclose(ys[0, 2], ys[0, 1])
+
+
+@pytest.mark.parametrize(
+    ("build", "says"),
+    [
+        (lambda x, i: layers.Conv1D(2, 2, data_format="channels_first")(x), "data_format of layer"),
+        (lambda x, i: layers.Add()([x, keras.ops.sin(x)]), "of class 'ops.Sin'"),
+        (lambda x, i: x + np.ones(FEATURES, np.float32), "arguments of layer 'add.*be numbers"),
+        (
+            lambda x, i: layers.MultiHeadAttention(1, 2)(x, x, attention_mask=x[:, :, :1] > 0),
+            "of class 'ops.GetItem'|attention_mask",
+        ),
+        (lambda x, i: layers.Dropout(0.5)(x, training=True), "called with training=True"),
+    ],
+)
+def test_what_a_graph_may_not_hold(build: Callable[[Any, Any], Any], says: str) -> None:
+    x, ids = keras.Input((TIME, FEATURES)), keras.Input((TIME,), dtype="int32")
+    with pytest.raises(InteropError, match=says):
+        interop.load(keras.Model(x, build(x, ids)))
+
+
+def test_what_a_graph_is_given() -> None:
+    ours = interop.load(model_of(translation))
+    xs, ids = (np.swapaxes(x, 0, 1) for x in inputs_of(model_of(translation)))
+    assert ours({"x": xs, "ids": ids})[1][0].shape == (TIME, BATCH, WORDS)
+    with pytest.raises(InvalidInputError, match="inputs x, ids, as a tuple or a dict"):
+        ours(xs)
+    with pytest.raises(InteropError, match="ONNX is written of layers in a row, time first"):
+        convert.onnx.to_proto(ours)
+    with pytest.raises(InvalidInputError, match="are for a model of one input"):
+        ours((xs, ids), lengths=np.array([1, 2, 3]))
+    with pytest.raises(InvalidInputError, match=r"layer 'conv1d.* takes sequences with a batch"):
+        interop.load(keras.Model(x := keras.Input((TIME, 2)), layers.Conv1D(2, 2)(x)))(xs[:, 0])
+
+
+def drawn(seed: int) -> Callable[[Any, Any], Any]:
+    """A random graph: each layer reads what came before, some with masks, some with states."""
+
+    def build(x: Any, ids: Any) -> Any:
+        rng = np.random.default_rng(seed)
+        words = layers.Embedding(WORDS, 3, mask_zero=bool(rng.integers(2)))
+        there = [layers.Dense(3)(layers.Masking(0.5)(x)), words(ids)]
+        states: list[Any] = []
+        shared = layers.GRU(3, return_sequences=True, go_backwards=bool(rng.integers(2)))
+
+        def recurrent(a: Any, b: Any) -> Any:
+            lstm = layers.LSTM(3, return_sequences=True, return_state=True)
+            begin = states[-1] if states and rng.integers(2) else None
+            y, *state = lstm(a) if begin is None else lstm(a, initial_state=begin)
+            states.append(state)
+            return y
+
+        makers: list[Callable[[Any, Any], Any]] = [
+            recurrent,
+            recurrent,
+            lambda a, b: shared(a),
+            lambda a, b: layers.Bidirectional(layers.SimpleRNN(3, return_sequences=True), "sum")(a),
+            lambda a, b: getattr(
+                layers, rng.choice(["Add", "Subtract", "Multiply", "Average", "Maximum"])
+            )()([a, b]),
+            lambda a, b: layers.Dense(3, activation="tanh")(layers.Concatenate()([a, b])),
+            lambda a, b: layers.Conv1D(3, 2, padding="same", activation="relu")(a),
+            lambda a, b: layers.LayerNormalization()(a),
+            lambda a, b: layers.TimeDistributed(layers.Dense(3))(a),
+            lambda a, b: layers.Attention(use_scale=True)([a, b]),
+            lambda a, b: layers.AdditiveAttention()([a, b]),
+            lambda a, b: layers.RepeatVector(TIME)(layers.GlobalAveragePooling1D()(a)),
+        ]
+        for _ in range(rng.integers(3, 9)):
+            a, b = (there[rng.integers(len(there))] for _ in range(2))
+            there.append(makers[rng.integers(len(makers))](a, b))
+        return [
+            layers.GRU(2)(there[-1]),
+            layers.Concatenate()(there),
+            *(one for state in states for one in state),
+        ]
+
+    return build
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(40))
+def test_drawn_graphs(seed: int, tmp_path: Path) -> None:
+    test_a_graph_computes_what_keras_does(drawn(seed), tmp_path)
+    jax.clear_caches()
+    keras.backend.clear_session()
+
+
+@pytest.mark.slow
+def test_the_graphs_of_the_other_backend() -> None:
+    """Live models of TensorFlow, in a process of their own."""
+    pytest.importorskip("tensorflow", reason="tensorflow is in the extra `parity`")
+    program = (
+        "import test_keras_graphs as t\n"
+        "for build in t.GRAPHS:\n"
+        "    model = t.model_of(build)\n"
+        "    assert t.check(model, t.interop.load(model)) < 1e-5, build\n"
+        "print(t.keras.backend.backend())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "GRAPHS_BACKEND": "tensorflow"},
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.endswith("tensorflow\n"), done.stderr[-2000:]
