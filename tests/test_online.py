@@ -39,13 +39,10 @@ def drawn(random_like):
 
     def draw(name, dtype="float32"):
         cell = CELLS[name]
-        params = random_like(cell.init(KEY, FEATURES), 1, dtype)
+        params = random_like(jax.eval_shape(lambda: cell.init(KEY, FEATURES)), 1, dtype)
         xs = np.random.default_rng(2).normal(size=(TIME, BATCH, FEATURES)).astype(dtype)
-        size = jax.eval_shape(
-            lambda: cell.step(params, cell.initial_carry((BATCH,)), xs[0])
-        )[1].shape  # fmt: skip
-        targets = np.random.default_rng(3).normal(size=(TIME, *size)).astype(dtype)
-        return params, jnp.asarray(xs), jnp.asarray(targets)
+        targets = np.random.default_rng(3).normal(size=(TIME, BATCH, cell.output_size))
+        return params, *jax.device_put((xs, targets.astype(dtype)))
 
     return draw
 
@@ -107,6 +104,7 @@ def test_dense_rtrl_is_backpropagation_through_time(name, drawn, assert_close, x
     assert_close(online(RTRL(CELLS[name], dense=True), *args), expected, TOLERANCES["float64"])
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def masked(cell, params, xs, targets, resets, through_product):
     """Dense influences of one row after the other, masked: SnAp-1 and e-prop from their papers.
 
@@ -117,7 +115,8 @@ def masked(cell, params, xs, targets, resets, through_product):
 
     def step(params, leaves, product_leaves, x):
         carry = cell.carry(*leaves)
-        held = carry if through_product else cell.carry(*product_leaves)
+        held = cell.carry(*product_leaves)
+        held = jax.tree.map(functools.partial(jnp.where, through_product), carry, held)
         met = cell.meet(cell.project(params, x), cell.recur(params, held))
         new, shown = cell.advance(params, met, carry)
         return [*new, cell.read(params, shown, x)]
@@ -126,8 +125,13 @@ def masked(cell, params, xs, targets, resets, through_product):
         of_unit = np.arange(units)[:, None] == np.arange(param.shape[-1]) % units
         return of_unit.reshape(units, *[1] * (param.ndim - 1), param.shape[-1])
 
-    @jax.jit
-    def turn(params, leaves, influence, x):
+    nothing = {name: jnp.zeros((units, *param.shape)) for name, param in params.items()}
+    first = list(cell.initial_carry((), xs.dtype))
+
+    def turn(before, at):
+        x, target, reset = at
+        begun = first, [nothing] * len(first)
+        leaves, influence = jax.tree.map(functools.partial(jnp.where, reset), begun, before)
         new = [
             {
                 name: mask(param)
@@ -139,30 +143,26 @@ def masked(cell, params, xs, targets, resets, through_product):
             }
             for own, by in jax.jacfwd(step, (0, 1))(params, leaves, leaves, x)
         ]
-        return step(params, leaves, leaves, x), new
+        (*leaves, y), (*influence, of_y) = step(params, leaves, leaves, x), new
+        return (leaves, influence), {n: jnp.tensordot(y - target, of_y[n], 1) for n in params}
 
-    nothing = {name: jnp.zeros((units, *param.shape)) for name, param in params.items()}
-    total = jax.tree.map(jnp.zeros_like, params)
-    for row in range(xs.shape[1]):
-        for t in range(len(xs)):
-            if t == 0 or resets[t, row]:
-                leaves = list(cell.initial_carry((), xs.dtype))
-                influence = [nothing] * len(leaves)
-            (*leaves, y), (*influence, of_y) = turn(params, leaves, influence, xs[t, row])
-            d = y - targets[t, row]
-            total = {name: total[name] + jnp.tensordot(d, of_y[name], 1) for name in params}
-    return total
+    def row(xs, targets, resets):
+        begin = first, [nothing] * len(first)
+        return jax.lax.scan(turn, begin, (xs, targets, resets))[1]
+
+    each = jax.vmap(row, in_axes=1)(xs, targets, resets)
+    return jax.tree.map(lambda leaf: leaf.sum((0, 1)), each)
 
 
 @pytest.mark.parametrize("name", MIXED)
 def test_snap1_is_a_masked_dense_rtrl(name, drawn, assert_close, x64):
     args = *drawn(name, "float64"), RESETS
     ys, gradients = online(SnAp1(CELLS[name]), *args)
-    assert_close(gradients, masked(CELLS[name], *args, through_product=True), 1e-10)
+    assert_close(gradients, masked(CELLS[name], *args, True), 1e-10)
     exact_ys, exact = through_time(CELLS[name], *args)
     assert_close(ys, exact_ys, 1e-12)
-    along = sum(jnp.vdot(gradients[n], exact[n]) for n in exact)
-    lengths = [jnp.sqrt(sum(jnp.vdot(g, g) for g in tree.values())) for tree in (gradients, exact)]
+    along = sum(np.vdot(gradients[n], exact[n]) for n in exact)
+    lengths = [np.sqrt(sum(np.vdot(g, g) for g in tree.values())) for tree in (gradients, exact)]
     assert 0.5 < along / (lengths[0] * lengths[1]) < 1 - 1e-6
 
 
@@ -170,7 +170,7 @@ def test_snap1_is_a_masked_dense_rtrl(name, drawn, assert_close, x64):
 def test_eprop_is_a_dense_rtrl_with_the_product_held_still(name, drawn, assert_close, x64):
     args = *drawn(name, "float64"), RESETS
     ys, gradients = online(EProp(CELLS[name]), *args)
-    assert_close(gradients, masked(CELLS[name], *args, through_product=False), 1e-10)
+    assert_close(gradients, masked(CELLS[name], *args, False), 1e-10)
     assert_close(ys, through_time(CELLS[name], *args)[0], 1e-12)
 
 
@@ -198,7 +198,7 @@ def test_uoro_is_unbiased(name, random_like, x64):
     cell = rnnjax.SimpleRNNCell(2)
     if name == "start":
         cell = rnnjax.LearnedCarry(cell)
-    params = random_like(cell.init(KEY, 1), 4, "float64", scale=0.9)
+    params = random_like(jax.eval_shape(lambda: cell.init(KEY, 1)), 4, "float64", scale=0.9)
     rng = np.random.default_rng(5)
     xs, targets = jnp.asarray(rng.normal(size=(4, 2, 1))), jnp.asarray(rng.normal(size=(4, 2, 2)))
     resets = np.zeros((4, 2), bool)
@@ -215,11 +215,12 @@ def test_uoro_is_unbiased(name, random_like, x64):
 
 
 def test_a_stack_learns_by_uoro(drawn):
-    ys, gradients = online(UORO(CELLS["stack"]), *drawn("stack"), RESETS, KEY)
-    np.testing.assert_allclose(
-        ys, through_time(CELLS["stack"], *drawn("stack"), RESETS)[0], atol=1e-5
+    args = *drawn("stack"), RESETS
+    ys, gradients = online(UORO(CELLS["stack"]), *args, KEY)
+    np.testing.assert_allclose(ys, through_time(CELLS["stack"], *args)[0], atol=1e-5)
+    assert all(
+        np.isfinite(g).all() and np.any(g) for g in map(np.asarray, jax.tree.leaves(gradients))
     )
-    assert all(np.isfinite(g).all() and np.any(g != 0) for g in jax.tree.leaves(gradients))
 
 
 # ---- sizes
@@ -230,17 +231,23 @@ def numbers(tree):
 
 
 def test_the_influence_has_the_numbers_of_the_parameters():
+    def influence(learner):
+        return jax.eval_shape(
+            lambda: learner.init(learner.cell.init(KEY, 3), (2,), KEY).influence
+        )  # fmt: skip
+
+    def params(cell):
+        return jax.eval_shape(lambda: cell.init(KEY, 3))
+
     for cell, leaves in ((rnnjax.MinGRUCell(7), 1), (rnnjax.DiagonalLSTMCell(7), 2)):
-        params = cell.init(KEY, 3)
-        assert numbers(RTRL(cell).init(params, (2,)).influence) == 2 * leaves * numbers(params)
+        assert numbers(influence(RTRL(cell))) == 2 * leaves * numbers(params(cell))
     lstm = rnnjax.LSTMCell(7)
-    params = lstm.init(KEY, 3)
-    assert numbers(SnAp1(lstm).init(params, (2,)).influence) == 2 * 2 * numbers(params)
+    many = numbers(params(lstm))
+    assert numbers(influence(SnAp1(lstm))) == 2 * 2 * many
     # Of the memory alone, which the output gate does not touch.
-    assert numbers(EProp(lstm).init(params, (2,)).influence) == 2 * 3 * numbers(params) // 4
-    dense = RTRL(lstm, dense=True).init(params, (2,)).influence
-    assert numbers(dense) == 2 * 14 * numbers(params)
-    assert numbers(UORO(lstm).init(params, (2,), KEY).influence) == 2 * (14 + numbers(params))
+    assert numbers(influence(EProp(lstm))) == 2 * 3 * many // 4
+    assert numbers(influence(RTRL(lstm, dense=True))) == 2 * 14 * many
+    assert numbers(influence(UORO(lstm))) == 2 * (14 + many)
 
 
 @pytest.mark.parametrize(
@@ -249,15 +256,19 @@ def test_the_influence_has_the_numbers_of_the_parameters():
     ids=lambda learner: type(learner).__name__,
 )
 def test_memory_does_not_grow_with_time(learner):
-    params = learner.cell.init(KEY, 3)
+    params = jax.tree.map(
+        lambda leaf: np.zeros(leaf.shape, leaf.dtype),
+        jax.eval_shape(lambda: learner.cell.init(KEY, 3)),
+    )
 
     def temporaries(steps):
-        arrays = jnp.zeros((steps, 2, 3)), jnp.zeros((steps, 2, 16)), np.zeros((steps, 2), bool)
+        arrays = np.zeros((steps, 2, 3), "f"), np.zeros((steps, 2, 16), "f")
 
         def gradients(*args):
             return online(learner, params, *args, KEY)[1]
 
-        return jax.jit(gradients).lower(*arrays).compile().memory_analysis().temp_size_in_bytes
+        program = jax.jit(gradients).lower(*arrays, np.zeros((steps, 2), bool)).compile()
+        return program.memory_analysis().temp_size_in_bytes
 
     few, many = temporaries(10), temporaries(10_000)
     # The outputs of all steps, which nobody reads, and copies of what came in.
@@ -319,21 +330,22 @@ def test_no_reset_is_a_reset_of_no_row(drawn, assert_close):
 )
 def test_nothing_crosses_a_reset_not_even_a_nan(learner, random_like, assert_close):
     cell = learner.cell
-    params = random_like(cell.init(KEY, FEATURES), 1)
+    params = random_like(jax.eval_shape(lambda: cell.init(KEY, FEATURES)), 1)
     xs = np.random.default_rng(2).normal(size=(TIME, BATCH, FEATURES)).astype("float32")
-    targets = jnp.ones((TIME, BATCH, 5))
+    targets = np.ones((TIME, BATCH, 5), "float32")
     spoilt = xs.copy()
     spoilt[3, 0] = np.nan
     resets = np.zeros((TIME, BATCH), bool)
     resets[4] = True
-    state, behind = learner.init(params, (BATCH,), KEY), []
+    state, behind = jax.jit(learner.init, static_argnums=1)(params, (BATCH,), KEY), []
     for t in range(TIME):
         state, y, pull = learner.step(params, state, spoilt[t], resets[t])
+        y = np.asarray(y)
         if t == 3:
             assert np.isnan(y[0]).all()
             assert not np.isnan(y[1:]).any()
         if t >= 4:
-            behind.append(pull(y - targets[t]))
+            behind.append(jax.device_get(pull(y - targets[t])))
     total = jax.tree.map(lambda *leaves: sum(leaves), *behind)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(total))
     if not isinstance(learner, UORO):  # whose signs are others
@@ -344,11 +356,13 @@ def test_a_batch_is_the_sum_of_its_rows(drawn, assert_close):
     for name, learner in (("minlstm", RTRL), ("lstm", EProp), ("gru", SnAp1)):
         params, xs, targets = drawn(name)
         together = online(learner(CELLS[name]), params, xs, targets, RESETS)[1]
+        xs, targets = np.asarray(xs), np.asarray(targets)
         alone = [
             online(learner(CELLS[name]), params, xs[:, b], targets[:, b], RESETS[:, b])[1]
             for b in range(BATCH)
         ]
-        assert_close(jax.tree.map(lambda *rows: sum(rows), *alone), together, 1e-5)
+        rows = jax.tree.map(lambda *rows: sum(rows), *jax.device_get(alone))
+        assert_close(rows, together, 1e-5)
         grid = [a.reshape(TIME, 1, BATCH, *a.shape[2:]) for a in (xs, targets, RESETS)]
         assert_close(online(learner(CELLS[name]), params, *grid)[1], together, 1e-5)
 
@@ -361,14 +375,16 @@ def test_ids_are_one_hot_vectors(drawn, assert_close):
         expected = online(learner, params, dense, targets, RESETS)[1]
 
         @jax.jit
-        def gradients(params, ids, learner=learner):
-            state, total = learner.init(params, (BATCH,)), jax.tree.map(jnp.zeros_like, params)
-            for t in range(TIME):
-                state, y, pull = learner.step(params, state, ids[t], RESETS[t])
-                total = jax.tree.map(jnp.add, total, pull(y - targets[t]))
-            return total
+        def gradients(params, learner=learner):
+            def step(both, at):
+                (state, total), (x, target, reset) = both, at
+                state, y, pull = learner.step(params, state, x, reset)
+                return (state, jax.tree.map(jnp.add, total, pull(y - target))), None
 
-        assert_close(gradients(params, ids), expected, 1e-5)
+            begin = learner.init(params, (BATCH,)), jax.tree.map(jnp.zeros_like, params)
+            return jax.lax.scan(step, begin, (ids, targets, RESETS))[0][1]
+
+        assert_close(gradients(params), expected, 1e-5)
 
 
 def test_a_step_compiles_once():

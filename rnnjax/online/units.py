@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rnnjax.cells.arguments import as_inputs
+from rnnjax.cells.arguments import as_inputs, drawn
 from rnnjax.cells.base import Carry, Cell, Params, as_it_runs
 from rnnjax.cells.composite import CompositeCell
 from rnnjax.cells.onehot import OneHot
-from rnnjax.cells.products import product
+from rnnjax.cells.products import at_least_float32, product
 from rnnjax.engine.affine import affine
 from rnnjax.engine.apart import computed_apart
 from rnnjax.online.influence import Influence
@@ -238,11 +238,7 @@ def _pattern_or_reason(cell: Cell, own: bool) -> Pattern | str:
     if len(shapes) > 1 or (product is not None and len(units) > 1):
         return "the leaves of its carry have not all one number for each unit"
 
-    def all_seen(seed: jax.Array) -> tuple[Any, ...]:
-        carry, read = _drawn(cell, jax.random.key(seed))
-        return tuple({n: _seen(cell, carry, read, n) for n in names} for names in (read, leaves))
-
-    seen, carried = computed_apart(all_seen, np.uint32(0))
+    seen, carried = _all_seen(cell)
     between = [carried[name] for name in leaves]
     others = ~np.eye(math.prod(units), dtype=bool)[:, None]
     mixes = any((touched & others).any() for touched, _ in between)
@@ -267,21 +263,40 @@ def _pattern_or_reason(cell: Cell, own: bool) -> Pattern | str:
     return Pattern(kept, places, unit_of)
 
 
-def _drawn(cell: Cell, key: jax.Array) -> tuple[Carry, dict[str, jax.Array]]:
+@functools.lru_cache(maxsize=256)
+def _all_seen(cell: Cell) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Where what an update reads, and the leaves of its carry, come out, by their names."""
+
+    def all_seen(carry: Carry, read: dict[str, jax.Array]) -> tuple[Any, ...]:
+        names = read, cell.carry_shapes
+        return tuple({n: _seen(cell, carry, read, n) for n in some} for some in names)
+
+    # What is drawn in the same program makes it take as long again to compile.
+    seen, carried = computed_apart(all_seen, *_drawn(cell))
+    return seen, carried
+
+
+def _drawn(cell: Cell) -> tuple[Carry, dict[str, Any]]:
     """A carry without a batch, and what the update reads beside it, with numbers in them."""
-    params = cell.init(key, 1)
+    params, wide = cell.parameters(1), at_least_float32(cell.param_dtype)
     shapes = jax.eval_shape(cell.initial_carry)
     products = {
         name: jax.ShapeDtypeStruct(params[name].shape[-1:], shapes[0].dtype)
         for name in cell.kernels_outside
     }
-    leaves, tree = jax.tree.flatten((shapes, products))
-    keys = jax.random.split(key, len(leaves))
-    drawn = [
-        jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)
-    ]
-    carry, products = jax.tree.unflatten(tree, drawn)
-    return carry, cell.in_update(params) | products
+    rng, others = np.random.default_rng(0), cell.in_update(params)
+    carry, products = jax.tree.map(
+        lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), (shapes, products)
+    )
+
+    def read(seed: jax.Array) -> Params:
+        keys = jax.random.split(jax.random.key(seed), len(others))
+        return {
+            name: drawn(cell, name, param, key, wide).astype(cell.param_dtype)
+            for key, (name, param) in zip(keys, others.items(), strict=True)
+        }
+
+    return carry, (computed_apart(read, np.uint32(0)) if others else {}) | products
 
 
 def _seen(
