@@ -55,7 +55,12 @@ def _assert_close(actual: Any, expected: Any, tolerance: float) -> None:
 
 
 def _random_like(tree: Any, seed: int, dtype: Any = jnp.float32, scale: float = 0.6) -> Any:
-    """Normal numbers in the shapes of ``tree``: no two entries alike, so no swap can hide."""
+    """Normal numbers in the shapes of ``tree``: no two entries alike, so no swap can hide.
+
+    Or of the tree that a function returns, which is not run: each operation would be compiled.
+    """
+    if callable(tree):
+        tree = jax.eval_shape(tree)
     rng = np.random.default_rng(seed)
     # Rounded by NumPy and put there, as JAX would compile a program for each shape to round it, and
     # in `jnp.asarray` another one that does nothing.

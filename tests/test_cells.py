@@ -21,7 +21,7 @@ BATCH, TIME, FEATURES, HIDDEN = 3, 6, 2, 5
 
 def test_a_sequence_of_no_steps_returns_the_carry(random_like: Any, assert_close: Any) -> None:
     cell = LSTMCell(HIDDEN)
-    given_carry = random_like(cell.initial_carry((BATCH,)), 0)
+    given_carry = random_like(lambda: cell.initial_carry((BATCH,)), 0)
     for method in (Scan(), Fused()):
         carry, ys = rnnjax.unroll(
             cell, cell.init(KEY, 2), jnp.zeros((0, BATCH, 2)), given_carry, method=method

@@ -102,8 +102,8 @@ def test_sums_of_bfloat16_products_are_not_rounded_to_it(form):
 
 def test_bfloat16_operands_of_the_cell_stay_near_float32(random_like, assert_close):
     cells = [rnnjax.LSTMCell(HIDDEN, dtype=dtype) for dtype in (jnp.bfloat16, None)]
-    params = random_like(cells[1].init(jax.random.key(0), FEATURES), 1)
-    xs = random_like(jnp.zeros((TIME, 7, FEATURES)), 3)
+    params = random_like(lambda: cells[1].init(jax.random.key(0), FEATURES), 1)
+    xs = random_like(lambda: jnp.zeros((TIME, 7, FEATURES)), 3)
 
     def loss(cell, params):
         carry, ys = rnnjax.unroll(cell, params, xs, method=rnnjax.Fused())
@@ -137,9 +137,9 @@ def test_the_forms_by_shape():
 @pytest.mark.parametrize("kind", CELLS)
 def test_inputs_projected_a_few_steps_at_a_time(kind, reverse, random_like, assert_close):
     cell = kind(128)
-    params = random_like(cell.init(jax.random.key(0), 3), 1, scale=0.1)
-    carry = random_like(cell.initial_carry((32,)), 2)
-    xs = random_like(jnp.zeros((22, 32, 3)), 3)
+    params = random_like(lambda: cell.init(jax.random.key(0), 3), 1, scale=0.1)
+    carry = random_like(lambda: cell.initial_carry((32,)), 2)
+    xs = random_like(lambda: jnp.zeros((22, 32, 3)), 3)
     assert "or of 11 where no gradient is taken" in str(rnnjax.explain(cell, params, xs))
     assert_close(
         *(
@@ -284,8 +284,8 @@ class Mixing(rnnjax.Cell):
 @pytest.mark.parametrize("kind", [Stacked, Mixing])
 def test_masked_gradients_of_odd_cells(kind, batch, random_like, assert_close):
     cell = Mixing() if kind is Mixing else kind(4)
-    params = random_like(jax.eval_shape(lambda: cell.init(jax.random.key(0), FEATURES)), 1)
-    xs = random_like(jnp.zeros((TIME, batch, FEATURES)), 2)
+    params = random_like(lambda: cell.init(jax.random.key(0), FEATURES), 1)
+    xs = random_like(lambda: jnp.zeros((TIME, batch, FEATURES)), 2)
     mask = jax.random.bernoulli(jax.random.key(3), 0.6, (TIME, batch))
 
     def loop(params, xs):

@@ -107,7 +107,7 @@ def test_masks(
     begun = np.logical_or.accumulate(MASK[order], axis=0)[order]
     held = np.asarray(carry.hidden) * ~begun[..., None]
     w_carry = random_like(carry, 7)
-    w_ys = random_like(jnp.zeros((TIME, BATCH, HIDDEN)), 8)
+    w_ys = random_like(lambda: jnp.zeros((TIME, BATCH, HIDDEN)), 8)
     w_ys = jnp.where(begun[..., None], w_ys, 0)
 
     def keras_loss(weights: Any, xs: jax.Array, carry: Any) -> Any:

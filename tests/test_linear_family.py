@@ -344,8 +344,8 @@ class GriffinLayer(reference.Layer):
 def test_griffin_is_its_equations(reverse, masked_outputs, random_like, assert_close):
     """With NaNs where a mask skips, in its window too; values and a derivative."""
     cell, rng = rnnjax.GriffinCell(3, state_size=4, heads=2), np.random.default_rng(0)
-    params = random_like(cell.init(KEY, 2), 1, "float64")
-    carry = random_like(cell.initial_carry((3,)), 2, "float64")
+    params = random_like(lambda: cell.init(KEY, 2), 1, "float64")
+    carry = random_like(lambda: cell.initial_carry((3,)), 2, "float64")
     xs, mask = rng.normal(size=(7, 3, 2)), rng.random((7, 3)) < 0.6
     xs[~mask] = np.nan
     marks = {"mask": mask, "resets": rng.random((7, 3)) < 0.2, "lengths": np.array([7, 4, 6])}

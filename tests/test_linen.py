@@ -61,7 +61,7 @@ def test_equals_flax(
     """From the same seed to the same numbers, with Flax's parameters and carries."""
     cell, key = CELLS[name](HIDDEN), jax.random.key(0)
     theirs = nn.RNN(CELLS[name](HIDDEN), **flags)
-    inputs = random_like(jnp.zeros((BATCH, TIME, FEATURES)), 1)
+    inputs = random_like(lambda: jnp.zeros((BATCH, TIME, FEATURES)), 1)
     carry = random_like(cell.initialize_carry(key, (BATCH, FEATURES)), 3)
     if flags.get("time_major"):
         inputs = jnp.swapaxes(inputs, 0, 1)
@@ -139,7 +139,10 @@ def test_any_cell_of_flax_runs(
     cell: Any, random_like: Callable[..., Any], assert_close: Any
 ) -> None:
     grid = () if isinstance(cell, Leaky) else (6,)
-    inputs, key = random_like(jnp.zeros((BATCH, TIME, *grid, FEATURES)), 1), jax.random.key(0)
+    inputs, key = (
+        random_like(lambda: jnp.zeros((BATCH, TIME, *grid, FEATURES)), 1),
+        jax.random.key(0),
+    )
     theirs, ours = (m.RNN(cell, return_carry=True) for m in (nn, rnnjax.linen))
     variables = theirs.init(key, inputs)
     assert_close(ours.init(key, inputs), variables, 0)

@@ -16,7 +16,7 @@ METHODS = [rnnjax.Scan(), rnnjax.Fused(), rnnjax.Fused(keep_every=3), rnnjax.Aut
 @pytest.mark.parametrize("kind", [rnnjax.LSTMCell, rnnjax.GRUCell])
 def test_outputs_and_gradients_are_those_of_the_vectors(kind, method, random_like, assert_close):
     stack = rnnjax.Stack([kind(4), rnnjax.SimpleRNNCell(3)])
-    params = random_like(stack.init(jax.random.key(0), SIZE), 1)
+    params = random_like(lambda: stack.init(jax.random.key(0), SIZE), 1)
 
     @jax.jit
     def gradients(params, xs):
@@ -33,8 +33,8 @@ def test_outputs_and_gradients_are_those_of_the_vectors(kind, method, random_lik
 
 def test_a_reset_before_gru_and_single_steps(random_like, assert_close):
     cell = rnnjax.GRUCell(4, reset_after=False)
-    params = random_like(cell.init(jax.random.key(0), SIZE), 1)
-    carry = random_like(cell.initial_carry((3,)), 2)
+    params = random_like(lambda: cell.init(jax.random.key(0), SIZE), 1)
+    carry = random_like(lambda: cell.initial_carry((3,)), 2)
     expected = cell.step(params, carry, jax.nn.one_hot(IDS[0], SIZE))
     assert_close(cell.step(params, carry, OneHot(IDS[0], SIZE)), expected, 1e-6)
     assert_close(cell.step(params, carry, OneHot(np.asarray(IDS[0]), SIZE)), expected, 1e-6)
@@ -42,7 +42,7 @@ def test_a_reset_before_gru_and_single_steps(random_like, assert_close):
 
 def test_without_a_batch_in_bfloat16_and_under_vmap(random_like, assert_close):
     cell = rnnjax.LSTMCell(4)
-    params = random_like(cell.init(jax.random.key(0), SIZE), 1)
+    params = random_like(lambda: cell.init(jax.random.key(0), SIZE), 1)
     method = rnnjax.Fused(product_dtype=jnp.bfloat16)
 
     def run(ids):

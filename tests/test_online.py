@@ -39,7 +39,7 @@ def drawn(random_like):
 
     def draw(name, dtype="float32"):
         cell = CELLS[name]
-        params = random_like(jax.eval_shape(lambda: cell.init(KEY, FEATURES)), 1, dtype)
+        params = random_like(lambda: cell.init(KEY, FEATURES), 1, dtype)
         xs = np.random.default_rng(2).normal(size=(TIME, BATCH, FEATURES)).astype(dtype)
         targets = np.random.default_rng(3).normal(size=(TIME, BATCH, cell.output_size))
         return params, *jax.device_put((xs, targets.astype(dtype)))
@@ -198,7 +198,7 @@ def test_uoro_is_unbiased(name, random_like, x64):
     cell = rnnjax.SimpleRNNCell(2)
     if name == "start":
         cell = rnnjax.LearnedCarry(cell)
-    params = random_like(jax.eval_shape(lambda: cell.init(KEY, 1)), 4, "float64", scale=0.9)
+    params = random_like(lambda: cell.init(KEY, 1), 4, "float64", scale=0.9)
     rng = np.random.default_rng(5)
     xs, targets = jnp.asarray(rng.normal(size=(4, 2, 1))), jnp.asarray(rng.normal(size=(4, 2, 2)))
     resets = np.zeros((4, 2), bool)
@@ -330,7 +330,7 @@ def test_no_reset_is_a_reset_of_no_row(drawn, assert_close):
 )
 def test_nothing_crosses_a_reset_not_even_a_nan(learner, random_like, assert_close):
     cell = learner.cell
-    params = random_like(jax.eval_shape(lambda: cell.init(KEY, FEATURES)), 1)
+    params = random_like(lambda: cell.init(KEY, FEATURES), 1)
     xs = np.random.default_rng(2).normal(size=(TIME, BATCH, FEATURES)).astype("float32")
     targets = np.ones((TIME, BATCH, 5), "float32")
     spoilt = xs.copy()

@@ -129,7 +129,7 @@ def test_all_layers_of_a_stack_are_prepared(form, random_like, assert_close):
 def test_a_prepared_cell_is_a_cell(form, random_like, assert_close):
     cell = rnnjax.LSTMCell(HIDDEN)
     params, carry, _ = make(cell, (3,), random_like)
-    xs = random_like(jnp.zeros((4, 3, FEATURES)), 4)
+    xs = random_like(lambda: jnp.zeros((4, 3, FEATURES)), 4)
     ready, laid_out = rnnjax.prepare(cell, params, xs[0])
     assert_close(
         rnnjax.unroll(ready, laid_out, xs, carry), rnnjax.unroll(cell, params, xs, carry), 1e-5

@@ -71,22 +71,25 @@ def check(
     marks: dict[str, Any],
     arguments: Any,
     assert_close: Any,
-) -> None:
-    """Outputs and gradients, against those of the loop."""
+    expected: Any = None,
+) -> Any:
+    """Outputs and gradients, against those of the loop, which are returned for other methods."""
     (params, xs, carry, start), weights = arguments
     time, batch = xs.shape[:2]
     given = tuple(sorted(marks)) + (("reset_carry",) if "resets" in marks else ())
     actual = compiled(name, method, reverse, given)(
         (params, xs, carry, start), weights, {k: jnp.asarray(v) for k, v in marks.items()}
     )
-    valid = np.asarray(marks.get("mask", np.ones((time, batch), bool)))
-    if "lengths" in marks:
-        valid = valid & (np.arange(time)[:, None] < marks["lengths"])
-    resets = np.asarray(marks.get("resets", np.zeros((time, batch), bool)))
-    expected = weighted(functools.partial(loop, name))(
-        (params, xs, carry, start), weights, valid, resets, reverse
-    )
+    if expected is None:
+        valid = np.asarray(marks.get("mask", np.ones((time, batch), bool)))
+        if "lengths" in marks:
+            valid = valid & (np.arange(time)[:, None] < marks["lengths"])
+        resets = np.asarray(marks.get("resets", np.zeros((time, batch), bool)))
+        expected = weighted(functools.partial(loop, name))(
+            (params, xs, carry, start), weights, valid, resets, reverse
+        )
     assert_close(actual, expected, TOLERANCES["float64"])
+    return expected
 
 
 ALL = {"lengths": LENGTHS, "mask": MASK, "resets": RESETS}
@@ -100,10 +103,20 @@ ROWS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def of_loop() -> dict[tuple[str, bool], Any]:
+    """Outputs and gradients of the loop with all marks, by the cell and whether in reverse."""
+    return {}
+
+
 @pytest.mark.parametrize(("name", "method", "reverse"), ROWS)
 @pytest.mark.usefixtures("x64")
-def test_all_together(name: str, method: Any, reverse: bool, draw: Any, assert_close: Any) -> None:
-    check(name, method, reverse, ALL, draw(name), assert_close)
+def test_all_together(
+    name: str, method: Any, reverse: bool, draw: Any, of_loop: Any, assert_close: Any
+) -> None:
+    of_loop[name, reverse] = check(
+        name, method, reverse, ALL, draw(name), assert_close, of_loop.get((name, reverse))
+    )
 
 
 @pytest.mark.parametrize("one", list(ALL))
@@ -154,9 +167,9 @@ def test_any_marks(
 def test_law_3_a_reset_is_a_fresh_start(method: Any, reverse: bool, random_like: Any) -> None:
     """For that row alone; and no gradient crosses it."""
     cell = LSTMCell(4)
-    params = random_like(cell.init(jax.random.key(0), 2), 1)
-    xs = random_like(jnp.zeros((6, 2, 2)), 2)
-    carry = random_like(cell.initial_carry((2,)), 3)
+    params = random_like(lambda: cell.init(jax.random.key(0), 2), 1)
+    xs = random_like(lambda: jnp.zeros((6, 2, 2)), 2)
+    carry = random_like(lambda: cell.initial_carry((2,)), 3)
     resets = jnp.zeros((6, 2), bool).at[4, 1].set(True)
     unroll = functools.partial(rnnjax.unroll, cell, params, reverse=reverse, method=method)
     _, ys = unroll(xs, carry, resets=resets)
@@ -183,8 +196,8 @@ def test_whatever_is_masked_has_no_influence(
     method: Any, random_like: Any, assert_close: Any
 ) -> None:
     cell = Stack([LSTMCell(4), GRUCell(3)])
-    params = random_like(cell.init(jax.random.key(0), 2), 1)
-    xs = random_like(jnp.zeros((5, 2, 2)), 2)
+    params = random_like(lambda: cell.init(jax.random.key(0), 2), 1)
+    xs = random_like(lambda: jnp.zeros((5, 2, 2)), 2)
     mask = jnp.ones((5, 2), bool).at[1, 0].set(False).at[3:, 1].set(False)
 
     def loss(params: Any, xs: Any) -> jax.Array:
@@ -202,8 +215,8 @@ def test_a_masked_sequence_is_the_shorter_one(
     method: Any, random_like: Any, assert_close: Any
 ) -> None:
     cell = GRUCell(4)
-    params = random_like(cell.init(jax.random.key(0), 2), 1)
-    xs = random_like(jnp.zeros((6, 2, 2)), 2)
+    params = random_like(lambda: cell.init(jax.random.key(0), 2), 1)
+    xs = random_like(lambda: jnp.zeros((6, 2, 2)), 2)
     kept = np.array([0, 2, 3, 5])
     mask = np.zeros((6, 2), bool)
     mask[kept] = True
@@ -217,8 +230,11 @@ def test_a_masked_sequence_is_the_shorter_one(
 @pytest.mark.parametrize("reverse", [False, True])
 def test_the_last_output_is_held(reverse: bool, random_like: Any) -> None:
     cell = LSTMCell(4)
-    params = random_like(cell.init(jax.random.key(0), 2), 1)
-    xs, carry = random_like(jnp.zeros((5, 3, 2)), 2), random_like(cell.initial_carry((3,)), 3)
+    params = random_like(lambda: cell.init(jax.random.key(0), 2), 1)
+    xs, carry = (
+        random_like(lambda: jnp.zeros((5, 3, 2)), 2),
+        random_like(lambda: cell.initial_carry((3,)), 3),
+    )
     for method in METHODS:
         unroll = functools.partial(
             rnnjax.unroll, cell, params, xs, carry, mask=MASK, resets=RESETS, reverse=reverse,
@@ -236,8 +252,8 @@ def test_the_last_output_is_held(reverse: bool, random_like: Any) -> None:
 
 def test_marks_for_all_rows_and_without_a_batch(random_like: Any, assert_close: Any) -> None:
     cell = GRUCell(4)
-    params = random_like(cell.init(jax.random.key(0), 2), 1)
-    xs = random_like(jnp.zeros((5, 3, 2)), 2)
+    params = random_like(lambda: cell.init(jax.random.key(0), 2), 1)
+    xs = random_like(lambda: jnp.zeros((5, 3, 2)), 2)
     one, all_ = MASK[:, 0], np.repeat(MASK[:, :1], 3, axis=1)
     resets, resets_all = RESETS[:, 0], np.repeat(RESETS[:, :1], 3, axis=1)
     for method in METHODS:
@@ -290,7 +306,7 @@ def test_marks_that_are_known_inside_of_jit() -> None:
 
 def test_one_hot_inputs_are_masked_too(random_like: Any, assert_close: Any) -> None:
     cell = LSTMCell(4)
-    params = random_like(cell.init(jax.random.key(0), 6), 1)
+    params = random_like(lambda: cell.init(jax.random.key(0), 6), 1)
     ids = jnp.array([[5, 0, 2], [1, 1, 4], [3, 2, 0], [9, 1, 0], [2, 5, 1]])
     dense = jax.nn.one_hot(ids, 6)
     for method in METHODS:
@@ -348,8 +364,8 @@ def test_forward_mode_with_marks(draw: Any) -> None:
 @pytest.mark.parametrize("method", METHODS[:2], ids=str)
 def test_checkpoint_over_marks(method: Any, random_like: Any, assert_close: Any) -> None:
     cell = GRUCell(4)
-    params = random_like(cell.init(jax.random.key(0), 2), 1)
-    xs = random_like(jnp.zeros((5, 3, 2)), 2)
+    params = random_like(lambda: cell.init(jax.random.key(0), 2), 1)
+    xs = random_like(lambda: jnp.zeros((5, 3, 2)), 2)
 
     def loss(params: Any, xs: Any) -> jax.Array:
         return (rnnjax.unroll(cell, params, xs, **ALL, method=method)[1] ** 2).sum()
@@ -366,9 +382,9 @@ def test_checkpoint_over_marks(method: Any, random_like: Any, assert_close: Any)
 @pytest.mark.usefixtures("x64")
 def test_bidirectional_is_two_runs(merge: Any, random_like: Any, assert_close: Any) -> None:
     layer = Bidirectional(LSTMCell(4), GRUCell(4), merge=merge)
-    params = random_like(layer.init(jax.random.key(0), 2), 1, "float64")
-    xs = random_like(jnp.zeros((5, 3, 2)), 2, "float64")
-    carry = random_like(layer.initial_carry((3,)), 3, "float64")
+    params = random_like(lambda: layer.init(jax.random.key(0), 2), 1, "float64")
+    xs = random_like(lambda: jnp.zeros((5, 3, 2)), 2, "float64")
+    carry = random_like(lambda: layer.initial_carry((3,)), 3, "float64")
     for method in METHODS:
         run = functools.partial(rnnjax.unroll, **ALL, method=method)
         final, ys = run(layer, params, xs, carry)
@@ -390,8 +406,8 @@ def test_bidirectional_in_a_stack_and_of_stacks(
 ) -> None:
     inner = Stack([SimpleRNNCell(3), LSTMCell(4)])
     stack = Stack([Bidirectional(inner), GRUCell(3)])
-    params = random_like(stack.init(jax.random.key(0), 2), 1, "float64")
-    xs = random_like(jnp.zeros((5, 3, 2)), 2, "float64")
+    params = random_like(lambda: stack.init(jax.random.key(0), 2), 1, "float64")
+    xs = random_like(lambda: jnp.zeros((5, 3, 2)), 2, "float64")
 
     def by_hand(params: Any, xs: Any, **more: Any) -> jax.Array:
         def run(cell: Any, params: Any, xs: Any, reverse: bool = False) -> jax.Array:
@@ -419,8 +435,8 @@ def test_bidirectional_in_a_stack_and_of_stacks(
 
 def test_a_reversed_bidirectional_swaps_its_directions(random_like: Any, assert_close: Any) -> None:
     layer = Bidirectional(LSTMCell(4))
-    params = random_like(layer.init(jax.random.key(0), 2), 1)
-    xs = random_like(jnp.zeros((5, 3, 2)), 2)
+    params = random_like(lambda: layer.init(jax.random.key(0), 2), 1)
+    xs = random_like(lambda: jnp.zeros((5, 3, 2)), 2)
     carry, ys = rnnjax.unroll(layer, params, xs, reverse=True)
     expected, flipped = rnnjax.unroll(layer, params, xs[::-1])
     assert_close((carry, ys), (expected, flipped[::-1]), 1e-6)
@@ -431,8 +447,8 @@ def test_a_reversed_bidirectional_swaps_its_directions(random_like: Any, assert_
 
 def test_a_learned_carry_begins_every_sequence(random_like: Any, assert_close: Any) -> None:
     cell = Stack([rnnjax.LearnedCarry(LSTMCell(4)), Bidirectional(rnnjax.LearnedCarry(GRUCell(3)))])
-    params = random_like(cell.init(jax.random.key(0), 2), 1)
-    xs = random_like(jnp.zeros((5, 3, 2)), 2)
+    params = random_like(lambda: cell.init(jax.random.key(0), 2), 1)
+    xs = random_like(lambda: jnp.zeros((5, 3, 2)), 2)
     start = cell.start(params, (3,))
     for method in METHODS:
         unroll = functools.partial(rnnjax.unroll, cell, method=method)
@@ -511,8 +527,8 @@ def test_noise_is_the_same_by_every_method(
 def test_recurrent_dropout_by_hand(random_like: Any) -> None:
     """The same units of the state are dropped at all steps, where it enters the product alone."""
     cell = SimpleRNNCell(6, activation="linear")
-    params = random_like(cell.init(jax.random.key(0), 2), 1)
-    xs = random_like(jnp.zeros((5, 3, 2)), 2)
+    params = random_like(lambda: cell.init(jax.random.key(0), 2), 1)
+    xs = random_like(lambda: jnp.zeros((5, 3, 2)), 2)
     layer = Regularized(cell, recurrent_dropout=0.5)
     _, ys = rnnjax.unroll(layer, params, xs, key=jax.random.key(3))
     masks = []
@@ -530,8 +546,8 @@ def test_recurrent_dropout_by_hand(random_like: Any) -> None:
 
 def test_zoneout_keeps_units(random_like: Any) -> None:
     cell = LSTMCell(50)
-    params = random_like(cell.init(jax.random.key(0), 2), 1)
-    xs = random_like(jnp.zeros((40, 3, 2)), 2)
+    params = random_like(lambda: cell.init(jax.random.key(0), 2), 1)
+    xs = random_like(lambda: jnp.zeros((40, 3, 2)), 2)
     layer = Regularized(cell, zoneout_hidden=0.25)
     _, ys = rnnjax.unroll(layer, params, xs, key=jax.random.key(3))
     kept = np.asarray(ys[1:] == ys[:-1])
@@ -539,7 +555,7 @@ def test_zoneout_keeps_units(random_like: Any) -> None:
     assert abs(kept[0].mean() - kept[-1].mean()) < 0.15
     assert not np.all(kept == kept[0])
     # Without a key, the expectation: a quarter of the old and three quarters of the new.
-    carry = random_like(cell.initial_carry((3,)), 3)
+    carry = random_like(lambda: cell.initial_carry((3,)), 3)
     (hidden, _), y = layer.step(params, carry, xs[0])
     (new, _), _ = cell.step(params, carry, xs[0])
     np.testing.assert_allclose(hidden, 0.25 * carry.hidden + 0.75 * new, atol=1e-6)
@@ -550,8 +566,8 @@ def test_zoneout_keeps_units(random_like: Any) -> None:
 
 def test_weight_drop_drops_weights(random_like: Any, assert_close: Any) -> None:
     cell = GRUCell(5)
-    params = random_like(cell.init(jax.random.key(0), 2), 1)
-    xs = random_like(jnp.zeros((5, 3, 2)), 2)
+    params = random_like(lambda: cell.init(jax.random.key(0), 2), 1)
+    xs = random_like(lambda: jnp.zeros((5, 3, 2)), 2)
     layer = Regularized(cell, weight_drop=0.5)
 
     def loss(params: Any) -> jax.Array:
@@ -576,7 +592,7 @@ def test_dropout_between_the_layers_of_a_stack(
     linear = SimpleRNNCell(4, activation="linear", use_bias=False)
     stack = Stack([linear, linear, linear], dropout=rnnjax.Dropout(0.5, per=per))
     identity = {"kernel": jnp.eye(4), "recurrent_kernel": jnp.zeros((4, 4))}
-    xs = random_like(jnp.zeros((6, 3, 4)), 2)
+    xs = random_like(lambda: jnp.zeros((6, 3, 4)), 2)
     _, ys = rnnjax.unroll(stack, (identity,) * 3, xs, key=jax.random.key(0))
     ratio = np.round(np.asarray(ys / xs), 3)
     assert set(ratio.ravel()) == {0.0, 4.0}  # two layers' outputs are dropped, not the third's
@@ -726,23 +742,25 @@ def test_a_reset_cuts_a_nan_off(name: str, method: Any, draw: Any, assert_close:
 
     One row has a NaN in its first inputs, another begins with one and is masked throughout.
     """
-    (params, xs, carry, _), _ = draw(name)
-    resets = jnp.zeros(xs.shape[:2], bool).at[1, 0].set(True)
-    mask = jnp.ones(xs.shape[:2], bool).at[:, 1].set(False)
+    (params, xs, carry, start), (of_carry, of_ys) = draw(name)
+    steps, rows = xs.shape[:2]
+    marks = {"mask": np.ones((steps, rows), bool), "resets": np.zeros((steps, rows), bool)}
+    marks["mask"][:, 1], marks["resets"][1, 0] = False, True
+    given: tuple[str, ...] = "mask", "resets"
+    if (name, method, False) in [row.values for row in ROWS]:  # that program is compiled already
+        marks, given = marks | {"lengths": np.full(rows, steps)}, (*sorted(ALL), "reset_carry")
+    weights = jax.tree.map(np.zeros_like, of_carry), np.array(of_ys)
+    weights[1][0, 0] = 0
+    gradients = compiled(name, method, False, given)
 
-    @jax.jit
-    def gradients(params: Any, xs: Any, carry: Any) -> Any:
-        def loss(params: Any, xs: Any, carry: Any) -> Any:
-            _, ys = rnnjax.unroll(
-                CELLS[name], params, xs, carry, mask=mask, resets=resets, method=method
-            )
-            return (ys[1:] ** 2).sum() + (ys[0, 1:] ** 2).sum()
+    def spoilt(leaf: Any, at: Any) -> Any:
+        leaf = np.array(leaf)
+        leaf[at] = np.nan
+        return leaf
 
-        return jax.grad(loss, (0, 1, 2))(params, xs, carry)
-
-    hostile = jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), carry)
-    expected = gradients(params, xs, carry)
-    assert_close(gradients(params, xs.at[0, 0].set(jnp.nan), hostile), expected, 1e-12)
+    hostile = spoilt(xs, (0, 0)), jax.tree.map(lambda leaf: spoilt(leaf, 1), carry)
+    expected = gradients((params, xs, carry, start), weights, marks)[1]
+    assert_close(gradients((params, *hostile, start), weights, marks)[1], expected, 1e-12)
 
 
 def test_a_gradient_without_the_noise_of_training_comes_with_a_warning() -> None:

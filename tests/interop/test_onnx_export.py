@@ -111,7 +111,7 @@ def check(
 ) -> Any:
     """Ours against onnxruntime, from random states, in one piece and in two; the graph."""
     xs, options = inputs_of(model), options | ({"lengths": True} if lengths else {})
-    carry = random_like(model.initial_carry((BATCH,)), 2)
+    carry = random_like(lambda: model.initial_carry((BATCH,)), 2)
     semantics = {"lengths": LENGTHS} if lengths else {}
     after, ys = model(xs, carry, **semantics)
     expected = expected_outputs(model, after, ys)
@@ -182,7 +182,7 @@ def test_the_reference_of_onnx_agrees(name: str, random_like: Any, assert_close:
         Recurrent("rnn", CELLS[name]),
         Dense("dense", 3, "softmax"),
     )
-    xs, carry = inputs_of(model), random_like(model.initial_carry((BATCH,)), 2)
+    xs, carry = inputs_of(model), random_like(lambda: model.initial_carry((BATCH,)), 2)
     proto = to_proto(model)
     actual = run(ReferenceEvaluator(proto), proto, xs, initial_states(model, carry=carry))
     assert_close(actual, expected_outputs(model, *model(xs, carry)), TOLERANCE)

@@ -33,8 +33,8 @@ def losses(ys: jax.Array, targets: jax.Array) -> jax.Array:
 
 @pytest.fixture(scope="module")
 def streams(random_like: Any) -> Any:
-    xs = random_like(jnp.zeros((TIME, ROWS, FEATURES)), 1, scale=1.0)
-    targets = random_like(jnp.zeros((TIME, ROWS, HIDDEN)), 2)
+    xs = random_like(lambda: jnp.zeros((TIME, ROWS, FEATURES)), 1, scale=1.0)
+    targets = random_like(lambda: jnp.zeros((TIME, ROWS, HIDDEN)), 2)
     return {"xs": xs, "resets": jnp.asarray(RESETS)}, targets
 
 
