@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_vjp
 
 import rnnjax
 from rnnjax import (
@@ -296,6 +297,9 @@ def table(
 # the steps that read more axes than their last, a second product, none, one behind the loop, and
 # layers.
 BROAD = [*FEW, "user-gain", "projection", "layernorm-lstm", "mingru", "lru", "convlstm-2d", "stack"]
+# And one of each kind whose state is no vector of a layer: earlier inputs, heads, matrices, a stack
+# of its own.
+WAYS = [*BROAD, "temporal-conv", "s6", "slstm", "mlstm", "deltanet", "griffin"]
 
 
 def both_ways(rows: list[Any]) -> list[Any]:
@@ -373,3 +377,21 @@ def weighted(run: Callable[..., Any]) -> Callable[..., Any]:
         return out, gradient
 
     return both
+
+
+def check_backwards(function: Callable[..., Any], *arguments: Any) -> None:
+    """`jax.test_util.check_grads` in reverse mode, with one program for the derivative."""
+
+    @jax.jit
+    def both(arguments: Any, d: Any) -> Any:
+        out, pull = jax.vjp(function, *arguments)
+        return out, pull(d)
+
+    def run(*arguments: Any) -> Any:
+        return jax.device_get(function(*arguments))
+
+    def vjp(*arguments: Any) -> Any:
+        out, _ = both(arguments, run(*arguments))
+        return jax.device_get(out), lambda d: jax.device_get(both(arguments, d)[1])
+
+    check_vjp(run, vjp, jax.device_get(arguments))

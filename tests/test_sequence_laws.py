@@ -17,8 +17,10 @@ from cell_table import (
     FEATURES,
     TIME,
     TOLERANCES,
+    WAYS,
     OwnStepCell,
     both_ways,
+    check_backwards,
     grid,
     loop,
     table,
@@ -346,7 +348,7 @@ def test_second_derivatives_with_marks(method: Any, draw: Any) -> None:
 
         return jax.grad(loss, argnums=(0, 1, 2))(params, xs, start)
 
-    check_grads(jax.jit(gradients), (params, xs, start), order=1, modes=("rev",))
+    check_backwards(jax.jit(gradients), params, xs, start)
 
 
 @pytest.mark.usefixtures("x64")
@@ -734,7 +736,7 @@ NAN = [n for n in CELLS if n != "user-step"]
 
 @pytest.mark.parametrize(
     ("name", "method"),
-    table(rnnjax.Auto, names=NAN, by_all=BROAD),
+    table(rnnjax.Auto, names=NAN, ordinary=WAYS, by_all=BROAD),
 )
 @pytest.mark.usefixtures("x64")
 def test_a_reset_cuts_a_nan_off(name: str, method: Any, draw: Any, assert_close: Any) -> None:
