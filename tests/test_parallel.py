@@ -93,9 +93,10 @@ CELLS = {
 }
 
 
+@functools.cache
 def parameters(cell):
-    params = cell.init(KEY, 2)
-    return jax.tree.map(lambda leaf: (leaf + 0.05).astype(jnp.float64), params)
+    params = jax.device_get(jax.jit(cell.init, static_argnums=1)(KEY, 2))
+    return jax.tree.map(lambda leaf: (leaf + 0.05).astype(np.float64), params)
 
 
 def over_time(run, given):
@@ -117,7 +118,8 @@ def over_time(run, given):
 def results(name, marks, method):
     cell = CELLS[name]
     xs = jax.random.normal(KEY, (TIME, BATCH, 2), jnp.float64)
-    carry = jax.tree.map(lambda leaf: leaf + 0.3, cell.initial_carry((BATCH,), jnp.float64))
+    carry = jax.eval_shape(lambda: cell.initial_carry((BATCH,), jnp.float64))
+    carry = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.3), carry)
     run = functools.partial(
         rnnjax.unroll, cell, method=method, key=KEY if name == "zoneout" else None
     )
@@ -137,9 +139,14 @@ def results(name, marks, method):
 
 # How a sequence is cut does not depend on the cell: into pieces that do not fit, for two of them.
 # Marks do not either: each set of them for these, and all at once for the others.
-WHOLE = ["mingru", "minlstm", "output", "turning", "lru", "stack", "zoneout"]
+WHOLE = ["mingru", "turning", "stack"]
 ROWS = [
     *((name, None, marks) for name in CELLS for marks in (MARKS if name in WHOLE else ["all"])),
+    *(
+        pytest.param(name, None, marks, marks=pytest.mark.slow)
+        for name in ("minlstm", "output", "lru", "zoneout")
+        for marks in ("plain", "lengths")
+    ),
     *((name, 5, marks) for name in ("mingru", "turning", "mlstm", "deltanet") for marks in MARKS),
     ("gla", 5, "all"),
 ]
@@ -281,7 +288,8 @@ def test_derivatives_of_second_order_and_forwards(name, assert_close):
     cell = CELLS[name]
     params, xs = parameters(cell), jax.random.normal(KEY, (6, 2, 2), jnp.float64)
 
-    def product(method):
+    @functools.partial(jax.jit, static_argnums=1)
+    def product(params, method):
         def loss(params):
             return jnp.sin(
                 rnnjax.unroll(cell, params, xs, resets=RESETS[:6, :2], method=method)[1]
@@ -290,7 +298,7 @@ def test_derivatives_of_second_order_and_forwards(name, assert_close):
         ones = jax.tree.map(jnp.ones_like, params)
         return jax.jvp(jax.grad(loss), (params,), (ones,))
 
-    assert_close(product(Parallel()), product(Scan()), 1e-12)
+    assert_close(product(params, Parallel()), product(params, Scan()), 1e-12)
 
 
 @pytest.mark.parametrize(
@@ -315,9 +323,8 @@ def test_no_nan_crosses_a_reset(name, method):
         unroll = over_time(run, given) if divided else functools.partial(run, **given)
         return jnp.where(counts, unroll(params, xs, carry)[1], 0).sum()
 
-    found, expected = (
-        jax.value_and_grad(loss, (0, 1))(parameters(cell), xs, m) for m in (method, Scan())
-    )
+    gradients = jax.jit(jax.value_and_grad(loss, (0, 1)), static_argnums=2)
+    found, expected = (gradients(parameters(cell), xs, m) for m in (method, Scan()))
     for one, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
         assert np.isfinite(one).all()
         np.testing.assert_allclose(one, other, atol=1e-12)

@@ -11,16 +11,20 @@ from experiments import runs
 def program(tmp_path, monkeypatch, capsys):
     """Run ``python -m experiments.<name>`` in an empty folder: its whole command line, in here.
 
-    A process for each run would spend its time on imports; `start` has real ones.
+    A process for each run would spend its time on imports; `start` has real ones. And the picture
+    of the loss, which takes a fifth of a short run, is drawn only if it is asked for.
     """
 
-    def run(name, *arguments, check=True):
+    def run(name, *arguments, check=True, picture=False):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
         main = importlib.import_module(f"experiments.{name}.__main__").main
         capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            runs.exit_with(main)
+        with monkeypatch.context() as patch:
+            if name == "text_generator" and not picture:
+                patch.setattr("experiments.text_generator.train.plot_loss", lambda *_: None)
+            with pytest.raises(SystemExit) as end:
+                runs.exit_with(main)
         result = subprocess.CompletedProcess(arguments, end.value.code, *capsys.readouterr())
         if check:
             assert result.returncode == 0, result.stdout + result.stderr

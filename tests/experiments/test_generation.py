@@ -427,7 +427,8 @@ def until(terminal, enough):
     return seen
 
 
-@pytest.mark.parametrize("end", ["interrupt", "broken pipe"])
+# An interrupt comes to a terminal above, too.
+@pytest.mark.parametrize("end", [pytest.param("interrupt", marks=pytest.mark.slow), "broken pipe"])
 def test_writing_without_end_can_be_ended(start, run_dir, end):
     process = start("--run-dir", run_dir, "--temperature", 1, "--length", FOREVER, "--prime", "é",
                     stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip

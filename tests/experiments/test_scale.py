@@ -86,18 +86,19 @@ def losses(run_dir):
     return np.array([entry["loss"] for entry in entries])
 
 
-def test_a_stopped_run_of_two_processes_goes_on_as_one_and_ends_like_it(begin, text, tmp_path):
+def test_a_stopped_run_of_two_processes_goes_on_as_one_and_ends_like_it(
+    begin, program, text, tmp_path
+):
     """A signal to one process stops both at one step; any number of devices goes on from there."""
     options = [*TINY, "--carry-state", "--validation", "0.2", "--epochs", "3"]
     options += ["--steps-per-dispatch", "3", "--checkpoint-every", "1"]
-    alone = begin(1, "train", *options, "--run-dir", "alone")
+    program("text_generator", "train", *options, "--run-dir", "alone")
     pair = two(begin, 1, "train", *options, "--run-dir", "pair")
     steps = tmp_path / "pair" / "steps.jsonl"
     while all(p.poll() is None for p in pair) and not (steps.exists() and steps.read_text()):
         time.sleep(0.01)
     os.kill(pair[1].pid, signal.SIGTERM)
     first, second = ends(128 + signal.SIGTERM, *pair)
-    ends(0, alone)
     assert "stopped and saved at step" in first
     assert "step" not in second.replace("steps", "")  # the second one prints nothing of its own
     stopped = len(losses(tmp_path / "pair"))
@@ -107,7 +108,8 @@ def test_a_stopped_run_of_two_processes_goes_on_as_one_and_ends_like_it(begin, t
     (saved,) = (tmp_path / "pair" / "checkpoints").glob(f"{stopped}*")
     assert saved.name == str(stopped)
 
-    output = ends(0, begin(1, "train", "--resume", "--run-dir", "pair", "--mesh", "1"))[0]
+    resume = "train", "--resume", "--run-dir", "pair", "--mesh", "1"
+    output = program("text_generator", *resume).stdout
     assert f"going on from step {stopped} of {len(whole)}" in output
     assert "the run had 2 devices for its batch and goes on with 1" in output
     assert np.abs(losses(tmp_path / "pair") - whole).max() < 1e-5

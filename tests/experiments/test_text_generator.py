@@ -64,15 +64,16 @@ def kill_and_resume(program, start, tmp_path, mode, signals, seed=0):
     victim = start("text_generator", "train", *options, "--run-dir", "killed")
     # Moments drawn over the run: when a step is reached, and a little later.
     moments = sorted(rng.randint(1, steps.count("\n")) for _ in signals)
-    for number, moment in zip(signals, moments, strict=True):
+    resume = "text_generator", "train", "--resume", "--run-dir", "killed"
+    for turn, (number, moment) in enumerate(zip(signals, moments, strict=True)):
+        if turn > 0:
+            victim = start(*resume)
         wait_for_step(victim, tmp_path / "killed", moment)
         time.sleep(rng.random() * 0.1)
         os.kill(victim.pid, number)
         status = victim.wait(timeout=60)
         assert status in (-number, 128 + number, 0)
-        victim = start("text_generator", "train", "--resume", "--run-dir", "killed")
-    output, _ = victim.communicate(timeout=120)
-    assert victim.returncode == 0, output.decode()
+    program(*resume)  # in here, which spares a process
     assert arrays(tmp_path / "killed") == whole
     assert (tmp_path / "killed" / "steps.jsonl").read_text() == steps
 
@@ -81,9 +82,10 @@ def kill_and_resume(program, start, tmp_path, mode, signals, seed=0):
     ("mode", "signals"),
     [
         pytest.param(WINDOWS, [signal.SIGTERM], marks=pytest.mark.slow),
-        (STREAMS, [signal.SIGKILL, signal.SIGTERM]),
+        (STREAMS, [signal.SIGKILL]),
+        pytest.param(STREAMS, [signal.SIGKILL, signal.SIGTERM], marks=pytest.mark.slow),
     ],
-    ids=["windows", "streams"],
+    ids=["windows", "streams", "streams twice"],
 )
 def test_killed_and_stopped_runs_end_like_the_undisturbed_one(
     program, start, text, tmp_path, mode, signals
@@ -199,7 +201,8 @@ def test_hundreds_of_damaged_runs(program, text, tmp_path):
 
 
 def test_train_generate_evaluate(program, text, tmp_path):
-    trained = program("text_generator", "train", *TINY, "--epochs", "2", "--cell", "gru")
+    train = ["train", *TINY, "--epochs", "2", "--cell", "gru"]
+    trained = program("text_generator", *train, picture=True)
     assert "bits per character" in trained.stderr + trained.stdout
     (run_dir,) = (tmp_path / "runs" / "text_generator").iterdir()
     assert {p.name for p in run_dir.iterdir()} == {
@@ -298,17 +301,19 @@ def test_greedy_writing_is_the_most_probable_character_of_the_whole_text_so_far(
     vocabulary = Vocabulary.tutorial()
     text = write_sample(model, vocabulary, Train(sample_length=12), params, epoch=1)
     assert len(text) == 13
+    unroll = jax.jit(model.unroll)
     for end in range(1, len(text)):
-        ids = vocabulary.encode(text[:end])[:, None]
-        _, logits = model.unroll(params, ids, model.initial_carry(1))
-        assert int(np.argmax(logits[-1, 0])) == vocabulary.encode(text[end])[0]
+        # Of one length, which is compiled once: what comes later is not read before.
+        ids = vocabulary.encode(text[:end].ljust(len(text)))[:, None]
+        _, logits = unroll(params, ids, model.initial_carry(1))
+        assert int(np.argmax(logits[end - 1, 0])) == vocabulary.encode(text[end])[0]
 
 
 def test_the_loss_leaves_out_windows_of_weight_0(model):
     params = model.init(jax.random.key(0))
     rng = np.random.default_rng(0)
     batch = {"inputs": rng.integers(0, 68, (3, 6)), "targets": rng.integers(0, 68, (3, 6))}
-    loss_fn = make_loss(model, carry_state=False)
+    loss_fn = jax.jit(make_loss(model, carry_state=False))
     key = jax.random.key(0)
     two, (carry, metrics) = loss_fn(params, (), batch | {"weights": np.array([1.0, 1, 0])}, key)
     first = {name: array[:2] for name, array in batch.items()}
