@@ -1,6 +1,7 @@
 """What the cells of the linear family and their initialisers do beyond the laws."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -105,26 +106,40 @@ def test_gates_that_are_shut_have_finite_gradients():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def of_bias(cell, bias, mask, method):
+    """The outputs for inputs of zeros, and the gradients of their sum."""
+
+    def loss(params):
+        xs = jnp.zeros((*mask.shape, 1))
+        ys = rnnjax.unroll(cell, params, xs, mask=mask, method=method)[1]
+        return ys.sum(), ys
+
+    gradient, ys = jax.grad(loss, has_aux=True)(cell.init(KEY, 1) | {"bias": bias})
+    return ys, gradient
+
+
 @pytest.mark.parametrize("exponent", [-300.0, 0.0, 300.0])
 def test_exponential_gates_neither_vanish_nor_overflow(exponent):
     """The first output of an sLSTM is o z, however little or much its gate lets in."""
     cell = rnnjax.SLSTMCell(2, exponential_forget=True)
-    params = cell.init(KEY, 1)
-    params["bias"] = jnp.repeat(jnp.array([exponent, exponent, 0.5, 0.5]), 2)
+    bias = np.repeat(np.array([exponent, exponent, 0.5, 0.5], "float32"), 2)
+    found = of_bias(cell, bias, np.ones((3, 1), bool), rnnjax.Auto())
+    np.testing.assert_allclose(found[0][0], np.tanh(0.5) / (1 + np.exp(-0.5)), rtol=1e-5)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
 
-    def run(params):
-        return rnnjax.unroll(cell, params, jnp.zeros((3, 1, 1)))[1]
 
-    np.testing.assert_allclose(run(params)[0], np.tanh(0.5) / (1 + np.exp(-0.5)), rtol=1e-5)
-    gradient = jax.grad(lambda p: run(p).sum())(params)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((run(params), gradient)))
+@functools.partial(jax.jit, static_argnums=0)
+def slopes_of(cell):
+    """Of the output by each leaf of a carry that is 0.3 everywhere."""
+    params = cell.init(KEY, 2)
+    carry = jax.tree.map(lambda leaf: leaf + 0.3, cell.initial_carry())
+    return jax.jacobian(lambda c: cell.step(params, c, jnp.ones(2))[1])(carry)
 
 
 def test_heads_do_not_see_each_other():
     cell = rnnjax.SLSTMCell(6, heads=3)
-    params = cell.init(KEY, 2)
-    carry = jax.tree.map(lambda leaf: leaf + 0.3, cell.initial_carry())
-    slopes = jax.jacobian(lambda c: cell.step(params, c, jnp.ones(2))[1])(carry).hidden
+    slopes = slopes_of(cell).hidden
     blocks = np.kron(np.eye(3), np.ones((2, 2)))
     np.testing.assert_array_equal(np.asarray(slopes) != 0, blocks != 0)
 
@@ -255,10 +270,8 @@ MEMORIES = {
 @pytest.mark.parametrize("name", MEMORIES)
 def test_heads_of_a_memory_do_not_see_each_other(name):
     cell = MEMORIES[name]
-    params = cell.init(KEY, 2)
-    carry = jax.tree.map(lambda leaf: leaf + 0.3, cell.initial_carry())
-    slopes = jax.jacobian(lambda c: cell.step(params, c, jnp.ones(2))[1])(carry).memory
-    seen = np.abs(slopes).max((-1, -2)).reshape(2, 2, 2).max(1) > 0
+    slopes = slopes_of(cell).memory
+    seen = np.abs(np.asarray(slopes)).max((-1, -2)).reshape(2, 2, 2).max(1) > 0
     np.testing.assert_array_equal(seen, np.eye(2, dtype=bool))
 
 
@@ -267,17 +280,12 @@ def test_heads_of_a_memory_do_not_see_each_other(name):
 def test_exponential_gates_of_a_memory_neither_vanish_nor_overflow(exponent, method):
     """The first output of an mLSTM is its value along the key, or nothing of it."""
     cell = rnnjax.MLSTMCell(2, exponential_forget=True)
-    params = cell.init(KEY, 1)
-    params["bias"] = jnp.concatenate([jnp.full(6, 1.0), jnp.zeros(2), jnp.full(2, exponent)])
-    mask = jnp.ones((9, 1), bool).at[:2].set(False)  # nothing is written while gates are as large
-
-    def run(params):
-        return rnnjax.unroll(cell, params, jnp.zeros((9, 1, 1)), mask=mask, method=method)[1]
-
+    bias = np.array([1.0] * 6 + [0.0] * 2 + [exponent] * 2, "float32")
+    # Nothing is written while gates are as large.
+    found = of_bias(cell, bias, np.arange(9)[:, None] >= 2, method)
     expected = {-300: 0.0, 0: 0.5, 300: 0.5}[int(exponent)]  # of which k q is more than 1
-    np.testing.assert_allclose(run(params)[2], np.full((1, 2), expected), rtol=1e-5)
-    gradient = jax.grad(lambda p: run(p).sum())(params)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((run(params), gradient)))
+    np.testing.assert_allclose(found[0][2], np.full((1, 2), expected), rtol=1e-5)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
 
 
 def test_a_memory_is_declared_once():
@@ -311,6 +319,7 @@ def test_what_no_number_was_read_of_keeps_its_gradient_and_the_others_have_none(
     cell, xs = MEMORIES["mlstm"], jax.random.normal(KEY, (6, 1, 2)).at[3].set(jnp.nan)
     params = cell.init(KEY, 2)
 
+    @functools.partial(jax.jit, static_argnums=0)
     def gradient(method, steps):
         def loss(params):
             return jnp.where(

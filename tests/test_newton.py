@@ -34,13 +34,19 @@ CELLS = {
 }
 
 
+@functools.cache
 def case(name):
     cell = CELLS[name]
     batch = (BATCH, 2) if name == "convolution" else (BATCH,)
-    params = jax.tree.map(lambda leaf: (leaf + 0.05).astype(jnp.float64), cell.init(KEY, 2))
-    xs = jax.random.normal(KEY, (TIME, *batch, 2), jnp.float64)
-    carry = jax.tree.map(lambda leaf: leaf + 0.3, cell.initial_carry(batch, jnp.float64))
-    return cell, (params, xs, carry, jax.tree.map(lambda leaf: leaf - 0.1, carry))
+
+    @jax.jit
+    def draw():
+        params = jax.tree.map(lambda leaf: (leaf + 0.05).astype(jnp.float64), cell.init(KEY, 2))
+        xs = jax.random.normal(KEY, (TIME, *batch, 2), jnp.float64)
+        carry = jax.tree.map(lambda leaf: leaf + 0.3, cell.initial_carry(batch, jnp.float64))
+        return params, xs, carry, jax.tree.map(lambda leaf: leaf - 0.1, carry)
+
+    return cell, draw()
 
 
 def results(name, method):
@@ -76,7 +82,7 @@ def test_so_do_the_steps_one_by_one(name, assert_close):
 
 
 def converges(cell, num_steps, tolerance=1e-6, scale=1.0):
-    params = cell.init(KEY, 16)
+    params = jax.jit(cell.init, static_argnums=1)(KEY, 16)
     if scale != 1:
         params["recurrent_kernel"] *= scale
     xs = jax.random.normal(jax.random.key(1), (num_steps, 2, 16))
@@ -130,6 +136,7 @@ def test_vmap_and_forward_mode(assert_close):
     def run(xs, method):
         return rnnjax.unroll(cell, params, xs, method=method)[1]
 
+    @functools.partial(jax.jit, static_argnums=0)
     def each(method):
         def gradient(xs):
             return jax.grad(lambda xs: jnp.sin(run(xs, method)).sum())(xs)
@@ -150,6 +157,7 @@ def test_no_nan_crosses_a_reset(assert_close):
     resets = jnp.zeros((TIME, BATCH), bool).at[5, 0].set(True)
     counts = jnp.ones((TIME, BATCH, 1), bool).at[:5, 0].set(False)
 
+    @functools.partial(jax.jit, static_argnums=0)
     def gradients(method):
         def loss(params, xs):
             _, ys = rnnjax.unroll(cell, params, xs, resets=resets, method=method)

@@ -483,7 +483,9 @@ NOISY = {
 }
 NOISY_CELLS = ["lstm-callable", "projection", "layernorm-lstm", "user-gain", "mingru"]
 NOISY_ROWS = [
-    *(("lstm", kind, True) for kind in NOISY),
+    *(("lstm", kind, True) for kind in ("recurrent", "zoneout", "all")),
+    # Which happen before the loop, and in "all" too.
+    *(pytest.param("lstm", kind, True, marks=pytest.mark.slow) for kind in ("weights", "inputs")),
     ("gru", "recurrent", True),
     ("gru", "zoneout", True),
     *((name, "all", True) for name in NOISY_CELLS),
