@@ -15,6 +15,7 @@ from cell_table import (
     BROAD,
     CELLS,
     FEATURES,
+    FEW,
     TIME,
     TOLERANCES,
     WAYS,
@@ -97,10 +98,12 @@ def check(
 ALL = {"lengths": LENGTHS, "mask": MASK, "resets": RESETS}
 
 
-# In reverse for one cell of each way through the engine.
+# By all methods, and in reverse, for one cell of each way through the engine.
+BY_ALL = [*FEW, "mingru", "stack"]
+MARKED = [*BROAD, "learned-carry", "stack-nested"]
 ROWS = [
     row
-    for row in both_ways(table(rnnjax.Auto, names=[*BROAD, "learned-carry", "stack-nested"]))
+    for row in both_ways(table(rnnjax.Auto, names=MARKED, by_all=BY_ALL))
     if not row.values[2] or row.values[0] in {"lstm", "gru", "gru-reset-before", "user-peephole"}
 ]
 
@@ -738,7 +741,7 @@ NAN = [n for n in CELLS if n != "user-step"]
 
 @pytest.mark.parametrize(
     ("name", "method"),
-    table(rnnjax.Auto, names=NAN, ordinary=WAYS, by_all=BROAD),
+    table(rnnjax.Auto, names=NAN, ordinary=WAYS, by_all=BY_ALL),
 )
 @pytest.mark.usefixtures("x64")
 def test_a_reset_cuts_a_nan_off(name: str, method: Any, draw: Any, assert_close: Any) -> None:

@@ -109,7 +109,8 @@ def test_a_stopped_run_of_two_processes_goes_on_as_one_and_ends_like_it(
     assert saved.name == str(stopped)
 
     resume = "train", "--resume", "--run-dir", "pair", "--mesh", "1"
-    output = program("text_generator", *resume).stdout
+    resumed = program("text_generator", *resume)
+    output = resumed.stdout + resumed.stderr
     assert f"going on from step {stopped} of {len(whole)}" in output
     assert "the run had 2 devices for its batch and goes on with 1" in output
     assert np.abs(losses(tmp_path / "pair") - whole).max() < 1e-5
