@@ -187,7 +187,7 @@ def test_processes_that_differ_all_end_with_one_sentence(begin, text, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--mesh", "8"], "a mesh of 8 x 1 needs 8 devices, but there are 2"),
+        (["--mesh", "8"], "a mesh of 8 x 1 needs 8 devices, but there are"),
         (["--mesh", "0"], '--mesh must be a number of devices (8), two of them (4x2), or "auto"'),
         (["--mesh", "4x2x1"], "but is '4x2x1'"),
         (["--processes", "2"], "several processes need a coordinator"),
@@ -229,13 +229,14 @@ def test_the_cores_are_taken_where_it_pays_unless_a_mesh_is_asked_for():
         assert sharding.mesh.shape["hidden"] == 1
         return sharding.mesh.shape["data"]
 
-    assert jax.device_count() == 2
-    rows = {n: Train(text=Text(batch_size=n)) for n in (12, 32, 33)}
-    assert devices(rows[32], kernel(512)) == 2
+    all_of_them = jax.device_count()
+    assert all_of_them in (2, 4)
+    rows = {n: Train(text=Text(batch_size=n)) for n in (12, 31, 32)}
+    assert devices(rows[32], kernel(512)) == all_of_them
     assert devices(rows[12], kernel(700)) == 1  # few rows for a large kernel
     assert devices(rows[32], kernel(16)) == 1  # too little to do
-    assert devices(rows[33], kernel(512)) == 1  # cannot be divided
-    for mesh, number in (("1", 1), ("1x1", 1), ("auto", 2)):
+    assert devices(rows[31], kernel(512)) == 1  # cannot be divided
+    for mesh, number in (("1", 1), ("1x1", 1), ("auto", all_of_them)):
         config = Train(mesh=mesh, model=Architecture(hidden_size=7))
         assert sharding_of(config, kernel(512)).mesh.size == number
 
