@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 CONTENDERS = ("rnnjax", "torch")
+STEPS_PER_DISPATCH = 10  # about a second
 
 
 def main() -> None:
@@ -30,11 +31,13 @@ def main() -> None:
     parser.add_argument("--preset", default="fast")
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=1, help="of the first round; then one more")
     parser.add_argument("--worker", choices=CONTENDERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         run = train_rnnjax if options.worker == "rnnjax" else train_torch
-        print(json.dumps(run(load(options.preset, options.corpus), 60 * options.minutes)))
+        loaded = load(options.preset, options.corpus, options.seed)
+        print(json.dumps(run(loaded, 60 * options.minutes)))
         return
     print("| round | | steps | training loss | validation, bits per character |")
     print("|---|---|---|---|---|")
@@ -42,7 +45,7 @@ def main() -> None:
         for name in CONTENDERS:
             done = subprocess.run(
                 [sys.executable, "-m", "benchmarks.preset_vs_torch", *sys.argv[1:],
-                 "--worker", name],
+                 "--seed", str(options.seed + number), "--worker", name],
                 env={**os.environ, "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True,
             )  # fmt: skip
             if done.returncode:
@@ -55,13 +58,14 @@ def main() -> None:
             )
 
 
-def load(preset: Any, corpus: str) -> tuple[Any, Any]:
+def load(preset: Any, corpus: str, seed: int) -> tuple[Any, Any]:
     """The options of the preset, and the text cut as they say."""
     from experiments.text_generator.data import Data
     from experiments.text_generator.presets import load_preset
 
     config = load_preset(preset)
-    config = dataclasses.replace(config, text=dataclasses.replace(config.text, corpus=corpus))
+    text = dataclasses.replace(config.text, corpus=corpus)
+    config = dataclasses.replace(config, text=text, seed=seed)
     return config, Data.load(config.text, config.seed)
 
 
@@ -75,11 +79,15 @@ def rate(options: Any, elapsed: float, steps: int, seconds: float) -> float:
 
 
 def train_rnnjax(loaded: tuple[Any, Any], seconds: float) -> dict[str, float]:
-    """The text generator's own model, loss and optimiser, for so many seconds."""
+    """The text generator's own model, loss, optimiser and devices, for so many seconds."""
+    from rnnjax.training import use_cores
+
+    use_cores()
     import jax
     import jax.numpy as jnp
     import optax
 
+    from experiments.text_generator.checkpoints import sharding_of
     from experiments.text_generator.model import CharacterModel, bits, make_loss, surprise
     from experiments.text_generator.train import matrices
     from rnnjax.training import TrainState, make_train_steps
@@ -101,15 +109,19 @@ def train_rnnjax(loaded: tuple[Any, Any], seconds: float) -> dict[str, float]:
     init_key, run_key = jax.random.split(jax.random.key(config.seed))
     params = jax.jit(model.init)(init_key)
     state = TrainState.create(params, optimizer, key=run_key, carry=jax.tree.map(jnp.copy, start))
-    train_steps = make_train_steps(loss_fn, optimizer)
+    sharding = sharding_of(config, params)
+    train_steps = make_train_steps(loss_fn, optimizer, sharding)
     batches, losses, steps = data.batches(0), [], 0
+    if sharding is not None:
+        batches = sharding.put_batches(batches)
     while (elapsed := time.perf_counter() - began) < seconds:
         first = steps % data.steps_per_epoch
         if first == 0:
             state = dataclasses.replace(state, carry=jax.tree.map(jnp.copy, start))
+            state = state if sharding is None else sharding.put_state(state)
         now = rate(config.optimization, elapsed, steps, seconds)
         state.opt_state.hyperparams["learning_rate"] = jnp.float32(now)
-        last = min(first + config.steps_per_dispatch, data.steps_per_epoch)
+        last = min(first + STEPS_PER_DISPATCH, data.steps_per_epoch)
         state, metrics = train_steps(state, batches, first, last)
         losses.append(float(metrics["loss"][last - 1]))
         steps += last - first
