@@ -35,7 +35,7 @@ from cell_table import (
 )
 
 import rnnjax
-from rnnjax import Auto, Fused, Scan, Stack
+from rnnjax import Auto, Fused, Parallel, Scan, Stack
 
 
 class Case(NamedTuple):
@@ -294,7 +294,8 @@ def test_law_5_every_derivative_that_jax_has(case: Any, assert_close: Any) -> No
 @pytest.mark.parametrize("name", CELLS)
 def test_auto_is_one_of_the_others(name: str) -> None:
     for layer in layers(CELLS[name]):
-        assert Auto().choose(layer) == (Scan() if name == "user-step" else Fused())
+        usual = Parallel() if layer.remembers else Fused()
+        assert Auto().choose(layer) == (Scan() if name == "user-step" else usual)
 
 
 # Elsewhere both equal the loop, or only one of them is run.
