@@ -26,8 +26,8 @@ class Auto(Method):
 
     A cell that declares a matrix memory (`rnnjax.MLSTMCell`, `rnnjax.Mamba2Cell`) runs as
     `Parallel`, whose products over chunks take the place of outer products at each step: on two
-    cores of an AMD EPYC, 64 units, 64 to 1,024 steps and 1 to 8 rows, mLSTM, Mamba-2 and gated
-    DeltaNet take 0.08 to 0.25 of the time of `Fused` forward and 0.04 to 0.09 with the gradient;
+    cores of an AMD EPYC, 64 units, 64 to 1,024 steps and 1 to 8 rows, mLSTM and Mamba-2 (and gated
+    DeltaNet over 64) take 0.08 to 0.25 of the time of `Fused` forward, 0.04 to 0.09 with gradients;
     GLA, whose keys decay each by itself, 0.09 to 0.94 with the gradient, and forward alone 0.2 to
     0.53 with some rows, but 1.3 to 1.4 with one. Affine cells whose state is a vector stay on
     `Fused`, as what is faster depends on the shapes and on whether there is a gradient: minGRU(128)
