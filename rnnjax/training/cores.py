@@ -33,7 +33,7 @@ def use_cores(number: int | None = None) -> int:
             environment has said it (JAX_NUM_CPU_DEVICES, XLA_FLAGS), or JAX has begun.
 
     Returns:
-        how many there are.
+        how many there are; 1 where JAX was told to do without the CPU (JAX_PLATFORMS=cuda).
 
     Raises:
         InvalidInputError: a number came, but JAX has begun with another one.
@@ -44,24 +44,32 @@ def use_cores(number: int | None = None) -> int:
     if number is None:
         said = jax.config.values["jax_num_cpu_devices"] > 0  # not a name of its own in every JAX
         if said or "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
-            return len(jax.devices("cpu"))
+            return _cpus()
         affinity = getattr(os, "sched_getaffinity", None)
         cores = (os.cpu_count() or 1) if affinity is None else len(affinity(0))
         with contextlib.suppress(RuntimeError):  # it has begun
             jax.config.update("jax_num_cpu_devices", cores)
-        return len(jax.devices("cpu"))
+        return _cpus()
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:
         raise InvalidInputError(f"number must be a whole number from 1 up, but is {number!r}")
     try:
         jax.config.update("jax_num_cpu_devices", number)
     except RuntimeError as error:
-        there = len(jax.devices("cpu"))
+        there = _cpus()
         if there != number:
             raise InvalidInputError(
                 f"{number} cores cannot become devices: JAX has begun with {there} already; call "
                 "use_cores before anything else uses JAX"
             ) from error
     return number
+
+
+def _cpus() -> int:
+    """How many devices are a CPU's; 1 where JAX has none of it."""
+    try:
+        return len(jax.devices("cpu"))
+    except RuntimeError:
+        return 1
 
 
 def cores_for(params: Any, rows: int) -> int:
@@ -117,7 +125,8 @@ def over_cores(
 
     Raises:
         InvalidInputError: ``rows`` is no such sequence; arguments differ from it, or in their
-            rows; the rows cannot be divided.
+            rows; the rows cannot be divided; ``devices`` is no number of them; or the function is
+            called, with rows to divide, inside of another that JAX transforms.
 
     >>> import rnnjax
     >>> cell = rnnjax.LSTMCell(4)
@@ -139,6 +148,12 @@ def over_cores(
         raise InvalidInputError(
             "rows must have for each argument the axis of its rows, or None for one that is whole, "
             f"and not all None, but is {rows!r}"
+        )
+    if devices is not None and (
+        isinstance(devices, bool) or not isinstance(devices, int) or devices < 1
+    ):
+        raise InvalidInputError(
+            f"devices must be a whole number from 1 up, or None, but is {devices!r}"
         )
     compiled = jax.jit(function, donate_argnums=donate_argnums)
 
@@ -191,6 +206,11 @@ def _lying(arg: Any, sharding: NamedSharding) -> Any:
     to ask takes 60, of which 44 are JAX's own for two devices.
     """
     leaves = jax.tree.leaves(arg)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        raise InvalidInputError(
+            "over_cores divides arrays, but is called inside of a function that JAX transforms; "
+            "put it around the whole, as in over_cores(jax.grad(loss), rows)"
+        )
     if all(isinstance(leaf, jax.Array) and leaf.sharding == sharding for leaf in leaves):
         return arg
     return jax.device_put(arg, sharding)

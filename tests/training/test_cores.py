@@ -101,9 +101,24 @@ def test_wrong_calls():
         over_cores(lambda a: a, (0,), devices=99)(np.ones(198))
     with pytest.raises(InvalidInputError, match="5 rows cannot be divided over 2 devices"):
         over_cores(lambda a: a, (0,), devices=2)(np.ones(5))
+    for wrong in (0, True, "2"):
+        with pytest.raises(InvalidInputError, match="devices must be a whole number"):
+            over_cores(lambda a: a, (0,), devices=wrong)
+    two = over_cores(lambda a: a.sum(), (0,), devices=2)
+    for transformed in (jax.jit(two), jax.grad(two)):
+        with pytest.raises(InvalidInputError, match="put it around the whole"):
+            transformed(jnp.ones(4))
     with pytest.raises(InvalidInputError, match="number must be a whole number"):
         use_cores(0)
     assert cores_for({}, 4) == 1
+
+
+def test_jax_may_be_told_to_do_without_a_cpu(monkeypatch):
+    def devices(platform=None):
+        raise RuntimeError(f"Unknown backend {platform}")
+
+    monkeypatch.setattr(jax, "devices", devices)
+    assert use_cores() == 1
 
 
 def test_one_device_compiles_once():
