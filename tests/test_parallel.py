@@ -176,6 +176,18 @@ def test_steps_divided_over_devices_have_the_numbers_of_the_scan(name, chunk, ma
     assert_close(results(name, marks, divided), results(name, marks, Scan()), 1e-12)
 
 
+def test_no_steps_on_each_device(assert_close):
+    cell, none = CELLS["mingru"], np.zeros((0, BATCH), bool)
+    params, xs = parameters(cell), jnp.ones((0, BATCH, 2))
+    carry = jax.tree.map(lambda leaf: leaf + 0.3, cell.initial_carry((BATCH,)))
+    run = functools.partial(rnnjax.unroll, cell, method=Parallel(axis_name="time"))
+    given = {"mask": none, "resets": none, "masked_outputs": "last"}
+    for reverse in (False, True):
+        last, ys = over_time(run, {**given, "reverse": reverse})(params, xs, carry)
+        assert_close(last, carry, 1e-6)
+        assert ys.shape == (0, BATCH, cell.output_size)
+
+
 def messages(function, *args):
     text = jax.jit(function).lower(*args).compile().as_text()
     kinds = r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("

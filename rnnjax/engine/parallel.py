@@ -123,7 +123,10 @@ class Parallel(Method):
                 "method=Scan() or method=Fused()"
             )
         if num_steps == 0:
-            return Scan().run(cell, params, xs, carry, reverse, steps)
+            last, ys = Scan().run(cell, params, xs, carry, reverse, steps)
+            if self.axis_name is not None:  # it is the same on all devices, and has to say so
+                last = jax.tree.map(lambda every: every[0], self.along.gathered(last))
+            return last, ys
         check_features(cell, params, xs)
         each = steps.each
         if reverse:
@@ -175,7 +178,7 @@ class Parallel(Method):
         self, ys: jax.Array, valid: jax.Array, resets: jax.Array | None, reverse: bool
     ) -> jax.Array:
         """That of another device perhaps: a state that begins anew with each valid output."""
-        if self.axis_name is None:
+        if self.axis_name is None or ys.shape[0] == 0:
             return super().held(ys, valid, resets, reverse)
         begins = valid if resets is None else expand(valid, resets) | expand(resets, valid)
         given = jnp.where(expand(valid, ys), ys, 0), begins
