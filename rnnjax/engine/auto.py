@@ -15,7 +15,7 @@ from rnnjax.engine.scan import Scan
 from rnnjax.engine.steps import Steps
 
 # Of the bundles of instructions that a step of `Fused` takes, compiled for a v5e, one of a kernel
-# takes 0.11 to 0.87 at 128 units, 0.48 to 0.84 at 256 and 512, but of 1,024 in the gradient 1.04.
+# takes 0.11 to 0.87 at 128 units, 0.48 to 0.83 at 256 and 512, but of 1,024 in the gradient 1.04.
 # Where the state is a matrix it is 0.88 to 1.52 (`benchmarks/accelerators.csv`).
 _MOST_UNITS = 512
 
