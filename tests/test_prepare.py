@@ -109,6 +109,16 @@ def test_one_hot_inputs_are_looked_up_in_every_form(cell, form, random_like, ass
     assert_close(ready.step(laid_out, carry, dense), cell.step(params, carry, dense), 1e-5)
 
 
+def test_kernels_of_two_types_are_prepared(form, random_like, assert_close):
+    cell = rnnjax.LSTMCell(HIDDEN)
+    params, carry, x = make(cell, (3,), random_like)
+    params = {**params, "kernel": params["kernel"].astype(jnp.bfloat16)}
+    with jax.numpy_dtype_promotion("strict"):
+        expected = cell.step(params, carry, x)
+        ready, laid_out = rnnjax.prepare(cell, params, x)
+        assert_close(ready.step(laid_out, carry, x), expected, 1e-5)
+
+
 def test_all_layers_of_a_stack_are_prepared(form, random_like, assert_close):
     layers = [
         rnnjax.LSTMCell(6),

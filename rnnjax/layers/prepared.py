@@ -56,6 +56,7 @@ class Prepared(Cell):
         """The cell's parameters, laid out."""
         return self.lay_out(self.cell.init(key, input_size))
 
+    @usual_promotion()
     def lay_out(self, params: Params) -> dict[str, jax.Array]:
         """Parameters of the cell, as this one takes them."""
         laid_out = dict(params)
@@ -120,6 +121,7 @@ class Prepared(Cell):
         return cell.meet(cell.biased(projected, params, "bias"), recurrent)
 
 
+@usual_promotion()
 def prepare(
     cell: Cell,
     params: Params,
