@@ -548,10 +548,10 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "a run on the cores goes on with others and says nothing",
-        "experiments/text_generator",
-        "experiments/text_generator/checkpoints.py",
-        'stored.get("devices", run.devices)) != run.devices',
-        'stored.get("devices", run.devices)) is None',
+        "training",
+        "rnnjax/training/fitting.py",
+        'if about.get("devices", self.devices) != self.devices:',
+        "if not about:",
         (
             "tests/experiments/test_scale.py::"
             "test_a_stopped_run_of_two_processes_goes_on_as_one_and_ends_like_it",

@@ -32,19 +32,15 @@ class Run:
         data: its text, of which this process has its rows.
         epochs: how many it has.
         folder: where its results go.
-        devices: over how many the batch is divided.
     """
 
     config: Train
     data: Data
     epochs: int
     folder: Path
-    devices: int = 1
 
     @classmethod
-    def open(
-        cls, config: Train, data: Data, epochs: int, devices: int, stack: contextlib.ExitStack
-    ) -> "Run":
+    def open(cls, config: Train, data: Data, epochs: int, stack: contextlib.ExitStack) -> "Run":
         """Make the folder of a new run, or take that of one that goes on; ``stack`` locks it.
 
         Raises:
@@ -55,7 +51,7 @@ class Run:
         folder = config.run_dir
         if folder is None or not config.resume:
             folder = Path(from_first(lambda: str(folders.create(PROGRAM, config.run_dir))))
-        run = cls(config, data, epochs, folder, devices)
+        run = cls(config, data, epochs, folder)
         from_first(lambda: stack.enter_context(locked(run.folder)))
         if config.resume:
             from_first(lambda: require_same_run(run))
@@ -74,7 +70,6 @@ class Run:
             "options": self.config.as_json(),
             "vocabulary": vocabulary.characters if isinstance(vocabulary, Vocabulary) else None,
             "text_sha256": self.data.digest,
-            "devices": self.devices,
         }
 
 
@@ -113,13 +108,6 @@ def require_same_run(run: Run) -> None:
     stored = stored_in(run.folder) if saved is None else saved.about["config"]
     require_same_text(run.data, stored, run.folder)
     require_unchanged(run.config.as_json(), stored.get("options", {}))
-    if (before := stored.get("devices", run.devices)) != run.devices:
-        warnings.warn(
-            f"the run had {before} devices for its batch and goes on with {run.devices}, which sum "
-            "in another order: what follows is not to the last digit what it would have been "
-            f"(--mesh {before} has as many)",
-            stacklevel=1,
-        )
 
 
 def require_unchanged(ours: dict[str, Any], stored: dict[str, Any]) -> None:

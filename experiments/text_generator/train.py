@@ -49,9 +49,8 @@ def run_training(config: Train) -> int:
     begin = new_state(model, config, optimizer)
     validate = held_out(model, data.validation, "validation") if len(data.validation) else None
 
-    sharding, devices = sharding_of(config, begin.params), 1
+    sharding = sharding_of(config, begin.params)
     if sharding is not None:
-        devices = sharding.mesh.size
         with in_options(config):
             data = dataclasses.replace(data, rows=sharding.rows(text.batch_size))
             sharding.of_state(begin)
@@ -59,8 +58,9 @@ def run_training(config: Train) -> int:
     jax.eval_shape(loss_fn, begin.params, begin.carry, data.batch, begin.key)
 
     with contextlib.ExitStack() as stack:
-        run = Run.open(config, data, epochs, devices, stack)
+        run = Run.open(config, data, epochs, stack)
         progress = TextProgress(run, model)
+        devices = 1 if sharding is None else sharding.mesh.size
         progress.say(
             f"{data.length:,} {data.vocabulary.unit}s ({len(data.vocabulary)} in the vocabulary), "
             f"{sum(leaf.size for leaf in jax.tree.leaves(begin.params)):,} parameters, {epochs} "
@@ -71,7 +71,7 @@ def run_training(config: Train) -> int:
             result = fit(
                 loss_fn, begin.params, optimizer, data.batches, epochs,
                 key=begin.key, carry=begin.carry, evaluate=validate, patience=config.patience,
-                run_dir=run.folder, config=run.as_json(), free={"options", "devices"},
+                run_dir=run.folder, config=run.as_json(), free={"options"},
                 checkpoint_every=config.checkpoint_every, keep_last=config.keep_last,
                 skip_nonfinite=config.skip_nonfinite, steps_per_dispatch=config.steps_per_dispatch,
                 sharding=sharding, progress=progress,

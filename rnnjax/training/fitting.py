@@ -316,8 +316,8 @@ class _Run:
             state = saved.restore(state)
             if about.get("devices", self.devices) != self.devices:
                 self.shown.say(
-                    f"the run was on {about['devices']} devices, and goes on on "
-                    f"{self.devices}: its numbers will differ by rounding"
+                    f"the devices of the run were {about['devices']} and are {self.devices} now: "
+                    "its numbers will differ by rounding"
                 )
             self.history, self.steps = about["history"], about["steps_per_epoch"]
             self.means, self.skipped = _Means(**about["means"]), about["skipped"]
