@@ -1,6 +1,7 @@
 """What every reader returns and every writer takes: layers, their parameters, and how they run."""
 
 import abc
+import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -91,7 +92,7 @@ class Sequential(Network):
                     f"got {layer!r}"
                 )
             names.append(layer.name)
-        twice = sorted({name for name in names if names.count(name) > 1})
+        twice = sorted(name for name, count in collections.Counter(names).items() if count > 1)
         if twice:
             raise InvalidInputError(
                 f"layers need names of their own, by which their parameters are found, but "
@@ -203,7 +204,8 @@ class Functional(Network):
     @property
     def recurrent(self) -> Mapping[str, Recurrent]:
         """By the names of their states, the recurrent layers: one for each use."""
-        uses = ((call.name, self.layers[call.layer]) for call in self.calls)
+        layers = self.layers  # built anew each time
+        uses = ((call.name, layers[call.layer]) for call in self.calls)
         return {name: layer for name, layer in uses if isinstance(layer, Recurrent)}
 
     def num_steps(self, params: Params, xs: Any) -> int:
@@ -230,8 +232,9 @@ class Functional(Network):
         return " of " + ", ".join(uses)
 
     def _spelled(self, value: Value) -> str:
-        names = [*(one.name for one in self.inputs), *(call.name for call in self.calls)]
-        return names[value.source] + f"[{value.output}]" * (value.output > 0)
+        place = value.source - len(self.inputs)
+        name = self.inputs[value.source].name if place < 0 else self.calls[place].name
+        return name + f"[{value.output}]" * (value.output > 0)
 
     def run(
         self, params: Params, xs: Any, carry: Mapping[str, Carry], mask: Any, context: Context

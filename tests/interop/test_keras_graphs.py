@@ -1,5 +1,6 @@
 """Keras models that are no rows of layers, live on its JAX backend, and out of its files."""
 
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import pytest
 from rnnjax import InteropError, InvalidInputError
 from rnnjax.interop import Model, convert
 from rnnjax.interop import keras as interop
+from rnnjax.interop.keras.graph import wiring_of
+from rnnjax.interop.keras.layers import Version, network_of
 
 BACKEND = os.environ.get("GRAPHS_BACKEND", "jax")
 os.environ["KERAS_BACKEND"] = BACKEND
@@ -238,12 +241,65 @@ def test_axes_of_the_source(tmp_path: Path) -> None:
             "of class 'ops.GetItem'|attention_mask",
         ),
         (lambda x, i: layers.Dropout(0.5)(x, training=True), "called with training=True"),
+        (lambda x, i: keras.ops.max(x, axis=1, initial=0.0), "initial of layer 'max.*left out"),
+        (lambda x, i: x + 10**400, "arguments of layer 'add.*be numbers"),
     ],
 )
 def test_what_a_graph_may_not_hold(build: Callable[[Any, Any], Any], says: str) -> None:
     x, ids = keras.Input((TIME, FEATURES)), keras.Input((TIME,), dtype="int32")
     with pytest.raises(InteropError, match=says):
         interop.load(keras.Model(x, build(x, ids)))
+
+
+def test_a_row_without_a_time() -> None:
+    """Its axes are not turned; they are square here, so that they would fit."""
+    flat = keras.Sequential([keras.Input((BATCH,)), layers.Dense(BATCH), layers.Dense(2)])
+    xs = np.arange(9, dtype=np.float32).reshape(BATCH, BATCH)
+    for time_first in (True, False):
+        ours = interop.load(flat, time_first=time_first)
+        np.testing.assert_allclose(ours(xs)[1], np.asarray(flat(xs)), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda pool: pool["config"].update(padding="causal"), "padding of layer .*valid, same"),
+        (lambda pool: pool["config"].update(padding=[1, 1]), "padding of layer .*valid, same"),
+        (
+            lambda pool: pool["inbound_nodes"][0]["args"][0]["config"].update(
+                keras_history=["x", 1, 0]
+            ),
+            "the graph mentions 'x', which is no layer, or a use of it that is not there",
+        ),
+    ],
+)
+def test_a_damaged_graph(change: Callable[[Any], Any], says: str) -> None:
+    x = keras.Input((TIME, FEATURES), name="x")
+    config = json.loads(keras.Model(x, layers.MaxPooling1D()(x)).to_json())
+    change(config["config"]["layers"][1])
+    with pytest.raises(InteropError, match=says):
+        network_of(wiring_of("Functional", config["config"]), Version())
+
+
+def test_queries_without_a_key() -> None:
+    """Weights of Keras's heads are 0 there, where it makes weights."""
+    x = keras.Input((TIME, FEATURES))
+    heads = layers.MultiHeadAttention(2, 3, dropout=0.5)
+    seen = layers.Masking()(x)
+    model = keras.Model(x, heads(seen, seen, return_attention_scores=True))
+    xs = np.random.default_rng(0).standard_normal((2, TIME, FEATURES)).astype(np.float32)
+    xs[0] = 0
+    for y, e in zip(interop.load(model, time_first=False)(xs)[1], model(xs), strict=True):
+        np.testing.assert_allclose(y, np.asarray(e), atol=1e-5)
+
+
+def test_masks_inside_of_a_step() -> None:
+    ids = keras.Input((4, 4), dtype="int32")
+    words = layers.Embedding(WORDS, 2, mask_zero=True)(ids)
+    ys = layers.TimeDistributed(layers.GlobalAveragePooling1D())(words)
+    ours = interop.load(keras.Model(ids, ys))
+    with pytest.raises(InvalidInputError, match="mask that it would use inside of each step"):
+        ours(np.ones((4, 4, 4), np.int32))
 
 
 def test_what_a_graph_is_given() -> None:

@@ -206,13 +206,14 @@ def _add(entries: dict[str, Entry], name: Any, entry: Entry) -> None:
 
 def _ordered(whole: Wiring) -> dict[tuple[str, int], Use]:
     """Those uses that the outputs need, each behind what it takes."""
+    begins = {(name, 0) for name in whole.inputs}
     done: dict[tuple[str, int], Use] = {}
     begun: set[tuple[str, int]] = set()
     stack: list[Ref] = list(reversed(whole.outputs))
     while stack:
         ref = stack[-1]
         here = ref[:2]
-        if ref.layer in whole.inputs or here in done:
+        if here in begins or here in done:
             stack.pop()
             continue
         if here not in whole.uses:
@@ -222,7 +223,7 @@ def _ordered(whole: Wiring) -> dict[tuple[str, int], Use]:
             )
         use = whole.uses[here]
         taken = [*use.takes, *use.states, *([] if use.mask is None else [use.mask])]
-        left = [one for one in taken if one.layer not in whole.inputs and one[:2] not in done]
+        left = [one for one in taken if one[:2] not in begins and one[:2] not in done]
         if not left:
             done[here] = use
             stack.pop()

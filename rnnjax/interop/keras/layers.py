@@ -126,7 +126,8 @@ class Options:
             return None
         if name == "arguments":
             for value in self.get(name):
-                if not isinstance(value, bool | int | float | None):
+                large = isinstance(value, int) and abs(value) > _LARGEST
+                if large or not isinstance(value, bool | int | float | None):
                     self.refuse(name, "numbers", value)
             return tuple(self.get(name))
         if name == "activation":
@@ -245,9 +246,9 @@ def _check_values(network: Functional) -> None:
         name: len(jax.tree.leaves(jax.eval_shape(layer.cell.initial_carry)))
         for name, layer in network.recurrent.items()
     }
-    count = [1] * len(network.inputs)
+    count, layers = [1] * len(network.inputs), network.layers
     for call in network.calls:
-        layer = network.layers[call.layer]
+        layer = layers[call.layer]
         given = 2 if isinstance(layer, Recurrent) and not layer.merged else 1
         given += isinstance(layer, Operation) and layer.gives_scores
         count.append(given + states.get(call.name, 0))
@@ -266,14 +267,14 @@ def _check_values(network: Functional) -> None:
 
 
 def _as_row(network: Functional) -> Sequential | None:
-    """The layers in a row, if that is all that the graph says and none asks for a shape."""
+    """The layers in a row over time, if that is all that the graph says."""
     layers, last = network.layer_list, len(network.calls)
     end = layers[-1] if layers else None
     both = isinstance(end, Recurrent) and not end.merged
     outputs = [(Value(last, 0), Value(last, 1))] if both else [(Value(last, 0),)]
     plain = not any(isinstance(layer, Operation) for layer in layers)
     row = [Call(layer.name, layer.name, (Value(i),)) for i, layer in enumerate(layers)]
-    alone = len(network.inputs) == 1 and network.names is None
+    alone = len(network.inputs) == 1 and network.inputs[0].sequence and network.names is None
     fits = alone and plain and [*network.calls] == row and network.outputs in outputs
     return Sequential(layers) if fits else None
 
@@ -535,6 +536,12 @@ def _operation(name: str, options: Options) -> Operation:
             options.refuse(flag, "left out", options.get(flag))
     if options.get("attention_axes") not in (None, [1]):
         options.refuse("attention_axes", "left out", options.get("attention_axes"))
+    if options.get("initial") is not None:  # 0 counts too
+        options.refuse("initial", "left out", options.get("initial"))
+    words = _WORDS["padding"][: 3 if kind == "Conv1D" else 2]
+    padding = options.get("padding", default="valid")
+    if "strides" in OPERATORS[kind].options and padding not in words:
+        options.refuse("padding", f"one of {', '.join(map(str, words))}", padding)
     names = [*OPERATORS[kind].options, *(("arguments",) if kind.startswith("ops.") else ())]
     return Operation(name, kind, tuple((name, options.known(name)) for name in names))
 

@@ -82,6 +82,9 @@ class Operation(Layer):
         """Whether weights of attention come behind its output."""
         return bool(dict(self.config).get("return_attention_scores"))
 
+    def _is_masked_inside(self, mask: jax.Array) -> bool:
+        return mask.ndim > 2 or self.kind == "GlobalAveragePooling1D"
+
     @property
     def weights(self) -> Mapping[str, Weights]:
         """The shapes of its parameters, by the place below the layer."""
@@ -99,7 +102,12 @@ class Operation(Layer):
                     f"layer {self.name!r} takes sequences with a batch, (time, batch, features), "
                     f"but got {list(x.shape)}; give a batch of one row"
                 )
-        masks = [None if one.mask is None else one.mask.T for one in flows]
+        masks = [None if one.mask is None else _turned(one.mask, True) for one in flows]
+        if self.each_step and masks[0] is not None and self._is_masked_inside(masks[0]):
+            raise InvalidInputError(
+                f"layer {self.name!r}, {self}, comes behind a mask that it would use inside of "
+                "each step, which is not known here; leave the mask out"
+            )
         row, at = OPERATORS[self.kind], At(dict(self.config), params, masks, context.key)
         run = functools.partial(row.run, at)
         try:
@@ -344,6 +352,10 @@ def _attend(at: At, scores: jax.Array, mask: jax.Array | None) -> jax.Array:
     if mask is not None:
         scores = jnp.where(mask, scores, scores - 1e9)
     weights, rate = jax.nn.softmax(scores), at.config.get("dropout") or 0.0
+    # A query without a key: Keras's heads give 0 where they make the weights, not in one kernel.
+    heads = "num_heads" in at.config and (rate or at.config.get("return_attention_scores"))
+    if heads and mask is not None:
+        weights = jnp.where(mask, weights, 0)
     if rate and at.key is not None:
         weights = weights * factors(at.key, rate, weights.shape)
     return weights
