@@ -154,6 +154,21 @@ def test_a_model_is_one_program_with_its_state(random_like: Callable[..., Any]) 
         interop.export(model, steps=0)
 
 
+def test_a_row_batch_first_is_one_program() -> None:
+    cell = rnnjax.GRUCell(5)
+    model = Model(
+        Sequential((Recurrent("rnn", cell),), time_first=False),
+        {"rnn": cell.init(jax.random.key(0), 3)},
+    )
+    program = interop.export(model)
+    assert [str(n) for n in program.in_avals[-1].shape] == ["batch", "time", "3"]
+    xs = jnp.ones((4, 6, 3))
+    _, ys = program.call(model.initial_carry((4,)), xs)
+    np.testing.assert_allclose(ys, model(xs)[1], atol=1e-6)
+    with pytest.raises(rnnjax.InvalidInputError, match=r"expected a rnnjax\.interop\.Model"):
+        interop.export(cell)  # type: ignore[arg-type]
+
+
 def test_a_graph_is_one_program() -> None:
     """Fixed sizes of its inputs give way to the steps asked for; given states are no inputs."""
     cell = rnnjax.GRUCell(2)

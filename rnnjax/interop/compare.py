@@ -11,7 +11,7 @@ import numpy as np
 from rnnjax.cells.base import Carry
 from rnnjax.errors import InteropError
 from rnnjax.interop.layers import Embedding, OneHotIds
-from rnnjax.interop.model import Functional, Model
+from rnnjax.interop.model import Functional, Model, Sequential, with_axes
 from rnnjax.interop.onnx.graph import BATCH, STEPS, Graph, assumed_shape
 from rnnjax.interop.onnx.layers import input_size
 from rnnjax.interop.onnx.sequential import Found
@@ -65,6 +65,10 @@ def compare(model: Model, other: Model, seed: int = 0) -> Comparison:
     >>> compare(model, model)  # doctest: +ELLIPSIS
     Comparison(difference=0.0, scale=..., shapes='(6, 2, 5)', tolerance=1e-05)
     """
+    model, other = (  # one may be read batch first, and the other not
+        with_axes(one, True) if isinstance(one.network, Sequential | Functional) else one
+        for one in (model, other)
+    )
     rng = np.random.default_rng(seed)
     pieces = [random_inputs(model, rng) for _ in range(2)]
     return _compare_outputs(_run(model, pieces), _run(other, pieces))
@@ -148,13 +152,14 @@ def random_inputs(
         for name in {*arrays} & {*(model.network.exchanged or ())}:
             arrays[name] = np.swapaxes(arrays[name], 0, 1)
         return arrays if len(arrays) > 1 else next(iter(arrays.values()))
+    sizes = [steps, batch] if model.network.time_first else [batch, steps]
     for layer in model.layers.values():
         if isinstance(layer, Embedding | OneHotIds):
             size = layer.size if isinstance(layer, OneHotIds) else layer.vocabulary_size
-            return rng.integers(0, size, (steps, batch))
+            return rng.integers(0, size, sizes)
         if model.params.get(layer.name):
-            return _random(rng, [steps, batch, input_size(model.params[layer.name])])
-    return _random(rng, [steps, batch, _FEATURES])
+            return _random(rng, [*sizes, input_size(model.params[layer.name])])
+    return _random(rng, [*sizes, _FEATURES])
 
 
 def _random(

@@ -124,7 +124,15 @@ def _run(i: int, layer: Layer, params: Params, flow: Any, state: Any, context: C
 
 def _turned(xs: Any, as_it_is: bool) -> Any:
     """With the first two axes exchanged."""
-    return xs if as_it_is else jax.tree.map(lambda x: jnp.swapaxes(jnp.asarray(x), 0, 1), xs)
+    if as_it_is:
+        return xs
+    for x in jax.tree.leaves(xs):
+        if jnp.ndim(x) < 2:
+            raise InvalidInputError(
+                f"xs should have a batch and a time, (batch, time, ...), but has shape "
+                f"{jnp.shape(x)}; give a batch of one row"
+            )
+    return jax.tree.map(lambda x: jnp.swapaxes(jnp.asarray(x), 0, 1), xs)
 
 
 class Input(NamedTuple):

@@ -69,8 +69,8 @@ def register(cell: type[C], *, keras: str | Form) -> type[C]:
         the class, so that this can stand above it as a decorator.
 
     Raises:
-        InvalidInputError: the class is no such one, the name is another's or has no package, or
-            the gates are not those of the cell.
+        InvalidInputError: the class is no such one or has a form already in Keras, the name is
+            another's or has no package, or the gates are not those of the cell.
 
     >>> import functools, jax, rnnjax
     >>> @functools.partial(register, keras="mine>SubLSTMCell")
@@ -88,9 +88,14 @@ def register(cell: type[C], *, keras: str | Form) -> type[C]:
     'mine>SubLSTMCell'
     """
     form, given = keras if isinstance(keras, Form) else Form(keras), cast("Any", cell)
-    if not dataclasses.is_dataclass(given) or getattr(given, "carry", None) is None:
+    declared = isinstance(given, type) and dataclasses.is_dataclass(given)
+    if not declared or getattr(given, "carry", None) is None:
         raise InvalidInputError(
             f"expected a class of cells, a dataclass that declares its carry, but got {cell!r}"
+        )
+    if ">" not in FORMS["keras"].get(cell, Form(">")).name:
+        raise InvalidInputError(
+            f"{cell.__name__} is one of Keras's own cells; register a class of your own"
         )
     package, _, name = str(form.name).partition(">")
     other = cell_named("keras", form.name)

@@ -35,7 +35,8 @@ def export(
         that of `Model.initial_carry`, without layers that begin with the states of others.
 
     Raises:
-        InvalidInputError: ``steps`` is no positive number, or a layer does not take as many.
+        InvalidInputError: ``model`` is no `Model`, ``steps`` is no positive number, or a layer does
+            not take as many.
 
     >>> import rnnjax
     >>> cell = rnnjax.GRUCell(5)
@@ -46,6 +47,11 @@ def export(
     >>> ys.shape, program.in_avals[-1].shape
     ((1, 8, 5), (1, batch, 3))
     """
+    if not isinstance(model, Model):
+        raise InvalidInputError(
+            f"expected a rnnjax.interop.Model, but got {type(model)}; make one of a cell with "
+            "Model.of(cell, params)"
+        )
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
         raise InvalidInputError(f"steps should be a positive integer or None, but is {steps!r}")
     if steps is not None and isinstance(model.network, Functional):

@@ -221,10 +221,13 @@ def test_axes_of_the_source(tmp_path: Path) -> None:
         ours = interop.load(model, time_first=False)
         assert str(ours).endswith("batch first")
         arrays = inputs_of(model)
+        convert.write_checked(ours, tmp_path / f"{len(arrays)}.keras")  # which reads time first
         _, ys = ours(tuple(arrays) if len(arrays) > 1 else arrays[0])
         expected = model(arrays if len(arrays) > 1 else arrays[0])
         for y, e in zip(jax.tree.leaves(ys), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(y, np.asarray(e), atol=1e-5)
+    with pytest.raises(InvalidInputError, match="xs should have a batch and a time"):
+        ours(arrays[0][0, 0])
     _, ys = ours(arrays[0], lengths=np.array([6, 2, 3]))
     np.testing.assert_array_equal(ys[1, 2:], np.broadcast_to(ys[1, 1], (TIME - 2, 2)))
     assert not np.allclose(ys[0, 2], ys[0, 1])
