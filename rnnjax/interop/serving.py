@@ -26,8 +26,8 @@ def export(
 
     Args:
         model: imported or trained; `Model.of` makes one of a cell and its parameters.
-        steps: of a call, 1 where a server answers every step; left out, any number, unless the
-            model says itself how many it takes.
+        steps: of a call, 1 where a server answers every step; left out, any number, the same for
+            all sequences that it is given, unless the model says itself how many it takes.
         platforms: such as ``["cpu", "cuda"]``, of machines that need not be here; left out, this.
 
     Returns:
