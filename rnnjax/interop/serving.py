@@ -72,7 +72,8 @@ def export(
             (time if steps is None else steps) if n != t else batch if n != w else n
             for n, t, w in axes
         ]
-        return jax.ShapeDtypeStruct(own, a.dtype)
+        # Ids of NumPy are of 64 bits, which programs have only where JAX is told so.
+        return jax.ShapeDtypeStruct(own, jax.dtypes.canonicalize_dtype(a.dtype))
 
     xs = jax.tree.map(spec, one, longer, wider)
     given = set()
