@@ -28,10 +28,6 @@ def first_value(name: str, shape: Shape, backward: bool) -> float:
     for package in contender.packages:
         pytest.importorskip(package)
     settings = layer_peers.point("", shape, backward).settings
-    if name == "onnxruntime" and backward:
-        with pytest.raises(NotImplementedError):
-            next(contender.repetitions(dict(settings)))
-        pytest.skip("it has no gradients")
     return next(contender.repetitions(dict(settings))).value
 
 
@@ -48,6 +44,10 @@ def expected() -> dict:
 )
 def test_every_library_computes_the_same(name, cell, backward, expected):
     shape = Shape(cell, 1, 4, 3, 5)
+    if name == "onnxruntime" and backward:
+        with pytest.raises(ValueError, match="has no gradients"):
+            first_value(name, shape, backward)
+        return
     value = first_value(name, shape, backward)
     allowed = 1e-5 if CONTENDERS[name].tolerance is None else CONTENDERS[name].tolerance
     assert value == pytest.approx(expected[shape, backward], rel=allowed)

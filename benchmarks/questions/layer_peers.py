@@ -157,7 +157,7 @@ def rnnjax_cores(shape: Shape, backward: bool) -> Call:
 def onnxruntime_call(shape: Shape, backward: bool) -> Call:
     """Our layers, exported, in onnxruntime: its operators LSTM, GRU and RNN."""
     if backward:
-        raise NotImplementedError("onnxruntime runs forward alone")
+        raise ValueError("onnxruntime has no gradients: it runs models forward alone")
     session, given = onnx_session(shape)
     name = session.get_outputs()[0].name
     return lambda: session.run([name], given)

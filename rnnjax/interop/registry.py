@@ -73,19 +73,18 @@ def register(cell: type[C], *, keras: str | Form) -> type[C]:
             another's or has no package, or the gates are not those of the cell.
 
     >>> import functools, jax, rnnjax
-    >>> @functools.partial(register, keras="mine>SubLSTMCell")
+    >>> @functools.partial(register, keras="mine>LeakyCell")
     ... @dataclasses.dataclass(frozen=True)
-    ... class SubLSTMCell(rnnjax.Cell):  # Costa et al., 2017
+    ... class LeakyCell(rnnjax.Cell):  # leaky units: Jaeger et al., 2007
     ...     hidden_size: int
-    ...     carry = rnnjax.LSTMCarry
-    ...     gates = "i", "f", "z", "o"
+    ...     leak: float = 0.1
+    ...     carry, gates = rnnjax.SimpleRNNCarry, ("a",)
     ...
     ...     def update(self, params, x, carry):
-    ...         i, f, z, o = jnp.split(jax.nn.sigmoid(x), 4, axis=-1)
-    ...         cell = f * carry.cell + z - i
-    ...         return rnnjax.LSTMCarry(jax.nn.sigmoid(cell) - o, cell)
-    >>> FORMS["keras"][SubLSTMCell].name
-    'mine>SubLSTMCell'
+    ...         new = (1 - self.leak) * carry.hidden + self.leak * jnp.tanh(x)
+    ...         return rnnjax.SimpleRNNCarry(new)
+    >>> FORMS["keras"][LeakyCell].name
+    'mine>LeakyCell'
     """
     form, given = keras if isinstance(keras, Form) else Form(keras), cast("Any", cell)
     declared = isinstance(given, type) and dataclasses.is_dataclass(given)

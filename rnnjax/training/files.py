@@ -14,8 +14,8 @@ from rnnjax.errors import CheckpointError, DamagedCheckpointError, InvalidInputE
 
 try:
     import fcntl
-except ImportError:  # not POSIX
-    fcntl = None  # type: ignore[assignment]
+except ImportError:  # not POSIX, where a folder has no lock: `locked` asks for it
+    fcntl = None  # type: ignore[assignment]  # a module, to mypy
 
 # The locks that this process has, and which of its threads has each.
 _HELD: dict[Path, int] = {}

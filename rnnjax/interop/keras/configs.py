@@ -303,10 +303,10 @@ def _cell(cell: Cell, name: str) -> dict[str, Any]:
     if isinstance(cell, Stack):
         cells = [_cell(part, name) for part in cell.cells]
         return _entry("StackedRNNCells", {"cells": cells})
-    bare = _bare(cell)
+    bare: Any = _bare(cell)
     if ">" not in CELLS[type(bare)].name:
         return _entry(class_of(bare), _cell_options(cell, name))
-    fields = {one.name: getattr(cell, one.name, None) for one in dataclasses.fields(bare)}  # type: ignore[arg-type]
+    fields = {one.name: getattr(cell, one.name, None) for one in dataclasses.fields(bare)}
     config = {"units": fields.pop("hidden_size"), **fields}
     odd = [key for key, value in config.items() if not isinstance(value, str | int | float | None)]
     if bare is not cell or odd:
