@@ -1379,7 +1379,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "small networks with few rows are divided over the cores too",
         "training/cores",
-        "rnnjax/training/cores.py",
+        "rnnjax/training/sharding.py",
         "if largest * rows < _LEAST_WORK:",
         "if largest * rows < 0:",
         ("tests/training/test_cores.py",),

@@ -2,7 +2,7 @@
 
 from rnnjax.training.batches import Minibatches, minibatches
 from rnnjax.training.checkpoints import Checkpoints, Saved
-from rnnjax.training.cores import cores_for, over_cores, use_cores
+from rnnjax.training.cores import over_cores, use_cores
 from rnnjax.training.distributed import Processes
 from rnnjax.training.files import Records
 from rnnjax.training.fitting import Fit, fit
@@ -15,7 +15,7 @@ from rnnjax.training.processes import (
     is_first,
 )
 from rnnjax.training.progress import Progress, Silent
-from rnnjax.training.sharding import Sharding, last_axis
+from rnnjax.training.sharding import Sharding, cores_for, last_axis
 from rnnjax.training.step import (
     LossFunction,
     Metrics,

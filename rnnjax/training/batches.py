@@ -7,8 +7,7 @@ import jax
 import numpy as np
 
 from rnnjax.errors import InvalidInputError
-from rnnjax.training.cores import cores_for
-from rnnjax.training.sharding import Sharding
+from rnnjax.training.sharding import Sharding, cores_for
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

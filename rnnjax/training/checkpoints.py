@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from rnnjax.errors import CheckpointError, DamagedCheckpointError, InvalidInputError
-from rnnjax.training.files import read_sealed, read_whole, writable, write_sealed
+from rnnjax.errors import CheckpointError, DamagedCheckpointError
+from rnnjax.training.files import as_json, read_sealed, read_whole, writable, write_sealed
 from rnnjax.training.processes import bytes_from_first, from_first
 from rnnjax.training.sharding import Sharding
 from rnnjax.training.step import TrainState
@@ -65,8 +65,7 @@ class Checkpoints:
 
     Args:
         directory: made if it does not exist.
-        keep_last: how many of the latest are kept.
-        keep_best: how many of those with the lowest loss are kept besides.
+        keep_last: how many of the latest are kept, besides that with the lowest loss.
         sharding: how restored states lie over devices; left out, on one device of this process.
         read_only: nothing is made, written or moved; for readers beside a run that writes.
 
@@ -87,13 +86,11 @@ class Checkpoints:
         directory: str | os.PathLike[str],
         *,
         keep_last: int = 3,
-        keep_best: int = 1,
         sharding: Sharding | None = None,
         read_only: bool = False,
     ):
         self.directory = Path(directory).absolute()
-        self.keep_last, self.keep_best = keep_last, keep_best
-        self.sharding, self.read_only = sharding, read_only
+        self.keep_last, self.sharding, self.read_only = keep_last, sharding, read_only
         from_first(self._open)
 
     def _open(self) -> None:
@@ -107,7 +104,12 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps of all checkpoints, in order, damaged ones too."""
-        return from_first(self._steps)
+
+        def there() -> list[int]:
+            names = [path.name for path in self.directory.iterdir() if path.is_dir()]
+            return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+
+        return from_first(there)
 
     def path(self, step: int) -> Path:
         """The folder of the checkpoint of that step."""
@@ -139,7 +141,7 @@ class Checkpoints:
         Raises:
             CheckpointError: all are damaged.
         """
-        return self._first(lambda: self._steps()[::-1])
+        return self._first(lambda: self.steps()[::-1])
 
     def best(self) -> Saved:
         """The whole checkpoint with the lowest loss; the latest, if none was given a loss.
@@ -162,7 +164,7 @@ class Checkpoints:
         """
 
         def check() -> dict[str, Any]:
-            steps = self._steps()
+            steps = self.steps()
             if not steps:
                 raise self._none()
             if step not in steps:
@@ -175,18 +177,14 @@ class Checkpoints:
 
     # What follows runs on the first process alone.
 
-    def _steps(self) -> list[int]:
-        names = [path.name for path in self.directory.iterdir() if path.is_dir()]
-        return sorted(int(name) for name in names if name.isascii() and name.isdigit())
-
     def _none(self) -> CheckpointError:
         return CheckpointError(
             f"there is no checkpoint in {self.directory}; train first, or check the path"
         )
 
     def _save(self, state: TrainState, about: Mapping[str, Any], loss: float | None) -> None:
-        step = int(state.step)
-        if step in self._steps():
+        step, about = int(state.step), as_json("what is saved with a run", about)
+        if step in self.steps():
             return
         # Of NumPy, because of several processes Orbax takes an array of JAX's that one of them has
         # for a mistake.
@@ -199,7 +197,7 @@ class Checkpoints:
                 orbax.save(new / "state", args=ocp.args.StandardSave(_storable(tree)))
             files = [path for path in sorted(new.rglob("*")) if path.is_file()]
             sealed = {
-                "about": dict(about),
+                "about": about,
                 "loss": None if loss is None or not math.isfinite(loss) else float(loss),
                 "arrays": _describe(tree),
                 "files": {str(path.relative_to(new)): _checksum(path) for path in files},
@@ -210,8 +208,6 @@ class Checkpoints:
             _to_disk(self.directory)
         except (OSError, ValueError) as error:
             shutil.rmtree(new, ignore_errors=True)
-            if isinstance(error, InvalidInputError):
-                raise
             raise CheckpointError(
                 f"the checkpoint of step {step} could not be written to {self.directory} "
                 f"({_first_line(error)}); the checkpoints before it are untouched"
@@ -221,14 +217,13 @@ class Checkpoints:
     def _delete(self) -> None:
         """Delete what is no longer kept; what cannot be deleted stays, with a warning."""
         losses = self._losses()
-        best = [step for step in _by_loss(losses) if math.isfinite(losses[step])][: self.keep_best]
-        for step in losses.keys() - {*list(losses)[-self.keep_last :], *best}:
+        best = [step for step in _by_loss(losses) if math.isfinite(losses[step])]
+        for step in losses.keys() - {*list(losses)[-self.keep_last :], *best[:1]}:
             if losses[step] == -math.inf:  # perhaps it was the best
                 warnings.warn(f"{self.path(step)} is damaged, and left there", stacklevel=2)
                 continue
             try:
-                doomed = self.directory / f".deleting-{step}"
-                shutil.rmtree(self.path(step).rename(doomed))
+                shutil.rmtree(self.path(step).rename(self.directory / f".deleting-{step}"))
             except OSError as error:
                 warnings.warn(f"{self.path(step)} cannot be deleted ({error})", stacklevel=2)
 
@@ -279,7 +274,7 @@ class Checkpoints:
         Where it cannot be read it is below all others, so that it is looked at first, and said.
         """
         losses: dict[int, float] = {}
-        for step in self._steps():
+        for step in self.steps():
             try:
                 loss = self._sealed(step)["loss"]
             except DamagedCheckpointError:
@@ -288,10 +283,8 @@ class Checkpoints:
         return losses
 
     def _verified(self, step: int) -> dict[str, Any]:
-        """What about.json says, with the checksums of all files compared.
-
-        Before anything else opens them: what a damaged file does to the layers below is not known.
-        """
+        """What about.json says, with the checksums of all files compared."""
+        # Before anything else opens them: what damage does to the layers below is not known.
         try:
             sealed = self._sealed(step)
             for name, checksum in sealed["files"].items():
@@ -305,8 +298,7 @@ class Checkpoints:
         if not self.path(step).exists():
             gone = f"{self.path(step)} was deleted while it was read, by a run that goes on there"
             return DamagedCheckpointError(gone, "try again, or take another step")
-        others = [f"step {s}" for s in self._steps() if s != step]
-        begin = (others or ["its beginning"])[-1]
+        begin = ["its beginning", *(f"step {s}" for s in self.steps() if s != step)][-1]
         advice = f"delete that folder, and the run goes on from {begin}"
         return DamagedCheckpointError(f"{self.path(step)} is damaged ({reason})", advice)
 
@@ -353,9 +345,9 @@ class Checkpoints:
         differing = [p for p in model | saved if model.get(p) != saved.get(p)]
         if differing:
             differing.sort(key=lambda path: (not path.startswith("['params']"), path))
-            nothing = "no such array"
             shown = "; ".join(
-                f"{p}: model {model.get(p, nothing)}, checkpoint {saved.get(p, nothing)}"
+                f"{p}: model {model.get(p, 'no such array')}, checkpoint "
+                f"{saved.get(p, 'no such array')}"
                 for p in differing[:6]
             )
             more = f"; and {len(differing) - 6} more" if len(differing) > 6 else ""
@@ -430,12 +422,8 @@ def _leaves(tree: Any) -> dict[str, Any]:
 def _describe(tree: Any) -> dict[str, dict[str, Any]]:
     """Shape, type and checksum of every array."""
     return {
-        path: {
-            "shape": list(leaf.shape),
-            "dtype": str(leaf.dtype),
-            "crc32": zlib.crc32(leaf.tobytes()),
-        }
-        for path, leaf in _leaves(tree).items()
+        path: {"shape": list(x.shape), "dtype": str(x.dtype), "crc32": zlib.crc32(x.tobytes())}
+        for path, x in _leaves(tree).items()
     }
 
 

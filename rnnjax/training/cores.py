@@ -11,14 +11,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from rnnjax.errors import InvalidInputError
-
-# Every device reads every kernel at every step, however few its rows are. Forward and backward over
-# 100 steps on two cores, time on one device over that on two: LSTM(512) with 16 rows, 4 MiB for 8
-# rows each, 1.08; LSTM(700) with 12, 7.5 MiB for 6 rows each, 0.84.
-_BYTES_PER_ROW = 2**19
-# Less work than this is done before the devices have been told of it: LSTM(64) with 16 rows, 64 KiB
-# for each, gains a quarter.
-_LEAST_WORK = 2**20
+from rnnjax.training.sharding import cores_for
 
 
 def use_cores(number: int | None = None) -> int:
@@ -70,33 +63,6 @@ def _cpus() -> int:
         return len(jax.devices("cpu"))
     except RuntimeError:
         return 1
-
-
-def cores_for(params: Any, rows: int) -> int:
-    """Over how many devices the rows of a batch are divided: a rule, from what was measured.
-
-    More devices pay where there is enough to do, and where no kernel is large for the rows that
-    each would have, since each reads all of it. Devices that are no CPU's are left to the caller.
-
-    Args:
-        params: a pytree of arrays, or of their shapes.
-        rows: of a batch.
-
-    Returns:
-        1, or a divisor of ``rows`` that is at most the number of devices.
-
-    >>> cores_for({"kernel": np.ones((700, 2800))}, rows=12)  # 15 MiB, for few rows
-    1
-    """
-    devices = jax.local_devices()
-    if devices[0].platform != "cpu" or jax.process_count() > 1:
-        return 1
-    arrays = [leaf for leaf in jax.tree.leaves(params) if hasattr(leaf, "dtype")]
-    largest = max((leaf.size * leaf.dtype.itemsize for leaf in arrays), default=0)
-    if largest * rows < _LEAST_WORK:
-        return 1
-    fitting = (n for n in range(len(devices), 1, -1) if rows % n == 0)
-    return next((n for n in fitting if largest <= rows // n * _BYTES_PER_ROW), 1)
 
 
 def over_cores(

@@ -41,29 +41,27 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
     with file:
-        _take(file.fileno(), path)
+        try:
+            if fcntl is None:
+                raise OSError("there are no locks here")
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            who = "thread" if path in _HELD else "process"
+            raise CheckpointError(
+                f"another {who} writes to {path.parent}, and two would spoil each other's files; "
+                "wait for it or end it, or choose another folder"
+            ) from None
+        except OSError as error:
+            warnings.warn(
+                f"{path.parent} cannot be locked ({error}); see to it that one process writes "
+                "there",
+                stacklevel=4,
+            )
         _HELD[path] = threading.get_ident()
         try:
             yield
         finally:
             del _HELD[path]
-
-
-def _take(descriptor: int, path: Path) -> None:
-    try:
-        if fcntl is None:
-            raise OSError("there are no locks here")
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise CheckpointError(
-            f"another {'thread' if path in _HELD else 'process'} writes to {path.parent}, and two "
-            "would spoil each other's files; wait for it or end it, or choose another folder"
-        ) from None
-    except OSError as error:
-        warnings.warn(
-            f"{path.parent} cannot be locked ({error}); see to it that one process writes there",
-            stacklevel=5,
-        )
 
 
 @contextmanager
@@ -94,21 +92,13 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
-    """Write JSON with a checksum, which `read_sealed` compares, in one move.
-
-    Raises:
-        InvalidInputError: it holds what is no JSON.
-    """
+    """Write JSON with a checksum, which `read_sealed` compares, in one move."""
     plain = as_json("what is saved with a run", value)
     write_json(path, {"sha256": _digest(plain), "value": plain})
 
 
 def as_json(name: str, value: Mapping[str, Any], *, finite: bool = False) -> dict[str, Any]:
-    """A mapping as JSON has it, where names are texts.
-
-    Raises:
-        InvalidInputError: it holds what is no JSON, or a number that is not ``finite``.
-    """
+    """A mapping as JSON has it, where names are texts; InvalidInputError if it is none."""
     try:
         plain: dict[str, Any] = json.loads(json.dumps(value, allow_nan=not finite))
     except (TypeError, ValueError) as error:
@@ -150,12 +140,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
 
 
 def read_whole(path: Path) -> bytes:
-    """The bytes of a file.
-
-    Raises:
-        DamagedCheckpointError: it is missing.
-        CheckpointError: it is there, and cannot be read now (rights, too many open files).
-    """
+    """The bytes of a file; one that cannot be read now (rights, open files) is no damaged one."""
     try:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:

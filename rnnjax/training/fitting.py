@@ -19,13 +19,7 @@ import optax
 from rnnjax.errors import CheckpointError, InvalidInputError, NonFiniteError
 from rnnjax.training.checkpoints import Checkpoints
 from rnnjax.training.files import Records, as_json, locked, write_json
-from rnnjax.training.processes import (
-    StopRequest,
-    agreed_signal,
-    from_first,
-    is_first,
-    together,
-)
+from rnnjax.training.processes import StopRequest, agreed_signal, from_first, is_first, together
 from rnnjax.training.progress import Progress, Silent
 from rnnjax.training.sharding import Sharding
 from rnnjax.training.step import TrainState, TrainSteps, make_train_steps
@@ -166,6 +160,7 @@ def fit(
     if carry is None:
         loss_fn, carry = functools.partial(_without_carry, loss_fn), ()
     train_steps = make_train_steps(loss_fn, optimizer, sharding, skip_nonfinite=skip_nonfinite > 0)
+    whole = sharding.whole if sharding else lambda tree: tree
     # Copies, because the state is donated.
     state = TrainState.create(jax.tree.map(jnp.array, params), optimizer, key=key, carry=carry)
     state = state if sharding is None else sharding.put_state(state)
@@ -178,7 +173,7 @@ def fit(
             state = run.restore(state, free)
             stack.enter_context(run.stop)
         done, best, data, history = int(state.step), None, None, run.history
-        if run.steps is None:
+        if not run.steps:
             data = batches(0) if callable(batches) else batches
             run.steps = _length(data)
         steps, total = run.steps, epochs * run.steps
@@ -204,7 +199,7 @@ def fit(
             state, signal = run.train(state, data, epoch)
             done = int(state.step)
             # The parameters alone: the optimiser's state may not fit one device.
-            params = _whole(state.params, sharding)
+            params = whole(state.params)
             if done < (epoch + 1) * steps:
                 run.save(state)
                 return Fit(params, state, history, _best(history), signal)
@@ -219,7 +214,7 @@ def fit(
             if signal and not finished:
                 return Fit(params, state, history, _best(history), signal)
         chosen, entry_of_best = run.finish(state, evaluate is not None)
-        params = _whole(chosen.params, sharding) if best is None else best
+        params = whole(chosen.params) if best is None else best
         return Fit(params, state, history, entry_of_best)
 
 
@@ -245,7 +240,6 @@ class _Means:
             self.sums[name] = np.add(self.sums.get(name, 0.0), new).tolist()
 
     def summary(self) -> Entry:
-        """What the entry of the epoch says of its steps."""
         means = {
             name: (np.asarray(self.sums[name]) / self.weight).tolist() for name in sorted(self.sums)
         }
@@ -256,17 +250,7 @@ class _Means:
 
 @dataclasses.dataclass(eq=False)
 class _Run:
-    """Where a run stands beside its state, how it trains, and its folder, if it has one.
-
-    Attributes:
-        history: the entries of the epochs so far.
-        means: of the epoch in progress.
-        skipped: steps skipped in a row.
-        steps: of an epoch; None until it is known.
-        paced: steps of a dispatch.
-        kept: whether there is a folder.
-        stop: in which a run without a folder is not.
-    """
+    """Where a run stands beside its state, how it trains, and its folder, if it has one."""
 
     train_steps: TrainSteps
     sharding: Sharding | None
@@ -274,12 +258,12 @@ class _Run:
     most_skipped: int
     steps_per_dispatch: int | None
     history: list[Entry] = dataclasses.field(default_factory=list)
-    means: _Means = dataclasses.field(default_factory=_Means)
-    skipped: int = 0
-    steps: int | None = None
-    paced: int = _FIRST_DISPATCH
+    means: _Means = dataclasses.field(default_factory=_Means)  # of the epoch in progress
+    skipped: int = 0  # in a row
+    steps: int = 0  # of an epoch, once it is known
+    paced: int = _FIRST_DISPATCH  # steps of a dispatch
     compiled: bool = False
-    kept: bool = False
+    kept: bool = False  # in a folder
     stop: StopRequest = dataclasses.field(default_factory=StopRequest)
 
     def open(
@@ -290,9 +274,8 @@ class _Run:
         from_first(lambda: stack.enter_context(locked(folder)))
         self.folder, self.kept = folder, True
         self.devices = 1 if self.sharding is None else self.sharding.mesh.size
-        self.checkpoints = Checkpoints(
-            folder / "checkpoints", keep_last=keep_last, sharding=self.sharding
-        )
+        where = folder / "checkpoints"
+        self.checkpoints = Checkpoints(where, keep_last=keep_last, sharding=self.sharding)
         self.of_steps = Records(folder / "steps.jsonl")
         self.of_epochs = Records(folder / "epochs.jsonl")
 
@@ -356,7 +339,7 @@ class _Run:
 
     def train(self, state: TrainState, data: Any, epoch: int) -> tuple[TrainState, int | None]:
         """Train to the end of an epoch, or to where a signal stops the run."""
-        steps, done = _length(data), int(state.step)
+        steps, done = self.steps, int(state.step)
         while True:
             first = done - epoch * steps
             self.shown.doing("training" if self.compiled else "compiling")
@@ -381,15 +364,7 @@ class _Run:
                 return state, signal
 
     def _record(self, values: Mapping[str, np.ndarray], done: int, epoch: int) -> None:
-        """Record the steps of a dispatch.
-
-        Raises:
-            NonFiniteError: one is not finite, and may not be skipped.
-        """
-        if {"step", "epoch"} & values.keys():
-            raise InvalidInputError(
-                "metrics of loss_fn may not be called step or epoch; rename them"
-            )
+        """Record the steps of a dispatch; NonFiniteError if one may not be skipped."""
         good = np.isfinite(values["loss"]) & np.isfinite(values["grad_norm"])
         entries = []
         try:
@@ -406,10 +381,9 @@ class _Run:
                 from_first(lambda: self.of_steps.append(entries))
 
     def _diverged(self, step: int, metrics: Mapping[str, float]) -> NonFiniteError:
-        last = self.checkpoints.steps()[-1:] if self.kept else []
         good = "there is no checkpoint yet"
-        if last:
-            good = f"the last good checkpoint is {self.checkpoints.path(last[0])}"
+        if self.kept and (last := self.checkpoints.steps()):
+            good = f"the last good checkpoint is {self.checkpoints.path(last[-1])}"
         before = f", after {self.most_skipped} that were skipped" if self.most_skipped else ""
         return NonFiniteError(
             f"at step {step} the loss is {metrics['loss']:g} and the norm of the gradient "
@@ -478,10 +452,6 @@ class _Run:
         result = {"best": entry, "last": self.history[-1] if self.history else None}
         from_first(lambda: write_json(self.folder / "result.json", result))
         return state if best is None or step == int(state.step) else best.restore(state), entry
-
-
-def _whole(params: Any, sharding: Sharding | None) -> Any:
-    return params if sharding is None else sharding.whole(params)
 
 
 def _without_carry(loss_fn: Any, params: Any, carry: Any, batch: Any, key: jax.Array) -> Any:

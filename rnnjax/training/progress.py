@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from rnnjax.training.processes import is_first
 from rnnjax.training.step import TrainState
 
 # On a terminal the line is written anew at most so often; in a log a line comes so often.
@@ -111,8 +112,8 @@ def _columns() -> int:
 
 
 def _print(text: str, **more: Any) -> None:
-    """Print, if anybody is still there: a terminal that was closed, or ``| head``, ends no run."""
-    if more.get("file", sys.stdout) is None:
+    """Print, on the first process; a terminal that was closed, or ``| head``, ends no run."""
+    if more.get("file", sys.stdout) is None or not is_first():
         return
     with contextlib.suppress(OSError, ValueError):
         print(text, **more, flush=True)

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 Metrics = dict[str, jax.Array]
 
+# What a record of a step has beside the metrics of the loss.
+_OF_A_STEP = {"step", "epoch", "loss", "grad_norm", "skipped"}
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -154,8 +157,7 @@ def make_train_steps(
             state, new = one_step(state, batch)
             metrics = jax.tree.map(lambda all_, one: all_.at[i].set(one), metrics, new)
             finite = jnp.isfinite(new["loss"]) & jnp.isfinite(new["grad_norm"])
-            finite = jnp.bool_(True) if skip_nonfinite else finite
-            return state, metrics, i + 1, finite
+            return state, metrics, i + 1, finite | skip_nonfinite
 
         state, metrics, _, _ = jax.lax.while_loop(
             unfinished, body, (state, metrics, start, jnp.bool_(True))
@@ -199,8 +201,8 @@ def _check_returned(returned: Any, carry: Any) -> None:
             f"loss_fn must return a carry like the one that it is given, {of(carry)}, but returned "
             f"{of(after)}; cast it by astype, or begin with another"
         )
-    if not isinstance(metrics, dict) or {"loss", "grad_norm", "skipped"} & metrics.keys():
+    if not isinstance(metrics, dict) or _OF_A_STEP & metrics.keys():
         raise InvalidInputError(
-            "metrics of loss_fn must be a dict, without the names loss, grad_norm and skipped, "
-            f"but are {sorted(metrics) if isinstance(metrics, dict) else metrics}; rename them"
+            f"metrics of loss_fn must be a dict, without the names {sorted(_OF_A_STEP)}, but are "
+            f"{sorted(metrics) if isinstance(metrics, dict) else metrics}; rename them"
         )
