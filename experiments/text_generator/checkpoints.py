@@ -1,7 +1,6 @@
 """The folder of a run: begun, opened to go on, read; and how a run lies over devices."""
 
 import contextlib
-import dataclasses
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,68 +8,42 @@ from typing import Any
 
 import jax
 
-from experiments import folders
+from experiments.folders import create, write
 from experiments.text_generator.config import FREE, Train, flat, option
 from experiments.text_generator.data import Data
 from rnnjax.errors import CheckpointError, InvalidInputError
 from rnnjax.text.vocabulary import Vocabulary
 from rnnjax.training.checkpoints import Checkpoints, Saved
-from rnnjax.training.cores import cores_for
 from rnnjax.training.files import locked, read_sealed
 from rnnjax.training.processes import agreed_signal, from_first
-from rnnjax.training.sharding import Sharding
+from rnnjax.training.sharding import Sharding, cores_for
 
 PROGRAM = "text_generator"
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Run:
-    """A run before its first step, or its next.
+def open_folder(config: Train, data: Data, stack: contextlib.ExitStack) -> Path:
+    """Make the folder of a new run, or take that of one that goes on; ``stack`` locks it."""
 
-    Attributes:
-        config: all of its options; one that goes on has its own.
-        data: its text, of which this process has its rows.
-        epochs: how many it has.
-        folder: where its results go.
-    """
-
-    config: Train
-    data: Data
-    epochs: int
-    folder: Path
-
-    @classmethod
-    def open(cls, config: Train, data: Data, epochs: int, stack: contextlib.ExitStack) -> "Run":
-        """Make the folder of a new run, or take that of one that goes on; ``stack`` locks it.
-
-        Raises:
-            InvalidInputError: there is something in the folder of a new run, or text or options are
-                not those of the run that is to go on.
-            CheckpointError: another process writes to the folder.
-        """
-        folder = config.run_dir
-        if folder is None or not config.resume:
-            folder = Path(from_first(lambda: str(folders.create(PROGRAM, config.run_dir))))
-        run = cls(config, data, epochs, folder)
-        from_first(lambda: stack.enter_context(locked(run.folder)))
+    def begin() -> str:
+        resumed = config.run_dir if config.resume else None
+        folder = resumed or create(PROGRAM, config.run_dir)
+        stack.enter_context(locked(folder))
         if config.resume:
-            from_first(lambda: require_same_run(run))
-        from_first(lambda: folders.write(run.folder, run.as_json()))
-        return run
+            require_same_run(config, data, folder)
+        write(folder, described(config, data))
+        return str(folder)
 
-    @property
-    def steps(self) -> int:
-        """Of the whole run."""
-        return self.epochs * self.data.steps_per_epoch
+    return Path(from_first(begin))
 
-    def as_json(self) -> dict[str, Any]:
-        """What run.json and every checkpoint say of it; a vocabulary of bytes is null."""
-        vocabulary = self.data.vocabulary
-        return {
-            "options": self.config.as_json(),
-            "vocabulary": vocabulary.characters if isinstance(vocabulary, Vocabulary) else None,
-            "text_sha256": self.data.digest,
-        }
+
+def described(config: Train, data: Data) -> dict[str, Any]:
+    """What run.json and every checkpoint say of a run; a vocabulary of bytes is null."""
+    known = data.vocabulary
+    return {
+        "options": config.as_json(),
+        "vocabulary": known.characters if isinstance(known, Vocabulary) else None,
+        "text_sha256": data.digest,
+    }
 
 
 def last_checkpoint(folder: Path) -> Saved | None:
@@ -80,11 +53,7 @@ def last_checkpoint(folder: Path) -> Saved | None:
 
 
 def stored_in(folder: Path) -> dict[str, Any]:
-    """What a run says of itself: run.json, or else its last checkpoint.
-
-    Raises:
-        CheckpointError: neither can be read.
-    """
+    """What a run says of itself: run.json, or else its last checkpoint."""
     try:
         return read_sealed(folder / "run.json")
     except CheckpointError as damaged:
@@ -99,22 +68,17 @@ def stored_in(folder: Path) -> dict[str, Any]:
         return saved.about["config"]
 
 
-def require_same_run(run: Run) -> None:
-    """Raise InvalidInputError unless text and options are those of the checkpoints in its folder.
-
-    Before there is one, those of run.json.
-    """
-    saved = last_checkpoint(run.folder)
-    stored = stored_in(run.folder) if saved is None else saved.about["config"]
-    require_same_text(run.data, stored, run.folder)
-    require_unchanged(run.config.as_json(), stored.get("options", {}))
+def require_same_run(config: Train, data: Data, folder: Path) -> None:
+    """Raise unless text and options are those of its last checkpoint or, before one, run.json."""
+    saved = last_checkpoint(folder)
+    stored = stored_in(folder) if saved is None else saved.about["config"]
+    require_same_text(data, stored, folder)
+    require_unchanged(config.as_json(), stored.get("options", {}))
 
 
 def require_unchanged(ours: dict[str, Any], stored: dict[str, Any]) -> None:
-    """Raise InvalidInputError where a run would go on with another option that is not free.
-
-    An option that did not exist when the run began was as it is by default.
-    """
+    """Raise InvalidInputError where a run would go on with another option that is not free."""
+    # An option that did not exist when the run began was as it is by default.
     ours, stored = flat(ours), {**flat(Train().as_json()), **flat(stored)}
     for name, value in ours.items():
         if name not in FREE and value != stored.get(name):
@@ -146,11 +110,7 @@ def in_options(config: Train) -> Iterator[None]:
 
 
 def sharding_of(config: Train, params: Any) -> Sharding | None:
-    """The mesh asked for; unless one is, the cores of a CPU where that is faster, or None.
-
-    Raises:
-        InvalidInputError: there are not so many devices.
-    """
+    """The mesh asked for; unless one is, the cores of a CPU where that is faster, or None."""
     if config.mesh is None and jax.process_count() == 1:
         cores = cores_for(params, config.text.batch_size)
         return Sharding.over(cores, divide=divided_axis) if cores > 1 else None

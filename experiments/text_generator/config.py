@@ -20,12 +20,14 @@ CellName = Literal[
 ]  # fmt: skip
 ProductType = Literal["float32", "bfloat16"]
 
-# At least, and below: JAX's integers have 32 bits.
+# At least, and below: JAX's integers have 32 bits, and larger seeds would not all be different.
 Positive = Annotated[int, (1, 2**31)]
 PositiveOrNone = Annotated[int | None, (1, 2**31)]
 Natural = Annotated[int, (0, 2**31)]
-Share = Annotated[float, (0, 1)]
-NotNegative = Annotated[float, (0, math.inf)]
+Seed = Annotated[int, (0, 2**32)]
+Share = Annotated[float, (0.0, 1.0)]
+NotNegative = Annotated[float, (0.0, math.inf)]
+Temperature = Annotated[float, (0.0, float(2**128))]  # what float32 can hold
 
 
 def option(name: str) -> str:
@@ -40,17 +42,11 @@ def check_ranges(options: Any) -> None:
         for least, below in (note for note in noted if isinstance(note, tuple)):  # tyro has others
             if value is not None and not least <= value < below:
                 needed = f"be at least {least}" if least else "not be negative"
-                if not value < least:
-                    needed = f"be from {least} up to, but not including, {below:g}"
+                if isinstance(below, int):
+                    needed = f"be at least {least} and at most {below - 1}"
+                elif not value < least:
+                    needed = f"be a number from {least:g} up to, but not including, {below:g}"
                 raise InvalidInputError(f"{option(name)} must {needed}, but is {value}")
-
-
-def a_seed(seed: int) -> None:
-    """Raise unless it is one of the seeds that are all different."""
-    if not 0 <= seed < 2**32:
-        raise InvalidInputError(
-            f"--seed must be at least 0 and at most {2**32 - 1}, but is {seed}; take another"
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +199,7 @@ class Train:
     """Steps in all, in place of --epochs; the last epoch is finished."""
     patience: Natural = 0
     """Stop after so many epochs without a better validation loss; 0 never does."""
-    seed: int = 1
+    seed: Seed = 1
     """Of the initial weights, the order of the windows, and the dropout."""
     checkpoint_every: Positive = 10
     """Epochs between checkpoints; one is also written at the best validation loss, at the end, and
@@ -218,7 +214,7 @@ class Train:
     nothing, and are counted. 0 ends the run at the first."""
     sample_length: Natural = 200
     """Characters of the sample after each epoch; 0 writes none."""
-    sample_temperature: float = 0.0
+    sample_temperature: Temperature = 0.0
     """Of that sample; 0 takes the most probable character each time, as the tutorial does."""
     tensorboard: bool = False
     """Write the metrics for TensorBoard too; needs pip install tensorboardX."""
@@ -241,12 +237,6 @@ class Train:
         check_ranges(self)
         if self.epochs is None and self.steps is None:
             raise InvalidInputError("nothing says how long the run is; give --epochs or --steps")
-        a_seed(self.seed)
-        if not 0 <= self.sample_temperature < 3e38:
-            raise InvalidInputError(
-                "--sample-temperature must be a number from 0 up that float32 can hold, but is "
-                f"{self.sample_temperature}"
-            )
         if self.mesh is not None and not re.fullmatch(r"auto|[1-9]\d*(x[1-9]\d*)?", self.mesh):
             raise InvalidInputError(
                 f'--mesh must be a number of devices (8), two of them (4x2), or "auto", but is '
@@ -264,11 +254,7 @@ class Train:
             )
 
     def epochs_of(self, steps_per_epoch: int) -> int:
-        """How many epochs the run has.
-
-        Raises:
-            InvalidInputError: its steps are too few for one update.
-        """
+        """How many epochs the run has; InvalidInputError if its steps are too few for an update."""
         epochs = self.epochs or 1
         if self.steps is not None:
             epochs = math.ceil(self.steps / steps_per_epoch)
@@ -281,10 +267,8 @@ class Train:
 
     def as_json(self) -> dict[str, Any]:
         """The options, in groups, as JSON can hold them; not those of this call alone."""
-        stored = dataclasses.asdict(self)
-        for name in OF_THIS_CALL:
-            del stored[name]
-        return stored
+        stored = dataclasses.asdict(self).items()
+        return {name: value for name, value in stored if name not in OF_THIS_CALL}
 
 
 FREE = ("epochs", "steps", "patience", "mesh", "learning_rate", "skip_nonfinite")

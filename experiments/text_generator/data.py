@@ -20,27 +20,16 @@ AnyVocabulary = Vocabulary | ByteVocabulary
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """A text as ids, in the parts to train on, to validate and to test, cut for training.
-
-    Attributes:
-        options: how it was read and is cut.
-        vocabulary: what the ids mean.
-        digest: of the text, to notice that a file changed before a run goes on.
-        train: ids to train on.
-        validation: ids behind those, perhaps none.
-        test: ids at the end, perhaps none.
-        seed: of the order of the windows.
-        rows: those of every batch that this process reads; by default all.
-    """
+    """A text as ids, in the parts to train on, to validate and to test, cut for training."""
 
     options: Text
     vocabulary: AnyVocabulary
-    digest: str
+    digest: str  # of the text, to notice that a file changed before a run goes on
     train: np.ndarray
-    validation: np.ndarray
-    test: np.ndarray
-    seed: int
-    rows: np.ndarray | None = None
+    validation: np.ndarray  # behind those, perhaps none
+    test: np.ndarray  # at the end, perhaps none
+    seed: int  # of the order of the windows
+    rows: np.ndarray | None = None  # of every batch, those that this process reads; None is all
 
     @classmethod
     def load(cls, options: Text, seed: int) -> "Data":
@@ -94,14 +83,6 @@ class Data:
         mine = slice(None) if self.rows is None else self.rows
         inputs, targets = _cut(self._on_device, starts[:, mine], self.options.seq_length)
         return {"inputs": inputs, "targets": targets, "weights": jnp.asarray(weights[:, mine])}
-
-    @property
-    def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """What one step reads: shapes and types."""
-        rows = self.options.batch_size
-        ids = jax.ShapeDtypeStruct((rows, self.options.seq_length), jnp.int32)
-        weights = jax.ShapeDtypeStruct((rows,), jnp.float32)
-        return {"inputs": ids, "targets": ids, "weights": weights}
 
     @functools.cached_property
     def _starts(self) -> np.ndarray:

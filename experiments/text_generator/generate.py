@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.text_generator.config import ProductType, a_seed, check_ranges
+from experiments.text_generator.config import ProductType, Seed, check_ranges
 from experiments.text_generator.data import AnyVocabulary, cleaned_as
 from experiments.text_generator.model import CharacterModel
 from experiments.text_generator.trained import Trained, encode
@@ -60,7 +60,7 @@ class Generate:
     """Above 1 against characters that were written last (Keskar et al., 2019); 1 is none."""
     penalty_window: FromOne = 64
     """How many of the last characters that is."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the draws, and of the random first character."""
     products: ProductType = "float32"
     """The type in which the recurrent layers multiply matrices as they write; bfloat16 is faster
@@ -81,7 +81,6 @@ class Generate:
     def check(self) -> None:
         """Raise InvalidInputError unless the options fit."""
         check_ranges(self)
-        a_seed(self.seed)
         _ = self.sampling  # checks the others
         if self.prime and self.prime_file is not None:
             raise InvalidInputError(

@@ -10,21 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import rnnjax.cells as cells
 from experiments.text_generator.config import Architecture, CellName, ProductType
-from rnnjax.cells import (
-    CoupledLSTMCell,
-    GRUCell,
-    IndRNNCell,
-    LayerNormGRUCell,
-    LayerNormLSTMCell,
-    LSTMCell,
-    MGUCell,
-    MinGRUCell,
-    MinLSTMCell,
-    OneHot,
-    PeepholeLSTMCell,
-    SimpleRNNCell,
-)
 from rnnjax.engine import Auto, Fused, Method, unroll
 from rnnjax.errors import InvalidInputError
 from rnnjax.layers import Dropout, Regularized, Stack, prepare
@@ -34,19 +21,19 @@ _WARM_UP = 256
 _PIECE = 128
 
 CELLS: dict[CellName, Any] = {
-    "lstm": LSTMCell,
-    "gru": GRUCell,
-    "gru_reset_before": lambda hidden_size: GRUCell(hidden_size, reset_after=False),
-    "simple": SimpleRNNCell,
-    "layernorm_lstm": LayerNormLSTMCell,
-    "layernorm_gru": LayerNormGRUCell,
-    "peephole_lstm": PeepholeLSTMCell,
-    "coupled_lstm": CoupledLSTMCell,
-    "mgu": MGUCell,
-    "mgu_reset_before": lambda hidden_size: MGUCell(hidden_size, reset_after=False),
-    "indrnn": IndRNNCell,
-    "mingru": MinGRUCell,
-    "minlstm": MinLSTMCell,
+    "lstm": cells.LSTMCell,
+    "gru": cells.GRUCell,
+    "gru_reset_before": lambda hidden_size: cells.GRUCell(hidden_size, reset_after=False),
+    "simple": cells.SimpleRNNCell,
+    "layernorm_lstm": cells.LayerNormLSTMCell,
+    "layernorm_gru": cells.LayerNormGRUCell,
+    "peephole_lstm": cells.PeepholeLSTMCell,
+    "coupled_lstm": cells.CoupledLSTMCell,
+    "mgu": cells.MGUCell,
+    "mgu_reset_before": lambda hidden_size: cells.MGUCell(hidden_size, reset_after=False),
+    "indrnn": cells.IndRNNCell,
+    "mingru": cells.MinGRUCell,
+    "minlstm": cells.MinLSTMCell,
 }
 
 
@@ -69,15 +56,11 @@ class CharacterModel:
     @classmethod
     def build(cls, options: Architecture, vocabulary_size: int) -> "CharacterModel":
         """The model of these options."""
-        cell = CELLS[options.cell](options.hidden_size)
+        cell, dropout = CELLS[options.cell](options.hidden_size), Dropout(options.dropout)
         if options.recurrent_dropout or options.weight_drop:
             cell = Regularized(
-                cell,
-                recurrent_dropout=options.recurrent_dropout,
-                weight_drop=options.weight_drop,
+                cell, recurrent_dropout=options.recurrent_dropout, weight_drop=options.weight_drop
             )
-        dropout = Dropout(options.dropout)
-        half = options.products == "bfloat16"
         return cls(
             Stack([cell] * options.layers, dropout=dropout),
             vocabulary_size,
@@ -85,7 +68,7 @@ class CharacterModel:
             options.tied,
             dropout,
             Dropout(options.embedding_dropout, per="sequence"),
-            Fused(product_dtype=jnp.bfloat16) if half else Auto(),
+            Fused(product_dtype=jnp.bfloat16) if options.products == "bfloat16" else Auto(),
         )
 
     def init(self, key: jax.Array) -> dict[str, Any]:
@@ -97,9 +80,8 @@ class CharacterModel:
             "bias": jnp.zeros(size),
         }
         if self.embedding_size:
-            shape = (size, self.embedding_size)
-            scale = self.embedding_size**-0.5
-            params["embedding"] = scale * jax.random.normal(embedding_key, shape)
+            vectors = jax.random.normal(embedding_key, (size, self.embedding_size))
+            params["embedding"] = self.embedding_size**-0.5 * vectors
         if not self.tied:
             shape = (self.stack.output_size, size)
             params["kernel"] = jax.nn.initializers.glorot_uniform()(dense_key, shape)
@@ -143,7 +125,7 @@ class CharacterModel:
 
     def embed(self, params: Any, tokens: jax.Array) -> Any:
         """What the stack reads for ``tokens``: rows of the embedding, or one-hot vectors."""
-        vectors = OneHot(tokens, self.vocabulary_size)
+        vectors = cells.OneHot(tokens, self.vocabulary_size)
         return vectors.rows(params["embedding"]) if self.embedding_size else vectors
 
     def predict(self, params: Any, ys: jax.Array) -> jax.Array:
@@ -152,12 +134,7 @@ class CharacterModel:
         return ys @ kernel + params["bias"]
 
     def losses(
-        self,
-        params: Any,
-        carry: Any,
-        inputs: jax.Array,
-        targets: jax.Array,
-        key: jax.Array | None = None,
+        self, params: Any, carry: Any, inputs: jax.Array, targets: jax.Array, key: Any = None
     ) -> tuple[Any, jax.Array]:
         """The carry, and the cross-entropy in nats of each of ``targets (batch, time)``."""
         carry, logits = self.unroll(params, inputs.T, carry, key)
@@ -189,22 +166,11 @@ def make_loss(
 
 
 def surprise(model: CharacterModel, params: Any, ids: np.ndarray, *, rows: int = 32) -> np.ndarray:
-    """The cross-entropy in nats of every character of a text but the first, given those before it.
+    """The cross-entropy in nats ``(len(ids) - 1,)`` of every character of a text but the first.
 
-    The text is read side by side in rows, each of which begins some characters early, so that its
-    state is that of a reader of the whole text but for what lies further back than these.
-
-    Args:
-        model: predicts the next character.
-        params: its parameters.
-        ids: of the text, at least two.
-        rows: at most so many; short texts are read in fewer.
-
-    Returns:
-        float32 ``(len(ids) - 1,)``.
-
-    Raises:
-        InvalidInputError: the text is too short.
+    Each is given those before it. The text is read side by side in at most so many rows, each of
+    which begins some characters early, so that its state is that of a reader of the whole text but
+    for what lies further back than these.
     """
     count = len(ids) - 1
     if count < 1:

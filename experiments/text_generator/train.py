@@ -15,12 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.text_generator.checkpoints import Run, check_alike, in_options, sharding_of
+from experiments.text_generator.checkpoints import (
+    check_alike,
+    described,
+    in_options,
+    open_folder,
+    sharding_of,
+)
 from experiments.text_generator.config import Optimization, Train
 from experiments.text_generator.data import AnyVocabulary, Data
 from experiments.text_generator.model import CharacterModel, bits, held_out, make_loss
 from rnnjax.errors import NonFiniteError
-from rnnjax.text.drawing import State, at_temperature, draw
 from rnnjax.training.files import Records, write_json, write_whole
 from rnnjax.training.fitting import Fit, fit
 from rnnjax.training.optimizers import keras_adam
@@ -49,29 +54,31 @@ def run_training(config: Train) -> int:
     begin = new_state(model, config, optimizer)
     validate = held_out(model, data.validation, "validation") if len(data.validation) else None
 
+    # What the first step would raise is raised before there is a folder.
+    ids = jax.ShapeDtypeStruct((text.batch_size, text.seq_length), jnp.int32)
+    batch = {"inputs": ids, "targets": ids, "weights": np.ones(text.batch_size, np.float32)}
+    jax.eval_shape(loss_fn, begin.params, begin.carry, batch, begin.key)
     sharding = sharding_of(config, begin.params)
     if sharding is not None:
         with in_options(config):
             data = dataclasses.replace(data, rows=sharding.rows(text.batch_size))
             sharding.of_state(begin)
-    # What the first step would raise is raised before there is a folder.
-    jax.eval_shape(loss_fn, begin.params, begin.carry, data.batch, begin.key)
 
     with contextlib.ExitStack() as stack:
-        run = Run.open(config, data, epochs, stack)
-        progress = TextProgress(run, model)
+        folder = open_folder(config, data, stack)
+        progress = TextProgress(config, data, model, folder)
         devices = 1 if sharding is None else sharding.mesh.size
         progress.say(
             f"{data.length:,} {data.vocabulary.unit}s ({len(data.vocabulary)} in the vocabulary), "
             f"{sum(leaf.size for leaf in jax.tree.leaves(begin.params)):,} parameters, {epochs} "
             f"epochs of {data.steps_per_epoch} steps on {devices} device{'s' * (devices > 1)}; "
-            f"results in {run.folder}"
+            f"results in {folder}"
         )
         try:
             result = fit(
                 loss_fn, begin.params, optimizer, data.batches, epochs,
                 key=begin.key, carry=begin.carry, evaluate=validate, patience=config.patience,
-                run_dir=run.folder, config=run.as_json(), free={"options"},
+                run_dir=folder, config=described(config, data), free={"options"},
                 checkpoint_every=config.checkpoint_every, keep_last=config.keep_last,
                 skip_nonfinite=config.skip_nonfinite, steps_per_dispatch=config.steps_per_dispatch,
                 sharding=sharding, progress=progress,
@@ -79,12 +86,10 @@ def run_training(config: Train) -> int:
             progress.plot()
         except NonFiniteError as error:
             raise NonFiniteError(
-                f"{error}: train --resume --run-dir {run.folder} --learning-rate "
+                f"{error}: train --resume --run-dir {folder} --learning-rate "
                 f"{config.optimization.learning_rate / 10:g}, or --skip-nonfinite 10"
             ) from error
-        finally:
-            progress.close()
-        return report(run, model, result, progress)
+        return report(progress, result, epochs * data.steps_per_epoch)
 
 
 def learning_rate(options: Optimization, epochs: int, steps_per_epoch: int) -> Any:
@@ -141,56 +146,51 @@ def new_state(model: CharacterModel, config: Train, optimizer: Any) -> TrainStat
     return TrainState.create(jax.jit(model.init)(init_key), optimizer, key=run_key, carry=carry)
 
 
-def report(run: Run, model: CharacterModel, result: Fit, progress: Progress) -> int:
+def report(progress: "TextProgress", result: Fit, steps: int) -> int:
     """Say how the run ended, measure what was held out for its end, and what to do next."""
-    step = int(result.state.step)
+    folder, data, step = progress.folder, progress.data, int(result.state.step)
     if result.stopped_by:
-        goes_on = f"{PROGRAM} train --resume --run-dir {run.folder}"
+        goes_on = f"{PROGRAM} train --resume --run-dir {folder}"
         progress.say(f"stopped and saved at step {step}; go on with: {goes_on}")
         return 128 + result.stopped_by
-    if step < run.steps:
+    if step < steps:
         progress.say(
-            f"ended after {step} of {run.steps} steps: no better validation loss in the last "
-            f"epochs (--patience {run.config.patience})"
+            f"ended after {step} of {steps} steps: no better validation loss in the last epochs "
+            f"(--patience {progress.config.patience})"
         )
-    if len(run.data.test):
+    if len(data.test):
         # Once, with the parameters that `generate` and the others take.
         assert result.best is not None
-        measured = held_out(model, run.data.test, "test")(result.params)
+        measured = held_out(progress.model, data.test, "test")(result.params)
         progress.say(
             f"test: {measured['test_loss']:.4f} nats, {measured['test_bits']:.3f} bits per "
-            f"{run.data.vocabulary.unit}, at step {result.best['step']}"
+            f"{progress.unit}, at step {result.best['step']}"
         )
         if is_first():
-            write_json(run.folder / "test.json", {"step": result.best["step"], **measured})
-    progress.say(f"done; the loss is plotted in {run.folder / 'loss.png'}")
-    progress.say(f"let it write: {PROGRAM} generate --run-dir {run.folder}")
+            write_json(folder / "test.json", {"step": result.best["step"], **measured})
+    progress.say(f"done; the loss is plotted in {folder / 'loss.png'}")
+    progress.say(f"let it write: {PROGRAM} generate --run-dir {folder}")
     return 0
 
 
 class TextProgress(Progress):
-    """In bits and characters; and after each epoch a sample, and now and then the plot of the loss.
+    """In bits and characters; after each epoch a sample, and now and then the plot of the loss."""
 
-    Args:
-        run: what is trained; its folder gets samples and plot.
-        model: writes the samples.
-    """
-
-    def __init__(self, run: Run, model: CharacterModel):
+    def __init__(self, config: Train, data: Data, model: CharacterModel, folder: Path):
         super().__init__()
-        self.run, self.model = run, model
+        self.config, self.data, self.model, self.folder = config, data, model, folder
         self.board: Any = None
-        self.unit = run.data.vocabulary.unit
+        self.unit = data.vocabulary.unit
         self.plotted = time.monotonic()
 
     def start(self, step: int, total: int) -> None:
         """Take back the samples and events behind the checkpoint, and half a line."""
         super().start(step, total)
-        if self.run.config.tensorboard:
+        if self.config.tensorboard:
             from tensorboardX import SummaryWriter
 
-            self.board = SummaryWriter(str(self.run.folder / "tensorboard"), purge_step=step + 1)
-        path = self.run.folder / "samples.txt"
+            self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
+        path = self.folder / "samples.txt"
         if path.exists():
             lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
             at = [re.match(r"epoch \d+, step (\d+): ", line) for line in lines]
@@ -208,18 +208,16 @@ class TextProgress(Progress):
 
     def of_steps(self, loss: float, rate: float | None) -> str:
         """Loss and bits of the last step, and the speed."""
-        speed = f", {rate * self.run.data.characters_per_step:,.0f} {self.unit}s/s" if rate else ""
+        speed = f", {rate * self.data.characters_per_step:,.0f} {self.unit}s/s" if rate else ""
         return f"loss {loss:.3f}, bits {bits(loss):.3f}{speed}"
 
     def of_epoch(self, summary: Mapping[str, Any]) -> str:
         """Means and measures of an epoch."""
         line = f"loss {summary['loss']:.4f} nats, {bits(summary['loss']):.3f} bits per {self.unit}"
-        if "validation_loss" in summary:
-            line += f"; validation {summary['validation_loss']:.4f} nats, "
-            line += f"{summary['validation_bits']:.3f} bits"
-        if "steps_per_second" in summary:
-            speed = summary["steps_per_second"] * self.run.data.characters_per_step
-            line += f"; {speed:,.0f} {self.unit}s per second"
+        if (loss := summary.get("validation_loss")) is not None:
+            line += f"; validation {loss:.4f} nats, {bits(loss):.3f} bits"
+        if rate := summary.get("steps_per_second"):
+            line += f"; {rate * self.data.characters_per_step:,.0f} {self.unit}s per second"
         return line + (f"; {summary['skipped']} steps skipped" if "skipped" in summary else "")
 
     def on_epoch(self, epoch: int, state: TrainState, summary: Mapping[str, Any]) -> None:
@@ -228,23 +226,17 @@ class TextProgress(Progress):
         if self.board is not None:
             for name, value in summary.items():
                 self.board.add_scalar(f"epoch/{name}", value, int(state.step))
-        config = self.run.config
-        if config.sample_length:
+        if self.config.sample_length:
             self.doing("sampling")
-            text = write_sample(self.model, self.run.data.vocabulary, config, state.params, epoch)
+            text = write_sample(self.model, self.data.vocabulary, self.config, state.params, epoch)
             self.say(f"  {text!r}")
-            with (self.run.folder / "samples.txt").open("a", encoding="utf-8") as file:
+            with (self.folder / "samples.txt").open("a", encoding="utf-8") as file:
                 file.write(f"epoch {epoch}, step {int(state.step)}: {text!r}\n")
-
-    def say(self, line: str) -> None:
-        """Print a line, once for all processes."""
-        if is_first():
-            super().say(line)
 
     def plot(self) -> None:
         """Draw the loss so far."""
         if is_first():
-            plot_loss(self.run.folder, self.unit)
+            plot_loss(self.folder, self.unit)
             self.plotted = time.monotonic()
 
     def close(self) -> None:
@@ -265,17 +257,34 @@ def write_sample(
     first_key, key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), epoch))
     first = jax.random.randint(first_key, (1,), 0, len(vocabulary))
     ready, laid_out = model.prepared(params, 1)
-    # A row that draws as the first one of `rnnjax.text.sample` does.
-    keys = jax.random.fold_in(key, 0)[None]
-    begin = State(ready.initial_carry(1), first, keys, np.int32(0), jnp.zeros((0, 1), jnp.int32))
     temperature = np.float32(config.sample_temperature)
-    _, ids = draw(ready, config.sample_length, at_temperature, laid_out, begin, temperature)
+    # The key is that of the first row of `rnnjax.text.sample`.
+    key = jax.random.fold_in(key, 0)
+    ids = written(ready, config.sample_length, laid_out, first, key, temperature)
     if (ids < 0).any():
         raise NonFiniteError(
             f"the logits of epoch {epoch} must have a finite maximum, but have NaN or infinity; go "
             "on from the last checkpoint, with a smaller learning rate"
         )
-    return vocabulary.decode(np.concatenate([first, ids[:, 0]]))
+    return vocabulary.decode(np.concatenate([first, ids]))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def written(
+    model: CharacterModel, length: int, params: Any, first: Any, key: Any, temperature: Any
+) -> jax.Array:
+    """The ids ``(length,)`` that follow that of ``first (1,)``; -1 where nothing is predicted."""
+
+    def one(state: Any, n: jax.Array) -> tuple[Any, jax.Array]:
+        carry, (logits,) = model.step(params, *state)
+        warm = logits / jnp.maximum(temperature, jnp.finfo(jnp.float32).tiny)
+        drawn = jax.random.categorical(jax.random.fold_in(key, n), warm)
+        best = jnp.where(temperature > 0, drawn, jnp.argmax(logits))
+        # Of NaN, plus infinity, or minus infinity alone: nothing to draw from.
+        token = jnp.where(jnp.isfinite(logits.max()), best, -1).astype(jnp.int32)
+        return (carry, token[None]), token
+
+    return jax.lax.scan(one, (model.initial_carry(1), first), jnp.arange(length))[1]
 
 
 def plot_loss(run_dir: Path, unit: str = "character") -> None:

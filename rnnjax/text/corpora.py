@@ -5,7 +5,7 @@ import os
 import re
 import tempfile
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 from rnnjax.errors import CorpusError
 
@@ -196,7 +196,7 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _import_pooch() -> ModuleType:
+def _import_pooch() -> Any:
     try:
         import pooch
     except ImportError:
@@ -204,5 +204,4 @@ def _import_pooch() -> ModuleType:
             "a named download needs the package pooch, which is not installed; "
             "run pip install 'rnnjax[corpora]'"
         ) from None
-    module: ModuleType = pooch
-    return module
+    return pooch
