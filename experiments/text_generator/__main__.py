@@ -12,13 +12,11 @@ from experiments.text_generator.config import Train
 from experiments.text_generator.evaluate import Evaluate, run_evaluation
 from experiments.text_generator.generate import Generate, run_generation
 from experiments.text_generator.presets import load_preset
-from experiments.text_generator.train import run_training
+from experiments.text_generator.train import PROGRAM, run_training
 from experiments.text_generator.trained import options_of, stored_run
 from experiments.text_tools.export import Export, run_export
 from experiments.text_tools.inspect import Inspect, run_inspection
 from rnnjax.training import Processes, from_first, use_cores
-
-PROG = "python -m experiments.text_generator"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +43,8 @@ def main() -> int:
         | _command(Evaluate, "evaluate", "--page surprise.html")
         | _command(Inspect, "inspect", "--to inside.html")
         | _command(Export, "export", "--to alice.onnx"),
-        prog=PROG,
-        description=f"Example: {PROG} train --corpus alice\n\n"
+        prog=PROGRAM,
+        description=f"Example: {PROGRAM} train --corpus alice\n\n"
         "A character-level language model in JAX.",
         config=(tyro.conf.OmitArgPrefixes,),
     )
@@ -70,7 +68,7 @@ def settled(command: Train, default: Train) -> Train:
 
 
 def _command(config: type, name: str, example: str, **more: Any) -> Any:
-    text = runs.described(config, f"{PROG} {name} {example}")
+    text = runs.described(config, f"{PROGRAM} {name} {example}")
     return Annotated[config, tyro.conf.subcommand(name, description=text, **more)]
 
 
