@@ -1,6 +1,6 @@
 """Arrays of other frameworks as arrays of NumPy, and parameters of ours that are to become such."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,9 +14,6 @@ from rnnjax.interop.layers import Dense, Embedding, fits
 
 def float_array(name: str, value: Any) -> np.ndarray:
     """An array, or a tensor of PyTorch, as an array that nobody else writes to.
-
-    Raises:
-        InteropError: it does not become an array, or is in no floating-point type that JAX keeps.
 
     >>> float_array("weight", jnp.ones(2))
     array([1., 1.], dtype=float32)
@@ -49,12 +46,18 @@ def float_array(name: str, value: Any) -> np.ndarray:
     return array
 
 
-def cell_arrays(cell: Cell, params: Any) -> dict[str, np.ndarray]:
-    """The parameters of a cell as arrays of NumPy.
+def check_one_type(where: str, arrays: Iterable[np.ndarray]) -> None:
+    """Raise InteropError unless all arrays are of one type."""
+    types = sorted({str(array.dtype) for array in arrays})
+    if len(types) > 1:
+        raise InteropError(
+            f"the arrays of {where} should be of one type, but are {' and '.join(types)}; convert "
+            "them to one"
+        )
 
-    Raises:
-        InvalidInputError: they are not those of the cell.
-    """
+
+def cell_arrays(cell: Cell, params: Any) -> dict[str, np.ndarray]:
+    """The parameters of a cell as arrays of NumPy."""
     inputs: tuple[int, ...] = (0,)
     if isinstance(params, Mapping) and np.ndim(params.get("kernel", 0)):
         inputs = np.shape(params["kernel"])[:1]
@@ -75,11 +78,7 @@ def with_one_bias(arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def layer_arrays(layer: Dense | Embedding, params: Any) -> dict[str, np.ndarray]:
-    """The parameters of a layer as arrays of NumPy.
-
-    Raises:
-        InvalidInputError: they are not those of the layer.
-    """
+    """The parameters of a layer as arrays of NumPy."""
     came = {k: np.shape(v) for k, v in params.items()} if isinstance(params, Mapping) else {}
     expected = layer.weights[""]
     if not fits(expected, came):

@@ -5,51 +5,53 @@ from typing import Any, NamedTuple
 
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.layers import Dense, Embedding, Layer, OneHotIds, Recurrent
+from rnnjax.interop.model import Model
 
 WithParameters = Recurrent | Dense | Embedding
 """The layers that are read of parameters; the others a caller says."""
+
+
+def with_parameters(model: Model, where: str) -> Iterator[tuple[str, WithParameters, Any]]:
+    """The layers that have parameters, with these, by their names."""
+    for name, layer in model.layers.items():
+        if name in model.params and isinstance(layer, WithParameters):
+            yield name, layer, model.params[name]
+        elif isinstance(layer, WithParameters):
+            raise InvalidInputError(f"params have no entry for {name!r}; make them with its init")
+        elif model.params.get(name):
+            raise InteropError(f"{where} has no module for {name!r}, a {layer}; leave it out")
+
+
+def check_entries(name: str, params: Any, count: int) -> None:
+    """Raise unless the parameters of a combination of cells are a tuple of as many."""
+    if not isinstance(params, tuple) or len(params) != count:
+        raise InvalidInputError(f"params of {name!r} should be a tuple with {count} entries")
+
 
 _MOST_TO_ORDER = 8  # beyond it the orders to try are too many
 
 
 class Reading(NamedTuple):
-    """A layer that a module can be read as.
+    """A layer that a module can be read as."""
 
-    Attributes:
-        layer: without parameters.
-        params: of the layer.
-        takes: the number of features of its inputs; None for ids.
-        gives: that of its outputs.
-        came: what the way back needs to know, of any kind.
-    """
-
-    layer: Layer
-    params: Any
-    takes: int | None
-    gives: int
-    came: Any = None
+    layer: Layer  # without parameters
+    params: Any  # of the layer
+    takes: int | None  # the number of features of its inputs; None for ids
+    gives: int  # that of its outputs
+    came: Any = None  # what the way back needs to know, of any kind
 
 
 class Modules(NamedTuple):
-    """The modules that were found.
+    """The modules that were found."""
 
-    Attributes:
-        listed: by name, the module in words: its arrays and their shapes.
-        recurrent: the names of those with a recurrence.
-        read: from a name to the layers that the module can be read as, most often one.
-    """
-
-    listed: Mapping[str, str]
-    recurrent: frozenset[str]
+    listed: Mapping[str, str]  # by name, the module in words: its arrays and their shapes
+    recurrent: frozenset[str]  # the names of those with a recurrence
+    # from a name to the layers that the module can be read as, most often one
     read: Callable[[str], Sequence[Reading]]
 
 
 def infer_order(found: Modules) -> list[Reading]:
-    """An embedding if there is one, the recurrent modules, a linear one if there is one.
-
-    Raises:
-        InteropError: no order of that kind fits the sizes, or more than one does.
-    """
+    """An embedding if there is one, the recurrent modules, a linear one if there is one."""
     orders: list[list[Reading]] = []
     # A second linear module is no certain thing: what stands between the two is not seen here.
     others = len(found.listed) - len(found.recurrent)
@@ -87,12 +89,7 @@ def _orders(begun: list[Reading], left: Mapping[str, Sequence[Reading]]) -> Iter
 
 
 def given_order(found: Modules, modules: Sequence[str | Layer]) -> list[Reading]:
-    """The modules in the order of ``modules``, and the layers that stand between them.
-
-    Raises:
-        InvalidInputError: an entry is no module, and no layer without parameters.
-        InteropError: a module is not read here, or the sizes of neighbours do not fit.
-    """
+    """The modules in the order of ``modules``, and the layers that stand between them."""
     choices: list[Sequence[Reading]] = []
     for entry in modules:
         if isinstance(entry, OneHotIds):

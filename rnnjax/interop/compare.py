@@ -28,19 +28,12 @@ class SelfCheckError(InteropError):
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """How far the outputs of two models are apart.
+    """How far the outputs of two models are apart."""
 
-    Attributes:
-        difference: the largest; infinite where one is NaN and the other is not.
-        scale: the largest of the outputs.
-        shapes: of the outputs of a call, in words.
-        tolerance: how far they may be apart, of the largest.
-    """
-
-    difference: float
-    scale: float
-    shapes: str
-    tolerance: float = TOLERANCE
+    difference: float  # the largest; infinite where one is NaN and the other is not
+    scale: float  # the largest of the outputs
+    shapes: str  # of the outputs of a call, in words
+    tolerance: float = TOLERANCE  # how far they may be apart, of the largest
 
     @property
     def fits(self) -> bool:
@@ -51,13 +44,7 @@ class Comparison:
 def compare(model: Model, other: Model, seed: int = 0) -> Comparison:
     """Run both on the same random inputs, in two calls between which each keeps its own state.
 
-    Args:
-        model: whose inputs are drawn: ids where its first layer takes them, else normal numbers.
-        other: another that takes the same.
-        seed: of the inputs.
-
-    Raises:
-        SelfCheckError: their outputs are of other shapes.
+    Ids are drawn where the first layer of ``model`` takes them, else normal numbers.
 
     >>> import rnnjax
     >>> cell = rnnjax.GRUCell(5)
@@ -75,11 +62,7 @@ def compare(model: Model, other: Model, seed: int = 0) -> Comparison:
 
 
 def compare_found(graph: Model, found: Found, seed: int = 0) -> Comparison:
-    """`compare` a graph with the layers that were found in it, whose axes may have another order.
-
-    Raises:
-        SelfCheckError: their outputs are of other shapes.
-    """
+    """`compare` a graph with the layers found in it, whose axes may have another order."""
     network = graph.network
     assert isinstance(network, Graph)
     graph = dataclasses.replace(graph, network=dataclasses.replace(network, exchanged=None))

@@ -31,21 +31,10 @@ def read(
     nonlinearity: str | None = None,
     like: str | os.PathLike[str] | None = None,
 ) -> Model:
-    """Read a model, by the reader of its suffix.
+    """Read a model, by the reader of its suffix, which is one of ``SOURCES``.
 
-    Args:
-        source: a file whose name ends in one of ``SOURCES``.
-        at: of a ``.safetensors``, ``.pt``, ``.pth`` or ``.ckpt`` file; see
-            `rnnjax.interop.torch.load`.
-        modules: the same.
-        nonlinearity: the same.
-        like: of a ``.weights.h5``, ``.h5`` or ``.hdf5`` file that holds weights alone: another
-            file, of any format, with a model of the same layers.
-
-    Raises:
-        InteropError: see `rnnjax.interop.keras.load`, `rnnjax.interop.torch.load` and
-            `rnnjax.interop.onnx.load`.
-        InvalidInputError: the suffix is none of ``SOURCES``, or an option is not for it.
+    ``at``, ``modules`` and ``nonlinearity`` are options of `rnnjax.interop.torch.load`; ``like`` is
+    another file, of any format, with a model of the layers whose weights alone are in ``source``.
     """
     path, suffix = pathlib.Path(source), suffix_of(source, SOURCES)
     _check_options(path, _OF_TORCH, at=at, modules=modules, nonlinearity=nonlinearity)
@@ -68,11 +57,7 @@ def _check_options(path: pathlib.Path, suffixes: tuple[str, ...], **options: Any
 
 
 def _layers(model: Model) -> Model:
-    """A model of layers in a row: those that are found in it, if it is a graph of ONNX.
-
-    Raises:
-        SelfCheckError: they compute something else than the graph.
-    """
+    """A model of layers in a row: those that are found in it, if it is a graph of ONNX."""
     if not isinstance(model.network, onnx.Graph):
         return model
     found = find_layers(model)
@@ -92,13 +77,6 @@ def write(model: Model, target: str | os.PathLike[str], **options: Any) -> Model
     It is another only where a graph of ONNX goes to a format of layers: these are found in it, and
     compared with it.
     Options are those of `rnnjax.interop.onnx.to_proto`; the other formats have none.
-
-    Raises:
-        InteropError: see `rnnjax.interop.keras.save`, `rnnjax.interop.torch.save` and
-            `rnnjax.interop.onnx.save`.
-        SelfCheckError: the layers that were found in a graph compute something else.
-        InvalidInputError: the suffix is none of ``TARGETS``, or options are given for another
-            format.
     """
     path, suffix = pathlib.Path(target), suffix_of(target, TARGETS)
     if options and suffix != ".onnx":
@@ -117,9 +95,6 @@ def write(model: Model, target: str | os.PathLike[str], **options: Any) -> Model
 
 def suffix_of(path: str | os.PathLike[str], known: Sequence[str]) -> str:
     """The one of ``known`` in which the name of the file ends.
-
-    Raises:
-        InvalidInputError: it ends in none of them.
 
     >>> suffix_of("model.weights.h5", SOURCES), suffix_of("model.h5", SOURCES)
     ('.weights.h5', '.h5')
@@ -229,19 +204,12 @@ def _as_before(layer: Layer, read: Layer) -> Layer:
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """A file that was written and compared with its source.
+    """A file that was written and compared with its source."""
 
-    Attributes:
-        model: the source, or the layers that were found in its graph.
-        left_out: those that the format does not hold, in words.
-        size: of the file in bytes.
-        check: of the file, read back, against ``model``.
-    """
-
-    model: Model
-    left_out: Sequence[str]
-    size: int
-    check: Comparison
+    model: Model  # the source, or the layers that were found in its graph
+    left_out: Sequence[str]  # those that the format does not hold, in words
+    size: int  # of the file in bytes
+    check: Comparison  # of the file, read back, against model
 
 
 def write_checked(
@@ -249,18 +217,8 @@ def write_checked(
 ) -> Written:
     """`write` a model, read it back, and compare both on random inputs.
 
-    The file is written beside its place, and takes it only if it computes what the model does.
-
-    Args:
-        model: any.
-        target: ends in one of ``TARGETS``.
-        force: whether a target that is there is replaced.
-        options: as in `write`.
-
-    Raises:
-        InteropError: the target cannot hold the model; see `write`.
-        InvalidInputError: the suffix is unknown, or the target is there already.
-        SelfCheckError: what was written computes something else.
+    The file is written beside its place, and takes it only if it computes what the model does; one
+    that is there is replaced with ``force`` alone.
     """
     path, suffix = check_target(target, force), suffix_of(target, TARGETS)
     new = path.with_name(f".{path.name.removesuffix(suffix)}.{os.getpid()}{suffix}")

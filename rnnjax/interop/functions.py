@@ -160,9 +160,6 @@ FUNCTIONS: Mapping[str, Function] = {
 def get_function(function: str | Function) -> Function:
     """Return the function of that name; a callable is returned as it is.
 
-    Raises:
-        InvalidInputError: the name is not in ``FUNCTIONS``.
-
     >>> print(get_function("softmax")(jnp.zeros(2)), HardSigmoid()(jnp.zeros(1)))
     [0.5 0.5] [0.5]
     """

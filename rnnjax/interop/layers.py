@@ -204,12 +204,15 @@ class Dense(Layer):
         return None, flow._replace(xs=get_function(self.activation)(ys))
 
     def __str__(self) -> str:
-        return f"Dense({self.size}{_suffix(self.activation)})"
+        function = "" if self.activation == "linear" else f", {_spell(self.activation)}"
+        return f"Dense({self.size}{function})"
 
 
 @dataclasses.dataclass(frozen=True)
 class Embedding(Layer):
     """Looks up rows of ``embedding (vocabulary_size, size)`` by integer ids ``(time, *batch)``.
+
+    Ids that no layer has seen as a sequence, ``(batch, time)``, become one here.
 
     Args:
         name: of the layer.
@@ -232,13 +235,12 @@ class Embedding(Layer):
         self, params: Params, flow: Flow, carry: Carry | None, context: Context
     ) -> tuple[None, Flow]:
         """Look up; an id out of range gives NaN, so that it is noticed."""
-        ids = _ids(self, flow)
-        mask = flow.mask
+        ids, mask, sequence = _ids(self, flow)
         if self.mask_zero:
             mask = ids != 0 if mask is None else mask & (ids != 0)
         outside = (ids < 0) | (ids >= self.vocabulary_size)
         rows = jnp.take(params["embedding"], jnp.where(outside, 0, ids), axis=0)
-        return None, Flow(jnp.where(outside[..., None], jnp.nan, rows), mask, flow.sequence)
+        return None, Flow(jnp.where(outside[..., None], jnp.nan, rows), mask, sequence)
 
     def __str__(self) -> str:
         return f"Embedding({self.vocabulary_size}, {self.size})"
@@ -255,7 +257,8 @@ class OneHotIds(Layer):
         self, params: Params, flow: Flow, carry: Carry | None, context: Context
     ) -> tuple[None, Flow]:
         """Stand for the vectors without building them: see `rnnjax.OneHot`."""
-        return None, flow._replace(xs=OneHot(_ids(self, flow), self.size))
+        ids = _ids(self, flow)
+        return None, ids._replace(xs=OneHot(ids.xs, self.size))
 
     def __str__(self) -> str:
         return f"OneHotIds({self.size})"
@@ -333,10 +336,6 @@ def describe_cell(cell: Cell) -> str:
     return f"{kind}({getattr(cell, 'hidden_size', cell.output_size)})"
 
 
-def _suffix(function: str | Function) -> str:
-    return "" if function == "linear" else f", {_spell(function)}"
-
-
 def _spell(function: str | Function) -> str:
     if isinstance(function, str):
         return function
@@ -344,11 +343,7 @@ def _spell(function: str | Function) -> str:
 
 
 def single(layer: Layer, flow: Any) -> Any:
-    """The one array that a layer takes.
-
-    Raises:
-        InvalidInputError: two directions come, or several arrays.
-    """
+    """The one array that a layer takes."""
     if not isinstance(flow, Flow):
         raise InvalidInputError(
             f"layer {layer.name!r} takes one array, but gets {len(flow)}; concatenate them"
@@ -373,11 +368,13 @@ def _sequence(layer: Layer, flow: Any) -> Any:
     return flow.xs if one_hot else single(layer, flow)
 
 
-def _ids(layer: Layer, flow: Flow) -> jax.Array:
+def _ids(layer: Layer, flow: Flow) -> Flow:
     ids = jnp.asarray(single(layer, flow))
     if not jnp.issubdtype(ids.dtype, jnp.integer):
         raise InvalidInputError(
             f"layer {layer.name!r} takes integer ids (time, *batch), but got {ids.dtype}"
             f"{list(ids.shape)}; give ids, without an axis of features"
         )
-    return ids
+    if not flow.sequence and ids.ndim > 1:  # (batch, time)
+        return Flow(jnp.swapaxes(ids, 0, 1), flow.mask)
+    return flow._replace(xs=ids)

@@ -142,7 +142,7 @@ class Input(NamedTuple):
         name: of it.
         shape: without the batch; time is its first axis, and None is any size.
         dtype: by name.
-        sequence: whether it has a time.
+        sequence: whether it has a time: of 2 axes with the batch, ids that a look-up takes.
     """
 
     name: str
@@ -193,7 +193,8 @@ class Functional(Network):
         layer_list: with distinct names; a layer may be used more than once.
         calls: in an order in which they can run.
         outputs: where they come from.
-        names: of the outputs where they are a dict; None for a tuple.
+        names: of the outputs where they are a dict; None for a tuple. Where such are inside of each
+            other, a name is the tuple of keys and places that leads to the output.
         time_first: whether time is before the batch in all that has a time.
     """
 
@@ -201,7 +202,7 @@ class Functional(Network):
     layer_list: tuple[Layer, ...]
     calls: tuple[Call, ...]
     outputs: tuple[Value, ...]
-    names: tuple[str, ...] | None = None
+    names: tuple[str | tuple[str | int, ...], ...] | None = None
     time_first: bool = True
 
     @property
@@ -251,17 +252,15 @@ class Functional(Network):
         if mask is not None or context.resets is not None:
             self.num_steps(params, xs)  # raises where marks of time mean nothing
         given = None if mask is None else jnp.asarray(mask)
-        made = [
-            [Flow(_turned(x, self.time_first or not one.sequence), given, one.sequence)]
-            for x, one in zip(self._given(xs), self.inputs, strict=True)
-        ]
+        arrays = zip(self._given(xs), self.inputs, strict=True)
+        made = [[self._flow(x, one, given)] for x, one in arrays]
         layers, carries = self.layers, {}
         for i, call in enumerate(self.calls):
             flows = [made[value.source][value.output] for value in call.takes]
             came = flows[0].mask
             if isinstance(call.mask, Value):
                 marks = made[call.mask.source][call.mask.output]
-                valid = _turned(marks.xs, marks.sequence)
+                valid = _turned(marks.xs, marks.sequence)  # most often (batch, time)
                 flows[0] = flows[0]._replace(mask=valid if given is None else valid & given)
             elif not call.mask:
                 flows[0] = flows[0]._replace(mask=given)
@@ -281,8 +280,14 @@ class Functional(Network):
         flows = [made[value.source][value.output] for value in self.outputs]
         ys = [_turned(flow.xs, self.time_first or not flow.sequence) for flow in flows]
         if self.names is not None:
-            return carries, dict(zip(self.names, ys, strict=True))
+            return carries, nested(self.names, ys)
         return carries, ys[0] if len(ys) == 1 else tuple(ys)
+
+    def _flow(self, x: Any, one: Input, mask: Any) -> Flow:
+        """An input as layers take it: time first, but for two axes, which may be features too."""
+        if one.sequence and len(one.shape) == 1 and jnp.ndim(x) == 2:
+            return Flow(_turned(x, not self.time_first), mask, False)
+        return Flow(_turned(x, self.time_first or not one.sequence), mask, one.sequence)
 
     def _given(self, xs: Any) -> Sequence[Any]:
         """The arrays in the order of the inputs."""
@@ -297,6 +302,24 @@ class Functional(Network):
                 f"name, but has {came}; see print(model)"
             )
         return given
+
+
+def nested(names: Sequence[str | tuple[str | int, ...]], ends: Sequence[Any]) -> Any:
+    """Dicts and tuples in each other, with ``ends`` where keys and places lead to.
+
+    >>> nested(["a", ("b", 0), ("b", 1)], [1, 2, 3])
+    {'a': 1, 'b': (2, 3)}
+    """
+    if names[0] == ():
+        return ends[0]
+    inside: dict[str | int, tuple[list[Any], list[Any]]] = {}
+    for name, end in zip(names, ends, strict=True):
+        key, *rest = (name,) if isinstance(name, str) else name
+        part = inside.setdefault(key, ([], []))
+        part[0].append(tuple(rest))
+        part[1].append(end)
+    parts = {key: nested(*part) for key, part in inside.items()}
+    return parts if isinstance(next(iter(parts)), str) else tuple(parts.values())
 
 
 def _outputs(flow: Any) -> list[Flow]:
@@ -460,6 +483,15 @@ def _valid(lengths: jax.Array, num_steps: int) -> jax.Array:
             f"{lengths.dtype}; booleans for each step are given as mask"
         )
     return jnp.arange(num_steps).reshape(-1, *[1] * lengths.ndim) < lengths
+
+
+def check_model(model: Any) -> None:
+    """Raise InvalidInputError unless it is a model."""
+    if not isinstance(model, Model):
+        raise InvalidInputError(
+            f"expected a rnnjax.interop.Model, but got {type(model)}; make one of a cell with "
+            "Model.of(cell, params)"
+        )
 
 
 def with_axes(model: Model, time_first: bool) -> Model:

@@ -11,7 +11,7 @@ from jax.export import Exported
 
 from rnnjax.errors import InvalidInputError
 from rnnjax.interop.compare import random_inputs
-from rnnjax.interop.model import Functional, Model
+from rnnjax.interop.model import Functional, Model, check_model
 
 
 def export(
@@ -47,11 +47,7 @@ def export(
     >>> ys.shape, program.in_avals[-1].shape
     ((1, 8, 5), (1, batch, 3))
     """
-    if not isinstance(model, Model):
-        raise InvalidInputError(
-            f"expected a rnnjax.interop.Model, but got {type(model)}; make one of a cell with "
-            "Model.of(cell, params)"
-        )
+    check_model(model)
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
         raise InvalidInputError(f"steps should be a positive integer or None, but is {steps!r}")
     if steps is not None and isinstance(model.network, Functional):

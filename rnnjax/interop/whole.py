@@ -1,17 +1,31 @@
-"""Files that are written whole, or not at all."""
+"""Files: the packages that know their formats, and how they are written whole or not at all."""
 
 import contextlib
 import os
 import pathlib
+from typing import Any
 
 from rnnjax.errors import InteropError
 
 
+def package(name: str, what: str, extra: str) -> Any:
+    """The package that ``what`` needs, which is in an extra of ours."""
+    try:
+        return __import__(name)
+    except ImportError as error:
+        raise InteropError(
+            f"{what} need the package {name}, which is not installed; run pip install "
+            f"'rnnjax[{extra}]'"
+        ) from error
+
+
+def in_a_line(error: BaseException) -> str:
+    """What an error says."""
+    return " ".join(str(error).split())[:120] or type(error).__name__
+
+
 def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
     """Put a file in the place of ``path`` in one move; whatever fails, an old one stays.
-
-    Raises:
-        InteropError: it cannot be written.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:

@@ -166,7 +166,10 @@ def test_weights_alone(tmp_path: Path) -> None:
     [
         (lambda: built(layers.Lambda(lambda x: x), layers.LSTM(2)), "Lambda, which holds code"),
         (lambda: built(layers.SeparableConv1D(2, 2), layers.LSTM(2)), "'separable_conv1d.*Conv1D'"),
-        (lambda: built(built(layers.LSTM(2))), "model inside of the model"),
+        (
+            lambda: built(layers.TimeDistributed(keras.Sequential([layers.Dense(2)]))),
+            "applies a layer of class 'Sequential'",
+        ),
         (
             lambda: built(layers.Masking(1.0), layers.Masking(2.0), layers.LSTM(2)),
             "'masking.*comes behind layer 'masking",

@@ -466,7 +466,7 @@ def test_bad_arguments(random_like: Any) -> None:
     with pytest.raises(InvalidInputError, match=r"opset must be an integer from 14 to .* is 9"):
         to_proto(model, opset=9)
     with pytest.raises(
-        InvalidInputError, match=r"must be a rnnjax\.interop\.Model, but is GRUCell"
+        InvalidInputError, match=r"expected a rnnjax\.interop\.Model, but got .*GRUCell"
     ):
         to_proto(GRUCell(2))  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match=r"carry should have entries .* but has \['lstm'\]"):

@@ -8,6 +8,8 @@ What is known: SimpleRNN, LSTM and GRU with all their options, the CuDNN layers 
 Bidirectional, RNN around their cells and StackedRNNCells, Dense, TimeDistributed, Embedding,
 Masking, Dropout, and activations, in a Sequential or in a functional model, of any number of inputs
 and outputs: layers that are used more than once, and states that go from one layer into another.
+Models that are layers are taken apart, and their layers are named ``model.layer``. Outputs come in
+the dicts and lists that Keras has them in, a list as a tuple.
 Beside them stand Keras's merging layers, convolutions and pools, Flatten, Reshape, Permute and
 RepeatVector, norms (a BatchNormalization computes as in prediction, and learns no more moments),
 and attention: `rnnjax.interop.keras.operators` is the table. What differs:
@@ -28,9 +30,9 @@ import os
 from typing import Any
 
 from rnnjax.errors import InteropError, InvalidInputError
+from rnnjax.interop.keras.arrays import KerasOrigin
 from rnnjax.interop.keras.files import read_file
 from rnnjax.interop.keras.live import load_live, set_weights
-from rnnjax.interop.keras.origin import KerasOrigin
 from rnnjax.interop.keras.reading import load_file, load_like, load_weights
 from rnnjax.interop.keras.writing import save
 from rnnjax.interop.model import Model, with_axes

@@ -16,9 +16,10 @@ import numpy as np
 from rnnjax.cells import Cell, GRUCell, LSTMCell, SimpleRNNCell
 from rnnjax.cells.base import Params
 from rnnjax.errors import InteropError
-from rnnjax.interop.arrays import with_one_bias
+from rnnjax.interop.arrays import float_array, with_one_bias
 from rnnjax.interop.keras.operators import Operation
 from rnnjax.interop.layers import Layer, Recurrent, Shape, Weights, describe_cell, fits
+from rnnjax.interop.model import Model, Network
 from rnnjax.interop.registry import FORMS, places, reordered
 from rnnjax.layers import Bidirectional, Directions, Regularized, Stack
 
@@ -32,17 +33,11 @@ _OF_GATES = "kernel", "recurrent_kernel", "bias", "recurrent_bias"
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """What has arrays of its own.
+    """What has arrays of its own."""
 
-    Attributes:
-        owner: a cell of `CELLS`, or a layer.
-        path: its place below the layer, such as ``"forward_layer/cell"``; empty for the layer.
-        shapes: of its parameters, by our names for them; None for a size of the inputs.
-    """
-
-    owner: Cell | Layer
-    path: str
-    shapes: Weights
+    owner: Cell | Layer  # a cell of `CELLS`, or a layer
+    path: str  # its place below the layer, such as "forward_layer/cell"; empty for the layer
+    shapes: Weights  # of its parameters, by our names for them; None for a size of the inputs
 
     @property
     def count(self) -> int:
@@ -53,9 +48,6 @@ class Unit:
 
 def units_of(layer: Layer, wrapped: bool = False) -> list[Unit]:
     """The units of a layer in the order of its arrays; ``wrapped`` in Keras's TimeDistributed.
-
-    Raises:
-        InteropError: a cell is none of Keras's.
 
     >>> import rnnjax
     >>> units = units_of(Recurrent("rnn", rnnjax.Bidirectional(LSTMCell(2))))
@@ -153,11 +145,7 @@ def take_apart(layer: Layer, units: Sequence[Unit], params: Params) -> list[Para
 
 
 def to_params(unit: Unit, arrays: Arrays, where: str) -> dict[str, jax.Array]:
-    """Our parameters from Keras's arrays: of Keras 1, 2 or 3, or of its CuDNN layers.
-
-    Raises:
-        InteropError: they are of other shapes than the unit's, or of a type that JAX has not.
-    """
+    """Our parameters from Keras's arrays: of Keras 1, 2 or 3, or of its CuDNN layers."""
     owner = unit.owner
     if isinstance(owner, GRUCell | LSTMCell | SimpleRNNCell):
         arrays = _one_layout(owner, arrays, where)
@@ -178,7 +166,7 @@ def to_params(unit: Unit, arrays: Arrays, where: str) -> dict[str, jax.Array]:
         )
     if _has_second(unit):
         named["recurrent_bias"] = np.zeros_like(named["bias"])
-    return {name: _held(array, f"{name} of {where}") for name, array in named.items()}
+    return {n: jnp.asarray(float_array(f"{n} of {where}", array)) for n, array in named.items()}
 
 
 def _has_second(unit: Unit) -> bool:
@@ -190,11 +178,7 @@ def _has_second(unit: Unit) -> bool:
 
 
 def to_arrays(unit: Unit, params: Any, where: str) -> list[np.ndarray]:
-    """Keras 3's arrays from our parameters, the numbers untouched.
-
-    Raises:
-        InteropError: the parameters are not those of the unit.
-    """
+    """Keras 3's arrays from our parameters, the numbers untouched."""
     if not isinstance(params, Mapping) or not all(
         hasattr(leaf, "shape") for leaf in params.values()
     ):
@@ -215,20 +199,6 @@ def to_arrays(unit: Unit, params: Any, where: str) -> list[np.ndarray]:
     return [named[name] for name in unit.shapes if name in named]
 
 
-def _held(array: np.ndarray, where: str) -> jax.Array:
-    if array.dtype == np.float64 and not jax.config.read("jax_enable_x64"):
-        raise InteropError(
-            f"{where} is float64, which JAX rounds to float32 unless it is told otherwise; run "
-            'jax.config.update("jax_enable_x64", True) first, or convert the model'
-        )
-    if array.dtype not in (np.float16, jnp.bfloat16, np.float32, np.float64):
-        raise InteropError(
-            f"{where} is {array.dtype}, but should be floating point; a quantised model has to be "
-            "saved before it is quantised"
-        )
-    return jnp.asarray(array)
-
-
 def _one_layout(cell: Cell, arrays: Arrays, where: str) -> Arrays:
     """The layout of Keras 2 and 3, whichever of the three it was."""
     gates = len(cell.gates) if isinstance(cell, LSTMCell | GRUCell) else None
@@ -242,21 +212,12 @@ def _one_layout(cell: Cell, arrays: Arrays, where: str) -> Arrays:
         # row. An LSTM adds them; a GRU needs them apart.
         kernel, recurrent, bias = arrays
         if kernel.shape[1] == width and recurrent.shape == (size, width):
-            blocks = [
-                np.ascontiguousarray(block).reshape(size, -1).T for block in _blocks(kernel, gates)
-            ]
-            turned = [block.T for block in _blocks(recurrent, gates)]
-            both = bias.reshape(2, width)
-            return [
-                np.concatenate(blocks, axis=1),
-                np.concatenate(turned, axis=1),
-                both[0] + both[1] if gates == 4 else both,
-            ]
+            first, second = (np.split(array, gates, axis=1) for array in (kernel, recurrent))
+            blocks = [np.ascontiguousarray(block).reshape(size, -1).T for block in first]
+            turned, both = [block.T for block in second], bias.reshape(2, width)
+            kernels = [np.concatenate(parts, axis=1) for parts in (blocks, turned)]
+            return [*kernels, both[0] + both[1] if gates == 4 else both]
     return arrays
-
-
-def _blocks(array: np.ndarray, gates: int) -> list[np.ndarray]:
-    return np.split(array, gates, axis=1)
 
 
 def _join_gates(arrays: Arrays, gates: int, where: str) -> Arrays:
@@ -278,3 +239,78 @@ def _join_gates(arrays: Arrays, gates: int, where: str) -> Arrays:
 def _list(shapes: Weights) -> str:
     spelled = (f"{name} {shape}".replace("None", "any") for name, shape in shapes.items())
     return ", ".join(spelled) or "none"
+
+
+# --- of whole layers ---
+
+
+@dataclasses.dataclass(frozen=True)
+class KerasOrigin:
+    """What a model of Keras says and its layers here do not."""
+
+    # for some layers by name the class they had, "RNN" or "TimeDistributed", which is where
+    # Keras looks for their weights in a file
+    forms: Mapping[str, str]
+
+
+Found = dict[str, list[list[np.ndarray]]]
+"""By the name of a layer, the arrays of each of its units."""
+
+
+def build(network: Network, forms: Mapping[str, str], found: Found) -> Model:
+    """The model of these layers, with the parameters that their arrays become."""
+    params = {}
+    for layer in network.layers.values():
+        units = units_in(layer, forms)
+        if not units:
+            continue
+        parts = []
+        for unit, arrays in zip(units, found[layer.name], strict=True):
+            place = f" at {unit.path!r}" if len(units) > 1 else ""
+            parts.append(to_params(unit, arrays, f"layer {layer.name[:80]!r}{place}"))
+        params[layer.name] = assemble(layer, parts)
+    return Model(network, params, KerasOrigin(dict(forms)))
+
+
+def split(
+    units: Sequence[Unit], arrays: Sequence[np.ndarray], where: str
+) -> list[list[np.ndarray]]:
+    """Which of the arrays belongs to which unit: Keras 1 has three for each gate."""
+    counts_now = [unit.count for unit in units]
+    gates = [len(getattr(unit.owner, "gates", ("y",))) for unit in units]
+    of_keras_1 = [3 * n if n > 1 else count for n, count in zip(gates, counts_now, strict=True)]
+    for counts in (counts_now, of_keras_1):
+        if sum(counts) == len(arrays):
+            rest = iter(arrays)
+            return [[next(rest) for _ in range(count)] for count in counts]
+    raise InteropError(
+        f"{where} should have {sum(counts_now)} arrays, but has {len(arrays)}; "
+        "build the model before it is saved, or take the weights that belong to it"
+    )
+
+
+def units_in(layer: Layer, forms: Mapping[str, str]) -> list[Unit]:
+    """The units of a layer, at the places where Keras 3 writes them."""
+    return units_of(layer, wrapped=forms.get(layer.name) == "TimeDistributed")
+
+
+def forms_of(model: Model) -> Mapping[str, str]:
+    """The classes that layers had in Keras, as far as that is known."""
+    return model.origin.forms if isinstance(model.origin, KerasOrigin) else {}
+
+
+def arrays_of(
+    layer: Layer, model: Model, forms: Mapping[str, str] | None = None
+) -> Iterator[tuple[Unit, list[np.ndarray]]]:
+    """The arrays of each unit of a layer, in the order and form of Keras."""
+    units = units_in(layer, forms or {})
+    if not units:
+        return
+    parts = take_apart(layer, units, model.params.get(layer.name))
+    if len(parts) != len(units):
+        raise InteropError(
+            f"layer {layer.name!r} should have the parameters of {len(units)} cells, but has those "
+            f"of {len(parts)}; take those of this model"
+        )
+    for unit, params in zip(units, parts, strict=True):
+        yield unit, to_arrays(unit, params, f"layer {layer.name!r}")

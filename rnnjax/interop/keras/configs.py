@@ -9,7 +9,6 @@ import numpy as np
 from rnnjax.cells import GRUCell, LSTMCell
 from rnnjax.cells.base import Cell
 from rnnjax.errors import InteropError
-from rnnjax.interop.functions import Function
 from rnnjax.interop.keras.arrays import CELLS, class_of, snake, unique, units_of
 from rnnjax.interop.keras.functions import layer_of, name_of
 from rnnjax.interop.keras.operators import CALL_OPTIONS, OPERATORS, Operation
@@ -23,34 +22,23 @@ from rnnjax.interop.layers import (
     OneHotIds,
     Recurrent,
 )
-from rnnjax.interop.model import Functional, Input, Network, Sequential, Value
+from rnnjax.interop.model import Functional, Input, Network, Sequential, Value, nested
 from rnnjax.layers import Bidirectional, Regularized, Stack
 
-_INITIALIZERS = [
-    "glorot_uniform",
-    "glorot_normal",
-    "he_uniform",
-    "he_normal",
-    "lecun_uniform",
-    "lecun_normal",
-    "orthogonal",
-    "zeros",
-    "ones",
-]
+_INITIALIZERS = ("glorot_uniform", "glorot_normal", "he_uniform", "he_normal", "lecun_uniform",
+                 "lecun_normal", "orthogonal", "zeros", "ones")  # fmt: skip
 
 
 def written_layers(network: Network) -> list[Layer]:
-    """The layers that Keras gets: all, but for ids at the start, which Keras takes as vectors.
-
-    Raises:
-        InteropError: the layers are no row, or one of them is not known to Keras.
-    """
+    """The layers that Keras gets: all, but for ids at the start, which Keras takes as vectors."""
     if not isinstance(network, Sequential | Functional):
         raise InteropError(
             f"a model for Keras should be a Sequential or a Functional, but is a "
             f"{type(network).__name__}; make one of its layers"
         )
     layers = list(network.layers.values())
+    if isinstance(network, Functional):
+        layers = _as_keras_sorts(network)
     if isinstance(layers[0], OneHotIds):
         layers = layers[1:]
     for layer in layers:
@@ -59,12 +47,48 @@ def written_layers(network: Network) -> list[Layer]:
     return layers
 
 
-def kind_of(layer: Layer, form: str | None = None) -> str:
-    """The class of Keras that the layer becomes; ``form`` is the one it came from, where kept.
+def _as_keras_sorts(network: Functional) -> list[Layer]:
+    """The layers by the longest way from each to an output, by which Keras 3 finds their arrays.
 
-    Raises:
-        InteropError: Keras has none.
+    Those that are as far are in the order in which a search from the outputs meets them.
     """
+    calls, first = network.calls, len(network.inputs)
+    before = [
+        [
+            value.source - first
+            for value in (*call.takes, *call.states, call.mask)
+            if isinstance(value, Value) and value.source >= first
+        ]
+        for call in calls
+    ]
+    keys = network.names or range(len(network.outputs))
+    paths = [key if isinstance(key, tuple) else (key,) for key in keys]
+    ends = sorted(zip(paths, network.outputs, strict=True))
+    met: dict[str, int] = {}
+    done: dict[int, int] = {}  # calls, and how far they are
+    stack = [value.source - first for _, value in reversed(ends)]
+    while stack:
+        i = stack[-1]
+        left = [] if i < 0 or i in done else [j for j in before[i] if j not in done]
+        if i >= 0:
+            met.setdefault(calls[i].layer, len(met))
+        if left:
+            stack.append(left[0])
+            continue
+        if i >= 0:
+            done.setdefault(i, 0)
+        stack.pop()
+    far: dict[str, int] = {}
+    for i in reversed(done):
+        name = calls[i].layer
+        far[name] = done[i] = max(done[i], far.get(name, 0))
+        for j in before[i]:
+            done[j] = max(done[j], far[name] + 1)
+    return [network.layers[name] for name in sorted(far, key=lambda name: (-far[name], met[name]))]
+
+
+def kind_of(layer: Layer, form: str | None = None) -> str:
+    """The class of Keras that the layer becomes; ``form`` is the one it came from, where kept."""
     if isinstance(layer, Recurrent):
         cell = _bare(layer.cell)
         if isinstance(cell, Bidirectional):
@@ -99,13 +123,9 @@ def groups_of(layers: list[Layer], forms: Mapping[str, str]) -> dict[str, str]:
 def config_of(
     network: Network, layers: list[Layer], forms: Mapping[str, str], features: int | None
 ) -> dict[str, Any]:
-    """The config of a model; ``features`` of the input of a row, or None where it takes ids.
-
-    Raises:
-        InteropError: a layer does what Keras's does not.
-    """
+    """The config of a model; ``features`` of the input of a row, or None where it takes ids."""
     if isinstance(network, Functional):
-        return _functional(network, forms)
+        return _functional(network, layers, forms)
     ids = isinstance(layers[0], Embedding)
     shape = (None,) if ids else (None, features)
     entries = [_input(Input("input_layer", shape, "int32" if ids else "float32"))]
@@ -119,7 +139,9 @@ def _input(one: Input) -> dict[str, Any]:
     return _entry("InputLayer", config)
 
 
-def _functional(network: Functional, forms: Mapping[str, str]) -> dict[str, Any]:
+def _functional(
+    network: Functional, layers: list[Layer], forms: Mapping[str, str]
+) -> dict[str, Any]:
     """The config of a graph: beside each layer its calls."""
     names = [(one.name, 0) for one in network.inputs]
     for call in network.calls:
@@ -143,25 +165,25 @@ def _functional(network: Functional, forms: Mapping[str, str]) -> dict[str, Any]
     used = [*network.outputs, *(v for call in network.calls for v in (*call.takes, *call.states))]
     states = {names[value.source][0] for value in used if value.output}
     entries = [_input(one) for one in network.inputs]
-    for name, layer in network.layers.items():
-        entries.append(layer_config(layer, forms.get(name)))
-        if isinstance(layer, Recurrent) and name in states:
+    for layer in layers:
+        entries.append(layer_config(layer, forms.get(layer.name)))
+        if isinstance(layer, Recurrent) and layer.name in states:
             config = entries[-1]["config"]
             for part in ("layer", "backward_layer"):
                 config.get(part, {"config": config})["config"]["return_state"] = True
-    layers = []
+    listed = []
     for entry in entries:
         name, own = entry["config"]["name"], entry["module"] == "keras.layers"
         config = entry["config"] | ({"trainable": True} if own else {})  # unlike a function
-        layers.append({**entry, "config": config, "name": name, "inbound_nodes": nodes[name]})
+        listed.append({**entry, "config": config, "name": name, "inbound_nodes": nodes[name]})
     ends: Any = [[*names[value.source], value.output] for value in network.outputs]
     if network.names is not None:
-        ends = dict(zip(network.names, ends, strict=True))
+        ends = nested(network.names, ends)
     elif len(ends) == 1:
         ends = ends[0]
     starts: Any = [[one.name, 0, 0] for one in network.inputs]
     starts = starts if len(starts) > 1 else starts[0]
-    whole = {"name": "functional", "layers": layers, "input_layers": starts, "output_layers": ends}
+    whole = {"name": "functional", "layers": listed, "input_layers": starts, "output_layers": ends}
     return {**_entry("Functional", whole), "module": "keras.src.models.functional"}
 
 
@@ -195,9 +217,6 @@ def _operation(layer: Operation) -> dict[str, Any]:
 def layer_config(layer: Layer, form: str | None = None) -> dict[str, Any]:
     """The dict of class name and options of one layer.
 
-    Raises:
-        InteropError: it does what Keras's layer does not.
-
     >>> entry = layer_config(Dense("head", 3, "softmax"))
     >>> entry["class_name"], entry["config"]
     ('Dense', {'name': 'head', 'units': 3, 'activation': 'softmax', 'use_bias': True})
@@ -230,12 +249,8 @@ def layer_config(layer: Layer, form: str | None = None) -> dict[str, Any]:
 
 
 def _entry(kind: str, config: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "module": "keras.layers",
-        "class_name": kind,
-        "config": config,
-        "registered_name": None,
-    }
+    own = {"module": "keras.layers", "registered_name": None}
+    return {**own, "class_name": kind, "config": config}
 
 
 def _class_of(cell: Cell, form: str | None) -> str:
@@ -274,15 +289,8 @@ def _recurrent(layer: Recurrent, kind: str, form: str | None) -> dict[str, Any]:
             _one_direction(part, part_kind, name, layer, reverse, layer.return_sequences)
         )
     merge = {"average": "ave"}.get(cell.merge, cell.merge) if layer.merged else None
-    return _entry(
-        kind,
-        {
-            "name": layer.name,
-            "merge_mode": merge,
-            "layer": directions[0],
-            "backward_layer": directions[1],
-        },
-    )
+    both = {"layer": directions[0], "backward_layer": directions[1]}
+    return _entry(kind, {"name": layer.name, "merge_mode": merge, **both})
 
 
 def _one_direction(
@@ -328,7 +336,7 @@ def _cell_options(cell: Cell, name: str) -> dict[str, Any]:
         )
     options: dict[str, Any] = {
         "units": bare.hidden_size,
-        "activation": _activation(bare.activation, where),
+        "activation": name_of(bare.activation, where),
         "use_bias": bare.use_bias,
     }
     for ours, theirs in (
@@ -339,7 +347,7 @@ def _cell_options(cell: Cell, name: str) -> dict[str, Any]:
         if getattr(bare, ours) in _INITIALIZERS:
             options[theirs] = getattr(bare, ours)
     if isinstance(bare, LSTMCell | GRUCell):
-        options["recurrent_activation"] = _activation(bare.recurrent_activation, where)
+        options["recurrent_activation"] = name_of(bare.recurrent_activation, where)
     if isinstance(bare, LSTMCell):
         options["unit_forget_bias"] = bare.unit_forget_bias
     if isinstance(bare, GRUCell):
@@ -352,7 +360,3 @@ def _cell_options(cell: Cell, name: str) -> dict[str, Any]:
         options["dropout"] = cell.input_dropout
         options["recurrent_dropout"] = cell.recurrent_dropout
     return options
-
-
-def _activation(function: str | Function, where: str) -> str | dict[str, Any]:
-    return name_of(function, where)

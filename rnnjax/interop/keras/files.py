@@ -26,7 +26,7 @@ import numpy as np
 
 from rnnjax.errors import InteropError
 from rnnjax.interop.keras import hdf5
-from rnnjax.interop.whole import write_whole
+from rnnjax.interop.whole import in_a_line, package, write_whole
 
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 _LONGEST_JSON = 16 * 2**20
@@ -34,35 +34,21 @@ _AT_LEAST = 64 * 2**20  # bytes that any file may unfold to
 _SIGNATURES = {b"\x89HDF\r\n\x1a\n": "hdf5", b"PK\x03\x04": "zip"}
 # All that Python's reader of archives is known to raise on damaged ones.
 _ZIP_ERRORS = (
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    struct.error,
-    OSError,
-    EOFError,
-    ValueError,
-    RuntimeError,
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, OSError, EOFError, ValueError,
+    RuntimeError, OverflowError, IndexError,
     NotImplementedError,  # a method of compression that Python does not know
-    OverflowError,
-    IndexError,
-)
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class KerasFile:
-    """What a file of Keras holds.
+    """What a file of Keras holds."""
 
-    Attributes:
-        config: of the model, from JSON; None where the file holds weights alone.
-        version: of Keras, such as ``"2.4.0"``; empty where the file does not say.
-        arrays: by their paths: ``"layers/lstm/cell/vars/0"``.
-        groups: of a file in the old layout, for each layer in order its name and its arrays by
-            their names in the file; None for the new layout.
-    """
-
-    config: Any
-    version: str
-    arrays: Mapping[str, np.ndarray]
+    config: Any  # of the model, from JSON; None where the file holds weights alone
+    version: str  # of Keras, such as "2.4.0"; empty where the file does not say
+    arrays: Mapping[str, np.ndarray]  # by their paths: "layers/lstm/cell/vars/0"
+    # of a file in the old layout, for each layer in order its name and its arrays by their names in
+    # the file; None for the new layout
     groups: tuple[tuple[str, dict[str, np.ndarray]], ...] | None = None
 
 
@@ -71,10 +57,6 @@ def read_file(path: str | os.PathLike[str]) -> KerasFile:
 
     Nothing in it is run and nothing unpickled, no link is followed, and no more is read than its
     size can account for.
-
-    Raises:
-        InteropError: it cannot be read, is of another format, or is damaged; or the package h5py is
-            missing.
     """
     path = Path(path)
     try:
@@ -108,7 +90,7 @@ def _read_archive(path: Path) -> KerasFile:
                 _refuse(path, f"it has no member {_WEIGHTS}; save it again with Keras 3 and h5py")
             weights = _member(path, archive, _WEIGHTS, bound)
     except _ZIP_ERRORS as error:
-        _refuse(path, f"the archive is damaged ({_short(error)}); get it again", error)
+        _refuse(path, f"the archive is damaged ({in_a_line(error)}); get it again", error)
     about = parse_json(path, _METADATA, metadata)
     version = about.get("keras_version") if isinstance(about, dict) else None
     with tempfile.TemporaryDirectory() as folder:
@@ -130,24 +112,22 @@ def _member(path: Path, archive: zipfile.ZipFile, name: str, bound: int) -> byte
 
 
 def parse_json(path: Path, name: str, text: str | bytes) -> Any:
-    """JSON, whatever it is.
-
-    Raises:
-        InteropError: it is none, too long, or too deep.
-    """
+    """JSON, whatever it is."""
     if len(text) > _LONGEST_JSON:
         _refuse(path, f"{name} is longer than {_LONGEST_JSON} bytes")
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        _refuse(path, f"{name} cannot be read as JSON ({_short(error)}); get the file again", error)
+        _refuse(
+            path, f"{name} cannot be read as JSON ({in_a_line(error)}); get the file again", error
+        )
 
 
 def _read_hdf5(
     path: Path, shown: Path | None = None
 ) -> tuple[dict[str, dict[str, Any]], dict[str, np.ndarray]]:
     """Attributes and arrays by path, from a process that may crash without harm."""
-    _package()
+    package("h5py", "files of Keras", "keras-files")
     shown = shown or path
     program = _program(shown)
     try:
@@ -262,17 +242,13 @@ def _names(attributes: dict[str, dict[str, Any]], path: str, name: str) -> list[
 
 
 def write_hdf5(path: Path, groups: Mapping[str, tuple[str, list[np.ndarray]]]) -> None:
-    """Write a ``.weights.h5`` file of Keras 3; see `hdf5_bytes` for ``groups``.
-
-    Raises:
-        InteropError: it cannot be written, or the package h5py is missing.
-    """
+    """Write a ``.weights.h5`` file of Keras 3; see `hdf5_bytes` for ``groups``."""
     write_whole(path, hdf5_bytes(groups))
 
 
 def hdf5_bytes(groups: Mapping[str, tuple[str, list[np.ndarray]]]) -> bytes:
     """What Keras 3 writes: for each path, such as ``layers/lstm/cell``, a name and its arrays."""
-    h5py = _package()
+    h5py = package("h5py", "files of Keras", "keras-files")
     content = io.BytesIO()
     with h5py.File(content, "w") as file:
         for path, (name, arrays) in groups.items():
@@ -288,32 +264,13 @@ def hdf5_bytes(groups: Mapping[str, tuple[str, list[np.ndarray]]]) -> bytes:
 def write_archive(
     path: Path, config: Any, metadata: Any, groups: Mapping[str, tuple[str, list[np.ndarray]]]
 ) -> None:
-    """Write a ``.keras`` archive of Keras 3.
-
-    Raises:
-        InteropError: it cannot be written, or the package h5py is missing.
-    """
+    """Write a ``.keras`` archive of Keras 3."""
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr(_METADATA, json.dumps(metadata))
         file.writestr(_CONFIG, json.dumps(config))
         file.writestr(_WEIGHTS, hdf5_bytes(groups))
     write_whole(path, archive.getvalue())
-
-
-def _package() -> Any:
-    try:
-        import h5py
-    except ImportError as error:
-        raise InteropError(
-            "files of Keras need the package h5py, which is not installed; run "
-            "pip install 'rnnjax[keras-files]'"
-        ) from error
-    return h5py
-
-
-def _short(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:160]
 
 
 def _refuse(path: Path, why: str, cause: BaseException | None = None) -> NoReturn:

@@ -8,55 +8,25 @@ from rnnjax.cells.activations import ACTIVATIONS
 from rnnjax.errors import InteropError
 from rnnjax.interop.functions import ELU, FUNCTIONS, CutReLU, Function, LeakyReLU
 
-_SAME = [
-    "celu",
-    "elu",
-    "exponential",
-    "glu",
-    "hard_shrink",
-    "hard_sigmoid",
-    "hard_silu",
-    "hard_tanh",
-    "linear",
-    "log_sigmoid",
-    "log_softmax",
-    "mish",
-    "relu",
-    "relu6",
-    "selu",
-    "sigmoid",
-    "silu",
-    "soft_shrink",
-    "softmax",
-    "softplus",
-    "softsign",
-    "sparse_plus",
-    "sparse_sigmoid",
-    "squareplus",
-    "tanh",
-    "tanh_shrink",
-]
-
-_BY_NAME: Mapping[str, str | Function] = {
-    **{name: name for name in _SAME},
+# By Keras's name where it is another than ours, or ours is of another function.
+_OTHERS: Mapping[str, str | Function] = {
     "swish": "silu",
     "hard_swish": "hard_silu",
     "gelu": "exact_gelu",
     "leaky_relu": LeakyReLU(0.2),
     "sparsemax": "keras_sparsemax",
 }
+_OURS = "legacy_hard_sigmoid", "exact_gelu", "keras_sparsemax"
+_BY_NAME: Mapping[str, str | Function] = {
+    **{name: name for name in FUNCTIONS if name not in (*_OTHERS, *_OURS)},
+    **_OTHERS,
+}
 
 
 def function_of(value: Any, version: int, where: str) -> str | Function:
     """The function that stands in a config: a name, None, or an activation layer in a dict.
 
-    Args:
-        value: what stands there.
-        version: of Keras, 1, 2 or 3: the first two mean another function by ``"hard_sigmoid"``.
-        where: in words, for the error.
-
-    Raises:
-        InteropError: it is no function of Keras, or one that needs arguments.
+    The first two versions of Keras mean another function by ``"hard_sigmoid"``.
 
     >>> function_of("hard_sigmoid", 2, "layer 'lstm'"), function_of("gelu", 3, "layer 'dense'")
     ('legacy_hard_sigmoid', 'exact_gelu')
@@ -67,7 +37,7 @@ def function_of(value: Any, version: int, where: str) -> str | Function:
         kind, config = value.get("class_name"), value.get("config")
         if kind == "function" and isinstance(config, str):
             return function_of(config, version, where)
-        if isinstance(kind, str) and kind in ACTIVATION_LAYERS and not _is_custom(value):
+        if isinstance(kind, str) and kind in ACTIVATION_LAYERS and not value.get("registered_name"):
             return ACTIVATION_LAYERS[kind](config if isinstance(config, dict) else {}, where)
     if value == "hard_sigmoid" and version < 3:
         return "legacy_hard_sigmoid"
@@ -84,10 +54,6 @@ def cell_function(function: str | Function) -> str | Function:
     if isinstance(function, str) and function not in ACTIVATIONS:
         return FUNCTIONS[function]
     return function
-
-
-def _is_custom(value: Mapping[str, Any]) -> bool:
-    return bool(value.get("registered_name"))
 
 
 def _number(config: Mapping[str, Any], names: tuple[str, ...], default: Any, where: str) -> Any:
@@ -114,14 +80,6 @@ def _relu(config: Mapping[str, Any], where: str) -> str | Function:
     return "relu" if cut == CutReLU() else cut
 
 
-def _leaky_relu(config: Mapping[str, Any], where: str) -> Function:
-    return LeakyReLU(_number(config, ("negative_slope", "alpha"), 0.3, where))
-
-
-def _elu(config: Mapping[str, Any], where: str) -> Function:
-    return ELU(_number(config, ("alpha",), 1.0, where))
-
-
 def _softmax(config: Mapping[str, Any], where: str) -> str:
     if config.get("axis", -1) not in (-1, [-1]):
         raise InteropError(
@@ -133,8 +91,8 @@ def _softmax(config: Mapping[str, Any], where: str) -> str:
 
 ACTIVATION_LAYERS: Mapping[str, Callable[[Mapping[str, Any], str], str | Function]] = {
     "ReLU": _relu,
-    "LeakyReLU": _leaky_relu,
-    "ELU": _elu,
+    "LeakyReLU": lambda o, where: LeakyReLU(_number(o, ("negative_slope", "alpha"), 0.3, where)),
+    "ELU": lambda o, where: ELU(_number(o, ("alpha",), 1.0, where)),
     "Softmax": _softmax,
 }
 """The layers of Keras that are nothing but an activation with options, by class name."""
@@ -142,9 +100,6 @@ ACTIVATION_LAYERS: Mapping[str, Callable[[Mapping[str, Any], str], str | Functio
 
 def name_of(function: str | Function, where: str) -> str | dict[str, Any]:
     """How Keras 3 writes a function: its name, or the config of an activation layer.
-
-    Raises:
-        InteropError: Keras has no such function.
 
     >>> name_of("exact_gelu", "layer 'dense'"), name_of("silu", "layer 'dense'")
     ('gelu', 'silu')

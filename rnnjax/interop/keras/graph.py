@@ -1,8 +1,9 @@
 """From the config of a Keras model to its layers, and what each of them takes."""
 
+import collections
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from rnnjax.errors import InteropError
@@ -14,30 +15,22 @@ _LASTS = ("SimpleRNN", "LSTM", "GRU", "RNN", "CuDNNLSTM", "CuDNNGRU", "Bidirecti
 _MERGES = ("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum", "Concatenate")
 _KEEPS = ("Dense", "Activation", "TimeDistributed", "Dropout", "SpatialDropout1D", "Softmax",
           "ReLU", "LeakyReLU", "ELU", "BatchNormalization", "LayerNormalization", "Attention",
-          "AdditiveAttention", "MultiHeadAttention")  # fmt: skip
+          "AdditiveAttention", "MultiHeadAttention", "InputLayer")  # fmt: skip
+
+_MOST_USES = 2**14
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A layer as it stands in a config.
+    """A layer as it stands in a config."""
 
-    Attributes:
-        name: of the layer.
-        kind: its class name; behind ``"ops."`` that of a function of ``keras.ops``.
-        config: its options.
-    """
-
-    name: str
-    kind: str
-    config: Mapping[str, Any]
+    name: str  # of the layer
+    kind: str  # its class name; behind "ops." that of a function of keras.ops
+    config: Mapping[str, Any]  # its options
 
 
 def entry_of(value: Any, where: str) -> Entry:
-    """A layer from its dict of class name and options.
-
-    Raises:
-        InteropError: it is no such dict, or the class is not one of Keras.
-    """
+    """A layer from its dict of class name and options."""
     if not isinstance(value, dict) or not isinstance(value.get("class_name"), str):
         raise InteropError(
             f"{where} should be a dict with class_name and config, but is {_short(value)}; the "
@@ -78,11 +71,7 @@ def is_model(kind: str) -> bool:
 
 
 def layers_in(kind: str, config: Any) -> list[Entry]:
-    """All layers of a model's config, in the order in which they stand there.
-
-    Raises:
-        InteropError: it has none, or one of them is damaged or not one of Keras.
-    """
+    """All layers of a model's config in their order there, a model among them as one."""
     listed = config.get("layers") if isinstance(config, dict) else config
     if not isinstance(listed, list) or not listed:
         raise InteropError(f"a {kind} model should list its layers, but has {_short(listed)}")
@@ -99,99 +88,188 @@ class Ref(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Use:
-    """One use of a layer.
+    """One use of a layer."""
 
-    Attributes:
-        takes: the tensors that it is called with.
-        arguments: these as None, among them the numbers that stand beside them.
-        options: what else the call is told.
-        states: with which a recurrent layer begins.
-        mask: None where it comes by itself.
-    """
-
-    takes: tuple[Ref, ...]
+    takes: tuple[Ref, ...]  # the tensors that it is called with
+    # these as None, among them the numbers that stand beside them
     arguments: tuple[Any, ...] = (None,)
+    # what else the call is told
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    states: tuple[Ref, ...] = ()
-    mask: Ref | None = None
+    states: tuple[Ref, ...] = ()  # with which a recurrent layer begins
+    mask: Ref | None = None  # None where it comes by itself
+    masks: tuple[Ref | None, ...] = ()  # of a model, for each that it takes
+
+    def moved(self, to: Callable[[Ref], Ref]) -> "Use":
+        """The same, of other tensors."""
+        mask = None if self.mask is None else to(self.mask)
+        takes, states = tuple(map(to, self.takes)), tuple(map(to, self.states))
+        return dataclasses.replace(self, takes=takes, states=states, mask=mask)
+
+
+Path = tuple[str | int, ...]
+"""Keys and places that lead to an output where dicts and lists are inside of each other."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Wiring:
-    """A model as a graph.
+    """A model as a graph."""
 
-    Attributes:
-        entries: the layers by which others call them, inputs among them.
-        inputs: the names of these.
-        uses: of layers, each behind those that it takes from.
-        outputs: of the model.
-        names: of the outputs where they are a dict.
-        masked: of some of the uses, the layer from which the mask comes that they are given.
-    """
-
-    entries: Mapping[str, Entry]
-    inputs: tuple[str, ...]
-    uses: Mapping[tuple[str, int], Use]
-    outputs: tuple[Ref, ...]
-    names: tuple[str, ...] | None = None
+    entries: Mapping[str, Entry]  # the layers by which others call them, inputs among them
+    inputs: tuple[str, ...]  # the names of these
+    uses: Mapping[tuple[str, int], Use]  # of layers, each behind those that it takes from
+    outputs: tuple[Ref, ...]  # of the model
+    # of the outputs, as a `rnnjax.interop.Functional` has them
+    names: tuple[str | Path, ...] | None = None
+    # of some of the uses, the layer from which the mask comes that they are given
     masked: Mapping[tuple[str, int], str] = dataclasses.field(default_factory=dict)
 
 
 def row_of(entries: list[Entry]) -> Wiring:
-    """Layers one behind the other.
+    """Layers one behind the other."""
+    return _finished(_row(entries))
 
-    Raises:
-        InteropError: two have one name, or there is none but an input.
-    """
-    first = entries[0] if entries[0].kind == "InputLayer" else _begin(entries[0])
+
+def _row(entries: list[Entry]) -> Wiring:
+    first = entries[0]
+    if first.kind != "InputLayer":
+        known = {k: v for k, v in first.config.items() if k == "batch_input_shape" and v}
+        first = Entry("xs", "InputLayer", known)
     rest = [entry for entry in entries if entry.kind != "InputLayer"]
     named: dict[str, Entry] = {"": first}
     for entry in rest:
         _add(named, entry.name, entry)
     names = [*named]
     uses = {(name, 0): Use((Ref(before),)) for before, name in itertools.pairwise(names)}
-    return _with_masks(Wiring(named, ("",), uses, (Ref(names[-1]),)))
-
-
-def _begin(entry: Entry) -> Entry:
-    shape = entry.config.get("batch_input_shape")
-    return Entry("xs", "InputLayer", {} if shape is None else {"batch_input_shape": shape})
+    return _inlined(Wiring(named, ("",), uses, (Ref(names[-1]),)))
 
 
 def wiring_of(kind: str, config: Any) -> Wiring:
-    """The graph of a model.
+    """The graph of a model; models that are layers of it are the layers that they are made of."""
+    return _finished(_whole(kind, config))
 
-    Raises:
-        InteropError: it is damaged.
-    """
+
+def _whole(kind: str, config: Any, inside: bool = False) -> Wiring:
     listed = layers_in(kind, config)
     if kind == "Sequential":
-        return row_of(listed)
+        return _row(listed)
+    if not isinstance(config, dict):
+        raise InteropError(f"the config of a {kind} model should be a dict; it is damaged")
     # A node has its name beside its config, and the first is what others call it by.
     entries: dict[str, Entry] = {}
     calls: dict[tuple[str, int], Use] = {}
     for entry, value in zip(listed, config["layers"], strict=True):
         name, nodes = value.get("name", entry.name), value.get("inbound_nodes")
         # A function of keras.ops is there by its name, as if it were a layer of Keras 3.
-        if "trainable" not in entry.config and _is_keras_3(nodes):
+        if "trainable" not in entry.config and _is_keras_3(nodes) and not is_model(entry.kind):
             entry = dataclasses.replace(entry, kind=f"ops.{entry.kind}")
         _add(entries, name, entry)
         for i, use in enumerate(_uses(entry, name, nodes)):
             calls[name, i] = use
-    inputs = tuple(ref.layer for ref, _ in _tensors(config.get("input_layers")))
-    ends, names = config.get("output_layers"), None
-    if isinstance(ends, dict):
-        names, ends = tuple(ends), [*ends.values()]
-    outputs = tuple(ref for ref, _ in _tensors(ends))
-    if names is not None and len(names) != len(outputs):
-        names = None
+    starts, ends = (
+        # The outputs of one inside have the numbers of those that are sorted by their keys.
+        {path: ref for path, ref, _ in (sorted if inside else list)(_tensors(config.get(key)))}
+        for key in ("input_layers", "output_layers")
+    )
+    inputs, outputs = tuple(ref.layer for ref in starts.values()), tuple(ends.values())
+    names: tuple[Any, ...] | None = None
+    if not all(path in ((), (i,)) for i, path in enumerate(ends)):
+        names = tuple(p[0] if len(p) == 1 and isinstance(p[0], str) else p for p in ends)
     for name in inputs:
         if name not in entries:
             raise InteropError(f"the input {_short(name)} is no layer; the graph is damaged")
     if not inputs or not outputs:
         raise InteropError("a model should have inputs and outputs, but has none; it is damaged")
     whole = Wiring(entries, inputs, calls, outputs, names)
-    return _with_masks(dataclasses.replace(whole, uses=_ordered(whole)))
+    new = any(_is_keras_3(value.get("inbound_nodes")) for value in config["layers"])
+    return _inlined(_counted_from_0(whole, new))
+
+
+def _counted_from_0(whole: Wiring, new: bool) -> Wiring:
+    """Calls of models have numbers from 1 on: in Keras 2, and in Keras 3 among the outputs alone.
+
+    There those of a Sequential begin with 0.
+    """
+
+    def counted(ref: Ref) -> Ref:
+        kind = whole.entries[ref.layer].kind if ref.layer in whole.entries else ""
+        return ref._replace(use=ref.use - (is_model(kind) and not (new and kind == "Sequential")))
+
+    uses = whole.uses if new else {here: use.moved(counted) for here, use in whole.uses.items()}
+    return dataclasses.replace(whole, uses=uses, outputs=tuple(map(counted, whole.outputs)))
+
+
+def _finished(whole: Wiring) -> Wiring:
+    """With the uses that the outputs need, in order, and without what comes by itself."""
+    whole = _with_masks(dataclasses.replace(whole, uses=_ordered(whole)))
+    same: dict[Ref, Ref] = {}  # of inputs of models inside, what they are given
+    for (name, number), use in whole.uses.items():
+        if whole.entries[name].kind == "InputLayer":
+            if use.mask is not None:
+                raise InteropError(
+                    f"input {whole.entries[name].name[:80]!r} of a model inside of the model is "
+                    "given a mask in its call, which is not known here; leave it out"
+                )
+            same[Ref(name, number)] = same.get(use.takes[0], use.takes[0])
+    return _replaced(whole, same)
+
+
+def _replaced(whole: Wiring, same: Mapping[Ref, Ref]) -> Wiring:
+    """Tensors in the place of others, which nothing makes any more."""
+
+    def to(ref: Ref) -> Ref:
+        return same.get(ref, ref)
+
+    gone = {ref[:2] for ref in same}
+    uses = {here: use.moved(to) for here, use in whole.uses.items() if here not in gone}
+    return dataclasses.replace(whole, uses=uses, outputs=tuple(map(to, whole.outputs)))
+
+
+def _inlined(whole: Wiring) -> Wiring:
+    """The layers of models in the places of these; a layer of one is named ``model.layer``."""
+    models = {
+        name: _whole(entry.kind, entry.config, inside=True)
+        for name, entry in whole.entries.items()
+        if is_model(entry.kind)
+    }
+    entries: dict[str, Entry] = {}
+    for name, entry in whole.entries.items():
+        if name not in models:
+            _add(entries, name, entry)
+            continue
+        for part, one in models[name].entries.items():
+            own = dataclasses.replace(one, name=f"{entry.name}.{one.name}")
+            _add(entries, f"{name}.{part}", own)
+    uses: dict[tuple[str, int], Use] = {}
+    same: dict[Ref, Ref] = {}
+    for (name, number), use in whole.uses.items():
+        if name not in models:
+            uses[name, number] = use
+            continue
+        inner, more = models[name], [*use.options, *use.states]
+        masks = use.masks or (use.mask,) * len(use.takes)
+        fits = len(use.takes) == len(inner.inputs) == len(masks) == len(use.arguments)
+        if more or not fits:
+            raise InteropError(
+                f"model {name[:80]!r}, a layer of the model, should be called with "
+                f"{len(inner.inputs)} arrays alone, but is called with {len(use.takes)}, and with "
+                f"{', '.join(map(str, more)) or 'nothing'}; call it with its inputs"
+            )
+        times = collections.Counter(part for part, _ in inner.uses)
+
+        def placed(ref: Ref, name: str = name, number: int = number, times: Any = times) -> Ref:
+            use = number * max(times[ref.layer], 1) + ref.use
+            return Ref(f"{name}.{ref.layer}", use, ref.output)
+
+        for start, ref, mask in zip(inner.inputs, use.takes, masks, strict=True):
+            uses[placed(Ref(start))[:2]] = Use((ref,), mask=mask)
+        uses |= {placed(Ref(*at))[:2]: one.moved(placed) for at, one in inner.uses.items()}
+        same |= {Ref(name, number, i): placed(ref) for i, ref in enumerate(inner.outputs)}
+        if len(uses) > _MOST_USES:  # models in models, each called twice, soon are a million
+            raise InteropError(
+                f"models inside of the model stand for more than {_MOST_USES:,} calls of layers; "
+                "load these models one by one"
+            )
+    return _replaced(dataclasses.replace(whole, entries=entries, uses=uses), same)
 
 
 def _is_keras_3(nodes: Any) -> bool:
@@ -284,7 +362,7 @@ def _uses(entry: Entry, name: str, nodes: Any) -> Iterator[Use]:
             found.look_at(node.get("args"))
             options = node.get("kwargs") or {}
         else:
-            for ref, more in _tensors(node):
+            for _, ref, more in _tensors(node):
                 found.arguments.append(ref)
                 options = options | (more if isinstance(more, dict) else {"": more})
         if not isinstance(options, dict):
@@ -292,10 +370,12 @@ def _uses(entry: Entry, name: str, nodes: Any) -> Iterator[Use]:
         options = {k: v for k, v in options.items() if v is not None}
         if not options.get("training"):
             options.pop("training", None)
+        masks: tuple[Ref | None, ...] = ()
+        if is_model(entry.kind) and isinstance(options.get("mask"), list):
+            masks = tuple(_Found(mask).first for mask in options.pop("mask"))
         named = {}
         for key in [k for k in (*_TENSORS, "initial_state", "mask", *options) if k in options]:
-            inside = _Found()
-            inside.look_at(options.get(key))
+            inside = _Found(options.get(key))
             if inside.tensors:
                 named[key] = tuple(inside.tensors)
                 del options[key]
@@ -312,18 +392,23 @@ def _uses(entry: Entry, name: str, nodes: Any) -> Iterator[Use]:
         if entry.kind in _LASTS:
             takes, states = takes[:1], (*takes[1:], *states)
         arguments = tuple(None if isinstance(a, Ref) else a for a in found.arguments)
-        yield Use(takes, arguments, options, states, mask[0])
+        yield Use(takes, arguments, options, states, mask[0], masks)
 
 
 class _Found:
     """The tensors in the arguments of a call, and the numbers among them."""
 
-    def __init__(self) -> None:
+    def __init__(self, value: Any = None) -> None:
         self.arguments: list[Any] = []
+        self.look_at(value)
 
     @property
     def tensors(self) -> list[Ref]:
         return [one for one in self.arguments if isinstance(one, Ref)]
+
+    @property
+    def first(self) -> Ref | None:
+        return next(iter(self.tensors), None)
 
     def look_at(self, value: Any) -> None:
         if isinstance(value, dict) and value.get("class_name") == "__keras_tensor__":
@@ -332,6 +417,11 @@ class _Found:
             self.arguments.append(_tensor(history))
         elif isinstance(value, list) and len(value) >= 3 and isinstance(value[0], str):
             self.arguments.append(_tensor(value[:3]))  # of Keras 2
+        elif isinstance(value, dict) and value.get("class_name") == "__tuple__":
+            self.look_at(value.get("items"))
+        elif isinstance(value, dict) and "class_name" not in value:
+            for _, entry in sorted(value.items()):
+                self.look_at(entry)
         elif isinstance(value, list):
             for entry in value:
                 self.look_at(entry)
@@ -339,13 +429,15 @@ class _Found:
             self.arguments.append(value)
 
 
-def _tensors(value: Any) -> Iterator[tuple[Ref, Any]]:
+def _tensors(value: Any, path: Path = ()) -> Iterator[tuple[Path, Ref, Any]]:
     """All ``[name, use, output, ...]`` in lists of lists, of which Keras has had several depths."""
+    if isinstance(value, dict) and value.get("class_name") == "__tuple__":
+        value = value.get("items")
     if isinstance(value, list) and len(value) >= 3 and isinstance(value[0], str):
-        yield _tensor(value[:3]), value[3] if len(value) > 3 else {}
+        yield path, _tensor(value[:3]), value[3] if len(value) > 3 else {}
     elif isinstance(value, list | dict):
-        for entry in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(entry)
+        for key, entry in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _tensors(entry, (*path, key))
     elif value is not None:
         raise InteropError(
             f"the graph of the model should be made of lists, but has {_short(value)}"

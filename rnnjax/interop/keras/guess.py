@@ -16,27 +16,16 @@ _MOST_STEPS = 10_000
 
 @dataclasses.dataclass(frozen=True)
 class Guess:
-    """A layer: how it stands in a config, and the sizes of what goes in and comes out.
+    """A layer: how it stands in a config, and the sizes of what goes in and comes out."""
 
-    Attributes:
-        entry: the layer, with the options that its arrays show.
-        group: its name in the file.
-        input_size: None for an embedding, which takes ids.
-        output_size: of its outputs.
-    """
-
-    entry: Entry
-    group: str
-    input_size: int | None
-    output_size: int
+    entry: Entry  # the layer, with the options that its arrays show
+    group: str  # its name in the file
+    input_size: int | None  # None for an embedding, which takes ids
+    output_size: int  # of its outputs
 
 
 def guess_groups(groups: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> list[Guess]:
-    """The layers of a file in the old layout, which states their order.
-
-    Raises:
-        InteropError: the arrays of one are none that are known.
-    """
+    """The layers of a file in the old layout, which states their order."""
     guesses = []
     for name, arrays in groups:
         if not arrays:
@@ -52,11 +41,7 @@ def guess_groups(groups: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> list
 
 
 def guess_paths(arrays: Mapping[str, np.ndarray]) -> list[Guess]:
-    """The layers of a file of Keras 3, put in the one order in which their sizes fit.
-
-    Raises:
-        InteropError: the arrays of one are none that are known, or several orders fit, or none.
-    """
+    """The layers of a file of Keras 3, put in the one order in which their sizes fit."""
     groups: dict[str, dict[str, dict[int, np.ndarray]]] = {}
     for path, array in arrays.items():
         found = re.fullmatch(r"[^/]+/([^/]+)/(?:(.+)/)?vars/(\d{1,3})", path)

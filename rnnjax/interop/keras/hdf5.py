@@ -50,7 +50,7 @@ class Reader:
         found: list[tuple[str, Any]] = []
         for name in names:
             self._visit(file, name, "", 1, found)
-        self.arrays = [(path, self._array(path, dataset)) for path, dataset in found]
+        self.arrays = [(path, self._array(dataset)) for path, dataset in found]
 
     def _visit(self, group: Any, name: str, above: str, depth: int, found: list[Any]) -> None:
         path = f"{above}/{name}" if above else name
@@ -96,7 +96,7 @@ class Reader:
                 f"{path[:80]!r} {dataset.shape}, which is far more than the file holds"
             )
 
-    def _array(self, path: str, dataset: Any) -> Any:
+    def _array(self, dataset: Any) -> Any:
         array = self.numpy.ascontiguousarray(dataset[()]).reshape(dataset.shape)
         if _is_bfloat16(dataset):
             array = array.view(self.numpy.uint16)

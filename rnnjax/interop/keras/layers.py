@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -14,30 +14,17 @@ from rnnjax.interop.functions import Function
 from rnnjax.interop.keras.functions import ACTIVATION_LAYERS, cell_function, function_of
 from rnnjax.interop.keras.graph import Entry, Use, Wiring, entry_of, is_model
 from rnnjax.interop.keras.operators import OPERATORS, Operation
-from rnnjax.interop.layers import (
-    Activation,
-    Dense,
-    Dropout,
-    Embedding,
-    Layer,
-    Masking,
-    Recurrent,
-)
+from rnnjax.interop.layers import Activation, Dense, Dropout, Embedding, Layer, Masking, Recurrent
 from rnnjax.interop.model import Call, Functional, Input, Sequential, Value
 from rnnjax.interop.registry import cell_named
 from rnnjax.layers import Bidirectional, Regularized, Stack
 from rnnjax.layers import Dropout as DropoutRate
 
-_LARGEST = 2**31 - 1
-_FLAGS = {"use_bias": True, "center": True, "scale": True} | dict.fromkeys(
-    ("keepdims", "normalize", "use_scale", "use_causal_mask", "return_attention_scores"), False
-)
-_WORDS: Mapping[str, tuple[str | None, ...]] = {
-    "padding": ("valid", "same", "causal"),
-    "score_mode": ("dot", "concat"),
-    "dtype": (None, "bool", "int32", "float32"),
-}
-_ONE = {"dilation_rate": 1, "axis": -1}  # where old versions did not write it
+_LEAST, _LARGEST = -(2**31), 2**31 - 1
+_PADDING = "valid", "same", "causal"
+_SAME_AXES = {"Activation", "Dropout", "ReLU", "LeakyReLU", "ELU"} | {
+    kind for kind, row in OPERATORS.items() if row.arrays != (1, 1) or row.options == ("dtype",)
+} - {"Dot"}  # of (batch, time), where no layer has seen a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +54,13 @@ class Options:
     def __init__(self, entry: Entry, version: Version) -> None:
         self.entry, self.version = entry, version
         self.where = f"layer {entry.name[:80]!r} ({entry.kind[:40]})"
+        dtype = self.get("dtype")
+        policy = str(dtype.get("class_name")) if isinstance(dtype, dict) else ""
+        if self.get("lora_rank") or self.get("quantization_config") or "Quantized" in policy:
+            raise InteropError(
+                f"{self.where} is quantised, or has adapters of low rank (LoRA), which are not "
+                "known here; save the model before that is done, or merge them"
+            )
 
     def get(self, *names: str, default: Any = None) -> Any:
         """The first of the names that is there: Keras 1 had others."""
@@ -116,42 +110,58 @@ class Options:
         """The options of a layer inside of this one."""
         return Options(entry_of(self.get(name), f"{name} of {self.where}"), self.version)
 
-    def known(self, name: str) -> Any:
-        """An option of an `Operation`, each of its kind, so that it is hashable and no surprise."""
-        if name in _FLAGS:
-            return self.flag(name, _FLAGS[name])
-        if name in ("filters", "groups", "n", "num_heads", "key_dim"):
-            return self.size(name) if name in self.entry.config else self._missing(name)
-        if name in ("value_dim", "strides") and self.get(name) is None:
-            return None
-        if name == "arguments":
-            for value in self.get(name):
-                large = isinstance(value, int) and abs(value) > _LARGEST
-                if large or not isinstance(value, bool | int | float | None):
-                    self.refuse(name, "numbers", value)
-            return tuple(self.get(name))
-        if name == "activation":
-            return self.function(name, default="linear")
-        if name == "epsilon":
-            return self.number(name, default=1e-3)
-        if name == "dropout":
-            return self.rate(name)
-        words = _WORDS.get(name, ())
-        if words and self.get(name, default=words[0]) in words:
-            return self.get(name, default=words[0])
-        return self._integers(name)
+    def word(self, name: str, *words: str | None) -> str | None:
+        """One of some words, the first where it is left out."""
+        value = self.get(name, default=words[0])
+        if value not in words:
+            self.refuse(name, f"one of {', '.join(map(str, words))}", value)
+        return None if value is None else str(value)
 
-    def _missing(self, name: str) -> int:
-        return 1 if name == "groups" else self.refuse(name, "a positive integer", None)
-
-    def _integers(self, name: str) -> int | tuple[int, ...]:
-        """One or several; sizes of windows are positive."""
-        value = self.get(name, default=_ONE.get(name))
+    def integers(
+        self, name: str, *, default: Any = None, least: int = _LEAST, most: int = 0
+    ) -> Any:
+        """One, or a tuple: of ``most`` where that is told."""
+        value = self.get(name, default=default)
         listed = value if isinstance(value, list | tuple) else [value]
-        least = 1 if name in ("kernel_size", "pool_size", "strides", "dilation_rate") else -_LARGEST
-        if not listed or not all(type(n) is int and least <= n <= _LARGEST for n in listed):
-            self.refuse(name, "integers", value)
+        one_or_all = listed is not value or (len(listed) == most if most else listed)
+        if not one_or_all or not all(type(n) is int and least <= n <= _LARGEST for n in listed):
+            what = f"an integer or {most}" if most else "integers"
+            self.refuse(name, f"{what}, {least} at least" if least > _LEAST else what, value)
         return tuple(listed) if listed is value else value
+
+    def window(self, name: str, default: Any = None) -> Any:
+        """Sizes along the axes of space, of which the name of the class has the number."""
+        rank = int(self.entry.kind.removesuffix("D")[-1])
+        return self.integers(name, default=default, least=1, most=rank)
+
+    def edges(self, name: str) -> Any:
+        """What is put before and behind, or taken there."""
+        return self.integers(name, least=0, most=2)
+
+    def axis(self, name: str) -> Any:
+        """One axis, or several where a layer takes these."""
+        value = self.integers(name, default=-1)
+        if isinstance(value, tuple) and "Concatenate" in self.entry.kind:
+            self.refuse(name, "an integer", value)
+        return value
+
+    def arranged(self, name: str) -> tuple[int, ...]:
+        """The sizes of a Reshape, or the order of a Permute."""
+        value = self.integers(name)
+        listed = value if isinstance(value, tuple) else ()
+        if name == "dims" and sorted(listed) != [*range(1, len(listed) + 1)]:
+            self.refuse(name, "the numbers of all axes but the first, from 1 on", value)
+        if not listed or listed.count(-1) > 1 or not all(n > 0 or n == -1 for n in listed):
+            self.refuse(name, "a list of sizes, of which one may be -1", value)
+        return listed
+
+    def numbers(self, name: str) -> tuple[Any, ...]:
+        """What stands among the arrays of a function of ``keras.ops``, None where one is."""
+        for value in self.get(name):
+            large = isinstance(value, int) and abs(value) > _LARGEST
+            if large or not isinstance(value, bool | int | float | None):
+                self.refuse(name, "numbers", value)
+        return tuple(self.get(name))
 
     def refuse(self, name: str, expected: str, value: Any) -> Any:
         """Raise InteropError for an option."""
@@ -162,11 +172,7 @@ class Options:
 
 
 def network_of(wiring: Wiring, version: Version) -> tuple[Sequential | Functional, dict[str, str]]:
-    """The network of a model, and for some layers the Keras class that does not follow from them.
-
-    Raises:
-        InteropError: a layer is of a class or has an option that is not known here.
-    """
+    """The network of a model, and for layers from which it does not follow their class in Keras."""
     layers: dict[str, Layer] = {}
     forms: dict[str, str] = {}
     places = {(name, 0): i for i, name in enumerate(wiring.inputs)}
@@ -207,22 +213,19 @@ def network_of(wiring: Wiring, version: Version) -> tuple[Sequential | Functiona
 def _told(entry: Entry, use: Use) -> Entry:
     """An operation with what its call is told; the others are told nothing."""
     numbers = [a for a in use.arguments if a is not None]
-    config = dict(entry.config)
+    config, known = dict(entry.config), set[str]()
     if entry.kind in OPERATORS:
-        config |= use.options
+        config.update(use.options)
+        known.update(OPERATORS[entry.kind].options)
     if entry.kind.startswith("ops."):
         config["arguments"] = use.arguments
-    elif numbers or not set(use.options) <= set(_options_of(entry.kind)):
+    elif numbers or not set(use.options) <= known:
         said = [*numbers, *(f"{key}={value!r}" for key, value in use.options.items())]
         raise InteropError(
             f"layer {entry.name[:80]!r} is called with {', '.join(map(str, said))[:80]}, which is "
             "not known here; leave it out"
         )
     return dataclasses.replace(entry, config=config)
-
-
-def _options_of(kind: str) -> tuple[str, ...]:
-    return OPERATORS[kind].options if kind in OPERATORS else ()
 
 
 def _check_use(layer: Layer, entry: Entry, use: Use, masked: str | None) -> None:
@@ -289,20 +292,30 @@ def _input(wiring: Wiring, name: str) -> Input:
     ):
         raise InteropError(f"the shape of input {entry.name[:80]!r} is damaged: {shape!r:.80}")
     dtype = str(entry.config.get("dtype", "float32"))
-    looked_up = any(
-        wiring.entries[user].kind == "Embedding" and use.takes[0].layer == name
-        for (user, _), use in wiring.uses.items()
-    )
-    ids = looked_up or dtype.startswith(("int", "uint"))
-    sequence = len(shape) > (1 if ids else 2)
-    return Input(entry.name, tuple(shape[1:]), "int32" if ids else "float32", sequence)
+    looked_up, masks = _reaches(wiring, name)
+    if looked_up or dtype.startswith(("int", "uint")):
+        dtype = "int32"
+    elif dtype != "bool":
+        dtype = "float32"
+    sequence = len(shape) > 2 or (len(shape) == 2 and (looked_up or masks))
+    return Input(entry.name, tuple(shape[1:]), dtype, sequence)
+
+
+def _reaches(wiring: Wiring, name: str) -> tuple[bool, bool]:
+    """Whether an input, with the axes that it has, is looked up, and whether it is a mask."""
+    same, looked_up, masks = {(name, 0)}, False, False
+    for here, use in wiring.uses.items():
+        kind = wiring.entries[here[0]].kind
+        masks |= use.mask is not None and use.mask[:2] in same
+        if any(ref[:2] in same for ref in use.takes):
+            looked_up |= kind == "Embedding"
+            if kind in _SAME_AXES:
+                same.add(here)
+    return looked_up, masks
 
 
 def layer_of(entry: Entry, version: Version) -> Layer:
     """One layer.
-
-    Raises:
-        InteropError: its class or one of its options is not known here.
 
     >>> config = {"units": 5, "go_backwards": True, "return_sequences": True, "dropout": 0.2}
     >>> layer = layer_of(Entry("lstm", "LSTM", config), Version(3))
@@ -312,28 +325,17 @@ def layer_of(entry: Entry, version: Version) -> Layer:
     options = Options(entry, version)
     if is_model(entry.kind):
         raise InteropError(
-            f"layer {entry.name[:80]!r} is a model inside of the model; put its layers in its place"
+            f"layer {entry.name[:80]!r} is a model inside of another layer; put its layers there"
         )
     if entry.kind not in _LAYERS:
         raise InteropError(
             f"layer {entry.name[:80]!r} is of class {entry.kind[:80]!r}, which is not known here; "
             f"known are {', '.join(sorted(_LAYERS))}"
         )
-    _check_plain(options)
     try:
         return _LAYERS[entry.kind](entry.name, options)
     except InvalidInputError as error:
         raise InteropError(f"{options.where} cannot be built here: {error}") from error
-
-
-def _check_plain(options: Options) -> None:
-    dtype = options.get("dtype")
-    policy = str(dtype.get("class_name")) if isinstance(dtype, dict) else ""
-    if options.get("lora_rank") or options.get("quantization_config") or "Quantized" in policy:
-        raise InteropError(
-            f"{options.where} is quantised, or has adapters of low rank (LoRA), which are not "
-            "known here; save the model before that is done, or merge them"
-        )
 
 
 def _is_softmax(entry: Entry) -> bool:
@@ -392,7 +394,6 @@ def _any_cell(value: Any, options: Options, stack: bool = True) -> Cell:
             f"{options.where} has a cell of class {kind[:80]!r}, but should have one of "
             f"{', '.join(known)}{' or StackedRNNCells' * stack}"
         )
-    _check_plain(inner)
     if kind in known:
         return _cell(_KINDS[kind.removesuffix("Cell")], inner)
     listed = inner.get("cells")
@@ -446,7 +447,6 @@ def _bidirectional(name: str, options: Options) -> Recurrent:
                 f"{options.where} runs a layer of class {direction.entry.kind[:80]!r}, but should "
                 f"run one of {', '.join((*_KINDS, 'RNN'))}"
             )
-        _check_plain(direction)
     parts = [_recurrent(name, direction) for direction in directions]
     forward, backward = parts[0], parts[-1]
     if len(parts) == 2 and (
@@ -495,10 +495,6 @@ def _embedding(name: str, options: Options) -> Embedding:
     )
 
 
-def _masking(name: str, options: Options) -> Masking:
-    return Masking(name, options.number("mask_value"))
-
-
 def _dropout(name: str, options: Options) -> Dropout:
     noise = options.get("noise_shape")
     per_sequence = isinstance(noise, list) and len(noise) == 3 and noise[1] == 1
@@ -507,64 +503,85 @@ def _dropout(name: str, options: Options) -> Dropout:
             f"noise_shape of {options.where} should be left out or be (batch, 1, features), but is "
             f"{repr(noise)[:80]}"
         )
-    return Dropout(name, DropoutRate(options.rate("rate", "p"), _per(per_sequence)))
-
-
-def _spatial_dropout(name: str, options: Options) -> Dropout:
-    return Dropout(name, DropoutRate(options.rate("rate", "p"), "sequence"))
-
-
-def _per(sequence: bool) -> Any:
-    return "sequence" if sequence else "step"
-
-
-def _activation(name: str, options: Options) -> Activation:
-    return Activation(name, options.function("activation", default="linear"))
-
-
-def _activation_layer(name: str, options: Options) -> Activation:
-    return Activation(
-        name, ACTIVATION_LAYERS[options.entry.kind](options.entry.config, options.where)
-    )
+    per_sequence |= options.entry.kind == "SpatialDropout1D"
+    per: Literal["step", "sequence"] = "sequence" if per_sequence else "step"
+    return Dropout(name, DropoutRate(options.rate("rate", "p"), per))
 
 
 def _operation(name: str, options: Options) -> Operation:
     kind = options.entry.kind
     if options.get("data_format") not in (None, "channels_last"):
         options.refuse("data_format", "channels_last", options.get("data_format"))
-    for flag in ("renorm", "rms_scaling", "use_gate", "sliding_window"):
-        if options.get(flag):
-            options.refuse(flag, "left out", options.get(flag))
-    if options.get("attention_axes") not in (None, [1]):
-        options.refuse("attention_axes", "left out", options.get("attention_axes"))
-    if options.get("initial") is not None:  # 0 counts too
-        options.refuse("initial", "left out", options.get("initial"))
-    words = _WORDS["padding"][: 3 if kind == "Conv1D" else 2]
-    padding = options.get("padding", default="valid")
-    if "strides" in OPERATORS[kind].options and padding not in words:
-        options.refuse("padding", f"one of {', '.join(map(str, words))}", padding)
+    for other, unused in _UNUSED.items():
+        if options.get(other) not in unused:
+            options.refuse(other, "left out", options.get(other))
     names = [*OPERATORS[kind].options, *(("arguments",) if kind.startswith("ops.") else ())]
-    return Operation(name, kind, tuple((name, options.known(name)) for name in names))
+    known = {name: _KNOWN[name](options, name) for name in names}
+    if known.get("filters", 0) % known.get("groups", 1):
+        options.refuse("groups", f"a divisor of the {known['filters']} filters", known["groups"])
+    return Operation(name, kind, tuple(known.items()))
+
+
+def _padding(options: Options, name: str) -> Any:
+    """A word, or of a layer that is nothing else how much."""
+    if "strides" not in OPERATORS[options.entry.kind].options:
+        return options.edges(name)
+    return options.word(name, *_PADDING[: 3 if options.entry.kind == "Conv1D" else 2])
+
+
+_FALSE = "keepdims", "normalize", "use_scale", "use_causal_mask", "return_attention_scores"
+_KNOWN: Mapping[str, Callable[[Options, str], Any]] = {
+    **dict.fromkeys(("use_bias", "center", "scale"), lambda o, name: o.flag(name, True)),
+    **dict.fromkeys(_FALSE, Options.flag),
+    **dict.fromkeys(("filters", "n", "num_heads", "key_dim", "size"), Options.size),
+    **dict.fromkeys(("kernel_size", "pool_size"), Options.window),
+    **dict.fromkeys(("target_shape", "dims"), Options.arranged),
+    "groups": lambda o, name: o.size(name) if name in o.entry.config else 1,
+    "value_dim": lambda o, name: None if o.get(name) is None else o.size(name),
+    "strides": lambda o, name: (
+        None if o.get(name) is None and "Pooling" in o.entry.kind else o.window(name, 1)
+    ),
+    "dilation_rate": lambda o, name: o.window(name, 1),
+    "padding": _padding,
+    "cropping": Options.edges,
+    "axis": Options.axis,
+    "axes": lambda o, name: o.integers(name, most=2),
+    "activation": lambda o, name: o.function(name, default="linear"),
+    "epsilon": lambda o, name: o.number(name, default=1e-3),
+    "dropout": Options.rate,
+    "score_mode": lambda o, name: o.word(name, "dot", "concat"),
+    "dtype": lambda o, name: o.word(name, None, "bool", "int32", "float32"),
+    "arguments": Options.numbers,
+}
+"""The options of an `Operation`, each of its kind, so that they are hashable and no surprise."""
+_NONE: tuple[Any, ...] = (None, False, [], 0)
+_UNUSED: Mapping[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("renorm", "rms_scaling", "use_gate", "sliding_window"), _NONE),
+    "attention_axes": (None, [1]),
+    "initial": (None,),  # 0 counts too
+}
+"""Options that change what is computed, and the values with which they do not."""
 
 
 def _time_distributed(name: str, options: Options) -> Layer:
     inner = options.inner("layer")
     if inner.entry.kind in OPERATORS and OPERATORS[inner.entry.kind].arrays == (1, 1):
-        _check_plain(inner)
         return dataclasses.replace(_operation(name, inner), each_step=True)
     if inner.entry.kind not in _AT_EACH_STEP:
         raise InteropError(
             f"{options.where} applies a layer of class {inner.entry.kind[:80]!r}, but should apply "
             f"one of {', '.join(_AT_EACH_STEP)}"
         )
-    _check_plain(inner)
     return _AT_EACH_STEP[inner.entry.kind](name, inner)
 
 
 _AT_EACH_STEP: Mapping[str, Callable[[str, Options], Layer]] = {
     "Dense": _dense,
-    "Activation": _activation,
-    **dict.fromkeys(ACTIVATION_LAYERS, _activation_layer),
+    "Activation": lambda name, o: Activation(name, o.function("activation", default="linear")),
+    **dict.fromkeys(
+        ACTIVATION_LAYERS,
+        lambda name, o: Activation(name, ACTIVATION_LAYERS[o.entry.kind](o.entry.config, o.where)),
+    ),
 }
 
 _LAYERS: Mapping[str, Callable[[str, Options], Layer]] = {
@@ -575,7 +592,6 @@ _LAYERS: Mapping[str, Callable[[str, Options], Layer]] = {
     "TimeDistributed": _time_distributed,
     "TimeDistributedDense": _dense,
     "Embedding": _embedding,
-    "Masking": _masking,
-    "Dropout": _dropout,
-    "SpatialDropout1D": _spatial_dropout,
+    "Masking": lambda name, o: Masking(name, o.number("mask_value")),
+    **dict.fromkeys(("Dropout", "SpatialDropout1D"), _dropout),
 }

@@ -1,7 +1,7 @@
 """Live models and layers of Keras, in and out."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,13 +9,12 @@ import numpy as np
 from rnnjax.cells import GRUCell
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.arrays import float_array
-from rnnjax.interop.keras.arrays import Unit, units_of
+from rnnjax.interop.keras.arrays import Unit, arrays_of, build, split, units_of
 from rnnjax.interop.keras.configs import written_layers
-from rnnjax.interop.keras.graph import Entry, wiring_of
+from rnnjax.interop.keras.graph import Entry, is_model, wiring_of
 from rnnjax.interop.keras.layers import Version, layer_of, network_of
-from rnnjax.interop.keras.origin import arrays_of, build, check_model, split
 from rnnjax.interop.layers import Layer, describe_cell
-from rnnjax.interop.model import Model, Network, Sequential
+from rnnjax.interop.model import Model, Network, Sequential, check_model
 
 
 def load_live(source: Any) -> Model:
@@ -52,7 +51,15 @@ def _live(source: Any) -> tuple[Network, dict[str, str], dict[str, Any]]:
         return Sequential((layer,)), forms, {entry.name: source}
     kind = "Functional" if "input_layers" in config else "Sequential"
     network, forms = network_of(wiring_of(kind, config), version)
-    return network, forms, {layer.name: layer for layer in source.layers}
+    return network, forms, dict(_layers_of(source))
+
+
+def _layers_of(model: Any, own: str = "") -> Iterator[tuple[str, Any]]:
+    """The live layers by their names here, those of models inside of it among them."""
+    for layer in model.layers:
+        yield f"{own}{layer.name}", layer
+        if is_model(type(layer).__name__):
+            yield from _layers_of(layer, f"{own}{layer.name}.")
 
 
 def _as_in_a_file(value: Any) -> Any:
@@ -85,7 +92,7 @@ def set_weights(target: Any, model: Model) -> None:
     """
     check_model(model)
     network, _, live = _live(target)
-    theirs = [layer for layer in network.layers.values() if units_of(layer)]
+    theirs = [layer for layer in written_layers(network) if units_of(layer)]
     ours = [layer for layer in written_layers(model.network) if units_of(layer)]
     if len(theirs) != len(ours):
         raise InteropError(
@@ -101,7 +108,10 @@ def set_weights(target: Any, model: Model) -> None:
                 f"layer {their.name!r} of the target is {_describe(their)}, but the model has "
                 f"{_describe(our)} there; they should be of one kind"
             )
-        came = [(tuple(variable.shape), _dtype(variable)) for variable in variables]
+        came = [
+            (tuple(variable.shape), str(getattr(variable.dtype, "name", variable.dtype)))
+            for variable in variables
+        ]
         if came != [(array.shape, array.dtype.name) for array in arrays]:
             raise InteropError(
                 f"the weights of layer {their.name!r} of the target are {_spell(came)}, but those "
@@ -122,10 +132,6 @@ def _kind(unit: Unit) -> tuple[Any, ...]:
 def _describe(layer: Layer) -> str:
     cell = getattr(layer, "cell", None)
     return str(layer) if cell is None else describe_cell(cell)
-
-
-def _dtype(variable: Any) -> str:
-    return str(getattr(variable.dtype, "name", variable.dtype))
 
 
 def _spell(arrays: Sequence[tuple[tuple[int, ...], str]]) -> str:

@@ -21,44 +21,27 @@ from rnnjax.layers.dropout import factors
 
 
 class At(NamedTuple):
-    """What an operator is told beside its arrays.
+    """What an operator is told beside its arrays."""
 
-    Attributes:
-        config: the options of the layer, and those of its call.
-        params: its parameters.
-        masks: of its arrays, ``(batch, time)``, or None.
-        key: for dropout, or None.
-    """
-
-    config: Mapping[str, Any]
-    params: Params
-    masks: Sequence[jax.Array | None]
-    key: jax.Array | None
-
-
-def _no_mask(at: At, *xs: jax.Array) -> None:
-    """Of what has no steps any more, or others."""
+    config: Mapping[str, Any]  # the options of the layer, and those of its call
+    params: Params  # its parameters
+    masks: Sequence[jax.Array | None]  # of its arrays, (batch, time), or None
+    key: jax.Array | None  # for dropout, or None
 
 
 _SEVERAL = (1, 2**20)
 
 
 class Operator(NamedTuple):
-    """A row of the table.
+    """A row of the table."""
 
-    Attributes:
-        run: ``(at, *arrays)`` to an array, or to a tuple of several.
-        weights: of the options, by the place below the layer where Keras has them.
-        mask: ``(at, *arrays)`` to the mask of what it gives.
-        arrays: how many it takes at least and at most.
-        options: those of the layer and its call that it reads.
-    """
-
-    run: Callable[..., Any]
+    run: Callable[..., Any]  # (at, *arrays) to an array, or to a tuple of several
+    # of the options, by the place below the layer where Keras has them
     weights: Callable[[Mapping[str, Any]], Mapping[str, Weights]] = lambda config: {}
-    mask: Callable[..., jax.Array | None] = _no_mask
-    arrays: tuple[int, int] = (1, 1)
-    options: tuple[str, ...] = ()
+    # (at, *arrays) to the mask of what it gives; None, where that has other steps
+    mask: Callable[..., jax.Array | None] = lambda at, *xs: None
+    arrays: tuple[int, int] = (1, 1)  # how many it takes at least and at most
+    options: tuple[str, ...] = ()  # those of the layer and its call that it reads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,9 +65,6 @@ class Operation(Layer):
         """Whether weights of attention come behind its output."""
         return bool(dict(self.config).get("return_attention_scores"))
 
-    def _is_masked_inside(self, mask: jax.Array) -> bool:
-        return mask.ndim > 2 or self.kind == "GlobalAveragePooling1D"
-
     @property
     def weights(self) -> Mapping[str, Weights]:
         """The shapes of its parameters, by the place below the layer."""
@@ -97,13 +77,14 @@ class Operation(Layer):
         flows = (flow,) if isinstance(flow, Flow) else flow
         xs = [_turned(single(self, one), one.sequence) for one in flows]
         for x, one in zip(xs, flows, strict=True):
-            if one.sequence and x.ndim == 2 and jnp.issubdtype(x.dtype, jnp.floating):
+            if one.sequence and x.ndim == 2:
                 raise InvalidInputError(
                     f"layer {self.name!r} takes sequences with a batch, (time, batch, features), "
                     f"but got {list(x.shape)}; give a batch of one row"
                 )
         masks = [None if one.mask is None else _turned(one.mask, True) for one in flows]
-        if self.each_step and masks[0] is not None and self._is_masked_inside(masks[0]):
+        first, averages = masks[0], self.kind == "GlobalAveragePooling1D"
+        if self.each_step and first is not None and (first.ndim > 2 or averages):
             raise InvalidInputError(
                 f"layer {self.name!r}, {self}, comes behind a mask that it would use inside of "
                 "each step, which is not known here; leave the mask out"
@@ -119,12 +100,10 @@ class Operation(Layer):
                 f"layer {self.name!r}, {self}, does not take arrays of shapes {shapes}, batch "
                 f"first: {str(error).splitlines()[0]}"
             ) from error
-        # Two axes are batch and features, unless ids came.
-        ids = all(one.sequence and x.ndim == 2 for one, x in zip(flows, xs, strict=True))
-        made = []
-        for y in ys if isinstance(ys, tuple) else (ys,):
-            sequence = y.ndim > 2 or (ids and y.ndim == 2)
-            made.append(Flow(_turned(y, sequence), None, sequence))
+        made = [
+            Flow(_turned(y, y.ndim > 2), None, y.ndim > 2)
+            for y in (ys if isinstance(ys, tuple) else (ys,))
+        ]
         made[0] = made[0]._replace(mask=None if mask is None else mask.T)
         return None, made[0] if len(made) == 1 else tuple(made)
 
@@ -150,11 +129,13 @@ def _alike(xs: Sequence[jax.Array]) -> list[jax.Array]:
     return [jnp.expand_dims(x, tuple(range(1, 1 + most - x.ndim))) for x in xs]
 
 
-def _merged(function: Callable[[Any, Any], Any]) -> Operator:
+def _merged(run: Callable[..., jax.Array]) -> Operator:
+    return Operator(run, mask=_any_mask, arrays=_SEVERAL)
+
+
+def _one_by_one(function: Callable[[Any, Any], Any]) -> Operator:
     """Elementwise, whatever the masks say."""
-    return Operator(
-        lambda at, *xs: functools.reduce(function, _alike(xs)), mask=_any_mask, arrays=_SEVERAL
-    )
+    return _merged(lambda at, *xs: functools.reduce(function, _alike(xs)))
 
 
 def _multiply(at: At, *xs: jax.Array) -> jax.Array:
@@ -188,10 +169,6 @@ def _arguments(at: At, xs: Sequence[jax.Array]) -> list[Any]:
 def _any_mask(at: At, *xs: jax.Array) -> jax.Array | None:
     masks = [mask for mask in at.masks if mask is not None]
     return functools.reduce(jnp.logical_or, masks) if len(masks) == len(at.masks) else None
-
-
-def _average(at: At, *xs: jax.Array) -> jax.Array:
-    return functools.reduce(jnp.add, _alike(xs)) / len(xs)
 
 
 def _concatenate(at: At, *xs: jax.Array) -> jax.Array:
@@ -287,17 +264,8 @@ def _global_average(at: At, x: jax.Array) -> jax.Array:
     return some.sum(1, keepdims=keep) / mask[..., None].astype(x.dtype).sum(1, keepdims=keep)
 
 
-def _edges(value: Any) -> tuple[int, int]:
-    first, last = _many(value, 2)
-    return first, last
-
-
-def _pad(at: At, x: jax.Array) -> jax.Array:
-    return jnp.pad(x, ((0, 0), _edges(at.config["padding"]), (0, 0)))
-
-
-def _crop(at: At, x: jax.Array) -> jax.Array:
-    first, last = _edges(at.config["cropping"])
+def _cut(at: At, x: jax.Array) -> jax.Array:
+    first, last = _many(at.config["cropping"], 2)
     return x[:, first : x.shape[1] - last]
 
 
@@ -433,8 +401,8 @@ _POOL, _NORM = ("pool_size", "strides", "padding"), ("axis", "epsilon", "center"
 CALL_OPTIONS = "use_causal_mask", "return_attention_scores"
 """What is said in a call of a layer, and not where it is made."""
 _CALL = ("dropout", *CALL_OPTIONS)
+_HEADS = ("num_heads", "key_dim", "value_dim", "use_bias", *_CALL)
 _MOVING = "moving_mean", "moving_variance"
-_REDUCE = "axis", "keepdims"
 
 
 def _first_mask(at: At, *xs: jax.Array) -> jax.Array | None:
@@ -450,34 +418,25 @@ def _along_axis(function: Callable[..., jax.Array]) -> Operator:
     def run(at: At, x: jax.Array) -> jax.Array:
         return function(x, at.config["axis"], keepdims=bool(at.config.get("keepdims")))
 
-    return Operator(run, options=_REDUCE)
+    return Operator(run, options=("axis", "keepdims"))
 
 
 def _row(run: Callable[..., Any], *options: str) -> Operator:
     return Operator(run, options=options)
 
 
-_ARITHMETIC: Mapping[str, Callable[..., jax.Array]] = {
-    "Add": jnp.add,
-    "Subtract": jnp.subtract,
-    "Multiply": jnp.multiply,
-    "TrueDivide": jnp.true_divide,
-    "Maximum": jnp.maximum,
-    "Minimum": jnp.minimum,
-    "NotEqual": jnp.not_equal,
-    "LogicalOr": jnp.logical_or,
-    "LogicalAnd": jnp.logical_and,
-    "LogicalNot": jnp.logical_not,
-}
+# By the names that JAX has for them, in the order of the alphabet.
+_ARITHMETIC = ("add", "logical_and", "logical_not", "logical_or", "maximum", "minimum", "multiply",
+               "not_equal", "subtract", "true_divide")  # fmt: skip
 
 OPERATORS: Mapping[str, Operator] = {
-    "Add": _merged(jnp.add),
-    "Subtract": _merged(jnp.subtract),
-    "Multiply": Operator(_multiply, mask=_any_mask, arrays=_SEVERAL),
-    "Maximum": Operator(functools.partial(_extreme, jnp.maximum), mask=_any_mask, arrays=_SEVERAL),
-    "Minimum": Operator(functools.partial(_extreme, jnp.minimum), mask=_any_mask, arrays=_SEVERAL),
+    "Add": _one_by_one(jnp.add),
+    "Subtract": _one_by_one(jnp.subtract),
+    "Multiply": _merged(_multiply),
+    "Maximum": _merged(functools.partial(_extreme, jnp.maximum)),
+    "Minimum": _merged(functools.partial(_extreme, jnp.minimum)),
+    "Average": _merged(lambda at, *xs: functools.reduce(jnp.add, _alike(xs)) / len(xs)),
     "Concatenate": Operator(_concatenate, mask=_joined_mask, arrays=_SEVERAL, options=("axis",)),
-    "Average": Operator(_average, mask=_any_mask, arrays=_SEVERAL),
     "Dot": Operator(_dot, arrays=(2, 2), options=("axes", "normalize")),
     "Conv1D": Operator(_conv, _conv_weights(1), options=_CONV),
     "Conv2D": Operator(_conv, _conv_weights(2), options=_CONV),
@@ -490,8 +449,10 @@ OPERATORS: Mapping[str, Operator] = {
     "GlobalMaxPooling1D": _row(_global(jnp.max), "keepdims"),
     "GlobalMaxPooling2D": _row(_global(jnp.max), "keepdims"),
     "UpSampling1D": _row(lambda at, x: jnp.repeat(x, at.config["size"], axis=1), "size"),
-    "ZeroPadding1D": _row(_pad, "padding"),
-    "Cropping1D": _row(_crop, "cropping"),
+    "ZeroPadding1D": _row(
+        lambda at, x: jnp.pad(x, ((0, 0), _many(at.config["padding"], 2), (0, 0))), "padding"
+    ),
+    "Cropping1D": _row(_cut, "cropping"),
     "Flatten": _row(lambda at, x: x.reshape(x.shape[0], -1)),
     "Reshape": _row(
         lambda at, x: x.reshape(x.shape[0], *at.config["target_shape"]), "target_shape"
@@ -508,15 +469,9 @@ OPERATORS: Mapping[str, Operator] = {
     "AdditiveAttention": Operator(
         _attention, _attention_weights, _first_mask, (2, 3), ("use_scale", *_CALL)
     ),
-    "MultiHeadAttention": Operator(
-        _heads,
-        _head_weights,
-        _first_mask,
-        (2, 3),
-        ("num_heads", "key_dim", "value_dim", "use_bias", *_CALL),
-    ),
+    "MultiHeadAttention": Operator(_heads, _head_weights, _first_mask, (2, 3), _HEADS),
     # What a functional model computes of its masks, and arithmetic with tensors.
-    **{f"ops.{name}": _plain(function) for name, function in _ARITHMETIC.items()},
+    **{f"ops.{n.title().replace('_', '')}": _plain(getattr(jnp, n)) for n in _ARITHMETIC},
     "ops.Concatenate": Operator(_concatenate, arrays=_SEVERAL, options=("axis",)),
     "ops.Any": _along_axis(jnp.any),
     "ops.Mean": _along_axis(jnp.mean),

@@ -1,14 +1,19 @@
 """Models out of files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.keras.arrays import (
+    Found,
+    build,
+    forms_of,
     snake,
+    split,
     unique,
+    units_in,
     units_of,
 )
 from rnnjax.interop.keras.configs import groups_of, written_layers
@@ -16,7 +21,6 @@ from rnnjax.interop.keras.files import KerasFile
 from rnnjax.interop.keras.graph import entry_of, is_model, layers_in, row_of, wiring_of
 from rnnjax.interop.keras.guess import guess_groups, guess_paths
 from rnnjax.interop.keras.layers import Version, network_of
-from rnnjax.interop.keras.origin import Found, build, forms_of, split, units_in
 from rnnjax.interop.model import Model, Network, Sequential
 
 
@@ -31,9 +35,19 @@ def load_file(file: KerasFile) -> Model:
     network, forms = network_of(wiring_of(kind, config), Version.of(file.version))
     if file.groups is not None:
         return build(network, forms, _from_groups(network, file.groups))
-    used: dict[str, int] = {}
-    groups = {entry.name: unique(snake(entry.kind), used) for entry in layers_in(kind, config)}
+    groups = dict(_groups_in(kind, config))
     return build(network, forms, _from_paths(network, forms, groups, file.arrays))
+
+
+def _groups_in(kind: str, config: Any, own: str = "", above: str = "") -> Iterator[tuple[str, str]]:
+    """By the name of each layer, where Keras 3 has its arrays; models have theirs in their own."""
+    used: dict[str, int] = {}
+    for entry in layers_in(kind, config):
+        name, group = f"{own}{entry.name}", f"{above}{unique(snake(entry.kind), used)}"
+        if is_model(entry.kind):
+            yield from _groups_in(entry.kind, entry.config, f"{name}.", f"{group}/layers/")
+        else:
+            yield name, group
 
 
 def _model_in(whole: Any) -> tuple[str, Any]:
@@ -124,12 +138,23 @@ def _from_paths(
     return found
 
 
+def _taken(arrays: dict[str, np.ndarray], layer: str) -> list[np.ndarray]:
+    """Those of the arrays of a model that have the name of a layer in their own; they go out."""
+    names = [name for name in arrays if name.partition("/")[0] == layer]
+    names = names or [name for name in arrays if layer in name.split("/")]
+    return [arrays.pop(name) for name in names]
+
+
 def _from_groups(network: Network, groups: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> Found:
     """The arrays of the old layout, where each layer has a list."""
-    by_name = dict(groups)
+    by_name = {name: dict(arrays) for name, arrays in groups}
     found: Found = {}
     for layer in network.layers.values():
-        arrays = list(by_name.pop(layer.name, {}).values())
+        above, _, own = layer.name.rpartition(".")
+        if layer.name in by_name or not above:
+            arrays = list(by_name.pop(layer.name, {}).values())
+        else:
+            arrays = _taken(by_name.get(above.partition(".")[0], {}), own)
         found[layer.name] = split(units_of(layer), arrays, f"layer {layer.name[:80]!r}")
     left = [name for name, arrays in by_name.items() if arrays]
     if left:

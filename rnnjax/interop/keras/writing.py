@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from rnnjax.errors import InteropError, InvalidInputError
+from rnnjax.interop.keras.arrays import arrays_of, forms_of
 from rnnjax.interop.keras.configs import config_of, groups_of, written_layers
 from rnnjax.interop.keras.files import write_archive, write_hdf5
-from rnnjax.interop.keras.origin import arrays_of, check_model, forms_of
 from rnnjax.interop.layers import Embedding, Layer, OneHotIds
-from rnnjax.interop.model import Model
+from rnnjax.interop.model import Model, check_model
 
 _WRITTEN_BY = "3.0.0"  # the first version of Keras that reads what is written here
 
@@ -19,12 +19,13 @@ _WRITTEN_BY = "3.0.0"  # the first version of Keras that reads what is written h
 def save(model: Model, path: str | os.PathLike[str]) -> None:
     """Write a file that Keras 3 reads.
 
-    ``.keras`` holds the whole model, a Sequential, for ``keras.saving.load_model``; ``.weights.h5``
-    the weights alone, for ``load_weights`` of the matching Sequential. A file of that name is
+    ``.keras`` holds the whole model for ``keras.saving.load_model``; ``.weights.h5`` the weights
+    alone, for ``load_weights`` of the model that is read from the first. A file of that name is
     replaced, and only by a whole one.
 
     `OneHotIds` at the start of the model is left out, because Keras has no such layer that fits
-    here: the model in Keras takes one-hot vectors. What concerns training alone is not written.
+    here: the model in Keras takes one-hot vectors. What concerns training alone is not written, and
+    models that were layers of the model are written as the layers that they are made of.
 
     Args:
         model: one that was loaded, or any other whose layers Keras has: `rnnjax.SimpleRNNCell`,

@@ -13,7 +13,7 @@ import rnnjax
 from rnnjax.cells.base import Carry
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.layers import Dense, Embedding, OneHotIds, Recurrent
-from rnnjax.interop.model import Functional, Model, Sequential
+from rnnjax.interop.model import Functional, Model, Sequential, check_model
 from rnnjax.interop.onnx.layers import Export, input_size, plan_of
 from rnnjax.interop.onnx.plan import nodes
 from rnnjax.interop.onnx.rewrite import update
@@ -84,16 +84,17 @@ def to_proto(
     >>> [value.name for value in proto.graph.output]
     ['ys', 'rnn_0_h_out', 'rnn_1_h_out', 'rnn_1_c_out']
     """
-    if not isinstance(model, Model):
-        raise InvalidInputError(
-            f"model must be a rnnjax.interop.Model, but is {type(model).__name__}; make one of a "
-            "cell by Model.of(cell, params)"
-        )
-    if isinstance(model.network, Functional) or not model.network.time_first:
+    check_model(model)
+    if isinstance(model.network, Functional):
         raise InteropError(
-            f"a graph of ONNX is written of layers in a row, time first, or of the graph that it "
-            f"was read from, but this model is a {type(model.network).__name__}, "
-            f"{model.network.axes}; write the rows that it is made of, loaded with time_first=True"
+            "ONNX is written of layers in a row, or of the graph that a model was read from, but "
+            f"this model is a graph of layers, with {len(model.network.calls)} calls; write the "
+            "rows that it is made of, each as a Sequential, or all of it by rnnjax.interop.export"
+        )
+    if not model.network.time_first:
+        raise InteropError(
+            f"ONNX is written time first, but this model is {model.network.axes}; load it with "
+            "time_first=True"
         )
     if not isinstance(model.network, Sequential):
         if opset is not None or name is not None or not states or lengths:
