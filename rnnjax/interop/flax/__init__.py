@@ -22,13 +22,7 @@ from flax import nnx
 
 from rnnjax.cells.activations import Activation
 from rnnjax.errors import InteropError, InvalidInputError
-from rnnjax.interop.chain import (
-    Modules,
-    Reading,
-    check_modules,
-    given_order,
-    infer_order,
-)
+from rnnjax.interop.chain import Modules, Reading, check_modules, given_order, infer_order
 from rnnjax.interop.flax.cells import name_activation
 from rnnjax.interop.flax.code import walk_module
 from rnnjax.interop.flax.modules import (

@@ -11,16 +11,12 @@ from rnnjax.cells import Cell
 from rnnjax.cells.activations import ACTIVATIONS, Activation, get_activation
 from rnnjax.cells.base import Params
 from rnnjax.errors import InteropError
-from rnnjax.interop.arrays import cell_arrays, float_array, with_one_bias
+from rnnjax.interop.arrays import cell_arrays, check_one_type, float_array, with_one_bias
 from rnnjax.layout import LAYOUTS, Form, Layout, Tree, params_of
 
 
 def find_layout(where: str, tree: Tree) -> Layout | None:
-    """The layout of a cell's tree, from its names and, where nnx's are alike, its shapes.
-
-    Raises:
-        InteropError: a kernel is missing, or is no matrix.
-    """
+    """The layout of a cell's tree, from its names and, where nnx's are alike, its shapes."""
     named = [each for each in LAYOUTS if set(tree) == {*each.inputs, *each.hiddens}]
     if not named:
         return None
@@ -42,16 +38,8 @@ def read_cell(
 ) -> tuple[Cell, dict[str, jax.Array]]:
     """The cell of ours that computes the same, and its parameters.
 
-    Args:
-        where: the name of the module, for errors.
-        layout: as `find_layout` returned it.
-        tree: of the cell.
-        options: of our cell, such as ``activation``.
-        residual: of Flax's ``SimpleCell``: adds the hidden state, which is the identity matrix in
-            the recurrent kernel.
-
-    Raises:
-        InteropError: an array is missing, or of another shape.
+    ``residual`` of Flax's ``SimpleCell`` adds the hidden state, which is the identity matrix in the
+    recurrent kernel.
     """
     blocks = {
         name: {key: float_array(f"{where}.{name}.{key}", leaf) for key, leaf in block.items()}
@@ -83,12 +71,7 @@ def _check_blocks(
                 f"{where}.{name} of a {layout.form} {layout.names[0]} of {hidden} units should "
                 f"have {expected}, but has {came}{why}; check the parameters"
             )
-    types = sorted({str(array.dtype) for block in blocks.values() for array in block.values()})
-    if len(types) > 1:
-        raise InteropError(
-            f"the arrays of {where} should be of one type, but are {' and '.join(types)}; convert "
-            "them to one"
-        )
+    check_one_type(where, (array for block in blocks.values() for array in block.values()))
 
 
 def _biased(layout: Layout) -> dict[str, bool]:
@@ -104,17 +87,8 @@ def write_cell(
 ) -> dict[str, dict[str, jax.Array]]:
     """The way back of `read_cell`.
 
-    Args:
-        where: the name of the layer, for errors.
-        layout: one whose ``cell`` is that of ``cell``.
-        cell: ours.
-        params: of the cell.
-        residual_of: the recurrent kernel that came, where the module is residual: what is unchanged
-            goes back to the bit.
-
-    Raises:
-        InteropError: the layout has no place for a bias that is not zero.
-        InvalidInputError: the parameters are not those of the cell.
+    Where the module is residual, ``residual_of`` is the recurrent kernel that came: what is
+    unchanged goes back to the bit.
     """
     arrays = cell_arrays(cell, params)
     arrays = with_one_bias(arrays) if cell.sums else arrays
@@ -162,11 +136,7 @@ def _fold(
 
 
 def layout_of(where: str, cell: Cell, form: Form) -> Layout:
-    """The layout of the class of Flax that computes what ``cell`` does: the first of its form.
-
-    Raises:
-        InteropError: there is none.
-    """
+    """The layout of the class of Flax that computes what ``cell`` does: the first of its form."""
     for layout in LAYOUTS:
         if layout.form == form and layout.cell is type(cell):
             if not getattr(cell, "reset_after", True):

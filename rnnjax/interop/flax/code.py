@@ -18,19 +18,13 @@ _CELLS = {name for layout in LAYOUTS for name in layout.names}
 
 
 class Told(NamedTuple):
-    """One step of a module: a submodule with parameters, or a layer without.
+    """One step of a module: a submodule with parameters, or a layer without."""
 
-    Attributes:
-        path: of the submodule's parameters.
-        layer: the layer without parameters, or None.
-        cells: by path, what the cells of the submodule are told.
-        reverse: whether it runs in reverse.
-    """
-
-    path: Path
-    layer: Layer | None = None
+    path: Path  # of the submodule's parameters
+    layer: Layer | None = None  # the layer without parameters, or None
+    # by path, what the cells of the submodule are told
     cells: Mapping[Path, CellOptions] = MappingProxyType({})
-    reverse: bool = False
+    reverse: bool = False  # whether it runs in reverse
 
 
 def class_of(thing: Any) -> tuple[str, str]:
@@ -43,11 +37,7 @@ def class_of(thing: Any) -> tuple[str, str]:
 
 
 def walk_module(module: Any, path: Path = (), name: str = "") -> Iterator[Told]:
-    """The steps of a module in the order in which they run.
-
-    Raises:
-        InteropError: a module is none of those that are read, or is told what rnnjax does not have.
-    """
+    """The steps of a module in the order in which they run."""
     form, kind = class_of(module)
     if form and kind == "Sequential":
         for i, step in enumerate(module.layers):

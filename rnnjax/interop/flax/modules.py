@@ -32,19 +32,12 @@ class CellOptions(NamedTuple):
 
 
 class Module(NamedTuple):
-    """A module of a tree.
+    """A module of a tree."""
 
-    Attributes:
-        name: its path, with dots.
-        paths: of its subtrees: two for both directions, else one.
-        trees: those.
-        layouts: of its cells; none for Embed and Dense.
-    """
-
-    name: str
-    paths: tuple[Path, ...]
-    trees: tuple[Any, ...]
-    layouts: tuple[Layout, ...] = ()
+    name: str  # its path, with dots
+    paths: tuple[Path, ...]  # of its subtrees: two for both directions, else one
+    trees: tuple[Any, ...]  # those
+    layouts: tuple[Layout, ...] = ()  # of its cells; none for Embed and Dense
 
     def __str__(self) -> str:
         if self.layouts:
@@ -57,16 +50,11 @@ class Module(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a layer came from, and goes back to.
+    """Where a layer came from, and goes back to."""
 
-    Attributes:
-        paths: as in `Module`.
-        layouts: as there.
-        residual_of: for each cell, the recurrent kernel that came if it is residual.
-    """
-
-    paths: tuple[Path, ...]
-    layouts: tuple[Layout, ...] = ()
+    paths: tuple[Path, ...]  # as in `Module`
+    layouts: tuple[Layout, ...] = ()  # as there
+    # for each cell, the recurrent kernel that came if it is residual
     residual_of: tuple[np.ndarray | None, ...] = (None, None)
 
 
@@ -165,15 +153,7 @@ def join(name: str, forward: Module, backward: Module) -> Module:
 
 
 def read_module(module: Module, options: CellOptions | Mapping[Path, CellOptions]) -> list[Reading]:
-    """The layer that a module is read as.
-
-    Args:
-        module: as found.
-        options: of all cells, or by the path of a cell.
-
-    Raises:
-        InteropError: it is no module that is known here, or its arrays do not fit each other.
-    """
+    """The layer that a module is read as; options are of all cells, or by the path of a cell."""
     if not module.layouts:
         return [_read_feedforward(module)]
     cells: list[Cell] = []

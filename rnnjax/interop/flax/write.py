@@ -6,62 +6,44 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from rnnjax.cells import Cell
-from rnnjax.errors import InteropError, InvalidInputError
+from rnnjax.errors import InteropError
 from rnnjax.interop.arrays import layer_arrays
-from rnnjax.interop.chain import WithParameters
+from rnnjax.interop.chain import check_entries, with_parameters
 from rnnjax.interop.flax.cells import layout_of, write_cell
 from rnnjax.interop.flax.modules import Path, Place
-from rnnjax.interop.layers import Dense, Embedding, Recurrent
+from rnnjax.interop.layers import Recurrent
 from rnnjax.interop.model import Model
 from rnnjax.layers import Bidirectional, Regularized, Stack
 from rnnjax.layout import Form
 
 
 class Unit(NamedTuple):
-    """A layer of the model as Flax has modules: a row of a `Stack` is one by itself.
+    """A layer of the model as Flax has modules: a row of a `Stack` is one by itself."""
 
-    Attributes:
-        name: of the layer, with a number for a row.
-        cells: two for both directions, none for a layer without.
-        params: a tuple with those of each cell; of a layer without cells, its own arrays.
-    """
-
-    name: str
-    cells: tuple[Cell, ...]
-    params: Any
+    name: str  # of the layer, with a number for a row
+    cells: tuple[Cell, ...]  # two for both directions, none for a layer without
+    params: Any  # a tuple with those of each cell; of a layer without cells, its own arrays
 
 
 def list_units(model: Model) -> list[Unit]:
-    """The layers that have parameters.
-
-    Raises:
-        InteropError: Flax has no module for a layer.
-        InvalidInputError: the parameters are not those of the layers.
-    """
+    """The layers that have parameters."""
     units = []
-    for name, layer in model.layers.items():
-        if not isinstance(layer, WithParameters) and not model.params.get(name):
-            continue
-        if name not in model.params:
-            raise InvalidInputError(f"params have no entry for {name!r}; make them with its init")
-        params = model.params[name]
-        if isinstance(layer, Dense | Embedding):
+    for name, layer, params in with_parameters(model, "Flax"):
+        if not isinstance(layer, Recurrent):
             units.append(Unit(name, (), layer_arrays(layer, params)))
-        elif isinstance(layer, Recurrent) and isinstance(layer.cell, Stack):
-            _check_entries(name, params, len(layer.cell.cells))
+        elif isinstance(layer.cell, Stack):
+            check_entries(name, params, len(layer.cell.cells))
             rows = zip(layer.cell.cells, params, strict=True)
             units += [_unit(f"{name}_{i}", cell, one) for i, (cell, one) in enumerate(rows)]
-        elif isinstance(layer, Recurrent):
-            units.append(_unit(name, layer.cell, params))
         else:
-            raise InteropError(f"Flax has no module for {name!r}, a {layer}; leave it out")
+            units.append(_unit(name, layer.cell, params))
     return units
 
 
 def _unit(name: str, cell: Cell, params: Any) -> Unit:
     both = isinstance(cell, Bidirectional)
     if both:
-        _check_entries(name, params, 2)
+        check_entries(name, params, 2)
     cells = []
     for one in cell.cells if isinstance(cell, Bidirectional) else [cell]:
         if isinstance(one, Regularized):
@@ -71,11 +53,6 @@ def _unit(name: str, cell: Cell, params: Any) -> Unit:
             one = one.cell
         cells.append(one)
     return Unit(name, tuple(cells), tuple(params) if both else (params,))
-
-
-def _check_entries(name: str, params: Any, count: int) -> None:
-    if not isinstance(params, tuple) or len(params) != count:
-        raise InvalidInputError(f"params of {name!r} should be a tuple with {count} entries")
 
 
 def default_place(unit: Unit, path: Path, form: Form) -> Place:

@@ -40,10 +40,6 @@ def activation_from_onnx(
 ) -> str | Function:
     """Our activation for ONNX's; numbers that are left out are those of ONNX's operator.
 
-    Raises:
-        InteropError: the name is not one of ONNX's, or a number is left out for which ONNX has no
-            default: those of Affine and ScaledTanh, which are no operators.
-
     >>> activation_from_onnx("Tanh"), activation_from_onnx("LeakyRelu", 0.25)
     ('tanh', LeakyReLU(alpha=0.25))
     """
@@ -85,10 +81,6 @@ def activations_from_onnx(
     Each activation that takes a number consumes the next one; where none is left, it has that of
     ONNX's operator.
 
-    Raises:
-        InteropError: a name is not one of ONNX's, a number is missing that has no default, or there
-            are too many, so that it is not clear whose they are.
-
     >>> activations_from_onnx(["Sigmoid", "LeakyRelu", "Tanh"], alphas=[0.25])
     ['sigmoid', LeakyReLU(alpha=0.25), 'tanh']
     """
@@ -120,9 +112,6 @@ def _consumed(key: str, names: Sequence[str], given: Sequence[float]) -> list[fl
 
 def activation_to_onnx(function: str | Function) -> Spelling:
     """ONNX's spelling of an activation of ours.
-
-    Raises:
-        InteropError: ONNX's recurrent operators have none like it.
 
     >>> activation_to_onnx("legacy_hard_sigmoid")
     Spelling(name='HardSigmoid', alpha=0.2, beta=0.5)

@@ -23,23 +23,14 @@ MOST_KNOWN_ELEMENTS = 2**24
 
 @dataclasses.dataclass(frozen=True)
 class At:
-    """What an operator is told besides its inputs.
+    """What an operator is told besides its inputs."""
 
-    Attributes:
-        name: of the node, for errors.
-        opset: the version of ONNX's operators in the model.
-        attributes: of the node.
-        num_outputs: how many outputs it has.
-        most_elements: in the largest array that it may make.
-        key: for what is random; None for prediction.
-    """
-
-    name: str
-    opset: int
-    attributes: Mapping[str, Any]
-    num_outputs: int = 1
-    most_elements: int = MOST_ELEMENTS
-    key: jax.Array | None = None
+    name: str  # of the node, for errors
+    opset: int  # the version of ONNX's operators in the model
+    attributes: Mapping[str, Any]  # of the node
+    num_outputs: int = 1  # how many outputs it has
+    most_elements: int = MOST_ELEMENTS  # in the largest array that it may make
+    key: jax.Array | None = None  # for what is random; None for prediction
 
     def get(self, name: str, default: Any = None) -> Any:
         """An attribute, or the default."""
@@ -139,11 +130,7 @@ def _as_shape(x: Any) -> Any:
 
 
 def traced_dtype(dtype: np.dtype[Any], what: str) -> np.dtype[Any]:
-    """JAX's type for one of ONNX: integers of 64 bits are of 32 where JAX has no others.
-
-    Raises:
-        InteropError: it is float64, and JAX was not told to have it.
-    """
+    """JAX's type for one of ONNX: integers of 64 bits are of 32 where JAX has no others."""
     canonical = jax.dtypes.canonicalize_dtype(dtype)
     if dtype == np.float64 and canonical != dtype:
         raise InteropError(

@@ -14,19 +14,12 @@ Shape = tuple[int, ...]
 
 
 class Marks(NamedTuple):
-    """What is known of the inputs of a node, those that are left out apart.
+    """What is known of the inputs of a node, those that are left out apart."""
 
-    Attributes:
-        at: the node's attributes.
-        shapes: of its inputs.
-        axes: of each input where time and batch are in it, or None.
-        after: the shape of its first output.
-    """
-
-    at: At
-    shapes: tuple[Shape, ...]
-    axes: tuple[Axes | None, ...]
-    after: Shape
+    at: At  # the node's attributes
+    shapes: tuple[Shape, ...]  # of its inputs
+    axes: tuple[Axes | None, ...]  # of each input where time and batch are in it, or None
+    after: Shape  # the shape of its first output
 
     @property
     def places(self) -> list[int]:

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from rnnjax.interop.onnx.recurrent import RECURRENT
 Scope = collections.ChainMap[str, str]
 """By each name that a graph sees, that of the value, which no other has."""
 
-_GRAPH = 5  # AttributeProto.AttributeType
+_TENSOR, _GRAPH = 4, 5  # AttributeProto.AttributeType
 _LONGEST_NAME = 2**12  # each value inside of a node has its node's in its own
 _FEWEST_FOLDED = 2**22  # elements that are always made, however small the model
 
@@ -103,34 +103,22 @@ def _read_opset(model: Any) -> int:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Contents:
-    """What a message holds, checked.
+    """What a message holds, checked."""
 
-    Attributes:
-        opset: the version of ONNX's operators.
-        nodes: those from which outputs follow, but for what follows from constants alone.
-        constants: all known arrays: initialisers, and what follows from them.
-        roots: by the name of a constant, the parameters from which it follows.
-        outputs: the names of the graph's outputs.
-    """
-
-    opset: int
+    opset: int  # the version of ONNX's operators
+    # those from which outputs follow, but for what follows from constants alone
     nodes: tuple[RawNode, ...]
+    # all known arrays: initialisers, and what follows from them
     constants: Mapping[str, np.ndarray]
+    # by the name of a constant, the parameters from which it follows
     roots: Mapping[str, frozenset[str]]
-    outputs: tuple[str, ...]
+    outputs: tuple[str, ...]  # the names of the graph's outputs
 
 
 def read_contents(model: Any, folder: pathlib.Path | None) -> Contents:
     """Check a message, and compute what follows from constants alone.
 
-    External data are put into ``model``.
-
-    Args:
-        model: an ``onnx.ModelProto``.
-        folder: where external data may lie.
-
-    Raises:
-        InteropError: something is damaged, or not read here.
+    External data may lie in the folder, and are put into ``model``.
     """
     opset = _read_opset(model)
     graph = model.graph
@@ -171,21 +159,14 @@ def count_uses(nodes: Iterable[RawNode], outputs: Iterable[str]) -> collections.
     return uses
 
 
+@dataclasses.dataclass
 class _Reader:
-    """Reads the nodes of a graph and of those inside of it, and the arrays that they hold.
+    """Reads the nodes of a graph and of those inside of it, and the arrays that they hold."""
 
-    Attributes:
-        opset: the version of ONNX's operators.
-        folder: where external data may lie.
-        constants: the initialisers.
-        made: the names of all values.
-    """
-
-    def __init__(self, opset: int, folder: pathlib.Path | None) -> None:
-        self.opset = opset
-        self.folder = folder
-        self.constants: dict[str, np.ndarray] = {}
-        self.made: set[str] = set()
+    opset: int  # the version of ONNX's operators
+    folder: pathlib.Path | None  # where external data may lie
+    constants: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # the initialisers
+    made: set[str] = dataclasses.field(default_factory=set)  # the names of all values
 
     def nodes(self, graph: Any, scope: Scope, prefix: str) -> list[RawNode]:
         """Those of a graph; ``scope`` has by each name that it sees that of the value."""
@@ -274,30 +255,30 @@ def _held(tensor: Any, folder: pathlib.Path | None, what: str) -> np.ndarray:
     return array
 
 
-def _attribute(attribute: Any, label: str, folder: pathlib.Path | None) -> Any:
-    kind = attribute.type
-    if attribute.ref_attr_name:
+# By AttributeProto.AttributeType; tensors and graphs are read elsewhere.
+_ATTRIBUTES: Mapping[int, Callable[[Any], Any]] = {
+    1: lambda one: float(one.f),
+    2: lambda one: int(one.i),
+    3: lambda one: one.s.decode(),
+    6: lambda one: tuple(map(float, one.floats)),
+    7: lambda one: tuple(map(int, one.ints)),
+    8: lambda one: tuple(s.decode() for s in one.strings),
+}
+
+
+def _attribute(one: Any, label: str, folder: pathlib.Path | None) -> Any:
+    if one.ref_attr_name:
         raise InteropError(f"node {label}: attributes of functions are not read here")
+    if one.type == _TENSOR:
+        return _held(one.t, folder, f"attribute {one.name!r} of node {label}")
+    if one.type not in _ATTRIBUTES:
+        raise InteropError(
+            f"node {label}: attribute {one.name!r} holds something that is not read here"
+        )
     try:
-        if kind == 1:
-            return float(attribute.f)
-        if kind == 2:
-            return int(attribute.i)
-        if kind == 3:
-            return attribute.s.decode()
-        if kind == 4:
-            return _held(attribute.t, folder, f"attribute {attribute.name!r} of node {label}")
-        if kind == 6:
-            return tuple(float(n) for n in attribute.floats)
-        if kind == 7:
-            return tuple(int(n) for n in attribute.ints)
-        if kind == 8:
-            return tuple(s.decode() for s in attribute.strings)
+        return _ATTRIBUTES[one.type](one)
     except UnicodeDecodeError:
-        raise InteropError(f"node {label}: attribute {attribute.name!r} is no text") from None
-    raise InteropError(
-        f"node {label}: attribute {attribute.name!r} holds something that is not read here"
-    )
+        raise InteropError(f"node {label}: attribute {one.name!r} is no text") from None
 
 
 def _check_against_schema(raw: RawNode, opset: int, node: Any) -> None:

@@ -16,15 +16,10 @@ MOST_STEPS = 256
 
 
 class Inner(NamedTuple):
-    """A graph inside of a node, as its operator is given it.
+    """A graph inside of a node, as its operator is given it."""
 
-    Attributes:
-        run: from its inputs to its outputs, where it runs once, here.
-        trace: the same where it may run often or not at all.
-    """
-
-    run: Callable[..., list[Any]]
-    trace: Callable[..., list[Any]]
+    run: Callable[..., list[Any]]  # from its inputs to its outputs, where it runs once, here
+    trace: Callable[..., list[Any]]  # the same where it may run often or not at all
 
 
 def branch(at: At, condition: Any) -> Any:

@@ -79,12 +79,6 @@ def prelu(at: At, x: Any, slope: Any) -> Any:
     return by_jax(lambda x, slope: jnp.where(x >= 0, x, slope * x), x, slope)
 
 
-def gelu(at: At, x: Any) -> Any:
-    """``x`` times the normal distribution function of ``x``, or the tanh that is like it."""
-    tanh = at.get("approximate", "none") == "tanh"
-    return by_jax(lambda x: jax.nn.gelu(x, approximate=tanh), x)
-
-
 def divide(xp: Any, x: Any, y: Any) -> Any:
     """The quotient; of integers without the remainder."""
     if jnp.issubdtype(x.dtype, jnp.floating):
@@ -157,21 +151,6 @@ def dropout(at: At, x: Any, ratio: Any = None, training_mode: Any = None) -> Any
     return (x, np.ones(x.shape, np.bool_)) if at.num_outputs > 1 else x
 
 
-def cast_like(at: At, x: Any, other: Any) -> Any:
-    """``x`` as the type of another array."""
-    return as_type(at, x, other.dtype)
-
-
-def mean(at: At, *arrays: Any) -> Any:
-    """The mean of several arrays."""
-    return folded("add")(at, *arrays) / np.asarray(len(arrays), arrays[0].dtype)
-
-
-def modulo(at: At, x: Any, y: Any) -> Any:
-    """What is left of a division: of the sign of ``y``, with ``fmod`` of that of ``x``."""
-    return pair("fmod" if at.get("fmod", 0) else "mod")(at, x, y)
-
-
 def shift(at: At, x: Any, y: Any) -> Any:
     """The bits moved by ``y`` places."""
     return pair("left_shift" if at.get("direction") == "LEFT" else "right_shift")(at, x, y)
@@ -181,8 +160,3 @@ def infinite(at: At, x: Any) -> Any:
     """Whether entries are infinite, of either sign or of one."""
     signs = [at.get("detect_positive", 1), at.get("detect_negative", 1)]
     return module_of(x).isinf(x) & (((x > 0) & bool(signs[0])) | ((x < 0) & bool(signs[1])))
-
-
-def swish(x: Any, alpha: float = 1.0) -> Any:
-    """``x`` times the sigmoid of ``alpha x``."""
-    return x * jax.nn.sigmoid(alpha * x)

@@ -11,8 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from rnnjax.errors import InteropError, InvalidInputError
-
-INSTALL = "ONNX models are read with the package onnx: pip install 'rnnjax[onnx]'"
+from rnnjax.interop.whole import package
 
 # By TensorProto.DataType: the type, and the field that holds the numbers where raw_data does not.
 _TYPES: Mapping[int, tuple[Any, str]] = {
@@ -39,29 +38,12 @@ _EXTERNAL = 1  # TensorProto.DataLocation
 
 
 def import_onnx() -> Any:
-    """The package, which is needed for nothing but files of its format.
-
-    Raises:
-        InteropError: it is not installed.
-    """
-    try:
-        import onnx
-        import onnx.defs
-    except ImportError as error:
-        raise InteropError(INSTALL) from error
-    return onnx
+    """The package, which is needed for nothing but files of its format."""
+    return package("onnx", "ONNX models", "onnx")
 
 
 def read_model(source: Any) -> tuple[Any, pathlib.Path | None]:
-    """The model as a message of its own, and the folder beside which external data may lie.
-
-    Args:
-        source: a path, the bytes of a file, or an ``onnx.ModelProto``, which is copied.
-
-    Raises:
-        InteropError: there is no such file, or it is not ONNX.
-        InvalidInputError: ``source`` is something else.
-    """
+    """The model as a message of its own, and the folder beside which external data may lie."""
     onnx = import_onnx()
     if isinstance(source, onnx.ModelProto):
         model = onnx.ModelProto()
@@ -99,11 +81,7 @@ def _parse(onnx: Any, content: bytes, where: str) -> Any:
 
 
 def dtype_of(data_type: int, what: str) -> np.dtype[Any]:
-    """The type with that number in ONNX; ``what`` has it, for the error.
-
-    Raises:
-        InteropError: it is not one that is read here.
-    """
+    """The type with that number in ONNX; ``what`` has it, for the error."""
     if data_type not in _TYPES:
         raise InteropError(
             f"{what} is of ONNX's data type {data_type}, which is not read here; these are: "
@@ -113,19 +91,10 @@ def dtype_of(data_type: int, what: str) -> np.dtype[Any]:
 
 
 def read_tensor(tensor: Any, folder: pathlib.Path | None, what: str) -> np.ndarray:
-    """The array of a ``TensorProto``.
+    """The array of a ``TensorProto``; a file with external data may lie in the folder.
 
     Nothing is allocated for numbers that are not there: shape and type have to account for every
     byte present.
-
-    Args:
-        tensor: the message.
-        folder: where a file with external data may lie, or None if there is none.
-        what: its name in errors.
-
-    Raises:
-        InteropError: it is of a type that is not read, shape and numbers do not belong together, or
-            its external data are not a plain file in ``folder``.
     """
     dtype = dtype_of(tensor.data_type, what)
     shape = tuple(tensor.dims)

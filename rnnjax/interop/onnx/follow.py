@@ -15,9 +15,6 @@ def follow(
     """The one of the inputs ``entries`` that reaches all recurrent nodes step by step.
 
     Its name, and by the name of each value of ``shapes`` that has its axes, where these are.
-
-    Raises:
-        InvalidInputError: there is none, because a node between moves the axes or mixes them.
     """
     misses: list[Node] = []
     for name in entries:

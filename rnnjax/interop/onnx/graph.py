@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from rnnjax.cells.base import Carry, Params
 from rnnjax.engine import unroll
 from rnnjax.errors import InteropError, InvalidInputError, RnnjaxError
-from rnnjax.interop.layers import Context, Dense, Embedding, Flow, Layer, Recurrent
+from rnnjax.interop.layers import Context, Dense, Embedding, Flow, Layer, Recurrent, Shape, fits
 from rnnjax.interop.model import Network
 from rnnjax.interop.onnx.at import (
     MOST_ELEMENTS,
@@ -192,28 +192,17 @@ class Graph(Network):
 
 @dataclasses.dataclass
 class _Run:
-    """One run of a graph.
+    """One run of a graph."""
 
-    Attributes:
-        graph: which runs.
-        params: of its layers.
-        carry: that was given.
-        mask: that was given.
-        context: that was given.
-        once: whether what runs here runs once, so that states can go in and come out.
-        carries: the states behind.
-        left: how many elements may still be made of known ones.
-        again: how many nodes of loops may still be run again, one by one.
-    """
-
-    graph: Graph
-    params: Params
-    carry: Mapping[str, Carry]
-    mask: Any
-    context: Context
-    once: bool = True
-    carries: dict[str, Carry] = dataclasses.field(default_factory=dict)
-    left: int = MOST_KNOWN_ELEMENTS
+    graph: Graph  # which runs
+    params: Params  # of its layers
+    carry: Mapping[str, Carry]  # that was given
+    mask: Any  # that was given
+    context: Context  # that was given
+    once: bool = True  # whether what runs here runs once, so that states can go in and come out
+    carries: dict[str, Carry] = dataclasses.field(default_factory=dict)  # the states behind
+    left: int = MOST_KNOWN_ELEMENTS  # how many elements may still be made of known ones
+    # how many nodes of loops may still be run again, one by one
     again: list[int] = dataclasses.field(default_factory=lambda: [MOST_NODES_AGAIN])
 
     def nodes(self, nodes: Sequence[Node], values: MutableMapping[str, Any]) -> None:
@@ -226,7 +215,8 @@ class _Run:
                 values[node.outputs[0]] = _run_layer(
                     node, layers[node.layer], self.params.get(node.layer, {}), values, self.context
                 )
-            elif isinstance(node, Operation) and _is_ready(node, values):
+            # Nodes that only prepare a state have no inputs where there is no state.
+            elif isinstance(node, Operation) and all(n in values for n in node.inputs if n):
                 inputs = [values[name] if name else None for name in node.inputs]
                 most = self.left if all(map(is_known, inputs)) else MOST_ELEMENTS
                 key = self.context.key
@@ -278,11 +268,7 @@ class _Run:
 
 
 def _made(values: Mapping[str, Any], name: str) -> Any:
-    """A value of a graph that is an output.
-
-    Raises:
-        InteropError: no node made it.
-    """
+    """A value of a graph that is an output."""
     if name not in values:
         raise InteropError(
             f"the graph gives {name!r}, which no node makes: an operator before it has fewer "
@@ -347,10 +333,7 @@ def _as_input(known: Input, came: Any, exchanged: bool) -> Any:
     fixed = known.shape
     if fixed is not None and exchanged:
         fixed = (fixed[1], fixed[0], *fixed[2:])
-    if fixed is not None and (
-        len(fixed) != x.ndim
-        or any(n is not None and n != came for n, came in zip(fixed, x.shape, strict=True))
-    ):
+    if fixed is not None and not fits({known.name: fixed}, {known.name: x.shape}):
         sizes = ", ".join("any" if n is None else str(n) for n in fixed)
         raise InvalidInputError(
             f"input {known.name!r} has shape ({sizes}), but got {x.shape}; the axes are "
@@ -359,11 +342,6 @@ def _as_input(known: Input, came: Any, exchanged: bool) -> Any:
     if not x.ndim and not isinstance(came, jax.Array) and not jnp.issubdtype(dtype, jnp.floating):
         return np.asarray(came).astype(dtype)  # stays known: branches and shapes may follow from it
     return x.astype(expected)
-
-
-def _is_ready(node: Node, values: Mapping[str, Any]) -> bool:
-    """Whether its inputs are there: those that only prepare a state are not, without one."""
-    return all(name in values for name in node.inputs if name)
 
 
 def _run_layer(
@@ -423,7 +401,7 @@ def _run_recurrent(
     )
     sides = _directions(layer)
     ys = ys.reshape(steps, batch, sides, ys.shape[-1] // sides)
-    made = _outputs(node, layer, carry, ys)
+    made = _outputs(node, carry, ys)
     values.update(
         (name, y.astype(xs.dtype)) for name, y in zip(node.outputs, made, strict=False) if name
     )
@@ -435,16 +413,12 @@ def _directions(layer: Recurrent) -> int:
 
 
 def check_weights(node: RecurrentNode, layer: Recurrent, weights: Weights) -> None:
-    """Raise unless the arrays are of the shapes that the node's attributes ask for.
-
-    Raises:
-        InteropError: they are not.
-    """
+    """Raise unless the arrays are of the shapes that the node's attributes ask for."""
     cell = layer.cell.cells[0] if isinstance(layer.cell, Bidirectional) else layer.cell
     size: int = cell.output_size
     gates = RECURRENT[node.op_type].gates
     directions = _directions(layer)
-    shapes = {
+    shapes: dict[str, Shape] = {
         "W": (directions, gates * size, None),
         "R": (directions, gates * size, size),
         "B": (directions, 2 * gates * size),
@@ -453,10 +427,8 @@ def check_weights(node: RecurrentNode, layer: Recurrent, weights: Weights) -> No
     for (name, shape), array in zip(shapes.items(), weights, strict=True):
         if array is None:
             continue
-        fits = len(shape) == array.ndim and all(
-            n is None or n == came for n, came in zip(shape, array.shape, strict=True)
-        )
-        if not fits or not jnp.issubdtype(array.dtype, jnp.floating) or 0 in array.shape:
+        well = fits({name: shape}, {name: array.shape}) and 0 not in array.shape
+        if not well or not jnp.issubdtype(array.dtype, jnp.floating):
             sizes = ", ".join("input size" if n is None else str(n) for n in shape)
             raise InteropError(
                 f"node {node.name}: its {name} is {array.dtype}{list(array.shape)}, but with "
@@ -503,9 +475,7 @@ def _valid(node: RecurrentNode, lengths: Any, steps: int, batch: int, mask: Any)
     return valid & mask.reshape(*mask.shape, *[1] * (2 - mask.ndim))
 
 
-def _outputs(
-    node: RecurrentNode, layer: Recurrent, carry: Carry, ys: jax.Array
-) -> tuple[jax.Array, ...]:
+def _outputs(node: RecurrentNode, carry: Carry, ys: jax.Array) -> tuple[jax.Array, ...]:
     """Y, Y_h and Y_c, from ``ys (time, batch, directions, hidden)``."""
     each = carry if isinstance(carry, Directions) else (carry,)
     axis = 1 if node.layout else 0

@@ -32,47 +32,30 @@ from rnnjax.layers import Bidirectional
 
 
 class _Value(NamedTuple):
-    """What goes from layer to layer in the graph: one value, or one for each direction.
+    """What goes from layer to layer in the graph: one value, or one for each direction."""
 
-    Attributes:
-        names: of the values.
-        sizes: of their last axes; None where it is not known.
-        sequence: whether they have an axis of time.
-    """
-
-    names: tuple[str, ...]
-    sizes: tuple[int | None, ...]
-    sequence: bool = True
+    names: tuple[str, ...]  # of the values
+    sizes: tuple[int | None, ...]  # of their last axes; None where it is not known
+    sequence: bool = True  # whether they have an axis of time
 
 
 class _Run(NamedTuple):
-    """What a plan computes.
+    """What a plan computes."""
 
-    Attributes:
-        ys: ``(time, batch, size)``.
-        end: writes the outputs of the last step that ran, ``(batch, size)``; None where those of
-            several directions are not of one step.
-    """
-
-    ys: str
+    ys: str  # (time, batch, size)
+    # writes the outputs of the last step that ran, (batch, size); None where those of several
+    # directions are not of one step
     end: Callable[[], str] | None
 
 
 @dataclasses.dataclass
 class Export:
-    """Writes layers one by one.
+    """Writes layers one by one."""
 
-    Attributes:
-        writer: to which they are written.
-        states: whether the states go in and out.
-        lengths: whether rows have lengths.
-        source: the name of the data input.
-    """
-
-    writer: Writer
-    states: bool
-    lengths: bool
-    source: str = "xs"
+    writer: Writer  # to which they are written
+    states: bool  # whether the states go in and out
+    lengths: bool  # whether rows have lengths
+    source: str = "xs"  # the name of the data input
 
     def write(self, network: Sequential, params: Any) -> dict[str, str]:
         """Write all; returns what the metadata say about learned states."""
@@ -361,11 +344,7 @@ def _array(layer: Layer, params: Any, name: str) -> np.ndarray:
 
 
 def float32(where: str, array: Any) -> np.ndarray:
-    """A parameter as it is written.
-
-    Raises:
-        InteropError: it has no type that float32 holds exactly.
-    """
+    """A parameter as it is written."""
     array = np.asarray(array)
     if array.dtype not in (np.float32, np.float16, jnp.bfloat16):
         raise InteropError(
@@ -380,11 +359,7 @@ def float32(where: str, array: Any) -> np.ndarray:
 
 
 def apply_function(writer: Writer, x: str, function: str | Function) -> str:
-    """Write ``function(x)``, and return the name of the result.
-
-    Raises:
-        InteropError: the function is not one that is known here.
-    """
+    """Write ``function(x)``, and return the name of the result."""
     write = _NAMED.get(function) if isinstance(function, str) else _CLASSES.get(type(function))
     if write is None:
         raise InteropError(
@@ -414,25 +389,8 @@ def _gelu(w: Writer, x: str, _: Any) -> str:
     return _half_of_one_plus(w, x, w.add("Tanh", inner))
 
 
-def _exact_gelu(w: Writer, x: str, _: Any) -> str:
-    """``x / 2 (1 + erf(x / sqrt(2)))``."""
-    return _half_of_one_plus(w, x, w.add("Erf", w.add("Mul", x, w.scalar(math.sqrt(0.5)))))
-
-
 def _half_of_one_plus(w: Writer, x: str, y: str) -> str:
     return w.add("Mul", w.add("Mul", x, w.scalar(0.5)), w.add("Add", y, w.scalar(1)))
-
-
-def _affine(w: Writer, x: str, f: Any) -> str:
-    return w.add("Add", w.add("Mul", x, w.scalar(f.alpha)), w.scalar(f.beta))
-
-
-def _scaled_tanh(w: Writer, x: str, f: Any) -> str:
-    return w.add("Mul", w.add("Tanh", w.add("Mul", x, w.scalar(f.beta))), w.scalar(f.alpha))
-
-
-def _negative_softplus(w: Writer, x: str, _: Any) -> str:
-    return w.add("Neg", w.add("Softplus", w.add("Neg", x)))
 
 
 def _squareplus(w: Writer, x: str, _: Any) -> str:
@@ -463,14 +421,17 @@ _NAMED: Mapping[str, Callable[[Writer, str, Any], str]] = {
     "celu": _operator("Elu", alpha=1.0),
     "selu": _operator("Selu"),
     "gelu": _gelu,
-    "exact_gelu": _exact_gelu,
+    # x / 2 (1 + erf(x / sqrt(2)))
+    "exact_gelu": lambda w, x, _: _half_of_one_plus(
+        w, x, w.add("Erf", w.add("Mul", x, w.scalar(math.sqrt(0.5))))
+    ),
     "silu": lambda w, x, _: w.add("Mul", x, w.add("Sigmoid", x)),
     "mish": lambda w, x, _: w.add("Mul", x, w.add("Tanh", w.add("Softplus", x))),
     "squareplus": _squareplus,
     "soft_shrink": _operator("Shrink", lambd=0.5, bias=0.5),
     "hard_shrink": _operator("Shrink", lambd=0.5, bias=0.0),
     "tanh_shrink": lambda w, x, _: w.add("Sub", x, w.add("Tanh", x)),
-    "log_sigmoid": _negative_softplus,
+    "log_sigmoid": lambda w, x, _: w.add("Neg", w.add("Softplus", w.add("Neg", x))),
 }
 
 _CLASSES: Mapping[type[Any], Callable[[Writer, str, Any], str]] = {
@@ -479,7 +440,9 @@ _CLASSES: Mapping[type[Any], Callable[[Writer, str, Any], str]] = {
         for name, one in OPERATORS.items()
         if isinstance(one.activation, type)
     },
-    Affine: _affine,
-    ScaledTanh: _scaled_tanh,
+    Affine: lambda w, x, f: w.add("Add", w.add("Mul", x, w.scalar(f.alpha)), w.scalar(f.beta)),
+    ScaledTanh: lambda w, x, f: w.add(
+        "Mul", w.add("Tanh", w.add("Mul", x, w.scalar(f.beta))), w.scalar(f.alpha)
+    ),
     CutReLU: _cut_relu,
 }

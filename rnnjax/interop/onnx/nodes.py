@@ -29,62 +29,41 @@ class Constant:
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-    """An input of the graph.
+    """An input of the graph."""
 
-    Attributes:
-        name: of the input.
-        dtype: of its arrays.
-        shape: of which None are not fixed; None as a whole if not even the number of axes is.
-        role: ``"data"`` must be given; ``"state"`` becomes the initial state of recurrent layers,
-            ``"lengths"`` their sequence_lens, and nothing reads what is ``"unused"``.
-    """
-
-    name: str
-    dtype: str
+    name: str  # of the input
+    dtype: str  # of its arrays
+    # of which None are not fixed; None as a whole if not even the number of axes is
     shape: tuple[int | None, ...] | None
+    # "data" must be given; "state" becomes the initial state of recurrent layers,
+    # "lengths" their sequence_lens, and nothing reads what is "unused"
     role: Literal["data", "state", "lengths", "unused"] = "data"
 
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-    """A node of the graph.
+    """A node of the graph."""
 
-    Attributes:
-        op_type: its operator.
-        name: by which errors call it.
-        inputs: the names of the values it takes; empty for one that is left out.
-        outputs: the names of those it makes.
-    """
-
-    op_type: str
-    name: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
+    op_type: str  # its operator
+    name: str  # by which errors call it
+    inputs: tuple[str, ...]  # the names of the values it takes; empty for one that is left out
+    outputs: tuple[str, ...]  # the names of those it makes
 
 
 @dataclasses.dataclass(frozen=True)
 class Body:
-    """A graph inside of a node, which sees the values around it by their names.
+    """A graph inside of a node, which sees the values around it by their names."""
 
-    Attributes:
-        inputs: the names of its own.
-        outputs: the names of what it makes.
-        nodes: in an order in which they can run.
-    """
-
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    nodes: tuple[Node, ...]
+    inputs: tuple[str, ...]  # the names of its own
+    outputs: tuple[str, ...]  # the names of what it makes
+    nodes: tuple[Node, ...]  # in an order in which they can run
 
 
 @dataclasses.dataclass(frozen=True)
 class Operation(Node):
-    """A node without parameters of its own.
+    """A node without parameters of its own."""
 
-    Attributes:
-        attributes: pairs of names and values; an array is a `Constant`, a graph a `Body`.
-    """
-
+    # pairs of names and values; an array is a `Constant`, a graph a `Body`
     attributes: tuple[tuple[str, Any], ...] = ()
 
     @property
@@ -102,28 +81,19 @@ class Operation(Node):
 
 @dataclasses.dataclass(frozen=True)
 class LayerNode(Node):
-    """A node that is a Dense layer or the look-up of an Embedding.
+    """A node that is a Dense layer or the look-up of an Embedding."""
 
-    Attributes:
-        layer: its name in the graph's layers.
-    """
-
-    layer: str = ""
+    layer: str = ""  # its name in the graph's layers
 
 
 @dataclasses.dataclass(frozen=True)
 class RecurrentNode(Node):
-    """An RNN, GRU or LSTM; its inputs are X, sequence_lens, initial_h and initial_c.
+    """An RNN, GRU or LSTM; its inputs are X, sequence_lens, initial_h and initial_c."""
 
-    Attributes:
-        layer: its name in the graph's layers.
-        layout: 0 for time first, 1 for batch first.
-        weights: the names of W, R, B and P if they are values of the graph: inputs, or arrays that
-            other nodes have too; None if they are parameters of the layer.
-    """
-
-    layer: str = ""
-    layout: int = 0
+    layer: str = ""  # its name in the graph's layers
+    layout: int = 0  # 0 for time first, 1 for batch first
+    # the names of W, R, B and P if they are values of the graph: inputs, or arrays that other nodes
+    # have too; None if they are parameters of the layer
     weights: tuple[str, ...] | None = None
 
 

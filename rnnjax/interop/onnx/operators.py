@@ -5,6 +5,8 @@ computes stay known under ``jit``, and what follows from them can have a shape.
 """
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,34 +17,28 @@ import numpy as np
 from rnnjax.errors import RnnjaxError
 from rnnjax.interop.functions import ELU, HardSigmoid, LeakyReLU, ThresholdedReLU
 from rnnjax.interop.onnx import axes, control, elementwise, places, products, quantized, windows
-from rnnjax.interop.onnx.at import At, is_known
+from rnnjax.interop.onnx.at import At, by_jax, is_known, module_of
 from rnnjax.interop.onnx.elementwise import each, each_by_class, each_by_jax, folded, pair
 
 
 @dataclasses.dataclass(frozen=True)
 class Operator:
-    """All that is known of an operator; nothing else asks for its name.
+    """All that is known of an operator; nothing else asks for its name."""
 
-    Attributes:
-        run: from `At` and the inputs, None where one is left out, to the output, or a tuple.
-        rule: where its outputs have the axes of time and batch that an input has.
-        moves: of how many inputs, from the first on, it only puts elements elsewhere; -1 for all.
-        folds: whether what it makes of parameters alone is a parameter itself. What follows from
-            other constants always is constant.
-        kind: what readers of layers make of it; empty for those they have no use for.
-        activation: the function of `rnnjax.interop` that it is, by name or class.
-        in_cells: whether recurrent operators have that activation.
-        costly: whether it takes much longer than its output is large; not folded then.
-    """
-
+    # from `At` and the inputs, None where one is left out, to the output, or a tuple
     run: Callable[..., Any]
+    # where its outputs have the axes of time and batch that an input has
     rule: axes.Rule = axes.lost
+    # of how many inputs, from the first on, it only puts elements elsewhere; -1 for all
     moves: int = 0
+    # whether what it makes of parameters alone is a parameter itself. What follows from other
+    # constants always is constant.
     folds: bool = False
-    kind: str = ""
+    kind: str = ""  # what readers of layers make of it; empty for those they have no use for
+    # the function of `rnnjax.interop` that it is, by name or class
     activation: str | type[Any] | None = None
-    in_cells: bool = False
-    costly: bool = False
+    in_cells: bool = False  # whether recurrent operators have that activation
+    costly: bool = False  # whether it takes much longer than its output is large; not folded then
 
     def moved(self, inputs: tuple[str, ...]) -> tuple[str, ...]:
         """Those of the inputs whose elements it puts elsewhere."""
@@ -56,11 +52,7 @@ _OF_INPUTS = (
 
 
 def run_operator(op_type: str, at: At, inputs: list[Any]) -> tuple[Any, ...]:
-    """The outputs of a node.
-
-    Raises:
-        InteropError: the inputs do not fit, with the name of the node.
-    """
+    """The outputs of a node."""
     operator = OPERATORS[op_type]
     try:
         with np.errstate(all="ignore"):  # as JAX does: infinities and NaN are values
@@ -98,87 +90,91 @@ def _moving(
     return Operator(run, rule, moves, folds=True, kind=kind)
 
 
+def _softmax(function: Callable[..., Any], name: str) -> Operator:
+    run = products.softmax(function)
+    return Operator(run, axes.normalized, kind="softmax", activation=name)
+
+
+def _counting(function: Callable[..., Any]) -> Operator:
+    def run(at: At, x: Any) -> Any:
+        return np.array(function(at, x), np.int64)
+
+    return Operator(run, folds=True, kind="shape")
+
+
 def _arithmetic(function: Any, kind: str = "") -> Operator:
     return Operator(pair(function), axes.broadcast, folds=True, kind=kind)
 
 
+# By the name that NumPy has for them, which is the rest of the name here in small letters.
+_SMALL = ("Abs", "Ceil", "Cos", "Cosh", "Floor", "IsNaN", "Log", "Reciprocal", "Round", "Sign",
+          "Sin", "Sinh", "Sqrt", "Tan")  # fmt: skip
+_INVERSE = ("Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh")
+_BINARY = ("And", "Or", "Xor")
+
 OPERATORS: Mapping[str, Operator] = {
     # Of each element by itself.
-    "Abs": Operator(each("abs"), axes.kept),
-    "Acos": Operator(each("arccos"), axes.kept),
-    "Acosh": Operator(each("arccosh"), axes.kept),
-    "Asin": Operator(each("arcsin"), axes.kept),
-    "Asinh": Operator(each("arcsinh"), axes.kept),
-    "Atan": Operator(each("arctan"), axes.kept),
-    "Atanh": Operator(each("arctanh"), axes.kept),
+    **{name: Operator(each(name.lower()), axes.kept) for name in _SMALL},
+    **{name: Operator(each(f"arc{name[1:].lower()}"), axes.kept) for name in _INVERSE},
     "BitwiseNot": Operator(each("invert"), axes.kept),
     "Cast": _moving(elementwise.cast, axes.kept, "type"),
-    "CastLike": Operator(elementwise.cast_like, axes.of_first),
-    "Ceil": Operator(each("ceil"), axes.kept),
+    "CastLike": Operator(lambda at, x, y: elementwise.as_type(at, x, y.dtype), axes.of_first),
     "Celu": Operator(each_by_jax(jax.nn.celu, "alpha"), axes.kept),
     "Clip": Operator(elementwise.clip, axes.kept),
-    "Cos": Operator(each("cos"), axes.kept),
-    "Cosh": Operator(each("cosh"), axes.kept),
     "Dropout": Operator(elementwise.dropout, axes.kept, kind="dropout"),
     "Elu": _class(ELU),
     "Erf": Operator(each_by_jax(jax.scipy.special.erf), axes.kept),
     "Exp": Operator(each("exp"), axes.kept, activation="exponential"),
-    "Floor": Operator(each("floor"), axes.kept),
-    "Gelu": Operator(elementwise.gelu, axes.kept),
+    "Gelu": Operator(
+        lambda at, x: each_by_jax(
+            functools.partial(jax.nn.gelu, approximate=at.get("approximate", "none") == "tanh")
+        )(at, x),
+        axes.kept,
+    ),
     "HardSigmoid": _class(HardSigmoid),
     "HardSwish": Operator(each_by_jax(jax.nn.hard_silu), axes.kept, activation="hard_silu"),
     "IsInf": Operator(elementwise.infinite, axes.kept),
-    "IsNaN": Operator(each("isnan"), axes.kept),
     "LeakyRelu": _class(LeakyReLU),
-    "Log": Operator(each("log"), axes.kept),
     "Mish": Operator(each_by_jax(jax.nn.mish), axes.kept, activation="mish"),
     "Neg": Operator(each("negative"), axes.kept, folds=True),
     "Not": Operator(each("logical_not"), axes.kept),
-    "Reciprocal": Operator(each("reciprocal"), axes.kept),
     # Whose derivative at 0 is 0, unlike that of a maximum.
     "Relu": _function(each_by_jax(jax.nn.relu), "relu"),
-    "Round": Operator(each("round"), axes.kept),
     "Selu": Operator(each_by_jax(elementwise.selu, "alpha", "gamma"), axes.kept),
     "Shrink": Operator(each_by_jax(elementwise.shrink, "bias", "lambd"), axes.kept),
     "Sigmoid": _function(each_by_jax(jax.nn.sigmoid), "sigmoid"),
-    "Sign": Operator(each("sign"), axes.kept),
-    "Sin": Operator(each("sin"), axes.kept),
-    "Sinh": Operator(each("sinh"), axes.kept),
     "Softplus": _function(each_by_jax(jax.nn.softplus), "softplus"),
     "Softsign": _function(each_by_jax(jax.nn.soft_sign), "softsign"),
-    "Sqrt": Operator(each("sqrt"), axes.kept),
-    "Swish": Operator(each_by_jax(elementwise.swish, "alpha"), axes.kept),
-    "Tan": Operator(each("tan"), axes.kept),
+    "Swish": Operator(
+        each_by_jax(lambda x, alpha=1.0: x * jax.nn.sigmoid(alpha * x), "alpha"), axes.kept
+    ),
     "Tanh": _function(each("tanh"), "tanh"),
     "ThresholdedRelu": _class(ThresholdedReLU),
     # Of several arrays.
+    **{name: Operator(pair(name.lower()), axes.broadcast) for name in ("Equal", "Greater", "Less")},
+    **{name: Operator(pair(f"logical_{name.lower()}"), axes.broadcast) for name in _BINARY},
+    **{f"Bitwise{n}": Operator(pair(f"bitwise_{n.lower()}"), axes.broadcast) for n in _BINARY},
     "Add": _arithmetic("add", "sum"),
-    "And": Operator(pair("logical_and"), axes.broadcast),
     "BitShift": Operator(elementwise.shift, axes.broadcast),
-    "BitwiseAnd": Operator(pair("bitwise_and"), axes.broadcast),
-    "BitwiseOr": Operator(pair("bitwise_or"), axes.broadcast),
-    "BitwiseXor": Operator(pair("bitwise_xor"), axes.broadcast),
     "Div": _arithmetic(elementwise.divide),
-    "Equal": Operator(pair("equal"), axes.broadcast),
-    "Greater": Operator(pair("greater"), axes.broadcast),
     "GreaterOrEqual": Operator(pair("greater_equal"), axes.broadcast),
-    "Less": Operator(pair("less"), axes.broadcast),
     "LessOrEqual": Operator(pair("less_equal"), axes.broadcast),
     "Max": Operator(folded("maximum"), axes.broadcast),
-    "Mean": Operator(elementwise.mean, axes.broadcast),
+    "Mean": Operator(
+        lambda at, *xs: folded("add")(at, *xs) / np.asarray(len(xs), xs[0].dtype), axes.broadcast
+    ),
     "Min": Operator(folded("minimum"), axes.broadcast),
-    "Mod": Operator(elementwise.modulo, axes.broadcast),
+    "Mod": Operator(
+        lambda at, x, y: pair("fmod" if at.get("fmod", 0) else "mod")(at, x, y), axes.broadcast
+    ),
     "Mul": _arithmetic("multiply"),
-    "Or": Operator(pair("logical_or"), axes.broadcast),
     "PRelu": Operator(elementwise.prelu, axes.broadcast),
     "Pow": Operator(elementwise.power, axes.broadcast),
     "Sub": _arithmetic("subtract"),
     "Sum": Operator(folded("add"), axes.broadcast),
     "Where": Operator(elementwise.where, axes.broadcast),
-    "Xor": Operator(pair("logical_xor"), axes.broadcast),
     # Which sum.
-    "ArgMax": Operator(products.place_of("argmax")),
-    "ArgMin": Operator(products.place_of("argmin")),
+    **{f"Arg{name}": Operator(products.place_of(f"arg{name.lower()}")) for name in ("Max", "Min")},
     "BatchNormalization": Operator(products.batch_norm),
     "CumProd": Operator(products.cumulative(jnp.cumprod, 1)),
     "CumSum": Operator(products.cumulative(jnp.cumsum, 0)),
@@ -188,12 +184,7 @@ OPERATORS: Mapping[str, Operator] = {
     "Hardmax": Operator(products.softmax(products.hardmax), axes.normalized),
     "InstanceNormalization": Operator(products.group_norm),
     "LayerNormalization": Operator(products.layer_norm, axes.normalized_from),
-    "LogSoftmax": Operator(
-        products.softmax(jax.nn.log_softmax),
-        axes.normalized,
-        kind="softmax",
-        activation="log_softmax",
-    ),
+    "LogSoftmax": _softmax(jax.nn.log_softmax, "log_softmax"),
     "MatMul": Operator(products.matmul, axes.multiplied, kind="product", costly=True),
     "LpNormalization": Operator(products.power_norm),
     "MeanVarianceNormalization": Operator(products.mean_variance_norm),
@@ -201,16 +192,14 @@ OPERATORS: Mapping[str, Operator] = {
     "ReduceL1": Operator(products.reduction(lambda xp, x, **o: xp.abs(x).sum(**o))),
     "ReduceL2": Operator(products.reduction(lambda xp, x, **o: xp.sqrt((x * x).sum(**o)))),
     "ReduceLogSum": Operator(products.reduction(lambda xp, x, **o: xp.log(x.sum(**o)))),
-    "ReduceLogSumExp": Operator(products.reduction(products.log_sum_exp)),
-    "ReduceMax": Operator(products.reduction("max", start=-1)),
-    "ReduceMean": Operator(products.reduction("mean")),
-    "ReduceMin": Operator(products.reduction("min", start=1)),
-    "ReduceProd": Operator(products.reduction("prod")),
-    "ReduceSum": Operator(products.reduction("sum")),
-    "ReduceSumSquare": Operator(products.reduction(lambda xp, x, **o: (x * x).sum(**o))),
-    "Softmax": Operator(
-        products.softmax(jax.nn.softmax), axes.normalized, kind="softmax", activation="softmax"
+    "ReduceLogSumExp": Operator(
+        products.reduction(lambda xp, x, **o: by_jax(lambda x: jax.nn.logsumexp(x, **o), x))
     ),
+    **{f"Reduce{n}": Operator(products.reduction(n.lower())) for n in ("Mean", "Prod", "Sum")},
+    "ReduceMax": Operator(products.reduction("max", start=-1)),
+    "ReduceMin": Operator(products.reduction("min", start=1)),
+    "ReduceSumSquare": Operator(products.reduction(lambda xp, x, **o: (x * x).sum(**o))),
+    "Softmax": _softmax(jax.nn.softmax, "softmax"),
     "TopK": Operator(products.top_k),
     # Which slide over space.
     "AveragePool": Operator(windows.average_pool),
@@ -246,7 +235,9 @@ OPERATORS: Mapping[str, Operator] = {
     "Split": _moving(places.split),
     "Squeeze": _moving(places.squeeze, axes.reshaped, "squeeze"),
     "Tile": _moving(places.tile),
-    "Transpose": _moving(places.transpose, axes.permuted, "permute"),
+    "Transpose": _moving(
+        lambda at, x: module_of(x).transpose(x, at.get("perm")), axes.permuted, "permute"
+    ),
     "Trilu": Operator(places.triangle),
     "Unsqueeze": _moving(places.unsqueeze, axes.reshaped),
     # Which make elements, or count them.
@@ -256,8 +247,8 @@ OPERATORS: Mapping[str, Operator] = {
     "NonZero": Operator(places.nonzero),
     "OneHot": Operator(places.one_hot, axes.inserted, kind="one-hot"),
     "Range": Operator(places.count, folds=True),
-    "Shape": Operator(places.shape_of, folds=True, kind="shape"),
-    "Size": Operator(places.size_of, folds=True, kind="shape"),
+    "Shape": _counting(lambda at, x: x.shape[at.get("start", 0) : at.get("end", None)]),
+    "Size": _counting(lambda at, x: math.prod(x.shape)),
     # Which run graphs inside of them.
     "If": Operator(control.branch, kind="branch"),
     "Loop": Operator(control.loop),

@@ -14,16 +14,6 @@ from rnnjax.interop.onnx.files import dtype_of
 _LONGEST = 2**63 - 1
 
 
-def shape_of(at: At, x: Any) -> Any:
-    """The sizes of the axes, or of some."""
-    return np.array(x.shape[at.get("start", 0) : at.get("end", None)], np.int64)
-
-
-def size_of(at: At, x: Any) -> Any:
-    """The number of elements."""
-    return np.array(math.prod(x.shape), np.int64)
-
-
 def reshape(at: At, x: Any, shape: Any = None) -> Any:
     """The elements in their order, with other axes."""
     given = at.get("shape")
@@ -69,11 +59,6 @@ def unsqueeze(at: At, x: Any, axes_input: Any = None) -> Any:
         raise at.fail(f"axes {axes} name one twice")
     sizes = iter(x.shape)
     return x.reshape([1 if i in where else next(sizes) for i in range(rank)])
-
-
-def transpose(at: At, x: Any) -> Any:
-    """The axes in another order."""
-    return module_of(x).transpose(x, at.get("perm"))
 
 
 def concatenate(at: At, *arrays: Any) -> Any:
@@ -135,8 +120,7 @@ def part(
 def gather(at: At, x: Any, indices: Any) -> Any:
     """Slices of ``x`` by their places along an axis."""
     axis = at.axis(at.get("axis", 0), x.ndim)
-    if indices.dtype.kind not in "iu":
-        raise at.fail(f"its indices are {indices.dtype}, but should be integers")
+    _check_indices(at, indices)
     at.bound((*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]))
     if is_known(indices):
         size = x.shape[axis]

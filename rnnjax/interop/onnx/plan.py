@@ -15,23 +15,15 @@ from rnnjax.layers import Bidirectional, Directions, LearnedCarry, Regularized, 
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-    """One RNN, GRU or LSTM node: a cell, or a `rnnjax.Bidirectional` of two alike.
+    """One RNN, GRU or LSTM node: a cell, or a `rnnjax.Bidirectional` of two alike."""
 
-    Attributes:
-        name: of the node; its state is ``<name>_h`` and, in an LSTM, ``<name>_c``.
-        cell: without what only training or the start of a sequence needs.
-        params: those of ``cell``.
-        starts: for each direction the learned carry with which sequences begin, or None.
-        path: where in the carry of the layer its own carry is.
-        reverse: whether it runs from the last step to the first.
-    """
-
-    name: str
-    cell: Cell
-    params: Params
+    name: str  # of the node; its state is <name>_h and, in an LSTM, <name>_c
+    cell: Cell  # without what only training or the start of a sequence needs
+    params: Params  # those of cell
+    # for each direction the learned carry with which sequences begin, or None
     starts: tuple[Carry | None, ...]
-    path: tuple[int, ...]
-    reverse: bool
+    path: tuple[int, ...]  # where in the carry of the layer its own carry is
+    reverse: bool  # whether it runs from the last step to the first
 
     def states(self, carry: Carry) -> dict[str, np.ndarray]:
         """By input, ``(directions, batch, hidden_size)``: the state out of the layer's carry."""
@@ -78,19 +70,10 @@ Plan = Node | Row | Pair
 
 
 def make_plan(name: str, cell: Cell, params: Params, reverse: bool, merged: bool = True) -> Plan:
-    """The nodes for the cell of a layer.
+    """The nodes for the cell of a layer, whose name is that of the node.
 
-    Args:
-        name: of the layer. It is that of the node; those of a `rnnjax.Stack` are ``<name>_0``,
-            ``<name>_1`` and so on, and two directions that do not fit into one node are
-            ``<name>_forward`` and ``<name>_backward``.
-        cell: of the layer.
-        params: of the cell.
-        reverse: whether the layer runs from the last step to the first.
-        merged: False keeps the outputs of two directions apart.
-
-    Raises:
-        InteropError: no nodes of ONNX compute what the cell does.
+    Those of a `rnnjax.Stack` are ``<name>_0``, ``<name>_1`` and so on, and two directions that do
+    not fit into one node are ``<name>_forward`` and ``<name>_backward``.
 
     >>> import rnnjax
     >>> cell = Stack([rnnjax.GRUCell(4), Bidirectional(rnnjax.LSTMCell(4))])

@@ -75,11 +75,6 @@ def _limit(dtype: Any, sign: float) -> Any:
     return jnp.iinfo(dtype).max if sign > 0 else jnp.iinfo(dtype).min
 
 
-def log_sum_exp(xp: Any, x: Any, axis: Any, keepdims: bool) -> Any:
-    """``log(sum(exp(x)))``, whatever their size."""
-    return by_jax(lambda x: jax.nn.logsumexp(x, axis=axis, keepdims=keepdims), x)
-
-
 def place_of(name: str) -> Callable[..., Any]:
     """``argmax`` or ``argmin``."""
 

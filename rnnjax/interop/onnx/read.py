@@ -36,27 +36,14 @@ from rnnjax.interop.onnx.nodes import (
     RecurrentNode,
 )
 from rnnjax.interop.onnx.operators import kind_of
-from rnnjax.interop.onnx.recurrent import (
-    RECURRENT,
-    Weights,
-    cell_from_onnx,
-    params_from_onnx,
-)
+from rnnjax.interop.onnx.recurrent import RECURRENT, Weights, cell_from_onnx, params_from_onnx
 from rnnjax.interop.onnx.rewrite import Imported, Slot
 from rnnjax.interop.onnx.roles import data_outputs, input_roles
 from rnnjax.layers import Bidirectional
 
 
 def read_graph(model: Any, folder: pathlib.Path | None) -> tuple[Graph, Params, Imported]:
-    """The network, its parameters, and what it takes to write them back.
-
-    Args:
-        model: an ``onnx.ModelProto``, which is kept.
-        folder: where external data may lie, which are put into it.
-
-    Raises:
-        InteropError: something in the message is damaged, or of a kind that is not read here.
-    """
+    """The network, its parameters, and what it takes to write them back: the message is kept."""
     contents = read_contents(model, folder)
     inputs = _read_inputs(model.graph, contents)
     found = _Layers(contents, inputs)

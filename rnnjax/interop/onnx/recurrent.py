@@ -20,34 +20,22 @@ from rnnjax.layers import Bidirectional, Directions
 class Weights(NamedTuple):
     """The parameters of one RNN, GRU or LSTM node, as ONNX has them.
 
-    Attributes:
-        W: ``(directions, gates * hidden_size, input_size)``.
-        R: ``(directions, gates * hidden_size, hidden_size)``.
-        B: ``(directions, 2 * gates * hidden_size)``: biases of the inputs, then of the state; or
-            None.
-        P: peepholes of an LSTM, ``(directions, 3 * hidden_size)``, or None.
-
     The gates are i, o, f, c in an LSTM, whose peepholes are i, o, f, and z, r, h in a GRU.
     """
 
-    W: Any
-    R: Any
+    W: Any  # (directions, gates * hidden_size, input_size)
+    R: Any  # (directions, gates * hidden_size, hidden_size)
+    # (directions, 2 * gates * hidden_size): biases of the inputs, then of the state; or None
     B: Any = None
-    P: Any = None
+    P: Any = None  # peepholes of an LSTM, (directions, 3 * hidden_size), or None
 
 
 class RecurrentOperator(NamedTuple):
-    """All that is known of a recurrent operator.
+    """All that is known of a recurrent operator."""
 
-    Attributes:
-        gates: how many it has; `rnnjax.interop.registry` knows the cells and their orders.
-        activations: those of one direction that are left out, in the order f, g, h.
-        states: how many arrays its state is.
-    """
-
-    gates: int
-    activations: tuple[str, ...]
-    states: int = 1
+    gates: int  # how many it has; `rnnjax.interop.registry` knows the cells and their orders
+    activations: tuple[str, ...]  # those of one direction that are left out, in the order f, g, h
+    states: int = 1  # how many arrays its state is
 
 
 RECURRENT: Mapping[str, RecurrentOperator] = {
@@ -75,19 +63,11 @@ def cell_from_onnx(
     clip: float | None = None,
     param_dtype: Any = jnp.float32,
 ) -> Cell:
-    """The cell of one direction of a node.
+    """The cell of one direction of a node; ``activations`` are ours, in ONNX's order f, g, h.
 
-    Args:
-        op_type: ``"RNN"``, ``"GRU"`` or ``"LSTM"``.
-        hidden_size: of the node.
-        activations: ours, in ONNX's order: f, g, h.
-        use_bias: whether the node has B.
-        peephole: whether it has P.
-        coupled: its ``input_forget``.
-        reset_after: its ``linear_before_reset``.
-        clip: the bound of the inputs of f and g. Not of h: the specification can be read either
-            way, and the runtimes that have it clip the gates alone.
-        param_dtype: the type of its weights.
+    ``peephole`` is whether it has P, ``coupled`` its ``input_forget``, and ``reset_after`` its
+    ``linear_before_reset``. ``clip`` bounds the inputs of f and g, and not of h: the specification
+    can be read either way, and the runtimes that have it clip the gates alone.
 
     >>> cell_from_onnx("LSTM", 5, ["sigmoid", "tanh", "tanh"], use_bias=True) == LSTMCell(5)
     True
@@ -113,18 +93,10 @@ def cell_from_onnx(
 
 
 def attributes_to_onnx(cell: Cell, *, reverse: bool = False) -> tuple[str, dict[str, Any]]:
-    """The operator and the attributes of the node that computes a cell.
+    """The operator of the node that computes a cell, and its attributes where not at their default.
 
-    Args:
-        cell: one of those that `cell_from_onnx` gives, or a `rnnjax.Bidirectional` that
-            concatenates two that differ in nothing but their activations.
-        reverse: whether it runs from the last step to the first.
-
-    Returns:
-        the operator's name and its attributes, without those that are at their default.
-
-    Raises:
-        InteropError: no node of ONNX computes this cell.
+    The cell is one that `cell_from_onnx` gives, or a `rnnjax.Bidirectional` that concatenates two
+    that differ in nothing but their activations.
 
     >>> attributes_to_onnx(LSTMCell(5))
     ('LSTM', {'hidden_size': 5})
@@ -138,13 +110,14 @@ def attributes_to_onnx(cell: Cell, *, reverse: bool = False) -> tuple[str, dict[
             f"{cell!r} does not; write a node for each direction"
         )
     op_type = operator_of(cells[0])
-    attributes: dict[str, Any] = {"hidden_size": _hidden_size(cells[0])}
+    first: Any = cells[0]
+    attributes: dict[str, Any] = {"hidden_size": int(first.hidden_size)}
     if len(cells) == 2 or reverse:
         attributes["direction"] = "bidirectional" if len(cells) == 2 else "reverse"
     bounds = {
         f.bound if isinstance(f, Clipped) else None for one in cells for f in _activations(one)[:2]
     }
-    kinds = {(type(one), _hidden_size(one), _options(one)) for one in cells}
+    kinds = {(type(c), *(getattr(c, option, None) for option in _OPTIONS)) for c in cells}
     if len(kinds) > 1 or len(bounds) > 1:
         raise InteropError(
             "a node of ONNX has one kind of cell, size, bias and clip for all activations and "
@@ -166,17 +139,13 @@ def attributes_to_onnx(cell: Cell, *, reverse: bool = False) -> tuple[str, dict[
         attributes["clip"] = bound
     if _coupled(cells[0]):
         attributes["input_forget"] = 1
-    if isinstance(cells[0], GRUCell) and cells[0].reset_after:
+    if isinstance(first, GRUCell) and first.reset_after:
         attributes["linear_before_reset"] = 1
     return op_type, attributes
 
 
 def operator_of(cell: Cell) -> str:
-    """The name of the operator that computes a cell of one direction.
-
-    Raises:
-        InteropError: there is none.
-    """
+    """The name of the operator that computes a cell of one direction."""
     form = FORMS["onnx"].get(type(cell))
     if form is None:
         raise InteropError(
@@ -185,13 +154,7 @@ def operator_of(cell: Cell) -> str:
     return form.name
 
 
-def _hidden_size(cell: Any) -> int:
-    return int(cell.hidden_size)
-
-
-def _options(cell: Any) -> tuple[Any, ...]:
-    names = ("use_bias", "reset_after", "peephole", "coupled")
-    return tuple(getattr(cell, name, None) for name in names)
+_OPTIONS = "hidden_size", "use_bias", "reset_after", "peephole", "coupled"
 
 
 def _activations(cell: Any) -> tuple[str | Function, ...]:
@@ -214,17 +177,9 @@ def _coupled(cell: Cell) -> bool:
 def params_from_onnx(cell: Cell, W: Any, R: Any, B: Any = None, P: Any = None) -> Params:
     """The parameters of a cell from the arrays of a node, see `Weights` for their shapes.
 
-    Args:
-        cell: as `cell_from_onnx` gives it, or a `rnnjax.Bidirectional` of two such.
-        W: of the inputs.
-        R: of the state.
-        B: both biases, or None.
-        P: peepholes, or None.
-
-    Returns:
-        a dict of arrays like that of ``cell.init``, of NumPy unless JAX's came;
-        `rnnjax.Directions` of two for two directions. The two biases of a gate are added up, but
-        in a GRU with ``reset_after``, which has them apart; a coupled cell has no forget gate.
+    They are arrays of NumPy unless JAX's came; `rnnjax.Directions` of two for two directions. The
+    two biases of a gate are added up, but in a GRU with ``reset_after``, which has them apart; a
+    coupled cell has no forget gate.
     """
     weights = Weights(W, R, B, P)
     cells = cell.cells if isinstance(cell, Bidirectional) else (cell,)
@@ -238,17 +193,10 @@ def params_from_onnx(cell: Cell, W: Any, R: Any, B: Any = None, P: Any = None) -
 def params_to_onnx(cell: Cell, params: Params, original: Weights | None = None) -> Weights:
     """The arrays of a node from the parameters of a cell: the inverse of `params_from_onnx`.
 
-    Args:
-        cell: as there.
-        params: as there.
-        original: the arrays from which the parameters once came, where they did. What the
-            parameters do not tell is taken from it: how a bias is the sum of two, and the rows of
-            the forget gate that a coupled cell has not. Unchanged parameters give the same bits
-            back; where the sum of two biases changed, the second stays as it was. Left out, second
-            biases and those rows are zeros.
-
-    Returns:
-        `Weights` of NumPy arrays.
+    What the parameters do not tell is taken from the ``original`` arrays from which they once came:
+    how a bias is the sum of two, and the rows of the forget gate that a coupled cell has not.
+    Unchanged parameters give the same bits back; where the sum of two biases changed, the second
+    stays as it was. Without them, second biases and those rows are zeros.
 
     >>> import jax
     >>> cell = LSTMCell(5)

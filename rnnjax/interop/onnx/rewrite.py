@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from rnnjax.cells.base import Params
 from rnnjax.errors import InvalidInputError
 from rnnjax.interop.layers import Recurrent
 from rnnjax.interop.model import Model
@@ -54,22 +53,14 @@ def update(model: Model) -> Any:
             "update needs a model that came from rnnjax.interop.onnx.load, but this one did not; "
             "write it with rnnjax.interop.onnx.save"
         )
-    return _write_params(model.origin, model.network, model.params)
-
-
-def _write_params(imported: Imported, graph: Graph, params: Params) -> Any:
-    """A copy of the message with the parameters in it; what has not changed keeps its bits.
-
-    Raises:
-        InvalidInputError: a layer's parameters are missing or of another shape.
-    """
+    imported, params = model.origin, model.params
     onnx = import_onnx()
-    model = onnx.ModelProto()
-    model.CopyFrom(imported.model)
+    proto = onnx.ModelProto()
+    proto.CopyFrom(imported.model)
     changed = {}
     for slot in imported.slots:
         try:
-            arrays = _arrays(slot, graph, params[slot.layer], imported.arrays)
+            arrays = _arrays(slot, model.network, params[slot.layer], imported.arrays)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InvalidInputError(
                 f"params do not belong to this model: those of {slot.layer!r} do not fit "
@@ -85,8 +76,8 @@ def _write_params(imported: Imported, graph: Graph, params: Params) -> Any:
             array = array.astype(original.dtype)
             if array.tobytes() != original.tobytes():
                 changed[name] = onnx.numpy_helper.from_array(array, name)
-    _replace(model, changed)
-    return model
+    _replace(proto, changed)
+    return proto
 
 
 def _arrays(
@@ -103,12 +94,10 @@ def _arrays(
     elif slot.kind == "embedding":
         made = [np.asarray(params["embedding"])]
     else:
-        kernel = np.asarray(params["kernel"])
-        kernel = kernel.T if slot.kind == "transposed dense" else kernel
-        bias = [np.asarray(params["bias"])] if slot.tensors[1] else [None]
+        kernel, bias = np.asarray(params["kernel"]), slot.tensors[1]
         made = [
-            kernel,
-            *(b if b is None else b.reshape(originals[slot.tensors[1]].shape) for b in bias),
+            kernel.T if slot.kind == "transposed dense" else kernel,
+            np.reshape(params["bias"], originals[bias].shape) if bias else None,
         ]
     return {name: array for name, array in zip(slot.tensors, made, strict=True) if name}
 

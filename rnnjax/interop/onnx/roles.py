@@ -80,12 +80,8 @@ def data_outputs(
 ) -> tuple[str, ...]:
     """The outputs that are no states; all of them, if all are.
 
-    Args:
-        outputs: of the graph.
-        nodes: all of them, in order.
-        streams: whether states are inputs. Then a state that is rearranged still is one, unless
-            there is nothing else; otherwise it is what the model computes, such as the last output
-            that a classifier sees.
+    Where states are inputs, a state that is rearranged still is one, unless there is nothing else;
+    otherwise it is what the model computes, such as the last output that a classifier sees.
     """
     plain: set[str] = set()
     rearranged: set[str] = set()

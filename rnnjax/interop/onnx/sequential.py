@@ -8,15 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rnnjax.errors import InteropError, InvalidInputError
-from rnnjax.interop.layers import (
-    Activation,
-    Dense,
-    Dropout,
-    Embedding,
-    Layer,
-    OneHotIds,
-    Recurrent,
-)
+from rnnjax.interop.layers import Activation, Dense, Dropout, Embedding, Layer, OneHotIds, Recurrent
 from rnnjax.interop.model import Model, Sequential
 from rnnjax.interop.onnx.activations import function_of
 from rnnjax.interop.onnx.files import dtype_of
@@ -57,17 +49,11 @@ def to_sequential(model: Model) -> Model:
 
 
 class Found(NamedTuple):
-    """The layers that were found in a graph.
+    """The layers that were found in a graph."""
 
-    Attributes:
-        model: of these layers, which takes and gives time, batch and features in this order.
-        takes: what the axes of the graph's input are: ``"time"``, ``"batch"``, ``"features"``.
-        gives: the same of its output, which may have others of size 1.
-    """
-
-    model: Model
-    takes: Axes
-    gives: Axes
+    model: Model  # of these layers, which takes and gives time, batch and features in this order
+    takes: Axes  # what the axes of the graph's input are: "time", "batch", "features"
+    gives: Axes  # the same of its output, which may have others of size 1
 
 
 def find_layers(model: Model) -> Found:
@@ -119,7 +105,6 @@ class _Walk:
 
     def __init__(self, model: Model, graph: Graph, axes: Axes) -> None:
         self.graph = graph
-        self.params = model.params
         self.value = graph.data_inputs[0]
         self.axes = axes
         self.known = {name: constant.array for name, constant in graph.constants}
@@ -172,8 +157,8 @@ class _Walk:
         """Whether it rearranges a state that comes in, or makes zeros or shapes."""
         inputs = tuple(name for name in node.inputs if name)
         operator = OPERATORS[node.op_type]
-        if operator.kind == "shape":
-            self.fix(node)
+        if operator.kind == "shape":  # known when a graph runs, and only then
+            self.fixed |= set(node.outputs)
         elif operator.kind == "fill":
             if np.any(node.arguments().get("value", 0)):
                 return False
@@ -185,14 +170,10 @@ class _Walk:
         elif inputs and self.states & set(inputs):
             self.states |= set(node.outputs)
         elif inputs and self.fixed.issuperset(inputs):
-            self.fix(node)
+            self.fixed |= set(node.outputs)
         else:
             return False
         return True
-
-    def fix(self, node: Node) -> None:
-        """Shapes and what follows from them are known when a graph runs, and only then."""
-        self.fixed |= set(node.outputs)
 
     def constant(self, node: Node, name: str) -> list[int]:
         """The integers of an input that has to be known."""
@@ -201,8 +182,8 @@ class _Walk:
             raise self.misfit(node, "the result depends on values that are not constant")
         return [int(n) for n in array.reshape(-1)]
 
-    def take(self, node: Node, output: str, axes: Sequence[str]) -> None:
-        """Go on to the node's output."""
+    def take(self, output: str, axes: Sequence[str]) -> None:
+        """Go on to the output of a node."""
         self.value, self.axes = output, tuple(axes)
 
     # --- Layers ---
@@ -233,7 +214,7 @@ class _Walk:
         else:
             raise self.misfit(node, "not its outputs or its last output alone are read")
         self.chain.append(layer)
-        self.take(node, node.outputs[read], (*order, _FEATURES))
+        self.take(node.outputs[read], (*order, _FEATURES))
 
     def read_of(self, node: Node) -> int | None:
         """Which one of its outputs the rest of the graph reads."""
@@ -253,7 +234,7 @@ class _Walk:
         elif self.axes[-1] != _FEATURES:
             raise self.misfit(node, "the last axis is not that of features")
         self.chain.append(layer)
-        self.take(node, node.outputs[0], self.axes)
+        self.take(node.outputs[0], self.axes)
 
     def check_flow(self, node: Node) -> None:
         """The value from the layer before is the first input, and the others are constant."""
@@ -273,12 +254,12 @@ class _Walk:
         self.check_flow(node)
         kind = kind_of(node.op_type)
         if kind == "same":
-            self.take(node, node.outputs[0], self.axes)
+            self.take(node.outputs[0], self.axes)
         elif kind == "type":
             to = dtype_of(node.arguments()["to"], f"what node {node.name} casts to")
             if _FEATURES in self.axes and not jnp.issubdtype(to, jnp.floating):
                 raise self.misfit(node, f"features become {to}")
-            self.take(node, node.outputs[0], self.axes)
+            self.take(node.outputs[0], self.axes)
         elif kind == "dropout":
             self.pass_dropout(node)
         elif kind == "one-hot":
@@ -286,7 +267,7 @@ class _Walk:
         elif kind in ("look-up", "part"):
             self.pass_last_step(node)
         elif kind in _MOVES:
-            self.take(node, node.outputs[0], self.moved(node))
+            self.take(node.outputs[0], self.moved(node))
         else:
             self.pass_activation(node)
 
@@ -302,12 +283,12 @@ class _Walk:
             axis = numbers.get("axis", -1 if self.graph.opset >= 13 else 1)
             if axis % len(self.axes) != len(self.axes) - 1 or self.axes[-1] != _FEATURES:
                 raise self.misfit(node, "the sum is over another axis than that of features")
-        last = self.chain[-1] if self.chain else None
+        last = self.last
         if isinstance(last, Dense) and last.activation == "linear":
             self.chain[-1] = dataclasses.replace(last, activation=function)
         else:
             self.chain.append(Activation(self.new_name(node), function))
-        self.take(node, node.outputs[0], self.axes)
+        self.take(node.outputs[0], self.axes)
 
     def new_name(self, node: Operation) -> str:
         """A name that no layer has."""
@@ -330,7 +311,7 @@ class _Walk:
         if ratio > 0:
             rate = DropoutRate(float(np.format_float_positional(np.float32(ratio))))
             self.chain.append(Dropout(self.new_name(node), rate))
-        self.take(node, node.outputs[0], self.axes)
+        self.take(node.outputs[0], self.axes)
 
     def pass_one_hot(self, node: Operation) -> None:
         """Ids as one-hot vectors."""
@@ -341,7 +322,7 @@ class _Walk:
         if node.arguments().get("axis", -1) not in (-1, len(self.axes)) or _FEATURES in self.axes:
             raise self.misfit(node, "the vectors do not make a last axis")
         self.chain.append(OneHotIds(self.new_name(node), size))
-        self.take(node, node.outputs[0], (*self.axes, _FEATURES))
+        self.take(node.outputs[0], (*self.axes, _FEATURES))
 
     # --- Axes ---
 
@@ -368,9 +349,9 @@ class _Walk:
             is_first = places == [0] and ends == [1]
         axis %= len(self.axes)
         if self.axes[axis] == _DIRECTIONS and self.is_one_direction() and is_first and scalar:
-            self.take(node, node.outputs[0], self.without(axis))
+            self.take(node.outputs[0], self.without(axis))
             return
-        last = self.chain[-1] if self.chain else None
+        last = self.last
         if not isinstance(last, Recurrent) or isinstance(last.cell, Bidirectional):
             raise self.misfit(node, "a part of the values is taken")
         if self.axes[axis] != _TIME or not (is_first if last.reverse else is_last):
@@ -379,22 +360,27 @@ class _Walk:
         self.chain[-1] = dataclasses.replace(last, return_sequences=False, masked_outputs="zero")
         left = self.without(axis)
         one_step = (*left[:axis], _ONE_STEP, *left[axis:])
-        self.take(node, node.outputs[0], left if scalar else one_step)
+        self.take(node.outputs[0], left if scalar else one_step)
 
     def pass_flip(self, node: Operation, axis: int) -> None:
         """The outputs of a reversed layer in the order in which they were computed."""
-        last = self.chain[-1] if self.chain else None
+        last = self.last
         flips = isinstance(last, Recurrent) and last.reverse and last.keep_order
         if not flips or not isinstance(last, Recurrent) or self.axes[axis] != _TIME:
             raise self.misfit(node, "steps are turned round that no reversed layer has made")
         self.chain[-1] = dataclasses.replace(last, keep_order=False)
-        self.take(node, node.outputs[0], self.axes)
+        self.take(node.outputs[0], self.axes)
+
+    @property
+    def last(self) -> Layer | None:
+        """The layer before."""
+        return self.chain[-1] if self.chain else None
 
     def without(self, axis: int) -> Axes:
         return self.axes[:axis] + self.axes[axis + 1 :]
 
     def is_one_direction(self) -> bool:
-        last = self.chain[-1] if self.chain else None
+        last = self.last
         return isinstance(last, Recurrent) and not isinstance(last.cell, Bidirectional)
 
     def moved(self, node: Operation) -> Axes:
@@ -415,7 +401,7 @@ class _Walk:
         kept = self.merged()
         joins = len(kept) < rank and len(sizes) == len(kept)
         # [-1, size] does as well where but the batch stands before the features.
-        last = self.chain[-1] if self.chain else None
+        last = self.last
         whole = isinstance(last, Recurrent) and [-1, last.cell.output_size] == sizes
         if not joins or not (not any(sizes[:-1]) or whole):
             raise self.misfit(node, f"values are arranged as {sizes}")

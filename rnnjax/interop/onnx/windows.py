@@ -1,7 +1,7 @@
 """Operators that slide over space: convolutions, pools, and what is put around an array."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
@@ -12,20 +12,14 @@ from rnnjax.interop.onnx.at import At, module_of
 
 
 class _Window(NamedTuple):
-    """How a window moves over the axes of space, those behind batch and channels.
+    """How a window moves over the axes of space, those behind batch and channels."""
 
-    Attributes:
-        sizes: of the window.
-        strides: of its places.
-        dilations: between its entries.
-        pads: what is put before and behind each axis.
-        more: what is put behind as well, so that the last window fits; nothing counts it.
-    """
-
-    sizes: tuple[int, ...]
-    strides: tuple[int, ...]
-    dilations: tuple[int, ...]
-    pads: tuple[tuple[int, int], ...]
+    sizes: tuple[int, ...]  # of the window
+    strides: tuple[int, ...]  # of its places
+    dilations: tuple[int, ...]  # between its entries
+    pads: tuple[tuple[int, int], ...]  # what is put before and behind each axis
+    reach: tuple[int, ...]  # of the window, from its first entry to its last
+    # what is put behind as well, so that the last window fits; nothing counts it
     more: tuple[int, ...]
 
 
@@ -46,17 +40,14 @@ def _window(at: At, x: Any, sizes: Sequence[int]) -> _Window:
     strides, dilations = _numbers(at, "strides", rank), _numbers(at, "dilations", rank)
     reach = [(size - 1) * step + 1 for size, step in zip(sizes, dilations, strict=True)]
     automatic = at.get("auto_pad", "NOTSET")
+    pads: Sequence[tuple[int, int]]
     if automatic.startswith("SAME"):
-        total = [
-            max(0, (-(-n // stride) - 1) * stride + long - n)
-            for n, stride, long in zip(space, strides, reach, strict=True)
-        ]
-        pads = tuple(_halves(n, automatic == "SAME_UPPER") for n in total)
+        pads = lax.padtype_to_pads(space, reach, strides, automatic.removesuffix("_UPPER"))
     elif automatic == "VALID":
-        pads = ((0, 0),) * rank
+        pads = [(0, 0)] * rank
     else:
         given = _numbers(at, "pads", 2 * rank, 0)
-        pads = tuple(zip(given[:rank], given[rank:], strict=True))
+        pads = [*zip(given[:rank], given[rank:], strict=True)]
     more = (0,) * rank
     if at.get("ceil_mode", 0):
         more = tuple(
@@ -65,7 +56,7 @@ def _window(at: At, x: Any, sizes: Sequence[int]) -> _Window:
         )
     around = zip(space, pads, more, strict=True)
     at.bound((*x.shape[:2], *(n + low + high + extra for n, (low, high), extra in around)))
-    return _Window(tuple(sizes), strides, dilations, pads, more)
+    return _Window(tuple(sizes), strides, dilations, tuple(pads), tuple(reach), more)
 
 
 def _halves(total: int, upper: bool) -> tuple[int, int]:
@@ -113,8 +104,7 @@ def conv_transpose(at: At, x: Any, kernel: Any, bias: Any = None) -> Any:
     automatic = at.get("auto_pad", "NOTSET")
     if shape is None and automatic.startswith("SAME"):
         shape = [n * stride for n, stride in zip(x.shape[2:], window.strides, strict=True)]
-    reach = [(k - 1) * step + 1 for k, step in zip(window.sizes, window.dilations, strict=True)]
-    pads = window.pads
+    reach, pads = window.reach, window.pads
     if shape is not None:
         whole = zip(x.shape[2:], window.strides, extra, reach, shape[-rank:], strict=True)
         pads = tuple(
@@ -194,8 +184,7 @@ def _lowest(dtype: Any) -> Any:
 
 def _check_padding(at: At, window: _Window) -> None:
     """A window that lies outside has nothing in it."""
-    reach = [(n - 1) * step + 1 for n, step in zip(window.sizes, window.dilations, strict=True)]
-    if any(max(pad) >= long for pad, long in zip(window.pads, reach, strict=True)):
+    if any(max(pad) >= long for pad, long in zip(window.pads, window.reach, strict=True)):
         raise at.fail(f"its pads {list(window.pads)} are as wide as its window {window.sizes}")
 
 
@@ -230,18 +219,7 @@ def whole_pool(name: str) -> Callable[..., Any]:
 # --- Around ---
 
 
-def _reflected(places: np.ndarray, size: int) -> np.ndarray:
-    period = max(1, 2 * (size - 1))
-    places = places % period
-    return np.minimum(places, period - places) if size > 1 else places
-
-
-_AROUND: Mapping[str, Callable[[np.ndarray, int], np.ndarray]] = {
-    "edge": lambda places, size: np.clip(places, 0, size - 1),
-    "reflect": _reflected,
-    "wrap": lambda places, size: places % size,
-}
-"""By the mode, where in an axis of that size the entry for a place outside is taken from."""
+_MODES = "constant", "edge", "reflect", "wrap"
 
 
 def pad(at: At, x: Any, pads: Any = None, value: Any = None, axes: Any = None) -> Any:
@@ -249,10 +227,10 @@ def pad(at: At, x: Any, pads: Any = None, value: Any = None, axes: Any = None) -
     numbers = at.listed("pads", pads)
     along = list(range(x.ndim)) if axes is None else at.integers(axes, "axes")
     mode = at.get("mode", "constant")
-    if numbers is None or len(numbers) != 2 * len(along) or mode not in ("constant", *_AROUND):
+    if numbers is None or len(numbers) != 2 * len(along) or mode not in _MODES:
         raise at.fail(
             f"its pads are {numbers} and its mode is {mode!r}, but they should be two for each of "
-            f"{len(along)} axes, and constant, {', '.join(_AROUND)}"
+            f"{len(along)} axes, and one of {', '.join(_MODES)}"
         )
     around = [(0, 0)] * x.ndim
     for axis, *both in zip(along, numbers[: len(along)], numbers[len(along) :], strict=True):
@@ -275,12 +253,6 @@ def pad(at: At, x: Any, pads: Any = None, value: Any = None, axes: Any = None) -
         if mode == "constant":
             filling = jnp.asarray(0 if value is None else value, x.dtype).reshape(())
             return lax.pad(x, filling, [(low, high, 0) for low, high in around])
-        if not math.prod(sizes):
-            return jnp.zeros(sizes, x.dtype)
-        for axis, (low, _) in enumerate(around):
-            if around[axis] != (0, 0):
-                places = np.arange(-low, sizes[axis] - low)
-                x = jnp.take(x, _AROUND[mode](places, x.shape[axis]), axis=axis)
-        return x
+        return jnp.pad(x, around, mode) if math.prod(sizes) else jnp.zeros(sizes, x.dtype)
 
     return at.computed(run, x, at.get("value", value))

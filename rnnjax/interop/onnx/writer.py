@@ -83,11 +83,7 @@ class Writer:
             self.add_many(unchanged, [value], [name])
 
     def claim(self, name: str) -> str:
-        """Take a name that is seen from outside.
-
-        Raises:
-            InteropError: another value has it.
-        """
+        """Take a name that is seen from outside."""
         if name in self._taken:
             raise InteropError(
                 f"two values of the ONNX graph would be named {name!r}; give the layers names that "

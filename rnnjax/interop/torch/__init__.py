@@ -21,8 +21,15 @@ import numpy as np
 from rnnjax.cells.base import Cell, Params
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.arrays import layer_arrays
-from rnnjax.interop.chain import Modules, WithParameters, check_modules, given_order, infer_order
-from rnnjax.interop.layers import Dense, Embedding, Layer, Recurrent
+from rnnjax.interop.chain import (
+    Modules,
+    check_entries,
+    check_modules,
+    given_order,
+    infer_order,
+    with_parameters,
+)
+from rnnjax.interop.layers import Dense, Layer, Recurrent
 from rnnjax.interop.model import Model, Sequential, with_axes
 from rnnjax.interop.torch.cells import Spec, TorchOrigin, spec_of, write_params
 from rnnjax.interop.torch.files import opened, read_arrays, write_arrays
@@ -176,23 +183,16 @@ def to_state_dict(model: Model) -> dict[str, np.ndarray]:
     origin = model.origin if isinstance(model.origin, TorchOrigin) else TorchOrigin()
     alone = [name for name in model.layers if model.params.get(name)]
     state: dict[str, np.ndarray] = {}
-    for name, layer in model.layers.items():
-        if not isinstance(layer, WithParameters) and not model.params.get(name):
-            continue
-        if name not in model.params:
-            raise InvalidInputError(f"params have no entry for {name!r}; make them with its init")
+    for name, layer, params in with_parameters(model, "PyTorch"):
         top = alone == ["rnn"] and isinstance(layer, Recurrent)
         prefix = origin.prefixes.get(name, "" if top else f"{name}.")
-        params = model.params[name]
         if isinstance(layer, Recurrent):
             entries = _recurrent_entries(layer, params, origin)
-        elif isinstance(layer, Dense | Embedding):
+        else:
             arrays = layer_arrays(layer, params)
             weight = arrays["kernel"].T if isinstance(layer, Dense) else arrays["embedding"]
             entries = {"weight": np.array(weight, order="C")}
             entries |= {"bias": np.array(arrays["bias"])} if "bias" in arrays else {}
-        else:
-            raise InteropError(f"PyTorch has no module for {name!r}, a {layer}; leave it out")
         for key, array in entries.items():
             if prefix + key in state:
                 raise InteropError(f"two layers would write {prefix + key!r}; rename {name!r}")
@@ -289,8 +289,8 @@ def _recurrent_entries(
         )
     stacked = isinstance(layer.cell, Stack)
     rows: Sequence[Cell] = layer.cell.cells if isinstance(layer.cell, Stack) else [layer.cell]
-    if stacked and (not isinstance(params, tuple) or len(params) != len(rows)):
-        raise InvalidInputError(f"params of {name} should be a tuple with {len(rows)} entries")
+    if stacked:
+        check_entries(layer.name, params, len(rows))
     specs: set[tuple[bool, Spec]] = set()
     entries: dict[str, np.ndarray] = {}
     for k, (row, row_params) in enumerate(zip(rows, params if stacked else [params], strict=True)):
@@ -301,8 +301,8 @@ def _recurrent_entries(
                 f"merge={row.merge!r}"
             )
         cells: Sequence[Cell] = row.cells if isinstance(row, Bidirectional) else [row]
-        if both and (not isinstance(row_params, tuple) or len(row_params) != 2):
-            raise InvalidInputError(f"params of {name} should be Directions(forward, backward)")
+        if both:
+            check_entries(layer.name, row_params, 2)
         for d, (cell, one) in enumerate(
             zip(cells, row_params if both else [row_params], strict=True)
         ):

@@ -12,7 +12,7 @@ from rnnjax.cells import Cell, GRUCell, LSTMCell, ProjectionLSTMCell, SimpleRNNC
 from rnnjax.cells.activations import Activation, get_activation
 from rnnjax.cells.base import Params
 from rnnjax.errors import InteropError
-from rnnjax.interop.arrays import cell_arrays
+from rnnjax.interop.arrays import cell_arrays, check_one_type
 from rnnjax.interop.registry import FORMS, names_of
 from rnnjax.layers import Regularized
 
@@ -23,29 +23,17 @@ _GATES = {4: "LSTM", 3: "GRU", 1: "RNN"}
 
 
 class Spec(NamedTuple):
-    """What PyTorch's module is told when it is made, the same for all its layers.
+    """What PyTorch's module is told when it is made, the same for all its layers."""
 
-    Attributes:
-        kind: ``"RNN"``, ``"LSTM"`` or ``"GRU"``.
-        hidden_size: as there.
-        proj_size: as there; 0 for none.
-        nonlinearity: of an RNN, as there; ``""`` for the others.
-        bias: whether it has biases.
-    """
-
-    kind: str
-    hidden_size: int
-    proj_size: int = 0
-    nonlinearity: str = ""
-    bias: bool = True
+    kind: str  # "RNN", "LSTM" or "GRU"
+    hidden_size: int  # as there
+    proj_size: int = 0  # as there; 0 for none
+    nonlinearity: str = ""  # of an RNN, as there; "" for the others
+    bias: bool = True  # whether it has biases
 
 
 def read_spec(where: str, arrays: Arrays, nonlinearity: str) -> Spec:
-    """What the module was told, from the shapes of the arrays of one layer.
-
-    Raises:
-        InteropError: an array is missing, or the shapes do not fit each other.
-    """
+    """What the module was told, from the shapes of the arrays of one layer."""
     for name in ("weight_ih", "weight_hh"):
         if name not in arrays:
             raise InteropError(f"{where} has no {name}; check that the state dict is complete")
@@ -86,12 +74,7 @@ def _check_shapes(where: str, arrays: Arrays, gates: int, spec: Spec) -> None:
                 f"{name} of {where}, an {spec.kind} of {spec.hidden_size} units, should be "
                 f"{expected[name]}, but is {array.shape}; check the state dict"
             )
-    types = sorted({str(array.dtype) for array in arrays.values()})
-    if len(types) > 1:
-        raise InteropError(
-            f"the arrays of {where} should be of one type, but are {' and '.join(types)}; convert "
-            "them to one"
-        )
+    check_one_type(where, arrays.values())
 
 
 def read_params(spec: Spec, arrays: Arrays) -> dict[str, jax.Array]:
@@ -132,11 +115,7 @@ def make_cell(spec: Spec, dtype: Any) -> Cell:
 
 
 def spec_of(where: str, cell: Cell) -> Spec:
-    """The way back of `make_cell`.
-
-    Raises:
-        InteropError: PyTorch has no module that computes what the cell does.
-    """
+    """The way back of `make_cell`."""
     if isinstance(cell, Regularized):
         # Dropout is off in prediction, but zoneout takes its expectation there.
         if cell.zoneout_hidden or cell.zoneout_cell:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rnnjax.errors import InteropError, InvalidInputError
-from rnnjax.interop.whole import write_whole
+from rnnjax.interop.whole import in_a_line, package, write_whole
 
 # NumPy has no bfloat16 of its own, and the package's reader for NumPy none therefore.
 _DTYPES: Mapping[str, Any] = {
@@ -32,12 +32,7 @@ _LONGEST_HEADER = 10 * 2**20  # some hundred thousand arrays; parsed, it is seve
 
 
 def opened(path: str | os.PathLike[str]) -> BinaryIO:
-    """The file, to read from.
-
-    Raises:
-        InvalidInputError: ``path`` is no path.
-        InteropError: there is no such file, or it may not be read.
-    """
+    """The file, to read from."""
     _check_path(path)
     try:
         return Path(path).open("rb")
@@ -51,17 +46,13 @@ def read_arrays(content: bytes) -> dict[str, np.ndarray]:
 
     Nothing is allocated by the sizes that it states: it is read as far as it goes, and what it
     states is compared with that.
-
-    Raises:
-        InteropError: the package safetensors is missing, the file is another format, is damaged,
-            or holds a type that is not known here.
     """
-    deserialize = _package().deserialize
+    deserialize = package("safetensors", "files in .safetensors", "safetensors").deserialize
     _check_header(content)
     try:
         entries = deserialize(content)
     except Exception as error:  # the package's own error, which is no class of Python's
-        raise InteropError(f"it is damaged ({_short(error)}); get it again") from error
+        raise InteropError(f"it is damaged ({in_a_line(error)}); get it again") from error
     arrays = {}
     for name, entry in entries:
         if entry["dtype"] not in _DTYPES:
@@ -74,25 +65,20 @@ def read_arrays(content: bytes) -> dict[str, np.ndarray]:
             arrays[name] = flat.reshape(entry["shape"])
         except ValueError as error:  # more axes, or longer ones, than NumPy has
             raise InteropError(
-                f"{name[:80]!r} has a shape that no array has ({_short(error)}); get it again"
+                f"{name[:80]!r} has a shape that no array has ({in_a_line(error)}); get it again"
             ) from error
     return arrays
 
 
 def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
-    """Write named arrays; a file of that name is replaced, and only by a whole one.
-
-    Raises:
-        InvalidInputError: ``path`` is no path, or does not end in ``.safetensors``.
-        InteropError: the package safetensors is missing, or the file cannot be written.
-    """
+    """Write named arrays; a file of that name is replaced, and only by a whole one."""
     _check_path(path)
     path = Path(path)
     if path.suffix != ".safetensors":
         raise InvalidInputError(
             f"the name of the file should end in .safetensors, but is {path.name!r}; rename it"
         )
-    _package()
+    package("safetensors", "files in .safetensors", "safetensors")
     from safetensors.numpy import save
 
     write_whole(path, save(dict(arrays), {"format": "pt"}))
@@ -102,17 +88,6 @@ def _check_path(path: Any) -> None:
     """Raise InvalidInputError unless it is a path."""
     if not isinstance(path, str | os.PathLike):
         raise InvalidInputError(f"path should be the name of a file, but is {type(path)}")
-
-
-def _package() -> Any:
-    try:
-        import safetensors
-    except ImportError as error:
-        raise InteropError(
-            "files in .safetensors need the package safetensors, which is not installed; "
-            "pip install 'rnnjax[safetensors]'"
-        ) from error
-    return safetensors
 
 
 def _check_header(content: bytes) -> None:
@@ -138,10 +113,6 @@ def _check_header(content: bytes) -> None:
     try:
         json.loads(content[8 : 8 + size].decode(), object_pairs_hook=pairs)
     except (ValueError, RecursionError) as error:
-        raise InteropError(f"its header is damaged ({_short(error)}); get it again") from error
+        raise InteropError(f"its header is damaged ({in_a_line(error)}); get it again") from error
     if twice:
         raise InteropError(f"its header names {twice[0][:80]!r} twice; save it again")
-
-
-def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__

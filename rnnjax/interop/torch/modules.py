@@ -17,17 +17,11 @@ from rnnjax.layers import Bidirectional, Directions, Stack
 
 
 class Module(NamedTuple):
-    """A module of a state dict, of which nothing is converted yet.
+    """A module of a state dict, of which nothing is converted yet."""
 
-    Attributes:
-        name: its prefix; ``"rnn"`` for a recurrent one at the top level.
-        prefix: of its keys, with the dot.
-        entries: by their keys without the prefix; most often tensors.
-    """
-
-    name: str
-    prefix: str
-    entries: dict[str, Any]
+    name: str  # its prefix; "rnn" for a recurrent one at the top level
+    prefix: str  # of its keys, with the dot
+    entries: dict[str, Any]  # by their keys without the prefix; most often tensors
 
     @property
     def recurrent(self) -> bool:
@@ -53,9 +47,7 @@ class Module(NamedTuple):
 def find_modules(state: Mapping[str, Any], wrapper: str = "") -> dict[str, Module]:
     """Gather the entries by the module that they belong to, in the order of the state dict.
 
-    Args:
-        state: by key.
-        wrapper: what every key begins with and no name does.
+    Every key begins with ``wrapper``, and no name does.
     """
     found: dict[str, Module] = {}
     for key, value in state.items():
@@ -74,12 +66,7 @@ def find_modules(state: Mapping[str, Any], wrapper: str = "") -> dict[str, Modul
 
 
 def read_module(module: Module, nonlinearity: str) -> list[Reading]:
-    """The layers that a module can be read as: two for a weight alone, else one.
-
-    Raises:
-        InteropError: it is no module that is known here, an entry becomes no array of its type, or
-            the arrays do not fit each other.
-    """
+    """The layers that a module can be read as: two for a weight alone, else one."""
     if not (module.recurrent or module.is_weight):
         raise InteropError(
             f"a state dict is read of RNN, LSTM, GRU, their cells, Embedding and Linear, but "

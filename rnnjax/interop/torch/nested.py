@@ -20,13 +20,7 @@ _WRAPPERS = ("module.", "_orig_mod.")  # of nn.DataParallel and torch.compile
 def find_state(tree: Any, at: str | None) -> tuple[Mapping[Any, Any], list[str]]:
     """The one state dict in it, and where others are that have no recurrent module.
 
-    Args:
-        tree: dicts, lists and tuples, in each other.
-        at: the keys that lead to the state dict, with ``/`` between them, where it is told.
-
-    Raises:
-        InteropError: there is more than one, or ``tree`` is no dict and there is none.
-        InvalidInputError: ``at`` leads nowhere.
+    ``at`` is the keys that lead to it, with ``/`` between them, where it is told.
 
     >>> import numpy as np
     >>> state = {"lstm.weight_ih_l0": np.ones((20, 3))}
@@ -43,7 +37,7 @@ def find_state(tree: Any, at: str | None) -> tuple[Mapping[Any, Any], list[str]]
         )
     candidates = ((_path(keys), s) for keys, s in _mappings(tree) if _has_parameters(s))
     found = list(itertools.islice(candidates, _MOST_STATES))
-    chosen = [held for held in found if _is_recurrent(held[1])] or found
+    chosen = [held for held in found if any(map(is_recurrent_key, held[1]))] or found
     if not chosen and isinstance(tree, Mapping):
         return tree, []
     if not chosen:
@@ -68,6 +62,11 @@ def wrapper_of(keys: Sequence[str]) -> str:
         fitting = [w for w in _WRAPPERS if keys and all(k.startswith(prefix + w) for k in keys)]
         prefix += fitting[0] if fitting else ""
     return prefix
+
+
+def is_recurrent_key(key: Any) -> bool:
+    """Whether it is of an array of an RNN, LSTM or GRU, or of a cell of these."""
+    return isinstance(key, str) and RECURRENT_KEY.fullmatch(key) is not None
 
 
 def _path(keys: tuple[Any, ...]) -> str:
@@ -99,10 +98,6 @@ def _has_parameters(state: Mapping[Any, Any]) -> bool:
         and hasattr(value, "shape")
         for key, value in state.items()
     )
-
-
-def _is_recurrent(state: Mapping[Any, Any]) -> bool:
-    return any(isinstance(key, str) and RECURRENT_KEY.fullmatch(key) for key in state)
 
 
 def _list(paths: Sequence[str]) -> str:

@@ -42,21 +42,13 @@ _DTYPES: Mapping[str, Any] = {
 
 @dataclasses.dataclass(eq=False)
 class Storage:
-    """Numbers that tensors are views of.
+    """Numbers that tensors are views of."""
 
-    Attributes:
-        key: its name in the file.
-        dtype: of the numbers, in the order of bytes of this machine.
-        size: how many they are.
-        read: gives their bytes; set by who knows where they lie.
-        swapped: whether these are in the other order.
-    """
-
-    key: str
-    dtype: np.dtype[Any]
-    size: int
-    read: Callable[[], bytes] = bytes
-    swapped: bool = False
+    key: str  # its name in the file
+    dtype: np.dtype[Any]  # of the numbers, in the order of bytes of this machine
+    size: int  # how many they are
+    read: Callable[[], bytes] = bytes  # gives their bytes; set by who knows where they lie
+    swapped: bool = False  # whether these are in the other order
 
     @functools.cached_property
     def numbers(self) -> np.ndarray:
@@ -67,19 +59,12 @@ class Storage:
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
 class Tensor:
-    """A tensor in a file, which NumPy makes an array of.
+    """A tensor in a file, which NumPy makes an array of."""
 
-    Attributes:
-        storage: whose numbers it shows.
-        offset: of its first number there.
-        shape: its axes.
-        strides: between two entries of each axis, in numbers.
-    """
-
-    storage: Storage
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
+    storage: Storage  # whose numbers it shows
+    offset: int  # of its first number there
+    shape: tuple[int, ...]  # its axes
+    strides: tuple[int, ...]  # between two entries of each axis, in numbers
 
     @property
     def nbytes(self) -> int:
@@ -180,13 +165,7 @@ _OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opco
 def run_pickle(stream: io.BytesIO, storages: dict[str, Storage]) -> Any:
     """What one pickle makes; the stream is then behind it.
 
-    Args:
-        stream: stands before the pickle.
-        storages: gets those that it names, by their keys.
-
-    Raises:
-        InteropError: it means to do something else than to hold parameters.
-        ValueError, IndexError, KeyError: it is damaged.
+    The storages that it names get into ``storages``, by their keys.
     """
     machine = _Machine(storages)
     for _ in range(_MOST_STEPS):

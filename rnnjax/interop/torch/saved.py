@@ -14,10 +14,14 @@ from typing import Any, BinaryIO
 
 from rnnjax.errors import InteropError
 from rnnjax.interop.torch.pickles import ALONE, Storage, run_pickle
+from rnnjax.interop.whole import in_a_line
 
 _LONGEST_PICKLE = 64 * 2**20
 _LONGEST_DIRECTORY = 16 * 2**20  # of a zip: some 200,000 entries, which take 20 times as much
 _MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the first pickle of a stream, behind its protocol
+# NotImplementedError is of a method of compression that Python does not know.
+_DAMAGED = (ValueError, IndexError, KeyError, struct.error, EOFError, OSError, zipfile.BadZipFile,
+            NotImplementedError)  # fmt: skip
 
 
 def is_saved_by_torch(start: bytes) -> bool:
@@ -26,12 +30,7 @@ def is_saved_by_torch(start: bytes) -> bool:
 
 
 def read_saved(file: BinaryIO) -> Any:
-    """What was saved: containers of text, numbers and `Tensor`, which reads from ``file``.
-
-    Raises:
-        InteropError: it is damaged, another format, holds anything else, or means to use more
-            memory than it has itself; also later, when a `Tensor` becomes an array.
-    """
+    """What was saved: containers of text, numbers and `Tensor`, which reads from ``file``."""
     file.seek(0)
     read = _read_zip if file.read(1) == b"P" else _read_stream
     return _in_our_words(read, _Bounded(file))
@@ -72,18 +71,8 @@ def _in_our_words(read: Callable[..., Any], *args: Any) -> Any:
     """What a reader returns, or InteropError where the file does not hold what it says."""
     try:
         return read(*args)
-    except (
-        ValueError,
-        IndexError,
-        KeyError,
-        struct.error,
-        EOFError,
-        OSError,
-        zipfile.BadZipFile,
-        NotImplementedError,  # a method of compression that Python does not know
-    ) as error:
-        said = " ".join(str(error).split())[:120]
-        raise InteropError(f"it is damaged ({said}); get it again") from error
+    except _DAMAGED as error:
+        raise InteropError(f"it is damaged ({in_a_line(error)}); get it again") from error
 
 
 def _hold(storage: Storage, size: int | None, read: Callable[[], bytes]) -> None:
