@@ -10,6 +10,7 @@ from rnnjax.cells.arguments import check_features
 from rnnjax.cells.base import Cell
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.layers import Dense, Embedding, fits
+from rnnjax.layers import Regularized
 
 
 def float_array(name: str, value: Any) -> np.ndarray:
@@ -65,6 +66,15 @@ def cell_arrays(cell: Cell, params: Any) -> dict[str, np.ndarray]:
         params = {name: array for name, array in params.items() if name != "kernel"}
     check_features(cell, params, jnp.zeros(inputs))
     return {name: np.asarray(array) for name, array in params.items()}
+
+
+def in_prediction(cell: Cell, where: str, framework: str) -> Cell:
+    """The cell without what is off in prediction; zoneout takes its expectation there."""
+    if not isinstance(cell, Regularized):
+        return cell
+    if cell.zoneout_hidden or cell.zoneout_cell:
+        raise InteropError(f"{framework} has no zoneout, but {where} has; write it without")
+    return cell.cell
 
 
 def with_one_bias(arrays: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.layers import Dense, Embedding, Layer, OneHotIds, Recurrent
 from rnnjax.interop.model import Model
+from rnnjax.layers import Bidirectional, Stack
 
 WithParameters = Recurrent | Dense | Embedding
 """The layers that are read of parameters; the others a caller says."""
@@ -22,10 +23,13 @@ def with_parameters(model: Model, where: str) -> Iterator[tuple[str, WithParamet
             raise InteropError(f"{where} has no module for {name!r}, a {layer}; leave it out")
 
 
-def check_entries(name: str, params: Any, count: int) -> None:
+def check_entries(name: str, params: Any, cell: Stack | Bidirectional) -> None:
     """Raise unless the parameters of a combination of cells are a tuple of as many."""
+    count = len(cell.cells)
     if not isinstance(params, tuple) or len(params) != count:
-        raise InvalidInputError(f"params of {name!r} should be a tuple with {count} entries")
+        both = isinstance(cell, Bidirectional)
+        what = "Directions(forward, backward)" if both else f"a tuple with {count} entries"
+        raise InvalidInputError(f"params of {name!r} should be {what}")
 
 
 _MOST_TO_ORDER = 8  # beyond it the orders to try are too many

@@ -40,6 +40,14 @@ class Comparison:
         """Whether they are the same to the tolerance."""
         return self.difference <= self.tolerance * max(self.scale, 1e-3)
 
+    def insist(self, what: str) -> None:
+        """Raise SelfCheckError, where ``what`` differs, unless they are the same."""
+        if not self.fits:
+            raise SelfCheckError(
+                f"{what} by {self.difference:.1e} where outputs are up to {self.scale:.1e}; this "
+                "is an error of rnnjax, please report it"
+            )
+
 
 def compare(model: Model, other: Model, seed: int = 0) -> Comparison:
     """Run both on the same random inputs, in two calls between which each keeps its own state.

@@ -142,7 +142,8 @@ class Input(NamedTuple):
         name: of it.
         shape: without the batch; time is its first axis, and None is any size.
         dtype: by name.
-        sequence: whether it has a time: of 2 axes with the batch, ids that a look-up takes.
+        sequence: whether it has a time. Of ids or a mask, ``(batch, time)`` in the graph, it says
+            that they are given and returned like the others.
     """
 
     name: str

@@ -6,14 +6,13 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from rnnjax.cells import Cell
-from rnnjax.errors import InteropError
-from rnnjax.interop.arrays import layer_arrays
+from rnnjax.interop.arrays import in_prediction, layer_arrays
 from rnnjax.interop.chain import check_entries, with_parameters
 from rnnjax.interop.flax.cells import layout_of, write_cell
 from rnnjax.interop.flax.modules import Path, Place
 from rnnjax.interop.layers import Recurrent
 from rnnjax.interop.model import Model
-from rnnjax.layers import Bidirectional, Regularized, Stack
+from rnnjax.layers import Bidirectional, Stack
 from rnnjax.layout import Form
 
 
@@ -32,7 +31,7 @@ def list_units(model: Model) -> list[Unit]:
         if not isinstance(layer, Recurrent):
             units.append(Unit(name, (), layer_arrays(layer, params)))
         elif isinstance(layer.cell, Stack):
-            check_entries(name, params, len(layer.cell.cells))
+            check_entries(name, params, layer.cell)
             rows = zip(layer.cell.cells, params, strict=True)
             units += [_unit(f"{name}_{i}", cell, one) for i, (cell, one) in enumerate(rows)]
         else:
@@ -41,18 +40,12 @@ def list_units(model: Model) -> list[Unit]:
 
 
 def _unit(name: str, cell: Cell, params: Any) -> Unit:
-    both = isinstance(cell, Bidirectional)
-    if both:
-        check_entries(name, params, 2)
-    cells = []
-    for one in cell.cells if isinstance(cell, Bidirectional) else [cell]:
-        if isinstance(one, Regularized):
-            # Dropout is off in prediction, but zoneout takes its expectation there.
-            if one.zoneout_hidden or one.zoneout_cell:
-                raise InteropError(f"Flax has no zoneout, but {name!r} has; write it without")
-            one = one.cell
-        cells.append(one)
-    return Unit(name, tuple(cells), tuple(params) if both else (params,))
+    parts: tuple[Cell, ...] = (cell,)
+    if isinstance(cell, Bidirectional):
+        check_entries(name, params, cell)
+        parts = cell.cells
+    cells = tuple(in_prediction(part, repr(name), "Flax") for part in parts)
+    return Unit(name, cells, tuple(params) if len(parts) == 2 else (params,))
 
 
 def default_place(unit: Unit, path: Path, form: Form) -> Place:

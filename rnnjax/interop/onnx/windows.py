@@ -79,20 +79,21 @@ def conv(at: At, x: Any, kernel: Any, bias: Any = None) -> Any:
     """Products with a kernel at every place: cross-correlation, in groups of channels."""
     window = _window(at, x, kernel.shape[2:])
     groups = at.get("group", 1)
-    rank = len(window.sizes)
 
     def run(x: Any, kernel: Any, bias: Any) -> Any:
-        y = lax.conv_general_dilated(
-            x,
-            kernel,
-            window.strides,
-            window.pads,
-            rhs_dilation=window.dilations,
-            feature_group_count=groups,
-        )
-        return y if bias is None else y + bias.reshape(-1, *[1] * rank)
+        return _convolved(x, kernel, bias, window, window.strides, window.pads, groups)
 
     return at.computed(run, x, kernel, bias)
+
+
+def _convolved(
+    x: Any, kernel: Any, bias: Any, window: _Window, strides: Any, pads: Any, groups: int,
+    spread: Any = None,
+) -> Any:  # fmt: skip
+    y = lax.conv_general_dilated(
+        x, kernel, strides, pads, spread, window.dilations, feature_group_count=groups
+    )
+    return y if bias is None else y + bias.reshape(-1, *[1] * len(window.sizes))
 
 
 def conv_transpose(at: At, x: Any, kernel: Any, bias: Any = None) -> Any:
@@ -119,16 +120,7 @@ def conv_transpose(at: At, x: Any, kernel: Any, bias: Any = None) -> Any:
     def run(x: Any, kernel: Any, bias: Any) -> Any:
         each = kernel.reshape(groups, -1, *kernel.shape[1:]).swapaxes(1, 2)
         turned = jnp.flip(each.reshape(-1, *each.shape[2:]), range(2, rank + 2))
-        y = lax.conv_general_dilated(
-            x,
-            turned,
-            (1,) * rank,
-            around,
-            lhs_dilation=window.strides,
-            rhs_dilation=window.dilations,
-            feature_group_count=groups,
-        )
-        return y if bias is None else y + bias.reshape(-1, *[1] * rank)
+        return _convolved(x, turned, bias, window, (1,) * rank, around, groups, window.strides)
 
     return at.computed(run, x, kernel, bias)
 

@@ -288,21 +288,23 @@ def _recurrent_entries(
             " reverse the sequence in code, and write the layer without reverse"
         )
     stacked = isinstance(layer.cell, Stack)
-    rows: Sequence[Cell] = layer.cell.cells if isinstance(layer.cell, Stack) else [layer.cell]
-    if stacked:
-        check_entries(layer.name, params, len(rows))
+    rows: Sequence[Cell] = [layer.cell]
+    if isinstance(layer.cell, Stack):
+        check_entries(layer.name, params, layer.cell)
+        rows = layer.cell.cells
     specs: set[tuple[bool, Spec]] = set()
     entries: dict[str, np.ndarray] = {}
     for k, (row, row_params) in enumerate(zip(rows, params if stacked else [params], strict=True)):
         both = isinstance(row, Bidirectional)
-        if isinstance(row, Bidirectional) and row.merge != "concat":
-            raise InteropError(
-                f"a bidirectional module of PyTorch concatenates both outputs, but {name} has "
-                f"merge={row.merge!r}"
-            )
-        cells: Sequence[Cell] = row.cells if isinstance(row, Bidirectional) else [row]
-        if both:
-            check_entries(layer.name, row_params, 2)
+        cells: Sequence[Cell] = [row]
+        if isinstance(row, Bidirectional):
+            if row.merge != "concat":
+                raise InteropError(
+                    f"a bidirectional module of PyTorch concatenates both outputs, but {name} has "
+                    f"merge={row.merge!r}"
+                )
+            check_entries(layer.name, row_params, row)
+            cells = row.cells
         for d, (cell, one) in enumerate(
             zip(cells, row_params if both else [row_params], strict=True)
         ):

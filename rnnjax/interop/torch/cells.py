@@ -12,7 +12,7 @@ from rnnjax.cells import Cell, GRUCell, LSTMCell, ProjectionLSTMCell, SimpleRNNC
 from rnnjax.cells.activations import Activation, get_activation
 from rnnjax.cells.base import Params
 from rnnjax.errors import InteropError
-from rnnjax.interop.arrays import cell_arrays, check_one_type
+from rnnjax.interop.arrays import cell_arrays, check_one_type, in_prediction
 from rnnjax.interop.registry import FORMS, names_of
 from rnnjax.layers import Regularized
 
@@ -116,11 +116,7 @@ def make_cell(spec: Spec, dtype: Any) -> Cell:
 
 def spec_of(where: str, cell: Cell) -> Spec:
     """The way back of `make_cell`."""
-    if isinstance(cell, Regularized):
-        # Dropout is off in prediction, but zoneout takes its expectation there.
-        if cell.zoneout_hidden or cell.zoneout_cell:
-            raise InteropError(f"PyTorch has no zoneout, but {where} has; write the model without")
-        cell = cell.cell
+    cell = in_prediction(cell, where, "PyTorch")
     form = FORMS["torch"].get(type(cell))
     if form is None:
         raise InteropError(
