@@ -1257,6 +1257,22 @@ FAULTS: tuple[Fault, ...] = (
         ("tests/test_chunked.py",),
     ),
     Fault(
+        "what comes back through a piece does so by its factors, and not their transpose",
+        "engine/parallel",
+        "rnnjax/engine/beside.py",
+        "across = transposed(factors), jax",
+        "across = factors, jax",
+        ("tests/test_parallel.py",),
+    ),
+    Fault(
+        "a state crosses a piece in which a row begins anew",
+        "engine/parallel",
+        "rnnjax/engine/beside.py",
+        "pieces = factors, constants, _any_reset(each)",
+        "pieces = factors, constants, None",
+        ("tests/test_parallel.py::test_no_nan_crosses_a_reset",),
+    ),
+    Fault(
         "devices that divide the steps take each other's ends forward, in reverse too",
         "engine/parallel",
         "rnnjax/engine/affine.py",

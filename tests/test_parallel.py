@@ -14,7 +14,10 @@ from jax.sharding import AxisType, PartitionSpec
 import rnnjax
 from rnnjax import InvalidInputError, Parallel, Scan
 from rnnjax.engine.affine import Solved
+from rnnjax.engine.beside import Beside
 from rnnjax.engine.method import check_method
+from rnnjax.engine.recurrence import Recurrence
+from rnnjax.engine.steps import AtStep, Steps
 
 TIME, BATCH = 12, 3
 KEY = jax.random.key(0)
@@ -294,7 +297,7 @@ def test_a_state_that_takes_over_another_needs_no_first_carry(assert_close):
     assert_close(*every, 1e-12)
 
 
-@pytest.mark.parametrize("name", ["mingru", "mlstm", "deltanet"])
+@pytest.mark.parametrize("name", ["mingru", "lru", "mlstm", "deltanet"])
 @pytest.mark.usefixtures("x64")
 def test_derivatives_of_second_order_and_forwards(name, assert_close):
     cell = CELLS[name]
@@ -316,7 +319,7 @@ def test_derivatives_of_second_order_and_forwards(name, assert_close):
 @pytest.mark.parametrize(
     ("name", "method"),
     [
-        *((name, Parallel()) for name in ("mingru", "minlstm", "output", "mlstm", "deltanet")),
+        *((name, Parallel()) for name in ("mingru", "output", "turning", "s6", "deltanet")),
         ("mingru", Parallel(axis_name="time")),  # the NaN on one device, the reset on the next
     ],
 )
@@ -373,6 +376,7 @@ def test_a_linear_indrnn_is_affine_and_says_how_it_runs():
     params, xs = cell.init(KEY, 2), jnp.ones((100, 2, 2))
     text = str(rnnjax.explain(cell, params, xs, method=Parallel()))
     assert "10 pieces of 10 steps side by side, twice: 30 of 100 steps wait" in text
+    assert "then, with the pieces as rows" in text  # its one factor is no number of each step
     with pytest.raises(InvalidInputError, match="chunk must be"):
         Parallel(0)
 
@@ -398,3 +402,8 @@ def test_the_loops_are_as_short_as_it_says():
         return Solved(64).run("cpu", [constant], [[factor]], [start], None)
 
     assert trips(jax.make_jaxpr(run)(leaf, leaf, start).jaxpr) == 3 * 64
+    cell = rnnjax.LRUCell(4)
+    beside = Beside(Recurrence(cell, None, False), 64)
+    used = jax.eval_shape(lambda: cell.in_loop(cell.init(KEY, 4)))
+    args = used, Steps(), leaf, AtStep(), jax.eval_shape(lambda: cell.initial_carry((1,)))
+    assert trips(jax.make_jaxpr(functools.partial(beside.run, "tpu"))(*args).jaxpr) == 3 * 64

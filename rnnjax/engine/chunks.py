@@ -77,20 +77,20 @@ class Chunks(Function):
         def inner(*args: Any) -> tuple[Any, Any]:
             return self.inner.run(platform, *args), ()
 
-        return self._whole(self._until_still(inner, platform, *args)[0], args)
+        return whole(self._until_still(inner, platform, *args)[0], args[2])
 
     def forward(self, platform: str, *args: Any) -> tuple[Any, Any]:
         """What is kept of the chunks, as they ran last, and the states that these began with."""
         found, kept, starts = self._until_still(
             functools.partial(self.inner.forward, platform), platform, *args
         )
-        return self._whole(found, args), (kept, starts)
+        return whole(found, args[2]), (kept, starts)
 
     def backward(self, platform: str, args: Any, kept: Any, d: Any, wanted: Any) -> Any:
         """The chunks' own backward passes, until what they send back stands still."""
         (params, steps, xs, each, _), (kept, starts), (d_last, d_ys) = args, kept, d
         num_steps = d_ys.shape[0]
-        xs, each, d_ys = self._cut((xs, self._filled(xs, each), d_ys))
+        xs, each, d_ys = in_chunks((xs, filled(xs, each, self.length), d_ys), self.length)
         given = params, steps, xs, each, starts
 
         def backwards(d_ends: Carry, first: int, wanted: Any) -> Any:
@@ -121,7 +121,7 @@ class Chunks(Function):
 
         ds = self._repeated(again, d_ends)[1]
         d_params, d_steps, d_xs, d_each, d_starts = ds
-        d_xs = jax.tree.map(lambda leaf: _joined(leaf)[:num_steps], d_xs)
+        d_xs = jax.tree.map(lambda leaf: joined(leaf)[:num_steps], d_xs)
         return d_params, d_steps, d_xs, d_each, jax.tree.map(lambda leaf: leaf[0], d_starts)
 
     def _until_still(
@@ -135,7 +135,7 @@ class Chunks(Function):
         carry: Carry,
     ) -> tuple[Any, Any, Carry]:
         """The ends and outputs of all chunks, what is kept, and the states that they began with."""
-        xs, each = self._cut((xs, self._filled(xs, each)))
+        xs, each = in_chunks((xs, filled(xs, each, self.length)), self.length)
         number = jax.tree.leaves(xs)[0].shape[1]
         zeros = jax.tree.map(lambda leaf: jnp.zeros((number, *leaf.shape), leaf.dtype), carry)
 
@@ -176,33 +176,36 @@ class Chunks(Function):
         begin = jnp.int32(0), jnp.float32(0), first, empty
         return jax.lax.while_loop(goes_on, turn, begin)[2:]
 
-    def _filled(self, xs: Any, each: AtStep) -> AtStep:
-        """The marks; those that fill up the last chunk are no steps."""
-        first = jax.tree.leaves(xs)[0]
-        if each.valid is None and first.shape[0] % self.length:
-            return each._replace(valid=jnp.ones(first.shape[:1], bool))
-        return each
 
-    def _cut(self, tree: Any) -> Any:
-        """Arrays over time with an axis of the chunks behind that of their steps."""
-
-        def cut(leaf: jax.Array) -> jax.Array:
-            number = -(-leaf.shape[0] // self.length)
-            spare = number * self.length - leaf.shape[0]
-            if spare:
-                leaf = jnp.concatenate([leaf, jnp.zeros((spare, *leaf.shape[1:]), leaf.dtype)])
-            return leaf.reshape(number, self.length, *leaf.shape[1:]).swapaxes(0, 1)
-
-        return jax.tree.map(cut, tree)
-
-    def _whole(self, found: Any, args: Any) -> Any:
-        """The end of the last chunk, and the outputs of all in their order."""
-        ends, ys = found
-        num_steps = jax.tree.leaves(args[2])[0].shape[0]
-        return jax.tree.map(lambda leaf: leaf[-1], ends), _joined(ys)[:num_steps]
+def filled(xs: Any, each: AtStep, length: int) -> AtStep:
+    """The marks; those that fill up the last chunk are no steps."""
+    first = jax.tree.leaves(xs)[0]
+    if each.valid is None and first.shape[0] % length:
+        return each._replace(valid=jnp.ones(first.shape[:1], bool))
+    return each
 
 
-def _joined(leaf: jax.Array) -> jax.Array:
+def in_chunks(tree: Any, length: int) -> Any:
+    """Arrays over time with an axis of the chunks behind that of their steps."""
+
+    def cut(leaf: jax.Array) -> jax.Array:
+        number = -(-leaf.shape[0] // length)
+        spare = number * length - leaf.shape[0]
+        if spare:
+            leaf = jnp.concatenate([leaf, jnp.zeros((spare, *leaf.shape[1:]), leaf.dtype)])
+        return leaf.reshape(number, length, *leaf.shape[1:]).swapaxes(0, 1)
+
+    return jax.tree.map(cut, tree)
+
+
+def joined(leaf: jax.Array) -> jax.Array:
     """An array over the steps of chunks as one over time."""
     length, number = leaf.shape[:2]
     return leaf.swapaxes(0, 1).reshape(length * number, *leaf.shape[2:])
+
+
+def whole(found: tuple[Carry, jax.Array], xs: Any) -> tuple[Carry, jax.Array]:
+    """The end of the last chunk, and the outputs of all in their order."""
+    ends, ys = found
+    num_steps = jax.tree.leaves(xs)[0].shape[0]
+    return jax.tree.map(lambda leaf: leaf[-1], ends), joined(ys)[:num_steps]
