@@ -319,7 +319,10 @@ def test_derivatives_of_second_order_and_forwards(name, assert_close):
 @pytest.mark.parametrize(
     ("name", "method"),
     [
-        *((name, Parallel()) for name in ("mingru", "output", "turning", "s6", "deltanet")),
+        *(
+            (name, Parallel())
+            for name in ("mingru", "output", "turning", "s6", "mlstm", "deltanet")
+        ),
         ("mingru", Parallel(axis_name="time")),  # the NaN on one device, the reset on the next
     ],
 )
