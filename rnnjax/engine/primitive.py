@@ -164,7 +164,10 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, call: Call, avals: 
         Level((*axes, *[True] * len(kept), *linear.of_wanted(axes))) for axes, _ in call.levels
     )
     linear = dataclasses.replace(linear, levels=levels)
-    d_out = jax.tree.leaves(_bind(linear, [*primals, *kept, *linear.of_wanted(tangents)]))
+    # Their types follow from those of the results. To trace the plain form for them, which nothing
+    # in reverse mode runs, took 6 % of the time of tracing the laws.
+    types = tuple(aval.to_tangent_aval() for aval in avals[: len(outs)])
+    d_out = _p.bind(*primals, *kept, *linear.of_wanted(tangents), call=linear, avals=types)
     if call.kind == "forward":  # nothing but `backward` reads what was kept
         outs, d_out = [*outs, *kept], [*d_out, *map(jnp.zeros_like, kept)]
     return outs, d_out
