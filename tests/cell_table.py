@@ -264,34 +264,22 @@ def methods(name: str) -> list[rnnjax.Method]:
     ]
     return [
         Scan(),
-        *taken,
         *([Fused(keep_every=2)] if name in AGAIN else []),
+        *taken,
         *([Auto()] if name in AUTO else []),
     ]
 
 
-def table(
-    *skip: type[rnnjax.Method], names: Any = CELLS, ordinary: Any = CELLS, by_all: Any = CELLS
-) -> list[Any]:
-    """Cells and methods; those that are not ``ordinary``, as what `make test-slow` takes.
-
-    Neither are, of cells outside of ``by_all``, all methods but the last; nor, outside of
-    ``BROAD``, the fast path of a cell that runs in parallel: it makes of one elementwise update
-    what it makes of another.
-    """
-
-    def marks(name: str, method: rnnjax.Method) -> Any:
-        again = method == Fused() and Parallel() in methods(name) and name not in BROAD
-        again |= name not in by_all and method != methods(name)[-1]
-        return [] if name in ordinary and not again else pytest.mark.slow
-
-    return [
-        pytest.param(name, method, id=f"{name}-{method}", marks=marks(name, method))
-        for name in names
-        for method in methods(name)
-        if not isinstance(method, skip)
-    ]
-
+# ---- what an ordinary run takes of cells times methods times directions; the rest is slow
+#
+# A fault in an equation is caught by tests/test_reference.py, where every cell runs by one method
+# against NumPy. A fault in a method is caught by few cells, for a method looks at few things of a
+# cell: so the laws take
+# - of one cell for each way through the engine (`FEW`, and one that runs in parallel) all methods;
+# - of those with something else that a method can see (`WAYS`) the last of theirs, which is the one
+#   that runs the fewest cells;
+# - of each one direction, and the other one where there are masks, lengths and resets.
+# `make test-slow` takes all cells by all methods in both directions.
 
 # Where what is held against the loop or the scan does not depend on the equation: those ways, and
 # the steps that read more axes than their last, a second product, none, one behind the loop, and
@@ -300,19 +288,41 @@ BROAD = [*FEW, "user-gain", "projection", "layernorm-lstm", "mingru", "lru", "co
 # And one of each kind whose state is no vector of a layer: earlier inputs, heads, matrices, a stack
 # of its own.
 WAYS = [*BROAD, "temporal-conv", "s6", "slstm", "mlstm", "deltanet", "griffin"]
+BY_ALL = [*FEW, "mingru"]
+# So that each method has cells that run forward and others in reverse.
+IN_REVERSE = {"lstm-callable", "gru", "user-peephole", "mingru", "lru", "convlstm-2d", "deltanet"}
 
 
-def both_ways(rows: list[Any]) -> list[Any]:
-    """Each row forward, and the rows of ``FEW`` and the nested stack in reverse too."""
+def table(
+    *skip: type[rnnjax.Method], names: Any = CELLS, ordinary: Any = WAYS, by_all: Any = BY_ALL
+) -> list[Any]:
+    """Cells and methods by the rule above, for a law that asks for fewer with fewer ``names``."""
+    rows = []
+    for name in names:
+        taken = [method for method in methods(name) if not isinstance(method, skip)]
+        for method in taken:
+            usual = name in by_all or (name in ordinary and method == taken[-1])
+            marks = [] if usual else pytest.mark.slow
+            rows.append(pytest.param(name, method, id=f"{name}-{method}", marks=marks))
+    return rows
+
+
+def in_reverse(name: str, marked: bool = False) -> bool:
+    """In which direction an ordinary run takes a cell."""
+    return (name in IN_REVERSE) != marked
+
+
+def both_ways(rows: list[Any], marked: bool = False) -> list[Any]:
+    """Each row in both directions, of which one is slow."""
     return [
         pytest.param(
             *row.values,
             reverse,
-            marks=row.marks,
+            marks=row.marks if reverse == in_reverse(row.values[0], marked) else pytest.mark.slow,
             id=f"{row.id}-{'reverse' if reverse else 'forward'}",
         )
         for row in rows
-        for reverse in ([False, True] if row.values[0] in {*FEW, "stack-nested"} else [False])
+        for reverse in (False, True)
     ]
 
 
@@ -320,45 +330,64 @@ def both_ways(rows: list[Any]) -> list[Any]:
 
 
 @functools.cache
-def compiled_step(name: str) -> Callable[..., tuple[Any, jax.Array]]:
-    """A turn of the loop of `rnnjax.unroll`'s docstring: it knows nothing of the engine."""
+def compiled_step(name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """A turn of the loop of `rnnjax.unroll`'s docstring, and its derivative transposed.
+
+    It knows nothing of the engine.
+    """
 
     def where(marks: jax.Array, new: Any, old: Any) -> Any:
         return jax.tree.map(
             lambda n, o: jnp.where(marks.reshape(-1, *[1] * (n.ndim - 1)), n, o), new, old
         )
 
-    @jax.jit
     def step(
-        params: Any, carry: Any, start: Any, x: jax.Array, valid: jax.Array, reset: jax.Array
+        smooth: tuple[Any, Any, Any, jax.Array], valid: jax.Array, reset: jax.Array
     ) -> tuple[Any, jax.Array]:
+        params, carry, start, x = smooth
         carry = where(reset, start, carry)
         new, y = CELLS[name].step(params, carry, x)
         return where(valid, new, carry), where(valid, y, jnp.zeros_like(y))
 
-    return step
+    def pull(smooth: Any, valid: jax.Array, reset: jax.Array, d: Any) -> Any:
+        return jax.vjp(lambda smooth: step(smooth, valid, reset), smooth)[1](d)[0]
+
+    return jax.jit(step), jax.jit(pull)
 
 
 def loop(
     name: str,
-    params: Any,
-    xs: jax.Array,
-    carry: Any,
-    start: Any,
-    valid: np.ndarray,
-    resets: np.ndarray,
+    arguments: tuple[Any, jax.Array, Any, Any],
+    weights: Any,
+    marks: dict[str, Any],
     reverse: bool,
-) -> tuple[Any, jax.Array]:
-    """A Python loop over the steps, from the last to the first with ``reverse``.
+) -> Any:
+    """Outputs and gradients, as of `weighted`, of ``(params, xs, carry, reset_carry)``.
 
-    A step is compiled, and the loop is not: a third of the time of compiling all steps at once.
+    A Python loop over the steps, from the last to the first with ``reverse``, and back again for
+    the gradients. A step is compiled, and the loop is not: a third of the time of compiling all
+    steps at once.
     """
+    params, xs, carry, start = jax.tree.map(np.asarray, arguments)
+    steps, rows = xs.shape[:2]
+    valid = np.asarray(marks.get("mask", np.ones((steps, rows), bool)))
+    if "lengths" in marks:
+        valid = valid & (np.arange(steps)[:, None] < marks["lengths"])
+    resets = np.asarray(marks.get("resets", np.zeros((steps, rows), bool)))
     if reverse:  # the border before t is crossed on the way from t to t - 1
         resets = np.concatenate([resets[1:], np.zeros_like(resets[:1])])
-    step, ys = compiled_step(name), [None] * len(xs)
-    for t in range(len(xs))[:: -1 if reverse else 1]:
-        carry, ys[t] = step(params, carry, start, xs[t], valid[t], resets[t])
-    return carry, jnp.stack(ys)
+    (step, pull), order = compiled_step(name), range(steps)[:: -1 if reverse else 1]
+    given, ys = [()] * steps, [None] * steps
+    for t in order:
+        given[t] = (params, carry, start, xs[t]), valid[t], resets[t]
+        carry, ys[t] = step(*given[t])
+    d_carry, d_ys = weights
+    d_params, d_start = jax.tree.map(np.zeros_like, (params, start))
+    d_xs = [None] * steps
+    for t in order[::-1]:
+        d_used, d_carry, d_begun, d_xs[t] = pull(*given[t], (d_carry, d_ys[t]))
+        d_params, d_start = jax.tree.map(np.add, (d_params, d_start), (d_used, d_begun))
+    return (carry, np.stack(ys)), (d_params, np.stack(d_xs), d_carry, d_start)
 
 
 def weighted(run: Callable[..., Any]) -> Callable[..., Any]:
@@ -368,13 +397,10 @@ def weighted(run: Callable[..., Any]) -> Callable[..., Any]:
     differentiable arguments and then the rest.
     """
 
-    def loss(differentiable: Any, weights: Any, rest: Any) -> Any:
-        out = run(*differentiable, *rest)
-        return sum(jax.tree.leaves(jax.tree.map(jnp.vdot, weights, out))), out
-
     def both(differentiable: Any, weights: Any, *rest: Any) -> Any:
-        gradient, out = jax.grad(loss, has_aux=True)(differentiable, weights, rest)
-        return out, gradient
+        out, pull = jax.vjp(lambda given: run(*given, *rest), differentiable)
+        weights = jax.tree.map(lambda w, o: w.astype(o.dtype), weights, out)
+        return out, pull(weights)[0]
 
     return both
 

@@ -4,8 +4,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import hypothesis
-import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,10 +13,8 @@ from cell_table import (
     BROAD,
     CELLS,
     FEATURES,
-    FEW,
     TIME,
     TOLERANCES,
-    WAYS,
     OwnStepCell,
     both_ways,
     check_backwards,
@@ -54,6 +50,7 @@ def compiled(name: str, method: rnnjax.Method, reverse: bool, given: tuple[str, 
 
 @pytest.fixture(scope="module")
 def draw(random_like: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.cache
     def arguments(name: str, time: int = TIME, batch: int = BATCH) -> tuple[Any, Any]:
         cell, batch_shape = CELLS[name], (batch, *grid(name))
         params = jax.eval_shape(lambda: cell.init(jax.random.key(0), FEATURES))
@@ -77,20 +74,13 @@ def check(
     expected: Any = None,
 ) -> Any:
     """Outputs and gradients, against those of the loop, which are returned for other methods."""
-    (params, xs, carry, start), weights = arguments
-    time, batch = xs.shape[:2]
+    smooth, weights = arguments
     given = tuple(sorted(marks)) + (("reset_carry",) if "resets" in marks else ())
     actual = compiled(name, method, reverse, given)(
-        (params, xs, carry, start), weights, {k: jnp.asarray(v) for k, v in marks.items()}
+        smooth, weights, {k: np.asarray(v) for k, v in marks.items()}
     )
     if expected is None:
-        valid = np.asarray(marks.get("mask", np.ones((time, batch), bool)))
-        if "lengths" in marks:
-            valid = valid & (np.arange(time)[:, None] < marks["lengths"])
-        resets = np.asarray(marks.get("resets", np.zeros((time, batch), bool)))
-        expected = weighted(functools.partial(loop, name))(
-            (params, xs, carry, start), weights, valid, resets, reverse
-        )
+        expected = loop(name, smooth, weights, marks, reverse)
     assert_close(actual, expected, TOLERANCES["float64"])
     return expected
 
@@ -98,14 +88,15 @@ def check(
 ALL = {"lengths": LENGTHS, "mask": MASK, "resets": RESETS}
 
 
-# By all methods, and in reverse, for one cell of each way through the engine.
-BY_ALL = [*FEW, "mingru", "stack"]
-MARKED = [*BROAD, "learned-carry", "stack-nested"]
-ROWS = [
-    row
-    for row in both_ways(table(rnnjax.Auto, names=MARKED, by_all=BY_ALL))
-    if not row.values[2] or row.values[0] in {"lstm", "gru", "gru-reset-before", "user-peephole"}
-]
+# Cells of a state that is no vector run in parallel, with all marks: tests/test_parallel.py.
+ROWS = both_ways(
+    table(
+        rnnjax.Auto,
+        ordinary=[*BROAD, "temporal-conv", "slstm", "learned-carry"],
+        by_all=["lstm", "gru", "user-peephole", "mingru"],
+    ),
+    marked=True,
+)
 
 
 @pytest.fixture(scope="module")
@@ -124,73 +115,78 @@ def test_all_together(
     )
 
 
-@pytest.mark.parametrize("one", list(ALL))
-@pytest.mark.parametrize(("name", "method"), table(rnnjax.Auto, names=["lstm", "mingru"]))
+ALONE = table(rnnjax.Auto, names=["lstm", "mingru"], by_all=["lstm", "mingru"])
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "one"),
+    [
+        *((*row.values, one) for row in ALONE for one in ("mask", "resets")),
+        # Which are a mask before any method sees them.
+        ("lstm", Fused(), "lengths"),
+        ("mingru", rnnjax.Parallel(), "lengths"),
+    ],
+    ids=str,
+)
 @pytest.mark.usefixtures("x64")
 def test_each_alone(name: str, method: Any, one: str, draw: Any, assert_close: Any) -> None:
     check(name, method, False, {one: ALL[one]}, draw(name), assert_close)
 
 
-@st.composite
-def marked(draw: st.DrawFn) -> tuple[int, int, dict[str, Any]]:
-    """A shape and any marks for it: one of few shapes, since each is compiled."""
-    time, batch = draw(st.sampled_from([(6, 3), (1, 2)]))
-    booleans = st.lists(st.booleans(), min_size=time * batch, max_size=time * batch)
-    return (
-        time,
-        batch,
-        {
-            "mask": np.reshape(draw(booleans), (time, batch)),
-            "resets": np.reshape(draw(booleans), (time, batch)),
-            "lengths": np.array(
-                draw(st.lists(st.integers(0, time), min_size=batch, max_size=batch))
-            ),
-        },
-    )
+# Of many rows with marks drawn for each, none of which sees another; and of all marks of one step.
+ROWS_DRAWN = 100
 
 
+@pytest.mark.parametrize(("time", "reverse"), [(6, False), (6, True), (1, True)])
 @pytest.mark.parametrize(
     ("name", "method"), [("gru", Scan()), ("gru", Fused()), ("lstm", Fused(keep_every=4))]
 )
-@hypothesis.given(case=marked(), reverse=st.booleans())
-@hypothesis.settings(max_examples=15, deadline=None, derandomize=True)
+@pytest.mark.usefixtures("x64")
 def test_any_marks(
-    name: str,
-    method: Any,
-    case: Any,
-    reverse: bool,
-    draw: Any,
-    assert_close: Any,
+    name: str, method: Any, time: int, reverse: bool, draw: Any, assert_close: Any
 ) -> None:
-    time, batch, marks = case
-    with jax.enable_x64(True):
-        check(name, method, reverse, marks, draw(name, time, batch), assert_close)
+    rng = np.random.default_rng(time)
+    marks = {
+        "mask": rng.random((time, ROWS_DRAWN)) < 0.6,
+        "resets": rng.random((time, ROWS_DRAWN)) < 0.4,
+        "lengths": rng.integers(0, time + 1, ROWS_DRAWN),
+    }
+    check(name, method, reverse, marks, draw(name, time, ROWS_DRAWN), assert_close)
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("method", METHODS, ids=str)
+@pytest.mark.parametrize(
+    ("method", "reverse"),
+    [(Scan(), False), (Fused(), False), (Fused(), True), (Fused(keep_every=2), True)],
+    ids=str,
+)
 def test_law_3_a_reset_is_a_fresh_start(method: Any, reverse: bool, random_like: Any) -> None:
     """For that row alone; and no gradient crosses it."""
     cell = LSTMCell(4)
     params = random_like(lambda: cell.init(jax.random.key(0), 2), 1)
-    xs = random_like(lambda: jnp.zeros((6, 2, 2)), 2)
-    carry = random_like(lambda: cell.initial_carry((2,)), 3)
-    resets = jnp.zeros((6, 2), bool).at[4, 1].set(True)
-    unroll = functools.partial(rnnjax.unroll, cell, params, reverse=reverse, method=method)
-    _, ys = unroll(xs, carry, resets=resets)
-    _, plain = unroll(xs, carry)
-    np.testing.assert_allclose(ys[:, 0], plain[:, 0], atol=1e-6)
+    xs = np.asarray(random_like(lambda: jnp.zeros((6, 2, 2)), 2))
+    carry = jax.device_get(random_like(lambda: cell.initial_carry((2,)), 3))
+    resets = np.zeros((6, 2), bool)
+    resets[4, 1] = True
+    unroll = functools.partial(rnnjax.unroll, cell, params, reverse=reverse)
     cut = (slice(None, 4), slice(4, None)) if not reverse else (slice(4, None), slice(None, 4))
+
+    @jax.jit
+    def after(xs: Any, carry: Any) -> Any:
+        def run(xs: Any, carry: Any) -> Any:
+            ys = unroll(xs, carry, resets=resets, method=method)[1]
+            return ys[cut[1], 1].sum(), ys
+
+        return jax.grad(run, (0, 1), has_aux=True)(xs, carry)
+
+    (d_xs, d_carry), ys = jax.device_get(after(xs, carry))
+    # The others by the scan, whatever the method.
+    _, plain = unroll(xs, carry, method=Scan())
+    np.testing.assert_allclose(ys[:, 0], plain[:, 0], atol=1e-6)
     row = jax.tree.map(lambda leaf: leaf[1:], carry)
-    _, first = unroll(xs[cut[0], 1:], row)
-    _, second = unroll(xs[cut[1], 1:])
+    _, first = unroll(xs[cut[0], 1:], row, method=Scan())
+    _, second = unroll(xs[cut[1], 1:], method=Scan())
     np.testing.assert_allclose(ys[cut[0], 1:], first, atol=1e-6)
     np.testing.assert_allclose(ys[cut[1], 1:], second, atol=1e-6)
-
-    def after(xs: Any, carry: Any) -> jax.Array:
-        return unroll(xs, carry, resets=resets)[1][cut[1], 1].sum()
-
-    d_xs, d_carry = jax.grad(after, argnums=(0, 1))(xs, carry)
     assert np.all(d_xs[cut[0]] == 0)
     assert np.all(d_xs[cut[1], 1] != 0)
     assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(d_carry))
@@ -203,16 +199,17 @@ def test_whatever_is_masked_has_no_influence(
     cell = Stack([LSTMCell(4), GRUCell(3)])
     params = random_like(lambda: cell.init(jax.random.key(0), 2), 1)
     xs = random_like(lambda: jnp.zeros((5, 2, 2)), 2)
-    mask = jnp.ones((5, 2), bool).at[1, 0].set(False).at[3:, 1].set(False)
+    mask = np.ones((5, 2), bool)
+    mask[1, 0] = mask[3:, 1] = False
 
     def loss(params: Any, xs: Any) -> jax.Array:
         return (rnnjax.unroll(cell, params, xs, mask=mask, method=method)[1] ** 2).sum()
 
     run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
-    hostile = jnp.where(mask[..., None], xs, jnp.nan)
+    hostile = np.where(mask[..., None], xs, np.float32(np.nan))
     expected, actual = run(params, xs), run(params, hostile)
     assert_close(actual, expected, 1e-6)
-    assert np.all(np.asarray(actual[1][1])[~np.asarray(mask)] == 0)
+    assert np.all(np.asarray(actual[1][1])[~mask] == 0)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=str)
@@ -221,15 +218,15 @@ def test_a_masked_sequence_is_the_shorter_one(
 ) -> None:
     cell = GRUCell(4)
     params = random_like(lambda: cell.init(jax.random.key(0), 2), 1)
-    xs = random_like(lambda: jnp.zeros((6, 2, 2)), 2)
+    xs = np.asarray(random_like(lambda: jnp.zeros((6, 2, 2)), 2))
     kept = np.array([0, 2, 3, 5])
     mask = np.zeros((6, 2), bool)
     mask[kept] = True
     for reverse in (False, True):
-        unroll = functools.partial(rnnjax.unroll, cell, params, reverse=reverse, method=method)
-        carry, ys = unroll(xs, mask=mask)
-        expected, short = unroll(xs[kept])
-        assert_close((carry, ys[kept]), (expected, short), 1e-6)
+        unroll = functools.partial(rnnjax.unroll, cell, params, reverse=reverse)
+        carry, ys = unroll(xs, mask=mask, method=method)
+        expected, short = unroll(xs[kept], method=Scan())
+        assert_close((carry, np.asarray(ys)[kept]), (expected, short), 1e-6)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -240,34 +237,33 @@ def test_the_last_output_is_held(reverse: bool, random_like: Any) -> None:
         random_like(lambda: jnp.zeros((5, 3, 2)), 2),
         random_like(lambda: cell.initial_carry((3,)), 3),
     )
-    for method in METHODS:
-        unroll = functools.partial(
-            rnnjax.unroll, cell, params, xs, carry, mask=MASK, resets=RESETS, reverse=reverse,
-            method=method,
-        )  # fmt: skip
-        _, zeros = unroll()
-        _, held = unroll(masked_outputs="last")
-        last = np.zeros((3, 4), np.float32)
-        for t in range(5)[::-1] if reverse else range(5):
-            border = RESETS[t] if not reverse else (RESETS[t + 1] if t < 4 else np.zeros(3, bool))
-            last = np.where(border[:, None], 0, last)
-            last = np.where(MASK[t][:, None], zeros[t], last)
-            np.testing.assert_allclose(held[t], last, atol=1e-6)
+    unroll = functools.partial(
+        rnnjax.unroll, cell, params, xs, carry, mask=MASK, resets=RESETS, reverse=reverse
+    )
+    zeros, last, expected = np.asarray(unroll(method=Scan())[1]), np.zeros((3, 4), np.float32), {}
+    for t in range(5)[::-1] if reverse else range(5):
+        border = RESETS[t] if not reverse else (RESETS[t + 1] if t < 4 else np.zeros(3, bool))
+        last = np.where(border[:, None], 0, last)
+        expected[t] = last = np.where(MASK[t][:, None], zeros[t], last)
+    for method in METHODS[:2]:
+        _, held = unroll(method=method, masked_outputs="last")
+        np.testing.assert_allclose(held, [expected[t] for t in range(5)], atol=1e-6)
 
 
 def test_marks_for_all_rows_and_without_a_batch(random_like: Any, assert_close: Any) -> None:
     cell = GRUCell(4)
     params = random_like(lambda: cell.init(jax.random.key(0), 2), 1)
-    xs = random_like(lambda: jnp.zeros((5, 3, 2)), 2)
+    xs = np.asarray(random_like(lambda: jnp.zeros((5, 3, 2)), 2))
     one, all_ = MASK[:, 0], np.repeat(MASK[:, :1], 3, axis=1)
     resets, resets_all = RESETS[:, 0], np.repeat(RESETS[:, :1], 3, axis=1)
+    unroll = functools.partial(rnnjax.unroll, cell, params)
+    whole = unroll(xs, mask=all_, resets=resets_all, method=Scan())
+    cut = unroll(xs, mask=all_, resets=resets_all, lengths=np.full(3, 4), method=Scan())
+    second = jax.tree.map(lambda a: np.asarray(a)[..., 1, :], cut)
     for method in METHODS:
-        unroll = functools.partial(rnnjax.unroll, cell, params, method=method)
-        expected = unroll(xs, mask=all_, resets=resets_all)
-        assert_close(unroll(xs, mask=one, resets=resets), expected, 1e-6)
-        alone = unroll(xs[:, 1], mask=one, resets=resets, lengths=4)
-        expected = unroll(xs, mask=all_, resets=resets_all, lengths=np.full(3, 4))
-        assert_close(alone, jax.tree.map(lambda a: a[..., 1, :], expected), 1e-6)
+        assert_close(unroll(xs, mask=one, resets=resets, method=method), whole, 1e-6)
+        alone = unroll(xs[:, 1], mask=one, resets=resets, lengths=4, method=method)
+        assert_close(alone, second, 1e-6)
 
 
 def test_no_steps_at_all() -> None:
@@ -312,13 +308,14 @@ def test_marks_that_are_known_inside_of_jit() -> None:
 def test_one_hot_inputs_are_masked_too(random_like: Any, assert_close: Any) -> None:
     cell = LSTMCell(4)
     params = random_like(lambda: cell.init(jax.random.key(0), 6), 1)
-    ids = jnp.array([[5, 0, 2], [1, 1, 4], [3, 2, 0], [9, 1, 0], [2, 5, 1]])
-    dense = jax.nn.one_hot(ids, 6)
+    ids = np.array([[5, 0, 2], [1, 1, 4], [3, 2, 0], [9, 1, 0], [2, 5, 1]])
+    unroll = functools.partial(
+        rnnjax.unroll, cell, params, lengths=LENGTHS, mask=MASK, resets=RESETS
+    )
+    dense = (ids[..., None] == np.arange(6)).astype(np.float32)
+    expected = unroll(dense, method=Scan())
     for method in METHODS:
-        unroll = functools.partial(
-            rnnjax.unroll, cell, params, lengths=LENGTHS, mask=MASK, resets=RESETS, method=method
-        )
-        assert_close(unroll(rnnjax.OneHot(ids, 6)), unroll(dense), 1e-6)
+        assert_close(unroll(rnnjax.OneHot(jnp.asarray(ids), 6), method=method), expected, 1e-6)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=str)
@@ -326,18 +323,18 @@ def test_one_hot_inputs_are_masked_too(random_like: Any, assert_close: Any) -> N
 def test_vmap_with_marks_equals_batching(method: Any, draw: Any, assert_close: Any) -> None:
     (params, xs, carry, start), _ = draw("lstm")
 
-    def run(xs: Any, carry: Any, start: Any, mask: Any, resets: Any, lengths: Any) -> Any:
+    def run(method: Any, xs: Any, carry: Any, start: Any, marks: Any) -> Any:
         return rnnjax.unroll(
-            CELLS["lstm"], params, xs, carry, mask=mask, resets=resets, reset_carry=start,
-            lengths=lengths, method=method,
-        )  # fmt: skip
+            CELLS["lstm"], params, xs, carry, **marks, reset_carry=start, method=method
+        )
 
-    rest = xs, carry, start, jnp.asarray(MASK), jnp.asarray(RESETS), jnp.asarray(LENGTHS)
-    actual = jax.jit(jax.vmap(run, (1, 0, 0, 1, 1, 0), (0, 1)))(*rest)
-    assert_close(actual, run(*rest), TOLERANCES["float64"])
+    axes = 1, 0, 0, {"mask": 1, "resets": 1, "lengths": 0}
+    rows = jax.jit(jax.vmap(functools.partial(run, method), axes, (0, 1)))
+    rest = xs, carry, start, ALL
+    assert_close(rows(*rest), run(Scan(), *rest), TOLERANCES["float64"])
 
 
-@pytest.mark.parametrize("method", METHODS[:2], ids=str)
+@pytest.mark.parametrize("method", [Fused(), pytest.param(Scan(), marks=pytest.mark.slow)], ids=str)
 @pytest.mark.usefixtures("x64")
 def test_second_derivatives_with_marks(method: Any, draw: Any) -> None:
     (params, xs, carry, start), weights = draw("lstm")
@@ -372,12 +369,13 @@ def test_checkpoint_over_marks(method: Any, random_like: Any, assert_close: Any)
     params = random_like(lambda: cell.init(jax.random.key(0), 2), 1)
     xs = random_like(lambda: jnp.zeros((5, 3, 2)), 2)
 
-    def loss(params: Any, xs: Any) -> jax.Array:
+    def loss(method: Any, params: Any, xs: Any) -> jax.Array:
         return (rnnjax.unroll(cell, params, xs, **ALL, method=method)[1] ** 2).sum()
 
-    plain = jax.jit(jax.value_and_grad(loss, (0, 1)))
-    again = jax.jit(jax.value_and_grad(jax.checkpoint(loss), (0, 1)))
-    assert_close(again(params, xs), plain(params, xs), 1e-6)
+    plain = jax.jit(jax.value_and_grad(functools.partial(loss, Scan()), (0, 1)))
+    again = jax.checkpoint(functools.partial(loss, method))
+    actual = jax.jit(jax.value_and_grad(again, (0, 1)))(params, xs)
+    assert_close(actual, plain(params, xs), 1e-6)
 
 
 # ---- both directions
@@ -390,17 +388,19 @@ def test_bidirectional_is_two_runs(merge: Any, random_like: Any, assert_close: A
     params = random_like(lambda: layer.init(jax.random.key(0), 2), 1, "float64")
     xs = random_like(lambda: jnp.zeros((5, 3, 2)), 2, "float64")
     carry = random_like(lambda: layer.initial_carry((3,)), 3, "float64")
-    for method in METHODS:
-        run = functools.partial(rnnjax.unroll, **ALL, method=method)
-        final, ys = run(layer, params, xs, carry)
-        forward, a = run(LSTMCell(4), params.forward, xs, carry.forward)
-        backward, b = run(GRUCell(4), params.backward, xs, carry.backward, reverse=True)
-        expected = {
-            "concat": np.concatenate([a, b], -1),
-            "sum": a + b,
-            "mul": a * b,
-            "average": (a + b) / 2,
-        }[merge]
+    run = functools.partial(rnnjax.unroll, **ALL)
+    by_scan = functools.partial(run, method=Scan())
+    forward, a = by_scan(LSTMCell(4), params.forward, xs, carry.forward)
+    backward, b = by_scan(GRUCell(4), params.backward, xs, carry.backward, reverse=True)
+    a, b = np.asarray(a), np.asarray(b)
+    expected = {
+        "concat": np.concatenate([a, b], -1),
+        "sum": a + b,
+        "mul": a * b,
+        "average": (a + b) / 2,
+    }[merge]
+    for method in METHODS if merge == "concat" else [Fused()]:
+        final, ys = run(layer, params, xs, carry, method=method)
         assert_close((tuple(final), ys), ((forward, backward), expected), 1e-10)
 
 
@@ -455,14 +455,15 @@ def test_a_learned_carry_begins_every_sequence(random_like: Any, assert_close: A
     params = random_like(lambda: cell.init(jax.random.key(0), 2), 1)
     xs = random_like(lambda: jnp.zeros((5, 3, 2)), 2)
     start = cell.start(params, (3,))
-    for method in METHODS:
-        unroll = functools.partial(rnnjax.unroll, cell, method=method)
-        assert_close(unroll(params, xs), unroll(params, xs, start), 1e-6)
-        actual = unroll(params, xs, resets=RESETS)
-        expected = unroll(params, xs, start, resets=RESETS, reset_carry=start)
-        assert_close(actual, expected, 1e-6)
-    (first, second) = jax.grad(
-        lambda p: rnnjax.unroll(cell, p, xs, cell.initial_carry((3,)), resets=RESETS)[1].sum()
+    unroll = functools.partial(rnnjax.unroll, cell, params, xs)
+    plain = unroll(start, method=Scan())
+    cut = unroll(start, resets=RESETS, reset_carry=start, method=Scan())
+    for method in METHODS[:2]:
+        assert_close(unroll(method=method), plain, 1e-6)
+        assert_close(unroll(resets=RESETS, method=method), cut, 1e-6)
+    zeros = cell.initial_carry((3,))
+    (first, second) = jax.jit(
+        jax.grad(lambda p: rnnjax.unroll(cell, p, xs, zeros, resets=RESETS)[1].sum())
     )(params)
     for gradient in (first, *second):
         assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(gradient["initial_carry"]))
@@ -484,17 +485,25 @@ NOISY = {
         "input_dropout": 0.4,
     },
 }
-NOISY_CELLS = ["lstm-callable", "projection", "layernorm-lstm", "user-gain", "mingru"]
+# What is drawn before the loop, for weights and inputs, is in "all" too; cells differ in what they
+# take of it.
 NOISY_ROWS = [
-    *(("lstm", kind, True) for kind in ("recurrent", "zoneout", "all")),
-    # Which happen before the loop, and in "all" too.
-    *(pytest.param("lstm", kind, True, marks=pytest.mark.slow) for kind in ("weights", "inputs")),
-    ("gru", "recurrent", True),
+    ("lstm", "recurrent", True),
     ("gru", "zoneout", True),
-    *((name, "all", True) for name in NOISY_CELLS),
-    ("lstm", "all", False),
-    ("mingru", "all", False),
-    ("user-gain", "all", False),
+    *((name, "all", True) for name in ("lstm", "projection", "user-gain", "mingru")),
+    *((name, "all", False) for name in ("lstm", "mingru")),
+    *(
+        pytest.param(*row, marks=pytest.mark.slow)
+        for row in [
+            ("lstm", "zoneout", True),
+            ("lstm", "weights", True),
+            ("lstm", "inputs", True),
+            ("gru", "recurrent", True),
+            ("lstm-callable", "all", True),
+            ("layernorm-lstm", "all", True),
+            ("user-gain", "all", False),
+        ]
+    ),
 ]
 
 
@@ -538,11 +547,12 @@ def test_recurrent_dropout_by_hand(random_like: Any) -> None:
     xs = random_like(lambda: jnp.zeros((5, 3, 2)), 2)
     layer = Regularized(cell, recurrent_dropout=0.5)
     _, ys = rnnjax.unroll(layer, params, xs, key=jax.random.key(3))
+    params, xs, ys = jax.device_get((params, xs, ys))
     masks = []
     for t in range(1, 5):  # y = x W + b + (m h) U, solved for m h
         rest = ys[t] - xs[t] @ params["kernel"] - params["bias"]
-        dropped = rest @ jnp.linalg.inv(params["recurrent_kernel"])
-        masks.append(np.asarray(dropped / ys[t - 1]))
+        dropped = rest @ np.linalg.inv(params["recurrent_kernel"])
+        masks.append(dropped / ys[t - 1])
     for mask in masks:
         np.testing.assert_allclose(mask, masks[0], atol=1e-2)
     rounded = np.round(masks[0])
@@ -557,14 +567,15 @@ def test_zoneout_keeps_units(random_like: Any) -> None:
     xs = random_like(lambda: jnp.zeros((40, 3, 2)), 2)
     layer = Regularized(cell, zoneout_hidden=0.25)
     _, ys = rnnjax.unroll(layer, params, xs, key=jax.random.key(3))
-    kept = np.asarray(ys[1:] == ys[:-1])
+    xs, ys = jax.device_get((xs, ys))
+    kept = ys[1:] == ys[:-1]
     assert abs(kept.mean() - 0.25) < 0.02
     assert abs(kept[0].mean() - kept[-1].mean()) < 0.15
     assert not np.all(kept == kept[0])
     # Without a key, the expectation: a quarter of the old and three quarters of the new.
-    carry = random_like(lambda: cell.initial_carry((3,)), 3)
-    (hidden, _), y = layer.step(params, carry, xs[0])
-    (new, _), _ = cell.step(params, carry, xs[0])
+    carry = jax.device_get(random_like(lambda: cell.initial_carry((3,)), 3))
+    (hidden, _), y = jax.jit(layer.step)(params, carry, xs[0])
+    (new, _), _ = jax.jit(cell.step)(params, carry, xs[0])
     np.testing.assert_allclose(hidden, 0.25 * carry.hidden + 0.75 * new, atol=1e-6)
     np.testing.assert_allclose(y, hidden)
     carried, ys = rnnjax.unroll(layer, params, xs[:1], carry)
@@ -580,10 +591,10 @@ def test_weight_drop_drops_weights(random_like: Any, assert_close: Any) -> None:
     def loss(params: Any) -> jax.Array:
         return (rnnjax.unroll(layer, params, xs, key=jax.random.key(3))[1] ** 2).sum()
 
-    gradient = jax.grad(loss)(params)["recurrent_kernel"]
-    kept = gradient != 0
+    kept = np.asarray(jax.jit(jax.grad(loss))(params)["recurrent_kernel"]) != 0
     assert 0.3 < kept.mean() < 0.7
-    dropped = {**params, "recurrent_kernel": jnp.where(kept, 2 * params["recurrent_kernel"], 0)}
+    doubled = 2 * np.asarray(params["recurrent_kernel"])
+    dropped = {**params, "recurrent_kernel": np.where(kept, doubled, np.float32(0))}
     assert_close(
         rnnjax.unroll(layer, params, xs, key=jax.random.key(3)),
         rnnjax.unroll(cell, dropped, xs),
@@ -598,10 +609,10 @@ def test_dropout_between_the_layers_of_a_stack(
 ) -> None:
     linear = SimpleRNNCell(4, activation="linear", use_bias=False)
     stack = Stack([linear, linear, linear], dropout=rnnjax.Dropout(0.5, per=per))
-    identity = {"kernel": jnp.eye(4), "recurrent_kernel": jnp.zeros((4, 4))}
+    identity = {"kernel": np.eye(4, dtype="f"), "recurrent_kernel": np.zeros((4, 4), "f")}
     xs = random_like(lambda: jnp.zeros((6, 3, 4)), 2)
     _, ys = rnnjax.unroll(stack, (identity,) * 3, xs, key=jax.random.key(0))
-    ratio = np.round(np.asarray(ys / xs), 3)
+    ratio = np.round(np.asarray(ys) / np.asarray(xs), 3)
     assert set(ratio.ravel()) == {0.0, 4.0}  # two layers' outputs are dropped, not the third's
     assert np.all(ratio == ratio[0]) == (per == "sequence")
     assert_close(rnnjax.unroll(stack, (identity,) * 3, xs)[1], xs, 1e-6)
@@ -609,20 +620,21 @@ def test_dropout_between_the_layers_of_a_stack(
 
 def test_each_cell_of_a_stack_draws_its_own(random_like: Any) -> None:
     layer = Regularized(SimpleRNNCell(200, activation="linear", use_bias=False), input_dropout=0.5)
-    identity = {"kernel": jnp.eye(200), "recurrent_kernel": jnp.zeros((200, 200))}
-    xs = jnp.ones((2, 1, 200))
+    identity = {"kernel": np.eye(200, dtype="f"), "recurrent_kernel": np.zeros((200, 200), "f")}
+    xs = np.ones((2, 1, 200), "f")
     _, ys = rnnjax.unroll(Stack([layer, layer]), (identity,) * 2, xs, key=jax.random.key(0))
-    assert 0.15 < (ys != 0).mean() < 0.35
+    assert 0.15 < (np.asarray(ys) != 0).mean() < 0.35
     other = rnnjax.unroll(Stack([layer, layer]), (identity,) * 2, xs, key=jax.random.key(1))[1]
-    assert np.any(other != ys)
+    assert np.any(np.asarray(other) != np.asarray(ys))
 
 
 def test_each_direction_draws_its_own() -> None:
     cell = SimpleRNNCell(200, activation="linear", use_bias=False)
     layer = Bidirectional(Regularized(cell, input_dropout=0.5))
-    identity = {"kernel": jnp.eye(200), "recurrent_kernel": jnp.zeros((200, 200))}
-    _, ys = rnnjax.unroll(layer, (identity, identity), jnp.ones((1, 1, 200)), key=jax.random.key(0))
-    forward, backward = jnp.split(ys != 0, 2, axis=-1)
+    identity = {"kernel": np.eye(200, dtype="f"), "recurrent_kernel": np.zeros((200, 200), "f")}
+    xs = np.ones((1, 1, 200), "f")
+    _, ys = rnnjax.unroll(layer, (identity, identity), xs, key=jax.random.key(0))
+    forward, backward = np.split(np.asarray(ys) != 0, 2, axis=-1)
     assert 0.35 < (forward == backward).mean() < 0.65
 
 
@@ -633,19 +645,21 @@ def test_each_direction_draws_its_own() -> None:
 @pytest.mark.usefixtures("x64")
 def test_pieces_of_any_size_equal_the_whole(method: Any, draw: Any, assert_close: Any) -> None:
     (params, xs, carry, start), _ = draw("lstm", time=7)
-    cell = CELLS["lstm"]
+    cell, xs = CELLS["lstm"], np.asarray(xs)
     mask = np.concatenate([MASK, MASK[:2]])
     resets = np.concatenate([RESETS, RESETS[:2]])
-    unroll = functools.partial(rnnjax.unroll, cell, params, reset_carry=start, method=method)
-    expected = unroll(xs, carry, mask=mask, resets=resets)
-    for sizes in ([1] * 7, [3, 4], [2, 1, 4]):
+    unroll = functools.partial(rnnjax.unroll, cell, params, reset_carry=start)
+    expected = unroll(xs, carry, mask=mask, resets=resets, method=Scan())
+    for sizes in ([1] * 7, [3, 4], [1, 3, 3]):
         piece_carry, parts, begin = carry, [], 0
         for size in sizes:
             part = slice(begin, begin + size)
-            piece_carry, ys = unroll(xs[part], piece_carry, mask=mask[part], resets=resets[part])
+            piece_carry, ys = unroll(
+                xs[part], piece_carry, mask=mask[part], resets=resets[part], method=method
+            )
             parts.append(ys)
             begin += size
-        assert_close((piece_carry, jnp.concatenate(parts)), expected, 1e-10)
+        assert_close((piece_carry, np.concatenate(parts)), expected, 1e-10)
 
 
 # ---- bad input
@@ -736,36 +750,35 @@ def test_what_cannot_run_says_so() -> None:
 
 
 # Of a step of a user's own nobody knows whether rows see each other.
-NAN = [n for n in CELLS if n != "user-step"]
-
-
 @pytest.mark.parametrize(
-    ("name", "method"),
-    table(rnnjax.Auto, names=NAN, ordinary=WAYS, by_all=BY_ALL),
+    ("name", "method", "reverse"), [row for row in ROWS if row.values[0] != "user-step"]
 )
 @pytest.mark.usefixtures("x64")
-def test_a_reset_cuts_a_nan_off(name: str, method: Any, draw: Any, assert_close: Any) -> None:
+def test_a_reset_cuts_a_nan_off(
+    name: str, method: Any, reverse: bool, draw: Any, assert_close: Any
+) -> None:
     """All gradients are those with any other numbers where the loss leaves out what they did.
 
-    One row has a NaN in its first inputs, another begins with one and is masked throughout.
+    One row has a NaN in the inputs of the step that runs first, another begins with one and is
+    masked throughout.
     """
     (params, xs, carry, start), (of_carry, of_ys) = draw(name)
     steps, rows = xs.shape[:2]
+    first, border = (steps - 1, steps - 1) if reverse else (0, 1)
     marks = {"mask": np.ones((steps, rows), bool), "resets": np.zeros((steps, rows), bool)}
-    marks["mask"][:, 1], marks["resets"][1, 0] = False, True
-    given: tuple[str, ...] = "mask", "resets"
-    if (name, method, False) in [row.values for row in ROWS]:  # that program is compiled already
-        marks, given = marks | {"lengths": np.full(rows, steps)}, (*sorted(ALL), "reset_carry")
+    marks["mask"][:, 1], marks["resets"][border, 0] = False, True
+    # The program of all of them is compiled already.
+    marks["lengths"] = np.full(rows, steps)
     weights = jax.tree.map(np.zeros_like, of_carry), np.array(of_ys)
-    weights[1][0, 0] = 0
-    gradients = compiled(name, method, False, given)
+    weights[1][first, 0] = 0
+    gradients = compiled(name, method, reverse, (*sorted(ALL), "reset_carry"))
 
     def spoilt(leaf: Any, at: Any) -> Any:
         leaf = np.array(leaf)
         leaf[at] = np.nan
         return leaf
 
-    hostile = spoilt(xs, (0, 0)), jax.tree.map(lambda leaf: spoilt(leaf, 1), carry)
+    hostile = spoilt(xs, (first, 0)), jax.tree.map(lambda leaf: spoilt(leaf, 1), carry)
     expected = gradients((params, xs, carry, start), weights, marks)[1]
     assert_close(gradients((params, *hostile, start), weights, marks)[1], expected, 1e-12)
 
