@@ -7,7 +7,7 @@ from unittest.mock import Mock
 import jax
 import jax.numpy as jnp
 import pytest
-from cell_table import CELLS, SINGLE, OwnStepCell, grid
+from cell_table import CELLS, SINGLE, WAYS, OwnStepCell, grid
 
 import rnnjax
 from rnnjax.engine.plan import known_platform
@@ -105,7 +105,14 @@ def test_auto_takes_products_for_a_matrix_memory():
         assert "chose Scan()" in str(rnnjax.explain(cell, params, one, platform="cpu"))
 
 
-@pytest.mark.parametrize("name", [n for n in SINGLE if n != "user-step"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=[] if n in {*WAYS, "user-scrn"} else pytest.mark.slow)
+        for n in SINGLE
+        if n != "user-step"
+    ],
+)
 def test_each_line_is_what_the_program_does(name):
     """The products in the loops and outside of them, what is kept, and where gradients are made."""
     cell, steps, rows = CELLS[name], 4, (7, *grid(name))
@@ -116,8 +123,8 @@ def test_each_line_is_what_the_program_does(name):
     text = str(rnnjax.explain(cell, params, xs, method=rnnjax.Fused(), platform="cpu"))
     run = Recurrence(cell, cell.dtype, reverse=False)
     given = in_loop, Steps(), xs, AtStep(), carry
-    out, kept = jax.eval_shape(lambda *given: run.forward("cpu", *given), *given)
-    forward = jax.make_jaxpr(lambda *given: run.forward("cpu", *given))(*given)
+    trace = jax.make_jaxpr(lambda *given: run.forward("cpu", *given), return_shape=True)
+    forward, (out, kept) = trace(*given)
     wanted = jax.tree.map(lambda _: True, given)
     backward = jax.make_jaxpr(lambda *rest: run.backward("cpu", *rest, wanted))(given, kept, out)
 
@@ -147,9 +154,9 @@ def test_each_line_is_what_the_program_does(name):
     "method",
     [
         rnnjax.Scan(precision="highest"),
-        rnnjax.Fused(precision="highest"),
         rnnjax.Fused(precision="highest", keep_every=2),
         rnnjax.Auto(precision="highest"),
+        pytest.param(rnnjax.Fused(precision="highest"), marks=pytest.mark.slow),
         rnnjax.Parallel(newton=rnnjax.Newton(), precision="highest"),
         rnnjax.Chunked(precision="highest"),
     ],

@@ -31,6 +31,18 @@ DENSE = [
     "lstm", "gru-reset-before", "projection", "layernorm-lstm", "slstm", "lru", "user-peephole",
     "user-scrn", "user-step", "learned-carry", "stack",
 ]  # fmt: skip
+# In an ordinary run, of each kind of learner those cells that differ in what it reads of one: which
+# units a column touches, one leaf or several, several states of a channel, a matrix, parameters of
+# the update; and for influences of everything what is no cell with an update, or has no vector.
+ORDINARY = {
+    "indrnn", "mingru", "lru", "temporal-conv", "s6", "diagonal-lstm", "gla",
+    "lstm", "gru", "user-peephole",
+}  # fmt: skip
+ORDINARY_DENSE = {"gru-reset-before", "projection", "lru", "user-step", "learned-carry", "stack"}
+
+
+def chosen(names, ordinary=ORDINARY):
+    return [n if n in ordinary else pytest.param(n, marks=pytest.mark.slow) for n in names]
 
 
 @pytest.fixture
@@ -85,19 +97,21 @@ def test_all_elementwise_cells_of_the_table_are_here():
     assert sorted(served) == sorted(ELEMENTWISE)
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    [*((name, "float64") for name in ELEMENTWISE), ("mingru", "float32"), ("lru", "float32")],
-)
-def test_rtrl_is_backpropagation_through_time(name, dtype, drawn, assert_close, request):
-    if dtype == "float64":
-        request.getfixturevalue("x64")
-    args = *drawn(name, dtype), RESETS
+@pytest.mark.parametrize("name", chosen(ELEMENTWISE))
+def test_rtrl_is_backpropagation_through_time(name, drawn, assert_close, x64):
+    args = *drawn(name, "float64"), RESETS
     expected = through_time(CELLS[name], *args)
-    assert_close(online(RTRL(CELLS[name]), *args), expected, TOLERANCES[dtype])
+    assert_close(online(RTRL(CELLS[name]), *args), expected, TOLERANCES["float64"])
 
 
-@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("name", ["mingru", "lru"])
+def test_rtrl_in_float32(name, drawn, assert_close):
+    args = *drawn(name), RESETS
+    expected = through_time(CELLS[name], *args)
+    assert_close(online(RTRL(CELLS[name]), *args), expected, TOLERANCES["float32"])
+
+
+@pytest.mark.parametrize("name", chosen(DENSE, ORDINARY_DENSE))
 def test_dense_rtrl_is_backpropagation_through_time(name, drawn, assert_close, x64):
     args = *drawn(name, "float64"), RESETS
     expected = through_time(CELLS[name], *args)
@@ -154,7 +168,7 @@ def masked(cell, params, xs, targets, resets, through_product):
     return jax.tree.map(lambda leaf: leaf.sum((0, 1)), each)
 
 
-@pytest.mark.parametrize("name", MIXED)
+@pytest.mark.parametrize("name", chosen(MIXED))
 def test_snap1_is_a_masked_dense_rtrl(name, drawn, assert_close, x64):
     args = *drawn(name, "float64"), RESETS
     ys, gradients = online(SnAp1(CELLS[name]), *args)
@@ -166,7 +180,7 @@ def test_snap1_is_a_masked_dense_rtrl(name, drawn, assert_close, x64):
     assert 0.5 < along / (lengths[0] * lengths[1]) < 1 - 1e-6
 
 
-@pytest.mark.parametrize("name", [name for name in MIXED if name != "simple"])
+@pytest.mark.parametrize("name", chosen(name for name in MIXED if name != "simple"))
 def test_eprop_is_a_dense_rtrl_with_the_product_held_still(name, drawn, assert_close, x64):
     args = *drawn(name, "float64"), RESETS
     ys, gradients = online(EProp(CELLS[name]), *args)
@@ -193,7 +207,7 @@ def test_the_trace_of_an_lstm_decays_by_its_forget_gate(x64):
         np.testing.assert_allclose(by_input_gate, o * (1 - np.tanh(memory) ** 2) * trace)
 
 
-@pytest.mark.parametrize("name", ["tiny", "start"])
+@pytest.mark.parametrize("name", [pytest.param("tiny", marks=pytest.mark.slow), "start"])
 def test_uoro_is_unbiased(name, random_like, x64):
     cell = rnnjax.SimpleRNNCell(2)
     if name == "start":
@@ -252,7 +266,11 @@ def test_the_influence_has_the_numbers_of_the_parameters():
 
 @pytest.mark.parametrize(
     "learner",
-    [RTRL(rnnjax.MinGRUCell(16)), SnAp1(rnnjax.LSTMCell(16)), UORO(rnnjax.LSTMCell(16))],
+    [
+        pytest.param(RTRL(rnnjax.MinGRUCell(16)), marks=pytest.mark.slow),
+        SnAp1(rnnjax.LSTMCell(16)),
+        UORO(rnnjax.LSTMCell(16)),
+    ],
     ids=lambda learner: type(learner).__name__,
 )
 def test_memory_does_not_grow_with_time(learner):
@@ -303,11 +321,13 @@ def test_pull_leaves_jit_and_serves_several_signals(drawn, assert_close):
     learner = RTRL(CELLS["mingru"])
     state = learner.init(params, (BATCH,))
     jitted = jax.jit(learner.step)
-    for x in xs[:3]:
+    for x in np.asarray(xs)[:3]:
         state, y, pull = jitted(params, state, x)
-    one, other = pull(y - targets[2]), pull(targets[2])
-    assert_close(jax.tree.map(jnp.add, one, other), pull(y), 1e-5)
-    assert_close(jax.jit(lambda pull, dy: pull(dy))(pull, y), pull(y), 1e-5)
+    pulled = jax.jit(lambda pull, dy: pull(dy))
+    y, target = np.asarray(y), np.asarray(targets[2])
+    one, other = pulled(pull, y - target), pulled(pull, target)
+    assert_close(jax.tree.map(np.add, *jax.device_get((one, other))), pull(y), 1e-5)
+    assert_close(pulled(pull, y), pull(y), 1e-5)
 
 
 def test_no_reset_is_a_reset_of_no_row(drawn, assert_close):
@@ -338,33 +358,37 @@ def test_nothing_crosses_a_reset_not_even_a_nan(learner, random_like, assert_clo
     resets = np.zeros((TIME, BATCH), bool)
     resets[4] = True
     state, behind = jax.jit(learner.init, static_argnums=1)(params, (BATCH,), KEY), []
+    step, pulled = jax.jit(learner.step), jax.jit(lambda pull, dy: pull(dy))
     for t in range(TIME):
-        state, y, pull = learner.step(params, state, spoilt[t], resets[t])
+        state, y, pull = step(params, state, spoilt[t], resets[t])
         y = np.asarray(y)
         if t == 3:
             assert np.isnan(y[0]).all()
             assert not np.isnan(y[1:]).any()
         if t >= 4:
-            behind.append(jax.device_get(pull(y - targets[t])))
+            behind.append(jax.device_get(pulled(pull, y - targets[t])))
     total = jax.tree.map(lambda *leaves: sum(leaves), *behind)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(total))
     if not isinstance(learner, UORO):  # whose signs are others
         assert_close(total, online(learner, params, xs[4:], targets[4:], None)[1], 1e-5)
 
 
-def test_a_batch_is_the_sum_of_its_rows(drawn, assert_close):
-    for name, learner in (("minlstm", RTRL), ("lstm", EProp), ("gru", SnAp1)):
-        params, xs, targets = drawn(name)
-        together = online(learner(CELLS[name]), params, xs, targets, RESETS)[1]
-        xs, targets = np.asarray(xs), np.asarray(targets)
-        alone = [
-            online(learner(CELLS[name]), params, xs[:, b], targets[:, b], RESETS[:, b])[1]
-            for b in range(BATCH)
-        ]
-        rows = jax.tree.map(lambda *rows: sum(rows), *jax.device_get(alone))
-        assert_close(rows, together, 1e-5)
-        grid = [a.reshape(TIME, 1, BATCH, *a.shape[2:]) for a in (xs, targets, RESETS)]
-        assert_close(online(learner(CELLS[name]), params, *grid)[1], together, 1e-5)
+@pytest.mark.parametrize(
+    ("name", "learner"),
+    [("minlstm", RTRL), ("gru", SnAp1), pytest.param("lstm", EProp, marks=pytest.mark.slow)],
+)  # the last two are the same, but for what is held still
+def test_a_batch_is_the_sum_of_its_rows(name, learner, drawn, assert_close):
+    params, xs, targets = drawn(name)
+    together = online(learner(CELLS[name]), params, xs, targets, RESETS)[1]
+    xs, targets = np.asarray(xs), np.asarray(targets)
+    alone = [
+        online(learner(CELLS[name]), params, xs[:, b], targets[:, b], RESETS[:, b])[1]
+        for b in range(BATCH)
+    ]
+    rows = jax.tree.map(lambda *rows: sum(rows), *jax.device_get(alone))
+    assert_close(rows, together, 1e-5)
+    grid = [a.reshape(TIME, 1, BATCH, *a.shape[2:]) for a in (xs, targets, RESETS)]
+    assert_close(online(learner(CELLS[name]), params, *grid)[1], together, 1e-5)
 
 
 def test_ids_are_one_hot_vectors(drawn, assert_close):

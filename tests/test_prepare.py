@@ -27,6 +27,10 @@ CELLS = [
     rnnjax.LRUCell(HIDDEN, state_size=3),
     rnnjax.SLSTMCell(HIDDEN),
 ]
+# In an ordinary run those that differ in what is laid out: biases, one sum or two halves, a product
+# before the reset, none, sizes of the state, and kernels that the update reads.
+ORDINARY = [CELLS[i] for i in (0, 2, 3, 6, 8, 10, 12, 14)]
+ALL = [pytest.param(c, marks=[] if c in ORDINARY else pytest.mark.slow) for c in CELLS]
 # Their updates read one sum of two products, so that kernels that are large for few rows are one.
 JOINED = [
     cell
@@ -76,7 +80,11 @@ def names(cells):
 
 @pytest.mark.parametrize(
     ("cell", "batch"),
-    [*((cell, (3,)) for cell in CELLS), (CELLS[3], ()), (CELLS[3], (2, 3))],
+    [
+        *(pytest.param(*row.values, (3,), marks=row.marks) for row in ALL),
+        (CELLS[3], ()),
+        (CELLS[3], (2, 3)),
+    ],
     ids=lambda value: str(value) if isinstance(value, tuple) else type(value).__name__,
 )
 def test_every_form_computes_the_same_step(cell, batch, form, random_like, assert_close):
@@ -152,7 +160,7 @@ def test_a_prepared_cell_is_a_cell(form, random_like, assert_close):
     assert rnnjax.prepare(ready, laid_out, xs[0]) == (ready, laid_out)
 
 
-@names(CELLS)
+@names(ALL)
 def test_bfloat16_is_for_the_products_alone(cell, random_like, assert_close):
     params, carry, x = make(cell, (3,), random_like)
     ready, laid_out = rnnjax.prepare(cell, params, x, product_dtype=jnp.bfloat16)
