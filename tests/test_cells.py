@@ -223,11 +223,22 @@ def test_cells_of_different_kinds_differ() -> None:
 # Activations.
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
-def test_activations_by_name(name: str) -> None:
-    cell = SimpleRNNCell(3, activation=name, kernel_init="ones", use_bias=False)
-    _, y = cell.step(cell.init(KEY, 1), cell.initial_carry(), jnp.array([0.3]))
-    np.testing.assert_allclose(y, jnp.full(3, ACTIVATIONS[name](jnp.float32(0.3))), rtol=1e-6)
+def test_activations_by_name() -> None:
+    @jax.jit
+    def each() -> Any:
+        x = jnp.array([0.3])
+        cells = {
+            name: SimpleRNNCell(3, activation=name, kernel_init="ones", use_bias=False)
+            for name in ACTIVATIONS
+        }
+        params = cells["tanh"].init(KEY, 1)
+        return {
+            name: (cell.step(params, cell.initial_carry(), x)[1], ACTIVATIONS[name](x))
+            for name, cell in cells.items()
+        }
+
+    for name, (y, expected) in each().items():
+        np.testing.assert_allclose(y, np.full(3, expected), rtol=1e-6, err_msg=name)
 
 
 def test_the_two_hard_sigmoids() -> None:

@@ -41,10 +41,33 @@ FLAGS: list[dict[str, bool]] = [
     {"reverse": True, "time_major": True},
     {"keep_order": True},
 ]
-LENGTHS = jnp.array([TIME, 2, 1])
+LENGTHS = np.array([TIME, 2, 1])
 
 
-@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["whole", "lengths"])
+# What has the parameters of another is slow.
+@pytest.mark.parametrize(
+    ("name", "time_major"),
+    [
+        *((name, False) for name in ("lstm", "optimized-lstm", "gru", "simple", "mgu")),
+        *(
+            pytest.param(*row, marks=pytest.mark.slow)
+            for row in (("lstm", True), ("residual", False), ("mgu-no-reset", False))
+        ),
+    ],
+)
+def test_parameters_from_a_seed_are_those_of_flax(
+    name: str, time_major: bool, assert_close: Any
+) -> None:
+    inputs, cell = np.ones((BATCH, TIME, FEATURES), np.float32), CELLS[name](HIDDEN)
+
+    @jax.jit
+    def both() -> Any:
+        models = (m.RNN(cell, time_major=time_major) for m in (nn, rnnjax.linen))
+        return [model.init(jax.random.key(0), inputs) for model in models]
+
+    assert_close(*both(), 0)
+
+
 @pytest.mark.parametrize(
     ("name", "flags"),
     # All of the flags once; what the cells differ in are the numbers of a step.
@@ -52,64 +75,81 @@ LENGTHS = jnp.array([TIME, 2, 1])
     ids=lambda value: value if isinstance(value, str) else "-".join(value) or "default",
 )
 def test_equals_flax(
-    name: str,
-    flags: dict[str, bool],
-    lengths: jax.Array | None,
-    random_like: Callable[..., Any],
-    assert_close: Any,
+    name: str, flags: dict[str, bool], random_like: Callable[..., Any], assert_close: Any
 ) -> None:
-    """From the same seed to the same numbers, with Flax's parameters and carries."""
+    """Flax's numbers from its parameters and carries, with lengths and without.
+
+    The flags are once attributes, and once arguments of the call, which mean the same.
+    """
     cell, key = CELLS[name](HIDDEN), jax.random.key(0)
-    theirs = nn.RNN(CELLS[name](HIDDEN), **flags)
-    inputs = random_like(lambda: jnp.zeros((BATCH, TIME, FEATURES)), 1)
-    carry = random_like(cell.initialize_carry(key, (BATCH, FEATURES)), 3)
-    if flags.get("time_major"):
-        inputs = jnp.swapaxes(inputs, 0, 1)
-    variables = theirs.init(key, inputs)
-    assert_close(rnnjax.linen.RNN(cell, **flags).init(key, inputs), variables, 0)
-    variables = random_like(variables, 2)
+    theirs, ours = nn.RNN(cell, **flags), rnnjax.linen.RNN(cell, **flags)
+    shape = (TIME, BATCH) if flags.get("time_major") else (BATCH, TIME)
+    inputs = np.asarray(random_like(lambda: jnp.zeros((*shape, FEATURES)), 1))
+    variables = random_like(lambda: theirs.init(key, inputs), 2)
+    carry = random_like(lambda: cell.initialize_carry(key, (BATCH, FEATURES)), 3)
     initial = None if flags == {"return_carry": True} else carry
-    expected = theirs.apply(variables, inputs, initial_carry=initial, seq_lengths=lengths)
-    # The flags as attributes and as arguments of the call mean the same.
-    for attributes, arguments in ((flags, {}), ({}, flags)):
-        actual = rnnjax.linen.RNN(cell, **attributes).apply(
-            variables, inputs, initial_carry=initial, seq_lengths=lengths, **arguments
-        )
-        outputs = expected
+
+    @jax.jit
+    def both(variables: Any, initial: Any) -> Any:
+        def run(module: Any, lengths: Any, **flags: bool) -> Any:
+            return module.apply(
+                variables, inputs, initial_carry=initial, seq_lengths=lengths, **flags
+            )
+
+        pairs = [(run(ours, LENGTHS), run(theirs, LENGTHS))]
+        if name == "lstm":
+            pairs.append((run(rnnjax.linen.RNN(cell), None, **flags), run(theirs, None)))
+        return pairs
+
+    pairs = both(variables, initial)
+    for (actual, expected), padded in zip(pairs, (True, False), strict=False):
         if flags.get("return_carry"):
             assert_close(actual[0], expected[0], 1e-5)
-            actual, outputs = actual[1], expected[1]
-        if lengths is not None:
-            outputs = zero_padding(outputs, flags.get("time_major", False))
-        assert_close(actual, outputs, 1e-5)
+            actual, expected = actual[1], expected[1]
+        if padded:
+            expected = zero_padding(expected, flags.get("time_major", False))
+        assert_close(actual, expected, 1e-5)
 
 
 def zero_padding(outputs: jax.Array, time_major: bool) -> jax.Array:
     """Flax's outputs with zeros where it leaves what the cell made of the padding."""
-    valid = jnp.arange(TIME) < LENGTHS[:, None]
-    return jnp.where((valid.T if time_major else valid)[..., None], outputs, 0)
+    valid = np.arange(TIME) < LENGTHS[:, None]
+    return np.where((valid.T if time_major else valid)[..., None], outputs, 0)
 
 
 @pytest.mark.parametrize(
-    ("time_major", "lengths"), [(False, None), (False, LENGTHS), (True, LENGTHS)]
+    ("time_major", "lengths"),
+    [
+        (False, None),
+        (True, LENGTHS),
+        pytest.param(False, LENGTHS, marks=pytest.mark.slow),
+    ],
 )
 def test_bidirectional_equals_flax(
     time_major: bool, lengths: Any, random_like: Callable[..., Any], assert_close: Any
 ) -> None:
-    theirs, ours = (
+    models = [
         module.Bidirectional(module.RNN(nn.LSTMCell(HIDDEN)), module.RNN(nn.GRUCell(HIDDEN)))
         for module in (nn, rnnjax.linen)
-    )
-    zeros = jnp.zeros((BATCH, HIDDEN))
-    inputs, carry = random_like((jnp.zeros((BATCH, TIME, FEATURES)), ((zeros, zeros), zeros)), 1)
-    if time_major:
-        inputs = jnp.swapaxes(inputs, 0, 1)
-    variables = theirs.init(jax.random.key(0), inputs)
-    assert_close(ours.init(jax.random.key(0), inputs), variables, 0)
-    variables = random_like(variables, 2)
-    arguments = {"seq_lengths": lengths, "time_major": time_major, "return_carry": True}
-    carries, outputs = ours.apply(variables, inputs, initial_carry=carry, **arguments)
-    expected_carries, expected = theirs.apply(variables, inputs, initial_carry=carry, **arguments)
+    ]
+    zeros = jax.ShapeDtypeStruct((BATCH, HIDDEN), float)
+    shape = (TIME, BATCH) if time_major else (BATCH, TIME)
+    inputs = jax.ShapeDtypeStruct((*shape, FEATURES), float)
+    inputs, carry = random_like((inputs, ((zeros, zeros), zeros)), 1)
+    inputs = np.asarray(inputs)
+    key = jax.random.key(0)
+    variables = random_like(lambda: models[0].init(key, inputs), 2)
+
+    @jax.jit
+    def both(variables: Any, carry: Any) -> Any:
+        given = {"seq_lengths": lengths, "time_major": time_major, "return_carry": True}
+        return [
+            (m.init(key, inputs), m.apply(variables, inputs, initial_carry=carry, **given))
+            for m in models
+        ]
+
+    (begun, (expected_carries, expected)), (ours, (carries, outputs)) = both(variables, carry)
+    assert_close(ours, begun, 0)
     assert_close(carries, expected_carries, 1e-5)
     if lengths is not None:
         expected = zero_padding(expected, time_major)
@@ -206,7 +246,11 @@ def test_the_scanned_rnn_of_purejaxrl(assert_close: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gate", "activation"), [(jax.nn.hard_sigmoid, jnp.sin), ("sigmoid", "tanh")]
+    ("gate", "activation"),
+    [
+        (jax.nn.hard_sigmoid, jnp.sin),
+        pytest.param("sigmoid", "tanh", marks=pytest.mark.slow),
+    ],
 )
 def test_options_of_a_cell_are_heeded(gate: Any, activation: Any, assert_close: Any) -> None:
     options = {} if gate == "sigmoid" else {"gate_fn": gate, "activation_fn": activation}
@@ -519,17 +563,32 @@ TYPES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", ["lstm", "gru", "mgu", "simple", "residual"])
-@pytest.mark.parametrize("types", TYPES)
+# The state of a simple cell would change its type in Flax's loop with a dtype alone. A type is
+# promoted alike for all cells.
+ORDINARY = {("lstm", "dtype"), ("lstm", "inputs"), ("gru", "all"), ("simple", "all")}
+
+
+@pytest.mark.parametrize(
+    ("kind", "types"),
+    [
+        pytest.param(kind, types, marks=[] if (kind, types) in ORDINARY else pytest.mark.slow)
+        for kind in ("lstm", "gru", "mgu", "simple", "residual")
+        for types in TYPES
+        if types != "dtype" or kind not in ("simple", "residual")
+    ],
+)
 def test_types_are_those_of_flax(kind: str, types: str, assert_close: Any) -> None:
-    if types == "dtype" and kind in ("simple", "residual"):
-        return  # whose state would change its type in Flax's loop
-    inputs = jax.random.normal(jax.random.key(1), (BATCH, TIME, FEATURES))
-    inputs = inputs.astype(jnp.bfloat16) if types == "inputs" else inputs
+    inputs = np.random.default_rng(1).normal(size=(BATCH, TIME, FEATURES))
+    inputs = inputs.astype(jnp.bfloat16 if types == "inputs" else np.float32)
     cell = CELLS[kind](HIDDEN, **TYPES[types])
-    theirs, ours = (m.RNN(cell, return_carry=True) for m in (nn, rnnjax.linen))
-    variables = theirs.init(jax.random.key(0), inputs)
-    expected, actual = (m.apply(variables, inputs) for m in (theirs, ours))
+
+    @jax.jit
+    def both() -> Any:
+        theirs, ours = (m.RNN(cell, return_carry=True) for m in (nn, rnnjax.linen))
+        variables = theirs.init(jax.random.key(0), inputs)
+        return [m.apply(variables, inputs) for m in (theirs, ours)]
+
+    expected, actual = both()
     kinds = [jax.tree.map(lambda leaf: leaf.dtype, tree) for tree in (actual, expected)]
     assert kinds[0] == kinds[1]
     assert_close(actual, expected, 1e-5 if types == "inputs" else 2e-2)
@@ -570,9 +629,17 @@ def test_an_activation_with_parameters(closure: bool, assert_close: Any) -> None
     if closure:  # flax 0.12.12 with JAX 0.12 hands out a tracer of its own scan here.
         flax["params"]["PReLU_0"] = {"negative_slope": np.float32(0.01)}
     assert_close(variables, flax, 0)
-    expected = jax.grad(lambda v: jnp.sum(theirs.apply(v, inputs) ** 2))(variables)
-    for marks in ({}, {"mask": jnp.ones((BATCH, TIME), bool)}):
-        actual = jax.grad(lambda v, m=marks: jnp.sum(ours.apply(v, inputs, **m) ** 2))(variables)
+    mask = np.ones((BATCH, TIME), bool)
+
+    @jax.jit
+    def gradients(variables: Any) -> Any:
+        def of(module: Any, **marks: Any) -> Any:
+            return jax.grad(lambda v: jnp.sum(module.apply(v, inputs, **marks) ** 2))(variables)
+
+        return of(theirs), of(ours), of(ours, mask=mask)
+
+    expected, *both = gradients(variables)
+    for actual in both:
         assert_close(actual, expected, 1e-5)
     # And outside of jit, other parameters are other numbers.
     doubled = jax.tree.map(lambda leaf: 2 * leaf, variables)
@@ -600,11 +667,15 @@ def test_a_cell_of_the_parent_in_several(assert_close: Any) -> None:
     variables = theirs.init(jax.random.key(0), inputs)
     assert set(variables["params"]) == {"cell"}
     assert_close(ours.init(jax.random.key(0), inputs), variables, 0)
-    actual, expected = (
-        jax.value_and_grad(lambda v, m=m: jnp.sum(m.apply(v, inputs) ** 2))(variables)
-        for m in (ours, theirs)
-    )
-    assert_close(actual, expected, 1e-5)
+
+    @jax.jit
+    def both(variables: Any) -> Any:
+        return [
+            jax.value_and_grad(lambda v, m=m: jnp.sum(m.apply(v, inputs) ** 2))(variables)
+            for m in (ours, theirs)
+        ]
+
+    assert_close(*both(variables), 1e-5)
     # What a step leaves besides is dropped, and no tracer stays behind.
     _, state = ours.apply(variables, inputs, capture_intermediates=True)
     jax.tree.map(np.asarray, state)

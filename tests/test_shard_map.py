@@ -16,7 +16,11 @@ import rnnjax
 from rnnjax import Fused, Scan
 
 
-@pytest.mark.parametrize("method", [Scan(), Fused(), Fused(keep_every=2)], ids=str)
+@pytest.mark.parametrize(
+    "method",
+    [Scan(), Fused(keep_every=2), pytest.param(Fused(), marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_every_method_runs_under_shard_map(method: Any, assert_close: Callable[..., None]) -> None:
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
     cell = rnnjax.Stack([rnnjax.LSTMCell(4), rnnjax.MinGRUCell(3)])
@@ -61,8 +65,13 @@ NAMED = {
 
 
 @pytest.mark.parametrize(
-    ("name", "known"), [*((name, True) for name in NAMED), ("stack", False)]
-)  # whether `jax.set_mesh` says it too
+    ("name", "known"),  # whether `jax.set_mesh` says it too
+    [
+        *((name, True) for name in ("stack", "noisy", "memory", "step")),
+        ("stack", False),
+        *(pytest.param(n, True, marks=pytest.mark.slow) for n in ("learned", "convolution")),
+    ],
+)
 def test_axes_that_types_name(name: str, known: bool, assert_close: Callable[..., None]) -> None:
     """`jax.make_mesh` makes such axes by default since JAX 0.9: rows are divided, and stay so."""
     mesh, cell = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,)), NAMED[name]
@@ -83,7 +92,7 @@ def test_axes_that_types_name(name: str, known: bool, assert_close: Callable[...
 
     gradient = jax.grad(loss, (0, 1))
     arguments = params, xs, mask, resets, lengths
-    expected = run(*arguments), jax.jit(gradient)(*arguments)
+    expected = jax.jit(lambda *given: (run(*given), gradient(*given)))(*arguments)
     rows = jax.sharding.NamedSharding(mesh, PartitionSpec(None, "data"))
     row = jax.sharding.NamedSharding(mesh, PartitionSpec("data"))
     arguments = params, *jax.device_put((xs, mask, resets), rows), jax.device_put(lengths, row)
@@ -97,7 +106,11 @@ def test_axes_that_types_name(name: str, known: bool, assert_close: Callable[...
         assert spec[axis] == "data", spec
 
 
-@pytest.mark.parametrize("method", [Scan(), Fused(keep_every=2), rnnjax.Parallel()], ids=str)
+@pytest.mark.parametrize(
+    "method",
+    [Fused(keep_every=2), rnnjax.Parallel(), pytest.param(Scan(), marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_units_divided_by_axes_that_types_name(
     method: Any, assert_close: Callable[..., None]
 ) -> None:
