@@ -200,7 +200,7 @@ def test_a_readout_is_made_of_what_the_loop_shows(assert_close):
     own = {name: leaf for name, leaf in params.items() if name != "out"}
     _, hidden = rnnjax.unroll(plain, own, xs, mask=mask)
     expected = jnp.where(mask[..., None], hidden.sum(-1, keepdims=True) + 1, 0)
-    for method in (rnnjax.Scan(), Fused(keep_every=4), rnnjax.Parallel()):
+    for method in (rnnjax.Scan(), Fused(), Fused(keep_every=4), rnnjax.Parallel()):
         assert_close(rnnjax.unroll(cell, params, xs, mask=mask, method=method)[1], expected, 1e-6)
     rounded = rnnjax.unroll(cell, params, xs, method=Fused(product_dtype=jnp.bfloat16))[1]
     assert rounded.dtype == jnp.float32

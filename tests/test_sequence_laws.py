@@ -156,7 +156,14 @@ def test_any_marks(
 
 @pytest.mark.parametrize(
     ("method", "reverse"),
-    [(Scan(), False), (Fused(), False), (Fused(), True), (Fused(keep_every=2), True)],
+    [
+        (Scan(), False),
+        (Fused(), False),
+        (Fused(), True),
+        (Fused(keep_every=2), True),
+        pytest.param(Scan(), True, marks=pytest.mark.slow),
+        pytest.param(Fused(keep_every=2), False, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_law_3_a_reset_is_a_fresh_start(method: Any, reverse: bool, random_like: Any) -> None:
@@ -245,7 +252,7 @@ def test_the_last_output_is_held(reverse: bool, random_like: Any) -> None:
         border = RESETS[t] if not reverse else (RESETS[t + 1] if t < 4 else np.zeros(3, bool))
         last = np.where(border[:, None], 0, last)
         expected[t] = last = np.where(MASK[t][:, None], zeros[t], last)
-    for method in METHODS[:2]:
+    for method in METHODS:
         _, held = unroll(method=method, masked_outputs="last")
         np.testing.assert_allclose(held, [expected[t] for t in range(5)], atol=1e-6)
 
@@ -458,7 +465,7 @@ def test_a_learned_carry_begins_every_sequence(random_like: Any, assert_close: A
     unroll = functools.partial(rnnjax.unroll, cell, params, xs)
     plain = unroll(start, method=Scan())
     cut = unroll(start, resets=RESETS, reset_carry=start, method=Scan())
-    for method in METHODS[:2]:
+    for method in METHODS:
         assert_close(unroll(method=method), plain, 1e-6)
         assert_close(unroll(resets=RESETS, method=method), cut, 1e-6)
     zeros = cell.initial_carry((3,))
