@@ -495,13 +495,13 @@ NOISY = {
 # What is drawn before the loop, for weights and inputs, is in "all" too; cells differ in what they
 # take of it.
 NOISY_ROWS = [
-    ("lstm", "recurrent", True),
     ("gru", "zoneout", True),
     *((name, "all", True) for name in ("lstm", "projection", "user-gain", "mingru")),
     *((name, "all", False) for name in ("lstm", "mingru")),
     *(
         pytest.param(*row, marks=pytest.mark.slow)
         for row in [
+            ("lstm", "recurrent", True),
             ("lstm", "zoneout", True),
             ("lstm", "weights", True),
             ("lstm", "inputs", True),
