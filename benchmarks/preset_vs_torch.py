@@ -65,7 +65,7 @@ def load(preset: Any, corpus: str, seed: int) -> tuple[Any, Any]:
     from experiments.text_generator.presets import load_preset
 
     config = load_preset(preset)
-    # The presets' options were chosen by the last tenth of a text, and by the one before it nothing.
+    # The options were chosen by the last tenth of a text, and by the one before it nothing.
     text = dataclasses.replace(config.text, corpus=corpus, validation=0.1, test=0.1)
     config = dataclasses.replace(config, text=text, seed=seed)
     return config, Data.load(config.text, config.seed)
