@@ -143,7 +143,8 @@ def new_state(model: CharacterModel, config: Train, optimizer: Any) -> TrainStat
     """The state before the first step."""
     init_key, run_key = jax.random.split(jax.random.key(config.seed))
     carry = model.initial_carry(config.text.batch_size) if config.text.carry_state else ()
-    return TrainState.create(jax.jit(model.init)(init_key), optimizer, key=run_key, carry=carry)
+    params = jax.jit(CharacterModel.init, static_argnums=0)(model, init_key)
+    return TrainState.create(params, optimizer, key=run_key, carry=carry)
 
 
 def report(progress: "TextProgress", result: Fit, steps: int) -> int:

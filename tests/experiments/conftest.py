@@ -1,3 +1,4 @@
+import functools
 import importlib
 import subprocess
 import sys
@@ -5,6 +6,22 @@ import sys
 import pytest
 
 from experiments import runs
+from experiments.text_generator import train
+from rnnjax.training import fitting
+
+
+@pytest.fixture(scope="session", autouse=True)
+def traced_once():
+    """Text generators of equal options share their compiled steps, as all draw alike already.
+
+    To trace and lower them anew takes most of the time of a run of a few steps.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in (
+            (train, "make_loss"), (train, "make_optimizer"), (fitting, "make_train_steps"),
+        ):  # fmt: skip
+            patch.setattr(module, name, functools.lru_cache(32)(getattr(module, name)))
+        yield
 
 
 @pytest.fixture

@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ import pytest
 
 import rnnjax
 from rnnjax import CheckpointError, InvalidInputError, NonFiniteError
-from rnnjax.training import Checkpoints, Progress, Records, Silent, fit, minibatches
+from rnnjax.training import Checkpoints, Progress, Records, Silent, fit, fitting, minibatches
 from rnnjax.training.files import locked
 
 CELL = rnnjax.GRUCell(4)
@@ -22,6 +23,14 @@ OPTIMIZER = optax.chain(
     optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(1e-2, 20))
 )
 OPTIONS = {"steps_per_dispatch": 2, "epochs": 3}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def traced_once():
+    """Runs of one loss and optimiser share their compiled steps, which take most of their time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fitting, "make_train_steps", functools.cache(fitting.make_train_steps))
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -341,6 +350,7 @@ class Screen:
 def test_the_progress_says_what_is_done_and_its_rate_is_that_of_training(tmp_path, capsys):
     screen = Screen()
     progress = Progress(screen)
+    fitting.make_train_steps.cache_clear()  # so that there is something to wait for
     run(tmp_path, progress, evaluate=scores(3.0, 2.0, 1.0))
     shown = "".join(screen.written)
     for what in ("compiling", "training", "validating", "writing"):
