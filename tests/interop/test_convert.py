@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import os
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -308,13 +309,17 @@ def test_graphs_that_do_not_declare_their_axes(random_like: Any, tmp_path: Path)
 # --- The command line ---
 
 
-def test_the_program_itself(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "rnnjax.interop", "show", str(tmp_path / "missing.onnx")]
-    wrong = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert (wrong.returncode, wrong.stdout) == (2, "")
-    assert wrong.stderr.startswith("error: ")
-    assert "missing.onnx" in wrong.stderr
-    assert wrong.stderr.count("\n") == 1
+def test_the_program_itself(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ``python -m`` runs; the next test has a process of its own."""
+    monkeypatch.setattr(sys, "argv", ["rnnjax", "show", str(tmp_path / "missing.onnx")])
+    monkeypatch.delitem(sys.modules, "rnnjax.interop.__main__")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("rnnjax.interop", run_name="__main__")
+    wrong = capsys.readouterr()
+    assert (ended.value.code, wrong.out) == (2, "")
+    assert wrong.err.startswith("error: ")
+    assert "missing.onnx" in wrong.err
+    assert wrong.err.count("\n") == 1
 
 
 def test_names_that_cannot_be_printed(random_like: Any, tmp_path: Path) -> None:

@@ -53,6 +53,15 @@ def twice(x: Any) -> Any:
     return 2 * x
 
 
+def computed(model: Any, xs: Any) -> np.ndarray:
+    """The outputs, ours or Keras's, in one program, which is three times as quick."""
+    if isinstance(model, Model):
+        return np.asarray(jax.jit(lambda xs: model(xs)[1])(xs))
+    variables = model.trainable_variables, model.non_trainable_variables
+    values = [[variable.value for variable in some] for some in variables]
+    return np.asarray(jax.jit(lambda xs: model.stateless_call(*values, xs)[0])(xs))
+
+
 def arrays_of(model: Any) -> list[np.ndarray]:
     return [np.asarray(variable.value) for variable in model.weights]
 
@@ -151,8 +160,8 @@ def test_weights_alone(tmp_path: Path) -> None:
     model.save_weights(tmp_path / "model.weights.h5")
     read = interop.load(tmp_path / "model.weights.h5")
     ids = np.array([[1, 2, 0, 6], [3, 3, 5, 1]], np.int32)
-    expected = np.asarray(model(ids))
-    np.testing.assert_allclose(jnp.swapaxes(read(ids.T)[1], 0, 1), expected, atol=1e-6)
+    expected = computed(model, ids)
+    np.testing.assert_allclose(computed(read, ids.T).swapaxes(0, 1), expected, atol=1e-6)
     interop.save(read, tmp_path / "again.weights.h5")
     before = arrays_of(model)
     model.load_weights(tmp_path / "again.weights.h5")
@@ -287,8 +296,8 @@ def test_keras_opens_what_is_written(tmp_path: Path) -> None:
     interop.save(model, tmp_path / "ours.weights.h5")
     theirs = keras.saving.load_model(tmp_path / "ours.keras")
     ids = np.array([[1, 2, 0, 0], [3, 4, 5, 1], [0, 1, 0, 2]], np.int32)
-    expected = np.asarray(theirs(ids))
-    np.testing.assert_allclose(model(ids.T)[1], expected, atol=1e-6)
+    expected, ours = computed(theirs, ids), computed(model, ids.T)
+    np.testing.assert_allclose(ours, expected, atol=1e-6)
     before = arrays_of(theirs)
     for load in (
         lambda: theirs.load_weights(tmp_path / "ours.weights.h5"),
@@ -302,7 +311,7 @@ def test_keras_opens_what_is_written(tmp_path: Path) -> None:
     read = interop.load(tmp_path / "ours.keras")
     for a, e in zip(jax.tree.leaves(read.params), jax.tree.leaves(model.params), strict=True):
         np.testing.assert_array_equal(a, e)
-    np.testing.assert_array_equal(read(ids.T)[1], model(ids.T)[1])
+    np.testing.assert_array_equal(computed(read, ids.T), ours)
 
 
 def test_one_hot_ids_are_vectors_in_keras(tmp_path: Path) -> None:
