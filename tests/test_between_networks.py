@@ -13,7 +13,12 @@ KEY = jax.random.key(0)
 
 
 def normal(number, *shape):
-    return jax.random.normal(jax.random.fold_in(KEY, number), shape)
+    """Drawn by NumPy, as JAX would compile a program for each shape."""
+    return jax.device_put(np.random.default_rng(number).standard_normal(shape, np.float32))
+
+
+def init(cell, size=2):
+    return jax.jit(cell.init, static_argnums=1)(KEY, size)
 
 
 @pytest.mark.parametrize("how", ["last", "mean", "max"])
@@ -22,21 +27,22 @@ def test_pooling_is_that_of_each_row_alone(how):
     pooled = rnnjax.pool(ys, how, rnnjax.valid_steps(lengths, 5))
     own = {"last": lambda y: y[-1], "mean": lambda y: y.mean(0), "max": lambda y: y.max(0)}[how]
     for row, length in enumerate(lengths):
-        expected = own(ys[:length, row]) if length else np.zeros(3)
+        expected = own(np.asarray(ys)[:length, row]) if length else np.zeros(3)
         np.testing.assert_allclose(pooled[row], expected, rtol=1e-6)
     np.testing.assert_array_equal(
         rnnjax.pool(ys, how), rnnjax.pool(ys, how, jnp.ones((5, 4), bool))
     )
     # What is not valid has no gradient, whatever stands there.
     spoilt = jnp.where(rnnjax.valid_steps(lengths, 5)[..., None], ys, jnp.nan)
-    grads = jax.grad(lambda ys: rnnjax.pool(ys, how, rnnjax.valid_steps(lengths, 5)).sum())(spoilt)
+    loss = jax.grad(lambda ys: rnnjax.pool(ys, how, rnnjax.valid_steps(lengths, 5)).sum())
+    grads = jax.jit(loss)(spoilt)
     assert np.isfinite(grads).all()
     assert not np.asarray(grads)[3:, 1].any()
 
 
 def test_the_last_valid_output_is_the_last_state():
     cell, lengths = rnnjax.LSTMCell(3), jnp.array([4, 2])
-    params = cell.init(KEY, 2)
+    params = init(cell)
     carry, ys = rnnjax.unroll(cell, params, normal(2, 5, 2, 2), lengths=lengths)
     last = rnnjax.pool(ys, "last", rnnjax.valid_steps(lengths, 5))
     np.testing.assert_allclose(last, carry.hidden, rtol=1e-6)
@@ -79,8 +85,8 @@ ENDS = {
 def test_a_bridge_makes_any_carry_of_any_other(ends):
     source, target = ENDS[ends]
     bridge = rnnjax.Bridge(source, target)
-    params = bridge.init(KEY)
-    encoder = source.init(KEY, 2)
+    params = jax.jit(bridge.init)(KEY)
+    encoder = init(source)
 
     def first(encoder, params):
         carry, _ = rnnjax.unroll(source, encoder, normal(3, 6, 5, 2))
@@ -95,7 +101,8 @@ def test_a_bridge_makes_any_carry_of_any_other(ends):
     got = np.concatenate([np.asarray(x) for x in jax.tree.leaves(made)], axis=1)
     np.testing.assert_allclose(got, expected, atol=1e-6)
     # The decoder's loss reaches the encoder.
-    grads = jax.grad(lambda e: sum(x.sum() for x in jax.tree.leaves(first(e, params)[1])))(encoder)
+    loss = jax.grad(lambda e: sum(x.sum() for x in jax.tree.leaves(first(e, params)[1])))
+    grads = jax.jit(loss)(encoder)
     assert all(np.abs(x).sum() > 0 for x in jax.tree.leaves(grads))
     with pytest.raises(InvalidInputError, match="must be that of the source"):
         bridge(params, rnnjax.GRUCell(9).initial_carry((5,)))
@@ -104,10 +111,12 @@ def test_a_bridge_makes_any_carry_of_any_other(ends):
 def test_attention_by_products_against_its_definition():
     queries, keys, values = normal(4, 3, 2, 4), normal(5, 6, 2, 4), normal(6, 6, 2, 5)
     lengths = np.array([6, 2])
-    contexts, weights = rnnjax.attend(queries, keys, values, rnnjax.valid_steps(lengths, 6))
+    attend = jax.jit(lambda *arrays: rnnjax.attend(*arrays, rnnjax.valid_steps(lengths, 6)))
+    contexts, weights = attend(queries, keys, values)
+    queries, keys, values = map(np.asarray, (queries, keys, values))
     for row, length in enumerate(lengths):
         for time in range(3):
-            scores = np.exp(np.asarray(keys[:length, row] @ queries[time, row]))
+            scores = np.exp(keys[:length, row] @ queries[time, row])
             own = scores / scores.sum()
             np.testing.assert_allclose(weights[time, :length, row], own, rtol=1e-5)
             np.testing.assert_allclose(contexts[time, row], own @ values[:length, row], atol=1e-5)
@@ -116,27 +125,27 @@ def test_attention_by_products_against_its_definition():
 
 def test_a_cell_that_looks_back_against_its_definition():
     cell = rnnjax.AttentionCell(rnnjax.LSTMCell(3), memory_size=4, attention_size=5)
-    params = cell.init(KEY, 2)
+    params = init(cell)
     memory, xs, lengths = normal(7, 6, 2, 4), normal(8, 3, 2, 2), np.array([6, 2])
 
     def outputs(memory):
         ready = cell.over(params, memory, rnnjax.valid_steps(lengths, 6))
         return rnnjax.unroll(cell, ready, xs)[1]
 
-    ys = outputs(memory)
+    ys, step = np.asarray(jax.jit(outputs)(memory)), jax.jit(cell.cell.step)
     for row, length in enumerate(lengths):
         carry = cell.initial_carry()
         for time in range(3):
             state = np.concatenate([carry.hidden, carry.cell])
-            known = memory[:length, row]
+            known = np.asarray(memory)[:length, row]
             compared = np.tanh(state @ params["query_kernel"] + known @ params["memory_kernel"])
             scores = np.exp(compared @ params["score_kernel"])
             context = scores / scores.sum() @ known
-            carry, y = cell.cell.step(
-                params["cell"], carry, jnp.concatenate([xs[time, row], context])
-            )
+            x = np.concatenate([np.asarray(xs)[time, row], context])
+            carry, y = step(params["cell"], carry, x)
             np.testing.assert_allclose(ys[time, row], np.concatenate([y, context]), atol=1e-5)
-    grads = np.asarray(jax.grad(lambda memory: outputs(memory)[..., :3].sum())(memory))
+    loss = jax.grad(lambda memory: outputs(memory)[..., :3].sum())
+    grads = np.asarray(jax.jit(loss)(memory))
     assert np.abs(grads[:2]).min() > 0
     assert not grads[2:, 1].any()
     with pytest.raises(InvalidInputError, match=r"give cell.over\(params, memory\)"):
@@ -150,7 +159,7 @@ def test_a_cell_that_looks_back_against_its_definition():
 
 def test_masks_and_resets_reach_a_cell_that_looks_back():
     cell = rnnjax.AttentionCell(rnnjax.GRUCell(3), memory_size=4, attention_size=5)
-    ready = cell.over(cell.init(KEY, 2), normal(7, 6, 2, 4))
+    ready = jax.jit(cell.over)(init(cell), normal(7, 6, 2, 4))
     xs, resets = normal(8, 5, 2, 2), jnp.zeros((5, 2), bool).at[3, 0].set(True)
     _, ys = rnnjax.unroll(cell, ready, xs, resets=resets, lengths=jnp.array([5, 2]))
     _, whole = rnnjax.unroll(cell, ready, xs)
@@ -166,11 +175,16 @@ def test_masks_and_resets_reach_a_cell_that_looks_back():
     ids=["lstm", "learned"],
 )
 def test_acting_with_restarts_is_unrolling_with_resets(cell):
-    params = jax.tree.map(lambda leaf: leaf + 0.1, cell.init(KEY, 2))
-    xs, resets = normal(9, 6, 4, 2), jax.random.bernoulli(KEY, 0.3, (6, 4))
+    params = jax.tree.map(lambda leaf: np.asarray(leaf) + np.float32(0.1), init(cell))
+    xs, resets = normal(9, 6, 4, 2), np.random.default_rng(0).random((6, 4)) < 0.3
     carry, outputs = cell.start(params, (4,)), []
-    for x, reset in zip(xs, resets, strict=True):
-        carry, y = cell.step(params, rnnjax.restart(cell, params, carry, reset), x)
+
+    @jax.jit
+    def step(carry, x, reset):
+        return cell.step(params, rnnjax.restart(cell, params, carry, reset), x)
+
+    for x, reset in zip(np.asarray(xs), resets, strict=True):
+        carry, y = step(carry, x, reset)
         outputs.append(y)
     after, ys = rnnjax.unroll(cell, params, xs, resets=resets)
     np.testing.assert_allclose(np.stack(outputs), ys, atol=1e-6)
@@ -180,12 +194,13 @@ def test_acting_with_restarts_is_unrolling_with_resets(cell):
 
 @pytest.mark.parametrize("cell", [rnnjax.GRUCell(3), rnnjax.LSTMCell(3)], ids=["gru", "lstm"])
 def test_the_gradient_by_a_state_is_that_of_a_sequence_that_begins_with_it(cell):
-    params, xs = cell.init(KEY, 2), normal(10, 7, 2, 2)
+    params, xs = init(cell), normal(10, 7, 2, 2)
 
     def loss(carry, ys):
         return (ys**2).sum() + carry.hidden.sum()
 
-    value, gradients = rnnjax.state_gradients(loss, cell, params, xs)
+    state_gradients = jax.jit(lambda *more: rnnjax.state_gradients(loss, cell, params, xs, *more))
+    value, gradients = state_gradients()
     carry, ys = rnnjax.unroll(cell, params, xs)
     np.testing.assert_allclose(value, loss(carry, ys), rtol=1e-5)
     before, _ = rnnjax.unroll(cell, params, xs[:4])
@@ -194,19 +209,22 @@ def test_the_gradient_by_a_state_is_that_of_a_sequence_that_begins_with_it(cell)
         carry, ys = rnnjax.unroll(cell, params, xs[4:], state)
         return loss(carry, ys) + (state.hidden**2).sum()  # it is also the output of its own step
 
-    for one, other in zip(*map(jax.tree.leaves, (jax.grad(rest)(before), gradients)), strict=True):
+    by_rest = jax.jit(jax.grad(rest))(before)
+    for one, other in zip(*map(jax.tree.leaves, (by_rest, gradients)), strict=True):
         np.testing.assert_allclose(one, other[3], rtol=1e-4, atol=1e-6)
-    whole = jax.grad(lambda s: loss(*rnnjax.unroll(cell, params, xs, s)))(cell.initial_carry((2,)))
-    start = rnnjax.state_gradients(loss, cell, params, xs, cell.initial_carry((2,)))[1]
+    whole = jax.jit(jax.grad(lambda s: loss(*rnnjax.unroll(cell, params, xs, s))))
+    whole = whole(cell.initial_carry((2,)))
+    start = state_gradients(cell.initial_carry((2,)))[1]
     assert float(jnp.abs(start.hidden[0]).sum()) > 0
     assert np.isfinite(whole.hidden).all()
 
 
 def test_the_states_of_a_stack():
     stack = rnnjax.Stack([rnnjax.GRUCell(3), rnnjax.GRUCell(2)])
-    params = stack.init(KEY, 2)
+    params = init(stack)
     loss = lambda carry, ys: carry[1].hidden.sum()  # noqa: E731
-    _, gradients = rnnjax.state_gradients(loss, stack, params, normal(11, 4, 2, 2))
+    xs = normal(11, 4, 2, 2)
+    _, gradients = jax.jit(lambda: rnnjax.state_gradients(loss, stack, params, xs))()
     assert gradients[0].hidden.shape == (4, 2, 3)
     np.testing.assert_array_equal(gradients[1].hidden[-1], 1)
     assert float(jnp.abs(gradients[0].hidden[0]).sum()) > 0

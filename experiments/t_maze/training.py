@@ -172,11 +172,11 @@ class Trainer:
         init_keys, begin_keys = jax.vmap(jax.random.split, out_axes=1)(
             jax.vmap(jax.random.key)(seeds)
         )
-        begin = jax.vmap(lambda key: self.begin(key, self.config.environments))
+        begin = jax.jit(jax.vmap(lambda key: self.begin(key, self.config.environments)))
         agents = {"seed": seeds, "memory": memory}
         steps = self.config.updates // epochs
         return fit(
-            loss_fn, jax.vmap(self.agent.init)(init_keys), optimizer,
+            loss_fn, jax.jit(jax.vmap(self.agent.init))(init_keys), optimizer,
             jax.tree.map(lambda leaf: jnp.stack([leaf] * steps), agents), epochs,
             key=jax.random.key(0), carry=begin(begin_keys), keep_carry=True, progress=progress,
         )  # fmt: skip

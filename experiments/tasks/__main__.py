@@ -183,8 +183,9 @@ def learn(config: Config, task: Task, kind: str) -> tuple[list[float], np.ndarra
     adam = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(task.learning_rate))
     mapped = optax.GradientTransformation(jax.vmap(adam.init), jax.vmap(adam.update))
     result = fit(
-        lambda params, batch, key: of_all(params, batch)[0].sum(), jax.vmap(begin)(keys), mapped,
-        batches, task.epochs, key=keys[0], evaluate=evaluate, patience=PATIENCE, progress=Silent(),
+        lambda params, batch, key: of_all(params, batch)[0].sum(), jax.jit(jax.vmap(begin))(keys),
+        mapped, batches, task.epochs, key=keys[0], evaluate=evaluate, patience=PATIENCE,
+        progress=Silent(),
     )  # fmt: skip
     right = np.asarray(evaluated(result.params, test)[1])
     scores = right.sum(axis=(1, 2)) / test[2].sum()

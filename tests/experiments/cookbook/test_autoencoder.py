@@ -30,17 +30,22 @@ def test_it_learns_what_images_differ_in(tmp_path, monkeypatch):
 
 def test_all_that_the_decoder_gets_is_the_code():
     config = Config(hidden_size=8)
-    params = autoencoder.init(config, jax.random.key(0))
+    params = jax.jit(autoencoder.init, static_argnums=0)(config, jax.random.key(0))
+    encode, decode, error = (
+        jax.jit(function, static_argnums=0)
+        for function in (autoencoder.encode, autoencoder.decode, autoencoder.error)
+    )
     images = np.random.default_rng(0).uniform(size=(28, 3, 28)).astype(np.float32)
-    codes = autoencoder.encode(config, params, images)
+    codes = encode(config, params, images)
     assert codes.shape == (3, 32)
-    written = autoencoder.decode(config, params, codes)
+    written = np.asarray(decode(config, params, codes))
     np.testing.assert_allclose(
-        autoencoder.error(config, params, images), ((written - images) ** 2).mean(), rtol=1e-5
+        error(config, params, images), ((written - images) ** 2).mean(), rtol=1e-5
     )
     # Each row of a batch is coded and written for itself.
-    alone = autoencoder.decode(config, params, autoencoder.encode(config, params, images[:, 1:2]))
+    alone = decode(config, params, encode(config, params, images[:, 1:2]))
     np.testing.assert_allclose(written[:, 1:2], alone, rtol=1e-5)
-    slopes = jax.jacobian(lambda codes: autoencoder.decode(config, params, codes)[:, 0])(codes)
+    first_image = jax.jacobian(lambda codes: autoencoder.decode(config, params, codes)[:, 0])
+    slopes = np.asarray(jax.jit(first_image)(codes))
     assert (abs(slopes[:, :, 0]).max(axis=2) > 0).all()  # each pixel hangs on the code
     assert (slopes[:, :, 1:] == 0).all()

@@ -24,10 +24,14 @@ def test_made_scenes_are_put_into_words(tmp_path):
 
 
 def test_what_is_written_is_what_the_network_expects_behind_it():
-    params = jax.tree.map(
-        lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(leaf.size), leaf.shape),
-        captions.init(jax.random.key(0)),
-    )
+    @jax.jit
+    def init(key):
+        return jax.tree.map(
+            lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(leaf.size), leaf.shape),
+            captions.init(key),
+        )
+
+    params, apply = init(jax.random.key(0)), jax.jit(captions.apply)
     scenes = np.random.default_rng(0).random((1, 20, SCENE, SCENE), np.float32)
     part = {"scenes": jnp.array(scenes), "words": jnp.zeros((LENGTH, 20), int)}
     alone, words = captions.write(params, part)
@@ -35,27 +39,28 @@ def test_what_is_written_is_what_the_network_expects_behind_it():
     ended = np.cumsum(words == 0, axis=0) > 0
     assert (np.asarray(words)[ended] == 0).all()
     assert 0 < ended.mean() < 1
-    each, behind = captions.apply(params, {**part, "words": words})
+    each, behind = apply(params, {**part, "words": words})
     first = np.cumsum(ended, axis=0) == 1
     counts = ~ended | first
     np.testing.assert_array_equal(np.asarray(behind.argmax(axis=-1))[counts], words[counts])
     # The first word knows the scene alone, the others those before it too.
     other = {**part, "words": words.at[0].set((words[0] + 1) % len(WORDS))}
-    each_changed, changed = captions.apply(params, other)
+    each_changed, changed = apply(params, other)
     differs = (np.asarray(changed) != np.asarray(behind)).any(axis=(1, 2))
     assert differs.tolist() == [False] + [True] * (LENGTH - 1)
     np.testing.assert_array_equal(each, each_changed)
 
 
 def test_the_loss_ends_with_the_sentence():
-    params = captions.init(jax.random.key(0))
+    params = jax.jit(captions.init)(jax.random.key(0))
     scenes = np.random.default_rng(0).random((1, 2, SCENE, SCENE), np.float32)
     words = np.zeros((LENGTH, 2), int)
     words[:2] = [[11, 11], [4, 5]]
     part = {"scenes": jnp.array(scenes), "words": jnp.array(words)}
-    logits = np.stack(jax.nn.log_softmax(jnp.stack(captions.apply(params, part))))
+    logits = jax.jit(lambda: jax.nn.log_softmax(jnp.stack(captions.apply(params, part))))()
+    logits = np.asarray(logits)
     expected = -sum(
         logits[way, time, n, words[time, n]] for way in (0, 1) for time in range(3) for n in (0, 1)
     )
-    loss = captions.loss_fn(params, part, jax.random.key(0))
+    loss = jax.jit(captions.loss_fn)(params, part, jax.random.key(0))
     np.testing.assert_allclose(loss, expected / 2, rtol=1e-5)

@@ -52,12 +52,15 @@ def test_numbers_of_words_in_parts():
     assert english.T.tolist()[1:] == [[4, 5, END, PADDING], [UNKNOWN, UNKNOWN, 5, END]]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def small():
     model = Model(8, 0.5)
-    params = model.init(jax.random.key(0), 7, 6)
+    params = jax.jit(model.init, static_argnums=(1, 2))(jax.random.key(0), 7, 6)
+    # Compiled as a whole: each operation for itself takes several times as long.
+    model.read, model.choose = jax.jit(model.read), jax.jit(model.choose)
+    model.search = jax.jit(model.search, static_argnums=(2, 3))
     # Large ones, so that what is read makes a difference.
-    return model, jax.tree.map(lambda x: 3 * x, params)
+    return model, jax.tree.map(lambda x: 3 * np.asarray(x), params)
 
 
 def test_padding_changes_nothing(small):
@@ -90,6 +93,7 @@ def test_a_wide_beam_finds_the_best_of_all_translations(small, german):
     _, ys = rnnjax.unroll(model.decoder, params["decoder"], params["english"][before], carry)
     logits, _ = model.choose(params, ys.reshape(-1, 8), memory)
     log = jax.nn.log_softmax(logits.at[:, :END].set(-jnp.inf)).reshape(most, len(every), -1)
+    log = np.asarray(log)
     scores = []
     for row, words in enumerate(every):
         length = [*words, END].index(END)
@@ -104,11 +108,11 @@ def test_a_beam_of_one_is_greedy(small):
     model, params = small
     german = jnp.array([4, 5, 6, 4])
     carry, memory = model.read(params, german)
-    word, expected = BEGIN, []
+    word, expected, step = BEGIN, [], jax.jit(model.decoder.step)
     while len(expected) < 10 and word != END:
-        carry, y = model.decoder.step(params["decoder"], carry, params["english"][word])
+        carry, y = step(params["decoder"], carry, params["english"][word])
         logits, _ = model.choose(params, y[None], memory)
-        word = END + int(jnp.argmax(logits[0, END:]))
+        word = END + int(np.argmax(logits[0, END:]))
         expected.append(word)
     found = model.search(params, german, 1, 10).tolist()
     assert found == [*expected, *[END] * 10][:10]
