@@ -7,8 +7,8 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
-from subprocess import PIPE
 
 import jax
 import jax.numpy as jnp
@@ -343,7 +343,79 @@ def test_unknown_characters_of_a_line_are_dropped_with_a_note(generate, run_dir)
     assert generate(*options, stdin="").stdout == ""
 
 
-# What follows needs processes: pipes, terminals and signals.
+@pytest.fixture
+def piped(monkeypatch, capsys):
+    """Run the command line here between two pipes, while another thread does what it is given."""
+
+    def run(beside, *arguments):
+        (stdin, to_it), (from_it, stdout) = os.pipe(), os.pipe()
+        monkeypatch.setattr(sys, "argv", ["text_generator", "generate", *map(str, arguments)])
+
+        def other():
+            try:
+                beside(to_it, from_it)
+            finally:
+                os.close(to_it)
+                os.close(from_it)
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        with (
+            open(stdin, encoding="utf-8") as reads,
+            open(stdout, "w", encoding="utf-8") as writes,
+            monkeypatch.context() as patch,
+        ):
+            patch.setattr(sys, "stdin", reads)
+            patch.setattr(sys, "stdout", writes)
+            with pytest.raises(SystemExit) as end:
+                runs.exit_with(main)
+        thread.join()
+        return end.value.code, capsys.readouterr().err
+
+    return run
+
+
+def arrived(pipe, enough):
+    """What a pipe has, as soon as it is enough, or after a minute."""
+    seen, new = b"", b"begin"
+    while new and not enough(seen) and select.select([pipe], [], [], 60)[0]:
+        new = os.read(pipe, 300)
+        seen += new
+    return seen.decode(errors="ignore")
+
+
+def test_each_answer_comes_before_the_next_line_is_read(piped, run_dir, trained):
+    lines, answers = ["abc", "d e", ""], []
+
+    def talk(to_it, from_it):
+        for line in lines:
+            os.write(to_it, f"{line}\n".encode())
+            answers.append(arrived(from_it, lambda seen: seen.endswith(b"\n")))
+
+    status, errors = piped(
+        talk, "--run-dir", run_dir, "--interactive", "--temperature", 1, "--seed", 3
+    )
+    assert (status, errors) == (0, "")
+    text = ""
+    for turn, (line, answered) in enumerate(zip(lines, answers, strict=True)):
+        text += line + "\n"
+        said, stopped = answer(trained, text, turn, 500)
+        assert stopped
+        assert answered == said + "\n"
+        text += said + "\n"
+
+
+def test_a_pipe_that_breaks_ends_a_text_without_end(piped, run_dir):
+    begins = []
+    status, errors = piped(
+        lambda _, from_it: begins.append(arrived(from_it, lambda seen: len(seen) >= 300)),
+        "--run-dir", run_dir, "--temperature", 1, "--length", FOREVER, "--prime", "é",
+    )  # fmt: skip
+    assert (status, errors) == (141, "")
+    assert begins[0].startswith("é")
+
+
+# What follows needs processes: terminals, signals, and what Python does at its end.
 
 
 # A shell starts what runs in its background, the tests too, with interrupts ignored.
@@ -371,22 +443,6 @@ def start(environment):
         for pipe in (process.stdin, process.stdout, process.stderr):
             if pipe is not None and not pipe.closed:
                 pipe.close()
-
-
-def test_each_answer_comes_before_the_next_line_is_read(start, run_dir, trained):
-    process = start("--run-dir", run_dir, "--interactive", "--temperature", 1, "--seed", 3,
-                    stdin=PIPE, stdout=PIPE, stderr=PIPE)  # fmt: skip
-    text = ""
-    for turn, line in enumerate(["abc", "d e", ""]):
-        process.stdin.write(f"{line}\n".encode())
-        process.stdin.flush()
-        text += line + "\n"
-        said, stopped = answer(trained, text, turn, 500)
-        assert stopped
-        assert process.stdout.readline().decode() == said + "\n"
-        text += said + "\n"
-    _, errors = process.communicate()
-    assert (process.returncode, errors) == (0, b"")
 
 
 def test_on_a_terminal_characters_arrive_as_they_are_made(start, run_dir):
@@ -427,8 +483,9 @@ def until(terminal, enough):
     return seen
 
 
-# An interrupt comes to a terminal above, too.
-@pytest.mark.parametrize("end", [pytest.param("interrupt", marks=pytest.mark.slow), "broken pipe"])
+# An interrupt comes to a terminal above, and a pipe breaks there, too.
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["interrupt", "broken pipe"])
 def test_writing_without_end_can_be_ended(start, run_dir, end):
     process = start("--run-dir", run_dir, "--temperature", 1, "--length", FOREVER, "--prime", "é",
                     stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
