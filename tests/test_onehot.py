@@ -10,10 +10,19 @@ from rnnjax import OneHot
 
 SIZE, IDS = 7, jnp.array([[3, 0, 6], [1, 3, 3], [-1, 7, 2], [5, 5, 0]])
 METHODS = [rnnjax.Scan(), rnnjax.Fused(), rnnjax.Fused(keep_every=3), rnnjax.Auto()]
+# Each method with one of the cells; `Auto` chooses what is there already.
+ORDINARY = [(rnnjax.LSTMCell, method) for method in METHODS[:3]] + [(rnnjax.GRUCell, METHODS[3])]
 
 
-@pytest.mark.parametrize("method", METHODS, ids=repr)
-@pytest.mark.parametrize("kind", [rnnjax.LSTMCell, rnnjax.GRUCell])
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [
+        pytest.param(kind, method, id=f"{kind.__name__}-{method}",
+                     marks=[] if (kind, method) in ORDINARY else pytest.mark.slow)
+        for kind in (rnnjax.LSTMCell, rnnjax.GRUCell)
+        for method in METHODS
+    ],
+)  # fmt: skip
 def test_outputs_and_gradients_are_those_of_the_vectors(kind, method, random_like, assert_close):
     stack = rnnjax.Stack([kind(4), rnnjax.SimpleRNNCell(3)])
     params = random_like(lambda: stack.init(jax.random.key(0), SIZE), 1)

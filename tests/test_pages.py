@@ -108,7 +108,6 @@ COMMANDS = [command for command in commands() if not ELSEWHERE.search(command)]
 PROGRAMS = [c for c in COMMANDS if c.startswith(("python -m experiments", "rnnjax "))]
 SMALL = {
     "alphabet": "--epochs 1 --seeds 2",
-    "tasks": "--quick --tasks parity --cells GRU --seeds 1",
     "t_maze": "--updates 1 --episodes 2 --environments 2 --rollout 4 --seeds 1",
     "text_generator train": "--corpus my-text.txt --layers 1 --hidden-size 4 --batch-size 2 "
     "--seq-length 8 --steps 2 --sample-length 3 --run-dir run",
@@ -167,7 +166,7 @@ def run(command: str) -> tuple[int, str]:
             convert.main(["convert", "model.keras", "model.onnx"])
         return convert.main([*words[1:], *(["--force"] if words[1] == "convert" else [])]), ""
     module, arguments = words[2].removeprefix("experiments").removeprefix("."), words[3:]
-    if module.startswith("cookbook"):
+    if module.startswith(("cookbook", "tasks")):
         return options_are_known(words[2], arguments), ""
     small = SMALL.get(" ".join([module, *arguments[:1]]), SMALL.get(module, ""))
     if "--run-dir run" in small and "train" in arguments and Path("run").exists():
@@ -190,7 +189,7 @@ def run(command: str) -> tuple[int, str]:
 
 
 def options_are_known(module: str, arguments: list[str]) -> int:
-    """A program of the cookbook reads its options; its own test runs it."""
+    """A program of the cookbook, or that of the tasks, reads its options; its own test runs it."""
     target = importlib.import_module(
         module if module.count(".") == 2 else f"{module}.__main__"
     )  # fmt: skip

@@ -254,13 +254,13 @@ def drawn(count: int) -> Callable[..., Any]:
     )
 
 
-@drawn(10)
+@drawn(6)
 @given(case=cases(LINEN))
 def test_equals_linen(case: Case) -> None:
     assert check_parity(case, "linen") < TOLERANCE
 
 
-@drawn(10)
+@drawn(6)
 @given(case=cases(NNX))
 def test_equals_nnx(case: Case) -> None:
     assert check_parity(case, "nnx") < TOLERANCE

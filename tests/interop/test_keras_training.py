@@ -19,7 +19,7 @@ layers = keras.layers
 TIME, BATCH, FEATURES = 6, 8, 3
 
 
-@pytest.mark.parametrize("kind", ["LSTM", "GRU", "SimpleRNN"])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", pytest.param("SimpleRNN", marks=pytest.mark.slow)])
 def test_ten_steps_of_adam(kind: str) -> None:
     model = keras.Sequential(
         [

@@ -216,7 +216,7 @@ ALWAYS = [
 ]
 
 
-@drawn(10)
+@drawn(4)
 @given(case=cases())
 @example(ALWAYS[0])
 @example(ALWAYS[1])

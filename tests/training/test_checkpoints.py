@@ -205,7 +205,7 @@ def damage_all(tmp_path, number, seed):
 
 
 def test_damaged_files_are_noticed_before_they_are_read(tmp_path):
-    outcomes = damage_all(tmp_path, 60, seed=0)
+    outcomes = damage_all(tmp_path, 30, seed=0)
     assert min(outcomes.values()) > 0, outcomes
 
 
