@@ -347,10 +347,12 @@ class Screen:
         pass
 
 
-def test_the_progress_says_what_is_done_and_its_rate_is_that_of_training(tmp_path, capsys):
+def test_the_progress_says_what_is_done_and_its_rate_is_that_of_training(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("rnnjax.training.progress._SECONDS_TERMINAL", 0)  # each move is shown
     screen = Screen()
     progress = Progress(screen)
-    fitting.make_train_steps.cache_clear()  # so that there is something to wait for
     run(tmp_path, progress, evaluate=scores(3.0, 2.0, 1.0))
     shown = "".join(screen.written)
     for what in ("compiling", "training", "validating", "writing"):
