@@ -369,6 +369,60 @@ class MixingCell(rnnjax.MinGRUCell):
         return type(new)(new.hidden - 0.1 * carry.hidden.mean(-1, keepdims=True))
 
 
+@pytest.mark.usefixtures("x64")
+def test_no_nan_of_a_step_that_no_loss_sees_where_there_is_a_mask():
+    cell = CELLS["s6"]
+    xs = jax.random.normal(KEY, (TIME, BATCH, 2), jnp.float64).at[9].set(jnp.nan)
+
+    def loss(params):
+        mask = jnp.ones((TIME, BATCH), bool)
+        return rnnjax.unroll(cell, params, xs, mask=mask, method=Parallel())[1][:5].sum()
+
+    for leaf in jax.tree.leaves(jax.jit(jax.grad(loss))(parameters(cell))):
+        assert np.isfinite(leaf).all()
+
+
+def test_rows_divided_over_devices(assert_close):
+    """And what is made inside varies over them as the carry does."""
+    cell, xs = CELLS["lru"], jax.random.normal(KEY, (5, 2, 2))
+    params = jax.tree.map(np.float32, parameters(cell))
+    mesh = jax.make_mesh((2,), ("rows",), axis_types=(AxisType.Auto,))
+    whole, rows = PartitionSpec(), PartitionSpec(None, "rows")
+
+    @jax.grad
+    def gradient(params, xs):
+        return jnp.sin(rnnjax.unroll(cell, params, xs, method=Parallel())[1]).sum()
+
+    shared = jax.shard_map(gradient, mesh=mesh, in_specs=(whole, rows), out_specs=whole)
+    assert_close(jax.jit(shared)(params, xs), jax.jit(gradient)(params, xs), 1e-5)
+
+
+@pytest.mark.parametrize("name", ["mingru", "lru"])
+def test_no_rows(name):
+    cell, xs = CELLS[name], jnp.ones((TIME, 0, 2))
+
+    def loss(params):
+        return rnnjax.unroll(cell, params, xs, method=Parallel())[1].sum()
+
+    params = jax.eval_shape(lambda: cell.init(KEY, 2))
+    assert jax.eval_shape(jax.grad(loss), params) == params
+
+
+class CountingCell(rnnjax.MinGRUCell):
+    """Affine, but a number that all units read is of another shape than these."""
+
+    carry = Turn
+    output = "hidden"
+
+    @property
+    def carry_shapes(self):
+        return {"hidden": (self.hidden_size,), "imag": (1,)}
+
+    def update(self, params, x, carry):
+        hidden = super().update(params, x, carry).hidden + 0.1 * carry.imag
+        return Turn(hidden, 0.5 * carry.imag + 1)
+
+
 @pytest.mark.parametrize(
     ("cell", "message"),
     [
@@ -379,6 +433,7 @@ class MixingCell(rnnjax.MinGRUCell):
         (rnnjax.SRUCell(4, peephole=True), "its new state is not affine in the old one"),
         (rnnjax.SLSTMCell(4), "its new state is not affine in the old one"),
         (MixingCell(4), "its units see each other's state"),
+        (CountingCell(4), "the leaves of its carry are not of one shape"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, rnnjax.Cell) else "",
 )

@@ -194,6 +194,8 @@ def why_not_affine(cell: Cell) -> str | None:
     shapes = jax.eval_shape(lambda: cell.initial_carry((2,)))
     if any(not jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(shapes)):
         return "its carry does not hold floating-point numbers alone"
+    if len({leaf.shape for leaf in jax.tree.leaves(shapes)}) > 1:
+        return "the leaves of its carry are not of one shape"
     drawn = jax.tree.map(
         lambda leaf: np.random.default_rng(0).normal(size=leaf.shape).astype(leaf.dtype), shapes
     )

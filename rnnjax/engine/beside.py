@@ -72,7 +72,10 @@ class Beside(Function):
         nothing = jax.tree.map(jnp.zeros_like, starts)
         begun = self.recurrence.sent_back(platform, cut, kept, (nothing, d_ys))
         leaves, tree = jax.tree.flatten(d_last)
-        across = transposed(factors), jax.tree.leaves(begun), _any_reset(each)
+        cuts = _any_reset(each)
+        if cuts is None and each.valid is not None:  # of a NaN that no loss sees, as with resets
+            cuts = jnp.zeros_like(each.valid[0])
+        across = transposed(factors), jax.tree.leaves(begun), cuts
         ends = jax.lax.scan(keeping_before, leaves, across, reverse=True)[1]
         all_but = (*wanted[:4], jax.tree.map(lambda _: True, starts))
         d = jax.tree.unflatten(tree, ends), d_ys
@@ -88,7 +91,8 @@ class Beside(Function):
         """The arguments of the recurrence with the pieces as rows, and the factors of each."""
         xs, each = in_chunks((xs, filled(xs, each, self.length)), self.length)
         number = jax.tree.leaves(xs)[0].shape[1]
-        zeros = jax.tree.map(lambda leaf: jnp.zeros((number, *leaf.shape), leaf.dtype), carry)
+        # Like the carry, which inside of `jax.shard_map` varies over the devices.
+        zeros = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, shape=(number, *leaf.shape)), carry)
         factors, constants = self._as_one(platform, params, steps, xs, each, zeros)
         leaves, tree = jax.tree.flatten(carry)
         pieces = factors, constants, _any_reset(each)

@@ -142,8 +142,9 @@ class Pieces(NamedTuple):
         scan = functools.partial(jax.lax.scan, reverse=self.reverse)
         starts = scan(keeping_before, before, self.ends)[1]
         states = scan(onwards, starts, self.each)[1]
+        steps = len(starts[0]) * len(states[0])  # which -1 does not find without any row
         return [
-            leaf.swapaxes(0, 1).reshape(-1, *leaf.shape[2:])[: self.num_steps] for leaf in states
+            leaf.swapaxes(0, 1).reshape(steps, *leaf.shape[2:])[: self.num_steps] for leaf in states
         ]
 
 
