@@ -382,16 +382,24 @@ def test_no_nan_of_a_step_that_no_loss_sees_where_there_is_a_mask():
         assert np.isfinite(leaf).all()
 
 
-def test_rows_divided_over_devices(assert_close):
-    """And what is made inside varies over them as the carry does."""
-    cell, xs = CELLS["lru"], jax.random.normal(KEY, (5, 2, 2))
-    params = jax.tree.map(np.float32, parameters(cell))
+@pytest.mark.parametrize(
+    ("cell", "method"),
+    [
+        (CELLS["lru"], Parallel()),
+        (rnnjax.GRUCell(3), Parallel(newton=rnnjax.Newton())),
+        (rnnjax.GRUCell(3), rnnjax.Chunked(chunks=2)),
+    ],
+    ids=["affine", "newton", "chunked"],
+)
+def test_rows_divided_over_devices(cell, method, assert_close):
+    """Whatever is made inside varies over the devices, as the carry does."""
+    params, xs = cell.init(KEY, 2), jax.random.normal(KEY, (5, 2, 2))
     mesh = jax.make_mesh((2,), ("rows",), axis_types=(AxisType.Auto,))
     whole, rows = PartitionSpec(), PartitionSpec(None, "rows")
 
     @jax.grad
     def gradient(params, xs):
-        return jnp.sin(rnnjax.unroll(cell, params, xs, method=Parallel())[1]).sum()
+        return jnp.sin(rnnjax.unroll(cell, params, xs, method=method)[1]).sum()
 
     shared = jax.shard_map(gradient, mesh=mesh, in_specs=(whole, rows), out_specs=whole)
     assert_close(jax.jit(shared)(params, xs), jax.jit(gradient)(params, xs), 1e-5)

@@ -231,6 +231,6 @@ def _unless(good: jax.Array, found: Any, instead: Any) -> Any:
     """
 
     def turn(_: Any) -> Any:
-        return jnp.bool_(True), instead()
+        return jnp.ones_like(good), instead()
 
     return jax.lax.while_loop(lambda at: ~at[0], turn, (good, found))[1]

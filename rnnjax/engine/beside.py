@@ -29,8 +29,8 @@ class Beside(Function):
     comes back is affine too: through the pieces once for the part that begins in them, and once
     more for the gradients.
 
-    The factors of every step are nowhere in the memory, which are sixteen times the inputs for a
-    state of sixteen numbers a unit. But in `plain`, whose derivatives of every order are those of a
+    The factors of every step, which for a state of sixteen numbers a unit are sixteen times the
+    inputs, are never in memory, but in `plain`: its derivatives of every order are those of a
     linear solve, forwards and in reverse.
 
     Args:
@@ -73,7 +73,8 @@ class Beside(Function):
         begun = self.recurrence.sent_back(platform, cut, kept, (nothing, d_ys))
         leaves, tree = jax.tree.flatten(d_last)
         cuts = _any_reset(each)
-        if cuts is None and each.valid is not None:  # of a NaN that no loss sees, as with resets
+        if cuts is None and each.valid is not None:
+            # With marks, zero times a NaN of a step that no loss reads is zero, in the loops too.
             cuts = jnp.zeros_like(each.valid[0])
         across = transposed(factors), jax.tree.leaves(begun), cuts
         ends = jax.lax.scan(keeping_before, leaves, across, reverse=True)[1]

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from rnnjax.cells.base import Carry, Cell, Params
+from rnnjax.cells.devices import alike_over_devices
 from rnnjax.engine.nearness import moved, tolerance_of
 from rnnjax.engine.primitive import Function
 from rnnjax.engine.scan import Scan
@@ -137,7 +138,7 @@ class Chunks(Function):
         """The ends and outputs of all chunks, what is kept, and the states that they began with."""
         xs, each = in_chunks((xs, filled(xs, each, self.length)), self.length)
         number = jax.tree.leaves(xs)[0].shape[1]
-        zeros = jax.tree.map(lambda leaf: jnp.zeros((number, *leaf.shape), leaf.dtype), carry)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, shape=(number, *leaf.shape)), carry)
 
         def handed_on(ends: Carry) -> Carry:
             return jax.tree.map(lambda c, e: jnp.concatenate([c[None], e[:-1]]), carry, ends)
@@ -173,7 +174,7 @@ class Chunks(Function):
 
         shapes = jax.eval_shape(again, first)[1]
         empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        begin = jnp.int32(0), jnp.float32(0), first, empty
+        begin = jnp.int32(0), *alike_over_devices((jnp.float32(0), first, empty))
         return jax.lax.while_loop(goes_on, turn, begin)[2:]
 
 

@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 
 from rnnjax.cells.arguments import check_size, is_floating
 from rnnjax.cells.base import Carry, Cell
+from rnnjax.cells.devices import alike_over_devices
 from rnnjax.cells.products import Kernel, product
 from rnnjax.engine.nearness import check_tolerance, relative, tolerance_of
 from rnnjax.engine.pieces import Factors, plus
@@ -116,8 +117,9 @@ def iterated(newton: Newton, linearised: Any, solve: Any, step: Any, guess: Carr
         residuals = at.residuals.at[at.iterations].set(residual_of(value, better))
         return Solution(value, at.iterations + 1, residuals, residual_of(new, at.value))
 
-    begin = Solution(guess, jnp.int32(0), jnp.zeros(most, jnp.float32), jnp.float32(0))
-    return jax.lax.while_loop(goes_on, correct, begin)
+    nothing = jnp.zeros(most, jnp.float32), jnp.float32(0)
+    guess, nothing = alike_over_devices((guess, nothing))
+    return jax.lax.while_loop(goes_on, correct, Solution(guess, jnp.int32(0), *nothing))
 
 
 def residual_of(new: Carry, old: Carry) -> jax.Array:
