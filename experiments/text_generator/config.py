@@ -146,7 +146,7 @@ class Optimization:
 
     optimizer: Literal["adam", "adamw", "rmsprop"] = "adam"
     """Adam and RMSprop as Keras computes them, or AdamW (with beta2 0.99)."""
-    learning_rate: float = 1e-3
+    learning_rate: NotNegative = 1e-3
     """At its highest."""
     schedule: Literal["constant", "cosine", "steps"] = "constant"
     """Constant; falling as a cosine to a hundredth; or multiplied by --decay after every epoch

@@ -251,6 +251,7 @@ def test_train_generate_evaluate(program, text, tmp_path):
         (["train", "--corpus", "greek.txt"], "use --vocabulary learned"),
         (["train", "--corpus", "short.txt", "--batch-size", "0"], "--batch-size must be at least"),
         (["train", "--corpus", "short.txt", "--learning-rate", "0"], "must be above 0"),
+        (["train", "--corpus", "short.txt", "--learning-rate", "inf"], "not including, inf"),
         (["train", "--corpus", "short.txt", "--layers", "two"], "invalid"),
         (["train", "--resume"], "there is no run under"),
         (["train", "--resume", "--run-dir", "."], "is not a run folder"),
