@@ -39,8 +39,9 @@ def merges(x: Any, ids: Any) -> Any:
     merged = [getattr(layers, kind)()([a, b]) for kind in kinds]
     wide = layers.Concatenate()([*merged, layers.Dense(3)(a)])
     last = layers.Add()([layers.LSTM(3)(wide), layers.GRU(3)(b)])
-    beside = layers.Add()([last, a])  # a sequence and a vector
-    return [layers.Concatenate(axis=1)([a, beside]), last, layers.Dot(axes=2)([a, b])]
+    # A vector at each step of a sequence.
+    beside = [getattr(layers, kind)()([last, a]) for kind in kinds]
+    return [layers.Concatenate(axis=1)([a, *beside]), last, layers.Dot(axes=2)([a, b])]
 
 
 def windows(x: Any, ids: Any) -> Any:
@@ -264,6 +265,10 @@ def test_axes_of_the_source(tmp_path: Path) -> None:
             lambda x, i: layers.MultiHeadAttention(1, 2)(x, x, attention_mask=x[:, :, :1] > 0),
             "of class 'ops.GetItem'|attention_mask",
         ),
+        (
+            lambda x, i: layers.Attention()([x, x], mask=[None, keras.ops.any(x != 0, axis=-1)]),
+            "given several masks",
+        ),
         (lambda x, i: layers.Dropout(0.5)(x, training=True), "called with training=True"),
         (lambda x, i: keras.ops.max(x, axis=1, initial=0.0), "initial of layer 'max.*left out"),
         (lambda x, i: x + 10**400, "arguments of layer 'add.*be numbers"),
@@ -301,6 +306,22 @@ def test_ids_that_are_features_too() -> None:
         ys = (*ys[:3], np.swapaxes(ys[3], 0, 1) if time_first else ys[3])
         for y, e in zip(ys, model(xs), strict=True):
             np.testing.assert_allclose(y, np.asarray(e), atol=1e-5)
+
+
+def test_inputs_in_dicts(tmp_path: Path) -> None:
+    """Keras counts them in the order of their keys; and no layer here has weights."""
+    x, y, o, p = (keras.Input((TIME, 2), name=name) for name in "xyop")
+    inner = keras.Model({"p": p, "o": o}, layers.Subtract()([o, p]))
+    queries = inner({"p": y, "o": layers.Masking(0.5)(x)})
+    model = keras.Model({"y": y, "x": x}, layers.Attention()([queries, x]))
+    given = np.random.default_rng(0).standard_normal((2, BATCH, TIME, 2)).astype(np.float32)
+    named = dict(zip("xy", given, strict=True))
+    expected = np.asarray(model(named))
+    ours = interop.load(model, time_first=False)
+    interop.save(ours, tmp_path / "ours.keras")
+    again = keras.saving.load_model(tmp_path / "ours.keras")
+    for ys in (ours(tuple(given))[1], ours(named)[1], again([*given])):
+        np.testing.assert_allclose(np.asarray(ys), expected, atol=1e-5)
 
 
 def test_a_mask_is_an_input() -> None:

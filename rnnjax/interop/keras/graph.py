@@ -166,9 +166,9 @@ def _whole(kind: str, config: Any, inside: bool = False) -> Wiring:
         for i, use in enumerate(_uses(entry, name, nodes)):
             calls[name, i] = use
     starts, ends = (
-        # The outputs of one inside have the numbers of those that are sorted by their keys.
-        {path: ref for path, ref, _ in (sorted if inside else list)(_tensors(config.get(key)))}
-        for key in ("input_layers", "output_layers")
+        # Inputs in dicts, and outputs of a model inside, are counted in the order of their keys.
+        {path: ref for path, ref, _ in (sorted if by_key else list)(_tensors(config.get(key)))}
+        for key, by_key in (("input_layers", True), ("output_layers", inside))
     )
     inputs, outputs = tuple(ref.layer for ref in starts.values()), tuple(ends.values())
     names: tuple[Any, ...] | None = None
@@ -371,8 +371,10 @@ def _uses(entry: Entry, name: str, nodes: Any) -> Iterator[Use]:
         if not options.get("training"):
             options.pop("training", None)
         masks: tuple[Ref | None, ...] = ()
-        if is_model(entry.kind) and isinstance(options.get("mask"), list):
-            masks = tuple(_Found(mask).first for mask in options.pop("mask"))
+        listed = _listed(options.get("mask"))
+        if is_model(entry.kind) and listed:
+            masks, listed = tuple(_Found(mask).first for mask in listed), []
+            del options["mask"]
         named = {}
         for key in [k for k in (*_TENSORS, "initial_state", "mask", *options) if k in options]:
             inside = _Found(options.get(key))
@@ -380,7 +382,7 @@ def _uses(entry: Entry, name: str, nodes: Any) -> Iterator[Use]:
                 named[key] = tuple(inside.tensors)
                 del options[key]
         mask, states = named.pop("mask", (None,)), named.pop("initial_state", ())
-        if len(mask) != 1 or not set(named) <= set(_TENSORS):
+        if len(listed) > 1 or len(mask) != 1 or not set(named) <= set(_TENSORS):
             raise InteropError(
                 f"layer {name[:80]!r} is given {', '.join(sorted(named)) or 'several masks'} in "
                 "its call, which is not known here; leave it out"
@@ -442,6 +444,16 @@ def _tensors(value: Any, path: Path = ()) -> Iterator[tuple[Path, Ref, Any]]:
         raise InteropError(
             f"the graph of the model should be made of lists, but has {_short(value)}"
         )
+
+
+def _listed(masks: Any) -> list[Any]:
+    """Those of a list, a tuple, or a dict in the order of its keys; none of one by itself."""
+    if isinstance(masks, dict) and masks.get("class_name") == "__tuple__":
+        masks = masks.get("items")
+    if isinstance(masks, dict) and "class_name" not in masks:
+        masks = [mask for _, mask in sorted(masks.items())]
+    several = isinstance(masks, list) and not any(isinstance(one, str) for one in masks)
+    return masks if several else []
 
 
 def _tensor(value: Any) -> Ref:

@@ -150,8 +150,8 @@ def _multiply(at: At, *xs: jax.Array) -> jax.Array:
 def _extreme(function: Callable[[Any, Any], Any], at: At, *xs: jax.Array) -> jax.Array:
     """The same, one array after the other."""
     masks = [None if mask is None else mask[..., None] for mask in at.masks]
-    ys, seen = xs[0], masks[0]
-    for x, mask in zip(xs[1:], masks[1:], strict=True):
+    (ys, *rest), seen = _alike(xs), masks[0]
+    for x, mask in zip(rest, masks[1:], strict=True):
         x = x if mask is None else jnp.where(mask, x, ys)
         ys = ys if seen is None else jnp.where(seen, ys, x)
         seen = None if seen is None or mask is None else seen | mask

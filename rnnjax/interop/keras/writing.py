@@ -11,7 +11,7 @@ from rnnjax.interop.keras.arrays import arrays_of, forms_of
 from rnnjax.interop.keras.configs import config_of, groups_of, written_layers
 from rnnjax.interop.keras.files import write_archive, write_hdf5
 from rnnjax.interop.layers import Embedding, Layer, OneHotIds
-from rnnjax.interop.model import Model, check_model
+from rnnjax.interop.model import Functional, Model, check_model
 
 _WRITTEN_BY = "3.0.0"  # the first version of Keras that reads what is written here
 
@@ -65,6 +65,8 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
 
 def _features(model: Model, layers: Sequence[Layer]) -> int | None:
     """How many features the inputs have; None for ids, or where it does not matter."""
+    if isinstance(model.network, Functional):  # which says it of each input
+        return None
     first = model.network.layers[next(iter(model.network.layers))]
     if isinstance(first, OneHotIds):
         return first.size
