@@ -455,7 +455,7 @@ def test_a_linear_indrnn_is_affine_and_says_how_it_runs():
     params, xs = cell.init(KEY, 2), jnp.ones((100, 2, 2))
     text = str(rnnjax.explain(cell, params, xs, method=Parallel()))
     assert "10 pieces of 10 steps side by side, twice: 30 of 100 steps wait" in text
-    assert "then, with the pieces as rows" in text  # its one factor is no number of each step
+    assert "then the pieces as rows of a batch" in text  # its one factor is no number of each step
     with pytest.raises(InvalidInputError, match="chunk must be"):
         Parallel(0)
 

@@ -207,7 +207,8 @@ class Parallel(Method):
             return [
                 *lines,
                 "what a piece makes of a state by its steps and their derivative, as the factors "
-                "of all steps are more numbers than the inputs; then, with the pieces as rows,",
+                "of all steps are more numbers than the inputs",
+                "then the pieces as rows of a batch, by Fused()",
                 *Fused().explain(cell, params, rows, platform),
             ]
         if reason is None or self.newton is None:
