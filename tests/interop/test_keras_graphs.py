@@ -308,6 +308,14 @@ def test_ids_that_are_features_too() -> None:
             np.testing.assert_allclose(y, np.asarray(e), atol=1e-5)
 
 
+def test_integers_are_not_normalised() -> None:
+    """Keras rounds what comes out back to integers."""
+    ids = keras.Input((TIME, 2), dtype="int32")
+    ours = interop.load(keras.Model(ids, layers.LayerNormalization()(ids)))
+    with pytest.raises(InvalidInputError, match="floating-point numbers, but int32 came; cast"):
+        ours(np.ones((TIME, BATCH, 2), np.int32))
+
+
 def test_inputs_in_dicts(tmp_path: Path) -> None:
     """Keras counts them in the order of their keys; and no layer here has weights."""
     x, y, o, p = (keras.Input((TIME, 2), name=name) for name in "xyop")

@@ -297,6 +297,11 @@ def _along(at: At, x: jax.Array, name: str) -> jax.Array:
 
 
 def _layer_norm(at: At, x: jax.Array) -> jax.Array:
+    if not jnp.issubdtype(x.dtype, jnp.floating):  # Keras rounds what comes out
+        raise InvalidInputError(
+            f"LayerNormalization must be given floating-point numbers, but {x.dtype} came; cast "
+            "them before it, as keras.ops.cast does"
+        )
     axes = _axes(at.config)
     mean = x.mean(axes, keepdims=True)
     return _normalize(at, x, mean, jnp.square(x - mean).mean(axes, keepdims=True))
