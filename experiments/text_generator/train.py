@@ -26,6 +26,7 @@ from experiments.text_generator.config import Optimization, Train
 from experiments.text_generator.data import AnyVocabulary, Data
 from experiments.text_generator.model import CharacterModel, bits, held_out, make_loss
 from rnnjax.errors import NonFiniteError
+from rnnjax.text.drawing import State, at_temperature, draw
 from rnnjax.training.files import Records, write_json, write_whole
 from rnnjax.training.fitting import Fit, fit
 from rnnjax.training.optimizers import keras_adam
@@ -258,34 +259,17 @@ def write_sample(
     first_key, key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), epoch))
     first = jax.random.randint(first_key, (1,), 0, len(vocabulary))
     ready, laid_out = model.prepared(params, 1)
+    # A row that draws as the first one of `rnnjax.text.sample` does.
+    keys = jax.random.fold_in(key, 0)[None]
+    begin = State(ready.initial_carry(1), first, keys, np.int32(0), jnp.zeros((0, 1), jnp.int32))
     temperature = np.float32(config.sample_temperature)
-    # The key is that of the first row of `rnnjax.text.sample`.
-    key = jax.random.fold_in(key, 0)
-    ids = written(ready, config.sample_length, laid_out, first, key, temperature)
+    _, ids = draw(ready, config.sample_length, at_temperature, laid_out, begin, temperature)
     if (ids < 0).any():
         raise NonFiniteError(
             f"the logits of epoch {epoch} must have a finite maximum, but have NaN or infinity; go "
             "on from the last checkpoint, with a smaller learning rate"
         )
-    return vocabulary.decode(np.concatenate([first, ids]))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def written(
-    model: CharacterModel, length: int, params: Any, first: Any, key: Any, temperature: Any
-) -> jax.Array:
-    """The ids ``(length,)`` that follow that of ``first (1,)``; -1 where nothing is predicted."""
-
-    def one(state: Any, n: jax.Array) -> tuple[Any, jax.Array]:
-        carry, (logits,) = model.step(params, *state)
-        warm = logits / jnp.maximum(temperature, jnp.finfo(jnp.float32).tiny)
-        drawn = jax.random.categorical(jax.random.fold_in(key, n), warm)
-        best = jnp.where(temperature > 0, drawn, jnp.argmax(logits))
-        # Of NaN, plus infinity, or minus infinity alone: nothing to draw from.
-        token = jnp.where(jnp.isfinite(logits.max()), best, -1).astype(jnp.int32)
-        return (carry, token[None]), token
-
-    return jax.lax.scan(one, (model.initial_carry(1), first), jnp.arange(length))[1]
+    return vocabulary.decode(np.concatenate([first, ids[:, 0]]))
 
 
 def plot_loss(run_dir: Path, unit: str = "character") -> None:

@@ -5,7 +5,7 @@ import os
 import re
 import tempfile
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from rnnjax.errors import CorpusError
 
@@ -196,7 +196,7 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _import_pooch() -> Any:
+def _import_pooch() -> ModuleType:
     try:
         import pooch
     except ImportError:
@@ -204,4 +204,5 @@ def _import_pooch() -> Any:
             "a named download needs the package pooch, which is not installed; "
             "run pip install 'rnnjax[corpora]'"
         ) from None
-    return pooch
+    module: ModuleType = pooch
+    return module

@@ -1,7 +1,6 @@
 """Sampling text from a model that is stepped: one step for each character, state carried."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,34 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from rnnjax.errors import InvalidInputError, NonFiniteError
-
-StepFunction = Callable[[Any, Any, jax.Array], tuple[Any, jax.Array]]
-"""``(params, carry, tokens (*batch,)) -> (carry, logits (*batch, vocabulary))``."""
-
-NONE = -1
-"""Stands for "no character": before the beginning of a text, and where nothing could be drawn."""
+from rnnjax.text.drawing import NONE, State, StepFunction, draw, noise
 
 # XLA may flush smaller numbers to 0.
 _TINY = float(np.finfo(np.float32).tiny)
 _LARGEST = float(np.finfo(np.float32).max)
-
-
-class State(NamedTuple):
-    """Where the drawing stands.
-
-    Attributes:
-        carry: the state of the model after all characters but the last.
-        tokens: ``(*batch,)``, the last characters.
-        keys: ``(*batch,)``; character ``n`` of a row is drawn with ``fold_in(its key, n)``.
-        position: characters drawn so far.
-        recent: ``(window, *batch)``, the last characters, of which a score may make something.
-    """
-
-    carry: Any
-    tokens: jax.Array
-    keys: jax.Array
-    position: Any
-    recent: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,39 +226,6 @@ def sample(
     if not isinstance(drawn, jax.core.Tracer):
         check_drawn(np.asarray(drawn))
     return end.carry, drawn
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def draw(
-    step: StepFunction, length: int, form: Form, params: Any, state: State, numbers: Numbers
-) -> tuple[State, jax.Array]:
-    """Draw so many characters of each row; returns where that leads, and ids ``(length, *batch)``.
-
-    ``step`` and ``form`` are compiled in, and ``numbers`` are not.
-    """
-
-    def one(state: State, _: None) -> tuple[State, jax.Array]:
-        carry, logits = step(params, state.carry, state.tokens)
-        # Of NaN, plus infinity, or minus infinity alone: nothing to draw from.
-        drawable = jnp.isfinite(jnp.max(logits, axis=-1))
-        best = jnp.argmax(form(numbers, logits, state), axis=-1)
-        tokens = jnp.where(drawable, best, NONE).astype(jnp.int32)
-        recent = jnp.concatenate([state.recent, tokens[None]])[1:]
-        return State(carry, tokens, state.keys, state.position + 1, recent), tokens
-
-    return jax.lax.scan(one, state, length=length)
-
-
-def noise(state: State, logits: jax.Array) -> jax.Array:
-    """Gumbel noise: the largest of logits plus noise is a draw from their softmax."""
-
-    def row(key: jax.Array) -> jax.Array:
-        key = jax.random.fold_in(key, state.position)
-        return jax.random.gumbel(key, logits.shape[-1:], logits.dtype)
-
-    for _ in range(state.keys.ndim):
-        row = jax.vmap(row)
-    return row(state.keys)
 
 
 def reaching(sampling: Sampling, history: npt.ArrayLike | None, length: int) -> Sampling:

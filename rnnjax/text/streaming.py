@@ -10,16 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rnnjax.errors import InvalidInputError
-from rnnjax.text.sampling import (
-    Sampling,
-    State,
-    StepFunction,
-    begin,
-    check_drawn,
-    check_length,
-    draw,
-    reaching,
-)
+from rnnjax.text.drawing import State, StepFunction, draw
+from rnnjax.text.sampling import Sampling, begin, check_drawn, check_length, reaching
 from rnnjax.text.vocabulary import as_ids
 
 

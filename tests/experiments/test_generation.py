@@ -211,16 +211,16 @@ def test_bytes_are_written_as_text(generate, bytes_run):
 
 
 def test_the_second_text_compiles_nothing(trained):
-    from rnnjax.text import sampling, streaming
+    from rnnjax.text import drawing, streaming
 
     def text(seed):
         return write(trained.model, trained.vocabulary, trained.params, prime="ab", length=9,
                      temperature=1.0, key=jax.random.key(seed))  # fmt: skip
 
     text(0)
-    before = sampling.draw._cache_size(), streaming._read._cache_size()
+    before = drawing.draw._cache_size(), streaming._read._cache_size()
     assert text(1) != text(2)
-    assert (sampling.draw._cache_size(), streaming._read._cache_size()) == before
+    assert (drawing.draw._cache_size(), streaming._read._cache_size()) == before
 
 
 def test_a_byte_that_is_no_character_is_read_as_itself(generate, bytes_run):
