@@ -460,8 +460,9 @@ def test_parameters_of_another_size_are_refused() -> None:
     for params in ({}, {"rnn": 1.0, "head": head}, {"rnn": good, "head": {"kernel": 1.0}}):
         with pytest.raises(InvalidInputError, match="params"):
             to_params(Model(network, params))
+    form: Any = "haiku"
     with pytest.raises(InvalidInputError, match="'linen' or 'nnx'"):
-        to_params(Model(network, {"rnn": good, "head": head}), form="haiku")  # type: ignore[arg-type]  # refused
+        to_params(Model(network, {"rnn": good, "head": head}), form=form)
 
 
 def test_the_wrappers_are_read_as_flax() -> None:

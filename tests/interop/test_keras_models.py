@@ -234,8 +234,9 @@ def test_what_is_no_model() -> None:
     model = interop.load(built(layers.LSTM(2)))
     with pytest.raises(InvalidInputError, match="weights alone"):
         interop.load(built(layers.LSTM(2)), like=model)
+    number: Any = 3
     with pytest.raises(InvalidInputError, match="like should be"):
-        interop.load("x.weights.h5", like=3)  # type: ignore[arg-type]  # refused
+        interop.load("x.weights.h5", like=number)
 
 
 def test_float64_needs_x64(tmp_path: Path) -> None:
