@@ -11,7 +11,7 @@ from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.devices import Along
 from rnnjax.engine.affine import Solved, why_not_affine
 from rnnjax.engine.all_steps import AllSteps
-from rnnjax.engine.beside import Beside, solved_states
+from rnnjax.engine.beside import Beside
 from rnnjax.engine.chunkwise import chunk_length, chunkwise
 from rnnjax.engine.fused import Fused, resets_early
 from rnnjax.engine.iterations import Newton, why_not_iterated
@@ -20,6 +20,7 @@ from rnnjax.engine.pieces import piece_length
 from rnnjax.engine.readout import read_out
 from rnnjax.engine.recurrence import Recurrence
 from rnnjax.engine.scan import Scan
+from rnnjax.engine.solve import solved_states
 from rnnjax.engine.steps import Steps, expand
 from rnnjax.errors import InvalidInputError
 

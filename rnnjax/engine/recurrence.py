@@ -94,7 +94,7 @@ class Recurrence(Function):
 
         def at_once(carry: Carry, inputs: tuple[Any, AtStep]) -> tuple[Carry, jax.Array]:
             xs, each = inputs
-            return _forward_loop(layer, self.project(layer, xs), each, carry)
+            return _forward_loop(layer, project(layer, xs), each, carry)
 
         num_steps, length = xs.shape[0], layer.plan.ahead
         if length == num_steps:
@@ -121,13 +121,9 @@ class Recurrence(Function):
         # IndRNN's gradient takes 4 to 5 times as long (H = 64 and 128, batch 16, 100 steps).
         ahead = layer.plan.reads_ahead or self.cell.recurrent is None
         carry, first, (ys, rest, carries) = layer.loop(
-            LoopArgs(keep, carry, self.project(layer, xs), each, self.reverse, ahead)
+            LoopArgs(keep, carry, project(layer, xs), each, self.reverse, ahead)
         )
         return (carry, ys), (first, rest, carries)
-
-    def project(self, layer: Layer, xs: Any) -> jax.Array:
-        """All steps' inputs times the kernel; the bias is added in the loop, which saves a pass."""
-        return product(xs, layer.params["kernel"], layer.plan.products.dtype)
 
     def sent_back(self, platform: str, args: Any, kept: Any, d: Any) -> Carry:
         """The cotangent of the carry alone."""
@@ -165,6 +161,11 @@ class Recurrence(Function):
         nothing = jax.tree.map(lambda _: None, (steps, each))
         d_start = jax.tree.map(lambda d, leaf: d.astype(leaf.dtype), d_start, steps.start)
         return d_params, nothing[0]._replace(start=d_start), d_xs, nothing[1], d_carry
+
+
+def project(layer: Layer, xs: Any) -> jax.Array:
+    """All steps' inputs times the kernel; the bias is added in the loop, which saves a pass."""
+    return product(xs, layer.params["kernel"], layer.plan.products.dtype)
 
 
 def _inputs_gradients(layer: Layer, xs: Any, d: jax.Array, wanted: Any) -> tuple[Any, Any]:
