@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cell_table import OwnStepCell
+from cell_table import OwnStepCell, nowhere_zero
 
 import rnnjax
 from rnnjax import InvalidInputError, Newton, Parallel, Scan
@@ -38,15 +38,7 @@ CELLS = {
 def case(name):
     cell = CELLS[name]
     batch = (BATCH, 2) if name == "convolution" else (BATCH,)
-
-    params = jax.device_get(jax.jit(cell.init, static_argnums=1)(KEY, 2))
-    params = jax.tree.map(lambda leaf: (leaf + 0.05).astype(np.float64), params)
-    xs = np.random.default_rng(2).normal(size=(TIME, *batch, 2))
-    carry = jax.eval_shape(lambda: cell.initial_carry(batch))
-    carry, start = (
-        jax.tree.map(lambda leaf, at=at: np.full(leaf.shape, at), carry) for at in (0.3, 0.2)
-    )
-    return cell, (params, xs, carry, start)
+    return cell, nowhere_zero(cell, TIME, batch)
 
 
 def results(name, method):
