@@ -105,9 +105,8 @@ def lowered(name: str) -> tuple[str, str]:
     return here, others
 
 
-# One for each kind of form: a sum of products, one more product, halves that are normalised, a scan
-# in parallel, and a step that has none.
-KINDS = ("lstm", "gru-reset-before", "layernorm-lstm", "lru", "user-step")
+# A sum of products, halves that are normalised, and a step that has no form.
+KINDS = ("lstm", "layernorm-lstm", "user-step")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from experiments.cookbook.spoken_digits import BANDS, BLOCK, HOP, RATE, SAMPLES,
 NAMES = "CNN", "GRU"
 
 
+@pytest.mark.slow
 def test_made_digits_are_heard(tmp_path):
     run_dir = tmp_path / "run"
     assert spoken_digits.run(Config(data="made", run_dir=run_dir, seeds=1, epochs=8)) == 0

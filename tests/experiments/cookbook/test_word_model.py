@@ -23,6 +23,7 @@ def far(monkeypatch):
 
 
 @pytest.mark.usefixtures("far")
+@pytest.mark.slow
 def test_the_lstm_remembers_what_is_too_far_for_the_trigram(tmp_path):
     run_dir = tmp_path / "run"
     assert word_model.run(Config(data="made", run_dir=run_dir, seeds=2)) == 0
