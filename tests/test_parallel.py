@@ -268,6 +268,27 @@ def test_devices_along_rows_too_vmap_and_other_derivatives(assert_close):
     assert_close(second(Parallel(axis_name="time")), second(Scan()), 1e-12)
 
 
+@has_gather
+@pytest.mark.usefixtures("x64")
+def test_a_state_of_zeros_changes_forwards_where_steps_are_divided(assert_close):
+    cell = CELLS["turning"]
+    params = parameters(cell)
+    args = (
+        params | {"bias": 0 * params["bias"]},
+        jnp.zeros((8, BATCH, 2)),
+        cell.initial_carry((BATCH,), jnp.float64),
+    )
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def forwards(method, *args):
+        run, given = functools.partial(rnnjax.unroll, cell, method=method), {"resets": RESETS[:8]}
+        divided = method.along.name is not None
+        run = over_time(run, given) if divided else functools.partial(run, **given)
+        return jax.jvp(run, args, jax.tree.map(jnp.ones_like, args))
+
+    assert_close(forwards(Parallel(axis_name="time"), *args), forwards(Scan(), *args), 1e-12)
+
+
 def test_what_cannot_be_divided_is_refused():
     cell, method = rnnjax.MinGRUCell(4), Parallel(axis_name="time")
     params, xs = cell.init(KEY, 2), jnp.ones((8, 2, 2))
@@ -381,6 +402,42 @@ def test_no_nan_of_a_step_that_no_loss_sees_where_there_is_a_mask(name, assert_c
 
     gradient = jax.jit(jax.grad(loss), static_argnums=1)
     found, expected = (gradient(parameters(cell), method) for method in (Parallel(), Scan()))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+    assert_close(found, expected, 1e-12)
+
+
+class GrowingCell(rnnjax.MinGRUCell):
+    """Affine, and a state that is not zero soon is infinite."""
+
+    def update(self, params, x, carry):
+        new = super().update(params, x, carry)
+        return type(new)(new.hidden + 1e30 * carry.hidden)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        GrowingCell(3),
+        rnnjax.IndRNNCell(
+            3,
+            activation="linear",
+            recurrent_kernel_init=jax.nn.initializers.constant(1e30),
+        ),
+    ],
+    ids=["factors", "rows"],
+)
+@pytest.mark.usefixtures("x64")
+def test_an_infinite_product_of_factors_leaves_nothing_as_it_is(cell, assert_close):
+    """Zeros until the last steps, and the gradient of the first."""
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), cell.init(KEY, 2))
+    xs = jax.random.normal(KEY, (40, BATCH, 2), jnp.float64).at[:-4].set(0)
+
+    def loss(params, xs, method):
+        ys = rnnjax.unroll(cell, params, xs, method=method)[1]
+        return ys[:2].sum(), ys
+
+    gradient = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True), static_argnums=2)
+    found, expected = (gradient(params, xs, method) for method in (Parallel(12), Scan()))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
     assert_close(found, expected, 1e-12)
 

@@ -18,13 +18,20 @@ def times(factors: Factors, state: list[jax.Array]) -> list[jax.Array]:
     return [functools.reduce(jnp.add, map(jnp.multiply, row, state)) for row in factors]
 
 
-def _times_where_any(factors: Factors, state: list[jax.Array]) -> list[jax.Array]:
-    """The same, where zeros stay zeros whatever the factors are: NaN times nothing is nothing."""
+@jax.custom_jvp
+def _moved(factor: jax.Array, leaf: jax.Array) -> jax.Array:
+    """The product, where zeros stay zeros whatever the factor is.
 
-    def product(factor: jax.Array, leaf: jax.Array) -> jax.Array:
-        return jnp.where(leaf == 0, 0, factor * leaf)
+    It is infinite where many factors above 1 are multiplied, and a NaN where an input is one.
+    """
+    return jnp.where(leaf == 0, 0, factor * leaf)
 
-    return [functools.reduce(jnp.add, map(product, row, state)) for row in factors]
+
+@_moved.defjvp
+def _moved_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    """That of the product: a state that is zero may still change."""
+    (factor, leaf), (d_factor, d_leaf) = primals, tangents
+    return _moved(factor, leaf), factor * d_leaf + d_factor * leaf
 
 
 def plus(one: list[jax.Array], other: list[jax.Array]) -> list[jax.Array]:
@@ -46,8 +53,8 @@ Piece = tuple[Factors, list[jax.Array], jax.Array | None]
 def one_step(state: list[jax.Array], at: Piece) -> list[jax.Array]:
     """The state behind a step, or behind a piece of them."""
     factors, constants, resets = at
-    product = times if resets is None else _times_where_any
-    moved = product(factors, without(resets, state))
+    given = without(resets, state)
+    moved = [functools.reduce(jnp.add, map(_moved, row, given)) for row in factors]
     return plus([m.astype(b.dtype) for m, b in zip(moved, constants, strict=True)], constants)
 
 

@@ -40,12 +40,8 @@ def solved_states(
         ]
         return steps.end(begun, jax.tree.unflatten(tree, new), new[0], each, None)[0]
 
-    resets = each.resets
-    if resets is None and each.valid is not None:
-        # With marks, zero times a NaN of a step that no loss reads is zero.
-        resets = jnp.zeros_like(each.valid)
     nothing = jax.tree.map(lambda s: jnp.zeros((num_steps, *s.shape), s.dtype), carry)
-    states, first, ends = solved(*affine(step, nothing), start, resets)
+    states, first, ends = solved(*affine(step, nothing), start, each.resets)
     if cell.output is not None:
         ys = getattr(jax.tree.unflatten(tree, states), cell.output)
         ys = ys if cell.dtype is None else ys.astype(cell.dtype)
