@@ -61,9 +61,7 @@ def stored_in(folder: Path) -> dict[str, Any]:
         with contextlib.suppress(CheckpointError):
             saved = last_checkpoint(folder)
         if saved is None:
-            raise CheckpointError(
-                f"{damaged}; nor is there a checkpoint; begin a new run"
-            ) from None
+            raise CheckpointError(f"{damaged}; no checkpoint has its options either") from None
         warnings.warn(f"{damaged}; the options are those of step {saved.step}", stacklevel=1)
         return saved.about["config"]
 

@@ -46,7 +46,9 @@ def check_ranges(options: Any) -> None:
                     needed = f"be at least {least} and at most {below - 1}"
                 elif not value < least:
                     needed = f"be a number from {least:g} up to, but not including, {below:g}"
-                raise InvalidInputError(f"{option(name)} must {needed}, but is {value}")
+                raise InvalidInputError(
+                    f"{option(name)} must {needed}, but is {value}; choose another number"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,11 +89,12 @@ class Text:
         if not 0 <= self.forget <= 1 or (self.forget and not self.carry_state):
             raise InvalidInputError(
                 f"--forget must be a chance from 0 to 1, and goes with --carry-state, but is "
-                f"{self.forget}{'' if self.carry_state else ' without it'}"
+                f"{self.forget}{'' if self.carry_state else ' without it'}; change one of them"
             )
         if self.validation + self.test >= 1:
             raise InvalidInputError(
-                f"--validation {self.validation} and --test {self.test} leave nothing to train on"
+                f"--validation {self.validation} and --test {self.test} leave nothing to train on; "
+                "make one of them smaller"
             )
         if self.carry_state and (self.stride is not None or self.predict == "last"):
             raise InvalidInputError(
@@ -130,8 +133,8 @@ class Architecture:
         check_ranges(self)
         if not self.embedding_size and (self.tied or self.embedding_dropout):
             raise InvalidInputError(
-                "--tied and --embedding-dropout need learned vectors of the characters; set "
-                "--embedding-size"
+                "--tied and --embedding-dropout need learned vectors of the characters, but "
+                "--embedding-size is 0; set it"
             )
         if self.tied and self.embedding_size != self.hidden_size:
             raise InvalidInputError(
@@ -169,9 +172,13 @@ class Optimization:
         """Raise InvalidInputError unless the options fit."""
         check_ranges(self)
         if not self.learning_rate > 0:
-            raise InvalidInputError(f"--learning-rate must be above 0, but is {self.learning_rate}")
+            raise InvalidInputError(
+                f"--learning-rate must be above 0, but is {self.learning_rate}; choose another"
+            )
         if not 0 < self.decay <= 1:
-            raise InvalidInputError(f"--decay must be above 0 and at most 1, but is {self.decay}")
+            raise InvalidInputError(
+                f"--decay must be above 0 and at most 1, but is {self.decay}; choose another"
+            )
         if self.weight_decay and self.optimizer != "adamw":
             raise InvalidInputError(
                 f"--weight-decay is of AdamW, but --optimizer is {self.optimizer}; set "
@@ -236,11 +243,13 @@ class Train:
         self.optimization.check()
         check_ranges(self)
         if self.epochs is None and self.steps is None:
-            raise InvalidInputError("nothing says how long the run is; give --epochs or --steps")
+            raise InvalidInputError(
+                "--epochs or --steps must say how long the run is, but neither does; give one"
+            )
         if self.mesh is not None and not re.fullmatch(r"auto|[1-9]\d*(x[1-9]\d*)?", self.mesh):
             raise InvalidInputError(
                 f'--mesh must be a number of devices (8), two of them (4x2), or "auto", but is '
-                f"{self.mesh!r}"
+                f"{self.mesh!r}; choose one of these"
             )
         if self.tensorboard and not importlib.util.find_spec("tensorboardX"):
             raise InvalidInputError(

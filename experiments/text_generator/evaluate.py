@@ -56,7 +56,7 @@ class Evaluate:
 def writable(name: str, path: Path) -> None:
     """Raise unless a file can be made at ``path``, which the option of this name gave."""
     if path.is_dir():
-        raise InvalidInputError(f"{name} should name a file, but {path} is a folder")
+        raise InvalidInputError(f"{name} should name a file, but {path} is a folder; add a name")
     if not path.parent.is_dir():
         raise InvalidInputError(
             f"{name} should name a file in a folder that exists, but {path.parent} does not; make "

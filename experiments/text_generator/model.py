@@ -175,7 +175,7 @@ def surprise(model: CharacterModel, params: Any, ids: np.ndarray, *, rows: int =
     count = len(ids) - 1
     if count < 1:
         raise InvalidInputError(
-            f"a text to be predicted needs at least 2 characters, but has {len(ids)}"
+            f"a text to be predicted needs at least 2 characters, but has {len(ids)}; take more"
         )
     rows = max(1, min(rows, count // (4 * _WARM_UP)))
     length = -(-count // rows)

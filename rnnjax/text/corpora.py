@@ -96,7 +96,8 @@ def _decode(data: bytes, origin: str, encoding: str = "utf-8") -> str:
         text = data.decode(encoding).removeprefix("\ufeff")
     except LookupError:
         raise CorpusError(
-            f"encoding must be one that Python knows, such as utf-8 or cp1252, but is {encoding!r}"
+            "encoding must be one that Python knows, such as utf-8 or cp1252, but is "
+            f"{encoding!r}; check the spelling"
         ) from None
     except UnicodeDecodeError as error:
         raise CorpusError(

@@ -72,24 +72,24 @@ class Sampling:
         if not 0 <= self.temperature <= _LARGEST:
             raise InvalidInputError(
                 f"temperature must be a number from 0 (always the most probable character) up, "
-                f"usually at most 2, but is {self.temperature}"
+                f"usually at most 2, but is {self.temperature}; choose another"
             )
         for name, least in (("top_k", 0), ("penalty_window", 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
                 raise InvalidInputError(
                     f"{name} must be a whole number of characters, at least {least}, but is "
-                    f"{value!r}"
+                    f"{value!r}; choose another"
                 )
         if not 0 < self.top_p <= 1:
             raise InvalidInputError(
                 f"top_p must be a share of the probability above 0 and at most 1 (all characters), "
-                f"but is {self.top_p}"
+                f"but is {self.top_p}; choose another"
             )
         if not _TINY <= self.repetition_penalty <= _LARGEST:
             raise InvalidInputError(
                 f"repetition_penalty must be a number above 0, where 1 is no penalty, that float32 "
-                f"can hold, but is {self.repetition_penalty}"
+                f"can hold, but is {self.repetition_penalty}; choose another"
             )
 
     def filter(self, logits: jax.Array, recent: jax.Array | None = None) -> jax.Array:
@@ -256,7 +256,7 @@ def begin(
         if known.ndim == 0 or known.shape[1:] != tokens.shape:
             raise InvalidInputError(
                 f"history must be (n, *batch) with the batch {tokens.shape} of tokens, but its "
-                f"shape is {known.shape}"
+                f"shape is {known.shape}; put time first"
             )
     if window:
         known = known[max(0, len(known) - window) :]
@@ -274,7 +274,8 @@ def _row_keys(key: jax.Array, batch: tuple[int, ...]) -> jax.Array:
         return key
     if key.shape:
         raise InvalidInputError(
-            f"key must be one key, or one for each row, {batch}, but their shape is {key.shape}"
+            f"key must be one key, or one for each row, {batch}, but their shape is {key.shape}; "
+            "split one by jax.random.split"
         )
     rows = jnp.arange(math.prod(batch))
     return jax.vmap(jax.random.fold_in, (None, 0))(key, rows).reshape(batch)
@@ -337,7 +338,9 @@ def _keep_largest(logits: jax.Array, enough: Callable[[jax.Array], jax.Array]) -
 def check_length(name: str, length: int) -> None:
     """Raise unless at least one character is to be drawn."""
     if length < 1:
-        raise InvalidInputError(f"{name} must be at least 1 character, but is {length}")
+        raise InvalidInputError(
+            f"{name} must be at least 1 character, but is {length}; ask for one"
+        )
 
 
 def check_drawn(drawn: npt.NDArray[np.int32], before: int = 0, where: str = "") -> None:

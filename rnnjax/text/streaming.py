@@ -84,7 +84,7 @@ def stream(
     if jnp.ndim(tokens) != 1:
         raise InvalidInputError(
             f"tokens of a stream must be (batch,), one character of each text, but their shape is "
-            f"{jnp.shape(tokens)}"
+            f"{jnp.shape(tokens)}; of one text pass tokens[None]"
         )
     ends = [as_ids(stop) for stop in stops]
     if any(len(stop) == 0 for stop in ends):
@@ -230,13 +230,15 @@ def read(
     """
     ids = np.asarray(ids)
     if ids.ndim != 2:
-        raise InvalidInputError(f"ids must be (time, batch), but their shape is {ids.shape}")
+        raise InvalidInputError(
+            f"ids must be (time, batch), but their shape is {ids.shape}; one text is ids[:, None]"
+        )
     time, batch = ids.shape
     lengths = np.full(batch, time) if lengths is None else np.asarray(lengths)
     if lengths.shape != (batch,) or ((lengths < 0) | (lengths > time)).any():
         raise InvalidInputError(
             f"lengths must be ({batch},) numbers from 0 to {time}, the steps of each row, but are "
-            f"{lengths.tolist()}"
+            f"{lengths.tolist()}; count them again"
         )
     if not lengths.any():
         return carry

@@ -65,10 +65,12 @@ def minibatches(arrays: Any, batch_size: int, *, seed: int = 0, axis: int = 0) -
     rows = sorted({np.shape(leaf)[axis] if np.ndim(leaf) > axis else 0 for leaf in leaves})
     for name, value in (("batch_size", batch_size), ("axis", axis), ("seed", seed)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise InvalidInputError(f"{name} must be a whole number from 0 up, but is {value!r}")
+            raise InvalidInputError(
+                f"{name} must be a whole number from 0 up, but is {value!r}; pass such a number"
+            )
     if len(rows) != 1 or not 1 <= batch_size <= rows[0]:
         raise InvalidInputError(
             f"arrays must have the same number of rows along axis {axis}, at least a batch of "
-            f"{batch_size}, but have {rows}"
+            f"{batch_size}, but have {rows}; make them as long, or the batch smaller"
         )
     return Minibatches(arrays, batch_size, seed, axis)

@@ -169,7 +169,8 @@ class Checkpoints:
                 raise self._none()
             if step not in steps:
                 raise CheckpointError(
-                    f"there is no checkpoint of step {step} in {self.directory}; there are {steps}"
+                    f"there is no checkpoint of step {step} in {self.directory}; there are "
+                    f"{steps}; take one of these"
                 )
             return self._verified(step)
 
@@ -210,7 +211,8 @@ class Checkpoints:
             shutil.rmtree(new, ignore_errors=True)
             raise CheckpointError(
                 f"the checkpoint of step {step} could not be written to {self.directory} "
-                f"({_first_line(error)}); the checkpoints before it are untouched"
+                f"({_first_line(error)}); the checkpoints before it are untouched; see to "
+                "it, and go on from them"
             ) from error
         self._delete()
 

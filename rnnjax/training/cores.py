@@ -44,7 +44,9 @@ def use_cores(number: int | None = None) -> int:
             jax.config.update("jax_num_cpu_devices", cores)
         return _cpus()
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-        raise InvalidInputError(f"number must be a whole number from 1 up, but is {number!r}")
+        raise InvalidInputError(
+            f"number must be a whole number from 1 up, but is {number!r}; left out, it is all"
+        )
     try:
         jax.config.update("jax_num_cpu_devices", number)
     except RuntimeError as error:
@@ -113,13 +115,14 @@ def over_cores(
     ):
         raise InvalidInputError(
             "rows must have for each argument the axis of its rows, or None for one that is whole, "
-            f"and not all None, but is {rows!r}"
+            f"and not all None, but is {rows!r}; pass (None, 1), say"
         )
     if devices is not None and (
         isinstance(devices, bool) or not isinstance(devices, int) or devices < 1
     ):
         raise InvalidInputError(
-            f"devices must be a whole number from 1 up, or None, but is {devices!r}"
+            f"devices must be a whole number from 1 up, or None, but is {devices!r}; pass one "
+            "of these"
         )
     compiled = jax.jit(function, donate_argnums=donate_argnums)
 
@@ -160,7 +163,7 @@ def _rows_of(args: tuple[Any, ...], rows: tuple[int | None, ...]) -> int:
     if len(found) != 1 or 0 in found:
         raise InvalidInputError(
             f"the arguments must have the same number of rows along the axes {rows}, but have "
-            f"{sorted(found)}"
+            f"{sorted(found)}; make them as long"
         )
     return int(found.pop())
 

@@ -103,7 +103,7 @@ def as_json(name: str, value: Mapping[str, Any], *, finite: bool = False) -> dic
         plain: dict[str, Any] = json.loads(json.dumps(value, allow_nan=not finite))
     except (TypeError, ValueError) as error:
         raise InvalidInputError(
-            f"{name} must be JSON (numbers, texts, lists, dicts), but: {error}"
+            f"{name} must be JSON (numbers, texts, lists, dicts), but: {error}; convert it"
         ) from error
     return plain
 

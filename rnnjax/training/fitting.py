@@ -145,10 +145,12 @@ def fit(
     ):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise InvalidInputError(
-                f"{name} must be a whole number of at least {least}, but is {value!r}"
+                f"{name} must be a whole number of at least {least}, but is {value!r}; pass another"
             )
     if not jnp.issubdtype(getattr(key, "dtype", jnp.int32), jax.dtypes.prng_key):
-        raise InvalidInputError(f"key must be made by jax.random.key(seed), but is {key!r}")
+        raise InvalidInputError(
+            f"key must be made by jax.random.key, but is {key!r}; pass jax.random.key(0), say"
+        )
     if patience and evaluate is None:
         raise InvalidInputError(
             f"patience {patience} waits for a better validation loss, but there is no evaluate to "
@@ -400,7 +402,7 @@ class _Run:
             if not isinstance(found, Mapping) or "validation_loss" not in found:
                 raise InvalidInputError(
                     "evaluate must return a dict of measures, with 'validation_loss' among them, "
-                    f"but returned {found!r}"
+                    f"but returned {found!r}; give it that name"
                 )
             if taken := sorted(_OF_FIT & found.keys()):
                 raise InvalidInputError(
@@ -409,7 +411,9 @@ class _Run:
             try:
                 return {name: float(value) for name, value in found.items()}
             except (TypeError, ValueError) as error:
-                raise InvalidInputError(f"evaluate must return numbers, but: {error}") from error
+                raise InvalidInputError(
+                    f"evaluate must return numbers, but: {error}; convert them by float"
+                ) from error
 
         measured = together(measure)
         return from_first(lambda: measured)
@@ -475,7 +479,7 @@ def _length(data: Any) -> int:
     if len(lengths) != 1 or lengths & {(), (0,)}:
         raise InvalidInputError(
             "batches must be arrays with a first axis of steps, as long in all of them, and not "
-            f"empty, but their first axes are {sorted(lengths)}"
+            f"empty, but their first axes are {sorted(lengths)}; make them as long"
         )
     return lengths.pop()[0]
 

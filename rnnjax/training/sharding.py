@@ -127,7 +127,8 @@ class Sharding:
         devices = jax.devices()
         if hidden < 1 or (data is not None and data < 1):
             raise InvalidInputError(
-                f"a mesh needs at least 1 device along each axis, but {data} x {hidden} came"
+                f"a mesh needs at least 1 device along each axis, but {data} x {hidden} came; "
+                "take 1 or more"
             )
         if data is None:
             if len(devices) % hidden:

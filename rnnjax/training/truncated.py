@@ -61,7 +61,7 @@ def windows(
     if not (isinstance(k1, int) and isinstance(k2, int) and 1 <= k1 <= k2):
         raise InvalidInputError(
             f"k1 and k2 must be steps with 1 <= k1 <= k2, but are {k1} and {k2}: the gradient "
-            "flows through k2 steps at every k1 steps"
+            "flows through k2 steps at every k1 steps; choose such numbers"
         )
     if any(jnp.ndim(leaf) < 2 for leaf in jax.tree.leaves(targets)):
         raise InvalidInputError(
@@ -77,7 +77,7 @@ def windows(
     if len(lengths) != 1:
         raise InvalidInputError(
             f"inputs, targets and mask must have the same number of steps, but have "
-            f"{sorted(lengths)}; time is their first axis"
+            f"{sorted(lengths)}; time is their first axis: cut them alike"
         )
     (length,) = lengths
     if length < k2:
