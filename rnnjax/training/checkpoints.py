@@ -312,11 +312,11 @@ class Checkpoints:
     def _restore(self, step: int, arrays: dict[str, Any], like: TrainState) -> TrainState:
         target = jax.eval_shape(_as_plain, like)
         self._check_same_model(step, arrays, target)
-        leaves: list[Any] = []
+        # As arrays of NumPy, over however many devices of whatever kind they were saved from.
+        empty = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), target)
+        leaves, structure = jax.tree.flatten(empty)
 
         def read() -> None:
-            # As arrays of NumPy, over however many devices of whatever kind they were saved from.
-            empty = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), target)
             args = ocp.args.StandardRestore(_storable(empty))
             try:
                 with _checkpointer() as orbax:
@@ -332,13 +332,15 @@ class Checkpoints:
             for path, entry in _describe(tree).items():
                 if entry != arrays[path]:
                     raise self._damaged(step, f"the checksum of {path} is wrong")
-            leaves.extend(jax.tree.leaves(tree))
+            leaves[:] = jax.tree.leaves(tree)
 
         from_first(read)
         if self.sharding is not None:
             data = bytes_from_first(b"".join(leaf.tobytes() for leaf in leaves))
-            leaves = _cut(data, jax.tree.leaves(target))
-        state = _from_plain([jnp.asarray(leaf) for leaf in leaves], like)
+            ends = np.cumsum([leaf.nbytes for leaf in leaves])[:-1]
+            parts = zip(np.split(np.frombuffer(data, np.uint8), ends), leaves, strict=True)
+            leaves = [part.view(leaf.dtype).reshape(leaf.shape) for part, leaf in parts]
+        state = jax.tree.map(_like, TrainState(**jax.tree.unflatten(structure, leaves)), like)
         return state if self.sharding is None else self.sharding.put_state(state)
 
     def _check_same_model(self, step: int, arrays: dict[str, Any], target: Any) -> None:
@@ -373,24 +375,19 @@ def _checkpointer() -> ocp.Checkpointer:
 
 def _as_plain(state: TrainState) -> dict[str, Any]:
     """The state as a dict; orbax stores the bits of random keys, not their type."""
-    tree = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
-    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, tree)
+    plain: dict[str, Any] = jax.tree.map(
+        lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, vars(state)
+    )
+    return plain
 
 
-def _from_plain(leaves: list[Any], like: TrainState) -> TrainState:
-    """The state of the leaves of `_as_plain`, with keys of the kinds of another."""
-    kinds: list[Any] = []
-
-    def look(state: TrainState) -> None:
-        leaves = jax.tree.leaves(vars(state))
-        kinds.extend(jax.random.key_impl(leaf) if _is_key(leaf) else None for leaf in leaves)
-
-    jax.eval_shape(look, like)
-    wrapped = [
-        leaf if kind is None else jax.random.wrap_key_data(leaf, impl=kind)
-        for leaf, kind in zip(leaves, kinds, strict=True)
-    ]
-    return TrainState(**jax.tree.unflatten(jax.tree.structure(vars(like)), wrapped))
+def _like(leaf: np.ndarray, like: Any) -> jax.Array:
+    """An array of `_as_plain` as JAX's, or as keys of the kind of those in its place."""
+    if not _is_key(like):
+        return jnp.asarray(leaf)
+    # Those may be abstract, of which JAX does not tell the kind.
+    kind = jax.random.key_impl(jnp.empty(0, like.dtype))
+    return jax.random.wrap_key_data(jnp.asarray(leaf), impl=kind)
 
 
 def _storable(tree: Any) -> Any:
@@ -400,14 +397,6 @@ def _storable(tree: Any) -> Any:
 
 def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _cut(data: bytes | memoryview, like: list[Any]) -> list[np.ndarray]:
-    """Bytes as arrays, one after the other; none is copied."""
-    data = memoryview(data)
-    ends = np.cumsum([math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in like])
-    pieces = zip([0, *ends], ends, like, strict=False)
-    return [np.frombuffer(data[a:b], x.dtype).reshape(x.shape) for a, b, x in pieces]
 
 
 def _by_loss(losses: dict[int, float]) -> list[int]:
