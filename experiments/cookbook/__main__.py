@@ -14,8 +14,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from experiments import folders, runs
+from experiments import runs
 from rnnjax.errors import InvalidInputError
+from rnnjax.training.files import new_folder
 
 PROGRAMS = sorted(
     path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("__")
@@ -41,7 +42,7 @@ def main() -> int:
         raise InvalidInputError(
             f"there is no program {', '.join(unknown)}; there are {', '.join(PROGRAMS)}"
         )
-    folder = folders.create("cookbook", config.run_dir)
+    folder = new_folder("cookbook", config.run_dir)
     failed = []
     results = []
     names = list(dict.fromkeys(config.programs)) or PROGRAMS

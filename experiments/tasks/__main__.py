@@ -20,12 +20,13 @@ import numpy as np
 import optax
 
 import rnnjax
-from experiments import folders, runs
+from experiments import runs
 from experiments.cookbook.common import plots
 from experiments.cookbook.common.report import Report
 from experiments.tasks import data
 from rnnjax.errors import InvalidInputError
 from rnnjax.training import Silent, fit
+from rnnjax.training.files import new_folder
 
 
 def _behind_convolution(cell: Any) -> Callable[[int], rnnjax.Cell]:
@@ -217,7 +218,7 @@ def run(config: Config) -> int:
             )
     if config.seeds < 1:
         raise InvalidInputError(f"--seeds must be at least 1, but is {config.seeds}")
-    folder = folders.create("tasks", config.run_dir)
+    folder = new_folder("tasks", config.run_dir)
     report = Report("tasks", "share of right answers", folder, 3)
     scores: dict[str, dict[str, list[float]]] = {}
     by_length: dict[str, list[float]] = {}

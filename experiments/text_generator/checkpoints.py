@@ -1,6 +1,7 @@
 """The folder of a run: begun, opened to go on, read; and how a run lies over devices."""
 
 import contextlib
+import datetime
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,13 +9,12 @@ from typing import Any
 
 import jax
 
-from experiments.folders import create, write
 from experiments.text_generator.config import FREE, Train, flat, option
 from experiments.text_generator.data import Data
 from rnnjax.errors import CheckpointError, InvalidInputError
 from rnnjax.text.vocabulary import Vocabulary
 from rnnjax.training.checkpoints import Checkpoints, Saved
-from rnnjax.training.files import locked, read_sealed
+from rnnjax.training.files import locked, new_folder, read_sealed, write_sealed
 from rnnjax.training.processes import agreed_signal, from_first
 from rnnjax.training.sharding import Sharding, cores_for
 
@@ -26,14 +26,20 @@ def open_folder(config: Train, data: Data, stack: contextlib.ExitStack) -> Path:
 
     def begin() -> str:
         resumed = config.run_dir if config.resume else None
-        folder = resumed or create(PROGRAM, config.run_dir)
+        folder = resumed or new_folder(PROGRAM, config.run_dir)
         stack.enter_context(locked(folder))
         if config.resume:
             require_same_run(config, data, folder)
-        write(folder, described(config, data))
+        write_about(folder, described(config, data))
         return str(folder)
 
     return Path(from_first(begin))
+
+
+def write_about(folder: Path, about: dict[str, Any]) -> None:
+    """Write ``run.json``: what a run is, and when it began, or went on, last."""
+    now = datetime.datetime.now(datetime.UTC).isoformat()
+    write_sealed(folder / "run.json", {**about, "began": now})
 
 
 def described(config: Train, data: Data) -> dict[str, Any]:

@@ -124,9 +124,8 @@ def _without_licence(text: str, source: str | os.PathLike[str]) -> str:
 
 
 def _cached_download(name: str, url: str, cache_dir: Path | None) -> str:
-    said = os.environ.get("RNNJAX_CACHE")
-    folder = cache_dir or (Path(said).expanduser() if said else _import_pooch().os_cache("rnnjax"))
-    folder = Path(folder)
+    asked = cache_dir or os.environ.get("RNNJAX_CACHE")
+    folder = Path(asked or _import_pooch().os_cache("rnnjax")).expanduser()
     path, checksum = folder / name, folder / f"{name}.sha256"
     if os.path.exists(path):
         return _decode(_read_verified(path, checksum), str(path))

@@ -90,10 +90,8 @@ class Progress:
             self._width = 0
 
     def _show(self, what: str, *, now: bool = False) -> None:
-        since = time.monotonic() - self._shown
-        if since < (_SECONDS_TERMINAL if self._terminal else _SECONDS_LOG) and not (
-            now and self._terminal
-        ):
+        wait = (0 if now else _SECONDS_TERMINAL) if self._terminal else _SECONDS_LOG
+        if time.monotonic() - self._shown < wait:
             return
         self._shown = time.monotonic()
         line = f"{what}: step {self.step:,} of {self.total:,}"

@@ -179,8 +179,8 @@ def make_train_steps(
 def _check_returned(returned: Any, carry: Any) -> None:
     """Raise unless a loss function returned what a `LossFunction` returns."""
 
-    def of(tree: Any) -> list[tuple[Any, Any]]:
-        return [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in jax.tree.leaves(tree)]
+    def of(tree: Any) -> Any:
+        return jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", tree)
 
     try:
         loss, (after, metrics) = returned
@@ -195,8 +195,7 @@ def _check_returned(returned: Any, carry: Any) -> None:
             f"loss_fn must return a scalar loss, but it is {jnp.result_type(loss)} of shape "
             f"{shape}; take the mean over the batch"
         )
-    trees: Any = (jax.tree.structure(after), jax.tree.structure(carry))
-    if trees[0] != trees[1] or of(after) != of(carry):
+    if jax.tree.flatten(of(after)) != jax.tree.flatten(of(carry)):
         raise InvalidInputError(
             f"loss_fn must return a carry like the one that it is given, {of(carry)}, but returned "
             f"{of(after)}; cast it by astype, or begin with another"

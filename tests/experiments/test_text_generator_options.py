@@ -13,9 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import folders
 from experiments.text_generator.__main__ import settled
-from experiments.text_generator.checkpoints import in_options, require_unchanged
+from experiments.text_generator.checkpoints import in_options, require_unchanged, write_about
 from experiments.text_generator.config import Optimization, Text, Train
 from experiments.text_generator.data import Data
 from experiments.text_generator.model import surprise
@@ -23,7 +22,7 @@ from experiments.text_generator.presets import load_preset
 from experiments.text_generator.train import learning_rate, make_optimizer, run_training
 from experiments.text_generator.trained import Trained, existing
 from rnnjax import InvalidInputError
-from rnnjax.training.files import read_sealed
+from rnnjax.training.files import new_folder, read_sealed
 from rnnjax.training.sharding import Sharding
 
 TINY = ["--layers", "1", "--hidden-size", "4", "--batch-size", "4", "--seq-length", "10",
@@ -308,7 +307,7 @@ def test_the_newest_run_is_the_one_that_went_on_last(tmp_path, monkeypatch):
     for name in ("zebra", "20260101", "middle", "zebra"):
         folder = tmp_path / "runs" / "program" / name
         folder.mkdir(parents=True, exist_ok=True)
-        folders.write(folder, {})
+        write_about(folder, {})
     os.utime(tmp_path / "runs" / "program" / "middle" / "run.json", (2e9, 2e9))
     assert existing("program", None).name == "zebra"
 
@@ -316,7 +315,7 @@ def test_the_newest_run_is_the_one_that_went_on_last(tmp_path, monkeypatch):
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InvalidInputError, match="cannot be made"):
-        folders.create("program", tmp_path / "file" / "run")
+        new_folder("program", tmp_path / "file" / "run")
 
 
 @pytest.mark.parametrize("content", ['{"config": 3}', "", "[]", "no JSON"])

@@ -520,6 +520,8 @@ def test_keys_of_any_kind_come_back(tmp_path, impl):
         ({"loss_fn": lambda p, b, k: p}, "must return a scalar loss"),
         ({"loss_fn": lambda p, c, b, k: p.sum(), "carry": ()}, "must return \\(loss, \\(carry"),
         ({"loss_fn": lambda p, c, b, k: (p.sum(), (1, {})), "carry": ()}, "a carry like the one"),
+        ({"loss_fn": lambda p, c, b, k: (p.sum(), ((*c,), {})), "carry": [jnp.ones(2)]},
+         r"given, \['float32\[2\]'\], but returned \('float32\[2\]',\)"),
         ({"loss_fn": lambda p, c, b, k: (p.sum(), ((), {"loss": 1})), "carry": ()}, "rename them"),
         ({"loss_fn": lambda p, c, b, k: (p.sum(), ((), {"step": 1})), "carry": ()}, "rename them"),
         ({"batches": [np.ones(2), np.ones(2)]}, "a list came; stack"),
@@ -528,7 +530,7 @@ def test_keys_of_any_kind_come_back(tmp_path, impl):
         ({"config": {"rate": float("nan")}}, "config must be JSON"),
         ({"config": {"cell": object()}}, "config must be JSON"),
     ],
-)
+)  # fmt: skip
 def test_what_a_program_gets_wrong_is_one_sentence(tmp_path, change, message):
     given = {"loss_fn": lambda p, b, k: p.sum(), "batches": np.ones((2, 2), np.float32),
              "key": jax.random.key(0), "run_dir": tmp_path / "run", **change}  # fmt: skip

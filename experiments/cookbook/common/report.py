@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments import folders
 from rnnjax.errors import InvalidInputError
-from rnnjax.training.files import write_json
+from rnnjax.training.files import new_folder, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +84,7 @@ class Report:
                 raise InvalidInputError(
                     f"--{field.name.replace('_', '-')} must be at least {least}, but is {value}"
                 )
-        return cls(program, measure, folders.create(f"cookbook/{program}", config.run_dir), digits)
+        return cls(program, measure, new_folder(f"cookbook/{program}", config.run_dir), digits)
 
     def add(self, name: str, score: float | Sequence[float], source: str = "here") -> None:
         """A line of the table."""
