@@ -9,7 +9,7 @@ import pytest
 from rnnjax import errors
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("experiments", "experiments/text_generator", "rnnjax/text", "rnnjax/training")
+FOLDERS = ("experiments/text_generator", "rnnjax/text", "rnnjax/training")
 
 
 def sentences(path: Path) -> Iterator[str]:

@@ -40,11 +40,12 @@ class Fit:
     """What came out of `fit`.
 
     Attributes:
-        params: those with the lowest validation loss; without one, the last.
+        params: those with the lowest validation loss; the last where there is none, or where a
+            signal stopped the run.
         state: the last state, from which the run would go on.
         history: an entry for each epoch: ``step``, ``epoch``, the means of the loss and the other
             metrics over its steps, what ``evaluate`` measured, ``steps_per_second``.
-        best: the entry of ``params``, or None before the end of the first epoch.
+        best: the entry with the lowest validation loss, or else the last; None before there is one.
         stopped_by: the number of the signal that stopped the run early, or None.
     """
 
@@ -175,8 +176,9 @@ def fit(
             state = run.restore(state, free)
             stack.enter_context(run.stop)
         done, best, data, history = int(state.step), None, None, run.history
+        read = batches if callable(batches) else lambda _: batches
         if not run.steps:
-            data = batches(0) if callable(batches) else batches
+            data = read(0)
             run.steps = _length(data)
         steps, total = run.steps, epochs * run.steps
         shown.start(done, total)
@@ -186,7 +188,7 @@ def fit(
             epoch, first = divmod(done, steps)
             shown.doing("reading")
             if data is None or epoch:
-                data = batches(epoch) if callable(batches) else batches
+                data = read(epoch)
             if _length(data) != steps:
                 raise InvalidInputError(
                     f"every epoch must have as many steps as the first, {steps}, but epoch "
