@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rnnjax.cells.arguments import is_integer
 from rnnjax.errors import InvalidInputError
 from rnnjax.training.sharding import Sharding, cores_for
 
@@ -64,7 +65,7 @@ def minibatches(arrays: Any, batch_size: int, *, seed: int = 0, axis: int = 0) -
     leaves = jax.tree.leaves(arrays)
     rows = sorted({np.shape(leaf)[axis] if np.ndim(leaf) > axis else 0 for leaf in leaves})
     for name, value in (("batch_size", batch_size), ("axis", axis), ("seed", seed)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        if not is_integer(value) or value < 0:
             raise InvalidInputError(
                 f"{name} must be a whole number from 0 up, but is {value!r}; pass such a number"
             )

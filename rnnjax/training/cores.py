@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from rnnjax.cells.arguments import is_integer
 from rnnjax.errors import InvalidInputError
 from rnnjax.training.sharding import cores_for
 
@@ -43,12 +44,12 @@ def use_cores(number: int | None = None) -> int:
         with contextlib.suppress(RuntimeError):  # it has begun
             jax.config.update("jax_num_cpu_devices", cores)
         return _cpus()
-    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+    if not is_integer(number) or number < 1:
         raise InvalidInputError(
             f"number must be a whole number from 1 up, but is {number!r}; left out, it is all"
         )
     try:
-        jax.config.update("jax_num_cpu_devices", number)
+        jax.config.update("jax_num_cpu_devices", int(number))
     except RuntimeError as error:
         there = _cpus()
         if there != number:
@@ -109,17 +110,13 @@ def over_cores(
     ((8, 4), (3, 16))
     """
     rows = tuple(rows)
-    if not any(axis is not None for axis in rows) or not all(
-        axis is None or (isinstance(axis, int) and not isinstance(axis, bool) and axis >= 0)
-        for axis in rows
-    ):
+    axes = [axis for axis in rows if axis is not None]
+    if not axes or not all(is_integer(axis) and axis >= 0 for axis in axes):
         raise InvalidInputError(
             "rows must have for each argument the axis of its rows, or None for one that is whole, "
             f"and not all None, but is {rows!r}; pass (None, 1), say"
         )
-    if devices is not None and (
-        isinstance(devices, bool) or not isinstance(devices, int) or devices < 1
-    ):
+    if devices is not None and (not is_integer(devices) or devices < 1):
         raise InvalidInputError(
             f"devices must be a whole number from 1 up, or None, but is {devices!r}; pass one "
             "of these"

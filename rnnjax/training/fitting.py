@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from rnnjax.cells.arguments import is_integer
 from rnnjax.errors import CheckpointError, InvalidInputError, NonFiniteError
 from rnnjax.training.checkpoints import Checkpoints
 from rnnjax.training.files import Records, as_json, locked, write_json
@@ -144,7 +145,7 @@ def fit(
         ("skip_nonfinite", skip_nonfinite, 0),
         ("steps_per_dispatch", 1 if steps_per_dispatch is None else steps_per_dispatch, 1),
     ):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        if not is_integer(value) or value < least:
             raise InvalidInputError(
                 f"{name} must be a whole number of at least {least}, but is {value!r}; pass another"
             )
