@@ -376,6 +376,54 @@ def spelled(tree: Any) -> str:
     return str(shapes).replace("[", "(").replace("]", ")").replace(",)", ")")
 
 
+def shared_outside(x: Any) -> Any:
+    """Layers of a model that the model around it calls too, behind it and before."""
+    dense, lstm = layers.Dense(2, name="dense"), layers.LSTM(2, return_sequences=True, name="lstm")
+    a = keras.Input((TIME, 2))
+    inner = keras.Model(a, lstm(dense(a)), name="inner")
+    return lstm(layers.Add()([inner(dense(x)), dense(dense(x))]))
+
+
+def shared_inside(x: Any) -> Any:
+    """A layer of two models, and a model that is called in another one and beside it."""
+    dense, drop = layers.Dense(2, activation="tanh", name="both"), layers.Dropout(0.5, name="drop")
+    a, b, c = (keras.Input((TIME, 2)) for _ in range(3))
+    one = keras.Model(a, dense(layers.GRU(2, return_sequences=True)(a)), name="one")
+    two = keras.Model(b, drop(dense(b)), name="two")
+    three = keras.Model(c, two(layers.Dense(2)(one(c))), name="three")
+    return drop(layers.Add()([three(x), one(x), two(x)]))
+
+
+@pytest.mark.parametrize("build", [shared_outside, shared_inside])
+def test_a_layer_of_several_models(build: Callable[[Any], Any], tmp_path: Path) -> None:
+    """It has one set of weights, which a file has at one of its places; Keras cannot read that."""
+    x = keras.Input((TIME, 2), name="x")
+    model = keras.Model(x, build(x))
+    model.save(tmp_path / "model.keras")
+    ours = interop.load(model)
+    assert check(model, ours) < 1e-5
+    count = sum(np.size(leaf) for leaf in jax.tree.leaves(ours.params))
+    assert count == sum(np.size(w) for w in {id(w): w for w in model.weights}.values())
+    read = interop.load(tmp_path / "model.keras")
+    assert check(model, read) < 1e-5
+    assert [*read.params] == [*ours.params]
+    changed = ours.with_params(jax.tree.map(lambda leaf: 1.5 * leaf, ours.params))
+    interop.set_weights(model, changed)
+    assert check(model, changed) < 1e-5
+    interop.save(changed, tmp_path / "ours.keras")
+    assert check(keras.saving.load_model(tmp_path / "ours.keras"), changed) < 1e-5
+
+
+def test_one_of_two_layers_that_are_alike(tmp_path: Path) -> None:
+    """Which of them is meant the file does not say."""
+    a, b, x = (keras.Input((TIME, 2)) for _ in range(3))
+    one, two = (layers.Dense(2, name="dense") for _ in range(2))
+    inner = keras.Model(a, one(a), name="one")(keras.Model(b, two(b), name="two")(x))
+    keras.Model(x, two(inner)).save(tmp_path / "model.keras")
+    with pytest.raises(InteropError, match=r"does not say whether .*dense or .*dense; load"):
+        interop.load(tmp_path / "model.keras")
+
+
 def test_models_that_cannot_be_taken_apart() -> None:
     x = keras.Input((TIME, 2), name="x")
     row = keras.Sequential([keras.Input((TIME, 2)), layers.GRU(2)])

@@ -27,6 +27,7 @@ class Entry:
     name: str  # of the layer
     kind: str  # its class name; behind "ops." that of a function of keras.ops
     config: Mapping[str, Any]  # its options
+    shared: Any = None  # what Keras 3 knows it by, where it has written it before
 
 
 def entry_of(value: Any, where: str) -> Entry:
@@ -62,7 +63,7 @@ def entry_of(value: Any, where: str) -> Entry:
             "here; take the model apart, and load its layers one by one, or if it is a cell call "
             "rnnjax.interop.register"
         )
-    return Entry(name, kind, config)
+    return Entry(name, kind, config, value.get("shared_object_id"))
 
 
 def is_model(kind: str) -> bool:
@@ -143,9 +144,37 @@ def _row(entries: list[Entry]) -> Wiring:
     return _inlined(Wiring(named, ("",), uses, (Ref(names[-1]),)))
 
 
-def wiring_of(kind: str, config: Any) -> Wiring:
-    """The graph of a model; models that are layers of it are the layers that they are made of."""
-    return _finished(_whole(kind, config))
+def wiring_of(kind: str, config: Any, same: Mapping[str, str] | None = None) -> Wiring:
+    """The graph of a model; models that are layers of it are the layers that they are made of.
+
+    ``same`` has, for layers that several of the models share, the one name that they have here.
+    """
+    return _finished(_tied(_whole(kind, config), same or {}))
+
+
+def _tied(whole: Wiring, same: Mapping[str, str]) -> Wiring:
+    """A layer that several models share is one: its uses there follow one another."""
+    first: dict[str, str] = {}
+    moved: dict[str, tuple[str, int]] = {}
+    count = collections.Counter[str]()
+    highest = collections.Counter[str]()
+    for name, number in whole.uses:
+        highest[name] = max(highest[name], number + 1)
+    for name, entry in whole.entries.items():
+        alone = entry.kind == "InputLayer" or entry.name not in same
+        one = name if alone else first.setdefault(same[entry.name], name)
+        moved[name] = one, count[one]
+        count[one] += highest[name]
+
+    def to(ref: Ref) -> Ref:
+        name, before = moved.get(ref.layer, (ref.layer, 0))
+        return Ref(name, ref.use + before, ref.output)
+
+    entries = {name: entry for name, entry in whole.entries.items() if moved[name][0] == name}
+    uses = {to(Ref(*here))[:2]: use.moved(to) for here, use in whole.uses.items()}
+    return dataclasses.replace(
+        whole, entries=entries, uses=uses, outputs=tuple(map(to, whole.outputs))
+    )
 
 
 def _whole(kind: str, config: Any, inside: bool = False) -> Wiring:

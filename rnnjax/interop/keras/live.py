@@ -50,8 +50,10 @@ def _live(source: Any) -> tuple[Network, dict[str, str], dict[str, Any]]:
         forms = {entry.name: kind} if kind in ("RNN", "TimeDistributed") else {}
         return Sequential((layer,)), forms, {entry.name: source}
     kind = "Functional" if "input_layers" in config else "Sequential"
-    network, forms = network_of(wiring_of(kind, config), version)
-    return network, forms, dict(_layers_of(source))
+    live, first = dict(_layers_of(source)), dict[int, str]()
+    same = {name: first.setdefault(id(layer), name) for name, layer in live.items()}
+    network, forms = network_of(wiring_of(kind, config, same), version)
+    return network, forms, live
 
 
 def _layers_of(model: Any, own: str = "") -> Iterator[tuple[str, Any]]:
