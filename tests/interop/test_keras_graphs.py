@@ -138,7 +138,16 @@ def models(x: Any, ids: Any) -> Any:
     return [last, again, layers.GRU(2)(row(row(x)))]
 
 
-GRAPHS = [merges, windows, pools, attention, translation, directions, by_hand, steps, models]
+def parts(x: Any, ids: Any) -> Any:
+    """What stands in brackets behind a tensor, and a softmax over the steps."""
+    ys = layers.LSTM(3, return_sequences=True)(x)
+    weights = layers.Softmax(axis=1)(layers.Dense(1)(ys))
+    each = layers.TimeDistributed(layers.Softmax(axis=(1, 2)))(layers.Reshape((3, 2, 3))(ys))
+    picked = [ys[:, -1], ys[:, 1:5:2, None, ..., 0], ys[..., ::-1], ys[:, :, 1]]
+    return [layers.GRU(2)(ys[:, ::-1]), weights * ys, each, *picked]
+
+
+GRAPHS = [merges, windows, pools, attention, translation, directions, by_hand, steps, models, parts]
 
 
 def model_of(build: Callable[[Any, Any], Any]) -> Any:
@@ -155,7 +164,7 @@ def model_of(build: Callable[[Any, Any], Any]) -> Any:
 
 
 def _reaches(build: Callable[[Any, Any], Any], one: Any) -> bool:
-    return one.name == "x" or build not in (merges, windows, directions, steps)
+    return one.name == "x" or build not in (merges, windows, directions, steps, parts)
 
 
 def inputs_of(model: Any, seed: int = 1) -> list[Any]:
@@ -265,7 +274,7 @@ def test_axes_of_the_source(tmp_path: Path) -> None:
         (lambda x, i: x + np.ones(FEATURES, np.float32), "arguments of layer 'add.*be numbers"),
         (
             lambda x, i: layers.MultiHeadAttention(1, 2)(x, x, attention_mask=x[:, :, :1] > 0),
-            "of class 'ops.GetItem'|attention_mask",
+            "of class 'ops.Greater'|attention_mask",
         ),
         (
             lambda x, i: layers.Attention()([x, x], mask=[None, keras.ops.any(x != 0, axis=-1)]),
@@ -274,6 +283,16 @@ def test_axes_of_the_source(tmp_path: Path) -> None:
         (lambda x, i: layers.Dropout(0.5)(x, training=True), "called with training=True"),
         (lambda x, i: keras.ops.max(x, axis=1, initial=0.0), "initial of layer 'max.*left out"),
         (lambda x, i: x + 10**400, "arguments of layer 'add.*be numbers"),
+        (lambda x, i: x[0], "key of layer 'get_item.*begins with :, which is the batch"),
+        (lambda x, i: x[:, : 2**40], "key of layer 'get_item.*integers and slices of them"),
+        (
+            lambda x, i: layers.TimeDistributed(layers.LSTM(2))(layers.Reshape((3, 2, 2))(x)),
+            "applies a LSTM at each step, .*; load that layer by itself, and map it over the steps",
+        ),
+        (
+            lambda x, i: layers.TimeDistributed(keras.Sequential([layers.Dense(2)]))(x),
+            "applies a Sequential at each step, .*; apply each of its layers in a TimeDistributed",
+        ),
     ],
 )
 def test_what_a_graph_may_not_hold(build: Callable[[Any, Any], Any], says: str) -> None:
@@ -487,6 +506,24 @@ def test_a_damaged_graph(change: Callable[[Any], Any], says: str) -> None:
     change(config["config"]["layers"][1])
     with pytest.raises(InteropError, match=says):
         network_of(wiring_of("Functional", config["config"]), Version())
+
+
+@pytest.mark.parametrize("kind", ["BatchNormalization", "LayerNormalization", "Softmax"])
+def test_an_axis_out_of_range(kind: str) -> None:
+    """Of what a layer was built for its config tells the axes, inside of a TimeDistributed too."""
+    layer = getattr(layers, kind)(axis=1)
+    each = layers.TimeDistributed(layers.BatchNormalization(axis=1))
+    x = keras.Input((TIME, FEATURES))
+    config = json.loads(keras.Model(x, each(layer(x))).to_json())
+    entries = config["config"]["layers"][1:]
+    network_of(wiring_of("Functional", config["config"]), Version())
+    for one, axis in ((entries[0], 3), (entries[0], [1, -4]), (entries[1]["config"]["layer"], 2)):
+        if kind == "Softmax" and one is entries[0]:
+            continue
+        good, one["config"]["axis"] = one["config"]["axis"], axis
+        with pytest.raises(InteropError, match=r"axis of layer .* should be of the [23] axes"):
+            network_of(wiring_of("Functional", config["config"]), Version())
+        one["config"]["axis"] = good
 
 
 def test_queries_without_a_key() -> None:

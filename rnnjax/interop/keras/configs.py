@@ -191,11 +191,21 @@ def _arguments(layer: Operation, takes: list[Any]) -> tuple[list[Any], dict[str,
     """How an operation is called."""
     config = dict(layer.config)
     kwargs = {name: config[name] for name in CALL_OPTIONS if config.get(name)}
+    if "key" in config:
+        return [*takes, [_part(one) for one in config["key"]]], {}
     if layer.kind.startswith("ops.") and not layer.kind.endswith("Concatenate"):
         rest = iter(takes)
         return [next(rest) if a is None else a for a in config["arguments"]], kwargs
     together = OPERATORS[layer.kind].arrays != (1, 1) and layer.kind != "MultiHeadAttention"
     return [takes] if together else takes, kwargs
+
+
+def _part(one: Any) -> Any:
+    """How Keras writes what may stand in brackets."""
+    if isinstance(one, tuple):
+        config = dict(zip(("start", "stop", "step"), one, strict=True))
+        return {"class_name": "__slice__", "config": config}
+    return {"class_name": "__ellipsis__", "config": {}} if one is ... else one
 
 
 def _operation(layer: Operation) -> dict[str, Any]:

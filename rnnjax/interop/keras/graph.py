@@ -28,6 +28,7 @@ class Entry:
     kind: str  # its class name; behind "ops." that of a function of keras.ops
     config: Mapping[str, Any]  # its options
     shared: Any = None  # what Keras 3 knows it by, where it has written it before
+    rank: int | None = None  # of the array that it was built for, where the config says that
 
 
 def entry_of(value: Any, where: str) -> Entry:
@@ -63,7 +64,11 @@ def entry_of(value: Any, where: str) -> Entry:
             "here; take the model apart, and load its layers one by one, or if it is a cell call "
             "rnnjax.interop.register"
         )
-    return Entry(name, kind, config, value.get("shared_object_id"))
+    built = value.get("build_config")
+    shape = built.get("input_shape") if isinstance(built, dict) else None
+    several = not isinstance(shape, list) or any(isinstance(n, list | dict) for n in shape)
+    rank = None if several or shape is None else len(shape)
+    return Entry(name, kind, config, value.get("shared_object_id"), rank)
 
 
 def is_model(kind: str) -> bool:
@@ -388,8 +393,10 @@ def _uses(entry: Entry, name: str, nodes: Any) -> Iterator[Use]:
         found = _Found()
         options: Any = {}
         if isinstance(node, dict):
-            found.look_at(node.get("args"))
-            options = node.get("kwargs") or {}
+            args, options = node.get("args"), node.get("kwargs") or {}
+            if entry.kind == "ops.GetItem" and isinstance(args, list) and len(args) == 2:
+                args, options = args[0], {"key": args[1]}
+            found.look_at(args)
         else:
             for _, ref, more in _tensors(node):
                 found.arguments.append(ref)

@@ -22,6 +22,7 @@ from rnnjax.layers import Dropout as DropoutRate
 
 _LEAST, _LARGEST = -(2**31), 2**31 - 1
 _PADDING = "valid", "same", "causal"
+_WHOLE = (None, None, None)
 _SAME_AXES = {"Activation", "Dropout", "ReLU", "LeakyReLU", "ELU"} | {
     kind for kind, row in OPERATORS.items() if row.arrays != (1, 1) or row.options == ("dtype",)
 } - {"Dot"}  # of (batch, time), where no layer has seen a time
@@ -140,9 +141,12 @@ class Options:
 
     def axis(self, name: str) -> Any:
         """One axis, or several where a layer takes these."""
-        value = self.integers(name, default=-1)
+        value, rank = self.integers(name, default=-1), self.entry.rank
         if isinstance(value, tuple) and "Concatenate" in self.entry.kind:
             self.refuse(name, "an integer", value)
+        axes = value if isinstance(value, tuple) else (value,)
+        if rank is not None and not all(-rank <= axis < rank for axis in axes):
+            self.refuse(name, f"of the {rank} axes of what it was built for", value)
         return value
 
     def arranged(self, name: str) -> tuple[int, ...]:
@@ -154,6 +158,24 @@ class Options:
         if not listed or listed.count(-1) > 1 or not all(n > 0 or n == -1 for n in listed):
             self.refuse(name, "a list of sizes, of which one may be -1", value)
         return listed
+
+    def key(self, name: str) -> tuple[Any, ...]:
+        """What stands in the brackets behind an array: a slice as three, None for a new axis."""
+        value = self.get(name)
+        parts: list[Any] = []
+        for one in value if isinstance(value, list) else [value]:
+            kind = one.get("class_name") if isinstance(one, dict) else None
+            if kind == "__slice__" and isinstance(one.get("config"), dict):
+                part: Any = tuple(one["config"].get(end) for end in ("start", "stop", "step"))
+            else:
+                part = ... if kind == "__ellipsis__" else one
+            for n in part if isinstance(part, tuple) else (part,):
+                if n is not ... and n is not None and not (type(n) is int and abs(n) <= _LARGEST):
+                    self.refuse(name, "integers and slices of them", one)
+            parts.append(part)
+        if parts[:1] not in ([...], [_WHOLE]):
+            self.refuse(name, "one that begins with :, which is the batch", value)
+        return (_WHOLE, *parts) if parts[0] is ... else tuple(parts)
 
     def numbers(self, name: str) -> tuple[Any, ...]:
         """What stands among the arrays of a function of ``keras.ops``, None where one is."""
@@ -552,6 +574,7 @@ _KNOWN: Mapping[str, Callable[[Options, str], Any]] = {
     "score_mode": lambda o, name: o.word(name, "dot", "concat"),
     "dtype": lambda o, name: o.word(name, None, "bool", "int32", "float32"),
     "arguments": Options.numbers,
+    "key": Options.key,
 }
 """The options of an `Operation`, each of its kind, so that they are hashable and no surprise."""
 _NONE: tuple[Any, ...] = (None, False, [], 0)
@@ -565,23 +588,33 @@ _UNUSED: Mapping[str, tuple[Any, ...]] = {
 
 def _time_distributed(name: str, options: Options) -> Layer:
     inner = options.inner("layer")
-    if inner.entry.kind in OPERATORS and OPERATORS[inner.entry.kind].arrays == (1, 1):
-        return dataclasses.replace(_operation(name, inner), each_step=True)
-    if inner.entry.kind not in _AT_EACH_STEP:
+    kind = inner.entry.kind
+    if kind not in _AT_EACH_STEP:
+        help = "load that layer by itself, and map it over the steps with jax.vmap"
+        if is_model(kind):
+            help = "apply each of its layers in a TimeDistributed of its own"
         raise InteropError(
-            f"{options.where} applies a layer of class {inner.entry.kind[:80]!r}, but should apply "
-            f"one of {', '.join(_AT_EACH_STEP)}"
+            f"{options.where} applies a {kind[:80]} at each step, which is not known here; {help}"
         )
-    return _AT_EACH_STEP[inner.entry.kind](name, inner)
+    layer = _AT_EACH_STEP[kind](name, inner)
+    return dataclasses.replace(layer, each_step=True) if isinstance(layer, Operation) else layer
+
+
+def _softmax(name: str, options: Options) -> Layer:
+    if options.get("axis", default=-1) in (-1, [-1]):
+        return Activation(name, "softmax")
+    return _operation(name, options)
 
 
 _AT_EACH_STEP: Mapping[str, Callable[[str, Options], Layer]] = {
+    **{kind: _operation for kind, row in OPERATORS.items() if row.arrays == (1, 1)},
     "Dense": _dense,
     "Activation": lambda name, o: Activation(name, o.function("activation", default="linear")),
     **dict.fromkeys(
         ACTIVATION_LAYERS,
         lambda name, o: Activation(name, ACTIVATION_LAYERS[o.entry.kind](o.entry.config, o.where)),
     ),
+    "Softmax": _softmax,
 }
 
 _LAYERS: Mapping[str, Callable[[str, Options], Layer]] = {

@@ -403,9 +403,9 @@ def _head_weights(config: Mapping[str, Any]) -> Mapping[str, Weights]:
 _CONV = ("filters", "kernel_size", "strides", "padding", "dilation_rate", "groups", "activation",
          "use_bias")  # fmt: skip
 _POOL, _NORM = ("pool_size", "strides", "padding"), ("axis", "epsilon", "center", "scale")
-CALL_OPTIONS = "use_causal_mask", "return_attention_scores"
+CALL_OPTIONS = "use_causal_mask", "return_attention_scores", "key"
 """What is said in a call of a layer, and not where it is made."""
-_CALL = ("dropout", *CALL_OPTIONS)
+_CALL = ("dropout", "use_causal_mask", "return_attention_scores")
 _HEADS = ("num_heads", "key_dim", "value_dim", "use_bias", *_CALL)
 _MOVING = "moving_mean", "moving_variance"
 
@@ -463,6 +463,7 @@ OPERATORS: Mapping[str, Operator] = {
         lambda at, x: x.reshape(x.shape[0], *at.config["target_shape"]), "target_shape"
     ),
     "Permute": _row(lambda at, x: x.transpose(0, *at.config["dims"]), "dims"),
+    "Softmax": _row(lambda at, x: jax.nn.softmax(x, at.config["axis"]), "axis"),
     "RepeatVector": _row(lambda at, x: jnp.repeat(x[:, None], at.config["n"], axis=1), "n"),
     "BatchNormalization": Operator(
         _batch_norm, _norm_weights(*_MOVING), _first_mask, options=_NORM
@@ -484,6 +485,10 @@ OPERATORS: Mapping[str, Operator] = {
     "ops.Max": _along_axis(jnp.max),
     "ops.ConvertToTensor": _row(lambda at, x: x.astype(at.config["dtype"] or x.dtype), "dtype"),
     "ops.Cast": _row(lambda at, x: x.astype(at.config["dtype"]), "dtype"),
+    "ops.GetItem": _row(
+        lambda at, x: x[tuple(slice(*k) if isinstance(k, tuple) else k for k in at.config["key"])],
+        "key",
+    ),
     "ops.ExpandDims": _row(lambda at, x: jnp.expand_dims(x, at.config["axis"]), "axis"),
     "ops.ZerosLike": _row(lambda at, x: jnp.zeros_like(x, at.config["dtype"]), "dtype"),
     "ops.OnesLike": _row(lambda at, x: jnp.ones_like(x, at.config["dtype"]), "dtype"),
