@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from rnnjax.cells.base import Cell, Params
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.layers import Dense, Embedding, Layer, OneHotIds, Recurrent
 from rnnjax.interop.model import Model
@@ -23,13 +24,25 @@ def with_parameters(model: Model, where: str) -> Iterator[tuple[str, WithParamet
             raise InteropError(f"{where} has no module for {name!r}, a {layer}; leave it out")
 
 
-def check_entries(name: str, params: Any, cell: Stack | Bidirectional) -> None:
-    """Raise unless the parameters of a combination of cells are a tuple of as many."""
+def rows_of(
+    name: str, cell: Cell, params: Any
+) -> Iterator[tuple[Cell, Sequence[tuple[Cell, Params]]]]:
+    """Each row of a `Stack`, or the one cell, and its directions with their parameters."""
+    for row, own in _entries(name, cell, params) if isinstance(cell, Stack) else [(cell, params)]:
+        if isinstance(row, Bidirectional):
+            yield row, _entries(name, row, own)
+        else:
+            yield row, [(row, own)]
+
+
+def _entries(name: str, cell: Stack | Bidirectional, params: Any) -> list[tuple[Cell, Params]]:
+    """The cells of a combination with theirs of the parameters, which are a tuple of as many."""
     count = len(cell.cells)
     if not isinstance(params, tuple) or len(params) != count:
         both = isinstance(cell, Bidirectional)
         what = "Directions(forward, backward)" if both else f"a tuple with {count} entries"
         raise InvalidInputError(f"params of {name!r} should be {what}")
+    return [*zip(cell.cells, params, strict=True)]
 
 
 _MOST_TO_ORDER = 8  # beyond it the orders to try are too many

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 
 from rnnjax.cells import Cell
 from rnnjax.interop.arrays import in_prediction, layer_arrays
-from rnnjax.interop.chain import check_entries, with_parameters
+from rnnjax.interop.chain import rows_of, with_parameters
 from rnnjax.interop.flax.cells import layout_of, write_cell
 from rnnjax.interop.flax.modules import Path, Place
 from rnnjax.interop.layers import Recurrent
 from rnnjax.interop.model import Model
-from rnnjax.layers import Bidirectional, Stack
+from rnnjax.layers import Stack
 from rnnjax.layout import Form
 
 
@@ -30,22 +30,12 @@ def list_units(model: Model) -> list[Unit]:
     for name, layer, params in with_parameters(model, "Flax"):
         if not isinstance(layer, Recurrent):
             units.append(Unit(name, (), layer_arrays(layer, params)))
-        elif isinstance(layer.cell, Stack):
-            check_entries(name, params, layer.cell)
-            rows = zip(layer.cell.cells, params, strict=True)
-            units += [_unit(f"{name}_{i}", cell, one) for i, (cell, one) in enumerate(rows)]
-        else:
-            units.append(_unit(name, layer.cell, params))
+            continue
+        for i, (_, parts) in enumerate(rows_of(name, layer.cell, params)):
+            own = f"{name}_{i}" if isinstance(layer.cell, Stack) else name
+            cells = tuple(in_prediction(cell, repr(own), "Flax") for cell, _ in parts)
+            units.append(Unit(own, cells, tuple(one for _, one in parts)))
     return units
-
-
-def _unit(name: str, cell: Cell, params: Any) -> Unit:
-    parts: tuple[Cell, ...] = (cell,)
-    if isinstance(cell, Bidirectional):
-        check_entries(name, params, cell)
-        parts = cell.cells
-    cells = tuple(in_prediction(part, repr(name), "Flax") for part in parts)
-    return Unit(name, cells, tuple(params) if len(parts) == 2 else (params,))
 
 
 def default_place(unit: Unit, path: Path, form: Form) -> Place:

@@ -18,15 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from rnnjax.cells.base import Cell, Params
+from rnnjax.cells.base import Params
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.arrays import layer_arrays
 from rnnjax.interop.chain import (
     Modules,
-    check_entries,
     check_modules,
     given_order,
     infer_order,
+    rows_of,
     with_parameters,
 )
 from rnnjax.interop.layers import Dense, Layer, Recurrent
@@ -37,7 +37,7 @@ from rnnjax.interop.torch.modules import Module, find_modules, read_module
 from rnnjax.interop.torch.nested import find_state, wrapper_of
 from rnnjax.interop.torch.pickles import Tensor
 from rnnjax.interop.torch.saved import is_saved_by_torch, read_saved
-from rnnjax.layers import Bidirectional, Stack
+from rnnjax.layers import Bidirectional
 
 _MOST_REPEATED = 4  # times that what a file holds may be in its state dict: averages, tied weights
 
@@ -287,31 +287,18 @@ def _recurrent_entries(
             f"{name} runs in reverse, and a module of PyTorch does so in a bidirectional one alone;"
             " reverse the sequence in code, and write the layer without reverse"
         )
-    stacked = isinstance(layer.cell, Stack)
-    rows: Sequence[Cell] = [layer.cell]
-    if isinstance(layer.cell, Stack):
-        check_entries(layer.name, params, layer.cell)
-        rows = layer.cell.cells
-    specs: set[tuple[bool, Spec]] = set()
+    specs: set[tuple[int, Spec]] = set()
     entries: dict[str, np.ndarray] = {}
-    for k, (row, row_params) in enumerate(zip(rows, params if stacked else [params], strict=True)):
-        both = isinstance(row, Bidirectional)
-        cells: Sequence[Cell] = [row]
-        if isinstance(row, Bidirectional):
-            if row.merge != "concat":
-                raise InteropError(
-                    f"a bidirectional module of PyTorch concatenates both outputs, but {name} has "
-                    f"merge={row.merge!r}"
-                )
-            check_entries(layer.name, row_params, row)
-            cells = row.cells
-        for d, (cell, one) in enumerate(
-            zip(cells, row_params if both else [row_params], strict=True)
-        ):
-            place = f"_l{k}{'_reverse' * d}"
-            if layer.name in origin.single_cells and not stacked and not both:
-                place = ""
-            specs.add((both, spec_of(f"{name}{place}", cell)))
+    for k, (row, parts) in enumerate(rows_of(layer.name, layer.cell, params)):
+        if isinstance(row, Bidirectional) and row.merge != "concat":
+            raise InteropError(
+                f"a bidirectional module of PyTorch concatenates both outputs, but {name} has "
+                f"merge={row.merge!r}"
+            )
+        for d, (cell, one) in enumerate(parts):
+            alone = layer.name in origin.single_cells and cell is layer.cell
+            place = "" if alone else f"_l{k}{'_reverse' * d}"
+            specs.add((len(parts), spec_of(f"{name}{place}", cell)))
             entries |= {key + place: array for key, array in write_params(cell, one).items()}
     if len(specs) > 1:
         raise InteropError(
