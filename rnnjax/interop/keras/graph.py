@@ -201,7 +201,7 @@ def _whole(kind: str, config: Any, inside: bool = False) -> Wiring:
             calls[name, i] = use
     starts, ends = (
         # Inputs in dicts, and outputs of a model inside, are counted in the order of their keys.
-        {path: ref for path, ref, _ in (sorted if by_key else list)(_tensors(config.get(key)))}
+        {path: ref for path, ref, _ in _tensors(config.get(key), by_key)}
         for key, by_key in (("input_layers", True), ("output_layers", inside))
     )
     inputs, outputs = tuple(ref.layer for ref in starts.values()), tuple(ends.values())
@@ -390,16 +390,16 @@ def _uses(entry: Entry, name: str, nodes: Any) -> Iterator[Use]:
     if not isinstance(nodes, list | None):
         raise InteropError(f"the inbound_nodes of layer {name[:80]!r} should be a list; damaged")
     for node in nodes or []:
-        found = _Found()
         options: Any = {}
         if isinstance(node, dict):
             args, options = node.get("args"), node.get("kwargs") or {}
             if entry.kind == "ops.GetItem" and isinstance(args, list) and len(args) == 2:
                 args, options = args[0], {"key": args[1]}
-            found.look_at(args)
+            found = _found(args)
         else:
+            found = []
             for _, ref, more in _tensors(node):
-                found.arguments.append(ref)
+                found.append(ref)
                 options = options | (more if isinstance(more, dict) else {"": more})
         if not isinstance(options, dict):
             options = {"": options}
@@ -409,13 +409,13 @@ def _uses(entry: Entry, name: str, nodes: Any) -> Iterator[Use]:
         masks: tuple[Ref | None, ...] = ()
         listed = _listed(options.get("mask"))
         if is_model(entry.kind) and listed:
-            masks, listed = tuple(_Found(mask).first for mask in listed), []
+            masks, listed = tuple(next(iter(_refs(_found(m))), None) for m in listed), []
             del options["mask"]
         named = {}
         for key in [k for k in (*_TENSORS, "initial_state", "mask", *options) if k in options]:
-            inside = _Found(options.get(key))
-            if inside.tensors:
-                named[key] = tuple(inside.tensors)
+            inside = _refs(_found(options.get(key)))
+            if inside:
+                named[key] = inside
                 del options[key]
         mask, states = named.pop("mask", (None,)), named.pop("initial_state", ())
         if len(listed) > 1 or len(mask) != 1 or not set(named) <= set(_TENSORS):
@@ -423,63 +423,51 @@ def _uses(entry: Entry, name: str, nodes: Any) -> Iterator[Use]:
                 f"layer {name[:80]!r} is given {', '.join(sorted(named)) or 'several masks'} in "
                 "its call, which is not known here; leave it out"
             )
-        found.arguments += [ref for refs in named.values() for ref in refs]
-        takes = tuple(found.tensors)
+        found += [ref for refs in named.values() for ref in refs]
+        takes = _refs(found)
         if not takes:
             raise InteropError(f"layer {name[:80]!r} takes no tensor; the graph is damaged")
         if entry.kind in _LASTS:
             takes, states = takes[:1], (*takes[1:], *states)
-        arguments = tuple(None if isinstance(a, Ref) else a for a in found.arguments)
+        arguments = tuple(None if isinstance(a, Ref) else a for a in found)
         yield Use(takes, arguments, options, states, mask[0], masks)
 
 
-class _Found:
+def _found(value: Any) -> list[Any]:
     """The tensors in the arguments of a call, and the numbers among them."""
-
-    def __init__(self, value: Any = None) -> None:
-        self.arguments: list[Any] = []
-        self.look_at(value)
-
-    @property
-    def tensors(self) -> list[Ref]:
-        return [one for one in self.arguments if isinstance(one, Ref)]
-
-    @property
-    def first(self) -> Ref | None:
-        return next(iter(self.tensors), None)
-
-    def look_at(self, value: Any) -> None:
-        if isinstance(value, dict) and value.get("class_name") == "__keras_tensor__":
-            config = value.get("config")
-            history = config.get("keras_history") if isinstance(config, dict) else None
-            self.arguments.append(_tensor(history))
-        elif isinstance(value, list) and len(value) >= 3 and isinstance(value[0], str):
-            self.arguments.append(_tensor(value[:3]))  # of Keras 2
-        elif isinstance(value, dict) and value.get("class_name") == "__tuple__":
-            self.look_at(value.get("items"))
-        elif isinstance(value, dict) and "class_name" not in value:
-            for _, entry in sorted(value.items()):
-                self.look_at(entry)
-        elif isinstance(value, list):
-            for entry in value:
-                self.look_at(entry)
-        elif value is not None:
-            self.arguments.append(value)
+    return [leaf for _, leaf, _ in _leaves(value, True, ())]
 
 
-def _tensors(value: Any, path: Path = ()) -> Iterator[tuple[Path, Ref, Any]]:
-    """All ``[name, use, output, ...]`` in lists of lists, of which Keras has had several depths."""
-    if isinstance(value, dict) and value.get("class_name") == "__tuple__":
-        value = value.get("items")
-    if isinstance(value, list) and len(value) >= 3 and isinstance(value[0], str):
-        yield path, _tensor(value[:3]), value[3] if len(value) > 3 else {}
-    elif isinstance(value, list | dict):
-        for key, entry in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _tensors(entry, (*path, key))
+def _refs(found: list[Any]) -> tuple[Ref, ...]:
+    return tuple(one for one in found if isinstance(one, Ref))
+
+
+def _tensors(value: Any, by_key: bool = False) -> Iterator[tuple[Path, Ref, Any]]:
+    """All tensors where there is nothing else, and what Keras 2 writes behind each."""
+    for path, leaf, more in _leaves(value, by_key, ()):
+        if not isinstance(leaf, Ref):
+            raise InteropError(
+                f"the graph of the model should be made of lists, but has {_short(leaf)}"
+            )
+        yield path, leaf, more
+
+
+def _leaves(value: Any, by_key: bool, path: Path) -> Iterator[tuple[Path, Any, Any]]:
+    """What lists and dicts hold, of which Keras has had several depths: tensors, and the rest."""
+    kind = value.get("class_name") if isinstance(value, dict) else None
+    if kind == "__tuple__":
+        value, kind = value.get("items"), None
+    if kind == "__keras_tensor__":
+        config = value.get("config")
+        yield path, _tensor(config.get("keras_history") if isinstance(config, dict) else None), {}
+    elif isinstance(value, list) and len(value) >= 3 and isinstance(value[0], str):
+        yield path, _tensor(value[:3]), value[3] if len(value) > 3 else {}  # of Keras 2
+    elif isinstance(value, list) or (isinstance(value, dict) and kind is None):
+        pairs: Any = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, entry in sorted(pairs, key=lambda pair: pair[0]) if by_key else pairs:
+            yield from _leaves(entry, by_key, (*path, key))
     elif value is not None:
-        raise InteropError(
-            f"the graph of the model should be made of lists, but has {_short(value)}"
-        )
+        yield path, value, {}
 
 
 def _listed(masks: Any) -> list[Any]:
