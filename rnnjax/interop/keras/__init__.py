@@ -8,11 +8,13 @@ What is known: SimpleRNN, LSTM and GRU with all their options, the CuDNN layers 
 Bidirectional, RNN around their cells and StackedRNNCells, Dense, TimeDistributed, Embedding,
 Masking, Dropout, and activations, in a Sequential or in a functional model, of any number of inputs
 and outputs: layers that are used more than once, and states that go from one layer into another.
-Models that are layers are taken apart, and their layers are named ``model.layer``. Outputs come in
-the dicts and lists that Keras has them in, a list as a tuple.
+Models that are layers are taken apart, and their layers are named ``model.layer``; a layer that
+several of them share is one, by the first of its names, but in an ``.h5``, which does not say it.
+Outputs come in the dicts and lists that Keras has them in, a list as a tuple.
 Beside them stand Keras's merging layers, convolutions and pools, Flatten, Reshape, Permute and
 RepeatVector, norms (a BatchNormalization computes as in prediction, and learns no more moments),
-and attention: `rnnjax.interop.keras.operators` is the table. What differs:
+attention, and ``[:, -1]`` and the like: `rnnjax.interop.keras.operators` is the table. What
+differs:
 
 - Sequences are time-major, ``(time, batch, features)``, unless ``time_first=False`` is asked for,
   in all inputs and outputs with a time. A layer with Keras 2's ``time_major=True`` had them so.

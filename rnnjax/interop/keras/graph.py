@@ -7,15 +7,17 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from rnnjax.errors import InteropError
+from rnnjax.interop.keras.operators import OPERATORS, SEVERAL
 from rnnjax.interop.registry import cell_named
 
 _MODELS = ("Sequential", "Functional", "Model")
 _TENSORS = ("query", "value", "key", "x1", "x2")  # by which calls name arrays that they take
 _LASTS = ("SimpleRNN", "LSTM", "GRU", "RNN", "CuDNNLSTM", "CuDNNGRU", "Bidirectional")
-_MERGES = ("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum", "Concatenate")
-_KEEPS = ("Dense", "Activation", "TimeDistributed", "Dropout", "SpatialDropout1D", "Softmax",
-          "ReLU", "LeakyReLU", "ELU", "BatchNormalization", "LayerNormalization", "Attention",
-          "AdditiveAttention", "MultiHeadAttention", "InputLayer")  # fmt: skip
+_MERGES = {kind for kind, row in OPERATORS.items() if row.mask and row.arrays == SEVERAL}
+_KEEPS = {kind for kind, row in OPERATORS.items() if row.mask} | {
+    "Dense", "Activation", "TimeDistributed", "Dropout", "SpatialDropout1D", "Softmax", "ReLU",
+    "LeakyReLU", "ELU", "InputLayer",
+}  # fmt: skip
 
 _MOST_USES = 2**14
 
@@ -382,7 +384,7 @@ def _keeps(entry: Entry) -> bool:
     inner = entry.config.get("layer") if entry.kind == "Bidirectional" else None
     config = inner.get("config") if isinstance(inner, dict) else entry.config
     sequences = isinstance(config, dict) and config.get("return_sequences")
-    return entry.kind in (*_KEEPS, *_MERGES) or (entry.kind in _LASTS and bool(sequences))
+    return entry.kind in _KEEPS or (entry.kind in _LASTS and bool(sequences))
 
 
 def _uses(entry: Entry, name: str, nodes: Any) -> Iterator[Use]:

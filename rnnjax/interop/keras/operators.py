@@ -29,7 +29,7 @@ class At(NamedTuple):
     key: jax.Array | None  # for dropout, or None
 
 
-_SEVERAL = (1, 2**20)
+SEVERAL = (1, 2**20)
 
 
 class Operator(NamedTuple):
@@ -39,7 +39,7 @@ class Operator(NamedTuple):
     # of the options, by the place below the layer where Keras has them
     weights: Callable[[Mapping[str, Any]], Mapping[str, Weights]] = lambda config: {}
     # (at, *arrays) to the mask of what it gives; None, where that has other steps
-    mask: Callable[..., jax.Array | None] = lambda at, *xs: None
+    mask: Callable[..., jax.Array | None] | None = None
     arrays: tuple[int, int] = (1, 1)  # how many it takes at least and at most
     options: tuple[str, ...] = ()  # those of the layer and its call that it reads
 
@@ -93,7 +93,7 @@ class Operation(Layer):
         run = functools.partial(row.run, at)
         try:
             ys = jax.vmap(run, 1, 1)(*xs) if self.each_step else run(*xs)
-            mask = masks[0] if self.each_step else row.mask(at, *xs)
+            mask = masks[0] if self.each_step else row.mask and row.mask(at, *xs)
         except (TypeError, ValueError, IndexError) as error:  # of JAX
             shapes = ", ".join(str(list(x.shape)) for x in xs)
             raise InvalidInputError(
@@ -130,7 +130,7 @@ def _alike(xs: Sequence[jax.Array]) -> list[jax.Array]:
 
 
 def _merged(run: Callable[..., jax.Array]) -> Operator:
-    return Operator(run, mask=_any_mask, arrays=_SEVERAL)
+    return Operator(run, mask=_any_mask, arrays=SEVERAL)
 
 
 def _one_by_one(function: Callable[[Any, Any], Any]) -> Operator:
@@ -416,7 +416,7 @@ def _first_mask(at: At, *xs: jax.Array) -> jax.Array | None:
 
 def _plain(function: Callable[..., jax.Array]) -> Operator:
     """A function of ``keras.ops``; none of them hands a mask on."""
-    return Operator(lambda at, *xs: function(*_arguments(at, xs)), arrays=_SEVERAL)
+    return Operator(lambda at, *xs: function(*_arguments(at, xs)), arrays=SEVERAL)
 
 
 def _along_axis(function: Callable[..., jax.Array]) -> Operator:
@@ -441,7 +441,7 @@ OPERATORS: Mapping[str, Operator] = {
     "Maximum": _merged(functools.partial(_extreme, jnp.maximum)),
     "Minimum": _merged(functools.partial(_extreme, jnp.minimum)),
     "Average": _merged(lambda at, *xs: functools.reduce(jnp.add, _alike(xs)) / len(xs)),
-    "Concatenate": Operator(_concatenate, mask=_joined_mask, arrays=_SEVERAL, options=("axis",)),
+    "Concatenate": Operator(_concatenate, mask=_joined_mask, arrays=SEVERAL, options=("axis",)),
     "Dot": Operator(_dot, arrays=(2, 2), options=("axes", "normalize")),
     "Conv1D": Operator(_conv, _conv_weights(1), options=_CONV),
     "Conv2D": Operator(_conv, _conv_weights(2), options=_CONV),
@@ -478,7 +478,7 @@ OPERATORS: Mapping[str, Operator] = {
     "MultiHeadAttention": Operator(_heads, _head_weights, _first_mask, (2, 3), _HEADS),
     # What a functional model computes of its masks, and arithmetic with tensors.
     **{f"ops.{n.title().replace('_', '')}": _plain(getattr(jnp, n)) for n in _ARITHMETIC},
-    "ops.Concatenate": Operator(_concatenate, arrays=_SEVERAL, options=("axis",)),
+    "ops.Concatenate": Operator(_concatenate, arrays=SEVERAL, options=("axis",)),
     "ops.Any": _along_axis(jnp.any),
     "ops.Mean": _along_axis(jnp.mean),
     "ops.Sum": _along_axis(jnp.sum),
