@@ -345,10 +345,6 @@ def layer_of(entry: Entry, version: Version) -> Layer:
     LSTMCell(5), reverse 0.2
     """
     options = Options(entry, version)
-    if is_model(entry.kind):
-        raise InteropError(
-            f"layer {entry.name[:80]!r} is a model inside of another layer; put its layers there"
-        )
     if entry.kind not in _LAYERS:
         raise InteropError(
             f"layer {entry.name[:80]!r} is of class {entry.kind[:80]!r}, which is not known here; "
