@@ -113,17 +113,7 @@ class Export:
         self, layer: Layer, params: Any, value: _Value, plans: Mapping[str, Plan], first: bool
     ) -> _Value:
         writer, x = self.writer, value.names[0]
-        if len(value.names) > 1:
-            raise InteropError(
-                f"layer {layer.name!r} takes one array, but comes behind two directions that are "
-                "not merged; merge them"
-            )
         if isinstance(layer, Recurrent):
-            if not value.sequence:
-                raise InteropError(
-                    f"layer {layer.name!r} needs a sequence, but the layer before it returns its "
-                    "last output alone; set return_sequences there"
-                )
             return self._recurrent(layer, plans[layer.name], x)
         if isinstance(layer, Dense):
             y = writer.add("MatMul", x, writer.constant("kernel", _array(layer, params, "kernel")))

@@ -13,8 +13,6 @@ from rnnjax.interop.onnx.at import At, by_jax, module_of
 
 def matmul(at: At, x: Any, y: Any) -> Any:
     """Products of matrices, batch by batch."""
-    if not x.ndim or not y.ndim:
-        raise at.fail("it needs inputs with axes")
     batch = np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
     at.bound((*batch, *x.shape[-2:-1], *(y.shape[-1:] if y.ndim > 1 else ())))
     at.same_type(x, y)
