@@ -287,11 +287,11 @@ def test_axes_of_the_source(tmp_path: Path) -> None:
         (lambda x, i: x[:, : 2**40], "key of layer 'get_item.*integers and slices of them"),
         (
             lambda x, i: layers.TimeDistributed(layers.LSTM(2))(layers.Reshape((3, 2, 2))(x)),
-            "applies a LSTM at each step, .*; load that layer by itself, and map it over the steps",
+            "applies a layer of class 'LSTM' at each step, .*; load that layer by itself",
         ),
         (
             lambda x, i: layers.TimeDistributed(keras.Sequential([layers.Dense(2)]))(x),
-            "applies a Sequential at each step, .*; apply each of its layers in a TimeDistributed",
+            "a layer of class 'Sequential' at each step, .*; apply each of its layers in a",
         ),
     ],
 )

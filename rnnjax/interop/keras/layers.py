@@ -586,11 +586,14 @@ def _time_distributed(name: str, options: Options) -> Layer:
     inner = options.inner("layer")
     kind = inner.entry.kind
     if kind not in _AT_EACH_STEP:
-        help = "load that layer by itself, and map it over the steps with jax.vmap"
+        instead = f"known are {', '.join(sorted(_AT_EACH_STEP))}"
         if is_model(kind):
-            help = "apply each of its layers in a TimeDistributed of its own"
+            instead = "apply each of its layers in a TimeDistributed of its own"
+        elif kind in (*_KINDS, "RNN", "Bidirectional"):
+            instead = "load that layer by itself, and map it over the steps with jax.vmap"
         raise InteropError(
-            f"{options.where} applies a {kind[:80]} at each step, which is not known here; {help}"
+            f"{options.where} applies a layer of class {kind[:80]!r} at each step, which is not "
+            f"known here; {instead}"
         )
     layer = _AT_EACH_STEP[kind](name, inner)
     return dataclasses.replace(layer, each_step=True) if isinstance(layer, Operation) else layer
