@@ -29,6 +29,7 @@ layers = keras.layers
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:You are using a softmax over axis"),
+    pytest.mark.filterwarnings("ignore:the gradient of .* is taken without its dropout"),
 ]
 
 TIME, BATCH, WORDS = 4, 3, 5
@@ -348,7 +349,6 @@ def check_drawn(part: int, count: int, folder: Path) -> None:
     print(f"{count} models, largest errors {worst}")
 
 
-@pytest.mark.filterwarnings("ignore:the gradient of .* is taken without its dropout")
 def test_drawn_models(tmp_path: Path) -> None:
     check_drawn(0, 2, tmp_path)
 
