@@ -526,6 +526,16 @@ def test_an_axis_out_of_range(kind: str) -> None:
         one["config"]["axis"] = good
 
 
+def test_a_layer_that_is_never_trained(tmp_path: Path) -> None:
+    """The config of a SpatialDropout1D does not say so, as those of functions do not."""
+    x = keras.Input((TIME, FEATURES))
+    model = keras.Model(x, layers.Add()([layers.SpatialDropout1D(0.5)(x), x]))
+    ours = interop.load(model)
+    assert check(model, ours) < 1e-5
+    interop.save(ours, tmp_path / "ours.keras")
+    assert check(keras.saving.load_model(tmp_path / "ours.keras"), ours) < 1e-5
+
+
 def test_queries_without_a_key() -> None:
     """Weights of Keras's heads are 0 there, where it makes weights."""
     x = keras.Input((TIME, FEATURES))

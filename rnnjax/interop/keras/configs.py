@@ -174,6 +174,7 @@ def _functional(
     listed = []
     for entry in entries:
         name, own = entry["config"]["name"], entry["module"] == "keras.layers"
+        own = own and entry["class_name"] != "SpatialDropout1D"  # which is not told it
         config = entry["config"] | ({"trainable": True} if own else {})  # unlike a function
         listed.append({**entry, "config": config, "name": name, "inbound_nodes": nodes[name]})
     ends: Any = [[*names[value.source], value.output] for value in network.outputs]

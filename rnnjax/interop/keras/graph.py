@@ -195,8 +195,10 @@ def _whole(kind: str, config: Any, inside: bool = False) -> Wiring:
     calls: dict[tuple[str, int], Use] = {}
     for entry, value in zip(listed, config["layers"], strict=True):
         name, nodes = value.get("name", entry.name), value.get("inbound_nodes")
-        # A function of keras.ops is there by its name, as if it were a layer of Keras 3.
-        if "trainable" not in entry.config and _is_keras_3(nodes) and not is_model(entry.kind):
+        # A function of keras.ops is there by its name, as if it were a layer of Keras 3. Of those
+        # SpatialDropout1D alone does not say either whether it is trained.
+        layer = "trainable" in entry.config or entry.kind == "SpatialDropout1D"
+        if not layer and _is_keras_3(nodes) and not is_model(entry.kind):
             entry = dataclasses.replace(entry, kind=f"ops.{entry.kind}")
         _add(entries, name, entry)
         for i, use in enumerate(_uses(entry, name, nodes)):
