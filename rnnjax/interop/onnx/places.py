@@ -50,7 +50,9 @@ def squeeze(at: At, x: Any, axes_input: Any = None) -> Any:
 
 def unsqueeze(at: At, x: Any, axes_input: Any = None) -> Any:
     """With axes of size 1 more."""
-    axes = at.listed("axes", axes_input) or []
+    axes = at.listed("axes", axes_input)
+    if axes is None:
+        raise at.fail("it names no axes")
     rank = x.ndim + len(axes)
     where = {at.axis(axis, rank) for axis in axes}
     if len(where) < len(axes):
