@@ -438,6 +438,55 @@ def test_a_cell_without_hidden_size_has_shapes(method: Any) -> None:
     assert rnnjax.explain(cell, cell.init(KEY, FEATURES), XS, method=method).layers
 
 
+class Voltage(NamedTuple):
+    """The state of a spiking cell, none of whose leaves is called hidden."""
+
+    v: Any
+    s: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Spiking(rnnjax.Cell):
+    """Of a user, whose carry has leaves of other names and who says not which is which."""
+
+    hidden_size: int
+    role: Any = rnnjax.Role.UNIT
+
+    carry = Voltage
+    gates = ("x",)
+
+    def parameters(self, input_size: int) -> Any:
+        decay = rnnjax.Param((self.hidden_size,), "ones", self.role)
+        return super().parameters(input_size) | {"decay": decay}
+
+    def update(self, params: Any, x: Any, carry: Any) -> Any:
+        v = params["decay"] * carry.v * (1 - carry.s) + x
+        return Voltage(v, jax.nn.sigmoid(v - 1))
+
+
+class Firing(Spiking):
+    """And with what is multiplied, and what is the output."""
+
+    recurrent = "s"
+    output = "s"
+
+
+def test_a_cell_says_which_leaf_is_multiplied_and_which_is_the_output() -> None:
+    message = "of Spiking.* must name a leaf of its carry, v, s, or be None, but is 'hidden'"
+    with pytest.raises(InvalidInputError, match=f"^recurrent {message}"):
+        Spiking(4).init(KEY, FEATURES)
+    with pytest.raises(InvalidInputError, match=f"^output {message}"):
+        _ = Spiking(4).output_size
+    cell = Firing(4)
+    assert rnnjax.unroll(cell, cell.init(KEY, FEATURES), XS)[1].shape == (TIME, BATCH, 4)
+
+
+def test_a_role_is_one_of_those_there_are() -> None:
+    cell = Firing(4, role="loop")
+    with pytest.raises(InvalidInputError, match=r"^decay of Firing.* give one of Role\.INPUT, "):
+        rnnjax.unroll(cell, cell.init(KEY, FEATURES), XS)
+
+
 @pytest.mark.parametrize("method", [Scan(), Fused()], ids=str)
 def test_no_operand_has_eight_bits(method: Any) -> None:
     cell, params, xs, carry, *_ = arguments("lstm").values()

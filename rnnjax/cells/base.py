@@ -206,7 +206,7 @@ class Cell(abc.ABC):
         width = len(self.gates) * self._units
         params = {"kernel": Param((input_size, width), self.kernel_init, Role.INPUT)}
         if self.recurrent is not None:
-            shape = (*self.carry_shapes[self.recurrent], width)
+            shape = (*self._leaf_shape("recurrent", self.recurrent), width)
             params["recurrent_kernel"] = Param(shape, self.recurrent_kernel_init, Role.LOOP)
         if self.use_bias:
             params["bias"] = Param((width,), self.bias_init, Role.BIAS)
@@ -295,7 +295,7 @@ class Cell(abc.ABC):
         """The size of the last axis of ``y``."""
         if self.output is None:
             return self._units
-        return self.carry_shapes[self.output][-1]
+        return self._leaf_shape("output", self.output)[-1]
 
     @usual_promotion()
     def init(self, key: jax.Array, input_size: int) -> Params:
@@ -493,6 +493,14 @@ class Cell(abc.ABC):
             )
         return self.hidden_size
 
+    def _leaf_shape(self, field: str, leaf: str) -> tuple[int, ...]:
+        if leaf not in self.carry_shapes:
+            raise InvalidInputError(
+                f"{field} of {brief(self)} must name a leaf of its carry, "
+                f"{', '.join(self.carry_shapes)}, or be None, but is {leaf!r}"
+            )
+        return self.carry_shapes[leaf]
+
     def _declared(self) -> Any:
         if self.carry is None:
             raise InvalidInputError(
@@ -516,6 +524,12 @@ def roles_of(cell: Cell) -> Mapping[str, Role]:
             where it would do neither.
     """
     roles = {name: param.role for name, param in cell.parameters(1).items()}
+    for name, role in roles.items():
+        if not isinstance(role, Role):
+            raise InvalidInputError(
+                f"{name} of {brief(cell)} must have a rnnjax.Role as its role, but has {role!r}; "
+                f"give one of {', '.join(map(str, Role))}"
+            )
     outside = cell.kernels_outside
     biases = ("bias", "recurrent_bias")[: len(outside)]
     missing = [name for name in outside if name not in roles]
@@ -532,11 +546,8 @@ def roles_of(cell: Cell) -> Mapping[str, Role]:
             f"{behind[0]} of {brief(cell)} has the role OUT, but the cell writes no readout that "
             "would read it; write one, or let the update read it as UNIT or LOOP"
         )
-    if cell.recurrent is not None and cell.recurrent not in cell.carry_shapes:
-        raise InvalidInputError(
-            f"recurrent of {brief(cell)} must name a leaf of its carry, "
-            f"{', '.join(cell.carry_shapes)}, or be None, but is {cell.recurrent!r}"
-        )
+    if cell.recurrent is not None:
+        cell._leaf_shape("recurrent", cell.recurrent)
     return roles
 
 
