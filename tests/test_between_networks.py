@@ -192,6 +192,20 @@ def test_acting_with_restarts_is_unrolling_with_resets(cell):
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        (2, "where must be booleans, .* but are int32"),
+        (np.ones(4, np.float32), "where must be booleans, .* but are float32"),
+        (np.ones(3, bool), r"where must have the shape of the batch, \(4,\), .* has \(3,\)"),
+    ],
+)
+def test_a_restart_is_of_rows_by_booleans(where, message):
+    cell = rnnjax.GRUCell(3)
+    with pytest.raises(InvalidInputError, match=f"^{message}"):
+        rnnjax.restart(cell, init(cell), cell.initial_carry((4,)), where)
+
+
 @pytest.mark.parametrize("cell", [rnnjax.GRUCell(3), rnnjax.LSTMCell(3)], ids=["gru", "lstm"])
 def test_the_gradient_by_a_state_is_that_of_a_sequence_that_begins_with_it(cell):
     params, xs = init(cell), normal(10, 7, 2, 2)

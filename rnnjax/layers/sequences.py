@@ -83,6 +83,9 @@ def restart(cell: Cell, params: Params, carry: Carry, where: jax.Array) -> Carry
         carry: the state, every leaf ``(*batch, ...)``.
         where: booleans ``(*batch,)``, True where a new sequence begins.
 
+    Raises:
+        InvalidInputError: ``where`` are no booleans, or not those of the batch.
+
     >>> import rnnjax
     >>> cell = rnnjax.GRUCell(2)
     >>> carry = rnnjax.GRUCarry(jnp.ones((2, 2)))
@@ -91,6 +94,17 @@ def restart(cell: Cell, params: Params, carry: Carry, where: jax.Array) -> Carry
            [1., 1.]], dtype=float32)
     """
     where = jnp.asarray(where)
+    if where.dtype != jnp.bool_:
+        raise InvalidInputError(
+            f"where must be booleans, one for each row, but are {where.dtype}; write "
+            "where.astype(bool), or for the row i jnp.arange(batch) == i"
+        )
+    batch = {leaf.shape[: where.ndim] for leaf in jax.tree.leaves(carry)}
+    if batch != {where.shape}:
+        raise InvalidInputError(
+            f"where must have the shape of the batch, {', '.join(map(str, sorted(batch)))}, with "
+            f"which the carry begins, but has {where.shape}; give one for each row"
+        )
 
     def begin(new: jax.Array, old: jax.Array) -> jax.Array:
         return jnp.where(where.reshape(*where.shape, *[1] * (old.ndim - where.ndim)), new, old)
