@@ -30,14 +30,19 @@ class Data:
     test: np.ndarray  # at the end, perhaps none
     seed: int  # of the order of the windows
     rows: np.ndarray | None = None  # of every batch, those that this process reads; None is all
+    dropped: int = 0  # characters of the text, but for white space, that the vocabulary has not
 
     @classmethod
     def load(cls, options: Text, seed: int) -> "Data":
         """Read, clean and cut the corpus of these options."""
-        text = load_corpus(
+        whole = load_corpus(
             options.corpus, strip_licence=options.strip_licence, encoding=options.encoding
         )
-        text, vocabulary = read_as(text, options.vocabulary)
+        text, vocabulary = read_as(whole, options.vocabulary)
+        dropped = 0
+        if options.vocabulary == "tutorial":
+            unknown = set("".join(whole.split())) - set(text)
+            dropped = sum(map(whole.count, unknown))
         ids = vocabulary.encode(text)
         test = len(ids) - round(len(ids) * options.test)
         validation = test - round(len(ids) * options.validation)
@@ -49,7 +54,7 @@ class Data:
                     f"--{name} {getattr(options, name)} of {len(ids)} characters is {len(part)}, "
                     "but at least 2 are needed; take a longer text or a larger share"
                 )
-        data = cls(options, vocabulary, digest, train, held_out, last, seed)
+        data = cls(options, vocabulary, digest, train, held_out, last, seed, dropped=dropped)
         _ = data.steps_per_epoch  # too short a text is refused here
         return data
 

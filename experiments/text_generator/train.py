@@ -69,8 +69,10 @@ def run_training(config: Train) -> int:
         folder = open_folder(config, data, stack)
         progress = TextProgress(config, data, model, folder)
         devices = 1 if sharding is None else sharding.mesh.size
+        lost = f"; dropped {data.dropped:,} of others, which --vocabulary learned keeps"
         progress.say(
-            f"{data.length:,} {data.vocabulary.unit}s ({len(data.vocabulary)} in the vocabulary), "
+            f"{data.length:,} {data.vocabulary.unit}s ({len(data.vocabulary)} in the vocabulary"
+            f"{lost if data.dropped else ''}), "
             f"{sum(leaf.size for leaf in jax.tree.leaves(begin.params)):,} parameters, {epochs} "
             f"epochs of {data.steps_per_epoch} steps on {devices} device{'s' * (devices > 1)}; "
             f"results in {folder}"

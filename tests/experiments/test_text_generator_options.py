@@ -240,6 +240,15 @@ def test_samples_behind_the_checkpoint_are_taken_back(program, text, tmp_path):
     assert len(whole.splitlines()) == 4
 
 
+def test_it_says_how_much_of_a_text_its_vocabulary_has_not(program, tmp_path):
+    (tmp_path / "text.txt").write_text("café or naïve\n" * 30, encoding="utf-8")
+    lost = "; dropped 60 of others, which --vocabulary learned keeps"
+    said = program("text_generator", "train", *TINY, "--epochs", "1").stdout
+    assert f"(68 in the vocabulary{lost})" in said
+    said = program("text_generator", "train", *TINY, "--vocabulary", "learned", "--epochs", "1")
+    assert "(12 in the vocabulary)" in said.stdout
+
+
 def test_bits_are_of_what_the_vocabulary_counts(program, tmp_path):
     (tmp_path / "text.txt").write_text("Ёлка, ель и ёж. " * 30, encoding="utf-8")
     options = [*TINY, "--vocabulary", "bytes", "--epochs", "1"]
