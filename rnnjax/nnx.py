@@ -110,7 +110,8 @@ class RNN(nnx.RNN):  # type: ignore[misc]  # mypy follows no imports of flax
         if own and (in_features is None or not isinstance(rngs, nnx.Rngs)):
             raise InvalidInputError(
                 f"a cell such as {brief(cell)} needs in_features, the size of the last axis of the "
-                "inputs, and rngs, an nnx.Rngs that draws its parameters; write RNN(cell, "
+                "inputs, and rngs, an nnx.Rngs that draws its parameters, but got "
+                f"in_features={brief(in_features)} and rngs={brief(rngs)}; write RNN(cell, "
                 "in_features, rngs=nnx.Rngs(0))"
             )
         if in_features not in (None, made_for):

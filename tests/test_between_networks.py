@@ -198,6 +198,7 @@ def test_acting_with_restarts_is_unrolling_with_resets(cell):
         (2, "where must be booleans, .* but are int32"),
         (np.ones(4, np.float32), "where must be booleans, .* but are float32"),
         (np.ones(3, bool), r"where must have the shape of the batch, \(4,\), .* has \(3,\)"),
+        (np.ones((4, 3), bool), r"where must have the shape of the batch, \(4,\), .* \(4, 3\)"),
     ],
 )
 def test_a_restart_is_of_rows_by_booleans(where, message):

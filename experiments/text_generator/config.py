@@ -47,7 +47,7 @@ def check_ranges(options: Any) -> None:
                 elif not value < least:
                     needed = f"be a number from {least:g} up to, but not including, {below:g}"
                 raise InvalidInputError(
-                    f"{option(name)} must {needed}, but is {value}; choose another number"
+                    f"{option(name)} must {needed}, but is {value}; --help has the usual one"
                 )
 
 
@@ -89,7 +89,8 @@ class Text:
         if not 0 <= self.forget <= 1 or (self.forget and not self.carry_state):
             raise InvalidInputError(
                 f"--forget must be a chance from 0 to 1, and goes with --carry-state, but is "
-                f"{self.forget}{'' if self.carry_state else ' without it'}; change one of them"
+                f"{self.forget}{'' if self.carry_state else ' without it'}; give such "
+                "a chance, and --carry-state"
             )
         if self.validation + self.test >= 1:
             raise InvalidInputError(
@@ -173,11 +174,11 @@ class Optimization:
         check_ranges(self)
         if not self.learning_rate > 0:
             raise InvalidInputError(
-                f"--learning-rate must be above 0, but is {self.learning_rate}; choose another"
+                f"--learning-rate must be above 0, but is {self.learning_rate}; 1e-3 is usual"
             )
         if not 0 < self.decay <= 1:
             raise InvalidInputError(
-                f"--decay must be above 0 and at most 1, but is {self.decay}; choose another"
+                f"--decay must be above 0 and at most 1, but is {self.decay}; 1 decays not at all"
             )
         if self.weight_decay and self.optimizer != "adamw":
             raise InvalidInputError(

@@ -69,7 +69,7 @@ def run_training(config: Train) -> int:
         folder = open_folder(config, data, stack)
         progress = TextProgress(config, data, model, folder)
         devices = 1 if sharding is None else sharding.mesh.size
-        lost = f"; dropped {data.dropped:,} of others, which --vocabulary learned keeps"
+        lost = f"; {data.dropped:,} others were dropped, which --vocabulary learned keeps"
         progress.say(
             f"{data.length:,} {data.vocabulary.unit}s ({len(data.vocabulary)} in the vocabulary"
             f"{lost if data.dropped else ''}), "

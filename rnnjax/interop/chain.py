@@ -28,9 +28,11 @@ def rows_of(
     name: str, cell: Cell, params: Any
 ) -> Iterator[tuple[Cell, Sequence[tuple[Cell, Params]]]]:
     """Each row of a `Stack`, or the one cell, and its directions with their parameters."""
-    for row, own in _entries(name, cell, params) if isinstance(cell, Stack) else [(cell, params)]:
+    stacked = isinstance(cell, Stack)
+    rows = _entries(name, cell, params) if isinstance(cell, Stack) else [(cell, params)]
+    for i, (row, own) in enumerate(rows):
         if isinstance(row, Bidirectional):
-            yield row, _entries(name, row, own)
+            yield row, _entries(f"{name}[{i}]" if stacked else name, row, own)
         else:
             yield row, [(row, own)]
 

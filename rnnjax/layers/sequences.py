@@ -99,7 +99,9 @@ def restart(cell: Cell, params: Params, carry: Carry, where: jax.Array) -> Carry
             f"where must be booleans, one for each row, but are {where.dtype}; write "
             "where.astype(bool), or for the row i jnp.arange(batch) == i"
         )
-    batch = {leaf.shape[: where.ndim] for leaf in jax.tree.leaves(carry)}
+    alone = jax.tree.leaves(jax.eval_shape(cell.initial_carry))
+    leaves = zip(jax.tree.leaves(carry), alone, strict=True)
+    batch = {leaf.shape[: leaf.ndim - one.ndim] for leaf, one in leaves}
     if batch != {where.shape}:
         raise InvalidInputError(
             f"where must have the shape of the batch, {', '.join(map(str, sorted(batch)))}, with "

@@ -72,24 +72,24 @@ class Sampling:
         if not 0 <= self.temperature <= _LARGEST:
             raise InvalidInputError(
                 f"temperature must be a number from 0 (always the most probable character) up, "
-                f"usually at most 2, but is {self.temperature}; choose another"
+                f"but is {self.temperature}; 0.5 to 1 are usual"
             )
         for name, least in (("top_k", 0), ("penalty_window", 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
                 raise InvalidInputError(
                     f"{name} must be a whole number of characters, at least {least}, but is "
-                    f"{value!r}; choose another"
+                    f"{value!r}; leave it out for the usual one"
                 )
         if not 0 < self.top_p <= 1:
             raise InvalidInputError(
                 f"top_p must be a share of the probability above 0 and at most 1 (all characters), "
-                f"but is {self.top_p}; choose another"
+                f"but is {self.top_p}; 0.9 is usual"
             )
         if not _TINY <= self.repetition_penalty <= _LARGEST:
             raise InvalidInputError(
                 f"repetition_penalty must be a number above 0, where 1 is no penalty, that float32 "
-                f"can hold, but is {self.repetition_penalty}; choose another"
+                f"can hold, but is {self.repetition_penalty}; 1.1 is usual"
             )
 
     def filter(self, logits: jax.Array, recent: jax.Array | None = None) -> jax.Array:
@@ -339,7 +339,7 @@ def check_length(name: str, length: int) -> None:
     """Raise unless at least one character is to be drawn."""
     if length < 1:
         raise InvalidInputError(
-            f"{name} must be at least 1 character, but is {length}; ask for one"
+            f"{name} must be at least 1 character, but is {length}; ask for 1 or more"
         )
 
 

@@ -238,7 +238,7 @@ def read(
     if lengths.shape != (batch,) or ((lengths < 0) | (lengths > time)).any():
         raise InvalidInputError(
             f"lengths must be ({batch},) numbers from 0 to {time}, the steps of each row, but are "
-            f"{lengths.tolist()}; count them again"
+            f"{lengths.tolist()}; give one for each row"
         )
     if not lengths.any():
         return carry

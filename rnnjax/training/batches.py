@@ -64,14 +64,15 @@ def minibatches(arrays: Any, batch_size: int, *, seed: int = 0, axis: int = 0) -
     """
     leaves = jax.tree.leaves(arrays)
     rows = sorted({np.shape(leaf)[axis] if np.ndim(leaf) > axis else 0 for leaf in leaves})
-    for name, value in (("batch_size", batch_size), ("axis", axis), ("seed", seed)):
-        if not is_integer(value) or value < 0:
+    for name, value, least in (("batch_size", batch_size, 1), ("axis", axis, 0), ("seed", seed, 0)):
+        if not is_integer(value) or value < least:
             raise InvalidInputError(
-                f"{name} must be a whole number from 0 up, but is {value!r}; pass such a number"
+                f"{name} must be a whole number from {least} up, but is {value!r}; pass {least} or "
+                "more"
             )
-    if len(rows) != 1 or not 1 <= batch_size <= rows[0]:
+    if len(rows) != 1 or batch_size > rows[0]:
         raise InvalidInputError(
             f"arrays must have the same number of rows along axis {axis}, at least a batch of "
-            f"{batch_size}, but have {rows}; make them as long, or the batch smaller"
+            f"{batch_size}, but have {rows}; give all the same number, or make the batch smaller"
         )
     return Minibatches(arrays, batch_size, seed, axis)

@@ -46,7 +46,7 @@ def use_cores(number: int | None = None) -> int:
         return _cpus()
     if not is_integer(number) or number < 1:
         raise InvalidInputError(
-            f"number must be a whole number from 1 up, but is {number!r}; left out, it is all"
+            f"number must be a whole number from 1 up, but is {number!r}; leave it out for all"
         )
     try:
         jax.config.update("jax_num_cpu_devices", int(number))
@@ -118,8 +118,8 @@ def over_cores(
         )
     if devices is not None and (not is_integer(devices) or devices < 1):
         raise InvalidInputError(
-            f"devices must be a whole number from 1 up, or None, but is {devices!r}; pass one "
-            "of these"
+            f"devices must be a whole number from 1 up, or None, but is {devices!r}; leave it "
+            "out for all of them"
         )
     compiled = jax.jit(function, donate_argnums=donate_argnums)
 
@@ -160,7 +160,7 @@ def _rows_of(args: tuple[Any, ...], rows: tuple[int | None, ...]) -> int:
     if len(found) != 1 or 0 in found:
         raise InvalidInputError(
             f"the arguments must have the same number of rows along the axes {rows}, but have "
-            f"{sorted(found)}; make them as long"
+            f"{sorted(found)}; give all the same number, at least one"
         )
     return int(found.pop())
 

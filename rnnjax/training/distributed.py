@@ -60,7 +60,7 @@ class Processes:
         if not 0 <= index < count:
             raise InvalidInputError(
                 f"the process must be from 0 to {count - 1}, one less than their number, but is "
-                f"{index}; give each another of these"
+                f"{index}; number the processes from 0"
             )
         # The CPU's own collectives stay within a process; other platforms do not read this.
         jax.config.update("jax_cpu_collectives_implementation", "gloo")

@@ -33,14 +33,14 @@ def new_folder(program: str, folder: Path | None) -> Path:
         folder = Path("runs", program, datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f"))
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise InvalidInputError(
-            f"{folder} holds something already, and nothing is overwritten; choose another folder, "
-            "or go on with the run in it where the program has --resume"
+            f"{folder} holds something already, and nothing is overwritten; choose another folder "
+            "(--run-dir), or go on with the run in it where the program has --resume"
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InvalidInputError(
-            f"{folder} cannot be made ({error.strerror}); choose another folder"
+            f"{folder} cannot be made ({error.strerror}); choose another folder (--run-dir)"
         ) from error
     return folder
 

@@ -147,7 +147,8 @@ def fit(
     ):
         if not is_integer(value) or value < least:
             raise InvalidInputError(
-                f"{name} must be a whole number of at least {least}, but is {value!r}; pass another"
+                f"{name} must be a whole number of at least {least}, but is {value!r}; pass "
+                f"{least} or more"
             )
     if not jnp.issubdtype(getattr(key, "dtype", jnp.int32), jax.dtypes.prng_key):
         raise InvalidInputError(
@@ -415,7 +416,7 @@ class _Run:
                 return {name: float(value) for name, value in found.items()}
             except (TypeError, ValueError) as error:
                 raise InvalidInputError(
-                    f"evaluate must return numbers, but: {error}; convert them by float"
+                    f"evaluate must return numbers, but: {error}; give one number for each name"
                 ) from error
 
         measured = together(measure)
@@ -482,7 +483,7 @@ def _length(data: Any) -> int:
     if len(lengths) != 1 or lengths & {(), (0,)}:
         raise InvalidInputError(
             "batches must be arrays with a first axis of steps, as long in all of them, and not "
-            f"empty, but their first axes are {sorted(lengths)}; make them as long"
+            f"empty, but their first axes are {sorted(lengths)}; give all the same number of steps"
         )
     return lengths.pop()[0]
 

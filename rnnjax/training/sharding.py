@@ -128,7 +128,7 @@ class Sharding:
         if hidden < 1 or (data is not None and data < 1):
             raise InvalidInputError(
                 f"a mesh needs at least 1 device along each axis, but {data} x {hidden} came; "
-                "take 1 or more"
+                "an axis of 1 divides nothing"
             )
         if data is None:
             if len(devices) % hidden:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from rnnjax.cells.arguments import is_integer
 from rnnjax.errors import InvalidInputError
 from rnnjax.training.step import LossFunction
 
@@ -58,10 +59,10 @@ def windows(
     [[1, 1, 1, 1], [0, 0, 1, 1], [0, 0, 1, 1]]
     """
     k2 = k1 if k2 is None else k2
-    if not (isinstance(k1, int) and isinstance(k2, int) and 1 <= k1 <= k2):
+    if not (is_integer(k1) and is_integer(k2) and 1 <= k1 <= k2):
         raise InvalidInputError(
-            f"k1 and k2 must be steps with 1 <= k1 <= k2, but are {k1} and {k2}: the gradient "
-            "flows through k2 steps at every k1 steps; choose such numbers"
+            f"k1 and k2 must be steps with 1 <= k1 <= k2, but are {k1!r} and {k2!r}: the "
+            "gradient flows through k2 steps at every k1 steps; leave k2 out for k1"
         )
     if any(jnp.ndim(leaf) < 2 for leaf in jax.tree.leaves(targets)):
         raise InvalidInputError(

@@ -13,8 +13,8 @@ several of them share is one, by the first of its names, but in an ``.h5``, whic
 Outputs come in the dicts and lists that Keras has them in, a list as a tuple.
 Beside them stand Keras's merging layers, convolutions and pools, Flatten, Reshape, Permute and
 RepeatVector, norms (a BatchNormalization computes as in prediction, and learns no more moments),
-attention, and ``[:, -1]`` and the like: `rnnjax.interop.keras.operators` is the table. What
-differs:
+attention, and of Keras 3 ``[:, -1]`` and the like: `rnnjax.interop.keras.operators` is the table.
+What differs:
 
 - Sequences are time-major, ``(time, batch, features)``, unless ``time_first=False`` is asked for,
   in all inputs and outputs with a time. A layer with Keras 2's ``time_major=True`` had them so.

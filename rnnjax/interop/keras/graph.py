@@ -29,7 +29,7 @@ class Entry:
     name: str  # of the layer
     kind: str  # its class name; behind "ops." that of a function of keras.ops
     config: Mapping[str, Any]  # its options
-    shared: Any = None  # what Keras 3 knows it by, where it has written it before
+    shared: int | None = None  # what Keras 3 knows it by, where it has written it before
     rank: int | None = None  # of the array that it was built for, where the config says that
 
 
@@ -70,7 +70,8 @@ def entry_of(value: Any, where: str) -> Entry:
     shape = built.get("input_shape") if isinstance(built, dict) else None
     several = not isinstance(shape, list) or any(isinstance(n, list | dict) for n in shape)
     rank = None if several or shape is None else len(shape)
-    return Entry(name, kind, config, value.get("shared_object_id"), rank)
+    shared = value.get("shared_object_id")
+    return Entry(name, kind, config, shared if isinstance(shared, int) else None, rank)
 
 
 def is_model(kind: str) -> bool:

@@ -146,7 +146,7 @@ class Options:
             self.refuse(name, "an integer", value)
         axes = value if isinstance(value, tuple) else (value,)
         if rank is not None and not all(-rank <= axis < rank for axis in axes):
-            self.refuse(name, f"of the {rank} axes of what it was built for", value)
+            self.refuse(name, f"one of the {rank} axes of what it was built for", value)
         return value
 
     def arranged(self, name: str) -> tuple[int, ...]:
@@ -323,6 +323,16 @@ def _input(wiring: Wiring, name: str) -> Input:
     return Input(entry.name, tuple(shape[1:]), dtype, sequence)
 
 
+def _keeps_axes(options: Mapping[str, Any]) -> bool:
+    """Whether what stands in brackets is slices alone."""
+    key = options.get("key")
+    parts = key if isinstance(key, list | tuple) else [key]
+    return all(
+        isinstance(one, dict) and one.get("class_name") in ("__slice__", "__ellipsis__")
+        for one in parts
+    )
+
+
 def _reaches(wiring: Wiring, name: str) -> tuple[bool, bool]:
     """Whether an input, with the axes that it has, is looked up, and whether it is a mask."""
     same, looked_up, masks = {(name, 0)}, False, False
@@ -331,7 +341,7 @@ def _reaches(wiring: Wiring, name: str) -> tuple[bool, bool]:
         masks |= use.mask is not None and use.mask[:2] in same
         if any(ref[:2] in same for ref in use.takes):
             looked_up |= kind == "Embedding"
-            if kind in _SAME_AXES:
+            if kind in _SAME_AXES or (kind == "ops.GetItem" and _keeps_axes(use.options)):
                 same.add(here)
     return looked_up, masks
 
@@ -586,7 +596,7 @@ def _time_distributed(name: str, options: Options) -> Layer:
     inner = options.inner("layer")
     kind = inner.entry.kind
     if kind not in _AT_EACH_STEP:
-        instead = f"known are {', '.join(sorted(_AT_EACH_STEP))}"
+        instead = f"known are {', '.join(sorted(k for k in _AT_EACH_STEP if '.' not in k))}"
         if is_model(kind):
             instead = "apply each of its layers in a TimeDistributed of its own"
         elif kind in (*_KINDS, "RNN", "Bidirectional"):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from rnnjax.cells.base import Carry, Params
@@ -88,6 +89,11 @@ class Operation(Layer):
             raise InvalidInputError(
                 f"layer {self.name!r}, {self}, comes behind a mask that it would use inside of "
                 "each step, which is not known here; leave the mask out"
+            )
+        if self.kind == "Softmax" and first is not None:
+            raise InvalidInputError(
+                f"layer {self.name!r}, {self}, would take what is masked for a part of its sum; "
+                "leave the mask and the lengths out"
             )
         row, at = OPERATORS[self.kind], At(dict(self.config), params, masks, context.key)
         run = functools.partial(row.run, at)
@@ -414,6 +420,13 @@ def _first_mask(at: At, *xs: jax.Array) -> jax.Array | None:
     return at.masks[0]
 
 
+def _part_of(at: At, x: jax.Array) -> jax.Array:
+    key = tuple(slice(*k) if isinstance(k, tuple) else k for k in at.config["key"])
+    if all(isinstance(size, int) for size in x.shape):
+        np.broadcast_to(False, x.shape)[key]  # JAX takes the nearest for an index that is not there
+    return x[key]
+
+
 def _plain(function: Callable[..., jax.Array]) -> Operator:
     """A function of ``keras.ops``; none of them hands a mask on."""
     return Operator(lambda at, *xs: function(*_arguments(at, xs)), arrays=SEVERAL)
@@ -485,10 +498,7 @@ OPERATORS: Mapping[str, Operator] = {
     "ops.Max": _along_axis(jnp.max),
     "ops.ConvertToTensor": _row(lambda at, x: x.astype(at.config["dtype"] or x.dtype), "dtype"),
     "ops.Cast": _row(lambda at, x: x.astype(at.config["dtype"]), "dtype"),
-    "ops.GetItem": _row(
-        lambda at, x: x[tuple(slice(*k) if isinstance(k, tuple) else k for k in at.config["key"])],
-        "key",
-    ),
+    "ops.GetItem": _row(_part_of, "key"),
     "ops.ExpandDims": _row(lambda at, x: jnp.expand_dims(x, at.config["axis"]), "axis"),
     "ops.ZerosLike": _row(lambda at, x: jnp.zeros_like(x, at.config["dtype"]), "dtype"),
     "ops.OnesLike": _row(lambda at, x: jnp.ones_like(x, at.config["dtype"]), "dtype"),

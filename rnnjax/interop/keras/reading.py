@@ -59,11 +59,16 @@ def _shared(listed: Sequence[tuple[str, str, Entry]], paths: Set[str]) -> dict[s
     for name, _, entry in listed:
         if entry.shared is None:
             continue
-        alike = [n for n, e in full.items() if (e.kind, e.name) == (entry.kind, entry.name)]
+        alike = [
+            n
+            for n, e in full.items()
+            if (e.kind, e.name) == (entry.kind, entry.name) and e.shared in (None, entry.shared)
+        ]
+        alike = [n for n in alike if full[n].shared is not None] or alike
         if name not in full and entry.shared not in first and len(alike) > 1:
             raise InteropError(
-                f"layer {name[:80]!r} is one that the file holds already, but does not say whether "
-                f"{' or '.join(alike)[:200]}; load the live model, or give its layers other names"
+                f"layer {name[:80]!r} is one that the file holds already, but it does not say "
+                f"whether {' or '.join(alike)[:200]}; load the live model, or name its layers apart"
             )
         home = name if name in full or not alike else alike[0]
         same[name] = first.setdefault(entry.shared, home)
