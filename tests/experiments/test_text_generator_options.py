@@ -242,7 +242,7 @@ def test_samples_behind_the_checkpoint_are_taken_back(program, text, tmp_path):
 
 def test_it_says_how_much_of_a_text_its_vocabulary_has_not(program, tmp_path):
     (tmp_path / "text.txt").write_text("café or naïve\n" * 30, encoding="utf-8")
-    lost = "; dropped 60 of others, which --vocabulary learned keeps"
+    lost = "; 60 others were dropped, which --vocabulary learned keeps"
     said = program("text_generator", "train", *TINY, "--epochs", "1").stdout
     assert f"(68 in the vocabulary{lost})" in said
     said = program("text_generator", "train", *TINY, "--vocabulary", "learned", "--epochs", "1")
