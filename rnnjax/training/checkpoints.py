@@ -211,8 +211,8 @@ class Checkpoints:
             shutil.rmtree(new, ignore_errors=True)
             raise CheckpointError(
                 f"the checkpoint of step {step} could not be written to {self.directory} "
-                f"({_first_line(error)}); the checkpoints before it are untouched; make "
-                "room there, and go on from them"
+                f"({_first_line(error)}); the checkpoints before it are untouched; mend "
+                "that, and go on from them"
             ) from error
         self._delete()
 

@@ -246,7 +246,7 @@ def test_arrays_that_were_written_wrongly_are_noticed_when_they_are_read(checkpo
 
     def save(self, path, *, args):
         tree = dict(args.item)
-        real(self, path, args=type(args)({**tree, "step": tree["step"] + 1}))
+        real(self, path, args=type(args)({**tree, "step": np.asarray(tree["step"] + 1)}))
 
     monkeypatch.setattr(module.ocp.Checkpointer, "save", save)
     checkpoints.save(state_at(1), {})
