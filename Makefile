@@ -27,7 +27,7 @@ demo: $(VENV)/demo.stamp
 	$(BIN)/python -m experiments.text_generator generate --prime "The " --length 400 --temperature 0.7
 
 # Where PYTHONDONTWRITEBYTECODE is set, as in many containers, each worker and each program that a test
-# starts compiled every file again: 0.04 of the time of `make test`.
+# starts would compile every file again: 0.04 of the time of `make test`.
 test tests test-slow test-cookbook test-core test-shard: export PYTHONDONTWRITEBYTECODE =
 
 lint: $(VENV)/test.stamp
