@@ -175,7 +175,7 @@ def test_a_row_batch_first_is_one_program() -> None:
     _, ys = program.call(model.initial_carry((4,)), xs)
     np.testing.assert_allclose(ys, model(xs)[1], atol=1e-6)
     with pytest.raises(rnnjax.InvalidInputError, match=r"expected a rnnjax\.interop\.Model"):
-        interop.export(cell)  # type: ignore[arg-type]
+        interop.export(cell)
 
 
 def test_a_graph_is_one_program() -> None:

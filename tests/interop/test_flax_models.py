@@ -44,7 +44,7 @@ def assert_same_outputs(model: Model, inputs: Any, expected: Any) -> None:
     np.testing.assert_allclose(ys, expected, rtol=0, atol=1e-5)
 
 
-class Compact(nn.Module):  # type: ignore[misc]  # mypy follows no imports of flax
+class Compact(nn.Module):
     """The cells of a compact module have no RNN for a parent."""
 
     @nn.compact
@@ -79,7 +79,7 @@ def test_a_compact_module_is_read_with_an_order() -> None:
     assert_same_bits(to_params(unwrapped), variables["params"])
 
 
-class SetUp(nn.Module):  # type: ignore[misc]  # mypy follows no imports of flax
+class SetUp(nn.Module):
     def setup(self) -> None:
         self.encoder = nn.Bidirectional(nn.RNN(nn.LSTMCell(3)), nn.RNN(nn.GRUCell(2)))
         self.head = nn.Dense(2)
@@ -266,7 +266,7 @@ def test_parameters_are_written_into_a_tree_like_another() -> None:
     nnx.update(graph, to_params(ours, like=graph))
     np.testing.assert_allclose(graph(INPUTS), expected, rtol=0, atol=1e-5)
 
-    class Own(nn.Module):  # type: ignore[misc]  # mypy follows no imports of flax
+    class Own(nn.Module):
         @nn.compact
         def __call__(self, inputs: Any) -> Any:
             unused = nn.Dense(7, name="unused")(inputs)

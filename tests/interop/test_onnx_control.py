@@ -101,7 +101,7 @@ def test_a_branch_is_chosen_where_the_condition_is_known_and_else_as_it_runs(
     carry, ys = program(model.params, {"x": xs, "flag": np.array(flag)})
     assert_close(ys, expected, TOLERANCE)
     assert carry == {}
-    state = model.layers["first"].cell.initial_carry((4,))  # type: ignore[attr-defined]
+    state = model.layers["first"].cell.initial_carry((4,))
     with pytest.raises(InvalidInputError, match=r"'first' has no state of its own; leave it out"):
         program(model.params, {"x": xs, "flag": np.array(flag)}, {"first": state})
     with pytest.raises(InvalidInputError, match=r"node 1 \(If\) does not get the steps"):

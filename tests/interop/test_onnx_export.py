@@ -468,13 +468,13 @@ def test_bad_arguments(random_like: Any) -> None:
     with pytest.raises(
         InvalidInputError, match=r"expected a rnnjax\.interop\.Model, but got .*GRUCell"
     ):
-        to_proto(GRUCell(2))  # type: ignore[arg-type]
+        to_proto(GRUCell(2))
     with pytest.raises(InvalidInputError, match=r"carry should have entries .* but has \['lstm'\]"):
         initial_states(model, carry={"lstm": None})
     with pytest.raises(InvalidInputError, match="name must be a word"):
         to_proto(model, name="")
     with pytest.raises(InvalidInputError, match="metadata must be strings, but has 'a': 3"):
-        to_proto(model, metadata={"a": 3})  # type: ignore[dict-item]
+        to_proto(model, metadata={"a": 3})
     read = reader.load(to_proto(model, metadata={"a": "1"}))
     with pytest.raises(InvalidInputError, match="opset, name, states and lengths are options of"):
         to_proto(read, name="other")

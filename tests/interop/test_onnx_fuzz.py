@@ -380,7 +380,7 @@ def outcomes(first: int, count: int) -> Iterator[tuple[int, str, float]]:
                     one.name: jax.ShapeDtypeStruct(
                         tuple(3 if n is None else n for n in one.shape or ()), one.dtype
                     )
-                    for one in model.network.inputs  # type: ignore[attr-defined]
+                    for one in model.network.inputs
                 }
                 jax.eval_shape(model.apply, model.params, given)
                 outcome = "read and traced"

@@ -243,7 +243,7 @@ def torch_tagger(kind: str, **options: Any) -> Export:
     torch = pytest.importorskip("torch", reason="torch is in the extra `parity`")
     sides = 2 if options.get("bidirectional") else 1
 
-    class Tagger(torch.nn.Module):  # type: ignore[name-defined, misc]
+    class Tagger(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.embedding = torch.nn.Embedding(7, FEATURES)
@@ -402,7 +402,7 @@ def test_packed_sequences_and_computed_states_of_torch(fold: bool, assert_close:
     """Zeros of a computed shape as states, an input of lengths, weights put together by nodes."""
     torch = pytest.importorskip("torch", reason="torch is in the extra `parity`")
 
-    class Packed(torch.nn.Module):  # type: ignore[name-defined, misc]
+    class Packed(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.gru = torch.nn.GRU(FEATURES, HIDDEN, bidirectional=True)

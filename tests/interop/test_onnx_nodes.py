@@ -69,12 +69,12 @@ def test_node_cases_of_recurrent_operators(case: Any, weights: str, assert_close
             held = [name for name in data if name in ("W", "R", "B", "P")]
             proto.graph.initializer.extend(numpy_helper.from_array(data.pop(n), n) for n in held)
         model = rnnjax_onnx.load(proto, time_first=False)
-        _, values = model.network.values(model.params, data, {}, None, Context())  # type: ignore[attr-defined]
+        _, values = model.network.values(model.params, data, {}, None, Context())
         expected = {o.name: y for o, y in zip(case.model.graph.output, outputs, strict=True)}
         assert_close({name: values[name] for name in expected}, expected, TOLERANCE)
         # Through the front door: what is no state is returned.
         _, ys = model(data)
-        kept = model.network.outputs  # type: ignore[attr-defined]
+        kept = model.network.outputs
         ys = ys if len(kept) > 1 else {kept[0]: ys}
         assert_close(ys, {name: expected[name] for name in kept}, TOLERANCE)
 
@@ -131,7 +131,7 @@ def run_case(case: Any, known: Callable[[int, Any], bool]) -> None:
     constant = [name for i, (name, x) in enumerate(data.items()) if known(i, x)]
     proto.graph.initializer.extend(numpy_helper.from_array(data.pop(n), n) for n in constant)
     model = rnnjax_onnx.load(proto, time_first=False)
-    _, values = model.network.values(model.params, data, {}, None, Context())  # type: ignore[attr-defined]
+    _, values = model.network.values(model.params, data, {}, None, Context())
     for described, expected in zip(proto.graph.output, outputs, strict=True):
         actual = np.asarray(values[described.name])
         assert actual.shape == expected.shape, case.name
@@ -414,7 +414,7 @@ def check_node(config: dict[str, Any], runtime: Any, assert_close: Any) -> bool:
     model = rnnjax_onnx.load(proto.SerializeToString(), time_first=False)
     given = {value.name: arrays[value.name] for value in proto.graph.input}
     carry, ys = model(given)
-    data = model.network.outputs  # type: ignore[attr-defined]
+    data = model.network.outputs
     ys = ys if len(data) > 1 else {data[0]: ys}
     assert_close(ys, {name: expected[name] for name in data}, TOLERANCE)
     # The states, whether or not they are outputs.
@@ -469,7 +469,7 @@ def test_cells_and_parameters_come_back_as_they_were(cell: Any, random_like: Any
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
     model = rnnjax_onnx.load(proto)
     (layer,) = model.layers.values()
-    assert layer.cell == cell  # type: ignore[attr-defined]
+    assert layer.cell == cell
     jax.tree.map(np.testing.assert_array_equal, model.params[layer.name], params)
     for back, array in zip(params_to_onnx(cell, params, arrays), arrays, strict=True):
         assert (back is None) == (array is None)

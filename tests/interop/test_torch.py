@@ -96,7 +96,7 @@ def run_torch(case: Case, module: Any, xs: Any, states: list[Any] | None) -> tup
     if case.single_cell:
         state, ys = given_states, []
         if state is not None:
-            state = tuple(s[0] for s in states) if len(states or ()) == 2 else states[0][0]  # type: ignore[index]
+            state = tuple(s[0] for s in states) if len(states or ()) == 2 else states[0][0]
         for x in xs:
             state = module(x, state)
             ys.append(state[0] if case.kind == "LSTM" else state)

@@ -58,7 +58,7 @@ def random_model(network: Any, inputs: int, seed: int = 0) -> Model:
     return Model(network, params)
 
 
-class Tagger(nn.Module):  # type: ignore[name-defined, misc]
+class Tagger(nn.Module):
     """A language model as people write one: registered in another order than it runs."""
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ class Tagger(nn.Module):  # type: ignore[name-defined, misc]
         return self.head(self.rnn(self.embed(ids))[0])
 
 
-class Deep(nn.Module):  # type: ignore[name-defined, misc]
+class Deep(nn.Module):
     """Two recurrent modules of one size, and functions between the linear ones."""
 
     def __init__(self) -> None:
@@ -164,7 +164,7 @@ def test_other_types_stay_what_they_are(dtype: str, request: Any) -> None:
     model = from_state_dict(module.state_dict())
     params = model.params["rnn"]
     assert {str(leaf.dtype) for leaf in params.values()} == {dtype}
-    assert model.layers["rnn"].cell.param_dtype == jnp.dtype(dtype)  # type: ignore[attr-defined]
+    assert model.layers["rnn"].cell.param_dtype == jnp.dtype(dtype)
     expected = module.bias_hh_l0.detach().double().numpy()
     np.testing.assert_array_equal(np.asarray(params["recurrent_bias"], np.float64), expected)
     for key, array in to_state_dict(model).items():

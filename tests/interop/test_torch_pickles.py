@@ -988,5 +988,5 @@ def test_training_goes_on_as_in_torch(optimizer: str) -> None:
 
 def test_the_cell_says_that_it_has_both() -> None:
     model = from_state_dict(arrays(state_of()))
-    cell = model.layers["rnn"].cell  # type: ignore[attr-defined]
+    cell = model.layers["rnn"].cell
     assert cell == rnnjax.LSTMCell(4, use_recurrent_bias=True)
