@@ -160,7 +160,19 @@ def torch_steps(settings: dict[str, Any]) -> Iterator[Outcome]:
 
 
 def torch_bfloat16(settings: dict[str, Any]) -> Iterator[Outcome]:
-    """The same, with the forward pass under PyTorch's autocast to bfloat16."""
+    """The same, with the forward pass under PyTorch's autocast to bfloat16.
+
+    Raises:
+        RuntimeError: this CPU lacks the instructions that oneDNN's LSTM in bfloat16 is made of.
+    """
+    import torch
+
+    found = torch.backends.cpu.get_cpu_capability()
+    if found in ("DEFAULT", "AVX2"):
+        raise RuntimeError(
+            "PyTorch's LSTM runs in bfloat16 on a CPU with AVX-512; here PyTorch found "
+            f"{found}, so leave this contender out"
+        )
     return _torch_steps(Settings(**settings), autocast=True)
 
 
