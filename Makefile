@@ -28,7 +28,7 @@ demo: $(VENV)/demo.stamp
 
 # Where PYTHONDONTWRITEBYTECODE is set, as in many containers, each worker and each program that a test
 # starts would compile every file again: 0.04 of the time of `make test`.
-test tests test-slow test-cookbook test-core test-shard: export PYTHONDONTWRITEBYTECODE =
+test tests test-slow test-cookbook test-core test-shard docs: export PYTHONDONTWRITEBYTECODE =
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
@@ -102,7 +102,8 @@ cookbook: $(VENV)/demo.stamp
 
 # The site, in site/: `python -m http.server -d site` shows it. The addresses are those of pyproject.toml.
 url = $(shell sed -n 's/^$(1) = "\(.*\)"$$/\1/p' pyproject.toml)
-docs: $(VENV)/docs.stamp
+docs: $(VENV)/docs.stamp $(VENV)/test.stamp
+	$(BIN)/python -m pytest $(WORKERS) -m docs tests/test_pages.py
 	SITE_URL=$(call url,Documentation) REPO_URL=$(call url,Source) \
 		$(BIN)/python -m zensical build --strict --clean --config-file mkdocs.yml
 

@@ -1,4 +1,7 @@
-"""Every page runs: its Python from top to bottom, its commands with small arguments, its links."""
+"""Every page runs: its Python from top to bottom, its commands with small arguments, its links.
+
+What is marked ``docs`` runs in ``make docs``, beside the building of the site.
+"""
 
 import contextlib
 import importlib
@@ -63,7 +66,10 @@ WITH_PYTHON = [p for p in PAGES if fences(p, "python") and p != "docs/your-own-c
 
 # Keras 3.15 converts its variables in a way that NumPy 2 warns of.
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
-@pytest.mark.parametrize("page", WITH_PYTHON)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(p, marks=[] if p == "README.md" else pytest.mark.docs) for p in WITH_PYTHON],
+)
 def test_the_python_of_a_page_runs_from_top_to_bottom(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,6 +209,7 @@ def options_are_known(module: str, arguments: list[str]) -> int:
         return target.main()
 
 
+@pytest.mark.docs
 @pytest.mark.parametrize("command", PROGRAMS)
 def test_a_command_runs(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
@@ -297,6 +304,7 @@ def test_notebooks_are_their_pages() -> None:
         assert cells == [b.rstrip() for b in fences(f"docs/learn/{name}.md", "python")]
 
 
+@pytest.mark.docs
 def test_the_pictures_are_drawn_by_their_script(tmp_path: Path) -> None:
     draw = script("draw")
     with mpl.rc_context({"backend": "svg"}):
