@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -11,6 +12,14 @@ from rnnjax.cells.base import Cell
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.layers import Dense, Embedding, fits
 from rnnjax.layers import Regularized
+
+
+def as_jax(array: Any) -> jax.Array:
+    """A copy as an array of JAX.
+
+    Put there by its bytes: `jnp.array` compiles a program for each shape, 15 ms of reading a file.
+    """
+    return jax.device_put(np.array(array))
 
 
 def float_array(name: str, value: Any) -> np.ndarray:

@@ -108,7 +108,8 @@ def randomized(tree: Any, seed: int) -> Any:
     """Normal numbers for all parameters: no two alike, so that no swap can hide."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(
-        lambda leaf: jnp.asarray(0.6 * rng.standard_normal(leaf.shape), leaf.dtype), tree
+        lambda leaf: jax.device_put((0.6 * rng.standard_normal(leaf.shape)).astype(leaf.dtype)),
+        tree,
     )
 
 
@@ -166,7 +167,7 @@ def check_parity(case: Case, form: str) -> float:
             return module.apply(tree, *args, **options)
 
     else:
-        module = make_nnx(case)
+        module = nnx.jit(lambda: make_nnx(case))()  # one program, not one for each initializer
         graph, state, rest = nnx.split(module, nnx.Param, ...)
         tree = randomized(nnx.to_pure_dict(state), case.seed)
         nnx.update(module, tree)
@@ -219,7 +220,7 @@ def check_parity(case: Case, form: str) -> float:
         )
         return flax_gradient(tree, xs, start), our_gradient(params, xs, start)
 
-    results = gradients_of(tree, model.params, xs, start)
+    results = jax.device_get(gradients_of(tree, model.params, xs, start))
     ((d_tree, *d_rest), expected), ((d_params, *d_ours), actual) = results
     # Where Flax has one bias for our two, each of the two has its gradient.
     for layer, entry in d_params.items():

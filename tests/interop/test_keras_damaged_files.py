@@ -309,14 +309,14 @@ def run(first: int, count: int) -> dict[str, dict[str, int]]:
     print(found)
     assert [*found] == [*KINDS]
     for outcomes in found.values():
-        assert outcomes["Model"] + outcomes["InteropError"] == count
+        assert outcomes.get("Model", 0) + outcomes["InteropError"] == count
         assert not outcomes["too long to be one sentence"]
     return found
 
 
 def test_mutations() -> None:
-    for kind, outcomes in run(0, 8).items():
-        assert outcomes["InteropError"] > 2, kind
+    for kind, outcomes in run(0, 5).items():
+        assert outcomes["InteropError"] > 1, kind
 
 
 @pytest.mark.slow

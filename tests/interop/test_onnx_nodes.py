@@ -175,8 +175,8 @@ def check_operators(cases: list[Any]) -> tuple[int, dict[str, str]]:
 
 
 def test_some_node_cases_of_operators_around(x64: None) -> None:
-    passed, _ = check_operators(node_cases(*SOME)[::3])
-    assert passed >= 40
+    passed, _ = check_operators(node_cases(*SOME)[::6])
+    assert passed >= 20
 
 
 @pytest.mark.slow

@@ -4,14 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rnnjax.cells import Cell
 from rnnjax.cells.activations import ACTIVATIONS, Activation, get_activation
 from rnnjax.cells.base import Params
 from rnnjax.errors import InteropError
-from rnnjax.interop.arrays import cell_arrays, check_one_type, float_array, with_one_bias
+from rnnjax.interop.arrays import as_jax, cell_arrays, check_one_type, float_array, with_one_bias
 from rnnjax.layout import LAYOUTS, Form, Layout, Tree, params_of
 
 
@@ -114,7 +113,7 @@ def write_cell(
             blocks[name] = {"kernel": part}
             if _biased(layout)[name]:
                 blocks[name]["bias"] = bias_part
-    return jax.tree.map(jnp.array, blocks)
+    return jax.tree.map(as_jax, blocks)
 
 
 def _fold(

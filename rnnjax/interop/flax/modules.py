@@ -12,7 +12,7 @@ from rnnjax.cells import Cell, SimpleRNNCell
 from rnnjax.cells.activations import Activation
 from rnnjax.cells.base import Carry, Params
 from rnnjax.errors import InteropError
-from rnnjax.interop.arrays import float_array
+from rnnjax.interop.arrays import as_jax, float_array
 from rnnjax.interop.chain import Reading
 from rnnjax.interop.flax.cells import find_layout, read_cell
 from rnnjax.interop.layers import Context, Dense, Embedding, Flow, Layer, Recurrent
@@ -199,7 +199,7 @@ def _read_feedforward(module: Module) -> Reading:
             f"but {module} is none of these; leave it out with modules=[...]"
         )
     arrays = {name: float_array(f"{module.name}.{name}", leaf) for name, leaf in tree.items()}
-    params = {name: jnp.array(array) for name, array in arrays.items()}
+    params = {name: as_jax(array) for name, array in arrays.items()}
     matrix = arrays["embedding" if names == {"embedding"} else "kernel"]
     if (
         matrix.ndim != 2

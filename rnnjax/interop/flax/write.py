@@ -3,10 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
-
 from rnnjax.cells import Cell
-from rnnjax.interop.arrays import in_prediction, layer_arrays
+from rnnjax.interop.arrays import as_jax, in_prediction, layer_arrays
 from rnnjax.interop.chain import rows_of, with_parameters
 from rnnjax.interop.flax.cells import layout_of, write_cell
 from rnnjax.interop.flax.modules import Path, Place
@@ -51,7 +49,7 @@ def default_place(unit: Unit, path: Path, form: Form) -> Place:
 def write_unit(unit: Unit, place: Place) -> list[Any]:
     """The subtrees of a layer, one for each path of ``place``."""
     if not unit.cells:
-        return [{key: jnp.array(array) for key, array in unit.params.items()}]
+        return [{key: as_jax(array) for key, array in unit.params.items()}]
     return [
         write_cell(repr(unit.name), *each)
         for each in zip(place.layouts, unit.cells, unit.params, place.residual_of, strict=False)

@@ -10,13 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rnnjax.cells import Cell, GRUCell, LSTMCell, SimpleRNNCell
 from rnnjax.cells.base import Params
 from rnnjax.errors import InteropError
-from rnnjax.interop.arrays import float_array, with_one_bias
+from rnnjax.interop.arrays import as_jax, float_array, with_one_bias
 from rnnjax.interop.keras.operators import Operation
 from rnnjax.interop.layers import Layer, Recurrent, Shape, Weights, describe_cell, fits
 from rnnjax.interop.model import Model, Network
@@ -166,7 +165,7 @@ def to_params(unit: Unit, arrays: Arrays, where: str) -> dict[str, jax.Array]:
         )
     if _has_second(unit):
         named["recurrent_bias"] = np.zeros_like(named["bias"])
-    return {n: jnp.asarray(float_array(f"{n} of {where}", array)) for n, array in named.items()}
+    return {n: as_jax(float_array(f"{n} of {where}", array)) for n, array in named.items()}
 
 
 def _has_second(unit: Unit) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 
 from rnnjax.cells.base import Cell, Params
 from rnnjax.errors import InteropError
+from rnnjax.interop.arrays import as_jax
 from rnnjax.interop.layers import Dense, Embedding, Layer, Recurrent
 from rnnjax.interop.onnx.activations import activations_from_onnx
 from rnnjax.interop.onnx.at import traced_dtype
@@ -157,7 +158,7 @@ class _Layers:
 
     def as_jax(self, array: np.ndarray) -> jax.Array:
         traced_dtype(array.dtype, "its parameters are")
-        return jnp.array(array)
+        return as_jax(array)
 
     def layer_name(self, raw: RawNode) -> str:
         """A name for people: ``lstm`` of ``/lstm/LSTM``, and of a node without one."""

@@ -5,14 +5,13 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rnnjax.cells import Cell, GRUCell, LSTMCell, ProjectionLSTMCell, SimpleRNNCell
 from rnnjax.cells.activations import Activation, get_activation
 from rnnjax.cells.base import Params
 from rnnjax.errors import InteropError
-from rnnjax.interop.arrays import cell_arrays, check_one_type, in_prediction
+from rnnjax.interop.arrays import as_jax, cell_arrays, check_one_type, in_prediction
 from rnnjax.interop.registry import FORMS, names_of
 from rnnjax.layers import Regularized
 
@@ -85,7 +84,7 @@ def read_params(spec: Spec, arrays: Arrays) -> dict[str, jax.Array]:
         params |= {"bias": arrays["bias_ih"], "recurrent_bias": arrays["bias_hh"]}
     if spec.proj_size:
         params["projection_kernel"] = arrays["weight_hr"].T
-    return {name: jnp.array(array) for name, array in params.items()}
+    return {name: as_jax(array) for name, array in params.items()}
 
 
 def write_params(cell: Cell, params: Params) -> dict[str, np.ndarray]:

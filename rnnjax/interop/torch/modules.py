@@ -3,12 +3,11 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from rnnjax.cells.base import Cell
 from rnnjax.errors import InteropError
-from rnnjax.interop.arrays import float_array
+from rnnjax.interop.arrays import as_jax, float_array
 from rnnjax.interop.chain import Reading
 from rnnjax.interop.layers import Dense, Embedding, Recurrent
 from rnnjax.interop.torch.cells import Spec, make_cell, read_params, read_spec
@@ -82,12 +81,12 @@ def read_module(module: Module, nonlinearity: str) -> list[Reading]:
             f"the bias of {module}, a Linear, should be ({rows},) and {weight.dtype}, but is "
             f"{bias.shape} and {bias.dtype}; check the state dict"
         )
-    params = {"kernel": jnp.array(weight.T)} | ({} if bias is None else {"bias": jnp.array(bias)})
+    params = {"kernel": as_jax(weight.T)} | ({} if bias is None else {"bias": as_jax(bias)})
     dense = Dense(module.name, rows, use_bias=bias is not None)
     readings = [Reading(dense, params, columns, rows)]
     if bias is None:
         embedding = Embedding(module.name, rows, columns)
-        readings.append(Reading(embedding, {"embedding": jnp.array(weight)}, None, columns))
+        readings.append(Reading(embedding, {"embedding": as_jax(weight)}, None, columns))
     return readings
 
 
