@@ -101,7 +101,7 @@ def learn(config: Config, name: str, number: int) -> np.ndarray:
     params = {"words": 0.1 * jax.random.normal(keys[0], (size, UNITS)),
               "bias": jnp.zeros(size), "cell": cell.init(keys[1], UNITS)}  # fmt: skip
     params = fit(
-        truncated_loss(logits, losses, k1=STEPS), params,
+        truncated_loss(logits, losses), params,
         optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule)), batches, epochs,
         evaluate=lambda p: {"validation_loss": -logs(p, ids[known - 1 : known + valid]).mean()},
         carry=cell.initial_carry((rows,)), key=keys[2], progress=Silent(),

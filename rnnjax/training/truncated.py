@@ -1,7 +1,8 @@
 """Truncated backpropagation through time over streams with a carried state."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,18 +15,22 @@ RunPiece = Callable[[Any, Any, Any, jax.Array], tuple[Any, Any]]
 """``(params, carry, inputs, key) -> (carry, outputs)``, over some steps of the streams."""
 
 
-class Window(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Window:
     """What one update reads: steps of all streams, with time first.
 
     Attributes:
         inputs: any pytree of arrays ``(k2, rows, ...)``: inputs, resets ...
         targets: any pytree of arrays ``(k2, rows, ...)``.
         counted: booleans ``(k2, rows)``: the steps whose loss counts in this update.
+        k1: after how many steps the next window begins; None: where this one ends.
     """
 
     inputs: Any
     targets: Any
     counted: jax.Array
+    k1: int | None = dataclasses.field(default=None, metadata={"static": True})
 
 
 def windows(
@@ -97,30 +102,27 @@ def windows(
     counted = jnp.broadcast_to(counted[..., None], (*steps.shape, rows))
     if mask is not None:
         counted = counted & cut(mask)
-    return Window(jax.tree.map(cut, inputs), jax.tree.map(cut, targets), counted)
+    return Window(jax.tree.map(cut, inputs), jax.tree.map(cut, targets), counted, k1)
 
 
-def truncated_loss(
-    run: RunPiece, losses: Callable[[Any, Any], jax.Array], *, k1: int
-) -> LossFunction:
+def truncated_loss(run: RunPiece, losses: Callable[[Any, Any], jax.Array]) -> LossFunction:
     """The loss of one `Window`, for `make_train_steps`: it takes and returns the streams' carry.
 
-    The carry that an update leaves behind is that after its first ``k1`` steps, where the next
-    window begins. Rows whose stream ends and another begins are reset by ``run`` itself, with
+    The carry that an update leaves behind is that after the window's first ``k1`` steps, where the
+    next one begins. Rows whose stream ends and another begins are reset by ``run`` itself, with
     ``rnnjax.unroll(..., resets=inputs["resets"])``; nothing else is needed for them. The carry is
     part of the `TrainState`, so a run that is resumed from a checkpoint goes on exactly.
 
     Args:
         run: runs the model over some steps; called twice where windows overlap.
         losses: ``(outputs, targets) -> (steps, rows)``, the loss of each step.
-        k1: as in `windows`.
 
     >>> import optax, rnnjax
     >>> from rnnjax.training import TrainState, make_train_steps
     >>> cell = rnnjax.GRUCell(1)
     >>> def run(params, carry, inputs, key):
     ...     return rnnjax.unroll(cell, params, inputs["xs"], carry, resets=inputs["resets"])
-    >>> loss_fn = truncated_loss(run, lambda ys, targets: (ys[..., 0] - targets) ** 2, k1=5)
+    >>> loss_fn = truncated_loss(run, lambda ys, targets: (ys[..., 0] - targets) ** 2)
     >>> xs, resets = jnp.ones((20, 8, 3)), jnp.zeros((20, 8), bool).at[7, 2].set(True)
     >>> batches = windows({"xs": xs, "resets": resets}, jnp.zeros((20, 8)), k1=5, k2=10)
     >>> params, optimizer = cell.init(jax.random.key(0), 3), optax.adam(0.01)
@@ -133,6 +135,7 @@ def truncated_loss(
 
     def loss_fn(params: Any, carry: Any, batch: Window, key: jax.Array) -> Any:
         steps = batch.counted.shape[0]
+        k1 = steps if batch.k1 is None else batch.k1
         carry, outputs = run(params, carry, _part(batch.inputs, 0, k1), key)
         if k1 < steps:
             again = jax.random.fold_in(key, 1)

@@ -1,5 +1,6 @@
 """Truncated backpropagation: windows, gradients by hand, the carried state, and resuming."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -44,8 +45,8 @@ def sgd(learning_rate: float) -> optax.GradientTransformation:
 
 
 @functools.cache
-def compiled(k1: int) -> Any:
-    return make_train_steps(truncated_loss(run, losses, k1=k1), sgd(0.0))
+def compiled() -> Any:
+    return make_train_steps(truncated_loss(run, losses), sgd(0.0))
 
 
 def new_state(optimizer: optax.GradientTransformation) -> TrainState:
@@ -118,7 +119,7 @@ def test_updates_are_those_by_hand(k1: int, k2: int, streams: Any, assert_close:
     """The whole window from the carry at its start, where the gradient stops, and its last k1."""
     (inputs, targets), updates = streams, 4
     batches = windows(inputs, targets, k1=k1, k2=k2, mask=MASK)
-    state, metrics = compiled(k1)(new_state(sgd(0.1)), batches, 0, updates)
+    state, metrics = compiled()(new_state(sgd(0.1)), batches, 0, updates)
 
     @jax.jit
     def by_hand(params: Any, carry: Any, piece: Any, counted: Any) -> Any:
@@ -154,7 +155,7 @@ def test_without_learning_the_state_is_that_of_an_uninterrupted_run(
     state = new_state(sgd(0.0))
     params = jax.tree.map(np.asarray, state.params)
     for i in range(4):
-        state, _ = compiled(k1)(state, batches, i, i + 1)
+        state, _ = compiled()(state, batches, i, i + 1)
         done = (i + 1) * k1
         expected, _ = rnnjax.unroll(
             CELL,
@@ -171,7 +172,7 @@ def test_without_learning_the_state_is_that_of_an_uninterrupted_run(
 def test_a_window_without_a_counted_step_changes_nothing(streams: Any) -> None:
     inputs, targets = streams
     batches = windows(inputs, targets, k1=3, mask=np.zeros_like(MASK))
-    state, metrics = compiled(3)(new_state(sgd(0.1)), batches, 0, 4)
+    state, metrics = compiled()(new_state(sgd(0.1)), batches, 0, 4)
     assert np.all(metrics["loss"] == 0)
     assert np.all(metrics["grad_norm"] == 0)
     jax.tree.map(np.testing.assert_array_equal, state.params, new_state(sgd(0.1)).params)
@@ -184,12 +185,13 @@ def test_both_parts_of_a_window_draw_their_own_numbers() -> None:
         keys.append(key)
         return carry, inputs
 
-    key, window = jax.random.key(3), Window(jnp.ones((5, 2)), (), jnp.ones((5, 2), bool))
-    loss, (carry, metrics) = truncated_loss(noisy, lambda ys, _: ys, k1=2)((), 7, window, key)
+    key, window = jax.random.key(3), Window(jnp.ones((5, 2)), (), jnp.ones((5, 2), bool), k1=2)
+    loss, (carry, metrics) = truncated_loss(noisy, lambda ys, _: ys)((), 7, window, key)
     assert (float(loss), carry, metrics) == (1.0, 7, {})
     assert keys[0] == key
     assert keys[1] != key
-    truncated_loss(noisy, lambda ys, _: ys, k1=5)((), 7, window, key)
+    whole = dataclasses.replace(window, k1=None)
+    truncated_loss(noisy, lambda ys, _: ys)((), 7, whole, key)
     assert len(keys) == 3
 
 
@@ -197,7 +199,7 @@ def test_losses_of_another_shape_are_refused(streams: Any) -> None:
     inputs, targets = streams
     window = Window(inputs, targets, jnp.ones((TIME, ROWS), bool))
     state = new_state(sgd(0.1))
-    loss_fn = truncated_loss(run, lambda ys, targets: jnp.square(ys - targets), k1=TIME)
+    loss_fn = truncated_loss(run, lambda ys, targets: jnp.square(ys - targets))
     with pytest.raises(InvalidInputError, match=r"\(14, 3\), but returned \(14, 3, 4\)"):
         jax.eval_shape(loss_fn, state.params, state.carry, window, state.key)
 
@@ -214,7 +216,7 @@ def test_a_resumed_run_is_exact(k1: int, k2: int, streams: Any, tmp_path: Any) -
     def noisy(params: Any, carry: Any, inputs: Any, key: jax.Array) -> Any:
         return rnnjax.unroll(cell, params, inputs["xs"], carry, resets=inputs["resets"], key=key)
 
-    train_steps = make_train_steps(truncated_loss(noisy, losses, k1=k1), optimizer)
+    train_steps = make_train_steps(truncated_loss(noisy, losses), optimizer)
     batches = windows(inputs, targets, k1=k1, k2=k2)
     whole, _ = train_steps(new_state(optimizer), batches, 0, 6)
 
