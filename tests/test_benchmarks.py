@@ -1,15 +1,19 @@
 import dataclasses
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
-from benchmarks import command, plots, reports, timing
+from benchmarks import book_curve, command, plots, reports, timing
 from benchmarks.reports import Outcome, Point, Report, Result
 from benchmarks.timing import Contender, Question
+from experiments.text_generator.config import Text
+from experiments.text_generator.data import Data
 
 # The same contenders in the worker and here: the worker's program is this text.
 FAKES = """
@@ -361,3 +365,29 @@ def test_the_machine_is_described():
     assert machine["cores"] >= 1
     assert machine["cpu"]
     assert machine["load_before"] >= 0
+
+
+def test_the_curve_of_keras_is_that_of_our_windows(tmp_path: Path) -> None:
+    """All of them, each with the character that follows its every one, and none twice."""
+    path = tmp_path / "text.txt"
+    path.write_text("Alice was beginning to get very tired of sitting by her sister. " * 8)
+    inputs, targets, size, batch_size = book_curve.load(str(path))
+    data = Data.load(dataclasses.replace(Text(), corpus=str(path)), 0)
+    ours = np.asarray(data.batches(0)["inputs"]).reshape(-1, 100)[: len(inputs)]
+    assert sorted(map(bytes, inputs)) == sorted(map(bytes, ours.astype(inputs.dtype)))
+    np.testing.assert_array_equal(inputs[:, 1:], targets[:, :-1])
+    assert (size, batch_size) == (68, 12)
+
+
+@pytest.mark.slow
+def test_keras_learns_the_book(tmp_path: Path, environment: Any) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("Alice was beginning to get very tired of sitting by her sister. " * 40)
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.book_curve", "--corpus", path, "--epochs", "8",
+         "--hidden-size", "16"],
+        env=environment(KERAS_BACKEND="jax"), capture_output=True, text=True,
+    )  # fmt: skip
+    losses = [float(line.split()[-1]) for line in done.stdout.splitlines()]
+    assert len(losses) == 8, done.stderr
+    assert losses[-1] < losses[0] - 0.05
