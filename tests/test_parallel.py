@@ -99,9 +99,19 @@ CELLS = {
 
 @functools.cache
 def parameters(cell):
-    """As drawn at first, and nothing is zero."""
-    params = jax.device_get(jax.jit(cell.init, static_argnums=1)(KEY, 2))
-    return jax.tree.map(lambda leaf: (leaf + 0.05).astype(np.float64), params)
+    """Drawn by NumPy, and nothing is zero."""
+    rng, shapes = np.random.default_rng(3), jax.eval_shape(lambda: cell.init(KEY, 2))
+    return jax.tree.map(lambda leaf: 0.6 * rng.normal(size=leaf.shape), shapes)
+
+
+def drawn(*shape):
+    return np.random.default_rng(2).normal(size=shape)
+
+
+@functools.cache
+def start(cell, value=0.3):
+    shapes = jax.eval_shape(lambda: cell.initial_carry((BATCH,)))
+    return jax.tree.map(lambda leaf: np.full(leaf.shape, value), shapes)
 
 
 def over_time(run, given):
@@ -122,9 +132,6 @@ def over_time(run, given):
 @functools.cache
 def results(name, marks, method):
     cell = CELLS[name]
-    xs = np.random.default_rng(2).normal(size=(TIME, BATCH, 2))
-    carry = jax.eval_shape(lambda: cell.initial_carry((BATCH,), jnp.float64))
-    carry = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.3), carry)
     run = functools.partial(
         rnnjax.unroll, cell, method=method, key=KEY if name == "zoneout" else None
     )
@@ -139,23 +146,20 @@ def results(name, marks, method):
         return sum((x**2).sum() for x in jax.tree.leaves(carry)) + jnp.sin(ys).sum(), (carry, ys)
 
     grad = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)
-    return jax.jit(grad)(parameters(cell), xs, carry)
+    return jax.jit(grad)(parameters(cell), drawn(TIME, BATCH, 2), start(cell))
 
 
-# How a sequence is cut does not depend on the cell: into pieces that do not fit, for two of them.
-# Marks do not either: each set of them for these, and all at once for the others. And of the cells
-# whose state is a vector with a factor of its own one stands for all: the others are held against
-# the reference by this method (tests/test_reference.py).
+# How a sequence is cut does not depend on the cell, nor do marks: each set of them for one cell of
+# each form (factors of all steps, pieces as rows), and all at once, in pieces that do not fit, for
+# these, for each kind of matrix memory, and for what a method may see besides. All others, and
+# stacks, are held against the reference by this method (tests/test_reference.py). With all marks an
+# LRU and what remembers inputs run in tests/test_sequence_laws.py, Griffin in
+# tests/test_linear_family.py.
 WHOLE = ["mingru", "turning"]
-ALIKE = ["minlstm", "s5", "rglru", "qrnn", "gilr", "sru", "hgrn", "mamba2"]
-# And these run with all marks in tests/test_sequence_laws.py.
-ALIKE += ["lru", "temporal-conv"]
 USUAL = [
-    *((name, None, "all") for name in CELLS if name not in ALIKE),
     *((name, None, marks) for name in WHOLE for marks in ("plain", "lengths")),
-    *((name, 5, "all") for name in ("mingru", "turning", "gla", "mlstm", "deltanet")),
+    *((name, 5, "all") for name in (*WHOLE, "output", "zoneout", "gla", "mlstm", "deltanet")),
     ("mlstm", 5, "lengths"),
-    ("deltanet", 5, "plain"),
 ]
 ROWS = [
     pytest.param(*row, marks=[] if row in USUAL else pytest.mark.slow)
@@ -166,13 +170,12 @@ ROWS = [
 # A quarter of the steps in one piece, and in two that do not fit.
 OVER_TIME = [
     ("mingru", None, "all"),
-    ("mingru", None, "lengths"),
     ("turning", 2, "lengths"),
-    *((name, 2, "all") for name in ("temporal-conv", "stack")),
-    pytest.param("mingru", None, "plain", marks=pytest.mark.slow),
+    ("stack", 2, "all"),
+    *(pytest.param("mingru", None, m, marks=pytest.mark.slow) for m in ("plain", "lengths")),
     *(
         pytest.param(name, 2, "all", marks=pytest.mark.slow)
-        for name in ("turning", "griffin", "output", "s6")
+        for name in ("turning", "temporal-conv", "griffin", "output", "s6")
     ),
 ]
 
@@ -192,20 +195,21 @@ def test_steps_divided_over_devices_have_the_numbers_of_the_scan(name, chunk, ma
 
 def test_no_steps_on_each_device(assert_close):
     cell, none = CELLS["mingru"], np.zeros((0, BATCH), bool)
-    params, xs = parameters(cell), jnp.ones((0, BATCH, 2))
-    carry = jax.tree.map(lambda leaf: leaf + 0.3, cell.initial_carry((BATCH,)))
+    carry = start(cell)
     run = functools.partial(rnnjax.unroll, cell, method=Parallel(axis_name="time"))
     given = {"mask": none, "resets": none, "masked_outputs": "last"}
     for reverse in (False, True):
-        last, ys = over_time(run, {**given, "reverse": reverse})(params, xs, carry)
+        each = jax.jit(over_time(run, {**given, "reverse": reverse}))
+        last, ys = each(parameters(cell), drawn(0, BATCH, 2), carry)
         assert_close(last, carry, 1e-6)
         assert ys.shape == (0, BATCH, cell.output_size)
 
 
 def messages(function, *args):
+    """How many of each kind there are in a program, and its text."""
     text = jax.jit(function).lower(*args).compile().as_text()
     kinds = r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
-    return collections.Counter(re.findall(kinds, text))
+    return collections.Counter(re.findall(kinds, text)), text
 
 
 # There it is a sum, which JAX does not take through `jax.vmap`.
@@ -216,9 +220,9 @@ has_gather = pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="JAX has 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_only_ends_cross_between_devices(reverse):
     """Of each device one array of a few states, and in reverse the first row of resets."""
-    cell, xs = rnnjax.MinGRUCell(4), jnp.ones((TIME, BATCH, 2))
-    params, carry = cell.init(KEY, 2), cell.initial_carry((BATCH,))
-    given = {"resets": jnp.asarray(RESETS), "lengths": MARKS["lengths"]["lengths"]}
+    cell = rnnjax.MinGRUCell(4)
+    args = parameters(cell), drawn(TIME, BATCH, 2), start(cell)
+    given = {"resets": RESETS, "lengths": MARKS["lengths"]["lengths"]}
     method = Parallel(axis_name="time")
     run = over_time(functools.partial(rnnjax.unroll, cell, reverse=reverse, method=method), given)
 
@@ -227,12 +231,10 @@ def test_only_ends_cross_between_devices(reverse):
         return carry.hidden.sum() + (ys**2).sum()
 
     shifted = {"collective-permute": 1} if reverse else {}
-    assert messages(run, params, xs, carry) == {"all-gather": 1} | shifted
-    gradient = jax.grad(loss, (0, 1, 2))
+    assert messages(run, *args)[0] == {"all-gather": 1} | shifted
+    found, text = messages(jax.grad(loss, (0, 1, 2)), *args)
     # The gradients of what all devices have are summed, together.
-    expected = {"all-gather": 2, "all-reduce": 1} | shifted
-    assert messages(gradient, params, xs, carry) == expected
-    text = jax.jit(gradient).lower(params, xs, carry).compile().as_text()
+    assert found == {"all-gather": 2, "all-reduce": 1} | shifted
     gathered = re.findall(r" = f32\[4,(\d+)\]\S* all-gather", text)
     # Of each unit a factor, a constant and the first state; of each row whether it begins anew.
     assert gathered == [str(3 * BATCH * 4 + BATCH)] * 2
@@ -241,8 +243,8 @@ def test_only_ends_cross_between_devices(reverse):
 @has_gather
 @pytest.mark.usefixtures("x64")
 def test_devices_along_rows_too_vmap_and_other_derivatives(assert_close):
-    cell, given = CELLS["mingru"], {"resets": jnp.asarray(RESETS[:8, :2])}
-    params, xs = parameters(cell), jax.random.normal(KEY, (8, 2, 2), jnp.float64)
+    cell, resets, xs = CELLS["mingru"], RESETS[:8, :2], drawn(8, 2, 2)
+    params = parameters(cell)
     mesh = jax.make_mesh((2, 2), ("rows", "time"), axis_types=(AxisType.Auto,) * 2)
     both = PartitionSpec("time", "rows")
 
@@ -260,10 +262,12 @@ def test_devices_along_rows_too_vmap_and_other_derivatives(assert_close):
             )
 
         def loss(params):
-            return jnp.sin(rows(params, xs, given["resets"])).sum()
+            return jnp.sin(rows(params, xs, resets)).sum()
 
-        ones = jax.tree.map(jnp.ones_like, params)
-        return jax.jit(lambda p: jax.jvp(jax.grad(loss), (p,), (ones,)))(params)
+        def along(*params):
+            return jax.jvp(jax.grad(loss), params, jax.tree.map(jnp.ones_like, params))
+
+        return jax.jit(along)(params)
 
     assert_close(second(Parallel(axis_name="time")), second(Scan()), 1e-12)
 
@@ -273,11 +277,7 @@ def test_devices_along_rows_too_vmap_and_other_derivatives(assert_close):
 def test_a_state_of_zeros_changes_forwards_where_steps_are_divided(assert_close):
     cell = CELLS["turning"]
     params = parameters(cell)
-    args = (
-        params | {"bias": 0 * params["bias"]},
-        jnp.zeros((8, BATCH, 2)),
-        cell.initial_carry((BATCH,), jnp.float64),
-    )
+    args = params | {"bias": 0 * params["bias"]}, np.zeros((8, BATCH, 2)), start(cell, 0.0)
 
     @functools.partial(jax.jit, static_argnums=0)
     def forwards(method, *args):
@@ -291,8 +291,8 @@ def test_a_state_of_zeros_changes_forwards_where_steps_are_divided(assert_close)
 
 def test_what_cannot_be_divided_is_refused():
     cell, method = rnnjax.MinGRUCell(4), Parallel(axis_name="time")
-    params, xs = cell.init(KEY, 2), jnp.ones((8, 2, 2))
-    run = functools.partial(rnnjax.unroll, cell, params, method=method, lengths=jnp.array([8, 3]))
+    params, xs = parameters(cell), drawn(8, 2, 2)
+    run = functools.partial(rnnjax.unroll, cell, params, method=method, lengths=np.array([8, 3]))
     mesh = jax.make_mesh((4,), ("time",), axis_types=(AxisType.Auto,))
     steps = PartitionSpec("time")
     specs = {"mesh": mesh, "in_specs": steps, "out_specs": (PartitionSpec(), steps)}
@@ -316,7 +316,7 @@ def test_what_cannot_be_divided_is_refused():
 @pytest.mark.usefixtures("x64")
 def test_a_state_that_takes_over_another_needs_no_first_carry(assert_close):
     """Then no input changes what is added to it, and no factor of it changes either."""
-    cell, xs = rnnjax.TemporalConvCell(4), jax.random.normal(KEY, (TIME, BATCH, 2), jnp.float64)
+    cell, xs = rnnjax.TemporalConvCell(4), drawn(TIME, BATCH, 2)
 
     def run(params, method):
         return rnnjax.unroll(cell, params, xs, method=method)
@@ -330,12 +330,16 @@ def test_a_state_that_takes_over_another_needs_no_first_carry(assert_close):
 
 
 @pytest.mark.parametrize(
-    "name", ["mingru", "lru", "deltanet", pytest.param("mlstm", marks=pytest.mark.slow)]
+    "name",
+    [
+        *("mingru", "turning", "gla"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("lru", "mlstm", "deltanet")),
+    ],
 )
 @pytest.mark.usefixtures("x64")
 def test_derivatives_of_second_order_and_forwards(name, assert_close):
     cell = CELLS[name]
-    params, xs = parameters(cell), jax.random.normal(KEY, (6, 2, 2), jnp.float64)
+    params, xs = parameters(cell), drawn(6, 2, 2)
 
     @functools.partial(jax.jit, static_argnums=1)
     def product(params, method):
@@ -353,21 +357,20 @@ def test_derivatives_of_second_order_and_forwards(name, assert_close):
 @pytest.mark.parametrize(
     ("name", "method"),
     [
+        *((name, Parallel()) for name in ("mingru", "turning", "deltanet")),
         *(
-            (name, Parallel())
-            for name in ("mingru", "output", "turning", "s6", "mlstm", "deltanet")
+            pytest.param(name, Parallel(), marks=pytest.mark.slow)
+            for name in ("minlstm", "output", "s6", "mlstm")
         ),
-        pytest.param("minlstm", Parallel(), marks=pytest.mark.slow),
         ("mingru", Parallel(axis_name="time")),  # the NaN on one device, the reset on the next
     ],
 )
 @pytest.mark.usefixtures("x64")
 def test_no_nan_crosses_a_reset(name, method):
     cell = CELLS[name]
-    xs = np.random.default_rng(2).normal(size=(TIME, BATCH, 2))
+    xs, carry = drawn(TIME, BATCH, 2), start(cell, 0.0)
     resets, counts = np.zeros((TIME, BATCH), bool), np.ones((TIME, BATCH, 1), bool)
     xs[2, 0], resets[5, 0], counts[:5, 0] = np.nan, True, False
-    carry = cell.initial_carry((BATCH,), jnp.float64)
 
     def loss(params, xs, method):
         run, given = functools.partial(rnnjax.unroll, cell, method=method), {"resets": resets}
@@ -390,14 +393,13 @@ class MixingCell(rnnjax.MinGRUCell):
         return type(new)(new.hidden - 0.1 * carry.hidden.mean(-1, keepdims=True))
 
 
-@pytest.mark.parametrize("name", ["mingru", "s6"])
+@pytest.mark.parametrize("name", ["mingru", "turning", pytest.param("s6", marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("x64")
 def test_no_nan_of_a_step_that_no_loss_sees_where_there_is_a_mask(name, assert_close):
-    cell = CELLS[name]
-    xs = jax.random.normal(KEY, (TIME, BATCH, 2), jnp.float64).at[9].set(jnp.nan)
+    cell, xs, mask = CELLS[name], drawn(TIME, BATCH, 2), np.ones((TIME, BATCH), bool)
+    xs[9] = np.nan
 
     def loss(params, method):
-        mask = jnp.ones((TIME, BATCH), bool)
         return rnnjax.unroll(cell, params, xs, mask=mask, method=method)[1][:5].sum()
 
     gradient = jax.jit(jax.grad(loss), static_argnums=1)
@@ -429,8 +431,9 @@ class GrowingCell(rnnjax.MinGRUCell):
 @pytest.mark.usefixtures("x64")
 def test_an_infinite_product_of_factors_leaves_nothing_as_it_is(cell, assert_close):
     """Zeros until the last steps, and the gradient of the first."""
-    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), cell.init(KEY, 2))
-    xs = jax.random.normal(KEY, (40, BATCH, 2), jnp.float64).at[:-4].set(0)
+    params, xs = jax.jit(cell.init, static_argnums=1)(KEY, 2), drawn(40, BATCH, 2)
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    xs[:-4] = 0
 
     def loss(params, xs, method):
         ys = rnnjax.unroll(cell, params, xs, method=method)[1]
@@ -445,7 +448,7 @@ def test_an_infinite_product_of_factors_leaves_nothing_as_it_is(cell, assert_clo
 @pytest.mark.parametrize(
     ("cell", "method"),
     [
-        (CELLS["lru"], Parallel()),
+        (CELLS["turning"], Parallel()),
         (rnnjax.GRUCell(3), Parallel(newton=rnnjax.Newton())),
         (rnnjax.GRUCell(3), rnnjax.Chunked(chunks=2)),
     ],
@@ -453,21 +456,24 @@ def test_an_infinite_product_of_factors_leaves_nothing_as_it_is(cell, assert_clo
 )
 def test_rows_divided_over_devices(cell, method, assert_close):
     """Whatever is made inside varies over the devices, as the carry does."""
-    params, xs = cell.init(KEY, 2), jax.random.normal(KEY, (5, 2, 2))
+    args = parameters(cell), drawn(5, 2, 2)
     mesh = jax.make_mesh((2,), ("rows",), axis_types=(AxisType.Auto,))
     whole, rows = PartitionSpec(), PartitionSpec(None, "rows")
 
-    @jax.grad
-    def gradient(params, xs):
-        return jnp.sin(rnnjax.unroll(cell, params, xs, method=method)[1]).sum()
+    def gradient(params, xs, method=method):
+        def loss(params):
+            return jnp.sin(rnnjax.unroll(cell, params, xs, method=method)[1]).sum()
+
+        return jax.grad(loss)(params)
 
     shared = jax.shard_map(gradient, mesh=mesh, in_specs=(whole, rows), out_specs=whole)
-    assert_close(jax.jit(shared)(params, xs), jax.jit(gradient)(params, xs), 1e-5)
+    expected = jax.jit(functools.partial(gradient, method=Scan()))
+    assert_close(jax.jit(shared)(*args), expected(*args), 1e-5)
 
 
 @pytest.mark.parametrize("name", ["mingru", "lru"])
 def test_no_rows(name):
-    cell, xs = CELLS[name], jnp.ones((TIME, 0, 2))
+    cell, xs = CELLS[name], np.zeros((TIME, 0, 2), "float32")
 
     def loss(params):
         return rnnjax.unroll(cell, params, xs, method=Parallel())[1].sum()
@@ -506,13 +512,16 @@ class CountingCell(rnnjax.MinGRUCell):
     ids=lambda value: type(value).__name__ if isinstance(value, rnnjax.Cell) else "",
 )
 def test_what_is_not_affine_is_refused(cell, message):
+    def run():
+        return rnnjax.unroll(cell, cell.init(KEY, 2), jnp.ones((5, 2, 2)), method=Parallel())
+
     with pytest.raises(InvalidInputError, match=message):
-        rnnjax.unroll(cell, cell.init(KEY, 2), jnp.ones((5, 2, 2)), method=Parallel())
+        jax.eval_shape(run)
 
 
 def test_a_linear_indrnn_is_affine_and_says_how_it_runs():
     cell = rnnjax.IndRNNCell(4, activation="linear")
-    params, xs = cell.init(KEY, 2), jnp.ones((100, 2, 2))
+    params, xs = parameters(cell), drawn(100, 2, 2)
     text = str(rnnjax.explain(cell, params, xs, method=Parallel()))
     assert "10 pieces of 10 steps side by side, twice: 30 of 100 steps wait" in text
     assert "then the pieces as rows of a batch" in text  # its one factor is no number of each step
