@@ -46,8 +46,8 @@ def results(name, method):
 
 
 # How a sequence is cut does not depend on the cell: into chunks that do not fit, for two of them.
-# Nor does it see more of one than the leaves of its carry and the axes of its rows.
-ALIKE = ["gru", "diagonal-gru", "peephole"]
+# Nor does it see more of one than the leaves of its carry, the axes of its rows and what it draws.
+ALIKE = ["lstm", "gru", "diagonal-gru", "peephole", "lru", "zoneout"]
 ROWS = [
     *(
         pytest.param(
@@ -55,7 +55,8 @@ ROWS = [
         )
         for name in CELLS
     ),
-    ("lstm", Chunked(chunks=4)),
+    ("zoneout", Chunked(chunks=4, warmup=1)),
+    pytest.param("lstm", Chunked(chunks=4), marks=pytest.mark.slow),
     ("step", Chunked(chunks=3, warmup=0)),
 ]
 
@@ -71,58 +72,57 @@ def expected(name):
     return results(name, Scan())
 
 
-def gradients(cell, params, xs, method, **more):
+def drawn(*shape):
+    return np.random.default_rng(2).normal(size=shape).astype("float32")
+
+
+@functools.cache
+def params_of_gru(longest=None):
+    cell = rnnjax.GRUCell(4, bias_init=rnnjax.Chrono(longest) if longest else "zeros")
+    return jax.jit(cell.init, static_argnums=1)(KEY, 2)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def gradients(params, xs, method):
     def loss(params, xs):
-        carry, ys = rnnjax.unroll(cell, params, xs, method=method, **more)
+        carry, ys = rnnjax.unroll(rnnjax.GRUCell(4), params, xs, method=method)
         return (ys**2).sum() + sum(leaf.sum() for leaf in jax.tree.leaves(carry)), ys
 
-    return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(params, xs)
+    return jax.value_and_grad(loss, (0, 1), has_aux=True)(params, xs)
 
 
 def test_a_warm_up_is_all_that_a_short_memory_needs(assert_close):
     """Whatever comes out of the first time is taken, forward and backwards."""
-    cell = rnnjax.GRUCell(4)
-    params, xs = cell.init(KEY, 2), jax.random.normal(KEY, (240, 2, 2))
-    expected = gradients(cell, params, xs, Scan())
-    once = gradients(cell, params, xs, Chunked(6, tolerance=1e9))
-    assert_close(once, expected, 2e-5)
+    args = params_of_gru(), drawn(240, 2, 2)
+    once = gradients(*args, Chunked(6, tolerance=1e9))
+    assert_close(once, gradients(*args, Scan()), 2e-5)
     with pytest.raises(AssertionError):
-        assert_close(once, gradients(cell, params, xs, Chunked(6, 0, tolerance=1e9)), 1e-2)
+        assert_close(once, gradients(*args, Chunked(6, 0, tolerance=1e9)), 1e-2)
 
 
 def test_ends_are_handed_on_where_the_memory_is_long(assert_close):
-    cell = rnnjax.GRUCell(4, bias_init=rnnjax.Chrono(500))
-    params, xs = cell.init(KEY, 2), jax.random.normal(KEY, (240, 2, 2))
-    expected = gradients(cell, params, xs, Scan())
-    assert_close(gradients(cell, params, xs, Chunked(6)), expected, 2e-5)
+    args = params_of_gru(longest=500), drawn(240, 2, 2)
+    assert_close(gradients(*args, Chunked(6)), gradients(*args, Scan()), 2e-5)
 
 
 def test_vmap_and_forward_mode(assert_close):
-    cell, xs = rnnjax.GRUCell(3), jax.random.normal(KEY, (10, 2, 2))
-    params, method = cell.init(KEY, 2), Chunked(3)
+    cell, params, xs = rnnjax.GRUCell(4), params_of_gru(), drawn(10, 2, 2)
 
     def run(xs, method):
         return rnnjax.unroll(cell, params, xs, method=method)[1]
 
-    @functools.partial(jax.jit, static_argnums=0)
-    def each(method):
-        def gradient(xs):
-            return jax.grad(lambda xs: jnp.sin(run(xs, method)).sum())(xs)
-
+    @functools.partial(jax.jit, static_argnums=(1, 2))
+    def each(xs, method, rows):
+        gradient = jax.grad(lambda xs: jnp.sin(run(xs, method)).sum())
         forwards = jax.jvp(lambda xs: run(xs, method), (xs,), (jnp.cos(xs),))
-        return jax.vmap(gradient, 1, 1)(xs), gradient(xs), forwards
+        return (jax.vmap(gradient, 1, 1) if rows else gradient)(xs), forwards
 
-    (rows, whole, forwards), (_, expected, forwards_of_scan) = each(method), each(Scan())
-    assert_close((rows, whole), (expected, expected), 1e-5)
-    assert_close(forwards, forwards_of_scan, 1e-5)
+    assert_close(each(xs, Chunked(3), True), each(xs, Scan(), False), 1e-5)
 
 
 def test_no_nan_crosses_a_reset(assert_close):
-    cell = rnnjax.GRUCell(4)
-    params, xs = cell.init(KEY, 2), np.random.default_rng(2).normal(size=(TIME, BATCH, 2))
-    xs, resets, counts = (
-        xs.astype("float32"), np.zeros((TIME, BATCH), bool), np.ones((TIME, BATCH, 1), bool)
-    )  # fmt: skip
+    cell, params, xs = rnnjax.GRUCell(4), params_of_gru(), drawn(TIME, BATCH, 2)
+    resets, counts = np.zeros((TIME, BATCH), bool), np.ones((TIME, BATCH, 1), bool)
     xs[2, 0], resets[5, 0], counts[:5, 0] = np.nan, True, False
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -138,18 +138,18 @@ def test_no_nan_crosses_a_reset(assert_close):
     assert_close(found, gradients(Scan()), 1e-5)
 
 
-def test_rows_of_a_step_of_its_own_may_see_each_other(assert_close):
+def test_rows_of_a_step_of_its_own_may_see_each_other(random_like, assert_close):
     """Attention's memory stands in the parameters, with a batch of its own."""
     cell = rnnjax.AttentionCell(rnnjax.GRUCell(4), memory_size=3, attention_size=2)
-    memory, xs = jax.random.normal(KEY, (5, 2, 3)), jax.random.normal(KEY, (9, 2, 2))
-    params = cell.over(cell.init(KEY, 2), memory)
+    memory, xs = drawn(5, 2, 3), drawn(9, 2, 2)
+    params = jax.jit(cell.over)(random_like(lambda: cell.init(KEY, 2), 1), memory)
     _, ys = rnnjax.unroll(cell, params, xs, method=Scan())
     assert_close(rnnjax.unroll(cell, params, xs, method=Chunked(3))[1], ys, 1e-5)
 
 
 def test_it_says_how_it_runs_and_what_it_refuses():
     cell = rnnjax.LSTMCell(4)
-    params, xs = cell.init(KEY, 2), jnp.ones((16384, 1, 2))
+    params, xs = jax.eval_shape(lambda: cell.init(KEY, 2)), np.ones((16384, 1, 2), "float32")
     text = str(rnnjax.explain(cell, params, xs, method=Chunked()))
     assert "128 chunks of 128 steps as rows of the batch" in text
     assert "192 of 16384 steps wait" in text
