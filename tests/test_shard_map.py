@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from cell_table import OwnStepCell
 from jax.sharding import AxisType, PartitionSpec
@@ -15,26 +16,38 @@ from jax.sharding import AxisType, PartitionSpec
 import rnnjax
 from rnnjax import Fused, Scan
 
+KEY = jax.random.key(0)
+
+
+def drawn(*shape: int) -> tuple[Any, Any, Any]:
+    """Inputs of two features, masks and resets, of 5 steps and 6 rows."""
+    rng = np.random.default_rng(1)
+    xs = rng.normal(size=(5, 6, *shape, 2)).astype("float32")
+    return xs, rng.random((5, 6)) < 0.8, rng.random((5, 6)) < 0.3
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def of_stack(cell: Any, method: Any, *arguments: Any) -> Any:
+    """The sum of the squared outputs, and its gradients."""
+
+    def loss(params: Any, xs: Any, mask: Any, resets: Any) -> jax.Array:
+        ys = rnnjax.unroll(cell, params, xs, mask=mask, resets=resets, method=method)[1]
+        return (ys**2).sum()
+
+    return jax.value_and_grad(loss, argnums=(0, 1))(*arguments)
+
 
 @pytest.mark.parametrize(
     "method",
     [Scan(), Fused(keep_every=2), pytest.param(Fused(), marks=pytest.mark.slow)],
     ids=str,
 )
-def test_every_method_runs_under_shard_map(method: Any, assert_close: Callable[..., None]) -> None:
+def test_every_method_runs_under_shard_map(
+    method: Any, random_like: Any, assert_close: Callable[..., None]
+) -> None:
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
     cell = rnnjax.Stack([rnnjax.LSTMCell(4), rnnjax.MinGRUCell(3)])
-    params = cell.init(jax.random.key(0), 2)
-    keys = jax.random.split(jax.random.key(1), 3)
-    xs = jax.random.normal(keys[0], (5, 6, 2))
-    mask = jax.random.bernoulli(keys[1], 0.8, (5, 6))
-    resets = jax.random.bernoulli(keys[2], 0.3, (5, 6))
-
-    def loss(params: Any, xs: Any, mask: Any, resets: Any) -> jax.Array:
-        ys = rnnjax.unroll(cell, params, xs, mask=mask, resets=resets, method=method)[1]
-        return (ys**2).sum()
-
-    gradient = jax.value_and_grad(loss, argnums=(0, 1))
+    arguments = random_like(lambda: cell.init(KEY, 2), 1), *drawn()
     whole, rows = PartitionSpec(), PartitionSpec(None, "data")
 
     @functools.partial(
@@ -45,13 +58,12 @@ def test_every_method_runs_under_shard_map(method: Any, assert_close: Callable[.
     )
     def shared(*arguments: Any) -> Any:
         # The gradient of what is the same on all devices is summed by JAX.
-        value, gradients = gradient(*arguments)
+        value, gradients = of_stack(cell, method, *arguments)
         return jax.lax.psum(value, "data"), gradients
 
-    arguments = params, xs, mask, resets
     actual = jax.jit(shared)(*arguments)
     assert len(actual[1][1].sharding.device_set) == 2
-    assert_close(actual, jax.jit(gradient)(*arguments), 1e-5)
+    assert_close(actual, of_stack(cell, Scan(), *arguments), 1e-5)
 
 
 NAMED = {
@@ -68,38 +80,37 @@ NAMED = {
     ("name", "known"),  # whether `jax.set_mesh` says it too
     [
         *((name, True) for name in ("stack", "noisy", "memory", "step")),
-        ("stack", False),
+        ("step", False),
         *(pytest.param(n, True, marks=pytest.mark.slow) for n in ("learned", "convolution")),
     ],
 )
-def test_axes_that_types_name(name: str, known: bool, assert_close: Callable[..., None]) -> None:
+def test_axes_that_types_name(
+    name: str, known: bool, random_like: Any, assert_close: Callable[..., None]
+) -> None:
     """`jax.make_mesh` makes such axes by default since JAX 0.9: rows are divided, and stay so."""
     mesh, cell = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,)), NAMED[name]
     grid = (4, 4) if name == "convolution" else ()
-    params = cell.init(jax.random.key(0), 2)
-    keys = jax.random.split(jax.random.key(1), 3)
-    xs = jax.random.normal(keys[0], (5, 6, *grid, 2))
-    mask = jax.random.bernoulli(keys[1], 0.8, (5, 6))
-    resets = jax.random.bernoulli(keys[2], 0.3, (5, 6))
-    lengths, key = jnp.array([5, 4, 3, 5, 0, 2]), keys[0] if name == "noisy" else None
+    params = random_like(lambda: cell.init(KEY, 2), 1)
+    xs, mask, resets = drawn(*grid)
+    lengths, key = np.array([5, 4, 3, 5, 0, 2]), KEY if name == "noisy" else None
 
     def run(params: Any, xs: Any, mask: Any, resets: Any, lengths: Any) -> Any:
         marks = {"mask": mask, "resets": resets, "lengths": lengths}
         return rnnjax.unroll(cell, params, xs, key=key, **marks)
 
-    def loss(*arguments: Any) -> jax.Array:
-        return sum((leaf**2).sum() for leaf in jax.tree.leaves(run(*arguments)))
+    def loss(*arguments: Any) -> Any:
+        out = run(*arguments)
+        return sum((leaf**2).sum() for leaf in jax.tree.leaves(out)), out
 
-    gradient = jax.grad(loss, (0, 1))
-    arguments = params, xs, mask, resets, lengths
-    expected = jax.jit(lambda *given: (run(*given), gradient(*given)))(*arguments)
+    gradient = jax.jit(jax.grad(loss, (0, 1), has_aux=True))
+    gradients, out = gradient(params, xs, mask, resets, lengths)
     rows = jax.sharding.NamedSharding(mesh, PartitionSpec(None, "data"))
     row = jax.sharding.NamedSharding(mesh, PartitionSpec("data"))
     arguments = params, *jax.device_put((xs, mask, resets), rows), jax.device_put(lengths, row)
     with jax.set_mesh(mesh) if known else contextlib.nullcontext():
         # Called as it is, and inside of a program.
-        actual = run(*arguments), jax.jit(gradient)(*arguments)
-    assert_close(actual, expected, 1e-5)
+        actual = run(*arguments), gradient(*arguments)[0]
+    assert_close(actual, (out, gradients), 1e-5)
     (carry, ys), (_, d_xs) = actual
     for leaf, axis in [(ys, 1), (d_xs, 1), *((leaf, 0) for leaf in jax.tree.leaves(carry))]:
         spec = (*leaf.sharding.spec, None, None)
@@ -112,23 +123,29 @@ def test_axes_that_types_name(name: str, known: bool, assert_close: Callable[...
     ids=str,
 )
 def test_units_divided_by_axes_that_types_name(
-    method: Any, assert_close: Callable[..., None]
+    method: Any, random_like: Any, assert_close: Callable[..., None]
 ) -> None:
     mesh = jax.make_mesh((2,), ("model",), axis_types=(AxisType.Explicit,))
     cell: Any = rnnjax.MinGRUCell(4) if method == rnnjax.Parallel() else rnnjax.LSTMCell(4)
-    params, xs = cell.init(jax.random.key(0), 2), jnp.ones((5, 3, 2))
+    params, xs = random_like(lambda: cell.init(KEY, 2), 1), np.ones((5, 3, 2), "float32")
 
-    def loss(params: Any) -> jax.Array:
+    @jax.jit
+    @jax.grad
+    def gradient(params: Any) -> jax.Array:
         return (rnnjax.unroll(cell, params, xs, method=method)[1] ** 2).sum()
+
+    @jax.jit
+    def step(params: Any, x: Any) -> Any:
+        return cell.step(params, cell.initial_carry((3,)), x)
 
     columns = jax.sharding.NamedSharding(mesh, PartitionSpec(None, "model"))
     divided = {**params, "kernel": jax.device_put(params["kernel"], columns)}
     with jax.set_mesh(mesh):
-        actual = jax.jit(jax.grad(loss))(divided)
+        actual = gradient(divided)
         assert actual["kernel"].sharding.spec == columns.spec
-        carry, y = cell.step(params, cell.initial_carry((3,)), xs[0])
-    assert_close(actual, jax.jit(jax.grad(loss))(params), 1e-5)
-    assert_close((carry, y), cell.step(params, cell.initial_carry((3,)), xs[0]), 1e-6)
+        stepped = step(params, xs[0])
+    assert_close(actual, gradient(params), 1e-5)
+    assert_close(stepped, step(params, xs[0]), 1e-6)
 
 
 @pytest.mark.parametrize("cell", [rnnjax.SimpleRNNCell(16), rnnjax.LSTMCell(16)], ids=str)
@@ -140,7 +157,7 @@ def test_of_divided_units_a_step_gathers_the_state(cell: Any) -> None:
         sharding = jax.sharding.NamedSharding(mesh, PartitionSpec(*spec))
         return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
 
-    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 16))
+    params = jax.eval_shape(lambda: cell.init(KEY, 16))
     params = {name: placed(a, *[None] * (a.ndim - 1), "units") for name, a in params.items()}
     xs = placed(jax.ShapeDtypeStruct((5, 8, 16), jnp.float32))
     text = jax.jit(lambda *given: rnnjax.unroll(cell, *given)[1]).lower(params, xs).compile()
