@@ -71,7 +71,7 @@ NAMED = {
     "noisy": rnnjax.Regularized(rnnjax.GRUCell(4), recurrent_dropout=0.3),
     "learned": rnnjax.LearnedCarry(rnnjax.LSTMCell(4)),
     "convolution": rnnjax.ConvLSTMCell(3),
-    "memory": rnnjax.MLSTMCell(4, heads=2, key_size=3),
+    "memory": rnnjax.GLACell(4, heads=2, key_size=3),
     "step": OwnStepCell(4),
 }
 
