@@ -47,7 +47,7 @@ def results(name, method):
 
 # How a sequence is cut does not depend on the cell: into chunks that do not fit, for two of them.
 # Nor does it see more of one than the leaves of its carry, the axes of its rows and what it draws.
-ALIKE = ["lstm", "gru", "diagonal-gru", "peephole", "lru", "zoneout"]
+ALIKE = ["lstm", "gru", "diagonal-gru", "peephole", "lru", "zoneout", "step"]
 ROWS = [
     *(
         pytest.param(
@@ -105,8 +105,9 @@ def test_ends_are_handed_on_where_the_memory_is_long(assert_close):
     assert_close(gradients(*args, Chunked(6)), gradients(*args, Scan()), 2e-5)
 
 
-def test_vmap_and_forward_mode(assert_close):
-    cell, params, xs = rnnjax.GRUCell(4), params_of_gru(), drawn(10, 2, 2)
+def test_vmap_and_forward_mode(random_like, assert_close):
+    cell, xs = rnnjax.SimpleRNNCell(3), drawn(10, 2, 2)
+    params = random_like(lambda: cell.init(KEY, 2), 1)
 
     def run(xs, method):
         return rnnjax.unroll(cell, params, xs, method=method)[1]
@@ -120,8 +121,9 @@ def test_vmap_and_forward_mode(assert_close):
     assert_close(each(xs, Chunked(3), True), each(xs, Scan(), False), 1e-5)
 
 
-def test_no_nan_crosses_a_reset(assert_close):
-    cell, params, xs = rnnjax.GRUCell(4), params_of_gru(), drawn(TIME, BATCH, 2)
+def test_no_nan_crosses_a_reset(random_like, assert_close):
+    cell, xs = rnnjax.SimpleRNNCell(3), drawn(TIME, BATCH, 2)
+    params = random_like(lambda: cell.init(KEY, 2), 1)
     resets, counts = np.zeros((TIME, BATCH), bool), np.ones((TIME, BATCH, 1), bool)
     xs[2, 0], resets[5, 0], counts[:5, 0] = np.nan, True, False
 

@@ -429,8 +429,8 @@ def test_griffin_says_what_does_not_fit():
     with pytest.raises(InvalidInputError, match="heads must divide the state_size of 6, but are 4"):
         rnnjax.GriffinCell(4, state_size=6, heads=4)
     cell = rnnjax.GriffinCell(4)
-    params = jax.jit(cell.init, static_argnums=1)(KEY, 4)
+    params, xs = jax.eval_shape(lambda: (cell.init(KEY, 4), jnp.ones((3, 2, 4))))
     with pytest.raises(InvalidInputError, match="kernel of the recurrence of GriffinCell"):
-        rnnjax.unroll(rnnjax.GriffinCell(4, heads=2), params, np.ones((3, 2, 4), "float32"))
+        jax.eval_shape(functools.partial(rnnjax.unroll, rnnjax.GriffinCell(4, heads=2)), params, xs)
     with pytest.raises(InvalidInputError, match="params of a Stack must be a tuple"):
-        rnnjax.unroll(cell, params[0], np.ones((3, 2, 4), "float32"))
+        jax.eval_shape(functools.partial(rnnjax.unroll, cell), params[0], xs)

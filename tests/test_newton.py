@@ -74,7 +74,10 @@ def test_the_iterations_give_the_numbers_of_the_scan(name, assert_close, monkeyp
     assert_close(results(name, Parallel(newton=ITERATED)), expected(name), 1e-11)
 
 
-@pytest.mark.parametrize("name", [pytest.param("gru", marks=pytest.mark.slow), "zoneout"])
+@pytest.mark.parametrize(
+    "name",
+    ["diagonal-gru", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gru", "zoneout"))],
+)
 @pytest.mark.usefixtures("x64")
 def test_so_do_the_steps_one_by_one(name, assert_close):
     assert_close(results(name, Parallel(newton=ONE_BY_ONE)), expected(name), 1e-11)
@@ -132,8 +135,8 @@ def test_what_does_not_converge_runs_step_by_step(cell, scale):
 
 
 def test_vmap_and_forward_mode(random_like, assert_close):
-    cell, xs = rnnjax.GRUCell(3), np.random.default_rng(2).normal(size=(10, 2, 2)).astype("float32")
-    params = random_like(lambda: cell.init(KEY, 2), 1)
+    cell = rnnjax.SimpleRNNCell(3)
+    params, xs = random_like(lambda: (cell.init(KEY, 2), jnp.zeros((10, 2, 2))), 1)
 
     def run(xs, method):
         return rnnjax.unroll(cell, params, xs, method=method)[1]

@@ -217,7 +217,7 @@ has_gather = pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="JAX has 
 
 
 @has_gather
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("reverse", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_only_ends_cross_between_devices(reverse):
     """Of each device one array of a few states, and in reverse the first row of resets."""
     cell = rnnjax.MinGRUCell(4)
@@ -329,15 +329,15 @@ def test_a_state_that_takes_over_another_needs_no_first_carry(assert_close):
     assert_close(*every, 1e-12)
 
 
-# Pieces as rows have the derivatives of factors of all steps, and what matrix memories are
-# differentiated as is so in tests/test_reference.py too.
+# Pieces as rows have the derivatives of factors of all steps, and in tests/test_reference.py what
+# JAX differentiates of these and of matrix memories is, forwards.
 @pytest.mark.parametrize(
     "name",
     [
-        "turning",
+        "mingru",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("mingru", "lru", "gla", "mlstm", "deltanet")
+            for name in ("turning", "lru", "gla", "mlstm", "deltanet")
         ),
     ],
 )
@@ -476,7 +476,7 @@ def test_rows_divided_over_devices(cell, method, assert_close):
     assert_close(jax.jit(shared)(*args), expected(*args), 1e-5)
 
 
-@pytest.mark.parametrize("name", ["mingru", "lru"])
+@pytest.mark.parametrize("name", ["mingru", "turning"])
 def test_no_rows(name):
     cell, xs = CELLS[name], np.zeros((TIME, 0, 2), "float32")
 

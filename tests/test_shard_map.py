@@ -27,7 +27,7 @@ def drawn(*shape: int) -> tuple[Any, Any, Any]:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def of_stack(cell: Any, method: Any, *arguments: Any) -> Any:
+def squares(cell: Any, method: Any, *arguments: Any) -> Any:
     """The sum of the squared outputs, and its gradients."""
 
     def loss(params: Any, xs: Any, mask: Any, resets: Any) -> jax.Array:
@@ -46,7 +46,7 @@ def test_every_method_runs_under_shard_map(
     method: Any, random_like: Any, assert_close: Callable[..., None]
 ) -> None:
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
-    cell = rnnjax.Stack([rnnjax.LSTMCell(4), rnnjax.MinGRUCell(3)])
+    cell = rnnjax.LSTMCell(4)
     arguments = random_like(lambda: cell.init(KEY, 2), 1), *drawn()
     whole, rows = PartitionSpec(), PartitionSpec(None, "data")
 
@@ -58,17 +58,18 @@ def test_every_method_runs_under_shard_map(
     )
     def shared(*arguments: Any) -> Any:
         # The gradient of what is the same on all devices is summed by JAX.
-        value, gradients = of_stack(cell, method, *arguments)
+        value, gradients = squares(cell, method, *arguments)
         return jax.lax.psum(value, "data"), gradients
 
     actual = jax.jit(shared)(*arguments)
     assert len(actual[1][1].sharding.device_set) == 2
-    assert_close(actual, of_stack(cell, Scan(), *arguments), 1e-5)
+    assert_close(actual, squares(cell, Scan(), *arguments), 1e-5)
 
 
 NAMED = {
-    "stack": rnnjax.Stack([rnnjax.LSTMCell(4), rnnjax.Bidirectional(rnnjax.MinGRUCell(3))]),
-    "noisy": rnnjax.Regularized(rnnjax.GRUCell(4), recurrent_dropout=0.3),
+    "both-ways": rnnjax.Bidirectional(rnnjax.MinGRUCell(3)),
+    "noisy": rnnjax.Regularized(rnnjax.SimpleRNNCell(4), recurrent_dropout=0.3),
+    "stack": rnnjax.Stack([rnnjax.LSTMCell(4), rnnjax.MinGRUCell(3)]),
     "learned": rnnjax.LearnedCarry(rnnjax.LSTMCell(4)),
     "convolution": rnnjax.ConvLSTMCell(3),
     "memory": rnnjax.GLACell(4, heads=2, key_size=3),
@@ -79,9 +80,12 @@ NAMED = {
 @pytest.mark.parametrize(
     ("name", "known"),  # whether `jax.set_mesh` says it too
     [
-        *((name, True) for name in ("stack", "noisy", "memory", "step")),
+        *((name, True) for name in ("both-ways", "noisy", "step")),
         ("step", False),
-        *(pytest.param(n, True, marks=pytest.mark.slow) for n in ("learned", "convolution")),
+        *(
+            pytest.param(name, True, marks=pytest.mark.slow)
+            for name in ("stack", "learned", "convolution", "memory")
+        ),
     ],
 )
 def test_axes_that_types_name(
