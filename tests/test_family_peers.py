@@ -93,7 +93,6 @@ def positive(x: jax.Array) -> jax.Array:
 
 
 def test_mingru(assert_close: Any) -> None:
-    pytest.importorskip("torch")
     peer = pytest.importorskip("minGRU_pytorch.minGRU")
     from torch.func import functional_call
 
@@ -118,7 +117,6 @@ def test_mingru(assert_close: Any) -> None:
 
 def test_minlstm(assert_close: Any) -> None:
     """Its parallel form takes a given state through the activation once more, its step does not."""
-    pytest.importorskip("torch")
     peer = pytest.importorskip("minGRU_pytorch.minLSTM")
     from torch.func import functional_call
 
@@ -143,8 +141,8 @@ def test_minlstm(assert_close: Any) -> None:
 @pytest.mark.parametrize("begun", [False, True])
 def test_slstm(begun: bool, assert_close: Any) -> None:
     """Of a state of zeros, which no other can be near to, it is not asked for a gradient."""
-    torch = pytest.importorskip("torch")
     peer = pytest.importorskip("xlstm.blocks.slstm.src.vanilla")
+    torch = pytest.importorskip("torch")
     heads, size = 2, 3
     units = heads * size
     arrays = drawn(
@@ -174,8 +172,8 @@ def test_slstm(begun: bool, assert_close: Any) -> None:
 
 def test_rglru(assert_close: Any) -> None:
     """At no step is a sequence begun, where its code, not its paper, leaves out the root."""
-    torch = pytest.importorskip("torch")
     peer = pytest.importorskip("recurrentgemma.torch.layers")
+    torch = pytest.importorskip("torch")
     from torch.func import functional_call
 
     heads, size = 2, 3
@@ -255,7 +253,6 @@ def test_griffin(assert_close: Any) -> None:
 
 
 def test_s6_of_mambapy(assert_close: Any) -> None:
-    pytest.importorskip("torch")
     peer = pytest.importorskip("mambapy.mamba")
     from torch.func import functional_call
 
@@ -386,7 +383,6 @@ def test_s6_of_memax(assert_close: Any) -> None:
 
 def test_mlstm(assert_close: Any) -> None:
     """Its parallel form, without the number that it adds to each divisor."""
-    pytest.importorskip("torch")
     peer = pytest.importorskip("xlstm.blocks.mlstm.backends")
     heads, size = 2, 3
     units = heads * size

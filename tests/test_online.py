@@ -101,7 +101,8 @@ def test_rtrl_is_backpropagation_through_time(name, drawn, assert_close, x64):
     assert_close(online(RTRL(CELLS[name]), *args), expected, TOLERANCES["float64"])
 
 
-@pytest.mark.parametrize("name", ["mingru", pytest.param("lru", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mingru", "lru"])
 def test_rtrl_in_float32(name, drawn, assert_close):
     args = *drawn(name), RESETS
     expected = through_time(CELLS[name], *args)

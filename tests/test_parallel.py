@@ -160,7 +160,6 @@ WHOLE = ["mingru", "turning"]
 USUAL = [
     *((name, None, "plain") for name in WHOLE),
     *((name, 5, "all") for name in (*WHOLE, "output", "zoneout", "gla", "mlstm", "deltanet")),
-    ("mingru", None, "lengths"),
 ]
 ROWS = [
     pytest.param(*row, marks=[] if row in USUAL else pytest.mark.slow)
