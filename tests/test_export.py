@@ -22,11 +22,14 @@ CELLS = {
     "layernorm-gru": rnnjax.LayerNormGRUCell(5),
     "mingru": rnnjax.MinGRUCell(5),
     "convlstm": rnnjax.ConvLSTMCell(2, kernel_shape=(3,)),
-    "stack": rnnjax.Stack([rnnjax.GRUCell(4), rnnjax.Bidirectional(rnnjax.LSTMCell(3))]),
+    "stack": rnnjax.Stack([rnnjax.Bidirectional(rnnjax.LSTMCell(3), rnnjax.GRUCell(3))]),
 }
+# In an ordinary run the LSTM is that of the stack.
 ROWS = [
     *(
-        pytest.param(name, Auto(), marks=pytest.mark.slow if name == "layernorm-gru" else [])
+        pytest.param(
+            name, Auto(), marks=pytest.mark.slow if name in ("lstm", "layernorm-gru") else []
+        )
         for name in CELLS
     ),
     ("lstm", Scan()),
@@ -41,7 +44,10 @@ ROWS = [
 def test_symbolic_steps_and_rows(
     name: str, method: Any, random_like: Callable[..., Any], assert_close: Any
 ) -> None:
-    """The carry, outputs and gradients, with masks, lengths and resets, written and read back."""
+    """The carry, outputs and gradients, with masks, lengths and resets, written and read back.
+
+    Of the stack also those of one step and one row.
+    """
     cell, known = CELLS[name], method == Fused(keep_every=2)  # the number of steps
     grid = (6,) if name == "convlstm" else ()
     shapes = jax.eval_shape(lambda: cell.init(jax.random.key(0), 3))
@@ -63,14 +69,14 @@ def test_symbolic_steps_and_rows(
         return shapes, xs, carry, marks, marks, jax.ShapeDtypeStruct((batch,), jnp.int32)
 
     symbolic = arguments(*export.symbolic_shape("5, b" if known else "t, b"))
-    exported = export.export(jax.jit(run), platforms=["cpu", "tpu", "cuda"])(*symbolic)
+    exported = export.export(jax.jit(run), platforms=["cpu", "tpu"])(*symbolic)
     program: Any = export.deserialize(exported.serialize())
     compiled, rng = jax.jit(run), np.random.default_rng(1)
-    for time, batch in [(5, 3), (5, 1) if known else (1, 1)]:
+    for time, batch in [(5, 3), (5, 1) if known else (1, 1)][: 1 + (name == "stack")]:
         like = arguments(time, batch)
         params, xs, carry = random_like(like[:3], time)
-        marks = [jnp.asarray(rng.random((time, batch)) > rate) for rate in (0.3, 0.6)]
-        given = params, xs, carry, *marks, jnp.asarray(rng.integers(0, time + 1, batch), jnp.int32)
+        marks = [rng.random((time, batch)) > rate for rate in (0.3, 0.6)]
+        given = params, xs, carry, *marks, rng.integers(0, time + 1, batch, np.int32)
         assert_close(program.call(*given), compiled(*given), 1e-5)
 
 
@@ -88,7 +94,7 @@ def lowered(name: str) -> tuple[str, str]:
     """A layer forward, and its gradient, on a host with a CPU: for it, and for all others."""
     cell, rows = TABLE[name], (33, *grid(name))
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 3))
-    xs = jax.ShapeDtypeStruct((20, *rows, 3), jnp.float32)
+    xs = jax.ShapeDtypeStruct((2, *rows, 3), jnp.float32)
 
     def both(params: Any, xs: jax.Array) -> Any:
         def run(params: Any, xs: jax.Array) -> jax.Array:
@@ -96,7 +102,6 @@ def lowered(name: str) -> tuple[str, str]:
 
         return run(params, xs), jax.grad(lambda *args: run(*args).sum(), (0, 1))(params, xs)
 
-    jax.clear_caches()
     traced: Any = jax.jit(both).trace(params, xs)
     here, others = (
         str(traced.lower(lowering_platforms=platforms).as_text())
@@ -125,14 +130,20 @@ def test_another_platform_gets_no_form_of_the_cpu(
         (plan, "_SOME_UNITS"),
     ):
         monkeypatch.setattr(module, size, 0)
-    changed_here, changed_others = lowered(name)
+    # The device is a part of what JAX's caches know a trace by. To empty them takes 10 s where much
+    # is in them.
+    with jax.default_device(jax.devices()[0]):
+        changed_here, changed_others = lowered(name)
     assert others == changed_others
     assert (here == changed_here) == (name == "user-step")  # which has no fast path
 
 
-def test_one_hot_inputs_are_written_and_read_back(assert_close: Callable[..., Any]) -> None:
+def test_one_hot_inputs_are_written_and_read_back(
+    random_like: Callable[..., Any], assert_close: Callable[..., Any]
+) -> None:
     cell = CELLS["lstm"]
-    params, xs = cell.init(jax.random.key(0), 7), rnnjax.OneHot(jnp.array([[1, 2], [0, 6]]), 7)
+    params = random_like(lambda: cell.init(jax.random.key(0), 7), 1)
+    xs = rnnjax.OneHot(np.array([[1, 2], [0, 6]]), 7)
     run = jax.jit(lambda params, xs: rnnjax.unroll(cell, params, xs)[1])
     program: Any = export.deserialize(export.export(run)(params, xs).serialize())
     assert_close(program.call(params, xs), run(params, xs), 1e-6)
@@ -142,7 +153,7 @@ def test_a_model_is_one_program_with_its_state(random_like: Callable[..., Any]) 
     """Step after step of any number of rows, without the model's classes."""
     stack = rnnjax.Stack([rnnjax.LSTMCell(4), rnnjax.GRUCell(3)])
     params = random_like(jax.eval_shape(lambda: stack.init(jax.random.key(0), 2)), 1)
-    table, head = random_like((jnp.zeros((7, 2)), jnp.zeros((3, 5))), 2)
+    table, head = random_like((np.zeros((7, 2)), np.zeros((3, 5))), 2)
     chain = (
         Embedding("words", 7, 2),
         Recurrent("stack", stack),
@@ -152,8 +163,8 @@ def test_a_model_is_one_program_with_its_state(random_like: Callable[..., Any]) 
     model = Model(Sequential(chain), given)
     step: Any = export.deserialize(interop.export(model, steps=1).serialize())
     for batch in (3, 1):
-        ids = jnp.asarray(np.random.default_rng(batch).integers(0, 7, (6, batch)))
-        carry, expected = model.initial_carry((batch,)), model(ids)[1]
+        ids = np.random.default_rng(batch).integers(0, 7, (6, batch), np.int32)
+        carry, expected = model.initial_carry((batch,)), jax.jit(model)(ids)[1]
         for t in range(6):
             carry, ys = step.call(carry, ids[t : t + 1])
             np.testing.assert_allclose(ys[0], expected[t], atol=1e-6)
@@ -163,22 +174,22 @@ def test_a_model_is_one_program_with_its_state(random_like: Callable[..., Any]) 
         interop.export(model, steps=0)
 
 
-def test_a_row_batch_first_is_one_program() -> None:
+def test_a_row_batch_first_is_one_program(random_like: Callable[..., Any]) -> None:
     cell = rnnjax.GRUCell(5)
     model = Model(
         Sequential((Recurrent("rnn", cell),), time_first=False),
-        {"rnn": cell.init(jax.random.key(0), 3)},
+        {"rnn": random_like(lambda: cell.init(jax.random.key(0), 3), 1)},
     )
     program = interop.export(model)
     assert [str(n) for n in program.in_avals[-1].shape] == ["batch", "time", "3"]
-    xs = jnp.ones((4, 6, 3))
+    xs = np.ones((4, 6, 3), np.float32)
     _, ys = program.call(model.initial_carry((4,)), xs)
-    np.testing.assert_allclose(ys, model(xs)[1], atol=1e-6)
+    np.testing.assert_allclose(ys, jax.jit(model)(xs)[1], atol=1e-6)
     with pytest.raises(rnnjax.InvalidInputError, match=r"expected a rnnjax\.interop\.Model"):
         interop.export(cell)
 
 
-def test_a_graph_is_one_program() -> None:
+def test_a_graph_is_one_program(random_like: Callable[..., Any]) -> None:
     """Fixed sizes of its inputs give way to the steps asked for; given states are no inputs."""
     cell = rnnjax.GRUCell(2)
     layers = tuple(Recurrent(name, cell) for name in ("encoder", "decoder"))
@@ -188,11 +199,12 @@ def test_a_graph_is_one_program() -> None:
     )
     inputs = Input("source", (6, 3)), Input("target", (None, 3))
     network = Functional(inputs, layers, calls, (Value(3), Value(2)))
-    params = {name: cell.init(jax.random.key(i), 3) for i, name in enumerate(network.layers)}
+    shapes = jax.eval_shape(lambda: cell.init(jax.random.key(0), 3))
+    params = {name: random_like(shapes, i) for i, name in enumerate(network.layers)}
     model = Model(network, params)
     program: Any = interop.export(model, steps=2)
     assert [a.shape[0] for a in program.in_avals] == [program.in_avals[0].shape[0], 2, 2]
-    xs = jnp.ones((2, 4, 3)), jnp.ones((2, 4, 3))
+    xs = (np.ones((2, 4, 3), np.float32),) * 2
     _, ys = program.call({"encoder": cell.initial_carry((4,))}, xs)
-    for y, e in zip(ys, model(xs)[1], strict=True):
+    for y, e in zip(ys, jax.jit(model)(xs)[1], strict=True):
         np.testing.assert_allclose(y, e, atol=1e-6)
