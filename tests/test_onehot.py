@@ -112,7 +112,7 @@ def test_the_flax_wrappers_take_them(time_major, assert_close):
     ids = IDS if time_major else IDS.T
     cell = rnnjax.GRUCell(4)
     model = rnnjax.linen.RNN(cell, time_major=time_major)
-    variables = model.init(jax.random.key(0), OneHot(ids, SIZE))
+    variables = jax.jit(model.init)(jax.random.key(0), OneHot(ids, SIZE))
     dense = DENSE if time_major else DENSE.swapaxes(0, 1)
     actual = model.apply(variables, OneHot(ids, SIZE))
     assert_close(actual, model.apply(variables, dense), 1e-6)

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 import rnnjax
-from rnnjax import Bidirectional, InvalidInputError, LSTMCell
+from rnnjax import Bidirectional, InvalidInputError, SimpleRNNCell
 from rnnjax.packing import Packed, pack, pad, unpack
 
 FEATURES = 2
 LENGTHS = [4, 1, 2, 4, 2, 1, 1]  # 15 steps in rows of 6: some rows full, and one not
-CELL = LSTMCell(3)
+CELL = SimpleRNNCell(3)
 LAYERS = {
     "forward": (CELL, False),
     "reverse": (CELL, True),
@@ -252,7 +252,7 @@ def test_padded_sequences_run_as_each_alone(draw: Any) -> None:
 
 
 def test_sixty_lengths_are_six_programs(draw: Any) -> None:
-    cell = rnnjax.SimpleRNNCell(7)  # no other test has compiled it
+    cell = SimpleRNNCell(7)  # no other test has compiled it
     params = draw(cell)
     compiled: list[str] = []
 
