@@ -69,7 +69,13 @@ def test_everyone_compiles_the_same_gradient_anew_each_time(name):
     )
 
 
-@pytest.mark.parametrize("name", names(memory.question(LAYERS)))
+@pytest.mark.parametrize(
+    "name",
+    [  # more than there are steps are not kept either way
+        pytest.param(name, marks=pytest.mark.slow if name.endswith(("=32)", "=100)")) else [])
+        for name in names(memory.question(LAYERS))
+    ],
+)
 def test_everyone_takes_memory_for_the_same_gradient(name):
     first, second = outcomes(memory.question(LAYERS), name, LAYERS)
     assert agrees(memory, name, first.value, LAYERS)
@@ -102,7 +108,7 @@ def weights(tmp_path_factory) -> str:
 @pytest.mark.parametrize(
     ("texts", "name"),
     [
-        (texts, name)
+        pytest.param(texts, name, marks=[] if texts > 1 else pytest.mark.slow)
         for texts in (1, 3)
         for name in names(
             writing.question(dataclasses.replace(writing.QUICK, batch_size=texts)),
@@ -131,7 +137,7 @@ def test_the_limit_of_the_bandwidth_is_in_bytes_per_second(weights):
             *names(train_step_types.question(train_step.QUICK))}),
 )  # fmt: skip
 def test_everyone_takes_the_same_training_step(name, weights):
-    settings = train_step.Settings(**BOOK, time=4, steps=2, weights=weights)
+    settings = train_step.Settings(**(BOOK | {"layers": 1}), time=4, steps=2, weights=weights)
     module = train_step_types
     if name not in names(module.question(settings)):
         module = train_step
