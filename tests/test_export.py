@@ -110,8 +110,8 @@ def lowered(name: str) -> tuple[str, str]:
     return here, others
 
 
-# A sum of products, halves that are normalised, and a step that has no form.
-KINDS = ("lstm", "layernorm-lstm", "user-step")
+# A sum of products, halves, and a step that has no form.
+KINDS = ("simple", "gru", "user-step")
 
 
 @pytest.mark.parametrize(

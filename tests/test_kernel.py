@@ -186,7 +186,7 @@ def test_rows_of_any_batch(batch: Any, random_like: Callable[..., Any], assert_c
 def test_what_regularisers_draw_is_inside(
     random_like: Callable[..., Any], assert_close: Any
 ) -> None:
-    cell = rnnjax.Regularized(rnnjax.LSTMCell(5), recurrent_dropout=0.3, zoneout_cell=0.2)
+    cell = rnnjax.Regularized(rnnjax.GRUCell(5), recurrent_dropout=0.3, zoneout_hidden=0.2)
     given, _ = arguments(cell, random_like, 3)
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -218,7 +218,7 @@ def test_vmap_segments_and_second_derivatives(
     axes = None, 1, 0, (0, 1)
     expected, *others = (
         jax.jit(jax.vmap(functools.partial(first, m), axes))(params, xs, carry, weights)
-        for m in (Scan(), ON_GPU, Kernel(keep_every=2, interpret=True))
+        for m in (Scan(), Kernel(keep_every=2, interpret=True))
     )
     for rows in others:
         assert_close(rows, expected, 1e-6)
@@ -366,7 +366,7 @@ def test_a_program_for_a_tpu_holds_kernels_and_runs_on_a_cpu(
 ) -> None:
     """One artefact for both; a cell that no kernel serves has XLA's loop, as its plan says."""
 
-    cell = rnnjax.GRUCell(5)
+    cell = rnnjax.SimpleRNNCell(5)
     given = *arguments(cell, random_like, 3), RESETS[:3]
 
     def step(arguments: Any, weights: Any, marks: Any) -> Any:
@@ -411,12 +411,12 @@ def test_auto_takes_it_on_a_tpu_where_it_is_shorter(random_like: Callable[..., A
         text = jax.jit(run).trace(*given).lower(lowering_platforms=(platform,)).as_text()
         return re.sub(r'backend_config = "[^"]*"', "", text)  # which says where it was written
 
-    three, matrix = (BATCH,), rnnjax.S6Cell(4, state_size=3)
+    three, vector, matrix = (BATCH,), CELLS["simple"], rnnjax.S6Cell(4, state_size=3)
     for cell, platform, batch, same in (
-        (CELLS["gru"], "tpu", three, Kernel()),
-        (CELLS["gru"], "tpu", (2, 2), Fused()),
-        (CELLS["gru"], "cuda", three, Fused()),
-        (CELLS["gru"], "cpu", three, Fused()),
+        (vector, "tpu", three, Kernel()),
+        (vector, "tpu", (2, 2), Fused()),
+        (vector, "cuda", three, Fused()),
+        (vector, "cpu", three, Fused()),
         (matrix, "tpu", three, Fused()),
     ):
         texts = [lowered(cell, m, platform, batch) for m in (rnnjax.Auto(), same)]
@@ -430,8 +430,8 @@ def test_auto_takes_it_on_a_tpu_where_it_is_shorter(random_like: Callable[..., A
     wide = rnnjax.LSTMCell(1024)
     assert rnnjax.Auto().choose(wide, platform="tpu") == Fused()
     # JAX promises of no kernel that a later version reads it.
-    given = arguments(CELLS["gru"], random_like, 2)
-    run = jax.jit(weighted(functools.partial(rnnjax.unroll, CELLS["gru"])))
+    given = arguments(vector, random_like, 2)
+    run = jax.jit(weighted(functools.partial(rnnjax.unroll, vector)))
     program = export.export(run, platforms=["cpu", "tpu"])(*given)
     assert "@tpu_custom_call" not in program.mlir_module()
 
