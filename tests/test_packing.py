@@ -188,9 +188,10 @@ def test_gradients_are_those_of_the_padded_run(way: str, random_like: Any, draw:
         _, ys = rnnjax.unroll(layer, params, xs, lengths=np.array(LENGTHS), reverse=reverse)
         return (weights * jnp.sin(3 * ys)).sum()
 
-    expected, d_padded = jax.jit(jax.grad(padded_loss, (0, 1)))(params, padded)
+    expected, d_padded = jax.device_get(jax.jit(jax.grad(padded_loss, (0, 1)))(params, padded))
     xs = np.asarray(packed.xs, np.float64)
-    actual, d_packed = jax.jit(jax.grad(packed_loss, (0, 1)))(params, xs, packed, packed.lay(each))
+    gradients = jax.jit(jax.grad(packed_loss, (0, 1)))(params, xs, packed, packed.lay(each))
+    actual, d_packed = jax.device_get(gradients)
     for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, e, rtol=0, atol=1e-10 * max(1, np.abs(e).max()))
     for i, gradient in enumerate(unpack(packed, d_packed)):
@@ -215,7 +216,7 @@ def test_packed_is_an_argument_under_jit(draw: Any) -> None:
         packed = pack(sequences, 6, num_rows=4)
         actual, last = loss(params, packed, packed.lay(targets))
         _, ys = rnnjax.unroll(CELL, params, packed.xs, resets=packed.resets)
-        outputs = unpack(packed, ys)
+        outputs = unpack(packed, np.asarray(ys))
         np.testing.assert_allclose(last, np.stack([output[-1] for output in outputs]), atol=1e-6)
         expected = np.concatenate(
             [
