@@ -110,6 +110,8 @@ def test_every_form_computes_the_same_step(cell, batch, forms, random_like, asse
             if form is Forward.ROWS_TRANSPOSED and cell in JOINED:
                 assert ready.inputs is None
                 assert ready.states.forward is Forward.FEATURES_FIRST
+                with pytest.raises(rnnjax.InvalidInputError, match="as they were drawn, but a pre"):
+                    ready.step(params, carry, x)
             else:
                 assert ready.inputs.forward is form
             assert ready.output_size == cell.output_size
