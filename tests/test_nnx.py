@@ -71,17 +71,23 @@ def test_equals_flax(
     start = cell.initialize_carry((BATCH, FEATURES), nnx.Rngs(0))
     inputs = np.swapaxes(INPUTS, 0, 1) if flags.get("time_major") else INPUTS
     initial = None if flags == FLAGS[1] else random_like(start, 1)
-    theirs, ours = nnx.RNN(cell, **flags), rnnjax.nnx.RNN(cell, **flags)
-    cases = [(LENGTHS, ours, {})]
-    if name == "simple":
-        cases.append((None, rnnjax.nnx.RNN(cell), flags))
-    for lengths, model, call in cases:
-        given = {"initial_carry": initial, "seq_lengths": lengths}
-        actual, expected = model(inputs, **given, **call), theirs(inputs, **given)
+
+    @nnx.jit
+    def both(cell: Any, initial: Any) -> Any:
+        def run(model: Any, lengths: Any, **call: bool) -> Any:
+            return model(inputs, initial_carry=initial, seq_lengths=lengths, **call)
+
+        theirs, ours = nnx.RNN(cell, **flags), rnnjax.nnx.RNN(cell, **flags)
+        pairs = [(run(ours, LENGTHS), run(theirs, LENGTHS))]
+        if name == "simple":
+            pairs.append((run(rnnjax.nnx.RNN(cell), None, **flags), run(theirs, None)))
+        return pairs
+
+    for (actual, expected), padded in zip(both(cell, initial), (True, False), strict=False):
         if flags.get("return_carry"):
             assert_close(actual[0], expected[0], 1e-5)
             actual, expected = actual[1], expected[1]
-        if lengths is not None:
+        if padded:
             expected = zero_padding(expected, flags.get("time_major", False))
         assert_close(actual, expected, 1e-5)
 

@@ -55,7 +55,7 @@ def from_torch(cell: rnnjax.Cell, arrays: dict[str, Any], place: str) -> Any:
         params["recurrent_bias"] = h_bias
     if isinstance(cell, ProjectionLSTMCell):
         params["projection_kernel"] = arrays[f"weight_hr_{place}"].T
-    return jax.tree.map(jnp.asarray, params)
+    return params
 
 
 def to_torch_gradients(gradients: Any, place: str) -> dict[str, Any]:
@@ -84,7 +84,11 @@ def run_packed(module: Any, xs: Any, states: list[Any]) -> tuple[Any, tuple[Any,
     return padded, finals if len(states) == 2 else (finals,)
 
 
-@pytest.mark.parametrize("name", CASES)
+# The projection's gradients are those of the layers below.
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n == "projection" else n for n in CASES],
+)
 def test_packed_sequences_are_lengths(
     name: str, random_like: Callable[..., Any], assert_close: Any
 ) -> None:
@@ -92,11 +96,11 @@ def test_packed_sequences_are_lengths(
     cell, kind, options = CASES[name]
     module = module_with(0, kind, FEATURES, HIDDEN, **options)
     params = from_torch(cell, arrays_of(module), "l0")
-    state = cell.initial_carry((BATCH,))
+    state = jax.eval_shape(lambda: cell.initial_carry((BATCH,)))
     trees = (
-        jnp.zeros((TIME, BATCH, FEATURES)),
+        jax.ShapeDtypeStruct((TIME, BATCH, FEATURES), float),
         state,
-        (state, jnp.zeros((TIME, BATCH, cell.output_size))),
+        (state, jax.ShapeDtypeStruct((TIME, BATCH, cell.output_size), float)),
     )
     xs, carry, weights = (random_like(tree, seed) for seed, tree in enumerate(trees))
 
@@ -125,7 +129,9 @@ def test_packed_sequences_are_lengths(
     assert_close((to_torch_gradients(d_params, "l0"), *rest), expected_gradients, TOLERANCE)
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru", "projection"])
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(n, marks=pytest.mark.slow) for n in ("lstm", "gru")), "projection"]
+)
 def test_two_bidirectional_layers(
     name: str, random_like: Callable[..., Any], assert_close: Any
 ) -> None:
@@ -138,13 +144,12 @@ def test_two_bidirectional_layers(
     params = tuple(
         Directions(*(from_torch(cell, arrays, place) for place in both)) for both in places
     )
-    ys = jnp.zeros((TIME, BATCH, stack.output_size))
-    xs, carry, w_ys = (
-        random_like(tree, seed)
-        for seed, tree in enumerate(
-            (jnp.zeros((TIME, BATCH, FEATURES)), stack.initial_carry((BATCH,)), ys)
-        )
+    trees = (
+        jax.ShapeDtypeStruct((TIME, BATCH, FEATURES), float),
+        jax.eval_shape(lambda: stack.initial_carry((BATCH,))),
+        jax.ShapeDtypeStruct((TIME, BATCH, stack.output_size), float),
     )
+    xs, carry, w_ys = (random_like(tree, seed) for seed, tree in enumerate(trees))
 
     # Torch keeps the states of all layers and directions in one array: forward, then backward.
     flat = [state for both in carry for state in both]
