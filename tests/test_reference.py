@@ -26,7 +26,7 @@ from rnnjax.cells.activations import ACTIVATIONS
 from rnnjax.engine.products import Backward, Forward, Products
 
 ORDINARY, SLOW, CHUNK = 40, 1000, 50
-SEED = 1345  # of which the ordinary draws reach most; see the test of that
+SEED = 202  # of which the ordinary draws reach most; see the test of that
 TOLERANCE = 1e-10  # of the scale of each array, in float64
 
 KINDS = list(reference.EQUATIONS)
@@ -161,7 +161,8 @@ def drawn_layer(rng: np.random.Generator, kind: str, largest: int, usual: bool) 
         "exponential_forget": bool(rng.random() < 0.5),
         "peephole": kind == "sru-peephole",
     }
-    size = int(rng.integers(1, largest + 1))
+    # With one unit a factor before a product with a kernel is one behind it.
+    size = int(rng.integers(2 if usual else 1, largest + 1))
     options["heads"] = int(rng.choice([n for n in (1, 2, 3) if size % n == 0]))
     fields = () if kind.startswith("user") else dataclasses.fields(CELLS[kind])
     taken = {field.name for field in fields}
