@@ -98,7 +98,7 @@ def results(case: Callable[..., Case]) -> Callable[..., Any]:
     return compute
 
 
-# Of the other cells the parallel form is run against the scan in tests/test_parallel.py.
+# The other cells that run in parallel do so in tests/test_reference.py.
 LOOPED = [*BROAD, "slstm", "deltanet", "griffin"]
 
 
