@@ -27,10 +27,10 @@ class State(NamedTuple):
     """
 
     carry: Any
-    tokens: jax.Array
+    tokens: Any
     keys: jax.Array
     position: Any
-    recent: jax.Array
+    recent: Any
 
 
 Scores = Callable[[Any, jax.Array, State], jax.Array]

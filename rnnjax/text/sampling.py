@@ -1,6 +1,7 @@
 """Sampling text from a model that is stepped: one step for each character, state carried."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -112,12 +113,7 @@ class Sampling:
                 "a repetition_penalty needs the last characters, but recent was left out; pass "
                 "their ids (n, *batch)"
             )
-        recent = None if recent is None else jnp.asarray(recent)[-self.penalty_window :]
-        logits = _filtered(self.form, self.numbers, logits, recent)
-        if self.form.greedy:
-            best = jnp.argmax(logits, axis=-1, keepdims=True)
-            return jnp.where(jnp.arange(logits.shape[-1]) == best, 0.0, -jnp.inf)
-        return logits
+        return _drawn_from(self.form, self.numbers, logits, recent)
 
     @property
     def form(self) -> "Form":
@@ -247,12 +243,12 @@ def begin(
     history: npt.ArrayLike | None,
 ) -> State:
     """Where the drawing stands before the first character."""
-    tokens = jnp.asarray(tokens, jnp.int32)
+    tokens = _as_int32(tokens)
     keys, window = _row_keys(key, tokens.shape), sampling.form.window
     if history is None:
         known = tokens[None]
     else:
-        known = jnp.asarray(history, jnp.int32)
+        known = _as_int32(history)
         if known.ndim == 0 or known.shape[1:] != tokens.shape:
             raise InvalidInputError(
                 f"history must be (n, *batch) with the batch {tokens.shape} of tokens, but its "
@@ -260,11 +256,15 @@ def begin(
             )
     if window:
         known = known[max(0, len(known) - window) :]
-        nothing = jnp.full((window - len(known), *tokens.shape), NONE, jnp.int32)
-        recent = jnp.concatenate([nothing, known])
-    else:
-        recent = jnp.zeros((0, *tokens.shape), jnp.int32)
-    return State(carry, tokens, keys, np.int32(0), recent)
+        nothing = np.full((window - len(known), *tokens.shape), NONE, np.int32)
+        together = jnp.concatenate if isinstance(known, jax.Array) else np.concatenate
+        return State(carry, tokens, keys, np.int32(0), together([nothing, known]))
+    return State(carry, tokens, keys, np.int32(0), np.zeros((0, *tokens.shape), np.int32))
+
+
+def _as_int32(ids: npt.ArrayLike) -> Any:
+    """By NumPy unless JAX has them: it would compile each operation, for each length of a text."""
+    return jnp.asarray(ids, jnp.int32) if isinstance(ids, jax.Array) else np.asarray(ids, np.int32)
 
 
 def _row_keys(key: jax.Array, batch: tuple[int, ...]) -> jax.Array:
@@ -277,8 +277,27 @@ def _row_keys(key: jax.Array, batch: tuple[int, ...]) -> jax.Array:
             f"key must be one key, or one for each row, {batch}, but their shape is {key.shape}; "
             "split one by jax.random.split"
         )
+    return _folded(key, batch)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _folded(key: jax.Array, batch: tuple[int, ...]) -> jax.Array:
     rows = jnp.arange(math.prod(batch))
     return jax.vmap(jax.random.fold_in, (None, 0))(key, rows).reshape(batch)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _drawn_from(
+    form: Form, numbers: Numbers, logits: jax.Array, recent: jax.Array | None
+) -> jax.Array:
+    if form.window:
+        assert recent is not None  # `filter` sees to it
+        recent = recent[-form.window :]
+    logits = _filtered(form, numbers, logits, recent)
+    if form.greedy:
+        best = jnp.argmax(logits, axis=-1, keepdims=True)
+        return jnp.where(jnp.arange(logits.shape[-1]) == best, 0.0, -jnp.inf)
+    return logits
 
 
 def _filtered(

@@ -289,9 +289,9 @@ def _begun(written: npt.NDArray[np.integer], stops: Sequence[npt.NDArray[np.inte
     )
 
 
+@jax.jit
 def _choose(rows: Any, new: Any, old: Any) -> Any:
     """For each row the new state, or the old."""
-    rows = jnp.asarray(rows)
     return jax.tree.map(
         lambda n, o: jnp.where(rows.reshape(rows.shape + (1,) * (n.ndim - rows.ndim)), n, o),
         new,

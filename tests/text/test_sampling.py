@@ -64,7 +64,7 @@ LOGITS = np.log([0.36, 0.03, 0.25, 0.2, 0.11, 0.05]).astype(np.float32)
 def test_draws_have_the_distribution_of_the_equations(sampling):
     """Chi-square: over its bound once in 10,000 runs, and the draws are always the same."""
     rows = 20_000
-    tokens = jnp.full(rows, 2)
+    tokens = np.full(rows, 2)
     _, ids = sample(fixed, LOGITS, (), tokens, key=jax.random.key(0), length=1, sampling=sampling)
     expected = rows * plain(LOGITS, sampling, [2])
     counts = np.bincount(ids[0], minlength=len(LOGITS))
@@ -82,7 +82,7 @@ def test_sequences_have_the_distribution_of_the_equations():
     logits = np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32)
     sampling = Sampling(0.9, top_p=0.93, repetition_penalty=1.6, penalty_window=2)
     rows = 30_000
-    history = jnp.stack([jnp.full(rows, 0), jnp.full(rows, 1)])
+    history = np.stack([np.full(rows, 0), np.full(rows, 1)])
     _, ids = sample(table, logits, (), history[-1], key=jax.random.key(3), length=3,
                     sampling=sampling, history=history)  # fmt: skip
     counts = np.bincount(np.asarray(ids.T) @ [9, 3, 1], minlength=27)
@@ -121,8 +121,9 @@ def check_filter(sampling, seed):
         for row, last in zip(logits, recent.T, strict=True)
     ]
     # A share that is reached exactly is a matter of rounding.
-    filtered = sampling.filter(jnp.asarray(logits), jnp.asarray(recent))
-    np.testing.assert_allclose(jax.nn.softmax(filtered), expected, atol=2e-6)
+    weights = np.exp(sampling.filter(logits, recent))
+    probabilities = weights / weights.sum(axis=-1, keepdims=True)
+    np.testing.assert_allclose(probabilities, expected, atol=2e-6)
 
 
 @drawn(max_examples=25)
@@ -139,8 +140,8 @@ def test_the_filters_are_those_of_a_loop_over_the_characters_at_length(sampling,
 
 
 def draw(sampling, logits=LOGITS, rows=200, seed=0):
-    tokens = jnp.zeros(rows, jnp.int32)
-    _, ids = sample(fixed, jnp.asarray(logits), (), tokens, key=jax.random.key(seed), length=1,
+    tokens = np.zeros(rows, np.int32)
+    _, ids = sample(fixed, logits, (), tokens, key=jax.random.key(seed), length=1,
                     sampling=sampling)  # fmt: skip
     return np.asarray(ids[0])
 
@@ -163,7 +164,7 @@ def test_what_leaves_one_character_takes_it(sampling):
 
 
 def test_ties():
-    logits = jnp.array([0.0, 2, 2, -1, 2])
+    logits = np.array([0.0, 2, 2, -1, 2, -1], np.float32)
     # The filters cannot tell equals apart; greedy takes one.
     for sampling in (Sampling(top_k=1), Sampling(top_k=2), Sampling(top_p=0.01)):
         assert set(draw(sampling, logits)) == {1, 2, 4}
@@ -178,7 +179,7 @@ def test_wide_logits_are_filtered_in_their_own_type(x64):
 
 
 def test_minus_infinity_is_never_drawn():
-    logits = jnp.array([-jnp.inf, 0, -jnp.inf, 0.5])
+    logits = np.array([-np.inf, 0, -np.inf, 0.5, -np.inf, -np.inf], np.float32)
     for sampling in (Sampling(100.0), Sampling(top_k=3, top_p=0.99999)):
         assert set(draw(sampling, logits)) == {1, 3}
     assert set(draw(Sampling(0.0), logits)) == {3}
@@ -186,11 +187,10 @@ def test_minus_infinity_is_never_drawn():
 
 def test_draws_from_narrow_logits_are_as_fine_as_those_from_wide_ones():
     """Sums of 200 equal probabilities, and noise, would be rounded away in bfloat16."""
-    logits = jnp.zeros(200).at[0].set(-9.0)
-    for sampling in (Sampling(), Sampling(top_p=0.9999)):
-        narrow = draw(sampling, logits.astype(jnp.bfloat16), rows=500)
-        np.testing.assert_array_equal(narrow, draw(sampling, logits, rows=500))
-        assert len(set(narrow)) > 150
+    logits, sampling = np.where(np.arange(200) == 0, np.float32(-9), 0), Sampling(top_p=0.9999)
+    narrow = draw(sampling, logits.astype(jnp.bfloat16))
+    np.testing.assert_array_equal(narrow, draw(sampling, logits))
+    assert len(set(narrow)) > 100
 
 
 CELL = rnnjax.GRUCell(5)
@@ -203,7 +203,8 @@ def step(params, carry, tokens):
 
 @pytest.fixture(scope="module")
 def params(random_like):
-    like = {"cell": CELL.init(jax.random.key(0), 4), "kernel": jnp.zeros((5, 4))}
+    like = {"cell": jax.eval_shape(lambda: CELL.init(jax.random.key(0), 4)),
+            "kernel": np.zeros((5, 4))}  # fmt: skip
     return random_like(like, 0, scale=1.5)
 
 
@@ -212,16 +213,16 @@ def carry_of(rows):
 
 
 def test_a_row_draws_what_it_draws_alone_with_its_key(params):
-    tokens, key = jnp.array([0, 3, 1, 2, 2]), jax.random.key(7)
+    tokens, key = np.array([0, 3, 1, 2, 2]), jax.random.key(7)
     sampling = Sampling(1.2, 3, 0.95, 1.2, 3)
     carry, together = sample(step, params, carry_of(5), tokens, key=key, length=20,
                              sampling=sampling)  # fmt: skip
-    keys = jnp.stack([jax.random.fold_in(key, row) for row in range(5)])
-    for rows in (slice(3, 4), slice(1, 5)):
-        after, ids = sample(step, params, carry_of(len(tokens[rows])), tokens[rows],
-                            key=keys[rows], length=20, sampling=sampling)  # fmt: skip
-        np.testing.assert_array_equal(ids, together[:, rows])
-        np.testing.assert_allclose(after.hidden, carry.hidden[rows], atol=1e-6)
+    keys = jax.jit(jax.vmap(jax.random.fold_in, (None, 0)))(key, np.arange(5))
+    after, ids = sample(step, params, carry_of(4), tokens[1:], key=keys[1:], length=20,
+                        sampling=sampling)  # fmt: skip
+    together = np.asarray(together)
+    np.testing.assert_array_equal(ids, together[:, 1:])
+    np.testing.assert_allclose(after.hidden, np.asarray(carry.hidden)[1:], atol=1e-6)
     assert not np.array_equal(together[:, 3], together[:, 4])
     # Nor does it need a batch, nor does the length matter; and the keys of old mean the same.
     alone, ids = sample(step, params, CELL.initial_carry(), tokens[4],
@@ -233,11 +234,11 @@ def test_a_row_draws_what_it_draws_alone_with_its_key(params):
 def test_the_penalty_looks_back_on_the_last_characters_alone(params):
     """Whatever is given of the text before them."""
     sampling = Sampling(0.0, repetition_penalty=1e3, penalty_window=2)
-    history = jnp.array([[2], [2], [3], [1], [0]])
+    history = np.array([[2], [2], [3], [1], [0]])
     texts = [
-        sample(step, params, carry_of(1), jnp.array([0]), key=jax.random.key(0), length=6,
+        sample(step, params, carry_of(1), np.array([0]), key=jax.random.key(0), length=6,
                sampling=sampling, history=part)[1]
-        for part in (history, history[-2:], history[:2].at[-1].set(0))
+        for part in (history, history[-2:], np.array([[2], [0]]))
     ]  # fmt: skip
     np.testing.assert_array_equal(texts[0], texts[1])
     assert not np.array_equal(texts[0], texts[2])
@@ -278,9 +279,9 @@ def test_what_is_not_in_use_is_not_compiled():
 
 @pytest.mark.parametrize("chunk", [1, 4, 9, 100])
 def test_a_stream_has_the_characters_of_one_call(params, chunk):
-    tokens, key = jnp.array([0, 3, 1]), jax.random.key(1)
+    tokens, key = np.array([0, 3, 1]), jax.random.key(1)
     sampling = Sampling(0.9, repetition_penalty=1.3, penalty_window=3)
-    history = jnp.array([[1, -1, 2], [0, 3, 1]])
+    history = np.array([[1, -1, 2], [0, 3, 1]])
     carry, ids = sample(step, params, carry_of(3), tokens, key=key, length=13, sampling=sampling,
                         history=history)  # fmt: skip
     made = stream(step, params, carry_of(3), tokens, key=key, length=13, sampling=sampling,
@@ -303,7 +304,7 @@ def first_stop(text, stops):
 
 def check_stops(params, stops, chunk, seed, pause):
     length, rows = 14, 3
-    tokens, key = jnp.array([0, 3, 1]), jax.random.key(seed)
+    tokens, key = np.array([0, 3, 1]), jax.random.key(seed)
     _, ids = sample(step, params, carry_of(rows), tokens, key=key, length=length)
     texts = [tuple(row) for row in np.asarray(ids).T.tolist()]
     made = stream(step, params, carry_of(rows), tokens, key=key, length=length,
@@ -326,7 +327,7 @@ def check_text(params, text, tokens, got):
         whole = [int(tokens[row]), *ids]
         carry = CELL.initial_carry((1,))
         for character in whole[:-1]:
-            carry, _ = one_step(params, carry, jnp.array([character]))
+            carry, _ = one_step(params, carry, np.array([character]))
         np.testing.assert_allclose(text.carry.hidden[row], carry.hidden[0], atol=1e-5)
         assert int(text.tokens[row]) == whole[-1]
 
@@ -351,7 +352,7 @@ def test_each_row_ends_before_its_stop_string_at_length(params, stops, chunk, se
 
 
 def test_a_stream_keeps_only_what_it_needs(params):
-    made = stream(step, params, carry_of(1), jnp.array([0]), key=jax.random.key(0), length=400,
+    made = stream(step, params, carry_of(1), np.array([0]), key=jax.random.key(0), length=400,
                   stops=[[0, 0, 0, 0, 0, 0, 1]], chunk=4)  # fmt: skip
     for _ in made:
         assert len(made._ids) < 20
@@ -364,16 +365,20 @@ def test_reading_needs_no_characters(params):
     assert read(step, params, carry, [[1, 2]], lengths=[0, 0]) is carry
 
 
-@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, None], ids=str)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, None], ids=str)
 def test_logits_with_nothing_to_draw_from_are_an_error(bad):
-    logits = jnp.zeros((4, 4)).at[2, 1].set(0 if bad is None else bad)
-    logits = logits.at[2].set(-jnp.inf) if bad is None else logits
-    logits = logits.at[0, 2].set(9.0).at[1].set(jnp.array([9.0, 0, 0, 0]))  # 1 to 0 to 2
-    key, tokens = jax.random.key(0), jnp.array([3, 1])
+    logits = np.zeros((4, 4), np.float32)
+    if bad is None:
+        logits[2] = -np.inf
+    else:
+        logits[2, 1] = bad
+    logits[0, 2] = logits[1, 0] = 9.0  # 1 to 0 to 2
+    stays = logits.copy()
+    stays[3, 3] = 9.0
+    key, tokens = jax.random.key(0), np.array([3, 1])
     for sampling in (Sampling(0.0), Sampling(1e-3, 3, 0.9, 1.1)):
         with pytest.raises(NonFiniteError, match="character 2 of row 1 have NaN, plus infinity"):
-            sample(table, logits.at[3, 3].set(9.0), (), tokens, key=key, length=5,
-                   sampling=sampling)  # fmt: skip
+            sample(table, stays, (), tokens, key=key, length=5, sampling=sampling)
     made = stream(table, logits, (), tokens[1:], key=key, length=9, chunk=2,
                   sampling=Sampling(0.0))  # fmt: skip
     assert next(made)[0].tolist() == [0, 2]
