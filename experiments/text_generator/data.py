@@ -87,7 +87,7 @@ class Data:
             starts = starts[indices]
         mine = slice(None) if self.rows is None else self.rows
         inputs, targets = _cut(self._on_device, starts[:, mine], self.options.seq_length)
-        return {"inputs": inputs, "targets": targets, "weights": jnp.asarray(weights[:, mine])}
+        return {"inputs": inputs, "targets": targets, "weights": weights[:, mine]}
 
     @functools.cached_property
     def _starts(self) -> np.ndarray:

@@ -107,7 +107,7 @@ class Position:
 
     def repeated(self, rows: int) -> "Position":
         """The same position of one text, for so many."""
-        carry = jax.tree.map(lambda leaf: jnp.repeat(leaf, rows, axis=0), self.carry)
+        carry = jax.tree.map(lambda leaf: np.repeat(leaf, rows, axis=0), self.carry)
         return Position(carry, np.repeat(self.ids, rows, axis=1))
 
 
@@ -149,7 +149,7 @@ class Author:
         """Write on from a position that has at least one character."""
         model, params = self.model.prepared(self.params, len(keys), self.products)
         return stream(
-            model, params, position.carry, jnp.asarray(position.ids[-1]),
+            model, params, position.carry, position.ids[-1],
             key=keys, length=self.length, sampling=self.sampling, stops=stops,
             history=position.ids[-self.sampling.penalty_window :],
         )  # fmt: skip
@@ -272,9 +272,21 @@ def print_samples(author: Author, prime: str, config: Generate) -> None:
     print(f"[{characters} {unit}s in {seconds:.2f} s, compilation included]", file=sys.stderr)
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def sample_keys(key: jax.Array, samples: int) -> jax.Array:
     """A key for each sample, which does not depend on how many there are."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(samples))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _first_draws(keys: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+    """For each key one of so many characters, and the key of the draws that follow."""
+
+    def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        first, draws = jax.random.split(key)
+        return jax.random.randint(first, (), 0, size), draws
+
+    return jax.vmap(one)(keys)
 
 
 def begin(author: Author, prime: str, keys: jax.Array) -> tuple[Position, jax.Array]:
@@ -283,15 +295,13 @@ def begin(author: Author, prime: str, keys: jax.Array) -> tuple[Position, jax.Ar
     Returns:
         where that leads, and the keys of the draws that follow.
     """
-    pairs = jax.vmap(jax.random.split)(keys)
+    first, draws = _first_draws(keys, len(author.vocabulary))
     if prime:
         ids = encode(author.vocabulary, prime, "the prime text")
         position = author.read(author.start(), ids)
-        return position.repeated(len(keys)), pairs[:, 1]
-    size = len(author.vocabulary)
-    first = jax.vmap(lambda key: jax.random.randint(key, (), 0, size))(pairs[:, 0])
+        return position.repeated(len(keys)), draws
     carry = author.model.initial_carry(len(keys))
-    return Position(carry, np.asarray(first, np.int32)[None]), pairs[:, 1]
+    return Position(carry, np.asarray(first, np.int32)[None]), draws
 
 
 def converse(author: Author, prime: str, *, stop: str | None, seed: int) -> None:

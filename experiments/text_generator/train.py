@@ -144,10 +144,16 @@ def matrices(params: Any) -> Any:
 
 def new_state(model: CharacterModel, config: Train, optimizer: Any) -> TrainState:
     """The state before the first step."""
-    init_key, run_key = jax.random.split(jax.random.key(config.seed))
     carry = model.initial_carry(config.text.batch_size) if config.text.carry_state else ()
-    params = jax.jit(CharacterModel.init, static_argnums=0)(model, init_key)
+    params, run_key = _drawn(model, jax.random.key(config.seed))
     return TrainState.create(params, optimizer, key=run_key, carry=carry)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _drawn(model: CharacterModel, key: jax.Array) -> tuple[dict[str, Any], jax.Array]:
+    """The parameters that a run begins with, and its key."""
+    init_key, run_key = jax.random.split(key)
+    return model.init(init_key), run_key
 
 
 def report(progress: "TextProgress", result: Fit, steps: int) -> int:
@@ -258,12 +264,9 @@ def write_sample(
     Raises:
         NonFiniteError: it predicts nothing, so that these parameters are not worth a checkpoint.
     """
-    first_key, key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), epoch))
-    first = jax.random.randint(first_key, (1,), 0, len(vocabulary))
+    first, keys = _first_draw(jax.random.key(config.seed), epoch, len(vocabulary))
     ready, laid_out = model.prepared(params, 1)
-    # A row that draws as the first one of `rnnjax.text.sample` does.
-    keys = jax.random.fold_in(key, 0)[None]
-    begin = State(ready.initial_carry(1), first, keys, np.int32(0), jnp.zeros((0, 1), jnp.int32))
+    begin = State(ready.initial_carry(1), first, keys, np.int32(0), np.zeros((0, 1), np.int32))
     temperature = np.float32(config.sample_temperature)
     _, ids = draw(ready, config.sample_length, at_temperature, laid_out, begin, temperature)
     if (ids < 0).any():
@@ -272,6 +275,14 @@ def write_sample(
             "on from the last checkpoint, with a smaller learning rate"
         )
     return vocabulary.decode(np.concatenate([first, ids[:, 0]]))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _first_draw(key: jax.Array, epoch: int, size: int) -> tuple[jax.Array, jax.Array]:
+    """The first of a sample's characters, of so many, and the key of the others: each ``(1,)``."""
+    first_key, key = jax.random.split(jax.random.fold_in(key, epoch))
+    # The key of a row that draws as the first one of `rnnjax.text.sample` does.
+    return jax.random.randint(first_key, (1,), 0, size), jax.random.fold_in(key, 0)[None]
 
 
 def plot_loss(run_dir: Path, unit: str = "character") -> None:

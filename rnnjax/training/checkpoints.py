@@ -384,10 +384,10 @@ def _as_plain(state: TrainState) -> dict[str, Any]:
 def _like(leaf: np.ndarray, like: Any) -> jax.Array:
     """An array of `_as_plain` as JAX's, or as keys of the kind of those in its place."""
     if not _is_key(like):
-        return jnp.asarray(leaf)
+        return jax.device_put(leaf)  # `jnp.asarray` compiles a program for each shape
     # Those may be abstract, of which JAX does not tell the kind.
     kind = jax.random.key_impl(jnp.empty(0, like.dtype))
-    return jax.random.wrap_key_data(jnp.asarray(leaf), impl=kind)
+    return jax.random.wrap_key_data(jax.device_put(leaf), impl=kind)
 
 
 def _storable(tree: Any) -> Any:

@@ -7,7 +7,10 @@ import pytest
 
 from experiments import runs
 from experiments.text_generator import train
-from rnnjax.training import fitting
+from experiments.text_generator.checkpoints import described
+from experiments.text_generator.data import Data
+from experiments.text_generator.model import CharacterModel
+from rnnjax.training import Checkpoints, fitting
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -16,12 +19,40 @@ def traced_once():
 
     To trace and lower them anew takes most of the time of a run of a few steps.
     """
+    make_optimizer = functools.lru_cache(64)(train.make_optimizer)
+
+    def of_its_length(options, *length):
+        """A rate that stays as it is does so in a run of any length."""
+        return make_optimizer(options, *((1, 1) if options.schedule == "constant" else length))
+
     with pytest.MonkeyPatch.context() as patch:
-        for module, name in (
-            (train, "make_loss"), (train, "make_optimizer"), (fitting, "make_train_steps"),
-        ):  # fmt: skip
-            patch.setattr(module, name, functools.lru_cache(32)(getattr(module, name)))
+        patch.setattr(train, "make_optimizer", of_its_length)
+        for module, name in ((train, "make_loss"), (fitting, "make_train_steps")):
+            patch.setattr(module, name, functools.lru_cache(64)(getattr(module, name)))
         yield
+
+
+@pytest.fixture(scope="session")
+def untrained():
+    """The folder of a run that has done no step: nothing is compiled to train it."""
+
+    def untrained(config):
+        data = Data.load(config.text, config.seed)
+        model = CharacterModel.build(config.model, len(data.vocabulary))
+        state = train.new_state(model, config, train.make_optimizer(config.optimization, 1, 1))
+        about = {"config": described(config, data)}
+        Checkpoints(config.run_dir / "checkpoints").save(state, about)
+        return config.run_dir
+
+    return untrained
+
+
+@pytest.fixture
+def text(tmp_path):
+    """What most runs of the text generator read: of one length, which is compiled once."""
+    text = "The cat sat on a mat, and the dog ran. " * 9
+    (tmp_path / "text.txt").write_text(text)
+    return text
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import threading
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -19,38 +18,35 @@ from experiments import runs
 from experiments.text_generator.__main__ import main
 from experiments.text_generator.config import Architecture, Text, Train
 from experiments.text_generator.generate import Author, Decoder, begin, sample_keys
-from experiments.text_generator.train import run_training
+from experiments.text_generator.model import CharacterModel
 from experiments.text_generator.trained import Trained
 from rnnjax.text import ByteVocabulary, Sampling, Vocabulary, sample
 
 FOREVER = str(10**9)
 
 
-def make_run(folder, vocabulary, text):
-    (folder / "text.txt").write_text(text, encoding="utf-8")
-    run_training(
-        Train(
-            text=Text(str(folder / "text.txt"), vocabulary=vocabulary, seq_length=10),
-            model=Architecture(layers=1, hidden_size=8),
-            steps=1,
-            sample_length=0,
-            run_dir=folder / "run",
-        )
-    )
-    return folder / "run"
+@pytest.fixture(scope="module")
+def make_run(tmp_path_factory, untrained):
+    def make_run(vocabulary, text):
+        folder = tmp_path_factory.mktemp(vocabulary)
+        (folder / "text.txt").write_text(text, encoding="utf-8")
+        read = Text(str(folder / "text.txt"), vocabulary=vocabulary, seq_length=10)
+        model = Architecture(layers=1, hidden_size=8)
+        return untrained(Train(text=read, model=model, run_dir=folder / "run"))
+
+    return make_run
 
 
 @pytest.fixture(scope="module")
-def run_dir(tmp_path_factory):
-    """Of a model that has hardly learned, so that all its characters come."""
+def run_dir(make_run):
+    """Of a model that has learned nothing, so that all its characters come."""
     rng = random.Random(0)
-    text = "".join(rng.choice("abcde. \n") for _ in range(300)) + "é"
-    return make_run(tmp_path_factory.mktemp("learned"), "learned", text)
+    return make_run("learned", "".join(rng.choice("abcde. \n") for _ in range(300)) + "é")
 
 
 @pytest.fixture(scope="module")
-def bytes_run(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("bytes"), "bytes", "naïve\n" * 40)
+def bytes_run(make_run):
+    return make_run("bytes", "naïve\n" * 40)
 
 
 @pytest.fixture(scope="module")
@@ -176,25 +172,32 @@ def test_every_filter_reaches_the_draws(generate, run_dir, trained):
 def continued(trained, prime, length, sampling, key):
     """By one call from the whole text."""
     ids = trained.vocabulary.encode(prime)[:, None]
-    carry = trained.model.initial_carry(1)
-    if len(ids) > 1:
-        carry, _ = trained.model.unroll(trained.params, ids[:-1], carry)
-    _, drawn = sample(trained.model.step, trained.params, carry, jnp.asarray(ids[-1]),
+    _, drawn = sample(trained.model.step, trained.params, read_by_hand(trained, ids[:-1]), ids[-1],
                       key=jax.random.split(key)[1][None], length=length, sampling=sampling,
                       history=ids)  # fmt: skip
-    return prime + trained.vocabulary.decode(np.asarray(drawn[:, 0]))
+    return prime + trained.vocabulary.decode(np.asarray(drawn)[:, 0])
+
+
+step = jax.jit(CharacterModel.step, static_argnums=0)
+
+
+def read_by_hand(trained, ids):
+    """The state after characters ``(time, 1)``, one after the other."""
+    carry = trained.model.initial_carry(1)
+    for token in ids:
+        carry, _ = step(trained.model, trained.params, carry, token)
+    return carry
 
 
 def test_bfloat16_products_reach_the_step(generate, run_dir, trained):
     length, rows = 1000, 40  # so many draws that the rounding decides one of them
     printed = []
     for products in ("float32", "bfloat16"):
-        author = Author(trained.model, trained.vocabulary, trained.params, Sampling(1.0), length)
+        author = Author(trained.model, trained.vocabulary, trained.params, Sampling(1.0), length,
+                        products)  # fmt: skip
         position, keys = begin(author, "ab", sample_keys(jax.random.key(3), rows))
-        model, params = trained.model.prepared(trained.params, rows, products)
-        _, drawn = sample(model.step, params, position.carry, jnp.asarray(position.ids[-1]),
-                          key=keys, length=length, temperature=1.0)  # fmt: skip
-        expected = ["ab" + trained.vocabulary.decode(row) for row in np.asarray(drawn).T]
+        drawn = zip(*author.write(position, keys, []), strict=True)
+        expected = ["ab" + trained.vocabulary.decode(np.concatenate(row)) for row in drawn]
         options = ["--length", length, "--samples", rows, "--products", products]
         printed.append(text_of(generate, run_dir, *WARM, "--prime", "ab", *options))
         assert parts(printed[-1], rows) == expected
@@ -290,7 +293,7 @@ def test_wrong_uses_get_one_sentence_and_status_2(generate, run_dir, arguments, 
 
 @pytest.mark.parametrize("generate", ["here"], indirect=True)  # another process has the whole model
 def test_a_model_without_numbers_is_an_error(generate, run_dir, monkeypatch, trained):
-    nothing = jax.tree.map(lambda a: a * jnp.nan, trained.params)
+    nothing = jax.tree.map(lambda a: np.full_like(a, np.nan), trained.params)
     broken = dataclasses.replace(trained, params=nothing)
     monkeypatch.setattr(Trained, "load", lambda *_: broken)
     result = generate("--prime", "ab")
@@ -301,11 +304,10 @@ def test_a_model_without_numbers_is_an_error(generate, run_dir, monkeypatch, tra
 def answer(trained, text, turn, length, stop="\n"):
     """What the model answers to all that was said, read from the start, and whether it stopped."""
     ids = trained.vocabulary.encode(text)[:, None]
-    carry, _ = trained.model.unroll(trained.params, ids[:-1], trained.model.initial_carry(1))
     key = jax.random.fold_in(jax.random.key(3), turn)
-    _, drawn = sample(trained.model.step, trained.params, carry, jnp.asarray(ids[-1]),
+    _, drawn = sample(trained.model.step, trained.params, read_by_hand(trained, ids[:-1]), ids[-1],
                       key=key[None], length=length, temperature=1.0)  # fmt: skip
-    written = trained.vocabulary.decode(np.asarray(drawn[:, 0]))
+    written = trained.vocabulary.decode(np.asarray(drawn)[:, 0])
     found = written.find(stop) if stop else -1
     return (written, False) if found < 0 else (written[:found], True)
 
@@ -313,7 +315,7 @@ def answer(trained, text, turn, length, stop="\n"):
 @pytest.mark.parametrize("stop", ["\n", "", "a"], ids=repr)
 def test_a_conversation_goes_on_from_all_that_was_said(generate, run_dir, trained, stop):
     lines = ["abc", "", "ab é", "/reset", "abc", "e.", "/quit", "abc"]
-    options = ["--temperature", "1", "--seed", "3", "--length", "30", "--prime", "de."]
+    options = ["--temperature", "1", "--seed", "3", "--length", "60", "--prime", "de."]
     options += [] if stop == "\n" else ["--stop", stop]
     result = generate("--run-dir", run_dir, "--interactive", *options, stdin="\n".join(lines))
     assert result.status == 0, result.stderr
@@ -323,7 +325,7 @@ def test_a_conversation_goes_on_from_all_that_was_said(generate, run_dir, traine
             text, turn = "de.", 0
             continue
         text += line + "\n"
-        said, stopped = answer(trained, text, turn, 30, stop)
+        said, stopped = answer(trained, text, turn, 60, stop)
         ends.add(stopped)
         expected.append(said)
         text += said + (stop if stopped else "\n")
@@ -393,13 +395,14 @@ def test_each_answer_comes_before_the_next_line_is_read(piped, run_dir, trained)
             answers.append(arrived(from_it, lambda seen: seen.endswith(b"\n")))
 
     status, errors = piped(
-        talk, "--run-dir", run_dir, "--interactive", "--temperature", 1, "--seed", 3
-    )
+        talk, "--run-dir", run_dir, "--interactive", "--temperature", 1, "--seed", 3, "--length",
+        60,
+    )  # fmt: skip
     assert (status, errors) == (0, "")
     text = ""
     for turn, (line, answered) in enumerate(zip(lines, answers, strict=True)):
         text += line + "\n"
-        said, stopped = answer(trained, text, turn, 500)
+        said, stopped = answer(trained, text, turn, 60)
         assert stopped
         assert answered == said + "\n"
         text += said + "\n"

@@ -2,11 +2,8 @@
 
 import json
 import math
-import tempfile
-from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,7 +13,6 @@ import rnnjax
 from experiments.text_generator.config import Architecture, Text, Train
 from experiments.text_generator.evaluate import Evaluate, run_evaluation, surprise_as_json
 from experiments.text_generator.model import CELLS, CharacterModel, surprise
-from experiments.text_generator.train import run_training
 from experiments.text_tools.inspect import Inspect, run_inspection
 from experiments.text_tools.pages import LIMIT
 from experiments.text_tools.properties import (
@@ -31,7 +27,6 @@ from experiments.text_tools.recording import Gate, record
 from rnnjax import InvalidInputError
 from rnnjax.errors import NonFiniteError
 from rnnjax.text import ByteVocabulary, Vocabulary
-from rnnjax.training.files import read_sealed
 
 SIZE = 11
 
@@ -46,7 +41,7 @@ def by_hand(model, params, ids):
     carry, states, logits = model.initial_carry(1), [], []
     step = jax.jit(model.step)
     for token in ids:
-        carry, out = step(params, carry, jnp.asarray([token]))
+        carry, out = step(params, carry, token[None])
         states.append(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(carry)]))
         logits.append(np.asarray(out[0], np.float64))
     p = np.exp(np.array(logits) - np.max(logits, axis=1, keepdims=True))
@@ -62,7 +57,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize(
     ("cell", "options"),
-    [("lstm", "plain"), ("gru", "regularized"), ("mgu", "embedding"), ("layernorm_lstm", "plain")],
+    [("lstm", "plain"), ("gru", "regularized"), ("mgu", "embedding")],
 )
 def test_the_recording_is_what_stepping_by_hand_gives(random_like, cell, options):
     check_recording(*model_of(random_like, cell, **OPTIONS[options]))
@@ -98,9 +93,10 @@ def check_recording(model, params):
     assert recording.states.shape == (1013, sum(group.size for group in recording.groups))
 
 
-def test_all_probabilities_are_there_in_a_small_vocabulary():
+def test_all_probabilities_are_there_in_a_small_vocabulary(random_like):
     model = CharacterModel.build(Architecture(layers=1, hidden_size=3), 4)
-    recording = record(model, model.init(jax.random.key(1)), np.array([0, 3, 1, 2, 2]))
+    params = random_like(lambda: model.init(jax.random.key(1)), 0)
+    recording = record(model, params, np.array([0, 3, 1, 2, 2]))
     assert recording.expected.shape == (5, 4)
     np.testing.assert_allclose(recording.probabilities.sum(axis=1), 1, atol=1e-6)
     assert (np.diff(recording.probabilities, axis=1) <= 0).all()
@@ -155,7 +151,7 @@ def test_too_short_a_text_and_a_broken_model_are_refused(random_like):
     model, params = model_of(random_like)
     with pytest.raises(InvalidInputError, match="needs at least 2 characters, but has 1"):
         record(model, params, np.array([1]))
-    broken = params | {"bias": params["bias"].at[2].set(jnp.nan)}
+    broken = params | {"bias": np.full_like(params["bias"], np.nan)}
     with pytest.raises(NonFiniteError, match="choose another checkpoint by --step"):
         record(model, broken, np.array([1, 2, 3]))
 
@@ -299,7 +295,7 @@ def test_a_passage_begins_where_a_line_does():
     assert passage(list("ab"), np.array([0.0, 1.0]), 10) == 0
 
 
-# The commands, on a model trained for a moment.
+# The commands, on a model that has learned nothing.
 
 CORPUS = (
     'ANN:\nShe said "Go (now)" to 3 of us; tab\there.\n\nBOB:\nHe went < away & didn\'t stop.\n\n'
@@ -307,21 +303,12 @@ CORPUS = (
 
 
 @pytest.fixture(scope="module")
-def run_dir():
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "text.txt")
-        path.write_text(CORPUS * 30)
-        text = Text(
-            corpus=str(path), vocabulary="learned", validation=0.3, batch_size=4, seq_length=20,
-            carry_state=True,
-        )  # fmt: skip
-        run_training(
-            Train(
-                text=text, model=Architecture(layers=2, hidden_size=6), epochs=1, sample_length=0,
-                run_dir=Path(folder, "run"),
-            )
-        )  # fmt: skip
-        yield Path(folder, "run")
+def run_dir(tmp_path_factory, untrained):
+    folder = tmp_path_factory.mktemp("inspected")
+    (folder / "text.txt").write_text(CORPUS * 30)
+    text = Text(corpus=str(folder / "text.txt"), vocabulary="learned", validation=0.3)
+    model = Architecture(layers=2, hidden_size=6)
+    return untrained(Train(text=text, model=model, run_dir=folder / "run"))
 
 
 def embedded(page):
@@ -377,8 +364,7 @@ def test_bytes_are_written_down_as_numbers():
 
 
 def test_a_changed_text_is_not_taken_for_the_one_held_out(run_dir, tmp_path):
-    run = read_sealed(run_dir / "run.json")
-    corpus = Path(run["options"]["text"]["corpus"])
+    corpus = run_dir.with_name("text.txt")
     before = corpus.read_text(encoding="utf-8")
     corpus.write_text(before[:-3], encoding="utf-8")
     with pytest.raises(InvalidInputError, match="name a file where one is read"):
@@ -410,9 +396,8 @@ def test_the_command_line_takes_the_file_by_its_place(program, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_gates_of_a_regularized_cell_are_those_of_the_cell_within():
+def test_the_gates_of_a_regularized_cell_are_those_of_the_cell_within(random_like):
     cell = rnnjax.Regularized(rnnjax.LSTMCell(3), recurrent_dropout=0.5)
     model = CharacterModel(rnnjax.Stack([cell]), SIZE)
-    assert [g.name for g in record(model, model.init(jax.random.key(0)), np.arange(9)).gates] == [
-        "i", "f", "o",
-    ]  # fmt: skip
+    params = random_like(lambda: model.init(jax.random.key(0)), 0)
+    assert [g.name for g in record(model, params, np.arange(9)).gates] == ["i", "f", "o"]

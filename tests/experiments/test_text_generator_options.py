@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import functools
 import json
 import os
 import re
@@ -25,20 +26,18 @@ from rnnjax import InvalidInputError
 from rnnjax.training.files import new_folder, read_sealed
 from rnnjax.training.sharding import Sharding
 
+# As in `test_text_generator`, whose runs are compiled with these.
 TINY = ["--layers", "1", "--hidden-size", "4", "--batch-size", "4", "--seq-length", "10",
         "--sample-length", "3", "--corpus", "text.txt"]  # fmt: skip
-
-
-@pytest.fixture
-def text(tmp_path):
-    (tmp_path / "text.txt").write_text("The cat sat on a mat, and the dog ran. " * 9)
+# Of a run that diverges, in three tests: a part held out for each purpose, and as much to train on.
+DIVERGING = ["--learning-rate", "1e4", "--validation", "0.2", "--test", "0.15"]
 
 
 def rates(options, epochs, steps_per_epoch):
     """Of all updates of a run."""
     rate = learning_rate(options, epochs, steps_per_epoch)
     updates = epochs * steps_per_epoch // options.accumulate
-    return np.array([float(rate(jnp.int32(n))) for n in range(updates)])
+    return np.asarray(jax.jit(jax.vmap(rate))(np.arange(updates)))
 
 
 @pytest.mark.parametrize("steps_per_epoch", [3, 7, 28])
@@ -74,14 +73,20 @@ def first_update(gradient, **options):
     return optimizer.update(gradient, optimizer.init(params), params)[0]
 
 
+@functools.partial(jax.jit, static_argnums=1)
+def clipped_and_not(gradient, name):
+    """The first update of a gradient that is clipped, of one that is a fifth, and of it itself."""
+    options = {"optimizer": name, "learning_rate": 10.0}
+    small = jax.tree.map(lambda leaf: leaf / 5, gradient)
+    clipped = first_update(gradient, clip_norm=1e-8, **options)
+    return clipped, *(first_update(g, **options) for g in (small, gradient))
+
+
 @pytest.mark.parametrize("name", ["adam", "adamw", "rmsprop"])
 def test_it_is_the_gradient_that_is_clipped(name):
     """So that the update is that of a smaller gradient, however large it is itself."""
-    gradient = {"kernel": jnp.array([[3e-8, 4e-8]]), "bias": jnp.array([0.0])}  # the norm is 5e-8
-    small = jax.tree.map(lambda leaf: leaf / 5, gradient)
-    options = {"optimizer": name, "learning_rate": 10.0}
-    clipped = first_update(gradient, clip_norm=1e-8, **options)
-    expected, plain = (first_update(g, **options) for g in (small, gradient))
+    gradient = {"kernel": np.array([[3e-8, 4e-8]]), "bias": np.array([0.0])}  # the norm is 5e-8
+    clipped, expected, plain = clipped_and_not(gradient, name)
     for key in gradient:
         np.testing.assert_allclose(clipped[key], expected[key], rtol=1e-5)
     assert np.abs(plain["kernel"] / clipped["kernel"]).min() > 1.5
@@ -89,8 +94,9 @@ def test_it_is_the_gradient_that_is_clipped(name):
 
 
 def test_weights_decay_but_not_biases():
-    nothing = {"kernel": jnp.zeros((2, 3)), "bias": jnp.zeros(3)}
-    update = first_update(nothing, optimizer="adamw", learning_rate=0.1, weight_decay=0.5)
+    nothing = {"kernel": np.zeros((2, 3)), "bias": np.zeros(3)}
+    options = {"optimizer": "adamw", "learning_rate": 0.1, "weight_decay": 0.5}
+    update = jax.jit(lambda gradient: first_update(gradient, **options))(nothing)
     np.testing.assert_allclose(update["kernel"], -0.05, rtol=1e-6)
     np.testing.assert_array_equal(update["bias"], 0)
 
@@ -175,8 +181,8 @@ def test_a_missing_tensorboard_leaves_no_run_behind(program, text, tmp_path, mon
 
 
 def test_the_test_is_of_the_model_that_the_other_commands_take(program, text, tmp_path):
-    options = ["--epochs", "4", "--test", "0.3", "--learning-rate", "3", "--checkpoint-every", "1"]
-    for name, more in [("last", []), ("best", ["--validation", "0.3"])]:
+    options = ["--epochs", "4", "--checkpoint-every", "1", *DIVERGING]
+    for name, more in [("last", ["--validation", "0", "--test", "0.35"]), ("best", [])]:
         program("text_generator", "train", *TINY, *options, *more, "--run-dir", name)
         trained = Trained.load(tmp_path / name)
         measured = json.loads((tmp_path / name / "test.json").read_text())
@@ -187,7 +193,7 @@ def test_the_test_is_of_the_model_that_the_other_commands_take(program, text, tm
 
 
 def test_the_end_by_patience_is_told_and_can_be_lifted(program, text, tmp_path):
-    options = ["--validation", "0.3", "--learning-rate", "5", "--epochs", "9", "--patience", "1"]
+    options = [*DIVERGING, "--epochs", "9", "--patience", "1"]
     done = program("text_generator", "train", *TINY, *options, "--run-dir", "run")
     told = re.search(r"ended after (\d+) of (\d+) steps: no better validation loss", done.stdout)
     assert told, done.stdout
@@ -202,12 +208,12 @@ def test_the_end_by_patience_is_told_and_can_be_lifted(program, text, tmp_path):
 def test_options_are_checked_with_those_of_the_run(program, text, tmp_path):
     options = ["--preset", "fast", *TINY, "--epochs", "2", "--run-dir", "run"]
     program("text_generator", "train", *options)
-    resume = ["train", "--resume", "--run-dir", "run", "--epochs", "3"]
+    resume = ["train", "--resume", "--run-dir", "run", "--epochs", "2"]
     decay = str(load_preset("fast").optimization.weight_decay)
     same = ["--forget", "0.01", "--weight-decay", decay, "--patience", "3"]
     assert "going on from step" in program("text_generator", *resume, *same).stdout
     stored = read_sealed(tmp_path / "run" / "run.json")["options"]
-    assert (stored["patience"], stored["epochs"]) == (3, 3)
+    assert (stored["patience"], stored["epochs"]) == (3, 2)
     program("text_generator", "train", *TINY, "--epochs", "1", "--run-dir", "plain")
     refused = program(
         "text_generator", "train", "--resume", "--run-dir", "plain", "--patience", "2", check=False
@@ -240,13 +246,32 @@ def test_samples_behind_the_checkpoint_are_taken_back(program, text, tmp_path):
     assert len(whole.splitlines()) == 4
 
 
-def test_it_says_how_much_of_a_text_its_vocabulary_has_not(program, tmp_path):
-    (tmp_path / "text.txt").write_text("café or naïve\n" * 30, encoding="utf-8")
+def test_another_text_is_read_as_it_is_said_to_be(program, tmp_path):
+    """And how much of it a vocabulary has not is said."""
+    inside = "café or naïve\n" * 30
+    (tmp_path / "text.txt").write_text(
+        f"*** START OF IT ***\n{inside}*** END OF IT ***\n", encoding="latin-1"
+    )
+    options = [*TINY, "--epochs", "1", "--encoding", "latin-1", "--strip-licence"]
     lost = "; 60 others were dropped, which --vocabulary learned keeps"
-    said = program("text_generator", "train", *TINY, "--epochs", "1").stdout
+    said = program("text_generator", "train", *options).stdout
     assert f"(68 in the vocabulary{lost})" in said
-    said = program("text_generator", "train", *TINY, "--vocabulary", "learned", "--epochs", "1")
-    assert "(12 in the vocabulary)" in said.stdout
+    said = program("text_generator", "train", *options, "--vocabulary", "learned").stdout
+    assert "(12 in the vocabulary)" in said
+    (tmp_path / "utf8.txt").write_text("café", encoding="utf-8")
+    (tmp_path / "latin.txt").write_text("café", encoding="latin-1")
+    utf8 = program("text_generator", "evaluate", "utf8.txt").stdout
+    latin = program("text_generator", "evaluate", "latin.txt", "--encoding", "latin-1").stdout
+    assert "over 3 characters" in utf8
+    assert utf8.partition(":")[2] == latin.partition(":")[2]
+    wrong = program("text_generator", "evaluate", "latin.txt", check=False)
+    assert wrong.returncode == 2
+    (tmp_path / "unknown.txt").write_text("cake")
+    for command in (["evaluate", "unknown.txt"], ["inspect", "unknown.txt", "--to", "page.html"]):
+        refused = program("text_generator", *command, check=False)
+        assert refused.returncode == 2
+        assert "unknown.txt must be of characters that the model was trained on" in refused.stderr
+        assert "'k'; leave them out" in refused.stderr
 
 
 def test_bits_are_of_what_the_vocabulary_counts(program, tmp_path):
@@ -262,29 +287,6 @@ def test_bits_are_of_what_the_vocabulary_counts(program, tmp_path):
     per_character = float(re.search(r"that is ([\d.]+) bits per character", printed)[1])
     # 13 bytes of 8 characters, the first of which is known by half.
     assert per_character == pytest.approx(per_byte * 13 / 8, rel=1e-3)
-
-
-def test_another_text_is_read_as_it_is_said_to_be(program, tmp_path):
-    (tmp_path / "text.txt").write_bytes(
-        "*** START OF IT ***\ncafé café café\n*** END OF IT ***\n".encode("latin-1")
-    )
-    options = ["--encoding", "latin-1", "--strip-licence", "--vocabulary", "learned"]
-    tiny = [*TINY, "--seq-length", "3", "--batch-size", "2", "--epochs", "1"]
-    program("text_generator", "train", *tiny, *options)
-    (tmp_path / "utf8.txt").write_text("café", encoding="utf-8")
-    (tmp_path / "latin.txt").write_text("café", encoding="latin-1")
-    utf8 = program("text_generator", "evaluate", "utf8.txt").stdout
-    latin = program("text_generator", "evaluate", "latin.txt", "--encoding", "latin-1").stdout
-    assert "over 3 characters" in utf8
-    assert utf8.partition(":")[2] == latin.partition(":")[2]
-    wrong = program("text_generator", "evaluate", "latin.txt", check=False)
-    assert wrong.returncode == 2
-    (tmp_path / "unknown.txt").write_text("cafe")
-    for command in (["evaluate", "unknown.txt"], ["inspect", "unknown.txt", "--to", "page.html"]):
-        refused = program("text_generator", *command, check=False)
-        assert refused.returncode == 2
-        assert "unknown.txt must be of characters that the model was trained on" in refused.stderr
-        assert "'e'; leave them out" in refused.stderr
 
 
 def test_no_text_is_replaced_by_a_page(program, text, tmp_path):
@@ -306,7 +308,7 @@ def test_no_text_is_replaced_by_a_page(program, text, tmp_path):
 
 
 def test_a_model_that_diverged_has_an_infinite_perplexity(program, text):
-    program("text_generator", "train", *TINY, "--epochs", "2", "--learning-rate", "1e4")
+    program("text_generator", "train", *TINY, "--epochs", "2", *DIVERGING)
     assert "perplexity inf" in program("text_generator", "evaluate").stdout
 
 
@@ -327,22 +329,23 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
         new_folder("program", tmp_path / "file" / "run")
 
 
-@pytest.mark.parametrize("content", ['{"config": 3}', "", "[]", "no JSON"])
 def test_a_damaged_run_json_is_told_and_the_options_of_the_checkpoint_taken(
-    program, text, tmp_path, content
+    program, text, tmp_path
 ):
     program("text_generator", "train", *TINY, "--epochs", "1", "--run-dir", "run")
-    (tmp_path / "run" / "run.json").write_text(content)
-    resume = ["train", "--resume", "--run-dir", "run", "--epochs", "2"]
-    resumed = program("text_generator", *resume)
-    assert "warning: " in resumed.stderr
-    assert "run.json" in resumed.stderr
-    assert "going on from step 9 of 18" in resumed.stdout
-    (tmp_path / "run" / "run.json").write_text(content)
+    for epochs, content in enumerate(('{"config": 3}', "", "[]", "no JSON"), start=2):
+        (tmp_path / "run" / "run.json").write_text(content)
+        resume = ["train", "--resume", "--run-dir", "run", "--epochs", epochs]
+        resumed = program("text_generator", *resume)
+        assert "warning: " in resumed.stderr
+        assert "run.json" in resumed.stderr
+        assert f"going on from step {9 * epochs - 9} of {9 * epochs}" in resumed.stdout
     shutil.rmtree(tmp_path / "run" / "checkpoints")
-    refused = program("text_generator", *resume, check=False)
-    assert refused.returncode == 2
-    assert "begin a new run" in refused.stderr
+    for content in ('{"config": 3}', "", "[]", "no JSON"):
+        (tmp_path / "run" / "run.json").write_text(content)
+        refused = program("text_generator", *resume, check=False)
+        assert refused.returncode == 2
+        assert "begin a new run" in refused.stderr
 
 
 def test_presets_set_fields(tmp_path):
