@@ -20,15 +20,15 @@ COMPILER_OPTIONS = {"xla_backend_optimization_level": 1}
 CELLS = {"lstm": rnnjax.LSTMCell, "gru": rnnjax.GRUCell, "simple": rnnjax.SimpleRNNCell}
 
 
-def pairs(config: Config) -> tuple[jax.Array, jax.Array]:
+def pairs(config: Config) -> tuple[np.ndarray, np.ndarray]:
     """The training pairs: letters ``(pairs, seq_length)`` and the one that follows ``(pairs,)``."""
     if config.mode == "variable":
         return substrings(config.seq_length)
-    starts = jnp.arange(len(LETTERS) - config.seq_length)
-    return starts[:, None] + jnp.arange(config.seq_length), starts + config.seq_length
+    starts = np.arange(len(LETTERS) - config.seq_length)
+    return starts[:, None] + np.arange(config.seq_length), starts + config.seq_length
 
 
-def substrings(longest: int) -> tuple[jax.Array, jax.Array]:
+def substrings(longest: int) -> tuple[np.ndarray, np.ndarray]:
     """Random sub-strings of up to so many letters, behind zeros, and the letter that follows each.
 
     A zero is an A to the model, in the tutorial too: it has to learn that A, A, A, B is B alone.
@@ -37,7 +37,7 @@ def substrings(longest: int) -> tuple[jax.Array, jax.Array]:
     first = rng.integers(len(LETTERS) - 2, size=SUBSTRINGS)
     last = rng.integers(first, np.minimum(first + longest, len(LETTERS) - 1))
     letters = last[:, None] - np.arange(longest)[::-1]
-    return jnp.asarray(np.where(letters < first[:, None], 0, letters)), jnp.asarray(last + 1)
+    return np.where(letters < first[:, None], 0, letters), last + 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Model:
 
     def batches(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The pairs of an epoch: in a new order, as in Keras, unless the state goes on."""
-        inputs, targets = pairs(self.config)
+        inputs, targets = map(jnp.asarray, pairs(self.config))
         if not self.config.stateful:
             order = jax.random.permutation(key, len(targets))
             inputs, targets = inputs[order], targets[order]
@@ -129,7 +129,7 @@ class Model:
             after, logits = self(params, carry, letters)
             return (after if self.config.stateful else carry), jnp.argmax(logits)
 
-        inputs, targets = pairs(self.config)
+        inputs, targets = map(jnp.asarray, pairs(self.config))
         _, predicted = jax.lax.scan(read, self.cell.initial_carry(), inputs)
         return jnp.mean(predicted == targets)
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from experiments.t_maze.config import Config
@@ -169,16 +170,19 @@ class Trainer:
             losses, aux = jax.vmap(self.update)(params, streams, agents["memory"], keys)
             return losses.sum(), aux
 
-        init_keys, begin_keys = jax.vmap(jax.random.split, out_axes=1)(
-            jax.vmap(jax.random.key)(seeds)
-        )
-        begin = jax.jit(jax.vmap(lambda key: self.begin(key, self.config.environments)))
+        @jax.jit
+        @jax.vmap
+        def begin(seed: jax.Array) -> tuple[Any, Streams]:
+            init_key, begin_key = jax.random.split(jax.random.key(seed))
+            return self.agent.init(init_key), self.begin(begin_key, self.config.environments)
+
+        params, streams = begin(seeds)
         agents = {"seed": seeds, "memory": memory}
         steps = self.config.updates // epochs
         return fit(
-            loss_fn, jax.jit(jax.vmap(self.agent.init))(init_keys), optimizer,
-            jax.tree.map(lambda leaf: jnp.stack([leaf] * steps), agents), epochs,
-            key=jax.random.key(0), carry=begin(begin_keys), keep_carry=True, progress=progress,
+            loss_fn, params, optimizer,
+            jax.tree.map(lambda leaf: np.stack([leaf] * steps), agents), epochs,
+            key=jax.random.key(0), carry=streams, keep_carry=True, progress=progress,
         )  # fmt: skip
 
     def success(self, params: Any, key: jax.Array, memory: Any) -> jax.Array:

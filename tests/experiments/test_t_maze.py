@@ -19,15 +19,21 @@ SIGNS = {LEFT: environment.SIGN_LEFT, RIGHT: environment.SIGN_RIGHT}
 
 
 def at_start(goal):
-    return MazeState(jnp.int32(goal), jnp.int32(0), jnp.int32(0))
+    return MazeState(np.int32(goal), np.int32(0), np.int32(0))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def look_and_step(maze, key, state, action):
+    return maze.observe(state), *maze.step(key, state, action)
 
 
 def walk(maze, state, actions):
     """The observation before each action, and the outcome of each, by single steps."""
     seen, rewards, ends, successes = [], [], [], []
     for i, action in enumerate(actions):
-        seen.append(tuple(int(bit) for bit in maze.observe(state)))
-        state, outcome = maze.step(jax.random.fold_in(KEY, i), state, jnp.int32(action))
+        key = jax.random.fold_in(KEY, i)
+        observation, state, outcome = look_and_step(maze, key, state, np.int32(action))
+        seen.append(tuple(int(bit) for bit in np.asarray(observation)))
         rewards.append(round(float(outcome.reward), 3))
         ends.append(bool(outcome.ended))
         successes.append(bool(outcome.success))
@@ -48,7 +54,8 @@ def test_the_way_to_the_junction_and_a_turn(goal, turn):
     assert successes == [False, False, False, goal == turn]
     # The next episode has begun, and shows its own sign.
     assert (int(state.position), int(state.time)) == (0, 0)
-    assert tuple(maze.observe(state).astype(int).tolist()) == SIGNS[int(state.goal)]
+    observation, *_ = look_and_step(maze, KEY, state, np.int32(FORWARD))
+    assert tuple(np.asarray(observation, int).tolist()) == SIGNS[int(state.goal)]
 
 
 def test_bumps_cost_and_do_not_move_and_the_sign_is_not_shown_again():
@@ -74,23 +81,41 @@ def test_an_episode_ends_at_the_step_limit_without_a_turn():
 
 def test_only_the_rows_that_ended_begin_again_and_goals_are_drawn_by_lot():
     maze = TMaze(corridor_length=2, step_limit=20)
-    state = maze.reset(KEY, (1000,))
+    rows = np.arange(1000)
+
+    @jax.jit
+    def reset_and_step():
+        state = maze.reset(KEY, (1000,))._replace(position=rows % 3, time=rows % 3 + 1)
+        return state, *maze.step(jax.random.key(1), state, np.full(1000, RIGHT))
+
+    state, after, outcome = jax.tree.map(np.asarray, reset_and_step())
     assert set(state.goal.tolist()) == {LEFT, RIGHT}
     assert 400 < int((state.goal == LEFT).sum()) < 600
-    rows = jnp.arange(1000)
-    state = state._replace(position=rows % 3, time=rows % 3 + 1)
-    after, outcome = maze.step(jax.random.key(1), state, jnp.full(1000, RIGHT))
     turned = rows % 3 == 2
     assert outcome.ended.tolist() == turned.tolist()
-    assert after.time.tolist() == jnp.where(turned, 0, state.time + 1).tolist()
+    assert after.time.tolist() == np.where(turned, 0, state.time + 1).tolist()
     assert after.goal[~turned].tolist() == state.goal[~turned].tolist()
     assert 0.4 < float((after.goal[turned] == LEFT).mean()) < 0.6
-    assert np.allclose(outcome.reward[turned], jnp.where(state.goal[turned] == RIGHT, 1, -1))
+    assert np.allclose(outcome.reward[turned], np.where(state.goal[turned] == RIGHT, 1, -1))
+
+
+CONFIG = Config(corridor_length=2, step_limit=7, environments=8, rollout=15, discount=0.9,
+                gae_lambda=0.8, value_weight=0.7, entropy_weight=0.3)  # fmt: skip
 
 
 def some_params(trainer, random_like):
     """With heads that are not zeros, so that logits differ from step to step."""
-    return random_like(trainer.agent.init(KEY), seed=1)
+    return random_like(lambda: trainer.agent.init(KEY), seed=1)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def collect(trainer, params, streams, memory, key):
+    return trainer.collect(params, streams, memory, key)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def learned(trainer, params, carry, rollout, resets):
+    return trainer.agent.unroll(params, carry, rollout.observations, resets)
 
 
 @pytest.mark.parametrize("memory", [True, False])
@@ -98,47 +123,47 @@ def some_params(trainer, random_like):
 def test_learning_computes_what_acting_did(cell, memory, random_like, assert_close):
     trainer = Trainer(Config(corridor_length=2, step_limit=7, cell=cell, environments=16))
     params = some_params(trainer, random_like)
-    collect = jax.jit(functools.partial(trainer.collect, params))
     streams = trainer.begin(KEY, 16)
     for i in range(3):
         before = streams
-        streams, rollout = collect(before, memory, jax.random.fold_in(KEY, i))
-        carry, opinions = trainer.agent.unroll(
-            params, before.carry, rollout.observations, rollout.resets
-        )
+        key = jax.random.fold_in(KEY, i)
+        streams, rollout = collect(trainer, params, before, memory, key)
+        carry, opinions = learned(trainer, params, before.carry, rollout, rollout.resets)
         assert_close(opinions, rollout.opinions, 1e-5)
         assert_close(carry, streams.carry, 1e-5)
+    resets = np.asarray(rollout.resets)
     if not memory:
-        assert bool(rollout.resets.all())
+        assert resets.all()
         return
     # The comparison means something: rows hold several episodes, some go on over the border, and
     # without the resets, or without the carry handed on, the numbers are others.
-    assert int(rollout.resets[1:].sum(0).min()) >= 2
-    assert not bool(rollout.resets[0].all())
-    ended = jnp.concatenate([rollout.resets[1:], trainer.maze.begins(streams.maze)[None]])
+    assert resets[1:].sum(0).min() >= 2
+    assert not resets[0].all()
+    ended = np.concatenate([resets[1:], trainer.maze.begins(streams.maze)[None]])
     assert ended.tolist() == rollout.outcomes.ended.tolist()
-    for start, resets in (
-        (before.carry, jnp.zeros_like(rollout.resets)),
-        (trainer.begin(KEY, 16).carry, rollout.resets),
+    for start, others in (
+        (before.carry, np.zeros_like(resets)),
+        (trainer.begin(KEY, 16).carry, resets),
     ):
-        _, other = trainer.agent.unroll(params, start, rollout.observations, resets)
-        assert float(jnp.abs(other.logits - rollout.opinions.logits).max()) > 1e-2
+        _, other = learned(trainer, params, start, rollout, others)
+        assert np.abs(np.asarray(other.logits) - rollout.opinions.logits).max() > 1e-2
 
 
 def test_no_gradient_crosses_the_border_of_an_episode(random_like):
     """A row's last logits depend on its last episode's observations alone."""
-    trainer = Trainer(Config(corridor_length=2, step_limit=7, environments=4, rollout=20))
+    trainer = Trainer(CONFIG)
     params = some_params(trainer, random_like)
-    streams = trainer.begin(KEY, 4)
-    _, rollout = jax.jit(trainer.collect)(params, streams, True, KEY)
+    streams = trainer.begin(KEY, 8)
+    _, rollout = collect(trainer, params, streams, True, KEY)
 
     def last(observations, carry):
         _, opinions = trainer.agent.unroll(params, carry, observations, rollout.resets)
         return opinions.logits[-1, :, 0].sum()
 
-    grads, d_carry = jax.grad(last, argnums=(0, 1))(rollout.observations, streams.carry)
+    gradient = jax.jit(jax.grad(last, argnums=(0, 1)))
+    grads, d_carry = gradient(rollout.observations, streams.carry)
     size = np.abs(np.asarray(grads)).sum(-1)
-    times = np.arange(20)[:, None]
+    times = np.arange(15)[:, None]
     begin = np.where(np.asarray(rollout.resets), times, 0).max(0)
     np.testing.assert_array_equal(size != 0, times >= begin)
     assert begin.min() > 0
@@ -146,13 +171,10 @@ def test_no_gradient_crosses_the_border_of_an_episode(random_like):
 
 
 def test_advantages_against_their_definition(random_like):
-    config = Config(
-        corridor_length=2, step_limit=7, environments=8, rollout=15, discount=0.9, gae_lambda=0.8
-    )
-    trainer = Trainer(config)
+    trainer = Trainer(CONFIG)
     params = some_params(trainer, random_like)
-    _, rollout = jax.jit(trainer.collect)(params, trainer.begin(KEY, 8), True, KEY)
-    last_value = jnp.arange(8.0)
+    _, rollout = collect(trainer, params, trainer.begin(KEY, 8), True, KEY)
+    last_value = np.arange(8, dtype=np.float32)
     values = np.concatenate([np.asarray(rollout.opinions.value), last_value[None]])
     rewards, ended = np.asarray(rollout.outcomes.reward), np.asarray(rollout.outcomes.ended)
     expected = np.zeros_like(rewards)
@@ -166,18 +188,17 @@ def test_advantages_against_their_definition(random_like):
                 weight *= 0.9 * 0.8
                 if ended[later, row]:
                     break
-    np.testing.assert_allclose(trainer.advantages(rollout, last_value), expected, atol=1e-5)
+    advantages = jax.jit(trainer.advantages)(rollout, last_value)
+    np.testing.assert_allclose(advantages, expected, atol=1e-5)
 
 
 def test_the_loss_against_its_definition(random_like):
-    config = Config(corridor_length=2, step_limit=7, environments=8, rollout=15,
-                    value_weight=0.7, entropy_weight=0.3)  # fmt: skip
-    trainer = Trainer(config)
+    trainer = Trainer(CONFIG)
     params = some_params(trainer, random_like)
     streams = trainer.begin(KEY, 8)
-    _, rollout = jax.jit(trainer.collect)(params, streams, True, KEY)
+    _, rollout = collect(trainer, params, streams, True, KEY)
     advantages = np.random.default_rng(0).normal(size=(15, 8))
-    loss, entropy = trainer.loss(params, streams.carry, rollout, jnp.asarray(advantages))
+    loss, entropy = jax.jit(trainer.loss)(params, streams.carry, rollout, advantages)
     logits = np.asarray(rollout.opinions.logits, np.float64)
     policy = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     chosen = np.take_along_axis(policy, np.asarray(rollout.actions)[..., None], -1)[..., 0]
@@ -188,27 +209,28 @@ def test_the_loss_against_its_definition(random_like):
     np.testing.assert_allclose(loss, expected - 0.3 * unsure, rtol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("sign_weight", "expected"), [(5.0, 1.0), (-5.0, 0.0)], ids=["always right", "always wrong"]
-)
-def test_success_counts_the_first_episode_of_each_row(monkeypatch, sign_weight, expected):
+def test_success_counts_the_first_episode_of_each_row(monkeypatch):
     """An agent written by hand: forward in the corridor, and at the junction by the goal."""
     trainer = Trainer(Config(corridor_length=2, step_limit=12, episodes=50, hidden_size=1))
+    params = jax.eval_shape(trainer.agent.init, KEY)
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), params)
     act = Trainer.act
 
     def by_hand(self, params, streams, memory, key, *, greedy=False):
         assert greedy
         maze = streams.maze
-        sign = jnp.where(maze.goal == RIGHT, 1.0, -1.0) * sign_weight
+        sign = jnp.where(maze.goal == RIGHT, 1.0, -1.0) * params["sign_weight"]
         at_junction = maze.position == self.config.corridor_length
         logits = jnp.stack([jnp.where(at_junction, -9.0, 9.0), -sign, sign], -1)
-        _, rollout = act(self, params, streams, memory, key, greedy=True)
+        _, rollout = act(self, params["of_a_network"], streams, memory, key, greedy=True)
         maze, outcome = self.maze.step(key, maze, jnp.argmax(logits, -1))
         return streams._replace(maze=maze), rollout._replace(outcomes=outcome)
 
     monkeypatch.setattr(Trainer, "act", by_hand)
-    success = trainer.success(trainer.agent.init(KEY), KEY, True)
-    assert float(success) == expected
+    success = jax.jit(trainer.success)
+    for sign_weight, expected in ((5.0, 1.0), (-5.0, 0.0)):  # always right, always wrong
+        given = {"sign_weight": sign_weight, "of_a_network": params}
+        assert float(success(given, KEY, True)) == expected
 
 
 @pytest.mark.slow
@@ -238,19 +260,21 @@ def test_the_program_learns_with_memory_and_not_without(program, tmp_path):
 
 def test_an_agent_does_not_depend_on_those_beside_it():
     """Nor does it begin anew at every epoch of the curve: state and streams go on."""
-    trainer = Trainer(Config(corridor_length=2, step_limit=7, environments=4, rollout=5, updates=4))
+    trainer = Trainer(Config(corridor_length=2, step_limit=7, environments=4, rollout=5, updates=4,
+                             hidden_size=4))  # fmt: skip
     halves = []
 
     class Seen(Silent):
         def on_epoch(self, epoch, state, summary):
             halves.append(np.asarray(state.params["cell"]["kernel"]))
 
-    both = trainer.train(jnp.array([0, 1]), jnp.array([True, False]), 2, Seen())
-    alone = trainer.train(jnp.array([1]), jnp.array([False]), 1, Silent())
-    for one, other in zip(*map(jax.tree.leaves, (both.params, alone.params)), strict=True):
-        np.testing.assert_allclose(one[1], other[0], atol=1e-6)
-    assert np.isfinite(both.history[0]["loss"])
-    assert not np.allclose(halves[0][1], alone.params["cell"]["kernel"][0])
+    both = trainer.train(np.array([0, 1]), np.array([True, False]), 2, Seen())
+    again = trainer.train(np.array([7, 1]), np.array([False, False]), 1, Silent())
+    both, again = (jax.tree.map(np.asarray, fit.params) for fit in (both, again))
+    for one, other in zip(*map(jax.tree.leaves, (both, again)), strict=True):
+        np.testing.assert_allclose(one[1], other[1], atol=1e-6)
+    assert not np.allclose(both["cell"]["kernel"][0], again["cell"]["kernel"][0])
+    assert not np.allclose(halves[0][1], again["cell"]["kernel"][1])
 
 
 @pytest.mark.parametrize(
