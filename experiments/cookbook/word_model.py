@@ -92,16 +92,21 @@ def learn(config: Config, name: str, number: int) -> np.ndarray:
         carry, ys = rnnjax.unroll(cell, params["cell"], xs, carry, key=keys[1])
         return carry, dropout.apply(keys[2], ys) @ params["words"].T + params["bias"]
 
-    losses, ids = optax.softmax_cross_entropy_with_integer_labels, jnp.asarray(words)
+    losses, ids = optax.softmax_cross_entropy_with_integer_labels, np.array(words)
     logs = jax.jit(lambda params, ids: -losses(logits(params, None, ids[:-1])[1], ids[1:]))
     streams = ids[: known // rows * rows].reshape(rows, -1).T
     keys = jax.random.split(jax.random.key(config.seed + number), 3)
     batches = windows(streams[:-1], streams[1:], k1=STEPS)
     schedule = optax.linear_schedule(LEARNING_RATE, 0, epochs * len(batches.counted))
-    params = {"words": 0.1 * jax.random.normal(keys[0], (size, UNITS)),
-              "bias": jnp.zeros(size), "cell": cell.init(keys[1], UNITS)}  # fmt: skip
+    draw = jax.jit(
+        lambda keys: {
+            "words": 0.1 * jax.random.normal(keys[0], (size, UNITS)),
+            "bias": jnp.zeros(size),
+            "cell": cell.init(keys[1], UNITS),
+        }
+    )
     params = fit(
-        truncated_loss(logits, losses), params,
+        truncated_loss(logits, losses), draw(keys),
         optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule)), batches, epochs,
         evaluate=lambda p: {"validation_loss": -logs(p, ids[known - 1 : known + valid]).mean()},
         carry=cell.initial_carry((rows,)), key=keys[2], progress=Silent(),

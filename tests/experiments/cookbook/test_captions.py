@@ -1,7 +1,6 @@
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -23,44 +22,45 @@ def test_made_scenes_are_put_into_words(tmp_path):
     assert (run_dir / "scenes.png").stat().st_size > 5_000
 
 
-def test_what_is_written_is_what_the_network_expects_behind_it():
-    @jax.jit
-    def init(key):
-        return jax.tree.map(
-            lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(leaf.size), leaf.shape),
-            captions.init(key),
-        )
+apply = jax.jit(captions.apply)
 
-    params, apply = init(jax.random.key(0)), jax.jit(captions.apply)
+
+@pytest.fixture(scope="module")
+def params(random_like):
+    """With which sentences end at several places."""
+    return random_like(lambda: captions.init(jax.random.key(0)), 0, scale=0.2)
+
+
+def test_what_is_written_is_what_the_network_expects_behind_it(params):
     scenes = np.random.default_rng(0).random((1, 20, SCENE, SCENE), np.float32)
-    part = {"scenes": jnp.array(scenes), "words": jnp.zeros((LENGTH, 20), int)}
-    alone, words = captions.write(params, part)
+    part = {"scenes": scenes, "words": np.zeros((LENGTH, 20), np.int32)}
+    alone, words = map(np.asarray, captions.write(params, part))
     assert alone.shape == words.shape == (LENGTH, 20)
     ended = np.cumsum(words == 0, axis=0) > 0
-    assert (np.asarray(words)[ended] == 0).all()
+    assert (words[ended] == 0).all()
     assert 0 < ended.mean() < 1
     each, behind = apply(params, {**part, "words": words})
     first = np.cumsum(ended, axis=0) == 1
     counts = ~ended | first
-    np.testing.assert_array_equal(np.asarray(behind.argmax(axis=-1))[counts], words[counts])
+    np.testing.assert_array_equal(np.argmax(behind, axis=-1)[counts], words[counts])
     # The first word knows the scene alone, the others those before it too.
-    other = {**part, "words": words.at[0].set((words[0] + 1) % len(WORDS))}
+    other = {**part, "words": np.concatenate([(words[:1] + 1) % len(WORDS), words[1:]])}
     each_changed, changed = apply(params, other)
     differs = (np.asarray(changed) != np.asarray(behind)).any(axis=(1, 2))
     assert differs.tolist() == [False] + [True] * (LENGTH - 1)
     np.testing.assert_array_equal(each, each_changed)
 
 
-def test_the_loss_ends_with_the_sentence():
-    params = jax.jit(captions.init)(jax.random.key(0))
-    scenes = np.random.default_rng(0).random((1, 2, SCENE, SCENE), np.float32)
-    words = np.zeros((LENGTH, 2), int)
-    words[:2] = [[11, 11], [4, 5]]
-    part = {"scenes": jnp.array(scenes), "words": jnp.array(words)}
-    logits = jax.jit(lambda: jax.nn.log_softmax(jnp.stack(captions.apply(params, part))))()
-    logits = np.asarray(logits)
+def test_the_loss_ends_with_the_sentence(params):
+    scenes = np.random.default_rng(0).random((1, 20, SCENE, SCENE), np.float32)
+    words = np.zeros((LENGTH, 20), np.int32)
+    words[0], words[1, :10], words[1, 10:] = 11, 4, 5
+    part = {"scenes": scenes, "words": words}
+    logits = np.array(apply(params, part), float)
+    logits -= np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     expected = -sum(
-        logits[way, time, n, words[time, n]] for way in (0, 1) for time in range(3) for n in (0, 1)
-    )
+        logits[way, time, n, words[time, n]]
+        for way in (0, 1) for time in range(3) for n in range(20)
+    )  # fmt: skip
     loss = jax.jit(captions.loss_fn)(params, part, jax.random.key(0))
-    np.testing.assert_allclose(loss, expected / 2, rtol=1e-5)
+    np.testing.assert_allclose(loss, expected / 20, rtol=1e-5)

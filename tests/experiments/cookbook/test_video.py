@@ -1,7 +1,6 @@
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -51,7 +50,7 @@ def test_a_gru_over_frames_knows_where_digits_go(monkeypatch):
 
 @pytest.mark.parametrize("cell", [rnnjax.LSTMCell(6), rnnjax.ConvLSTMCell(3)])
 def test_what_is_drawn_follows_from_seen_frames_alone(source, cell):
-    params = video.init(True, cell, jax.random.key(0))
+    params = jax.jit(video.init, static_argnums=(0, 1))(True, cell, jax.random.key(0))
     films = draw_films(source, 3, 1)["films"]
     apply = jax.jit(lambda films: jax.nn.sigmoid(video.go_on(cell, params, films)))
     drawn = np.asarray(apply(films))
@@ -65,9 +64,13 @@ def test_what_is_drawn_follows_from_seen_frames_alone(source, cell):
     once = films.copy()
     once[SEEN:] = drawn[SEEN - 1 :]
     shape = films.shape[1:] if cell.hidden_size == 3 else (3, -1)
-    _, ys = rnnjax.unroll(cell, params["cell"], jnp.array(once[:-1].reshape(FRAMES - 1, *shape)))
-    again = jax.nn.sigmoid(ys @ params["head"] + params["bias"])
-    np.testing.assert_allclose(again.reshape(drawn.shape), drawn, atol=1e-5)
+
+    @jax.jit
+    def given(params, films):
+        _, ys = rnnjax.unroll(cell, params["cell"], films.reshape(FRAMES - 1, *shape))
+        return jax.nn.sigmoid(ys @ params["head"] + params["bias"]).reshape(drawn.shape)
+
+    np.testing.assert_allclose(given(params, once[:-1]), drawn, atol=1e-5)
 
 
 def test_what_is_right():
@@ -78,5 +81,5 @@ def test_what_is_right():
     logits[0, :, 2, 1] = logits[0, :, 7, 4] = 5
     logits[0, 1, 7, 2] = 6  # another way
     logits[0, 2, 7], logits[0, 2, 8, 4] = [3, 0, 0, 0, 0], 5  # another digit
-    found = video.right(jnp.array(logits), {"targets": targets})
+    found = video.right(logits, {"targets": targets})
     np.testing.assert_allclose(found, [[2 / 3], [1 / 3]], rtol=1e-6)
