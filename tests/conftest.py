@@ -24,6 +24,8 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 # Nor does a program say which lines of Python each of its operations came from: 0.95 of the time of
 # the laws and the tests of `fit`, what they compile in the cache.
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
+# The threads of NumPy's linear algebra wait for one another with all their might.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Four devices, for what is divided; whatever is not runs on the first.
 os.environ["JAX_NUM_CPU_DEVICES"] = "4"
 

@@ -1,6 +1,7 @@
 """Truncated backpropagation through time over streams with a carried state."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -91,18 +92,20 @@ def windows(
             f"the streams have {length} steps, but a window needs k2 = {k2}; take longer streams "
             "or a smaller k2"
         )
-    first = jnp.arange(0, length - k2 + 1, k1)
+    return _cut(inputs, targets, mask, k1, k2)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _cut(inputs: Any, targets: Any, mask: Any, k1: int, k2: int) -> Window:
+    leaves = jax.tree.leaves(targets)
+    first = jnp.arange(0, len(leaves[0]) - k2 + 1, k1)
     steps = first[:, None] + jnp.arange(k2)
-
-    def cut(leaf: Any) -> jax.Array:
-        return jnp.asarray(leaf)[steps]
-
-    rows = jax.tree.leaves(targets)[0].shape[1]
     counted = (jnp.arange(k2) >= k2 - k1) | (first[:, None] == 0)
-    counted = jnp.broadcast_to(counted[..., None], (*steps.shape, rows))
+    counted = jnp.broadcast_to(counted[..., None], (*steps.shape, leaves[0].shape[1]))
     if mask is not None:
-        counted = counted & cut(mask)
-    return Window(jax.tree.map(cut, inputs), jax.tree.map(cut, targets), counted, k1)
+        counted = counted & mask[steps]
+    inputs, targets = jax.tree.map(lambda leaf: leaf[steps], (inputs, targets))
+    return Window(inputs, targets, counted, k1)
 
 
 def truncated_loss(run: RunPiece, losses: Callable[[Any, Any], jax.Array]) -> LossFunction:

@@ -1,5 +1,6 @@
 """Penalties against their sums written out."""
 
+import functools
 from typing import Any
 
 import jax
@@ -31,8 +32,8 @@ def test_weights_in_bfloat16_are_summed_in_float32() -> None:
 
 def test_gradient_of_the_weight_penalty() -> None:
     """Zero for l1 at zero, where biases begin: in JAX the derivative of ``abs`` there is 1."""
-    params = ({"kernel": jnp.asarray(YS)}, {"bias": jnp.zeros(3)})
-    gradient = jax.grad(lambda p: weight_penalty(p, l1=0.1, l2=0.2))(params)
+    params = ({"kernel": YS}, {"bias": np.zeros(3, np.float32)})
+    gradient = jax.jit(jax.grad(lambda p: weight_penalty(p, l1=0.1, l2=0.2)))(params)
     np.testing.assert_allclose(gradient[0]["kernel"], 0.1 * np.sign(YS) + 0.4 * YS, rtol=1e-5)
     assert np.all(gradient[1]["bias"] == 0)
 
@@ -46,7 +47,7 @@ def test_activity_by_hand(masked: bool) -> None:
         for unit in range(2)
         if MASK[t, row] or not masked
     ]
-    actual = activity_penalty(YS, mask=MASK if masked else None)
+    actual = jax.jit(activity_penalty)(YS, mask=MASK if masked else None)
     np.testing.assert_allclose(actual, np.mean(counted), rtol=1e-6)
 
 
@@ -61,7 +62,8 @@ def test_slowness_by_hand(masked: bool, reset: bool) -> None:
         for unit in range(2)
         if (not masked or (MASK[t, row] and MASK[t - 1, row])) and not (reset and RESETS[t, row])
     ]
-    actual = slowness_penalty(YS, mask=MASK if masked else None, resets=RESETS if reset else None)
+    given = {"mask": MASK if masked else None, "resets": RESETS if reset else None}
+    actual = jax.jit(slowness_penalty)(YS, **given)
     np.testing.assert_allclose(actual, np.mean(counted), rtol=1e-6)
 
 
@@ -78,12 +80,12 @@ def test_slowness_by_hand(masked: bool, reset: bool) -> None:
     ids=["weights", "activity", "slowness", "all-masked", "all-reset", "one-step"],
 )
 def test_nothing_is_penalised_at_zero_with_a_finite_gradient(penalty: Any) -> None:
-    value, gradient = jax.value_and_grad(penalty)(jnp.zeros((4, 3, 2)))
+    value, gradient = jax.jit(jax.value_and_grad(penalty))(np.zeros((4, 3, 2), np.float32))
     assert value == 0
     assert np.all(np.asarray(gradient) == 0)
 
 
 def test_masked_entries_have_no_gradient() -> None:
     for penalty in (activity_penalty, slowness_penalty):
-        gradient = jax.grad(lambda ys, penalty=penalty: penalty(ys, mask=MASK))(jnp.asarray(YS))
+        gradient = jax.jit(jax.grad(functools.partial(penalty, mask=MASK)))(YS)
         assert np.all(np.asarray(gradient)[~MASK] == 0)

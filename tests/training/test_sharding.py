@@ -103,20 +103,20 @@ def check_losses(results, **modes):
 
 
 def test_eight_devices_have_the_losses_of_one(eight):
-    check_losses(eight[1], _8x1="windows", _4x2="carry")
+    check_losses(eight[1], _8x1="carry", _4x2="carry")
 
 
 @pytest.mark.slow
-def test_eight_devices_have_the_losses_of_one_in_the_other_modes_too(tmp_path, start):
+def test_eight_devices_have_the_losses_of_one_without_a_carry_too(tmp_path, start):
     folder, results = on_eight(start, tmp_path, "others")
-    check_losses(results, _8x1="carry", _4x2="windows")
+    check_losses(results, _8x1="windows", _4x2="windows")
     check_programs(folder)
 
 
 @pytest.mark.slow
 def test_two_processes_have_the_losses_of_one(eight, pair):
-    losses, others = (results["2x2 windows"] for results in pair)
-    assert largest_difference(losses, eight[1]["1 windows"]) < 1e-5
+    losses, others = (results["2x2 carry"] for results in pair)
+    assert largest_difference(losses, eight[1]["1 carry"]) < 1e-5
     assert losses == others
     for each in pair:
         check_shares(each["parts"], 12)
@@ -159,25 +159,20 @@ def check_programs(folder):
     """From the shapes of the products that one device computes, and from what it sends."""
     paths = sorted((folder / "hlo").glob("*train_steps*after_optimizations.txt"))
     texts = [path.read_text() for path in paths]
-    assert len(texts) == 4  # one with windows and with a carry, 8x1 and 4x2, in this order
+    one, data, hidden = texts  # on one device, 8x1 and 4x2, in this order
     gradients = {(13, 16): 1, (16, 48): 2, (16, 64): 1}
-    for text in texts[:2]:
-        # A step's rows are 24, those of all steps 120.
-        rows = {(16, 24): 2, (24, 48): 1, (24, 64): 1, (13, 120): 1, (16, 120): 2, (48, 120): 1}
-        assert products(text) == gradients | rows
-        assert not messages(text)
-    for text in texts[2:3]:
-        rows = {(3, 16): 2, (3, 48): 1, (3, 64): 1, (13, 15): 1, (15, 16): 2, (15, 48): 1}
-        assert products(text) == gradients | rows
-        assert messages(text) == {"all-reduce": 2}  # the weights of the rows, and the gradients
-    for text in texts[3:]:
-        # A fourth of the rows, and of all kernels the half.
-        gradients = {(8, 13): 1, (16, 24): 2, (16, 32): 1}
-        rows = {(6, 16): 2, (6, 24): 1, (6, 32): 1, (13, 30): 1, (16, 30): 1, (24, 30): 1}
-        assert products(text) == gradients | rows | {(8, 30): 1}
-        assert {"all-reduce", "all-gather", "all-to-all", "collective-permute"} == set(
-            messages(text)
-        )
+    # A step's rows are 24, those of all steps 120.
+    rows = {(16, 24): 2, (24, 48): 1, (24, 64): 1, (13, 120): 1, (16, 120): 2, (48, 120): 1}
+    assert products(one) == gradients | rows
+    assert not messages(one)
+    rows = {(3, 16): 2, (3, 48): 1, (3, 64): 1, (13, 15): 1, (15, 16): 2, (15, 48): 1}
+    assert products(data) == gradients | rows
+    assert messages(data) == {"all-reduce": 2}  # the weights of the rows, and the gradients
+    # A fourth of the rows, and of all kernels the half.
+    gradients = {(8, 13): 1, (16, 24): 2, (16, 32): 1}
+    rows = {(6, 16): 2, (6, 24): 1, (6, 32): 1, (13, 30): 1, (16, 30): 1, (24, 30): 1}
+    assert products(hidden) == gradients | rows | {(8, 30): 1}
+    assert {"all-reduce", "all-gather", "all-to-all", "collective-permute"} == set(messages(hidden))
 
 
 @pytest.mark.slow
@@ -258,7 +253,8 @@ def abstract(data, hidden, **options):
 
 def small_state(hidden_size, rows=4):
     cell = rnnjax.LSTMCell(hidden_size)
-    params = {"cell": cell.init(jax.random.key(0), 3), "out": {"bias": np.zeros(5, np.float32)}}
+    drawn = jax.jit(cell.init, static_argnums=1)(jax.random.key(0), 3)
+    params = {"cell": drawn, "out": {"bias": np.zeros(5, np.float32)}}
     carry = cell.initial_carry((rows,))
     return TrainState.create(params, optax.adam(1e-3), key=jax.random.key(1), carry=carry)
 
