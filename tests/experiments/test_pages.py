@@ -96,23 +96,27 @@ def prose(length, seed=0):
     return "".join(rng.choice(letters, length))
 
 
-def test_384_hidden_and_384_cell_units_over_20000_characters_fit_in_3_megabytes():
-    length = 20_001  # odd, so that the last half of a byte is empty
-    recording, vocabulary = recording_of(prose(length))
-    page = page_of(recording, vocabulary)
-    assert LIMIT - 10_000 < len(page.encode()) <= LIMIT < 3_000_000
+@pytest.mark.parametrize(
+    ("length", "size", "limit"),  # odd, so that the last half of a byte is empty
+    [pytest.param(20_001, 128, LIMIT, marks=pytest.mark.slow), (5_001, 40, 400_000)],
+)
+def test_hidden_and_cell_units_over_many_characters_fit_in_the_limit(length, size, limit):
+    units = 6 * size
+    recording, vocabulary = recording_of(prose(length), size=size)
+    page = page_of(recording, vocabulary, limit=limit)
+    assert limit - 10_000 < len(page.encode()) <= limit <= LIMIT < 3_000_000
     data = embedded(page)
     assert len(data["whole"]["units"]) == 40
     kept = data["excerpt"]["length"]
-    assert 3000 < kept < length
+    assert 0.15 * length < kept < length
     assert f"all of them for the first {kept:,} characters" in page
-    assert len(numbers(data["excerpt"]["data"])) == 768 * ((kept + 1) // 2)
+    assert len(numbers(data["excerpt"]["data"])) == units * ((kept + 1) // 2)
     assert len(numbers(data["whole"]["data"])) == 40 * ((length + 1) // 2)
     # What is kept is what was there, to a level.
     levels, scales = quantized(recording.states)
     np.testing.assert_array_equal(numbers(data["scales"], "<f4"), scales)
-    for unit in (0, 500, 767):
-        row = numbers(data["excerpt"]["data"]).reshape(768, -1)[unit]
+    for unit in (0, 4 * size - 12, units - 1):
+        row = numbers(data["excerpt"]["data"]).reshape(units, -1)[unit]
         unpacked = np.stack([row & 15, row >> 4], axis=1).ravel()[:kept]
         np.testing.assert_array_equal(unpacked, levels[:kept, unit])
     row = numbers(data["whole"]["data"]).reshape(40, -1)[7]

@@ -90,8 +90,8 @@ def test_a_stopped_run_of_two_processes_goes_on_as_one_and_ends_like_it(
     begin, program, text, tmp_path
 ):
     """A signal to one process stops both at one step; any number of devices goes on from there."""
-    options = [*TINY, "--layers", "1", "--carry-state", "--validation", "0.2", "--epochs", "3"]
-    options += ["--steps-per-dispatch", "3", "--checkpoint-every", "1"]
+    options = [*TINY, "--layers", "1", "--cell", "simple", "--carry-state", "--validation", "0.2"]
+    options += ["--epochs", "3", "--steps-per-dispatch", "3", "--checkpoint-every", "1"]
     program("text_generator", "train", *options, "--mesh", "1", "--run-dir", "alone")
     pair = two(begin, 1, "train", *options, "--run-dir", "pair")
     steps = tmp_path / "pair" / "steps.jsonl"

@@ -29,6 +29,7 @@ from rnnjax.training.sharding import Sharding
 # As in `test_text_generator`, whose runs are compiled with these.
 TINY = ["--layers", "1", "--hidden-size", "4", "--batch-size", "4", "--seq-length", "10",
         "--sample-length", "3", "--corpus", "text.txt"]  # fmt: skip
+FAST = ["--preset", "fast", *TINY, "--dropout", "0", "--recurrent-dropout", "0"]
 # Of a run that diverges, in three tests: a part held out for each purpose, and as much to train on.
 DIVERGING = ["--learning-rate", "1e4", "--validation", "0.2", "--test", "0.15"]
 
@@ -102,7 +103,7 @@ def test_weights_decay_but_not_biases():
 
 
 def test_epochs_that_are_given_count_more_than_the_steps_of_a_preset(program, text, tmp_path):
-    preset = ["train", "--preset", "fast", *TINY]
+    preset = ["train", *FAST]
     for number, (given, epochs) in enumerate(
         [(["--epochs", "2"], 2), (["--steps", "9"], 2), (["--steps", "9", "--epochs", "7"], 2)]
     ):
@@ -206,7 +207,7 @@ def test_the_end_by_patience_is_told_and_can_be_lifted(program, text, tmp_path):
 
 
 def test_options_are_checked_with_those_of_the_run(program, text, tmp_path):
-    options = ["--preset", "fast", *TINY, "--epochs", "2", "--run-dir", "run"]
+    options = [*FAST, "--epochs", "2", "--run-dir", "run"]
     program("text_generator", "train", *options)
     resume = ["train", "--resume", "--run-dir", "run", "--epochs", "2"]
     decay = str(load_preset("fast").optimization.weight_decay)
