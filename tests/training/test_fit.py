@@ -294,15 +294,15 @@ def test_half_a_line_is_dropped(tmp_path):
     assert records.path.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
-# What `locked` does, without the imports that take its time.
+# As `locked`, without the imports that take its time; and it would share the lock, if it could.
 WRITER = """
 import fcntl, sys
 lock = open(sys.argv[1] + "/lock", "a+")
 try:
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
 except BlockingIOError:
     print("refused", flush=True)
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    fcntl.flock(lock, fcntl.LOCK_SH)
 print("held", flush=True)
 sys.stdin.read()
 """
