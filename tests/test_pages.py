@@ -1,6 +1,6 @@
 """Every page runs: its Python from top to bottom, its commands with small arguments, its links.
 
-What is marked ``docs`` runs in ``make docs``, beside the building of the site.
+What is marked ``docs`` runs in ``make docs`` alone, beside the examples of the docstrings.
 """
 
 import contextlib

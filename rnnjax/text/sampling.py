@@ -113,6 +113,7 @@ class Sampling:
                 "a repetition_penalty needs the last characters, but recent was left out; pass "
                 "their ids (n, *batch)"
             )
+        recent = None if recent is None else _as_int32(recent)
         return _drawn_from(self.form, self.numbers, logits, recent)
 
     @property
