@@ -113,7 +113,7 @@ def check(
     xs, options = inputs_of(model), options | ({"lengths": True} if lengths else {})
     carry = random_like(lambda: model.initial_carry((BATCH,)), 2)
     semantics = {"lengths": LENGTHS} if lengths else {}
-    after, ys = model(xs, carry, **semantics)
+    after, ys = jax.device_get(jax.jit(model.__call__)(xs, carry, **semantics))
     expected = expected_outputs(model, after, ys)
     proto = to_proto(model, **options)
     runner = session(proto)
@@ -173,7 +173,13 @@ def test_every_cell(name: str, random_like: Any, assert_close: Any) -> None:
 # What `onnx.reference` computes: it knows the default activations alone, and no lengths.
 @pytest.mark.parametrize(
     "name",
-    ["simple", "lstm", "lstm_no_bias", "gru", "gru_before", "peephole", "stack", "both_stacked"],
+    [
+        *("lstm_no_bias", "gru_before", "both_stacked"),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("simple", "lstm", "gru", "peephole", "stack")
+        ),
+    ],
 )
 def test_the_reference_of_onnx_agrees(name: str, random_like: Any, assert_close: Any) -> None:
     model = random_model(
@@ -185,7 +191,8 @@ def test_the_reference_of_onnx_agrees(name: str, random_like: Any, assert_close:
     xs, carry = inputs_of(model), random_like(lambda: model.initial_carry((BATCH,)), 2)
     proto = to_proto(model)
     actual = run(ReferenceEvaluator(proto), proto, xs, initial_states(model, carry=carry))
-    assert_close(actual, expected_outputs(model, *model(xs, carry)), TOLERANCE)
+    after, ys = jax.device_get(jax.jit(model.__call__)(xs, carry))
+    assert_close(actual, expected_outputs(model, after, ys), TOLERANCE)
 
 
 def test_two_directions_are_one_node_where_they_fit(random_like: Any) -> None:
@@ -321,10 +328,10 @@ FUNCTIONS = [
 
 def test_every_function(assert_close: Any) -> None:
     xs = 3 * np.random.default_rng(0).standard_normal((40, 3, 4), np.float32)
-    for function in FUNCTIONS:
+    expected = jax.jit(lambda xs: [fn.get_function(function)(xs) for function in FUNCTIONS])(xs)
+    for function, ys in zip(FUNCTIONS, expected, strict=True):
         proto = to_proto(Model(Sequential((Activation("f", function),)), {}))
-        expected = {"ys": fn.get_function(function)(jnp.asarray(xs))}
-        assert_close(run(session(proto), proto, xs, {}), expected, TOLERANCE)
+        assert_close(run(session(proto), proto, xs, {}), {"ys": ys}, TOLERANCE)
 
 
 def test_functions_that_are_not_written_are_named() -> None:
@@ -564,7 +571,7 @@ def check_drawn(examples: int, random_like: Any, assert_close: Any) -> None:
 
 
 def test_drawn_models(random_like: Any, assert_close: Any) -> None:
-    check_drawn(6, random_like, assert_close)
+    check_drawn(3, random_like, assert_close)
 
 
 @pytest.mark.slow

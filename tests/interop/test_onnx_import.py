@@ -1,5 +1,6 @@
 """Whole ONNX graphs: as exporters make them, run, streamed, trained, and written again."""
 
+import functools
 import io
 import os
 import pathlib
@@ -183,10 +184,9 @@ def test_graphs_equal_the_reference_and_are_rows_of_layers(name: str, assert_clo
     # The same as a row of layers, time first.
     row = rnnjax_onnx.to_sequential(model)
     assert isinstance(row.network, Sequential)
-    _, ys = model(xs)
     flipped = xs if order is None else np.transpose(xs, order)
-    _, by_row = row(flipped)
-    assert_close(by_row if order is None else jnp.transpose(by_row, order), ys, TOLERANCE)
+    ys, by_row = jax.device_get(jax.jit(lambda a, b: (model(a)[1], row(b)[1]))(xs, flipped))
+    assert_close(by_row if order is None else np.transpose(by_row, order), ys, TOLERANCE)
 
 
 def test_layers_have_names_and_rnnjaxs_layout() -> None:
@@ -305,26 +305,27 @@ def test_models_of_torch_stream_and_train(name: str, assert_close: Any) -> None:
         )
 
     before = {name: filled(carry) for name, carry in model.initial_carry((BATCH,)).items()}
-    _, again = model(ids, before)
+    run = jax.jit(model.__call__)
+    _, again = run(ids, before)
     assert_close(again, export.outputs[0], TOLERANCE)
     if not options.get("bidirectional"):
         axis = 1 if options.get("batch_first") else 0
         first, second = np.split(ids, [2], axis=axis)
-        between, head = model(first, before)
-        after, tail = model(second, between)
+        between, head = run(first, before)
+        after, tail = run(second, between)
         assert_close(np.concatenate([head, tail], axis=axis), export.outputs[0], TOLERANCE)
         assert_close(after, carry, TOLERANCE)
 
     row = rnnjax_onnx.to_sequential(model)
     time_first = np.swapaxes(ids, 0, 1) if options.get("batch_first") else ids
-    _, by_row = row(time_first, before)
-    by_row = jnp.swapaxes(by_row, 0, 1) if options.get("batch_first") else by_row
+    _, by_row = jax.jit(row.__call__)(time_first, before)
+    by_row = np.swapaxes(by_row, 0, 1) if options.get("batch_first") else by_row
     assert_close(by_row, export.outputs[0], TOLERANCE)
 
     lengths = np.array([2, TIME, 3])
-    _, cut = model(ids, before, lengths=lengths)
-    _, expected = row(time_first, before, lengths=lengths)
-    expected = jnp.swapaxes(expected, 0, 1) if options.get("batch_first") else expected
+    _, cut = run(ids, before, lengths=lengths)
+    _, expected = jax.jit(row.__call__)(time_first, before, lengths=lengths)
+    expected = np.swapaxes(expected, 0, 1) if options.get("batch_first") else expected
     assert_close(cut, expected, TOLERANCE)
 
 
@@ -337,7 +338,8 @@ def test_data_of_torch_is_time_first(name: str, assert_close: Any) -> None:
     model = rnnjax_onnx.load(export.file)
     assert str(model).endswith("axes       time first")
     given = {**export.given, "ids": export.given["ids"].transpose(turned)}
-    assert_close(model(given)[1], export.outputs[0].transpose(*turned, 2), TOLERANCE)
+    _, ys = jax.jit(model.__call__)(given)
+    assert_close(ys, export.outputs[0].transpose(*turned, 2), TOLERANCE)
 
 
 def test_data_is_time_first_where_its_axes_can_be_followed(
@@ -347,8 +349,9 @@ def test_data_is_time_first_where_its_axes_can_be_followed(
     model, own = rnnjax_onnx.load(proto), rnnjax_onnx.load(proto, time_first=False)
     assert graph_of(model).exchanged == ("x", "y")
     assert str(own).endswith("the graph's own")
-    assert_close(model(xs)[1], np.swapaxes(own(np.swapaxes(xs, 0, 1))[1], 0, 1), 0)
-    assert_close(model(xs)[1], rnnjax_onnx.to_sequential(model)(xs)[1], TOLERANCE)
+    ys = jax.jit(model.__call__)(xs)[1]
+    assert_close(ys, np.swapaxes(jax.jit(own.__call__)(np.swapaxes(xs, 0, 1))[1], 0, 1), 0)
+    assert_close(ys, jax.jit(rnnjax_onnx.to_sequential(model).__call__)(xs)[1], TOLERANCE)
     with pytest.raises(
         InvalidInputError, match=r"\(any, any, 2\), but got .*; the axes are time f"
     ):
@@ -358,7 +361,7 @@ def test_data_is_time_first_where_its_axes_can_be_followed(
         convert.write_checked(one, tmp_path / "a.keras", force=True)
     last = rnnjax_onnx.load(changed(copied(proto), end_at_last_step))
     assert graph_of(last).exchanged == ("x",)
-    assert_close(last(xs)[1], model(xs)[1][-1], TOLERANCE)
+    assert_close(jax.jit(last.__call__)(xs)[1], np.asarray(ys)[-1], TOLERANCE)
     mixed = rnnjax_onnx.load(changed(copied(proto), mix_steps))
     assert str(mixed).endswith("the graph's own")
 
@@ -443,7 +446,7 @@ def test_update_changes_what_was_trained_and_nothing_else(assert_close: Any) -> 
         proto = make()
         model = rnnjax_onnx.load(proto)
         assert rnnjax_onnx.update(model).SerializeToString() == proto.SerializeToString()
-        params = jax.tree.map(lambda array: array + 0.125, model.params)
+        params = jax.tree.map(lambda array: np.asarray(array) + 0.125, model.params)
         changed = rnnjax_onnx.update(model.with_params(params))
         onnx.checker.check_model(changed)
         again = rnnjax_onnx.load(changed)
@@ -506,12 +509,13 @@ def test_a_tensor_of_two_nodes_is_one_parameter(assert_close: Any) -> None:
     proto = tied()
     model = rnnjax_onnx.load(proto)
     assert set(model.params["constants"]) == {"table"}
-    assert_close(model(IDS)[1], by_reference(proto, {"ids": IDS})["y"], TOLERANCE)
-    params = jax.tree.map(lambda array: 2 * array, model.params)
+    run = jax.jit(model.apply)
+    assert_close(run(model.params, IDS)[1], by_reference(proto, {"ids": IDS})["y"], TOLERANCE)
+    params = jax.tree.map(lambda array: 2 * np.asarray(array), model.params)
     changed = rnnjax_onnx.update(model.with_params(params))
     expected = by_reference(changed, {"ids": IDS})["y"]
-    assert_close(model.apply(params, IDS)[1], expected, TOLERANCE)
-    gradients = jax.grad(lambda params: model.apply(params, IDS)[1].sum())(model.params)
+    assert_close(run(params, IDS)[1], expected, TOLERANCE)
+    gradients = jax.jit(jax.grad(lambda p: model.apply(p, IDS)[1].sum()))(model.params)
     assert np.all(np.isfinite(gradients["constants"]["table"]))
     with pytest.raises(InteropError, match="no row of layers: at node 0"):
         rnnjax_onnx.to_sequential(model)
@@ -538,11 +542,12 @@ def test_constant_states_are_trained_and_a_carry_takes_their_place(assert_close:
     )
     model = rnnjax_onnx.load(proto)
     xs = normal(TIME, BATCH, FEATURES)
-    carry, ys = model(xs)
+    run = jax.jit(model.__call__)
+    carry, ys = run(xs)
     assert_close(ys, by_reference(proto, {"x": xs})["Y"], TOLERANCE)
     assert set(model.params["constants"]) == {"h0", "c0"}
-    _, second = model(xs, carry)
-    longer = rnnjax_onnx.load(proto)(np.concatenate([xs, xs]))[1]
+    _, second = run(xs, carry)
+    longer = jax.device_get(run(np.concatenate([xs, xs]))[1])
     assert_close(second, longer[TIME:], TOLERANCE)
 
 
@@ -553,7 +558,7 @@ def test_constant_lengths(assert_close: Any) -> None:
     )
     model = rnnjax_onnx.load(proto)
     xs = normal(TIME, BATCH, FEATURES)
-    carry, ys = model(xs)
+    carry, ys = jax.device_get(jax.jit(model.__call__)(xs))
     assert not np.any(ys[2:, :, 0])
     for row, length in enumerate([2, 5, 1]):
         alone = one_lstm(order=["x", "W", "R", "B"], direction="reverse")
@@ -576,12 +581,12 @@ def test_lengths_and_resets_where_time_is_not_first(assert_close: Any) -> None:
         "lengths": np.array([2, 5, 4]),
         "resets": np.random.default_rng(3).random((TIME, BATCH)) < 0.3,
     }
-    carry, ys = rnnjax_onnx.load(time_first)(xs, **marks)
+    carry, ys = jax.jit(rnnjax_onnx.load(time_first).__call__)(xs, **marks)
     own = rnnjax_onnx.load(batch_first, time_first=False)
-    turned_carry, turned = own(np.swapaxes(xs, 0, 1), **marks)
+    turned_carry, turned = jax.jit(own.__call__)(np.swapaxes(xs, 0, 1), **marks)
     assert_close(np.transpose(turned, (1, 2, 0, 3)), ys, TOLERANCE)
     assert_close(turned_carry, carry, TOLERANCE)
-    again_carry, again = rnnjax_onnx.load(batch_first)(xs, **marks)
+    again_carry, again = jax.jit(rnnjax_onnx.load(batch_first).__call__)(xs, **marks)
     assert_close(again, np.swapaxes(turned, 0, 1), 0)
     assert_close(again_carry, carry, TOLERANCE)
     nodes = [
@@ -594,7 +599,7 @@ def test_lengths_and_resets_where_time_is_not_first(assert_close: Any) -> None:
         "zero": np.array([0], np.int64),
     }
     model = rnnjax_onnx.load(make_proto(nodes, [value("x", [None, None, FEATURES])], ["Y"], arrays))
-    assert model(xs)[1].shape == (TIME, 1, BATCH, HIDDEN)
+    assert jax.eval_shape(model.__call__, xs)[1].shape == (TIME, 1, BATCH, HIDDEN)
     with pytest.raises(InvalidInputError, match=r"node 'flip'.*does not get the steps"):
         model(xs, lengths=marks["lengths"])
 
@@ -612,7 +617,8 @@ def test_lengths_mean_nothing_behind_a_softmax_over_time() -> None:
             with pytest.raises(InvalidInputError, match=r"node 1 .GRU. does not get the steps"):
                 model(xs, lengths=lengths)
         else:
-            assert not np.any(model(xs, lengths=lengths)[1][1:, :, 2])
+            _, ys = jax.jit(model.__call__)(xs, lengths=lengths)
+            assert not np.any(np.asarray(ys)[1:, :, 2])
 
 
 def test_dropout_drops_with_a_key() -> None:
@@ -624,9 +630,11 @@ def test_dropout_drops_with_a_key() -> None:
         make_proto(nodes, [value("x", [None, None, FEATURES])], ["Y"], weights(4), opset=11)
     )
     xs = normal(TIME, BATCH, FEATURES)
-    plain, dropped = model(xs)[1], model(xs, key=jax.random.key(0))[1]
+    plain = jax.jit(model.__call__)(xs)[1]
+    drop = jax.jit(lambda key: model(xs, key=key)[1])
+    dropped = np.asarray(drop(jax.random.key(0)))
     assert np.max(np.abs(plain - dropped)) > 1e-3
-    np.testing.assert_array_equal(dropped, model(xs, key=jax.random.key(0))[1])
+    np.testing.assert_array_equal(dropped, drop(jax.random.key(0)))
 
 
 def test_types(x64: None, assert_close: Any) -> None:
@@ -643,7 +651,7 @@ def test_types(x64: None, assert_close: Any) -> None:
         expected = by_reference(one_lstm_like(proto), {"x": xs})["Y"]
         proto.graph.input[0].type.tensor_type.elem_type = kind
         model = rnnjax_onnx.load(proto)
-        _, ys = model(xs.astype(dtype))
+        _, ys = jax.jit(model.__call__)(xs.astype(dtype))
         assert ys.dtype == dtype
         assert_close(ys, expected, tolerance)
         assert rnnjax_onnx.update(model) == proto
@@ -1004,9 +1012,11 @@ def test_the_first_node_that_does_not_fit_is_named() -> None:
 def row_of(*layers: Any, features: int) -> Model:
     """A model of such layers with random parameters."""
     params: dict[str, Any] = {}
-    for i, layer in enumerate(layers):
+    for layer in layers:
         if isinstance(layer, Recurrent):
-            params[layer.name] = layer.cell.init(jax.random.key(i), features)
+            init = functools.partial(layer.cell.init, input_size=features)
+            shapes = jax.eval_shape(init, jax.random.key(0))
+            params[layer.name] = jax.tree.map(lambda leaf: normal(*leaf.shape), shapes)
             features = layer.cell.output_size
         elif isinstance(layer, Dense):
             params[layer.name] = {
@@ -1016,7 +1026,7 @@ def row_of(*layers: Any, features: int) -> Model:
         elif isinstance(layer, Embedding):
             params[layer.name] = {"embedding": normal(layer.vocabulary_size, layer.size)}
             features = layer.size
-    return Model(Sequential(layers), jax.tree.map(jnp.asarray, params))
+    return Model(Sequential(layers), jax.device_put(params))
 
 
 ROWS = {
@@ -1047,9 +1057,9 @@ def test_what_rnnjax_writes_comes_back(name: str, lengths: bool, assert_close: A
     assert jax.tree.structure(back.params) == jax.tree.structure(model.params)
     jax.tree.map(np.testing.assert_array_equal, back.params, model.params)
     marks = {"lengths": np.array([2, TIME, 4])} if lengths else {}
-    expected = model(IDS, **marks)
-    assert_close(back(IDS, **marks), expected, TOLERANCE)
-    assert_close(graph({"ids": IDS, **marks}), expected, TOLERANCE)
+    expected = jax.jit(model.__call__)(IDS, **marks)
+    assert_close(jax.jit(back.__call__)(IDS, **marks), expected, TOLERANCE)
+    assert_close(jax.jit(graph.__call__)({"ids": IDS, **marks}), expected, TOLERANCE)
     assert rnnjax_onnx.to_proto(graph) == proto
 
 
