@@ -25,7 +25,7 @@ rng = np.random.default_rng(0)
 def drawn(like):
     return jax.tree.map(lambda leaf: 0.3 * rng.normal(size=leaf.shape).astype(np.float32),
                         jax.eval_shape(like))
-cell = rnnjax.GRUCell(8)
+cell = rnnjax.SimpleRNNCell(8)
 params = drawn(lambda: cell.init(jax.random.key(0), 3))
 carry = drawn(lambda: cell.initial_carry((6,)))
 xs = rng.normal(size=(12, 6, 3)).astype(np.float32)
@@ -53,7 +53,7 @@ sizes = (8, 32), (64, 16), (512, 16), (700, 12), (512, 15)
 assert [cores_for(shape(h), b) for h, b in sizes] == [
     1, 2, 2, 1, 1]
 data = {"xs": rng.normal(size=(7, 64, 3)).astype(np.float32)}
-big = rnnjax.LSTMCell(64)
+big = rnnjax.SimpleRNNCell(128)
 begin = drawn(lambda: big.init(jax.random.key(1), 3))
 def fitted(sharding):
     return fit(lambda params, batch, key: (rnnjax.unroll(big, params, batch["xs"])[1] ** 2).mean(),

@@ -92,7 +92,7 @@ def pair(eight, start):
 
 
 def largest_difference(losses, expected):
-    assert len(losses) == len(expected) == 50
+    assert len(losses) == len(expected) == 10
     assert expected[-1] < 0.9 * expected[0]  # it did learn something
     return np.abs(np.array(losses) - expected).max()
 
@@ -191,7 +191,7 @@ def test_a_checkpoint_of_eight_devices_fits_one(eight):
     folder, _ = eight
     saved = np.load(folder / "saved.npz")
     checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
-    about = json.loads((checkpoints.path(50) / "about.json").read_text())["value"]
+    about = json.loads((checkpoints.path(10) / "about.json").read_text())["value"]
     state = checkpoints.latest().restore(state_like(about["arrays"]))
     named = jax.tree_util.tree_leaves_with_path({"params": state.params, "carry": state.carry})
     for path, leaf in named:
@@ -204,8 +204,8 @@ def test_two_processes_write_one_checkpoint_and_fail_alike(eight, pair):
     first, second = (np.load(folder / f"trained-{index}.npz") for index in range(2))
     assert all(first[name].tobytes() == second[name].tobytes() for name in first)
     checkpoints = Checkpoints(folder / "pair", read_only=True)
-    assert checkpoints.steps() == [50]
-    about = json.loads((checkpoints.path(50) / "about.json").read_text())["value"]
+    assert checkpoints.steps() == [10]
+    about = json.loads((checkpoints.path(10) / "about.json").read_text())["value"]
     state = checkpoints.latest().restore(state_like(about["arrays"]))
     name = "['params']['stack'][1]['recurrent_kernel']"
     kernel = state.params["stack"][1]["recurrent_kernel"]
