@@ -103,17 +103,13 @@ def test_weights_decay_but_not_biases():
 
 
 def test_epochs_that_are_given_count_more_than_the_steps_of_a_preset(program, text, tmp_path):
-    preset = ["train", *FAST]
-    for number, (given, epochs) in enumerate(
-        [(["--epochs", "2"], 2), (["--steps", "9"], 2), (["--steps", "9", "--epochs", "7"], 2)]
-    ):
-        done = program("text_generator", *preset, *given, "--run-dir", f"run{number}")
-        assert f", {epochs} epochs of 7 steps" in done.stdout
-        lines = (tmp_path / f"run{number}" / "epochs.jsonl").read_text().splitlines()
-        assert len(lines) == epochs
+    done = program("text_generator", "train", *FAST, "--epochs", "2", "--run-dir", "run")
+    assert ", 2 epochs of 7 steps" in done.stdout
+    assert len((tmp_path / "run" / "epochs.jsonl").read_text().splitlines()) == 2
+    assert Train(steps=9).epochs_of(7) == Train(steps=9, epochs=7).epochs_of(7) == 2
 
 
-def test_what_was_given_is_known_from_what_is_the_default(program, text, tmp_path):
+def test_what_was_given_is_known_from_what_is_the_default(program, text, monkeypatch):
     program("text_generator", "train", *TINY, "--epochs", "1", "--seed", "7", "--run-dir", "run")
     resume = ["train", "--resume", "--run-dir", "run"]
     for given, message in [
@@ -125,9 +121,14 @@ def test_what_was_given_is_known_from_what_is_the_default(program, text, tmp_pat
         assert refused.returncode == 2
         assert message in refused.stderr
     assert "going on from step" in program("text_generator", *resume, "--layers=1").stdout
-    done = program("text_generator", *resume, "--epochs", "20")
-    assert len((tmp_path / "run" / "epochs.jsonl").read_text().splitlines()) == 20
-    assert "done" in done.stdout
+    settled_as = []
+    monkeypatch.setattr(
+        "experiments.text_generator.__main__.run_training",
+        lambda config: settled_as.append(config) or 0,
+    )
+    assert Train().epochs == 20
+    program("text_generator", *resume, "--epochs", "20")
+    assert (settled_as[0].epochs, settled_as[0].seed) == (20, 7)
 
 
 def test_epochs_replace_the_steps_of_a_run_that_goes_on():
