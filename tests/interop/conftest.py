@@ -5,6 +5,8 @@ import warnings
 from types import SimpleNamespace
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
 
 from rnnjax.interop.keras import files, hdf5
@@ -26,6 +28,33 @@ def read_in_here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
         return subprocess.CompletedProcess(command, 0, out.getvalue(), b"")
 
     monkeypatch.setattr(files, "subprocess", SimpleNamespace(**{**vars(subprocess), "run": run}))
+
+
+@pytest.fixture(autouse=True)
+def drawn_by_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keras draws its weights without JAX, which compiles up to ten programs for each shape.
+
+    The tests that look at numbers draw all weights anew, or begin with constants.
+    """
+    keras = sys.modules.get("keras")
+    if keras is None or keras.backend.backend() != "jax":
+        return
+    rng, initializers = np.random.default_rng(0), keras.initializers
+
+    def draw(self: Any, shape: Any, dtype: Any = None) -> jax.Array:
+        drawn = 0.5 * rng.standard_normal(shape)
+        return jax.device_put(drawn.astype(dtype or keras.config.floatx()))
+
+    for kind in (initializers.Orthogonal, initializers.VarianceScaling, initializers.RandomUniform):
+        monkeypatch.setattr(kind, "__call__", draw)
+    for kind, value in ((initializers.Zeros, 0), (initializers.Ones, 1)):
+        monkeypatch.setattr(
+            kind,
+            "__call__",
+            lambda self, shape, dtype=None, value=value: jax.device_put(
+                np.full(shape, value, dtype or keras.config.floatx())
+            ),
+        )
 
 
 @pytest.fixture
