@@ -255,14 +255,46 @@ def drawn(count: int) -> Callable[..., Any]:
     )
 
 
-@drawn(6)
-@given(case=cases(LINEN))
+# Every kind of cell, flag and way to call is in one of these; nnx's OptimizedLSTMCell, which is an
+# LSTMCell, is run in test_flax_models.py.
+SHAPE: dict[str, Any] = {"sizes": (2, 3), "time": 4, "batch": 3, "seed": 7}
+BOTH = Case(
+    kinds=("GRUCell", "LSTMCell"),
+    around="bidirectional",
+    gate_fn="hard_sigmoid",
+    activation_fn="tanh",
+    residual=False,
+    lengths=(4, 1, 2),
+    reverse=False,
+    keep_order=False,
+    with_carry=True,
+    **SHAPE,
+)
+ALONE = BOTH._replace(
+    kinds=("OptimizedLSTMCell",), around="rnn", activation_fn="sigmoid", reverse=True
+)
+TWO = BOTH._replace(
+    kinds=("SimpleCell", "MGUCell"),
+    around="sequential",
+    residual=True,
+    lengths=None,
+    reverse=True,
+    keep_order=True,
+    with_carry=False,
+)
+
+
+@pytest.mark.parametrize("case", [BOTH, ALONE, TWO], ids=lambda case: case.around)
 def test_equals_linen(case: Case) -> None:
     assert check_parity(case, "linen") < TOLERANCE
 
 
-@drawn(6)
-@given(case=cases(NNX))
+RESIDUAL = TWO._replace(
+    kinds=("SimpleCell",), around="rnn", activation_fn="sigmoid", lengths=(4, 1, 2)
+)
+
+
+@pytest.mark.parametrize("case", [BOTH, RESIDUAL], ids=lambda case: case.around)
 def test_equals_nnx(case: Case) -> None:
     assert check_parity(case, "nnx") < TOLERANCE
 
