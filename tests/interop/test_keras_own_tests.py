@@ -133,9 +133,9 @@ def computed_by_rnnjax(original: Any, calls: list[str]) -> Any:
             start = shape.unflatten([state.value for state in kept])
         carry, ys = model.apply(
             model.params,
-            jnp.swapaxes(jnp.asarray(sequences), 0, 1),
+            np.swapaxes(np.asarray(sequences), 0, 1),
             {name: start},
-            mask=None if mask is None else jnp.swapaxes(jnp.asarray(mask), 0, 1),
+            mask=None if mask is None else np.swapaxes(np.asarray(mask), 0, 1),
         )
         calls.append(name)
         states = jax.tree.leaves(carry)
