@@ -26,6 +26,8 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 # The threads of NumPy's linear algebra wait for one another with all their might.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# Hypothesis looks for plugins, finds Trio's, and looks through all objects for random numbers: 2 s.
+os.environ.setdefault("HYPOTHESIS_NO_PLUGINS", "1")
 # Four devices, for what is divided; whatever is not runs on the first.
 os.environ["JAX_NUM_CPU_DEVICES"] = "4"
 

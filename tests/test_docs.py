@@ -16,6 +16,7 @@ import pytest
 import rnnjax
 from rnnjax import Fused, Scan
 
+pytestmark = pytest.mark.docs
 ROOT = Path(__file__).parent.parent
 TIME, BATCH, FEATURES, HIDDEN = 5, 3, 2, 4
 MASK = np.array([[1, 1, 0], [1, 1, 1], [0, 1, 1], [1, 0, 1], [1, 1, 1]], bool)

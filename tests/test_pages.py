@@ -66,10 +66,8 @@ WITH_PYTHON = [p for p in PAGES if fences(p, "python") and p != "docs/your-own-c
 
 # Keras 3.15 converts its variables in a way that NumPy 2 warns of.
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
-@pytest.mark.parametrize(
-    "page",
-    [pytest.param(p, marks=[] if p == "README.md" else pytest.mark.docs) for p in WITH_PYTHON],
-)
+@pytest.mark.docs
+@pytest.mark.parametrize("page", WITH_PYTHON)
 def test_the_python_of_a_page_runs_from_top_to_bottom(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
