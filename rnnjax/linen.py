@@ -47,7 +47,7 @@ def __getattr__(name: str) -> Any:
     return getattr(nn, name)
 
 
-class RNN(nn.RNN):  # type: ignore[misc]  # mypy follows no imports of flax
+class RNN(nn.RNN):
     """Run a cell, or a stack of them, over a sequence; takes the place of ``flax.linen.RNN``.
 
     With one of Flax's cells (`LSTMCell` and the others here) parameters, initial numbers and
@@ -113,7 +113,7 @@ class RNN(nn.RNN):  # type: ignore[misc]  # mypy follows no imports of flax
             value = dict(value) if isinstance(value, Mapping) else value
             layout.check_default(name, value, default)
 
-    @nn.compact  # type: ignore[untyped-decorator]  # mypy follows no imports of flax
+    @nn.compact
     def __call__(
         self, inputs: Inputs, *, init_key: jax.Array | None = None, **call: Unpack[layout.Call]
     ) -> Any:
@@ -179,7 +179,7 @@ class RNN(nn.RNN):  # type: ignore[misc]  # mypy follows no imports of flax
         return layout.foreign(module, lambda *args: step(cell, *args), start, x)
 
 
-class Bidirectional(nn.Bidirectional):  # type: ignore[misc]  # mypy follows no imports of flax
+class Bidirectional(nn.Bidirectional):
     """Run one `RNN` in each direction; takes the place of ``flax.linen.Bidirectional``.
 
     The attributes are Flax's: ``forward_rnn`` and ``backward_rnn`` are each an `RNN` or a module

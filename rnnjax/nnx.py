@@ -37,7 +37,7 @@ def __getattr__(name: str) -> Any:
     return getattr(nnx, name)
 
 
-class RNN(nnx.RNN):  # type: ignore[misc]  # mypy follows no imports of flax
+class RNN(nnx.RNN):
     """Run a cell, or a stack of them, over a sequence; takes the place of ``flax.nnx.RNN``.
 
     With one of Flax's cells (`LSTMCell` and the others here) parameters, initial numbers and
@@ -226,7 +226,7 @@ class RNN(nnx.RNN):  # type: ignore[misc]  # mypy follows no imports of flax
         return layout.foreign(graph, step, start, x)
 
 
-class Bidirectional(nnx.Bidirectional):  # type: ignore[misc]  # mypy follows no imports of flax
+class Bidirectional(nnx.Bidirectional):
     """Run one `RNN` in each direction; takes the place of ``flax.nnx.Bidirectional``.
 
     The arguments are Flax's: ``forward_rnn`` and ``backward_rnn`` are each an `RNN` or a module

@@ -164,17 +164,18 @@ def nnx_layers(shape: Shape) -> tuple[Outputs, Any, Any]:
 
     cell = {"rnn": nnx.SimpleCell, "lstm": nnx.OptimizedLSTMCell, "gru": nnx.GRUCell}[shape.cell]
     size, rngs = shape.hidden_size, nnx.Rngs(0)
-    layers = [nnx.RNN(cell(size, size, rngs=rngs), time_major=True) for _ in range(shape.layers)]
-    for layer, arrays in zip(layers, weights(shape), strict=True):
-        biased = layer.cell.dense_h if shape.cell == "lstm" else layer.cell.dense_i
-        layer.cell.dense_i.kernel[...] = jnp.asarray(arrays["kernel"])
-        layer.cell.dense_h.kernel[...] = jnp.asarray(arrays["recurrent_kernel"])
+    cells: list[Any] = [cell(size, size, rngs=rngs) for _ in range(shape.layers)]
+    for one, arrays in zip(cells, weights(shape), strict=True):
+        biased = one.dense_h if shape.cell == "lstm" else one.dense_i
+        one.dense_i.kernel[...] = jnp.asarray(arrays["kernel"])
+        one.dense_h.kernel[...] = jnp.asarray(arrays["recurrent_kernel"])
         biased.bias[...] = jnp.asarray(arrays["bias"])
-    static, params, counters = nnx.split(nnx.Sequential(*layers), nnx.Param, ...)
+    layers = nnx.Sequential(*(nnx.RNN(one, time_major=True) for one in cells))
+    static, params, *counters = nnx.split(layers, nnx.Param, ...)
 
     def outputs(params: Any, xs: Any) -> Any:
         # The initial carry counts up the random numbers drawn, though it draws none: on a copy.
-        return nnx.merge(static, params, counters, copy=True)(xs)
+        return nnx.merge(static, params, *counters, copy=True)(xs)
 
     return outputs, params, jnp.asarray(inputs(shape))
 
