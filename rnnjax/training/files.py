@@ -4,6 +4,7 @@ import datetime
 import hashlib
 import json
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,10 +14,8 @@ from typing import Any
 
 from rnnjax.errors import CheckpointError, DamagedCheckpointError, InvalidInputError
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # not POSIX, where a folder has no lock: `locked` asks for it
-    fcntl = None  # type: ignore[assignment]  # a module, to mypy
 
 # The locks that this process has, and which of its threads has each.
 _HELD: dict[Path, int] = {}
@@ -65,7 +64,7 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
         file = path.open("a+")
     with file:
         try:
-            if fcntl is None:
+            if sys.platform == "win32":
                 raise OSError("there are no locks here")
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
