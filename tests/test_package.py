@@ -51,6 +51,7 @@ def test_the_source_distribution_can_run_the_readme_commands(tmp_path):
         "requirements.lock",
         "requirements-oldest.lock",
         "docs/index.md",
+        "conftest.py",
         "tests/conftest.py",
     ]
     needed += [str(p.relative_to(ROOT)) for p in (ROOT / "experiments").rglob("*.toml")]
