@@ -259,8 +259,11 @@ def test_the_gradient_by_a_state_is_that_of_a_sequence_that_begins_with_it(cell,
 def test_the_states_of_a_stack(draw):
     stack = rnnjax.Stack([rnnjax.SimpleRNNCell(3), rnnjax.SimpleRNNCell(2)])
     params = draw(stack)
-    loss = lambda carry, ys: carry[1].hidden.sum()  # noqa: E731
     xs = normal(11, 4, 2, 2)
+
+    def loss(carry, ys):
+        return carry[1].hidden.sum()
+
     _, gradients = jax.jit(lambda: rnnjax.state_gradients(loss, stack, params, xs))()
     assert gradients[0].hidden.shape == (4, 2, 3)
     np.testing.assert_array_equal(np.asarray(gradients[1].hidden)[-1], 1)

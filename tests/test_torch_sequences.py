@@ -12,7 +12,7 @@ import rnnjax
 from rnnjax import Bidirectional, Directions, GRUCell, LSTMCell, ProjectionLSTMCell, Stack
 
 torch = pytest.importorskip("torch", reason="torch is in the extra `parity`")
-from torch.nn.utils import rnn as torch_rnn  # noqa: E402
+torch_rnn = torch.nn.utils.rnn
 
 BATCH, TIME, FEATURES, HIDDEN, PROJECTED = 4, 6, 2, 4, 3
 LENGTHS = np.array([4, 6, 1, 3])  # in no order

@@ -35,10 +35,6 @@ from rnnjax.interop import functions as fn
 from rnnjax.interop.__main__ import main
 from rnnjax.interop.compare import Comparison, compare, random_inputs
 
-pytest.importorskip("onnx", reason="onnx is in the extra `onnx`")
-pytest.importorskip("h5py", reason="h5py is in the extra `keras-files`")
-pytest.importorskip("safetensors", reason="safetensors is in the extra `safetensors`")
-
 ROOT = Path(__file__).parents[2]
 
 WRITERS = {

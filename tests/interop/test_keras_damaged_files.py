@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import jax
 import numpy as np
 import pytest
@@ -28,8 +29,6 @@ from rnnjax import InteropError
 from rnnjax.interop import Dense, Dropout, Embedding, Model, Recurrent, Sequential
 from rnnjax.interop import keras as interop
 from rnnjax.interop.keras import hdf5
-
-h5py = pytest.importorskip("h5py", reason="h5py is in the extra `keras-files`")
 
 KINDS = {"keras": ".keras", "weights": ".weights.h5", "old": ".h5"}
 SECONDS, MEMORY = 5, 8 * 2**30  # of addresses: JAX alone reserves some of these

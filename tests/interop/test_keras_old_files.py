@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import h5py
 import jax
 import numpy as np
 import pytest
@@ -12,8 +13,6 @@ import rnnjax
 from rnnjax import GRUCell, InteropError, InvalidInputError, LSTMCell, SimpleRNNCell
 from rnnjax.interop import Model, Recurrent, Sequential
 from rnnjax.interop import keras as interop
-
-h5py = pytest.importorskip("h5py", reason="h5py is in the extra `keras-files`")
 
 IN, SIZE = 3, 4
 Named = dict[str, list[tuple[str, np.ndarray]]]

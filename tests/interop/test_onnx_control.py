@@ -5,15 +5,12 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from rnnjax.errors import InteropError, InvalidInputError
+from rnnjax.interop import onnx as rnnjax_onnx
 from rnnjax.interop.onnx.graph import Graph
-
-onnx = pytest.importorskip("onnx", reason="onnx is in the extra `onnx`")
-from onnx import TensorProto, helper, numpy_helper  # noqa: E402
-from onnx.reference import ReferenceEvaluator  # noqa: E402
-
-from rnnjax.interop import onnx as rnnjax_onnx  # noqa: E402
 
 TOLERANCE = 1e-5
 HIDDEN, FEATURES = 3, 2

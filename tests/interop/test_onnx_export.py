@@ -7,9 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from onnx.reference import ReferenceEvaluator
 
 import rnnjax
 from rnnjax import (
@@ -43,9 +45,7 @@ from rnnjax.interop.onnx.export import initial_states, save, to_proto
 from rnnjax.interop.onnx.layers import _CLASSES, _NAMED
 from rnnjax.interop.onnx.plan import make_plan, nodes
 
-onnx = pytest.importorskip("onnx", reason="onnx is in the extra `onnx`")
 ort = pytest.importorskip("onnxruntime", reason="onnxruntime is in the extra `parity`")
-from onnx.reference import ReferenceEvaluator  # noqa: E402  # only where onnx is installed
 
 TIME, BATCH, FEATURES, HIDDEN = 5, 3, 2, 4
 LENGTHS = np.array([3, 5, 1], np.int32)

@@ -12,19 +12,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 import rnnjax
 from rnnjax import InteropError, InvalidInputError
-from rnnjax.interop import Dense, Dropout, Embedding, Model, OneHotIds, Recurrent, Sequential
+from rnnjax.interop import (
+    Dense,
+    Dropout,
+    Embedding,
+    Model,
+    OneHotIds,
+    Recurrent,
+    Sequential,
+    convert,
+)
+from rnnjax.interop import onnx as rnnjax_onnx
 from rnnjax.interop.onnx.graph import Graph
-
-onnx = pytest.importorskip("onnx", reason="onnx is in the extra `onnx`")
-from onnx import TensorProto, helper, numpy_helper  # noqa: E402
-from onnx.reference import ReferenceEvaluator  # noqa: E402
-
-from rnnjax.interop import convert  # noqa: E402
-from rnnjax.interop import onnx as rnnjax_onnx  # noqa: E402
 
 TIME, BATCH, FEATURES, HIDDEN = 5, 3, 2, 4
 TOLERANCE = 1e-5  # of the largest entry of each array

@@ -10,12 +10,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 import rnnjax
 from rnnjax.errors import InteropError
+from rnnjax.interop import onnx as rnnjax_onnx
 from rnnjax.interop.functions import LeakyReLU
 from rnnjax.interop.layers import Context
 from rnnjax.interop.onnx.cells import Clipped, GeneralLSTMCell
@@ -23,12 +27,6 @@ from rnnjax.interop.onnx.operators import OPERATORS
 from rnnjax.interop.onnx.recurrent import RECURRENT as RECURRENT_OPERATORS
 from rnnjax.interop.onnx.recurrent import attributes_to_onnx, params_from_onnx, params_to_onnx
 from rnnjax.layers import Directions
-
-onnx = pytest.importorskip("onnx", reason="onnx is in the extra `onnx`")
-from onnx import TensorProto, helper, numpy_helper  # noqa: E402
-from onnx.reference import ReferenceEvaluator  # noqa: E402
-
-from rnnjax.interop import onnx as rnnjax_onnx  # noqa: E402
 
 TOLERANCE = 1e-5  # of the largest entry of each array
 

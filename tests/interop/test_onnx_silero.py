@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-pytest.importorskip("onnx", reason="onnx is in the extra `onnx`")
 from rnnjax.interop import onnx as rnnjax_onnx
 
 RATE, CHUNK, CONTEXT, CHUNKS = 16000, 512, 64, 300

@@ -15,7 +15,7 @@ from rnnjax.interop import Model
 from rnnjax.interop.torch import from_state_dict, to_state_dict
 
 torch = pytest.importorskip("torch", reason="torch is in the extra `parity`")
-from torch.nn.utils import rnn as torch_rnn  # noqa: E402
+torch_rnn = torch.nn.utils.rnn
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 TOLERANCE = 1e-5  # of the largest entry of each array

@@ -14,8 +14,7 @@ from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.torch import load, save
 
 torch = pytest.importorskip("torch", reason="torch is in the extra `parity`")
-pytest.importorskip("safetensors", reason="safetensors is in the extra `safetensors`")
-from safetensors.torch import load_file, save_file  # noqa: E402
+files = pytest.importorskip("safetensors.torch", reason="it needs PyTorch")
 
 MODULES = {
     "lstm": lambda: torch.nn.LSTM(3, 4, 2, bidirectional=True, proj_size=2),
@@ -33,9 +32,9 @@ def test_files_go_both_ways_to_the_bit(name: str, dtype: str, tmp_path: pathlib.
     torch.manual_seed(0)
     module = MODULES[name]().to(getattr(torch, dtype))
     theirs, ours = tmp_path / "theirs.safetensors", tmp_path / "ours.safetensors"
-    save_file(module.state_dict(), theirs)
+    files.save_file(module.state_dict(), theirs)
     save(load(theirs), ours)
-    state = load_file(ours)
+    state = files.load_file(ours)
     assert sorted(state) == sorted(module.state_dict())
     for key, tensor in module.state_dict().items():
         assert state[key].dtype == tensor.dtype
@@ -47,7 +46,7 @@ def test_numbers_that_are_not_finite_are_read(tmp_path: pathlib.Path) -> None:
     module = torch.nn.GRU(3, 4)
     with torch.no_grad():
         module.weight_ih_l0[0, 0], module.weight_ih_l0[0, 1] = float("nan"), float("inf")
-    save_file(module.state_dict(), tmp_path / "a.safetensors")
+    files.save_file(module.state_dict(), tmp_path / "a.safetensors")
     kernel = np.asarray(load(tmp_path / "a.safetensors").params["rnn"]["kernel"])
     assert np.isnan(kernel[0, 0])
     assert np.isposinf(kernel[1, 0])
@@ -163,7 +162,7 @@ def test_what_is_no_path_is_told(tmp_path: pathlib.Path) -> None:
 
 def gru_file(tmp_path: pathlib.Path) -> pathlib.Path:
     torch.manual_seed(0)
-    save_file(torch.nn.GRU(3, 4).state_dict(), tmp_path / "gru.safetensors")
+    files.save_file(torch.nn.GRU(3, 4).state_dict(), tmp_path / "gru.safetensors")
     return tmp_path / "gru.safetensors"
 
 
@@ -242,7 +241,7 @@ def mutations(content: bytes, count: int, seed: int) -> list[bytes]:
 
 def check_mutations(tmp_path: pathlib.Path, count: int) -> dict[str, int]:
     module = torch.nn.ModuleDict({"a": torch.nn.GRU(3, 4), "b": torch.nn.Linear(4, 3)})
-    save_file(module.state_dict(), tmp_path / "whole.safetensors")
+    files.save_file(module.state_dict(), tmp_path / "whole.safetensors")
     whole = (tmp_path / "whole.safetensors").read_bytes()
     return check_damaged(tmp_path / "a.safetensors", mutations(whole, count, 0))
 

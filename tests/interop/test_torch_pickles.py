@@ -410,7 +410,6 @@ def test_of_several_heads_one_is_chosen(tmp_path: pathlib.Path) -> None:
 
 
 def test_the_command_line_shows_and_converts(tmp_path: pathlib.Path, capsys: Any) -> None:
-    pytest.importorskip("onnx", reason="onnx is in the extra `onnx`")
     state = state_of("lstm.") | norm("bn", 4)
     path = put(tmp_path / "a.pth", saved({"a": state, "b": state_of(seed=1)}))
     assert convert.main(["show", str(path)]) == 2
@@ -445,8 +444,6 @@ def test_both_biases_stay_and_each_is_moved(kind: str) -> None:
 
 @pytest.mark.parametrize("gates", [1, 4])
 def test_formats_of_one_bias_get_the_sum(gates: int, tmp_path: pathlib.Path) -> None:
-    pytest.importorskip("onnx", reason="onnx is in the extra `onnx`")
-    pytest.importorskip("h5py", reason="h5py is in the extra `keras-files`")
     model = from_state_dict(arrays(state_of(gates=gates)))
     xs = np.random.default_rng(1).standard_normal((5, 2, 3)).astype(np.float32)
     for name in ("a.keras", "a.weights.h5", "a.onnx"):
@@ -812,8 +809,6 @@ FILES = {
 @pytest.mark.parametrize("name", FILES)
 def test_hostile_files_are_refused_in_a_sentence(name: str, tmp_path: pathlib.Path) -> None:
     content, match = FILES[name]
-    if name == "a pickle of Python's":
-        pytest.importorskip("safetensors", reason="safetensors is in the extra `safetensors`")
     refused(put(tmp_path / "a.pt", content), match)
 
 

@@ -176,7 +176,7 @@ def test_a_diverged_run_goes_on_with_a_smaller_learning_rate(tmp_path):
 
 
 def test_steps_that_are_not_finite_are_skipped_counted_and_exact(tmp_path):
-    spoilt = lambda epoch: batches(epoch, [6, 7])  # noqa: E731
+    spoilt = functools.partial(batches, spoilt=[6, 7])
     result = run(tmp_path, data=spoilt, skip_nonfinite=2)
     assert [entry.get("skipped", 0) for entry in result.history] == [0, 2, 0]
     steps = Records(tmp_path / "steps.jsonl").read()
@@ -470,7 +470,7 @@ def test_the_best_entry_is_that_of_the_parameters(tmp_path):
 
 
 def test_skipped_steps_in_a_row_are_counted_across_a_stop(tmp_path):
-    spoilt = lambda epoch: batches(epoch, [2, 3, 4])  # noqa: E731
+    spoilt = functools.partial(batches, spoilt=[2, 3, 4])
     with pytest.raises(NonFiniteError, match="at step 5 "):
         run(None, data=spoilt, skip_nonfinite=2)
     stop = At(4, lambda: os.kill(os.getpid(), signal.SIGTERM))
