@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, TypedDict
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.core import eval_jaxpr
 from jax.typing import DTypeLike
 
 from rnnjax.cells import (
@@ -140,8 +140,8 @@ class ForeignCell(Cell):
                 "a cell of Flax's that runs step by step reads arrays, but the inputs are OneHot; "
                 "give jax.nn.one_hot(ids, size)"
             )
-        step = jaxpr_as_fun(ClosedJaxpr(self.jaxpr, params))
-        new, y = jax.tree.unflatten(self.result, step(*jax.tree.leaves((carry, x))))
+        leaves = eval_jaxpr(self.jaxpr, params, *jax.tree.leaves((carry, x)))
+        new, y = jax.tree.unflatten(self.result, leaves)
         return new, y
 
 

@@ -137,7 +137,7 @@ def run(config: Config) -> int:
     drawn = images.draw_scenes(source, "train", config.scenes, 1)["words"]
     sentences, counts = np.unique(drawn, axis=1, return_counts=True)
     found = np.stack([learn(config, source, parts, config.seed + i) for i in range(config.seeds)])
-    ways = {"the most frequent sentence": sentences[None, :, counts.argmax(), None],
+    ways = {"the most frequent sentence": sentences[None, :, np.argmax(counts), None],
             "each word for itself": found[:, 0], "a GRU, word by word": found[:, 1]}  # fmt: skip
     for name, written in ways.items():
         scores = [100 * float(right(words, parts["test"]).mean()) for words in written]

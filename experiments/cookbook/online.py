@@ -121,7 +121,7 @@ def learn(config: Config, kind: str, seed: int) -> list[float]:
     begin = params, adam.init(params), (state, jnp.zeros(config.rows, int))
     _, counts = jax.lax.scan(update, begin, jnp.arange(0, config.steps, stride))
     right, asked = (np.array_split(np.asarray(count), 20) for count in counts)
-    return [float(r.sum() / max(1, a.sum())) for r, a in zip(right, asked, strict=True)]
+    return [float(r.sum() / np.maximum(1, a.sum())) for r, a in zip(right, asked, strict=True)]
 
 
 def run(config: Config) -> int:

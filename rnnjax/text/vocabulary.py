@@ -138,7 +138,7 @@ class Vocabulary:
     @cached_property
     def _ids(self) -> npt.NDArray[np.int32]:
         """The id of each code point up to the largest; the last one is of all others."""
-        ids = np.full(int(self._code_points.max()) + 2, -1, np.int32)
+        ids = np.full(int(np.max(self._code_points)) + 2, -1, np.int32)
         ids[self._code_points] = np.arange(len(self))
         return ids
 
