@@ -15,9 +15,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import eval_jaxpr
+from jax.stages import Traced
 
 from rnnjax.cells.activations import KEPT
-from rnnjax.cells.base import Carry, Params
+from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.engine.layer import Layer, after, inputs_of
 from rnnjax.engine.steps import AtStep
 
@@ -29,6 +31,7 @@ Clean = Callable[[jax.Array], jax.Array]
 """What an array of a step is replaced by, see `Layout.pull`."""
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, eq=False)
 class Layout:
     """Where the derivative of a step finds each array that it needs.
@@ -49,7 +52,7 @@ class Layout:
 
     @classmethod
     def of(
-        cls, pull: Any, params: Params, carry: Carry, projected: jax.Array
+        cls, pull: Any, params: Params, carry: Carry, projected: jax.ShapeDtypeStruct
     ) -> tuple["Layout", list[jax.Array]]:
         """The layout of a derivative ``pull``, and the arrays that are its own."""
         leaves, tree = jax.tree.flatten(pull)
@@ -78,11 +81,6 @@ class Layout:
             written = []
         sizes = tuple(kept[i].shape[-1] for i in written)
         return cls(tree, tuple(places), tuple(written), sizes), kept
-
-    def kept_of(self, pull: Any) -> list[jax.Array]:
-        """The arrays of a derivative ``pull`` of this layout that are its own."""
-        leaves = zip(self.places, jax.tree.leaves(pull), strict=True)
-        return [leaf for (kind, _), leaf in leaves if kind == "kept"]
 
     def split(self, kept: list[jax.Array]) -> Kept:
         """What is kept, in two parts."""
@@ -118,46 +116,29 @@ KeepingStep = Callable[[Carry, jax.Array, AtStep], tuple[Carry, jax.Array, Kept]
 
 def keeping_step_of(layer: Layer) -> KeepingStep:
     """``(carry, projected, at) -> (carry, y, kept)``: all that the backward pass needs."""
-    cell, steps = layer.cell, layer.steps
-    derivative = derivative_of(layer)
+    cell, steps, inputs = layer.cell, layer.steps, inputs_of(layer)
 
     def step(carry: Carry, projected: jax.Array, at: AtStep) -> tuple[Carry, jax.Array, Kept]:
-        (new, y), pull, used = derivative(carry, projected)
-        config: Any = jax.config
-        if config.jax_disable_jit:  # nothing tells what is constant from what is not
-            layout = layout_of(derivative, carry, projected)
-            kept = layout.kept_of(pull)
-        else:
-            layout, kept = Layout.of(pull, used, carry, projected)
+        given = _used(layer), inputs(carry, projected), carry
+        traced = _traced(layer, projected, *given)
+        leaves = eval_jaxpr(traced.jaxpr.jaxpr, traced.jaxpr.consts, *jax.tree.leaves(given))
+        (new, y), kept, layout = jax.tree.unflatten(jax.tree.structure(traced.out_info), leaves)
         new, y = after(cell, steps, at, steps.start, carry, new, y)
         return new, y, layout.split(kept)
 
     return step
 
 
-Derivative = Callable[[Carry, jax.Array], tuple[tuple[Carry, jax.Array], Any, Params]]
+def layout_of(layer: Layer, carry: Carry, projected: jax.Array) -> Layout:
+    """That of a forward step, which is traced for it and not run."""
+    layouts: list[Layout] = []
 
+    def run(carry: Carry, projected: jax.Array) -> None:
+        given = _used(layer), inputs_of(layer)(carry, projected), carry
+        layouts.append(_traced(layer, projected, *given).out_info[2])
 
-def derivative_of(layer: Layer) -> Derivative:
-    """``(carry, projected) -> ((carry, y), pull, params)``, ``pull`` for what `update` is given."""
-    inputs, advance = inputs_of(layer), _keeping_advance(layer)
-
-    def derivative(carry: Carry, projected: jax.Array) -> Any:
-        # Without the kernels of the products outside: `pull` would hold zeros of their size.
-        used = layer.cell.in_update(layer.params)
-        return *jax.vjp(advance, used, inputs(carry, projected), carry), used
-
-    return derivative
-
-
-def _keeping_advance(layer: Layer) -> Callable[..., Any]:
-    """``(params, x, carry) -> (carry, y)``, whose derivative saves what is named, and no more."""
-    # In a scan XLA cannot merge what is computed again with what was computed before.
-    return jax.checkpoint(
-        functools.partial(layer.cell.advance, dtype=layer.plan.products.dtype),
-        prevent_cse=False,
-        policy=jax.checkpoint_policies.save_only_these_names(KEPT),
-    )
+    jax.eval_shape(run, carry, projected)
+    return layouts[0]
 
 
 def belong_to_rows(layer: Layer, carry: Carry, projected: jax.Array) -> list[int | None]:
@@ -165,7 +146,7 @@ def belong_to_rows(layer: Layer, carry: Carry, projected: jax.Array) -> list[int
 
     A shape alone does not tell: a parameter that the update converts is kept as well.
     """
-    used, inputs = layer.cell.in_update(layer.params), inputs_of(layer)
+    inputs = inputs_of(layer)
     given = jax.eval_shape(lambda *given: (inputs(*given), given[0]), carry, projected)
 
     def shapes(more: int) -> list[Any]:
@@ -173,14 +154,8 @@ def belong_to_rows(layer: Layer, carry: Carry, projected: jax.Array) -> list[int
             first = [size + more for size in leaf.shape[:1]]
             return jax.ShapeDtypeStruct((*first, *leaf.shape[1:]), leaf.dtype)
 
-        kept: list[Any] = []
-
-        def run(used: Params, x: Any, carry: Carry) -> None:
-            _, pull = jax.vjp(_keeping_advance(layer), used, x, carry)
-            kept.extend(leaf.shape for leaf in Layout.of(pull, used, carry, projected)[1])
-
-        jax.eval_shape(run, used, *jax.tree.map(grown, given))
-        return kept
+        traced = _traced(layer, grown(projected), _used(layer), *jax.tree.map(grown, given))
+        return [leaf.shape for leaf in traced.out_info[1]]
 
     if projected.ndim == 1:  # there is one row, without an axis
         return [0 for _ in shapes(0)]
@@ -188,16 +163,35 @@ def belong_to_rows(layer: Layer, carry: Carry, projected: jax.Array) -> list[int
     return [next((i for i, (a, b) in enumerate(s) if a != b), None) for s in both]
 
 
-def layout_of(derivative: Derivative, carry: Carry, projected: jax.Array) -> Layout:
-    """That of a forward step, which is traced for it and not run."""
-    layouts: list[Layout] = []
+def _used(layer: Layer) -> Params:
+    """Without the kernels of the products outside: derivatives would hold zeros of their size."""
+    return layer.cell.in_update(layer.params)
 
-    def run(carry: Carry, projected: jax.Array) -> None:
-        _, pull, used = derivative(carry, projected)
-        layouts.append(Layout.of(pull, used, carry, projected)[0])
 
-    jax.eval_shape(run, carry, projected)
-    return layouts[0]
+def _traced(layer: Layer, projected: Any, used: Params, x: Any, carry: Carry) -> Traced:
+    """`_keeping` of these, or of their shapes."""
+    entry = jax.ShapeDtypeStruct(projected.shape, projected.dtype)
+    return _keeping.trace(layer.cell, layer.plan.products.dtype, entry, used, x, carry)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _keeping(
+    cell: Cell, dtype: Any, projected: jax.ShapeDtypeStruct, used: Params, x: Any, carry: Carry
+) -> tuple[tuple[Carry, jax.Array], list[jax.Array], Layout]:
+    """What `update` returns, what its derivative keeps, and where that finds it.
+
+    JAX traces it once for all that are alike: the forward and the backward loop of a layer, other
+    layers and other programs. It was half of the time of tracing a gradient.
+    """
+    # In a scan XLA cannot merge what is computed again with what was computed before.
+    advance = jax.checkpoint(
+        functools.partial(cell.advance, dtype=dtype),
+        prevent_cse=False,
+        policy=jax.checkpoint_policies.save_only_these_names(KEPT),
+    )
+    out, pull = jax.vjp(advance, used, x, carry)
+    layout, kept = Layout.of(pull, used, carry, projected)
+    return out, kept, layout
 
 
 def kept_numbers(layer: Layer, batch: tuple[int, ...]) -> int:

@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from rnnjax.cells.arguments import brief
 from rnnjax.cells.base import Carry, Cell, Params, is_bias
 from rnnjax.cells.products import at_least_float32, product
-from rnnjax.engine.kept import belong_to_rows, derivative_of, keeping_step_of, layout_of
+from rnnjax.engine.kept import belong_to_rows, keeping_step_of, layout_of
 from rnnjax.engine.layer import Layer, after, step_of
 from rnnjax.engine.over_time import (
     Loop,
@@ -204,7 +204,7 @@ def _backward_loop(
     """
     cell, plan, _, params, steps, loop = layer
     used, pair = cell.in_update(params), cell.recurrent is not None and not cell.sums
-    derivative, cuts = derivative_of(layer), bool(jax.tree.leaves(others[3]))
+    cuts = bool(jax.tree.leaves(others[3]))
     rows = row_axes(cell, at_first_step(first))
     belong = belong_to_rows(layer, *at_first_step((others[2], first))) if cuts else []
     leaf = cell.recurrent
@@ -215,7 +215,7 @@ def _backward_loop(
         d_carry, d_so_far = state
         rest, d_y, carry, at = others
         # Traced and not run: the program holds what reads the arrays, not what made them.
-        layout = layout_of(derivative, carry, first)
+        layout = layout_of(layer, carry, first)
         # The derivative of a linear function does not ask where.
         zeros = jax.tree.map(jnp.zeros_like, (steps.start, carry, carry, d_y))
         _, pull = jax.vjp(functools.partial(after, cell, steps, at), *zeros)
