@@ -25,6 +25,7 @@ from rnnjax.engine.pieces import (
     without,
 )
 from rnnjax.engine.primitive import Function
+from rnnjax.engine.rows import ROWS_MEET, rows_meet
 from rnnjax.engine.steps import any_of
 
 
@@ -187,6 +188,8 @@ def why_not_affine(cell: Cell) -> str | None:
     """
     if cell.carry is None:
         return "it declares no carry and update, but a step"
+    if rows_meet(cell):
+        return ROWS_MEET
     if cell.remembers:  # declared, and its update follows from that
         return None
     if cell.recurrent is not None:

@@ -18,6 +18,7 @@ from rnnjax.engine.over_time import cut
 from rnnjax.engine.plan import LayerPlan
 from rnnjax.engine.readout import read_out
 from rnnjax.engine.recurrence import Recurrence
+from rnnjax.engine.rows import ROWS_MEET, rows_meet
 from rnnjax.engine.scan import Scan
 from rnnjax.engine.steps import AtStep, Steps
 from rnnjax.errors import InvalidInputError
@@ -63,9 +64,11 @@ class Fused(Method):
             object.__setattr__(self, "product_dtype", _product_dtype(self.product_dtype))
 
     def refusal(self, cell: Cell) -> str | None:
-        """A cell with a step of its own is refused, and one that counts in its carry."""
+        """A step of its own is refused, one whose rows meet, and a carry that counts."""
         if cell.carry is None:
             return "it declares no carry and update, but a step"
+        if rows_meet(cell):
+            return ROWS_MEET
         kinds = {leaf.dtype.kind for leaf in jax.tree.leaves(jax.eval_shape(cell.initial_carry))}
         return "its carry holds integers or booleans" if kinds & set("biu") else None
 

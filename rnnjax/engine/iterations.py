@@ -14,6 +14,7 @@ from rnnjax.cells.devices import alike_over_devices
 from rnnjax.cells.products import Kernel, product
 from rnnjax.engine.nearness import check_tolerance, relative, tolerance_of
 from rnnjax.engine.pieces import Factors, plus
+from rnnjax.engine.rows import ROWS_MEET, rows_meet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +72,8 @@ def why_not_iterated(cell: Cell) -> str | None:
     """
     if cell.carry is None:
         return "it declares no carry and update, but a step"
+    if rows_meet(cell):
+        return ROWS_MEET
     leaves = jax.tree.leaves(jax.eval_shape(cell.initial_carry))
     if not all(is_floating(leaf.dtype) for leaf in leaves):
         return "its carry does not hold floating-point numbers alone"

@@ -1,0 +1,140 @@
+"""Whether the rows of a batch know nothing of each other in a cell's step."""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rnnjax.cells.base import Carry, Cell, Params
+from rnnjax.engine.apart import computed_apart
+
+ROWS_MEET = "the rows of a batch see each other in its step"
+
+# A number of rows that hardly any other axis has, so that an axis of so many is that of the rows.
+_ROWS = 1009
+
+# What takes each number by itself.
+_POINTWISE = {
+    "abs", "add", "add_any", "and", "atan2", "cbrt", "ceil", "clamp", "complex", "conj",
+    "convert_element_type", "copy", "cos", "cosh", "div", "eq", "erf", "erf_inv", "erfc", "exp",
+    "exp2", "expm1", "floor", "ge", "gt", "imag", "integer_pow", "is_finite", "le", "log",
+    "log1p", "logistic", "lt", "max", "min", "mul", "name", "ne", "neg", "nextafter", "not",
+    "optimization_barrier", "or", "pow", "pvary", "real", "reduce_precision", "rem", "round",
+    "rsqrt", "select_n", "sign", "sin", "sinh", "sqrt", "square", "stop_gradient", "sub", "tan",
+    "tanh", "xor"
+}  # fmt: skip
+# What keeps the rows apart where their axis comes out of it.
+_BY_AXES = {
+    "argmax", "argmin", "broadcast_in_dim", "concatenate", "dot_general", "expand_dims",
+    "reduce_and", "reduce_max", "reduce_min", "reduce_or", "reduce_prod", "reduce_sum", "reshape",
+    "slice", "split", "squeeze", "stack", "transpose"
+}  # fmt: skip
+# What is as its inner program is.
+_CALLS = {
+    "checkpoint", "closed_call", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr",
+    "jit", "pjit", "remat", "remat2"
+}  # fmt: skip
+
+
+@functools.lru_cache(maxsize=1024)
+def rows_meet(cell: Cell) -> bool:
+    """Whether what a row of a batch comes to depends on other rows, as in a norm over the batch.
+
+    Only the plain scan gives a step the rows of that step and no others. Nothing is computed where
+    the operations of a step are of the usual kinds; where it has others, as a sum along an axis or
+    a sorting, three rows are run at once and one by one.
+    """
+    try:
+        with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+            jaxpr = jax.make_jaxpr(functools.partial(_step, cell))(*_shapes(cell, _ROWS))
+        return not _kept_apart(jaxpr.jaxpr) and _differs(cell)
+    except Exception:  # a mistake in it is told where it runs, of the arrays that came
+        return False
+
+
+def _step(cell: Cell, params: Params, xs: jax.Array, carry: Carry) -> Any:
+    met = cell.meet(cell.project(params, xs), cell.recur(params, carry))
+    new, shown = cell.advance(params, met, carry)
+    return new, cell.read(params, shown, xs)
+
+
+def _shapes(cell: Cell, rows: int) -> tuple[Any, Any, Any]:
+    """Of parameters for inputs of one feature, of the inputs of a step and the carry before it."""
+    params = {
+        name: jax.ShapeDtypeStruct(param.shape, jnp.float32)
+        for name, param in cell.parameters(1).items()
+    }
+    batch = rows, *[3] * (len(params["kernel"].shape) - 2)
+    xs = jax.ShapeDtypeStruct((*batch, 1), jnp.float32)
+    return params, xs, jax.eval_shape(lambda: cell.initial_carry(batch))
+
+
+def _kept_apart(jaxpr: Any) -> bool:
+    """Whether each operation is one that leaves each row by itself, and no row has a number."""
+    if any(map(_axes_of_rows, jaxpr.constvars)):
+        return False
+    return all(_leaves_apart(equation) for equation in jaxpr.eqns)
+
+
+def _leaves_apart(equation: Any) -> bool:
+    name = equation.primitive.name
+    came = [_axes_of_rows(variable) for variable in equation.invars]
+    left = [_axes_of_rows(variable) for variable in equation.outvars]
+    if not any(came) and not any(left):
+        return True
+    if name in _CALLS:
+        inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+        inner = getattr(inner, "jaxpr", inner)
+        return inner is not None and _kept_apart(inner)
+    if name in _POINTWISE:
+        return max(came) == 1
+    if not any(came):
+        return name == "broadcast_in_dim"
+    if name == "conv_general_dilated":
+        batch = equation.params["dimension_numbers"].lhs_spec[0]
+        return came == [1, 0] and equation.invars[0].aval.shape[batch] == _ROWS
+    if name == "reshape" and _stands_behind(equation.invars[0]) != _stands_behind(
+        equation.outvars[0]
+    ):
+        return False
+    return name in _BY_AXES and max(came) == 1 and all(axes == 1 for axes in left)
+
+
+def _axes_of_rows(variable: Any) -> int:
+    return sum(size == _ROWS for size in variable.aval.shape)
+
+
+def _stands_behind(variable: Any) -> int | None:
+    """How many numbers the axes before that of the rows make."""
+    shape = variable.aval.shape
+    return math.prod(shape[: shape.index(_ROWS)]) if _ROWS in shape else None
+
+
+def _differs(cell: Cell) -> bool:
+    """Whether three rows come to something else at once than each by itself."""
+    shapes = _shapes(cell, 3)
+    rng = np.random.default_rng(0)
+    params, xs, carry = jax.tree.map(
+        lambda leaf: (0.5 * rng.normal(size=leaf.shape)).astype(leaf.dtype), shapes
+    )
+
+    def row(params: Params, xs: jax.Array, carry: Carry) -> Any:
+        one = _step(cell, params, xs[None], jax.tree.map(lambda leaf: leaf[None], carry))
+        return jax.tree.map(lambda leaf: leaf[0], one)
+
+    def both(params: Params, xs: jax.Array, carry: Carry) -> Any:
+        alone = jax.vmap(functools.partial(row, params))(xs, carry)
+        return _step(cell, params, xs, carry), alone
+
+    for one, other in zip(
+        *map(jax.tree.leaves, computed_apart(both, params, xs, carry)), strict=True
+    ):
+        near = 1e-4 if one.dtype.itemsize >= 4 else 0.1
+        if not np.allclose(
+            one.astype(complex), other.astype(complex), rtol=near, atol=near, equal_nan=True
+        ):
+            return True
+    return False
