@@ -53,7 +53,11 @@ class Packed(NamedTuple):
         """The entries of ``ys (row_length, rows, ...)`` at the last step of each sequence.
 
         For forward runs these are the outputs of the whole of each: ``(sequences, ...)``.
+
+        Raises:
+            InvalidInputError: ``ys`` has another number of steps or rows.
         """
+        _check_laid_out(self, ys)
         return ys[self.starts + self.lengths - 1, self.rows]
 
 
@@ -129,15 +133,20 @@ def unpack(packed: Packed, ys: Any) -> list[Any]:
             "unpack needs to know the lengths, which are traced inside of jit; call it outside, or "
             "use packed.mask or packed.last"
         )
+    _check_laid_out(packed, ys)
+    return [
+        ys[start : start + length, row]
+        for row, start, length in zip(packed.rows, packed.starts, packed.lengths, strict=True)
+    ]
+
+
+def _check_laid_out(packed: Packed, ys: Any) -> None:
+    """Raise unless ``ys`` have the steps and rows of the packed sequences."""
     if ys.shape[:2] != packed.resets.shape:
         raise InvalidInputError(
             f"ys must be (row_length, rows, ...) with {packed.resets.shape}, but has {ys.shape}; "
             "time comes first"
         )
-    return [
-        ys[start : start + length, row]
-        for row, start, length in zip(packed.rows, packed.starts, packed.lengths, strict=True)
-    ]
 
 
 class Padded(NamedTuple):

@@ -73,6 +73,7 @@ class MatrixCell(rnnjax.GRUCell):
         lambda: rnnjax.pool(jnp.ones((3, 2, 1)), "max", jnp.ones((2, 3), bool)),
         lambda: rnnjax.pool(jnp.ones((3, 2, 1)), "max", jnp.ones((3, 2))),
         lambda: rnnjax.valid_steps(jnp.ones(3), 4),
+        lambda: rnnjax.valid_steps(4, jnp.ones(3, int)),
         lambda: rnnjax.attend(*[jnp.ones((3, 2, 4))] * 3, valid=jnp.ones((2, 3), bool)),
         lambda: rnnjax.Bridge(MatrixCell(3), rnnjax.GRUCell(3)),
     ],
@@ -226,6 +227,20 @@ def test_a_restart_is_of_rows_by_booleans(where, message):
         jax.eval_shape(
             lambda: rnnjax.restart(cell, cell.init(KEY, 2), cell.initial_carry((4,)), where)
         )
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (rnnjax.LSTMCell(3), r"shaped like GRUCarry\(hidden\), but is LSTMCarry"),
+        # Of one unit, which would be broadcast.
+        (rnnjax.GRUCell(1), r"\.hidden must have shape \(4, 3\), .* but has \(4, 1\)"),
+    ],
+)
+def test_a_restart_is_of_the_cells_own_carry(other, message):
+    cell = rnnjax.GRUCell(3)
+    with pytest.raises(InvalidInputError, match=f"^carry.*{message}"):
+        rnnjax.restart(cell, cell.init(KEY, 2), other.initial_carry((4,)), np.ones(4, bool))
 
 
 @pytest.mark.parametrize(

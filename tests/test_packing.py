@@ -1,5 +1,6 @@
 """Packing: nothing is lost or mixed up, and packed runs are those of each sequence alone."""
 
+import functools
 from typing import Any
 
 import hypothesis
@@ -133,8 +134,11 @@ def test_bad_targets_and_outputs() -> None:
         packed.lay(vectors([3, 2]))
     with pytest.raises(InvalidInputError, match="at least one sequence"):
         packed.lay([])
-    with pytest.raises(InvalidInputError, match=r"\(4, 2\), but has \(2, 4, 5\).*time comes first"):
-        unpack(packed, np.zeros((2, 4, 5)))
+    for read in (functools.partial(unpack, packed), packed.last):
+        with pytest.raises(
+            InvalidInputError, match=r"\(4, 2\), but has \(2, 4, 5\).*time comes first"
+        ):
+            read(np.zeros((2, 4, 5)))
 
 
 # ---- runs

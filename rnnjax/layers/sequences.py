@@ -4,7 +4,9 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.export import is_symbolic_dim
 
+from rnnjax.cells.arguments import brief, check_carry, is_integer
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.errors import InvalidInputError
 
@@ -21,6 +23,9 @@ def valid_steps(lengths: jax.Array, num_steps: int) -> jax.Array:
     Returns:
         booleans ``(num_steps, *batch)``.
 
+    Raises:
+        InvalidInputError: ``lengths`` are no integers, or ``num_steps`` is none.
+
     >>> valid_steps(jnp.array([3, 1]), 4).astype(int).T.tolist()
     [[1, 1, 1, 0], [1, 0, 0, 0]]
     """
@@ -29,6 +34,11 @@ def valid_steps(lengths: jax.Array, num_steps: int) -> jax.Array:
         raise InvalidInputError(
             f"lengths must be integers (*batch,), the valid steps of each row, but are "
             f"{lengths.dtype}; booleans for each step are a mask already"
+        )
+    if not (is_integer(num_steps) or is_symbolic_dim(num_steps)):
+        raise InvalidInputError(
+            f"num_steps must be an integer, the steps of the padded sequences, but is "
+            f"{brief(num_steps)}; write valid_steps(lengths, len(xs))"
         )
     return jnp.arange(num_steps).reshape(-1, *[1] * lengths.ndim) < lengths
 
@@ -84,7 +94,8 @@ def restart(cell: Cell, params: Params, carry: Carry, where: jax.Array) -> Carry
         where: booleans ``(*batch,)``, True where a new sequence begins.
 
     Raises:
-        InvalidInputError: ``where`` are no booleans, or not those of the batch.
+        InvalidInputError: ``where`` are no booleans, or not those of the batch; or the carry is
+            another cell's.
 
     >>> import rnnjax
     >>> cell = rnnjax.GRUCell(2)
@@ -99,14 +110,17 @@ def restart(cell: Cell, params: Params, carry: Carry, where: jax.Array) -> Carry
             f"where must be booleans, one for each row, but are {where.dtype}; write "
             "where.astype(bool), or for the row i jnp.arange(batch) == i"
         )
-    alone = jax.tree.leaves(jax.eval_shape(cell.initial_carry))
-    leaves = zip(jax.tree.leaves(carry), alone, strict=True)
-    batch = {leaf.shape[: leaf.ndim - one.ndim] for leaf, one in leaves}
-    if batch != {where.shape}:
-        raise InvalidInputError(
-            f"where must have the shape of the batch, {', '.join(map(str, sorted(batch)))}, with "
-            f"which the carry begins, but has {where.shape}; give one for each row"
-        )
+    alone = jax.eval_shape(cell.initial_carry)
+    wanted: Any = jax.tree.structure(alone)
+    if wanted == jax.tree.structure(carry):
+        leaves = zip(jax.tree.leaves(carry), jax.tree.leaves(alone), strict=True)
+        batch = {leaf.shape[: leaf.ndim - one.ndim] for leaf, one in leaves}
+        if batch != {where.shape}:
+            raise InvalidInputError(
+                f"where must have the shape of the batch, {', '.join(map(str, sorted(batch)))}, "
+                f"with which the carry begins, but has {where.shape}; give one for each row"
+            )
+    check_carry("carry", cell, carry, where.shape)
 
     def begin(new: jax.Array, old: jax.Array) -> jax.Array:
         return jnp.where(where.reshape(*where.shape, *[1] * (old.ndim - where.ndim)), new, old)
