@@ -492,6 +492,41 @@ def test_a_role_is_one_of_those_there_are() -> None:
         rnnjax.unroll(cell, cell.init(KEY, FEATURES), XS)
 
 
+@pytest.mark.parametrize(
+    ("declared", "message"),
+    [
+        ({"carry": dict}, "carry of Odd must be the class of a NamedTuple, .* is the class dict;"),
+        ({"carry": Voltage(0, 0)}, r"carry of Odd must be the class .* is Voltage\(v, s\);"),
+        ({"gates": "x"}, "gates of Odd must be a tuple of names, but is 'x';"),
+        ({"gates": 2}, "gates of Odd must be a tuple of names, but is 2;"),
+    ],
+)
+def test_a_class_declares_what_it_must(declared: Any, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=f"^{message}"):
+        type("Odd", (Firing,), declared)
+
+
+FOUR: Any = 4
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"decay": (4,)}, r"decay of Odd\(4\) must be a rnnjax\.Param .* but is \(4,\);"),
+        ({"decay": rnnjax.Param(FOUR)}, r"decay of Odd\(4\) must be a rnnjax\.Param .* a tuple"),
+        ({"kernel": None}, r"parameters of Odd\(4\) must have a kernel, .* but are "),
+    ],
+)
+def test_a_parameter_is_declared_as_one(parameters: Any, message: str) -> None:
+    def declared(self: Any, input_size: int) -> Any:
+        given = Firing.parameters(self, input_size) | parameters
+        return {name: param for name, param in given.items() if param is not None}
+
+    cell: Any = type("Odd", (Firing,), {"parameters": declared})(4)
+    with pytest.raises(InvalidInputError, match=f"^{message}"):
+        cell.init(KEY, FEATURES)
+
+
 @pytest.mark.parametrize("method", [Scan(), Fused()], ids=str)
 def test_no_operand_has_eight_bits(method: Any) -> None:
     cell, params, xs, carry, *_ = arguments("lstm").values()

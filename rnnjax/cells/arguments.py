@@ -237,8 +237,13 @@ def drawn(cell: Any, name: str, param: Any, key: jax.Array, dtype: Any) -> jax.A
 
     Raises:
         InvalidInputError: the initialiser cannot draw an array of that shape, as most that scale by
-            the sizes of two axes cannot draw a bias.
+            the sizes of two axes cannot draw a bias; or it is declared by something else.
     """
+    if not isinstance(getattr(param, "shape", None), tuple):
+        raise InvalidInputError(
+            f"{name} of {brief(cell)} must be a rnnjax.Param with a tuple for its shape, but is "
+            f"{param!r}; write Param((size,), 'ones')"
+        )
     try:
         array = get_initializer(param.init)(key, param.shape, dtype)
         reason = f"it returned {brief(array)}"
@@ -441,7 +446,9 @@ def _types(tree: Any) -> str:
 
 def _shapes(tree: Any) -> str:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return ", ".join(f"{jax.tree_util.keystr(path)} {jnp.shape(leaf)}" for path, leaf in leaves)
+    return ", ".join(
+        f"{jax.tree_util.keystr(path)} {jnp.shape(leaf)}".strip() for path, leaf in leaves
+    )
 
 
 @contextlib.contextmanager

@@ -167,6 +167,19 @@ class Cell(abc.ABC):
                 f"parameters, so that no way of running it would see them; change those, or "
                 "write a cell on rnnjax.Cell without a carry declared"
             )
+        if cls.carry is not None and not (
+            isinstance(cls.carry, type) and hasattr(cls.carry, "_make")
+        ):
+            raise InvalidInputError(
+                f"carry of {cls.__name__} must be the class of a NamedTuple, as "
+                f"rnnjax.SimpleRNNCarry, but is {brief(cls.carry)}; write one with a field for "
+                "each array of the state"
+            )
+        if not (isinstance(cls.gates, tuple | list) or hasattr(cls.gates, "__get__")):
+            raise InvalidInputError(
+                f"gates of {cls.__name__} must be a tuple of names, but is {brief(cls.gates)}; "
+                "write gates = ('i', 'f', 'o'), and of one gate ('f',) with the comma"
+            )
         if cls.readout is not Cell.readout and cls.output is not None:
             raise InvalidInputError(
                 f"{cls.__name__} writes a readout, but its output is {cls.output!r}; set output = "
@@ -307,6 +320,12 @@ class Cell(abc.ABC):
         check_init(key, input_size)
         # In float32 at least, which orthogonal needs.
         wide = at_least_float32(self.param_dtype)
+        params = self.parameters(input_size)
+        if "kernel" not in params:
+            raise InvalidInputError(
+                f"parameters of {brief(self)} must have a kernel, which the inputs are multiplied "
+                f"with, but are {', '.join(params) or 'none'}; add yours to super().parameters"
+            )
         first = "kernel", "recurrent_kernel", "bias"
         keys = dict(zip(first, jax.random.split(key, 3), strict=True))
         return {
@@ -317,7 +336,7 @@ class Cell(abc.ABC):
                 keys[name] if name in keys else jax.random.fold_in(key, i),
                 wide,
             ).astype(self.param_dtype)
-            for i, (name, param) in enumerate(self.parameters(input_size).items())
+            for i, (name, param) in enumerate(params.items())
         }
 
     def initial_carry(
