@@ -113,7 +113,7 @@ class Sampling:
                 "a repetition_penalty needs the last characters, but recent was left out; pass "
                 "their ids (n, *batch)"
             )
-        recent = None if recent is None else _as_int32(recent)
+        recent = None if recent is None else _as_int32("recent", recent)
         return _drawn_from(self.form, self.numbers, logits, recent)
 
     @property
@@ -244,12 +244,12 @@ def begin(
     history: npt.ArrayLike | None,
 ) -> State:
     """Where the drawing stands before the first character."""
-    tokens = _as_int32(tokens)
+    tokens = _as_int32("tokens", tokens)
     keys, window = _row_keys(key, tokens.shape), sampling.form.window
     if history is None:
         known = tokens[None]
     else:
-        known = _as_int32(history)
+        known = _as_int32("history", history)
         if known.ndim == 0 or known.shape[1:] != tokens.shape:
             raise InvalidInputError(
                 f"history must be (n, *batch) with the batch {tokens.shape} of tokens, but its "
@@ -263,12 +263,22 @@ def begin(
     return State(carry, tokens, keys, np.int32(0), np.zeros((0, *tokens.shape), np.int32))
 
 
-def _as_int32(ids: npt.ArrayLike) -> Any:
+def _as_int32(name: str, ids: npt.ArrayLike) -> Any:
     """By NumPy unless JAX has them: it would compile each operation, for each length of a text."""
-    return jnp.asarray(ids, jnp.int32) if isinstance(ids, jax.Array) else np.asarray(ids, np.int32)
+    array = ids if isinstance(ids, jax.Array) else np.asarray(ids)
+    if array.size and not jnp.issubdtype(array.dtype, jnp.integer):
+        raise InvalidInputError(
+            f"{name} must be integers, the ids of characters, but are {array.dtype}; encode a text "
+            "by Vocabulary.encode"
+        )
+    return array.astype(np.int32)
 
 
 def _row_keys(key: jax.Array, batch: tuple[int, ...]) -> jax.Array:
+    if not hasattr(key, "dtype"):
+        raise InvalidInputError(
+            f"key must be a JAX random key such as jax.random.key(0), but is {key!r}; pass one"
+        )
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
     if key.shape == batch:
@@ -357,9 +367,9 @@ def _keep_largest(logits: jax.Array, enough: Callable[[jax.Array], jax.Array]) -
 
 def check_length(name: str, length: int) -> None:
     """Raise unless at least one character is to be drawn."""
-    if length < 1:
+    if isinstance(length, bool) or not isinstance(length, int | np.integer) or length < 1:
         raise InvalidInputError(
-            f"{name} must be at least 1 character, but is {length}; ask for 1 or more"
+            f"{name} must be at least 1 character, but is {length!r}; ask for 1 or more"
         )
 
 

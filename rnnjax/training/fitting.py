@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import inspect
 import math
 import os
 import time
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rnnjax.cells.arguments import is_integer
+from rnnjax.cells.arguments import check_instance, is_integer
 from rnnjax.errors import CheckpointError, InvalidInputError, NonFiniteError
 from rnnjax.training.checkpoints import Checkpoints
 from rnnjax.training.files import Records, as_json, locked, write_json
@@ -159,9 +160,12 @@ def fit(
             f"patience {patience} waits for a better validation loss, but there is no evaluate to "
             "measure it; give one, or leave patience out"
         )
+    _check_takes(loss_fn, ("params", "batch", "key") if carry is None else _WITH_CARRY)
     if sharding == "cores":
         # Only batches that say which rows they have, as `Minibatches` do, can be divided.
         sharding = batches.over_cores(params) if hasattr(batches, "over_cores") else None
+    elif sharding is not None:
+        check_instance("sharding", sharding, Sharding, 'a Sharding, "cores", or None')
     if carry is None:
         loss_fn, carry = functools.partial(_without_carry, loss_fn), ()
     train_steps = make_train_steps(loss_fn, optimizer, sharding, skip_nonfinite=skip_nonfinite > 0)
@@ -470,6 +474,23 @@ def _without_carry(loss_fn: Any, params: Any, carry: Any, batch: Any, key: jax.A
             "metrics give fit a carry, perhaps ()"
         )
     return loss, (carry, {})
+
+
+_WITH_CARRY = "params", "carry", "batch", "key"
+
+
+def _check_takes(loss_fn: Any, names: tuple[str, ...]) -> None:
+    """Raise unless a loss function can be called with as many arguments."""
+    try:
+        inspect.signature(loss_fn).bind(*names)
+    except TypeError as error:
+        with_or_without = "with a carry" if names == _WITH_CARRY else "without a carry"
+        raise InvalidInputError(
+            f"loss_fn of a fit {with_or_without} must take ({', '.join(names)}), but: {error}; "
+            "give fit the carry with which an epoch begins if loss_fn takes one, and else none"
+        ) from error
+    except ValueError:  # of a callable that does not say
+        return
 
 
 def _length(data: Any) -> int:

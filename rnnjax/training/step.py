@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from rnnjax.cells.arguments import brief
 from rnnjax.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -116,6 +117,11 @@ def make_train_steps(
     >>> int(state.step), float(state.params)
     (3, 0.875)
     """
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise InvalidInputError(
+            f"optimizer must be one of optax, as optax.adam(1e-3), but is {brief(optimizer)}; "
+            "call it with its learning rate"
+        )
 
     def checked(params: Any, carry: Any, batch: Any, key: jax.Array) -> Any:
         returned = loss_fn(params, carry, batch, key)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rnnjax.cells.arguments import is_integer
+from rnnjax.cells.arguments import brief, check_instance, is_integer
 from rnnjax.errors import InvalidInputError
 from rnnjax.training.step import LossFunction
 
@@ -137,12 +137,18 @@ def truncated_loss(run: RunPiece, losses: Callable[[Any, Any], jax.Array]) -> Lo
     """
 
     def loss_fn(params: Any, carry: Any, batch: Window, key: jax.Array) -> Any:
+        check_instance("batches", batch, Window, "a Window, as windows(inputs, targets, k1=20)")
         steps = batch.counted.shape[0]
         k1 = steps if batch.k1 is None else batch.k1
-        carry, outputs = run(params, carry, _part(batch.inputs, 0, k1), key)
+        if not (is_integer(k1) and 1 <= k1 <= steps):
+            raise InvalidInputError(
+                f"k1 of a Window must be a number of steps from 1 to its {steps}, but is {k1!r}; "
+                "leave it out where the next window begins at its end"
+            )
+        carry, outputs = _ran(run, params, carry, _part(batch.inputs, 0, k1), key)
         if k1 < steps:
             again = jax.random.fold_in(key, 1)
-            _, rest = run(params, carry, _part(batch.inputs, k1, steps), again)
+            _, rest = _ran(run, params, carry, _part(batch.inputs, k1, steps), again)
             outputs = jax.tree.map(lambda *parts: jnp.concatenate(parts), outputs, rest)
         # What does not count may be anything, NaN too: it must not reach the gradient.
         targets = jax.tree.map(
@@ -158,6 +164,19 @@ def truncated_loss(run: RunPiece, losses: Callable[[Any, Any], jax.Array]) -> Lo
         return counted.sum() / jnp.maximum(batch.counted.sum(), 1), (carry, {})
 
     return loss_fn
+
+
+def _ran(run: RunPiece, params: Any, carry: Any, inputs: Any, key: jax.Array) -> tuple[Any, Any]:
+    returned = run(params, carry, inputs, key)
+    wanted: Any = jax.tree.structure(carry)
+    pair = isinstance(returned, tuple) and len(returned) == 2
+    if not pair or wanted != jax.tree.structure(returned[0]):
+        came = f"{brief(returned[0])} first" if pair else brief(returned)
+        raise InvalidInputError(
+            f"run must return (carry, outputs), the carry like the one that it was given, "
+            f"{brief(carry)}, but returned {came}; return them as unroll does"
+        )
+    return returned
 
 
 def _expanded(counted: jax.Array, leaf: jax.Array) -> jax.Array:

@@ -419,7 +419,10 @@ def test_calls_refuse_what_does_not_fit():
         (sample, {"length": 0}, "length must be at least 1"),
         (sample, {"temperature": 1.0, "sampling": Sampling()}, "leave one out"),
         (sample, {"key": jax.random.split(key, 2)}, r"one for each row, \(3,\)"),
-        (sample, {"history": jnp.zeros((5, 2))}, r"history must be \(n, \*batch\)"),
+        (sample, {"length": 2.5}, "length must be at least 1 character, but is 2.5"),
+        (sample, {"key": 3}, "key must be a JAX random key"),
+        (sample, {"history": [[0.5, 0, 1]]}, "history must be integers, .* but are float64"),
+        (sample, {"history": jnp.zeros((5, 2), int)}, r"history must be \(n, \*batch\)"),
         (stream, {"length": -1}, "length must be at least 1"),
         (stream, {"chunk": 0}, "chunk must be at least 1"),
         (stream, {"stops": [[]]}, "at least one character"),
@@ -427,6 +430,9 @@ def test_calls_refuse_what_does_not_fit():
     ]:
         with pytest.raises(InvalidInputError, match=message):
             call(fixed, LOGITS, (), tokens, **{**given, **changed})
+    for first in (jnp.zeros(3), "t"):
+        with pytest.raises(InvalidInputError, match="tokens must be integers, the ids of"):
+            sample(fixed, LOGITS, (), first, **given)
     with pytest.raises(InvalidInputError, match=r"must be \(batch,\)"):
         stream(fixed, LOGITS, (), jnp.int32(0), **given)
     with pytest.raises(InvalidInputError, match="recent was left out"):

@@ -535,6 +535,10 @@ def test_keys_of_any_kind_come_back(tmp_path, impl):
          r"given, \['float32\[2\]'\], but returned \('float32\[2\]',\)"),
         ({"loss_fn": lambda p, c, b, k: (p.sum(), ((), {"loss": 1})), "carry": ()}, "rename them"),
         ({"loss_fn": lambda p, c, b, k: (p.sum(), ((), {"step": 1})), "carry": ()}, "rename them"),
+        ({"loss_fn": lambda p, c, b, k: p.sum()}, r"\(params, batch, key\), but: missing a req"),
+        ({"carry": ()}, r"must take \(params, carry, batch, key\), but: too many positional"),
+        ({"sharding": "gpu"}, "sharding must be a Sharding, .* but is 'gpu'"),
+        ({"optimizer": optax.sgd}, "optimizer must be one of optax, .* but is a function"),
         ({"batches": [np.ones(2), np.ones(2)]}, "a list came; stack"),
         ({"evaluate": lambda p: {"validation_loss": None}}, "must return numbers"),
         ({"evaluate": lambda p: {"validation_loss": 1, "loss": 2}}, "which fit measures"),
@@ -544,10 +548,11 @@ def test_keys_of_any_kind_come_back(tmp_path, impl):
 )  # fmt: skip
 def test_what_a_program_gets_wrong_is_one_sentence(tmp_path, change, message):
     given = {"loss_fn": lambda p, b, k: p.sum(), "batches": np.ones((2, 2), np.float32),
-             "key": jax.random.key(0), "run_dir": tmp_path / "run", **change}  # fmt: skip
-    loss, data = given.pop("loss_fn"), given.pop("batches")
+             "optimizer": optax.sgd(0.1), "key": jax.random.key(0), "run_dir": tmp_path / "run",
+             **change}  # fmt: skip
+    loss, optimizer, data = (given.pop(name) for name in ("loss_fn", "optimizer", "batches"))
     with pytest.raises(InvalidInputError, match=message):
-        fit(loss, jnp.ones(2), optax.sgd(0.1), data, 1, progress=Silent(), **given)
+        fit(loss, jnp.ones(2), optimizer, data, 1, progress=Silent(), **given)
 
 
 @pytest.mark.parametrize(

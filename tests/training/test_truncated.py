@@ -207,6 +207,37 @@ def test_losses_of_another_shape_are_refused(streams: Any) -> None:
         jax.eval_shape(loss_fn, state.params, state.carry, window, state.key)
 
 
+@pytest.mark.parametrize("k1", [0, TIME + 1, 2.0])
+def test_a_window_begins_the_next_within_itself(k1: Any, streams: Any) -> None:
+    inputs, targets = streams
+    window = Window(inputs, targets, jnp.ones((TIME, ROWS), bool), k1)
+    state = new_state(sgd(0.1))
+    loss_fn = truncated_loss(run, lambda ys, targets: jnp.square(ys - targets).sum(-1))
+    message = f"^k1 of a Window must be a number of steps from 1 to its 14, but is {k1};"
+    with pytest.raises(InvalidInputError, match=message):
+        jax.eval_shape(loss_fn, state.params, state.carry, window, state.key)
+
+
+def test_what_does_not_fit_a_truncated_loss_is_said(streams: Any) -> None:
+    window = Window(*streams, jnp.ones((TIME, ROWS), bool))
+    state = new_state(sgd(0.1))
+
+    def exchanged(*args: Any) -> Any:
+        return run(*args)[::-1]
+
+    for function, batch, message in [
+        (run, streams, "^batches must be a Window, .* but is a tuple of 2"),
+        (
+            exchanged,
+            window,
+            r"^run must return \(carry, outputs\), .* returned float32 .* first;",
+        ),
+    ]:
+        loss_fn = truncated_loss(function, lambda ys, targets: jnp.square(ys - targets).sum(-1))
+        with pytest.raises(InvalidInputError, match=message):
+            jax.eval_shape(loss_fn, state.params, state.carry, batch, state.key)
+
+
 # ---- resuming
 
 
