@@ -167,6 +167,7 @@ def truncated_loss(run: RunPiece, losses: Callable[[Any, Any], jax.Array]) -> Lo
 
 
 def _ran(run: RunPiece, params: Any, carry: Any, inputs: Any, key: jax.Array) -> tuple[Any, Any]:
+    """A piece, of which is asked that it returns its pair in the right order."""
     returned = run(params, carry, inputs, key)
     wanted: Any = jax.tree.structure(carry)
     pair = isinstance(returned, tuple) and len(returned) == 2
