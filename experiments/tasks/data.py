@@ -1,7 +1,8 @@
 """Sequences that are drawn, and what is to be said of them, where.
 
 Each function takes a random generator, the shortest and the longest length and the rows: symbols
-``(time, rows)``, or vectors ``(time, rows, 2)``; targets; and the places that count.
+``(time, rows)``, or vectors ``(time, rows, features)``; the answers to the last ``steps``, or to
+all, ``(steps, rows)``; and which of them count.
 """
 
 from typing import Any
@@ -63,7 +64,7 @@ def selective_copying(rng: Any, shortest: int, longest: int, rows: int) -> Drawn
     symbols = np.full((longest, rows), blank)
     np.put_along_axis(symbols, at, letters, axis=0)
     symbols[free:] = blank + 1  # now
-    return symbols, *_said_last(letters, longest)
+    return symbols, *_said_last(letters)
 
 
 def copying(rng: Any, shortest: int, longest: int, rows: int) -> Drawn:
@@ -71,12 +72,11 @@ def copying(rng: Any, shortest: int, longest: int, rows: int) -> Drawn:
     letters = rng.integers(0, LETTERS, (10, rows))
     symbols = np.full((longest, rows), LETTERS)
     symbols[:10], symbols[-11] = letters, LETTERS + 1
-    return symbols, *_said_last(letters, longest)
+    return symbols, *_said_last(letters)
 
 
-def _said_last(letters: np.ndarray, longest: int) -> tuple[np.ndarray, np.ndarray]:
-    before = ((longest - len(letters), 0), (0, 0))
-    return np.pad(letters, before), np.pad(np.ones(letters.shape, bool), before)
+def _said_last(answers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return answers, np.ones(answers.shape, bool)
 
 
 def recall(rng: Any, shortest: int, longest: int, rows: int) -> Drawn:
@@ -86,10 +86,20 @@ def recall(rng: Any, shortest: int, longest: int, rows: int) -> Drawn:
     order = np.argsort(rng.random((PAIRS, rows)), axis=0)
     pairs = np.stack([keys, 2 * PAIRS + values], axis=1).reshape(-1, rows)
     asked, answers = (np.take_along_axis(of, order, axis=0) for of in (keys, values))
-    return np.concatenate([pairs, asked]), *_said_last(answers, 3 * PAIRS)
+    return np.concatenate([pairs, asked]), *_said_last(answers)
 
 
 def adding(rng: Any, shortest: int, longest: int, rows: int) -> Drawn:
     """The sum of two marked numbers from 0 to 1."""
     xs, sums = data.sums(rng, longest, rows)
-    return xs, *_said_last(sums[None], longest)
+    return xs, *_said_last(sums[None])
+
+
+def pixels(
+    images: np.ndarray, digits: np.ndarray, rng: Any, shortest: int, longest: int, rows: int
+) -> Drawn:
+    """Which digit an image shows whose pixels come one by one; in a try every so many of them."""
+    chosen = rng.permutation(len(images))[:rows]
+    at = np.linspace(0, images[0].size - 1, longest).round().astype(int)
+    xs = images[chosen].reshape(len(chosen), -1)[:, at].T[..., None] / np.float32(255)
+    return xs, *_said_last(digits[None, chosen].astype(int))
