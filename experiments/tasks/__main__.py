@@ -283,9 +283,9 @@ def run(config: Config) -> int:
                 f"{name}: {kind} {told} after {epochs} epochs, {seconds:.0f} s of a core",
                 flush=True,
             )
-        for known, score in PUBLISHED.items():
-            if known.startswith(f"{name}: "):
-                report.add(known, *score)
+        for row, published in PUBLISHED.items():
+            if row.startswith(f"{name}: "):
+                report.add(row, *published)
     if by_length:
         plots.curves(folder / "parity.png", by_length, x="length - 41", y="right answers")
     print(f"\n{table(scores)}")
