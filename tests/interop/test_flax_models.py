@@ -126,7 +126,6 @@ def test_sequentials_are_read_whole() -> None:
             nn.Dropout(0.3, deterministic=True),
             nn.Sequential([nn.RNN(nn.OptimizedLSTMCell(4)), nn.Dense(2)]),
             nn.softmax,
-            lambda xs: 2 * xs,
         ]
     )
     variables = init(module, IDS)
@@ -137,7 +136,6 @@ def test_sequentials_are_read_whole() -> None:
         "Dropout",
         "Recurrent",
         "Dense",
-        "Activation",
         "Activation",
     ]
     assert_same_outputs(model, IDS, applied(module, variables, IDS))
@@ -163,6 +161,48 @@ def test_sequentials_are_read_whole() -> None:
     ]
     assert_same_outputs(model, IDS, called(graph, IDS))
     assert_same_bits(to_params(model), nnx.to_pure_dict(nnx.state(graph, nnx.Param)))
+
+
+@pytest.mark.parametrize(
+    ("steps", "time_major"),
+    [
+        ([nn.RNN(nn.GRUCell(4)), lambda ys: ys[:, -1], nn.Dense(2)], False),
+        ([nn.RNN(nn.GRUCell(4), time_major=True), lambda ys: ys[-1], nn.Dense(2)], True),
+        ([nn.RNN(nn.GRUCell(1)), lambda ys: ys[..., 0]], False),
+        ([lambda xs: xs[:, 1:] - xs[:, :-1], nn.RNN(nn.SimpleCell(4)), jnp.sin], False),
+    ],
+    ids=["last", "time-major", "squeezed", "differences"],
+)
+def test_a_function_sees_the_axes_as_flax_has_them(steps: list[Any], time_major: bool) -> None:
+    module = nn.Sequential(steps)
+    variables = init(module)
+    model = from_module(module, variables)
+    xs = INPUTS if time_major else np.swapaxes(INPUTS, 0, 1)
+    _, ys = jax.jit(model.apply)(model.params, xs)
+    expected = applied(module, variables, INPUTS)
+    last = expected.shape == (2, 2) or time_major
+    np.testing.assert_allclose(ys if last else np.swapaxes(ys, 0, 1), expected, atol=1e-6)
+
+
+def test_a_function_of_ids() -> None:
+    module = nn.Sequential([lambda ids: nn.one_hot(ids, 9), nn.RNN(nn.GRUCell(4))])
+    variables = init(module, IDS)
+    assert_same_outputs(from_module(module, variables), IDS, applied(module, variables, IDS))
+
+
+@pytest.mark.parametrize(
+    ("function", "options", "match"),
+    [
+        (lambda ys: ys[:, -1], {"lengths": np.array([5, 3])}, "leave the mask and the lengths out"),
+        (lambda ys: ys + np.ones((5, 1)), {}, "takes none of 11 steps"),
+    ],
+    ids=["lengths", "one-length"],
+)
+def test_what_a_function_cannot_be_told(function: Any, options: dict[str, Any], match: str) -> None:
+    module = nn.Sequential([nn.RNN(nn.GRUCell(4)), function])
+    model = from_module(module, init(module))
+    with pytest.raises(InvalidInputError, match=match):
+        jax.eval_shape(lambda: model(np.swapaxes(INPUTS, 0, 1), **options))
 
 
 def test_states_dicts_and_modules_of_nnx_are_one() -> None:

@@ -112,7 +112,8 @@ def from_module(module: Any, variables: Any = None, *, name: str = "rnn") -> Mod
     """The model of a module of Flax's, with its activation functions, flags and order.
 
     ``Dense``, ``Linear`` and ``Embed`` compute in the types of their parameters and inputs here,
-    whatever ``dtype`` they were told; cells keep theirs.
+    whatever ``dtype`` they were told; cells keep theirs. A function among them is given the axes
+    that Flax would give it, and what it returns without a time, as ``xs[:, -1]``, stays without.
 
     Args:
         module: an ``RNN``, a ``Bidirectional``, one of the cells of `from_params`, or a

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.flax.cells import name_activation
-from rnnjax.interop.flax.modules import CellOptions, FlipValid, Path
+from rnnjax.interop.flax.modules import CellOptions, FlaxFunction, FlipValid, Path
+from rnnjax.interop.functions import FUNCTIONS
 from rnnjax.interop.layers import Activation, Dropout, Layer
 from rnnjax.layers import Dropout as DropoutRate
 from rnnjax.layout import LAYOUTS
@@ -36,13 +37,18 @@ def class_of(thing: Any) -> tuple[str, str]:
     return (form if own else "", kind.__name__)
 
 
-def walk_module(module: Any, path: Path = (), name: str = "") -> Iterator[Told]:
-    """The steps of a module in the order in which they run."""
+def walk_module(
+    module: Any, path: Path = (), name: str = "", time_major: bool | None = None
+) -> Iterator[Told]:
+    """The steps of a module in the order in which they run; ``time_major`` as found around it."""
+    if time_major is None:
+        time_major = _is_time_major(module)
     form, kind = class_of(module)
     if form and kind == "Sequential":
         for i, step in enumerate(module.layers):
             inner = (f"layers_{i}",) if form == "linen" else ("layers", i)
-            yield from walk_module(step, path + inner, ".".join(map(str, path + inner)))
+            where = ".".join(map(str, path + inner))
+            yield from walk_module(step, path + inner, where, time_major)
     elif form and kind == "RNN":
         yield Told(path, cells=_cell(module.cell, (*path, "cell")), reverse=module.reverse)
         if module.reverse and not module.keep_order:
@@ -56,7 +62,11 @@ def walk_module(module: Any, path: Path = (), name: str = "") -> Iterator[Told]:
     elif form and kind == "Dropout":
         yield Told(path, _dropout(module, name))
     elif not form and callable(module) and not isinstance(module, type) and _is_function(module):
-        yield Told(path, Activation(name, name_activation(module)))
+        function = name_activation(module)
+        if isinstance(function, str) or function in FUNCTIONS.values():
+            yield Told(path, Activation(name, function))
+        else:
+            yield Told(path, FlaxFunction(name, function, time_major))
     else:
         raise InteropError(
             f"a module is read if it is an RNN, a Bidirectional or a cell of Flax's, or a "
@@ -64,6 +74,12 @@ def walk_module(module: Any, path: Path = (), name: str = "") -> Iterator[Told]:
             f"{name or 'it'} is a {type(module).__name__}; for a module of your own call "
             "from_params(params, modules=[...]) with the order in which its modules run"
         )
+
+
+def _is_time_major(module: Any) -> bool:
+    """Whether an RNN or a Bidirectional in it says so."""
+    steps = module.layers if class_of(module)[1] == "Sequential" else ()
+    return bool(getattr(module, "time_major", False)) or any(map(_is_time_major, steps))
 
 
 def _both(module: Any, path: Path) -> Told:

@@ -11,11 +11,12 @@ import numpy as np
 from rnnjax.cells import Cell, SimpleRNNCell
 from rnnjax.cells.activations import Activation
 from rnnjax.cells.base import Carry, Params
-from rnnjax.errors import InteropError
+from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.arrays import as_jax, float_array
 from rnnjax.interop.chain import Reading
 from rnnjax.interop.flax.cells import find_layout, read_cell
-from rnnjax.interop.layers import Context, Dense, Embedding, Flow, Layer, Recurrent
+from rnnjax.interop.functions import Function
+from rnnjax.interop.layers import Context, Dense, Embedding, Flow, Layer, Recurrent, single
 from rnnjax.layers import Bidirectional, Directions
 from rnnjax.layout import Form, Layout
 
@@ -99,6 +100,57 @@ class FlipValid(Layer):
 
     def __str__(self) -> str:
         return "FlipValid()"
+
+
+@dataclasses.dataclass(frozen=True)
+class FlaxFunction(Layer):
+    """A function between Flax's modules, which sees the axes as these have them.
+
+    It may look at other steps, or take one of them, as ``lambda xs: xs[:, -1]``. It has no
+    parameters.
+
+    Args:
+        name: of the layer.
+        function: from an array to another.
+        time_major: whether the modules around it have the time first.
+    """
+
+    name: str
+    function: Function
+    time_major: bool
+
+    def run(
+        self, params: Params, flow: Flow, carry: Carry | None, context: Context
+    ) -> tuple[None, Flow]:
+        """Call it; what is longer for a longer sequence still has a time."""
+        xs = single(self, flow)
+        if not flow.sequence:
+            return None, flow._replace(xs=self.function(xs))
+        features = not jnp.issubdtype(xs.dtype, jnp.integer) or xs.ndim > 2  # which ids have not
+        place = 0 if self.time_major else xs.ndim - 1 - features
+        theirs = jnp.moveaxis(xs, 0, place)
+        shape = [*theirs.shape]
+        shape[place] = 2 * shape[place] + 1
+        ys = self.function(theirs)
+        try:
+            longer = jax.eval_shape(self.function, jax.ShapeDtypeStruct(shape, xs.dtype)).shape
+        except (TypeError, ValueError) as error:  # of JAX
+            raise InvalidInputError(
+                f"layer {self.name!r}, {self}, should take sequences of any length, but takes "
+                f"none of {shape[place]} steps ({str(error).splitlines()[0]}); call it behind the "
+                "model"
+            ) from error
+        sequence = len(longer) > place and longer[place] != ys.shape[place]
+        if flow.mask is not None and not (sequence and ys.shape[place] == len(xs)):
+            raise InvalidInputError(
+                f"layer {self.name!r}, {self}, would take what is masked for steps; leave the mask "
+                "and the lengths out"
+            )
+        ys = jnp.moveaxis(ys, place, 0) if sequence else ys
+        return None, Flow(ys, flow.mask, sequence)
+
+    def __str__(self) -> str:
+        return f"Function({getattr(self.function, '__name__', self.function)})"
 
 
 def find_modules(tree: Any, top_name: str) -> dict[str, Module]:
