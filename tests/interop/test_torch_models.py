@@ -129,11 +129,23 @@ def test_modules_select_and_order_and_name_what_is_code() -> None:
         ({"a": nn.Embedding(9, 3), "b": nn.GRU(3, 3), "c": nn.Embedding(9, 3)}, "more than one"),
         ({"a": nn.Embedding(3, 3), "b": nn.GRU(3, 3)}, "more than one"),
         ({str(i): nn.LSTM(i + 1, i + 2) for i in range(9)}, "no such order fits"),
+        ({"in": nn.Linear(3, 3), "gru": nn.GRU(3, 3)}, "'in' .* made before 'gru' and fits"),
+        (
+            {"a": nn.LSTM(3, 4), "between": nn.Linear(4, 4), "b": nn.LSTM(4, 4)},
+            "'between' .* made before 'b' and fits there too; say in modules",
+        ),
     ],
 )
 def test_an_order_that_is_not_certain_is_asked_for(modules: dict[str, Any], match: str) -> None:
     with pytest.raises(InteropError, match=match):
         from_state_dict(nn.ModuleDict(modules).state_dict())
+
+
+def test_a_linear_module_that_was_made_last_is_the_last() -> None:
+    """As in a model of one-hot characters; safetensors has all in the order of the alphabet."""
+    state = nn.ModuleDict({"rnn": nn.LSTM(7, 4), "head": nn.Linear(4, 7)}).state_dict()
+    assert [*from_state_dict(state).layers] == ["rnn", "head"]
+    assert [*from_state_dict(dict(sorted(state.items()))).layers] == ["rnn", "head"]
 
 
 def test_a_weight_alone_is_an_embedding_at_the_first_place() -> None:

@@ -23,6 +23,7 @@ from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.arrays import layer_arrays
 from rnnjax.interop.chain import (
     Modules,
+    Reading,
     check_modules,
     given_order,
     infer_order,
@@ -246,6 +247,8 @@ def _read(
         lambda name: read_module(found[name], nonlinearities[name]),
     )
     order = infer_order(known) if modules is None else given_order(known, modules)
+    if modules is None:
+        _check_last(found, order)
     names = {reading.layer.name for reading in order} & set(found)
     origin = TorchOrigin(
         {name: found[name].prefix for name in names},
@@ -260,6 +263,26 @@ def _read(
         f"the model was read without {'; '.join(lost[:8])}{'; ...' * (len(lost) > 8)}, and computes"
         " something else where these have a part in it; say in modules=[...] what runs"
     )
+
+
+def _check_last(found: Mapping[str, Module], order: Sequence[Reading]) -> None:
+    """Raise if the linear module at the end was made before a module that it fits before too.
+
+    A model of one-hot characters has such sizes as well, so that these alone do not tell. What was
+    made first stands first in a state dict, but not in one that safetensors sorted by name: PyTorch
+    makes the weights of the inputs before all others.
+    """
+    *row, head = order
+    names = [*found]
+    for before, after in zip([None, *row], row, strict=False):
+        fits = after.takes == head.gives and (before is None or before.gives == head.takes)
+        made_first = names.index(head.layer.name) < names.index(after.layer.name)
+        sorted_by_name = not next(iter(found[after.layer.name].entries)).startswith("weight_ih")
+        if isinstance(head.layer, Dense) and fits and made_first and not sorted_by_name:
+            raise InteropError(
+                f"{found[head.layer.name]} fits behind all others, but was made before "
+                f"{after.layer.name!r} and fits there too; say in modules=[...] where it runs"
+            )
 
 
 def _nonlinearities(
