@@ -440,6 +440,26 @@ def test_outputs_have_the_structure_of_keras(
             np.testing.assert_allclose(np.asarray(y), e, atol=1e-5)
 
 
+def two_outputs(arrange: Callable[[Any, Any], Any]) -> Any:
+    ys = keras.Input((TIME, 2))
+    return keras.Model(ys, arrange(layers.Dense(2)(ys), layers.GRU(2)(ys)))
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        lambda: layers.Bidirectional(layers.GRU(2, return_sequences=True), merge_mode=None),
+        lambda: two_outputs(lambda y, z: [y, z]),
+        lambda: two_outputs(lambda y, z: {"b": y, "a": z}),
+    ],
+    ids=["directions", "list", "dict"],
+)
+def test_a_sequential_gives_all_that_its_last_layer_gives(last: Callable[[], Any]) -> None:
+    first = layers.GRU(2, return_sequences=True)
+    model = keras.Sequential([keras.Input((TIME, FEATURES)), first, last()])
+    assert check(model, interop.load(model)) < 1e-5
+
+
 def spelled(tree: Any) -> str:
     shapes = jax.tree.map(np.shape, tree)
     return str(shapes).replace("[", "(").replace("]", ")").replace(",)", ")")

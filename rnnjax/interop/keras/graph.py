@@ -149,7 +149,10 @@ def _row(entries: list[Entry]) -> Wiring:
         _add(named, entry.name, entry)
     names = [*named]
     uses = {(name, 0): Use((Ref(before),)) for before, name in itertools.pairwise(names)}
-    return _inlined(Wiring(named, ("",), uses, (Ref(names[-1]),)))
+    last = entries[-1]
+    both = last.kind == "Bidirectional" and last.config.get("merge_mode", "concat") is None
+    outputs = tuple(Ref(names[-1], output=i) for i in range(1 + both))
+    return _inlined(Wiring(named, ("",), uses, outputs), row=True)
 
 
 def wiring_of(kind: str, config: Any, same: Mapping[str, str] | None = None) -> Wiring:
@@ -263,13 +266,20 @@ def _replaced(whole: Wiring, same: Mapping[Ref, Ref]) -> Wiring:
     return dataclasses.replace(whole, uses=uses, outputs=tuple(map(to, whole.outputs)))
 
 
-def _inlined(whole: Wiring) -> Wiring:
-    """The layers of models in the places of these; a layer of one is named ``model.layer``."""
+def _inlined(whole: Wiring, row: bool = False) -> Wiring:
+    """The layers of models in the places of these; a layer of one is named ``model.layer``.
+
+    A ``row`` gives all that a model at its end gives.
+    """
     models = {
         name: _whole(entry.kind, entry.config, inside=True)
         for name, entry in whole.entries.items()
         if is_model(entry.kind)
     }
+    last = whole.outputs[0].layer
+    if row and last in models:
+        ends = tuple(Ref(last, output=i) for i in range(len(models[last].outputs)))
+        whole = dataclasses.replace(whole, outputs=ends, names=models[last].names)
     entries: dict[str, Entry] = {}
     for name, entry in whole.entries.items():
         if name not in models:
