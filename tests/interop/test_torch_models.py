@@ -1,5 +1,6 @@
 """Whole models of PyTorch: which modules, in which order; training and the way back; refusals."""
 
+import warnings
 from typing import Any
 
 import jax
@@ -146,6 +147,32 @@ def test_a_linear_module_that_was_made_last_is_the_last() -> None:
     state = nn.ModuleDict({"rnn": nn.LSTM(7, 4), "head": nn.Linear(4, 7)}).state_dict()
     assert [*from_state_dict(state).layers] == ["rnn", "head"]
     assert [*from_state_dict(dict(sorted(state.items()))).layers] == ["rnn", "head"]
+
+
+@pytest.mark.parametrize("form", ["weight_norm", "parametrizations"])
+def test_weight_norm_is_multiplied_out(form: str) -> None:
+    """In the recurrent kernel, and in a head along its other axis and over the whole."""
+    norm = nn.utils.weight_norm if form == "weight_norm" else nn.utils.parametrizations.weight_norm
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the first form is the older one
+        rnn = norm(randomize(nn.LSTM(3, 4, 2)), "weight_hh_l1")
+        heads = [norm(randomize(nn.Linear(4, 2)), dim=dim) for dim in (0, 1, None)]
+    xs = np.random.default_rng(1).standard_normal((5, 2, 3)).astype(np.float32)
+    for head in heads:
+        with torch.no_grad():
+            for name, array in head.named_parameters():
+                if name != "bias":
+                    array.mul_(1.5)  # lengths are no longer those of the directions
+            expected = head(rnn(torch.tensor(xs))[0]).numpy()
+        model = from_state_dict(nn.ModuleDict({"rnn": rnn, "head": head}).state_dict())
+        np.testing.assert_allclose(model(xs)[1], expected, rtol=0, atol=1e-5)
+
+
+def test_what_only_has_the_names_of_weight_norm_is_left_out() -> None:
+    state = nn.ModuleDict({"rnn": nn.GRU(3, 4)}).state_dict()
+    state |= {"head.weight_g": torch.ones(3, 1), "head.weight_v": torch.ones(2, 4)}
+    with pytest.warns(UserWarning, match=r"without 'head' \(weight_g \(3, 1\), weight_v \(2, 4\)"):
+        from_state_dict(state)
 
 
 def test_a_weight_alone_is_an_embedding_at_the_first_place() -> None:

@@ -60,7 +60,8 @@ def from_state_dict(
     ``nn.Embedding`` and ``nn.Linear``. The kind follows from the shapes. A module of several layers
     becomes a `rnnjax.Stack`, one of both directions a `rnnjax.Bidirectional`. Layers have the names
     of the modules, without the ``module.`` of ``nn.DataParallel``, and ``"rnn"`` is one at the top
-    level. Both biases stay, as ``bias`` and ``recurrent_bias``. Other modules, normalisation and
+    level. Both biases stay, as ``bias`` and ``recurrent_bias``. What ``weight_norm`` keeps in two
+    parts becomes the one weight, and goes back as that. Other modules, normalisation and
     convolutions among them, are left out, with a warning that names them.
 
     Args:

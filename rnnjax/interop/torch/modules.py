@@ -1,5 +1,6 @@
 """Which modules a state dict holds, and how each becomes a layer."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -13,6 +14,11 @@ from rnnjax.interop.layers import Dense, Embedding, Recurrent
 from rnnjax.interop.torch.cells import Spec, make_cell, read_params, read_spec
 from rnnjax.interop.torch.nested import RECURRENT_KEY
 from rnnjax.layers import Bidirectional, Directions, Stack
+
+_DIRECTIONS = re.compile(
+    r"(?P<prefix>.*\.)?(?:(?P<old>weight\w*)_v|parametrizations\.(?P<new>weight\w*)\.original1)",
+    re.DOTALL,
+)
 
 
 class Module(NamedTuple):
@@ -43,13 +49,39 @@ class Module(NamedTuple):
         return f"{self.name[:60]!r} ({', '.join(words)}{', ...' * (len(self.entries) > 3)})"
 
 
+def without_weight_norm(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The weights of which ``weight_norm`` keeps lengths and directions (Salimans & Kingma, 2016).
+
+    >>> state = {"weight_g": np.float32([[10]]), "weight_v": np.float32([[3, 4]])}
+    >>> without_weight_norm(state)
+    {'weight': array([[6., 8.]], dtype=float32)}
+    """
+    found = dict(state)
+    for key in state:
+        match = _DIRECTIONS.fullmatch(key)
+        lengths = "" if match is None else f"{key[:-1]}{'g' if match['old'] else '0'}"
+        if match is None or lengths not in state:
+            continue
+        shape, given = (tuple(getattr(state[name], "shape", ())) for name in (key, lengths))
+        along = [tuple(n if i == j else 1 for j, n in enumerate(shape)) for i in range(len(shape))]
+        if given not in [(), *along]:  # of another kind
+            continue
+        v, g = (float_array(name, found.pop(name)) for name in (key, lengths))
+        axes = tuple(i for i in range(v.ndim) if not given or given[i] == 1)
+        wide = v.astype(np.result_type(v.dtype, np.float32))
+        with np.errstate(all="ignore"):  # a direction of zeros gives NaN, as it does there
+            weight = wide * (g / np.sqrt(np.square(wide).sum(axes, keepdims=True)))
+        found[f"{match['prefix'] or ''}{match['old'] or match['new']}"] = weight.astype(v.dtype)
+    return found
+
+
 def find_modules(state: Mapping[str, Any], wrapper: str = "") -> dict[str, Module]:
     """Gather the entries by the module that they belong to, in the order of the state dict.
 
     Every key begins with ``wrapper``, and no name does.
     """
     found: dict[str, Module] = {}
-    for key, value in state.items():
+    for key, value in without_weight_norm(state).items():
         match = RECURRENT_KEY.fullmatch(key.removeprefix(wrapper))
         prefix, _, short = key.removeprefix(wrapper).rpartition(".")
         name = prefix or ("rnn" if match else "")
