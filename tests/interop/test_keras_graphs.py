@@ -115,6 +115,16 @@ def by_hand(x: Any, ids: Any) -> Any:
     return [layers.GRU(2)(ys), layers.GRU(2)(both)]
 
 
+def functions(x: Any, ids: Any) -> Any:
+    """Attention as people write it, and what else one computes of tensors."""
+    ops, ys = keras.ops, layers.GRU(3, return_sequences=True)(x)
+    scores = ops.softmax(layers.Dense(1)(ops.tanh(ys)), axis=1)
+    between = ops.matmul(ops.softmax(ops.matmul(ys, layers.Permute((2, 1))(ys))), ys)
+    gated = ops.sigmoid(ys) * ops.relu(between) / ops.sqrt(1.0 + ops.square(ys))
+    spread = ops.log(ops.exp(-ys) + ops.abs(ys) ** 2.0)
+    return [ops.sum(scores * ys, axis=1), layers.LSTM(2)(gated), ops.divide(spread, 2.0)]
+
+
 def steps(x: Any, ids: Any) -> Any:
     """Layers at each step of a sequence of sequences."""
     x = layers.Reshape((3, 2, FEATURES))(x)
@@ -148,7 +158,10 @@ def parts(x: Any, ids: Any) -> Any:
     return [layers.GRU(2)(ys[:, ::-1]), layers.GRU(2)(words), weights * ys, each, *picked]
 
 
-GRAPHS = [merges, windows, pools, attention, translation, directions, by_hand, steps, models, parts]
+GRAPHS = [
+    merges, windows, pools, attention, translation, directions, by_hand, functions, steps, models,
+    parts,
+]  # fmt: skip
 
 
 def model_of(build: Callable[[Any, Any], Any]) -> Any:
@@ -165,7 +178,7 @@ def model_of(build: Callable[[Any, Any], Any]) -> Any:
 
 
 def _reaches(build: Callable[[Any, Any], Any], one: Any) -> bool:
-    return one.name == "x" or build not in (merges, windows, directions, steps)
+    return one.name == "x" or build not in (merges, windows, directions, functions, steps)
 
 
 def inputs_of(model: Any, seed: int = 1) -> list[Any]:

@@ -27,6 +27,8 @@ from rnnjax.layers import Bidirectional, Regularized, Stack
 
 _INITIALIZERS = ("glorot_uniform", "glorot_normal", "he_uniform", "he_normal", "lecun_uniform",
                  "lecun_normal", "orthogonal", "zeros", "ones")  # fmt: skip
+# Where Keras looks for a function of ``keras.ops`` that is not among those of NumPy.
+_OPS = {"Cast": "core", "ConvertToTensor": "core", "Relu": "nn", "Sigmoid": "nn", "Softmax": "nn"}
 
 
 def written_layers(network: Network) -> list[Layer]:
@@ -217,9 +219,7 @@ def _operation(layer: Operation) -> dict[str, Any]:
         config["activation"] = name_of(config["activation"], where)
     if layer.kind.startswith("ops."):
         kind = layer.kind.removeprefix("ops.")
-        module = (
-            "keras.src.ops.core" if kind in ("Cast", "ConvertToTensor") else "keras.src.ops.numpy"
-        )
+        module = f"keras.src.ops.{_OPS.get(kind, 'numpy')}"
         return {**_entry(kind, {"name": layer.name, **config}), "module": module,
                 "registered_name": kind}  # fmt: skip
     return _entry(layer.kind, {"name": layer.name, **config})

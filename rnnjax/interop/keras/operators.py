@@ -444,8 +444,9 @@ def _row(run: Callable[..., Any], *options: str) -> Operator:
 
 
 # By the names that JAX has for them, in the order of the alphabet.
-_ARITHMETIC = ("add", "logical_and", "logical_not", "logical_or", "maximum", "minimum", "multiply",
-               "not_equal", "subtract", "true_divide")  # fmt: skip
+_ARITHMETIC = ("absolute", "add", "divide", "exp", "log", "logical_and", "logical_not",
+               "logical_or", "matmul", "maximum", "minimum", "multiply", "negative", "not_equal",
+               "power", "sqrt", "square", "subtract", "tanh", "true_divide")  # fmt: skip
 
 OPERATORS: Mapping[str, Operator] = {
     "Add": _one_by_one(jnp.add),
@@ -491,6 +492,9 @@ OPERATORS: Mapping[str, Operator] = {
     "MultiHeadAttention": Operator(_heads, _head_weights, _first_mask, (2, 3), _HEADS),
     # What a functional model computes of its masks, and arithmetic with tensors.
     **{f"ops.{n.title().replace('_', '')}": _plain(getattr(jnp, n)) for n in _ARITHMETIC},
+    "ops.Relu": _plain(jax.nn.relu),
+    "ops.Sigmoid": _plain(jax.nn.sigmoid),
+    "ops.Softmax": _row(lambda at, x: jax.nn.softmax(x, at.config["axis"]), "axis"),
     "ops.Concatenate": Operator(_concatenate, arrays=SEVERAL, options=("axis",)),
     "ops.Any": _along_axis(jnp.any),
     "ops.Mean": _along_axis(jnp.mean),
