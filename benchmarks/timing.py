@@ -164,15 +164,17 @@ class Worker:
             "JAX_ENABLE_COMPILATION_CACHE": "false",
         }
         # A file, since a pipe that is not read would fill up and stop the worker.
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed by `close`
-        self._process = subprocess.Popen(
-            [*command, "--worker", contender.name],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-            env={**os.environ, **common, **contender.environment},
-        )
+        with contextlib.ExitStack() as files:
+            self._errors = files.enter_context(tempfile.TemporaryFile("w+"))
+            self._process = subprocess.Popen(
+                [*command, "--worker", contender.name],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                text=True,
+                env={**os.environ, **common, **contender.environment},
+            )
+            self._files = files.pop_all()  # which `close` closes
 
     @property
     def alive(self) -> bool:
@@ -185,7 +187,7 @@ class Worker:
             self._process.kill()
         with contextlib.suppress(BrokenPipeError):
             self._process.communicate()
-        self._errors.close()
+        self._files.close()
 
     def ask(self, request: Any, patience: float) -> tuple[Outcome, dict[str, str]]:
         """Send a line; return the outcome and the versions that come back.
