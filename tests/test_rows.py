@@ -122,3 +122,23 @@ def test_units_may_see_each_other() -> None:
     cell = SortedCell(4)
     assert rnnjax.Fused().refusal(cell) is None
     assert rnnjax.Chunked().refusal(cell) is None
+
+
+class FourFeaturesCell(NormedCell):
+    """Reads four features, which rows of one have not."""
+
+    output = None
+
+    def update(self, params: Any, x: jax.Array, carry: Any) -> Any:
+        new = rnnjax.SimpleRNNCarry(0.5 * carry.hidden + x)
+        return new, new.hidden
+
+    def readout(self, params: Any, shown: jax.Array, xs: Any) -> jax.Array:
+        return shown * xs.reshape(*xs.shape[:-1], 4, -1).sum(-1)
+
+
+def test_what_cannot_be_tried_is_not_taken_apart() -> None:
+    cell = FourFeaturesCell(4)
+    reason = str(rnnjax.Fused().refusal(cell))
+    assert reason.startswith("its step could not be tried with rows of one feature (TypeError: ")
+    assert rnnjax.Auto().choose(cell) == rnnjax.Scan()

@@ -25,7 +25,7 @@ from rnnjax.engine.pieces import (
     without,
 )
 from rnnjax.engine.primitive import Function
-from rnnjax.engine.rows import ROWS_MEET, rows_meet
+from rnnjax.engine.rows import why_not_by_rows
 from rnnjax.engine.steps import any_of
 
 
@@ -186,10 +186,8 @@ def why_not_affine(cell: Cell) -> str | None:
     Proved, not declared: the derivative by the state does not read the state, so it is the same at
     all states; and of a state that was drawn it is what each unit's own factor makes of it.
     """
-    if cell.carry is None:
-        return "it declares no carry and update, but a step"
-    if rows_meet(cell):
-        return ROWS_MEET
+    if reason := why_not_by_rows(cell):
+        return reason
     if cell.remembers:  # declared, and its update follows from that
         return None
     if cell.recurrent is not None:

@@ -18,7 +18,7 @@ from rnnjax.engine.over_time import cut
 from rnnjax.engine.plan import LayerPlan
 from rnnjax.engine.readout import read_out
 from rnnjax.engine.recurrence import Recurrence
-from rnnjax.engine.rows import ROWS_MEET, rows_meet
+from rnnjax.engine.rows import why_not_by_rows
 from rnnjax.engine.scan import Scan
 from rnnjax.engine.steps import AtStep, Steps
 from rnnjax.errors import InvalidInputError
@@ -65,10 +65,8 @@ class Fused(Method):
 
     def refusal(self, cell: Cell) -> str | None:
         """A step of its own is refused, one whose rows meet, and a carry that counts."""
-        if cell.carry is None:
-            return "it declares no carry and update, but a step"
-        if rows_meet(cell):
-            return ROWS_MEET
+        if reason := why_not_by_rows(cell):
+            return reason
         kinds = {leaf.dtype.kind for leaf in jax.tree.leaves(jax.eval_shape(cell.initial_carry))}
         return "its carry holds integers or booleans" if kinds & set("biu") else None
 

@@ -14,7 +14,7 @@ from rnnjax.cells.devices import alike_over_devices
 from rnnjax.cells.products import Kernel, product
 from rnnjax.engine.nearness import check_tolerance, relative, tolerance_of
 from rnnjax.engine.pieces import Factors, plus
-from rnnjax.engine.rows import ROWS_MEET, rows_meet
+from rnnjax.engine.rows import why_not_by_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,10 +70,8 @@ def why_not_iterated(cell: Cell) -> str | None:
     Units may mix as they like, in a convolution or a norm: the fewer of their influences stand in
     the factors, the more iterations it takes, and what they converge to is the same.
     """
-    if cell.carry is None:
-        return "it declares no carry and update, but a step"
-    if rows_meet(cell):
-        return ROWS_MEET
+    if reason := why_not_by_rows(cell):
+        return reason
     leaves = jax.tree.leaves(jax.eval_shape(cell.initial_carry))
     if not all(is_floating(leaf.dtype) for leaf in leaves):
         return "its carry does not hold floating-point numbers alone"

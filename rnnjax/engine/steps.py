@@ -14,7 +14,7 @@ from rnnjax.cells.arguments import check_stepped
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.composite import Noise
 from rnnjax.cells.devices import alike_over_devices
-from rnnjax.engine.rows import rows_meet
+from rnnjax.engine.rows import why_not_by_rows
 
 
 class AtStep(NamedTuple):
@@ -144,7 +144,7 @@ def row_axes(cell: Cell, x: Any) -> int:
 
     Those of the grid of a convolution are none, and who knows what a step of a user's own does.
     """
-    if cell.carry is None or rows_meet(cell):
+    if why_not_by_rows(cell):
         return 0
     return x.ndim + 1 - len(cell.parameters(1)["kernel"].shape)
 

@@ -20,7 +20,7 @@ from rnnjax.cells.arguments import (
     usual_promotion,
 )
 from rnnjax.cells.base import Carry, Cell, Inputs, Params
-from rnnjax.engine.rows import ROWS_MEET, rows_meet
+from rnnjax.engine.rows import why_rows_meet
 from rnnjax.engine.steps import expand
 from rnnjax.errors import InvalidInputError
 from rnnjax.layers.attention import AttentionCell
@@ -222,6 +222,5 @@ def _never(cell: Cell) -> str | None:
         return "a learner has no key for what it draws in training; give it the cell inside"
     if cell.carry is not None and len(cell.parameters(1)["kernel"].shape) != 2:
         return "its state is a grid whose points see each other; train it by rnnjax.unroll"
-    if cell.carry is not None and rows_meet(cell):
-        return f"{ROWS_MEET}; train it by rnnjax.unroll"
-    return None
+    reason = why_rows_meet(cell)
+    return reason and f"{reason}; train it by rnnjax.unroll"
