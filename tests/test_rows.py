@@ -124,8 +124,11 @@ def test_units_may_see_each_other() -> None:
     assert rnnjax.Chunked().refusal(cell) is None
 
 
-class FourFeaturesCell(NormedCell):
-    """Reads four features, which rows of one have not."""
+@dataclasses.dataclass(frozen=True)
+class BlocksCell(NormedCell):
+    """Reads its inputs in blocks, of which not every number of features makes whole ones."""
+
+    blocks: int = 4
 
     output = None
 
@@ -134,11 +137,17 @@ class FourFeaturesCell(NormedCell):
         return new, new.hidden
 
     def readout(self, params: Any, shown: jax.Array, xs: Any) -> jax.Array:
-        return shown * xs.reshape(*xs.shape[:-1], 4, -1).sum(-1)
+        return shown * xs.reshape(*xs.shape[:-1], self.blocks, -1).mean((-2, -1))[..., None]
+
+
+def test_the_number_of_features_that_a_cell_asks_for_is_found() -> None:
+    assert rnnjax.Fused().refusal(BlocksCell(5)) is None
+    assert rnnjax.Auto().choose(BlocksCell(5)) == rnnjax.Fused()
 
 
 def test_what_cannot_be_tried_is_not_taken_apart() -> None:
-    cell = FourFeaturesCell(4)
-    reason = str(rnnjax.Fused().refusal(cell))
-    assert reason.startswith("its step could not be tried with rows of one feature (TypeError: ")
+    cell = BlocksCell(5, blocks=7)
+    assert str(rnnjax.Fused().refusal(cell)).startswith(
+        "its step could not be tried with any of 1, 2, 3, 4, 5, 10, 15, 20 features (TypeError: "
+    )
     assert rnnjax.Auto().choose(cell) == rnnjax.Scan()

@@ -37,7 +37,7 @@ _CALLS = {
     "jit", "pjit", "remat", "remat2"
 }  # fmt: skip
 
-# What of a cell reads its inputs, and so may ask for another number of features than is tried.
+# What of a cell reads its inputs, and so may ask for a number of features.
 _READERS = {Cell.project, Cell.readout}
 
 
@@ -57,25 +57,35 @@ def why_rows_meet(cell: Cell) -> str | None:
     on a CPU, JAX 0.10.2); where it has others, as a sum along an axis or a sorting, three rows are
     run at once and one by one (0.4 to 3 s).
     """
-    try:
-        with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
-            jaxpr = jax.make_jaxpr(cell.step)(*_given(cell, _ROWS))
-        meet = not _kept_apart(jaxpr.jaxpr) and _differs(cell)
-    except Exception as error:  # whatever a user's own method raises
-        if cell.carry is not None and {type(cell).project, type(cell).readout} <= _READERS:
-            return None  # `update` is given the same shapes where it runs, and raises it there
-        told = f"{type(error).__name__}: {error}".split("\n", 1)[0]
-        return f"its step could not be tried with rows of one feature ({told})"
-    return "the rows of a batch see each other in its step" if meet else None
+    failed = None
+    for features in _features(cell):
+        try:
+            with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+                jaxpr = jax.make_jaxpr(cell.step)(*_given(cell, _ROWS, features))
+            meet = not _kept_apart(jaxpr.jaxpr) and _differs(cell, features)
+        except Exception as error:  # whatever a user's own method raises
+            failed = failed or f"{type(error).__name__}: {error}".split("\n", 1)[0]
+        else:
+            return "the rows of a batch see each other in its step" if meet else None
+    if cell.carry is not None and {type(cell).project, type(cell).readout} <= _READERS:
+        return None  # `update` is given the same shapes where it runs, and raises it there
+    tried = ", ".join(map(str, _features(cell)))
+    return f"its step could not be tried with any of {tried} features ({failed})"
 
 
-def _given(cell: Cell, rows: int) -> tuple[Any, Any, Any]:
-    """The shapes of parameters, of the carry before a step, and of its inputs of one feature."""
-    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 1))
+def _features(cell: Cell) -> list[int]:
+    """How many are tried: one first, and others for a cell that halves its inputs, or heads."""
+    size = getattr(cell, "hidden_size", 1)  # which a user's own step need not have
+    return sorted({1, 2, 3, 4, *(times * size for times in (1, 2, 3, 4))})
+
+
+def _given(cell: Cell, rows: int, features: int) -> tuple[Any, Any, Any]:
+    """The shapes of parameters, of the carry before a step, and of its inputs."""
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), features))
     grid = 0 if cell.carry is None else len(params["kernel"].shape) - 2
     batch = rows, *[3] * grid
     carry = jax.eval_shape(lambda: made_carry(cell, batch))
-    return params, carry, jax.ShapeDtypeStruct((*batch, 1), jnp.float32)
+    return params, carry, jax.ShapeDtypeStruct((*batch, features), jnp.float32)
 
 
 def _kept_apart(jaxpr: Any) -> bool:
@@ -119,11 +129,12 @@ def _stands_behind(variable: Any) -> int | None:
     return math.prod(shape[: shape.index(_ROWS)]) if _ROWS in shape else None
 
 
-def _differs(cell: Cell) -> bool:
+def _differs(cell: Cell, features: int) -> bool:
     """Whether three rows come to something else at once than each by itself."""
     rng = np.random.default_rng(0)
     params, carry, xs = jax.tree.map(
-        lambda leaf: (0.5 * rng.normal(size=leaf.shape)).astype(leaf.dtype), _given(cell, 3)
+        lambda leaf: (0.5 * rng.normal(size=leaf.shape)).astype(leaf.dtype),
+        _given(cell, 3, features),
     )
 
     def row(carry: Carry, x: jax.Array) -> Any:

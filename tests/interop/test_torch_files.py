@@ -12,6 +12,7 @@ from hostile import check_damaged
 
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.torch import load, save
+from rnnjax.interop.torch.files import read_arrays
 
 torch = pytest.importorskip("torch", reason="torch is in the extra `parity`")
 files = pytest.importorskip("safetensors.torch", reason="it needs PyTorch")
@@ -40,6 +41,13 @@ def test_files_go_both_ways_to_the_bit(name: str, dtype: str, tmp_path: pathlib.
         assert state[key].dtype == tensor.dtype
         assert torch.equal(state[key], tensor)
     module.load_state_dict(state)
+
+
+def test_arrays_are_in_the_order_of_their_names() -> None:
+    """So that a model of one-hot characters, whose sizes say it less, is read alike each time."""
+    names = "hgfedcba"
+    content = files.save({name: torch.zeros(1) for name in names})
+    assert [*read_arrays(content)] == sorted(names)
 
 
 def test_numbers_that_are_not_finite_are_read(tmp_path: pathlib.Path) -> None:

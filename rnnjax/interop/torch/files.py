@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -42,7 +43,7 @@ def opened(path: str | os.PathLike[str]) -> BinaryIO:
 
 
 def read_arrays(content: bytes) -> dict[str, np.ndarray]:
-    """The arrays of a ``.safetensors`` file by name.
+    """The arrays of a ``.safetensors`` file, in the order of their names.
 
     Nothing is allocated by the sizes that it states: it is read as far as it goes, and what it
     states is compared with that.
@@ -54,7 +55,7 @@ def read_arrays(content: bytes) -> dict[str, np.ndarray]:
     except Exception as error:  # the package's own error, which is no class of Python's
         raise InteropError(f"it is damaged ({in_a_line(error)}); get it again") from error
     arrays = {}
-    for name, entry in entries:
+    for name, entry in sorted(entries, key=itemgetter(0)):  # the package's is another each time
         if entry["dtype"] not in _DTYPES:
             raise InteropError(
                 f"{name[:80]!r} is of type {entry['dtype']}, which is none of {', '.join(_DTYPES)};"
