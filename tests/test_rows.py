@@ -62,6 +62,13 @@ class ReadCell(NormedCell):
         return shown - shown.mean(0)
 
 
+class CountedCell(NormedCell):
+    """Divides by the number of rows, which no operation shows."""
+
+    def update(self, params: Any, x: jax.Array, carry: Any) -> rnnjax.SimpleRNNCarry:
+        return rnnjax.SimpleRNNCarry(0.5 * carry.hidden + x / len(x))
+
+
 class SortedCell(NormedCell):
     """Its units see each other, in operations that rows could be mixed by as well."""
 
@@ -80,7 +87,9 @@ def loop(cell: Any, params: Any, xs: jax.Array, valid: jax.Array) -> jax.Array:
     return jnp.stack(ys)
 
 
-@pytest.mark.parametrize("kind", [NormedCell, MeetingCell, NeighboursCell, ShuffledCell, ReadCell])
+@pytest.mark.parametrize(
+    "kind", [NormedCell, MeetingCell, NeighboursCell, ShuffledCell, ReadCell, CountedCell]
+)
 def test_runs_as_the_plain_scan_or_is_refused(kind: type[NormedCell]) -> None:
     cell = kind(4)
     params = cell.init(jax.random.key(0), 3)
