@@ -58,6 +58,9 @@ def test_the_last_valid_output_is_the_last_state(draw):
     np.testing.assert_allclose(last, state, rtol=1e-6)
 
 
+GRU = rnnjax.GRUCell(3)
+
+
 class MatrixCell(rnnjax.GRUCell):
     """With a matrix for a state."""
 
@@ -74,12 +77,20 @@ class MatrixCell(rnnjax.GRUCell):
         lambda: rnnjax.pool(jnp.ones((3, 2, 1)), "max", jnp.ones((3, 2))),
         lambda: rnnjax.valid_steps(jnp.ones(3), 4),
         lambda: rnnjax.valid_steps(4, jnp.ones(3, int)),
+        lambda: rnnjax.valid_steps(jnp.array([3, 5]), 4),
+        lambda: rnnjax.valid_steps(jnp.array([3, -1]), 4),
+        lambda: rnnjax.state_gradients(jnp.sum, {}, GRU, jnp.ones((3, 2, 4))),
+        lambda: rnnjax.state_gradients(
+            lambda carry, ys: ys, GRU, GRU.init(KEY, 3), jnp.ones((3, 2, 3))
+        ),
         lambda: rnnjax.attend(*[jnp.ones((3, 2, 4))] * 3, valid=jnp.ones((2, 3), bool)),
         lambda: rnnjax.Bridge(MatrixCell(3), rnnjax.GRUCell(3)),
     ],
 )
 def test_what_does_not_fit_is_said(call):
-    with pytest.raises(InvalidInputError, match=r"must be|but has shape|leaves are vectors"):
+    with pytest.raises(
+        InvalidInputError, match=r"must (be|lie|return)|but has shape|leaves are vectors"
+    ):
         call()
 
 

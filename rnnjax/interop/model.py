@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from rnnjax.cells.arguments import check_instance
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.engine import Auto, Method
 from rnnjax.errors import InvalidInputError
@@ -364,7 +365,12 @@ class Model:
 
     @classmethod
     def of(cls, cell: Cell, params: Params, name: str = "rnn") -> "Model":
-        """A model of one recurrent layer: a cell, a `rnnjax.Stack`, a `rnnjax.Bidirectional`."""
+        """A model of one recurrent layer: a cell, a `rnnjax.Stack`, a `rnnjax.Bidirectional`.
+
+        Raises:
+            InvalidInputError: ``cell`` is none of these.
+        """
+        check_instance("cell", cell, Cell, "a Cell such as rnnjax.LSTMCell(50), before params")
         return cls(Sequential((Recurrent(name, cell),)), {name: params})
 
     @property

@@ -6,7 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from rnnjax.cells.arguments import check_instance
 from rnnjax.cells.base import Carry, Cell, Params
+from rnnjax.errors import InvalidInputError
 
 
 def state_gradients(
@@ -36,6 +38,9 @@ def state_gradients(
     Returns:
         the loss, and a carry whose leaves have a first axis of time.
 
+    Raises:
+        InvalidInputError: ``cell`` is no cell, or the loss no scalar.
+
     >>> import rnnjax
     >>> cell = rnnjax.SimpleRNNCell(4)
     >>> params = cell.init(jax.random.key(0), 3)
@@ -44,6 +49,7 @@ def state_gradients(
     >>> gradients.hidden.shape, gradients.hidden[-1].tolist() == jnp.ones((2, 4)).tolist()
     ((10, 2, 4), True)
     """
+    check_instance("cell", cell, Cell, "a Cell such as rnnjax.LSTMCell(50)")
     if carry is None:
         carry = cell.start(params, xs.shape[1:-1])
     nudges = jax.tree.map(lambda leaf: jnp.zeros((xs.shape[0], *leaf.shape), leaf.dtype), carry)
@@ -56,6 +62,12 @@ def state_gradients(
                 y = y + getattr(nudge, cell.output)  # the output is a leaf of the state
             return jax.tree.map(jnp.add, new, nudge), y
 
-        return loss(*jax.lax.scan(step, carry, (xs, nudges)))
+        value = loss(*jax.lax.scan(step, carry, (xs, nudges)))
+        if jnp.shape(value):
+            raise InvalidInputError(
+                f"loss must return a scalar, but returned one of shape {jnp.shape(value)}; take "
+                "the sum or the mean"
+            )
+        return value
 
     return jax.value_and_grad(nudged)(nudges)

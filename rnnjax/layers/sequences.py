@@ -24,7 +24,8 @@ def valid_steps(lengths: jax.Array, num_steps: int) -> jax.Array:
         booleans ``(num_steps, *batch)``.
 
     Raises:
-        InvalidInputError: ``lengths`` are no integers, or ``num_steps`` is none.
+        InvalidInputError: ``lengths`` are no integers, or ``num_steps`` is none; or, outside of
+            ``jit``, a length is negative or above ``num_steps``.
 
     >>> valid_steps(jnp.array([3, 1]), 4).astype(int).T.tolist()
     [[1, 1, 1, 0], [1, 0, 0, 0]]
@@ -40,6 +41,13 @@ def valid_steps(lengths: jax.Array, num_steps: int) -> jax.Array:
             f"num_steps must be an integer, the steps of the padded sequences, but is "
             f"{brief(num_steps)}; write valid_steps(lengths, len(xs))"
         )
+    if lengths.size and not isinstance(lengths, jax.core.Tracer) and is_integer(num_steps):
+        least, most = int(lengths.min()), int(lengths.max())
+        if least < 0 or most > num_steps:
+            raise InvalidInputError(
+                f"lengths must lie between 0 and the {num_steps} steps of the padded sequences, "
+                f"but go from {least} to {most}; cut the longer ones, or pad to more steps"
+            )
     return jnp.arange(num_steps).reshape(-1, *[1] * lengths.ndim) < lengths
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, NamedTuple
 
 import jax
@@ -70,6 +71,11 @@ class Sampling:
     penalty_window: int = 64
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p", "repetition_penalty"):
+            if not isinstance(getattr(self, name), Real):
+                raise InvalidInputError(
+                    f"{name} must be a number, but is {getattr(self, name)!r}; 1.0 changes nothing"
+                )
         if not 0 <= self.temperature <= _LARGEST:
             raise InvalidInputError(
                 f"temperature must be a number from 0 (always the most probable character) up, "

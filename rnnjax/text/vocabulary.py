@@ -168,6 +168,7 @@ class ByteVocabulary:
 
     def encode(self, text: str) -> npt.NDArray[np.int32]:
         """Return the bytes of a text, int32, shape `(bytes,)`."""
+        _check_text(text)
         try:
             encoded = text.encode("utf-8", "surrogateescape")
         except UnicodeEncodeError:  # surrogates that stand for no byte
@@ -236,7 +237,15 @@ def as_ids(ids: npt.ArrayLike, size: int | None = None) -> npt.NDArray[np.intege
 # text makes the codec raise an error of its own.
 
 
+def _check_text(text: Any) -> None:
+    if not isinstance(text, str):
+        raise InvalidInputError(
+            f"a text must be a str, but is of type {type(text).__name__}; decode bytes first"
+        )
+
+
 def _to_code_points(text: str) -> npt.NDArray[np.uint32]:
+    _check_text(text)
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
 
 

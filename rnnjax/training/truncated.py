@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rnnjax.cells.arguments import brief, check_instance, is_integer
+from rnnjax.cells.arguments import as_array, brief, check_instance, is_integer
 from rnnjax.errors import InvalidInputError
 from rnnjax.training.step import LossFunction
 
@@ -75,10 +75,11 @@ def windows(
             "targets must be arrays (time, rows, ...), but one has fewer than two axes; for a "
             "single stream add an axis of one row"
         )
-    if mask is not None and (jnp.ndim(mask) != 2 or jnp.result_type(mask) != jnp.bool_):
+    mask = None if mask is None else as_array("mask", mask)
+    if mask is not None and (mask.ndim != 2 or mask.dtype != jnp.bool_):
         raise InvalidInputError(
-            f"mask must be booleans (time, rows), but is {jnp.result_type(mask)} of shape "
-            f"{jnp.shape(mask)}; write mask.astype(bool)"
+            f"mask must be booleans (time, rows), but is {mask.dtype} of shape {mask.shape}; "
+            "write mask.astype(bool)"
         )
     lengths = {len(leaf) for leaf in jax.tree.leaves((inputs, targets, mask))}
     if len(lengths) != 1:

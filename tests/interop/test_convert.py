@@ -418,3 +418,9 @@ def test_help_lists_the_options(capsys: Any) -> None:
     text = capsys.readouterr().out
     for word in ("SOURCE", "TARGET", "--at", "--modules", "--nonlinearity", "--like", "--force"):
         assert word in text
+
+
+def test_a_model_is_made_of_a_cell() -> None:
+    params: Any = {}
+    with pytest.raises(InvalidInputError, match=r"cell must be a Cell .*, before params"):
+        Model.of(params, rnnjax.GRUCell(2))

@@ -398,6 +398,7 @@ def test_logits_with_nothing_to_draw_from_are_an_error(bad):
         ({"temperature": -1.0}, "temperature must be a number from 0"),
         ({"temperature": np.nan}, "but is nan"),
         ({"temperature": np.inf}, "but is inf"),
+        ({"temperature": "hot"}, "temperature must be a number, but is 'hot'"),
         ({"top_k": -1}, "top_k must be a whole number of characters, at least 0, but is -1"),
         ({"top_k": 2.5}, "but is 2.5"),
         ({"top_p": 0.0}, "top_p must be a share of the probability above 0"),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rnnjax.errors import InvalidInputError
-from rnnjax.text import TUTORIAL_CHARACTERS, Vocabulary
+from rnnjax.text import TUTORIAL_CHARACTERS, ByteVocabulary, Vocabulary
 
 BOOK = Path(__file__).parents[2].parent / "shared" / "data" / "alice_gutenberg11.txt"
 
@@ -83,6 +83,12 @@ def test_empty_text():
     assert vocabulary.encode("").dtype == np.int32
     assert vocabulary.decode([]) == vocabulary.decode(np.zeros(0, np.int32)) == ""
     assert vocabulary.clean("") == ""
+
+
+@pytest.mark.parametrize("vocabulary", [Vocabulary("ab"), ByteVocabulary()])
+def test_bytes_are_no_text(vocabulary):
+    with pytest.raises(InvalidInputError, match="a text must be a str, but is of type bytes"):
+        vocabulary.encode(b"ab")
 
 
 def test_outsiders_are_named_with_the_first_position():

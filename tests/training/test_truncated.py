@@ -103,6 +103,7 @@ def test_windows_begin_every_k1_steps_and_count_the_last_k1(
         ({"k1": 4, "k2": 3}, "but are 4 and 3"),
         ({"k1": 2, "k2": 9}, r"streams have 8 steps, but a window needs k2 = 9"),
         ({"k1": 2, "mask": np.ones((7, ROWS), bool)}, r"same number of steps, but have \[7, 8\]"),
+        ({"k1": 2, "mask": [[True] * ROWS]}, r"same number of steps, but have \[1, 8\]"),
         ({"k1": 2, "targets": np.zeros((9, ROWS))}, r"but have \[8, 9\]; time is their first"),
     ],
 )
