@@ -348,6 +348,27 @@ def test_data_of_torch_is_time_first(name: str, assert_close: Any) -> None:
     assert_close(ys, export.outputs[0].transpose(*turned, 2), TOLERANCE)
 
 
+@pytest.mark.slow
+def test_data_of_two_hundred_models_of_torch_is_time_first(assert_close: Any) -> None:
+    """Drawn ones; shown with ``-s``: how many of them had batch first."""
+    rng, batch_first = np.random.default_rng(0), 0
+    for _ in range(200):
+        kind = str(rng.choice(["LSTM", "GRU", "RNN"]))
+        options: dict[str, Any] = {
+            "num_layers": int(rng.integers(1, 4)),
+            **{name: bool(rng.integers(2)) for name in ("bidirectional", "batch_first", "bias")},
+        }
+        export = torch_tagger(kind, **options)
+        turned = (1, 0) if options["batch_first"] else (0, 1)
+        batch_first += options["batch_first"]
+        model = rnnjax_onnx.load(export.file)
+        assert str(model).endswith("axes       time first"), (kind, options)
+        given = {**export.given, "ids": export.given["ids"].transpose(turned)}
+        _, ys = jax.jit(model.__call__)(given)
+        assert_close(ys, export.outputs[0].transpose(*turned, 2), TOLERANCE)
+    print(f"{batch_first} of 200 had batch first")
+
+
 def test_data_is_time_first_where_its_axes_can_be_followed(
     tmp_path: pathlib.Path, assert_close: Any
 ) -> None:
