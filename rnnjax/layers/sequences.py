@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.export import is_symbolic_dim
 
 from rnnjax.cells.arguments import brief, check_carry, is_integer
@@ -42,7 +43,8 @@ def valid_steps(lengths: jax.Array, num_steps: int) -> jax.Array:
             f"{brief(num_steps)}; write valid_steps(lengths, len(xs))"
         )
     if lengths.size and not isinstance(lengths, jax.core.Tracer) and is_integer(num_steps):
-        least, most = int(lengths.min()), int(lengths.max())
+        known = np.asarray(lengths)  # inside of jit, JAX would trace even what is known
+        least, most = int(known.min()), int(known.max())
         if least < 0 or most > num_steps:
             raise InvalidInputError(
                 f"lengths must lie between 0 and the {num_steps} steps of the padded sequences, "

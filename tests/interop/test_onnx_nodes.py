@@ -275,6 +275,12 @@ def test_negative_places_in_integers_count_from_the_end() -> None:
     run_node("Gather", np.arange(6, dtype=np.int32).reshape(3, 2), np.array([-1, 0, -3]))
 
 
+def test_a_slice_goes_backwards_to_the_first_step() -> None:
+    """As exporters write what is reversed in time."""
+    where = np.array([-1]), np.array([-(2**63) + 1]), np.array([0]), np.array([-1])
+    run_node("Slice", np.arange(6, dtype=np.float32).reshape(3, 2), constants=where)
+
+
 def test_ids_of_few_bits_are_one_of_many() -> None:
     depth_and_values = np.array(200), np.array([0, 1], np.float32)
     run_node("OneHot", np.array([1, -1, 100], np.int8), constants=depth_and_values)
