@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.interpreters import partial_eval
 
 from rnnjax.cells.devices import shaped_like
-from rnnjax.engine.kernel_step import evaluated
+from rnnjax.engine.kernel_step import by_entries, evaluated
 from rnnjax.engine.over_time import LoopArgs
 
 # Steps of a turn of the kernel's grid, written out one after another. A turn takes 165 scheduled
@@ -170,7 +170,7 @@ class Traced:
                     [form.read(ref, *time) for form, ref in zip(forms, some, strict=True)]
                     for forms, some, *time in sources
                 )
-                outs = evaluated(self.jaxpr, held, [*before, *now])
+                outs = evaluated(self.jaxpr, held, [*before, *now], by_entries)
                 for form, ref, new in zip(own_f, state_r, outs, strict=False):
                     form.write(ref, new)
                 for form, ref, new in zip(made_f, made_r, outs[len(own_f) :], strict=True):

@@ -1,5 +1,6 @@
 """What a step computes, as the body of a kernel."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,6 +39,39 @@ def bound(equation: Any, operands: Sequence[Any]) -> list[Any]:
         return [_WRITTEN[equation.primitive.name](*operands)]
     outs = equation.primitive.bind(*operands, **equation.params)
     return outs if equation.primitive.multiple_results else [outs]
+
+
+def by_entries(equation: Any, operands: Sequence[Any]) -> Sequence[Any]:
+    """As `bound`, but a product for each row by itself as those of its entries, and their sums.
+
+    Mosaic has no such products, and XLA for a TPU computes them so itself; see `rnnjax.S6Cell`.
+    """
+    if equation.primitive.name != "dot_general" or not equation.params["dimension_numbers"][1][0]:
+        return bound(equation, operands)
+    contracted, batch = equation.params["dimension_numbers"]
+    # Numbers of axes: two that are one and the same have one, which is below 0 if it is summed.
+    same, summed = (len(pairs[0]) for pairs in (batch, contracted))
+    axes: list[list[int]] = []
+    for array, rows, sums in zip(operands, batch, contracted, strict=True):
+        own = {axis: k for k, axis in enumerate(rows)}
+        own |= {axis: k - summed for k, axis in enumerate(sums)}
+        free = itertools.count(same + sum(map(len, axes)))
+        axes.append([own[axis] if axis in own else next(free) for axis in range(array.ndim)])
+    # As the larger one lies, so that neither that nor its gradient is transposed.
+    order = sorted(axes, key=len)[1]
+    order = [*order, *(axis for axis in sorted({*axes[0], *axes[1]}) if axis not in order)]
+    kind = equation.params["preferred_element_type"] or equation.outvars[0].aval.dtype
+    factors = [
+        jnp.expand_dims(
+            array.astype(kind).transpose([own.index(axis) for axis in order if axis in own]),
+            [k for k, axis in enumerate(order) if axis not in own],
+        )
+        for array, own in zip(operands, axes, strict=True)
+    ]
+    product = factors[0] * factors[1]
+    product = product.sum([k for k, axis in enumerate(order) if axis < 0])
+    left = [axis for axis in order if axis >= 0]
+    return [product.transpose([left.index(axis) for axis in sorted(left)])]
 
 
 def evaluated(
