@@ -69,6 +69,34 @@ class CountedCell(NormedCell):
         return rnnjax.SimpleRNNCarry(0.5 * carry.hidden + x / len(x))
 
 
+class HeldCell(NormedCell):
+    """Divides by the number of rows, which is in an array that its program holds."""
+
+    def update(self, params: Any, x: jax.Array, carry: Any) -> rnnjax.SimpleRNNCarry:
+        return rnnjax.SimpleRNNCarry(0.5 * carry.hidden + x * jnp.asarray([1 / len(x)]))
+
+
+class PowerCell(NormedCell):
+    """Raises to the power of the number of rows."""
+
+    def update(self, params: Any, x: jax.Array, carry: Any) -> rnnjax.SimpleRNNCarry:
+        return rnnjax.SimpleRNNCarry(0.5 * carry.hidden + jnp.tanh(x) ** len(x))
+
+
+class ClippedCell(NormedCell):
+    """Scales all rows where they are large together, which small numbers do not show."""
+
+    def update(self, params: Any, x: jax.Array, carry: Any) -> rnnjax.SimpleRNNCarry:
+        return rnnjax.SimpleRNNCarry(0.5 * carry.hidden + x / jnp.maximum(x.max() / 20, 1))
+
+
+class FromTheFirstCell(NormedCell):
+    """Counts its axes from the first, and so takes chunks for the batch."""
+
+    def update(self, params: Any, x: jax.Array, carry: Any) -> rnnjax.SimpleRNNCarry:
+        return rnnjax.SimpleRNNCarry(0.5 * carry.hidden + jax.nn.softmax(x, axis=1))
+
+
 class SortedCell(NormedCell):
     """Its units see each other, in operations that rows could be mixed by as well."""
 
@@ -119,6 +147,18 @@ def test_runs_as_the_plain_scan_or_is_refused(kind: type[NormedCell]) -> None:
             rnnjax.unroll(cell, params, xs, method=method)
 
 
+@pytest.mark.parametrize("kind", [HeldCell, PowerCell, ClippedCell])
+def test_what_operations_and_small_numbers_do_not_show(kind: type[NormedCell]) -> None:
+    assert rnnjax.Fused().refusal(kind(4)) == "the rows of a batch see each other in its step"
+
+
+def test_steps_are_not_put_beside_each_other_where_axes_are_counted_from_the_first() -> None:
+    cell, newton = FromTheFirstCell(4), rnnjax.Parallel(newton=rnnjax.Newton())
+    for method in (rnnjax.Chunked(), rnnjax.Parallel(), newton):
+        assert str(method.refusal(cell)).endswith("count axes from the last")
+    assert rnnjax.Fused().refusal(cell) is None
+
+
 @pytest.mark.parametrize("learner", [RTRL, functools.partial(RTRL, dense=True), SnAp1, EProp, UORO])
 def test_no_learner_serves_them(learner: Any) -> None:
     cell = NormedCell(4)
@@ -131,6 +171,7 @@ def test_units_may_see_each_other() -> None:
     cell = SortedCell(4)
     assert rnnjax.Fused().refusal(cell) is None
     assert rnnjax.Chunked().refusal(cell) is None
+    assert rnnjax.Parallel().refusal(cell) is None
 
 
 @dataclasses.dataclass(frozen=True)

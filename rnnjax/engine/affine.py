@@ -25,7 +25,7 @@ from rnnjax.engine.pieces import (
     without,
 )
 from rnnjax.engine.primitive import Function
-from rnnjax.engine.rows import why_not_by_rows
+from rnnjax.engine.rows import why_not_beside
 from rnnjax.engine.steps import any_of
 
 
@@ -186,7 +186,7 @@ def why_not_affine(cell: Cell) -> str | None:
     Proved, not declared: the derivative by the state does not read the state, so it is the same at
     all states; and of a state that was drawn it is what each unit's own factor makes of it.
     """
-    if reason := why_not_by_rows(cell):
+    if reason := why_not_beside(cell):
         return reason
     if cell.remembers:  # declared, and its update follows from that
         return None

@@ -15,7 +15,7 @@ from rnnjax.engine.pieces import piece_length
 from rnnjax.engine.primitive import Function
 from rnnjax.engine.readout import read_out
 from rnnjax.engine.recurrence import Recurrence
-from rnnjax.engine.rows import why_rows_meet
+from rnnjax.engine.rows import why_not_beside
 from rnnjax.engine.scan import Scan
 from rnnjax.engine.steps import Steps
 from rnnjax.errors import InvalidInputError
@@ -83,7 +83,7 @@ class Chunked(Method):
         if not all(is_floating(leaf.dtype) for leaf in leaves):
             return "its carry does not hold floating-point numbers alone"
         # A step of its own is mapped over the chunks, and sees the rows that it had.
-        return None if cell.carry is None else why_rows_meet(cell)
+        return None if cell.carry is None else why_not_beside(cell)
 
     def run(
         self, cell: Cell, params: Params, xs: Any, carry: Carry, reverse: bool, steps: Steps

@@ -3,6 +3,7 @@
 import functools
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -49,7 +50,18 @@ def why_not_by_rows(cell: Cell) -> str | None:
     return why_rows_meet(cell)
 
 
-@functools.lru_cache(maxsize=1024)
+def why_not_beside(cell: Cell) -> str | None:
+    """Why steps cannot be put beside each other along an axis before the rows, or None.
+
+    An update may have counted the axes that it names from the first.
+    """
+    if reason := why_not_by_rows(cell):
+        return reason
+    if reason := _why_rows_meet(cell, 1):
+        return f"{reason} where a batch has another axis before them: count axes from the last"
+    return None
+
+
 def why_rows_meet(cell: Cell) -> str | None:
     """Why what a row of a batch comes to may depend on other rows; None where it does not.
 
@@ -58,15 +70,24 @@ def why_rows_meet(cell: Cell) -> str | None:
     on a CPU, JAX 0.10.2); where it has others, as a sum along an axis or a sorting, three rows are
     run at once and one by one (0.4 to 3 s).
     """
+    return _why_rows_meet(cell, 0)
+
+
+@functools.lru_cache(maxsize=1024)
+def _why_rows_meet(cell: Cell, before: int) -> str | None:
+    """`why_rows_meet`, with so many axes of one entry before that of the rows."""
     failed = None
     for features in _features(cell):
         try:
             with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
                 one, other = (
-                    jax.make_jaxpr(cell.step)(*_given(cell, rows, features)) for rows in _ROWS
+                    jax.make_jaxpr(cell.step)(*_given(cell, (*[1] * before, rows), features))
+                    for rows in _ROWS
                 )
             apart = _kept_apart(one.jaxpr) and _in_words(one) == _in_words(other)
-            meet = not apart and _differs(cell, features)
+            meet = not (apart and _alike(one.consts, other.consts)) and _differs(
+                cell, before, features
+            )
         except Exception as error:  # whatever a user's own method raises
             failed = failed or f"{type(error).__name__}: {error}".split("\n", 1)[0]
         else:
@@ -83,18 +104,23 @@ def _features(cell: Cell) -> list[int]:
     return sorted({1, 2, 3, 4, *(times * size for times in (1, 2, 3, 4))})
 
 
-def _given(cell: Cell, rows: int, features: int) -> tuple[Any, Any, Any]:
+def _given(cell: Cell, rows: tuple[int, ...], features: int) -> tuple[Any, Any, Any]:
     """The shapes of parameters, of the carry before a step, and of its inputs."""
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0), features))
     grid = 0 if cell.carry is None else len(params["kernel"].shape) - 2
-    batch = rows, *[3] * grid
+    batch = *rows, *[3] * grid
     carry = jax.eval_shape(lambda: made_carry(cell, batch))
     return params, carry, jax.ShapeDtypeStruct((*batch, features), jnp.float32)
 
 
 def _in_words(jaxpr: Any) -> str:
     """A program without the number of its rows, but where it computes with it, as a mean does."""
-    return re.sub(rf"\b(?:{_ROWS[0]}|{_ROWS[1]})(?![.:\w])|0x[0-9a-f]+", "", str(jaxpr))
+    return re.sub(rf"(?<![=\w])(?:{_ROWS[0]}|{_ROWS[1]})(?![.:\w])|0x[0-9a-f]+", "", str(jaxpr))
+
+
+def _alike(some: Sequence[Any], others: Sequence[Any]) -> bool:
+    """Whether the arrays that two programs hold are the same; what they hold is not in words."""
+    return len(some) == len(others) and all(map(np.array_equal, some, others))
 
 
 def _kept_apart(jaxpr: Any) -> bool:
@@ -138,27 +164,40 @@ def _stands_behind(variable: Any) -> int | None:
     return math.prod(shape[: shape.index(_ROWS[0])]) if _ROWS[0] in shape else None
 
 
-def _differs(cell: Cell, features: int) -> bool:
-    """Whether three rows come to something else at once than each by itself."""
+def _differs(cell: Cell, before: int, features: int) -> bool:
+    """Whether three rows come to something else at once than each by itself.
+
+    Once with numbers of one size, and once with a row of large ones, which whatever all rows must
+    not exceed, as a norm or a number in a condition, would show in the others.
+    """
     rng = np.random.default_rng(0)
-    params, carry, xs = jax.tree.map(
-        lambda leaf: (0.5 * rng.normal(size=leaf.shape)).astype(leaf.dtype),
-        _given(cell, 3, features),
+    shapes = _given(cell, (*[1] * before, 3), features)
+    params, *given = jax.tree.map(
+        lambda leaf: (0.5 * rng.normal(size=leaf.shape)).astype(leaf.dtype), shapes
     )
 
+    def with_a_large(leaf: Any) -> Any:
+        last = (slice(None),) * before + (2,)
+        large = leaf.copy()
+        large[last] = 2000 * leaf[last]
+        return np.stack([leaf, large])
+
     def row(carry: Carry, x: jax.Array) -> Any:
-        one = cell.step(params, jax.tree.map(lambda leaf: leaf[None], carry), x[None])
-        return jax.tree.map(lambda leaf: leaf[0], one)
+        carry, x = jax.tree.map(lambda leaf: jnp.expand_dims(leaf, before), (carry, x))
+        one = cell.step(params, carry, x)
+        return jax.tree.map(lambda leaf: leaf.squeeze(before), one)
 
-    def both(params: Params, carry: Carry, xs: jax.Array) -> Any:
-        return cell.step(params, carry, xs), jax.vmap(row)(carry, xs)
+    def both(params: Params, given: Any) -> Any:
+        def run(given: Any) -> Any:
+            return cell.step(params, *given), jax.vmap(row, before, before)(*given)
 
-    for one, other in zip(
-        *map(jax.tree.leaves, computed_apart(both, params, carry, xs)), strict=True
-    ):
+        return jax.lax.map(run, given)
+
+    found = computed_apart(both, params, jax.tree.map(with_a_large, given))
+    for one, other in zip(*map(jax.tree.leaves, found), strict=True):
         near = 1e-4 if one.dtype.itemsize >= 4 else 0.1
-        if not np.allclose(
-            one.astype(complex), other.astype(complex), rtol=near, atol=near, equal_nan=True
-        ):
-            return True
+        one, other = (np.moveaxis(leaf, before + 1, 1).astype(complex) for leaf in (one, other))
+        for rows in (np.s_[0], np.s_[1, :2]):  # and not the large row, whose roundings are large
+            if not np.allclose(one[rows], other[rows], rtol=near, atol=near, equal_nan=True):
+                return True
     return False
