@@ -397,6 +397,34 @@ class MixingCell(rnnjax.MinGRUCell):
         return type(new)(new.hidden - 0.1 * carry.hidden.mean(-1, keepdims=True))
 
 
+class MixingLateCell(rnnjax.MinGRUCell):
+    """Its units see each other by a kernel that is zero at first."""
+
+    def parameters(self, input_size):
+        size = self.hidden_size
+        return {**super().parameters(input_size), "mix": rnnjax.Param((size, size), "zeros")}
+
+    def update(self, params, x, carry):
+        new = super().update(params, x, carry)
+        return type(new)(new.hidden + carry.hidden @ params["mix"])
+
+
+class MixingAtLargeCell(rnnjax.MinGRUCell):
+    """Its units see each other where its inputs are large."""
+
+    def update(self, params, x, carry):
+        mean = carry.hidden.mean(-1, keepdims=True)
+        return rnnjax.SimpleRNNCarry(0.5 * carry.hidden + jax.nn.relu(x[..., :4] - 3) * mean)
+
+
+class SpikingCell(rnnjax.MinGRUCell):
+    """What a threshold takes off the state has no derivative."""
+
+    def update(self, params, x, carry):
+        spike = jax.lax.stop_gradient((carry.hidden > 2).astype(x.dtype))
+        return rnnjax.SimpleRNNCarry(0.9 * carry.hidden + x[..., :4] - spike)
+
+
 @pytest.mark.parametrize("name", ["mingru", "turning", pytest.param("s6", marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("x64")
 def test_no_nan_of_a_step_that_no_loss_sees_where_there_is_a_mask(name, assert_close):
@@ -511,6 +539,9 @@ class CountingCell(rnnjax.MinGRUCell):
         (rnnjax.SRUCell(4, peephole=True), "its new state is not affine in the old one"),
         (rnnjax.SLSTMCell(4), "its new state is not affine in the old one"),
         (MixingCell(4), "its units see each other's state"),
+        (MixingLateCell(4), "its units see each other's state"),
+        (MixingAtLargeCell(4), "its units see each other's state"),
+        (SpikingCell(4), "its new state is not affine in the old one"),
         (CountingCell(4), "the leaves of its carry are not of one shape"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, rnnjax.Cell) else "",

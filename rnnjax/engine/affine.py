@@ -179,12 +179,17 @@ def _with_start(
     return [b.at[0].add(f.astype(b.dtype)) for b, f in zip(constants, begun, strict=True)]
 
 
+# So many states and inputs, of many sizes, are tried.
+_TRIED = 64
+
+
 @functools.lru_cache(maxsize=256)
 def why_not_affine(cell: Cell) -> str | None:
     """Why the new state of a cell is not affine in the old one, unit by unit; None where it is.
 
-    Proved, not declared: the derivative by the state does not read the state, so it is the same at
-    all states; and of a state that was drawn it is what each unit's own factor makes of it.
+    Found, not declared: the derivative by the state does not read the state, so it is the same at
+    all states; and of states, inputs and parameters that were drawn, the step makes what each
+    unit's own factor does. The derivative alone does not tell: that of a threshold is zero.
     """
     if reason := why_not_beside(cell):
         return reason
@@ -192,40 +197,57 @@ def why_not_affine(cell: Cell) -> str | None:
         return None
     if cell.recurrent is not None:
         return "its units see each other's state in a product"
-    shapes = jax.eval_shape(lambda: cell.initial_carry((2,)))
+    shapes = jax.eval_shape(lambda: cell.initial_carry((_TRIED,)))
     if any(not jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(shapes)):
         return "its carry does not hold floating-point numbers alone"
     if len({leaf.shape for leaf in jax.tree.leaves(shapes)}) > 1:
         return "the leaves of its carry are not of one shape"
-    drawn = jax.tree.map(
-        lambda leaf: np.random.default_rng(0).normal(size=leaf.shape).astype(leaf.dtype), shapes
-    )
-
-    def update(params: Params, carry: Carry) -> Carry:
-        projected = cell.project(params, jnp.array([[0.3], [-0.7]]))
-        return cell.advance(params, projected, carry)[0]
-
-    def tangent(carry: Carry, direction: Carry, params: Params) -> Carry:
-        return jax.jvp(functools.partial(update, params), (carry,), (direction,))[1]
 
     def init(seed: Any) -> Params:
         return cell.init(jax.random.key(seed), 1)
 
+    def project(params: Params) -> jax.Array:
+        return cell.project(params, jnp.zeros((_TRIED, 1)))
+
+    def update(given: Any, carry: Carry) -> Carry:
+        return cell.advance(given[0], given[1], carry)[0]
+
+    def tangent(carry: Carry, direction: Carry, given: Any) -> Carry:
+        return jax.jvp(functools.partial(update, given), (carry,), (direction,))[1]
+
     seed = np.uint32(0)
-    if _reads_first(tangent, shapes, drawn, jax.eval_shape(init, seed)):
+    params = jax.eval_shape(init, seed)
+    projected = jax.eval_shape(project, params)
+    if _reads_first(tangent, shapes, shapes, (params, projected)):
         return "its new state is not affine in the old one"
+    rng = np.random.default_rng(0)
 
-    def both(drawn: Carry, seed: Any) -> tuple[Any, Any]:
-        params, carry = init(seed), cell.initial_carry((2,))
-        factors = affine(functools.partial(update, params), carry)[1]
-        return factors, tangent(carry, drawn, params)
+    def drawn(leaf: Any, sizes: Any) -> Any:
+        sizes = np.reshape(sizes, (-1, *[1] * (len(leaf.shape) - 1)))
+        return (sizes * rng.normal(size=leaf.shape)).astype(leaf.dtype)
 
-    factors, came = computed_apart(both, drawn, seed)
-    given = jax.tree.leaves(drawn)
-    for i, leaf in enumerate(jax.tree.leaves(came)):
-        own = sum(factors[i][j] * given[j] for j in range(len(given)))
-        if not np.allclose(leaf, own, rtol=1e-4, atol=1e-5):
+    # What is zero at first, as many a kernel, or is not where inputs are large, is to be seen too.
+    sizes = np.logspace(-2, 3, _TRIED)
+    carry = jax.tree.map(functools.partial(drawn, sizes=sizes), shapes)
+    inputs = drawn(projected, rng.permutation(np.logspace(-2, 1, _TRIED)))
+    noise = jax.tree.map(functools.partial(drawn, sizes=0.1), params)
+
+    def both(carry: Carry, inputs: Any, noise: Any, seed: Any) -> Any:
+        given = jax.tree.map(jnp.add, init(seed), noise), inputs
+        zeros = jax.tree.map(jnp.zeros_like, carry)
+        constants, factors = affine(functools.partial(update, given), zeros)
+        return constants, factors, tangent(zeros, carry, given), update(given, carry)
+
+    constants, factors, along, new = computed_apart(both, carry, inputs, noise, seed)
+    state = jax.tree.leaves(carry)
+    for i, (leaf, value) in enumerate(zip(*map(jax.tree.leaves, (along, new)), strict=True)):
+        parts = [factors[i][j] * given for j, given in enumerate(state)]
+        size = 1 + sum(map(np.abs, [constants[i], *parts]))
+        near = size * max(1e-5, 8 * float(jnp.finfo(value.dtype).eps))
+        if not np.all(np.abs(leaf - sum(parts)) <= near):
             return "its units see each other's state"
+        if not np.all(np.abs(value - constants[i] - sum(parts)) <= near):
+            return "its new state is not affine in the old one"
     return None
 
 

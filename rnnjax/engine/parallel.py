@@ -37,7 +37,7 @@ class Parallel(Method):
     (`rnnjax.MinGRUCell`, `rnnjax.MinLSTMCell` and others of their family), needs no step to wait
     for the one before (Blelloch, 1990; Martin & Cundy, 2018). :math:`A_t` and :math:`b_t` come from
     the cell's own ``update`` by `jax.jvp`, with masks, lengths, resets and zoneout inside, so that
-    nothing is written twice; that a cell is affine is proved from its update, not declared. The
+    nothing is written twice; that a cell is affine is found from its update, not declared. The
     sequence is cut into pieces that run side by side: first for what each makes of any state, then,
     from their true beginnings, once more. Of :math:`T` steps :math:`2C + T / C` depend on each
     other.
