@@ -268,8 +268,18 @@ class Narrow(rnnjax.MinGRUCell):
         return jax.tree.map(lambda leaf: leaf[..., :1], super().update(params, x, carry))
 
 
+class Several(GRUCell):
+    """With an update that returns several outputs, which only a step of one's own may."""
+
+    output = None
+
+    def update(self, params: Any, x: Any, carry: Any) -> Any:
+        new = super().update(params, x, carry)
+        return new, (new.hidden, new.hidden)
+
+
 @pytest.mark.parametrize("method", [Scan(), Fused()], ids=str)
-@pytest.mark.parametrize("kind", [Wide, Bare, Narrow])
+@pytest.mark.parametrize("kind", [Wide, Bare, Narrow, Several])
 def test_an_update_that_does_not_fit_the_carry_is_named(kind: Any, method: Any) -> None:
     cell, xs = kind(HIDDEN, unit_forget_bias=False) if kind is Wide else kind(HIDDEN), XS
     params = jax.eval_shape(lambda: cell.init(KEY, FEATURES))

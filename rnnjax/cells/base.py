@@ -462,9 +462,11 @@ class Cell(abc.ABC):
             new = self.update(read, x, carry)
             new, y = new if self.output is None else (new, getattr(new, self.output))
             same_shapes(new, carry)
-        new = jax.tree.map(lambda leaf, old: varying_like(leaf.astype(old.dtype), old), new, carry)
-        like = jax.tree.leaves(new)[0].dtype
-        return new, y.astype(like if self.dtype is None else self.dtype)
+            new = jax.tree.map(
+                lambda leaf, old: varying_like(leaf.astype(old.dtype), old), new, carry
+            )
+            like = jax.tree.leaves(new)[0].dtype
+            return new, y.astype(like if self.dtype is None else self.dtype)
 
     @property
     def remembers(self) -> bool:
