@@ -170,7 +170,17 @@ class CountingCell(OwnStepCell):
         return jnp.zeros((*batch_shape, self.hidden_size), jnp.int32)
 
 
-def test_what_counts_is_refused():
-    cell = CountingCell(4)
-    with pytest.raises(InvalidInputError, match="floating-point numbers alone"):
+class ForgetfulCell(OwnStepCell):
+    """It has no carry."""
+
+    def initial_carry(self, batch_shape=(), dtype=None):
+        return ()
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [(CountingCell(4), "floating-point numbers alone"), (ForgetfulCell(4), "carry is empty")],
+)
+def test_a_carry_that_cannot_stand_still_is_refused(cell, message):
+    with pytest.raises(InvalidInputError, match=message):
         rnnjax.unroll(cell, cell.init(KEY, 2), jnp.ones((4, 2, 2)), method=Chunked())

@@ -80,6 +80,8 @@ class Chunked(Method):
     def refusal(self, cell: Cell) -> str | None:
         """What cannot come to stand still is refused."""
         leaves = jax.tree.leaves(jax.eval_shape(lambda: made_carry(cell, ())))
+        if not leaves:
+            return "its carry is empty, so its steps need not wait for each other"
         if not all(is_floating(leaf.dtype) for leaf in leaves):
             return "its carry does not hold floating-point numbers alone"
         # A step of its own is mapped over the chunks, and sees the rows that it had.
