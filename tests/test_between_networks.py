@@ -223,6 +223,19 @@ def test_acting_with_restarts_is_unrolling_with_resets(cell, draw):
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
+def test_a_restart_keeps_the_type_of_the_carry():
+    cell = rnnjax.GRUCell(3)
+    carry = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), cell.initial_carry((4,)))
+    again = rnnjax.restart(cell, cell.init(KEY, 2), carry, np.ones(4, bool))
+    assert again.hidden.dtype == jnp.bfloat16
+
+
+def test_the_maximum_of_integers_and_of_nothing_but_minus_infinity():
+    valid = np.array([[True], [False]])
+    for ys in (np.array([[[-5]], [[7]]]), np.array([[[-np.inf]], [[7.0]]], np.float32)):
+        assert rnnjax.pool(ys, "max", valid).tolist() == ys[0].tolist()
+
+
 @pytest.mark.parametrize(
     ("where", "message"),
     [

@@ -74,6 +74,7 @@ def pool(ys: jax.Array, how: Pooling, valid: jax.Array | None = None) -> jax.Arr
     """
     if how not in ("last", "mean", "max"):
         raise InvalidInputError(f'how must be "last", "mean" or "max", but is {how!r}')
+    ys = jnp.asarray(ys)
     if valid is None:
         valid = jnp.ones(ys.shape[:-1], bool)
     if valid.shape != ys.shape[:-1] or valid.dtype != jnp.bool_:
@@ -83,7 +84,8 @@ def pool(ys: jax.Array, how: Pooling, valid: jax.Array | None = None) -> jax.Arr
         )
     marks, any_valid = valid[..., None], valid.any(axis=0)[..., None]
     if how == "max":
-        least = jnp.finfo(ys.dtype).min
+        whole = jnp.issubdtype(ys.dtype, jnp.integer)
+        least = jnp.iinfo(ys.dtype).min if whole else -jnp.inf
         return jnp.where(any_valid, jnp.where(marks, ys, least).max(axis=0), 0)
     if how == "mean":
         return jnp.where(marks, ys, 0).sum(axis=0) / jnp.maximum(marks.sum(axis=0), 1)
@@ -133,7 +135,8 @@ def restart(cell: Cell, params: Params, carry: Carry, where: jax.Array) -> Carry
     check_carry("carry", cell, carry, where.shape)
 
     def begin(new: jax.Array, old: jax.Array) -> jax.Array:
-        return jnp.where(where.reshape(*where.shape, *[1] * (old.ndim - where.ndim)), new, old)
+        rows = where.reshape(*where.shape, *[1] * (old.ndim - where.ndim))
+        return jnp.where(rows, new.astype(old.dtype), old)
 
     return jax.tree.map(begin, cell.start(params, where.shape), carry)
 
