@@ -156,7 +156,12 @@ def test_steps_are_not_put_beside_each_other_where_axes_are_counted_from_the_fir
     cell, newton = FromTheFirstCell(4), rnnjax.Parallel(newton=rnnjax.Newton())
     for method in (rnnjax.Chunked(), rnnjax.Parallel(), newton):
         assert str(method.refusal(cell)).endswith("count axes from the last")
-    assert rnnjax.Fused().refusal(cell) is None
+    for method in (rnnjax.Fused(), rnnjax.Kernel()):
+        assert method.refusal(cell) is None
+    with pytest.raises(rnnjax.InvalidInputError, match="over 2 axes of rows"):
+        rnnjax.unroll(
+            cell, cell.init(jax.random.key(0), 3), jnp.ones((4, 2, 5, 3)), method=rnnjax.Kernel()
+        )
 
 
 @pytest.mark.parametrize("learner", [RTRL, functools.partial(RTRL, dense=True), SnAp1, EProp, UORO])
