@@ -62,14 +62,14 @@ def minibatches(arrays: Any, batch_size: int, *, seed: int = 0, axis: int = 0) -
     >>> batches(0)["xs"].shape, sorted(batches(1)["xs"][:, 0].ravel().tolist())
     ((2, 2, 3), [0, 1, 2, 3, 4, 5])
     """
-    leaves = jax.tree.leaves(arrays)
-    rows = sorted({np.shape(leaf)[axis] if np.ndim(leaf) > axis else 0 for leaf in leaves})
     for name, value, least in (("batch_size", batch_size, 1), ("axis", axis, 0), ("seed", seed, 0)):
         if not is_integer(value) or value < least:
             raise InvalidInputError(
                 f"{name} must be a whole number from {least} up, but is {value!r}; pass {least} or "
                 "more"
             )
+    leaves = jax.tree.leaves(arrays)
+    rows = sorted({np.shape(leaf)[axis] if np.ndim(leaf) > axis else 0 for leaf in leaves})
     if len(rows) != 1 or batch_size > rows[0]:
         raise InvalidInputError(
             f"arrays must have the same number of rows along axis {axis}, at least a batch of "

@@ -171,7 +171,8 @@ def fit(
     train_steps = make_train_steps(loss_fn, optimizer, sharding, skip_nonfinite=skip_nonfinite > 0)
     whole = sharding.whole if sharding else lambda tree: tree
     # Copies, because the state is donated.
-    state = TrainState.create(jax.tree.map(jnp.array, params), optimizer, key=key, carry=carry)
+    params, key = jax.tree.map(jnp.array, (params, key))
+    state = TrainState.create(params, optimizer, key=key, carry=carry)
     state = state if sharding is None else sharding.put_state(state)
     shown = (progress or Progress()) if is_first() else Silent()
     with contextlib.ExitStack() as stack:
@@ -212,7 +213,7 @@ def fit(
             params = whole(state.params)
             if done < (epoch + 1) * steps:
                 run.save(state)
-                return Fit(params, state, history, _best(history), signal)
+                return run.fit(params, state, _best(history), signal)
             measured = {} if evaluate is None else run.validate(evaluate, params)
             better = run.end_epoch(dataclasses.replace(state, params=params), epoch, measured)
             if better and not run.kept:
@@ -222,10 +223,10 @@ def fit(
             if finished or better or signal or (epoch + 1) % checkpoint_every == 0:
                 run.save(state, measured.get("validation_loss"))
             if signal and not finished:
-                return Fit(params, state, history, _best(history), signal)
+                return run.fit(params, state, _best(history), signal)
         chosen, entry_of_best = run.finish(state, evaluate is not None)
         params = whole(chosen.params) if best is None else best
-        return Fit(params, state, history, entry_of_best)
+        return run.fit(params, state, entry_of_best)
 
 
 @dataclasses.dataclass
@@ -244,6 +245,11 @@ class _Means:
             self.skipped += 1
             return
         weight = metrics.get("weight", 1.0)
+        if np.ndim(weight):
+            raise InvalidInputError(
+                f"the metric weight must be one number for a step, but has {np.shape(weight)}; sum "
+                "it over the rows"
+            )
         self.weight += weight
         for name in metrics.keys() - {"weight", "skipped"}:
             new = weight * np.asarray(metrics[name])
@@ -306,7 +312,13 @@ class _Run:
                         f"{self.config.get(name)!r} came, with which it cannot go on exactly; give "
                         "it what it has, or begin a new run in another folder"
                     )
+            key = np.asarray(jax.random.key_data(state.key))
             state = saved.restore(state)
+            if not np.array_equal(key, jax.random.key_data(state.key)):
+                raise CheckpointError(
+                    f"the run in {self.folder} has another key than came, with which it cannot go "
+                    "on exactly; give it the key it had, or begin a new run in another folder"
+                )
             if about.get("devices", self.devices) != self.devices:
                 self.shown.say(
                     f"the devices of the run were {about['devices']} and are {self.devices} now: "
@@ -412,9 +424,9 @@ class _Run:
                     "evaluate must return a dict of measures, with 'validation_loss' among them, "
                     f"but returned {found!r}; give it that name"
                 )
-            if taken := sorted(_OF_FIT & found.keys()):
+            if taken := sorted((_OF_FIT | self.means.sums.keys()) & found.keys()):
                 raise InvalidInputError(
-                    f"evaluate returned {taken}, which fit measures; rename them"
+                    f"evaluate returned {taken}, which fit measures in training; rename them"
                 )
             try:
                 return {name: float(value) for name, value in found.items()}
@@ -453,6 +465,12 @@ class _Run:
             "devices": self.devices,
         }
         self.checkpoints.save(state, about, loss=loss)
+
+    def fit(
+        self, params: Any, state: TrainState, best: Entry | None, signal: int | None = None
+    ) -> Fit:
+        """What `fit` returns: parameters of their own, which stay where the state is donated."""
+        return Fit(jax.tree.map(jnp.array, params), state, self.history, best, signal)
 
     def finish(self, state: TrainState, measured: bool) -> tuple[TrainState, Entry | None]:
         """Write what came out, at the end; returns the best state that is kept, and its entry."""

@@ -495,8 +495,11 @@ def test_the_parameters_given_are_left_as_they_are():
     params = jnp.ones(2)
     batches = np.ones((3, 2), np.float32)
     result = fit(lambda params, batch, key: jnp.sum(params * batch), params, optax.sgd(0.1),
-                 batches, 1, key=jax.random.key(0), progress=Silent())  # fmt: skip
+                 batches, 1, key=(key := jax.random.key(0)), progress=Silent())  # fmt: skip
     assert params.tolist() == [1, 1]
+    assert key == jax.random.key(0)  # the state is donated, and it has a copy of the key
+    # What came out stays too where a run goes on from the state.
+    jax.jit(lambda state: state, donate_argnums=0)(result.state)
     np.testing.assert_allclose(result.params, 0.7, rtol=1e-6)
 
 
@@ -523,6 +526,17 @@ def test_keys_of_any_kind_come_back(tmp_path, impl):
     assert train(2).state.carry.dtype == jax.random.key(0, impl=impl).dtype
 
 
+def test_another_key_is_another_run(tmp_path):
+    def train(seed):
+        return fit(lambda p, b, k: p + jax.random.normal(k), jnp.zeros(()), optax.sgd(0.1),
+                   np.ones(2), 1, key=jax.random.key(seed), run_dir=tmp_path,
+                   progress=Silent())  # fmt: skip
+
+    assert train(1).history == train(1).history
+    with pytest.raises(CheckpointError, match="has another key than came"):
+        train(2)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -542,6 +556,10 @@ def test_keys_of_any_kind_come_back(tmp_path, impl):
         ({"batches": [np.ones(2), np.ones(2)]}, "a list came; stack"),
         ({"evaluate": lambda p: {"validation_loss": None}}, "must return numbers"),
         ({"evaluate": lambda p: {"validation_loss": 1, "loss": 2}}, "which fit measures"),
+        ({"loss_fn": lambda p, c, b, k: (p.sum(), ((), {"right": 1})), "carry": (),
+          "evaluate": lambda p: {"validation_loss": 1, "right": 2}}, r"returned \['right'\]"),
+        ({"loss_fn": lambda p, c, b, k: (p.sum(), ((), {"weight": b})), "carry": ()},
+         r"weight must be one number for a step, but has \(2,\)"),
         ({"config": {"rate": float("nan")}}, "config must be JSON"),
         ({"config": {"cell": object()}}, "config must be JSON"),
     ],
@@ -556,7 +574,7 @@ def test_what_a_program_gets_wrong_is_one_sentence(tmp_path, change, message):
 
 
 @pytest.mark.parametrize(
-    "given", [{"batch_size": 2.0}, {"batch_size": 0}, {"seed": -1}, {"axis": -1}]
+    "given", [{"batch_size": 2.0}, {"batch_size": 0}, {"seed": -1}, {"axis": -1}, {"axis": 0.5}]
 )
 def test_minibatches_of_odd_sizes(given):
     with pytest.raises(InvalidInputError):
