@@ -108,6 +108,10 @@ def make_train_steps(
         ``start`` and ``stop`` are not compiled in. One program does every range, so that a run that
         stops and resumes anywhere computes bit for bit what an undisturbed run does.
 
+    Raises:
+        InvalidInputError: ``optimizer`` is none; ``loss_fn`` returns something else; the leaves of
+            ``batches`` differ in their steps, or ``start`` to ``stop`` are none of them.
+
     >>> def loss_fn(params, carry, batch, key):
     ...     return jnp.sum((params - batch) ** 2), (carry, {})
     >>> optimizer = optax.sgd(0.25)
@@ -134,7 +138,9 @@ def make_train_steps(
         (loss, (carry, metrics)), grads = grad_fn(state.params, state.carry, batch, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = metrics | {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        # The squares of float16 would be infinite from 256 up, and zero below 0.0002.
+        wide = jax.tree.map(lambda g: g.astype(jnp.promote_types(g.dtype, jnp.float32)), grads)
+        metrics = metrics | {"loss": loss, "grad_norm": optax.tree.norm(wide)}
         if skip_nonfinite:
             finite = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])
             params, opt_state, carry = jax.tree.map(
@@ -175,11 +181,25 @@ def make_train_steps(
     compiled = jax.jit(train_steps, donate_argnums=0)
 
     def run(state: TrainState, batches: Any, start: int, stop: int) -> tuple[TrainState, Metrics]:
+        _check_range(batches, start, stop)
         # The mesh that is set tells `unroll` to leave to XLA what it would do for one device.
         with nullcontext() if sharding is None else jax.set_mesh(sharding.mesh):
             return compiled(state, batches, np.int32(start), np.int32(stop))
 
     return run
+
+
+def _check_range(batches: Any, start: int, stop: int) -> None:
+    """Raise unless every leaf has the steps that are to be done: JAX would repeat the last one."""
+    lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(batches)}
+    steps = (*min(lengths, default=()), -1)[0]
+    whole = start == int(start) and stop == int(stop)
+    if len(lengths) != 1 or not (whole and 0 <= start <= stop <= steps):
+        raise InvalidInputError(
+            "batches must have a first axis of steps, as long in all leaves, and start to stop be "
+            f"some of them, but the axes are {sorted(lengths)}, and {start} to {stop} came; cut "
+            "the leaves alike, and stop at their end"
+        )
 
 
 def _check_returned(returned: Any, carry: Any) -> None:

@@ -5,6 +5,7 @@ import optax
 import pytest
 
 import rnnjax
+from rnnjax import InvalidInputError
 from rnnjax.training import TrainState, make_train_steps
 
 CELL = rnnjax.LSTMCell(5)
@@ -105,3 +106,24 @@ def test_a_step_that_is_skipped_changes_nothing_but_the_number_of_steps(batches,
     state, metrics = train_steps(state, batches, 4, 5)
     assert bits(state) != kept
     assert not metrics["skipped"][4]
+
+
+@pytest.mark.parametrize(
+    ("change", "start", "stop"),
+    [({}, 0, 8), ({}, -1, 3), ({}, 4, 3), ({}, 0.5, 3), ({"rows": np.ones(6)}, 0, 2)],
+)
+def test_steps_that_are_not_there_are_not_done(train_steps, batches, change, start, stop):
+    """JAX would take the last one again."""
+    with pytest.raises(InvalidInputError, match=f"axis of steps, .*{start} to {stop} came"):
+        train_steps(new_state(), {"xs": batches, **change}, start, stop)
+
+
+def test_the_norm_of_a_gradient_in_float16():
+    def loss_fn(params, carry, batch, key):
+        return (params * batch).sum().astype(jnp.float32), (carry, {})
+
+    state = TrainState.create(jnp.zeros(4, jnp.float16), optax.sgd(0.0), key=jax.random.key(0))
+    batches = np.array([[300.0] * 4, [1e-5] * 4], np.float16)
+    _, metrics = make_train_steps(loss_fn, optax.sgd(0.0))(state, batches, 0, 2)
+    norms = np.linalg.norm(batches.astype(np.float32), axis=1)
+    np.testing.assert_allclose(metrics["grad_norm"], norms, rtol=1e-6)
