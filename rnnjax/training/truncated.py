@@ -7,8 +7,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from rnnjax.cells.arguments import as_array, brief, check_instance, is_integer
+from rnnjax.cells.arguments import (
+    as_array,
+    brief,
+    check_instance,
+    is_integer,
+    usual_promotion,
+)
 from rnnjax.errors import InvalidInputError
 from rnnjax.training.step import LossFunction
 
@@ -34,6 +41,7 @@ class Window:
     k1: int | None = dataclasses.field(default=None, metadata={"static": True})
 
 
+@usual_promotion()
 def windows(
     inputs: Any, targets: Any, *, k1: int, k2: int | None = None, mask: Any = None
 ) -> Window:
@@ -55,8 +63,8 @@ def windows(
         a `Window` whose leaves have a leading axis of updates, as `make_train_steps` takes batches.
 
     Raises:
-        InvalidInputError: ``k1`` or ``k2`` is out of range, or the streams are shorter than ``k2``
-            or of different lengths.
+        InvalidInputError: ``k1`` or ``k2`` is out of range, the streams are shorter than ``k2``, or
+            differ in their steps, targets and mask in their rows.
 
     >>> steps = windows(jnp.arange(8).reshape(8, 1), jnp.arange(8).reshape(8, 1), k1=2, k2=4)
     >>> steps.inputs[..., 0].tolist()
@@ -70,7 +78,8 @@ def windows(
             f"k1 and k2 must be steps with 1 <= k1 <= k2, but are {k1!r} and {k2!r}: the "
             "gradient flows through k2 steps at every k1 steps; leave k2 out for k1"
         )
-    if any(jnp.ndim(leaf) < 2 for leaf in jax.tree.leaves(targets)):
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(targets)]
+    if min(map(len, shapes), default=0) < 2:
         raise InvalidInputError(
             "targets must be arrays (time, rows, ...), but one has fewer than two axes; for a "
             "single stream add an axis of one row"
@@ -81,7 +90,14 @@ def windows(
             f"mask must be booleans (time, rows), but is {mask.dtype} of shape {mask.shape}; "
             "write mask.astype(bool)"
         )
-    lengths = {len(leaf) for leaf in jax.tree.leaves((inputs, targets, mask))}
+    if mask is not None and mask.shape[1] != 1:
+        shapes.append(mask.shape)
+    if len(rows := {shape[1] for shape in shapes}) > 1:
+        raise InvalidInputError(
+            f"targets and mask must have the same number of rows, but have {sorted(rows)}; rows "
+            "are their second axis"
+        )
+    lengths = {(*np.shape(leaf), 0)[0] for leaf in jax.tree.leaves((inputs, targets, mask))}
     if len(lengths) != 1:
         raise InvalidInputError(
             f"inputs, targets and mask must have the same number of steps, but have "
@@ -151,18 +167,19 @@ def truncated_loss(run: RunPiece, losses: Callable[[Any, Any], jax.Array]) -> Lo
             again = jax.random.fold_in(key, 1)
             _, rest = _ran(run, params, carry, _part(batch.inputs, k1, steps), again)
             outputs = jax.tree.map(lambda *parts: jnp.concatenate(parts), outputs, rest)
-        # What does not count may be anything, NaN too: it must not reach the gradient.
-        targets = jax.tree.map(
-            lambda leaf: jnp.where(_expanded(batch.counted, leaf), leaf, 0), batch.targets
-        )
+        targets = jax.tree.map(functools.partial(_filled, batch.counted), batch.targets)
         each = losses(outputs, targets)
         if each.shape != batch.counted.shape:
             raise InvalidInputError(
                 f"losses must return one loss for each step and row, {batch.counted.shape}, but "
                 f"returned {each.shape}; sum or average over the other axes"
             )
-        counted = jnp.where(batch.counted, each, 0)
-        return counted.sum() / jnp.maximum(batch.counted.sum(), 1), (carry, {})
+        # A sum over all steps may be more than a narrow type holds.
+        counted = jnp.where(batch.counted, each, 0).astype(
+            jnp.promote_types(each.dtype, jnp.float32)
+        )
+        number = jnp.maximum(batch.counted.sum(), 1).astype(counted.dtype)
+        return counted.sum() / number, (carry, {})
 
     return loss_fn
 
@@ -181,8 +198,17 @@ def _ran(run: RunPiece, params: Any, carry: Any, inputs: Any, key: jax.Array) ->
     return returned
 
 
-def _expanded(counted: jax.Array, leaf: jax.Array) -> jax.Array:
-    return counted.reshape(*counted.shape, *[1] * (leaf.ndim - 2))
+def _filled(counted: jax.Array, leaf: jax.Array) -> jax.Array:
+    """Targets with one that counts, and zero where there is none, in the place of all that do not.
+
+    Those may be anything, NaN too, which must not reach the gradient; nor must what a loss makes of
+    a zero that is no target, by dividing by it.
+    """
+    if not counted.size:
+        return leaf
+    step, row = jnp.unravel_index(counted.argmax(), counted.shape)
+    one = jnp.where(counted.any(), leaf[step, row], jnp.zeros_like(leaf[step, row]))
+    return jnp.where(counted.reshape(*counted.shape, *[1] * (leaf.ndim - 2)), leaf, one)
 
 
 def _part(inputs: Any, start: int, stop: int) -> Any:

@@ -105,6 +105,9 @@ def test_windows_begin_every_k1_steps_and_count_the_last_k1(
         ({"k1": 2, "mask": np.ones((7, ROWS), bool)}, r"same number of steps, but have \[7, 8\]"),
         ({"k1": 2, "mask": [[True] * ROWS]}, r"same number of steps, but have \[1, 8\]"),
         ({"k1": 2, "targets": np.zeros((9, ROWS))}, r"but have \[8, 9\]; time is their first"),
+        ({"k1": 2, "inputs": [[1.0], [2.0]]}, r"but have \[0, 8\]; time is their first"),
+        ({"k1": 2, "targets": ()}, "targets must be arrays"),
+        ({"k1": 2, "mask": np.ones((8, ROWS + 1), bool)}, "the same number of rows"),
     ],
 )
 def test_bad_windows(arguments: Any, message: str) -> None:
@@ -197,6 +200,34 @@ def test_both_parts_of_a_window_draw_their_own_numbers() -> None:
     whole = dataclasses.replace(window, k1=None)
     truncated_loss(noisy, lambda ys, _: ys)((), 7, whole, key)
     assert len(keys) == 3
+
+
+def test_targets_that_do_not_count_are_no_zeros_to_divide_by() -> None:
+    """Nor do booleans become integers, whose ``~`` is true throughout."""
+    ys, ratios = jnp.arange(1.0, 7.0).reshape(3, 2), jnp.array([[jnp.nan, 0], [2, 3], [4, 5]])
+    targets = {"ratio": ratios, "off": jnp.array([[True, True], [False, True], [False, True]])}
+    window = Window(ys, targets, jnp.array([[False] * 2, [True] * 2, [True] * 2]))
+
+    def relative(ys: Any, targets: Any) -> Any:
+        return jnp.where(~targets["off"], 0, (ys / targets["ratio"] - 1) ** 2)
+
+    def scaled(scale: Any, carry: Any, inputs: Any, key: Any) -> Any:
+        return carry, scale * inputs
+
+    loss_fn = truncated_loss(scaled, relative)
+    with jax.numpy_dtype_promotion("strict"):
+        (loss, _), slope = jax.value_and_grad(loss_fn, has_aux=True)(
+            jnp.ones(()), (), window, jax.random.key(0)
+        )
+    y, t = np.array([4.0, 6.0]), np.array([3.0, 5.0])
+    np.testing.assert_allclose(loss, ((y / t - 1) ** 2).sum() / 4, rtol=1e-5)
+    np.testing.assert_allclose(slope, (2 * (y / t - 1) * y / t).sum() / 4, rtol=1e-5)
+
+
+def test_losses_in_float16_are_summed_in_float32() -> None:
+    window = Window(jnp.full((300, 100), 3.0, jnp.float16), (), jnp.ones((300, 100), bool))
+    loss_fn = truncated_loss(lambda params, carry, inputs, key: (carry, inputs), lambda ys, _: ys)
+    assert loss_fn((), (), window, jax.random.key(0))[0] == 3
 
 
 def test_losses_of_another_shape_are_refused(streams: Any) -> None:
