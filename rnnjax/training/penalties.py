@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from rnnjax.cells.arguments import as_array
 from rnnjax.errors import InvalidInputError
 
 
@@ -17,9 +18,7 @@ def weight_penalty(params: Any, *, l1: float = 0.0, l2: float = 0.0) -> jax.Arra
     >>> float(weight_penalty({"kernel": jnp.array([3.0, -4.0])}, l1=1.0, l2=0.1))
     9.5
     """
-    leaves = [
-        leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in jax.tree.leaves(params)
-    ]
+    leaves = [_wide(jnp.asarray(leaf)) for leaf in jax.tree.leaves(params)]
     # JAX's derivative of abs at 0 is 1, which would push weights that are 0 away from it.
     return sum(
         (l1 * (leaf * jnp.sign(leaf)).sum() + l2 * jnp.square(leaf).sum() for leaf in leaves),
@@ -34,11 +33,14 @@ def activity_penalty(ys: jax.Array, *, mask: jax.Array | None = None) -> jax.Arr
         ys: outputs ``(time, *batch, features)``.
         mask: booleans ``(time, *batch)``; entries where it is False do not count.
 
+    Raises:
+        InvalidInputError: ``mask`` are not booleans.
+
     >>> ys = jnp.array([[[1.0, 3.0]], [[9.0, 9.0]]])
     >>> float(activity_penalty(ys, mask=jnp.array([[True], [False]])))
     5.0
     """
-    return _mean(jnp.square(ys), mask)
+    return _mean_square(ys, _marks("mask", mask))
 
 
 def slowness_penalty(
@@ -59,23 +61,37 @@ def slowness_penalty(
     >>> float(slowness_penalty(jnp.array([[[1.0]], [[3.0]], [[4.0]]])))
     2.5
     """
-    for name, marks in (("mask", mask), ("resets", resets)):
-        if marks is not None and marks.dtype != jnp.bool_:
-            raise InvalidInputError(
-                f"{name} must be booleans (time, *batch), but are {marks.dtype}; write "
-                f"{name}.astype(bool)"
-            )
-    counted = None
+    mask, resets, counted = _marks("mask", mask), _marks("resets", resets), None
     if mask is not None:
         counted = mask[1:] & mask[:-1]
     if resets is not None:
         counted = ~resets[1:] if counted is None else counted & ~resets[1:]
-    return _mean(jnp.square(ys[1:] - ys[:-1]), counted)
+    return _mean_square(ys[1:] - ys[:-1], counted)
 
 
-def _mean(values: jax.Array, mask: jax.Array | None) -> jax.Array:
+def _marks(name: str, marks: Any) -> jax.Array | None:
+    """Booleans as an array, or None."""
+    marks = None if marks is None else as_array(name, marks)
+    if marks is not None and marks.dtype != jnp.bool_:
+        raise InvalidInputError(
+            f"{name} must be booleans (time, *batch), but are {marks.dtype}; write "
+            f"{name}.astype(bool)"
+        )
+    return marks
+
+
+def _wide(array: jax.Array) -> jax.Array:
+    """In float32 or wider: narrow types hold no large sums, and float16 no count of 65,520."""
+    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+
+
+def _mean_square(values: jax.Array, mask: jax.Array | None) -> jax.Array:
+    values = _wide(values)
     if mask is None:
-        return values.sum() / max(values.size, 1)
-    weights = mask.reshape(*mask.shape, *[1] * (values.ndim - mask.ndim)).astype(values.dtype)
-    weights = jnp.broadcast_to(weights, values.shape)
-    return jnp.where(weights > 0, values, 0).sum() / jnp.maximum(weights.sum(), 1)
+        return jnp.square(values).sum() / max(values.size, 1)
+    mask = jnp.broadcast_to(
+        mask.reshape(*mask.shape, *[1] * (values.ndim - mask.ndim)), values.shape
+    )
+    # Chosen before the square, so that a NaN that does not count has no gradient.
+    squares = jnp.square(jnp.where(mask, values, 0))
+    return squares.sum() / jnp.maximum(mask.sum(), 1).astype(values.dtype)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rnnjax import InvalidInputError
 from rnnjax.training.penalties import activity_penalty, slowness_penalty, weight_penalty
 
 YS = np.random.default_rng(0).standard_normal((5, 3, 2), np.float32)
@@ -89,3 +90,21 @@ def test_masked_entries_have_no_gradient() -> None:
     for penalty in (activity_penalty, slowness_penalty):
         gradient = jax.jit(jax.grad(functools.partial(penalty, mask=MASK)))(YS)
         assert np.all(np.asarray(gradient)[~MASK] == 0)
+        nan = jax.jit(jax.grad(functools.partial(penalty, mask=MASK)))(
+            np.where(MASK[..., None], YS, np.nan)
+        )
+        np.testing.assert_array_equal(nan, gradient)
+
+
+@pytest.mark.parametrize("mask", [None, np.ones((70_000, 1), bool)])
+def test_a_mean_over_more_than_float16_can_count(mask: Any) -> None:
+    ys = np.full((70_000, 1, 1), 2.0, np.float16)
+    np.testing.assert_allclose(activity_penalty(ys, mask=mask), 4.0)
+
+
+@pytest.mark.parametrize("name", ["mask", "resets"])
+def test_marks_are_booleans(name: str) -> None:
+    with pytest.raises(InvalidInputError, match=f"^{name} must be booleans .* but are int32"):
+        slowness_penalty(YS, **{name: MASK.astype(np.int32)})
+    with pytest.raises(InvalidInputError, match="mask must be booleans"):
+        activity_penalty(YS, mask=0.5 * MASK)
