@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rnnjax.cells.arguments import usual_promotion
+
 
 class KerasAdamState(NamedTuple):
     """Updates done, and the running means of the gradient and of its square."""
@@ -46,6 +48,7 @@ def keras_adam(
         zeros = jax.tree.map(jnp.zeros_like, params)
         return KerasAdamState(jnp.int32(0), zeros, jax.tree.map(jnp.zeros_like, params))
 
+    @usual_promotion()
     def update(
         grads: optax.Updates, state: KerasAdamState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, KerasAdamState]:
@@ -55,7 +58,9 @@ def keras_adam(
         nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g**2, state.nu, grads)
         rate = learning_rate(state.step) if callable(learning_rate) else learning_rate
         alpha = rate * jnp.sqrt(1 - b2**t) / (1 - b1**t)
-        updates = jax.tree.map(lambda m, v: -alpha * m / (jnp.sqrt(v) + eps), mu, nu)
+        updates = jax.tree.map(
+            lambda m, v: (-alpha * m / (jnp.sqrt(v) + eps)).astype(m.dtype), mu, nu
+        )
         return updates, KerasAdamState(t, mu, nu)
 
     return optax.GradientTransformation(init, update)

@@ -49,6 +49,15 @@ def test_differs_from_optax_only_where_epsilon_matters():
     assert np.abs(ours / plain)[~large].min() < 0.5
 
 
+def test_updates_have_the_type_of_the_parameters():
+    """Which a `lax.cond` around them needs; and a program may forbid itself to mix types."""
+    optimizer, params = optax.apply_if_finite(keras_adam(0.1), 3), jnp.zeros(2, jnp.bfloat16)
+    with jax.numpy_dtype_promotion("strict"):
+        updates, _ = jax.jit(optimizer.update)(params + 1, optimizer.init(params))
+    assert updates.dtype == jnp.bfloat16
+    np.testing.assert_allclose(updates.astype(jnp.float32), -0.1, rtol=1e-2)
+
+
 def test_takes_a_schedule():
     optimizer = keras_adam(lambda count: jnp.where(count < 1, 1.0, 0.0))
     state = optimizer.init(jnp.zeros(()))
