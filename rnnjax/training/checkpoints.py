@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from rnnjax.cells.arguments import check_size
 from rnnjax.errors import CheckpointError, DamagedCheckpointError
 from rnnjax.training.files import as_json, read_sealed, read_whole, writable, write_sealed
 from rnnjax.training.processes import bytes_from_first, from_first
@@ -71,6 +72,7 @@ class Checkpoints:
 
     Raises:
         CheckpointError: read_only, and there is no such folder; or it cannot be made.
+        InvalidInputError: ``keep_last`` is no number of at least 1.
 
     >>> import tempfile, optax
     >>> checkpoints = Checkpoints(tempfile.mkdtemp())
@@ -89,6 +91,7 @@ class Checkpoints:
         sharding: Sharding | None = None,
         read_only: bool = False,
     ):
+        check_size("keep_last", keep_last)
         self.directory = Path(directory).absolute()
         self.keep_last, self.sharding, self.read_only = keep_last, sharding, read_only
         from_first(self._open)
@@ -126,7 +129,8 @@ class Checkpoints:
             loss: by which the best is chosen; left out, the checkpoint is never the best.
 
         Raises:
-            CheckpointError: it could not be written (a full disk, say); those before it stay.
+            CheckpointError: it could not be written (a full disk, say), those before it stay; or
+                there is another one of that step. The same one is left as it is.
         """
         whole = state if self.sharding is None else self.sharding.whole(state)
         from_first(lambda: self._save(whole, about, loss))
@@ -185,11 +189,22 @@ class Checkpoints:
 
     def _save(self, state: TrainState, about: Mapping[str, Any], loss: float | None) -> None:
         step, about = int(state.step), as_json("what is saved with a run", about)
-        if step in self.steps():
-            return
         # Of NumPy, because of several processes Orbax takes an array of JAX's that one of them has
         # for a mistake.
         tree = jax.tree.map(np.asarray, _as_plain(state))
+        about = {
+            "about": about,
+            "loss": None if loss is None or not math.isfinite(loss) else float(loss),
+            "arrays": _describe(tree),
+        }
+        if step in self.steps():
+            there = self._verified(step)
+            if any(there[name] != about[name] for name in about):
+                raise CheckpointError(
+                    f"{self.path(step)} holds another state, or was saved with another loss or "
+                    "about; save each step once, and another run in another folder"
+                )
+            return
         new = self.directory / f".writing-{step}"
         try:
             shutil.rmtree(new, ignore_errors=True)
@@ -197,13 +212,8 @@ class Checkpoints:
             with _checkpointer() as orbax:
                 orbax.save(new / "state", args=ocp.args.StandardSave(_storable(tree)))
             files = [path for path in sorted(new.rglob("*")) if path.is_file()]
-            sealed = {
-                "about": about,
-                "loss": None if loss is None or not math.isfinite(loss) else float(loss),
-                "arrays": _describe(tree),
-                "files": {str(path.relative_to(new)): _checksum(path) for path in files},
-            }
-            write_sealed(new / "about.json", sealed)
+            checksums = {str(path.relative_to(new)): _checksum(path) for path in files}
+            write_sealed(new / "about.json", about | {"files": checksums})
             _to_disk(*new.rglob("*"), new)
             new.rename(self.path(step))
             _to_disk(self.directory)

@@ -14,7 +14,7 @@ import optax
 import pytest
 
 import rnnjax
-from rnnjax import CheckpointError, RnnjaxError
+from rnnjax import CheckpointError, InvalidInputError, RnnjaxError
 from rnnjax.training import Checkpoints, TrainState
 from rnnjax.training.files import read_sealed, write_sealed
 
@@ -259,6 +259,11 @@ def test_arrays_that_were_written_wrongly_are_noticed_when_they_are_read(checkpo
 def test_saving_twice_writes_once_and_a_failed_save_keeps_the_rest(checkpoints, monkeypatch):
     checkpoints.save(state_at(1), {})
     checkpoints.save(state_at(1), {})
+    another = dataclasses.replace(state_at(2), step=jnp.int32(1))
+    for state, about, loss in [(another, {}, None), (state_at(1), {"a": 1}, None),
+                               (state_at(1), {}, 0.5)]:  # fmt: skip
+        with pytest.raises(CheckpointError, match="1 holds another state, or was saved with"):
+            checkpoints.save(state, about, loss=loss)
 
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -372,3 +377,9 @@ def test_a_reader_takes_the_next_where_a_run_deletes_one(checkpoints, monkeypatc
     with pytest.raises(CheckpointError, match="1 was deleted while it was read"):
         saved.restore(state_at(0))
     assert checkpoints.steps() == [2]
+
+
+@pytest.mark.parametrize("keep_last", [0, -1, 1.5])
+def test_at_least_one_is_kept(tmp_path, keep_last):
+    with pytest.raises(InvalidInputError, match=f"keep_last must be a positive .* is {keep_last}"):
+        Checkpoints(tmp_path, keep_last=keep_last)
