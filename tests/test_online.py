@@ -490,6 +490,7 @@ def test_arguments_are_checked(drawn):
         (lambda: learner.step(params, state, x, jnp.ones(3)), "reset must be booleans"),
         (lambda: learner.step(params, state, x, jnp.ones(2, bool)), "reset must have shape"),
         (lambda: learner.step(params, state, x)[2](jnp.ones(4)), "dy must have the shape of y"),
+        (lambda: learner.step(params, state, x)[2](None), "dy must be an array, but is None"),
         (lambda: learner.init(params, 3), "batch_shape must be a tuple"),
         (lambda: UORO(cell).init(params, (3,)), "key must be a JAX random key"),
         (lambda: RTRL(cell, dense=1), "dense must be True or False"),
@@ -497,3 +498,9 @@ def test_arguments_are_checked(drawn):
     for call, message in wrong:
         with pytest.raises(InvalidInputError, match=message):
             call()
+
+
+def test_no_rows_have_no_gradient(drawn):
+    learner, (params, _, _) = RTRL(CELLS["gru"], dense=True), drawn("gru")
+    _, y, pull = learner.step(params, learner.init(params, (0,)), jnp.ones((0, 2)))
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(pull(y)))

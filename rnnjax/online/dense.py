@@ -1,6 +1,7 @@
 """The influence of each parameter on each unit: all of it."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -61,7 +62,12 @@ class Dense(Influence):
         def of_leaf(param: jax.Array, m: jax.Array) -> jax.Array:
             state = m.ndim - param.ndim  # the axes of the batch, and that of the state
             batch = m.shape[: state - 1]
-            d = [leaf.reshape(*batch, -1) for leaf in jax.tree.leaves(d_carry)]
+            d = [_flat(leaf, len(batch)) for leaf in jax.tree.leaves(d_carry)]
             return jnp.tensordot(jnp.concatenate(d, axis=-1), m, state)
 
         return jax.tree.map(of_leaf, params, influence)
+
+
+def _flat(leaf: jax.Array, axes: int) -> jax.Array:
+    """All numbers behind the axes of the batch, which may have no rows."""
+    return leaf.reshape(*leaf.shape[:axes], math.prod(leaf.shape[axes:]))

@@ -74,7 +74,7 @@ class Pull:
         Returns:
             a tree like the parameters.
         """
-        return _pulled(self, jnp.asarray(dy))
+        return _pulled(self, as_array("dy", dy))
 
 
 @dataclasses.dataclass(frozen=True)
