@@ -65,9 +65,18 @@ def noise(state: State, logits: jax.Array) -> jax.Array:
         key = jax.random.fold_in(key, state.position)
         return jax.random.gumbel(key, logits.shape[-1:], logits.dtype)
 
-    for _ in range(state.keys.ndim):
-        row = jax.vmap(row)
-    return row(state.keys)
+    drawn = each_alone(state.keys)(row)(state.keys.reshape(-1))
+    return drawn.reshape(*state.keys.shape, *drawn.shape[1:])
+
+
+def each_alone(keys: jax.Array) -> Callable[..., Any]:
+    """`jax.vmap` for a function that draws, or what draws for each row as for it alone.
+
+    With keys of another kind than threefry's, `jax.vmap` lets a row depend on the others.
+    """
+    if jax.random.key_impl(keys) == "threefry2x32":
+        return jax.vmap
+    return lambda function: functools.partial(jax.lax.map, function)
 
 
 def at_temperature(temperature: Any, logits: jax.Array, state: State) -> jax.Array:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rnnjax.errors import InvalidInputError, NonFiniteError
-from rnnjax.text.drawing import NONE, State, StepFunction, draw, noise
+from rnnjax.text.drawing import NONE, State, StepFunction, draw, each_alone, noise
 
 # XLA may flush smaller numbers to 0.
 _TINY = float(np.finfo(np.float32).tiny)
@@ -112,14 +112,22 @@ class Sampling:
             0 it is 0 at the character taken, and -inf elsewhere.
 
         Raises:
-            InvalidInputError: there is a ``repetition_penalty``, but no ``recent``.
+            InvalidInputError: there is a ``repetition_penalty``, but no ``recent``; or it does
+                not have the batch of ``logits``.
         """
         if self.form.window and recent is None:
             raise InvalidInputError(
                 "a repetition_penalty needs the last characters, but recent was left out; pass "
                 "their ids (n, *batch)"
             )
-        recent = None if recent is None else _as_int32("recent", recent)
+        logits = jnp.asarray(logits)
+        if recent is not None:
+            recent = as_int32("recent", recent)
+            if recent.ndim == 0 or recent.shape[1:] != logits.shape[:-1]:
+                raise InvalidInputError(
+                    f"recent must be (n, *batch) with the batch {logits.shape[:-1]} of logits, but "
+                    f"its shape is {recent.shape}; put time first"
+                )
         return _drawn_from(self.form, self.numbers, logits, recent)
 
     @property
@@ -238,7 +246,7 @@ def reaching(sampling: Sampling, history: npt.ArrayLike | None, length: int) -> 
     """
     shape = np.shape(history) if history is not None else ()
     known = shape[0] if shape else 1
-    most = 1 << (known + length - 1).bit_length()
+    most = 1 << int(known + length - 1).bit_length()
     return dataclasses.replace(sampling, penalty_window=min(sampling.penalty_window, most))
 
 
@@ -250,12 +258,12 @@ def begin(
     history: npt.ArrayLike | None,
 ) -> State:
     """Where the drawing stands before the first character."""
-    tokens = _as_int32("tokens", tokens)
+    tokens = as_int32("tokens", tokens)
     keys, window = _row_keys(key, tokens.shape), sampling.form.window
     if history is None:
         known = tokens[None]
     else:
-        known = _as_int32("history", history)
+        known = as_int32("history", history)
         if known.ndim == 0 or known.shape[1:] != tokens.shape:
             raise InvalidInputError(
                 f"history must be (n, *batch) with the batch {tokens.shape} of tokens, but its "
@@ -269,7 +277,7 @@ def begin(
     return State(carry, tokens, keys, np.int32(0), np.zeros((0, *tokens.shape), np.int32))
 
 
-def _as_int32(name: str, ids: npt.ArrayLike) -> Any:
+def as_int32(name: str, ids: npt.ArrayLike) -> Any:
     """By NumPy unless JAX has them: it would compile each operation, for each length of a text."""
     array = ids if isinstance(ids, jax.Array) else np.asarray(ids)
     if array.size and not jnp.issubdtype(array.dtype, jnp.integer):
@@ -299,8 +307,8 @@ def _row_keys(key: jax.Array, batch: tuple[int, ...]) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _folded(key: jax.Array, batch: tuple[int, ...]) -> jax.Array:
-    rows = jnp.arange(math.prod(batch))
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, rows).reshape(batch)
+    rows, fold = jnp.arange(math.prod(batch)), functools.partial(jax.random.fold_in, key)
+    return each_alone(key)(fold)(rows).reshape(batch)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -325,7 +333,7 @@ def _filtered(
     size = logits.shape[-1]
     if form.window:
         assert recent is not None  # the callers see to it
-        seen = (recent[..., None] == jnp.arange(size)).any(axis=0)
+        seen = jax.nn.one_hot(recent, size, dtype=bool).any(axis=0)
         penalised = jnp.where(logits > 0, logits / numbers.penalty, logits * numbers.penalty)
         logits = jnp.where(seen, penalised, logits)
     if form.greedy:
@@ -363,7 +371,7 @@ def _keep_largest(logits: jax.Array, enough: Callable[[jax.Array], jax.Array]) -
     below = jax.lax.bitcast_convert_type(jnp.abs(logits), integer)
 
     def one(i: jax.Array, border: jax.Array) -> jax.Array:
-        farther = border | jax.lax.shift_left(integer(1), (bits - 2 - i).astype(integer))
+        farther = border | jax.lax.shift_left(integer(1), jnp.asarray(bits - 2 - i, integer))
         return jnp.where(enough(below < farther), border, farther)
 
     border = jnp.zeros((*logits.shape[:-1], 1), integer)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from rnnjax.errors import InvalidInputError
 from rnnjax.text.drawing import State, StepFunction, draw
-from rnnjax.text.sampling import Sampling, begin, check_drawn, check_length, reaching
+from rnnjax.text.sampling import Sampling, as_int32, begin, check_drawn, check_length, reaching
 from rnnjax.text.vocabulary import as_ids
 
 
@@ -81,10 +81,10 @@ def stream(
     sampling = Sampling() if sampling is None else sampling
     check_length("length", length)
     check_length("chunk", chunk)
-    if jnp.ndim(tokens) != 1:
+    if np.ndim(tokens) != 1:
         raise InvalidInputError(
             f"tokens of a stream must be (batch,), one character of each text, but their shape is "
-            f"{jnp.shape(tokens)}; of one text pass tokens[None]"
+            f"{np.shape(tokens)}; of one text pass tokens[None]"
         )
     ends = [as_ids(stop) for stop in stops]
     if any(len(stop) == 0 for stop in ends):
@@ -220,25 +220,26 @@ def read(
         the state of each row after its last character.
 
     Raises:
-        InvalidInputError: ``ids`` are not ``(time, batch)``, or ``lengths`` not ``(batch,)`` or out
-            of 0 to ``time``.
+        InvalidInputError: ``ids`` are not integers ``(time, batch)``, or ``lengths`` not integers
+            ``(batch,)`` from 0 to ``time``.
 
     >>> def last(params, carry, tokens):
     ...     return tokens, jax.nn.one_hot(tokens, 9)
     >>> read(last, (), jnp.array([0, 0]), [[1, 2], [3, 4], [5, 6]], lengths=[3, 1]).tolist()
     [5, 2]
     """
-    ids = np.asarray(ids)
+    ids = np.asarray(as_int32("ids", ids))
     if ids.ndim != 2:
         raise InvalidInputError(
             f"ids must be (time, batch), but their shape is {ids.shape}; one text is ids[:, None]"
         )
     time, batch = ids.shape
     lengths = np.full(batch, time) if lengths is None else np.asarray(lengths)
-    if lengths.shape != (batch,) or ((lengths < 0) | (lengths > time)).any():
+    whole = not lengths.size or np.issubdtype(lengths.dtype, np.integer)
+    if lengths.shape != (batch,) or not whole or ((lengths < 0) | (lengths > time)).any():
         raise InvalidInputError(
-            f"lengths must be ({batch},) numbers from 0 to {time}, the steps of each row, but are "
-            f"{lengths.tolist()}; give one for each row"
+            f"lengths must be ({batch},) whole numbers from 0 to {time}, steps of each row, but "
+            f"are {lengths.tolist()}; give one for each row"
         )
     if not lengths.any():
         return carry

@@ -231,6 +231,19 @@ def test_a_row_draws_what_it_draws_alone_with_its_key(params):
     assert alone.hidden.shape == (5,)
 
 
+def test_a_row_draws_what_it_draws_alone_with_a_key_of_any_kind():
+    keys = jnp.stack([jax.random.key(seed, impl="unsafe_rbg") for seed in (1, 2)])
+    tokens = jnp.zeros(2, jnp.int32)
+    _, together = sample(fixed, LOGITS, (), tokens, key=keys, length=9)
+    _, alone = sample(fixed, LOGITS, (), tokens[1:], key=keys[1:], length=9)
+    np.testing.assert_array_equal(together[:, 1:], alone)
+    # And one key for all is folded for each.
+    folded = jnp.stack([jax.random.fold_in(keys[0], row) for row in range(2)])
+    _, one = sample(fixed, LOGITS, (), tokens, key=keys[0], length=9)
+    _, each = sample(fixed, LOGITS, (), tokens, key=folded, length=9)
+    np.testing.assert_array_equal(one, each)
+
+
 def test_the_penalty_looks_back_on_the_last_characters_alone(params):
     """Whatever is given of the text before them."""
     sampling = Sampling(0.0, repetition_penalty=1e3, penalty_window=2)
@@ -438,6 +451,13 @@ def test_calls_refuse_what_does_not_fit():
         stream(fixed, LOGITS, (), jnp.int32(0), **given)
     with pytest.raises(InvalidInputError, match="recent was left out"):
         Sampling(repetition_penalty=2.0).filter(LOGITS)
-    for ids, lengths, message in [([1, 2], None, "time, batch"), ([[1, 2]], [1, 2], "from 0 to 1")]:
+    with pytest.raises(InvalidInputError, match=r"recent must be \(n, \*batch\)"):
+        Sampling(repetition_penalty=2.0).filter(jnp.ones((3, 4)), [1, 2])
+    for ids, lengths, message in [
+        ([1, 2], None, "time, batch"),
+        ([[1, 2]], [1, 2], "from 0 to 1"),
+        ([[1, 2]], [0.5, 1.0], "whole numbers from 0 to 1"),
+        ([[1.5, 2.0]], None, "ids must be integers"),
+    ]:
         with pytest.raises(InvalidInputError, match=message):
             read(fixed, LOGITS, (), ids, lengths=lengths)
