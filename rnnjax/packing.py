@@ -92,7 +92,7 @@ def pack(sequences: Sequence[Any], row_length: int, *, num_rows: int | None = No
     [[10, 20], [30, 40, 50], [60]]
     """
     arrays = _as_arrays(sequences)
-    if not isinstance(row_length, int | np.integer) or row_length < 1:
+    if not _is_size(row_length):
         raise InvalidInputError(f"row_length must be a positive integer, but is {row_length!r}")
     lengths = np.array([len(array) for array in arrays])
     for i, length in enumerate(lengths):
@@ -104,6 +104,8 @@ def pack(sequences: Sequence[Any], row_length: int, *, num_rows: int | None = No
     rows, starts, needed = _places(lengths, row_length)
     if num_rows is None:
         num_rows = needed
+    if not _is_size(num_rows):
+        raise InvalidInputError(f"num_rows must be a positive integer, but is {num_rows!r}")
     if num_rows < needed:
         raise InvalidInputError(
             f"the sequences need {needed} rows of {row_length} steps, but num_rows is {num_rows}; "
@@ -192,7 +194,7 @@ def pad(sequences: Sequence[Any], *, sizes: Sequence[int] | None = None) -> Padd
     power = max(8, 1 << max(longest - 1, 0).bit_length())
     sizes = (power,) if sizes is None else tuple(sizes)
     for size in sizes:
-        if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
+        if not _is_size(size):
             raise InvalidInputError(f"sizes must be positive integers, but have {size!r}")
     fitting = [int(size) for size in sizes if size >= longest]
     if not fitting:
@@ -207,6 +209,10 @@ def pad(sequences: Sequence[Any], *, sizes: Sequence[int] | None = None) -> Padd
         xs[: len(array), row] = array
     # Put there as it is: jnp.asarray, and so `unroll`, would compile a copy for each shape.
     return Padded(jax.device_put(xs), lengths)
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and int(value) >= 1
 
 
 def _as_arrays(sequences: Sequence[Any]) -> list[np.ndarray[Any, Any]]:

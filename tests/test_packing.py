@@ -117,6 +117,8 @@ def test_a_length_from_numpy_will_do() -> None:
         (([1.0, 2.0], 4), r"arrays \(length, ...\)"),
         (([np.zeros(2)], 0), "row_length must be a positive integer, but is 0"),
         (([np.zeros(2)], 4.0), "row_length must be a positive integer, but is 4.0"),
+        (([np.zeros(1)], True), "row_length must be a positive integer, but is True"),
+        (([np.zeros(3)], 4, 2.5), "num_rows must be a positive integer, but is 2.5"),
         (([np.zeros(3)] * 3, 4, 2), "need 3 rows of 4 steps, but num_rows is 2"),
     ],
 )

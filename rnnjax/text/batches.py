@@ -150,7 +150,8 @@ def _inputs_and_targets(ids: npt.NDArray[np.integer], shape: tuple[int, ...]) ->
 
 def _require_at_least(least: int, **values: int) -> None:
     for name, value in values.items():
-        if value < least:
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if not whole or value < least:
             raise InvalidInputError(
-                f"{name} must be at least {least}, but {value} came; pass {least} or more"
+                f"{name} must be at least {least}, but {value!r} came; pass a whole number"
             )

@@ -27,7 +27,7 @@ class Vocabulary:
         characters: the characters in the order of their ids.
 
     Raises:
-        InvalidInputError: there is no character, or one occurs twice.
+        InvalidInputError: they are no text, there is no character, or one occurs twice.
 
     Example:
         >>> vocabulary = Vocabulary("abc ")
@@ -44,6 +44,7 @@ class Vocabulary:
     """What a text is counted in."""
 
     def __post_init__(self) -> None:
+        _check_text(self.characters)
         if not self.characters:
             raise InvalidInputError(
                 "a vocabulary needs at least one character, but an empty string came; "
@@ -66,12 +67,13 @@ class Vocabulary:
         r"""Return the vocabulary of a text: its distinct characters in the order of Unicode.
 
         Raises:
-            InvalidInputError: the text is empty.
+            InvalidInputError: the text is empty, or none.
 
         Example:
             >>> Vocabulary.learned("naïve\n").characters
             '\naenvï'
         """
+        _check_text(text)
         return cls("".join(sorted(set(text))))
 
     def __len__(self) -> int:
@@ -121,6 +123,7 @@ class Vocabulary:
             >>> Vocabulary.tutorial().clean("So it was\r\n* * *\r\nindeed (she said)")
             'So it was indeed she said'
         """
+        _check_text(text)
         if "\n" not in self.characters:
             text = text.replace("\r", " ").replace("\n", " ")
         points = _to_code_points(text)
@@ -193,6 +196,7 @@ def plain_lines(text: str) -> str:
         >>> plain_lines("  So it was\n\nIn d\u00e9ed!\n")
         'so it was in ded!'
     """
+    _check_text(text)
     lines = (
         line.strip().lower().encode("ascii", "ignore").decode("ascii") for line in text.split("\n")
     )

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rnnjax.errors import InvalidInputError
-from rnnjax.text import shuffled_batches, streams, windows
+from rnnjax.text import shuffled_batches, streams, window_starts, windows
 
 sizes = st.integers(1, 12)
 
@@ -76,6 +76,8 @@ def test_batches_share_no_memory(cut):
         (lambda: shuffled_batches(4, 0, seed=0, epoch=0), "batch_size must be at least 1"),
         (lambda: shuffled_batches(4, 2, seed=-1, epoch=0), "seed must be at least 0, but -1"),
         (lambda: shuffled_batches(4, 2, seed=0, epoch=-1), "epoch must be at least 0, but -1"),
+        (lambda: window_starts(8, 2, stride=1.5), r"stride must be at least 1, but 1\.5"),
+        (lambda: windows(range(9), True), "seq_length must be at least 1, but True"),
     ],
 )
 def test_refuses(call, message):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rnnjax.errors import InvalidInputError
-from rnnjax.text import TUTORIAL_CHARACTERS, ByteVocabulary, Vocabulary
+from rnnjax.text import TUTORIAL_CHARACTERS, ByteVocabulary, Vocabulary, plain_lines
 
 BOOK = Path(__file__).parents[2].parent / "shared" / "data" / "alice_gutenberg11.txt"
 
@@ -89,6 +89,14 @@ def test_empty_text():
 def test_bytes_are_no_text(vocabulary):
     with pytest.raises(InvalidInputError, match="a text must be a str, but is of type bytes"):
         vocabulary.encode(b"ab")
+
+
+@pytest.mark.parametrize(
+    "call", [Vocabulary, Vocabulary.learned, Vocabulary("ab").clean, plain_lines]
+)
+def test_a_list_of_texts_is_no_text(call):
+    with pytest.raises(InvalidInputError, match="a text must be a str, but is of type list"):
+        call(["ab", "c"])
 
 
 def test_outsiders_are_named_with_the_first_position():
