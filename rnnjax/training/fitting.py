@@ -171,7 +171,7 @@ def fit(
     train_steps = make_train_steps(loss_fn, optimizer, sharding, skip_nonfinite=skip_nonfinite > 0)
     whole = sharding.whole if sharding else lambda tree: tree
     # Copies, because the state is donated.
-    params, key = jax.tree.map(jnp.array, (params, key))
+    params, key, carry = jax.tree.map(jnp.array, (params, key, carry))
     state = TrainState.create(params, optimizer, key=key, carry=carry)
     state = state if sharding is None else sharding.put_state(state)
     shown = (progress or Progress()) if is_first() else Silent()

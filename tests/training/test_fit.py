@@ -15,7 +15,16 @@ import pytest
 
 import rnnjax
 from rnnjax import CheckpointError, InvalidInputError, NonFiniteError
-from rnnjax.training import Checkpoints, Progress, Records, Silent, fit, fitting, minibatches
+from rnnjax.training import (
+    Checkpoints,
+    Progress,
+    Records,
+    Sharding,
+    Silent,
+    fit,
+    fitting,
+    minibatches,
+)
 from rnnjax.training.files import locked
 
 CELL = rnnjax.GRUCell(4)
@@ -501,6 +510,13 @@ def test_the_parameters_given_are_left_as_they_are():
     # What came out stays too where a run goes on from the state.
     jax.jit(lambda state: state, donate_argnums=0)(result.state)
     np.testing.assert_allclose(result.params, 0.7, rtol=1e-6)
+
+
+def test_a_carry_may_be_a_number_over_devices_too():
+    result = fit(lambda p, c, b, k: ((p * b).sum(), (c + 1, {})), jnp.ones(2), optax.sgd(0.1),
+                 np.ones((3, 2), np.float32), 1, key=jax.random.key(0), carry=0.0,
+                 sharding=Sharding.over(1), progress=Silent())  # fmt: skip
+    assert result.state.carry == 3
 
 
 def test_a_kept_carry_goes_on_from_epoch_to_epoch_and_over_a_stop(tmp_path):
