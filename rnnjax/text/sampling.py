@@ -244,6 +244,10 @@ def reaching(sampling: Sampling, history: npt.ArrayLike | None, length: int) -> 
 
     In powers of two, because every window is compiled.
     """
+    if not isinstance(sampling, Sampling):
+        raise InvalidInputError(
+            f"sampling must be a Sampling, but is {sampling!r}; pass Sampling(temperature=0.5), say"
+        )
     shape = np.shape(history) if history is not None else ()
     known = shape[0] if shape else 1
     most = 1 << int(known + length - 1).bit_length()

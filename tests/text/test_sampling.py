@@ -438,6 +438,7 @@ def test_calls_refuse_what_does_not_fit():
         (sample, {"history": [[0.5, 0, 1]]}, "history must be integers, .* but are float64"),
         (sample, {"history": jnp.zeros((5, 2), int)}, r"history must be \(n, \*batch\)"),
         (stream, {"length": -1}, "length must be at least 1"),
+        (sample, {"sampling": 0.5}, "sampling must be a Sampling, but is 0.5"),
         (stream, {"chunk": 0}, "chunk must be at least 1"),
         (stream, {"stops": [[]]}, "at least one character"),
         (stream, {"stops": [[1.5]]}, "ids must be integers"),
