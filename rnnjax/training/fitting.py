@@ -99,12 +99,14 @@ def fit(
             batches of every epoch; or a function from the number of an epoch, from 0, to such a
             tree (see `minibatches`).
         epochs: how often the batches are gone through, in all: a run that goes on does the rest.
-        key: of the run; step ``n`` draws from ``jax.random.fold_in(key, n)``.
+        key: of the run; step ``n`` draws from ``jax.random.fold_in(key, n)``. A run that goes on
+            must have the same.
         carry: the state with which every epoch begins; left out, batches are independent.
         keep_carry: whether an epoch goes on from the state in which the one before ended, as in
             reinforcement learning, where it is no pass over data but a part of the run.
         evaluate: ``params -> measures`` after every epoch, among them ``validation_loss``, which
-            says what the best is. The arrays are used up by the next step: copy what is to be kept.
+            says what the best is, and none that has the name of a metric. The arrays are used up by
+            the next step: copy what is to be kept.
         run_dir: the folder of the run, made if it is not there; left out, nothing is written.
         config: options to be saved with the run, as JSON. A run that goes on must have the same.
         free: the names in ``config`` that may then differ.
