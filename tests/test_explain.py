@@ -77,10 +77,14 @@ def test_bad_arguments_are_unrolls_own():
 
 
 def loops_and_products(jaxpr, loop=False):
-    """Of a jaxpr the products in its loops, those outside, and what the turns of loops return."""
+    """Of a jaxpr the products in its loops, those outside, and what the turns of loops return.
+
+    Those of parameters: a product for each row by itself, as of an S6's states, is none.
+    """
     inside, outside, states = 0, 0, []
     for eqn in jaxpr.eqns:
-        if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
+        product = eqn.primitive.name == "dot_general" and not eqn.params["dimension_numbers"][1][0]
+        if product or eqn.primitive.name == "conv_general_dilated":
             inside, outside = inside + loop, outside + (not loop)
         if eqn.primitive.name == "scan":
             states.append([aval.shape for aval in eqn.params["jaxpr"].out_avals])

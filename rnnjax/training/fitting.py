@@ -193,6 +193,12 @@ def fit(
         shown.start(done, total)
         if done:
             shown.say(f"going on from step {done} of {total}")
+        if done > total:
+            warnings.warn(
+                f"the run in {run.folder} has done {done} steps, more than the {total} of {epochs} "
+                "epochs, and what comes of it is that of all; for another give another folder",
+                stacklevel=2,
+            )
         while done < total and not _stale(history, patience):
             epoch, first = divmod(done, steps)
             shown.doing("reading")

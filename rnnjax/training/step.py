@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Metrics = dict[str, jax.Array]
 
 # What a record of a step has beside the metrics of the loss.
-_OF_A_STEP = {"step", "epoch", "loss", "grad_norm", "skipped"}
+_OF_A_STEP = {"step", "epoch", "loss", "grad_norm", "skipped", "validation_loss"}
 
 
 @jax.tree_util.register_dataclass

@@ -542,6 +542,12 @@ def test_keys_of_any_kind_come_back(tmp_path, impl):
     assert train(2).state.carry.dtype == jax.random.key(0, impl=impl).dtype
 
 
+def test_fewer_epochs_than_were_done_are_said(tmp_path):
+    run(tmp_path, epochs=2)
+    with pytest.warns(UserWarning, match="has done 10 steps, more than the 5 of 1 epochs"):
+        run(tmp_path, epochs=1)
+
+
 def test_another_key_is_another_run(tmp_path):
     def train(seed):
         return fit(lambda p, b, k: p + jax.random.normal(k), jnp.zeros(()), optax.sgd(0.1),
@@ -565,6 +571,8 @@ def test_another_key_is_another_run(tmp_path):
          r"given, \['float32\[2\]'\], but returned \('float32\[2\]',\)"),
         ({"loss_fn": lambda p, c, b, k: (p.sum(), ((), {"loss": 1})), "carry": ()}, "rename them"),
         ({"loss_fn": lambda p, c, b, k: (p.sum(), ((), {"step": 1})), "carry": ()}, "rename them"),
+        ({"loss_fn": lambda p, c, b, k: (p.sum(), ((), {"validation_loss": 1})), "carry": ()},
+         "rename them"),
         ({"loss_fn": lambda p, c, b, k: p.sum()}, r"\(params, batch, key\), but: missing a req"),
         ({"carry": ()}, r"must take \(params, carry, batch, key\), but: too many positional"),
         ({"sharding": "gpu"}, "sharding must be a Sharding, .* but is 'gpu'"),
