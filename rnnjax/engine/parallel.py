@@ -51,7 +51,7 @@ class Parallel(Method):
     written down: the pieces are rows of a batch, which `rnnjax.Fused` runs, and a step and its
     derivative give what a piece makes of a state. On two cores this is 0.8 to 1.5 times the time of
     `rnnjax.Fused` for an LRU(64) over 1,024 to 8,192 steps of 1 and 16 rows (2.4 to 5.7 with all
-    :math:`A_t`), 1.2 to 4.6 for S6; but for a minGRU(128) of one row the other form is faster, 0.6
+    :math:`A_t`), 1.3 to 2.1 for S6; but for a minGRU(128) of one row the other form is faster, 0.6
     to 1.0 of the time with the gradient, and this one 0.8 to 1.0.
 
     A cell that declares a matrix memory (`rnnjax.MLSTMCell`, `rnnjax.GLACell`, `rnnjax.Mamba2Cell`,
