@@ -155,6 +155,19 @@ def as_array(name: str, value: Any) -> jax.Array:
     )
 
 
+def check_lengths(lengths: Any, num_steps: Any, of: str, advice: str) -> None:
+    """Raise unless lengths that are known lie between 0 and the steps, if those are."""
+    known = np.asarray(lengths)  # inside of jit, JAX would trace even what is known
+    if not known.size:
+        return
+    least, most = int(known.min()), int(known.max())
+    if least < 0 or (not is_symbolic_dim(num_steps) and most > num_steps):
+        raise InvalidInputError(
+            f"lengths must lie between 0 and the {num_steps} steps of {of}, but go from {least} to "
+            f"{most}; {advice}"
+        )
+
+
 def check_floats(name: str, dtype: Any, advice: str) -> None:
     """Raise unless an array has a type of `is_floating`."""
     if not is_floating(dtype):

@@ -15,6 +15,7 @@ from rnnjax.cells.arguments import (
     brief,
     check_carry,
     check_instance,
+    check_lengths,
     is_floating,
     made_carry,
 )
@@ -124,14 +125,9 @@ def valid_steps(xs: Any, lengths: Any, mask: Any, along: Along) -> jax.Array | N
         )
     # Values are looked at where that waits for no computation.
     first, num_steps = along.steps(xs.shape[0])
-    if known is not None and lengths.size:
-        known = np.asarray(known)
-        least, most = int(known.min()), int(known.max())
-        if least < 0 or (not is_symbolic_dim(num_steps) and most > num_steps):
-            raise InvalidInputError(
-                f"lengths must lie between 0 and the {num_steps} steps of xs, but go from {least} "
-                f"to {most}; check that time is the first axis of xs {xs.shape}"
-            )
+    if known is not None:
+        advice = f"check that time is the first axis of xs {xs.shape}"
+        check_lengths(known, num_steps, "xs", advice)
     # By NumPy outside of jit, where JAX would compile three programs for each new shape; and not
     # inside, where all steps of all rows would become a constant of the program.
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(xs))

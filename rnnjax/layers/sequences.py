@@ -4,10 +4,9 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.export import is_symbolic_dim
 
-from rnnjax.cells.arguments import brief, check_carry, is_integer
+from rnnjax.cells.arguments import brief, check_carry, check_lengths, is_integer
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.errors import InvalidInputError
 
@@ -42,14 +41,9 @@ def valid_steps(lengths: jax.Array, num_steps: int) -> jax.Array:
             f"num_steps must be an integer, the steps of the padded sequences, but is "
             f"{brief(num_steps)}; write valid_steps(lengths, len(xs))"
         )
-    if lengths.size and not isinstance(lengths, jax.core.Tracer) and is_integer(num_steps):
-        known = np.asarray(lengths)  # inside of jit, JAX would trace even what is known
-        least, most = int(known.min()), int(known.max())
-        if least < 0 or most > num_steps:
-            raise InvalidInputError(
-                f"lengths must lie between 0 and the {num_steps} steps of the padded sequences, "
-                f"but go from {least} to {most}; cut the longer ones, or pad to more steps"
-            )
+    if not isinstance(lengths, jax.core.Tracer):
+        advice = "cut the longer ones, or pad to more steps"
+        check_lengths(lengths, num_steps, "the padded sequences", advice)
     return jnp.arange(num_steps).reshape(-1, *[1] * lengths.ndim) < lengths
 
 

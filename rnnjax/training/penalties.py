@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from rnnjax.cells.arguments import as_array
+from rnnjax.cells.products import at_least_float32
 from rnnjax.errors import InvalidInputError
 
 
@@ -82,7 +83,7 @@ def _marks(name: str, marks: Any) -> jax.Array | None:
 
 def _wide(array: jax.Array) -> jax.Array:
     """In float32 or wider: narrow types hold no large sums, and float16 no count of 65,520."""
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+    return array.astype(at_least_float32(array.dtype))
 
 
 def _mean_square(values: jax.Array, mask: jax.Array | None) -> jax.Array:

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from rnnjax.cells.arguments import brief
+from rnnjax.cells.products import at_least_float32
 from rnnjax.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def make_train_steps(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # The squares of float16 would be infinite from 256 up, and zero below 0.0002.
-        wide = jax.tree.map(lambda g: g.astype(jnp.promote_types(g.dtype, jnp.float32)), grads)
+        wide = jax.tree.map(lambda g: g.astype(at_least_float32(g.dtype)), grads)
         metrics = metrics | {"loss": loss, "grad_norm": optax.tree.norm(wide)}
         if skip_nonfinite:
             finite = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])

@@ -16,6 +16,7 @@ from rnnjax.cells.arguments import (
     is_integer,
     usual_promotion,
 )
+from rnnjax.cells.products import at_least_float32
 from rnnjax.errors import InvalidInputError
 from rnnjax.training.step import LossFunction
 
@@ -175,9 +176,7 @@ def truncated_loss(run: RunPiece, losses: Callable[[Any, Any], jax.Array]) -> Lo
                 f"returned {each.shape}; sum or average over the other axes"
             )
         # A sum over all steps may be more than a narrow type holds.
-        counted = jnp.where(batch.counted, each, 0).astype(
-            jnp.promote_types(each.dtype, jnp.float32)
-        )
+        counted = jnp.where(batch.counted, each, 0).astype(at_least_float32(each.dtype))
         number = jnp.maximum(batch.counted.sum(), 1).astype(counted.dtype)
         return counted.sum() / number, (carry, {})
 
