@@ -171,10 +171,11 @@ ROWS = [
 OVER_TIME = [
     ("turning", 2, "lengths"),
     ("both-ways", 2, "all"),
+    ("output", 2, "all"),
     *(pytest.param("mingru", None, marks, marks=pytest.mark.slow) for marks in MARKS),
     *(
         pytest.param(name, 2, "all", marks=pytest.mark.slow)
-        for name in ("turning", "temporal-conv", "griffin", "output", "s6")
+        for name in ("turning", "temporal-conv", "griffin", "s6")
     ),
 ]
 
@@ -558,7 +559,7 @@ def test_a_linear_indrnn_is_affine_and_says_how_it_runs():
     cell = rnnjax.IndRNNCell(4, activation="linear")
     params, xs = parameters(cell), drawn(100, 2, 2)
     text = str(rnnjax.explain(cell, params, xs, method=Parallel()))
-    assert "10 pieces of 10 steps side by side, twice: 30 of 100 steps wait" in text
+    assert "20 pieces of 5 steps side by side, twice: 30 of 100 steps wait" in text
     assert "then the pieces as rows of a batch" in text  # its one factor is no number of each step
     with pytest.raises(InvalidInputError, match="chunk must be"):
         Parallel(0)

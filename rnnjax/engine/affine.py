@@ -18,10 +18,8 @@ from rnnjax.engine.pieces import (
     Pieces,
     in_pieces,
     keeping_before,
-    one_behind,
-    one_step,
+    plus,
     times,
-    transposed,
     without,
 )
 from rnnjax.engine.primitive import Function
@@ -44,11 +42,6 @@ def affine(step: Any, at: Any) -> tuple[list[jax.Array], Factors]:
 def later(values: jax.Array) -> jax.Array:
     """Each step's value at the step behind it; zeros at the first."""
     return jnp.concatenate([jnp.zeros_like(values[:1]), values[:-1]])
-
-
-def _of_next(values: jax.Array, last: float = 0) -> jax.Array:
-    """At each step the value of the step behind it, and something else at the last."""
-    return jnp.concatenate([values[1:], jnp.full_like(values[:1], last)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,8 +89,8 @@ class Solved(Function):
         constants, factors, start, resets = args
         pieces = Pieces.of(factors, constants, resets, self.length)
         before, last = self._over_devices(pieces.as_one, start, self.reverse)
-        states = pieces.states(before)
-        return states, before, [h[-1] for h in states] if last is None else last
+        states, here = pieces.states(before)
+        return states, before, here if last is None else last
 
     def forward(self, platform: str, *args: Any) -> tuple[Any, Any]:
         """The states are all that is kept."""
@@ -107,18 +100,17 @@ class Solved(Function):
     def backward(self, platform: str, args: Any, kept: Any, d: Any, wanted: Any) -> Any:
         """What comes back to each step, and from it each step's own gradients."""
         (_, factors, _, resets), (states, before), (d_states, d_before, d_last) = args, kept, d
-        pieces = self._backwards(factors, d_states, resets)
-        # What goes back out of the first step here, to the device before or to the start.
-        first = transposed([[leaf[0] for leaf in row] for row in factors])
-        leave = first, d_before, None if resets is None else resets[0]
+        pieces = Pieces.of(factors, d_states, resets, self.length, reverse=True)
 
         def as_one() -> Piece:
-            return one_behind(pieces.as_one(), leave)
+            """With what comes back to the state before the steps here."""
+            whole, last, cuts = pieces.as_one()
+            return whole, plus(last, d_before), cuts
 
         entering, d_start = self._over_devices(as_one, d_last, not self.reverse)
-        back = pieces.states(entering)
+        back, left = pieces.states(entering)
         if d_start is None:
-            d_start = one_step([g[0] for g in back], leave)
+            d_start = plus(left, d_before)
         else:
             d_start = self.along.only_first(d_start, self.reverse)
         # Where nothing comes back, the state may be anything, a NaN too.
@@ -131,16 +123,8 @@ class Solved(Function):
 
     def backwards(self, factors: Factors, given: list[jax.Array], resets: Any) -> list[jax.Array]:
         """The transpose: the same recurrence from the last step to the first."""
-        return self._backwards(factors, given, resets).states([jnp.zeros_like(g[0]) for g in given])
-
-    def _backwards(self, factors: Factors, given: list[jax.Array], resets: Any) -> "Pieces":
-        # What comes back to a step came out of the one behind it, and to the last as it is.
-        across = [
-            [_of_next(leaf, float(i == j)) for j, leaf in enumerate(row)]
-            for i, row in enumerate(transposed(factors))
-        ]
-        cuts = None if resets is None else _of_next(resets)
-        return Pieces.of(across, given, cuts, self.length, reverse=True)
+        pieces = Pieces.of(factors, given, resets, self.length, reverse=True)
+        return pieces.states([jnp.zeros_like(g[0]) for g in given])[0]
 
     def _over_devices(
         self, as_one: Callable[[], "Piece"], start: list[jax.Array], reverse: bool

@@ -11,7 +11,7 @@ from rnnjax.engine.affine import Solved, later
 from rnnjax.engine.chunks import filled, in_chunks, joined, whole
 from rnnjax.engine.layer import step_of
 from rnnjax.engine.over_time import LoopArgs
-from rnnjax.engine.pieces import Factors, keeping_before, transposed
+from rnnjax.engine.pieces import Factors, beginnings, transposed
 from rnnjax.engine.primitive import Function
 from rnnjax.engine.recurrence import Recurrence, project
 from rnnjax.engine.solve import solved_states
@@ -53,55 +53,67 @@ class Beside(Function):
 
     def run(self, platform: str, *args: Any) -> Any:
         """What the pieces make of any state, and then their outputs."""
-        cut, _ = self._from_beginnings(platform, *args)
-        return whole(self.recurrence.run(platform, *cut), args[2])
+        recurrence = self.recurrence.of_chunks(platform)
+        cut, _ = self._from_beginnings(platform, recurrence, *args)
+        return whole(recurrence.run(platform, *cut), args[2], recurrence.axis)
 
     def forward(self, platform: str, *args: Any) -> tuple[Any, Any]:
         """What is kept of all steps, where each piece began, and its factors."""
-        cut, factors = self._from_beginnings(platform, *args)
-        found, kept = self.recurrence.forward(platform, *cut)
-        return whole(found, args[2]), (kept, cut[-1], factors)
+        recurrence = self.recurrence.of_chunks(platform)
+        cut, factors = self._from_beginnings(platform, recurrence, *args)
+        found, kept = recurrence.forward(platform, *cut)
+        return whole(found, args[2], recurrence.axis), (kept, cut[-1], factors)
 
     def backward(self, platform: str, args: Any, kept: Any, d: Any, wanted: Any) -> Any:
         """What comes back to the end of each piece, and from there the pieces' own gradients."""
         (params, steps, xs, each, _), (kept, starts, factors), (d_last, d_ys) = args, kept, d
-        num_steps = d_ys.shape[0]
-        xs, each, d_ys = in_chunks((xs, filled(xs, each, self.length), d_ys), self.length)
+        num_steps, recurrence = d_ys.shape[0], self.recurrence.of_chunks(platform)
+        xs, each, d_ys = in_chunks(
+            (xs, filled(xs, each, self.length), d_ys), self.length, recurrence.axis
+        )
         cut = params, steps, xs, each, starts
         nothing = jax.tree.map(jnp.zeros_like, starts)
-        begun = self.recurrence.sent_back(platform, cut, kept, (nothing, d_ys))
+        begun = recurrence.sent_back(platform, cut, kept, (nothing, d_ys))
         leaves, tree = jax.tree.flatten(d_last)
-        cuts = _any_reset(each)
+        cuts = _any_reset(each, recurrence.axis)
         if cuts is None and each.valid is not None:
             # With marks, zero times a NaN of a step that no loss reads is zero, in the loops too.
-            cuts = jnp.zeros_like(each.valid[0])
+            cuts = jnp.zeros_like(each.valid.any(axis=recurrence.axis))
         across = transposed(factors), jax.tree.leaves(begun), cuts
-        ends = jax.lax.scan(keeping_before, leaves, across, reverse=True)[1]
+        ends = beginnings(leaves, across, reverse=True)
         all_but = (*wanted[:4], jax.tree.map(lambda _: True, starts))
         d = jax.tree.unflatten(tree, ends), d_ys
-        *d_shared, d_xs, d_each, d_starts = self.recurrence.backward(
-            platform, cut, kept, d, all_but
-        )
-        d_xs = jax.tree.map(lambda leaf: joined(leaf)[:num_steps], d_xs)
+        *d_shared, d_xs, d_each, d_starts = recurrence.backward(platform, cut, kept, d, all_but)
+        d_xs = jax.tree.map(lambda leaf: joined(leaf, recurrence.axis)[:num_steps], d_xs)
         return *d_shared, d_xs, d_each, jax.tree.map(lambda leaf: leaf[0], d_starts)
 
     def _from_beginnings(
-        self, platform: str, params: Params, steps: Steps, xs: Any, each: AtStep, carry: Carry
+        self,
+        platform: str,
+        recurrence: Recurrence,
+        params: Params,
+        steps: Steps,
+        xs: Any,
+        each: AtStep,
+        carry: Carry,
     ) -> tuple[Any, Factors]:
         """The arguments of the recurrence with the pieces as rows, and the factors of each."""
-        xs, each = in_chunks((xs, filled(xs, each, self.length)), self.length)
-        number = jax.tree.leaves(xs)[0].shape[1]
+        axis = recurrence.axis
+        xs, each = in_chunks((xs, filled(xs, each, self.length)), self.length, axis)
+        number = jax.tree.leaves(xs)[0].shape[1 - axis]
         # Like the carry, which inside of `jax.shard_map` varies over the devices.
         zeros = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, shape=(number, *leaf.shape)), carry)
-        factors, constants = self._as_one(platform, params, steps, xs, each, zeros)
+        factors, constants = self._as_one(platform, recurrence, params, steps, xs, each, zeros)
         leaves, tree = jax.tree.flatten(carry)
-        pieces = factors, constants, _any_reset(each)
-        starts = jax.lax.scan(keeping_before, leaves, pieces)[1]
+        pieces = factors, constants, _any_reset(each, axis)
+        starts = beginnings(leaves, pieces)
         return (params, steps, xs, each, jax.tree.unflatten(tree, starts)), factors
 
-    def _as_one(self, platform: str, *cut: Any) -> tuple[Factors, list[jax.Array]]:
+    def _as_one(
+        self, platform: str, recurrence: Recurrence, *cut: Any
+    ) -> tuple[Factors, list[jax.Array]]:
         """What the steps of each piece are as one: its factors, and its constants."""
-        layer = self.recurrence.layer(platform, "run", *cut)
+        layer = recurrence.layer(platform, "run", *cut)
         step, (_, _, xs, each, zeros) = step_of(layer), cut
         leaves, tree = jax.tree.flatten(zeros)
         columns = [
@@ -122,6 +134,6 @@ class Beside(Function):
         return transposed([jax.tree.leaves(column) for column in columns]), jax.tree.leaves(ends)
 
 
-def _any_reset(each: AtStep) -> jax.Array | None:
+def _any_reset(each: AtStep, axis: int) -> jax.Array | None:
     """In which pieces a row begins anew."""
-    return None if each.resets is None else each.resets.any(axis=0)
+    return None if each.resets is None else each.resets.any(axis=axis)

@@ -1,6 +1,7 @@
 """Chunks of a sequence side by side, as rows of the batch, for any cell."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from rnnjax.engine.chunks import Chunks, OwnSteps
 from rnnjax.engine.fused import Fused, resets_early
 from rnnjax.engine.method import Method
 from rnnjax.engine.nearness import check_tolerance
-from rnnjax.engine.pieces import piece_length
+from rnnjax.engine.pieces import near_divisor
 from rnnjax.engine.primitive import Function
 from rnnjax.engine.readout import read_out
 from rnnjax.engine.recurrence import Recurrence
@@ -139,7 +140,7 @@ class Chunked(Method):
 
     def _length(self, num_steps: int) -> int:
         if self.chunks is None:
-            return piece_length(num_steps, None) if num_steps else 0
+            return near_divisor(num_steps, math.isqrt(num_steps)) if num_steps else 0
         return -(-num_steps // self.chunks)
 
     def _warmup(self, length: int) -> int:

@@ -186,27 +186,29 @@ def filled(xs: Any, each: AtStep, length: int) -> AtStep:
     return each
 
 
-def in_chunks(tree: Any, length: int) -> Any:
-    """Arrays over time with an axis of the chunks behind that of their steps."""
+def in_chunks(tree: Any, length: int, axis: int = 0) -> Any:
+    """Arrays over time with an axis of the chunks, and one of their steps: the first or second."""
 
     def cut(leaf: jax.Array) -> jax.Array:
         number = -(-leaf.shape[0] // length)
         spare = number * length - leaf.shape[0]
         if spare:
             leaf = jnp.concatenate([leaf, jnp.zeros((spare, *leaf.shape[1:]), leaf.dtype)])
-        return leaf.reshape(number, length, *leaf.shape[1:]).swapaxes(0, 1)
+        leaf = leaf.reshape(number, length, *leaf.shape[1:])
+        return leaf if axis else leaf.swapaxes(0, 1)
 
     return jax.tree.map(cut, tree)
 
 
-def joined(leaf: jax.Array) -> jax.Array:
+def joined(leaf: jax.Array, axis: int = 0) -> jax.Array:
     """An array over the steps of chunks as one over time."""
     length, number = leaf.shape[:2]
-    return leaf.swapaxes(0, 1).reshape(length * number, *leaf.shape[2:])
+    leaf = leaf if axis else leaf.swapaxes(0, 1)
+    return leaf.reshape(length * number, *leaf.shape[2:])
 
 
-def whole(found: tuple[Carry, jax.Array], xs: Any) -> tuple[Carry, jax.Array]:
+def whole(found: tuple[Carry, jax.Array], xs: Any, axis: int = 0) -> tuple[Carry, jax.Array]:
     """The end of the last chunk, and the outputs of all in their order."""
     ends, ys = found
     num_steps = jax.tree.leaves(xs)[0].shape[0]
-    return jax.tree.map(lambda leaf: leaf[-1], ends), joined(ys)[:num_steps]
+    return jax.tree.map(lambda leaf: leaf[-1], ends), joined(ys, axis)[:num_steps]

@@ -36,7 +36,7 @@ class KernelLoops:
     unasked: bool = False
     notes: list[str] | None = dataclasses.field(default=None, compare=False)
 
-    def on(self, platform: str, turns: Turns) -> tuple[str, Loop]:
+    def on(self, platform: str, turns: Turns) -> tuple[str, Loop | None]:
         """The loop for a platform, and that for which the rest of a layer is planned."""
         if self.interpret:
             platform = self.interpret if isinstance(self.interpret, str) else "tpu"
@@ -46,7 +46,7 @@ class KernelLoops:
             return platform, functools.partial(self._on_gpu, turns)
         none = "one for cuda alone" if platform == "gpu" else f"none for {platform}"
         self._note(f"XLA's, not a kernel, because there is {none}")
-        return platform, over_time
+        return platform, None
 
     def _on_gpu(self, turns: Turns, args: LoopArgs) -> tuple[Any, jax.Array, Any]:
         arrays = args.state, args.first, args.others
@@ -130,7 +130,7 @@ class _Noted:
     traced: list[Traced] = dataclasses.field(compare=False)
     unasked: bool = False
 
-    def on(self, platform: str, turns: Turns) -> tuple[str, Loop]:
+    def on(self, platform: str, turns: Turns) -> tuple[str, Loop | None]:
         return platform, self._run
 
     def _run(self, args: LoopArgs) -> Any:

@@ -21,7 +21,7 @@ from rnnjax.engine.readout import read_out
 from rnnjax.engine.recurrence import Recurrence
 from rnnjax.engine.scan import Scan
 from rnnjax.engine.solve import solved_states
-from rnnjax.engine.steps import Steps, expand
+from rnnjax.engine.steps import Steps, expand, without_row
 from rnnjax.errors import InvalidInputError
 
 
@@ -145,6 +145,13 @@ class Parallel(Method):
                 last = jax.tree.map(lambda every: every[0], self.along.gathered(last))
             return last, ys
         check_features(cell, params, xs)
+        batch = xs.shape[1:-1]
+        if len(batch) == 1 and isinstance(batch[0], int) and batch[0] == 1:
+            # Of one row, arrays (time, 1, width) are copied before and behind each product and
+            # each loop over pieces (jaxlib 0.10.2, CPU): of a minGRU(128) over 16,384 steps FIG.
+            xs, steps, carry = without_row(xs, steps, carry)
+            last, ys = self.run(cell, params, xs, carry, reverse, steps)
+            return jax.tree.map(lambda leaf: leaf[None], last), ys[:, None]
         each = steps.each
         if reverse:
             xs, each = jax.tree.map(lambda leaf: leaf[::-1], (xs, each))

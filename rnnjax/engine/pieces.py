@@ -2,11 +2,13 @@
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from rnnjax.engine.over_time import LoopArgs, by_columns
 from rnnjax.engine.steps import expand
 
 Factors = list[list[jax.Array]]
@@ -63,33 +65,49 @@ def keeping_before(state: list[jax.Array], at: Piece) -> Any:
     return one_step(state, at), state
 
 
+def beginnings(before: list[jax.Array], ends: Piece, reverse: bool = False) -> list[jax.Array]:
+    """The state before each piece, from the one before all.
+
+    Four pieces at a turn: such a turn takes longer to begin than to run.
+    """
+    return jax.lax.scan(keeping_before, before, ends, reverse=reverse, unroll=4)[1]
+
+
 def transposed(factors: Factors) -> Factors:
     """Of the matrix that they are for each unit."""
     return [list(column) for column in zip(*factors, strict=True)]
 
 
-def one_behind(one: Piece, at: Piece) -> Piece:
-    """Two steps as one. What begins anew in it has no factors, and so no mark is needed."""
-    factors, constants, resets = one
+Turn = Callable[[list[jax.Array], Piece], tuple[list[jax.Array], list[jax.Array]]]
+"""A step in a loop: the state that it hands on, and the one that it shows."""
+
+
+def onwards(state: list[jax.Array], at: Piece) -> tuple[list[jax.Array], list[jax.Array]]:
+    """The state behind a step."""
+    new = one_step(state, at)
+    return new, new
+
+
+def backwards(state: list[jax.Array], at: Piece) -> tuple[list[jax.Array], list[jax.Array]]:
+    """What comes back to a step, its constants counted in; handed on is what leaves it."""
+    factors, constants, resets = at
+    total = plus(state, constants)
     nothing = [jnp.zeros_like(b) for b in constants]
-    columns = [one_step(column, (at[0], nothing, at[2])) for column in transposed(factors)]
-    if at[2] is not None:
-        resets = at[2] if resets is None else resets | at[2]
-    return transposed(columns), one_step(constants, at), resets
+    return without(resets, one_step(total, (factors, nothing, None))), total
 
 
-def _as_one(each: Piece, reverse: bool) -> Piece:
-    """All steps as one, along the first axis."""
-    _, constants, resets = each
-    nothing = [jnp.zeros_like(b[0]) for b in constants]
-    eye = [[jnp.full_like(b, float(i == j)) for j in range(len(nothing))]
-           for i, b in enumerate(nothing)]  # fmt: skip
+def _behind(turn: Turn, one: tuple[Factors, list[jax.Array]], at: Piece) -> Any:
+    """Some steps and one more as one. What begins anew in it has no factors."""
+    factors, constants = one
+    nothing = [jnp.zeros_like(b) for b in constants]
+    columns = [turn(column, (at[0], nothing, at[2]))[0] for column in transposed(factors)]
+    return transposed(columns), turn(constants, at)[0]
 
-    def onwards(one: Any, at: Piece) -> Any:
-        return one_behind((*one, None), at)[:2], None
 
-    (whole, ends), _ = jax.lax.scan(onwards, (eye, nothing), each, reverse=reverse)
-    return whole, ends, None if resets is None else resets.any(axis=0)
+def _no_step(like: list[jax.Array]) -> tuple[Factors, list[jax.Array]]:
+    """What changes nothing."""
+    eye = [[jnp.full_like(b, float(i == j)) for j in range(len(like))] for i, b in enumerate(like)]
+    return eye, [jnp.zeros_like(b) for b in like]
 
 
 class Pieces(NamedTuple):
@@ -99,10 +117,10 @@ class Pieces(NamedTuple):
     factors of a piece, and mend its states by them, takes as long and a quarter more memory.
 
     Attributes:
-        each: of each step, ``(steps of a piece, pieces, ...)``.
+        each: of each step, ``(pieces, steps of a piece, ...)``.
         ends: of each piece as one step, ``(pieces, ...)``.
         num_steps: how many there are.
-        reverse: whether the last step is the first.
+        reverse: whether it is the transpose, from the last step to the first.
     """
 
     each: Piece
@@ -128,31 +146,63 @@ class Pieces(NamedTuple):
             if spare:  # steps behind the end, which change nothing
                 rest = jnp.full_like(values, instead, shape=(spare, *values.shape[1:]))
                 values = jnp.concatenate([values, rest])
-            return values.reshape(pieces, length, *values.shape[1:]).swapaxes(0, 1)
+            return values.reshape(pieces, length, *values.shape[1:])
 
         rows = [[cut(leaf, float(i == j)) for j, leaf in enumerate(row)]
-                for i, row in enumerate(factors)]  # fmt: skip
+                for i, row in enumerate(transposed(factors) if reverse else factors)]  # fmt: skip
         each = rows, [cut(b) for b in constants], None if resets is None else cut(resets)
-        return cls(each, _as_one(each, reverse), num_steps, reverse)
+        turn = _turn(reverse)
+
+        def behind(one: Any, first: jax.Array, others: Any) -> Any:
+            return _behind(turn, one, _at(first, others)), None, None
+
+        begin = _no_step([b[:, 0] for b in each[1]])
+        whole, last = by_columns(LoopArgs(behind, begin, *_parts(each), reverse, False))[0]
+        ends = whole, last, None if resets is None else each[2].any(axis=1)
+        return cls(each, ends, num_steps, reverse)
 
     def as_one(self) -> Piece:
         """All steps as one."""
-        return _as_one(self.ends, self.reverse)
+        begin = _no_step([b[0] for b in self.ends[1]])
+        (whole, last), _ = jax.lax.scan(
+            lambda one, at: (_behind(onwards, one, at), None),
+            begin,
+            self.ends,
+            reverse=self.reverse,
+        )
+        resets = self.ends[2]
+        return whole, last, None if resets is None else resets.any(axis=0)
 
-    def states(self, before: list[jax.Array]) -> list[jax.Array]:
-        """Those behind all steps, from the one before the first."""
+    def states(self, before: list[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
+        """What all steps show, and what the last one hands on, from the state before the first."""
+        turn = _turn(self.reverse)
 
-        def onwards(state: list[jax.Array], at: Piece) -> Any:
-            new = one_step(state, at)
-            return new, new
+        def step(state: list[jax.Array], first: jax.Array, others: Any) -> Any:
+            new, (first, *rest) = turn(state, _at(first, others))
+            return new, first, rest
 
-        scan = functools.partial(jax.lax.scan, reverse=self.reverse)
-        starts = scan(keeping_before, before, self.ends)[1]
-        states = scan(onwards, starts, self.each)[1]
-        steps = len(starts[0]) * len(states[0])  # which -1 does not find without any row
-        return [
-            leaf.swapaxes(0, 1).reshape(steps, *leaf.shape[2:])[: self.num_steps] for leaf in states
-        ]
+        starts = beginnings(before, self.ends, self.reverse)
+        args = LoopArgs(step, starts, *_parts(self.each), self.reverse, False)
+        ends, first, rest = by_columns(args)
+        steps = first.shape[0] * first.shape[1]  # which -1 does not find without any row
+        shown = [leaf.reshape(steps, *leaf.shape[2:])[: self.num_steps] for leaf in (first, *rest)]
+        return shown, [leaf[0 if self.reverse else -1] for leaf in ends]
+
+
+def _turn(reverse: bool) -> Turn:
+    return backwards if reverse else onwards
+
+
+def _parts(each: Piece) -> tuple[jax.Array, Any]:
+    """As a loop reads them, which writes what is shown over the first constants."""
+    factors, (first, *rest), resets = each
+    return first, (factors, rest, resets)
+
+
+def _at(first: jax.Array, others: Any) -> Piece:
+    """The step of these parts."""
+    factors, rest, resets = others
+    return factors, [first, *rest], resets
 
 
 def in_pieces(
@@ -160,19 +210,31 @@ def in_pieces(
 ) -> list[jax.Array]:
     """The recurrence from zeros, in pieces of so many steps side by side."""
     zeros = [jnp.zeros_like(b[0]) for b in constants]
-    return Pieces.of(factors, constants, resets, length).states(zeros)
+    return Pieces.of(factors, constants, resets, length).states(zeros)[0]
 
 
 def piece_length(num_steps: int, wished: int | None) -> int:
-    """The steps of each piece of a sequence: as wished, or about the square root of all steps.
+    """The steps of each piece of a sequence: as wished, or about the root of half of all steps.
 
-    >>> piece_length(100, None), piece_length(96, None), piece_length(97, None), piece_length(9, 4)
-    (10, 8, 9, 4)
+    >>> piece_length(200, None), piece_length(192, None), piece_length(194, None)
+    (10, 8, 9)
+    >>> piece_length(9, 4)
+    4
     """
     if wished is not None:
         return min(num_steps, wished)
-    root = max(1, math.isqrt(num_steps))
+    return near_divisor(num_steps, math.isqrt(num_steps // 2))
+
+
+def near_divisor(num_steps: int, length: int) -> int:
+    """The divisor nearest to a length, if one is between its half and its double.
+
+    What is no divisor is filled up, which costs a copy of everything.
+
+    >>> near_divisor(100, 10), near_divisor(96, 9), near_divisor(97, 9)
+    (10, 8, 9)
+    """
+    length = max(1, length)
     divisors = [d for d in range(1, num_steps + 1) if num_steps % d == 0]
-    near = min(divisors, key=lambda d: abs(math.log(d / root)))
-    # What is no divisor is filled up, which costs a copy of everything.
-    return near if root / 2 <= near <= 2 * root else root
+    near = min(divisors, key=lambda d: abs(math.log(d / length)))
+    return near if length / 2 <= near <= 2 * length else length

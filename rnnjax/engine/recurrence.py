@@ -25,9 +25,11 @@ from rnnjax.engine.over_time import (
     Loops,
     Turns,
     at_first_step,
+    by_columns,
     cut,
     in_slices,
     over_time,
+    with_vectors,
 )
 from rnnjax.engine.plan import LayerPlan
 from rnnjax.engine.primitive import Function
@@ -43,12 +45,15 @@ class Recurrence(Function):
         dtype: of the operands of its products.
         reverse: whether it runs from the last step to the first.
         loops: what its loops run as; None for XLA's.
+        axis: that of time; 1 where chunks of a sequence come before it, see `by_columns`, which
+            is for no platform where this is not the faster way, and not for `plain`.
     """
 
     cell: Cell
     dtype: DTypeLike | None
     reverse: bool
     loops: Loops | None = None
+    axis: int = 0
 
     def refused(self, what: str) -> str:
         """Of the cell's update."""
@@ -61,13 +66,29 @@ class Recurrence(Function):
         """JAX promises of no kernel that a later version reads it: one has to be named for that."""
         return self.loops is None or not self.loops.unasked
 
+    def of_chunks(self, platform: str) -> "Recurrence":
+        """The same of the chunks of a sequence, which are rows: columns on a CPU, else copies."""
+        return dataclasses.replace(self, axis=int(platform == "cpu"))
+
     def layer(self, platform: str, kind: str, *args: Any) -> Layer:
-        """All of it but what differs between the steps, for one of the three methods below."""
+        """All of it but what differs between the steps, for one of the methods below."""
         params, steps, xs, *_ = args
-        loop: Loop = over_time
+        loop: Loop | None = None
         if self.loops is not None:
             platform, loop = self.loops.on(platform, Turns(self, kind, args))
-        plan = LayerPlan.of(self.cell, params, xs.shape, self.dtype, platform)
+        shape = xs.shape[self.axis], *xs.shape[: self.axis], *xs.shape[self.axis + 1 :]
+        plan = LayerPlan.of(self.cell, params, shape, self.dtype, platform)
+        if loop is None:
+            # Where entries are not written over, or in a single small loop without a product, as
+            # IndRNN's, slices are cheaper than entries that are carried and written in place, which
+            # take 1.2 times as long (H = 64 and 128, batch 16).
+            small = self.cell.recurrent is None and not plan.reads_ahead
+            slices = kind == "sent_back" or (kind == "backward" and small)
+            loop = in_slices if slices else over_time
+            if self.axis:
+                loop = by_columns
+            elif platform == "cpu":
+                loop = with_vectors(loop)
         return Layer(self.cell, plan, self.reverse, params, steps, loop)
 
     def plain(self, params: Params, steps: Steps, xs: Any, each: AtStep, carry: Carry) -> Any:
@@ -97,7 +118,7 @@ class Recurrence(Function):
             return _forward_loop(layer, project(layer, xs), each, carry)
 
         num_steps, length = xs.shape[0], layer.plan.ahead
-        if length == num_steps:
+        if self.axis or length == num_steps:
             return at_once(carry, (xs, each))
         carry, ys = jax.lax.scan(at_once, carry, cut((xs, each), length), reverse=self.reverse)
         return carry, ys.reshape(num_steps, *ys.shape[2:])
@@ -128,8 +149,9 @@ class Recurrence(Function):
     def sent_back(self, platform: str, args: Any, kept: Any, d: Any) -> Carry:
         """The cotangent of the carry alone."""
         (first, rest, carries), (d_carry, d_ys) = kept, d
-        layer = self.layer(platform, "backward", *args)._replace(loop=in_slices)
-        return _backward_loop(layer, first, (rest, d_ys, carries, args[3]), d_carry)[3]
+        layer = self.layer(platform, "sent_back", *args)
+        others = rest, d_ys, carries, args[3]
+        return _backward_loop(layer, first, others, d_carry, self.axis, replaces=False)[3]
 
     def backward(self, platform: str, args: Any, kept: Any, d: Any, wanted: Any) -> Any:
         """The backward loop, and a product for each weight."""
@@ -137,7 +159,7 @@ class Recurrence(Function):
         layer, cell = self.layer(platform, "backward", *args), self.cell
         d_carry, d_ys = d
         (d_used, d_start), d_projected, others, d_carry = _backward_loop(
-            layer, first, (rest, d_ys, carries, each), d_carry
+            layer, first, (rest, d_ys, carries, each), d_carry, self.axis
         )
         # Where the update reads a sum, the halves have the same cotangent, and one array holds it.
         d_recurrent, reached = others
@@ -193,9 +215,22 @@ def _forward_loop(
 
 
 def _backward_loop(
-    layer: Layer, first: jax.Array, others: Any, d_carry: Carry
+    layer: Layer,
+    first: jax.Array,
+    others: Any,
+    d_carry: Carry,
+    axis: int,
+    replaces: bool = True,
 ) -> tuple[Any, jax.Array, tuple[jax.Array | None, jax.Array | None], Carry]:
     """Over what was kept: ``first``, and ``others``, which are (rest, d_ys, carries, each).
+
+    Args:
+        layer: of the backward pass.
+        first: what was kept in the place of the projected inputs.
+        others: all else.
+        d_carry: the cotangent of the last carry.
+        axis: of time.
+        replaces: whether ``first`` is written over.
 
     Returns the gradients of the parameters that `update` reads and of the carry that resets put in;
     the cotangents of the projected inputs, written over ``first``; those of the recurrent products
@@ -205,8 +240,8 @@ def _backward_loop(
     cell, plan, _, params, steps, loop = layer
     used, pair = cell.in_update(params), cell.recurrent is not None and not cell.sums
     cuts = bool(jax.tree.leaves(others[3]))
-    rows = row_axes(cell, at_first_step(first))
-    belong = belong_to_rows(layer, *at_first_step((others[2], first))) if cuts else []
+    rows = row_axes(cell, at_first_step(first, axis))
+    belong = belong_to_rows(layer, *at_first_step((others[2], first), axis)) if cuts else []
     leaf = cell.recurrent
     if leaf is not None:
         times_transposed = plan.products.times_transposed(params["recurrent_kernel"])
@@ -239,16 +274,12 @@ def _backward_loop(
             d_carry = d_carry._replace(**{leaf: d_state})
         state = d_carry, jax.tree.map(jnp.add, d_so_far, (d_used, d_start))
         others = d_recurrent if pair else None, reached
-        return state, d_projected.astype(first.dtype), others
+        return state, d_projected.astype(first.dtype) if replaces else None, others
 
     # In float32 at least: in bfloat16 a sum over time stands still after some 256 steps.
     zeros = jax.tree.map(
         lambda leaf: jnp.zeros_like(leaf, dtype=at_least_float32(leaf.dtype)), (used, steps.start)
     )
-    if leaf is None and not plan.reads_ahead and loop is over_time:
-        # A single small loop without a product, as IndRNN's: slices are cheaper than entries that
-        # are carried and written in place, which take 1.2 times as long (H = 64 and 128, batch 16).
-        loop = in_slices
     (d_carry, d_shared), d_projected, rest = loop(
         LoopArgs(step, (d_carry, zeros), first, others, not layer.reverse, True)
     )

@@ -139,6 +139,14 @@ def stepped(cell: Cell, params: Params, carry: Carry, x: Any, recurrent: Any) ->
     return carry, cell.read(params, shown, x)
 
 
+def without_row(xs: Any, steps: Steps, carry: Carry) -> tuple[Any, Steps, Carry]:
+    """Of a single row, without its axis; marks that are those of any row have none."""
+    xs, each = jax.tree.map(lambda leaf: leaf if leaf.ndim == 1 else leaf[:, 0], (xs, steps.each))
+    shared = steps.start, steps.recurrent, carry
+    start, recurrent, carry = jax.tree.map(lambda leaf: leaf[0], shared)
+    return xs, steps._replace(each=each, start=start, recurrent=recurrent), carry
+
+
 def row_axes(cell: Cell, x: Any) -> int:
     """How many axes of a step's inputs are rows that know nothing of each other.
 
