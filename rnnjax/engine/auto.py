@@ -31,8 +31,8 @@ class Auto(Method):
     GLA, whose keys decay each by itself, 0.09 to 0.94 with the gradient, and forward alone 0.2 to
     0.53 with some rows, but 1.3 to 1.4 with one. Affine cells whose state is a vector stay on
     `Fused`, as what is faster depends on the shapes and on whether there is a gradient: minGRU(128)
-    with one row 0.60 to 1.0 of its time by `Parallel` up to 8,192 steps, with 16 rows over 1,024
-    steps 2.5 forward and 1.1; an LRU(64) 0.8 to 1.5, S6(64) 1.3 to 2.1 times.
+    over one row of 1,024 steps or more takes 1.0 to 1.2 of its time by `Parallel` forward, 0.6 to
+    0.8 with the gradient, and over 16 rows 1.6 and 1.3; see there.
 
     A sequence of one step has nothing to take out of the loop, so it runs on `Scan`, which then
     needs no loop: at LSTM(50), batch 1, forward and backward, this compiles and runs in 0.93 of the

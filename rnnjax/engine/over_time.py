@@ -160,7 +160,7 @@ def by_columns(args: LoopArgs) -> tuple[Any, jax.Array, Any]:
             entry = read(first, t)
         state, entry, output = step(state, entry, read(others, t))
         outputs = jax.tree.map(lambda array, one: write(array, one, t), outputs, output)
-        if replaced is not None:
+        if entry is not None:
             first = write(first, entry, t)
             entry = read(first, jnp.clip(t - 1 if reverse else t + 1, 0, last))
         return (state, first, outputs, entry), None

@@ -49,10 +49,13 @@ class Parallel(Method):
     Where :math:`A_t` and :math:`b_t` are more numbers than the inputs that they come from, as those
     of complex states (`rnnjax.LRUCell`) and of many states a unit (`rnnjax.S6Cell`), they are not
     written down: the pieces are rows of a batch, which `rnnjax.Fused` runs, and a step and its
-    derivative give what a piece makes of a state. On two cores this is 0.8 to 1.5 times the time of
-    `rnnjax.Fused` for an LRU(64) over 1,024 to 8,192 steps of 1 and 16 rows (2.4 to 5.7 with all
-    :math:`A_t`), 1.3 to 2.1 for S6; but for a minGRU(128) of one row the other form is faster, 0.6
-    to 1.0 of the time with the gradient, and this one 0.8 to 1.0.
+    derivative give what a piece makes of a state.
+
+    Times beside `rnnjax.Fused` on two cores, forward and with the gradient: over one row of 1,024
+    and 8,192 steps a minGRU(32) takes 0.8 to 0.9 and 0.3 to 0.5, a minGRU(128) 1.1 and 0.6 to 0.8,
+    an RG-LRU(64) 0.8 to 0.9 and 0.3 to 0.4, an LRU(64) 0.8 and 0.7, an S5(64) 1.1 to 1.2 and 0.7,
+    S6(64) 2.6 to 3.4 and 1.2 to 1.6; over 16 rows of 1,024 steps most take longer, 1.2 to 2.2
+    forward and 0.8 to 1.7.
 
     A cell that declares a matrix memory (`rnnjax.MLSTMCell`, `rnnjax.GLACell`, `rnnjax.Mamba2Cell`,
     `rnnjax.GatedDeltaNetCell`) runs chunk by chunk: inside of a chunk what each step writes and
@@ -68,7 +71,7 @@ class Parallel(Method):
     that step; of second order and forwards they are those of the plain scan, at its price.
 
     Args:
-        chunk: the steps :math:`C` of a piece; left out, about the square root of the steps, with
+        chunk: the steps :math:`C` of a piece; left out, about the root of half of the steps, with
             which least wait for each other, and 64 or, where keys decay by themselves, 16 of a
             matrix memory.
         newton: a `rnnjax.Newton`, for cells that are not affine; None refuses these.
@@ -147,8 +150,9 @@ class Parallel(Method):
         check_features(cell, params, xs)
         batch = xs.shape[1:-1]
         if len(batch) == 1 and isinstance(batch[0], int) and batch[0] == 1:
-            # Of one row, arrays (time, 1, width) are copied before and behind each product and
-            # each loop over pieces (jaxlib 0.10.2, CPU): of a minGRU(128) over 16,384 steps FIG.
+            # Arrays (time, 1, width) XLA copies before and behind each product and loop: without
+            # that, a gradient of minGRU(128) over 16,384 steps takes 49 MiB instead of 57, and 0.9
+            # of the time (jaxlib 0.10.2, two cores).
             xs, steps, carry = without_row(xs, steps, carry)
             last, ys = self.run(cell, params, xs, carry, reverse, steps)
             return jax.tree.map(lambda leaf: leaf[None], last), ys[:, None]

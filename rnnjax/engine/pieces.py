@@ -150,7 +150,8 @@ class Pieces(NamedTuple):
 
         rows = [[cut(leaf, float(i == j)) for j, leaf in enumerate(row)]
                 for i, row in enumerate(transposed(factors) if reverse else factors)]  # fmt: skip
-        each = rows, [cut(b) for b in constants], None if resets is None else cut(resets)
+        cuts = None if resets is None else cut(resets)
+        each = rows, [cut(b) for b in constants], cuts
         turn = _turn(reverse)
 
         def behind(one: Any, first: jax.Array, others: Any) -> Any:
@@ -158,7 +159,7 @@ class Pieces(NamedTuple):
 
         begin = _no_step([b[:, 0] for b in each[1]])
         whole, last = by_columns(LoopArgs(behind, begin, *_parts(each), reverse, False))[0]
-        ends = whole, last, None if resets is None else each[2].any(axis=1)
+        ends = whole, last, None if cuts is None else cuts.any(axis=1)
         return cls(each, ends, num_steps, reverse)
 
     def as_one(self) -> Piece:

@@ -246,7 +246,7 @@ def _backward_loop(
     if leaf is not None:
         times_transposed = plan.products.times_transposed(params["recurrent_kernel"])
 
-    def step(state: Any, first: jax.Array, others: Any) -> tuple[Any, jax.Array, Any]:
+    def step(state: Any, first: jax.Array, others: Any) -> Any:
         d_carry, d_so_far = state
         rest, d_y, carry, at = others
         # Traced and not run: the program holds what reads the arrays, not what made them.
