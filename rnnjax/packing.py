@@ -1,7 +1,7 @@
 """Sequences of different lengths in one array: end to end in rows, or each padded in its own."""
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -37,6 +37,7 @@ class Packed(NamedTuple):
             InvalidInputError: the number of sequences, or a length, is another.
         """
         arrays = _as_arrays(sequences)
+        _check_known(self.lengths, "lengths")
         lengths = np.asarray(self.lengths)
         came = [len(array) for array in arrays]
         if came != lengths.tolist():
@@ -130,11 +131,7 @@ def unpack(packed: Packed, ys: Any) -> list[Any]:
         InvalidInputError: ``ys`` has another number of steps or rows, or is traced: under ``jit``
             the lengths are not known, so leave the outputs packed there.
     """
-    if isinstance(packed.lengths, jax.core.Tracer):
-        raise InvalidInputError(
-            "unpack needs to know the lengths, which are traced inside of jit; call it outside, or "
-            "use packed.mask or packed.last"
-        )
+    _check_known(packed.lengths, "lengths")
     _check_laid_out(packed, ys)
     return [
         ys[start : start + length, row]
@@ -215,7 +212,22 @@ def _is_size(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and int(value) >= 1
 
 
+def _check_known(values: Any, name: str) -> None:
+    """Raise where values are known only when a program runs."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values)):
+        raise InvalidInputError(
+            f"{name} must be known, but are traced inside of jit or another transformation; pack, "
+            "pad, lay and unpack outside of it, and inside use packed.mask or packed.last"
+        )
+
+
 def _as_arrays(sequences: Sequence[Any]) -> list[np.ndarray[Any, Any]]:
+    if not isinstance(sequences, Iterable):
+        raise InvalidInputError(
+            f"sequences must be several arrays (length, ...), but are {type(sequences).__name__}"
+        )
+    sequences = list(sequences)
+    _check_known(sequences, "sequences")
     arrays = [np.asarray(sequence) for sequence in sequences]
     if not arrays:
         raise InvalidInputError("there must be at least one sequence, but none came")

@@ -108,6 +108,7 @@ def test_a_length_from_numpy_will_do() -> None:
     ("arguments", "message"),
     [
         (([], 4), "at least one sequence, but none came"),
+        ((None, 4), "several arrays .*, but are NoneType"),
         (([np.zeros(2), np.zeros(0)], 4), r"sequence 1 has 0 steps.* 1 to row_length = 4"),
         (([np.zeros(2), np.zeros(5)], 4), r"sequence 1 has 5 steps.*take longer rows"),
         (([np.zeros((2, 3)), np.zeros((2, 1))], 4), r"alike.*\(1,\).*\(3,\)"),
@@ -240,6 +241,9 @@ def test_unpack_under_jit() -> None:
         InvalidInputError, match=r"traced inside of jit.*packed.mask or packed.last"
     ):
         jax.jit(lambda packed: unpack(packed, packed.xs))(packed)
+    for laid in (packed.lay, functools.partial(pack, row_length=4)):
+        with pytest.raises(InvalidInputError, match="sequences must be known"):
+            jax.jit(lambda xs, laid=laid: laid([xs[:2], xs]))(jnp.ones((3, 5)))
     # A Packed that is no argument has lengths that are known.
     parts = jax.jit(lambda ys: unpack(packed, ys))(packed.xs)
     assert [len(part) for part in parts] == [2, 3]

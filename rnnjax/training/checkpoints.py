@@ -334,6 +334,12 @@ class Checkpoints:
             except Exception as error:  # its files are whole: no memory, or a run beside deletes it
                 if not self.path(step).exists():
                     raise self._damaged(step, "") from error
+                if "structure" in str(error):  # which is all that differs of Adam and AdamW
+                    raise CheckpointError(
+                        f"{self.path(step)} belongs to another optimizer: its arrays are the same, "
+                        "but not how they are nested; build the optimizer from the configuration "
+                        "saved with the checkpoint"
+                    ) from error
                 raise CheckpointError(
                     f"{self.path(step)} could not be read ({_first_line(error)}), though its files "
                     "were whole; free memory, or try again"
@@ -365,9 +371,11 @@ class Checkpoints:
                 for p in differing[:6]
             )
             more = f"; and {len(differing) - 6} more" if len(differing) > 6 else ""
+            of_optimizer = all(path.startswith("['opt_state']") for path in differing)
+            what = "optimizer" if of_optimizer else "model"
             raise CheckpointError(
-                f"{self.path(step)} belongs to another model: {shown}{more}; build the model from "
-                "the configuration saved with the checkpoint"
+                f"{self.path(step)} belongs to another {what}: {shown}{more}; build the {what} "
+                "from the configuration saved with the checkpoint"
             )
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -109,7 +109,7 @@ def over_cores(
     >>> carry.hidden.shape, grads["kernel"].shape
     ((8, 4), (3, 16))
     """
-    rows = tuple(rows)
+    rows = tuple(rows) if isinstance(rows, Iterable) else (rows,)
     axes = [axis for axis in rows if axis is not None]
     if not axes or not all(is_integer(axis) and axis >= 0 for axis in axes):
         raise InvalidInputError(

@@ -98,9 +98,17 @@ def test_another_model_is_told_by_the_arrays_that_differ(checkpoints):
         error.value
     )
     assert "['params'][0]" not in str(error.value)
-    with pytest.raises(CheckpointError, match="no such array"):
-        checkpoints.latest().restore(state_at(0, optimizer=optax.sgd(0.1)))
     assert checkpoints.steps() == [1]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "how"),
+    [(optax.sgd(0.1), "no such array"), (optax.adamw(1e-3), "not how they are nested")],
+)
+def test_another_optimizer_is_told_too(checkpoints, optimizer, how):
+    checkpoints.save(state_at(1, optimizer=optax.adam(1e-3)), {})
+    with pytest.raises(CheckpointError, match=f"another optimizer: .*{how}.*build the optimizer"):
+        checkpoints.latest().restore(state_at(0, optimizer=optimizer))
 
 
 def test_nothing_there(checkpoints, tmp_path):

@@ -83,6 +83,7 @@ def test_on_two_cores_the_numbers_are_those_of_one():
     ("rows", "message"),
     [
         ((None, None), "not all None"),
+        (None, "not all None"),
         ((None, -1), "the axis of its rows"),
         ((True,), "is \\(True,\\)"),
     ],
