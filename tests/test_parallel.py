@@ -14,7 +14,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 import rnnjax
 from rnnjax import InvalidInputError, Parallel, Scan
-from rnnjax.engine.affine import Solved
+from rnnjax.engine.affine import Solved, why_not_affine
 from rnnjax.engine.beside import Beside
 from rnnjax.engine.method import check_method
 from rnnjax.engine.recurrence import Recurrence
@@ -604,3 +604,31 @@ def test_a_gradient_of_one_row_copies_no_projections(method, most):
     params = jax.eval_shape(lambda: cell.init(KEY, 32))
     compiled = jax.jit(jax.grad(loss, (0, 1))).lower(params, xs).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < most * xs.nbytes
+
+
+@pytest.mark.parametrize("name", ["mingru", "turning"])
+def test_a_gradient_is_lowered_for_all_platforms(name):
+    """What is kept for it is alike on all, though a platform's forward pass is its own."""
+    cell, xs = CELLS[name], jax.ShapeDtypeStruct((12, 2, 2), jnp.float32)
+    params = jax.eval_shape(lambda: cell.init(KEY, 2))
+
+    def loss(params, xs):
+        return rnnjax.unroll(cell, params, xs, method=Parallel(4))[1].sum()
+
+    export = jax.export.export(jax.jit(jax.grad(loss)), platforms=("cpu", "cuda", "tpu"))
+    assert export(params, xs).platforms == ("cpu", "cuda", "tpu")
+
+
+def test_affine_is_found_whatever_a_program_forbids_itself():
+    forbidden = {"jax_numpy_rank_promotion": "raise", "jax_numpy_dtype_promotion": "strict"}
+    usual = {name: getattr(jax.config, name) for name in forbidden}
+    try:
+        for name, value in forbidden.items():
+            jax.config.update(name, value)
+        why_not_affine.cache_clear()
+        cell, xs = TurningCell(4), np.ones((3, 2, 2), np.float32)
+        run = functools.partial(rnnjax.unroll, cell, method=Parallel())
+        jax.eval_shape(run, jax.eval_shape(lambda: cell.init(KEY, 2)), xs)
+    finally:
+        for name, value in usual.items():
+            jax.config.update(name, value)

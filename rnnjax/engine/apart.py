@@ -1,11 +1,14 @@
 """Numbers that are needed while something else is being traced."""
 
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from rnnjax.cells.arguments import usual_promotion
 
 
 def computed_apart(function: Callable[..., Any], *args: Any) -> Any:
@@ -17,10 +20,14 @@ def computed_apart(function: Callable[..., Any], *args: Any) -> Any:
     no axis and no mesh of another's: that of a machine for which one compiles cannot run it.
     """
     wide = jnp.result_type(float) == jnp.float64
+    found: Future[Any] = Future()
 
-    def run() -> Any:
-        with jax.enable_x64(wide), jax.debug_nans(False):
-            return jax.device_get(jax.jit(function)(*args))
+    def run() -> None:
+        try:
+            with usual_promotion(), jax.enable_x64(wide), jax.debug_nans(False):
+                found.set_result(jax.device_get(jax.jit(function)(*args)))
+        except BaseException as error:
+            found.set_exception(error)
 
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(run).result()
+    threading.Thread(target=run, name="rnnjax.computed_apart").start()
+    return found.result()

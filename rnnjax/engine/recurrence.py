@@ -45,8 +45,8 @@ class Recurrence(Function):
         dtype: of the operands of its products.
         reverse: whether it runs from the last step to the first.
         loops: what its loops run as; None for XLA's.
-        axis: that of time; 1 where chunks of a sequence come before it, see `by_columns`, which
-            is for no platform where this is not the faster way, and not for `plain`.
+        axis: that of time: 1 where the chunks of a sequence come before it, see `by_columns`; but
+            `plain` knows no chunks.
     """
 
     cell: Cell
@@ -65,10 +65,6 @@ class Recurrence(Function):
     def may_be_exported(self) -> bool:
         """JAX promises of no kernel that a later version reads it: one has to be named for that."""
         return self.loops is None or not self.loops.unasked
-
-    def of_chunks(self, platform: str) -> "Recurrence":
-        """The same of the chunks of a sequence, which are rows: columns on a CPU, else copies."""
-        return dataclasses.replace(self, axis=int(platform == "cpu"))
 
     def layer(self, platform: str, kind: str, *args: Any) -> Layer:
         """All of it but what differs between the steps, for one of the methods below."""
