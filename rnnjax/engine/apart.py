@@ -26,7 +26,7 @@ def computed_apart(function: Callable[..., Any], *args: Any) -> Any:
         try:
             with usual_promotion(), jax.enable_x64(wide), jax.debug_nans(False):
                 found.set_result(jax.device_get(jax.jit(function)(*args)))
-        except BaseException as error:
+        except BaseException as error:  # whatever it is, it is raised where the numbers are needed
             found.set_exception(error)
 
     threading.Thread(target=run, name="rnnjax.computed_apart").start()

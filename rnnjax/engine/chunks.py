@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.devices import alike_over_devices
 from rnnjax.engine.nearness import moved, tolerance_of
+from rnnjax.engine.pieces import cut_up
 from rnnjax.engine.primitive import Function
 from rnnjax.engine.scan import Scan
 from rnnjax.engine.steps import AtStep, Steps
@@ -190,11 +191,7 @@ def in_chunks(tree: Any, length: int, axis: int = 0) -> Any:
     """Arrays over time with an axis of the chunks, and one of their steps: the first or second."""
 
     def cut(leaf: jax.Array) -> jax.Array:
-        number = -(-leaf.shape[0] // length)
-        spare = number * length - leaf.shape[0]
-        if spare:
-            leaf = jnp.concatenate([leaf, jnp.zeros((spare, *leaf.shape[1:]), leaf.dtype)])
-        leaf = leaf.reshape(number, length, *leaf.shape[1:])
+        leaf = cut_up(leaf, length)
         return leaf if axis else leaf.swapaxes(0, 1)
 
     return jax.tree.map(cut, tree)

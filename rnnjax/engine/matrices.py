@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from rnnjax.cells.matrix import MatrixCarry, Memory, StabilizedCarry
 from rnnjax.engine.affine import later
+from rnnjax.engine.pieces import cut_up
 from rnnjax.engine.steps import expand
 
 
@@ -179,12 +180,7 @@ class Matrices:
 
     def _cut(self, leaf: jax.Array, fill: Any = 0) -> jax.Array:
         """``(time, *rows, heads, ...)`` as ``(chunks, *rows, heads, steps, ...)``."""
-        spare = -leaf.shape[0] % self.length
-        if spare:
-            rest = jnp.full((spare, *leaf.shape[1:]), fill, leaf.dtype)
-            leaf = jnp.concatenate([leaf, rest])
-        leaf = leaf.reshape(leaf.shape[0] // self.length, self.length, *leaf.shape[1:])
-        return jnp.moveaxis(leaf, 1, self.rows + 1)
+        return jnp.moveaxis(cut_up(leaf, self.length, fill), 1, self.rows + 1)
 
     def _joined(self, leaf: jax.Array) -> jax.Array:
         """The way back."""

@@ -150,9 +150,9 @@ class Parallel(Method):
         check_features(cell, params, xs)
         batch = xs.shape[1:-1]
         if len(batch) == 1 and isinstance(batch[0], int) and batch[0] == 1:
-            # Arrays (time, 1, width) XLA copies before and behind each product and loop: without
-            # that, a gradient of minGRU(128) over 16,384 steps takes 49 MiB instead of 57, and 0.9
-            # of the time (jaxlib 0.10.2, two cores).
+            # XLA copies arrays (time, 1, width) before and behind each product and loop; without
+            # the axis a gradient of minGRU(128) over 16,384 steps takes 49 MiB instead of 57, and
+            # 0.9 of the time (jaxlib 0.10.2, two cores).
             xs, steps, carry = without_row(xs, steps, carry)
             last, ys = self.run(cell, params, xs, carry, reverse, steps)
             return jax.tree.map(lambda leaf: leaf[None], last), ys[:, None]

@@ -110,6 +110,16 @@ def _no_step(like: list[jax.Array]) -> tuple[Factors, list[jax.Array]]:
     return eye, [jnp.zeros_like(b) for b in like]
 
 
+def cut_up(leaf: jax.Array, length: int, instead: float = 0) -> jax.Array:
+    """An array over time as ``(pieces, length, ...)``, the last filled up with another value."""
+    pieces = -(-leaf.shape[0] // length)
+    spare = pieces * length - leaf.shape[0]
+    if spare:
+        rest = jnp.full_like(leaf, instead, shape=(spare, *leaf.shape[1:]))
+        leaf = jnp.concatenate([leaf, rest])
+    return leaf.reshape(pieces, length, *leaf.shape[1:])
+
+
 class Pieces(NamedTuple):
     """The recurrence in pieces side by side.
 
@@ -139,16 +149,9 @@ class Pieces(NamedTuple):
     ) -> "Pieces":
         """In pieces of so many steps."""
         num_steps = constants[0].shape[0]
-        pieces = -(-num_steps // length)
-
-        def cut(values: jax.Array, instead: float = 0) -> jax.Array:
-            spare = pieces * length - num_steps
-            if spare:  # steps behind the end, which change nothing
-                rest = jnp.full_like(values, instead, shape=(spare, *values.shape[1:]))
-                values = jnp.concatenate([values, rest])
-            return values.reshape(pieces, length, *values.shape[1:])
-
-        rows = [[cut(leaf, float(i == j)) for j, leaf in enumerate(row)]
+        cut = functools.partial(cut_up, length=length)
+        # Steps behind the end change nothing.
+        rows = [[cut(leaf, instead=float(i == j)) for j, leaf in enumerate(row)]
                 for i, row in enumerate(transposed(factors) if reverse else factors)]  # fmt: skip
         cuts = None if resets is None else cut(resets)
         each = rows, [cut(b) for b in constants], cuts

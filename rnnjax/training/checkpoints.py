@@ -334,7 +334,8 @@ class Checkpoints:
             except Exception as error:  # its files are whole: no memory, or a run beside deletes it
                 if not self.path(step).exists():
                     raise self._damaged(step, "") from error
-                if "structure" in str(error):  # which is all that differs of Adam and AdamW
+                # All that differs of Adam and AdamW, and Orbax has no class for it.
+                if isinstance(error, ValueError) and "tree structures do not match" in str(error):
                     raise CheckpointError(
                         f"{self.path(step)} belongs to another optimizer: its arrays are the same, "
                         "but not how they are nested; build the optimizer from the configuration "
