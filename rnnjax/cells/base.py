@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from rnnjax.cells.activations import Initializer, slopes_follow_from_values
+from rnnjax.cells.activations import Initializer
 from rnnjax.cells.arguments import (
     as_inputs,
     brief,
@@ -93,9 +93,8 @@ class Cell(abc.ABC):
       update multiplies (see `update`).
     - ``sums``: whether the update is given the two halves as their sum, as in an LSTM: yes.
       Otherwise as a pair ``(projected, recurrent)``, as in a GRU, whose reset gate scales one.
-    - ``one_piece``: whether it reads that sum as a whole, in a single `activate_gates`: no. Where
-      it takes it apart before, the loop reads its inputs a step ahead: XLA slices them out of the
-      array of all steps again in each of the small loops that read them.
+    - ``reads_ahead``: whether the loop reads the inputs of a step at the step before: yes. No is
+      faster on a CPU where a single `activate_gates` reads that sum as a whole, as an LSTM's.
     - ``output``: the leaf of the new carry that is the output: ``"hidden"``. None: the update
       returns the new carry and ``y``, of ``hidden_size`` unless `output_size` says otherwise.
     - ``free``: the leaves of the carry that may hold any numbers, and be learned, bridged, or kept
@@ -141,7 +140,7 @@ class Cell(abc.ABC):
 
     carry: ClassVar[Any] = None
     sums: ClassVar[bool] = True
-    one_piece: ClassVar[bool] = False
+    reads_ahead: ClassVar[bool] = True
     output: ClassVar[str | None] = "hidden"
     free: ClassVar[tuple[str, ...] | None] = None
 
@@ -494,16 +493,6 @@ class Cell(abc.ABC):
         dtype, roles = self.dtype if dtype is None else dtype, roles_of(self)
         kernels = {n: Kernel(params[n], dtype) for n, role in roles.items() if role is Role.OUT}
         return self.readout(kernels, shown, xs).astype(shown.dtype)
-
-    @property
-    def reads_whole(self) -> bool:
-        """Whether what `update` reads is one array that is read once, as a whole.
-
-        As ``one_piece`` says, but where `activate_gates` takes its sum apart, since an activation
-        is neither tanh nor sigmoid: reading ahead then takes 0.8 of the time (LSTM forward).
-        """
-        given = [value for name, value in vars(self).items() if name.endswith("activation")]
-        return self.one_piece and (len(self.gates) == 1 or slopes_follow_from_values(given))
 
     @property
     def _units(self) -> int:

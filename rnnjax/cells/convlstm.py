@@ -76,7 +76,7 @@ class ConvLSTMCell(Cell):
 
     carry: ClassVar[type[LSTMCarry]] = LSTMCarry
     gates = "i", "f", "g", "o"
-    one_piece = True
+    reads_ahead = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

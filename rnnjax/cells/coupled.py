@@ -74,7 +74,7 @@ class CoupledLSTMCell(Cell):
 
     carry: ClassVar[type[LSTMCarry]] = LSTMCarry
     gates = "i", "g", "o"
-    one_piece = True
+    reads_ahead = False
 
     def parameters(self, input_size: int) -> dict[str, Param]:
         """``kernel``, ``recurrent_kernel`` and ``bias``."""

@@ -66,6 +66,7 @@ class DiagonalGRUCell(Cell):
     carry: ClassVar[type[GRUCarry]] = GRUCarry
     gates = "r", "z", "n"
     recurrent = None
+    reads_ahead = False
 
     def parameters(self, input_size: int) -> dict[str, Param]:
         """``kernel``, ``bias`` and ``recurrent_kernel``."""
@@ -139,8 +140,8 @@ class DiagonalLSTMCell(Cell):
 
     carry: ClassVar[type[LSTMCarry]] = LSTMCarry
     gates = "i", "f", "g", "o"
-    one_piece = True
     recurrent = None
+    reads_ahead = False
 
     def parameters(self, input_size: int) -> dict[str, Param]:
         """``kernel``, ``bias`` and ``recurrent_kernel``."""

@@ -75,6 +75,7 @@ class HGRNCell(Cell):
     carry: ClassVar[type[ComplexCarry]] = ComplexCarry
     gates = "f", "n", "m", "g_real", "g_imag"
     recurrent = None
+    reads_ahead = False
     output = None
 
     def __post_init__(self) -> None:

@@ -60,7 +60,7 @@ class IndRNNCell(Cell):
 
     carry: ClassVar[type[SimpleRNNCarry]] = SimpleRNNCarry
     gates = ("h",)
-    one_piece = True
+    reads_ahead = False
     recurrent = None
 
     def parameters(self, input_size: int) -> dict[str, Param]:

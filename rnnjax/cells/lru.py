@@ -99,6 +99,7 @@ class LRUCell(Cell):
     carry: ClassVar[type[ComplexCarry]] = ComplexCarry
     gates = "real", "imag"
     recurrent = None
+    reads_ahead = False
     output = None
 
     def __post_init__(self) -> None:

@@ -89,7 +89,7 @@ class LSTMCell(Cell):
 
     carry: ClassVar[type[LSTMCarry]] = LSTMCarry
     gates = "i", "f", "g", "o"
-    one_piece = True
+    reads_ahead = False
 
     def parameters(self, input_size: int) -> dict[str, Param]:
         """``kernel``, ``recurrent_kernel`` and ``bias``."""

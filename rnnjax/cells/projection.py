@@ -76,7 +76,7 @@ class ProjectionLSTMCell(Cell):
 
     carry: ClassVar[type[LSTMCarry]] = LSTMCarry
     gates = "i", "f", "g", "o"
-    one_piece = True
+    reads_ahead = False
 
     @property
     def carry_shapes(self) -> dict[str, tuple[int, ...]]:

@@ -61,7 +61,7 @@ class QRNNCell(Cell):
     param_dtype: DTypeLike = jnp.float32
 
     carry: ClassVar[type[SimpleRNNCarry]] = SimpleRNNCarry
-    one_piece = True
+    reads_ahead = False
     recurrent = None
     output = None
 
@@ -130,7 +130,6 @@ class GILRCell(Cell):
 
     carry: ClassVar[type[SimpleRNNCarry]] = SimpleRNNCarry
     gates = "g", "i"
-    one_piece = True
     recurrent = None
 
     def update(self, params: Params, x: jax.Array, carry: SimpleRNNCarry) -> SimpleRNNCarry:

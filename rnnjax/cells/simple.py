@@ -70,7 +70,7 @@ class SimpleRNNCell(Cell):
 
     carry: ClassVar[type[SimpleRNNCarry]] = SimpleRNNCarry
     gates = ("h",)
-    one_piece = True
+    reads_ahead = False
 
     def update(self, params: Params, x: jax.Array, carry: SimpleRNNCarry) -> SimpleRNNCarry:
         """``h'`` is the activated sum."""

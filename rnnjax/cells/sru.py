@@ -66,6 +66,7 @@ class SRUCell(Cell):
     carry: ClassVar[type[SimpleRNNCarry]] = SimpleRNNCarry
     gates = "z", "f", "r", "n"
     recurrent = None
+    reads_ahead = False
     output = None
 
     def parameters(self, input_size: int) -> dict[str, Param]:

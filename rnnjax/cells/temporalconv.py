@@ -69,6 +69,7 @@ class TemporalConvCell(Cell):
     carry: ClassVar[type[WindowCarry]] = WindowCarry
     gates = ("u",)
     recurrent = None
+    reads_ahead = False
     output = None
 
     def parameters(self, input_size: int) -> dict[str, Param]:
