@@ -632,3 +632,71 @@ def test_affine_is_found_whatever_a_program_forbids_itself():
     finally:
         for name, value in usual.items():
             jax.config.update(name, value)
+
+
+# Of so many rows a step is few enough numbers for pieces with a gradient, and too many without.
+FEW_ROWS = {"mingru": 60, "s5": 30}
+
+
+def few(name, method, steps=512):
+    """``(params, xs, carry) -> loss, (carry, ys)`` with marks, and its arguments."""
+    cell, rows = CELLS[name], FEW_ROWS[name]
+    rng = np.random.default_rng(4)
+    marks = {"mask": rng.random((steps, rows)) < 0.9, "resets": rng.random((steps, rows)) < 0.01}
+    shapes = jax.eval_shape(lambda: cell.initial_carry((rows,)))
+    begin = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), shapes)
+
+    def loss(params, xs, carry):
+        carry, ys = rnnjax.unroll(
+            cell, params, xs, carry, method=method, reverse=True, reset_carry=carry, **marks
+        )
+        return sum((x**2).sum() for x in jax.tree.leaves(carry)) + jnp.sin(ys).sum(), (carry, ys)
+
+    return loss, (parameters(cell), rng.normal(size=(steps, rows, 2)), begin)
+
+
+@pytest.mark.parametrize("name", ["mingru", pytest.param("s5", marks=pytest.mark.slow)])
+@pytest.mark.usefixtures("x64")
+def test_auto_has_one_method_forward_and_another_with_a_gradient(name, assert_close):
+    """And the derivatives of both, and of second order, are those of the scan."""
+    cell, rows = CELLS[name], FEW_ROWS[name]
+    chosen = [rnnjax.Auto().choose(cell, 512, rows=rows, gradient=g) for g in (False, True)]
+    assert chosen == [rnnjax.Fused(), Parallel()]
+
+    def every(method):
+        loss, args = few(name, method)
+        grad = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)
+
+        def slope(*args):
+            return jax.jvp(lambda *args: grad(*args)[1], args, args)[1]
+
+        return jax.jit(lambda *args: (loss(*args), grad(*args), slope(*args)))(*args)
+
+    assert_close(every(rnnjax.Auto()), every(Scan()), 1e-12)
+
+
+def test_auto_runs_as_it_says_on_each_platform():
+    def loops(method, gradient, platform):
+        loss, args = few("mingru", method)
+        function = jax.grad(loss, has_aux=True) if gradient else loss
+        lowered = jax.jit(function).trace(*args).lower(lowering_platforms=(platform,))
+        return lowered.as_text().count("stablehlo.while")
+
+    auto, fused = rnnjax.Auto(), rnnjax.Fused()
+    assert loops(auto, False, "cpu") == loops(fused, False, "cpu") < loops(Parallel(), False, "cpu")
+    # Of a GPU each step is launches.
+    assert loops(auto, False, "cuda") == loops(Parallel(), False, "cuda")
+    for platform in ("cpu", "cuda"):
+        assert loops(auto, True, platform) == loops(Parallel(), True, platform)
+        assert loops(auto, True, platform) > loops(fused, True, platform)
+
+    def told(rows, platform="cpu"):
+        params = jax.eval_shape(lambda: CELLS["mingru"].init(KEY, 2))
+        xs = jax.ShapeDtypeStruct((512, rows, 2), jnp.float32)
+        return str(rnnjax.explain(CELLS["mingru"], params, xs, platform=platform))
+
+    assert "chose Parallel(), because its steps are affine" in told(1)
+    assert "where a gradient is taken, chose Parallel()" in told(60)
+    assert "chose Fused()" in told(60)
+    assert "chose Parallel(), because its steps are affine" in told(60, "cuda")
+    assert "Parallel()" not in told(600)

@@ -1,6 +1,8 @@
 """The choice of a method for each layer."""
 
 import dataclasses
+import functools
+import math
 from typing import Any
 
 import jax
@@ -10,7 +12,8 @@ from rnnjax.engine.fused import Fused
 from rnnjax.engine.kernel import Kernel, over_rows
 from rnnjax.engine.kernel_loops import KernelLoops
 from rnnjax.engine.method import Method
-from rnnjax.engine.parallel import Parallel
+from rnnjax.engine.parallel import Parallel, writes_more
+from rnnjax.engine.primitive import Function
 from rnnjax.engine.scan import Scan
 from rnnjax.engine.steps import Steps
 
@@ -18,6 +21,15 @@ from rnnjax.engine.steps import Steps
 # takes 0.11 to 0.87 at 128 units, 0.48 to 0.83 at 256 and 512, but of 1,024 in the gradient 1.04.
 # Where the state is a matrix it is 0.88 to 1.52 (`benchmarks/accelerators.csv`).
 _MOST_UNITS = 512
+
+# From so many steps on pieces of an affine recurrence are faster than its steps, if a step is so
+# few numbers, projected inputs or state of all rows, that most of its time goes into beginning it:
+# with twice as many rows or units most take as long or longer. By whether pieces compute the steps
+# again (`writes_more`): forward, and with a gradient.
+_MANY_STEPS = 512
+_MOST_NUMBERS = {True: (128, 256), False: (384, 1024)}
+_FEW = "its steps are affine and of few numbers, so that pieces side by side are faster"
+_LAUNCHING = "cuda", "rocm", "gpu"
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -29,10 +41,17 @@ class Auto(Method):
     cores of an AMD EPYC, 64 units, 64 to 1,024 steps and 1 to 8 rows, mLSTM and Mamba-2 (and gated
     DeltaNet over 64) take 0.08 to 0.25 of the time of `Fused` forward, 0.04 to 0.09 with gradients;
     GLA, whose keys decay each by itself, 0.09 to 0.94 with the gradient, and forward alone 0.2 to
-    0.53 with some rows, but 1.3 to 1.4 with one. Affine cells whose state is a vector stay on
-    `Fused`, as what is faster depends on the shapes and on whether there is a gradient: minGRU(128)
-    over one row of 1,024 steps or more takes 1.0 to 1.2 of its time by `Parallel` forward, 0.6 to
-    0.8 with the gradient, and over 16 rows 1.6 and 1.3; see there.
+    0.53 with some rows, but 1.3 to 1.4 with one.
+
+    Other affine cells (`rnnjax.MinGRUCell`, `rnnjax.LRUCell` and others of their family) run as
+    `Parallel` over 512 steps or more of few numbers: the columns of the kernel, or the state, times
+    the rows. With a gradient up to 1,024 numbers where the factors of all steps are written down
+    (minGRU, minLSTM, RG-LRU, GILR), which takes 0.2 to 1.1 of the time of `Fused`, 0.65 in the
+    median, and 1.7 times its memory; up to 256 of the others (LRU, S5, HGRN, QRNN, SRU), which
+    takes 0.4 to 1.0. Forward alone up to 384, in 0.4 to 1.25, and 128, in 0.5 to 1.2. Then a
+    gradient is compiled 1.5 to 2.2 times as long. Where only the gradient does, the outputs alone
+    are found step by step; but on a GPU, where each step is launches, in pieces too. Second
+    derivatives and those forwards are then those of `Fused`.
 
     A sequence of one step has nothing to take out of the loop, so it runs on `Scan`, which then
     needs no loop: at LSTM(50), batch 1, forward and backward, this compiles and runs in 0.93 of the
@@ -49,8 +68,22 @@ class Auto(Method):
         """Nothing is refused."""
         return None
 
-    def choose(self, cell: Cell, num_steps: int = 2, platform: str | None = None) -> Method:
-        """Return the method that runs ``cell`` over so many steps, on a platform if it is named.
+    def choose(
+        self,
+        cell: Cell,
+        num_steps: Any = 2,
+        platform: str | None = None,
+        rows: Any = None,
+        gradient: bool = False,
+    ) -> Method:
+        """Return the method that runs ``cell``.
+
+        Args:
+            cell: any.
+            num_steps: over how many steps, an integer if that is known.
+            platform: for which platform, if that is known.
+            rows: over how many rows, an integer if that is known.
+            gradient: whether a gradient is taken.
 
         >>> from rnnjax import GRUCell
         >>> Auto().choose(GRUCell(4)) == Fused()
@@ -59,14 +92,21 @@ class Auto(Method):
         Scan()
         >>> Auto().choose(GRUCell(4), platform="tpu")
         Kernel()
-        >>> from rnnjax import MLSTMCell
+        >>> from rnnjax import MinGRUCell, MLSTMCell
         >>> Auto().choose(MLSTMCell(4))
         Parallel()
+        >>> [Auto().choose(MinGRUCell(64), 1024, rows=4, gradient=g) for g in (False, True)]
+        [Fused(), Parallel()]
         """
         if num_steps == 1 or Fused().refusal(cell):
             return Scan()
-        # It cuts a number of steps that is known.
-        if isinstance(num_steps, int) and cell.remembers and not Parallel().refusal(cell):
+        few = False
+        if isinstance(num_steps, int):  # which pieces cut
+            if cell.remembers:
+                few = not Parallel().refusal(cell)
+            elif isinstance(rows, int) and num_steps >= _MANY_STEPS:
+                few = _few_numbers(cell, rows, gradient or platform in _LAUNCHING)
+        if few:
             return Parallel()
         return Kernel() if platform == "tpu" and _shortens(cell) else Fused()
 
@@ -74,28 +114,96 @@ class Auto(Method):
         self, cell: Cell, params: Params, xs: Any, carry: Carry, reverse: bool, steps: Steps
     ) -> tuple[Carry, jax.Array]:
         """Run ``cell`` by the method chosen; for which platform is known when it is lowered."""
-        if len(xs.shape) == 3 and isinstance(self.choose(cell, xs.shape[0], "tpu"), Kernel):
-            loops = KernelLoops(False, unasked=True)
-            return over_rows(Fused(), loops, cell, params, xs, carry, reverse, steps)
-        return self.choose(cell, xs.shape[0]).run(cell, params, xs, carry, reverse, steps)
+        choose = functools.partial(_choose, cell, xs)
+        if choose(gradient=True) == choose():
+            return _run(cell, params, xs, carry, reverse, steps)
+        steps = steps.shared()._replace(each=steps.each)
+        return BackInPieces(cell, reverse)(dict(params), xs, carry, steps)
 
     def explain(
         self, cell: Cell, params: Params, shape: tuple[int, ...], platform: str
     ) -> list[str]:
         """Which method is chosen, why, and how that would run."""
-        chosen = self.choose(cell, shape[0], platform if len(shape) == 3 else None)
-        reason = Fused().refusal(cell)
+        choose = functools.partial(self.choose, cell, shape[0], rows=math.prod(shape[1:-1]))
+        chosen, reason = choose(platform if len(shape) == 3 else None), Fused().refusal(cell)
         if reason:
             why = f"Scan(), because {reason}"
         elif shape[0] == 1:
             why = "Scan(), because a single step has nothing to take out of a loop"
-        elif isinstance(chosen, Parallel):
+        elif isinstance(chosen, Parallel) and cell.remembers:
             why = "Parallel(), because the cell declares a memory, for which it makes products"
+        elif isinstance(chosen, Parallel):
+            why = f"Parallel(), because {_FEW}"
         elif isinstance(chosen, Kernel):
             why = "Kernel(), because its steps are fewer instructions of a TPU, where it never ran"
         else:
             why = "Fused(), because the cell declares its equation"
-        return [f"chose {why}", *chosen.explain(cell, params, shape, platform)]
+        lines = [f"chose {why}", *chosen.explain(cell, params, shape, platform)]
+        back = choose(platform, gradient=True)
+        if back == Parallel() != chosen:
+            told = back.explain(cell, params, shape, platform)
+            lines += [f"where a gradient is taken, chose Parallel(), because {_FEW}", *told]
+        return lines
+
+
+def _few_numbers(cell: Cell, rows: int, gradient: bool) -> bool:
+    """Whether a step of an affine cell is so few numbers that pieces of the sequence are faster."""
+    if Parallel().refusal(cell):
+        return False
+    carry = jax.tree.leaves(jax.eval_shape(cell.initial_carry))
+    columns = cell.parameters(1)["kernel"].shape[-1]
+    most = _MOST_NUMBERS[writes_more(cell)][gradient]
+    return rows * max(columns, sum(leaf.size for leaf in carry)) <= most
+
+
+def _choose(cell: Cell, xs: Any, platform: str | None = None, gradient: bool = False) -> Method:
+    rows = math.prod(xs.shape[1:-1])
+    return Auto().choose(cell, xs.shape[0], platform, rows, gradient)
+
+
+def _run(
+    cell: Cell, params: Params, xs: Any, carry: Carry, reverse: bool, steps: Steps
+) -> tuple[Carry, jax.Array]:
+    """By the method chosen where no gradient is taken, of which a kernel is in the lowering."""
+    if len(xs.shape) == 3 and isinstance(_choose(cell, xs, "tpu"), Kernel):
+        loops = KernelLoops(False, unasked=True)
+        return over_rows(Fused(), loops, cell, params, xs, carry, reverse, steps)
+    return _choose(cell, xs).run(cell, params, xs, carry, reverse, steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class BackInPieces(Function):
+    """``(params, xs, carry, steps) -> (carry, ys)``, by `Parallel` where a gradient is taken.
+
+    All else is step by step: the outputs alone, and derivatives forwards and of second order.
+
+    Args:
+        cell: one that `Parallel` can run.
+        reverse: whether it runs from the last step to the first.
+    """
+
+    cell: Cell
+    reverse: bool
+
+    def plain(self, params: Params, xs: Any, carry: Carry, steps: Steps) -> Any:
+        """Step by step."""
+        return _run(self.cell, params, xs, carry, self.reverse, steps)
+
+    def run(self, platform: str, *args: Any) -> Any:
+        """Step by step; but as pieces for a GPU, of which each step is launches."""
+        pieces = isinstance(_choose(self.cell, args[1], platform), Parallel)
+        return self._in_pieces(*args) if pieces else self.plain(*args)
+
+    def forward(self, platform: str, *args: Any) -> tuple[Any, Any]:
+        """What is kept is the derivative of the pieces."""
+        return jax.vjp(self._in_pieces, *args)
+
+    def backward(self, platform: str, args: Any, kept: Any, d: Any, wanted: Any) -> Any:
+        """That derivative."""
+        return jax.tree.map(lambda d: None if d.dtype == jax.dtypes.float0 else d, kept(d))
+
+    def _in_pieces(self, params: Params, xs: Any, carry: Carry, steps: Steps) -> Any:
+        return Parallel().run(self.cell, params, xs, carry, self.reverse, steps)
 
 
 def _shortens(cell: Cell) -> bool:

@@ -47,14 +47,15 @@ class Parallel(Method):
     zeros behind such a piece; any other state is infinite there, before it is so step by step.
 
     Where :math:`A_t` and :math:`b_t` are more numbers than the inputs that they come from, as those
-    of complex states (`rnnjax.LRUCell`) and of many states a unit (`rnnjax.S6Cell`), they are not
-    written down: the pieces are rows of a batch, which `rnnjax.Fused` runs, and a step and its
-    derivative give what a piece makes of a state.
+    of complex states (`rnnjax.LRUCell`) and of many states a unit (`rnnjax.S6Cell`), or outputs are
+    made of states and inputs (`rnnjax.SRUCell`, `rnnjax.QRNNCell`), they are not written down: the
+    pieces are rows of a batch, which `rnnjax.Fused` runs, and a step and its derivative give what a
+    piece makes of a state.
 
     Times beside `rnnjax.Fused` on two cores, forward and with the gradient: over one row of 1,024
-    and 8,192 steps a minGRU(32) takes 0.8 to 0.9 and 0.3 to 0.5, a minGRU(128) 1.1 and 0.6 to 0.8,
-    an RG-LRU(64) 0.8 to 0.9 and 0.3 to 0.4, an LRU(64) 0.8 and 0.7, an S5(64) 1.1 to 1.2 and 0.7,
-    S6(64) 2.6 to 3.4 and 1.2 to 1.6; over 16 rows of 1,024 steps most take longer, 1.2 to 2.2
+    and 8,192 steps a minGRU(32) takes 0.7 to 1.0 and 0.3 to 0.5, a minGRU(128) 1.0 to 1.1 and 0.7,
+    an RG-LRU(128) 0.8 to 1.0 and 0.6 to 0.7, an LRU(128) 1.1 and 0.9, an S5(128) 1.0 and 0.9 to
+    1.0, S6(128) 1.6 to 1.7 and 0.8 to 1.1; over 16 rows of 1,024 steps most take longer, 1.2 to 2.2
     forward and 0.8 to 1.7.
 
     A cell that declares a matrix memory (`rnnjax.MLSTMCell`, `rnnjax.GLACell`, `rnnjax.Mamba2Cell`,
@@ -170,7 +171,7 @@ class Parallel(Method):
             ys = read_out(cell, params, ys, xs, each)
             return last, ys[::-1] if reverse else ys
         length = piece_length(num_steps, self.chunk)
-        if self.axis_name is None and _writes_more(cell, params):
+        if self.axis_name is None and writes_more(cell):
             carry, steps = resets_early(carry, steps._replace(each=each), False)
             beside = Beside(Recurrence(cell, cell.dtype, False), length)
             used = cell.in_loop(dict(params))
@@ -218,12 +219,12 @@ class Parallel(Method):
                 "of each make of a state: one gather forward, and one backwards"
             )
         reason = why_not_affine(cell)
-        if reason is None and self.axis_name is None and _writes_more(cell, params):
+        if reason is None and self.axis_name is None and writes_more(cell):
             rows = length, pieces, *shape[1:]
             return [
                 *lines,
                 "what a piece makes of a state by its steps and their derivative, as the factors "
-                "of all steps are more numbers than the inputs",
+                "of all steps are more numbers than the inputs, or outputs are no state",
                 "then the pieces as rows of a batch, by Fused()",
                 *Fused().explain(cell, params, rows, platform),
             ]
@@ -241,7 +242,14 @@ class Parallel(Method):
         return AllSteps(cell, self.newton or Newton(), piece_length(num_steps, self.chunk))
 
 
-def _writes_more(cell: Cell, params: Params) -> bool:
-    """Whether the factors and constants of a step are more numbers than its projected inputs."""
+def writes_more(cell: Cell) -> bool:
+    """Whether the factors and constants of a step are more numbers than its projected inputs.
+
+    Or whether its outputs are no state, so that every step would be computed once more for them:
+    with pieces as rows QRNN and SRU take 0.45 to 1.1 of that time forward, and 0.6 to 0.9 with the
+    gradient, but of 32 units and one row 1.0 to 1.8.
+    """
+    if cell.output is None:
+        return True
     sizes = [leaf.size for leaf in jax.tree.leaves(jax.eval_shape(cell.initial_carry))]
-    return sum(sizes) * (len(sizes) + 1) > int(params["kernel"].shape[-1])
+    return sum(sizes) * (len(sizes) + 1) > int(cell.parameters(1)["kernel"].shape[-1])
