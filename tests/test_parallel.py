@@ -700,3 +700,67 @@ def test_auto_runs_as_it_says_on_each_platform():
     assert "chose Fused()" in told(60)
     assert "chose Parallel(), because its steps are affine" in told(60, "cuda")
     assert "Parallel()" not in told(600)
+
+
+@jax.custom_vjp
+def clipped(x):
+    return x
+
+
+clipped.defvjp(lambda x: (x, None), lambda _, d: (jnp.clip(d, -0.1, 0.1),))
+
+
+class ClippedCell(rnnjax.MinGRUCell):
+    """Its gradients are cut on their way back through the state: JAX has no other derivative."""
+
+    def update(self, params, x, carry):
+        return super().update(params, x, rnnjax.SimpleRNNCarry(clipped(carry.hidden)))
+
+
+class TellingCell(rnnjax.MinGRUCell):
+    """Each of its steps says so, once."""
+
+    def update(self, params, x, carry):
+        jax.debug.callback(lambda: None)
+        return super().update(params, x, carry)
+
+
+class SkipCell(rnnjax.MinGRUCell):
+    """Its projections have a part for the inputs themselves, as many as units."""
+
+    def parameters(self, input_size):
+        found = super().parameters(input_size)
+        size = 2 * self.hidden_size + input_size
+        kernel, bias = found["kernel"], found["bias"]
+        return {
+            "kernel": kernel._replace(shape=(input_size, size)),
+            "bias": bias._replace(shape=(size,)),
+        }
+
+    def update(self, params, x, carry):
+        z, n, skip = jnp.split(x, 3, axis=-1)
+        z = jax.nn.sigmoid(z)
+        return rnnjax.SimpleRNNCarry((1 - z) * carry.hidden + z * n + skip)
+
+
+@pytest.mark.parametrize(
+    ("cell", "reason"),
+    [
+        (ClippedCell(4), "could not be tried and differentiated forwards"),
+        (TellingCell(4), "has an effect, as a callback"),
+        (SkipCell(4), None),
+    ],
+)
+def test_auto_runs_what_cannot_be_tried_or_repeated_step_by_step(cell, reason, assert_close):
+    refused = Parallel().refusal(cell)
+    assert refused == reason or reason in refused
+    params, xs = cell.init(KEY, 4), jnp.float32(drawn(512, 1, 4))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def grad(method):
+        def loss(params):
+            return rnnjax.unroll(cell, params, xs, method=method)[1].sum()
+
+        return jax.grad(loss)(params)
+
+    assert_close(grad(rnnjax.Auto()), grad(Scan()), 1e-5)

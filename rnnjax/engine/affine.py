@@ -23,7 +23,7 @@ from rnnjax.engine.pieces import (
     without,
 )
 from rnnjax.engine.primitive import Function
-from rnnjax.engine.rows import why_not_beside
+from rnnjax.engine.rows import tried_features, why_not_beside
 from rnnjax.engine.steps import any_of
 
 
@@ -186,12 +186,23 @@ def why_not_affine(cell: Cell) -> str | None:
         return "its carry does not hold floating-point numbers alone"
     if len({leaf.shape for leaf in jax.tree.leaves(shapes)}) > 1:
         return "the leaves of its carry are not of one shape"
+    failed = None
+    for features in tried_features(cell):
+        try:
+            return _why_not_found(cell, shapes, features)
+        except Exception as error:  # whatever a user's own update raises
+            failed = failed or f"{type(error).__name__}: {error}".split("\n", 1)[0]
+    return f"its update could not be tried and differentiated forwards ({failed})"
+
+
+def _why_not_found(cell: Cell, shapes: Carry, features: int) -> str | None:
+    """The same, of a cell of which nothing else tells, over so many features."""
 
     def init(seed: Any) -> Params:
-        return cell.init(jax.random.key(seed), 1)
+        return cell.init(jax.random.key(seed), features)
 
     def project(params: Params) -> jax.Array:
-        return cell.project(params, jnp.zeros((_TRIED, 1)))
+        return cell.project(params, jnp.zeros((_TRIED, features)))
 
     def update(given: Any, carry: Carry) -> Carry:
         return cell.advance(given[0], given[1], carry)[0]
@@ -202,6 +213,8 @@ def why_not_affine(cell: Cell) -> str | None:
     seed = np.uint32(0)
     params = jax.eval_shape(init, seed)
     projected = jax.eval_shape(project, params)
+    if jax.make_jaxpr(update)((params, projected), shapes).effects:
+        return "its update has an effect, as a callback, which pieces would repeat"
     if _reads_first(tangent, shapes, shapes, (params, projected)):
         return "its new state is not affine in the old one"
     rng = np.random.default_rng(0)

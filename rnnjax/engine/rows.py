@@ -76,7 +76,7 @@ def why_rows_meet(cell: Cell, before: int = 0) -> str | None:
         before: so many axes of one entry stand before that of the rows.
     """
     failed = None
-    for features in _features(cell):
+    for features in tried_features(cell):
         try:
             with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
                 one, other = (
@@ -93,11 +93,11 @@ def why_rows_meet(cell: Cell, before: int = 0) -> str | None:
             return "the rows of a batch see each other in its step" if meet else None
     if cell.carry is not None and {type(cell).project, type(cell).readout} <= _READERS:
         return None  # `update` is given the same shapes where it runs, and raises it there
-    tried = ", ".join(map(str, _features(cell)))
+    tried = ", ".join(map(str, tried_features(cell)))
     return f"its step could not be tried with any of {tried} features ({failed})"
 
 
-def _features(cell: Cell) -> list[int]:
+def tried_features(cell: Cell) -> list[int]:
     """How many are tried: one first, and others for a cell that halves its inputs, or heads."""
     size = getattr(cell, "hidden_size", 1)  # which a user's own step need not have
     return sorted({1, 2, 3, 4, *(times * size for times in (1, 2, 3, 4))})
