@@ -14,7 +14,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 import rnnjax
 from rnnjax import InvalidInputError, Parallel, Scan
-from rnnjax.engine.affine import Solved, why_not_affine
+from rnnjax.engine.affine import Solved, tried
 from rnnjax.engine.beside import Beside
 from rnnjax.engine.method import check_method
 from rnnjax.engine.recurrence import Recurrence
@@ -625,7 +625,7 @@ def test_affine_is_found_whatever_a_program_forbids_itself():
     try:
         for name, value in forbidden.items():
             jax.config.update(name, value)
-        why_not_affine.cache_clear()
+        tried.cache_clear()
         cell, xs = TurningCell(4), np.ones((3, 2, 2), np.float32)
         run = functools.partial(rnnjax.unroll, cell, method=Parallel())
         jax.eval_shape(run, jax.eval_shape(lambda: cell.init(KEY, 2)), xs)
@@ -764,3 +764,28 @@ def test_auto_runs_what_cannot_be_tried_or_repeated_step_by_step(cell, reason, a
         return jax.grad(loss)(params)
 
     assert_close(grad(rnnjax.Auto()), grad(Scan()), 1e-5)
+
+
+class GrowingCell(rnnjax.MinGRUCell):
+    """Its factors are its inputs, of any size."""
+
+    def update(self, params, x, carry):
+        factor, n = jnp.split(x, 2, axis=-1)
+        return rnnjax.SimpleRNNCarry(factor * carry.hidden + n)
+
+
+def test_auto_takes_no_pieces_where_a_product_of_factors_is_no_number_before_a_state_is():
+    """Fourteen factors of 1,000 of a state that they make large, and one of 0 behind them."""
+    cell, auto = GrowingCell(4, use_bias=False), rnnjax.Auto()
+    params = {"kernel": jnp.concatenate([jnp.eye(4), jnp.zeros((4, 4))], axis=1)}
+    xs = jnp.full((512, 1, 4), 0.9).at[97:111].set(1000.0).at[113].set(0.0)
+    ys = rnnjax.unroll(cell, params, xs, rnnjax.SimpleRNNCarry(jnp.full((1, 4), 1e-5)), method=auto)
+    assert jnp.isfinite(ys[1]).all()
+
+
+def test_auto_takes_no_pieces_where_a_nan_would_stay():
+    """The inputs before the last four are forgotten, whatever they were."""
+    cell = rnnjax.TemporalConvCell(4)
+    xs = jnp.ones((512, 1, 4)).at[14].set(jnp.nan)
+    ys = rnnjax.unroll(cell, cell.init(KEY, 4), xs)[1]
+    assert jnp.isfinite(ys).all(axis=(1, 2)).sum() == 512 - 4

@@ -167,7 +167,6 @@ def _with_start(
 _TRIED = 64
 
 
-@functools.lru_cache(maxsize=256)
 def why_not_affine(cell: Cell) -> str | None:
     """Why the new state of a cell is not affine in the old one, unit by unit; None where it is.
 
@@ -175,6 +174,28 @@ def why_not_affine(cell: Cell) -> str | None:
     all states; and of states, inputs and parameters that were drawn, the step makes what each
     unit's own factor does. The derivative alone does not tell: that of a threshold is zero.
     """
+    found = tried(cell)
+    return found if isinstance(found, str) else None
+
+
+def stays_bounded(cell: Cell) -> bool:
+    """Whether products of the factors of an affine cell are no larger than they, and hide nothing.
+
+    No state becomes longer by those that were tried. And none of them is always zero, as those of
+    a state that is handed on from leaf to leaf: zero times a NaN is one, which no step makes.
+    """
+    found = tried(cell)
+    if isinstance(found, str) or found is None:
+        return False
+    matrices = np.stack([np.stack(row, -1) for row in found], -2)
+    return bool(np.linalg.norm(matrices, 2, (-2, -1)).max() <= 1.001) and all(
+        np.any(factor) for row in found for factor in row
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def tried(cell: Cell) -> str | list[list[np.ndarray]] | None:
+    """Why a cell is not affine, or the factors that were found; None where nothing was tried."""
     if reason := why_not_beside(cell):
         return reason
     if cell.remembers:  # declared, and its update follows from that
@@ -189,13 +210,13 @@ def why_not_affine(cell: Cell) -> str | None:
     failed = None
     for features in tried_features(cell):
         try:
-            return _why_not_found(cell, shapes, features)
+            return _found(cell, shapes, features)
         except Exception as error:  # whatever a user's own update raises
             failed = failed or f"{type(error).__name__}: {error}".split("\n", 1)[0]
     return f"its update could not be tried and differentiated forwards ({failed})"
 
 
-def _why_not_found(cell: Cell, shapes: Carry, features: int) -> str | None:
+def _found(cell: Cell, shapes: Carry, features: int) -> str | list[list[np.ndarray]]:
     """The same, of a cell of which nothing else tells, over so many features."""
 
     def init(seed: Any) -> Params:
@@ -245,7 +266,7 @@ def _why_not_found(cell: Cell, shapes: Carry, features: int) -> str | None:
             return "its units see each other's state"
         if not np.all(np.abs(value - constants[i] - sum(parts)) <= near):
             return "its new state is not affine in the old one"
-    return None
+    return factors
 
 
 def _reads_first(function: Any, first: Any, *rest: Any) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from rnnjax.cells.base import Carry, Cell, Params
+from rnnjax.engine.affine import stays_bounded
 from rnnjax.engine.fused import Fused
 from rnnjax.engine.kernel import Kernel, over_rows
 from rnnjax.engine.kernel_loops import KernelLoops
@@ -43,15 +44,15 @@ class Auto(Method):
     GLA, whose keys decay each by itself, 0.09 to 0.94 with the gradient, and forward alone 0.2 to
     0.53 with some rows, but 1.3 to 1.4 with one.
 
-    Other affine cells (`rnnjax.MinGRUCell`, `rnnjax.LRUCell` and others of their family) run as
-    `Parallel` over 512 steps or more of few numbers: the columns of the kernel, or the state, times
-    the rows. With a gradient up to 1,024 numbers where the factors of all steps are written down
-    (minGRU, minLSTM, RG-LRU, GILR), which takes 0.2 to 1.1 of the time of `Fused`, 0.65 in the
-    median, and 1.7 times its memory; up to 256 of the others (LRU, S5, HGRN, QRNN, SRU), which
-    takes 0.4 to 1.0. Forward alone up to 384, in 0.4 to 1.25, and 128, in 0.5 to 1.2. Then a
-    gradient is compiled 1.5 to 2.2 times as long. Where only the gradient does, the outputs alone
-    are found step by step; but on a GPU, where each step is launches, in pieces too. Second
-    derivatives and those forwards are then those of `Fused`.
+    Other affine cells that no state grows by (`rnnjax.MinGRUCell`, `rnnjax.LRUCell` and others of
+    their family, but the temporal convolution) run as `Parallel` over 512 steps or more of few
+    numbers: the columns of the kernel, or the state, times the rows. With a gradient up to 1,024
+    numbers where the factors of all steps are written down (minGRU, minLSTM, RG-LRU, GILR), which
+    takes 0.2 to 1.1 of the time of `Fused`, 0.65 in the median, and 1.7 times its memory; up to 256
+    of the others (LRU, S5, HGRN, QRNN, SRU), which takes 0.4 to 1.0. Forward alone up to 384, in
+    0.4 to 1.25, and 128, in 0.5 to 1.2. Then a gradient is compiled 1.5 to 2.2 times as long. Where
+    only the gradient does, the outputs alone are found step by step; but on a GPU, where each step
+    is launches, in pieces too. Second derivatives and those forwards are then those of `Fused`.
 
     A sequence of one step has nothing to take out of the loop, so it runs on `Scan`, which then
     needs no loop: at LSTM(50), batch 1, forward and backward, this compiles and runs in 0.93 of the
@@ -147,8 +148,11 @@ class Auto(Method):
 
 
 def _few_numbers(cell: Cell, rows: int, gradient: bool) -> bool:
-    """Whether a step of an affine cell is so few numbers that pieces of the sequence are faster."""
-    if Parallel().refusal(cell):
+    """Whether a step of an affine cell is so few numbers that pieces of the sequence are faster.
+
+    But pieces multiply factors, which where a state grows may be infinite before it is.
+    """
+    if not stays_bounded(cell):
         return False
     carry = jax.tree.leaves(jax.eval_shape(cell.initial_carry))
     columns = cell.parameters(1)["kernel"].shape[-1]
