@@ -1,5 +1,6 @@
 """The fast path's forms for other shapes and platforms, held to the reference at small sizes."""
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,8 @@ import rnnjax
 from rnnjax.cells.activations import KEPT
 from rnnjax.engine import products
 from rnnjax.engine.products import Backward, Forward, Products
+from rnnjax.engine.recurrence import Recurrence
+from rnnjax.engine.steps import AtStep, Steps
 
 # Sizes that no other test uses: what is compiled depends on the constants that are changed here.
 HIDDEN, FEATURES, TIME = 11, 6, 5
@@ -400,3 +403,63 @@ def test_a_bias_that_nothing_adds_is_refused(random_like):
     params = random_like(lambda: cell.init(jax.random.key(0), 2), 1)
     with pytest.raises(rnnjax.InvalidInputError, match=r"recurrent_bias is one too.*role UNIT"):
         rnnjax.unroll(cell, params, np.ones((3, 2, 2), np.float32))
+
+
+def carried(function, *args):
+    """The shapes that the longest loop of a function carries from step to step."""
+    jaxpr, found = jax.make_jaxpr(function)(*args).jaxpr, []
+
+    def visit(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "scan":
+                first = equation.params["num_consts"]
+                names = equation.invars[first : first + equation.params["num_carry"]]
+                found.append((equation.params["length"], [n.aval.shape for n in names]))
+            for value in equation.params.values():
+                inner = getattr(value, "jaxpr", None)
+                if inner is not None:
+                    visit(getattr(inner, "jaxpr", inner))
+
+    visit(jaxpr)
+    return max(found, key=lambda one: one[0])[1]
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize(
+    ("cell", "ahead"),
+    [
+        (rnnjax.MinGRUCell(4), True),
+        (rnnjax.LRUCell(4), False),
+        (rnnjax.LSTMCell(4), False),
+        (rnnjax.LSTMCell(4, activation="relu"), True),
+    ],
+    ids=["minGRU", "LRU", "LSTM", "LSTM of relu"],
+)
+def test_a_loop_carries_the_inputs_of_a_step_where_it_reads_ahead(cell, ahead, axis):
+    recurrence = Recurrence(cell, None, False, axis=axis)
+    used = jax.eval_shape(lambda: cell.in_loop(cell.init(jax.random.key(0), 2)))
+    carry = jax.eval_shape(lambda: cell.initial_carry((3,)))
+    xs = jax.ShapeDtypeStruct((3, 40, 2) if axis else (40, 3, 2), jnp.float32)
+    args = used, Steps(), xs, AtStep(), carry
+    width = used["kernel"].shape[-1]
+    assert ((3, width) in carried(functools.partial(recurrence.run, "cpu"), *args)) == ahead
+
+
+@pytest.mark.parametrize(
+    ("cell", "in_place"),
+    [(rnnjax.IndRNNCell(4), False), (rnnjax.QRNNCell(4), True)],
+    ids=["IndRNN", "QRNN"],
+)
+def test_a_gradient_is_written_in_place_where_there_are_several_gates(cell, in_place):
+    recurrence = Recurrence(cell, None, False)
+    used = jax.eval_shape(lambda: cell.in_loop(cell.init(jax.random.key(0), 2)))
+    carry = jax.eval_shape(lambda: cell.initial_carry((3,)))
+    args = used, Steps(), jax.ShapeDtypeStruct((40, 3, 2), jnp.float32), AtStep(), carry
+    out, kept = jax.eval_shape(functools.partial(recurrence.forward, "cpu"), *args)
+    wanted = jax.tree.map(lambda _: True, args)
+
+    def backward(*given):
+        return recurrence.backward("cpu", *given, wanted)
+
+    width = used["kernel"].shape[-1]
+    assert ((40, 3, width) in carried(backward, args, kept, out)) == in_place

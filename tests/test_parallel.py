@@ -690,16 +690,74 @@ def test_auto_runs_as_it_says_on_each_platform():
         assert loops(auto, True, platform) == loops(Parallel(), True, platform)
         assert loops(auto, True, platform) > loops(fused, True, platform)
 
-    def told(rows, platform="cpu"):
-        params = jax.eval_shape(lambda: CELLS["mingru"].init(KEY, 2))
-        xs = jax.ShapeDtypeStruct((512, rows, 2), jnp.float32)
-        return str(rnnjax.explain(CELLS["mingru"], params, xs, platform=platform))
 
-    assert "chose Parallel(), because its steps are affine" in told(1)
-    assert "where a gradient is taken, chose Parallel()" in told(60)
-    assert "chose Fused()" in told(60)
-    assert "chose Parallel(), because its steps are affine" in told(60, "cuda")
-    assert "Parallel()" not in told(600)
+def test_auto_keeps_what_it_traced_where_nothing_is_compiled(assert_close):
+    cell, xs = CELLS["mingru"], jnp.float32(drawn(512, 60, 2))
+    params = jax.tree.map(jnp.float32, parameters(cell))
+
+    def grad(method):
+        return jax.grad(lambda p: rnnjax.unroll(cell, p, xs, method=method)[1].sum())(params)
+
+    with jax.disable_jit():
+        found = grad(rnnjax.Auto())
+    assert_close(found, grad(Scan()), 1e-5)
+
+
+def test_explain_says_what_auto_takes_with_a_gradient_and_without():
+    def told(*rows, platform="cpu"):
+        params = jax.eval_shape(lambda: CELLS["mingru"].init(KEY, 2))
+        xs = jax.ShapeDtypeStruct((512, *rows, 2), jnp.float32)
+        text = str(rnnjax.explain(CELLS["mingru"], params, xs, platform=platform))
+        return re.findall(r"(gradient is taken, )?chose (\w+)", text)
+
+    back = ("gradient is taken, ", "Parallel")
+    assert told() == told(1) == told(6, 8) == [("", "Parallel")]
+    assert told(60) == told(6, 10) == [("", "Fused"), back]
+    assert told(600) == told(60, 10) == [("", "Fused")]
+    for platform in ("cuda", "rocm"):
+        assert told(60, platform=platform) == told(6, 10, platform=platform) == [("", "Parallel")]
+    assert told(60, platform="tpu") == [("", "Kernel"), back]
+    assert told(6, 10, platform="tpu") == [("", "Fused"), back]
+
+
+@pytest.mark.parametrize(
+    ("cell", "outputs", "gradient"),
+    [
+        (rnnjax.MinGRUCell(64), 3, 8),  # of 128 columns, in steps that are written down
+        (rnnjax.LRUCell(32), 2, 4),  # of 64, in steps that run again
+        (rnnjax.SRUCell(32), 1, 2),  # of 128, whose outputs are no state
+        (rnnjax.S6Cell(4, state_size=16), 2, 4),  # of fewer than the 64 numbers of its state
+        (rnnjax.LSTMCell(4), 0, 0),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, rnnjax.Cell) else "",
+)
+def test_auto_takes_pieces_of_so_few_rows(cell, outputs, gradient):
+    def most(gradient):
+        chosen = [rnnjax.Auto().choose(cell, 512, rows=n, gradient=gradient) for n in range(1, 12)]
+        return chosen.count(Parallel())
+
+    assert (most(False), most(True)) == (outputs, gradient)
+    assert rnnjax.Auto().choose(cell, 511, rows=1, gradient=True) == rnnjax.Fused()
+
+
+def test_auto_counts_all_axes_of_rows_and_knows_when_it_cannot():
+    """Sixty rows in two axes have the loops of sixty in one; of a number unknown, of steps."""
+    cell, auto = CELLS["mingru"], rnnjax.Auto()
+    params = jax.eval_shape(lambda: cell.init(KEY, 2))
+
+    def loops(*rows, gradient=True, method=auto):
+        def loss(params, xs):
+            return rnnjax.unroll(cell, params, xs, method=method)[1].sum()
+
+        function = jax.jit(jax.grad(loss) if gradient else loss)
+        xs = jax.ShapeDtypeStruct((512, *rows, 2), jnp.float32)
+        return jax.export.export(function)(params, xs).mlir_module().count("stablehlo.while")
+
+    fused = rnnjax.Fused()
+    assert loops(6, 10) == loops(60) > loops(60, method=fused)
+    assert loops(6, 10, gradient=False) == loops(60, gradient=False, method=fused)
+    symbolic = jax.export.symbolic_shape("b")
+    assert loops(*symbolic) == loops(*symbolic, method=fused)
 
 
 @jax.custom_vjp

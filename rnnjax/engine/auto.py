@@ -30,7 +30,8 @@ _MOST_UNITS = 512
 _MANY_STEPS = 512
 _MOST_NUMBERS = {True: (128, 256), False: (384, 1024)}
 _FEW = "its steps are affine and of few numbers, so that pieces side by side are faster"
-_LAUNCHING = "cuda", "rocm", "gpu"
+# Elsewhere each step is launches. `Function.run` is told "any" of several devices, and of ROCm.
+_STEPPING = None, "cpu", "tpu"
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -49,10 +50,11 @@ class Auto(Method):
     numbers: the columns of the kernel, or the state, times the rows. With a gradient up to 1,024
     numbers where the factors of all steps are written down (minGRU, minLSTM, RG-LRU, GILR), which
     takes 0.2 to 1.1 of the time of `Fused`, 0.65 in the median, and 1.7 times its memory; up to 256
-    of the others (LRU, S5, HGRN, QRNN, SRU), which takes 0.4 to 1.0. Forward alone up to 384, in
-    0.4 to 1.25, and 128, in 0.5 to 1.2. Then a gradient is compiled 1.5 to 2.2 times as long. Where
-    only the gradient does, the outputs alone are found step by step; but on a GPU, where each step
-    is launches, in pieces too. Second derivatives and those forwards are then those of `Fused`.
+    of the others (LRU, S5, S6, HGRN, QRNN, SRU), which takes 0.4 to 1.0. Forward alone up to 384,
+    in 0.4 to 1.25, and 128, in 0.5 to 1.2. Then a gradient is compiled 1.5 to 2.2 times as long.
+    Where only the gradient does, the outputs alone are found step by step; but on a GPU, where each
+    step is launches, in pieces. Second derivatives and those forwards are then those of `Fused`.
+    Rows of a `jax.vmap` are not counted.
 
     A sequence of one step has nothing to take out of the loop, so it runs on `Scan`, which then
     needs no loop: at LSTM(50), batch 1, forward and backward, this compiles and runs in 0.93 of the
@@ -106,7 +108,7 @@ class Auto(Method):
             if cell.remembers:
                 few = not Parallel().refusal(cell)
             elif isinstance(rows, int) and num_steps >= _MANY_STEPS:
-                few = _few_numbers(cell, rows, gradient or platform in _LAUNCHING)
+                few = _few_numbers(cell, rows, gradient or platform not in _STEPPING)
         if few:
             return Parallel()
         return Kernel() if platform == "tpu" and _shortens(cell) else Fused()
@@ -126,7 +128,9 @@ class Auto(Method):
     ) -> list[str]:
         """Which method is chosen, why, and how that would run."""
         choose = functools.partial(self.choose, cell, shape[0], rows=math.prod(shape[1:-1]))
-        chosen, reason = choose(platform if len(shape) == 3 else None), Fused().refusal(cell)
+        # A kernel has one axis of rows.
+        here = None if platform == "tpu" and len(shape) != 3 else platform
+        chosen, reason = choose(here), Fused().refusal(cell)
         if reason:
             why = f"Scan(), because {reason}"
         elif shape[0] == 1:
@@ -152,12 +156,11 @@ def _few_numbers(cell: Cell, rows: int, gradient: bool) -> bool:
 
     But pieces multiply factors, which where a state grows may be infinite before it is.
     """
-    if not stays_bounded(cell):
-        return False
     carry = jax.tree.leaves(jax.eval_shape(cell.initial_carry))
     columns = cell.parameters(1)["kernel"].shape[-1]
     most = _MOST_NUMBERS[writes_more(cell)][gradient]
-    return rows * max(columns, sum(leaf.size for leaf in carry)) <= most
+    # The size first: nothing is tried of a cell that is too large.
+    return rows * max(columns, sum(leaf.size for leaf in carry)) <= most and stays_bounded(cell)
 
 
 def _choose(cell: Cell, xs: Any, platform: str | None = None, gradient: bool = False) -> Method:
@@ -179,7 +182,8 @@ def _run(
 class BackInPieces(Function):
     """``(params, xs, carry, steps) -> (carry, ys)``, by `Parallel` where a gradient is taken.
 
-    All else is step by step: the outputs alone, and derivatives forwards and of second order.
+    All else is step by step: derivatives forwards and of second order, and on a CPU and a TPU the
+    outputs alone.
 
     Args:
         cell: one that `Parallel` can run.
@@ -194,20 +198,27 @@ class BackInPieces(Function):
         return _run(self.cell, params, xs, carry, self.reverse, steps)
 
     def run(self, platform: str, *args: Any) -> Any:
-        """Step by step; but as pieces for a GPU, of which each step is launches."""
+        """Step by step, or in pieces where each step is launches."""
         pieces = isinstance(_choose(self.cell, args[1], platform), Parallel)
-        return self._in_pieces(*args) if pieces else self.plain(*args)
+        return self.in_pieces(*args) if pieces else self.plain(*args)
 
     def forward(self, platform: str, *args: Any) -> tuple[Any, Any]:
         """What is kept is the derivative of the pieces."""
-        return jax.vjp(self._in_pieces, *args)
+        with jax.disable_jit(False):  # run one by one, it would keep other arrays than are expected
+            return _with_derivative(self, *args)
 
     def backward(self, platform: str, args: Any, kept: Any, d: Any, wanted: Any) -> Any:
         """That derivative."""
-        return jax.tree.map(lambda d: None if d.dtype == jax.dtypes.float0 else d, kept(d))
+        return kept(d)
 
-    def _in_pieces(self, params: Params, xs: Any, carry: Carry, steps: Steps) -> Any:
+    def in_pieces(self, params: Params, xs: Any, carry: Carry, steps: Steps) -> Any:
+        """All at once."""
         return Parallel().run(self.cell, params, xs, carry, self.reverse, steps)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _with_derivative(function: BackInPieces, *args: Any) -> tuple[Any, Any]:
+    return jax.vjp(function.in_pieces, *args)
 
 
 def _shortens(cell: Cell) -> bool:
