@@ -406,15 +406,17 @@ def test_a_bias_that_nothing_adds_is_refused(random_like):
 
 
 def carried(function, *args):
-    """The shapes that the longest loop of a function carries from step to step."""
+    """The shapes that the longest loop of a function carries from step to step: those which a
+    step hands on as the loop does, without an axis of steps."""
     jaxpr, found = jax.make_jaxpr(function)(*args).jaxpr, []
 
     def visit(jaxpr):
         for equation in jaxpr.eqns:
             if equation.primitive.name == "scan":
-                first = equation.params["num_consts"]
-                names = equation.invars[first : first + equation.params["num_carry"]]
-                found.append((equation.params["length"], [n.aval.shape for n in names]))
+                step = [out.shape for out in equation.params["jaxpr"].out_avals]
+                loop = [out.aval.shape for out in equation.outvars]
+                same = [one for one, out in zip(step, loop, strict=True) if one == out]
+                found.append((equation.params["length"], same))
             for value in equation.params.values():
                 inner = getattr(value, "jaxpr", None)
                 if inner is not None:
