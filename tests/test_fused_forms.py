@@ -16,6 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 import rnnjax
 from rnnjax.cells.activations import KEPT
 from rnnjax.engine import products
+from rnnjax.engine.beside import Beside
 from rnnjax.engine.products import Backward, Forward, Products
 from rnnjax.engine.recurrence import Recurrence
 from rnnjax.engine.steps import AtStep, Steps
@@ -445,6 +446,19 @@ def test_a_loop_carries_the_inputs_of_a_step_where_it_reads_ahead(cell, ahead, a
     args = used, Steps(), xs, AtStep(), carry
     width = used["kernel"].shape[-1]
     assert ((3, width) in carried(functools.partial(recurrence.run, "cpu"), *args)) == ahead
+
+
+@pytest.mark.parametrize(
+    ("cell", "ahead"), [(rnnjax.S6Cell(4), True), (rnnjax.LRUCell(4), False)], ids=["S6", "LRU"]
+)
+def test_so_do_the_loops_that_find_what_pieces_make_of_a_state(cell, ahead):
+    beside = Beside(Recurrence(cell, None, False), 20)
+    used = jax.eval_shape(lambda: cell.in_loop(cell.init(jax.random.key(0), 2)))
+    carry = jax.eval_shape(lambda: cell.initial_carry((3,)))
+    xs = jax.ShapeDtypeStruct((100, 3, 2), jnp.float32)
+    args = used, Steps(), xs, AtStep(), carry
+    width = used["kernel"].shape[-1]
+    assert ((5, 3, width) in carried(functools.partial(beside.run, "cpu"), *args)) == ahead
 
 
 @pytest.mark.parametrize(

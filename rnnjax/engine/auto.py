@@ -120,8 +120,7 @@ class Auto(Method):
         choose = functools.partial(_choose, cell, xs)
         if choose(gradient=True) == choose():
             return _run(cell, params, xs, carry, reverse, steps)
-        steps = steps.shared()._replace(each=steps.each)
-        return BackInPieces(cell, reverse)(dict(params), xs, carry, steps)
+        return BackInPieces(cell, reverse)(params, xs, carry, steps)
 
     def explain(
         self, cell: Cell, params: Params, shape: tuple[int, ...], platform: str
@@ -144,8 +143,8 @@ class Auto(Method):
         else:
             why = "Fused(), because the cell declares its equation"
         lines = [f"chose {why}", *chosen.explain(cell, params, shape, platform)]
-        back = choose(platform, gradient=True)
-        if back == Parallel() != chosen:
+        back = choose(here, gradient=True)
+        if back != chosen:
             told = back.explain(cell, params, shape, platform)
             lines += [f"where a gradient is taken, chose Parallel(), because {_FEW}", *told]
         return lines
