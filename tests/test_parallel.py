@@ -14,6 +14,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 import rnnjax
 from rnnjax import InvalidInputError, Parallel, Scan
+from rnnjax.engine import parallel
 from rnnjax.engine.affine import Solved, tried
 from rnnjax.engine.beside import Beside
 from rnnjax.engine.method import check_method
@@ -152,11 +153,11 @@ def results(name, marks, method):
 
 # How a sequence is cut does not depend on the cell, nor do marks: without them for one cell of each
 # form (factors of all steps, pieces as rows), and with all at once, in pieces that do not fit, for
-# these, for each kind of matrix memory, and for what a method may see besides. All others, and
-# stacks, are held against the reference by this method (tests/test_reference.py). With all marks an
-# LRU and what remembers inputs run in tests/test_sequence_laws.py, Griffin in
-# tests/test_linear_family.py.
-WHOLE = ["mingru", "turning"]
+# these, for one that has both (a minGRU, with zoneout), for each kind of matrix memory, and for
+# what a method may see besides. All others, and stacks, are held against the reference by this
+# method (tests/test_reference.py). With all marks an LRU and what remembers inputs run in
+# tests/test_sequence_laws.py, Griffin in tests/test_linear_family.py.
+WHOLE = ["minlstm", "turning"]
 USUAL = [
     *((name, None, "plain") for name in WHOLE),
     *((name, 5, "all") for name in (*WHOLE, "output", "zoneout", "gla", "mlstm", "deltanet")),
@@ -184,6 +185,47 @@ OVER_TIME = [
 @pytest.mark.usefixtures("x64")
 def test_it_gives_the_numbers_of_the_scan(name, chunk, marks, assert_close):
     assert_close(results(name, marks, Parallel(chunk)), results(name, marks, Scan()), 1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+def test_so_it_does_over_many_inputs(monkeypatch, assert_close):
+    """Where the gradient of a cell whose factors are fewer than its inputs is found by loops."""
+    monkeypatch.setattr(parallel, "_MANY_INPUTS", 1)
+    many = Parallel(3)  # in pieces that no other test has, as a program is traced once
+    assert parallel.runs_again(CELLS["minlstm"], (TIME, BATCH, 2))
+    assert_close(results("minlstm", "all", many), results("minlstm", "all", Scan()), 1e-12)
+
+
+def test_outputs_alone_are_found_at_once_and_gradients_in_loops_where_that_pays(monkeypatch):
+    """Where the factors are as many as the inputs, and of so many inputs; the gates are computed
+    once for the outputs then, as Fused() does, where pieces as rows compute them twice."""
+    written = []
+
+    def beside(recurrence, length, at_once):
+        written.append(at_once)
+        return Beside(recurrence, length, at_once)
+
+    monkeypatch.setattr(parallel, "Beside", beside)
+    symbolic = jax.export.symbolic_shape("b")[0]
+
+    def form(cell, *shape):
+        return parallel.writes_more(cell), parallel.runs_again(cell, (*shape, 2))
+
+    def gates(cell, method):
+        params = jax.eval_shape(lambda: cell.init(KEY, 2))
+        run = jax.jit(functools.partial(rnnjax.unroll, cell, method=method))
+        xs = jax.ShapeDtypeStruct((97, 2, 2), jnp.float32)  # which nothing else has traced
+        return len(re.findall("stablehlo.(?:logistic|exp|tanh)", run.lower(params, xs).as_text()))
+
+    mingru, minlstm, lru = (CELLS[name] for name in ("mingru", "minlstm", "lru"))
+    assert form(mingru, 100, 2) == form(mingru, 100, symbolic) == (False, True)
+    assert form(minlstm, 100, 2) == form(minlstm, 2**20, symbolic) == (False, False)
+    assert form(minlstm, 2**20 // 3, 1) == (False, False)
+    assert form(minlstm, 2**19 // 3 + 1, 2) == (False, True)
+    assert form(lru, 100, 2) == (True, True)
+    assert gates(mingru, Parallel()) == gates(mingru, rnnjax.Fused()) == 1
+    assert gates(CELLS["hgrn"], Parallel()) > gates(CELLS["hgrn"], rnnjax.Fused())
+    assert written == [True, False]
 
 
 @pytest.mark.parametrize(("name", "chunk", "marks"), OVER_TIME)
@@ -593,10 +635,18 @@ def test_the_loops_are_as_short_as_it_says():
     assert trips(jax.make_jaxpr(functools.partial(beside.run, "tpu"))(*args).jaxpr) == 3 * 64
 
 
-@pytest.mark.parametrize(("method", "most"), [(rnnjax.Fused(), 4.5), (Parallel(), 6.5)])
-def test_a_gradient_of_one_row_copies_no_projections(method, most):
-    """In arrays of the size of the inputs: 4.0 and 6.0, and with copies 5.0 and 8.2."""
-    cell, xs = rnnjax.MinGRUCell(32), jnp.ones((2048, 1, 32))
+@pytest.mark.parametrize(
+    ("cell", "method", "most"),
+    [
+        (rnnjax.MinGRUCell(32), rnnjax.Fused(), 4.5),
+        (rnnjax.MinGRUCell(32), Parallel(), 4),
+        (rnnjax.MinLSTMCell(32), Parallel(), 10.5),
+    ],
+    ids=["Fused", "loops", "factors"],
+)
+def test_a_gradient_of_one_row_copies_no_projections(cell, method, most):
+    """In arrays of the size of the inputs: 4.0, 3.4 and 10.0, and with copies 5.0, 3.4 and 13.0."""
+    xs = jnp.ones((2048, 1, 32))
 
     def loss(params, xs):
         return (rnnjax.unroll(cell, params, xs, method=method)[1] ** 2).sum()
@@ -718,6 +768,8 @@ def test_explain_says_what_auto_takes_with_a_gradient_and_without():
         assert told(60, platform=platform) == told(6, 10, platform=platform) == [("", "Parallel")]
     assert told(60, platform="tpu") == [("", "Kernel"), back]
     assert told(6, 10, platform="tpu") == [("", "Fused"), back]
+    assert told(600, platform="tpu") == [("", "Kernel")]
+    assert told(60, 10, platform="tpu") == [("", "Fused")]
 
 
 @pytest.mark.parametrize(

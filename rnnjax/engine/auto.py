@@ -48,10 +48,11 @@ class Auto(Method):
     Other affine cells that no state grows by (`rnnjax.MinGRUCell`, `rnnjax.LRUCell` and others of
     their family, but the temporal convolution) run as `Parallel` over 512 steps or more of few
     numbers: the columns of the kernel, or the state, times the rows. With a gradient up to 1,024
-    numbers where the factors of all steps are written down (minGRU, minLSTM, RG-LRU, GILR), which
-    takes 0.2 to 1.1 of the time of `Fused`, 0.65 in the median, and 1.7 times its memory; up to 256
-    of the others (LRU, S5, S6, HGRN, QRNN, SRU), which takes 0.4 to 1.0. Forward alone up to 384,
-    in 0.4 to 1.25, and 128, in 0.5 to 1.2. Then a gradient is compiled 1.5 to 2.2 times as long.
+    numbers of those whose factors can be written down (minGRU, minLSTM, RG-LRU, GILR), which takes
+    0.2 to 1.1 of the time of `Fused`, 0.65 in the median, and 0.8 to 2.8 times its memory; up to
+    256 of the others (LRU, S5, S6, HGRN, QRNN, SRU), which takes 0.4 to 1.0. Forward alone up to
+    384, in 0.4 to 1.25, and 128, in 0.5 to 1.2. Then a gradient is compiled 1.5 to 2.2 times as
+    long.
     Where only the gradient does, the outputs alone are found step by step; but on a GPU, where each
     step is launches, in pieces. Second derivatives and those forwards are then those of `Fused`.
     Rows of a `jax.vmap` are not counted.

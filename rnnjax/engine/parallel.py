@@ -1,6 +1,7 @@
 """All steps at once: for cells whose new state is affine in the one before, or by iterations."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -50,13 +51,15 @@ class Parallel(Method):
     of complex states (`rnnjax.LRUCell`) and of many states a unit (`rnnjax.S6Cell`), or outputs are
     made of states and inputs (`rnnjax.SRUCell`, `rnnjax.QRNNCell`), they are not written down: the
     pieces are rows of a batch, which `rnnjax.Fused` runs, and a step and its derivative give what a
-    piece makes of a state.
+    piece makes of a state. So are gradients found where they are as many numbers
+    (`rnnjax.MinGRUCell`, `rnnjax.GILRCell`), and over four million projected inputs those of any
+    cell: in 0.8 to 1.0 of the memory of `rnnjax.Fused`, where written down they take 1.3 to 2.2.
 
     Times beside `rnnjax.Fused` on two cores, forward and with the gradient: over one row of 1,024
-    and 8,192 steps a minGRU(32) takes 0.7 to 1.0 and 0.3 to 0.5, a minGRU(128) 1.0 to 1.1 and 0.7,
-    an RG-LRU(128) 0.8 to 1.0 and 0.6 to 0.7, an LRU(128) 1.1 and 0.9, an S5(128) 1.0 and 0.9 to
-    1.0, S6(128) 1.6 to 1.7 and 0.8 to 1.1; over 16 rows of 1,024 steps most take longer, 1.2 to 2.2
-    forward and 0.8 to 1.7.
+    and 8,192 steps a minGRU(32) takes 0.5 to 1.0 and 0.3 to 0.4, a minGRU(128) 0.9 to 1.1 and 0.7
+    to 0.85, an RG-LRU(128) 0.8 to 1.0 and 0.6 to 0.7, an LRU(128) 1.1 and 0.9, an S5(128) 1.0 and
+    0.9 to 1.0, S6(128) 1.6 to 1.7 and 0.8 to 1.1; over 16 rows of 1,024 steps most take longer, 1.2
+    to 2.2 forward and 0.8 to 1.7.
 
     A cell that declares a matrix memory (`rnnjax.MLSTMCell`, `rnnjax.GLACell`, `rnnjax.Mamba2Cell`,
     `rnnjax.GatedDeltaNetCell`) runs chunk by chunk: inside of a chunk what each step writes and
@@ -171,9 +174,9 @@ class Parallel(Method):
             ys = read_out(cell, params, ys, xs, each)
             return last, ys[::-1] if reverse else ys
         length = piece_length(num_steps, self.chunk)
-        if self.axis_name is None and writes_more(cell):
+        if self.axis_name is None and runs_again(cell, xs.shape):
             carry, steps = resets_early(carry, steps._replace(each=each), False)
-            beside = Beside(Recurrence(cell, cell.dtype, False), length)
+            beside = Beside(Recurrence(cell, cell.dtype, False), length, not writes_more(cell))
             used = cell.in_loop(dict(params))
             last, ys = beside(used, steps.shared(), xs, steps.each, carry)
         else:
@@ -219,15 +222,18 @@ class Parallel(Method):
                 "of each make of a state: one gather forward, and one backwards"
             )
         reason = why_not_affine(cell)
-        if reason is None and self.axis_name is None and writes_more(cell):
+        if reason is None and self.axis_name is None and runs_again(cell, shape):
             rows = length, pieces, *shape[1:]
-            return [
-                *lines,
-                "what a piece makes of a state by its steps and their derivative, as the factors "
-                "of all steps are more numbers than the inputs, or outputs are no state",
-                "then the pieces as rows of a batch, by Fused()",
-                *Fused().explain(cell, params, rows, platform),
-            ]
+            if writes_more(cell):
+                why = "the factors of all steps are more numbers than the inputs, or outputs are "
+                lines += [f"by its steps and their derivative, as {why}no state"]
+            else:
+                lines += [
+                    "the outputs alone by the factors of all steps, which are written down",
+                    "where a gradient is taken, by its steps and their derivative: less memory",
+                ]
+            more = Fused().explain(cell, params, rows, platform)
+            return [*lines, "then the pieces as rows of a batch, by Fused()", *more]
         if reason is None or self.newton is None:
             return lines
         return [
@@ -242,6 +248,14 @@ class Parallel(Method):
         return AllSteps(cell, self.newton or Newton(), piece_length(num_steps, self.chunk))
 
 
+# Where factors and constants are fewer than the inputs, as two numbers of three, all at once they
+# are found faster than in loops, until they are so many that memory is what takes the time: with
+# the gradient minLSTM and RG-LRU, 32 to 256 units, by loops take 1.0 to 1.9 times as long up to
+# half of this number, and from it on 0.86 to 1.04. Where they are as many (minGRU, GILR), loops
+# take 0.53 to 1.08 whatever the size, and always about half of the memory.
+_MANY_INPUTS = 2**22
+
+
 def writes_more(cell: Cell) -> bool:
     """Whether the factors and constants of a step are more numbers than its projected inputs.
 
@@ -249,7 +263,28 @@ def writes_more(cell: Cell) -> bool:
     with pieces as rows QRNN and SRU take 0.45 to 1.1 of that time forward, and 0.6 to 0.9 with the
     gradient, but of 32 units and one row 1.0 to 1.8.
     """
-    if cell.output is None:
+    return cell.output is None or _written(cell) > _read(cell)
+
+
+def runs_again(cell: Cell, shape: tuple[Any, ...]) -> bool:
+    """Whether a gradient is found by loops that run each step again, and not from its factors.
+
+    Args:
+        cell: an affine one.
+        shape: of the inputs, ``(time, *batch, features)``.
+    """
+    if writes_more(cell) or _written(cell) == _read(cell):
         return True
+    known = all(isinstance(size, int) for size in shape[:-1])
+    return known and math.prod(shape[:-1]) * _read(cell) >= _MANY_INPUTS
+
+
+def _written(cell: Cell) -> int:
+    """Of a step, the factors and constants, as numbers."""
     sizes = [leaf.size for leaf in jax.tree.leaves(jax.eval_shape(cell.initial_carry))]
-    return sum(sizes) * (len(sizes) + 1) > int(cell.parameters(1)["kernel"].shape[-1])
+    return sum(sizes) * (len(sizes) + 1)
+
+
+def _read(cell: Cell) -> int:
+    """And its projected inputs."""
+    return int(cell.parameters(1)["kernel"].shape[-1])
