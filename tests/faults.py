@@ -1361,6 +1361,22 @@ FAULTS: tuple[Fault, ...] = (
         ("tests/test_parallel.py",),
     ),
     Fault(
+        "the last piece is filled up with zeros, at which a slope may be infinite",
+        "engine/parallel",
+        "rnnjax/engine/chunks.py",
+        "rest = jnp.broadcast_to(leaf[-1:], (spare, *leaf.shape[1:]))",
+        "rest = jnp.zeros_like(leaf, shape=(spare, *leaf.shape[1:]))",
+        ("tests/test_parallel.py::test_steps_that_fill_up_the_last_piece_have_a_slope",),
+    ),
+    Fault(
+        "what nothing came back to is made zero, at which a slope may be infinite",
+        "engine/masks",
+        "rnnjax/engine/steps.py",
+        "jnp.where(expand(rows, leaf) | (jnp.abs(leaf) <= most), leaf, 0)",
+        "jnp.where(expand(rows, leaf), leaf, 0)",
+        ("tests/test_parallel.py::test_steps_that_fill_up_the_last_piece_have_a_slope",),
+    ),
+    Fault(
         "what is kept of pieces lies otherwise on another platform than a CPU",
         "engine/parallel",
         "rnnjax/engine/beside.py",

@@ -187,6 +187,26 @@ def test_it_gives_the_numbers_of_the_scan(name, chunk, marks, assert_close):
     assert_close(results(name, marks, Parallel(chunk)), results(name, marks, Scan()), 1e-12)
 
 
+def test_steps_that_fill_up_the_last_piece_have_a_slope(assert_close):
+    """A root has none at zero, which nobody gave. And what a mask skips keeps its own."""
+    cell = rnnjax.MinGRUCell(4, activation=lambda n: jnp.sign(n) * jnp.sqrt(jnp.abs(n)))
+    params, xs = parameters(cell), drawn(TIME + 1, BATCH, 2)
+
+    def grad(method, bias, mask=None):
+        def loss(params):
+            return rnnjax.unroll(cell, params, xs, mask=mask, method=method)[1].sum()
+
+        found = jax.grad(loss)(params | {"bias": bias * params["bias"]})
+        assert all(np.isfinite(leaf).all() for leaf in found.values())
+        return found
+
+    for method in (Parallel(5), rnnjax.Chunked(5)):
+        assert_close(grad(method, 0), grad(Scan(), 0), 1e-5)
+    mask = drawn(TIME + 1, BATCH) > 0
+    for method in (rnnjax.Fused(), Parallel(5)):
+        assert_close(grad(method, 1, mask), grad(Scan(), 1, mask), 1e-5)
+
+
 @pytest.mark.usefixtures("x64")
 def test_so_it_does_over_many_inputs(monkeypatch, assert_close):
     """Where the gradient of a cell whose factors are fewer than its inputs is found by loops."""
@@ -603,6 +623,10 @@ def test_a_linear_indrnn_is_affine_and_says_how_it_runs():
     text = str(rnnjax.explain(cell, params, xs, method=Parallel()))
     assert "20 pieces of 5 steps side by side, twice: 30 of 100 steps wait" in text
     assert "then the pieces as rows of a batch" in text  # its one factor is no number of each step
+    for name, again in (("mingru", True), ("minlstm", False)):
+        cell = CELLS[name]
+        text = str(rnnjax.explain(cell, parameters(cell), xs, method=Parallel()))
+        assert ("where a gradient is taken, by its steps and their derivative" in text) == again
     with pytest.raises(InvalidInputError, match="chunk must be"):
         Parallel(0)
 
@@ -645,7 +669,8 @@ def test_the_loops_are_as_short_as_it_says():
     ids=["Fused", "loops", "factors"],
 )
 def test_a_gradient_of_one_row_copies_no_projections(cell, method, most):
-    """In arrays of the size of the inputs: 4.0, 3.4 and 10.0, and with copies 5.0, 3.4 and 13.0."""
+    """In arrays of the size of the inputs: 4.0 (with copies 5.0); 3.4, which the factors of all
+    steps would make 6.0; and 10.0 (13.0)."""
     xs = jnp.ones((2048, 1, 32))
 
     def loss(params, xs):

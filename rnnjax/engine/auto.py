@@ -54,7 +54,8 @@ class Auto(Method):
     384, in 0.4 to 1.25, and 128, in 0.5 to 1.2. Then a gradient is compiled 1.5 to 2.2 times as
     long.
     Where only the gradient does, the outputs alone are found step by step; but on a GPU, where each
-    step is launches, in pieces. Second derivatives and those forwards are then those of `Fused`.
+    step is launches, and over several TPUs, where there is no kernel, in pieces. Second derivatives
+    and those forwards are then those of `Fused`.
     Rows of a `jax.vmap` are not counted.
 
     A sequence of one step has nothing to take out of the loop, so it runs on `Scan`, which then
@@ -182,7 +183,7 @@ def _run(
 class BackInPieces(Function):
     """``(params, xs, carry, steps) -> (carry, ys)``, by `Parallel` where a gradient is taken.
 
-    All else is step by step: derivatives forwards and of second order, and on a CPU and a TPU the
+    All else is step by step: derivatives forwards and of second order, and on CPUs and one TPU the
     outputs alone.
 
     Args:

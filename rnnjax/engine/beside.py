@@ -29,7 +29,8 @@ class Beside(Function):
     more for the gradients.
 
     The factors of every step, which for a state of sixteen numbers a unit are sixteen times the
-    inputs, are never in memory, but in `plain`: its derivatives of every order are those of a
+    inputs, are never in memory, but in `plain`, by which the outputs alone are found where they are
+    fewer: its derivatives of every order are those of a
     linear solve, forwards and in reverse.
 
     Args:
@@ -81,9 +82,8 @@ class Beside(Function):
         """What comes back to the end of each piece, and from there the pieces' own gradients."""
         (params, steps, xs, each, _), (kept, starts, factors), (d_last, d_ys) = args, kept, d
         num_steps, recurrence = d_ys.shape[0], dataclasses.replace(self.recurrence, axis=1)
-        xs, each, d_ys = in_chunks(
-            (xs, filled(xs, each, self.length), d_ys), self.length, recurrence.axis
-        )
+        given = *filled(xs, each, self.length), d_ys
+        xs, each, d_ys = in_chunks(given, self.length, recurrence.axis)
         cut = params, steps, xs, each, starts
         nothing = jax.tree.map(jnp.zeros_like, starts)
         begun = recurrence.sent_back(platform, cut, kept, (nothing, d_ys))
@@ -112,7 +112,7 @@ class Beside(Function):
     ) -> tuple[Any, Factors]:
         """The arguments of the recurrence with the pieces as rows, and the factors of each."""
         axis = recurrence.axis
-        xs, each = in_chunks((xs, filled(xs, each, self.length)), self.length, axis)
+        xs, each = in_chunks(filled(xs, each, self.length), self.length, axis)
         number = jax.tree.leaves(xs)[0].shape[1 - axis]
         # Like the carry, which inside of `jax.shard_map` varies over the devices.
         zeros = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, shape=(number, *leaf.shape)), carry)

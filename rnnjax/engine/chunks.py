@@ -92,7 +92,7 @@ class Chunks(Function):
         """The chunks' own backward passes, until what they send back stands still."""
         (params, steps, xs, each, _), (kept, starts), (d_last, d_ys) = args, kept, d
         num_steps = d_ys.shape[0]
-        xs, each, d_ys = in_chunks((xs, filled(xs, each, self.length), d_ys), self.length)
+        xs, each, d_ys = in_chunks((*filled(xs, each, self.length), d_ys), self.length)
         given = params, steps, xs, each, starts
 
         def backwards(d_ends: Carry, first: int, wanted: Any) -> Any:
@@ -137,7 +137,7 @@ class Chunks(Function):
         carry: Carry,
     ) -> tuple[Any, Any, Carry]:
         """The ends and outputs of all chunks, what is kept, and the states that they began with."""
-        xs, each = in_chunks((xs, filled(xs, each, self.length)), self.length)
+        xs, each = in_chunks(filled(xs, each, self.length), self.length)
         number = jax.tree.leaves(xs)[0].shape[1]
         zeros = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, shape=(number, *leaf.shape)), carry)
 
@@ -179,12 +179,23 @@ class Chunks(Function):
         return jax.lax.while_loop(goes_on, turn, begin)[2:]
 
 
-def filled(xs: Any, each: AtStep, length: int) -> AtStep:
-    """The marks; those that fill up the last chunk are no steps."""
-    first = jax.tree.leaves(xs)[0]
-    if each.valid is None and first.shape[0] % length:
-        return each._replace(valid=jnp.ones(first.shape[:1], bool))
-    return each
+def filled(xs: Any, each: AtStep, length: int) -> tuple[Any, AtStep]:
+    """The inputs and marks up to the end of the last chunk, where there are no steps.
+
+    The inputs are the last there again: of zeros, which nobody gave, a slope may be infinite.
+    """
+    num_steps = jax.tree.leaves(xs)[0].shape[0]
+    spare = -num_steps % length
+    if not spare:
+        return xs, each
+    if each.valid is None:
+        each = each._replace(valid=jnp.ones(num_steps, bool))
+
+    def again(leaf: jax.Array) -> jax.Array:
+        rest = jnp.broadcast_to(leaf[-1:], (spare, *leaf.shape[1:]))
+        return jnp.concatenate([leaf, rest])
+
+    return jax.tree.map(again, xs), each
 
 
 def in_chunks(tree: Any, length: int, axis: int = 0) -> Any:

@@ -51,9 +51,11 @@ class Parallel(Method):
     of complex states (`rnnjax.LRUCell`) and of many states a unit (`rnnjax.S6Cell`), or outputs are
     made of states and inputs (`rnnjax.SRUCell`, `rnnjax.QRNNCell`), they are not written down: the
     pieces are rows of a batch, which `rnnjax.Fused` runs, and a step and its derivative give what a
-    piece makes of a state. So are gradients found where they are as many numbers
-    (`rnnjax.MinGRUCell`, `rnnjax.GILRCell`), and over four million projected inputs those of any
-    cell: in 0.8 to 1.0 of the memory of `rnnjax.Fused`, where written down they take 1.3 to 2.2.
+    piece makes of a state. Elsewhere the outputs alone are found from :math:`A_t` and :math:`b_t`,
+    which are written down, and so are gradients of cells where these are fewer numbers than the
+    inputs (`rnnjax.MinLSTMCell`, `rnnjax.RGLRUCell`), below four million projected inputs. Other
+    gradients (`rnnjax.MinGRUCell`, `rnnjax.GILRCell`) are found by rows of a batch too: in 0.8 to
+    1.0 of the memory of `rnnjax.Fused`, where written down they would take 1.3 to 2.2.
 
     Times beside `rnnjax.Fused` on two cores, forward and with the gradient: over one row of 1,024
     and 8,192 steps a minGRU(32) takes 0.5 to 1.0 and 0.3 to 0.4, a minGRU(128) 0.9 to 1.1 and 0.7
@@ -154,9 +156,9 @@ class Parallel(Method):
         check_features(cell, params, xs)
         batch = xs.shape[1:-1]
         if len(batch) == 1 and isinstance(batch[0], int) and batch[0] == 1:
-            # XLA copies arrays (time, 1, width) before and behind each product and loop; without
-            # the axis a gradient of minGRU(128) over 16,384 steps takes 49 MiB instead of 57, and
-            # 0.9 of the time (jaxlib 0.10.2, two cores).
+            # XLA copies arrays (time, 1, width) before and behind products and loops; without the
+            # axis a gradient of LRU(64) over 4,096 steps takes 0.6 of the time, and of RG-LRU(128)
+            # 0.92 (minGRU(128) as long; jaxlib 0.10.2, two cores).
             xs, steps, carry = without_row(xs, steps, carry)
             last, ys = self.run(cell, params, xs, carry, reverse, steps)
             return jax.tree.map(lambda leaf: leaf[None], last), ys[:, None]
@@ -229,8 +231,8 @@ class Parallel(Method):
                 lines += [f"by its steps and their derivative, as {why}no state"]
             else:
                 lines += [
-                    "the outputs alone by the factors of all steps, which are written down",
-                    "where a gradient is taken, by its steps and their derivative: less memory",
+                    "where a gradient is taken, by its steps and their derivative, in less memory "
+                    "than by the factors of all steps"
                 ]
             more = Fused().explain(cell, params, rows, platform)
             return [*lines, "then the pieces as rows of a batch, by Fused()", *more]

@@ -165,7 +165,10 @@ def any_of(d: Any, rows: int) -> jax.Array:
 
 
 def where_reached(reached: jax.Array, leaf: Any, axis: int | None = 0) -> Any:
-    """Floating-point numbers of rows that nothing came back to as zeros.
+    """Floating-point numbers of rows that nothing came back to, as zeros where they are no numbers.
+
+    Nor are those as zeros of which a fourth power is infinite, as what a program never wrote may
+    be. All others stay: of a zero that nobody gave, as a mask's, a slope may be infinite.
 
     Args:
         reached: booleans, of rows.
@@ -175,7 +178,8 @@ def where_reached(reached: jax.Array, leaf: Any, axis: int | None = 0) -> Any:
     if axis is None or not jnp.issubdtype(leaf.dtype, jnp.floating):
         return leaf
     rows = reached.reshape([1] * axis + [*reached.shape])
-    return jnp.where(expand(rows, leaf), leaf, 0)
+    most = float(jnp.finfo(leaf.dtype).max) ** 0.25
+    return jnp.where(expand(rows, leaf) | (jnp.abs(leaf) <= most), leaf, 0)
 
 
 def expand(marks: jax.Array, leaf: jax.Array) -> jax.Array:
