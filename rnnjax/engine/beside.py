@@ -29,15 +29,14 @@ class Beside(Function):
     more for the gradients.
 
     The factors of every step, which for a state of sixteen numbers a unit are sixteen times the
-    inputs, are never in memory, but in `plain`, by which the outputs alone are found where they are
-    fewer: its derivatives of every order are those of a
-    linear solve, forwards and in reverse.
+    inputs, are never in memory, but in `plain`, by which the outputs alone are found where these are
+    fewer. Its derivatives of every order are those of a linear solve, forwards and in reverse.
 
     Args:
         recurrence: of the cell, whose resets are at the end of a step.
         length: of the pieces.
-        written: whether the outputs alone are found as in `plain`, which of cells whose factors are
-            no more than their inputs takes 0.5 to 1.0 of the time.
+        written: whether the outputs alone are found as in `plain`, which takes 0.5 to 1.0 of the
+            time where a step has no more factors and constants than inputs.
     """
 
     recurrence: Recurrence
