@@ -29,8 +29,8 @@ class Beside(Function):
     more for the gradients.
 
     The factors of every step, which for a state of sixteen numbers a unit are sixteen times the
-    inputs, are never in memory, but in `plain`, by which the outputs alone are found where these are
-    fewer. Its derivatives of every order are those of a linear solve, forwards and in reverse.
+    inputs, are never in memory, but in `plain`, by which the outputs alone are found where these
+    are fewer. Its derivatives of every order are those of a linear solve, forwards and in reverse.
 
     Args:
         recurrence: of the cell, whose resets are at the end of a step.
