@@ -52,11 +52,9 @@ class Auto(Method):
     0.2 to 1.1 of the time of `Fused`, 0.65 in the median, and 0.8 to 2.8 times its memory; up to
     256 of the others (LRU, S5, S6, HGRN, QRNN, SRU), which takes 0.4 to 1.0. Forward alone up to
     384, in 0.4 to 1.25, and 128, in 0.5 to 1.2. Then a gradient is compiled 1.5 to 2.2 times as
-    long.
-    Where only the gradient does, the outputs alone are found step by step; but on a GPU, where each
-    step is launches, and over several TPUs, where there is no kernel, in pieces. Second derivatives
-    and those forwards are then those of `Fused`.
-    Rows of a `jax.vmap` are not counted.
+    long. Where only the gradient does, the outputs alone are found step by step; but on a GPU,
+    where each step is launches, and over several TPUs, where there is no kernel, in pieces. Second
+    derivatives and those forwards are then those of `Fused`. Rows of a `jax.vmap` are not counted.
 
     A sequence of one step has nothing to take out of the loop, so it runs on `Scan`, which then
     needs no loop: at LSTM(50), batch 1, forward and backward, this compiles and runs in 0.93 of the

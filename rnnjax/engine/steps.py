@@ -165,10 +165,11 @@ def any_of(d: Any, rows: int) -> jax.Array:
 
 
 def where_reached(reached: jax.Array, leaf: Any, axis: int | None = 0) -> Any:
-    """Floating-point numbers of rows that nothing came back to, as zeros where they are no numbers.
+    """What is no number as zeros, in rows that nothing came back to: zero times a NaN is one.
 
-    Nor are those as zeros of which a fourth power is infinite, as what a program never wrote may
-    be. All others stay: of a zero that nobody gave, as a mask's, a slope may be infinite.
+    So is what is so large that its fourth power is infinite, as memory that nobody wrote may be, of
+    which an update may compute such a power. All else stays: at a zero that nobody gave, a slope
+    may be infinite, as that of a root is.
 
     Args:
         reached: booleans, of rows.
