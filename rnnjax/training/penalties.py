@@ -35,13 +35,13 @@ def activity_penalty(ys: jax.Array, *, mask: jax.Array | None = None) -> jax.Arr
         mask: booleans ``(time, *batch)``; entries where it is False do not count.
 
     Raises:
-        InvalidInputError: ``mask`` are not booleans.
+        InvalidInputError: ``mask`` are not booleans, or of another shape.
 
     >>> ys = jnp.array([[[1.0, 3.0]], [[9.0, 9.0]]])
     >>> float(activity_penalty(ys, mask=jnp.array([[True], [False]])))
     5.0
     """
-    return _mean_square(ys, _marks("mask", mask))
+    return _mean_square(ys, _marks("mask", mask, ys))
 
 
 def slowness_penalty(
@@ -57,12 +57,13 @@ def slowness_penalty(
         resets: booleans ``(time, *batch)``; nor do pairs with a reset between them.
 
     Raises:
-        InvalidInputError: ``mask`` or ``resets`` are not booleans.
+        InvalidInputError: ``mask`` or ``resets`` are not booleans, or of another shape.
 
     >>> float(slowness_penalty(jnp.array([[[1.0]], [[3.0]], [[4.0]]])))
     2.5
     """
-    mask, resets, counted = _marks("mask", mask), _marks("resets", resets), None
+    mask, resets = _marks("mask", mask, ys), _marks("resets", resets, ys)
+    counted = None
     if mask is not None:
         counted = mask[1:] & mask[:-1]
     if resets is not None:
@@ -70,13 +71,22 @@ def slowness_penalty(
     return _mean_square(ys[1:] - ys[:-1], counted)
 
 
-def _marks(name: str, marks: Any) -> jax.Array | None:
-    """Booleans as an array, or None."""
+def _marks(name: str, marks: Any, ys: jax.Array) -> jax.Array | None:
+    """Booleans as an array, or None; one axis of rows may stand for all."""
     marks = None if marks is None else as_array(name, marks)
-    if marks is not None and marks.dtype != jnp.bool_:
+    if marks is None:
+        return None
+    if marks.dtype != jnp.bool_:
         raise InvalidInputError(
             f"{name} must be booleans (time, *batch), but are {marks.dtype}; write "
             f"{name}.astype(bool)"
+        )
+    wanted = jnp.shape(ys)[:-1]
+    fits = all(m in (1, y) for m, y in zip(marks.shape[1:], wanted[1:], strict=False))
+    if not fits or marks.ndim > len(wanted) or marks.shape[:1] != wanted[:1]:
+        raise InvalidInputError(
+            f"{name} must be booleans (time, *batch), {wanted} for these ys, but has the shape "
+            f"{marks.shape}; check which axis is time"
         )
     return marks
 

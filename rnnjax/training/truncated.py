@@ -127,7 +127,10 @@ def _cut(inputs: Any, targets: Any, mask: Any, k1: int, k2: int) -> Window:
 
 
 def truncated_loss(run: RunPiece, losses: Callable[[Any, Any], jax.Array]) -> LossFunction:
-    """The loss of one `Window`, for `make_train_steps`: it takes and returns the streams' carry.
+    """The loss of one `Window`, for `fit`: it takes and returns the streams' carry.
+
+    The loss is the mean over the steps that count. Their number is the metric ``weight``, by which
+    the mean of an epoch is that over all its steps that count.
 
     The carry that an update leaves behind is that after the window's first ``k1`` steps, where the
     next one begins. Rows whose stream ends and another begins are reset by ``run`` itself, with
@@ -177,8 +180,8 @@ def truncated_loss(run: RunPiece, losses: Callable[[Any, Any], jax.Array]) -> Lo
             )
         # A sum over all steps may be more than a narrow type holds.
         counted = jnp.where(batch.counted, each, 0).astype(at_least_float32(each.dtype))
-        number = jnp.maximum(batch.counted.sum(), 1).astype(counted.dtype)
-        return counted.sum() / number, (carry, {})
+        number = batch.counted.sum().astype(counted.dtype)
+        return counted.sum() / jnp.maximum(number, 1), (carry, {"weight": number})
 
     return loss_fn
 

@@ -108,3 +108,6 @@ def test_marks_are_booleans(name: str) -> None:
         slowness_penalty(YS, **{name: MASK.astype(np.int32)})
     with pytest.raises(InvalidInputError, match="mask must be booleans"):
         activity_penalty(YS, mask=0.5 * MASK)
+    for penalty in (activity_penalty, slowness_penalty):
+        with pytest.raises(InvalidInputError, match=r"mask must be .*has the shape .* is time"):
+            penalty(YS, mask=MASK.T)

@@ -12,7 +12,7 @@ import pytest
 
 import rnnjax
 from rnnjax import InvalidInputError
-from rnnjax.training import Checkpoints, TrainState, make_train_steps
+from rnnjax.training import Checkpoints, Silent, TrainState, fit, make_train_steps
 from rnnjax.training.truncated import Window, truncated_loss, windows
 
 TIME, ROWS, FEATURES, HIDDEN = 14, 3, 2, 4
@@ -194,7 +194,7 @@ def test_both_parts_of_a_window_draw_their_own_numbers() -> None:
 
     key, window = jax.random.key(3), Window(jnp.ones((5, 2)), (), jnp.ones((5, 2), bool), k1=2)
     loss, (carry, metrics) = truncated_loss(noisy, lambda ys, _: ys)((), 7, window, key)
-    assert (float(loss), carry, metrics) == (1.0, 7, {})
+    assert (float(loss), carry, metrics) == (1.0, 7, {"weight": window.counted.sum()})
     assert keys[0] == key
     assert keys[1] != key
     whole = dataclasses.replace(window, k1=None)
@@ -303,3 +303,21 @@ def test_a_resumed_run_is_exact(k1: int, k2: int, streams: Any, tmp_path: Any) -
         actual, expected = getattr(resumed, name), getattr(whole, name)
         assert jax.tree.structure(actual) == jax.tree.structure(expected)
         jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+@pytest.mark.parametrize(("k1", "k2"), [(4, 4), (2, 5)])
+def test_the_loss_of_an_epoch_is_the_mean_over_the_steps_that_count(
+    k1: int, k2: int, streams: Any
+) -> None:
+    """Of windows that count many steps, one, and none."""
+    (inputs, targets), mask = streams, np.zeros((TIME, ROWS), bool)
+    mask[:5], mask[8, 1] = MASK[:5], True
+    batches = windows(inputs, targets, k1=k1, k2=k2, mask=mask)
+    params = jax.jit(CELL.init, static_argnums=1)(jax.random.key(0), FEATURES)
+    begin = CELL.initial_carry((ROWS,))
+    result = fit(
+        truncated_loss(run, losses), params, optax.sgd(0.0), batches, 1,
+        key=jax.random.key(1), carry=begin, progress=Silent(),
+    )  # fmt: skip
+    each = losses(run(params, begin, inputs, jax.random.key(1))[1], targets)
+    np.testing.assert_allclose(result.history[0]["loss"], each[mask].mean(), rtol=1e-5)
