@@ -25,7 +25,17 @@ from cell_table import (
 )
 
 import rnnjax
-from rnnjax import Bidirectional, Fused, GRUCell, LSTMCell, Regularized, Scan, SimpleRNNCell, Stack
+from rnnjax import (
+    Bidirectional,
+    Fused,
+    GRUCell,
+    InvalidInputError,
+    LSTMCell,
+    Regularized,
+    Scan,
+    SimpleRNNCell,
+    Stack,
+)
 
 METHODS = [Scan(), Fused(), Fused(keep_every=2)]
 # One row is whole, one has two steps, one has none; holes in two; borders at the first step, in
@@ -273,6 +283,49 @@ def test_the_last_output_is_held(reverse: bool, draw: Any) -> None:
         masked_outputs="last", method=Fused(),
     )  # fmt: skip
     np.testing.assert_allclose(held, [expected[t] for t in range(TIME)], atol=1e-12)
+
+
+OF_ONE_OUTPUT = {
+    "a carry that holds it": GRUCell(4),
+    "an output of its own": CELLS["user-peephole"],
+    "a stack": Stack([SimpleRNNCell(3), LSTMCell(4)]),
+    "both directions": Bidirectional(GRUCell(3)),
+    "zoneout": Regularized(LSTMCell(3), zoneout_hidden=0.5),
+}
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("name", OF_ONE_OUTPUT)
+def test_the_last_output_alone_is_that_of_the_last_valid_step(
+    name: str, reverse: bool, random_like: Any
+) -> None:
+    """One has it in its carry, from which a reset behind the last valid step takes it."""
+    cell = OF_ONE_OUTPUT[name]
+    params = random_like(lambda: cell.init(jax.random.key(0), FEATURES), 1)
+    xs = random_like(lambda: jnp.zeros((TIME, BATCH, FEATURES)), 2)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def run(params: Any, outputs: Any, marks: Any) -> Any:
+        return rnnjax.unroll(cell, params, xs, outputs=outputs, reverse=reverse, **marks)
+
+    marks = {"lengths": LENGTHS, "mask": MASK, "resets": RESETS}
+    for given in ({}, {"lengths": LENGTHS}, {"mask": MASK}, marks):
+        (carry, ys), (same, y) = (run(params, outputs, given) for outputs in ("all", "last"))
+        jax.tree.map(np.testing.assert_array_equal, same, carry)
+        valid = np.ones((TIME, BATCH), bool)
+        if "lengths" in given:
+            valid &= np.arange(TIME)[:, None] < LENGTHS
+        if "mask" in given:
+            valid &= MASK
+        steps = range(TIME)[::-1] if reverse else range(TIME)
+        expected = np.zeros_like(y)
+        for t in steps:
+            expected = np.where(valid[t, :, None], ys[t], expected)
+        np.testing.assert_array_equal(y, expected)
+    with pytest.raises(InvalidInputError, match='outputs must be "all" or "last", but is \'one\''):
+        rnnjax.unroll(cell, params, xs, outputs="one")
+    nothing = rnnjax.unroll(cell, params, xs[:0], outputs="last")[1]
+    np.testing.assert_array_equal(nothing, np.zeros_like(nothing))
 
 
 @pytest.mark.usefixtures("x64")

@@ -309,6 +309,12 @@ class Cell(abc.ABC):
             return self._units
         return self._leaf_shape("output", self.output)[-1]
 
+    def last_output(self, carry: Carry) -> jax.Array | None:
+        """The output of the step that returned ``carry``; None where the carry does not hold it."""
+        if self.carry is None or self.output is None:
+            return None
+        return getattr(carry, self.output)
+
     @usual_promotion()
     def init(self, key: jax.Array, input_size: int) -> Params:
         """Draw the parameters for inputs with ``input_size`` features.

@@ -11,7 +11,7 @@ from rnnjax.cells.arguments import brief
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.devices import HERE, Along
 from rnnjax.engine.calls import context_precision
-from rnnjax.engine.steps import Steps, held_outputs
+from rnnjax.engine.steps import Steps, held_outputs, last_valid
 from rnnjax.errors import InvalidInputError
 
 Precision = Literal["default", "high", "highest"]
@@ -88,6 +88,15 @@ class Method(abc.ABC):
     ) -> jax.Array:
         """At masked steps the output of the last valid one before, in the order of running."""
         return held_outputs(ys, valid, resets, reverse)
+
+    def last(self, ys: jax.Array, valid: jax.Array | None, reverse: bool) -> jax.Array:
+        """The output of each row's valid step that ran last."""
+        if self.along is not HERE:
+            raise InvalidInputError(
+                f"{self} divides the steps over devices, and the last output of this cell would "
+                "have to be looked for on all of them; take all outputs"
+            )
+        return last_valid(ys, valid, reverse)
 
     @abc.abstractmethod
     def refusal(self, cell: Cell) -> str | None:

@@ -188,6 +188,25 @@ def expand(marks: jax.Array, leaf: jax.Array) -> jax.Array:
     return marks.reshape(*marks.shape, *[1] * (leaf.ndim - marks.ndim))
 
 
+def last_valid(ys: jax.Array, valid: jax.Array | None, reverse: bool = False) -> jax.Array:
+    """The output ``(*batch, features)`` of each row's valid step that runs last, zeros without one.
+
+    Args:
+        ys: ``(time, *batch, features)``.
+        valid: booleans ``(time, *rows)``, perhaps with fewer axes than the batch; None: all.
+        reverse: whether the steps run from the last to the first.
+    """
+    if valid is None:
+        return ys[0 if reverse else -1] if ys.shape[0] else jnp.zeros(ys.shape[1:], ys.dtype)
+    steps = jnp.arange(ys.shape[0]).reshape(-1, *[1] * (valid.ndim - 1))
+    ran = jnp.where(valid, -steps if reverse else steps, -ys.shape[0] if reverse else -1)
+    last = jnp.abs(ran.max(axis=0, initial=-ys.shape[0]))
+    any_valid = expand(valid.any(axis=0), ys[0])
+    at = jnp.clip(expand(last, ys[0]), 0, ys.shape[0] - 1)
+    found = jnp.take_along_axis(ys, jnp.broadcast_to(at, (*ys.shape[1:-1], 1))[None], axis=0)[0]
+    return jnp.where(any_valid, found, 0)
+
+
 def held_outputs(
     ys: jax.Array, valid: jax.Array, resets: jax.Array | None, reverse: bool
 ) -> jax.Array:

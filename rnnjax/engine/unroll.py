@@ -22,7 +22,7 @@ from rnnjax.engine.arguments import (
 )
 from rnnjax.engine.auto import Auto
 from rnnjax.engine.method import Method, check_method
-from rnnjax.engine.steps import Steps
+from rnnjax.engine.steps import Steps, expand
 from rnnjax.errors import InvalidInputError
 
 
@@ -38,6 +38,7 @@ def unroll(
     resets: jax.Array | None = None,
     reset_carry: Carry | None = None,
     masked_outputs: Literal["zero", "last"] = "zero",
+    outputs: Literal["all", "last"] = "all",
     reverse: bool = False,
     key: jax.Array | None = None,
     method: Method = Auto(),
@@ -77,6 +78,10 @@ def unroll(
             without the batch axes; its gradient is that of all resets. Left out, ``cell.start``.
         masked_outputs: ``"zero"``, or ``"last"`` for the output of the row's last valid step, zeros
             where there is none since the sequence began (Keras's default).
+        outputs: ``"all"``, or ``"last"`` for that of each row's last valid step alone,
+            ``(*batch, output_size)``: zeros for a row without one, and of the first valid step
+            with ``reverse`` (Keras's ``return_sequences=False``). Cells whose carry holds their
+            output write down no others.
         reverse: run from the last step to the first. ``ys[t]`` still belongs to ``xs[t]``; with
             ``lengths`` each row begins at its own last step.
         key: of the random numbers of `Regularized` cells and of dropout in a `Stack`, which without
@@ -88,7 +93,8 @@ def unroll(
     rows along those.
 
     Returns:
-        the carry after the last step that ran, and ``ys (time, *batch, output_size)``.
+        the carry after the last step that ran, and ``ys (time, *batch, output_size)``, or with
+        ``outputs="last"`` one of them.
 
     Raises:
         InvalidInputError: an argument has the wrong rank, type, features, structure or batch, or
@@ -127,12 +133,14 @@ def unroll(
         raise InvalidInputError(
             f'masked_outputs must be "zero" or "last", but is {brief(masked_outputs)}'
         )
+    if outputs not in ("all", "last"):
+        raise InvalidInputError(f'outputs must be "all" or "last", but is {brief(outputs)}')
     if key is not None:
         check_key(key)
     elif cell.draws:
         params = without_noise(cell, params)
     check_flag("reverse", reverse)
-    how = _How(method, masked_outputs == "last")
+    how = _How(method, masked_outputs == "last", outputs == "last")
     marks = _Marks(valid, resets)
     return _unroll(as_it_runs(cell), params, xs, carry, marks, key, how, bool(reverse))
 
@@ -157,7 +165,8 @@ class _How:
     """All of a call that is static, and the same for every layer."""
 
     method: Method
-    last_outputs: bool
+    last_outputs: bool  # in the place of masked ones
+    last_alone: bool
 
 
 @functools.partial(jax.jit, static_argnums=(0, 6, 7))
@@ -188,7 +197,17 @@ def _unroll(
     ) -> tuple[Carry, jax.Array]:
         return _unroll_layer(cell, params, xs, carry, marks, noise, how, reverse)
 
-    return over_layers(single)(cell, params, xs, carry, key=key, reverse=reverse)
+    carry, ys = over_layers(single)(cell, params, xs, carry, key=key, reverse=reverse)
+    if not how.last_alone:
+        return carry, ys
+    valid, resets = marks
+    # Where the final carry holds it, XLA writes down no other output. A reset after the last valid
+    # step puts another carry in its place.
+    y = cell.last_output(carry) if valid is None or resets is None else None
+    if y is None or not ys.shape[0]:
+        return carry, how.method.last(ys, valid, reverse)
+    y = y.astype(ys.dtype)
+    return carry, y if valid is None else jnp.where(expand(valid.any(axis=0), y), y, 0)
 
 
 # Compiled by itself, so that equal layers of a stack are traced once.

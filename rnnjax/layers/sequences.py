@@ -8,6 +8,7 @@ from jax.export import is_symbolic_dim
 
 from rnnjax.cells.arguments import brief, check_carry, check_lengths, is_integer
 from rnnjax.cells.base import Carry, Cell, Params
+from rnnjax.engine.steps import last_valid
 from rnnjax.errors import InvalidInputError
 
 Pooling = Literal["last", "mean", "max"]
@@ -83,9 +84,7 @@ def pool(ys: jax.Array, how: Pooling, valid: jax.Array | None = None) -> jax.Arr
         return jnp.where(any_valid, jnp.where(marks, ys, least).max(axis=0), 0)
     if how == "mean":
         return jnp.where(marks, ys, 0).sum(axis=0) / jnp.maximum(marks.sum(axis=0), 1)
-    last = jnp.where(valid, jnp.arange(len(ys)).reshape(-1, *[1] * (valid.ndim - 1)), 0).max(axis=0)
-    found = jnp.take_along_axis(ys, last[None, ..., None], axis=0)[0]
-    return jnp.where(any_valid, found, 0)
+    return last_valid(ys, valid)
 
 
 def restart(cell: Cell, params: Params, carry: Carry, where: jax.Array) -> Carry:

@@ -63,6 +63,10 @@ class Stack(CompositeCell):
         """The output size of the last layer."""
         return self.cells[-1].output_size
 
+    def last_output(self, carry: tuple[Any, ...]) -> jax.Array | None:
+        """That of the last layer."""
+        return self.cells[-1].last_output(carry[-1])
+
     @property
     def draws(self) -> bool:
         """Whether there is dropout between the layers, or one of them draws."""
