@@ -7,6 +7,7 @@ from rnnjax.training.distributed import Processes
 from rnnjax.training.files import Records
 from rnnjax.training.fitting import Fit, fit
 from rnnjax.training.optimizers import KerasAdamState, keras_adam
+from rnnjax.training.parameters import load_params, save_params
 from rnnjax.training.penalties import activity_penalty, slowness_penalty, weight_penalty
 from rnnjax.training.processes import (
     StopRequest,
@@ -50,9 +51,11 @@ __all__ = [
     "is_first",
     "keras_adam",
     "last_axis",
+    "load_params",
     "make_train_steps",
     "minibatches",
     "over_cores",
+    "save_params",
     "slowness_penalty",
     "truncated_loss",
     "use_cores",

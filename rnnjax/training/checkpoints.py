@@ -2,12 +2,15 @@
 
 import dataclasses
 import functools
+import logging
 import math
 import os
+import re
 import shutil
 import warnings
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from rnnjax.cells.arguments import check_size
-from rnnjax.errors import CheckpointError, DamagedCheckpointError
+from rnnjax.cells.arguments import brief, check_instance, check_size
+from rnnjax.errors import CheckpointError, DamagedCheckpointError, InvalidInputError
 from rnnjax.training.files import as_json, read_sealed, read_whole, writable, write_sealed
 from rnnjax.training.processes import bytes_from_first, from_first
 from rnnjax.training.sharding import Sharding
@@ -38,6 +41,7 @@ class Saved:
     about: dict[str, Any]
     loss: float
     _restore: Callable[[TrainState], TrainState]
+    _params: Callable[[Any], Any]
 
     def restore(self, like: TrainState) -> TrainState:
         """Read the state.
@@ -47,8 +51,25 @@ class Saved:
 
         Raises:
             CheckpointError: it belongs to another model; the message names the arrays that differ.
+            InvalidInputError: ``like`` is no state.
         """
+        check_instance(
+            "like", like, TrainState, "a TrainState (params reads the parameters without one)"
+        )
         return self._restore(like)
+
+    def params(self, like: Any = None) -> Any:
+        """Read the parameters alone, onto one device.
+
+        Args:
+            like: parameters of the same structure, perhaps abstract. Left out, they come back in
+                dicts and tuples, where lists were saved too.
+
+        Raises:
+            CheckpointError: they belong to another model than ``like``, or are in other containers
+                than dicts, tuples and lists.
+        """
+        return self._params(like)
 
 
 class Checkpoints:
@@ -129,9 +150,15 @@ class Checkpoints:
             loss: by which the best is chosen; left out, the checkpoint is never the best.
 
         Raises:
+            InvalidInputError: ``state`` is no `TrainState`, ``loss`` no number, or ``about`` no
+                JSON.
             CheckpointError: it could not be written (a full disk, say), those before it stay; or
                 there is another one of that step. The same one is left as it is.
         """
+        check_instance("state", state, TrainState, "a TrainState, as TrainState.create returns it")
+        number: Any = 0.0 if loss is None else loss
+        if np.ndim(number) or np.asarray(number).dtype.kind not in "fiu":
+            raise InvalidInputError(f"loss must be a number, or None, but is {brief(loss)}")
         whole = state if self.sharding is None else self.sharding.whole(state)
         from_first(lambda: self._save(whole, about, loss))
 
@@ -196,6 +223,7 @@ class Checkpoints:
             "about": about,
             "loss": None if loss is None or not math.isfinite(loss) else float(loss),
             "arrays": _describe(tree),
+            "step": step,
         }
         if step in self.steps():
             there = self._verified(step)
@@ -221,8 +249,8 @@ class Checkpoints:
             shutil.rmtree(new, ignore_errors=True)
             raise CheckpointError(
                 f"the checkpoint of step {step} could not be written to {self.directory} "
-                f"({_first_line(error)}); the checkpoints before it are untouched; mend "
-                "that, and go on from them"
+                f"({_reason(error)}); the checkpoints before it are untouched; mend that, and go "
+                "on from them"
             ) from error
         self._delete()
 
@@ -273,11 +301,13 @@ class Checkpoints:
     def _sealed(self, step: int) -> dict[str, Any]:
         """What about.json says, with its checksum compared."""
         sealed = read_sealed(self.path(step) / "about.json")
-        if set(sealed) != {"about", "loss", "arrays", "files"}:
+        if set(sealed) != {"about", "loss", "arrays", "files", "step"}:
             raise CheckpointError(
                 f"{self.path(step)} is of another version of rnnjax; read it with that, or begin a "
                 "new run in another folder"
             )
+        if sealed["step"] != step:
+            raise DamagedCheckpointError(f"it is that of step {sealed['step']}, renamed", "")
         return sealed
 
     def _losses(self) -> dict[int, float]:
@@ -317,19 +347,66 @@ class Checkpoints:
     def _saved(self, step: int, sealed: dict[str, Any]) -> Saved:
         loss = math.inf if sealed["loss"] is None else sealed["loss"]
         restore = functools.partial(self._restore, step, sealed["arrays"])
-        return Saved(step, sealed["about"], loss, restore)
+        params = functools.partial(self._params, step, sealed["arrays"])
+        return Saved(step, sealed["about"], loss, restore, params)
 
     def _restore(self, step: int, arrays: dict[str, Any], like: TrainState) -> TrainState:
         target = jax.eval_shape(_as_plain, like)
         self._check_same_model(step, arrays, target)
+        plain = self._read(step, arrays, target)
+        state = jax.tree.map(_like, TrainState(**plain), like)
+        return state if self.sharding is None else self.sharding.put_state(state)
+
+    def _params(self, step: int, arrays: dict[str, Any], like: Any) -> Any:
+        of_params = {p: entry for p, entry in arrays.items() if p.startswith("['params']")}
+
+        def saved() -> Any:
+            with _checkpointer(ocp.PyTreeCheckpointHandler) as orbax:
+                found = orbax.metadata(self.path(step) / "state")
+            return getattr(found, "item_metadata", found).tree  # itself in Orbax 0.11
+
+        everything = saved()
+        if like is None:
+            if not all(map(_SIMPLE.fullmatch, of_params)):
+                raise CheckpointError(
+                    f"the parameters in {self.path(step)} are in containers of their own, and not "
+                    "in dicts, tuples and lists alone; give like, parameters of that structure"
+                )
+            leaves, structure = jax.tree.flatten_with_path(in_tuples(everything["params"]))
+            # Orbax has another shape of arrays without elements; see `_storable`.
+            entries = [arrays[f"['params']{jax.tree_util.keystr(path)}"] for path, _ in leaves]
+            shapes = [jax.ShapeDtypeStruct(e["shape"], e["dtype"]) for e in entries]
+            like = jax.tree.unflatten(structure, shapes)
+        like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), like)
+        self._check_same_model(step, of_params, {"params": like})
+        rest = jax.tree.map(lambda _: ocp.PLACEHOLDER, everything | {"params": None})
+        found = self._read(step, arrays, {"params": like}, rest)
+        return jax.tree.map(jax.device_put, found["params"])
+
+    def _read(
+        self, step: int, arrays: dict[str, Any], target: dict[str, Any], rest: Any = None
+    ) -> dict[str, Any]:
+        """The arrays of a target, whose leaves have shapes and types, on every process.
+
+        Args:
+            step: of the checkpoint.
+            arrays: what is known of all of its arrays.
+            target: what is read.
+            rest: with a placeholder for each array that is not.
+        """
         # As arrays of NumPy, over however many devices of whatever kind they were saved from.
         empty = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), target)
         leaves, structure = jax.tree.flatten(empty)
+        # Orbax's handler of placeholders says less of what differs.
+        args: Any = ocp.args.StandardRestore(_storable(empty))
+        handler: Any = ocp.StandardCheckpointHandler
+        if rest is not None:
+            args = ocp.args.PyTreeRestore(item=rest | _storable(empty))
+            handler = ocp.PyTreeCheckpointHandler
 
         def read() -> None:
-            args = ocp.args.StandardRestore(_storable(empty))
             try:
-                with _checkpointer() as orbax:
+                with _checkpointer(handler) as orbax:
                     tree = orbax.restore(self.path(step) / "state", args=args)
             except Exception as error:  # its files are whole: no memory, or a run beside deletes it
                 if not self.path(step).exists():
@@ -342,9 +419,10 @@ class Checkpoints:
                         "saved with the checkpoint"
                     ) from error
                 raise CheckpointError(
-                    f"{self.path(step)} could not be read ({_first_line(error)}), though its files "
+                    f"{self.path(step)} could not be read ({_reason(error)}), though its files "
                     "were whole; free memory, or try again"
                 ) from error
+            tree = {name: tree[name] for name in target}
             tree = jax.tree.map(lambda leaf, e: leaf if e.size else e, tree, empty)
             for path, entry in _describe(tree).items():
                 if entry != arrays[path]:
@@ -352,13 +430,12 @@ class Checkpoints:
             leaves[:] = jax.tree.leaves(tree)
 
         from_first(read)
-        if self.sharding is not None:
+        if jax.process_count() > 1:
             data = bytes_from_first(b"".join(leaf.tobytes() for leaf in leaves))
             ends = np.cumsum([leaf.nbytes for leaf in leaves])[:-1]
             parts = zip(np.split(np.frombuffer(data, np.uint8), ends), leaves, strict=True)
             leaves = [part.view(leaf.dtype).reshape(leaf.shape) for part, leaf in parts]
-        state = jax.tree.map(_like, TrainState(**jax.tree.unflatten(structure, leaves)), like)
-        return state if self.sharding is None else self.sharding.put_state(state)
+        return jax.tree.unflatten(structure, leaves)
 
     def _check_same_model(self, step: int, arrays: dict[str, Any], target: Any) -> None:
         model = {path: f"{x.dtype}{list(x.shape)}" for path, x in _leaves(target).items()}
@@ -380,16 +457,34 @@ class Checkpoints:
             )
 
 
-def _checkpointer() -> ocp.Checkpointer:
+@contextmanager
+def _checkpointer(handler: Any = ocp.StandardCheckpointHandler) -> Iterator[ocp.Checkpointer]:
     """Orbax for one folder; it does not wait for other processes of a run, where there are any."""
-    if jax.process_count() == 1:
-        return ocp.Checkpointer(ocp.StandardCheckpointHandler())
-    index = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(
-        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"of_{index}"
-    )
-    handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
-    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+    more = {}
+    if jax.process_count() > 1:
+        index = jax.process_index()
+        more["multiprocessing_options"] = ocp.options.MultiprocessingOptions(
+            primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"of_{index}"
+        )
+    # What its threads raise it logs at length too; it is raised here, as a sentence.
+    log = logging.getLogger("absl")
+    before, log.disabled = log.disabled, True
+    try:
+        with ocp.Checkpointer(handler(**more), **more) as orbax:
+            yield orbax
+    finally:
+        log.disabled = before
+
+
+# What `jax.tree_util.keystr` makes of keys and indices, and not of fields.
+_SIMPLE = re.compile(r"""(\[('[^'\\]*'|"[^"\\]*"|\d+)\])*""")
+
+
+def in_tuples(tree: Any) -> Any:
+    """The tree with tuples in the place of lists: neither Orbax nor JSON tells them apart."""
+    if isinstance(tree, dict):
+        return {name: in_tuples(each) for name, each in tree.items()}
+    return tuple(map(in_tuples, tree)) if isinstance(tree, list) else tree
 
 
 def _as_plain(state: TrainState) -> dict[str, Any]:
@@ -456,5 +551,7 @@ def _to_disk(*paths: Path) -> None:
             os.close(descriptor)
 
 
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
+def _reason(error: Exception) -> str:
+    """An error in one line; of a long one its end, where the system's own words stand."""
+    line = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return line if len(line) <= 200 else f"... {line[-200:]}"

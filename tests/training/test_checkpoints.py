@@ -1,6 +1,7 @@
 import dataclasses
 import errno
 import json
+import logging
 import os
 import random
 import shutil
@@ -15,7 +16,7 @@ import pytest
 
 import rnnjax
 from rnnjax import CheckpointError, InvalidInputError, RnnjaxError
-from rnnjax.training import Checkpoints, TrainState
+from rnnjax.training import Checkpoints, Silent, TrainState, fit, load_params, save_params
 from rnnjax.training.files import read_sealed, write_sealed
 
 ADAM = optax.adam(1e-3)
@@ -391,3 +392,134 @@ def test_a_reader_takes_the_next_where_a_run_deletes_one(checkpoints, monkeypatc
 def test_at_least_one_is_kept(tmp_path, keep_last):
     with pytest.raises(InvalidInputError, match=f"keep_last must be a positive .* is {keep_last}"):
         Checkpoints(tmp_path, keep_last=keep_last)
+
+
+def test_a_checkpoint_knows_its_own_step(checkpoints):
+    """A folder that a backup renamed, or copied, is not taken for another step."""
+    for step in (1, 2):
+        checkpoints.save(state_at(step), {})
+    shutil.copytree(checkpoints.path(2), checkpoints.path(7))
+    with pytest.warns(UserWarning, match=r"7 is damaged \(it is that of step 2, renamed\)"):
+        assert checkpoints.latest().step == 2
+    checkpoints.path(1).rename(checkpoints.path(3))
+    with pytest.raises(CheckpointError, match=r"that of step 1, renamed"):
+        checkpoints.at(3)
+    # The run comes to those steps, and saves them.
+    for step in (3, 7):
+        shutil.rmtree(checkpoints.path(step), ignore_errors=True)
+        checkpoints.save(state_at(step), {})
+    assert checkpoints.latest().step == 7
+
+
+def test_what_is_no_state_is_told(checkpoints):
+    state = state_at(1)
+    with pytest.raises(InvalidInputError, match=r"state must be a TrainState, .* is a tuple of 2"):
+        checkpoints.save(state.params, {})
+    for loss in ("low", [1.0]):
+        with pytest.raises(InvalidInputError, match="loss must be a number"):
+            checkpoints.save(state, {}, loss=loss)
+    checkpoints.save(state, {}, loss=np.float32(0.5))
+    assert checkpoints.best().loss == 0.5
+    with pytest.raises(InvalidInputError, match=r"like must be a TrainState .*params reads"):
+        checkpoints.latest().restore(state.params)
+
+
+def test_a_full_disk_is_told_in_one_sentence_and_orbax_is_quiet(checkpoints, caplog, monkeypatch):
+    from rnnjax.training import checkpoints as module
+
+    def full(self, path, *, args):
+        logging.getLogger("absl").error("a traceback of a hundred lines")
+        raise ValueError(
+            f'RESOURCE_EXHAUSTED: Error writing "{"x" * 300}": No space left on device'
+        )
+
+    monkeypatch.setattr(module.ocp.Checkpointer, "save", full)
+    with pytest.raises(CheckpointError, match=r"No space left on device\); the checkpoints before"):
+        checkpoints.save(state_at(1), {})
+    assert not caplog.records
+
+
+def test_parameters_alone_come_back_in_dicts_and_tuples(checkpoints):
+    params = {
+        "stack": STACK.init(jax.random.key(0), 2),
+        "list": [jnp.ones(2), {"a.b": np.ones((0, 3), np.int8)}],
+        "empty": {}, "0": jnp.ones(3, jnp.bfloat16), "nothing": (),
+    }  # fmt: skip
+    state = TrainState.create(params, ADAM, key=jax.random.key(1), carry=STACK.initial_carry((2,)))
+    checkpoints.save(state, {})
+    saved = checkpoints.latest()
+    assert_same(saved.params(), params | {"list": tuple(params["list"])})
+    assert_same(saved.params(jax.eval_shape(lambda: params)), params)
+    with pytest.raises(CheckpointError, match=r"belongs to another model: .*'extra'.* no such arr"):
+        saved.params(params | {"extra": jnp.ones(1)})
+
+
+def test_parameters_in_containers_of_their_own_need_like(checkpoints):
+    params = STACK.initial_carry((2,))  # any pytree
+    checkpoints.save(TrainState.create(params, ADAM, key=jax.random.key(1)), {})
+    with pytest.raises(CheckpointError, match=r"in containers of their own.*give like"):
+        checkpoints.latest().params()
+    assert_same(checkpoints.latest().params(params), params)
+
+
+PARAMS = {"cell": {"kernel": np.arange(6.0, dtype=np.float32).reshape(2, 3).T, "none": None},
+          "layers": (np.float32(2.0), np.zeros((0, 2), np.int8))}  # fmt: skip
+
+
+def test_parameters_in_one_file(tmp_path):
+    safetensors = pytest.importorskip("safetensors.numpy")
+    path = tmp_path / "net.safetensors"
+    params = jax.tree.map(jnp.asarray, PARAMS | {"half": jnp.ones(2, jnp.bfloat16), "empty": {}})
+    save_params(path, params)
+    assert_same(load_params(path), params)
+    assert_same(load_params(path, jax.eval_shape(lambda: params)), params)
+    save_params(path, {"a": [np.ones(2, np.float32)], "carry": STACK.initial_carry((2,))})
+    with pytest.raises(CheckpointError, match="does not say how its arrays are nested; give like"):
+        load_params(path)
+    with pytest.raises(CheckpointError, match=r"a\.0 should be float32\[3\], but is float32\[2"):
+        load_params(path, {"a": [np.ones(3, np.float32)]})
+    save_params(path, PARAMS)
+    assert set(safetensors.load_file(path)) == {"cell.kernel", "layers.0", "layers.1"}
+    with pytest.raises(InvalidInputError, match=r"two arrays of params have the path a.b"):
+        save_params(path, {"a.b": np.ones(1), "a": {"b": np.ones(1)}})
+    for leaf in (jax.random.key(0), np.array(["a"])):
+        with pytest.raises(InvalidInputError, match="must be arrays of numbers, but w is"):
+            save_params(path, {"w": leaf})
+    with pytest.raises(InvalidInputError, match="is a file, and has no step 3"):
+        load_params(path, step=3)
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(CheckpointError, match=r"net.safetensors: it "):
+        load_params(path)
+
+
+def test_the_parameters_of_a_run(tmp_path):
+    def loss_fn(params, batch, key):
+        return ((params["w"] - batch) ** 2).sum()
+
+    with pytest.raises(CheckpointError, match="there is no checkpoint in"):
+        load_params(tmp_path)
+    losses = [2.0, 1.0, 3.0]
+    seen = []
+
+    def evaluate(params):
+        seen.append(np.asarray(params["w"]))
+        return {"validation_loss": losses[len(seen) - 1]}
+
+    result = fit(loss_fn, {"w": jnp.zeros(2)}, ADAM, np.ones((2, 2)), 3, key=jax.random.key(0),
+                 run_dir=tmp_path / "run", evaluate=evaluate, progress=Silent())  # fmt: skip
+    files = sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("*"))
+    for step, expected in (("best", 1), ("last", 2), (2, 0)):
+        np.testing.assert_array_equal(load_params(tmp_path / "run", step=step)["w"], seen[expected])
+    np.testing.assert_array_equal(load_params(tmp_path / "run")["w"], result.params["w"])
+    # The folder of the checkpoints will do, and abstract parameters.
+    like = jax.eval_shape(lambda: {"w": jnp.zeros(2)})
+    np.testing.assert_array_equal(
+        load_params(tmp_path / "run" / "checkpoints", like)["w"], result.params["w"]
+    )
+    assert sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("*")) == files
+    with pytest.raises(CheckpointError, match="no checkpoint of step 5"):
+        load_params(tmp_path / "run", step=5)
+    with pytest.raises(InvalidInputError, match='step must be "best", "last" or a whole number'):
+        load_params(tmp_path / "run", step="newest")
+    with pytest.raises(CheckpointError, match="there is no checkpoint in"):
+        load_params(tmp_path / "elsewhere")

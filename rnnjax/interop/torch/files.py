@@ -71,7 +71,15 @@ def read_arrays(content: bytes) -> dict[str, np.ndarray]:
     return arrays
 
 
-def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
+def read_metadata(content: bytes) -> dict[str, str]:
+    """The metadata of a ``.safetensors`` file, whose arrays were read."""
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")].decode())
+    return header.get("__metadata__", {})
+
+
+def write_arrays(
+    path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], metadata: Any = None
+) -> None:
     """Write named arrays; a file of that name is replaced, and only by a whole one."""
     _check_path(path)
     path = Path(path)
@@ -82,7 +90,7 @@ def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray])
     package("safetensors", "files in .safetensors", "safetensors")
     from safetensors.numpy import save
 
-    write_whole(path, save(dict(arrays), {"format": "pt"}))
+    write_whole(path, save(dict(arrays), {"format": "pt", **(metadata or {})}))
 
 
 def _check_path(path: Any) -> None:

@@ -1,0 +1,153 @@
+"""Trained parameters, out of a run's folder or a file of their own."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from rnnjax.cells.arguments import is_integer
+from rnnjax.errors import CheckpointError, InteropError, InvalidInputError
+from rnnjax.training.checkpoints import Checkpoints, in_tuples
+from rnnjax.training.processes import bytes_from_first, from_first
+
+_TREE = "rnnjax.tree"  # the entry of a file's metadata that holds the structure
+
+
+def load_params(
+    path: str | os.PathLike[str], like: Any = None, *, step: int | Literal["best", "last"] = "best"
+) -> Any:
+    """Read the parameters that a run of `fit` learned, or that `save_params` wrote.
+
+    Neither the optimiser nor the loss is needed, and nothing is written: a run that still trains
+    is left alone.
+
+    Args:
+        path: the ``run_dir`` of `fit`, a folder of `Checkpoints`, or a ``.safetensors`` file.
+        like: parameters of the same structure, perhaps abstract (``jax.eval_shape``). Left out, the
+            parameters come back in dicts and tuples, where lists were saved too.
+        step: of the checkpoint: "best" is that with the lowest validation loss, or the last where
+            none was measured; "last"; or the number of one.
+
+    Returns:
+        the parameters, on one device.
+
+    Raises:
+        CheckpointError: there is no such run or checkpoint, it is damaged, or the parameters are
+            not like ``like``.
+        InvalidInputError: ``step`` is none of these, or came with a file.
+
+    >>> import tempfile, optax
+    >>> from rnnjax.training import Silent, fit
+    >>> run = tempfile.mkdtemp()
+    >>> result = fit(
+    ...     lambda params, batch, key: ((params["w"] - batch) ** 2).sum(), {"w": np.zeros(2)},
+    ...     optax.sgd(0.1), np.ones((5, 2)), 3, key=jax.random.key(0), run_dir=run,
+    ...     progress=Silent())
+    >>> params = load_params(run)
+    >>> bool((params["w"] == result.params["w"]).all())
+    True
+    """
+    if step not in ("best", "last") and not is_integer(step):
+        raise InvalidInputError(f'step must be "best", "last" or a whole number, but is {step!r}')
+    path = Path(path)
+    if not from_first(path.is_file):
+        below = path / "checkpoints"
+        checkpoints = Checkpoints(below if from_first(below.is_dir) else path, read_only=True)
+        if step == "best":
+            return checkpoints.best().params(like)
+        saved = checkpoints.latest() if step == "last" else checkpoints.at(step)
+        if saved is None:
+            raise CheckpointError(f"there is no checkpoint in {path}; train first")
+        return saved.params(like)
+    if step != "best":
+        raise InvalidInputError(f"{path} is a file, and has no step {step!r}; leave step out")
+    return _from_file(path, like)
+
+
+def save_params(path: str | os.PathLike[str], params: Any) -> None:
+    """Write parameters to one ``.safetensors`` file, which `load_params` reads.
+
+    Args:
+        path: of the file. One that is there is replaced, in one move.
+        params: a pytree of arrays. Each array is stored by its path: ``cell.kernel``.
+
+    Raises:
+        InteropError: the file cannot be written, or the package safetensors is missing.
+        InvalidInputError: the name of the file does not end in ``.safetensors``, two paths are
+            spelled alike, or a leaf is no array of numbers.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp(), "cell.safetensors")
+    >>> save_params(path, {"cell": {"kernel": np.ones((3, 8))}, "layers": (np.ones(1),)})
+    >>> jax.tree.map(np.shape, load_params(path))
+    {'cell': {'kernel': (3, 8)}, 'layers': ((1,),)}
+    """
+    from rnnjax.interop.torch.files import write_arrays
+
+    leaves, structure = jax.tree.flatten_with_path(params)
+    arrays: dict[str, np.ndarray] = {}
+    for keys, leaf in leaves:
+        name = _name(keys)
+        dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+        if jax.numpy.issubdtype(dtype, jax.dtypes.prng_key) or dtype.kind in "OSTU":
+            raise InvalidInputError(f"params must be arrays of numbers, but {name} is {dtype}")
+        if name in arrays:
+            raise InvalidInputError(f"two arrays of params have the path {name}; rename a key")
+        arrays[name] = np.asarray(leaf, order="C")
+    names = jax.tree.unflatten(structure, arrays)
+    metadata = {_TREE: json.dumps(names)} if _is_plain(names) else {}
+    from_first(lambda: write_arrays(path, arrays, metadata))
+
+
+def _from_file(path: Path, like: Any) -> Any:
+    from rnnjax.interop.torch.files import read_arrays, read_metadata
+
+    content = b""
+
+    def read() -> None:
+        nonlocal content
+        content = path.read_bytes()
+
+    from_first(read)
+    content = bytes_from_first(content)
+    try:
+        arrays = read_arrays(content)
+        tree = read_metadata(content).get(_TREE)
+    except InteropError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    if like is None:
+        if tree is None:
+            raise CheckpointError(
+                f"{path} does not say how its arrays are nested; give like, parameters of that "
+                "structure"
+            )
+        return jax.tree.map(lambda name: jax.device_put(arrays[name]), in_tuples(json.loads(tree)))
+    leaves, structure = jax.tree.flatten_with_path(like)
+    wanted = {_name(keys): f"{leaf.dtype}{list(leaf.shape)}" for keys, leaf in leaves}
+    found = {name: f"{array.dtype}{list(array.shape)}" for name, array in arrays.items()}
+    for name in sorted(wanted | found):
+        if wanted.get(name) != found.get(name):
+            raise CheckpointError(
+                f"{path} holds other parameters: {name} should be {wanted.get(name, 'no array')}, "
+                f"but is {found.get(name, 'no array')}; give like what was saved"
+            )
+    return jax.tree.unflatten(structure, [jax.device_put(arrays[name]) for name in wanted])
+
+
+def _name(keys: Any) -> str:
+    return jax.tree_util.keystr(keys, simple=True, separator=".")
+
+
+def _is_plain(tree: Any) -> bool:
+    """Whether JSON can hold the tree: dicts by strings, lists, tuples, None and texts."""
+    if isinstance(tree, Mapping):
+        return type(tree) is dict and all(
+            isinstance(key, str) and _is_plain(each) for key, each in tree.items()
+        )
+    if type(tree) in (tuple, list):
+        return all(map(_is_plain, tree))
+    return tree is None or isinstance(tree, str)
