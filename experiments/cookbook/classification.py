@@ -157,7 +157,7 @@ def learn(config: Config, task: Task, name: str) -> np.ndarray:
         lambda p, rows, key: losses(p, rows, jax.random.split(key, config.seeds)).sum(),
         jax.vmap(lambda key: init(name, task, key))(keys[1:]),
         optax.adam(optax.linear_schedule(learning_rate, 0, steps)),
-        minibatches(task.train, batch_size, seed=config.seed), epochs,
+        minibatches(task.train, batch_size, axis=0, seed=config.seed), epochs,
         evaluate=lambda p: {"validation_loss": (classes(p, task.held_out) != held_out).mean()},
         key=keys[0], progress=Silent(),
     )  # fmt: skip

@@ -8,7 +8,7 @@ import numpy as np
 
 from rnnjax.cells.arguments import is_integer
 from rnnjax.errors import InvalidInputError
-from rnnjax.training.sharding import Sharding, cores_for
+from rnnjax.training.sharding import Sharding, axis_of_each, cores_for
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -19,60 +19,80 @@ class Minibatches:
         arrays: a pytree of arrays.
         batch_size: rows of a batch.
         seed: of the orders.
-        axis: that of the rows, in ``arrays`` and in a batch.
+        axis: that of the rows in each leaf of ``arrays``, and of a batch: a tree like ``arrays``.
     """
 
     arrays: Any
     batch_size: int
     seed: int
-    axis: int
+    axis: Any
 
     def over_cores(self, params: Any) -> Sharding | None:
         """How batches lie over the cores of the CPU; None where dividing them does not pay."""
         cores = cores_for(params, self.batch_size)
-        return None if cores == 1 else Sharding.over(cores, rows_axis=1 + self.axis)
+        axes = jax.tree.map(lambda axis: 1 + axis, self.axis)
+        return None if cores == 1 else Sharding.over(cores, rows_axis=axes)
 
     def __call__(self, epoch: int) -> Any:
         """The batches of an epoch: each leaf with a first axis of steps."""
-        axis, size = self.axis, self.batch_size
-        rows = np.shape(jax.tree.leaves(self.arrays)[0])[axis]
+        leaves, axes = jax.tree.leaves(self.arrays), jax.tree.leaves(self.axis)
+        rows, size = np.shape(leaves[0])[axes[0]], self.batch_size
         order = np.random.default_rng((self.seed, epoch)).permutation(rows)
         order = order[: rows // size * size].reshape(-1, size)
-        return jax.tree.map(
-            lambda x: np.moveaxis(np.take(np.asarray(x), order, axis), axis, 0), self.arrays
-        )
+
+        def cut(leaf: Any, axis: int) -> Any:
+            return np.moveaxis(np.take(np.asarray(leaf), order, axis), axis, 0)
+
+        return jax.tree.map(cut, self.arrays, self.axis)
 
 
-def minibatches(arrays: Any, batch_size: int, *, seed: int = 0, axis: int = 0) -> Minibatches:
+def minibatches(arrays: Any, batch_size: int, *, axis: Any, seed: int = 0) -> Minibatches:
     """The rows of arrays in a new order every epoch, in batches, for `fit`.
+
+    The axis of the rows has to be said, because nothing tells it from that of time: one is drawn
+    in a new order, the other must not be.
 
     Args:
         arrays: a pytree of arrays with as many rows.
         batch_size: rows of a batch; those left over of an epoch are left out, others each time.
+        axis: that of the rows: 1 for ``(time, rows, ...)``, as `rnnjax.unroll` takes it, 0 for
+            ``(rows, ...)``, as lengths and labels are. One number for all leaves, or a tree prefix
+            of ``arrays``, as ``in_axes`` of `jax.vmap`: ``{"xs": 1, "lengths": 0}``.
         seed: of the orders.
-        axis: that of the rows: 1 for arrays with time first.
 
     Returns:
-        a function from the number of an epoch to the tree, each leaf with a first axis of steps.
+        a function from the number of an epoch to the tree, each leaf with a first axis of steps:
+        ``(steps, time, rows, ...)`` and ``(steps, rows, ...)``.
 
     Raises:
-        InvalidInputError: the arrays differ in their rows, or have too few.
+        InvalidInputError: the arrays differ in their rows, or have too few; ``axis`` does not fit.
 
-    >>> batches = minibatches({"xs": np.arange(12).reshape(2, 6)}, 3, axis=1)
-    >>> batches(0)["xs"].shape, sorted(batches(1)["xs"][:, 0].ravel().tolist())
-    ((2, 2, 3), [0, 1, 2, 3, 4, 5])
+    What `rnnjax.pad` returns, as it is and with a label for each row:
+
+    >>> import rnnjax
+    >>> padded = rnnjax.pad([np.ones((5, 2)), np.ones((3, 2)), np.ones((4, 2))])
+    >>> jax.tree.map(np.shape, minibatches(padded, 3, axis=(1, 0))(0))
+    Padded(xs=(1, 8, 3, 2), lengths=(1, 3))
+    >>> data = {"xs": padded.xs, "lengths": padded.lengths, "labels": np.array([1, 0, 1])}
+    >>> batches = minibatches(data, 3, axis={"xs": 1, "lengths": 0, "labels": 0})
+    >>> jax.tree.map(np.shape, batches(0))
+    {'labels': (1, 3), 'lengths': (1, 3), 'xs': (1, 8, 3, 2)}
     """
-    for name, value, least in (("batch_size", batch_size, 1), ("axis", axis, 0), ("seed", seed, 0)):
+    for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0)):
         if not is_integer(value) or value < least:
             raise InvalidInputError(
                 f"{name} must be a whole number from {least} up, but is {value!r}; pass {least} or "
                 "more"
             )
-    leaves = jax.tree.leaves(arrays)
-    rows = sorted({np.shape(leaf)[axis] if np.ndim(leaf) > axis else 0 for leaf in leaves})
-    if len(rows) != 1 or batch_size > rows[0]:
+    axes = axis_of_each("axis", axis, arrays)
+    leaves, of_leaves = jax.tree.leaves(arrays), jax.tree.leaves(axes)
+    shapes = [np.shape(leaf) for leaf in leaves]
+    rows = {(*shape[axis:], 0)[0] for shape, axis in zip(shapes, of_leaves, strict=True)}
+    if len(rows) != 1 or batch_size > min(rows):
         raise InvalidInputError(
-            f"arrays must have the same number of rows along axis {axis}, at least a batch of "
-            f"{batch_size}, but have {rows}; give all the same number, or make the batch smaller"
+            f"arrays must have the same number of rows along axis, at least a batch of "
+            f"{batch_size}, but have the shapes {shapes} and {sorted(rows)} along {of_leaves}; say "
+            'where rows stand in each of them, as axis={"xs": 1, "labels": 0}, or make the batch '
+            "smaller"
         )
-    return Minibatches(arrays, batch_size, seed, axis)
+    return Minibatches(arrays, batch_size, seed, axes)

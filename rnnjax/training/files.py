@@ -3,6 +3,7 @@
 import datetime
 import hashlib
 import json
+import math
 import os
 import sys
 import threading
@@ -109,14 +110,32 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write JSON for people and programs, in one move."""
-    write_whole(path, (json.dumps(value, indent=2, default=str) + "\n").encode())
+    """Write JSON for people and programs, in one move; NaN and infinity become null."""
+    text = json.dumps(finite_or_none(value), indent=2, default=str, allow_nan=False)
+    write_whole(path, (text + "\n").encode())
+
+
+def finite_or_none(value: Any) -> Any:
+    """The value with None in the place of NaN and infinity, which JSON does not have (RFC 8259).
+
+    >>> finite_or_none({"loss": math.nan, "each": [1.0, math.inf]})
+    {'loss': None, 'each': [1.0, None]}
+    """
+    if isinstance(value, Mapping):
+        return {name: finite_or_none(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_or_none(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
-    """Write JSON with a checksum, which `read_sealed` compares, in one move."""
+    """Write JSON with a checksum, which `read_sealed` compares, in one move.
+
+    NaN and infinity are written as Python spells them, because `read_sealed` returns them again.
+    """
     plain = as_json("what is saved with a run", value)
-    write_json(path, {"sha256": _digest(plain), "value": plain})
+    sealed = {"sha256": _digest(plain), "value": plain}
+    write_whole(path, (json.dumps(sealed, indent=2) + "\n").encode())
 
 
 def as_json(name: str, value: Mapping[str, Any], *, finite: bool = False) -> dict[str, Any]:
@@ -177,8 +196,14 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, indent=1).encode()).hexdigest()
 
 
+def _line(entry: Mapping[str, Any]) -> str:
+    return json.dumps(finite_or_none(entry), allow_nan=False) + "\n"
+
+
 class Records:
     """An append-only file with one JSON object a line, each with an increasing ``step``.
+
+    NaN and infinity are written as null, so that any reader of JSON takes the file.
 
     A run that is killed may have recorded steps after its last checkpoint, or half a line, which
     `drop_after` takes back. Only people and plots read it: what a run needs is in its checkpoints.
@@ -197,7 +222,7 @@ class Records:
     def append(self, entries: Iterable[Mapping[str, Any]]) -> None:
         """Add entries at the end."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(entry) + "\n" for entry in entries)
+            file.writelines(map(_line, entries))
 
     def read(self) -> list[dict[str, Any]]:
         """All whole entries with a step, in order; other lines are left out."""
@@ -213,7 +238,7 @@ class Records:
 
     def write(self, entries: Iterable[Mapping[str, Any]]) -> None:
         """Replace the file in one move."""
-        write_whole(self.path, "".join(json.dumps(entry) + "\n" for entry in entries).encode())
+        write_whole(self.path, "".join(map(_line, entries)).encode())
 
     def drop_after(self, step: int) -> None:
         """Keep the entries up to ``step`` alone; replaces the file in one move."""

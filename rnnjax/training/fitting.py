@@ -6,9 +6,10 @@ import functools
 import inspect
 import math
 import os
+import signal
 import time
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,14 +18,30 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rnnjax.cells.arguments import check_instance, is_integer
+from rnnjax.cells.arguments import brief, check_instance, is_integer
 from rnnjax.errors import CheckpointError, InvalidInputError, NonFiniteError
+from rnnjax.training.batches import Minibatches
 from rnnjax.training.checkpoints import Checkpoints
-from rnnjax.training.files import Records, as_json, locked, write_json
-from rnnjax.training.processes import StopRequest, agreed_signal, from_first, is_first, together
-from rnnjax.training.progress import Progress, Silent
+from rnnjax.training.files import Records, as_json, finite_or_none, locked, write_json
+from rnnjax.training.identity import PARTS, differing, identity
+from rnnjax.training.processes import (
+    StopRequest,
+    agreed_signal,
+    ending_with_peers,
+    from_first,
+    is_first,
+    require_alike,
+    together,
+)
+from rnnjax.training.progress import Progress, Silent, alert
 from rnnjax.training.sharding import Sharding
-from rnnjax.training.step import TrainState, TrainSteps, make_train_steps
+from rnnjax.training.step import (
+    TrainState,
+    TrainSteps,
+    check_optimizer,
+    check_params,
+    make_train_steps,
+)
 
 # A dispatch is to take so long: Python's own part of one, half a millisecond, is then nothing, and
 # a signal is answered before anyone wonders.
@@ -43,12 +60,13 @@ class Fit:
 
     Attributes:
         params: those with the lowest validation loss; the last where there is none, or where a
-            signal stopped the run.
+            signal stopped the run early.
         state: the last state, from which the run would go on.
         history: an entry for each epoch: ``step``, ``epoch``, the means of the loss and the other
             metrics over its steps, what ``evaluate`` measured, ``steps_per_second``.
         best: the entry with the lowest validation loss, or else the last; None before there is one.
-        stopped_by: the number of the signal that stopped the run early, or None.
+        stopped_by: the number of the signal that came, or None. The run is finished if ``state``
+            is that after the last step.
     """
 
     params: Any
@@ -79,22 +97,28 @@ def fit(
     steps_per_dispatch: int | None = None,
     sharding: Sharding | Literal["cores"] | None = None,
     progress: Progress | None = None,
+    on_signal: Literal["raise", "return"] = "raise",
 ) -> Fit:
     """Train for some epochs, and return the best parameters.
 
-    With ``run_dir`` the run is kept there, and the same call goes on where it was, after whatever
+    With ``run_dir`` the run is saved there, and the same call goes on where it was, after whatever
     ended it: bit for bit as if it had never stopped, because the order of the data depends on the
-    epoch alone, the keys on the step alone, and every dispatch runs the same program. SIGTERM,
-    SIGHUP and Ctrl-C finish the step in progress and save it. The folder holds ``checkpoints/``
-    (see `Checkpoints`), the metrics of every step (``steps.jsonl``), the history
-    (``epochs.jsonl``), and at the end the best and the last epoch (``result.json``).
+    epoch alone, the keys on the step alone, and every dispatch runs the same program. Another call
+    is refused: another loss, optimiser, key, carry or ``config``, other parameters or data. The
+    folder holds ``checkpoints/`` (see `Checkpoints`), the metrics of every step
+    (``steps.jsonl``), the history (``epochs.jsonl``), and at the end the best and the last epoch
+    (``result.json``). `load_params` reads the parameters.
+
+    SIGTERM, SIGHUP and Ctrl-C finish the step in progress and save it; a line on the standard error
+    says where. The signal then does what it would have done: it ends the program. Without
+    ``run_dir`` it does so at once.
 
     Args:
         loss_fn: ``(params, batch, key) -> loss``; with ``carry`` a `LossFunction`, which also takes
             and returns the recurrent state that the next batch continues, and metrics. A metric
             ``weight`` weighs the steps in an epoch's means.
         params: the initial parameters, any pytree. They are copied.
-        optimizer: an optax optimiser, with its schedule and clipping.
+        optimizer: an optax optimiser, with its schedule and clipping; see `make_train_steps`.
         batches: a dict, or another pytree but a list, whose leaves have a first axis of steps, the
             batches of every epoch; or a function from the number of an epoch, from 0, to such a
             tree (see `minibatches`).
@@ -109,7 +133,9 @@ def fit(
             the next step: copy what is to be kept.
         run_dir: the folder of the run, made if it is not there; left out, nothing is written.
         config: options to be saved with the run, as JSON. A run that goes on must have the same.
-        free: the names in ``config`` that may then differ.
+        free: the names in ``config`` that may then differ, and of "key", "params", "carry",
+            "batches", "loss" and "optimizer" the parts that may: "optimizer", say, to go on with a
+            smaller learning rate.
         checkpoint_every: epochs between checkpoints; one is also written at each better validation
             loss, at the end, and where a signal stops the run.
         keep_last: how many checkpoints are kept, besides the best.
@@ -124,11 +150,15 @@ def fit(
             "cores": `Minibatches` are divided over the cores of the CPU, if `use_cores` has made
             them devices and `cores_for` says that it pays. Left out, one device is used.
         progress: what the run shows; left out, a `Progress`.
+        on_signal: "return" returns the state at a signal, with ``stopped_by``, instead of raising
+            the signal again.
 
     Raises:
         NonFiniteError: the loss or the gradient became NaN or infinite; names the step and the last
             good checkpoint.
         CheckpointError: the run in ``run_dir`` is another one, or another process writes there.
+        KeyboardInterrupt: Ctrl-C, once its step is saved.
+        RnnjaxError: another process of the run ended, or failed.
         InvalidInputError: an argument is out of its range, or epochs differ in their steps.
 
     A line, learned:
@@ -162,6 +192,10 @@ def fit(
             f"patience {patience} waits for a better validation loss, but there is no evaluate to "
             "measure it; give one, or leave patience out"
         )
+    if on_signal not in ("raise", "return"):
+        raise InvalidInputError(f'on_signal must be "raise" or "return", but is {on_signal!r}')
+    if progress is not None:
+        check_instance("progress", progress, Progress, "a Progress, such as Silent(), or None")
     _check_takes(loss_fn, ("params", "batch", "key") if carry is None else _WITH_CARRY)
     if sharding == "cores":
         # Only batches that say which rows they have, as `Minibatches` do, can be divided.
@@ -170,71 +204,87 @@ def fit(
         check_instance("sharding", sharding, Sharding, 'a Sharding, "cores", or None')
     if carry is None:
         loss_fn, carry = functools.partial(_without_carry, loss_fn), ()
-    train_steps = make_train_steps(loss_fn, optimizer, sharding, skip_nonfinite=skip_nonfinite > 0)
-    whole = sharding.whole if sharding else lambda tree: tree
-    # Copies, because the state is donated.
-    params, key, carry = jax.tree.map(jnp.array, (params, key, carry))
+    check_optimizer(optimizer)
+    check_params(params)
     state = TrainState.create(params, optimizer, key=key, carry=carry)
-    state = state if sharding is None else sharding.put_state(state)
+    train_steps = make_train_steps(loss_fn, optimizer, sharding, skip_nonfinite=skip_nonfinite > 0)
     shown = (progress or Progress()) if is_first() else Silent()
-    with contextlib.ExitStack() as stack:
-        stack.callback(shown.close)
-        run = _Run(train_steps, sharding, shown, skip_nonfinite, steps_per_dispatch)
-        if run_dir is not None:
-            run.open(Path(run_dir), dict(config or {}), keep_last, stack)
-            state = run.restore(state, free)
-            stack.enter_context(run.stop)
-        done, best, data, history = int(state.step), None, None, run.history
-        read = batches if callable(batches) else lambda _: batches
-        if not run.steps:
-            data = read(0)
-            run.steps = _length(data)
-        steps, total = run.steps, epochs * run.steps
-        shown.start(done, total)
-        if done:
-            shown.say(f"going on from step {done} of {total}")
-        if done > total:
-            warnings.warn(
-                f"the run in {run.folder} has done {done} steps, more than the {total} of {epochs} "
-                "epochs, and what comes of it is that of all; for another give another folder",
-                stacklevel=2,
-            )
-        while done < total and not _stale(history, patience):
-            epoch, first = divmod(done, steps)
-            shown.doing("reading")
-            if data is None or epoch:
-                data = read(epoch)
-            if _length(data) != steps:
-                raise InvalidInputError(
-                    f"every epoch must have as many steps as the first, {steps}, but epoch "
-                    f"{epoch + 1} has {_length(data)}; drop, or fill up, what is left over"
-                )
-            if first == 0 and not (keep_carry and done):
-                # Another copy, because the next epoch begins from it again.
-                fresh = jax.tree.map(jnp.array, carry)
-                fresh = fresh if sharding is None else sharding.put_carry(fresh)
-                state = dataclasses.replace(state, carry=fresh)
-            data = jax.device_put(data) if sharding is None else sharding.put_batches(data)
-            state, signal = run.train(state, data, epoch)
-            done = int(state.step)
-            # The parameters alone: the optimiser's state may not fit one device.
-            params = whole(state.params)
-            if done < (epoch + 1) * steps:
-                run.save(state)
-                return run.fit(params, state, _best(history), signal)
-            measured = {} if evaluate is None else run.validate(evaluate, params)
-            better = run.end_epoch(dataclasses.replace(state, params=params), epoch, measured)
-            if better and not run.kept:
-                best = jax.tree.map(jnp.array, params)
-            finished = epoch + 1 == epochs or _stale(history, patience)
-            signal = agreed_signal(run.stop.signal)
-            if finished or better or signal or (epoch + 1) % checkpoint_every == 0:
-                run.save(state, measured.get("validation_loss"))
-            if signal and not finished:
-                return run.fit(params, state, _best(history), signal)
-        chosen, entry_of_best = run.finish(state, evaluate is not None)
-        params = whole(chosen.params) if best is None else best
-        return run.fit(params, state, entry_of_best)
+    run = _Run(train_steps, batches, epochs, sharding, shown, skip_nonfinite, steps_per_dispatch)
+    try:
+        with ending_with_peers(), contextlib.ExitStack() as stack:
+            stack.callback(shown.close)
+            require_alike({"epochs": epochs, "whether there is a run_dir": run_dir is not None})
+            if run_dir is not None:
+                run.open(Path(run_dir), dict(config or {}), keep_last, stack)
+                run.identity = identity(loss_fn, optimizer, state, run.first_batch())
+            state = state if sharding is None else sharding.put_state(state)
+            if run_dir is not None:
+                state = run.restore(state, free)
+                stack.enter_context(run.stop)
+            result = _train(run, state, carry, keep_carry, evaluate, checkpoint_every, patience)
+    except KeyboardInterrupt:
+        run.say_interrupted()
+        raise
+    if result.stopped_by is not None:
+        run.say_stopped(result.stopped_by, int(result.state.step))
+        if on_signal == "raise":
+            signal.raise_signal(result.stopped_by)
+    return result
+
+
+def _train(
+    run: "_Run",
+    state: TrainState,
+    carry: Any,
+    keep_carry: bool,
+    evaluate: Callable[[Any], Mapping[str, Any]] | None,
+    checkpoint_every: int,
+    patience: int,
+) -> Fit:
+    """The epochs of a run that are still to do."""
+    sharding, history = run.sharding, run.history
+    whole = sharding.whole if sharding else lambda tree: tree
+    done = run.done = int(state.step)
+    best = None
+    if not run.steps:
+        run.read(0)
+    steps, total = run.steps, run.epochs * run.steps
+    run.shown.start(done, total)
+    if done:
+        run.shown.say(f"going on from step {done} of {total}")
+    if done > total:
+        warnings.warn(
+            f"the run in {run.folder} has done {done} steps, more than the {total} of {run.epochs} "
+            "epochs, and what comes of it is that of all; for another give another folder",
+            stacklevel=3,
+        )
+    while done < total and not _stale(history, patience):
+        epoch, first = divmod(done, steps)
+        if first == 0 and not (keep_carry and done):
+            # A copy, because the state is donated, and the next epoch begins from it again.
+            fresh = jax.tree.map(jnp.array, carry)
+            fresh = fresh if sharding is None else sharding.put_carry(fresh)
+            state = dataclasses.replace(state, carry=fresh)
+        state, stopped_by = run.train(state, run.on_devices(epoch), epoch)
+        done = int(state.step)
+        # The parameters alone: the optimiser's state may not fit one device.
+        params = whole(state.params)
+        if done < (epoch + 1) * steps:
+            run.save(state)
+            return run.fit(params, state, _best(history), stopped_by)
+        measured = {} if evaluate is None else run.validate(evaluate, params)
+        better = run.end_epoch(dataclasses.replace(state, params=params), epoch, measured)
+        if better and not run.in_folder:
+            best = jax.tree.map(jnp.array, params)
+        finished = epoch + 1 == run.epochs or _stale(history, patience)
+        stopped_by = agreed_signal(run.stop.signal)
+        if finished or better or stopped_by or (epoch + 1) % checkpoint_every == 0:
+            run.save(state, measured.get("validation_loss"))
+        if stopped_by and not finished:
+            return run.fit(params, state, _best(history), stopped_by)
+    chosen, entry_of_best = run.finish(state, evaluate is not None)
+    params = whole(chosen.params) if best is None else best
+    return run.fit(params, state, entry_of_best, agreed_signal(run.stop.signal))
 
 
 @dataclasses.dataclass
@@ -264,8 +314,10 @@ class _Means:
             self.sums[name] = np.add(self.sums.get(name, 0.0), new).tolist()
 
     def summary(self) -> Entry:
+        # Where nothing counted there is no mean, and NaN says so.
+        weight = self.weight or math.nan
         means = {
-            name: (np.asarray(self.sums[name]) / self.weight).tolist() for name in sorted(self.sums)
+            name: (np.asarray(self.sums[name]) / weight).tolist() for name in sorted(self.sums)
         }
         shown = {"skipped": self.skipped} if self.skipped else {}
         speed = {"steps_per_second": self.steps / self.seconds} if self.seconds else {}
@@ -274,9 +326,11 @@ class _Means:
 
 @dataclasses.dataclass(eq=False)
 class _Run:
-    """Where a run stands beside its state, how it trains, and its folder, if it has one."""
+    """Where a run stands besides its state, how it trains, and its folder, if it has one."""
 
     train_steps: TrainSteps
+    batches: Any
+    epochs: int
     sharding: Sharding | None
     shown: Progress
     most_skipped: int
@@ -287,55 +341,117 @@ class _Run:
     steps: int = 0  # of an epoch, once it is known
     paced: int = _FIRST_DISPATCH  # steps of a dispatch
     compiled: bool = False
-    kept: bool = False  # in a folder
+    in_folder: bool = False
+    finished: bool = False
+    done: int = 0  # steps
+    data: Any = None  # the batches of the epoch that was read last
+    data_epoch: int = 0
+    identity: dict[str, str] = dataclasses.field(default_factory=dict)
     stop: StopRequest = dataclasses.field(default_factory=StopRequest)
 
     def open(
         self, folder: Path, config: dict[str, Any], keep_last: int, stack: contextlib.ExitStack
     ) -> None:
-        """Take a folder, which is locked until the stack is left."""
+        """Take a folder, and lock it until the stack is left."""
         self.config = as_json("config", config, finite=True)
         from_first(lambda: stack.enter_context(locked(folder)))
-        self.folder, self.kept = folder, True
+        self.folder, self.in_folder = folder, True
         self.devices = 1 if self.sharding is None else self.sharding.mesh.size
         where = folder / "checkpoints"
         self.checkpoints = Checkpoints(where, keep_last=keep_last, sharding=self.sharding)
         self.of_steps = Records(folder / "steps.jsonl")
         self.of_epochs = Records(folder / "epochs.jsonl")
 
+    def first_batch(self) -> Any:
+        """The first batch of the first epoch, in one piece on every process."""
+        first = jax.tree.map(lambda leaf: leaf[:1], self.read(0))
+        first = self._put(first)
+        if self.sharding is not None and jax.process_count() > 1:
+            first = self.sharding.whole(first)
+        return jax.tree.map(lambda leaf: leaf[0], first)
+
+    def read(self, epoch: int) -> Any:
+        """The batches of an epoch, as many as of every other one."""
+        if self.data is None or (self.data_epoch != epoch and callable(self.batches)):
+            self.shown.doing("reading")
+            self.data = None  # of two epochs at once there may be too much
+            self.data, self.steps = together(lambda: self._read(epoch))
+            self.data_epoch = epoch
+        return self.data
+
+    def _read(self, epoch: int) -> tuple[Any, int]:
+        data = self.batches(epoch) if callable(self.batches) else self.batches
+        steps = _length(data, isinstance(self.batches, Minibatches))
+        if self.steps and steps != self.steps:
+            raise InvalidInputError(
+                f"every epoch must have as many steps as the first, {self.steps}, but epoch "
+                f"{epoch + 1} has {steps}; drop, or fill up, what is left over"
+            )
+        return data, steps
+
+    def on_devices(self, epoch: int) -> Any:
+        """The batches of an epoch, laid over the devices."""
+        self.data = self._put(self.read(epoch))  # which puts nothing where it lies there
+        return self.data
+
+    def _put(self, data: Any) -> Any:
+        return jax.device_put(data) if self.sharding is None else self.sharding.put_batches(data)
+
     def restore(self, state: TrainState, free: Collection[str]) -> TrainState:
         """The state to go on from: that of the latest whole checkpoint, or the one given."""
+        require_alike({**self.config, **self.identity})
         saved = self.checkpoints.latest()
         if saved is not None:
             about = saved.about
-            if not {"config", "history", "means", "skipped"} <= about.keys():
+            if not {"config", "history", "means", "skipped", "identity"} <= about.keys():
                 raise CheckpointError(
                     f"the checkpoints in {self.folder} are not of a run of fit; give another folder"
                 )
-            theirs = about["config"]
-            for name in sorted((theirs.keys() | self.config.keys()) - set(free)):
-                if theirs.get(name) != self.config.get(name):
-                    raise CheckpointError(
-                        f"the run in {self.folder} has {name} {theirs.get(name)!r}, but "
-                        f"{self.config.get(name)!r} came, with which it cannot go on exactly; give "
-                        "it what it has, or begin a new run in another folder"
-                    )
-            key = np.asarray(jax.random.key_data(state.key))
+            self._require_same(about, set(free))
             state = saved.restore(state)
-            if not np.array_equal(key, jax.random.key_data(state.key)):
-                raise CheckpointError(
-                    f"the run in {self.folder} has another key than came, with which it cannot go "
-                    "on exactly; give it the key it had, or begin a new run in another folder"
-                )
             if about.get("devices", self.devices) != self.devices:
                 self.shown.say(
                     f"the devices of the run were {about['devices']} and are {self.devices} now: "
                     "its numbers will differ by rounding"
                 )
-            self.history, self.steps = about["history"], about["steps_per_epoch"]
-            self.means, self.skipped = _Means(**about["means"]), about["skipped"]
+            self.history, self.means = about["history"], _Means(**about["means"])
+            self.skipped = about["skipped"]
         from_first(lambda: self._take_back(int(state.step), saved is None))
         return state
+
+    def _require_same(self, about: Mapping[str, Any], free: set[str]) -> None:
+        """Raise unless the run that was saved is the one that is to go on."""
+        theirs = about["config"]
+        for name in sorted((theirs.keys() | self.config.keys()) - free):
+            if theirs.get(name) != self.config.get(name):
+                raise CheckpointError(
+                    f"the run in {self.folder} has {name} {theirs.get(name)!r}, but "
+                    f"{self.config.get(name)!r} came, with which it cannot go on exactly; give "
+                    "it what it has, or begin a new run in another folder"
+                )
+        if (made_by := about["identity"]["made_by"]) != self.identity["made_by"]:
+            self.shown.say(
+                f"the run was begun with {made_by}, and this is {self.identity['made_by']}: its "
+                "numbers may differ by rounding, and whether its loss and optimizer are the same "
+                "cannot be told"
+            )
+        parts = differing(self.identity, about["identity"])
+        if named := [PARTS[part] for part in parts if part not in free]:
+            allowed = ", ".join(f'"{part}"' for part in parts)
+            raise CheckpointError(
+                f"the run in {self.folder} has another {', another '.join(named)} than came, with "
+                "which it cannot go on exactly; give it what it had, begin a new run in another "
+                f"folder, or let that differ by free={{{allowed}}}"
+            )
+        if parts:
+            changed = ", another ".join(PARTS[part] for part in parts)
+            self.shown.say(f"the run goes on with another {changed}, as free allows")
+        if about["steps_per_epoch"] != self.steps:
+            raise CheckpointError(
+                f"the run in {self.folder} has epochs of {about['steps_per_epoch']} steps, but "
+                f"batches of {self.steps} came, with which it cannot go on exactly; give it what "
+                "it had, or begin a new run in another folder"
+            )
 
     def _take_back(self, done: int, anew: bool) -> None:
         """Drop what was recorded behind the checkpoint, and say what is missing before it."""
@@ -360,7 +476,8 @@ class _Run:
                 "the run goes on exactly, but its curve has a gap",
                 stacklevel=1,
             )
-        if [entry for entry in self.of_epochs.read() if entry["step"] <= done] != self.history:
+        recorded = [entry for entry in self.of_epochs.read() if entry["step"] <= done]
+        if recorded != finite_or_none(self.history):
             warnings.warn(
                 f"{self.of_epochs.path} was not as the checkpoint has it, and is written anew",
                 stacklevel=1,
@@ -381,7 +498,7 @@ class _Run:
             # The first dispatch was compiled, and teaches nothing of the speed.
             seconds = time.perf_counter() - began if self.compiled else None
             self._record(values, done, epoch)
-            done += count
+            done = self.done = done + count
             self.shown.on_dispatch(done, values["loss"].tolist(), seconds)
             if seconds is not None:
                 self.means.steps += count
@@ -407,19 +524,38 @@ class _Run:
                 shown = step if finite else {"skipped": True}
                 entries.append({"step": done + i + 1, "epoch": epoch + 1, **shown})
         finally:
-            if self.kept:
+            if self.in_folder:
                 from_first(lambda: self.of_steps.append(entries))
 
     def _diverged(self, step: int, metrics: Mapping[str, float]) -> NonFiniteError:
         good = "there is no checkpoint yet"
-        if self.kept and (last := self.checkpoints.steps()):
+        if self.in_folder and (last := self.checkpoints.steps()):
             good = f"the last good checkpoint is {self.checkpoints.path(last[-1])}"
         before = f", after {self.most_skipped} that were skipped" if self.most_skipped else ""
         return NonFiniteError(
             f"at step {step} the loss is {metrics['loss']:g} and the norm of the gradient "
-            f"{metrics['grad_norm']:g}{before}; {good}; try a smaller learning rate, clip the "
-            "gradient, or let such steps be skipped"
+            f"{metrics['grad_norm']:g}{before}; {good}; try a smaller learning rate or clip the "
+            'gradient (free={"optimizer"} lets the run go on with it), or let such steps be skipped'
         )
+
+    def say_stopped(self, number: int, step: int) -> None:
+        """Say that a signal came, and where the run is."""
+        name, total = signal.Signals(number).name, self.epochs * self.steps
+        if self.finished:
+            alert(f"{name}: the run was done, and is saved in {self.folder}")
+        else:
+            alert(
+                f"{name}: stopped after step {step} of {total}, saved in "
+                f"{self.checkpoints.path(step)}; the same call goes on from there"
+            )
+
+    def say_interrupted(self) -> None:
+        """Say what is lost when nothing could be saved."""
+        at = f"interrupted after step {self.done} of {self.epochs * self.steps}"
+        if not self.in_folder:
+            alert(f"{at}: without a run_dir nothing is saved, and what was learned is lost")
+        else:
+            alert(f"{at}: the same call goes on from the last checkpoint in {self.folder}")
 
     def validate(self, evaluate: Callable[[Any], Mapping[str, Any]], params: Any) -> dict[str, Any]:
         """What is measured on every process, as the first one has it."""
@@ -452,14 +588,14 @@ class _Run:
         self.means = _Means()
         before = min(map(_score, self.history), default=math.inf)
         self.history.append(entry)
-        if self.kept:
+        if self.in_folder:
             from_first(lambda: self.of_epochs.append([entry]))
         from_first(lambda: self.shown.on_epoch(epoch + 1, state, entry))
         return bool(measured) and _score(entry) < before
 
     def save(self, state: TrainState, loss: float | None = None) -> None:
         """Write a checkpoint, after what was recorded before it."""
-        if not self.kept:
+        if not self.in_folder:
             return
         self.shown.doing("writing")
         from_first(self.of_steps.to_disk)
@@ -471,6 +607,7 @@ class _Run:
             "skipped": self.skipped,
             "steps_per_epoch": self.steps,
             "devices": self.devices,
+            "identity": self.identity,
         }
         self.checkpoints.save(state, about, loss=loss)
 
@@ -481,8 +618,9 @@ class _Run:
         return Fit(jax.tree.map(jnp.array, params), state, self.history, best, signal)
 
     def finish(self, state: TrainState, measured: bool) -> tuple[TrainState, Entry | None]:
-        """Write what came out, at the end; returns the best state that is kept, and its entry."""
-        if not self.kept:
+        """Write what came out, at the end; returns the best state that is saved, and its entry."""
+        self.finished = True
+        if not self.in_folder:
             return state, _best(self.history)
         best = self.checkpoints.best() if measured else None
         step = int(state.step) if best is None else best.step
@@ -519,13 +657,26 @@ def _check_takes(loss_fn: Any, names: tuple[str, ...]) -> None:
         return
 
 
-def _length(data: Any) -> int:
+def _length(data: Any, may_be_list: bool) -> int:
     """The steps of an epoch's batches."""
-    if isinstance(data, list):
+    if isinstance(data, Iterator):
+        raise InvalidInputError(
+            f"batches must be arrays, or a function from the number of an epoch to arrays, but "
+            f"{brief(data)} came, which can be gone through only once; stack what it gives, as by "
+            "jax.tree.map(lambda *leaves: numpy.stack(leaves), *batches)"
+        )
+    if isinstance(data, list) and not may_be_list:
         raise InvalidInputError(
             "batches must be one tree with steps first, but a list came; stack its batches, as by "
             "jax.tree.map(lambda *leaves: numpy.stack(leaves), *batches)"
         )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(data):
+        dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+        if not jnp.issubdtype(dtype, jax.dtypes.prng_key) and dtype.kind in "OSTU":
+            raise InvalidInputError(
+                f"batches must be arrays of numbers, but batches{jax.tree_util.keystr(path)} is of "
+                f"type {dtype}; encode texts first, as rnnjax.text.Vocabulary does"
+            )
     lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(data)}
     if len(lengths) != 1 or lengths & {(), (0,)}:
         raise InvalidInputError(

@@ -1,9 +1,13 @@
 """What the processes of a run agree on, and how they are asked to stop."""
 
+import atexit
 import json
+import os
 import signal
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -11,7 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from rnnjax.errors import RnnjaxError
+from rnnjax.errors import InvalidInputError, RnnjaxError
 
 # Windows has no SIGHUP.
 _SIGNALS = [getattr(signal, n) for n in ("SIGTERM", "SIGHUP", "SIGINT") if hasattr(signal, n)]
@@ -32,6 +36,40 @@ _for_all = False
 
 def _alone() -> bool:
     return jax.process_count() == 1 or _for_all
+
+
+# What the errors of JAX's collectives say when the process at the other end is gone.
+_PEER_IS_GONE = ("Gloo", "NCCL", "coordination service", "closed by peer", "reset by peer")
+
+
+@contextmanager
+def ending_with_peers() -> Iterator[None]:
+    """Within this context the end of another process is one sentence, and ends this one soon.
+
+    At its end Python shuts JAX down, which waits for the other processes for minutes. Where one of
+    them is gone, this one ends without that, with the status 1.
+
+    Raises:
+        RnnjaxError: a collective failed because another process of the run ended.
+    """
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        lost = any(words in str(error) for words in _PEER_IS_GONE)
+        if jax.process_count() == 1 or isinstance(error, RnnjaxError) or not lost:
+            raise
+        atexit.register(_end_at_once)
+        raise RnnjaxError(
+            f"another process of the run ended, and process {jax.process_index()} cannot go on "
+            "without it; see what that one says, and start all of them again: a run that has "
+            "checkpoints goes on from the last one"
+        ) from None
+
+
+def _end_at_once() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def from_first(work: Callable[[], Any]) -> Any:
@@ -71,14 +109,16 @@ def bytes_from_first(data: bytes) -> bytes:
     """The bytes that the first process gives; what the others give does not count."""
     if _alone():
         return data
-    # In two numbers, because JAX's integers have 32 bits.
-    high, low = multihost_utils.broadcast_one_to_all(np.array(divmod(len(data), 2**30), np.int32))
-    length = int(high) * 2**30 + int(low)
-    # As integers, because a sum, which a broadcast is, makes 0.0 of -0.0.
-    padded = np.zeros(-(-length // 256) * 256, np.uint8)
-    if is_first():
-        padded[:length] = np.frombuffer(data, np.uint8)
-    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded))[:length])
+    with ending_with_peers():
+        # In two numbers, because JAX's integers have 32 bits.
+        sizes = np.array(divmod(len(data), 2**30), np.int32)
+        high, low = multihost_utils.broadcast_one_to_all(sizes)
+        length = int(high) * 2**30 + int(low)
+        # As integers, because a sum, which a broadcast is, makes 0.0 of -0.0.
+        padded = np.zeros(-(-length // 256) * 256, np.uint8)
+        if is_first():
+            padded[:length] = np.frombuffer(data, np.uint8)
+        return bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded))[:length])
 
 
 def together(work: Callable[[], Any]) -> Any:
@@ -107,7 +147,30 @@ def agreed_signal(signal: int | None) -> int | None:
     """
     if _alone():
         return signal
-    return int(multihost_utils.process_allgather(np.int32(signal or 0)).max()) or None
+    with ending_with_peers():
+        return int(multihost_utils.process_allgather(np.int32(signal or 0)).max()) or None
+
+
+def require_alike(values: Mapping[str, Any]) -> None:
+    """Compare values, which JSON can hold, with those of the first process.
+
+    Raises:
+        InvalidInputError: on all processes, if one of them has another value; it names which.
+
+    >>> require_alike({"epochs": 3})
+    """
+    if _alone():
+        return
+    ours, theirs = json.loads(json.dumps(values)), from_first(lambda: values)
+    differing = sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name))
+    # All of them end, because the others would wait for those that do.
+    if agreed_signal(len(differing)):
+        which = ", ".join(differing) or "another process says which"
+        raise InvalidInputError(
+            f"process {jax.process_index()} of {jax.process_count()}: all processes of a run must "
+            f"have the same options and data, but not all have those of process 0 ({which}); start "
+            "them alike"
+        )
 
 
 class StopRequest:
@@ -115,7 +178,7 @@ class StopRequest:
 
     The loop looks at `signal` between dispatches, and saves. A second SIGINT raises
     KeyboardInterrupt at once. Outside the main thread, where Python allows no handlers, it does
-    nothing.
+    nothing. What the signal would have done is left to the caller: ``signal.raise_signal``.
 
     Attributes:
         signal: the number of the signal that asked for a stop, or None.

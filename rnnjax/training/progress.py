@@ -117,6 +117,11 @@ def _print(text: str, **more: Any) -> None:
         print(text, **more, flush=True)
 
 
+def alert(line: str) -> None:
+    """Print a line on the standard error, whatever the run's `Progress` shows."""
+    _print(line, file=sys.stderr)
+
+
 class Silent(Progress):
     """Shows nothing."""
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from rnnjax.cells.arguments import is_integer
 from rnnjax.errors import InvalidInputError
 from rnnjax.training.step import TrainState
 
@@ -29,6 +30,31 @@ def last_axis(names: tuple[str, ...], shape: tuple[int, ...]) -> int | None:
     """Every parameter along its last axis: the columns of the kernels, which are hidden units."""
     del names
     return len(shape) - 1 if shape else None
+
+
+def axis_of_each(name: str, axis: Any, tree: Any) -> Any:
+    """The axis of each leaf of a tree, from a prefix of it, as ``in_axes`` of `jax.vmap`.
+
+    Raises:
+        InvalidInputError: it is no such prefix, or an axis no whole number from 0 up.
+
+    >>> axis_of_each("axis", {"xs": 1, "lengths": 0}, {"xs": (2, 3), "lengths": 4})
+    {'lengths': 0, 'xs': (1, 1)}
+    """
+    if not all(is_integer(each) and each >= 0 for each in jax.tree.leaves(axis)):
+        raise InvalidInputError(
+            f"{name} must be a whole number from 0 up, or a tree of them, but is {axis!r}; pass 1 "
+            "for (time, rows, ...), 0 for (rows, ...)"
+        )
+    if hasattr(tree, "_fields") and isinstance(axis, tuple | list):  # (1, 0) for what `pad` returns
+        axis = jax.tree.unflatten(jax.tree.structure(tree), axis)
+    try:
+        return jax.tree.broadcast(axis, tree)
+    except ValueError as error:
+        raise InvalidInputError(
+            f"{name} must be one number, or a tree like the arrays, but is {axis!r} for "
+            f"{jax.tree.structure(tree)}; give each of its entries an axis"
+        ) from error
 
 
 def cores_for(params: Any, rows: int) -> int:
@@ -70,8 +96,8 @@ class Sharding:
     Args:
         mesh: with the axes "data" and "hidden"; see `over`.
         divide: which axis of a parameter is divided over "hidden".
-        rows_axis: of the leaves of batches, whose first axis are steps: 2 for ``windows``, which
-            have time before rows.
+        rows_axis: of the leaves of batches, whose first axis are steps: 2 where time stands before
+            rows. A tree prefix of the batches, as ``in_axes`` of `jax.vmap`, where leaves differ.
 
     Raises:
         InvalidInputError: the mesh has other axes.
@@ -94,7 +120,7 @@ class Sharding:
 
     mesh: Mesh
     divide: Divide = last_axis
-    rows_axis: int = 1
+    rows_axis: Any = 1
 
     def __post_init__(self) -> None:
         if self.mesh.axis_names != ("data", "hidden"):
@@ -110,7 +136,7 @@ class Sharding:
         hidden: int = 1,
         *,
         divide: Divide = last_axis,
-        rows_axis: int = 1,
+        rows_axis: Any = 1,
     ) -> "Sharding":
         """Over so many devices, of all processes.
 
@@ -182,15 +208,16 @@ class Sharding:
         """
         along = self.mesh.local_mesh.shape["data"]
 
-        def put(leaf: Any) -> jax.Array:
-            axes = np.ndim(leaf)
-            if axes <= self.rows_axis:
+        def put(leaf: Any, axis: int) -> jax.Array:
+            if np.ndim(leaf) <= axis:
                 return _laid(leaf, self._named(PartitionSpec()))
-            self._check_rows(leaf.shape[self.rows_axis], along)
-            named = self._named(PartitionSpec(*[None] * self.rows_axis, "data"))
+            named = self._named(PartitionSpec(*[None] * axis, "data"))
+            if isinstance(leaf, jax.Array) and leaf.sharding == named:
+                return leaf
+            self._check_rows(leaf.shape[axis], along)
             return jax.make_array_from_process_local_data(named, np.asarray(leaf))
 
-        return jax.tree.map(put, batches)
+        return jax.tree.map(put, batches, axis_of_each("rows_axis", self.rows_axis, batches))
 
     def put_state(self, state: TrainState) -> TrainState:
         """Lay a state that every process has whole over the devices.

@@ -1,8 +1,10 @@
 """The jitted train step: many optimiser steps in one dispatch, with truncated backpropagation."""
 
 import dataclasses
-from collections.abc import Callable
-from contextlib import nullcontext
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
@@ -12,7 +14,7 @@ import optax
 
 from rnnjax.cells.arguments import brief
 from rnnjax.cells.products import at_least_float32
-from rnnjax.errors import InvalidInputError
+from rnnjax.errors import InvalidInputError, RnnjaxError
 
 if TYPE_CHECKING:
     from rnnjax.training.sharding import Sharding
@@ -52,13 +54,16 @@ class TrainState:
         key: jax.Array,
         carry: Any = (),
     ) -> "TrainState":
-        """The state before the first step.
+        """The state before the first step, in copies: a step may donate them.
 
         >>> state = TrainState.create({"w": jnp.ones(3)}, optax.sgd(0.1), key=jax.random.key(0))
         >>> int(state.step)
         0
         """
-        return cls(jnp.int32(0), params, optimizer.init(params), carry, key)
+        with _sentence("begin"):
+            opt_state = optimizer.init(params)
+        given = params, opt_state, carry, key
+        return cls(jnp.int32(0), *jax.tree.map(jnp.array, given))
 
 
 class LossFunction(Protocol):
@@ -94,7 +99,9 @@ def make_train_steps(
 
     Args:
         loss_fn: the loss of one batch.
-        optimizer: an optax optimiser, with its schedule and clipping.
+        optimizer: an optax optimiser, with its schedule and clipping. One that takes more than the
+            gradient is given ``value``, ``grad`` and ``value_fn``: the loss of the step, its
+            gradient, and the loss as a function of the parameters.
         sharding: how state and batches lie over several devices: give them as its ``put_state`` and
             ``put_batches`` return them. The state that comes out lies in the same way.
         skip_nonfinite: whether a step that is not finite is skipped rather than the last; it shows
@@ -122,23 +129,14 @@ def make_train_steps(
     >>> int(state.step), float(state.params)
     (3, 0.875)
     """
-    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        raise InvalidInputError(
-            f"optimizer must be one of optax, as optax.adam(1e-3), but is {brief(optimizer)}; "
-            "call it with its learning rate"
-        )
-
-    def checked(params: Any, carry: Any, batch: Any, key: jax.Array) -> Any:
-        returned = loss_fn(params, carry, batch, key)
-        _check_returned(returned, carry)
-        return returned
+    check_optimizer(optimizer)
+    grad_fn = jax.value_and_grad(functools.partial(checked_loss, loss_fn), has_aux=True)
 
     def one_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
-        grad_fn = jax.value_and_grad(checked, has_aux=True)
+        check_params(state.params)
         (loss, (carry, metrics)), grads = grad_fn(state.params, state.carry, batch, key)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params, opt_state = updated(optimizer, loss_fn, state, batch, key, loss, grads)
         # The squares of float16 would be infinite from 256 up, and zero below 0.0002.
         wide = jax.tree.map(lambda g: g.astype(at_least_float32(g.dtype)), grads)
         metrics = metrics | {"loss": loss, "grad_norm": optax.tree.norm(wide)}
@@ -188,6 +186,74 @@ def make_train_steps(
             return compiled(state, batches, np.int32(start), np.int32(stop))
 
     return run
+
+
+def checked_loss(
+    loss_fn: LossFunction, params: Any, carry: Any, batch: Any, key: jax.Array
+) -> tuple[jax.Array, tuple[Any, Metrics]]:
+    """What a loss function returns; InvalidInputError if that is not what it should be."""
+    returned = loss_fn(params, carry, batch, key)
+    _check_returned(returned, carry)
+    return returned
+
+
+def updated(
+    optimizer: optax.GradientTransformation,
+    loss_fn: LossFunction,
+    state: TrainState,
+    batch: Any,
+    key: jax.Array,
+    loss: jax.Array,
+    grads: Any,
+) -> tuple[Any, Any]:
+    """The parameters and the optimiser's state after a step with these gradients."""
+
+    def value_fn(params: Any) -> jax.Array:
+        return loss_fn(params, state.carry, batch, key)[0]
+
+    more = {"value": loss, "grad": grads, "value_fn": value_fn}
+    # Not by optax's classes: `optax.contrib.sam` says that it takes more, and does not.
+    takes = inspect.signature(optimizer.update).parameters
+    if all(each.kind != each.VAR_KEYWORD for each in takes.values()):
+        more = {name: value for name, value in more.items() if name in takes}
+    with _sentence("make an update"):
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **more)
+    return optax.apply_updates(state.params, updates), opt_state
+
+
+@contextmanager
+def _sentence(what: str) -> Iterator[None]:
+    """What an optimiser raises, as a sentence."""
+    try:
+        yield
+    except RnnjaxError:
+        raise
+    except Exception as error:
+        raise InvalidInputError(
+            f"the optimizer could not {what} ({type(error).__name__}: {error}); see in its "
+            "documentation what it asks of parameters and arguments, or take another one"
+        ) from error
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Raise unless an optimiser is one of optax."""
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise InvalidInputError(
+            f"optimizer must be one of optax, as optax.adam(1e-3), but is {brief(optimizer)}; "
+            "call it with its learning rate"
+        )
+
+
+def check_params(params: Any) -> None:
+    """Raise unless every parameter is of a type that has a gradient."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            raise InvalidInputError(
+                f"params must be floating-point arrays, but params{jax.tree_util.keystr(path)} is "
+                f"{dtype}, which has no gradient; close over it in loss_fn, or cast it by "
+                "astype(float)"
+            )
 
 
 def _check_range(batches: Any, start: int, stop: int) -> None:

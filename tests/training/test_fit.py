@@ -31,7 +31,7 @@ CELL = rnnjax.GRUCell(4)
 OPTIMIZER = optax.chain(
     optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(1e-2, 20))
 )
-OPTIONS = {"steps_per_dispatch": 2, "epochs": 3}
+OPTIONS = {"steps_per_dispatch": 2, "epochs": 3, "on_signal": "return"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -133,10 +133,59 @@ def test_a_signal_saves_the_step_in_progress(undisturbed, tmp_path, number, step
     assert Records(tmp_path / "steps.jsonl").read() == undisturbed[1]
 
 
-def test_a_signal_at_the_very_end_is_no_early_stop(undisturbed, tmp_path):
+def test_a_signal_at_the_very_end_is_returned_too_and_the_run_is_finished(
+    undisturbed, tmp_path, capsys
+):
     result = run(tmp_path, At(15, lambda: os.kill(os.getpid(), signal.SIGTERM)))
-    assert result.stopped_by is None
+    assert result.stopped_by == signal.SIGTERM
     assert bits(result.state) == undisturbed[0]
+    assert (tmp_path / "result.json").exists()
+    assert f"SIGTERM: the run was done, and is saved in {tmp_path}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("step", [4, 15])
+def test_a_signal_does_what_it_would_have_done_once_its_step_is_saved(tmp_path, capsys, step):
+    """A program that has a handler of its own is told, and goes on; the others end."""
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        stop = At(step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        result = run(tmp_path, stop, on_signal="raise")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == [signal.SIGTERM]
+    assert (int(result.state.step), result.stopped_by) == (step, signal.SIGTERM)
+
+
+SWEEP = """
+import sys, jax, jax.numpy as jnp, optax
+from rnnjax.training import Silent, fit
+for n in range(3):
+    fit(lambda p, b, k: jnp.mean((p * b - 3 * b) ** 2), jnp.zeros(()), optax.sgd(0.1 ** (n + 3)),
+        jnp.ones((1000, 4)), 10**6, key=jax.random.key(0), run_dir=f"{sys.argv[1]}/{n}",
+        progress=type("Told", (Silent,), {"on_dispatch": lambda *_: print("on", flush=True)})())
+"""
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, -15), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_sweep(tmp_path, environment, number, status):
+    program = [sys.executable, "-c", SWEEP, str(tmp_path)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(program, env=environment(1), **pipes) as process:
+        assert process.stdout.readline() == "on\n"
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode in (status, -number)  # a shell reports both as 128 + number
+    assert not (tmp_path / "1").exists()
+    step = Checkpoints(tmp_path / "0" / "checkpoints", read_only=True).latest().step
+    assert f"{signal.Signals(number).name}: stopped after step {step} of 1000000000, saved" in said
+
+
+def test_what_ctrl_c_loses_without_a_folder_is_said(capsys):
+    with pytest.raises(KeyboardInterrupt):
+        run(None, At(4, lambda: os.kill(os.getpid(), signal.SIGINT)))
+    said = capsys.readouterr().err
+    assert "interrupted after step 4 of 15: without a run_dir nothing is saved" in said
 
 
 def test_the_handlers_are_put_back(tmp_path):
@@ -176,10 +225,11 @@ def test_not_finite_before_any_checkpoint(tmp_path):
 
 
 def test_a_diverged_run_goes_on_with_a_smaller_learning_rate(tmp_path):
-    """The checkpoint does not hold the rate, so the same folder takes another optimiser."""
-    with pytest.raises(NonFiniteError):
+    with pytest.raises(NonFiniteError, match=r'free=\{"optimizer"\}'):
         run(tmp_path, optimizer=optax.adam(1e-2), data=lambda epoch: batches(epoch, [8]))
-    result = run(tmp_path, optimizer=optax.adam(1e-3))
+    with pytest.raises(CheckpointError, match="another optimizer, learning rate or schedule"):
+        run(tmp_path, optimizer=optax.adam(1e-3))
+    result = run(tmp_path, optimizer=optax.adam(1e-3), free={"optimizer"})
     assert int(result.state.step) == 15
     assert np.isfinite([entry["loss"] for entry in result.history]).all()
 
@@ -397,8 +447,32 @@ def test_batches_of_rows_are_new_each_epoch_and_hold_each_row_once():
     assert len(set(first["ys"].ravel().tolist())) == 9
     assert not np.array_equal(first["ys"], second["ys"])
     np.testing.assert_array_equal(first["ys"], of_epoch(0)["ys"])
-    with pytest.raises(InvalidInputError, match="same number of rows along axis 0"):
-        minibatches({"a": np.ones(3), "b": np.ones(4)}, 2)
+    with pytest.raises(InvalidInputError, match=r"the shapes \[\(3,\), \(4,\)\] and \[3, 4\]"):
+        minibatches({"a": np.ones(3), "b": np.ones(4)}, 2, axis=0)
+
+
+def test_what_pad_returns_goes_into_minibatches():
+    sequences = [np.full((length, 1), length, np.float32) for length in (3, 1, 4, 2)]
+    padded = rnnjax.pad(sequences)
+    data = {"xs": padded.xs, "lengths": padded.lengths}
+    for batches in (minibatches(padded, 2, axis=(1, 0))(0), minibatches(
+        data, 2, axis={"xs": 1, "lengths": 0})(0).values()):  # fmt: skip
+        xs, lengths = sorted(batches, key=np.ndim, reverse=True)
+        assert (xs.shape, lengths.shape) == ((2, 8, 2, 1), (2, 2))
+        np.testing.assert_array_equal(xs.max(axis=(1, 3)), lengths)
+    for axis in ({"xs": 1}, {"xs": 1, "length": 0}, "1", {"xs": 1, "lengths": -1}):
+        with pytest.raises(InvalidInputError, match="axis must be"):
+            minibatches(data, 2, axis=axis)
+    with pytest.raises(TypeError, match="axis"):
+        minibatches(data, 2)
+
+
+def test_minibatches_of_a_list_are_a_tree():
+    xs, targets = np.ones((3, 8), np.float32), np.ones(8, np.float32)
+    result = fit(lambda p, b, k: ((p * b[0] - b[1]) ** 2).mean(), jnp.zeros(()), optax.sgd(0.1),
+                 minibatches([xs, targets], 4, axis=[1, 0]), 1, key=jax.random.key(0),
+                 progress=Silent())  # fmt: skip
+    assert int(result.state.step) == 2
 
 
 def test_a_terminal_that_is_gone_ends_no_run(undisturbed, tmp_path, monkeypatch):
@@ -584,17 +658,23 @@ def test_another_key_is_another_run(tmp_path):
           "evaluate": lambda p: {"validation_loss": 1, "right": 2}}, r"returned \['right'\]"),
         ({"loss_fn": lambda p, c, b, k: (p.sum(), ((), {"weight": b})), "carry": ()},
          r"weight must be one number for a step, but has \(2,\)"),
+        ({"batches": iter([np.ones(2)])}, "a tuple_iterator|a list_iterator came"),
+        ({"batches": (x for x in [np.ones(2)])}, "a generator came, which can be gone through"),
+        ({"batches": {"text": np.array(["a", "b"])}}, r"batches\['text'\] is of type <U1; encode"),
+        ({"params": {"n": jnp.arange(3)}}, r"params\['n'\] is int32, which has no gradient"),
+        ({"progress": True}, "progress must be a Progress, .* but is True"),
+        ({"on_signal": "exit"}, 'on_signal must be "raise" or "return", but is \'exit\''),
         ({"config": {"rate": float("nan")}}, "config must be JSON"),
         ({"config": {"cell": object()}}, "config must be JSON"),
     ],
 )  # fmt: skip
 def test_what_a_program_gets_wrong_is_one_sentence(tmp_path, change, message):
-    given = {"loss_fn": lambda p, b, k: p.sum(), "batches": np.ones((2, 2), np.float32),
+    given = {"loss_fn": lambda p, b, k: jax.tree.leaves(p)[0].sum(),
+             "batches": np.ones((2, 2), np.float32), "params": jnp.ones(2), "progress": Silent(),
              "optimizer": optax.sgd(0.1), "key": jax.random.key(0), "run_dir": tmp_path / "run",
              **change}  # fmt: skip
-    loss, optimizer, data = (given.pop(name) for name in ("loss_fn", "optimizer", "batches"))
     with pytest.raises(InvalidInputError, match=message):
-        fit(loss, jnp.ones(2), optimizer, data, 1, progress=Silent(), **given)
+        fit(epochs=1, **given)
 
 
 @pytest.mark.parametrize(
@@ -602,9 +682,157 @@ def test_what_a_program_gets_wrong_is_one_sentence(tmp_path, change, message):
 )
 def test_minibatches_of_odd_sizes(given):
     with pytest.raises(InvalidInputError):
-        minibatches(np.ones((4, 3)), **{"batch_size": 2, **given})
+        minibatches(np.ones((4, 3)), **{"batch_size": 2, "axis": 0, **given})
 
 
 def test_the_seed_of_minibatches_counts():
-    first, other = (minibatches(np.arange(50), 10, seed=seed)(0) for seed in (0, 1))
+    first, other = (minibatches(np.arange(50), 10, axis=0, seed=seed)(0) for seed in (0, 1))
     assert not np.array_equal(first, other)
+
+
+def line(params, batch, key):
+    return jnp.mean((params["w"] * batch + params["v"] - (3 * batch - 1)) ** 2)
+
+
+LINE = {"w": jnp.zeros(()), "v": jnp.zeros(())}
+POINTS = np.tile(np.linspace(0, 1, 8, dtype=np.float32), (10, 1))
+
+
+def learn_a_line(optimizer, folder=None, epochs=20, **options):
+    options = {"key": jax.random.key(0), "progress": Silent(), **options}
+    return fit(line, LINE, optimizer, POINTS, epochs, run_dir=folder, **options)
+
+
+@pytest.mark.filterwarnings("ignore:Specifying a key will be required")
+@pytest.mark.parametrize(
+    "make",
+    [
+        optax.lbfgs, optax.polyak_sgd, lambda: optax.contrib.prodigy(), optax.contrib.cocob,
+        lambda: optax.contrib.dog(1.0), lambda: optax.contrib.dowg(1.0), optax.contrib.momo,
+        lambda: optax.contrib.mechanize(optax.adam(0.1)),
+        lambda: optax.contrib.sam(optax.sgd(0.2), optax.sgd(0.1)),
+        lambda: optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau(accumulation_size=10)),
+        lambda: optax.contrib.schedule_free_adamw(0.1), lambda: optax.contrib.muon(0.1),
+        lambda: optax.MultiSteps(optax.sgd(0.3), 2).gradient_transformation(),
+    ],
+)  # fmt: skip
+def test_optimizers_that_take_more_than_gradients_learn(make):
+    history = learn_a_line(make(), epochs=30).history
+    assert history[-1]["loss"] < 0.8 * history[0]["loss"]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau(patience=2)),
+        optax.lbfgs, optax.polyak_sgd, optax.contrib.prodigy,
+    ],
+)  # fmt: skip
+def test_optimizers_that_take_more_go_on_exactly(tmp_path, make):
+    optimizer = make()
+    whole = learn_a_line(optimizer, epochs=2)
+    with pytest.raises(RuntimeError, match="an accident"):
+        learn_a_line(optimizer, tmp_path, epochs=2, progress=At(13, fail), steps_per_dispatch=1)
+    again = learn_a_line(optimizer, tmp_path, epochs=2)
+    assert bits(again.state) == bits(whole.state)
+
+
+@pytest.mark.parametrize("make", [lambda: optax.sm3(0.1), lambda: optax.contrib.sophia(0.1)])
+def test_an_optimizer_that_cannot_is_one_sentence(make):
+    with pytest.raises(InvalidInputError, match=r"the optimizer could not .* take another one"):
+        learn_a_line(make())
+
+
+RUN = {"loss": line, "optimizer": optax.adam(0.1), "params": LINE, "batches": POINTS,
+       "key": 0}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "named", "free"),
+    [
+        ({"loss": lambda p, b, k: 2 * line(p, b, k)}, "another loss than", "loss"),
+        ({"optimizer": optax.adam(0.2)}, "another optimizer, learning rate", "optimizer"),
+        ({"optimizer": optax.adamw(0.1)}, "another optimizer", None),
+        ({"optimizer": optax.adam(optax.cosine_decay_schedule(0.1, 40))},
+         "one that depends on epochs changes with them", None),
+        ({"batches": POINTS + 1}, "another first batch", "batches"),
+        ({"batches": POINTS[:5]}, "epochs of 10 steps, but batches of 5", None),
+        ({"params": {**LINE, "w": jnp.ones(())}}, "another initial parameters", "params"),
+        ({"key": 1}, "another key than came", "key"),
+        ({"loss": lambda p, b, k: -line(p, b, k), "batches": -POINTS},
+         "another first batch, another loss than came", None),
+    ],
+)  # fmt: skip
+def test_another_run_in_the_same_folder_is_refused(tmp_path, change, named, free):
+    def train(options, epochs, **more):
+        given = {**RUN, **options}
+        return fit(given["loss"], given["params"], given["optimizer"], given["batches"], epochs,
+                   key=jax.random.key(given["key"]), run_dir=tmp_path, progress=Progress(Screen()),
+                   **more)  # fmt: skip
+
+    train({}, 1)
+    for epochs in (1, 2):
+        with pytest.raises(CheckpointError, match=named) as error:
+            train(change, epochs)
+        assert str(tmp_path) in str(error.value)
+    assert len(train({}, 2).history) == 2  # epochs alone may grow
+    if free:
+        assert len(train(change, 3, free={free}).history) == 3
+        # And then it is that run.
+        assert len(train(change, 4).history) == 4
+
+
+def test_what_a_loss_closes_over_is_part_of_it(tmp_path):
+    def train(data):
+        return fit(lambda p, b, k: ((p * data[b] - 1) ** 2).mean(), jnp.zeros(()), optax.sgd(0.1),
+                   np.arange(4).reshape(2, 2), 1, key=jax.random.key(0), run_dir=tmp_path,
+                   progress=Silent())  # fmt: skip
+
+    train(jnp.arange(4.0))
+    train(jnp.arange(4.0))
+    with pytest.raises(CheckpointError, match="another loss"):
+        train(jnp.arange(4.0).at[2].set(9.0))
+
+
+def test_a_run_of_another_version_goes_on_and_that_is_said(tmp_path, monkeypatch, capsys):
+    learn_a_line(optax.adam(0.1), tmp_path, 1)
+    monkeypatch.setattr(jax, "__version__", "0.0.1")
+    learn_a_line(optax.adam(0.1), tmp_path, 2, progress=Progress(Screen()))
+    assert "and this is jax 0.0.1, rnnjax" in capsys.readouterr().out
+
+
+def test_keys_may_be_batches(tmp_path):
+    keys = jax.random.split(jax.random.key(3), 6)
+    result = fit(lambda p, b, k: p + jax.random.normal(b), jnp.zeros(()), optax.sgd(0.1), keys, 1,
+                 key=jax.random.key(0), run_dir=tmp_path, progress=Silent())  # fmt: skip
+    assert int(result.state.step) == 6
+
+
+def strictly(path):
+    """The objects of a file, by JSON alone."""
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} in {path}")
+
+    text = path.read_text()
+    parts = text.splitlines() if path.suffix == ".jsonl" else [text]
+    return [json.loads(part, parse_constant=refuse) for part in parts]
+
+
+def test_what_is_not_finite_is_null_in_all_files(tmp_path):
+    evaluate = scores(float("nan"), float("inf"), 1.0)
+    first = run(tmp_path, evaluate=evaluate, epochs=2)
+    assert np.isnan(first.history[0]["validation_loss"])
+    result = run(tmp_path, evaluate=evaluate)
+    assert np.isinf(result.history[1]["validation_loss"])
+    for name in ("steps.jsonl", "epochs.jsonl", "result.json"):
+        assert strictly(tmp_path / name)
+    assert strictly(tmp_path / "epochs.jsonl")[1]["validation_loss"] is None
+    with pytest.raises(NonFiniteError):
+        run(tmp_path / "bad", data=lambda epoch: batches(epoch, [8]))
+    strictly(tmp_path / "bad" / "steps.jsonl")
+
+
+def test_a_mean_where_nothing_counts_is_none():
+    result = run(None, data=lambda epoch: batches(epoch) | {"weight": np.zeros(5, np.float32)})
+    assert all(np.isnan(entry["loss"]) for entry in result.history)

@@ -3,7 +3,6 @@
 import collections
 import json
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -64,12 +63,6 @@ def finish(*processes, timeout=200):
     assert all(process.returncode == 0 for process in processes), "\n".join(outputs)
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        return listener.getsockname()[1]
-
-
 def on_eight(start, folder, role):
     """What one process saw on one device and on eight; and the folder with its checkpoint."""
     dump = f"--xla_dump_to={folder / 'hlo'} --xla_dump_hlo_module_re=.*train_steps.*"
@@ -83,7 +76,7 @@ def eight(tmp_path_factory, start):
 
 
 @pytest.fixture(scope="module")
-def pair(eight, start):
+def pair(eight, start, free_port):
     """What two processes with two devices each saw."""
     folder, _ = eight
     where = f"localhost:{free_port()}"

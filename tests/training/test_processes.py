@@ -1,0 +1,118 @@
+"""Two processes: what one reads all have, and the end of one ends the other."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rnnjax.training import Checkpoints
+
+SCRIPT = Path(__file__).with_name("two_processes.py")
+
+
+@pytest.fixture(scope="module")
+def start(environment, free_port):
+    running = []
+
+    def start(folder, scene, processes=2):
+        where = f"localhost:{free_port()}" if processes == 2 else "alone"
+        begun = [
+            subprocess.Popen(
+                [sys.executable, "-W", "error", str(SCRIPT), str(folder), scene, where, str(index)],
+                env=environment(1, JAX_ENABLE_COMPILATION_CACHE="false"),
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )
+            for index in range(processes)
+        ]  # fmt: skip
+        running.extend(begun)
+        return begun
+
+    yield start
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+def ended(processes, timeout=100):
+    """The status of each, and what it said."""
+    said = [process.communicate(timeout=timeout) for process in processes]
+    return [(p.returncode, out, err) for p, (out, err) in zip(processes, said, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory, start):
+    """What two processes saw, and one."""
+    folders = [tmp_path_factory.mktemp(name) for name in ("two", "one")]
+    processes = [start(folder, "all", 2 - i) for i, folder in enumerate(folders)]
+    for status, out, err in ended([*processes[0], *processes[1]]):
+        assert status == 0, out + err
+    paths = [folders[0] / "seen-0.json", folders[0] / "seen-1.json", folders[1] / "seen-0.json"]
+    return [json.loads(path.read_text()) for path in paths]
+
+
+def test_all_restore_what_the_first_one_saved(seen):
+    for each in seen:
+        assert each["restored"] == [[0, 1, 2, 3, 4], 0]
+        assert each["parameters"] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("rows", ["divided", "whole"])
+def test_two_train_validate_and_go_on_as_one(seen, rows):
+    first, second, alone = (each[rows] for each in seen)
+    assert first == second
+    for ours, theirs in zip(first, alone, strict=True):
+        np.testing.assert_allclose(ours["losses"], theirs["losses"], rtol=1e-5)
+        np.testing.assert_allclose(ours["params"], theirs["params"], rtol=1e-5)
+        # The first one's measures decide.
+        best, its = (x["best"]["validation_loss"] for x in (ours, theirs))
+        assert best == pytest.approx(its, rel=1e-5)
+    assert len(first[1]["losses"]) == 4
+    np.testing.assert_allclose(seen[1][f"{rows} loaded"], seen[2][f"{rows} loaded"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("scene", "first", "second"),
+    [
+        ("another loss", "CheckpointError: the run in .* has another loss than came", None),
+        ("other data", r"InvalidInputError: process 0 of 2: all .* \(another process says which\)",
+         r"InvalidInputError: process 1 of 2: all .* have those of process 0 \(batches\)"),
+        ("epochs", r"InvalidInputError: process 0 of 2: all .* \(another process says which\)",
+         r"InvalidInputError: process 1 of 2: .*\(epochs\); start them alike"),
+        ("raises", "RnnjaxError: another process failed; see what it says", "OSError: a disk of i"),
+        ("unread", "RnnjaxError: another process failed; see what it says", "OSError: a disk of i"),
+    ],
+)  # fmt: skip
+def test_what_one_cannot_do_ends_both(seen, scene, first, second):
+    assert re.match(first, seen[0][scene])
+    assert re.match(second or first, seen[1][scene])
+
+
+@pytest.mark.parametrize("who", [1, 0])
+def test_the_death_of_one_ends_the_other_at_once(tmp_path, start, who):
+    processes = start(tmp_path, f"kill-{who}")
+    assert "on\n" in iter(processes[1 - who].stdout.readline, "")  # Gloo greets before
+    processes[who].wait(60)
+    began = time.monotonic()
+    killed, left = ended(processes, 30)[:: 1 if who == 0 else -1]
+    assert time.monotonic() - began < 5
+    assert killed[0] == -signal.SIGKILL
+    assert left[0] != 0
+    if who == 1:  # of the first one JAX's own client tells, and ends the process
+        assert left[0] == 1
+        assert "RnnjaxError: another process of the run ended, and process 0 cannot go" in left[2]
+        assert left[2].count("Traceback") == 1
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", read_only=True)
+    assert checkpoints.latest().step == 8
+
+
+def test_a_signal_to_one_saves_and_ends_both(tmp_path, start):
+    ends = ended(start(tmp_path, "term-1"))
+    assert [status for status, *_ in ends] == [-signal.SIGTERM] * 2, ends
+    step = Checkpoints(tmp_path / "run" / "checkpoints", read_only=True).latest().step
+    assert f"SIGTERM: stopped after step {step} of 8000000, saved in" in ends[0][2]

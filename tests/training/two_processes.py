@@ -1,0 +1,121 @@
+"""A program of its own for `test_processes`: one of two processes, or the only one.
+
+``python two_processes.py FOLDER SCENE COORDINATOR PROCESS``; without a coordinator it is alone.
+What was seen goes into the folder.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from rnnjax.training import (
+    Checkpoints,
+    Processes,
+    Sharding,
+    Silent,
+    TrainState,
+    fit,
+    load_params,
+    minibatches,
+)
+
+FOLDER, SCENE, WHERE, INDEX = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
+ROWS = 8
+
+
+def loss_fn(params, batch, key):
+    return jnp.mean((batch["xs"] @ params - batch["ys"]) ** 2)
+
+
+def data():
+    xs = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
+    return minibatches({"xs": xs, "ys": xs.sum(1)}, ROWS, axis=0)
+
+
+def measured(params):
+    return {"validation_loss": float(jnp.sum(params**2)) + 100 * INDEX}
+
+
+def train(folder, epochs, *, loss=loss_fn, batches=None, sharding=None, **options):
+    """With the rows over both processes, or all of them on each."""
+    batches = data() if batches is None else batches
+    if sharding is not None:
+        rows, whole = sharding.rows(ROWS), batches
+        batches = lambda epoch: jax.tree.map(lambda x: x[:, rows], whole(epoch))  # noqa: E731
+    options = {"evaluate": measured, "progress": Silent(), **options}
+    return fit(
+        loss, jnp.zeros(3), optax.adam(0.05), batches, epochs, key=jax.random.key(0),
+        run_dir=FOLDER / folder, sharding=sharding, **options,
+    )  # fmt: skip
+
+
+def told(result):
+    losses = [entry["loss"] for entry in result.history]
+    return {"losses": losses, "params": np.asarray(result.params).tolist(), "best": result.best}
+
+
+def all_scenes():
+    """What both processes have to see alike, with the rows divided and without."""
+    state = TrainState.create(
+        {"w": jnp.arange(5.0)}, optax.sgd(0.1), key=jax.random.key(0), carry=jnp.full(3, -0.0)
+    )
+    if INDEX:  # what it has itself is not what it restores
+        state = jax.tree.map(lambda x: x + x if jnp.issubdtype(x.dtype, jnp.floating) else x, state)
+    seen = {}
+    checkpoints = Checkpoints(FOLDER / "checkpoints")
+    checkpoints.save(state, {"a": 1})
+    restored = checkpoints.latest().restore(state)
+    seen["restored"] = [restored.params["w"].tolist(), int(restored.step)]
+    seen["parameters"] = load_params(FOLDER / "checkpoints")["w"].tolist()
+    for name in ("divided", "whole"):
+        options = {"sharding": Sharding.over()} if name == "divided" else {}
+        seen[name] = [told(train(name, epochs, **options)) for epochs in (2, 4)]  # and goes on
+        seen[f"{name} loaded"] = load_params(FOLDER / name, step="last").tolist()
+    for name, call in {
+        "another loss": lambda: train("whole", 4, loss=lambda *args: 2 * loss_fn(*args)),
+        "other data": lambda: train("other", 1, batches=jax.tree.map(plus_index, data()(0))),
+        "epochs": lambda: train("whole", 5 + INDEX),
+        "raises": lambda: train("raises", 1, evaluate=on_the_first_alone),
+        "unread": lambda: train("unread", 1, batches=on_the_first_alone),
+    }.items():
+        try:
+            call()
+        except Exception as error:
+            seen[name] = f"{type(error).__name__}: {error}"
+    return seen
+
+
+def plus_index(leaf):
+    return leaf + np.float32(INDEX)
+
+
+def on_the_first_alone(given):
+    if INDEX:
+        raise OSError("a disk of its own")
+    return data()(given) if isinstance(given, int) else measured(given)
+
+
+if WHERE != "alone":
+    Processes(WHERE, 2, INDEX).start()
+if SCENE == "all":
+    (FOLDER / f"seen-{INDEX}.json").write_text(json.dumps(all_scenes()))
+else:
+    # One of the two gets a signal before its second epoch, of which eight steps are the first.
+    number = {"kill": signal.SIGKILL, "term": signal.SIGTERM}[SCENE[:-2]]
+    batches = data()
+
+    def until_a_signal(epoch):
+        if epoch == 1:
+            print("on", flush=True)
+            if SCENE[-1] == str(INDEX):
+                os.kill(os.getpid(), number)
+        return batches(epoch)
+
+    train("run", 10**6, batches=until_a_signal, sharding=Sharding.over(), evaluate=None)
