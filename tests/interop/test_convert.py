@@ -305,12 +305,15 @@ def test_graphs_that_do_not_declare_their_axes(random_like: Any, tmp_path: Path)
 # --- The command line ---
 
 
-def test_the_program_itself(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("module", ["rnnjax", "rnnjax.interop"])
+def test_the_program_itself(
+    module: str, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What ``python -m`` runs; the next test has a process of its own."""
     monkeypatch.setattr(sys, "argv", ["rnnjax", "show", str(tmp_path / "missing.onnx")])
-    monkeypatch.delitem(sys.modules, "rnnjax.interop.__main__")
+    monkeypatch.delitem(sys.modules, f"{module}.__main__", raising=False)
     with pytest.raises(SystemExit) as ended:
-        runpy.run_module("rnnjax.interop", run_name="__main__")
+        runpy.run_module(module, run_name="__main__")
     wrong = capsys.readouterr()
     assert (ended.value.code, wrong.out) == (2, "")
     assert wrong.err.startswith("error: ")
