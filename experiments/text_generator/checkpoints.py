@@ -21,19 +21,26 @@ from rnnjax.training.sharding import Sharding, cores_for
 PROGRAM = "text_generator"
 
 
-def open_folder(config: Train, data: Data, stack: contextlib.ExitStack) -> Path:
-    """Make the folder of a new run, or take that of one that goes on; ``stack`` locks it."""
+def open_folder(
+    config: Train, data: Data, stack: contextlib.ExitStack
+) -> tuple[Path, int, dict[str, Any]]:
+    """Make the folder of a new run, or take that of one that goes on; ``stack`` locks it.
 
-    def begin() -> str:
+    Returns:
+        the folder, the step of the last checkpoint, and the options before it by their names: 0
+        and none of a new run.
+    """
+
+    def begin() -> tuple[str, int, dict[str, Any]]:
         resumed = config.run_dir if config.resume else None
         folder = resumed or new_folder(PROGRAM, config.run_dir)
         stack.enter_context(locked(folder))
-        if config.resume:
-            require_same_run(config, data, folder)
+        step, before = require_same_run(config, data, folder) if config.resume else (0, {})
         write_about(folder, described(config, data))
-        return str(folder)
+        return str(folder), step, before
 
-    return Path(from_first(begin))
+    folder, step, before = from_first(begin)
+    return Path(folder), step, before
 
 
 def write_about(folder: Path, about: dict[str, Any]) -> None:
@@ -72,16 +79,25 @@ def stored_in(folder: Path) -> dict[str, Any]:
         return saved.about["config"]
 
 
-def require_same_run(config: Train, data: Data, folder: Path) -> None:
-    """Raise unless text and options are those of its last checkpoint or, before one, run.json."""
+def require_same_run(config: Train, data: Data, folder: Path) -> tuple[int, dict[str, Any]]:
+    """Raise unless text and options are those of its last checkpoint or, before one, run.json.
+
+    Returns:
+        the step of that checkpoint, or 0, and the options by their names.
+    """
     saved = last_checkpoint(folder)
     stored = stored_in(folder) if saved is None else saved.about["config"]
     require_same_text(data, stored, folder)
-    require_unchanged(config.as_json(), stored.get("options", {}))
+    options = require_unchanged(config.as_json(), stored.get("options", {}))
+    return 0 if saved is None else saved.step, options
 
 
-def require_unchanged(ours: dict[str, Any], stored: dict[str, Any]) -> None:
-    """Raise InvalidInputError where a run would go on with another option that is not free."""
+def require_unchanged(ours: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
+    """Raise InvalidInputError where a run would go on with another option that is not free.
+
+    Returns:
+        the options that are stored, by their names.
+    """
     # An option that did not exist when the run began was as it is by default.
     ours, stored = flat(ours), {**flat(Train().as_json()), **flat(stored)}
     for name, value in ours.items():
@@ -90,6 +106,7 @@ def require_unchanged(ours: dict[str, Any], stored: dict[str, Any]) -> None:
                 f"{option(name)} {value} cannot be changed: the run has {stored.get(name)}, and "
                 "--resume goes on with the options of the run; leave it out"
             )
+    return stored
 
 
 def require_same_text(data: Data, stored: dict[str, Any], folder: Path | None) -> None:

@@ -202,7 +202,8 @@ class Train:
     model: Architecture = Architecture()
     optimization: Optimization = Optimization()
     epochs: PositiveOrNone = 20
-    """Passes over the text."""
+    """Passes over the text. --schedule cosine ends with them: a run that goes on with another
+    number goes on with another learning rate, and says so."""
     steps: PositiveOrNone = None
     """Steps in all, in place of --epochs; the last epoch is finished."""
     patience: Natural = 0
@@ -231,7 +232,7 @@ class Train:
     resume: bool = False
     """Go on with the run in --run-dir (by default the newest) from its latest checkpoint. Its own
     options are used again; only --epochs, --steps, --patience, --mesh, --learning-rate and
-    --skip-nonfinite, if given, replace what it had."""
+    --skip-nonfinite, if given, replace what it had. Without them it goes on exactly."""
     mesh: str | None = None
     """The devices to train on: so many for parts of the batch (8), or times so many for parts of
     the hidden units (4x2), or "auto": all, for parts of the batch. By default all where there are

@@ -66,7 +66,7 @@ def run_training(config: Train) -> int:
             sharding.of_state(begin)
 
     with contextlib.ExitStack() as stack:
-        folder = open_folder(config, data, stack)
+        folder, step, before = open_folder(config, data, stack)
         progress = TextProgress(config, data, model, folder)
         devices = 1 if sharding is None else sharding.mesh.size
         lost = f"; {data.dropped:,} others were dropped, which --vocabulary learned keeps"
@@ -77,6 +77,8 @@ def run_training(config: Train) -> int:
             f"epochs of {data.steps_per_epoch} steps on {devices} device{'s' * (devices > 1)}; "
             f"results in {folder}"
         )
+        if changed := changed_schedule(config, before, step, data.steps_per_epoch):
+            progress.say(changed)
         try:
             result = fit(
                 loss_fn, begin.params, optimizer, data.batches, epochs,
@@ -117,6 +119,37 @@ def learning_rate(options: Optimization, epochs: int, steps_per_epoch: int) -> A
         return jnp.where(step < warmup, rising, by_step(step))
 
     return by_update
+
+
+def changed_schedule(
+    config: Train, before: Mapping[str, Any], step: int, steps_per_epoch: int
+) -> str | None:
+    """Say how a new length of the run changes its schedule; None where it does not.
+
+    Args:
+        config: the options with which the run goes on.
+        before: the options up to now, by their names; none of a new run.
+        step: the last one that was done with those.
+        steps_per_epoch: steps of one epoch.
+    """
+    if not before or config.optimization.schedule != "cosine":  # the others do not know the end
+        return None
+    rate = dataclasses.replace(config.optimization, learning_rate=before["learning_rate"])
+    length = {name: before[name] for name in ("epochs", "steps")}
+    old = dataclasses.replace(config, optimization=rate, **length)
+
+    def end_and_rate(options: Train) -> tuple[int, float]:
+        epochs, optimization = options.epochs_of(steps_per_epoch), options.optimization
+        rate = learning_rate(optimization, epochs, steps_per_epoch)
+        return epochs * steps_per_epoch, float(rate(step // optimization.accumulate))
+
+    (old_end, was), (end, now) = end_and_rate(old), end_and_rate(config)
+    if end == old_end:
+        return None
+    return (
+        f"--schedule cosine falls to the end of the run, which was step {old_end:,} and is {end:,} "
+        f"now: after step {step:,} the learning rate is {now:.3g} in place of {was:.3g}"
+    )
 
 
 def make_optimizer(

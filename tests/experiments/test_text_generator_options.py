@@ -144,6 +144,28 @@ def test_epochs_replace_the_steps_of_a_run_that_goes_on():
     assert length(steps=4900, epochs=9) == (9, 4900)
 
 
+def test_a_schedule_that_ends_elsewhere_is_said(program, text, tmp_path):
+    """Only the cosine depends on the length of the run."""
+    said = {}
+    for schedule in ("cosine", "steps", "constant"):
+        options = ["--schedule", schedule, "--epochs", "2", "--learning-rate", "0.01"]
+        program("text_generator", "train", *TINY, *options, "--run-dir", schedule)
+        resume = ["train", "--resume", "--run-dir", schedule]
+        assert "learning rate" not in program("text_generator", *resume, "--epochs", "2").stdout
+        said[schedule] = program("text_generator", *resume, "--epochs", "4").stdout
+        assert "learning rate" not in program("text_generator", *resume).stdout
+    assert "learning rate" not in said["steps"] + said["constant"]
+    line = (
+        "--schedule cosine falls to the end of the run, which was step 18 and is 36 now: after "
+        "step 18 the learning rate is 0.00505 in place of 0.0001\n"
+    )
+    assert line in said["cosine"]
+    steps = program("text_generator", "train", "--resume", "--run-dir", "cosine", "--steps", "50",
+                    "--learning-rate", "0.1").stdout  # fmt: skip
+    assert "was step 36 and is 54 now" in steps
+    assert "is 0.0257 in place of 0.0001" in steps
+
+
 def test_no_update_at_all_is_refused(text, tmp_path):
     options = Train(
         text=Text(str(tmp_path / "text.txt"), seq_length=10, batch_size=4),
