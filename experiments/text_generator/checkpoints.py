@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from experiments.text_generator.config import FREE, Train, flat, option
+from experiments.text_generator.config import FREE, OF_SOURCE, Train, flat, option
 from experiments.text_generator.data import Data
 from rnnjax.errors import CheckpointError, InvalidInputError
 from rnnjax.text.vocabulary import Vocabulary
@@ -111,10 +111,13 @@ def require_unchanged(ours: dict[str, Any], stored: dict[str, Any]) -> dict[str,
 
 def require_same_text(data: Data, stored: dict[str, Any], folder: Path | None) -> None:
     """Raise InvalidInputError unless the text is the one with which a run began."""
-    if data.digest != stored.get("text_sha256"):
+    digest = str(stored.get("text_sha256"))
+    if data.digest != digest:
+        theirs = flat(stored.get("options", {})).get("corpus")
         raise InvalidInputError(
-            f"the text of {data.options.corpus!r} is not the one that the run in {folder} began "
-            "with; restore the text, begin a new run, or name a file where one is read"
+            f"the text of {data.options.corpus!r} (SHA-256 {data.digest[:8]}...) is not the one "
+            f"that the run in {folder} began with, that of {theirs!r} (SHA-256 {digest[:8]}...); "
+            "name a file with that text by --corpus, or begin a new run"
         )
 
 
@@ -153,7 +156,8 @@ def divided_axis(names: tuple[str, ...], shape: tuple[int, ...]) -> int | None:
 
 def check_alike(config: Train, digest: str) -> None:
     """Raise InvalidInputError unless all processes have the first one's options and text."""
-    ours = {**config.as_json(), "the text of the corpus": digest}
+    options = {k: v for k, v in flat(config.as_json()).items() if k not in OF_SOURCE}
+    ours = {**options, "the text of the corpus": digest}
     theirs = from_first(lambda: ours)
     differing = sorted(name for name in ours if ours[name] != theirs.get(name))
     # All of them end, because the others would wait for those that do.

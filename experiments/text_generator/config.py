@@ -232,7 +232,8 @@ class Train:
     resume: bool = False
     """Go on with the run in --run-dir (by default the newest) from its latest checkpoint. Its own
     options are used again; only --epochs, --steps, --patience, --mesh, --learning-rate and
-    --skip-nonfinite, if given, replace what it had. Without them it goes on exactly."""
+    --skip-nonfinite, if given, replace what it had; without them it goes on exactly. --corpus,
+    --encoding and --strip-licence may name another file with the same text."""
     mesh: str | None = None
     """The devices to train on: so many for parts of the batch (8), or times so many for parts of
     the hidden units (4x2), or "auto": all, for parts of the batch. By default all where there are
@@ -282,7 +283,10 @@ class Train:
         return {name: value for name, value in stored if name not in OF_THIS_CALL}
 
 
-FREE = ("epochs", "steps", "patience", "mesh", "learning_rate", "skip_nonfinite")
+OF_SOURCE = ("corpus", "encoding", "strip_licence")
+"""The options that say where the text is and how it is read; the digest of the text is compared in
+their place."""
+FREE = ("epochs", "steps", "patience", "mesh", "learning_rate", "skip_nonfinite", *OF_SOURCE)
 """The options that may be other ones when a run goes on."""
 OF_THIS_CALL = ("run_dir", "resume")
 """The options that are no part of a run."""

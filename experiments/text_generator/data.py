@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.text_generator.config import Text
-from rnnjax.errors import InvalidInputError
+from rnnjax.errors import CorpusError, InvalidInputError
 from rnnjax.text.batches import shuffled_batches, streams, window_starts
 from rnnjax.text.corpora import load_corpus
 from rnnjax.text.vocabulary import ByteVocabulary, Vocabulary, plain_lines
@@ -100,6 +101,16 @@ class Data:
     @functools.cached_property
     def _on_device(self) -> jax.Array:
         return jnp.asarray(self.train)
+
+
+def require_there(corpus: str) -> None:
+    """Raise CorpusError if the text of a run is a file that is not there any more."""
+    path = Path(corpus).absolute()
+    if corpus not in ("alice", "python-docs") and not path.exists():
+        raise CorpusError(
+            f"the text of the run must be where it says, but there is no file {path}; name the new "
+            "place of that text by --corpus"
+        )
 
 
 def read_as(text: str, vocabulary: str) -> tuple[str, AnyVocabulary]:

@@ -11,7 +11,7 @@ import tyro
 
 from experiments.text_generator.checkpoints import require_same_text
 from experiments.text_generator.config import option
-from experiments.text_generator.data import AnyVocabulary, Data, cleaned_as
+from experiments.text_generator.data import AnyVocabulary, Data, cleaned_as, require_there
 from experiments.text_generator.model import bits, surprise
 from experiments.text_generator.trained import Trained, encode
 from experiments.text_tools.pages import About, evaluation_page, write
@@ -29,8 +29,10 @@ class Evaluate:
     file: tyro.conf.Positional[str | None] = None
     """The text, as --corpus of train; by default what the run held out of its own, or where it held
     nothing out, all of it."""
-    encoding: str = "utf-8"
-    """Of FILE."""
+    encoding: str | None = None
+    """Of FILE, by default utf-8; or of the run's own text, by default as `train` read it."""
+    corpus: str | None = None
+    """Where the run's own text is, if it was moved."""
     run_dir: Path | None = None
     """The run; by default the newest under runs/text_generator."""
     step: int | None = None
@@ -42,6 +44,7 @@ class Evaluate:
 
     def check(self) -> None:
         """Raise InvalidInputError unless the options fit."""
+        one_text(self.file, self.corpus)
         for name in ("page", "json"):
             path = getattr(self, name)
             if path is not None:
@@ -51,6 +54,15 @@ class Evaluate:
             raise InvalidInputError(
                 f"--page and --json are both {self.page}, and one would replace the other; name two"
             )
+
+
+def one_text(file: str | None, corpus: str | None) -> None:
+    """Raise InvalidInputError if both FILE and --corpus name a text."""
+    if file is not None and corpus is not None:
+        raise InvalidInputError(
+            f"one text is read, but FILE is {file!r} and --corpus, where the run's own text is, is "
+            f"{corpus!r}; leave one of them out"
+        )
 
 
 def writable(name: str, path: Path) -> None:
@@ -82,8 +94,8 @@ def run_evaluation(config: Evaluate) -> int:
     trained = Trained.load(config.run_dir, config.step)
     for name in ("page", "json"):
         if (path := getattr(config, name)) is not None:
-            not_read(option(name), path, trained.config.text.corpus)
-    ids, corpus = text_to_read(trained, config.file, config.encoding)
+            not_read(option(name), path, config.corpus or trained.config.text.corpus)
+    ids, corpus = text_to_read(trained, config.file, config.encoding, config.corpus)
     losses = surprise(trained.model, trained.params, ids)
     loss, unit = float(losses.mean()), trained.vocabulary.unit
     if not math.isfinite(loss):
@@ -112,21 +124,35 @@ def run_evaluation(config: Evaluate) -> int:
     return 0
 
 
-def text_to_read(trained: Trained, file: str | None, encoding: str) -> tuple[np.ndarray, str]:
+def text_to_read(
+    trained: Trained, file: str | None, encoding: str | None, corpus: str | None
+) -> tuple[np.ndarray, str]:
     """The ids of a text, and what it is: a file, or of the run's own text what was held out.
 
     A file is cleaned as the model's own text was.
 
+    Args:
+        trained: the model.
+        file: the text; by default the run's own.
+        encoding: of that, as the options of the commands say.
+        corpus: where the run's own text is, if it was moved.
+
     Raises:
         InvalidInputError: the model does not know all of its characters, or the run's own text is
             not what it was.
+        CorpusError: there is no such text, or it cannot be read.
     """
+    stored = {"text_sha256": trained.text_sha256, "options": trained.config.as_json()}
     options = trained.config.text
     if file is not None and file != options.corpus:
-        text = cleaned_as(load_corpus(file, encoding=encoding), options.vocabulary)
+        text = cleaned_as(load_corpus(file, encoding=encoding or "utf-8"), options.vocabulary)
         return encode(trained.vocabulary, text, file), file
+    options = dataclasses.replace(
+        options, corpus=corpus or options.corpus, encoding=encoding or options.encoding
+    )
+    require_there(options.corpus)
     data = Data.load(options, trained.config.seed)
-    require_same_text(data, {"text_sha256": trained.text_sha256}, trained.run_dir)
+    require_same_text(data, stored, trained.run_dir)
     name_of_text = Path(options.corpus).name
     if file is not None:
         whole = np.concatenate([data.train, data.validation, data.test])

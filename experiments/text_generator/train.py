@@ -23,7 +23,7 @@ from experiments.text_generator.checkpoints import (
     sharding_of,
 )
 from experiments.text_generator.config import Optimization, Train
-from experiments.text_generator.data import AnyVocabulary, Data
+from experiments.text_generator.data import AnyVocabulary, Data, require_there
 from experiments.text_generator.model import CharacterModel, bits, held_out, make_loss
 from rnnjax.errors import NonFiniteError
 from rnnjax.text.drawing import State, at_temperature, draw
@@ -43,7 +43,13 @@ def run_training(config: Train) -> int:
     """Train a new model, or go on with one; its folder is locked meanwhile."""
     config.check()
     text = config.text
-    data = together(lambda: Data.load(text, config.seed))
+
+    def load() -> Data:
+        if config.resume:
+            require_there(text.corpus)
+        return Data.load(text, config.seed)
+
+    data = together(load)
     check_alike(config, data.digest)
     epochs = config.epochs_of(data.steps_per_epoch)
 

@@ -1,5 +1,6 @@
 """A run that is there: its folder, its options, and its model, for the commands that use it."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import jax
 import numpy as np
 
 from experiments.text_generator.checkpoints import PROGRAM, stored_in
-from experiments.text_generator.config import Train
+from experiments.text_generator.config import OF_SOURCE, Train
 from experiments.text_generator.data import AnyVocabulary
 from experiments.text_generator.model import CharacterModel
 from experiments.text_generator.presets import from_mapping
@@ -49,6 +50,10 @@ class Trained:
         saved = checkpoints.best() if step is None else checkpoints.at(step)
         stored = saved.about["config"]
         config, characters = options_of(stored, run_dir), stored["vocabulary"]
+        with contextlib.suppress(CheckpointError):  # run.json alone may know of a text that moved
+            now = options_of(read_sealed(run_dir / "run.json"), run_dir).text
+            source = {name: getattr(now, name) for name in OF_SOURCE}
+            config = dataclasses.replace(config, text=dataclasses.replace(config.text, **source))
         vocabulary = ByteVocabulary() if characters is None else Vocabulary(characters)
         model = CharacterModel.build(config.model, len(vocabulary))
         optimizer = make_optimizer(config.optimization, 1, 1)

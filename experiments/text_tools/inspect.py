@@ -9,7 +9,12 @@ import numpy as np
 import tyro
 
 from experiments.text_generator.config import check_ranges
-from experiments.text_generator.evaluate import not_read, text_to_read, writable
+from experiments.text_generator.evaluate import (
+    not_read,
+    one_text,
+    text_to_read,
+    writable,
+)
 from experiments.text_generator.trained import Trained
 from experiments.text_tools.pages import About, inspection_page, write
 from experiments.text_tools.properties import characters_of, properties_at, score
@@ -24,8 +29,10 @@ class Inspect:
     """The page."""
     file: tyro.conf.Positional[str | None] = None
     """The text, as --corpus of train; by default what the run held out, else its own beginning."""
-    encoding: str = "utf-8"
-    """Of FILE."""
+    encoding: str | None = None
+    """Of FILE, by default utf-8; or of the run's own text, by default as `train` read it."""
+    corpus: str | None = None
+    """Where the run's own text is, if it was moved."""
     run_dir: Path | None = None
     """The run; by default the newest under runs/text_generator."""
     step: int | None = None
@@ -36,6 +43,7 @@ class Inspect:
     def check(self) -> None:
         """Raise InvalidInputError unless the options fit."""
         check_ranges(self)
+        one_text(self.file, self.corpus)
         writable("--to", self.to)
         not_read("--to", self.to, self.file)
 
@@ -44,8 +52,8 @@ def run_inspection(config: Inspect) -> int:
     """Read a text with a trained model, and write the page."""
     config.check()
     trained = Trained.load(config.run_dir, config.step)
-    not_read("--to", config.to, trained.config.text.corpus)
-    ids, source = text_to_read(trained, config.file, config.encoding)
+    not_read("--to", config.to, config.corpus or trained.config.text.corpus)
+    ids, source = text_to_read(trained, config.file, config.encoding, config.corpus)
     ids = ids[: config.characters]
     recording = record(trained.model, trained.params, ids)
     characters = characters_of(ids, trained.vocabulary)

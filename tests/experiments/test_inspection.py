@@ -367,7 +367,7 @@ def test_a_changed_text_is_not_taken_for_the_one_held_out(run_dir, tmp_path):
     corpus = run_dir.with_name("text.txt")
     before = corpus.read_text(encoding="utf-8")
     corpus.write_text(before[:-3], encoding="utf-8")
-    with pytest.raises(InvalidInputError, match="name a file where one is read"):
+    with pytest.raises(InvalidInputError, match="name a file with that text by --corpus"):
         run_inspection(Inspect(tmp_path / "page.html", run_dir=run_dir))
     corpus.write_text(before, encoding="utf-8")
     assert list(tmp_path.iterdir()) == []

@@ -14,8 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.text_generator import checkpoints
 from experiments.text_generator.__main__ import settled
-from experiments.text_generator.checkpoints import in_options, require_unchanged, write_about
+from experiments.text_generator.checkpoints import (
+    check_alike,
+    in_options,
+    require_unchanged,
+    write_about,
+)
 from experiments.text_generator.config import Optimization, Text, Train
 from experiments.text_generator.data import Data
 from experiments.text_generator.model import surprise
@@ -164,6 +170,68 @@ def test_a_schedule_that_ends_elsewhere_is_said(program, text, tmp_path):
                     "--learning-rate", "0.1").stdout  # fmt: skip
     assert "was step 36 and is 54 now" in steps
     assert "is 0.0257 in place of 0.0001" in steps
+
+
+def test_a_text_that_moved_is_the_same_text(program, text, tmp_path):
+    """It is known by its digest, and not by how its path or its encoding is spelled."""
+    moved = tmp_path / "elsewhere" / "moved.txt"
+    program("text_generator", "train", *TINY, "--epochs", "1", "--run-dir", "run")
+    resume = ["train", "--resume", "--run-dir", "run"]
+    for corpus in (tmp_path / "text.txt", "./text.txt"):
+        said = program("text_generator", *resume, "--corpus", corpus).stdout
+        assert "going on from step 9 of 9" in said
+    moved.parent.mkdir()
+    (tmp_path / "text.txt").rename(moved)
+    commands = (
+        [*resume, "--corpus", "text.txt"],
+        ["evaluate", "--run-dir", "run", "--corpus", "text.txt"],
+        ["inspect", "--run-dir", "run", "--to", "page.html", "--corpus", "text.txt"],
+    )
+    for command in commands:
+        refused = program("text_generator", *command, check=False)
+        assert refused.returncode == 2
+        assert f"there is no file {tmp_path / 'text.txt'}; name the new place" in refused.stderr
+        program("text_generator", *command[:-1], moved)
+    # What goes on knows the new place, and so do the commands that read it.
+    program("text_generator", *resume, "--epochs", "2")
+    assert (
+        "moved.txt, on which it was trained"
+        in program("text_generator", "evaluate", "--run-dir", "run").stdout
+    )
+    (tmp_path / "wide.txt").write_text(
+        f"\n*** START OF IT ***\n{text}\n*** END OF IT ***\n", encoding="utf-16"
+    )
+    read_so = ["--corpus", "wide.txt", "--encoding", "utf-16", "--strip-licence"]
+    assert "going on" in program("text_generator", *resume, *read_so).stdout
+    assert "wide.txt, on which" in program("text_generator", "evaluate", "--run-dir", "run").stdout
+    both = program("text_generator", "evaluate", "wide.txt", "--corpus", moved, check=False)
+    assert (both.returncode, "one text is read" in both.stderr) == (2, True)
+
+
+def test_another_text_is_refused_with_the_name_of_each(program, text, tmp_path):
+    program("text_generator", "train", *TINY, "--epochs", "1", "--run-dir", "run")
+    (tmp_path / "other.txt").write_text(text[1:])
+    for command in (["train", "--resume", "--run-dir", "run"], ["evaluate", "--run-dir", "run"]):
+        refused = program("text_generator", *command, "--corpus", "other.txt", check=False)
+        assert refused.returncode == 2
+        assert "the text of 'other.txt' (SHA-256 " in refused.stderr
+        assert "is not the one that the run in run began with, that of 'text.txt'" in refused.stderr
+
+
+def test_processes_may_each_have_the_text_elsewhere(monkeypatch):
+    """What each of them reads is compared by its digest."""
+    first = Train(text=Text("/a/text.txt"))
+    theirs = {}
+    monkeypatch.setattr(checkpoints, "agreed_signal", lambda differing: differing)
+    monkeypatch.setattr(checkpoints, "from_first", lambda ours: theirs.setdefault("of 0", ours()))
+    check_alike(first, "digest")
+    check_alike(dataclasses.replace(first, text=Text("/b/text.txt", encoding="ascii")), "digest")
+    for other, digest, message in [
+        (dataclasses.replace(first, seed=7), "digest", "(seed)"),
+        (first, "another", "(the text of the corpus)"),
+    ]:
+        with pytest.raises(InvalidInputError, match=re.escape(message)):
+            check_alike(other, digest)
 
 
 def test_no_update_at_all_is_refused(text, tmp_path):
@@ -441,8 +509,8 @@ def test_an_option_that_a_run_did_not_know_was_as_by_default() -> None:
     stored = {group: options for group, options in ours.items() if group != "text"}
     stored["text"] = {k: v for k, v in ours["text"].items() if k not in ("encoding", "stride")}
     require_unchanged(ours, stored)
-    changed = {**ours, "text": {**ours["text"], "encoding": "cp1252"}}
-    with pytest.raises(InvalidInputError, match=r"--encoding cp1252 cannot .* the run has utf-8"):
+    changed = {**ours, "text": {**ours["text"], "stride": 3}}
+    with pytest.raises(InvalidInputError, match=r"--stride 3 cannot .* the run has None"):
         require_unchanged(changed, stored)
 
 
