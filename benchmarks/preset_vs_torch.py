@@ -114,8 +114,7 @@ def train_rnnjax(loaded: tuple[Any, Any], seconds: float) -> dict[str, float]:
     sharding = sharding_of(config, params)
     train_steps = make_train_steps(loss_fn, optimizer, sharding)
     batches, losses, steps = data.batches(0), [], 0
-    if sharding is not None:
-        batches = sharding.put_batches(batches)
+    batches = jax.device_put(batches) if sharding is None else sharding.put_batches(batches)
     while (elapsed := time.perf_counter() - began) < seconds:
         first = steps % data.steps_per_epoch
         if first == 0:

@@ -64,7 +64,7 @@ class Text:
     vocabulary: Literal["tutorial", "learned", "lines", "bytes"] = "tutorial"
     """The tutorial's 68 characters (the text is cleaned to them); all that occur in the text; the
     same after each line is stripped, lower-cased, freed of what is not ASCII, and joined to the
-    next by a space; or the 256 bytes of its UTF-8 form."""
+    next by a space; or the 256 bytes of its UTF-8 form, and of a file that is not UTF-8 its own."""
     validation: Share = 0.0
     """The share of the text, behind the part to train on, that measures the progress."""
     test: Share = 0.0

@@ -2,21 +2,14 @@
 
 import dataclasses
 import functools
-import hashlib
-from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments.text_generator.config import Text
-from rnnjax.errors import CorpusError, InvalidInputError
-from rnnjax.text.batches import shuffled_batches, streams, window_starts
-from rnnjax.text.corpora import load_corpus
-from rnnjax.text.vocabulary import ByteVocabulary, Vocabulary, plain_lines
-
-AnyVocabulary = Vocabulary | ByteVocabulary
+from experiments.text_generator.reading import AnyVocabulary, read_text
+from rnnjax.errors import InvalidInputError
+from rnnjax.text.batches import shuffled_batches, stream_starts, window_starts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,18 +29,10 @@ class Data:
     @classmethod
     def load(cls, options: Text, seed: int) -> "Data":
         """Read, clean and cut the corpus of these options."""
-        whole = load_corpus(
-            options.corpus, strip_licence=options.strip_licence, encoding=options.encoding
-        )
-        text, vocabulary = read_as(whole, options.vocabulary)
-        dropped = 0
-        if options.vocabulary == "tutorial":
-            unknown = set("".join(whole.split())) - set(text)
-            dropped = sum(map(whole.count, unknown))
-        ids = vocabulary.encode(text)
+        text = read_text(options)
+        ids = text.ids
         test = len(ids) - round(len(ids) * options.test)
         validation = test - round(len(ids) * options.validation)
-        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
         train, held_out, last = ids[:validation], ids[validation:test], ids[test:]
         for name, part in (("validation", held_out), ("test", last)):
             if getattr(options, name) and len(part) < 2:
@@ -55,7 +40,9 @@ class Data:
                     f"--{name} {getattr(options, name)} of {len(ids)} characters is {len(part)}, "
                     "but at least 2 are needed; take a longer text or a larger share"
                 )
-        data = cls(options, vocabulary, digest, train, held_out, last, seed, dropped=dropped)
+        data = cls(
+            options, text.vocabulary, text.digest, train, held_out, last, seed, dropped=text.dropped
+        )
         _ = data.steps_per_epoch  # too short a text is refused here
         return data
 
@@ -76,7 +63,7 @@ class Data:
         return self._starts.size * self.options.seq_length / self.steps_per_epoch
 
     def batches(self, epoch: int) -> dict[str, Any]:
-        """The batches of an epoch, cut on the device, with a first axis of steps.
+        """The batches of an epoch, with a first axis of steps; their ids are as narrow as the text.
 
         Streams are the same in every epoch; windows come in an order of its own.
         """
@@ -87,53 +74,19 @@ class Data:
             )
             starts = starts[indices]
         mine = slice(None) if self.rows is None else self.rows
-        inputs, targets = _cut(self._on_device, starts[:, mine], self.options.seq_length)
-        return {"inputs": inputs, "targets": targets, "weights": weights[:, mine]}
+        # A view of all windows there are, of which these alone are copied.
+        view = np.lib.stride_tricks.sliding_window_view(self.train, self.options.seq_length + 1)
+        windows = view[starts[:, mine]]
+        return {
+            "inputs": windows[..., :-1],
+            "targets": windows[..., 1:],
+            "weights": weights[:, mine],
+        }
 
     @functools.cached_property
     def _starts(self) -> np.ndarray:
         """Where each window begins; of streams each piece, ``(steps, rows)``."""
         length, options = len(self.train), self.options
         if options.carry_state:
-            return streams(np.arange(length), options.batch_size, options.seq_length)[0][..., 0]
+            return stream_starts(length, options.batch_size, options.seq_length)
         return window_starts(length, options.seq_length, options.stride)
-
-    @functools.cached_property
-    def _on_device(self) -> jax.Array:
-        return jnp.asarray(self.train)
-
-
-def require_there(corpus: str) -> None:
-    """Raise CorpusError if the text of a run is a file that is not there any more."""
-    path = Path(corpus).absolute()
-    if corpus not in ("alice", "python-docs") and not path.exists():
-        raise CorpusError(
-            f"the text of the run must be where it says, but there is no file {path}; name the new "
-            "place of that text by --corpus"
-        )
-
-
-def read_as(text: str, vocabulary: str) -> tuple[str, AnyVocabulary]:
-    """The text as it is read with a choice of vocabulary, and that vocabulary."""
-    text = cleaned_as(text, vocabulary)
-    if vocabulary == "bytes":
-        return text, ByteVocabulary()
-    if not (text.strip() if vocabulary == "tutorial" else text):
-        raise InvalidInputError(
-            f"the text must have characters that --vocabulary {vocabulary} keeps, but has none; "
-            "use --vocabulary learned"
-        )
-    return text, Vocabulary.tutorial() if vocabulary == "tutorial" else Vocabulary.learned(text)
-
-
-def cleaned_as(text: str, vocabulary: str) -> str:
-    """The text as a choice of vocabulary has it, of which perhaps nothing is left."""
-    if vocabulary == "tutorial":
-        return Vocabulary.tutorial().clean(text)
-    return plain_lines(text) if vocabulary == "lines" else text
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _cut(ids: jax.Array, starts: jax.Array, seq_length: int) -> tuple[jax.Array, jax.Array]:
-    windows = ids[starts[..., None] + jnp.arange(seq_length + 1)]
-    return windows[..., :-1], windows[..., 1:]

@@ -11,12 +11,13 @@ import tyro
 
 from experiments.text_generator.checkpoints import require_same_text
 from experiments.text_generator.config import option
-from experiments.text_generator.data import AnyVocabulary, Data, cleaned_as, require_there
+from experiments.text_generator.data import Data
 from experiments.text_generator.model import bits, surprise
-from experiments.text_generator.trained import Trained, encode
+from experiments.text_generator.reading import AnyVocabulary, read_text, require_there
+from experiments.text_generator.trained import Trained
 from experiments.text_tools.pages import About, evaluation_page, write
 from rnnjax.errors import InvalidInputError, NonFiniteError
-from rnnjax.text import Vocabulary, load_corpus
+from rnnjax.text import Vocabulary
 
 # Of more than this no float64 holds the exponential.
 _MOST_NATS = 700.0
@@ -145,8 +146,10 @@ def text_to_read(
     stored = {"text_sha256": trained.text_sha256, "options": trained.config.as_json()}
     options = trained.config.text
     if file is not None and file != options.corpus:
-        text = cleaned_as(load_corpus(file, encoding=encoding or "utf-8"), options.vocabulary)
-        return encode(trained.vocabulary, text, file), file
+        options = dataclasses.replace(
+            options, corpus=file, encoding=encoding or "utf-8", strip_licence=False
+        )
+        return read_text(options, trained.vocabulary).ids, file
     options = dataclasses.replace(
         options, corpus=corpus or options.corpus, encoding=encoding or options.encoding
     )

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.text_generator.config import ProductType, Seed, check_ranges
-from experiments.text_generator.data import AnyVocabulary, cleaned_as
 from experiments.text_generator.model import CharacterModel
+from experiments.text_generator.reading import AnyVocabulary, cleaned_as, text_bytes
 from experiments.text_generator.trained import Trained, encode
 from rnnjax.errors import InvalidInputError
 from rnnjax.text import ByteVocabulary, Sampling, Stream, load_corpus, read, stream
@@ -236,7 +236,10 @@ def prime_of(config: Generate, trained: Trained) -> str:
     """The beginning of the text, which may be empty."""
     if config.prime_file is None:
         return config.prime
-    return cleaned_as(load_corpus(config.prime_file), trained.config.text.vocabulary)
+    vocabulary = trained.config.text.vocabulary
+    if vocabulary == "bytes":
+        return text_bytes(config.prime_file).decode("utf-8", "surrogateescape")
+    return cleaned_as(load_corpus(config.prime_file), vocabulary)
 
 
 def print_samples(author: Author, prime: str, config: Generate) -> None:

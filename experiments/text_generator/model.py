@@ -138,7 +138,8 @@ class CharacterModel:
     ) -> tuple[Any, jax.Array]:
         """The carry, and the cross-entropy in nats of each of ``targets (batch, time)``."""
         carry, logits = self.unroll(params, inputs.T, carry, key)
-        return carry, optax.softmax_cross_entropy_with_integer_labels(logits, targets.T).T
+        labels = targets.T.astype(jnp.int32)  # of a whole text they are of a narrow type
+        return carry, optax.softmax_cross_entropy_with_integer_labels(logits, labels).T
 
 
 def make_loss(
@@ -182,9 +183,11 @@ def surprise(model: CharacterModel, params: Any, ids: np.ndarray, *, rows: int =
     pieces = -(-length // _PIECE)
     begins = np.arange(rows) * length
     early = begins + np.arange(-_WARM_UP, 0)[:, None]
-    own = begins + np.arange(pieces * _PIECE)[:, None]
-    inputs = ids[np.clip(own, 0, count - 1)].reshape(pieces, _PIECE, rows)
-    targets = ids[np.clip(own, 0, count - 1) + 1].reshape(pieces, _PIECE, rows)
+    steps = pieces * _PIECE
+    # What follows the own part of a row fills its last piece, and is cut off again.
+    filled = np.pad(ids, (0, steps), mode="edge")
+    own = np.lib.stride_tricks.sliding_window_view(filled, steps + 1)[begins].T
+    inputs, targets = (x.reshape(pieces, _PIECE, rows) for x in (own[:-1], own[1:]))
     losses = _losses(model, params, ids[np.clip(early, 0, count - 1)], inputs, targets)
     return np.asarray(losses).reshape(-1, rows)[:length].T.ravel()[:count]
 

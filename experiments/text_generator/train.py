@@ -23,8 +23,9 @@ from experiments.text_generator.checkpoints import (
     sharding_of,
 )
 from experiments.text_generator.config import Optimization, Train
-from experiments.text_generator.data import AnyVocabulary, Data, require_there
+from experiments.text_generator.data import Data
 from experiments.text_generator.model import CharacterModel, bits, held_out, make_loss
+from experiments.text_generator.reading import AnyVocabulary, require_there
 from rnnjax.errors import NonFiniteError
 from rnnjax.text.drawing import State, at_temperature, draw
 from rnnjax.training.files import Records, write_json, write_whole
@@ -62,7 +63,7 @@ def run_training(config: Train) -> int:
     validate = held_out(model, data.validation, "validation") if len(data.validation) else None
 
     # What the first step would raise is raised before there is a folder.
-    ids = jax.ShapeDtypeStruct((text.batch_size, text.seq_length), jnp.int32)
+    ids = jax.ShapeDtypeStruct((text.batch_size, text.seq_length), data.train.dtype)
     batch = {"inputs": ids, "targets": ids, "weights": np.ones(text.batch_size, np.float32)}
     jax.eval_shape(loss_fn, begin.params, begin.carry, batch, begin.key)
     sharding = sharding_of(config, begin.params)

@@ -10,9 +10,9 @@ import numpy as np
 
 from experiments.text_generator.checkpoints import PROGRAM, stored_in
 from experiments.text_generator.config import OF_SOURCE, Train
-from experiments.text_generator.data import AnyVocabulary
 from experiments.text_generator.model import CharacterModel
 from experiments.text_generator.presets import from_mapping
+from experiments.text_generator.reading import AnyVocabulary, require_known
 from experiments.text_generator.train import make_optimizer, new_state
 from rnnjax.errors import CheckpointError, InvalidInputError
 from rnnjax.text import ByteVocabulary, Vocabulary
@@ -127,12 +127,5 @@ def encode(vocabulary: AnyVocabulary, text: str, name: str) -> np.ndarray:
     Raises:
         InvalidInputError: the model does not know all of its characters.
     """
-    known = None if isinstance(vocabulary, ByteVocabulary) else set(vocabulary.characters)
-    unknown = [] if known is None else [c for c in dict.fromkeys(text) if c not in known]
-    if unknown:
-        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-        raise InvalidInputError(
-            f"{name} must be of characters that the model was trained on, but has "
-            f"{', '.join(map(repr, unknown[:5]))}{more}; leave them out"
-        )
+    require_known(vocabulary, text, name)
     return vocabulary.encode(text)

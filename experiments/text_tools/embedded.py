@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from experiments.text_generator.data import AnyVocabulary
+from experiments.text_generator.reading import AnyVocabulary
 from experiments.text_tools.symbols import symbol_of
 
 UNKNOWN = 65535

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import rnnjax
-from experiments.text_generator.data import AnyVocabulary
 from experiments.text_generator.model import CharacterModel
+from experiments.text_generator.reading import AnyVocabulary
 from experiments.text_generator.trained import Trained
 from rnnjax.errors import InvalidInputError
 from rnnjax.interop import Dense, Embedding, Layer, Model, OneHotIds, Recurrent, Sequential

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.text_generator.data import AnyVocabulary
+from experiments.text_generator.reading import AnyVocabulary
 from experiments.text_tools.embedded import halves, packed, quantized, text_data
 from experiments.text_tools.properties import CLEAR, Finding, Scores, passage
 from experiments.text_tools.recording import Recording

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.text_generator.data import AnyVocabulary
+from experiments.text_generator.reading import AnyVocabulary
 from rnnjax.errors import InvalidInputError
 from rnnjax.text import Vocabulary
 

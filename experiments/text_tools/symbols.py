@@ -3,7 +3,7 @@
 import unicodedata
 from typing import NamedTuple
 
-from experiments.text_generator.data import AnyVocabulary
+from experiments.text_generator.reading import AnyVocabulary
 from rnnjax.text import Vocabulary
 
 

@@ -127,18 +127,36 @@ def streams(ids: npt.ArrayLike, batch_size: int, seq_length: int) -> tuple[Ids, 
         >>> targets.tolist()
         [[[1, 2], [5, 6]], [[3, 4], [7, 8]]]
     """
-    _require_at_least(1, batch_size=batch_size, seq_length=seq_length)
     ids = as_ids(ids)
+    steps = len(stream_starts(len(ids), batch_size, seq_length))
+    inputs, targets = _inputs_and_targets(ids, (batch_size, steps, seq_length))
+    return inputs.swapaxes(0, 1).copy(), targets.swapaxes(0, 1).copy()
+
+
+def stream_starts(length: int, batch_size: int, seq_length: int) -> Ids:
+    """Where the windows of `streams` begin in a text of so many ids.
+
+    Returns:
+        int32, shape `(steps, batch_size)`.
+
+    Raises:
+        InvalidInputError: `batch_size` or `seq_length` is below 1, or the text is too short.
+
+    Example:
+        >>> stream_starts(10, batch_size=2, seq_length=2).tolist()
+        [[0, 4], [2, 6]]
+    """
+    _require_at_least(1, batch_size=batch_size, seq_length=seq_length)
     step_size = batch_size * seq_length
-    steps = (len(ids) - 1) // step_size
+    steps = (length - 1) // step_size
     if steps < 1:
         raise InvalidInputError(
             f"{batch_size} streams of seq_length {seq_length} need at least {step_size + 1} ids "
-            f"(targets lie one on), but {len(ids)} came; "
+            f"(targets lie one on), but {length} came; "
             "take a longer text, fewer streams or a smaller seq_length"
         )
-    inputs, targets = _inputs_and_targets(ids, (batch_size, steps, seq_length))
-    return inputs.swapaxes(0, 1).copy(), targets.swapaxes(0, 1).copy()
+    starts = np.arange(batch_size * steps, dtype=np.int32) * seq_length
+    return starts.reshape(batch_size, steps).T
 
 
 def _inputs_and_targets(ids: npt.NDArray[np.integer], shape: tuple[int, ...]) -> tuple[Ids, Ids]:

@@ -1,9 +1,12 @@
 """Texts to learn from: by name, or from a file."""
 
+import codecs
 import hashlib
+import itertools
 import os
 import re
 import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -11,6 +14,12 @@ from rnnjax.errors import CorpusError
 
 ALICE_URL = "https://www.gutenberg.org/cache/epub/11/pg11.txt"
 """Alice's Adventures in Wonderland by Lewis Carroll, Project Gutenberg #11."""
+
+_PIECE = 2**20  # bytes that are read, or characters that are handed on, at a time
+
+
+class UndecodableError(CorpusError):
+    """A file whose bytes are not text in the encoding that it should have."""
 
 
 def load_corpus(
@@ -48,13 +57,33 @@ def load_corpus(
         ...     load_corpus(path, strip_licence=True)
         'How doth\n'
     """
+    return "".join(
+        corpus_pieces(source, strip_licence=strip_licence, encoding=encoding, cache_dir=cache_dir)
+    )
+
+
+def corpus_pieces(
+    source: str | os.PathLike[str],
+    *,
+    strip_licence: bool = False,
+    encoding: str = "utf-8",
+    cache_dir: Path | None = None,
+) -> Iterator[str]:
+    """Yield the text that `load_corpus` returns, in pieces: a file is never in memory as a whole.
+
+    A licence alone is looked for in the whole text.
+    """
+    pieces: Iterable[str]
     if source == "alice":
-        text = _cached_download("alice.txt", ALICE_URL, cache_dir)
+        pieces = [_cached_download("alice.txt", ALICE_URL, cache_dir)]
     elif source == "python-docs":
-        text = _python_docs()
+        pieces = [_python_docs()]
     else:
-        text = _read_file(Path(source), encoding)
-    return _without_licence(text, source) if strip_licence else text
+        pieces = _decoded(file_pieces(Path(source)), str(Path(source)), encoding)
+    if strip_licence:
+        pieces = [_without_licence("".join(pieces), source)]
+    for piece in pieces:
+        yield from (piece[begin : begin + _PIECE] for begin in range(0, len(piece), _PIECE))
 
 
 def _python_docs() -> str:
@@ -68,14 +97,20 @@ def _python_docs() -> str:
     return "\n\n".join(topics[name] for name in sorted(topics))
 
 
-def _read_file(path: Path, encoding: str) -> str:
+def file_pieces(path: Path) -> Iterator[bytes]:
+    """Yield the bytes of a file in pieces.
+
+    Raises:
+        CorpusError: there is no such file, or it cannot be read.
+    """
     # Asked first because opening a folder is a PermissionError on Windows.
     if os.path.isdir(path):
         raise CorpusError(
             f"a corpus must be a text file, but {path} is a folder; give a file in it"
         )
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            yield from iter(lambda: file.read(_PIECE), b"")
     except (FileNotFoundError, NotADirectoryError, ValueError):
         raise CorpusError(
             "a corpus must be 'alice', 'python-docs' or the path of a text file, but no file "
@@ -86,27 +121,59 @@ def _read_file(path: Path, encoding: str) -> str:
             f"{path} must be a readable text file, but opening it failed ({error.strerror}); "
             "check its name and permissions"
         ) from None
-    return _decode(data, str(path), encoding)
 
 
-def _decode(data: bytes, origin: str, encoding: str = "utf-8") -> str:
+def _decode(data: bytes, origin: str) -> str:
+    return "".join(_decoded([data], origin))
+
+
+def _decoded(pieces: Iterable[bytes], origin: str, encoding: str = "utf-8") -> Iterator[str]:
+    r"""Decode bytes that come in pieces, without a byte-order mark, and with line ends `\n`."""
     name = encoding.upper()
     try:
-        # Not "utf-8-sig", which counts the offset of an error from behind the byte-order mark.
-        text = data.decode(encoding).removeprefix("\ufeff")
+        "".encode(encoding)  # of the codecs that are not for text, such as "hex", this is an error
+        decoder = codecs.getincrementaldecoder(encoding)()
     except LookupError:
         raise CorpusError(
             "encoding must be one that Python knows, such as utf-8 or cp1252, but is "
             f"{encoding!r}; check the spelling"
         ) from None
-    except UnicodeDecodeError as error:
-        raise CorpusError(
-            f"{origin} must be {name} text, but the byte 0x{data[error.start]:02x} at offset "
-            f"{error.start} is not; convert it to {name}, or name its encoding"
-        ) from None
-    if not text:
+    read, begun, empty, held = 0, False, True, ""
+    for piece in itertools.chain(pieces, [b""]):
+        try:
+            text = held + _next(decoder, piece)
+        except UnicodeDecodeError as error:
+            # The decoder counts from the first byte of a character that the last piece cut through.
+            offset = read + len(piece) - len(error.object) + error.start
+            raise UndecodableError(
+                f"{origin} must be {name} text, but the byte 0x{error.object[error.start]:02x} at "
+                f"offset {offset} is not; convert it to {name}, or name its encoding"
+            ) from None
+        read += len(piece)
+        if not begun:
+            # Not "utf-8-sig", which counts the offset of an error from after the byte-order mark.
+            begun, text = bool(text), text.removeprefix("\ufeff")
+        empty = empty and not text
+        # Perhaps the next piece begins with the other half of a line end.
+        held = "\r" if piece and text.endswith("\r") else ""
+        text = text.removesuffix(held).replace("\r\n", "\n")
+        if text:
+            yield text
+    if empty:
         raise CorpusError(f"{origin} must hold text, but it is empty; give another file")
-    return text.replace("\r\n", "\n")
+
+
+def _next(decoder: codecs.IncrementalDecoder, piece: bytes) -> str:
+    """The text that is known with another piece; the last one is empty."""
+    try:
+        return decoder.decode(piece, final=not piece)
+    except UnicodeDecodeError:
+        raise
+    except UnicodeError:
+        # UTF-16 or UTF-32 without a byte-order mark: in the machine's order, as `bytes.decode` has
+        # it.
+        decoder.setstate((decoder.getstate()[0], 0))
+        return decoder.decode(piece, final=not piece)
 
 
 def _without_licence(text: str, source: str | os.PathLike[str]) -> str:

@@ -89,7 +89,7 @@ class Vocabulary:
             >>> Vocabulary.tutorial().encode("Alice").tolist()
             [26, 11, 8, 2, 4]
         """
-        ids = self._lookup(_to_code_points(text))
+        ids = self._lookup(code_points(text))
         unknown = np.flatnonzero(ids < 0)
         if len(unknown):
             distinct = list(dict.fromkeys(text[position] for position in unknown))
@@ -126,7 +126,7 @@ class Vocabulary:
         _check_text(text)
         if "\n" not in self.characters:
             text = text.replace("\r", " ").replace("\n", " ")
-        points = _to_code_points(text)
+        points = code_points(text)
         # Dropping comes first: a dropped character between two spaces leaves a run of them.
         return re.sub(" {2,}", " ", _from_code_points(points[self._lookup(points) >= 0]))
 
@@ -136,7 +136,7 @@ class Vocabulary:
 
     @cached_property
     def _code_points(self) -> npt.NDArray[np.uint32]:
-        return _to_code_points(self.characters)
+        return code_points(self.characters)
 
     @cached_property
     def _ids(self) -> npt.NDArray[np.int32]:
@@ -248,7 +248,8 @@ def _check_text(text: Any) -> None:
         )
 
 
-def _to_code_points(text: str) -> npt.NDArray[np.uint32]:
+def code_points(text: str) -> npt.NDArray[np.uint32]:
+    """Return the number that Unicode gives each character of a text."""
     _check_text(text)
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from rnnjax.errors import InvalidInputError
 from rnnjax.text import shuffled_batches, streams, window_starts, windows
+from rnnjax.text.batches import stream_starts
 
 sizes = st.integers(1, 12)
 
@@ -23,6 +24,12 @@ def test_windows_cover_the_text_once_and_in_order(seq_length, extra):
     np.testing.assert_array_equal(inputs.ravel(), ids[:covered])
     np.testing.assert_array_equal(targets.ravel(), ids[1 : covered + 1])
     assert length - 1 - covered < seq_length  # no further window would have fitted
+
+
+def test_stream_starts_are_the_first_characters_of_streams():
+    starts = stream_starts(60, 3, 4)
+    np.testing.assert_array_equal(starts, streams(np.arange(60), 3, 4)[0][..., 0])
+    assert starts.dtype == np.int32
 
 
 def test_window_by_window():

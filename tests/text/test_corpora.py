@@ -127,11 +127,62 @@ def test_an_undecodable_file_is_refused_with_the_offset(tmp_path, data, where):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such permission bits")
 def test_an_unreadable_file_is_refused(tmp_path, monkeypatch):
-    def deny(self):
+    def deny(self, mode):
         raise PermissionError(13, "Permission denied", str(self))
 
-    monkeypatch.setattr(Path, "read_bytes", deny)
+    monkeypatch.setattr(Path, "open", deny)
     assert "Permission denied" in refused(tmp_path / "book.txt")
+
+
+ENCODINGS = ["utf-8", "utf-16", "utf-32", "utf-8-sig", "utf-7", "cp1252", "shift_jis", "gb18030"]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 100])
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_text_is_the_same_whatever_pieces_it_is_read_in(tmp_path, monkeypatch, encoding, size):
+    """A piece may end inside of a character, of a line end, or of the byte-order mark."""
+    monkeypatch.setattr(corpora, "_PIECE", size)
+    text = "a\r\nb\rc\r\r\n\r"
+    text += {"cp1252": "né\n", "shift_jis": "字\n"}.get(encoding, "né字🐇\ufeff\n")
+    path = tmp_path / "book.txt"
+    for mark in ("", "\ufeff") if encoding.startswith("utf") else ("",):
+        path.write_bytes((mark + text).encode(encoding))
+        pieces = list(corpora.corpus_pieces(path, encoding=encoding))
+        assert "".join(pieces) == text.replace("\r\n", "\n")
+        assert all(0 < len(piece) <= size for piece in pieces)
+    if encoding in ("utf-16", "utf-32"):
+        data = "né字🐇".encode(encoding)[int(encoding[-2:]) // 8 :]
+        path.write_bytes(data)
+        assert load_corpus(path, encoding=encoding) == data.decode(encoding) == "né字🐇"
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+@pytest.mark.parametrize(
+    ("encoding", "data"),
+    [
+        ("utf-8", b"\xef\xbb\xbfn\xc3\xa9 \xe5\xad\xff"),
+        ("utf-8", b"n\xc3\xa9 \xe5\xad"),
+        ("utf-16", b"\xff\xfea\x00b\x00c"),
+        ("utf-16", b"\xff\xfea\x00\x00\xd8b\x00"),
+        ("ascii", b"abc\xe9"),
+        ("shift_jis", b"ab\x8e\x9a\xff"),
+    ],
+)
+def test_the_offset_of_an_error_is_that_in_the_file(tmp_path, monkeypatch, encoding, data, size):
+    monkeypatch.setattr(corpora, "_PIECE", size)
+    path = tmp_path / "book.txt"
+    path.write_bytes(data)
+    with pytest.raises(UnicodeDecodeError) as error:
+        data.decode(encoding)
+    at = error.value.start
+    assert f"the byte 0x{data[at]:02x} at offset {at} is not" in refused(path, encoding=encoding)
+
+
+@pytest.mark.parametrize("encoding", ["hex", "base64", "no such"])
+def test_what_is_no_encoding_of_text_is_refused(tmp_path, encoding):
+    path = tmp_path / "book.txt"
+    path.write_bytes(b"00")
+    assert "must be one that Python knows" in refused(path, encoding=encoding)
 
 
 # Licences
