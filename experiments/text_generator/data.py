@@ -24,7 +24,8 @@ class Data:
     test: np.ndarray  # at the end, perhaps none
     seed: int  # of the order of the windows
     rows: np.ndarray | None = None  # of every batch, those that this process reads; None is all
-    dropped: int = 0  # characters of the text, but for white space, that the vocabulary has not
+    characters: int = 0  # of the text before it was cleaned
+    dropped: int = 0  # those of them, but for white space, that the vocabulary has not
 
     @classmethod
     def load(cls, options: Text, seed: int) -> "Data":
@@ -41,8 +42,9 @@ class Data:
                     "but at least 2 are needed; take a longer text or a larger share"
                 )
         data = cls(
-            options, text.vocabulary, text.digest, train, held_out, last, seed, dropped=text.dropped
-        )
+            options, text.vocabulary, text.digest, train, held_out, last, seed,
+            characters=text.characters, dropped=text.dropped,
+        )  # fmt: skip
         _ = data.steps_per_epoch  # too short a text is refused here
         return data
 

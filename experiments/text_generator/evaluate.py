@@ -1,5 +1,6 @@
 """The command `evaluate`: how well a model predicts a text."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -13,10 +14,10 @@ from experiments.text_generator.checkpoints import require_same_text
 from experiments.text_generator.config import option
 from experiments.text_generator.data import Data
 from experiments.text_generator.model import bits, surprise
-from experiments.text_generator.reading import AnyVocabulary, read_text, require_there
+from experiments.text_generator.reading import AnyVocabulary, ReadText, read_text, require_there
 from experiments.text_generator.trained import Trained
 from experiments.text_tools.pages import About, evaluation_page, write
-from rnnjax.errors import InvalidInputError, NonFiniteError
+from rnnjax.errors import InvalidInputError, NonFiniteError, RnnjaxError
 from rnnjax.text import Vocabulary
 
 # Of more than this no float64 holds the exponential.
@@ -96,7 +97,8 @@ def run_evaluation(config: Evaluate) -> int:
     for name in ("page", "json"):
         if (path := getattr(config, name)) is not None:
             not_read(option(name), path, config.corpus or trained.config.text.corpus)
-    ids, corpus = text_to_read(trained, config.file, config.encoding, config.corpus)
+    text, corpus = text_to_read(trained, config.file, config.encoding, config.corpus)
+    ids = text.ids
     losses = surprise(trained.model, trained.params, ids)
     loss, unit = float(losses.mean()), trained.vocabulary.unit
     if not math.isfinite(loss):
@@ -107,18 +109,23 @@ def run_evaluation(config: Evaluate) -> int:
     perplexity = math.exp(loss) if loss < _MOST_NATS else math.inf
     print(
         f"{corpus}: {loss:.4f} nats, {bits(loss):.3f} bits per {unit}, perplexity "
-        f"{perplexity:.2f}, over {len(ids) - 1:,} {unit}s"
+        f"{perplexity:.2f}, over {len(ids) - 1:,} {unit}s{text.dropped_note}"
     )
     if unit == "byte":
         characters = len(trained.vocabulary.decode(ids[1:]))
         print(f"that is {bits(float(losses.sum())) / characters:.3f} bits per character")
     if config.json is not None:
-        write(config.json, json.dumps(surprise_as_json(trained.vocabulary, ids, losses)) + "\n")
+        stored = {
+            "dropped": text.dropped,
+            "dropped_share": text.dropped_share,
+            **surprise_as_json(trained.vocabulary, ids, losses),
+        }
+        write(config.json, json.dumps(stored) + "\n")
     if config.page is not None:
         about = About(
             f"How {trained.run_dir.name} reads {corpus}",
             f"The surprise of each character, given those before it, to the model at step "
-            f"{trained.step:,}.",
+            f"{trained.step:,}{text.dropped_note}.",
         )
         page = evaluation_page(about, ids, losses / math.log(2), trained.vocabulary)
         write(config.page, page)
@@ -127,10 +134,11 @@ def run_evaluation(config: Evaluate) -> int:
 
 def text_to_read(
     trained: Trained, file: str | None, encoding: str | None, corpus: str | None
-) -> tuple[np.ndarray, str]:
-    """The ids of a text, and what it is: a file, or of the run's own text what was held out.
+) -> tuple[ReadText, str]:
+    """A text, and what it is: a file, or of the run's own text what was held out.
 
-    A file is cleaned as the model's own text was.
+    A file is cleaned as the model's own text was. One that has the run's own text is known by the
+    digest, wherever it is.
 
     Args:
         trained: the model.
@@ -145,25 +153,42 @@ def text_to_read(
     """
     stored = {"text_sha256": trained.text_sha256, "options": trained.config.as_json()}
     options = trained.config.text
-    if file is not None and file != options.corpus:
-        options = dataclasses.replace(
-            options, corpus=file, encoding=encoding or "utf-8", strip_licence=False
-        )
-        return read_text(options, trained.vocabulary).ids, file
+    if file is not None:
+        text = file_to_read(trained, file, encoding)
+        own = text.digest == trained.text_sha256
+        return text, f"all of {Path(file).name}, most of which it was trained on" if own else file
     options = dataclasses.replace(
         options, corpus=corpus or options.corpus, encoding=encoding or options.encoding
     )
     require_there(options.corpus)
     data = Data.load(options, trained.config.seed)
     require_same_text(data, stored, trained.run_dir)
-    name_of_text = Path(options.corpus).name
-    if file is not None:
-        whole = np.concatenate([data.train, data.validation, data.test])
-        return whole, f"all of {name_of_text}, most of which it was trained on"
-    for part, name in ((data.validation, "validation"), (data.test, "test")):
-        if len(part):
-            return part, f"the {name} part of {name_of_text}, which it was not trained on"
-    return data.train, f"{name_of_text}, on which it was trained"
+    part, what = data.train, f"{Path(options.corpus).name}, on which it was trained"
+    for name in ("test", "validation"):
+        if len(held_out := getattr(data, name)):
+            what = f"the {name} part of {Path(options.corpus).name}, which it was not trained on"
+            part = held_out
+    return ReadText(part, data.vocabulary, data.digest, data.characters, data.dropped), what
+
+
+def file_to_read(trained: Trained, file: str, encoding: str | None) -> ReadText:
+    """The text of a file, read as the run's own text was if it is that one."""
+    options = dataclasses.replace(trained.config.text, corpus=file)
+    if encoding is not None:
+        options = dataclasses.replace(options, encoding=encoding)
+    plain = dataclasses.replace(options, encoding=encoding or "utf-8", strip_licence=False)
+    if options != plain:
+        with contextlib.suppress(RnnjaxError):
+            text = read_text(options, trained.vocabulary)
+            if text.digest == trained.text_sha256:
+                return text
+    text = read_text(plain, trained.vocabulary)
+    if text.dropped and len(text.ids) < 2:
+        raise InvalidInputError(
+            f"{file} must have at least 2 characters that the model knows, but of its "
+            f"{text.characters:,} it knows {len(text.ids)}; take another text"
+        )
+    return text
 
 
 def surprise_as_json(

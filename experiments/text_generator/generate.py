@@ -17,7 +17,7 @@ import numpy as np
 
 from experiments.text_generator.config import ProductType, Seed, check_ranges
 from experiments.text_generator.model import CharacterModel
-from experiments.text_generator.reading import AnyVocabulary, cleaned_as, text_bytes
+from experiments.text_generator.reading import AnyVocabulary, cleaned_as, dropped_of, text_bytes
 from experiments.text_generator.trained import Trained, encode
 from rnnjax.errors import InvalidInputError
 from rnnjax.text import ByteVocabulary, Sampling, Stream, load_corpus, read, stream
@@ -239,7 +239,13 @@ def prime_of(config: Generate, trained: Trained) -> str:
     vocabulary = trained.config.text.vocabulary
     if vocabulary == "bytes":
         return text_bytes(config.prime_file).decode("utf-8", "surrogateescape")
-    return cleaned_as(load_corpus(config.prime_file), vocabulary)
+    text = load_corpus(config.prime_file)
+    if dropped := dropped_of(text, vocabulary):
+        _note(
+            f"dropped {dropped:,} of the {len(text):,} characters of {config.prime_file}, because "
+            "the model does not know them"
+        )
+    return cleaned_as(text, vocabulary)
 
 
 def print_samples(author: Author, prime: str, config: Generate) -> None:

@@ -33,13 +33,30 @@ class ReadText:
         ids: of its characters, or its bytes, in the narrowest type that holds the vocabulary.
         vocabulary: what they mean.
         digest: the SHA-256 of the cleaned text, to notice that it changed.
-        dropped: characters of the text, but for white space, that the vocabulary has not.
+        characters: of the text before it was cleaned; where it is bytes, these.
+        dropped: those of them, but for white space, that the vocabulary has not.
     """
 
     ids: np.ndarray
     vocabulary: AnyVocabulary
     digest: str
+    characters: int
     dropped: int = 0
+
+    @property
+    def dropped_share(self) -> float:
+        """The share of the characters that was dropped."""
+        return self.dropped / max(1, self.characters)
+
+    @property
+    def dropped_note(self) -> str:
+        """A sentence on what was dropped, if anything was, to follow another."""
+        if not self.dropped:
+            return ""
+        return (
+            f"; {self.dropped:,} of the {self.characters:,} characters of the whole text "
+            f"({self.dropped_share:.2%}) were dropped before, because the model does not know them"
+        )
 
 
 def read_text(options: Text, known: AnyVocabulary | None = None) -> ReadText:
@@ -57,7 +74,7 @@ def read_text(options: Text, known: AnyVocabulary | None = None) -> ReadText:
     if kind == "bytes":
         data = text_bytes(source, options.encoding, strip_licence=options.strip_licence)
         ids = np.frombuffer(data, np.uint8)
-        return ReadText(ids, ByteVocabulary(), hashlib.sha256(data).hexdigest())
+        return ReadText(ids, ByteVocabulary(), hashlib.sha256(data).hexdigest(), len(ids))
     came, kept, digest, pieces = _Counts(), _Counts(), hashlib.sha256(), deque[bytes]()
     whole = _told(
         corpus_pieces(source, strip_licence=options.strip_licence, encoding=options.encoding),
@@ -74,7 +91,7 @@ def read_text(options: Text, known: AnyVocabulary | None = None) -> ReadText:
         piece = pieces.popleft().decode("utf-8", "surrogatepass")
         begin, end = end, end + len(piece)
         ids[begin:end] = vocabulary.encode(piece)
-    return ReadText(ids, vocabulary, digest.hexdigest(), came.dropped(kind))
+    return ReadText(ids, vocabulary, digest.hexdigest(), came.total, came.dropped(kind))
 
 
 def text_bytes(source: Source, encoding: str = "utf-8", *, strip_licence: bool = False) -> bytes:
@@ -86,6 +103,18 @@ def text_bytes(source: Source, encoding: str = "utf-8", *, strip_licence: bool =
         if strip_licence or codecs.lookup(encoding).name != "utf-8":
             raise
         return b"".join(_told(file_pieces(Path(source)), source))
+
+
+def dropped_of(text: str, vocabulary: str) -> int:
+    r"""How many characters of a text, but for white space, a choice of vocabulary leaves out.
+
+    >>> dropped_of("naïve*\n", "tutorial"), dropped_of("naïve*\n", "lines")
+    (2, 1)
+    """
+    counts = _Counts()
+    for _ in counts.counted([text]):
+        pass
+    return counts.dropped(vocabulary)
 
 
 def cleaned_as(text: str, vocabulary: str) -> str:
@@ -169,7 +198,7 @@ class _Counts:
         self._counts = np.zeros(sys.maxunicode + 1, np.int64)
 
     def counted(self, pieces: Iterable[str]) -> Iterator[str]:
-        """The same pieces, counted as they pass."""
+        """Count pieces as they pass."""
         for piece in pieces:
             found = np.bincount(code_points(piece))
             self._counts[: len(found)] += found
@@ -191,7 +220,7 @@ class _Counts:
 
 
 def _told(pieces: Iterable[Piece], source: Source) -> Iterator[Piece]:
-    """The same pieces; how far they are is said after a second, after two, after four and so on."""
+    """Pass pieces on, and say after 1, 2, 4 ... seconds how far the reading is."""
     began, pause, done = time.monotonic(), 1.0, 0
     for piece in pieces:
         yield piece

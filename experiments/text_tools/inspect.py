@@ -53,8 +53,8 @@ def run_inspection(config: Inspect) -> int:
     config.check()
     trained = Trained.load(config.run_dir, config.step)
     not_read("--to", config.to, config.corpus or trained.config.text.corpus)
-    ids, source = text_to_read(trained, config.file, config.encoding, config.corpus)
-    ids = ids[: config.characters]
+    text, source = text_to_read(trained, config.file, config.encoding, config.corpus)
+    ids = text.ids[: config.characters]
     recording = record(trained.model, trained.params, ids)
     characters = characters_of(ids, trained.vocabulary)
     values = properties_at(ids, trained.vocabulary)
@@ -64,12 +64,13 @@ def run_inspection(config: Inspect) -> int:
         f"Inside {trained.run_dir.name}",
         f"A model of {options.layers} x {options.cell} ({options.hidden_size} units), at step "
         f"{trained.step:,}, read {len(ids):,} {unit}s of {source}. It was surprised by "
-        f"{np.nanmean(recording.surprise):.3f} bits per {unit}, on average.",
+        f"{np.nanmean(recording.surprise):.3f} bits per {unit}, on average{text.dropped_note}.",
     )
     page = inspection_page(about, recording, scores, values, characters, trained.vocabulary)
     write(config.to, page)
     print("correlation  what the unit that follows it best is compared with")
     for finding in scores.of_properties():
         print(f"{finding.reported:+11.2f}  {finding.name}")
-    print(f"{config.to}: {len(ids):,} {unit}s, {len(page.encode()) / 1e6:.2f} MB")
+    size = f"{len(ids):,} {unit}s, {len(page.encode()) / 1e6:.2f} MB"
+    print(f"{config.to}: {size}{text.dropped_note}")
     return 0

@@ -366,6 +366,57 @@ def test_another_text_is_read_as_it_is_said_to_be(program, tmp_path):
         assert "'k'; leave them out" in refused.stderr
 
 
+@pytest.mark.parametrize("vocabulary", ["tutorial", "lines"])
+def test_what_is_not_scored_is_said(program, text, tmp_path, vocabulary):
+    options = [*TINY, "--vocabulary", vocabulary, "--epochs", "1"]
+    program("text_generator", "train", *options, "--run-dir", "run")
+    run = ["--run-dir", "run"]
+    own = program("text_generator", "evaluate", *run, "--json", "bits.json").stdout
+    assert "dropped" not in own
+    assert json.loads((tmp_path / "bits.json").read_text())["dropped"] == 0
+    (tmp_path / "other.txt").write_text("the cat ñ\nand é, ñ ran.\n", encoding="utf-8")
+    lost = (
+        "; 3 of the 24 characters of the whole text (12.50%) were dropped before, because the "
+        "model does not know them"
+    )
+    files = ["--json", "bits.json", "--page", "bits.html"]
+    scored = program("text_generator", "evaluate", "other.txt", *run, *files).stdout
+    assert scored.endswith(f" characters{lost}\n")
+    stored = json.loads((tmp_path / "bits.json").read_text())
+    assert (stored["dropped"], stored["dropped_share"]) == (3, 0.125)
+    assert f"at step 9{lost}." in (tmp_path / "bits.html").read_text()
+    inside = program("text_generator", "inspect", "other.txt", *run, "--to", "in.html").stdout
+    assert inside.endswith(f" MB{lost}\n")
+    assert f"on average{lost}." in (tmp_path / "in.html").read_text()
+    begun = program("text_generator", "generate", *run, "--prime-file", "other.txt")
+    assert "note: dropped 3 of the 24 characters of other.txt" in begun.stderr
+    (tmp_path / "greek.txt").write_text("αβγ", encoding="utf-8")
+    refused = program("text_generator", "evaluate", "greek.txt", *run, check=False)
+    assert refused.returncode == 2
+    assert "at least 2 characters that the model knows, but of its 3 it knows 0" in refused.stderr
+
+
+def test_what_a_run_dropped_of_its_own_text_is_said(program, text, tmp_path):
+    (tmp_path / "text.txt").write_text(f"{text}é", encoding="utf-8")
+    program("text_generator", "train", *TINY, "--epochs", "1", "--validation", "0.3")
+    for command in (["evaluate"], ["evaluate", "text.txt"]):
+        said = program("text_generator", *command).stdout
+        assert f"; 1 of the {len(text) + 1} characters of the whole text (0.28%) were" in said
+
+
+def test_the_text_of_a_run_is_known_wherever_it_is(program, text, tmp_path):
+    wide = f"x\n*** START OF IT ***\n{text}\n*** END OF IT ***\n".encode("utf-16")
+    (tmp_path / "wide.txt").write_bytes(wide)
+    options = [*TINY, "--corpus", "wide.txt", "--encoding", "utf-16", "--strip-licence"]
+    program("text_generator", "train", *options, "--epochs", "1")
+    (tmp_path / "copy.txt").write_bytes(wide)
+    for same in ("wide.txt", "./wide.txt", tmp_path / "copy.txt", "text.txt"):
+        said = program("text_generator", "evaluate", same).stdout
+        assert said.startswith(f"all of {Path(same).name}, most of which it was trained on: ")
+    (tmp_path / "copy.txt").write_text(text[1:])
+    assert program("text_generator", "evaluate", "copy.txt").stdout.startswith("copy.txt: ")
+
+
 def test_bits_are_of_what_the_vocabulary_counts(program, tmp_path):
     (tmp_path / "text.txt").write_text("Ёлка, ель и ёж. " * 30, encoding="utf-8")
     options = [*TINY, "--vocabulary", "bytes", "--epochs", "1"]
