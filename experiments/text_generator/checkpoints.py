@@ -15,7 +15,7 @@ from rnnjax.errors import CheckpointError, InvalidInputError
 from rnnjax.text.vocabulary import Vocabulary
 from rnnjax.training.checkpoints import Checkpoints, Saved
 from rnnjax.training.files import locked, new_folder, read_sealed, write_sealed
-from rnnjax.training.processes import agreed_signal, from_first
+from rnnjax.training.processes import from_first, require_alike
 from rnnjax.training.sharding import Sharding, cores_for
 
 PROGRAM = "text_generator"
@@ -157,14 +157,4 @@ def divided_axis(names: tuple[str, ...], shape: tuple[int, ...]) -> int | None:
 def check_alike(config: Train, digest: str) -> None:
     """Raise InvalidInputError unless all processes have the first one's options and text."""
     options = {k: v for k, v in flat(config.as_json()).items() if k not in OF_SOURCE}
-    ours = {**options, "the text of the corpus": digest}
-    theirs = from_first(lambda: ours)
-    differing = sorted(name for name in ours if ours[name] != theirs.get(name))
-    # All of them end, because the others would wait for those that do.
-    if agreed_signal(len(differing)):
-        which = ", ".join(differing) or "those of another process"
-        raise InvalidInputError(
-            f"process {jax.process_index()} of {jax.process_count()}: all must have the same "
-            f"options and text, but not all have those of process 0 ({which}); start them with the "
-            "same, but for --process"
-        )
+    require_alike({**options, "the text of the corpus": digest})

@@ -90,10 +90,10 @@ def run_training(config: Train) -> int:
             result = fit(
                 loss_fn, begin.params, optimizer, data.batches, epochs,
                 key=begin.key, carry=begin.carry, evaluate=validate, patience=config.patience,
-                run_dir=folder, config=described(config, data), free={"options"},
+                run_dir=folder, config=described(config, data), free={"options", "optimizer"},
                 checkpoint_every=config.checkpoint_every, keep_last=config.keep_last,
                 skip_nonfinite=config.skip_nonfinite, steps_per_dispatch=config.steps_per_dispatch,
-                sharding=sharding, progress=progress,
+                sharding=sharding, progress=progress, on_signal="return",
             )  # fmt: skip
             progress.plot()
         except NonFiniteError as error:
@@ -199,7 +199,8 @@ def _drawn(model: CharacterModel, key: jax.Array) -> tuple[dict[str, Any], jax.A
 def report(progress: "TextProgress", result: Fit, steps: int) -> int:
     """Say how the run ended, measure what was held out for its end, and what to do next."""
     folder, data, step = progress.folder, progress.data, int(result.state.step)
-    if result.stopped_by:
+    if not result.finished:
+        assert result.stopped_by is not None
         goes_on = f"{PROGRAM} train --resume --run-dir {folder}"
         progress.say(f"stopped and saved at step {step}; go on with: {goes_on}")
         return 128 + result.stopped_by
@@ -220,7 +221,7 @@ def report(progress: "TextProgress", result: Fit, steps: int) -> int:
             write_json(folder / "test.json", {"step": result.best["step"], **measured})
     progress.say(f"done; the loss is plotted in {folder / 'loss.png'}")
     progress.say(f"let it write: {PROGRAM} generate --run-dir {folder}")
-    return 0
+    return 128 + result.stopped_by if result.stopped_by else 0
 
 
 class TextProgress(Progress):

@@ -65,8 +65,8 @@ class Fit:
         history: an entry for each epoch: ``step``, ``epoch``, the means of the loss and the other
             metrics over its steps, what ``evaluate`` measured, ``steps_per_second``.
         best: the entry with the lowest validation loss, or else the last; None before there is one.
-        stopped_by: the number of the signal that came, or None. The run is finished if ``state``
-            is that after the last step.
+        stopped_by: the number of the signal that came, or None.
+        finished: whether the run came to its end, by ``epochs`` or by ``patience``.
     """
 
     params: Any
@@ -74,6 +74,7 @@ class Fit:
     history: list[Entry]
     best: Entry | None
     stopped_by: int | None = None
+    finished: bool = True
 
 
 def fit(
@@ -225,10 +226,9 @@ def fit(
     except KeyboardInterrupt:
         run.say_interrupted()
         raise
-    if result.stopped_by is not None:
+    if result.stopped_by is not None and on_signal == "raise":
         run.say_stopped(result.stopped_by, int(result.state.step))
-        if on_signal == "raise":
-            signal.raise_signal(result.stopped_by)
+        signal.raise_signal(result.stopped_by)
     return result
 
 
@@ -615,7 +615,8 @@ class _Run:
         self, params: Any, state: TrainState, best: Entry | None, signal: int | None = None
     ) -> Fit:
         """What `fit` returns: parameters of their own, which stay where the state is donated."""
-        return Fit(jax.tree.map(jnp.array, params), state, self.history, best, signal)
+        params = jax.tree.map(jnp.array, params)
+        return Fit(params, state, self.history, best, signal, self.finished)
 
     def finish(self, state: TrainState, measured: bool) -> tuple[TrainState, Entry | None]:
         """Write what came out, at the end; returns the best state that is saved, and its entry."""

@@ -171,7 +171,7 @@ def test_processes_that_differ_all_end_with_one_sentence(begin, text, tmp_path):
         for index in range(2)
     ]  # fmt: skip
     outputs = ends(2, *pair)
-    assert "process 1 of 2: all must have the same options and text" in outputs[1]
+    assert "process 1 of 2: all processes of a run must have the same options" in outputs[1]
     assert "(seed)" in outputs[1]
     assert "Traceback" not in outputs[0] + outputs[1]
     assert not (tmp_path / "run").exists()

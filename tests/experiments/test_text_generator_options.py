@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.text_generator import checkpoints
 from experiments.text_generator.__main__ import settled
 from experiments.text_generator.checkpoints import (
     check_alike,
@@ -29,6 +28,7 @@ from experiments.text_generator.presets import load_preset
 from experiments.text_generator.train import learning_rate, make_optimizer, run_training
 from experiments.text_generator.trained import Trained, existing
 from rnnjax import InvalidInputError
+from rnnjax.training import processes
 from rnnjax.training.files import new_folder, read_sealed
 from rnnjax.training.sharding import Sharding
 
@@ -222,8 +222,9 @@ def test_processes_may_each_have_the_text_elsewhere(monkeypatch):
     """What each of them reads is compared by its digest."""
     first = Train(text=Text("/a/text.txt"))
     theirs = {}
-    monkeypatch.setattr(checkpoints, "agreed_signal", lambda differing: differing)
-    monkeypatch.setattr(checkpoints, "from_first", lambda ours: theirs.setdefault("of 0", ours()))
+    monkeypatch.setattr(processes, "_alone", lambda: False)
+    monkeypatch.setattr(processes, "agreed_signal", lambda differing: differing)
+    monkeypatch.setattr(processes, "from_first", lambda ours: theirs.setdefault("of 0", ours()))
     check_alike(first, "digest")
     check_alike(dataclasses.replace(first, text=Text("/b/text.txt", encoding="ascii")), "digest")
     for other, digest, message in [

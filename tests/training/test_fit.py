@@ -125,7 +125,7 @@ def test_a_run_that_failed_goes_on_exactly(undisturbed, tmp_path, step):
 )
 def test_a_signal_saves_the_step_in_progress(undisturbed, tmp_path, number, step):
     result = run(tmp_path, At(step, lambda: os.kill(os.getpid(), number)))
-    assert result.stopped_by == number
+    assert (result.stopped_by, result.finished) == (number, False)
     assert int(result.state.step) == step
     result = run(tmp_path)
     assert result.stopped_by is None
@@ -133,14 +133,11 @@ def test_a_signal_saves_the_step_in_progress(undisturbed, tmp_path, number, step
     assert Records(tmp_path / "steps.jsonl").read() == undisturbed[1]
 
 
-def test_a_signal_at_the_very_end_is_returned_too_and_the_run_is_finished(
-    undisturbed, tmp_path, capsys
-):
+def test_a_signal_at_the_very_end_is_returned_too_and_the_run_is_finished(undisturbed, tmp_path):
     result = run(tmp_path, At(15, lambda: os.kill(os.getpid(), signal.SIGTERM)))
-    assert result.stopped_by == signal.SIGTERM
+    assert (result.stopped_by, result.finished) == (signal.SIGTERM, True)
     assert bits(result.state) == undisturbed[0]
     assert (tmp_path / "result.json").exists()
-    assert f"SIGTERM: the run was done, and is saved in {tmp_path}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("step", [4, 15])
@@ -155,6 +152,11 @@ def test_a_signal_does_what_it_would_have_done_once_its_step_is_saved(tmp_path, 
         signal.signal(signal.SIGTERM, before)
     assert heard == [signal.SIGTERM]
     assert (int(result.state.step), result.stopped_by) == (step, signal.SIGTERM)
+    said = {
+        4: f"stopped after step 4 of 15, saved in {tmp_path / 'checkpoints' / '4'}; the same call",
+        15: f"the run was done, and is saved in {tmp_path}",
+    }
+    assert f"SIGTERM: {said[step]}" in capsys.readouterr().err
 
 
 SWEEP = """
