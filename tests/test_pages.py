@@ -6,6 +6,7 @@ What is marked ``docs`` runs in ``make docs`` alone, beside the examples of the 
 import contextlib
 import importlib
 import importlib.util
+import inspect
 import io
 import json
 import os
@@ -263,6 +264,22 @@ def test_the_reference_has_every_public_name(module: str) -> None:
         value = getattr(public, name)
         if getattr(value, "__module__", "rnnjax").startswith(("rnnjax", "typing", "collections")):
             assert name in shown, f"rnnjax{module}.{name} is on no page of docs/reference"
+
+
+def test_every_member_that_the_reference_names_exists_and_has_a_docstring() -> None:
+    """The site leaves out a member that is not there, and says nothing."""
+    named = []
+    for page in (page for page in PAGES if page.startswith("docs/reference")):
+        for path, members in re.findall(
+            r"^::: (\S+)\n    options: \{members: \[(.*?)\]\}", TEXTS[page], re.MULTILINE
+        ):
+            module, _, name = path.rpartition(".")
+            value = getattr(importlib.import_module(module), name)
+            assert inspect.getdoc(value), f"{page}: {path}"
+            for member in members.split(", "):
+                named.append(f"{path}.{member}")
+                assert inspect.getdoc(getattr(value, member, None)), f"{page}: {named[-1]}"
+    assert "rnnjax.training.Checkpoints.latest" in named
 
 
 def test_cells_run_where_the_reference_says() -> None:
