@@ -11,6 +11,8 @@ import reference
 
 import rnnjax
 from rnnjax import Chrono, Fused, InvalidInputError, LegS, Parallel, Ring
+from rnnjax.cells.matrix import MatrixCarry, Memory, remembered
+from rnnjax.engine.matrices import Matrices
 
 KEY = jax.random.key(0)
 
@@ -352,6 +354,52 @@ def test_a_chunk_says_how_it_runs():
     assert "64 steps at a time as those of matrices" in text(MEMORIES["deltanet"])
     assert "3 memories wait for the one before" in text(MEMORIES["deltanet"])
     assert "16 steps at a time" in text(MEMORIES["gla"])
+
+
+@pytest.mark.parametrize("length", [64, 40, 5])
+def test_a_delta_rule_over_chunks_is_as_exact_as_its_steps(length):
+    """At beta 2, where powers of the triangular matrix of a chunk would cancel."""
+    rng, shape = np.random.default_rng(0), (64, 1, 2, 32)
+    query, key = (
+        x / np.linalg.norm(x, axis=-1, keepdims=True) for x in rng.normal(size=(2, *shape))
+    )
+    value, weights = rng.normal(size=(2, *shape))
+    log_decay, beta = -0.01 * rng.random(shape[:-1]), 2 - 0.1 * rng.random(shape[:-1])
+    state = rng.normal(size=(1, 2, 32, 32))
+
+    def reads_and_gradients(run, *given):
+        *given, weights = given
+
+        def loss(query, key, value, log_decay, beta, state):
+            memory = Memory(query, key, value, log_decay, beta=beta, erase=beta)
+            reads = run(memory, MatrixCarry(state))
+            return (reads * weights).sum(), reads
+
+        return jax.grad(loss, range(6), has_aux=True)(*given)
+
+    def by_steps(memory, carry):
+        return jax.lax.scan(lambda carry, at: remembered(at, carry)[:2], carry, memory)[1]
+
+    def by_chunks(memory, carry):
+        return Matrices(length, 2).run(memory, carry, None, None, None)[0]
+
+    given = jax.tree.map(np.float32, (query, key, value, log_decay, beta, state, weights))
+    run = jax.jit(reads_and_gradients, static_argnums=0)
+    actual = run(by_chunks, *given)
+    with jax.enable_x64(True):
+        expected = jax.device_get(run(by_steps, *jax.tree.map(np.float64, given)))
+    for one, other in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
+        assert np.abs(one - other).max() <= 2e-6 * np.abs(other).max()
+
+
+def test_a_delta_rule_over_chunks_calls_no_solver():
+    """LAPACK's, of a batch, can wait for its own threads for good."""
+    cell = MEMORIES["deltanet"]
+    params, xs = jax.eval_shape(lambda: (cell.init(KEY, 2), jnp.ones((70, 2, 2))))
+    loss = jax.jit(jax.grad(lambda p, xs: rnnjax.unroll(cell, p, xs)[1].sum()))
+    text = loss.lower(params, xs).as_text()
+    assert "custom_call" not in text
+    assert "triangular_solve" not in text
 
 
 def test_what_no_number_was_read_of_keeps_its_gradient_and_the_others_have_none(

@@ -12,6 +12,11 @@ from rnnjax.engine.affine import later
 from rnnjax.engine.pieces import cut_up
 from rnnjax.engine.steps import expand
 
+# The rows of the diagonal blocks of a triangular system, and the products that solve it: as exact
+# as a solver of the platform, which rounds no operand to bfloat16.
+_BLOCK = 16
+_product = functools.partial(jnp.matmul, precision="highest")
+
 
 class _Chunk(NamedTuple):
     """What the inputs of a chunk say of it: all of this has the axes (chunks, *rows, heads) first.
@@ -143,10 +148,7 @@ class Matrices:
                 seen = jnp.where(begun[..., None], 0, seen)
             below = jnp.tril(part * across(key), -1)
             both = jnp.concatenate([value, seen], axis=-1)
-            both = jax.lax.linalg.triangular_solve(
-                below, both, left_side=True, lower=True, unit_diagonal=True
-            )
-            value, erased = jnp.split(both, [value.shape[-1]], axis=-1)
+            value, erased = jnp.split(unit_lower_solve(below, both), [value.shape[-1]], axis=-1)
         end = decays[..., -1, :, :] if by_key else decays[..., -1, :, None]
         return _Chunk(
             across(query), keeps * query, value, erased, end * key, keeps[..., -1, :], begun
@@ -209,3 +211,49 @@ def _held(memory: Memory, valid: jax.Array) -> Memory:
 
 def _lower(length: int) -> jax.Array:
     return jnp.tril(jnp.ones((length, length), bool))
+
+
+def unit_lower_solve(below: jax.Array, right: jax.Array) -> jax.Array:
+    """The solution ``x`` of ``(I + below) x = right``, by forward substitution in blocks of rows.
+
+    Args:
+        below: ``(..., steps, steps)``, zero on its diagonal and above.
+        right: ``(..., steps, columns)``.
+    """
+    # `jax.lax.linalg.triangular_solve` of a batch can deadlock the thread pool of a CPU (jaxlib
+    # 0.10.2). Powers of `below` would need no substitution, but cancel: for keys that are alike
+    # they grow like binomials, while the solution stays small.
+    steps = below.shape[-1]
+    size = min(_BLOCK, steps)
+    starts = range(0, steps, size)
+    padded = jnp.pad(below, [(0, 0)] * (below.ndim - 2) + [(0, -steps % size)] * 2)
+    blocks = jnp.stack([padded[..., i : i + size, i : i + size] for i in starts], axis=-3)
+    inverses = _unit_lower_inverse(blocks)
+    x = _product(inverses[..., 0, :, :], right[..., :size, :])
+    for block, start in enumerate(starts[1:], 1):
+        end = min(start + size, steps)
+        rest = right[..., start:end, :] - _product(below[..., start:end, :start], x)
+        inverse = inverses[..., block, : end - start, : end - start]
+        x = jnp.concatenate([x, _product(inverse, rest)], axis=-2)
+    return x
+
+
+@jax.custom_jvp
+def _unit_lower_inverse(below: jax.Array) -> jax.Array:
+    """The inverse of ``I + below``, which takes one column of ``below`` after the other."""
+    size = below.shape[-1]
+
+    def eliminate(j: Any, inverse: jax.Array) -> jax.Array:
+        column, row = below[..., :, j, None], inverse[..., j, None, :]
+        return inverse - column * row
+
+    # The first column is taken here, so that the loop begins with an array of the type of `below`.
+    first = jnp.eye(size, dtype=below.dtype) - below.at[..., 1:].set(0)
+    return jax.lax.fori_loop(1, size - 1, eliminate, first)
+
+
+@_unit_lower_inverse.defjvp
+def _(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    # Through the inverse that is there already, and not back through the loop.
+    inverse = _unit_lower_inverse(*primals)
+    return inverse, -_product(_product(inverse, tangents[0]), inverse)
