@@ -1,4 +1,6 @@
+import contextlib
 import functools
+import inspect
 import json
 import os
 import shutil
@@ -838,3 +840,30 @@ def test_what_is_not_finite_is_null_in_all_files(tmp_path):
 def test_a_mean_where_nothing_counts_is_none():
     result = run(None, data=lambda epoch: batches(epoch) | {"weight": np.zeros(5, np.float32)})
     assert all(np.isnan(entry["loss"]) for entry in result.history)
+
+
+def optimizers():
+    """Those of optax that need no argument of their own besides the rate."""
+    for module in (optax, optax.contrib):
+        for name, make in sorted(vars(module).items()):
+            if not inspect.isfunction(make) or name.startswith("scale_by"):
+                continue
+            parameters = inspect.signature(make).parameters
+            needed = [p.name for p in parameters.values() if p.default is p.empty and p.kind < 2]
+            if "learning_rate" in parameters and needed in ([], ["learning_rate"]):
+                default = parameters["learning_rate"].default in (None, inspect.Parameter.empty)
+                rate = {"adadelta": 1.0, "fromage": 0.1}.get(name, 0.01) if default else None
+                given = {} if rate is None else {"learning_rate": rate}
+                yield pytest.param(functools.partial(make, **given), id=name)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Specifying a key will be required")
+@pytest.mark.filterwarnings("ignore:.* is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("make", list(optimizers()))
+def test_every_optimizer_learns_or_says_in_a_sentence_why_not(make):
+    history = None
+    with contextlib.suppress(InvalidInputError):  # whose sentence another test reads
+        history = learn_a_line(make(), epochs=30).history
+    assert history is None or history[-1]["loss"] < 0.9999 * history[0]["loss"]
+    assert history is not None or make.func.__name__ in {"sm3", "sophia"}
