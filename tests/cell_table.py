@@ -51,6 +51,7 @@ class PeepholeCell(rnnjax.Cell):
 
     carry: ClassVar[type[PeepholeCarry]] = PeepholeCarry
     gates = "i", "f", "g", "o"
+    coupling = rnnjax.Coupling.ELEMENTWISE
     output = None
 
     def parameters(self, input_size: int) -> dict[str, rnnjax.Param]:
@@ -81,6 +82,7 @@ class GainCell(rnnjax.Cell):
 
     carry: ClassVar[type[rnnjax.SimpleRNNCarry]] = rnnjax.SimpleRNNCarry
     gates = "candidate", "z"
+    coupling = rnnjax.Coupling.ELEMENTWISE
     output = None
 
     def parameters(self, input_size: int) -> dict[str, rnnjax.Param]:
@@ -104,6 +106,7 @@ class SubLSTMCell(rnnjax.Cell):
 
     carry: ClassVar[type[rnnjax.LSTMCarry]] = rnnjax.LSTMCarry
     gates = "i", "f", "z", "o"
+    coupling = rnnjax.Coupling.ELEMENTWISE
 
     def update(self, params: Any, x: jax.Array, carry: rnnjax.LSTMCarry) -> rnnjax.LSTMCarry:
         i, f, z, o = jnp.split(activate_gates(x, ["sigmoid"] * 4), 4, axis=-1)

@@ -184,6 +184,7 @@ def test_s5_holds_its_inputs_over_steps_of_any_length():
 class OwnReadoutCell(rnnjax.MinGRUCell):
     """A user's: what its loop shows is turned, in a product with what came in."""
 
+    coupling = rnnjax.Coupling.CONTRACTING
     output = None
 
     def parameters(self, input_size):

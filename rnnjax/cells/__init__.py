@@ -1,6 +1,6 @@
 """Cells: what one time step of a recurrent network computes."""
 
-from rnnjax.cells.base import Carry, Cell, Param, Params, Role
+from rnnjax.cells.base import Carry, Cell, Coupling, Param, Params, Role
 from rnnjax.cells.composite import CompositeCell, Noise
 from rnnjax.cells.convlstm import ConvLSTMCell
 from rnnjax.cells.coupled import CoupledLSTMCell
@@ -39,6 +39,7 @@ __all__ = [
     "CompositeCell",
     "ConvLSTMCell",
     "CoupledLSTMCell",
+    "Coupling",
     "DiagonalGRUCell",
     "DiagonalLSTMCell",
     "GILRCell",

@@ -55,6 +55,24 @@ class Role(enum.Enum):
     UNIT = "read by the update as it is: gains, peepholes, decays"
 
 
+class Coupling(enum.IntEnum):
+    """How an `update` couples the new state to the old one; each word promises the one before.
+
+    A unit is what stands at one place of all leaves of the carry, which then have one shape. The
+    promise holds for all parameters, inputs and states.
+    """
+
+    ANY = 0
+    """Nothing is promised."""
+    ELEMENTWISE = 1
+    """The new state of a unit depends on the old state of that unit alone. Learners of
+    `rnnjax.online` also take entry ``k`` of each parameter for one of unit ``k % hidden_size``."""
+    AFFINE = 2
+    """It is an affine function of it, ``s' = A(x) s + b(x)``: `rnnjax.Parallel` runs the cell."""
+    CONTRACTING = 3
+    """No ``A(x)`` has a norm above 1: `rnnjax.Auto` may choose `rnnjax.Parallel`."""
+
+
 class Param(NamedTuple):
     """A parameter as a cell declares it.
 
@@ -99,6 +117,8 @@ class Cell(abc.ABC):
       returns the new carry and ``y``, of ``hidden_size`` unless `output_size` says otherwise.
     - ``free``: the leaves of the carry that may hold any numbers, and be learned, bridged, or kept
       beside new ones (zoneout). None: all. An `SLSTMCell`'s others hang together.
+    - ``coupling``: how ``update`` couples the new state to the old one, a `Coupling`: ``ANY``. It
+      is inherited with the ``update`` alone: a class that writes its own states its own.
     - `readout`: a product behind the loop, of all steps at once. Unless it is written there is
       none, and what the loop shows are the outputs.
     - `memory`: what the inputs do to a state that is a matrix, in the place of an ``update``, which
@@ -156,9 +176,17 @@ class Cell(abc.ABC):
         """The leaf of the carry that ``recurrent_kernel`` multiplies before the update."""
         return "hidden"
 
+    @property
+    def coupling(self) -> Coupling:
+        """How the update couples the new state to the old one."""
+        return Coupling.ANY
+
     def __init_subclass__(cls) -> None:
         """Refuse what would be overlooked: pieces of a step that follow from the equation."""
         super().__init_subclass__()
+        # A promise is of one update, and says nothing of another that takes its place.
+        if _origin(cls, "update") < _origin(cls, "coupling"):
+            cls.coupling = Cell.coupling  # type: ignore[method-assign]
         written = [name for name in _DERIVED if name in vars(cls)]
         if cls.carry is not None and written:
             raise InvalidInputError(
@@ -234,7 +262,10 @@ class Cell(abc.ABC):
     def update(self, params: Params, x: Any, carry: Carry) -> Any:
         """The pointwise half of the step, in plain JAX: from what it adds up to the new carry.
 
-        Rows know nothing of each other: what a mask or a reset cuts off is cut off row by row.
+        It is the equation of one row. Any number of batch axes may stand before those of the row,
+        so axes are counted from the last, and no row depends on another. A cell whose rows
+        interact, as in a norm over the batch, writes `step` instead. The same holds of `memory`,
+        `recall` and `readout`.
 
         Args:
             params: all parameters but those that stand in a product outside: ``kernel``, and
@@ -564,7 +595,17 @@ def roles_of(cell: Cell) -> Mapping[str, Role]:
         )
     if cell.recurrent is not None:
         cell._leaf_shape("recurrent", cell.recurrent)
+    if not isinstance(cell.coupling, Coupling):
+        raise InvalidInputError(
+            f"coupling of {brief(cell)} must be a rnnjax.Coupling, as Coupling.ELEMENTWISE, but is "
+            f"{cell.coupling!r}"
+        )
     return roles
+
+
+def _origin(cls: type, name: str) -> int:
+    """Where in the order of its classes a class has a name from; 0 is the class itself."""
+    return next(i for i, base in enumerate(cls.__mro__) if name in vars(base))
 
 
 def as_it_runs(cell: Any) -> Any:

@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import Activation, Initializer
 from rnnjax.cells.arguments import brief, is_integer
-from rnnjax.cells.base import Cell, Param, Params
+from rnnjax.cells.base import Cell, Coupling, Param, Params
 from rnnjax.cells.lstm import LSTMCarry, forgets_little, lstm_update
 from rnnjax.errors import InvalidInputError
 
@@ -76,6 +76,7 @@ class ConvLSTMCell(Cell):
 
     carry: ClassVar[type[LSTMCarry]] = LSTMCarry
     gates = "i", "f", "g", "o"
+    coupling = Coupling.ELEMENTWISE
     reads_ahead = False
 
     def __post_init__(self) -> None:

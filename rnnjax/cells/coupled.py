@@ -14,7 +14,7 @@ from rnnjax.cells.activations import (
     activate_gates,
     get_activation,
 )
-from rnnjax.cells.base import Cell, Param, Params
+from rnnjax.cells.base import Cell, Coupling, Param, Params
 from rnnjax.cells.lstm import LSTMCarry
 
 
@@ -74,6 +74,7 @@ class CoupledLSTMCell(Cell):
 
     carry: ClassVar[type[LSTMCarry]] = LSTMCarry
     gates = "i", "g", "o"
+    coupling = Coupling.ELEMENTWISE
     reads_ahead = False
 
     def parameters(self, input_size: int) -> dict[str, Param]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import Activation, Initializer, activate_gates
-from rnnjax.cells.base import Cell, Param, Params
+from rnnjax.cells.base import Cell, Coupling, Param, Params
 from rnnjax.cells.gru import GRUCarry
 from rnnjax.cells.initializers import remembering
 from rnnjax.cells.lstm import LSTMCarry, forgets_little, lstm_update
@@ -65,6 +65,7 @@ class DiagonalGRUCell(Cell):
 
     carry: ClassVar[type[GRUCarry]] = GRUCarry
     gates = "r", "z", "n"
+    coupling = Coupling.ELEMENTWISE
     recurrent = None
     reads_ahead = False
 
@@ -140,6 +141,7 @@ class DiagonalLSTMCell(Cell):
 
     carry: ClassVar[type[LSTMCarry]] = LSTMCarry
     gates = "i", "f", "g", "o"
+    coupling = Coupling.ELEMENTWISE
     recurrent = None
     reads_ahead = False
 

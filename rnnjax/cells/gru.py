@@ -10,7 +10,7 @@ from jax.export import register_namedtuple_serialization
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import KEPT, Activation, Initializer, activate_gates
-from rnnjax.cells.base import Cell, Param, Params, Role
+from rnnjax.cells.base import Cell, Coupling, Param, Params, Role
 from rnnjax.cells.initializers import remembering
 
 
@@ -92,6 +92,11 @@ class GRUCell(Cell):
     def recurrent(self) -> str | None:
         """``hidden``; without ``reset_after`` both products stand in the update."""
         return "hidden" if self.reset_after else None
+
+    @property
+    def coupling(self) -> Coupling:
+        """``ELEMENTWISE`` with ``reset_after``; without, a product in the update mixes units."""
+        return Coupling.ELEMENTWISE if self.reset_after else Coupling.ANY
 
     def parameters(self, input_size: int) -> dict[str, Param]:
         """``kernel``, ``recurrent_kernel``, ``bias``, and with reset_after ``recurrent_bias``."""

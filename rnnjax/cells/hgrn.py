@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import Activation, Initializer, get_activation
-from rnnjax.cells.base import Cell, Param, Params
+from rnnjax.cells.base import Cell, Coupling, Param, Params
 from rnnjax.cells.lru import ComplexCarry, turned
 from rnnjax.errors import InvalidInputError
 
@@ -74,6 +74,7 @@ class HGRNCell(Cell):
 
     carry: ClassVar[type[ComplexCarry]] = ComplexCarry
     gates = "f", "n", "m", "g_real", "g_imag"
+    coupling = Coupling.CONTRACTING
     recurrent = None
     reads_ahead = False
     output = None

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import Activation, Initializer, get_activation
-from rnnjax.cells.base import Cell, Param, Params
+from rnnjax.cells.base import Cell, Coupling, Param, Params
 from rnnjax.cells.simple import SimpleRNNCarry
 
 
@@ -62,6 +62,11 @@ class IndRNNCell(Cell):
     gates = ("h",)
     reads_ahead = False
     recurrent = None
+
+    @property
+    def coupling(self) -> Coupling:
+        """``AFFINE`` where the activation is linear, else ``ELEMENTWISE``."""
+        return Coupling.AFFINE if self.activation == "linear" else Coupling.ELEMENTWISE
 
     def parameters(self, input_size: int) -> dict[str, Param]:
         """``kernel``, ``bias`` and ``recurrent_kernel``."""

@@ -146,6 +146,8 @@ class LayerNormGRUCell(Cell):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
+    # Its coupling is ELEMENTWISE, but is not declared so: the norms mix what units read, of which
+    # learners of `rnnjax.online` would take each parameter for one of a unit.
     carry: ClassVar[type[GRUCarry]] = GRUCarry
     gates = "r", "z", "n"
     sums = False

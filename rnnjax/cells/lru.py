@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import Initializer
 from rnnjax.cells.arguments import check_size
-from rnnjax.cells.base import Cell, Param, Params, Role
+from rnnjax.cells.base import Cell, Coupling, Param, Params, Role
 from rnnjax.cells.initializers import Ring
 
 # Of the two parts of a complex kernel, whose variance is that of their sum.
@@ -98,6 +98,7 @@ class LRUCell(Cell):
 
     carry: ClassVar[type[ComplexCarry]] = ComplexCarry
     gates = "real", "imag"
+    coupling = Coupling.CONTRACTING
     recurrent = None
     reads_ahead = False
     output = None

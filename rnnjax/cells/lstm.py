@@ -15,7 +15,7 @@ from rnnjax.cells.activations import (
     activate_gates,
     get_activation,
 )
-from rnnjax.cells.base import Cell, Param, Params
+from rnnjax.cells.base import Cell, Coupling, Param, Params
 from rnnjax.cells.initializers import Chrono, remembering
 
 
@@ -89,6 +89,7 @@ class LSTMCell(Cell):
 
     carry: ClassVar[type[LSTMCarry]] = LSTMCarry
     gates = "i", "f", "g", "o"
+    coupling = Coupling.ELEMENTWISE
     reads_ahead = False
 
     def parameters(self, input_size: int) -> dict[str, Param]:

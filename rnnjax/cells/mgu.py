@@ -9,7 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import KEPT, Activation, Initializer, WithGates, activate_gates
-from rnnjax.cells.base import Cell, Param, Params
+from rnnjax.cells.base import Cell, Coupling, Param, Params
 from rnnjax.cells.gru import GRUCarry, two_products
 
 
@@ -83,6 +83,11 @@ class MGUCell(Cell):
     def recurrent(self) -> str | None:
         """``hidden``; without ``reset_after`` both products stand in the update."""
         return "hidden" if self.reset_after else None
+
+    @property
+    def coupling(self) -> Coupling:
+        """``ELEMENTWISE`` with ``reset_after``; without, a product in the update mixes units."""
+        return Coupling.ELEMENTWISE if self.reset_after else Coupling.ANY
 
     def parameters(self, input_size: int) -> dict[str, Param]:
         """``kernel``, ``recurrent_kernel``, ``bias``, and with reset_after ``recurrent_bias``."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import Activation, Initializer, get_activation
-from rnnjax.cells.base import Cell, Params
+from rnnjax.cells.base import Cell, Coupling, Params
 from rnnjax.cells.simple import SimpleRNNCarry
 
 
@@ -57,6 +57,7 @@ class MinGRUCell(Cell):
 
     carry: ClassVar[type[SimpleRNNCarry]] = SimpleRNNCarry
     gates = "z", "n"
+    coupling = Coupling.CONTRACTING
     recurrent = None
 
     def update(self, params: Params, x: jax.Array, carry: SimpleRNNCarry) -> SimpleRNNCarry:
@@ -110,6 +111,7 @@ class MinLSTMCell(Cell):
 
     carry: ClassVar[type[SimpleRNNCarry]] = SimpleRNNCarry
     gates = "i", "f", "g"
+    coupling = Coupling.CONTRACTING
     recurrent = None
 
     def update(self, params: Params, x: jax.Array, carry: SimpleRNNCarry) -> SimpleRNNCarry:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import Activation, Initializer, activate_gates, get_activation
-from rnnjax.cells.base import Cell, Param, Params
+from rnnjax.cells.base import Cell, Coupling, Param, Params
 from rnnjax.cells.lstm import LSTMCarry, forgets_little
 
 
@@ -69,6 +69,7 @@ class PeepholeLSTMCell(Cell):
 
     carry: ClassVar[type[LSTMCarry]] = LSTMCarry
     gates = "i", "f", "g", "o"
+    coupling = Coupling.ELEMENTWISE
 
     def parameters(self, input_size: int) -> dict[str, Param]:
         """Those of an `LSTMCell`, and ``peephole``."""

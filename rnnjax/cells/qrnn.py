@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import Activation, Initializer, activate_gates
 from rnnjax.cells.arguments import brief
-from rnnjax.cells.base import Cell, Params
+from rnnjax.cells.base import Cell, Coupling, Params
 from rnnjax.cells.simple import SimpleRNNCarry
 from rnnjax.errors import InvalidInputError
 
@@ -61,6 +61,7 @@ class QRNNCell(Cell):
     param_dtype: DTypeLike = jnp.float32
 
     carry: ClassVar[type[SimpleRNNCarry]] = SimpleRNNCarry
+    coupling = Coupling.CONTRACTING
     reads_ahead = False
     recurrent = None
     output = None
@@ -130,6 +131,7 @@ class GILRCell(Cell):
 
     carry: ClassVar[type[SimpleRNNCarry]] = SimpleRNNCarry
     gates = "g", "i"
+    coupling = Coupling.CONTRACTING
     recurrent = None
 
     def update(self, params: Params, x: jax.Array, carry: SimpleRNNCarry) -> SimpleRNNCarry:

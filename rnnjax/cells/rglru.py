@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import Initializer
-from rnnjax.cells.base import Cell, Param, Params
+from rnnjax.cells.base import Cell, Coupling, Param, Params
 from rnnjax.cells.simple import SimpleRNNCarry
 
 
@@ -70,6 +70,7 @@ class RGLRUCell(Cell):
 
     carry: ClassVar[type[SimpleRNNCarry]] = SimpleRNNCarry
     gates = "r", "i", "n"
+    coupling = Coupling.CONTRACTING
     recurrent = None
 
     def parameters(self, input_size: int) -> dict[str, Param]:

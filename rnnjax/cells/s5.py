@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import Initializer
 from rnnjax.cells.arguments import check_size
-from rnnjax.cells.base import Cell, Param, Params
+from rnnjax.cells.base import Cell, Coupling, Param, Params
 from rnnjax.cells.initializers import LegS, log_steps
 from rnnjax.cells.lru import HALF_NORMAL, ComplexCarry, around_states, turned
 
@@ -71,6 +71,7 @@ class S5Cell(Cell):
 
     carry: ClassVar[type[ComplexCarry]] = ComplexCarry
     gates = "real", "imag"
+    coupling = Coupling.CONTRACTING
     recurrent = None
     output = None
 

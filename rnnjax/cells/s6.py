@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import Initializer
-from rnnjax.cells.base import Cell, Param, Params, Role
+from rnnjax.cells.base import Cell, Coupling, Param, Params, Role
 from rnnjax.cells.initializers import softplus_steps
 from rnnjax.cells.simple import SimpleRNNCarry
 
@@ -70,6 +70,7 @@ class S6Cell(Cell):
 
     carry: ClassVar[type[SimpleRNNCarry]] = SimpleRNNCarry
     gates = "delta", "u", "b", "c"
+    coupling = Coupling.CONTRACTING
     recurrent = None
     output = None
 

@@ -9,7 +9,7 @@ from jax.export import register_namedtuple_serialization
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import Activation, Initializer, activate_gates
-from rnnjax.cells.base import Cell, Params
+from rnnjax.cells.base import Cell, Coupling, Params
 
 
 class SimpleRNNCarry(NamedTuple):
@@ -70,6 +70,7 @@ class SimpleRNNCell(Cell):
 
     carry: ClassVar[type[SimpleRNNCarry]] = SimpleRNNCarry
     gates = ("h",)
+    coupling = Coupling.ELEMENTWISE
     reads_ahead = False
 
     def update(self, params: Params, x: jax.Array, carry: SimpleRNNCarry) -> SimpleRNNCarry:

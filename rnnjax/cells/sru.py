@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import Activation, Initializer, activate_gates, get_activation
-from rnnjax.cells.base import Cell, Param, Params
+from rnnjax.cells.base import Cell, Coupling, Param, Params
 from rnnjax.cells.simple import SimpleRNNCarry
 
 
@@ -68,6 +68,11 @@ class SRUCell(Cell):
     recurrent = None
     reads_ahead = False
     output = None
+
+    @property
+    def coupling(self) -> Coupling:
+        """``CONTRACTING``; ``ELEMENTWISE`` with ``peephole``, by which gates read the state."""
+        return Coupling.ELEMENTWISE if self.peephole else Coupling.CONTRACTING
 
     def parameters(self, input_size: int) -> dict[str, Param]:
         """``kernel``, ``bias``, and with peephole ``peephole``."""

@@ -9,7 +9,7 @@ from jax.export import register_namedtuple_serialization
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import Initializer
-from rnnjax.cells.base import Cell, Param, Params
+from rnnjax.cells.base import Cell, Coupling, Param, Params
 
 
 class WindowCarry(NamedTuple):
@@ -68,6 +68,9 @@ class TemporalConvCell(Cell):
 
     carry: ClassVar[type[WindowCarry]] = WindowCarry
     gates = ("u",)
+    # No A has a norm above 1, but most of its entries are zeros: where `Parallel` multiplies them
+    # by a NaN, that would stay in the window for good, so `Auto` is not to choose it.
+    coupling = Coupling.AFFINE
     recurrent = None
     reads_ahead = False
     output = None

@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import Initializer
 from rnnjax.cells.arguments import brief, check_fields, check_size
-from rnnjax.cells.base import Cell, Inputs, Param, Params, Role
+from rnnjax.cells.base import Cell, Coupling, Inputs, Param, Params, Role
 from rnnjax.cells.composite import CompositeCell, LayerRun
 from rnnjax.cells.initializers import PerHead
 from rnnjax.cells.rglru import RGLRUCell, griffin_decays
@@ -47,6 +47,7 @@ class _Gated(RGLRUCell):
 
     outputs: int = 1
 
+    coupling = Coupling.CONTRACTING
     output = None
 
     def parameters(self, input_size: int) -> dict[str, Param]:

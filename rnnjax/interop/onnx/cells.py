@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import Activation, Initializer, WithGates, get_activation
-from rnnjax.cells.base import Cell, Param, Params
+from rnnjax.cells.base import Cell, Coupling, Param, Params
 from rnnjax.cells.lstm import LSTMCarry
 
 
@@ -97,6 +97,7 @@ class GeneralLSTMCell(Cell):
     param_dtype: DTypeLike = jnp.float32
 
     carry: ClassVar[type[LSTMCarry]] = LSTMCarry
+    coupling = Coupling.ELEMENTWISE
 
     @property
     def gates(self) -> tuple[str, ...]:

@@ -1,0 +1,164 @@
+"""What each cell declares holds: no row depends on another, and its coupling is as promised."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cell_table import CELLS, grid, layers
+
+import rnnjax
+from rnnjax import Coupling, InvalidInputError
+from rnnjax.interop.onnx.cells import GeneralLSTMCell
+
+DECLARED = {name: cell for name, cell in CELLS.items() if cell.carry is not None} | {
+    "indrnn-linear": rnnjax.IndRNNCell(5, activation="linear"),
+    "onnx-lstm": GeneralLSTMCell(5, peephole=True, coupled=True),
+    **{f"griffin-{i}": cell for i, cell in enumerate(layers(CELLS["griffin"])) if cell.carry},
+}
+# A memory is affine by what it is, and has no update of its own.
+UPDATES = {name: cell for name, cell in DECLARED.items() if not cell.remembers}
+# What holds and is not promised, as the class says why.
+WITHHELD = {
+    "temporal-conv": Coupling.CONTRACTING,
+    "griffin-0": Coupling.CONTRACTING,
+    "layernorm-gru": Coupling.ELEMENTWISE,
+}
+# Twice as many features as units, which Griffin's recurrence takes for two halves.
+FEATURES = {"griffin-1": 8}
+SIZES = np.array([1e-2, 1, 30, 1e3, 1e6])
+
+
+def drawn(name: str, batch: tuple[int, ...], random_like: Any) -> tuple[Any, Any, Any]:
+    """Parameters, a carry and the inputs of a step."""
+    cell, features = DECLARED[name], FEATURES.get(name, 2)
+    axes = (*batch, *(grid(name) if name in CELLS else ()))
+    params = random_like(lambda: cell.init(jax.random.key(0), features), 1, scale=2)
+    return params, *(
+        random_like(shape, seed)
+        for seed, shape in (
+            (2, jax.eval_shape(lambda: cell.initial_carry(axes))),
+            (3, jax.ShapeDtypeStruct((*axes, features), jnp.float32)),
+        )
+    )
+
+
+@pytest.mark.parametrize("name", DECLARED)
+def test_a_row_depends_on_itself_alone(name: str, random_like: Any, assert_close: Any) -> None:
+    cell, batches = DECLARED[name], ((3,), (2, 3))
+
+    @jax.jit
+    def run(given: Any) -> Any:
+        found = []
+        for batch, args in zip(batches, given, strict=True):
+            alone = cell.step
+            for _ in batch:
+                alone = jax.vmap(alone, in_axes=(None, 0, 0))
+            found.append((cell.step(*args), alone(*args)))
+        return found
+
+    given = []
+    for batch in batches:
+        params, carry, x = jax.device_get(drawn(name, batch, random_like))
+        # A large row shows in the others, as in a norm or a maximum over the batch.
+        given.append((params, carry, np.concatenate([2000 * x[:1], x[1:]])))
+    for found in jax.device_get(run(given)):
+        whole, alone = jax.tree.map(lambda leaf: leaf[1:], found)
+        assert_close(whole, alone, 1e-5)
+
+
+@pytest.mark.parametrize("name", UPDATES)
+def test_the_coupling_is_all_that_holds(name: str, random_like: Any) -> None:
+    cell = UPDATES[name]
+
+    @functools.partial(jax.jit, static_argnums=0)
+    @functools.partial(jax.vmap, in_axes=(None, None, 0, 0))
+    def run(of: rnnjax.Cell, params: Any, carry: Any, x: Any) -> Any:
+        met = of.meet(of.project(params, x), of.recur(params, carry))
+
+        def update(carry: Any) -> Any:
+            return of.advance(params, met, carry)[0]
+
+        zeros = jax.tree.map(jnp.zeros_like, carry)
+        linear = jax.jvp(update, (zeros,), (carry,))[1]
+        return jax.jacfwd(update)(carry), update(carry), update(zeros), linear
+
+    params, carry, x = jax.device_get(drawn(name, (len(SIZES),), random_like))
+    carry = jax.tree.map(
+        lambda c: c * SIZES.reshape(-1, *[1] * (c.ndim - 1)).astype(c.dtype), carry
+    )
+    blocks, *values = jax.device_get(run(cell, params, carry, x))
+    found = Coupling.CONTRACTING
+    # Of each leaf of the new carry by each of the old one a matrix, for each size.
+    matrices = [
+        [b.reshape(len(SIZES), -1, leaf[0].size) for b, leaf in zip(row, carry, strict=True)]
+        for row in blocks
+    ]
+    of_any = [m for row in matrices for m in row]
+    one_shape = len({m.shape for m in of_any}) == 1
+    if not one_shape or any(np.any(m * (1 - np.eye(m.shape[-1]))) for m in of_any):
+        found = Coupling.ANY
+    elif not all(
+        np.allclose(new, zero + linear, rtol=1e-4, atol=1e-5)
+        for new, zero, linear in zip(*values, strict=True)
+    ):
+        found = Coupling.ELEMENTWISE
+    else:
+        factors = [[np.diagonal(m, axis1=1, axis2=2) for m in row] for row in matrices]
+        of_units = np.stack([np.stack(row, -1) for row in factors], -2)
+        if np.linalg.norm(of_units, 2, (-2, -1)).max() > 1 + 1e-4:
+            found = Coupling.AFFINE
+    if cell.recurrent is not None:  # the product mixes units, and no more is asked of the update
+        found = min(found, Coupling.ELEMENTWISE)
+    assert found == WITHHELD.get(name, cell.coupling)
+    assert cell.coupling <= found
+
+
+# ---- what becomes of the word
+
+
+class OwnUpdate(rnnjax.MinGRUCell):
+    """Promises nothing, whatever the class above it does."""
+
+    def update(self, params: Any, x: Any, carry: Any) -> Any:
+        return super().update(params, x, carry)
+
+
+class Mixin:
+    """An update that is no cell's."""
+
+    def update(self, params: Any, x: Any, carry: Any) -> Any:
+        return carry
+
+
+class Mixed(Mixin, rnnjax.MinGRUCell):
+    """Has its update from elsewhere than its word."""
+
+
+class OwnGates(rnnjax.MinGRUCell):
+    """Has the update of the class above it, and so its promise."""
+
+    def parameters(self, input_size: int) -> Any:
+        return super().parameters(input_size)
+
+
+def test_a_promise_is_inherited_with_its_update_alone() -> None:
+    assert OwnUpdate(4).coupling is Coupling.ANY
+    assert Mixed(4).coupling is Coupling.ANY
+    assert OwnGates(4).coupling is Coupling.CONTRACTING
+    assert rnnjax.Cell.coupling.__get__(OwnUpdate(4)) is Coupling.ANY
+    assert Coupling.ANY < Coupling.ELEMENTWISE < Coupling.AFFINE < Coupling.CONTRACTING
+
+
+def test_a_word_may_depend_on_a_field() -> None:
+    assert rnnjax.SRUCell(4).coupling is Coupling.CONTRACTING
+    assert rnnjax.SRUCell(4, peephole=True).coupling is Coupling.ELEMENTWISE
+    assert rnnjax.GRUCell(4, reset_after=False).coupling is Coupling.ANY
+
+
+def test_another_word_is_refused() -> None:
+    cell = type("Other", (rnnjax.MinGRUCell,), {"coupling": "affine"})(4)
+    with pytest.raises(InvalidInputError, match=r"coupling of Other\(4\) must be a rnnjax\.Coup"):
+        cell.step(cell.init(jax.random.key(0), 2), cell.initial_carry(), jnp.ones(2))
