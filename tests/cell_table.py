@@ -259,11 +259,11 @@ AUTO = {"gru", "user-step", "stack-nested"}
 AGAIN = {"lstm", "gru", "user-peephole", "mingru", "stack"}
 
 
-# What is affine in the carry. Not asked of the cells here, for the answer is traced: 3 s, each time
-# that tests are collected. The laws find one that is missing, or too much.
+# What declares that it is affine in the carry.
 PARALLEL = {
-    *("mingru", "minlstm", "lru", "s5", "rglru", "temporal-conv", "s6", "qrnn", "gilr", "sru"),
-    *("hgrn", "mlstm", "gla", "mamba2", "deltanet", "griffin"),
+    name
+    for name, cell in CELLS.items()
+    if not any(Parallel().refusal(layer) for layer in layers(cell))
 }
 
 

@@ -1,13 +1,15 @@
 """What each cell declares holds: no row depends on another, and its coupling is as promised."""
 
 import functools
+import re
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cell_table import CELLS, grid, layers
+from cell_table import CELLS, OwnStepCell, grid, layers
 
 import rnnjax
 from rnnjax import Coupling, InvalidInputError
@@ -162,3 +164,57 @@ def test_another_word_is_refused() -> None:
     cell = type("Other", (rnnjax.MinGRUCell,), {"coupling": "affine"})(4)
     with pytest.raises(InvalidInputError, match=r"coupling of Other\(4\) must be a rnnjax\.Coup"):
         cell.step(cell.init(jax.random.key(0), 2), cell.initial_carry(), jnp.ones(2))
+
+
+def test_nothing_verifies_a_promise_where_a_cell_runs() -> None:
+    for room in ("cells", "engine", "layers", "online"):
+        for path in (Path(rnnjax.__file__).parent / room).glob("*.py"):
+            if not path.name.startswith("kernel"):  # of which one reads the step it has to lower
+                found = re.findall(r"make_jaxpr|threading|default_rng|as_text", path.read_text())
+                assert not found, path.name
+
+
+def test_auto_takes_a_promise_at_its_word() -> None:
+    for word, method in (
+        (Coupling.AFFINE, rnnjax.Fused()),
+        (Coupling.CONTRACTING, rnnjax.Parallel()),
+    ):
+        cell = type("Declared", (OwnUpdate,), {"coupling": word})(4)
+        assert rnnjax.Auto().choose(cell, 1024, rows=1) == method
+        assert rnnjax.Parallel().refusal(cell) is None
+
+
+# ---- rows that interact
+
+
+class NormedStepCell(OwnStepCell):
+    """A norm over the batch, in a step of its own."""
+
+    def step(self, params: Any, carry: Any, x: Any) -> Any:
+        return super().step(params, carry, (x - x.mean(0)) / jnp.sqrt(x.var(0) + 0.1))
+
+
+@pytest.mark.parametrize("method", [rnnjax.Auto(), rnnjax.Scan(), rnnjax.Chunked(chunks=2)])
+def test_rows_may_interact_in_a_step_of_its_own(method: rnnjax.Method, assert_close: Any) -> None:
+    cell = NormedStepCell(4)
+    params = {"kernel": np.linspace(-1, 1, 28, dtype=np.float32).reshape(7, 4)}
+    xs = np.random.default_rng(1).normal(size=(6, 5, 3)).astype(np.float32)
+    lengths = np.array([6, 3, 5, 2, 1])
+
+    def library(params: Any, xs: Any) -> jax.Array:
+        ys = rnnjax.unroll(cell, params, xs, lengths=lengths, method=method)[1]
+        return jnp.sin(ys).sum()
+
+    def by_hand(params: Any, xs: Any) -> jax.Array:
+        """Padding is zeros, and holds the state."""
+        carry, total = cell.initial_carry((5,)), 0
+        for t, x in enumerate(xs):
+            valid = (t < lengths)[:, None]
+            new, y = cell.step(params, carry, jnp.where(valid, x, 0))
+            carry = jnp.where(valid, new, carry)
+            total += jnp.where(valid, jnp.sin(y), 0).sum()
+        return total
+
+    run = jax.jit(lambda *args: [jax.value_and_grad(f, (0, 1))(*args) for f in (library, by_hand)])
+    ours, expected = run(params, xs)
+    assert_close(ours, expected, 1e-5)

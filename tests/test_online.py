@@ -1,5 +1,6 @@
 """The online learners, held against backpropagation through time and dense influences."""
 
+import dataclasses
 import functools
 import math
 
@@ -12,7 +13,7 @@ from cell_table import BATCH, CELLS, FEATURES, SINGLE, TOLERANCES
 import rnnjax
 from rnnjax import InvalidInputError, Scan
 from rnnjax.online import RTRL, UORO, EProp, SnAp1
-from rnnjax.online.units import pattern_of, why_not_unitwise
+from rnnjax.online.units import why_not_unitwise
 
 TIME = 9
 KEY = jax.random.key(0)
@@ -20,8 +21,8 @@ RESETS = np.random.default_rng(1).random((TIME, BATCH)) < 0.2
 # No two of the rows and no step alike, and one where several rows begin anew.
 RESETS[4, :2] = True
 ELEMENTWISE = [
-    "indrnn", "mingru", "minlstm", "lru", "s5", "rglru", "temporal-conv", "s6", "qrnn", "gilr",
-    "sru", "sru-peephole", "hgrn", "diagonal-gru", "diagonal-lstm", "gla", "mamba2",
+    "indrnn", "mingru", "minlstm", "lru", "s5", "rglru", "temporal-conv", "qrnn", "gilr", "sru",
+    "sru-peephole", "hgrn", "diagonal-gru", "diagonal-lstm",
 ]  # fmt: skip
 MIXED = [
     "simple", "lstm", "lstm-no-bias", "lstm-hard", "gru", "gru-no-bias", "peephole", "coupled",
@@ -31,10 +32,10 @@ DENSE = [
     "lstm", "gru-reset-before", "projection", "layernorm-lstm", "slstm", "lru", "user-peephole",
     "user-scrn", "user-step", "learned-carry", "stack",
 ]  # fmt: skip
-# In an ordinary run, of each kind of learner those cells that differ in what it reads of one: which
-# units a column touches, one or several, of several leaves or a matrix, parameters of the update;
-# and for influences of everything what is no cell with an update, or has no vector.
-ORDINARY = {"lru", "temporal-conv", "diagonal-lstm", "gla", "gru", "user-peephole"}
+# In an ordinary run, of each kind of learner those cells that differ in what it reads of one: one
+# leaf or several, parameters of the update, of the readout; and for influences of everything what
+# is no cell with an update, or has no vector.
+ORDINARY = {"lru", "temporal-conv", "diagonal-lstm", "gru", "user-peephole"}
 ORDINARY_DENSE = {"user-step", "learned-carry", "stack"}
 
 
@@ -82,7 +83,6 @@ def through_time(cell, params, xs, targets, resets):
     return ys, gradients
 
 
-@pytest.mark.slow  # each cell of the table is asked for its proof
 def test_all_elementwise_cells_of_the_table_are_here():
     served = [
         name
@@ -178,7 +178,7 @@ def test_snap1_is_a_masked_dense_rtrl(name, drawn, assert_close, x64):
     assert 0.5 < along / (lengths[0] * lengths[1]) < 1 - 1e-6
 
 
-@pytest.mark.parametrize("name", chosen(name for name in MIXED if name != "simple"))
+@pytest.mark.parametrize("name", chosen(MIXED))
 def test_eprop_is_a_dense_rtrl_with_the_product_held_still(name, drawn, assert_close, x64):
     args = *drawn(name, "float64"), RESETS
     ys, gradients = online(EProp(CELLS[name]), *args)
@@ -260,13 +260,11 @@ def test_the_influence_has_the_numbers_of_the_parameters():
     lstm = CELLS["lstm"]
     many = numbers(params(lstm))
     assert numbers(influence(SnAp1(lstm))) == 2 * 2 * many
-    # Of the memory alone, which the output gate does not touch.
-    assert numbers(influence(EProp(lstm))) == 2 * 3 * many // 4
+    assert numbers(influence(EProp(lstm))) == 2 * 2 * many
     assert numbers(influence(RTRL(lstm, dense=True))) == 2 * 10 * many
     assert numbers(influence(UORO(lstm))) == 2 * (10 + many)
 
 
-# Made in the tests: with the proofs of a cell every worker would begin.
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
@@ -295,25 +293,6 @@ def test_memory_does_not_grow_with_time(kind, name):
     # The outputs of all steps, which nobody reads, and copies of what came in.
     assert many - few < 2 * 10_000 * 2 * (3 + 5 + 5 + 1) * 4
     assert many - few < 0.1 * 10_000 * few
-
-
-def test_each_unit_is_touched_by_its_columns_alone_where_slopes_are_zero():
-    expected = np.arange(4 * 5).reshape(4, 5)
-    cells = [
-        rnnjax.LSTMCell(5, activation="relu", recurrent_activation="hard_sigmoid"),
-        rnnjax.LSTMCell(5, activation="hard_tanh", recurrent_activation="legacy_hard_sigmoid"),
-    ]
-    for cell in cells:
-        pattern = pattern_of(cell, own=True)
-        for name in ("kernel", "recurrent_kernel", "bias"):
-            assert pattern.places[name].tolist() == expected.tolist()
-        assert pattern.kept == (True, True)
-        assert pattern.unit_of.tolist() == [*range(5)] * 4
-    assert pattern_of(CELLS["indrnn"], own=True).places["kernel"].tolist() == [[*range(5)]]
-    # Steps and inputs of a channel touch all its states, what reads a state touches none.
-    s6 = pattern_of(rnnjax.S6Cell(2, state_size=3), own=True).places
-    assert s6["kernel"].tolist() == [[0, 0, 0, 1, 1, 1], [2, 2, 2, 3, 3, 3], [4, 5, 6, 4, 5, 6]]
-    assert set(s6) == {"kernel", "step_bias", "log_decay"}
 
 
 # ---- how it is called
@@ -440,19 +419,31 @@ def test_a_step_compiles_once(drawn):
 # ---- refusals
 
 
+@dataclasses.dataclass(frozen=True)
+class SharedCell(rnnjax.MinGRUCell):
+    """All units read one number."""
+
+    coupling = rnnjax.Coupling.CONTRACTING
+
+    def parameters(self, input_size):
+        return super().parameters(input_size) | {"shared": rnnjax.Param((1,))}
+
+    def update(self, params, x, carry):
+        return super().update(params, x + params["shared"], carry)
+
+
 REFUSED = {
     "rtrl-product": (RTRL, CELLS["lstm"], "see each other's state in a product; give dense=True"),
     "rtrl-stack": (RTRL, CELLS["stack"], "made of other cells; give dense=True"),
     "rtrl-own-step": (RTRL, CELLS["user-step"], "declares no carry and update"),
-    "snap-norm": (SnAp1, CELLS["layernorm-lstm"], "mixes units; take RTRL"),
-    "snap-norm-gru": (SnAp1, CELLS["layernorm-gru"], "touches several units"),
-    "snap-before": (SnAp1, CELLS["gru-reset-before"], "mixes units"),
-    "snap-heads": (SnAp1, CELLS["slstm"], "mixes units"),
-    "snap-projection": (SnAp1, CELLS["projection"], "not all one number for each unit"),
+    "rtrl-states": (RTRL, CELLS["s6"], "not all one number for each unit; give dense=True"),
+    "rtrl-memory": (RTRL, CELLS["gla"], "coupling is declared as ANY"),
+    "rtrl-shared": (RTRL, SharedCell(4), r"shared of shape \(1,\) has not as many entries"),
+    "snap-norm": (SnAp1, CELLS["layernorm-lstm"], "coupling is declared as ANY.*; take RTRL"),
+    "snap-before": (SnAp1, CELLS["gru-reset-before"], "coupling is declared as ANY"),
     "snap-learned": (SnAp1, CELLS["learned-carry"], "made of other cells"),
-    "eprop-simple": (EProp, CELLS["simple"], "nothing is traced; take SnAp1"),
     "eprop-elementwise": (EProp, CELLS["mingru"], "no recurrent product to hold still; take RTRL"),
-    "eprop-norm": (EProp, CELLS["layernorm-gru"], "touches several units"),
+    "eprop-norm": (EProp, CELLS["layernorm-gru"], "coupling is declared as ANY"),
     "uoro-grid": (UORO, CELLS["convlstm-1d"], "a grid whose points see each other"),
     "uoro-drawn": (
         UORO, rnnjax.Regularized(rnnjax.LSTMCell(3), recurrent_dropout=0.1), "draws in training",
@@ -464,14 +455,7 @@ REFUSED = {
 }  # fmt: skip
 
 
-# Both mix units as layer normalisation does.
-MIXING = {"snap-before", "snap-heads"}
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=pytest.mark.slow if n in MIXING else []) for n in REFUSED],
-)
+@pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_served_is_refused_by_a_sentence(name):
     learner, cell, message = REFUSED[name]
     with pytest.raises(InvalidInputError, match=message) as error:

@@ -15,7 +15,7 @@ from jax.sharding import AxisType, PartitionSpec
 import rnnjax
 from rnnjax import InvalidInputError, Parallel, Scan
 from rnnjax.engine import parallel
-from rnnjax.engine.affine import Solved, tried
+from rnnjax.engine.affine import Solved
 from rnnjax.engine.beside import Beside
 from rnnjax.engine.method import check_method
 from rnnjax.engine.recurrence import Recurrence
@@ -36,6 +36,7 @@ MARKS = {
 class TanhOutput(rnnjax.MinGRUCell):
     """Its output is no leaf of its state."""
 
+    coupling = rnnjax.Coupling.CONTRACTING
     output = None
 
     def update(self, params, x, carry):
@@ -55,6 +56,7 @@ class TurningCell(rnnjax.Cell):
         object.__setattr__(self, "hidden_size", hidden_size)
 
     carry = Turn
+    coupling = rnnjax.Coupling.AFFINE
     gates = "re", "im"
     recurrent = None
 
@@ -452,42 +454,6 @@ def test_no_nan_crosses_a_reset(name, method):
         np.testing.assert_allclose(one, other, atol=1e-12)
 
 
-class MixingCell(rnnjax.MinGRUCell):
-    """Affine, but its units see each other."""
-
-    def update(self, params, x, carry):
-        new = super().update(params, x, carry)
-        return type(new)(new.hidden - 0.1 * carry.hidden.mean(-1, keepdims=True))
-
-
-class MixingLateCell(rnnjax.MinGRUCell):
-    """Its units see each other by a kernel that is zero at first."""
-
-    def parameters(self, input_size):
-        size = self.hidden_size
-        return {**super().parameters(input_size), "mix": rnnjax.Param((size, size), "zeros")}
-
-    def update(self, params, x, carry):
-        new = super().update(params, x, carry)
-        return type(new)(new.hidden + carry.hidden @ params["mix"])
-
-
-class MixingAtLargeCell(rnnjax.MinGRUCell):
-    """Its units see each other where its inputs are large."""
-
-    def update(self, params, x, carry):
-        mean = carry.hidden.mean(-1, keepdims=True)
-        return rnnjax.SimpleRNNCarry(0.5 * carry.hidden + jax.nn.relu(x[..., :4] - 3) * mean)
-
-
-class SpikingCell(rnnjax.MinGRUCell):
-    """What a threshold takes off the state has no derivative."""
-
-    def update(self, params, x, carry):
-        spike = jax.lax.stop_gradient((carry.hidden > 2).astype(x.dtype))
-        return rnnjax.SimpleRNNCarry(0.9 * carry.hidden + x[..., :4] - spike)
-
-
 @pytest.mark.parametrize("name", ["mingru", "turning", pytest.param("s6", marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("x64")
 def test_no_nan_of_a_step_that_no_loss_sees_where_there_is_a_mask(name, assert_close):
@@ -505,6 +471,8 @@ def test_no_nan_of_a_step_that_no_loss_sees_where_there_is_a_mask(name, assert_c
 
 class GrowingCell(rnnjax.MinGRUCell):
     """Affine, and a state that is not zero soon is infinite."""
+
+    coupling = rnnjax.Coupling.AFFINE
 
     def update(self, params, x, carry):
         new = super().update(params, x, carry)
@@ -577,39 +545,26 @@ def test_no_rows(name):
     assert jax.eval_shape(jax.grad(loss), params) == params
 
 
-class CountingCell(rnnjax.MinGRUCell):
-    """Affine, but a number that all units read is of another shape than these."""
-
-    carry = Turn
-    output = "hidden"
-
-    @property
-    def carry_shapes(self):
-        return {"hidden": (self.hidden_size,), "imag": (1,)}
+class UndeclaredCell(rnnjax.MinGRUCell):
+    """Affine, but its own update promises nothing of that."""
 
     def update(self, params, x, carry):
-        hidden = super().update(params, x, carry).hidden + 0.1 * carry.imag
-        return Turn(hidden, 0.5 * carry.imag + 1)
+        return super().update(params, x, carry)
 
 
 @pytest.mark.parametrize(
     ("cell", "message"),
     [
         (rnnjax.LSTMCell(4), "its units see each other's state in a product"),
-        (rnnjax.IndRNNCell(4), "its new state is not affine in the old one"),
-        (rnnjax.DiagonalGRUCell(4), "its new state is not affine in the old one"),
-        (rnnjax.DiagonalLSTMCell(4), "its new state is not affine in the old one"),
-        (rnnjax.SRUCell(4, peephole=True), "its new state is not affine in the old one"),
-        (rnnjax.SLSTMCell(4), "its new state is not affine in the old one"),
-        (MixingCell(4), "its units see each other's state"),
-        (MixingLateCell(4), "its units see each other's state"),
-        (MixingAtLargeCell(4), "its units see each other's state"),
-        (SpikingCell(4), "its new state is not affine in the old one"),
-        (CountingCell(4), "the leaves of its carry are not of one shape"),
+        (rnnjax.IndRNNCell(4), "coupling is declared as ELEMENTWISE, not as AFFINE"),
+        (rnnjax.SRUCell(4, peephole=True), "coupling is declared as ELEMENTWISE, not as AFFINE"),
+        (rnnjax.GRUCell(4, reset_after=False), "coupling is declared as ANY, not as AFFINE"),
+        (UndeclaredCell(4), "coupling is declared as ANY, not as AFFINE"),
+        (rnnjax.Stack([rnnjax.MinGRUCell(4), rnnjax.GRUCell(4)]), "see each other's state"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, rnnjax.Cell) else "",
 )
-def test_what_is_not_affine_is_refused(cell, message):
+def test_what_is_not_declared_affine_is_refused(cell, message):
     def run():
         return rnnjax.unroll(cell, cell.init(KEY, 2), jnp.ones((5, 2, 2)), method=Parallel())
 
@@ -692,21 +647,6 @@ def test_a_gradient_is_lowered_for_all_platforms(name):
 
     export = jax.export.export(jax.jit(jax.grad(loss)), platforms=("cpu", "cuda", "tpu"))
     assert export(params, xs).platforms == ("cpu", "cuda", "tpu")
-
-
-def test_affine_is_found_whatever_a_program_forbids_itself():
-    forbidden = {"jax_numpy_rank_promotion": "raise", "jax_numpy_dtype_promotion": "strict"}
-    usual = {name: getattr(jax.config, name) for name in forbidden}
-    try:
-        for name, value in forbidden.items():
-            jax.config.update(name, value)
-        tried.cache_clear()
-        cell, xs = TurningCell(4), np.ones((3, 2, 2), np.float32)
-        run = functools.partial(rnnjax.unroll, cell, method=Parallel())
-        jax.eval_shape(run, jax.eval_shape(lambda: cell.init(KEY, 2)), xs)
-    finally:
-        for name, value in usual.items():
-            jax.config.update(name, value)
 
 
 # Of so many rows a step is few enough numbers for pieces with a gradient, and too many without.
@@ -837,72 +777,10 @@ def test_auto_counts_all_axes_of_rows_and_knows_when_it_cannot():
     assert loops(*symbolic) == loops(*symbolic, method=fused)
 
 
-@jax.custom_vjp
-def clipped(x):
-    return x
-
-
-clipped.defvjp(lambda x: (x, None), lambda _, d: (jnp.clip(d, -0.1, 0.1),))
-
-
-class ClippedCell(rnnjax.MinGRUCell):
-    """Its gradients are cut on their way back through the state: JAX has no other derivative."""
-
-    def update(self, params, x, carry):
-        return super().update(params, x, rnnjax.SimpleRNNCarry(clipped(carry.hidden)))
-
-
-class TellingCell(rnnjax.MinGRUCell):
-    """Each of its steps says so, once."""
-
-    def update(self, params, x, carry):
-        jax.debug.callback(lambda: None)
-        return super().update(params, x, carry)
-
-
-class SkipCell(rnnjax.MinGRUCell):
-    """Its projections have a part for the inputs themselves, as many as units."""
-
-    def parameters(self, input_size):
-        found = super().parameters(input_size)
-        size = 2 * self.hidden_size + input_size
-        kernel, bias = found["kernel"], found["bias"]
-        return {
-            "kernel": kernel._replace(shape=(input_size, size)),
-            "bias": bias._replace(shape=(size,)),
-        }
-
-    def update(self, params, x, carry):
-        z, n, skip = jnp.split(x, 3, axis=-1)
-        z = jax.nn.sigmoid(z)
-        return rnnjax.SimpleRNNCarry((1 - z) * carry.hidden + z * n + skip)
-
-
-@pytest.mark.parametrize(
-    ("cell", "reason"),
-    [
-        (ClippedCell(4), "could not be tried and differentiated forwards"),
-        (TellingCell(4), "has an effect, as a callback"),
-        (SkipCell(4), None),
-    ],
-)
-def test_auto_runs_what_cannot_be_tried_or_repeated_step_by_step(cell, reason, assert_close):
-    refused = Parallel().refusal(cell)
-    assert refused == reason or reason in refused
-    params, xs = cell.init(KEY, 4), jnp.float32(drawn(512, 1, 4))
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def grad(method):
-        def loss(params):
-            return rnnjax.unroll(cell, params, xs, method=method)[1].sum()
-
-        return jax.grad(loss)(params)
-
-    assert_close(grad(rnnjax.Auto()), grad(Scan()), 1e-5)
-
-
 class GrowingCell(rnnjax.MinGRUCell):
     """Its factors are its inputs, of any size."""
+
+    coupling = rnnjax.Coupling.AFFINE
 
     def update(self, params, x, carry):
         factor, n = jnp.split(x, 2, axis=-1)

@@ -1,17 +1,13 @@
 """Affine recurrences: what multiplies the state and what is added, and the states of all steps."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.devices import HERE, Along
-from rnnjax.engine.apart import computed_apart
 from rnnjax.engine.pieces import (
     Factors,
     Piece,
@@ -23,7 +19,6 @@ from rnnjax.engine.pieces import (
     without,
 )
 from rnnjax.engine.primitive import Function
-from rnnjax.engine.rows import tried_features, why_not_beside
 from rnnjax.engine.steps import any_of
 
 
@@ -161,119 +156,3 @@ def _with_start(
     first = [[leaf[0] for leaf in row] for row in factors]
     begun = times(first, without(None if resets is None else resets[0], start))
     return [b.at[0].add(f.astype(b.dtype)) for b, f in zip(constants, begun, strict=True)]
-
-
-# So many states and inputs, of many sizes, are tried.
-_TRIED = 64
-
-
-def why_not_affine(cell: Cell) -> str | None:
-    """Why the new state of a cell is not affine in the old one, unit by unit; None where it is.
-
-    Found, not declared: the derivative by the state does not read the state, so it is the same at
-    all states; and of states, inputs and parameters that were drawn, the step makes what each
-    unit's own factor does. The derivative alone does not tell: that of a threshold is zero.
-    """
-    found = tried(cell)
-    return found if isinstance(found, str) else None
-
-
-def stays_bounded(cell: Cell) -> bool:
-    """Whether products of the factors of an affine cell are no larger than they, and hide nothing.
-
-    No state becomes longer by those that were tried. And none of them is always zero, as those of
-    a state that is handed on from leaf to leaf: zero times a NaN is one, which no step makes.
-    """
-    found = tried(cell)
-    if isinstance(found, str) or found is None:
-        return False
-    matrices = np.stack([np.stack(row, -1) for row in found], -2)
-    return bool(np.linalg.norm(matrices, 2, (-2, -1)).max() <= 1.001) and all(
-        np.any(factor) for row in found for factor in row
-    )
-
-
-@functools.lru_cache(maxsize=256)
-def tried(cell: Cell) -> str | list[list[np.ndarray]] | None:
-    """Why a cell is not affine, or the factors that were found; None where nothing was tried."""
-    if reason := why_not_beside(cell):
-        return reason
-    if cell.remembers:  # declared, and its update follows from that
-        return None
-    if cell.recurrent is not None:
-        return "its units see each other's state in a product"
-    shapes = jax.eval_shape(lambda: cell.initial_carry((_TRIED,)))
-    if any(not jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(shapes)):
-        return "its carry does not hold floating-point numbers alone"
-    if len({leaf.shape for leaf in jax.tree.leaves(shapes)}) > 1:
-        return "the leaves of its carry are not of one shape"
-    failed = None
-    for features in tried_features(cell):
-        try:
-            return _found(cell, shapes, features)
-        except Exception as error:  # whatever a user's own update raises
-            failed = failed or f"{type(error).__name__}: {error}".split("\n", 1)[0]
-    return f"its update could not be tried and differentiated forwards ({failed})"
-
-
-def _found(cell: Cell, shapes: Carry, features: int) -> str | list[list[np.ndarray]]:
-    """The same, of a cell of which nothing else tells, over so many features."""
-
-    def init(seed: Any) -> Params:
-        return cell.init(jax.random.key(seed), features)
-
-    def project(params: Params) -> jax.Array:
-        return cell.project(params, jnp.zeros((_TRIED, features)))
-
-    def update(given: Any, carry: Carry) -> Carry:
-        return cell.advance(given[0], given[1], carry)[0]
-
-    def tangent(carry: Carry, direction: Carry, given: Any) -> Carry:
-        return jax.jvp(functools.partial(update, given), (carry,), (direction,))[1]
-
-    seed = np.uint32(0)
-    params = jax.eval_shape(init, seed)
-    projected = jax.eval_shape(project, params)
-    if jax.make_jaxpr(update)((params, projected), shapes).effects:
-        return "its update has an effect, as a callback, which pieces would repeat"
-    if _reads_first(tangent, shapes, shapes, (params, projected)):
-        return "its new state is not affine in the old one"
-    rng = np.random.default_rng(0)
-
-    def drawn(leaf: Any, sizes: Any) -> Any:
-        sizes = np.reshape(sizes, (-1, *[1] * (len(leaf.shape) - 1)))
-        return (sizes * rng.normal(size=leaf.shape)).astype(leaf.dtype)
-
-    # What is zero at first, as many a kernel, or is not where inputs are large, is to be seen too.
-    sizes = np.logspace(-2, 3, _TRIED)
-    carry = jax.tree.map(functools.partial(drawn, sizes=sizes), shapes)
-    inputs = drawn(projected, rng.permutation(np.logspace(-2, 1, _TRIED)))
-    noise = jax.tree.map(functools.partial(drawn, sizes=0.1), params)
-
-    def both(carry: Carry, inputs: Any, noise: Any, seed: Any) -> Any:
-        given = jax.tree.map(jnp.add, init(seed), noise), inputs
-        zeros = jax.tree.map(jnp.zeros_like, carry)
-        constants, factors = affine(functools.partial(update, given), zeros)
-        return constants, factors, tangent(zeros, carry, given), update(given, carry)
-
-    constants, factors, along, new = computed_apart(both, carry, inputs, noise, seed)
-    state = jax.tree.leaves(carry)
-    for i, (leaf, value) in enumerate(zip(*map(jax.tree.leaves, (along, new)), strict=True)):
-        parts = [factors[i][j] * given for j, given in enumerate(state)]
-        size = 1 + sum(map(np.abs, [constants[i], *parts]))
-        near = size * max(1e-5, 8 * float(jnp.finfo(value.dtype).eps))
-        if not np.all(np.abs(leaf - sum(parts)) <= near):
-            return "its units see each other's state"
-        if not np.all(np.abs(value - constants[i] - sum(parts)) <= near):
-            return "its new state is not affine in the old one"
-    return factors
-
-
-def _reads_first(function: Any, first: Any, *rest: Any) -> bool:
-    """Whether what a function returns depends on its first argument at all."""
-    jaxpr = jax.make_jaxpr(function)(first, *rest).jaxpr
-    needed = {id(v) for v in jaxpr.outvars}
-    for equation in reversed(jaxpr.eqns):
-        if any(id(v) in needed for v in equation.outvars):
-            needed |= {id(v) for v in equation.invars}
-    return any(id(v) in needed for v in jaxpr.invars[: len(jax.tree.leaves(first))])

@@ -7,8 +7,7 @@ from typing import Any
 
 import jax
 
-from rnnjax.cells.base import Carry, Cell, Params
-from rnnjax.engine.affine import stays_bounded
+from rnnjax.cells.base import Carry, Cell, Coupling, Params
 from rnnjax.engine.fused import Fused
 from rnnjax.engine.kernel import Kernel, over_rows
 from rnnjax.engine.kernel_loops import KernelLoops
@@ -45,16 +44,17 @@ class Auto(Method):
     GLA, whose keys decay each by itself, 0.09 to 0.94 with the gradient, and forward alone 0.2 to
     0.53 with some rows, but 1.3 to 1.4 with one.
 
-    Other affine cells that no state grows by (`rnnjax.MinGRUCell`, `rnnjax.LRUCell` and others of
-    their family, but the temporal convolution) run as `Parallel` over 512 steps or more of few
-    numbers: the columns of the kernel, or the state, times the rows. With a gradient up to 1,024
-    numbers of those whose factors can be written down (minGRU, minLSTM, RG-LRU, GILR), which takes
-    0.2 to 1.1 of the time of `Fused`, 0.65 in the median, and 0.8 to 2.8 times its memory; up to
-    256 of the others (LRU, S5, S6, HGRN, QRNN, SRU), which takes 0.4 to 1.0. Forward alone up to
-    384, in 0.4 to 1.25, and 128, in 0.5 to 1.2. Then a gradient is compiled 1.5 to 2.2 times as
-    long. Where only the gradient does, the outputs alone are found step by step; but on a GPU,
-    where each step is launches, and over several TPUs, where there is no kernel, in pieces. Second
-    derivatives and those forwards are then those of `Fused`. Rows of a `jax.vmap` are not counted.
+    Cells that declare their coupling as `rnnjax.Coupling.CONTRACTING` (`rnnjax.MinGRUCell`,
+    `rnnjax.LRUCell` and others of their family, but the temporal convolution) run as `Parallel`
+    over 512 steps or more of few numbers: the columns of the kernel, or the state, times the rows.
+    With a gradient up to 1,024 numbers of those whose factors can be written down (minGRU, minLSTM,
+    RG-LRU, GILR), which takes 0.2 to 1.1 of the time of `Fused`, 0.65 in the median, and 0.8 to 2.8
+    times its memory; up to 256 of the others (LRU, S5, S6, HGRN, QRNN, SRU), which takes 0.4 to
+    1.0. Forward alone up to 384, in 0.4 to 1.25, and 128, in 0.5 to 1.2. Then a gradient is
+    compiled 1.5 to 2.2 times as long. Where only the gradient does, the outputs alone are found
+    step by step; but on a GPU, where each step is launches, and over several TPUs, where there is
+    no kernel, in pieces. Second derivatives and those forwards are then those of `Fused`. Rows of a
+    `jax.vmap` are not counted.
 
     A sequence of one step has nothing to take out of the loop, so it runs on `Scan`, which then
     needs no loop: at LSTM(50), batch 1, forward and backward, this compiles and runs in 0.93 of the
@@ -153,13 +153,14 @@ class Auto(Method):
 def _few_numbers(cell: Cell, rows: int, gradient: bool) -> bool:
     """Whether a step of an affine cell is so few numbers that pieces of the sequence are faster.
 
-    But pieces multiply factors, which where a state grows may be infinite before it is.
+    Of a contracting one alone: pieces multiply factors, which where a state grows may be infinite
+    before it is.
     """
     carry = jax.tree.leaves(jax.eval_shape(cell.initial_carry))
     columns = cell.parameters(1)["kernel"].shape[-1]
     most = _MOST_NUMBERS[writes_more(cell)][gradient]
-    # The size first: nothing is tried of a cell that is too large.
-    return rows * max(columns, sum(leaf.size for leaf in carry)) <= most and stays_bounded(cell)
+    few = rows * max(columns, sum(leaf.size for leaf in carry)) <= most
+    return few and cell.recurrent is None and cell.coupling is Coupling.CONTRACTING
 
 
 def _choose(cell: Cell, xs: Any, platform: str | None = None, gradient: bool = False) -> Method:

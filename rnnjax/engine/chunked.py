@@ -16,7 +16,6 @@ from rnnjax.engine.pieces import near_divisor
 from rnnjax.engine.primitive import Function
 from rnnjax.engine.readout import read_out
 from rnnjax.engine.recurrence import Recurrence
-from rnnjax.engine.rows import why_not_beside
 from rnnjax.engine.scan import Scan
 from rnnjax.engine.steps import Steps
 from rnnjax.errors import InvalidInputError
@@ -83,10 +82,8 @@ class Chunked(Method):
         leaves = jax.tree.leaves(jax.eval_shape(lambda: made_carry(cell, ())))
         if not leaves:
             return "its carry is empty, so its steps need not wait for each other"
-        if not all(is_floating(leaf.dtype) for leaf in leaves):
-            return "its carry does not hold floating-point numbers alone"
-        # A step of its own is mapped over the chunks, and sees the rows that it had.
-        return None if cell.carry is None else why_not_beside(cell)
+        floating = all(is_floating(leaf.dtype) for leaf in leaves)
+        return None if floating else "its carry does not hold floating-point numbers alone"
 
     def run(
         self, cell: Cell, params: Params, xs: Any, carry: Carry, reverse: bool, steps: Steps

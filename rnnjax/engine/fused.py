@@ -13,12 +13,11 @@ from rnnjax.cells.arguments import check_features, check_size
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.engine.kept import kept_numbers
 from rnnjax.engine.layer import Layer
-from rnnjax.engine.method import Method
+from rnnjax.engine.method import Method, why_no_equation
 from rnnjax.engine.over_time import cut
 from rnnjax.engine.plan import LayerPlan
 from rnnjax.engine.readout import read_out
 from rnnjax.engine.recurrence import Recurrence
-from rnnjax.engine.rows import why_not_by_rows
 from rnnjax.engine.scan import Scan
 from rnnjax.engine.steps import AtStep, Steps
 from rnnjax.errors import InvalidInputError
@@ -64,8 +63,8 @@ class Fused(Method):
             object.__setattr__(self, "product_dtype", _product_dtype(self.product_dtype))
 
     def refusal(self, cell: Cell) -> str | None:
-        """A step of its own is refused, one whose rows meet, and a carry that counts."""
-        if reason := why_not_by_rows(cell):
+        """A step of its own is refused, and a carry that counts."""
+        if reason := why_no_equation(cell):
             return reason
         kinds = {leaf.dtype.kind for leaf in jax.tree.leaves(jax.eval_shape(cell.initial_carry))}
         return "its carry holds integers or booleans" if kinds & set("biu") else None

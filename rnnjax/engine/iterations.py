@@ -12,9 +12,9 @@ from rnnjax.cells.arguments import check_size, is_floating
 from rnnjax.cells.base import Carry, Cell
 from rnnjax.cells.devices import alike_over_devices
 from rnnjax.cells.products import Kernel, product
+from rnnjax.engine.method import why_no_equation
 from rnnjax.engine.nearness import check_tolerance, relative, tolerance_of
 from rnnjax.engine.pieces import Factors, plus
-from rnnjax.engine.rows import why_not_beside
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ def why_not_iterated(cell: Cell) -> str | None:
     Units may mix as they like, in a convolution or a norm: the fewer of their influences stand in
     the factors, the more iterations it takes, and what they converge to is the same.
     """
-    if reason := why_not_beside(cell):
+    if reason := why_no_equation(cell):
         return reason
     leaves = jax.tree.leaves(jax.eval_shape(cell.initial_carry))
     if not all(is_floating(leaf.dtype) for leaf in leaves):

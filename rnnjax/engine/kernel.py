@@ -15,7 +15,6 @@ from rnnjax.engine.fused import Fused, unrolled
 from rnnjax.engine.kernel_loops import KernelLoops
 from rnnjax.engine.method import Method
 from rnnjax.engine.recurrence import Recurrence
-from rnnjax.engine.rows import why_not_beside
 from rnnjax.engine.steps import AtStep, Steps
 from rnnjax.errors import InvalidInputError
 
@@ -87,11 +86,6 @@ class Kernel(Method):
         batch, loops = xs.shape[1:-1], KernelLoops(self.interpret)
         if len(batch) == 1:
             return over_rows(self._fused, loops, cell, params, xs, carry, reverse, steps)
-        if reason := why_not_beside(cell):  # whose update would see other axes here
-            raise InvalidInputError(
-                f"{self} cannot run {brief(cell)} over {len(batch)} axes of rows, because "
-                f"{reason}, or use method=Scan()"
-            )
         xs_rows, carry, steps = _as_rows(xs, carry, steps)
         carry, ys = over_rows(self._fused, loops, cell, params, xs_rows, carry, reverse, steps)
         back = jax.tree.map(lambda leaf: leaf.reshape(*batch, *leaf.shape[1:]), carry)

@@ -115,6 +115,11 @@ class Method(abc.ABC):
         """How ``cell`` would run over inputs of that shape, and why, in a few phrases."""
 
 
+def why_no_equation(cell: Cell) -> str | None:
+    """Why a cell declares no equation, and runs by its own step alone; None where it does."""
+    return "it declares no carry and update, but a step" if cell.carry is None else None
+
+
 def check_method(cell: Cell, method: Method) -> None:
     """Raise unless a method can run a cell."""
     reason = method.refusal(cell)

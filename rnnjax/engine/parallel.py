@@ -8,15 +8,15 @@ import jax
 import jax.numpy as jnp
 
 from rnnjax.cells.arguments import check_features, check_instance, check_size
-from rnnjax.cells.base import Carry, Cell, Params
+from rnnjax.cells.base import Carry, Cell, Coupling, Params
 from rnnjax.cells.devices import Along
-from rnnjax.engine.affine import Solved, why_not_affine
+from rnnjax.engine.affine import Solved
 from rnnjax.engine.all_steps import AllSteps
 from rnnjax.engine.beside import Beside
 from rnnjax.engine.chunkwise import chunk_length, chunkwise
 from rnnjax.engine.fused import Fused, resets_early
 from rnnjax.engine.iterations import Newton, why_not_iterated
-from rnnjax.engine.method import Method
+from rnnjax.engine.method import Method, why_no_equation
 from rnnjax.engine.pieces import piece_length
 from rnnjax.engine.readout import read_out
 from rnnjax.engine.recurrence import Recurrence
@@ -38,7 +38,7 @@ class Parallel(Method):
     (`rnnjax.MinGRUCell`, `rnnjax.MinLSTMCell` and others of their family), needs no step to wait
     for the one before (Blelloch, 1990; Martin & Cundy, 2018). :math:`A_t` and :math:`b_t` come from
     the cell's own ``update`` by `jax.jvp`, with masks, lengths, resets and zoneout inside, so that
-    nothing is written twice; that a cell is affine is found from its update, not declared. The
+    nothing is written twice; that a cell is affine is what its `rnnjax.Coupling` declares. The
     sequence is cut into pieces that run side by side: first for what each makes of any state, then,
     from their true beginnings, once more. Of :math:`T` steps :math:`2C + T / C` depend on each
     other.
@@ -248,6 +248,19 @@ class Parallel(Method):
     def all_steps(self, cell: Cell, num_steps: int) -> AllSteps:
         """The iterations for a cell that is not affine, over so many steps."""
         return AllSteps(cell, self.newton or Newton(), piece_length(num_steps, self.chunk))
+
+
+def why_not_affine(cell: Cell) -> str | None:
+    """Why a cell is not declared to be affine in its state, unit by unit; None where it is."""
+    if cell.remembers:  # its memory is affine, and its update follows from that
+        return None
+    if reason := why_no_equation(cell):
+        return reason
+    if cell.recurrent is not None:
+        return "its units see each other's state in a product"
+    if cell.coupling < Coupling.AFFINE:
+        return f"its coupling is declared as {cell.coupling.name}, not as AFFINE or CONTRACTING"
+    return None
 
 
 # Where factors and constants are fewer than the inputs, as two numbers of three, all at once they

@@ -14,7 +14,6 @@ from rnnjax.cells.arguments import check_stepped
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.composite import Noise
 from rnnjax.cells.devices import alike_over_devices
-from rnnjax.engine.rows import why_not_by_rows
 
 
 class AtStep(NamedTuple):
@@ -148,11 +147,11 @@ def without_row(xs: Any, steps: Steps, carry: Carry) -> tuple[Any, Steps, Carry]
 
 
 def row_axes(cell: Cell, x: Any) -> int:
-    """How many axes of a step's inputs are rows that know nothing of each other.
+    """How many axes of a step's inputs are those of rows, which do not interact.
 
-    Those of the grid of a convolution are none, and who knows what a step of a user's own does.
+    Those of the grid of a convolution are not, and rows may interact in a step of a user's own.
     """
-    if why_not_by_rows(cell):
+    if cell.carry is None:
         return 0
     return x.ndim + 1 - len(cell.parameters(1)["kernel"].shape)
 

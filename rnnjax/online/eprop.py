@@ -5,7 +5,7 @@ import dataclasses
 from rnnjax.cells.arguments import brief
 from rnnjax.online.influence import Influence
 from rnnjax.online.learner import Learner
-from rnnjax.online.units import Units, pattern_of, why_not_unitwise
+from rnnjax.online.units import Units, why_not_unitwise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,19 +25,19 @@ class EProp(Learner):
     **Not exact** and biased: of what a unit does later only its own inside counts, and the learning
     signal knows nothing of the future. The gradient of a single step's output by that step's
     parameters is whole. :math:`\epsilon` has, for each row of the batch, the numbers of the
-    parameters times the leaves of the carry that the update reads, one in an LSTM.
+    parameters times the leaves of the carry.
 
     ``pull`` takes the learning signal: :math:`\partial E / \partial y_t` ("symmetric"), or the
     error through weights that are drawn ("random").
 
     Args:
-        cell: one with a recurrent product, whose update takes each unit by itself and reads the
-            unit's state beside it: `LSTMCell`, `GRUCell`, `PeepholeLSTMCell`, `CoupledLSTMCell`.
+        cell: one with a recurrent product, whose coupling is `rnnjax.Coupling.ELEMENTWISE` or more,
+            and of whose parameters entry ``k`` belongs to unit ``k % hidden_size``, as where gates
+            stand side by side: `LSTMCell`, `GRUCell`, `PeepholeLSTMCell`, `CoupledLSTMCell`.
 
     Raises:
-        InvalidInputError: the update of the cell mixes units, or keeps nothing of its state but
-            what the product brings, as that of a `SimpleRNNCell`; or there is no product, where
-            `RTRL` is exact; or the cell is made of others, or has a step of its own.
+        InvalidInputError: the cell declares no such coupling, or there is no product, where `RTRL`
+            is exact; or the cell is made of others, or has a step of its own.
 
     >>> import jax, jax.numpy as jnp, rnnjax
     >>> learner = EProp(rnnjax.LSTMCell(5))
@@ -46,8 +46,8 @@ class EProp(Learner):
     >>> for x in jnp.ones((10, 8, 3)):
     ...     state, y, pull = learner.step(params, state, x)
     >>> gradients = pull(y - 1)  # of half the squared distance of the last output from 1
-    >>> [trace.shape for trace in state.influence["kernel"]]  # of the cell alone: i, f and g
-    [(8, 3, 3, 5)]
+    >>> [trace.shape for trace in state.influence["kernel"]]  # of hidden and cell
+    [(8, 3, 4, 5), (8, 3, 4, 5)]
     """
 
     def refusal(self) -> str | None:
@@ -57,8 +57,6 @@ class EProp(Learner):
             return f"{reason}; take RTRL(cell, dense=True) or UORO(cell)"
         if self.cell.recurrent is None:
             return f"{brief(self.cell)} has no recurrent product to hold still; take RTRL, exact"
-        if not any(pattern_of(self.cell, own=False).kept):
-            return "its update reads no state beside the product, so nothing is traced; take SnAp1"
         return None
 
     @property

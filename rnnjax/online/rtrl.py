@@ -26,19 +26,19 @@ class RTRL(Learner):
     Where units do not see each other (`IndRNNCell`, `MinGRUCell`, `LRUCell`, `DiagonalLSTMCell` and
     others of their families) each parameter influences its own unit alone (Zucchet et al., 2023),
     and :math:`J` has, for each row of the batch, the numbers of the parameters times the leaves of
-    the carry. That is derived from the cell's update by `jax.jvp`, and so is which parameter
-    touches which unit. Where a product mixes units each parameter influences each of them: state
-    times parameters for each row, and a product of matrices of that size at each step. That is for
-    small networks, so it has to be asked for.
+    the carry. That is derived from the cell's update by `jax.jvp`. Where a product mixes units each
+    parameter influences each of them: state times parameters for each row, and a product of
+    matrices of that size at each step. That is for small networks, so it has to be asked for.
 
     Args:
-        cell: one whose units do not see each other; with ``dense`` any whose step runs row by row,
-            a `Stack` too.
+        cell: one without a recurrent product, whose coupling is `rnnjax.Coupling.ELEMENTWISE` or
+            more, and of whose parameters entry ``k`` belongs to unit ``k % hidden_size``, as where
+            gates stand side by side; with ``dense`` any whose step runs row by row, a `Stack` too.
         dense: whether to keep the influence of each parameter on each unit.
 
     Raises:
-        InvalidInputError: units of the cell see each other, and ``dense`` is not given; or it looks
-            back on a memory, draws random numbers or is a convolution.
+        InvalidInputError: the cell is none of these, and ``dense`` is not given; or it looks back
+            on a memory, draws random numbers or is a convolution.
 
     ``pull`` is called where it was made. A loop that never stores a sequence, with one update a
     step:

@@ -23,15 +23,16 @@ class SnAp1(Learner):
     **Not exact** and biased: what a unit does to others by the recurrent product, and gets back, is
     left out. The gradient of a single step's output by that step's parameters is whole. For a cell
     without a recurrent product nothing is left out, and it is `RTRL`. :math:`J` has, for each row
-    of the batch, the numbers of the parameters times the leaves of the carry that are read.
+    of the batch, the numbers of the parameters times the leaves of the carry.
 
     Args:
-        cell: one whose update takes each unit by itself, behind products that may mix them:
-            `LSTMCell`, `GRUCell`, `SimpleRNNCell`, `PeepholeLSTMCell` and others.
+        cell: one whose coupling is `rnnjax.Coupling.ELEMENTWISE` or more, after products that may
+            mix units, and of whose parameters entry ``k`` belongs to unit ``k % hidden_size``, as
+            where gates stand side by side: `LSTMCell`, `GRUCell`, `SimpleRNNCell` and others.
 
     Raises:
-        InvalidInputError: the update of the cell mixes units, as a layer norm or a product inside
-            does; or the cell is made of others, or has a step of its own.
+        InvalidInputError: the cell declares no such coupling, as one with a layer norm or a product
+            in its update; or it is made of others, or has a step of its own.
 
     >>> import jax, jax.numpy as jnp, rnnjax
     >>> learner = SnAp1(rnnjax.GRUCell(5))
