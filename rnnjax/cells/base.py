@@ -59,7 +59,8 @@ class Coupling(enum.IntEnum):
     """How an `update` couples the new state to the old one; each word promises the one before.
 
     A unit is what stands at one place of all leaves of the carry, which then have one shape. The
-    promise holds for all parameters, inputs and states.
+    promise holds for all parameters, inputs and states. It is not verified where a cell runs, and a
+    false one gives wrong numbers: `rnnjax.testing.check_cell` tests it.
     """
 
     ANY = 0
@@ -265,7 +266,7 @@ class Cell(abc.ABC):
         It is the equation of one row. Any number of batch axes may stand before those of the row,
         so axes are counted from the last, and no row depends on another. A cell whose rows
         interact, as in a norm over the batch, writes `step` instead. The same holds of `memory`,
-        `recall` and `readout`.
+        `recall` and `readout`, and `rnnjax.testing.check_cell` tests it.
 
         Args:
             params: all parameters but those that stand in a product outside: ``kernel``, and

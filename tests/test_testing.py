@@ -1,0 +1,320 @@
+"""`check_cell` on cells that break what they promise, each in one way, and on all that do not."""
+
+import dataclasses
+import itertools
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cell_table import CELLS, WAYS
+
+import rnnjax
+from rnnjax import Coupling, InvalidInputError, Param, Role, SimpleRNNCarry
+from rnnjax.online.units import why_not_unitwise
+from rnnjax.testing import check_cell
+
+APART = "rows of a batch must not interact"
+AXES = "over any number of batch axes"
+MIXED = "units see each other's state"
+NOT_AFFINE = "not affine in the old one; declare ELEMENTWISE"
+GROWS = "a state grows by"
+
+
+@dataclasses.dataclass(frozen=True)
+class Honest(rnnjax.Cell):
+    """A leaky sum, of which each lie changes one line."""
+
+    hidden_size: int
+    carry: ClassVar[Any] = SimpleRNNCarry
+    gates = ("h",)
+    recurrent = None
+    coupling = Coupling.CONTRACTING
+
+    def update(self, params: Any, x: Any, carry: Any) -> Any:
+        return SimpleRNNCarry(self.new(params, x, carry.hidden))
+
+    def new(self, params: Any, x: jax.Array, h: jax.Array) -> jax.Array:
+        return 0.5 * h + x
+
+
+class Read(Honest):
+    """With something after the loop."""
+
+    output = None
+    coupling = Coupling.CONTRACTING
+
+    def update(self, params: Any, x: Any, carry: Any) -> Any:
+        new = SimpleRNNCarry(0.5 * carry.hidden + x)
+        return new, new.hidden
+
+
+def lie(new: Any = None, base: type = Honest, **changed: Any) -> rnnjax.Cell:
+    """Four units of the honest cell, but for what is given."""
+    methods = changed if new is None else {"new": lambda self, p, x, h: new(x, h), **changed}
+    return type("Lie", (base,), methods)(4)
+
+
+def reads(readout: Any) -> rnnjax.Cell:
+    return lie(base=Read, readout=lambda self, params, shown, xs: readout(shown, xs))
+
+
+def halves(x: jax.Array) -> jax.Array:
+    u, v = jnp.split(x, 2, axis=0)
+    return jnp.concatenate([u + 0.5 * v, v - 0.5 * u], axis=0)
+
+
+def backwards(rule: Any) -> Any:
+    """The identity, with another derivative."""
+    function = jax.custom_vjp(lambda x: x)
+    function.defvjp(lambda x: (x, None), lambda _, d: (rule(d),))
+    return function
+
+
+def with_parameter(shape: tuple[int, ...], new: Any, init: str = "zeros", **more: Any) -> Any:
+    def parameters(self: Any, input_size: int) -> dict[str, Param]:
+        return Honest.parameters(self, input_size) | {"own": Param(shape, init)}
+
+    def update(self: Any, p: Any, x: Any, carry: Any) -> Any:
+        return SimpleRNNCarry(new(p["own"], x, carry.hidden))
+
+    more = {"coupling": Coupling.CONTRACTING} | more
+    return lie(parameters=parameters, update=update, **more)
+
+
+def skip_where_sizes_differ(self: Any, input_size: int) -> dict[str, Param]:
+    found = Read.parameters(self, input_size)
+    if input_size != self.hidden_size:
+        found["skip"] = Param((input_size, self.hidden_size), "glorot_uniform", Role.OUT)
+    return found
+
+
+def wider_kernel(self: Any, input_size: int) -> dict[str, Param]:
+    size = self.hidden_size + input_size
+    return {
+        "kernel": Param((input_size, size), "glorot_uniform", Role.INPUT),
+        "bias": Param((size,), "zeros", Role.BIAS),
+    }
+
+
+class Remembers(rnnjax.Cell):
+    """A matrix memory."""
+
+    carry = rnnjax.MatrixCarry
+    gates = "q", "k", "v"
+    recurrent = None
+    output = None
+    carry_shapes = property(lambda self: {"memory": (1, self.hidden_size, self.hidden_size)})
+
+    def __init__(self, hidden_size: int) -> None:
+        object.__setattr__(self, "hidden_size", hidden_size)
+
+    def memory(self, params: Any, x: jax.Array) -> rnnjax.Memory:
+        q, k, v = jnp.split(x[..., None, :], 3, axis=-1)
+        return rnnjax.Memory(q, k, self.values(v), log_decay=jnp.full_like(q[..., 0], -0.1))
+
+    def values(self, v: jax.Array) -> jax.Array:
+        return v
+
+
+class Pair(rnnjax.LSTMCell):
+    """Its leaves are of two shapes."""
+
+    coupling = Coupling.ELEMENTWISE
+    carry_shapes = property(lambda self: {"hidden": (self.hidden_size,), "cell": (1,)})
+
+    def update(self, params: Any, x: Any, carry: Any) -> Any:
+        return rnnjax.LSTMCarry(jnp.tanh(x[..., : self.hidden_size]), 0.5 * carry.cell)
+
+
+class Interleaved(Honest):
+    """The gates of a unit stand side by side, and not the units of a gate."""
+
+    gates = "a", "b"
+    coupling = Coupling.CONTRACTING
+
+    def update(self, params: Any, x: Any, carry: Any) -> Any:
+        a, b = jnp.moveaxis(x.reshape(*x.shape[:-1], self.hidden_size, 2), -1, 0)
+        decay = jax.nn.sigmoid(a)
+        return SimpleRNNCarry(decay * carry.hidden + (1 - decay) * b)
+
+
+COUNT = itertools.count()
+LIES = {
+    # rows that interact
+    "row-norm": (lie(lambda x, h: 0.5 * h + x - x.mean(0)), APART),
+    "batch-norm": (lie(lambda x, h: 0.5 * h + (x - x.mean(0)) / (x.std(0) + 0.1)), APART),
+    "state-norm": (lie(lambda x, h: x + 0.5 * h - 0.3 * h.mean(0)), APART),
+    "neighbours": (lie(lambda x, h: 0.5 * h + jnp.cumsum(x, axis=0)), APART),
+    "pairs": (lie(lambda x, h: 0.5 * h + x - jnp.repeat((x[0::2] + x[1::2]) / 2, 2, 0)), APART),
+    "halves": (lie(lambda x, h: 0.5 * h + halves(x)), APART),
+    "four-apart": (
+        lie(lambda x, h: 0.5 * h + (x.at[4:].add(x[:-4]) if len(x) > 4 else x)), APART,
+    ),
+    "shuffled": (lie(lambda x, h: 0.5 * h + x.reshape(x.shape[::-1]).T), APART),
+    "number-of-rows": (lie(lambda x, h: 0.5 * h + x / len(x)), APART),
+    "clipped-by-all": (lie(lambda x, h: 0.5 * h + x / jnp.maximum(x.max() / 20, 1)), APART),
+    "largest-rows": (
+        lie(
+            lambda x, h: 0.5 * h
+            + jnp.where((x.sum(-1) >= jax.lax.top_k(x.sum(-1), 1)[0][-1])[..., None], x, 0)
+        ),
+        AXES,
+    ),
+    "on-the-mean": (
+        lie(lambda x, h: 0.5 * h + jax.lax.cond(x.mean() > 0, jnp.tanh, jnp.negative, x)), APART,
+    ),
+    "gradient-of-all-rows": (
+        lie(lambda x, h: 0.5 * h + backwards(lambda d: d / (1 + jnp.abs(d).max()))(x)), APART,
+    ),
+    # axes that are counted from the first
+    "update-axis-0": (lie(lambda x, h: 0.5 * h + jax.nn.softmax(x, axis=0)), APART),
+    "update-axis-1": (lie(lambda x, h: 0.5 * h + jax.nn.softmax(x, axis=1)), AXES),
+    "update-axis-1-of-two": (
+        lie(lambda x, h: 0.5 * h + jax.nn.softmax(x, axis=min(1, x.ndim - 1))), APART,
+    ),
+    "readout-axis-0": (reads(lambda shown, xs: jax.nn.softmax(shown, axis=0)), APART),
+    "readout-axis-1": (reads(lambda shown, xs: shown / jnp.linalg.norm(shown, axis=1)), AXES),
+    "readout-reversed": (reads(lambda shown, xs: shown[:, ::-1]), "Too many indices"),
+    "readout-rows": (reads(lambda shown, xs: shown - shown.mean(0)), APART),
+    "memory-axis-0": (
+        lie(base=Remembers, values=lambda self, v: jax.nn.softmax(v, axis=0)), APART,
+    ),
+    "memory-axis-1": (
+        lie(base=Remembers, values=lambda self, v: jax.nn.softmax(v, axis=1)), APART,
+    ),
+    # couplings
+    "mixing": (lie(lambda x, h: 0.5 * jnp.roll(h, 1, -1) + x), MIXED),
+    "mixing-a-little": (
+        lie(lambda x, h: jnp.tanh(h - 0.1 * h.mean(-1, keepdims=True)) + x,
+            coupling=Coupling.ELEMENTWISE), MIXED,
+    ),
+    "mixing-by-a-threshold": (
+        lie(lambda x, h: x + (h.sum(-1, keepdims=True) > 0), coupling=Coupling.ELEMENTWISE), MIXED,
+    ),
+    "mixing-late": (
+        with_parameter((4, 4), lambda own, x, h: 0.5 * h + x + h @ own, coupling=Coupling.AFFINE),
+        MIXED,
+    ),
+    "mixing-at-large": (
+        lie(lambda x, h: 0.5 * h + jax.nn.relu(x - 3) * h.mean(-1, keepdims=True)), MIXED,
+    ),
+    "threshold": (lie(lambda x, h: 0.5 * jax.nn.relu(h) + x), NOT_AFFINE),
+    "spike": (
+        lie(lambda x, h: 0.9 * h + x - jax.lax.stop_gradient((h > 2).astype(x.dtype)),
+            coupling=Coupling.AFFINE), NOT_AFFINE,
+    ),
+    "wrap": (lie(lambda x, h: 0.999 * h + x - 1e5 * jnp.round(h / 1e5)), NOT_AFFINE),
+    "saturates": (lie(lambda x, h: jnp.clip(h, -1e5, 1e5) + x), NOT_AFFINE),
+    "growth": (lie(lambda x, h: 2 * h + x), GROWS),
+    "growth-by-inputs": (lie(lambda x, h: h * jax.nn.softplus(x)), GROWS),
+    "growth-by-a-parameter": (
+        with_parameter((4,), lambda own, x, h: own * h + x, "zeros"), GROWS,
+    ),
+    "no-derivative": (
+        lie(lambda x, h: backwards(lambda d: jnp.clip(d, -0.1, 0.1))(0.5 * h) + x),
+        "its update raised TypeError",
+    ),
+    "two-shapes": (Pair(4), "has the leaves float32 .*, of which no units are made"),
+    # parameters
+    "skip": (
+        lie(base=Read, parameters=skip_where_sizes_differ,
+            readout=lambda self, p, shown, xs: shown + (xs @ p["skip"] if "skip" in p else xs)),
+        "skip is another with 4 than with 1",
+    ),
+    "wider-kernel": (
+        lie(lambda x, h: 0.5 * h + x[..., :4], parameters=wider_kernel), "kernel is another with 2"
+    ),
+    # masks
+    "zero-inputs": (
+        lie(lambda x, h: 0.5 * h + x / jnp.linalg.norm(x, axis=-1, keepdims=True)),
+        "must be finite where masked inputs alone are NaN",
+    ),
+    "zero-inputs-read": (
+        reads(lambda shown, xs: shown / jnp.linalg.norm(xs, axis=-1, keepdims=True)),
+        "must be finite where masked inputs alone are NaN",
+    ),
+    "zero-cotangents": (
+        lie(lambda x, h: 0.5 * h + backwards(
+            lambda d: d / jnp.linalg.norm(d, axis=-1, keepdims=True))(x),
+            coupling=Coupling.ELEMENTWISE),
+        "must be finite where masked inputs alone are NaN",
+    ),
+    # randomness
+    "drawn": (lie(lambda x, h: 0.5 * h + x * np.random.default_rng().random()), "must be a func"),
+    "counted": (lie(lambda x, h: 0.5 * h + x * next(COUNT)), "must be a function of its arguments"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_a_broken_promise_is_named(name: str) -> None:
+    cell, message = LIES[name]
+    with pytest.raises(AssertionError, match=message) as error:
+        check_cell(cell)
+    text = str(error.value)
+    assert "Lie(4)" in text or type(cell).__name__ in text
+    assert "\n" not in text
+    assert ". " not in text
+
+
+TRUTHS = {
+    "honest": lie(),
+    "read": lie(base=Read),
+    "remembers": lie(base=Remembers),
+    # Whose units see each other.
+    "sorted": lie(lambda x, h: 0.5 * h + jnp.cumsum(jnp.sort(x, axis=-1), axis=-1)),
+    "undeclared": lie(lambda x, h: jnp.roll(h, 1, -1) + x, coupling=Coupling.ANY),
+    # Of which no learner takes parameters unit by unit.
+    "shared": with_parameter((1,), lambda own, x, h: jax.nn.sigmoid(own) * h + x),
+    "grows": lie(lambda x, h: 2 * h + x, coupling=Coupling.AFFINE),
+    "elementwise": lie(lambda x, h: jnp.tanh(h) + x, coupling=Coupling.ELEMENTWISE),
+}
+
+
+@pytest.mark.parametrize("name", TRUTHS)
+def test_a_kept_promise_passes(name: str) -> None:
+    check_cell(TRUTHS[name])
+
+
+# In an ordinary run those that differ in more than their equation: tests/test_declarations.py holds
+# the couplings and the rows of all of them against laws of its own.
+@pytest.mark.parametrize(
+    "name", [n if n in WAYS else pytest.param(n, marks=pytest.mark.slow) for n in CELLS]
+)
+def test_every_cell_of_the_table_passes(name: str) -> None:
+    check_cell(CELLS[name], online=why_not_unitwise(CELLS[name]) is None)
+
+
+def test_learners_take_gates_side_by_side() -> None:
+    check_cell(Interleaved(4))
+    with pytest.raises(AssertionError, match="must belong to unit k % 4, as learners"):
+        check_cell(Interleaved(4), online=True)
+    with pytest.raises(AssertionError, match="cannot learn online unit by unit, because its coup"):
+        check_cell(TRUTHS["undeclared"], online=True)
+
+
+def test_other_numbers_of_features_and_types() -> None:
+    check_cell(rnnjax.GRUCell(3, dtype=jnp.bfloat16), input_size=5)
+
+
+@pytest.mark.usefixtures("x64")
+def test_whatever_a_program_forbids_itself() -> None:
+    forbidden = {"jax_numpy_rank_promotion": "raise", "jax_numpy_dtype_promotion": "strict"}
+    usual = {name: getattr(jax.config, name) for name in forbidden}
+    try:
+        for name, value in forbidden.items():
+            jax.config.update(name, value)
+        check_cell(TRUTHS["honest"])
+    finally:
+        for name, value in usual.items():
+            jax.config.update(name, value)
+
+
+def test_arguments_are_checked() -> None:
+    with pytest.raises(InvalidInputError, match="cell must be a cell such as"):
+        check_cell(rnnjax.LSTMCell)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match="input_size must be"):
+        check_cell(rnnjax.LSTMCell(4), input_size=0)
+    with pytest.raises(InvalidInputError, match="online must be True or False"):
+        check_cell(rnnjax.LSTMCell(4), online=1)  # type: ignore[arg-type]
