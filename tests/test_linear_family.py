@@ -233,6 +233,46 @@ def test_a_readout_is_made_of_what_the_loop_shows(random_like, assert_close):
     assert rounded.dtype == jnp.float32
 
 
+class FrontReadoutCell(OwnReadoutCell):
+    """Its readout counts axes from the first of ``(batch, features)``."""
+
+    coupling = rnnjax.Coupling.CONTRACTING
+
+    def readout(self, params, shown, xs):
+        heads = shown[:, ::-1].reshape(len(shown), 3, -1) * xs.sum(1)[:, None, None]
+        return jax.nn.softmax(heads, axis=1).reshape(len(shown), -1) @ params["out"]
+
+
+class FrontMemoryCell(rnnjax.GLACell):
+    """The same of its memory, and of what it reads."""
+
+    def memory(self, params, x):
+        found = super().memory(params, x[:, ::-1])
+        return found._replace(value=jax.nn.softmax(found.value, axis=1))
+
+    def recall(self, params, x, read, stabilizer):
+        return super().recall(params, x, jax.nn.softmax(read, axis=1), stabilizer)
+
+
+@pytest.mark.parametrize("cell", [FrontReadoutCell(3), FrontMemoryCell(4, heads=2)])
+@pytest.mark.parametrize("marks", [{}, {"lengths": np.array([6, 4])}])
+def test_what_stands_outside_of_the_loop_is_given_the_axes_of_a_step(
+    cell, marks, random_like, assert_close
+):
+    params, xs = random_like(lambda: (cell.init(KEY, 3), jnp.zeros((6, 2, 3))), 1)
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def both(params, xs, method):
+        def loss(params, xs):
+            return jnp.sin(rnnjax.unroll(cell, params, xs, method=method, **marks)[1]).sum()
+
+        return jax.value_and_grad(loss, (0, 1))(params, xs)
+
+    expected = both(params, xs, rnnjax.Scan())
+    for method in (rnnjax.Auto(), Fused(keep_every=4), Parallel(chunk=3)):
+        assert_close(both(params, xs, method), expected, 1e-5)
+
+
 def test_a_readout_needs_something_shown():
     with pytest.raises(InvalidInputError, match=r"^BadCell writes a readout, but its output is"):
         type("BadCell", (rnnjax.MinGRUCell,), {"readout": lambda self, p, shown, xs: shown})

@@ -319,11 +319,11 @@ class Cell(abc.ABC):
         Args:
             params: those of the role OUT, for ``shown @ params[name]`` or ``xs @ params[name]``, in
                 the cell's ``dtype``.
-            shown: ``(..., size)``, what `update` returned beside the new carry.
-            xs: ``(..., input_size)``, the inputs of the same steps, perhaps `OneHot`.
+            shown: ``(*batch, size)``, what `update` returned beside the new carry.
+            xs: ``(*batch, input_size)``, the inputs of the same step, perhaps `OneHot`.
 
         Returns:
-            ``(..., output_size)``.
+            ``(*batch, output_size)``.
         """
         return shown
 

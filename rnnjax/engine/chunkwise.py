@@ -95,23 +95,24 @@ class _Declared(Cut):
     """``(params, xs, ()) -> memory``: what a cell declares, of all steps at once."""
 
     def plain(self, params: Params, xs: Any, carry: Any) -> Memory:
-        """The cell's own."""
-        return self.cell.memory(self.cell.in_update(params), self.cell.project(params, xs))
+        """The cell's own at each step."""
+        own = self.cell.in_update(params)
+        return jax.vmap(lambda x: self.cell.memory(own, x))(self.cell.project(params, xs))
 
 
 class _Recalled(Cut):
     """``(params, xs, (reads, stabilizers)) -> ys``, of all steps at once."""
 
     def plain(self, params: Params, xs: Any, carry: Any) -> jax.Array:
-        """The cell's own."""
-        own = self.cell.in_update(params)
-        return self.cell.recall(own, self.cell.project(params, xs), *carry)
+        """The cell's own at each step."""
+        recall = functools.partial(self.cell.recall, self.cell.in_update(params))
+        return jax.vmap(recall)(self.cell.project(params, xs), *carry)
 
 
 def chunk_length(cell: Cell, num_steps: int, wished: int | None) -> int:
     """The steps of each chunk: as wished, or what its decays allow."""
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 1))
-    memory = jax.eval_shape(lambda p: _Declared(cell, 1).plain(p, jnp.zeros((1, 1)), ()), params)
+    memory = jax.eval_shape(lambda p: _Declared(cell, 2).plain(p, jnp.zeros((1, 1, 1)), ()), params)
     usual = _LENGTH_BY_KEY if memory.by_key else _LENGTH
     return min(num_steps, usual if wished is None else wished)
 

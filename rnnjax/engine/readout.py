@@ -51,8 +51,8 @@ class _Readout(Cut):
     dtype: DTypeLike | None
 
     def plain(self, params: Params, xs: Any, carry: Any) -> jax.Array:
-        """The cell's own; ``carry`` is what its loop shows."""
-        return self.cell.read(params, carry, xs, self.dtype)
+        """The cell's own at each step; ``carry`` is what its loop emits."""
+        return jax.vmap(lambda shown, x: self.cell.read(params, shown, x, self.dtype))(carry, xs)
 
 
 def read_out(
