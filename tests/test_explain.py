@@ -213,3 +213,19 @@ def test_a_gpu_of_this_machine_is_of_one_kind(version, platform, monkeypatch):
     device = Mock(platform="gpu", client=Mock(platform_version=version))
     monkeypatch.setattr(jax, "local_devices", lambda: [device])
     assert known_platform(None) == platform
+
+
+def test_a_traced_value_in_a_cell_is_told():
+    def told(slope):
+        cell = rnnjax.SimpleRNNCell(4, activation=lambda x: jnp.maximum(x, slope * x))
+        params = cell.init(jax.random.key(0), 2)
+        texts.append(str(rnnjax.explain(cell, params, jnp.ones((5, 3, 2)), platform="cpu")))
+        return slope
+
+    texts = []
+    jax.grad(told)(0.1)
+    told(0.1)
+    assert ["because the cell closes over a traced value" in text for text in texts] == [
+        True,
+        False,
+    ]

@@ -35,7 +35,7 @@ from cell_table import (
 )
 
 import rnnjax
-from rnnjax import Auto, Fused, Parallel, Scan, Stack
+from rnnjax import Auto, Chunked, Fused, Newton, Parallel, Scan, Stack
 
 
 class Case(NamedTuple):
@@ -337,6 +337,32 @@ def test_law_6_every_method_equals_scan(
 ) -> None:
     actual = results(name, method, reverse=reverse)
     assert_close(actual, results(name, Scan(), reverse=reverse), TOLERANCES["float64"])
+
+
+@pytest.mark.parametrize("method", [Scan(), Chunked(2), Parallel(newton=Newton()), Auto()], ids=str)
+def test_law_6_an_activation_may_close_over_a_traced_value(
+    method: Any, random_like: Any, assert_close: Any
+) -> None:
+    """Such as a slope that is learned: against a loop that is written out."""
+    params = random_like(lambda: rnnjax.SimpleRNNCell(3).init(jax.random.key(0), 2), 1)
+    xs, mask = np.random.default_rng(0).normal(size=(4, 2, 2)), np.ones((4, 2), bool)
+    mask[2, 0] = False
+
+    def loss(slope: Any) -> Any:
+        cell = rnnjax.SimpleRNNCell(3, activation=lambda x: jnp.where(x > 0, x, slope * x))
+        return (rnnjax.unroll(cell, params, xs, mask=mask, method=method)[1] ** 2).sum()
+
+    def by_hand(slope: Any) -> Any:
+        hidden, total = jnp.zeros((2, 3)), 0.0
+        for x, valid in zip(xs, mask[..., None], strict=True):
+            new = x @ params["kernel"] + hidden @ params["recurrent_kernel"] + params["bias"]
+            new = jnp.where(new > 0, new, slope * new)
+            hidden, total = jnp.where(valid, new, hidden), total + (valid * new**2).sum()
+        return total
+
+    found, expected = (jax.jit(jax.vmap(jax.value_and_grad(f))) for f in (loss, by_hand))
+    slopes = jnp.array([0.1, 0.3])
+    assert_close(found(slopes), expected(slopes), 1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """The primitive with rules of its own: every transformation of JAX, against the plain function."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -130,3 +131,35 @@ def test_a_second_call_traces_nothing() -> None:
 
     jax.block_until_ready([jax.jit(lambda a, b: Counted(1.0)(a, b))(A, B) for _ in range(2)])
     assert calls == ["cpu"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Closed(Product):
+    """``Product``, with a factor that its trace may close over."""
+
+    factor: Callable[[], Any]
+
+    def plain(self, a: jax.Array, b: jax.Array) -> Any:
+        return {"y": self.factor() * super().plain(a, b)["y"]}
+
+
+def test_traced_values_that_a_function_closes_over(assert_close: Any) -> None:
+    """They have derivatives and batch axes, and none is left behind by an earlier trace."""
+
+    def loss(run: Callable[..., Any], factor: Any) -> Any:
+        return (run(Closed(3.0, lambda: factor), A, B)["y"] ** 3).sum()
+
+    def every(run: Callable[..., Any], factor: Any) -> Any:
+        of_factor = functools.partial(loss, run)
+        gradient = jax.grad(of_factor)
+        return (
+            gradient(factor), gradient(2 * factor), jax.jit(jax.grad(gradient))(factor),
+            jax.vmap(gradient)(factor * jnp.arange(3.0)), jax.jvp(of_factor, (factor,), (factor,)),
+        )  # fmt: skip
+
+    def itself(function: Function, *args: Any) -> Any:
+        return function(*args)
+
+    expected = every(lambda function, *args: function.plain(*args), 0.5)
+    assert_close(every(itself, 0.5), expected, 1e-5)
+    assert_close(jax.jit(functools.partial(every, itself))(0.5), expected, 1e-5)

@@ -11,7 +11,10 @@ from rnnjax.engine.arguments import check_noise, checked
 from rnnjax.engine.auto import Auto
 from rnnjax.engine.method import Method, check_method
 from rnnjax.engine.plan import known_platform
+from rnnjax.engine.primitive import closes_over_tracers
 from rnnjax.engine.steps import Steps
+
+_PLAIN = "its plain steps, differentiated by JAX, because the cell closes over a traced value"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,10 +73,17 @@ def explain(
     ) -> tuple[Carry, jax.Array]:
         check_method(cell, method)
         check_noise(cell, noise)
+
         # Traced, so that whatever `unroll` would refuse is refused here, in the same words.
-        result = method.run(cell, params, xs, carry, reverse, Steps())
-        phrases = *method.explain(cell, params, xs.shape, platform), *method.arithmetic(platform)
-        layers.append((cell, xs.shape, phrases))
+        def run(params: Params, xs: Any, carry: Carry) -> tuple[Carry, jax.Array]:
+            return method.run(cell, params, xs, carry, reverse, Steps())
+
+        result = run(params, xs, carry)
+        if closes_over_tracers(run, params, xs, carry):
+            phrases = [_PLAIN]
+        else:
+            phrases = method.explain(cell, params, xs.shape, platform)
+        layers.append((cell, xs.shape, (*phrases, *method.arithmetic(platform))))
         return result
 
     def whole(params: Params, xs: Any, carry: Carry | None) -> Any:

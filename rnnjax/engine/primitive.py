@@ -12,7 +12,7 @@ import abc
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -70,7 +70,11 @@ class Function(abc.ABC):
     def __call__(self, *args: Any) -> Any:
         """The result of a tree of arrays for each argument."""
         leaves, tree = jax.tree.flatten(args)
-        return _bind(Call(self, "run", tree), leaves)
+        call = Call(self, "run", tree)
+        # A primitive has no derivative and no batch axis along a traced value that it closes over.
+        if closes_over_tracers(functools.partial(_executed, call, "cpu"), *leaves):
+            return self.plain(*args)
+        return _bind(call, leaves)
 
 
 _p = Primitive("rnnjax")
@@ -83,10 +87,21 @@ def _executed(call: Call, platform: str, *flat: Any) -> Any:
     return call.execute(platform, *flat)
 
 
+def closes_over_tracers(run: Callable[..., Any], *args: Any) -> bool:
+    """Whether a function reads a traced value that is none of its arguments."""
+    with _mesh():
+        consts = jax.make_jaxpr(run)(*args).consts
+    return any(isinstance(const, jax.core.Tracer) for const in consts)
+
+
+def _mesh() -> Any:
+    # Lowering knows an empty mesh for none, and would trace again what is traced without it (JAX
+    # 0.8.2 to 0.10.2).
+    return jax.sharding.use_abstract_mesh(jax.sharding.get_abstract_mesh())
+
+
 def _bind(call: Call, flat: Sequence[Any]) -> Any:
-    # The types of the results are the same on all platforms. Lowering knows an empty mesh for none,
-    # and would trace it again otherwise (JAX 0.8.2 to 0.10.2).
-    with jax.sharding.use_abstract_mesh(jax.sharding.get_abstract_mesh()):
+    with _mesh():  # the types of the results are the same on all platforms
         traced = _executed.trace(call, "cpu", *flat)
     for effect in traced.jaxpr.effects:
         _check_effect(call.function, effect)
