@@ -317,15 +317,29 @@ def test_the_last_output_alone_is_that_of_the_last_valid_step(
             valid &= np.arange(TIME)[:, None] < LENGTHS
         if "mask" in given:
             valid &= MASK
-        steps = range(TIME)[::-1] if reverse else range(TIME)
+        # The outputs of the direction that runs against the sequence stand behind the other's.
+        ahead = 3 if name == "both directions" else y.shape[-1]
         expected = np.zeros_like(y)
-        for t in steps:
-            expected = np.where(valid[t, :, None], ys[t], expected)
+        for own, features in ((reverse, slice(ahead)), (not reverse, slice(ahead, None))):
+            for t in range(TIME)[:: -1 if own else 1]:
+                last = np.where(valid[t, :, None], ys[t], expected)
+                expected[:, features] = last[:, features]
         np.testing.assert_array_equal(y, expected)
     with pytest.raises(InvalidInputError, match='outputs must be "all" or "last", but is \'one\''):
         rnnjax.unroll(cell, params, xs, outputs="one")
-    nothing = rnnjax.unroll(cell, params, xs[:0], outputs="last")[1]
-    np.testing.assert_array_equal(nothing, np.zeros_like(nothing))
+    for given in ({}, {"lengths": 0 * LENGTHS}, {"mask": MASK[:0], "resets": RESETS[:0]}):
+        nothing = rnnjax.unroll(cell, params, xs[:0], outputs="last", **given)[1]
+        np.testing.assert_array_equal(nothing, np.zeros((BATCH, cell.output_size)))
+
+
+def test_the_last_outputs_of_merged_directions_are_those_of_their_carries(random_like: Any) -> None:
+    cell = rnnjax.LearnedCarry(Bidirectional(GRUCell(3), merge="sum"))
+    params = random_like(lambda: cell.init(jax.random.key(0), FEATURES), 1)
+    xs = random_like(lambda: jnp.zeros((TIME, BATCH, FEATURES)), 2)
+    carry, y = rnnjax.unroll(cell, params, xs, outputs="last")
+    np.testing.assert_array_equal(y, carry.forward.hidden + carry.backward.hidden)
+    with pytest.raises(InvalidInputError, match="merged by 'sum' cannot be parted"):
+        rnnjax.unroll(cell, params, xs, outputs="last", mask=MASK, resets=RESETS)
 
 
 @pytest.mark.usefixtures("x64")

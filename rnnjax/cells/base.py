@@ -5,7 +5,7 @@ import copy
 import dataclasses
 import enum
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
@@ -43,6 +43,10 @@ Carry = Any
 
 Inputs = jax.Array | OneHot
 """An array whose last axis are the features, or one-hot vectors given as their ids."""
+
+PickLast = Callable[[jax.Array, bool], jax.Array]
+"""``(ys, against) -> y``, of each row the output of the step that ran last, against the direction
+of the sequence or with it."""
 
 
 class Role(enum.Enum):
@@ -341,11 +345,17 @@ class Cell(abc.ABC):
             return self._units
         return self._leaf_shape("output", self.output)[-1]
 
-    def last_output(self, carry: Carry) -> jax.Array | None:
-        """The output of the step that returned ``carry``; None where the carry does not hold it."""
-        if self.carry is None or self.output is None:
-            return None
-        return getattr(carry, self.output)
+    def last_output(self, carry: Carry | None, ys: jax.Array, pick: PickLast) -> jax.Array:
+        """The output of the step of each row that ran last.
+
+        Args:
+            carry: the carry that this step returned; None where it is not known.
+            ys: ``(time, *batch, output_size)``, the outputs of all steps.
+            pick: looks for it among all of them.
+        """
+        if carry is None or self.carry is None or self.output is None:
+            return pick(ys, False)
+        return getattr(carry, self.output).astype(ys.dtype)
 
     @usual_promotion()
     def init(self, key: jax.Array, input_size: int) -> Params:

@@ -195,8 +195,10 @@ def last_valid(ys: jax.Array, valid: jax.Array | None, reverse: bool = False) ->
         valid: booleans ``(time, *rows)``, perhaps with fewer axes than the batch; None: all.
         reverse: whether the steps run from the last to the first.
     """
+    if not ys.shape[0]:
+        return jnp.zeros(ys.shape[1:], ys.dtype)
     if valid is None:
-        return ys[0 if reverse else -1] if ys.shape[0] else jnp.zeros(ys.shape[1:], ys.dtype)
+        return ys[0 if reverse else -1]
     steps = jnp.arange(ys.shape[0]).reshape(-1, *[1] * (valid.ndim - 1))
     ran = jnp.where(valid, -steps if reverse else steps, -ys.shape[0] if reverse else -1)
     last = jnp.abs(ran.max(axis=0, initial=-ys.shape[0]))

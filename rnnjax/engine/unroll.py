@@ -78,10 +78,11 @@ def unroll(
             without the batch axes; its gradient is that of all resets. Left out, ``cell.start``.
         masked_outputs: ``"zero"``, or ``"last"`` for the output of the row's last valid step, zeros
             where there is none since the sequence began (Keras's default).
-        outputs: ``"all"``, or ``"last"`` for that of each row's last valid step alone,
-            ``(*batch, output_size)``: zeros for a row without one, and of the first valid step
-            with ``reverse`` (Keras's ``return_sequences=False``). Cells whose carry holds their
-            output write down no others.
+        outputs: ``"all"``, or ``"last"`` for the output of each row's valid step that ran last,
+            ``(*batch, output_size)``: zeros for a row without one. With ``reverse`` that is the
+            first valid step, and a `Bidirectional` layer merges the last output of each direction
+            (Keras's ``return_sequences=False``). Where the carry holds the output, no others are
+            stored.
         reverse: run from the last step to the first. ``ys[t]`` still belongs to ``xs[t]``; with
             ``lengths`` each row begins at its own last step.
         key: of the random numbers of `Regularized` cells and of dropout in a `Stack`, which without
@@ -200,13 +201,17 @@ def _unroll(
     carry, ys = over_layers(single)(cell, params, xs, carry, key=key, reverse=reverse)
     if not how.last_alone:
         return carry, ys
+    if not ys.shape[0]:
+        return carry, jnp.zeros(ys.shape[1:], ys.dtype)
     valid, resets = marks
-    # Where the final carry holds it, XLA writes down no other output. A reset after the last valid
-    # step puts another carry in its place.
-    y = cell.last_output(carry) if valid is None or resets is None else None
-    if y is None or not ys.shape[0]:
-        return carry, how.method.last(ys, valid, reverse)
-    y = y.astype(ys.dtype)
+
+    def pick(ys: jax.Array, against: bool) -> jax.Array:
+        return how.method.last(ys, valid, reverse != against)
+
+    # Where the final carry holds it, XLA writes no other output. A reset at a masked step after the
+    # last valid one puts another carry in its place.
+    known = valid is None or resets is None
+    y = cell.last_output(carry if known else None, ys, pick)
     return carry, y if valid is None else jnp.where(expand(valid.any(axis=0), y), y, 0)
 
 

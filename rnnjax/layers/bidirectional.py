@@ -10,7 +10,7 @@ from jax.export import register_namedtuple_serialization
 from jax.typing import DTypeLike
 
 from rnnjax.cells.arguments import brief, check_init
-from rnnjax.cells.base import Carry, Cell, Inputs, Params
+from rnnjax.cells.base import Carry, Cell, Inputs, Params, PickLast
 from rnnjax.cells.composite import CompositeCell, LayerRun
 from rnnjax.errors import InvalidInputError
 
@@ -141,6 +141,29 @@ class Bidirectional(CompositeCell):
             self.cells.backward, params[1], xs, carry[1], key=keys[1], reverse=True
         )
         return Directions(forward, backward), self.merge_outputs(ys, back)
+
+    def last_output(self, carry: Any, ys: jax.Array, pick: PickLast) -> jax.Array:
+        """The last outputs of both directions, each at its own end of the sequence, merged."""
+        carries = (None, None) if carry is None else carry
+        parts = [ys, ys]
+        if self.merge == "concat":
+            parts = jnp.split(ys, [self.cells.forward.output_size], axis=-1)
+
+        def pick_of(direction: bool) -> PickLast:
+            def pick_own(ys: jax.Array, against: bool) -> jax.Array:
+                if self.merge != "concat":
+                    raise InvalidInputError(
+                        f"outputs of both directions that are merged by {self.merge!r} cannot be "
+                        'parted to find the last of each; take merge="concat", or all outputs'
+                    )
+                return pick(ys, against != direction)
+
+            return pick_own
+
+        return self.merge_outputs(
+            self.cells.forward.last_output(carries[0], parts[0], pick_of(False)),
+            self.cells.backward.last_output(carries[1], parts[-1], pick_of(True)),
+        )
 
     def merge_outputs(self, forward: jax.Array, backward: jax.Array) -> jax.Array:
         """Make one array of the outputs of both directions, as ``merge`` says."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from rnnjax.cells.arguments import brief
-from rnnjax.cells.base import Carry, Cell, Inputs, Params
+from rnnjax.cells.base import Carry, Cell, Inputs, Params, PickLast
 from rnnjax.cells.composite import CompositeCell, LayerRun, check_free
 from rnnjax.errors import InvalidInputError
 
@@ -50,6 +50,10 @@ class LearnedCarry(CompositeCell):
     def output_size(self) -> int:
         """That of the cell."""
         return self.cell.output_size
+
+    def last_output(self, carry: Any, ys: jax.Array, pick: PickLast) -> jax.Array:
+        """That of the cell."""
+        return self.cell.last_output(carry, ys, pick)
 
     @property
     def draws(self) -> bool:

@@ -77,6 +77,8 @@ def pool(ys: jax.Array, how: Pooling, valid: jax.Array | None = None) -> jax.Arr
             f"valid must be booleans (time, *batch), {ys.shape[:-1]}, but is {valid.dtype} of "
             f"shape {valid.shape}; make it by valid_steps(lengths, num_steps)"
         )
+    if not ys.shape[0]:
+        return jnp.zeros(ys.shape[1:], ys.dtype)
     marks, any_valid = valid[..., None], valid.any(axis=0)[..., None]
     if how == "max":
         whole = jnp.issubdtype(ys.dtype, jnp.integer)

@@ -8,7 +8,7 @@ import jax
 from jax.typing import DTypeLike
 
 from rnnjax.cells.arguments import brief, check_init
-from rnnjax.cells.base import Cell, Inputs
+from rnnjax.cells.base import Cell, Inputs, PickLast
 from rnnjax.cells.composite import CompositeCell, LayerRun
 from rnnjax.errors import InvalidInputError
 from rnnjax.layers.dropout import Dropout
@@ -63,9 +63,9 @@ class Stack(CompositeCell):
         """The output size of the last layer."""
         return self.cells[-1].output_size
 
-    def last_output(self, carry: tuple[Any, ...]) -> jax.Array | None:
+    def last_output(self, carry: Any, ys: jax.Array, pick: PickLast) -> jax.Array:
         """That of the last layer."""
-        return self.cells[-1].last_output(carry[-1])
+        return self.cells[-1].last_output(None if carry is None else carry[-1], ys, pick)
 
     @property
     def draws(self) -> bool:
