@@ -66,7 +66,7 @@ class Text:
     same after each line is stripped, lower-cased, freed of what is not ASCII, and joined to the
     next by a space; or the 256 bytes of its UTF-8 form, and of a file that is not UTF-8 its own."""
     validation: Share = 0.0
-    """The share of the text, behind the part to train on, that measures the progress."""
+    """The share of the text, after the part to train on, that measures the progress."""
     test: Share = 0.0
     """The share at the end, which is measured once, after the training."""
     seq_length: Positive = 100
@@ -74,7 +74,7 @@ class Text:
     stride: PositiveOrNone = None
     """Characters from one window to the next; by default windows do not overlap."""
     predict: Literal["every", "last"] = "every"
-    """The characters of a window that count in the loss: every next one, or that behind it."""
+    """The characters of a window that count in the loss: every next one, or the last alone."""
     carry_state: bool = False
     """Read the text as contiguous streams and carry the state from batch to batch."""
     forget: float = 0.0

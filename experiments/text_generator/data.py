@@ -20,7 +20,7 @@ class Data:
     vocabulary: AnyVocabulary
     digest: str  # of the text, to notice that a file changed before a run goes on
     train: np.ndarray
-    validation: np.ndarray  # behind those, perhaps none
+    validation: np.ndarray  # after those, perhaps none
     test: np.ndarray  # at the end, perhaps none
     seed: int  # of the order of the windows
     rows: np.ndarray | None = None  # of every batch, those that this process reads; None is all

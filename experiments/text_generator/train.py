@@ -162,7 +162,7 @@ def changed_schedule(
 def make_optimizer(
     options: Optimization, epochs: int, steps_per_epoch: int
 ) -> optax.GradientTransformation:
-    """The optimiser asked for, behind the clipping, once for every ``accumulate`` steps."""
+    """The optimiser asked for, after the clipping, once for every ``accumulate`` steps."""
     rate = learning_rate(options, epochs, steps_per_epoch)
     if options.optimizer == "adamw":
         optimizer = optax.adamw(rate, b2=0.99, weight_decay=options.weight_decay, mask=matrices)
@@ -235,7 +235,7 @@ class TextProgress(Progress):
         self.plotted = time.monotonic()
 
     def start(self, step: int, total: int) -> None:
-        """Take back the samples and events behind the checkpoint, and half a line."""
+        """Take back the samples and events after the checkpoint, and half a line."""
         super().start(step, total)
         if self.config.tensorboard:
             from tensorboardX import SummaryWriter

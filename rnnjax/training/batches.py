@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rnnjax.cells.arguments import is_integer
@@ -41,6 +42,9 @@ class Minibatches:
         order = order[: rows // size * size].reshape(-1, size)
 
         def cut(leaf: Any, axis: int) -> Any:
+            if jnp.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key):
+                impl = jax.random.key_impl(leaf)
+                return jax.random.wrap_key_data(cut(jax.random.key_data(leaf), axis), impl=impl)
             return np.moveaxis(np.take(np.asarray(leaf), order, axis), axis, 0)
 
         return jax.tree.map(cut, self.arrays, self.axis)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from rnnjax.cells.arguments import brief, check_instance, check_size
+from rnnjax.cells.arguments import brief, check_instance, check_size, is_integer
 from rnnjax.errors import CheckpointError, DamagedCheckpointError, InvalidInputError
 from rnnjax.training.files import as_json, read_sealed, read_whole, writable, write_sealed
 from rnnjax.training.processes import bytes_from_first, from_first
@@ -192,7 +192,10 @@ class Checkpoints:
 
         Raises:
             CheckpointError: there is none, or it is damaged.
+            InvalidInputError: ``step`` is no whole number.
         """
+        if not is_integer(step):
+            raise InvalidInputError(f"step must be a whole number, but is {brief(step)}")
 
         def check() -> dict[str, Any]:
             steps = self.steps()
@@ -218,7 +221,7 @@ class Checkpoints:
         step, about = int(state.step), as_json("what is saved with a run", about)
         # Of NumPy, because of several processes Orbax takes an array of JAX's that one of them has
         # for a mistake.
-        tree = jax.tree.map(np.asarray, _as_plain(state))
+        tree = jax.tree.map(_as_numpy, _as_plain(state))
         about = {
             "about": about,
             "loss": None if loss is None or not math.isfinite(loss) else float(loss),
@@ -357,6 +360,12 @@ class Checkpoints:
         state = jax.tree.map(_like, TrainState(**plain), like)
         return state if self.sharding is None else self.sharding.put_state(state)
 
+    def _own_containers(self, step: int) -> CheckpointError:
+        return CheckpointError(
+            f"the parameters in {self.path(step)} are in containers of their own, and not in dicts "
+            "by texts, tuples and lists alone; give like, parameters of that structure"
+        )
+
     def _params(self, step: int, arrays: dict[str, Any], like: Any) -> Any:
         of_params = {p: entry for p, entry in arrays.items() if p.startswith("['params']")}
 
@@ -368,16 +377,16 @@ class Checkpoints:
         everything = saved()
         if like is None:
             if not all(map(_SIMPLE.fullmatch, of_params)):
-                raise CheckpointError(
-                    f"the parameters in {self.path(step)} are in containers of their own, and not "
-                    "in dicts, tuples and lists alone; give like, parameters of that structure"
-                )
+                raise self._own_containers(step)
             leaves, structure = jax.tree.flatten_with_path(in_tuples(everything["params"]))
             # Orbax has another shape of arrays without elements; see `_storable`.
-            entries = [arrays[f"['params']{jax.tree_util.keystr(path)}"] for path, _ in leaves]
+            paths = [f"['params']{jax.tree_util.keystr(path)}" for path, _ in leaves]
+            if set(paths) != of_params.keys():  # whole numbers as keys, which Orbax has as texts
+                raise self._own_containers(step)
+            entries = [arrays[path] for path in paths]
             shapes = [jax.ShapeDtypeStruct(e["shape"], e["dtype"]) for e in entries]
             like = jax.tree.unflatten(structure, shapes)
-        like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), like)
+        like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), dtype_of(leaf)), like)
         self._check_same_model(step, of_params, {"params": like})
         rest = jax.tree.map(lambda _: ocp.PLACEHOLDER, everything | {"params": None})
         found = self._read(step, arrays, {"params": like}, rest)
@@ -394,6 +403,12 @@ class Checkpoints:
             target: what is read.
             rest: with a placeholder for each array that is not.
         """
+        for path, leaf in _leaves(target).items():
+            if leaf.dtype != jax.dtypes.canonicalize_dtype(leaf.dtype):
+                raise CheckpointError(
+                    f"{self.path(step)} holds {path} in {leaf.dtype}, which JAX narrows; set "
+                    "jax_enable_x64 to read it"
+                )
         # As arrays of NumPy, over however many devices of whatever kind they were saved from.
         empty = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), target)
         leaves, structure = jax.tree.flatten(empty)
@@ -510,7 +525,21 @@ def _storable(tree: Any) -> Any:
 
 
 def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def dtype_of(leaf: Any) -> Any:
+    """The type of an array, abstract perhaps, or of a number."""
+    return leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+
+
+def _as_numpy(leaf: Any) -> np.ndarray:
+    array = np.asarray(leaf)
+    if array.dtype.kind in "OSTU":
+        raise InvalidInputError(
+            f"state must hold arrays of numbers, but has one of type {array.dtype}; leave it out"
+        )
+    return array.astype(array.dtype.newbyteorder("="), copy=False)  # Orbax changes the order
 
 
 def _by_loss(losses: dict[int, float]) -> list[int]:

@@ -142,6 +142,8 @@ def as_json(name: str, value: Mapping[str, Any], *, finite: bool = False) -> dic
     """A mapping as JSON has it, where names are texts; InvalidInputError if it is none."""
     try:
         plain: dict[str, Any] = json.loads(json.dumps(value, allow_nan=not finite))
+        if not isinstance(plain, dict):
+            raise TypeError(f"it is {value!r}, and no dict")
     except (TypeError, ValueError) as error:
         raise InvalidInputError(
             f"{name} must be JSON (numbers, texts, lists, dicts), but: {error}; convert it"

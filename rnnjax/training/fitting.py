@@ -36,6 +36,7 @@ from rnnjax.training.processes import (
 from rnnjax.training.progress import Progress, Silent, alert
 from rnnjax.training.sharding import Sharding
 from rnnjax.training.step import (
+    OF_FIT,
     TrainState,
     TrainSteps,
     check_optimizer,
@@ -47,9 +48,6 @@ from rnnjax.training.step import (
 # a signal is answered before anyone wonders.
 _SECONDS_PER_DISPATCH = 0.25
 _FIRST_DISPATCH = 10
-
-# The names in the entry of an epoch that are no measures of `evaluate`.
-_OF_FIT = {"step", "epoch", "loss", "skipped", "steps_per_second"}
 
 Entry = dict[str, Any]
 
@@ -105,8 +103,12 @@ def fit(
     With ``run_dir`` the run is saved there, and the same call goes on where it was, after whatever
     ended it: bit for bit as if it had never stopped, because the order of the data depends on the
     epoch alone, the keys on the step alone, and every dispatch runs the same program. Another call
-    is refused: another loss, optimiser, key, carry or ``config``, other parameters or data. The
-    folder holds ``checkpoints/`` (see `Checkpoints`), the metrics of every step
+    is refused: another loss, optimiser, key, carry or ``config``, other first parameters, other
+    data of the first epoch, which is read again for that. Arguments that change no step may differ:
+    ``epochs``, ``evaluate``, ``patience``, ``skip_nonfinite`` and those of how it is saved, shown
+    and laid over devices.
+
+    The folder holds ``checkpoints/`` (see `Checkpoints`), the metrics of every step
     (``steps.jsonl``), the history (``epochs.jsonl``), and at the end the best and the last epoch
     (``result.json``). `load_params` reads the parameters.
 
@@ -184,14 +186,19 @@ def fit(
                 f"{name} must be a whole number of at least {least}, but is {value!r}; pass "
                 f"{least} or more"
             )
-    if not jnp.issubdtype(getattr(key, "dtype", jnp.int32), jax.dtypes.prng_key):
+    if not jnp.issubdtype(getattr(key, "dtype", jnp.int32), jax.dtypes.prng_key) or key.ndim:
         raise InvalidInputError(
-            f"key must be made by jax.random.key, but is {key!r}; pass jax.random.key(0), say"
+            f"key must be one key, as jax.random.key makes it, but is {brief(key)}; pass "
+            "jax.random.key(0), say"
         )
     if patience and evaluate is None:
         raise InvalidInputError(
             f"patience {patience} waits for a better validation loss, but there is no evaluate to "
             "measure it; give one, or leave patience out"
+        )
+    if evaluate is not None and not callable(evaluate):
+        raise InvalidInputError(
+            f"evaluate must be a function of the parameters, but is {brief(evaluate)}"
         )
     if on_signal not in ("raise", "return"):
         raise InvalidInputError(f'on_signal must be "raise" or "return", but is {on_signal!r}')
@@ -211,24 +218,30 @@ def fit(
     train_steps = make_train_steps(loss_fn, optimizer, sharding, skip_nonfinite=skip_nonfinite > 0)
     shown = (progress or Progress()) if is_first() else Silent()
     run = _Run(train_steps, batches, epochs, sharding, shown, skip_nonfinite, steps_per_dispatch)
+    result = None
     try:
         with ending_with_peers(), contextlib.ExitStack() as stack:
             stack.callback(shown.close)
             require_alike({"epochs": epochs, "whether there is a run_dir": run_dir is not None})
             if run_dir is not None:
-                run.open(Path(run_dir), dict(config or {}), keep_last, stack)
-                run.identity = identity(loss_fn, optimizer, state, run.first_batch())
+                run.open(Path(run_dir), {} if config is None else config, keep_last, stack)
+                run.identity = identity(loss_fn, optimizer, state, run.on_devices(0), keep_carry)
             state = state if sharding is None else sharding.put_state(state)
             if run_dir is not None:
                 state = run.restore(state, free)
+            if run_dir is not None or on_signal == "return":
                 stack.enter_context(run.stop)
             result = _train(run, state, carry, keep_carry, evaluate, checkpoint_every, patience)
     except KeyboardInterrupt:
         run.say_interrupted()
+        run.stop.signal = None
         raise
-    if result.stopped_by is not None and on_signal == "raise":
-        run.say_stopped(result.stopped_by, int(result.state.step))
-        signal.raise_signal(result.stopped_by)
+    finally:
+        # After an error too, and where it came when nobody asked any more.
+        number = run.stop.signal if result is None else result.stopped_by or run.stop.signal
+        if number is not None and on_signal == "raise":
+            run.say_stopped(number, result is not None)
+            signal.raise_signal(number)
     return result
 
 
@@ -255,7 +268,7 @@ def _train(
     if done > total:
         warnings.warn(
             f"the run in {run.folder} has done {done} steps, more than the {total} of {run.epochs} "
-            "epochs, and what comes of it is that of all; for another give another folder",
+            "epochs; the result is that of all of them; for a shorter run give another folder",
             stacklevel=3,
         )
     while done < total and not _stale(history, patience):
@@ -350,7 +363,7 @@ class _Run:
     stop: StopRequest = dataclasses.field(default_factory=StopRequest)
 
     def open(
-        self, folder: Path, config: dict[str, Any], keep_last: int, stack: contextlib.ExitStack
+        self, folder: Path, config: Mapping[str, Any], keep_last: int, stack: contextlib.ExitStack
     ) -> None:
         """Take a folder, and lock it until the stack is left."""
         self.config = as_json("config", config, finite=True)
@@ -361,14 +374,6 @@ class _Run:
         self.checkpoints = Checkpoints(where, keep_last=keep_last, sharding=self.sharding)
         self.of_steps = Records(folder / "steps.jsonl")
         self.of_epochs = Records(folder / "epochs.jsonl")
-
-    def first_batch(self) -> Any:
-        """The first batch of the first epoch, in one piece on every process."""
-        first = jax.tree.map(lambda leaf: leaf[:1], self.read(0))
-        first = self._put(first)
-        if self.sharding is not None and jax.process_count() > 1:
-            first = self.sharding.whole(first)
-        return jax.tree.map(lambda leaf: leaf[0], first)
 
     def read(self, epoch: int) -> Any:
         """The batches of an epoch, as many as of every other one."""
@@ -399,7 +404,12 @@ class _Run:
 
     def restore(self, state: TrainState, free: Collection[str]) -> TrainState:
         """The state to go on from: that of the latest whole checkpoint, or the one given."""
-        require_alike({**self.config, **self.identity})
+        if isinstance(free, str) or not set(free) <= PARTS.keys() | self.config.keys():
+            raise InvalidInputError(
+                f"free must be a set of names in config or of {', '.join(PARTS)}, but is {free!r}; "
+                'pass {"optimizer"}, say'
+            )
+        require_alike({"config": self.config, **self.identity})
         saved = self.checkpoints.latest()
         if saved is not None:
             about = saved.about
@@ -454,7 +464,7 @@ class _Run:
             )
 
     def _take_back(self, done: int, anew: bool) -> None:
-        """Drop what was recorded behind the checkpoint, and say what is missing before it."""
+        """Drop what was recorded after the checkpoint, and say what is missing before it."""
         if anew and list(self.checkpoints.directory.glob("damaged-*")):
             raise CheckpointError(
                 f"all checkpoints in {self.checkpoints.directory} were damaged, and are set aside; "
@@ -538,24 +548,29 @@ class _Run:
             'gradient (free={"optimizer"} lets the run go on with it), or let such steps be skipped'
         )
 
-    def say_stopped(self, number: int, step: int) -> None:
-        """Say that a signal came, and where the run is."""
+    def say_stopped(self, number: int, saved: bool) -> None:
+        """Say that a signal came, and from where the run goes on."""
         name, total = signal.Signals(number).name, self.epochs * self.steps
         if self.finished:
             alert(f"{name}: the run was done, and is saved in {self.folder}")
-        else:
+        elif saved:
             alert(
-                f"{name}: stopped after step {step} of {total}, saved in "
-                f"{self.checkpoints.path(step)}; the same call goes on from there"
+                f"{name}: stopped after step {self.done} of {total}, saved in "
+                f"{self.checkpoints.path(self.done)}; the same call goes on from there"
             )
+        else:
+            alert(f"{name}: stopped by it and by an error; {self._goes_on()}")
 
     def say_interrupted(self) -> None:
         """Say what is lost when nothing could be saved."""
-        at = f"interrupted after step {self.done} of {self.epochs * self.steps}"
+        alert(f"interrupted after step {self.done}: {self._goes_on()}")
+
+    def _goes_on(self) -> str:
         if not self.in_folder:
-            alert(f"{at}: without a run_dir nothing is saved, and what was learned is lost")
-        else:
-            alert(f"{at}: the same call goes on from the last checkpoint in {self.folder}")
+            return "without a run_dir nothing is saved, and what was learned is lost"
+        if not self.checkpoints.steps():
+            return f"there is no checkpoint in {self.folder} yet, and the same call begins again"
+        return f"the same call goes on from the last checkpoint in {self.folder}"
 
     def validate(self, evaluate: Callable[[Any], Mapping[str, Any]], params: Any) -> dict[str, Any]:
         """What is measured on every process, as the first one has it."""
@@ -568,7 +583,9 @@ class _Run:
                     "evaluate must return a dict of measures, with 'validation_loss' among them, "
                     f"but returned {found!r}; give it that name"
                 )
-            if taken := sorted((_OF_FIT | self.means.sums.keys()) & found.keys()):
+            if taken := sorted(
+                (OF_FIT - {"validation_loss"} | self.means.sums.keys()) & found.keys()
+            ):
                 raise InvalidInputError(
                     f"evaluate returned {taken}, which fit measures in training; rename them"
                 )

@@ -1,22 +1,25 @@
 """What a run is: a digest of each of its parts, by which another one in its folder is noticed."""
 
 import hashlib
+import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 import rnnjax
 from rnnjax.training.step import LossFunction, TrainState, checked_loss, updated
 
-# In the order in which they are named. A part that came from another one (the optimiser's state
-# from the parameters' shapes) stands after it.
+# The parts of a run, in the order in which they are named. What follows from another part stands
+# after it: the optimiser's first state from the parameters.
 PARTS = {
     "key": "key",
     "params": "initial parameters",
     "carry": "initial carry",
-    "batches": "first batch",
+    "keep_carry": "keep_carry",
+    "batches": "data of the first epoch",
     "loss": "loss",
     "optimizer": "optimizer, learning rate or schedule (one that depends on epochs changes with "
     "them)",
@@ -24,20 +27,27 @@ PARTS = {
 
 
 def identity(
-    loss_fn: LossFunction, optimizer: optax.GradientTransformation, state: TrainState, batch: Any
+    loss_fn: LossFunction,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    batches: Any,
+    keep_carry: bool,
 ) -> dict[str, str]:
     """A digest of each part of a run, by its name in `PARTS`, and ``made_by``.
 
-    Arrays are told by their bytes. The loss and the optimiser are functions: they are told by the
-    programs of a step's gradient and of its update, and by the optimiser's first state. Those
-    programs are comparable only where ``made_by`` (versions and platform) is the same.
+    Arrays are identified by their bytes. The loss and the optimiser are functions: they are
+    identified by the programs of a step's gradient and of its update, and by the optimiser's first
+    state. Those programs can be compared only where ``made_by`` (versions and platform) is the
+    same.
 
     Args:
         loss_fn: the loss of one batch.
         optimizer: the optimiser.
         state: the first state, in one piece.
-        batch: the first batch, in one piece.
+        batches: of the first epoch, as the devices have them.
+        keep_carry: whether an epoch begins with the carry of the one before.
     """
+    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batches)
 
     def gradient(state: TrainState, batch: Any) -> Any:
         def loss(params: Any) -> Any:
@@ -53,7 +63,8 @@ def identity(
         "key": _of_arrays(state.key),
         "params": _of_arrays(state.params),
         "carry": _of_arrays(state.carry),
-        "batches": _of_arrays(batch),
+        "keep_carry": str(keep_carry),
+        "batches": _of_arrays(batches),
         "loss": _of_program(gradient, state, batch),
         "optimizer": _of_arrays(state.opt_state) + _of_program(update, state, batch, loss, grads),
         "made_by": f"jax {jax.__version__}, rnnjax {rnnjax.__version__}, {jax.default_backend()}",
@@ -75,16 +86,39 @@ def differing(ours: dict[str, str], theirs: dict[str, str]) -> list[str]:
 def _of_arrays(tree: Any) -> str:
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
-        array = np.asarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape} ".encode())
-        digest.update(array.tobytes())
+        name = f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape} "
+        digest.update(name.encode() + np.asarray(_sums(leaf)).tobytes())
     return digest.hexdigest()[:32]
+
+
+@jax.jit
+def _sums(leaf: jax.Array) -> jax.Array:
+    """Two checksums of an array, the same however it lies over devices and processes.
+
+    They are sums of its words, each mixed with its place by the last steps of MurmurHash3 (Appleby,
+    2011): a sum of words alone would not change with the signs of two of them.
+    """
+    whole = jnp.issubdtype(leaf.dtype, jnp.integer) and jnp.iinfo(leaf.dtype).bits >= 8
+    if leaf.dtype == jnp.bool_ or (jnp.issubdtype(leaf.dtype, jnp.integer) and not whole):
+        leaf = leaf.astype(jnp.int8)  # less than a byte
+    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+        leaf = jnp.stack([leaf.real, leaf.imag])
+    word = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)  # two of 8 bytes
+    words = jax.lax.bitcast_convert_type(leaf, word).astype(jnp.uint32).ravel()
+    at = jnp.arange(words.size, dtype=jnp.uint32) * np.uint32(2654435769)
+    mixed = words + at + np.array([[0], [1]], np.uint32)
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        mixed = (mixed ^ (mixed >> np.uint32(shift))) * np.uint32(factor)
+    return (mixed ^ (mixed >> np.uint32(16))).sum(1, dtype=jnp.uint32)
 
 
 def _of_program(function: Any, *args: Any) -> str:
     """Of the program that XLA would compile, with the numbers that the function closes over."""
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), args)
     text = jax.jit(function).lower(*shapes).as_text()
+    # Functions in it have the names that they have in Python.
+    names: dict[str, str] = {}
+    text = re.sub(r"@[\w.$-]+", lambda found: names.setdefault(found[0], f"@{len(names)}"), text)
     return hashlib.sha256(text.encode()).hexdigest()[:32]

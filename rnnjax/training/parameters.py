@@ -11,7 +11,7 @@ import numpy as np
 
 from rnnjax.cells.arguments import is_integer
 from rnnjax.errors import CheckpointError, InteropError, InvalidInputError
-from rnnjax.training.checkpoints import Checkpoints, in_tuples
+from rnnjax.training.checkpoints import Checkpoints, dtype_of, in_tuples
 from rnnjax.training.processes import bytes_from_first, from_first
 
 _TREE = "rnnjax.tree"  # the entry of a file's metadata that holds the structure
@@ -51,7 +51,7 @@ def load_params(
     >>> bool((params["w"] == result.params["w"]).all())
     True
     """
-    if step not in ("best", "last") and not is_integer(step):
+    if not is_integer(step) and step not in ("best", "last"):
         raise InvalidInputError(f'step must be "best", "last" or a whole number, but is {step!r}')
     path = Path(path)
     if not from_first(path.is_file):
@@ -86,18 +86,21 @@ def save_params(path: str | os.PathLike[str], params: Any) -> None:
     >>> jax.tree.map(np.shape, load_params(path))
     {'cell': {'kernel': (3, 8)}, 'layers': ((1,),)}
     """
-    from rnnjax.interop.torch.files import write_arrays
+    from rnnjax.interop.torch.files import DTYPES, write_arrays
 
     leaves, structure = jax.tree.flatten_with_path(params)
     arrays: dict[str, np.ndarray] = {}
     for keys, leaf in leaves:
         name = _name(keys)
-        dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
-        if jax.numpy.issubdtype(dtype, jax.dtypes.prng_key) or dtype.kind in "OSTU":
-            raise InvalidInputError(f"params must be arrays of numbers, but {name} is {dtype}")
+        dtype = dtype_of(leaf)
+        if dtype not in DTYPES.values() or name == "__metadata__":
+            raise InvalidInputError(
+                f"params must be arrays of numbers of a type that safetensors has, but {name} is "
+                f"{dtype}; cast it, or rename it"
+            )
         if name in arrays:
             raise InvalidInputError(f"two arrays of params have the path {name}; rename a key")
-        arrays[name] = np.asarray(leaf, order="C")
+        arrays[name] = np.asarray(leaf, dtype.newbyteorder("="), order="C")
     names = jax.tree.unflatten(structure, arrays)
     metadata = {_TREE: json.dumps(names)} if _is_plain(names) else {}
     from_first(lambda: write_arrays(path, arrays, metadata))
@@ -116,18 +119,20 @@ def _from_file(path: Path, like: Any) -> Any:
     content = bytes_from_first(content)
     try:
         arrays = read_arrays(content)
-        tree = read_metadata(content).get(_TREE)
-    except InteropError as error:
+        names = json.loads(read_metadata(content).get(_TREE, "null"))
+    except (InteropError, ValueError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     if like is None:
-        if tree is None:
+        if names is None:
             raise CheckpointError(
                 f"{path} does not say how its arrays are nested; give like, parameters of that "
                 "structure"
             )
-        return jax.tree.map(lambda name: jax.device_put(arrays[name]), in_tuples(json.loads(tree)))
+        if sorted(jax.tree.leaves(names)) != sorted(arrays):
+            raise CheckpointError(f"{path} is damaged: its arrays are not those that it names")
+        return jax.tree.map(lambda name: jax.device_put(arrays[name]), in_tuples(names))
     leaves, structure = jax.tree.flatten_with_path(like)
-    wanted = {_name(keys): f"{leaf.dtype}{list(leaf.shape)}" for keys, leaf in leaves}
+    wanted = {_name(keys): f"{dtype_of(leaf)}{list(np.shape(leaf))}" for keys, leaf in leaves}
     found = {name: f"{array.dtype}{list(array.shape)}" for name, array in arrays.items()}
     for name in sorted(wanted | found):
         if wanted.get(name) != found.get(name):

@@ -41,7 +41,7 @@ class Progress:
         self.step = self.total = 0
 
     def start(self, step: int, total: int) -> None:
-        """The run begins, or goes on, behind ``step`` of ``total`` steps."""
+        """The run begins, or goes on, after ``step`` of ``total`` steps."""
         self.step, self.total = step, total
 
     def doing(self, what: str) -> None:

@@ -1,7 +1,7 @@
 """A training run over many devices: the batch in parts, and the hidden units too if asked for."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from rnnjax.cells.arguments import is_integer
+from rnnjax.cells.arguments import brief, is_integer
 from rnnjax.errors import InvalidInputError
 from rnnjax.training.step import TrainState
 
@@ -41,20 +41,25 @@ def axis_of_each(name: str, axis: Any, tree: Any) -> Any:
     >>> axis_of_each("axis", {"xs": 1, "lengths": 0}, {"xs": (2, 3), "lengths": 4})
     {'lengths': 0, 'xs': (1, 1)}
     """
-    if not all(is_integer(each) and each >= 0 for each in jax.tree.leaves(axis)):
+    return jax.tree.unflatten(jax.tree.structure(tree), _axes(name, axis, tree))
+
+
+def _axes(name: str, axis: Any, tree: Any) -> list[int]:
+    if is_integer(axis) and axis >= 0:
+        return [int(axis)] * len(jax.tree.leaves(tree))
+    children, _ = jax.tree.flatten_with_path(tree, is_leaf=lambda node: node is not tree)
+    keys = [jax.tree_util.keystr(path, simple=True) for path, _ in children]
+    given = axis
+    if isinstance(axis, tuple | list) and len(axis) == len(keys):  # of a NamedTuple too
+        given = dict(zip(keys, axis, strict=True))
+    if not isinstance(given, Mapping) or sorted(map(str, given)) != sorted(keys) or not all(keys):
         raise InvalidInputError(
-            f"{name} must be a whole number from 0 up, or a tree of them, but is {axis!r}; pass 1 "
-            "for (time, rows, ...), 0 for (rows, ...)"
+            f"{name} must be a whole number from 0 up, or such a number for each entry of "
+            f"{brief(tree)}, but is {axis!r}; pass 1 for (time, rows, ...), 0 for (rows, ...)"
         )
-    if hasattr(tree, "_fields") and isinstance(axis, tuple | list):  # (1, 0) for what `pad` returns
-        axis = jax.tree.unflatten(jax.tree.structure(tree), axis)
-    try:
-        return jax.tree.broadcast(axis, tree)
-    except ValueError as error:
-        raise InvalidInputError(
-            f"{name} must be one number, or a tree like the arrays, but is {axis!r} for "
-            f"{jax.tree.structure(tree)}; give each of its entries an axis"
-        ) from error
+    below = {str(key): each for key, each in given.items()}
+    parts = zip(keys, children, strict=True)
+    return [a for key, (_, child) in parts for a in _axes(f"{name}[{key}]", below[key], child)]
 
 
 def cores_for(params: Any, rows: int) -> int:
@@ -120,7 +125,7 @@ class Sharding:
 
     mesh: Mesh
     divide: Divide = last_axis
-    rows_axis: Any = 1
+    rows_axis: Any = dataclasses.field(default=1, hash=False)  # perhaps a dict
 
     def __post_init__(self) -> None:
         if self.mesh.axis_names != ("data", "hidden"):
@@ -215,6 +220,9 @@ class Sharding:
             if isinstance(leaf, jax.Array) and leaf.sharding == named:
                 return leaf
             self._check_rows(leaf.shape[axis], along)
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                impl = jax.random.key_impl(leaf)
+                return jax.random.wrap_key_data(put(jax.random.key_data(leaf), axis), impl=impl)
             return jax.make_array_from_process_local_data(named, np.asarray(leaf))
 
         return jax.tree.map(put, batches, axis_of_each("rows_axis", self.rows_axis, batches))

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 Metrics = dict[str, jax.Array]
 
-# What a record of a step has beside the metrics of the loss.
-_OF_A_STEP = {"step", "epoch", "loss", "grad_norm", "skipped", "validation_loss"}
+# What `fit` records besides the metrics of the loss.
+OF_FIT = {"step", "epoch", "loss", "grad_norm", "skipped", "steps_per_second", "validation_loss"}
 
 
 @jax.tree_util.register_dataclass
@@ -249,7 +249,7 @@ def check_optimizer(optimizer: Any) -> None:
 def check_params(params: Any) -> None:
     """Raise unless every parameter is of a type that has a gradient."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        dtype = jnp.result_type(leaf)
+        dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
         if not jnp.issubdtype(dtype, jnp.inexact):
             raise InvalidInputError(
                 f"params must be floating-point arrays, but params{jax.tree_util.keystr(path)} is "
@@ -295,8 +295,15 @@ def _check_returned(returned: Any, carry: Any) -> None:
             f"loss_fn must return a carry like the one that it is given, {of(carry)}, but returned "
             f"{of(after)}; cast it by astype, or begin with another"
         )
-    if not isinstance(metrics, dict) or _OF_A_STEP & metrics.keys():
+    if not isinstance(metrics, dict) or OF_FIT & metrics.keys():
         raise InvalidInputError(
-            f"metrics of loss_fn must be a dict, without the names {sorted(_OF_A_STEP)}, but are "
+            f"metrics of loss_fn must be a dict, without the names {sorted(OF_FIT)}, but are "
             f"{sorted(metrics) if isinstance(metrics, dict) else metrics}; rename them"
         )
+    for name, metric in metrics.items():
+        dtype = metric.dtype if hasattr(metric, "dtype") else np.asarray(metric).dtype
+        if dtype.kind not in "biufV" or jnp.issubdtype(dtype, jax.dtypes.prng_key):
+            raise InvalidInputError(
+                f"metrics of loss_fn must be real numbers or arrays of them, but {name} is "
+                f"{brief(metric)}; take out of it what is to be recorded"
+            )

@@ -132,7 +132,7 @@ def truncated_loss(run: RunPiece, losses: Callable[[Any, Any], jax.Array]) -> Lo
     The loss is the mean over the steps that count. Their number is the metric ``weight``, by which
     the mean of an epoch is that over all its steps that count.
 
-    The carry that an update leaves behind is that after the window's first ``k1`` steps, where the
+    The carry that an update returns is that after the window's first ``k1`` steps, where the
     next one begins. Rows whose stream ends and another begins are reset by ``run`` itself, with
     ``rnnjax.unroll(..., resets=inputs["resets"])``; nothing else is needed for them. The carry is
     part of the `TrainState`, so a run that is resumed from a checkpoint goes on exactly.

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import errno
 import json
@@ -418,6 +419,12 @@ def test_what_is_no_state_is_told(checkpoints):
     for loss in ("low", [1.0]):
         with pytest.raises(InvalidInputError, match="loss must be a number"):
             checkpoints.save(state, {}, loss=loss)
+    with pytest.raises(
+        InvalidInputError, match="state must hold arrays of numbers, but has one of"
+    ):
+        checkpoints.save(dataclasses.replace(state, carry="abc"), {})
+    with pytest.raises(InvalidInputError, match=r"step must be a whole number, but is 1\.0"):
+        checkpoints.at(1.0)
     checkpoints.save(state, {}, loss=np.float32(0.5))
     assert checkpoints.best().loss == 0.5
     with pytest.raises(InvalidInputError, match=r"like must be a TrainState .*params reads"):
@@ -455,11 +462,13 @@ def test_parameters_alone_come_back_in_dicts_and_tuples(checkpoints):
 
 
 def test_parameters_in_containers_of_their_own_need_like(checkpoints):
-    params = STACK.initial_carry((2,))  # any pytree
-    checkpoints.save(TrainState.create(params, ADAM, key=jax.random.key(1)), {})
-    with pytest.raises(CheckpointError, match=r"in containers of their own.*give like"):
-        checkpoints.latest().params()
-    assert_same(checkpoints.latest().params(params), params)
+    trees = STACK.initial_carry((2,)), {0: jnp.ones(2), 1: jnp.zeros(2)}  # any pytree
+    for step, params in enumerate(trees):
+        state = TrainState.create(params, ADAM, key=jax.random.key(1))
+        checkpoints.save(dataclasses.replace(state, step=jnp.int32(step)), {})
+        with pytest.raises(CheckpointError, match=r"in containers of their own.*give like"):
+            checkpoints.latest().params()
+        assert_same(checkpoints.latest().params(params), params)
 
 
 PARAMS = {"cell": {"kernel": np.arange(6.0, dtype=np.float32).reshape(2, 3).T, "none": None},
@@ -483,13 +492,23 @@ def test_parameters_in_one_file(tmp_path):
     with pytest.raises(InvalidInputError, match=r"two arrays of params have the path a.b"):
         save_params(path, {"a.b": np.ones(1), "a": {"b": np.ones(1)}})
     for leaf in (jax.random.key(0), np.array(["a"])):
-        with pytest.raises(InvalidInputError, match="must be arrays of numbers, but w is"):
+        with pytest.raises(InvalidInputError, match="of a type that safetensors has, but w is"):
             save_params(path, {"w": leaf})
+    for params in ({"w": np.ones(2, np.complex64)}, {"__metadata__": np.ones(2)}):
+        with pytest.raises(InvalidInputError, match="cast it, or rename it"):
+            save_params(path, params)
+    with pytest.raises(CheckpointError, match=r"cell.kernel should be float64\[\], but is float32"):
+        load_params(path, {"cell": {"kernel": 1.0, "none": None}, "layers": PARAMS["layers"]})
     with pytest.raises(InvalidInputError, match="is a file, and has no step 3"):
         load_params(path, step=3)
-    path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(CheckpointError, match=r"net.safetensors: it "):
-        load_params(path)
+    whole = path.read_bytes()
+    for i in range(0, len(whole), 3):  # each byte of the header another one, and no more than it
+        path.write_bytes(whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :])
+        with contextlib.suppress(CheckpointError):
+            load_params(path)
+        path.write_bytes(whole[:i])
+        with pytest.raises(CheckpointError, match=r"net\.safetensors"):
+            load_params(path)
 
 
 def test_the_parameters_of_a_run(tmp_path):
@@ -523,3 +542,17 @@ def test_the_parameters_of_a_run(tmp_path):
         load_params(tmp_path / "run", step="newest")
     with pytest.raises(CheckpointError, match="there is no checkpoint in"):
         load_params(tmp_path / "elsewhere")
+
+
+def test_numbers_of_another_order_and_width(checkpoints):
+    """The first are saved as they are here, and the second are not narrowed without a word."""
+    state = dataclasses.replace(
+        state_at(1), params={"w": np.arange(3, dtype=">f4"), "n": np.float64(2)}, opt_state=1.5
+    )
+    checkpoints.save(state, {})
+    with pytest.raises(CheckpointError, match=r"holds \['params'\]\['n'\] in float64, which JAX"):
+        checkpoints.latest().params()
+    with jax.enable_x64(True):
+        params = checkpoints.latest().params()
+    assert params["w"].tolist() == [0, 1, 2]
+    assert params["n"].dtype == np.float64

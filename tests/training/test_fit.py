@@ -28,6 +28,7 @@ from rnnjax.training import (
     minibatches,
 )
 from rnnjax.training.files import locked
+from rnnjax.training.identity import _sums
 
 CELL = rnnjax.GRUCell(4)
 OPTIMIZER = optax.chain(
@@ -187,9 +188,9 @@ def test_a_signal_ends_a_sweep(tmp_path, environment, number, status):
 
 def test_what_ctrl_c_loses_without_a_folder_is_said(capsys):
     with pytest.raises(KeyboardInterrupt):
-        run(None, At(4, lambda: os.kill(os.getpid(), signal.SIGINT)))
+        run(None, At(4, lambda: os.kill(os.getpid(), signal.SIGINT)), on_signal="raise")
     said = capsys.readouterr().err
-    assert "interrupted after step 4 of 15: without a run_dir nothing is saved" in said
+    assert "interrupted after step 4: without a run_dir nothing is saved" in said
 
 
 def test_the_handlers_are_put_back(tmp_path):
@@ -464,9 +465,13 @@ def test_what_pad_returns_goes_into_minibatches():
         xs, lengths = sorted(batches, key=np.ndim, reverse=True)
         assert (xs.shape, lengths.shape) == ((2, 8, 2, 1), (2, 2))
         np.testing.assert_array_equal(xs.max(axis=(1, 3)), lengths)
-    for axis in ({"xs": 1}, {"xs": 1, "length": 0}, "1", {"xs": 1, "lengths": -1}):
-        with pytest.raises(InvalidInputError, match="axis must be"):
+    nested = {"p": padded, "y": np.arange(4)}
+    assert minibatches(nested, 2, axis={"p": (1, 0), "y": 0})(0)["p"].lengths.shape == (2, 2)
+    for axis in ({"xs": 1}, {"xs": 1, "length": 0}, "1", {"xs": 1, "lengths": -1}, None, (1,)):
+        with pytest.raises(InvalidInputError, match=r"axis.* must be a whole number from 0 up, or"):
             minibatches(data, 2, axis=axis)
+    with pytest.raises(InvalidInputError, match=r"axis\[p\] must be .* Padded\(xs, lengths\)"):
+        minibatches(nested, 2, axis={"p": (1,), "y": 0})
     with pytest.raises(TypeError, match="axis"):
         minibatches(data, 2)
 
@@ -640,7 +645,15 @@ def test_another_key_is_another_run(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"key": 3}, "key must be made by jax.random.key"),
+        ({"key": 3}, "key must be one key, as jax.random.key makes it, but is 3"),
+        ({"key": jax.random.split(jax.random.key(0))}, r"key must be one key, .*key<fry> \(2,\)"),
+        ({"params": {"n": "a"}}, r"params\['n'\] is <U1, which has no gradient"),
+        ({"evaluate": 3}, "evaluate must be a function of the parameters, but is 3"),
+        ({"config": "abc"}, "config must be JSON .* no dict"),
+        ({"free": "optimizer"}, "free must be a set of names in config or of key, params"),
+        ({"free": {"optimiser"}}, r"but is {'optimiser'}; pass {\"optimizer\"}, say"),
+        ({"loss_fn": lambda p, c, b, k: (p.sum(), ((), {"of": {}})), "carry": ()},
+         "must be real numbers or arrays of them, but of is a dict"),
         ({"loss_fn": lambda p, b, k: (p.sum(), {})}, "must return the loss alone"),
         ({"loss_fn": lambda p, b, k: p}, "must return a scalar loss"),
         ({"loss_fn": lambda p, c, b, k: p.sum(), "carry": ()}, "must return \\(loss, \\(carry"),
@@ -759,12 +772,13 @@ RUN = {"loss": line, "optimizer": optax.adam(0.1), "params": LINE, "batches": PO
         ({"optimizer": optax.adamw(0.1)}, "another optimizer", None),
         ({"optimizer": optax.adam(optax.cosine_decay_schedule(0.1, 40))},
          "one that depends on epochs changes with them", None),
-        ({"batches": POINTS + 1}, "another first batch", "batches"),
-        ({"batches": POINTS[:5]}, "epochs of 10 steps, but batches of 5", None),
+        ({"batches": POINTS + 1}, "another data of the first epoch than", "batches"),
+        ({"batches": POINTS[:5]}, "another data of the first epoch", None),
+        ({"batches": np.concatenate([POINTS[:9], 1 - POINTS[9:]])}, "another data of", None),
         ({"params": {**LINE, "w": jnp.ones(())}}, "another initial parameters", "params"),
         ({"key": 1}, "another key than came", "key"),
         ({"loss": lambda p, b, k: -line(p, b, k), "batches": -POINTS},
-         "another first batch, another loss than came", None),
+         "another data of the first epoch, another loss than came", None),
     ],
 )  # fmt: skip
 def test_another_run_in_the_same_folder_is_refused(tmp_path, change, named, free):
@@ -803,6 +817,18 @@ def test_a_run_of_another_version_goes_on_and_that_is_said(tmp_path, monkeypatch
     monkeypatch.setattr(jax, "__version__", "0.0.1")
     learn_a_line(optax.adam(0.1), tmp_path, 2, progress=Progress(Screen()))
     assert "and this is jax 0.0.1, rnnjax" in capsys.readouterr().out
+
+
+def test_rows_may_have_keys():
+    keys = jax.random.split(jax.random.key(3), 8)
+    batches = minibatches({"keys": keys, "ys": np.arange(8)}, 4, axis=0)(0)
+    data, found = map(jax.random.key_data, (keys, batches["keys"]))
+    np.testing.assert_array_equal(found, data[batches["ys"]])
+    sharding = Sharding.over(2, rows_axis={"keys": 1, "ys": 1})
+    assert isinstance(hash(sharding), int)
+    laid = sharding.put_batches(batches)
+    assert laid["keys"].dtype == keys.dtype
+    assert len(jax.random.key_data(laid["keys"]).sharding.device_set) == 2
 
 
 def test_keys_may_be_batches(tmp_path):
@@ -867,3 +893,68 @@ def test_every_optimizer_learns_or_says_in_a_sentence_why_not(make):
         history = learn_a_line(make(), epochs=30).history
     assert history is None or history[-1]["loss"] < 0.9999 * history[0]["loss"]
     assert history is not None or make.func.__name__ in {"sm3", "sophia"}
+
+
+def test_another_keep_carry_is_another_run(tmp_path):
+    run(tmp_path, epochs=1)
+    with pytest.raises(CheckpointError, match="another keep_carry than came"):
+        run(tmp_path, keep_carry=True)
+
+
+def test_a_helper_may_have_another_name(tmp_path):
+    def first(x):
+        return x * 2
+
+    def second(x):
+        return x * 2
+
+    def train(helper):
+        fit(lambda p, b, k: jax.jit(helper)(p).sum(), jnp.ones(2), optax.sgd(0.1), np.ones((2, 2)),
+            1, key=jax.random.key(0), run_dir=tmp_path, progress=Silent())  # fmt: skip
+
+    train(first)
+    train(second)
+
+
+@pytest.mark.parametrize("where", ["step", "evaluate"])
+def test_a_signal_before_an_error_is_raised_too(tmp_path, capsys, where):
+    def both(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise RuntimeError("an accident")
+
+    heard, options = [], {"on_signal": "raise"}
+    options |= {"evaluate": both} if where == "evaluate" else {"progress": At(2, both)}
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        with pytest.raises(RuntimeError, match="an accident"):
+            run(tmp_path, **options)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == [signal.SIGTERM]
+    assert (
+        "SIGTERM: stopped by it and by an error; there is no checkpoint" in capsys.readouterr().err
+    )
+
+
+def test_a_signal_is_returned_without_a_folder_too():
+    result = run(None, At(4, lambda: os.kill(os.getpid(), signal.SIGINT)))
+    assert (int(result.state.step), result.stopped_by, result.finished) == (4, signal.SIGINT, False)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: jnp.arange(8.0), lambda: jnp.arange(8) % 2 == 0, lambda: jnp.ones((2, 4)) * 1j,
+        lambda: jnp.arange(8).astype(jnp.bfloat16), lambda: jnp.arange(8).astype(jnp.int4),
+        lambda: jnp.array(3, jnp.int8), lambda: jnp.arange(64.0).reshape(8, 8),
+    ],
+)  # fmt: skip
+def test_checksums_of_arrays_notice_each_number_each_sign_and_each_place(make):
+    array = make()
+    flat = array.ravel()
+    negated = array ^ True if array.dtype == bool else -array
+    others = [negated, jnp.roll(flat, 1), flat[::-1], flat.at[-1].set(flat[0])]
+    others = [o for o in others if not np.array_equal(o.ravel(), flat)]
+    sums = {tuple(np.asarray(_sums(o.reshape(array.shape))).tolist()) for o in [array, *others]}
+    assert len(sums) == 1 + len({np.asarray(o.ravel()).tobytes() for o in others})
+    assert np.array_equal(_sums(np.asarray(array)), _sums(array))

@@ -14,7 +14,7 @@ from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.whole import in_a_line, package, write_whole
 
 # NumPy has no bfloat16 of its own, and the package's reader for NumPy none therefore.
-_DTYPES: Mapping[str, Any] = {
+DTYPES: Mapping[str, Any] = {
     "F64": np.float64,
     "F32": np.float32,
     "F16": np.float16,
@@ -56,12 +56,12 @@ def read_arrays(content: bytes) -> dict[str, np.ndarray]:
         raise InteropError(f"it is damaged ({in_a_line(error)}); get it again") from error
     arrays = {}
     for name, entry in sorted(entries, key=itemgetter(0)):  # the package's is another each time
-        if entry["dtype"] not in _DTYPES:
+        if entry["dtype"] not in DTYPES:
             raise InteropError(
-                f"{name[:80]!r} is of type {entry['dtype']}, which is none of {', '.join(_DTYPES)};"
+                f"{name[:80]!r} is of type {entry['dtype']}, which is none of {', '.join(DTYPES)};"
                 " convert it before it is saved"
             )
-        flat = np.frombuffer(entry["data"], np.dtype(_DTYPES[entry["dtype"]]))
+        flat = np.frombuffer(entry["data"], np.dtype(DTYPES[entry["dtype"]]))
         try:
             arrays[name] = flat.reshape(entry["shape"])
         except ValueError as error:  # more axes, or longer ones, than NumPy has
