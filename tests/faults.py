@@ -750,8 +750,8 @@ FAULTS: tuple[Fault, ...] = (
         "patience goes by what is left of epochs.jsonl",
         "training",
         "rnnjax/training/fitting.py",
-        'self.history, self.steps = about["history"], about["steps_per_epoch"]',
-        'self.history, self.steps = self.of_epochs.read(), about["steps_per_epoch"]',
+        'self.history, self.means = about["history"], _Means(**about["means"])',
+        'self.history, self.means = self.of_epochs.read(), _Means(**about["means"])',
         ("tests/training/test_fit.py",),
     ),
     Fault(
