@@ -54,7 +54,6 @@ from rnnjax.cells import (
 )
 from rnnjax.engine import (
     Auto,
-    Chunked,
     Convergence,
     Explanation,
     Fused,
@@ -108,7 +107,6 @@ __all__ = [
     "Cell",
     "CheckpointError",
     "Chrono",
-    "Chunked",
     "ComplexCarry",
     "CompositeCell",
     "ConvLSTMCell",

@@ -1345,14 +1345,6 @@ FAULTS: tuple[Fault, ...] = (
         ("tests/test_newton.py",),
     ),
     Fault(
-        "chunks hand their ends on once, whether they fit or not",
-        "engine/chunked",
-        "rnnjax/engine/chunks.py",
-        "((count < number) & ~(gap <= tolerance))",
-        "((count < 1) & ~(gap <= tolerance))",
-        ("tests/test_chunked.py",),
-    ),
-    Fault(
         "what comes back through a piece does so by its factors, and not their transpose",
         "engine/parallel",
         "rnnjax/engine/beside.py",
@@ -1395,7 +1387,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the last piece is filled up with zeros, at which a slope may be infinite",
         "engine/parallel",
-        "rnnjax/engine/chunks.py",
+        "rnnjax/engine/pieces.py",
         "rest = jnp.broadcast_to(leaf[-1:], (spare, *leaf.shape[1:]))",
         "rest = jnp.zeros_like(leaf, shape=(spare, *leaf.shape[1:]))",
         ("tests/test_parallel.py::test_steps_that_fill_up_the_last_piece_have_a_slope",),

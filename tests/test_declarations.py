@@ -196,7 +196,7 @@ class NormedStepCell(OwnStepCell):
         return super().step(params, carry, (x - x.mean(0)) / jnp.sqrt(x.var(0) + 0.1))
 
 
-@pytest.mark.parametrize("method", [rnnjax.Auto(), rnnjax.Scan(), rnnjax.Chunked(chunks=2)])
+@pytest.mark.parametrize("method", [rnnjax.Auto(), rnnjax.Scan()])
 def test_rows_may_interact_in_a_step_of_its_own(method: rnnjax.Method, assert_close: Any) -> None:
     cell = NormedStepCell(4)
     params = {"kernel": np.linspace(-1, 1, 28, dtype=np.float32).reshape(7, 4)}

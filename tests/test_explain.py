@@ -162,7 +162,6 @@ def test_each_line_is_what_the_program_does(name):
         rnnjax.Auto(precision="highest"),
         pytest.param(rnnjax.Fused(precision="highest"), marks=pytest.mark.slow),
         rnnjax.Parallel(newton=rnnjax.Newton(), precision="highest"),
-        rnnjax.Chunked(precision="highest"),
     ],
     ids=str,
 )

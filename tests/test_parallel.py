@@ -202,8 +202,7 @@ def test_steps_that_fill_up_the_last_piece_have_a_slope(assert_close):
         assert all(np.isfinite(leaf).all() for leaf in found.values())
         return found
 
-    for method in (Parallel(5), rnnjax.Chunked(5)):
-        assert_close(grad(method, 0), grad(Scan(), 0), 1e-5)
+    assert_close(grad(Parallel(5), 0), grad(Scan(), 0), 1e-5)
     mask = drawn(TIME + 1, BATCH) > 0
     for method in (rnnjax.Fused(), Parallel(5)):
         assert_close(grad(method, 1, mask), grad(Scan(), 1, mask), 1e-5)
@@ -513,9 +512,8 @@ def test_an_infinite_product_of_factors_leaves_nothing_as_it_is(cell, assert_clo
     [
         (CELLS["turning"], Parallel()),
         (rnnjax.GRUCell(3), Parallel(newton=rnnjax.Newton())),
-        (rnnjax.GRUCell(3), rnnjax.Chunked(chunks=2)),
     ],
-    ids=["affine", "newton", "chunked"],
+    ids=["affine", "newton"],
 )
 def test_rows_divided_over_devices(cell, method, assert_close):
     """Whatever is made inside varies over the devices, as the carry does."""

@@ -1,7 +1,6 @@
 """The engine: how a cell runs over time."""
 
 from rnnjax.engine.auto import Auto
-from rnnjax.engine.chunked import Chunked
 from rnnjax.engine.convergence import Convergence, LayerConvergence, newton
 from rnnjax.engine.explain import Explanation, explain
 from rnnjax.engine.fused import Fused
@@ -14,7 +13,6 @@ from rnnjax.engine.unroll import unroll
 
 __all__ = [
     "Auto",
-    "Chunked",
     "Convergence",
     "Explanation",
     "Fused",

@@ -15,8 +15,14 @@ import jax.numpy as jnp
 
 from rnnjax.cells.base import Carry, Cell, Params, Role, roles_of
 from rnnjax.engine.affine import Solved, affine
-from rnnjax.engine.iterations import Newton, OwnKernel, Solution, iterated, residual_of
-from rnnjax.engine.nearness import tolerance_of
+from rnnjax.engine.iterations import (
+    Newton,
+    OwnKernel,
+    Solution,
+    iterated,
+    residual_of,
+    tolerance_of,
+)
 from rnnjax.engine.pieces import Factors, in_pieces
 from rnnjax.engine.primitive import Function
 from rnnjax.engine.steps import AtStep, Steps, any_of, row_axes, where_reached

@@ -33,9 +33,7 @@ def checked(
     """The inputs as arrays, and the carry, made if there is none."""
     advice = "which comes first, (cell, params, xs), and is called with its hidden size"
     check_instance("cell", cell, Cell, f"a Cell such as rnnjax.LSTMCell(50), {advice}")
-    check_instance(
-        "method", method, Method, "Auto(), Scan(), Fused(), Parallel(), Chunked() or Kernel()"
-    )
+    check_instance("method", method, Method, "Auto(), Scan(), Fused(), Parallel() or Kernel()")
     if not method.along.known():
         raise InvalidInputError(
             "axis_name must be that of an axis over which jax.shard_map divides the steps, with "

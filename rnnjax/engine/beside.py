@@ -8,10 +8,9 @@ import jax.numpy as jnp
 
 from rnnjax.cells.base import Carry, Params
 from rnnjax.engine.affine import Solved, later
-from rnnjax.engine.chunks import filled, in_chunks, joined, whole
 from rnnjax.engine.layer import step_of
 from rnnjax.engine.over_time import LoopArgs
-from rnnjax.engine.pieces import Factors, beginnings, transposed
+from rnnjax.engine.pieces import Factors, beginnings, filled, in_chunks, joined, transposed, whole
 from rnnjax.engine.primitive import Function
 from rnnjax.engine.recurrence import Recurrence, project
 from rnnjax.engine.solve import solved_states

@@ -12,9 +12,8 @@ from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.composite import Noise, over_layers
 from rnnjax.engine.all_steps import AllSteps
 from rnnjax.engine.arguments import checked
-from rnnjax.engine.iterations import Newton
+from rnnjax.engine.iterations import Newton, tolerance_of
 from rnnjax.engine.method import check_method
-from rnnjax.engine.nearness import tolerance_of
 from rnnjax.engine.parallel import Parallel, why_not_affine
 from rnnjax.engine.scan import Scan
 from rnnjax.engine.steps import AtStep, Steps, row_axes

@@ -2,19 +2,24 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
-from rnnjax.cells.arguments import check_size, is_floating
+from rnnjax.cells.arguments import brief, check_size, is_floating
 from rnnjax.cells.base import Carry, Cell
 from rnnjax.cells.devices import alike_over_devices
 from rnnjax.cells.products import Kernel, product
 from rnnjax.engine.method import why_no_equation
-from rnnjax.engine.nearness import check_tolerance, relative, tolerance_of
 from rnnjax.engine.pieces import Factors, plus
+from rnnjax.errors import InvalidInputError
+
+# As many roundings of the type as a step's own sums may differ by from one program to another.
+_ROUNDINGS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,9 +128,44 @@ def iterated(newton: Newton, linearised: Any, solve: Any, step: Any, guess: Carr
     return jax.lax.while_loop(goes_on, correct, Solution(guess, jnp.int32(0), *nothing))
 
 
+def check_tolerance(value: Any) -> None:
+    """Raise unless a tolerance is a positive number, or None."""
+    number = isinstance(value, int | float | np.floating) and not isinstance(value, bool)
+    if value is not None and not (number and math.isfinite(value) and value > 0):
+        raise InvalidInputError(
+            f"tolerance must be a positive number, relative to the largest entry of the state, or "
+            f"None for {_ROUNDINGS} roundings of its type, but is {brief(value)}"
+        )
+
+
+def tolerance_of(given: float | None, tree: Any) -> float:
+    """The tolerance that was given, or what rounding alone makes in the types of ``tree``.
+
+    >>> tolerance_of(1e-3, jnp.ones(2)), tolerance_of(None, jnp.ones(2)) < 2e-6
+    (0.001, True)
+    """
+    if given is not None:
+        return given
+    return _ROUNDINGS * max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(tree))
+
+
 def residual_of(new: Carry, old: Carry) -> jax.Array:
-    """How far two trees are from each other, as a part of the largest entry."""
-    return relative(jax.tree.map(jnp.subtract, new, old), new)
+    """How far two trees are apart, leaf by leaf as a part of the largest value of ``new``.
+
+    It is infinite for a NaN.
+
+    >>> print(residual_of([jnp.array([1.0, -2.0])], [jnp.array([0.5, -2.0])]))
+    0.25
+    """
+
+    def part(value: jax.Array, old: jax.Array) -> jax.Array:
+        difference = value - old
+        largest, size = (jnp.abs(leaf).max(initial=0) for leaf in (difference, value))
+        share = jnp.where(largest == 0, 0, largest / size).astype(jnp.float32)
+        # Asked for by itself: the largest of numbers, as XLA:CPU compiles it, can lose a NaN.
+        return jnp.where(jnp.isfinite(difference).all(), share, jnp.inf)
+
+    return jnp.stack(jax.tree.leaves(jax.tree.map(part, new, old))).max()
 
 
 def _by_shape(solve: Any, factors: Factors, given: list[jax.Array]) -> list[jax.Array]:

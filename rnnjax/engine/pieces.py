@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from rnnjax.cells.base import Carry
 from rnnjax.engine.over_time import LoopArgs, by_columns
-from rnnjax.engine.steps import expand
+from rnnjax.engine.steps import AtStep, expand
 
 Factors = list[list[jax.Array]]
 """``factors[i][j]`` multiplies leaf ``j`` of the state before in leaf ``i`` of the new one."""
@@ -120,6 +121,49 @@ def cut_up(leaf: jax.Array, length: int, instead: float = 0) -> jax.Array:
     return leaf.reshape(pieces, length, *leaf.shape[1:])
 
 
+def filled(xs: Any, each: AtStep, length: int) -> tuple[Any, AtStep]:
+    """Inputs and marks padded with masked steps, up to the end of the last piece.
+
+    The inputs there repeat the last step: at zeros, which nobody gave, a slope may be infinite.
+    """
+    num_steps = jax.tree.leaves(xs)[0].shape[0]
+    spare = -num_steps % length
+    if not spare:
+        return xs, each
+    if each.valid is None:
+        each = each._replace(valid=jnp.ones(num_steps, bool))
+
+    def again(leaf: jax.Array) -> jax.Array:
+        rest = jnp.broadcast_to(leaf[-1:], (spare, *leaf.shape[1:]))
+        return jnp.concatenate([leaf, rest])
+
+    return jax.tree.map(again, xs), each
+
+
+def in_chunks(tree: Any, length: int, axis: int) -> Any:
+    """Arrays over time split into pieces, whose steps become this axis, 0 or 1."""
+
+    def cut(leaf: jax.Array) -> jax.Array:
+        leaf = cut_up(leaf, length)
+        return leaf if axis else leaf.swapaxes(0, 1)
+
+    return jax.tree.map(cut, tree)
+
+
+def joined(leaf: jax.Array, axis: int) -> jax.Array:
+    """An array split by `in_chunks` as one over time again."""
+    length, number = leaf.shape[:2]
+    leaf = leaf if axis else leaf.swapaxes(0, 1)
+    return leaf.reshape(length * number, *leaf.shape[2:])
+
+
+def whole(found: tuple[Carry, jax.Array], xs: Any, axis: int) -> tuple[Carry, jax.Array]:
+    """The carry after the last piece, and the outputs of all steps of ``xs`` in their order."""
+    ends, ys = found
+    num_steps = jax.tree.leaves(xs)[0].shape[0]
+    return jax.tree.map(lambda leaf: leaf[-1], ends), joined(ys, axis)[:num_steps]
+
+
 class Pieces(NamedTuple):
     """The recurrence in pieces side by side.
 
@@ -227,18 +271,8 @@ def piece_length(num_steps: int, wished: int | None) -> int:
     """
     if wished is not None:
         return min(num_steps, wished)
-    return near_divisor(num_steps, math.isqrt(num_steps // 2))
-
-
-def near_divisor(num_steps: int, length: int) -> int:
-    """The divisor nearest to a length, if one is between its half and its double.
-
-    What is no divisor is filled up, which costs a copy of everything.
-
-    >>> near_divisor(100, 10), near_divisor(96, 9), near_divisor(97, 9)
-    (10, 8, 9)
-    """
-    length = max(1, length)
+    length = max(1, math.isqrt(num_steps // 2))
     divisors = [d for d in range(1, num_steps + 1) if num_steps % d == 0]
     near = min(divisors, key=lambda d: abs(math.log(d / length)))
+    # What is no divisor is padded, which costs a copy of everything.
     return near if length / 2 <= near <= 2 * length else length

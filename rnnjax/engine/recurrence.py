@@ -45,8 +45,8 @@ class Recurrence(Function):
         dtype: of the operands of its products.
         reverse: whether it runs from the last step to the first.
         loops: what its loops run as; None for XLA's.
-        axis: that of time: 1 where the chunks of a sequence come before it, see `by_columns`; but
-            `plain` knows no chunks.
+        axis: that of time: 1 where the blocks of a sequence come before it, see `by_columns`; but
+            `plain` knows no blocks.
     """
 
     cell: Cell
