@@ -124,13 +124,13 @@ def unit(target: Target) -> str:
 def programs(target: Target) -> Programs:
     """Each program's name, and a function that compiles it."""
     gpu = target.kind == "h100"
+    method: rnnjax.Method
     for name, cell in (SMALL if gpu else CELLS).items():
         for backward in (False, True):
             label = f"{name}, {'gradient' if backward else 'forward'}"
             compiled = functools.partial(layer, target, cell, backward, (8, 8, SIZE))
-            yield label, compiled
-            if not gpu:  # what `rnnjax.Auto` weighs
-                yield f"{label}, {Fused()}", functools.partial(compiled, method=Fused())
+            for method in (Kernel(),) if gpu else (Kernel(), Fused()):
+                yield f"{label}, {method}", functools.partial(compiled, method)
     for name, cell in (COMPARED if gpu else COMPARED | LARGE).items():
         size = cell.output_size
         shape = 100 if size == 256 else 40, 128 if size == 512 else 32, size
@@ -141,15 +141,15 @@ def programs(target: Target) -> Programs:
                     label,
                     functools.partial(layer, target, cell, backward, shape, method, marked=False),
                 )
-    yield "train step, 2 x LSTMCell", functools.partial(train_step, target)
+    yield f"train step, 2 x LSTMCell, {Kernel()}", functools.partial(train_step, target)
     if gpu:
         return
-    yield "gradient over 4 devices", functools.partial(over_devices, target)
+    yield f"gradient over 4 devices, {Kernel()}", functools.partial(over_devices, target)
     for backward in (False, True):
         which = "gradient" if backward else "forward"
         yield f"steps over 4 devices, {which}", functools.partial(over_steps, target, backward)
         yield f"units over 4 devices, {which}", functools.partial(over_units, target, backward)
-    yield "artefact for cpu and tpu", artefact
+    yield f"artefact for cpu and tpu, {Kernel()}", artefact
 
 
 def layer(
@@ -157,7 +157,7 @@ def layer(
     cell: rnnjax.Cell,
     backward: bool,
     shape: tuple[int, int, int],
-    method: rnnjax.Method = Kernel(),
+    method: rnnjax.Method,
     marked: bool = True,
 ) -> Compiled:
     """One layer, forward or with the gradient of everything."""

@@ -1507,19 +1507,11 @@ FAULTS: tuple[Fault, ...] = (
         ("tests/experiments/test_tasks.py::test_words_and_what_is_to_be_said_of_each_beginning",),
     ),
     Fault(
-        "a kernel that nobody named stands in a program that is exported",
-        "engine/kernel",
-        "rnnjax/engine/recurrence.py",
-        "return self.loops is None or not self.loops.unasked",
-        "return True",
-        ("tests/test_kernel.py::test_auto_takes_it_on_a_tpu_where_it_is_shorter",),
-    ),
-    Fault(
         "a kernel is lowered where XLA divides the program over devices",
         "engine/kernel",
         "rnnjax/engine/primitive.py",
-        "if alone and told else",
-        "if told else",
+        "platform if alone else",
+        "platform if True else",
         ("tests/test_kernel.py",),
     ),
     Fault(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import re
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
@@ -287,11 +286,17 @@ class SortedCell(rnnjax.Cell):
 
 
 def planned(
-    cell: rnnjax.Cell, time: int = 40, rows: int = 8, platform: str = "tpu", **options: Any
+    cell: rnnjax.Cell,
+    time: int = 40,
+    rows: int = 8,
+    platform: str = "tpu",
+    method: Any = None,
+    **options: Any,
 ) -> str:
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 3))
     xs = jax.ShapeDtypeStruct((time, rows, 3), jnp.float32)
-    return str(rnnjax.explain(cell, params, xs, method=Kernel(**options), platform=platform))
+    method = method or Kernel(**options)
+    return str(rnnjax.explain(cell, params, xs, method=method, platform=platform))
 
 
 def test_the_plan_says_beforehand_what_will_run(monkeypatch: Any) -> None:
@@ -406,38 +411,14 @@ def test_elsewhere_it_is_the_program_of_the_fast_path(
     assert programs[0] == programs[1]
 
 
-def test_auto_takes_it_on_a_tpu_where_it_is_shorter(random_like: Callable[..., Any]) -> None:
-    """The same program then; elsewhere, and of other shapes, that of the fast path."""
-
-    def lowered(cell: rnnjax.Cell, method: rnnjax.Method, platform: str, batch: Any) -> str:
-        given = arguments(cell, random_like, 2, batch)
-        run = weighted(functools.partial(rnnjax.unroll, cell, method=method))
-        text = jax.jit(run).trace(*given).lower(lowering_platforms=(platform,)).as_text()
-        return re.sub(r'backend_config = "[^"]*"', "", text)  # which says where it was written
-
-    three, vector, matrix = (BATCH,), CELLS["simple"], rnnjax.S6Cell(4, state_size=3)
-    for cell, platform, batch, same in (
-        (vector, "tpu", three, Kernel()),
-        (vector, "tpu", (2, 2), Fused()),
-        (vector, "cuda", three, Fused()),
-        (vector, "cpu", three, Fused()),
-        (matrix, "tpu", three, Fused()),
-    ):
-        texts = [lowered(cell, m, platform, batch) for m in (rnnjax.Auto(), same)]
-        assert texts[0] == texts[1]
-        assert texts[0].count("@tpu_custom_call") == (2 if same == Kernel() else 0)
-        params = jax.eval_shape(lambda cell=cell: cell.init(jax.random.key(0), FEATURES))
-        xs = jax.ShapeDtypeStruct((2, *batch, FEATURES), jnp.float32)
-        plan = str(rnnjax.explain(cell, params, xs, platform=platform))
-        assert f"chose {same}" in plan
-        assert plan.count("one kernel") == texts[0].count("@tpu_custom_call")
-    wide = rnnjax.LSTMCell(1024)
-    assert rnnjax.Auto().choose(wide, platform="tpu") == Fused()
-    # JAX promises of no kernel that a later version reads it.
-    given = arguments(vector, random_like, 2)
-    run = jax.jit(weighted(functools.partial(rnnjax.unroll, vector)))
-    program = export.export(run, platforms=["cpu", "tpu"])(*given)
-    assert "@tpu_custom_call" not in program.mlir_module()
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_auto_takes_none(platform: str, random_like: Callable[..., Any]) -> None:
+    given = arguments(CELLS["simple"], random_like, 2)
+    run = jax.jit(weighted(functools.partial(rnnjax.unroll, CELLS["simple"])))
+    text = run.trace(*given).lower(lowering_platforms=(platform,)).as_text()
+    assert "@tpu_custom_call" not in text
+    assert TRITON not in text
+    assert "chose Fused()" in planned(CELLS["simple"], platform=platform, method=rnnjax.Auto())
 
 
 def test_a_program_that_is_divided_over_devices_holds_none() -> None:

@@ -729,10 +729,7 @@ def test_explain_says_what_auto_takes_with_a_gradient_and_without():
     assert told(600) == told(60, 10) == [("", "Fused")]
     for platform in ("cuda", "rocm"):
         assert told(60, platform=platform) == told(6, 10, platform=platform) == [("", "Parallel")]
-    assert told(60, platform="tpu") == [("", "Kernel"), back]
-    assert told(6, 10, platform="tpu") == [("", "Fused"), back]
-    assert told(600, platform="tpu") == [("", "Kernel")]
-    assert told(60, 10, platform="tpu") == [("", "Fused")]
+    assert told(60, platform="tpu") == [("", "Fused"), back]
 
 
 @pytest.mark.parametrize(

@@ -9,18 +9,11 @@ import jax
 
 from rnnjax.cells.base import Carry, Cell, Coupling, Params
 from rnnjax.engine.fused import Fused
-from rnnjax.engine.kernel import Kernel, over_rows
-from rnnjax.engine.kernel_loops import KernelLoops
 from rnnjax.engine.method import Method
 from rnnjax.engine.parallel import Parallel, writes_more
 from rnnjax.engine.primitive import Function
 from rnnjax.engine.scan import Scan
 from rnnjax.engine.steps import Steps
-
-# Of the bundles of instructions that a step of `Fused` takes, compiled for a v5e, one of a kernel
-# takes 0.11 to 0.87 at 128 units, 0.48 to 0.83 at 256 and 512, but of 1,024 in the gradient 1.04.
-# Where the state is a matrix it is 0.88 to 1.52 (`benchmarks/accelerators.csv`).
-_MOST_UNITS = 512
 
 # From so many steps on pieces of an affine recurrence are faster than its steps, if a step is so
 # few numbers, projected inputs or state of all rows, that most of its time goes into beginning it:
@@ -60,11 +53,7 @@ class Auto(Method):
     needs no loop: at LSTM(50), batch 1, forward and backward, this compiles and runs in 0.93 of the
     time.
 
-    In a program that is compiled for a TPU, a layer whose state are vectors of at most 512 units,
-    over one axis of rows, runs as `Kernel` if it fits the chip: its steps are fewer instructions
-    then. That was counted in compiled programs; **none has run on a TPU**, so no time was measured
-    there, and ``method=Fused()`` is the way around it. A program that `jax.export` writes has no
-    kernel unless it is named, as JAX does not promise that later versions read one.
+    `Kernel` has to be named.
     """
 
     def refusal(self, cell: Cell) -> str | None:
@@ -93,8 +82,6 @@ class Auto(Method):
         True
         >>> Auto().choose(GRUCell(4), num_steps=1)
         Scan()
-        >>> Auto().choose(GRUCell(4), platform="tpu")
-        Kernel()
         >>> from rnnjax import MinGRUCell, MLSTMCell
         >>> Auto().choose(MLSTMCell(4))
         Parallel()
@@ -111,12 +98,12 @@ class Auto(Method):
                 few = _few_numbers(cell, rows, gradient or platform not in _STEPPING)
         if few:
             return Parallel()
-        return Kernel() if platform == "tpu" and _shortens(cell) else Fused()
+        return Fused()
 
     def run(
         self, cell: Cell, params: Params, xs: Any, carry: Carry, reverse: bool, steps: Steps
     ) -> tuple[Carry, jax.Array]:
-        """Run ``cell`` by the method chosen; for which platform is known when it is lowered."""
+        """Run ``cell`` by the method chosen."""
         choose = functools.partial(_choose, cell, xs)
         if choose(gradient=True) == choose():
             return _run(cell, params, xs, carry, reverse, steps)
@@ -127,9 +114,7 @@ class Auto(Method):
     ) -> list[str]:
         """Which method is chosen, why, and how that would run."""
         choose = functools.partial(self.choose, cell, shape[0], rows=math.prod(shape[1:-1]))
-        # A kernel has one axis of rows.
-        here = None if platform == "tpu" and len(shape) != 3 else platform
-        chosen, reason = choose(here), Fused().refusal(cell)
+        chosen, reason = choose(platform), Fused().refusal(cell)
         if reason:
             why = f"Scan(), because {reason}"
         elif shape[0] == 1:
@@ -138,12 +123,10 @@ class Auto(Method):
             why = "Parallel(), because the cell declares a memory, for which it makes products"
         elif isinstance(chosen, Parallel):
             why = f"Parallel(), because {_FEW}"
-        elif isinstance(chosen, Kernel):
-            why = "Kernel(), because its steps are fewer instructions of a TPU, where it never ran"
         else:
             why = "Fused(), because the cell declares its equation"
         lines = [f"chose {why}", *chosen.explain(cell, params, shape, platform)]
-        back = choose(here, gradient=True)
+        back = choose(platform, gradient=True)
         if back != chosen:
             told = back.explain(cell, params, shape, platform)
             lines += [f"where a gradient is taken, chose Parallel(), because {_FEW}", *told]
@@ -171,10 +154,7 @@ def _choose(cell: Cell, xs: Any, platform: str | None = None, gradient: bool = F
 def _run(
     cell: Cell, params: Params, xs: Any, carry: Carry, reverse: bool, steps: Steps
 ) -> tuple[Carry, jax.Array]:
-    """By the method chosen where no gradient is taken, of which a kernel is in the lowering."""
-    if len(xs.shape) == 3 and isinstance(_choose(cell, xs, "tpu"), Kernel):
-        loops = KernelLoops(False, unasked=True)
-        return over_rows(Fused(), loops, cell, params, xs, carry, reverse, steps)
+    """By the method chosen where no gradient is taken."""
     return _choose(cell, xs).run(cell, params, xs, carry, reverse, steps)
 
 
@@ -219,10 +199,3 @@ class BackInPieces(Function):
 @functools.partial(jax.jit, static_argnums=0)
 def _with_derivative(function: BackInPieces, *args: Any) -> tuple[Any, Any]:
     return jax.vjp(function.in_pieces, *args)
-
-
-def _shortens(cell: Cell) -> bool:
-    """Whether a kernel of a TPU takes fewer instructions a step than XLA's loop does."""
-    shapes = cell.carry_shapes.values()
-    vectors = all(len(shape) == 1 and shape[0] <= _MOST_UNITS for shape in shapes)
-    return vectors and Kernel().refusal(cell) is None

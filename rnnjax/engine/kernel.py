@@ -84,10 +84,12 @@ class Kernel(Method):
     ) -> tuple[Carry, jax.Array]:
         """Run ``cell`` over ``xs (time, *batch, features)``, whose batch a kernel sees as rows."""
         batch, loops = xs.shape[1:-1], KernelLoops(self.interpret)
+        recurrence = Recurrence(cell, self._fused.dtype_of(cell), reverse, loops)
+        steps = steps._replace(each=_for_all(steps.each, xs.shape[:-1]))
         if len(batch) == 1:
-            return over_rows(self._fused, loops, cell, params, xs, carry, reverse, steps)
-        xs_rows, carry, steps = _as_rows(xs, carry, steps)
-        carry, ys = over_rows(self._fused, loops, cell, params, xs_rows, carry, reverse, steps)
+            return unrolled(recurrence, self.keep_every, params, xs, carry, steps)
+        rows, carry, steps = _as_rows(xs, carry, steps)
+        carry, ys = unrolled(recurrence, self.keep_every, params, rows, carry, steps)
         back = jax.tree.map(lambda leaf: leaf.reshape(*batch, *leaf.shape[1:]), carry)
         return back, ys.reshape(xs.shape[0], *batch, ys.shape[-1])
 
@@ -118,22 +120,6 @@ class Kernel(Method):
         return [*lines, *self._fused.explain(cell, params, shape, platform)]
 
 
-def over_rows(
-    fused: Fused,
-    loops: KernelLoops,
-    cell: Cell,
-    params: Params,
-    xs: Any,
-    carry: Carry,
-    reverse: bool,
-    steps: Steps,
-) -> tuple[Carry, jax.Array]:
-    """Run ``cell`` over ``xs (time, rows, features)`` as ``fused`` does, but by these loops."""
-    recurrence = Recurrence(cell, fused.dtype_of(cell), reverse, loops)
-    steps = steps._replace(each=_for_all(steps.each, xs.shape[:2]))
-    return unrolled(recurrence, fused.keep_every, params, xs, carry, steps)
-
-
 def _for_all(each: AtStep, rows: tuple[int, ...]) -> AtStep:
     """Marks that leave out axes of the batch, for each row."""
     whole = [
@@ -156,7 +142,7 @@ def _as_rows(xs: Any, carry: Carry, steps: Steps) -> tuple[Any, Carry, Steps]:
     def at_once(leaf: jax.Array) -> jax.Array:
         return leaf.reshape(rows, *leaf.shape[axes:])
 
-    each = jax.tree.map(over_time, _for_all(steps.each, xs.shape[:-1]))
+    each = jax.tree.map(over_time, steps.each)
     start, recurrent = jax.tree.map(at_once, (steps.start, steps.recurrent))
     steps = steps._replace(each=each, start=start, recurrent=recurrent)
     return jax.tree.map(over_time, xs), jax.tree.map(at_once, carry), steps

@@ -28,12 +28,10 @@ class KernelLoops:
 
     Args:
         interpret: as in `Kernel`, or how Pallas's interpreter for TPUs is to run.
-        unasked: whether nobody named it: a GPU's loops are XLA's then.
         notes: where each loop leaves what became of it; None where nobody asks.
     """
 
     interpret: Any
-    unasked: bool = False
     notes: list[str] | None = dataclasses.field(default=None, compare=False)
 
     def on(self, platform: str, turns: Turns) -> tuple[str, Loop | None]:
@@ -42,7 +40,7 @@ class KernelLoops:
             platform = self.interpret if isinstance(self.interpret, str) else "tpu"
         if platform == "tpu":
             return platform, self._on_tpu
-        if platform == "cuda" and not self.unasked:
+        if platform == "cuda":
             return platform, functools.partial(self._on_gpu, turns)
         none = "one for cuda alone" if platform == "gpu" else f"none for {platform}"
         self._note(f"XLA's, not a kernel, because there is {none}")
@@ -128,7 +126,6 @@ class _Noted:
     """XLA's loops, whose step is noted."""
 
     traced: list[Traced] = dataclasses.field(compare=False)
-    unasked: bool = False
 
     def on(self, platform: str, turns: Turns) -> tuple[str, Loop | None]:
         return platform, self._run

@@ -58,10 +58,6 @@ class Turns(NamedTuple):
 class Loops(Protocol):
     """A way of running loops: a hashable value."""
 
-    @property
-    def unasked(self) -> bool:
-        """Whether nobody named it, and so it is not for a program that is exported."""
-
     def on(self, platform: str, turns: Turns) -> tuple[str, Loop | None]:
         """For which platform a layer is planned, and its loop on it; None for XLA's."""
 

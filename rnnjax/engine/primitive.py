@@ -59,10 +59,6 @@ class Function(abc.ABC):
         """What to say of an effect in it, ``what``, that no primitive can have."""
         return f"a function may not have {what}; leave it out"
 
-    def may_be_exported(self) -> bool:
-        """Whether its form for a TPU or a GPU may stand in a program that `jax.export` writes."""
-        return True
-
     def may_cross(self, axis: Any) -> bool:
         """Whether it has collectives over a mesh axis of `jax.shard_map`."""
         return False
@@ -135,10 +131,9 @@ def _lowering(platform: str) -> Any:
 
 def _on_one_device(platform: str, context: Any, *flat: Any, **params: Any) -> Any:
     """A kernel of our own stands for one device: XLA cannot divide it over several."""
-    module, function = context.module_context, params["call"].function
-    alone = getattr(module.axis_context, "num_devices", 1) == 1 and not divided()
-    told = function.may_be_exported() or not module.lowering_parameters.for_export
-    return _lowering(platform if alone and told else "any")(context, *flat, **params)
+    axes = context.module_context.axis_context
+    alone = getattr(axes, "num_devices", 1) == 1 and not divided()
+    return _lowering(platform if alone else "any")(context, *flat, **params)
 
 
 mlir.register_lowering(_p, _lowering("cpu"), platform="cpu")

@@ -62,10 +62,6 @@ class Recurrence(Function):
             "its steps by Fused(), Kernel() or Auto(); use method=Scan()"
         )
 
-    def may_be_exported(self) -> bool:
-        """JAX promises of no kernel that a later version reads it: one has to be named for that."""
-        return self.loops is None or not self.loops.unasked
-
     def layer(self, platform: str, kind: str, *args: Any) -> Layer:
         """All of it but what differs between the steps, for one of the methods below."""
         params, steps, xs, *_ = args
