@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.questions import cells, features, gradients, packing
+from benchmarks.questions import cells, features, gradients, packing, parallel
 from benchmarks.timing import Question
 
 
@@ -63,6 +63,13 @@ def test_both_methods_agree_on_every_cell(point: Any) -> None:
     question = cells.question(cells.QUICK)
     found = values(question, dict(point.settings), ["Fused()", "Scan()"])
     assert found["Fused()"] == pytest.approx(found["Scan()"], rel=1e-4)
+
+
+@pytest.mark.parametrize("point", parallel.question(parallel.QUICK).points, ids=lambda p: p.name)
+def test_blocks_agree_with_steps(point: Any) -> None:
+    names = ["Fused()", "Parallel()"]
+    found = values(parallel.question(parallel.QUICK), dict(point.settings), names)
+    assert found["Fused()"] == pytest.approx(found["Parallel()"], rel=1e-4)
 
 
 def test_every_cell_of_the_question_can_be_made() -> None:

@@ -647,129 +647,71 @@ def test_a_gradient_is_lowered_for_all_platforms(name):
     assert export(params, xs).platforms == ("cpu", "cuda", "tpu")
 
 
-# Of so many rows a step is few enough numbers for pieces with a gradient, and too many without.
-FEW_ROWS = {"mingru": 60, "s5": 30}
-
-
-def few(name, method, steps=512):
-    """``(params, xs, carry) -> loss, (carry, ys)`` with marks, and its arguments."""
-    cell, rows = CELLS[name], FEW_ROWS[name]
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mingru",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("minlstm", "lru", "s5", "rglru", "s6", "qrnn", "gilr", "sru", "hgrn")
+        ),
+    ],
+)
+@pytest.mark.usefixtures("x64")
+def test_auto_gives_the_numbers_of_the_scan_where_it_takes_blocks(name, assert_close):
+    cell, steps, rows = CELLS[name], 512, 2
+    assert rnnjax.Auto().choose(cell, steps, rows) == Parallel()
     rng = np.random.default_rng(4)
     marks = {"mask": rng.random((steps, rows)) < 0.9, "resets": rng.random((steps, rows)) < 0.01}
-    shapes = jax.eval_shape(lambda: cell.initial_carry((rows,)))
-    begin = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), shapes)
+    args = parameters(cell), rng.normal(size=(steps, rows, 2))
 
-    def loss(params, xs, carry):
-        carry, ys = rnnjax.unroll(
-            cell, params, xs, carry, method=method, reverse=True, reset_carry=carry, **marks
-        )
-        return sum((x**2).sum() for x in jax.tree.leaves(carry)) + jnp.sin(ys).sum(), (carry, ys)
+    @functools.partial(jax.jit, static_argnums=2)
+    def both(params, xs, method):
+        def loss(params, xs):
+            ys = rnnjax.unroll(cell, params, xs, method=method, reverse=True, **marks)[1]
+            return jnp.sin(ys).sum(), ys
 
-    return loss, (parameters(cell), rng.normal(size=(steps, rows, 2)), begin)
+        return jax.value_and_grad(loss, (0, 1), has_aux=True)(params, xs)
 
-
-@pytest.mark.parametrize("name", ["mingru", pytest.param("s5", marks=pytest.mark.slow)])
-@pytest.mark.usefixtures("x64")
-def test_auto_has_one_method_forward_and_another_with_a_gradient(name, assert_close):
-    """And the derivatives of both, and of second order, are those of the scan."""
-    cell, rows = CELLS[name], FEW_ROWS[name]
-    chosen = [rnnjax.Auto().choose(cell, 512, rows=rows, gradient=g) for g in (False, True)]
-    assert chosen == [rnnjax.Fused(), Parallel()]
-
-    def every(method):
-        loss, args = few(name, method)
-        grad = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)
-
-        def slope(*args):
-            return jax.jvp(lambda *args: grad(*args)[1], args, args)[1]
-
-        return jax.jit(lambda *args: (loss(*args), grad(*args), slope(*args)))(*args)
-
-    assert_close(every(rnnjax.Auto()), every(Scan()), 1e-12)
-
-
-def test_auto_runs_as_it_says_on_each_platform():
-    def loops(method, gradient, platform):
-        loss, args = few("mingru", method)
-        function = jax.grad(loss, has_aux=True) if gradient else loss
-        lowered = jax.jit(function).trace(*args).lower(lowering_platforms=(platform,))
-        return lowered.as_text().count("stablehlo.while")
-
-    auto, fused = rnnjax.Auto(), rnnjax.Fused()
-    assert loops(auto, False, "cpu") == loops(fused, False, "cpu") < loops(Parallel(), False, "cpu")
-    # Of a GPU each step is launches.
-    assert loops(auto, False, "cuda") == loops(Parallel(), False, "cuda")
-    for platform in ("cpu", "cuda"):
-        assert loops(auto, True, platform) == loops(Parallel(), True, platform)
-        assert loops(auto, True, platform) > loops(fused, True, platform)
-
-
-def test_auto_keeps_what_it_traced_where_nothing_is_compiled(assert_close):
-    cell, xs = CELLS["mingru"], jnp.float32(drawn(512, 60, 2))
-    params = jax.tree.map(jnp.float32, parameters(cell))
-
-    def grad(method):
-        return jax.grad(lambda p: rnnjax.unroll(cell, p, xs, method=method)[1].sum())(params)
-
-    with jax.disable_jit():
-        found = grad(rnnjax.Auto())
-    assert_close(found, grad(Scan()), 1e-5)
-
-
-def test_explain_says_what_auto_takes_with_a_gradient_and_without():
-    def told(*rows, platform="cpu"):
-        params = jax.eval_shape(lambda: CELLS["mingru"].init(KEY, 2))
-        xs = jax.ShapeDtypeStruct((512, *rows, 2), jnp.float32)
-        text = str(rnnjax.explain(CELLS["mingru"], params, xs, platform=platform))
-        return re.findall(r"(gradient is taken, )?chose (\w+)", text)
-
-    back = ("gradient is taken, ", "Parallel")
-    assert told() == told(1) == told(6, 8) == [("", "Parallel")]
-    assert told(60) == told(6, 10) == [("", "Fused"), back]
-    assert told(600) == told(60, 10) == [("", "Fused")]
-    for platform in ("cuda", "rocm"):
-        assert told(60, platform=platform) == told(6, 10, platform=platform) == [("", "Parallel")]
-    assert told(60, platform="tpu") == [("", "Fused"), back]
+    assert_close(both(*args, rnnjax.Auto()), both(*args, Scan()), 1e-11)
 
 
 @pytest.mark.parametrize(
-    ("cell", "outputs", "gradient"),
+    ("cell", "most"),
     [
-        (rnnjax.MinGRUCell(64), 3, 8),  # of 128 columns, in steps that are written down
-        (rnnjax.LRUCell(32), 2, 4),  # of 64, in steps that run again
-        (rnnjax.SRUCell(32), 1, 2),  # of 128, whose outputs are no state
-        (rnnjax.S6Cell(4, state_size=16), 2, 4),  # of fewer than the 64 numbers of its state
-        (rnnjax.LSTMCell(4), 0, 0),
+        (rnnjax.MinGRUCell(64), 2),  # of 128 columns
+        (rnnjax.SRUCell(16), 4),  # of 64
+        (rnnjax.S6Cell(4, state_size=16), 4),  # of fewer than the 64 numbers of its state
+        (rnnjax.LSTMCell(4), 0),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, rnnjax.Cell) else "",
 )
-def test_auto_takes_pieces_of_so_few_rows(cell, outputs, gradient):
-    def most(gradient):
-        chosen = [rnnjax.Auto().choose(cell, 512, rows=n, gradient=gradient) for n in range(1, 12)]
-        return chosen.count(Parallel())
-
-    assert (most(False), most(True)) == (outputs, gradient)
-    assert rnnjax.Auto().choose(cell, 511, rows=1, gradient=True) == rnnjax.Fused()
+def test_auto_takes_blocks_of_so_few_rows(cell, most):
+    chosen = [rnnjax.Auto().choose(cell, 512, rows) for rows in range(1, 8)]
+    assert chosen == [Parallel()] * most + [rnnjax.Fused()] * (7 - most)
+    assert rnnjax.Auto().choose(cell, 511, rows=1) == rnnjax.Fused()
 
 
 def test_auto_counts_all_axes_of_rows_and_knows_when_it_cannot():
-    """Sixty rows in two axes have the loops of sixty in one; of a number unknown, of steps."""
-    cell, auto = CELLS["mingru"], rnnjax.Auto()
+    cell = CELLS["mingru"]
     params = jax.eval_shape(lambda: cell.init(KEY, 2))
 
-    def loops(*rows, gradient=True, method=auto):
-        def loss(params, xs):
-            return rnnjax.unroll(cell, params, xs, method=method)[1].sum()
-
-        function = jax.jit(jax.grad(loss) if gradient else loss)
+    def lowered(method, *rows):
+        run = jax.jit(functools.partial(rnnjax.unroll, cell, method=method))
         xs = jax.ShapeDtypeStruct((512, *rows, 2), jnp.float32)
-        return jax.export.export(function)(params, xs).mlir_module().count("stablehlo.while")
+        return jax.export.export(run)(params, xs).mlir_module().count("stablehlo.while")
 
-    fused = rnnjax.Fused()
-    assert loops(6, 10) == loops(60) > loops(60, method=fused)
-    assert loops(6, 10, gradient=False) == loops(60, gradient=False, method=fused)
-    symbolic = jax.export.symbolic_shape("b")
-    assert loops(*symbolic) == loops(*symbolic, method=fused)
+    def told(*rows, platform="cpu"):
+        xs = jax.ShapeDtypeStruct((512, *rows, 2), jnp.float32)
+        return re.findall(r"chose (\w+)", str(rnnjax.explain(cell, params, xs, platform=platform)))
+
+    (symbolic,) = jax.export.symbolic_shape("b")
+    auto, fused = rnnjax.Auto(), rnnjax.Fused()
+    assert lowered(auto, 3, 4) == lowered(Parallel(), 3, 4) > lowered(fused, 3, 4)
+    assert lowered(auto, symbolic) == lowered(fused, symbolic)
+    for platform in ("cpu", "cuda", "tpu"):
+        assert told(platform=platform) == told(3, 4, platform=platform) == ["Parallel"]
+        assert told(60, 10, platform=platform) == ["Fused"]
 
 
 class GrowingCell(rnnjax.MinGRUCell):

@@ -38,7 +38,7 @@ QUICK = Settings(cells=("LSTMCell", "ProjectionLSTMCell"), shapes=((8, 2),), tim
 
 
 def layer(method: str) -> Callable[[dict[str, Any]], Call]:
-    """The gradient of a layer of the point's cell by that method."""
+    """A layer of the point's cell by that method: its gradient, or without it its outputs."""
 
     def build(settings: dict[str, Any]) -> Call:
         import jax
@@ -54,9 +54,14 @@ def layer(method: str) -> Callable[[dict[str, Any]], Call]:
         xs = jax.random.normal(jax.random.key(1), shape)
         chosen = getattr(rnnjax, method)()
 
-        def loss(params: Any, xs: Any) -> Any:
-            return jnp.sum(rnnjax.unroll(cell, params, xs, method=chosen)[1] ** 2)
+        def outputs(params: Any, xs: Any) -> tuple[Any]:
+            return (rnnjax.unroll(cell, params, xs, method=chosen)[1],)
 
+        def loss(params: Any, xs: Any) -> Any:
+            return jnp.sum(outputs(params, xs)[0] ** 2)
+
+        if not settings.get("backward", True):
+            return jax.jit(outputs), (params, xs)
         return jax.jit(jax.grad(loss, argnums=(0, 1))), (params, xs)
 
     return build

@@ -57,12 +57,6 @@ class Parallel(Method):
     gradients (`rnnjax.MinGRUCell`, `rnnjax.GILRCell`) are found by rows of a batch too: in 0.8 to
     1.0 of the memory of `rnnjax.Fused`, where written down they would take 1.3 to 2.2.
 
-    Times beside `rnnjax.Fused` on two cores, forward and with the gradient: over one row of 1,024
-    and 8,192 steps a minGRU(32) takes 0.5 to 1.0 and 0.3 to 0.4, a minGRU(128) 0.9 to 1.1 and 0.7
-    to 0.85, an RG-LRU(128) 0.8 to 1.0 and 0.6 to 0.7, an LRU(128) 1.1 and 0.9, an S5(128) 1.0 and
-    0.9 to 1.0, S6(128) 1.6 to 1.7 and 0.8 to 1.1; over 16 rows of 1,024 steps most take longer, 1.2
-    to 2.2 forward and 0.8 to 1.7.
-
     A cell that declares a matrix memory (`rnnjax.MLSTMCell`, `rnnjax.GLACell`, `rnnjax.Mamba2Cell`,
     `rnnjax.GatedDeltaNetCell`) runs chunk by chunk: inside of a chunk what each step writes and
     reads are products of matrices, and one memory is handed on (Hua et al., 2022; with the delta
