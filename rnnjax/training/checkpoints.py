@@ -158,7 +158,9 @@ class Checkpoints:
         check_instance("state", state, TrainState, "a TrainState, as TrainState.create returns it")
         number: Any = 0.0 if loss is None else loss
         if np.ndim(number) or np.asarray(number).dtype.kind not in "fiu":
-            raise InvalidInputError(f"loss must be a number, or None, but is {brief(loss)}")
+            raise InvalidInputError(
+                f"loss must be a number, or None, but is {brief(loss)}; pass float(loss)"
+            )
         whole = state if self.sharding is None else self.sharding.whole(state)
         from_first(lambda: self._save(whole, about, loss))
 
@@ -195,7 +197,9 @@ class Checkpoints:
             InvalidInputError: ``step`` is no whole number.
         """
         if not is_integer(step):
-            raise InvalidInputError(f"step must be a whole number, but is {brief(step)}")
+            raise InvalidInputError(
+                f"step must be a whole number, but is {brief(step)}; take one of {self.steps()}"
+            )
 
         def check() -> dict[str, Any]:
             steps = self.steps()

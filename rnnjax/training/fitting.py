@@ -198,10 +198,14 @@ def fit(
         )
     if evaluate is not None and not callable(evaluate):
         raise InvalidInputError(
-            f"evaluate must be a function of the parameters, but is {brief(evaluate)}"
+            f"evaluate must be a function of the parameters, but is {brief(evaluate)}; pass one "
+            "that returns {'validation_loss': ...}"
         )
     if on_signal not in ("raise", "return"):
-        raise InvalidInputError(f'on_signal must be "raise" or "return", but is {on_signal!r}')
+        raise InvalidInputError(
+            f'on_signal must be "raise" or "return", but is {on_signal!r}; leave it out to end the '
+            "program"
+        )
     if progress is not None:
         check_instance("progress", progress, Progress, "a Progress, such as Silent(), or None")
     _check_takes(loss_fn, ("params", "batch", "key") if carry is None else _WITH_CARRY)

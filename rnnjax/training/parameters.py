@@ -52,7 +52,10 @@ def load_params(
     True
     """
     if not is_integer(step) and step not in ("best", "last"):
-        raise InvalidInputError(f'step must be "best", "last" or a whole number, but is {step!r}')
+        raise InvalidInputError(
+            f'step must be "best", "last" or a whole number, but is {step!r}; leave it out for the '
+            "best"
+        )
     path = Path(path)
     if not from_first(path.is_file):
         below = path / "checkpoints"
@@ -129,7 +132,9 @@ def _from_file(path: Path, like: Any) -> Any:
                 "structure"
             )
         if sorted(jax.tree.leaves(names)) != sorted(arrays):
-            raise CheckpointError(f"{path} is damaged: its arrays are not those that it names")
+            raise CheckpointError(
+                f"{path} is damaged: its arrays are not those that it names; save it again"
+            )
         return jax.tree.map(lambda name: jax.device_put(arrays[name]), in_tuples(names))
     leaves, structure = jax.tree.flatten_with_path(like)
     wanted = {_name(keys): f"{dtype_of(leaf)}{list(np.shape(leaf))}" for keys, leaf in leaves}
