@@ -443,29 +443,6 @@ def test_a_delta_rule_over_chunks_calls_no_solver():
     assert "triangular_solve" not in text
 
 
-def test_what_no_number_was_read_of_keeps_its_gradient_and_the_others_have_none(
-    random_like, assert_close
-):
-    """A loss that reads what is no number has no gradient, by `Parallel` as by `Scan`."""
-    cell, xs = MEMORIES["mlstm"], np.random.default_rng(0).normal(size=(6, 1, 2)).astype("float32")
-    params, xs[3] = random_like(lambda: cell.init(KEY, 2), 1), np.nan
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def gradient(method, steps):
-        def loss(params):
-            return jnp.where(
-                steps, rnnjax.unroll(cell, params, xs, method=method)[1].sum((1, 2)), 0
-            )
-
-        return jax.grad(lambda p: loss(p).sum())(params)
-
-    before, all_steps = np.arange(6) < 3, np.ones(6, bool)
-    both = [gradient(method, before) for method in (rnnjax.Scan(), rnnjax.Parallel(4))]
-    assert_close(*both, 1e-5)
-    for method in (rnnjax.Scan(), rnnjax.Parallel(4)):
-        assert np.isnan(gradient(method, all_steps)["kernel"]).any()
-
-
 class GriffinLayer(reference.Layer):
     """Griffin's block for the reference, with the leaves of its carry in one tuple."""
 

@@ -151,25 +151,6 @@ def test_vmap_and_forward_mode(random_like, assert_close):
     assert_close(found, each(xs, Scan(), False), 1e-5)
 
 
-@pytest.mark.usefixtures("x64")
-def test_no_nan_crosses_a_reset(assert_close):
-    cell, (params, xs, _, _) = case("gru")
-    xs, resets, counts = xs.copy(), np.zeros((TIME, BATCH), bool), np.ones((TIME, BATCH, 1), bool)
-    xs[2, 0], resets[5, 0], counts[:5, 0] = np.nan, True, False
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def gradients(method):
-        def loss(params, xs):
-            _, ys = rnnjax.unroll(cell, params, xs, resets=resets, method=method)
-            return jnp.where(counts, ys, 0).sum()
-
-        return jax.value_and_grad(loss, (0, 1))(params, xs)
-
-    found = gradients(Parallel(newton=Newton()))
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
-    assert_close(found, gradients(Scan()), 1e-11)
-
-
 def test_it_tells_of_each_layer_how_it_went(random_like):
     stack = rnnjax.Stack([rnnjax.MinGRUCell(3), rnnjax.Bidirectional(rnnjax.GRUCell(4))])
     params, xs = random_like(lambda: (stack.init(KEY, 2), jnp.zeros((20, 3, 2))), 1)

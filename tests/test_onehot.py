@@ -7,7 +7,7 @@ import pytest
 
 import rnnjax
 from rnnjax import OneHot
-from rnnjax.cells.onehot import zeros_unless
+from rnnjax.engine.steps import zero_masked
 
 SIZE, IDS = 7, np.array([[3, 0, 6], [1, 3, 3], [-1, 7, 2], [5, 5, 0]], np.int32)
 DENSE = np.float32(IDS[..., None] == np.arange(SIZE))  # -1 and 7 are out of range: zeros
@@ -106,7 +106,7 @@ def test_ids_of_a_narrow_type_and_iteration():
 def test_masked_ids_of_uint8_are_zeros():
     """-1 stands for them, which uint8 does not have: it would be id 255."""
     valid, ids = np.array([True, False]), np.array([[255, 3], [255, 3]], np.uint8)
-    rows = jax.jit(lambda ids: zeros_unless(valid, OneHot(ids, 256)).rows(jnp.ones((256, 1))))(ids)
+    rows = jax.jit(lambda ids: zero_masked(OneHot(ids, 256), valid).rows(jnp.ones((256, 1))))(ids)
     assert rows.tolist() == [[[1], [1]], [[0], [0]]]
 
 

@@ -853,38 +853,26 @@ def test_what_cannot_run_says_so() -> None:
         rnnjax.unroll(conv, blank(conv), np.ones((5, 3, 4, 4, 3), "f"))
 
 
-# Of a step of a user's own nobody knows whether rows see each other.
-@pytest.mark.parametrize(
-    ("name", "method", "reverse"), [row for row in ROWS if row.values[0] != "user-step"]
-)
+@pytest.mark.parametrize(("name", "method", "reverse"), ROWS)
 @pytest.mark.usefixtures("x64")
 def test_a_reset_cuts_a_nan_off(
     name: str, method: Any, reverse: bool, draw: Any, assert_close: Any
 ) -> None:
-    """All gradients are those with any other numbers where the loss leaves out what they did.
-
-    One row has a NaN in the inputs of the step that runs first, another begins with one and is
-    masked throughout.
-    """
-    (params, xs, carry, start), (of_carry, of_ys) = draw(name)
+    """One row has a NaN in the inputs of the step that runs first."""
+    (params, xs, *rest), weights = draw(name)
     steps, rows = xs.shape[:2]
     first, border = (steps - 1, steps - 1) if reverse else (0, 1)
+    # The program of all marks is compiled already.
     marks = {"mask": np.ones((steps, rows), bool), "resets": np.zeros((steps, rows), bool)}
-    marks["mask"][:, 1], marks["resets"][border, 0] = False, True
-    # The program of all of them is compiled already.
-    marks["lengths"] = np.full(rows, steps)
-    weights = jax.tree.map(np.zeros_like, of_carry), np.array(of_ys)
-    weights[1][first, 0] = 0
-    gradients = compiled(name, method, reverse, (*sorted(ALL), "reset_carry"))
-
-    def spoilt(leaf: Any, at: Any) -> Any:
-        leaf = np.array(leaf)
-        leaf[at] = np.nan
-        return leaf
-
-    hostile = spoilt(xs, (first, 0)), jax.tree.map(lambda leaf: spoilt(leaf, 1), carry)
-    expected = gradients((params, xs, carry, start), weights, marks)[1]
-    assert_close(gradients((params, *hostile, start), weights, marks)[1], expected, 1e-12)
+    marks["resets"][border, 0], marks["lengths"] = True, np.full(rows, steps)
+    run, hostile = compiled(name, method, reverse, (*sorted(ALL), "reset_carry")), np.array(xs)
+    hostile[first, 0] = np.nan
+    (carry, ys), (expected, others) = (
+        run((params, given, *rest), weights, marks)[0] for given in (hostile, xs)
+    )
+    ys, others = np.array(ys), np.array(others)
+    ys[first, 0] = others[first, 0] = 0
+    assert_close((carry, ys), (expected, others), 1e-12)
 
 
 def test_a_gradient_without_the_noise_of_training_comes_with_a_warning() -> None:

@@ -103,25 +103,12 @@ class OneHot:
 
     def rows(self, kernel: jax.Array) -> jax.Array:
         """The vectors times ``kernel``: a row of it for each id, zeros for those out of range."""
-        # A negative index would count from the end; on one axis the gradient needs no copy.
-        wide = _signed(self.ids)
+        # A negative index would count from the end, and uint8 does not have every size; on one axis
+        # the gradient needs no copy.
+        wide = self.ids.astype(jnp.promote_types(self.ids.dtype, jnp.int32))
         ids = as_rows(jnp.where(wide < 0, self.size, wide), features=0)
         rows = kernel.at[ids].get(mode="fill", fill_value=0)
         return rows.reshape(*self.ids.shape, kernel.shape[1])
-
-
-def zeros_unless(valid: jax.Array, xs: Any) -> Any:
-    """The vectors ``xs``, an array or `OneHot`, with zeros where ``valid (*leading)`` is False."""
-    # An id out of range stands for zeros.
-    array, zero = (_signed(xs.ids), -1) if isinstance(xs, OneHot) else (xs, 0)
-    valid = valid.reshape(*valid.shape, *[1] * (array.ndim - valid.ndim))
-    array = jnp.where(valid, array, zero)
-    return OneHot(array, xs.size) if isinstance(xs, OneHot) else array
-
-
-def _signed(ids: jax.Array) -> jax.Array:
-    """Ids in a type that has -1, and the size of any vocabulary: uint8 has neither."""
-    return ids.astype(jnp.promote_types(ids.dtype, jnp.int32))
 
 
 # The auxiliary data of a dataclass are its static fields, in their order.

@@ -16,10 +16,9 @@ from rnnjax.engine.pieces import (
     keeping_before,
     plus,
     times,
-    without,
 )
 from rnnjax.engine.primitive import Function
-from rnnjax.engine.steps import any_of
+from rnnjax.engine.steps import without
 
 
 def affine(step: Any, at: Any) -> tuple[list[jax.Array], Factors]:
@@ -108,11 +107,9 @@ class Solved(Function):
             d_start = plus(left, d_before)
         else:
             d_start = self.along.only_first(d_start, self.reverse)
-        # Where nothing comes back, the state may be anything, a NaN too.
-        reached = any_of(back, back[0].ndim)
         before = [later(h).at[0].set(s) for h, s in zip(states, before, strict=True)]
-        before = [jnp.where(reached, h, 0) for h in without(resets, before)]
-        d_factors = [[(g * h).astype(a.dtype) for h, a in zip(before, row, strict=True)]
+        d_factors = [[(g * h).astype(a.dtype)
+                      for h, a in zip(without(resets, before), row, strict=True)]
                      for g, row in zip(back, factors, strict=True)]  # fmt: skip
         return back, d_factors, d_start, jax.tree.map(lambda _: None, resets)
 

@@ -7,7 +7,6 @@ far the cell's own step departs from it, so what does not change any more obeys 
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -25,7 +24,7 @@ from rnnjax.engine.iterations import (
 )
 from rnnjax.engine.pieces import Factors, in_pieces
 from rnnjax.engine.primitive import Function
-from rnnjax.engine.steps import AtStep, Steps, any_of, row_axes, where_reached
+from rnnjax.engine.steps import AtStep, Steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,17 +74,13 @@ class AllSteps(Function):
         by a fifth.
         """
         (params, steps, xs, each, carry), (d_last, d_ys) = args, d
-        before, cuts = _before(carry, kept), each.valid is not None or each.resets is not None
+        before = _before(carry, kept)
         projected = self.cell.project(params, xs)
-        rows = row_axes(self.cell, jax.ShapeDtypeStruct(projected.shape[1:], projected.dtype))
         found = self._cotangents(params, steps, projected, each, before, d)
 
         def step(back: Carry, at: Any) -> tuple[Carry, Carry]:
-            """One step backwards, in which what nothing came back to may be anything."""
+            """One step backwards."""
             projected, each, before, d_y = at
-            if cuts:
-                clean = functools.partial(where_reached, any_of((back, d_y), rows))
-                projected, before = jax.tree.map(clean, (projected, before))
             _, pull = jax.vjp(
                 lambda carry: self._step(params, steps, projected, each, carry), before
             )
@@ -96,9 +91,6 @@ class AllSteps(Function):
             return jax.lax.scan(step, d_last, inputs, reverse=True)[1]
 
         back = _unless(found.residual <= self._tolerance(carry), found.value, instead)
-        if cuts:
-            clean = functools.partial(where_reached, any_of((back, d_ys), rows + 1))
-            xs, before = jax.tree.map(clean, (xs, before))
 
         def all_steps(params: Params, start: Any, xs: Any, before: Carry) -> Any:
             projected = self.cell.project(params, xs)

@@ -86,11 +86,7 @@ class Beside(Function):
         nothing = jax.tree.map(jnp.zeros_like, starts)
         begun = recurrence.sent_back(platform, cut, kept, (nothing, d_ys))
         leaves, tree = jax.tree.flatten(d_last)
-        cuts = _any_reset(each, recurrence.axis)
-        if cuts is None and each.valid is not None:
-            # With marks, zero times a NaN of a step that no loss reads is zero, in the loops too.
-            cuts = jnp.zeros_like(each.valid.any(axis=recurrence.axis))
-        across = transposed(factors), jax.tree.leaves(begun), cuts
+        across = transposed(factors), jax.tree.leaves(begun), _any_reset(each, recurrence.axis)
         ends = beginnings(leaves, across, reverse=True)
         all_but = (*wanted[:4], jax.tree.map(lambda _: True, starts))
         d = jax.tree.unflatten(tree, ends), d_ys

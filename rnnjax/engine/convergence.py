@@ -16,7 +16,7 @@ from rnnjax.engine.iterations import Newton, tolerance_of
 from rnnjax.engine.method import check_method
 from rnnjax.engine.parallel import Parallel, why_not_affine
 from rnnjax.engine.scan import Scan
-from rnnjax.engine.steps import AtStep, Steps, row_axes
+from rnnjax.engine.steps import AtStep, Steps
 
 
 class LayerConvergence(NamedTuple):
@@ -138,7 +138,7 @@ def _run(cell: Cell, method: Parallel, params: Params, xs: Any, carry: Carry) ->
 
 def _lyapunov(cell: Cell, params: Params, xs: Any, carry: Carry) -> jax.Array:
     """The mean growth of a vector that is taken along, of the row in which it is largest."""
-    rows = row_axes(cell, jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[0], xs)))
+    rows = _row_axes(cell, jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[0], xs)))
     leaves, tree = jax.tree.flatten(carry)
     keys = jax.random.split(jax.random.key(0), len(leaves))
     drawn = [jax.random.normal(k, v.shape, v.dtype) for k, v in zip(keys, leaves, strict=True)]
@@ -161,3 +161,13 @@ def _lyapunov(cell: Cell, params: Params, xs: Any, carry: Carry) -> jax.Array:
 
     begin = carry, unit(jax.tree.unflatten(tree, drawn))[0]
     return jax.lax.scan(step, begin, xs)[1].mean(axis=0).max()
+
+
+def _row_axes(cell: Cell, x: Any) -> int:
+    """How many axes of a step's inputs are those of rows, which do not interact.
+
+    Those of the grid of a convolution are not, and rows may interact in a step of a user's own.
+    """
+    if cell.carry is None:
+        return 0
+    return x.ndim + 1 - len(cell.parameters(1)["kernel"].shape)

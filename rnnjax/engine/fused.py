@@ -32,7 +32,7 @@ class Fused(Method):
     derivatives (``jacfwd``, ``hessian``) are those of the plain scan, at its price.
 
     An update with a collective over an axis with a name, as ``jax.lax.pmean``, or with a callback
-    that is ordered is refused, by `rnnjax.Auto` too: it runs on ``Scan()``, without marks.
+    that is ordered is refused, by `rnnjax.Auto` too: it runs on ``Scan()``.
 
     Args:
         keep_every: the dial between memory and time. None keeps, for the backward pass, the gates

@@ -9,7 +9,7 @@ are kept, others are the parameters, the carry before the step, or constants, an
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,10 +25,6 @@ from rnnjax.engine.steps import AtStep
 
 Kept = tuple[jax.Array | None, list[jax.Array]]
 """Of a step: what takes the place of its projected inputs, if anything does; and the rest."""
-
-
-Clean = Callable[[jax.Array], jax.Array]
-"""What an array of a step is replaced by, see `Layout.pull`."""
 
 
 @jax.tree_util.register_static
@@ -88,10 +84,8 @@ class Layout:
         entry = jnp.concatenate([kept[i] for i in self.written], -1) if self.written else None
         return entry, rest
 
-    def pull(
-        self, kept: Kept, params: Params, carry: Carry, clean: Sequence[Clean] | None = None
-    ) -> Any:
-        """The derivative, made of its arrays; ``clean`` is applied to each of those kept."""
+    def pull(self, kept: Kept, params: Params, carry: Carry) -> Any:
+        """The derivative, made of its arrays."""
         entry, rest = kept
         parts: dict[int, jax.Array] = {}
         if entry is not None and self.written:
@@ -99,11 +93,8 @@ class Layout:
             parts = dict(zip(self.written, pieces, strict=True))
         others = iter(rest)
         number = len(parts) + len(rest)
-        both = [parts[i] if i in parts else next(others) for i in range(number)]
-        if clean is not None:
-            both = [function(leaf) for function, leaf in zip(clean, both, strict=True)]
         own = {
-            "kept": both,
+            "kept": [parts[i] if i in parts else next(others) for i in range(number)],
             "params": jax.tree.leaves(params),
             "carry": jax.tree.leaves(carry),
         }
@@ -139,28 +130,6 @@ def layout_of(layer: Layer, carry: Carry, projected: jax.Array) -> Layout:
 
     jax.eval_shape(run, carry, projected)
     return layouts[0]
-
-
-def belong_to_rows(layer: Layer, carry: Carry, projected: jax.Array) -> list[int | None]:
-    """Of each array that is kept, the first axis of the rows, which grows with them; or None.
-
-    A shape alone does not tell: a parameter that the update converts is kept as well.
-    """
-    inputs = inputs_of(layer)
-    given = jax.eval_shape(lambda *given: (inputs(*given), given[0]), carry, projected)
-
-    def shapes(more: int) -> list[Any]:
-        def grown(leaf: Any) -> Any:
-            first = [size + more for size in leaf.shape[:1]]
-            return jax.ShapeDtypeStruct((*first, *leaf.shape[1:]), leaf.dtype)
-
-        traced = _traced(layer, grown(projected), _used(layer), *jax.tree.map(grown, given))
-        return [leaf.shape for leaf in traced.out_info[1]]
-
-    if projected.ndim == 1:  # there is one row, without an axis
-        return [0 for _ in shapes(0)]
-    both = [list(zip(a, b, strict=True)) for a, b in zip(shapes(0), shapes(1), strict=True)]
-    return [next((i for i, (a, b) in enumerate(s) if a != b), None) for s in both]
 
 
 def _used(layer: Layer) -> Params:

@@ -42,7 +42,7 @@ class _Chunk(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Matrices:
-    """A memory chunk by chunk: ``(memory, carry, start, valid, resets)`` as `Chunkwise` has them.
+    """A memory chunk by chunk: ``(memory, carry, start, valid, resets)``.
 
     Within a chunk what a step reads of what another wrote is a product of two matrices, of queries
     and keys, with the decay between both; where a step erases first, a triangular system says what

@@ -145,11 +145,11 @@ def by_columns(args: LoopArgs) -> tuple[Any, jax.Array, Any]:
 
     def read(tree: Any, t: Any) -> Any:
         return jax.tree.map(
-            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, t, time_axis(leaf, 1), False), tree
+            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, t, _time_axis(leaf), False), tree
         )
 
     def write(array: jax.Array, entry: jax.Array, t: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_index_in_dim(array, entry, t, time_axis(array, 1))
+        return jax.lax.dynamic_update_index_in_dim(array, entry, t, _time_axis(array))
 
     # Of entries, not of their shapes: these do not say over which devices an array varies.
     _, _, outputs = jax.eval_shape(lambda: step(state, *read((first, others), 0)))
@@ -178,14 +178,9 @@ def by_columns(args: LoopArgs) -> tuple[Any, jax.Array, Any]:
     return state, first, outputs
 
 
-def time_axis(leaf: jax.Array, axis: int) -> int:
-    """The axis of time of an array: the first of one that has no other, as a number at each step.
-
-    Args:
-        leaf: an array over time.
-        axis: that of arrays that have more.
-    """
-    return min(leaf.ndim - 1, axis)
+def _time_axis(leaf: jax.Array) -> int:
+    """The second, or the first of an array that has no other, as a number at each step."""
+    return min(leaf.ndim - 1, 1)
 
 
 def in_slices(args: LoopArgs) -> tuple[Any, jax.Array, Any]:
@@ -198,16 +193,6 @@ def in_slices(args: LoopArgs) -> tuple[Any, jax.Array, Any]:
     entries = args.first, args.others
     state, (first, output) = jax.lax.scan(turn, args.state, entries, reverse=args.reverse)
     return state, first, output
-
-
-def at_first_step(tree: Any, axis: int) -> Any:
-    """The shapes of one step, of arrays over time, of which that is the axis."""
-
-    def shape(leaf: jax.Array) -> jax.ShapeDtypeStruct:
-        own = time_axis(leaf, axis)
-        return jax.ShapeDtypeStruct((*leaf.shape[:own], *leaf.shape[own + 1 :]), leaf.dtype)
-
-    return jax.tree.map(shape, tree)
 
 
 def cut(inputs: Any, length: int) -> Any:

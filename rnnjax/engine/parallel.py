@@ -22,7 +22,7 @@ from rnnjax.engine.readout import read_out
 from rnnjax.engine.recurrence import Recurrence
 from rnnjax.engine.scan import Scan
 from rnnjax.engine.solve import solved_states
-from rnnjax.engine.steps import Steps, expand, without_row
+from rnnjax.engine.steps import Steps, expand, without_row, zero_masked
 from rnnjax.errors import InvalidInputError
 
 
@@ -188,7 +188,7 @@ class Parallel(Method):
         if self.axis_name is None or ys.shape[0] == 0:
             return super().held(ys, valid, resets, reverse)
         begins = valid if resets is None else expand(valid, resets) | expand(resets, valid)
-        given = jnp.where(expand(valid, ys), ys, 0), begins
+        given = zero_masked(ys, valid), begins
         ys, begins = jax.tree.map(lambda leaf: leaf[::-1], given) if reverse else given
         solved = Solved(piece_length(ys.shape[0], self.chunk), self.along, reverse)
         (held,), _, _ = solved([ys], [[jnp.ones_like(ys)]], [jnp.zeros_like(ys[0])], begins)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from rnnjax.cells.base import Carry
 from rnnjax.engine.over_time import LoopArgs, by_columns
-from rnnjax.engine.steps import AtStep, expand
+from rnnjax.engine.steps import AtStep, without
 
 Factors = list[list[jax.Array]]
 """``factors[i][j]`` multiplies leaf ``j`` of the state before in leaf ``i`` of the new one."""
@@ -25,7 +25,7 @@ def times(factors: Factors, state: list[jax.Array]) -> list[jax.Array]:
 def _moved(factor: jax.Array, leaf: jax.Array) -> jax.Array:
     """The product, where zeros stay zeros whatever the factor is.
 
-    It is infinite where many factors above 1 are multiplied, and a NaN where an input is one.
+    That of many factors above 1 is soon infinite, and zero times it would be a NaN.
     """
     return jnp.where(leaf == 0, 0, factor * leaf)
 
@@ -40,13 +40,6 @@ def _moved_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
 def plus(one: list[jax.Array], other: list[jax.Array]) -> list[jax.Array]:
     """Leaf by leaf."""
     return [a + b for a, b in zip(one, other, strict=True)]
-
-
-def without(resets: jax.Array | None, values: Any) -> Any:
-    """What enters a step, of which nothing does where a row begins anew: not even a NaN."""
-    if resets is None:
-        return values
-    return jax.tree.map(lambda leaf: jnp.where(expand(resets, leaf), 0, leaf), values)
 
 
 Piece = tuple[Factors, list[jax.Array], jax.Array | None]

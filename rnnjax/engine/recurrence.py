@@ -17,14 +17,13 @@ from jax.typing import DTypeLike
 from rnnjax.cells.arguments import brief
 from rnnjax.cells.base import Carry, Cell, Params, is_bias
 from rnnjax.cells.products import at_least_float32, product
-from rnnjax.engine.kept import belong_to_rows, keeping_step_of, layout_of
+from rnnjax.engine.kept import keeping_step_of, layout_of
 from rnnjax.engine.layer import Layer, after, step_of
 from rnnjax.engine.over_time import (
     Loop,
     LoopArgs,
     Loops,
     Turns,
-    at_first_step,
     by_columns,
     cut,
     in_slices,
@@ -33,7 +32,7 @@ from rnnjax.engine.over_time import (
 )
 from rnnjax.engine.plan import LayerPlan
 from rnnjax.engine.primitive import Function
-from rnnjax.engine.steps import AtStep, Steps, any_of, row_axes, where_reached
+from rnnjax.engine.steps import AtStep, Steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,23 +142,19 @@ class Recurrence(Function):
         (first, rest, carries), (d_carry, d_ys) = kept, d
         layer = self.layer(platform, "sent_back", *args)
         others = rest, d_ys, carries, args[3]
-        return _backward_loop(layer, first, others, d_carry, self.axis, replaces=False)[3]
+        return _backward_loop(layer, first, others, d_carry, replaces=False)[3]
 
     def backward(self, platform: str, args: Any, kept: Any, d: Any, wanted: Any) -> Any:
         """The backward loop, and a product for each weight."""
         (params, steps, xs, each, _), (first, rest, carries) = args, kept
         layer, cell = self.layer(platform, "backward", *args), self.cell
         d_carry, d_ys = d
-        (d_used, d_start), d_projected, others, d_carry = _backward_loop(
-            layer, first, (rest, d_ys, carries, each), d_carry, self.axis
+        (d_used, d_start), d_projected, d_recurrent, d_carry = _backward_loop(
+            layer, first, (rest, d_ys, carries, each), d_carry
         )
         # Where the update reads a sum, the halves have the same cotangent, and one array holds it.
-        d_recurrent, reached = others
         if d_recurrent is None:
             d_recurrent = d_projected
-        if reached is not None:  # or a NaN of a step that nothing came back to would spread
-            clean = functools.partial(where_reached, reached)
-            xs, carries = (jax.tree.map(clean, tree) for tree in (xs, carries))
         d_params, products = dict(d_used), layer.plan.products
         if cell.recurrent is not None:
             entering = steps.entering(getattr(carries, cell.recurrent))
@@ -211,9 +206,8 @@ def _backward_loop(
     first: jax.Array,
     others: Any,
     d_carry: Carry,
-    axis: int,
     replaces: bool = True,
-) -> tuple[Any, jax.Array, tuple[jax.Array | None, jax.Array | None], Carry]:
+) -> tuple[Any, jax.Array, jax.Array | None, Carry]:
     """Over what was kept: ``first``, and ``others``, which are (rest, d_ys, carries, each).
 
     Args:
@@ -221,19 +215,14 @@ def _backward_loop(
         first: what was kept in the place of the projected inputs.
         others: all else.
         d_carry: the cotangent of the last carry.
-        axis: of time.
         replaces: whether ``first`` is written over.
 
     Returns the gradients of the parameters that `update` reads and of the carry that resets put in;
     the cotangents of the projected inputs, written over ``first``; those of the recurrent products
-    at every step, None where they are the first, and which rows of a step a cotangent reached, None
-    where all count; and that of the carry before the first step.
+    at every step, None where they are the first; and that of the carry before the first step.
     """
     cell, plan, _, params, steps, loop = layer
     used, pair = cell.in_update(params), cell.recurrent is not None and not cell.sums
-    cuts = bool(jax.tree.leaves(others[3]))
-    rows = row_axes(cell, at_first_step(first, axis))
-    belong = belong_to_rows(layer, *at_first_step((others[2], first), axis)) if cuts else []
     leaf = cell.recurrent
     if leaf is not None:
         times_transposed = plan.products.times_transposed(params["recurrent_kernel"])
@@ -247,14 +236,7 @@ def _backward_loop(
         zeros = jax.tree.map(jnp.zeros_like, (steps.start, carry, carry, d_y))
         _, pull = jax.vjp(functools.partial(after, cell, steps, at), *zeros)
         d_start, d_old, d_new, d_y = pull((d_carry, d_y))
-        reached, clean = None, None
-        if cuts:
-            # Zero times a NaN, of what a reset cuts off or a mask skips, would be one.
-            reached = any_of((d_new, d_y), rows)
-            clean = [functools.partial(where_reached, reached, axis=axis) for axis in belong]
-            carry = jax.tree.map(functools.partial(where_reached, reached), carry)
-        pull = layout.pull((first, rest), used, carry, clean)
-        d_used, d_x, d_carry = pull((d_new, d_y))
+        d_used, d_x, d_carry = layout.pull((first, rest), used, carry)((d_new, d_y))
         if leaf is not None:
             # The barrier has it computed once, though the product and the outputs both read it.
             d_x = jax.lax.optimization_barrier(d_x)
@@ -265,8 +247,8 @@ def _backward_loop(
             d_state += steps.entering(times_transposed(d_recurrent).astype(d_state.dtype))
             d_carry = d_carry._replace(**{leaf: d_state})
         state = d_carry, jax.tree.map(jnp.add, d_so_far, (d_used, d_start))
-        others = d_recurrent if pair else None, reached
-        return state, d_projected.astype(first.dtype) if replaces else None, others
+        d_projected = d_projected.astype(first.dtype) if replaces else None
+        return state, d_projected, d_recurrent if pair else None
 
     # In float32 at least: in bfloat16 a sum over time stands still after some 256 steps.
     zeros = jax.tree.map(

@@ -3,8 +3,7 @@
 Every method runs each step between `Steps.begin` and `Steps.end`, so all of them agree on it.
 """
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +13,7 @@ from rnnjax.cells.arguments import check_stepped
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.composite import Noise
 from rnnjax.cells.devices import alike_over_devices
+from rnnjax.cells.onehot import OneHot
 
 
 class AtStep(NamedTuple):
@@ -106,7 +106,7 @@ class Steps(NamedTuple):
         # Last, so that neither noise nor the equation touches a row that is skipped.
         if valid is not None:
             new = jax.tree.map(lambda o, n: jnp.where(expand(valid, n), n, o), old, new)
-            y = jnp.where(expand(valid, y), y, 0)
+            y = zero_masked(y, valid)
         return new, y
 
     def run(
@@ -116,12 +116,10 @@ class Steps(NamedTuple):
         carry: Carry,
         x: Any,
         at: AtStep,
-        step: Callable[..., Any] | None = None,
     ) -> Any:
-        """One step of ``cell``, or ``step``, with all of this: the new carry, and the output."""
+        """One step of ``cell`` with all of this: the new carry, and the output."""
         carry = self.begin(carry, at)
-        step = functools.partial(stepped, cell) if step is None else step
-        new, y = step(params, carry, x, self.recurrent)
+        new, y = stepped(cell, params, carry, x, self.recurrent)
         return self.end(carry, new, y, at, cell.output)
 
 
@@ -146,40 +144,19 @@ def without_row(xs: Any, steps: Steps, carry: Carry) -> tuple[Any, Steps, Carry]
     return xs, steps._replace(each=each, start=start, recurrent=recurrent), carry
 
 
-def row_axes(cell: Cell, x: Any) -> int:
-    """How many axes of a step's inputs are those of rows, which do not interact.
-
-    Those of the grid of a convolution are not, and rows may interact in a step of a user's own.
-    """
-    if cell.carry is None:
-        return 0
-    return x.ndim + 1 - len(cell.parameters(1)["kernel"].shape)
-
-
-def any_of(d: Any, rows: int) -> jax.Array:
-    """Which rows any of these cotangents is not zero in: booleans over the first ``rows`` axes."""
-    floating = [leaf for leaf in jax.tree.leaves(d) if leaf.dtype != jax.dtypes.float0]
-    reached = [(leaf != 0).any(axis=tuple(range(rows, leaf.ndim))) for leaf in floating]
-    return functools.reduce(jnp.logical_or, reached)
+def zero_masked(xs: Any, valid: jax.Array | None) -> Any:
+    """The vectors ``xs``, an array or `OneHot`, with zeros where ``valid (*leading)`` is False."""
+    if valid is None:
+        return xs
+    if isinstance(xs, OneHot):  # an id out of range stands for zeros, and uint8 has no -1
+        ids = xs.ids.astype(jnp.promote_types(xs.ids.dtype, jnp.int32))
+        return OneHot(jnp.where(expand(valid, ids), ids, -1), xs.size)
+    return jnp.where(expand(valid, xs), xs, 0)
 
 
-def where_reached(reached: jax.Array, leaf: Any, axis: int | None = 0) -> Any:
-    """What is no number as zeros, in rows that nothing came back to: zero times a NaN is one.
-
-    So is what is so large that its fourth power is infinite, as memory that nobody wrote may be, of
-    which an update may compute such a power. All else stays: at a zero that nobody gave, a slope
-    may be infinite, as that of a root is.
-
-    Args:
-        reached: booleans, of rows.
-        leaf: an array.
-        axis: the first of its axes that are rows; None where it has none.
-    """
-    if axis is None or not jnp.issubdtype(leaf.dtype, jnp.floating):
-        return leaf
-    rows = reached.reshape([1] * axis + [*reached.shape])
-    most = float(jnp.finfo(leaf.dtype).max) ** 0.25
-    return jnp.where(expand(rows, leaf) | (jnp.abs(leaf) <= most), leaf, 0)
+def without(resets: jax.Array | None, state: Any) -> Any:
+    """The state before a step, with zeros where a reset drops it."""
+    return jax.tree.map(lambda leaf: zero_masked(leaf, None if resets is None else ~resets), state)
 
 
 def expand(marks: jax.Array, leaf: jax.Array) -> jax.Array:

@@ -11,7 +11,6 @@ from rnnjax.cells.arguments import brief, check_flag, check_key, usual_promotion
 from rnnjax.cells.base import Carry, Cell, Inputs, Params, as_it_runs
 from rnnjax.cells.composite import Noise, over_layers
 from rnnjax.cells.devices import alike_over_devices, automatic
-from rnnjax.cells.onehot import zeros_unless
 from rnnjax.engine.arguments import (
     begin,
     check_noise,
@@ -22,7 +21,7 @@ from rnnjax.engine.arguments import (
 )
 from rnnjax.engine.auto import Auto
 from rnnjax.engine.method import Method, check_method
-from rnnjax.engine.steps import Steps, expand
+from rnnjax.engine.steps import Steps, zero_masked
 from rnnjax.errors import InvalidInputError
 
 
@@ -71,9 +70,9 @@ def unroll(
             the carry, its output is zero, and its inputs have no influence, be they NaN. The final
             carry is that of each row's last valid step. With ``lengths`` both must be true.
         resets: booleans ``(time, *batch)``, True where a new sequence begins with that step of that
-            row: whatever came before is cut off, values and first derivatives. Running forward,
-            ``reset_carry`` takes the place of the carry before step t, and running in reverse,
-            of that between t and t - 1. A reset counts at a masked step too.
+            row: whatever came before is cut off, values, NaN included, and first derivatives.
+            Running forward, ``reset_carry`` takes the place of the carry before step t, and running
+            in reverse, of that between t and t - 1. A reset counts at a masked step too.
         reset_carry: the state with which a sequence begins at a reset, shaped like the carry or
             without the batch axes; its gradient is that of all resets. Left out, ``cell.start``.
         masked_outputs: ``"zero"``, or ``"last"`` for the output of the row's last valid step, zeros
@@ -91,7 +90,7 @@ def unroll(
             numbers; one that is named runs or raises, but for `Kernel` where there is none.
 
     ``lengths``, ``mask`` and ``resets`` may leave out batch axes at the end, and then are for all
-    rows along those.
+    rows along those. A NaN in a valid step reaches the gradients as in plain JAX, resets or not.
 
     Returns:
         the carry after the last step that ran, and ``ys (time, *batch, output_size)``, or with
@@ -190,8 +189,7 @@ def _unroll(
     if (results := automatic(run, args, xs, len(xs.shape) - 1)) is not None:
         return results
     # Before the first product, for all layers: a NaN in padding has no influence anywhere.
-    if marks.valid is not None:
-        xs = zeros_unless(marks.valid, xs)
+    xs = zero_masked(xs, marks.valid)
 
     def single(
         cell: Cell, params: Params, xs: Any, carry: Carry, noise: Noise, reverse: bool
@@ -212,7 +210,7 @@ def _unroll(
     # last valid one puts another carry in its place.
     known = valid is None or resets is None
     y = cell.last_output(carry if known else None, ys, pick)
-    return carry, y if valid is None else jnp.where(expand(valid.any(axis=0), y), y, 0)
+    return carry, zero_masked(y, None if valid is None else valid.any(axis=0))
 
 
 # Compiled by itself, so that equal layers of a stack are traced once.

@@ -20,7 +20,7 @@ from rnnjax.cells.arguments import (
     usual_promotion,
 )
 from rnnjax.cells.base import Carry, Cell, Inputs, Params
-from rnnjax.engine.steps import expand
+from rnnjax.engine.steps import without
 from rnnjax.errors import InvalidInputError
 from rnnjax.layers.attention import AttentionCell
 from rnnjax.online.influence import Influence
@@ -167,9 +167,7 @@ def _stepped(
     draw = None
     if key is not None:
         key, draw = jax.random.split(key)
-    if reset is not None:
-        # Chosen, not multiplied by zero: a NaN before the reset does not go on behind it.
-        influence = jax.tree.map(lambda m: jnp.where(expand(reset, m), 0, m), influence)
+    influence = without(reset, influence)
     new, y = kept.run(params, carry, x, reset)
     after = kept.after(params, influence, carry, x, reset, draw)
     # A loop's state keeps its types, whatever those of the parameters are.
