@@ -20,7 +20,7 @@ from rnnjax.cells.arguments import (
 from rnnjax.cells.base import Carry, Cell, Coupling, Params, Role
 from rnnjax.cells.composite import CompositeCell
 from rnnjax.engine import Auto, Method, Scan, unroll
-from rnnjax.engine.affine import affine
+from rnnjax.engine.parallel.linear_recurrence import affine
 from rnnjax.online.units import why_not_unitwise
 
 __all__ = ["check_cell"]

@@ -308,7 +308,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the backward loop subtracts what comes through the recurrent product",
         "engine",
-        "rnnjax/engine/recurrence.py",
+        "rnnjax/engine/fused/recurrence.py",
         "d_state += steps.entering(",
         "d_state -= steps.entering(",
         ("tests/test_fused_forms.py::test_kernels_that_leave_the_cache",),
@@ -316,7 +316,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "one form of the product's gradient multiplies with the kernel untransposed",
         "engine",
-        "rnnjax/engine/products.py",
+        "rnnjax/engine/fused/matmul.py",
         "contract(self._cast(rows), kernel, (1, 1)), d)",
         "contract(self._cast(rows), kernel, (1, 0)), d)",
         ("tests/test_fused_forms.py::test_the_plain_forms_of_accelerators",),
@@ -324,7 +324,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the fast path resets a step late",
         "engine",
-        "rnnjax/engine/fused.py",
+        "rnnjax/engine/fused/method.py",
         "first, then = resets[0], jnp.concatenate([resets[1:], none])",
         "first, then = resets[0], resets",
         ("tests/test_sequence_laws.py::test_law_3_a_reset_is_a_fresh_start",),
@@ -348,7 +348,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "in reverse the last output is held in the order of time",
         "engine",
-        "rnnjax/engine/steps.py",
+        "rnnjax/engine/core/masking.py",
         "jax.lax.scan(step, zeros, (ys, valid, resets), reverse=reverse)[1]",
         "jax.lax.scan(step, zeros, (ys, valid, resets))[1]",
         ("tests/test_sequence_laws.py::test_the_last_output_is_held",),
@@ -356,7 +356,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the final carry of a row is that behind its padding",
         "engine",
-        "rnnjax/engine/steps.py",
+        "rnnjax/engine/core/masking.py",
         "jax.tree.map(lambda o, n: jnp.where(expand(valid, n), n, o), old, new)",
         "new",
         ("tests/test_sequence_laws.py::test_a_masked_sequence_is_the_shorter_one",),
@@ -364,7 +364,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the derivative of a step finds what was kept in another order",
         "engine",
-        "rnnjax/engine/kept.py",
+        "rnnjax/engine/fused/residuals.py",
         "parts = dict(zip(self.written, pieces, strict=True))",
         "parts = dict(zip(self.written[::-1], pieces, strict=True))",
         ("tests/test_laws.py::test_law_1_in_float32",),
@@ -420,7 +420,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "what a masked step hands on has no gradient",
         "engine",
-        "rnnjax/engine/recurrence.py",
+        "rnnjax/engine/fused/recurrence.py",
         "        d_carry = jax.tree.map(jnp.add, d_carry, d_old)\n",
         "",
         ("tests/test_sequence_laws.py::test_each_alone",),
@@ -428,7 +428,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the second bias has no gradient",
         "engine",
-        "rnnjax/engine/recurrence.py",
+        "rnnjax/engine/fused/recurrence.py",
         '("bias", d_projected), ("recurrent_bias", d_recurrent)',
         '("bias", d_projected),',
         ("tests/test_fused_forms.py::test_kernels_that_leave_the_cache",),
@@ -436,7 +436,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a parameter that the step itself reads has the gradient of one step alone",
         "engine",
-        "rnnjax/engine/recurrence.py",
+        "rnnjax/engine/fused/recurrence.py",
         "jax.tree.map(jnp.add, d_so_far, (d_used, d_start))",
         "(d_used, d_start)",
         ("tests/test_laws.py::test_law_1_in_float32",),
@@ -444,7 +444,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "with keep_every no gradient goes on to the segment before",
         "engine",
-        "rnnjax/engine/fused.py",
+        "rnnjax/engine/fused/method.py",
         "lambda carry, inputs: again(inputs, carry), carry, pieces",
         "lambda carry, inputs: again(inputs, jax.lax.stop_gradient(carry)), carry, pieces",
         ("tests/test_fused_forms.py::test_an_odd_number_of_steps_over",),
@@ -452,7 +452,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the gradient passes recurrent dropout as if nothing were dropped",
         "engine",
-        "rnnjax/engine/recurrence.py",
+        "rnnjax/engine/fused/recurrence.py",
         "steps.entering(times_transposed(d_recurrent).astype(d_state.dtype))",
         "times_transposed(d_recurrent).astype(d_state.dtype)",
         ("tests/test_sequence_laws.py::test_noise_is_the_same_by_every_method",),
@@ -468,7 +468,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "in reverse the inputs of a few steps at a time are taken in the order of time",
         "engine",
-        "rnnjax/engine/recurrence.py",
+        "rnnjax/engine/fused/recurrence.py",
         "carry, cut((xs, each), length), reverse=self.reverse)",
         "carry, cut((xs, each), length))",
         ("tests/test_fused_forms.py::test_inputs_projected_a_few_steps_at_a_time",),
@@ -476,7 +476,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "products of bfloat16 come out in bfloat16",
         "engine",
-        "rnnjax/engine/products.py",
+        "rnnjax/engine/fused/matmul.py",
         "preferred_element_type=at_least_float32(dtype)",
         "preferred_element_type=dtype",
         ("tests/test_fused_forms.py::test_sums_of_bfloat16_products_are_not_rounded_to_it",),
@@ -484,7 +484,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "of what the rows of a vmap share, the gradient is that of the first",
         "engine",
-        "rnnjax/engine/calls.py",
+        "rnnjax/engine/core/custom_primitive.py",
         "d if o else d.sum(axis=0)",
         "d if o else d[0]",
         ("tests/test_primitive.py::test_every_transformation",),
@@ -492,7 +492,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a program for another platform has the forms of the CPU",
         "engine",
-        "rnnjax/engine/primitive.py",
+        "rnnjax/engine/core/custom_primitive.py",
         "return jax.tree.leaves(_executed(call, platform, *flat))",
         'return jax.tree.leaves(_executed(call, "cpu", *flat))',
         ("tests/test_export.py::test_another_platform_gets_no_form_of_the_cpu",),
@@ -549,7 +549,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the expectation of zoneout exchanges the old and the new",
         "layers",
-        "rnnjax/engine/steps.py",
+        "rnnjax/engine/core/masking.py",
         "now + jnp.asarray(leak, now.dtype) * (before - now)",
         "before + jnp.asarray(leak, now.dtype) * (now - before)",
         ("tests/test_sequence_laws.py::test_zoneout_keeps_units",),
@@ -1283,7 +1283,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a chunk's memory keeps its stabilizer across a reset",
         "engine/matrices",
-        "rnnjax/engine/matrices.py",
+        "rnnjax/engine/parallel/chunkwise.py",
         "before = jnp.where(resets[..., None], start.stabilizer, before)",
         "before = jnp.where(resets[..., None], before, before)",
         ("tests/test_parallel.py",),
@@ -1291,7 +1291,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "what a chunk erases of what stood there before has not decayed",
         "engine/matrices",
-        "rnnjax/engine/matrices.py",
+        "rnnjax/engine/parallel/chunkwise.py",
         "seen = part * keeps * key",
         "seen = part * key",
         ("tests/test_parallel.py",),
@@ -1299,7 +1299,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a NaN before a reset goes into the products of a chunk",
         "engine/matrices",
-        "rnnjax/engine/chunkwise.py",
+        "rnnjax/engine/parallel/chunkwise.py",
         "return without(steps, memory), without(before, carry), spoils",
         "return memory, without(before, carry), spoils",
         ("tests/test_parallel.py::test_no_nan_crosses_a_reset",),
@@ -1307,7 +1307,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "what stands behind the loop is read out of masked steps too",
         "engine/family",
-        "rnnjax/engine/readout.py",
+        "rnnjax/engine/core/readout.py",
         "return zero_masked(ys, each.valid)",
         "return zero_masked(ys, None)",
         ("tests/test_linear_family.py",),
@@ -1323,7 +1323,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a reset multiplies the state by zero, which leaves a NaN one",
         "engine/masks",
-        "rnnjax/engine/steps.py",
+        "rnnjax/engine/core/masking.py",
         "lambda start, leaf: jnp.where(expand(resets, leaf), start, leaf), self.start, carry",
         "lambda start, leaf: (m := expand(resets, leaf)) * start + ~m * leaf, self.start, carry",
         ("tests/test_sequence_laws.py::test_a_reset_cuts_a_nan_off",),
@@ -1331,7 +1331,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "Newton's states are taken, however far they are from the cell's own step",
         "engine/newton",
-        "rnnjax/engine/all_steps.py",
+        "rnnjax/engine/parallel/newton.py",
         "states, ys = _unless(found.residual <= self._tolerance(carry), found.value, instead)",
         "states, ys = _unless(found.residual <= jnp.inf, found.value, instead)",
         ("tests/test_newton.py",),
@@ -1339,7 +1339,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "what comes back through a piece does so by its factors, and not their transpose",
         "engine/parallel",
-        "rnnjax/engine/beside.py",
+        "rnnjax/engine/parallel/blocks_as_batch.py",
         "across = transposed(factors), jax",
         "across = factors, jax",
         ("tests/test_parallel.py",),
@@ -1347,7 +1347,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a state crosses a piece in which a row begins anew",
         "engine/parallel",
-        "rnnjax/engine/beside.py",
+        "rnnjax/engine/parallel/blocks_as_batch.py",
         "pieces = factors, constants, _any_reset(each, axis)",
         "pieces = factors, constants, None",
         ("tests/test_parallel.py::test_no_nan_crosses_a_reset",),
@@ -1355,7 +1355,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "what comes back to a row crosses the step before which it begins anew",
         "engine/parallel",
-        "rnnjax/engine/pieces.py",
+        "rnnjax/engine/parallel/blocked_scan.py",
         "return without(resets, one_step(total, (factors, nothing, None))), total",
         "return one_step(total, (factors, nothing, None)), total",
         ("tests/test_parallel.py",),
@@ -1363,7 +1363,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "what comes back to the state before the steps of a device is not sent on",
         "engine/parallel",
-        "rnnjax/engine/affine.py",
+        "rnnjax/engine/parallel/linear_recurrence.py",
         "return whole, plus(last, d_before), cuts",
         "return whole, last, cuts",
         ("tests/test_parallel.py", "tests/test_shard_map.py"),
@@ -1371,7 +1371,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a column of the pieces is read where it has been written",
         "engine/parallel",
-        "rnnjax/engine/over_time.py",
+        "rnnjax/engine/fused/loops.py",
         "entry = read(first, jnp.clip(t - 1 if reverse else t + 1, 0, last))",
         "entry = read(first, t)",
         ("tests/test_parallel.py",),
@@ -1379,7 +1379,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the last piece is filled up with zeros, at which a slope may be infinite",
         "engine/parallel",
-        "rnnjax/engine/pieces.py",
+        "rnnjax/engine/parallel/blocked_scan.py",
         "rest = jnp.broadcast_to(leaf[-1:], (spare, *leaf.shape[1:]))",
         "rest = jnp.zeros_like(leaf, shape=(spare, *leaf.shape[1:]))",
         ("tests/test_parallel.py::test_steps_that_fill_up_the_last_piece_have_a_slope",),
@@ -1387,7 +1387,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "what is kept of pieces lies otherwise on another platform than a CPU",
         "engine/parallel",
-        "rnnjax/engine/beside.py",
+        "rnnjax/engine/parallel/blocks_as_batch.py",
         """        recurrence = dataclasses.replace(self.recurrence, axis=1)
         cut, factors""",
         """        recurrence = dataclasses.replace(self.recurrence, axis=int(platform == "cpu"))
@@ -1397,7 +1397,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the start of a single row keeps its axis",
         "engine/parallel",
-        "rnnjax/engine/steps.py",
+        "rnnjax/engine/core/masking.py",
         "return xs, steps._replace(each=each, start=start, recurrent=recurrent), carry",
         "return xs, steps._replace(each=each, recurrent=recurrent), carry",
         ("tests/test_parallel.py", "tests/test_reference.py"),
@@ -1405,7 +1405,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "devices that divide the steps take each other's ends forward, in reverse too",
         "engine/parallel",
-        "rnnjax/engine/affine.py",
+        "rnnjax/engine/parallel/linear_recurrence.py",
         "jax.lax.scan(keeping_before, first, every, reverse=reverse)",
         "jax.lax.scan(keeping_before, first, every)",
         ("tests/test_parallel.py",),
@@ -1421,7 +1421,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a kernel in reverse takes the steps of a block forward",
         "engine/kernel",
-        "rnnjax/engine/kernel_loop.py",
+        "rnnjax/engine/pallas/tpu.py",
         "for k in range(block)[:: -1 if reverse else 1]:",
         "for k in range(block):",
         ("tests/test_kernel.py",),
@@ -1429,7 +1429,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a kernel whose last block is not full takes it for one that is",
         "engine/kernel",
-        "rnnjax/engine/kernel_loop.py",
+        "rnnjax/engine/pallas/tpu.py",
         "if num_steps % block == 0:",
         "if num_steps % block < block:",
         ("tests/test_kernel.py",),
@@ -1437,7 +1437,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a GPU's kernel in reverse takes its steps forward",
         "engine/kernel",
-        "rnnjax/engine/kernel_gpu.py",
+        "rnnjax/engine/pallas/gpu.py",
         "t = num_steps - 1 - k if reverse else k",
         "t = k",
         ("tests/test_kernel.py",),
@@ -1445,7 +1445,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "what the programs of a GPU's kernel sum is that of the first",
         "engine/kernel",
-        "rnnjax/engine/kernel_gpu.py",
+        "rnnjax/engine/pallas/gpu.py",
         "start + tiles.get(out.sum(axis=0), form.shape, rows)",
         "start + tiles.get(out[0], form.shape, rows)",
         ("tests/test_kernel.py",),
@@ -1453,7 +1453,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a kernel leaves out what a user's own cell rounds",
         "engine/kernel",
-        "rnnjax/engine/kernel_step.py",
+        "rnnjax/engine/pallas/interpreter.py",
         "return bits == (kind.nexp, kind.nmant)",
         "return bits <= (kind.nexp, kind.nmant)",
         ("tests/test_kernel.py",),
@@ -1461,7 +1461,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a program's products have the precision of where it is lowered",
         "engine",
-        "rnnjax/engine/calls.py",
+        "rnnjax/engine/core/custom_primitive.py",
         "with jax.default_matmul_precision(self.precision):",
         "with jax.default_matmul_precision(context_precision()):",
         ("tests/test_primitive.py",),
@@ -1493,7 +1493,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a kernel is lowered where XLA divides the program over devices",
         "engine/kernel",
-        "rnnjax/engine/primitive.py",
+        "rnnjax/engine/core/custom_primitive.py",
         "platform if alone else",
         "platform if True else",
         ("tests/test_kernel.py",),

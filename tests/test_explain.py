@@ -10,9 +10,9 @@ import pytest
 from cell_table import CELLS, SINGLE, WAYS, OwnStepCell, grid
 
 import rnnjax
-from rnnjax.engine.plan import known_platform
-from rnnjax.engine.recurrence import Recurrence
-from rnnjax.engine.steps import AtStep, Steps
+from rnnjax.engine.core.masking import AtStep, Steps
+from rnnjax.engine.fused.plan import known_platform
+from rnnjax.engine.fused.recurrence import Recurrence
 
 
 def shapes(cell, steps, batch, features):

@@ -13,7 +13,7 @@ from jax import export
 
 import rnnjax
 from rnnjax import Auto, Fused, Scan, interop
-from rnnjax.engine import plan, products
+from rnnjax.engine.fused import matmul, plan
 from rnnjax.interop import Dense, Embedding, Functional, Model, Recurrent, Sequential
 from rnnjax.interop.model import Call, Input, Value
 
@@ -123,8 +123,8 @@ def test_another_platform_gets_no_form_of_the_cpu(
     """Where all that is chosen by size is chosen the other way, its program is the same."""
     here, others = lowered(name)
     for module, size in (
-        (products, "_CACHE_BYTES"),
-        (products, "_LARGE_BYTES"),
+        (matmul, "_CACHE_BYTES"),
+        (matmul, "_LARGE_BYTES"),
         (plan, "_MANY_BYTES"),
         (plan, "_SOME_ROWS"),
         (plan, "_SOME_UNITS"),

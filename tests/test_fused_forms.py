@@ -15,11 +15,11 @@ from jax.ad_checkpoint import checkpoint_name
 
 import rnnjax
 from rnnjax.cells.activations import KEPT
-from rnnjax.engine import products
-from rnnjax.engine.beside import Beside
-from rnnjax.engine.products import Backward, Forward, Products
-from rnnjax.engine.recurrence import Recurrence
-from rnnjax.engine.steps import AtStep, Steps
+from rnnjax.engine.core.masking import AtStep, Steps
+from rnnjax.engine.fused import matmul
+from rnnjax.engine.fused.matmul import Backward, Forward, Products
+from rnnjax.engine.fused.recurrence import Recurrence
+from rnnjax.engine.parallel.blocks_as_batch import Beside
 
 # Sizes that no other test uses: what is compiled depends on the constants that are changed here.
 HIDDEN, FEATURES, TIME = 11, 6, 5
@@ -33,7 +33,7 @@ CELLS = [
 
 @pytest.fixture
 def no_cache(monkeypatch):
-    monkeypatch.setattr(products, "_CACHE_BYTES", 0)
+    monkeypatch.setattr(matmul, "_CACHE_BYTES", 0)
 
 
 def check(cell, batch, methods, random_like, assert_close, *, tolerance=2e-5, reverse=False):
@@ -79,7 +79,7 @@ def test_they_do_for_any_batch(batch, random_like, assert_close):
     "batch", [(7,), *(pytest.param(b, marks=pytest.mark.slow) for b in ((), (2, 3)))], ids=str
 )
 def test_large_products(kind, batch, monkeypatch, random_like, assert_close):
-    monkeypatch.setattr(products, "_LARGE_BYTES", 0)
+    monkeypatch.setattr(matmul, "_LARGE_BYTES", 0)
     check(kind(HIDDEN + 1), batch, [rnnjax.Fused()], random_like, assert_close)
 
 

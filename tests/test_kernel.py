@@ -20,11 +20,11 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import rnnjax
 from rnnjax import Fused, Kernel, Role, Scan
 from rnnjax.cells.activations import KEPT
-from rnnjax.engine import kernel_loop
-from rnnjax.engine.kernel import KernelLoops
-from rnnjax.engine.kernel_loop import Traced
-from rnnjax.engine.recurrence import Recurrence
-from rnnjax.engine.steps import AtStep, Steps
+from rnnjax.engine.core.masking import AtStep, Steps
+from rnnjax.engine.fused.recurrence import Recurrence
+from rnnjax.engine.pallas import tpu
+from rnnjax.engine.pallas.method import KernelLoops
+from rnnjax.engine.pallas.tpu import Traced
 
 # As the kernel of a TPU, and as that of a GPU.
 INTERPRETED, ON_GPU = Kernel(interpret=True), Kernel(interpret="cuda")
@@ -65,8 +65,8 @@ def run(cell: rnnjax.Cell, method: rnnjax.Method, *given: Any, **marks: Any) -> 
 @pytest.fixture
 def blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of three steps, so that a few take two turns of a TPU's grid, of which one is not full."""
-    monkeypatch.setattr(kernel_loop, "_FEWEST", 3)
-    monkeypatch.setattr(kernel_loop, "_MOST", 3)
+    monkeypatch.setattr(tpu, "_FEWEST", 3)
+    monkeypatch.setattr(tpu, "_MOST", 3)
 
 
 @pytest.fixture(scope="module")

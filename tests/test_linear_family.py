@@ -12,7 +12,7 @@ import reference
 import rnnjax
 from rnnjax import Chrono, Fused, InvalidInputError, LegS, Parallel, Ring
 from rnnjax.cells.matrix import MatrixCarry, Memory, remembered
-from rnnjax.engine.matrices import Matrices
+from rnnjax.engine.parallel.chunkwise import Matrices
 
 KEY = jax.random.key(0)
 

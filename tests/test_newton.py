@@ -10,7 +10,7 @@ from cell_table import OwnStepCell, nowhere_zero
 
 import rnnjax
 from rnnjax import InvalidInputError, Newton, Parallel, Scan
-from rnnjax.engine import all_steps
+from rnnjax.engine.parallel import newton as newton_module
 
 TIME, BATCH = 12, 3
 KEY = jax.random.key(0)
@@ -70,7 +70,7 @@ ALIKE = ["lstm", "gru", "peephole", "reset-before", "layernorm"]
 )
 @pytest.mark.usefixtures("x64")
 def test_the_iterations_give_the_numbers_of_the_scan(name, assert_close, monkeypatch):
-    monkeypatch.setattr(all_steps, "_unless", lambda good, found, instead: found)
+    monkeypatch.setattr(newton_module, "_unless", lambda good, found, instead: found)
     assert_close(results(name, Parallel(newton=ITERATED)), expected(name), 1e-11)
 
 

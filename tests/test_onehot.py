@@ -7,7 +7,7 @@ import pytest
 
 import rnnjax
 from rnnjax import OneHot
-from rnnjax.engine.steps import zero_masked
+from rnnjax.engine.core.masking import zero_masked
 
 SIZE, IDS = 7, np.array([[3, 0, 6], [1, 3, 3], [-1, 7, 2], [5, 5, 0]], np.int32)
 DENSE = np.float32(IDS[..., None] == np.arange(SIZE))  # -1 and 7 are out of range: zeros

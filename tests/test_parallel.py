@@ -14,12 +14,12 @@ from jax.sharding import AxisType, PartitionSpec
 
 import rnnjax
 from rnnjax import InvalidInputError, Parallel, Scan
-from rnnjax.engine import parallel
-from rnnjax.engine.affine import Solved
-from rnnjax.engine.beside import Beside
-from rnnjax.engine.method import check_method
-from rnnjax.engine.recurrence import Recurrence
-from rnnjax.engine.steps import AtStep, Steps
+from rnnjax.engine.core.masking import AtStep, Steps
+from rnnjax.engine.core.method import check_method
+from rnnjax.engine.fused.recurrence import Recurrence
+from rnnjax.engine.parallel import method as parallel_method
+from rnnjax.engine.parallel.blocks_as_batch import Beside
+from rnnjax.engine.parallel.linear_recurrence import Solved
 
 TIME, BATCH = 12, 3
 KEY = jax.random.key(0)
@@ -211,9 +211,9 @@ def test_steps_that_fill_up_the_last_piece_have_a_slope(assert_close):
 @pytest.mark.usefixtures("x64")
 def test_so_it_does_over_many_inputs(monkeypatch, assert_close):
     """Where the gradient of a cell whose factors are fewer than its inputs is found by loops."""
-    monkeypatch.setattr(parallel, "_MANY_INPUTS", 1)
+    monkeypatch.setattr(parallel_method, "_MANY_INPUTS", 1)
     many = Parallel(3)  # in pieces that no other test has, as a program is traced once
-    assert parallel.runs_again(CELLS["minlstm"], (TIME, BATCH, 2))
+    assert parallel_method.runs_again(CELLS["minlstm"], (TIME, BATCH, 2))
     assert_close(results("minlstm", "all", many), results("minlstm", "all", Scan()), 1e-12)
 
 
@@ -226,11 +226,11 @@ def test_outputs_alone_are_found_at_once_and_gradients_in_loops_where_that_pays(
         written.append(at_once)
         return Beside(recurrence, length, at_once)
 
-    monkeypatch.setattr(parallel, "Beside", beside)
+    monkeypatch.setattr(parallel_method, "Beside", beside)
     symbolic = jax.export.symbolic_shape("b")[0]
 
     def form(cell, *shape):
-        return parallel.writes_more(cell), parallel.runs_again(cell, (*shape, 2))
+        return parallel_method.writes_more(cell), parallel_method.runs_again(cell, (*shape, 2))
 
     def gates(cell, method):
         params = jax.eval_shape(lambda: cell.init(KEY, 2))

@@ -7,8 +7,8 @@ import pytest
 from cell_table import OwnStepCell
 
 import rnnjax
-from rnnjax.engine import products
-from rnnjax.engine.products import Forward
+from rnnjax.engine.fused import matmul
+from rnnjax.engine.fused.matmul import Forward
 
 HIDDEN, FEATURES = 7, 5
 CELLS = [
@@ -62,8 +62,8 @@ def forms(monkeypatch):
 
     def each():
         for form, (cache, large) in FORMS.items():
-            monkeypatch.setattr(products, "_CACHE_BYTES", cache)
-            monkeypatch.setattr(products, "_LARGE_BYTES", large)
+            monkeypatch.setattr(matmul, "_CACHE_BYTES", cache)
+            monkeypatch.setattr(matmul, "_LARGE_BYTES", large)
             yield form
 
     return each
@@ -225,7 +225,7 @@ def test_bfloat16_is_for_the_products_alone(cell, random_like, assert_close):
 
 
 def test_many_rows_in_bfloat16_have_features_first(monkeypatch, random_like, assert_close):
-    monkeypatch.setattr(products, "_NARROW_CACHE_BYTES", 0)
+    monkeypatch.setattr(matmul, "_NARROW_CACHE_BYTES", 0)
     cell = rnnjax.GRUCell(HIDDEN)
     params, carry, x = make(cell, (8,), random_like)
     for rows, expected in [(7, Forward.ROWS), (65, Forward.ROWS), (8, Forward.FEATURES_FIRST)]:

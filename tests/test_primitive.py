@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax import export
 
-from rnnjax.engine.primitive import Function
+from rnnjax.engine.core.custom_primitive import Function
 
 
 @dataclasses.dataclass(frozen=True)

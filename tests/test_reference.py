@@ -23,7 +23,7 @@ from reference import Bidirectional, Layer, LearnedCarry, Stack
 import rnnjax
 from rnnjax import Auto, Fused, Parallel, Scan
 from rnnjax.cells.activations import ACTIVATIONS
-from rnnjax.engine.products import Backward, Forward, Products
+from rnnjax.engine.fused.matmul import Backward, Forward, Products
 
 ORDINARY, SLOW, CHUNK = 40, 1000, 50
 SEED = 202  # of which the ordinary draws reach most; see the test of that

@@ -1,15 +1,14 @@
 """The engine: how a cell runs over time."""
 
 from rnnjax.engine.auto import Auto
-from rnnjax.engine.convergence import Convergence, LayerConvergence, newton
-from rnnjax.engine.explain import Explanation, explain
-from rnnjax.engine.fused import Fused
-from rnnjax.engine.iterations import Newton
-from rnnjax.engine.kernel import Kernel
-from rnnjax.engine.method import Method
-from rnnjax.engine.parallel import Parallel
-from rnnjax.engine.scan import Scan
-from rnnjax.engine.unroll import unroll
+from rnnjax.engine.core.method import Method
+from rnnjax.engine.core.scan import Scan
+from rnnjax.engine.fused.method import Fused
+from rnnjax.engine.pallas.method import Kernel
+from rnnjax.engine.parallel.diagnostics import Convergence, LayerConvergence, newton
+from rnnjax.engine.parallel.method import Parallel
+from rnnjax.engine.parallel.newton import Newton
+from rnnjax.engine.unroll import Explanation, explain, unroll
 
 __all__ = [
     "Auto",

@@ -7,11 +7,11 @@ from typing import Any
 import jax
 
 from rnnjax.cells.base import Carry, Cell, Coupling, Params
-from rnnjax.engine.fused import Fused
-from rnnjax.engine.method import Method
-from rnnjax.engine.parallel import Parallel
-from rnnjax.engine.scan import Scan
-from rnnjax.engine.steps import Steps
+from rnnjax.engine.core.masking import Steps
+from rnnjax.engine.core.method import Method
+from rnnjax.engine.core.scan import Scan
+from rnnjax.engine.fused.method import Fused
+from rnnjax.engine.parallel.method import Parallel
 
 # Where most of the time of a step goes into beginning it, blocks of steps as a batch are faster.
 # `python -m benchmarks.sequences parallel` times both sides: docs/benchmarks.md.

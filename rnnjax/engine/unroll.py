@@ -11,7 +11,11 @@ from rnnjax.cells.arguments import brief, check_flag, check_key, usual_promotion
 from rnnjax.cells.base import Carry, Cell, Inputs, Params, as_it_runs
 from rnnjax.cells.composite import Noise, over_layers
 from rnnjax.cells.devices import alike_over_devices, automatic
-from rnnjax.engine.arguments import (
+from rnnjax.engine.auto import Auto
+from rnnjax.engine.core.custom_primitive import closes_over_tracers
+from rnnjax.engine.core.masking import Steps, zero_masked
+from rnnjax.engine.core.method import Method, check_method
+from rnnjax.engine.core.validation import (
     begin,
     check_noise,
     checked,
@@ -19,9 +23,7 @@ from rnnjax.engine.arguments import (
     valid_steps,
     without_noise,
 )
-from rnnjax.engine.auto import Auto
-from rnnjax.engine.method import Method, check_method
-from rnnjax.engine.steps import Steps, zero_masked
+from rnnjax.engine.fused.plan import known_platform
 from rnnjax.errors import InvalidInputError
 
 
@@ -247,3 +249,85 @@ def _part(carry: Carry, name: str) -> Carry:
     return jax.tree.map(
         lambda leaf: getattr(leaf, name), carry, is_leaf=lambda node: isinstance(node, _Leaf)
     )
+
+
+# ---- explain
+
+_PLAIN = "its plain steps, differentiated by JAX, because the cell closes over a traced value"
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """How each layer would run; its string is meant to be read.
+
+    Attributes:
+        layers: for each layer its cell, the shape of its inputs, and phrases on how it runs.
+    """
+
+    layers: tuple[tuple[Cell, tuple[int, ...], tuple[str, ...]], ...]
+
+    def __str__(self) -> str:
+        lines = []
+        for cell, shape, phrases in self.layers:
+            name = f"{type(cell).__name__}({getattr(cell, 'hidden_size', cell.output_size)})"
+            lines += [f"{name} over inputs {shape}", *(f"- {phrase}" for phrase in phrases)]
+        return "\n".join(lines)
+
+
+def explain(
+    cell: Cell,
+    params: Params,
+    xs: Any,
+    carry: Carry | None = None,
+    *,
+    method: Method = Auto(),
+    platform: str | None = None,
+) -> Explanation:
+    """Say which method and form `unroll` would run each layer by, and why; nothing is computed.
+
+    Args:
+        cell: as in `unroll`, and so are the other arguments; arrays can be given as
+            ``jax.ShapeDtypeStruct``.
+        params: see there.
+        xs: see there.
+        carry: see there.
+        method: see there.
+        platform: for which the program would be lowered: ``"cpu"``, ``"cuda"``, ``"rocm"``,
+            ``"gpu"`` for either of these, or ``"tpu"``; None for that of JAX's first device.
+
+    Raises:
+        InvalidInputError: as `unroll` would; or ``platform`` is none that is known.
+
+    >>> import rnnjax
+    >>> cell = rnnjax.LSTMCell(hidden_size=5)
+    >>> params = cell.init(jax.random.key(0), input_size=3)
+    >>> print(explain(cell, params, jax.numpy.ones((10, 8, 3)), method=rnnjax.Scan()))
+    LSTMCell(5) over inputs (10, 8, 3)
+    - the cell's step at each time step, differentiated by JAX
+    """
+    layers, platform = [], known_platform(platform)
+
+    def single(
+        cell: Cell, params: Params, xs: Any, carry: Carry, noise: Noise, reverse: bool
+    ) -> tuple[Carry, jax.Array]:
+        check_method(cell, method)
+        check_noise(cell, noise)
+
+        # Traced, so that whatever `unroll` would refuse is refused here, in the same words.
+        def run(params: Params, xs: Any, carry: Carry) -> tuple[Carry, jax.Array]:
+            return method.run(cell, params, xs, carry, reverse, Steps())
+
+        result = run(params, xs, carry)
+        if closes_over_tracers(run, params, xs, carry):
+            phrases = [_PLAIN]
+        else:
+            phrases = method.explain(cell, params, xs.shape, platform)
+        layers.append((cell, xs.shape, (*phrases, *method.arithmetic(platform))))
+        return result
+
+    def whole(params: Params, xs: Any, carry: Carry | None) -> Any:
+        xs, carry = checked(cell, params, xs, carry, None, method)
+        return over_layers(single)(cell, params, xs, carry)
+
+    jax.eval_shape(whole, params, xs, carry)
+    return Explanation(tuple(layers))

@@ -21,9 +21,9 @@ from rnnjax.cells.arguments import (
 )
 from rnnjax.cells.base import Carry, Cell, Inputs, Params
 from rnnjax.cells.onehot import OneHot
-from rnnjax.engine.fused import Fused
-from rnnjax.engine.plan import known_platform
-from rnnjax.engine.products import Forward, Products
+from rnnjax.engine.fused.matmul import Forward, Products
+from rnnjax.engine.fused.method import Fused
+from rnnjax.engine.fused.plan import known_platform
 from rnnjax.errors import InvalidInputError
 from rnnjax.layers.learned import LearnedCarry, check_learned
 from rnnjax.layers.regularized import Regularized

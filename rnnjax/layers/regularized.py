@@ -10,7 +10,7 @@ from rnnjax.cells.arguments import as_inputs, brief, made_carry
 from rnnjax.cells.base import Carry, Cell, Inputs, Params
 from rnnjax.cells.composite import CompositeCell, LayerRun, Noise
 from rnnjax.cells.onehot import OneHot
-from rnnjax.engine.steps import AtStep, Steps
+from rnnjax.engine.core.masking import AtStep, Steps
 from rnnjax.errors import InvalidInputError
 from rnnjax.layers.dropout import Dropout, check_rate, factors
 

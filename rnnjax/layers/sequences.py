@@ -8,7 +8,7 @@ from jax.export import is_symbolic_dim
 
 from rnnjax.cells.arguments import brief, check_carry, check_lengths, is_integer
 from rnnjax.cells.base import Carry, Cell, Params
-from rnnjax.engine.steps import last_valid
+from rnnjax.engine.core.masking import last_valid
 from rnnjax.errors import InvalidInputError
 
 Pooling = Literal["last", "mean", "max"]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from rnnjax.cells.base import Carry, Cell, Params
-from rnnjax.engine.steps import AtStep, Steps
+from rnnjax.engine.core.masking import AtStep, Steps
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ from rnnjax.cells.arguments import (
     usual_promotion,
 )
 from rnnjax.cells.base import Carry, Cell, Inputs, Params
-from rnnjax.engine.steps import without
+from rnnjax.engine.core.masking import without
 from rnnjax.errors import InvalidInputError
 from rnnjax.layers.attention import AttentionCell
 from rnnjax.online.influence import Influence

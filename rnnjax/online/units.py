@@ -19,8 +19,8 @@ from rnnjax.cells.base import Carry, Cell, Coupling, Params
 from rnnjax.cells.composite import CompositeCell
 from rnnjax.cells.onehot import OneHot
 from rnnjax.cells.products import product
-from rnnjax.engine.affine import affine
-from rnnjax.engine.method import why_no_equation
+from rnnjax.engine.core.method import why_no_equation
+from rnnjax.engine.parallel.linear_recurrence import affine
 from rnnjax.online.influence import Influence
 
 

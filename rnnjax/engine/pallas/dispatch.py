@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from jax.export import is_symbolic_dim
 
 from rnnjax.cells.devices import varies
-from rnnjax.engine import kernel_gpu
-from rnnjax.engine.kernel_loop import Traced
-from rnnjax.engine.kernel_tiles import BLOCK, ROWS
-from rnnjax.engine.over_time import Loop, LoopArgs, Turns, over_time
+from rnnjax.engine.fused.loops import Loop, LoopArgs, Turns, over_time
+from rnnjax.engine.pallas import gpu
+from rnnjax.engine.pallas.tiles import BLOCK, ROWS
+from rnnjax.engine.pallas.tpu import Traced
 
 # Of the chip's memory: what the arrays of a kernel may take, and what with the compiler's own.
 _FOR_ARRAYS, _FOR_ALL = 0.75, 0.95
@@ -53,10 +53,10 @@ class KernelLoops:
             reason = "inside of jax.shard_map JAX before 0.10 does not trace it"
         if reason is None:
             traced = Traced.of(args).at(of_rows(turns, ROWS))
-            reason = kernel_gpu.why_not(traced)
+            reason = gpu.why_not(traced)
             if traced is not None and reason is None:
                 run = functools.partial(
-                    kernel_gpu.run, reverse=args.reverse, interpret=bool(self.interpret)
+                    gpu.run, reverse=args.reverse, interpret=bool(self.interpret)
                 )
                 if not self.interpret:
                     reason = _why_not_lowered(traced, run, "cuda")

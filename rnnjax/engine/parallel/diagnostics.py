@@ -10,13 +10,12 @@ import jax.numpy as jnp
 from rnnjax.cells.arguments import brief, check_flag, check_instance, usual_promotion
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.composite import Noise, over_layers
-from rnnjax.engine.all_steps import AllSteps
-from rnnjax.engine.arguments import checked
-from rnnjax.engine.iterations import Newton, tolerance_of
-from rnnjax.engine.method import check_method
-from rnnjax.engine.parallel import Parallel, why_not_affine
-from rnnjax.engine.scan import Scan
-from rnnjax.engine.steps import AtStep, Steps
+from rnnjax.engine.core.masking import AtStep, Steps
+from rnnjax.engine.core.method import check_method
+from rnnjax.engine.core.scan import Scan
+from rnnjax.engine.core.validation import checked
+from rnnjax.engine.parallel.method import Parallel, why_not_affine
+from rnnjax.engine.parallel.newton import AllSteps, Newton, tolerance_of
 
 
 class LayerConvergence(NamedTuple):

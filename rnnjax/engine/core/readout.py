@@ -6,7 +6,7 @@ import jax
 from jax.typing import DTypeLike
 
 from rnnjax.cells.base import Cell, Params
-from rnnjax.engine.steps import AtStep, zero_masked
+from rnnjax.engine.core.masking import AtStep, zero_masked
 
 
 def read_out(

@@ -1,4 +1,4 @@
-"""The fast path: a method that runs each layer as a `rnnjax.engine.recurrence.Recurrence`."""
+"""The fast path: a method that runs each layer as a `rnnjax.engine.fused.recurrence.Recurrence`."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,15 +11,14 @@ from jax.typing import DTypeLike
 
 from rnnjax.cells.arguments import check_features, check_size
 from rnnjax.cells.base import Carry, Cell, Params
-from rnnjax.engine.kept import kept_numbers
-from rnnjax.engine.layer import Layer
-from rnnjax.engine.method import Method, why_no_equation
-from rnnjax.engine.over_time import cut
-from rnnjax.engine.plan import LayerPlan
-from rnnjax.engine.readout import read_out
-from rnnjax.engine.recurrence import Recurrence
-from rnnjax.engine.scan import Scan
-from rnnjax.engine.steps import AtStep, Steps
+from rnnjax.engine.core.masking import AtStep, Steps
+from rnnjax.engine.core.method import Method, why_no_equation
+from rnnjax.engine.core.readout import read_out
+from rnnjax.engine.core.scan import Scan
+from rnnjax.engine.fused.loops import cut
+from rnnjax.engine.fused.plan import Layer, LayerPlan
+from rnnjax.engine.fused.recurrence import Recurrence
+from rnnjax.engine.fused.residuals import kept_numbers
 from rnnjax.errors import InvalidInputError
 
 

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from rnnjax.cells.base import Carry
-from rnnjax.engine.over_time import LoopArgs, by_columns
-from rnnjax.engine.steps import AtStep, without
+from rnnjax.engine.core.masking import AtStep, without
+from rnnjax.engine.fused.loops import LoopArgs, by_columns
 
 Factors = list[list[jax.Array]]
 """``factors[i][j]`` multiplies leaf ``j`` of the state before in leaf ``i`` of the new one."""

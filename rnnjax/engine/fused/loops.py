@@ -45,7 +45,7 @@ class Turns(NamedTuple):
     """Which loop of a layer it is, by which it can be traced again, for other rows.
 
     Attributes:
-        recurrence: of `rnnjax.engine.recurrence`.
+        recurrence: of `rnnjax.engine.fused.recurrence`.
         kind: its method whose loop it is: ``run``, ``forward``, ``backward`` or ``sent_back``.
         args: of the layer.
     """

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax.interpreters import partial_eval
 
 from rnnjax.cells.devices import shaped_like
-from rnnjax.engine.kernel_step import by_entries, evaluated
-from rnnjax.engine.over_time import LoopArgs
+from rnnjax.engine.fused.loops import LoopArgs
+from rnnjax.engine.pallas.interpreter import by_entries, evaluated
 
 # Steps of a turn of the kernel's grid, written out one after another. A turn takes 165 scheduled
 # bundles of instructions on a v5e, of which a step of LSTM(256) over 32 rows takes 225. With more

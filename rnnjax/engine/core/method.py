@@ -10,8 +10,8 @@ import jax
 from rnnjax.cells.arguments import brief
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.devices import HERE, Along
-from rnnjax.engine.calls import context_precision
-from rnnjax.engine.steps import Steps, held_outputs, last_valid
+from rnnjax.engine.core.custom_primitive import context_precision
+from rnnjax.engine.core.masking import Steps, held_outputs, last_valid
 from rnnjax.errors import InvalidInputError
 
 Precision = Literal["default", "high", "highest"]

@@ -7,14 +7,21 @@ import jax
 import jax.numpy as jnp
 
 from rnnjax.cells.base import Carry, Params
-from rnnjax.engine.affine import Solved, later
-from rnnjax.engine.layer import step_of
-from rnnjax.engine.over_time import LoopArgs
-from rnnjax.engine.pieces import Factors, beginnings, filled, in_chunks, joined, transposed, whole
-from rnnjax.engine.primitive import Function
-from rnnjax.engine.recurrence import Recurrence, project
-from rnnjax.engine.solve import solved_states
-from rnnjax.engine.steps import AtStep, Steps
+from rnnjax.engine.core.custom_primitive import Function
+from rnnjax.engine.core.masking import AtStep, Steps
+from rnnjax.engine.fused.loops import LoopArgs
+from rnnjax.engine.fused.plan import step_of
+from rnnjax.engine.fused.recurrence import Recurrence, project
+from rnnjax.engine.parallel.blocked_scan import (
+    Factors,
+    beginnings,
+    filled,
+    in_chunks,
+    joined,
+    transposed,
+    whole,
+)
+from rnnjax.engine.parallel.linear_recurrence import Solved, later, solved_states
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,11 +11,11 @@ from jax.typing import DTypeLike
 from rnnjax.cells.arguments import brief
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.products import at_least_float32
-from rnnjax.engine.fused import Fused, unrolled
-from rnnjax.engine.kernel_loops import KernelLoops
-from rnnjax.engine.method import Method
-from rnnjax.engine.recurrence import Recurrence
-from rnnjax.engine.steps import AtStep, Steps
+from rnnjax.engine.core.masking import AtStep, Steps
+from rnnjax.engine.core.method import Method
+from rnnjax.engine.fused.method import Fused, unrolled
+from rnnjax.engine.fused.recurrence import Recurrence
+from rnnjax.engine.pallas.dispatch import KernelLoops
 from rnnjax.errors import InvalidInputError
 
 

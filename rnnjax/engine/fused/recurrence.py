@@ -17,9 +17,9 @@ from jax.typing import DTypeLike
 from rnnjax.cells.arguments import brief
 from rnnjax.cells.base import Carry, Cell, Params, is_bias
 from rnnjax.cells.products import at_least_float32, product
-from rnnjax.engine.kept import keeping_step_of, layout_of
-from rnnjax.engine.layer import Layer, after, step_of
-from rnnjax.engine.over_time import (
+from rnnjax.engine.core.custom_primitive import Function
+from rnnjax.engine.core.masking import AtStep, Steps
+from rnnjax.engine.fused.loops import (
     Loop,
     LoopArgs,
     Loops,
@@ -30,9 +30,8 @@ from rnnjax.engine.over_time import (
     over_time,
     with_vectors,
 )
-from rnnjax.engine.plan import LayerPlan
-from rnnjax.engine.primitive import Function
-from rnnjax.engine.steps import AtStep, Steps
+from rnnjax.engine.fused.plan import Layer, LayerPlan, after, step_of
+from rnnjax.engine.fused.residuals import keeping_step_of, layout_of
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.composite import Noise
 from rnnjax.cells.devices import Along
 from rnnjax.cells.products import at_least_float32
-from rnnjax.engine.method import Method
+from rnnjax.engine.core.method import Method
 from rnnjax.errors import InvalidInputError
 
 

@@ -10,19 +10,17 @@ import jax.numpy as jnp
 from rnnjax.cells.arguments import check_features, check_instance, check_size
 from rnnjax.cells.base import Carry, Cell, Coupling, Params
 from rnnjax.cells.devices import Along
-from rnnjax.engine.affine import Solved
-from rnnjax.engine.all_steps import AllSteps
-from rnnjax.engine.beside import Beside
-from rnnjax.engine.chunkwise import chunk_length, chunkwise
-from rnnjax.engine.fused import Fused, resets_early
-from rnnjax.engine.iterations import Newton, why_not_iterated
-from rnnjax.engine.method import Method, why_no_equation
-from rnnjax.engine.pieces import piece_length
-from rnnjax.engine.readout import read_out
-from rnnjax.engine.recurrence import Recurrence
-from rnnjax.engine.scan import Scan
-from rnnjax.engine.solve import solved_states
-from rnnjax.engine.steps import Steps, expand, without_row, zero_masked
+from rnnjax.engine.core.masking import Steps, expand, without_row, zero_masked
+from rnnjax.engine.core.method import Method, why_no_equation
+from rnnjax.engine.core.readout import read_out
+from rnnjax.engine.core.scan import Scan
+from rnnjax.engine.fused.method import Fused, resets_early
+from rnnjax.engine.fused.recurrence import Recurrence
+from rnnjax.engine.parallel.blocked_scan import piece_length
+from rnnjax.engine.parallel.blocks_as_batch import Beside
+from rnnjax.engine.parallel.chunkwise import chunk_length, chunkwise
+from rnnjax.engine.parallel.linear_recurrence import Solved, solved_states
+from rnnjax.engine.parallel.newton import AllSteps, Newton, why_not_iterated
 from rnnjax.errors import InvalidInputError
 
 

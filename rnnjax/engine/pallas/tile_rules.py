@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rnnjax.engine.kernel_step import bound
-from rnnjax.engine.kernel_tiles import Index, Lazy, Tiled, Tiles, UntiledError
+from rnnjax.engine.pallas.interpreter import bound
+from rnnjax.engine.pallas.tiles import Index, Lazy, Tiled, Tiles, UntiledError
 
 # What is computed of each number by itself.
 _NAMES = (

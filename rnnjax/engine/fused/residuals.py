@@ -20,8 +20,8 @@ from jax.stages import Traced
 
 from rnnjax.cells.activations import KEPT
 from rnnjax.cells.base import Carry, Cell, Params
-from rnnjax.engine.layer import Layer, after, inputs_of
-from rnnjax.engine.steps import AtStep
+from rnnjax.engine.core.masking import AtStep
+from rnnjax.engine.fused.plan import Layer, after, inputs_of
 
 Kept = tuple[jax.Array | None, list[jax.Array]]
 """Of a step: what takes the place of its projected inputs, if anything does; and the rest."""

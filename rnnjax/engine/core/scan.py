@@ -8,8 +8,8 @@ import jax
 from rnnjax.cells.arguments import is_floating
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.products import at_least_float32
-from rnnjax.engine.method import Method
-from rnnjax.engine.steps import AtStep, Steps
+from rnnjax.engine.core.masking import AtStep, Steps
+from rnnjax.engine.core.method import Method
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,10 @@ from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import slopes_follow_from_values
 from rnnjax.cells.arguments import brief
-from rnnjax.cells.base import Cell, Params, Role, roles_of
-from rnnjax.engine.products import Products
+from rnnjax.cells.base import Carry, Cell, Params, Role, roles_of
+from rnnjax.engine.core.masking import AtStep, Steps
+from rnnjax.engine.fused.loops import Loop, over_time
+from rnnjax.engine.fused.matmul import Products
 from rnnjax.errors import InvalidInputError
 
 # Projections of more than this are fetched from the system page by page, which is slow.
@@ -147,3 +150,64 @@ def _steps_ahead(cell: Cell, width: int, rows: Any, num_steps: Any, platform: st
         return num_steps
     # A divisor of the steps: a rest of them would be a second loop, compiled as long as the first.
     return next((k for k in counts if num_steps % k == 0), num_steps)
+
+
+# ---- the parts of a layer and of one step
+
+
+class Layer(NamedTuple):
+    """A layer over a sequence, for one platform.
+
+    Attributes:
+        cell: one that declares its equation.
+        plan: how it runs.
+        reverse: whether it runs from the last step to the first.
+        params: its parameters.
+        steps: what happens besides the equation, but for what differs between the steps.
+        loop: what runs its steps, forward and backward.
+    """
+
+    cell: Cell
+    plan: LayerPlan
+    reverse: bool
+    params: Params
+    steps: Steps
+    loop: Loop = over_time
+
+
+def inputs_of(layer: Layer) -> Callable[[Carry, jax.Array], Any]:
+    """``(carry, projected) -> x``, what `update` reads beside the carry."""
+    cell, plan, _, params, steps, _ = layer
+    if cell.recurrent is None:
+        return lambda carry, projected: cell.biased(projected, params, "bias")
+    # Here, outside of the loop, so that a kernel is cast or copied once and not at each step.
+    times, leaf = plan.products.times(params["recurrent_kernel"]), cell.recurrent
+
+    def inputs(carry: Carry, projected: jax.Array) -> Any:
+        recurrent = times(steps.entering(getattr(carry, leaf)))
+        return cell.meet(
+            cell.biased(projected, params, "bias"),
+            cell.biased(recurrent, params, "recurrent_bias"),
+        )
+
+    return inputs
+
+
+def after(
+    cell: Cell, steps: Steps, at: AtStep, start: Carry, old: Carry, new: Carry, y: jax.Array
+) -> tuple[Carry, jax.Array]:
+    """What happens at a step besides the equation; linear in the arrays from ``start`` on."""
+    new, y = steps.end(old, new, y, at, cell.output)
+    return steps._replace(start=start).begin(new, at), y
+
+
+def step_of(layer: Layer) -> Callable[[Carry, jax.Array, AtStep], tuple[Carry, jax.Array]]:
+    """``(carry, projected, at) -> (carry, y)``, of which nothing is kept."""
+    cell, plan, _, params, steps, _ = layer
+    inputs = inputs_of(layer)
+
+    def step(carry: Carry, projected: jax.Array, at: AtStep) -> tuple[Carry, jax.Array]:
+        new, y = cell.advance(params, inputs(carry, projected), carry, plan.products.dtype)
+        return after(cell, steps, at, steps.start, carry, new, y)
+
+    return step

@@ -1,0 +1,1 @@
+"""Parallel in time: affine recurrences in blocks, matrix memories in chunks, and Newton."""
