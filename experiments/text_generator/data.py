@@ -25,7 +25,7 @@ class Data:
     seed: int  # of the order of the windows
     rows: np.ndarray | None = None  # of every batch, those that this process reads; None is all
     characters: int = 0  # of the text before it was cleaned
-    dropped: int = 0  # those of them, but for white space, that the vocabulary has not
+    dropped: int = 0  # those of them, except white space, that the vocabulary has not
 
     @classmethod
     def load(cls, options: Text, seed: int) -> "Data":

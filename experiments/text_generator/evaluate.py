@@ -32,7 +32,7 @@ class Evaluate:
     """The text, as --corpus of train; by default what the run held out of its own, or where it held
     nothing out, all of it."""
     encoding: str | None = None
-    """Of FILE, by default utf-8; or of the run's own text, by default as `train` read it."""
+    """The encoding of FILE (utf-8), or of the run's own text (as `train` read it)."""
     corpus: str | None = None
     """Where the run's own text is, if it was moved."""
     run_dir: Path | None = None

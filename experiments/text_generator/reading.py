@@ -34,7 +34,7 @@ class ReadText:
         vocabulary: what they mean.
         digest: the SHA-256 of the cleaned text, to notice that it changed.
         characters: of the text before it was cleaned; where it is bytes, these.
-        dropped: those of them, but for white space, that the vocabulary has not.
+        dropped: those of them, except white space, that the vocabulary has not.
     """
 
     ids: np.ndarray
@@ -106,7 +106,7 @@ def text_bytes(source: Source, encoding: str = "utf-8", *, strip_licence: bool =
 
 
 def dropped_of(text: str, vocabulary: str) -> int:
-    r"""How many characters of a text, but for white space, a choice of vocabulary leaves out.
+    r"""How many characters of a text, except white space, a choice of vocabulary leaves out.
 
     >>> dropped_of("naïve*\n", "tutorial"), dropped_of("naïve*\n", "lines")
     (2, 1)
@@ -214,7 +214,7 @@ class _Counts:
         return "".join(map(chr, np.flatnonzero(self._counts)))
 
     def dropped(self, vocabulary: str) -> int:
-        """How many of these, but for white space, a choice of vocabulary leaves out."""
+        """How many of these, except white space, a choice of vocabulary leaves out."""
         lost = (c for c in self.characters() if not (c.isspace() or cleaned_as(c, vocabulary)))
         return sum(int(self._counts[ord(c)]) for c in lost)
 
