@@ -30,7 +30,7 @@ class Inspect:
     file: tyro.conf.Positional[str | None] = None
     """The text, as --corpus of train; by default what the run held out, else its own beginning."""
     encoding: str | None = None
-    """Of FILE, by default utf-8; or of the run's own text, by default as `train` read it."""
+    """The encoding of FILE (utf-8), or of the run's own text (as `train` read it)."""
     corpus: str | None = None
     """Where the run's own text is, if it was moved."""
     run_dir: Path | None = None

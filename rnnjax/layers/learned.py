@@ -52,7 +52,7 @@ class LearnedCarry(CompositeCell):
         return self.cell.output_size
 
     def last_output(self, carry: Any, ys: jax.Array, pick: PickLast) -> jax.Array:
-        """That of the cell."""
+        """The last output of the cell."""
         return self.cell.last_output(carry, ys, pick)
 
     @property

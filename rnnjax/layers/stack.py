@@ -64,7 +64,7 @@ class Stack(CompositeCell):
         return self.cells[-1].output_size
 
     def last_output(self, carry: Any, ys: jax.Array, pick: PickLast) -> jax.Array:
-        """That of the last layer."""
+        """The last output of the last layer."""
         return self.cells[-1].last_output(None if carry is None else carry[-1], ys, pick)
 
     @property

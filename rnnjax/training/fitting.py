@@ -572,7 +572,8 @@ class _Run:
     def _goes_on(self) -> str:
         if not self.in_folder:
             return "without a run_dir nothing is saved, and what was learned is lost"
-        if not self.checkpoints.steps():
+        # Not by `Checkpoints.steps`: the other processes, which it asks, may not have stopped.
+        if not any(self.checkpoints.directory.glob("[0-9]*")):
             return f"there is no checkpoint in {self.folder} yet, and the same call begins again"
         return f"the same call goes on from the last checkpoint in {self.folder}"
 

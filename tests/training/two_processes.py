@@ -4,6 +4,7 @@
 What was seen goes into the folder.
 """
 
+import functools
 import json
 import os
 import signal
@@ -43,12 +44,15 @@ def measured(params):
     return {"validation_loss": float(jnp.sum(params**2)) + 100 * INDEX}
 
 
+def of_rows(batches, rows, epoch):
+    return jax.tree.map(lambda x: x[:, rows], batches(epoch))
+
+
 def train(folder, epochs, *, loss=loss_fn, batches=None, sharding=None, **options):
     """With the rows over both processes, or all of them on each."""
     batches = data() if batches is None else batches
     if sharding is not None:
-        rows, whole = sharding.rows(ROWS), batches
-        batches = lambda epoch: jax.tree.map(lambda x: x[:, rows], whole(epoch))  # noqa: E731
+        batches = functools.partial(of_rows, batches, sharding.rows(ROWS))
     options = {"evaluate": measured, "progress": Silent(), **options}
     return fit(
         loss, jnp.zeros(3), optax.adam(0.05), batches, epochs, key=jax.random.key(0),

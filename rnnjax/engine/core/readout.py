@@ -1,4 +1,4 @@
-"""What stands behind the loop, for all steps at once."""
+"""The readout: outputs after the loop, from what the loop emits."""
 
 from typing import Any
 
