@@ -217,7 +217,7 @@ def _lower(length: int) -> jax.Array:
 
 
 def unit_lower_solve(below: jax.Array, right: jax.Array) -> jax.Array:
-    """The solution ``x`` of ``(I + below) x = right``, by forward substitution in blocks of rows.
+    """The solution ``x`` of ``(I + below) x = right``, by substitution in blocks of rows.
 
     Args:
         below: ``(..., steps, steps)``, zero on its diagonal and above.
@@ -228,20 +228,37 @@ def unit_lower_solve(below: jax.Array, right: jax.Array) -> jax.Array:
     # they grow like binomials, while the solution stays small.
     steps = below.shape[-1]
     size = min(_BLOCK, steps)
-    starts = range(0, steps, size)
-    padded = jnp.pad(below, [(0, 0)] * (below.ndim - 2) + [(0, -steps % size)] * 2)
-    blocks = jnp.stack([padded[..., i : i + size, i : i + size] for i in starts], axis=-3)
-    inverses = _unit_lower_inverse(blocks)
-    x = _product(inverses[..., 0, :, :], right[..., :size, :])
-    for block, start in enumerate(starts[1:], 1):
-        end = min(start + size, steps)
-        rest = right[..., start:end, :] - _product(below[..., start:end, :start], x)
-        inverse = inverses[..., block, : end - start, : end - start]
-        x = jnp.concatenate([x, _product(inverse, rest)], axis=-2)
-    return x
+    blocks = [(i, min(i + size, steps)) for i in range(0, steps, size)]
+    known = jax.lax.stop_gradient(below)  # the derivative is that of the linear system
+    padded = jnp.pad(known, [(0, 0)] * (below.ndim - 2) + [(0, -steps % size)] * 2)
+    inverses = _unit_lower_inverse(
+        jnp.stack([padded[..., i : i + size, i : i + size] for i, _ in blocks], axis=-3)
+    )
+
+    def inverse(block: int) -> jax.Array:
+        rows = blocks[block][1] - blocks[block][0]
+        return inverses[..., block, :rows, :rows]
+
+    def forward(_: Any, right: jax.Array) -> jax.Array:
+        x = right[..., :0, :]
+        for block, (start, end) in enumerate(blocks):
+            rest = right[..., start:end, :] - _product(known[..., start:end, :start], x)
+            x = jnp.concatenate([x, _product(inverse(block), rest)], axis=-2)
+        return x
+
+    def backward(_: Any, right: jax.Array) -> jax.Array:
+        x = right[..., :0, :]
+        for block, (start, end) in reversed(list(enumerate(blocks))):
+            rest = right[..., start:end, :] - _product(known[..., end:, start:end].mT, x)
+            x = jnp.concatenate([_product(inverse(block).mT, rest), x], axis=-2)
+        return x
+
+    # One solve more for a gradient, instead of the transposes of all the steps above.
+    return jax.lax.custom_linear_solve(
+        lambda x: x + _product(below, x), right, solve=forward, transpose_solve=backward
+    )
 
 
-@jax.custom_jvp
 def _unit_lower_inverse(below: jax.Array) -> jax.Array:
     """The inverse of ``I + below``, which takes one column of ``below`` after the other."""
     size = below.shape[-1]
@@ -253,13 +270,6 @@ def _unit_lower_inverse(below: jax.Array) -> jax.Array:
     # The first column is taken here, so that the loop begins with an array of the type of `below`.
     first = jnp.eye(size, dtype=below.dtype) - below.at[..., 1:].set(0)
     return jax.lax.fori_loop(1, size - 1, eliminate, first)
-
-
-@_unit_lower_inverse.defjvp
-def _(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    # Through the inverse that is there already, and not back through the loop.
-    inverse = _unit_lower_inverse(*primals)
-    return inverse, -_product(_product(inverse, tangents[0]), inverse)
 
 
 # Of one decay a head there are as many numbers for a chunk as of the products of its keys; where
