@@ -1,5 +1,6 @@
 """What each cell declares holds: no row depends on another, and its coupling is as promised."""
 
+import dataclasses
 import functools
 import re
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from cell_table import CELLS, OwnStepCell, grid, layers
 
 import rnnjax
-from rnnjax import Coupling, InvalidInputError
+from rnnjax import Coupling, InvalidInputError, Role
 from rnnjax.interop.onnx.cells import GeneralLSTMCell
 
 DECLARED = {name: cell for name, cell in CELLS.items() if cell.carry is not None} | {
@@ -220,3 +221,127 @@ def test_rows_may_interact_in_a_step_of_its_own(method: rnnjax.Method, assert_cl
     run = jax.jit(lambda *args: [jax.value_and_grad(f, (0, 1))(*args) for f in (library, by_hand)])
     ours, expected = run(params, xs)
     assert_close(ours, expected, 1e-5)
+
+
+# ---- what an update is given
+
+
+@dataclasses.dataclass(frozen=True)
+class AxisOneCell(rnnjax.Cell):
+    """An affine cell that counts its axes from the first: those of one step."""
+
+    hidden_size: int
+    carry = rnnjax.SimpleRNNCarry
+    gates = "z", "n"
+    recurrent, output = None, None
+    coupling = Coupling.CONTRACTING
+
+    def update(self, params: Any, x: jax.Array, carry: Any) -> Any:
+        z, n = jnp.split(x, 2, axis=-1)
+        hidden = jax.nn.softmax(z, axis=1) * carry.hidden + n
+        return rnnjax.SimpleRNNCarry(hidden), jnp.tanh(hidden + carry.hidden)
+
+
+@dataclasses.dataclass(frozen=True)
+class AxisOneRNNCell(rnnjax.Cell):
+    """A recurrent cell that does so."""
+
+    hidden_size: int
+    carry = rnnjax.SimpleRNNCarry
+    gates = ("h",)
+
+    def update(self, params: Any, x: jax.Array, carry: Any) -> Any:
+        return rnnjax.SimpleRNNCarry(jnp.tanh(x - 0.1 * x.mean(axis=1, keepdims=True)))
+
+
+@pytest.mark.parametrize("num_steps", [2, 600])
+@pytest.mark.parametrize(
+    ("cell", "method"),
+    [
+        (AxisOneCell(4), rnnjax.Fused()),
+        (AxisOneCell(4), rnnjax.Parallel()),
+        (AxisOneRNNCell(4), rnnjax.Fused()),
+        (AxisOneRNNCell(4), rnnjax.Parallel(newton=rnnjax.Newton())),
+    ],
+    ids=repr,
+)
+def test_an_update_is_given_one_step(
+    cell: Any, method: rnnjax.Method, num_steps: int, assert_close: Any
+) -> None:
+    params = cell.init(jax.random.key(0), 3)
+    xs = jax.random.normal(jax.random.key(1), (num_steps, 2, 3))
+    lengths = jnp.array([num_steps, num_steps // 2])
+
+    def loss(params: Any, xs: Any, method: rnnjax.Method) -> jax.Array:
+        return jnp.sin(rnnjax.unroll(cell, params, xs, lengths=lengths, method=method)[1]).sum()
+
+    run = jax.jit(jax.value_and_grad(loss, (0, 1)), static_argnums=2)
+    assert_close(run(params, xs, method), run(params, xs, rnnjax.Scan()), 1e-5)
+
+
+@dataclasses.dataclass(frozen=True)
+class SkipCell(rnnjax.Cell):
+    """A residual cell with a kernel only where the sizes differ."""
+
+    hidden_size: int
+    carry = rnnjax.SimpleRNNCarry
+    gates = ("h",)
+
+    def parameters(self, input_size: int) -> Any:
+        params = super().parameters(input_size)
+        if input_size != self.hidden_size:
+            params["skip"] = rnnjax.Param((self.hidden_size, self.hidden_size), "zeros")
+        return params
+
+    def update(self, params: Any, x: jax.Array, carry: Any) -> Any:
+        return rnnjax.SimpleRNNCarry(jnp.tanh(x))
+
+
+def test_parameters_have_the_same_names_for_every_size() -> None:
+    SkipCell(4).init(jax.random.key(0), 3)
+    with pytest.raises(InvalidInputError, match="skip differs between 1 and 4 features; make it"):
+        SkipCell(4).init(jax.random.key(0), 4)
+    params = rnnjax.SimpleRNNCell(4).init(jax.random.key(0), 4)
+    with pytest.raises(InvalidInputError, match="same names and roles"):
+        rnnjax.unroll(SkipCell(4), params, jnp.ones((2, 4)))
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedKernelCell(rnnjax.Cell):
+    """A cell that multiplies the state by a part of a kernel."""
+
+    hidden_size: int
+    role: Role = Role.UNIT
+    carry = rnnjax.SimpleRNNCarry
+    gates = ("h",)
+    recurrent = None
+
+    def parameters(self, input_size: int) -> Any:
+        shape = self.hidden_size, self.hidden_size
+        return super().parameters(input_size) | {
+            "own": rnnjax.Param(shape, "orthogonal", self.role)
+        }
+
+    def update(self, params: Any, x: jax.Array, carry: Any) -> Any:
+        kernel = params["own"] * (1 - jnp.eye(self.hidden_size))
+        return rnnjax.SimpleRNNCarry(jnp.tanh(x + carry.hidden @ kernel))
+
+
+@pytest.mark.parametrize("method", [rnnjax.Scan(), rnnjax.Fused()])
+def test_a_kernel_of_the_loop_names_the_cure(method: rnnjax.Method, assert_close: Any) -> None:
+    cell, xs = MaskedKernelCell(4), jax.random.normal(jax.random.key(1), (5, 2, 3))
+    params = cell.init(jax.random.key(0), 3)
+    with pytest.raises(InvalidInputError, match=r"Role\.LOOP knows only state @ params"):
+        rnnjax.unroll(MaskedKernelCell(4, role=Role.LOOP), params, xs, method=method)
+
+    def loss(params: Any) -> jax.Array:
+        return jnp.sin(rnnjax.unroll(cell, params, xs, method=method)[1]).sum()
+
+    def by_hand(params: Any) -> jax.Array:
+        carry, total = cell.initial_carry((2,)), 0.0
+        for x in xs:
+            carry, y = cell.step(params, carry, x)
+            total += jnp.sin(y).sum()
+        return total
+
+    assert_close(jax.grad(loss)(params), jax.grad(by_hand)(params), 1e-5)

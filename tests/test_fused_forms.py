@@ -432,11 +432,10 @@ def carried(function, *args):
     ("cell", "ahead"),
     [
         (rnnjax.MinGRUCell(4), True),
-        (rnnjax.LRUCell(4), False),
+        (rnnjax.GRUCell(4), True),
         (rnnjax.LSTMCell(4), False),
-        (rnnjax.LSTMCell(4, activation="relu"), True),
     ],
-    ids=["minGRU", "LRU", "LSTM", "LSTM of relu"],
+    ids=["minGRU", "GRU", "LSTM"],
 )
 def test_a_loop_carries_the_inputs_of_a_step_where_it_reads_ahead(cell, ahead, axis):
     recurrence = Recurrence(cell, None, False, axis=axis)
@@ -448,17 +447,15 @@ def test_a_loop_carries_the_inputs_of_a_step_where_it_reads_ahead(cell, ahead, a
     assert ((3, width) in carried(functools.partial(recurrence.run, "cpu"), *args)) == ahead
 
 
-@pytest.mark.parametrize(
-    ("cell", "ahead"), [(rnnjax.S6Cell(4), True), (rnnjax.LRUCell(4), False)], ids=["S6", "LRU"]
-)
-def test_so_do_the_loops_that_find_what_pieces_make_of_a_state(cell, ahead):
+def test_so_do_the_loops_that_find_what_pieces_make_of_a_state():
+    cell = rnnjax.S6Cell(4)
     beside = Beside(Recurrence(cell, None, False), 20)
     used = jax.eval_shape(lambda: cell.in_loop(cell.init(jax.random.key(0), 2)))
     carry = jax.eval_shape(lambda: cell.initial_carry((3,)))
     xs = jax.ShapeDtypeStruct((100, 3, 2), jnp.float32)
     args = used, Steps(), xs, AtStep(), carry
     width = used["kernel"].shape[-1]
-    assert ((5, 3, width) in carried(functools.partial(beside.run, "cpu"), *args)) == ahead
+    assert (5, 3, width) in carried(functools.partial(beside.run, "cpu"), *args)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import get_activation, get_initializer, named
 from rnnjax.cells.onehot import OneHot
+from rnnjax.cells.products import Kernel
 from rnnjax.errors import InvalidInputError, RnnjaxError
 
 
@@ -294,6 +295,7 @@ def check_params(cell: Any, params: Any) -> int:
             )
         check_floats(f"params[{key!r}]", leaf.dtype, advice)
     input_size = params["kernel"].shape[-2] if params["kernel"].ndim > 1 else 0
+    check_names(cell, max(1, input_size))
     shapes = {key: jnp.shape(array) for key, array in params.items()}
     expected = {key: param.shape for key, param in cell.parameters(max(1, input_size)).items()}
     if shapes != expected:
@@ -304,6 +306,24 @@ def check_params(cell: Any, params: Any) -> int:
         )
         raise InvalidInputError(f"params do not belong to {brief(cell)}: {listed}; {advice}")
     return input_size
+
+
+def check_names(cell: Any, input_size: int) -> None:
+    """Raise unless a cell has the same parameters, in the same roles, as for one feature.
+
+    Raises:
+        InvalidInputError: a parameter exists, or has its role, for some sizes alone.
+    """
+    one, here = (
+        {name: getattr(param, "role", None) for name, param in cell.parameters(size).items()}
+        for size in (1, input_size)
+    )
+    if differing := sorted(dict(one.items() ^ here.items())):
+        raise InvalidInputError(
+            f"parameters of {brief(cell)} must have the same names and roles for every "
+            f"input_size, but {', '.join(differing)} differs between 1 and {input_size} features; "
+            "make it depend on a field of the cell"
+        )
 
 
 def check_features(cell: Any, params: Any, xs: Any) -> None:
@@ -473,9 +493,12 @@ def naming_update(cell: Any, x: Any, carry: Any) -> Iterator[None]:
         raise
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:100]
+        advice = "check gates, sums, output, and what it returns"
+        if Kernel.__name__ in str(error):
+            advice = "a parameter of Role.LOOP knows only state @ params[name]; leave its role out"
         raise InvalidInputError(
             f"update of {brief(cell)} cannot run: {reason}; it was given x {_shapes(x)} and the "
-            f"carry {_shapes(carry)}; check gates, sums, output, and what it returns"
+            f"carry {_shapes(carry)}; {advice}"
         ) from error
 
 

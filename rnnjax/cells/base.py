@@ -20,6 +20,7 @@ from rnnjax.cells.arguments import (
     check_features,
     check_fields,
     check_init,
+    check_names,
     check_step,
     check_takes_dtype,
     drawn,
@@ -116,8 +117,6 @@ class Cell(abc.ABC):
       update multiplies (see `update`).
     - ``sums``: whether the update is given the two halves as their sum, as in an LSTM: yes.
       Otherwise as a pair ``(projected, recurrent)``, as in a GRU, whose reset gate scales one.
-    - ``reads_ahead``: whether the loop reads the inputs of a step at the step before: yes. No is
-      faster on a CPU where a single `activate_gates` reads that sum as a whole, as an LSTM's.
     - ``output``: the leaf of the new carry that is the output: ``"hidden"``. None: the update
       returns the new carry and ``y``, of ``hidden_size`` unless `output_size` says otherwise.
     - ``free``: the leaves of the carry that may hold any numbers, and be learned, bridged, or kept
@@ -165,7 +164,6 @@ class Cell(abc.ABC):
 
     carry: ClassVar[Any] = None
     sums: ClassVar[bool] = True
-    reads_ahead: ClassVar[bool] = True
     output: ClassVar[str | None] = "hidden"
     free: ClassVar[tuple[str, ...] | None] = None
 
@@ -367,6 +365,7 @@ class Cell(abc.ABC):
         check_init(key, input_size)
         # In float32 at least, which orthogonal needs.
         wide = at_least_float32(self.param_dtype)
+        check_names(self, input_size)
         params = self.parameters(input_size)
         if "kernel" not in params:
             raise InvalidInputError(

@@ -77,7 +77,6 @@ class ConvLSTMCell(Cell):
     carry: ClassVar[type[LSTMCarry]] = LSTMCarry
     gates = "i", "f", "g", "o"
     coupling = Coupling.ELEMENTWISE
-    reads_ahead = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -75,7 +75,6 @@ class CoupledLSTMCell(Cell):
     carry: ClassVar[type[LSTMCarry]] = LSTMCarry
     gates = "i", "g", "o"
     coupling = Coupling.ELEMENTWISE
-    reads_ahead = False
 
     def parameters(self, input_size: int) -> dict[str, Param]:
         """``kernel``, ``recurrent_kernel`` and ``bias``."""

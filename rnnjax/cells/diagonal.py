@@ -67,7 +67,6 @@ class DiagonalGRUCell(Cell):
     gates = "r", "z", "n"
     coupling = Coupling.ELEMENTWISE
     recurrent = None
-    reads_ahead = False
 
     def parameters(self, input_size: int) -> dict[str, Param]:
         """``kernel``, ``bias`` and ``recurrent_kernel``."""
@@ -143,7 +142,6 @@ class DiagonalLSTMCell(Cell):
     gates = "i", "f", "g", "o"
     coupling = Coupling.ELEMENTWISE
     recurrent = None
-    reads_ahead = False
 
     def parameters(self, input_size: int) -> dict[str, Param]:
         """``kernel``, ``bias`` and ``recurrent_kernel``."""

@@ -76,7 +76,6 @@ class HGRNCell(Cell):
     gates = "f", "n", "m", "g_real", "g_imag"
     coupling = Coupling.CONTRACTING
     recurrent = None
-    reads_ahead = False
     output = None
 
     def __post_init__(self) -> None:

@@ -60,7 +60,6 @@ class IndRNNCell(Cell):
 
     carry: ClassVar[type[SimpleRNNCarry]] = SimpleRNNCarry
     gates = ("h",)
-    reads_ahead = False
     recurrent = None
 
     @property

@@ -100,7 +100,6 @@ class LRUCell(Cell):
     gates = "real", "imag"
     coupling = Coupling.CONTRACTING
     recurrent = None
-    reads_ahead = False
     output = None
 
     def __post_init__(self) -> None:

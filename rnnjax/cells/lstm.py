@@ -90,7 +90,6 @@ class LSTMCell(Cell):
     carry: ClassVar[type[LSTMCarry]] = LSTMCarry
     gates = "i", "f", "g", "o"
     coupling = Coupling.ELEMENTWISE
-    reads_ahead = False
 
     def parameters(self, input_size: int) -> dict[str, Param]:
         """``kernel``, ``recurrent_kernel`` and ``bias``."""

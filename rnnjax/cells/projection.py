@@ -76,7 +76,6 @@ class ProjectionLSTMCell(Cell):
 
     carry: ClassVar[type[LSTMCarry]] = LSTMCarry
     gates = "i", "f", "g", "o"
-    reads_ahead = False
 
     @property
     def carry_shapes(self) -> dict[str, tuple[int, ...]]:

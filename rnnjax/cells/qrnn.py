@@ -62,7 +62,6 @@ class QRNNCell(Cell):
 
     carry: ClassVar[type[SimpleRNNCarry]] = SimpleRNNCarry
     coupling = Coupling.CONTRACTING
-    reads_ahead = False
     recurrent = None
     output = None
 

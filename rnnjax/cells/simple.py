@@ -71,7 +71,6 @@ class SimpleRNNCell(Cell):
     carry: ClassVar[type[SimpleRNNCarry]] = SimpleRNNCarry
     gates = ("h",)
     coupling = Coupling.ELEMENTWISE
-    reads_ahead = False
 
     def update(self, params: Params, x: jax.Array, carry: SimpleRNNCarry) -> SimpleRNNCarry:
         """``h'`` is the activated sum."""

@@ -66,7 +66,6 @@ class SRUCell(Cell):
     carry: ClassVar[type[SimpleRNNCarry]] = SimpleRNNCarry
     gates = "z", "f", "r", "n"
     recurrent = None
-    reads_ahead = False
     output = None
 
     @property

@@ -72,7 +72,6 @@ class TemporalConvCell(Cell):
     # by a NaN, that would stay in the window for good, so `Auto` is not to choose it.
     coupling = Coupling.AFFINE
     recurrent = None
-    reads_ahead = False
     output = None
 
     def parameters(self, input_size: int) -> dict[str, Param]:

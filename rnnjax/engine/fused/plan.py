@@ -1,6 +1,7 @@
 """What will run of a layer, and why: data, which the methods follow and `rnnjax.explain` prints."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,7 +11,6 @@ import jax.numpy as jnp
 from jax.export import is_symbolic_dim
 from jax.typing import DTypeLike
 
-from rnnjax.cells.activations import slopes_follow_from_values
 from rnnjax.cells.arguments import brief
 from rnnjax.cells.base import Carry, Cell, Params, Role, roles_of
 from rnnjax.engine.core.masking import AtStep, Steps
@@ -56,7 +56,7 @@ class LayerPlan:
     Attributes:
         products: the forms of the products.
         ahead: how many steps' inputs are projected at a time where no gradient is taken.
-        reads_ahead: whether the forward loop reads its inputs a step ahead, see `over_time`.
+        reads_ahead: whether the loop without a backward pass reads ahead, see `over_time`.
     """
 
     products: Products
@@ -124,16 +124,12 @@ class LayerPlan:
 
 
 def _reads_ahead(cell: Cell) -> bool:
-    """As the cell says, but where an activation that is neither tanh nor sigmoid takes gates apart.
+    """Whether a loop without a backward pass carries each step's inputs from the step before.
 
-    A loop of XLA's CPU that slices a step's gates out of the array of all steps, and computes a
-    function of them at once, is not vectorised: read ahead, it takes 0.3 of the time (RG-LRU and
-    minLSTM forward), 0.3 to 0.5 (S6), 0.5 (minGRU, GILR, GRU). Where there is a loop for the
-    functions, or hardly a function, to read ahead takes 1.02 to 1.9 times as long (LSTM, QRNN, LRU,
-    HGRN, SRU, the diagonal cells); of an LSTM with other activations 0.8.
+    Where several gates are functions of slices, XLA's loop on a CPU is slow unless it does. A sum
+    of two products that is read as a whole, as an LSTM's, and a single gate are faster as they are.
     """
-    given = [value for name, value in vars(cell).items() if name.endswith("activation")]
-    return cell.reads_ahead or not (len(cell.gates) == 1 or slopes_follow_from_values(given))
+    return len(cell.gates) > 1 and (cell.recurrent is None or not cell.sums)
 
 
 def _steps_ahead(cell: Cell, width: int, rows: Any, num_steps: Any, platform: str) -> Any:
@@ -165,6 +161,7 @@ class Layer(NamedTuple):
         params: its parameters.
         steps: what happens besides the equation, but for what differs between the steps.
         loop: what runs its steps, forward and backward.
+        blocks: whether the first axis of the rows are blocks of one sequence.
     """
 
     cell: Cell
@@ -173,11 +170,39 @@ class Layer(NamedTuple):
     params: Params
     steps: Steps
     loop: Loop = over_time
+    blocks: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Advance:
+    """``(params, x, carry) -> (carry, y)``, the cell's `advance`, which is given one step.
+
+    Attributes:
+        cell: one that declares its equation.
+        dtype: of the operands of products inside of its update, if not the cell's.
+        blocks: whether the first axis of the rows are blocks of one sequence.
+    """
+
+    cell: Cell
+    dtype: DTypeLike | None
+    blocks: bool
+
+    def __call__(self, params: Params, x: Any, carry: Carry) -> tuple[Carry, jax.Array]:
+        """Apply the update to all blocks side by side."""
+        advance = functools.partial(self.cell.advance, dtype=self.dtype)
+        if self.blocks:
+            advance = jax.vmap(advance, in_axes=(None, 0, 0))
+        return advance(params, x, carry)
+
+
+def advance_of(layer: Layer) -> Advance:
+    """That of a layer, a hashable value."""
+    return Advance(layer.cell, layer.plan.products.dtype, layer.blocks)
 
 
 def inputs_of(layer: Layer) -> Callable[[Carry, jax.Array], Any]:
     """``(carry, projected) -> x``, what `update` reads beside the carry."""
-    cell, plan, _, params, steps, _ = layer
+    cell, plan, _, params, steps, *_ = layer
     if cell.recurrent is None:
         return lambda carry, projected: cell.biased(projected, params, "bias")
     # Here, outside of the loop, so that a kernel is cast or copied once and not at each step.
@@ -203,11 +228,12 @@ def after(
 
 def step_of(layer: Layer) -> Callable[[Carry, jax.Array, AtStep], tuple[Carry, jax.Array]]:
     """``(carry, projected, at) -> (carry, y)``, of which nothing is kept."""
-    cell, plan, _, params, steps, _ = layer
+    cell, steps = layer.cell, layer.steps
     inputs = inputs_of(layer)
+    advance = advance_of(layer)
 
     def step(carry: Carry, projected: jax.Array, at: AtStep) -> tuple[Carry, jax.Array]:
-        new, y = cell.advance(params, inputs(carry, projected), carry, plan.products.dtype)
+        new, y = advance(layer.params, inputs(carry, projected), carry)
         return after(cell, steps, at, steps.start, carry, new, y)
 
     return step

@@ -43,8 +43,9 @@ class Recurrence(Function):
         dtype: of the operands of its products.
         reverse: whether it runs from the last step to the first.
         loops: what its loops run as; None for XLA's.
-        axis: that of time: 1 where the blocks of a sequence come before it, see `by_columns`; but
-            `plain` knows no blocks.
+        axis: that of time: 1 where the blocks of a sequence come before it, see `by_columns`.
+        blocks: whether the first axis of the rows are the blocks of one sequence, of which `plain`
+            does not know.
     """
 
     cell: Cell
@@ -52,6 +53,7 @@ class Recurrence(Function):
     reverse: bool
     loops: Loops | None = None
     axis: int = 0
+    blocks: bool = False
 
     def refused(self, what: str) -> str:
         """Of the cell's update."""
@@ -79,7 +81,7 @@ class Recurrence(Function):
                 loop = by_columns
             elif platform == "cpu":
                 loop = with_vectors(loop)
-        return Layer(self.cell, plan, self.reverse, params, steps, loop)
+        return Layer(self.cell, plan, self.reverse, params, steps, loop, self.blocks)
 
     def plain(self, params: Params, steps: Steps, xs: Any, each: AtStep, carry: Carry) -> Any:
         """A scan of the step, behind the product of the inputs."""
@@ -128,11 +130,9 @@ class Recurrence(Function):
             new, y, (entry, rest) = step(carry, projected, at)
             return new, entry, (y, rest, carry)
 
-        # Without a product between reading and writing, XLA copies the array at each step: an
-        # IndRNN's gradient takes 4 to 5 times as long (H = 64 and 128, batch 16, 100 steps).
-        ahead = layer.plan.reads_ahead or self.cell.recurrent is None
+        # Read ahead, as XLA may otherwise copy the array that is written over at each step.
         carry, first, (ys, rest, carries) = layer.loop(
-            LoopArgs(keep, carry, project(layer, xs), each, self.reverse, ahead)
+            LoopArgs(keep, carry, project(layer, xs), each, self.reverse, ahead=True)
         )
         return (carry, ys), (first, rest, carries)
 
@@ -220,7 +220,7 @@ def _backward_loop(
     the cotangents of the projected inputs, written over ``first``; those of the recurrent products
     at every step, None where they are the first; and that of the carry before the first step.
     """
-    cell, plan, _, params, steps, loop = layer
+    cell, plan, _, params, steps, loop, _ = layer
     used, pair = cell.in_update(params), cell.recurrent is not None and not cell.sums
     leaf = cell.recurrent
     if leaf is not None:

@@ -19,9 +19,9 @@ from jax.core import eval_jaxpr
 from jax.stages import Traced
 
 from rnnjax.cells.activations import KEPT
-from rnnjax.cells.base import Carry, Cell, Params
+from rnnjax.cells.base import Carry, Params
 from rnnjax.engine.core.masking import AtStep
-from rnnjax.engine.fused.plan import Layer, after, inputs_of
+from rnnjax.engine.fused.plan import Advance, Layer, advance_of, after, inputs_of
 
 Kept = tuple[jax.Array | None, list[jax.Array]]
 """Of a step: what takes the place of its projected inputs, if anything does; and the rest."""
@@ -140,12 +140,12 @@ def _used(layer: Layer) -> Params:
 def _traced(layer: Layer, projected: Any, used: Params, x: Any, carry: Carry) -> Traced:
     """`_keeping` of these, or of their shapes."""
     entry = jax.ShapeDtypeStruct(projected.shape, projected.dtype)
-    return _keeping.trace(layer.cell, layer.plan.products.dtype, entry, used, x, carry)
+    return _keeping.trace(advance_of(layer), entry, used, x, carry)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _keeping(
-    cell: Cell, dtype: Any, projected: jax.ShapeDtypeStruct, used: Params, x: Any, carry: Carry
+    advance: Advance, projected: jax.ShapeDtypeStruct, used: Params, x: Any, carry: Carry
 ) -> tuple[tuple[Carry, jax.Array], list[jax.Array], Layout]:
     """What `update` returns, what its derivative keeps, and where that finds it.
 
@@ -154,12 +154,12 @@ def _keeping(
     tracing the gradient of an LSTM and a GRU with resets (JAX 0.10.2).
     """
     # In a scan XLA cannot merge what is computed again with what was computed before.
-    advance = jax.checkpoint(
-        functools.partial(cell.advance, dtype=dtype),
+    saving = jax.checkpoint(
+        advance,
         prevent_cse=False,
         policy=jax.checkpoint_policies.save_only_these_names(KEPT),
     )
-    out, pull = jax.vjp(advance, used, x, carry)
+    out, pull = jax.vjp(saving, used, x, carry)
     layout, kept = Layout.of(pull, used, carry, projected)
     return out, kept, layout
 

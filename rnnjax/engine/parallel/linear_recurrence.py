@@ -1,6 +1,7 @@
 """Affine recurrences: what multiplies the state and what is added, and the states of all steps."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -172,7 +173,9 @@ def solved_states(
     """The last state and the outputs, from the factors and constants of every step."""
     projected = cell.biased(product(xs, params["kernel"], cell.dtype), params, "bias")
     nothing = jax.tree.map(lambda s: jnp.zeros((xs.shape[0], *s.shape), s.dtype), carry)
-    constants, factors = affine(lambda c: cell.advance(params, projected, c)[0], nothing)
+    # What `update` is given is one step.
+    advance = jax.vmap(functools.partial(cell.advance, params))
+    constants, factors = affine(lambda c: advance(projected, c)[0], nothing)
     start, tree = jax.tree.flatten(carry)
 
     def step(before: Carry) -> Carry:
@@ -193,5 +196,5 @@ def solved_states(
     else:
         before = [later(h).at[0].set(s) for h, s in zip(states, first, strict=True)]
         begun = steps.begin(jax.tree.unflatten(tree, before), each)
-        ys = cell.advance(params, projected, begun)[1]
+        ys = advance(projected, begun)[1]
     return jax.tree.unflatten(tree, ends), zero_masked(ys, each.valid)

@@ -170,7 +170,8 @@ class Parallel(Method):
         length = piece_length(num_steps, self.chunk)
         if self.axis_name is None and runs_again(cell, xs.shape):
             carry, steps = resets_early(carry, steps._replace(each=each), False)
-            beside = Beside(Recurrence(cell, cell.dtype, False), length, not writes_more(cell))
+            recurrence = Recurrence(cell, cell.dtype, False, blocks=True)
+            beside = Beside(recurrence, length, not writes_more(cell))
             used = cell.in_loop(dict(params))
             last, ys = beside(used, steps.shared(), xs, steps.each, carry)
         else:

@@ -49,7 +49,8 @@ class Newton:
     (Lim et al., 2024; quasi-DEER: Gonzalez et al., 2024; in blocks: Danieli et al., 2025).
     :math:`D` only steers, and :math:`r` alone decides: where it is not small behind the last
     iteration, as with chaotic weights, the steps run one by one. So the numbers are the cell's own
-    in any case, and `rnnjax.newton` says how many iterations they took.
+    in any case, and `rnnjax.newton` says how many iterations they took. :math:`D` is a derivative
+    forwards: an ``update`` with a `jax.custom_vjp` needs a `jax.custom_jvp` instead.
 
     It is for machines that would idle else: on two cores a GRU(64) over 8,192 steps of batch 1
     takes 8 times as long as by `rnnjax.Fused`, of whose steps each waits for the one before.
@@ -283,7 +284,7 @@ class AllSteps(Function):
 
         def all_steps(params: Params, start: Any, xs: Any, before: Carry) -> Any:
             projected = self.cell.project(params, xs)
-            return self._step(params, steps._replace(start=start), projected, each, before)
+            return self._steps(params, steps._replace(start=start), projected, each, before)
 
         _, pull = jax.vjp(all_steps, params, steps.start, xs, before)
         d_params, d_start, d_xs, d_before = pull((back, d_ys))
@@ -299,7 +300,7 @@ class AllSteps(Function):
             return self._linearised(params, steps, projected, each, _before(carry, states))
 
         def step(states: Carry) -> tuple[Carry, jax.Array]:
-            return self._step(params, steps, projected, each, _before(carry, states))
+            return self._steps(params, steps, projected, each, _before(carry, states))
 
         def solve(factors: Factors, given: list[jax.Array]) -> list[jax.Array]:
             return in_pieces(factors, given, None, self.length)
@@ -323,7 +324,7 @@ class AllSteps(Function):
     ) -> Solution:
         """What comes back to the state behind each step."""
         d_last, d_ys = d
-        _, pull = jax.vjp(lambda carry: self._step(params, steps, projected, each, carry), before)
+        _, pull = jax.vjp(lambda carry: self._steps(params, steps, projected, each, carry), before)
         _, factors = self._linearised(params, steps, projected, each, before)
 
         def from_behind(back: Carry) -> Carry:
@@ -346,11 +347,17 @@ class AllSteps(Function):
     def _step(
         self, params: Params, steps: Steps, projected: jax.Array, each: AtStep, carry: Carry
     ) -> tuple[Carry, jax.Array]:
-        """A step with its marks, or all of them at once, each from its own state before."""
+        """A step with its marks."""
         begun = steps.begin(carry, each)
         recurrent = self.cell.recur(params, _entering(self.cell, steps, begun))
         new, y = self.cell.advance(params, self.cell.meet(projected, recurrent), begun)
         return steps.end(begun, new, y, each, self.cell.output)
+
+    def _steps(
+        self, params: Params, steps: Steps, projected: jax.Array, each: AtStep, before: Carry
+    ) -> tuple[Carry, jax.Array]:
+        """All steps at once, each from its own state before; `update` is given one of them."""
+        return jax.vmap(functools.partial(self._step, params, steps))(projected, each, before)
 
     def _linearised(
         self, params: Params, steps: Steps, projected: jax.Array, each: AtStep, before: Carry
@@ -362,7 +369,7 @@ class AllSteps(Function):
             for name, leaf in cell.in_update(params).items()
         }
 
-        def step(carry: Carry) -> Carry:
+        def step(projected: jax.Array, each: AtStep, carry: Carry) -> Carry:
             begun = steps.begin(carry, each)
             recurrent = None
             if cell.recurrent is not None:
@@ -374,7 +381,7 @@ class AllSteps(Function):
             new = jax.tree.map(lambda leaf, old: leaf.astype(old.dtype), new, begun)
             return steps.end(begun, new, jax.tree.leaves(new)[0], each, None)[0]
 
-        new, factors = affine(step, before)
+        new, factors = affine(lambda carry: jax.vmap(step)(projected, each, carry), before)
         return jax.tree.unflatten(tree, new), factors
 
     def _one_by_one(
