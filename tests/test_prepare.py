@@ -224,17 +224,6 @@ def test_bfloat16_is_for_the_products_alone(cell, random_like, assert_close):
     )
 
 
-def test_many_rows_in_bfloat16_have_features_first(monkeypatch, random_like, assert_close):
-    monkeypatch.setattr(matmul, "_NARROW_CACHE_BYTES", 0)
-    cell = rnnjax.GRUCell(HIDDEN)
-    params, carry, x = make(cell, (8,), random_like)
-    for rows, expected in [(7, Forward.ROWS), (65, Forward.ROWS), (8, Forward.FEATURES_FIRST)]:
-        like = jax.ShapeDtypeStruct((rows, FEATURES), jnp.float32)
-        ready, laid_out = rnnjax.prepare(cell, params, like, product_dtype=jnp.bfloat16)
-        assert ready.inputs.forward is ready.states.forward is expected
-    assert_close(ready.step(laid_out, carry, x), cell.step(params, carry, x), 4e-2)
-
-
 def test_no_step_casts_or_turns_a_kernel(form, random_like):
     cell = rnnjax.LSTMCell(HIDDEN)
     params, carry, x = make(cell, (3,), random_like)

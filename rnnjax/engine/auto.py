@@ -33,7 +33,7 @@ class Auto(Method):
     """
 
     def refusal(self, cell: Cell) -> str | None:
-        """Nothing is refused."""
+        """Refuse no cell."""
         return None
 
     def choose(self, cell: Cell, num_steps: Any = 2, rows: Any = None) -> Method:
@@ -64,7 +64,7 @@ class Auto(Method):
     def explain(
         self, cell: Cell, params: Params, shape: tuple[int, ...], platform: str
     ) -> list[str]:
-        """Which method is chosen, why, and how that would run."""
+        """Say which method is chosen, why, and how it would run."""
         method, why = self._chosen(cell, shape[0], math.prod(shape[1:-1]))
         told = method.explain(cell, params, shape, platform)
         return [f"chose {method}, because {why}", *told]

@@ -164,7 +164,7 @@ class _Marks(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _How:
-    """All of a call that is static, and the same for every layer."""
+    """The static arguments of a call, which all layers share."""
 
     method: Method
     last_outputs: bool  # in the place of masked ones

@@ -220,10 +220,10 @@ def _prepared(
     # Of one-hot vectors the kernel's rows are looked up.
     inputs = states = Products(dtype=dtype)
     if not isinstance(x, OneHot):
-        inputs = Products.choose_for_steps(params["kernel"], rows, dtype, platform)
+        inputs = Products.choose(params["kernel"], rows, dtype, platform)
     if cell.recurrent is None:
         return Prepared(cell, inputs, states)
-    states = Products.choose_for_steps(params["recurrent_kernel"], rows, dtype, platform)
+    states = Products.choose(params["recurrent_kernel"], rows, dtype, platform)
     # Where a kernel does not stay in the cache, rows are few, and the update reads the sum, both
     # are one, from the left. An LSTM's step in a loop, as two products of rows and as this one, in
     # microseconds, float32, on two cores of an AMD EPYC: H = 700 with 1 row 133, 108, with 4 rows

@@ -1,1 +1,1 @@
-"""What every way of running a cell needs: the scan, masks, checks, and the custom primitive."""
+"""The base of all methods: the scan, masks, checks, and the custom primitive."""

@@ -28,7 +28,7 @@ from rnnjax.errors import InvalidInputError
 
 
 def context_precision() -> str | None:
-    """What ``jax.default_matmul_precision`` says here; None where nobody said anything."""
+    """Return the ``jax.default_matmul_precision`` in force; None where none is set."""
     config: Any = jax.config
     return config.jax_default_matmul_precision
 
@@ -78,7 +78,7 @@ class Call:
             return execute(*flat)
 
     def of_wanted(self, leaves: Sequence[Any]) -> list[Any]:
-        """Those of the arguments' leaves, in their order, that are wanted."""
+        """Return the leaves of the arguments whose gradients are needed, in their order."""
         return list(itertools.compress(leaves, self.wanted))
 
 
@@ -129,7 +129,7 @@ def _single(call: Call, platform: str | None, *flat: Any) -> Any:
 
 
 class Function(abc.ABC):
-    """What is static of a differentiable function of arrays: a hashable value."""
+    """The static part of a differentiable function of arrays: a hashable value."""
 
     @abc.abstractmethod
     def plain(self, *args: Any) -> Any:
@@ -159,7 +159,7 @@ class Function(abc.ABC):
         """
 
     def refused(self, what: str) -> str:
-        """What to say of an effect in it, ``what``, that no primitive can have."""
+        """Return the error message for an effect, ``what``, that no primitive can have."""
         return f"a function may not have {what}; leave it out"
 
     def may_cross(self, axis: Any) -> bool:

@@ -1,4 +1,4 @@
-"""What happens at a step besides the cell's equation: masks, resets, and what regularisers change.
+"""A step apart from the cell's equation: masks, resets, dropout and zoneout.
 
 Every method runs each step between `Steps.begin` and `Steps.end`, so all of them agree on it.
 """
@@ -17,7 +17,7 @@ from rnnjax.cells.onehot import OneHot
 
 
 class AtStep(NamedTuple):
-    """What differs from step to step, in the order in which they run; None where there is none.
+    """The marks of each step, in the order in which steps run; None where there are none.
 
     Attributes:
         valid: booleans ``(time, *rows)``, False where a row holds its state.
@@ -31,7 +31,7 @@ class AtStep(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """The same for all steps, and what differs between them. A pytree; most often empty.
+    """The marks of each step and the values that all steps share: a pytree, most often empty.
 
     Attributes:
         each: see `AtStep`.
@@ -59,7 +59,7 @@ class Steps(NamedTuple):
         return cls(AtStep(valid, resets, kept), start, noise.recurrent, leaks)
 
     def shared(self) -> "Steps":
-        """What is the same for all steps; what was drawn, or is a rate, has no gradient."""
+        """Return the values that all steps share; drawn masks and rates have no gradient."""
         recurrent, leaks = jax.lax.stop_gradient((self.recurrent, self.leaks))
         return Steps(start=self.start, recurrent=recurrent, leaks=leaks)
 
@@ -137,7 +137,7 @@ def stepped(cell: Cell, params: Params, carry: Carry, x: Any, recurrent: Any) ->
 
 
 def without_row(xs: Any, steps: Steps, carry: Carry) -> tuple[Any, Steps, Carry]:
-    """Of a single row, without its axis; marks that are those of any row have none."""
+    """Drop the batch axis of a single row; marks that all rows share have none."""
     xs, each = jax.tree.map(lambda leaf: leaf if leaf.ndim == 1 else leaf[:, 0], (xs, steps.each))
     shared = steps.start, steps.recurrent, carry
     start, recurrent, carry = jax.tree.map(lambda leaf: leaf[0], shared)

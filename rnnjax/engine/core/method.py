@@ -1,4 +1,4 @@
-"""What every way of running a cell over time has in common."""
+"""The base class of the ways of running a cell over time."""
 
 import abc
 import contextlib
@@ -65,7 +65,7 @@ class Method(abc.ABC):
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def precisely(self) -> contextlib.AbstractContextManager[None]:
-        """Where products are traced: a context in which they have the precision."""
+        """Return a context in which products are traced with the precision of this method."""
         if self.precision is None:
             return contextlib.nullcontext()
         return jax.default_matmul_precision(self.precision)

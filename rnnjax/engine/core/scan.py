@@ -21,7 +21,7 @@ class Scan(Method):
     """
 
     def refusal(self, cell: Cell) -> str | None:
-        """Nothing is refused."""
+        """Refuse no cell."""
         return None
 
     def run(
@@ -46,7 +46,7 @@ class Scan(Method):
     def explain(
         self, cell: Cell, params: Params, shape: tuple[int, ...], platform: str
     ) -> list[str]:
-        """The same for every cell and shape."""
+        """Say that the steps run one by one, whatever the cell and the shape."""
         if shape[0] == 1:
             return ["one step of the cell, without a loop"]
         return ["the cell's step at each time step, differentiated by JAX"]

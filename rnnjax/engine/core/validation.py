@@ -1,4 +1,4 @@
-"""What `unroll` is given: everything is checked here, from shapes and types alone."""
+"""Checks of the arguments of `unroll`, from shapes and types alone."""
 
 import functools
 import warnings
@@ -105,7 +105,7 @@ def _without_noise_jvp(cell: Cell, primals: Any, tangents: Any) -> tuple[Params,
 
 
 def valid_steps(xs: Any, lengths: Any, mask: Any, along: Along) -> jax.Array | None:
-    """Where steps are valid, from the lengths and the mask; None where all are."""
+    """Return which steps are valid, from lengths and mask; None where all are."""
     if mask is not None:
         mask = checked_marks("mask", mask, xs)
     if lengths is None:

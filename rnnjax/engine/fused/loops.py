@@ -17,7 +17,7 @@ An array of the state that has no axis of rows is a sum over them: a step adds t
 
 
 class LoopArgs(NamedTuple):
-    """What a loop is given.
+    """The arguments of a loop.
 
     Attributes:
         step: one turn, see `Step`.
@@ -42,7 +42,7 @@ the outputs of all steps."""
 
 
 class Turns(NamedTuple):
-    """Which loop of a layer it is, by which it can be traced again, for other rows.
+    """The identity of a loop of a layer, by which it can be traced again for other rows.
 
     Attributes:
         recurrence: of `rnnjax.engine.fused.recurrence`.
@@ -59,16 +59,14 @@ class Loops(Protocol):
     """A way of running loops: a hashable value."""
 
     def on(self, platform: str, turns: Turns) -> tuple[str, Loop | None]:
-        """For which platform a layer is planned, and its loop on it; None for XLA's."""
+        """Return the platform that a layer is planned for, and its loop; None for XLA's."""
 
 
 def with_vectors(loop: Loop) -> Loop:
-    """A loop with the entries of ``first`` of a single row as vectors.
+    """Run a loop with the entries of ``first`` of a single row as vectors.
 
-    What a product made, ``(time, width)``, XLA copies whole before a loop over
-    ``(time, 1, width)``. With vectors a gradient takes 0.6 to 1.0 of the memory, and 0.87 to 1.02
-    of the time (twelve layers of 50 to 512 units, jaxlib 0.10.2, two cores); but a TPU's gradient
-    1.1 to 1.24 times as many bundles.
+    XLA on a CPU copies the product ``(time, width)`` whole before a loop over ``(time, 1, width)``.
+    With vectors a gradient of one row takes down to 0.6 of the memory. A TPU's becomes slower.
     """
 
     @functools.wraps(loop)
@@ -89,13 +87,12 @@ def with_vectors(loop: Loop) -> Loop:
 
 
 def over_time(args: LoopArgs) -> tuple[Any, jax.Array, Any]:
-    """A scan over ``first`` and ``others`` that can replace the entries of ``first``: a `Loop`.
+    """Scan over ``first`` and ``others``, and replace entries of ``first``: a `Loop`.
 
     With ``ahead``, each step's entries are read at the end of the step before and carried into it.
-    XLA slices them out of the whole arrays again in each of the small loops that read them, which
-    is slow where there are several: a GRU's forward pass takes 0.44 to 0.76 of the time, an LSTM's,
-    with one such loop, 1.05 to 1.2. They are read after the write, so that nothing still needs the
-    array as it was before, and no copy of it is made.
+    XLA otherwise slices them out of the whole arrays in each of the fused loops of a step, which is
+    slow where there are several. They are read after the write, so that nothing still needs the
+    array as it was, and XLA makes no copy of it.
     """
     step, state, first, others, reverse, ahead = args
     last = first.shape[0] - 1  # of a program that is exported perhaps not known
@@ -132,13 +129,11 @@ def over_time(args: LoopArgs) -> tuple[Any, jax.Array, Any]:
 
 
 def by_columns(args: LoopArgs) -> tuple[Any, jax.Array, Any]:
-    """As `over_time`, over arrays ``(pieces, time, ...)``, of which a step has a column.
+    """Do as `over_time`, over arrays ``(blocks, time, ...)`` whose second axis are the steps.
 
-    So a sequence that is cut into pieces which run side by side is not copied. With ``ahead`` only
-    ``first`` is read a step ahead: S6 forward takes 0.45 to 0.6 of the time; with the others 1.2
-    times. Who has entries written over asks for it (`Recurrence.forward`): else XLA copies the
-    array at each step, and the gradient of a minGRU(128) over 16,384 steps takes 2 to 2.8 times as
-    long.
+    So a sequence that is split into blocks is not copied. With ``ahead`` only ``first`` is read a
+    step ahead: to read the others so too is slower. A loop that replaces entries needs it, or XLA
+    copies the array at each step.
     """
     step, state, first, others, reverse, ahead = args
     last = first.shape[1] - 1
@@ -179,12 +174,12 @@ def by_columns(args: LoopArgs) -> tuple[Any, jax.Array, Any]:
 
 
 def _time_axis(leaf: jax.Array) -> int:
-    """The second, or the first of an array that has no other, as a number at each step."""
+    """Return 1, or 0 for an array of one number a step."""
     return min(leaf.ndim - 1, 1)
 
 
 def in_slices(args: LoopArgs) -> tuple[Any, jax.Array, Any]:
-    """As `over_time`, but all entries come as slices, and the replacements are an array anew."""
+    """Do as `over_time`, with `jax.lax.scan`'s own slices; replacements are a new array."""
 
     def turn(state: Any, at: Any) -> Any:
         state, *made = args.step(state, *at)
@@ -196,7 +191,7 @@ def in_slices(args: LoopArgs) -> tuple[Any, jax.Array, Any]:
 
 
 def cut(inputs: Any, length: int) -> Any:
-    """Each array over time as segments of ``length`` steps; of an array without entries too."""
+    """Split each array over time into segments of ``length`` steps, also one without entries."""
     return jax.tree.map(
         lambda leaf: leaf.reshape(len(leaf) // length, length, *leaf.shape[1:]), inputs
     )

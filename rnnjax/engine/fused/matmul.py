@@ -42,9 +42,6 @@ from rnnjax.cells.rows import as_rows, divided
 
 # A kernel above this size does not stay in a core's cache between two steps.
 _CACHE_BYTES = 4 * 2**20
-# And one in bfloat16, above this, where so many rows are stepped.
-_NARROW_CACHE_BYTES = 2 * 2**20
-_SOME_ROWS = range(8, 65)
 # From this many bytes of kernel times rows on, a product does enough to pay for transposed rows.
 _LARGE_BYTES = 200 * 2**20
 
@@ -100,25 +97,6 @@ class Products:
             return cls(Forward.FEATURES_FIRST, Backward.KERNEL_FIRST, Backward.KERNEL_FIRST, dtype)
         backward = Backward.COPY if rows > 1 else Backward.DIRECT
         return cls(Forward.ROWS_TRANSPOSED, backward, Backward.KERNEL_FIRST, dtype)
-
-    @classmethod
-    def choose_for_steps(
-        cls, kernel: Any, rows: int, dtype: DTypeLike | None, platform: str
-    ) -> "Products":
-        """The forms for a loop that only steps, where each step multiplies its inputs too.
-
-        As `choose`, but in bfloat16 features come first where the kernel does not stay in a core's
-        cache and the rows are some. Milliseconds of a step of 3 x LSTM(H) as it writes, as rows
-        and with features first: 1.06, 0.97 at H = 700 and 16 rows; 2.26, 1.96 with 64; 3.88, 4.55
-        with 128; 0.56, 0.58 at H = 256 and 64 rows; 4.73, 4.56 at H = 1024.
-        """
-        products = cls.choose(kernel, rows, dtype, platform)
-        if platform != "cpu" or dtype is None or kernel.ndim > 2:
-            return products
-        width = jnp.dtype(dtype).itemsize
-        if width < 4 and kernel.size * width > _NARROW_CACHE_BYTES and rows in _SOME_ROWS:
-            return dataclasses.replace(products, forward=Forward.FEATURES_FIRST)
-        return products
 
     def times(self, kernel: jax.Array) -> Product:
         """``x -> x @ kernel``, for a loop: whatever can be done once is done here."""

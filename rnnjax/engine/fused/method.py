@@ -93,7 +93,7 @@ class Fused(Method):
         return [*plan.phrases(cell, length), memory]
 
     def dtype_of(self, cell: Cell) -> DTypeLike | None:
-        """Of the operands of its products."""
+        """Return the type of the operands of the cell's products."""
         return cell.dtype if self.product_dtype is None else self.product_dtype
 
 

@@ -1,4 +1,4 @@
-"""What will run of a layer, and why: data, which the methods follow and `rnnjax.explain` prints."""
+"""The plan of a layer: data, which the methods follow and `rnnjax.explain` prints."""
 
 import dataclasses
 import functools
@@ -72,7 +72,7 @@ class LayerPlan:
         dtype: DTypeLike | None,
         platform: str,
     ) -> "LayerPlan":
-        """That of ``cell`` over inputs of a shape, (time, *batch, features).
+        """Plan ``cell`` over inputs of a shape, (time, *batch, features).
 
         Args:
             cell: one that declares its equation.
@@ -90,7 +90,7 @@ class LayerPlan:
         )
 
     def phrases(self, cell: Cell, num_steps: int) -> list[str]:
-        """What is done over so many steps at a time, each in a few words."""
+        """Say in a few words each what is done over so many steps at a time."""
         ahead = f"the inputs of {num_steps} steps"
         if self.ahead < num_steps:
             ahead += f", or of {self.ahead} where no gradient is taken,"
@@ -196,7 +196,7 @@ class Advance:
 
 
 def advance_of(layer: Layer) -> Advance:
-    """That of a layer, a hashable value."""
+    """Return the `Advance` of a layer, a hashable value."""
     return Advance(layer.cell, layer.plan.products.dtype, layer.blocks)
 
 
@@ -221,7 +221,7 @@ def inputs_of(layer: Layer) -> Callable[[Carry, jax.Array], Any]:
 def after(
     cell: Cell, steps: Steps, at: AtStep, start: Carry, old: Carry, new: Carry, y: jax.Array
 ) -> tuple[Carry, jax.Array]:
-    """What happens at a step besides the equation; linear in the arrays from ``start`` on."""
+    """Apply masks, noise and resets after the equation: linear in the arrays from ``start`` on."""
     new, y = steps.end(old, new, y, at, cell.output)
     return steps._replace(start=start).begin(new, at), y
 

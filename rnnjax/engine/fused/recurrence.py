@@ -56,14 +56,14 @@ class Recurrence(Function):
     blocks: bool = False
 
     def refused(self, what: str) -> str:
-        """Of the cell's update."""
+        """Say why the update of the cell cannot run so."""
         return (
             f"update of {brief(self.cell)} has {what}, and so cannot be taken out of the order of "
             "its steps by Fused(), Kernel() or Auto(); use method=Scan()"
         )
 
     def layer(self, platform: str, kind: str, *args: Any) -> Layer:
-        """All of it but what differs between the steps, for one of the methods below."""
+        """Return everything that the steps share, for one of the methods below."""
         params, steps, xs, *_ = args
         loop: Loop | None = None
         if self.loops is not None:
@@ -71,9 +71,8 @@ class Recurrence(Function):
         shape = xs.shape[self.axis], *xs.shape[: self.axis], *xs.shape[self.axis + 1 :]
         plan = LayerPlan.of(self.cell, params, shape, self.dtype, platform)
         if loop is None:
-            # Where entries are not written over, or in a single small loop without a product, as
-            # IndRNN's, slices are cheaper than entries that are carried and written in place, which
-            # take 1.0 to 1.4 times as long; with several gates 0.75 to 1.2 (QRNN, diagonal LSTM).
+            # Where entries are not replaced, or in a small loop of one gate without a product, as
+            # an IndRNN's, slices are cheaper than entries that are carried and written in place.
             small = self.cell.recurrent is None and len(self.cell.gates) == 1
             slices = kind == "sent_back" or (kind == "backward" and small)
             loop = in_slices if slices else over_time
@@ -97,11 +96,8 @@ class Recurrence(Function):
     ) -> Any:
         """Project some steps' inputs at a time, and run the loop over them.
 
-        A projection that fits the cache is read from there, and no memory has to be fetched for the
-        others: of the time of a whole LSTM layer at once, 0.85 at H = 512 and batch 128, 0.90 at
-        H = 256 and batch 32; but 1.2 at H = 512 and batch 16, whose products would be too small.
-        There it pays from some 16 MB of projections on, in pieces of 50 to 100 steps: 0.90 at 1,000
-        steps, and 0.79 to 0.87 at 10,000 steps of H = 64 to 256 and batch 1 to 16.
+        A projection that fits the cache is read from there, and no fresh memory is asked of the
+        system for the others. `LayerPlan` says how many steps: too few make small products.
         """
         layer = self.layer(platform, "run", params, steps, xs, each, carry)
 
@@ -118,10 +114,10 @@ class Recurrence(Function):
     def forward(
         self, platform: str, params: Params, steps: Steps, xs: Any, each: AtStep, carry: Carry
     ) -> Any:
-        """Project all inputs, and keep what each step's derivative needs, and the carry before it.
+        """Project all inputs, and return each step's residuals and the carry before it.
 
-        What is kept is written over the projected inputs where it has their size, as four gates
-        have: it saves the largest array of a layer.
+        Residuals of the size of the projected inputs, as four gates, replace these in place: it
+        saves the largest array of a layer.
         """
         layer = self.layer(platform, "forward", params, steps, xs, each, carry)
         step = keeping_step_of(layer)
@@ -137,7 +133,7 @@ class Recurrence(Function):
         return (carry, ys), (first, rest, carries)
 
     def sent_back(self, platform: str, args: Any, kept: Any, d: Any) -> Carry:
-        """The cotangent of the carry alone."""
+        """Return the cotangent of the carry alone."""
         (first, rest, carries), (d_carry, d_ys) = kept, d
         layer = self.layer(platform, "sent_back", *args)
         others = rest, d_ys, carries, args[3]
@@ -172,12 +168,12 @@ class Recurrence(Function):
 
 
 def project(layer: Layer, xs: Any) -> jax.Array:
-    """All steps' inputs times the kernel; the bias is added in the loop, which saves a pass."""
+    """Multiply all steps' inputs by the kernel; the bias is added in the loop: a pass less."""
     return product(xs, layer.params["kernel"], layer.plan.products.dtype)
 
 
 def _inputs_gradients(layer: Layer, xs: Any, d: jax.Array, wanted: Any) -> tuple[Any, Any]:
-    """Of the kernel and the inputs, in the forms that XLA computes without a copy."""
+    """Return the gradients of kernel and inputs, in forms that XLA computes without a copy."""
     kernel, products = layer.params["kernel"], layer.plan.products
     d_xs = jax.tree.map(lambda _: None, xs)
     if any(jax.tree.leaves(wanted[2])):  # which ids are not
@@ -188,7 +184,7 @@ def _inputs_gradients(layer: Layer, xs: Any, d: jax.Array, wanted: Any) -> tuple
 def _forward_loop(
     layer: Layer, projected: jax.Array, each: AtStep, carry: Carry
 ) -> tuple[Carry, jax.Array]:
-    """The sequential half, over ``projected (time, *batch, gates * hidden_size)``."""
+    """Run the steps over ``projected (time, *batch, gates * hidden_size)``."""
     step = step_of(layer)
 
     def turn(carry: Carry, projected: jax.Array, at: AtStep) -> Any:
@@ -207,7 +203,7 @@ def _backward_loop(
     d_carry: Carry,
     replaces: bool = True,
 ) -> tuple[Any, jax.Array, jax.Array | None, Carry]:
-    """Over what was kept: ``first``, and ``others``, which are (rest, d_ys, carries, each).
+    """Run backwards over the residuals ``first`` and ``others = (rest, d_ys, carries, each)``.
 
     Args:
         layer: of the backward pass.

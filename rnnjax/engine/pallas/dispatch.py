@@ -1,4 +1,4 @@
-"""Which loops are kernels, and why others are not."""
+"""The choice between a kernel and the loop of XLA, and the reason for it."""
 
 import dataclasses
 import functools
@@ -106,7 +106,7 @@ class KernelLoops:
 
 
 def _why_not_lowered(traced: Traced, run: Callable[..., Any], platform: str) -> str | None:
-    """What Mosaic or Triton, which compile kernels, say against one: an operation, mostly."""
+    """Return the reason for which Mosaic or Triton cannot lower a kernel; None if they can."""
 
     def of_arrays(arrays: Any) -> Any:
         return run(dataclasses.replace(traced, arrays=arrays))

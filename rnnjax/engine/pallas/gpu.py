@@ -62,7 +62,7 @@ def has_rows(form: Form) -> bool:
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:
-    """Those of a jaxpr, and of what it calls."""
+    """Yield the equations of a jaxpr, and of the jaxprs that it calls."""
     for equation in jaxpr.eqns:
         inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
         if inner is not None:
@@ -71,7 +71,7 @@ def equations(jaxpr: Any) -> Iterator[Any]:
 
 
 def _itemsize(equation: Any) -> int:
-    """Of the operands of a product; doubled where no tensor core computes it."""
+    """Return the bytes of an operand of a product, doubled where no tensor core computes it."""
     if equation.primitive.name != "dot_general":
         return 1
     size, precision = int(equation.invars[0].aval.dtype.itemsize), equation.params["precision"]
@@ -92,7 +92,7 @@ def unit(traced: Traced) -> int:
 
 
 def run(traced: Traced, reverse: bool, interpret: bool) -> Any:
-    """As `over_time`."""
+    """Run the loop, as `over_time` does."""
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton
 

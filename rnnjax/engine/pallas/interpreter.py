@@ -1,4 +1,4 @@
-"""What a step computes, as the body of a kernel."""
+"""An interpreter that runs the jaxpr of a step as the body of a kernel."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ def _keeps_precision(equation: Any) -> bool:
 
 
 def bound(equation: Any, operands: Sequence[Any]) -> list[Any]:
-    """What an equation of a jaxpr computes."""
+    """Evaluate an equation of a jaxpr."""
     if equation.primitive.name in _WRITTEN:
         return [_WRITTEN[equation.primitive.name](*operands)]
     outs = equation.primitive.bind(*operands, **equation.params)
@@ -42,7 +42,7 @@ def bound(equation: Any, operands: Sequence[Any]) -> list[Any]:
 
 
 def by_entries(equation: Any, operands: Sequence[Any]) -> Sequence[Any]:
-    """As `bound`, but a product for each row by itself as those of its entries, and their sums.
+    """Do as `bound`, with a product of each row by itself as products of entries and their sums.
 
     Mosaic has no such products, and XLA for a TPU computes them so itself; see `rnnjax.S6Cell`.
     """
@@ -77,7 +77,7 @@ def by_entries(equation: Any, operands: Sequence[Any]) -> Sequence[Any]:
 def evaluated(
     jaxpr: Any, shared: Sequence[Any], args: Sequence[Any], bind: Bind = bound
 ) -> list[Any]:
-    """What a jaxpr returns, without what means nothing inside of a kernel.
+    """Evaluate a jaxpr, without the equations that mean nothing inside of a kernel.
 
     Args:
         jaxpr: of a step.

@@ -73,7 +73,7 @@ class Kernel(Method):
         return Fused(self.keep_every, self.product_dtype)
 
     def refusal(self, cell: Cell) -> str | None:
-        """What `Fused` refuses, and convolutions."""
+        """Refuse what `Fused` refuses, and convolutions."""
         reason = self._fused.refusal(cell)
         if reason is None and len(cell.parameters(1)["kernel"].shape) > 2:
             return "its products are convolutions, which no kernel computes"
@@ -132,7 +132,7 @@ def _for_all(each: AtStep, rows: tuple[int, ...]) -> AtStep:
 
 
 def _as_rows(xs: Any, carry: Carry, steps: Steps) -> tuple[Any, Carry, Steps]:
-    """All with one axis of rows, in the place of those of the batch."""
+    """Reshape the axes of the batch into one axis of rows."""
     axes = len(xs.shape) - 2
     rows = math.prod(xs.shape[1:-1])
 

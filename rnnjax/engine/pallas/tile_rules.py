@@ -1,4 +1,4 @@
-"""What is computed of tiles: the equations of a step's jaxpr."""
+"""Rules that evaluate the equations of a step's jaxpr on tiles."""
 
 import functools
 import itertools
@@ -221,7 +221,7 @@ def _number(value: Any) -> Tiled:
 
 
 def computed(tiles: Tiles, equation: Any, operands: Sequence[Any]) -> list[Tiled]:
-    """What an equation of a jaxpr computes.
+    """Evaluate an equation of a jaxpr on tiles.
 
     Raises:
         UntiledError: it takes tiles apart, or nobody has written it for them.

@@ -25,14 +25,14 @@ Index = tuple[int, ...]
 
 
 class UntiledError(Exception):
-    """What cannot be computed of tiles, in words that complete a sentence: the loop is XLA's then.
+    """The reason for which a step cannot run on tiles, as the end of a sentence.
 
     Of its own, so that what JAX has not implemented is not taken for it.
     """
 
 
 class Tiled(NamedTuple):
-    """An array in tiles.
+    """An array that is split into tiles.
 
     Attributes:
         shape: of the array, its rows counted as `ROWS`.
@@ -77,7 +77,7 @@ class Tiles:
     rows: Any = BLOCK
 
     def pieces(self, size: int) -> list[Piece]:
-        """Those of an axis; all axes of a size are cut alike."""
+        """Return the tiles of an axis; all axes of one size are split alike."""
         if size == ROWS:
             return [Piece(self.rows, BLOCK, 0)]
         if (size % self.unit and size <= _SHORT) or size == 1:
@@ -119,7 +119,7 @@ class Tiles:
         return array if shape else array.reshape(*array.shape[:time], 1)
 
     def get(self, array: jax.Array, shape: Sequence[int], rows: int, time: int = 0) -> jax.Array:
-        """And back."""
+        """Rebuild the object from its arrays."""
         for axis, size in enumerate(shape, time):
             if size == ROWS:
                 array = jax.lax.slice_in_dim(array, 0, rows, axis=axis)
@@ -138,7 +138,7 @@ class Tiles:
         return itertools.product(*(range(len(self.pieces(n))) for n in shape))
 
     def place(self, shape: Sequence[int], index: Index) -> int:
-        """Which of the tiles of a gate or state it is: of the same place are the same units."""
+        """Return which tile of a gate or state it is; tiles of one place hold the same units."""
         whole = shape and shape[-1] % self.unit == 0
         return index[-1] % len(self.pieces(self.unit)) if whole else 0
 
@@ -147,7 +147,7 @@ class Tiles:
         return tuple(self.pieces(n)[k].size for n, k in zip(shape, index, strict=True))
 
     def _where(self, shape: Sequence[int], index: Index) -> tuple[Any, ...]:
-        """Where a tile lies in memory."""
+        """Return the place of a tile in memory."""
         at = [self.pieces(n)[k] for n, k in zip(shape, index, strict=True)]
         return tuple(slice(piece.start, piece.start + piece.size) for piece in at) or (0,)
 
@@ -156,11 +156,11 @@ class Tiles:
         return Tiled(shape, Lazy(lambda index: ref[*time, *self._where(shape, index)]))
 
     def write(self, ref: Any, array: Tiled, index: Index, *time: Any) -> None:
-        """A tile into memory."""
+        """Write a tile into memory."""
         ref[*time, *self._where(array.shape, index)] = array.tiles[index]
 
     def full(self, shape: tuple[int, ...], value: Any, dtype: Any) -> Tiled:
-        """Of one number."""
+        """Return tiles that all hold one number."""
         return Tiled(shape, Lazy(lambda index: jnp.full(self.tile(shape, index), value, dtype)))
 
     def masked(self, tile: Any, piece: Piece, axis: int, instead: Any) -> Any:
@@ -172,7 +172,7 @@ class Tiles:
         return jnp.where(counts, tile, jnp.asarray(instead, tile.dtype))
 
     def first(self, size: int, start: int, part: int) -> int:
-        """Which tile of an axis a part of it begins with, if that is some whole tiles."""
+        """Return the tile that a part of an axis begins with, if the part is whole tiles."""
         valid = [piece.valid for piece in self.pieces(size)]
         within = [piece.valid for piece in self.pieces(part)] if part else []
         begins = [sum(valid[:k]) for k in range(len(valid) + 1)] if size != ROWS else []

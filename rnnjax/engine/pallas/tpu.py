@@ -34,7 +34,7 @@ class Form(NamedTuple):
 
     @classmethod
     def of(cls, leaves: Sequence[Any], skipped: int = 0) -> list["Form"]:
-        """Those of some arrays, perhaps without their first axis."""
+        """Return the forms of some arrays, perhaps without their first axis."""
         return [cls(leaf.shape[skipped:], leaf.dtype) for leaf in leaves]
 
     @property
@@ -51,7 +51,7 @@ class Form(NamedTuple):
 
     @property
     def size(self) -> int:
-        """In bytes, in tiles of 8 by 128 of four bytes each."""
+        """Return the size in bytes, in tiles of 8 by 128 numbers of four bytes."""
         *outer, rows, columns = self.on_chip
         packed = 32 // jnp.dtype(self.kept_dtype).itemsize
         return math.prod(outer) * -(-rows // packed) * -(-columns // 128) * 4096
@@ -61,16 +61,16 @@ class Form(NamedTuple):
         return array.reshape(*time, *self.on_chip).astype(self.kept_dtype)
 
     def get(self, array: jax.Array, *time: int) -> jax.Array:
-        """And back."""
+        """Rebuild the array."""
         array = array > 0.5 if self.dtype == jnp.bool_ else array
         return array.reshape(*time, *self.shape)
 
     def read(self, ref: Any, *time: int) -> jax.Array:
-        """In the kernel, where numbers by themselves have a memory of their own."""
+        """Read in the kernel, where scalars have a memory of their own."""
         return self.get(ref[time or ...]) if self.shape else ref[*time, 0, 0].astype(self.dtype)
 
     def write(self, ref: Any, new: jax.Array, *time: int) -> None:
-        """In the kernel."""
+        """Write in the kernel."""
         if self.shape:
             ref[time or ...] = self.put(new)
         else:
@@ -140,7 +140,7 @@ class Traced:
         return next((k for k in some if num_steps % k == 0), max(fits, default=1))
 
     def run(self, reverse: bool, block: int, vmem: int, interpret: Any) -> Any:
-        """As `over_time`, in blocks, and with so many bytes of the chip's memory to use."""
+        """Run the loop in blocks, as `over_time` does, within ``vmem`` bytes of the chip's memory."""
         from jax.experimental import pallas as pl
         from jax.experimental.pallas import tpu as pltpu
 

@@ -32,13 +32,13 @@ def _moved(factor: jax.Array, leaf: jax.Array) -> jax.Array:
 
 @_moved.defjvp
 def _moved_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    """That of the product: a state that is zero may still change."""
+    """Differentiate the product itself: a state that is zero may still change."""
     (factor, leaf), (d_factor, d_leaf) = primals, tangents
     return _moved(factor, leaf), factor * d_leaf + d_factor * leaf
 
 
 def plus(one: list[jax.Array], other: list[jax.Array]) -> list[jax.Array]:
-    """Leaf by leaf."""
+    """Add leaf by leaf."""
     return [a + b for a, b in zip(one, other, strict=True)]
 
 
@@ -55,7 +55,7 @@ def one_step(state: list[jax.Array], at: Piece) -> list[jax.Array]:
 
 
 def keeping_before(state: list[jax.Array], at: Piece) -> Any:
-    """The same, in a scan that leaves behind the state before each."""
+    """Do as `one_step`, in a scan that returns the state before each."""
     return one_step(state, at), state
 
 
@@ -68,7 +68,7 @@ def beginnings(before: list[jax.Array], ends: Piece, reverse: bool = False) -> l
 
 
 def transposed(factors: Factors) -> Factors:
-    """Of the matrix that they are for each unit."""
+    """Transpose the matrix that the factors are for each unit."""
     return [list(column) for column in zip(*factors, strict=True)]
 
 
@@ -83,7 +83,7 @@ def onwards(state: list[jax.Array], at: Piece) -> tuple[list[jax.Array], list[ja
 
 
 def backwards(state: list[jax.Array], at: Piece) -> tuple[list[jax.Array], list[jax.Array]]:
-    """What comes back to a step, its constants counted in; handed on is what leaves it."""
+    """Return the cotangent that leaves a step, and its total there with the constants."""
     factors, constants, resets = at
     total = plus(state, constants)
     nothing = [jnp.zeros_like(b) for b in constants]
@@ -99,7 +99,7 @@ def _behind(turn: Turn, one: tuple[Factors, list[jax.Array]], at: Piece) -> Any:
 
 
 def _no_step(like: list[jax.Array]) -> tuple[Factors, list[jax.Array]]:
-    """What changes nothing."""
+    """Return a step that changes nothing."""
     eye = [[jnp.full_like(b, float(i == j)) for j in range(len(like))] for i, b in enumerate(like)]
     return eye, [jnp.zeros_like(b) for b in like]
 
@@ -184,7 +184,7 @@ class Pieces(NamedTuple):
         length: int,
         reverse: bool = False,
     ) -> "Pieces":
-        """In pieces of so many steps."""
+        """Split a recurrence into blocks of so many steps."""
         num_steps = constants[0].shape[0]
         cut = functools.partial(cut_up, length=length)
         # Steps behind the end change nothing.
@@ -203,7 +203,7 @@ class Pieces(NamedTuple):
         return cls(each, ends, num_steps, reverse)
 
     def as_one(self) -> Piece:
-        """All steps as one."""
+        """Return all steps as one."""
         begin = _no_step([b[0] for b in self.ends[1]])
         (whole, last), _ = jax.lax.scan(
             lambda one, at: (_behind(onwards, one, at), None),
@@ -215,7 +215,7 @@ class Pieces(NamedTuple):
         return whole, last, None if resets is None else resets.any(axis=0)
 
     def states(self, before: list[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
-        """What all steps show, and what the last one hands on, from the state before the first."""
+        """Return the states of all steps and the last one, from the state before the first."""
         turn = _turn(self.reverse)
 
         def step(state: list[jax.Array], first: jax.Array, others: Any) -> Any:
@@ -235,7 +235,7 @@ def _turn(reverse: bool) -> Turn:
 
 
 def _parts(each: Piece) -> tuple[jax.Array, Any]:
-    """As a loop reads them, which writes what is shown over the first constants."""
+    """Split a piece as a loop reads it, which writes the states over the first constants."""
     factors, (first, *rest), resets = each
     return first, (factors, rest, resets)
 

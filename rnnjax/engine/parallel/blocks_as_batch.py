@@ -1,4 +1,4 @@
-"""Pieces of an affine recurrence side by side, as rows of the batch, from their true beginnings."""
+"""Blocks of an affine recurrence as rows of a batch, each from its true first state."""
 
 import dataclasses
 from typing import Any
@@ -28,21 +28,19 @@ from rnnjax.engine.parallel.linear_recurrence import Solved, later, solved_state
 class Beside(Function):
     """``(params, steps, xs, each, carry) -> (carry, ys)`` of an affine cell, forward in time.
 
-    A piece makes of the state ``s`` before it ``A s + b``. Its own steps, from zeros, give ``b``,
-    and their derivatives ``A``, with nothing written down but these two; so all true beginnings are
-    known, and from them the pieces run as rows of the batch, by the loops of the recurrence. What
-    comes back is affine too: through the pieces once for the part that begins in them, and once
-    more for the gradients.
+    A block turns the state ``s`` before it into ``A s + b``. Its steps, run from zeros, give ``b``,
+    and their derivatives ``A``. So the first states of all blocks follow from one another, and from
+    these the blocks run as rows of a batch, by the loops of `Recurrence`. Cotangents obey an affine
+    recurrence as well: one pass over the blocks for those at their ends, a second for gradients.
 
-    The factors of every step, which for a state of sixteen numbers a unit are sixteen times the
-    inputs, are never in memory, but in `plain`, by which the outputs alone are found where these
-    are fewer. Its derivatives of every order are those of a linear solve, forwards and in reverse.
+    The factors of single steps are never stored, except in `plain`, whose derivatives are those of
+    a linear solve: of every order, forwards and in reverse.
 
     Args:
         recurrence: of the cell, whose resets are at the end of a step.
-        length: of the pieces.
-        written: whether the outputs alone are found as in `plain`, which takes 0.5 to 1.0 of the
-            time where a step has no more factors and constants than inputs.
+        length: of a block.
+        written: whether the outputs alone are found as in `plain`, which is faster where factors
+            and constants are no more numbers than the inputs.
     """
 
     recurrence: Recurrence
@@ -50,21 +48,21 @@ class Beside(Function):
     written: bool = False
 
     def refused(self, what: str) -> str:
-        """Of the cell's update."""
-        return f"pieces cannot run side by side where the update has {what}; use method=Scan()"
+        """Say why the update of the cell cannot run so."""
+        return f"blocks cannot run side by side where the update has {what}; use method=Scan()"
 
     def plain(self, params: Params, steps: Steps, xs: Any, each: AtStep, carry: Carry) -> Any:
-        """As a linear solve."""
+        """Run as a linear solve."""
         if each.resets is not None:  # the state before the first step has begun already
             each = each._replace(resets=later(each.resets))
         solved = Solved(self.length)
         return solved_states(self.recurrence.cell, solved, params, steps, xs, each, carry)
 
     def run(self, platform: str, *args: Any) -> Any:
-        """What the pieces make of any state, and then their outputs.
+        """Find the first states of all blocks, and then their outputs.
 
-        On a CPU where the pieces lie, elsewhere as a copy with time first: a program for an H100
-        needs 0.56 of the memory so (LRU(128), 4,096 steps, 8 rows).
+        On a CPU the blocks are read where they lie. Elsewhere they are copied with time first,
+        which took half of the memory in a program compiled for an H100.
         """
         if self.written:
             return self.plain(*args)
@@ -73,10 +71,9 @@ class Beside(Function):
         return whole(recurrence.run(platform, *cut), args[2], recurrence.axis)
 
     def forward(self, platform: str, *args: Any) -> tuple[Any, Any]:
-        """What is kept of all steps, where each piece began, and its factors.
+        """Also return the residuals of all steps, the first state of each block, and its factors.
 
-        Where the pieces lie, on all platforms, as what is kept is alike on all: on a CPU an LRU(64)
-        over 4,096 steps of 4 rows takes 0.7 of the memory of copies, and 0.8 to 0.95 of the time.
+        Residuals have one layout on all platforms, and so blocks are read where they lie.
         """
         recurrence = dataclasses.replace(self.recurrence, axis=1)
         cut, factors = self._from_beginnings(platform, recurrence, *args)
@@ -84,7 +81,7 @@ class Beside(Function):
         return whole(found, args[2], recurrence.axis), (kept, cut[-1], factors)
 
     def backward(self, platform: str, args: Any, kept: Any, d: Any, wanted: Any) -> Any:
-        """What comes back to the end of each piece, and from there the pieces' own gradients."""
+        """Find the cotangents at the ends of the blocks, and from these each block's gradients."""
         (params, steps, xs, each, _), (kept, starts, factors), (d_last, d_ys) = args, kept, d
         num_steps, recurrence = d_ys.shape[0], dataclasses.replace(self.recurrence, axis=1)
         given = *filled(xs, each, self.length), d_ys
@@ -111,7 +108,7 @@ class Beside(Function):
         each: AtStep,
         carry: Carry,
     ) -> tuple[Any, Factors]:
-        """The arguments of the recurrence with the pieces as rows, and the factors of each."""
+        """Return the arguments of the recurrence with blocks as rows, and each block's factors."""
         axis = recurrence.axis
         xs, each = in_chunks(filled(xs, each, self.length), self.length, axis)
         number = jax.tree.leaves(xs)[0].shape[1 - axis]
@@ -126,7 +123,7 @@ class Beside(Function):
     def _as_one(
         self, platform: str, recurrence: Recurrence, *cut: Any
     ) -> tuple[Factors, list[jax.Array]]:
-        """What the steps of each piece are as one: its factors, and its constants."""
+        """Return the factors and the constants of each block as one step."""
         layer = recurrence.layer(platform, "run", *cut)
         step, (_, _, xs, each, zeros) = step_of(layer), cut
         leaves, tree = jax.tree.flatten(zeros)
@@ -149,5 +146,5 @@ class Beside(Function):
 
 
 def _any_reset(each: AtStep, axis: int) -> jax.Array | None:
-    """In which pieces a row begins anew."""
+    """Whether a row is reset in each block."""
     return None if each.resets is None else each.resets.any(axis=axis)

@@ -22,7 +22,7 @@ _product = functools.partial(jnp.matmul, precision="highest")
 
 
 class _Chunk(NamedTuple):
-    """What the inputs of a chunk say of it: all of this has the axes (chunks, *rows, heads) first.
+    """The matrices of a chunk, made of its inputs; axes (chunks, *rows, heads) come first.
 
     Attributes:
         reads: ``(steps, steps)``, how much of a written value is in what a step reads.
@@ -60,7 +60,7 @@ class Matrices:
     rows: int
 
     def run(self, memory: Memory, carry: Any, start: Any, valid: Any, resets: Any) -> Any:
-        """What is read at each step, the stabilizers, if there are any, and the last carry."""
+        """Return the reads of each step, the stabilizers or None, and the last carry."""
         num_steps = memory.key.shape[0]
         stabilizers, last_stabilizer = None, None
         memory = memory if valid is None else _held(memory, valid)
@@ -122,7 +122,7 @@ class Matrices:
         return self._joined(found[..., None])[: decay.shape[0], ..., 0]
 
     def _chunk(self, memory: Memory, begin: Any, resets: Any) -> _Chunk:
-        """All chunks side by side."""
+        """Return the matrices of all chunks."""
         query, key, value = (self._cut(x) for x in (memory.query, memory.key, memory.value))
         beta, erase = memory.beta, memory.erase
         sums, whole, cut = self._sums(memory.log_decay, resets)
@@ -188,20 +188,20 @@ class Matrices:
         return jnp.moveaxis(cut_up(leaf, self.length, fill), 1, self.rows + 1)
 
     def _joined(self, leaf: jax.Array) -> jax.Array:
-        """The way back."""
+        """Undo `_cut`."""
         leaf = jnp.moveaxis(leaf, self.rows + 1, 1)
         return leaf.reshape(leaf.shape[0] * self.length, *leaf.shape[2:])
 
 
 def _ends(chunk: _Chunk) -> Any:
-    """What the recurrence between chunks reads."""
+    """Return the arrays that the recurrence between chunks reads."""
     written = chunk.value.mT @ chunk.key
     erased = None if chunk.erased is None else chunk.erased.mT @ chunk.key
     return chunk.keeps, written, erased, chunk.begun[..., -1]
 
 
 def _held(memory: Memory, valid: jax.Array) -> Memory:
-    """What a step declares, and at masked steps that nothing happens."""
+    """Replace the memory of masked steps by one that changes nothing."""
 
     def held(leaf: Any, otherwise: float) -> Any:
         return None if leaf is None else jnp.where(expand(valid, leaf), leaf, otherwise)
@@ -320,7 +320,7 @@ def chunkwise(
 
 
 def _declared(cell: Cell, params: Params, xs: Any) -> Memory:
-    """What a cell declares, of all steps at once."""
+    """Return the cell's memory of all steps."""
     own = cell.in_update(params)
     return jax.vmap(lambda x: cell.memory(own, x))(cell.project(params, xs))
 

@@ -124,7 +124,7 @@ def newton(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _run(cell: Cell, method: Parallel, params: Params, xs: Any, carry: Carry) -> Any:
-    """What a layer returns, how its iterations went, and its exponent."""
+    """Return a layer's result, how its iterations went, and its exponent."""
     lyapunov = _lyapunov(cell, params, xs, carry)
     out = Scan().run(cell, params, xs, carry, False, Steps())
     if why_not_affine(cell) is None:

@@ -59,13 +59,13 @@ class Solved(Function):
     reverse: bool = False
 
     def may_cross(self, axis: Any) -> bool:
-        """Between those devices."""
+        """Allow collectives between those devices."""
         return axis == self.along.name
 
     def plain(
         self, constants: list[jax.Array], factors: Factors, start: list[jax.Array], resets: Any
     ) -> Any:
-        """As a linear solve, of which JAX knows all derivatives; over devices as it runs."""
+        """Run as a linear solve, of which JAX knows all derivatives; over devices as `run`."""
         if self.along.name is not None:
             return self.run("any", constants, factors, start, resets)
 
@@ -82,7 +82,7 @@ class Solved(Function):
         return solved, start, [h[-1] for h in solved]
 
     def run(self, platform: str, *args: Any) -> Any:
-        """The pieces."""
+        """Run the blocks."""
         constants, factors, start, resets = args
         pieces = Pieces.of(factors, constants, resets, self.length)
         before, last = self._over_devices(pieces.as_one, start, self.reverse)
@@ -95,12 +95,12 @@ class Solved(Function):
         return out, out[:2]
 
     def backward(self, platform: str, args: Any, kept: Any, d: Any, wanted: Any) -> Any:
-        """What comes back to each step, and from it each step's own gradients."""
+        """Find the cotangent of each state, and from it each step's gradients."""
         (_, factors, _, resets), (states, before), (d_states, d_before, d_last) = args, kept, d
         pieces = Pieces.of(factors, d_states, resets, self.length, reverse=True)
 
         def as_one() -> Piece:
-            """With what comes back to the state before the steps here."""
+            """Add the cotangent of the state before the steps of this device."""
             whole, last, cuts = pieces.as_one()
             return whole, plus(last, d_before), cuts
 
@@ -138,7 +138,7 @@ class Solved(Function):
 
 @jax.custom_jvp
 def _all_changing(leaves: list[jax.Array]) -> list[jax.Array]:
-    """The same, with zeros for a tangent where there is none.
+    """Return the leaves, with zeros for a tangent where there is none.
 
     JAX's rule for a linear solve fails where some parts of the right side change and others do not
     (jax 0.10.2), as of a state that only takes over what another one was.

@@ -1,4 +1,4 @@
-"""All steps at once: for cells whose new state is affine in the one before, or by iterations."""
+"""The method that runs recurrences in parallel over time: affine ones, others by Newton."""
 
 import dataclasses
 import math
@@ -26,64 +26,42 @@ from rnnjax.errors import InvalidInputError
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Parallel(Method):
-    r"""Run an affine recurrence in pieces side by side instead of step by step.
+    r"""Run an affine recurrence in blocks side by side instead of step by step.
 
-    A cell whose units do not see each other and whose new state is affine in the old one,
+    Each unit of such a cell obeys
 
     .. math::
         s_t = A_t \odot s_{t-1} + b_t
 
-    (`rnnjax.MinGRUCell`, `rnnjax.MinLSTMCell` and others of their family), needs no step to wait
-    for the one before (Blelloch, 1990; Martin & Cundy, 2018). :math:`A_t` and :math:`b_t` come from
-    the cell's own ``update`` by `jax.jvp`, with masks, lengths, resets and zoneout inside, so that
-    nothing is written twice; that a cell is affine is what its `rnnjax.Coupling` declares. The
-    sequence is cut into pieces that run side by side: first for what each makes of any state, then,
-    from their true beginnings, once more. Of :math:`T` steps :math:`2C + T / C` depend on each
-    other.
+    The cell declares it (`rnnjax.Coupling.AFFINE`); :math:`A_t` and :math:`b_t` come from its own
+    ``update`` by `jax.jvp`, with masks, resets and zoneout in them. All blocks run side by side to
+    find what each does to any state, and once more from their true first states. Of :math:`T` steps
+    :math:`2C + T / C` wait for each other (Blelloch, 1990; Martin & Cundy, 2018). Gradients are
+    found alike, backwards; derivatives of every order are exact.
 
-    What a piece makes of a state is the product of its :math:`A_t`, which where these are above 1
-    may be infinite: in float32 from 5.9 on over 50 steps, and from 1.14 on over 700. Zeros stay
-    zeros behind such a piece; any other state is infinite there, before it is so step by step.
+    A product of many :math:`A_t` above 1 overflows. A state of zeros stays zero then, and any other
+    is infinite earlier than it would be step by step.
 
-    Where :math:`A_t` and :math:`b_t` are more numbers than the inputs that they come from, as those
-    of complex states (`rnnjax.LRUCell`) and of many states a unit (`rnnjax.S6Cell`), or outputs are
-    made of states and inputs (`rnnjax.SRUCell`, `rnnjax.QRNNCell`), they are not written down: the
-    pieces are rows of a batch, which `rnnjax.Fused` runs, and a step and its derivative give what a
-    piece makes of a state. Elsewhere the outputs alone are found from :math:`A_t` and :math:`b_t`,
-    which are written down, and so are gradients of cells where these are fewer numbers than the
-    inputs (`rnnjax.MinLSTMCell`, `rnnjax.RGLRUCell`), below four million projected inputs. Other
-    gradients (`rnnjax.MinGRUCell`, `rnnjax.GILRCell`) are found by rows of a batch too: in 0.8 to
-    1.0 of the memory of `rnnjax.Fused`, where written down they would take 1.3 to 2.2.
+    A matrix memory (`rnnjax.MLSTMCell`, `rnnjax.GLACell`, `rnnjax.Mamba2Cell`,
+    `rnnjax.GatedDeltaNetCell`) runs in chunks: within a chunk it is products of matrices, and one
+    memory is passed from chunk to chunk (Hua et al., 2022; Yang et al., 2024).
 
-    A cell that declares a matrix memory (`rnnjax.MLSTMCell`, `rnnjax.GLACell`, `rnnjax.Mamba2Cell`,
-    `rnnjax.GatedDeltaNetCell`) runs chunk by chunk: inside of a chunk what each step writes and
-    reads are products of matrices, and one memory is handed on (Hua et al., 2022; with the delta
-    rule Yang et al., 2024).
-
-    The gradient is found alike, backwards. The other derivatives are those of a linear solve with
-    :math:`A_t` and :math:`b_t` of all steps: exact, of every order, forwards and in reverse.
-
-    With ``newton`` other cells, such as `rnnjax.GRUCell` and `rnnjax.LSTMCell`, run so too: such a
-    recurrence is solved again and again, for corrections of a guess of all states, until these obey
-    the cell's own step. Their first derivatives in reverse are found the same way, and are those of
-    that step; of second order and forwards they are those of the plain scan, at its price.
+    Other cells run with ``newton``: a guess of all states is corrected by an affine recurrence
+    until the states obey the cell's step.
 
     Args:
-        chunk: the steps :math:`C` of a piece; left out, about the root of half of the steps, with
-            which least wait for each other, and 64 or, where keys decay by themselves, 16 of a
-            matrix memory.
+        chunk: the steps :math:`C` of a block. Left out, about :math:`\sqrt{T / 2}`; for a matrix
+            memory 64, or 16 where each key decays by itself.
         newton: a `rnnjax.Newton`, for cells that are not affine; None refuses these.
-        axis_name: an axis of the mesh, inside of `jax.shard_map`, over which the steps are divided:
-            ``xs``, ``mask`` and ``resets`` are those of this device, ``carry`` and ``lengths`` are
-            those of all. Each device runs its steps once from zeros for what they do to any state
-            and, when the devices have told each other that, from their true beginning: one gather
-            forward and one in the backward pass, of arrays of the size of a carry, and as much
-            again for ``masked_outputs="last"``. The carry that is returned is the last of all, on
-            every device. Not with ``newton``, nor for matrix memories.
+        axis_name: a mesh axis, inside of `jax.shard_map`, over which the steps are divided. ``xs``,
+            ``mask`` and ``resets`` are this device's; ``carry`` and ``lengths`` are those of the
+            whole sequence, and so is the carry that is returned. Devices gather an array of the
+            size of a carry once forward and once backward. Not with ``newton``, nor for matrix
+            memories.
 
     Raises:
         InvalidInputError: ``chunk`` is not a positive integer, ``newton`` no `rnnjax.Newton`, or
-            ``axis_name`` no string; both of these were given; or no axis of that name is divided.
+            ``axis_name`` no string; both of these were given; or no mesh axis has that name.
 
     >>> import functools, rnnjax
     >>> from jax.sharding import AxisType, PartitionSpec
@@ -120,11 +98,11 @@ class Parallel(Method):
 
     @property
     def along(self) -> Along:
-        """The devices of ``axis_name``."""
+        """Return the devices of ``axis_name``."""
         return Along(self.axis_name)
 
     def refusal(self, cell: Cell) -> str | None:
-        """What is not affine, or mixes its units, is refused, unless there is ``newton``."""
+        """Refuse what is not affine or mixes its units, unless there is ``newton``."""
         if cell.remembers and self.axis_name is not None:
             return "its matrix memory is not handed on between devices"
         reason = why_not_affine(cell)
@@ -148,9 +126,8 @@ class Parallel(Method):
         check_features(cell, params, xs)
         batch = xs.shape[1:-1]
         if len(batch) == 1 and isinstance(batch[0], int) and batch[0] == 1:
-            # XLA copies arrays (time, 1, width) before and behind products and loops; without the
-            # axis a gradient of LRU(64) over 4,096 steps takes 0.6 of the time, and of RG-LRU(128)
-            # 0.92 (minGRU(128) as long; jaxlib 0.10.2, two cores).
+            # XLA copies arrays (time, 1, width) before and after products and loops. Without the
+            # axis a gradient of an LRU takes about half of the time.
             xs, steps, carry = without_row(xs, steps, carry)
             last, ys = self.run(cell, params, xs, carry, reverse, steps)
             return jax.tree.map(lambda leaf: leaf[None], last), ys[:, None]
@@ -183,7 +160,7 @@ class Parallel(Method):
     def held(
         self, ys: jax.Array, valid: jax.Array, resets: jax.Array | None, reverse: bool
     ) -> jax.Array:
-        """That of another device perhaps: a state that begins anew with each valid output."""
+        """Hold the last valid output, another device's perhaps: a state that valid ones reset."""
         if self.axis_name is None or ys.shape[0] == 0:
             return super().held(ys, valid, resets, reverse)
         begins = valid if resets is None else expand(valid, resets) | expand(resets, valid)
@@ -196,7 +173,7 @@ class Parallel(Method):
     def explain(
         self, cell: Cell, params: Params, shape: tuple[int, ...], platform: str
     ) -> list[str]:
-        """The pieces, and how many steps wait for another."""
+        """Say how many blocks there are, and how many steps wait for another."""
         if cell.remembers:
             length = chunk_length(cell, shape[0], self.chunk)
             return [
@@ -239,7 +216,7 @@ class Parallel(Method):
         ]
 
     def all_steps(self, cell: Cell, num_steps: int) -> AllSteps:
-        """The iterations for a cell that is not affine, over so many steps."""
+        """Return the iterations for a cell that is not affine, over so many steps."""
         return AllSteps(cell, self.newton or Newton(), piece_length(num_steps, self.chunk))
 
 
@@ -256,26 +233,25 @@ def why_not_affine(cell: Cell) -> str | None:
     return None
 
 
-# Where factors and constants are fewer than the inputs, as two numbers of three, all at once they
-# are found faster than in loops, until they are so many that memory is what takes the time: with
-# the gradient minLSTM and RG-LRU, 32 to 256 units, by loops take 1.0 to 1.9 times as long up to
-# half of this number, and from it on 0.86 to 1.04. Where they are as many (minGRU, GILR), loops
-# take 0.53 to 1.08 whatever the size, and always about half of the memory.
+# Why there are two ways. `Solved` stores the factors A and constants b of all steps: simple, and
+# differentiable to any order, but for a state of n leaves n + 1 numbers for each of its numbers,
+# which for an S6 is many times the inputs. `Beside` stores neither and runs the steps twice: less
+# memory always, and less time unless A and b are fewer numbers than the inputs. There `Solved` is
+# faster until memory is what takes the time, from about this many projected inputs on. `python -m
+# benchmarks.sequences parallel` measures both sides.
 _MANY_INPUTS = 2**22
 
 
 def writes_more(cell: Cell) -> bool:
-    """Whether the factors and constants of a step are more numbers than its projected inputs.
+    """Whether A and b are more numbers than the projected inputs, or outputs are not the state.
 
-    Or whether its outputs are no state, so that every step would be computed once more for them:
-    with pieces as rows QRNN and SRU take 0.45 to 1.1 of that time forward, and 0.6 to 0.9 with the
-    gradient, but of 32 units and one row 1.0 to 1.8.
+    Outputs that are not the state would have every step computed once more.
     """
     return cell.output is None or _written(cell) > _read(cell)
 
 
 def runs_again(cell: Cell, shape: tuple[Any, ...]) -> bool:
-    """Whether a gradient is found by loops that run each step again, and not from its factors.
+    """Whether blocks run the steps again for a gradient, `Beside`, and store no factors.
 
     Args:
         cell: an affine one.
@@ -288,11 +264,11 @@ def runs_again(cell: Cell, shape: tuple[Any, ...]) -> bool:
 
 
 def _written(cell: Cell) -> int:
-    """Of a step, the factors and constants, as numbers."""
+    """How many numbers A and b of a step are."""
     sizes = [leaf.size for leaf in jax.tree.leaves(jax.eval_shape(cell.initial_carry))]
     return sum(sizes) * (len(sizes) + 1)
 
 
 def _read(cell: Cell) -> int:
-    """And its projected inputs."""
+    """How many numbers the projected inputs of a step are."""
     return int(cell.parameters(1)["kernel"].shape[-1])

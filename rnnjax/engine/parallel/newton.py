@@ -96,7 +96,7 @@ def why_not_iterated(cell: Cell) -> str | None:
 
 
 class Solution(NamedTuple):
-    """What the iterations came to.
+    """The result of the iterations.
 
     Attributes:
         value: trees over time: the states and the outputs, or the cotangents.
@@ -198,7 +198,7 @@ def _by_units(x: jax.Array, kernel: jax.Array, dtype: DTypeLike | None) -> jax.A
 
 @_by_units.defjvp
 def _by_units_jvp(dtype: DTypeLike | None, primals: Any, tangents: Any) -> Any:
-    """Of each gate the diagonal of its kernel, at the centre of a window."""
+    """Differentiate by the diagonal of each gate's kernel, at the centre of a window."""
     (x, kernel), (d_x, _) = primals, tangents
     out = product(x, kernel, dtype)
     centre = kernel[tuple((size - 1) // 2 for size in kernel.shape[:-2])]
@@ -232,7 +232,7 @@ class AllSteps(Function):
     length: int
 
     def refused(self, what: str) -> str:
-        """Of the cell's update."""
+        """Say why the update of the cell cannot run so."""
         return f"all steps cannot run at once where the update has {what}; use method=Scan()"
 
     def plain(self, params: Params, steps: Steps, xs: Any, each: AtStep, carry: Carry) -> Any:
@@ -257,7 +257,7 @@ class AllSteps(Function):
         return (_last(states), ys), states
 
     def backward(self, platform: str, args: Any, kept: Any, d: Any, wanted: Any) -> Any:
-        """What comes back to each state by the same iterations; the rest is one derivative.
+        """Find the cotangent of each state by the same iterations; the rest is one derivative.
 
         What comes back obeys the transpose of the step's own derivative, with all its units, for
         which the factors steer again: taken for it alone, they would give a gradient that is wrong
@@ -269,7 +269,7 @@ class AllSteps(Function):
         found = self._cotangents(params, steps, projected, each, before, d)
 
         def step(back: Carry, at: Any) -> tuple[Carry, Carry]:
-            """One step backwards."""
+            """Run one step backwards."""
             projected, each, before, d_y = at
             _, pull = jax.vjp(
                 lambda carry: self._step(params, steps, projected, each, carry), before
@@ -322,7 +322,7 @@ class AllSteps(Function):
         before: Carry,
         d: tuple[Carry, jax.Array],
     ) -> Solution:
-        """What comes back to the state behind each step."""
+        """Find the cotangent of the state after each step."""
         d_last, d_ys = d
         _, pull = jax.vjp(lambda carry: self._steps(params, steps, projected, each, carry), before)
         _, factors = self._linearised(params, steps, projected, each, before)
@@ -356,13 +356,13 @@ class AllSteps(Function):
     def _steps(
         self, params: Params, steps: Steps, projected: jax.Array, each: AtStep, before: Carry
     ) -> tuple[Carry, jax.Array]:
-        """All steps at once, each from its own state before; `update` is given one of them."""
+        """Run all steps at once, each from its own state before; `update` is given one."""
         return jax.vmap(functools.partial(self._step, params, steps))(projected, each, before)
 
     def _linearised(
         self, params: Params, steps: Steps, projected: jax.Array, each: AtStep, before: Carry
     ) -> tuple[Carry, Factors]:
-        """All new states, and of each unit's the derivative by its own state before."""
+        """Return all new states, and the derivative of each unit's by its own state before."""
         cell, roles, tree = self.cell, roles_of(self.cell), jax.tree.structure(before)
         read = {
             name: OwnKernel(leaf, cell.dtype) if roles.get(name) is Role.LOOP else leaf
@@ -418,7 +418,7 @@ def _last(states: Carry) -> Carry:
 
 
 def _unless(good: jax.Array, found: Any, instead: Any) -> Any:
-    """What was found if it is good, and something else instead where it is not.
+    """Return the result where it is good, and compute another where it is not.
 
     A loop of one turn at most: under `jax.vmap` a condition becomes a choice between both, and the
     steps would run one by one in any case; a loop has a turn only if some row needs it.
