@@ -1348,8 +1348,8 @@ FAULTS: tuple[Fault, ...] = (
         "a state crosses a piece in which a row begins anew",
         "engine/parallel",
         "rnnjax/engine/parallel/blocks_as_batch.py",
-        "pieces = factors, constants, _any_reset(each, axis)",
-        "pieces = factors, constants, None",
+        "blocks = factors, constants, _any_reset(each, axis)",
+        "blocks = factors, constants, None",
         ("tests/test_parallel.py::test_no_nan_crosses_a_reset",),
     ),
     Fault(
@@ -1406,8 +1406,8 @@ FAULTS: tuple[Fault, ...] = (
         "devices that divide the steps take each other's ends forward, in reverse too",
         "engine/parallel",
         "rnnjax/engine/parallel/linear_recurrence.py",
-        "jax.lax.scan(keeping_before, first, every, reverse=reverse)",
-        "jax.lax.scan(keeping_before, first, every)",
+        "jax.lax.scan(with_previous, first, every, reverse=reverse)",
+        "jax.lax.scan(with_previous, first, every)",
         ("tests/test_parallel.py",),
     ),
     Fault(

@@ -129,8 +129,10 @@ def test_each_line_is_what_the_program_does(name):
     given = in_loop, Steps(), xs, AtStep(), carry
     trace = jax.make_jaxpr(lambda *given: run.forward("cpu", *given), return_shape=True)
     forward, (out, kept) = trace(*given)
-    wanted = jax.tree.map(lambda _: True, given)
-    backward = jax.make_jaxpr(lambda *rest: run.backward("cpu", *rest, wanted))(given, kept, out)
+    needs_grad = jax.tree.map(lambda _: True, given)
+    backward = jax.make_jaxpr(lambda *rest: run.backward("cpu", *rest, needs_grad))(
+        given, kept, out
+    )
 
     said = re.search(r"multiplies with (.*) in the update", text)
     several = {"gru-reset-before": 2, "mgu-reset-before": 2, "slstm": 2}

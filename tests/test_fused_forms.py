@@ -19,7 +19,7 @@ from rnnjax.engine.core.masking import AtStep, Steps
 from rnnjax.engine.fused import matmul
 from rnnjax.engine.fused.matmul import Backward, Forward, Products
 from rnnjax.engine.fused.recurrence import Recurrence
-from rnnjax.engine.parallel.blocks_as_batch import Beside
+from rnnjax.engine.parallel.blocks_as_batch import BlocksAsBatch
 
 # Sizes that no other test uses: what is compiled depends on the constants that are changed here.
 HIDDEN, FEATURES, TIME = 11, 6, 5
@@ -449,7 +449,7 @@ def test_a_loop_carries_the_inputs_of_a_step_where_it_reads_ahead(cell, ahead, a
 
 def test_so_do_the_loops_that_find_what_pieces_make_of_a_state():
     cell = rnnjax.S6Cell(4)
-    beside = Beside(Recurrence(cell, None, False), 20)
+    beside = BlocksAsBatch(Recurrence(cell, None, False), 20)
     used = jax.eval_shape(lambda: cell.in_loop(cell.init(jax.random.key(0), 2)))
     carry = jax.eval_shape(lambda: cell.initial_carry((3,)))
     xs = jax.ShapeDtypeStruct((100, 3, 2), jnp.float32)
@@ -469,10 +469,10 @@ def test_a_gradient_is_written_in_place_where_there_are_several_gates(cell, in_p
     carry = jax.eval_shape(lambda: cell.initial_carry((3,)))
     args = used, Steps(), jax.ShapeDtypeStruct((40, 3, 2), jnp.float32), AtStep(), carry
     out, kept = jax.eval_shape(functools.partial(recurrence.forward, "cpu"), *args)
-    wanted = jax.tree.map(lambda _: True, args)
+    needs_grad = jax.tree.map(lambda _: True, args)
 
     def backward(*given):
-        return recurrence.backward("cpu", *given, wanted)
+        return recurrence.backward("cpu", *given, needs_grad)
 
     width = used["kernel"].shape[-1]
     assert ((40, 3, width) in carried(backward, args, kept, out)) == in_place

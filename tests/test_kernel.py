@@ -160,8 +160,8 @@ def test_blocks_do_not_race_and_nothing_is_read_before_it_is_written(
         recurrence = Recurrence(cell, None, False, KernelLoops(interpret))
         given = params, Steps(), xs, AtStep(), carry
         out, kept = recurrence.forward("tpu", *given)
-        wanted = jax.tree.map(lambda _: True, given)
-        return out, recurrence.backward("tpu", given, kept, weights, wanted)
+        needs_grad = jax.tree.map(lambda _: True, given)
+        return out, recurrence.backward("tpu", given, kept, weights, needs_grad)
 
     strict = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
     actual, expected = (jax.jit(functools.partial(both, i))() for i in (strict, True))

@@ -18,8 +18,8 @@ from rnnjax.engine.core.masking import AtStep, Steps
 from rnnjax.engine.core.method import check_method
 from rnnjax.engine.fused.recurrence import Recurrence
 from rnnjax.engine.parallel import method as parallel_method
-from rnnjax.engine.parallel.blocks_as_batch import Beside
-from rnnjax.engine.parallel.linear_recurrence import Solved
+from rnnjax.engine.parallel.blocks_as_batch import BlocksAsBatch
+from rnnjax.engine.parallel.linear_recurrence import AffineRecurrence
 
 TIME, BATCH = 12, 3
 KEY = jax.random.key(0)
@@ -224,9 +224,9 @@ def test_outputs_alone_are_found_at_once_and_gradients_in_loops_where_that_pays(
 
     def beside(recurrence, length, at_once):
         written.append(at_once)
-        return Beside(recurrence, length, at_once)
+        return BlocksAsBatch(recurrence, length, at_once)
 
-    monkeypatch.setattr(parallel_method, "Beside", beside)
+    monkeypatch.setattr(parallel_method, "BlocksAsBatch", beside)
     symbolic = jax.export.symbolic_shape("b")[0]
 
     def form(cell, *shape):
@@ -556,8 +556,8 @@ def test_a_linear_indrnn_is_affine_and_says_how_it_runs():
     cell = rnnjax.IndRNNCell(4, activation="linear")
     params, xs = parameters(cell), drawn(100, 2, 2)
     text = str(rnnjax.explain(cell, params, xs, method=Parallel()))
-    assert "20 pieces of 5 steps side by side, twice: 30 of 100 steps wait" in text
-    assert "then the pieces as rows of a batch" in text  # its one factor is no number of each step
+    assert "20 blocks of 5 steps side by side, twice: 30 of 100 steps wait" in text
+    assert "then the blocks as rows of a batch" in text  # its one factor is no number of each step
     for name, again in (("mingru", True), ("minlstm", False)):
         cell = CELLS[name]
         text = str(rnnjax.explain(cell, parameters(cell), xs, method=Parallel()))
@@ -584,11 +584,11 @@ def test_the_loops_are_as_short_as_it_says():
     start = jax.ShapeDtypeStruct((1, 4), jnp.float32)
 
     def run(constant, factor, start):
-        return Solved(64).run("cpu", [constant], [[factor]], [start], None)
+        return AffineRecurrence(64).run("cpu", [constant], [[factor]], [start], None)
 
     assert trips(jax.make_jaxpr(run)(leaf, leaf, start).jaxpr) == 3 * 64
     cell = rnnjax.LRUCell(4)
-    beside = Beside(Recurrence(cell, None, False), 64)
+    beside = BlocksAsBatch(Recurrence(cell, None, False), 64)
     used = jax.eval_shape(lambda: cell.in_loop(cell.init(KEY, 4)))
     args = used, Steps(), leaf, AtStep(), jax.eval_shape(lambda: cell.initial_carry((1,)))
     assert trips(jax.make_jaxpr(functools.partial(beside.run, "tpu"))(*args).jaxpr) == 3 * 64

@@ -30,9 +30,9 @@ class Product(Function):
     def forward(self, platform: str, a: jax.Array, b: jax.Array) -> Any:
         return self.plain(a, b), (jnp.cos(a),)
 
-    def backward(self, platform: str, args: Any, kept: Any, d: Any, wanted: Any) -> Any:
+    def backward(self, platform: str, args: Any, kept: Any, d: Any, needs_grad: Any) -> Any:
         (a, b), (cosine,), d_y = args, kept, self.k * d["y"]
-        return (d_y @ b.T) * cosine, jnp.sin(a).T @ d_y if wanted[1] else None
+        return (d_y @ b.T) * cosine, jnp.sin(a).T @ d_y if needs_grad[1] else None
 
 
 def ours(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -42,9 +42,9 @@ class Call:
         kind: ``run`` and ``forward`` are given the arguments; ``tangent`` those, what was kept and
             the tangents of what is wanted; ``backward`` those, and the cotangent of the result.
         tree: of the arguments.
-        wanted: of which leaves of them there are tangents.
+        needs_grad: of which leaves of them there are tangents.
         result: the tree of the result.
-        kept: the tree of what `Function.forward` kept.
+        saved: the tree of what `Function.forward` kept.
         levels: the vmaps around it, the innermost first.
         precision: of its products, as ``jax.default_matmul_precision`` was where it was called: it
             is traced again when the program is lowered, which is outside of that context.
@@ -53,16 +53,16 @@ class Call:
     function: Any
     kind: Literal["run", "forward", "tangent", "backward"]
     tree: Any
-    wanted: tuple[bool, ...] = ()
+    needs_grad: tuple[bool, ...] = ()
     result: Any = None
-    kept: Any = None
+    saved: Any = None
     levels: tuple["Level", ...] = ()
     precision: str | None = dataclasses.field(default_factory=context_precision)
 
     def parts(self, flat: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
         """The arguments, what was kept, and tangents or cotangents."""
         first = self.tree.num_leaves
-        second = first + (0 if self.kept is None else self.kept.num_leaves)
+        second = first + (0 if self.saved is None else self.saved.num_leaves)
         return list(flat[:first]), list(flat[first:second]), list(flat[second:])
 
     @usual_promotion()
@@ -79,7 +79,7 @@ class Call:
 
     def of_wanted(self, leaves: Sequence[Any]) -> list[Any]:
         """Return the leaves of the arguments whose gradients are needed, in their order."""
-        return list(itertools.compress(leaves, self.wanted))
+        return list(itertools.compress(leaves, self.needs_grad))
 
 
 class Level(NamedTuple):
@@ -102,7 +102,7 @@ def _summed(execute: Callable[..., Any], own: tuple[bool, ...]) -> Callable[...,
 
 
 def _single(call: Call, platform: str | None, *flat: Any) -> Any:
-    function, (leaves, kept, last) = call.function, call.parts(flat)
+    function, (leaves, saved, last) = call.function, call.parts(flat)
     args = jax.tree.unflatten(call.tree, leaves)
     if call.kind == "run":
         return function.plain(*args) if platform is None else function.run(platform, *args)
@@ -112,7 +112,7 @@ def _single(call: Call, platform: str | None, *flat: Any) -> Any:
 
     def of_chosen(*chosen: Any) -> Any:
         some = iter(chosen)
-        merged = [next(some) if w else a for a, w in zip(leaves, call.wanted, strict=True)]
+        merged = [next(some) if w else a for a, w in zip(leaves, call.needs_grad, strict=True)]
         return function.plain(*jax.tree.unflatten(call.tree, merged))
 
     # JAX asks of the plain form what nobody schedules by hand. In reverse mode this line is never
@@ -120,11 +120,11 @@ def _single(call: Call, platform: str | None, *flat: Any) -> Any:
     if call.kind == "tangent":
         return jax.jvp(of_chosen, chosen, last)[1]
     if platform is None:
-        _, pull = jax.vjp(of_chosen, *chosen)
-        return list(pull(jax.tree.unflatten(call.result, last)))
-    wanted = jax.tree.unflatten(call.tree, call.wanted)
+        _, vjp_fn = jax.vjp(of_chosen, *chosen)
+        return list(vjp_fn(jax.tree.unflatten(call.result, last)))
+    needs_grad = jax.tree.unflatten(call.tree, call.needs_grad)
     d = jax.tree.unflatten(call.result, last)
-    d_args = function.backward(platform, args, jax.tree.unflatten(call.kept, kept), d, wanted)
+    d_args = function.backward(platform, args, jax.tree.unflatten(call.saved, saved), d, needs_grad)
     return call.of_wanted(call.tree.flatten_up_to(d_args))
 
 
@@ -144,15 +144,15 @@ class Function(abc.ABC):
         """The result, and what `backward` needs besides the arguments."""
 
     @abc.abstractmethod
-    def backward(self, platform: str, args: Any, kept: Any, d: Any, wanted: Any) -> Any:
+    def backward(self, platform: str, args: Any, saved: Any, d: Any, needs_grad: Any) -> Any:
         """The cotangents of the arguments, from that of the result.
 
         Args:
             platform: for which the program is lowered.
             args: as `forward` was given them.
-            kept: what it kept.
+            saved: what it kept.
             d: the cotangent of the result.
-            wanted: a tree like ``args``: whether the cotangent of each leaf is asked for.
+            needs_grad: a tree like ``args``: whether the cotangent of each leaf is asked for.
 
         Returns:
             a tree like ``args``; what is not wanted is not looked at.
@@ -253,8 +253,10 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, call: Call, avals: 
     if call.kind in ("tangent", "backward"):
         # Second derivatives are JAX's own, of the plain form. What was kept follows from the
         # arguments, whose tangents say all.
-        args, kept, last = call.parts(_not_zero(tangents))
-        chosen = list(itertools.compress(range(len(primals)), [*args, *[False] * len(kept), *last]))
+        args, saved, last = call.parts(_not_zero(tangents))
+        chosen = list(
+            itertools.compress(range(len(primals)), [*args, *[False] * len(saved), *last])
+        )
 
         def of_chosen(*some: Any) -> Any:
             flat = list(primals)
@@ -265,24 +267,24 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, call: Call, avals: 
         own, along = [primals[i] for i in chosen], [tangents[i] for i in chosen]
         return _p.bind(*primals, call=call, avals=avals), jax.jvp(of_chosen, own, along)[1]
     forward = dataclasses.replace(call, kind="forward")
-    out, kept = _bind(forward, primals)
-    kept, tree = jax.tree.flatten(kept)
+    out, saved = _bind(forward, primals)
+    saved, tree = jax.tree.flatten(saved)
     outs, result = jax.tree.flatten(out)
     # An argument without a tangent, such as data in training, costs no gradient.
-    wanted = _not_zero(tangents)
+    needs_grad = _not_zero(tangents)
     linear = dataclasses.replace(
-        call, kind="tangent", wanted=wanted, result=result, kept=tree, levels=()
+        call, kind="tangent", needs_grad=needs_grad, result=result, saved=tree, levels=()
     )
     levels = tuple(
-        Level((*axes, *[True] * len(kept), *linear.of_wanted(axes))) for axes, _ in call.levels
+        Level((*axes, *[True] * len(saved), *linear.of_wanted(axes))) for axes, _ in call.levels
     )
     linear = dataclasses.replace(linear, levels=levels)
     # Their types follow from those of the results. To trace the plain form for them, which nothing
     # in reverse mode runs, took 6 % of the time of tracing the laws.
     types = tuple(aval.to_tangent_aval() for aval in avals[: len(outs)])
-    d_out = _p.bind(*primals, *kept, *linear.of_wanted(tangents), call=linear, avals=types)
+    d_out = _p.bind(*primals, *saved, *linear.of_wanted(tangents), call=linear, avals=types)
     if call.kind == "forward":  # nothing but `backward` reads what was kept
-        outs, d_out = [*outs, *kept], [*d_out, *map(jnp.zeros_like, kept)]
+        outs, d_out = [*outs, *saved], [*d_out, *map(jnp.zeros_like, saved)]
     return outs, d_out
 
 
@@ -290,10 +292,10 @@ ad.primitive_jvps[_p] = _jvp
 
 
 def _transposed(cts: Sequence[Any], *flat: Any, call: Call, avals: Any) -> Any:
-    args, kept, along = call.parts(flat)
+    args, saved, along = call.parts(flat)
     # A loss that reads the outputs alone has no cotangent of the final carry.
     cts = [ad.instantiate_zeros(ct) for ct in cts]
-    fixed = len(args) + len(kept)
+    fixed = len(args) + len(saved)
     levels = tuple(
         Level((*axes[:fixed], *(own or [True] * len(cts))), own=axes[fixed:])
         for axes, own in call.levels
@@ -301,7 +303,7 @@ def _transposed(cts: Sequence[Any], *flat: Any, call: Call, avals: Any) -> Any:
     # And of the backward pass, a linear function of cotangents, it is the tangent again.
     other: Any = "backward" if call.kind == "tangent" else "tangent"
     transposed = dataclasses.replace(call, kind=other, levels=levels)
-    ds = jax.tree.leaves(_bind(transposed, [*args, *kept, *cts]))
+    ds = jax.tree.leaves(_bind(transposed, [*args, *saved, *cts]))
     return [None] * fixed + [
         d if ad.is_undefined_primal(t) else None for t, d in zip(along, ds, strict=True)
     ]

@@ -41,7 +41,7 @@ Loop = Callable[[LoopArgs], tuple[Any, jax.Array, Any]]
 the outputs of all steps."""
 
 
-class Turns(NamedTuple):
+class LoopSpec(NamedTuple):
     """The identity of a loop of a layer, by which it can be traced again for other rows.
 
     Attributes:
@@ -55,10 +55,10 @@ class Turns(NamedTuple):
     args: tuple[Any, ...]
 
 
-class Loops(Protocol):
+class LoopBackend(Protocol):
     """A way of running loops: a hashable value."""
 
-    def on(self, platform: str, turns: Turns) -> tuple[str, Loop | None]:
+    def on(self, platform: str, turns: LoopSpec) -> tuple[str, Loop | None]:
         """Return the platform that a layer is planned for, and its loop; None for XLA's."""
 
 
@@ -149,7 +149,7 @@ def by_columns(args: LoopArgs) -> tuple[Any, jax.Array, Any]:
     # Of entries, not of their shapes: these do not say over which devices an array varies.
     _, _, outputs = jax.eval_shape(lambda: step(state, *read((first, others), 0)))
 
-    def turn(loop: Any, t: jax.Array) -> tuple[Any, None]:
+    def body(loop: Any, t: jax.Array) -> tuple[Any, None]:
         state, first, outputs, entry = loop
         given = read(first, t) if entry is None else entry
         state, new, output = step(state, given, read(others, t))
@@ -168,7 +168,7 @@ def by_columns(args: LoopArgs) -> tuple[Any, jax.Array, Any]:
     )
     entry = read(first, jnp.asarray(last if reverse else 0)) if ahead else None
     (state, first, outputs, _), _ = jax.lax.scan(
-        turn, (state, first, outputs, entry), jnp.arange(last + 1), reverse=reverse
+        body, (state, first, outputs, entry), jnp.arange(last + 1), reverse=reverse
     )
     return state, first, outputs
 
@@ -181,12 +181,12 @@ def _time_axis(leaf: jax.Array) -> int:
 def in_slices(args: LoopArgs) -> tuple[Any, jax.Array, Any]:
     """Do as `over_time`, with `jax.lax.scan`'s own slices; replacements are a new array."""
 
-    def turn(state: Any, at: Any) -> Any:
+    def body(state: Any, at: Any) -> Any:
         state, *made = args.step(state, *at)
         return state, made
 
     entries = args.first, args.others
-    state, (first, output) = jax.lax.scan(turn, args.state, entries, reverse=args.reverse)
+    state, (first, output) = jax.lax.scan(body, args.state, entries, reverse=args.reverse)
     return state, first, output
 
 

@@ -82,12 +82,12 @@ class Fused(Method):
         length = min(self.keep_every or shape[0], shape[0])
         plan = LayerPlan.of(cell, params, (length, *shape[1:]), self.dtype_of(cell), platform)
         layer = Layer(cell, plan, False, params, Steps())
-        kept = f"{kept_numbers(layer, shape[1:-1])} numbers a row"
+        saved = f"{kept_numbers(layer, shape[1:-1])} numbers a row"
         if length == shape[0]:
-            memory = f"keeps {kept} of every step for the backward pass"
+            memory = f"keeps {saved} of every step for the backward pass"
         else:
             memory = (
-                f"keeps the state before every {length} steps, and {kept} of {length} steps at a "
+                f"keeps the state before every {length} steps, and {saved} of {length} steps at a "
                 "time, which the backward pass computes again"
             )
         return [*plan.phrases(cell, length), memory]

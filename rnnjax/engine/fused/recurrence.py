@@ -22,8 +22,8 @@ from rnnjax.engine.core.masking import AtStep, Steps
 from rnnjax.engine.fused.loops import (
     Loop,
     LoopArgs,
-    Loops,
-    Turns,
+    LoopBackend,
+    LoopSpec,
     by_columns,
     cut,
     in_slices,
@@ -51,7 +51,7 @@ class Recurrence(Function):
     cell: Cell
     dtype: DTypeLike | None
     reverse: bool
-    loops: Loops | None = None
+    loops: LoopBackend | None = None
     axis: int = 0
     blocks: bool = False
 
@@ -67,7 +67,7 @@ class Recurrence(Function):
         params, steps, xs, *_ = args
         loop: Loop | None = None
         if self.loops is not None:
-            platform, loop = self.loops.on(platform, Turns(self, kind, args))
+            platform, loop = self.loops.on(platform, LoopSpec(self, kind, args))
         shape = xs.shape[self.axis], *xs.shape[: self.axis], *xs.shape[self.axis + 1 :]
         plan = LayerPlan.of(self.cell, params, shape, self.dtype, platform)
         if loop is None:
@@ -132,16 +132,16 @@ class Recurrence(Function):
         )
         return (carry, ys), (first, rest, carries)
 
-    def sent_back(self, platform: str, args: Any, kept: Any, d: Any) -> Carry:
+    def sent_back(self, platform: str, args: Any, saved: Any, d: Any) -> Carry:
         """Return the cotangent of the carry alone."""
-        (first, rest, carries), (d_carry, d_ys) = kept, d
+        (first, rest, carries), (d_carry, d_ys) = saved, d
         layer = self.layer(platform, "sent_back", *args)
         others = rest, d_ys, carries, args[3]
         return _backward_loop(layer, first, others, d_carry, replaces=False)[3]
 
-    def backward(self, platform: str, args: Any, kept: Any, d: Any, wanted: Any) -> Any:
+    def backward(self, platform: str, args: Any, saved: Any, d: Any, needs_grad: Any) -> Any:
         """The backward loop, and a product for each weight."""
-        (params, steps, xs, each, _), (first, rest, carries) = args, kept
+        (params, steps, xs, each, _), (first, rest, carries) = args, saved
         layer, cell = self.layer(platform, "backward", *args), self.cell
         d_carry, d_ys = d
         (d_used, d_start), d_projected, d_recurrent, d_carry = _backward_loop(
@@ -160,7 +160,7 @@ class Recurrence(Function):
         for name, d_sum in (("bias", d_projected), ("recurrent_bias", d_recurrent)):
             if name in params and is_bias(cell, name):  # elsewhere the update adds it
                 d_params[name] += d_sum.sum(axis=tuple(range(d_sum.ndim - 1)))
-        d_params["kernel"], d_xs = _inputs_gradients(layer, xs, d_projected, wanted)
+        d_params["kernel"], d_xs = _inputs_gradients(layer, xs, d_projected, needs_grad)
         d_params = {name: d.astype(params[name].dtype) for name, d in d_params.items()}
         nothing = jax.tree.map(lambda _: None, (steps, each))
         d_start = jax.tree.map(lambda d, leaf: d.astype(leaf.dtype), d_start, steps.start)
@@ -172,11 +172,11 @@ def project(layer: Layer, xs: Any) -> jax.Array:
     return product(xs, layer.params["kernel"], layer.plan.products.dtype)
 
 
-def _inputs_gradients(layer: Layer, xs: Any, d: jax.Array, wanted: Any) -> tuple[Any, Any]:
+def _inputs_gradients(layer: Layer, xs: Any, d: jax.Array, needs_grad: Any) -> tuple[Any, Any]:
     """Return the gradients of kernel and inputs, in forms that XLA computes without a copy."""
     kernel, products = layer.params["kernel"], layer.plan.products
     d_xs = jax.tree.map(lambda _: None, xs)
-    if any(jax.tree.leaves(wanted[2])):  # which ids are not
+    if any(jax.tree.leaves(needs_grad[2])):  # which ids are not
         d_xs = products.inputs_gradient(d, kernel).astype(xs.dtype)
     return products.kernel_gradient(xs, d, kernel), d_xs
 
@@ -187,12 +187,12 @@ def _forward_loop(
     """Run the steps over ``projected (time, *batch, gates * hidden_size)``."""
     step = step_of(layer)
 
-    def turn(carry: Carry, projected: jax.Array, at: AtStep) -> Any:
+    def body(carry: Carry, projected: jax.Array, at: AtStep) -> Any:
         new, y = step(carry, projected, at)
         return new, None, y
 
     ahead = layer.plan.reads_ahead
-    carry, _, ys = layer.loop(LoopArgs(turn, carry, projected, each, layer.reverse, ahead))
+    carry, _, ys = layer.loop(LoopArgs(body, carry, projected, each, layer.reverse, ahead))
     return carry, ys
 
 
@@ -229,9 +229,9 @@ def _backward_loop(
         layout = layout_of(layer, carry, first)
         # The derivative of a linear function does not ask where.
         zeros = jax.tree.map(jnp.zeros_like, (steps.start, carry, carry, d_y))
-        _, pull = jax.vjp(functools.partial(after, cell, steps, at), *zeros)
-        d_start, d_old, d_new, d_y = pull((d_carry, d_y))
-        d_used, d_x, d_carry = layout.pull((first, rest), used, carry)((d_new, d_y))
+        _, vjp_fn = jax.vjp(functools.partial(after, cell, steps, at), *zeros)
+        d_start, d_old, d_new, d_y = vjp_fn((d_carry, d_y))
+        d_used, d_x, d_carry = layout.vjp_fn((first, rest), used, carry)((d_new, d_y))
         if leaf is not None:
             # The barrier has it computed once, though the product and the outputs both read it.
             d_x = jax.lax.optimization_barrier(d_x)

@@ -23,7 +23,7 @@ from rnnjax.cells.base import Carry, Params
 from rnnjax.engine.core.masking import AtStep
 from rnnjax.engine.fused.plan import Advance, Layer, advance_of, after, inputs_of
 
-Kept = tuple[jax.Array | None, list[jax.Array]]
+Saved = tuple[jax.Array | None, list[jax.Array]]
 """Of a step: what takes the place of its projected inputs, if anything does; and the rest."""
 
 
@@ -48,45 +48,49 @@ class Layout:
 
     @classmethod
     def of(
-        cls, pull: Any, params: Params, carry: Carry, projected: jax.ShapeDtypeStruct
+        cls, vjp_fn: Any, params: Params, carry: Carry, projected: jax.ShapeDtypeStruct
     ) -> tuple["Layout", list[jax.Array]]:
-        """The layout of a derivative ``pull``, and the arrays that are its own."""
-        leaves, tree = jax.tree.flatten(pull)
+        """The layout of a derivative ``vjp_fn``, and the arrays that are its own."""
+        leaves, tree = jax.tree.flatten(vjp_fn)
         shared = [("params", i, leaf) for i, leaf in enumerate(jax.tree.leaves(params))]
         shared += [("carry", i, leaf) for i, leaf in enumerate(jax.tree.leaves(carry))]
         places: list[tuple[str, Any]] = []
-        kept: list[jax.Array] = []
+        saved: list[jax.Array] = []
         for leaf in leaves:
             # An array that the step was given is handed through as the same object.
             place = next(((kind, i) for kind, i, own in shared if own is leaf), None)
             if place is None and not isinstance(leaf, jax.core.Tracer):
                 place = "constant", leaf
             if place is None:
-                place = "kept", len(kept)
-                kept.append(leaf)
+                place = "kept", len(saved)
+                saved.append(leaf)
             places.append(place)
         # An LSTM keeps its four gates, as wide as its projected inputs, a GRU its three and one
         # product: the largest first, what fits is written where the inputs stood.
         written, room = [], projected.shape[-1]
-        for i in sorted(range(len(kept)), key=lambda i: -kept[i].shape[-1] if kept[i].ndim else 0):
-            alike = kept[i].dtype == projected.dtype and kept[i].shape[:-1] == projected.shape[:-1]
-            if alike and kept[i].ndim and kept[i].shape[-1] <= room:
+        for i in sorted(
+            range(len(saved)), key=lambda i: -saved[i].shape[-1] if saved[i].ndim else 0
+        ):
+            alike = (
+                saved[i].dtype == projected.dtype and saved[i].shape[:-1] == projected.shape[:-1]
+            )
+            if alike and saved[i].ndim and saved[i].shape[-1] <= room:
                 written.append(i)
-                room -= kept[i].shape[-1]
+                room -= saved[i].shape[-1]
         if room:  # a part of an entry cannot be written: the array would have to be copied
             written = []
-        sizes = tuple(kept[i].shape[-1] for i in written)
-        return cls(tree, tuple(places), tuple(written), sizes), kept
+        sizes = tuple(saved[i].shape[-1] for i in written)
+        return cls(tree, tuple(places), tuple(written), sizes), saved
 
-    def split(self, kept: list[jax.Array]) -> Kept:
+    def split(self, saved: list[jax.Array]) -> Saved:
         """Split residuals into those that replace the projected inputs, and the rest."""
-        rest = [leaf for i, leaf in enumerate(kept) if i not in self.written]
-        entry = jnp.concatenate([kept[i] for i in self.written], -1) if self.written else None
+        rest = [leaf for i, leaf in enumerate(saved) if i not in self.written]
+        entry = jnp.concatenate([saved[i] for i in self.written], -1) if self.written else None
         return entry, rest
 
-    def pull(self, kept: Kept, params: Params, carry: Carry) -> Any:
+    def vjp_fn(self, saved: Saved, params: Params, carry: Carry) -> Any:
         """The derivative, made of its arrays."""
-        entry, rest = kept
+        entry, rest = saved
         parts: dict[int, jax.Array] = {}
         if entry is not None and self.written:
             pieces = jnp.split(entry, np.cumsum(self.sizes)[:-1], -1)
@@ -102,20 +106,20 @@ class Layout:
         return jax.tree.unflatten(self.tree, leaves)
 
 
-KeepingStep = Callable[[Carry, jax.Array, AtStep], tuple[Carry, jax.Array, Kept]]
+KeepingStep = Callable[[Carry, jax.Array, AtStep], tuple[Carry, jax.Array, Saved]]
 
 
 def keeping_step_of(layer: Layer) -> KeepingStep:
     """``(carry, projected, at) -> (carry, y, kept)``: all that the backward pass needs."""
     cell, steps, inputs = layer.cell, layer.steps, inputs_of(layer)
 
-    def step(carry: Carry, projected: jax.Array, at: AtStep) -> tuple[Carry, jax.Array, Kept]:
+    def step(carry: Carry, projected: jax.Array, at: AtStep) -> tuple[Carry, jax.Array, Saved]:
         given = _used(layer), inputs(carry, projected), carry
         traced = _traced(layer, projected, *given)
         leaves = eval_jaxpr(traced.jaxpr.jaxpr, traced.jaxpr.consts, *jax.tree.leaves(given))
-        (new, y), kept, layout = jax.tree.unflatten(jax.tree.structure(traced.out_info), leaves)
+        (new, y), saved, layout = jax.tree.unflatten(jax.tree.structure(traced.out_info), leaves)
         new, y = after(cell, steps, at, steps.start, carry, new, y)
-        return new, y, layout.split(kept)
+        return new, y, layout.split(saved)
 
     return step
 
@@ -158,15 +162,15 @@ def _keeping(
         prevent_cse=False,
         policy=jax.checkpoint_policies.save_only_these_names(KEPT),
     )
-    out, pull = jax.vjp(saving, used, x, carry)
-    layout, kept = Layout.of(pull, used, carry, projected)
-    return out, kept, layout
+    out, vjp_fn = jax.vjp(saving, used, x, carry)
+    layout, saved = Layout.of(vjp_fn, used, carry, projected)
+    return out, saved, layout
 
 
 def kept_numbers(layer: Layer, batch: tuple[int, ...]) -> int:
     """How many numbers the backward pass needs of each row of a step, its carry counted in."""
 
-    def step(params: Params) -> tuple[Kept, Carry]:
+    def step(params: Params) -> tuple[Saved, Carry]:
         carry = layer.cell.initial_carry(batch)
         projected = jnp.zeros((*batch, params["kernel"].shape[-1]))
         step = keeping_step_of(layer._replace(params=dict(params)))

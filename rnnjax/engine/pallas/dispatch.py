@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.export import is_symbolic_dim
 
 from rnnjax.cells.devices import varies
-from rnnjax.engine.fused.loops import Loop, LoopArgs, Turns, over_time
+from rnnjax.engine.fused.loops import Loop, LoopArgs, LoopSpec, over_time
 from rnnjax.engine.pallas import gpu
 from rnnjax.engine.pallas.tiles import BLOCK, ROWS
 from rnnjax.engine.pallas.tpu import Traced
@@ -34,7 +34,7 @@ class KernelLoops:
     interpret: Any
     notes: list[str] | None = dataclasses.field(default=None, compare=False)
 
-    def on(self, platform: str, turns: Turns) -> tuple[str, Loop | None]:
+    def on(self, platform: str, turns: LoopSpec) -> tuple[str, Loop | None]:
         """The loop for a platform, and that for which the rest of a layer is planned."""
         if self.interpret:
             platform = self.interpret if isinstance(self.interpret, str) else "tpu"
@@ -46,7 +46,7 @@ class KernelLoops:
         self._note(f"XLA's, not a kernel, because there is {none}")
         return platform, None
 
-    def _on_gpu(self, turns: Turns, args: LoopArgs) -> tuple[Any, jax.Array, Any]:
+    def _on_gpu(self, turns: LoopSpec, args: LoopArgs) -> tuple[Any, jax.Array, Any]:
         arrays = args.state, args.first, args.others
         reason = self._why_not(arrays, "GPU")
         if varies(arrays) and jax.__version_info__ < (0, 10):
@@ -127,7 +127,7 @@ class _Noted:
 
     traced: list[Traced] = dataclasses.field(compare=False)
 
-    def on(self, platform: str, turns: Turns) -> tuple[str, Loop | None]:
+    def on(self, platform: str, turns: LoopSpec) -> tuple[str, Loop | None]:
         return platform, self._run
 
     def _run(self, args: LoopArgs) -> Any:
@@ -135,7 +135,7 @@ class _Noted:
         return over_time(args)
 
 
-def of_rows(turns: Turns, rows: int) -> Traced:
+def of_rows(turns: LoopSpec, rows: int) -> Traced:
     """The step of a loop, traced for another number of rows; nothing is computed."""
     noted = _Noted([])
     recurrence = dataclasses.replace(turns.recurrence, loops=noted)
@@ -144,11 +144,11 @@ def of_rows(turns: Turns, rows: int) -> Traced:
         if turns.kind == "run":
             recurrence.run("cuda", *args)
             return
-        out, kept = recurrence.forward("cuda", *args)
+        out, saved = recurrence.forward("cuda", *args)
         if turns.kind == "backward":
             # Of ids and marks there are none.
-            wanted = jax.tree.map(lambda a: jnp.issubdtype(a.dtype, jnp.floating), args)
-            recurrence.backward("cuda", args, kept, out, wanted)
+            needs_grad = jax.tree.map(lambda a: jnp.issubdtype(a.dtype, jnp.floating), args)
+            recurrence.backward("cuda", args, saved, out, needs_grad)
 
     def sized(axis: int, tree: Any) -> Any:
         def leaf(a: Any) -> Any:

@@ -156,8 +156,8 @@ def run(traced: Traced, reverse: bool, interpret: bool) -> Any:
         else tiles.get(out, form.shape, rows)
         for form, out, start, partial in zip(own_f, outs, starts, sums, strict=False)
     ]
-    later = zip(made_f, outs[len(own_f) :], strict=True)
-    made = [tiles.get(out, form.shape, rows, 1) for form, out in later]
+    shift = zip(made_f, outs[len(own_f) :], strict=True)
+    made = [tiles.get(out, form.shape, rows, 1) for form, out in shift]
     entries, output = jax.tree.unflatten(traced.tree[1], made)
     # Not in place: between two threads of a program nothing orders a reading and a writing.
     replaced = jax.tree.unflatten(traced.tree[1], made_f)[0] is not None

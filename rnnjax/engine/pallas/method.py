@@ -108,9 +108,9 @@ class Kernel(Method):
 
         def both(params: Params, xs: Any, carry: Carry) -> None:
             args = dict(cell.in_loop(params)), Steps(), xs, AtStep(), carry
-            out, kept = recurrence.forward(platform, *args)
-            wanted = jax.tree.map(lambda _: True, args)
-            recurrence.backward(platform, args, kept, out, wanted)
+            out, saved = recurrence.forward(platform, *args)
+            needs_grad = jax.tree.map(lambda _: True, args)
+            recurrence.backward(platform, args, saved, out, needs_grad)
 
         jax.eval_shape(both, params, xs, cell.initial_carry((rows,)))
         lines = [

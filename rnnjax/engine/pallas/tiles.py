@@ -56,7 +56,7 @@ class Lazy(dict[Index, Any]):
         return self[index]
 
 
-class Piece(NamedTuple):
+class Block(NamedTuple):
     """A part of an axis: how many of its entries count, how many there are, where they begin."""
 
     valid: Any
@@ -76,18 +76,18 @@ class Tiles:
     unit: int
     rows: Any = BLOCK
 
-    def pieces(self, size: int) -> list[Piece]:
+    def pieces(self, size: int) -> list[Block]:
         """Return the tiles of an axis; all axes of one size are split alike."""
         if size == ROWS:
-            return [Piece(self.rows, BLOCK, 0)]
+            return [Block(self.rows, BLOCK, 0)]
         if (size % self.unit and size <= _SHORT) or size == 1:
-            return [Piece(1, 1, k) for k in range(size)]
+            return [Block(1, 1, k) for k in range(size)]
         unit = size if size % self.unit else self.unit
         widest = max(_FEWEST, min(_WIDEST, 1 << (unit - 1).bit_length()))
         counts = [min(widest, unit - k) for k in range(0, unit, widest)] * (size // unit)
         sizes = [max(_FEWEST, 1 << (count - 1).bit_length()) for count in counts]
         starts = itertools.accumulate(sizes, initial=0)
-        return list(map(Piece, counts, sizes, starts))
+        return list(map(Block, counts, sizes, starts))
 
     def stored(self, shape: Sequence[int], rows: int = BLOCK) -> tuple[int, ...]:
         """The shape that an array has in memory."""
@@ -163,7 +163,7 @@ class Tiles:
         """Return tiles that all hold one number."""
         return Tiled(shape, Lazy(lambda index: jnp.full(self.tile(shape, index), value, dtype)))
 
-    def masked(self, tile: Any, piece: Piece, axis: int, instead: Any) -> Any:
+    def masked(self, tile: Any, piece: Block, axis: int, instead: Any) -> Any:
         """A tile with something else in the place of what does not count."""
         if isinstance(piece.valid, int) and piece.valid == piece.size:
             return tile

@@ -107,9 +107,9 @@ class Traced:
         closed, shapes = jax.make_jaxpr(flat, return_shape=True)(*starts, *at_step)
         made, made_tree = jax.tree.flatten(shapes[1:])
         # What is captured becomes an argument, if it is read.
-        outs, kept = [True] * len(closed.jaxpr.outvars), [True] * len(closed.jaxpr.invars)
+        outs, saved = [True] * len(closed.jaxpr.outvars), [True] * len(closed.jaxpr.invars)
         jaxpr, read, _ = partial_eval.dce_jaxpr_consts(
-            closed.jaxpr, outs, [False] * len(closed.consts) + kept
+            closed.jaxpr, outs, [False] * len(closed.consts) + saved
         )
         shared = [jnp.asarray(leaf) for leaf in itertools.compress(closed.consts, read)]
         forms = Form.of(shared), Form.of(starts), Form.of(given, 1), Form.of(made)
@@ -140,7 +140,7 @@ class Traced:
         return next((k for k in some if num_steps % k == 0), max(fits, default=1))
 
     def run(self, reverse: bool, block: int, vmem: int, interpret: Any) -> Any:
-        """Run the loop in blocks, as `over_time` does, within ``vmem`` bytes of the chip's memory."""
+        """Run the loop in blocks, as `over_time` does, within ``vmem`` bytes of memory."""
         from jax.experimental import pallas as pl
         from jax.experimental.pallas import tpu as pltpu
 
@@ -148,8 +148,8 @@ class Traced:
         num_steps = len(given[0])
         turns = -(-num_steps // block)
 
-        def at(turn: Any) -> Any:
-            return turns - 1 - turn if reverse else turn
+        def at(body: Any) -> Any:
+            return turns - 1 - body if reverse else body
 
         def kernel(*refs: Any) -> None:
             counts = [len(forms) for forms in (shared_f, own_f, given_f, own_f, made_f, own_f)]
@@ -157,9 +157,9 @@ class Traced:
             shared_r, start_r, given_r, last_r, made_r, state_r = (
                 list(itertools.islice(rest, count)) for count in counts
             )
-            turn = pl.program_id(0)
+            body = pl.program_id(0)
 
-            @pl.when(turn == 0)
+            @pl.when(body == 0)
             def _() -> None:
                 for form, ref, start in zip(own_f, state_r, start_r, strict=True):
                     form.write(ref, form.read(start))
@@ -180,9 +180,9 @@ class Traced:
                 if num_steps % block == 0:
                     one(k)
                 else:
-                    pl.when(at(turn) * block + k < num_steps)(functools.partial(one, k))
+                    pl.when(at(body) * block + k < num_steps)(functools.partial(one, k))
 
-            @pl.when(turn == turns - 1)
+            @pl.when(body == turns - 1)
             def _() -> None:
                 for form, ref, last in zip(own_f, state_r, last_r, strict=True):
                     form.write(last, form.read(ref))
@@ -197,7 +197,7 @@ class Traced:
         def over_time(form: Form) -> Any:
             zeros, where = (0,) * len(form.on_chip), None if form.shape else pltpu.SMEM
             return pl.BlockSpec(
-                (block, *form.on_chip), lambda turn: (at(turn), *zeros), memory_space=where
+                (block, *form.on_chip), lambda body: (at(body), *zeros), memory_space=where
             )
 
         def shape(form: Form, *time: int) -> Any:

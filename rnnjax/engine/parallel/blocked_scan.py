@@ -1,4 +1,4 @@
-"""An affine recurrence in pieces side by side, and some of its steps as if they were one."""
+"""An affine recurrence in blocks side by side, and some of its steps as if they were one."""
 
 import functools
 import math
@@ -42,29 +42,29 @@ def plus(one: list[jax.Array], other: list[jax.Array]) -> list[jax.Array]:
     return [a + b for a, b in zip(one, other, strict=True)]
 
 
-Piece = tuple[Factors, list[jax.Array], jax.Array | None]
+Block = tuple[Factors, list[jax.Array], jax.Array | None]
 """What some steps do as if they were one: its factors, its constants, and where it begins anew."""
 
 
-def one_step(state: list[jax.Array], at: Piece) -> list[jax.Array]:
-    """The state behind a step, or behind a piece of them."""
+def one_step(state: list[jax.Array], at: Block) -> list[jax.Array]:
+    """The state behind a step, or behind a block of them."""
     factors, constants, resets = at
     given = without(resets, state)
     moved = [functools.reduce(jnp.add, map(_moved, row, given)) for row in factors]
     return plus([m.astype(b.dtype) for m, b in zip(moved, constants, strict=True)], constants)
 
 
-def keeping_before(state: list[jax.Array], at: Piece) -> Any:
+def with_previous(state: list[jax.Array], at: Block) -> Any:
     """Do as `one_step`, in a scan that returns the state before each."""
     return one_step(state, at), state
 
 
-def beginnings(before: list[jax.Array], ends: Piece, reverse: bool = False) -> list[jax.Array]:
-    """The state before each piece, from the one before all.
+def block_carries(before: list[jax.Array], ends: Block, reverse: bool = False) -> list[jax.Array]:
+    """The state before each block, from the one before all.
 
-    Four pieces at a turn: such a turn takes longer to begin than to run.
+    Four blocks at a turn: such a turn takes longer to begin than to run.
     """
-    return jax.lax.scan(keeping_before, before, ends, reverse=reverse, unroll=4)[1]
+    return jax.lax.scan(with_previous, before, ends, reverse=reverse, unroll=4)[1]
 
 
 def transposed(factors: Factors) -> Factors:
@@ -72,17 +72,17 @@ def transposed(factors: Factors) -> Factors:
     return [list(column) for column in zip(*factors, strict=True)]
 
 
-Turn = Callable[[list[jax.Array], Piece], tuple[list[jax.Array], list[jax.Array]]]
+Turn = Callable[[list[jax.Array], Block], tuple[list[jax.Array], list[jax.Array]]]
 """A step in a loop: the state that it hands on, and the one that it shows."""
 
 
-def onwards(state: list[jax.Array], at: Piece) -> tuple[list[jax.Array], list[jax.Array]]:
+def onwards(state: list[jax.Array], at: Block) -> tuple[list[jax.Array], list[jax.Array]]:
     """The state behind a step."""
     new = one_step(state, at)
     return new, new
 
 
-def backwards(state: list[jax.Array], at: Piece) -> tuple[list[jax.Array], list[jax.Array]]:
+def backwards(state: list[jax.Array], at: Block) -> tuple[list[jax.Array], list[jax.Array]]:
     """Return the cotangent that leaves a step, and its total there with the constants."""
     factors, constants, resets = at
     total = plus(state, constants)
@@ -90,12 +90,12 @@ def backwards(state: list[jax.Array], at: Piece) -> tuple[list[jax.Array], list[
     return without(resets, one_step(total, (factors, nothing, None))), total
 
 
-def _behind(turn: Turn, one: tuple[Factors, list[jax.Array]], at: Piece) -> Any:
+def _behind(body: Turn, one: tuple[Factors, list[jax.Array]], at: Block) -> Any:
     """Some steps and one more as one. What begins anew in it has no factors."""
     factors, constants = one
     nothing = [jnp.zeros_like(b) for b in constants]
-    columns = [turn(column, (at[0], nothing, at[2]))[0] for column in transposed(factors)]
-    return transposed(columns), turn(constants, at)[0]
+    columns = [body(column, (at[0], nothing, at[2]))[0] for column in transposed(factors)]
+    return transposed(columns), body(constants, at)[0]
 
 
 def _no_step(like: list[jax.Array]) -> tuple[Factors, list[jax.Array]]:
@@ -104,18 +104,18 @@ def _no_step(like: list[jax.Array]) -> tuple[Factors, list[jax.Array]]:
     return eye, [jnp.zeros_like(b) for b in like]
 
 
-def cut_up(leaf: jax.Array, length: int, instead: float = 0) -> jax.Array:
-    """An array over time as ``(pieces, length, ...)``, the last filled up with another value."""
-    pieces = -(-leaf.shape[0] // length)
-    spare = pieces * length - leaf.shape[0]
+def split_blocks(leaf: jax.Array, length: int, instead: float = 0) -> jax.Array:
+    """An array over time as ``(blocks, length, ...)``, the last filled up with another value."""
+    blocks = -(-leaf.shape[0] // length)
+    spare = blocks * length - leaf.shape[0]
     if spare:
         rest = jnp.full_like(leaf, instead, shape=(spare, *leaf.shape[1:]))
         leaf = jnp.concatenate([leaf, rest])
-    return leaf.reshape(pieces, length, *leaf.shape[1:])
+    return leaf.reshape(blocks, length, *leaf.shape[1:])
 
 
-def filled(xs: Any, each: AtStep, length: int) -> tuple[Any, AtStep]:
-    """Inputs and marks padded with masked steps, up to the end of the last piece.
+def pad_blocks(xs: Any, each: AtStep, length: int) -> tuple[Any, AtStep]:
+    """Inputs and marks padded with masked steps, up to the end of the last block.
 
     The inputs there repeat the last step: at zeros, which nobody gave, a slope may be infinite.
     """
@@ -133,45 +133,45 @@ def filled(xs: Any, each: AtStep, length: int) -> tuple[Any, AtStep]:
     return jax.tree.map(again, xs), each
 
 
-def in_chunks(tree: Any, length: int, axis: int) -> Any:
-    """Arrays over time split into pieces, whose steps become this axis, 0 or 1."""
+def blocked(tree: Any, length: int, axis: int) -> Any:
+    """Arrays over time split into blocks, whose steps become this axis, 0 or 1."""
 
     def cut(leaf: jax.Array) -> jax.Array:
-        leaf = cut_up(leaf, length)
+        leaf = split_blocks(leaf, length)
         return leaf if axis else leaf.swapaxes(0, 1)
 
     return jax.tree.map(cut, tree)
 
 
-def joined(leaf: jax.Array, axis: int) -> jax.Array:
-    """An array split by `in_chunks` as one over time again."""
+def merge_blocks(leaf: jax.Array, axis: int) -> jax.Array:
+    """An array split by `blocked` as one over time again."""
     length, number = leaf.shape[:2]
     leaf = leaf if axis else leaf.swapaxes(0, 1)
     return leaf.reshape(length * number, *leaf.shape[2:])
 
 
 def whole(found: tuple[Carry, jax.Array], xs: Any, axis: int) -> tuple[Carry, jax.Array]:
-    """The carry after the last piece, and the outputs of all steps of ``xs`` in their order."""
+    """The carry after the last block, and the outputs of all steps of ``xs`` in their order."""
     ends, ys = found
     num_steps = jax.tree.leaves(xs)[0].shape[0]
-    return jax.tree.map(lambda leaf: leaf[-1], ends), joined(ys, axis)[:num_steps]
+    return jax.tree.map(lambda leaf: leaf[-1], ends), merge_blocks(ys, axis)[:num_steps]
 
 
-class Pieces(NamedTuple):
-    """The recurrence in pieces side by side.
+class Blocks(NamedTuple):
+    """The recurrence in blocks side by side.
 
     The ends first and then the whole again from the true beginnings: to keep the products of all
-    factors of a piece, and mend its states by them, takes as long and a quarter more memory.
+    factors of a block, and mend its states by them, takes as long and a quarter more memory.
 
     Attributes:
-        each: of each step, ``(pieces, steps of a piece, ...)``.
-        ends: of each piece as one step, ``(pieces, ...)``.
+        each: of each step, ``(blocks, steps of a block, ...)``.
+        ends: of each block as one step, ``(blocks, ...)``.
         num_steps: how many there are.
         reverse: whether it is the transpose, from the last step to the first.
     """
 
-    each: Piece
-    ends: Piece
+    each: Block
+    ends: Block
     num_steps: int
     reverse: bool
 
@@ -183,26 +183,26 @@ class Pieces(NamedTuple):
         resets: jax.Array | None,
         length: int,
         reverse: bool = False,
-    ) -> "Pieces":
+    ) -> "Blocks":
         """Split a recurrence into blocks of so many steps."""
         num_steps = constants[0].shape[0]
-        cut = functools.partial(cut_up, length=length)
+        cut = functools.partial(split_blocks, length=length)
         # Steps behind the end change nothing.
         rows = [[cut(leaf, instead=float(i == j)) for j, leaf in enumerate(row)]
                 for i, row in enumerate(transposed(factors) if reverse else factors)]  # fmt: skip
         cuts = None if resets is None else cut(resets)
         each = rows, [cut(b) for b in constants], cuts
-        turn = _turn(reverse)
+        body = _turn(reverse)
 
         def behind(one: Any, first: jax.Array, others: Any) -> Any:
-            return _behind(turn, one, _at(first, others)), None, None
+            return _behind(body, one, _at(first, others)), None, None
 
         begin = _no_step([b[:, 0] for b in each[1]])
         whole, last = by_columns(LoopArgs(behind, begin, *_parts(each), reverse, False))[0]
         ends = whole, last, None if cuts is None else cuts.any(axis=1)
         return cls(each, ends, num_steps, reverse)
 
-    def as_one(self) -> Piece:
+    def as_one(self) -> Block:
         """Return all steps as one."""
         begin = _no_step([b[0] for b in self.ends[1]])
         (whole, last), _ = jax.lax.scan(
@@ -216,13 +216,13 @@ class Pieces(NamedTuple):
 
     def states(self, before: list[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
         """Return the states of all steps and the last one, from the state before the first."""
-        turn = _turn(self.reverse)
+        body = _turn(self.reverse)
 
         def step(state: list[jax.Array], first: jax.Array, others: Any) -> Any:
-            new, (first, *rest) = turn(state, _at(first, others))
+            new, (first, *rest) = body(state, _at(first, others))
             return new, first, rest
 
-        starts = beginnings(before, self.ends, self.reverse)
+        starts = block_carries(before, self.ends, self.reverse)
         args = LoopArgs(step, starts, *_parts(self.each), self.reverse, False)
         ends, first, rest = by_columns(args)
         steps = first.shape[0] * first.shape[1]  # which -1 does not find without any row
@@ -234,36 +234,36 @@ def _turn(reverse: bool) -> Turn:
     return backwards if reverse else onwards
 
 
-def _parts(each: Piece) -> tuple[jax.Array, Any]:
-    """Split a piece as a loop reads it, which writes the states over the first constants."""
+def _parts(each: Block) -> tuple[jax.Array, Any]:
+    """Split a block as a loop reads it, which writes the states over the first constants."""
     factors, (first, *rest), resets = each
     return first, (factors, rest, resets)
 
 
-def _at(first: jax.Array, others: Any) -> Piece:
+def _at(first: jax.Array, others: Any) -> Block:
     """The step of these parts."""
     factors, rest, resets = others
     return factors, [first, *rest], resets
 
 
-def in_pieces(
+def solve_in_blocks(
     factors: Factors, constants: list[jax.Array], resets: jax.Array | None, length: int
 ) -> list[jax.Array]:
-    """The recurrence from zeros, in pieces of so many steps side by side."""
+    """The recurrence from zeros, in blocks of so many steps side by side."""
     zeros = [jnp.zeros_like(b[0]) for b in constants]
-    return Pieces.of(factors, constants, resets, length).states(zeros)[0]
+    return Blocks.of(factors, constants, resets, length).states(zeros)[0]
 
 
-def piece_length(num_steps: int, wished: int | None) -> int:
-    """The steps of each piece of a sequence: as wished, or about the root of half of all steps.
+def block_length(num_steps: int, requested: int | None) -> int:
+    """The steps of each block of a sequence: as wished, or about the root of half of all steps.
 
     >>> piece_length(200, None), piece_length(192, None), piece_length(194, None)
     (10, 8, 9)
     >>> piece_length(9, 4)
     4
     """
-    if wished is not None:
-        return min(num_steps, wished)
+    if requested is not None:
+        return min(num_steps, requested)
     length = max(1, math.isqrt(num_steps // 2))
     divisors = [d for d in range(1, num_steps + 1) if num_steps % d == 0]
     near = min(divisors, key=lambda d: abs(math.log(d / length)))

@@ -14,18 +14,18 @@ from rnnjax.engine.fused.plan import step_of
 from rnnjax.engine.fused.recurrence import Recurrence, project
 from rnnjax.engine.parallel.blocked_scan import (
     Factors,
-    beginnings,
-    filled,
-    in_chunks,
-    joined,
+    block_carries,
+    blocked,
+    merge_blocks,
+    pad_blocks,
     transposed,
     whole,
 )
-from rnnjax.engine.parallel.linear_recurrence import Solved, later, solved_states
+from rnnjax.engine.parallel.linear_recurrence import AffineRecurrence, affine_states, shift
 
 
 @dataclasses.dataclass(frozen=True)
-class Beside(Function):
+class BlocksAsBatch(Function):
     """``(params, steps, xs, each, carry) -> (carry, ys)`` of an affine cell, forward in time.
 
     A block turns the state ``s`` before it into ``A s + b``. Its steps, run from zeros, give ``b``,
@@ -54,9 +54,9 @@ class Beside(Function):
     def plain(self, params: Params, steps: Steps, xs: Any, each: AtStep, carry: Carry) -> Any:
         """Run as a linear solve."""
         if each.resets is not None:  # the state before the first step has begun already
-            each = each._replace(resets=later(each.resets))
-        solved = Solved(self.length)
-        return solved_states(self.recurrence.cell, solved, params, steps, xs, each, carry)
+            each = each._replace(resets=shift(each.resets))
+        solved = AffineRecurrence(self.length)
+        return affine_states(self.recurrence.cell, solved, params, steps, xs, each, carry)
 
     def run(self, platform: str, *args: Any) -> Any:
         """Find the first states of all blocks, and then their outputs.
@@ -77,25 +77,25 @@ class Beside(Function):
         """
         recurrence = dataclasses.replace(self.recurrence, axis=1)
         cut, factors = self._from_beginnings(platform, recurrence, *args)
-        found, kept = recurrence.forward(platform, *cut)
-        return whole(found, args[2], recurrence.axis), (kept, cut[-1], factors)
+        found, saved = recurrence.forward(platform, *cut)
+        return whole(found, args[2], recurrence.axis), (saved, cut[-1], factors)
 
-    def backward(self, platform: str, args: Any, kept: Any, d: Any, wanted: Any) -> Any:
+    def backward(self, platform: str, args: Any, saved: Any, d: Any, needs_grad: Any) -> Any:
         """Find the cotangents at the ends of the blocks, and from these each block's gradients."""
-        (params, steps, xs, each, _), (kept, starts, factors), (d_last, d_ys) = args, kept, d
+        (params, steps, xs, each, _), (saved, starts, factors), (d_last, d_ys) = args, saved, d
         num_steps, recurrence = d_ys.shape[0], dataclasses.replace(self.recurrence, axis=1)
-        given = *filled(xs, each, self.length), d_ys
-        xs, each, d_ys = in_chunks(given, self.length, recurrence.axis)
+        given = *pad_blocks(xs, each, self.length), d_ys
+        xs, each, d_ys = blocked(given, self.length, recurrence.axis)
         cut = params, steps, xs, each, starts
         nothing = jax.tree.map(jnp.zeros_like, starts)
-        begun = recurrence.sent_back(platform, cut, kept, (nothing, d_ys))
+        begun = recurrence.sent_back(platform, cut, saved, (nothing, d_ys))
         leaves, tree = jax.tree.flatten(d_last)
         across = transposed(factors), jax.tree.leaves(begun), _any_reset(each, recurrence.axis)
-        ends = beginnings(leaves, across, reverse=True)
-        all_but = (*wanted[:4], jax.tree.map(lambda _: True, starts))
+        ends = block_carries(leaves, across, reverse=True)
+        all_but = (*needs_grad[:4], jax.tree.map(lambda _: True, starts))
         d = jax.tree.unflatten(tree, ends), d_ys
-        *d_shared, d_xs, d_each, d_starts = recurrence.backward(platform, cut, kept, d, all_but)
-        d_xs = jax.tree.map(lambda leaf: joined(leaf, recurrence.axis)[:num_steps], d_xs)
+        *d_shared, d_xs, d_each, d_starts = recurrence.backward(platform, cut, saved, d, all_but)
+        d_xs = jax.tree.map(lambda leaf: merge_blocks(leaf, recurrence.axis)[:num_steps], d_xs)
         return *d_shared, d_xs, d_each, jax.tree.map(lambda leaf: leaf[0], d_starts)
 
     def _from_beginnings(
@@ -110,14 +110,14 @@ class Beside(Function):
     ) -> tuple[Any, Factors]:
         """Return the arguments of the recurrence with blocks as rows, and each block's factors."""
         axis = recurrence.axis
-        xs, each = in_chunks(filled(xs, each, self.length), self.length, axis)
+        xs, each = blocked(pad_blocks(xs, each, self.length), self.length, axis)
         number = jax.tree.leaves(xs)[0].shape[1 - axis]
         # Like the carry, which inside of `jax.shard_map` varies over the devices.
         zeros = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, shape=(number, *leaf.shape)), carry)
         factors, constants = self._as_one(platform, recurrence, params, steps, xs, each, zeros)
         leaves, tree = jax.tree.flatten(carry)
-        pieces = factors, constants, _any_reset(each, axis)
-        starts = beginnings(leaves, pieces)
+        blocks = factors, constants, _any_reset(each, axis)
+        starts = block_carries(leaves, blocks)
         return (params, steps, xs, each, jax.tree.unflatten(tree, starts)), factors
 
     def _as_one(
@@ -134,13 +134,13 @@ class Beside(Function):
             for j in range(len(leaves))
         ]
 
-        def turn(state: Any, projected: jax.Array, at: AtStep) -> Any:
+        def body(state: Any, projected: jax.Array, at: AtStep) -> Any:
             before, columns = state
             new, along = jax.linearize(lambda carry: step(carry, projected, at)[0], before)
             return (new, [along(column) for column in columns]), None, None
 
         projected = project(layer, xs)
-        args = LoopArgs(turn, (zeros, columns), projected, each, False, layer.plan.reads_ahead)
+        args = LoopArgs(body, (zeros, columns), projected, each, False, layer.plan.reads_ahead)
         (ends, columns), _, _ = layer.loop(args)
         return transposed([jax.tree.leaves(column) for column in columns]), jax.tree.leaves(ends)
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.matrix import MatrixCarry, Memory, StabilizedCarry
 from rnnjax.engine.core.masking import Steps, expand, without, zero_masked
-from rnnjax.engine.parallel.blocked_scan import cut_up
-from rnnjax.engine.parallel.linear_recurrence import later
+from rnnjax.engine.parallel.blocked_scan import split_blocks
+from rnnjax.engine.parallel.linear_recurrence import shift
 
 # ---- the products of a chunk
 
@@ -66,7 +66,7 @@ class Matrices:
         memory = memory if valid is None else _held(memory, valid)
         if memory.log_beta is not None:
             stabilizers = self._stabilizers(memory, carry, start, resets)
-            before = later(stabilizers).at[0].set(carry.stabilizer)
+            before = shift(stabilizers).at[0].set(carry.stabilizer)
             if resets is not None:
                 before = jnp.where(resets[..., None], start.stabilizer, before)
             memory = memory.stabilized(before, stabilizers)
@@ -185,7 +185,7 @@ class Matrices:
 
     def _cut(self, leaf: jax.Array, fill: Any = 0) -> jax.Array:
         """``(time, *rows, heads, ...)`` as ``(chunks, *rows, heads, steps, ...)``."""
-        return jnp.moveaxis(cut_up(leaf, self.length, fill), 1, self.rows + 1)
+        return jnp.moveaxis(split_blocks(leaf, self.length, fill), 1, self.rows + 1)
 
     def _joined(self, leaf: jax.Array) -> jax.Array:
         """Undo `_cut`."""
@@ -278,16 +278,16 @@ def _unit_lower_inverse(below: jax.Array) -> jax.Array:
 _LENGTH, _LENGTH_BY_KEY = 64, 16
 
 
-def chunk_length(cell: Cell, num_steps: int, wished: int | None) -> int:
+def chunk_length(cell: Cell, num_steps: int, requested: int | None) -> int:
     """The steps of each chunk: as wished, or what its decays allow."""
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 1))
     memory = jax.eval_shape(lambda p: _declared(cell, p, jnp.zeros((1, 1, 1))), params)
     usual = _LENGTH_BY_KEY if memory.by_key else _LENGTH
-    return min(num_steps, usual if wished is None else wished)
+    return min(num_steps, usual if requested is None else requested)
 
 
 def chunkwise(
-    cell: Cell, params: Params, xs: Any, carry: Carry, steps: Steps, wished: int | None
+    cell: Cell, params: Params, xs: Any, carry: Carry, steps: Steps, requested: int | None
 ) -> tuple[Carry, jax.Array]:
     """The last carry, and what the loop shows, of a cell that declares its memory.
 
@@ -297,14 +297,14 @@ def chunkwise(
         xs: ``(time, *batch, features)``, in the order in which they run.
         carry: the state before them.
         steps: their marks, in that order.
-        wished: the steps of a chunk, if they are wished.
+        requested: the steps of a chunk, if they are wished.
     """
     whole = jnp.ones(xs.shape[:-1], bool)  # marks may have fewer axes than there are of rows
     valid, resets = (None if m is None else expand(m, whole) & whole for m in steps.each[:2])
     first = jax.tree.map(lambda leaf: leaf[0], xs)
     # Whatever is wrong with what the cell declares is said here, in its words.
     step = jax.eval_shape(lambda: cell.advance(params, cell.project(params, first), carry))
-    matrices = Matrices(chunk_length(cell, xs.shape[0], wished), xs.ndim - 1)
+    matrices = Matrices(chunk_length(cell, xs.shape[0], requested), xs.ndim - 1)
     # Only the arguments are saved, as many numbers as the inputs. Where XLA sees both passes it may
     # merge them: kept apart, a gradient takes 1.2 to 1.7 times as long.
     run = jax.checkpoint(matrices.run, prevent_cse=False)

@@ -14,13 +14,13 @@ from rnnjax.cells.products import product
 from rnnjax.engine.core.custom_primitive import Function
 from rnnjax.engine.core.masking import AtStep, Steps, without, zero_masked
 from rnnjax.engine.parallel.blocked_scan import (
+    Block,
+    Blocks,
     Factors,
-    Piece,
-    Pieces,
-    in_pieces,
-    keeping_before,
     plus,
+    solve_in_blocks,
     times,
+    with_previous,
 )
 
 
@@ -36,20 +36,20 @@ def affine(step: Any, at: Any) -> tuple[list[jax.Array], Factors]:
     return jax.tree.leaves(new), [[column[i] for column in columns] for i in range(len(leaves))]
 
 
-def later(values: jax.Array) -> jax.Array:
+def shift(values: jax.Array) -> jax.Array:
     """Each step's value at the step behind it; zeros at the first."""
     return jnp.concatenate([jnp.zeros_like(values[:1]), values[:-1]])
 
 
 @dataclasses.dataclass(frozen=True)
-class Solved(Function):
+class AffineRecurrence(Function):
     """The states of ``s_t = A_t s_(t-1) + b_t``: the solution of ``(I - A shift) s = b``.
 
     Its arguments are the constants, the factors, the state before the first step and the resets.
     Its result are the states, the one before those here, and the last of all.
 
     Args:
-        length: of the pieces.
+        length: of the blocks.
         along: the devices over which the steps are divided.
         reverse: whether the last of them has the first steps.
     """
@@ -70,13 +70,13 @@ class Solved(Function):
             return self.run("any", constants, factors, start, resets)
 
         def times_matrix(states: list[jax.Array]) -> list[jax.Array]:
-            moved = times(factors, without(resets, [later(s) for s in states]))
+            moved = times(factors, without(resets, [shift(s) for s in states]))
             return [s - m.astype(s.dtype) for s, m in zip(states, moved, strict=True)]
 
         solved: list[jax.Array] = jax.lax.custom_linear_solve(
             times_matrix,
             _all_changing(_with_start(constants, factors, start, resets)),
-            lambda _, given: in_pieces(factors, given, resets, self.length),
+            lambda _, given: solve_in_blocks(factors, given, resets, self.length),
             lambda _, given: self.backwards(factors, given, resets),
         )
         return solved, start, [h[-1] for h in solved]
@@ -84,9 +84,9 @@ class Solved(Function):
     def run(self, platform: str, *args: Any) -> Any:
         """Run the blocks."""
         constants, factors, start, resets = args
-        pieces = Pieces.of(factors, constants, resets, self.length)
-        before, last = self._over_devices(pieces.as_one, start, self.reverse)
-        states, here = pieces.states(before)
+        blocks = Blocks.of(factors, constants, resets, self.length)
+        before, last = self._over_devices(blocks.as_one, start, self.reverse)
+        states, here = blocks.states(before)
         return states, before, here if last is None else last
 
     def forward(self, platform: str, *args: Any) -> tuple[Any, Any]:
@@ -94,23 +94,23 @@ class Solved(Function):
         out = self.run(platform, *args)
         return out, out[:2]
 
-    def backward(self, platform: str, args: Any, kept: Any, d: Any, wanted: Any) -> Any:
+    def backward(self, platform: str, args: Any, saved: Any, d: Any, needs_grad: Any) -> Any:
         """Find the cotangent of each state, and from it each step's gradients."""
-        (_, factors, _, resets), (states, before), (d_states, d_before, d_last) = args, kept, d
-        pieces = Pieces.of(factors, d_states, resets, self.length, reverse=True)
+        (_, factors, _, resets), (states, before), (d_states, d_before, d_last) = args, saved, d
+        blocks = Blocks.of(factors, d_states, resets, self.length, reverse=True)
 
-        def as_one() -> Piece:
+        def as_one() -> Block:
             """Add the cotangent of the state before the steps of this device."""
-            whole, last, cuts = pieces.as_one()
+            whole, last, cuts = blocks.as_one()
             return whole, plus(last, d_before), cuts
 
         entering, d_start = self._over_devices(as_one, d_last, not self.reverse)
-        back, left = pieces.states(entering)
+        back, left = blocks.states(entering)
         if d_start is None:
             d_start = plus(left, d_before)
         else:
             d_start = self.along.only_first(d_start, self.reverse)
-        before = [later(h).at[0].set(s) for h, s in zip(states, before, strict=True)]
+        before = [shift(h).at[0].set(s) for h, s in zip(states, before, strict=True)]
         d_factors = [[(g * h).astype(a.dtype)
                       for h, a in zip(without(resets, before), row, strict=True)]
                      for g, row in zip(back, factors, strict=True)]  # fmt: skip
@@ -118,11 +118,11 @@ class Solved(Function):
 
     def backwards(self, factors: Factors, given: list[jax.Array], resets: Any) -> list[jax.Array]:
         """The transpose: the same recurrence from the last step to the first."""
-        pieces = Pieces.of(factors, given, resets, self.length, reverse=True)
-        return pieces.states([jnp.zeros_like(g[0]) for g in given])[0]
+        blocks = Blocks.of(factors, given, resets, self.length, reverse=True)
+        return blocks.states([jnp.zeros_like(g[0]) for g in given])[0]
 
     def _over_devices(
-        self, as_one: Callable[[], "Piece"], start: list[jax.Array], reverse: bool
+        self, as_one: Callable[[], "Block"], start: list[jax.Array], reverse: bool
     ) -> tuple[list[jax.Array], list[jax.Array] | None]:
         """The state before the steps here, and the last of all devices; None if there is one.
 
@@ -132,7 +132,7 @@ class Solved(Function):
             return start, None
         every, starts = self.along.gathered((as_one(), start))
         first = [leaf[-1 if reverse else 0] for leaf in starts]
-        last, befores = jax.lax.scan(keeping_before, first, every, reverse=reverse)
+        last, befores = jax.lax.scan(with_previous, first, every, reverse=reverse)
         return self.along.here(befores), last
 
 
@@ -161,9 +161,9 @@ def _with_start(
 # ---- a recurrence whose factors and constants are stored
 
 
-def solved_states(
+def affine_states(
     cell: Cell,
-    solved: Solved,
+    solved: AffineRecurrence,
     params: Params,
     steps: Steps,
     xs: Any,
@@ -194,7 +194,7 @@ def solved_states(
         ys = getattr(jax.tree.unflatten(tree, states), cell.output)
         ys = ys if cell.dtype is None else ys.astype(cell.dtype)
     else:
-        before = [later(h).at[0].set(s) for h, s in zip(states, first, strict=True)]
+        before = [shift(h).at[0].set(s) for h, s in zip(states, first, strict=True)]
         begun = steps.begin(jax.tree.unflatten(tree, before), each)
         ys = advance(projected, begun)[1]
     return jax.tree.unflatten(tree, ends), zero_masked(ys, each.valid)

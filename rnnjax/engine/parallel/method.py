@@ -16,10 +16,10 @@ from rnnjax.engine.core.readout import read_out
 from rnnjax.engine.core.scan import Scan
 from rnnjax.engine.fused.method import Fused, resets_early
 from rnnjax.engine.fused.recurrence import Recurrence
-from rnnjax.engine.parallel.blocked_scan import piece_length
-from rnnjax.engine.parallel.blocks_as_batch import Beside
+from rnnjax.engine.parallel.blocked_scan import block_length
+from rnnjax.engine.parallel.blocks_as_batch import BlocksAsBatch
 from rnnjax.engine.parallel.chunkwise import chunk_length, chunkwise
-from rnnjax.engine.parallel.linear_recurrence import Solved, solved_states
+from rnnjax.engine.parallel.linear_recurrence import AffineRecurrence, affine_states
 from rnnjax.engine.parallel.newton import AllSteps, Newton, why_not_iterated
 from rnnjax.errors import InvalidInputError
 
@@ -144,16 +144,16 @@ class Parallel(Method):
             )
             ys = read_out(cell, params, ys, xs, each)
             return last, ys[::-1] if reverse else ys
-        length = piece_length(num_steps, self.chunk)
+        length = block_length(num_steps, self.chunk)
         if self.axis_name is None and runs_again(cell, xs.shape):
             carry, steps = resets_early(carry, steps._replace(each=each), False)
             recurrence = Recurrence(cell, cell.dtype, False, blocks=True)
-            beside = Beside(recurrence, length, not writes_more(cell))
+            beside = BlocksAsBatch(recurrence, length, not writes_more(cell))
             used = cell.in_loop(dict(params))
             last, ys = beside(used, steps.shared(), xs, steps.each, carry)
         else:
-            solved = Solved(length, self.along, reverse)
-            last, ys = solved_states(cell, solved, params, steps, xs, each, carry)
+            solved = AffineRecurrence(length, self.along, reverse)
+            last, ys = affine_states(cell, solved, params, steps, xs, each, carry)
         ys = read_out(cell, params, ys, xs, each)
         return last, ys[::-1] if reverse else ys
 
@@ -166,7 +166,7 @@ class Parallel(Method):
         begins = valid if resets is None else expand(valid, resets) | expand(resets, valid)
         given = zero_masked(ys, valid), begins
         ys, begins = jax.tree.map(lambda leaf: leaf[::-1], given) if reverse else given
-        solved = Solved(piece_length(ys.shape[0], self.chunk), self.along, reverse)
+        solved = AffineRecurrence(block_length(ys.shape[0], self.chunk), self.along, reverse)
         (held,), _, _ = solved([ys], [[jnp.ones_like(ys)]], [jnp.zeros_like(ys[0])], begins)
         return held[::-1] if reverse else held
 
@@ -181,12 +181,12 @@ class Parallel(Method):
                 f"by side; {-(-shape[0] // length)} memories wait for the one before",
                 "the gradient backwards through the same, computed again",
             ]
-        length = piece_length(shape[0], self.chunk)
-        pieces = -(-shape[0] // length)
+        length = block_length(shape[0], self.chunk)
+        blocks = -(-shape[0] // length)
         lines = [
-            f"{pieces} pieces of {length} steps side by side, twice: {2 * length + pieces} of "
+            f"{blocks} blocks of {length} steps side by side, twice: {2 * length + blocks} of "
             f"{shape[0]} steps wait for the one before",
-            "the gradient by the same pieces, backwards",
+            "the gradient by the same blocks, backwards",
         ]
         if self.axis_name is not None:
             lines.append(
@@ -195,7 +195,7 @@ class Parallel(Method):
             )
         reason = why_not_affine(cell)
         if reason is None and self.axis_name is None and runs_again(cell, shape):
-            rows = length, pieces, *shape[1:]
+            rows = length, blocks, *shape[1:]
             if writes_more(cell):
                 why = "the factors of all steps are more numbers than the inputs, or outputs are "
                 lines += [f"by its steps and their derivative, as {why}no state"]
@@ -205,7 +205,7 @@ class Parallel(Method):
                     "than by the factors of all steps"
                 ]
             more = Fused().explain(cell, params, rows, platform)
-            return [*lines, "then the pieces as rows of a batch, by Fused()", *more]
+            return [*lines, "then the blocks as rows of a batch, by Fused()", *more]
         if reason is None or self.newton is None:
             return lines
         return [
@@ -217,7 +217,7 @@ class Parallel(Method):
 
     def all_steps(self, cell: Cell, num_steps: int) -> AllSteps:
         """Return the iterations for a cell that is not affine, over so many steps."""
-        return AllSteps(cell, self.newton or Newton(), piece_length(num_steps, self.chunk))
+        return AllSteps(cell, self.newton or Newton(), block_length(num_steps, self.chunk))
 
 
 def why_not_affine(cell: Cell) -> str | None:
@@ -233,12 +233,12 @@ def why_not_affine(cell: Cell) -> str | None:
     return None
 
 
-# Why there are two ways. `Solved` stores the factors A and constants b of all steps: simple, and
-# differentiable to any order, but for a state of n leaves n + 1 numbers for each of its numbers,
-# which for an S6 is many times the inputs. `Beside` stores neither and runs the steps twice: less
-# memory always, and less time unless A and b are fewer numbers than the inputs. There `Solved` is
-# faster until memory is what takes the time, from about this many projected inputs on. `python -m
-# benchmarks.sequences parallel` measures both sides.
+# Why there are two ways. `AffineRecurrence` stores the factors A and constants b of all steps. It
+# is simple, and differentiable to any order, but a state of n leaves has n + 1 such numbers for
+# each of its own: for an S6 many times the inputs. `BlocksAsBatch` stores neither and runs the
+# steps twice: less memory always, and less time unless A and b are fewer numbers than the inputs.
+# There stored factors are faster until memory takes the time, from about this many projected inputs
+# on. `python -m benchmarks.sequences parallel` measures both sides.
 _MANY_INPUTS = 2**22
 
 
@@ -251,7 +251,7 @@ def writes_more(cell: Cell) -> bool:
 
 
 def runs_again(cell: Cell, shape: tuple[Any, ...]) -> bool:
-    """Whether blocks run the steps again for a gradient, `Beside`, and store no factors.
+    """Whether blocks run the steps again for a gradient, `BlocksAsBatch`, and store no factors.
 
     Args:
         cell: an affine one.

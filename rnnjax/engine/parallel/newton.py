@@ -23,8 +23,8 @@ from rnnjax.cells.products import Kernel, product
 from rnnjax.engine.core.custom_primitive import Function
 from rnnjax.engine.core.masking import AtStep, Steps
 from rnnjax.engine.core.method import why_no_equation
-from rnnjax.engine.parallel.blocked_scan import Factors, in_pieces, plus
-from rnnjax.engine.parallel.linear_recurrence import Solved, affine
+from rnnjax.engine.parallel.blocked_scan import Factors, plus, solve_in_blocks
+from rnnjax.engine.parallel.linear_recurrence import AffineRecurrence, affine
 from rnnjax.errors import InvalidInputError
 
 # ---- the options of the iterations, and when they stop
@@ -224,7 +224,7 @@ class AllSteps(Function):
     Args:
         cell: one that declares its equation.
         newton: when to stop.
-        length: of the pieces in which the affine recurrences are solved.
+        length: of the blocks in which the affine recurrences are solved.
     """
 
     cell: Cell
@@ -256,7 +256,7 @@ class AllSteps(Function):
         states, ys = _unless(found.residual <= self._tolerance(carry), found.value, instead)
         return (_last(states), ys), states
 
-    def backward(self, platform: str, args: Any, kept: Any, d: Any, wanted: Any) -> Any:
+    def backward(self, platform: str, args: Any, saved: Any, d: Any, needs_grad: Any) -> Any:
         """Find the cotangent of each state by the same iterations; the rest is one derivative.
 
         What comes back obeys the transpose of the step's own derivative, with all its units, for
@@ -264,17 +264,17 @@ class AllSteps(Function):
         by a fifth.
         """
         (params, steps, xs, each, carry), (d_last, d_ys) = args, d
-        before = _before(carry, kept)
+        before = _before(carry, saved)
         projected = self.cell.project(params, xs)
         found = self._cotangents(params, steps, projected, each, before, d)
 
         def step(back: Carry, at: Any) -> tuple[Carry, Carry]:
             """Run one step backwards."""
             projected, each, before, d_y = at
-            _, pull = jax.vjp(
+            _, vjp_fn = jax.vjp(
                 lambda carry: self._step(params, steps, projected, each, carry), before
             )
-            return pull((back, d_y))[0], back
+            return vjp_fn((back, d_y))[0], back
 
         def instead() -> Carry:
             inputs = projected, each, before, d_ys
@@ -286,8 +286,8 @@ class AllSteps(Function):
             projected = self.cell.project(params, xs)
             return self._steps(params, steps._replace(start=start), projected, each, before)
 
-        _, pull = jax.vjp(all_steps, params, steps.start, xs, before)
-        d_params, d_start, d_xs, d_before = pull((back, d_ys))
+        _, vjp_fn = jax.vjp(all_steps, params, steps.start, xs, before)
+        d_params, d_start, d_xs, d_before = vjp_fn((back, d_ys))
         nothing = jax.tree.map(lambda _: None, (steps, each))
         d_carry = jax.tree.map(lambda leaf: leaf[0], d_before)
         return d_params, nothing[0]._replace(start=d_start), d_xs, nothing[1], d_carry
@@ -303,7 +303,7 @@ class AllSteps(Function):
             return self._steps(params, steps, projected, each, _before(carry, states))
 
         def solve(factors: Factors, given: list[jax.Array]) -> list[jax.Array]:
-            return in_pieces(factors, given, None, self.length)
+            return solve_in_blocks(factors, given, None, self.length)
 
         num_steps = projected.shape[0]
         zeros = jax.tree.map(lambda leaf: jnp.zeros((num_steps, *leaf.shape), leaf.dtype), carry)
@@ -324,15 +324,17 @@ class AllSteps(Function):
     ) -> Solution:
         """Find the cotangent of the state after each step."""
         d_last, d_ys = d
-        _, pull = jax.vjp(lambda carry: self._steps(params, steps, projected, each, carry), before)
+        _, vjp_fn = jax.vjp(
+            lambda carry: self._steps(params, steps, projected, each, carry), before
+        )
         _, factors = self._linearised(params, steps, projected, each, before)
 
         def from_behind(back: Carry) -> Carry:
-            d_before = pull((back, d_ys))[0]
+            d_before = vjp_fn((back, d_ys))[0]
             return jax.tree.map(lambda d, e: jnp.concatenate([d[1:], e[None]]), d_before, d_last)
 
         def solve(factors: Factors, given: list[jax.Array]) -> list[jax.Array]:
-            return Solved(self.length).backwards(factors, given, None)
+            return AffineRecurrence(self.length).backwards(factors, given, None)
 
         guess = jax.tree.map(jnp.zeros_like, before)
         found = iterated(
@@ -424,7 +426,7 @@ def _unless(good: jax.Array, found: Any, instead: Any) -> Any:
     steps would run one by one in any case; a loop has a turn only if some row needs it.
     """
 
-    def turn(_: Any) -> Any:
+    def body(_: Any) -> Any:
         return jnp.ones_like(good), instead()
 
-    return jax.lax.while_loop(lambda at: ~at[0], turn, (good, found))[1]
+    return jax.lax.while_loop(lambda at: ~at[0], body, (good, found))[1]
