@@ -67,7 +67,10 @@ CELLS: dict[str, rnnjax.Cell] = {
     "LSTMCell(50)": rnnjax.LSTMCell(50),
 }
 # Where the forms are compared: the shape of the layers in `docs/benchmarks.md`.
-COMPARED = {"LSTMCell(256)": rnnjax.LSTMCell(256), "GRUCell(256)": rnnjax.GRUCell(256)}
+COMPARED: dict[str, rnnjax.Cell] = {
+    "LSTMCell(256)": rnnjax.LSTMCell(256),
+    "GRUCell(256)": rnnjax.GRUCell(256),
+}
 # How far that goes: with 128 rows and 32.
 LARGE = {"LSTMCell(512)": rnnjax.LSTMCell(512), "LSTMCell(1024)": rnnjax.LSTMCell(1024)}
 

@@ -5,8 +5,8 @@ import copy
 import dataclasses
 import enum
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -36,8 +36,20 @@ from rnnjax.cells.onehot import OneHot
 from rnnjax.cells.products import Kernel, add_bias, at_least_float32, product
 from rnnjax.errors import InvalidInputError
 
+if TYPE_CHECKING:  # with a default, so that Cell alone stands for a cell of any carry
+    from typing_extensions import TypeVar
+
+    CarryT = TypeVar("CarryT", default=Any)
+else:
+    from typing import TypeVar
+
+    CarryT = TypeVar("CarryT")
+
 Params = Any
 """A pytree of arrays; for a single cell a dict such as ``{"kernel": ..., "bias": ...}``."""
+
+ParamTree = Mapping[str, Any] | Sequence[Any]
+"""What parameters are at their root, and no array is: swapped arguments are a type error."""
 
 Carry = Any
 """A pytree of arrays; for a single cell a NamedTuple such as ``LSTMCarry(hidden, cell)``."""
@@ -93,7 +105,7 @@ class Param(NamedTuple):
     role: Role = Role.UNIT
 
 
-class Cell(abc.ABC):
+class Cell(abc.ABC, Generic[CarryT]):
     r"""What one time step of a recurrent network computes, as data and one pure function.
 
     A cell is a frozen dataclass of hyperparameters, ``hidden_size`` first and the rest by name. It
@@ -110,7 +122,8 @@ class Cell(abc.ABC):
     ``bias`` :math:`b`, to be added to), `init`, `initial_carry`, `step`, and every way of running
     it over time. What is declared, and what holds where nothing is:
 
-    - ``carry``: the NamedTuple of the state. Its leaves begin with the axes of the batch.
+    - ``carry``: the NamedTuple of the state. Its leaves begin with the axes of the batch. Type
+      checkers know it where the class names it too, as ``class LSTMCell(Cell[LSTMCarry])``.
     - ``gates``: the names of the equal parts of ``x W``, in their order.
     - ``recurrent``: the leaf of the carry that ``recurrent_kernel`` multiplies before the update:
       ``"hidden"``. None: there is no product there, and each unit sees its own state alone, or the
@@ -262,7 +275,7 @@ class Cell(abc.ABC):
         """The shape of each leaf of the carry, without the batch: ``(hidden_size,)``."""
         return dict.fromkeys(self._declared()._fields, (self._units,))
 
-    def update(self, params: Params, x: Any, carry: Carry) -> Any:
+    def update(self, params: Params, x: Any, carry: CarryT) -> Any:
         """The pointwise half of the step, in plain JAX: from what it adds up to the new carry.
 
         It is the equation of one row. Any number of batch axes may stand before those of the row,
@@ -283,8 +296,8 @@ class Cell(abc.ABC):
         """
         if not self.remembers:
             raise InvalidInputError(f"{type(self).__name__} declares a carry, but writes no update")
-        carry, read, stabilizer = remembered(self.memory(params, x), carry)
-        return carry, self.recall(params, x, read, stabilizer)
+        new, read, stabilizer = remembered(self.memory(params, x), carry)
+        return new, self.recall(params, x, read, stabilizer)
 
     def memory(self, params: Params, x: jax.Array) -> Memory:
         """What a step does to a state that is a matrix; the inputs alone say so.
@@ -343,7 +356,7 @@ class Cell(abc.ABC):
             return self._units
         return self._leaf_shape("output", self.output)[-1]
 
-    def last_output(self, carry: Carry | None, ys: jax.Array, pick: PickLast) -> jax.Array:
+    def last_output(self, carry: CarryT | None, ys: jax.Array, pick: PickLast) -> jax.Array:
         """The output of the step of each row that ran last.
 
         Args:
@@ -387,7 +400,7 @@ class Cell(abc.ABC):
 
     def initial_carry(
         self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
-    ) -> Carry:
+    ) -> CarryT:
         """Return the state with which a sequence begins: zeros, unless the cell says otherwise.
 
         Args:
@@ -407,7 +420,7 @@ class Cell(abc.ABC):
 
     def start(
         self, params: Params, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
-    ) -> Carry:
+    ) -> CarryT:
         """The state with which a sequence begins, where parameters may have a say in it.
 
         `rnnjax.unroll` begins with it where it is given no carry, and again at each reset. It is
@@ -416,7 +429,7 @@ class Cell(abc.ABC):
         return made_carry(self, batch_shape, dtype)
 
     @usual_promotion()
-    def step(self, params: Params, carry: Carry, x: Inputs) -> tuple[Carry, jax.Array]:
+    def step(self, params: Params, carry: CarryT, x: Inputs) -> tuple[CarryT, jax.Array]:
         """Run one time step.
 
         Args:
@@ -452,7 +465,7 @@ class Cell(abc.ABC):
         check_features(self, params, xs)
         return self.biased(product(xs, params["kernel"], self.dtype), params, "bias")
 
-    def recur(self, params: Params, carry: Carry) -> jax.Array | None:
+    def recur(self, params: Params, carry: CarryT) -> jax.Array | None:
         """``state @ recurrent_kernel``, plus ``recurrent_bias`` in the cells that have one."""
         if self.recurrent is None:
             return None
@@ -487,8 +500,8 @@ class Cell(abc.ABC):
         return {name: p for name, p in self.in_loop(params).items() if name not in outside}
 
     def advance(
-        self, params: Params, x: Any, carry: Carry, dtype: DTypeLike | None = None
-    ) -> tuple[Carry, jax.Array]:
+        self, params: Params, x: Any, carry: CarryT, dtype: DTypeLike | None = None
+    ) -> tuple[CarryT, jax.Array]:
         """`update`, with the types that a step returns; errors in it name the cell.
 
         A loop's state has to keep its type, whatever the types of inputs and parameters.

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 
 from rnnjax.cells.arguments import brief
-from rnnjax.cells.base import Carry, Cell, Inputs, Params
+from rnnjax.cells.base import Carry, CarryT, Cell, Inputs, Params
 from rnnjax.errors import InvalidInputError
 
 
@@ -60,13 +60,13 @@ class LayerRun(Protocol):
         """
 
 
-class CompositeCell(Cell):
+class CompositeCell(Cell[CarryT]):
     """A cell made of layers, each of which runs over the whole sequence before the next."""
 
     @abc.abstractmethod
     def unroll_layers(
-        self, run: LayerRun, params: Params, xs: Inputs, carry: Carry, key: jax.Array | None
-    ) -> tuple[Carry, jax.Array]:
+        self, run: LayerRun, params: Params, xs: Inputs, carry: CarryT, key: jax.Array | None
+    ) -> tuple[CarryT, jax.Array]:
         """Run the layers over ``xs``, each of them by calling ``run``.
 
         Args:

@@ -1,7 +1,6 @@
 """Long short-term memory over images and other grids, with convolutions for products."""
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from rnnjax.errors import InvalidInputError
 
 
 @dataclasses.dataclass(frozen=True)
-class ConvLSTMCell(Cell):
+class ConvLSTMCell(Cell[LSTMCarry]):
     r"""Convolutional LSTM (Shi et al., 2015), without peepholes, in one or two dimensions.
 
     .. math::
@@ -74,7 +73,7 @@ class ConvLSTMCell(Cell):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
-    carry: ClassVar[type[LSTMCarry]] = LSTMCarry
+    carry = LSTMCarry
     gates = "i", "f", "g", "o"
     coupling = Coupling.ELEMENTWISE
 

@@ -1,7 +1,6 @@
 """Long short-term memory with one gate for both input and forgetting."""
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ from rnnjax.cells.lstm import LSTMCarry
 
 
 @dataclasses.dataclass(frozen=True)
-class CoupledLSTMCell(Cell):
+class CoupledLSTMCell(Cell[LSTMCarry]):
     r"""Long short-term memory with coupled input and forget gates (CIFG: Greff et al., 2017).
 
     .. math::
@@ -72,7 +71,7 @@ class CoupledLSTMCell(Cell):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
-    carry: ClassVar[type[LSTMCarry]] = LSTMCarry
+    carry = LSTMCarry
     gates = "i", "g", "o"
     coupling = Coupling.ELEMENTWISE
 

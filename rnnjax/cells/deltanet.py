@@ -12,11 +12,11 @@ from rnnjax.cells.base import Param, Params, Role
 from rnnjax.cells.heads import MatrixCell, in_heads, normalized, parts
 from rnnjax.cells.initializers import softplus_steps
 from rnnjax.cells.mamba2 import spread_decays
-from rnnjax.cells.matrix import Memory, joined
+from rnnjax.cells.matrix import MatrixCarry, Memory, joined
 
 
 @dataclasses.dataclass(frozen=True)
-class GatedDeltaNetCell(MatrixCell):
+class GatedDeltaNetCell(MatrixCell[MatrixCarry]):
     r"""Gated DeltaNet (Yang, Kautz & Hatamizadeh, 2025): what stood at a key makes room.
 
     .. math::

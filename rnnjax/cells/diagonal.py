@@ -1,7 +1,6 @@
 """The GRU and the LSTM, each unit of which sees its own state alone."""
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from rnnjax.cells.lstm import LSTMCarry, forgets_little, lstm_update
 
 
 @dataclasses.dataclass(frozen=True)
-class DiagonalGRUCell(Cell):
+class DiagonalGRUCell(Cell[GRUCarry]):
     r"""Gated recurrent unit with a diagonal recurrent kernel (ParaRNN: Danieli et al., 2025).
 
     .. math::
@@ -63,7 +62,7 @@ class DiagonalGRUCell(Cell):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
-    carry: ClassVar[type[GRUCarry]] = GRUCarry
+    carry = GRUCarry
     gates = "r", "z", "n"
     coupling = Coupling.ELEMENTWISE
     recurrent = None
@@ -86,7 +85,7 @@ class DiagonalGRUCell(Cell):
 
 
 @dataclasses.dataclass(frozen=True)
-class DiagonalLSTMCell(Cell):
+class DiagonalLSTMCell(Cell[LSTMCarry]):
     r"""Long short-term memory with a diagonal recurrent kernel (ParaRNN: Danieli et al., 2025).
 
     .. math::
@@ -138,7 +137,7 @@ class DiagonalLSTMCell(Cell):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
-    carry: ClassVar[type[LSTMCarry]] = LSTMCarry
+    carry = LSTMCarry
     gates = "i", "f", "g", "o"
     coupling = Coupling.ELEMENTWISE
     recurrent = None

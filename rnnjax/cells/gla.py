@@ -11,11 +11,11 @@ from jax.typing import DTypeLike
 from rnnjax.cells.activations import Initializer
 from rnnjax.cells.base import Param, Params
 from rnnjax.cells.heads import MatrixCell, in_heads, normalized, parts, projections
-from rnnjax.cells.matrix import Memory, joined
+from rnnjax.cells.matrix import MatrixCarry, Memory, joined
 
 
 @dataclasses.dataclass(frozen=True)
-class GLACell(MatrixCell):
+class GLACell(MatrixCell[MatrixCarry]):
     r"""Gated linear attention (Yang et al., 2024): a matrix whose keys decay, each by itself.
 
     .. math::

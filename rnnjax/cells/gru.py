@@ -1,7 +1,7 @@
 """Gated recurrent unit."""
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ register_namedtuple_serialization(GRUCarry, serialized_name="rnnjax.GRUCarry")
 
 
 @dataclasses.dataclass(frozen=True)
-class GRUCell(Cell):
+class GRUCell(Cell[GRUCarry]):
     r"""Gated recurrent unit (Cho et al., 2014).
 
     With ``reset_after=True``, the form of cuDNN, PyTorch and Keras's default, the reset gate
@@ -84,7 +84,7 @@ class GRUCell(Cell):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
-    carry: ClassVar[type[GRUCarry]] = GRUCarry
+    carry = GRUCarry
     gates = "r", "z", "n"
     sums = False
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from rnnjax.cells.activations import Initializer
 from rnnjax.cells.arguments import check_size
-from rnnjax.cells.base import Cell, Param, Role
+from rnnjax.cells.base import CarryT, Cell, Param, Role
 from rnnjax.cells.matrix import MatrixCarry
 from rnnjax.errors import InvalidInputError
 
@@ -31,7 +31,7 @@ def check_heads(cell: Any) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class MatrixCell(Cell):
+class MatrixCell(Cell[CarryT]):
     """A cell that declares a `memory`, of a matrix for each head.
 
     Args:

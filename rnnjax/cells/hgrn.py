@@ -1,7 +1,7 @@
 """The hierarchically gated recurrent network."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def spread_angles(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Arr
 
 
 @dataclasses.dataclass(frozen=True)
-class HGRNCell(Cell):
+class HGRNCell(Cell[ComplexCarry]):
     r"""Hierarchically gated recurrent network (Qin et al., 2023): forget gates with a lower bound.
 
     .. math::
@@ -72,7 +72,7 @@ class HGRNCell(Cell):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
-    carry: ClassVar[type[ComplexCarry]] = ComplexCarry
+    carry = ComplexCarry
     gates = "f", "n", "m", "g_real", "g_imag"
     coupling = Coupling.CONTRACTING
     recurrent = None

@@ -1,7 +1,6 @@
 """Independently recurrent neural network."""
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from rnnjax.cells.simple import SimpleRNNCarry
 
 
 @dataclasses.dataclass(frozen=True)
-class IndRNNCell(Cell):
+class IndRNNCell(Cell[SimpleRNNCarry]):
     r"""Independently recurrent neural network (Li et al., 2018): units see their own past alone.
 
     .. math::
@@ -58,7 +57,7 @@ class IndRNNCell(Cell):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
-    carry: ClassVar[type[SimpleRNNCarry]] = SimpleRNNCarry
+    carry = SimpleRNNCarry
     gates = ("h",)
     recurrent = None
 

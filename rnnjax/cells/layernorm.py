@@ -1,7 +1,7 @@
 """Layer normalisation inside of the LSTM and the GRU."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from rnnjax.cells.products import add_bias
 
 
 @dataclasses.dataclass(frozen=True)
-class LayerNormLSTMCell(Cell):
+class LayerNormLSTMCell(Cell[LSTMCarry]):
     r"""Long short-term memory with layer normalisation (Ba, Kiros & Hinton, 2016).
 
     .. math::
@@ -71,7 +71,7 @@ class LayerNormLSTMCell(Cell):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
-    carry: ClassVar[type[LSTMCarry]] = LSTMCarry
+    carry = LSTMCarry
     gates = "i", "f", "g", "o"
     sums = False
 
@@ -94,7 +94,7 @@ class LayerNormLSTMCell(Cell):
 
 
 @dataclasses.dataclass(frozen=True)
-class LayerNormGRUCell(Cell):
+class LayerNormGRUCell(Cell[GRUCarry]):
     r"""Gated recurrent unit with layer normalisation (Ba, Kiros & Hinton, 2016).
 
     .. math::
@@ -148,7 +148,7 @@ class LayerNormGRUCell(Cell):
 
     # Its coupling is ELEMENTWISE, but is not declared so: the norms mix what units read, of which
     # learners of `rnnjax.online` would take each parameter for one of a unit.
-    carry: ClassVar[type[GRUCarry]] = GRUCarry
+    carry = GRUCarry
     gates = "r", "z", "n"
     sums = False
 

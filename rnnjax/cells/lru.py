@@ -1,7 +1,7 @@
 """The linear recurrent unit, and what cells with a complex diagonal state have in common."""
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ def around_states(cell: Any, input_size: int) -> dict[str, Param]:
 
 
 @dataclasses.dataclass(frozen=True)
-class LRUCell(Cell):
+class LRUCell(Cell[ComplexCarry]):
     r"""Linear recurrent unit (Orvieto et al., 2023): a complex state that turns and decays.
 
     .. math::
@@ -96,7 +96,7 @@ class LRUCell(Cell):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
-    carry: ClassVar[type[ComplexCarry]] = ComplexCarry
+    carry = ComplexCarry
     gates = "real", "imag"
     coupling = Coupling.CONTRACTING
     recurrent = None

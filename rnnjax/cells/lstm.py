@@ -1,7 +1,7 @@
 """Long short-term memory."""
 
 import dataclasses
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ register_namedtuple_serialization(LSTMCarry, serialized_name="rnnjax.LSTMCarry")
 
 
 @dataclasses.dataclass(frozen=True)
-class LSTMCell(Cell):
+class LSTMCell(Cell[LSTMCarry]):
     r"""Long short-term memory (Hochreiter & Schmidhuber, 1997; forget gate: Gers et al., 2000).
 
     .. math::
@@ -87,7 +87,7 @@ class LSTMCell(Cell):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
-    carry: ClassVar[type[LSTMCarry]] = LSTMCarry
+    carry = LSTMCarry
     gates = "i", "f", "g", "o"
     coupling = Coupling.ELEMENTWISE
 

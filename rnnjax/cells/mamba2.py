@@ -12,7 +12,7 @@ from rnnjax.cells.arguments import check_size
 from rnnjax.cells.base import Param, Params, Role
 from rnnjax.cells.heads import MatrixCell, in_heads, parts
 from rnnjax.cells.initializers import softplus_steps
-from rnnjax.cells.matrix import Memory, joined
+from rnnjax.cells.matrix import MatrixCarry, Memory, joined
 
 
 def spread_decays(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
@@ -21,7 +21,7 @@ def spread_decays(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Arr
 
 
 @dataclasses.dataclass(frozen=True)
-class Mamba2Cell(MatrixCell):
+class Mamba2Cell(MatrixCell[MatrixCarry]):
     r"""Mamba-2's state space (SSD: Dao & Gu, 2024): one decay for each head.
 
     .. math::

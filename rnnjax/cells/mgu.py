@@ -1,7 +1,7 @@
 """Minimal gated unit."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from rnnjax.cells.gru import GRUCarry, two_products
 
 
 @dataclasses.dataclass(frozen=True)
-class MGUCell(Cell):
+class MGUCell(Cell[GRUCarry]):
     r"""Minimal gated unit (Zhou et al., 2016): a GRU with one gate.
 
     With ``reset_after=True``, the form of Flax's ``MGUCell``:
@@ -75,7 +75,7 @@ class MGUCell(Cell):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
-    carry: ClassVar[type[GRUCarry]] = GRUCarry
+    carry = GRUCarry
     gates = "f", "n"
     sums = False
 

@@ -1,7 +1,6 @@
 """minGRU and minLSTM, whose gates see the inputs alone."""
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from rnnjax.cells.simple import SimpleRNNCarry
 
 
 @dataclasses.dataclass(frozen=True)
-class MinGRUCell(Cell):
+class MinGRUCell(Cell[SimpleRNNCarry]):
     r"""minGRU (Feng et al., 2024): a GRU whose gate and candidate do not see the state.
 
     .. math::
@@ -55,7 +54,7 @@ class MinGRUCell(Cell):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
-    carry: ClassVar[type[SimpleRNNCarry]] = SimpleRNNCarry
+    carry = SimpleRNNCarry
     gates = "z", "n"
     coupling = Coupling.CONTRACTING
     recurrent = None
@@ -68,7 +67,7 @@ class MinGRUCell(Cell):
 
 
 @dataclasses.dataclass(frozen=True)
-class MinLSTMCell(Cell):
+class MinLSTMCell(Cell[SimpleRNNCarry]):
     r"""minLSTM (Feng et al., 2024): gates of the inputs alone, scaled to a sum of 1.
 
     .. math::
@@ -109,7 +108,7 @@ class MinLSTMCell(Cell):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
-    carry: ClassVar[type[SimpleRNNCarry]] = SimpleRNNCarry
+    carry = SimpleRNNCarry
     gates = "i", "f", "g"
     coupling = Coupling.CONTRACTING
     recurrent = None

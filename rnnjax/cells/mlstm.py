@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ class _Remembering:
 
 
 @dataclasses.dataclass(frozen=True)
-class MLSTMCell(MatrixCell):
+class MLSTMCell(MatrixCell[StabilizedCarry]):
     r"""mLSTM, the matrix memory of the xLSTM (Beck et al., 2024): exponential gates, and heads.
 
     .. math::
@@ -79,7 +79,7 @@ class MLSTMCell(MatrixCell):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
-    carry: ClassVar[Any] = StabilizedCarry
+    carry = StabilizedCarry
     gates = "q", "k", "v", "o", "i", "f"
 
     @property

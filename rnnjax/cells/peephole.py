@@ -1,7 +1,6 @@
 """Long short-term memory whose gates see the cell state."""
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from rnnjax.cells.lstm import LSTMCarry, forgets_little
 
 
 @dataclasses.dataclass(frozen=True)
-class PeepholeLSTMCell(Cell):
+class PeepholeLSTMCell(Cell[LSTMCarry]):
     r"""Long short-term memory with peephole connections (Gers & Schmidhuber, 2000).
 
     .. math::
@@ -67,7 +66,7 @@ class PeepholeLSTMCell(Cell):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
-    carry: ClassVar[type[LSTMCarry]] = LSTMCarry
+    carry = LSTMCarry
     gates = "i", "f", "g", "o"
     coupling = Coupling.ELEMENTWISE
 

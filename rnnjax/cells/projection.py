@@ -1,7 +1,6 @@
 """Long short-term memory with a recurrent projection."""
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from rnnjax.cells.lstm import LSTMCarry, forgets_little, lstm_update
 
 
 @dataclasses.dataclass(frozen=True)
-class ProjectionLSTMCell(Cell):
+class ProjectionLSTMCell(Cell[LSTMCarry]):
     r"""Long short-term memory with a recurrent projection (LSTMP: Sak, Senior & Beaufays, 2014).
 
     .. math::
@@ -74,7 +73,7 @@ class ProjectionLSTMCell(Cell):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
-    carry: ClassVar[type[LSTMCarry]] = LSTMCarry
+    carry = LSTMCarry
     gates = "i", "f", "g", "o"
 
     @property

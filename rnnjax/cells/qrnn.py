@@ -1,7 +1,6 @@
 """Forget gates that see the inputs alone: the quasi-recurrent network and the GILR."""
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from rnnjax.errors import InvalidInputError
 
 
 @dataclasses.dataclass(frozen=True)
-class QRNNCell(Cell):
+class QRNNCell(Cell[SimpleRNNCarry]):
     r"""Quasi-recurrent network (Bradbury et al., 2017), with a window of one step.
 
     .. math::
@@ -60,7 +59,7 @@ class QRNNCell(Cell):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
-    carry: ClassVar[type[SimpleRNNCarry]] = SimpleRNNCarry
+    carry = SimpleRNNCarry
     coupling = Coupling.CONTRACTING
     recurrent = None
     output = None
@@ -87,7 +86,7 @@ class QRNNCell(Cell):
 
 
 @dataclasses.dataclass(frozen=True)
-class GILRCell(Cell):
+class GILRCell(Cell[SimpleRNNCarry]):
     r"""Gated impulse linear recurrence (Martin & Cundy, 2018).
 
     .. math::
@@ -128,7 +127,7 @@ class GILRCell(Cell):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
-    carry: ClassVar[type[SimpleRNNCarry]] = SimpleRNNCarry
+    carry = SimpleRNNCarry
     gates = "g", "i"
     coupling = Coupling.CONTRACTING
     recurrent = None

@@ -1,7 +1,7 @@
 """The real-gated linear recurrent unit of Griffin."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def griffin_decays(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Ar
 
 
 @dataclasses.dataclass(frozen=True)
-class RGLRUCell(Cell):
+class RGLRUCell(Cell[SimpleRNNCarry]):
     r"""Real-gated linear recurrent unit (RG-LRU of Griffin: De et al., 2024).
 
     .. math::
@@ -68,7 +68,7 @@ class RGLRUCell(Cell):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
-    carry: ClassVar[type[SimpleRNNCarry]] = SimpleRNNCarry
+    carry = SimpleRNNCarry
     gates = "r", "i", "n"
     coupling = Coupling.CONTRACTING
     recurrent = None

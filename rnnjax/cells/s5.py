@@ -1,7 +1,7 @@
 """The simplified state space layer."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ LEGS = LegS()
 
 
 @dataclasses.dataclass(frozen=True)
-class S5Cell(Cell):
+class S5Cell(Cell[ComplexCarry]):
     r"""S5 (Smith, Warrington & Linderman, 2023): a state space with a step, held between inputs.
 
     .. math::
@@ -69,7 +69,7 @@ class S5Cell(Cell):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
-    carry: ClassVar[type[ComplexCarry]] = ComplexCarry
+    carry = ComplexCarry
     gates = "real", "imag"
     coupling = Coupling.CONTRACTING
     recurrent = None

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def counted_decays(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Ar
 
 
 @dataclasses.dataclass(frozen=True)
-class S6Cell(Cell):
+class S6Cell(Cell[SimpleRNNCarry]):
     r"""S6, Mamba's selective state space (Gu & Dao, 2023): each input sets its own step.
 
     .. math::
@@ -68,7 +68,7 @@ class S6Cell(Cell):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
-    carry: ClassVar[type[SimpleRNNCarry]] = SimpleRNNCarry
+    carry = SimpleRNNCarry
     gates = "delta", "u", "b", "c"
     coupling = Coupling.CONTRACTING
     recurrent = None

@@ -1,7 +1,7 @@
 """The simple recurrent network of Elman."""
 
 import dataclasses
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ register_namedtuple_serialization(SimpleRNNCarry, serialized_name="rnnjax.Simple
 
 
 @dataclasses.dataclass(frozen=True)
-class SimpleRNNCell(Cell):
+class SimpleRNNCell(Cell[SimpleRNNCarry]):
     r"""Simple recurrent network (J. L. Elman, "Finding structure in time", 1990).
 
     .. math::
@@ -68,7 +68,7 @@ class SimpleRNNCell(Cell):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
-    carry: ClassVar[type[SimpleRNNCarry]] = SimpleRNNCarry
+    carry = SimpleRNNCarry
     gates = ("h",)
     coupling = Coupling.ELEMENTWISE
 

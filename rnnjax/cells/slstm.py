@@ -1,7 +1,7 @@
 """The scalar memory of the xLSTM."""
 
 import dataclasses
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ register_namedtuple_serialization(SLSTMCarry, serialized_name="rnnjax.SLSTMCarry
 
 
 @dataclasses.dataclass(frozen=True)
-class SLSTMCell(Cell):
+class SLSTMCell(Cell[SLSTMCarry]):
     r"""sLSTM, the scalar memory of the xLSTM (Beck et al., 2024): exponential gates, and heads.
 
     .. math::
@@ -88,7 +88,7 @@ class SLSTMCell(Cell):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
-    carry: ClassVar[type[SLSTMCarry]] = SLSTMCarry
+    carry = SLSTMCarry
     gates = "i", "f", "z", "o"
     recurrent = None
     free = ("hidden",)

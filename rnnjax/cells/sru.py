@@ -1,7 +1,6 @@
 """The simple recurrent unit."""
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from rnnjax.cells.simple import SimpleRNNCarry
 
 
 @dataclasses.dataclass(frozen=True)
-class SRUCell(Cell):
+class SRUCell(Cell[SimpleRNNCarry]):
     r"""Simple recurrent unit (Lei et al., 2018): light gates, and a highway past the state.
 
     .. math::
@@ -63,7 +62,7 @@ class SRUCell(Cell):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
-    carry: ClassVar[type[SimpleRNNCarry]] = SimpleRNNCarry
+    carry = SimpleRNNCarry
     gates = "z", "f", "r", "n"
     recurrent = None
     output = None

@@ -1,7 +1,7 @@
 """A short causal convolution over time, as what stands before a linear recurrence."""
 
 import dataclasses
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ register_namedtuple_serialization(WindowCarry, serialized_name="rnnjax.WindowCar
 
 
 @dataclasses.dataclass(frozen=True)
-class TemporalConvCell(Cell):
+class TemporalConvCell(Cell[WindowCarry]):
     r"""Causal convolution of four steps, of each channel by itself (Griffin: De et al., 2024).
 
     .. math::
@@ -66,7 +66,7 @@ class TemporalConvCell(Cell):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
-    carry: ClassVar[type[WindowCarry]] = WindowCarry
+    carry = WindowCarry
     gates = ("u",)
     # No A has a norm above 1, but most of its entries are zeros: where `Parallel` multiplies them
     # by a NaN, that would stay in the window for good, so `Auto` is not to choose it.

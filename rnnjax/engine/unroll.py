@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from rnnjax.cells.arguments import brief, check_flag, check_key, usual_promotion
-from rnnjax.cells.base import Carry, Cell, Inputs, Params, as_it_runs
+from rnnjax.cells.base import Carry, CarryT, Cell, Inputs, Params, ParamTree, as_it_runs
 from rnnjax.cells.composite import Noise, over_layers
 from rnnjax.cells.devices import alike_over_devices, automatic
 from rnnjax.engine.auto import Auto
@@ -29,21 +29,21 @@ from rnnjax.errors import InvalidInputError
 
 @usual_promotion()
 def unroll(
-    cell: Cell,
-    params: Params,
+    cell: Cell[CarryT],
+    params: ParamTree,
     xs: Inputs,
-    carry: Carry | None = None,
+    carry: CarryT | None = None,
     *,
     lengths: jax.Array | None = None,
     mask: jax.Array | None = None,
     resets: jax.Array | None = None,
-    reset_carry: Carry | None = None,
+    reset_carry: CarryT | None = None,
     masked_outputs: Literal["zero", "last"] = "zero",
     outputs: Literal["all", "last"] = "all",
     reverse: bool = False,
     key: jax.Array | None = None,
     method: Method = Auto(),
-) -> tuple[Carry, jax.Array]:
+) -> tuple[CarryT, jax.Array]:
     """Run a cell, or a stack of them, over a sequence.
 
     Equal to this loop, in outputs and gradients, whatever the method::
@@ -275,10 +275,10 @@ class Explanation:
 
 
 def explain(
-    cell: Cell,
-    params: Params,
+    cell: Cell[CarryT],
+    params: ParamTree,
     xs: Any,
-    carry: Carry | None = None,
+    carry: CarryT | None = None,
     *,
     method: Method = Auto(),
     platform: str | None = None,

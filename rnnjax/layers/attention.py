@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from rnnjax.cells.base import Carry, Cell, Inputs, Params
+from rnnjax.cells.base import CarryT, Cell, Inputs, Params
 from rnnjax.cells.onehot import OneHot
 from rnnjax.errors import InvalidInputError
 
@@ -59,7 +59,7 @@ def _softmax(scores: jax.Array, valid: jax.Array | None, axis: int) -> jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class AttentionCell(Cell):
+class AttentionCell(Cell[CarryT]):
     r"""A cell that looks back on an encoded sequence before each step (Bahdanau et al., 2015).
 
     .. math::
@@ -88,7 +88,7 @@ class AttentionCell(Cell):
     ((10, 8, 9), (7, 8))
     """
 
-    cell: Cell
+    cell: Cell[CarryT]
     memory_size: int
     attention_size: int
 
@@ -139,7 +139,7 @@ class AttentionCell(Cell):
         marks = jnp.ones(memory.shape[:-1], bool) if valid is None else valid
         return {**params, "memory": memory, "projected": projected, "valid": marks}
 
-    def weights(self, params: Params, carry: Carry) -> jax.Array:
+    def weights(self, params: Params, carry: CarryT) -> jax.Array:
         """How a step after ``carry`` weighs the memory: ``(source time, *batch)``."""
         if "memory" not in params:
             raise InvalidInputError(
@@ -152,11 +152,11 @@ class AttentionCell(Cell):
 
     def initial_carry(
         self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
-    ) -> Carry:
+    ) -> CarryT:
         """That of the cell."""
         return self.cell.initial_carry(batch_shape, dtype)
 
-    def step(self, params: Params, carry: Carry, x: Inputs) -> tuple[Carry, jax.Array]:
+    def step(self, params: Params, carry: CarryT, x: Inputs) -> tuple[CarryT, jax.Array]:
         """Look back, and run the cell on ``x`` beside what was found."""
         if isinstance(x, OneHot):
             raise InvalidInputError(

@@ -10,7 +10,7 @@ from jax.export import register_namedtuple_serialization
 from jax.typing import DTypeLike
 
 from rnnjax.cells.arguments import brief, check_init
-from rnnjax.cells.base import Carry, Cell, Inputs, Params, PickLast
+from rnnjax.cells.base import Cell, Inputs, Params, PickLast
 from rnnjax.cells.composite import CompositeCell, LayerRun
 from rnnjax.errors import InvalidInputError
 
@@ -33,7 +33,7 @@ register_namedtuple_serialization(Directions, serialized_name="rnnjax.Directions
 
 
 @dataclasses.dataclass(frozen=True)
-class Bidirectional(CompositeCell):
+class Bidirectional(CompositeCell[Directions]):
     """Reads the sequence in both directions and merges the outputs (Schuster & Paliwal, 1997).
 
     It can be a layer of a `Stack`, and can be made of stacks. Parameters and carry are
@@ -122,7 +122,7 @@ class Bidirectional(CompositeCell):
             )
         )
 
-    def step(self, params: Params, carry: Carry, x: Inputs) -> NoReturn:
+    def step(self, params: Params, carry: Directions, x: Inputs) -> NoReturn:
         """There is no single step: the backward direction needs the end of the sequence first."""
         raise InvalidInputError(
             "a Bidirectional layer cannot run step by step, because its backward direction begins "
@@ -130,7 +130,7 @@ class Bidirectional(CompositeCell):
         )
 
     def unroll_layers(
-        self, run: LayerRun, params: Params, xs: Any, carry: Carry, key: jax.Array | None
+        self, run: LayerRun, params: Params, xs: Any, carry: Directions, key: jax.Array | None
     ) -> tuple[Directions, jax.Array]:
         """Run both directions over ``xs`` and merge their outputs."""
         _check_directions("params", params)

@@ -14,7 +14,7 @@ from rnnjax.cells.composite import CompositeCell, LayerRun
 from rnnjax.cells.initializers import PerHead
 from rnnjax.cells.rglru import RGLRUCell, griffin_decays
 from rnnjax.cells.simple import SimpleRNNCarry
-from rnnjax.cells.temporalconv import TemporalConvCell
+from rnnjax.cells.temporalconv import TemporalConvCell, WindowCarry
 from rnnjax.errors import InvalidInputError
 from rnnjax.layers.stack import Stack
 
@@ -73,7 +73,7 @@ class _Gated(RGLRUCell):
 
 
 @dataclasses.dataclass(frozen=True)
-class GriffinCell(CompositeCell):
+class GriffinCell(CompositeCell[tuple[WindowCarry, SimpleRNNCarry]]):
     r"""The recurrent block of Griffin and Hawk (De et al., 2024).
 
     .. math::

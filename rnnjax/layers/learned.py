@@ -9,13 +9,13 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from rnnjax.cells.arguments import brief
-from rnnjax.cells.base import Carry, Cell, Inputs, Params, PickLast
+from rnnjax.cells.base import CarryT, Cell, Inputs, Params, PickLast
 from rnnjax.cells.composite import CompositeCell, LayerRun, check_free
 from rnnjax.errors import InvalidInputError
 
 
 @dataclasses.dataclass(frozen=True)
-class LearnedCarry(CompositeCell):
+class LearnedCarry(CompositeCell[CarryT]):
     """A cell whose sequences begin with a carry that is one of its parameters.
 
     Sequences begin with it where `rnnjax.unroll` is given no carry, and at each reset; the
@@ -37,7 +37,7 @@ class LearnedCarry(CompositeCell):
     (5,)
     """
 
-    cell: Cell
+    cell: Cell[CarryT]
 
     def __post_init__(self) -> None:
         if not isinstance(self.cell, Cell):
@@ -66,13 +66,13 @@ class LearnedCarry(CompositeCell):
 
     def initial_carry(
         self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
-    ) -> Carry:
+    ) -> CarryT:
         """The cell's own, which does not know the parameters; see `start`."""
         return self.cell.initial_carry(batch_shape, dtype)
 
     def start(
         self, params: Params, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
-    ) -> Carry:
+    ) -> CarryT:
         """The learned carry, the same for every row."""
         check_learned(params)
         return jax.tree.map(
@@ -82,14 +82,14 @@ class LearnedCarry(CompositeCell):
             params["initial_carry"],
         )
 
-    def step(self, params: Params, carry: Carry, x: Inputs) -> tuple[Carry, jax.Array]:
+    def step(self, params: Params, carry: CarryT, x: Inputs) -> tuple[CarryT, jax.Array]:
         """One step of the cell."""
         check_learned(params)
         return self.cell.step(params["cell"], carry, x)
 
     def unroll_layers(
-        self, run: LayerRun, params: Params, xs: Any, carry: Carry, key: jax.Array | None
-    ) -> tuple[Carry, jax.Array]:
+        self, run: LayerRun, params: Params, xs: Any, carry: CarryT, key: jax.Array | None
+    ) -> tuple[CarryT, jax.Array]:
         """Run the cell."""
         check_learned(params)
         return run(self.cell, params["cell"], xs, carry, key=key)

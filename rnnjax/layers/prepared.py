@@ -19,7 +19,7 @@ from rnnjax.cells.arguments import (
     described_inputs,
     usual_promotion,
 )
-from rnnjax.cells.base import Carry, Cell, Inputs, Params
+from rnnjax.cells.base import CarryT, Cell, Inputs, Params
 from rnnjax.cells.onehot import OneHot
 from rnnjax.engine.fused.matmul import Forward, Products
 from rnnjax.engine.fused.method import Fused
@@ -31,7 +31,7 @@ from rnnjax.layers.stack import Stack
 
 
 @dataclasses.dataclass(frozen=True)
-class Prepared(Cell):
+class Prepared(Cell[CarryT]):
     """A cell whose kernels were cast and laid out for its products; made by `prepare`.
 
     Parameters are those of the cell, but for the kernels' type and order. The carry is the cell's.
@@ -43,7 +43,7 @@ class Prepared(Cell):
         states: the form of the product with the state.
     """
 
-    cell: Cell
+    cell: Cell[CarryT]
     inputs: Products | None
     states: Products
 
@@ -95,12 +95,12 @@ class Prepared(Cell):
 
     def initial_carry(
         self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
-    ) -> Carry:
+    ) -> CarryT:
         """The cell's own."""
         return self.cell.initial_carry(batch_shape, dtype)
 
     @usual_promotion()
-    def step(self, params: Params, carry: Carry, x: Inputs) -> tuple[Carry, jax.Array]:
+    def step(self, params: Params, carry: CarryT, x: Inputs) -> tuple[CarryT, jax.Array]:
         """One step of the cell."""
         x = as_inputs(x)
         check_features(self.cell, self._as_drawn(params), x)
@@ -109,7 +109,7 @@ class Prepared(Cell):
         carry, shown = cell.advance(params, met, carry, self.states.dtype)
         return carry, cell.read(params, shown, x, self.states.dtype)
 
-    def _met(self, params: Params, carry: Carry, x: Inputs) -> Any:
+    def _met(self, params: Params, carry: CarryT, x: Inputs) -> Any:
         """The products, as the cell's update is given them."""
         cell, recurrent = self.cell, None
         if self.inputs is None:
@@ -128,13 +128,13 @@ class Prepared(Cell):
 
 @usual_promotion()
 def prepare(
-    cell: Cell,
+    cell: Cell[CarryT],
     params: Params,
     x: Any,
     *,
     product_dtype: DTypeLike | None = None,
     platform: str | None = None,
-) -> tuple[Cell, Params]:
+) -> tuple[Cell[CarryT], Params]:
     """Make a cell ready for a loop of your own that steps it, to write a text or to act.
 
     `rnnjax.unroll` prepares its kernels before its loop. Where each input depends on the output

@@ -7,7 +7,7 @@ import jax
 from jax.typing import DTypeLike
 
 from rnnjax.cells.arguments import as_inputs, brief, made_carry
-from rnnjax.cells.base import Carry, Cell, Inputs, Params
+from rnnjax.cells.base import CarryT, Cell, Inputs, Params
 from rnnjax.cells.composite import CompositeCell, LayerRun, Noise
 from rnnjax.cells.onehot import OneHot
 from rnnjax.engine.core.masking import AtStep, Steps
@@ -16,7 +16,7 @@ from rnnjax.layers.dropout import Dropout, check_rate, factors
 
 
 @dataclasses.dataclass(frozen=True)
-class Regularized(CompositeCell):
+class Regularized(CompositeCell[CarryT]):
     r"""A cell with noise in training, which `rnnjax.unroll` draws from its ``key``.
 
     Parameters and carry are those of the cell itself. Without a key nothing is drawn: dropout and
@@ -53,7 +53,7 @@ class Regularized(CompositeCell):
     False
     """
 
-    cell: Cell
+    cell: Cell[CarryT]
     _: dataclasses.KW_ONLY
     input_dropout: float = 0.0
     recurrent_dropout: float = 0.0
@@ -105,23 +105,23 @@ class Regularized(CompositeCell):
 
     def initial_carry(
         self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
-    ) -> Carry:
+    ) -> CarryT:
         """The cell's own."""
         return self.cell.initial_carry(batch_shape, dtype)
 
     def start(
         self, params: Params, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
-    ) -> Carry:
+    ) -> CarryT:
         """The cell's own."""
         return self.cell.start(params, batch_shape, dtype)
 
-    def step(self, params: Params, carry: Carry, x: Inputs) -> tuple[Carry, jax.Array]:
+    def step(self, params: Params, carry: CarryT, x: Inputs) -> tuple[CarryT, jax.Array]:
         """One step as in prediction: the expectation of zoneout, and nothing else."""
         return Steps(leaks=self.zoneout).run(self.cell, params, carry, as_inputs(x), AtStep())
 
     def unroll_layers(
-        self, run: LayerRun, params: Params, xs: Any, carry: Carry, key: jax.Array | None
-    ) -> tuple[Carry, jax.Array]:
+        self, run: LayerRun, params: Params, xs: Any, carry: CarryT, key: jax.Array | None
+    ) -> tuple[CarryT, jax.Array]:
         """Draw what is random, and run the cell with it."""
         if key is None:
             return run(self.cell, params, xs, carry, noise=Noise(kept=dict(self.zoneout)))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.export import is_symbolic_dim
 
 from rnnjax.cells.arguments import brief, check_carry, check_lengths, is_integer
-from rnnjax.cells.base import Carry, Cell, Params
+from rnnjax.cells.base import CarryT, Cell, Params
 from rnnjax.engine.core.masking import last_valid
 from rnnjax.errors import InvalidInputError
 
@@ -89,7 +89,7 @@ def pool(ys: jax.Array, how: Pooling, valid: jax.Array | None = None) -> jax.Arr
     return last_valid(ys, valid)
 
 
-def restart(cell: Cell, params: Params, carry: Carry, where: jax.Array) -> Carry:
+def restart(cell: Cell[CarryT], params: Params, carry: CarryT, where: jax.Array) -> CarryT:
     """The carry with which a sequence begins, in some rows: for acting, before each `Cell.step`.
 
     In `rnnjax.unroll` it is ``resets``; the numbers are the same.

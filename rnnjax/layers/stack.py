@@ -15,7 +15,7 @@ from rnnjax.layers.dropout import Dropout
 
 
 @dataclasses.dataclass(frozen=True)
-class Stack(CompositeCell):
+class Stack(CompositeCell[tuple[Any, ...]]):
     """Layers of cells; the outputs of each are the inputs of the next.
 
     A stack is a cell: it has `init`, `initial_carry` and `step`, `rnnjax.unroll` runs it, and it

@@ -1,7 +1,6 @@
 """What ONNX's recurrent operators can compute and no cell of `rnnjax.cells` does."""
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +31,7 @@ class Clipped:
 
 
 @dataclasses.dataclass(frozen=True)
-class GeneralLSTMCell(Cell):
+class GeneralLSTMCell(Cell[LSTMCarry]):
     r"""The whole of ONNX's LSTM: three activations, peepholes, and coupled gates.
 
     .. math::
@@ -96,7 +95,7 @@ class GeneralLSTMCell(Cell):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
-    carry: ClassVar[type[LSTMCarry]] = LSTMCarry
+    carry = LSTMCarry
     coupling = Coupling.ELEMENTWISE
 
     @property
