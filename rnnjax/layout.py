@@ -108,23 +108,31 @@ class Adapted(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
+class _Program:
+    """A jaxpr, equal to another of the same text."""
+
+    text: str
+    jaxpr: Any = dataclasses.field(compare=False)
+
+
+@dataclasses.dataclass(frozen=True)
 class ForeignCell(Cell):
     """A cell of which only the step is known: it runs on ``Scan()``.
 
     Args:
-        module: whose step it is, as a value, and its program as text, which says what the value may
-            not: equal ones share what is compiled.
+        module: whose step it is, as a value, which may say less than the program: cells that are
+            equal in both share what is compiled.
         tree: of its carry.
         leaves: of its carry, the shape behind the axes of the batch, and the type.
-        jaxpr: the step, whose constants are the parameters.
+        program: the step, whose constants are the parameters.
         result: the tree of what the step returns.
     """
 
     module: Any
     tree: Any
     leaves: tuple[tuple[tuple[int, ...], Any], ...]
-    jaxpr: Any = dataclasses.field(compare=False)
-    result: Any = dataclasses.field(compare=False)
+    program: _Program
+    result: Any
 
     def initial_carry(
         self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
@@ -140,7 +148,7 @@ class ForeignCell(Cell):
                 "a cell of Flax's that runs step by step reads arrays, but the inputs are OneHot; "
                 "give jax.nn.one_hot(ids, size)"
             )
-        leaves = eval_jaxpr(self.jaxpr, params, *jax.tree.leaves((carry, x)))
+        leaves = eval_jaxpr(self.program.jaxpr, params, *jax.tree.leaves((carry, x)))
         new, y = jax.tree.unflatten(self.result, leaves)
         return new, y
 
@@ -171,8 +179,8 @@ def foreign(
     except TypeError:
         module = object()  # equal to nothing else, so it is compiled for each call outside of jit
     own = tuple((leaf.shape[len(x.shape) - 1 :], leaf.dtype) for leaf in leaves)
-    value, out = (module, str(traced.jaxpr)), jax.tree.structure(result)
-    cell = ForeignCell(value, tree, own, traced.jaxpr, out)
+    program = _Program(str(traced.jaxpr), traced.jaxpr)
+    cell = ForeignCell(module, tree, own, program, jax.tree.structure(result))
     return Adapted(cell, traced.consts)
 
 

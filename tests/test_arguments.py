@@ -509,6 +509,10 @@ def test_a_role_is_one_of_those_there_are() -> None:
         ({"carry": Voltage(0, 0)}, r"carry of Odd must be the class .* is Voltage\(v, s\);"),
         ({"gates": "x"}, "gates of Odd must be a tuple of names, but is 'x';"),
         ({"gates": 2}, "gates of Odd must be a tuple of names, but is 2;"),
+        (
+            {"name": dataclasses.field(default=1, compare=False)},
+            "name of Odd must be compared, .* but has compare=False; leave that out",
+        ),
     ],
 )
 def test_a_class_declares_what_it_must(declared: Any, message: str) -> None:

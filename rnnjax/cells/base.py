@@ -234,8 +234,15 @@ class Cell(abc.ABC, Generic[CarryT]):
                 "no update beside it, set output = None, and let recall make the outputs"
             )
         check_takes_dtype(cls, cls.initial_carry)
+        for name, value in vars(cls).items():
+            if isinstance(value, dataclasses.Field) and not value.compare:
+                raise InvalidInputError(
+                    f"{name} of {cls.__name__} must be compared, because equal cells share what is "
+                    "compiled, but has compare=False; leave that out, and give a value that can be "
+                    "hashed"
+                )
 
-    def __new__(cls, *args: Any, **_: Any) -> Self:
+    def __new__(cls, *args: Any, **named: Any) -> Self:
         """Everything behind the hidden size goes by its name."""
         if cls is Cell:
             raise InvalidInputError("Cell is what cells are made of; take one, as LSTMCell(50)")
