@@ -5,12 +5,14 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import flax
 import hypothesis
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
 
 import rnnjax
@@ -210,7 +212,29 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: explained(platform="cupu"), "platform must be .* 'cupu'"),
     (lambda: explained(platform="any", method=Scan()), "platform must be .* 'any'"),
     (lambda: LSTMCell(4, dtype=np.ones(99)), "dtype must be a floating-point type"),
-    (lambda: rnnjax.unroll({}, LSTM, 0), r"comes first, \(cell, params, xs\)"),
+    (lambda: LSTMCell(units=8), "LSTMCell takes hidden_size, .*, but got units; use one of these"),
+    (lambda: LSTMCell(features=8), "LSTMCell takes hidden_size, .*, but got features;"),
+    (lambda: rnnjax.Stack(layers=[LSTM]), "Stack takes cells, dropout, but got layers;"),
+    (lambda: LSTM({}, XS), r"LSTMCell\(5\) must be run by .*, but was called; write carry, y"),
+    (lambda: rnnjax.unroll({"a": 1}, LSTM, 0), r"a dict with a; call unroll\(cell, params, xs\)"),
+    (lambda: rnnjax.unroll(LSTM, XS), r"xs must be .*, but is missing; call unroll\(cell"),
+    (lambda: jax.jit(rnnjax.unroll)(LSTM, {}, XS), "cell must be .* is traced; .*static_argnums=0"),
+    (
+        lambda: rnnjax.unroll(flax.linen.LSTMCell(8), {}, XS),
+        "but is a LSTMCell of flax.linen; run it by rnnjax.linen.RNN",
+    ),
+    (
+        lambda: rnnjax.unroll(nnx.LSTMCell(2, 8, rngs=nnx.Rngs(0)), {}, XS),
+        "but is a LSTMCell of flax.nnx; run it by rnnjax.nnx.RNN",
+    ),
+    (
+        lambda: rnnjax.unroll(LSTM, arguments("lstm")["params"], XS, lengths=np.zeros(TIME, int)),
+        "lengths must have shape .*; give one for each row, and check which axis is time",
+    ),
+    (
+        lambda: rnnjax.unroll(LSTM, arguments("lstm")["params"], XS, LSTM.initial_carry((TIME,))),
+        r"carry.hidden must have shape .*, and check that the axes of xs are \(time, \*batch, fea",
+    ),
     (
         lambda: rnnjax.unroll(LSTMCell, {}, 0),
         "cell must be .* the class LSTMCell",

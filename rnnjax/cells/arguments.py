@@ -261,7 +261,7 @@ def drawn(cell: Any, name: str, param: Any, key: jax.Array, dtype: Any) -> jax.A
     try:
         array = get_initializer(param.init)(key, param.shape, dtype)
         reason = f"it returned {brief(array)}"
-        if hasattr(array, "astype") and jnp.shape(array) == param.shape:
+        if hasattr(array, "astype") and np.shape(array) == param.shape:
             return array
     except RnnjaxError:
         raise
@@ -296,7 +296,7 @@ def check_params(cell: Any, params: Any) -> int:
         check_floats(f"params[{key!r}]", leaf.dtype, advice)
     input_size = params["kernel"].shape[-2] if params["kernel"].ndim > 1 else 0
     check_names(cell, max(1, input_size))
-    shapes = {key: jnp.shape(array) for key, array in params.items()}
+    shapes = {key: np.shape(array) for key, array in params.items()}
     expected = {key: param.shape for key, param in cell.parameters(max(1, input_size)).items()}
     if shapes != expected:
         differing = sorted(key for key in shapes | expected if shapes.get(key) != expected.get(key))
@@ -394,8 +394,21 @@ def made_carry(cell: Any, batch: tuple[int, ...], dtype: Any = None) -> Any:
     return carry
 
 
-def check_carry(name: str, cell: Any, carry: Any, batch: tuple[int, ...]) -> None:
+def check_carry(
+    name: str,
+    cell: Any,
+    carry: Any,
+    batch: tuple[int, ...],
+    axes: str = "(time, *batch, features)",
+) -> None:
     """Raise unless ``carry`` has the structure, shapes and types of ``cell.initial_carry(batch)``.
+
+    Args:
+        name: of the argument.
+        cell: whose carry it is to be.
+        carry: what came.
+        batch: that of ``xs``.
+        axes: those that ``xs`` should have.
 
     Raises:
         InvalidInputError: it differs in one of them.
@@ -411,10 +424,11 @@ def check_carry(name: str, cell: Any, carry: Any, batch: tuple[int, ...]) -> Non
         jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(carry), strict=True
     ):
         where = f"{name}{jax.tree_util.keystr(path)}"
-        if want.shape != jnp.shape(leaf):
+        if want.shape != np.shape(leaf):
             raise InvalidInputError(
                 f"{where} must have shape {want.shape}, for the batch {batch} of xs, but has "
-                f"{jnp.shape(leaf)}; start from cell.initial_carry({batch})"
+                f"{np.shape(leaf)}; start from cell.initial_carry({batch}), and check that the "
+                f"axes of xs are {axes}"
             )
         came = jnp.result_type(leaf)
         # An integer would be cut off at each step.
@@ -433,11 +447,11 @@ def check_step(cell: Any, carry: Any, x: Any) -> None:
     if (
         x.ndim
         and wanted == structure
-        and [jnp.shape(leaf) for leaf in leaves] == [(*batch, *shape) for shape in shapes]
+        and [np.shape(leaf) for leaf in leaves] == [(*batch, *shape) for shape in shapes]
         and all(is_floating(jnp.result_type(leaf)) for leaf in leaves)
     ):
         return  # what nearly always comes, without a trace of `initial_carry`
-    check_carry("carry", cell, carry, batch)
+    check_carry("carry", cell, carry, batch, "(*batch, features)")
 
 
 @functools.lru_cache(maxsize=1024)
@@ -472,7 +486,7 @@ def check_stepped(cell: Any, old: Any, returned: Any) -> None:
 def _types(tree: Any) -> str:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return ", ".join(
-        f"{jax.tree_util.keystr(path)} {jnp.result_type(leaf)} {jnp.shape(leaf)}".strip()
+        f"{jax.tree_util.keystr(path)} {jnp.result_type(leaf)} {np.shape(leaf)}".strip()
         for path, leaf in leaves
     )
 
@@ -480,7 +494,7 @@ def _types(tree: Any) -> str:
 def _shapes(tree: Any) -> str:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return ", ".join(
-        f"{jax.tree_util.keystr(path)} {jnp.shape(leaf)}".strip() for path, leaf in leaves
+        f"{jax.tree_util.keystr(path)} {np.shape(leaf)}".strip() for path, leaf in leaves
     )
 
 

@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import enum
 import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Self
 
@@ -251,10 +252,26 @@ class Cell(abc.ABC, Generic[CarryT]):
                 f"{cls.__name__} takes its hidden_size by position and the rest by name, but "
                 f"{len(args)} arguments came without one; the size of the inputs is given to init"
             )
+        takes = inspect.signature(cls.__init__).parameters
+        unknown = [name for name in named if name not in takes]
+        if unknown and all(one.kind is not one.VAR_KEYWORD for one in takes.values()):
+            raise InvalidInputError(
+                f"{cls.__name__} takes {', '.join([*takes][1:])}, but got {unknown[0]}; use one of "
+                "these names"
+            )
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    if not TYPE_CHECKING:  # which say themselves that a cell is not callable
+
+        def __call__(self, *_: Any, **__: Any) -> Any:
+            """Say what runs a cell."""
+            raise InvalidInputError(
+                f"{brief(self)} must be run by a step or over a sequence, but was called; write "
+                "carry, y = cell.step(params, carry, x), or rnnjax.unroll(cell, params, xs)"
+            )
 
     # ---- what a subclass writes
 

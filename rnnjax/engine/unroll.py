@@ -31,7 +31,7 @@ from rnnjax.errors import InvalidInputError
 def unroll(
     cell: Cell[CarryT],
     params: ParamTree,
-    xs: Inputs,
+    xs: Inputs = None,  # type: ignore[assignment]  # missing: `checked` says so
     carry: CarryT | None = None,
     *,
     lengths: jax.Array | None = None,

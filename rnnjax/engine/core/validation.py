@@ -31,8 +31,15 @@ def checked(
     cell: Cell, params: Params, xs: Any, carry: Carry | None, reset_carry: Carry, method: Method
 ) -> tuple[Any, Carry]:
     """The inputs as arrays, and the carry, made if there is none."""
-    advice = "which comes first, (cell, params, xs), and is called with its hidden size"
-    check_instance("cell", cell, Cell, f"a Cell such as rnnjax.LSTMCell(50), {advice}")
+    if not isinstance(cell, Cell):
+        raise InvalidInputError(
+            f"cell must be a Cell such as rnnjax.LSTMCell(50), but is {_not_a_cell(cell)}"
+        )
+    if xs is None:
+        raise InvalidInputError(
+            "xs must be (time, batch, features), but is missing; call unroll(cell, params, xs), "
+            "with params from cell.init(key, input_size)"
+        )
     check_instance("method", method, Method, "Auto(), Scan(), Fused(), Parallel() or Kernel()")
     if not method.along.known():
         raise InvalidInputError(
@@ -66,6 +73,18 @@ def checked(
     return xs, carry
 
 
+def _not_a_cell(value: Any) -> str:
+    """What came in the place of a cell, and what to do."""
+    if isinstance(value, jax.core.Tracer):
+        return (
+            "traced; it is static: write jax.jit(rnnjax.unroll, static_argnums=0), or close over it"
+        )
+    for flax in ("linen", "nnx"):
+        if any(kind.__module__.startswith(f"flax.{flax}.") for kind in type(value).__mro__):
+            return f"{brief(value)} of flax.{flax}; run it by rnnjax.{flax}.RNN"
+    return f"{brief(value)}; call unroll(cell, params, xs), with a cell that has its hidden size"
+
+
 def begin(cell: Cell, params: Params, xs: Any, reset_carry: Carry | None, like: Carry) -> Carry:
     """The carry with which a sequence begins, in the shapes and types of ``like``."""
     batch = xs.shape[1:-1]
@@ -73,7 +92,7 @@ def begin(cell: Cell, params: Params, xs: Any, reset_carry: Carry | None, like: 
         reset_carry = cell.start(params, batch)
     else:
         reset_carry = jax.tree.map(functools.partial(as_array, "reset_carry"), reset_carry)
-        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(reset_carry)]
+        shapes = [np.shape(leaf) for leaf in jax.tree.leaves(reset_carry)]
         # One state for all rows, without the axes of the batch, is what most people write.
         alone = [
             leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(lambda: made_carry(cell, ())))
@@ -121,7 +140,7 @@ def valid_steps(xs: Any, lengths: Any, mask: Any, along: Along) -> jax.Array | N
     if lengths.shape != batch[: lengths.ndim]:
         raise InvalidInputError(
             f"lengths must have shape {batch}, for the batch {batch} of xs, but has "
-            f"{lengths.shape}; give one length for each row"
+            f"{lengths.shape}; give one for each row, and check which axis is time"
         )
     # Values are looked at where that waits for no computation.
     first, num_steps = along.steps(xs.shape[0])
