@@ -1,11 +1,9 @@
 """Recurrent networks for JAX and Flax: pure cells, explicit state, and a fast exact gradient."""
 
+import typing
+
 from rnnjax.cells import (
-    Carry,
     Cell,
-    Chrono,
-    ComplexCarry,
-    CompositeCell,
     ConvLSTMCell,
     CoupledLSTMCell,
     Coupling,
@@ -20,7 +18,6 @@ from rnnjax.cells import (
     IndRNNCell,
     LayerNormGRUCell,
     LayerNormLSTMCell,
-    LegS,
     LRUCell,
     LSTMCarry,
     LSTMCell,
@@ -31,31 +28,23 @@ from rnnjax.cells import (
     MinGRUCell,
     MinLSTMCell,
     MLSTMCell,
-    Noise,
     OneHot,
     Param,
-    Params,
     PeepholeLSTMCell,
     ProjectionLSTMCell,
     QRNNCell,
     RGLRUCell,
-    Ring,
     Role,
     S5Cell,
     S6Cell,
     SimpleRNNCarry,
     SimpleRNNCell,
-    SLSTMCarry,
     SLSTMCell,
     SRUCell,
-    StabilizedCarry,
     TemporalConvCell,
-    WindowCarry,
 )
 from rnnjax.engine import (
     Auto,
-    Convergence,
-    Explanation,
     Fused,
     Kernel,
     Method,
@@ -68,8 +57,6 @@ from rnnjax.engine import (
 )
 from rnnjax.errors import (
     CheckpointError,
-    CorpusError,
-    DamagedCheckpointError,
     InteropError,
     InvalidInputError,
     NonFiniteError,
@@ -83,7 +70,6 @@ from rnnjax.layers import (
     Dropout,
     GriffinCell,
     LearnedCarry,
-    Prepared,
     Regularized,
     Stack,
     attend,
@@ -94,7 +80,7 @@ from rnnjax.layers import (
     state_gradients,
     valid_steps,
 )
-from rnnjax.packing import Packed, Padded, pack, pad, unpack
+from rnnjax.packing import pack, pad, unpack
 
 __version__ = "0.1.0"
 
@@ -103,23 +89,15 @@ __all__ = [
     "Auto",
     "Bidirectional",
     "Bridge",
-    "Carry",
     "Cell",
     "CheckpointError",
-    "Chrono",
-    "ComplexCarry",
-    "CompositeCell",
     "ConvLSTMCell",
-    "Convergence",
-    "CorpusError",
     "CoupledLSTMCell",
     "Coupling",
-    "DamagedCheckpointError",
     "DiagonalGRUCell",
     "DiagonalLSTMCell",
     "Directions",
     "Dropout",
-    "Explanation",
     "Fused",
     "GILRCell",
     "GLACell",
@@ -138,7 +116,6 @@ __all__ = [
     "LayerNormGRUCell",
     "LayerNormLSTMCell",
     "LearnedCarry",
-    "LegS",
     "MGUCell",
     "MLSTMCell",
     "Mamba2Cell",
@@ -148,35 +125,26 @@ __all__ = [
     "MinGRUCell",
     "MinLSTMCell",
     "Newton",
-    "Noise",
     "NonFiniteError",
     "OneHot",
-    "Packed",
-    "Padded",
     "Parallel",
     "Param",
-    "Params",
     "PeepholeLSTMCell",
-    "Prepared",
     "ProjectionLSTMCell",
     "QRNNCell",
     "RGLRUCell",
     "Regularized",
-    "Ring",
     "RnnjaxError",
     "Role",
     "S5Cell",
     "S6Cell",
-    "SLSTMCarry",
     "SLSTMCell",
     "SRUCell",
     "Scan",
     "SimpleRNNCarry",
     "SimpleRNNCell",
-    "StabilizedCarry",
     "Stack",
     "TemporalConvCell",
-    "WindowCarry",
     "attend",
     "explain",
     "newton",
@@ -191,3 +159,13 @@ __all__ = [
     "unroll",
     "valid_steps",
 ]
+
+if not typing.TYPE_CHECKING:  # type checkers know which names there are
+
+    def __getattr__(name: str) -> typing.Any:
+        """Say of a name that is missing which is meant: of LSTM, LSTMCell."""
+        meant = [f"rnnjax.{name}Cell"] if f"{name}Cell" in __all__ else []
+        rooms = ("cells", "engine", "errors", "layers", "packing")
+        meant += [f"rnnjax.{room}.{name}" for room in rooms if hasattr(globals()[room], name)]
+        advice = f"; write {meant[0]}" if meant else ""
+        raise AttributeError(f"module 'rnnjax' has no attribute {name!r}{advice}")

@@ -383,7 +383,7 @@ def run(
             start = begin(shape) if initial_carry is None or lacks_reset else None
             initial_carry = start if initial_carry is None else initial_carry
             reset_carry = start if lacks_reset else reset_carry
-            shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(initial_carry)]
+            shapes = [np.shape(leaf) for leaf in jax.tree.leaves(initial_carry)]
             if any(each[: len(shape) - 1] != shape[:-1] for each in shapes):
                 raise InvalidInputError(
                     f"each leaf of initial_carry must begin with {shape[:-1]}, the batch of "

@@ -12,18 +12,8 @@ import pytest
 from jax.test_util import check_vjp
 
 import rnnjax
-from rnnjax import (
-    Auto,
-    CompositeCell,
-    Fused,
-    GRUCell,
-    LSTMCell,
-    Parallel,
-    Role,
-    Scan,
-    SimpleRNNCell,
-    Stack,
-)
+from rnnjax import Auto, Fused, GRUCell, LSTMCell, Parallel, Role, Scan, SimpleRNNCell, Stack
+from rnnjax.cells import CompositeCell
 from rnnjax.cells.activations import activate_gates
 
 # Not a batch of 4: XLA:CPU (jaxlib 0.10.2) sums a scan's bias gradient wrongly for some float64

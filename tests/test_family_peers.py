@@ -164,7 +164,7 @@ def test_slstm(begun: bool, assert_close: Any) -> None:
         recurrent = jnp.concatenate(list(a["R"].swapaxes(1, 2)), axis=-1)
         kernel = jnp.eye(4 * units)  # it is given what the inputs add up to
         params = {"kernel": kernel, "bias": a["b"], "recurrent_kernel": recurrent}
-        return params, a["x"], rnnjax.SLSTMCarry(*a.get("states", zeros))
+        return params, a["x"], rnnjax.cells.SLSTMCarry(*a.get("states", zeros))
 
     found = in_torch(theirs, arrays)
     compare(rnnjax.SLSTMCell(units, heads=heads), translate, found, arrays, assert_close)

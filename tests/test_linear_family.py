@@ -10,7 +10,8 @@ import pytest
 import reference
 
 import rnnjax
-from rnnjax import Chrono, Fused, InvalidInputError, LegS, Parallel, Ring
+from rnnjax import Fused, InvalidInputError, Parallel
+from rnnjax.cells import Chrono, LegS, Ring
 from rnnjax.cells.matrix import MatrixCarry, Memory, remembered
 from rnnjax.engine.parallel.chunkwise import Matrices
 
@@ -313,9 +314,9 @@ def test_each_head_is_drawn_by_itself():
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: rnnjax.Chrono(float("nan")), lambda: rnnjax.Chrono("9"), lambda: rnnjax.LegS(0),
-        lambda: rnnjax.LegS("2"), lambda: rnnjax.Ring("a"),
-        lambda: rnnjax.Ring(max_phase=float("nan")),
+        lambda: Chrono(float("nan")), lambda: Chrono("9"), lambda: LegS(0),
+        lambda: LegS("2"), lambda: Ring("a"),
+        lambda: Ring(max_phase=float("nan")),
     ],
 )  # fmt: skip
 def test_wrong_numbers_of_initialisers(make):
@@ -324,7 +325,7 @@ def test_wrong_numbers_of_initialisers(make):
 
 
 def test_numbers_of_numpy_are_numbers():
-    assert rnnjax.Chrono(np.float32(100)).longest == 100
+    assert Chrono(np.float32(100)).longest == 100
     assert rnnjax.HGRNCell(3, lower_bound=np.float32(0.5)).lower_bound == 0.5
 
 

@@ -91,7 +91,7 @@ def converges(cell, num_steps, tolerance=1e-6, scale=1.0):
     return params, xs, rnnjax.newton(cell, params, xs, method=method)
 
 
-CHRONO = {"bias_init": rnnjax.Chrono(512)}
+CHRONO = {"bias_init": rnnjax.cells.Chrono(512)}
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,24 @@ def test_the_source_distribution_can_run_the_readme_commands(tmp_path):
     assert all(link.startswith("https://") for link in links)
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("LSTM", "rnnjax.LSTMCell"),
+        ("Noise", "rnnjax.cells.Noise"),
+        ("Explanation", "rnnjax.engine"),
+    ],
+)
+def test_a_missing_name_is_told_by_the_one_that_is_meant(name, meant):
+    with pytest.raises(AttributeError, match=f"no attribute '{name}'; write {meant}"):
+        getattr(rnnjax, name)
+
+
+def test_a_name_that_nothing_is_like_is_missing():
+    with pytest.raises(AttributeError, match=r"no attribute 'Perceptron'$"):
+        _ = rnnjax.Perceptron
+
+
 def test_what_calls_make_names_its_targets():
     """The workflows, CI and the hooks are thin, so that all they do can be tried here."""
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))

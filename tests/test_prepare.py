@@ -106,7 +106,7 @@ def test_every_form_computes_the_same_step(cell, batch, forms, random_like, asse
         results = []
         for form in forms():
             ready, laid_out = rnnjax.prepare(cell, params, x)
-            assert isinstance(ready, rnnjax.Prepared)
+            assert isinstance(ready, rnnjax.layers.Prepared)
             if form is Forward.ROWS_TRANSPOSED and cell in JOINED:
                 assert ready.inputs is None
                 assert ready.states.forward is Forward.FEATURES_FIRST
@@ -178,7 +178,7 @@ def test_all_layers_of_a_stack_are_prepared(form, random_like, assert_close):
     ready, laid_out = rnnjax.prepare(stack, params, jax.ShapeDtypeStruct(x.shape, x.dtype))
     kinds = [type(cell).__name__ for cell in ready.cells]
     assert kinds == ["Prepared", "Prepared", "LearnedCarry"]
-    assert isinstance(ready.cells[2].cell.cells[0], rnnjax.Prepared)
+    assert isinstance(ready.cells[2].cell.cells[0], rnnjax.layers.Prepared)
     assert ready.cells[1].states.forward is form
     assert (ready.cells[0].inputs is None) == (form is Forward.ROWS_TRANSPOSED)
     both = jax.jit(lambda own, p, *more: (ready.step(own, *more), stack.step(p, *more)))

@@ -453,8 +453,8 @@ def test_every_activation_and_its_slope_equal_the_reference() -> None:
 
 def test_every_cell_has_a_reference() -> None:
     every = [c for c in vars(rnnjax).values() if inspect.isclass(c) and issubclass(c, rnnjax.Cell)]
-    cells = {c for c in every if not inspect.isabstract(c)} - {rnnjax.Cell, rnnjax.Prepared}
+    cells = {c for c in every if not inspect.isabstract(c)} - {rnnjax.Cell, rnnjax.layers.Prepared}
     # A cell around any other has a test of its own (test_between_networks).
     around = {rnnjax.AttentionCell}
-    single = {c for c in cells if not issubclass(c, rnnjax.CompositeCell)} - around
+    single = {c for c in cells if not issubclass(c, rnnjax.cells.CompositeCell)} - around
     assert single <= {type(CELLS[kind]) for kind in KINDS}

@@ -53,9 +53,9 @@ CELLS: dict[str, Callable[[int], rnnjax.Cell]] = {
     "GatedDeltaNet": _behind_convolution(rnnjax.GatedDeltaNetCell),
     # Two that begin with memories of up to a thousand steps.
     "minGRU-Chrono": lambda units: rnnjax.MinGRUCell(
-        units, bias_init=rnnjax.Chrono(1000, (-1, 0))
+        units, bias_init=rnnjax.cells.Chrono(1000, (-1, 0))
     ),
-    "LRU-ring": lambda units: rnnjax.LRUCell(units, ring_init=rnnjax.Ring(0.999, 1.0, 2.0)),
+    "LRU-ring": lambda units: rnnjax.LRUCell(units, ring_init=rnnjax.cells.Ring(0.999, 1.0, 2.0)),
 }  # fmt: skip
 
 

@@ -326,7 +326,7 @@ class Cell(abc.ABC, Generic[CarryT]):
     def memory(self, params: Params, x: jax.Array) -> Memory:
         """What a step does to a state that is a matrix; the inputs alone say so.
 
-        A cell that writes it has a `rnnjax.MatrixCarry`, or a `rnnjax.StabilizedCarry`,
+        A cell that writes it has a `rnnjax.MatrixCarry`, or a `rnnjax.cells.StabilizedCarry`,
         ``recurrent = None`` and ``output = None``, and writes no `update`.
 
         Args:

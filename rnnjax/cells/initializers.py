@@ -32,7 +32,7 @@ class Chrono:
         InvalidInputError: ``longest`` is below 2, or the cell does not say which gates remember.
 
     >>> import rnnjax
-    >>> cell = rnnjax.LSTMCell(4, bias_init=rnnjax.Chrono(longest=1000))
+    >>> cell = rnnjax.LSTMCell(4, bias_init=rnnjax.cells.Chrono(longest=1000))
     >>> i, f, g, o = cell.init(jax.random.key(0), input_size=3)["bias"].reshape(4, 4)
     >>> bool((i == -f).all()), bool((f >= 0).all()), float(o.sum())
     (True, True, 0.0)

@@ -37,8 +37,8 @@ def checked(
         )
     if xs is None:
         raise InvalidInputError(
-            "xs must be (time, batch, features), but is missing; call unroll(cell, params, xs), "
-            "with params from cell.init(key, input_size)"
+            "xs must be an array, (time, batch, features), but is missing; call unroll(cell, "
+            "params, xs), with params from cell.init(key, input_size)"
         )
     check_instance("method", method, Method, "Auto(), Scan(), Fused(), Parallel() or Kernel()")
     if not method.along.known():
