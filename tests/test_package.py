@@ -63,6 +63,12 @@ def test_the_source_distribution_can_run_the_readme_commands(tmp_path):
     assert all(link.startswith("https://") for link in links)
 
 
+def test_shapes_are_asked_of_numpy():
+    """Converters of programs, as jax2onnx, take `jax.numpy.shape` for an operator of theirs."""
+    found = [p for p in (ROOT / "rnnjax").rglob("*.py") if "jnp.shape(" in p.read_text()]
+    assert found == []
+
+
 @pytest.mark.parametrize(
     ("name", "meant"),
     [

@@ -45,7 +45,7 @@ class Network(abc.ABC):
 
     def num_steps(self, params: Params, xs: Any) -> int:
         """The number of time steps in ``xs``: its first axis, unless a network says otherwise."""
-        return int(jnp.shape(xs)[0 if self.time_first else 1])
+        return int(np.shape(xs)[0 if self.time_first else 1])
 
     def wiring(self, name: str) -> str:
         """What a layer takes, where it is not what the layer before it gives."""
@@ -131,7 +131,7 @@ def _turned(xs: Any, as_it_is: bool) -> Any:
         if jnp.ndim(x) < 2:
             raise InvalidInputError(
                 f"xs should have a batch and a time, (batch, time, ...), but has shape "
-                f"{jnp.shape(x)}; give a batch of one row"
+                f"{np.shape(x)}; give a batch of one row"
             )
     return jax.tree.map(lambda x: jnp.swapaxes(jnp.asarray(x), 0, 1), xs)
 
@@ -386,7 +386,7 @@ class Model:
         """
         ours, theirs = (
             {
-                jax.tree_util.keystr(path): jnp.shape(leaf)
+                jax.tree_util.keystr(path): np.shape(leaf)
                 for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
             }
             for tree in (self.params, params)
@@ -471,7 +471,7 @@ class Model:
         for name, layer in self.layers.items():
             leaves = jax.tree_util.tree_leaves_with_path(self.params.get(name, {}))
             shapes = ", ".join(
-                f"{jax.tree_util.keystr(path, simple=True, separator='.')} {jnp.shape(leaf)}"
+                f"{jax.tree_util.keystr(path, simple=True, separator='.')} {np.shape(leaf)}"
                 for path, leaf in leaves
             )
             count = sum(np.size(leaf) for _, leaf in leaves)

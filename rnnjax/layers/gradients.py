@@ -5,19 +5,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rnnjax.cells.arguments import check_instance
-from rnnjax.cells.base import Carry, Cell, Params
+from rnnjax.cells.base import Carry, CarryT, Cell, Params
 from rnnjax.errors import InvalidInputError
 
 
 def state_gradients(
-    loss: Callable[[Carry, jax.Array], jax.Array],
-    cell: Cell,
+    loss: Callable[[CarryT, jax.Array], jax.Array],
+    cell: Cell[CarryT],
     params: Params,
     xs: Any,
-    carry: Carry | None = None,
-) -> tuple[jax.Array, Carry]:
+    carry: CarryT | None = None,
+) -> tuple[jax.Array, CarryT]:
     r"""A loss, and its gradient by the state after each step: what backpropagation hands back.
 
     .. math::
@@ -63,9 +64,9 @@ def state_gradients(
             return jax.tree.map(jnp.add, new, nudge), y
 
         value = loss(*jax.lax.scan(step, carry, (xs, nudges)))
-        if jnp.shape(value):
+        if np.shape(value):
             raise InvalidInputError(
-                f"loss must return a scalar, but returned one of shape {jnp.shape(value)}; take "
+                f"loss must return a scalar, but returned one of shape {np.shape(value)}; take "
                 "the sum or the mean"
             )
         return value

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import Initializer
@@ -201,12 +202,12 @@ class GriffinCell(CompositeCell[tuple[WindowCarry, SimpleRNNCarry]]):
         first, second = params
         size, states = self.states // self.heads, self.states
         blocks = second["kernel"]
-        if jnp.shape(blocks) != (size, 2 * states):
+        if np.shape(blocks) != (size, 2 * states):
             raise InvalidInputError(
                 f"kernel of the recurrence of {brief(self)} must have shape "
                 f"({size}, {2 * states}), but is {brief(blocks)}; make params with its init"
             )
-        if jnp.shape(second["bias"]) != (2 * states,):
+        if np.shape(second["bias"]) != (2 * states,):
             raise InvalidInputError(
                 f"bias of the recurrence of {brief(self)} must have shape ({2 * states},), but is "
                 f"{brief(second['bias'])}; make params with its init"

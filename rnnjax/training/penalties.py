@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rnnjax.cells.arguments import as_array
 from rnnjax.cells.products import at_least_float32
@@ -81,7 +82,7 @@ def _marks(name: str, marks: Any, ys: jax.Array) -> jax.Array | None:
             f"{name} must be booleans (time, *batch), but are {marks.dtype}; write "
             f"{name}.astype(bool)"
         )
-    wanted = jnp.shape(ys)[:-1]
+    wanted = np.shape(ys)[:-1]
     fits = all(m in (1, y) for m, y in zip(marks.shape[1:], wanted[1:], strict=False))
     if not fits or marks.ndim > len(wanted) or marks.shape[:1] != wanted[:1]:
         raise InvalidInputError(

@@ -275,11 +275,11 @@ def _check_returned(returned: Any, carry: Any) -> None:
     """Raise unless a loss function returned what a `LossFunction` returns."""
 
     def of(tree: Any) -> Any:
-        return jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", tree)
+        return jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(np.shape(x))}", tree)
 
     try:
         loss, (after, metrics) = returned
-        shape = jnp.shape(loss)
+        shape = np.shape(loss)
     except (TypeError, ValueError) as error:
         raise InvalidInputError(
             "loss_fn with a carry must return (loss, (carry, metrics)), but returned "

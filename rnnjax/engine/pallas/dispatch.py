@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.export import is_symbolic_dim
 
 from rnnjax.cells.devices import varies
@@ -158,7 +159,7 @@ def of_rows(turns: LoopSpec, rows: int) -> Traced:
         return jax.tree.map(leaf, tree)
 
     params, steps, xs, each, carry = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), turns.args
+        lambda a: jax.ShapeDtypeStruct(np.shape(a), jnp.result_type(a)), turns.args
     )
     steps = steps._replace(start=sized(0, steps.start), recurrent=sized(0, steps.recurrent))
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):

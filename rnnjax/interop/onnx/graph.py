@@ -115,7 +115,7 @@ class Graph(Network):
         """
         given = self.given(xs)
         name, axes = self.followed(params, given)
-        return int(jnp.shape(given[name])[axes[name][0]])
+        return int(np.shape(given[name])[axes[name][0]])
 
     def followed(self, params: Params, given: Mapping[str, Any]) -> tuple[str, dict[str, Axes]]:
         """The data input that reaches all recurrent nodes, and where its axes go; see `follow`."""
