@@ -342,7 +342,7 @@ def _drawn(
     grid = [3] * (params["kernel"].ndim - 2) if cell.carry is not None else []
     carry = jax.device_get(cell.initial_carry((*batch, *grid)))
     if cell.carry is not None:
-        free = cell.carry._fields if cell.free is None else cell.free
+        free = getattr(carry, "free", carry._fields)
         carry = carry._replace(**{name: noisy(getattr(carry, name), sizes) for name in free})
     # Of other sizes than the states of the same rows.
     sizes = rng.permutation(np.minimum(sizes, 10)) if np.ndim(sizes) else sizes

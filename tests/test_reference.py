@@ -133,7 +133,7 @@ def drawn_node(rng: np.random.Generator, kinds: Sequence[str], largest: int, usu
         both_ways = len(parts) == 2 and rng.random() < 0.3
         node = Bidirectional(parts, "concat") if both_ways else Stack(parts)
     learned = rng.random() < 0.2
-    free = all(CELLS[layer.kind].free is None for layer in layers(node))
+    free = all(not hasattr(CELLS[layer.kind].carry, "free") for layer in layers(node))
     return LearnedCarry(node) if learned and free else node
 
 
@@ -170,7 +170,8 @@ def drawn_layer(rng: np.random.Generator, kind: str, largest: int, usual: bool) 
     rates = {"input_dropout": 0.5}
     if kind not in SCAN_ALONE | reference.COMPLEX | reference.MATRICES | {"temporal-conv"}:
         rates["zoneout_hidden"] = 0.3
-        if kind in reference.WITH_CELL - {"user-peephole"} and CELLS[kind].free is None:
+        dependent = hasattr(CELLS[kind].carry, "free")
+        if kind in reference.WITH_CELL - {"user-peephole"} and not dependent:
             rates["zoneout_cell"] = 0.6
     return Layer(
         kind,

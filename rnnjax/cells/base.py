@@ -124,7 +124,8 @@ class Cell(abc.ABC, Generic[CarryT]):
     it over time. What is declared, and what holds where nothing is:
 
     - ``carry``: the NamedTuple of the state. Its leaves begin with the axes of the batch. Type
-      checkers know it where the class names it too, as ``class LSTMCell(Cell[LSTMCarry])``.
+      checkers know it where the class names it too, as ``class LSTMCell(Cell[LSTMCarry])``. If
+      leaves depend on each other, its ``free`` names the others, as `rnnjax.cells.SLSTMCarry`'s.
     - ``gates``: the names of the equal parts of ``x W``, in their order.
     - ``recurrent``: the leaf of the carry that ``recurrent_kernel`` multiplies before the update:
       ``"hidden"``. None: there is no product there, and each unit sees its own state alone, or the
@@ -133,8 +134,6 @@ class Cell(abc.ABC, Generic[CarryT]):
       Otherwise as a pair ``(projected, recurrent)``, as in a GRU, whose reset gate scales one.
     - ``output``: the leaf of the new carry that is the output: ``"hidden"``. None: the update
       returns the new carry and ``y``, of ``hidden_size`` unless `output_size` says otherwise.
-    - ``free``: the leaves of the carry that may hold any numbers, and be learned, bridged, or kept
-      beside new ones (zoneout). None: all. An `SLSTMCell`'s others hang together.
     - ``coupling``: how ``update`` couples the new state to the old one, a `Coupling`: ``ANY``. It
       is inherited with the ``update`` alone: a class that writes its own states its own.
     - `readout`: a product behind the loop, of all steps at once. Unless it is written there is
@@ -179,7 +178,6 @@ class Cell(abc.ABC, Generic[CarryT]):
     carry: ClassVar[Any] = None
     sums: ClassVar[bool] = True
     output: ClassVar[str | None] = "hidden"
-    free: ClassVar[tuple[str, ...] | None] = None
 
     @property
     def gates(self) -> tuple[str, ...]:

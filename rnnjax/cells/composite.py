@@ -80,21 +80,15 @@ class CompositeCell(Cell[CarryT]):
 
 
 def check_free(what: str, cell: Cell) -> None:
-    """Raise unless any numbers may be the carry of a cell, and of all cells in it.
-
-    Args:
-        what: makes a carry of any numbers.
-        cell: that it is for.
-    """
-    for value in vars(cell).values():
-        for inner in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(inner, Cell):
-                check_free(what, inner)
-    if cell.free is not None:
-        raise InvalidInputError(
-            f"{what} makes any numbers a carry, but of {brief(cell)} only {', '.join(cell.free)} "
-            "may hold any; begin it from its initial_carry, or take another cell"
-        )
+    """Raise unless the carry of ``cell`` may hold any numbers, as ``what`` makes them."""
+    carry = jax.eval_shape(cell.initial_carry)
+    for part in jax.tree.leaves(carry, is_leaf=lambda node: hasattr(node, "free")):
+        if hasattr(part, "free"):
+            raise InvalidInputError(
+                f"{what} makes any numbers a carry, but of {brief(part)} only "
+                f"{', '.join(part.free)} may hold any; begin it from its initial_carry, or take "
+                "another cell"
+            )
 
 
 SingleRun = Callable[[Cell, Params, Any, Carry, Noise, bool], tuple[Carry, jax.Array]]

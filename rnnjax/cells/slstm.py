@@ -19,13 +19,18 @@ class SLSTMCarry(NamedTuple):
     """The state of an `SLSTMCell`, all four ``(*batch, hidden_size)``.
 
     ``normalizer``, which is never negative, sums what ``cell`` sums without the candidates, and
-    both are divided by the exponential of ``stabilizer``. So the three hang together.
+    both are divided by the exponential of ``stabilizer``: the three depend on each other.
     """
 
     hidden: jax.Array
     cell: jax.Array
     normalizer: jax.Array
     stabilizer: jax.Array
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        """The leaves that may hold any numbers, and be learned, bridged or mixed with old ones."""
+        return ("hidden",)
 
 
 register_namedtuple_serialization(SLSTMCarry, serialized_name="rnnjax.SLSTMCarry")
@@ -91,7 +96,6 @@ class SLSTMCell(Cell[SLSTMCarry]):
     carry = SLSTMCarry
     gates = "i", "f", "z", "o"
     recurrent = None
-    free = ("hidden",)
 
     def __post_init__(self) -> None:
         super().__post_init__()

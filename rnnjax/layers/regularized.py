@@ -77,9 +77,9 @@ class Regularized(CompositeCell[CarryT]):
                     f"zoneout_{name} needs a carry with a field {name!r}, but that of "
                     f"{brief(self.cell)} is {brief(carry)}; leave it out"
                 )
-            if self.cell.free is not None and name not in self.cell.free:
+            if name not in getattr(carry, "free", (name,)):
                 raise InvalidInputError(
-                    f"zoneout_{name} keeps units of a leaf that hangs together with others in "
+                    f"zoneout_{name} keeps units of a leaf that depends on others in "
                     f"{brief(self.cell)}; leave it out, and take zoneout_hidden"
                 )
 
