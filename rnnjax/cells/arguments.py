@@ -295,6 +295,7 @@ def check_params(cell: Any, params: Any) -> int:
             )
         check_floats(f"params[{key!r}]", leaf.dtype, advice)
     input_size = params["kernel"].shape[-2] if params["kernel"].ndim > 1 else 0
+    input_size += cell.raw_inputs
     check_names(cell, max(1, input_size))
     shapes = {key: np.shape(array) for key, array in params.items()}
     expected = {key: param.shape for key, param in cell.parameters(max(1, input_size)).items()}
@@ -316,13 +317,13 @@ def check_names(cell: Any, input_size: int) -> None:
     """
     one, here = (
         {name: getattr(param, "role", None) for name, param in cell.parameters(size).items()}
-        for size in (1, input_size)
+        for size in (1 + cell.raw_inputs, input_size)
     )
     if differing := sorted(dict(one.items() ^ here.items())):
         raise InvalidInputError(
             f"parameters of {brief(cell)} must have the same names and roles for every "
-            f"input_size, but {', '.join(differing)} differs between 1 and {input_size} features; "
-            "make it depend on a field of the cell"
+            f"input_size, but {', '.join(differing)} differs between {1 + cell.raw_inputs} and "
+            f"{input_size} features; make it depend on a field of the cell"
         )
 
 
@@ -334,9 +335,9 @@ def check_features(cell: Any, params: Any, xs: Any) -> None:
             than a convolution needs, which takes no `OneHot`.
     """
     input_size, grid = check_params(cell, params), params["kernel"].ndim - 2
-    if grid and isinstance(xs, OneHot):
+    if (grid or cell.raw_inputs) and isinstance(xs, OneHot):
         raise InvalidInputError(
-            f"{brief(cell)} needs vectors at each point, but the inputs are OneHot; give "
+            f"{brief(cell)} needs vectors, but the inputs are OneHot; give "
             "jax.nn.one_hot(ids, size)"
         )
     if grid and xs.ndim <= grid:

@@ -132,6 +132,8 @@ class Cell(abc.ABC, Generic[CarryT]):
       update multiplies (see `update`).
     - ``sums``: whether the update is given the two halves as their sum, as in an LSTM: yes.
       Otherwise as a pair ``(projected, recurrent)``, as in a GRU, whose reset gate scales one.
+    - ``raw_inputs``: how many features, the last ones, come to the update as they are, after the
+      product: none. Time gaps or marks of what was observed, as of a `GRU-D`.
     - ``output``: the leaf of the new carry that is the output: ``"hidden"``. None: the update
       returns the new carry and ``y``, of ``hidden_size`` unless `output_size` says otherwise.
     - ``coupling``: how ``update`` couples the new state to the old one, a `Coupling`: ``ANY``. It
@@ -177,6 +179,7 @@ class Cell(abc.ABC, Generic[CarryT]):
 
     carry: ClassVar[Any] = None
     sums: ClassVar[bool] = True
+    raw_inputs: ClassVar[int] = 0
     output: ClassVar[str | None] = "hidden"
 
     @property
@@ -276,13 +279,14 @@ class Cell(abc.ABC, Generic[CarryT]):
     def parameters(self, input_size: int) -> dict[str, Param]:
         """The parameters for inputs with ``input_size`` features, by name.
 
-        Unless a subclass adds to them: ``kernel (input_size, gates * hidden_size)``,
+        Unless a subclass adds to them: ``kernel (input_size - raw_inputs, gates * hidden_size)``,
         ``recurrent_kernel (size of the state, gates * hidden_size)`` where there is a product with
         it, ``bias (gates * hidden_size,)`` where ``use_bias`` is not False, and with
         ``use_recurrent_bias`` a ``recurrent_bias`` like it.
         """
         width = len(self.gates) * self._units
-        params = {"kernel": Param((input_size, width), self.kernel_init, Role.INPUT)}
+        kernel = input_size - self.raw_inputs, width
+        params = {"kernel": Param(kernel, self.kernel_init, Role.INPUT)}
         if self.recurrent is not None:
             shape = (*self._leaf_shape("recurrent", self.recurrent), width)
             params["recurrent_kernel"] = Param(shape, self.recurrent_kernel_init, Role.LOOP)
@@ -310,7 +314,7 @@ class Cell(abc.ABC, Generic[CarryT]):
                 ``recurrent_kernel`` where `recurrent` names a leaf. A kernel that is left is
                 multiplied by ``state @ params[name]``, in the cell's ``dtype``.
             x: the inputs' product ``(*batch, gates * hidden_size)`` and that of the state, as
-                `sums` says.
+                `sums` says. ``raw_inputs`` follow the inputs' product on the last axis.
             carry: the state before the step.
 
         Returns:
@@ -485,7 +489,19 @@ class Cell(abc.ABC, Generic[CarryT]):
                 number of features.
         """
         check_features(self, params, xs)
-        return self.biased(product(xs, params["kernel"], self.dtype), params, "bias")
+        return self.biased(self.multiplied(params, xs, self.dtype), params, "bias")
+
+    def multiplied(self, params: Params, xs: Inputs, dtype: DTypeLike | None) -> jax.Array:
+        """``xs @ kernel``, with the raw inputs after it."""
+        if not self.raw_inputs:
+            return product(xs, params["kernel"], dtype)
+        projected = product(self.without_raw(xs), params["kernel"], dtype)
+        raw = xs[..., -self.raw_inputs :].astype(projected.dtype)
+        return jnp.concatenate([projected, raw], axis=-1)
+
+    def without_raw(self, xs: jax.Array) -> jax.Array:
+        """Inputs, what `multiplied` makes of them, or a cotangent of it, but for the raw ones."""
+        return xs[..., : -self.raw_inputs] if self.raw_inputs else xs
 
     def recur(self, params: Params, carry: CarryT) -> jax.Array | None:
         """``state @ recurrent_kernel``, plus ``recurrent_bias`` in the cells that have one."""
@@ -504,7 +520,12 @@ class Cell(abc.ABC, Generic[CarryT]):
         """The two halves as `update` is given them."""
         if recurrent is None:
             return projected
-        return projected + recurrent if self.sums else (projected, recurrent)
+        if not self.sums:
+            return projected, recurrent
+        if self.raw_inputs:
+            nothing = [(0, 0)] * (recurrent.ndim - 1)
+            recurrent = jnp.pad(recurrent, [*nothing, (0, self.raw_inputs)])
+        return projected + recurrent
 
     @property
     def kernels_outside(self) -> tuple[str, ...]:
@@ -603,7 +624,8 @@ class Cell(abc.ABC, Generic[CarryT]):
 
 
 _DERIVED = (
-    "step", "project", "recur", "biased", "meet", "in_loop", "in_update", "advance", "read",
+    "step", "project", "multiplied", "without_raw", "recur", "biased",
+    "meet", "in_loop", "in_update", "advance", "read",
 )  # fmt: skip
 
 
@@ -615,7 +637,7 @@ def roles_of(cell: Cell) -> Mapping[str, Role]:
         InvalidInputError: a parameter that the engine adds or multiplies is missing, or is declared
             where it would do neither.
     """
-    roles = {name: param.role for name, param in cell.parameters(1).items()}
+    roles = {name: param.role for name, param in cell.parameters(1 + cell.raw_inputs).items()}
     for name, role in roles.items():
         if not isinstance(role, Role):
             raise InvalidInputError(

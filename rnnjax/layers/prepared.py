@@ -195,6 +195,8 @@ def _prepare(cell: Cell, params: Any, x: Any, method: Fused, platform: str) -> t
         ready, own = inner(cell.cell, params["cell"], x)
         return LearnedCarry(ready), {**params, "cell": own}
     reason, single = method.refusal(cell), cell
+    if reason is None and cell.raw_inputs:
+        reason = "its raw inputs are no part of a product"
     if isinstance(cell, Regularized):
         if not cell.zoneout:
             return inner(cell.cell, params, x)

@@ -217,6 +217,8 @@ def _never(cell: Cell) -> str | None:
         return "it looks back on a memory of the whole batch; train it by rnnjax.unroll"
     if cell.draws:
         return "a learner has no key for what it draws in training; give it the cell inside"
+    if cell.raw_inputs:
+        return "its raw inputs are no part of a product; train it by rnnjax.unroll"
     if cell.carry is not None and len(cell.parameters(1)["kernel"].shape) != 2:
         return "its state is a grid whose points see each other; train it by rnnjax.unroll"
     return None

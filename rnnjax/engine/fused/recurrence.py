@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 
 from rnnjax.cells.arguments import brief
 from rnnjax.cells.base import Carry, Cell, Params, is_bias
-from rnnjax.cells.products import at_least_float32, product
+from rnnjax.cells.products import at_least_float32
 from rnnjax.engine.core.custom_primitive import Function
 from rnnjax.engine.core.masking import AtStep, Steps
 from rnnjax.engine.fused.loops import (
@@ -86,7 +86,7 @@ class Recurrence(Function):
         """A scan of the step, behind the product of the inputs."""
         # For no platform: what is differentiated to any order has no barriers and copies in it.
         step = step_of(self.layer("any", "run", params, steps, xs, each, carry))
-        projected = product(xs, params["kernel"], self.dtype)
+        projected = self.cell.multiplied(params, xs, self.dtype)
         return jax.lax.scan(
             lambda carry, at: step(carry, *at), carry, (projected, each), reverse=self.reverse
         )
@@ -148,8 +148,9 @@ class Recurrence(Function):
             layer, first, (rest, d_ys, carries, each), d_carry
         )
         # Where the update reads a sum, the halves have the same cotangent, and one array holds it.
+        d_product = cell.without_raw(d_projected)
         if d_recurrent is None:
-            d_recurrent = d_projected
+            d_recurrent = d_product
         d_params, products = dict(d_used), layer.plan.products
         if cell.recurrent is not None:
             entering = steps.entering(getattr(carries, cell.recurrent))
@@ -157,7 +158,7 @@ class Recurrence(Function):
                 entering, d_recurrent, params["recurrent_kernel"]
             )
         # The biases are added inside of the loop, and their gradients are summed after it.
-        for name, d_sum in (("bias", d_projected), ("recurrent_bias", d_recurrent)):
+        for name, d_sum in (("bias", d_product), ("recurrent_bias", d_recurrent)):
             if name in params and is_bias(cell, name):  # elsewhere the update adds it
                 d_params[name] += d_sum.sum(axis=tuple(range(d_sum.ndim - 1)))
         d_params["kernel"], d_xs = _inputs_gradients(layer, xs, d_projected, needs_grad)
@@ -169,16 +170,21 @@ class Recurrence(Function):
 
 def project(layer: Layer, xs: Any) -> jax.Array:
     """Multiply all steps' inputs by the kernel; the bias is added in the loop: a pass less."""
-    return product(xs, layer.params["kernel"], layer.plan.products.dtype)
+    return layer.cell.multiplied(layer.params, xs, layer.plan.products.dtype)
 
 
 def _inputs_gradients(layer: Layer, xs: Any, d: jax.Array, needs_grad: Any) -> tuple[Any, Any]:
     """Return the gradients of kernel and inputs, in forms that XLA computes without a copy."""
     kernel, products = layer.params["kernel"], layer.plan.products
-    d_xs = jax.tree.map(lambda _: None, xs)
+    d_product, d_xs = layer.cell.without_raw(d), jax.tree.map(lambda _: None, xs)
     if any(jax.tree.leaves(needs_grad[2])):  # which ids are not
-        d_xs = products.inputs_gradient(d, kernel).astype(xs.dtype)
-    return products.kernel_gradient(xs, d, kernel), d_xs
+        d_xs = products.inputs_gradient(d_product, kernel).astype(xs.dtype)
+        if layer.cell.raw_inputs:
+            d_raw = d[..., d_product.shape[-1] :].astype(xs.dtype)
+            d_xs = jnp.concatenate([d_xs, d_raw], axis=-1)
+    if layer.cell.raw_inputs:
+        xs = layer.cell.without_raw(xs)
+    return products.kernel_gradient(xs, d_product, kernel), d_xs
 
 
 def _forward_loop(
@@ -235,7 +241,7 @@ def _backward_loop(
         if leaf is not None:
             # The barrier has it computed once, though the product and the outputs both read it.
             d_x = jax.lax.optimization_barrier(d_x)
-        d_projected, d_recurrent = d_x if pair else (d_x, d_x)
+        d_projected, d_recurrent = d_x if pair else (d_x, cell.without_raw(d_x))
         d_carry = jax.tree.map(jnp.add, d_carry, d_old)
         if leaf is not None:
             d_state = getattr(d_carry, leaf)

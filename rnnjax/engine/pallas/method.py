@@ -77,6 +77,8 @@ class Kernel(Method):
         reason = self._fused.refusal(cell)
         if reason is None and len(cell.parameters(1)["kernel"].shape) > 2:
             return "its products are convolutions, which no kernel computes"
+        if reason is None and cell.raw_inputs:
+            return "its raw inputs are read by no kernel"
         return reason
 
     def run(

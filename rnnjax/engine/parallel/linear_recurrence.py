@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.devices import HERE, Along
-from rnnjax.cells.products import product
 from rnnjax.engine.core.custom_primitive import Function
 from rnnjax.engine.core.masking import AtStep, Steps, without, zero_masked
 from rnnjax.engine.parallel.blocked_scan import (
@@ -171,7 +170,7 @@ def affine_states(
     carry: Carry,
 ) -> tuple[Carry, jax.Array]:
     """The last state and the outputs, from the factors and constants of every step."""
-    projected = cell.biased(product(xs, params["kernel"], cell.dtype), params, "bias")
+    projected = cell.biased(cell.multiplied(params, xs, cell.dtype), params, "bias")
     nothing = jax.tree.map(lambda s: jnp.zeros((xs.shape[0], *s.shape), s.dtype), carry)
     # What `update` is given is one step.
     advance = jax.vmap(functools.partial(cell.advance, params))
