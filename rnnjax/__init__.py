@@ -52,6 +52,8 @@ from rnnjax.engine import (
     Parallel,
     Scan,
     explain,
+    linear_recurrence,
+    matrix_memory,
     newton,
     unroll,
 )
@@ -147,6 +149,8 @@ __all__ = [
     "TemporalConvCell",
     "attend",
     "explain",
+    "linear_recurrence",
+    "matrix_memory",
     "newton",
     "pack",
     "pad",

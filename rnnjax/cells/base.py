@@ -179,7 +179,6 @@ class Cell(abc.ABC, Generic[CarryT]):
 
     carry: ClassVar[Any] = None
     sums: ClassVar[bool] = True
-    raw_inputs: ClassVar[int] = 0
     output: ClassVar[str | None] = "hidden"
 
     @property
@@ -193,6 +192,11 @@ class Cell(abc.ABC, Generic[CarryT]):
     def recurrent(self) -> str | None:
         """The leaf of the carry that ``recurrent_kernel`` multiplies before the update."""
         return "hidden"
+
+    @property
+    def raw_inputs(self) -> int:
+        """How many of the last features come to the update as they are."""
+        return 0
 
     @property
     def coupling(self) -> Coupling:
@@ -491,10 +495,12 @@ class Cell(abc.ABC, Generic[CarryT]):
         check_features(self, params, xs)
         return self.biased(self.multiplied(params, xs, self.dtype), params, "bias")
 
-    def multiplied(self, params: Params, xs: Inputs, dtype: DTypeLike | None) -> jax.Array:
+    def multiplied(self, params: Params, xs: Any, dtype: DTypeLike | None) -> jax.Array:
         """``xs @ kernel``, with the raw inputs after it."""
         if not self.raw_inputs:
             return product(xs, params["kernel"], dtype)
+        if not params["kernel"].size:  # all of them are
+            return xs
         projected = product(self.without_raw(xs), params["kernel"], dtype)
         raw = xs[..., -self.raw_inputs :].astype(projected.dtype)
         return jnp.concatenate([projected, raw], axis=-1)

@@ -28,7 +28,7 @@ class Memory(NamedTuple):
     r"""What a step does to the memory of each head, as `rnnjax.Cell.memory` declares it.
 
     .. math::
-        S' = S A \, (I - e \, k k^\top) + \beta \, v k^\top, \qquad \text{read } S' q
+        S' = S A \, (I - (e \odot k) \, k^\top) + \beta \, v k^\top, \qquad \text{read } S' q
 
     with :math:`A` diagonal, or a number. All of it comes from the inputs alone.
 
@@ -39,8 +39,9 @@ class Memory(NamedTuple):
         log_decay: :math:`\log A`, finite, ``(*batch, heads)`` or one for each key ``(*batch, heads,
             key_size)``.
         beta: ``(*batch, heads)``; None for 1.
-        erase: :math:`e` ``(*batch, heads)``, the part of what stands at the key that is taken away
-            before (the delta rule, where it is :math:`\beta`); None for 0.
+        erase: :math:`e` ``(*batch, heads)``, or one for each key ``(*batch, heads, key_size)``, the
+            part of what stands at the key that is taken away before (the delta rule, where it is
+            :math:`\beta`); None for 0.
         log_beta: :math:`\log \beta` in the place of ``beta``, of any size; the carry has to be a
             `StabilizedCarry`, whose stabilizer :math:`m' = \max(\log A + m, \log \beta)` keeps the
             exponentials small. ``log_decay`` is then ``(*batch, heads)``.
@@ -79,7 +80,8 @@ def remembered(memory: Memory, carry: Any) -> tuple[Any, jax.Array, jax.Array | 
     state = jnp.exp(decay)[..., None, :] * carry.memory
     written = memory.value if memory.beta is None else memory.beta[..., None] * memory.value
     if memory.erase is not None:
-        written = written - memory.erase[..., None] * (state * key).sum(-1)
+        erase = memory.erase if memory.erase.ndim == memory.key.ndim else memory.erase[..., None]
+        written = written - (state * (erase[..., None, :] * key)).sum(-1)
     state = state + written[..., None] * key
     new = MatrixCarry(state) if stabilizer is None else StabilizedCarry(state, stabilizer)
     return new, (state * query).sum(-1), stabilizer

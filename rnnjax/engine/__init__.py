@@ -3,6 +3,7 @@
 from rnnjax.engine.auto import Auto
 from rnnjax.engine.core.method import Method
 from rnnjax.engine.core.scan import Scan
+from rnnjax.engine.functions import linear_recurrence, matrix_memory
 from rnnjax.engine.fused.method import Fused
 from rnnjax.engine.pallas.method import Kernel
 from rnnjax.engine.parallel.diagnostics import Convergence, LayerConvergence, newton
@@ -22,6 +23,8 @@ __all__ = [
     "Parallel",
     "Scan",
     "explain",
+    "linear_recurrence",
+    "matrix_memory",
     "newton",
     "unroll",
 ]

@@ -91,5 +91,5 @@ def _contracts(cell: Cell) -> bool:
 def _few_numbers(cell: Cell, rows: Any) -> bool:
     """Whether a step of all rows is few numbers: its projected inputs, and its state."""
     state = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(cell.initial_carry)))
-    columns = cell.parameters(1)["kernel"].shape[-1]
+    columns = cell.parameters(1)["kernel"].shape[-1] + cell.raw_inputs
     return isinstance(rows, int) and rows * max(columns, state) <= _FEW_NUMBERS

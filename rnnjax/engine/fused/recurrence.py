@@ -177,6 +177,8 @@ def _inputs_gradients(layer: Layer, xs: Any, d: jax.Array, needs_grad: Any) -> t
     """Return the gradients of kernel and inputs, in forms that XLA computes without a copy."""
     kernel, products = layer.params["kernel"], layer.plan.products
     d_product, d_xs = layer.cell.without_raw(d), jax.tree.map(lambda _: None, xs)
+    if not kernel.size:
+        return jnp.zeros_like(kernel), d.astype(xs.dtype)
     if any(jax.tree.leaves(needs_grad[2])):  # which ids are not
         d_xs = products.inputs_gradient(d_product, kernel).astype(xs.dtype)
         if layer.cell.raw_inputs:

@@ -144,12 +144,13 @@ class Matrices:
         value = value if beta is None else self._cut(beta)[..., None] * value
         erased = None
         if erase is not None:
-            part = self._cut(erase)[..., None]
+            part = self._cut(erase)
+            part = part if erase.ndim == memory.key.ndim else part[..., None]
             seen = part * keeps * key
             if begin is not None:
                 value = value - jnp.where(begun[..., None], seen @ begin.mT, 0)
                 seen = jnp.where(begun[..., None], 0, seen)
-            below = jnp.tril(part * across(key), -1)
+            below = jnp.tril(across(part * key), -1)
             both = jnp.concatenate([value, seen], axis=-1)
             value, erased = jnp.split(unit_lower_solve(below, both), [value.shape[-1]], axis=-1)
         end = decays[..., -1, :, :] if by_key else decays[..., -1, :, None]
@@ -278,12 +279,12 @@ def _unit_lower_inverse(below: jax.Array) -> jax.Array:
 _LENGTH, _LENGTH_BY_KEY = 64, 16
 
 
-def chunk_length(cell: Cell, num_steps: int, requested: int | None) -> int:
-    """The steps of each chunk: as wished, or what its decays allow."""
-    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 1))
-    memory = jax.eval_shape(lambda p: _declared(cell, p, jnp.zeros((1, 1, 1))), params)
+def chunk_length(cell: Cell, params: Params, shape: tuple[int, ...], requested: int | None) -> int:
+    """The steps of each chunk of inputs of a shape: as requested, or what its decays allow."""
+    x = jax.ShapeDtypeStruct((1, 1, shape[-1]), jnp.float32)
+    memory = jax.eval_shape(functools.partial(_declared, cell), dict(params), x)
     usual = _LENGTH_BY_KEY if memory.by_key else _LENGTH
-    return min(num_steps, usual if requested is None else requested)
+    return min(shape[0], usual if requested is None else requested)
 
 
 def chunkwise(
@@ -304,7 +305,7 @@ def chunkwise(
     first = jax.tree.map(lambda leaf: leaf[0], xs)
     # Whatever is wrong with what the cell declares is said here, in its words.
     step = jax.eval_shape(lambda: cell.advance(params, cell.project(params, first), carry))
-    matrices = Matrices(chunk_length(cell, xs.shape[0], requested), xs.ndim - 1)
+    matrices = Matrices(chunk_length(cell, params, xs.shape, requested), xs.ndim - 1)
     # Only the arguments are saved, as many numbers as the inputs. Where XLA sees both passes it may
     # merge them: kept apart, a gradient takes 1.2 to 1.7 times as long.
     run = jax.checkpoint(matrices.run, prevent_cse=False)

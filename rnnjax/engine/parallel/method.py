@@ -175,7 +175,7 @@ class Parallel(Method):
     ) -> list[str]:
         """Say how many blocks there are, and how many steps wait for another."""
         if cell.remembers:
-            length = chunk_length(cell, shape[0], self.chunk)
+            length = chunk_length(cell, params, shape, self.chunk)
             return [
                 f"the products of {length} steps at a time as those of matrices, all chunks side "
                 f"by side; {-(-shape[0] // length)} memories wait for the one before",
@@ -271,4 +271,4 @@ def _written(cell: Cell) -> int:
 
 def _read(cell: Cell) -> int:
     """How many numbers the projected inputs of a step are."""
-    return int(cell.parameters(1)["kernel"].shape[-1])
+    return int(cell.parameters(1)["kernel"].shape[-1]) + cell.raw_inputs

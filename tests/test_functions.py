@@ -1,0 +1,206 @@
+"""Recurrences without a cell: the numbers of plain loops in float64, and their gradients."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rnnjax
+from rnnjax import InvalidInputError, linear_recurrence, matrix_memory
+from rnnjax.cells import MatrixCarry, Memory
+
+TIME, ROWS, HEADS, KEYS, VALUES = 23, 3, 2, 4, 5
+LENGTHS = np.array([23, 1, 16])
+
+
+@pytest.fixture(autouse=True)
+def _in_float64() -> Any:
+    with jax.enable_x64(True):
+        yield
+
+
+def drawn(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def resets() -> np.ndarray:
+    return np.random.default_rng(9).random((TIME, ROWS)) < 0.15
+
+
+def loop(step: Any, state: Any, arrays: Any, reverse: bool) -> tuple[Any, Any]:
+    """The last state and the outputs of steps with the resets and lengths."""
+    # A reset stands between two steps, before the later one.
+    borders = np.roll(resets(), -1, axis=0) if reverse else resets()
+    borders[-1] &= not reverse
+
+    def marked(state: Any, at: Any) -> Any:
+        arrays, again, valid = at
+        state = jnp.where(again.reshape(-1, *[1] * (state.ndim - 1)), 0, state)
+        new, y = step(state, arrays)
+        state = jnp.where(valid.reshape(-1, *[1] * (new.ndim - 1)), new, state)
+        return state, jnp.where(valid.reshape(-1, *[1] * (y.ndim - 1)), y, 0)
+
+    valid = np.arange(TIME)[:, None] < LENGTHS
+    return jax.lax.scan(marked, state, (arrays, borders, valid), reverse=reverse)
+
+
+def compared(ours: Any, plain: Any, arrays: Any, assert_close: Any) -> None:
+    """Results and the gradients of all arrays, complex ones as pairs of real ones."""
+
+    def loss(run: Any, arrays: Any) -> jax.Array:
+        leaves = jax.tree.leaves(run(arrays))
+        return sum(jnp.sum(jnp.sin(leaf.real) + jnp.cos(leaf.imag)) for leaf in leaves)
+
+    def numbers(run: Any, arrays: Any) -> Any:
+        found = run(arrays), jax.grad(functools.partial(loss, run))(arrays)
+        return jax.tree.map(lambda leaf: jnp.stack([leaf.real, leaf.imag]), found)
+
+    assert_close(
+        *jax.jit(lambda arrays: [numbers(f, arrays) for f in (ours, plain)])(arrays), 1e-12
+    )
+
+
+# ---- h = a h + b
+
+FORMS = {
+    "real": (drawn(1, TIME, ROWS, KEYS), drawn(2, TIME, ROWS, KEYS), drawn(3, ROWS, KEYS)),
+    "one decay for all": (np.full((TIME, 1, 1), 0.9), drawn(2, TIME, ROWS, KEYS), None),
+    "complex": (
+        drawn(1, TIME, ROWS, KEYS) + 1j * drawn(4, TIME, ROWS, KEYS),
+        drawn(2, TIME, ROWS, KEYS) + 1j * drawn(5, TIME, ROWS, KEYS),
+        drawn(3, ROWS, KEYS) + 1j * drawn(6, ROWS, KEYS),
+    ),
+    "matrices": (
+        drawn(1, TIME, ROWS, KEYS, 3, 3) / 2,
+        drawn(2, TIME, ROWS, KEYS, 3),
+        drawn(3, ROWS, KEYS, 3),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "reverse"),
+    [
+        (rnnjax.Scan(), False),
+        (rnnjax.Fused(), True),
+        (rnnjax.Parallel(chunk=4), False),
+        (rnnjax.Parallel(), True),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_linear_recurrence(form: str, method: Any, reverse: bool, assert_close: Any) -> None:
+    decay, drive, start = FORMS[form]
+    given: Any = (decay, drive) if start is None else (decay, drive, start)
+
+    def ours(given: Any) -> Any:
+        return linear_recurrence(
+            *given, resets=resets(), lengths=LENGTHS, reverse=reverse, method=method
+        )
+
+    def step(h: Any, at: Any) -> Any:
+        a, b = at
+        h = (jnp.einsum("...ij,...j->...i", a, h) if form == "matrices" else a * h) + b
+        return h, h
+
+    def plain(given: Any) -> Any:
+        first = given[2] if start is not None else jnp.zeros(drive.shape[1:], drive.dtype)
+        return loop(step, first, tuple(given[:2]), reverse)
+
+    compared(ours, plain, given, assert_close)
+
+
+def test_it_is_as_exact_as_its_arrays() -> None:
+    decay, drive, _ = FORMS["real"]
+    assert linear_recurrence(decay, drive)[1].dtype == jnp.float64
+    narrow = linear_recurrence(jnp.float32(decay), jnp.float32(drive))
+    assert narrow[0].dtype == narrow[1].dtype == jnp.float32
+
+
+def test_what_it_refuses() -> None:
+    decay, drive, start = FORMS["real"]
+    with pytest.raises(InvalidInputError, match=r"decay must have the shape of drive.*check the"):
+        linear_recurrence(decay[:-1], drive)
+    with pytest.raises(InvalidInputError, match=r"carry must have shape.*check which axis is time"):
+        linear_recurrence(decay, drive, start[:-1])
+    with pytest.raises(InvalidInputError, match="must be real where it is matrices"):
+        linear_recurrence(FORMS["matrices"][0] * 1j, FORMS["matrices"][1])
+
+
+# ---- memories that are matrices
+
+
+def sigmoid(x: Any) -> Any:
+    return 1 / (1 + np.exp(-x))
+
+
+QUERY, KEY = drawn(1, TIME, ROWS, HEADS, KEYS), drawn(2, TIME, ROWS, HEADS, KEYS)
+UNIT = KEY / np.linalg.norm(KEY, axis=-1, keepdims=True)
+VALUE = drawn(3, TIME, ROWS, HEADS, VALUES)
+BY_HEAD, BY_KEY = drawn(4, TIME, ROWS, HEADS), drawn(5, TIME, ROWS, HEADS, KEYS)
+NONE, BETA = np.zeros_like(BY_HEAD), 2 * sigmoid(BY_HEAD)
+MEMORIES = {
+    "linear attention (Katharopoulos et al., 2020)": Memory(QUERY, KEY, VALUE, NONE),
+    "RetNet (Sun et al., 2023)": Memory(QUERY, KEY, VALUE, NONE + np.log([0.9, 0.97])),
+    "simple GLA (Yang et al., 2024)": Memory(QUERY, KEY, VALUE, -np.exp(BY_HEAD)),
+    "GLA (Yang et al., 2024)": Memory(QUERY, KEY, VALUE, -np.exp(BY_KEY)),
+    "HGRN2 (Qin et al., 2024)": Memory(QUERY, sigmoid(BY_KEY), VALUE, np.log(sigmoid(-BY_KEY))),
+    "DeltaNet (Schlag et al., 2021)": Memory(QUERY, UNIT, VALUE, NONE, BETA, BETA),
+    "gated DeltaNet (Yang et al., 2025)": Memory(
+        QUERY, UNIT, VALUE, -np.exp(drawn(7, TIME, ROWS, HEADS)), BETA, BETA
+    ),
+    "Kimi delta attention (2025)": Memory(QUERY, UNIT, VALUE, -np.exp(BY_KEY), BETA, BETA),
+    "an erasure of its own": Memory(QUERY, UNIT, VALUE, -np.exp(BY_HEAD), None, BETA / 2),
+    "an erasure by key": Memory(
+        QUERY, UNIT, sigmoid(VALUE) * VALUE, -np.exp(BY_KEY), None, sigmoid(BY_KEY + 1)
+    ),
+}
+
+
+def memory_step(state: Any, memory: Memory) -> Any:
+    """``S' = S A (I - (e k) k^T) + beta v k^T``, read by the query."""
+    query, key, value, decay, beta, erase, _ = memory
+    decay = decay if decay.ndim == key.ndim else decay[..., None]
+    state = state * jnp.exp(decay)[..., None, :]
+    if erase is not None:
+        erase = erase if erase.ndim == key.ndim else erase[..., None]
+        gone = jnp.einsum("...vk,...k->...v", state, erase * key)
+        state = state - gone[..., None] * key[..., None, :]
+    value = value if beta is None else beta[..., None] * value
+    state = state + value[..., None] * key[..., None, :]
+    return state, jnp.einsum("...vk,...k->...v", state, query)
+
+
+@pytest.mark.parametrize(
+    ("method", "reverse"),
+    [(rnnjax.Scan(), False), (rnnjax.Auto(), True), (rnnjax.Parallel(5), False)],
+    ids=str,
+)
+@pytest.mark.parametrize("name", MEMORIES)
+def test_a_matrix_memory(name: str, method: Any, reverse: bool, assert_close: Any) -> None:
+    given = MEMORIES[name], drawn(8, ROWS, HEADS, VALUES, KEYS)
+
+    def ours(given: Any) -> Any:
+        carry, ys = matrix_memory(
+            given[0], MatrixCarry(given[1]), resets=resets(), lengths=LENGTHS, reverse=reverse,
+            method=method,
+        )  # fmt: skip
+        return carry.memory, ys
+
+    def plain(given: Any) -> Any:
+        return loop(memory_step, given[1], given[0], reverse)
+
+    compared(ours, plain, given, assert_close)
+
+
+def test_what_a_memory_must_be() -> None:
+    memory = MEMORIES["DeltaNet (Schlag et al., 2021)"]
+    with pytest.raises(InvalidInputError, match=r"value must have shape .* check its axes"):
+        matrix_memory(memory._replace(value=VALUE[:-1]))
+    with pytest.raises(InvalidInputError, match="beta must have shape"):
+        matrix_memory(memory._replace(beta=BY_KEY))
+    with pytest.raises(InvalidInputError, match="no log_beta"):
+        matrix_memory(memory._replace(log_beta=BY_HEAD))

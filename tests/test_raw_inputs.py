@@ -1,0 +1,133 @@
+"""Features that an update reads as they are: the numbers of the plain step by every method."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import rnnjax
+from rnnjax import Coupling, InvalidInputError
+from rnnjax.online import SnAp1
+
+TIME, LENGTHS = 7, jnp.array([7, 4])
+
+
+@dataclasses.dataclass(frozen=True)
+class DecayingCell(rnnjax.Cell):
+    """A state that decays over the time since the last step, which is the last feature."""
+
+    hidden_size: int
+    dtype: Any = None
+    carry = rnnjax.SimpleRNNCarry
+    gates = "h", "d"
+    raw_inputs = 1
+
+    def update(self, params: Any, x: jax.Array, carry: Any) -> Any:
+        h, d, gap = x[..., : self.hidden_size], x[..., self.hidden_size : -1], x[..., -1:]
+        decay = jnp.exp(-jax.nn.softplus(d) * gap)
+        return rnnjax.SimpleRNNCarry(decay * carry.hidden + jnp.tanh(h) * gap)
+
+
+@dataclasses.dataclass(frozen=True)
+class PairCell(DecayingCell):
+    """One that is given both products by themselves."""
+
+    use_recurrent_bias: bool = True
+    sums = False
+
+    def update(self, params: Any, x: Any, carry: Any) -> Any:
+        x, recurrent = x
+        product, gap = x[..., :-1], x[..., -1:]
+        gap += 0.1 * recurrent.mean(-1, keepdims=True)
+        return super().update(params, jnp.concatenate([product, gap], -1), carry)
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearCell(DecayingCell):
+    """An affine one."""
+
+    recurrent = None
+    coupling = Coupling.CONTRACTING
+
+    def update(self, params: Any, x: jax.Array, carry: Any) -> Any:
+        h, d, gap = x[..., : self.hidden_size], x[..., self.hidden_size : -1], x[..., -1:]
+        return rnnjax.SimpleRNNCarry(jnp.exp(-jax.nn.softplus(d) * gap) * carry.hidden + h * gap)
+
+
+@dataclasses.dataclass(frozen=True)
+class SquaredCell(LinearCell):
+    """An affine one, whose output is not its state."""
+
+    output = None
+    coupling = Coupling.CONTRACTING
+
+    def update(self, params: Any, x: jax.Array, carry: Any) -> Any:
+        new = super().update(params, x, carry)
+        return new, new.hidden * carry.hidden
+
+
+@pytest.mark.parametrize(
+    ("cell", "method"),
+    [
+        (DecayingCell(4), rnnjax.Scan()),
+        (DecayingCell(4), rnnjax.Fused()),
+        (DecayingCell(4), rnnjax.Fused(keep_every=3)),
+        (DecayingCell(4), rnnjax.Parallel(newton=rnnjax.Newton())),
+        (PairCell(4), rnnjax.Fused()),
+        (LinearCell(4), rnnjax.Fused()),
+        (LinearCell(4), rnnjax.Parallel()),
+        (SquaredCell(4), rnnjax.Parallel()),
+    ],
+    ids=str,
+)
+def test_every_method_gives_the_numbers_of_the_step(
+    cell: Any, method: rnnjax.Method, assert_close: Any
+) -> None:
+    params = cell.init(jax.random.key(0), input_size=3)
+    assert params["kernel"].shape == (2, 8)
+    params = jax.tree.map(lambda leaf: leaf + 0.1, params)
+    xs = jax.random.uniform(jax.random.key(1), (TIME, 2, 3))
+    resets = jnp.zeros((TIME, 2), bool).at[2, 1].set(True).at[5].set(True)
+
+    def ours(params: Any, xs: Any) -> jax.Array:
+        carry, ys = rnnjax.unroll(cell, params, xs, lengths=LENGTHS, resets=resets, method=method)
+        return jnp.sin(ys).sum() + carry.hidden.sum()
+
+    def plain(params: Any, xs: Any) -> jax.Array:
+        def step(carry: Any, at: Any) -> Any:
+            x, again, t = at
+            carry = jax.tree.map(lambda leaf: jnp.where(again[:, None], 0, leaf), carry)
+            new, y = cell.step(params, carry, x)
+            valid = (t < LENGTHS)[:, None]
+            new = jax.tree.map(lambda n, o: jnp.where(valid, n, o), new, carry)
+            return new, jnp.where(valid, y, 0)
+
+        inputs = xs, resets, jnp.arange(TIME)
+        carry, ys = jax.lax.scan(step, cell.initial_carry((2,)), inputs)
+        return jnp.sin(ys).sum() + carry.hidden.sum()
+
+    both = [jax.value_and_grad(f, (0, 1)) for f in (ours, plain)]
+    assert_close(*jax.jit(lambda *args: [f(*args) for f in both])(params, xs), 2e-6)
+
+
+def test_they_are_not_in_a_product() -> None:
+    cell = DecayingCell(4, dtype=jnp.bfloat16)
+    params = cell.init(jax.random.key(0), input_size=3)
+    gap = 1 + 1 / 512  # which bfloat16 does not know
+    assert cell.project(params, jnp.full((2, 3), gap))[0, -1] == jnp.float32(gap)
+
+
+def test_where_they_are_refused() -> None:
+    cell, xs = DecayingCell(4), jnp.ones((TIME, 2, 3))
+    params = cell.init(jax.random.key(0), input_size=3)
+    with pytest.raises(InvalidInputError, match="raw inputs are read by no kernel"):
+        rnnjax.unroll(cell, params, xs, method=rnnjax.Kernel())
+    with pytest.raises(InvalidInputError, match=r"give jax\.nn\.one_hot"):
+        rnnjax.unroll(cell, params, rnnjax.OneHot(jnp.zeros((TIME, 2), int), 3))
+    ready, laid_out = rnnjax.prepare(cell, params, xs[0])
+    assert ready == cell
+    assert laid_out is params
+    with pytest.raises(InvalidInputError, match="no part of a product"):
+        SnAp1(cell)
