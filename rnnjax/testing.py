@@ -1,8 +1,7 @@
 """`check_cell`: whether a cell keeps what it declares, in one line of its own tests."""
 
 import functools
-import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -27,15 +26,14 @@ __all__ = ["check_cell"]
 
 # Many rows, of which pairs, halves, thirds and those a few apart may interact; and two axes of
 # rows, of which the second stands where the units of a single one do.
-_ROWS, _GRID = (12,), (3, 2)
+_BATCHES = (12,), (3, 2)
 # A row that is so much larger than the others shows in them, as in a norm or a maximum.
 _LARGE = 2000
-# The sizes of states, one of each row: a cell may be affine where they are small alone.
+# The sizes of states, one for each row: a cell may be affine where they are small alone.
 _SIZES = np.logspace(-2, 6, 64)
 # What of a step is compared, in this order.
-_BY_PARAMETERS = "gradient by the parameters"
-_RETURNED = "new carry", "output"
-_RESULTS = *_RETURNED, _BY_PARAMETERS, "gradient by the carry", "gradient by the inputs"
+_BY = (f"gradient by the {argument}" for argument in ("carry", "inputs", "parameters"))
+_RESULTS = "new carry", "output", *_BY
 
 
 @usual_promotion()
@@ -61,7 +59,7 @@ def check_cell(cell: Cell, *, input_size: int = 3, online: bool = False) -> None
     threshold between two close states, may pass.
 
     Args:
-        cell: a small one, as of 4 units: it is compiled four times.
+        cell: a small one, as of 4 units: it is compiled five times.
         input_size: the number of input features.
         online: whether it has to serve those learners of `rnnjax.online` that take each unit by
             itself, too: entry ``k`` of a parameter belongs to unit ``k % hidden_size``.
@@ -85,24 +83,24 @@ of its own
     check_instance("cell", cell, Cell, "a cell such as rnnjax.LSTMCell(4)")
     check_size("input_size", input_size)
     check_flag("online", online)
-    laws: list[Callable[[Cell, Params, int], str | None]] = [_masks_hold]
-    if cell.carry is not None:
-        laws = [_parameters_stay, _rows_are_apart, _coupling_holds, _masks_hold]
-        laws += [_entries_belong_to_units] if online else []
-    elif not isinstance(cell, CompositeCell):
-        laws = [_step_repeats, _masks_hold]
     with jax.default_matmul_precision("highest"):
-        params = _initialised(cell, input_size)
-        for law in laws:
-            if broken := law(cell, params, input_size):
-                raise AssertionError(broken)
+        params = jax.device_get(cell.init(jax.random.key(0), input_size))
+        if cell.carry is not None:
+            _parameters_stay(cell, input_size)
+        if not isinstance(cell, CompositeCell):
+            _rows_are_apart(cell, params, input_size)
+        if cell.coupling > Coupling.ANY:
+            _coupling_holds(cell, params, input_size)
+        _masks_hold(cell, params, input_size)
+        if online:
+            _entries_belong_to_units(cell, params, input_size)
 
 
-# ---- the laws: each returns what is broken, in a sentence
+# ---- the laws: each raises one sentence
 
 
-def _parameters_stay(cell: Cell, params: Params, input_size: int) -> str | None:
-    """Whether the engine may ask for them with one input feature."""
+def _parameters_stay(cell: Cell, input_size: int) -> None:
+    """The engine may ask for them with one input feature."""
 
     def fixed(size: int) -> dict[str, Any]:
         found = {}
@@ -112,207 +110,164 @@ def _parameters_stay(cell: Cell, params: Params, input_size: int) -> str | None:
             found[name] = role, shapes.get(role, shape)
         return found
 
-    expected, others = fixed(1), {input_size, 2, 7}
-    for shape in cell.carry_shapes.values():
-        others |= {*shape, math.prod(shape)}
-    for size in sorted(others):
+    expected = fixed(1)
+    sizes = {2, 7, input_size, cell.output_size}.union(*cell.carry_shapes.values())
+    for size in sorted(sizes):
         try:
             came = fixed(size)
         except Exception:  # whatever a user's own method raises for a size that it does not take
-            if size == input_size:
-                raise
             continue
         odd = [name for name in came | expected if came.get(name) != expected.get(name)]
         if odd:
-            return (
+            raise AssertionError(
                 f"parameters of {brief(cell)} must be the same for any number of input features, "
                 f"but for the sizes of kernels, but {odd[0]} is another with {size} than with 1; "
                 "make what it depends on a field of the cell"
             )
-    return None
 
 
-def _step_repeats(cell: Cell, params: Params, input_size: int) -> str | None:
-    args = _drawn(cell, params, input_size, (3,))
-
-    @jax.jit
-    def run(*args: Any) -> Any:
-        return _named(*cell.step(*args)), _named(*cell.step(*args))
-
-    (first, second), (again, _) = jax.device_get((run(*args), run(*args)))
-    odd = _differs(cell, first, second) or _differs(cell, first, again)
-    return odd and _not_repeated(cell, odd)
-
-
-def _not_repeated(cell: Cell, odd: str) -> str:
-    return (
-        f"the step of {brief(cell)} must be a function of its arguments, but its {odd} differs "
-        "from one call to the next of the same ones; let it draw and remember nothing"
-    )
-
-
-def _rows_are_apart(cell: Cell, params: Params, input_size: int) -> str | None:
-    """Each row is to be what it is by itself, and so is what comes back to it."""
+def _rows_are_apart(cell: Cell, params: Params, input_size: int) -> None:
+    """A row is what it is by itself; in a step of a user's own it need not be."""
+    by_itself = cell.carry is not None
 
     @functools.partial(jax.jit, static_argnums=3)
     def run(params: Params, carry: Carry, x: jax.Array, axes: int) -> Any:
         alone: Any = cell.step
         for _ in range(axes):
             alone = jax.vmap(alone, in_axes=(None, 0, 0))
-        whole, again = (_named(*cell.step(params, carry, x)) for _ in range(2))
-        if axes > 1:  # what comes back is seen in one batch
-            return whole, _named(*alone(params, carry, x)), again
-        return *(_with_gradients(step, params, carry, x) for step in (cell.step, alone)), again
+        return [_results(step, params, carry, x) for step in (cell.step, cell.step, alone)]
 
-    for batch in (_ROWS, _GRID):
+    for batch in _BATCHES if by_itself else _BATCHES[:1]:
+        axes = len(batch) if by_itself else 0
         used, carry, x = _drawn(cell, params, input_size, batch)
+        larger = jax.tree.map(_with_a_large_row, (carry, x))
         try:
-            whole, alone, again = jax.device_get(run(used, carry, x, len(batch)))
+            whole, again, alone = jax.device_get(run(used, carry, x, axes))
+            large = jax.device_get(run(used, *larger, axes))
         except Exception as error:  # whatever a user's own update raises
-            return (
+            raise AssertionError(
                 f"{brief(cell)} must run over any number of batch axes, and over none, but with "
                 f"those of {batch} it raised {_first_line(error)}; count axes from the last"
-            )
+            ) from error
         if odd := _differs(cell, again, whole):
-            return _not_repeated(cell, odd)
-        odd = _differs(cell, whole, alone)
-        if odd is None:
-            carry, x = jax.tree.map(_with_a_large_row, (carry, x))
-            found = jax.device_get(run(used, carry, x, len(batch))[:2])
-            # The gradient by the parameters is a sum over all rows, in which the others are small.
-            rows = [{n: v for n, v in one.items() if n != _BY_PARAMETERS} for one in found]
-            odd = _differs(cell, *jax.tree.map(lambda leaf: leaf[1:], rows))
-        if odd:
-            return (
+            raise AssertionError(
+                f"the step of {brief(cell)} must be a function of its arguments, but its {odd} "
+                "differs from one call to the next of the same ones; let it draw and remember "
+                "nothing"
+            )
+        # The gradient by the parameters is a sum over all rows, in which the others are small.
+        others = [jax.tree.map(lambda leaf: leaf[1:], found[:-1]) for found in large]
+        if odd := _differs(cell, whole, alone) or _differs(cell, others[0], others[2]):
+            raise AssertionError(
                 f"rows of a batch must not interact in {brief(cell)}, but in a batch of {batch} "
                 f"the {odd} is not that of each row by itself; count axes from the last, or write "
                 "a step of its own"
             )
-    return None
 
 
-def _coupling_holds(cell: Cell, params: Params, input_size: int) -> str | None:
+def _coupling_holds(cell: Cell, params: Params, input_size: int) -> None:
     word = cell.coupling
-    if word is Coupling.ANY:
-        return None
     promise = f"coupling of {brief(cell)} is declared as {word.name}, but"
     leaves = jax.tree.leaves(jax.eval_shape(cell.initial_carry))
     if len({leaf.shape for leaf in leaves}) > 1 or not all(is_floating(v.dtype) for v in leaves):
         kinds = ", ".join(f"{leaf.dtype} {leaf.shape}" for leaf in leaves)
-        return (
+        raise AssertionError(
             f"{promise} its carry has the leaves {kinds}, of which no units are made; declare ANY"
         )
 
     @jax.jit
-    def run(params: Params, x: jax.Array, one: Carry, other: Carry, chosen: jax.Array) -> Any:
-        met = cell.meet(cell.project(params, x), cell.recur(params, one))
+    def run(params: Params, x: jax.Array, *carries: Carry) -> Any:
+        met = cell.meet(cell.project(params, x), cell.recur(params, carries[0]))
 
         def update(carry: Carry) -> Carry:
             return cell.advance(params, met, carry)[0]
 
-        mixed = jax.tree.map(functools.partial(jnp.where, chosen), one, other)
-        new, *others = (update(carry) for carry in (one, other, mixed))
-        if word < Coupling.AFFINE:
-            return new, others, None
-        return new, others, affine(update, jax.tree.map(jnp.zeros_like, one))
+        zeros = jax.tree.map(jnp.zeros_like, carries[0])
+        parts = affine(update, zeros) if word >= Coupling.AFFINE else (zeros, None)
+        return [update(carry) for carry in carries], *parts
 
-    rng = np.random.default_rng(1)
     for noise in (0.1, 3.0):
-        used, one, x = _drawn(cell, params, input_size, _SIZES.shape, _SIZES, noise)
-        _, other, _ = _drawn(cell, params, input_size, _SIZES.shape, _SIZES, noise, seed=2)
-        chosen = rng.random(one[0].shape) < 0.5
+        used, one, x = _drawn(cell, params, input_size, _SIZES.shape, noise, _SIZES)
+        _, other, _ = _drawn(cell, params, input_size, _SIZES.shape, noise, _SIZES, seed=2)
+        chosen = np.random.default_rng(1).random(one[0].shape) < 0.5
+        mixed = jax.tree.map(functools.partial(np.where, chosen), one, other)
         try:
-            found = run(used, x, one, other, chosen)
+            new, constants, factors = jax.device_get(run(used, x, one, other, mixed))
         except Exception as error:  # whatever a user's own derivative raises
-            return f"{promise} its update raised {_first_line(error)}; declare what it can do"
-        new, (new_other, new_mixed), solved = jax.device_get(found)
-        for a, b, c in zip(new, new_other, new_mixed, strict=True):
-            if not _near(c, np.where(chosen, a, b), _largest(a) + _largest(b), cell):
-                return f"{promise} units see each other's state in its update; declare ANY"
-        if solved is None:
+            raise AssertionError(
+                f"{promise} its update raised {_first_line(error)}; declare what it can do"
+            ) from error
+        if _reach_others(cell, chosen, *new):
+            raise AssertionError(
+                f"{promise} units see each other's state in its update; declare ANY"
+            )
+        if factors is None:
             continue
-        constants, factors = solved
-        for leaf, constant, row in zip(new, constants, factors, strict=True):
-            parts = [constant, *(f * s for f, s in zip(row, one, strict=True))]
-            scale = np.sum([_largest(part) for part in parts], axis=0)
-            if not _near(leaf, np.sum(parts, axis=0), scale, cell):
-                return f"{promise} its new state is not affine in the old one; declare ELEMENTWISE"
+        for leaf, constant, row in zip(new[0], constants, factors, strict=True):
+            terms = [constant, *(f * s for f, s in zip(row, one, strict=True))]
+            scale = np.sum([_largest(term) for term in terms], axis=0)
+            if not _near(cell, leaf, np.sum(terms, axis=0), scale):
+                raise AssertionError(
+                    f"{promise} its new state is not affine in the old one; declare ELEMENTWISE"
+                )
         matrices = np.stack([np.stack(np.broadcast_arrays(*row), -1) for row in factors], -2)
         norm = np.linalg.norm(matrices.astype(np.float64), 2, (-2, -1)).max()
         if word is Coupling.CONTRACTING and not norm <= 1 + 10 * _tolerance(cell):
-            return f"{promise} a state grows by {norm:.3g} in a step; declare AFFINE"
-    return None
+            raise AssertionError(f"{promise} a state grows by {norm:.3g} in a step; declare AFFINE")
 
 
-def _entries_belong_to_units(cell: Cell, params: Params, input_size: int) -> str | None:
+def _entries_belong_to_units(cell: Cell, params: Params, input_size: int) -> None:
     if reason := why_not_unitwise(cell):
-        return f"{brief(cell)} cannot learn online unit by unit, because {reason}"
+        raise AssertionError(f"{brief(cell)} cannot learn online unit by unit, because {reason}")
     one, carry, x = _drawn(cell, params, input_size, (3,), noise=1.0)
     other, _, _ = _drawn(cell, params, input_size, (3,), noise=1.0, seed=2)
     units = carry[0].shape[-1]
     chosen = np.random.default_rng(3).permutation(units) < (units + 1) // 2
 
-    def mixed(mine: np.ndarray, others: np.ndarray) -> np.ndarray:
+    def mixture(mine: np.ndarray, others: np.ndarray) -> np.ndarray:
         places = np.arange(mine.size).reshape(mine.shape) % units
         return np.where(chosen[places], mine, others)
 
-    @jax.jit
-    def run(every: list[Params], carry: Carry, x: jax.Array) -> Any:
-        return [cell.step(params, carry, x)[0] for params in every]
-
-    every = [one, other, jax.tree.map(mixed, one, other)]
-    new, new_other, new_mixed = jax.device_get(run(every, carry, x))
-    for a, b, c in zip(new, new_other, new_mixed, strict=True):
-        if not _near(c, np.where(chosen, a, b), _largest(a) + _largest(b), cell):
-            return (
-                f"entry k of each parameter of {brief(cell)} must belong to unit k % {units}, as "
-                "learners of rnnjax.online take it, but one reaches another unit; let gates stand "
-                "side by side, or learn by RTRL(cell, dense=True) or UORO(cell)"
-            )
-    return None
+    step = jax.jit(lambda params: cell.step(params, carry, x)[0])
+    mixed = jax.tree.map(mixture, one, other)
+    if _reach_others(cell, chosen, *jax.device_get([step(p) for p in (one, other, mixed)])):
+        raise AssertionError(
+            f"entry k of each parameter of {brief(cell)} must belong to unit k % {units}, as "
+            "learners of rnnjax.online take it, but one reaches another unit; let gates stand "
+            "side by side, or learn by RTRL(cell, dense=True) or UORO(cell)"
+        )
 
 
-def _masks_hold(cell: Cell, params: Params, input_size: int) -> str | None:
-    """As parameters are drawn, with biases of zeros: a masked step may divide by its inputs."""
+def _masks_hold(cell: Cell, params: Params, input_size: int) -> None:
+    """With biases of zeros, as parameters are drawn: a masked step may divide by its inputs."""
     _, _, xs = _drawn(cell, params, input_size, (6, 3))
-    mask = np.ones((6, 3), bool)
+    mask: Any = np.ones((6, 3), bool)
     mask[1, 0] = mask[4:, 1] = mask[:2, 2] = False
     xs[~mask] = np.nan
 
-    @jax.jit
-    def run(params: Params, xs: jax.Array, mask: jax.Array) -> Any:
-        def results(method: Method) -> Any:
-            def all_steps(params: Params, _: Any, xs: jax.Array) -> Any:
-                return unroll(cell, params, xs, mask=mask, method=method)
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(method: Method, params: Params, xs: jax.Array) -> Any:
+        def all_steps(params: Params, _: Any, xs: jax.Array) -> Any:
+            return unroll(cell, params, xs, mask=mask, method=method)
 
-            return _with_gradients(all_steps, params, (), xs)
+        return _results(all_steps, params, (), xs)
 
-        return results(Scan()), results(Auto())
-
-    scan, auto = jax.device_get(run(params, xs, mask))
-    for name, found in scan.items():
+    scan, auto = (jax.device_get(run(method, params, xs)) for method in (Scan(), Auto()))
+    for name, found in zip(_RESULTS, scan, strict=True):
         if not all(np.isfinite(v.astype(np.float64)).all() for v in jax.tree.leaves(found)):
-            return (
+            raise AssertionError(
                 f"what {brief(cell)} returns must be finite where masked inputs alone are NaN, but "
                 f"its {name} is not; let it divide by nothing that is zero where inputs are zeros "
                 "or nothing comes back"
             )
     if odd := _differs(cell, scan, auto):
-        return (
+        raise AssertionError(
             f"all ways of running {brief(cell)} must give the same numbers, but the {odd} of "
             "Auto() is not that of Scan(); count axes from the last, and declare no more than holds"
         )
-    return None
 
 
 # ---- numbers
-
-
-def _initialised(cell: Cell, input_size: int) -> Params:
-    try:
-        return jax.jit(cell.init, static_argnums=1)(jax.random.key(0), input_size)
-    except Exception:  # an initialiser of a user's own need not be traceable
-        return cell.init(jax.random.key(0), input_size)
 
 
 def _drawn(
@@ -320,10 +275,10 @@ def _drawn(
     params: Params,
     input_size: int,
     batch: tuple[int, ...],
-    sizes: Any = 1.0,
     noise: float = 0.1,
+    sizes: Any = 1.0,
     seed: int = 1,
-) -> tuple[Params, Any, np.ndarray]:
+) -> tuple[Params, Any, Any]:
     """Parameters, a carry of so many rows and of these sizes, and the inputs of a step, as NumPy's.
 
     What must not be any number stays as it begins: the leaves of a carry that are not free, those
@@ -331,14 +286,12 @@ def _drawn(
     """
     rng = np.random.default_rng(seed)
 
-    def noisy(leaf: Any, sizes: Any) -> np.ndarray:
-        leaf = np.asarray(leaf)
+    def noisy(leaf: np.ndarray, sizes: Any) -> np.ndarray:
         if not is_floating(leaf.dtype):
             return leaf
-        sizes = np.reshape(sizes, np.shape(sizes) + (1,) * (leaf.ndim - np.ndim(sizes)))
-        return leaf + (sizes * rng.normal(size=leaf.shape)).astype(leaf.dtype)
+        return leaf + (sizes * rng.normal(size=leaf.shape).T).T.astype(leaf.dtype)
 
-    params = jax.tree.map(functools.partial(noisy, sizes=noise), jax.device_get(params))
+    params = jax.tree.map(functools.partial(noisy, sizes=noise), params)
     grid = [3] * (params["kernel"].ndim - 2) if cell.carry is not None else []
     carry = jax.device_get(cell.initial_carry((*batch, *grid)))
     if cell.carry is not None:
@@ -350,16 +303,14 @@ def _drawn(
 
 
 def _with_a_large_row(leaf: np.ndarray) -> np.ndarray:
-    leaf = leaf.copy()
-    if is_floating(leaf.dtype):
-        leaf[0] *= _LARGE
-    return leaf
+    first = _LARGE * leaf[:1] if is_floating(leaf.dtype) else leaf[:1]
+    return np.concatenate([first, leaf[1:]])
 
 
-def _with_gradients(step: Any, params: Params, carry: Carry, x: jax.Array) -> dict[str, Any]:
+def _results(step: Any, params: Params, carry: Carry, x: jax.Array) -> tuple[Any, ...]:
     """What a step returns, and the gradients of a sum in which no two numbers weigh the same."""
 
-    def loss(params: Params, carry: Carry, x: jax.Array) -> Any:
+    def loss(carry: Carry, x: jax.Array, params: Params) -> Any:
         out = step(params, carry, x)
         total = jnp.float32(0)
         for leaf in jax.tree.leaves(out):
@@ -368,25 +319,29 @@ def _with_gradients(step: Any, params: Params, carry: Carry, x: jax.Array) -> di
                 total += (weights * leaf.astype(jnp.float32)).sum()
         return total, out
 
-    (_, out), gradients = jax.value_and_grad(loss, (0, 1, 2), has_aux=True, allow_int=True)(
-        params, carry, x
+    derive = jax.grad(loss, (0, 1, 2), has_aux=True, allow_int=True)
+    gradients, out = derive(carry, x, params)
+    return jax.tree.map(
+        lambda v: jnp.zeros(v.shape) if v.dtype == jax.dtypes.float0 else v, (*out, *gradients)
     )
-    found = dict(zip(_RESULTS, (*out, *gradients), strict=True))
-    return jax.tree.map(lambda v: jnp.zeros(v.shape) if v.dtype == jax.dtypes.float0 else v, found)
 
 
-def _named(carry: Carry, y: jax.Array) -> dict[str, Any]:
-    return dict(zip(_RETURNED, (carry, y), strict=True))
-
-
-def _differs(cell: Cell, one: dict[str, Any], other: dict[str, Any]) -> str | None:
-    """What of two results differs, in words; None where nothing does."""
-    for name in (name for name in _RESULTS if name in one):
-        leaves = jax.tree_util.tree_leaves_with_path(one[name])
-        for (path, a), b in zip(leaves, jax.tree.leaves(other[name]), strict=True):
-            if not _near(a, b, _largest(b, 0), cell):
+def _differs(cell: Cell, one: Sequence[Any], other: Sequence[Any]) -> str | None:
+    """What of the results of two steps differs, in words; None where nothing does."""
+    for name, mine, others in zip(_RESULTS, one, other, strict=False):
+        leaves = jax.tree_util.tree_leaves_with_path(mine)
+        for (path, a), b in zip(leaves, jax.tree.leaves(others), strict=True):
+            if not _near(cell, a, b, _largest(b, 0)):
                 return name + jax.tree_util.keystr(path)
     return None
+
+
+def _reach_others(cell: Cell, chosen: np.ndarray, one: Any, other: Any, mixed: Any) -> bool:
+    """Whether units of ``mixed`` are not those of ``one`` where chosen, and else of ``other``."""
+    return not all(
+        _near(cell, c, np.where(chosen, a, b), _largest(a) + _largest(b))
+        for a, b, c in zip(one, other, mixed, strict=True)
+    )
 
 
 def _largest(leaf: np.ndarray, rows: int = 1) -> np.ndarray:
@@ -395,7 +350,8 @@ def _largest(leaf: np.ndarray, rows: int = 1) -> np.ndarray:
     return leaf.max(axis=tuple(range(rows, leaf.ndim)), keepdims=True, initial=1e-6)
 
 
-def _near(a: np.ndarray, b: np.ndarray, scale: np.ndarray, cell: Cell) -> bool:
+def _near(cell: Cell, a: np.ndarray, b: np.ndarray, scale: np.ndarray) -> bool:
+    """Whether two arrays agree to a tolerance of that scale; a NaN agrees with a NaN."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     near = np.abs(a - b) <= _tolerance(cell) * scale
     return bool(np.all(near | (a == b) | (np.isnan(a) & np.isnan(b))))
