@@ -1,8 +1,8 @@
 """Learning while a network runs: gradients at every step, and no sequence is ever stored.
 
-A learner carries forward what its parameters did to the state so far, their *influence*, instead of
-going back through what was stored. `RTRL` is exact, `SnAp1` and `EProp` leave parts of the
-influence out, and `UORO` draws an unbiased estimate of it.
+A learner carries forward the *influence* of its parameters on the state, instead of going back
+through stored steps. `RTRL` is exact, `SnAp1` and `EProp` leave parts of the influence out, and
+`UORO` draws an unbiased estimate of it.
 """
 
 from rnnjax.online.eprop import EProp

@@ -1,4 +1,4 @@
-"""The influence of each parameter on each unit: all of it."""
+"""The influence of each parameter on every unit."""
 
 import dataclasses
 import math
@@ -14,21 +14,17 @@ from rnnjax.online.influence import Influence, over_rows
 
 @dataclasses.dataclass(frozen=True)
 class Dense(Influence):
-    r"""All of :math:`J_t = \partial s_t / \partial w`, of any cell that has a step.
+    r"""The whole of :math:`J_t = \partial s_t / \partial w`, for any cell with a step.
 
     .. math::
         J_t = \frac{\partial s_t}{\partial w} + \frac{\partial s_t}{\partial s_{t-1}} J_{t-1}
 
-    A tree like the parameters, of arrays ``(*batch, state, *shape)``, with all numbers of the state
-    one after the other.
+    Stored as a tree like the parameters, of arrays ``(*batch, state, *shape)``, where ``state`` is
+    the size of the flattened carry.
     """
 
-    def step(self, params: Params, carry: Carry, x: Any) -> tuple[Carry, jax.Array]:
-        """The cell's own."""
-        return self.cell.step(params, carry, x)
-
     def initial(self, params: Params, batch_shape: tuple[int, ...], key: jax.Array | None) -> Any:
-        """That of parameters on the state with which a sequence begins: most often none."""
+        """That on the initial state: zeros, unless the initial state is learned."""
         started = jax.jacrev(lambda params: ravel_pytree(self.start(params, ()))[0])(params)
         return jax.tree.map(lambda m: jnp.broadcast_to(m, (*batch_shape, *m.shape)), started)
 
@@ -41,7 +37,7 @@ class Dense(Influence):
         reset: jax.Array | None,
         key: jax.Array | None,
     ) -> Any:
-        """What comes of it through the step, and what this step's parameters do."""
+        """One step of the recursion of the class."""
 
         def of_row(influence: Any, carry: Carry, x: Any, reset: jax.Array | None) -> Any:
             state, unravel = ravel_pytree(carry)
@@ -57,7 +53,7 @@ class Dense(Influence):
         return over_rows(of_row, x.ndim - 1)(influence, carry, x, reset)
 
     def credit(self, params: Params, influence: Any, d_carry: Carry) -> Params:
-        """The cotangent of the state times its influence."""
+        """The cotangent of the state times :math:`J`."""
 
         def of_leaf(param: jax.Array, m: jax.Array) -> jax.Array:
             state = m.ndim - param.ndim  # the axes of the batch, and that of the state
@@ -69,5 +65,5 @@ class Dense(Influence):
 
 
 def _flat(leaf: jax.Array, axes: int) -> jax.Array:
-    """All numbers behind the axes of the batch, which may have no rows."""
+    """Flatten all axes after those of the batch, which may be empty."""
     return leaf.reshape(*leaf.shape[:axes], math.prod(leaf.shape[axes:]))

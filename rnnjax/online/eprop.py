@@ -18,17 +18,17 @@ class EProp(Learner):
         \frac{dE}{dw} &\approx \sum_t \frac{\partial E}{\partial y_t} \,
             \frac{\partial y_t}{\partial (w, s_{t-1})} (1, \epsilon_{t-1})
 
-    with the recurrent product :math:`h_{t-1} U` held still: the trace of a parameter runs along
-    what a unit keeps inside, in an LSTM :math:`\epsilon_t = f_t \epsilon_{t-1} + \partial c_t /
-    \partial w`, and along nothing that is sent to others or to the unit itself.
+    with the recurrent product :math:`h_{t-1} U` held constant: the trace of a parameter follows the
+    memory inside its unit, in an LSTM :math:`\epsilon_t = f_t \epsilon_{t-1} + \partial c_t /
+    \partial w`, and no recurrent connection, not even that of the unit with itself.
 
-    **Not exact** and biased: of what a unit does later only its own inside counts, and the learning
-    signal knows nothing of the future. The gradient of a single step's output by that step's
-    parameters is whole. :math:`\epsilon` has, for each row of the batch, the numbers of the
-    parameters times the leaves of the carry.
+    **Not exact**, and biased: later effects count through the memory of the unit alone, and the
+    learning signal knows no later loss. The gradient of a step's output by the parameters of that
+    step is exact. For each row of the batch, :math:`\epsilon` has as many numbers as the parameters
+    times the number of leaves of the carry.
 
     ``pull`` takes the learning signal: :math:`\partial E / \partial y_t` ("symmetric"), or the
-    error through weights that are drawn ("random").
+    error times random weights ("random").
 
     Args:
         cell: one with a recurrent product, whose coupling is `rnnjax.Coupling.ELEMENTWISE` or more,
@@ -51,7 +51,7 @@ class EProp(Learner):
     """
 
     def refusal(self) -> str | None:
-        """Updates that mix units, and cells for which there is nothing to trace or to cut off."""
+        """Whether the update mixes units, or there is no recurrent product."""
         reason = why_not_unitwise(self.cell)
         if reason:
             return f"{reason}; take RTRL(cell, dense=True) or UORO(cell)"
@@ -61,5 +61,5 @@ class EProp(Learner):
 
     @property
     def influence(self) -> Influence:
-        """Traces, along what the update reads of its own unit."""
+        """Eligibility traces: the influence of each parameter through the memory of its unit."""
         return Units(self.cell, own=False)

@@ -1,4 +1,4 @@
-"""What a learner carries forward beside the state, and the step as it differentiates it."""
+"""What a learner carries forward with the state, and the step that it differentiates."""
 
 import abc
 import dataclasses
@@ -14,20 +14,20 @@ from rnnjax.engine.core.masking import AtStep, Steps
 
 @dataclasses.dataclass(frozen=True)
 class Influence(abc.ABC):
-    r"""What the parameters did to the state: all, or a part, of :math:`\partial s_t / \partial w`.
+    r"""How parameters influence the state: all, or a part, of :math:`\partial s_t / \partial w`.
 
-    Its arrays begin with the axes of the batch: each row has an influence of its own.
+    Its arrays begin with the batch axes: each row has its own influence.
     """
 
     cell: Cell
 
-    @abc.abstractmethod
     def step(self, params: Params, carry: Carry, x: Any) -> tuple[Carry, jax.Array]:
         """The values of ``cell.step``, with the derivatives that the learner follows."""
+        return self.cell.step(params, carry, x)
 
     @abc.abstractmethod
     def initial(self, params: Params, batch_shape: tuple[int, ...], key: jax.Array | None) -> Any:
-        """That on the state with which a sequence begins."""
+        """The influence on the initial state of a sequence."""
 
     @abc.abstractmethod
     def after(
@@ -39,15 +39,15 @@ class Influence(abc.ABC):
         reset: jax.Array | None,
         key: jax.Array | None,
     ) -> Any:
-        """That on the state behind a step.
+        """The influence on the state after a step.
 
         Args:
             params: of the step.
-            influence: that on the state before it, zeros where a row is reset.
-            carry: the state before it, as it was before the reset.
+            influence: on the state before the step, zeros where a row is reset.
+            carry: the state before the step and its reset.
             x: ``(*batch, input_size)``.
             reset: booleans ``(*batch,)``, or None.
-            key: of what is drawn, or None.
+            key: for what is drawn, or None.
         """
 
     @abc.abstractmethod
@@ -60,7 +60,7 @@ class Influence(abc.ABC):
         return self.cell.start(params, batch_shape, jnp.result_type(jnp.float32, *given))
 
     def begin(self, params: Params, carry: Carry, reset: jax.Array | None) -> Carry:
-        """The state with which the step begins: that of a new sequence where a row is reset."""
+        """The state at the start of the step: the initial one where a row is reset."""
         if reset is None:
             return carry
         start = self.start(params, reset.shape)
@@ -70,12 +70,12 @@ class Influence(abc.ABC):
     def run(
         self, params: Params, carry: Carry, x: Any, reset: jax.Array | None
     ) -> tuple[Carry, jax.Array]:
-        """A step behind its reset: a learned start is a function of the parameters too."""
+        """A step after its reset; an initial state that is learned depends on parameters too."""
         return self.step(params, self.begin(params, carry, reset), x)
 
 
 def over_rows(function: Callable[..., Any], axes: int) -> Callable[..., Any]:
-    """A function of a row, of a batch with so many axes."""
+    """Map a function of one row over so many batch axes."""
     for _ in range(axes):
         function = jax.vmap(function)
     return function

@@ -27,12 +27,12 @@ from rnnjax.online.influence import Influence
 
 
 class OnlineState(NamedTuple):
-    """What a learner carries from step to step: of one size, however many steps there are.
+    """What a learner carries from step to step; its size does not depend on their number.
 
     Attributes:
-        carry: of the cell.
-        influence: what the parameters did to it; its arrays begin with the axes of the batch.
-        key: of what the next steps draw; None where nothing is drawn.
+        carry: the carry of the cell.
+        influence: of the parameters on the carry; its arrays begin with the batch axes.
+        key: for what the next steps draw; None where nothing is drawn.
     """
 
     carry: Carry
@@ -78,9 +78,9 @@ class Pull:
 
 @dataclasses.dataclass(frozen=True)
 class Learner(abc.ABC):
-    """A way to learn while a cell runs, without going back in time. Its options are its fields.
+    """Learns while a cell runs, without going back in time; its options are its fields.
 
-    A subclass has a docstring with what is exact of its gradients, and its `influence`.
+    A subclass defines its `influence`, and its docstring says how exact its gradients are.
     """
 
     cell: Cell
@@ -93,14 +93,14 @@ class Learner(abc.ABC):
                 f"{type(self).__name__} cannot serve {brief(self.cell)}, because {reason}"
             )
 
-    @abc.abstractmethod
     def refusal(self) -> str | None:
         """Why this learner cannot serve the cell, and what to do; else None."""
+        return None
 
     @property
     @abc.abstractmethod
     def influence(self) -> Influence:
-        """How it keeps what the parameters did to the state."""
+        """What it carries forward with the state."""
 
     @usual_promotion()
     def init(
@@ -111,7 +111,7 @@ class Learner(abc.ABC):
         Args:
             params: as ``cell.init`` returns them.
             batch_shape: the axes of the batch, as ``(8,)``.
-            key: of what the learner draws; only `UORO` draws.
+            key: for what the learner draws; only `UORO` draws.
 
         Returns:
             the carry with which a sequence begins, and its influence.
@@ -139,8 +139,8 @@ class Learner(abc.ABC):
         """Run one time step.
 
         Args:
-            params: the cell's; they may differ from step to step, as they do where each step
-                updates them. Gradients are then sums of what each step's parameters did.
+            params: the cell's. They may change from step to step, as where each step updates them;
+                gradients then sum the effects of each step's parameters.
             state: as `init` or the step before returned it.
             x: ``(*batch, input_size)``.
             reset: booleans ``(*batch,)``, True where a row begins a new sequence with this step:
@@ -163,13 +163,13 @@ def _stepped(
     learner: Learner, params: Params, state: OnlineState, x: Any, reset: jax.Array | None
 ) -> tuple[OnlineState, jax.Array, Pull]:
     """Compiled here, so that a Python loop over the steps compiles once."""
-    kept, (carry, influence, key) = learner.influence, state
+    rule, (carry, influence, key) = learner.influence, state
     draw = None
     if key is not None:
         key, draw = jax.random.split(key)
     influence = without(reset, influence)
-    new, y = kept.run(params, carry, x, reset)
-    after = kept.after(params, influence, carry, x, reset, draw)
+    new, y = rule.run(params, carry, x, reset)
+    after = rule.after(params, influence, carry, x, reset, draw)
     # A loop's state keeps its types, whatever those of the parameters are.
     after = jax.tree.map(lambda m, old: m.astype(old.dtype), after, influence)
     return OnlineState(new, after, key), y, Pull(learner, params, carry, influence, x, reset)
@@ -177,10 +177,10 @@ def _stepped(
 
 @jax.jit
 def _pulled(pull: Pull, dy: jax.Array) -> Params:
-    """What this step's parameters did to its output, and what all before did through the state."""
-    kept = pull.learner.influence
+    """The gradients through this step's parameters, and through the state before it."""
+    rule = pull.learner.influence
     y, back = jax.vjp(
-        lambda params, carry: kept.run(params, carry, pull.x, pull.reset)[1],
+        lambda params, carry: rule.run(params, carry, pull.x, pull.reset)[1],
         pull.params,
         pull.carry,
     )
@@ -190,7 +190,7 @@ def _pulled(pull: Pull, dy: jax.Array) -> Params:
             "the loss by y"
         )
     d_params, d_carry = back(dy.astype(y.dtype))
-    before = kept.credit(pull.params, pull.influence, d_carry)
+    before = rule.credit(pull.params, pull.influence, d_carry)
     return jax.tree.map(lambda d, more: d + more.astype(d.dtype), d_params, before)
 
 

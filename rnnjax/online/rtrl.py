@@ -11,7 +11,7 @@ from rnnjax.online.units import Units, why_not_unitwise
 
 @dataclasses.dataclass(frozen=True)
 class RTRL(Learner):
-    r"""Real-time recurrent learning (Williams & Zipser, 1989): the exact gradient, going forward.
+    r"""Real-time recurrent learning (Williams & Zipser, 1989): the exact gradient, forward in time.
 
     .. math::
         J_t &= \frac{\partial s_t}{\partial w} + \frac{\partial s_t}{\partial s_{t-1}} J_{t-1} \\
@@ -19,29 +19,29 @@ class RTRL(Learner):
             + \frac{\partial L_t}{\partial s_{t-1}} J_{t-1}
 
     with the state :math:`s_t`, the parameters :math:`w`, and :math:`J_0 = 0`. The sum over the
-    steps is what backpropagation through time computes, **exactly**, as long as the parameters
-    stand still. Where each step updates them, :math:`J` still has of each step what the parameters
-    of that step did, as in the paper, so updates have to be small.
+    steps is what backpropagation through time computes, **exactly**, as long as the parameters do
+    not change. Where each step updates them, :math:`J` keeps the influence of the parameters that
+    each step ran with, as in the paper, so updates have to be small.
 
-    Where units do not see each other (`IndRNNCell`, `MinGRUCell`, `LRUCell`, `DiagonalLSTMCell` and
-    others of their families) each parameter influences its own unit alone (Zucchet et al., 2023),
-    and :math:`J` has, for each row of the batch, the numbers of the parameters times the leaves of
-    the carry. That is derived from the cell's update by `jax.jvp`. Where a product mixes units each
-    parameter influences each of them: state times parameters for each row, and a product of
-    matrices of that size at each step. That is for small networks, so it has to be asked for.
+    Where units do not interact (`IndRNNCell`, `MinGRUCell`, `LRUCell`, `DiagonalLSTMCell` and
+    others of their families), each parameter influences its own unit alone (Zucchet et al., 2023):
+    for each row of the batch, :math:`J` has as many numbers as the parameters times the number of
+    leaves of the carry, and `jax.jvp` of the cell's update gives it. Where a product mixes units,
+    each parameter influences every unit: :math:`J` has the size of the state times that of the
+    parameters for each row, and each step multiplies matrices of that size. That suits small
+    networks alone, so it has to be asked for.
 
     Args:
         cell: one without a recurrent product, whose coupling is `rnnjax.Coupling.ELEMENTWISE` or
             more, and of whose parameters entry ``k`` belongs to unit ``k % hidden_size``, as where
             gates stand side by side; with ``dense`` any whose step runs row by row, a `Stack` too.
-        dense: whether to keep the influence of each parameter on each unit.
+        dense: whether to carry the influence of each parameter on every unit.
 
     Raises:
         InvalidInputError: the cell is none of these, and ``dense`` is not given; or it looks back
             on a memory, draws random numbers or is a convolution.
 
-    ``pull`` is called where it was made. A loop that never stores a sequence, with one update a
-    step:
+    A loop that stores no sequence, with one update a step, and ``pull`` in the step that made it:
 
     >>> import jax, jax.numpy as jnp, rnnjax
     >>> learner = RTRL(rnnjax.MinGRUCell(5))
@@ -64,7 +64,7 @@ class RTRL(Learner):
     dense: bool = dataclasses.field(default=False, kw_only=True)
 
     def refusal(self) -> str | None:
-        """Units that see each other, unless all of the influence is asked for."""
+        """Why units interact, unless ``dense`` asks for the whole influence."""
         check_flag("dense", self.dense)
         if self.dense:
             return None
@@ -79,5 +79,5 @@ class RTRL(Learner):
 
     @property
     def influence(self) -> Influence:
-        """Of each parameter on the units that it touches, or on all."""
+        """The influence of each parameter on its own unit, or on all."""
         return Dense(self.cell) if self.dense else Units(self.cell)

@@ -9,21 +9,20 @@ from rnnjax.online.units import Units, why_not_unitwise
 
 @dataclasses.dataclass(frozen=True)
 class SnAp1(Learner):
-    r"""SnAp-1 (Menick et al., 2021): the influence of a parameter on the unit that it touches.
+    r"""SnAp-1 (Menick et al., 2021): the influence of a parameter on its own unit.
 
     .. math::
         J_t = M \odot \Big(\frac{\partial s_t}{\partial w}
             + \frac{\partial s_t}{\partial s_{t-1}} J_{t-1}\Big)
 
-    with :math:`M` = 1 where a parameter touches a unit in one step, and 0 elsewhere: a column of a
-    kernel touches one unit, of which all leaves of the carry are kept. Of
-    :math:`\partial s_t / \partial s_{t-1}` that needs each unit's own block, the diagonal of
-    ``recurrent_kernel`` in it.
+    with :math:`M` = 1 where a parameter reaches a unit in one step, and 0 elsewhere: a column of a
+    kernel reaches one unit, in all leaves of the carry. Of :math:`\partial s_t / \partial s_{t-1}`
+    this needs each unit's own block, with the diagonal of ``recurrent_kernel``.
 
-    **Not exact** and biased: what a unit does to others by the recurrent product, and gets back, is
-    left out. The gradient of a single step's output by that step's parameters is whole. For a cell
-    without a recurrent product nothing is left out, and it is `RTRL`. :math:`J` has, for each row
-    of the batch, the numbers of the parameters times the leaves of the carry.
+    **Not exact**, and biased: what a unit does to others by the recurrent product, and gets back,
+    is left out. The gradient of a step's output by the parameters of that step is exact. For a cell
+    without a recurrent product nothing is left out, and it is `RTRL`. For each row of the
+    batch, :math:`J` has as many numbers as the parameters times the number of leaves of the carry.
 
     Args:
         cell: one whose coupling is `rnnjax.Coupling.ELEMENTWISE` or more, after products that may
@@ -46,11 +45,11 @@ class SnAp1(Learner):
     """
 
     def refusal(self) -> str | None:
-        """Updates that mix units."""
+        """Whether the update mixes units."""
         reason = why_not_unitwise(self.cell)
         return reason and f"{reason}; take RTRL(cell, dense=True) or UORO(cell)"
 
     @property
     def influence(self) -> Influence:
-        """Of each parameter on the unit that it touches."""
+        """The influence of each parameter on its own unit."""
         return Units(self.cell)

@@ -1,8 +1,8 @@
-"""The influence of each parameter on the unit that it belongs to in one step, and no other.
+"""The influence of each parameter on its own unit, and no other.
 
 Entry ``k`` of an array that an update reads belongs to unit ``k % units``, as gates stand side by
-side. So the entries ``k // units`` share a *colour* (Curtis, Powell & Reid, 1974): all derivatives
-of a colour are one `jax.jvp` of the update, and its influence is an array of the size of the state.
+side. So entries of one ``k // units`` share a *colour* (Curtis, Powell & Reid, 1974): one `jax.jvp`
+of the update gives all derivatives of a colour, and its influence has the size of the state.
 """
 
 import dataclasses
@@ -46,31 +46,31 @@ def why_not_unitwise(cell: Cell) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class Units(Influence):
-    r"""Exact for an update that takes each unit by itself; what products mix is cut off.
+    r"""Exact for an elementwise update; paths through products that mix units are cut off.
 
     .. math::
         J_t = \frac{\partial s_t}{\partial w} + \frac{\partial s_t}{\partial s_{t-1}} J_{t-1}
 
-    where both are kept for a unit and the entries of :math:`w` that belong to it. By the name of a
-    parameter, and for each leaf of the carry, an array ``(*batch, rows, colours, units)``: a kernel
-    has a row for each number that it is multiplied with, others have one.
+    for each unit and the entries of :math:`w` that belong to it. Stored by the name of a parameter,
+    and for each leaf of the carry, as an array ``(*batch, rows, colours, units)``: a kernel has a
+    row for each number that it is multiplied with, others have one.
 
     Args:
         cell: one for which `why_not_unitwise` has no reason.
-        own: whether what comes back to a unit of its own state through the recurrent product counts
-            as its own, or is cut off like the rest of that product.
+        own: whether the path from a unit to itself through the recurrent product counts, or is cut
+            off like the rest of that product.
     """
 
     own: bool = True
 
     def step(self, params: Params, carry: Carry, x: Any) -> tuple[Carry, jax.Array]:
-        """The derivative by the state goes through the recurrent product to each unit alone."""
+        """The derivative by the state passes the recurrent product from a unit to itself alone."""
         x = as_inputs(x)
         new, shown = _update(self.cell, self._read(params, carry, x), carry)
         return new, self.cell.read(params, shown, x)
 
     def initial(self, params: Params, batch_shape: tuple[int, ...], key: jax.Array | None) -> Any:
-        """Nothing: a sequence begins with a state that no parameter touched."""
+        """Zeros: the initial state depends on no parameter."""
         leaves = self.start(params, batch_shape)
         return {
             name: [
@@ -89,7 +89,7 @@ class Units(Influence):
         reset: jax.Array | None,
         key: jax.Array | None,
     ) -> Any:
-        """Each unit's own factors times what was, and what this step's parameters do."""
+        """One step of the recursion of the class."""
         carry, x = self.begin(params, carry, reset), as_inputs(x)
         _, factors = affine(
             lambda carry: _update(self.cell, self._read(params, carry, x), carry)[0], carry
@@ -128,7 +128,7 @@ class Units(Influence):
         return param.reshape(rows, -1, _units(self.cell))
 
     def _read(self, params: Params, carry: Carry, x: Any) -> dict[str, Any]:
-        """What the update reads beside the carry, products in the places of their kernels."""
+        """What the update reads besides the carry: products in the places of their kernels."""
         cell = self.cell
         cell.project(params, x)  # which checks both
         read = cell.in_update(params) | {"kernel": product(x, params["kernel"], cell.dtype)}
@@ -137,7 +137,7 @@ class Units(Influence):
             held = jax.lax.stop_gradient(state)
             recurrent = product(held, kernel, cell.dtype)
             if self.own:
-                # Zeros, whose slope is that of each unit's own entries of the kernel.
+                # Zero as a value; its derivative is the diagonal of the kernel.
                 nothing = (state - held)[..., None, :]
                 own = jnp.diagonal(self._by_unit("recurrent_kernel", kernel), axis1=0, axis2=2)
                 back = jax.lax.stop_gradient(own) * nothing
@@ -146,7 +146,7 @@ class Units(Influence):
         return read
 
     def _multiplied(self, carry: Carry, x: Any) -> dict[str, jax.Array]:
-        """What the kernels outside are multiplied with: a derivative by them is its product."""
+        """What each kernel is multiplied with, which makes the derivative by the kernel."""
         if isinstance(x, OneHot):
             x = jax.nn.one_hot(x.ids, x.size)
         if self.cell.recurrent is None:
@@ -177,7 +177,7 @@ def _units(cell: Cell) -> int:
 
 
 def _update(cell: Cell, read: Mapping[str, Any], carry: Carry) -> tuple[Carry, jax.Array]:
-    """The cell's own, with products in the places of their kernels: the new carry, and its show."""
+    """The cell's update, with products in the places of their kernels."""
     projected = cell.biased(read["kernel"], read, "bias")
     recurrent = None
     if cell.recurrent is not None:

@@ -11,7 +11,7 @@ from rnnjax.cells.base import Carry, Params
 from rnnjax.online.influence import Influence, over_rows
 from rnnjax.online.learner import Learner, OnlineState
 
-# So that nothing is divided by zero, and too small to be seen elsewhere.
+# Keeps divisors above zero, and is too small to matter elsewhere.
 TINY = 1e-7
 
 
@@ -26,15 +26,15 @@ class UORO(Learner):
         \frac{\partial L_t}{\partial w} &\approx \frac{\partial L_t}{\partial w}\Big|_{s_{t-1}}
             + \Big(\frac{\partial L_t}{\partial s_{t-1}} \cdot \tilde s_{t-1}\Big) \tilde w_{t-1}
 
-    with signs :math:`\nu_t` drawn at each step, and :math:`\rho_0, \rho_1` that make both parts of
-    a size: :math:`\rho_0^2 = |\tilde w| / |\partial s \, \tilde s|`, :math:`\rho_1^2 =
+    with random signs :math:`\nu_t` at each step, and :math:`\rho_0, \rho_1` that balance both
+    parts: :math:`\rho_0^2 = |\tilde w| / |\partial s \, \tilde s|`, :math:`\rho_1^2 =
     |\nu^\top \partial s / \partial w| / |\nu|`.
 
     Not exact, but **unbiased**: :math:`E[\tilde s \tilde w^\top]` is the influence that `RTRL`
-    keeps, for parameters that stand still. A single draw is off by several times the gradient, the
-    more so the more units there are, so updates have to be small. For every cell with a step, a
-    `Stack` and a user's own among them: a step needs one `jax.jvp` and one `jax.vjp` of the cell's.
-    Each row of the batch has an estimate of its own: the numbers of a state and of the parameters.
+    carries, for constant parameters. The error of a single draw is several times the gradient, and
+    grows with the number of units, so updates have to be small. Any cell with a step will do, a
+    `Stack` or one of your own: each step takes one `jax.jvp` and one `jax.vjp` of the cell's. Each
+    row of the batch has its own estimate, of the size of the state and of the parameters.
 
     Args:
         cell: any cell whose step can run row by row.
@@ -54,19 +54,15 @@ class UORO(Learner):
     (5, 20)
     """
 
-    def refusal(self) -> str | None:
-        """None: it needs a step, and no more."""
-        return None
-
     @property
     def influence(self) -> Influence:
-        """Two vectors, whose product it is on average."""
+        """Two vectors, whose outer product is the influence in expectation."""
         return RankOne(self.cell)
 
     def init(
         self, params: Params, batch_shape: tuple[int, ...] = (), key: jax.Array | None = None
     ) -> OnlineState:
-        """The state before the first step; the key is of the signs of all steps."""
+        """The state before the first step; the key is for the signs of all steps."""
         check_key(key)
         return super().init(params, batch_shape, key)
 
@@ -75,12 +71,8 @@ class UORO(Learner):
 class RankOne(Influence):
     """A tree like the carry and one like the parameters, both with the axes of the batch first."""
 
-    def step(self, params: Params, carry: Carry, x: Any) -> tuple[Carry, jax.Array]:
-        """The cell's own."""
-        return self.cell.step(params, carry, x)
-
     def initial(self, params: Params, batch_shape: tuple[int, ...], key: jax.Array | None) -> Any:
-        """That of parameters on the state with which a sequence begins: most often none."""
+        """That on the initial state: zeros, unless the initial state is learned."""
 
         def of_row(key: jax.Array) -> Any:
             start, pull = jax.vjp(lambda params: self.start(params, ()), params)
@@ -98,7 +90,7 @@ class RankOne(Influence):
         reset: jax.Array | None,
         key: jax.Array | None,
     ) -> Any:
-        """One half through the step, forwards; the other from signs, backwards."""
+        """One half forward through the step, the other backward from random signs."""
 
         def of_row(key: jax.Array, both: Any, carry: Carry, x: Any, reset: Any) -> Any:
             _, moved = jax.jvp(
@@ -111,7 +103,7 @@ class RankOne(Influence):
         return over_rows(of_row, len(batch))(_keys(key, batch), influence, carry, x, reset)
 
     def credit(self, params: Params, influence: Any, d_carry: Carry) -> Params:
-        """How far the cotangent lies along one half, times the other."""
+        """The inner product of the cotangent with one half, times the other."""
         along, of_params = influence
 
         def of_leaf(param: jax.Array, w: jax.Array) -> jax.Array:
@@ -126,7 +118,7 @@ class RankOne(Influence):
 
 
 def _drawn(key: jax.Array, moved: Carry, before: Params, pull: Any) -> tuple[Carry, Params]:
-    """Both halves behind a step."""
+    """Both halves after a step."""
     leaves, tree = jax.tree.flatten(moved)
     keys = jax.random.split(key, len(leaves))
     signs = jax.tree.unflatten(
@@ -143,7 +135,7 @@ def _drawn(key: jax.Array, moved: Carry, before: Params, pull: Any) -> tuple[Car
 
 
 def _norm(tree: Any) -> jax.Array:
-    """Over all numbers of a tree."""
+    """The Euclidean norm of all numbers of a tree."""
     return jnp.sqrt(sum((leaf * leaf).sum() for leaf in jax.tree.leaves(tree)))
 
 
