@@ -394,6 +394,22 @@ FAULTS: tuple[Fault, ...] = (
         ("tests/test_declarations.py", "tests/test_parallel.py"),
     ),
     Fault(
+        "a field that is not compared is let through",
+        "cells",
+        "rnnjax/cells/base.py",
+        "isinstance(value, dataclasses.Field) and not value.compare",
+        "isinstance(value, dataclasses.Field) and not value.kw_only",
+        ("tests/test_arguments.py",),
+    ),
+    Fault(
+        "a name that a cell does not take is dropped",
+        "cells",
+        "rnnjax/cells/base.py",
+        "        unknown = [name for name in named if name not in takes]\n",
+        "        unknown = []\n",
+        ("tests/test_arguments.py",),
+    ),
+    Fault(
         "a cell is checked over a single axis of rows",
         "testing",
         "rnnjax/testing.py",
