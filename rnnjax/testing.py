@@ -241,7 +241,7 @@ def _entries_belong_to_units(cell: Cell, params: Params, input_size: int) -> Non
 def _masks_hold(cell: Cell, params: Params, input_size: int) -> None:
     """With biases of zeros, as parameters are drawn: a masked step may divide by its inputs."""
     _, _, xs = _drawn(cell, params, input_size, (6, 3))
-    mask: Any = np.ones((6, 3), bool)
+    mask = np.ones((6, 3), bool)
     mask[1, 0] = mask[4:, 1] = mask[:2, 2] = False
     xs[~mask] = np.nan
 

@@ -5,6 +5,7 @@ from typing import Any, assert_type
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import rnnjax
@@ -26,6 +27,7 @@ def test_a_carry_has_the_type_that_its_cell_declares() -> None:
     assert_type(cell.step(drawn(cell), carry, XS[0])[0], LSTMCarry)
     assert isinstance(carry, LSTMCarry)
     assert ys.shape == (3, 2, 5)
+    carry, _ = unroll(cell, drawn(cell), np.ones((3, 2, 4), "f"), lengths=np.array([3, 2]))
 
 
 def test_the_types_of_combinations_follow() -> None:

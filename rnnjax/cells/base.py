@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import Initializer
@@ -55,7 +56,7 @@ ParamTree = Mapping[str, Any] | Sequence[Any]
 Carry = Any
 """A pytree of arrays; for a single cell a NamedTuple such as ``LSTMCarry(hidden, cell)``."""
 
-Inputs = jax.Array | OneHot
+Inputs = jax.Array | np.ndarray | OneHot
 """An array whose last axis are the features, or one-hot vectors given as their ids."""
 
 PickLast = Callable[[jax.Array, bool], jax.Array]

@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from rnnjax.cells.arguments import brief, check_flag, check_key, usual_promotion
 from rnnjax.cells.base import Carry, CarryT, Cell, Inputs, Params, ParamTree, as_it_runs
@@ -34,9 +35,9 @@ def unroll(
     xs: Inputs = None,  # type: ignore[assignment]  # missing: `checked` says so
     carry: CarryT | None = None,
     *,
-    lengths: jax.Array | None = None,
-    mask: jax.Array | None = None,
-    resets: jax.Array | None = None,
+    lengths: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    resets: ArrayLike | None = None,
     reset_carry: CarryT | None = None,
     masked_outputs: Literal["zero", "last"] = "zero",
     outputs: Literal["all", "last"] = "all",
