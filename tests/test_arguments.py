@@ -217,7 +217,8 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: rnnjax.Stack(layers=[LSTM]), "Stack takes cells, dropout, but got layers;"),
     (lambda: LSTM({}, XS), r"LSTMCell\(5\) must be run by .*, but was called; write carry, y"),
     (lambda: rnnjax.unroll({"a": 1}, LSTM, 0), r"a dict with a; call unroll\(cell, params, xs\)"),
-    (lambda: rnnjax.unroll(LSTM, XS), r"xs must be .*, but is missing; call unroll\(cell"),
+    (lambda: rnnjax.unroll(LSTM, XS), r"xs must be .*, but is None; call unroll\(cell"),
+    (lambda: rnnjax.unroll(LSTM, XS, {"a": 1}), r"xs must .* is a dict with a; call unroll"),
     (lambda: jax.jit(rnnjax.unroll)(LSTM, {}, XS), "cell must be .* is traced; .*static_argnums=0"),
     (
         lambda: rnnjax.unroll(flax.linen.LSTMCell(8), {}, XS),

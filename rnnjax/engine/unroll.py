@@ -32,7 +32,7 @@ from rnnjax.errors import InvalidInputError
 def unroll(
     cell: Cell[CarryT],
     params: ParamTree,
-    xs: Inputs = None,  # type: ignore[assignment]  # missing: `checked` says so
+    xs: Inputs = None,  # type: ignore[assignment]  # `checked` refuses it
     carry: CarryT | None = None,
     *,
     lengths: ArrayLike | None = None,

@@ -2,6 +2,7 @@
 
 import functools
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -35,9 +36,9 @@ def checked(
         raise InvalidInputError(
             f"cell must be a Cell such as rnnjax.LSTMCell(50), but is {_not_a_cell(cell)}"
         )
-    if xs is None:
+    if xs is None or isinstance(xs, Mapping):
         raise InvalidInputError(
-            "xs must be an array, (time, batch, features), but is missing; call unroll(cell, "
+            f"xs must be an array, (time, batch, features), but is {brief(xs)}; call unroll(cell, "
             "params, xs), with params from cell.init(key, input_size)"
         )
     check_instance("method", method, Method, "Auto(), Scan(), Fused(), Parallel() or Kernel()")
