@@ -131,3 +131,23 @@ def test_where_they_are_refused() -> None:
     assert laid_out is params
     with pytest.raises(InvalidInputError, match="no part of a product"):
         SnAp1(cell)
+
+
+@pytest.mark.parametrize("kind", [rnnjax.LRUCell, rnnjax.S5Cell])
+def test_intervals_of_a_state_space(kind: Any, assert_close: Any) -> None:
+    """Of 1 they are steps; one of 3 is three steps, of which two have no input."""
+    cell, timed = kind(4), kind(4, intervals=True)
+    params = cell.init(jax.random.key(0), input_size=2)
+    xs = jax.random.normal(jax.random.key(1), (TIME, 2, 2))
+    assert_close(timed.init(jax.random.key(0), input_size=3), params, 0)
+    ones = jnp.concatenate([xs, jnp.ones((TIME, 2, 1))], -1)
+    expected = rnnjax.unroll(cell, params, xs)
+    for method in (rnnjax.Scan(), rnnjax.Parallel()):
+        assert_close(rnnjax.unroll(timed, params, ones, method=method), expected, 1e-6)
+    carry, _ = expected
+    assert_close(timed.step(params, carry, ones[0]), cell.step(params, carry, xs[0]), 1e-6)
+    if kind is rnnjax.LRUCell:  # of a state space that holds its inputs, they count for longer
+        late = timed.step(params, carry, ones[0].at[:, -1].set(3))
+        for _ in range(2):
+            carry, _ = cell.step(params, carry, jnp.zeros((2, 2)))
+        assert_close(late, cell.step(params, carry, xs[0]), 1e-5)

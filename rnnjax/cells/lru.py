@@ -38,6 +38,7 @@ def turned(carry: ComplexCarry, real: Any, imag: Any, x: tuple[Any, Any]) -> Com
 def around_states(cell: Any, input_size: int) -> dict[str, Param]:
     """The kernels before and behind a complex diagonal state, and that of the way past it."""
     states, outputs = 2 * cell.states, cell.hidden_size
+    input_size -= cell.raw_inputs
     return {
         "kernel": Param((input_size, states), cell.kernel_init, Role.INPUT),
         "output_kernel": Param((states, outputs), cell.output_kernel_init, Role.OUT),
@@ -68,6 +69,8 @@ class LRUCell(Cell[ComplexCarry]):
         output_kernel_init: initialiser of ``output_kernel``.
         skip_kernel_init: the same of ``skip_kernel``; ``"zeros"`` begins without it.
         kernel_init: initialiser of ``kernel``, by name or as ``(key, shape, dtype) -> array``.
+        intervals: whether the last feature is the time :math:`\Delta` since the step before, in
+            steps: the state is then multiplied by :math:`\lambda^\Delta`.
         dtype: of the operands of the matrix products and of the outputs. With None the products run
             in the promoted type of input and parameters, and outputs have the type of the carry.
             Sums are in float32 at least, and the carry stays float32: ``dtype=jnp.bfloat16`` does
@@ -93,6 +96,7 @@ class LRUCell(Cell[ComplexCarry]):
     output_kernel_init: str | Initializer = "he_normal"
     skip_kernel_init: str | Initializer = "lecun_normal"
     kernel_init: str | Initializer = HALF_NORMAL
+    intervals: bool = False
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
@@ -105,6 +109,11 @@ class LRUCell(Cell[ComplexCarry]):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_size("state_size", self.states)
+
+    @property
+    def raw_inputs(self) -> int:
+        """The interval, if there is one."""
+        return int(self.intervals)
 
     @property
     def states(self) -> int:
@@ -125,7 +134,11 @@ class LRUCell(Cell[ComplexCarry]):
     ) -> tuple[ComplexCarry, jax.Array]:
         """The second equation of the class."""
         nu, theta, log_gamma = params["ring"].astype(x.dtype)
-        size, angle, gamma = jnp.exp(-jnp.exp(nu)), jnp.exp(theta), jnp.exp(log_gamma)
+        decay, angle, gamma = -jnp.exp(nu), jnp.exp(theta), jnp.exp(log_gamma)
+        if self.intervals:
+            x, interval = x[..., :-1], x[..., -1:]
+            decay, angle = interval * decay, interval * angle
+        size = jnp.exp(decay)
         real, imag = jnp.split(x, 2, axis=-1)
         lets_in = gamma * real, gamma * imag
         new = turned(carry, size * jnp.cos(angle), size * jnp.sin(angle), lets_in)
@@ -133,4 +146,4 @@ class LRUCell(Cell[ComplexCarry]):
 
     def readout(self, params: Params, shown: Any, xs: Any) -> jax.Array:
         """The third."""
-        return shown @ params["output_kernel"] + xs @ params["skip_kernel"]
+        return shown @ params["output_kernel"] + self.without_raw(xs) @ params["skip_kernel"]

@@ -40,6 +40,8 @@ class S5Cell(Cell[ComplexCarry]):
         output_kernel_init: initialiser of ``output_kernel``.
         skip_kernel_init: the same of ``skip_kernel``; ``"zeros"`` begins without it.
         kernel_init: initialiser of ``kernel``, by name or as ``(key, shape, dtype) -> array``.
+        intervals: whether the last feature is the time since the step before, in steps:
+            :math:`\Delta` is multiplied by it.
         dtype: of the operands of the matrix products and of the outputs. With None the products run
             in the promoted type of input and parameters, and outputs have the type of the carry.
             Sums are in float32 at least, and the carry stays float32: ``dtype=jnp.bfloat16`` does
@@ -66,6 +68,7 @@ class S5Cell(Cell[ComplexCarry]):
     output_kernel_init: str | Initializer = "lecun_normal"
     skip_kernel_init: str | Initializer = "lecun_normal"
     kernel_init: str | Initializer = HALF_NORMAL
+    intervals: bool = False
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
@@ -78,6 +81,11 @@ class S5Cell(Cell[ComplexCarry]):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_size("state_size", self.states)
+
+    @property
+    def raw_inputs(self) -> int:
+        """The interval, if there is one."""
+        return int(self.intervals)
 
     @property
     def states(self) -> int:
@@ -102,6 +110,9 @@ class S5Cell(Cell[ComplexCarry]):
         """The second equation of the class."""
         log_decay, turn = params["eigenvalue"].astype(x.dtype)
         step, decay = jnp.exp(params["log_step"].astype(x.dtype)), jnp.exp(log_decay)
+        if self.intervals:
+            x, interval = x[..., :-1], x[..., -1:]
+            step = interval * step
         size, angle = jnp.exp(-decay * step), turn * step
         real, imag = size * jnp.cos(angle), size * jnp.sin(angle)
         # (real + i imag - 1) / (-decay + i turn), where steps are so short that real is nearly 1.
@@ -116,4 +127,4 @@ class S5Cell(Cell[ComplexCarry]):
 
     def readout(self, params: Params, shown: Any, xs: Any) -> jax.Array:
         """The third."""
-        return 2 * (shown @ params["output_kernel"]) + xs @ params["skip_kernel"]
+        return 2 * (shown @ params["output_kernel"]) + self.without_raw(xs) @ params["skip_kernel"]
