@@ -28,26 +28,22 @@ from rnnjax.errors import InvalidInputError
 class Parallel(Method):
     r"""Run an affine recurrence in blocks side by side instead of step by step.
 
-    Each unit of such a cell obeys
+    The state of such a cell obeys
 
     .. math::
         s_t = A_t \odot s_{t-1} + b_t
 
-    The cell declares it (`rnnjax.Coupling.AFFINE`); :math:`A_t` and :math:`b_t` come from its own
-    ``update`` by `jax.jvp`, with masks, resets and zoneout in them. All blocks run side by side to
-    find what each does to any state, and once more from their true first states. Of :math:`T` steps
-    :math:`2C + T / C` wait for each other (Blelloch, 1990; Martin & Cundy, 2018). Gradients are
-    found alike, backwards; derivatives of every order are exact.
+    which it declares (`rnnjax.Coupling.AFFINE`). :math:`A_t` and :math:`b_t` come from its
+    ``update`` by `jax.jvp`. All blocks run side by side to find what each does to any state, and
+    once more from their true first states. Of :math:`T` steps :math:`2C + T / C` wait for each
+    other (Blelloch, 1990; Martin & Cundy, 2018). Gradients of every order are exact.
 
-    A product of many :math:`A_t` above 1 overflows. A state of zeros stays zero then, and any other
-    is infinite earlier than it would be step by step.
+    A product of many :math:`A_t` above 1 overflows: zeros stay zeros then, and other states are
+    infinite earlier than step by step.
 
-    A matrix memory (`rnnjax.MLSTMCell`, `rnnjax.GLACell`, `rnnjax.Mamba2Cell`,
-    `rnnjax.GatedDeltaNetCell`) runs in chunks: within a chunk it is products of matrices, and one
-    memory is passed from chunk to chunk (Hua et al., 2022; Yang et al., 2024).
-
-    Other cells run with ``newton``: a guess of all states is corrected by an affine recurrence
-    until the states obey the cell's step.
+    A matrix memory (`rnnjax.MLSTMCell`, `rnnjax.GatedDeltaNetCell`) runs in chunks, as products of
+    matrices (Hua et al., 2022; Yang et al., 2024). Other cells need ``newton``, which corrects a
+    guess of all states.
 
     Args:
         chunk: the steps :math:`C` of a block. Left out, about :math:`\sqrt{T / 2}`; for a matrix
@@ -55,8 +51,7 @@ class Parallel(Method):
         newton: a `rnnjax.Newton`, for cells that are not affine; None refuses these.
         axis_name: a mesh axis, inside of `jax.shard_map`, over which the steps are divided. ``xs``,
             ``mask`` and ``resets`` are this device's; ``carry`` and ``lengths`` are those of the
-            whole sequence, and so is the carry that is returned. Devices gather an array of the
-            size of a carry once forward and once backward. Not with ``newton``, nor for matrix
+            whole sequence, as is the carry that is returned. Not with ``newton``, nor for matrix
             memories.
 
     Raises:
