@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.questions import cells, features, gradients, packing, parallel
+from benchmarks.questions import cells, features, gradients, packing, parallel, recurrences
 from benchmarks.timing import Question
 
 
@@ -70,6 +70,15 @@ def test_blocks_agree_with_steps(point: Any) -> None:
     names = ["Fused()", "Parallel()"]
     found = values(parallel.question(parallel.QUICK), dict(point.settings), names)
     assert found["Fused()"] == pytest.approx(found["Parallel()"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "point", recurrences.question(recurrences.QUICK).points, ids=lambda p: p.name
+)
+def test_functions_agree_with_what_is_written_out(point: Any) -> None:
+    names = ["rnnjax", "lax.scan", recurrences.WRITTEN_OUT]
+    found = values(recurrences.question(recurrences.QUICK), dict(point.settings), names)
+    assert list(found.values()) == pytest.approx([found["rnnjax"]] * 3, rel=1e-4)
 
 
 def test_every_cell_of_the_question_can_be_made() -> None:
