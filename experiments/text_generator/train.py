@@ -33,7 +33,7 @@ from rnnjax.training.fitting import Fit, fit
 from rnnjax.training.optimizers import keras_adam
 from rnnjax.training.processes import is_first, together
 from rnnjax.training.progress import Progress
-from rnnjax.training.step import TrainState
+from rnnjax.training.state import TrainState
 
 # Drawing takes a third of a second, as long as a whole epoch of a small run.
 _SECONDS_PER_PLOT = 10

@@ -17,10 +17,10 @@ from rnnjax.training.processes import (
 )
 from rnnjax.training.progress import Progress, Silent
 from rnnjax.training.sharding import Sharding, cores_for, last_axis
+from rnnjax.training.state import TrainState
 from rnnjax.training.step import (
     LossFunction,
     Metrics,
-    TrainState,
     TrainSteps,
     make_train_steps,
 )

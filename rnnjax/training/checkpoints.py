@@ -24,7 +24,7 @@ from rnnjax.errors import CheckpointError, DamagedCheckpointError, InvalidInputE
 from rnnjax.training.files import as_json, read_sealed, read_whole, writable, write_sealed
 from rnnjax.training.processes import bytes_from_first, from_first
 from rnnjax.training.sharding import Sharding
-from rnnjax.training.step import TrainState
+from rnnjax.training.state import TrainState
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -35,9 +35,9 @@ from rnnjax.training.processes import (
 )
 from rnnjax.training.progress import Progress, Silent, alert
 from rnnjax.training.sharding import Sharding
+from rnnjax.training.state import TrainState
 from rnnjax.training.step import (
     OF_FIT,
-    TrainState,
     TrainSteps,
     check_optimizer,
     check_params,

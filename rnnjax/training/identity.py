@@ -10,7 +10,8 @@ import numpy as np
 import optax
 
 import rnnjax
-from rnnjax.training.step import LossFunction, TrainState, checked_loss, updated
+from rnnjax.training.state import TrainState
+from rnnjax.training.step import LossFunction, checked_loss, updated
 
 # The parts of a run, in the order in which they are named. What follows from another part stands
 # after it: the optimiser's first state from the parameters.

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from rnnjax.training.processes import is_first
-from rnnjax.training.step import TrainState
+from rnnjax.training.state import TrainState
 
 # On a terminal the line is written anew at most so often; in a log a line comes so often.
 _SECONDS_TERMINAL = 0.1

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from rnnjax.cells.arguments import brief, is_integer
 from rnnjax.errors import InvalidInputError
-from rnnjax.training.step import TrainState
+from rnnjax.training.state import TrainState
 
 # Every device reads every kernel at every step, however few its rows are. Forward and backward over
 # 100 steps on two cores, time on one device over that on two: LSTM(512) with 16 rows, 4 MiB for 8

@@ -1,11 +1,10 @@
 """The jitted train step: many optimiser steps in one dispatch, with truncated backpropagation."""
 
-import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,56 +13,14 @@ import optax
 
 from rnnjax.cells.arguments import brief
 from rnnjax.cells.products import at_least_float32
-from rnnjax.errors import InvalidInputError, RnnjaxError
-
-if TYPE_CHECKING:
-    from rnnjax.training.sharding import Sharding
+from rnnjax.errors import InvalidInputError
+from rnnjax.training.sharding import Sharding
+from rnnjax.training.state import TrainState, optimizer_errors
 
 Metrics = dict[str, jax.Array]
 
 # What `fit` records besides the metrics of the loss.
 OF_FIT = {"step", "epoch", "loss", "grad_norm", "skipped", "steps_per_second", "validation_loss"}
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TrainState:
-    """What one optimiser step takes and returns, and what a checkpoint holds.
-
-    Attributes:
-        step: optimiser steps done, an int32 scalar.
-        params: the parameters, any pytree.
-        opt_state: the state of the optax optimiser.
-        carry: the recurrent state that the next batch continues, or ``()`` where batches are
-            independent.
-        key: of the run; step ``n`` draws from ``jax.random.fold_in(key, n)``.
-    """
-
-    step: jax.Array
-    params: Any
-    opt_state: Any
-    carry: Any
-    key: jax.Array
-
-    @classmethod
-    def create(
-        cls,
-        params: Any,
-        optimizer: optax.GradientTransformation,
-        *,
-        key: jax.Array,
-        carry: Any = (),
-    ) -> "TrainState":
-        """The state before the first step, in copies: a step may donate them.
-
-        >>> state = TrainState.create({"w": jnp.ones(3)}, optax.sgd(0.1), key=jax.random.key(0))
-        >>> int(state.step)
-        0
-        """
-        with _sentence("begin"):
-            opt_state = optimizer.init(params)
-        given = params, opt_state, carry, key
-        return cls(jnp.int32(0), *jax.tree.map(jnp.array, given))
 
 
 class LossFunction(Protocol):
@@ -85,7 +42,7 @@ TrainSteps = Callable[[TrainState, Any, int, int], tuple[TrainState, Metrics]]
 def make_train_steps(
     loss_fn: LossFunction,
     optimizer: optax.GradientTransformation,
-    sharding: "Sharding | None" = None,
+    sharding: Sharding | None = None,
     *,
     skip_nonfinite: bool = False,
 ) -> TrainSteps:
@@ -218,23 +175,9 @@ def updated(
         takes = inspect.signature(optimizer.update).parameters
         if all(each.kind != each.VAR_KEYWORD for each in takes.values()):
             more = {name: value for name, value in more.items() if name in takes}
-    with _sentence("make an update"):
+    with optimizer_errors("make an update"):
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **more)
     return optax.apply_updates(state.params, updates), opt_state
-
-
-@contextmanager
-def _sentence(what: str) -> Iterator[None]:
-    """What an optimiser raises, as a sentence."""
-    try:
-        yield
-    except RnnjaxError:
-        raise
-    except Exception as error:
-        raise InvalidInputError(
-            f"the optimizer could not {what} ({type(error).__name__}: {error}); see in its "
-            "documentation what it asks of parameters and arguments, or take another one"
-        ) from error
 
 
 def check_optimizer(optimizer: Any) -> None:

@@ -1,0 +1,67 @@
+"""The state of training: what a step takes and returns, and what a checkpoint holds."""
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rnnjax.errors import InvalidInputError, RnnjaxError
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What one optimiser step takes and returns, and what a checkpoint holds.
+
+    Attributes:
+        step: optimiser steps done, an int32 scalar.
+        params: the parameters, any pytree.
+        opt_state: the state of the optax optimiser.
+        carry: the recurrent state that the next batch continues, or ``()`` where batches are
+            independent.
+        key: of the run; step ``n`` draws from ``jax.random.fold_in(key, n)``.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    carry: Any
+    key: jax.Array
+
+    @classmethod
+    def create(
+        cls,
+        params: Any,
+        optimizer: optax.GradientTransformation,
+        *,
+        key: jax.Array,
+        carry: Any = (),
+    ) -> "TrainState":
+        """The state before the first step, in copies: a step may donate them.
+
+        >>> state = TrainState.create({"w": jnp.ones(3)}, optax.sgd(0.1), key=jax.random.key(0))
+        >>> int(state.step)
+        0
+        """
+        with optimizer_errors("begin"):
+            opt_state = optimizer.init(params)
+        given = params, opt_state, carry, key
+        return cls(jnp.int32(0), *jax.tree.map(jnp.array, given))
+
+
+@contextmanager
+def optimizer_errors(what: str) -> Iterator[None]:
+    """Raise what an optimiser raises as a sentence."""
+    try:
+        yield
+    except RnnjaxError:
+        raise
+    except Exception as error:
+        raise InvalidInputError(
+            f"the optimizer could not {what} ({type(error).__name__}: {error}); see in its "
+            "documentation what it asks of parameters and arguments, or take another one"
+        ) from error
