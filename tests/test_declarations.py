@@ -14,11 +14,9 @@ from cell_table import CELLS, OwnStepCell, grid, layers
 
 import rnnjax
 from rnnjax import Coupling, InvalidInputError, Role
-from rnnjax.interop.onnx.cells import GeneralLSTMCell
 
 DECLARED = {name: cell for name, cell in CELLS.items() if cell.carry is not None} | {
     "indrnn-linear": rnnjax.IndRNNCell(5, activation="linear"),
-    "onnx-lstm": GeneralLSTMCell(5, peephole=True, coupled=True),
     **{f"griffin-{i}": cell for i, cell in enumerate(layers(CELLS["griffin"])) if cell.carry},
 }
 # A memory is affine by what it is, and has no update of its own.

@@ -5,6 +5,7 @@ Each format has a module of its own, which is imported by name: `rnnjax.interop.
 framework, but for the reader of a file format where it needs one.
 """
 
+from rnnjax.interop.convert import load
 from rnnjax.interop.layers import (
     Activation,
     Dense,
@@ -36,5 +37,6 @@ __all__ = [
     "Recurrent",
     "Sequential",
     "export",
+    "load",
     "register",
 ]

@@ -13,17 +13,16 @@ from typing import Any, NoReturn
 from rnnjax.cells import SimpleRNNCell
 from rnnjax.errors import InvalidInputError, RnnjaxError
 from rnnjax.interop import keras, onnx, torch
-from rnnjax.interop.compare import Comparison, SelfCheckError, compare, compare_found
+from rnnjax.interop.compare import Comparison, SelfCheckError, compare
 from rnnjax.interop.layers import Dense, Dropout, Embedding, Layer, OneHotIds, Recurrent
 from rnnjax.interop.model import Functional, Model, Sequential, with_axes
-from rnnjax.interop.onnx.sequential import find_layers
 
 _OF_TORCH = (".safetensors", ".pt", ".pth", ".ckpt")
 SOURCES = (".keras", ".weights.h5", ".h5", ".hdf5", *_OF_TORCH, ".onnx")
 TARGETS = (".keras", ".weights.h5", ".safetensors", ".onnx")
 
 
-def read(
+def load(
     source: str | os.PathLike[str],
     *,
     at: str | None = None,
@@ -31,19 +30,47 @@ def read(
     nonlinearity: str | None = None,
     like: str | os.PathLike[str] | None = None,
 ) -> Model:
-    """Read a model, by the reader of its suffix, which is one of ``SOURCES``.
+    """Read a model of any format, which the name of the file tells.
 
-    ``at``, ``modules`` and ``nonlinearity`` are options of `rnnjax.interop.torch.load`; ``like`` is
-    another file, of any format, with a model of the layers whose weights alone are in ``source``.
+    Args:
+        source: the path of a file of Keras, PyTorch or ONNX.
+        at: where a file of PyTorch has its state dict; see `rnnjax.interop.torch.load`.
+        modules: of a file of PyTorch, in the order in which they run; see there.
+        nonlinearity: of ``nn.RNN`` in a file of PyTorch; see there.
+        like: another file, of Keras or PyTorch, with a model of the layers whose weights alone are
+            in ``source``, a file of Keras.
+
+    Returns:
+        what the ``load`` of the format returns.
+
+    Raises:
+        InvalidInputError: the name ends like that of no format, or an option is one of another.
+        InteropError: the file cannot be read; see the ``load`` of the format.
+
+    >>> import jax, tempfile, rnnjax
+    >>> cell = rnnjax.LSTMCell(5)
+    >>> model = Model.of(cell, cell.init(jax.random.key(0), 3))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     onnx.save(model, f"{folder}/model.onnx")
+    ...     print(load(f"{folder}/model.onnx"))
+    layer  what it is   parameters
+    rnn    LSTMCell(5)  180  bias (20,), kernel (3, 20), recurrent_kernel (5, 20)
+    axes   the graph's own
     """
-    path, suffix = pathlib.Path(source), suffix_of(source, SOURCES)
+    path = pathlib.Path(source)
+    if path.suffix == ".tflite":
+        raise InvalidInputError(
+            f"{path} is a model of TensorFlow Lite, which is not read; take the model from which "
+            "it was made, as *.keras or *.h5"
+        )
+    suffix = suffix_of(source, SOURCES)
     _check_options(path, _OF_TORCH, at=at, modules=modules, nonlinearity=nonlinearity)
     _check_options(path, (".h5", ".hdf5"), like=like)
     if suffix in _OF_TORCH:
         return torch.load(path, at=at, modules=modules, nonlinearity=nonlinearity or "tanh")
     if suffix == ".onnx":
         return onnx.load(path)
-    return keras.load(path, like=None if like is None else _layers(read(like)))
+    return keras.load(path, like=None if like is None else _layers(load(like), "like"))
 
 
 def _check_options(path: pathlib.Path, suffixes: tuple[str, ...], **options: Any) -> None:
@@ -56,20 +83,19 @@ def _check_options(path: pathlib.Path, suffixes: tuple[str, ...], **options: Any
             )
 
 
-def _layers(model: Model) -> Model:
-    """A model of layers in a row: those that are found in it, if it is a graph of ONNX."""
-    if not isinstance(model.network, onnx.Graph):
-        return model
-    found = find_layers(model)
-    compare_found(model, found).insist("the layers that were found in the graph differ from it")
-    return found.model
+def _layers(model: Model, what: str) -> Model:
+    """The model, unless it is a graph of ONNX."""
+    if isinstance(model.network, onnx.Graph):
+        raise InvalidInputError(
+            f"{what} holds layers, but this model is a graph of ONNX; keep it as *.onnx, or take "
+            "the model from the framework that it was exported from"
+        )
+    return model
 
 
 def write(model: Model, target: str | os.PathLike[str], **options: Any) -> Model:
     """Write a model, by the writer of the suffix; returns the model as it was written.
 
-    It is another only where a graph of ONNX goes to a format of layers: these are found in it, and
-    compared with it.
     Options are those of `rnnjax.interop.onnx.to_proto`; the other formats have none.
     """
     path, suffix = pathlib.Path(target), suffix_of(target, TARGETS)
@@ -77,12 +103,12 @@ def write(model: Model, target: str | os.PathLike[str], **options: Any) -> Model
         raise InvalidInputError(
             f"{', '.join(options)} are options of .onnx files, but {path} is none; leave them out"
         )
-    if not isinstance(model.network, onnx.Graph):
-        model = with_axes(model, True)  # as it is read back
     if suffix == ".onnx":
+        if not isinstance(model.network, onnx.Graph):
+            model = with_axes(model, True)  # as it is read back
         onnx.save(model, path, **options)
         return model
-    model = _layers(model)
+    model = with_axes(_layers(model, f"a file named *{suffix}"), True)
     (torch if suffix == ".safetensors" else keras).save(model, path)
     return model
 
@@ -161,8 +187,7 @@ def read_back(model: Model, target: str | os.PathLike[str]) -> Model:
     """
     path, suffix = pathlib.Path(target), suffix_of(target, TARGETS)
     if suffix == ".onnx":
-        own = isinstance(model.network, onnx.Graph) and model.network.exchanged is None
-        return onnx.load(path, time_first=not own)
+        return onnx.load(path)
     if suffix == ".keras":
         read = keras.load(path)
         ids = [layer for layer in model.layers.values() if isinstance(layer, OneHotIds)]
@@ -201,7 +226,7 @@ def _as_before(layer: Layer, read: Layer) -> Layer:
 class Written:
     """A file that was written and compared with its source."""
 
-    model: Model  # the source, or the layers that were found in its graph
+    model: Model  # the source
     left_out: Sequence[str]  # those that the format does not hold, in words
     size: int  # of the file in bytes
     check: Comparison  # of the file, read back, against model
@@ -331,7 +356,7 @@ def _read(given: argparse.Namespace) -> Model:
     options = {name: getattr(given, name) for name in ("at", "modules", "nonlinearity", "like")}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        model = read(given.source, **options)
+        model = load(given.source, **options)
     for one in caught:
         print(f"warning: {one.message}", file=sys.stderr)
     return model

@@ -1,5 +1,6 @@
 """A model as one program that needs no Python: the state goes in and comes out."""
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -9,9 +10,10 @@ import numpy as np
 from jax import export as jax_export
 from jax.export import Exported
 
-from rnnjax.errors import InvalidInputError
+from rnnjax.errors import InvalidInputError, RnnjaxError
 from rnnjax.interop.compare import random_inputs
 from rnnjax.interop.model import Functional, Model, check_model
+from rnnjax.interop.onnx.graph import Graph
 
 
 def export(
@@ -82,4 +84,19 @@ def export(
 
 
 def _shapes(model: Model, steps: int, batch: int) -> Any:
-    return random_inputs(model, np.random.default_rng(0), steps, batch)
+    sizes = (batch, steps) if _has_batch_first(model) else (steps, batch)
+    return random_inputs(model, np.random.default_rng(0), *sizes)
+
+
+def _has_batch_first(model: Model) -> bool:
+    """Whether the first free axis of a graph of ONNX is the batch: its states tell."""
+    if not isinstance(model.network, Graph):
+        return False
+    steps, batch = 5, 3
+    carry = model.initial_carry((batch,))
+    for batch_first, sizes in ((False, (steps, batch)), (True, (batch, steps))):
+        xs = random_inputs(model, np.random.default_rng(0), *sizes)
+        with contextlib.suppress(RnnjaxError, TypeError, ValueError):
+            jax.eval_shape(model.apply, model.params, xs, carry)
+            return batch_first
+    return False

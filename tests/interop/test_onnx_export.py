@@ -401,22 +401,6 @@ def test_cells_come_back_with_the_same_arrays(name: str, random_like: Any) -> No
         initial_states(read)
 
 
-def test_a_whole_model_comes_back_as_layers(random_like: Any, assert_close: Any) -> None:
-    model = random_model(
-        random_like,
-        OneHotIds("ids", 5),
-        Recurrent("first", LSTMCell(3)),
-        Recurrent("second", Bidirectional(GRUCell(HIDDEN)), return_sequences=False),
-        Dense("head", 3, "softmax"),
-    )
-    again = reader.to_sequential(reader.load(to_proto(model)))
-    kinds = [type(layer) for layer in again.layers.values()]
-    assert kinds == [type(layer) for layer in model.layers.values()]
-    for a, b in zip(jax.tree.leaves(model.params), jax.tree.leaves(again.params), strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert_close(again(inputs_of(model))[1], model(inputs_of(model))[1], 1e-6)
-
-
 # --- What cannot be written ---
 
 CANNOT = {

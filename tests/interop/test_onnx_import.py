@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import onnx
+import optax
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
@@ -21,16 +22,14 @@ import rnnjax
 from rnnjax import InteropError, InvalidInputError
 from rnnjax.interop import (
     Dense,
-    Dropout,
     Embedding,
     Model,
     OneHotIds,
     Recurrent,
     Sequential,
-    convert,
 )
 from rnnjax.interop import onnx as rnnjax_onnx
-from rnnjax.interop.onnx.graph import Graph
+from rnnjax.interop.onnx.graph import Constants, Graph
 
 TIME, BATCH, FEATURES, HIDDEN = 5, 3, 2, 4
 TOLERANCE = 1e-5  # of the largest entry of each array
@@ -161,38 +160,27 @@ def last_step() -> Any:
 
 IDS = np.random.default_rng(1).integers(0, 6, (TIME, BATCH))
 GRAPHS = {
-    "tagger": (tagger, normal(BATCH, TIME, FEATURES), (1, 0, 2)),
-    "classifier": (classifier, normal(TIME, BATCH, FEATURES), None),
-    "last_step": (last_step, IDS, None),
+    "tagger": (tagger, normal(BATCH, TIME, FEATURES)),
+    "classifier": (classifier, normal(TIME, BATCH, FEATURES)),
+    "last_step": (last_step, IDS),
 }
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-def test_graphs_equal_the_reference_and_are_rows_of_layers(name: str, assert_close: Any) -> None:
-    make, xs, order = GRAPHS[name]
+def test_graphs_equal_the_reference(name: str, assert_close: Any) -> None:
+    """With the graph's own axes, whichever these are."""
+    make, xs = GRAPHS[name]
     proto = make()
-    model = rnnjax_onnx.load(proto, time_first=False)
-    (x_name,) = graph_of(model).data_inputs
-    plain = onnx.ModelProto()
-    plain.CopyFrom(proto)
-    for node in plain.graph.node:  # the reference knows no activations but the defaults
+    for node in proto.graph.node:  # the reference knows no activations but the defaults
         if node.op_type == "RNN":
             del node.attribute[:]
             node.attribute.append(helper.make_attribute("hidden_size", HIDDEN))
             node.attribute.append(helper.make_attribute("direction", "reverse"))
-            model_to_judge = rnnjax_onnx.load(plain)
-            break
-    else:
-        model_to_judge = model
-    expected = by_reference(plain, {x_name: xs})
-    _, ys = jax.jit(model_to_judge.apply)(model_to_judge.params, xs)
-    assert_close(ys, expected["y"], TOLERANCE)
-    # The same as a row of layers, time first.
-    row = rnnjax_onnx.to_sequential(model)
-    assert isinstance(row.network, Sequential)
-    flipped = xs if order is None else np.transpose(xs, order)
-    ys, by_row = jax.device_get(jax.jit(lambda a, b: (model(a)[1], row(b)[1]))(xs, flipped))
-    assert_close(by_row if order is None else np.transpose(by_row, order), ys, TOLERANCE)
+    model = rnnjax_onnx.load(proto)
+    (x_name,) = graph_of(model).data_inputs
+    _, ys = jax.jit(model.apply)(model.params, xs)
+    assert_close(ys, by_reference(proto, {x_name: xs})["y"], TOLERANCE)
+    assert str(model).endswith("the graph's own")
 
 
 def test_layers_have_names_and_rnnjaxs_layout() -> None:
@@ -200,23 +188,43 @@ def test_layers_have_names_and_rnnjaxs_layout() -> None:
     cell = rnnjax.GRUCell(HIDDEN)
     assert model.layers == {
         "model/gru/scan": Recurrent("model/gru/scan", cell),
-        "model/dense": Dense("model/dense", 3),
+        "constants": Constants(),
     }
-    params = model.params["model/gru/scan"]
-    assert {name: array.shape for name, array in params.items()} == {
-        "kernel": (FEATURES, 12),
-        "recurrent_kernel": (HIDDEN, 12),
-        "bias": (12,),
-        "recurrent_bias": (12,),
+    shapes = jax.tree.map(np.shape, model.params)
+    assert shapes == {
+        "model/gru/scan": {
+            "kernel": (FEATURES, 12),
+            "recurrent_kernel": (HIDDEN, 12),
+            "bias": (12,),
+            "recurrent_bias": (12,),
+        },
+        "constants": {"kernel": (HIDDEN, 3), "bias": (3,)},
     }
     assert "GRUCell(4)" in str(model)
-    row = rnnjax_onnx.to_sequential(model).network
-    assert isinstance(row, Sequential)
-    assert row.chain[1] == Dense("model/dense", 3, "softmax")
     assert hash(model.network) == hash(rnnjax_onnx.load(tagger()).network)
-    seen = rnnjax_onnx.to_sequential(rnnjax_onnx.load(last_step())).network
-    assert isinstance(seen, Sequential)
-    assert seen.chain[2] == Dropout("dropout", rnnjax.Dropout(0.5))
+
+
+def test_what_is_no_weight_is_not_trained() -> None:
+    """A bias of one number is; statistics, values of one-hot vectors and single numbers are not."""
+    arrays = {name: np.ones(2, np.float32) for name in ("scale", "shift", "mean", "variance")}
+    arrays |= {
+        "kernel": normal(2, 1),
+        "bias": normal(1),
+        "epsilon": np.float32(1e-5).reshape(1),
+        "half": np.float32(0.5),
+        "values": np.array([0, 1], np.float32),
+        "depth": np.array(2),
+    }
+    nodes = [
+        helper.make_node("OneHot", ["ids", "depth", "values"], ["x"]),
+        helper.make_node("BatchNormalization", ["x", "scale", "shift", "mean", "variance"], ["n"]),
+        helper.make_node("Mul", ["n", "half"], ["m"]),
+        helper.make_node("Add", ["m", "epsilon"], ["a"]),
+        helper.make_node("MatMul", ["a", "kernel"], ["p"]),
+        helper.make_node("Add", ["p", "bias"], ["y"]),
+    ]
+    proto = make_proto(nodes, [value("ids", ["N"], TensorProto.INT64)], ["y"], arrays)
+    assert set(rnnjax_onnx.load(proto).params["constants"]) == {"scale", "shift", "kernel", "bias"}
 
 
 # --- What PyTorch exports ---
@@ -284,12 +292,11 @@ def test_models_of_torch_stream_and_train(name: str, assert_close: Any) -> None:
     """States given by name, in the carry, or in two pieces give what PyTorch gives."""
     kind, options = TAGGERS[name]
     export = torch_tagger(kind, **options)
-    model = rnnjax_onnx.load(export.file, time_first=False)
+    model = rnnjax_onnx.load(export.file)
     graph = graph_of(model)
     assert graph.data_inputs == ("ids",)
     assert len(graph.outputs) == 1  # the final states are in the carry
-    assert isinstance(model.layers["embedding"], Embedding)
-    assert isinstance(model.layers["fc"], Dense)
+    assert set(model.params["constants"]) >= {"embedding.weight", "fc.bias"}
     assert ("rnn_1" in model.layers) == (options.get("num_layers") == 2)
 
     carry, ys = jax.jit(model.apply)(model.params, export.given)
@@ -322,89 +329,6 @@ def test_models_of_torch_stream_and_train(name: str, assert_close: Any) -> None:
         assert_close(np.concatenate([head, tail], axis=axis), export.outputs[0], TOLERANCE)
         assert_close(after, carry, TOLERANCE)
 
-    row = rnnjax_onnx.to_sequential(model)
-    time_first = np.swapaxes(ids, 0, 1) if options.get("batch_first") else ids
-    _, by_row = jax.jit(row.__call__)(time_first, before)
-    by_row = np.swapaxes(by_row, 0, 1) if options.get("batch_first") else by_row
-    assert_close(by_row, export.outputs[0], TOLERANCE)
-
-    lengths = np.array([2, TIME, 3])
-    _, cut = run(ids, before, lengths=lengths)
-    _, expected = jax.jit(row.__call__)(time_first, before, lengths=lengths)
-    expected = np.swapaxes(expected, 0, 1) if options.get("batch_first") else expected
-    assert_close(cut, expected, TOLERANCE)
-
-
-@pytest.mark.parametrize("name", TAGGERS)
-def test_data_of_torch_is_time_first(name: str, assert_close: Any) -> None:
-    """Ids, logits and the steps that are marked, whether the export has batch first or not."""
-    kind, options = TAGGERS[name]
-    export = torch_tagger(kind, **options)
-    turned = (1, 0) if options.get("batch_first") else (0, 1)
-    model = rnnjax_onnx.load(export.file)
-    assert str(model).endswith("axes       time first")
-    given = {**export.given, "ids": export.given["ids"].transpose(turned)}
-    _, ys = jax.jit(model.__call__)(given)
-    assert_close(ys, export.outputs[0].transpose(*turned, 2), TOLERANCE)
-
-
-@pytest.mark.slow
-def test_data_of_two_hundred_models_of_torch_is_time_first(assert_close: Any) -> None:
-    """Drawn ones; shown with ``-s``: how many of them had batch first."""
-    rng, batch_first = np.random.default_rng(0), 0
-    for _ in range(200):
-        kind = str(rng.choice(["LSTM", "GRU", "RNN"]))
-        options: dict[str, Any] = {
-            "num_layers": int(rng.integers(1, 4)),
-            **{name: bool(rng.integers(2)) for name in ("bidirectional", "batch_first", "bias")},
-        }
-        export = torch_tagger(kind, **options)
-        turned = (1, 0) if options["batch_first"] else (0, 1)
-        batch_first += options["batch_first"]
-        model = rnnjax_onnx.load(export.file)
-        assert str(model).endswith("axes       time first"), (kind, options)
-        given = {**export.given, "ids": export.given["ids"].transpose(turned)}
-        _, ys = jax.jit(model.__call__)(given)
-        assert_close(ys, export.outputs[0].transpose(*turned, 2), TOLERANCE)
-    print(f"{batch_first} of 200 had batch first")
-
-
-def test_data_is_time_first_where_its_axes_can_be_followed(
-    tmp_path: pathlib.Path, assert_close: Any
-) -> None:
-    proto, xs = tagger(), normal(TIME, BATCH, FEATURES)
-    model, own = rnnjax_onnx.load(proto), rnnjax_onnx.load(proto, time_first=False)
-    assert graph_of(model).exchanged == ("x", "y")
-    assert str(own).endswith("the graph's own")
-    ys = jax.jit(model.__call__)(xs)[1]
-    assert_close(ys, np.swapaxes(jax.jit(own.__call__)(np.swapaxes(xs, 0, 1))[1], 0, 1), 0)
-    assert_close(ys, jax.jit(rnnjax_onnx.to_sequential(model).__call__)(xs)[1], TOLERANCE)
-    with pytest.raises(
-        InvalidInputError, match=r"\(any, any, 2\), but got .*; the axes are time f"
-    ):
-        model(xs[..., :1])
-    for one in (model, own):
-        convert.write_checked(one, tmp_path / "a.onnx", force=True)
-        convert.write_checked(one, tmp_path / "a.keras", force=True)
-    last = rnnjax_onnx.load(changed(copied(proto), end_at_last_step))
-    assert graph_of(last).exchanged == ("x",)
-    assert_close(jax.jit(last.__call__)(xs)[1], np.asarray(ys)[-1], TOLERANCE)
-    mixed = rnnjax_onnx.load(changed(copied(proto), mix_steps))
-    assert str(mixed).endswith("the graph's own")
-
-
-def end_at_last_step(graph: Any) -> None:
-    """The output is that of the last step, ``(batch, size)``."""
-    graph.node.append(helper.make_node("Gather", ["y", "end"], ["last"], axis=1))
-    graph.initializer.append(numpy_helper.from_array(np.array(-1), "end"))
-    graph.output[0].CopyFrom(value("last", ["N", 3]))
-
-
-def mix_steps(graph: Any) -> None:
-    """A softmax over time stands before the recurrent node."""
-    graph.node.insert(0, helper.make_node("Softmax", ["x"], ["mixed"], axis=1))
-    graph.node[1].input[0] = "mixed"
-
 
 def test_gradients_are_those_of_torch(assert_close: Any) -> None:
     """Under jit, with respect to the parameters in rnnjax's layout."""
@@ -423,8 +347,71 @@ def test_gradients_are_those_of_torch(assert_close: Any) -> None:
         "kernel": lstm.weight_ih_l0.grad.numpy().T,
         "recurrent_kernel": lstm.weight_hh_l0.grad.numpy().T,
         "bias": lstm.bias_ih_l0.grad.numpy(),
+        "recurrent_bias": lstm.bias_hh_l0.grad.numpy(),
     }
     assert_close(gradients, expected, TOLERANCE)
+
+
+OPTIMIZERS: dict[str, tuple[Any, Any]] = {
+    "sgd": (optax.sgd(0.1), lambda torch, p: torch.optim.SGD(p, 0.1)),
+    "momentum": (
+        optax.sgd(0.05, momentum=0.9),
+        lambda torch, p: torch.optim.SGD(p, 0.05, momentum=0.9),
+    ),
+    "adam": (optax.adam(1e-3), lambda torch, p: torch.optim.Adam(p, 1e-3)),
+    "adamw": (
+        optax.adamw(1e-3, weight_decay=0.1),
+        lambda torch, p: torch.optim.AdamW(p, 1e-3, weight_decay=0.1),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
+def test_fine_tuning_is_that_of_torch(kind: str, assert_close: Any) -> None:
+    """Twenty steps of each optimizer: both biases of a gate move, as they do there."""
+    torch = pytest.importorskip("torch", reason="torch is in the extra `parity`")
+
+    class Tagger(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = getattr(torch.nn, kind)(FEATURES, HIDDEN)
+            self.fc = torch.nn.Linear(HIDDEN, 1)
+
+        def forward(self, x: Any) -> Any:
+            return self.fc(self.rnn(x)[0])
+
+    module, xs = Tagger(), normal(TIME, BATCH, FEATURES)
+    export = Export(module, (torch.tensor(xs),), ["x"])
+    begin = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    model, targets = rnnjax_onnx.load(export.file), normal(TIME, BATCH, 1)
+
+    def loss(params: Any) -> jax.Array:
+        return jnp.mean((model.apply(params, xs)[1] - targets) ** 2)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def tuned(name: str, params: Any) -> Any:
+        optimizer = OPTIMIZERS[name][0]
+
+        def step(state: Any, _: None) -> Any:
+            params, inner = state
+            updates, inner = optimizer.update(jax.grad(loss)(params), inner, params)
+            return (optax.apply_updates(params, updates), inner), None
+
+        (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), length=20)
+        return params
+
+    for name, (_, make) in OPTIMIZERS.items():
+        module.load_state_dict(begin)
+        optimizer = make(torch, module.parameters())
+        for _ in range(20):
+            optimizer.zero_grad()
+            ((module(torch.tensor(xs)) - torch.tensor(targets)) ** 2).mean().backward()
+            optimizer.step()
+        params = tuned(name, model.params)
+        with torch.no_grad():
+            expected = module(torch.tensor(xs)).numpy()
+        assert_close(model.apply(params, xs)[1], expected, TOLERANCE)
+        assert set(params["rnn"]) >= {"bias", "recurrent_bias"}
 
 
 @pytest.mark.parametrize("fold", [True, False], ids=["folded", "not folded"])
@@ -451,12 +438,10 @@ def test_packed_sequences_and_computed_states_of_torch(fold: bool, assert_close:
         dynamic_axes={"x": {0: "time", 1: "batch"}, "lengths": {0: "batch"}},
     )
     model = rnnjax_onnx.load(export.file)
-    carry, ys = model(export.given["x"], lengths=np.array([TIME, 3, 2]))
-    _, by_input = model(export.given)
+    carry, ys = model(export.given)
     outputs = [ys] if not isinstance(ys, dict) else list(ys.values())
     assert_close(outputs[0], export.outputs[0], TOLERANCE)
-    assert_close(by_input, ys, TOLERANCE)
-    assert set(model.params) == {"gru"}
+    assert set(model.params) == {"gru"} if fold else {"constants"}
     assert isinstance(carry["gru"], rnnjax.Directions)
     untouched = rnnjax_onnx.update(model)
     assert untouched == onnx.load_from_string(export.file)
@@ -479,9 +464,6 @@ def test_update_changes_what_was_trained_and_nothing_else(assert_close: Any) -> 
         again = rnnjax_onnx.load(changed)
         assert again.network == model.network
         assert_close(again.params, params, TOLERANCE)
-    second = numpy_helper.to_array(next(t for t in proto.graph.initializer if t.name == "B"))
-    after = numpy_helper.to_array(next(t for t in changed.graph.initializer if t.name == "B"))
-    np.testing.assert_array_equal(after[0, HIDDEN:], second[0, HIDDEN:])  # the second bias stays
 
 
 def test_update_of_an_old_file_passes_the_checker(assert_close: Any) -> None:
@@ -506,10 +488,8 @@ def test_update_needs_an_imported_model_and_its_parameters() -> None:
     cell = rnnjax.LSTMCell(2)
     with pytest.raises(InvalidInputError, match=r"came from rnnjax.interop.onnx.load"):
         rnnjax_onnx.update(Model.of(cell, cell.init(jax.random.key(0), 2)))
-    with pytest.raises(InvalidInputError, match=r"came from rnnjax.interop.onnx.load"):
-        rnnjax_onnx.to_sequential(Model.of(cell, cell.init(jax.random.key(0), 2)))
     model = rnnjax_onnx.load(tagger())
-    wrong = Model(model.network, {**model.params, "model/dense": {}}, model.origin)
+    wrong = Model(model.network, {**model.params, "model/gru/scan": {}}, model.origin)
     with pytest.raises(InvalidInputError, match="do not belong to this model"):
         rnnjax_onnx.update(wrong)
 
@@ -535,7 +515,7 @@ def tied() -> Any:
 def test_a_tensor_of_two_nodes_is_one_parameter(assert_close: Any) -> None:
     proto = tied()
     model = rnnjax_onnx.load(proto)
-    assert set(model.params["constants"]) == {"table"}
+    assert set(model.params["constants"]) == {"table", "down"}
     run = jax.jit(model.apply)
     assert_close(run(model.params, IDS)[1], by_reference(proto, {"ids": IDS})["y"], TOLERANCE)
     params = jax.tree.map(lambda array: 2 * np.asarray(array), model.params)
@@ -544,8 +524,6 @@ def test_a_tensor_of_two_nodes_is_one_parameter(assert_close: Any) -> None:
     assert_close(run(params, IDS)[1], expected, TOLERANCE)
     gradients = jax.jit(jax.grad(lambda p: model.apply(p, IDS)[1].sum()))(model.params)
     assert np.all(np.isfinite(gradients["constants"]["table"]))
-    with pytest.raises(InteropError, match="no row of layers: at node 0"):
-        rnnjax_onnx.to_sequential(model)
 
 
 # --- States and lengths ---
@@ -598,54 +576,12 @@ def test_constant_lengths(assert_close: Any) -> None:
         model(xs[:4])
 
 
-def test_lengths_and_resets_where_time_is_not_first(assert_close: Any) -> None:
-    """With layout 1 marks are time first all the same; where time was moved they are refused."""
-    time_first, batch_first = one_lstm(), one_lstm(layout=1)
-    del batch_first.graph.initializer[:]
-    batch_first.graph.initializer.extend(time_first.graph.initializer)
-    xs = normal(TIME, BATCH, FEATURES)
-    marks = {
-        "lengths": np.array([2, 5, 4]),
-        "resets": np.random.default_rng(3).random((TIME, BATCH)) < 0.3,
-    }
-    carry, ys = jax.jit(rnnjax_onnx.load(time_first).__call__)(xs, **marks)
-    own = rnnjax_onnx.load(batch_first, time_first=False)
-    turned_carry, turned = jax.jit(own.__call__)(np.swapaxes(xs, 0, 1), **marks)
-    assert_close(np.transpose(turned, (1, 2, 0, 3)), ys, TOLERANCE)
-    assert_close(turned_carry, carry, TOLERANCE)
-    again_carry, again = jax.jit(rnnjax_onnx.load(batch_first).__call__)(xs, **marks)
-    assert_close(again, np.swapaxes(turned, 0, 1), 0)
-    assert_close(again_carry, carry, TOLERANCE)
-    nodes = [
-        helper.make_node("Slice", ["x", "last", "first", "zero", "last"], ["flipped"]),
-        helper.make_node("LSTM", ["flipped", "W", "R", "B"], ["Y"], "flip", hidden_size=HIDDEN),
-    ]
-    arrays = weights(4) | {
-        "last": np.array([-1], np.int64),
-        "first": np.array([-(2**40)], np.int64),
-        "zero": np.array([0], np.int64),
-    }
-    model = rnnjax_onnx.load(make_proto(nodes, [value("x", [None, None, FEATURES])], ["Y"], arrays))
-    assert jax.eval_shape(model.__call__, xs)[1].shape == (TIME, 1, BATCH, HIDDEN)
-    with pytest.raises(InvalidInputError, match=r"node 'flip'.*does not get the steps"):
-        model(xs, lengths=marks["lengths"])
-
-
-def test_lengths_mean_nothing_behind_a_softmax_over_time() -> None:
-    xs, lengths = normal(TIME, BATCH, FEATURES), np.array([3, 5, 1])
-    for axis in (0, 2):
-        nodes = [
-            helper.make_node("Softmax", ["x"], ["s"], axis=axis),
-            helper.make_node("GRU", ["s", "W", "R", "B"], ["Y"], hidden_size=HIDDEN),
-        ]
-        proto = make_proto(nodes, [value("x", ["T", "N", FEATURES])], ["Y"], weights(3))
-        model = rnnjax_onnx.load(proto)
-        if axis == 0:
-            with pytest.raises(InvalidInputError, match=r"node 1 .GRU. does not get the steps"):
-                model(xs, lengths=lengths)
-        else:
-            _, ys = jax.jit(model.__call__)(xs, lengths=lengths)
-            assert not np.any(np.asarray(ys)[1:, :, 2])
+def test_marks_of_time_are_refused() -> None:
+    """Which axis is time, and whether a node turns it round, is known to the graph alone."""
+    xs, model = normal(TIME, BATCH, FEATURES), rnnjax_onnx.load(one_lstm())
+    for marks in ({"lengths": np.array([2, 5, 4])}, {"resets": np.zeros((TIME, BATCH), bool)}):
+        with pytest.raises(InvalidInputError, match="or use its own sequence_lens"):
+            model(xs, **marks)
 
 
 def test_dropout_drops_with_a_key() -> None:
@@ -754,14 +690,14 @@ def cycle(graph: Any) -> None:
 BAD = {
     "missing input": (rename_input, "no earlier node, input or initialiser makes its input"),
     "cycle": (cycle, "no earlier node"),
-    "operator": (own_operator, "the operator LSTM of 'com.example' is not read here; those that"),
-    "branch": (add_branch, "_branch takes inputs, .*, but a branch has none"),
+    "operator": (own_operator, "the operator LSTM of 'com.example' is not read here; export"),
+    "branch": (add_branch, "one of its branches takes inputs, but a branch has none"),
     "direction": (set_attribute("direction", "up"), "'up' is no direction"),
     "type of attribute": (set_attribute("hidden_size", 4.0), "'hidden_size' is of another type"),
     "attribute": (set_attribute("units", 4), "has no attributes .'units'."),
     "hidden_size": (set_attribute("hidden_size", 3), "its W is float32.1, 16, 2., but with 3"),
     "directions": (set_attribute("direction", "bidirectional"), "2 directions it should be floats"),
-    "clip": (set_attribute("clip", -1.0), "clip is -1.0, but should be positive"),
+    "clip": (set_attribute("clip", 1.0), "it clips at 1.0, which no cell does"),
     "activation": (set_attribute("activations", ["Sin", "Tanh", "Tanh"]), "'Sin' is not an activ"),
     "activations": (set_attribute("activations", ["Tanh"]), "1 activations, but LSTM takes 3"),
     "numbers": (
@@ -859,7 +795,7 @@ def test_absurd_shapes_are_refused() -> None:
             helper.make_node("Add", ["x", "float"], ["y"]),
         ]
         model = rnnjax_onnx.load(make_proto(nodes, [value("x", [2])], ["y"], arrays))
-        with pytest.raises(InteropError, match=r"at most (16,777,216|268,435,456) elements"):
+        with pytest.raises(InteropError, match=r"at most [\d,]+ elements may still be made"):
             model(normal(2))
 
 
@@ -873,16 +809,13 @@ def test_absurd_shapes_are_refused() -> None:
         ("ConvTranspose", [normal(1, 1, 3)], {"output_shape": [2**40]}),
         ("MaxPool", [], {"kernel_shape": [2**30], "pads": [2**29, 2**29]}),
         ("AveragePool", [], {"kernel_shape": [2**30], "pads": [2**29, 2**29]}),
-        ("Einsum", [normal(2**10)] * 3, {"equation": "nct,a,b,d->ctabd"}),
     ],
 )
 def test_absurd_sizes_are_refused(operator: str, held: Any, attributes: Any) -> None:
     arrays = {f"a{i}": array for i, array in enumerate(held)}
     nodes = [helper.make_node(operator, ["x", *arrays], ["y"], **attributes)]
     model = rnnjax_onnx.load(make_proto(nodes, [value("x", [1, 1, 8])], ["y"], arrays))
-    with pytest.raises(
-        InteropError, match=r"268,435,456 elements are made|take away more"
-    ) as caught:
+    with pytest.raises(InteropError, match=r"elements may still be made|take away more") as caught:
         model(normal(1, 1, 8))
     assert "\n" not in str(caught.value)
 
@@ -928,7 +861,7 @@ def test_a_constant_beside_the_model_is_in_it_behind(tmp_path: pathlib.Path) -> 
 
 def test_external_data_beside_the_model(tmp_path: pathlib.Path, assert_close: Any) -> None:
     path = with_external(tmp_path)
-    model = rnnjax_onnx.load(path, time_first=False)
+    model = rnnjax_onnx.load(path)
     inside = onnx.load(os.fspath(path))  # which reads them as well
     xs = normal(BATCH, TIME, FEATURES)
     assert_close(model(xs)[1], by_reference(inside, {"x": xs})["y"], TOLERANCE)
@@ -959,78 +892,6 @@ def test_external_data_elsewhere_are_refused(
     (tmp_path / "link.bin").symlink_to(tmp_path / "data.bin")
     with pytest.raises(InteropError, match=message):
         rnnjax_onnx.load(path)
-
-
-# --- What is no row of layers ---
-
-
-LOOKS_LIKE_LAYERS = {
-    "reshape": ("bidirectional", [
-        helper.make_node("Transpose", ["h"], ["t"], perm=[1, 0, 2]),
-        helper.make_node("Reshape", ["t", "shape"], ["y"]),
-    ], "values are arranged as"),
-    "flatten": ("forward", [
-        helper.make_node("Squeeze", ["h", "zero"], ["s"]),
-        helper.make_node("Flatten", ["s"], ["y"], axis=0),
-    ], "axes are joined"),
-    "cast": ("forward", [
-        helper.make_node("Squeeze", ["h", "zero"], ["s"]),
-        helper.make_node("Cast", ["s"], ["i"], to=TensorProto.INT32),
-        helper.make_node("Cast", ["i"], ["y"], to=TensorProto.FLOAT),
-    ], "features become int32"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", LOOKS_LIKE_LAYERS)
-def test_what_only_looks_like_layers_is_refused(name: str) -> None:
-    direction, nodes, message = LOOKS_LIKE_LAYERS[name]
-    gru = helper.make_node(
-        "GRU", ["x", "W", "R", "B"], ["", "h"], hidden_size=HIDDEN, direction=direction
-    )
-    arrays = weights(3, 2 if direction == "bidirectional" else 1) | {
-        "shape": np.array([-1, HIDDEN]),
-        "zero": np.array([0]),
-    }
-    model = rnnjax_onnx.load(
-        make_proto([gru, *nodes], [value("x", ["T", "N", FEATURES])], ["y"], arrays)
-    )
-    with pytest.raises(InteropError, match=message):
-        rnnjax_onnx.to_sequential(model)
-
-
-def test_other_numbers_than_zero_and_one_are_no_one_hot_vectors() -> None:
-    proto = last_step()
-    replace("values", np.array([0.25, 1.75], np.float32))(proto.graph)
-    with pytest.raises(InteropError, match="the vectors are not of 0 and 1"):
-        rnnjax_onnx.to_sequential(rnnjax_onnx.load(proto))
-
-
-def test_the_first_node_that_does_not_fit_is_named() -> None:
-    branches = [
-        helper.make_node("LSTM", ["x", "W", "R", "B"], ["Y"], hidden_size=HIDDEN),
-        helper.make_node("Squeeze", ["Y", "one"], ["s"]),
-        helper.make_node("MatMul", ["s", "k"], ["m"], "first"),
-        helper.make_node("Add", ["m", "s"], ["y"], "residual"),
-    ]
-    arrays = weights(4) | {"one": np.array([1], np.int64), "k": normal(HIDDEN, HIDDEN)}
-    x = [value("x", [None, None, FEATURES])]
-    with pytest.raises(InteropError, match=r"at node 'residual' .Add. something else"):
-        rnnjax_onnx.to_sequential(rnnjax_onnx.load(make_proto(branches, x, ["y"], arrays)))
-    with pytest.raises(InteropError, match="one input and one output"):
-        rnnjax_onnx.to_sequential(rnnjax_onnx.load(make_proto(branches, x, ["y", "s"], arrays)))
-    row = rnnjax_onnx.to_sequential(rnnjax_onnx.load(make_proto(branches, x, ["Y"], arrays)))
-    assert list(row.layers) == ["lstm"]
-    both = [
-        helper.make_node(
-            "LSTM", ["x", "W", "R", "B"], ["Y"], hidden_size=HIDDEN, direction="bidirectional"
-        ),
-        helper.make_node("MatMul", ["Y", "k"], ["y"]),
-    ]
-    arrays |= weights(4, 2)
-    with pytest.raises(InteropError, match="two directions come in that are not concatenated"):
-        rnnjax_onnx.to_sequential(rnnjax_onnx.load(make_proto(both, x, ["y"], arrays)))
-    with pytest.raises(InteropError, match="the output 'Y' is not what the last layer makes"):
-        rnnjax_onnx.to_sequential(rnnjax_onnx.load(make_proto(both, x, ["Y"], arrays)))
 
 
 # --- There and back ---
@@ -1080,12 +941,8 @@ def test_what_rnnjax_writes_comes_back(name: str, lengths: bool, assert_close: A
     model = ROWS[name]
     proto = rnnjax_onnx.to_proto(model, lengths=lengths)
     graph = rnnjax_onnx.load(proto)
-    back = rnnjax_onnx.to_sequential(graph)
-    assert jax.tree.structure(back.params) == jax.tree.structure(model.params)
-    jax.tree.map(np.testing.assert_array_equal, back.params, model.params)
     marks = {"lengths": np.array([2, TIME, 4])} if lengths else {}
     expected = jax.jit(model.__call__)(IDS, **marks)
-    assert_close(jax.jit(back.__call__)(IDS, **marks), expected, TOLERANCE)
     assert_close(jax.jit(graph.__call__)({"ids": IDS, **marks}), expected, TOLERANCE)
     assert rnnjax_onnx.to_proto(graph) == proto
 
@@ -1108,10 +965,6 @@ HOSTILE = {
     "the sum of nothing, many times": (
         [("ConstantOfShape", ["size"], {}), ("ReduceSum", ["y0", "axis"], {"keepdims": 0})],
         {"size": np.array([0, 2**17, 2**17]), "axis": np.array([0])},
-    ),
-    "a triangle of nothing": (
-        [("ConstantOfShape", ["size"], {}), ("Trilu", ["y0"], {})],
-        {"size": np.array([0, 2**20, 2**20])},
     ),
     "more parts than outputs": ([("Split", ["x"], {"num_outputs": 2**28})], {}),
 }
@@ -1139,23 +992,12 @@ def test_fewer_outputs_than_are_named_are_said() -> None:
         rnnjax_onnx.load(unchecked([node], ["y", "z"], {"yes": np.array(True)}))(normal(2, 3))
 
 
-def test_names_that_each_value_inside_would_repeat_are_refused() -> None:
-    one = helper.make_graph(
-        [helper.make_node("Neg", ["x"], ["inner"])], "branch", [], [value("inner", None)]
-    )
-    node = helper.make_node("If", ["yes"], ["y" * 10**5], then_branch=one, else_branch=one)
-    with pytest.raises(InteropError, match=r"has 100,0\d\d letters, but at most 4,096"):
-        rnnjax_onnx.load(unchecked([node], ["y" * 10**5], {"yes": np.array(True)}))
-
-
 @pytest.mark.parametrize(
     ("operator", "expected"),
     [
-        ("ReduceL1", [[1, 2, 3]]),
-        ("ReduceSumSquare", [[1, 4, 9]]),
         ("ReduceSum", [[-1, 2, -3]]),
         ("ReduceMax", [[-1, 2, -3]]),
-        ("ReduceLogSumExp", [[-1, 2, -3]]),
+        ("ReduceL2", [[1, 2, 3]]),
     ],
 )
 def test_a_reduction_of_no_axis_still_does_the_rest(operator: str, expected: Any) -> None:
@@ -1163,23 +1005,3 @@ def test_a_reduction_of_no_axis_still_does_the_rest(operator: str, expected: Any
     x = np.array([[-1, 2, -3], [0, 0, 1]], np.float32)
     _, ys = rnnjax_onnx.load(unchecked([node], ["y"], {}))(x)
     np.testing.assert_allclose(ys[:1], expected, atol=1e-6)
-
-
-def test_a_number_cast_like_the_input_has_none_of_its_axes() -> None:
-    """So whether time comes first does not depend on how an exporter writes a constant."""
-    found = []
-    for operator in ("Cast", "CastLike"):
-        more = {"to": TensorProto.FLOAT} if operator == "Cast" else {}
-        nodes = [
-            helper.make_node(operator, ["two", *([] if more else ["x"])], ["k"], **more),
-            helper.make_node("Mul", ["x", "k"], ["scaled"]),
-            helper.make_node("Transpose", ["scaled"], ["first"], perm=[1, 0, 2]),
-            helper.make_node("RNN", ["first", "W", "R"], ["ys"], hidden_size=HIDDEN),
-            helper.make_node("Squeeze", ["ys", "one"], ["flat"]),
-            helper.make_node("Transpose", ["flat"], ["y"], perm=[1, 0, 2]),
-        ]
-        held = weights(1)
-        arrays = {"two": np.array([2]), "one": np.array([1]), "W": held["W"], "R": held["R"]}
-        proto = make_proto(nodes, [value("x", ["b", "t", FEATURES])], ["y"], arrays)
-        found.append(rnnjax_onnx.load(proto, time_first=True).network.axes)
-    assert found[0] == found[1] != "the graph's own"

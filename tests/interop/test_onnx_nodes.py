@@ -22,10 +22,9 @@ from rnnjax.errors import InteropError
 from rnnjax.interop import onnx as rnnjax_onnx
 from rnnjax.interop.functions import LeakyReLU
 from rnnjax.interop.layers import Context
-from rnnjax.interop.onnx.cells import Clipped, GeneralLSTMCell
 from rnnjax.interop.onnx.operators import OPERATORS
 from rnnjax.interop.onnx.recurrent import RECURRENT as RECURRENT_OPERATORS
-from rnnjax.interop.onnx.recurrent import attributes_to_onnx, params_from_onnx, params_to_onnx
+from rnnjax.interop.onnx.recurrent import attributes_to_onnx, params_to_onnx
 from rnnjax.layers import Directions
 
 TOLERANCE = 1e-5  # of the largest entry of each array
@@ -67,7 +66,7 @@ def test_node_cases_of_recurrent_operators(case: Any, weights: str, assert_close
         if weights == "initializers":
             held = [name for name in data if name in ("W", "R", "B", "P")]
             proto.graph.initializer.extend(numpy_helper.from_array(data.pop(n), n) for n in held)
-        model = rnnjax_onnx.load(proto, time_first=False)
+        model = rnnjax_onnx.load(proto)
         expected = {o.name: y for o, y in zip(case.model.graph.output, outputs, strict=True)}
         values, ys = jax.jit(functools.partial(everything, model, [*expected]))(data)
         assert_close(values, expected, TOLERANCE)
@@ -79,7 +78,7 @@ def test_node_cases_of_recurrent_operators(case: Any, weights: str, assert_close
 
 def everything(model: Any, names: list[str], data: Any) -> Any:
     """The values of these names, and what the model returns."""
-    _, values = model.network.values(model.params, data, {}, None, Context())
+    _, values = model.network.values(model.params, data, {}, Context())
     return {name: values[name] for name in names}, model(data)[1]
 
 
@@ -90,12 +89,15 @@ CANNOT = {
     ),
     "strings": lambda case: TensorProto.STRING in types_of(case),
     "sequences and optionals": lambda case: None in types_of(case),
-    "types of fewer than 8 bits, or of exponents alone": lambda case: any(
-        kind is not None and kind > TensorProto.FLOAT8E5M2FNUZ for kind in types_of(case)
+    "types of 8 bits or fewer that are no integers": lambda case: any(
+        kind is not None and kind > TensorProto.BFLOAT16 for kind in types_of(case)
     ),
+    "training": lambda case: "training_mode" in case.name,
+    "places of the largest": lambda case: "argmax" in case.name and "maxpool" in case.name,
+    "a Scan of rows": lambda case: case.name == "test_scan_sum",
 }
 SOME = ("Slice", "Split", "Softmax", "Reshape", "Gather", "OneHot", "Squeeze", "Unsqueeze", "Gemm")
-SOME += ("Conv", "ConvTranspose", "Pad", "QuantizeLinear", "ScatterND", "If", "Loop")
+SOME += ("Conv", "ConvTranspose", "Pad", "ScatterND", "If", "Loop")
 ROUNDED = "test_averagepool_2d_ceil_last_window_starts_on_pad"  # written with four digits
 
 
@@ -119,7 +121,8 @@ def is_read(case: Any) -> bool:
     """Whether all its operators are in the table."""
     names = {(node.domain, node.op_type) for node in operators_in(case.model.graph)}
     return all(
-        not domain and name in {**OPERATORS, **RECURRENT_OPERATORS} for domain, name in names
+        not domain and name in {"Constant", *OPERATORS, *RECURRENT_OPERATORS}
+        for domain, name in names
     )
 
 
@@ -143,11 +146,11 @@ def ready(case: Any, known: Callable[[int, Any], bool]) -> Ready:
     proto.CopyFrom(case.model)
     constant = [name for i, (name, x) in enumerate(data.items()) if known(i, x)]
     proto.graph.initializer.extend(numpy_helper.from_array(data.pop(n), n) for n in constant)
-    model = rnnjax_onnx.load(proto, time_first=False)
+    model = rnnjax_onnx.load(proto)
     names = [described.name for described in proto.graph.output]
 
     def values(data: Any) -> list[Any]:
-        _, all_of_them = model.network.values(model.params, data, {}, None, Context())
+        _, all_of_them = model.network.values(model.params, data, {}, Context())
         return [all_of_them[name] for name in names]
 
     jax.eval_shape(values, data)
@@ -235,7 +238,7 @@ def test_node_cases_of_operators_around(x64: None) -> None:
     assert set(OPERATORS) <= covered
     many = [case for case in cases if case.model.graph.node[0].op_type in SOME]
     passed, _ = check_operators([*chosen, *many[::6]])
-    assert passed >= 130
+    assert passed >= 85
 
 
 @pytest.mark.slow
@@ -246,7 +249,7 @@ def test_node_cases_of_all_operators_around(x64: None) -> None:
     assert set(OPERATORS) <= covered
     passed, left_out = check_operators(cases)
     print(passed, left_out)
-    assert passed >= 1327  # as docs/numbers.md says
+    assert passed >= 992  # as docs/numbers.md says
 
 
 def run_node(op_type: str, *inputs: Any, constants: tuple[Any, ...] = (), **attributes: Any) -> Any:
@@ -354,9 +357,7 @@ def drawn_nodes(draw: st.DrawFn) -> dict[str, Any]:
         attributes["direction"] = direction
     if config["opset"] >= 14 and draw(st.booleans()):
         attributes["layout"] = 1
-    if draw(st.integers(0, 3)) == 0:
-        attributes["clip"] = draw(st.sampled_from([0.25, 0.5, 1.5]))
-    if op_type == "LSTM" and draw(st.integers(0, 2)) == 0:
+    if op_type == "LSTM" and "P" not in config["inputs"] and draw(st.integers(0, 2)) == 0:
         attributes["input_forget"] = 1
     if op_type == "GRU" and draw(st.booleans()):
         attributes["linear_before_reset"] = 1
@@ -366,16 +367,17 @@ def drawn_nodes(draw: st.DrawFn) -> dict[str, Any]:
         for slot in range(slots * directions):
             # The gates have to stay bounded, or numbers grow out of all proportion.
             gate = op_type != "RNN" and slot % slots == 0
-            names.append(draw(st.sampled_from(SQUASHING if gate else sorted(NEEDS))))
+            again = op_type == "LSTM" and slot % slots == 2  # candidate and output have one
+            drawn = st.sampled_from(SQUASHING if gate else sorted(NEEDS))
+            names.append(names[-1] if again else draw(drawn))
         attributes["activations"] = names
         for key, lowest in (("alpha", 0.25), ("beta", 0.5)):
             takers = [name for name in names if key in NEEDS[name]]
             if takers and (
                 {"Affine", "ScaledTanh", "ThresholdedRelu"} & set(takers) or draw(st.booleans())
             ):
-                attributes[f"activation_{key}"] = [
-                    draw(st.sampled_from([lowest, 0.375, 0.75])) for _ in takers
-                ]
+                number = draw(st.sampled_from([lowest, 0.375, 0.75]))
+                attributes[f"activation_{key}"] = [number] * len(takers)
     config["attributes"] = attributes
     return config
 
@@ -466,7 +468,7 @@ def by_runtime(
 def by_reference(config: dict[str, Any], arrays: dict[str, np.ndarray]) -> dict[str, Any] | None:
     """What ONNX's own reference makes of it, or None: it ignores most of the attributes."""
     attributes = config["attributes"]
-    ignored = {"clip", "input_forget", "activations"} & set(attributes)
+    ignored = {"input_forget", "activations"} & set(attributes)
     if ignored or "sequence_lens" in arrays:
         return None
     names = ["Y", "Y_h", "Y_c"] if config["op_type"] == "LSTM" else ["Y", "Y_h"]
@@ -490,7 +492,7 @@ def check_node(config: dict[str, Any], runtime: Any, assert_close: Any) -> bool:
     while not names[-1]:
         names.pop()
     proto = make_model(config, arrays, layout=layout, outputs=names)
-    model = rnnjax_onnx.load(proto.SerializeToString(), time_first=False)
+    model = rnnjax_onnx.load(proto.SerializeToString())
     given = {value.name: arrays[value.name] for value in proto.graph.input}
     carry, ys = jax.device_get(jax.jit(model.__call__)(given))
     data = model.network.outputs
@@ -514,27 +516,20 @@ def check_node(config: dict[str, Any], runtime: Any, assert_close: Any) -> bool:
     [
         rnnjax.SimpleRNNCell(4, activation="relu", use_bias=False),
         rnnjax.GRUCell(4, recurrent_activation="legacy_hard_sigmoid"),
-        rnnjax.GRUCell(
-            4, activation=Clipped("tanh", 0.5), recurrent_activation=Clipped("sigmoid", 0.5)
-        ),
         rnnjax.GRUCell(4, reset_after=False),
-        rnnjax.LSTMCell(4, activation=LeakyReLU(0.25)),
+        rnnjax.LSTMCell(4, activation=LeakyReLU(0.25), use_recurrent_bias=True),
+        rnnjax.SimpleRNNCell(4, use_recurrent_bias=True),
         rnnjax.PeepholeLSTMCell(4),
         rnnjax.CoupledLSTMCell(4),
-        GeneralLSTMCell(4, output_activation="linear", peephole=True, coupled=True),
         rnnjax.Bidirectional(rnnjax.LSTMCell(4), rnnjax.LSTMCell(4, activation="softsign")),
     ],
     ids=lambda cell: type(cell).__name__,
 )
 def test_cells_and_parameters_come_back_as_they_were(cell: Any, random_like: Any) -> None:
-    """By way of the attributes and arrays of a node; both biases stay what they were."""
+    """By way of the attributes and arrays of a node."""
     op_type, attributes = attributes_to_onnx(cell)
     params = random_like(lambda: cell.init(jax.random.key(0), 3), 1)
     arrays = params_to_onnx(cell, params)
-    rng = np.random.default_rng(0)
-    if arrays.B is not None and op_type != "GRU":  # a second bias that is not zero
-        arrays = arrays._replace(B=rng.standard_normal(arrays.B.shape).astype(np.float32))
-        params = params_from_onnx(cell, *arrays)
     names = [name for name, array in arrays._asdict().items() if array is not None]
     inputs = ["X", *(name if name in names else "" for name in "WRB"), "", "", "", "P"]
     node = helper.make_node(op_type, inputs if "P" in names else inputs[:4], ["Y"], **attributes)
@@ -550,7 +545,7 @@ def test_cells_and_parameters_come_back_as_they_were(cell: Any, random_like: Any
     (layer,) = model.layers.values()
     assert layer.cell == cell
     jax.tree.map(np.testing.assert_array_equal, model.params[layer.name], params)
-    for back, array in zip(params_to_onnx(cell, params, arrays), arrays, strict=True):
+    for back, array in zip(params_to_onnx(cell, params), arrays, strict=True):
         assert (back is None) == (array is None)
         assert back is None or np.asarray(array).tobytes() == back.tobytes()
 

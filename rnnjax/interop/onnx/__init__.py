@@ -9,32 +9,28 @@ from typing import Any
 from rnnjax.interop.model import Model
 from rnnjax.interop.onnx.export import save, to_proto
 from rnnjax.interop.onnx.files import read_model
-from rnnjax.interop.onnx.graph import Graph, with_time_first
+from rnnjax.interop.onnx.graph import Graph
 from rnnjax.interop.onnx.read import read_graph
 from rnnjax.interop.onnx.rewrite import update
-from rnnjax.interop.onnx.sequential import to_sequential
 
-__all__ = ["Graph", "load", "save", "to_proto", "to_sequential", "update"]
+__all__ = ["Graph", "load", "save", "to_proto", "update"]
 
 
-def load(source: Any, *, time_first: bool = True) -> Model:
+def load(source: Any) -> Model:
     """Read an ONNX model: its graph, and its parameters in rnnjax's layout.
 
-    The graph may be of RNN, GRU and LSTM nodes with all their attributes, and of the operators that
-    exporters put around them: arithmetic, convolutions, pools, normalisations, quantised numbers,
-    branches, loops. ``model.layers`` has each recurrent node as a `Recurrent` with the
-    cell that computes it; products with a constant as `Dense`, look-ups in one as `Embedding`; and
-    other arrays of floats as ``"constants"``. They are the parameters, and can be trained. The two
-    biases of a gate are one, their sum, but in a GRU with ``linear_before_reset``. ``clip`` bounds
-    the inputs of f and g and not of h, as in the runtimes that have it.
+    The graph may be of RNN, GRU and LSTM nodes, and of the operators that exporters put around
+    them: arithmetic, convolutions, pools, normalisations, branches, loops. ``model.layers`` has
+    each recurrent node as a `Recurrent` with the cell that computes it; other arrays of floats are
+    ``"constants"``, by their names in the file. They are the parameters, and can be trained. Two
+    biases of a gate stay two where the second is not zero, as in PyTorch: an optimizer moves their
+    sum by two steps at once. ``clip`` is refused.
 
-    ``model.apply(params, xs, carry)`` takes and returns data time first, also where the graph has
-    batch first: the axes of its one input of data are followed to the recurrent nodes, and behind
-    them to the outputs. Where a node on the way mixes them, there are several inputs, or nothing is
-    recurrent, data has the graph's own axes, and ``print(model)`` says so. ``xs`` is the graph's
-    input, or a dict by name where it has several. Inputs that become initial_h or initial_c
-    of a recurrent node are its state, and so are outputs that are its Y_h and Y_c: both are in the
-    carry, by the name of the layer, so that a model that was exported for streaming streams::
+    ``model.apply(params, xs, carry)`` takes and returns data with the graph's own axes, as any
+    runtime does. ``xs`` is the graph's input, or a dict by name where it has several. Inputs that
+    become initial_h or initial_c of a recurrent node are its state, and so are outputs that are its
+    Y_h and Y_c: both are in the carry, by the name of the layer, so that a model that was exported
+    for streaming streams::
 
         carry, ys = model.apply(params, xs)  # begins with zeros
         carry, ys = model.apply(params, xs, carry)  # goes on from there
@@ -46,21 +42,19 @@ def load(source: Any, *, time_first: bool = True) -> Model:
 
     An input that becomes sequence_lens may be given in ``xs`` or left out; a row of length 0 keeps
     its initial state, which ONNX does not say (onnxruntime makes it zeros). ``lengths``, ``mask``
-    and ``resets`` of `Model.apply` (time first, always) apply to all recurrent nodes; where a node
-    on the way moves or mixes the axes of time and batch, they are refused. Integers of 64 bits are
-    computed in 32 where JAX has no others. An id out of range gives NaN.
+    and ``resets`` of `Model.apply` are refused: only the graph knows which axis is time. Integers
+    of 64 bits are computed in 32 where JAX has no others. An id out of range gives NaN.
 
     A branch (If) is chosen where its condition is known, and else where the graph runs. Known is
     what follows from constants, from shapes, and from single integers and booleans that are given
     as Python's or NumPy's: ``model({"input": xs, "state": state, "sr": 16000})``. A Loop whose
-    number of trips is known is a scan; one whose condition changes is a while loop, which has no
-    gradient and no outputs of all steps. Recurrent nodes inside of branches and loops have
+    number of steps is known, or counted by a state, is a scan; another one is a while loop, which
+    has no gradient and no outputs of all steps. Recurrent nodes inside of branches and loops have
     parameters, but a state in the carry only where their branch is known.
 
     Args:
         source: the path of a file, its bytes, or an ``onnx.ModelProto``. Data outside of the file
             are read only if they are in a plain file beside it.
-        time_first: whether data is given and returned time first; False for the graph's own axes.
 
     Returns:
         a model whose network is a `Graph`.
@@ -87,11 +81,10 @@ def load(source: Any, *, time_first: bool = True) -> Model:
     >>> print(model)
     layer  what it is   parameters
     lstm   LSTMCell(5)  180  bias (20,), kernel (3, 20), recurrent_kernel (5, 20)
-    axes   time first
+    axes   the graph's own
     >>> carry, ys = model(jax.numpy.ones((10, 8, 3)))
     >>> ys.shape, carry["lstm"].hidden.shape
     ((10, 1, 8, 5), (8, 5))
     """
     proto, folder = read_model(source)
-    graph, params, imported = read_graph(proto, folder)
-    return Model(with_time_first(graph, params) if time_first else graph, params, imported)
+    return Model(*read_graph(proto, folder))

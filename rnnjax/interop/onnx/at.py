@@ -11,14 +11,17 @@ import numpy as np
 
 from rnnjax.errors import InteropError
 
-MOST_ELEMENTS = 2**28
-"""In the largest array that a graph may ask for; more is a mistake or ill will."""
 
-ALWAYS = 2**10
-"""Elements that may be made whatever was made before: shapes, and what follows from them."""
+class TooLargeError(InteropError):
+    """A graph asks for more than may be made, or done, where it runs."""
 
-MOST_KNOWN_ELEMENTS = 2**24
-"""In all arrays together that follow from constants, which are made when a graph is traced."""
+
+@dataclasses.dataclass
+class Budget:
+    """What one run of a graph may still make, whatever its file asks for."""
+
+    elements: int  # in all arrays together
+    nodes: int  # of bodies, each time that it is traced or written out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +31,8 @@ class At:
     name: str  # of the node, for errors
     opset: int  # the version of ONNX's operators in the model
     attributes: Mapping[str, Any]  # of the node
-    num_outputs: int = 1  # how many outputs it has
-    most_elements: int = MOST_ELEMENTS  # in the largest array that it may make
+    num_outputs: int  # how many outputs it has
+    budget: Budget  # of the run
     key: jax.Array | None = None  # for what is random; None for prediction
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -42,12 +45,14 @@ class At:
 
     def bound(self, shape: Any) -> tuple[int, ...]:
         """The shape, if an array of it may be made."""
-        sizes, most = tuple(int(size) for size in shape), max(self.most_elements, ALWAYS)
-        # A size of 0 makes nothing, but what is made beside it, of the other sizes, is made.
-        if any(size < 0 for size in sizes) or math.prod(max(1, n) for n in sizes) > most:
+        sizes = tuple(int(size) for size in shape)
+        # A size of 0 makes nothing, but what is made next to it, of the other sizes, is made.
+        if any(size < 0 for size in sizes) or (
+            math.prod(max(1, n) for n in sizes) > self.budget.elements
+        ):
             raise TooLargeError(
                 f"node {self.name}: it asks for an array of shape {list(sizes)[:8]}, but at most "
-                f"{most:,} elements are made"
+                f"{self.budget.elements:,} elements may still be made; check the sizes in the file"
             )
         return sizes
 
@@ -78,7 +83,13 @@ class At:
 
     def computed(self, function: Callable[..., Any], *arrays: Any) -> Any:
         """What JAX makes of arrays, if arrays of that size may be made; see `by_jax`."""
-        made = jax.eval_shape(function, *map(_as_shape, arrays))
+        shapes = (
+            None
+            if x is None
+            else jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype))
+            for x in arrays
+        )
+        made = jax.eval_shape(function, *shapes)
         self.bound([sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(made))])
         return by_jax(function, *arrays)
 
@@ -88,10 +99,6 @@ class At:
         if len(kinds) > 1:
             names = ", ".join(str(x.dtype) for x in arrays if x is not None)
             raise self.fail(f"its inputs are of types {names}, but have to be of one")
-
-
-class TooLargeError(InteropError):
-    """A graph asks for a larger array than may be made where it runs."""
 
 
 def is_known(array: Any) -> bool:
@@ -105,28 +112,13 @@ def module_of(*arrays: Any) -> Any:
 
 
 def by_jax(function: Callable[..., Any], *arrays: Any) -> Any:
-    """Of arrays, computed by JAX; known ones give a known result all the same."""
+    """Compute by JAX; known arrays give a known result all the same."""
     if not all(map(is_known, arrays)):
         return function(*(None if x is None else jnp.asarray(x) for x in arrays))
     # Under jit as well, and with all bits: what is known may be the end of a slice, 2^63 - 1.
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
         made = function(*(None if x is None else jnp.asarray(x) for x in arrays))
         return jax.tree.map(np.asarray, made)
-
-
-def divided(x: Any, y: Any) -> Any:
-    """``x / y``, of JAX to the last bit."""
-    if is_known(x) and is_known(y):
-        return x / y
-    # XLA divides by one number by multiplying with its reciprocal: -127.5 for -127.49999 is
-    # another byte where numbers are quantised.
-    shape = np.broadcast_shapes(x.shape, y.shape)
-    return jnp.asarray(x) / jax.lax.optimization_barrier(jnp.broadcast_to(jnp.asarray(y), shape))
-
-
-def _as_shape(x: Any) -> Any:
-    dtype = None if x is None else jax.dtypes.canonicalize_dtype(x.dtype)
-    return None if x is None else jax.ShapeDtypeStruct(x.shape, dtype)
 
 
 def traced_dtype(dtype: np.dtype[Any], what: str) -> np.dtype[Any]:

@@ -12,14 +12,17 @@ from rnnjax.errors import InteropError
 from rnnjax.interop.onnx.at import At, is_known
 
 MOST_STEPS = 256
-"""Of a loop that is written out, because its steps differ in more than numbers."""
+"""Steps of a loop that is written out, because its steps differ in more than numbers."""
 
 
 class Inner(NamedTuple):
     """A graph inside of a node, as its operator is given it."""
 
     run: Callable[..., list[Any]]  # from its inputs to its outputs, where it runs once, here
-    trace: Callable[..., list[Any]]  # the same where it may run often or not at all
+    # trace(times, *inputs): the same where it may run so many times, or not at all
+    trace: Callable[..., list[Any]]
+    # known(*inputs): what follows from inputs that are known; None where one is not
+    known: Callable[..., list[Any]]
 
 
 def branch(at: At, condition: Any) -> Any:
@@ -35,8 +38,8 @@ def branch(at: At, condition: Any) -> Any:
     return tuple(
         lax.cond(
             condition,
-            lambda: list(map(jnp.asarray, then.trace())),
-            lambda: list(map(jnp.asarray, other.trace())),
+            lambda: list(map(jnp.asarray, then.trace(1))),
+            lambda: list(map(jnp.asarray, other.trace(1))),
         )
     )
 
@@ -44,8 +47,8 @@ def branch(at: At, condition: Any) -> Any:
 def loop(at: At, trips: Any, condition: Any, *states: Any) -> Any:
     """The graph once for each trip, as long as it says so.
 
-    A scan where the number of trips is known; written out where they are few and their shapes or
-    conditions follow from their number; a while loop where the condition is not known.
+    A scan where the number of steps is known, or follows from states that are known; written out
+    where steps are few and their shapes follow from their number; else a while loop.
     """
     body: Inner = at.get("body")
     count = None if trips is None else trips.reshape(())
@@ -54,19 +57,22 @@ def loop(at: At, trips: Any, condition: Any, *states: Any) -> Any:
         written = _written_out(at, body, count, more, states)
         if written is not None:
             return written
-    states = tuple(map(jnp.asarray, states))
+    arrays = tuple(map(jnp.asarray, states))
     try:
-        goes_on, ys = _first_step(body, more, states)
-        if goes_on and is_known(count) and is_known(more):
-            if count is None and more:
+        goes_on, ys = _first_step(body, more, arrays)
+        if is_known(count) and is_known(more):
+            if goes_on and count is None and more:
                 raise at.fail("nothing ends it: it has no number of trips, and always goes on")
-            return _scanned(at, body, int(count or 0) if more else 0, ys, states)
+            steps = (int(count or 0) if more else 0) if goes_on else None
+            steps = _counted(body, count, more, states) if steps is None else steps
+            if steps is not None:
+                return _scanned(at, body, steps, ys, arrays)
         if ys:
             raise at.fail(
                 "how many steps it runs follows from an input, so its outputs of all steps have no "
                 "shape that is known; make the number of trips constant before exporting"
             )
-        return _while(body, count, more, states)
+        return _while(body, count, more, arrays)
     except (InteropError, TypeError, ValueError):
         written = _written_out(at, body, count, more, states)
         if written is None:
@@ -77,11 +83,11 @@ def loop(at: At, trips: Any, condition: Any, *states: Any) -> Any:
 def _first_step(
     body: Inner, more: Any, states: Sequence[Any]
 ) -> tuple[bool, list[jax.ShapeDtypeStruct]]:
-    """Whether it is known to go on behind each step, and the shapes of a step's outputs."""
+    """Whether it is known to go on after each step, and the shapes of a step's outputs."""
     known: list[Any] = []
 
     def step(states: Sequence[Any]) -> Any:
-        made = body.trace(jnp.zeros((), jnp.result_type(int)), more, *states)
+        made = body.trace(1, jnp.zeros((), jnp.result_type(int)), more, *states)
         known.append(made[0])
         return list(map(jnp.asarray, made[1:]))
 
@@ -89,15 +95,30 @@ def _first_step(
     return is_known(known[0]) and bool(known[0]), made[len(states) :]
 
 
+def _counted(body: Inner, count: Any, more: Any, states: Sequence[Any]) -> int | None:
+    """How many steps it runs, if its condition follows from known states alone: it is a counter."""
+    values: list[Any] = [state if is_known(state) else None for state in states]
+    steps = 0
+    while more and (count is None or steps < count):
+        more, *made = body.known(np.int64(steps), np.bool_(True), *values)
+        if more is None:
+            return None
+        values = made[: len(values)]
+        steps += 1
+    return steps
+
+
 def _scanned(at: At, body: Inner, count: int, shapes: Sequence[Any], states: Sequence[Any]) -> Any:
+    count = max(0, count)
     for y in shapes:
-        at.bound((max(0, count), *y.shape))
-    (count,) = at.bound([max(0, count)])
+        at.bound((count, *y.shape))
 
     def step(carry: Any, i: Any) -> Any:
-        made = list(map(jnp.asarray, body.trace(i, np.bool_(True), *carry)[1:]))
+        made = list(map(jnp.asarray, body.trace(count, i, np.bool_(True), *carry)[1:]))
         return tuple(made[: len(states)]), tuple(made[len(states) :])
 
+    # Before the numbers of the steps are made, so that there are not too many.
+    jax.eval_shape(step, states, jnp.zeros((), jnp.result_type(int)))
     last, ys = lax.scan(step, tuple(states), jnp.arange(count, dtype=jnp.result_type(int)))
     return (*last, *ys)
 
@@ -107,7 +128,7 @@ def _while(body: Inner, count: Any, more: Any, states: Sequence[Any]) -> Any:
 
     def step(carry: Any) -> Any:
         i, more, states = carry
-        made = list(map(jnp.asarray, body.trace(i, more, *states)))
+        made = list(map(jnp.asarray, body.trace(1, i, more, *states)))
         return i + 1, made[0].reshape(()), tuple(made[1:])
 
     begin = (jnp.zeros((), jnp.result_type(int)), jnp.asarray(more), tuple(states))
@@ -118,75 +139,59 @@ def _written_out(
     at: At, body: Inner, count: Any, more: Any, states: Sequence[Any]
 ) -> tuple[Any, ...] | None:
     """Step after step; None where these are many, or when they end is not known."""
-    if not is_known(count) or not is_known(more) or (count is not None and count > MOST_STEPS):
+    if not is_known(count) or not is_known(more):
         return None
     values, rows = list(states), []
     steps = 0
     while more and (count is None or steps < count):
         if steps == MOST_STEPS:
             return None
-        more, *made = body.trace(np.int64(steps), np.bool_(more), *values)
+        more, *made = body.trace(1, np.int64(steps), np.bool_(more), *values)
         if not is_known(more):
             return None
         values = made[: len(states)]
         rows.append(made[len(states) :])
-        at.bound([sum(y.size for y in made) * (steps + 1)])
         steps += 1
     if not rows:
         _, ys = _first_step(body, np.bool_(True), tuple(map(jnp.asarray, states)))
         return (*values, *(np.zeros((0, *y.shape), y.dtype) for y in ys))
+    at.bound([sum(y.size for row in rows for y in row)])
     stacked = ((np if all(map(is_known, ys)) else jnp).stack(ys) for ys in zip(*rows, strict=True))
     return (*values, *stacked)
 
 
 def scan(at: At, *inputs: Any) -> Any:
     """The graph once for each slice of some inputs, with states from step to step."""
+    if at.opset < 9:
+        raise at.fail("the Scan of opset 8, over rows of a batch, is not read; export opset 9")
     body: Inner = at.get("body")
-    if at.opset < 9:  # rows of a batch, each with its length
-        lengths, *rest = inputs
-        if lengths is not None:
-            raise at.fail("lengths of rows, of opset 8, are not read here")
-        directions = at.get("directions", ())
-        return jax.vmap(lambda *one: _scan(at, body, one, directions, (), (), ()))(
-            *map(jnp.asarray, rest)
-        )
-    names = ("input_directions", "input_axes", "output_directions", "output_axes")
-    return _scan(at, body, inputs, *(at.get(f"scan_{name}", ()) for name in names))
-
-
-def _scan(
-    at: At,
-    body: Inner,
-    inputs: Sequence[Any],
-    directions: Sequence[int],
-    axes: Sequence[int],
-    out_directions: Sequence[int],
-    out_axes: Sequence[int],
-) -> Any:
     scanned = at.get("num_scan_inputs")
     if not 0 < scanned <= len(inputs):
         raise at.fail(f"it scans {scanned} of {len(inputs)} inputs")
     states = tuple(map(jnp.asarray, inputs[:-scanned]))
+    axes = at.get("scan_input_axes", (0,) * scanned)
+    reverse = at.get("scan_input_directions", (0,) * scanned)
     xs = [
-        jnp.moveaxis(x, at.axis(axis, x.ndim), 0)
-        for x, axis in zip(inputs[-scanned:], axes or (0,) * scanned, strict=True)
+        jnp.flip(jnp.moveaxis(x, at.axis(axis, x.ndim), 0), [0] if backwards else [])
+        for x, axis, backwards in zip(inputs[-scanned:], axes, reverse, strict=True)
     ]
-    xs = [
-        x[::-1] if turned else x for x, turned in zip(xs, directions or (0,) * scanned, strict=True)
-    ]
+    steps = xs[0].shape[0]
 
     def step(carry: Any, one: Any) -> Any:
-        made = list(map(jnp.asarray, body.trace(*carry, *one)))
+        made = list(map(jnp.asarray, body.trace(steps, *carry, *one)))
         return tuple(made[: len(states)]), tuple(made[len(states) :])
 
-    (_, shapes), steps = jax.eval_shape(step, states, [x[0] for x in xs]), xs[0].shape[0]
+    _, shapes = jax.eval_shape(step, states, [x[0] for x in xs])
     for y in shapes:
         at.bound((steps, *y.shape))
     last, ys = lax.scan(step, states, xs)
-    count = len(ys)
-    ys = [
-        y[::-1] if turned else y
-        for y, turned in zip(ys, out_directions or (0,) * count, strict=True)
-    ]
-    ys = [jnp.moveaxis(y, 0, axis) for y, axis in zip(ys, out_axes or (0,) * count, strict=True)]
-    return (*last, *ys)
+    axes = at.get("scan_output_axes", (0,) * len(ys))
+    reverse = at.get("scan_output_directions", (0,) * len(ys))
+    outputs = zip(ys, axes, reverse, strict=True)
+    return (
+        *last,
+        *(
+            jnp.moveaxis(jnp.flip(y, [0] if backwards else []), 0, axis)
+            for y, axis, backwards in outputs
+        ),
+    )

@@ -14,8 +14,9 @@ from rnnjax.cells.base import Carry
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.layers import Dense, Embedding, OneHotIds, Recurrent
 from rnnjax.interop.model import Functional, Model, Sequential, check_model
-from rnnjax.interop.onnx.layers import Export, input_size, plan_of
+from rnnjax.interop.onnx.layers import Export, plan_of
 from rnnjax.interop.onnx.plan import nodes
+from rnnjax.interop.onnx.recurrent import input_size
 from rnnjax.interop.onnx.rewrite import update
 from rnnjax.interop.onnx.writer import Writer
 from rnnjax.interop.whole import write_whole
@@ -100,8 +101,7 @@ def to_proto(
         if opset is not None or name is not None or not states or lengths:
             raise InvalidInputError(
                 "opset, name, states and lengths are options of models made of layers, but this "
-                "one is written as the graph that it was read from; leave them out, or export "
-                "rnnjax.interop.onnx.to_sequential(model)"
+                "one is written as the graph that it was read from; leave them out"
             )
         return _with_metadata(update(model), metadata)
     _check_params(model)

@@ -11,29 +11,24 @@ import ml_dtypes
 import numpy as np
 
 from rnnjax.errors import InteropError, InvalidInputError
-from rnnjax.interop.whole import package
+from rnnjax.interop.whole import in_a_line, package
 
-# By TensorProto.DataType: the type, and the field that holds the numbers where raw_data does not.
-_TYPES: Mapping[int, tuple[Any, str]] = {
-    1: (np.float32, "float_data"),
-    2: (np.uint8, "int32_data"),
-    3: (np.int8, "int32_data"),
-    4: (np.uint16, "int32_data"),
-    5: (np.int16, "int32_data"),
-    6: (np.int32, "int32_data"),
-    7: (np.int64, "int64_data"),
-    9: (np.bool_, "int32_data"),
-    10: (np.float16, "int32_data"),
-    11: (np.float64, "double_data"),
-    12: (np.uint32, "uint64_data"),
-    13: (np.uint64, "uint64_data"),
-    16: (ml_dtypes.bfloat16, "int32_data"),
-    17: (ml_dtypes.float8_e4m3fn, "int32_data"),
-    18: (ml_dtypes.float8_e4m3fnuz, "int32_data"),
-    19: (ml_dtypes.float8_e5m2, "int32_data"),
-    20: (ml_dtypes.float8_e5m2fnuz, "int32_data"),
+# By TensorProto.DataType.
+_TYPES: Mapping[int, Any] = {
+    1: np.float32,
+    2: np.uint8,
+    3: np.int8,
+    4: np.uint16,
+    5: np.int16,
+    6: np.int32,
+    7: np.int64,
+    9: np.bool_,
+    10: np.float16,
+    11: np.float64,
+    12: np.uint32,
+    13: np.uint64,
+    16: ml_dtypes.bfloat16,
 }
-_TYPE_NAMES = ", ".join(np.dtype(dtype).name for dtype, _ in _TYPES.values())
 _EXTERNAL = 1  # TensorProto.DataLocation
 
 
@@ -83,73 +78,39 @@ def _parse(onnx: Any, content: bytes, where: str) -> Any:
 def dtype_of(data_type: int, what: str) -> np.dtype[Any]:
     """The type with that number in ONNX; ``what`` has it, for the error."""
     if data_type not in _TYPES:
+        names = ", ".join(np.dtype(dtype).name for dtype in _TYPES.values())
         raise InteropError(
-            f"{what} is of ONNX's data type {data_type}, which is not read here; these are: "
-            f"{_TYPE_NAMES}"
+            f"{what} is of ONNX's data type {data_type}, which is not read here; these are: {names}"
         )
-    return np.dtype(_TYPES[data_type][0])
+    return np.dtype(_TYPES[data_type])
 
 
 def read_tensor(tensor: Any, folder: pathlib.Path | None, what: str) -> np.ndarray:
-    """The array of a ``TensorProto``; a file with external data may lie in the folder.
+    """The array of a ``TensorProto``; one whose data lie in the folder is given them.
 
     Nothing is allocated for numbers that are not there: shape and type have to account for every
     byte present.
     """
-    dtype = dtype_of(tensor.data_type, what)
-    shape = tuple(tensor.dims)
-    if any(size < 0 for size in shape) or tensor.HasField("segment"):
-        raise InteropError(f"{what} is damaged: its shape is {list(shape)}")
-    count = math.prod(shape)
+    dtype, shape = dtype_of(tensor.data_type, what), tuple(tensor.dims)
+    # Beyond 2^48 sizes beside one of 0 overflow; NumPy has no more than 64 axes.
+    absurd = len(shape) > 64 or math.prod(max(1, size) for size in shape) > 2**48
+    if any(size < 0 for size in shape) or tensor.HasField("segment") or absurd:
+        raise InteropError(f"{what} is damaged: its shape is {list(shape)[:8]}")
+    size = math.prod(shape) * dtype.itemsize
     if tensor.data_location == _EXTERNAL:
-        raw = _external(tensor, folder, count * dtype.itemsize, what)
-    elif tensor.HasField("raw_data"):
-        raw = tensor.raw_data
-    else:
-        return _typed(tensor, dtype, shape, count, what)
-    if len(raw) != count * dtype.itemsize:
+        tensor.raw_data = _external(tensor, folder, size, what)
+        tensor.ClearField("external_data")
+        tensor.ClearField("data_location")
+    if tensor.HasField("raw_data") and len(tensor.raw_data) != size:
         raise InteropError(
-            f"{what} is damaged: {dtype.name}{list(shape)} takes {count * dtype.itemsize} bytes, "
-            f"but {len(raw)} are there"
+            f"{what} is damaged: {dtype.name}{list(shape)} takes {size} bytes, but "
+            f"{len(tensor.raw_data)} are there"
         )
-    return _filled(np.frombuffer(raw, dtype.newbyteorder("<")).astype(dtype), shape, what)
-
-
-def _typed(
-    tensor: Any, dtype: np.dtype[Any], shape: tuple[int, ...], count: int, what: str
-) -> np.ndarray:
-    numbers: Any = getattr(tensor, _TYPES[tensor.data_type][1])
-    if len(numbers) != count:
-        raise InteropError(
-            f"{what} is damaged: {dtype.name}{list(shape)} takes {count} numbers, but "
-            f"{len(numbers)} are there"
-        )
-    if dtype.kind in "iub":
-        return _filled(_integers(numbers, dtype, what), shape, what)
-    if dtype.itemsize < 4:  # bits in the place of integers
-        bits = np.dtype(f"u{dtype.itemsize}")
-        return _filled(_integers(numbers, bits, what).view(dtype), shape, what)
-    return _filled(np.array(numbers, dtype), shape, what)
-
-
-def _integers(numbers: Any, dtype: Any, what: str) -> np.ndarray:
-    # The fields of ONNX are of 32 or 64 bits, so that the numbers may be too large for the type.
-    if min(numbers, default=0) < 0 and np.dtype(dtype).kind == "u":
-        raise InteropError(f"{what} is damaged: it has negative numbers, but is {np.dtype(dtype)}")
-    wide = np.array(numbers, np.uint64 if np.dtype(dtype).kind == "u" else np.int64)
-    narrow = wide.astype(dtype)
-    if not np.array_equal(narrow.astype(wide.dtype), wide):
-        raise InteropError(f"{what} is damaged: it has numbers that {np.dtype(dtype)} cannot hold")
-    return narrow
-
-
-def _filled(array: np.ndarray, shape: tuple[int, ...], what: str) -> np.ndarray:
     try:
-        if math.prod(max(1, size) for size in shape) > 2**48:  # beside a size of 0
-            raise ValueError
-        return array.reshape(shape)
-    except ValueError:  # more axes than NumPy has, or sizes beside a zero that overflow
-        raise InteropError(f"{what} is damaged: its shape is {list(shape)[:8]}") from None
+        array: np.ndarray = import_onnx().numpy_helper.to_array(tensor)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InteropError(f"{what} is damaged: {in_a_line(error)}") from error
+    return array
 
 
 def _external(tensor: Any, folder: pathlib.Path | None, size: int, what: str) -> bytes:

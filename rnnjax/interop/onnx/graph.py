@@ -1,10 +1,10 @@
-"""The network of an imported ONNX model: its nodes, and how they run."""
+"""The network of an imported ONNX model: its nodes as data, and how they run."""
 
 import collections
 import dataclasses
 import functools
-from collections.abc import Mapping, MutableMapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,43 +13,119 @@ from jax.typing import DTypeLike
 
 from rnnjax.cells.base import Carry, Params
 from rnnjax.engine import unroll
-from rnnjax.errors import InteropError, InvalidInputError, RnnjaxError
-from rnnjax.interop.layers import Context, Dense, Embedding, Flow, Layer, Recurrent, Shape, fits
+from rnnjax.errors import InteropError, InvalidInputError
+from rnnjax.interop.layers import Context, Flow, Layer, Recurrent, Shape, fits
 from rnnjax.interop.model import Network
-from rnnjax.interop.onnx.at import (
-    MOST_ELEMENTS,
-    MOST_KNOWN_ELEMENTS,
-    At,
-    TooLargeError,
-    is_known,
-    traced_dtype,
-)
-from rnnjax.interop.onnx.axes import Axes
+from rnnjax.interop.onnx.at import At, Budget, TooLargeError, is_known, traced_dtype
 from rnnjax.interop.onnx.control import Inner
-from rnnjax.interop.onnx.follow import follow
-from rnnjax.interop.onnx.layers import input_size
-from rnnjax.interop.onnx.nodes import (
-    Body,
-    Constant,
-    Input,
-    LayerNode,
-    Node,
-    Operation,
-    RecurrentNode,
-    count_nodes,
-)
-from rnnjax.interop.onnx.operators import kind_of, run_operator
-from rnnjax.interop.onnx.places import take_rows
-from rnnjax.interop.onnx.recurrent import RECURRENT, Weights, params_from_onnx
+from rnnjax.interop.onnx.operators import run_operator
+from rnnjax.interop.onnx.recurrent import RECURRENT, Weights, input_size, params_from_onnx
 from rnnjax.layers import Bidirectional, Directions
 
 STEPS, BATCH = 6, 2  # of inputs whose sizes nothing tells
 
-MOST_NODES_AGAIN = 2**13
-"""Of loops that are written out, beside four times all there are: loops in loops are many."""
+# Of the elements that a run may make: whatever is given, for each element that is given, and for
+# each parameter. A file is small that asks for very much.
+_ELEMENTS, _ELEMENTS_PER_INPUT, _ELEMENTS_PER_PARAMETER = 2**25, 2**20, 16
+
+_NODES = 2**14  # of bodies, each time that one is traced or written out: loops in loops are many
+
+MOST_TRIPS = 2**20
+"""The largest product of the trips of loops in each other."""
 
 CONSTANTS = "constants"
 """The layer that has the arrays of a graph that belong to no other."""
+
+
+# --- The nodes ---
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    """An array that is no parameter: hashable, as it is a part of the network."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes = dataclasses.field(repr=False)
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> "Constant":
+        """A copy of the array."""
+        return cls(array.dtype.name, array.shape, array.tobytes())
+
+    @property
+    def array(self) -> np.ndarray:
+        """The array again."""
+        return np.frombuffer(self.data, jnp.dtype(self.dtype)).reshape(self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """A node of the graph."""
+
+    op_type: str  # its operator
+    label: str  # by which errors call it
+    inputs: tuple[str, ...]  # the names of the values it takes; empty for one that is left out
+    outputs: tuple[str, ...]  # the names of those it makes
+    # pairs of names and values; an array is a `Constant`, a graph a `Body`
+    attributes: tuple[tuple[str, Any], ...] = ()
+    # of a recurrent node, the name of its layer; W, R, B and P are left out of its inputs if the
+    # parameters of the layer are made of them
+    layer: str = ""
+
+    def input(self, index: int) -> str:
+        """The name of an input; empty if it is left out."""
+        return self.inputs[index] if index < len(self.inputs) else ""
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """An attribute, or the default."""
+        return dict(self.attributes).get(name, default)
+
+    @property
+    def bodies(self) -> tuple["Body", ...]:
+        """The graphs inside of it."""
+        return tuple(value for _, value in self.attributes if isinstance(value, Body))
+
+    @functools.cached_property
+    def reads(self) -> tuple[str, ...]:
+        """The names of all values that it or what is inside of it reads."""
+        inside = [name for body in self.bodies for name in body.reads]
+        return (*filter(None, self.inputs), *inside)
+
+
+@dataclasses.dataclass(frozen=True)
+class Body:
+    """A graph inside of a node, which sees the values around it by their names."""
+
+    inputs: tuple[str, ...]  # the names of its own
+    outputs: tuple[str, ...]  # the names of what it makes
+    nodes: tuple[Node, ...]  # in an order in which they can run
+
+    @functools.cached_property
+    def reads(self) -> tuple[str, ...]:
+        """The names of all values that are read in it."""
+        return (*(name for node in self.nodes for name in node.reads), *self.outputs)
+
+
+def all_nodes(nodes: Sequence[Node]) -> Iterator[Node]:
+    """Those, and the ones inside of them."""
+    for node in nodes:
+        yield node
+        for body in node.bodies:
+            yield from all_nodes(body.nodes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """An input of the graph."""
+
+    name: str
+    dtype: str
+    # of which None are not fixed; None as a whole if not even the number of axes is
+    shape: tuple[int | None, ...] | None
+    # "data" must be given; "state" becomes the initial state of recurrent layers,
+    # "lengths" their sequence_lens, and nothing reads what is "unused"
+    role: Literal["data", "state", "lengths", "unused"] = "data"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +144,9 @@ class Constants(Layer):
         return "arrays of the graph"
 
 
+# --- The network ---
+
+
 @dataclasses.dataclass(frozen=True)
 class Graph(Network):
     """An ONNX graph as a network; `rnnjax.interop.onnx.load` makes it.
@@ -77,10 +156,8 @@ class Graph(Network):
         inputs: of the graph, without its initialisers.
         outputs: the names of those that are data; the others are states, and are in the carry.
         nodes: in an order in which they can run.
-        layer_list: the layers that some of them are.
+        layer_list: the recurrent layers, and `Constants` if there are any.
         constants: arrays that are no parameters: integers, and single numbers.
-        exchanged: the inputs and outputs that have batch first in the graph, and time first where
-            they are given and returned; None where all keep the graph's own axes.
     """
 
     opset: int
@@ -89,12 +166,11 @@ class Graph(Network):
     nodes: tuple[Node, ...]
     layer_list: tuple[Layer, ...]
     constants: tuple[tuple[str, Constant], ...] = dataclasses.field(repr=False)
-    exchanged: tuple[str, ...] | None = None
 
     @property
     def axes(self) -> str:
-        """Time first, or those of the graph."""
-        return "the graph's own" if self.exchanged is None else super().axes
+        """Those of the graph."""
+        return "the graph's own"
 
     @property
     def layers(self) -> Mapping[str, Layer]:
@@ -107,39 +183,20 @@ class Graph(Network):
         return tuple(one.name for one in self.inputs if one.role == "data")
 
     def num_steps(self, params: Params, xs: Any) -> int:
-        """The size of the axis of time of ``xs``.
-
-        Raises:
-            InvalidInputError: the axes of time and batch do not reach all recurrent layers as they
-                are in ``xs``.
-        """
-        given = self.given(xs)
-        name, axes = self.followed(params, given)
-        return int(np.shape(given[name])[axes[name][0]])
-
-    def followed(self, params: Params, given: Mapping[str, Any]) -> tuple[str, dict[str, Axes]]:
-        """The data input that reaches all recurrent nodes, and where its axes go; see `follow`."""
-        shapes: dict[str, tuple[int, ...]] = {}
-        plain = dataclasses.replace(self, exchanged=None)
-        known = {name: x for name, x in given.items() if is_known(x)}
-
-        def trace(params: Params, given: dict[str, Any]) -> None:
-            values = plain.values(params, known | given, {}, None, Context())[1]
-            shapes.update({name: tuple(value.shape) for name, value in values.items()})
-
-        jax.eval_shape(trace, params, {n: x for n, x in given.items() if n not in known})
-        return follow(self.nodes, self.opset, shapes, self.data_inputs)
+        """Raise InvalidInputError: only the graph knows which of its axes is time."""
+        raise InvalidInputError(
+            "lengths, mask and resets mark steps of time, but which axis is time, and where it "
+            "goes, is known to the graph alone; leave them out, or use its own sequence_lens"
+        )
 
     def run(
         self, params: Params, xs: Any, carry: Mapping[str, Carry], mask: Any, context: Context
     ) -> tuple[dict[str, Carry], Any]:
         """Run the nodes; ``xs`` and the outputs are dicts by name where there are several."""
         if mask is not None or context.resets is not None:
-            self.num_steps(params, xs)  # raises where marks of time mean nothing
-        carries, values = self.values(params, xs, carry, mask, context)
-        ys = {
-            name: self._exchanged(name, jnp.asarray(_made(values, name))) for name in self.outputs
-        }
+            self.num_steps(params, xs)
+        carries, values = self.values(params, xs, carry, context)
+        ys = {name: jnp.asarray(_made(values, name)) for name in self.outputs}
         return carries, ys if len(ys) > 1 else ys[self.outputs[0]]
 
     def given(self, xs: Any) -> dict[str, Any]:
@@ -148,36 +205,37 @@ class Graph(Network):
         Raises:
             InvalidInputError: one is missing or unknown, or of another type or rank.
         """
+        known = {one.name: one for one in self.inputs}
         needed = self.data_inputs
         if not isinstance(xs, Mapping):
             if len(needed) != 1:
                 raise InvalidInputError(
-                    f"the graph has the inputs {', '.join(needed) or 'none'}, so xs must be a dict "
-                    "of arrays by their names"
+                    f"the graph has the inputs {', '.join(needed) or 'none'}; give a dict of arrays"
                 )
             xs = {needed[0]: xs}
-        known = {one.name: one for one in self.inputs}
-        if not set(needed) <= set(xs) <= set(known):
+        if set(xs) - set(known) or set(needed) - set(xs):
             raise InvalidInputError(
-                f"xs has {sorted(xs)}, but the graph needs {list(needed)} and takes {list(known)}"
+                f"the graph needs {list(needed)} and takes {list(known)}, but xs has "
+                f"{sorted(map(str, xs))}"
             )
-        return {
-            name: self._exchanged(name, _as_input(known[name], x, name in (self.exchanged or ())))
-            for name, x in xs.items()
-        }
-
-    def _exchanged(self, name: str, x: jax.Array) -> jax.Array:
-        return jnp.swapaxes(x, 0, 1) if name in (self.exchanged or ()) else x
+        return {name: _as_input(known[name], x) for name, x in xs.items()}
 
     def values(
-        self, params: Params, xs: Any, carry: Mapping[str, Carry], mask: Any, context: Context
+        self, params: Params, xs: Any, carry: Mapping[str, Carry], context: Context
     ) -> tuple[dict[str, Carry], dict[str, Any]]:
         """The carries, and all values of the graph by their names."""
+        given = self.given(xs)
         values: dict[str, Any] = {name: constant.array for name, constant in self.constants}
+        size = sum(jnp.size(x) for x in (*jax.tree.leaves(params), *values.values()))
+        elements = (
+            _ELEMENTS
+            + _ELEMENTS_PER_PARAMETER * size
+            + _ELEMENTS_PER_INPUT * sum(jnp.size(x) for x in given.values())
+        )
         values |= {name: jnp.asarray(x) for name, x in params.get(CONSTANTS, {}).items()}
-        values |= self.given(xs)
-        run = _Run(self, params, carry, mask, context)
-        run.again[0] += 4 * count_nodes(self.nodes)
+        values |= given
+        nodes = _NODES + 4 * sum(1 for _ in all_nodes(self.nodes))
+        run = _Run(self, params, carry, context, Budget(elements, nodes))
         run.nodes(self.nodes, values)
         return run.carries, values
 
@@ -186,85 +244,98 @@ class Graph(Network):
     ) -> dict[str, Carry]:
         """The state with which a sequence begins; layers inside of branches and loops have none."""
         states = super().initial_carry(batch_shape, dtype)
-        own = [node.layer for node in self.nodes if isinstance(node, RecurrentNode)]
-        return {name: states[name] for name in own}
+        return {node.layer: states[node.layer] for node in self.nodes if node.layer}
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class _Run:
-    """One run of a graph."""
+    """One run of a graph, or of a body in it."""
 
-    graph: Graph  # which runs
+    graph: Graph
     params: Params  # of its layers
     carry: Mapping[str, Carry]  # that was given
-    mask: Any  # that was given
     context: Context  # that was given
+    budget: Budget  # what may still be made
     once: bool = True  # whether what runs here runs once, so that states can go in and come out
+    trips: int = 1  # how often what runs here runs, at most
     carries: dict[str, Carry] = dataclasses.field(default_factory=dict)  # the states behind
-    left: int = MOST_KNOWN_ELEMENTS  # how many elements may still be made of known ones
-    # how many nodes of loops may still be run again, one by one
-    again: list[int] = dataclasses.field(default_factory=lambda: [MOST_NODES_AGAIN])
 
     def nodes(self, nodes: Sequence[Node], values: MutableMapping[str, Any]) -> None:
         """Run nodes whose inputs are there, and put what they make into ``values``."""
-        layers = self.graph.layers
         for i, node in enumerate(nodes):
-            if isinstance(node, RecurrentNode):
+            if node.op_type in RECURRENT:
                 self.recurrent(node, values)
-            elif isinstance(node, LayerNode):
-                values[node.outputs[0]] = _run_layer(
-                    node, layers[node.layer], self.params.get(node.layer, {}), values, self.context
-                )
             # Nodes that only prepare a state have no inputs where there is no state.
-            elif isinstance(node, Operation) and all(n in values for n in node.inputs if n):
-                inputs = [values[name] if name else None for name in node.inputs]
-                most = self.left if all(map(is_known, inputs)) else MOST_ELEMENTS
+            elif all(name in values for name in node.inputs if name):
                 key = self.context.key
-                if key is not None and (node.bodies or kind_of(node.op_type) == "dropout"):
+                if key is not None and (node.bodies or node.op_type == "Dropout"):
                     key = jax.random.fold_in(key, i)
-                arguments = {
-                    name: self.inner(value, values, key) if isinstance(value, Body) else value
-                    for name, value in node.arguments().items()
+                attributes = {
+                    name: self.inner(value, values, key)
+                    if isinstance(value, Body)
+                    else value.array
+                    if isinstance(value, Constant)
+                    else value
+                    for name, value in node.attributes
                 }
-                at = At(node.name, self.graph.opset, arguments, len(node.outputs), most, key)
+                inputs = [values[name] if name else None for name in node.inputs]
+                count = len(node.outputs)
+                at = At(node.label, self.graph.opset, attributes, count, self.budget, key)
                 outputs = run_operator(node.op_type, at, inputs)
                 values.update(zip(node.outputs, outputs, strict=False))
-                self.left = max(0, self.left - sum(y.size for y in outputs if is_known(y)))
 
-    def recurrent(self, node: RecurrentNode, values: MutableMapping[str, Any]) -> None:
+    def recurrent(self, node: Node, values: MutableMapping[str, Any]) -> None:
         """Run a recurrent node, and keep its state."""
         layer, state = self.graph.layers[node.layer], self.carry.get(node.layer)
         assert isinstance(layer, Recurrent)
         if state is not None and not self.once:
             raise InvalidInputError(
-                f"node {node.name} runs in a loop, or in a branch that is chosen when the graph "
+                f"node {node.label} runs in a loop, or in a branch that is chosen when the graph "
                 f"runs, so that {node.layer!r} has no state of its own; leave it out of carry"
             )
         params = self.params.get(node.layer, {})
-        self.carries[node.layer] = _run_recurrent(
-            node, layer, params, values, state, self.mask, self.context
-        )
+        self.carries[node.layer] = _run_recurrent(node, layer, params, values, state, self.context)
 
     def inner(self, body: Body, around: MutableMapping[str, Any], key: Any) -> Inner:
         """A graph inside of a node, to be run by its operator."""
         context = dataclasses.replace(self.context, key=key)
 
-        def run(once: bool, *inputs: Any) -> list[Any]:
-            self.again[0] -= len(body.nodes)
-            if self.again[0] < 0:
+        def run(here: "_Run", nodes: Sequence[Node], around: Any, inputs: Sequence[Any]) -> Any:
+            self.budget.nodes -= len(nodes)
+            if self.budget.nodes < 0:
                 raise TooLargeError(
-                    f"loops in loops run more than {MOST_NODES_AGAIN:,} nodes one by one; let "
-                    "their conditions and shapes be the same in all steps"
+                    f"loops in loops run more than {_NODES:,} nodes one by one; let their "
+                    "conditions and shapes be the same in all steps"
                 )
-            # States behind a node that runs often, or not at all, are not those of a layer.
-            here = self if once else dataclasses.replace(self, once=False, carries={})
-            here = dataclasses.replace(here, context=context)
-            values = collections.ChainMap(dict(zip(body.inputs, inputs, strict=True)), around)
-            here.nodes(body.nodes, values)
-            self.left = here.left
+            given = zip(body.inputs, inputs, strict=True)
+            values: Any = collections.ChainMap({n: x for n, x in given if x is not None}, around)
+            here.nodes(nodes, values)
+            return values
+
+        def once(*inputs: Any) -> list[Any]:
+            here = dataclasses.replace(self, context=context)
+            values = run(here, body.nodes, around, inputs)
             return [_made(values, name) for name in body.outputs]
 
-        return Inner(functools.partial(run, self.once), functools.partial(run, False))
+        def trace(times: int, *inputs: Any) -> list[Any]:
+            trips = self.trips * max(1, times)
+            if trips > MOST_TRIPS:
+                raise TooLargeError(
+                    f"loops in each other run {trips:,} trips, but at most {MOST_TRIPS:,} are run; "
+                    "check the numbers of trips in the file, or give shorter sequences"
+                )
+            # States behind a node that runs often, or not at all, are not those of a layer.
+            here = dataclasses.replace(self, context=context, once=False, trips=trips, carries={})
+            values = run(here, body.nodes, around, inputs)
+            return [_made(values, name) for name in body.outputs]
+
+        def known(*inputs: Any) -> list[Any]:
+            seen = {name: x for name, x in around.items() if is_known(x)}
+            plain = [n for n in body.nodes if not n.bodies and n.op_type not in RECURRENT]
+            values = run(self, plain, seen, inputs)
+            return [x if is_known(x) else None for x in map(values.get, body.outputs)]
+
+        return Inner(once, trace, known)
 
 
 def _made(values: Mapping[str, Any], name: str) -> Any:
@@ -277,45 +348,20 @@ def _made(values: Mapping[str, Any], name: str) -> Any:
     return values[name]
 
 
-def with_time_first(graph: Graph, params: Params) -> Graph:
-    """The graph that takes and gives time first, if it has one input of data and steps run in it.
-
-    Where those steps are follows from small inputs, of sizes that are not fixed. If it does not,
-    the graph stays what it is.
-    """
-    entries = [entry for entry in graph.inputs if entry.role == "data"]
-    if len(entries) != 1 or not any(isinstance(node, RecurrentNode) for node in graph.nodes):
-        return graph
-    shape = assumed_shape(entries[0], graph, params, (13, 11))  # hardly a size of anything else
-    x = jax.ShapeDtypeStruct(shape, traced_dtype(jnp.dtype(entries[0].dtype), entries[0].name))
-    try:
-        axes = graph.followed(params, {entries[0].name: x})[1]
-    except (RnnjaxError, TypeError, ValueError):  # of JAX, for sizes that do not fit the graph
-        return graph
-    ends = (entries[0].name, *graph.outputs)
-    return dataclasses.replace(graph, exchanged=tuple(n for n in ends if axes.get(n) == (1, 0)))
-
-
 def assumed_shape(
     entry: Input, graph: Graph, params: Params, sizes: tuple[int, int] = (STEPS, BATCH)
 ) -> tuple[int, ...]:
-    """Of an input: which of its free axes is time is not known, most often the first."""
+    """The shape of an input, whose first free axis is assumed to be time: nothing tells it."""
     ids = jnp.issubdtype(jnp.dtype(entry.dtype), jnp.integer)
-    shape = entry.shape
-    if shape is None:
-        shape = (None,) * (2 if ids else 3)
-    features = [
-        input_size(params[name])
-        for name, layer in graph.layers.items()
-        if isinstance(layer, Recurrent | Dense) and name in params
-    ]
+    shape = (None,) * (2 if ids else 3) if entry.shape is None else entry.shape
+    features = [input_size(params[name]) for name in graph.recurrent if name in params]
     if len(shape) == 3 and shape[-1] is None and not ids and features:
         shape = (*shape[:-1], features[0])
     free = iter((sizes[0], *sizes[1:] * len(shape)))
     return tuple(next(free) if size is None else size for size in shape)
 
 
-def _as_input(known: Input, came: Any, exchanged: bool) -> Any:
+def _as_input(known: Input, came: Any) -> Any:
     dtype = jnp.dtype(known.dtype)
     try:
         x = jnp.asarray(came)
@@ -330,89 +376,79 @@ def _as_input(known: Input, came: Any, exchanged: bool) -> Any:
         raise InvalidInputError(
             f"input {known.name!r} is {expected}, but got {x.dtype}{list(x.shape)}"
         )
-    fixed = known.shape
-    if fixed is not None and exchanged:
-        fixed = (fixed[1], fixed[0], *fixed[2:])
-    if fixed is not None and not fits({known.name: fixed}, {known.name: x.shape}):
-        sizes = ", ".join("any" if n is None else str(n) for n in fixed)
+    if known.shape is not None and not fits({known.name: known.shape}, {known.name: x.shape}):
+        sizes = ", ".join("any" if n is None else str(n) for n in known.shape)
         raise InvalidInputError(
-            f"input {known.name!r} has shape ({sizes}), but got {x.shape}; the axes are "
-            + ("time first" if exchanged else "those of the graph, in its own order")
+            f"input {known.name!r} has shape ({sizes}), but got {x.shape}; the axes are those of "
+            "the graph, in its own order"
         )
     if not x.ndim and not isinstance(came, jax.Array) and not jnp.issubdtype(dtype, jnp.floating):
         return np.asarray(came).astype(dtype)  # stays known: branches and shapes may follow from it
     return x.astype(expected)
 
 
-def _run_layer(
-    node: LayerNode, layer: Layer, params: Params, values: Mapping[str, Any], context: Context
-) -> Any:
-    x = jnp.asarray(values[node.inputs[0]])
-    if isinstance(layer, Embedding):  # whose negative ids count from the end, unlike an Embedding's
-        if not jnp.issubdtype(x.dtype, jnp.integer):
-            raise InteropError(f"node {node.name}: its ids are {x.dtype}, but should be integers")
-        return take_rows(jnp.asarray(params["embedding"]), x, 0)
-    if not x.ndim:
-        raise InteropError(f"node {node.name}: its input is a single number, but needs axes")
-    return layer.run(params, Flow(x), None, context)[1].xs
-
-
 # --- Recurrent nodes ---
 
 
 def _run_recurrent(
-    node: RecurrentNode,
+    node: Node,
     layer: Recurrent,
     params: Params,
     values: MutableMapping[str, Any],
     carry: Carry | None,
-    mask: Any,
     context: Context,
 ) -> Carry:
     """Run the cell, put Y, Y_h and Y_c into ``values``, and return its carry."""
-    x_name, lengths_name, *state_names = node.inputs
-    if x_name not in values:
-        raise InteropError(f"node {node.name}: its input {x_name!r} follows from a state alone")
-    xs = jnp.asarray(values[x_name])
+    if node.inputs[0] not in values:
+        raise InteropError(
+            f"node {node.label}: its input {node.inputs[0]!r} follows from a state alone"
+        )
+    xs, batch_first = jnp.asarray(values[node.inputs[0]]), node.get("layout", 0)
     if xs.ndim != 3:
         raise InteropError(
-            f"node {node.name}: its input X has shape {list(xs.shape)}, but should have three axes"
+            f"node {node.label}: its input X has shape {list(xs.shape)}, but should have three axes"
         )
-    xs = jnp.swapaxes(xs, 0, 1) if node.layout else xs
+    xs = jnp.swapaxes(xs, 0, 1) if batch_first else xs
     steps, batch = xs.shape[:2]
-    if node.weights is not None:
-        arrays = [jnp.asarray(values[name]) if name else None for name in node.weights]
-        check_weights(node, layer, Weights(*arrays))
-        params = params_from_onnx(layer.cell, *arrays)
-    states = [values.get(name) if name else None for name in state_names]
+    if node.input(1):
+        names = [node.input(place) for place in WEIGHTS]
+        weights = Weights(*(jnp.asarray(values[name]) if name else None for name in names))
+        check_weights(node, layer, weights)
+        params = params_from_onnx(layer.cell, *weights)
+    states = [values.get(name) if name else None for name in node.inputs[5:7]]
     if carry is None and any(state is not None for state in states):
         carry = _carry_of(node, layer, states, batch)
-    lengths = values.get(lengths_name) if lengths_name else None
-    valid = mask if lengths is None else _valid(node, lengths, steps, batch, mask)
+    lengths = values.get(node.input(4)) if node.input(4) else None
+    valid = None if lengths is None else _valid(node, lengths, steps, batch)
     carry, ys = unroll(
         layer.cell,
         params,
         xs,
         carry,
         mask=valid,
-        resets=context.resets,
         reverse=layer.reverse,
         method=context.method,
     )
     sides = _directions(layer)
     ys = ys.reshape(steps, batch, sides, ys.shape[-1] // sides)
-    made = _outputs(node, carry, ys)
+    each = carry if isinstance(carry, Directions) else (carry,)
+    finals = [jnp.stack(leaves, axis=1 if batch_first else 0) for leaves in zip(*each, strict=True)]
+    made = jnp.transpose(ys, (1, 0, 2, 3) if batch_first else (0, 2, 1, 3)), *finals
     values.update(
         (name, y.astype(xs.dtype)) for name, y in zip(node.outputs, made, strict=False) if name
     )
     return carry
 
 
+WEIGHTS = (1, 2, 3, 7)
+"""The places of W, R, B and P in the inputs of a recurrent node."""
+
+
 def _directions(layer: Recurrent) -> int:
     return 2 if isinstance(layer.cell, Bidirectional) else 1
 
 
-def check_weights(node: RecurrentNode, layer: Recurrent, weights: Weights) -> None:
+def check_weights(node: Node, layer: Recurrent, weights: Weights) -> None:
     """Raise unless the arrays are of the shapes that the node's attributes ask for."""
     cell = layer.cell.cells[0] if isinstance(layer.cell, Bidirectional) else layer.cell
     size: int = cell.output_size
@@ -431,24 +467,25 @@ def check_weights(node: RecurrentNode, layer: Recurrent, weights: Weights) -> No
         if not well or not jnp.issubdtype(array.dtype, jnp.floating):
             sizes = ", ".join("input size" if n is None else str(n) for n in shape)
             raise InteropError(
-                f"node {node.name}: its {name} is {array.dtype}{list(array.shape)}, but with "
+                f"node {node.label}: its {name} is {array.dtype}{list(array.shape)}, but with "
                 f"{size} hidden units and {directions} directions it should be floats ({sizes})"
             )
 
 
-def _carry_of(node: RecurrentNode, layer: Recurrent, states: list[Any], batch: int) -> Carry:
+def _carry_of(node: Node, layer: Recurrent, states: list[Any], batch: int) -> Carry:
     """The cell's carry from initial_h and initial_c."""
     zeros = layer.cell.initial_carry((batch,))
     each = zeros if isinstance(zeros, Directions) else (zeros,)
-    axis = 1 if node.layout else 0
+    axis = 1 if node.get("layout", 0) else 0
     made = []
     for i, carry in enumerate(each):
         leaves = []
-        for leaf, state in zip(carry, states, strict=False):
+        for place, leaf in enumerate(carry):
+            state = states[place] if place < len(states) else None
             expected = (batch, len(each)) if axis else (len(each), batch)
             if state is not None and state.shape != (*expected, leaf.shape[-1]):
                 raise InteropError(
-                    f"node {node.name}: an initial state has shape {list(state.shape)}, but "
+                    f"node {node.label}: an initial state has shape {list(state.shape)}, but "
                     f"should have {[*expected, leaf.shape[-1]]}"
                 )
             one = leaf if state is None else jnp.take(jnp.asarray(state), i, axis=axis)
@@ -457,28 +494,15 @@ def _carry_of(node: RecurrentNode, layer: Recurrent, states: list[Any], batch: i
     return Directions(*made) if isinstance(zeros, Directions) else made[0]
 
 
-def _valid(node: RecurrentNode, lengths: Any, steps: int, batch: int, mask: Any) -> jax.Array:
+def _valid(node: Node, lengths: Any, steps: int, batch: int) -> jax.Array:
     if lengths.shape != (batch,) or not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise InteropError(
-            f"node {node.name}: its sequence_lens are {lengths.dtype}{list(lengths.shape)}, but "
+            f"node {node.label}: its sequence_lens are {lengths.dtype}{list(lengths.shape)}, but "
             f"should be {batch} integers"
         )
     if is_known(lengths) and lengths.size and not 0 <= lengths.min() <= lengths.max() <= steps:
         raise InteropError(
-            f"node {node.name}: its sequence_lens are constants of up to {lengths.max()}, but the "
+            f"node {node.label}: its sequence_lens are constants of up to {lengths.max()}, but the "
             f"input has {steps} steps"
         )
-    valid = jnp.arange(steps)[:, None] < jnp.asarray(lengths)
-    if mask is None:
-        return valid
-    mask = jnp.asarray(mask)
-    return valid & mask.reshape(*mask.shape, *[1] * (2 - mask.ndim))
-
-
-def _outputs(node: RecurrentNode, carry: Carry, ys: jax.Array) -> tuple[jax.Array, ...]:
-    """Y, Y_h and Y_c, from ``ys (time, batch, directions, hidden)``."""
-    each = carry if isinstance(carry, Directions) else (carry,)
-    axis = 1 if node.layout else 0
-    states = [jnp.stack(leaves, axis=axis) for leaves in zip(*each, strict=True)]
-    order = (1, 0, 2, 3) if node.layout else (0, 2, 1, 3)
-    return jnp.transpose(ys, order), *states
+    return jnp.arange(steps)[:, None] < jnp.asarray(lengths)

@@ -12,7 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from rnnjax.errors import InteropError, InvalidInputError
-from rnnjax.interop.functions import Affine, CutReLU, Function, ScaledTanh
+from rnnjax.interop.functions import (
+    ELU,
+    Affine,
+    CutReLU,
+    Function,
+    HardSigmoid,
+    LeakyReLU,
+    ScaledTanh,
+    ThresholdedReLU,
+)
 from rnnjax.interop.layers import (
     Activation,
     Dense,
@@ -24,9 +33,8 @@ from rnnjax.interop.layers import (
     Recurrent,
 )
 from rnnjax.interop.model import Sequential
-from rnnjax.interop.onnx.operators import OPERATORS
 from rnnjax.interop.onnx.plan import Node, Pair, Plan, Row, make_plan, nodes
-from rnnjax.interop.onnx.recurrent import RECURRENT, attributes_to_onnx, params_to_onnx
+from rnnjax.interop.onnx.recurrent import RECURRENT, attributes_to_onnx, input_size, params_to_onnx
 from rnnjax.interop.onnx.writer import Axes, Writer
 from rnnjax.layers import Bidirectional
 
@@ -322,13 +330,6 @@ def _hidden_size(node: Node) -> int:
     return int(attributes_to_onnx(node.cell)[1]["hidden_size"])
 
 
-def input_size(params: Any) -> int:
-    """How many features a layer takes: the rows of its kernel, or of that of its first cell."""
-    while not (isinstance(params, Mapping) and "kernel" in params):
-        params = params["cell"] if isinstance(params, Mapping) else params[0]
-    return int(np.shape(params["kernel"])[0])
-
-
 def _array(layer: Layer, params: Any, name: str) -> np.ndarray:
     return float32(f"layer {layer.name!r}", params[name])
 
@@ -398,11 +399,15 @@ def _cut_relu(w: Writer, x: str, f: Any) -> str:
 
 _NAMED: Mapping[str, Callable[[Writer, str, Any], str]] = {
     "linear": lambda w, x, _: x,
-    **{
-        one.activation: _operator(name, **({"axis": -1} if one.kind == "softmax" else {}))
-        for name, one in OPERATORS.items()
-        if isinstance(one.activation, str)
-    },
+    "tanh": _operator("Tanh"),
+    "sigmoid": _operator("Sigmoid"),
+    "relu": _operator("Relu"),
+    "softplus": _operator("Softplus"),
+    "softsign": _operator("Softsign"),
+    "exponential": _operator("Exp"),
+    "hard_silu": _operator("HardSwish"),
+    "softmax": _operator("Softmax", axis=-1),
+    "log_softmax": _operator("LogSoftmax", axis=-1),
     "hard_sigmoid": _operator("HardSigmoid", alpha=1 / 6, beta=0.5),
     "legacy_hard_sigmoid": _operator("HardSigmoid", alpha=0.2, beta=0.5),
     "hard_tanh": _clip(-1, 1),
@@ -418,18 +423,19 @@ _NAMED: Mapping[str, Callable[[Writer, str, Any], str]] = {
     "silu": lambda w, x, _: w.add("Mul", x, w.add("Sigmoid", x)),
     "mish": lambda w, x, _: w.add("Mul", x, w.add("Tanh", w.add("Softplus", x))),
     "squareplus": _squareplus,
-    "soft_shrink": _operator("Shrink", lambd=0.5, bias=0.5),
-    "hard_shrink": _operator("Shrink", lambd=0.5, bias=0.0),
+    "soft_shrink": lambda w, x, f: w.add("Sub", x, _clip(-0.5, 0.5)(w, x, f)),
+    "hard_shrink": lambda w, x, _: w.add(
+        "Where", w.add("Greater", w.add("Abs", x), w.scalar(0.5)), x, w.scalar(0)
+    ),
     "tanh_shrink": lambda w, x, _: w.add("Sub", x, w.add("Tanh", x)),
     "log_sigmoid": lambda w, x, _: w.add("Neg", w.add("Softplus", w.add("Neg", x))),
 }
 
 _CLASSES: Mapping[type[Any], Callable[[Writer, str, Any], str]] = {
-    **{
-        one.activation: _operator(name)
-        for name, one in OPERATORS.items()
-        if isinstance(one.activation, type)
-    },
+    ELU: _operator("Elu"),
+    HardSigmoid: _operator("HardSigmoid"),
+    LeakyReLU: _operator("LeakyRelu"),
+    ThresholdedReLU: _operator("ThresholdedRelu"),
     Affine: lambda w, x, f: w.add("Add", w.add("Mul", x, w.scalar(f.alpha)), w.scalar(f.beta)),
     ScaledTanh: lambda w, x, f: w.add(
         "Mul", w.add("Tanh", w.add("Mul", x, w.scalar(f.beta))), w.scalar(f.alpha)

@@ -1,10 +1,10 @@
 """The operators of ONNX that stand around recurrent ones: one table, one entry for each.
 
-Where all inputs of one are known before it runs, NumPy computes it: the shapes that a graph
-computes stay known under ``jit``, and what follows from them can have a shape.
+An entry is a function of `At` and the inputs, None where one is left out, to the output or a tuple.
+Where all inputs are known before it runs, NumPy computes it: the shapes that a graph computes stay
+known under ``jit``, and what follows from them can have a shape.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -16,34 +16,623 @@ import numpy as np
 
 from rnnjax.errors import RnnjaxError
 from rnnjax.interop.functions import ELU, HardSigmoid, LeakyReLU, ThresholdedReLU
-from rnnjax.interop.onnx import axes, control, elementwise, places, products, quantized, windows
-from rnnjax.interop.onnx.at import At, by_jax, is_known, module_of
-from rnnjax.interop.onnx.elementwise import each, each_by_class, each_by_jax, folded, pair
+from rnnjax.interop.onnx import control, windows
+from rnnjax.interop.onnx.at import At, by_jax, is_known, module_of, traced_dtype
+from rnnjax.interop.onnx.files import dtype_of
+from rnnjax.layers import Dropout
+
+Run = Callable[..., Any]
+
+# --- One element by itself ---
 
 
-@dataclasses.dataclass(frozen=True)
-class Operator:
-    """All that is known of an operator; nothing else asks for its name."""
+def _each(name: str) -> Run:
+    """A function of one array that NumPy and JAX have by the same name."""
+    return lambda at, x: getattr(module_of(x), name)(x)
 
-    # from `At` and the inputs, None where one is left out, to the output, or a tuple
-    run: Callable[..., Any]
-    # where its outputs have the axes of time and batch that an input has
-    rule: axes.Rule = axes.lost
-    # of how many inputs, from the first on, it only puts elements elsewhere; -1 for all
-    moves: int = 0
-    # whether what it makes of parameters alone is a parameter itself. What follows from other
-    # constants always is constant.
-    folds: bool = False
-    kind: str = ""  # what readers of layers make of it; empty for those they have no use for
-    # the function of `rnnjax.interop` that it is, by name or class
-    activation: str | type[Any] | None = None
-    in_cells: bool = False  # whether recurrent operators have that activation
-    costly: bool = False  # whether it takes much longer than its output is large; not folded then
 
-    def moved(self, inputs: tuple[str, ...]) -> tuple[str, ...]:
-        """Those of the inputs whose elements it puts elsewhere."""
-        return inputs if self.moves < 0 else inputs[: self.moves]
+def _by_jax(function: Callable[..., Any], *numbers: str) -> Run:
+    """A function of one array and of attributes that are numbers, which it has defaults for."""
 
+    def run(at: At, x: Any) -> Any:
+        given = {name: at.get(name) for name in numbers if name in at.attributes}
+        return by_jax(lambda x: function(x, **given), x)
+
+    return run
+
+
+def _by_class(kind: type[Any]) -> Run:
+    """A class of `rnnjax.interop.functions`, whose defaults are those of the operator."""
+    return _by_jax(lambda x, **numbers: kind(**numbers)(x), "alpha", "beta")
+
+
+def _gelu(at: At, x: Any) -> Any:
+    return by_jax(lambda x: jax.nn.gelu(x, at.get("approximate", "none") == "tanh"), x)
+
+
+def _selu(x: Any, alpha: float = 1.6732631921768188, gamma: float = 1.0507010221481323) -> Any:
+    return gamma * ELU(alpha)(x)
+
+
+def _clip(at: At, x: Any, low: Any = None, high: Any = None) -> Any:
+    """``x`` between two bounds, attributes in old models."""
+    bounds = at.get("min", low), at.get("max", high)
+    xp = module_of(x, *(bound for bound in bounds if not isinstance(bound, float)))
+    for bound, function in zip(bounds, (xp.maximum, xp.minimum), strict=True):
+        x = x if bound is None else function(x, xp.asarray(bound, x.dtype))
+    return x
+
+
+def _as_type(at: At, x: Any, dtype: np.dtype[Any]) -> Any:
+    if not is_known(x):
+        dtype = traced_dtype(dtype, f"node {at.name} casts to it")
+    return x.astype(dtype)
+
+
+def _dropout(at: At, x: Any, ratio: Any = None, training_mode: Any = None) -> Any:
+    """``x``; with a key, some entries are 0 and the others larger."""
+    ratio = at.get("ratio", ratio)
+    if training_mode is not None and (not is_known(training_mode) or bool(training_mode)):
+        if not is_known(training_mode) or not is_known(ratio):
+            raise at.fail("whether it drops follows from an input; export the model for inference")
+        if ratio is None or float(ratio):
+            raise at.fail("it drops in training mode; export the model for inference")
+    if at.key is not None:
+        if isinstance(ratio, jax.Array):
+            raise at.fail(
+                "its ratio follows from an input, so it cannot drop with a key; leave out the "
+                "key, or make the ratio constant"
+            )
+        x = Dropout(0.5 if ratio is None else float(ratio)).apply(at.key, jnp.asarray(x))
+    return (x, np.ones(x.shape, np.bool_)) if at.num_outputs > 1 else x
+
+
+# --- Several arrays, broadcast ---
+
+
+def _pair(function: str | Callable[[Any, Any, Any], Any]) -> Run:
+    """A function of two arrays: by the name that NumPy and JAX have, or of that module too."""
+
+    def run(at: At, x: Any, y: Any) -> Any:
+        if at.get("axis") is not None:
+            raise at.fail("broadcasting along a named axis, of opsets before 7, is not read here")
+        at.bound(np.broadcast_shapes(x.shape, y.shape))
+        at.same_type(x, y)
+        xp = module_of(x, y)
+        return getattr(xp, function)(x, y) if isinstance(function, str) else function(xp, x, y)
+
+    return run
+
+
+def _folded(function: str) -> Run:
+    """A function of two arrays, applied to any number of them."""
+    return lambda at, *xs: functools.reduce(functools.partial(_pair(function), at), xs)
+
+
+def _mean(at: At, *xs: Any) -> Any:
+    return _folded("add")(at, *xs) / np.asarray(len(xs), xs[0].dtype)
+
+
+def _divide(xp: Any, x: Any, y: Any) -> Any:
+    """The quotient; that of integers is cut off, not floored."""
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        return x / y
+    return x // y + ((x % y != 0) & ((x < 0) != (y < 0)))
+
+
+def _power(at: At, x: Any, y: Any) -> Any:
+    """``x ** y``, of the type of ``x``."""
+    at.bound(np.broadcast_shapes(x.shape, y.shape))
+    xp = module_of(x, y)
+    return xp.power(x, y).astype(x.dtype if xp is np else jax.dtypes.canonicalize_dtype(x.dtype))
+
+
+def _modulo(at: At, x: Any, y: Any) -> Any:
+    return _pair("fmod" if at.get("fmod", 0) else "mod")(at, x, y)
+
+
+def _prelu(at: At, x: Any, slope: Any) -> Any:
+    at.bound(np.broadcast_shapes(x.shape, slope.shape))
+    return by_jax(lambda x, slope: jnp.where(x >= 0, x, slope * x), x, slope)
+
+
+def _where(at: At, condition: Any, x: Any, y: Any) -> Any:
+    at.bound(np.broadcast_shapes(condition.shape, x.shape, y.shape))
+    if condition.dtype != bool:
+        raise at.fail(f"its condition is {condition.dtype}, but should be booleans")
+    return module_of(condition, x, y).where(condition, x, y)
+
+
+# --- Sums, and what is normalised by them ---
+
+
+def _matmul(at: At, x: Any, y: Any) -> Any:
+    batch = np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+    at.bound((*batch, *x.shape[-2:-1], *(y.shape[-1:] if y.ndim > 1 else ())))
+    at.same_type(x, y)
+    return module_of(x, y).matmul(x, y)
+
+
+def _gemm(at: At, a: Any, b: Any, c: Any = None) -> Any:
+    """``alpha a b + beta c``."""
+    if a.ndim != 2 or b.ndim != 2:
+        raise at.fail(f"it needs two matrices, but got shapes {list(a.shape)} and {list(b.shape)}")
+    a = a.T if at.get("transA", 0) else a
+    b = b.T if at.get("transB", 0) else b
+    at.bound((a.shape[0], b.shape[1]))
+    xp = module_of(a, b, c)
+    y = xp.asarray(at.get("alpha", 1.0), a.dtype) * xp.matmul(a, b)
+    if c is not None:
+        y = y + xp.asarray(at.get("beta", 1.0), a.dtype) * xp.broadcast_to(c, y.shape)
+    return y
+
+
+def _reduction(name: str, start: float | None = None) -> Run:
+    """A reduction that NumPy and JAX have by that name.
+
+    ``start`` is the sign of the largest or least number, where it makes that of nothing.
+    """
+
+    def run(at: At, x: Any, axes_input: Any = None) -> Any:
+        axes = at.listed("axes", axes_input)
+        if not axes:
+            axes = [] if at.get("noop_with_empty_axes", 0) else list(range(x.ndim))
+        where = tuple(at.axis(axis, x.ndim) for axis in axes)
+        options = {"axis": where, "keepdims": bool(at.get("keepdims", 1))}
+        at.bound(1 if axis in where else size for axis, size in enumerate(x.shape))
+        if start is not None and not math.prod(x.shape[axis] for axis in where):
+            options["initial"] = _limit(x.dtype, start)
+        return getattr(module_of(x), name)(x, **options).astype(x.dtype)
+
+    return run
+
+
+def _limit(dtype: Any, sign: float) -> Any:
+    """The least number of a type, or the largest."""
+    if dtype.kind == "b":
+        return sign > 0
+    if dtype.kind in "iu":
+        return jnp.iinfo(dtype).max if sign > 0 else jnp.iinfo(dtype).min
+    return sign * np.inf
+
+
+def _reduce_l2(at: At, x: Any, axes_input: Any = None) -> Any:
+    return module_of(x).sqrt(_reduction("sum")(at, x * x, axes_input))
+
+
+def _argmax(at: At, x: Any) -> Any:
+    axis = at.axis(at.get("axis", 0), x.ndim)
+    xp, last = module_of(x), bool(at.get("select_last_index", 0))
+    place = xp.argmax(
+        xp.flip(x, axis) if last else x, axis=axis, keepdims=bool(at.get("keepdims", 1))
+    )
+    return x.shape[axis] - 1 - place if last else place
+
+
+def _softmax(function: Callable[..., Any]) -> Run:
+    """JAX's function over an axis; before opset 13 over all axes from it on, as one."""
+
+    def run(at: At, x: Any) -> Any:
+        first = at.axis(at.get("axis", -1 if at.opset >= 13 else 1), x.ndim)
+        axes = first if at.opset >= 13 else tuple(range(first, x.ndim))
+        return by_jax(lambda x: function(x, axis=axes), x)
+
+    return run
+
+
+def _cumsum(at: At, x: Any, axis_input: Any) -> Any:
+    """The sum of the entries up to each, from either side."""
+    (number,) = at.integers(axis_input, "axis")
+    axis = at.axis(number, x.ndim)
+
+    def along(x: Any) -> Any:
+        x = jnp.flip(x, axis) if at.get("reverse", 0) else x
+        y = jnp.cumsum(x, axis=axis, dtype=x.dtype)
+        if at.get("exclusive", 0):
+            y = jnp.concatenate(
+                [jnp.zeros_like(y), jax.lax.slice_in_dim(y, 0, -1, axis=axis)], axis
+            )
+            y = jax.lax.slice_in_dim(y, x.shape[axis] - 1, None, axis=axis)
+        return jnp.flip(y, axis) if at.get("reverse", 0) else y
+
+    return by_jax(along, x)
+
+
+def _per_channel(array: Any, x: Any) -> Any:
+    return array.reshape(-1, *[1] * (x.ndim - 2))
+
+
+def _batch_norm(at: At, x: Any, scale: Any, bias: Any, mean: Any, variance: Any) -> Any:
+    """Each channel by a mean and a variance that are given."""
+    if at.get("training_mode", 0):
+        raise at.fail("it takes mean and variance of the batch; export the model for inference")
+
+    def run(x: Any, scale: Any, bias: Any, mean: Any, variance: Any) -> Any:
+        factor = scale / jnp.sqrt(variance + at.get("epsilon", 1e-5))
+        y = (x - _per_channel(mean, x)) * _per_channel(factor, x) + _per_channel(bias, x)
+        return y.astype(x.dtype)
+
+    return at.computed(run, x, scale, bias, mean, variance)
+
+
+def _standard(x: Any, axes: tuple[int, ...], epsilon: float) -> tuple[Any, Any, Any]:
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    mean = jnp.mean(wide, axes, keepdims=True)
+    inverse = jax.lax.rsqrt(jnp.var(wide, axes, keepdims=True) + epsilon)
+    return (wide - mean) * inverse, mean, inverse
+
+
+def _layer_norm(at: At, x: Any, scale: Any, bias: Any = None) -> Any:
+    """Each row, over the axes from ``axis`` on, by its own mean and variance."""
+    axes = tuple(range(at.axis(at.get("axis", -1), x.ndim), x.ndim))
+
+    def run(x: Any, scale: Any, bias: Any) -> Any:
+        y, mean, inverse = _standard(x, axes, at.get("epsilon", 1e-5))
+        y = y.astype(x.dtype) * scale
+        return (y if bias is None else y + bias), mean, inverse
+
+    return at.computed(run, x, scale, bias)
+
+
+def _instance_norm(at: At, x: Any, scale: Any, bias: Any) -> Any:
+    """Each channel of each row by its own mean and variance."""
+
+    def run(x: Any, scale: Any, bias: Any) -> Any:
+        y = _standard(x, tuple(range(2, x.ndim)), at.get("epsilon", 1e-5))[0].astype(x.dtype)
+        return y * _per_channel(scale, x) + _per_channel(bias, x)
+
+    return at.computed(run, x, scale, bias)
+
+
+# --- Which put elements elsewhere ---
+
+
+def _reshape(at: At, x: Any, shape: Any = None) -> Any:
+    given = at.get("shape")
+    sizes = [int(n) for n in given] if given is not None else at.integers(shape, "sizes")
+    if not at.get("allowzero", 0):
+        if any(n == 0 and i >= x.ndim for i, n in enumerate(sizes)):
+            raise at.fail(f"its shape {sizes} copies a size that the input {list(x.shape)} lacks")
+        sizes = [x.shape[i] if n == 0 else n for i, n in enumerate(sizes)]
+    if sizes.count(-1) > 1 or any(n < -1 for n in sizes):
+        raise at.fail(f"{sizes} is no shape")
+    return x.reshape(sizes)
+
+
+def _flatten(at: At, x: Any) -> Any:
+    """Two axes: of those before ``axis``, and of the others."""
+    axis = at.get("axis", 1)
+    axis = axis + x.ndim if axis < 0 else axis
+    if not 0 <= axis <= x.ndim:
+        raise at.fail(f"axis {axis} is not one of the {x.ndim} axes of its input")
+    return x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
+
+
+def _squeeze(at: At, x: Any, axes_input: Any = None) -> Any:
+    axes = at.listed("axes", axes_input)
+    if axes is None:
+        axes = [i for i, size in enumerate(x.shape) if size == 1]
+    where = {at.axis(axis, x.ndim) for axis in axes}
+    if any(x.shape[axis] != 1 for axis in where):
+        raise at.fail(f"axes {axes} of shape {list(x.shape)} are not all of size 1")
+    return x.reshape([size for i, size in enumerate(x.shape) if i not in where])
+
+
+def _unsqueeze(at: At, x: Any, axes_input: Any = None) -> Any:
+    axes = at.listed("axes", axes_input)
+    if axes is None:
+        raise at.fail("it names no axes")
+    rank = x.ndim + len(axes)
+    where = {at.axis(axis, rank) for axis in axes}
+    if len(where) < len(axes):
+        raise at.fail(f"axes {axes} name one twice")
+    sizes = iter(x.shape)
+    return x.reshape([1 if i in where else next(sizes) for i in range(rank)])
+
+
+def _transpose(at: At, x: Any) -> Any:
+    return module_of(x).transpose(x, at.get("perm"))
+
+
+def _concat(at: At, *arrays: Any) -> Any:
+    axis = at.axis(at.get("axis", 1), arrays[0].ndim)
+    at.bound([sum(x.size for x in arrays)])
+    at.same_type(*arrays)
+    return module_of(*arrays).concatenate(arrays, axis=axis)
+
+
+def _split(at: At, x: Any, sizes_input: Any = None) -> Any:
+    """Parts of an axis, by their sizes or by their number."""
+    axis = at.axis(at.get("axis", 0), x.ndim)
+    length = x.shape[axis]
+    sizes = at.listed("split", sizes_input)
+    if sizes is None:
+        parts = at.get("num_outputs", at.num_outputs)
+        if parts != at.num_outputs:
+            raise at.fail(f"it makes {parts} parts, but has {at.num_outputs} outputs")
+        size = -(-length // parts)  # the last one may be smaller
+        sizes = [max(0, min(size, length - i * size)) for i in range(parts)]
+    if sum(sizes) != length or min(sizes) < 0 or len(sizes) < at.num_outputs:
+        raise at.fail(f"parts of sizes {sizes} are not the {length} of axis {axis}")
+    return tuple(module_of(x).split(x, np.cumsum(sizes)[:-1], axis=axis))
+
+
+def _slice(
+    at: At, x: Any, starts: Any = None, ends: Any = None, axes: Any = None, steps: Any = None
+) -> Any:
+    """From ``starts`` to ``ends`` along axes."""
+    if starts is None:  # attributes, before opset 10
+        first, last = at.get("starts"), at.get("ends")
+    else:
+        first, last = at.integers(starts, "starts"), at.integers(ends, "ends")
+    along = at.listed("axes", axes) or list(range(len(first)))
+    stride = [1] * len(first) if steps is None else at.integers(steps, "steps")
+    if not len(first) == len(last) == len(along) == len(stride) or 0 in stride:
+        raise at.fail(f"starts {first}, ends {last}, axes {along}, steps {stride} do not fit")
+    where = [slice(None)] * x.ndim
+    for start, end, axis, step in zip(first, last, along, stride, strict=True):
+        axis = at.axis(axis, x.ndim)
+        size = x.shape[axis]
+        # As in ONNX: a negative end beyond the beginning is the place before it, not the last.
+        if step > 0:
+            begin, stop = (min(max(n + size * (n < 0), 0), size) for n in (start, end))
+            where[axis] = slice(begin, stop, step)
+        else:
+            begin = min(max(start + size * (start < 0), 0), size - 1)
+            stop = min(max(end + size * (end < 0), -1), size - 1)
+            where[axis] = slice(begin, None if stop < 0 else stop, max(step, -(2**63) + 1))
+            if not size:
+                where[axis] = slice(0, 0)
+    return x[tuple(where)]
+
+
+def _check_indices(at: At, indices: Any) -> None:
+    if indices.dtype.kind not in "iu":
+        raise at.fail(f"its indices are {indices.dtype}, but should be integers")
+
+
+def _wrapped(indices: Any, size: Any) -> Any:
+    """Negative ones count from the end."""
+    return jnp.where(indices < 0, indices + size, indices)
+
+
+def _gather(at: At, x: Any, indices: Any) -> Any:
+    """Slices of ``x`` by their places along an axis.
+
+    Negative ones count from the end; those out of range give NaN, or the nearest slice of integers.
+    """
+    axis = at.axis(at.get("axis", 0), x.ndim)
+    _check_indices(at, indices)
+    size = x.shape[axis]
+    at.bound((*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]))
+    if is_known(indices):
+        if indices.size and (indices.min() < -size or indices.max() >= size):
+            raise at.fail(f"an index is outside of the {size} of axis {axis}")
+        return module_of(x).take(x, indices, axis=axis)
+    x = jnp.asarray(x)
+    if jnp.issubdtype(x.dtype, jnp.inexact):
+        return jnp.take(x, indices, axis=axis, mode="fill")
+    return jnp.take(x, _wrapped(indices, size), axis=axis, mode="clip")
+
+
+def _gather_elements(at: At, x: Any, indices: Any) -> Any:
+    """``x`` at other places along one axis."""
+    _check_indices(at, indices)
+    axis = at.axis(at.get("axis", 0), x.ndim)
+    mode = "fill" if jnp.issubdtype(x.dtype, jnp.inexact) else "clip"
+
+    def run(x: Any, indices: Any) -> Any:
+        inside = tuple(
+            slice(None) if n == axis else slice(0, indices.shape[n]) for n in range(x.ndim)
+        )
+        return jnp.take_along_axis(x[inside], _wrapped(indices, x.shape[axis]), axis, mode=mode)
+
+    return at.computed(run, x, indices)
+
+
+def _gather_nd(at: At, x: Any, indices: Any) -> Any:
+    """Slices of ``x`` by places along its first axes, row by row of the batch."""
+    _check_indices(at, indices)
+    rows = at.get("batch_dims", 0)
+    if not 0 <= rows < indices.ndim:
+        raise at.fail(f"its batch_dims are {rows}, but its indices have {indices.ndim} axes")
+
+    def take(x: Any, places: Any) -> Any:
+        return x.at[tuple(jnp.moveaxis(places, -1, 0))].get(mode="clip")
+
+    def run(x: Any, indices: Any) -> Any:
+        sizes = np.array(x.shape[rows : rows + indices.shape[-1]], np.int32)
+        taken = functools.reduce(lambda take, _: jax.vmap(take), range(rows), take)
+        return taken(x, _wrapped(indices, sizes))
+
+    return at.computed(run, x, indices)
+
+
+_SCATTERED = {"none": "set", "add": "add", "mul": "multiply", "min": "min", "max": "max"}
+
+
+def _scatter_nd(at: At, x: Any, indices: Any, updates: Any) -> Any:
+    """``x`` with slices replaced, or changed, at places along its first axes."""
+    _check_indices(at, indices)
+    at.same_type(x, updates)
+
+    def run(x: Any, indices: Any, updates: Any) -> Any:
+        places = _wrapped(indices, np.array(x.shape[: indices.shape[-1]], np.int32))
+        where = x.at[tuple(jnp.moveaxis(places, -1, 0))]
+        return getattr(where, _SCATTERED[at.get("reduction", "none")])(updates, mode="drop")
+
+    return at.computed(run, x, indices, updates)
+
+
+def _expand(at: At, x: Any, shape: Any) -> Any:
+    sizes = np.broadcast_shapes(x.shape, tuple(at.integers(shape, "sizes")))
+    return module_of(x).broadcast_to(x, at.bound(sizes))
+
+
+def _tile(at: At, x: Any, repeats: Any) -> Any:
+    times = at.integers(repeats, "repeats")
+    if len(times) != x.ndim:
+        raise at.fail(f"repeats {times} are not one for each axis of shape {list(x.shape)}")
+    at.bound(a * b for a, b in zip(x.shape, times, strict=True))
+    return module_of(x).tile(x, times)
+
+
+def _reverse_sequence(at: At, x: Any, lengths: Any) -> Any:
+    """Each row with its first steps in reverse."""
+    time, batch = at.get("time_axis", 0), at.get("batch_axis", 1)
+    if {time, batch} != {0, 1} or x.ndim < 2 or lengths.shape != (x.shape[batch],):
+        raise at.fail("it needs the axes 0 and 1, and a length for each row")
+
+    def reverse(x: Any, lengths: Any) -> Any:
+        x = x if time == 0 else jnp.swapaxes(x, 0, 1)
+        steps = jnp.arange(x.shape[0])[:, None]
+        places = jnp.where(steps < lengths, lengths - 1 - steps, steps)
+        y = jnp.take_along_axis(x, places.reshape(*places.shape, *[1] * (x.ndim - 2)), axis=0)
+        return y if time == 0 else jnp.swapaxes(y, 0, 1)
+
+    return by_jax(reverse, x, lengths)
+
+
+# --- Which make elements, or count them ---
+
+
+def _constant_of_shape(at: At, shape: Any) -> Any:
+    value = np.asarray(at.get("value", np.zeros(1, np.float32)))
+    if value.size != 1:
+        raise at.fail(f"its value has {value.size} elements, but should have one")
+    return np.full(at.bound(at.integers(shape, "sizes")), value.reshape(()))
+
+
+def _range(at: At, start: Any, limit: Any, delta: Any) -> Any:
+    if not (is_known(start) and is_known(limit) and is_known(delta)):
+        raise at.fail(
+            "its bounds follow from the values of an input, so that its size is not known"
+        )
+    if start.size != 1 or limit.size != 1 or delta.size != 1 or not delta.reshape(()):
+        raise at.fail("it needs three single numbers, the last of which is not 0")
+    first, last, step = (n.reshape(()) for n in (start, limit, delta))
+    (size,) = at.bound([max(0, math.ceil((last.item() - first.item()) / step.item()))])
+    return (first + np.arange(size) * step).astype(start.dtype)
+
+
+def _one_hot(at: At, indices: Any, depth: Any, values: Any) -> Any:
+    """A vector for each id that differs in one entry."""
+    (size,) = at.integers(depth if not is_known(depth) else depth.astype(np.int64), "depth")
+    axis = at.axis(at.get("axis", -1), indices.ndim + 1)
+    at.bound((*indices.shape, size))
+
+    def vectors(indices: Any, values: Any) -> Any:
+        ids = indices.astype(jnp.result_type(int))  # the sum below may not fit into fewer bits
+        hot = _wrapped(ids, size)[..., None] == jnp.arange(size)
+        return jnp.where(jnp.moveaxis(hot, -1, axis), values[1], values[0])
+
+    return by_jax(vectors, indices, values)
+
+
+def _nonzero(at: At, x: Any) -> Any:
+    if not is_known(x):
+        raise at.fail("how many entries are not 0 follows from an input, so its size is not known")
+    x = np.atleast_1d(x)
+    at.bound((x.ndim, np.count_nonzero(x)))
+    return np.stack(np.nonzero(x)).astype(np.int64)
+
+
+def _shape(at: At, x: Any) -> Any:
+    return np.array(x.shape[at.get("start", 0) : at.get("end", None)], np.int64)
+
+
+# By the name that NumPy has for them, which is the rest of the name here in small letters.
+_SMALL = (
+    "Abs", "Ceil", "Cos", "Exp", "Floor", "Log", "Reciprocal", "Round", "Sign", "Sin", "Sqrt",
+    "Tanh",
+)  # fmt: skip
+
+OPERATORS: Mapping[str, Run] = {
+    **{name: _each(name.lower()) for name in _SMALL},
+    "Cast": lambda at, x: _as_type(at, x, dtype_of(at.get("to", 0), f"what node {at.name} makes")),
+    "CastLike": lambda at, x, y: _as_type(at, x, y.dtype),
+    "Clip": _clip,
+    "Dropout": _dropout,
+    "Elu": _by_class(ELU),
+    "Erf": _by_jax(jax.scipy.special.erf),
+    "Gelu": _gelu,
+    "HardSigmoid": _by_class(HardSigmoid),
+    "HardSwish": _by_jax(jax.nn.hard_silu),
+    "LeakyRelu": _by_class(LeakyReLU),
+    "Neg": _each("negative"),
+    "Not": _each("logical_not"),
+    # Whose derivative at 0 is 0, unlike that of a maximum.
+    "Relu": _by_jax(jax.nn.relu),
+    "Selu": _by_jax(_selu, "alpha", "gamma"),
+    "Sigmoid": _by_jax(jax.nn.sigmoid),
+    "Softplus": _by_jax(jax.nn.softplus),
+    "Softsign": _by_jax(jax.nn.soft_sign),
+    "ThresholdedRelu": _by_class(ThresholdedReLU),
+    **{name: _pair(name.lower()) for name in ("Equal", "Greater", "Less")},
+    **{name: _pair(f"logical_{name.lower()}") for name in ("And", "Or", "Xor")},
+    "Add": _pair("add"),
+    "Div": _pair(_divide),
+    "GreaterOrEqual": _pair("greater_equal"),
+    "LessOrEqual": _pair("less_equal"),
+    "Max": _folded("maximum"),
+    "Mean": _mean,
+    "Min": _folded("minimum"),
+    "Mod": _modulo,
+    "Mul": _pair("multiply"),
+    "PRelu": _prelu,
+    "Pow": _power,
+    "Sub": _pair("subtract"),
+    "Sum": _folded("add"),
+    "Where": _where,
+    "ArgMax": _argmax,
+    "BatchNormalization": _batch_norm,
+    "CumSum": _cumsum,
+    "Gemm": _gemm,
+    "InstanceNormalization": _instance_norm,
+    "LayerNormalization": _layer_norm,
+    "LogSoftmax": _softmax(jax.nn.log_softmax),
+    "MatMul": _matmul,
+    "ReduceL2": _reduce_l2,
+    "ReduceMax": _reduction("max", start=-1),
+    "ReduceMean": _reduction("mean"),
+    "ReduceMin": _reduction("min", start=1),
+    "ReduceProd": _reduction("prod"),
+    "ReduceSum": _reduction("sum"),
+    "Softmax": _softmax(jax.nn.softmax),
+    "AveragePool": windows.average_pool,
+    "Conv": windows.conv,
+    "ConvTranspose": windows.conv_transpose,
+    "GlobalAveragePool": windows.whole_pool("mean"),
+    "GlobalMaxPool": windows.whole_pool("max"),
+    "MaxPool": windows.max_pool,
+    "Pad": windows.pad,
+    "Concat": _concat,
+    "Expand": _expand,
+    "Flatten": _flatten,
+    "Gather": _gather,
+    "GatherElements": _gather_elements,
+    "GatherND": _gather_nd,
+    "Identity": lambda at, x: x,
+    "Reshape": _reshape,
+    "ReverseSequence": _reverse_sequence,
+    "ScatterND": _scatter_nd,
+    "Slice": _slice,
+    "Split": _split,
+    "Squeeze": _squeeze,
+    "Tile": _tile,
+    "Transpose": _transpose,
+    "Unsqueeze": _unsqueeze,
+    "ConstantOfShape": _constant_of_shape,
+    "NonZero": _nonzero,
+    "OneHot": _one_hot,
+    "Range": _range,
+    "Shape": _shape,
+    "Size": lambda at, x: np.array(math.prod(x.shape), np.int64),
+    "If": control.branch,
+    "Loop": control.loop,
+    "Scan": control.scan,
+}
+"""By the name of the operator, what runs it."""
 
 _OF_INPUTS = (
     TypeError, ValueError, IndexError, KeyError, OverflowError, ZeroDivisionError, MemoryError,
@@ -53,10 +642,9 @@ _OF_INPUTS = (
 
 def run_operator(op_type: str, at: At, inputs: list[Any]) -> tuple[Any, ...]:
     """The outputs of a node."""
-    operator = OPERATORS[op_type]
     try:
         with np.errstate(all="ignore"):  # as JAX does: infinities and NaN are values
-            outputs = operator.run(at, *inputs)
+            outputs = OPERATORS[op_type](at, *inputs)
     except RnnjaxError:
         raise
     except _OF_INPUTS as error:
@@ -64,196 +652,6 @@ def run_operator(op_type: str, at: At, inputs: list[Any]) -> tuple[Any, ...]:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise at.fail(f"{op_type} cannot take inputs {came}: {reason}") from error
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    if not operator.moves and all(map(is_known, inputs)):  # what is only moved is mostly a view
-        at.bound([sum(y.size for y in outputs if is_known(y))])
+    at.bound([sum(y.size for y in outputs)])
+    at.budget.elements -= sum(y.size for y in outputs)
     return tuple(np.asarray(y) if isinstance(y, np.generic) else y for y in outputs)
-
-
-def kind_of(op_type: str) -> str:
-    """`Operator.kind`; empty for a recurrent operator."""
-    return OPERATORS[op_type].kind if op_type in OPERATORS else ""
-
-
-def _function(run: Callable[..., Any], activation: str, **declared: Any) -> Operator:
-    """Of each element, by a name of ours, which recurrent operators have too."""
-    return Operator(run, axes.kept, activation=activation, in_cells=True, **declared)
-
-
-def _class(kind: type[Any]) -> Operator:
-    """Of each element, with numbers in it."""
-    return Operator(each_by_class(kind), axes.kept, activation=kind, in_cells=True)
-
-
-def _moving(
-    run: Callable[..., Any], rule: axes.Rule = axes.lost, kind: str = "", moves: int = 1
-) -> Operator:
-    return Operator(run, rule, moves, folds=True, kind=kind)
-
-
-def _softmax(function: Callable[..., Any], name: str) -> Operator:
-    run = products.softmax(function)
-    return Operator(run, axes.normalized, kind="softmax", activation=name)
-
-
-def _counting(function: Callable[..., Any]) -> Operator:
-    def run(at: At, x: Any) -> Any:
-        return np.array(function(at, x), np.int64)
-
-    return Operator(run, folds=True, kind="shape")
-
-
-def _arithmetic(function: Any, kind: str = "") -> Operator:
-    return Operator(pair(function), axes.broadcast, folds=True, kind=kind)
-
-
-# By the name that NumPy has for them, which is the rest of the name here in small letters.
-_SMALL = ("Abs", "Ceil", "Cos", "Cosh", "Floor", "IsNaN", "Log", "Reciprocal", "Round", "Sign",
-          "Sin", "Sinh", "Sqrt", "Tan")  # fmt: skip
-_INVERSE = ("Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh")
-_BINARY = ("And", "Or", "Xor")
-
-OPERATORS: Mapping[str, Operator] = {
-    # Of each element by itself.
-    **{name: Operator(each(name.lower()), axes.kept) for name in _SMALL},
-    **{name: Operator(each(f"arc{name[1:].lower()}"), axes.kept) for name in _INVERSE},
-    "BitwiseNot": Operator(each("invert"), axes.kept),
-    "Cast": _moving(elementwise.cast, axes.kept, "type"),
-    "CastLike": Operator(lambda at, x, y: elementwise.as_type(at, x, y.dtype), axes.of_first),
-    "Celu": Operator(each_by_jax(jax.nn.celu, "alpha"), axes.kept),
-    "Clip": Operator(elementwise.clip, axes.kept),
-    "Dropout": Operator(elementwise.dropout, axes.kept, kind="dropout"),
-    "Elu": _class(ELU),
-    "Erf": Operator(each_by_jax(jax.scipy.special.erf), axes.kept),
-    "Exp": Operator(each("exp"), axes.kept, activation="exponential"),
-    "Gelu": Operator(
-        lambda at, x: each_by_jax(
-            functools.partial(jax.nn.gelu, approximate=at.get("approximate", "none") == "tanh")
-        )(at, x),
-        axes.kept,
-    ),
-    "HardSigmoid": _class(HardSigmoid),
-    "HardSwish": Operator(each_by_jax(jax.nn.hard_silu), axes.kept, activation="hard_silu"),
-    "IsInf": Operator(elementwise.infinite, axes.kept),
-    "LeakyRelu": _class(LeakyReLU),
-    "Mish": Operator(each_by_jax(jax.nn.mish), axes.kept, activation="mish"),
-    "Neg": Operator(each("negative"), axes.kept, folds=True),
-    "Not": Operator(each("logical_not"), axes.kept),
-    # Whose derivative at 0 is 0, unlike that of a maximum.
-    "Relu": _function(each_by_jax(jax.nn.relu), "relu"),
-    "Selu": Operator(each_by_jax(elementwise.selu, "alpha", "gamma"), axes.kept),
-    "Shrink": Operator(each_by_jax(elementwise.shrink, "bias", "lambd"), axes.kept),
-    "Sigmoid": _function(each_by_jax(jax.nn.sigmoid), "sigmoid"),
-    "Softplus": _function(each_by_jax(jax.nn.softplus), "softplus"),
-    "Softsign": _function(each_by_jax(jax.nn.soft_sign), "softsign"),
-    "Swish": Operator(
-        each_by_jax(lambda x, alpha=1.0: x * jax.nn.sigmoid(alpha * x), "alpha"), axes.kept
-    ),
-    "Tanh": _function(each("tanh"), "tanh"),
-    "ThresholdedRelu": _class(ThresholdedReLU),
-    # Of several arrays.
-    **{name: Operator(pair(name.lower()), axes.broadcast) for name in ("Equal", "Greater", "Less")},
-    **{name: Operator(pair(f"logical_{name.lower()}"), axes.broadcast) for name in _BINARY},
-    **{f"Bitwise{n}": Operator(pair(f"bitwise_{n.lower()}"), axes.broadcast) for n in _BINARY},
-    "Add": _arithmetic("add", "sum"),
-    "BitShift": Operator(elementwise.shift, axes.broadcast),
-    "Div": _arithmetic(elementwise.divide),
-    "GreaterOrEqual": Operator(pair("greater_equal"), axes.broadcast),
-    "LessOrEqual": Operator(pair("less_equal"), axes.broadcast),
-    "Max": Operator(folded("maximum"), axes.broadcast),
-    "Mean": Operator(
-        lambda at, *xs: folded("add")(at, *xs) / np.asarray(len(xs), xs[0].dtype), axes.broadcast
-    ),
-    "Min": Operator(folded("minimum"), axes.broadcast),
-    "Mod": Operator(
-        lambda at, x, y: pair("fmod" if at.get("fmod", 0) else "mod")(at, x, y), axes.broadcast
-    ),
-    "Mul": _arithmetic("multiply"),
-    "PRelu": Operator(elementwise.prelu, axes.broadcast),
-    "Pow": Operator(elementwise.power, axes.broadcast),
-    "Sub": _arithmetic("subtract"),
-    "Sum": Operator(folded("add"), axes.broadcast),
-    "Where": Operator(elementwise.where, axes.broadcast),
-    # Which sum.
-    **{f"Arg{name}": Operator(products.place_of(f"arg{name.lower()}")) for name in ("Max", "Min")},
-    "BatchNormalization": Operator(products.batch_norm),
-    "CumProd": Operator(products.cumulative(jnp.cumprod, 1)),
-    "CumSum": Operator(products.cumulative(jnp.cumsum, 0)),
-    "Einsum": Operator(products.einsum, costly=True),
-    "Gemm": Operator(products.gemm, kind="affine", costly=True),
-    "GroupNormalization": Operator(products.group_norm),
-    "Hardmax": Operator(products.softmax(products.hardmax), axes.normalized),
-    "InstanceNormalization": Operator(products.group_norm),
-    "LayerNormalization": Operator(products.layer_norm, axes.normalized_from),
-    "LogSoftmax": _softmax(jax.nn.log_softmax, "log_softmax"),
-    "MatMul": Operator(products.matmul, axes.multiplied, kind="product", costly=True),
-    "LpNormalization": Operator(products.power_norm),
-    "MeanVarianceNormalization": Operator(products.mean_variance_norm),
-    "RMSNormalization": Operator(products.rms_norm, axes.normalized_from),
-    "ReduceL1": Operator(products.reduction(lambda xp, x, **o: xp.abs(x).sum(**o))),
-    "ReduceL2": Operator(products.reduction(lambda xp, x, **o: xp.sqrt((x * x).sum(**o)))),
-    "ReduceLogSum": Operator(products.reduction(lambda xp, x, **o: xp.log(x.sum(**o)))),
-    "ReduceLogSumExp": Operator(
-        products.reduction(lambda xp, x, **o: by_jax(lambda x: jax.nn.logsumexp(x, **o), x))
-    ),
-    **{f"Reduce{n}": Operator(products.reduction(n.lower())) for n in ("Mean", "Prod", "Sum")},
-    "ReduceMax": Operator(products.reduction("max", start=-1)),
-    "ReduceMin": Operator(products.reduction("min", start=1)),
-    "ReduceSumSquare": Operator(products.reduction(lambda xp, x, **o: (x * x).sum(**o))),
-    "Softmax": _softmax(jax.nn.softmax, "softmax"),
-    "TopK": Operator(products.top_k),
-    # Which slide over space.
-    "AveragePool": Operator(windows.average_pool),
-    "Conv": Operator(windows.conv, costly=True),
-    "ConvTranspose": Operator(windows.conv_transpose, costly=True),
-    "GlobalAveragePool": Operator(windows.whole_pool("mean")),
-    "GlobalMaxPool": Operator(windows.whole_pool("max")),
-    "MaxPool": Operator(windows.max_pool),
-    "Pad": Operator(windows.pad),
-    # Of integers that stand for real numbers.
-    "ConvInteger": Operator(quantized.conv_integer, costly=True),
-    "DequantizeLinear": Operator(quantized.dequantize, axes.kept),
-    "DynamicQuantizeLinear": Operator(quantized.quantize_by_range, axes.kept),
-    "MatMulInteger": Operator(quantized.matmul_integer, axes.multiplied, costly=True),
-    "QLinearMatMul": Operator(quantized.quantized_matmul, costly=True),
-    "QuantizeLinear": Operator(quantized.quantize, axes.kept),
-    # Which put elements elsewhere.
-    "Compress": Operator(places.compress),
-    "Concat": _moving(places.concatenate, axes.joined, moves=-1),
-    "DepthToSpace": _moving(places.depth_to_space),
-    "Expand": _moving(places.expand),
-    "Flatten": _moving(places.flatten, axes.reshaped, "flatten"),
-    "Gather": _moving(places.gather, axes.looked_up, "look-up"),
-    "GatherElements": Operator(places.gather_elements),
-    "GatherND": Operator(places.gather_nd),
-    "Identity": _moving(lambda at, x: x, axes.kept, "same"),
-    "Reshape": _moving(places.reshape, axes.reshaped, "reshape"),
-    "ReverseSequence": Operator(places.reverse_sequence),
-    "ScatterElements": Operator(places.scatter_elements),
-    "ScatterND": Operator(places.scatter_nd),
-    "Slice": _moving(places.part, kind="part"),
-    "SpaceToDepth": _moving(places.space_to_depth),
-    "Split": _moving(places.split),
-    "Squeeze": _moving(places.squeeze, axes.reshaped, "squeeze"),
-    "Tile": _moving(places.tile),
-    "Transpose": _moving(
-        lambda at, x: module_of(x).transpose(x, at.get("perm")), axes.permuted, "permute"
-    ),
-    "Trilu": Operator(places.triangle),
-    "Unsqueeze": _moving(places.unsqueeze, axes.reshaped),
-    # Which make elements, or count them.
-    "Constant": Operator(places.constant, folds=True),
-    "ConstantOfShape": Operator(places.filled, folds=True, kind="fill"),
-    "EyeLike": Operator(places.eye_like),
-    "NonZero": Operator(places.nonzero),
-    "OneHot": Operator(places.one_hot, axes.inserted, kind="one-hot"),
-    "Range": Operator(places.count, folds=True),
-    "Shape": _counting(lambda at, x: x.shape[at.get("start", 0) : at.get("end", None)]),
-    "Size": _counting(lambda at, x: math.prod(x.shape)),
-    # Which run graphs inside of them.
-    "If": Operator(control.branch, kind="branch"),
-    "Loop": Operator(control.loop),
-    "Scan": Operator(control.scan),
-}
-
-SAME = next(name for name, one in OPERATORS.items() if one.kind == "same")
-"""The operator that gives what it takes."""

@@ -2,10 +2,10 @@
 
 import collections
 import dataclasses
-import math
+import itertools
 import pathlib
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,60 +14,91 @@ import numpy as np
 from rnnjax.cells.base import Cell, Params
 from rnnjax.errors import InteropError
 from rnnjax.interop.arrays import as_jax
-from rnnjax.interop.layers import Dense, Embedding, Layer, Recurrent
-from rnnjax.interop.onnx.activations import activations_from_onnx
+from rnnjax.interop.layers import Layer, Recurrent
 from rnnjax.interop.onnx.at import traced_dtype
-from rnnjax.interop.onnx.contents import (
-    Contents,
-    RawBody,
-    RawNode,
-    all_nodes,
-    count_uses,
-    read_contents,
-)
-from rnnjax.interop.onnx.files import dtype_of
-from rnnjax.interop.onnx.graph import CONSTANTS, Constants, Graph, check_weights
-from rnnjax.interop.onnx.nodes import (
+from rnnjax.interop.onnx.files import dtype_of, import_onnx, read_tensor
+from rnnjax.interop.onnx.graph import (
+    CONSTANTS,
+    WEIGHTS,
     Body,
     Constant,
+    Constants,
+    Graph,
     Input,
-    LayerNode,
     Node,
-    Operation,
-    RecurrentNode,
+    all_nodes,
+    check_weights,
 )
-from rnnjax.interop.onnx.operators import kind_of
-from rnnjax.interop.onnx.recurrent import RECURRENT, Weights, cell_from_onnx, params_from_onnx
-from rnnjax.interop.onnx.rewrite import Imported, Slot
-from rnnjax.interop.onnx.roles import data_outputs, input_roles
+from rnnjax.interop.onnx.operators import OPERATORS
+from rnnjax.interop.onnx.recurrent import (
+    RECURRENT,
+    Weights,
+    activations_from_onnx,
+    cell_from_onnx,
+    params_from_onnx,
+)
 from rnnjax.layers import Bidirectional
+
+Scope = collections.ChainMap[str, str]
+"""By each name that a graph sees, that of the value, which no other has."""
+
+_TENSOR, _GRAPH = 4, 5  # AttributeProto.AttributeType
+_CONSTANT = "Constant"  # the operator that only holds an array
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Imported:
+    """`Model.origin` of an imported model: the message, and how parameters belong to it."""
+
+    model: Any
+    slots: Mapping[str, tuple[str, ...]]  # by the layer, the names of its tensors; "" for none
+    arrays: Mapping[str, np.ndarray]  # the tensors, as they came
 
 
 def read_graph(model: Any, folder: pathlib.Path | None) -> tuple[Graph, Params, Imported]:
     """The network, its parameters, and what it takes to write them back: the message is kept."""
-    contents = read_contents(model, folder)
-    inputs = _read_inputs(model.graph, contents)
-    found = _Layers(contents, inputs)
-    found.read()
-    roles = input_roles(inputs, contents.nodes, contents.outputs)
+    opset = _read_opset(model)
+    reader = _Reader(opset, folder)
+    nodes = reader.nodes(model.graph, collections.ChainMap(), "")
+    outputs = tuple(output.name for output in model.graph.output)
+    inputs = _read_inputs(model.graph, reader.constants, nodes, outputs)
+    nodes = _alive(nodes, outputs)
+    layers = _Layers(reader, nodes, outputs, inputs)
+    nodes = tuple(map(layers.read, nodes))
+    static = layers.read_constants(nodes, outputs)
+    roles = _input_roles(inputs, nodes, outputs)
     graph = Graph(
-        contents.opset,
+        opset,
         tuple(dataclasses.replace(one, role=roles[one.name]) for one in inputs.values()),
-        data_outputs(contents.outputs, contents.nodes, streams="state" in roles.values()),
-        tuple(found.nodes),
-        tuple(found.layers.values()),
-        found.static,
+        _data_outputs(outputs, nodes, streams="state" in roles.values()),
+        nodes,
+        tuple(layers.layers.values()),
+        static,
     )
-    taken = {name for slot in found.slots for name in slot.tensors if name}
-    arrays = {name: contents.constants[name] for name in taken}
-    return graph, found.params, Imported(model, tuple(found.slots), arrays)
+    taken = {name for tensors in layers.slots.values() for name in tensors if name}
+    arrays = {name: reader.constants[name] for name in taken}
+    return graph, layers.params, Imported(model, layers.slots, arrays)
 
 
-def _read_inputs(graph: Any, contents: Contents) -> dict[str, Input]:
+def _read_opset(model: Any) -> int:
+    versions = {entry.domain: entry.version for entry in model.opset_import}
+    version = versions.get("", versions.get("ai.onnx", 1))
+    newest = import_onnx().defs.onnx_opset_version()
+    if not 1 <= version <= newest:
+        raise InteropError(
+            f"the model is of ONNX's opset {version}, but the installed package onnx knows those "
+            f"up to {newest}; update it, or convert the model"
+        )
+    return int(version)
+
+
+def _read_inputs(
+    graph: Any, constants: Mapping[str, Any], nodes: Sequence[Node], outputs: Sequence[str]
+) -> dict[str, Input]:
     """The graph's inputs that are no initialisers."""
     inputs = {}
     for one in graph.input:
-        if one.name in contents.constants:
+        if one.name in constants:
             continue
         what = f"input {one.name!r}"
         if one.name in inputs or not one.name or not one.type.HasField("tensor_type"):
@@ -82,92 +113,279 @@ def _read_inputs(graph: Any, contents: Contents) -> dict[str, Input]:
                 int(n.dim_value) if n.dim_value > 0 else None for n in described.shape.dim
             )
         inputs[one.name] = Input(one.name, dtype.name, shape)
-    made = {name for node in contents.nodes for name in node.outputs}
-    for name in contents.outputs:
-        if not name or not (name in made or name in inputs or name in contents.constants):
+    made = {name for node in nodes for name in node.outputs} | set(inputs) | set(constants)
+    for name in outputs:
+        if not name or name not in made:
             raise InteropError(f"nothing makes the graph's output {name!r}")
-    if not contents.outputs or len(set(contents.outputs)) < len(contents.outputs):
+    if not outputs or len(set(outputs)) < len(outputs):
         raise InteropError("the graph has no outputs, or one of them twice")
     return inputs
 
 
-class _Layers:
-    """Finds the layers in the nodes, and takes for each the constants that are its parameters."""
+def _alive(nodes: Sequence[Node], outputs: Iterable[str]) -> list[Node]:
+    """The nodes from which an output follows."""
+    wanted = set(outputs)
+    alive = []
+    for node in reversed(nodes):
+        if wanted & set(filter(None, node.outputs)):
+            alive.append(node)
+            wanted |= set(node.reads)
+    return alive[::-1]
 
-    def __init__(self, contents: Contents, inputs: Mapping[str, Input]) -> None:
-        self.constants = contents.constants
-        self.roots = contents.roots
-        self.raw = contents.nodes
-        self.inputs = inputs
-        self.uses = count_uses(contents.nodes, contents.outputs)
-        self.readers: dict[str, list[RawNode]] = collections.defaultdict(list)
-        for node in all_nodes(contents.nodes):
-            for name in filter(None, node.inputs):
-                self.readers[name].append(node)
-        self.nodes: list[Node] = []
-        self.layers: dict[str, Layer] = {}
-        self.params: dict[str, Any] = {}
-        self.slots: list[Slot] = []
-        self.static: tuple[tuple[str, Constant], ...] = ()
-        self.done: set[int] = set()
-        self.namesakes: collections.Counter[str] = collections.Counter()
 
-    def read(self) -> None:
-        """All nodes, and the constants that are left."""
-        self.read_nodes(self.raw)
-        self.static = self.read_constants()
+# --- Nodes ---
 
-    def read_nodes(self, nodes: Iterable[RawNode]) -> None:
-        """Those of a graph, one after the other."""
-        for raw in nodes:
-            if id(raw) in self.done:
-                continue
-            if raw.op_type in RECURRENT:
-                self.read_recurrent(raw)
-            elif not (self.read_dense(raw) or self.read_embedding(raw)):
-                attributes = tuple((k, self.attribute(v)) for k, v in raw.attributes.items())
-                self.nodes.append(
-                    Operation(raw.op_type, raw.label, raw.inputs, raw.outputs, attributes)
+
+class _Reader:
+    """Reads the nodes of a graph and of those inside of it, and the arrays that they hold."""
+
+    def __init__(self, opset: int, folder: pathlib.Path | None) -> None:
+        self.opset = opset
+        self.folder = folder  # where external data may lie
+        self.constants: dict[str, np.ndarray] = {}  # initialisers, and what Constant nodes hold
+        self.initializers: set[str] = set()  # the names of the former
+        self.made: set[str] = set()  # the names of all values
+        self.bodies = itertools.count()
+
+    def nodes(self, graph: Any, scope: Scope, prefix: str) -> list[Node]:
+        """The nodes of a graph; ``scope`` has by each name that it sees that of the value."""
+        if len(graph.sparse_initializer) > 0:
+            raise InteropError("sparse initialisers are not read here; store them densely")
+        for tensor in graph.initializer:
+            name = prefix + _text(tensor.name)
+            if not tensor.name or name in self.constants:
+                raise InteropError(
+                    f"two initialisers are named {tensor.name!r}, or one has no name"
                 )
+            self.constants[name] = read_tensor(tensor, self.folder, f"initialiser {tensor.name!r}")
+            self.initializers.add(name)
+            scope[tensor.name] = name
+        scope.update((one.name, prefix + _text(one.name)) for one in graph.input)
+        self.made |= {prefix + name for name in scope.maps[0]}
+        read = [self.node(node, i, scope, prefix) for i, node in enumerate(graph.node)]
+        return [node for node in read if node.op_type != _CONSTANT]
 
-    def attribute(self, value: Any) -> Any:
-        """As a node has it: a graph with its layers, and an array, so that they can be hashed."""
-        if isinstance(value, RawBody):
-            around, self.nodes = self.nodes, []
-            self.read_nodes(value.nodes)
-            inside, self.nodes = self.nodes, around
-            return Body(value.inputs, value.outputs, tuple(inside))
-        return Constant.of(value) if isinstance(value, np.ndarray) else value
+    def node(self, node: Any, i: int, scope: Scope, prefix: str) -> Node:
+        """One node, checked."""
+        label = f"{node.name!r} ({node.op_type})" if node.name else f"{i} ({node.op_type})"
+        known = {_CONSTANT, *OPERATORS, *RECURRENT}
+        if node.domain not in ("", "ai.onnx") or node.op_type not in known:
+            where = f" of {node.domain!r}" if node.domain else ""
+            raise InteropError(
+                f"node {label}: the operator {node.op_type}{where} is not read here; export the "
+                f"model without it, or run it in onnxruntime; read are {', '.join(sorted(known))}"
+            )
+        missing = [name for name in node.input if name and name not in scope]
+        if missing:
+            raise InteropError(
+                f"node {label}: no earlier node, input or initialiser makes its input "
+                f"{missing[0]!r}; the nodes have to be in an order in which they can run"
+            )
+        _check_against_schema(node, label, self.opset)
+        read = Node(
+            node.op_type,
+            label,
+            tuple(scope[name] if name else "" for name in node.input),
+            tuple(prefix + _text(name) if name else "" for name in node.output),
+            tuple((one.name, self.attribute(one, label, scope)) for one in node.attribute),
+            node.name if node.op_type in RECURRENT else "",
+        )
+        if node.op_type == "If" and any(body.inputs for body in read.bodies):
+            raise InteropError(
+                f"node {label}: one of its branches takes inputs, but a branch has none"
+            )
+        to = read.get("to", 1)  # a type, and a name before opset 6
+        dtype_of(to if isinstance(to, int) else 0, f"what node {label} casts to")
+        for name in filter(None, node.output):
+            if prefix + name in self.made or name in scope.maps[0]:
+                raise InteropError(f"node {label}: its output {name!r} is made twice")
+            self.made.add(prefix + name)
+            scope[name] = prefix + name
+        if node.op_type == _CONSTANT:
+            self.constants[read.outputs[0]] = _constant(read)
+        return read
 
-    def is_free(self, name: str, rank: int) -> bool:
-        """Whether a constant can become a parameter of one layer: none but that reads it."""
-        array = self.constants.get(name)
-        return (
-            array is not None
-            and array.ndim == rank
-            and array.size > 0
-            and bool(jnp.issubdtype(array.dtype, jnp.floating))
-            and self.uses[name] == 1
+    def attribute(self, one: Any, label: str, scope: Scope) -> Any:
+        """The value of an attribute, that can be hashed."""
+        what = f"attribute {one.name!r} of node {label}"
+        if one.ref_attr_name:
+            raise InteropError(f"{what} is one of a function, which is not read here")
+        if one.type == _GRAPH:
+            return self.body(one.g, label, scope, body_prefix(one.name, self.bodies))
+        if one.type == _TENSOR:
+            return Constant.of(read_tensor(one.t, self.folder, what))
+        if one.type not in _ATTRIBUTES:
+            raise InteropError(f"{what} holds something that is not read here")
+        try:
+            return _ATTRIBUTES[one.type](one)
+        except UnicodeDecodeError:
+            raise InteropError(f"{what} is no text") from None
+
+    def body(self, graph: Any, label: str, scope: Scope, prefix: str) -> Body:
+        """A graph inside of a node."""
+        inner = scope.new_child()
+        nodes = self.nodes(graph, inner, prefix)
+        missing = [one.name for one in graph.output if one.name not in inner]
+        if missing:
+            raise InteropError(f"node {label}: nothing makes the output {missing[0]!r} inside it")
+        inputs = tuple(inner[one.name] for one in graph.input)
+        return Body(
+            tuple(name for name in inputs if name not in self.constants),
+            tuple(inner[one.name] for one in graph.output),
+            tuple(nodes),
         )
 
-    def take(self, layer: Layer, kind: str, tensors: tuple[str, ...], params: Params) -> None:
-        """Add a layer whose parameters come from those tensors."""
+
+def _text(name: Any) -> str:
+    if not isinstance(name, str):  # bytes that are no UTF-8
+        raise InteropError(f"the name {name!r} of a value is no text")
+    return name
+
+
+def body_prefix(attribute: str, bodies: Iterator[int]) -> str:
+    """What stands before the names in a graph inside of a node; no two graphs have the same."""
+    return f"{attribute}{next(bodies)}/"
+
+
+# By AttributeProto.AttributeType; tensors and graphs are read elsewhere.
+_ATTRIBUTES: Mapping[int, Callable[[Any], Any]] = {
+    1: lambda one: float(one.f),
+    2: lambda one: int(one.i),
+    3: lambda one: one.s.decode(),
+    6: lambda one: tuple(map(float, one.floats)),
+    7: lambda one: tuple(map(int, one.ints)),
+    8: lambda one: tuple(s.decode() for s in one.strings),
+}
+
+
+def _constant(node: Node) -> np.ndarray:
+    """What a Constant node holds."""
+    for name, value in node.attributes:
+        if isinstance(value, Constant):
+            return value.array
+        if name.removesuffix("s") in ("value_float", "value_int"):
+            return np.asarray(value, np.float32 if "float" in name else np.int64)
+    raise InteropError(
+        f"node {node.label}: a constant that is neither numbers nor an array is not read here"
+    )
+
+
+def _check_against_schema(node: Any, label: str, opset: int) -> None:
+    """Raise unless the node is what ONNX's own description of its operator says."""
+    defs = import_onnx().defs
+    try:
+        schema = defs.get_schema(node.op_type, opset, "")
+    except defs.SchemaError:
+        raise InteropError(f"node {label}: opset {opset} has no operator {node.op_type}") from None
+    kinds = {attribute.name: attribute.type for attribute in node.attribute}
+    for name, described in schema.attributes.items():
+        if name in kinds and kinds[name] != described.type.value:
+            raise InteropError(f"node {label}: attribute {name!r} is of another type")
+        if described.required and name not in kinds:
+            raise InteropError(f"node {label}: attribute {name!r} is missing")
+    unknown = sorted(set(kinds) - set(schema.attributes))
+    if unknown or len(kinds) < len(node.attribute):
+        raise InteropError(
+            f"node {label}: {node.op_type} of opset {opset} has no attributes "
+            f"{unknown or 'that occur twice'}"
+        )
+    given, made = len(node.input), len(node.output)
+    if not schema.min_input <= given <= schema.max_input or (
+        not schema.min_output <= made <= schema.max_output
+    ):
+        raise InteropError(f"node {label}: it has {given} inputs and {made} outputs")
+    optional = defs.OpSchema.FormalParameterOption.Optional
+    options = [schema.inputs[min(i, len(schema.inputs) - 1)].option for i in range(given)]
+    if any(not x and o != optional for x, o in zip(node.input, options, strict=True)):
+        raise InteropError(f"node {label}: an input that it needs is left out")
+
+
+# --- Layers and parameters ---
+
+_PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
+_WITH_WEIGHTS = (*_PRODUCTS, *RECURRENT, "Gather", "PRelu")
+
+
+class _Layers:
+    """Makes layers of the recurrent nodes, and finds the arrays that are parameters."""
+
+    def __init__(
+        self,
+        reader: _Reader,
+        nodes: Sequence[Node],
+        outputs: Sequence[str],
+        inputs: Mapping[str, Input],
+    ) -> None:
+        self.constants = reader.constants
+        self.initializers = reader.initializers
+        self.inputs = inputs
+        self.uses = _count_uses(nodes, outputs)
+        self.readers: dict[str, list[Node]] = collections.defaultdict(list)
+        self.makers: dict[str, str] = {}
+        for node in all_nodes(nodes):
+            for name in filter(None, node.inputs):
+                self.readers[name].append(node)
+            self.makers.update((name, node.op_type) for name in node.outputs)
+        self.layers: dict[str, Layer] = {}
+        self.params: dict[str, Any] = {}
+        self.slots: dict[str, tuple[str, ...]] = {}
+        self.namesakes: collections.Counter[str] = collections.Counter()
+
+    def take(self, layer: Layer, tensors: tuple[str, ...], params: Mapping[str, Any]) -> None:
+        """Let a layer have parameters that come from those tensors."""
+        for name in filter(None, tensors):
+            traced_dtype(self.constants[name].dtype, "its parameters are")
         self.layers[layer.name] = layer
-        self.params[layer.name] = jax.tree.map(self.as_jax, params)
-        self.slots.append(Slot(layer.name, kind, tensors))
+        self.slots[layer.name] = tensors
+        self.params[layer.name] = jax.tree.map(as_jax, params)
 
-    def as_jax(self, array: np.ndarray) -> jax.Array:
-        traced_dtype(array.dtype, "its parameters are")
-        return as_jax(array)
+    def read(self, node: Node) -> Node:
+        """The node with layers for what is recurrent, in it as well."""
+        if node.op_type in RECURRENT:
+            return self.read_recurrent(node)
+        attributes = tuple(
+            (
+                name,
+                dataclasses.replace(value, nodes=tuple(map(self.read, value.nodes)))
+                if isinstance(value, Body)
+                else value,
+            )
+            for name, value in node.attributes
+        )
+        return dataclasses.replace(node, attributes=attributes)
 
-    def layer_name(self, raw: RawNode) -> str:
+    def read_recurrent(self, node: Node) -> Node:
+        """The node with its layer, which has its weights unless others read them as well."""
+        direction, layout = node.get("direction", "forward"), node.get("layout", 0)
+        if direction not in ("forward", "reverse", "bidirectional"):
+            raise InteropError(f"node {node.label}: {direction!r} is no direction")
+        if layout not in (0, 1):
+            raise InteropError(f"node {node.label}: layout is {layout}, but should be 0 or 1")
+        names = tuple(node.input(place) for place in WEIGHTS)
+        arrays = Weights(*(self.constants.get(name) for name in names))
+        owned = all(
+            not name or (array is not None and self.uses[name] == 1)
+            for name, array in zip(names, arrays, strict=True)
+        )
+        cell = self.cell(node, names, arrays, 2 if direction == "bidirectional" else 1, owned)
+        layer = Recurrent(self.layer_name(node), cell, reverse=direction == "reverse")
+        check_weights(node, layer, arrays)
+        self.check_features(node, arrays)
+        self.layers[layer.name] = layer
+        if not owned:
+            return dataclasses.replace(node, layer=layer.name)
+        self.take(layer, names, params_from_onnx(cell, *arrays))
+        inputs = tuple("" if i in WEIGHTS else name for i, name in enumerate(node.inputs))
+        return dataclasses.replace(node, layer=layer.name, inputs=inputs)
+
+    def layer_name(self, node: Node) -> str:
         """A name for people: ``lstm`` of ``/lstm/LSTM``, and of a node without one."""
-        parts = [part for part in raw.name.split("/") if part]
-        last = parts[-1] if parts else raw.op_type
+        parts = [part for part in node.layer.split("/") if part]
+        last = parts[-1] if parts else node.op_type
         kind, _, number = last.partition("_")
-        if kind == raw.op_type and (number.isdigit() or not number):
+        if kind == node.op_type and (number.isdigit() or not number):
             # The exporter's own name; what is before it is the module's.
-            base = "/".join(parts[:-1]) or raw.op_type.lower()
+            base = "/".join(parts[:-1]) or node.op_type.lower()
         else:
             base = "/".join(parts)
         name = base
@@ -176,102 +394,11 @@ class _Layers:
             name = f"{base}_{self.namesakes[base]}"
         return name
 
-    def read_dense(self, raw: RawNode) -> bool:
-        """MatMul with a constant, perhaps with one added, or Gemm: a Dense layer."""
-        affine = kind_of(raw.op_type) == "affine"
-        if not affine and kind_of(raw.op_type) != "product":
-            return False
-        x, kernel_name = raw.inputs[:2]
-        if x in self.constants or not self.is_free(kernel_name, 2):
-            return False
-        kernel, output, bias_name, kind = self.constants[kernel_name], raw.outputs[0], "", "dense"
-        if affine:
-            plain = all(raw.attributes.get(key, 1.0) == 1.0 for key in ("alpha", "beta"))
-            if not plain or raw.attributes.get("transA", 0):
-                return False
-            if raw.attributes.get("transB", 0):
-                kernel, kind = kernel.T, "transposed dense"
-            bias_name = raw.input(2)
-            if bias_name and not self.is_bias(bias_name, kernel.shape[1]):
-                return False
-        else:
-            added = self.added_bias(output, kernel.shape[1])
-            if added is not None:
-                bias_name, output = added
-        layer = Dense(self.layer_name(raw), kernel.shape[1], "linear", bool(bias_name))
-        params = {"kernel": kernel}
-        if bias_name:
-            params["bias"] = self.constants[bias_name].reshape(-1)
-        self.take(layer, kind, (kernel_name, bias_name), params)
-        self.nodes.append(LayerNode(raw.op_type, raw.label, (x,), (output,), layer.name))
-        return True
-
-    def is_bias(self, name: str, size: int) -> bool:
-        return self.is_free(name, 1) and self.constants[name].shape == (size,)
-
-    def added_bias(self, output: str, size: int) -> tuple[str, str] | None:
-        """The constant that the only reader of ``output`` adds, and the name of the sum."""
-        if self.uses[output] != 1 or len(self.readers[output]) != 1:
-            return None
-        (add,) = self.readers[output]
-        if kind_of(add.op_type) != "sum" or "axis" in add.attributes:
-            return None
-        (other,) = [name for name in add.inputs if name != output]
-        if not self.is_bias(other, size):
-            return None
-        self.done.add(id(add))
-        return other, add.outputs[0]
-
-    def read_embedding(self, raw: RawNode) -> bool:
-        """Gather of the rows of a constant by ids that are none."""
-        if kind_of(raw.op_type) != "look-up" or raw.attributes.get("axis", 0) not in (0, -2):
-            return False
-        table, ids = raw.inputs
-        if ids in self.constants or not self.is_free(table, 2):
-            return False
-        array = self.constants[table]
-        layer = Embedding(self.layer_name(raw), *array.shape)
-        self.take(layer, "embedding", (table,), {"embedding": array})
-        self.nodes.append(LayerNode(raw.op_type, raw.label, (ids,), raw.outputs, layer.name))
-        return True
-
-    def read_recurrent(self, raw: RawNode) -> None:
-        """A recurrent operator."""
-        direction = raw.attributes.get("direction", "forward")
-        if direction not in ("forward", "reverse", "bidirectional"):
-            raise InteropError(f"node {raw.label}: {direction!r} is no direction")
-        names = (raw.input(1), raw.input(2), raw.input(3), raw.input(7))
-        arrays = Weights(*(self.constants.get(name) for name in names))
-        cell = self.cell(raw, names, arrays, 2 if direction == "bidirectional" else 1)
-        layer = Recurrent(self.layer_name(raw), cell, reverse=direction == "reverse")
-        layout = raw.attributes.get("layout", 0)
-        if layout not in (0, 1):
-            raise InteropError(f"node {raw.label}: layout is {layout}, but should be 0 or 1")
-        states = (raw.input(5), raw.input(6))[: RECURRENT[raw.op_type].states]
-        ranks = (3, 3, 2, 2)
-        owned = all(
-            not name or self.is_free(name, rank) for name, rank in zip(names, ranks, strict=True)
-        )
-        node = RecurrentNode(
-            raw.op_type,
-            raw.label,
-            (raw.inputs[0], raw.input(4), *states),
-            raw.outputs,
-            layer.name,
-            layout,
-            None if owned else names,
-        )
-        check_weights(node, layer, arrays)
-        self.check_features(raw, arrays)
-        self.nodes.append(node)
-        if owned:
-            self.take(layer, "recurrent", names, params_from_onnx(cell, *arrays))
-        else:
-            self.layers[layer.name] = layer
-
-    def cell(self, raw: RawNode, names: tuple[str, ...], arrays: Weights, directions: int) -> Cell:
+    def cell(
+        self, node: Node, names: tuple[str, ...], arrays: Weights, directions: int, owned: bool
+    ) -> Cell:
         """The cell, or both cells, from the attributes."""
-        size = raw.attributes.get("hidden_size")
+        size = node.get("hidden_size")
         recurrent = arrays.R.shape if arrays.R is not None else None
         if recurrent is None and names[1] in self.inputs:
             recurrent = self.inputs[names[1]].shape
@@ -279,79 +406,193 @@ class _Layers:
             size = recurrent[2]
         if size is None or not 0 < size <= 2**24:
             raise InteropError(
-                f"node {raw.label}: its hidden_size is {size}, but should be a positive number of "
+                f"node {node.label}: its hidden_size is {size}, but should be a positive number of "
                 "units"
             )
-        clip = raw.attributes.get("clip")
-        if clip is not None and not (math.isfinite(clip) and clip > 0):
-            raise InteropError(f"node {raw.label}: clip is {clip}, but should be positive")
-        functions = _activations(raw, directions)
-        each = len(functions) // directions
         types = [array.dtype for array in arrays if array is not None]
-        types += [
-            np.dtype(jnp.dtype(self.inputs[name].dtype)) for name in names if name in self.inputs
-        ]
-        cells = [
-            cell_from_onnx(
-                raw.op_type,
-                int(size),
-                functions[i * each : (i + 1) * each],
-                use_bias=bool(names[2]),
-                peephole=bool(names[3]),
-                coupled=bool(raw.attributes.get("input_forget", 0)),
-                reset_after=bool(raw.attributes.get("linear_before_reset", 0)),
-                clip=clip,
-                param_dtype=types[0] if types else jnp.float32,
-            )
-            for i in range(directions)
-        ]
+        types += [jnp.dtype(self.inputs[name].dtype) for name in names if name in self.inputs]
+        default = RECURRENT[node.op_type].activations
+        given = node.get("activations", default * directions)
+        # ONNX's own default for one activation has two, whatever the direction.
+        if len(default) == directions == 1 and given == default * 2:
+            given = default
+        try:
+            if len(given) != len(default) * directions:
+                raise InteropError(
+                    f"it has {len(given)} activations, but {node.op_type} takes "
+                    f"{len(default) * directions} in {directions} directions"
+                )
+            numbers = (node.get(f"activation_{key}", ()) for key in ("alpha", "beta"))
+            functions = activations_from_onnx(given, *numbers)
+            cells = [
+                cell_from_onnx(
+                    node.op_type,
+                    int(size),
+                    functions[i * len(default) : (i + 1) * len(default)],
+                    biases=0 if not names[2] else 1 + (owned and _adds_two(arrays.B)),
+                    peephole=bool(names[3]),
+                    coupled=bool(node.get("input_forget", 0)),
+                    reset_after=bool(node.get("linear_before_reset", 0)),
+                    clip=node.get("clip"),
+                    param_dtype=types[0] if types else jnp.float32,
+                )
+                for i in range(directions)
+            ]
+        except InteropError as error:
+            raise InteropError(f"node {node.label}: {error}") from None
         if directions == 1:
             return cells[0]
         return Bidirectional(cells[0], None if cells[0] == cells[1] else cells[1])
 
-    def check_features(self, raw: RawNode, arrays: Weights) -> None:
+    def check_features(self, node: Node, arrays: Weights) -> None:
         """Where the graph says how many features a node gets, its W has to take them."""
-        shape = self.inputs[raw.inputs[0]].shape if raw.inputs[0] in self.inputs else None
+        shape = self.inputs[node.inputs[0]].shape if node.inputs[0] in self.inputs else None
         if shape is None or arrays.W is None:
             return
         if len(shape) != 3 or shape[2] not in (None, arrays.W.shape[2]):
             raise InteropError(
-                f"node {raw.label}: the graph declares its input X as {list(shape)}, but its W "
+                f"node {node.label}: the graph declares its input X as {list(shape)}, but its W "
                 f"takes three axes, the last of {arrays.W.shape[2]} features"
             )
 
-    def read_constants(self) -> tuple[tuple[str, Constant], ...]:
-        """The constants that nodes still read: floats become parameters, others are static."""
-        taken = {name for slot in self.slots for name in slot.tensors if name}
-        names = [name for name in self.uses if name in self.constants and name not in taken]
-        parameters = {name for name in names if self.roots[name] and self.is_trainable(name)}
-        if parameters:
-            arrays = {name: self.constants[name] for name in names if name in parameters}
-            self.take(Constants(), "constants", tuple(arrays), arrays)
-        return tuple(
-            (name, Constant.of(self.constants[name])) for name in names if name not in parameters
+    def read_constants(
+        self, nodes: Sequence[Node], outputs: Sequence[str]
+    ) -> tuple[tuple[str, Constant], ...]:
+        """The arrays that nodes still read: weights become parameters, others are static."""
+        names = [name for name in _count_uses(nodes, outputs) if name in self.constants]
+        weights = {name: self.constants[name] for name in names if self.is_weight(name)}
+        if weights:
+            self.take(Constants(), tuple(weights), weights)
+        return tuple((n, Constant.of(self.constants[n])) for n in names if n not in weights)
+
+    def is_weight(self, name: str) -> bool:
+        """Whether it is trained: floats, and no single number in somebody's program.
+
+        The mean and variance of a BatchNormalization and the values of one-hot vectors are not.
+        """
+        array, readers = self.constants[name], self.readers[name]
+        if not jnp.issubdtype(array.dtype, jnp.floating) or not array.size:
+            return False
+        if all(
+            node.op_type == "OneHot"
+            or (node.op_type == "BatchNormalization" and name in node.inputs[3:])
+            for node in readers
+        ):
+            return not readers
+        if name in self.initializers and array.size > 1:
+            return True
+        return array.ndim > 0 and any(
+            node.op_type in _WITH_WEIGHTS
+            or (
+                node.op_type == "Add"
+                and any(self.makers.get(other) in _PRODUCTS for other in node.inputs)
+            )
+            for node in readers
         )
 
-    def is_trainable(self, name: str) -> bool:
-        """Whether a number changes what the model computes, but for the two of a one-hot vector."""
-        readers = self.readers.get(name, [])
-        return not readers or any(kind_of(node.op_type) != "one-hot" for node in readers)
+
+def _adds_two(biases: np.ndarray) -> bool:
+    """Whether the second bias of each gate is one: Keras has none, and its exporters write 0."""
+    second = biases[:, biases.shape[1] // 2 :] if biases.ndim == 2 else biases
+    return bool(np.any(second != 0))
 
 
-def _activations(raw: RawNode, directions: int) -> list[Any]:
-    """Ours, for all directions."""
-    default = RECURRENT[raw.op_type].activations
-    names = raw.attributes.get("activations", default * directions)
-    # ONNX's own default for one activation has two, whatever the direction.
-    if len(default) == directions == 1 and tuple(names) == default * 2:
-        names = default
-    if len(names) != len(default) * directions:
-        raise InteropError(
-            f"node {raw.label}: it has {len(names)} activations, but {raw.op_type} takes "
-            f"{len(default) * directions} in {directions} directions"
+def _count_uses(nodes: Iterable[Node], outputs: Iterable[str]) -> collections.Counter[str]:
+    """How often each value is read, by nodes or as an output of the graph."""
+    uses = collections.Counter(name for node in nodes for name in node.reads)
+    uses.update(outputs)
+    return uses
+
+
+# --- States ---
+
+Role = Literal["data", "state", "lengths", "unused"]
+
+_MOVES = frozenset({
+    "Cast", "Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split",
+    "Squeeze", "Tile", "Transpose", "Unsqueeze",
+})  # fmt: skip
+
+
+def _moved(node: Node) -> tuple[str, ...]:
+    """The inputs whose elements a node only puts elsewhere."""
+    if node.op_type not in _MOVES:
+        return ()
+    return node.inputs if node.op_type == "Concat" else node.inputs[:1]
+
+
+def _input_roles(
+    inputs: Iterable[str], nodes: Sequence[Node], outputs: Sequence[str]
+) -> dict[str, Role]:
+    """The role of each input: data, or what is read as a state or lengths alone, or by nothing."""
+    readers: dict[str, list[Node]] = collections.defaultdict(list)
+    for node in nodes:
+        for name in dict.fromkeys(node.reads):
+            readers[name].append(node)
+    ends = frozenset(outputs)
+    states = _read_as(slice(5, 7), _MOVES, nodes, readers, ends)
+    lengths = _read_as(slice(4, 5), frozenset({"Identity", "Cast"}), nodes, readers, ends)
+    roles: dict[str, Role] = {}
+    for name in inputs:
+        if not readers[name] and name not in outputs:
+            roles[name] = "unused"
+        else:
+            roles[name] = "state" if states(name) else "lengths" if lengths(name) else "data"
+    return roles
+
+
+def _read_as(
+    places: slice,
+    through: frozenset[str],
+    nodes: Sequence[Node],
+    readers: Mapping[str, list[Node]],
+    outputs: frozenset[str],
+) -> Callable[[str], bool]:
+    """Whether a value is read in such places of recurrent nodes alone, perhaps rearranged."""
+    good: dict[str, bool] = {}
+
+    def is_good(name: str) -> bool:
+        read_by = readers.get(name, [])
+        return name not in outputs and bool(read_by) and all(passes(name, n) for n in read_by)
+
+    def passes(name: str, node: Node) -> bool:
+        if node.op_type in RECURRENT:
+            return node.inputs[places].count(name) == node.inputs.count(name)
+        moved = _moved(node)
+        return (
+            node.op_type in through
+            and name in moved
+            and name not in node.inputs[len(moved) :]
+            and all(good[output] for output in node.outputs if readers.get(output))
+            and outputs.isdisjoint(node.outputs)
         )
-    alphas, betas = (raw.attributes.get(f"activation_{key}", ()) for key in ("alpha", "beta"))
-    try:
-        return list(activations_from_onnx(names, alphas, betas))
-    except InteropError as error:
-        raise InteropError(f"node {raw.label}: {error}") from None
+
+    for node in reversed(nodes):  # from the last to the first: what is read is made before
+        for name in filter(None, node.outputs):
+            good[name] = is_good(name)
+    return is_good
+
+
+def _data_outputs(
+    outputs: Sequence[str], nodes: Iterable[Node], *, streams: bool
+) -> tuple[str, ...]:
+    """The outputs that are no states; all of them, if all are.
+
+    Where states are inputs, a state that is rearranged still is one, unless there is nothing else;
+    otherwise it is what the model computes, such as the last output that a classifier sees.
+    """
+    plain: set[str] = set()
+    rearranged: set[str] = set()
+    for node in nodes:
+        moved = _moved(node)
+        if node.op_type in RECURRENT:
+            plain.update(filter(None, node.outputs[1:]))
+        elif node.op_type == "Identity" and plain.issuperset(moved):
+            plain.update(node.outputs)
+        elif moved and (plain | rearranged).issuperset(moved):
+            rearranged.update(filter(None, node.outputs))
+    not_plain = tuple(name for name in outputs if name not in plain)
+    if streams:
+        data = tuple(name for name in not_plain if name not in rearranged)
+        not_plain = data or not_plain
+    return not_plain or tuple(outputs)

@@ -1,5 +1,6 @@
 """ONNX's RNN, GRU and LSTM as cells and their parameters, and the way back."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,9 +11,15 @@ import numpy as np
 from rnnjax.cells import CoupledLSTMCell, GRUCell, LSTMCell, PeepholeLSTMCell, SimpleRNNCell
 from rnnjax.cells.base import Cell, Params
 from rnnjax.errors import InteropError
-from rnnjax.interop.functions import Function
-from rnnjax.interop.onnx.activations import activation_to_onnx
-from rnnjax.interop.onnx.cells import Clipped, GeneralLSTMCell
+from rnnjax.interop.functions import (
+    ELU,
+    Affine,
+    Function,
+    HardSigmoid,
+    LeakyReLU,
+    ScaledTanh,
+    ThresholdedReLU,
+)
 from rnnjax.interop.registry import FORMS, names_of, places
 from rnnjax.layers import Bidirectional, Directions
 
@@ -45,7 +52,121 @@ RECURRENT: Mapping[str, RecurrentOperator] = {
 }
 """The recurrent operators, by their names."""
 
-FORMS["onnx"][GeneralLSTMCell] = FORMS["onnx"][LSTMCell]
+
+# --- Activations ---
+
+# By ONNX's name: our name, or the function with its numbers.
+_ACTIVATIONS: Mapping[str, str | type[Any]] = {
+    "Tanh": "tanh",
+    "Sigmoid": "sigmoid",
+    "Relu": "relu",
+    "Softplus": "softplus",
+    "Softsign": "softsign",
+    "Elu": ELU,
+    "HardSigmoid": HardSigmoid,
+    "LeakyRelu": LeakyReLU,
+    "ThresholdedRelu": ThresholdedReLU,
+    "Affine": Affine,
+    "ScaledTanh": ScaledTanh,
+}
+# Ours that are one of those with certain numbers.
+_NAMED_CASES: Mapping[str, Function] = {
+    "linear": Affine(1.0, 0.0),
+    "legacy_hard_sigmoid": HardSigmoid(0.2, 0.5),
+    "hard_sigmoid": HardSigmoid(1 / 6, 0.5),
+    "elu": ELU(1.0),
+}
+
+
+def activations_from_onnx(
+    names: Sequence[str], alphas: Sequence[float] = (), betas: Sequence[float] = ()
+) -> list[str | Function]:
+    """Our activations for the attributes ``activations, activation_alpha, activation_beta``.
+
+    Each activation that takes a number consumes the next one; where none is left, it has that of
+    ONNX's operator.
+
+    >>> activations_from_onnx(["Sigmoid", "LeakyRelu", "Tanh"], alphas=[0.25])
+    ['sigmoid', LeakyReLU(alpha=0.25), 'tanh']
+    """
+    spelled = {known.lower(): kind for known, kind in _ACTIVATIONS.items()}  # any case is taken
+    kinds = []
+    for name in names:
+        if name.lower() not in spelled:
+            raise InteropError(
+                f"{name!r} is not an activation of ONNX's recurrent operators; those are "
+                f"{', '.join(_ACTIVATIONS)}"
+            )
+        kinds.append(spelled[name.lower()])
+    numbers = {
+        key: _consumed(key, names, kinds, given)
+        for key, given in {"alpha": alphas, "beta": betas}.items()
+    }
+    return [
+        kind
+        if isinstance(kind, str)
+        else _function_of(kind, {key: given[i] for key, given in numbers.items()})
+        for i, kind in enumerate(kinds)
+    ]
+
+
+def _consumed(
+    key: str, names: Sequence[str], kinds: Sequence[Any], given: Sequence[float]
+) -> list[float | None]:
+    takes = [key in _numbers_of(kind) for kind in kinds]
+    left = iter(given)
+    consumed = [next(left, None) if takes_one else None for takes_one in takes]
+    if any(takes) and len(given) > sum(takes):
+        # Some exporters write a number for each activation, those without one too, and runtimes do
+        # not agree on what that means, where it makes a difference.
+        by_place = [n if t else None for n, t in zip(given, takes, strict=False)]
+        if len(given) != len(names) or by_place != consumed:
+            raise InteropError(
+                f"activation_{key} has {len(given)} numbers, but only {sum(takes)} of the "
+                f"activations {', '.join(names)} take one; leave out the others"
+            )
+    return consumed
+
+
+def _numbers_of(kind: str | type[Any]) -> set[str]:
+    return set() if isinstance(kind, str) else {field.name for field in dataclasses.fields(kind)}
+
+
+def _function_of(kind: type[Any], given: Mapping[str, float | None]) -> str | Function:
+    """Our function of a class with those numbers that it takes, by its name where it has one."""
+    # The shortest decimal with the same 32 bits: ONNX's 0.2 is read as 0.20000000298.
+    numbers = {
+        key: float(str(np.float32(n)))
+        for key, n in given.items()
+        if n is not None and key in _numbers_of(kind)
+    }
+    if kind in (Affine, ScaledTanh) and len(numbers) < 2:
+        raise InteropError(
+            f"the activation {kind.__name__} needs an activation_alpha and an activation_beta, for "
+            "which ONNX has no default; add them to the node"
+        )
+    function: Function = kind(**numbers)
+
+    def singles(function: Function) -> tuple[Any, ...]:
+        return type(function), *map(np.float32, vars(function).values())
+
+    named = (name for name, case in _NAMED_CASES.items() if singles(case) == singles(function))
+    return next(named, function)
+
+
+def _activation_to_onnx(function: str | Function) -> tuple[str, dict[str, float]]:
+    """ONNX's name of an activation of ours, and its numbers."""
+    if isinstance(function, str):
+        function = _NAMED_CASES.get(function, function)
+    for name, kind in _ACTIVATIONS.items():
+        if kind == function:
+            return name, {}
+        if type(function) is kind:
+            return name, vars(function)
+    raise InteropError(
+        f"ONNX's recurrent operators have no activation like {function!r}; those they have are "
+        f"{', '.join(_ACTIVATIONS)}"
+    )
 
 
 # --- Cells ---
@@ -56,7 +177,7 @@ def cell_from_onnx(
     hidden_size: int,
     activations: Sequence[str | Function],
     *,
-    use_bias: bool,
+    biases: int,
     peephole: bool = False,
     coupled: bool = False,
     reset_after: bool = False,
@@ -65,31 +186,31 @@ def cell_from_onnx(
 ) -> Cell:
     """The cell of one direction of a node; ``activations`` are ours, in ONNX's order f, g, h.
 
-    ``peephole`` is whether it has P, ``coupled`` its ``input_forget``, and ``reset_after`` its
-    ``linear_before_reset``. ``clip`` bounds the inputs of f and g, and not of h: the specification
-    can be read either way, and the runtimes that have it clip the gates alone.
+    ``biases`` of each gate are 0, 1 or 2; ``peephole`` is whether it has P, ``coupled`` its
+    ``input_forget``, and ``reset_after`` its ``linear_before_reset``.
 
-    >>> cell_from_onnx("LSTM", 5, ["sigmoid", "tanh", "tanh"], use_bias=True) == LSTMCell(5)
+    >>> cell_from_onnx("LSTM", 5, ["sigmoid", "tanh", "tanh"], biases=1) == LSTMCell(5)
     True
     """
-    shared: dict[str, Any] = {"use_bias": use_bias, "param_dtype": param_dtype}
-    gates = [f if clip is None else Clipped(f, clip) for f in activations[:2]]
+    if clip is not None:
+        raise InteropError(f"it clips at {clip}, which no cell does; export it without clip")
+    shared: dict[str, Any] = {"use_bias": biases > 0, "param_dtype": param_dtype}
+    second = {"use_recurrent_bias": biases > 1}
     if op_type == "RNN":
-        return SimpleRNNCell(hidden_size, activation=gates[0], **shared)
-    shared |= {"recurrent_activation": gates[0], "activation": gates[1]}
+        return SimpleRNNCell(hidden_size, activation=activations[0], **shared, **second)
+    shared |= {"recurrent_activation": activations[0], "activation": activations[1]}
     if op_type == "GRU":
         return GRUCell(hidden_size, reset_after=reset_after, **shared)
-    if gates[1] != activations[2] or (peephole and coupled):
-        return GeneralLSTMCell(
-            hidden_size,
-            output_activation=activations[2],
-            peephole=peephole,
-            coupled=coupled,
-            **shared,
+    if activations[1] != activations[2] or (peephole and coupled):
+        raise InteropError(
+            "it has different activations of candidate and output, or peepholes with coupled "
+            "gates, which no cell has; write the LSTM of basic operators"
         )
     if peephole:
         return PeepholeLSTMCell(hidden_size, **shared)
-    return (CoupledLSTMCell if coupled else LSTMCell)(hidden_size, **shared)
+    if coupled:
+        return CoupledLSTMCell(hidden_size, **shared)
+    return LSTMCell(hidden_size, **shared, **second)
 
 
 def attributes_to_onnx(cell: Cell, *, reverse: bool = False) -> tuple[str, dict[str, Any]]:
@@ -104,40 +225,19 @@ def attributes_to_onnx(cell: Cell, *, reverse: bool = False) -> tuple[str, dict[
     ('GRU', {'hidden_size': 5, 'direction': 'bidirectional', ...'linear_before_reset': 1})
     """
     cells = cell.cells if isinstance(cell, Bidirectional) else (cell,)
-    if isinstance(cell, Bidirectional) and (reverse or cell.merge != "concat"):
-        raise InteropError(
-            f"a node of ONNX with two directions reads forward first and concatenates, but "
-            f"{cell!r} does not; write a node for each direction"
-        )
-    op_type = operator_of(cells[0])
     first: Any = cells[0]
+    op_type = operator_of(first)
     attributes: dict[str, Any] = {"hidden_size": int(first.hidden_size)}
     if len(cells) == 2 or reverse:
         attributes["direction"] = "bidirectional" if len(cells) == 2 else "reverse"
-    bounds = {
-        f.bound if isinstance(f, Clipped) else None for one in cells for f in _activations(one)[:2]
-    }
-    kinds = {(type(c), *(getattr(c, option, None) for option in _OPTIONS)) for c in cells}
-    if len(kinds) > 1 or len(bounds) > 1:
-        raise InteropError(
-            "a node of ONNX has one kind of cell, size, bias and clip for all activations and "
-            f"directions, but {cell!r} has several"
-        )
-    spelled = [
-        activation_to_onnx(f.function if isinstance(f, Clipped) and i < 2 else f)
-        for one in cells
-        for i, f in enumerate(_activations(one))
-    ]
-    if [s.name for s in spelled] != [*RECURRENT[op_type].activations] * len(cells):
-        attributes["activations"] = [s.name for s in spelled]
+    spelled = [_activation_to_onnx(f) for one in cells for f in _activations(one)]
+    if [name for name, _ in spelled] != [*RECURRENT[op_type].activations] * len(cells):
+        attributes["activations"] = [name for name, _ in spelled]
     for key in ("alpha", "beta"):
-        numbers = [n for n in (getattr(s, key) for s in spelled) if n is not None]
+        numbers = [given[key] for _, given in spelled if key in given]
         if numbers:
             attributes[f"activation_{key}"] = numbers
-    (bound,) = bounds
-    if bound is not None:
-        attributes["clip"] = bound
-    if _coupled(cells[0]):
+    if isinstance(first, CoupledLSTMCell):
         attributes["input_forget"] = 1
     if isinstance(first, GRUCell) and first.reset_after:
         attributes["linear_before_reset"] = 1
@@ -154,21 +254,13 @@ def operator_of(cell: Cell) -> str:
     return form.name
 
 
-_OPTIONS = "hidden_size", "use_bias", "reset_after", "peephole", "coupled"
-
-
 def _activations(cell: Any) -> tuple[str | Function, ...]:
     """In ONNX's order f, g, h."""
     if isinstance(cell, SimpleRNNCell):
         return (cell.activation,)
     if isinstance(cell, GRUCell):
         return cell.recurrent_activation, cell.activation
-    last = getattr(cell, "output_activation", cell.activation)
-    return cell.recurrent_activation, cell.activation, last
-
-
-def _coupled(cell: Cell) -> bool:
-    return isinstance(cell, CoupledLSTMCell) or (isinstance(cell, GeneralLSTMCell) and cell.coupled)
+    return cell.recurrent_activation, cell.activation, cell.activation
 
 
 # --- Parameters ---
@@ -178,8 +270,7 @@ def params_from_onnx(cell: Cell, W: Any, R: Any, B: Any = None, P: Any = None) -
     """The parameters of a cell from the arrays of a node, see `Weights` for their shapes.
 
     They are arrays of NumPy unless JAX's came; `rnnjax.Directions` of two for two directions. The
-    two biases of a gate are added up, but in a GRU with ``reset_after``, which has them apart; a
-    coupled cell has no forget gate.
+    two biases of a gate are added up where the cell has one; a coupled cell has no forget gate.
     """
     weights = Weights(W, R, B, P)
     cells = cell.cells if isinstance(cell, Bidirectional) else (cell,)
@@ -190,13 +281,11 @@ def params_from_onnx(cell: Cell, W: Any, R: Any, B: Any = None, P: Any = None) -
     return Directions(*params) if isinstance(cell, Bidirectional) else params[0]
 
 
-def params_to_onnx(cell: Cell, params: Params, original: Weights | None = None) -> Weights:
+def params_to_onnx(cell: Cell, params: Params) -> Weights:
     """The arrays of a node from the parameters of a cell: the inverse of `params_from_onnx`.
 
-    What the parameters do not tell is taken from the ``original`` arrays from which they once came:
-    how a bias is the sum of two, and the rows of the forget gate that a coupled cell has not.
-    Unchanged parameters give the same bits back; where the sum of two biases changed, the second
-    stays as it was. Without them, second biases and those rows are zeros.
+    Second biases that the cell does not have, and the rows of the forget gate in a coupled cell,
+    are zeros.
 
     >>> import jax
     >>> cell = LSTMCell(5)
@@ -204,15 +293,11 @@ def params_to_onnx(cell: Cell, params: Params, original: Weights | None = None) 
     >>> W.shape, R.shape, B.shape, P
     ((1, 20, 3), (1, 20, 5), (1, 40), None)
     """
-    cells = cell.cells if isinstance(cell, Bidirectional) else (cell,)
-    each = params if isinstance(cell, Bidirectional) else (params,)
+    both = isinstance(cell, Bidirectional)
+    cells, each = (cell.cells, params) if both else ((cell,), (params,))
     directions = [
-        _weights_of_direction(
-            one,
-            {name: np.asarray(array) for name, array in own.items()},
-            None if original is None else Weights(*(None if a is None else a[i] for a in original)),
-        )
-        for i, (one, own) in enumerate(zip(cells, each, strict=True))
+        _weights_of_direction(one, {name: np.asarray(array) for name, array in own.items()})
+        for one, own in zip(cells, each, strict=True)
     ]
     return Weights(
         *(
@@ -222,7 +307,11 @@ def params_to_onnx(cell: Cell, params: Params, original: Weights | None = None) 
     )
 
 
-_PEEPHOLE_ORDER, _COUPLED_PEEPHOLE_ORDER = (0, 2, 1), (0, 1)
+def input_size(params: Any) -> int:
+    """How many features a layer takes: the rows of its kernel, or of that of its first cell."""
+    while not (isinstance(params, Mapping) and "kernel" in params):
+        params = params["cell"] if isinstance(params, Mapping) else params[0]
+    return int(np.shape(params["kernel"])[0])
 
 
 def _params_of_direction(cell: Cell, weights: Weights) -> dict[str, Any]:
@@ -234,42 +323,35 @@ def _params_of_direction(cell: Cell, weights: Weights) -> dict[str, Any]:
     if weights.B is not None:
         half = weights.B.shape[0] // 2
         first, second = weights.B[:half], weights.B[half:]
-        if isinstance(cell, GRUCell) and cell.reset_after:
+        if _has_two_biases(cell):
             params["bias"] = _take(first, gates, order)
             params["recurrent_bias"] = _take(second, gates, order)
         else:
             params["bias"] = _take(first + second, gates, order)
     if weights.P is not None:
-        peepholes = _COUPLED_PEEPHOLE_ORDER if _coupled(cell) else _PEEPHOLE_ORDER
-        params["peephole"] = _take(weights.P, 3, peepholes).reshape(len(peepholes), -1)
+        params["peephole"] = _take(weights.P, 3, _PEEPHOLES).reshape(3, -1)
     return params
 
 
-def _weights_of_direction(
-    cell: Cell, params: Mapping[str, np.ndarray], original: Weights | None
-) -> Weights:
+_PEEPHOLES = (0, 2, 1)  # where ONNX has those of i, f and o
+
+
+def _has_two_biases(cell: Any) -> bool:
+    return cell.use_recurrent_bias or (isinstance(cell, GRUCell) and cell.reset_after)
+
+
+def _weights_of_direction(cell: Cell, params: Mapping[str, np.ndarray]) -> Weights:
     gates, order = _gates_and_order(cell)
-    had = Weights(None, None) if original is None else original
     biases = peepholes = None
     if "bias" in params:
-        firsts, seconds = (None, None) if had.B is None else np.split(had.B, 2)
-        if "recurrent_bias" in params:
-            first = _put(params["bias"], gates, order, firsts)
-            second = _put(params["recurrent_bias"], gates, order, seconds)
-        else:
-            total = None if firsts is None or seconds is None else firsts + seconds
-            first = _put(params["bias"], gates, order, total)
-            second = np.zeros_like(first)
-            if firsts is not None and seconds is not None and total is not None:
-                same = (first == total) | (np.isnan(first) & np.isnan(total))
-                first, second = np.where(same, firsts, first - seconds), seconds
-        biases = np.concatenate([first, second])
+        first = params["bias"]
+        second = params.get("recurrent_bias", np.zeros_like(first))
+        biases = np.concatenate([_put(one, gates, order) for one in (first, second)])
     if "peephole" in params:
-        places = _COUPLED_PEEPHOLE_ORDER if _coupled(cell) else _PEEPHOLE_ORDER
-        peepholes = _put(params["peephole"].reshape(-1), 3, places, had.P)
+        peepholes = _put(params["peephole"].reshape(-1), 3, _PEEPHOLES)
     return Weights(
-        _put(params["kernel"].T, gates, order, had.W),
-        _put(params["recurrent_kernel"].T, gates, order, had.R),
+        _put(params["kernel"].T, gates, order),
+        _put(params["recurrent_kernel"].T, gates, order),
         biases,
         peepholes,
     )
@@ -286,13 +368,10 @@ def _take(array: Any, parts: int, order: Sequence[int]) -> Any:
     return (jnp if isinstance(array, jax.Array) else np).concatenate(split)
 
 
-def _put(
-    array: np.ndarray, parts: int, order: Sequence[int], onto: np.ndarray | None
-) -> np.ndarray:
-    """The inverse of `_take`; parts that were not taken come from ``onto``, or are zeros."""
+def _put(array: np.ndarray, parts: int, order: Sequence[int]) -> np.ndarray:
+    """The inverse of `_take`; parts that were not taken are zeros."""
     size = len(array) // len(order)
-    shape = (parts * size, *array.shape[1:])
-    out = np.zeros(shape, array.dtype) if onto is None else onto.astype(array.dtype)
+    out = np.zeros((parts * size, *array.shape[1:]), array.dtype)
     for place, part in zip(order, np.split(array, len(order)), strict=True):
         out[place * size : (place + 1) * size] = part
     return out

@@ -1,7 +1,7 @@
 """The way back: parameters into the ONNX message from which they came."""
 
-import dataclasses
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,35 +9,19 @@ import numpy as np
 from rnnjax.errors import InvalidInputError
 from rnnjax.interop.layers import Recurrent
 from rnnjax.interop.model import Model
-from rnnjax.interop.onnx.contents import prefix_of
 from rnnjax.interop.onnx.files import import_onnx
-from rnnjax.interop.onnx.graph import Graph
-from rnnjax.interop.onnx.recurrent import Weights, params_to_onnx
+from rnnjax.interop.onnx.graph import CONSTANTS, Graph
+from rnnjax.interop.onnx.read import Imported, body_prefix
+from rnnjax.interop.onnx.recurrent import params_from_onnx, params_to_onnx
 
-
-@dataclasses.dataclass(frozen=True)
-class Slot:
-    """Where parameters of a layer come from: the names of tensors, empty where there is none."""
-
-    layer: str
-    kind: str  # "recurrent", "dense", "transposed dense", "embedding", "constants"
-    tensors: tuple[str, ...]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Imported:
-    """`Model.origin` of an imported model: the message, and how parameters belong to it."""
-
-    model: Any
-    slots: tuple[Slot, ...]
-    arrays: Mapping[str, np.ndarray]
+_GRAPH = 5  # AttributeProto.AttributeType
 
 
 def update(model: Model) -> Any:
     """The ONNX model that was imported, with the parameters as they are now.
 
-    A parameter that has not changed keeps its bits. Where the sum of two biases changed, the first
-    takes all of the difference.
+    A tensor whose parameters have not changed keeps its bits. Where a cell has one bias for the two
+    of a node that changed, the first is that bias, and the second zeros.
 
     Args:
         model: as `load` returned it, perhaps with other parameters (`Model.with_params`).
@@ -53,84 +37,60 @@ def update(model: Model) -> Any:
             "update needs a model that came from rnnjax.interop.onnx.load, but this one did not; "
             "write it with rnnjax.interop.onnx.save"
         )
-    imported, params = model.origin, model.params
-    onnx = import_onnx()
+    imported, onnx = model.origin, import_onnx()
     proto = onnx.ModelProto()
     proto.CopyFrom(imported.model)
-    changed = {}
-    for slot in imported.slots:
+    holders = dict(_holders(proto.graph, "", itertools.count()))
+    for layer, names in imported.slots.items():
+        arrays = [imported.arrays[name] if name else None for name in names]
         try:
-            arrays = _arrays(slot, model.network, params[slot.layer], imported.arrays)
+            before, after = _written(model, layer, names, arrays)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InvalidInputError(
-                f"params do not belong to this model: those of {slot.layer!r} do not fit "
-                f"({error}); train from model.params"
+                f"params do not belong to this model: those of {layer!r} do not fit ({error}); "
+                "train from model.params"
             ) from error
-        for name, array in arrays.items():
-            original = imported.arrays[name]
-            if array.shape != original.shape:
+        for name, was, now, original in zip(names, before, after, arrays, strict=True):
+            if original is None:
+                continue
+            if now is None or now.shape != original.shape:
                 raise InvalidInputError(
-                    f"params do not belong to this model: {name!r} of {slot.layer!r} has shape "
-                    f"{original.shape}, but got {array.shape}; train from model.params"
+                    f"params do not belong to this model: {name!r} of {layer!r} has shape "
+                    f"{original.shape}, but got {np.shape(now)}; train from model.params"
                 )
-            array = array.astype(original.dtype)
-            if array.tobytes() != original.tobytes():
-                changed[name] = onnx.numpy_helper.from_array(array, name)
-    _replace(proto, changed)
+            now = now.astype(original.dtype)
+            if now.tobytes() != was.tobytes():
+                _put(holders[name], now)
     return proto
 
 
-def _arrays(
-    slot: Slot, graph: Graph, params: Any, originals: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """The tensors that a layer's parameters make."""
-    if slot.kind == "constants":
-        return {name: np.asarray(params[name]) for name in slot.tensors}
-    if slot.kind == "recurrent":
-        layer = graph.layers[slot.layer]
-        assert isinstance(layer, Recurrent)
-        had = Weights(*(originals[name] if name else None for name in slot.tensors))
-        made: Iterable[Any] = params_to_onnx(layer.cell, params, had)
-    elif slot.kind == "embedding":
-        made = [np.asarray(params["embedding"])]
-    else:
-        kernel, bias = np.asarray(params["kernel"]), slot.tensors[1]
-        made = [
-            kernel.T if slot.kind == "transposed dense" else kernel,
-            np.reshape(params["bias"], originals[bias].shape) if bias else None,
-        ]
-    return {name: array for name, array in zip(slot.tensors, made, strict=True) if name}
+def _written(model: Model, layer: str, names: tuple[str, ...], arrays: list[Any]) -> Any:
+    """The tensors of the parameters that a layer came with, and of those that it has."""
+    params = model.params[layer]
+    if layer == CONSTANTS:
+        return arrays, [np.asarray(params[name]) for name in names]
+    recurrent = model.network.layers[layer]
+    assert isinstance(recurrent, Recurrent)
+    before = params_to_onnx(recurrent.cell, params_from_onnx(recurrent.cell, *arrays))
+    return before, params_to_onnx(recurrent.cell, params)
 
 
-def _replace(model: Any, changed: dict[str, Any]) -> None:
-    """Put tensors in the place of initialisers, or of what nodes made of them."""
-    _replace_in(model.graph, changed, "")
-    if model.ir_version < 4:  # where every initialiser is an input as well
-        inputs = {one.name for one in model.graph.input}
-        for tensor in model.graph.initializer:
-            if tensor.name not in inputs:
-                info = import_onnx().helper.make_tensor_value_info
-                model.graph.input.append(info(tensor.name, tensor.data_type, tensor.dims))
-
-
-def _replace_in(graph: Any, changed: dict[str, Any], prefix: str) -> None:
-    taken = {name for node in graph.node for name in node.output}
+def _holders(graph: Any, prefix: str, bodies: Iterator[int]) -> Iterator[tuple[str, Any]]:
+    """What holds an array in a message, by the name that the reader gives it."""
     for tensor in graph.initializer:
-        if prefix + tensor.name in changed:
-            name = tensor.name
-            tensor.CopyFrom(changed.pop(prefix + name))
-            tensor.name = name
+        yield prefix + tensor.name, tensor
     for node in graph.node:
-        first = prefix + next(filter(None, node.output), "")
         for attribute in node.attribute:
-            if attribute.HasField("g"):
-                _replace_in(attribute.g, changed, prefix_of(first, attribute.name))
-        for i, name in enumerate(node.output):
-            if prefix + name in changed:
-                unused = f"{name}_before"  # still computed, and read by no one
-                while unused in taken:
-                    unused += "_"
-                node.output[i] = unused
-                tensor = changed.pop(prefix + name)
-                tensor.name = name
-                graph.initializer.append(tensor)
+            if attribute.type == _GRAPH:
+                yield from _holders(attribute.g, body_prefix(attribute.name, bodies), bodies)
+            elif node.op_type == "Constant":
+                yield prefix + node.output[0], attribute
+
+
+def _put(holder: Any, array: np.ndarray) -> None:
+    onnx = import_onnx()
+    if isinstance(holder, onnx.TensorProto):
+        holder.CopyFrom(onnx.numpy_helper.from_array(array, holder.name))
+    else:
+        tensor = onnx.numpy_helper.from_array(array)
+        holder.CopyFrom(onnx.helper.make_attribute("value", tensor))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -145,33 +145,14 @@ def _whole(window: _Window) -> list[tuple[int, int]]:
 
 
 def max_pool(at: At, x: Any) -> Any:
-    """The largest entry in each window, and perhaps its place among all."""
+    """The largest entry in each window."""
     window = _window(at, x, _numbers(at, "kernel_shape", x.ndim - 2))
     _check_padding(at, window)
-
-    def run(x: Any) -> Any:
-        low = _lowest(x.dtype)
-        if at.num_outputs == 1:
-            return _reduced(x, window, low, lax.max, _whole(window))
-        order: Literal["C", "F"] = "C" if not at.get("storage_order", 0) else "F"
-        size = math.prod(x.shape[2:])
-        inside = np.arange(size).reshape(x.shape[2:], order=order)
-        places = jnp.arange(math.prod(x.shape[:2])).reshape(*x.shape[:2], *[1] * (x.ndim - 2))
-        start = (low, jnp.array(np.iinfo(np.int32).max, places.dtype))
-
-        def larger(one: Any, other: Any) -> Any:
-            (a, i), (b, j) = one, other
-            first = (a > b) | ((a == b) & (i < j))
-            return jnp.where(first, a, b), jnp.where(first, i, j)
-
-        return tuple(_reduced((x, places * size + inside), window, start, larger, _whole(window)))
-
-    return at.computed(run, x)
-
-
-def _lowest(dtype: Any) -> Any:
-    floating = jnp.issubdtype(dtype, jnp.floating)
-    return np.array(-np.inf if floating else jnp.iinfo(dtype).min, dtype)
+    if at.num_outputs > 1:
+        raise at.fail("the places of the largest entries, its second output, are not read here")
+    floating = jnp.issubdtype(x.dtype, jnp.floating)
+    low = np.array(-np.inf if floating else jnp.iinfo(x.dtype).min, x.dtype)
+    return at.computed(lambda x: _reduced(x, window, low, lax.max, _whole(window)), x)
 
 
 def _check_padding(at: At, window: _Window) -> None:
