@@ -40,10 +40,8 @@ from rnnjax.interop import (
 )
 from rnnjax.interop import functions as fn
 from rnnjax.interop import onnx as reader
-from rnnjax.interop.layers import describe_cell
 from rnnjax.interop.onnx.export import initial_states, save, to_proto
 from rnnjax.interop.onnx.layers import _CLASSES, _NAMED
-from rnnjax.interop.onnx.plan import make_plan, nodes
 
 ort = pytest.importorskip("onnxruntime", reason="onnxruntime is in the extra `parity`")
 
@@ -94,8 +92,6 @@ def run(runner: Any, proto: Any, xs: np.ndarray, others: dict[str, Any]) -> dict
 def expected_outputs(model: Model, carry: Any, ys: Any) -> dict[str, np.ndarray]:
     """Ours, by the names that they have in the graph."""
     arrays = {"ys": ys}
-    if isinstance(ys, tuple):
-        arrays = {"ys_forward": ys[0], "ys_backward": ys[1]}
     states = initial_states(model, carry=carry) if carry else {}
     return arrays | {f"{name}_out": array for name, array in states.items()}
 
@@ -195,18 +191,14 @@ def test_the_reference_of_onnx_agrees(name: str, random_like: Any, assert_close:
     assert_close(actual, expected_outputs(model, after, ys), TOLERANCE)
 
 
-def test_two_directions_are_one_node_where_they_fit(random_like: Any) -> None:
-    kinds = {}
-    for name in ("both", "both_activations", "both_different", "both_sum", "both_stacked"):
+def test_each_direction_is_a_node(random_like: Any) -> None:
+    names = {}
+    for name in ("both", "both_sum", "both_stacked"):
         proto = to_proto(random_model(random_like, Recurrent("rnn", CELLS[name])))
-        kinds[name] = [n.name for n in proto.graph.node if n.op_type in ("LSTM", "GRU", "RNN")]
-    assert kinds == {
-        "both": ["rnn"],
-        "both_activations": ["rnn"],
-        "both_different": ["rnn_forward", "rnn_backward"],
-        "both_sum": ["rnn_forward", "rnn_backward"],
-        "both_stacked": ["rnn_0", "rnn_1"],
-    }
+        names[name] = [n.name for n in proto.graph.node if n.op_type in ("LSTM", "GRU", "RNN")]
+    both = ["rnn_forward", "rnn_backward"]
+    four = [f"rnn_{i}_{direction}" for i in range(2) for direction in ("forward", "backward")]
+    assert names == {"both": both, "both_sum": both, "both_stacked": four}
 
 
 # --- Options of a recurrent layer ---
@@ -223,12 +215,6 @@ OPTIONS = {
     "last_stack_of_both": (CELLS["both_stacked"], {"return_sequences": False}),
     "last_learned_both": (LearnedCarry(Bidirectional(GRUCell(3))), {"return_sequences": False}),
     "both_reverse": (CELLS["both_stacked"], {"reverse": True}),
-    "pair": (CELLS["both"], {"merged": False}),
-    "pair_computed_order": (
-        CELLS["both_different"],
-        {"merged": False, "reverse": True, "keep_order": False},
-    ),
-    "last_pair": (CELLS["both_different"], {"merged": False, "return_sequences": False}),
     "last_or_zero": (GRUCell(HIDDEN), {"return_sequences": False, "masked_outputs": "zero"}),
     "last_or_zero_both": (
         CELLS["both"],
@@ -269,7 +255,7 @@ def test_without_states_a_sequence_begins_with_what_was_learned(
         rows = np.array(json.loads(prop.value), np.float32)
         name = prop.key.removeprefix("initial_state:")
         np.testing.assert_array_equal(starts.pop(name), np.repeat(rows[:, None], BATCH, axis=1))
-    assert not starts
+    assert set(starts) == {"rnn_1_backward_h"}
 
 
 def test_a_plain_model_needs_no_states(random_like: Any, assert_close: Any) -> None:
@@ -387,13 +373,13 @@ def test_cells_come_back_with_the_same_arrays(name: str, random_like: Any) -> No
     model = random_model(random_like, Recurrent("rnn", CELLS[name]))
     proto = to_proto(model, lengths=True)
     read = reader.load(proto)
-    plan = make_plan("rnn", CELLS[name], model.params["rnn"], reverse=False)
-    for node in nodes(plan):
-        ours, theirs = node.params, read.params[node.name]
-        assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-            np.testing.assert_array_equal(a, b)
-        assert describe_cell(read.layers[node.name].cell) == describe_cell(node.cell)
+    for layer in read.layers.values():
+        assert isinstance(layer, Recurrent)
+        assert not isinstance(layer.cell, Bidirectional)
+    ours = model.params["rnn"]["cell"] if name == "learned" else model.params["rnn"]
+    theirs = [read.params[layer] for layer in read.layers]
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_array_equal(a, b)
     assert to_proto(read) == proto
     with pytest.raises(InvalidInputError, match="written as the graph that it was read from"):
         to_proto(read, lengths=True)
@@ -426,6 +412,8 @@ def test_layers_that_cannot_be_written_are_named(random_like: Any) -> None:
     gru = Recurrent("gru", GRUCell(FEATURES))
     with pytest.raises(InteropError, match="layer 'mask' masks steps by their features"):
         to_proto(random_model(random_like, Masking("mask"), gru))
+    with pytest.raises(InteropError, match="layer 'rnn' does not merge its two directions"):
+        to_proto(random_model(random_like, Recurrent("rnn", CELLS["both"], merged=False)))
     with pytest.raises(InteropError, match="layer 'table' masks the steps of id 0"):
         to_proto(random_model(random_like, Embedding("table", 4, 2, mask_zero=True), gru))
 

@@ -521,7 +521,6 @@ def check_node(config: dict[str, Any], runtime: Any, assert_close: Any) -> bool:
         rnnjax.SimpleRNNCell(4, use_recurrent_bias=True),
         rnnjax.PeepholeLSTMCell(4),
         rnnjax.CoupledLSTMCell(4),
-        rnnjax.Bidirectional(rnnjax.LSTMCell(4), rnnjax.LSTMCell(4, activation="softsign")),
     ],
     ids=lambda cell: type(cell).__name__,
 )

@@ -14,8 +14,7 @@ from rnnjax.cells.base import Carry
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.layers import Dense, Embedding, OneHotIds, Recurrent
 from rnnjax.interop.model import Functional, Model, Sequential, check_model
-from rnnjax.interop.onnx.layers import Export, plan_of
-from rnnjax.interop.onnx.plan import nodes
+from rnnjax.interop.onnx.layers import Export
 from rnnjax.interop.onnx.recurrent import input_size
 from rnnjax.interop.onnx.rewrite import update
 from rnnjax.interop.onnx.writer import Writer
@@ -47,14 +46,13 @@ def to_proto(
       where the first layer takes ids. They have to lie in ``0 .. size - 1``: ONNX counts negative
       ones from the end;
     - an output ``ys``, float32 ``(time, batch, size)``, or ``(batch, size)`` behind a layer that
-      returns its last output alone; ``ys_forward`` and ``ys_backward`` where a layer does not merge
-      its directions;
+      returns its last output alone;
     - for each recurrent layer an input ``<layer>_h``, and ``<layer>_c`` for an LSTM's cell state,
-      float32 ``(directions, batch, hidden_size)``, and the state after the last step as outputs
+      float32 ``(1, batch, hidden_size)``, and the state after the last step as outputs
       ``<layer>_h_out`` and ``<layer>_c_out``. In place of ``<layer>`` stand ``<layer>_0``,
-      ``<layer>_1``... in a `rnnjax.Stack`, and ``<layer>_forward`` and ``<layer>_backward`` where
-      two directions are not one node, because they differ or are not concatenated. A sequence
-      begins with `initial_states`, zeros for most models, and goes on with the outputs fed back;
+      ``<layer>_1``... in a `rnnjax.Stack`, and ``<layer>_forward`` and ``<layer>_backward`` in a
+      `rnnjax.Bidirectional`, each direction of which is a node. A sequence begins with
+      `initial_states`, zeros for most models, and goes on with the outputs fed back;
     - with ``lengths`` an input of that name, int32 ``(batch,)``: the valid steps of each row, one
       at least.
 
@@ -178,7 +176,7 @@ def initial_states(
         carry: as in `Model.apply`, to go on from that; layers that are left out begin anew.
 
     Returns:
-        float32 ``(directions, batch, hidden_size)`` each.
+        float32 ``(1, batch, hidden_size)`` each.
 
     Raises:
         InteropError: as in `to_proto`.
@@ -201,15 +199,18 @@ def initial_states(
             f"carry should have entries for some of {list(model.layers)}, but has {unknown}; give "
             "what the model returned"
         )
+    export = Export(Writer(), with_states=True, lengths=False)
+    export.write(model.network, model.params)
     arrays: dict[str, np.ndarray] = {}
-    for layer in model.layers.values():
-        if isinstance(layer, Recurrent):
-            params = model.params[layer.name]
-            own = (carry or {}).get(layer.name)
-            if own is None:
-                own = layer.cell.start(params, (batch_size,))
-            for node in nodes(plan_of(layer, params)):
-                arrays |= node.states(own)
+    for name, (layer_name, path) in export.states.items():
+        layer = model.layers[layer_name]
+        assert isinstance(layer, Recurrent)
+        state: Any = (carry or {}).get(layer_name)
+        if state is None:
+            state = layer.cell.start(model.params[layer_name], (batch_size,))
+        for place in path:
+            state = state[place]
+        arrays[name] = np.asarray(state, np.float32)[None]
     return arrays
 
 

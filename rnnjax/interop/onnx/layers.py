@@ -1,16 +1,16 @@
 """The layers of a `rnnjax.interop.Sequential`, and their functions, as nodes of an ONNX graph."""
 
 import dataclasses
-import functools
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.functions import (
     ELU,
@@ -33,27 +33,70 @@ from rnnjax.interop.layers import (
     Recurrent,
 )
 from rnnjax.interop.model import Sequential
-from rnnjax.interop.onnx.plan import Node, Pair, Plan, Row, make_plan, nodes
 from rnnjax.interop.onnx.recurrent import RECURRENT, attributes_to_onnx, input_size, params_to_onnx
 from rnnjax.interop.onnx.writer import Axes, Writer
-from rnnjax.layers import Bidirectional
+from rnnjax.layers import Bidirectional, LearnedCarry, Regularized, Stack
 
 
 class _Value(NamedTuple):
-    """What goes from layer to layer in the graph: one value, or one for each direction."""
+    """What goes from layer to layer in the graph."""
 
-    names: tuple[str, ...]  # of the values
-    sizes: tuple[int | None, ...]  # of their last axes; None where it is not known
-    sequence: bool = True  # whether they have an axis of time
+    name: str
+    size: int | None  # of its last axis; None where it is not known
+    sequence: bool = True  # whether it has an axis of time
 
 
-class _Run(NamedTuple):
-    """What a plan computes."""
+class State(NamedTuple):
+    """A state of the graph: where the carry of a model has it."""
 
-    ys: str  # (time, batch, size)
-    # writes the outputs of the last step that ran, (batch, size); None where those of several
-    # directions are not of one step
-    end: Callable[[], str] | None
+    layer: str
+    path: tuple[int, ...]  # from the carry of the layer to that of a cell, and to its leaf
+
+
+class _Part(NamedTuple):
+    """A cell, or a combination of cells, that runs in one direction."""
+
+    name: str  # of its node; its states are <name>_h and, in an LSTM, <name>_c
+    cell: Cell
+    params: Params
+    start: Carry | None  # that was learned; None for zeros
+    path: tuple[int, ...]  # where in the carry of the layer its own is
+    reverse: bool
+
+    def inner(self) -> "_Part":
+        """Without wrappers that do not change what a step computes."""
+        cell, params, start = self.cell, self.params, self.start
+        while isinstance(cell, Regularized | LearnedCarry):
+            if isinstance(cell, LearnedCarry):
+                # Of two around each other the outer one is where sequences begin.
+                start = params["initial_carry"] if start is None else start
+                params = params["cell"]
+            elif cell.zoneout_hidden or cell.zoneout_cell:
+                raise InteropError(
+                    f"layer {self.name!r} has zoneout, whose expectation is part of every step of "
+                    "a prediction and which ONNX cannot express; export the cell without it, if "
+                    "its outputs are good enough for you"
+                )
+            cell = cell.cell
+        return self._replace(cell=cell, params=params, start=start)
+
+    def parts(self) -> list["_Part"]:
+        """The cells of a combination, each with its own."""
+        assert isinstance(self.cell, Stack | Bidirectional)
+        names, turned = [*map(str, range(len(self.cell.cells)))], [False] * len(self.cell.cells)
+        if isinstance(self.cell, Bidirectional):
+            names, turned = ["forward", "backward"], [False, True]
+        return [
+            _Part(
+                f"{self.name}_{names[i]}",
+                cell,
+                self.params[i],
+                None if self.start is None else self.start[i],
+                (*self.path, i),
+                self.reverse != turned[i],
+            )
+            for i, cell in enumerate(self.cell.cells)
+        ]
 
 
 @dataclasses.dataclass
@@ -61,36 +104,30 @@ class Export:
     """Writes layers one by one."""
 
     writer: Writer  # to which they are written
-    states: bool  # whether the states go in and out
+    with_states: bool  # whether the states go in and out
     lengths: bool  # whether rows have lengths
     source: str = "xs"  # the name of the data input
+    # by their names, the states that were written, and those of them that were learned
+    states: dict[str, State] = dataclasses.field(default_factory=dict)
+    learned: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def write(self, network: Sequential, params: Any) -> dict[str, str]:
         """Write all; returns what the metadata say about learned states."""
         chain = [layer for layer in network.chain if not isinstance(layer, Dropout)]
-        recurrent = [layer for layer in chain if isinstance(layer, Recurrent)]
-        if self.lengths and not recurrent:
+        if self.lengths and not any(isinstance(layer, Recurrent) for layer in chain):
             raise InvalidInputError(
                 "lengths are for recurrent layers, but the model has none; leave them out"
             )
         value = self._inputs(chain, params)
-        plans = {layer.name: plan_of(layer, params[layer.name]) for layer in recurrent}
-        state_nodes = [node for plan in plans.values() for node in nodes(plan) if self.states]
-        outputs = [axes for node in state_nodes for axes in self._declare(node)]
         for i, layer in enumerate(chain):
             self.writer.layer = layer.name
-            value = self._layer(layer, params.get(layer.name, {}), value, plans, first=i == 0)
-        names = ("ys",) if len(value.names) == 1 else ("ys_forward", "ys_backward")
-        for name, written, size in zip(names, value.names, value.sizes, strict=True):
-            self.writer.rename(written, name, "Identity")
-            steps: Axes = ["time", "batch"] if value.sequence else ["batch"]
-            self.writer.add_output(name, [*steps, size or "features"])
-        for name, axes in outputs:
-            self.writer.add_output(name, axes)
+            value = self._layer(layer, params.get(layer.name, {}), value, first=i == 0)
+        self.writer.rename(value.name, "ys", "Identity")
+        steps: Axes = ["time", "batch"] if value.sequence else ["batch"]
+        self.writer.add_output("ys", [*steps, value.size or "features"], first=True)
         return {
-            f"initial_state:{name}": json.dumps(array[:, 0].tolist())
-            for node in state_nodes
-            for name, array in node.learned().items()
+            f"initial_state:{name}": json.dumps(array.tolist())
+            for name, array in self.learned.items()
         }
 
     def _inputs(self, chain: list[Layer], params: Any) -> _Value:
@@ -104,39 +141,27 @@ class Export:
             self.writer.add_input("xs", np.float32, ["time", "batch", size or "features"])
         if self.lengths:
             self.writer.add_input("lengths", np.int32, ["batch"])
-        for name in ("ys", "ys_forward", "ys_backward"):
-            self.writer.claim(name)
-        return _Value((self.source,), (size,))
+        self.writer.claim("ys")
+        return _Value(self.source, size)
 
-    def _declare(self, node: Node) -> list[tuple[str, Axes]]:
-        """The inputs of a node's state; returns the names and axes of its outputs."""
-        outputs = []
-        for name in _state_names(node):
-            axes: Axes = [len(node.starts), "batch", _hidden_size(node)]
-            self.writer.add_input(name, np.float32, axes)
-            outputs.append((self.writer.claim(f"{name}_out"), axes))
-        return outputs
-
-    def _layer(
-        self, layer: Layer, params: Any, value: _Value, plans: Mapping[str, Plan], first: bool
-    ) -> _Value:
-        writer, x = self.writer, value.names[0]
+    def _layer(self, layer: Layer, params: Any, value: _Value, first: bool) -> _Value:
+        writer, x = self.writer, value.name
         if isinstance(layer, Recurrent):
-            return self._recurrent(layer, plans[layer.name], x)
+            y = self._recurrent(layer, params, x)
+            return _Value(y, layer.cell.output_size, layer.return_sequences)
         if isinstance(layer, Dense):
             y = writer.add("MatMul", x, writer.constant("kernel", _array(layer, params, "kernel")))
             if layer.use_bias:
                 y = writer.add("Add", y, writer.constant("bias", _array(layer, params, "bias")))
-            y = apply_function(writer, y, layer.activation)
-            return value._replace(names=(y,), sizes=(layer.size,))
+            return value._replace(name=apply_function(writer, y, layer.activation), size=layer.size)
         if isinstance(layer, Activation):
-            return value._replace(names=(apply_function(writer, x, layer.function),))
+            return value._replace(name=apply_function(writer, x, layer.function))
         if isinstance(layer, Embedding | OneHotIds):
             if not first:
                 raise InteropError(
                     f"layer {layer.name!r} takes ids, so it has to be the first; put it there"
                 )
-            return _Value((self._look_up(layer, params),), (layer.size,))
+            return _Value(self._look_up(layer, params), layer.size)
         if isinstance(layer, Masking):
             raise InteropError(
                 f"layer {layer.name!r} masks steps by their features, which the ONNX export does "
@@ -164,127 +189,102 @@ class Export:
 
     # --- Recurrent layers, as `Recurrent.run` has them ---
 
-    def _recurrent(self, layer: Recurrent, plan: Plan, x: str) -> _Value:
-        both = isinstance(layer.cell, Bidirectional)
-        if both and isinstance(plan, Pair) and not (layer.return_sequences and layer.merged):
-            return self._directions(layer, plan, x)
+    def _recurrent(self, layer: Recurrent, params: Any, x: str) -> str:
+        if isinstance(layer.cell, Bidirectional) and not layer.merged:
+            raise InteropError(
+                f"layer {layer.name!r} does not merge its two directions, which the ONNX export "
+                "does not write; merge them"
+            )
         masked = layer.masked_outputs or ("zero" if layer.return_sequences else "last")
-        run = self._run(plan, x, fill=masked == "last")
-        valid_end = masked == "last" or not self.lengths
-        if layer.return_sequences:
-            y = self._flip(run.ys) if layer.reverse and not layer.keep_order else run.ys
-        elif run.end and valid_end and (both or not _ends_in_two_directions(plan)):
-            y = run.end()
-        elif both:
-            half = layer.cell.output_size // 2
-            forward = self._features(self._step(run.ys, -1), 0, half)
-            y = self._merge(
-                "concat", forward, self._features(self._step(run.ys, 0), half, 2 * half)
+        fill = masked == "last" and self.lengths
+        part = _Part(layer.name, layer.cell, params, None, (), layer.reverse)
+        if isinstance(layer.cell, Bidirectional) and not layer.return_sequences:
+            # Their last outputs are those of different steps.
+            ends = [self._end(self._cell(one, x, fill), one) for one in part.parts()]
+            return self._merge(layer.cell.merge, *ends)
+        ys = self._cell(part, x, fill)
+        if not layer.return_sequences:
+            return self._end(ys, part)
+        return self._flip(ys) if layer.reverse and not layer.keep_order else ys
+
+    def _cell(self, part: _Part, x: str, fill: bool) -> str:
+        """The outputs ``(time, batch, size)`` of a cell, or of a combination.
+
+        ``fill`` has masked steps repeat the last valid output, as ``masked_outputs`` does.
+        """
+        part = part.inner()
+        if isinstance(part.cell, Stack):
+            for one in part.parts():
+                x = self._cell(one, x, fill)
+            return x
+        if isinstance(part.cell, Bidirectional):
+            return self._merge(part.cell.merge, *(self._cell(one, x, fill) for one in part.parts()))
+        return self._node(part, x, fill)
+
+    def _node(self, part: _Part, x: str, fill: bool) -> str:
+        writer, outer, cell = self.writer, self.writer.layer, part.cell
+        op_type, attributes = attributes_to_onnx(cell, reverse=part.reverse)
+        if getattr(cell, "dtype", None) not in (None, np.float32):
+            raise InteropError(
+                f"layer {part.name!r} computes in {np.dtype(cell.dtype).name}, but ONNX models are "
+                "written in float32; build the cell without dtype, and compare the outputs"
             )
-        else:
-            y = self._step(run.ys, 0 if layer.reverse else -1)
-        return _Value((y,), (layer.cell.output_size,), layer.return_sequences)
-
-    def _directions(self, layer: Recurrent, plan: Pair, x: str) -> _Value:
-        """Both directions by themselves: their last outputs are those of different steps."""
-        assert isinstance(layer.cell, Bidirectional)
-        ys: list[str] = []
-        for cell, part, turned in zip(
-            layer.cell.cells, (plan.forward, plan.backward), (False, True), strict=True
-        ):
-            reverse = layer.reverse != turned
-            one = dataclasses.replace(
-                layer, cell=cell, reverse=reverse, keep_order=True, merged=True
-            )
-            ys.extend(self._recurrent(one, part, x).names)
-        if layer.return_sequences and layer.reverse and not layer.keep_order:
-            ys = [self._flip(y) for y in ys]
-        if layer.merged:
-            y = self._merge(plan.merge, *ys)
-            return _Value((y,), (layer.cell.output_size,), layer.return_sequences)
-        sizes = tuple(cell.output_size for cell in layer.cell.cells)
-        return _Value(tuple(ys), sizes, layer.return_sequences)
-
-    def _run(self, plan: Plan, x: str, fill: bool) -> _Run:
-        """``fill`` has masked steps repeat the last valid output, as ``masked_outputs`` does."""
-        if isinstance(plan, Node):
-            return self._node(plan, x, fill)
-        if isinstance(plan, Row):
-            run = _Run(x, None)
-            for part in plan.parts:
-                run = self._run(part, run.ys, fill)
-            return run
-        forward, backward = (self._run(part, x, fill) for part in (plan.forward, plan.backward))
-        return _Run(self._merge(plan.merge, forward.ys, backward.ys), None)
-
-    def _node(self, node: Node, x: str, fill: bool) -> _Run:
-        writer, outer = self.writer, self.writer.layer
-        writer.layer = node.name
-        op_type, attributes = attributes_to_onnx(node.cell, reverse=node.reverse)
-        params = jax.tree.map(functools.partial(float32, f"layer {node.name!r}"), node.params)
+        writer.layer = part.name
+        params = jax.tree.map(lambda a: float32(f"layer {part.name!r}", a), part.params)
         weights = [
             "" if array is None else writer.constant(name, array)
-            for name, array in params_to_onnx(node.cell, params)._asdict().items()
+            for name, array in params_to_onnx(cell, params)._asdict().items()
         ]
-        names = _state_names(node)
-        starts = list(names) if self.states else self._starts(node)
+        starts, outputs = [], []
+        for i in range(RECURRENT[op_type].states):
+            name, size = f"{part.name}_{'hc'[i]}", attributes["hidden_size"]
+            learned = None if part.start is None else np.asarray(part.start[i], np.float32)
+            if self.with_states:
+                writer.add_input(name, np.float32, [1, "batch", size])
+                outputs.append(writer.claim(f"{name}_out"))
+                writer.add_output(outputs[i], [1, "batch", size])
+                starts.append(name)
+                self.states[name] = State(outer, (*part.path, i))
+                if learned is not None:
+                    self.learned[name] = learned[None]
+            else:
+                outputs.append(writer.value("Y_h" if i == 0 else "Y_c"))
+                starts.append("" if learned is None else self._start(name, learned))
         inputs = [x, *weights[:3], "lengths" * self.lengths, *starts]
         if weights[3]:
-            inputs += [""] * (len(names) - len(starts)) + weights[3:]
+            inputs += [""] * (7 - len(inputs)) + weights[3:]
         while not inputs[-1]:  # what is left out at the end is not named
             inputs.pop()
-        outputs = [f"{name}_out" for name in names]
-        if not self.states:
-            outputs = [writer.value(name) for name in ("Y_h", "Y_c")[: len(names)]]
         y, state, *_ = writer.add_many(
-            op_type, inputs, [writer.value("Y"), *outputs], node.name, **attributes
+            op_type, inputs, [writer.value("Y"), *outputs], part.name, **attributes
         )
-        two = len(node.starts) == 2
-        if fill and self.lengths and not node.reverse:
-            y = self._filled(y, state, two)
-        ys = self._flat(y, [0, 2, 1, 3]) if two else writer.add("Squeeze", y, writer.ints(1))
-
-        def end() -> str:
-            writer.layer = outer
-            if two:
-                return self._flat(state, [1, 0, 2])
-            return writer.add("Squeeze", state, writer.ints(0))
-
+        if fill and not part.reverse:  # behind a row's length a backward one has not begun
+            y = self._filled(y, state)
+        ys = writer.add("Squeeze", y, writer.ints(1))
         writer.layer = outer
-        return _Run(ys, end)
+        return ys
 
-    def _starts(self, node: Node) -> list[str]:
-        """The learned states as values of the graph; none where sequences begin with zeros."""
+    def _start(self, name: str, learned: np.ndarray) -> str:
+        """A learned state, for each row of the batch."""
         writer = self.writer
-        axes = (writer.ints(1), self._axis(1), writer.ints(1)) if node.learned() else ()
-        return [
-            writer.add("Expand", writer.constant(name, array), writer.add("Concat", *axes, axis=0))
-            for name, array in node.learned().items()
-        ]
+        axes = writer.ints(1), self._axis(1), writer.ints(1)
+        shape = writer.add("Concat", *axes, axis=0)
+        return writer.add("Expand", writer.constant(name, learned[None, None]), shape)
 
-    def _filled(self, y: str, state: str, two: bool) -> str:
-        """Behind a row's length its last output; the backward direction has not begun there."""
+    def _filled(self, y: str, state: str) -> str:
+        """After a row's length its last output."""
         writer = self.writer
         number = writer.add("Squeeze", self._axis(0))
         zero, one = (writer.constant("step", np.int64(n)) for n in (0, 1))
         times = writer.add("Unsqueeze", writer.add("Range", zero, number, one), writer.ints(1))
         int64 = writer.onnx.TensorProto.INT64
         valid = writer.add("Less", times, writer.add("Cast", "lengths", to=int64))
-        valid = writer.add("Unsqueeze", valid, writer.ints(1, 3))
-        if two:
-            forward = np.array([1, 0], np.float32).reshape(2, 1, 1)
-            state = writer.add("Mul", state, writer.constant("forward", forward))
-        return writer.add("Where", valid, y, state)
+        return writer.add("Where", writer.add("Unsqueeze", valid, writer.ints(1, 3)), y, state)
 
     def _axis(self, axis: int) -> str:
         """The size of an axis of the input: a list of one integer."""
         shape = self.writer.add("Shape", self.source)
         return self.writer.add("Gather", shape, self.writer.ints(axis), axis=0)
-
-    def _flat(self, value: str, order: Sequence[int]) -> str:
-        """``(..., directions, batch, size)`` to ``(..., batch, directions * size)``."""
-        moved = self.writer.add("Transpose", value, perm=order)
-        return self.writer.add("Reshape", moved, self.writer.ints(*[0] * (len(order) - 2), -1))
 
     def _merge(self, merge: str, forward: str, backward: str) -> str:
         writer = self.writer
@@ -295,39 +295,16 @@ class Export:
         total = writer.add("Add", forward, backward)
         return total if merge == "sum" else writer.add("Div", total, writer.scalar(2))
 
-    def _step(self, ys: str, step: int) -> str:
-        """The outputs of one step."""
-        return self.writer.add("Gather", ys, self.writer.constant("step", np.int64(step)), axis=0)
-
-    def _features(self, y: str, start: int, stop: int) -> str:
-        ints = self.writer.ints
-        return self.writer.add("Slice", y, ints(start), ints(stop), ints(-1))
+    def _end(self, ys: str, part: _Part) -> str:
+        """The outputs of the step that ran last."""
+        step = self.writer.constant("step", np.int64(0 if part.reverse else -1))
+        return self.writer.add("Gather", ys, step, axis=0)
 
     def _flip(self, value: str) -> str:
         """The steps in the order in which they were computed."""
         ints = self.writer.ints
         end = np.iinfo(np.int64).min  # as far as there is
         return self.writer.add("Slice", value, ints(-1), ints(end), ints(0), ints(-1))
-
-
-def plan_of(layer: Recurrent, params: Any) -> Plan:
-    """The nodes of a layer; see `make_plan`."""
-    return make_plan(layer.name, layer.cell, params, layer.reverse, layer.merged)
-
-
-def _ends_in_two_directions(plan: Plan) -> bool:
-    while isinstance(plan, Row):
-        plan = plan.parts[-1]
-    return isinstance(plan, Pair) or len(plan.starts) == 2
-
-
-def _state_names(node: Node) -> list[str]:
-    states = RECURRENT[attributes_to_onnx(node.cell)[0]].states
-    return [f"{node.name}_{kind}" for kind in "hc"[:states]]
-
-
-def _hidden_size(node: Node) -> int:
-    return int(attributes_to_onnx(node.cell)[1]["hidden_size"])
 
 
 def _array(layer: Layer, params: Any, name: str) -> np.ndarray:

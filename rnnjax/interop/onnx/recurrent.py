@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -216,30 +216,28 @@ def cell_from_onnx(
 def attributes_to_onnx(cell: Cell, *, reverse: bool = False) -> tuple[str, dict[str, Any]]:
     """The operator of the node that computes a cell, and its attributes where not at their default.
 
-    The cell is one that `cell_from_onnx` gives, or a `rnnjax.Bidirectional` that concatenates two
-    that differ in nothing but their activations.
+    The cell is one that `cell_from_onnx` gives.
 
     >>> attributes_to_onnx(LSTMCell(5))
     ('LSTM', {'hidden_size': 5})
-    >>> attributes_to_onnx(Bidirectional(GRUCell(5, activation="relu"))) # doctest: +ELLIPSIS
-    ('GRU', {'hidden_size': 5, 'direction': 'bidirectional', ...'linear_before_reset': 1})
+    >>> attributes_to_onnx(GRUCell(5, activation="relu"))
+    ('GRU', {'hidden_size': 5, 'activations': ['Sigmoid', 'Relu'], 'linear_before_reset': 1})
     """
-    cells = cell.cells if isinstance(cell, Bidirectional) else (cell,)
-    first: Any = cells[0]
-    op_type = operator_of(first)
-    attributes: dict[str, Any] = {"hidden_size": int(first.hidden_size)}
-    if len(cells) == 2 or reverse:
-        attributes["direction"] = "bidirectional" if len(cells) == 2 else "reverse"
-    spelled = [_activation_to_onnx(f) for one in cells for f in _activations(one)]
-    if [name for name, _ in spelled] != [*RECURRENT[op_type].activations] * len(cells):
-        attributes["activations"] = [name for name, _ in spelled]
+    op_type, given = operator_of(cell), cast("Any", cell)
+    attributes: dict[str, Any] = {"hidden_size": int(given.hidden_size)}
+    if reverse:
+        attributes["direction"] = "reverse"
+    spelled = [_activation_to_onnx(function) for function in _activations(cell)]
+    names = [name for name, _ in spelled]
+    if names != [*RECURRENT[op_type].activations]:
+        attributes["activations"] = names
     for key in ("alpha", "beta"):
-        numbers = [given[key] for _, given in spelled if key in given]
+        numbers = [numbers[key] for _, numbers in spelled if key in numbers]
         if numbers:
             attributes[f"activation_{key}"] = numbers
-    if isinstance(first, CoupledLSTMCell):
+    if isinstance(cell, CoupledLSTMCell):
         attributes["input_forget"] = 1
-    if isinstance(first, GRUCell) and first.reset_after:
+    if isinstance(cell, GRUCell) and cell.reset_after:
         attributes["linear_before_reset"] = 1
     return op_type, attributes
 

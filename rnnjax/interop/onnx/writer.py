@@ -66,9 +66,9 @@ class Writer:
         self.inputs.append(self._info(self.claim(name), dtype, axes))
         return name
 
-    def add_output(self, name: str, axes: Axes) -> None:
-        """Declare a value to be an output of the graph."""
-        self.outputs.append(self._info(name, np.float32, axes))
+    def add_output(self, name: str, axes: Axes, first: bool = False) -> None:
+        """Declare a value to be an output of the graph, the last one or the first."""
+        self.outputs.insert(0 if first else len(self.outputs), self._info(name, np.float32, axes))
 
     def rename(self, value: str, name: str, unchanged: str) -> None:
         """Give a value the name, claimed before, by which it is known outside.
