@@ -14,7 +14,7 @@ from rnnjax.cells import SimpleRNNCell
 from rnnjax.errors import InvalidInputError, RnnjaxError
 from rnnjax.interop import keras, onnx, torch
 from rnnjax.interop.compare import Comparison, SelfCheckError, compare
-from rnnjax.interop.layers import Dense, Dropout, Embedding, Layer, OneHotIds, Recurrent
+from rnnjax.interop.layers import Dense, Layer, OneHotIds, Recurrent
 from rnnjax.interop.model import Functional, Model, Sequential, with_axes
 
 _OF_TORCH = (".safetensors", ".pt", ".pth", ".ckpt")
@@ -127,38 +127,6 @@ def suffix_of(path: str | os.PathLike[str], known: Sequence[str]) -> str:
     )
 
 
-def left_out(model: Model, target: str | os.PathLike[str]) -> list[str]:
-    """What the format of ``target`` does not hold of the layers, in words."""
-    suffix = suffix_of(target, TARGETS)
-    weights_alone = suffix in (".safetensors", ".weights.h5")
-    words = []
-    for name, layer in model.layers.items():
-        if (
-            (suffix == ".onnx" and isinstance(layer, Dropout))
-            or (suffix == ".keras" and isinstance(layer, OneHotIds))
-            or (weights_alone and not model.params.get(name))
-        ):
-            words.append(f"{name}, {layer}")
-        elif weights_alone:
-            words.extend(_untold(name, layer))
-    return words
-
-
-def _untold(name: str, layer: Layer) -> Iterator[str]:
-    """What the parameters of a layer do not tell of it."""
-    if isinstance(layer, Dense) and layer.activation != "linear":
-        yield f"the activation of {name}, {layer}"
-    if isinstance(layer, Embedding) and layer.mask_zero:
-        yield f"that {name} masks id 0"
-    if isinstance(layer, Recurrent):
-        if not layer.return_sequences:
-            yield f"that {name} returns its last output alone"
-        if layer.reverse:
-            yield f"that {name} runs in reverse"
-        if not _is_plain(layer.cell):
-            yield f"the functions of {name}"
-
-
 def _cells_in(cell: Any) -> Iterator[Any]:
     """The cells that a combination of cells is made of, or the cell itself."""
     inner = cell.cells if hasattr(cell, "cells") else [cell.cell] if hasattr(cell, "cell") else []
@@ -166,17 +134,6 @@ def _cells_in(cell: Any) -> Iterator[Any]:
         yield from _cells_in(one)
     if not inner:
         yield cell
-
-
-def _is_plain(cell: Any) -> bool:
-    """Whether a cell, or all in a combination of cells, has the functions of its kind."""
-    merged = [getattr(part, "merge", "concat") for part in (cell, *getattr(cell, "cells", ()))]
-    return {*merged} == {"concat"} and all(
-        getattr(part, one.name) == one.default
-        for part in _cells_in(cell)
-        for one in dataclasses.fields(part)
-        if one.name.endswith("activation")
-    )
 
 
 def read_back(model: Model, target: str | os.PathLike[str]) -> Model:
@@ -227,7 +184,6 @@ class Written:
     """A file that was written and compared with its source."""
 
     model: Model  # the source
-    left_out: Sequence[str]  # those that the format does not hold, in words
     size: int  # of the file in bytes
     check: Comparison  # of the file, read back, against model
 
@@ -250,7 +206,7 @@ def write_checked(
         new.replace(path)
     finally:
         new.unlink(missing_ok=True)
-    return Written(written, left_out(written, path), size, check)
+    return Written(written, size, check)
 
 
 def check_target(target: str | os.PathLike[str], force: bool) -> pathlib.Path:
@@ -372,8 +328,8 @@ def _convert(given: argparse.Namespace) -> int:
     model = _read(given)
     print(f"{given.source} holds\n\n{model}\n", flush=True)
     done = write_checked(model, given.target, force=given.force)
-    if done.left_out:
-        print(f"left out, for the format does not hold it: {'; '.join(done.left_out)}")
+    if given.target.endswith((".safetensors", ".weights.h5")):
+        print(f"{given.target} holds the arrays alone: the layers are for the code to say")
     print(
         f"wrote {given.target} ({done.size:,} bytes)\n"
         f"read back and compared: outputs {done.check.shapes} of two calls differ by "
