@@ -72,13 +72,13 @@ def compare(model: Model, other: Model, seed: int = 0) -> Comparison:
             "error of rnnjax, please report it"
         )
     difference = scale = 0.0
-    for one, other in zip(ours, theirs, strict=True):
+    for a, b in zip(ours, theirs, strict=True):
         with np.errstate(invalid="ignore"):  # infinity from itself
-            apart = np.abs(one - other)
-        apart[(one == other) | (np.isnan(one) & np.isnan(other))] = 0
+            apart = np.abs(a - b)
+        apart[(a == b) | (np.isnan(a) & np.isnan(b))] = 0
         apart[np.isnan(apart)] = np.inf
         difference = max(difference, float(apart.max(initial=0)))
-        finite = one[np.isfinite(one)]
+        finite = a[np.isfinite(a)]
         scale = max(scale, float(np.abs(finite).max(initial=0)))
     return Comparison(difference, scale, ", ".join(map(str, shapes[: len(shapes) // 2])))
 

@@ -59,12 +59,12 @@ def read_graph(model: Any, folder: pathlib.Path | None) -> tuple[Graph, Params, 
     """The network, its parameters, and what it takes to write them back: the message is kept."""
     opset = _read_opset(model)
     reader = _Reader(opset, folder)
-    nodes = reader.nodes(model.graph, collections.ChainMap(), "")
+    read = reader.nodes(model.graph, collections.ChainMap(), "")
     outputs = tuple(output.name for output in model.graph.output)
-    inputs = _read_inputs(model.graph, reader.constants, nodes, outputs)
-    nodes = _alive(nodes, outputs)
-    layers = _Layers(reader, nodes, outputs, inputs)
-    nodes = tuple(map(layers.read, nodes))
+    inputs = _read_inputs(model.graph, reader.constants, read, outputs)
+    alive = _alive(read, outputs)
+    layers = _Layers(reader, alive, outputs, inputs)
+    nodes = tuple(map(layers.read, alive))
     static = layers.read_constants(nodes, outputs)
     roles = _input_roles(inputs, nodes, outputs)
     graph = Graph(
@@ -398,12 +398,14 @@ class _Layers:
         self, node: Node, names: tuple[str, ...], arrays: Weights, directions: int, owned: bool
     ) -> Cell:
         """The cell, or both cells, from the attributes."""
-        size = node.get("hidden_size")
-        recurrent = arrays.R.shape if arrays.R is not None else None
-        if recurrent is None and names[1] in self.inputs:
-            recurrent = self.inputs[names[1]].shape
-        if size is None and recurrent is not None and len(recurrent) == 3:
-            size = recurrent[2]
+        shapes = {name: one.shape for name, one in self.inputs.items()} | {
+            name: array.shape
+            for name, array in zip(names, arrays, strict=True)
+            if array is not None
+        }
+        recurrent = shapes.get(names[1])
+        given = recurrent[2] if recurrent is not None and len(recurrent) == 3 else None
+        size = node.get("hidden_size", given)
         if size is None or not 0 < size <= 2**24:
             raise InteropError(
                 f"node {node.label}: its hidden_size is {size}, but should be a positive number of "
@@ -412,18 +414,18 @@ class _Layers:
         types = [array.dtype for array in arrays if array is not None]
         types += [jnp.dtype(self.inputs[name].dtype) for name in names if name in self.inputs]
         default = RECURRENT[node.op_type].activations
-        given = node.get("activations", default * directions)
+        activations = node.get("activations", default * directions)
         # ONNX's own default for one activation has two, whatever the direction.
-        if len(default) == directions == 1 and given == default * 2:
-            given = default
+        if len(default) == directions == 1 and activations == default * 2:
+            activations = default
         try:
-            if len(given) != len(default) * directions:
+            if len(activations) != len(default) * directions:
                 raise InteropError(
-                    f"it has {len(given)} activations, but {node.op_type} takes "
+                    f"it has {len(activations)} activations, but {node.op_type} takes "
                     f"{len(default) * directions} in {directions} directions"
                 )
             numbers = (node.get(f"activation_{key}", ()) for key in ("alpha", "beta"))
-            functions = activations_from_onnx(given, *numbers)
+            functions = activations_from_onnx(activations, *numbers)
             cells = [
                 cell_from_onnx(
                     node.op_type,
@@ -529,48 +531,38 @@ def _input_roles(
     for node in nodes:
         for name in dict.fromkeys(node.reads):
             readers[name].append(node)
-    ends = frozenset(outputs)
-    states = _read_as(slice(5, 7), _MOVES, nodes, readers, ends)
-    lengths = _read_as(slice(4, 5), frozenset({"Identity", "Cast"}), nodes, readers, ends)
+
+    def is_read_as(name: str, places: slice, through: frozenset[str]) -> bool:
+        """Whether only recurrent nodes read it, in such places, perhaps rearranged."""
+        waiting, seen = [name], {name}
+        while waiting:
+            value = waiting.pop()
+            if value in outputs:
+                return False
+            for node in readers[value]:
+                count, moved = node.inputs.count(value), _moved(node)
+                if node.op_type in RECURRENT:
+                    moved = node.inputs[places]
+                elif node.op_type not in through:
+                    return False
+                else:
+                    waiting.extend(set(filter(None, node.outputs)) - seen)
+                    seen.update(node.outputs)
+                if not 0 < count == moved.count(value):
+                    return False
+        return True
+
     roles: dict[str, Role] = {}
     for name in inputs:
         if not readers[name] and name not in outputs:
             roles[name] = "unused"
+        elif is_read_as(name, slice(5, 7), _MOVES):
+            roles[name] = "state"
+        elif is_read_as(name, slice(4, 5), frozenset({"Cast", "Identity"})):
+            roles[name] = "lengths"
         else:
-            roles[name] = "state" if states(name) else "lengths" if lengths(name) else "data"
+            roles[name] = "data"
     return roles
-
-
-def _read_as(
-    places: slice,
-    through: frozenset[str],
-    nodes: Sequence[Node],
-    readers: Mapping[str, list[Node]],
-    outputs: frozenset[str],
-) -> Callable[[str], bool]:
-    """Whether a value is read in such places of recurrent nodes alone, perhaps rearranged."""
-    good: dict[str, bool] = {}
-
-    def is_good(name: str) -> bool:
-        read_by = readers.get(name, [])
-        return name not in outputs and bool(read_by) and all(passes(name, n) for n in read_by)
-
-    def passes(name: str, node: Node) -> bool:
-        if node.op_type in RECURRENT:
-            return node.inputs[places].count(name) == node.inputs.count(name)
-        moved = _moved(node)
-        return (
-            node.op_type in through
-            and name in moved
-            and name not in node.inputs[len(moved) :]
-            and all(good[output] for output in node.outputs if readers.get(output))
-            and outputs.isdisjoint(node.outputs)
-        )
-
-    for node in reversed(nodes):  # from the last to the first: what is read is made before
-        for name in filter(None, node.outputs):
-            good[name] = is_good(name)
-    return is_good
 
 
 def _data_outputs(

@@ -195,7 +195,7 @@ def cell_from_onnx(
     if clip is not None:
         raise InteropError(f"it clips at {clip}, which no cell does; export it without clip")
     shared: dict[str, Any] = {"use_bias": biases > 0, "param_dtype": param_dtype}
-    second = {"use_recurrent_bias": biases > 1}
+    second: dict[str, Any] = {"use_recurrent_bias": biases > 1}
     if op_type == "RNN":
         return SimpleRNNCell(hidden_size, activation=activations[0], **shared, **second)
     shared |= {"recurrent_activation": activations[0], "activation": activations[1]}
@@ -291,8 +291,8 @@ def params_to_onnx(cell: Cell, params: Params) -> Weights:
     >>> W.shape, R.shape, B.shape, P
     ((1, 20, 3), (1, 20, 5), (1, 40), None)
     """
-    both = isinstance(cell, Bidirectional)
-    cells, each = (cell.cells, params) if both else ((cell,), (params,))
+    cells = cell.cells if isinstance(cell, Bidirectional) else (cell,)
+    each = params if isinstance(cell, Bidirectional) else (params,)
     directions = [
         _weights_of_direction(one, {name: np.asarray(array) for name, array in own.items()})
         for one, own in zip(cells, each, strict=True)
