@@ -41,7 +41,8 @@ from rnnjax.interop import (
 from rnnjax.interop import functions as fn
 from rnnjax.interop import onnx as reader
 from rnnjax.interop.onnx.export import initial_states, save, to_proto
-from rnnjax.interop.onnx.layers import _CLASSES, _NAMED
+from rnnjax.interop.onnx.layers import _COMPOSED, _OPERATORS
+from rnnjax.interop.onnx.recurrent import ACTIVATIONS
 
 ort = pytest.importorskip("onnxruntime", reason="onnxruntime is in the extra `parity`")
 
@@ -303,9 +304,11 @@ def test_layers_without_parameters_alone(random_like: Any) -> None:
         np.testing.assert_array_equal(run(session(proto), proto, xs, {})["ys"], xs)
 
 
+KNOWN = (*_COMPOSED, *_OPERATORS, *ACTIVATIONS.values(), "hard_sigmoid", "elu")
+NAMED = [name for name in KNOWN if isinstance(name, str)]
 FUNCTIONS = [
-    *_NAMED,
-    *(kind() for kind in _CLASSES),
+    *NAMED,
+    *(kind() for kind in KNOWN if isinstance(kind, type)),
     fn.ScaledTanh(0.7, 1.3),
     fn.Affine(2.0, -0.5),
     fn.CutReLU(1.5, 0.1, 0.5),
@@ -472,14 +475,14 @@ def test_parameters_in_float64_are_refused(random_like: Any, x64: None) -> None:
 
 # --- Drawn models ---
 
-ACTIVATIONS = ["tanh", "relu", "sigmoid", "softsign", "elu", "linear", fn.ScaledTanh(0.8, 1.2)]
+DRAWN = ["tanh", "relu", "sigmoid", "softsign", "elu", "linear", fn.ScaledTanh(0.8, 1.2)]
 GATES = ["sigmoid", "hard_sigmoid", "legacy_hard_sigmoid", fn.HardSigmoid(0.3, 0.45)]
 
 
 @st.composite
 def cells(draw: Any, size: int | None = None) -> Any:
     size = draw(st.integers(1, 4)) if size is None else size
-    shared = {"use_bias": draw(st.booleans()), "activation": draw(st.sampled_from(ACTIVATIONS))}
+    shared = {"use_bias": draw(st.booleans()), "activation": draw(st.sampled_from(DRAWN))}
     kind = draw(
         st.sampled_from([SimpleRNNCell, LSTMCell, GRUCell, PeepholeLSTMCell, CoupledLSTMCell])
     )
@@ -522,7 +525,7 @@ def models(draw: Any) -> tuple[Any, ...]:
             "masked_outputs": draw(st.sampled_from([None, "zero", "last"])),
         }
         layers = [*layers, Recurrent(f"rnn{i}", draw(combinations()), **options)]
-    return (*layers, Dense("head", 3, draw(st.sampled_from([*_NAMED]))))
+    return (*layers, Dense("head", 3, draw(st.sampled_from(NAMED))))
 
 
 def check_drawn(examples: int, random_like: Any, assert_close: Any) -> None:

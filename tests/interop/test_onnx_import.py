@@ -712,7 +712,6 @@ BAD = {
         "Affine needs an activation_alpha and an activation_beta",
     ),
     "rank": (replace("W", normal(16, 2)), "its W is float32.16, 2."),
-    "features": (replace("W", normal(1, 16, 3)), "declares its input X as"),
     "integers": (replace("R", np.zeros((1, 16, 4), np.int32)), "its R is int32"),
     "size": (claim("W", [1, 16, 2**40]), "takes 70368744177664 bytes, but 128 are there"),
     "negative": (claim("W", [1, -16, -2]), "its shape is"),

@@ -93,13 +93,6 @@ class At:
         self.bound([sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(made))])
         return by_jax(function, *arrays)
 
-    def same_type(self, *arrays: Any) -> None:
-        """Raise unless they are all floats, all integers, or all booleans."""
-        kinds = {x.dtype.kind for x in arrays if x is not None}
-        if len(kinds) > 1:
-            names = ", ".join(str(x.dtype) for x in arrays if x is not None)
-            raise self.fail(f"its inputs are of types {names}, but have to be of one")
-
 
 def is_known(array: Any) -> bool:
     """Whether the values are known before the graph runs."""

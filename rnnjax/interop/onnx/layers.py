@@ -12,16 +12,7 @@ import numpy as np
 
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.errors import InteropError, InvalidInputError
-from rnnjax.interop.functions import (
-    ELU,
-    Affine,
-    CutReLU,
-    Function,
-    HardSigmoid,
-    LeakyReLU,
-    ScaledTanh,
-    ThresholdedReLU,
-)
+from rnnjax.interop.functions import Affine, CutReLU, Function, ScaledTanh
 from rnnjax.interop.layers import (
     Activation,
     Dense,
@@ -33,7 +24,14 @@ from rnnjax.interop.layers import (
     Recurrent,
 )
 from rnnjax.interop.model import Sequential
-from rnnjax.interop.onnx.recurrent import RECURRENT, attributes_to_onnx, input_size, params_to_onnx
+from rnnjax.interop.onnx.recurrent import (
+    ACTIVATIONS,
+    RECURRENT,
+    activation_to_onnx,
+    attributes_to_onnx,
+    input_size,
+    params_to_onnx,
+)
 from rnnjax.interop.onnx.writer import Axes, Writer
 from rnnjax.layers import Bidirectional, LearnedCarry, Regularized, Stack
 
@@ -328,21 +326,23 @@ def float32(where: str, array: Any) -> np.ndarray:
 
 def apply_function(writer: Writer, x: str, function: str | Function) -> str:
     """Write ``function(x)``, and return the name of the result."""
-    write = _NAMED.get(function) if isinstance(function, str) else _CLASSES.get(type(function))
-    if write is None:
-        raise InteropError(
-            f"layer {writer.layer!r} has the function {function!r}, which is not written to ONNX; "
-            f"those that are: {', '.join(_NAMED)}, and the classes "
-            f"{', '.join(kind.__name__ for kind in _CLASSES)} of rnnjax.interop.functions"
-        )
-    return write(writer, x, function)
-
-
-def _operator(op_type: str, **attributes: Any) -> Callable[[Writer, str, Any], str]:
-    """A function that is one operator, whose numbers are attributes."""
-    return lambda w, x, f: w.add(
-        op_type, x, **(attributes if isinstance(f, str) else dataclasses.asdict(f))
-    )
+    key = function if isinstance(function, str) else type(function)
+    write = _COMPOSED.get(key)
+    if write is not None:
+        return write(writer, x, function)
+    if key in _OPERATORS:
+        op_type, attributes = _OPERATORS[key]
+    else:
+        try:
+            op_type, attributes = activation_to_onnx(function)
+        except InteropError:
+            known = [*_COMPOSED, *_OPERATORS, *ACTIVATIONS.values()]
+            names = ", ".join(one if isinstance(one, str) else one.__name__ for one in known)
+            raise InteropError(
+                f"layer {writer.layer!r} has the function {function!r}, which is not written to "
+                f"ONNX; those that are: {names}"
+            ) from None
+    return writer.add(op_type, x, **attributes)
 
 
 def _clip(low: float, high: float) -> Callable[[Writer, str, Any], str]:
@@ -374,24 +374,20 @@ def _cut_relu(w: Writer, x: str, f: Any) -> str:
     return w.add("Where", w.add("Greater", x, w.scalar(f.threshold)), above, below)
 
 
-_NAMED: Mapping[str, Callable[[Writer, str, Any], str]] = {
+_OPERATORS: Mapping[Any, tuple[str, dict[str, Any]]] = {
+    "exponential": ("Exp", {}),
+    "hard_silu": ("HardSwish", {}),
+    "softmax": ("Softmax", {"axis": -1}),
+    "log_softmax": ("LogSoftmax", {"axis": -1}),
+    "celu": ("Elu", {"alpha": 1.0}),
+    "selu": ("Selu", {}),
+}
+"""The functions that are one operator, but for those that recurrent nodes have as well."""
+
+_COMPOSED: Mapping[Any, Callable[[Writer, str, Any], str]] = {
     "linear": lambda w, x, _: x,
-    "tanh": _operator("Tanh"),
-    "sigmoid": _operator("Sigmoid"),
-    "relu": _operator("Relu"),
-    "softplus": _operator("Softplus"),
-    "softsign": _operator("Softsign"),
-    "exponential": _operator("Exp"),
-    "hard_silu": _operator("HardSwish"),
-    "softmax": _operator("Softmax", axis=-1),
-    "log_softmax": _operator("LogSoftmax", axis=-1),
-    "hard_sigmoid": _operator("HardSigmoid", alpha=1 / 6, beta=0.5),
-    "legacy_hard_sigmoid": _operator("HardSigmoid", alpha=0.2, beta=0.5),
     "hard_tanh": _clip(-1, 1),
     "relu6": _clip(0, 6),
-    "elu": _operator("Elu", alpha=1.0),
-    "celu": _operator("Elu", alpha=1.0),
-    "selu": _operator("Selu"),
     "gelu": _gelu,
     # x / 2 (1 + erf(x / sqrt(2)))
     "exact_gelu": lambda w, x, _: _half_of_one_plus(
@@ -406,16 +402,10 @@ _NAMED: Mapping[str, Callable[[Writer, str, Any], str]] = {
     ),
     "tanh_shrink": lambda w, x, _: w.add("Sub", x, w.add("Tanh", x)),
     "log_sigmoid": lambda w, x, _: w.add("Neg", w.add("Softplus", w.add("Neg", x))),
-}
-
-_CLASSES: Mapping[type[Any], Callable[[Writer, str, Any], str]] = {
-    ELU: _operator("Elu"),
-    HardSigmoid: _operator("HardSigmoid"),
-    LeakyReLU: _operator("LeakyRelu"),
-    ThresholdedReLU: _operator("ThresholdedRelu"),
     Affine: lambda w, x, f: w.add("Add", w.add("Mul", x, w.scalar(f.alpha)), w.scalar(f.beta)),
     ScaledTanh: lambda w, x, f: w.add(
         "Mul", w.add("Tanh", w.add("Mul", x, w.scalar(f.beta))), w.scalar(f.alpha)
     ),
     CutReLU: _cut_relu,
 }
+"""The functions that are several, by their names or classes."""

@@ -370,7 +370,6 @@ class _Layers:
         cell = self.cell(node, names, arrays, 2 if direction == "bidirectional" else 1, owned)
         layer = Recurrent(self.layer_name(node), cell, reverse=direction == "reverse")
         check_weights(node, layer, arrays)
-        self.check_features(node, arrays)
         self.layers[layer.name] = layer
         if not owned:
             return dataclasses.replace(node, layer=layer.name)
@@ -445,17 +444,6 @@ class _Layers:
         if directions == 1:
             return cells[0]
         return Bidirectional(cells[0], None if cells[0] == cells[1] else cells[1])
-
-    def check_features(self, node: Node, arrays: Weights) -> None:
-        """Where the graph says how many features a node gets, its W has to take them."""
-        shape = self.inputs[node.inputs[0]].shape if node.inputs[0] in self.inputs else None
-        if shape is None or arrays.W is None:
-            return
-        if len(shape) != 3 or shape[2] not in (None, arrays.W.shape[2]):
-            raise InteropError(
-                f"node {node.label}: the graph declares its input X as {list(shape)}, but its W "
-                f"takes three axes, the last of {arrays.W.shape[2]} features"
-            )
 
     def read_constants(
         self, nodes: Sequence[Node], outputs: Sequence[str]

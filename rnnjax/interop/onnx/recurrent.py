@@ -55,8 +55,7 @@ RECURRENT: Mapping[str, RecurrentOperator] = {
 
 # --- Activations ---
 
-# By ONNX's name: our name, or the function with its numbers.
-_ACTIVATIONS: Mapping[str, str | type[Any]] = {
+ACTIVATIONS: Mapping[str, str | type[Any]] = {
     "Tanh": "tanh",
     "Sigmoid": "sigmoid",
     "Relu": "relu",
@@ -69,6 +68,8 @@ _ACTIVATIONS: Mapping[str, str | type[Any]] = {
     "Affine": Affine,
     "ScaledTanh": ScaledTanh,
 }
+"""By ONNX's name our name, or the class of functions with numbers."""
+
 # Ours that are one of those with certain numbers.
 _NAMED_CASES: Mapping[str, Function] = {
     "linear": Affine(1.0, 0.0),
@@ -89,13 +90,13 @@ def activations_from_onnx(
     >>> activations_from_onnx(["Sigmoid", "LeakyRelu", "Tanh"], alphas=[0.25])
     ['sigmoid', LeakyReLU(alpha=0.25), 'tanh']
     """
-    spelled = {known.lower(): kind for known, kind in _ACTIVATIONS.items()}  # any case is taken
+    spelled = {known.lower(): kind for known, kind in ACTIVATIONS.items()}  # any case is taken
     kinds = []
     for name in names:
         if name.lower() not in spelled:
             raise InteropError(
                 f"{name!r} is not an activation of ONNX's recurrent operators; those are "
-                f"{', '.join(_ACTIVATIONS)}"
+                f"{', '.join(ACTIVATIONS)}"
             )
         kinds.append(spelled[name.lower()])
     numbers = {
@@ -154,18 +155,22 @@ def _function_of(kind: type[Any], given: Mapping[str, float | None]) -> str | Fu
     return next(named, function)
 
 
-def _activation_to_onnx(function: str | Function) -> tuple[str, dict[str, float]]:
-    """ONNX's name of an activation of ours, and its numbers."""
+def activation_to_onnx(function: str | Function) -> tuple[str, dict[str, float]]:
+    """ONNX's name of an activation of ours, and its numbers.
+
+    >>> activation_to_onnx("legacy_hard_sigmoid")
+    ('HardSigmoid', {'alpha': 0.2, 'beta': 0.5})
+    """
     if isinstance(function, str):
         function = _NAMED_CASES.get(function, function)
-    for name, kind in _ACTIVATIONS.items():
+    for name, kind in ACTIVATIONS.items():
         if kind == function:
             return name, {}
         if type(function) is kind:
             return name, vars(function)
     raise InteropError(
         f"ONNX's recurrent operators have no activation like {function!r}; those they have are "
-        f"{', '.join(_ACTIVATIONS)}"
+        f"{', '.join(ACTIVATIONS)}"
     )
 
 
@@ -227,7 +232,7 @@ def attributes_to_onnx(cell: Cell, *, reverse: bool = False) -> tuple[str, dict[
     attributes: dict[str, Any] = {"hidden_size": int(given.hidden_size)}
     if reverse:
         attributes["direction"] = "reverse"
-    spelled = [_activation_to_onnx(function) for function in _activations(cell)]
+    spelled = [activation_to_onnx(function) for function in _activations(cell)]
     names = [name for name, _ in spelled]
     if names != [*RECURRENT[op_type].activations]:
         attributes["activations"] = names
