@@ -27,6 +27,7 @@ from rnnjax.interop import (
     OneHotIds,
     Recurrent,
     Sequential,
+    export,
 )
 from rnnjax.interop import onnx as rnnjax_onnx
 from rnnjax.interop.onnx.graph import Constants, Graph
@@ -538,6 +539,22 @@ def one_lstm(
     node = helper.make_node("LSTM", order, ["Y", "Yh", "Yc"], hidden_size=HIDDEN, **attributes)
     x = value("x", ["a", "b", FEATURES])
     return make_proto([node], [x, *inputs], ["Y", "Yh", "Yc"], weights(4) | (extra or {}))
+
+
+@pytest.mark.parametrize("name", ["time first", "layout", "tagger"])
+def test_a_graph_is_one_program_for_a_number_of_steps(name: str, assert_close: Any) -> None:
+    """Which of its free axes is time follows from where the batch of its states is."""
+    batch_first = name != "time first"
+    model = rnnjax_onnx.load(tagger() if name == "tagger" else one_lstm(layout=int(batch_first)))
+    shape = (BATCH, 1) if batch_first else (1, BATCH)
+    program = export(model, steps=1)
+    assert [place for place, n in enumerate(program.in_avals[-1].shape) if n == 1] == [batch_first]
+    carry, xs = model.initial_carry((BATCH,)), normal(*shape, FEATURES)
+    for _ in range(2):
+        expected = model(xs, carry)
+        made = program.call(carry, xs)
+        assert_close(made, expected, TOLERANCE)
+        carry, _ = made
 
 
 def test_constant_states_are_trained_and_a_carry_takes_their_place(assert_close: Any) -> None:

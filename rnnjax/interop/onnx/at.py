@@ -45,7 +45,10 @@ class At:
 
     def bound(self, shape: Any) -> tuple[int, ...]:
         """The shape, if an array of it may be made."""
-        sizes = tuple(int(size) for size in shape)
+        sizes = tuple(shape)
+        if not all(map(is_fixed, sizes)):  # of a program for any batch, whoever runs it
+            return sizes
+        sizes = tuple(map(int, sizes))
         # A size of 0 makes nothing, but what is made next to it, of the other sizes, is made.
         if any(size < 0 for size in sizes) or (
             math.prod(max(1, n) for n in sizes) > self.budget.elements
@@ -92,6 +95,11 @@ class At:
         made = jax.eval_shape(function, *shapes)
         self.bound([sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(made))])
         return by_jax(function, *arrays)
+
+
+def is_fixed(size: Any) -> bool:
+    """Whether a size is a number, and not that of a program for any batch."""
+    return isinstance(size, int | np.integer)
 
 
 def is_known(array: Any) -> bool:

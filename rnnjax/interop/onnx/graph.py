@@ -16,7 +16,7 @@ from rnnjax.engine import unroll
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.layers import Context, Flow, Layer, Recurrent, Shape, fits
 from rnnjax.interop.model import Network
-from rnnjax.interop.onnx.at import At, Budget, TooLargeError, is_known, traced_dtype
+from rnnjax.interop.onnx.at import At, Budget, TooLargeError, is_fixed, is_known, traced_dtype
 from rnnjax.interop.onnx.control import Inner
 from rnnjax.interop.onnx.operators import run_operator
 from rnnjax.interop.onnx.recurrent import RECURRENT, Weights, input_size, params_from_onnx
@@ -226,11 +226,8 @@ class Graph(Network):
         """The carries, and all values of the graph by their names."""
         given = self.given(xs)
         values: dict[str, Any] = {name: constant.array for name, constant in self.constants}
-        size = sum(jnp.size(x) for x in (*jax.tree.leaves(params), *values.values()))
         elements = (
-            _ELEMENTS
-            + _ELEMENTS_PER_PARAMETER * size
-            + _ELEMENTS_PER_INPUT * sum(jnp.size(x) for x in given.values())
+            _ELEMENTS + _ELEMENTS_PER_PARAMETER * _size(params) + _ELEMENTS_PER_INPUT * _size(given)
         )
         values |= {name: jnp.asarray(x) for name, x in params.get(CONSTANTS, {}).items()}
         values |= given
@@ -336,6 +333,12 @@ class _Run:
             return [x if is_known(x) else None for x in map(values.get, body.outputs)]
 
         return Inner(once, trace, known)
+
+
+def _size(arrays: Any) -> int:
+    """How many elements there are, of arrays whose sizes are numbers."""
+    sizes = (jnp.size(x) for x in jax.tree.leaves(arrays))
+    return sum(size for size in sizes if is_fixed(size))
 
 
 def _made(values: Mapping[str, Any], name: str) -> Any:

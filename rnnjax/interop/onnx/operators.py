@@ -17,7 +17,7 @@ import numpy as np
 from rnnjax.errors import RnnjaxError
 from rnnjax.interop.functions import ELU, HardSigmoid, LeakyReLU, ThresholdedReLU
 from rnnjax.interop.onnx import control, windows
-from rnnjax.interop.onnx.at import At, by_jax, is_known, module_of, traced_dtype
+from rnnjax.interop.onnx.at import At, by_jax, is_fixed, is_known, module_of, traced_dtype
 from rnnjax.interop.onnx.files import dtype_of
 from rnnjax.layers import Dropout
 
@@ -93,7 +93,7 @@ def _pair(function: str | Callable[[Any, Any, Any], Any]) -> Run:
     def run(at: At, x: Any, y: Any) -> Any:
         if at.get("axis") is not None:
             raise at.fail("broadcasting along a named axis, of opsets before 7, is not read here")
-        at.bound(np.broadcast_shapes(x.shape, y.shape))
+        at.bound(jnp.broadcast_shapes(x.shape, y.shape))
         xp = module_of(x, y)
         return getattr(xp, function)(x, y) if isinstance(function, str) else function(xp, x, y)
 
@@ -118,7 +118,7 @@ def _divide(xp: Any, x: Any, y: Any) -> Any:
 
 def _power(at: At, x: Any, y: Any) -> Any:
     """``x ** y``, of the type of ``x``."""
-    at.bound(np.broadcast_shapes(x.shape, y.shape))
+    at.bound(jnp.broadcast_shapes(x.shape, y.shape))
     xp = module_of(x, y)
     return xp.power(x, y).astype(x.dtype if xp is np else jax.dtypes.canonicalize_dtype(x.dtype))
 
@@ -128,12 +128,12 @@ def _modulo(at: At, x: Any, y: Any) -> Any:
 
 
 def _prelu(at: At, x: Any, slope: Any) -> Any:
-    at.bound(np.broadcast_shapes(x.shape, slope.shape))
+    at.bound(jnp.broadcast_shapes(x.shape, slope.shape))
     return by_jax(lambda x, slope: jnp.where(x >= 0, x, slope * x), x, slope)
 
 
 def _where(at: At, condition: Any, x: Any, y: Any) -> Any:
-    at.bound(np.broadcast_shapes(condition.shape, x.shape, y.shape))
+    at.bound(jnp.broadcast_shapes(condition.shape, x.shape, y.shape))
     if condition.dtype != bool:
         raise at.fail(f"its condition is {condition.dtype}, but should be booleans")
     return module_of(condition, x, y).where(condition, x, y)
@@ -143,7 +143,7 @@ def _where(at: At, condition: Any, x: Any, y: Any) -> Any:
 
 
 def _matmul(at: At, x: Any, y: Any) -> Any:
-    batch = np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+    batch = jnp.broadcast_shapes(x.shape[:-2], y.shape[:-2])
     at.bound((*batch, *x.shape[-2:-1], *(y.shape[-1:] if y.ndim > 1 else ())))
     return module_of(x, y).matmul(x, y)
 
@@ -458,7 +458,7 @@ def _scatter_nd(at: At, x: Any, indices: Any, updates: Any) -> Any:
 
 
 def _expand(at: At, x: Any, shape: Any) -> Any:
-    sizes = np.broadcast_shapes(x.shape, tuple(at.integers(shape, "sizes")))
+    sizes = jnp.broadcast_shapes(x.shape, tuple(at.integers(shape, "sizes")))
     return module_of(x).broadcast_to(x, at.bound(sizes))
 
 
@@ -645,6 +645,7 @@ def run_operator(op_type: str, at: At, inputs: list[Any]) -> tuple[Any, ...]:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise at.fail(f"{op_type} cannot take inputs {came}: {reason}") from error
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    at.bound([sum(y.size for y in outputs)])
-    at.budget.elements -= sum(y.size for y in outputs)
+    made = sum(y.size for y in outputs if is_fixed(y.size))
+    at.bound([made])
+    at.budget.elements -= made
     return tuple(np.asarray(y) if isinstance(y, np.generic) else y for y in outputs)

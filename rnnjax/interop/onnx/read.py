@@ -44,6 +44,7 @@ Scope = collections.ChainMap[str, str]
 
 _TENSOR, _GRAPH = 4, 5  # AttributeProto.AttributeType
 _CONSTANT = "Constant"  # the operator that only holds an array
+_KNOWN = frozenset({_CONSTANT, *OPERATORS, *RECURRENT})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -168,12 +169,11 @@ class _Reader:
     def node(self, node: Any, i: int, scope: Scope, prefix: str) -> Node:
         """One node, checked."""
         label = f"{node.name!r} ({node.op_type})" if node.name else f"{i} ({node.op_type})"
-        known = {_CONSTANT, *OPERATORS, *RECURRENT}
-        if node.domain not in ("", "ai.onnx") or node.op_type not in known:
+        if node.domain not in ("", "ai.onnx") or node.op_type not in _KNOWN:
             where = f" of {node.domain!r}" if node.domain else ""
             raise InteropError(
                 f"node {label}: the operator {node.op_type}{where} is not read here; export the "
-                f"model without it, or run it in onnxruntime; read are {', '.join(sorted(known))}"
+                f"model without it, or run it in onnxruntime; read are {', '.join(sorted(_KNOWN))}"
             )
         missing = [name for name in node.input if name and name not in scope]
         if missing:

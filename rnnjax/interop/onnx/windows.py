@@ -1,6 +1,5 @@
 """Operators that slide over space: convolutions, pools, and what is put around an array."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -211,21 +210,13 @@ def pad(at: At, x: Any, pads: Any = None, value: Any = None, axes: Any = None) -
     at.bound(n + max(0, a) + max(0, b) for n, (a, b) in zip(x.shape, around, strict=True))
     if any(n + min(0, a) + min(0, b) < 0 for n, (a, b) in zip(x.shape, around, strict=True)):
         raise at.fail(f"its pads {numbers} take away more than the sizes {list(x.shape)}")
-    # What is taken away is taken first: what stands around follows from the rest.
-    left = tuple(
-        slice(max(0, -a), n - max(0, -b)) for n, (a, b) in zip(x.shape, around, strict=True)
-    )
-    around = [(max(0, a), max(0, b)) for a, b in around]
-    kept = [part.stop - part.start for part in left]
-    sizes = [n + a + b for n, (a, b) in zip(kept, around, strict=True)]
-    if mode != "constant" and not math.prod(kept) and math.prod(sizes):
-        raise at.fail(f"there is nothing to repeat in an array of sizes {kept}")
+    if mode != "constant" and (min(numbers) < 0 or not x.size):
+        raise at.fail(f"its mode {mode!r} can neither take away nor repeat what is not there")
 
     def run(x: Any, value: Any) -> Any:
-        x = x[left]
-        if mode == "constant":
-            filling = jnp.asarray(0 if value is None else value, x.dtype).reshape(())
-            return lax.pad(x, filling, [(low, high, 0) for low, high in around])
-        return jnp.pad(x, around, mode) if math.prod(sizes) else jnp.zeros(sizes, x.dtype)
+        if mode != "constant":
+            return jnp.pad(x, around, mode)
+        filling = jnp.asarray(0 if value is None else value, x.dtype).reshape(())
+        return lax.pad(x, filling, [(low, high, 0) for low, high in around])
 
     return at.computed(run, x, at.get("value", value))
