@@ -331,7 +331,7 @@ def counting(steps: list[Any], trips: Any, length: int | None = None) -> Any:
     )
 
 
-@pytest.mark.parametrize("steps", [5, 700])
+@pytest.mark.parametrize("steps", [5, 7000])
 def test_a_loop_that_counts_in_a_state_runs(steps: int, assert_close: Any) -> None:
     """How often follows from the shape of an input, not from its numbers."""
     proto = counting(

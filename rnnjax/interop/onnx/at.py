@@ -21,7 +21,7 @@ class Budget:
     """What one run of a graph may still make, whatever its file asks for."""
 
     elements: int  # in all arrays together
-    nodes: int  # of bodies, each time that it is traced or written out
+    nodes: float  # of bodies, each time that it is traced or written out
 
 
 @dataclasses.dataclass(frozen=True)
