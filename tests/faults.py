@@ -1075,7 +1075,7 @@ FAULTS: tuple[Fault, ...] = (
         "the counter of an ONNX loop is not known",
         "interop/onnx",
         "rnnjax/interop/onnx/control.py",
-        "values: list[Any] = [state if is_known(state) else None for state in states]",
+        "values: list[Any] = list(map(_known, states))",
         "values: list[Any] = [None for _ in states]",
         ("tests/interop/test_onnx_control.py::test_a_loop_that_counts_in_a_state_runs",),
     ),

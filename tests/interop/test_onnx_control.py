@@ -265,7 +265,7 @@ def test_a_scan_runs_a_recurrent_equation_either_way(assert_close: Any) -> None:
 
 
 ENDLESS = {
-    "trips": (loop_of([], [SAME], ["y", "all"], n=np.array(2**60)), "at most [0-9,]+ elements"),
+    "trips": (loop_of([], [SAME], ["y", "all"], n=np.array(2**60)), "trips, but at most 1,048,576"),
     "neither": (loop_of([], [SAME], ["y"], n=np.array(1)), "nothing ends it: it has no number of"),
     "trips alone": (loop_of([], [SAME], ["y"], n=np.array(2**60)), "trips, but at most 1,048,576"),
 }
@@ -294,7 +294,7 @@ def test_loops_in_loops_whose_shapes_change_have_an_end() -> None:
             ["again", "next"],
         )
         inside = [node("Loop", ["n", "", "s" if level < 3 else "x"], ["next"], body=step)]
-    proto = model_of(inside, [value("x", [1])], ["next"], n=np.array(100))
+    proto = model_of(inside, [value("x", [1])], ["next"], n=np.array(30))
     model = rnnjax_onnx.load(proto)
     with pytest.raises(InteropError, match="loops in loops run more than 16,384 nodes one by one"):
         jax.eval_shape(model, normal(1))

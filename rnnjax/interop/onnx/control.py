@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from rnnjax.errors import InteropError
-from rnnjax.interop.onnx.at import At, is_known
+from rnnjax.interop.onnx.at import At, TooLargeError, is_known
 
 MOST_STEPS = 256
 """Steps of a loop that is written out, because its steps differ in more than numbers."""
@@ -53,51 +53,41 @@ def loop(at: At, trips: Any, condition: Any, *states: Any) -> Any:
     body: Inner = at.get("body")
     count = None if trips is None else trips.reshape(())
     more = np.bool_(True) if condition is None else condition.reshape(())
-    if is_known(count) and is_known(more) and all(map(is_known, states)):
-        written = _written_out(at, body, count, more, states)
-        if written is not None:
-            return written
-    arrays = tuple(map(jnp.asarray, states))
-    try:
-        goes_on, ys = _first_step(body, more, arrays)
-        if is_known(count) and is_known(more):
-            if goes_on and count is None and more:
-                raise at.fail("nothing ends it: it has no number of trips, and always goes on")
-            steps = (int(count or 0) if more else 0) if goes_on else None
-            steps = _counted(body, count, more, states) if steps is None else steps
-            if steps is not None:
-                return _scanned(at, body, steps, ys, arrays)
-        if ys:
+    steps = _steps(at, body, count, more, states)
+    if steps is None:
+        if at.num_outputs > len(states):
             raise at.fail(
                 "how many steps it runs follows from an input, so its outputs of all steps have no "
                 "shape that is known; make the number of trips constant before exporting"
             )
-        return _while(body, count, more, arrays)
+        return _while(body, count, more, states)
+    few = 0 < steps <= MOST_STEPS
+    first = body.known(np.int64(0), np.bool_(True), *map(_known, states)) if few else [None]
+    if all(made is not None for made in first):
+        return _written_out(at, body, steps, states)  # what it makes stays known
+    try:
+        return _scanned(at, body, steps, states)
+    except TooLargeError:
+        raise
     except (InteropError, TypeError, ValueError):
-        written = _written_out(at, body, count, more, states)
-        if written is None:
+        if not few:
             raise
-        return written
+        return _written_out(at, body, steps, states)
 
 
-def _first_step(
-    body: Inner, more: Any, states: Sequence[Any]
-) -> tuple[bool, list[jax.ShapeDtypeStruct]]:
-    """Whether it is known to go on after each step, and the shapes of a step's outputs."""
-    known: list[Any] = []
-
-    def step(states: Sequence[Any]) -> Any:
-        made = body.trace(1, jnp.zeros((), jnp.result_type(int)), more, *states)
-        known.append(made[0])
-        return list(map(jnp.asarray, made[1:]))
-
-    made = jax.eval_shape(step, states)
-    return is_known(known[0]) and bool(known[0]), made[len(states) :]
+def _known(array: Any) -> Any:
+    return array if is_known(array) else None
 
 
-def _counted(body: Inner, count: Any, more: Any, states: Sequence[Any]) -> int | None:
-    """How many steps it runs, if its condition follows from known states alone: it is a counter."""
-    values: list[Any] = [state if is_known(state) else None for state in states]
+def _steps(at: At, body: Inner, count: Any, more: Any, states: Sequence[Any]) -> int | None:
+    """How many steps it runs; None if that does not follow from what is known."""
+    if not is_known(count) or not is_known(more):
+        return None
+    if more and body.known(None, np.bool_(True), *[None] * len(states))[0]:  # whatever the state
+        if count is None:
+            raise at.fail("nothing ends it: it has no number of trips, and always goes on")
+        return max(0, int(count))
+    values: list[Any] = list(map(_known, states))
     steps = 0
     while more and (count is None or steps < count):
         more, *made = body.known(np.int64(steps), np.bool_(True), *values)
@@ -108,19 +98,19 @@ def _counted(body: Inner, count: Any, more: Any, states: Sequence[Any]) -> int |
     return steps
 
 
-def _scanned(at: At, body: Inner, count: int, shapes: Sequence[Any], states: Sequence[Any]) -> Any:
-    count = max(0, count)
-    for y in shapes:
-        at.bound((count, *y.shape))
+def _scanned(at: At, body: Inner, count: int, states: Sequence[Any]) -> Any:
+    states = tuple(map(jnp.asarray, states))
 
     def step(carry: Any, i: Any) -> Any:
         made = list(map(jnp.asarray, body.trace(count, i, np.bool_(True), *carry)[1:]))
         return tuple(made[: len(states)]), tuple(made[len(states) :])
 
     # Before the numbers of the steps are made, so that there are not too many.
-    jax.eval_shape(step, states, jnp.zeros((), jnp.result_type(int)))
-    last, ys = lax.scan(step, tuple(states), jnp.arange(count, dtype=jnp.result_type(int)))
-    return (*last, *ys)
+    _, ys = jax.eval_shape(step, states, jnp.zeros((), jnp.result_type(int)))
+    for y in ys:
+        at.bound((count, *y.shape))
+    last, stacked = lax.scan(step, states, jnp.arange(count, dtype=jnp.result_type(int)))
+    return (*last, *stacked)
 
 
 def _while(body: Inner, count: Any, more: Any, states: Sequence[Any]) -> Any:
@@ -129,32 +119,23 @@ def _while(body: Inner, count: Any, more: Any, states: Sequence[Any]) -> Any:
     def step(carry: Any) -> Any:
         i, more, states = carry
         made = list(map(jnp.asarray, body.trace(1, i, more, *states)))
-        return i + 1, made[0].reshape(()), tuple(made[1:])
+        return i + 1, made[0].reshape(()), tuple(made[1 : len(states) + 1])
 
-    begin = (jnp.zeros((), jnp.result_type(int)), jnp.asarray(more), tuple(states))
+    begin = (
+        jnp.zeros((), jnp.result_type(int)),
+        jnp.asarray(more),
+        tuple(map(jnp.asarray, states)),
+    )
     return lax.while_loop(lambda carry: carry[1] & (carry[0] < limit), step, begin)[2]
 
 
-def _written_out(
-    at: At, body: Inner, count: Any, more: Any, states: Sequence[Any]
-) -> tuple[Any, ...] | None:
-    """Step after step; None where these are many, or when they end is not known."""
-    if not is_known(count) or not is_known(more):
-        return None
+def _written_out(at: At, body: Inner, count: int, states: Sequence[Any]) -> tuple[Any, ...]:
+    """Step after step."""
     values, rows = list(states), []
-    steps = 0
-    while more and (count is None or steps < count):
-        if steps == MOST_STEPS:
-            return None
-        more, *made = body.trace(1, np.int64(steps), np.bool_(more), *values)
-        if not is_known(more):
-            return None
+    for step in range(count):
+        _, *made = body.trace(1, np.int64(step), np.bool_(True), *values)
         values = made[: len(states)]
         rows.append(made[len(states) :])
-        steps += 1
-    if not rows:
-        _, ys = _first_step(body, np.bool_(True), tuple(map(jnp.asarray, states)))
-        return (*values, *(np.zeros((0, *y.shape), y.dtype) for y in ys))
     at.bound([sum(y.size for row in rows for y in row)])
     stacked = ((np if all(map(is_known, ys)) else jnp).stack(ys) for ys in zip(*rows, strict=True))
     return (*values, *stacked)

@@ -332,7 +332,7 @@ class _Run:
             plain = [n for n in body.nodes if not n.bodies and n.op_type not in RECURRENT]
             self.budget.nodes -= len(plain) / 64  # NumPy is as much faster than tracing
             values = run(self, plain, seen, inputs)
-            return [x if is_known(x) else None for x in map(values.get, body.outputs)]
+            return [values.get(name) for name in body.outputs]
 
         return Inner(once, trace, known)
 
