@@ -164,7 +164,7 @@ def onnxruntime_call(shape: Shape, backward: bool) -> Call:
 
 
 def onnx_session(shape: Shape) -> tuple[Any, dict[str, Any]]:
-    """A session of onnxruntime, and the inputs and initial states by their names."""
+    """A session of onnxruntime, and the inputs and first states by their names."""
     import onnxruntime
 
     from rnnjax.interop import Model, Recurrent, Sequential, onnx
@@ -178,8 +178,11 @@ def onnx_session(shape: Shape) -> tuple[Any, dict[str, Any]]:
     session = onnxruntime.InferenceSession(
         onnx.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    given = {session.get_inputs()[0].name: np.asarray(xs)}
-    return session, given | onnx.export.initial_states(model, shape.batch_size)
+    data, *states = session.get_inputs()
+    given = {data.name: np.asarray(xs)}
+    for state in states:  # (1, batch, hidden_size)
+        given[state.name] = np.zeros((1, shape.batch_size, state.shape[2]), np.float32)
+    return session, given
 
 
 def rnnjax_scan(shape: Shape) -> tuple[Outputs, Any, Any]:

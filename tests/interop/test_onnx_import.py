@@ -589,8 +589,6 @@ def test_constant_lengths(assert_close: Any) -> None:
         expected = by_reference(alone, {"x": xs[:length, row : row + 1]})
         assert_close(ys[:length, :, row], expected["Y"][:, :, 0], TOLERANCE)
         assert_close(carry["lstm"].cell[row], expected["Yc"][0, 0], TOLERANCE)
-    with pytest.raises(InteropError, match="constants of up to 5, but the input has 4 steps"):
-        model(xs[:4])
 
 
 def test_marks_of_time_are_refused() -> None:
@@ -710,8 +708,8 @@ BAD = {
     "operator": (own_operator, "the operator LSTM of 'com.example' is not read here; export"),
     "branch": (add_branch, "one of its branches takes inputs, but a branch has none"),
     "direction": (set_attribute("direction", "up"), "'up' is no direction"),
-    "type of attribute": (set_attribute("hidden_size", 4.0), "'hidden_size' is of another type"),
-    "attribute": (set_attribute("units", 4), "has no attributes .'units'."),
+    "type of attribute": (set_attribute("hidden_size", 4.0), "Mismatched attribute type in .*hidden_size"),
+    "attribute": (set_attribute("units", 4), "Unrecognized attribute: units"),
     "hidden_size": (set_attribute("hidden_size", 3), "its W is float32.1, 16, 2., but with 3"),
     "directions": (set_attribute("direction", "bidirectional"), "2 directions it should be floats"),
     "clip": (set_attribute("clip", 1.0), "it clips at 1.0, which no cell does"),
@@ -766,9 +764,9 @@ def test_bad_sources(tmp_path: pathlib.Path) -> None:
 
 def test_an_input_that_is_no_option_cannot_be_left_out() -> None:
     graph = helper.make_graph(
-        [helper.make_node("Sum", ["x", ""], ["y"])], "bad", [value("x", [2])], [value("y", [2])]
+        [helper.make_node("Mul", ["x", ""], ["y"])], "bad", [value("x", [2])], [value("y", [2])]
     )
-    with pytest.raises(InteropError, match="an input that it needs is left out"):
+    with pytest.raises(InteropError, match="input 1 is marked single but has an empty string"):
         rnnjax_onnx.load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]))
 
 

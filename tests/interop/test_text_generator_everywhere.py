@@ -19,7 +19,7 @@ from rnnjax import LSTMCarry
 from rnnjax.interop import Model
 from rnnjax.interop import keras as our_keras
 from rnnjax.interop import torch as our_torch
-from rnnjax.interop.onnx.export import initial_states, to_proto
+from rnnjax.interop.onnx.export import to_proto
 
 keras = pytest.importorskip("keras", reason="keras is in the extra `test`")
 torch = pytest.importorskip("torch", reason="torch is in the extra `parity`")
@@ -137,7 +137,7 @@ def in_onnxruntime(model: Model) -> Run:
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = ort.InferenceSession(to_proto(model).SerializeToString(), options)
-    names = [*initial_states(model)]
+    names = [value.name for value in session.get_inputs()[1:]]
     assert [value.name for value in session.get_outputs()[1:]] == [f"{n}_out" for n in names]
 
     def logits(ids: np.ndarray, state: Any) -> tuple[np.ndarray, Any]:

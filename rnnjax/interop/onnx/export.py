@@ -7,10 +7,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 import rnnjax
-from rnnjax.cells.base import Carry
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.layers import Dense, Embedding, OneHotIds, Recurrent
 from rnnjax.interop.model import Functional, Model, Sequential, check_model
@@ -52,7 +50,7 @@ def to_proto(
       ``<layer>_h_out`` and ``<layer>_c_out``. In place of ``<layer>`` stand ``<layer>_0``,
       ``<layer>_1``... in a `rnnjax.Stack`, and ``<layer>_forward`` and ``<layer>_backward`` in a
       `rnnjax.Bidirectional`, each direction of which is a node. A sequence begins with
-      `initial_states`, zeros for most models, and goes on with the outputs fed back;
+      zeros, or with what the metadata say, and goes on with the outputs fed back;
     - with ``lengths`` an input of that name, int32 ``(batch,)``: the valid steps of each row, one
       at least.
 
@@ -163,55 +161,6 @@ def save(model: Model, path: str | os.PathLike[str], **options: Any) -> None:
     if path.suffix != ".onnx":
         raise InvalidInputError(f"an ONNX file is named *.onnx, but path is {path}; rename it")
     write_whole(path, to_proto(model, **options).SerializeToString())
-
-
-def initial_states(
-    model: Model, batch_size: int = 1, carry: Mapping[str, Carry] | None = None
-) -> dict[str, np.ndarray]:
-    """The states to feed to an exported model, by the names of its inputs.
-
-    Args:
-        model: as it was given to `to_proto`.
-        batch_size: of the sequences that begin.
-        carry: as in `Model.apply`, to go on from that; layers that are left out begin anew.
-
-    Returns:
-        float32 ``(1, batch, hidden_size)`` each.
-
-    Raises:
-        InteropError: as in `to_proto`.
-        InvalidInputError: the model is not one of layers in a row, or ``carry`` names a layer that
-            is not there.
-
-    >>> cell = rnnjax.LSTMCell(5)
-    >>> model = Model.of(cell, cell.init(jax.random.key(0), 3), "lstm")
-    >>> {name: array.shape for name, array in initial_states(model, batch_size=8).items()}
-    {'lstm_h': (1, 8, 5), 'lstm_c': (1, 8, 5)}
-    """
-    if not isinstance(model.network, Sequential):
-        raise InvalidInputError(
-            "initial_states is for models of layers in a row, but this one was read from ONNX: its "
-            "graph says which states it takes"
-        )
-    unknown = sorted(set(carry or {}) - set(model.layers))
-    if unknown:
-        raise InvalidInputError(
-            f"carry should have entries for some of {list(model.layers)}, but has {unknown}; give "
-            "what the model returned"
-        )
-    export = Export(Writer(), with_states=True, lengths=False)
-    export.write(model.network, model.params)
-    arrays: dict[str, np.ndarray] = {}
-    for name, (layer_name, path) in export.states.items():
-        layer = model.layers[layer_name]
-        assert isinstance(layer, Recurrent)
-        state: Any = (carry or {}).get(layer_name)
-        if state is None:
-            state = layer.cell.start(model.params[layer_name], (batch_size,))
-        for place in path:
-            state = state[place]
-        arrays[name] = np.asarray(state, np.float32)[None]
-    return arrays
 
 
 def _with_metadata(proto: Any, metadata: Mapping[str, str] | None) -> Any:

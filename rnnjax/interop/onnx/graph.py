@@ -424,13 +424,17 @@ def _run_recurrent(
     if carry is None and any(state is not None for state in states):
         carry = _carry_of(node, layer, states, batch)
     lengths = values.get(node.input(4)) if node.input(4) else None
-    valid = None if lengths is None else _valid(node, lengths, steps, batch)
+    if lengths is not None and lengths.shape != (batch,):
+        raise InteropError(
+            f"node {node.label}: its sequence_lens have shape {list(lengths.shape)}, but should be "
+            f"{batch} integers"
+        )
     carry, ys = unroll(
         layer.cell,
         params,
         xs,
         carry,
-        mask=valid,
+        lengths=None if lengths is None else jnp.asarray(lengths),
         reverse=layer.reverse,
         method=context.method,
     )
@@ -477,37 +481,26 @@ def check_weights(node: Node, layer: Recurrent, weights: Weights) -> None:
             )
 
 
-def _carry_of(node: Node, layer: Recurrent, states: list[Any], batch: int) -> Carry:
+def _carry_of(node: Node, layer: Recurrent, states: Sequence[Any], batch: int) -> Carry:
     """The cell's carry from initial_h and initial_c."""
     zeros = layer.cell.initial_carry((batch,))
-    each = zeros if isinstance(zeros, Directions) else (zeros,)
+    sides = len(zeros) if isinstance(zeros, Directions) else 1
     axis = 1 if node.get("layout", 0) else 0
-    made = []
-    for i, carry in enumerate(each):
-        leaves = []
-        for place, leaf in enumerate(carry):
-            state = states[place] if place < len(states) else None
-            expected = (batch, len(each)) if axis else (len(each), batch)
-            if state is not None and state.shape != (*expected, leaf.shape[-1]):
-                raise InteropError(
-                    f"node {node.label}: an initial state has shape {list(state.shape)}, but "
-                    f"should have {[*expected, leaf.shape[-1]]}"
-                )
-            one = leaf if state is None else jnp.take(jnp.asarray(state), i, axis=axis)
-            leaves.append(one.astype(leaf.dtype))
-        made.append(type(carry)(*leaves))
-    return Directions(*made) if isinstance(zeros, Directions) else made[0]
 
+    def one(leaf: jax.Array, state: Any, side: int) -> jax.Array:
+        if state is None:
+            return leaf
+        expected = [batch, sides] if axis else [sides, batch]
+        if state.shape != (*expected, leaf.shape[-1]):
+            raise InteropError(
+                f"node {node.label}: an initial state has shape {list(state.shape)}, but should "
+                f"have {[*expected, leaf.shape[-1]]}"
+            )
+        return jnp.take(jnp.asarray(state), side, axis=axis).astype(leaf.dtype)
 
-def _valid(node: Node, lengths: Any, steps: int, batch: int) -> jax.Array:
-    if lengths.shape != (batch,) or not jnp.issubdtype(lengths.dtype, jnp.integer):
-        raise InteropError(
-            f"node {node.label}: its sequence_lens are {lengths.dtype}{list(lengths.shape)}, but "
-            f"should be {batch} integers"
-        )
-    if is_known(lengths) and lengths.size and not 0 <= lengths.min() <= lengths.max() <= steps:
-        raise InteropError(
-            f"node {node.label}: its sequence_lens are constants of up to {lengths.max()}, but the "
-            f"input has {steps} steps"
-        )
-    return jnp.arange(steps)[:, None] < jnp.asarray(lengths)
+    given = [*states, None][:2]
+    each = [
+        type(carry)(*(one(*pair, side) for pair in zip(carry, given, strict=False)))
+        for side, carry in enumerate(zeros if isinstance(zeros, Directions) else (zeros,))
+    ]
+    return Directions(*each) if isinstance(zeros, Directions) else each[0]

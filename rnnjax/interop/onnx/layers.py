@@ -44,13 +44,6 @@ class _Value(NamedTuple):
     sequence: bool = True  # whether it has an axis of time
 
 
-class State(NamedTuple):
-    """A state of the graph: where the carry of a model has it."""
-
-    layer: str
-    path: tuple[int, ...]  # from the carry of the layer to that of a cell, and to its leaf
-
-
 class _Part(NamedTuple):
     """A cell, or a combination of cells, that runs in one direction."""
 
@@ -58,7 +51,6 @@ class _Part(NamedTuple):
     cell: Cell
     params: Params
     start: Carry | None  # that was learned; None for zeros
-    path: tuple[int, ...]  # where in the carry of the layer its own is
     reverse: bool
 
     def inner(self) -> "_Part":
@@ -90,7 +82,6 @@ class _Part(NamedTuple):
                 cell,
                 self.params[i],
                 None if self.start is None else self.start[i],
-                (*self.path, i),
                 self.reverse != turned[i],
             )
             for i, cell in enumerate(self.cell.cells)
@@ -102,11 +93,10 @@ class Export:
     """Writes layers one by one."""
 
     writer: Writer  # to which they are written
-    with_states: bool  # whether the states go in and out
+    states: bool  # whether the states go in and out
     lengths: bool  # whether rows have lengths
     source: str = "xs"  # the name of the data input
-    # by their names, the states that were written, and those of them that were learned
-    states: dict[str, State] = dataclasses.field(default_factory=dict)
+    # by their names, the states that were written and learned
     learned: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def write(self, network: Sequential, params: Any) -> dict[str, str]:
@@ -195,7 +185,7 @@ class Export:
             )
         masked = layer.masked_outputs or ("zero" if layer.return_sequences else "last")
         fill = masked == "last" and self.lengths
-        part = _Part(layer.name, layer.cell, params, None, (), layer.reverse)
+        part = _Part(layer.name, layer.cell, params, None, layer.reverse)
         if isinstance(layer.cell, Bidirectional) and not layer.return_sequences:
             # Their last outputs are those of different steps.
             ends = [self._end(self._cell(one, x, fill), one) for one in part.parts()]
@@ -237,12 +227,11 @@ class Export:
         for i in range(RECURRENT[op_type].states):
             name, size = f"{part.name}_{'hc'[i]}", attributes["hidden_size"]
             learned = None if part.start is None else np.asarray(part.start[i], np.float32)
-            if self.with_states:
+            if self.states:
                 writer.add_input(name, np.float32, [1, "batch", size])
                 outputs.append(writer.claim(f"{name}_out"))
                 writer.add_output(outputs[i], [1, "batch", size])
                 starts.append(name)
-                self.states[name] = State(outer, (*part.path, i))
                 if learned is not None:
                     self.learned[name] = learned[None]
             else:

@@ -628,8 +628,8 @@ OPERATORS: Mapping[str, Run] = {
 """By the name of the operator, what runs it."""
 
 _OF_INPUTS = (
-    TypeError, ValueError, IndexError, KeyError, OverflowError, ZeroDivisionError, MemoryError,
-    jax.errors.JaxRuntimeError,
+    AttributeError, TypeError, ValueError, IndexError, KeyError, OverflowError, ZeroDivisionError,
+    MemoryError, jax.errors.JaxRuntimeError,
 )  # fmt: skip
 
 

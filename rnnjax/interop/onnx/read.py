@@ -181,7 +181,6 @@ class _Reader:
                 f"node {label}: no earlier node, input or initialiser makes its input "
                 f"{missing[0]!r}; the nodes have to be in an order in which they can run"
             )
-        _check_against_schema(node, label, self.opset)
         read = Node(
             node.op_type,
             label,
@@ -190,6 +189,7 @@ class _Reader:
             tuple((one.name, self.attribute(one, label, scope)) for one in node.attribute),
             node.name if node.op_type in RECURRENT else "",
         )
+        _check_against_schema(node, label, self.opset)  # whose tensors have their data now
         if node.op_type == "If" and any(body.inputs for body in read.bodies):
             raise InteropError(
                 f"node {label}: one of its branches takes inputs, but a branch has none"
@@ -272,32 +272,15 @@ def _constant(node: Node) -> np.ndarray:
 
 def _check_against_schema(node: Any, label: str, opset: int) -> None:
     """Raise unless the node is what ONNX's own description of its operator says."""
-    defs = import_onnx().defs
+    if any(one.type == _GRAPH for one in node.attribute):
+        return  # those inside of it are checked one by one
+    checker = import_onnx().checker
+    context = checker.C.CheckerContext()
+    context.ir_version, context.opset_imports = 8, {"": opset}
     try:
-        schema = defs.get_schema(node.op_type, opset, "")
-    except defs.SchemaError:
-        raise InteropError(f"node {label}: opset {opset} has no operator {node.op_type}") from None
-    kinds = {attribute.name: attribute.type for attribute in node.attribute}
-    for name, described in schema.attributes.items():
-        if name in kinds and kinds[name] != described.type.value:
-            raise InteropError(f"node {label}: attribute {name!r} is of another type")
-        if described.required and name not in kinds:
-            raise InteropError(f"node {label}: attribute {name!r} is missing")
-    unknown = sorted(set(kinds) - set(schema.attributes))
-    if unknown or len(kinds) < len(node.attribute):
-        raise InteropError(
-            f"node {label}: {node.op_type} of opset {opset} has no attributes "
-            f"{unknown or 'that occur twice'}"
-        )
-    given, made = len(node.input), len(node.output)
-    if not schema.min_input <= given <= schema.max_input or (
-        not schema.min_output <= made <= schema.max_output
-    ):
-        raise InteropError(f"node {label}: it has {given} inputs and {made} outputs")
-    optional = defs.OpSchema.FormalParameterOption.Optional
-    options = [schema.inputs[min(i, len(schema.inputs) - 1)].option for i in range(given)]
-    if any(not x and o != optional for x, o in zip(node.input, options, strict=True)):
-        raise InteropError(f"node {label}: an input that it needs is left out")
+        checker.check_node(node, context)
+    except checker.ValidationError as error:
+        raise InteropError(f"node {label}: {str(error).splitlines()[0]}") from None
 
 
 # --- Layers and parameters ---
