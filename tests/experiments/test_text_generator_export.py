@@ -23,7 +23,7 @@ from experiments.text_tools.export import (
     vocabulary_path,
 )
 from rnnjax import InteropError, InvalidInputError
-from rnnjax.interop.convert import read
+from rnnjax.interop.convert import load
 from rnnjax.text import Vocabulary
 
 for package, extra in {"onnx": "onnx", "h5py": "keras-files", "safetensors": "safetensors"}.items():
@@ -147,8 +147,8 @@ def test_the_folder_of_a_run(program, text, untrained, tmp_path, capsys, monkeyp
         if suffix != ".onnx":
             assert run_export(Export(to=path, run_dir=Path("run"))) == 0
             assert f"wrote {path}.vocabulary.json" in capsys.readouterr().out
-        like = "model.onnx" if suffix == ".weights.h5" else None
-        leaves = map(np.asarray, jax.tree.leaves(read(path, like=like).params))
+        like = "model.keras" if suffix == ".weights.h5" else None
+        leaves = map(np.asarray, jax.tree.leaves(load(path, like=like).params))
         # Of PyTorch's two biases of an LSTM, which both come back, one is zeros.
         leaves = [leaf for leaf in leaves if leaf.any()]
         arrays[suffix] = sorted(leaves, key=lambda leaf: (leaf.shape, leaf.sum()))

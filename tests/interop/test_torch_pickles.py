@@ -268,7 +268,7 @@ def test_a_file_is_a_model(form: str, gates: int, tmp_path: pathlib.Path) -> Non
     assert [*model.layers] == ["rnn", "head"]
     assert_same(to_state_dict(model), arrays(state))
     assert model(jnp.ones((5, 2, 3)))[1].shape == (5, 2, 2)
-    assert str(convert.read(path)) == str(model)
+    assert str(convert.load(path)) == str(model)
 
 
 def test_the_machine_has_no_other_way_to_a_name(monkeypatch: Any) -> None:
@@ -450,7 +450,7 @@ def test_formats_of_one_bias_get_the_sum(gates: int, tmp_path: pathlib.Path) -> 
         convert.write_checked(model, tmp_path / name)
     expected = jax.jit(model.__call__)(xs)[1]
     for name in ("a.keras", "a.onnx"):
-        ys = jax.jit(convert.read(tmp_path / name).__call__)(xs)[1]
+        ys = jax.jit(convert.load(tmp_path / name).__call__)(xs)[1]
         np.testing.assert_allclose(ys, expected, rtol=0, atol=1e-6)
     assert keras.load(tmp_path / "a.keras").params["rnn"].keys() == {
         "kernel", "recurrent_kernel", "bias",
