@@ -168,6 +168,12 @@ def test_a_loop_whose_condition_changes_is_a_while_loop(assert_close: Any) -> No
         assert_close(model(fed)[1], expected, TOLERANCE)
 
 
+def test_a_while_loop_without_an_end_gives_nan() -> None:
+    proto = loop_of([], BELOW, ["y"], n=np.array(2**60))
+    _, ys = rnnjax_onnx.load(proto)({"x": np.array([-1, -1], np.float32), "steps": np.array(1)})
+    assert np.isnan(ys).all()
+
+
 def test_how_many_outputs_a_loop_has_needs_to_be_known() -> None:
     model = rnnjax_onnx.load(loop_of([node("Identity", ["steps"], ["n"])], BELOW, ["y", "all"]))
     with pytest.raises(InteropError, match="so its outputs of all steps have no shape") as caught:

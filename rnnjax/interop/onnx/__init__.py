@@ -49,8 +49,9 @@ def load(source: Any) -> Model:
     what follows from constants, from shapes, and from single integers and booleans that are given
     as Python's or NumPy's: ``model({"input": xs, "state": state, "sr": 16000})``. A Loop whose
     number of steps is known, or counted by a state, is a scan; another one is a while loop, which
-    has no gradient and no outputs of all steps. Recurrent nodes inside of branches and loops have
-    parameters, but a state in the carry only where their branch is known.
+    has no gradient and no outputs of all steps, and gives NaN after 2^20 steps without an end.
+    Recurrent nodes inside of branches and loops have parameters, but a state in the carry only
+    where their branch is known.
 
     Args:
         source: the path of a file, its bytes, or an ``onnx.ModelProto``. Data outside of the file

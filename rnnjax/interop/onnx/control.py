@@ -11,6 +11,9 @@ from jax import lax
 from rnnjax.errors import InteropError
 from rnnjax.interop.onnx.at import At, TooLargeError, is_known
 
+MOST_TRIPS = 2**20
+"""The largest product of the trips of loops in each other."""
+
 MOST_STEPS = 256
 """Steps of a loop that is written out, because its steps differ in more than numbers."""
 
@@ -114,7 +117,10 @@ def _scanned(at: At, body: Inner, count: int, states: Sequence[Any]) -> Any:
 
 
 def _while(body: Inner, count: Any, more: Any, states: Sequence[Any]) -> Any:
-    limit = jnp.iinfo(jnp.result_type(int)).max if count is None else count
+    """Step after step while it goes on; NaN, or the least integer, if that has no end."""
+    limit: Any = MOST_TRIPS + 1  # what is known may not fit into JAX's integers
+    if count is not None:
+        limit = min(int(count), limit) if is_known(count) else jnp.minimum(count, limit)
 
     def step(carry: Any) -> Any:
         i, more, states = carry
@@ -126,7 +132,17 @@ def _while(body: Inner, count: Any, more: Any, states: Sequence[Any]) -> Any:
         jnp.asarray(more),
         tuple(map(jnp.asarray, states)),
     )
-    return lax.while_loop(lambda carry: carry[1] & (carry[0] < limit), step, begin)[2]
+    i, more, last = lax.while_loop(
+        lambda carry: carry[1] & (carry[0] < jnp.minimum(limit, MOST_TRIPS)), step, begin
+    )
+    endless = more & (i < limit)  # so that the limit is beyond the most
+    return tuple(jnp.where(endless, _nothing(y.dtype), y) for y in last)
+
+
+def _nothing(dtype: Any) -> Any:
+    if jnp.issubdtype(dtype, jnp.inexact):
+        return jnp.nan
+    return jnp.iinfo(dtype).min if jnp.issubdtype(dtype, jnp.integer) else False
 
 
 def _written_out(at: At, body: Inner, count: int, states: Sequence[Any]) -> tuple[Any, ...]:

@@ -17,7 +17,7 @@ from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.layers import Context, Flow, Layer, Recurrent, Shape, fits
 from rnnjax.interop.model import Network
 from rnnjax.interop.onnx.at import At, Budget, TooLargeError, is_fixed, is_known, traced_dtype
-from rnnjax.interop.onnx.control import Inner
+from rnnjax.interop.onnx.control import MOST_TRIPS, Inner
 from rnnjax.interop.onnx.operators import run_operator
 from rnnjax.interop.onnx.recurrent import RECURRENT, Weights, input_size, params_from_onnx
 from rnnjax.layers import Bidirectional, Directions
@@ -29,9 +29,6 @@ STEPS, BATCH = 6, 2  # of inputs whose sizes nothing tells
 _ELEMENTS, _ELEMENTS_PER_INPUT, _ELEMENTS_PER_PARAMETER = 2**25, 2**20, 16
 
 _NODES = 2**14  # of bodies, each time that one is traced or written out: loops in loops are many
-
-MOST_TRIPS = 2**20
-"""The largest product of the trips of loops in each other."""
 
 CONSTANTS = "constants"
 """The layer that has the arrays of a graph that belong to no other."""
