@@ -110,7 +110,7 @@ class Export:
         for i, layer in enumerate(chain):
             self.writer.layer = layer.name
             value = self._layer(layer, params.get(layer.name, {}), value, first=i == 0)
-        self.writer.rename(value.name, "ys", "Identity")
+        self.writer.add_many("Identity", [value.name], ["ys"])
         steps: Axes = ["time", "batch"] if value.sequence else ["batch"]
         self.writer.add_output("ys", [*steps, value.size or "features"], first=True)
         return {

@@ -91,68 +91,65 @@ def activations_from_onnx(
     ['sigmoid', LeakyReLU(alpha=0.25), 'tanh']
     """
     spelled = {known.lower(): kind for known, kind in ACTIVATIONS.items()}  # any case is taken
-    kinds = []
     for name in names:
         if name.lower() not in spelled:
             raise InteropError(
                 f"{name!r} is not an activation of ONNX's recurrent operators; those are "
                 f"{', '.join(ACTIVATIONS)}"
             )
-        kinds.append(spelled[name.lower()])
-    numbers = {
-        key: _consumed(key, names, kinds, given)
-        for key, given in {"alpha": alphas, "beta": betas}.items()
+    kinds = [spelled[name.lower()] for name in names]
+    left = {
+        "alpha": _consumed("alpha", names, kinds, alphas),
+        "beta": _consumed("beta", names, kinds, betas),
     }
-    return [
-        kind
-        if isinstance(kind, str)
-        else _function_of(kind, {key: given[i] for key, given in numbers.items()})
-        for i, kind in enumerate(kinds)
-    ]
+    functions: list[str | Function] = []
+    for kind in kinds:
+        if isinstance(kind, str):
+            functions.append(kind)
+            continue
+        # The shortest decimal with the same 32 bits: ONNX's 0.2 is read as 0.20000000298.
+        numbers = {
+            one.name: float(str(np.float32(left[one.name].pop(0))))
+            for one in dataclasses.fields(kind)
+            if left[one.name]
+        }
+        if kind in (Affine, ScaledTanh) and len(numbers) < 2:
+            raise InteropError(
+                f"the activation {kind.__name__} needs an activation_alpha and an activation_beta, "
+                "for which ONNX has no default; add them to the node"
+            )
+        function = kind(**numbers)
+        same = (name for name, case in _NAMED_CASES.items() if _singles(case) == _singles(function))
+        functions.append(next(same, function))
+    return functions
 
 
 def _consumed(
     key: str, names: Sequence[str], kinds: Sequence[Any], given: Sequence[float]
-) -> list[float | None]:
-    takes = [key in _numbers_of(kind) for kind in kinds]
-    left = iter(given)
-    consumed = [next(left, None) if takes_one else None for takes_one in takes]
-    if any(takes) and len(given) > sum(takes):
-        # Some exporters write a number for each activation, those without one too, and runtimes do
-        # not agree on what that means, where it makes a difference.
-        by_place = [n if t else None for n, t in zip(given, takes, strict=False)]
-        if len(given) != len(names) or by_place != consumed:
-            raise InteropError(
-                f"activation_{key} has {len(given)} numbers, but only {sum(takes)} of the "
-                f"activations {', '.join(names)} take one; leave out the others"
-            )
+) -> list[float]:
+    """The numbers of those activations that take one."""
+    takes = [
+        not isinstance(kind, str) and key in {one.name for one in dataclasses.fields(kind)}
+        for kind in kinds
+    ]
+    # Some exporters write a number for each activation, those without one too, and runtimes do not
+    # agree on what that means, where it makes a difference.
+    by_place = [number for number, taken in zip(given, takes, strict=False) if taken]
+    consumed = list(given[: sum(takes)])
+    if (
+        any(takes)
+        and len(given) > sum(takes)
+        and (len(given) != len(names) or by_place != consumed)
+    ):
+        raise InteropError(
+            f"activation_{key} has {len(given)} numbers, but only {sum(takes)} of the activations "
+            f"{', '.join(names)} take one; leave out the others"
+        )
     return consumed
 
 
-def _numbers_of(kind: str | type[Any]) -> set[str]:
-    return set() if isinstance(kind, str) else {field.name for field in dataclasses.fields(kind)}
-
-
-def _function_of(kind: type[Any], given: Mapping[str, float | None]) -> str | Function:
-    """Our function of a class with those numbers that it takes, by its name where it has one."""
-    # The shortest decimal with the same 32 bits: ONNX's 0.2 is read as 0.20000000298.
-    numbers = {
-        key: float(str(np.float32(n)))
-        for key, n in given.items()
-        if n is not None and key in _numbers_of(kind)
-    }
-    if kind in (Affine, ScaledTanh) and len(numbers) < 2:
-        raise InteropError(
-            f"the activation {kind.__name__} needs an activation_alpha and an activation_beta, for "
-            "which ONNX has no default; add them to the node"
-        )
-    function: Function = kind(**numbers)
-
-    def singles(function: Function) -> tuple[Any, ...]:
-        return type(function), *map(np.float32, vars(function).values())
-
-    named = (name for name, case in _NAMED_CASES.items() if singles(case) == singles(function))
-    return next(named, function)
+def _singles(function: Function) -> tuple[Any, ...]:
+    return type(function), *map(np.float32, vars(function).values())
 
 
 def activation_to_onnx(function: str | Function) -> tuple[str, dict[str, float]]:

@@ -70,18 +70,6 @@ class Writer:
         """Declare a value to be an output of the graph, the last one or the first."""
         self.outputs.insert(0 if first else len(self.outputs), self._info(name, np.float32, axes))
 
-    def rename(self, value: str, name: str, unchanged: str) -> None:
-        """Give a value the name, claimed before, by which it is known outside.
-
-        One that no node makes gets it by the operator ``unchanged``.
-        """
-        if any(value in node.output for node in self.nodes):
-            for node in self.nodes:
-                for names in (node.input, node.output):
-                    names[:] = [name if one == value else one for one in names]
-        else:  # an input that no layer changes
-            self.add_many(unchanged, [value], [name])
-
     def claim(self, name: str) -> str:
         """Take a name that is seen from outside."""
         if name in self._taken:
