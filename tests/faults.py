@@ -1072,6 +1072,14 @@ FAULTS: tuple[Fault, ...] = (
         ("tests/interop/test_onnx_import.py::test_what_is_no_weight_is_not_trained",),
     ),
     Fault(
+        "each array of an ONNX graph is bounded, and not all of them",
+        "interop/onnx",
+        "rnnjax/interop/onnx/operators.py",
+        "at.budget.elements -= made",
+        "at.budget.elements -= 0",
+        ("tests/interop/test_onnx_control.py::test_all_that_a_graph_makes_is_bounded",),
+    ),
+    Fault(
         "the counter of an ONNX loop is not known",
         "interop/onnx",
         "rnnjax/interop/onnx/control.py",

@@ -43,7 +43,7 @@ def to_proto(
     - an input ``xs``, float32 ``(time, batch, features)``, or ``ids``, int64 ``(time, batch)``,
       where the first layer takes ids. They have to lie in ``0 .. size - 1``: ONNX counts negative
       ones from the end;
-    - an output ``ys``, float32 ``(time, batch, size)``, or ``(batch, size)`` behind a layer that
+    - an output ``ys``, float32 ``(time, batch, size)``, or ``(batch, size)`` after a layer that
       returns its last output alone;
     - for each recurrent layer an input ``<layer>_h``, and ``<layer>_c`` for an LSTM's cell state,
       float32 ``(1, batch, hidden_size)``, and the state after the last step as outputs

@@ -38,7 +38,7 @@ def import_onnx() -> Any:
 
 
 def read_model(source: Any) -> tuple[Any, pathlib.Path | None]:
-    """The model as a message of its own, and the folder beside which external data may lie."""
+    """The model as a message of its own, and the folder in which external data may lie."""
     onnx = import_onnx()
     if isinstance(source, onnx.ModelProto):
         model = onnx.ModelProto()
@@ -92,7 +92,7 @@ def read_tensor(tensor: Any, folder: pathlib.Path | None, what: str) -> np.ndarr
     byte present.
     """
     dtype, shape = dtype_of(tensor.data_type, what), tuple(tensor.dims)
-    # Beyond 2^48 sizes beside one of 0 overflow; NumPy has no more than 64 axes.
+    # Beyond 2^48 sizes next to one of 0 overflow; NumPy has no more than 64 axes.
     absurd = len(shape) > 64 or math.prod(max(1, size) for size in shape) > 2**48
     if any(size < 0 for size in shape) or tensor.HasField("segment") or absurd:
         raise InteropError(f"{what} is damaged: its shape is {list(shape)[:8]}")
@@ -114,7 +114,7 @@ def read_tensor(tensor: Any, folder: pathlib.Path | None, what: str) -> np.ndarr
 
 
 def _external(tensor: Any, folder: pathlib.Path | None, size: int, what: str) -> bytes:
-    """The bytes of a tensor from a file beside the model's, which could name any other."""
+    """The bytes of a tensor from a file in the model's folder, which could name any other."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     name = entries.get("location", "")
     if folder is None:

@@ -105,7 +105,7 @@ class Body:
 
 
 def all_nodes(nodes: Sequence[Node]) -> Iterator[Node]:
-    """Those, and the ones inside of them."""
+    """The nodes, and the ones inside of them."""
     for node in nodes:
         yield node
         for body in node.bodies:
@@ -166,7 +166,7 @@ class Graph(Network):
 
     @property
     def axes(self) -> str:
-        """Those of the graph."""
+        """The graph's own, in words."""
         return "the graph's own"
 
     @property
@@ -252,7 +252,7 @@ class _Run:
     budget: Budget  # what may still be made
     once: bool = True  # whether what runs here runs once, so that states can go in and come out
     trips: int = 1  # how often what runs here runs, at most
-    carries: dict[str, Carry] = dataclasses.field(default_factory=dict)  # the states behind
+    carries: dict[str, Carry] = dataclasses.field(default_factory=dict)  # the states after it
 
     def nodes(self, nodes: Sequence[Node], values: MutableMapping[str, Any]) -> None:
         """Run nodes whose inputs are there, and put what they make into ``values``."""
@@ -319,14 +319,19 @@ class _Run:
                     "check the numbers of trips in the file, or give shorter sequences"
                 )
             self.budget.nodes -= len(body.nodes)
-            # States behind a node that runs often, or not at all, are not those of a layer.
+            # States after a node that runs often, or not at all, are not those of a layer.
             here = dataclasses.replace(self, context=context, once=False, trips=trips, carries={})
             values = run(here, body.nodes, around, inputs)
             return [_made(values, name) for name in body.outputs]
 
-        def known(*inputs: Any) -> list[Any]:
-            seen = {name: x for name, x in around.items() if is_known(x)}
+        @functools.cache
+        def before() -> tuple[list[Node], dict[str, Any]]:
+            """What may run on known values, and those that are there."""
             plain = [n for n in body.nodes if not n.bodies and n.op_type not in RECURRENT]
+            return plain, {name: x for name, x in around.items() if is_known(x)}
+
+        def known(*inputs: Any) -> list[Any]:
+            plain, seen = before()
             self.budget.nodes -= len(plain) / 64  # NumPy is as much faster than tracing
             values = run(self, plain, seen, inputs)
             return [values.get(name) for name in body.outputs]

@@ -245,7 +245,7 @@ class Export:
         y, state, *_ = writer.add_many(
             op_type, inputs, [writer.value("Y"), *outputs], part.name, **attributes
         )
-        if fill and not part.reverse:  # behind a row's length a backward one has not begun
+        if fill and not part.reverse:  # after a row's length a backward one has not begun
             y = self._filled(y, state)
         ys = writer.add("Squeeze", y, writer.ints(1))
         writer.layer = outer

@@ -57,7 +57,7 @@ class Imported:
 
 
 def read_graph(model: Any, folder: pathlib.Path | None) -> tuple[Graph, Params, Imported]:
-    """The network, its parameters, and what it takes to write them back: the message is kept."""
+    """The network, its parameters, and what it takes to write them back."""
     opset = _read_opset(model)
     reader = _Reader(opset, folder)
     read = reader.nodes(model.graph, collections.ChainMap(), "")
@@ -372,7 +372,7 @@ class _Layers:
             base = "/".join(parts)
         name = base
         while name in self.layers or name == CONSTANTS:
-            self.namesakes[base] += 1  # kept, so that many nodes do not count from the start
+            self.namesakes[base] += 1  # so that many nodes do not count from the start
             name = f"{base}_{self.namesakes[base]}"
         return name
 

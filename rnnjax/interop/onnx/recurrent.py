@@ -362,7 +362,7 @@ def _gates_and_order(cell: Cell) -> tuple[int, tuple[int, ...]]:
 
 
 def _take(array: Any, parts: int, order: Sequence[int]) -> Any:
-    """Those of the equal parts of the first axis, in that order."""
+    """Some of the equal parts of the first axis, in that order."""
     size = array.shape[0] // parts
     split = [array[place * size : (place + 1) * size] for place in order]
     return (jnp if isinstance(array, jax.Array) else np).concatenate(split)

@@ -11,14 +11,14 @@ from rnnjax.interop.onnx.at import At, module_of
 
 
 class _Window(NamedTuple):
-    """How a window moves over the axes of space, those behind batch and channels."""
+    """How a window moves over the axes of space, those after batch and channels."""
 
     sizes: tuple[int, ...]  # of the window
     strides: tuple[int, ...]  # of its places
     dilations: tuple[int, ...]  # between its entries
-    pads: tuple[tuple[int, int], ...]  # what is put before and behind each axis
+    pads: tuple[tuple[int, int], ...]  # what is put before and after each axis
     reach: tuple[int, ...]  # of the window, from its first entry to its last
-    # what is put behind as well, so that the last window fits; nothing counts it
+    # what is put after it as well, so that the last window fits; nothing counts it
     more: tuple[int, ...]
 
 
@@ -63,12 +63,12 @@ def _halves(total: int, upper: bool) -> tuple[int, int]:
     return (less, total - less) if upper else (total - less, less)
 
 
-def _missing(size: int, before: int, behind: int, stride: int, reach: int) -> int:
-    """What the last window lacks, if it begins before all of the axis is behind it."""
-    count = -(-(size + before + behind - reach) // stride) + 1
+def _missing(size: int, before: int, after: int, stride: int, reach: int) -> int:
+    """What the last window lacks, if it begins before the end of the axis."""
+    count = -(-(size + before + after - reach) // stride) + 1
     if (count - 1) * stride >= size + before:
         count -= 1
-    return max(0, (count - 1) * stride + reach - size - before - behind)
+    return max(0, (count - 1) * stride + reach - size - before - after)
 
 
 # --- Convolutions ---
