@@ -26,7 +26,7 @@ STEPS, BATCH = 6, 2  # of inputs whose sizes nothing tells
 
 # Of the elements that a run may make: whatever is given, for each element that is given, and for
 # each parameter. A file is small that asks for very much.
-_ELEMENTS, _ELEMENTS_PER_INPUT, _ELEMENTS_PER_PARAMETER = 2**25, 2**20, 16
+_ELEMENTS, _ELEMENTS_PER_INPUT, _ELEMENTS_PER_PARAMETER = 2**24, 2**20, 16
 
 _NODES = 2**14  # of bodies, each time that one is traced or written out: loops in loops are many
 
