@@ -146,7 +146,6 @@ def _whole(window: _Window) -> list[tuple[int, int]]:
 def max_pool(at: At, x: Any) -> Any:
     """The largest entry in each window."""
     window = _window(at, x, _numbers(at, "kernel_shape", x.ndim - 2))
-    _check_padding(at, window)
     if at.num_outputs > 1:
         raise at.fail("the places of the largest entries, its second output, are not read here")
     floating = jnp.issubdtype(x.dtype, jnp.floating)
@@ -154,16 +153,9 @@ def max_pool(at: At, x: Any) -> Any:
     return at.computed(lambda x: _reduced(x, window, low, lax.max, _whole(window)), x)
 
 
-def _check_padding(at: At, window: _Window) -> None:
-    """A window that lies outside has nothing in it."""
-    if any(max(pad) >= long for pad, long in zip(window.pads, window.reach, strict=True)):
-        raise at.fail(f"its pads {list(window.pads)} are as wide as its window {window.sizes}")
-
-
 def average_pool(at: At, x: Any) -> Any:
     """The mean of each window, with what is around or without."""
     window = _window(at, x, _numbers(at, "kernel_shape", x.ndim - 2))
-    _check_padding(at, window)
 
     def run(x: Any) -> Any:
         total = _reduced(x, window, np.zeros((), x.dtype), lax.add, _whole(window))
