@@ -442,7 +442,7 @@ def test_packed_sequences_and_computed_states_of_torch(fold: bool, assert_close:
     carry, ys = model(export.given)
     outputs = [ys] if not isinstance(ys, dict) else list(ys.values())
     assert_close(outputs[0], export.outputs[0], TOLERANCE)
-    assert set(model.params) == {"gru"} if fold else {"constants"}
+    assert set(model.params) == {"gru"}
     assert isinstance(carry["gru"], rnnjax.Directions)
     untouched = rnnjax_onnx.update(model)
     assert untouched == onnx.load_from_string(export.file)
@@ -589,6 +589,14 @@ def test_constant_lengths(assert_close: Any) -> None:
         expected = by_reference(alone, {"x": xs[:length, row : row + 1]})
         assert_close(ys[:length, :, row], expected["Y"][:, :, 0], TOLERANCE)
         assert_close(carry["lstm"].cell[row], expected["Yc"][0, 0], TOLERANCE)
+
+
+def test_a_clip_that_nothing_reaches_is_none(assert_close: Any) -> None:
+    proto, xs = one_lstm(clip=50000.0), normal(TIME, BATCH, FEATURES)
+    model = rnnjax_onnx.load(proto)
+    assert_close(model(xs)[1], by_reference(proto, {"x": xs})["Y"], TOLERANCE)
+    with pytest.raises(InteropError, match=r"node 0 .LSTM.: it clips at 50000.0"):
+        rnnjax_onnx.load(one_lstm(clip=50000.0, activations=["Sigmoid", "Relu", "Relu"]))
 
 
 def test_marks_of_time_are_refused() -> None:

@@ -24,7 +24,7 @@ def load(source: Any) -> Model:
     each recurrent node as a `Recurrent` with the cell that computes it; other arrays of floats are
     ``"constants"``, by their names in the file. They are the parameters, and can be trained. Two
     biases of a gate stay two where the second is not zero, as in PyTorch: an optimizer moves their
-    sum by two steps at once. ``clip`` is refused.
+    sum by two steps at once. ``clip`` is refused where it could be reached.
 
     ``model.apply(params, xs, carry)`` takes and returns data with the graph's own axes, as any
     runtime does. ``xs`` is the graph's input, or a dict by name where it has several. Inputs that

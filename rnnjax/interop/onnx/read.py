@@ -15,7 +15,7 @@ from rnnjax.cells.base import Cell, Params
 from rnnjax.errors import InteropError
 from rnnjax.interop.arrays import as_jax
 from rnnjax.interop.layers import Layer, Recurrent
-from rnnjax.interop.onnx.at import traced_dtype
+from rnnjax.interop.onnx.at import At, Budget, traced_dtype
 from rnnjax.interop.onnx.files import dtype_of, import_onnx, read_tensor
 from rnnjax.interop.onnx.graph import (
     CONSTANTS,
@@ -29,7 +29,7 @@ from rnnjax.interop.onnx.graph import (
     all_nodes,
     check_weights,
 )
-from rnnjax.interop.onnx.operators import OPERATORS
+from rnnjax.interop.onnx.operators import OPERATORS, run_operator
 from rnnjax.interop.onnx.recurrent import (
     RECURRENT,
     Weights,
@@ -63,7 +63,7 @@ def read_graph(model: Any, folder: pathlib.Path | None) -> tuple[Graph, Params, 
     read = reader.nodes(model.graph, collections.ChainMap(), "")
     outputs = tuple(output.name for output in model.graph.output)
     inputs = _read_inputs(model.graph, reader.constants, read, outputs)
-    alive = _alive(read, outputs)
+    alive = _folded(_alive(read, outputs), reader.constants, outputs, opset)
     layers = _Layers(reader, alive, outputs, inputs)
     nodes = tuple(map(layers.read, alive))
     static = layers.read_constants(nodes, outputs)
@@ -132,6 +132,44 @@ def _alive(nodes: Sequence[Node], outputs: Iterable[str]) -> list[Node]:
             alive.append(node)
             wanted |= set(node.reads)
     return alive[::-1]
+
+
+def _folded(
+    nodes: Sequence[Node], constants: dict[str, np.ndarray], outputs: Sequence[str], opset: int
+) -> list[Node]:
+    """The nodes without those that put together weights of recurrent nodes, which are computed."""
+    readers: dict[str, list[Node]] = collections.defaultdict(list)
+    for node in all_nodes(nodes):
+        for name in filter(None, node.inputs):
+            readers[name].append(node)
+    weights: set[str] = set()  # what becomes part of such weights, and nothing else
+
+    def becomes_weights(name: str) -> bool:
+        return name not in outputs and all(
+            name in (node.input(place) for place in WEIGHTS)
+            if node.op_type in RECURRENT
+            else node.op_type in _MOVES and weights.issuperset(filter(None, node.outputs))
+            for node in readers[name]
+        )
+
+    for node in reversed(nodes):
+        weights.update(filter(becomes_weights, filter(None, node.outputs)))
+    for name, array in constants.items():
+        if not jnp.issubdtype(array.dtype, jnp.floating) or becomes_weights(name):
+            weights.add(name)
+    budget = Budget(16 * sum(array.size for array in constants.values()), 0)
+    rest = []
+    for node in nodes:
+        names = [*filter(None, (*node.inputs, *node.outputs))]
+        known = all(name in constants for name in node.inputs if name)
+        if node.op_type in _MOVES and known and weights.issuperset(names):
+            at = At(node.label, opset, dict(node.attributes), len(node.outputs), budget)
+            inputs = [constants[name] if name else None for name in node.inputs]
+            made = run_operator(node.op_type, at, inputs)
+            constants.update(zip(node.outputs, made, strict=False))
+        else:
+            rest.append(node)
+    return rest
 
 
 # --- Nodes ---

@@ -173,6 +173,8 @@ def activation_to_onnx(function: str | Function) -> tuple[str, dict[str, float]]
 
 # --- Cells ---
 
+_SATURATED = frozenset({"sigmoid", "tanh", "hard_sigmoid", "legacy_hard_sigmoid"})
+
 
 def cell_from_onnx(
     op_type: str,
@@ -194,7 +196,8 @@ def cell_from_onnx(
     >>> cell_from_onnx("LSTM", 5, ["sigmoid", "tanh", "tanh"], biases=1) == LSTMCell(5)
     True
     """
-    if clip is not None:
+    # Some exporters write a bound that nothing reaches: beyond it these functions are constant.
+    if clip is not None and not (clip >= 50 and _SATURATED.issuperset(activations[:2])):
         raise InteropError(f"it clips at {clip}, which no cell does; export it without clip")
     shared: dict[str, Any] = {"use_bias": biases > 0, "param_dtype": param_dtype}
     second: dict[str, Any] = {"use_recurrent_bias": biases > 1}

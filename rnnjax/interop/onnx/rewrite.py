@@ -60,7 +60,10 @@ def update(model: Model) -> Any:
                 )
             now = now.astype(original.dtype)
             if now.tobytes() != was.tobytes():
-                _put(holders[name], now)
+                if name in holders:
+                    _put(holders[name], now)
+                else:
+                    _replace(proto.graph, name, now)
     return proto
 
 
@@ -85,6 +88,13 @@ def _holders(graph: Any, prefix: str, bodies: Iterator[int]) -> Iterator[tuple[s
                 yield from _holders(attribute.g, body_prefix(attribute.name, bodies), bodies)
             elif node.op_type == "Constant":
                 yield prefix + node.output[0], attribute
+
+
+def _replace(graph: Any, name: str, array: np.ndarray) -> None:
+    """Put an array in the place of what nodes make of others."""
+    for node in graph.node:
+        node.output[:] = [f"{name}/before" if one == name else one for one in node.output]
+    graph.initializer.append(import_onnx().numpy_helper.from_array(array, name))
 
 
 def _put(holder: Any, array: np.ndarray) -> None:
