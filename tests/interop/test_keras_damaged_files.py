@@ -278,12 +278,13 @@ def load_all(kind: str, first: int, count: int) -> dict[str, int]:
     outcomes: collections.Counter[str] = collections.Counter()
     with tempfile.TemporaryDirectory() as folder:
         whole = whole_file(kind, Path(folder))
+        like = small_model() if kind == "weights" else None
         path = Path(folder) / f"changed{KINDS[kind]}"
         for seed in range(first, first + count):
             path.write_bytes(mutate(kind, seed, whole))
             signal.alarm(SECONDS)
             try:
-                model = interop.load(path)
+                model = interop.load(path, like=like)
                 outcomes[type(model).__name__] += 1
             except InteropError as error:
                 outcomes["InteropError"] += 1
@@ -457,7 +458,7 @@ def test_a_reader_that_hangs_is_stopped(tmp_path: Path, monkeypatch: pytest.Monk
     interop.save(small_model(), path)
     monkeypatch.setattr(hdf5, "__file__", str(endless))
     with pytest.raises(InteropError, match="the HDF5 library fails on it"):
-        interop.load(path)
+        interop.load(path, like=small_model())
 
 
 def test_the_reader_is_a_process_of_any_place(tmp_path: Path) -> None:
@@ -465,6 +466,7 @@ def test_the_reader_is_a_process_of_any_place(tmp_path: Path) -> None:
     path = tmp_path / "a \u00e9" / "-c.weights.h5"
     path.parent.mkdir()
     interop.save(small_model(), path)
+    interop.save(small_model(), tmp_path / "whole.keras")
     package = tmp_path / "rnnjax.zip"
     with zipfile.ZipFile(package, "w") as archive:
         top = Path(rnnjax.__file__).parent
@@ -472,10 +474,11 @@ def test_the_reader_is_a_process_of_any_place(tmp_path: Path) -> None:
             archive.write(module, module.relative_to(top.parent))
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); from rnnjax.interop import keras; "
-        "assert sys.argv[1] in keras.__file__; print(set(keras.load(sys.argv[2]).params))"
+        "assert sys.argv[1] in keras.__file__; "
+        "like = keras.load(sys.argv[3]); print(set(keras.load(sys.argv[2], like=like).params))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, package, path.name],
+        [sys.executable, "-c", code, package, path.name, tmp_path / "whole.keras"],
         cwd=path.parent,
         capture_output=True,
         text=True,
@@ -494,7 +497,7 @@ def test_without_a_python_to_read_with(
     else:
         monkeypatch.setattr(sys, "executable", place)
     with pytest.raises(InteropError, match="a Python process of its own"):
-        interop.load(sound)
+        interop.load(sound, like=small_model())
 
 
 @pytest.mark.usefixtures("process_of_its_own")
@@ -504,7 +507,7 @@ def test_a_process_without_h5py_is_told(
     (tmp_path / "h5py.py").write_text("raise ImportError('broken here')")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(InteropError, match=r"cannot import h5py .*broken here"):
-        interop.load(sound)
+        interop.load(sound, like=small_model())
 
 
 @pytest.mark.parametrize("name", ["none.keras", "empty.keras", "text.h5", "."])
@@ -515,10 +518,32 @@ def test_no_file_of_keras(name: str, tmp_path: Path) -> None:
         interop.load(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"\x1c\0\0\0TFL3" + bytes(50), "a TFLite model"),
+        (b"\x20\0\0\0\0\0\0\0" + b'{"a": 1}' + bytes(30), r"\.safetensors.*interop\.torch\.load"),
+        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", r"torch\.save; call .*torch\.load"),
+        (("a/data.pkl", "a/data/0"), r"torch\.save; call .*torch\.load"),
+        (("a/data.pkl", "a/constants.pkl", "a/code/__torch__.py"), "a TorchScript program"),
+    ],
+)
+def test_files_of_others_are_named(content: Any, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.h5"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        with zipfile.ZipFile(path, "w") as file:
+            for name in content:
+                file.writestr(name, b"")
+    with pytest.raises(InteropError, match=says):
+        interop.load(path)
+
+
 def test_without_h5py(sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(InteropError, match=r"pip install 'rnnjax\[keras-files\]'"):
-        interop.load(sound)
+        interop.load(sound, like=small_model())
     with pytest.raises(InteropError, match=r"pip install 'rnnjax\[keras-files\]'"):
         interop.save(small_model(), sound)
 

@@ -92,7 +92,7 @@ def cudnn(parts: list[tuple[np.ndarray, ...]]) -> list[tuple[str, np.ndarray]]:
     return [("a/kernel:0", kernel), ("a/recurrent_kernel:0", recurrent), ("a/bias:0", bias)]
 
 
-@pytest.mark.parametrize("form", ["whole", "weights", "like"])
+@pytest.mark.parametrize("form", ["whole", "like"])
 def test_cudnn_lstm(form: str, tmp_path: Path) -> None:
     params, ifgo = lstm_params()
     options = {"name": "a", "units": SIZE, "return_sequences": True}
@@ -103,7 +103,7 @@ def test_cudnn_lstm(form: str, tmp_path: Path) -> None:
     check_same(interop.load(path, like=like), cell, params)
 
 
-@pytest.mark.parametrize("form", ["whole", "weights", "like"])
+@pytest.mark.parametrize("form", ["whole", "like"])
 def test_cudnn_gru(form: str, tmp_path: Path) -> None:
     params, (r, z, n) = gru_params()
     options = {"name": "a", "units": SIZE, "return_sequences": True}
@@ -132,9 +132,8 @@ def keras_1(parts: dict[str, tuple[np.ndarray, ...]], name: str) -> list[tuple[s
     ]
 
 
-@pytest.mark.parametrize("weights_alone", [False, True])
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "SimpleRNN"])
-def test_keras_1(kind: str, weights_alone: bool, tmp_path: Path) -> None:
+def test_keras_1(kind: str, tmp_path: Path) -> None:
     """Three arrays for each gate, option names of its own, and the old hard sigmoid by default."""
     hard = {"recurrent_activation": "legacy_hard_sigmoid"}
     if kind == "LSTM":
@@ -161,9 +160,11 @@ def test_keras_1(kind: str, weights_alone: bool, tmp_path: Path) -> None:
     }
     if kind != "SimpleRNN":
         options["inner_activation"] = "hard_sigmoid"
-    config = None if weights_alone else sequential((kind, options))
+    config = sequential((kind, options))
     model = interop.load(write(tmp_path / "old.h5", {"rnn_1": arrays}, config, None))
     check_same(model, cell, {"kernel": w, "recurrent_kernel": u, "bias": b})
+    weights = write(tmp_path / "weights.h5", {"rnn_1": arrays}, None, None)
+    check_same(interop.load(weights, like=model), cell, model.params["rnn_1"])
 
 
 def test_keras_1_model_of_several_layers(tmp_path: Path) -> None:
@@ -282,23 +283,23 @@ def test_like_has_to_fit(tmp_path: Path) -> None:
         interop.load(path, like=Model.of(cell, params))
 
 
-def test_several_orders_fit(tmp_path: Path) -> None:
-    """A file of Keras 3's weights does not say the order; the old layout does."""
-    rng = np.random.default_rng(0)
-
-    def draw(*shape: int) -> np.ndarray:
-        return rng.standard_normal(shape).astype(np.float32)
-
-    path = tmp_path / "model.weights.h5"
-    with h5py.File(path, "w") as file:
-        for group in ("lstm/cell", "lstm_1/cell"):
-            for i, array in enumerate((draw(2, 8), draw(2, 8), draw(8))):
-                file[f"layers/{group}/vars/{i}"] = array
-        file["layers/dense/vars/0"] = draw(2, 1)
-        file["layers/dense/vars/1"] = draw(1)
-    model = interop.load(path)
-    assert [str(layer) for layer in model.layers.values()] == ["LSTMCell(2)"] * 2 + ["Dense(1)"]
-    with h5py.File(path, "a") as file:
-        file["layers/gru/cell/vars/0"], file["layers/gru/cell/vars/1"] = draw(2, 6), draw(2, 6)
-    with pytest.raises(InteropError, match="several orders fit"):
+def test_weights_alone_do_not_say_their_layers(tmp_path: Path) -> None:
+    path = write(tmp_path / "old.h5", {"a": cudnn(lstm_params()[1])}, None, "2.2.4")
+    with pytest.raises(InteropError, match=r"weights alone.*load\(path, like=model\)"):
         interop.load(path)
+
+
+def test_files_of_windows(tmp_path: Path) -> None:
+    """Keras 2.13 to 2.15 joined the paths in a file by the separator of the system."""
+    cell = LSTMCell(SIZE)
+    params = cell.init(jax.random.key(0), IN)
+    model = Model.of(cell, params)
+    interop.save(model, tmp_path / "model.weights.h5")
+    with (
+        h5py.File(tmp_path / "model.weights.h5") as ours,
+        h5py.File(tmp_path / "windows.weights.h5", "w") as theirs,
+    ):
+        for i, array in enumerate(ours["layers/lstm/cell/vars"].values()):
+            theirs[f"layers\\lstm\\cell/vars/{i}"] = array[()]
+    like = model.with_params(jax.tree.map(np.zeros_like, model.params))
+    check_same(interop.load(tmp_path / "windows.weights.h5", like=like), cell, params)

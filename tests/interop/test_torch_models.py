@@ -124,7 +124,6 @@ def test_modules_select_and_order_and_name_what_is_code() -> None:
     ("modules", "match"),
     [
         ({"a": nn.LSTM(3, 3), "b": nn.LSTM(3, 3)}, "more than one order fits.*'a' .*'b' "),
-        ({"a": nn.LSTM(3, 4), "b": nn.LSTM(5, 6)}, "no such order fits"),
         ({"a": nn.LSTM(3, 4), "b": nn.Linear(4, 4), "c": nn.Linear(4, 4)}, "no such order fits"),
         ({"a": nn.Embedding(3, 3), "b": nn.Linear(3, 3, bias=False)}, "no such order fits"),
         ({"a": nn.Embedding(9, 3), "b": nn.GRU(3, 3), "c": nn.Embedding(9, 3)}, "more than one"),
@@ -140,6 +139,28 @@ def test_modules_select_and_order_and_name_what_is_code() -> None:
 def test_an_order_that_is_not_certain_is_asked_for(modules: dict[str, Any], match: str) -> None:
     with pytest.raises(InteropError, match=match):
         from_state_dict(nn.ModuleDict(modules).state_dict())
+
+
+def test_recurrent_modules_in_no_row_are_read_each_by_its_name() -> None:
+    """As in an encoder and a decoder; what is between them in code is in no state dict."""
+    module = randomize(
+        nn.ModuleDict({"a": nn.LSTM(3, 4), "b": nn.GRU(5, 6), "head": nn.Linear(6, 2)})
+    )
+    with pytest.warns(UserWarning, match=r"a, b are in no row by their sizes.*'head'.*modules="):
+        model = from_state_dict(module.state_dict())
+    rng = np.random.default_rng(1)
+    sizes = {"a": 3, "b": 5}
+    xs = {name: rng.standard_normal((4, 2, n)).astype(np.float32) for name, n in sizes.items()}
+    carry, ys = model(xs)
+    for name in "ab":
+        expected = module[name](torch.tensor(xs[name]))[0].detach().numpy()
+        np.testing.assert_allclose(ys[name], expected, rtol=0, atol=1e-6)
+        np.testing.assert_array_equal(carry[name].hidden, ys[name][-1])
+    state = module.state_dict()
+    assert_same = np.testing.assert_array_equal
+    for key, array in to_state_dict(model).items():
+        assert_same(array, state[key].numpy())
+    assert len(to_state_dict(model)) == 8
 
 
 def test_a_linear_module_that_was_made_last_is_the_last() -> None:

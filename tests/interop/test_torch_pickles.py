@@ -308,7 +308,10 @@ def test_old_pickles_and_new_ones_are_read() -> None:
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_what_checkpoints_hold_besides_is_not_read(protocol: int, tmp_path: pathlib.Path) -> None:
     state = state_of()
-    besides = {"best": np.float64(3), "seen": {1, 2}, "key": b"abc", "type": np.dtype("<f4")}
+    besides = {
+        "best": np.float64(3), "seen": {1, 2}, "key": b"abc", "type": np.dtype("<f4"),
+        "history": np.arange(3.0), "by number": {np.int64(3): 0.5},
+    }  # fmt: skip
     steps = pickle.dumps(besides, protocol)
     steps = steps[11:-1] if protocol == 4 else steps[2:-1]  # without its frame and its end
     device = named("torch", "device") + b"(" + written("cpu", []) + b"tR"
@@ -732,9 +735,19 @@ ENTRIES = {"a/data.pkl": body_of(b"}"), "a/data/0": bytes(16)}
 FILES = {
     "no pickle": (zip_of({"a/b": b""}), "has no data.pkl"),
     "nothing in it": (b"PK\x03\x04" + zip_of({}), "has no data.pkl"),
-    "another zip": (
+    "another zip": (zip_of({"a.json": b"{}", "b": b""}), "torch.save did not write"),
+    "a .keras archive": (
         zip_of({"config.json": b"{}", "model.weights.h5": b""}),
-        "torch.save did not write",
+        r"a model of Keras; call rnnjax\.interop\.keras\.load",
+    ),
+    "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(99), r"call rnnjax\.interop\.keras\.load"),
+    "TFLite": (b"\x1c\x00\x00\x00TFL3" + bytes(99), "a TFLite model"),
+    "TorchScript": (
+        zip_of(
+            {"a/data.pkl": b"N.", "a/code/__torch__.py": b"", "a/constants.pkl": b""},
+            compress_type=zipfile.ZIP_DEFLATED,
+        ),
+        r"a TorchScript program.*save\(module\.state_dict",
     ),
     "a path upwards": (zip_of(ENTRIES | {"a/../../b": b""}), r"an entry 'a/\.\./\.\./b'"),
     "a path from the root": (zip_of(ENTRIES | {"/etc/passwd": b""}), "an entry '/etc/passwd'"),

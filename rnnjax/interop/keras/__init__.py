@@ -35,7 +35,7 @@ from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.keras.arrays import KerasOrigin
 from rnnjax.interop.keras.files import read_file
 from rnnjax.interop.keras.live import load_live, set_weights
-from rnnjax.interop.keras.reading import load_file, load_like, load_weights
+from rnnjax.interop.keras.reading import load_file, load_like
 from rnnjax.interop.keras.writing import save
 from rnnjax.interop.model import Model, with_axes
 
@@ -51,10 +51,8 @@ def load(source: Any, *, like: Model | None = None, time_first: bool = True) -> 
     Args:
         source: a built Keras model or layer, or the path of a file: ``.keras``, ``.weights.h5``, or
             ``.h5`` as Keras 1 and 2 wrote it, a whole model or its weights alone.
-        like: a model whose layers are those of a file that holds weights alone. Without it they
-            follow from the names and shapes of the arrays, where these leave no doubt, with
-            Keras's default activations, and every recurrent layer returns its whole sequence;
-            layers without weights, such as a Masking, are then missing.
+        like: a model with the layers of a file that holds weights alone, which does not say them.
+            Its own parameters are replaced.
         time_first: whether data is given and returned time first; False for Keras's own axes, batch
             first. Carries have no time, and ``mask`` and ``resets`` are time first in both.
 
@@ -63,7 +61,8 @@ def load(source: Any, *, like: Model | None = None, time_first: bool = True) -> 
 
     Raises:
         InteropError: the file cannot be read or is damaged, a layer is not known here, or its
-            weights do not belong to it; or h5py is missing.
+            weights do not belong to it; it holds weights alone, and ``like`` is missing; or h5py is
+            missing.
         InvalidInputError: ``source`` is something else, or ``like`` is given without need.
 
     >>> import jax, rnnjax, tempfile
@@ -91,7 +90,13 @@ def _load(source: Any, like: Model | None) -> Model:
     if isinstance(source, str | os.PathLike):
         file = read_file(source)
         if file.config is None:
-            return load_weights(file) if like is None else load_like(file, like)
+            if like is None:
+                raise InteropError(
+                    f"{source} holds weights alone, and not the layers that they are of; give a "
+                    "model of these layers, as in load(path, like=model), or save the whole model "
+                    "with model.save('model.keras')"
+                )
+            return load_like(file, like)
         _refuse_like(like, source)
         return load_file(file)
     _refuse_like(like, type(source).__name__)

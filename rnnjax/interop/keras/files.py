@@ -26,12 +26,12 @@ import numpy as np
 
 from rnnjax.errors import InteropError
 from rnnjax.interop.keras import hdf5
+from rnnjax.interop.signatures import HDF5, ZIP, describe
 from rnnjax.interop.whole import in_a_line, package, write_whole
 
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 _LONGEST_JSON = 16 * 2**20
 _AT_LEAST = 64 * 2**20  # bytes that any file may unfold to
-_SIGNATURES = {b"\x89HDF\r\n\x1a\n": "hdf5", b"PK\x03\x04": "zip"}
 # All that Python's reader of archives is known to raise on damaged ones.
 _ZIP_ERRORS = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, OSError, EOFError, ValueError,
@@ -61,17 +61,19 @@ def read_file(path: str | os.PathLike[str]) -> KerasFile:
     path = Path(path)
     try:
         with path.open("rb") as file:
-            start = file.read(8)
+            start = file.read(16)
     except (OSError, ValueError) as error:
         _refuse(path, f"it cannot be read ({error}); check the path", error)
-    kind = next((kind for mark, kind in _SIGNATURES.items() if start.startswith(mark)), None)
-    if kind == "zip":
+    if start.startswith(ZIP):
         return _read_archive(path)
-    if kind == "hdf5":
+    if start.startswith(HDF5):
         return _from_hdf5(path, *_read_hdf5(path))
+    what = describe(start)
     return _refuse(
         path,
-        "it is neither a .keras archive nor an HDF5 file; save the model with "
+        f"it is {what}"
+        if what
+        else "it is neither a .keras archive nor an HDF5 file; save the model with "
         "model.save('model.keras')",
     )
 
@@ -83,6 +85,9 @@ def _read_archive(path: Path) -> KerasFile:
             for name in names:
                 if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name) or ":" in name:
                     _refuse(path, f"its member {name[:80]!r} lies outside of it")
+            what = None if _CONFIG in names else describe(b"", names)
+            if what:
+                _refuse(path, f"it is {what}")
             bound = max(_AT_LEAST, 4 * path.stat().st_size)
             config = _member(path, archive, _CONFIG, _LONGEST_JSON)
             metadata = _member(path, archive, _METADATA, _LONGEST_JSON)

@@ -46,14 +46,15 @@ class Reader:
         """
         self._attributes_of("", file)
         old = any(name.startswith("layer_names") for name in self.attributes.get("", {}))
-        names = [name for name in file if (name in WANTED or old) and name not in _OTHER_GROUPS]
         found: list[tuple[str, Any]] = []
-        for name in names:
-            self._visit(file, name, "", 1, found)
+        for name in file:
+            # Keras 2.13 to 2.15 joined paths by the separator of the system.
+            path = name if old else name.replace("\\", "/")
+            if name not in _OTHER_GROUPS and (old or path.partition("/")[0] in WANTED):
+                self._visit(file, name, path, 1, found)
         self.arrays = [(path, self._array(dataset)) for path, dataset in found]
 
-    def _visit(self, group: Any, name: str, above: str, depth: int, found: list[Any]) -> None:
-        path = f"{above}/{name}" if above else name
+    def _visit(self, group: Any, name: str, path: str, depth: int, found: list[Any]) -> None:
         self.objects += 1
         if self.objects > _MOST_OBJECTS or depth > _DEEPEST:
             raise Refused(
@@ -72,7 +73,7 @@ class Reader:
         elif isinstance(entry, self.h5py.Group):
             self._attributes_of(path, entry)
             for inner in entry:
-                self._visit(entry, inner, path, depth + 1, found)
+                self._visit(entry, inner, f"{path}/{inner}", depth + 1, found)
         else:
             raise Refused(f"{path[:80]!r} is neither a group nor an array")
 

@@ -18,8 +18,7 @@ from rnnjax.interop.keras.arrays import (
 )
 from rnnjax.interop.keras.configs import groups_of, written_layers
 from rnnjax.interop.keras.files import KerasFile
-from rnnjax.interop.keras.graph import Entry, entry_of, is_model, layers_in, row_of, wiring_of
-from rnnjax.interop.keras.guess import guess_groups, guess_paths
+from rnnjax.interop.keras.graph import Entry, entry_of, is_model, layers_in, wiring_of
 from rnnjax.interop.keras.layers import Version, network_of
 from rnnjax.interop.model import Model, Network, Sequential
 
@@ -95,24 +94,6 @@ def _model_in(whole: Any) -> tuple[str, Any]:
         return str(whole.get("class_name")), whole["config"]
     entry = entry_of(whole, "the model")
     return entry.kind, entry.config
-
-
-def load_weights(file: KerasFile) -> Model:
-    """The model of a file that holds weights alone, as far as they tell it."""
-    if file.groups is None:
-        guesses = guess_paths(_wanted(file.arrays))
-    else:
-        guesses = guess_groups(file.groups)
-    if not guesses:
-        raise InteropError("the file holds no weights; save the model after it is built")
-    row = row_of([guess.entry for guess in guesses])
-    network, forms = network_of(row, Version.of(file.version))
-    if file.groups is not None:
-        return build(network, forms, _from_groups(network, file.groups))
-    groups = {guess.entry.name: guess.group for guess in guesses}
-    wrapped = {g.entry.name: "TimeDistributed" for g in guesses if g.group.startswith("time_dist")}
-    forms = forms | wrapped
-    return build(network, forms, _from_paths(network, forms, groups, file.arrays))
 
 
 def load_like(file: KerasFile, like: Model) -> Model:

@@ -31,7 +31,7 @@ from rnnjax.interop.chain import (
     with_parameters,
 )
 from rnnjax.interop.layers import Dense, Layer, Recurrent
-from rnnjax.interop.model import Model, Sequential, with_axes
+from rnnjax.interop.model import Call, Functional, Input, Model, Sequential, Value, with_axes
 from rnnjax.interop.torch.cells import Spec, TorchOrigin, spec_of, write_params
 from rnnjax.interop.torch.files import opened, read_arrays, write_arrays
 from rnnjax.interop.torch.modules import Module, find_modules, read_module
@@ -72,7 +72,9 @@ def from_state_dict(
             ``["embedding", "lstm", Activation("relu", "relu"), "head"]``. Nothing else is read
             then. Left out, all of them, where their order is certain: an embedding, recurrent
             modules whose sizes fit in one order alone, one linear module. A weight without bias is
-            an embedding at the first place if that fits, and a linear module elsewhere.
+            an embedding at the first place if that fits, and a linear module elsewhere. Several
+            recurrent modules whose sizes fit in no order are read each by itself, with a warning:
+            the inputs and outputs of the model are dicts by their names.
         nonlinearity: of ``nn.RNN``, which a state dict does not say: ``"tanh"`` or ``"relu"``, or
             a mapping with entries for some modules by name.
         time_first: whether data is given and returned time first; False for batch first, as modules
@@ -247,22 +249,61 @@ def _read(
         frozenset(name for name, module in found.items() if module.recurrent),
         lambda name: read_module(found[name], nonlinearities[name]),
     )
-    order = infer_order(known) if modules is None else given_order(known, modules)
     if modules is None:
-        _check_last(found, order)
+        order, apart = _certain_order(known, found)
+    else:
+        order, apart = given_order(known, modules), False
     names = {reading.layer.name for reading in order} & set(found)
     origin = TorchOrigin(
         {name: found[name].prefix for name in names},
         frozenset(n for n in names if found[n].recurrent and "weight_hh" in found[n].entries),
     )
-    network = Sequential(tuple(reading.layer for reading in order))
+    network: Functional | Sequential = Sequential(tuple(reading.layer for reading in order))
+    network = _side_by_side(order) if apart else network
     model = Model(network, {r.layer.name: r.params for r in order if r.params}, origin)
+    said = []
+    if apart:
+        unknown += [str(module) for name, module in found.items() if name not in names]
+        said.append(
+            f"its recurrent modules {', '.join(r.layer.name for r in order)[:400]} are in no row "
+            "by their sizes, so that each is by itself, with an input and an output of its name"
+        )
     lost = [*unknown, *(f"{path[:60]!r}, a state dict" for path in others)]
-    if not lost or modules is not None:
+    if lost:
+        said.append(
+            f"the model was read without {'; '.join(lost[:8])}{'; ...' * (len(lost) > 8)}, and "
+            "computes something else where these have a part in it"
+        )
+    if not said or modules is not None:
         return model, ""
-    return model, (
-        f"the model was read without {'; '.join(lost[:8])}{'; ...' * (len(lost) > 8)}, and computes"
-        " something else where these have a part in it; say in modules=[...] what runs"
+    return model, "; ".join([*said, "say in modules=[...] what runs"])
+
+
+def _certain_order(known: Modules, found: Mapping[str, Module]) -> tuple[list[Reading], bool]:
+    """All modules in their one order; or the recurrent ones, and that they are in no row."""
+    try:
+        order = infer_order(known)
+    except InteropError:
+        alone = [known.read(name)[0] for name, module in found.items() if module.recurrent]
+        gives, takes = [one.gives for one in alone], [one.takes for one in alone]
+        starts = [i for i, size in enumerate(takes) if size not in gives[:i] + gives[i + 1 :]]
+        ends = [i for i, size in enumerate(gives) if size not in takes[:i] + takes[i + 1 :]]
+        if len(starts) < 2 and len(ends) < 2:  # a row has one of each
+            raise
+        return alone, True
+    _check_last(found, order)
+    return order, False
+
+
+def _side_by_side(readings: Sequence[Reading]) -> Functional:
+    """Each layer by itself, with an input and an output of its name."""
+    names, count = tuple(reading.layer.name for reading in readings), len(readings)
+    return Functional(
+        tuple(Input(name, (None, one.takes)) for name, one in zip(names, readings, strict=True)),
+        tuple(reading.layer for reading in readings),
+        tuple(Call(name, name, (Value(i),)) for i, name in enumerate(names)),
+        tuple(Value(count + i) for i in range(count)),
+        names,
     )
 
 

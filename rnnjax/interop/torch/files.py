@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rnnjax.errors import InteropError, InvalidInputError
+from rnnjax.interop.signatures import describe
 from rnnjax.interop.whole import in_a_line, package, write_whole
 
 # NumPy has no bfloat16 of its own, and the package's reader for NumPy none therefore.
@@ -101,7 +102,9 @@ def _check_path(path: Any) -> None:
 
 def _check_header(content: bytes) -> None:
     """What the package does not say, or not plainly: other formats, and names that occur twice."""
-    size = int.from_bytes(content[:8], "little")
+    size, what = int.from_bytes(content[:8], "little"), describe(content[:16])
+    if what and content[8:9] != b"{":
+        raise InteropError(f"it is {what}")
     if len(content) < 10 or size > len(content) - 8 or content[8:9] != b"{":
         raise InteropError(
             f"it is no .safetensors file, or a damaged one, and none that torch.save wrote since "

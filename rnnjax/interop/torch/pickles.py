@@ -193,6 +193,8 @@ def _set(whole: dict[Any, Any], pairs: Any) -> dict[Any, Any]:
     So might a dict of integers of one hash, which has their remainder of 2**61 - 1.
     """
     for key, value in pairs:
+        if type(key) is _Global:  # a number of NumPy's, which no parameter has for a key
+            continue
         if not isinstance(key, str | int | float) or (type(key) is int and abs(key) >= 2**61 - 1):
             raise ValueError(f"its pickle has a {type(key).__name__} for a key, or a huge number")
         whole[key] = value
@@ -280,6 +282,10 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
         [
             "numpy.core.multiarray scalar",
             "numpy._core.multiarray scalar",
+            "numpy.core.multiarray _reconstruct",
+            "numpy._core.multiarray _reconstruct",
+            "numpy.core.numeric _frombuffer",
+            "numpy._core.numeric _frombuffer",
             "numpy dtype",
             "_codecs encode",
             "torch device",
@@ -291,7 +297,7 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
 }
 
 
-_GLOBALS = {name: _Global(name) for name in [*_FUNCTIONS, *_DTYPES]}
+_GLOBALS = {name: _Global(name) for name in [*_FUNCTIONS, *_DTYPES, "numpy ndarray"]}
 
 
 def _storage(storages: dict[str, Storage], came: Any) -> Storage:

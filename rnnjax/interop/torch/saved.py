@@ -13,12 +13,12 @@ from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from rnnjax.errors import InteropError
+from rnnjax.interop.signatures import TORCH_STREAM, ZIP, describe
 from rnnjax.interop.torch.pickles import ALONE, Storage, run_pickle
 from rnnjax.interop.whole import in_a_line
 
 _LONGEST_PICKLE = 64 * 2**20
 _LONGEST_DIRECTORY = 16 * 2**20  # of a zip: some 200,000 entries, which take 20 times as much
-_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the first pickle of a stream, behind its protocol
 # NotImplementedError is of a method of compression that Python does not know.
 _DAMAGED = (ValueError, IndexError, KeyError, struct.error, EOFError, OSError, zipfile.BadZipFile,
             NotImplementedError)  # fmt: skip
@@ -26,7 +26,7 @@ _DAMAGED = (ValueError, IndexError, KeyError, struct.error, EOFError, OSError, z
 
 def is_saved_by_torch(start: bytes) -> bool:
     """Whether a file begins so that `read_saved` is the reader to ask."""
-    return start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[2:15] == _MAGIC)
+    return start.startswith(ZIP) or (start[:1] == b"\x80" and start[2:].startswith(TORCH_STREAM))
 
 
 def read_saved(file: BinaryIO) -> Any:
@@ -90,6 +90,9 @@ def _read_zip(file: _Bounded) -> Any:
     file.most = file.length
     names = archive.namelist()
     root, sizes = next(iter(names), "").partition("/")[0], dict.fromkeys(names, 0)
+    what = describe(b"", names)
+    if what and "torch.load" not in what:
+        raise InteropError(f"it is {what}")
     strange = [n for n in names if not n.startswith(f"{root}/") or ".." in n.split("/")]
     if not root or strange or f"{root}/data.pkl" not in sizes:
         why = f"has an entry {strange[0][:80]!r}" if strange else "has no data.pkl"
@@ -126,7 +129,7 @@ def _read_stream(file: _Bounded) -> Any:
     """The form before PyTorch 1.6; its numbers are little-endian, whatever the machine was."""
     storages: dict[str, Storage] = {}
     pickles = io.BytesIO(file.part(0, min(file.length, _LONGEST_PICKLE)))
-    pickles.seek(2 + len(_MAGIC))
+    pickles.seek(2 + len(TORCH_STREAM))
     if run_pickle(pickles, storages) != 1001:
         raise InteropError("it is of a form that PyTorch has left; save it again with a new one")
     run_pickle(pickles, storages)  # the machine's sizes of numbers
