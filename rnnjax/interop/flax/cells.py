@@ -33,19 +33,15 @@ def find_layout(where: str, tree: Tree) -> Layout | None:
 
 
 def read_cell(
-    where: str, layout: Layout, tree: Tree, options: Mapping[str, Any], residual: bool
+    where: str, layout: Layout, tree: Tree, options: Mapping[str, Any]
 ) -> tuple[Cell, dict[str, jax.Array]]:
-    """The cell of ours that computes the same, and its parameters.
-
-    ``residual`` of Flax's ``SimpleCell`` adds the hidden state, which is the identity matrix in the
-    recurrent kernel.
-    """
+    """The cell of ours that computes the same, and its parameters."""
     blocks = {
         name: {key: float_array(f"{where}.{name}.{key}", leaf) for key, leaf in block.items()}
         for name, block in tree.items()
     }
     _check_blocks(where, layout, blocks)
-    params = params_of(layout, blocks, residual)
+    params = params_of(layout, blocks, residual=False)
     kernel = params["kernel"]
     size = len(params["recurrent_kernel"])
     return layout.cell(size, param_dtype=kernel.dtype, **options), params
@@ -82,20 +78,12 @@ def _biased(layout: Layout) -> dict[str, bool]:
 
 
 def write_cell(
-    where: str, layout: Layout, cell: Cell, params: Params, residual_of: np.ndarray | None = None
+    where: str, layout: Layout, cell: Cell, params: Params
 ) -> dict[str, dict[str, jax.Array]]:
-    """The way back of `read_cell`.
-
-    Where the module is residual, ``residual_of`` is the recurrent kernel that came: what is
-    unchanged goes back to the bit.
-    """
+    """The way back of `read_cell`."""
     arrays = cell_arrays(cell, params)
     arrays = with_one_bias(arrays) if cell.sums else arrays
     recurrent = arrays["recurrent_kernel"]
-    if residual_of is not None:
-        identity = np.eye(len(recurrent), dtype=recurrent.dtype)
-        same = recurrent == residual_of + identity
-        recurrent = np.where(same, residual_of, recurrent - identity)
     width = recurrent.shape[1]
     first = arrays.get("bias", np.zeros(width, recurrent.dtype))
     second = arrays.get("recurrent_bias", np.zeros(width, recurrent.dtype))

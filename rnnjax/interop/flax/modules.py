@@ -5,58 +5,44 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from rnnjax.cells import Cell, SimpleRNNCell
+from rnnjax.cells import SimpleRNNCell
 from rnnjax.cells.activations import Activation
-from rnnjax.cells.base import Carry, Params
-from rnnjax.errors import InteropError, InvalidInputError
+from rnnjax.errors import InteropError
 from rnnjax.interop.arrays import as_jax, float_array
 from rnnjax.interop.chain import Reading
 from rnnjax.interop.flax.cells import find_layout, read_cell
-from rnnjax.interop.functions import Function
-from rnnjax.interop.layers import Context, Dense, Embedding, Flow, Layer, Recurrent, single
+from rnnjax.interop.layers import Dense, Embedding, Recurrent
 from rnnjax.layers import Bidirectional, Directions
 from rnnjax.layout import Form, Layout
 
 Path = tuple[Any, ...]
 
 
-class CellOptions(NamedTuple):
-    """What a cell of Flax's is told and its parameters do not say; see its attributes."""
+class Place(NamedTuple):
+    """Where the parameters of a layer are in a tree."""
 
-    gate_fn: str | Activation = "sigmoid"
-    activation_fn: str | Activation = "tanh"
-    residual: bool = False
-    dtype: Any = None
+    paths: tuple[Path, ...]  # of its subtrees: two for both directions, else one
+    layouts: tuple[Layout, ...] = ()  # of its cells; none for Embed and Dense
 
 
 class Module(NamedTuple):
     """A module of a tree."""
 
     name: str  # its path, with dots
-    paths: tuple[Path, ...]  # of its subtrees: two for both directions, else one
-    trees: tuple[Any, ...]  # those
-    layouts: tuple[Layout, ...] = ()  # of its cells; none for Embed and Dense
+    place: Place  # where it is
+    trees: tuple[Any, ...]  # what is there
 
     def __str__(self) -> str:
-        if self.layouts:
-            return f"{self.name[:60]!r} ({', '.join(each.names[0] for each in self.layouts)})"
+        if self.place.layouts:
+            kinds = ", ".join(layout.names[0] for layout in self.place.layouts)
+            return f"{self.name[:60]!r} ({kinds})"
         shapes = [
             f"{jax.tree_util.keystr(path)} {np.shape(leaf)}"
             for path, leaf in jax.tree_util.tree_leaves_with_path(self.trees[0])
         ]
         return f"{self.name[:60]!r} ({', '.join(shapes[:3])}{', ...' * (len(shapes) > 3)})"
-
-
-class Place(NamedTuple):
-    """Where a layer came from, and goes back to."""
-
-    paths: tuple[Path, ...]  # as in `Module`
-    layouts: tuple[Layout, ...] = ()  # as there
-    # for each cell, the recurrent kernel that came if it is residual
-    residual_of: tuple[np.ndarray | None, ...] = (None, None)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,85 +60,6 @@ class FlaxOrigin:
     places: Mapping[str, Place] = dataclasses.field(default_factory=dict)
 
 
-@dataclasses.dataclass(frozen=True)
-class FlipValid(Layer):
-    """Turns the order of the valid steps of each row round; padding stays at the end.
-
-    It stands behind a reversed `Recurrent` in the place of Flax's ``keep_order=False``. A row goes
-    to its last valid step. It has no parameters.
-    """
-
-    name: str
-
-    def run(
-        self, params: Params, flow: Flow, carry: Carry | None, context: Context
-    ) -> tuple[None, Flow]:
-        """Flip outputs and mask."""
-        if flow.mask is None:
-            return None, flow._replace(xs=jnp.flip(flow.xs, axis=0))
-        num_steps = flow.mask.shape[0]
-        steps = jnp.arange(num_steps).reshape(-1, *[1] * (flow.mask.ndim - 1))
-        length = jnp.max(jnp.where(flow.mask, steps + 1, 0), axis=0)
-        order = jnp.where(steps < length, length - 1 - steps, steps)
-        mask = jnp.take_along_axis(flow.mask, order, axis=0)
-        order = order.reshape(*order.shape, *[1] * (flow.xs.ndim - order.ndim))
-        return None, Flow(jnp.take_along_axis(flow.xs, order, axis=0), mask)
-
-    def __str__(self) -> str:
-        return "FlipValid()"
-
-
-@dataclasses.dataclass(frozen=True)
-class FlaxFunction(Layer):
-    """A function between Flax's modules, which sees the axes as these have them.
-
-    It may look at other steps, or take one of them, as ``lambda xs: xs[:, -1]``. It has no
-    parameters.
-
-    Args:
-        name: of the layer.
-        function: from an array to another.
-        time_major: whether the modules around it have the time first.
-    """
-
-    name: str
-    function: Function
-    time_major: bool
-
-    def run(
-        self, params: Params, flow: Flow, carry: Carry | None, context: Context
-    ) -> tuple[None, Flow]:
-        """Call it; what is longer for a longer sequence still has a time."""
-        xs = single(self, flow)
-        if not flow.sequence:
-            return None, flow._replace(xs=self.function(xs))
-        features = not jnp.issubdtype(xs.dtype, jnp.integer) or xs.ndim > 2  # which ids have not
-        place = 0 if self.time_major else xs.ndim - 1 - features
-        theirs = jnp.moveaxis(xs, 0, place)
-        shape = [*theirs.shape]
-        shape[place] = 2 * shape[place] + 1
-        ys = self.function(theirs)
-        try:
-            longer = jax.eval_shape(self.function, jax.ShapeDtypeStruct(shape, xs.dtype)).shape
-        except (TypeError, ValueError) as error:  # of JAX
-            raise InvalidInputError(
-                f"layer {self.name!r}, {self}, should take sequences of any length, but takes "
-                f"none of {shape[place]} steps ({str(error).splitlines()[0]}); call it behind the "
-                "model"
-            ) from error
-        sequence = len(longer) > place and longer[place] != ys.shape[place]
-        if flow.mask is not None and not (sequence and ys.shape[place] == len(xs)):
-            raise InvalidInputError(
-                f"layer {self.name!r}, {self}, would take what is masked for steps; leave the mask "
-                "and the lengths out"
-            )
-        ys = jnp.moveaxis(ys, place, 0) if sequence else ys
-        return None, Flow(ys, flow.mask, sequence)
-
-    def __str__(self) -> str:
-        return f"Function({getattr(self.function, '__name__', self.function)})"
-
-
 def find_modules(tree: Any, top_name: str) -> dict[str, Module]:
     """The modules of a tree by their names, in the order of the tree."""
     found: dict[str, Module] = {}
@@ -168,19 +75,19 @@ def find_modules(tree: Any, top_name: str) -> dict[str, Module]:
 def _walk(tree: Any, path: Path, top_name: str) -> Iterator[Module]:
     name = ".".join(map(str, path[:-1] if path[-1:] == ("cell",) else path)) or top_name
     if not isinstance(tree, Mapping):
-        yield Module(name, (path,), (tree,))
+        yield Module(name, Place((path,)), (tree,))
         return
     if set(tree) == {"count", "key"} or not tree:
         return  # the random numbers of a module of nnx
     layout = find_layout(name, tree)
     if layout is not None:
-        yield Module(name, (path,), (tree,), (layout,))
+        yield Module(name, Place((path,), (layout,)), (tree,))
     elif set(tree) >= {"forward_rnn", "backward_rnn"}:
         halves = [
             [*_walk(tree[half], (*path, half), top_name)]
             for half in ("forward_rnn", "backward_rnn")
         ]
-        if not all(len(half) == 1 and half[0].layouts for half in halves):
+        if not all(len(half) == 1 and half[0].place.layouts for half in halves):
             raise InteropError(
                 f"both directions of {name!r} should be an RNN of a cell that is known here, but "
                 f"hold {[str(module) for half in halves for module in half][:4]}; check the "
@@ -188,7 +95,7 @@ def _walk(tree: Any, path: Path, top_name: str) -> Iterator[Module]:
             )
         yield join(name, halves[0][0], halves[1][0])
     elif any(not isinstance(child, Mapping) for child in tree.values()):
-        yield Module(name, (path,), (tree,))
+        yield Module(name, Place((path,)), (tree,))
     else:
         for key, child in tree.items():
             yield from _walk(child, (*path, key), top_name)
@@ -196,50 +103,35 @@ def _walk(tree: Any, path: Path, top_name: str) -> Iterator[Module]:
 
 def join(name: str, forward: Module, backward: Module) -> Module:
     """Both directions as one module."""
-    return Module(
-        name,
-        forward.paths + backward.paths,
-        forward.trees + backward.trees,
-        forward.layouts + backward.layouts,
-    )
+    place = Place(*(a + b for a, b in zip(forward.place, backward.place, strict=True)))
+    return Module(name, place, forward.trees + backward.trees)
 
 
-def read_module(module: Module, options: CellOptions | Mapping[Path, CellOptions]) -> list[Reading]:
-    """The layer that a module is read as; options are of all cells, or by the path of a cell."""
-    if not module.layouts:
-        return [_read_feedforward(module)]
-    cells: list[Cell] = []
-    params, kernels = [], []
-    for path, layout, tree in zip(module.paths, module.layouts, module.trees, strict=True):
-        told = options if isinstance(options, CellOptions) else options.get(path, CellOptions())
-        settings: dict[str, Any] = {"activation": told.activation_fn, "dtype": told.dtype}
-        residual = told.residual and layout.cell is SimpleRNNCell
+def read_module(module: Module, gate_fn: str | Activation, activation_fn: str | Activation) -> Any:
+    """The layer that a module is read as."""
+    if not module.place.layouts:
+        return _read_feedforward(module)
+    cells, params = [], []
+    for layout, tree in zip(module.place.layouts, module.trees, strict=True):
+        options: dict[str, Any] = {"activation": activation_fn}
         if layout.cell is not SimpleRNNCell:
-            settings["recurrent_activation"] = told.gate_fn
-        cell, entry = read_cell(module.name, layout, tree, settings, residual)
+            options["recurrent_activation"] = gate_fn
+        cell, entry = read_cell(module.name, layout, tree, options)
         cells.append(cell)
         params.append(entry)
-        kernels.append(
-            float_array("kernel", tree["h" if "h" in tree else "dense_h"]["kernel"])
-            if residual
-            else None
-        )
     sizes = [entry["kernel"].shape[0] for entry in params]
-    takes = sizes[0]
-    if sizes != [takes] * len(sizes):
+    if len({*sizes}) > 1:
         raise InteropError(
             f"both directions of {module.name!r} should take inputs of one size, but take "
             f"{sizes}; check the parameters"
         )
-    place = Place(module.paths, module.layouts, tuple(kernels))
     if len(cells) == 1:
         layer = Recurrent(module.name, cells[0])
-        return [Reading(layer, params[0], takes, layer.cell.output_size, place)]
+        return Reading(layer, params[0], sizes[0], cells[0].output_size, module.place)
     # A second cell like the first is left out, as in Bidirectional(cell).
     both = Bidirectional(cells[0], None if cells[0] == cells[1] else cells[1])
-    return [
-        Reading(Recurrent(module.name, both), Directions(*params), takes, both.output_size, place)
-    ]
+    layer = Recurrent(module.name, both)
+    return Reading(layer, Directions(*params), sizes[0], both.output_size, module.place)
 
 
 def _read_feedforward(module: Module) -> Reading:
@@ -261,9 +153,8 @@ def _read_feedforward(module: Module) -> Reading:
         raise InteropError(
             f"{module} should be one matrix, and a bias of its width; check the parameters"
         )
-    place = Place(module.paths)
     rows, width = matrix.shape
     if names == {"embedding"}:
-        return Reading(Embedding(module.name, rows, width), params, None, width, place)
+        return Reading(Embedding(module.name, rows, width), params, None, width, module.place)
     dense = Dense(module.name, width, use_bias="bias" in arrays)
-    return Reading(dense, params, rows, width, place)
+    return Reading(dense, params, rows, width, module.place)
