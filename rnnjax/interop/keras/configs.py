@@ -11,7 +11,7 @@ from rnnjax.cells.base import Cell
 from rnnjax.errors import InteropError
 from rnnjax.interop.keras.arrays import CELLS, class_of, snake, unique, units_of
 from rnnjax.interop.keras.functions import layer_of, name_of
-from rnnjax.interop.keras.operators import CALL_OPTIONS, OPERATORS, Operation
+from rnnjax.interop.keras.operators import OPERATORS, Operation
 from rnnjax.interop.layers import (
     Activation,
     Dense,
@@ -28,7 +28,7 @@ from rnnjax.layers import Bidirectional, Regularized, Stack
 _INITIALIZERS = ("glorot_uniform", "glorot_normal", "he_uniform", "he_normal", "lecun_uniform",
                  "lecun_normal", "orthogonal", "zeros", "ones")  # fmt: skip
 # Where Keras looks for a function of ``keras.ops`` that is not among those of NumPy.
-_OPS = {"Cast": "core", "ConvertToTensor": "core", "Relu": "nn", "Sigmoid": "nn", "Softmax": "nn"}
+_OPS = {"ConvertToTensor": "core"}
 
 
 def written_layers(network: Network) -> list[Layer]:
@@ -158,7 +158,8 @@ def _functional(
     nodes: dict[str, list[Any]] = {one.name: [] for one in network.inputs}
     for call in network.calls:
         takes, layer = [*map(tensor, call.takes)], network.layers[call.layer]
-        args, kwargs = _arguments(layer, takes) if isinstance(layer, Operation) else (takes, {})
+        args = _arguments(layer, takes) if isinstance(layer, Operation) else takes
+        kwargs: dict[str, Any] = {}
         if call.states:
             kwargs["initial_state"] = [*map(tensor, call.states)]
         if isinstance(call.mask, Value):
@@ -190,17 +191,16 @@ def _functional(
     return {**_entry("Functional", whole), "module": "keras.src.models.functional"}
 
 
-def _arguments(layer: Operation, takes: list[Any]) -> tuple[list[Any], dict[str, Any]]:
+def _arguments(layer: Operation, takes: list[Any]) -> list[Any]:
     """How an operation is called."""
     config = dict(layer.config)
-    kwargs = {name: config[name] for name in CALL_OPTIONS if config.get(name)}
     if "key" in config:
-        return [*takes, [_part(one) for one in config["key"]]], {}
-    if layer.kind.startswith("ops.") and not layer.kind.endswith("Concatenate"):
+        return [*takes, [_part(one) for one in config["key"]]]
+    if "arguments" in config:
         rest = iter(takes)
-        return [next(rest) if a is None else a for a in config["arguments"]], kwargs
+        return [next(rest) if a is None else a for a in config["arguments"]]
     together = OPERATORS[layer.kind].arrays != (1, 1) and layer.kind != "MultiHeadAttention"
-    return [takes] if together else takes, kwargs
+    return [takes] if together else takes
 
 
 def _part(one: Any) -> Any:
@@ -213,7 +213,7 @@ def _part(one: Any) -> Any:
 
 def _operation(layer: Operation) -> dict[str, Any]:
     where, config = f"layer {layer.name!r}", dict(layer.config)
-    for name in ("arguments", *CALL_OPTIONS):
+    for name in ("arguments", "key"):
         config.pop(name, None)
     if "activation" in config:
         config["activation"] = name_of(config["activation"], where)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from rnnjax.errors import InteropError
 from rnnjax.interop.keras.operators import OPERATORS, SEVERAL
-from rnnjax.interop.registry import cell_named
+from rnnjax.interop.keras.options import Entry, entry_of
 
 _MODELS = ("Sequential", "Functional", "Model")
 _TENSORS = ("query", "value", "key", "x1", "x2")  # by which calls name arrays that they take
@@ -20,58 +20,6 @@ _KEEPS = {kind for kind, row in OPERATORS.items() if row.mask} | {
 }  # fmt: skip
 
 _MOST_USES = 2**14
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """A layer as it stands in a config."""
-
-    name: str  # of the layer
-    kind: str  # its class name; behind "ops." that of a function of keras.ops
-    config: Mapping[str, Any]  # its options
-    shared: int | None = None  # what Keras 3 knows it by, where it has written it before
-    rank: int | None = None  # of the array that it was built for, where the config says that
-
-
-def entry_of(value: Any, where: str) -> Entry:
-    """A layer from its dict of class name and options."""
-    if not isinstance(value, dict) or not isinstance(value.get("class_name"), str):
-        raise InteropError(
-            f"{where} should be a dict with class_name and config, but is {_short(value)}; the "
-            "config is damaged, or of another program"
-        )
-    kind, config = value["class_name"], value.get("config")
-    if not isinstance(config, dict):
-        raise InteropError(
-            f"the config of {kind[:80]!r} in {where} should be a dict; it is damaged"
-        )
-    name = config.get("name", value.get("name"))
-    if name is None:
-        name = kind.lower()
-    if not isinstance(name, str):
-        raise InteropError(f"the name of {kind[:80]!r} in {where} should be a text; it is damaged")
-    module, registered = value.get("module"), value.get("registered_name")
-    known = not isinstance(module, str) or module.split(".")[0] in ("keras", "tf_keras", "builtins")
-    if kind == "Lambda":
-        raise InteropError(
-            f"layer {name[:80]!r} is a Lambda, which holds code of its own, and code from a file "
-            "is never run; put what it computes around the model in Python"
-        )
-    if isinstance(registered, str) and ">" in registered and cell_named("keras", registered):
-        return Entry(name, registered, config)
-    # Keras's own classes are registered by their bare names, those of others behind a ">".
-    if not known or (registered and (">" in str(registered) or not isinstance(module, str))):
-        raise InteropError(
-            f"layer {name[:80]!r} is {kind[:80]!r}, a class of somebody's own that is not known "
-            "here; take the model apart, and load its layers one by one, or if it is a cell call "
-            "rnnjax.interop.register"
-        )
-    built = value.get("build_config")
-    shape = built.get("input_shape") if isinstance(built, dict) else None
-    several = not isinstance(shape, list) or any(isinstance(n, list | dict) for n in shape)
-    rank = None if several or shape is None else len(shape)
-    shared = value.get("shared_object_id")
-    return Entry(name, kind, config, shared if isinstance(shared, int) else None, rank)
 
 
 def is_model(kind: str) -> bool:

@@ -1,7 +1,6 @@
 """From the options of Keras's layers to layers of rnnjax."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -10,187 +9,19 @@ import jax
 from rnnjax.cells import GRUCell, LSTMCell, SimpleRNNCell
 from rnnjax.cells.base import Cell
 from rnnjax.errors import InteropError, InvalidInputError
-from rnnjax.interop.functions import Function
-from rnnjax.interop.keras.functions import ACTIVATION_LAYERS, cell_function, function_of
-from rnnjax.interop.keras.graph import Entry, Use, Wiring, entry_of, is_model
-from rnnjax.interop.keras.operators import OPERATORS, Operation
+from rnnjax.interop.keras.functions import ACTIVATION_LAYERS, cell_function
+from rnnjax.interop.keras.graph import Use, Wiring, is_model
+from rnnjax.interop.keras.operators import OPERATORS, Operation, operation
+from rnnjax.interop.keras.options import LARGEST, Entry, Options, Version, entry_of
 from rnnjax.interop.layers import Activation, Dense, Dropout, Embedding, Layer, Masking, Recurrent
 from rnnjax.interop.model import Call, Functional, Input, Sequential, Value
 from rnnjax.interop.registry import cell_named
 from rnnjax.layers import Bidirectional, Regularized, Stack
 from rnnjax.layers import Dropout as DropoutRate
 
-_LEAST, _LARGEST = -(2**31), 2**31 - 1
-_PADDING = "valid", "same", "causal"
-_WHOLE = (None, None, None)
 _SAME_AXES = {"Activation", "Dropout", "ReLU", "LeakyReLU", "ELU"} | {
-    kind for kind, row in OPERATORS.items() if row.arrays != (1, 1) or row.options == ("dtype",)
+    kind for kind, row in OPERATORS.items() if row.arrays != (1, 1) or "dtype" in row.options
 } - {"Dot"}  # of (batch, time), where no layer has seen a time
-
-
-@dataclasses.dataclass(frozen=True)
-class Version:
-    """Which Keras wrote a config: where an option is left out, its defaults count.
-
-    >>> Version.of("2.1.6-tf"), Version.of("1.2.2").number, Version.of("").number
-    (Version(number=2, tensorflow=True), 1, 1)
-    """
-
-    number: int = 3
-    tensorflow: bool = False
-
-    @classmethod
-    def of(cls, text: str) -> "Version":
-        """From ``"2.4.0"`` or the like; Keras 1 did not write it at first."""
-        number = {"0": 1, "1": 1, "2": 2}.get(text.split(".")[0] or "1", 3)
-        # From 2.4 on, Keras 2 was that of TensorFlow whatever it called itself.
-        parts = text.split("-")[0].split(".")
-        late = number == 2 and len(parts) > 1 and parts[1].isdigit() and int(parts[1]) >= 4
-        return cls(number, text.endswith("-tf") or late)
-
-
-class Options:
-    """The options of one layer, each checked as it is asked for."""
-
-    def __init__(self, entry: Entry, version: Version) -> None:
-        self.entry, self.version = entry, version
-        self.where = f"layer {entry.name[:80]!r} ({entry.kind[:40]})"
-        dtype = self.get("dtype")
-        policy = str(dtype.get("class_name")) if isinstance(dtype, dict) else ""
-        if self.get("lora_rank") or self.get("quantization_config") or "Quantized" in policy:
-            raise InteropError(
-                f"{self.where} is quantised, or has adapters of low rank (LoRA), which are not "
-                "known here; save the model before that is done, or merge them"
-            )
-
-    def get(self, *names: str, default: Any = None) -> Any:
-        """The first of the names that is there: Keras 1 had others."""
-        config = self.entry.config
-        return next((config[name] for name in names if name in config), default)
-
-    def flag(self, name: str, default: bool = False) -> bool:
-        """True or False."""
-        value = self.get(name, default=default)
-        if not isinstance(value, bool | int | None) or value not in (True, False, None):
-            self.refuse(name, "True or False", value)
-        return bool(value)
-
-    def size(self, *names: str) -> int:
-        """A positive integer."""
-        value = self.get(*names)
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= _LARGEST:
-            self.refuse(names[0], "a positive integer", value)
-        return int(value)
-
-    def number(self, *names: str, default: float = 0.0) -> float:
-        """A number."""
-        value = self.get(*names, default=default)
-        value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            self.refuse(names[0], "a number", value)
-        try:
-            return float(value)
-        except OverflowError:  # an integer of hundreds of digits
-            return math.inf if value > 0 else -math.inf
-
-    def function(self, *names: str, default: str) -> str | Function:
-        """An activation."""
-        value = self.get(*names, default=default)
-        return function_of(value, self.version.number, self.where)
-
-    def rate(self, *names: str) -> float:
-        """A rate of dropout."""
-        rate = self.number(*names)
-        if not 0 <= rate < 1:
-            self.refuse(names[0], "at least 0 and below 1", rate)
-        return rate
-
-    def inner(self, name: str) -> "Options":
-        """The options of a layer inside of this one."""
-        return Options(entry_of(self.get(name), f"{name} of {self.where}"), self.version)
-
-    def word(self, name: str, *words: str | None) -> str | None:
-        """One of some words, the first where it is left out."""
-        value = self.get(name, default=words[0])
-        if value not in words:
-            self.refuse(name, f"one of {', '.join(map(str, words))}", value)
-        return None if value is None else str(value)
-
-    def integers(
-        self, name: str, *, default: Any = None, least: int = _LEAST, most: int = 0
-    ) -> Any:
-        """One, or a tuple: of ``most`` where that is told."""
-        value = self.get(name, default=default)
-        listed = value if isinstance(value, list | tuple) else [value]
-        one_or_all = listed is not value or (len(listed) == most if most else listed)
-        if not one_or_all or not all(type(n) is int and least <= n <= _LARGEST for n in listed):
-            what = f"an integer or {most}" if most else "integers"
-            self.refuse(name, f"{what}, {least} at least" if least > _LEAST else what, value)
-        return tuple(listed) if listed is value else value
-
-    def window(self, name: str, default: Any = None) -> Any:
-        """Sizes along the axes of space, of which the name of the class has the number."""
-        rank = int(self.entry.kind.removesuffix("D")[-1])
-        return self.integers(name, default=default, least=1, most=rank)
-
-    def edges(self, name: str) -> Any:
-        """What is put before and behind, or taken there."""
-        return self.integers(name, least=0, most=2)
-
-    def axis(self, name: str) -> Any:
-        """One axis, or several where a layer takes these."""
-        value, rank = self.integers(name, default=-1), self.entry.rank
-        if isinstance(value, tuple) and "Concatenate" in self.entry.kind:
-            self.refuse(name, "an integer", value)
-        axes = value if isinstance(value, tuple) else (value,)
-        if rank is not None and not all(-rank <= axis < rank for axis in axes):
-            self.refuse(name, f"one of the {rank} axes of what it was built for", value)
-        return value
-
-    def arranged(self, name: str) -> tuple[int, ...]:
-        """The sizes of a Reshape, or the order of a Permute."""
-        value = self.integers(name)
-        listed = value if isinstance(value, tuple) else ()
-        if name == "dims" and sorted(listed) != [*range(1, len(listed) + 1)]:
-            self.refuse(name, "the numbers of all axes but the first, from 1 on", value)
-        if not listed or listed.count(-1) > 1 or not all(n > 0 or n == -1 for n in listed):
-            self.refuse(name, "a list of sizes, of which one may be -1", value)
-        return listed
-
-    def key(self, name: str) -> tuple[Any, ...]:
-        """What stands in the brackets behind an array: a slice as three, None for a new axis."""
-        value = self.get(name)
-        parts: list[Any] = []
-        for one in value if isinstance(value, list) else [value]:
-            kind = one.get("class_name") if isinstance(one, dict) else None
-            if kind == "__slice__" and isinstance(one.get("config"), dict):
-                part: Any = tuple(one["config"].get(end) for end in ("start", "stop", "step"))
-            else:
-                part = ... if kind == "__ellipsis__" else one
-            for n in part if isinstance(part, tuple) else (part,):
-                if n is not ... and n is not None and not (type(n) is int and abs(n) <= _LARGEST):
-                    self.refuse(name, "integers and slices of them", one)
-            parts.append(part)
-        if parts[:1] not in ([...], [_WHOLE]):
-            self.refuse(name, "one that begins with :, which is the batch", value)
-        return (_WHOLE, *parts) if parts[0] is ... else tuple(parts)
-
-    def numbers(self, name: str) -> tuple[Any, ...]:
-        """What stands among the arrays of a function of ``keras.ops``, None where one is."""
-        for value in self.get(name):
-            large = isinstance(value, int) and abs(value) > _LARGEST
-            if large or not isinstance(value, bool | int | float | None):
-                self.refuse(name, "numbers", value)
-        return tuple(self.get(name))
-
-    def refuse(self, name: str, expected: str, value: Any) -> Any:
-        """Raise InteropError for an option."""
-        raise InteropError(
-            f"{name} of {self.where} should be {expected}, but is {repr(value)[:80]}; set it in "
-            "Keras and save the model again"
-        )
 
 
 def network_of(wiring: Wiring, version: Version) -> tuple[Sequential | Functional, dict[str, str]]:
@@ -239,7 +70,7 @@ def _told(entry: Entry, use: Use) -> Entry:
     if entry.kind in OPERATORS:
         config.update(use.options)
         known.update(OPERATORS[entry.kind].options)
-    if entry.kind.startswith("ops."):
+    if entry.kind in OPERATORS and "arguments" in OPERATORS[entry.kind].options:
         config["arguments"] = use.arguments
     elif numbers or not set(use.options) <= known:
         said = [*numbers, *(f"{key}={value!r}" for key, value in use.options.items())]
@@ -275,7 +106,6 @@ def _check_values(network: Functional) -> None:
     for call in network.calls:
         layer = layers[call.layer]
         given = 2 if isinstance(layer, Recurrent) and not layer.merged else 1
-        given += isinstance(layer, Operation) and layer.gives_scores
         count.append(given + states.get(call.name, 0))
         if call.states and len(call.states) != states[call.name]:
             raise InteropError(
@@ -310,7 +140,7 @@ def _input(wiring: Wiring, name: str) -> Input:
     if shape is None:
         shape = [None] * 3
     if not isinstance(shape, list) or not all(
-        size is None or (isinstance(size, int) and 0 <= size <= _LARGEST) for size in shape
+        size is None or (isinstance(size, int) and 0 <= size <= LARGEST) for size in shape
     ):
         raise InteropError(f"the shape of input {entry.name[:80]!r} is damaged: {shape!r:.80}")
     dtype = str(entry.config.get("dtype", "float32"))
@@ -536,62 +366,6 @@ def _dropout(name: str, options: Options) -> Dropout:
     return Dropout(name, DropoutRate(options.rate("rate", "p"), per))
 
 
-def _operation(name: str, options: Options) -> Operation:
-    kind = options.entry.kind
-    if options.get("data_format") not in (None, "channels_last"):
-        options.refuse("data_format", "channels_last", options.get("data_format"))
-    for other, unused in _UNUSED.items():
-        if options.get(other) not in unused:
-            options.refuse(other, "left out", options.get(other))
-    names = [*OPERATORS[kind].options, *(("arguments",) if kind.startswith("ops.") else ())]
-    known = {name: _KNOWN[name](options, name) for name in names}
-    if known.get("filters", 0) % known.get("groups", 1):
-        options.refuse("groups", f"a divisor of the {known['filters']} filters", known["groups"])
-    return Operation(name, kind, tuple(known.items()))
-
-
-def _padding(options: Options, name: str) -> Any:
-    """A word, or of a layer that is nothing else how much."""
-    if "strides" not in OPERATORS[options.entry.kind].options:
-        return options.edges(name)
-    return options.word(name, *_PADDING[: 3 if options.entry.kind == "Conv1D" else 2])
-
-
-_FALSE = "keepdims", "normalize", "use_scale", "use_causal_mask", "return_attention_scores"
-_KNOWN: Mapping[str, Callable[[Options, str], Any]] = {
-    **dict.fromkeys(("use_bias", "center", "scale"), lambda o, name: o.flag(name, True)),
-    **dict.fromkeys(_FALSE, Options.flag),
-    **dict.fromkeys(("filters", "n", "num_heads", "key_dim", "size"), Options.size),
-    **dict.fromkeys(("kernel_size", "pool_size"), Options.window),
-    **dict.fromkeys(("target_shape", "dims"), Options.arranged),
-    "groups": lambda o, name: o.size(name) if name in o.entry.config else 1,
-    "value_dim": lambda o, name: None if o.get(name) is None else o.size(name),
-    "strides": lambda o, name: (
-        None if o.get(name) is None and "Pooling" in o.entry.kind else o.window(name, 1)
-    ),
-    "dilation_rate": lambda o, name: o.window(name, 1),
-    "padding": _padding,
-    "cropping": Options.edges,
-    "axis": Options.axis,
-    "axes": lambda o, name: o.integers(name, most=2),
-    "activation": lambda o, name: o.function(name, default="linear"),
-    "epsilon": lambda o, name: o.number(name, default=1e-3),
-    "dropout": Options.rate,
-    "score_mode": lambda o, name: o.word(name, "dot", "concat"),
-    "dtype": lambda o, name: o.word(name, None, "bool", "int32", "float32"),
-    "arguments": Options.numbers,
-    "key": Options.key,
-}
-"""The options of an `Operation`, each of its kind, so that they are hashable and no surprise."""
-_NONE: tuple[Any, ...] = (None, False, [], 0)
-_UNUSED: Mapping[str, tuple[Any, ...]] = {
-    **dict.fromkeys(("renorm", "rms_scaling", "use_gate", "sliding_window"), _NONE),
-    "attention_axes": (None, [1]),
-    "initial": (None,),  # 0 counts too
-}
-"""Options that change what is computed, and the values with which they do not."""
-
-
 def _time_distributed(name: str, options: Options) -> Layer:
     inner = options.inner("layer")
     kind = inner.entry.kind
@@ -612,11 +386,11 @@ def _time_distributed(name: str, options: Options) -> Layer:
 def _softmax(name: str, options: Options) -> Layer:
     if options.get("axis", default=-1) in (-1, [-1]):
         return Activation(name, "softmax")
-    return _operation(name, options)
+    return operation(name, options)
 
 
 _AT_EACH_STEP: Mapping[str, Callable[[str, Options], Layer]] = {
-    **{kind: _operation for kind, row in OPERATORS.items() if row.arrays == (1, 1)},
+    **{kind: operation for kind, row in OPERATORS.items() if row.arrays == (1, 1)},
     "Dense": _dense,
     "Activation": lambda name, o: Activation(name, o.function("activation", default="linear")),
     **dict.fromkeys(
@@ -627,7 +401,7 @@ _AT_EACH_STEP: Mapping[str, Callable[[str, Options], Layer]] = {
 }
 
 _LAYERS: Mapping[str, Callable[[str, Options], Layer]] = {
-    **dict.fromkeys(OPERATORS, _operation),
+    **dict.fromkeys(OPERATORS, operation),
     **dict.fromkeys((*_KINDS, "RNN"), _recurrent),
     **_AT_EACH_STEP,
     "Bidirectional": _bidirectional,

@@ -11,8 +11,9 @@ from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.arrays import float_array
 from rnnjax.interop.keras.arrays import Unit, arrays_of, build, split, units_of
 from rnnjax.interop.keras.configs import written_layers
-from rnnjax.interop.keras.graph import Entry, is_model, wiring_of
-from rnnjax.interop.keras.layers import Version, layer_of, network_of
+from rnnjax.interop.keras.graph import is_model, wiring_of
+from rnnjax.interop.keras.layers import layer_of, network_of
+from rnnjax.interop.keras.options import Entry, Version
 from rnnjax.interop.layers import Layer, describe_cell
 from rnnjax.interop.model import Model, Network, Sequential, check_model
 

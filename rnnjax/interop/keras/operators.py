@@ -1,12 +1,13 @@
 """The layers of Keras that have no time of their own: one row of a table each.
 
-A row says what is computed, with which arrays, and what becomes of the mask. It sees arrays as
-Keras has them, batch first; `Operation` turns the first two axes of what has a time.
+A row says what is computed, with which arrays and options, and what becomes of the mask. It sees
+arrays as Keras has them, batch first; `Operation` turns the first two axes of what has a time.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from jax import lax
 from rnnjax.cells.base import Carry, Params
 from rnnjax.errors import InvalidInputError
 from rnnjax.interop.functions import get_function
+from rnnjax.interop.keras.options import Options
 from rnnjax.interop.layers import Context, Flow, Layer, Shape, Weights, single
 from rnnjax.layers.dropout import factors
 
@@ -31,18 +33,21 @@ class At(NamedTuple):
 
 
 SEVERAL = (1, 2**20)
+Check = Callable[[Options, str], Any]
+"""From the options of a layer and the name of one to its value, which is hashable."""
 
 
 class Operator(NamedTuple):
     """A row of the table."""
 
     run: Callable[..., Any]  # (at, *arrays) to an array, or to a tuple of several
-    # of the options, by the place below the layer where Keras has them
+    # of its arrays, by the place below the layer where Keras has them
     weights: Callable[[Mapping[str, Any]], Mapping[str, Weights]] = lambda config: {}
     # (at, *arrays) to the mask of what it gives; None, where that has other steps
     mask: Callable[..., jax.Array | None] | None = None
     arrays: tuple[int, int] = (1, 1)  # how many it takes at least and at most
-    options: tuple[str, ...] = ()  # those of the layer and its call that it reads
+    # how those of the layer and its call that it reads are checked
+    options: Mapping[str, Check] = MappingProxyType({})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,18 +67,13 @@ class Operation(Layer):
     each_step: bool = False
 
     @property
-    def gives_scores(self) -> bool:
-        """Whether weights of attention come behind its output."""
-        return bool(dict(self.config).get("return_attention_scores"))
-
-    @property
     def weights(self) -> Mapping[str, Weights]:
         """The shapes of its parameters, by the place below the layer."""
         return OPERATORS[self.kind].weights(dict(self.config))
 
     def run(
         self, params: Params, flow: Any, carry: Carry | None, context: Context
-    ) -> tuple[None, Any]:
+    ) -> tuple[None, Flow]:
         """Run the row; ``flow`` is a tuple where the layer takes several arrays."""
         flows = (flow,) if isinstance(flow, Flow) else flow
         xs = [_turned(single(self, one), one.sequence) for one in flows]
@@ -106,12 +106,8 @@ class Operation(Layer):
                 f"layer {self.name!r}, {self}, does not take arrays of shapes {shapes}, batch "
                 f"first: {str(error).splitlines()[0]}"
             ) from error
-        made = [
-            Flow(_turned(y, y.ndim > 2), None, y.ndim > 2)
-            for y in (ys if isinstance(ys, tuple) else (ys,))
-        ]
-        made[0] = made[0]._replace(mask=None if mask is None else mask.T)
-        return None, made[0] if len(made) == 1 else tuple(made)
+        sequence = ys.ndim > 2
+        return None, Flow(_turned(ys, sequence), None if mask is None else mask.T, sequence)
 
     def __str__(self) -> str:
         shown = [f"{k}={v}" for k, v in self.config if v is not None and k in _SHOWN]
@@ -139,9 +135,9 @@ def _merged(run: Callable[..., jax.Array]) -> Operator:
     return Operator(run, mask=_any_mask, arrays=SEVERAL)
 
 
-def _one_by_one(function: Callable[[Any, Any], Any]) -> Operator:
-    """Elementwise, whatever the masks say."""
-    return _merged(lambda at, *xs: functools.reduce(function, _alike(xs)))
+def _add(at: At, *xs: jax.Array) -> jax.Array:
+    """Whatever the masks say."""
+    return functools.reduce(jnp.add, _alike(xs))
 
 
 def _multiply(at: At, *xs: jax.Array) -> jax.Array:
@@ -151,18 +147,6 @@ def _multiply(at: At, *xs: jax.Array) -> jax.Array:
     ys = functools.reduce(jnp.multiply, _alike(shown))
     mask = _any_mask(at)
     return ys if mask is None else jnp.where(mask[..., None], ys, 0)
-
-
-def _extreme(function: Callable[[Any, Any], Any], at: At, *xs: jax.Array) -> jax.Array:
-    """The same, one array after the other."""
-    masks = [None if mask is None else mask[..., None] for mask in at.masks]
-    (ys, *rest), seen = _alike(xs), masks[0]
-    for x, mask in zip(rest, masks[1:], strict=True):
-        x = x if mask is None else jnp.where(mask, x, ys)
-        ys = ys if seen is None else jnp.where(seen, ys, x)
-        seen = None if seen is None or mask is None else seen | mask
-        ys = function(ys, x)
-    return ys
 
 
 def _arguments(at: At, xs: Sequence[jax.Array]) -> list[Any]:
@@ -192,13 +176,7 @@ def _joined_mask(at: At, *xs: jax.Array) -> jax.Array | None:
 
 
 def _dot(at: At, x: jax.Array, y: jax.Array) -> jax.Array:
-    axes = at.config["axes"]
-    i, j = (axes, axes) if isinstance(axes, int) else axes
-    if at.config.get("normalize"):
-        x, y = (
-            z * lax.rsqrt(jnp.maximum(jnp.sum(z * z, axis, keepdims=True), 1e-12))
-            for z, axis in ((x, i), (y, j))
-        )
+    i, j = _many(at.config["axes"], 2)
     i, j = i % x.ndim, j % y.ndim
     ys = lax.dot_general(x, y, (((i,), (j,)), ((0,), (0,))))
     return ys[:, None] if ys.ndim == 1 else ys
@@ -254,25 +232,12 @@ def _pool(maximum: bool, at: At, x: jax.Array) -> jax.Array:
     return ys if maximum else ys / slide(jnp.ones_like(x), jnp.asarray(start, x.dtype))
 
 
-def _global(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    def run(at: At, x: jax.Array) -> jax.Array:
-        return function(x, tuple(range(1, x.ndim - 1)), keepdims=bool(at.config.get("keepdims")))
-
-    return run
-
-
 def _global_average(at: At, x: jax.Array) -> jax.Array:
     mask = at.masks[0]
     if mask is None:
-        return _global(jnp.mean)(at, x)
-    keep = bool(at.config.get("keepdims"))
+        return x.mean(1)
     some = jnp.where(mask[..., None], x, 0)
-    return some.sum(1, keepdims=keep) / mask[..., None].astype(x.dtype).sum(1, keepdims=keep)
-
-
-def _cut(at: At, x: jax.Array) -> jax.Array:
-    first, last = _many(at.config["cropping"], 2)
-    return x[:, first : x.shape[1] - last]
+    return some.sum(1) / mask[..., None].astype(x.dtype).sum(1)
 
 
 # --- norms ---------------------------------------------------------------------------------------
@@ -324,49 +289,27 @@ def _batch_norm(at: At, x: jax.Array) -> jax.Array:
 
 def _attend(at: At, scores: jax.Array, mask: jax.Array | None) -> jax.Array:
     """The weights ``(..., queries, keys)``."""
-    if at.config.get("use_causal_mask"):
-        queries, keys = scores.shape[-2:]
-        causal = jnp.arange(queries)[:, None] >= jnp.arange(keys)
-        mask = causal if mask is None else mask & causal
     if mask is not None:
         scores = jnp.where(mask, scores, scores - 1e9)
-    weights, rate = jax.nn.softmax(scores), at.config.get("dropout") or 0.0
+    weights, rate = jax.nn.softmax(scores), at.config["dropout"]
     # A query without a key: Keras's heads give 0 where they make the weights, not in one kernel.
-    heads = "num_heads" in at.config and (rate or at.config.get("return_attention_scores"))
-    if heads and mask is not None:
+    if "num_heads" in at.config and rate and mask is not None:
         weights = jnp.where(mask, weights, 0)
     if rate and at.key is not None:
         weights = weights * factors(at.key, rate, weights.shape)
     return weights
 
 
-def _attention(at: At, query: jax.Array, value: jax.Array, key: Any = None) -> Any:
-    key = value if key is None else key
-    scale = at.params.get("scale", 1.0)
-    if at.config.get("score_mode") == "dot":
-        scores = jnp.einsum("bqd,bkd->bqk", query, key) * scale
-    elif at.config.get("score_mode") == "concat":
-        pairs = query[:, :, None] + key[:, None]
-        scores = at.params["concat_score_weight"] * jnp.tanh(scale * pairs).sum(-1)
-    else:
-        scores = (scale * jnp.tanh(query[:, :, None] + key[:, None])).sum(-1)
+def _attention(at: At, query: jax.Array, value: jax.Array, key: Any = None) -> jax.Array:
+    """By products of queries and keys (Luong et al., 2015)."""
+    scores = jnp.einsum("bqd,bkd->bqk", query, value if key is None else key)
     valid = at.masks[1]
-    weights = _attend(at, scores, None if valid is None else valid[:, None])
-    ys = weights @ value
-    if at.masks[0] is not None:
-        ys = jnp.where(at.masks[0][..., None], ys, 0)
-    return (ys, weights) if at.config.get("return_attention_scores") else ys
+    scores = scores * at.params.get("scale", 1.0)
+    ys = _attend(at, scores, None if valid is None else valid[:, None]) @ value
+    return ys if at.masks[0] is None else jnp.where(at.masks[0][..., None], ys, 0)
 
 
-def _attention_weights(config: Mapping[str, Any]) -> Mapping[str, Weights]:
-    shape: Shape = (None,) if "score_mode" not in config else ()
-    names: Weights = {"scale": shape} if config.get("use_scale") else {}
-    return {
-        "": {**names, "concat_score_weight": ()} if config.get("score_mode") == "concat" else names
-    }
-
-
-def _heads(at: At, query: jax.Array, value: jax.Array, key: Any = None) -> Any:
+def _heads(at: At, query: jax.Array, value: jax.Array, key: Any = None) -> jax.Array:
     """Several heads side by side (Vaswani et al., 2017)."""
 
     def project(name: str, x: jax.Array) -> jax.Array:
@@ -383,8 +326,7 @@ def _heads(at: At, query: jax.Array, value: jax.Array, key: Any = None) -> Any:
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) * at.config["key_dim"] ** -0.5
     weights = _attend(at, scores, None if mask is None else mask[:, None])
     ys = jnp.einsum("bhqk,bkhd,hde->bqe", weights, v, at.params["output_kernel"])
-    ys = ys + at.params["output_bias"] if "output_bias" in at.params else ys
-    return (ys, weights) if at.config.get("return_attention_scores") else ys
+    return ys + at.params["output_bias"] if "output_bias" in at.params else ys
 
 
 def _head_weights(config: Mapping[str, Any]) -> Mapping[str, Weights]:
@@ -403,16 +345,90 @@ def _head_weights(config: Mapping[str, Any]) -> Mapping[str, Weights]:
     }
 
 
+# --- options -------------------------------------------------------------------------------------
+
+
+def _flag(default: bool) -> Check:
+    return lambda options, name: options.flag(name, default)
+
+
+def _window(default: Any = None) -> Check:
+    return lambda options, name: options.window(name, default)
+
+
+def _word(*words: str | None) -> Check:
+    return lambda options, name: options.word(name, *words)
+
+
+def _groups(options: Options, name: str) -> int:
+    groups, filters = options.size(name) if name in options.entry.config else 1, "filters"
+    if options.size(filters) % groups:
+        options.refuse(name, f"a divisor of the {options.size(filters)} filters", groups)
+    return groups
+
+
+def _optional(check: Check) -> Check:
+    return lambda options, name: None if options.get(name) is None else check(options, name)
+
+
+_SAME = _word("valid", "same")
+_CONV: Mapping[str, Check] = {
+    "filters": Options.size,
+    "kernel_size": _window(),
+    "strides": _window(1),
+    "padding": _SAME,
+    "dilation_rate": _window(1),
+    "groups": _groups,
+    "activation": lambda options, name: options.function(name, default="linear"),
+    "use_bias": _flag(True),
+}
+_POOL: Mapping[str, Check] = {
+    "pool_size": _window(),
+    "strides": _optional(_window()),
+    "padding": _SAME,
+}
+_NORM: Mapping[str, Check] = {
+    "axis": Options.axis,
+    "epsilon": lambda options, name: options.number(name, default=1e-3),
+    "center": _flag(True),
+    "scale": _flag(True),
+}
+_HEADS: Mapping[str, Check] = {
+    "num_heads": Options.size,
+    "key_dim": Options.size,
+    "value_dim": _optional(Options.size),
+    "use_bias": _flag(True),
+    "dropout": Options.rate,
+}
+_AXIS: Mapping[str, Check] = {"axis": Options.axis}
+_DTYPE: Mapping[str, Check] = {"dtype": _word(None, "bool", "int32", "float32")}
+_NUMBERS: Mapping[str, Check] = {"arguments": Options.numbers}
+
+_NONE: tuple[Any, ...] = (None, False, [], 0)
+_UNUSED: Mapping[str, tuple[Any, ...]] = {
+    **dict.fromkeys(
+        ("renorm", "rms_scaling", "use_gate", "sliding_window", "keepdims", "normalize"), _NONE
+    ),
+    "attention_axes": (None, [1]),
+    "initial": (None,),  # 0 counts too
+    "data_format": (None, "channels_last"),
+}
+"""Options that change what is computed, and the values with which they do not."""
+
+
+def operation(name: str, options: Options) -> Operation:
+    """The layer of a row, whose options are checked."""
+    for other, unused in _UNUSED.items():
+        if options.get(other) not in unused:
+            options.refuse(other, f"{unused[-1]!r} or left out", options.get(other))
+    row = OPERATORS[options.entry.kind]
+    config = tuple((option, check(options, option)) for option, check in row.options.items())
+    return Operation(name, options.entry.kind, config)
+
+
 # --- the table -----------------------------------------------------------------------------------
 
 
-_CONV = ("filters", "kernel_size", "strides", "padding", "dilation_rate", "groups", "activation",
-         "use_bias")  # fmt: skip
-_POOL, _NORM = ("pool_size", "strides", "padding"), ("axis", "epsilon", "center", "scale")
-CALL_OPTIONS = "use_causal_mask", "return_attention_scores", "key"
-"""What is said in a call of a layer, and not where it is made."""
-_CALL = ("dropout", "use_causal_mask", "return_attention_scores")
-_HEADS = ("num_heads", "key_dim", "value_dim", "use_bias", *_CALL)
 _MOVING = "moving_mean", "moving_variance"
 
 
@@ -429,82 +445,75 @@ def _part_of(at: At, x: jax.Array) -> jax.Array:
 
 def _plain(function: Callable[..., jax.Array]) -> Operator:
     """A function of ``keras.ops``; none of them hands a mask on."""
-    return Operator(lambda at, *xs: function(*_arguments(at, xs)), arrays=SEVERAL)
+    return Operator(lambda at, *xs: function(*_arguments(at, xs)), arrays=SEVERAL, options=_NUMBERS)
 
 
-def _along_axis(function: Callable[..., jax.Array]) -> Operator:
-    def run(at: At, x: jax.Array) -> jax.Array:
-        return function(x, at.config["axis"], keepdims=bool(at.config.get("keepdims")))
-
-    return Operator(run, options=("axis", "keepdims"))
-
-
-def _row(run: Callable[..., Any], *options: str) -> Operator:
+def _row(run: Callable[..., Any], **options: Check) -> Operator:
     return Operator(run, options=options)
 
 
+def _pools(maximum: bool) -> Operator:
+    return Operator(functools.partial(_pool, maximum), options=_POOL)
+
+
 # By the names that JAX has for them, in the order of the alphabet.
-_ARITHMETIC = ("absolute", "add", "divide", "exp", "log", "logical_and", "logical_not",
-               "logical_or", "matmul", "maximum", "minimum", "multiply", "negative", "not_equal",
-               "power", "sqrt", "square", "subtract", "tanh", "true_divide")  # fmt: skip
+_ARITHMETIC = ("add", "divide", "logical_and", "logical_or", "matmul", "multiply", "not_equal",
+               "subtract", "true_divide")  # fmt: skip
 
 OPERATORS: Mapping[str, Operator] = {
-    "Add": _one_by_one(jnp.add),
-    "Subtract": _one_by_one(jnp.subtract),
+    "Add": _merged(_add),
     "Multiply": _merged(_multiply),
-    "Maximum": _merged(functools.partial(_extreme, jnp.maximum)),
-    "Minimum": _merged(functools.partial(_extreme, jnp.minimum)),
-    "Average": _merged(lambda at, *xs: functools.reduce(jnp.add, _alike(xs)) / len(xs)),
-    "Concatenate": Operator(_concatenate, mask=_joined_mask, arrays=SEVERAL, options=("axis",)),
-    "Dot": Operator(_dot, arrays=(2, 2), options=("axes", "normalize")),
-    "Conv1D": Operator(_conv, _conv_weights(1), options=_CONV),
-    "Conv2D": Operator(_conv, _conv_weights(2), options=_CONV),
-    "MaxPooling1D": Operator(functools.partial(_pool, True), options=_POOL),
-    "MaxPooling2D": Operator(functools.partial(_pool, True), options=_POOL),
-    "AveragePooling1D": Operator(functools.partial(_pool, False), options=_POOL),
-    "AveragePooling2D": Operator(functools.partial(_pool, False), options=_POOL),
-    "GlobalAveragePooling1D": _row(_global_average, "keepdims"),
-    "GlobalAveragePooling2D": _row(_global(jnp.mean), "keepdims"),
-    "GlobalMaxPooling1D": _row(_global(jnp.max), "keepdims"),
-    "GlobalMaxPooling2D": _row(_global(jnp.max), "keepdims"),
-    "UpSampling1D": _row(lambda at, x: jnp.repeat(x, at.config["size"], axis=1), "size"),
-    "ZeroPadding1D": _row(
-        lambda at, x: jnp.pad(x, ((0, 0), _many(at.config["padding"], 2), (0, 0))), "padding"
+    "Average": _merged(lambda at, *xs: _add(at, *xs) / len(xs)),
+    "Concatenate": Operator(_concatenate, mask=_joined_mask, arrays=SEVERAL, options=_AXIS),
+    "Dot": Operator(
+        _dot, arrays=(2, 2), options={"axes": lambda options, name: options.integers(name, most=2)}
     ),
-    "Cropping1D": _row(_cut, "cropping"),
+    "Conv1D": Operator(
+        _conv, _conv_weights(1), options={**_CONV, "padding": _word("valid", "same", "causal")}
+    ),
+    "Conv2D": Operator(_conv, _conv_weights(2), options=_CONV),
+    "MaxPooling1D": _pools(True),
+    "MaxPooling2D": _pools(True),
+    "AveragePooling1D": _pools(False),
+    "GlobalAveragePooling1D": _row(_global_average),
+    "GlobalMaxPooling1D": _row(lambda at, x: x.max(1)),
+    "UpSampling1D": _row(lambda at, x: jnp.repeat(x, at.config["size"], axis=1), size=Options.size),
+    "ZeroPadding1D": _row(
+        lambda at, x: jnp.pad(x, ((0, 0), _many(at.config["padding"], 2), (0, 0))),
+        padding=Options.edges,
+    ),
     "Flatten": _row(lambda at, x: x.reshape(x.shape[0], -1)),
     "Reshape": _row(
-        lambda at, x: x.reshape(x.shape[0], *at.config["target_shape"]), "target_shape"
+        lambda at, x: x.reshape(x.shape[0], *at.config["target_shape"]),
+        target_shape=Options.arranged,
     ),
-    "Permute": _row(lambda at, x: x.transpose(0, *at.config["dims"]), "dims"),
-    "Softmax": _row(lambda at, x: jax.nn.softmax(x, at.config["axis"]), "axis"),
-    "RepeatVector": _row(lambda at, x: jnp.repeat(x[:, None], at.config["n"], axis=1), "n"),
+    "Permute": _row(lambda at, x: x.transpose(0, *at.config["dims"]), dims=Options.arranged),
+    "Softmax": _row(lambda at, x: jax.nn.softmax(x, at.config["axis"]), **_AXIS),
+    "RepeatVector": _row(
+        lambda at, x: jnp.repeat(x[:, None], at.config["n"], axis=1), n=Options.size
+    ),
     "BatchNormalization": Operator(
         _batch_norm, _norm_weights(*_MOVING), _first_mask, options=_NORM
     ),
     "LayerNormalization": Operator(_layer_norm, _norm_weights(), _first_mask, options=_NORM),
     "Attention": Operator(
-        _attention, _attention_weights, _first_mask, (2, 3), ("use_scale", "score_mode", *_CALL)
-    ),
-    "AdditiveAttention": Operator(
-        _attention, _attention_weights, _first_mask, (2, 3), ("use_scale", *_CALL)
+        _attention,
+        lambda config: {"": {"scale": ()} if config["use_scale"] else {}},
+        _first_mask,
+        (2, 3),
+        {"use_scale": _flag(False), "score_mode": _word("dot"), "dropout": Options.rate},
     ),
     "MultiHeadAttention": Operator(_heads, _head_weights, _first_mask, (2, 3), _HEADS),
     # What a functional model computes of its masks, and arithmetic with tensors.
     **{f"ops.{n.title().replace('_', '')}": _plain(getattr(jnp, n)) for n in _ARITHMETIC},
-    "ops.Relu": _plain(jax.nn.relu),
-    "ops.Sigmoid": _plain(jax.nn.sigmoid),
-    "ops.Softmax": _row(lambda at, x: jax.nn.softmax(x, at.config["axis"]), "axis"),
-    "ops.Concatenate": Operator(_concatenate, arrays=SEVERAL, options=("axis",)),
-    "ops.Any": _along_axis(jnp.any),
-    "ops.Mean": _along_axis(jnp.mean),
-    "ops.Sum": _along_axis(jnp.sum),
-    "ops.Max": _along_axis(jnp.max),
-    "ops.ConvertToTensor": _row(lambda at, x: x.astype(at.config["dtype"] or x.dtype), "dtype"),
-    "ops.Cast": _row(lambda at, x: x.astype(at.config["dtype"]), "dtype"),
-    "ops.GetItem": _row(_part_of, "key"),
-    "ops.ExpandDims": _row(lambda at, x: jnp.expand_dims(x, at.config["axis"]), "axis"),
-    "ops.ZerosLike": _row(lambda at, x: jnp.zeros_like(x, at.config["dtype"]), "dtype"),
-    "ops.OnesLike": _row(lambda at, x: jnp.ones_like(x, at.config["dtype"]), "dtype"),
+    "ops.Concatenate": Operator(_concatenate, arrays=SEVERAL, options=_AXIS),
+    "ops.Any": _row(lambda at, x: jnp.any(x, at.config["axis"]), **_AXIS),
+    "ops.Mean": _row(lambda at, x: jnp.mean(x, at.config["axis"]), **_AXIS),
+    "ops.Sum": _row(lambda at, x: jnp.sum(x, at.config["axis"]), **_AXIS),
+    "ops.ConvertToTensor": _row(lambda at, x: x.astype(at.config["dtype"] or x.dtype), **_DTYPE),
+    "ops.GetItem": _row(_part_of, key=Options.key),
+    "ops.ExpandDims": _row(lambda at, x: jnp.expand_dims(x, at.config["axis"]), **_AXIS),
+    "ops.ZerosLike": _row(lambda at, x: jnp.zeros_like(x, at.config["dtype"]), **_DTYPE),
+    "ops.OnesLike": _row(lambda at, x: jnp.ones_like(x, at.config["dtype"]), **_DTYPE),
 }
 """What runs a layer, its parameters, and what it does to the mask, by the class in Keras."""

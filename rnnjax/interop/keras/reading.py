@@ -18,8 +18,9 @@ from rnnjax.interop.keras.arrays import (
 )
 from rnnjax.interop.keras.configs import groups_of, written_layers
 from rnnjax.interop.keras.files import KerasFile
-from rnnjax.interop.keras.graph import Entry, entry_of, is_model, layers_in, wiring_of
-from rnnjax.interop.keras.layers import Version, network_of
+from rnnjax.interop.keras.graph import is_model, layers_in, wiring_of
+from rnnjax.interop.keras.layers import network_of
+from rnnjax.interop.keras.options import Entry, Version, entry_of
 from rnnjax.interop.model import Model, Network, Sequential
 
 
