@@ -195,8 +195,7 @@ class Functional(Network):
         layer_list: with distinct names; a layer may be used more than once.
         calls: in an order in which they can run.
         outputs: where they come from.
-        names: of the outputs where they are a dict; None for a tuple. Where such are inside of each
-            other, a name is the tuple of keys and places that leads to the output.
+        names: of the outputs where they are a dict; None for a tuple.
         time_first: whether time is before the batch in all that has a time.
     """
 
@@ -204,7 +203,7 @@ class Functional(Network):
     layer_list: tuple[Layer, ...]
     calls: tuple[Call, ...]
     outputs: tuple[Value, ...]
-    names: tuple[str | tuple[str | int, ...], ...] | None = None
+    names: tuple[str, ...] | None = None
     time_first: bool = True
 
     @property
@@ -282,7 +281,7 @@ class Functional(Network):
         flows = [made[value.source][value.output] for value in self.outputs]
         ys = [_turned(flow.xs, self.time_first or not flow.sequence) for flow in flows]
         if self.names is not None:
-            return carries, nested(self.names, ys)
+            return carries, dict(zip(self.names, ys, strict=True))
         return carries, ys[0] if len(ys) == 1 else tuple(ys)
 
     def _flow(self, x: Any, one: Input, mask: Any) -> Flow:
@@ -304,24 +303,6 @@ class Functional(Network):
                 f"name, but has {came}; see print(model)"
             )
         return given
-
-
-def nested(names: Sequence[str | tuple[str | int, ...]], ends: Sequence[Any]) -> Any:
-    """Dicts and tuples in each other, with ``ends`` where keys and places lead to.
-
-    >>> nested(["a", ("b", 0), ("b", 1)], [1, 2, 3])
-    {'a': 1, 'b': (2, 3)}
-    """
-    if names[0] == ():
-        return ends[0]
-    inside: dict[str | int, tuple[list[Any], list[Any]]] = {}
-    for name, end in zip(names, ends, strict=True):
-        key, *rest = (name,) if isinstance(name, str) else name
-        part = inside.setdefault(key, ([], []))
-        part[0].append(tuple(rest))
-        part[1].append(end)
-    parts = {key: nested(*part) for key, part in inside.items()}
-    return parts if isinstance(next(iter(parts)), str) else tuple(parts.values())
 
 
 def _outputs(flow: Any) -> list[Flow]:

@@ -103,7 +103,8 @@ def _walk(tree: Any, path: Path, top_name: str) -> Iterator[Module]:
 
 def join(name: str, forward: Module, backward: Module) -> Module:
     """Both directions as one module."""
-    place = Place(*(a + b for a, b in zip(forward.place, backward.place, strict=True)))
+    one, other = forward.place, backward.place
+    place = Place(one.paths + other.paths, one.layouts + other.layouts)
     return Module(name, place, forward.trees + backward.trees)
 
 

@@ -8,9 +8,9 @@ What is known: SimpleRNN, LSTM and GRU with all their options, the CuDNN layers 
 Bidirectional, RNN around their cells and StackedRNNCells, Dense, TimeDistributed, Embedding,
 Masking, Dropout, and activations, in a Sequential or in a functional model, of any number of inputs
 and outputs: layers that are used more than once, and states that go from one layer into another.
-Models that are layers are taken apart, and their layers are named ``model.layer``; a layer that
-several of them share is one, by the first of its names, but in an ``.h5``, which does not say it.
-Outputs come in the dicts and lists that Keras has them in, a list as a tuple.
+Models that are layers are taken apart, and their layers are named ``model.layer``; none may share a
+layer with another, but in an ``.h5``, which does not say it and has its weights twice. Outputs come
+in the dict that Keras has them in, a list as a tuple.
 Beside them stand Keras's merging layers, convolutions and pools, Flatten, Reshape, Permute and
 RepeatVector, norms (a BatchNormalization computes as in prediction, and learns no more moments),
 attention, and of Keras 3 ``[:, -1]`` and the like: `rnnjax.interop.keras.operators` is the table.

@@ -22,7 +22,7 @@ from rnnjax.interop.layers import (
     OneHotIds,
     Recurrent,
 )
-from rnnjax.interop.model import Functional, Input, Network, Sequential, Value, nested
+from rnnjax.interop.model import Functional, Input, Network, Sequential, Value
 from rnnjax.layers import Bidirectional, Regularized, Stack
 
 _INITIALIZERS = ("glorot_uniform", "glorot_normal", "he_uniform", "he_normal", "lecun_uniform",
@@ -63,9 +63,7 @@ def _as_keras_sorts(network: Functional) -> list[Layer]:
         ]
         for call in calls
     ]
-    keys = network.names or range(len(network.outputs))
-    paths = [key if isinstance(key, tuple) else (key,) for key in keys]
-    ends = sorted(zip(paths, network.outputs, strict=True))
+    ends = sorted(zip(network.names or range(len(network.outputs)), network.outputs, strict=True))
     met: dict[str, int] = {}
     done: dict[int, int] = {}  # calls, and how far they are
     stack = [value.source - first for _, value in reversed(ends)]
@@ -182,7 +180,7 @@ def _functional(
         listed.append({**entry, "config": config, "name": name, "inbound_nodes": nodes[name]})
     ends: Any = [[*names[value.source], value.output] for value in network.outputs]
     if network.names is not None:
-        ends = nested(network.names, ends)
+        ends = dict(zip(network.names, ends, strict=True))
     elif len(ends) == 1:
         ends = ends[0]
     starts: Any = [[one.name, 0, 0] for one in network.inputs]

@@ -76,14 +76,9 @@ class Wiring:
     uses: Mapping[tuple[str, int], Use]  # of layers, each behind those that it takes from
     outputs: tuple[Ref, ...]  # of the model
     # of the outputs, as a `rnnjax.interop.Functional` has them
-    names: tuple[str | Path, ...] | None = None
+    names: tuple[str, ...] | None = None
     # of some of the uses, the layer from which the mask comes that they are given
     masked: Mapping[tuple[str, int], str] = dataclasses.field(default_factory=dict)
-
-
-def row_of(entries: list[Entry]) -> Wiring:
-    """Layers one behind the other."""
-    return _finished(_row(entries))
 
 
 def _row(entries: list[Entry]) -> Wiring:
@@ -103,37 +98,9 @@ def _row(entries: list[Entry]) -> Wiring:
     return _inlined(Wiring(named, ("",), uses, outputs), row=True)
 
 
-def wiring_of(kind: str, config: Any, same: Mapping[str, str] | None = None) -> Wiring:
-    """The graph of a model; models that are layers of it are the layers that they are made of.
-
-    ``same`` has, for layers that several of the models share, the one name that they have here.
-    """
-    return _finished(_tied(_whole(kind, config), same or {}))
-
-
-def _tied(whole: Wiring, same: Mapping[str, str]) -> Wiring:
-    """A layer that several models share is one: its uses there follow one another."""
-    first: dict[str, str] = {}
-    moved: dict[str, tuple[str, int]] = {}
-    count = collections.Counter[str]()
-    highest = collections.Counter[str]()
-    for name, number in whole.uses:
-        highest[name] = max(highest[name], number + 1)
-    for name, entry in whole.entries.items():
-        alone = entry.kind == "InputLayer" or entry.name not in same
-        one = name if alone else first.setdefault(same[entry.name], name)
-        moved[name] = one, count[one]
-        count[one] += highest[name]
-
-    def to(ref: Ref) -> Ref:
-        name, before = moved.get(ref.layer, (ref.layer, 0))
-        return Ref(name, ref.use + before, ref.output)
-
-    entries = {name: entry for name, entry in whole.entries.items() if moved[name][0] == name}
-    uses = {to(Ref(*here))[:2]: use.moved(to) for here, use in whole.uses.items()}
-    return dataclasses.replace(
-        whole, entries=entries, uses=uses, outputs=tuple(map(to, whole.outputs))
-    )
+def wiring_of(kind: str, config: Any) -> Wiring:
+    """The graph of a model; models that are layers of it are the layers that they are made of."""
+    return _finished(_whole(kind, config))
 
 
 def _whole(kind: str, config: Any, inside: bool = False) -> Wiring:
@@ -161,9 +128,13 @@ def _whole(kind: str, config: Any, inside: bool = False) -> Wiring:
         for key, by_key in (("input_layers", True), ("output_layers", inside))
     )
     inputs, outputs = tuple(ref.layer for ref in starts.values()), tuple(ends.values())
-    names: tuple[Any, ...] | None = None
-    if not all(path in ((), (i,)) for i, path in enumerate(ends)):
-        names = tuple(p[0] if len(p) == 1 and isinstance(p[0], str) else p for p in ends)
+    keys = [path[0] if len(path) == 1 else path for path in ends]
+    names = tuple(key for key in keys if isinstance(key, str)) or None
+    if len(names or ()) != len(keys) and keys not in ([()], [*range(len(keys))]):
+        raise InteropError(
+            f"the outputs of a model should be tensors, one, in a list, or in a dict by name, but "
+            f"are at {_short(keys)}; give them so"
+        )
     for name in inputs:
         if name not in entries:
             raise InteropError(f"the input {_short(name)} is no layer; the graph is damaged")

@@ -1,7 +1,7 @@
 """Live models and layers of Keras, in and out."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from rnnjax.interop.keras.configs import written_layers
 from rnnjax.interop.keras.graph import is_model, wiring_of
 from rnnjax.interop.keras.layers import layer_of, network_of
 from rnnjax.interop.keras.options import Entry, Version
-from rnnjax.interop.layers import Layer, describe_cell
 from rnnjax.interop.model import Model, Network, Sequential, check_model
 
 
@@ -51,9 +50,15 @@ def _live(source: Any) -> tuple[Network, dict[str, str], dict[str, Any]]:
         forms = {entry.name: kind} if kind in ("RNN", "TimeDistributed") else {}
         return Sequential((layer,)), forms, {entry.name: source}
     kind = "Functional" if "input_layers" in config else "Sequential"
+    network, forms = network_of(wiring_of(kind, config), version)
     live, first = dict(_layers_of(source)), dict[int, str]()
-    same = {name: first.setdefault(id(layer), name) for name, layer in live.items()}
-    network, forms = network_of(wiring_of(kind, config, same), version)
+    for name in network.layers:
+        other = first.setdefault(id(live.get(name)), name)
+        if other != name and live.get(name) is not None and live[name].weights:
+            raise InteropError(
+                f"layer {name!r} is {other!r} too, one layer of several models inside of the "
+                "model, which is not known here; give each model layers of its own"
+            )
     return network, forms, live
 
 
@@ -106,20 +111,13 @@ def set_weights(target: Any, model: Model) -> None:
     for their, our in zip(theirs, ours, strict=True):
         arrays = [array for _, part in arrays_of(our, model) for array in part]
         variables = list(live[their.name].weights)
-        if [_kind(unit) for unit in units_of(their)] != [_kind(unit) for unit in units_of(our)]:
+        came = [(str(getattr(v.dtype, "name", v.dtype)), list(v.shape)) for v in variables]
+        expected = [(array.dtype.name, list(array.shape)) for array in arrays]
+        kinds = [[_kind(unit) for unit in units_of(layer)] for layer in (their, our)]
+        if kinds[0] != kinds[1] or came != expected:
             raise InteropError(
-                f"layer {their.name!r} of the target is {_describe(their)}, but the model has "
-                f"{_describe(our)} there; they should be of one kind"
-            )
-        came = [
-            (tuple(variable.shape), str(getattr(variable.dtype, "name", variable.dtype)))
-            for variable in variables
-        ]
-        if came != [(array.shape, array.dtype.name) for array in arrays]:
-            raise InteropError(
-                f"the weights of layer {their.name!r} of the target are {_spell(came)}, but those "
-                f"of the model {_spell([(a.shape, a.dtype.name) for a in arrays])}; build the "
-                "target for inputs of the same size and type"
+                f"layer {their.name!r} of the target is {their} with weights {came}, but the model "
+                f"has {our} with {expected} there; they should be of one kind, size and type"
             )
         changes += zip(variables, arrays, strict=True)
     for variable, array in changes:
@@ -130,12 +128,3 @@ def _kind(unit: Unit) -> tuple[Any, ...]:
     owner = unit.owner
     kind = getattr(owner, "kind", None)
     return type(owner), kind, unit.count, isinstance(owner, GRUCell) and owner.reset_after
-
-
-def _describe(layer: Layer) -> str:
-    cell = getattr(layer, "cell", None)
-    return str(layer) if cell is None else describe_cell(cell)
-
-
-def _spell(arrays: Sequence[tuple[tuple[int, ...], str]]) -> str:
-    return ", ".join(f"{dtype}{list(shape)}" for shape, dtype in arrays) or "none"

@@ -263,7 +263,7 @@ def _normalize(at: At, x: jax.Array, mean: jax.Array, variance: jax.Array) -> ja
 
 def _along(at: At, x: jax.Array, name: str) -> jax.Array:
     """A parameter with the axes of the array, for those that are normalised."""
-    axes = {axis % x.ndim for axis in _axes(at.config)}
+    axes = {range(x.ndim)[axis] for axis in _axes(at.config)}  # IndexError for one out of range
     return at.params[name].reshape([n if i in axes else 1 for i, n in enumerate(x.shape)])
 
 

@@ -21,8 +21,6 @@ class Entry:
     name: str  # of the layer
     kind: str  # its class name; behind "ops." that of a function of keras.ops
     config: Mapping[str, Any]  # its options
-    shared: int | None = None  # what Keras 3 knows it by, where it has written it before
-    rank: int | None = None  # of the array that it was built for, where the config says that
 
 
 def entry_of(value: Any, where: str) -> Entry:
@@ -58,12 +56,7 @@ def entry_of(value: Any, where: str) -> Entry:
             "here; take the model apart, and load its layers one by one, or if it is a cell call "
             "rnnjax.interop.register"
         )
-    built = value.get("build_config")
-    shape = built.get("input_shape") if isinstance(built, dict) else None
-    several = not isinstance(shape, list) or any(isinstance(n, list | dict) for n in shape)
-    rank = None if several or shape is None else len(shape)
-    shared = value.get("shared_object_id")
-    return Entry(name, kind, config, shared if isinstance(shared, int) else None, rank)
+    return Entry(name, kind, config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,12 +172,9 @@ class Options:
 
     def axis(self, name: str) -> Any:
         """One axis, or several where a layer takes these."""
-        value, rank = self.integers(name, default=-1), self.entry.rank
+        value = self.integers(name, default=-1)
         if isinstance(value, tuple) and "Concatenate" in self.entry.kind:
             self.refuse(name, "an integer", value)
-        axes = value if isinstance(value, tuple) else (value,)
-        if rank is not None and not all(-rank <= axis < rank for axis in axes):
-            self.refuse(name, f"one of the {rank} axes of what it was built for", value)
         return value
 
     def arranged(self, name: str) -> tuple[int, ...]:

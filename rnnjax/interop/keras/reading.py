@@ -1,6 +1,6 @@
 """Models out of files."""
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from rnnjax.interop.keras.configs import groups_of, written_layers
 from rnnjax.interop.keras.files import KerasFile
 from rnnjax.interop.keras.graph import is_model, layers_in, wiring_of
 from rnnjax.interop.keras.layers import network_of
-from rnnjax.interop.keras.options import Entry, Version, entry_of
+from rnnjax.interop.keras.options import Version, entry_of
 from rnnjax.interop.model import Model, Network, Sequential
 
 
@@ -36,57 +36,20 @@ def load_file(file: KerasFile) -> Model:
     if file.groups is not None:
         network, forms = network_of(wiring_of(kind, config), version)
         return build(network, forms, _from_groups(network, file.groups))
-    listed = [*_groups_in(kind, config)]
-    same = _shared(listed, {path.partition("/")[2] for path in file.arrays})
-    network, forms = network_of(wiring_of(kind, config, same), version)
-    groups = {name: group for name, group, _ in listed}
+    network, forms = network_of(wiring_of(kind, config), version)
+    groups = dict(_groups_in(kind, config))
     return build(network, forms, _from_paths(network, forms, groups, file.arrays))
 
 
-def _shared(listed: Sequence[tuple[str, str, Entry]], paths: Set[str]) -> dict[str, str]:
-    """By the name of each layer that was written before, that of the one that has the arrays.
-
-    Keras 3 marks a layer that it writes again, in another model, but not always the first one of
-    its name, and does not read such a file itself.
-    """
-    first: dict[Any, str] = {}
-    full = {
-        name: entry
-        for name, group, entry in listed
-        if any(path.startswith(f"{group}/") for path in paths)
-    }
-    same = {}
-    for name, _, entry in listed:
-        if entry.shared is None:
-            continue
-        alike = [
-            n
-            for n, e in full.items()
-            if (e.kind, e.name) == (entry.kind, entry.name) and e.shared in (None, entry.shared)
-        ]
-        alike = [n for n in alike if full[n].shared is not None] or alike
-        if name not in full and entry.shared not in first and len(alike) > 1:
-            raise InteropError(
-                f"layer {name[:80]!r} is one that the file holds already, but it does not say "
-                f"whether {' or '.join(alike)[:200]}; load the live model, or name its layers apart"
-            )
-        home = name if name in full or not alike else alike[0]
-        same[name] = first.setdefault(entry.shared, home)
-        same[same[name]] = same[name]
-    return same
-
-
-def _groups_in(
-    kind: str, config: Any, own: str = "", above: str = ""
-) -> Iterator[tuple[str, str, Entry]]:
-    """The name of each layer, where Keras 3 has its arrays, and it; models have theirs inside."""
+def _groups_in(kind: str, config: Any, own: str = "", above: str = "") -> Iterator[tuple[str, str]]:
+    """The name of each layer, and where Keras 3 has its arrays; models have theirs inside."""
     used: dict[str, int] = {}
     for entry in layers_in(kind, config):
         name, group = f"{own}{entry.name}", f"{above}{unique(snake(entry.kind), used)}"
         if is_model(entry.kind):
             yield from _groups_in(entry.kind, entry.config, f"{name}.", f"{group}/layers/")
         else:
-            yield name, group, entry
+            yield name, group
 
 
 def _model_in(whole: Any) -> tuple[str, Any]:
@@ -149,6 +112,12 @@ def _from_paths(
                 if not keys:
                     break
                 part.append(rest.pop(keys[0]))
+            if unit.count and not part:
+                raise InteropError(
+                    f"the file has no arrays of layer {layer.name[:80]!r}: it was not built, or is "
+                    "shared by several models inside of the model, which is not known here; give "
+                    "each model layers of its own"
+                )
             parts.append(part)
         found[layer.name] = parts
     if rest:
