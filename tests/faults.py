@@ -921,8 +921,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a layer of Keras that begins with states is given the mask",
         "interop/keras",
-        "rnnjax/interop/keras/layers.py",
-        "natural = not states or version.number < 3",
+        "rnnjax/interop/keras/graph.py",
+        "natural = not states or self.version.number < 3",
         "natural = True",
         ("tests/interop/test_keras_graphs.py::test_a_graph_computes_what_keras_does",),
     ),

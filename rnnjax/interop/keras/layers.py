@@ -4,176 +4,16 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-import jax
-
 from rnnjax.cells import GRUCell, LSTMCell, SimpleRNNCell
 from rnnjax.cells.base import Cell
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.keras.functions import ACTIVATION_LAYERS, cell_function
-from rnnjax.interop.keras.graph import Use, Wiring, is_model
 from rnnjax.interop.keras.operators import OPERATORS, Operation, operation
-from rnnjax.interop.keras.options import LARGEST, Entry, Options, Version, entry_of
+from rnnjax.interop.keras.options import Entry, Options, Version, entry_of, is_model
 from rnnjax.interop.layers import Activation, Dense, Dropout, Embedding, Layer, Masking, Recurrent
-from rnnjax.interop.model import Call, Functional, Input, Sequential, Value
 from rnnjax.interop.registry import cell_named
 from rnnjax.layers import Bidirectional, Regularized, Stack
 from rnnjax.layers import Dropout as DropoutRate
-
-_SAME_AXES = {"Activation", "Dropout", "ReLU", "LeakyReLU", "ELU"} | {
-    kind for kind, row in OPERATORS.items() if row.arrays != (1, 1) or "dtype" in row.options
-} - {"Dot"}  # of (batch, time), where no layer has seen a time
-
-
-def network_of(wiring: Wiring, version: Version) -> tuple[Sequential | Functional, dict[str, str]]:
-    """The network of a model, and for layers from which it does not follow their class in Keras."""
-    layers: dict[str, Layer] = {}
-    forms: dict[str, str] = {}
-    places = {(name, 0): i for i, name in enumerate(wiring.inputs)}
-    calls: list[Call] = []
-    for (name, number), use in wiring.uses.items():
-        entry = wiring.entries[name]
-        layer = layer_of(_told(entry, use), version)
-        _check_use(layer, entry, use, wiring.masked.get((name, number)))
-        if layers.setdefault(name, layer) != layer:
-            raise InteropError(
-                f"layer {entry.name[:80]!r} is called in two ways, {layers[name]} and {layer}; "
-                "give each place a layer of its own"
-            )
-        if entry.kind in ("TimeDistributed", "RNN"):
-            forms[entry.name] = entry.kind
-        takes, states, masks = (
-            tuple(Value(places[ref[:2]], ref.output) for ref in refs)
-            for refs in (use.takes, use.states, () if use.mask is None else (use.mask,))
-        )
-        # Keras 3 hands no mask to a layer that is called with states, but lets it pass.
-        natural = not states or version.number < 3
-        calls.append(
-            Call(layer.name, f"{layer.name}:{number}" if number else layer.name, takes, states,
-                 masks[0] if masks else natural)
-        )  # fmt: skip
-        places[name, number] = len(wiring.inputs) + len(calls) - 1
-    outputs = tuple(Value(places[ref[:2]], ref.output) for ref in wiring.outputs)
-    inputs = tuple(_input(wiring, name) for name in wiring.inputs)
-    listed = tuple(layers[name] for name in wiring.entries if name in layers)
-    network = Functional(inputs, listed, tuple(calls), outputs, wiring.names)
-    _check_values(network)
-    try:
-        return _as_row(network) or network, forms
-    except InvalidInputError as error:
-        raise InteropError(str(error)) from error
-
-
-def _told(entry: Entry, use: Use) -> Entry:
-    """An operation with what its call is told; the others are told nothing."""
-    numbers = [a for a in use.arguments if a is not None]
-    config, known = dict(entry.config), set[str]()
-    if entry.kind in OPERATORS:
-        config.update(use.options)
-        known.update(OPERATORS[entry.kind].options)
-    if entry.kind in OPERATORS and "arguments" in OPERATORS[entry.kind].options:
-        config["arguments"] = use.arguments
-    elif numbers or not set(use.options) <= known:
-        said = [*numbers, *(f"{key}={value!r}" for key, value in use.options.items())]
-        raise InteropError(
-            f"layer {entry.name[:80]!r} is called with {', '.join(map(str, said))[:80]}, which is "
-            "not known here; leave it out"
-        )
-    return dataclasses.replace(entry, config=config)
-
-
-def _check_use(layer: Layer, entry: Entry, use: Use, masked: str | None) -> None:
-    least, most = OPERATORS[layer.kind].arrays if isinstance(layer, Operation) else (1, 1)
-    if not least <= len(use.takes) <= most:
-        raise InteropError(
-            f"layer {entry.name[:80]!r} should take {'one array' if most == 1 else 'arrays'}, but "
-            f"takes {len(use.takes)}; the graph is damaged"
-        )
-    makes = isinstance(layer, Masking) or (isinstance(layer, Embedding) and layer.mask_zero)
-    if masked is not None and (makes or _is_softmax(entry)):
-        raise InteropError(
-            f"layer {entry.name[:80]!r} comes behind layer {masked[:80]!r}, which makes a "
-            "mask, and would use or replace that; leave one of them out"
-        )
-
-
-def _check_values(network: Functional) -> None:
-    """Every value is one that its call gives, and every state has its leaves."""
-    states = {
-        name: len(jax.tree.leaves(jax.eval_shape(layer.cell.initial_carry)))
-        for name, layer in network.recurrent.items()
-    }
-    count, layers = [1] * len(network.inputs), network.layers
-    for call in network.calls:
-        layer = layers[call.layer]
-        given = 2 if isinstance(layer, Recurrent) and not layer.merged else 1
-        count.append(given + states.get(call.name, 0))
-        if call.states and len(call.states) != states[call.name]:
-            raise InteropError(
-                f"layer {call.layer[:80]!r} should begin with {states[call.name]} states, but is "
-                f"given {len(call.states)}; the graph is damaged"
-            )
-    used = [v for call in network.calls for v in (*call.takes, *call.states, call.mask)]
-    for value in (*used, *network.outputs):
-        if isinstance(value, Value) and value.output >= count[value.source]:
-            raise InteropError(
-                f"the graph goes on with output {value.output} of a layer that gives "
-                f"{count[value.source]}; it is damaged"
-            )
-
-
-def _as_row(network: Functional) -> Sequential | None:
-    """The layers in a row over time, if that is all that the graph says."""
-    layers, last = network.layer_list, len(network.calls)
-    end = layers[-1] if layers else None
-    both = isinstance(end, Recurrent) and not end.merged
-    outputs = [(Value(last, 0), Value(last, 1))] if both else [(Value(last, 0),)]
-    plain = not any(isinstance(layer, Operation) for layer in layers)
-    row = [Call(layer.name, layer.name, (Value(i),)) for i, layer in enumerate(layers)]
-    alone = len(network.inputs) == 1 and network.inputs[0].sequence and network.names is None
-    fits = alone and plain and [*network.calls] == row and network.outputs in outputs
-    return Sequential(layers) if fits else None
-
-
-def _input(wiring: Wiring, name: str) -> Input:
-    entry = wiring.entries[name]
-    shape = entry.config.get("batch_shape", entry.config.get("batch_input_shape"))
-    if shape is None:
-        shape = [None] * 3
-    if not isinstance(shape, list) or not all(
-        size is None or (isinstance(size, int) and 0 <= size <= LARGEST) for size in shape
-    ):
-        raise InteropError(f"the shape of input {entry.name[:80]!r} is damaged: {shape!r:.80}")
-    dtype = str(entry.config.get("dtype", "float32"))
-    looked_up, masks = _reaches(wiring, name)
-    if looked_up or dtype.startswith(("int", "uint")):
-        dtype = "int32"
-    elif dtype != "bool":
-        dtype = "float32"
-    sequence = len(shape) > 2 or (len(shape) == 2 and (looked_up or masks))
-    return Input(entry.name, tuple(shape[1:]), dtype, sequence)
-
-
-def _keeps_axes(options: Mapping[str, Any]) -> bool:
-    """Whether what stands in brackets is slices alone."""
-    key = options.get("key")
-    parts = key if isinstance(key, list | tuple) else [key]
-    return all(
-        isinstance(one, dict) and one.get("class_name") in ("__slice__", "__ellipsis__")
-        for one in parts
-    )
-
-
-def _reaches(wiring: Wiring, name: str) -> tuple[bool, bool]:
-    """Whether an input, with the axes that it has, is looked up, and whether it is a mask."""
-    same, looked_up, masks = {(name, 0)}, False, False
-    for here, use in wiring.uses.items():
-        kind = wiring.entries[here[0]].kind
-        masks |= use.mask is not None and use.mask[:2] in same
-        if any(ref[:2] in same for ref in use.takes):
-            looked_up |= kind == "Embedding"
-            if kind in _SAME_AXES or (kind == "ops.GetItem" and _keeps_axes(use.options)):
-                same.add(here)
-    return looked_up, masks
 
 
 def layer_of(entry: Entry, version: Version) -> Layer:
@@ -194,12 +34,6 @@ def layer_of(entry: Entry, version: Version) -> Layer:
         return _LAYERS[entry.kind](entry.name, options)
     except InvalidInputError as error:
         raise InteropError(f"{options.where} cannot be built here: {error}") from error
-
-
-def _is_softmax(entry: Entry) -> bool:
-    """Whether it is the layer of that name, which leaves out what is masked."""
-    inner = entry.config.get("layer") if entry.kind == "TimeDistributed" else None
-    return "Softmax" in (entry.kind, inner.get("class_name") if isinstance(inner, dict) else None)
 
 
 # --- cells ---------------------------------------------------------------------------------------

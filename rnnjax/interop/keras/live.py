@@ -11,9 +11,9 @@ from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.arrays import float_array
 from rnnjax.interop.keras.arrays import Unit, arrays_of, build, split, units_of
 from rnnjax.interop.keras.configs import written_layers
-from rnnjax.interop.keras.graph import is_model, wiring_of
-from rnnjax.interop.keras.layers import layer_of, network_of
-from rnnjax.interop.keras.options import Entry, Version
+from rnnjax.interop.keras.graph import network_of
+from rnnjax.interop.keras.layers import layer_of
+from rnnjax.interop.keras.options import Entry, Version, is_model
 from rnnjax.interop.model import Model, Network, Sequential, check_model
 
 
@@ -50,7 +50,7 @@ def _live(source: Any) -> tuple[Network, dict[str, str], dict[str, Any]]:
         forms = {entry.name: kind} if kind in ("RNN", "TimeDistributed") else {}
         return Sequential((layer,)), forms, {entry.name: source}
     kind = "Functional" if "input_layers" in config else "Sequential"
-    network, forms = network_of(wiring_of(kind, config), version)
+    network, forms = network_of(kind, config, version)
     live, first = dict(_layers_of(source)), dict[int, str]()
     for name in network.layers:
         other = first.setdefault(id(live.get(name)), name)

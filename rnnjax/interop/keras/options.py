@@ -12,6 +12,7 @@ from rnnjax.interop.registry import cell_named
 
 _LEAST, LARGEST = -(2**31), 2**31 - 1
 _WHOLE = (None, None, None)
+_MODELS = ("Sequential", "Functional", "Model")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +58,19 @@ def entry_of(value: Any, where: str) -> Entry:
             "rnnjax.interop.register"
         )
     return Entry(name, kind, config)
+
+
+def is_model(kind: str) -> bool:
+    """Whether a class name is that of a model rather than of a layer."""
+    return kind in _MODELS
+
+
+def layers_in(kind: str, config: Any) -> list[tuple[Entry, Any]]:
+    """All layers of a model in their order there, each with its config; a model is one of them."""
+    listed = config.get("layers") if isinstance(config, dict) else config
+    if not isinstance(listed, list) or not listed:
+        raise InteropError(f"a {kind} model should list its layers, but has {listed!r:.80}")
+    return [(entry_of(value, f"layer {i} of the model"), value) for i, value in enumerate(listed)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,9 +18,8 @@ from rnnjax.interop.keras.arrays import (
 )
 from rnnjax.interop.keras.configs import groups_of, written_layers
 from rnnjax.interop.keras.files import KerasFile
-from rnnjax.interop.keras.graph import is_model, layers_in, wiring_of
-from rnnjax.interop.keras.layers import network_of
-from rnnjax.interop.keras.options import Version, entry_of
+from rnnjax.interop.keras.graph import network_of
+from rnnjax.interop.keras.options import Version, entry_of, is_model, layers_in
 from rnnjax.interop.model import Model, Network, Sequential
 
 
@@ -34,9 +33,9 @@ def load_file(file: KerasFile) -> Model:
         )
     version = Version.of(file.version)
     if file.groups is not None:
-        network, forms = network_of(wiring_of(kind, config), version)
+        network, forms = network_of(kind, config, version)
         return build(network, forms, _from_groups(network, file.groups))
-    network, forms = network_of(wiring_of(kind, config), version)
+    network, forms = network_of(kind, config, version)
     groups = dict(_groups_in(kind, config))
     return build(network, forms, _from_paths(network, forms, groups, file.arrays))
 
@@ -44,7 +43,7 @@ def load_file(file: KerasFile) -> Model:
 def _groups_in(kind: str, config: Any, own: str = "", above: str = "") -> Iterator[tuple[str, str]]:
     """The name of each layer, and where Keras 3 has its arrays; models have theirs inside."""
     used: dict[str, int] = {}
-    for entry in layers_in(kind, config):
+    for entry, _ in layers_in(kind, config):
         name, group = f"{own}{entry.name}", f"{above}{unique(snake(entry.kind), used)}"
         if is_model(entry.kind):
             yield from _groups_in(entry.kind, entry.config, f"{name}.", f"{group}/layers/")
