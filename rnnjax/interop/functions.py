@@ -122,19 +122,6 @@ def tanh_shrink(x: jax.Array) -> jax.Array:
     return x - jnp.tanh(x)
 
 
-def keras_sparsemax(x: jax.Array) -> jax.Array:
-    """What Keras 3 computes by the name ``sparsemax`` (Martins & Astudillo, 2016).
-
-    Where several entries are not 0 their sum is not 1, as it would be in the paper: where that has
-    the sum of these entries, Keras has the sum of all partial sums.
-    """
-    falling = -jnp.sort(-x, axis=-1)
-    sums = jnp.cumsum(falling, axis=-1)
-    inside = falling - (sums - 1) / jnp.arange(1, x.shape[-1] + 1) > 0
-    total = jnp.sum(jnp.where(inside, sums, 0), axis=-1, keepdims=True)
-    return jnp.maximum(x - (total - 1) / jnp.sum(inside, axis=-1, keepdims=True), 0)
-
-
 FUNCTIONS: Mapping[str, Function] = {
     **ACTIVATIONS,
     "softmax": jax.nn.softmax,
@@ -146,14 +133,10 @@ FUNCTIONS: Mapping[str, Function] = {
     "hard_silu": jax.nn.hard_silu,
     "exact_gelu": exact_gelu,
     "celu": jax.nn.celu,
-    "glu": jax.nn.glu,
     "squareplus": jax.nn.squareplus,
-    "sparse_plus": jax.nn.sparse_plus,
-    "sparse_sigmoid": jax.nn.sparse_sigmoid,
     "soft_shrink": soft_shrink,
     "hard_shrink": hard_shrink,
     "tanh_shrink": tanh_shrink,
-    "keras_sparsemax": keras_sparsemax,
 }
 
 

@@ -58,7 +58,7 @@ FUNCTIONS = [
     "tanh_shrink",
     "squareplus",
 ]
-GATES = ["sigmoid", "sigmoid", "hard_sigmoid", "softsign", "tanh", "sparse_sigmoid"]
+GATES = ["sigmoid", "sigmoid", "hard_sigmoid", "softsign", "tanh"]
 
 
 Draw = Callable[[Any], Any]

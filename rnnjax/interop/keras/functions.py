@@ -1,7 +1,7 @@
 """Keras's activations by name, as functions of rnnjax, and the way back."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from rnnjax.cells.activations import ACTIVATIONS
@@ -14,9 +14,8 @@ _OTHERS: Mapping[str, str | Function] = {
     "hard_swish": "hard_silu",
     "gelu": "exact_gelu",
     "leaky_relu": LeakyReLU(0.2),
-    "sparsemax": "keras_sparsemax",
 }
-_OURS = "legacy_hard_sigmoid", "exact_gelu", "keras_sparsemax"
+_OURS = "legacy_hard_sigmoid", "exact_gelu"
 _BY_NAME: Mapping[str, str | Function] = {
     **{name: name for name in FUNCTIONS if name not in (*_OTHERS, *_OURS)},
     **_OTHERS,
@@ -38,7 +37,7 @@ def function_of(value: Any, version: int, where: str) -> str | Function:
         if kind == "function" and isinstance(config, str):
             return function_of(config, version, where)
         if isinstance(kind, str) and kind in ACTIVATION_LAYERS and not value.get("registered_name"):
-            return ACTIVATION_LAYERS[kind](config if isinstance(config, dict) else {}, where)
+            return layer_function(kind, config if isinstance(config, dict) else {}, where)
     if value == "hard_sigmoid" and version < 3:
         return "legacy_hard_sigmoid"
     if isinstance(value, str) and value in _BY_NAME:
@@ -72,30 +71,36 @@ def _number(config: Mapping[str, Any], names: tuple[str, ...], default: Any, whe
     return float(value)
 
 
-def _relu(config: Mapping[str, Any], where: str) -> str | Function:
-    top = _number(config, ("max_value",), None, where)
-    slope = _number(config, ("negative_slope",), 0.0, where)
-    threshold = _number(config, ("threshold",), 0.0, where)
-    cut = CutReLU(top, slope, threshold)
-    return "relu" if cut == CutReLU() else cut
-
-
-def _softmax(config: Mapping[str, Any], where: str) -> str:
-    if config.get("axis", -1) not in (-1, [-1]):
-        raise InteropError(
-            f"{where} is a softmax over axis {str(config['axis'])[:80]}, but here it is over the "
-            "features, axis -1"
-        )
-    return "softmax"
-
-
-ACTIVATION_LAYERS: Mapping[str, Callable[[Mapping[str, Any], str], str | Function]] = {
-    "ReLU": _relu,
-    "LeakyReLU": lambda o, where: LeakyReLU(_number(o, ("negative_slope", "alpha"), 0.3, where)),
-    "ELU": lambda o, where: ELU(_number(o, ("alpha",), 1.0, where)),
-    "Softmax": _softmax,
+# By class name the function that a layer of Keras is with its options; for each number of that the
+# names of the option, those of Keras 2 last, and its default.
+_LAYERS: Mapping[str, tuple[Any, Mapping[str, tuple[tuple[str, ...], float | None]]]] = {
+    "ReLU": (
+        CutReLU,
+        {
+            "max_value": (("max_value",), None),
+            "slope": (("negative_slope",), 0.0),
+            "threshold": (("threshold",), 0.0),
+        },
+    ),
+    "LeakyReLU": (LeakyReLU, {"alpha": (("negative_slope", "alpha"), 0.3)}),
+    "ELU": (ELU, {"alpha": (("alpha",), 1.0)}),
 }
+ACTIVATION_LAYERS = (*_LAYERS, "Softmax")
 """The layers of Keras that are nothing but an activation with options, by class name."""
+
+
+def layer_function(kind: str, config: Mapping[str, Any], where: str) -> str | Function:
+    """The function that one of ``ACTIVATION_LAYERS`` is with these options."""
+    if kind == "Softmax":
+        if config.get("axis", -1) not in (-1, [-1]):
+            raise InteropError(
+                f"{where} is a softmax over axis {str(config['axis'])[:80]}, but here it is over "
+                "the features, axis -1"
+            )
+        return "softmax"
+    function, options = _LAYERS[kind]
+    made: Function = function(**{k: _number(config, *one, where) for k, one in options.items()})
+    return "relu" if made == CutReLU() else made
 
 
 def name_of(function: str | Function, where: str) -> str | dict[str, Any]:
@@ -120,14 +125,7 @@ def name_of(function: str | Function, where: str) -> str | dict[str, Any]:
 
 def layer_of(function: str | Function) -> tuple[str, dict[str, Any]] | None:
     """The activation layer of Keras that computes it, as class name and options, if one does."""
-    if isinstance(function, LeakyReLU):
-        return "LeakyReLU", {"negative_slope": function.alpha}
-    if isinstance(function, ELU):
-        return "ELU", {"alpha": function.alpha}
-    if isinstance(function, CutReLU):
-        return "ReLU", {
-            "max_value": function.max_value,
-            "negative_slope": function.slope,
-            "threshold": function.threshold,
-        }
+    for kind, (known, options) in _LAYERS.items():
+        if isinstance(function, known):
+            return kind, {names[0]: getattr(function, k) for k, (names, _) in options.items()}
     return None

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from rnnjax.cells import GRUCell, LSTMCell, SimpleRNNCell
 from rnnjax.cells.base import Cell
 from rnnjax.errors import InteropError, InvalidInputError
-from rnnjax.interop.keras.functions import ACTIVATION_LAYERS, cell_function
+from rnnjax.interop.keras.functions import ACTIVATION_LAYERS, cell_function, layer_function
 from rnnjax.interop.keras.operators import OPERATORS, Operation, operation
 from rnnjax.interop.keras.options import Entry, Options, Version, entry_of, is_model
 from rnnjax.interop.layers import Activation, Dense, Dropout, Embedding, Layer, Masking, Recurrent
@@ -229,7 +229,7 @@ _AT_EACH_STEP: Mapping[str, Callable[[str, Options], Layer]] = {
     "Activation": lambda name, o: Activation(name, o.function("activation", default="linear")),
     **dict.fromkeys(
         ACTIVATION_LAYERS,
-        lambda name, o: Activation(name, ACTIVATION_LAYERS[o.entry.kind](o.entry.config, o.where)),
+        lambda name, o: Activation(name, layer_function(o.entry.kind, o.entry.config, o.where)),
     ),
     "Softmax": _softmax,
 }
