@@ -1,15 +1,15 @@
-"""The machine that runs a pickle of ``torch.save``, with the steps that parameters need alone.
+"""Pickles of ``torch.save``, unpickled by Python with the steps that parameters need alone.
 
-A pickle is a program for a machine with a stack. The one here makes dicts, lists, tuples, text,
-numbers and tensors, and calls the functions in ``_FUNCTIONS``; a name that stands in no table here
-is refused, and looked up nowhere.
+A pickle is a program for a machine with a stack. It makes dicts, lists, tuples, text, numbers and
+tensors here, and calls the functions in ``_FUNCTIONS``; a name that stands in no table here is
+refused, and looked up nowhere.
 """
 
 import dataclasses
 import functools
 import io
 import math
-import pickletools
+import pickle
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -91,75 +91,101 @@ class _Global:
     name: str
 
 
-class _Machine:
-    """The values made so far, the places marked among them, and those kept by a number."""
-
-    def __init__(self, storages: dict[str, Storage]):
-        self.stack: list[Any] = []
-        self.marks: list[int] = []
-        self.memo: dict[int, Any] = {}
-        self.storages = storages
-
-    def put(self, value: Any) -> None:
-        self.stack.append(value)
-
-    def take(self, count: int | None = None) -> list[Any]:
-        """The last values, all behind the last mark if their number is not told."""
-        start = self.marks.pop() if count is None else len(self.stack) - count
-        if not 0 <= start <= len(self.stack):
-            raise ValueError("its pickle takes what it has not made")
-        taken = self.stack[start:]
-        del self.stack[start:]
-        return taken
-
-    def keep(self, number: int | None) -> None:
-        self.memo[len(self.memo) if number is None else number] = self.stack[-1]
-
-    def add(self, name: str, count: int | None = None) -> None:
-        """Put the last values into the list or the dict before them."""
-        items, whole = self.take(count), self.stack[-1]
-        if name == "APPEND" and type(whole) is list:
-            whole += items
-        elif name == "SETITEM" and type(whole) is dict:
-            _set(whole, zip(items[::2], items[1::2], strict=True))
-        elif name != "BUILD" or type(whole) not in (dict, _Global):  # versions of modules
-            raise ValueError(f"its pickle has a {name} of a {type(whole).__name__}")
+_BASE: Any = pickle._Unpickler
 
 
-# What is done with the machine and with what is written behind the step.
-_STEPS: Mapping[str, Callable[[_Machine, Any], None]] = {
-    **dict.fromkeys(("PROTO", "FRAME", "STOP"), lambda m, _: None),
-    **dict.fromkeys(
-        (
-            "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE",
-            "BINUNICODE8", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES",
-        ),
-        _Machine.put,
-    ),
-    "NONE": lambda m, _: m.put(None),
-    "NEWTRUE": lambda m, _: m.put(True),
-    "NEWFALSE": lambda m, _: m.put(False),
-    "EMPTY_DICT": lambda m, _: m.put({}),
-    **dict.fromkeys(("EMPTY_LIST", "EMPTY_SET"), lambda m, _: m.put([])),
-    "EMPTY_TUPLE": lambda m, _: m.put(()),
-    "MARK": lambda m, _: m.marks.append(len(m.stack)),
-    "TUPLE": lambda m, _: m.put((*m.take(),)),
-    "TUPLE1": lambda m, _: m.put((*m.take(1),)),
-    "TUPLE2": lambda m, _: m.put((*m.take(2),)),
-    "TUPLE3": lambda m, _: m.put((*m.take(3),)),
-    "APPEND": lambda m, _: m.add("APPEND", 1),
-    **dict.fromkeys(("APPENDS", "ADDITEMS"), lambda m, _: m.add("APPEND")),
-    "SETITEM": lambda m, _: m.add("SETITEM", 2),
-    "SETITEMS": lambda m, _: m.add("SETITEM"),
-    "BUILD": lambda m, _: m.add("BUILD", 1),
-    **dict.fromkeys(("BINPUT", "LONG_BINPUT", "MEMOIZE"), _Machine.keep),
-    **dict.fromkeys(("BINGET", "LONG_BINGET"), lambda m, number: m.put(m.memo[number])),
-    "BINPERSID": lambda m, _: m.put(_storage(m.storages, *m.take(1))),
-    "GLOBAL": lambda m, names: m.put(_known(*names)),
-    "STACK_GLOBAL": lambda m, _: m.put(_known(*m.take(2))),
-    "REDUCE": lambda m, _: m.put(_call(*m.take(2))),
-}  # fmt: skip
-_OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
+class _Unpickler(_BASE):  # type: ignore[misc]
+    """Python's own, that in Python: the one in C takes memory by the sizes that a pickle states.
+
+    The steps by which a pickle could call, change or hash something are done here.
+    """
+
+    def __init__(self, stream: io.BytesIO, storages: dict[str, Storage]):
+        super().__init__(stream, encoding="latin-1")
+        self.storages, self.dispatch = storages, _Steps(_STEPS)
+
+    def find_class(self, module: str, name: str) -> "_Global":
+        """A name, which stands for what it names."""
+        known = _GLOBALS.get(f"{module} {name}")
+        if known is None or " " in module:
+            raise InteropError(
+                f"it holds {f'{module}.{name}'[:80]!r}, and not parameters alone, which it would "
+                f"take code to build, and no code in a file is run; {ALONE}"
+            )
+        return known
+
+    def persistent_load(self, pid: Any) -> Storage:
+        """The storage that a tensor is a view of."""
+        return _storage(self.storages, pid)
+
+    def call(self) -> None:
+        """``REDUCE``: one of the functions here."""
+        args, function = self.stack.pop(), self.stack.pop()
+        if type(function) is not _Global or function.name not in _FUNCTIONS:
+            raise ValueError("its pickle calls what is no function")
+        if type(args) is not tuple:
+            raise ValueError("its pickle calls what is no function with a tuple")
+        # No more than they take: a pickle might give the same million a million times.
+        self.append(_FUNCTIONS[function.name](*args[:7]))
+
+    def build(self) -> None:
+        """``BUILD``: the versions of modules, and what is not read, are all that has a state."""
+        self.stack.pop()
+        if type(self.stack[-1]) not in (dict, _Global):
+            raise ValueError(f"its pickle has a BUILD of a {type(self.stack[-1]).__name__}")
+
+    def set_item(self) -> None:
+        """``SETITEM``."""
+        value, key = self.stack.pop(), self.stack.pop()
+        _set(self.stack[-1], [(key, value)])
+
+    def set_items(self) -> None:
+        """``SETITEMS``."""
+        items = self.pop_mark()
+        _set(self.stack[-1], zip(items[::2], items[1::2], strict=True))
+
+
+class _Steps(dict[int, Callable[[_Unpickler], None]]):
+    """What is done at each step, and how many may still come."""
+
+    left = _MOST_STEPS
+
+    def __getitem__(self, code: int) -> Callable[[_Unpickler], None]:
+        self.left -= 1
+        if self.left < 0:
+            raise InteropError(f"its pickle has more than {_MOST_STEPS:,} steps; {ALONE}")
+        if code not in self:
+            if code not in _NAMES:
+                raise ValueError("its pickle has a step that no pickle has")
+            raise InteropError(
+                f"its pickle has a step {_NAMES[code]}, which no parameters need; {ALONE}"
+            )
+        return super().__getitem__(code)
+
+
+_NAMES = {
+    value[0]: name
+    for name, value in vars(pickle).items()
+    if name.isupper() and type(value) is bytes and len(value) == 1
+}
+_ALLOWED = (
+    "PROTO", "FRAME", "STOP", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE",
+    "SHORT_BINUNICODE", "BINUNICODE8", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES",
+    "NONE", "NEWTRUE", "NEWFALSE", "EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE", "MARK", "TUPLE",
+    "TUPLE1", "TUPLE2", "TUPLE3", "APPEND", "APPENDS", "BINPUT", "LONG_BINPUT", "MEMOIZE", "BINGET",
+    "LONG_BINGET", "BINPERSID", "GLOBAL", "STACK_GLOBAL",
+)  # fmt: skip
+_DISPATCH = _BASE.dispatch
+_STEPS: Mapping[int, Callable[[_Unpickler], None]] = {
+    **{code: _DISPATCH[code] for code, name in _NAMES.items() if name in _ALLOWED},
+    # A set is a list here: what it holds might take for ever to hash.
+    pickle.EMPTY_SET[0]: _DISPATCH[pickle.EMPTY_LIST[0]],
+    pickle.ADDITEMS[0]: _DISPATCH[pickle.APPENDS[0]],
+    pickle.REDUCE[0]: _Unpickler.call,
+    pickle.BUILD[0]: _Unpickler.build,
+    pickle.SETITEM[0]: _Unpickler.set_item,
+    pickle.SETITEMS[0]: _Unpickler.set_items,
+}
 
 
 def run_pickle(stream: io.BytesIO, storages: dict[str, Storage]) -> Any:
@@ -167,24 +193,7 @@ def run_pickle(stream: io.BytesIO, storages: dict[str, Storage]) -> Any:
 
     The storages that it names get into ``storages``, by their keys.
     """
-    machine = _Machine(storages)
-    for _ in range(_MOST_STEPS):
-        opcode = _OPCODES.get(stream.read(1))
-        if opcode is None:
-            raise ValueError("its pickle has no end, or a step that no pickle has")
-        if opcode.name not in _STEPS:
-            raise InteropError(
-                f"its pickle has a step {opcode.name}, which no parameters need; {ALONE}"
-            )
-        if opcode.name == "GLOBAL":  # in which the reader of pickletools would look for escapes
-            argument: Any = [stream.readline()[:-1].decode() for _ in range(2)]
-        else:
-            argument = None if opcode.arg is None else opcode.arg.reader(stream)
-        _STEPS[opcode.name](machine, argument)
-        if opcode.name == "STOP":
-            (made,) = machine.stack
-            return made
-    raise InteropError(f"its pickle has more than {_MOST_STEPS:,} steps; {ALONE}")
+    return _Unpickler(stream, storages).load()
 
 
 def _set(whole: dict[Any, Any], pairs: Any) -> dict[Any, Any]:
@@ -192,6 +201,8 @@ def _set(whole: dict[Any, Any], pairs: Any) -> dict[Any, Any]:
 
     So might a dict of integers of one hash, which has their remainder of 2**61 - 1.
     """
+    if type(whole) is not dict:
+        raise ValueError(f"its pickle has a SETITEM of a {type(whole).__name__}")
     for key, value in pairs:
         if type(key) is _Global:  # a number of NumPy's, which no parameter has for a key
             continue
@@ -199,25 +210,6 @@ def _set(whole: dict[Any, Any], pairs: Any) -> dict[Any, Any]:
             raise ValueError(f"its pickle has a {type(key).__name__} for a key, or a huge number")
         whole[key] = value
     return whole
-
-
-def _known(module: Any, short: Any) -> _Global:
-    if type(module) is not str or type(short) is not str:
-        raise ValueError("its pickle names something by no text")
-    known = _GLOBALS.get(f"{module} {short}")
-    if known is None:
-        shown = f"{module}.{short}"[:80]
-        raise InteropError(
-            f"it holds {shown!r}, and not parameters alone, which it would take code to build, and "
-            f"no code in a file is run; {ALONE}"
-        )
-    return known
-
-
-def _call(function: Any, args: Any) -> Any:
-    if type(function) is not _Global or function.name not in _FUNCTIONS or type(args) is not tuple:
-        raise ValueError("its pickle calls what is no function")
-    return _FUNCTIONS[function.name](*args[:7])
 
 
 # None of these functions copies what it is given: a pickle might give the same a million times.

@@ -7,6 +7,7 @@ five pickles, and then the storages.
 
 import functools
 import io
+import pickle
 import struct
 import zipfile
 from collections.abc import Callable
@@ -17,11 +18,11 @@ from rnnjax.interop.signatures import TORCH_STREAM, ZIP, describe
 from rnnjax.interop.torch.pickles import ALONE, Storage, run_pickle
 from rnnjax.interop.whole import in_a_line
 
-_LONGEST_PICKLE = 64 * 2**20
+_LONGEST_PICKLE = 32 * 2**20  # which may be a text that takes four bytes a letter
 _LONGEST_DIRECTORY = 16 * 2**20  # of a zip: some 200,000 entries, which take 20 times as much
 # NotImplementedError is of a method of compression that Python does not know.
-_DAMAGED = (ValueError, IndexError, KeyError, struct.error, EOFError, OSError, zipfile.BadZipFile,
-            NotImplementedError)  # fmt: skip
+_DAMAGED = (ValueError, IndexError, KeyError, AttributeError, struct.error, EOFError, OSError,
+            zipfile.BadZipFile, pickle.UnpicklingError, NotImplementedError)  # fmt: skip
 
 
 def is_saved_by_torch(start: bytes) -> bool:
