@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -73,7 +74,7 @@ class _Graph:
     """The calls of a model so far."""
 
     def __init__(self, version: Version):
-        self.version = version
+        self.version, self.left = version, _MOST_CALLS
         self.inputs: list[Entry] = []
         self.calls: list[Call] = []
         self.layers: dict[str, Layer] = {}
@@ -88,6 +89,7 @@ class _Graph:
         The outermost makes its inputs itself; the layers of another are named ``own`` and a name.
         """
         listed = layers_in(kind, config)
+        self.count(len(listed))
         if kind == "Sequential":
             return self._row(listed, given, own)
         if not isinstance(config, dict):
@@ -143,6 +145,15 @@ class _Graph:
             outputs = outputs[: 1 + (isinstance(layer, Recurrent) and not layer.merged)]
         return outputs, names
 
+    def count(self, more: int) -> None:
+        """Layers and calls of them: of models in models, each called twice, they are millions."""
+        self.left -= more
+        if self.left < 0:
+            raise InteropError(
+                f"models inside of the model stand for more than {_MOST_CALLS:,} calls of layers; "
+                "load these models one by one"
+            )
+
     def _begin(self, entries: list[Entry]) -> list[_Tensor]:
         self.inputs = entries
         return [_Tensor(Value(i)) for i in range(len(entries))]
@@ -193,11 +204,6 @@ class _Graph:
             Call(name, name, tuple(one.value for one in takes), tuple(one.value for one in states),
                  natural if mask is None else mask.value)
         )  # fmt: skip
-        if len(self.calls) > _MOST_CALLS:  # models in models, each called twice, soon are a million
-            raise InteropError(
-                f"models inside of the model stand for more than {_MOST_CALLS:,} calls of layers; "
-                "load these models one by one"
-            )
         source = len(self.inputs) + len(self.calls) - 1
         count = 1 + begin + (isinstance(layer, Recurrent) and not layer.merged)
         outputs = [_Tensor(Value(source, i)) for i in range(count)]
@@ -278,6 +284,7 @@ class _Level:
             if not is_model(entry.kind):
                 graph.configs.setdefault(f"{own}{entry.name}", value)
             for i, use in enumerate(_uses(entry, name, nodes)):
+                graph.count(1)
                 self.uses[name, i] = use
 
     def run_all(self) -> None:
@@ -343,7 +350,9 @@ class _Level:
         return self.graph.model(entry.kind, entry.config, takes, f"{entry.name}.")[0]
 
 
+@functools.lru_cache(256)
 def _states(layer: Layer) -> int:
+    """How many arrays its state is."""
     if not isinstance(layer, Recurrent):
         return 0
     return len(jax.tree.leaves(jax.eval_shape(layer.cell.initial_carry)))
