@@ -76,7 +76,7 @@ class Layer(abc.ABC):
     ) -> tuple[Carry | None, Flow]:
         """Run the layer; ``carry`` is that of a `Recurrent`, or None.
 
-        Where a layer takes or gives several arrays, a tuple of `Flow` stands for one.
+        Where a layer takes several arrays, a tuple of `Flow` stands for one.
         """
 
 

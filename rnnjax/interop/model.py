@@ -305,10 +305,8 @@ class Functional(Network):
         return given
 
 
-def _outputs(flow: Any) -> list[Flow]:
-    """Each by itself: a layer may give several, and a pair of directions is two."""
-    if not isinstance(flow, Flow):
-        return list(flow)
+def _outputs(flow: Flow) -> list[Flow]:
+    """Each by itself: a pair of directions is two."""
     if isinstance(flow.xs, Directions):
         return [flow._replace(xs=ys) for ys in flow.xs]
     return [flow]

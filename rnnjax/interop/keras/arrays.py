@@ -133,11 +133,8 @@ def assemble(layer: Layer, parts: Sequence[Params]) -> Params:
 
 def take_apart(layer: Layer, units: Sequence[Unit], params: Params) -> list[Params]:
     """The parameters of the units of a layer."""
-    if isinstance(layer, Recurrent) and isinstance(params, tuple):
-        flat = []
-        for part in params:
-            flat += take_apart(layer, units, part)
-        return flat
+    if isinstance(layer, Recurrent):
+        return jax.tree.leaves(params, is_leaf=lambda part: not isinstance(part, tuple))
     if isinstance(layer, Operation) and len(units) > 1 and isinstance(params, Mapping):
         return [{k: v for k, v in params.items() if k in unit.shapes} for unit in units]
     return [params]

@@ -32,10 +32,9 @@ def load_file(file: KerasFile) -> Model:
             "class of somebody's own; save its layers as a Sequential"
         )
     version = Version.of(file.version)
-    if file.groups is not None:
-        network, forms = network_of(kind, config, version)
-        return build(network, forms, _from_groups(network, file.groups))
     network, forms = network_of(kind, config, version)
+    if file.groups is not None:
+        return build(network, forms, _from_groups(network, file.groups))
     groups = dict(_groups_in(kind, config))
     return build(network, forms, _from_paths(network, forms, groups, file.arrays))
 
@@ -86,11 +85,6 @@ def load_like(file: KerasFile, like: Model) -> Model:
         raise InteropError(f"the file holds the weights of another model: {error}") from error
 
 
-def _wanted(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Without the states of random numbers, which some versions of Keras write."""
-    return {path: array for path, array in arrays.items() if "/seed_generator/" not in path}
-
-
 def _from_paths(
     network: Network,
     forms: Mapping[str, str],
@@ -98,7 +92,8 @@ def _from_paths(
     arrays: Mapping[str, np.ndarray],
 ) -> Found:
     """The arrays of Keras 3's layout, where each unit has a place of its own."""
-    rest = _wanted(arrays)
+    # Without the states of random numbers, which some versions of Keras write.
+    rest = {path: array for path, array in arrays.items() if "/seed_generator/" not in path}
     tops = {path.partition("/")[0] for path in rest}
     found: Found = {}
     for layer in network.layers.values():
