@@ -25,8 +25,6 @@ from rnnjax.interop.layers import (
 from rnnjax.interop.model import Functional, Input, Network, Sequential, Value
 from rnnjax.layers import Bidirectional, Regularized, Stack
 
-_INITIALIZERS = ("glorot_uniform", "glorot_normal", "he_uniform", "he_normal", "lecun_uniform",
-                 "lecun_normal", "orthogonal", "zeros", "ones")  # fmt: skip
 # Where Keras looks for a function of ``keras.ops`` that is not among those of NumPy.
 _OPS = {"ConvertToTensor": "core"}
 
@@ -348,13 +346,6 @@ def _cell_options(cell: Cell, name: str) -> dict[str, Any]:
         "activation": name_of(bare.activation, where),
         "use_bias": bare.use_bias,
     }
-    for ours, theirs in (
-        ("kernel_init", "kernel_initializer"),
-        ("recurrent_kernel_init", "recurrent_initializer"),
-        ("bias_init", "bias_initializer"),
-    ):
-        if getattr(bare, ours) in _INITIALIZERS:
-            options[theirs] = getattr(bare, ours)
     if isinstance(bare, LSTMCell | GRUCell):
         options["recurrent_activation"] = name_of(bare.recurrent_activation, where)
     if isinstance(bare, LSTMCell):
