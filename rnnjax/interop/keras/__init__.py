@@ -11,9 +11,10 @@ and outputs: layers that are used more than once, and states that go from one la
 Models that are layers are taken apart, and their layers are named ``model.layer``; none may share a
 layer with another, but in an ``.h5``, which does not say it and has its weights twice. Outputs come
 in the dict that Keras has them in, a list as a tuple.
-Beside them stand Keras's merging layers, convolutions and pools, Flatten, Reshape, Permute and
-RepeatVector, norms (a BatchNormalization computes as in prediction, and learns no more moments),
-attention, and of Keras 3 ``[:, -1]`` and the like: `rnnjax.interop.keras.operators` is the table.
+Beside them stand Add, Multiply, Average, Concatenate and Dot, convolutions and pools, Flatten,
+Reshape, Permute and RepeatVector, norms (a BatchNormalization computes as in prediction, and learns
+no more moments), attention, and of Keras 3 arithmetic and ``[:, -1]``: the table is
+`rnnjax.interop.keras.operators`.
 What differs:
 
 - Sequences are time-major, ``(time, batch, features)``, unless ``time_first=False`` is asked for,

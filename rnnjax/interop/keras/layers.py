@@ -28,7 +28,7 @@ def layer_of(entry: Entry, version: Version) -> Layer:
     if entry.kind not in _LAYERS:
         raise InteropError(
             f"layer {entry.name[:80]!r} is of class {entry.kind[:80]!r}, which is not known here; "
-            f"known are {', '.join(sorted(_LAYERS))}"
+            f"known are {', '.join(sorted(_LAYERS))}; compute it around the model, in JAX"
         )
     try:
         return _LAYERS[entry.kind](entry.name, options)
