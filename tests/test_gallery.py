@@ -1,0 +1,278 @@
+"""The gallery: each of its recurrences beside a plain loop of NumPy, written from its equation.
+
+The cells are those of the pages. The last block of a page has the laws check them, in `make docs`.
+"""
+
+import ast
+import functools
+import re
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import rnnjax
+
+GALLERY = Path(__file__).parents[1] / "docs" / "gallery"
+TIME, ROWS, FEATURES, UNITS = 6, 2, 3, 4
+LENGTHS = np.array([6, 4])
+RESETS = np.array([[0, 0], [0, 0], [1, 0], [0, 1], [0, 0], [0, 0]], bool)
+Params, State = dict[str, np.ndarray], tuple[Any, ...]
+Step = Callable[[Params, np.ndarray, State], tuple[State, np.ndarray]]
+
+
+@pytest.fixture(autouse=True)
+def _in_float64() -> Iterator[None]:
+    with jax.enable_x64(True):
+        yield
+
+
+@functools.cache
+def blocks(page: str) -> list[str]:
+    text = (GALLERY / f"{page}.md").read_text(encoding="utf-8")
+    return re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+@functools.cache
+def names(page: str) -> dict[str, Any]:
+    """What the blocks of a page define, but for the last, which checks them."""
+    defined: dict[str, Any] = {"__name__": page}
+    for block in blocks(page)[:-1]:
+        exec(compile(block, f"docs/gallery/{page}.md", "exec"), defined)
+    return defined
+
+
+# ---- the recurrences, from their papers
+
+CASES: dict[str, tuple[str, Any, Step]] = {}
+
+
+def recurrence(page: str, name: str, **hyperparameters: Any) -> Callable[[Step], Step]:
+    """A step in NumPy is that of this cell of this page."""
+
+    def add(step: Step) -> Step:
+        CASES[name] = page, lambda: names(page)[name](UNITS, **hyperparameters), step
+        return step
+
+    return add
+
+
+def sigmoid(x: Any) -> Any:
+    return 1 / (1 + np.exp(-x))
+
+
+def softplus(x: Any) -> Any:
+    return np.log1p(np.exp(x))
+
+
+def relu(x: Any) -> Any:
+    return np.maximum(x, 0)
+
+
+def parts(p: Params, *counts: int) -> list[Any]:
+    """The matrices of the gates: of inputs, of the state, and biases, each in so many parts."""
+    found = ("kernel", "recurrent_kernel", "bias")
+    return [np.split(p[n], c, -1) for n, c in zip(found, counts, strict=True) if c]
+
+
+def sums(p: Params, x: Any, h: Any, gates: int) -> list[Any]:
+    """Of each gate, x W + h U + b."""
+    W, U, b = parts(p, gates, gates, gates)
+    return [x @ W[i] + h @ U[i] + b[i] for i in range(gates)]
+
+
+@recurrence("gated", "UGRNNCell")
+def ugrnn(p: Params, x: Any, s: State) -> Any:
+    g, c = sums(p, x, s[0], 2)
+    h = sigmoid(g) * s[0] + (1 - sigmoid(g)) * np.tanh(c)
+    return (h,), h
+
+
+@recurrence("gated", "JANETCell", beta=0.7)
+def janet(p: Params, x: Any, s: State) -> Any:
+    gate, c = sums(p, x, s[0], 2)
+    h = sigmoid(gate) * s[0] + (1 - sigmoid(gate - 0.7)) * np.tanh(c)
+    return (h,), h
+
+
+@recurrence("gated", "SubLSTMCell")
+def sub_lstm(p: Params, x: Any, s: State) -> Any:
+    i, f, z, o = map(sigmoid, sums(p, x, s[0], 4))
+    c = f * s[1] + z - i
+    h = sigmoid(c) - o
+    return (h, c), h
+
+
+@recurrence("gated", "LiGRUCell")
+def li_gru(p: Params, x: Any, s: State) -> Any:
+    z, n = sums(p, x, s[0], 2)
+    h = sigmoid(z) * s[0] + (1 - sigmoid(z)) * relu(n)
+    return (h,), h
+
+
+@recurrence("gated", "FastGRNNCell")
+def fast_grnn(p: Params, x: Any, s: State) -> Any:
+    pre, (zeta, nu), (b_z, b_n) = (
+        x @ p["kernel"] + s[0] @ p["recurrent_kernel"],
+        p["mix"],
+        p["biases"],
+    )
+    z, n = sigmoid(pre + b_z), np.tanh(pre + b_n)
+    h = (sigmoid(zeta) * (1 - z) + sigmoid(nu)) * n + z * s[0]
+    return (h,), h
+
+
+@recurrence("gated", "RANCell")
+def ran(p: Params, x: Any, s: State) -> Any:
+    W, b = parts(p, 3, 0, 3)
+    U = np.split(p["gate_kernel"], 2, -1)
+    i, f = (sigmoid(x @ W[k] + s[0] @ U[k] + b[k]) for k in range(2))
+    c = i * (x @ W[2] + b[2]) + f * s[1]
+    return (np.tanh(c), c), np.tanh(c)
+
+
+@recurrence("gated", "ATRCell")
+def atr(p: Params, x: Any, s: State) -> Any:
+    a, q = x @ p["kernel"] + p["bias"], s[0] @ p["recurrent_kernel"]
+    h = sigmoid(a + q) * a + sigmoid(a - q) * s[0]
+    return (h,), h
+
+
+@recurrence("gated", "MIRNNCell")
+def mi_rnn(p: Params, x: Any, s: State) -> Any:
+    wx, uh, (alpha, beta1, beta2, b) = x @ p["kernel"], s[0] @ p["recurrent_kernel"], p["mix"]
+    h = np.tanh(alpha * wx * uh + beta1 * uh + beta2 * wx + b)
+    return (h,), h
+
+
+@recurrence("gated", "MultiplicativeLSTMCell")
+def multiplicative_lstm(p: Params, x: Any, s: State) -> Any:
+    W, b = parts(p, 5, 0, 5)
+    U = np.split(p["gate_kernel"], 4, -1)
+    m = (x @ W[0] + b[0]) * (s[0] @ p["factor"])
+    i, f, g, o = (x @ W[k + 1] + m @ U[k] + b[k + 1] for k in range(4))
+    c = sigmoid(f) * s[1] + sigmoid(i) * np.tanh(g)
+    h = sigmoid(o) * np.tanh(c)
+    return (h, c), h
+
+
+@recurrence("gated", "MUT1Cell")
+def mut1(p: Params, x: Any, s: State) -> Any:
+    W, b = parts(p, 3, 0, 3)
+    z = sigmoid(x @ W[0] + b[0])
+    r = sigmoid(x @ W[1] + s[0] @ p["reset"] + b[1])
+    new = np.tanh((r * s[0]) @ p["candidate"] + np.tanh(x @ W[2] + b[2]))
+    h = z * new + (1 - z) * s[0]
+    return (h,), h
+
+
+@recurrence("gated", "MUT3Cell")
+def mut3(p: Params, x: Any, s: State) -> Any:
+    W, b = parts(p, 3, 0, 3)
+    z = sigmoid(x @ W[0] + np.tanh(s[0]) @ p["keep"] + b[0])
+    r = sigmoid(x @ W[1] + s[0] @ p["reset"] + b[1])
+    new = np.tanh((r * s[0]) @ p["candidate"] + x @ W[2] + b[2])
+    h = z * new + (1 - z) * s[0]
+    return (h,), h
+
+
+@recurrence("gated", "MinimalRNNCell")
+def minimal_rnn(p: Params, x: Any, s: State) -> Any:
+    z = np.tanh(x @ p["kernel"] + p["bias"])
+    u = sigmoid(s[0] @ p["recurrent_kernel"] + z @ p["embedded_kernel"])
+    h = u * s[0] + (1 - u) * z
+    return (h,), h
+
+
+@recurrence("gated", "STARCell")
+def star(p: Params, x: Any, s: State) -> Any:
+    W, b = parts(p, 2, 0, 2)
+    z, k = np.tanh(x @ W[0] + b[0]), sigmoid(x @ W[1] + s[0] @ p["gate_kernel"] + b[1])
+    h = np.tanh((1 - k) * s[0] + k * z)
+    return (h,), h
+
+
+@recurrence("gated", "CFNCell")
+def chaos_free(p: Params, x: Any, s: State) -> Any:
+    W, b = parts(p, 3, 0, 3)
+    U = np.split(p["gate_kernel"], 2, -1)
+    theta, eta = (sigmoid(x @ W[k] + s[0] @ U[k] + b[k]) for k in range(2))
+    h = theta * np.tanh(s[0]) + eta * np.tanh(x @ W[2] + b[2])
+    return (h,), h
+
+
+@recurrence("gated", "BRCCell")
+def bistable(p: Params, x: Any, s: State) -> Any:
+    W, b = parts(p, 3, 0, 3)
+    a = 1 + np.tanh(x @ W[0] + p["own"][0] * s[0] + b[0])
+    c = sigmoid(x @ W[1] + p["own"][1] * s[0] + b[1])
+    h = c * s[0] + (1 - c) * np.tanh(x @ W[2] + a * s[0] + b[2])
+    return (h,), h
+
+
+# ---- the tests
+
+
+def loop(step: Step, start: State, arrays: Any) -> Any:
+    """All outputs of a step of NumPy, with the resets and lengths, and the last state."""
+    state, ys = start, []
+    for t in range(TIME):
+        again, valid = RESETS[t], t < LENGTHS
+
+        def choose(mark: Any, one: Any, other: Any) -> Any:
+            return np.where(np.reshape(mark, (ROWS, *[1] * (np.ndim(one) - 1))), one, other)
+
+        state = tuple(choose(again, a, s) for a, s in zip(start, state, strict=True))
+        new, y = step(jax.tree.map(lambda leaf, t=t: leaf[t], arrays), state)
+        state = tuple(choose(valid, n, s) for n, s in zip(new, state, strict=True))
+        ys.append(choose(valid, y, np.zeros_like(y)))
+    return state, np.stack(ys)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_cell_is_its_equation(name: str, random_like: Any, assert_close: Any) -> None:
+    _, make, step = CASES[name]
+    cell = make()
+    raw = getattr(cell, "raw_inputs", 0)
+    size = FEATURES + raw if cell.gates else raw
+    params = jax.device_get(random_like(lambda: cell.init(jax.random.key(0), size), 1, "float64"))
+    start = jax.device_get(random_like(lambda: cell.initial_carry((ROWS,)), 2, "float64"))
+    start = jax.tree.map(np.zeros_like, start)
+    xs = np.random.default_rng(3).normal(size=(TIME, ROWS, size))
+    xs[..., size - raw :] = np.abs(xs[..., size - raw :])  # gaps
+    (last, ys) = jax.jit(
+        lambda params, xs: rnnjax.unroll(cell, params, xs, lengths=LENGTHS, resets=RESETS)
+    )(params, xs)
+    expected = loop(functools.partial(step, params), tuple(start), xs)
+    assert_close((tuple(last), ys), expected, 1e-12)
+
+
+def defined(page: str) -> dict[str, tuple[int, bool]]:
+    """Lines of code of each class and function of a page, and whether it is one of its head."""
+    found = {}
+    for i, block in enumerate(blocks(page)):
+        lines = block.splitlines()
+        for node in ast.parse(block).body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef):
+                first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+                code = [line for line in lines[first - 1 : node.end_lineno] if line.strip()]
+                found[node.name] = len(code), i == 0
+    return found
+
+
+def test_recurrences_are_many_and_short_and_each_is_tested() -> None:
+    pages = [path.stem for path in GALLERY.glob("*.md") if path.stem != "index"]
+    every = {name: at for page in pages for name, at in defined(page).items()}
+    shown = {name: lines for name, (lines, head) in every.items() if not head}
+    assert sorted(shown) == sorted(CASES)
+    assert max(shown.values()) <= 15, shown
+    assert statistics.median(shown.values()) <= 13, shown
+
+
+def test_every_cell_is_checked_by_its_page() -> None:
+    for page, name in {(page, name) for name, (page, _, _) in CASES.items()}:
+        assert f"{name}(" in blocks(page)[-1], name
