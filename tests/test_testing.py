@@ -262,6 +262,13 @@ TRUTHS = {
     "honest": lie(),
     "read": lie(base=Read),
     "remembers": lie(base=Remembers),
+    # What is read of a memory that is empty, behind a mask, is divided by too.
+    "remembers-a-mean": lie(
+        base=Remembers,
+        memory=lambda self, params, x: Remembers.memory(self, params, jax.nn.softplus(x)),
+        recall=lambda self, params, x, read, _: (read[..., :-1] / read[..., -1:]).sum(-2),
+        output_size=3,
+    ),
     # Whose units see each other.
     "sorted": lie(lambda x, h: 0.5 * h + jnp.cumsum(jnp.sort(x, axis=-1), axis=-1)),
     "undeclared": lie(lambda x, h: jnp.roll(h, 1, -1) + x, coupling=Coupling.ANY),

@@ -313,6 +313,8 @@ def chunkwise(
     reads, stabilizers, last = run(memory, old, steps.start, valid, resets)
     reads = reads * expand(spoils, reads)
     last = jax.tree.map(lambda leaf: leaf * expand(spoils[-1], leaf), last)
+    if valid is not None:  # recall may divide by it, and nothing is read before the first write
+        reads = jnp.where(expand(valid, reads), reads, 1)
     recall = functools.partial(cell.recall, cell.in_update(params))
     ys = jax.vmap(recall)(cell.project(params, xs), reads, stabilizers)
     ys = zero_masked(ys.astype(step[1].dtype), valid)
