@@ -49,6 +49,7 @@ def names(page: str) -> dict[str, Any]:
 # ---- the recurrences, from their papers
 
 CASES: dict[str, tuple[str, Any, Step]] = {}
+FUNCTIONS: dict[str, str] = {}  # those without a cell, each with a test of its own
 
 
 def recurrence(page: str, name: str, **hyperparameters: Any) -> Callable[[Step], Step]:
@@ -214,6 +215,162 @@ def bistable(p: Params, x: Any, s: State) -> Any:
     return (h,), h
 
 
+# ---- a matrix as the state: S (rows, heads, values, keys)
+
+
+def heads(p: Params, x: Any, gates: int) -> list[Any]:
+    """The gates of two heads, (rows, 2, 2)."""
+    return [part.reshape(ROWS, 2, 2) for part in np.split(x @ p["kernel"] + p["bias"], gates, -1)]
+
+
+def outer(v: Any, k: Any) -> Any:
+    return v[..., :, None] * k[..., None, :]
+
+
+def apply(S: Any, q: Any) -> Any:
+    return np.einsum("...vk,...k->...v", S, q)
+
+
+def diagonal(a: Any) -> Any:
+    return a[..., None] * np.eye(a.shape[-1])
+
+
+def unit(x: Any) -> Any:
+    return x / np.sqrt((x * x).sum(-1, keepdims=True) + 1e-6)
+
+
+def silu(x: Any) -> Any:
+    return x * sigmoid(x)
+
+
+def scalar(x: Any) -> Any:
+    """The number of a head, to scale its matrix."""
+    return x[..., :1, None]
+
+
+@recurrence("matrix", "LinearAttentionCell")
+def linear_attention(p: Params, x: Any, s: State) -> Any:
+    q, k, v = heads(p, x, 3)
+    q, k = (np.where(a > 0, a + 1, np.exp(a)) for a in (q, k))
+    S, z = s[0][..., :-1, :] + outer(v, k), s[0][..., -1, :] + k
+    y = apply(S, q) / (z * q).sum(-1, keepdims=True)
+    return (np.concatenate([S, z[..., None, :]], -2),), y.reshape(ROWS, -1)
+
+
+@recurrence("matrix", "RetNetCell")
+def ret_net(p: Params, x: Any, s: State) -> Any:
+    q, k, v = heads(p, x, 3)
+    S = np.array([1 - 1 / 32, 1 - 1 / 64])[:, None, None] * s[0] + outer(v, k) / np.sqrt(2)
+    return (S,), apply(S, q).reshape(ROWS, -1)
+
+
+@recurrence("matrix", "SimpleGLACell")
+def simple_gla(p: Params, x: Any, s: State) -> Any:
+    q, k, v, a = heads(p, x, 4)
+    S = sigmoid(scalar(a)) * s[0] + outer(v, k)
+    return (S,), apply(S, q).reshape(ROWS, -1)
+
+
+@recurrence("matrix", "HGRN2Cell", floor=0.3)
+def hgrn2(p: Params, x: Any, s: State) -> Any:
+    q, a, v = heads(p, x, 3)
+    f = 0.3 + 0.7 * sigmoid(a)
+    S = s[0] @ diagonal(f) + outer(v, 1 - f)
+    return (S,), apply(S, q).reshape(ROWS, -1)
+
+
+@recurrence("matrix", "DeltaNetCell", most=2.0)
+def delta_net(p: Params, x: Any, s: State) -> Any:
+    q, k, v, b = heads(p, x, 4)
+    q, k, beta = unit(silu(q)), unit(silu(k)), 2 * sigmoid(scalar(b))
+    S = s[0] @ (np.eye(2) - beta * outer(k, k)) + beta * outer(v, k)
+    return (S,), apply(S, q).reshape(ROWS, -1)
+
+
+@recurrence("matrix", "KDACell")
+def kimi_delta(p: Params, x: Any, s: State) -> Any:
+    q, k, v, a, b = heads(p, x, 5)
+    q, k, beta = unit(silu(q)), unit(silu(k)), sigmoid(scalar(b))
+    S = s[0] @ diagonal(np.exp(-softplus(a))) @ (np.eye(2) - beta * outer(k, k))
+    S = S + beta * outer(v, k)
+    return (S,), apply(S, q).reshape(ROWS, -1)
+
+
+@recurrence("matrix", "GatedDeltaNet2Cell")
+def gated_delta_net2(p: Params, x: Any, s: State) -> Any:
+    q, k, v, a, e, w = heads(p, x, 6)
+    q, k = unit(silu(q)), unit(silu(k))
+    S = s[0] @ diagonal(np.exp(-softplus(a))) @ (np.eye(2) - outer(sigmoid(e) * k, k))
+    S = S + outer(sigmoid(w) * v, k)
+    return (S,), apply(S, q).reshape(ROWS, -1)
+
+
+@recurrence("matrix", "CombaCell")
+def comba(p: Params, x: Any, s: State) -> Any:
+    q, k, v, a, beta = heads(p, x, 5)
+    (b, d), q, k = p["control"], unit(silu(q)), unit(silu(k))
+    alpha, beta = np.exp(-softplus(scalar(a))), sigmoid(scalar(beta))
+    S = s[0] @ (alpha * np.eye(2) - sigmoid(b)[..., None] * beta * outer(k, k))
+    S = S + beta * outer(v, k)
+    return (S,), apply(S, q - d * k).reshape(ROWS, -1)
+
+
+@recurrence("matrix", "LonghornCell")
+def longhorn(p: Params, x: Any, s: State) -> Any:
+    q, k, v, b = np.split(x @ p["kernel"] + p["bias"], 4, -1)
+    delta = sigmoid(b) / (1 + sigmoid(b) * (k * k).sum(-1, keepdims=True))
+    S = (1 - outer(delta, k * k)) * s[0] + outer(delta * v, k)
+    return (S,), apply(S, q)
+
+
+def arrays(*shapes: tuple[int, ...]) -> list[np.ndarray]:
+    """Numbers between 0.1 and 1."""
+    rng = np.random.default_rng(4)
+    return [rng.uniform(0.1, 1, (TIME, *shape)) for shape in shapes]
+
+
+def as_function(page: str, name: str) -> Callable[[Any], Any]:
+    def add(test: Any) -> Any:
+        FUNCTIONS[name] = page
+        return test
+
+    return add
+
+
+@as_function("matrix", "delta_product")
+def test_delta_product_is_several_delta_rules_a_step(assert_close: Any) -> None:
+    writes, row = 3, (ROWS, 2, 4)
+    given = arrays(row, (writes, *row), (writes, *row), (writes, ROWS, 2))
+
+    def step(at: Any, s: State) -> Any:
+        (q, k, v, beta), S = at, s[0]
+        for j in range(writes):
+            b, key = beta[j][..., None, None], unit(k[j])
+            S = S @ (np.eye(4) - b * outer(key, key)) + b * outer(v[j], key)
+        return (S,), apply(S, q)
+
+    run = jax.jit(
+        lambda given: names("matrix")["delta_product"](*given, resets=RESETS, lengths=LENGTHS)
+    )
+    carry, ys = run(given)
+    assert_close(((carry.memory,), ys), loop(step, (np.zeros((ROWS, 2, 4, 4)),), given), 1e-12)
+
+
+@as_function("matrix", "rwkv7")
+def test_rwkv7_erases_at_a_key_of_its_own(assert_close: Any) -> None:
+    given = arrays(*[(ROWS, 2, 4)] * 6)
+
+    def step(at: Any, s: State) -> Any:
+        r, w, k, v, kappa, a = at
+        kappa = unit(kappa)
+        S = s[0] @ (diagonal(w) - outer(kappa, a * kappa)) + outer(v, k)
+        return (S,), apply(S, r)
+
+    run = jax.jit(lambda given: names("matrix")["rwkv7"](*given, resets=RESETS, lengths=LENGTHS))
+    carry, ys = run(given)
+    assert_close(((carry.memory,), ys), loop(step, (np.zeros((ROWS, 2, 4, 4)),), given), 1e-12)
+
+
 # ---- the tests
 
 
@@ -268,11 +425,12 @@ def test_recurrences_are_many_and_short_and_each_is_tested() -> None:
     pages = [path.stem for path in GALLERY.glob("*.md") if path.stem != "index"]
     every = {name: at for page in pages for name, at in defined(page).items()}
     shown = {name: lines for name, (lines, head) in every.items() if not head}
-    assert sorted(shown) == sorted(CASES)
+    assert sorted(shown) == sorted([*CASES, *FUNCTIONS])
     assert max(shown.values()) <= 15, shown
     assert statistics.median(shown.values()) <= 13, shown
 
 
 def test_every_cell_is_checked_by_its_page() -> None:
-    for page, name in {(page, name) for name, (page, _, _) in CASES.items()}:
+    pages = {name: page for name, (page, _, _) in CASES.items()} | FUNCTIONS
+    for name, page in pages.items():
         assert f"{name}(" in blocks(page)[-1], name
