@@ -119,6 +119,30 @@ def test_they_are_not_in_a_product() -> None:
     assert cell.project(params, jnp.full((2, 3), gap))[0, -1] == jnp.float32(gap)
 
 
+@dataclasses.dataclass(frozen=True)
+class LastSeenCell(rnnjax.Cell):
+    """One without a product: a value, and whether it is there."""
+
+    hidden_size: int
+    carry = rnnjax.SimpleRNNCarry
+    gates = ()
+    recurrent = None
+    raw_inputs = property(lambda self: 2 * self.hidden_size)
+
+    def update(self, params: Any, x: jax.Array, carry: Any) -> Any:
+        value, seen = jnp.split(x, 2, axis=-1)
+        return rnnjax.SimpleRNNCarry(jnp.where(seen > 0, value, carry.hidden))
+
+
+def test_they_may_be_all() -> None:
+    cell = LastSeenCell(1)
+    params = cell.init(jax.random.key(0), input_size=2)
+    assert params["kernel"].shape == (0, 0)
+    xs = jnp.array([[5.0, 0], [3, 1], [7, 0], [2, 1], [8, 0]])
+    _, ys = rnnjax.unroll(cell, params, xs)
+    assert ys[:, 0].tolist() == [0, 3, 3, 2, 2]
+
+
 def test_where_they_are_refused() -> None:
     cell, xs = DecayingCell(4), jnp.ones((TIME, 2, 3))
     params = cell.init(jax.random.key(0), input_size=3)

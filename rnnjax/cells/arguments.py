@@ -258,6 +258,8 @@ def drawn(cell: Any, name: str, param: Any, key: jax.Array, dtype: Any) -> jax.A
             f"{name} of {brief(cell)} must be a rnnjax.Param with a tuple for its shape, but is "
             f"{param!r}; write Param((size,), 'ones')"
         )
+    if 0 in param.shape:  # as a kernel where all inputs are raw: initialisers divide by sizes
+        return jnp.zeros(param.shape, dtype)
     try:
         array = get_initializer(param.init)(key, param.shape, dtype)
         reason = f"it returned {brief(array)}"
