@@ -371,6 +371,114 @@ def test_rwkv7_erases_at_a_key_of_its_own(assert_close: Any) -> None:
     assert_close(((carry.memory,), ys), loop(step, (np.zeros((ROWS, 2, 4, 4)),), given), 1e-12)
 
 
+# ---- time as an input
+
+
+def gapped(x: Any) -> tuple[Any, Any]:
+    return x[:, :-1], x[:, -1:]
+
+
+@recurrence("time", "RNNDecayCell")
+def rnn_decay(p: Params, x: Any, s: State) -> Any:
+    x, gap = gapped(x)
+    h = s[0] * np.exp(-softplus(p["speed"]) * gap)
+    h = np.tanh(x @ p["kernel"] + h @ p["own"] + p["bias"])
+    return (h,), h
+
+
+@recurrence("time", "ODERNNCell")
+def ode_rnn(p: Params, x: Any, s: State) -> Any:
+    x, gap = gapped(x)
+    h = s[0] + gap * np.tanh(s[0] @ p["flow"])
+    h = np.tanh(x @ p["kernel"] + h @ p["own"] + p["bias"])
+    return (h,), h
+
+
+@recurrence("time", "CfCCell")
+def closed_form(p: Params, x: Any, s: State) -> Any:
+    x, gap = gapped(x)
+    f, g, k = sums(p, x, s[0], 3)
+    early = sigmoid(-f * gap)
+    h = early * np.tanh(g) + (1 - early) * np.tanh(k)
+    return (h,), h
+
+
+@recurrence("time", "LTCCell")
+def liquid(p: Params, x: Any, s: State) -> Any:
+    x, gap = gapped(x)
+    f, (level, speed) = sigmoid(sums(p, x, s[0], 1)[0]), p["level"]
+    h = (s[0] + gap * f * level) / (1 + gap * (1 / softplus(speed) + f))
+    return (h,), h
+
+
+def lstm(p: Params, x: Any, h: Any, c: Any) -> tuple[Any, Any]:
+    i, f, g, o = sums(p, x, h, 4)
+    c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+    return sigmoid(o) * np.tanh(c), c
+
+
+@recurrence("time", "TimeAwareLSTMCell")
+def time_aware(p: Params, x: Any, s: State) -> Any:
+    x, gap = gapped(x)
+    short = np.tanh(s[1] @ p["short_kernel"] + p["short_bias"])
+    h, c = lstm(p, x, s[0], s[1] - short + short / np.log(np.e + gap))
+    return (h, c), h
+
+
+@recurrence("time", "PhasedLSTMCell", ratio=0.4)
+def phased(p: Params, x: Any, s: State) -> Any:
+    x, time = gapped(x)
+    tau, r = np.exp(p["clock"][0]), 0.4
+    phi = np.mod(time - p["clock"][1], tau) / tau
+    k = np.where(phi < r / 2, 2 * phi / r, np.where(phi < r, 2 - 2 * phi / r, 0.001 * phi))
+    h, c = lstm(p, x, *s)
+    h, c = k * h + (1 - k) * s[0], k * c + (1 - k) * s[1]
+    return (h, c), h
+
+
+@recurrence("time", "ClockworkCell", periods=(1, 3))
+def clockwork(p: Params, x: Any, s: State) -> Any:
+    slow = p["own"][2:]  # all that the slow module hears
+    new = np.tanh(x @ p["kernel"] + s[0][:, 2:] @ slow + p["bias"])
+    own = x @ p["kernel"] + s[0] @ p["own"] + p["bias"]
+    new[:, :2] = np.tanh(own[:, :2])
+    h = np.where(np.concatenate([s[1][:, :2] % 1, s[1][:, 2:] % 3], -1) == 0, new, s[0])
+    return (h, s[1] + 1), h
+
+
+@as_function("time", "ImputeCell")
+@as_function("time", "DecayGRUCell")
+def test_gru_d_is_a_cell_that_imputes_and_one_that_decays(
+    random_like: Any, assert_close: Any
+) -> None:
+    cell = names("time")["gru_d"]
+    first, second = params = jax.device_get(
+        random_like(lambda: cell.init(jax.random.key(0), 6), 1, "float64")
+    )
+    rng = np.random.default_rng(3)
+    shape = TIME, ROWS, 2
+    x, seen, gap = rng.normal(size=shape), rng.random(shape) < 0.5, rng.random(shape)
+
+    def step(at: Any, s: State) -> Any:
+        (x, m, gap), (last, h) = at, s
+        fade = np.exp(-relu(first["fade"][0] * gap + first["fade"][1]))
+        filled = np.concatenate([m * x + (1 - m) * fade * last, m], -1)
+        h = np.exp(-relu(gap @ second["gap"])) * h
+        W, b = parts(second, 3, 0, 3)
+        U = np.split(second["gates"], 2, -1)
+        r, z = (sigmoid(filled @ W[k] + h @ U[k] + b[k]) for k in range(2))
+        h = (1 - z) * h + z * np.tanh(filled @ W[2] + (r * h) @ second["new"] + b[2])
+        return (m * x + (1 - m) * last, h), h
+
+    run = jax.jit(
+        lambda params, xs: rnnjax.unroll(cell, params, xs, lengths=LENGTHS, resets=RESETS)
+    )
+    (imputed, decayed), ys = run(params, np.concatenate([x, seen, gap], -1))
+    start = np.zeros((ROWS, 2)), np.zeros((ROWS, UNITS))
+    expected = loop(step, start, (x, seen, gap))
+    assert_close(((imputed.hidden, decayed.hidden), ys), expected, 1e-12)
+
+
 # ---- the tests
 
 
