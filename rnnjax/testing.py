@@ -353,7 +353,8 @@ def _largest(leaf: np.ndarray, rows: int = 1) -> np.ndarray:
 def _near(cell: Cell, a: np.ndarray, b: np.ndarray, scale: np.ndarray) -> bool:
     """Whether two arrays agree to a tolerance of that scale; a NaN agrees with a NaN."""
     a, b = a.astype(np.float64), b.astype(np.float64)
-    near = np.abs(a - b) <= _tolerance(cell) * scale
+    with np.errstate(invalid="ignore"):  # infinity less infinity, where both overflow
+        near = np.abs(a - b) <= _tolerance(cell) * scale
     return bool(np.all(near | (a == b) | (np.isnan(a) & np.isnan(b))))
 
 

@@ -274,6 +274,7 @@ TRUTHS = {
     "undeclared": lie(lambda x, h: jnp.roll(h, 1, -1) + x, coupling=Coupling.ANY),
     # Of which no learner takes parameters unit by unit.
     "shared": with_parameter((1,), lambda own, x, h: jax.nn.sigmoid(own) * h + x),
+    "overflows": lie(lambda x, h: 0.5 * h + jnp.exp(12 * x)),
     "grows": lie(lambda x, h: 2 * h + x, coupling=Coupling.AFFINE),
     "elementwise": lie(lambda x, h: jnp.tanh(h) + x, coupling=Coupling.ELEMENTWISE),
 }
