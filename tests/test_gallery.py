@@ -479,6 +479,143 @@ def test_gru_d_is_a_cell_that_imputes_and_one_that_decays(
     assert_close(((imputed.hidden, decayed.hidden), ys), expected, 1e-12)
 
 
+# ---- linear in the state
+
+
+@recurrence("linear", "TRNNCell")
+def strongly_typed(p: Params, x: Any, s: State) -> Any:
+    W, b = parts(p, 2, 0, 2)
+    f = sigmoid(x @ W[1] + b[1])
+    h = f * s[0] + (1 - f) * (x @ W[0] + b[0])
+    return (h,), h
+
+
+@recurrence("linear", "RWKV4Cell")
+def rwkv4(p: Params, x: Any, s: State) -> Any:
+    W, b = parts(p, 3, 0, 3)
+    r, k, v = (x @ W[i] + b[i] for i in range(3))
+    w, u = np.exp(p["time"][0]), p["time"][1]
+    y = sigmoid(r) * (s[0] + np.exp(u + k) * v) / (s[1] + np.exp(u + k))
+    return (np.exp(-w) * s[0] + np.exp(k) * v, np.exp(-w) * s[1] + np.exp(k)), y
+
+
+@recurrence("linear", "MegaEMACell", averages=3)
+def moving_average(p: Params, x: Any, s: State) -> Any:
+    alpha, delta, beta, eta = p["average"]
+    alpha, delta = sigmoid(alpha), sigmoid(delta)
+    u = beta * (x @ p["kernel"] + p["bias"])[..., None]
+    h = alpha * u + (1 - alpha * delta) * s[0]
+    return (h,), np.einsum("ij,...ij->...i", eta, h)
+
+
+@recurrence("linear", "LinOSSCell")
+def lin_oss(p: Params, x: Any, s: State) -> Any:
+    (a, d), (y, z) = p["spring"], s
+    dt = sigmoid(d)
+    z = z + dt * (-relu(a) * y + x @ p["kernel"] + p["bias"])
+    y = y + dt * z
+    return (y, z), y
+
+
+@as_function("linear", "legendre_memory")
+def test_legendre_memory_is_its_matrix(assert_close: Any) -> None:
+    order, theta = 3, 8.0
+    A, B = np.zeros((order, order)), np.zeros((order, 1))
+    for i in range(order):
+        B[i] = (2 * i + 1) * (-1) ** i
+        for j in range(order):
+            A[i, j] = (2 * i + 1) * (-1 if i < j else (-1) ** (i - j + 1))
+    us = np.random.default_rng(5).normal(size=(TIME, ROWS, 2))
+
+    def step(u: Any, s: State) -> Any:
+        m = s[0] + s[0] @ A.T / theta + u[..., None] @ B.T / theta
+        return (m,), m
+
+    run = jax.jit(
+        lambda us: names("linear")["legendre_memory"](
+            us, order, theta, lengths=LENGTHS, resets=RESETS
+        )
+    )
+    last, every = run(us)
+    assert_close(((last,), every), loop(step, (np.zeros((ROWS, 2, order)),), us), 1e-12)
+
+
+# ---- from differential equations, and reservoirs
+
+
+@recurrence("dynamics", "AntisymmetricRNNCell", epsilon=0.2, gamma=0.3)
+def antisymmetric(p: Params, x: Any, s: State) -> Any:
+    U = p["turn"] - p["turn"].T - 0.3 * np.eye(UNITS)
+    h = s[0] + 0.2 * np.tanh(x @ p["kernel"] + s[0] @ U + p["bias"])
+    return (h,), h
+
+
+@recurrence("dynamics", "LipschitzRNNCell")
+def lipschitz(p: Params, x: Any, s: State) -> Any:
+    def mixed(M: Any) -> Any:
+        return 0.25 * (M + M.T) + 0.75 * (M - M.T) - 0.001 * np.eye(UNITS)
+
+    A, U = map(mixed, p["pair"])
+    h = s[0] + 0.1 * (s[0] @ A + np.tanh(x @ p["kernel"] + s[0] @ U + p["bias"]))
+    return (h,), h
+
+
+@recurrence("dynamics", "CoRNNCell", dt=0.1, gamma=1.5, epsilon=3.0)
+def coupled_oscillators(p: Params, x: Any, s: State) -> Any:
+    y, z = s
+    pre = y @ p["recurrent_kernel"] + z @ p["speed"] + x @ p["kernel"] + p["bias"]
+    z = z + 0.1 * (np.tanh(pre) - 1.5 * y - 3.0 * z)
+    y = y + 0.1 * z
+    return (y, z), y
+
+
+@recurrence("dynamics", "UnICORNNCell", dt=0.2, alpha=0.7)
+def unicornn(p: Params, x: Any, s: State) -> Any:
+    (w, c), (y, z) = p["own"], s
+    z = z - 0.2 * sigmoid(c) * (np.tanh(w * y + x @ p["kernel"] + p["bias"]) + 0.7 * y)
+    y = y + 0.2 * sigmoid(c) * z
+    return (y, z), y
+
+
+@recurrence("dynamics", "LEMCell")
+def long_expressive(p: Params, x: Any, s: State) -> Any:
+    W, b = parts(p, 4, 0, 4)
+    U = np.split(p["from_y"], 3, -1)
+    y, z = s
+    dt1, dt2 = (sigmoid(x @ W[i] + y @ U[i] + b[i]) for i in range(2))
+    z = (1 - dt1) * z + dt1 * np.tanh(x @ W[2] + y @ U[2] + b[2])
+    y = (1 - dt2) * y + dt2 * np.tanh(x @ W[3] + z @ p["from_z"] + b[3])
+    return (y, z), y
+
+
+@recurrence("dynamics", "EchoStateCell", leak=0.4)
+def echo_state(p: Params, x: Any, s: State) -> Any:
+    h = 0.6 * s[0] + 0.4 * np.tanh(sums(p, x, s[0], 1)[0])
+    return (h,), h
+
+
+@as_function("dynamics", "reservoir")
+def test_a_reservoir_has_its_radius_and_holes() -> None:
+    kernel = np.asarray(names("dynamics")["reservoir"](jax.random.key(0), (60, 60), "float64"))
+    np.testing.assert_allclose(np.abs(np.linalg.eigvals(kernel)).max(), 0.9, rtol=1e-6)
+    assert 0.05 < np.mean(kernel != 0) < 0.15
+
+
+@recurrence("dynamics", "CycleReservoirCell", weight=0.8)
+def cycle(p: Params, x: Any, s: State) -> Any:
+    ring = np.zeros((UNITS, UNITS))
+    for i in range(UNITS):
+        ring[i - 1, i] = 0.8  # from the one before
+    h = np.tanh(x @ p["kernel"] + s[0] @ ring)
+    return (h,), h
+
+
+@recurrence("dynamics", "JordanCell", outputs=3)
+def jordan(p: Params, x: Any, s: State) -> Any:
+    y = np.tanh(np.tanh(sums(p, x, s[0], 1)[0]) @ p["out"])
+    return (y,), y
+
+
 # ---- the tests
 
 
