@@ -671,8 +671,9 @@ def test_recurrences_are_many_and_short_and_each_is_tested() -> None:
     every = {name: at for page in pages for name, at in defined(page).items()}
     shown = {name: lines for name, (lines, head) in every.items() if not head}
     assert sorted(shown) == sorted([*CASES, *FUNCTIONS])
+    assert len(shown) > 45
     assert max(shown.values()) <= 15, shown
-    assert statistics.median(shown.values()) <= 13, shown
+    assert statistics.median(shown.values()) <= 12, shown
 
 
 def test_every_cell_is_checked_by_its_page() -> None:
