@@ -120,13 +120,32 @@ def test_it_is_as_exact_as_its_arrays() -> None:
     assert narrow[0].dtype == narrow[1].dtype == jnp.float32
 
 
+def test_a_carry_loses_nothing() -> None:
+    decay, drive, start = FORMS["real"]
+    whole = linear_recurrence(decay + 0j, drive + 0j, start + 1j)
+    carry, ys = linear_recurrence(decay, drive, start + 1j)
+    np.testing.assert_allclose(carry, whole[0], rtol=1e-12)
+    np.testing.assert_allclose(ys, whole[1], rtol=1e-12)
+    short, start = (jnp.bfloat16(x) for x in (decay, drive)), jnp.float32(start)
+    assert linear_recurrence(*short, start)[0].dtype == jnp.float32
+
+
+@pytest.mark.parametrize("empty", [np.s_[:0], np.s_[:, :0]], ids=["no steps", "no rows"])
+def test_without_steps_or_rows(empty: Any) -> None:
+    for decay, drive, _ in (FORMS["complex"], FORMS["matrices"]):
+        assert linear_recurrence(decay[empty], drive[empty])[1].shape == drive[empty].shape
+    for memory in MEMORIES.values():
+        some = jax.tree.map(lambda leaf: leaf[empty], memory)
+        assert matrix_memory(some)[1].shape == some.value.shape
+
+
 def test_what_it_refuses() -> None:
     decay, drive, start = FORMS["real"]
     with pytest.raises(InvalidInputError, match=r"decay must have the shape of drive.*check the"):
         linear_recurrence(decay[:-1], drive)
     with pytest.raises(InvalidInputError, match=r"carry must have shape.*check which axis is time"):
         linear_recurrence(decay, drive, start[:-1])
-    with pytest.raises(InvalidInputError, match="must be real where it is matrices"):
+    with pytest.raises(InvalidInputError, match="must be real where decay is matrices"):
         linear_recurrence(FORMS["matrices"][0] * 1j, FORMS["matrices"][1])
 
 
@@ -202,5 +221,9 @@ def test_what_a_memory_must_be() -> None:
         matrix_memory(memory._replace(value=VALUE[:-1]))
     with pytest.raises(InvalidInputError, match="beta must have shape"):
         matrix_memory(memory._replace(beta=BY_KEY))
+    given: Any = memory._asdict(), QUERY, memory._replace(key=None)
+    for wrong in given:
+        with pytest.raises(InvalidInputError, match=r"must be a rnnjax\.Memory with query"):
+            matrix_memory(wrong)
     with pytest.raises(InvalidInputError, match="no log_beta"):
         matrix_memory(memory._replace(log_beta=BY_HEAD))

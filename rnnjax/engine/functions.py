@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rnnjax.cells.arguments import as_array, usual_promotion
+from rnnjax.cells.arguments import as_array, brief, usual_promotion
 from rnnjax.cells.base import Cell, Coupling
 from rnnjax.cells.heads import MatrixCell, parts
 from rnnjax.cells.matrix import MatrixCarry, Memory
@@ -72,12 +72,13 @@ def linear_recurrence(
             f"(time, *batch, features, k, k) beside (time, *batch, features, k), but decay has "
             f"{decay.shape} and drive {drive.shape}; check the order of their axes"
         )
-    dtype = jnp.result_type(decay, drive)
+    carries = () if carry is None else (as_array("carry", carry),)
+    dtype = jnp.result_type(decay, drive, *carries)
     turning = jnp.issubdtype(dtype, jnp.complexfloating)
     if turning and groups:
         raise InvalidInputError(
-            f"decay must be real where it is matrices, but it is {dtype}; write a complex number "
-            "as a matrix of two rows"
+            f"decay, drive and carry must be real where decay is matrices, but one is {dtype}; "
+            "write a complex number as a matrix of two rows"
         )
     decay, size = jnp.broadcast_to(decay, shape), drive.shape[-1] if groups else 1 + turning
 
@@ -87,7 +88,8 @@ def linear_recurrence(
             return [x.real, x.imag]
         if not axes:
             return [x]
-        return list(jnp.moveaxis(x.reshape(*x.shape[: x.ndim - axes], -1), -1, 0))
+        # Not -1, which no size is found for where there are no rows.
+        return list(jnp.moveaxis(x.reshape(*x.shape[: x.ndim - axes], size**axes), -1, 0))
 
     def whole(parts: list[jax.Array]) -> jax.Array:
         if turning:
@@ -96,8 +98,7 @@ def linear_recurrence(
 
     cell = _affine_cell(size, turning)(drive.shape[-2] if groups else drive.shape[-1])
     xs = jnp.concatenate([*split(decay, 2 * groups), *split(drive, groups)], axis=-1)
-    if carry is not None:
-        carry = as_array("carry", carry)
+    for carry in carries:
         if carry.shape != drive.shape[1:]:
             raise InvalidInputError(
                 f"carry must have shape {drive.shape[1:]}, that of drive without time, but has "
@@ -152,6 +153,11 @@ def matrix_memory(
     >>> y.shape, carry.memory.shape, bool(jnp.allclose(y, 1))
     ((5, 2, 1, 3), (2, 1, 3, 3), True)
     """
+    if not isinstance(memory, Memory) or any(x is None for x in memory[:4]):
+        raise InvalidInputError(
+            "memory must be a rnnjax.Memory with query, key, value and log_decay, but is "
+            f"{brief(memory)}; write Memory(query, key, value, log_decay)"
+        )
     given = {name: as_array(name, x) for name, x in memory._asdict().items() if x is not None}
     if "log_beta" in given:
         raise InvalidInputError(
@@ -169,10 +175,11 @@ def matrix_memory(
             )
     sizes = tuple((name, x.shape[len(rows) :]) for name, x in given.items())
     cell = _MemoryCell(rows[-1] * given["value"].shape[-1], heads=rows[-1], sizes=sizes)
-    xs = jnp.concatenate([x.reshape(*rows[:-1], -1) for x in given.values()], axis=-1)
+    flat = [x.reshape(*rows[:-1], math.prod(x.shape[len(rows) - 1 :])) for x in given.values()]
+    xs = jnp.concatenate(flat, axis=-1)
     marks: Any = {"lengths": lengths, "mask": mask, "resets": resets, "reverse": reverse}
     last, ys = unroll(cell, _no_params(xs.dtype), xs, carry, **marks, method=method)
-    return last, ys.reshape(*rows, -1)
+    return last, ys.reshape(given["value"].shape)
 
 
 # ---- the cells that these are: all of their inputs are raw
