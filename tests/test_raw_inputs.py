@@ -143,11 +143,22 @@ def test_they_may_be_all() -> None:
     assert ys[:, 0].tolist() == [0, 3, 3, 2, 2]
 
 
+@pytest.mark.parametrize("cell", [DecayingCell(4), PairCell(4), LinearCell(4)], ids=str)
+def test_explain_counts_them(cell: Any) -> None:
+    params, xs = cell.init(jax.random.key(0), input_size=3), jnp.ones((TIME, 2, 3))
+    assert "numbers a row" in str(rnnjax.explain(cell, params, xs, method=rnnjax.Fused()))
+
+
 def test_where_they_are_refused() -> None:
     cell, xs = DecayingCell(4), jnp.ones((TIME, 2, 3))
     params = cell.init(jax.random.key(0), input_size=3)
     with pytest.raises(InvalidInputError, match="raw inputs are read by no kernel"):
         rnnjax.unroll(cell, params, xs, method=rnnjax.Kernel())
+    none = {**params, "kernel": params["kernel"][:0]}
+    with pytest.raises(InvalidInputError, match=r"input_size of DecayingCell.* at least 2"):
+        rnnjax.unroll(cell, none, xs[..., :1])
+    with pytest.raises(InvalidInputError, match="at least 2"):
+        cell.init(jax.random.key(0), input_size=1)
     with pytest.raises(InvalidInputError, match=r"give jax\.nn\.one_hot"):
         rnnjax.unroll(cell, params, rnnjax.OneHot(jnp.zeros((TIME, 2), int), 3))
     ready, laid_out = rnnjax.prepare(cell, params, xs[0])

@@ -315,8 +315,14 @@ def check_names(cell: Any, input_size: int) -> None:
     """Raise unless a cell has the same parameters, in the same roles, as for one feature.
 
     Raises:
-        InvalidInputError: a parameter exists, or has its role, for some sizes alone.
+        InvalidInputError: a parameter exists, or has its role, for some sizes alone; or no input is
+            left for the kernel.
     """
+    if cell.raw_inputs and input_size < (least := cell.raw_inputs + bool(cell.gates)):
+        raise InvalidInputError(
+            f"input_size of {brief(cell)} must be at least {least}, of which {cell.raw_inputs} "
+            f"come to the update as they are, but is {input_size}; check raw_inputs"
+        )
     one, here = (
         {name: getattr(param, "role", None) for name, param in cell.parameters(size).items()}
         for size in (1 + cell.raw_inputs, input_size)

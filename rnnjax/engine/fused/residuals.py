@@ -172,7 +172,7 @@ def kept_numbers(layer: Layer, batch: tuple[int, ...]) -> int:
 
     def step(params: Params) -> tuple[Saved, Carry]:
         carry = layer.cell.initial_carry(batch)
-        projected = jnp.zeros((*batch, params["kernel"].shape[-1]))
+        projected = jnp.zeros((*batch, params["kernel"].shape[-1] + layer.cell.raw_inputs))
         step = keeping_step_of(layer._replace(params=dict(params)))
         entry, rest = step(carry, projected, AtStep())[2]
         return (projected if entry is None else entry, rest), carry
