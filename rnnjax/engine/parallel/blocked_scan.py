@@ -257,9 +257,9 @@ def solve_in_blocks(
 def block_length(num_steps: int, requested: int | None) -> int:
     """The steps of each block of a sequence: as wished, or about the root of half of all steps.
 
-    >>> piece_length(200, None), piece_length(192, None), piece_length(194, None)
+    >>> block_length(200, None), block_length(192, None), block_length(194, None)
     (10, 8, 9)
-    >>> piece_length(9, 4)
+    >>> block_length(9, 4)
     4
     """
     if requested is not None:
