@@ -405,7 +405,7 @@ FAULTS: tuple[Fault, ...] = (
         "a name that a cell does not take is dropped",
         "cells",
         "rnnjax/cells/base.py",
-        "        unknown = [name for name in named if name not in takes]\n",
+        "        unknown = [name for name in unknown if name not in takes]\n",
         "        unknown = []\n",
         ("tests/test_arguments.py",),
     ),

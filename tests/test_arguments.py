@@ -545,6 +545,24 @@ def test_a_class_declares_what_it_must(declared: Any, message: str) -> None:
         type("Odd", (Firing,), declared)
 
 
+@dataclasses.dataclass(frozen=True)
+class Named:
+    name: Any = dataclasses.field(default=1, compare=False)
+
+
+def test_a_base_that_is_no_cell_has_fields_that_are_compared() -> None:
+    for bases in ((Named, Firing), (Firing, Named)):
+        with pytest.raises(InvalidInputError, match=r"^name of Odd must be compared"):
+            type("Odd", bases, {})
+
+
+@pytest.mark.parametrize("number", [-1, 1.0, None])
+def test_a_number_of_raw_inputs_is_one(number: Any) -> None:
+    cell: Any = type("Odd", (Firing,), {"raw_inputs": number})(4)
+    with pytest.raises(InvalidInputError, match=r"^raw_inputs of Odd\(4\) must be an integer"):
+        cell.init(KEY, FEATURES)
+
+
 FOUR: Any = 4
 
 

@@ -318,6 +318,11 @@ def check_names(cell: Any, input_size: int) -> None:
         InvalidInputError: a parameter exists, or has its role, for some sizes alone; or no input is
             left for the kernel.
     """
+    if not is_integer(cell.raw_inputs) or cell.raw_inputs < 0:
+        raise InvalidInputError(
+            f"raw_inputs of {brief(cell)} must be an integer, the number of features that its "
+            f"update reads as they are, but is {brief(cell.raw_inputs)}; write raw_inputs = 1"
+        )
     if cell.raw_inputs and input_size < (least := cell.raw_inputs + bool(cell.gates)):
         raise InvalidInputError(
             f"input_size of {brief(cell)} must be at least {least}, of which {cell.raw_inputs} "

@@ -241,7 +241,10 @@ class Cell(abc.ABC, Generic[CarryT]):
                 "no update beside it, set output = None, and let recall make the outputs"
             )
         check_takes_dtype(cls, cls.initial_carry)
-        for name, value in vars(cls).items():
+        fields: dict[str, Any] = {}  # those of other bases too, which may be no cells
+        for base in reversed(cls.__mro__):
+            fields |= {**vars(base), **vars(base).get("__dataclass_fields__", {})}
+        for name, value in fields.items():
             if isinstance(value, dataclasses.Field) and not value.compare:
                 raise InvalidInputError(
                     f"{name} of {cls.__name__} must be compared, because equal cells share what is "
@@ -258,8 +261,10 @@ class Cell(abc.ABC, Generic[CarryT]):
                 f"{cls.__name__} takes its hidden_size by position and the rest by name, but "
                 f"{len(args)} arguments came without one; the size of the inputs is given to init"
             )
-        takes = inspect.signature(cls.__init__).parameters
-        unknown = [name for name in named if name not in takes]
+        unknown = [name for name in named if name not in getattr(cls, "__dataclass_fields__", ())]
+        # A signature takes longer to find than a cell to build.
+        takes = inspect.signature(cls.__init__).parameters if unknown else {}
+        unknown = [name for name in unknown if name not in takes]
         if unknown and all(one.kind is not one.VAR_KEYWORD for one in takes.values()):
             raise InvalidInputError(
                 f"{cls.__name__} takes {', '.join([*takes][1:])}, but got {unknown[0]}; use one of "
