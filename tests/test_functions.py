@@ -126,7 +126,7 @@ def test_a_carry_loses_nothing() -> None:
     carry, ys = linear_recurrence(decay, drive, start + 1j)
     np.testing.assert_allclose(carry, whole[0], rtol=1e-12)
     np.testing.assert_allclose(ys, whole[1], rtol=1e-12)
-    short, start = (jnp.bfloat16(x) for x in (decay, drive)), jnp.float32(start)
+    short, start = (jnp.bfloat16(x) for x in (decay, drive)), jnp.full(start.shape, 0.1, "float32")
     assert linear_recurrence(*short, start)[0].dtype == jnp.float32
 
 
@@ -143,10 +143,14 @@ def test_what_it_refuses() -> None:
     decay, drive, start = FORMS["real"]
     with pytest.raises(InvalidInputError, match=r"decay must have the shape of drive.*check the"):
         linear_recurrence(decay[:-1], drive)
+    matrices, groups, _ = FORMS["matrices"]
+    for some in ((decay[..., :0], drive[..., :0]), (matrices[..., :0, :0], groups[..., :0])):
+        with pytest.raises(InvalidInputError, match="that there are features"):
+            linear_recurrence(*some)
     with pytest.raises(InvalidInputError, match=r"carry must have shape.*check which axis is time"):
         linear_recurrence(decay, drive, start[:-1])
     with pytest.raises(InvalidInputError, match="must be real where decay is matrices"):
-        linear_recurrence(FORMS["matrices"][0] * 1j, FORMS["matrices"][1])
+        linear_recurrence(matrices * 1j, groups)
 
 
 # ---- memories that are matrices

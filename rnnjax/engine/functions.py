@@ -66,14 +66,16 @@ def linear_recurrence(
     shape = (*drive.shape, drive.shape[-1]) if groups else drive.shape
     spread = *[1] * (len(shape) - decay.ndim), *decay.shape
     fits = all(size in (1, whole) for size, whole in zip(spread, shape, strict=False))
-    if drive.ndim < 2 + groups or len(spread) != len(shape) or not fits:
+    some = 0 not in shape[-1 - 2 * groups :]
+    if drive.ndim < 2 + groups or len(spread) != len(shape) or not fits or not some:
         raise InvalidInputError(
             f"decay must have the shape of drive, (time, *batch, features), or of matrices "
             f"(time, *batch, features, k, k) beside (time, *batch, features, k), but decay has "
-            f"{decay.shape} and drive {drive.shape}; check the order of their axes"
+            f"{decay.shape} and drive {drive.shape}; check the order of their axes, and that there "
+            "are features"
         )
     carries = () if carry is None else (as_array("carry", carry),)
-    dtype = jnp.result_type(decay, drive, *carries)
+    dtype = jnp.result_type(decay, drive, *(leaf.dtype for leaf in carries))
     turning = jnp.issubdtype(dtype, jnp.complexfloating)
     if turning and groups:
         raise InvalidInputError(
