@@ -3,15 +3,15 @@
 import ast
 from pathlib import Path
 
-HERE = Path(__file__).parent
+LOCAL = Path(__file__).parent
 
 
 def programs() -> dict[str, str]:
     """The programs by name, with the first line of what each says of itself; none is imported."""
-    files = {path.parent.name: path.parent / "__init__.py" for path in HERE.glob("*/__main__.py")}
+    files = {path.parent.name: path.parent / "__init__.py" for path in LOCAL.glob("*/__main__.py")}
     files |= {
         f"cookbook.{path.stem}": path
-        for path in (HERE / "cookbook").glob("*.py")
+        for path in (LOCAL / "cookbook").glob("*.py")
         if not path.stem.startswith("__")
     }
     return {name: _first_line(path) for name, path in sorted(files.items())}

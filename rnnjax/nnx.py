@@ -188,7 +188,7 @@ class RNN(nnx.RNN):
                 shape, stream.carry.fork() if isinstance(stream, nnx.Rngs) else stream
             ),
             self._flax_cell,
-            _dropout_key(rngs, getattr(cell, "draws", False)),
+            _dropout_key(rngs, getattr(cell, "is_stochastic", False)),
             **call,
         )
 

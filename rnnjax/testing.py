@@ -177,10 +177,10 @@ def _coupling_holds(cell: Cell, params: Params, input_size: int) -> None:
 
     @jax.jit
     def run(params: Params, x: jax.Array, *carries: Carry) -> Any:
-        met = cell.meet(cell.project(params, x), cell.recur(params, carries[0]))
+        met = cell.combine(cell.project(params, x), cell.recur(params, carries[0]))
 
         def update(carry: Carry) -> Carry:
-            return cell.advance(params, met, carry)[0]
+            return cell.apply_update(params, met, carry)[0]
 
         zeros = jax.tree.map(jnp.zeros_like, carries[0])
         parts = affine(update, zeros) if word >= Coupling.AFFINE else (zeros, None)

@@ -115,7 +115,7 @@ class SCRNCell(rnnjax.Cell):
 
     carry: ClassVar[type[PeepholeCarry]] = PeepholeCarry
     gates = "hidden", "context"
-    sums = False
+    additive = False
 
     @property
     def carry_shapes(self) -> dict[str, tuple[int, ...]]:

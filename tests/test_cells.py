@@ -457,7 +457,7 @@ def test_invalid_input_is_a_value_error() -> None:
     assert issubclass(InvalidInputError, rnnjax.RnnjaxError)
 
 
-@pytest.mark.parametrize("name", ["step", "project", "recur", "meet", "advance"])
+@pytest.mark.parametrize("name", ["step", "project", "recur", "combine", "apply_update"])
 def test_a_piece_that_follows_from_the_equation_cannot_be_written(name: str) -> None:
     with pytest.raises(InvalidInputError, match=rf"^OwnCell writes {name}, which follow"):
         type("OwnCell", (LSTMCell,), {name: lambda self, *given: given})

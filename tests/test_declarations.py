@@ -20,7 +20,7 @@ DECLARED = {name: cell for name, cell in CELLS.items() if cell.carry is not None
     **{f"griffin-{i}": cell for i, cell in enumerate(layers(CELLS["griffin"])) if cell.carry},
 }
 # A memory is affine by what it is, and has no update of its own.
-UPDATES = {name: cell for name, cell in DECLARED.items() if not cell.remembers}
+UPDATES = {name: cell for name, cell in DECLARED.items() if not cell.has_memory}
 # What holds and is not promised, as the class says why.
 WITHHELD = {
     "temporal-conv": Coupling.CONTRACTING,
@@ -77,10 +77,10 @@ def test_the_coupling_is_all_that_holds(name: str, random_like: Any) -> None:
     @functools.partial(jax.jit, static_argnums=0)
     @functools.partial(jax.vmap, in_axes=(None, None, 0, 0))
     def run(of: rnnjax.Cell, params: Any, carry: Any, x: Any) -> Any:
-        met = of.meet(of.project(params, x), of.recur(params, carry))
+        met = of.combine(of.project(params, x), of.recur(params, carry))
 
         def update(carry: Any) -> Any:
-            return of.advance(params, met, carry)[0]
+            return of.apply_update(params, met, carry)[0]
 
         zeros = jax.tree.map(jnp.zeros_like, carry)
         linear = jax.jvp(update, (zeros,), (carry,))[1]

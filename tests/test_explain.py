@@ -10,7 +10,7 @@ import pytest
 from cell_table import CELLS, SINGLE, WAYS, OwnStepCell, grid
 
 import rnnjax
-from rnnjax.engine.core.masking import AtStep, Steps
+from rnnjax.engine.core.masking import StepMarks, Steps
 from rnnjax.engine.fused.plan import known_platform
 from rnnjax.engine.fused.recurrence import Recurrence
 
@@ -122,11 +122,11 @@ def test_each_line_is_what_the_program_does(name):
     cell, steps, rows = CELLS[name], 4, (7, *grid(name))
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 2))
     xs = jax.ShapeDtypeStruct((steps, *rows, 2), jnp.float32)
-    in_loop = cell.in_loop(params)
+    loop_params = cell.loop_params(params)
     carry = jax.eval_shape(lambda: cell.initial_carry(rows))
     text = str(rnnjax.explain(cell, params, xs, method=rnnjax.Fused(), platform="cpu"))
     run = Recurrence(cell, cell.dtype, reverse=False)
-    given = in_loop, Steps(), xs, AtStep(), carry
+    given = loop_params, Steps(), xs, StepMarks(), carry
     trace = jax.make_jaxpr(lambda *given: run.forward("cpu", *given), return_shape=True)
     forward, (out, kept) = trace(*given)
     needs_grad = jax.tree.map(lambda _: True, given)
@@ -136,19 +136,19 @@ def test_each_line_is_what_the_program_does(name):
 
     said = re.search(r"multiplies with (.*) in the update", text)
     several = {"gru-reset-before": 2, "mgu-reset-before": 2, "slstm": 2}
-    in_update = several.get(name, 1) if said else 0
+    update_params = several.get(name, 1) if said else 0
     recurrent = "recurrent product at each step" in text
     assert recurrent == (cell.recurrent is not None)
-    assert loops_and_products(forward.jaxpr)[:2] == (recurrent + in_update, 1)
+    assert loops_and_products(forward.jaxpr)[:2] == (recurrent + update_params, 1)
     outside = re.search(r"the gradient of (.*): one product over 4 steps", text)[1].split(", ")
     inside, after, states = loops_and_products(backward.jaxpr)
     # Of each product in the update both gradients; of the inputs' kernel the inputs' too.
-    assert (inside, after) == (recurrent + 2 * in_update, len(outside) + 1)
+    assert (inside, after) == (recurrent + 2 * update_params, len(outside) + 1)
     summed = re.search(r"the gradient of (.*): summed in the backward loop", text)
     summed = summed[1].split(", ") if summed else []
-    assert set(outside) | set(summed) | {"bias", "recurrent_bias"} >= set(in_loop)
+    assert set(outside) | set(summed) | {"bias", "recurrent_bias"} >= set(loop_params)
     behind = re.search(r"multiplies with (.*) behind the loop, all steps at once", text)
-    assert set(behind[1].split(", ") if behind else []) == set(params) - set(in_loop)
+    assert set(behind[1].split(", ") if behind else []) == set(params) - set(loop_params)
     (state,) = states
     assert all(params[parameter].shape in state for parameter in summed)
     assert all(params[parameter].shape not in state for parameter in outside)

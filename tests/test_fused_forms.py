@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 import rnnjax
 from rnnjax.cells.activations import KEPT
-from rnnjax.engine.core.masking import AtStep, Steps
+from rnnjax.engine.core.masking import StepMarks, Steps
 from rnnjax.engine.fused import matmul
 from rnnjax.engine.fused.matmul import Backward, Forward, Products
 from rnnjax.engine.fused.recurrence import Recurrence
@@ -439,10 +439,10 @@ def carried(function, *args):
 )
 def test_a_loop_carries_the_inputs_of_a_step_where_it_reads_ahead(cell, ahead, axis):
     recurrence = Recurrence(cell, None, False, axis=axis)
-    used = jax.eval_shape(lambda: cell.in_loop(cell.init(jax.random.key(0), 2)))
+    used = jax.eval_shape(lambda: cell.loop_params(cell.init(jax.random.key(0), 2)))
     carry = jax.eval_shape(lambda: cell.initial_carry((3,)))
     xs = jax.ShapeDtypeStruct((3, 40, 2) if axis else (40, 3, 2), jnp.float32)
-    args = used, Steps(), xs, AtStep(), carry
+    args = used, Steps(), xs, StepMarks(), carry
     width = used["kernel"].shape[-1]
     assert ((3, width) in carried(functools.partial(recurrence.run, "cpu"), *args)) == ahead
 
@@ -450,10 +450,10 @@ def test_a_loop_carries_the_inputs_of_a_step_where_it_reads_ahead(cell, ahead, a
 def test_so_do_the_loops_that_find_what_pieces_make_of_a_state():
     cell = rnnjax.S6Cell(4)
     beside = BlocksAsBatch(Recurrence(cell, None, False), 20)
-    used = jax.eval_shape(lambda: cell.in_loop(cell.init(jax.random.key(0), 2)))
+    used = jax.eval_shape(lambda: cell.loop_params(cell.init(jax.random.key(0), 2)))
     carry = jax.eval_shape(lambda: cell.initial_carry((3,)))
     xs = jax.ShapeDtypeStruct((100, 3, 2), jnp.float32)
-    args = used, Steps(), xs, AtStep(), carry
+    args = used, Steps(), xs, StepMarks(), carry
     width = used["kernel"].shape[-1]
     assert (5, 3, width) in carried(functools.partial(beside.run, "cpu"), *args)
 
@@ -465,9 +465,9 @@ def test_so_do_the_loops_that_find_what_pieces_make_of_a_state():
 )
 def test_a_gradient_is_written_in_place_where_there_are_several_gates(cell, in_place):
     recurrence = Recurrence(cell, None, False)
-    used = jax.eval_shape(lambda: cell.in_loop(cell.init(jax.random.key(0), 2)))
+    used = jax.eval_shape(lambda: cell.loop_params(cell.init(jax.random.key(0), 2)))
     carry = jax.eval_shape(lambda: cell.initial_carry((3,)))
-    args = used, Steps(), jax.ShapeDtypeStruct((40, 3, 2), jnp.float32), AtStep(), carry
+    args = used, Steps(), jax.ShapeDtypeStruct((40, 3, 2), jnp.float32), StepMarks(), carry
     out, kept = jax.eval_shape(functools.partial(recurrence.forward, "cpu"), *args)
     needs_grad = jax.tree.map(lambda _: True, args)
 

@@ -20,7 +20,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import rnnjax
 from rnnjax import Fused, Kernel, Role, Scan
 from rnnjax.cells.activations import KEPT
-from rnnjax.engine.core.masking import AtStep, Steps
+from rnnjax.engine.core.masking import StepMarks, Steps
 from rnnjax.engine.fused.recurrence import Recurrence
 from rnnjax.engine.pallas import tpu
 from rnnjax.engine.pallas.method import KernelLoops
@@ -158,7 +158,7 @@ def test_blocks_do_not_race_and_nothing_is_read_before_it_is_written(
     def both(interpret: Any) -> Any:
         # Not through the primitive: that interpreter calls back in an order of its own.
         recurrence = Recurrence(cell, None, False, KernelLoops(interpret))
-        given = params, Steps(), xs, AtStep(), carry
+        given = params, Steps(), xs, StepMarks(), carry
         out, kept = recurrence.forward("tpu", *given)
         needs_grad = jax.tree.map(lambda _: True, given)
         return out, recurrence.backward("tpu", given, kept, weights, needs_grad)

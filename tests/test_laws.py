@@ -324,7 +324,7 @@ def test_the_table_leaves_out_no_cell_that_runs_in_parallel() -> None:
 @pytest.mark.parametrize("name", CELLS)
 def test_auto_is_one_of_the_others(name: str) -> None:
     for layer in layers(CELLS[name]):
-        usual = Parallel() if layer.remembers else Fused()
+        usual = Parallel() if layer.has_memory else Fused()
         assert Auto().choose(layer) == (Scan() if name == "user-step" else usual)
 
 

@@ -129,8 +129,8 @@ def masked(cell, params, xs, targets, resets, through_product):
         carry = cell.carry(*leaves)
         held = cell.carry(*product_leaves)
         held = jax.tree.map(functools.partial(jnp.where, through_product), carry, held)
-        met = cell.meet(cell.project(params, x), cell.recur(params, held))
-        new, shown = cell.advance(params, met, carry)
+        met = cell.combine(cell.project(params, x), cell.recur(params, held))
+        new, shown = cell.apply_update(params, met, carry)
         return [*new, cell.read(params, shown, x)]
 
     def mask(param):

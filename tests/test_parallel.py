@@ -14,7 +14,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 import rnnjax
 from rnnjax import InvalidInputError, Parallel, Scan
-from rnnjax.engine.core.masking import AtStep, Steps
+from rnnjax.engine.core.masking import StepMarks, Steps
 from rnnjax.engine.core.method import check_method
 from rnnjax.engine.fused.recurrence import Recurrence
 from rnnjax.engine.parallel import method as parallel_method
@@ -589,8 +589,8 @@ def test_the_loops_are_as_short_as_it_says():
     assert trips(jax.make_jaxpr(run)(leaf, leaf, start).jaxpr) == 3 * 64
     cell = rnnjax.LRUCell(4)
     beside = BlocksAsBatch(Recurrence(cell, None, False), 64)
-    used = jax.eval_shape(lambda: cell.in_loop(cell.init(KEY, 4)))
-    args = used, Steps(), leaf, AtStep(), jax.eval_shape(lambda: cell.initial_carry((1,)))
+    used = jax.eval_shape(lambda: cell.loop_params(cell.init(KEY, 4)))
+    args = used, Steps(), leaf, StepMarks(), jax.eval_shape(lambda: cell.initial_carry((1,)))
     assert trips(jax.make_jaxpr(functools.partial(beside.run, "tpu"))(*args).jaxpr) == 3 * 64
 
 

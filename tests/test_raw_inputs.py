@@ -35,7 +35,7 @@ class PairCell(DecayingCell):
     """One that is given both products by themselves."""
 
     use_recurrent_bias: bool = True
-    sums = False
+    additive = False
 
     def update(self, params: Any, x: Any, carry: Any) -> Any:
         x, recurrent = x

@@ -521,7 +521,7 @@ def naming_update(cell: Any, x: Any, carry: Any) -> Iterator[None]:
         raise
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:100]
-        advice = "check gates, sums, output, and what it returns"
+        advice = "check gates, additive, output, and what it returns"
         if Kernel.__name__ in str(error):
             advice = "a parameter of Role.LOOP knows only state @ params[name]; leave its role out"
         raise InvalidInputError(

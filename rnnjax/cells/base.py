@@ -32,7 +32,7 @@ from rnnjax.cells.arguments import (
     same_shapes,
     usual_promotion,
 )
-from rnnjax.cells.devices import varying_like
+from rnnjax.cells.devices import match_vma
 from rnnjax.cells.matrix import Memory, joined, remembered
 from rnnjax.cells.onehot import OneHot
 from rnnjax.cells.products import Kernel, add_bias, at_least_float32, product
@@ -131,7 +131,7 @@ class Cell(abc.ABC, Generic[CarryT]):
     - ``recurrent``: the leaf of the carry that ``recurrent_kernel`` multiplies before the update:
       ``"hidden"``. None: there is no product there, and each unit sees its own state alone, or the
       update multiplies (see `update`).
-    - ``sums``: whether the update is given the two halves as their sum, as in an LSTM: yes.
+    - ``additive``: whether the update is given the two halves as their sum, as in an LSTM: yes.
       Otherwise as a pair ``(projected, recurrent)``, as in a GRU, whose reset gate scales one.
     - ``raw_inputs``: how many features, the last ones, come to the update as they are, after the
       product: none. Time gaps or marks of what was observed, as of a `GRU-D`.
@@ -179,7 +179,7 @@ class Cell(abc.ABC, Generic[CarryT]):
     param_dtype: DTypeLike = jnp.float32
 
     carry: ClassVar[Any] = None
-    sums: ClassVar[bool] = True
+    additive: ClassVar[bool] = True
     output: ClassVar[str | None] = "hidden"
 
     @property
@@ -324,13 +324,13 @@ class Cell(abc.ABC, Generic[CarryT]):
                 ``recurrent_kernel`` where `recurrent` names a leaf. A kernel that is left is
                 multiplied by ``state @ params[name]``, in the cell's ``dtype``.
             x: the inputs' product ``(*batch, gates * hidden_size)`` and that of the state, as
-                `sums` says. ``raw_inputs`` follow the inputs' product on the last axis.
+                `additive` says. ``raw_inputs`` follow the inputs' product on the last axis.
             carry: the state before the step.
 
         Returns:
             the new carry; with ``output = None`` the new carry and ``y``.
         """
-        if not self.remembers:
+        if not self.has_memory:
             raise InvalidInputError(f"{type(self).__name__} declares a carry, but writes no update")
         new, read, stabilizer = remembered(self.memory(params, x), carry)
         return new, self.recall(params, x, read, stabilizer)
@@ -381,7 +381,7 @@ class Cell(abc.ABC, Generic[CarryT]):
     # ---- what follows
 
     @property
-    def draws(self) -> bool:
+    def is_stochastic(self) -> bool:
         """Whether training draws random numbers, for which `rnnjax.unroll` is given a key."""
         return False
 
@@ -479,8 +479,8 @@ class Cell(abc.ABC, Generic[CarryT]):
         x = as_inputs(x)
         check_step(self, carry, x)
         projected = self.project(params, x)
-        met = self.meet(projected, self.recur(params, carry))
-        carry, shown = self.advance(params, met, carry)
+        met = self.combine(projected, self.recur(params, carry))
+        carry, shown = self.apply_update(params, met, carry)
         return carry, self.read(params, shown, x)
 
     @usual_promotion()
@@ -528,11 +528,11 @@ class Cell(abc.ABC, Generic[CarryT]):
         """A product with the bias of that name added to it, if the cell declares one."""
         return add_bias(x, params, name) if is_bias(self, name) else x
 
-    def meet(self, projected: jax.Array, recurrent: jax.Array | None) -> Any:
+    def combine(self, projected: jax.Array, recurrent: jax.Array | None) -> Any:
         """The two halves as `update` is given them."""
         if recurrent is None:
             return projected
-        if not self.sums:
+        if not self.additive:
             return projected, recurrent
         if self.raw_inputs:
             nothing = [(0, 0)] * (recurrent.ndim - 1)
@@ -544,17 +544,17 @@ class Cell(abc.ABC, Generic[CarryT]):
         """The names of the kernels whose products the engine makes, before the update."""
         return ("kernel",) if self.recurrent is None else ("kernel", "recurrent_kernel")
 
-    def in_loop(self, params: Params) -> Params:
+    def loop_params(self, params: Params) -> Params:
         """The parameters that the loop reads: all but those of `readout`."""
         roles = roles_of(self)
         return {name: leaf for name, leaf in params.items() if roles.get(name) is not Role.OUT}
 
-    def in_update(self, params: Params) -> Params:
+    def update_params(self, params: Params) -> Params:
         """The parameters that `update` may read: all but the kernels of the products outside."""
         outside = self.kernels_outside
-        return {name: p for name, p in self.in_loop(params).items() if name not in outside}
+        return {name: p for name, p in self.loop_params(params).items() if name not in outside}
 
-    def advance(
+    def apply_update(
         self, params: Params, x: Any, carry: CarryT, dtype: DTypeLike | None = None
     ) -> tuple[CarryT, jax.Array]:
         """`update`, with the types that a step returns; errors in it name the cell.
@@ -563,32 +563,30 @@ class Cell(abc.ABC, Generic[CarryT]):
 
         Args:
             params: at least those that `update` reads.
-            x: as `meet` gives it.
+            x: as `combine` gives it.
             carry: the state before the step.
             dtype: of the operands of products inside of `update`, if not the cell's.
         """
         dtype, roles = self.dtype if dtype is None else dtype, roles_of(self)
         read = {
             name: Kernel(leaf, dtype) if roles.get(name) is Role.LOOP else leaf
-            for name, leaf in self.in_update(params).items()
+            for name, leaf in self.update_params(params).items()
         }
         with naming_update(self, x, carry):
             new = self.update(read, x, carry)
             new, y = new if self.output is None else (new, getattr(new, self.output))
             same_shapes(new, carry)
-            new = jax.tree.map(
-                lambda leaf, old: varying_like(leaf.astype(old.dtype), old), new, carry
-            )
+            new = jax.tree.map(lambda leaf, old: match_vma(leaf.astype(old.dtype), old), new, carry)
             like = jax.tree.leaves(new)[0].dtype
             return new, y.astype(like if self.dtype is None else self.dtype)
 
     @property
-    def remembers(self) -> bool:
+    def has_memory(self) -> bool:
         """Whether there is a `memory`."""
         return type(self).memory is not Cell.memory
 
     @property
-    def reads_out(self) -> bool:
+    def has_readout(self) -> bool:
         """Whether there is a `readout`."""
         return type(self).readout is not Cell.readout
 
@@ -599,11 +597,11 @@ class Cell(abc.ABC, Generic[CarryT]):
 
         Args:
             params: at least those of the role OUT.
-            shown: what `advance` returned beside the carry, of one step or of all.
+            shown: what `apply_update` returned beside the carry, of one step or of all.
             xs: the inputs of these steps.
             dtype: of the operands of its products, if not the cell's.
         """
-        if not self.reads_out:
+        if not self.has_readout:
             return shown
         dtype, roles = self.dtype if dtype is None else dtype, roles_of(self)
         kernels = {n: Kernel(params[n], dtype) for n, role in roles.items() if role is Role.OUT}
@@ -637,7 +635,7 @@ class Cell(abc.ABC, Generic[CarryT]):
 
 _DERIVED = (
     "step", "project", "multiplied", "without_raw", "recur", "biased",
-    "meet", "in_loop", "in_update", "advance", "read",
+    "combine", "loop_params", "update_params", "apply_update", "read",
 )  # fmt: skip
 
 
@@ -667,7 +665,7 @@ def roles_of(cell: Cell) -> Mapping[str, Role]:
             f"only {' and '.join(biases)}, but {came}; what the update adds has the role UNIT"
         )
     behind = [name for name, role in roles.items() if role is Role.OUT]
-    if behind and not cell.reads_out:
+    if behind and not cell.has_readout:
         raise InvalidInputError(
             f"{behind[0]} of {brief(cell)} has the role OUT, but the cell writes no readout that "
             "would read it; write one, or let the update read it as UNIT or LOOP"
@@ -687,7 +685,7 @@ def _origin(cls: type, name: str) -> int:
     return next(i for i, base in enumerate(cls.__mro__) if name in vars(base))
 
 
-def as_it_runs(cell: Any) -> Any:
+def without_initializers(cell: Any) -> Any:
     """The cell without what `init` alone reads: initialisers as their fields have them by default.
 
     A cell is static, and programs are compiled for what it equals. An initialiser that is built
@@ -714,7 +712,7 @@ def as_it_runs(cell: Any) -> Any:
 def _as_they_run(value: Any) -> Any:
     """The cells in a field of a combination of cells."""
     if isinstance(value, Cell):
-        return as_it_runs(value)
+        return without_initializers(value)
     if type(value) is tuple:
         runs = tuple(map(_as_they_run, value))
         changed = any(new is not old for new, old in zip(runs, value, strict=True))

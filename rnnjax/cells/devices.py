@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, PartitionSpec
 
 
-def alike_over_devices(tree: Any) -> Any:
+def match_devices(tree: Any) -> Any:
     """The same arrays, all of them varying over the mesh axes over which any does.
 
     Inside of ``jax.shard_map`` a loop's state has to vary over the same axes as what is added to
@@ -54,7 +54,7 @@ def automatic(
 
 
 @dataclasses.dataclass(frozen=True)
-class Along:
+class MeshAxis:
     """The devices over which ``jax.shard_map`` divides the steps of a sequence, in their order.
 
     Args:
@@ -87,7 +87,7 @@ class Along:
 
     def gathered(self, tree: Any) -> Any:
         """What each device has, as a first axis; the same on all devices, by one message."""
-        flat, tree_of = ravel_pytree(alike_over_devices(tree))
+        flat, tree_of = ravel_pytree(match_devices(tree))
         if jax.__version_info__ >= (0, 10):
             every = jax.lax.all_gather(flat, self.name, to="invarying")
         else:  # which knows no gather whose result is the same on all devices, but sums
@@ -107,10 +107,10 @@ class Along:
         return jax.tree.map(lambda leaf: jnp.where(own, leaf, 0), tree)
 
 
-HERE = Along()
+LOCAL = MeshAxis()
 
 
-def varying_like(leaf: jax.Array, like: jax.Array) -> jax.Array:
+def match_vma(leaf: jax.Array, like: jax.Array) -> jax.Array:
     """The same array, varying over the mesh axes over which ``like`` does.
 
     Behind a collective, an array is the same on all devices.

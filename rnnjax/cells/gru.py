@@ -86,7 +86,7 @@ class GRUCell(Cell[GRUCarry]):
 
     carry = GRUCarry
     gates = "r", "z", "n"
-    sums = False
+    additive = False
 
     @property
     def recurrent(self) -> str | None:

@@ -73,7 +73,7 @@ class LayerNormLSTMCell(Cell[LSTMCarry]):
 
     carry = LSTMCarry
     gates = "i", "f", "g", "o"
-    sums = False
+    additive = False
 
     def parameters(self, input_size: int) -> dict[str, Param]:
         """Those of an `LSTMCell`, and the gains, which begin at 1."""
@@ -150,7 +150,7 @@ class LayerNormGRUCell(Cell[GRUCarry]):
     # learners of `rnnjax.online` would take each parameter for one of a unit.
     carry = GRUCarry
     gates = "r", "z", "n"
-    sums = False
+    additive = False
 
     def parameters(self, input_size: int) -> dict[str, Param]:
         """``kernel``, ``recurrent_kernel``, ``bias`` and the gains, which begin at 1."""

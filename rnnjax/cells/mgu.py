@@ -77,7 +77,7 @@ class MGUCell(Cell[GRUCarry]):
 
     carry = GRUCarry
     gates = "f", "n"
-    sums = False
+    additive = False
 
     @property
     def recurrent(self) -> str | None:

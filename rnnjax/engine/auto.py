@@ -76,7 +76,7 @@ class Auto(Method):
         if num_steps == 1:
             return Scan(), "a single step has nothing to take out of a loop"
         known = isinstance(num_steps, int)
-        if known and cell.remembers:
+        if known and cell.has_memory:
             return Parallel(), "the cell declares a memory, for which it makes products"
         if known and num_steps >= _MANY_STEPS and _contracts(cell) and _few_numbers(cell, rows):
             return Parallel(), "its steps are affine, many, and of few numbers"
@@ -91,5 +91,5 @@ def _contracts(cell: Cell) -> bool:
 def _few_numbers(cell: Cell, rows: Any) -> bool:
     """Whether a step of all rows is few numbers: its projected inputs, and its state."""
     state = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(cell.initial_carry)))
-    columns = cell.parameters(1)["kernel"].shape[-1] + cell.raw_inputs
+    columns = cell.parameters(1 + cell.raw_inputs)["kernel"].shape[-1] + cell.raw_inputs
     return isinstance(rows, int) and rows * max(columns, state) <= _FEW_NUMBERS

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from rnnjax.cells.arguments import brief, check_flag, check_key, usual_promotion
-from rnnjax.cells.base import Carry, CarryT, Cell, Inputs, Params, ParamTree, as_it_runs
+from rnnjax.cells.base import Carry, CarryT, Cell, Inputs, Params, ParamTree, without_initializers
 from rnnjax.cells.composite import Noise, over_layers
-from rnnjax.cells.devices import alike_over_devices, automatic
+from rnnjax.cells.devices import automatic, match_devices
 from rnnjax.engine.auto import Auto
 from rnnjax.engine.core.custom_primitive import closes_over_tracers
 from rnnjax.engine.core.masking import Steps, zero_masked
@@ -140,12 +140,12 @@ def unroll(
         raise InvalidInputError(f'outputs must be "all" or "last", but is {brief(outputs)}')
     if key is not None:
         check_key(key)
-    elif cell.draws:
+    elif cell.is_stochastic:
         params = without_noise(cell, params)
     check_flag("reverse", reverse)
     how = _How(method, masked_outputs == "last", outputs == "last")
     marks = _Marks(valid, resets)
-    return _unroll(as_it_runs(cell), params, xs, carry, marks, key, how, bool(reverse))
+    return _unroll(without_initializers(cell), params, xs, carry, marks, key, how, bool(reverse))
 
 
 class _Leaf(NamedTuple):
@@ -231,7 +231,7 @@ def _unroll_layer(
     # Of a layer, when its turn comes: only its composite knows which cells and noise it runs with.
     check_method(cell, how.method)
     check_noise(cell, noise)
-    params, xs, carry, marks, noise = alike_over_devices((params, xs, carry, marks, noise))
+    params, xs, carry, marks, noise = match_devices((params, xs, carry, marks, noise))
     valid, resets = marks
     start = None
     if resets is not None:

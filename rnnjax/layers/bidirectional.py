@@ -92,9 +92,9 @@ class Bidirectional(CompositeCell[Directions]):
         return sum(sizes) if self.merge == "concat" else sizes[0]
 
     @property
-    def draws(self) -> bool:
+    def is_stochastic(self) -> bool:
         """Whether one of the two draws."""
-        return any(cell.draws for cell in self.cells)
+        return any(cell.is_stochastic for cell in self.cells)
 
     def init(self, key: jax.Array, input_size: int) -> Directions:
         """Draw the parameters of both directions."""

@@ -56,9 +56,9 @@ class LearnedCarry(CompositeCell[CarryT]):
         return self.cell.last_output(carry, ys, pick)
 
     @property
-    def draws(self) -> bool:
+    def is_stochastic(self) -> bool:
         """As the cell."""
-        return self.cell.draws
+        return self.cell.is_stochastic
 
     def init(self, key: jax.Array, input_size: int) -> dict[str, Any]:
         """Draw the cell's parameters, and take its initial carry to begin with."""

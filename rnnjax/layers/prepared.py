@@ -106,7 +106,7 @@ class Prepared(Cell[CarryT]):
         check_features(self.cell, self._as_drawn(params), x)
         check_step(self.cell, carry, x)
         met, cell = self._met(params, carry, x), self.cell
-        carry, shown = cell.advance(params, met, carry, self.states.dtype)
+        carry, shown = cell.apply_update(params, met, carry, self.states.dtype)
         return carry, cell.read(params, shown, x, self.states.dtype)
 
     def _met(self, params: Params, carry: CarryT, x: Inputs) -> Any:
@@ -123,7 +123,7 @@ class Prepared(Cell[CarryT]):
             state = getattr(carry, cell.recurrent)
             recurrent = self.states.multiply(state, params["recurrent_kernel"])
             recurrent = cell.biased(recurrent, params, "recurrent_bias")
-        return cell.meet(cell.biased(projected, params, "bias"), recurrent)
+        return cell.combine(cell.biased(projected, params, "bias"), recurrent)
 
 
 @usual_promotion()
@@ -233,7 +233,7 @@ def _prepared(
     # itself with 1 row 333, 208 and 968, 570. At H = 512, and with 64 rows, it is no faster.
     matrices = all(params[name].ndim == 2 for name in cell.kernels_outside)
     few = states.forward is Forward.ROWS_TRANSPOSED
-    if cell.sums and matrices and few and not isinstance(x, OneHot):
+    if cell.additive and matrices and few and not isinstance(x, OneHot):
         together = dataclasses.replace(states, forward=Forward.FEATURES_FIRST)
         return Prepared(cell, None, together)
     return Prepared(cell, inputs, states)

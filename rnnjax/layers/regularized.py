@@ -10,7 +10,7 @@ from rnnjax.cells.arguments import as_inputs, brief, made_carry
 from rnnjax.cells.base import CarryT, Cell, Inputs, Params
 from rnnjax.cells.composite import CompositeCell, LayerRun, Noise
 from rnnjax.cells.onehot import OneHot
-from rnnjax.engine.core.masking import AtStep, Steps
+from rnnjax.engine.core.masking import StepMarks, Steps
 from rnnjax.errors import InvalidInputError
 from rnnjax.layers.dropout import Dropout, check_rate, factors
 
@@ -95,7 +95,7 @@ class Regularized(CompositeCell[CarryT]):
         return self.cell.output_size
 
     @property
-    def draws(self) -> bool:
+    def is_stochastic(self) -> bool:
         """Whether any rate is above 0."""
         return any(getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "cell")
 
@@ -117,7 +117,7 @@ class Regularized(CompositeCell[CarryT]):
 
     def step(self, params: Params, carry: CarryT, x: Inputs) -> tuple[CarryT, jax.Array]:
         """One step as in prediction: the expectation of zoneout, and nothing else."""
-        return Steps(leaks=self.zoneout).run(self.cell, params, carry, as_inputs(x), AtStep())
+        return Steps(leaks=self.zoneout).run(self.cell, params, carry, as_inputs(x), StepMarks())
 
     def unroll_layers(
         self, run: LayerRun, params: Params, xs: Any, carry: CarryT, key: jax.Array | None

@@ -68,9 +68,9 @@ class Stack(CompositeCell[tuple[Any, ...]]):
         return self.cells[-1].last_output(None if carry is None else carry[-1], ys, pick)
 
     @property
-    def draws(self) -> bool:
+    def is_stochastic(self) -> bool:
         """Whether there is dropout between the layers, or one of them draws."""
-        return self.dropout.rate > 0 or any(cell.draws for cell in self.cells)
+        return self.dropout.rate > 0 or any(cell.is_stochastic for cell in self.cells)
 
     def init(self, key: jax.Array, input_size: int) -> tuple[Any, ...]:
         """Draw the parameters: a tuple, one entry a layer."""

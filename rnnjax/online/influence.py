@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from rnnjax.cells.base import Carry, Cell, Params
-from rnnjax.engine.core.masking import AtStep, Steps
+from rnnjax.engine.core.masking import StepMarks, Steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Influence(abc.ABC):
             return carry
         start = self.start(params, reset.shape)
         start = jax.tree.map(lambda leaf, now: leaf.astype(now.dtype), start, carry)
-        return Steps(start=start).begin(carry, AtStep(resets=reset))
+        return Steps(start=start).begin(carry, StepMarks(resets=reset))
 
     def run(
         self, params: Params, carry: Carry, x: Any, reset: jax.Array | None

@@ -215,7 +215,7 @@ def _never(cell: Cell) -> str | None:
     """Why no learner can serve a cell; None where one may."""
     if isinstance(cell, AttentionCell):
         return "it looks back on a memory of the whole batch; train it by rnnjax.unroll"
-    if cell.draws:
+    if cell.is_stochastic:
         return "a learner has no key for what it draws in training; give it the cell inside"
     if cell.raw_inputs:
         return "its raw inputs are no part of a product; train it by rnnjax.unroll"

@@ -37,7 +37,7 @@ def why_not_unitwise(cell: Cell) -> str | None:
     shapes = {*cell.carry_shapes.values()}
     if len(shapes) > 1 or len(min(shapes)) != 1:
         return "the leaves of its carry have not all one number for each unit"
-    for name, (shape, *_) in cell.in_loop(cell.parameters(1)).items():
+    for name, (shape, *_) in cell.loop_params(cell.parameters(1)).items():
         entries = shape[-1] if name in cell.kernels_outside else math.prod(shape)
         if entries % _units(cell):
             return f"{name} of shape {shape} has not as many entries for each of its units"
@@ -77,7 +77,7 @@ class Units(Influence):
                 jnp.zeros((*batch_shape, *self._by_unit(name, param).shape), leaf.dtype)
                 for leaf in leaves
             ]
-            for name, param in self.cell.in_loop(params).items()
+            for name, param in self.cell.loop_params(params).items()
         }
 
     def after(
@@ -131,7 +131,7 @@ class Units(Influence):
         """What the update reads besides the carry: products in the places of their kernels."""
         cell = self.cell
         cell.project(params, x)  # which checks both
-        read = cell.in_update(params) | {"kernel": product(x, params["kernel"], cell.dtype)}
+        read = cell.update_params(params) | {"kernel": product(x, params["kernel"], cell.dtype)}
         if cell.recurrent is not None:
             state, kernel = getattr(carry, cell.recurrent), params["recurrent_kernel"]
             held = jax.lax.stop_gradient(state)
@@ -182,4 +182,4 @@ def _update(cell: Cell, read: Mapping[str, Any], carry: Carry) -> tuple[Carry, j
     recurrent = None
     if cell.recurrent is not None:
         recurrent = cell.biased(read["recurrent_kernel"], read, "recurrent_bias")
-    return cell.advance(read, cell.meet(projected, recurrent), carry)
+    return cell.apply_update(read, cell.combine(projected, recurrent), carry)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from experiments.text_generator.config import OF_THIS_CALL, Train
 from rnnjax.errors import InvalidInputError
 
-HERE = Path(__file__).parent
+LOCAL = Path(__file__).parent
 
 
 def load_preset(name: str) -> Train:
@@ -18,8 +18,8 @@ def load_preset(name: str) -> Train:
     Raises:
         InvalidInputError: there is none, or it sets what is no option, or to what cannot be.
     """
-    own = sorted(path.stem for path in HERE.glob("*.toml"))
-    path = HERE / f"{name}.toml" if name in own else Path(name)
+    own = sorted(path.stem for path in LOCAL.glob("*.toml"))
+    path = LOCAL / f"{name}.toml" if name in own else Path(name)
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

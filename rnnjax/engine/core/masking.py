@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from rnnjax.cells.arguments import check_stepped
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.composite import Noise
-from rnnjax.cells.devices import alike_over_devices
+from rnnjax.cells.devices import match_devices
 from rnnjax.cells.onehot import OneHot
 
 
-class AtStep(NamedTuple):
+class StepMarks(NamedTuple):
     """The marks of each step, in the order in which steps run; None where there are none.
 
     Attributes:
@@ -34,13 +34,13 @@ class Steps(NamedTuple):
     """The marks of each step and the values that all steps share: a pytree, most often empty.
 
     Attributes:
-        each: see `AtStep`.
+        each: see `StepMarks`.
         start: the carry that a reset puts in the place of a row's.
         recurrent: factors of the state in the recurrent product.
         leaks: by the name of a field of the carry, the part of its old value that is kept.
     """
 
-    each: AtStep = AtStep()
+    each: StepMarks = StepMarks()
     start: Carry | None = None
     recurrent: jax.Array | None = None
     leaks: Mapping[str, Any] = {}
@@ -56,14 +56,14 @@ class Steps(NamedTuple):
         """The steps of one layer."""
         kept = {name: k for name, k in noise.kept.items() if jnp.ndim(k)}
         leaks = {name: k for name, k in noise.kept.items() if not jnp.ndim(k)}
-        return cls(AtStep(valid, resets, kept), start, noise.recurrent, leaks)
+        return cls(StepMarks(valid, resets, kept), start, noise.recurrent, leaks)
 
     def shared(self) -> "Steps":
         """Return the values that all steps share; drawn masks and rates have no gradient."""
         recurrent, leaks = jax.lax.stop_gradient((self.recurrent, self.leaks))
         return Steps(start=self.start, recurrent=recurrent, leaks=leaks)
 
-    def begin(self, carry: Carry, at: AtStep) -> Carry:
+    def begin(self, carry: Carry, at: StepMarks) -> Carry:
         """The carry that the step starts from: the start of a sequence where a row is reset."""
         if at.resets is None:
             return carry
@@ -73,14 +73,14 @@ class Steps(NamedTuple):
             lambda start, leaf: jnp.where(expand(resets, leaf), start, leaf), self.start, carry
         )
 
-    def entering(self, state: jax.Array) -> jax.Array:
+    def drop_state(self, state: jax.Array) -> jax.Array:
         """The state as the recurrent product sees it."""
         if self.recurrent is None:
             return state
         return state * self.recurrent.astype(state.dtype)
 
     def end(
-        self, old: Carry, new: Carry, y: jax.Array, at: AtStep, output: str | None
+        self, old: Carry, new: Carry, y: jax.Array, at: StepMarks, output: str | None
     ) -> tuple[Carry, jax.Array]:
         """The carry and output of the step, from those of the equation.
 
@@ -115,7 +115,7 @@ class Steps(NamedTuple):
         params: Params,
         carry: Carry,
         x: Any,
-        at: AtStep,
+        at: StepMarks,
     ) -> Any:
         """One step of ``cell`` with all of this: the new carry, and the output."""
         carry = self.begin(carry, at)
@@ -129,10 +129,10 @@ def stepped(cell: Cell, params: Params, carry: Carry, x: Any, recurrent: Any) ->
         returned = cell.step(params, carry, x)
         check_stepped(cell, carry, returned)
         return returned
-    state = Steps(recurrent=recurrent).entering(getattr(carry, cell.recurrent))
+    state = Steps(recurrent=recurrent).drop_state(getattr(carry, cell.recurrent))
     entering = carry._replace(**{cell.recurrent: state})
-    met = cell.meet(cell.project(params, x), cell.recur(params, entering))
-    carry, shown = cell.advance(params, met, carry)
+    met = cell.combine(cell.project(params, x), cell.recur(params, entering))
+    carry, shown = cell.apply_update(params, met, carry)
     return carry, cell.read(params, shown, x)
 
 
@@ -199,5 +199,5 @@ def held_outputs(
 
     # A loop of its own: in that of the layer it would hold another array a step for the backward
     # pass, and few ask for it.
-    zeros, ys = alike_over_devices((jnp.zeros(ys.shape[1:], ys.dtype), ys))
+    zeros, ys = match_devices((jnp.zeros(ys.shape[1:], ys.dtype), ys))
     return jax.lax.scan(step, zeros, (ys, valid, resets), reverse=reverse)[1]

@@ -9,7 +9,7 @@ import jax
 
 from rnnjax.cells.arguments import brief
 from rnnjax.cells.base import Carry, Cell, Params
-from rnnjax.cells.devices import HERE, Along
+from rnnjax.cells.devices import LOCAL, MeshAxis
 from rnnjax.engine.core.custom_primitive import context_precision
 from rnnjax.engine.core.masking import Steps, held_outputs, last_valid
 from rnnjax.errors import InvalidInputError
@@ -79,9 +79,9 @@ class Method(abc.ABC):
         return [f"products of float32 operands {how}, precision {asked!r}"]
 
     @property
-    def along(self) -> Along:
+    def along(self) -> MeshAxis:
         """The devices over which the steps are divided."""
-        return HERE
+        return LOCAL
 
     def held(
         self, ys: jax.Array, valid: jax.Array, resets: jax.Array | None, reverse: bool
@@ -91,7 +91,7 @@ class Method(abc.ABC):
 
     def last(self, ys: jax.Array, valid: jax.Array | None, reverse: bool) -> jax.Array:
         """The output of each row's valid step that ran last."""
-        if self.along is not HERE:
+        if self.along is not LOCAL:
             raise InvalidInputError(
                 f"{self} divides the steps over devices, and the last output of this cell would "
                 "have to be looked for on all of them; take all outputs"

@@ -6,7 +6,7 @@ import jax
 from jax.typing import DTypeLike
 
 from rnnjax.cells.base import Cell, Params
-from rnnjax.engine.core.masking import AtStep, zero_masked
+from rnnjax.engine.core.masking import StepMarks, zero_masked
 
 
 def read_out(
@@ -14,7 +14,7 @@ def read_out(
     params: Params,
     shown: jax.Array,
     xs: Any,
-    each: AtStep,
+    each: StepMarks,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
     """The outputs of all steps, from what the loop of a cell shows.
@@ -27,7 +27,7 @@ def read_out(
         each: the marks, in the order of ``shown``.
         dtype: of the operands of products, if not the cell's.
     """
-    if not cell.reads_out:
+    if not cell.has_readout:
         return shown
     ys = jax.vmap(lambda shown, x: cell.read(params, shown, x, dtype))(shown, xs)
     return zero_masked(ys, each.valid)

@@ -8,7 +8,7 @@ import jax
 from rnnjax.cells.arguments import is_floating
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.products import at_least_float32
-from rnnjax.engine.core.masking import AtStep, Steps
+from rnnjax.engine.core.masking import StepMarks, Steps
 from rnnjax.engine.core.method import Method
 
 
@@ -33,7 +33,7 @@ class Scan(Method):
         # the step: in bfloat16 such a sum stands still after some 256 steps.
         wide = jax.tree.map(_widened, shared)
 
-        def step(carry: Carry, inputs: tuple[Any, AtStep]) -> tuple[Carry, jax.Array]:
+        def step(carry: Carry, inputs: tuple[Any, StepMarks]) -> tuple[Carry, jax.Array]:
             x, at = inputs
             params, start = jax.tree.map(_as_before, wide, shared)
             return steps._replace(start=start).run(cell, params, carry, x, at)

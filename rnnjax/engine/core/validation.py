@@ -22,7 +22,7 @@ from rnnjax.cells.arguments import (
 )
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.composite import Noise
-from rnnjax.cells.devices import Along
+from rnnjax.cells.devices import MeshAxis
 from rnnjax.cells.products import at_least_float32
 from rnnjax.engine.core.method import Method
 from rnnjax.errors import InvalidInputError
@@ -124,7 +124,7 @@ def _without_noise_jvp(cell: Cell, primals: Any, tangents: Any) -> tuple[Params,
     return primals[0], tangents[0]
 
 
-def valid_steps(xs: Any, lengths: Any, mask: Any, along: Along) -> jax.Array | None:
+def valid_steps(xs: Any, lengths: Any, mask: Any, along: MeshAxis) -> jax.Array | None:
     """Return which steps are valid, from lengths and mask; None where all are."""
     if mask is not None:
         mask = checked_marks("mask", mask, xs)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from rnnjax.cells.devices import varying_like
+from rnnjax.cells.devices import match_vma
 
 Step = Callable[[Any, jax.Array, Any], tuple[Any, jax.Array | None, Any]]
 """``(state, entry, entries) -> (state, replacement or None, output)``.
@@ -161,7 +161,7 @@ def by_columns(args: LoopArgs) -> tuple[Any, jax.Array, Any]:
         return (state, first, outputs, entry), None
 
     outputs = jax.tree.map(
-        lambda leaf: varying_like(
+        lambda leaf: match_vma(
             jnp.zeros((*leaf.shape[:1], last + 1, *leaf.shape[1:]), leaf.dtype), first
         ),
         outputs,

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 
 from rnnjax.cells.arguments import check_features, check_size
 from rnnjax.cells.base import Carry, Cell, Params
-from rnnjax.engine.core.masking import AtStep, Steps
+from rnnjax.engine.core.masking import StepMarks, Steps
 from rnnjax.engine.core.method import Method, why_no_equation
 from rnnjax.engine.core.readout import read_out
 from rnnjax.engine.core.scan import Scan
@@ -124,10 +124,10 @@ def unrolled(
     check_features(cell, params, xs)
     params = dict(params)  # in the order that JAX gives a dict, whatever mapping came
     carry, steps = resets_early(carry, steps, reverse)
-    in_loop, rest = cell.in_loop(params), steps.shared()
+    loop_params, rest = cell.loop_params(params), steps.shared()
 
-    def run(inputs: tuple[Any, AtStep], carry: Carry) -> tuple[Carry, jax.Array]:
-        return recurrence(in_loop, rest, *inputs, carry)
+    def run(inputs: tuple[Any, StepMarks], carry: Carry) -> tuple[Carry, jax.Array]:
+        return recurrence(loop_params, rest, *inputs, carry)
 
     if keep_every is not None and is_symbolic_dim(num_steps):
         raise InvalidInputError(
@@ -155,7 +155,7 @@ def resets_early(carry: Carry, steps: Steps, reverse: bool) -> tuple[Carry, Step
         first, then = resets[-1], jnp.concatenate([none, resets[:-1]])
     else:
         first, then = resets[0], jnp.concatenate([resets[1:], none])
-    carry = steps.begin(carry, AtStep(resets=first))
+    carry = steps.begin(carry, StepMarks(resets=first))
     return carry, steps._replace(each=steps.each._replace(resets=then))
 
 

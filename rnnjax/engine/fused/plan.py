@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 
 from rnnjax.cells.arguments import brief
 from rnnjax.cells.base import Carry, Cell, Params, Role, roles_of
-from rnnjax.engine.core.masking import AtStep, Steps
+from rnnjax.engine.core.masking import StepMarks, Steps
 from rnnjax.engine.fused.loops import Loop, over_time
 from rnnjax.engine.fused.matmul import Products
 from rnnjax.errors import InvalidInputError
@@ -129,7 +129,7 @@ def _reads_ahead(cell: Cell) -> bool:
     Where several gates are functions of slices, XLA's loop on a CPU is slow unless it does. A sum
     of two products that is read as a whole, as an LSTM's, and a single gate are faster as they are.
     """
-    return len(cell.gates) > 1 and (cell.recurrent is None or not cell.sums)
+    return len(cell.gates) > 1 and (cell.recurrent is None or not cell.additive)
 
 
 def _steps_ahead(cell: Cell, width: int, rows: Any, num_steps: Any, platform: str) -> Any:
@@ -174,8 +174,8 @@ class Layer(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Advance:
-    """``(params, x, carry) -> (carry, y)``, the cell's `advance`, which is given one step.
+class ApplyUpdate:
+    """``(params, x, carry) -> (carry, y)``, the cell's `apply_update`, which is given one step.
 
     Attributes:
         cell: one that declares its equation.
@@ -189,15 +189,15 @@ class Advance:
 
     def __call__(self, params: Params, x: Any, carry: Carry) -> tuple[Carry, jax.Array]:
         """Apply the update to all blocks side by side."""
-        advance = functools.partial(self.cell.advance, dtype=self.dtype)
+        apply_update = functools.partial(self.cell.apply_update, dtype=self.dtype)
         if self.blocks:
-            advance = jax.vmap(advance, in_axes=(None, 0, 0))
-        return advance(params, x, carry)
+            apply_update = jax.vmap(apply_update, in_axes=(None, 0, 0))
+        return apply_update(params, x, carry)
 
 
-def advance_of(layer: Layer) -> Advance:
-    """Return the `Advance` of a layer, a hashable value."""
-    return Advance(layer.cell, layer.plan.products.dtype, layer.blocks)
+def apply_update_of(layer: Layer) -> ApplyUpdate:
+    """Return the `ApplyUpdate` of a layer, a hashable value."""
+    return ApplyUpdate(layer.cell, layer.plan.products.dtype, layer.blocks)
 
 
 def inputs_of(layer: Layer) -> Callable[[Carry, jax.Array], Any]:
@@ -209,8 +209,8 @@ def inputs_of(layer: Layer) -> Callable[[Carry, jax.Array], Any]:
     times, leaf = plan.products.times(params["recurrent_kernel"]), cell.recurrent
 
     def inputs(carry: Carry, projected: jax.Array) -> Any:
-        recurrent = times(steps.entering(getattr(carry, leaf)))
-        return cell.meet(
+        recurrent = times(steps.drop_state(getattr(carry, leaf)))
+        return cell.combine(
             cell.biased(projected, params, "bias"),
             cell.biased(recurrent, params, "recurrent_bias"),
         )
@@ -219,21 +219,21 @@ def inputs_of(layer: Layer) -> Callable[[Carry, jax.Array], Any]:
 
 
 def after(
-    cell: Cell, steps: Steps, at: AtStep, start: Carry, old: Carry, new: Carry, y: jax.Array
+    cell: Cell, steps: Steps, at: StepMarks, start: Carry, old: Carry, new: Carry, y: jax.Array
 ) -> tuple[Carry, jax.Array]:
     """Apply masks, noise and resets after the equation: linear in the arrays from ``start`` on."""
     new, y = steps.end(old, new, y, at, cell.output)
     return steps._replace(start=start).begin(new, at), y
 
 
-def step_of(layer: Layer) -> Callable[[Carry, jax.Array, AtStep], tuple[Carry, jax.Array]]:
+def step_of(layer: Layer) -> Callable[[Carry, jax.Array, StepMarks], tuple[Carry, jax.Array]]:
     """``(carry, projected, at) -> (carry, y)``, of which nothing is kept."""
     cell, steps = layer.cell, layer.steps
     inputs = inputs_of(layer)
-    advance = advance_of(layer)
+    apply_update = apply_update_of(layer)
 
-    def step(carry: Carry, projected: jax.Array, at: AtStep) -> tuple[Carry, jax.Array]:
-        new, y = advance(layer.params, inputs(carry, projected), carry)
+    def step(carry: Carry, projected: jax.Array, at: StepMarks) -> tuple[Carry, jax.Array]:
+        new, y = apply_update(layer.params, inputs(carry, projected), carry)
         return after(cell, steps, at, steps.start, carry, new, y)
 
     return step

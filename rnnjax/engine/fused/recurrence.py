@@ -18,7 +18,7 @@ from rnnjax.cells.arguments import brief
 from rnnjax.cells.base import Carry, Cell, Params, is_bias
 from rnnjax.cells.products import at_least_float32
 from rnnjax.engine.core.custom_primitive import Function
-from rnnjax.engine.core.masking import AtStep, Steps
+from rnnjax.engine.core.masking import StepMarks, Steps
 from rnnjax.engine.fused.loops import (
     Loop,
     LoopArgs,
@@ -82,7 +82,7 @@ class Recurrence(Function):
                 loop = with_vectors(loop)
         return Layer(self.cell, plan, self.reverse, params, steps, loop, self.blocks)
 
-    def plain(self, params: Params, steps: Steps, xs: Any, each: AtStep, carry: Carry) -> Any:
+    def plain(self, params: Params, steps: Steps, xs: Any, each: StepMarks, carry: Carry) -> Any:
         """A scan of the step, behind the product of the inputs."""
         # For no platform: what is differentiated to any order has no barriers and copies in it.
         step = step_of(self.layer("any", "run", params, steps, xs, each, carry))
@@ -92,7 +92,7 @@ class Recurrence(Function):
         )
 
     def run(
-        self, platform: str, params: Params, steps: Steps, xs: Any, each: AtStep, carry: Carry
+        self, platform: str, params: Params, steps: Steps, xs: Any, each: StepMarks, carry: Carry
     ) -> Any:
         """Project some steps' inputs at a time, and run the loop over them.
 
@@ -101,7 +101,7 @@ class Recurrence(Function):
         """
         layer = self.layer(platform, "run", params, steps, xs, each, carry)
 
-        def at_once(carry: Carry, inputs: tuple[Any, AtStep]) -> tuple[Carry, jax.Array]:
+        def at_once(carry: Carry, inputs: tuple[Any, StepMarks]) -> tuple[Carry, jax.Array]:
             xs, each = inputs
             return _forward_loop(layer, project(layer, xs), each, carry)
 
@@ -112,7 +112,7 @@ class Recurrence(Function):
         return carry, ys.reshape(num_steps, *ys.shape[2:])
 
     def forward(
-        self, platform: str, params: Params, steps: Steps, xs: Any, each: AtStep, carry: Carry
+        self, platform: str, params: Params, steps: Steps, xs: Any, each: StepMarks, carry: Carry
     ) -> Any:
         """Project all inputs, and return each step's residuals and the carry before it.
 
@@ -122,7 +122,7 @@ class Recurrence(Function):
         layer = self.layer(platform, "forward", params, steps, xs, each, carry)
         step = keeping_step_of(layer)
 
-        def keep(carry: Carry, projected: jax.Array, at: AtStep) -> Any:
+        def keep(carry: Carry, projected: jax.Array, at: StepMarks) -> Any:
             new, y, (entry, rest) = step(carry, projected, at)
             return new, entry, (y, rest, carry)
 
@@ -153,7 +153,7 @@ class Recurrence(Function):
             d_recurrent = d_product
         d_params, products = dict(d_used), layer.plan.products
         if cell.recurrent is not None:
-            entering = steps.entering(getattr(carries, cell.recurrent))
+            entering = steps.drop_state(getattr(carries, cell.recurrent))
             d_params["recurrent_kernel"] = products.kernel_gradient(
                 entering, d_recurrent, params["recurrent_kernel"]
             )
@@ -190,12 +190,12 @@ def _inputs_gradients(layer: Layer, xs: Any, d: jax.Array, needs_grad: Any) -> t
 
 
 def _forward_loop(
-    layer: Layer, projected: jax.Array, each: AtStep, carry: Carry
+    layer: Layer, projected: jax.Array, each: StepMarks, carry: Carry
 ) -> tuple[Carry, jax.Array]:
     """Run the steps over ``projected (time, *batch, gates * hidden_size)``."""
     step = step_of(layer)
 
-    def body(carry: Carry, projected: jax.Array, at: AtStep) -> Any:
+    def body(carry: Carry, projected: jax.Array, at: StepMarks) -> Any:
         new, y = step(carry, projected, at)
         return new, None, y
 
@@ -225,7 +225,7 @@ def _backward_loop(
     at every step, None where they are the first; and that of the carry before the first step.
     """
     cell, plan, _, params, steps, loop, _ = layer
-    used, pair = cell.in_update(params), cell.recurrent is not None and not cell.sums
+    used, pair = cell.update_params(params), cell.recurrent is not None and not cell.additive
     leaf = cell.recurrent
     if leaf is not None:
         times_transposed = plan.products.times_transposed(params["recurrent_kernel"])
@@ -247,7 +247,7 @@ def _backward_loop(
         d_carry = jax.tree.map(jnp.add, d_carry, d_old)
         if leaf is not None:
             d_state = getattr(d_carry, leaf)
-            d_state += steps.entering(times_transposed(d_recurrent).astype(d_state.dtype))
+            d_state += steps.drop_state(times_transposed(d_recurrent).astype(d_state.dtype))
             d_carry = d_carry._replace(**{leaf: d_state})
         state = d_carry, jax.tree.map(jnp.add, d_so_far, (d_used, d_start))
         d_projected = d_projected.astype(first.dtype) if replaces else None

@@ -20,8 +20,8 @@ from jax.stages import Traced
 
 from rnnjax.cells.activations import KEPT
 from rnnjax.cells.base import Carry, Params
-from rnnjax.engine.core.masking import AtStep
-from rnnjax.engine.fused.plan import Advance, Layer, advance_of, after, inputs_of
+from rnnjax.engine.core.masking import StepMarks
+from rnnjax.engine.fused.plan import ApplyUpdate, Layer, after, apply_update_of, inputs_of
 
 Saved = tuple[jax.Array | None, list[jax.Array]]
 """Of a step: what takes the place of its projected inputs, if anything does; and the rest."""
@@ -106,14 +106,14 @@ class Layout:
         return jax.tree.unflatten(self.tree, leaves)
 
 
-KeepingStep = Callable[[Carry, jax.Array, AtStep], tuple[Carry, jax.Array, Saved]]
+KeepingStep = Callable[[Carry, jax.Array, StepMarks], tuple[Carry, jax.Array, Saved]]
 
 
 def keeping_step_of(layer: Layer) -> KeepingStep:
     """``(carry, projected, at) -> (carry, y, kept)``: all that the backward pass needs."""
     cell, steps, inputs = layer.cell, layer.steps, inputs_of(layer)
 
-    def step(carry: Carry, projected: jax.Array, at: AtStep) -> tuple[Carry, jax.Array, Saved]:
+    def step(carry: Carry, projected: jax.Array, at: StepMarks) -> tuple[Carry, jax.Array, Saved]:
         given = _used(layer), inputs(carry, projected), carry
         traced = _traced(layer, projected, *given)
         leaves = eval_jaxpr(traced.jaxpr.jaxpr, traced.jaxpr.consts, *jax.tree.leaves(given))
@@ -138,18 +138,18 @@ def layout_of(layer: Layer, carry: Carry, projected: jax.Array) -> Layout:
 
 def _used(layer: Layer) -> Params:
     """Drop the kernels of the products outside: derivatives would hold zeros of their size."""
-    return layer.cell.in_update(layer.params)
+    return layer.cell.update_params(layer.params)
 
 
 def _traced(layer: Layer, projected: Any, used: Params, x: Any, carry: Carry) -> Traced:
     """`_keeping` of these, or of their shapes."""
     entry = jax.ShapeDtypeStruct(projected.shape, projected.dtype)
-    return _keeping.trace(advance_of(layer), entry, used, x, carry)
+    return _keeping.trace(apply_update_of(layer), entry, used, x, carry)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _keeping(
-    advance: Advance, projected: jax.ShapeDtypeStruct, used: Params, x: Any, carry: Carry
+    apply_update: ApplyUpdate, projected: jax.ShapeDtypeStruct, used: Params, x: Any, carry: Carry
 ) -> tuple[tuple[Carry, jax.Array], list[jax.Array], Layout]:
     """Return what `update` returns, the residuals of its derivative, and their layout.
 
@@ -158,7 +158,7 @@ def _keeping(
     """
     # In a scan XLA cannot merge what is computed again with what was computed before.
     saving = jax.checkpoint(
-        advance,
+        apply_update,
         prevent_cse=False,
         policy=jax.checkpoint_policies.save_only_these_names(KEPT),
     )
@@ -174,7 +174,7 @@ def kept_numbers(layer: Layer, batch: tuple[int, ...]) -> int:
         carry = layer.cell.initial_carry(batch)
         projected = jnp.zeros((*batch, params["kernel"].shape[-1] + layer.cell.raw_inputs))
         step = keeping_step_of(layer._replace(params=dict(params)))
-        entry, rest = step(carry, projected, AtStep())[2]
+        entry, rest = step(carry, projected, StepMarks())[2]
         return (projected if entry is None else entry, rest), carry
 
     leaves = jax.tree.leaves(jax.eval_shape(step, layer.params))

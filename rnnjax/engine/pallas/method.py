@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from rnnjax.cells.arguments import brief
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.products import at_least_float32
-from rnnjax.engine.core.masking import AtStep, Steps
+from rnnjax.engine.core.masking import StepMarks, Steps
 from rnnjax.engine.core.method import Method
 from rnnjax.engine.fused.method import Fused, unrolled
 from rnnjax.engine.fused.recurrence import Recurrence
@@ -75,7 +75,7 @@ class Kernel(Method):
     def refusal(self, cell: Cell) -> str | None:
         """Refuse what `Fused` refuses, and convolutions."""
         reason = self._fused.refusal(cell)
-        if reason is None and len(cell.parameters(1)["kernel"].shape) > 2:
+        if reason is None and len(cell.parameters(1 + cell.raw_inputs)["kernel"].shape) > 2:
             return "its products are convolutions, which no kernel computes"
         if reason is None and cell.raw_inputs:
             return "its raw inputs are read by no kernel"
@@ -109,7 +109,7 @@ class Kernel(Method):
         xs = jax.ShapeDtypeStruct((length, rows, shape[-1]), dtype)
 
         def both(params: Params, xs: Any, carry: Carry) -> None:
-            args = dict(cell.in_loop(params)), Steps(), xs, AtStep(), carry
+            args = dict(cell.loop_params(params)), Steps(), xs, StepMarks(), carry
             out, saved = recurrence.forward(platform, *args)
             needs_grad = jax.tree.map(lambda _: True, args)
             recurrence.backward(platform, args, saved, out, needs_grad)
@@ -122,7 +122,7 @@ class Kernel(Method):
         return [*lines, *self._fused.explain(cell, params, shape, platform)]
 
 
-def _for_all(each: AtStep, rows: tuple[int, ...]) -> AtStep:
+def _for_all(each: StepMarks, rows: tuple[int, ...]) -> StepMarks:
     """Marks that leave out axes of the batch, for each row."""
     whole = [
         marks

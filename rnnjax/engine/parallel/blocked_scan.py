@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from rnnjax.cells.base import Carry
-from rnnjax.engine.core.masking import AtStep, without
+from rnnjax.engine.core.masking import StepMarks, without
 from rnnjax.engine.fused.loops import LoopArgs, by_columns
 
 Factors = list[list[jax.Array]]
@@ -114,7 +114,7 @@ def split_blocks(leaf: jax.Array, length: int, instead: float = 0) -> jax.Array:
     return leaf.reshape(blocks, length, *leaf.shape[1:])
 
 
-def pad_blocks(xs: Any, each: AtStep, length: int) -> tuple[Any, AtStep]:
+def pad_blocks(xs: Any, each: StepMarks, length: int) -> tuple[Any, StepMarks]:
     """Inputs and marks padded with masked steps, up to the end of the last block.
 
     The inputs there repeat the last step: at zeros, which nobody gave, a slope may be infinite.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from rnnjax.cells.base import Carry, Params
 from rnnjax.engine.core.custom_primitive import Function
-from rnnjax.engine.core.masking import AtStep, Steps
+from rnnjax.engine.core.masking import StepMarks, Steps
 from rnnjax.engine.fused.loops import LoopArgs
 from rnnjax.engine.fused.plan import step_of
 from rnnjax.engine.fused.recurrence import Recurrence, project
@@ -51,7 +51,7 @@ class BlocksAsBatch(Function):
         """Say why the update of the cell cannot run so."""
         return f"blocks cannot run side by side where the update has {what}; use method=Scan()"
 
-    def plain(self, params: Params, steps: Steps, xs: Any, each: AtStep, carry: Carry) -> Any:
+    def plain(self, params: Params, steps: Steps, xs: Any, each: StepMarks, carry: Carry) -> Any:
         """Run as a linear solve."""
         if each.resets is not None:  # the state before the first step has begun already
             each = each._replace(resets=shift(each.resets))
@@ -105,7 +105,7 @@ class BlocksAsBatch(Function):
         params: Params,
         steps: Steps,
         xs: Any,
-        each: AtStep,
+        each: StepMarks,
         carry: Carry,
     ) -> tuple[Any, Factors]:
         """Return the arguments of the recurrence with blocks as rows, and each block's factors."""
@@ -134,7 +134,7 @@ class BlocksAsBatch(Function):
             for j in range(len(leaves))
         ]
 
-        def body(state: Any, projected: jax.Array, at: AtStep) -> Any:
+        def body(state: Any, projected: jax.Array, at: StepMarks) -> Any:
             before, columns = state
             new, along = jax.linearize(lambda carry: step(carry, projected, at)[0], before)
             return (new, [along(column) for column in columns]), None, None
@@ -145,6 +145,6 @@ class BlocksAsBatch(Function):
         return transposed([jax.tree.leaves(column) for column in columns]), jax.tree.leaves(ends)
 
 
-def _any_reset(each: AtStep, axis: int) -> jax.Array | None:
+def _any_reset(each: StepMarks, axis: int) -> jax.Array | None:
     """Whether a row is reset in each block."""
     return None if each.resets is None else each.resets.any(axis=axis)

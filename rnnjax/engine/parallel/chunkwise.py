@@ -304,7 +304,7 @@ def chunkwise(
     valid, resets = (None if m is None else expand(m, whole) & whole for m in steps.each[:2])
     first = jax.tree.map(lambda leaf: leaf[0], xs)
     # Whatever is wrong with what the cell declares is said here, in its words.
-    step = jax.eval_shape(lambda: cell.advance(params, cell.project(params, first), carry))
+    step = jax.eval_shape(lambda: cell.apply_update(params, cell.project(params, first), carry))
     matrices = Matrices(chunk_length(cell, params, xs.shape, requested), xs.ndim - 1)
     # Only the arguments are saved, as many numbers as the inputs. Where XLA sees both passes it may
     # merge them: kept apart, a gradient takes 1.2 to 1.7 times as long.
@@ -315,7 +315,7 @@ def chunkwise(
     last = jax.tree.map(lambda leaf: leaf * expand(spoils[-1], leaf), last)
     if valid is not None:  # recall may divide by it, and nothing is read before the first write
         reads = jnp.where(expand(valid, reads), reads, 1)
-    recall = functools.partial(cell.recall, cell.in_update(params))
+    recall = functools.partial(cell.recall, cell.update_params(params))
     ys = jax.vmap(recall)(cell.project(params, xs), reads, stabilizers)
     ys = zero_masked(ys.astype(step[1].dtype), valid)
     last = jax.tree.map(lambda new, old: new.astype(old.dtype), last, carry)
@@ -324,7 +324,7 @@ def chunkwise(
 
 def _declared(cell: Cell, params: Params, xs: Any) -> Memory:
     """Return the cell's memory of all steps."""
-    own = cell.in_update(params)
+    own = cell.update_params(params)
     return jax.vmap(lambda x: cell.memory(own, x))(cell.project(params, xs))
 
 

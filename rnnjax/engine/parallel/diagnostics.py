@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from rnnjax.cells.arguments import brief, check_flag, check_instance, usual_promotion
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.composite import Noise, over_layers
-from rnnjax.engine.core.masking import AtStep, Steps
+from rnnjax.engine.core.masking import StepMarks, Steps
 from rnnjax.engine.core.method import check_method
 from rnnjax.engine.core.scan import Scan
 from rnnjax.engine.core.validation import checked
@@ -130,7 +130,7 @@ def _run(cell: Cell, method: Parallel, params: Params, xs: Any, carry: Carry) ->
     if why_not_affine(cell) is None:
         return out, (1, jnp.zeros(1), True), lyapunov
     all_steps: AllSteps = method.all_steps(cell, xs.shape[0])
-    found = all_steps.states(cell.in_loop(params), Steps(), xs, AtStep(), carry)
+    found = all_steps.states(cell.loop_params(params), Steps(), xs, StepMarks(), carry)
     converged = found.residual <= tolerance_of(all_steps.newton.tolerance, carry)
     return out, (found.iterations, found.residuals, converged), lyapunov
 
@@ -169,4 +169,4 @@ def _row_axes(cell: Cell, x: Any) -> int:
     """
     if cell.carry is None:
         return 0
-    return x.ndim + 1 - len(cell.parameters(1)["kernel"].shape)
+    return x.ndim + 1 - len(cell.parameters(1 + cell.raw_inputs)["kernel"].shape)

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from rnnjax.cells.base import Carry, Cell, Params
-from rnnjax.cells.devices import HERE, Along
+from rnnjax.cells.devices import LOCAL, MeshAxis
 from rnnjax.engine.core.custom_primitive import Function
-from rnnjax.engine.core.masking import AtStep, Steps, without, zero_masked
+from rnnjax.engine.core.masking import StepMarks, Steps, without, zero_masked
 from rnnjax.engine.parallel.blocked_scan import (
     Block,
     Blocks,
@@ -54,7 +54,7 @@ class AffineRecurrence(Function):
     """
 
     length: int
-    along: Along = HERE
+    along: MeshAxis = LOCAL
     reverse: bool = False
 
     def may_cross(self, axis: Any) -> bool:
@@ -166,15 +166,15 @@ def affine_states(
     params: Params,
     steps: Steps,
     xs: Any,
-    each: AtStep,
+    each: StepMarks,
     carry: Carry,
 ) -> tuple[Carry, jax.Array]:
     """The last state and the outputs, from the factors and constants of every step."""
     projected = cell.biased(cell.multiplied(params, xs, cell.dtype), params, "bias")
     nothing = jax.tree.map(lambda s: jnp.zeros((xs.shape[0], *s.shape), s.dtype), carry)
     # What `update` is given is one step.
-    advance = jax.vmap(functools.partial(cell.advance, params))
-    constants, factors = affine(lambda c: advance(projected, c)[0], nothing)
+    apply_update = jax.vmap(functools.partial(cell.apply_update, params))
+    constants, factors = affine(lambda c: apply_update(projected, c)[0], nothing)
     start, tree = jax.tree.flatten(carry)
 
     def step(before: Carry) -> Carry:
@@ -195,5 +195,5 @@ def affine_states(
     else:
         before = [shift(h).at[0].set(s) for h, s in zip(states, first, strict=True)]
         begun = steps.begin(jax.tree.unflatten(tree, before), each)
-        ys = advance(projected, begun)[1]
+        ys = apply_update(projected, begun)[1]
     return jax.tree.unflatten(tree, ends), zero_masked(ys, each.valid)

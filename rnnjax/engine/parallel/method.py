@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from rnnjax.cells.arguments import check_features, check_instance, check_size
 from rnnjax.cells.base import Carry, Cell, Coupling, Params
-from rnnjax.cells.devices import Along
+from rnnjax.cells.devices import MeshAxis
 from rnnjax.engine.core.masking import Steps, expand, without_row, zero_masked
 from rnnjax.engine.core.method import Method, why_no_equation
 from rnnjax.engine.core.readout import read_out
@@ -92,13 +92,13 @@ class Parallel(Method):
                 )
 
     @property
-    def along(self) -> Along:
+    def along(self) -> MeshAxis:
         """Return the devices of ``axis_name``."""
-        return Along(self.axis_name)
+        return MeshAxis(self.axis_name)
 
     def refusal(self, cell: Cell) -> str | None:
         """Refuse what is not affine or mixes its units, unless there is ``newton``."""
-        if cell.remembers and self.axis_name is not None:
+        if cell.has_memory and self.axis_name is not None:
             return "its matrix memory is not handed on between devices"
         reason = why_not_affine(cell)
         return why_not_iterated(cell) if reason and self.newton is not None else reason
@@ -129,13 +129,13 @@ class Parallel(Method):
         each = steps.each
         if reverse:
             xs, each = jax.tree.map(lambda leaf: leaf[::-1], (xs, each))
-        if cell.remembers:
+        if cell.has_memory:
             last, ys = chunkwise(cell, params, xs, carry, steps._replace(each=each), self.chunk)
             ys = read_out(cell, params, ys, xs, each)
             return last, ys[::-1] if reverse else ys
         if why_not_affine(cell):
             last, ys = self.all_steps(cell, num_steps)(
-                dict(cell.in_loop(params)), steps.shared(), xs, each, carry
+                dict(cell.loop_params(params)), steps.shared(), xs, each, carry
             )
             ys = read_out(cell, params, ys, xs, each)
             return last, ys[::-1] if reverse else ys
@@ -144,7 +144,7 @@ class Parallel(Method):
             carry, steps = resets_early(carry, steps._replace(each=each), False)
             recurrence = Recurrence(cell, cell.dtype, False, blocks=True)
             beside = BlocksAsBatch(recurrence, length, not writes_more(cell))
-            used = cell.in_loop(dict(params))
+            used = cell.loop_params(dict(params))
             last, ys = beside(used, steps.shared(), xs, steps.each, carry)
         else:
             solved = AffineRecurrence(length, self.along, reverse)
@@ -169,7 +169,7 @@ class Parallel(Method):
         self, cell: Cell, params: Params, shape: tuple[int, ...], platform: str
     ) -> list[str]:
         """Say how many blocks there are, and how many steps wait for another."""
-        if cell.remembers:
+        if cell.has_memory:
             length = chunk_length(cell, params, shape, self.chunk)
             return [
                 f"the products of {length} steps at a time as those of matrices, all chunks side "
@@ -217,7 +217,7 @@ class Parallel(Method):
 
 def why_not_affine(cell: Cell) -> str | None:
     """Why a cell is not declared to be affine in its state, unit by unit; None where it is."""
-    if cell.remembers:  # its memory is affine, and its update follows from that
+    if cell.has_memory:  # its memory is affine, and its update follows from that
         return None
     if reason := why_no_equation(cell):
         return reason
@@ -266,4 +266,4 @@ def _written(cell: Cell) -> int:
 
 def _read(cell: Cell) -> int:
     """How many numbers the projected inputs of a step are."""
-    return int(cell.parameters(1)["kernel"].shape[-1]) + cell.raw_inputs
+    return int(cell.parameters(1 + cell.raw_inputs)["kernel"].shape[-1]) + cell.raw_inputs

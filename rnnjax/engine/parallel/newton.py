@@ -18,10 +18,10 @@ from jax.typing import DTypeLike
 
 from rnnjax.cells.arguments import brief, check_size, is_floating
 from rnnjax.cells.base import Carry, Cell, Params, Role, roles_of
-from rnnjax.cells.devices import alike_over_devices
+from rnnjax.cells.devices import match_devices
 from rnnjax.cells.products import Kernel, product
 from rnnjax.engine.core.custom_primitive import Function
-from rnnjax.engine.core.masking import AtStep, Steps
+from rnnjax.engine.core.masking import StepMarks, Steps
 from rnnjax.engine.core.method import why_no_equation
 from rnnjax.engine.parallel.blocked_scan import Factors, plus, solve_in_blocks
 from rnnjax.engine.parallel.linear_recurrence import AffineRecurrence, affine
@@ -136,7 +136,7 @@ def iterated(newton: Newton, linearised: Any, solve: Any, step: Any, guess: Carr
         return Solution(value, at.iterations + 1, residuals, residual_of(new, at.value))
 
     nothing = jnp.zeros(most, jnp.float32), jnp.float32(0)
-    guess, nothing = alike_over_devices((guess, nothing))
+    guess, nothing = match_devices((guess, nothing))
     return jax.lax.while_loop(goes_on, correct, Solution(guess, jnp.int32(0), *nothing))
 
 
@@ -235,7 +235,7 @@ class AllSteps(Function):
         """Say why the update of the cell cannot run so."""
         return f"all steps cannot run at once where the update has {what}; use method=Scan()"
 
-    def plain(self, params: Params, steps: Steps, xs: Any, each: AtStep, carry: Carry) -> Any:
+    def plain(self, params: Params, steps: Steps, xs: Any, each: StepMarks, carry: Carry) -> Any:
         """A scan of the step."""
         states, ys = self._one_by_one(params, steps, xs, each, carry)
         return _last(states), ys
@@ -245,7 +245,7 @@ class AllSteps(Function):
         return self.forward(platform, *args)[0]
 
     def forward(
-        self, platform: str, params: Params, steps: Steps, xs: Any, each: AtStep, carry: Carry
+        self, platform: str, params: Params, steps: Steps, xs: Any, each: StepMarks, carry: Carry
     ) -> Any:
         """The states are all that is kept."""
         found = self.states(params, steps, xs, each, carry)
@@ -292,7 +292,9 @@ class AllSteps(Function):
         d_carry = jax.tree.map(lambda leaf: leaf[0], d_before)
         return d_params, nothing[0]._replace(start=d_start), d_xs, nothing[1], d_carry
 
-    def states(self, params: Params, steps: Steps, xs: Any, each: AtStep, carry: Carry) -> Solution:
+    def states(
+        self, params: Params, steps: Steps, xs: Any, each: StepMarks, carry: Carry
+    ) -> Solution:
         """The states and outputs of all steps, and how they were found."""
         projected = self.cell.project(params, xs)
 
@@ -318,7 +320,7 @@ class AllSteps(Function):
         params: Params,
         steps: Steps,
         projected: jax.Array,
-        each: AtStep,
+        each: StepMarks,
         before: Carry,
         d: tuple[Carry, jax.Array],
     ) -> Solution:
@@ -347,38 +349,38 @@ class AllSteps(Function):
         return tolerance_of(self.newton.tolerance, carry)
 
     def _step(
-        self, params: Params, steps: Steps, projected: jax.Array, each: AtStep, carry: Carry
+        self, params: Params, steps: Steps, projected: jax.Array, each: StepMarks, carry: Carry
     ) -> tuple[Carry, jax.Array]:
         """A step with its marks."""
         begun = steps.begin(carry, each)
         recurrent = self.cell.recur(params, _entering(self.cell, steps, begun))
-        new, y = self.cell.advance(params, self.cell.meet(projected, recurrent), begun)
+        new, y = self.cell.apply_update(params, self.cell.combine(projected, recurrent), begun)
         return steps.end(begun, new, y, each, self.cell.output)
 
     def _steps(
-        self, params: Params, steps: Steps, projected: jax.Array, each: AtStep, before: Carry
+        self, params: Params, steps: Steps, projected: jax.Array, each: StepMarks, before: Carry
     ) -> tuple[Carry, jax.Array]:
         """Run all steps at once, each from its own state before; `update` is given one."""
         return jax.vmap(functools.partial(self._step, params, steps))(projected, each, before)
 
     def _linearised(
-        self, params: Params, steps: Steps, projected: jax.Array, each: AtStep, before: Carry
+        self, params: Params, steps: Steps, projected: jax.Array, each: StepMarks, before: Carry
     ) -> tuple[Carry, Factors]:
         """Return all new states, and the derivative of each unit's by its own state before."""
         cell, roles, tree = self.cell, roles_of(self.cell), jax.tree.structure(before)
         read = {
             name: OwnKernel(leaf, cell.dtype) if roles.get(name) is Role.LOOP else leaf
-            for name, leaf in cell.in_update(params).items()
+            for name, leaf in cell.update_params(params).items()
         }
 
-        def step(projected: jax.Array, each: AtStep, carry: Carry) -> Carry:
+        def step(projected: jax.Array, each: StepMarks, carry: Carry) -> Carry:
             begun = steps.begin(carry, each)
             recurrent = None
             if cell.recurrent is not None:
                 entering = getattr(_entering(cell, steps, begun), cell.recurrent)
                 recurrent = entering @ OwnKernel(params["recurrent_kernel"], cell.dtype)
                 recurrent = cell.biased(recurrent, params, "recurrent_bias")
-            new = cell.update(read, cell.meet(projected, recurrent), begun)
+            new = cell.update(read, cell.combine(projected, recurrent), begun)
             new = new[0] if cell.output is None else new
             new = jax.tree.map(lambda leaf, old: leaf.astype(old.dtype), new, begun)
             return steps.end(begun, new, jax.tree.leaves(new)[0], each, None)[0]
@@ -387,7 +389,7 @@ class AllSteps(Function):
         return jax.tree.unflatten(tree, new), factors
 
     def _one_by_one(
-        self, params: Params, steps: Steps, xs: Any, each: AtStep, carry: Carry
+        self, params: Params, steps: Steps, xs: Any, each: StepMarks, carry: Carry
     ) -> tuple[Carry, jax.Array]:
         """The states and outputs of all steps, each from the one before.
 
@@ -407,7 +409,7 @@ def _entering(cell: Cell, steps: Steps, carry: Carry) -> Carry:
     """The carry as the product with the recurrent kernel sees it."""
     if cell.recurrent is None:
         return carry
-    return carry._replace(**{cell.recurrent: steps.entering(getattr(carry, cell.recurrent))})
+    return carry._replace(**{cell.recurrent: steps.drop_state(getattr(carry, cell.recurrent))})
 
 
 def _before(carry: Carry, states: Carry) -> Carry:

@@ -82,7 +82,7 @@ def write_cell(
 ) -> dict[str, dict[str, jax.Array]]:
     """The way back of `read_cell`."""
     arrays = cell_arrays(cell, params)
-    arrays = with_one_bias(arrays) if cell.sums else arrays
+    arrays = with_one_bias(arrays) if cell.additive else arrays
     recurrent = arrays["recurrent_kernel"]
     width = recurrent.shape[1]
     first = arrays.get("bias", np.zeros(width, recurrent.dtype))
