@@ -11,7 +11,7 @@ from experiments.text_generator.reading import AnyVocabulary
 from experiments.text_generator.trained import Trained
 from rnnjax.errors import InvalidInputError
 from rnnjax.interop import Dense, Embedding, Layer, Model, OneHotIds, Recurrent, Sequential
-from rnnjax.interop.convert import TARGETS, Written, suffix_of, write_checked
+from rnnjax.interop.convert import TARGETS, suffix_of, write_checked
 from rnnjax.text import Vocabulary
 
 _NAMES = {rnnjax.LSTMCell: "lstm", rnnjax.GRUCell: "gru", rnnjax.SimpleRNNCell: "simple_rnn"}
@@ -34,9 +34,8 @@ def run_export(config: Export) -> int:
     trained = Trained.load(config.run_dir, config.step)
     written = export(trained.model, trained.vocabulary, trained.params, config.to)
     print(
-        f"{written.model}\n\nwrote {config.to} ({written.size:,} bytes); read back, its logits "
-        f"differ by {written.check.difference:.1e} at most, where they are up to "
-        f"{written.check.scale:.1e}\n"
+        f"{written}\n\nwrote {config.to} ({config.to.stat().st_size:,} bytes), and read it back "
+        "as the same model\n"
         f"wrote {vocabulary_path(config.to)}; the place of a character in it is its id\n\n"
         f"{how_to_run(trained.model, config.to)}"
     )
@@ -93,8 +92,8 @@ def _name(cell: rnnjax.Cell) -> str:
     return _NAMES.get(type(cell), "rnn")
 
 
-def export(model: CharacterModel, vocabulary: AnyVocabulary, params: Any, path: Path) -> Written:
-    """Write the model, compared with what was trained, and its vocabulary beside it.
+def export(model: CharacterModel, vocabulary: AnyVocabulary, params: Any, path: Path) -> Model:
+    """Write the model, read back as what was trained, and its vocabulary beside it.
 
     The suffix of ``path`` says the format: ``.onnx``, ``.keras``, ``.weights.h5`` or
     ``.safetensors``. The vocabulary is a list in JSON, in which the place of a character is its id

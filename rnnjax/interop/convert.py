@@ -1,21 +1,24 @@
-"""From one file format of models to another: read, write, and compare what both compute."""
+"""From one file format of models to another: read, write, and read back."""
 
 import argparse
-import dataclasses
 import io
 import os
 import pathlib
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from rnnjax.cells import SimpleRNNCell
-from rnnjax.errors import InvalidInputError, RnnjaxError
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rnnjax.errors import InteropError, InvalidInputError, RnnjaxError
 from rnnjax.interop import keras, onnx, torch
-from rnnjax.interop.compare import Comparison, SelfCheckError, compare
-from rnnjax.interop.layers import Dense, Layer, OneHotIds, Recurrent
-from rnnjax.interop.model import Functional, Model, Sequential, with_axes
+from rnnjax.interop.layers import Embedding, OneHotIds
+from rnnjax.interop.model import Model, with_axes
+from rnnjax.interop.serving import input_shapes
+from rnnjax.interop.torch.files import read_arrays
 
 _OF_TORCH = (".safetensors", ".pt", ".pth", ".ckpt")
 SOURCES = (".keras", ".weights.h5", ".h5", ".hdf5", *_OF_TORCH, ".onnx")
@@ -127,86 +130,65 @@ def suffix_of(path: str | os.PathLike[str], known: Sequence[str]) -> str:
     )
 
 
-def _cells_in(cell: Any) -> Iterator[Any]:
-    """The cells that a combination of cells is made of, or the cell itself."""
-    inner = cell.cells if hasattr(cell, "cells") else [cell.cell] if hasattr(cell, "cell") else []
-    for one in inner:
-        yield from _cells_in(one)
-    if not inner:
-        yield cell
-
-
-def read_back(model: Model, target: str | os.PathLike[str]) -> Model:
-    """The model that was written to ``target``, with what its format leaves out from ``model``.
-
-    ``.keras`` and ``.onnx`` hold the layers; of ``.weights.h5`` and ``.safetensors`` the
-    parameters alone are read, and run in the layers of ``model``.
-    """
-    path, suffix = pathlib.Path(target), suffix_of(target, TARGETS)
-    if suffix == ".onnx":
-        return onnx.load(path)
-    if suffix == ".keras":
-        read = keras.load(path)
-        ids = [layer for layer in model.layers.values() if isinstance(layer, OneHotIds)]
-        chain = (*ids, *read.layers.values())
-        return Model(Sequential(chain), read.params) if ids else read
-    if suffix == ".weights.h5":
-        return keras.load(path, like=model)
-    layers = [*model.layers.values()]
-    read = torch.load(
-        path,
-        modules=[layer.name if model.params.get(layer.name) else layer for layer in layers],
-        nonlinearity={
-            layer.name: str(cell.activation)
-            for layer in layers
-            if isinstance(layer, Recurrent)
-            for cell in _cells_in(layer.cell)
-            if isinstance(cell, SimpleRNNCell)
-        },
-    )
-    chain = tuple(_as_before(a, b) for a, b in zip(layers, read.layers.values(), strict=True))
-    if isinstance(model.network, Functional):
-        return Model(dataclasses.replace(model.network, layer_list=chain), read.params)
-    return Model(Sequential(chain), read.params)
-
-
-def _as_before(layer: Layer, read: Layer) -> Layer:
-    """The layer that was read, with what PyTorch's users write in code as it was."""
-    if isinstance(layer, Recurrent) and isinstance(read, Recurrent):
-        return dataclasses.replace(layer, cell=read.cell)
-    if isinstance(layer, Dense) and isinstance(read, Dense):
-        return dataclasses.replace(read, activation=layer.activation)
-    return read
-
-
-@dataclasses.dataclass(frozen=True)
-class Written:
-    """A file that was written and compared with its source."""
-
-    model: Model  # the source
-    size: int  # of the file in bytes
-    check: Comparison  # of the file, read back, against model
-
-
 def write_checked(
     model: Model, target: str | os.PathLike[str], *, force: bool = False, **options: Any
-) -> Written:
-    """`write` a model, read it back, and compare both on random inputs.
+) -> Model:
+    """`write` a model, and read the file back; returns the model as it was written.
 
-    The file is written beside its place, and takes it only if it computes what the model does; one
-    that is there is replaced with ``force`` alone.
+    The file is written beside its place, and takes it only if it is read as the model; one that is
+    there is replaced with ``force`` alone.
     """
     path, suffix = check_target(target, force), suffix_of(target, TARGETS)
     new = path.with_name(f".{path.name.removesuffix(suffix)}.{os.getpid()}{suffix}")
     try:
         written = write(model, new, **options)
-        check = compare(written, read_back(written, new))
-        check.insist(f"{path} was not kept: what was written differs from the source")
-        size = new.stat().st_size
+        if not _is_read_back(written, new):
+            raise InteropError(
+                f"{path} was not kept: what was written is read as something else than the source; "
+                "this is an error of rnnjax, please report it"
+            )
         new.replace(path)
     finally:
         new.unlink(missing_ok=True)
-    return Written(written, size, check)
+    return written
+
+
+def _is_read_back(model: Model, path: pathlib.Path) -> bool:
+    """Whether a file gives the arrays back, or, where it holds layers, computes the same."""
+    if path.suffix == ".safetensors":
+        ours, theirs = torch.to_state_dict(model), read_arrays(path.read_bytes())
+    elif isinstance(model.network, onnx.Graph):
+        ours, theirs = model.params, onnx.load(path).params
+    else:
+        alone = path.name.endswith(".weights.h5")
+        read = keras.load(path, like=model) if alone else load(path)
+        xs, first = _random_inputs(model), next(iter(model.layers.values()))
+        ours = model(xs)[1]
+        if isinstance(first, OneHotIds) and path.suffix == ".keras":  # which has no such layer
+            xs = jax.nn.one_hot(xs, first.size)
+        theirs = read(xs)[1]
+    a, b = jax.tree.leaves(ours), jax.tree.leaves(theirs)
+    return len(a) == len(b) and all(_are_close(*pair) for pair in zip(a, b, strict=True))
+
+
+def _are_close(ours: Any, theirs: Any) -> bool:
+    a, b = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    scale = np.abs(a[np.isfinite(a)]).max(initial=1e-3)
+    return a.shape == b.shape and np.allclose(a, b, rtol=0, atol=1e-5 * scale, equal_nan=True)
+
+
+def _random_inputs(model: Model) -> Any:
+    """Of a few steps, with ids that every look-up has."""
+    look_ups = [one for one in model.layers.values() if isinstance(one, Embedding | OneHotIds)]
+    sizes = [one.size if isinstance(one, OneHotIds) else one.vocabulary_size for one in look_ups]
+    rng, most = np.random.default_rng(0), min(sizes, default=2)
+
+    def drawn(entry: jax.ShapeDtypeStruct) -> np.ndarray:
+        if jnp.issubdtype(entry.dtype, jnp.integer):
+            return rng.integers(0, most, entry.shape).astype(entry.dtype)
+        return rng.standard_normal(entry.shape).astype(entry.dtype)
+
+    return jax.tree.map(drawn, input_shapes(model, 6, 2))
 
 
 def check_target(target: str | os.PathLike[str], force: bool) -> pathlib.Path:
@@ -226,21 +208,20 @@ def check_target(target: str | os.PathLike[str], force: bool) -> pathlib.Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do what the command line says; the status is 2 for an error and 1 for a failed check."""
+    """Do what the command line says; the status is 2 for an error."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for odd names of files and layers
     try:
         given = make_parser().parse_args(arguments)
-        return int(given.run(given))
-    except SelfCheckError as error:
-        status: int = 1
-        message = str(error)
+        given.run(given)
     except RnnjaxError as error:
-        status, message = 2, str(error)
+        message = str(error)
     except OSError as error:
-        status, message = 2, f"{error.filename or 'a file'}: {error.strerror}; check the path"
+        message = f"{error.filename or 'a file'}: {error.strerror}; check the path"
+    else:
+        return 0
     print(f"error: {message}", file=sys.stderr)
-    return status
+    return 2
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -318,21 +299,16 @@ def _read(given: argparse.Namespace) -> Model:
     return model
 
 
-def _show(given: argparse.Namespace) -> int:
+def _show(given: argparse.Namespace) -> None:
     print(_read(given))
-    return 0
 
 
-def _convert(given: argparse.Namespace) -> int:
+def _convert(given: argparse.Namespace) -> None:
     check_target(given.target, given.force)
     model = _read(given)
     print(f"{given.source} holds\n\n{model}\n", flush=True)
-    done = write_checked(model, given.target, force=given.force)
+    write_checked(model, given.target, force=given.force)
     if given.target.endswith((".safetensors", ".weights.h5")):
         print(f"{given.target} holds the arrays alone: the layers are for the code to say")
-    print(
-        f"wrote {given.target} ({done.size:,} bytes)\n"
-        f"read back and compared: outputs {done.check.shapes} of two calls differ by "
-        f"{done.check.difference:.1e} at most, where they are up to {done.check.scale:.1e}"
-    )
-    return 0
+    size = pathlib.Path(given.target).stat().st_size
+    print(f"wrote {given.target} ({size:,} bytes), and read it back as the same model")

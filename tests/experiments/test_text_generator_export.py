@@ -73,7 +73,7 @@ def test_what_is_printed_runs(suffix, options, random_like, assert_close, ids, t
     model, params = small(random_like, **options)
     expected = unroll(model, params, ids)
     path = tmp_path / f"model{suffix}"
-    assert export(model, VOCABULARY, params, path).check.fits
+    export(model, VOCABULARY, params, path)
     lines = [line[4:] for line in how_to_run(model, path).splitlines() if line.startswith("    ")]
     inputs = ids if options else np.eye(len(VOCABULARY), dtype=np.float32)[ids]
     if suffix == ".onnx":

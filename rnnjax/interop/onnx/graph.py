@@ -22,8 +22,6 @@ from rnnjax.interop.onnx.operators import run_operator
 from rnnjax.interop.onnx.recurrent import RECURRENT, Weights, input_size, params_from_onnx
 from rnnjax.layers import Bidirectional, Directions
 
-STEPS, BATCH = 6, 2  # of inputs whose sizes nothing tells
-
 # Of the elements that a run may make: whatever is given, for each element that is given, and for
 # each parameter. A file is small that asks for very much.
 _ELEMENTS, _ELEMENTS_PER_INPUT, _ELEMENTS_PER_PARAMETER = 2**24, 2**20, 16
@@ -356,7 +354,7 @@ def _made(values: Mapping[str, Any], name: str) -> Any:
 
 
 def assumed_shape(
-    entry: Input, graph: Graph, params: Params, sizes: tuple[int, int] = (STEPS, BATCH)
+    entry: Input, graph: Graph, params: Params, sizes: tuple[int, int]
 ) -> tuple[int, ...]:
     """The shape of an input, whose first free axis is assumed to be time: nothing tells it."""
     ids = jnp.issubdtype(jnp.dtype(entry.dtype), jnp.integer)
