@@ -41,18 +41,6 @@ class HardSigmoid:
 
 
 @dataclasses.dataclass(frozen=True)
-class ScaledTanh:
-    """``alpha tanh(beta x)``."""
-
-    alpha: float = 1.0
-    beta: float = 1.0
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """The function of every entry of ``x``."""
-        return self.alpha * jnp.tanh(self.beta * x)
-
-
-@dataclasses.dataclass(frozen=True)
 class LeakyReLU:
     """``x`` where it is not negative, else ``alpha x``."""
 
@@ -61,17 +49,6 @@ class LeakyReLU:
     def __call__(self, x: jax.Array) -> jax.Array:
         """The function of every entry of ``x``."""
         return jnp.where(x >= 0, x, self.alpha * x)
-
-
-@dataclasses.dataclass(frozen=True)
-class ThresholdedReLU:
-    """``x`` where it is above ``alpha``, else 0."""
-
-    alpha: float = 1.0
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """The function of every entry of ``x``."""
-        return jnp.where(x > self.alpha, x, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,21 +84,6 @@ def exact_gelu(x: jax.Array) -> jax.Array:
     return jax.nn.gelu(x, approximate=False)
 
 
-def soft_shrink(x: jax.Array) -> jax.Array:
-    """``x`` moved towards 0 by 0.5, or to 0."""
-    return jnp.where(x > 0.5, x - 0.5, jnp.where(x < -0.5, x + 0.5, 0))
-
-
-def hard_shrink(x: jax.Array) -> jax.Array:
-    """``x`` where it is further from 0 than 0.5, else 0."""
-    return jnp.where(jnp.abs(x) > 0.5, x, 0)
-
-
-def tanh_shrink(x: jax.Array) -> jax.Array:
-    """``x - tanh(x)``."""
-    return x - jnp.tanh(x)
-
-
 FUNCTIONS: Mapping[str, Function] = {
     **ACTIVATIONS,
     "softmax": jax.nn.softmax,
@@ -132,11 +94,6 @@ FUNCTIONS: Mapping[str, Function] = {
     "mish": jax.nn.mish,
     "hard_silu": jax.nn.hard_silu,
     "exact_gelu": exact_gelu,
-    "celu": jax.nn.celu,
-    "squareplus": jax.nn.squareplus,
-    "soft_shrink": soft_shrink,
-    "hard_shrink": hard_shrink,
-    "tanh_shrink": tanh_shrink,
 }
 
 

@@ -18,7 +18,10 @@ keras = pytest.importorskip("keras", reason="keras is in the extra `test`")
 # Around the kinks of all of them, but on none, and far out.
 XS = np.concatenate([np.linspace(-8, 8, 640) + 0.0123, [-30, 30]]).astype(np.float32).reshape(-1, 6)
 NEEDS_ARGUMENTS = {"threshold"}
-NOT_KNOWN = {"glu", "sparsemax", "sparse_plus", "sparse_sigmoid"}
+NOT_KNOWN = {
+    "glu", "sparsemax", "sparse_plus", "sparse_sigmoid", "celu", "squareplus", "soft_shrink",
+    "hard_shrink", "tanh_shrink",
+}  # fmt: skip
 NOT_FUNCTIONS = {"deserialize", "get", "serialize"}
 
 
@@ -103,6 +106,7 @@ def test_the_options_of_keras_2() -> None:
     [
         "my_function",
         "sparsemax",
+        "celu",
         3,
         ["tanh"],
         {"class_name": "function", "config": "my_function"},

@@ -52,11 +52,8 @@ FUNCTIONS = [
     "mish",
     "relu6",
     "softmax",
-    "celu",
     "log_sigmoid",
     "hard_silu",
-    "tanh_shrink",
-    "squareplus",
 ]
 GATES = ["sigmoid", "sigmoid", "hard_sigmoid", "softsign", "tanh"]
 

@@ -330,7 +330,6 @@ NAMED = [name for name in KNOWN if isinstance(name, str)]
 FUNCTIONS = [
     *NAMED,
     *(kind() for kind in KNOWN if isinstance(kind, type)),
-    fn.ScaledTanh(0.7, 1.3),
     fn.Affine(2.0, -0.5),
     fn.CutReLU(1.5, 0.1, 0.5),
 ]
@@ -492,7 +491,7 @@ def test_parameters_in_float64_are_refused(random_like: Any, x64: None) -> None:
 
 # --- Drawn models ---
 
-DRAWN = ["tanh", "relu", "sigmoid", "softsign", "elu", "linear", fn.ScaledTanh(0.8, 1.2)]
+DRAWN = ["tanh", "relu", "sigmoid", "softsign", "elu", "linear", fn.LeakyReLU(0.2)]
 GATES = ["sigmoid", "hard_sigmoid", "legacy_hard_sigmoid", fn.HardSigmoid(0.3, 0.45)]
 
 

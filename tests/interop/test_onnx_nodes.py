@@ -326,12 +326,10 @@ NEEDS = {  # of each activation the numbers it takes, and whether ONNX has defau
     "Softplus": (),
     "Affine": ("alpha", "beta"),
     "LeakyRelu": ("alpha",),
-    "ThresholdedRelu": ("alpha",),
-    "ScaledTanh": ("alpha", "beta"),
     "HardSigmoid": ("alpha", "beta"),
     "Elu": ("alpha",),
 }
-SQUASHING = ("Tanh", "Sigmoid", "Softsign", "HardSigmoid", "ScaledTanh")
+SQUASHING = ("Tanh", "Sigmoid", "Softsign", "HardSigmoid")
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
 
@@ -374,9 +372,7 @@ def drawn_nodes(draw: st.DrawFn) -> dict[str, Any]:
         attributes["activations"] = names
         for key, lowest in (("alpha", 0.25), ("beta", 0.5)):
             takers = [name for name in names if key in NEEDS[name]]
-            if takers and (
-                {"Affine", "ScaledTanh", "ThresholdedRelu"} & set(takers) or draw(st.booleans())
-            ):
+            if takers and ("Affine" in takers or draw(st.booleans())):
                 number = draw(st.sampled_from([lowest, 0.375, 0.75]))
                 attributes[f"activation_{key}"] = [number] * len(takers)
     config["attributes"] = attributes

@@ -19,7 +19,7 @@ import flax.core
 from flax import nnx
 
 from rnnjax.cells import Cell
-from rnnjax.cells.activations import Activation
+from rnnjax.cells.activations import Activation, get_activation, named
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.arrays import as_jax, in_prediction, layer_arrays
 from rnnjax.interop.chain import (
@@ -30,7 +30,7 @@ from rnnjax.interop.chain import (
     rows_of,
     with_parameters,
 )
-from rnnjax.interop.flax.cells import layout_of, name_activation, write_cell
+from rnnjax.interop.flax.cells import layout_of, write_cell
 from rnnjax.interop.flax.modules import FlaxOrigin, Path, Place, find_modules, join, read_module
 from rnnjax.interop.layers import Layer, Recurrent
 from rnnjax.interop.model import Model, Sequential
@@ -87,7 +87,9 @@ def from_params(
     True
     """
     check_modules(modules)
-    gate_fn, activation_fn = name_activation(gate_fn), name_activation(activation_fn)
+    for function in (gate_fn, activation_fn):
+        get_activation(function)  # raises for a name that is none
+    gate_fn, activation_fn = named(gate_fn), named(activation_fn)  # which run on the fast path
     tree, form, wrapped = _nested(params)
     found = find_modules(tree, name)
     if not found:

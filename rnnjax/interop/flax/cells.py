@@ -7,7 +7,6 @@ import jax
 import numpy as np
 
 from rnnjax.cells import Cell
-from rnnjax.cells.activations import ACTIVATIONS, Activation, get_activation
 from rnnjax.cells.base import Params
 from rnnjax.errors import InteropError
 from rnnjax.interop.arrays import as_jax, cell_arrays, check_one_type, float_array, with_one_bias
@@ -137,15 +136,3 @@ def layout_of(where: str, cell: Cell, form: Form) -> Layout:
         f"flax.{form} has cells for {', '.join(known)}, but {where} is {cell!r}; there are no "
         "parameters for it"
     )
-
-
-def name_activation(function: str | Activation) -> str | Activation:
-    """The name of a function that rnnjax has one for: named ones run on the fast path.
-
-    >>> import jax.numpy as jnp
-    >>> name_activation(jnp.tanh)
-    'tanh'
-    """
-    get_activation(function)
-    named = (name for name, known in ACTIVATIONS.items() if known is function)
-    return next(named, function)

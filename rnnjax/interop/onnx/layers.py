@@ -12,7 +12,7 @@ import numpy as np
 
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.errors import InteropError, InvalidInputError
-from rnnjax.interop.functions import Affine, CutReLU, Function, ScaledTanh
+from rnnjax.interop.functions import Affine, CutReLU, Function
 from rnnjax.interop.layers import (
     Activation,
     Dense,
@@ -350,12 +350,6 @@ def _half_of_one_plus(w: Writer, x: str, y: str) -> str:
     return w.add("Mul", w.add("Mul", x, w.scalar(0.5)), w.add("Add", y, w.scalar(1)))
 
 
-def _squareplus(w: Writer, x: str, _: Any) -> str:
-    """``(x + sqrt(x^2 + 4)) / 2``."""
-    root = w.add("Sqrt", w.add("Add", w.add("Mul", x, x), w.scalar(4)))
-    return w.add("Mul", w.add("Add", x, root), w.scalar(0.5))
-
-
 def _cut_relu(w: Writer, x: str, f: Any) -> str:
     above = x if f.max_value is None else _clip(0, f.max_value)(w, x, f)
     shifted = w.add("Sub", x, w.scalar(f.threshold))
@@ -368,7 +362,6 @@ _OPERATORS: Mapping[Any, tuple[str, dict[str, Any]]] = {
     "hard_silu": ("HardSwish", {}),
     "softmax": ("Softmax", {"axis": -1}),
     "log_softmax": ("LogSoftmax", {"axis": -1}),
-    "celu": ("Elu", {"alpha": 1.0}),
     "selu": ("Selu", {}),
 }
 """The functions that are one operator, but for those that recurrent nodes have as well."""
@@ -384,17 +377,8 @@ _COMPOSED: Mapping[Any, Callable[[Writer, str, Any], str]] = {
     ),
     "silu": lambda w, x, _: w.add("Mul", x, w.add("Sigmoid", x)),
     "mish": lambda w, x, _: w.add("Mul", x, w.add("Tanh", w.add("Softplus", x))),
-    "squareplus": _squareplus,
-    "soft_shrink": lambda w, x, f: w.add("Sub", x, _clip(-0.5, 0.5)(w, x, f)),
-    "hard_shrink": lambda w, x, _: w.add(
-        "Where", w.add("Greater", w.add("Abs", x), w.scalar(0.5)), x, w.scalar(0)
-    ),
-    "tanh_shrink": lambda w, x, _: w.add("Sub", x, w.add("Tanh", x)),
     "log_sigmoid": lambda w, x, _: w.add("Neg", w.add("Softplus", w.add("Neg", x))),
     Affine: lambda w, x, f: w.add("Add", w.add("Mul", x, w.scalar(f.alpha)), w.scalar(f.beta)),
-    ScaledTanh: lambda w, x, f: w.add(
-        "Mul", w.add("Tanh", w.add("Mul", x, w.scalar(f.beta))), w.scalar(f.alpha)
-    ),
     CutReLU: _cut_relu,
 }
 """The functions that are several, by their names or classes."""

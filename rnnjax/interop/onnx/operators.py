@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rnnjax.errors import RnnjaxError
-from rnnjax.interop.functions import ELU, HardSigmoid, LeakyReLU, ThresholdedReLU
+from rnnjax.interop.functions import ELU, HardSigmoid, LeakyReLU
 from rnnjax.interop.onnx import control, windows
 from rnnjax.interop.onnx.at import At, by_jax, is_fixed, is_known, module_of, traced_dtype
 from rnnjax.interop.onnx.files import dtype_of
@@ -533,7 +533,6 @@ OPERATORS: Mapping[str, Run] = {
     "Sigmoid": _by_jax(jax.nn.sigmoid),
     "Softplus": _by_jax(jax.nn.softplus),
     "Softsign": _by_jax(jax.nn.soft_sign),
-    "ThresholdedRelu": _by_class(ThresholdedReLU),
     **{name: _pair(name.lower()) for name in ("Equal", "Greater", "Less")},
     **{name: _pair(f"logical_{name.lower()}") for name in ("And", "Or", "Xor")},
     "Add": _pair("add"),

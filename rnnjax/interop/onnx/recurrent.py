@@ -17,8 +17,6 @@ from rnnjax.interop.functions import (
     Function,
     HardSigmoid,
     LeakyReLU,
-    ScaledTanh,
-    ThresholdedReLU,
 )
 from rnnjax.interop.registry import FORMS, names_of, places
 from rnnjax.layers import Bidirectional, Directions
@@ -64,9 +62,7 @@ ACTIVATIONS: Mapping[str, str | type[Any]] = {
     "Elu": ELU,
     "HardSigmoid": HardSigmoid,
     "LeakyRelu": LeakyReLU,
-    "ThresholdedRelu": ThresholdedReLU,
     "Affine": Affine,
-    "ScaledTanh": ScaledTanh,
 }
 """By ONNX's name our name, or the class of functions with numbers."""
 
@@ -113,9 +109,9 @@ def activations_from_onnx(
             for one in dataclasses.fields(kind)
             if left[one.name]
         }
-        if kind in (Affine, ScaledTanh) and len(numbers) < 2:
+        if kind is Affine and len(numbers) < 2:
             raise InteropError(
-                f"the activation {kind.__name__} needs an activation_alpha and an activation_beta, "
+                "the activation Affine needs an activation_alpha and an activation_beta, "
                 "for which ONNX has no default; add them to the node"
             )
         function = kind(**numbers)
