@@ -25,16 +25,23 @@ def with_parameters(model: Model, where: str) -> Iterator[tuple[str, WithParamet
 
 
 def rows_of(
-    name: str, cell: Cell, params: Any
-) -> Iterator[tuple[Cell, Sequence[tuple[Cell, Params]]]]:
-    """Each row of a `Stack`, or the one cell, and its directions with their parameters."""
+    name: str, cell: Cell, params: Any, where: str
+) -> Iterator[Sequence[tuple[Cell, Params]]]:
+    """Of each row of a `Stack`, or of the one cell, the directions with their parameters."""
     stacked = isinstance(cell, Stack)
     rows = _entries(name, cell, params) if isinstance(cell, Stack) else [(cell, params)]
     for i, (row, own) in enumerate(rows):
-        if isinstance(row, Bidirectional):
-            yield row, _entries(f"{name}[{i}]" if stacked else name, row, own)
-        else:
-            yield row, [(row, own)]
+        own_name = f"{name}[{i}]" if stacked else name
+        if not isinstance(row, Bidirectional):
+            yield [(row, own)]
+            continue
+        if row.merge != "concat":
+            raise InteropError(
+                f"{where} concatenates both directions, but {own_name!r} has merge={row.merge!r}, "
+                "which its parameters do not say; write it with merge='concat', and merge in code "
+                "there"
+            )
+        yield _entries(own_name, row, own)
 
 
 def _entries(name: str, cell: Stack | Bidirectional, params: Any) -> list[tuple[Cell, Params]]:

@@ -30,7 +30,7 @@ from rnnjax.interop import (
     torch,
 )
 from rnnjax.interop import functions as fn
-from rnnjax.interop.__main__ import main
+from rnnjax.interop.convert import main
 
 ROOT = Path(__file__).parents[2]
 
@@ -239,15 +239,12 @@ def test_functions_that_are_written_are_read(
 # --- The command line ---
 
 
-@pytest.mark.parametrize("module", ["rnnjax", "rnnjax.interop"])
-def test_the_program_itself(
-    module: str, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_program_itself(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """What ``python -m`` runs; the next test has a process of its own."""
     monkeypatch.setattr(sys, "argv", ["rnnjax", "show", str(tmp_path / "missing.onnx")])
-    monkeypatch.delitem(sys.modules, f"{module}.__main__", raising=False)
+    monkeypatch.delitem(sys.modules, "rnnjax.__main__", raising=False)
     with pytest.raises(SystemExit) as ended:
-        runpy.run_module(module, run_name="__main__")
+        runpy.run_module("rnnjax", run_name="__main__")
     wrong = capsys.readouterr()
     assert (ended.value.code, wrong.out) == (2, "")
     assert wrong.err.startswith("error: ")
@@ -258,7 +255,7 @@ def test_the_program_itself(
 def test_names_that_cannot_be_printed(tmp_path: Path) -> None:
     model = Model(Sequential((Activation("\u00e9", "tanh"),)), {})
     written(model, tmp_path / "a.keras")
-    command = [sys.executable, "-m", "rnnjax.interop", "show", "a.keras"]
+    command = [sys.executable, "-m", "rnnjax", "show", "a.keras"]
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=120, cwd=tmp_path, env=environment

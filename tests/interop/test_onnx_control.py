@@ -101,9 +101,9 @@ def test_a_branch_is_chosen_where_the_condition_is_known_and_else_as_it_runs(
 def test_parameters_of_a_branch_are_written_back_into_it(assert_close: Any) -> None:
     proto = one_of_two_lstms([node("Identity", ["flag"], ["c"])])
     model = rnnjax_onnx.load(proto)
-    assert rnnjax_onnx.update(model) == proto
+    assert rnnjax_onnx.to_proto(model) == proto
     tuned = model.with_params(jax.tree.map(lambda a: 2 * a, model.params))
-    again = rnnjax_onnx.update(tuned)
+    again = rnnjax_onnx.to_proto(tuned)
     xs = normal(5, 4, FEATURES)
     for flag in (True, False):
         (expected,) = ReferenceEvaluator(again).run(None, {"x": xs, "flag": np.array(flag)})

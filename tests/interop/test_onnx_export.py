@@ -469,13 +469,11 @@ def test_bad_arguments(random_like: Any) -> None:
         InvalidInputError, match=r"expected a rnnjax\.interop\.Model, but got .*GRUCell"
     ):
         to_proto(GRUCell(2))
-    with pytest.raises(InvalidInputError, match="name must be a word"):
-        to_proto(model, name="")
     with pytest.raises(InvalidInputError, match="metadata must be strings, but has 'a': 3"):
         to_proto(model, metadata={"a": 3})
     read = reader.load(to_proto(model, metadata={"a": "1"}))
-    with pytest.raises(InvalidInputError, match="opset, name, states and lengths are options of"):
-        to_proto(read, name="other")
+    with pytest.raises(InvalidInputError, match="opset, states and lengths are options of"):
+        to_proto(read, opset=17)
     again = to_proto(read, metadata={"a": "2"})
     assert [(entry.key, entry.value) for entry in again.metadata_props] == [("a", "2")]
     with pytest.raises(InvalidInputError, match="lengths are for recurrent layers"):

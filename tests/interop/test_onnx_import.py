@@ -444,10 +444,10 @@ def test_packed_sequences_and_computed_states_of_torch(fold: bool, assert_close:
     assert_close(outputs[0], export.outputs[0], TOLERANCE)
     assert set(model.params) == {"gru"}
     assert isinstance(carry["gru"], rnnjax.Directions)
-    untouched = rnnjax_onnx.update(model)
+    untouched = rnnjax_onnx.to_proto(model)
     assert untouched == onnx.load_from_string(export.file)
     doubled = model.with_params(jax.tree.map(lambda array: 2 * array, model.params))
-    changed = rnnjax_onnx.load(rnnjax_onnx.update(doubled))
+    changed = rnnjax_onnx.load(rnnjax_onnx.to_proto(doubled))
     assert_close(changed.params, doubled.params, TOLERANCE)
 
 
@@ -458,9 +458,9 @@ def test_update_changes_what_was_trained_and_nothing_else(assert_close: Any) -> 
     for make in (tagger, classifier, last_step):
         proto = make()
         model = rnnjax_onnx.load(proto)
-        assert rnnjax_onnx.update(model).SerializeToString() == proto.SerializeToString()
+        assert rnnjax_onnx.to_proto(model).SerializeToString() == proto.SerializeToString()
         params = jax.tree.map(lambda array: np.asarray(array) + 0.125, model.params)
-        changed = rnnjax_onnx.update(model.with_params(params))
+        changed = rnnjax_onnx.to_proto(model.with_params(params))
         onnx.checker.check_model(changed)
         again = rnnjax_onnx.load(changed)
         assert again.network == model.network
@@ -479,20 +479,19 @@ def test_update_of_an_old_file_passes_the_checker(assert_close: Any) -> None:
     proto.ir_version = 3
     proto.graph.input.append(value("transposed", [3, 2]))
     model = rnnjax_onnx.load(proto)
-    updated = rnnjax_onnx.update(model.with_params(jax.tree.map(lambda a: a + 1, model.params)))
+    updated = rnnjax_onnx.to_proto(model.with_params(jax.tree.map(lambda a: a + 1, model.params)))
     onnx.checker.check_model(updated)
     xs = normal(4, 2)
     assert_close(rnnjax_onnx.load(updated)(xs)[1], xs @ (kernel.T + 1), TOLERANCE)
 
 
 def test_update_needs_an_imported_model_and_its_parameters() -> None:
-    cell = rnnjax.LSTMCell(2)
-    with pytest.raises(InvalidInputError, match=r"came from rnnjax.interop.onnx.load"):
-        rnnjax_onnx.update(Model.of(cell, cell.init(jax.random.key(0), 2)))
     model = rnnjax_onnx.load(tagger())
+    with pytest.raises(InvalidInputError, match=r"read from, but this model has none; keep"):
+        rnnjax_onnx.to_proto(Model(model.network, model.params))
     wrong = Model(model.network, {**model.params, "model/gru/scan": {}}, model.origin)
     with pytest.raises(InvalidInputError, match="do not belong to this model"):
-        rnnjax_onnx.update(wrong)
+        rnnjax_onnx.to_proto(wrong)
 
 
 def tied() -> Any:
@@ -520,7 +519,7 @@ def test_a_tensor_of_two_nodes_is_one_parameter(assert_close: Any) -> None:
     run = jax.jit(model.apply)
     assert_close(run(model.params, IDS)[1], by_reference(proto, {"ids": IDS})["y"], TOLERANCE)
     params = jax.tree.map(lambda array: 2 * np.asarray(array), model.params)
-    changed = rnnjax_onnx.update(model.with_params(params))
+    changed = rnnjax_onnx.to_proto(model.with_params(params))
     expected = by_reference(changed, {"ids": IDS})["y"]
     assert_close(run(params, IDS)[1], expected, TOLERANCE)
     gradients = jax.jit(jax.grad(lambda p: model.apply(p, IDS)[1].sum()))(model.params)
@@ -640,7 +639,7 @@ def test_types(x64: None, assert_close: Any) -> None:
         _, ys = jax.jit(model.__call__)(xs.astype(dtype))
         assert ys.dtype == dtype
         assert_close(ys, expected, tolerance)
-        assert rnnjax_onnx.update(model) == proto
+        assert rnnjax_onnx.to_proto(model) == proto
 
 
 def one_lstm_like(proto: Any) -> Any:
@@ -877,7 +876,7 @@ def test_a_constant_beside_the_model_is_in_it_behind(tmp_path: pathlib.Path) -> 
     path.write_bytes(proto.SerializeToString())
     model, xs = rnnjax_onnx.load(path), normal(3, 2)
     (tmp_path / "data.bin").unlink()
-    written = rnnjax_onnx.load(rnnjax_onnx.update(model))
+    written = rnnjax_onnx.load(rnnjax_onnx.to_proto(model))
     np.testing.assert_array_equal(written(xs)[1], model(xs)[1])
 
 
@@ -887,7 +886,7 @@ def test_external_data_beside_the_model(tmp_path: pathlib.Path, assert_close: An
     inside = onnx.load(os.fspath(path))  # which reads them as well
     xs = normal(BATCH, TIME, FEATURES)
     assert_close(model(xs)[1], by_reference(inside, {"x": xs})["y"], TOLERANCE)
-    assert not any(t.data_location for t in rnnjax_onnx.update(model).graph.initializer)
+    assert not any(t.data_location for t in rnnjax_onnx.to_proto(model).graph.initializer)
     with pytest.raises(InteropError, match="has none beside it"):
         rnnjax_onnx.load(path.read_bytes())
 

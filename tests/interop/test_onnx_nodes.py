@@ -504,7 +504,7 @@ def check_node(config: dict[str, Any], runtime: Any, assert_close: Any) -> bool:
     }
     assert_close(made, {name: expected[name] for name in made}, TOLERANCE)
     # What came unchanged goes back unchanged.
-    assert rnnjax_onnx.update(model) == proto
+    assert rnnjax_onnx.to_proto(model) == proto
     return reference is not None
 
 

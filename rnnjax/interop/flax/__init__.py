@@ -34,7 +34,7 @@ from rnnjax.interop.flax.cells import layout_of, write_cell
 from rnnjax.interop.flax.modules import FlaxOrigin, Path, Place, find_modules, join, read_module
 from rnnjax.interop.layers import Layer, Recurrent
 from rnnjax.interop.model import Model, Sequential
-from rnnjax.layers import Bidirectional, Stack
+from rnnjax.layers import Stack
 from rnnjax.layout import Form
 
 __all__ = ["FlaxOrigin", "from_params", "to_params"]
@@ -212,14 +212,8 @@ def _units(model: Model) -> Iterator[_Unit]:
             arrays = layer_arrays(layer, params)
             yield _Unit(name, (), {key: as_jax(array) for key, array in arrays.items()})
             continue
-        for i, (row, parts) in enumerate(rows_of(name, layer.cell, params)):
+        for i, parts in enumerate(rows_of(name, layer.cell, params, "Flax")):
             own = f"{name}_{i}" if isinstance(layer.cell, Stack) else name
-            if isinstance(row, Bidirectional) and row.merge != "concat":
-                raise InteropError(
-                    f"a Bidirectional of Flax concatenates both outputs, but {own!r} has "
-                    f"merge={row.merge!r}, which its parameters do not say; write it with "
-                    "merge='concat', and give Flax's module that merge_fn"
-                )
             cells = tuple(in_prediction(cell, repr(own), "Flax") for cell, _ in parts)
             yield _Unit(own, cells, tuple(one for _, one in parts))
 

@@ -11,9 +11,8 @@ from rnnjax.interop.onnx.export import save, to_proto
 from rnnjax.interop.onnx.files import read_model
 from rnnjax.interop.onnx.graph import Graph
 from rnnjax.interop.onnx.read import read_graph
-from rnnjax.interop.onnx.rewrite import update
 
-__all__ = ["Graph", "load", "save", "to_proto", "update"]
+__all__ = ["Graph", "load", "save", "to_proto"]
 
 
 def load(source: Any) -> Model:

@@ -14,7 +14,7 @@ from rnnjax.interop.layers import Dense, Embedding, OneHotIds, Recurrent
 from rnnjax.interop.model import Functional, Model, Sequential, check_model
 from rnnjax.interop.onnx.layers import Export
 from rnnjax.interop.onnx.recurrent import input_size
-from rnnjax.interop.onnx.rewrite import update
+from rnnjax.interop.onnx.rewrite import written_back
 from rnnjax.interop.onnx.writer import Writer
 from rnnjax.interop.whole import write_whole
 
@@ -31,7 +31,6 @@ def to_proto(
     model: Model,
     *,
     opset: int | None = None,
-    name: str | None = None,
     states: bool = True,
     lengths: bool = False,
     metadata: Mapping[str, str] | None = None,
@@ -58,9 +57,10 @@ def to_proto(
 
     Args:
         model: of layers in a row. A model that was read from ONNX is written as that graph, with
-            the parameters it now has; of the options it takes ``metadata`` alone.
+            the parameters it now has: a tensor whose parameters have not changed keeps its bits,
+            and where a cell has one bias for the two of a node that changed, the first is that
+            bias, and the second zeros. Of the options it takes ``metadata`` alone.
         opset: the version of ONNX's operators, 14 or newer; left out, 17.
-        name: of the graph; left out, ``rnnjax``.
         states: False leaves out the states: every sequence begins anew.
         lengths: whether rows of a batch can have lengths of their own.
         metadata: written to the model's ``metadata_props``. Where a `rnnjax.LearnedCarry` is and
@@ -94,12 +94,12 @@ def to_proto(
             "time_first=True"
         )
     if not isinstance(model.network, Sequential):
-        if opset is not None or name is not None or not states or lengths:
+        if opset is not None or not states or lengths:
             raise InvalidInputError(
-                "opset, name, states and lengths are options of models made of layers, but this "
+                "opset, states and lengths are options of models made of layers, but this "
                 "one is written as the graph that it was read from; leave them out"
             )
-        return _with_metadata(update(model), metadata)
+        return _with_metadata(written_back(model), metadata)
     _check_params(model)
     writer = Writer()
     opset = OPSET if opset is None else opset
@@ -108,9 +108,6 @@ def to_proto(
         raise InvalidInputError(
             f"opset must be an integer from {_OLDEST_OPSET} to {newest}, but is {opset!r}"
         )
-    name = "rnnjax" if name is None else name
-    if not isinstance(name, str) or not name:
-        raise InvalidInputError(f"name must be a word for the graph, but is {name!r}")
     export = Export(writer, states, lengths)
     starts = export.write(model.network, model.params)
     size = sum(len(constant.raw_data) for constant in writer.constants)
@@ -121,7 +118,7 @@ def to_proto(
         )
     helper = writer.onnx.helper
     graph = helper.make_graph(
-        writer.nodes, name, writer.inputs, writer.outputs, initializer=writer.constants
+        writer.nodes, "rnnjax", writer.inputs, writer.outputs, initializer=writer.constants
     )
     operators = [helper.make_opsetid("", opset)]
     proto = helper.make_model(

@@ -10,32 +10,24 @@ from rnnjax.errors import InvalidInputError
 from rnnjax.interop.layers import Recurrent
 from rnnjax.interop.model import Model
 from rnnjax.interop.onnx.files import import_onnx
-from rnnjax.interop.onnx.graph import CONSTANTS, Graph
+from rnnjax.interop.onnx.graph import CONSTANTS
 from rnnjax.interop.onnx.read import Imported, body_prefix
 from rnnjax.interop.onnx.recurrent import params_from_onnx, params_to_onnx
 
 _GRAPH = 5  # AttributeProto.AttributeType
 
 
-def update(model: Model) -> Any:
+def written_back(model: Model) -> Any:
     """The ONNX model that was imported, with the parameters as they are now.
 
     A tensor whose parameters have not changed keeps its bits. Where a cell has one bias for the two
     of a node that changed, the first is that bias, and the second zeros.
-
-    Args:
-        model: as `load` returned it, perhaps with other parameters (`Model.with_params`).
-
-    Returns:
-        an ``onnx.ModelProto``; ``onnx.save`` writes it.
-
-    Raises:
-        InvalidInputError: ``model`` did not come from `load`, or its parameters do not fit.
     """
-    if not isinstance(model.network, Graph) or not isinstance(model.origin, Imported):
+    if not isinstance(model.origin, Imported):
         raise InvalidInputError(
-            "update needs a model that came from rnnjax.interop.onnx.load, but this one did not; "
-            "write it with rnnjax.interop.onnx.save"
+            "a graph is written as the message that it was read from, but this model has none; "
+            "keep the model that rnnjax.interop.onnx.load gave, and change its parameters by "
+            "with_params"
         )
     imported, onnx = model.origin, import_onnx()
     proto = onnx.ModelProto()

@@ -38,7 +38,6 @@ from rnnjax.interop.torch.modules import Module, find_modules, read_module
 from rnnjax.interop.torch.nested import find_state, wrapper_of
 from rnnjax.interop.torch.pickles import Tensor
 from rnnjax.interop.torch.saved import is_saved_by_torch, read_saved
-from rnnjax.layers import Bidirectional
 
 _MOST_REPEATED = 4  # times that what a file holds may be in its state dict: averages, tied weights
 
@@ -354,12 +353,7 @@ def _recurrent_entries(
         )
     specs: set[tuple[int, Spec]] = set()
     entries: dict[str, np.ndarray] = {}
-    for k, (row, parts) in enumerate(rows_of(layer.name, layer.cell, params)):
-        if isinstance(row, Bidirectional) and row.merge != "concat":
-            raise InteropError(
-                f"a bidirectional module of PyTorch concatenates both outputs, but {name} has "
-                f"merge={row.merge!r}"
-            )
+    for k, parts in enumerate(rows_of(layer.name, layer.cell, params, "PyTorch")):
         for d, (cell, one) in enumerate(parts):
             alone = layer.name in origin.single_cells and cell is layer.cell
             place = "" if alone else f"_l{k}{'_reverse' * d}"
