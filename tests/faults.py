@@ -937,7 +937,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "a graph of Keras is written with the first use of each layer alone",
         "interop/keras",
-        "rnnjax/interop/keras/configs.py",
+        "rnnjax/interop/keras/writing.py",
         "names.append((call.layer, sum(call.layer == name for name, _ in names)))",
         "names.append((call.layer, 0))",
         ("tests/interop/test_keras_graphs.py::test_a_graph_computes_what_keras_does",),
@@ -1034,7 +1034,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the gates of Flax's cells are written in the order of their names",
         "interop/flax",
-        "rnnjax/interop/flax/cells.py",
+        "rnnjax/interop/flax/modules.py",
         "zip(names, kernels, np.split(bias, len(names)), strict=True)",
         "zip(sorted(names), kernels, np.split(bias, len(names)), strict=True)",
         ("tests/interop/test_flax_models.py::test_our_cells_run_in_flax",),

@@ -15,10 +15,10 @@ import pytest
 from rnnjax import InteropError, InvalidInputError
 from rnnjax.interop import Model, convert
 from rnnjax.interop import keras as interop
-from rnnjax.interop.keras.configs import written_layers
 from rnnjax.interop.keras.graph import network_of
 from rnnjax.interop.keras.layers import layer_of
 from rnnjax.interop.keras.options import Entry, Version
+from rnnjax.interop.keras.writing import written_layers
 
 BACKEND = os.environ.get("GRAPHS_BACKEND", "jax")
 os.environ["KERAS_BACKEND"] = BACKEND

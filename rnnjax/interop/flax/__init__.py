@@ -30,8 +30,16 @@ from rnnjax.interop.chain import (
     rows_of,
     with_parameters,
 )
-from rnnjax.interop.flax.cells import layout_of, write_cell
-from rnnjax.interop.flax.modules import FlaxOrigin, Path, Place, find_modules, join, read_module
+from rnnjax.interop.flax.modules import (
+    FlaxOrigin,
+    Path,
+    Place,
+    find_modules,
+    join,
+    layout_of,
+    read_module,
+    write_cell,
+)
 from rnnjax.interop.layers import Layer, Recurrent
 from rnnjax.interop.model import Model, Sequential
 from rnnjax.layers import Stack

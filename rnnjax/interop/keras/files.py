@@ -25,9 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rnnjax.errors import InteropError
+from rnnjax.interop.files import HDF5, ZIP, describe, in_a_line, package, write_whole
 from rnnjax.interop.keras import hdf5
-from rnnjax.interop.signatures import HDF5, ZIP, describe
-from rnnjax.interop.whole import in_a_line, package, write_whole
 
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 _LONGEST_JSON = 16 * 2**20

@@ -10,10 +10,10 @@ from rnnjax.cells import GRUCell
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.arrays import float_array
 from rnnjax.interop.keras.arrays import Unit, arrays_of, build, split, units_of
-from rnnjax.interop.keras.configs import written_layers
 from rnnjax.interop.keras.graph import network_of
 from rnnjax.interop.keras.layers import layer_of
 from rnnjax.interop.keras.options import Entry, Version, is_model
+from rnnjax.interop.keras.writing import written_layers
 from rnnjax.interop.model import Model, Network, Sequential, check_model
 
 

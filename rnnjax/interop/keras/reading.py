@@ -16,10 +16,10 @@ from rnnjax.interop.keras.arrays import (
     units_in,
     units_of,
 )
-from rnnjax.interop.keras.configs import groups_of, written_layers
 from rnnjax.interop.keras.files import KerasFile
 from rnnjax.interop.keras.graph import network_of
 from rnnjax.interop.keras.options import Version, entry_of, is_model, layers_in
+from rnnjax.interop.keras.writing import groups_of, written_layers
 from rnnjax.interop.model import Model, Network, Sequential
 
 

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from rnnjax.errors import InteropError, InvalidInputError
-from rnnjax.interop.whole import in_a_line, package
+from rnnjax.interop.files import in_a_line, package
 
 # By TensorProto.DataType.
 _TYPES: Mapping[int, Any] = {

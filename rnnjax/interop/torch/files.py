@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rnnjax.errors import InteropError, InvalidInputError
-from rnnjax.interop.signatures import describe
-from rnnjax.interop.whole import in_a_line, package, write_whole
+from rnnjax.interop.files import describe, in_a_line, package, write_whole
 
 # NumPy has no bfloat16 of its own, and the package's reader for NumPy none therefore.
 DTYPES: Mapping[str, Any] = {

@@ -14,9 +14,8 @@ from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from rnnjax.errors import InteropError
-from rnnjax.interop.signatures import TORCH_STREAM, ZIP, describe
+from rnnjax.interop.files import TORCH_STREAM, ZIP, describe, in_a_line
 from rnnjax.interop.torch.pickles import ALONE, Storage, run_pickle
-from rnnjax.interop.whole import in_a_line
 
 _LONGEST_PICKLE = 32 * 2**20  # which may be a text that takes four bytes a letter
 _LONGEST_DIRECTORY = 16 * 2**20  # of a zip: some 200,000 entries, which take 20 times as much
