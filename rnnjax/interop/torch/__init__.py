@@ -32,7 +32,7 @@ from rnnjax.interop.chain import (
 )
 from rnnjax.interop.layers import Dense, Layer, Recurrent
 from rnnjax.interop.model import Call, Functional, Input, Model, Sequential, Value, with_axes
-from rnnjax.interop.torch.cells import Spec, TorchOrigin, spec_of, write_params
+from rnnjax.interop.torch.cells import TorchOrigin, told_of, write_params
 from rnnjax.interop.torch.files import opened, read_arrays, write_arrays
 from rnnjax.interop.torch.modules import Module, find_modules, read_module
 from rnnjax.interop.torch.nested import find_state, wrapper_of
@@ -351,15 +351,15 @@ def _recurrent_entries(
             f"{name} runs in reverse, and a module of PyTorch does so in a bidirectional one alone;"
             " reverse the sequence in code, and write the layer without reverse"
         )
-    specs: set[tuple[int, Spec]] = set()
+    told: set[tuple[Any, ...]] = set()
     entries: dict[str, np.ndarray] = {}
     for k, parts in enumerate(rows_of(layer.name, layer.cell, params, "PyTorch")):
         for d, (cell, one) in enumerate(parts):
             alone = layer.name in origin.single_cells and cell is layer.cell
             place = "" if alone else f"_l{k}{'_reverse' * d}"
-            specs.add((len(parts), spec_of(f"{name}{place}", cell)))
+            told.add((len(parts), *told_of(f"{name}{place}", cell)))
             entries |= {key + place: array for key, array in write_params(cell, one).items()}
-    if len(specs) > 1:
+    if len(told) > 1:
         raise InteropError(
             f"the layers of one module of PyTorch are alike, but those of {name} are not: "
             f"{layer.cell!r}; give each a layer of its own in the model"

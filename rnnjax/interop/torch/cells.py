@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,21 +18,9 @@ from rnnjax.layers import Regularized
 Arrays = Mapping[str, np.ndarray]
 """By PyTorch's names without the place in the module: ``weight_ih``, ``bias_hh`` ..."""
 
-_GATES = {4: "LSTM", 3: "GRU", 1: "RNN"}
 
-
-class Spec(NamedTuple):
-    """What PyTorch's module is told when it is made, the same for all its layers."""
-
-    kind: str  # "RNN", "LSTM" or "GRU"
-    hidden_size: int  # as there
-    proj_size: int = 0  # as there; 0 for none
-    nonlinearity: str = ""  # of an RNN, as there; "" for the others
-    bias: bool = True  # whether it has biases
-
-
-def read_spec(where: str, arrays: Arrays, nonlinearity: str) -> Spec:
-    """What the module was told, from the shapes of the arrays of one layer."""
+def read_cell(where: str, arrays: Arrays, nonlinearity: str) -> Cell:
+    """The cell that computes what one layer of a module does, from the shapes of its arrays."""
     for name in ("weight_ih", "weight_hh"):
         if name not in arrays:
             raise InteropError(f"{where} has no {name}; check that the state dict is complete")
@@ -46,43 +34,55 @@ def read_spec(where: str, arrays: Arrays, nonlinearity: str) -> Spec:
     if projection is not None:
         proj_size, hidden = hidden, projection.shape[-1] if projection.ndim == 2 else 0
     gates, rest = divmod(weight.shape[0], hidden) if hidden else (0, 0)
-    if rest or gates not in _GATES or (projection is not None and gates != 4):
+    if rest or gates not in (4, 3, 1) or (projection is not None and gates != 4):
         raise InteropError(
             f"weight_hh of {where} should be (gates * {hidden or 'hidden_size'}, hidden_size) with "
             f"4, 3 or 1 gates for an LSTM, a GRU or an RNN, and 4 where there is a weight_hr, but "
             f"is {weight.shape}; check the state dict"
         )
-    spec = Spec(_GATES[gates], hidden, proj_size, "", "bias_ih" in arrays)
-    _check_shapes(where, arrays, gates, spec)
-    return spec._replace(nonlinearity=nonlinearity) if spec.kind == "RNN" else spec
+    bias = "bias_ih" in arrays
+    options: dict[str, Any] = {"use_bias": bias, "param_dtype": weight.dtype}
+    if gates != 3:
+        options["use_recurrent_bias"] = bias
+    cell: Cell
+    if gates == 3:
+        cell = GRUCell(hidden, **options)
+    elif gates == 1:
+        cell = SimpleRNNCell(hidden, activation=nonlinearity, **options)
+    elif proj_size:
+        cell = ProjectionLSTMCell(hidden, proj_size=proj_size, **options)
+    else:
+        cell = LSTMCell(hidden, **options)
+    _check_shapes(where, arrays, gates * hidden, cell)
+    return cell
 
 
-def _check_shapes(where: str, arrays: Arrays, gates: int, spec: Spec) -> None:
+def _check_shapes(where: str, arrays: Arrays, width: int, cell: Any) -> None:
     inputs = arrays["weight_ih"].shape[-1] if arrays["weight_ih"].ndim == 2 else 0
-    width = gates * spec.hidden_size
+    hidden, gives = cell.hidden_size, cell.output_size
     expected: dict[str, tuple[Any, ...]] = {
         "weight_ih": (width, inputs or "inputs"),
-        "weight_hh": (width, spec.proj_size or spec.hidden_size),
-        "weight_hr": (spec.proj_size, spec.hidden_size),
+        "weight_hh": (width, gives),
+        "weight_hr": (gives, hidden),
         "bias_ih": (width,),
         "bias_hh": (width,),
     }
     for name, array in arrays.items():
         if array.shape != expected[name]:
             raise InteropError(
-                f"{name} of {where}, an {spec.kind} of {spec.hidden_size} units, should be "
-                f"{expected[name]}, but is {array.shape}; check the state dict"
+                f"{name} of {where}, an {FORMS['torch'][type(cell)].name} of {hidden} units, "
+                f"should be {expected[name]}, but is {array.shape}; check the state dict"
             )
     check_one_type(where, arrays.values())
 
 
-def read_params(spec: Spec, arrays: Arrays) -> dict[str, jax.Array]:
+def read_params(arrays: Arrays) -> dict[str, jax.Array]:
     """Our parameters: kernels transposed."""
     params = {"kernel": arrays["weight_ih"].T, "recurrent_kernel": arrays["weight_hh"].T}
-    if spec.bias:
+    if "bias_ih" in arrays:
         # Both stay, also where they add up: an optimizer moves their sum by two steps at once.
         params |= {"bias": arrays["bias_ih"], "recurrent_bias": arrays["bias_hh"]}
-    if spec.proj_size:
+    if "weight_hr" in arrays:
         params["projection_kernel"] = arrays["weight_hr"].T
     return {name: as_jax(array) for name, array in params.items()}
 
@@ -100,21 +100,8 @@ def write_params(cell: Cell, params: Params) -> dict[str, np.ndarray]:
     return {name: np.array(array, order="C") for name, array in state.items()}
 
 
-def make_cell(spec: Spec, dtype: Any) -> Cell:
-    """The cell that computes what a layer of that module does."""
-    options: dict[str, Any] = {"use_bias": spec.bias, "param_dtype": dtype}
-    if spec.kind == "GRU":
-        return GRUCell(spec.hidden_size, **options)
-    options["use_recurrent_bias"] = spec.bias
-    if spec.kind == "RNN":
-        return SimpleRNNCell(spec.hidden_size, activation=spec.nonlinearity, **options)
-    if spec.proj_size:
-        return ProjectionLSTMCell(spec.hidden_size, proj_size=spec.proj_size, **options)
-    return LSTMCell(spec.hidden_size, **options)
-
-
-def spec_of(where: str, cell: Cell) -> Spec:
-    """The way back of `make_cell`."""
+def told_of(where: str, cell: Cell) -> tuple[Any, ...]:
+    """What PyTorch's module is told when it is made, the same for all its layers."""
     cell = in_prediction(cell, where, "PyTorch")
     form = FORMS["torch"].get(type(cell))
     if form is None:
@@ -122,11 +109,10 @@ def spec_of(where: str, cell: Cell) -> Spec:
             f"PyTorch has modules for {names_of('torch')}, but {where} is {cell!r}; there is no "
             "state dict for it"
         )
-    kind = form.name
     assert isinstance(cell, SimpleRNNCell | LSTMCell | GRUCell | ProjectionLSTMCell)
     if isinstance(cell, SimpleRNNCell):
         nonlinearity = _spell(where, cell.activation, "tanh", "relu")
-        return Spec(kind, cell.hidden_size, 0, nonlinearity, cell.use_bias)
+        return form.name, cell.hidden_size, nonlinearity, cell.use_bias
     _spell(where, cell.activation, "tanh")
     _spell(where, cell.recurrent_activation, "sigmoid")
     if isinstance(cell, GRUCell) and not cell.reset_after:
@@ -140,7 +126,7 @@ def spec_of(where: str, cell: Cell) -> Spec:
             f"proj_size of PyTorch's LSTM must be smaller than its hidden_size, but {where} has "
             f"{proj_size} of {cell.hidden_size}"
         )
-    return Spec(kind, cell.hidden_size, proj_size, bias=cell.use_bias)
+    return form.name, cell.hidden_size, proj_size, cell.use_bias
 
 
 def _spell(where: str, activation: str | Activation, *names: str) -> str:

@@ -11,7 +11,7 @@ from rnnjax.errors import InteropError
 from rnnjax.interop.arrays import as_jax, float_array
 from rnnjax.interop.chain import Reading
 from rnnjax.interop.layers import Dense, Embedding, Recurrent
-from rnnjax.interop.torch.cells import Spec, make_cell, read_params, read_spec
+from rnnjax.interop.torch.cells import read_cell, read_params
 from rnnjax.interop.torch.nested import RECURRENT_KEY
 from rnnjax.layers import Bidirectional, Directions, Stack
 
@@ -145,24 +145,22 @@ def _read_recurrent(module: Module, named: Mapping[str, np.ndarray], nonlinearit
             f"the layers of {module} should be _l0, _l1 ..., each with or each without _reverse, "
             f"but are {', '.join(sorted(places))[:200]}; check that the state dict is complete"
         )
-    spec: Spec | None = None
+    first: Cell | None = None
     cells, params, gives = [], [], 0
     for layer, row in enumerate(expected):
         both: list[Any] = []
         for place in row:
             where, arrays = f"{module.name[:60]!r}{place}", places[place]
-            here = read_spec(where, arrays, nonlinearity)
-            spec = here if spec is None else spec
+            cell = read_cell(where, arrays, nonlinearity)
+            first = cell if first is None else first
             inputs = arrays["weight_ih"].shape[1]
-            if here != spec or ((place != row[0] or layer) and inputs != gives):
+            if cell != first or ((place != row[0] or layer) and inputs != gives):
                 raise InteropError(
-                    f"{where} does not fit the other layers of the module: it is {here} for "
-                    f"{inputs} inputs, where {spec} for {gives} is expected; check the state dict"
+                    f"{where} does not fit the other layers of the module: it is {cell} for "
+                    f"{inputs} inputs, where {first} for {gives} is expected; check the state dict"
                 )
-            both.append(read_params(here, arrays))
+            both.append(read_params(arrays))
             gives = inputs  # of the other direction
-        assert spec is not None
-        cell: Cell = make_cell(spec, places[row[0]]["weight_ih"].dtype)
         gives = cell.output_size * directions
         cells.append(Bidirectional(cell) if directions == 2 else cell)
         params.append(Directions(*both) if directions == 2 else both[0])
