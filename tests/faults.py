@@ -398,7 +398,7 @@ FAULTS: tuple[Fault, ...] = (
         "cells",
         "rnnjax/cells/base.py",
         "isinstance(value, dataclasses.Field) and not value.compare",
-        "isinstance(value, dataclasses.Field) and not value.kw_only",
+        "isinstance(value, dataclasses.Field) and value.compare is None",
         ("tests/test_arguments.py",),
     ),
     Fault(
