@@ -182,7 +182,8 @@ def _check_params(model: Model) -> None:
     if first is None:
         return  # the model says nothing of its features
     try:
-        size = () if ids else (input_size(model.params[first.name]),)
+        raw = first.cell.raw_inputs if isinstance(first, Recurrent) else 0
+        size = () if ids else (input_size(model.params[first.name]) + raw,)
         xs = jax.ShapeDtypeStruct((2, 1, *size), jnp.int32 if ids else jnp.float32)
         jax.eval_shape(model.apply, model.params, xs)
     except InvalidInputError:  # which is a ValueError, and says more
