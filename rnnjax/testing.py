@@ -110,12 +110,12 @@ def _parameters_stay(cell: Cell, input_size: int) -> None:
             found[name] = role, shapes.get(role, shape)
         return found
 
-    expected = fixed(1)
+    expected = fixed(1 + cell.raw_inputs)
     sizes = {2, 7, input_size, cell.output_size}.union(*cell.carry_shapes.values())
     for size in sorted(sizes):
         try:
             came = fixed(size)
-        except Exception:  # whatever a user's own method raises for a size that it does not take
+        except (ValueError, AssertionError):  # a size that the cell refuses
             continue
         odd = [name for name in came | expected if came.get(name) != expected.get(name)]
         if odd:

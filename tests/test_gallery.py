@@ -39,7 +39,7 @@ def blocks(page: str) -> list[str]:
 
 @functools.cache
 def names(page: str) -> dict[str, Any]:
-    """What the blocks of a page define, but for the last, which checks them."""
+    """Run all blocks of a page except the last, which checks the cells, and return their names."""
     defined: dict[str, Any] = {"__name__": page}
     for block in blocks(page)[:-1]:
         exec(compile(block, f"docs/gallery/{page}.md", "exec"), defined)
@@ -81,7 +81,7 @@ def parts(p: Params, *counts: int) -> list[Any]:
 
 
 def sums(p: Params, x: Any, h: Any, gates: int) -> list[Any]:
-    """Of each gate, x W + h U + b."""
+    """Return x W + h U + b for each gate."""
     W, U, b = parts(p, gates, gates, gates)
     return [x @ W[i] + h @ U[i] + b[i] for i in range(gates)]
 

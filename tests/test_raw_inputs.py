@@ -170,7 +170,7 @@ def test_where_they_are_refused() -> None:
 
 @pytest.mark.parametrize("kind", [rnnjax.LRUCell, rnnjax.S5Cell])
 def test_intervals_of_a_state_space(kind: Any, assert_close: Any) -> None:
-    """Of 1 they are steps; one of 3 is three steps, of which two have no input."""
+    """An interval of 1 is a step; one of 3 is three steps, two of them without an input."""
     cell, timed = kind(4), kind(4, intervals=True)
     params = cell.init(jax.random.key(0), input_size=2)
     xs = jax.random.normal(jax.random.key(1), (TIME, 2, 2))

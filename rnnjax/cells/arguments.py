@@ -311,6 +311,8 @@ def check_params(cell: Any, params: Any) -> int:
     return input_size
 
 
+# Once for a cell, which is a frozen value: an eager step would ask for all parameters three times.
+@functools.lru_cache(maxsize=1024)
 def check_names(cell: Any, input_size: int) -> None:
     """Raise unless a cell has the same parameters, in the same roles, as for one feature.
 
@@ -468,6 +470,7 @@ def check_step(cell: Any, carry: Any, x: Any) -> None:
     check_carry("carry", cell, carry, batch, "(*batch, features)")
 
 
+# A cell is a frozen value, so the answer cannot become stale. An eager step would trace for it.
 @functools.lru_cache(maxsize=1024)
 def _alone(cell: Any) -> tuple[Any, list[tuple[int, ...]]]:
     """The structure of a cell's carry without a batch, and the shapes of its leaves."""

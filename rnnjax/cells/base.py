@@ -209,6 +209,7 @@ class Cell(abc.ABC, Generic[CarryT]):
         super().__init_subclass__()
         # A promise is of one update, and says nothing of another that takes its place.
         if _origin(cls, "update") < _origin(cls, "coupling"):
+            # A property, which type checkers take for a method.
             cls.coupling = Cell.coupling  # type: ignore[method-assign]
         written = [name for name in _DERIVED if name in vars(cls)]
         if cls.carry is not None and written:
@@ -512,7 +513,7 @@ class Cell(abc.ABC, Generic[CarryT]):
         return jnp.concatenate([projected, raw], axis=-1)
 
     def without_raw(self, xs: jax.Array) -> jax.Array:
-        """Inputs, what `multiplied` makes of them, or a cotangent of it, but for the raw ones."""
+        """Drop the raw features ``(..., raw_inputs)`` at the end of inputs or their products."""
         return xs[..., : -self.raw_inputs] if self.raw_inputs else xs
 
     def recur(self, params: Params, carry: CarryT) -> jax.Array | None:
@@ -639,6 +640,8 @@ _DERIVED = (
 )  # fmt: skip
 
 
+# A cell is a frozen value, all of whose fields are compared, so the answer cannot become stale. An
+# eager step asks for it several times.
 @functools.lru_cache(maxsize=1024)
 def roles_of(cell: Cell) -> Mapping[str, Role]:
     """The roles of the parameters that a cell declares, by name.

@@ -204,7 +204,10 @@ def _affine_cell(size: int, turning: bool) -> Any:
     @dataclasses.dataclass(frozen=True)
     class AffineCell(Cell):
         hidden_size: int
-        carry = collections.namedtuple("RecurrenceCarry", [f"h{i}" for i in range(size)])  # type: ignore[misc]
+        # Type checkers know only fields that are written out, and here `size` says how many.
+        carry = collections.namedtuple(  # type: ignore[misc]
+            "RecurrenceCarry", [f"h{i}" for i in range(size)]
+        )
         gates = ()
         recurrent, output, use_bias = None, None, False
         coupling = Coupling.CONTRACTING

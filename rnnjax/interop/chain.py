@@ -27,7 +27,7 @@ def with_parameters(model: Model, where: str) -> Iterator[tuple[str, WithParamet
 def rows_of(
     name: str, cell: Cell, params: Any, where: str
 ) -> Iterator[Sequence[tuple[Cell, Params]]]:
-    """Of each row of a `Stack`, or of the one cell, the directions with their parameters."""
+    """Yield the directions of each layer of a `Stack`, or of one cell, with their parameters."""
     stacked = isinstance(cell, Stack)
     rows = _entries(name, cell, params) if isinstance(cell, Stack) else [(cell, params)]
     for i, (row, own) in enumerate(rows):

@@ -178,7 +178,7 @@ def _are_close(ours: Any, theirs: Any) -> bool:
 
 
 def _random_inputs(model: Model) -> Any:
-    """Of a few steps, with ids that every look-up has."""
+    """Return inputs of a few steps, whose ids are in every vocabulary."""
     look_ups = [one for one in model.layers.values() if isinstance(one, Embedding | OneHotIds)]
     sizes = [one.size if isinstance(one, OneHotIds) else one.vocabulary_size for one in look_ups]
     rng, most = np.random.default_rng(0), min(sizes, default=2)

@@ -287,9 +287,10 @@ def test_endless_loops_are_refused(name: str) -> None:
         model({"x": normal(2), "steps": 0})
 
 
-def test_loops_in_loops_whose_shapes_change_have_an_end() -> None:
-    inside = [node("Concat", ["s", "x"], ["next"], axis=0)]
-    for level in range(4):
+def nested(levels: int, inner: Any) -> list[Any]:
+    """So many loops of ``n`` trips in each other, around a node from ``s`` to ``next``."""
+    inside = [inner]
+    for level in range(levels):
         step = body(
             [*inside, node("Identity", ["more"], ["again"])],
             [
@@ -299,7 +300,13 @@ def test_loops_in_loops_whose_shapes_change_have_an_end() -> None:
             ],
             ["again", "next"],
         )
-        inside = [node("Loop", ["n", "", "s" if level < 3 else "x"], ["next"], body=step)]
+        state = "s" if level < levels - 1 else "x"
+        inside = [node("Loop", ["n", "", state], ["next"], body=step)]
+    return inside
+
+
+def test_loops_in_loops_whose_shapes_change_have_an_end() -> None:
+    inside = nested(4, node("Concat", ["s", "x"], ["next"], axis=0))
     proto = model_of(inside, [value("x", [1])], ["next"], n=np.array(30))
     model = rnnjax_onnx.load(proto)
     with pytest.raises(InteropError, match="loops in loops run more than 16,384 nodes one by one"):
@@ -380,18 +387,7 @@ def test_a_loop_whose_shapes_follow_from_a_counter_runs(assert_close: Any) -> No
 
 
 def test_trips_of_loops_in_each_other_are_bounded() -> None:
-    inside = [node("Add", ["s", "s"], ["next"])]
-    for level in range(3):
-        step = body(
-            [*inside, node("Identity", ["more"], ["again"])],
-            [
-                value("i", [], TensorProto.INT64),
-                value("more", [], TensorProto.BOOL),
-                value("s", None),
-            ],
-            ["again", "next"],
-        )
-        inside = [node("Loop", ["n", "", "s" if level < 2 else "x"], ["next"], body=step)]
+    inside = nested(3, node("Add", ["s", "s"], ["next"]))
     model = rnnjax_onnx.load(model_of(inside, [value("x", [1])], ["next"], n=np.array(1000)))
     message = "loops in each other run 1,000,000,000 trips, but at most 1,048,576 are run; check"
     with pytest.raises(InteropError, match=message):

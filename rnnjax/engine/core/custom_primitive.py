@@ -187,7 +187,11 @@ def _executed(call: Call, platform: str, *flat: Any) -> Any:
 
 
 def closes_over_tracers(run: Callable[..., Any], *args: Any) -> bool:
-    """Whether a function reads a traced value that is none of its arguments."""
+    """Whether a function reads a traced value that is none of its arguments.
+
+    No cell can declare it: a caller's loss makes a value, and a cell's function closes over it. A
+    primitive would cut its gradient off in silence.
+    """
     with _mesh():
         consts = jax.make_jaxpr(run)(*args).consts
     return any(isinstance(const, jax.core.Tracer) for const in consts)

@@ -104,7 +104,7 @@ _OPS = {"ConvertToTensor": "core"}
 
 
 def written_layers(network: Network) -> list[Layer]:
-    """The layers that Keras gets: all, but for ids at the start, which Keras takes as vectors."""
+    """Return the layers that Keras gets: without one-hot ids, which it takes as vectors."""
     if not isinstance(network, Sequential | Functional):
         raise InteropError(
             f"a model for Keras should be a Sequential or a Functional, but is a "

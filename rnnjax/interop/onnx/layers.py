@@ -364,7 +364,7 @@ _OPERATORS: Mapping[Any, tuple[str, dict[str, Any]]] = {
     "log_softmax": ("LogSoftmax", {"axis": -1}),
     "selu": ("Selu", {}),
 }
-"""The functions that are one operator, but for those that recurrent nodes have as well."""
+"""Functions that are one operator of ONNX, and no activation of its recurrent nodes."""
 
 _COMPOSED: Mapping[Any, Callable[[Writer, str, Any], str]] = {
     "linear": lambda w, x, _: x,

@@ -91,6 +91,8 @@ class _Global:
     name: str
 
 
+# Private, and so unknown to type checkers, but in every Python: what `pickle.Unpickler` is
+# without its part in C.
 _BASE: Any = pickle._Unpickler
 
 
