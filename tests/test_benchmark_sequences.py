@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.questions import cells, features, gradients, packing, parallel, recurrences
+from benchmarks.questions import cells, features, gradients, loops, packing, parallel, recurrences
 from benchmarks.timing import Question
+from rnnjax.engine.fused import plan
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +80,15 @@ def test_functions_agree_with_what_is_written_out(point: Any) -> None:
     names = ["rnnjax", "lax.scan", recurrences.WRITTEN_OUT]
     found = values(recurrences.question(recurrences.QUICK), dict(point.settings), names)
     assert list(found.values()) == pytest.approx([found["rnnjax"]] * 3, rel=1e-4)
+
+
+def test_all_loops_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "_reads_ahead", plan._reads_ahead)  # which is put back
+    question = loops.question(loops.QUICK)
+    found = values(
+        question, dict(question.points[0].settings), ["as it runs", "ahead", "not ahead"]
+    )
+    assert list(found.values()) == pytest.approx([found["ahead"]] * 3, rel=1e-5)
 
 
 def test_every_cell_of_the_question_can_be_made() -> None:

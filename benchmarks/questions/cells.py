@@ -5,9 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.questions import layers
-from benchmarks.questions.gradients import VALUE_NAME, Call, repeated
+from benchmarks.questions.gradients import Call, compared
 from benchmarks.reports import Point, Report
-from benchmarks.timing import Contender, Question
+from benchmarks.timing import Question
 
 CELLS = (
     "LSTMCell",
@@ -82,20 +82,13 @@ def question(settings: Settings) -> Question:
         for hidden_size, batch_size in settings.shapes
         for cell in settings.cells
     ]
-    return Question(
+    return compared(
         "cells",
         f"The gradients of all parameters and of the inputs of a layer over {settings.time} steps "
         "at several (H, batch), on the fast path and through JAX's gradient of the plain scan; a "
         "repetition is as many calls as take 0.1 s.",
-        [
-            Contender("Fused()", repeated(layer("Fused")), ["rnnjax", "jax"]),
-            Contender("Scan()", repeated(layer("Scan")), ["rnnjax", "jax"]),
-        ],
-        baseline="Fused()",
-        value_name=VALUE_NAME,
-        tolerance=1e-3,
-        relative=True,
-        points=points,
+        {"Fused()": layer("Fused"), "Scan()": layer("Scan")},
+        points,
     )
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from benchmarks.questions.jax_layers import root_mean_square
 from benchmarks.questions.layer_peers import LEAST_SECONDS
-from benchmarks.reports import Outcome
+from benchmarks.reports import Outcome, Point
+from benchmarks.timing import Contender, Question
 
 VALUE_NAME = "rms of the parameters' gradient"
 
@@ -41,3 +42,22 @@ def repeated(
             yield Outcome((perf_counter() - began) / calls, value, {"calls": calls})
 
     return repetitions
+
+
+def compared(
+    name: str, text: str, builds: dict[str, Callable[[dict[str, Any]], Call]], points: list[Point]
+) -> Question:
+    """The question of these calls at these points, the first of them the baseline."""
+    contenders = [
+        Contender(who, repeated(build), ["rnnjax", "jax"]) for who, build in builds.items()
+    ]
+    return Question(
+        name,
+        text,
+        contenders,
+        baseline=contenders[0].name,
+        value_name=VALUE_NAME,
+        tolerance=1e-3,
+        relative=True,
+        points=points,
+    )

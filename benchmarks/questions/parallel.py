@@ -3,9 +3,9 @@
 import dataclasses
 
 from benchmarks.questions import cells, layers
-from benchmarks.questions.gradients import VALUE_NAME, repeated
+from benchmarks.questions.gradients import compared
 from benchmarks.reports import Point, Report
-from benchmarks.timing import Contender, Question
+from benchmarks.timing import Question
 
 __all__ = ["QUICK", "Settings", "question", "remarks", "tables"]
 
@@ -57,19 +57,12 @@ def question(settings: Settings) -> Question:
         for cell in group
         for name, backward in (("forward", False), ("gradient", True))
     ]
-    return Question(
+    return compared(
         "parallel",
         "The outputs of a layer at several (H, batch, steps), or the gradients of all parameters "
         "and of the inputs; a repetition is as many calls as take 0.1 s.",
-        [
-            Contender(f"{name}()", repeated(cells.layer(name)), ["rnnjax", "jax"])
-            for name in ("Fused", "Parallel", "Auto")
-        ],
-        baseline="Fused()",
-        value_name=VALUE_NAME,
-        tolerance=1e-3,
-        relative=True,
-        points=points,
+        {f"{name}()": cells.layer(name) for name in ("Fused", "Parallel", "Auto")},
+        points,
     )
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.questions import layers
-from benchmarks.questions.gradients import VALUE_NAME, Call, repeated
+from benchmarks.questions.gradients import Call, compared
 from benchmarks.reports import Point, Report
-from benchmarks.timing import Contender, Question
+from benchmarks.timing import Question
 
 __all__ = ["QUICK", "Settings", "question", "remarks", "tables"]
 
@@ -137,20 +137,13 @@ def question(settings: Settings) -> Question:
         for name, backward in (("forward", False), ("gradient", True))
     ]
     names = "rnnjax", "lax.scan", WRITTEN_OUT
-    return Question(
+    return compared(
         "recurrences",
         "The states of a linear recurrence, and what a gated delta rule of two heads reads, at "
         "several (steps, rows, units), or the gradients of all arguments; a repetition is as many "
         "calls as take 0.1 s.",
-        [
-            Contender(name, repeated(functools.partial(_call, name)), ["rnnjax", "jax"])
-            for name in names
-        ],
-        baseline="rnnjax",
-        value_name=VALUE_NAME,
-        tolerance=1e-3,
-        relative=True,
-        points=points,
+        {name: functools.partial(_call, name) for name in names},
+        points,
     )
 
 

@@ -127,7 +127,8 @@ def _reads_ahead(cell: Cell) -> bool:
     """Whether a loop without a backward pass carries each step's inputs from the step before.
 
     Where several gates are functions of slices, XLA's loop on a CPU is slow unless it does. A sum
-    of two products that is read as a whole, as an LSTM's, and a single gate are faster as they are.
+    of two products that is read as a whole, as an LSTM's, and a single gate are faster as they are:
+    ``python -m benchmarks.sequences loops``.
     """
     return len(cell.gates) > 1 and (cell.recurrent is None or not cell.additive)
 

@@ -1,0 +1,82 @@
+"""What it saves that a loop without a backward pass reads each step's inputs a step ahead."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.questions import cells, layers
+from benchmarks.questions.gradients import Call, compared
+from benchmarks.reports import Point, Report
+from benchmarks.timing import Question
+
+__all__ = ["QUICK", "Settings", "question", "remarks", "tables"]
+
+CELLS = (
+    "LSTMCell",
+    "SimpleRNNCell",
+    "GRUCell",
+    "MinGRUCell",
+    "MinLSTMCell",
+    "RGLRUCell",
+    "LRUCell",
+    "S6Cell",
+    "QRNNCell",
+    "HGRNCell",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Every cell at every (H, batch, steps) is a point."""
+
+    cells: tuple[str, ...] = CELLS
+    shapes: tuple[tuple[int, int, int], ...] = ((64, 16, 100), (32, 1, 200))
+
+
+QUICK = Settings(("GRUCell",), ((8, 2, 5),))
+
+
+def _loop(ahead: bool) -> Callable[[dict[str, Any]], Call]:
+    """A layer in a process of its own, in which all loops read ahead, or none."""
+
+    def build(settings: dict[str, Any]) -> Call:
+        from rnnjax.engine.fused import plan
+
+        plan._reads_ahead = lambda cell: ahead
+        return cells.layer("Fused")(settings)
+
+    return build
+
+
+def question(settings: Settings) -> Question:
+    """What is asked, and of which loops."""
+    points = [
+        Point(
+            f"{cell}, ({hidden_size}, {batch_size}, {time})",
+            {
+                "cell": cell,
+                "hidden_size": hidden_size,
+                "batch_size": batch_size,
+                "time": time,
+                "backward": False,
+            },
+        )
+        for hidden_size, batch_size, time in settings.shapes
+        for cell in settings.cells
+    ]
+    return compared(
+        "loops",
+        "The outputs of a layer at several (H, batch, steps); a repetition is as many calls as "
+        "take 0.1 s.",
+        {"as it runs": cells.layer("Fused"), "ahead": _loop(True), "not ahead": _loop(False)},
+        points,
+    )
+
+
+def tables(report: Report) -> str:
+    """A row a cell and shape."""
+    header = ["cell, (H, batch, steps)"]
+    return layers.peer_table(report, report.points, header, lambda point: [point.name])
+
+
+remarks = layers.remarks
