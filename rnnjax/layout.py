@@ -123,7 +123,7 @@ class ForeignCell(Cell):
         module: whose step it is, as a value, which may say less than the program: cells that are
             equal in both share what is compiled.
         tree: of its carry.
-        leaves: of its carry, the shape behind the axes of the batch, and the type.
+        leaves: of its carry, the shape after the axes of the batch, and the type.
         program: the step, whose constants are the parameters.
         result: the tree of what the step returns.
     """

@@ -152,7 +152,7 @@ class Padded(NamedTuple):
     """Sequences as `pad` laid them out. A pytree of arrays, so it can be an argument under jit.
 
     Attributes:
-        xs: a JAX array ``(time, sequences, ...)``, zeros behind the end of each.
+        xs: a JAX array ``(time, sequences, ...)``, zeros after the end of each.
         lengths: integers ``(sequences,)``.
     """
 

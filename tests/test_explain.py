@@ -147,8 +147,8 @@ def test_each_line_is_what_the_program_does(name):
     summed = re.search(r"the gradient of (.*): summed in the backward loop", text)
     summed = summed[1].split(", ") if summed else []
     assert set(outside) | set(summed) | {"bias", "recurrent_bias"} >= set(loop_params)
-    behind = re.search(r"multiplies with (.*) behind the loop, all steps at once", text)
-    assert set(behind[1].split(", ") if behind else []) == set(params) - set(loop_params)
+    after_loop = re.search(r"multiplies with (.*) after the loop, all steps at once", text)
+    assert set(after_loop[1].split(", ") if after_loop else []) == set(params) - set(loop_params)
     (state,) = states
     assert all(params[parameter].shape in state for parameter in summed)
     assert all(params[parameter].shape not in state for parameter in outside)

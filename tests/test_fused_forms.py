@@ -14,7 +14,7 @@ from cell_table import GainCell
 from jax.ad_checkpoint import checkpoint_name
 
 import rnnjax
-from rnnjax.cells.activations import KEPT
+from rnnjax.cells.activations import RESIDUAL
 from rnnjax.engine.core.masking import StepMarks, Steps
 from rnnjax.engine.fused import matmul
 from rnnjax.engine.fused.matmul import Backward, Forward, Products
@@ -289,7 +289,7 @@ class Stacked(rnnjax.LSTMCell):
 
     def update(self, params, x, carry):
         i, f, g, o = jnp.split(x, 4, axis=-1)
-        parts = checkpoint_name(jax.nn.softmax(jnp.stack([i, f, g]), axis=0), KEPT)
+        parts = checkpoint_name(jax.nn.softmax(jnp.stack([i, f, g]), axis=0), RESIDUAL)
         cell = parts[0] * carry.cell + parts[1] * jnp.tanh(g)
         return rnnjax.LSTMCarry(jax.nn.sigmoid(o) * parts[2] * jnp.tanh(cell), cell)
 

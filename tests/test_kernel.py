@@ -19,7 +19,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import rnnjax
 from rnnjax import Fused, Kernel, Role, Scan
-from rnnjax.cells.activations import KEPT
+from rnnjax.cells.activations import RESIDUAL
 from rnnjax.engine.core.masking import StepMarks, Steps
 from rnnjax.engine.fused.recurrence import Recurrence
 from rnnjax.engine.pallas import tpu
@@ -246,8 +246,8 @@ class ScaledCell(rnnjax.Cell):
         return super().parameters(input_size) | {"scale": rnnjax.Param((), "ones", Role.UNIT)}
 
     def update(self, params: Any, x: Any, carry: Any) -> Any:
-        scale = checkpoint_name(jnp.exp(params["scale"]), KEPT)
-        hidden = checkpoint_name(jnp.tanh(x * scale), KEPT) * scale
+        scale = checkpoint_name(jnp.exp(params["scale"]), RESIDUAL)
+        hidden = checkpoint_name(jnp.tanh(x * scale), RESIDUAL) * scale
         hidden = jax.lax.reduce_precision(hidden, 8, 3) if self.rounded else hidden
         return rnnjax.SimpleRNNCarry(hidden)
 

@@ -201,8 +201,8 @@ class OwnReadoutCell(rnnjax.MinGRUCell):
         new = super().update(params, x, carry)
         return new, new.hidden
 
-    def readout(self, params, shown, xs):
-        return shown @ params["out"] + 1
+    def readout(self, params, emitted, xs):
+        return emitted @ params["out"] + 1
 
 
 def test_a_readout_is_made_of_what_the_loop_shows(random_like, assert_close):
@@ -218,10 +218,10 @@ def test_a_readout_is_made_of_what_the_loop_shows(random_like, assert_close):
     def every(params):
         own = {name: leaf for name, leaf in params.items() if name != "out"}
         hidden = run(plain, own, rnnjax.Scan(), mask=mask)[1]
-        shown = (hidden[..., None, :] @ params["out"])[..., 0, :] + 1
+        emitted = (hidden[..., None, :] @ params["out"])[..., 0, :] + 1
         methods = rnnjax.Scan(), Fused(), Fused(keep_every=4), rnnjax.Parallel()
         return (
-            jnp.where(mask[..., None], shown, 0),
+            jnp.where(mask[..., None], emitted, 0),
             [run(cell, params, method, mask=mask)[1] for method in methods],
             [run(noisy, params, method, key=KEY) for method in methods[:2]],
             run(cell, params, Fused(product_dtype=jnp.bfloat16))[1],
@@ -239,9 +239,9 @@ class FrontReadoutCell(OwnReadoutCell):
 
     coupling = rnnjax.Coupling.CONTRACTING
 
-    def readout(self, params, shown, xs):
-        heads = shown[:, ::-1].reshape(len(shown), 3, -1) * xs.sum(1)[:, None, None]
-        return jax.nn.softmax(heads, axis=1).reshape(len(shown), -1) @ params["out"]
+    def readout(self, params, emitted, xs):
+        heads = emitted[:, ::-1].reshape(len(emitted), 3, -1) * xs.sum(1)[:, None, None]
+        return jax.nn.softmax(heads, axis=1).reshape(len(emitted), -1) @ params["out"]
 
 
 class FrontMemoryCell(rnnjax.GLACell):
@@ -276,7 +276,7 @@ def test_what_stands_outside_of_the_loop_is_given_the_axes_of_a_step(
 
 def test_a_readout_needs_something_shown():
     with pytest.raises(InvalidInputError, match=r"^BadCell writes a readout, but its output is"):
-        type("BadCell", (rnnjax.MinGRUCell,), {"readout": lambda self, p, shown, xs: shown})
+        type("BadCell", (rnnjax.MinGRUCell,), {"readout": lambda self, p, emitted, xs: emitted})
 
     class UnreadCell(rnnjax.MinGRUCell):
         def parameters(self, input_size):

@@ -130,8 +130,8 @@ def masked(cell, params, xs, targets, resets, through_product):
         held = cell.carry(*product_leaves)
         held = jax.tree.map(functools.partial(jnp.where, through_product), carry, held)
         met = cell.combine(cell.project(params, x), cell.recur(params, held))
-        new, shown = cell.apply_update(params, met, carry)
-        return [*new, cell.read(params, shown, x)]
+        new, emitted = cell.apply_update(params, met, carry)
+        return [*new, cell.read(params, emitted, x)]
 
     def mask(param):
         of_unit = np.arange(units)[:, None] == np.arange(param.shape[-1]) % units

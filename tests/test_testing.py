@@ -57,7 +57,7 @@ def lie(new: Any = None, base: type = Honest, **changed: Any) -> rnnjax.Cell:
 
 
 def reads(readout: Any) -> rnnjax.Cell:
-    return lie(base=Read, readout=lambda self, params, shown, xs: readout(shown, xs))
+    return lie(base=Read, readout=lambda self, params, emitted, xs: readout(emitted, xs))
 
 
 def halves(x: jax.Array) -> jax.Array:
@@ -174,10 +174,10 @@ LIES = {
     "update-axis-1-of-two": (
         lie(lambda x, h: 0.5 * h + jax.nn.softmax(x, axis=min(1, x.ndim - 1))), APART,
     ),
-    "readout-axis-0": (reads(lambda shown, xs: jax.nn.softmax(shown, axis=0)), APART),
-    "readout-axis-1": (reads(lambda shown, xs: shown / jnp.linalg.norm(shown, axis=1)), AXES),
-    "readout-reversed": (reads(lambda shown, xs: shown[:, ::-1]), "Too many indices"),
-    "readout-rows": (reads(lambda shown, xs: shown - shown.mean(0)), APART),
+    "readout-axis-0": (reads(lambda emitted, xs: jax.nn.softmax(emitted, axis=0)), APART),
+    "readout-axis-1": (reads(lambda emitted, xs: emitted / jnp.linalg.norm(emitted, axis=1)), AXES),
+    "readout-reversed": (reads(lambda emitted, xs: emitted[:, ::-1]), "Too many indices"),
+    "readout-rows": (reads(lambda emitted, xs: emitted - emitted.mean(0)), APART),
     "memory-axis-0": (
         lie(base=Remembers, values=lambda self, v: jax.nn.softmax(v, axis=0)), APART,
     ),
@@ -220,7 +220,7 @@ LIES = {
     # parameters
     "skip": (
         lie(base=Read, parameters=skip_where_sizes_differ,
-            readout=lambda self, p, shown, xs: shown + (xs @ p["skip"] if "skip" in p else xs)),
+            readout=lambda self, p, emitted, xs: emitted + (xs @ p["skip"] if "skip" in p else xs)),
         "skip is another with 4 than with 1",
     ),
     "wider-kernel": (
@@ -232,7 +232,7 @@ LIES = {
         "must be finite where masked inputs alone are NaN",
     ),
     "zero-inputs-read": (
-        reads(lambda shown, xs: shown / jnp.linalg.norm(xs, axis=-1, keepdims=True)),
+        reads(lambda emitted, xs: emitted / jnp.linalg.norm(xs, axis=-1, keepdims=True)),
         "must be finite where masked inputs alone are NaN",
     ),
     "zero-cotangents": (

@@ -119,7 +119,7 @@ def _look_up(given: Any, table: Mapping[str, Callable[..., Any]], kind: str) -> 
 # ---- gates
 
 
-KEPT = "kept"
+RESIDUAL = "residual"
 """The name of what a backward pass keeps of a step, for `jax.ad_checkpoint.checkpoint_name`.
 
 The values of gates have it, where all are tanh or sigmoid. A cell whose derivative needs more than
@@ -146,7 +146,7 @@ def activate_gates(gates: jax.Array, activations: Sequence[str | Activation]) ->
     with :math:`\sigma(x) = (1 + \tanh(x / 2)) / 2`: compilers vectorise that several times better
     than functions of slices, which they also recompute for each of their readers (93 us against 25
     a step at 700 units and 12 rows on two cores). Their derivative then comes from their values,
-    which a backward pass keeps (see `KEPT`), without a transcendental function. Others are
+    which a backward pass keeps (see `RESIDUAL`), without a transcendental function. Others are
     differentiated as they are.
 
     >>> print(activate_gates(jnp.zeros((8, 10)), ["sigmoid", "tanh"])[0, ::5])
@@ -172,7 +172,7 @@ def _one_tanh(gates: jax.Array, names: tuple[str, ...]) -> jax.Array:
 def _one_tanh_jvp(
     names: tuple[str, ...], primals: tuple[jax.Array], tangents: tuple[jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    values = checkpoint_name(_one_tanh(primals[0], names), KEPT)
+    values = checkpoint_name(_one_tanh(primals[0], names), RESIDUAL)
     return values, tangents[0] * gate_slopes(values, names)
 
 

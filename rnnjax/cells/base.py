@@ -69,7 +69,7 @@ class Role(enum.Enum):
 
     INPUT = "multiplied with the inputs, of all steps before the loop"
     LOOP = "multiplied with a state, in the loop"
-    OUT = "multiplied with what the loop shows, of all steps behind the loop"
+    OUT = "multiplied with what the loop emits, of all steps after the loop"
     BIAS = "added to the product of the kernel of its name"
     UNIT = "read by the update as it is: gains, peepholes, decays"
 
@@ -139,8 +139,8 @@ class Cell(abc.ABC, Generic[CarryT]):
       returns the new carry and ``y``, of ``hidden_size`` unless `output_size` says otherwise.
     - ``coupling``: how ``update`` couples the new state to the old one, a `Coupling`: ``ANY``. It
       is inherited with the ``update`` alone: a class that writes its own states its own.
-    - `readout`: a product behind the loop, of all steps at once. Unless it is written there is
-      none, and what the loop shows are the outputs.
+    - `readout`: a product after the loop, of all steps at once. Unless it is written there is
+      none, and what the loop emits are the outputs.
     - `memory`: what the inputs do to a state that is a matrix, in the place of an ``update``, which
       follows from it. Then `Parallel` makes products of matrices of several steps at once.
 
@@ -362,22 +362,22 @@ class Cell(abc.ABC, Generic[CarryT]):
         """
         return joined(read)
 
-    def readout(self, params: Params, shown: Any, xs: Any) -> jax.Array:
-        """What stands behind the loop: from what the loop shows to the outputs.
+    def readout(self, params: Params, emitted: Any, xs: Any) -> jax.Array:
+        """The outputs, from what the loop emits.
 
         A product that no later step waits for is made here, for all steps at once. A cell that
-        writes it has ``output = None``. As it stands here, the outputs are what the loop shows.
+        writes it has ``output = None``. As it stands here, the outputs are what the loop emits.
 
         Args:
-            params: those of the role OUT, for ``shown @ params[name]`` or ``xs @ params[name]``, in
-                the cell's ``dtype``.
-            shown: ``(*batch, size)``, what `update` returned beside the new carry.
+            params: those of the role OUT, for ``emitted @ params[name]`` or ``xs @ params[name]``,
+                in the cell's ``dtype``.
+            emitted: ``(*batch, size)``, what `update` returned beside the new carry.
             xs: ``(*batch, input_size)``, the inputs of the same step, perhaps `OneHot`.
 
         Returns:
             ``(*batch, output_size)``.
         """
-        return shown
+        return emitted
 
     # ---- what follows
 
@@ -481,8 +481,8 @@ class Cell(abc.ABC, Generic[CarryT]):
         check_step(self, carry, x)
         projected = self.project(params, x)
         met = self.combine(projected, self.recur(params, carry))
-        carry, shown = self.apply_update(params, met, carry)
-        return carry, self.read(params, shown, x)
+        carry, emitted = self.apply_update(params, met, carry)
+        return carry, self.read(params, emitted, x)
 
     @usual_promotion()
     def project(self, params: Params, xs: Inputs) -> jax.Array:
@@ -592,21 +592,21 @@ class Cell(abc.ABC, Generic[CarryT]):
         return type(self).readout is not Cell.readout
 
     def read(
-        self, params: Params, shown: jax.Array, xs: Inputs, dtype: DTypeLike | None = None
+        self, params: Params, emitted: jax.Array, xs: Inputs, dtype: DTypeLike | None = None
     ) -> jax.Array:
         """`readout`, with the type that a step returns.
 
         Args:
             params: at least those of the role OUT.
-            shown: what `apply_update` returned beside the carry, of one step or of all.
+            emitted: what `apply_update` returned beside the carry, of one step or of all.
             xs: the inputs of these steps.
             dtype: of the operands of its products, if not the cell's.
         """
         if not self.has_readout:
-            return shown
+            return emitted
         dtype, roles = self.dtype if dtype is None else dtype, roles_of(self)
         kernels = {n: Kernel(params[n], dtype) for n, role in roles.items() if role is Role.OUT}
-        return self.readout(kernels, shown, xs).astype(shown.dtype)
+        return self.readout(kernels, emitted, xs).astype(emitted.dtype)
 
     @property
     def _units(self) -> int:
@@ -667,10 +667,10 @@ def roles_of(cell: Cell) -> Mapping[str, Role]:
             f"parameters of {brief(cell)} must have {' and '.join(outside)}, and of the role BIAS "
             f"only {' and '.join(biases)}, but {came}; what the update adds has the role UNIT"
         )
-    behind = [name for name, role in roles.items() if role is Role.OUT]
-    if behind and not cell.has_readout:
+    after = [name for name, role in roles.items() if role is Role.OUT]
+    if after and not cell.has_readout:
         raise InvalidInputError(
-            f"{behind[0]} of {brief(cell)} has the role OUT, but the cell writes no readout that "
+            f"{after[0]} of {brief(cell)} has the role OUT, but the cell writes no readout that "
             "would read it; write one, or let the update read it as UNIT or LOOP"
         )
     if cell.recurrent is not None:

@@ -18,16 +18,16 @@ class Noise(NamedTuple):
     Attributes:
         recurrent: factors ``(*batch, recurrent_size)`` of the hidden state where it enters the
             recurrent product (recurrent dropout), or None.
-        kept: by the name of a field of the carry, which of its units keep their old value: booleans
-            ``(time, *batch, size)``, or a scalar, the part of the old value that is kept
-            (zoneout, and its expectation).
+        zoneout: by the name of a field of the carry, which of its units keep their old value:
+            booleans ``(time, *batch, size)``, or its expectation, the part of the old value that
+            stays.
     """
 
     recurrent: jax.Array | None = None
-    kept: Mapping[str, Any] = {}
+    zoneout: Mapping[str, Any] = {}
 
     def __bool__(self) -> bool:
-        return self.recurrent is not None or bool(self.kept)
+        return self.recurrent is not None or bool(self.zoneout)
 
 
 _QUIET = Noise()

@@ -33,7 +33,7 @@ class GatedDeltaNetCell(MatrixCell[MatrixCarry]):
     heads)``, in that order, :math:`b` = ``step_bias (heads,)``, :math:`c` = ``log_decay (heads,)``
     and :math:`g` = ``gain (hidden_size / heads,)``. The carry is `MatrixCarry`, :math:`S` =
     ``memory (*batch, heads, hidden_size / heads, key_size)``. (In the paper q, k and v see a short
-    convolution before, and another product stands behind.)
+    convolution before, and another product follows.)
 
     Args:
         hidden_size: the number of outputs.

@@ -16,7 +16,7 @@ def match_devices(tree: Any) -> Any:
     Inside of ``jax.shard_map`` a loop's state has to vary over the same axes as what is added to
     it. The gradient of an array that is the same on all devices is then their sum, as it should be.
     """
-    # JAX refuses a loop whose state varies over more axes behind a step than before it.
+    # JAX refuses a loop whose state varies over more axes after a step than before it.
     axes = frozenset[str]().union(*map(_varying_axes, jax.tree.leaves(tree)))
     return jax.tree.map(lambda leaf: _varying(leaf, axes), tree) if axes else tree
 

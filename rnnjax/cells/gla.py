@@ -28,7 +28,7 @@ class GLACell(MatrixCell[MatrixCarry]):
     (input_size, 3 * heads * key_size + 2 * hidden_size)`` and :math:`b` = ``bias``, in the order q,
     k, a, v, r, and :math:`g` = ``gain (hidden_size / heads,)``. The carry is `MatrixCarry`,
     :math:`S` = ``memory (*batch, heads, hidden_size / heads, key_size)``. (In the paper the
-    part of the kernel for :math:`a` is a product of two, and another product stands behind.)
+    part of the kernel for :math:`a` is a product of two, and another product follows.)
 
     Args:
         hidden_size: the number of outputs.

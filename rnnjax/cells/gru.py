@@ -9,7 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.export import register_namedtuple_serialization
 from jax.typing import DTypeLike
 
-from rnnjax.cells.activations import KEPT, Activation, Initializer, activate_gates
+from rnnjax.cells.activations import RESIDUAL, Activation, Initializer, activate_gates
 from rnnjax.cells.base import Cell, Coupling, Param, Params, Role
 from rnnjax.cells.initializers import remembering
 
@@ -115,7 +115,7 @@ class GRUCell(Cell[GRUCarry]):
         x_rz, x_n = jnp.split(projected, at, axis=-1)
         r, z = jnp.split(activate_gates(x_rz + h_rz, [self.recurrent_activation] * 2), 2, axis=-1)
         # The derivative of r needs h_n.
-        h_n = r * checkpoint_name(h_n, KEPT) if self.reset_after else (r * h) @ kernel_n
+        h_n = r * checkpoint_name(h_n, RESIDUAL) if self.reset_after else (r * h) @ kernel_n
         n = activate_gates(x_n + h_n, [self.activation])
         return GRUCarry((1 - z) * n + z * h)
 

@@ -168,7 +168,7 @@ class LayerNormGRUCell(Cell[GRUCarry]):
 
 
 def _gained(params: dict[str, Param]) -> dict[str, Param]:
-    """A gain for each of the two products; the bias is added behind them, so in the update."""
+    """A gain for each of the two products; the bias is added after them, so in the update."""
     if "bias" in params:
         params["bias"] = params["bias"]._replace(role=Role.UNIT)
     gain = Param(params["kernel"].shape[-1:], "ones")

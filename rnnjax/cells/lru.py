@@ -36,7 +36,7 @@ def turned(carry: ComplexCarry, real: Any, imag: Any, x: tuple[Any, Any]) -> Com
 
 
 def around_states(cell: Any, input_size: int) -> dict[str, Param]:
-    """The kernels before and behind a complex diagonal state, and that of the way past it."""
+    """The kernels before and after a complex diagonal state, and that of the way past it."""
     states, outputs = 2 * cell.states, cell.hidden_size
     input_size -= cell.raw_inputs
     return {
@@ -59,7 +59,7 @@ class LRUCell(Cell[ComplexCarry]):
     :math:`\text{Re } C, -\text{Im } C` one below the other = ``output_kernel (2 * state_size,
     hidden_size)``, :math:`D` = ``skip_kernel (input_size, hidden_size)`` and :math:`\nu, \theta,
     \log \gamma` = ``ring (3, state_size)``. The carry is ``ComplexCarry(real, imag)``, both
-    ``(*batch, state_size)``. The products with :math:`C` and :math:`D` are made behind the loop.
+    ``(*batch, state_size)``. The products with :math:`C` and :math:`D` are made after the loop.
 
     Args:
         hidden_size: the number of outputs.
@@ -144,6 +144,6 @@ class LRUCell(Cell[ComplexCarry]):
         new = turned(carry, size * jnp.cos(angle), size * jnp.sin(angle), lets_in)
         return new, jnp.concatenate(new, axis=-1)
 
-    def readout(self, params: Params, shown: Any, xs: Any) -> jax.Array:
+    def readout(self, params: Params, emitted: Any, xs: Any) -> jax.Array:
         """The third."""
-        return shown @ params["output_kernel"] + self.without_raw(xs) @ params["skip_kernel"]
+        return emitted @ params["output_kernel"] + self.without_raw(xs) @ params["skip_kernel"]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
-from rnnjax.cells.activations import KEPT, Activation, Initializer, WithGates, activate_gates
+from rnnjax.cells.activations import RESIDUAL, Activation, Initializer, WithGates, activate_gates
 from rnnjax.cells.base import Cell, Coupling, Param, Params
 from rnnjax.cells.gru import GRUCarry, two_products
 
@@ -110,6 +110,6 @@ class MGUCell(Cell[GRUCarry]):
         x_f, x_n = jnp.split(projected, 2, axis=-1)
         f = activate_gates(x_f + h_f, [self.recurrent_activation])
         # The derivative of f needs h_n.
-        h_n = f * checkpoint_name(h_n, KEPT) if self.reset_after else (f * h) @ kernel_n
+        h_n = f * checkpoint_name(h_n, RESIDUAL) if self.reset_after else (f * h) @ kernel_n
         n = activate_gates(x_n + h_n, [self.activation])
         return GRUCarry((1 - f) * n + f * h)

@@ -57,7 +57,7 @@ def convolved(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _same(kernel: jax.Array) -> list[tuple[int, int]]:
-    """The zeros before and behind each axis with which a grid keeps its shape."""
+    """The zeros before and after each axis with which a grid keeps its shape."""
     return [((size - 1) // 2, size // 2) for size in kernel.shape[:-2]]
 
 
@@ -115,7 +115,7 @@ def convolved_back(kernel: jax.Array) -> Callable[[jax.Array], jax.Array]:
     """
     turned = jnp.flip(kernel, range(kernel.ndim - 2)).swapaxes(-1, -2)
     turned = jax.lax.optimization_barrier(turned)
-    padding = [(behind, before) for before, behind in _same(kernel)]
+    padding = [(after, before) for before, after in _same(kernel)]
     return lambda d: correlated(d, turned, padding)
 
 
@@ -156,6 +156,6 @@ class Kernel:
         return product(x, self.array, self.dtype)
 
     def split(self, *at: int) -> list["Kernel"]:
-        """The kernels of the columns up to each index, and of those behind the last."""
+        """The kernels of the columns up to each index, and of those after the last."""
         parts = jnp.split(self.array, at, axis=-1)
         return [dataclasses.replace(self, array=part) for part in parts]

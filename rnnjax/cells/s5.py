@@ -30,7 +30,7 @@ class S5Cell(Cell[ComplexCarry]):
     hidden_size)``, :math:`D` = ``skip_kernel (input_size, hidden_size)``, :math:`a, w` =
     ``eigenvalue (2, state_size)`` and :math:`\log \Delta` = ``log_step (state_size,)``. Each state
     stands for a conjugate pair, hence the 2. The carry is ``ComplexCarry(real, imag)``, both
-    ``(*batch, state_size)``. The products with :math:`C` and :math:`D` are made behind the loop.
+    ``(*batch, state_size)``. The products with :math:`C` and :math:`D` are made after the loop.
 
     Args:
         hidden_size: the number of outputs.
@@ -125,6 +125,8 @@ class S5Cell(Cell[ComplexCarry]):
         new = turned(carry, real, imag, lets_in)
         return new, jnp.concatenate(new, axis=-1)
 
-    def readout(self, params: Params, shown: Any, xs: Any) -> jax.Array:
+    def readout(self, params: Params, emitted: Any, xs: Any) -> jax.Array:
         """The third."""
-        return 2 * (shown @ params["output_kernel"]) + self.without_raw(xs) @ params["skip_kernel"]
+        return (
+            2 * (emitted @ params["output_kernel"]) + self.without_raw(xs) @ params["skip_kernel"]
+        )

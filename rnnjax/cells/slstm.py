@@ -9,7 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.export import register_namedtuple_serialization
 from jax.typing import DTypeLike
 
-from rnnjax.cells.activations import KEPT, Activation, Initializer, activate_gates
+from rnnjax.cells.activations import RESIDUAL, Activation, Initializer, activate_gates
 from rnnjax.cells.base import Cell, Param, Params, Role
 from rnnjax.cells.heads import check_heads
 from rnnjax.cells.initializers import PerHead
@@ -118,7 +118,7 @@ class SLSTMCell(Cell[SLSTMCarry]):
         sums = x + jnp.stack(blocks, axis=-2).reshape(x.shape)
         exponents, zo = jnp.split(sums, 2, axis=-1)
         # Kept, or the backward pass would multiply again.
-        i, f = jnp.split(checkpoint_name(exponents, KEPT), 2, axis=-1)
+        i, f = jnp.split(checkpoint_name(exponents, RESIDUAL), 2, axis=-1)
         z, o = jnp.split(activate_gates(zo, (self.activation, "sigmoid")), 2, axis=-1)
         f = f if self.exponential_forget else jax.nn.log_sigmoid(f)
         # Where nothing was summed the stabilizer before says nothing, and may be far from i.

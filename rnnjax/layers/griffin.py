@@ -36,10 +36,10 @@ class _Branches(TemporalConvCell):
         """Of both branches."""
         return 2 * self.hidden_size
 
-    def readout(self, params: Params, shown: Any, xs: Any) -> jax.Array:
+    def readout(self, params: Params, emitted: Any, xs: Any) -> jax.Array:
         """Both branches side by side."""
         gate = xs @ params["gate_kernel"] + params["gate_bias"].array
-        return jnp.concatenate([shown, jax.nn.gelu(gate).astype(shown.dtype)], axis=-1)
+        return jnp.concatenate([emitted, jax.nn.gelu(gate).astype(emitted.dtype)], axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,14 +52,14 @@ class _Gated(RGLRUCell):
     output = None
 
     def parameters(self, input_size: int) -> dict[str, Param]:
-        """And those behind the loop."""
+        """The role of the product after the loop."""
         out = Param((self.hidden_size, self.outputs), self.kernel_init, Role.OUT)
         bias = Param((self.outputs,), self.bias_init, Role.OUT)
         return super().parameters(input_size) | {"out_kernel": out, "out_bias": bias}
 
     @property
     def output_size(self) -> int:
-        """Of the product behind the loop."""
+        """The kernel of the product after the loop."""
         return self.outputs
 
     def update(self, params: Params, x: jax.Array, carry: SimpleRNNCarry) -> Any:
@@ -67,9 +67,9 @@ class _Gated(RGLRUCell):
         new = super().update(params, x, carry)
         return new, new.hidden
 
-    def readout(self, params: Params, shown: Any, xs: Any) -> jax.Array:
+    def readout(self, params: Params, emitted: Any, xs: Any) -> jax.Array:
         """The gate, and the product."""
-        gated = shown * jnp.split(xs, 2, axis=-1)[1].astype(shown.dtype)
+        gated = emitted * jnp.split(xs, 2, axis=-1)[1].astype(emitted.dtype)
         return gated @ params["out_kernel"] + params["out_bias"].array
 
 

@@ -39,7 +39,7 @@ class Prepared(Cell[CarryT]):
     Args:
         cell: the cell itself.
         inputs: the form of the product with ``kernel``; None: it has ``recurrent_kernel`` below it,
-            and multiplies the inputs and the state behind them at once.
+            and multiplies the inputs and the state after them at once.
         states: the form of the product with the state.
     """
 
@@ -106,8 +106,8 @@ class Prepared(Cell[CarryT]):
         check_features(self.cell, self._as_drawn(params), x)
         check_step(self.cell, carry, x)
         met, cell = self._met(params, carry, x), self.cell
-        carry, shown = cell.apply_update(params, met, carry, self.states.dtype)
-        return carry, cell.read(params, shown, x, self.states.dtype)
+        carry, emitted = cell.apply_update(params, met, carry, self.states.dtype)
+        return carry, cell.read(params, emitted, x, self.states.dtype)
 
     def _met(self, params: Params, carry: CarryT, x: Inputs) -> Any:
         """The products, as the cell's update is given them."""

@@ -124,7 +124,7 @@ class Regularized(CompositeCell[CarryT]):
     ) -> tuple[CarryT, jax.Array]:
         """Draw what is random, and run the cell with it."""
         if key is None:
-            return run(self.cell, params, xs, carry, noise=Noise(kept=dict(self.zoneout)))
+            return run(self.cell, params, xs, carry, noise=Noise(zoneout=dict(self.zoneout)))
         keys = iter(jax.random.split(key, 5))
         xs = self._drop_inputs(next(keys), xs)
         params = self._drop_weights(next(keys), params)
@@ -153,14 +153,14 @@ class Regularized(CompositeCell[CarryT]):
     def _noise(self, keys: Any, steps: tuple[int, ...]) -> Noise:
         """For ``steps``, which is (time, *batch)."""
         carry = jax.eval_shape(lambda: self.cell.initial_carry(steps[1:]))
-        key, *kept_keys = keys
+        key, *zoneout_keys = keys
         recurrent = None
         if self.recurrent_dropout:
             leaf = None if self.cell.carry is None else self.cell.recurrent
             units = () if leaf is None else self.cell.carry_shapes[leaf]  # none: unroll refuses
             recurrent = factors(key, self.recurrent_dropout, (*steps[1:], *units))
-        kept = {
+        zoneout = {
             name: jax.random.bernoulli(key, rate, (steps[0], *getattr(carry, name).shape))
-            for key, (name, rate) in zip(kept_keys, self.zoneout.items(), strict=False)
+            for key, (name, rate) in zip(zoneout_keys, self.zoneout.items(), strict=False)
         }
-        return Noise(recurrent, kept)
+        return Noise(recurrent, zoneout)

@@ -65,7 +65,7 @@ class Influence(abc.ABC):
             return carry
         start = self.start(params, reset.shape)
         start = jax.tree.map(lambda leaf, now: leaf.astype(now.dtype), start, carry)
-        return Steps(start=start).begin(carry, StepMarks(resets=reset))
+        return Steps(start=start).reset(carry, StepMarks(resets=reset))
 
     def run(
         self, params: Params, carry: Carry, x: Any, reset: jax.Array | None

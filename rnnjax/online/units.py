@@ -66,8 +66,8 @@ class Units(Influence):
     def step(self, params: Params, carry: Carry, x: Any) -> tuple[Carry, jax.Array]:
         """The derivative by the state passes the recurrent product from a unit to itself alone."""
         x = as_inputs(x)
-        new, shown = _update(self.cell, self._read(params, carry, x), carry)
-        return new, self.cell.read(params, shown, x)
+        new, emitted = _update(self.cell, self._read(params, carry, x), carry)
+        return new, self.cell.read(params, emitted, x)
 
     def initial(self, params: Params, batch_shape: tuple[int, ...], key: jax.Array | None) -> Any:
         """Zeros: the initial state depends on no parameter."""

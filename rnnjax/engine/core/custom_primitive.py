@@ -39,12 +39,12 @@ class Call:
 
     Attributes:
         function: a `rnnjax.engine.core.custom_primitive.Function`.
-        kind: ``run`` and ``forward`` are given the arguments; ``tangent`` those, what was kept and
+        kind: ``run`` and ``forward`` are given the arguments; ``tangent`` those, what was saved and
             the tangents of what is wanted; ``backward`` those, and the cotangent of the result.
         tree: of the arguments.
         needs_grad: of which leaves of them there are tangents.
         result: the tree of the result.
-        saved: the tree of what `Function.forward` kept.
+        saved: the tree of what `Function.forward` saved.
         levels: the vmaps around it, the innermost first.
         precision: of its products, as ``jax.default_matmul_precision`` was where it was called: it
             is traced again when the program is lowered, which is outside of that context.
@@ -60,7 +60,7 @@ class Call:
     precision: str | None = dataclasses.field(default_factory=context_precision)
 
     def parts(self, flat: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
-        """The arguments, what was kept, and tangents or cotangents."""
+        """The arguments, what was saved, and tangents or cotangents."""
         first = self.tree.num_leaves
         second = first + (0 if self.saved is None else self.saved.num_leaves)
         return list(flat[:first]), list(flat[first:second]), list(flat[second:])
@@ -137,7 +137,7 @@ class Function(abc.ABC):
 
     @abc.abstractmethod
     def run(self, platform: str, *args: Any) -> Any:
-        """The result, where nothing is kept for a backward pass."""
+        """The result, where nothing is saved for a backward pass."""
 
     @abc.abstractmethod
     def forward(self, platform: str, *args: Any) -> tuple[Any, Any]:
@@ -150,7 +150,7 @@ class Function(abc.ABC):
         Args:
             platform: for which the program is lowered.
             args: as `forward` was given them.
-            saved: what it kept.
+            saved: what it saved.
             d: the cotangent of the result.
             needs_grad: a tree like ``args``: whether the cotangent of each leaf is asked for.
 
@@ -255,7 +255,7 @@ def _not_zero(tangents: Sequence[Any]) -> tuple[bool, ...]:
 
 def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, call: Call, avals: Any) -> Any:
     if call.kind in ("tangent", "backward"):
-        # Second derivatives are JAX's own, of the plain form. What was kept follows from the
+        # Second derivatives are JAX's own, of the plain form. What was saved follows from the
         # arguments, whose tangents say all.
         args, saved, last = call.parts(_not_zero(tangents))
         chosen = list(
@@ -287,7 +287,7 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, call: Call, avals: 
     # in reverse mode runs, took 6 % of the time of tracing the laws.
     types = tuple(aval.to_tangent_aval() for aval in avals[: len(outs)])
     d_out = _p.bind(*primals, *saved, *linear.of_wanted(tangents), call=linear, avals=types)
-    if call.kind == "forward":  # nothing but `backward` reads what was kept
+    if call.kind == "forward":  # nothing but `backward` reads what was saved
         outs, d_out = [*outs, *saved], [*d_out, *map(jnp.zeros_like, saved)]
     return outs, d_out
 

@@ -1,6 +1,6 @@
 """A step apart from the cell's equation: masks, resets, dropout and zoneout.
 
-Every method runs each step between `Steps.begin` and `Steps.end`, so all of them agree on it.
+Every method runs each step between `Steps.reset` and `Steps.mask`, so all of them agree on it.
 """
 
 from collections.abc import Mapping
@@ -22,25 +22,26 @@ class StepMarks(NamedTuple):
     Attributes:
         valid: booleans ``(time, *rows)``, False where a row holds its state.
         resets: booleans ``(time, *rows)``, True where a row begins anew before the step.
-        kept: by the name of a field of the carry, booleans ``(time, *batch, size)``.
+        zoneout: by the name of a field of the carry, booleans ``(time, *batch, size)``, True where
+            a unit keeps its old value.
     """
 
     valid: jax.Array | None = None
     resets: jax.Array | None = None
-    kept: Mapping[str, jax.Array] = {}
+    zoneout: Mapping[str, jax.Array] = {}
 
 
 class Steps(NamedTuple):
     """The marks of each step and the values that all steps share: a pytree, most often empty.
 
     Attributes:
-        each: see `StepMarks`.
+        per_step: see `StepMarks`.
         start: the carry that a reset puts in the place of a row's.
         recurrent: factors of the state in the recurrent product.
-        leaks: by the name of a field of the carry, the part of its old value that is kept.
+        leaks: by the name of a field of the carry, the part of its old value that stays.
     """
 
-    each: StepMarks = StepMarks()
+    per_step: StepMarks = StepMarks()
     start: Carry | None = None
     recurrent: jax.Array | None = None
     leaks: Mapping[str, Any] = {}
@@ -54,21 +55,21 @@ class Steps(NamedTuple):
         noise: Noise,
     ) -> "Steps":
         """The steps of one layer."""
-        kept = {name: k for name, k in noise.kept.items() if jnp.ndim(k)}
-        leaks = {name: k for name, k in noise.kept.items() if not jnp.ndim(k)}
-        return cls(StepMarks(valid, resets, kept), start, noise.recurrent, leaks)
+        zoneout = {name: k for name, k in noise.zoneout.items() if jnp.ndim(k)}
+        leaks = {name: k for name, k in noise.zoneout.items() if not jnp.ndim(k)}
+        return cls(StepMarks(valid, resets, zoneout), start, noise.recurrent, leaks)
 
     def shared(self) -> "Steps":
         """Return the values that all steps share; drawn masks and rates have no gradient."""
         recurrent, leaks = jax.lax.stop_gradient((self.recurrent, self.leaks))
         return Steps(start=self.start, recurrent=recurrent, leaks=leaks)
 
-    def begin(self, carry: Carry, at: StepMarks) -> Carry:
+    def reset(self, carry: Carry, at: StepMarks) -> Carry:
         """The carry that the step starts from: the start of a sequence where a row is reset."""
         if at.resets is None:
             return carry
         resets = at.resets
-        # Chosen, not multiplied by zero: a NaN before the reset does not go on behind it.
+        # Chosen, not multiplied by zero: a NaN before the reset does not go on after it.
         return jax.tree.map(
             lambda start, leaf: jnp.where(expand(resets, leaf), start, leaf), self.start, carry
         )
@@ -79,7 +80,7 @@ class Steps(NamedTuple):
             return state
         return state * self.recurrent.astype(state.dtype)
 
-    def end(
+    def mask(
         self, old: Carry, new: Carry, y: jax.Array, at: StepMarks, output: str | None
     ) -> tuple[Carry, jax.Array]:
         """The carry and output of the step, from those of the equation.
@@ -93,7 +94,7 @@ class Steps(NamedTuple):
         """
         mixed = {}
         # Drawn for all steps at once, before the loop: it would draw a few numbers at a time.
-        for name, keep in at.kept.items():
+        for name, keep in at.zoneout.items():
             mixed[name] = jnp.where(keep, getattr(old, name), getattr(new, name))
         for name, leak in self.leaks.items():
             before, now = getattr(old, name), getattr(new, name)
@@ -118,9 +119,9 @@ class Steps(NamedTuple):
         at: StepMarks,
     ) -> Any:
         """One step of ``cell`` with all of this: the new carry, and the output."""
-        carry = self.begin(carry, at)
+        carry = self.reset(carry, at)
         new, y = stepped(cell, params, carry, x, self.recurrent)
-        return self.end(carry, new, y, at, cell.output)
+        return self.mask(carry, new, y, at, cell.output)
 
 
 def stepped(cell: Cell, params: Params, carry: Carry, x: Any, recurrent: Any) -> Any:
@@ -132,16 +133,18 @@ def stepped(cell: Cell, params: Params, carry: Carry, x: Any, recurrent: Any) ->
     state = Steps(recurrent=recurrent).drop_state(getattr(carry, cell.recurrent))
     entering = carry._replace(**{cell.recurrent: state})
     met = cell.combine(cell.project(params, x), cell.recur(params, entering))
-    carry, shown = cell.apply_update(params, met, carry)
-    return carry, cell.read(params, shown, x)
+    carry, emitted = cell.apply_update(params, met, carry)
+    return carry, cell.read(params, emitted, x)
 
 
 def without_row(xs: Any, steps: Steps, carry: Carry) -> tuple[Any, Steps, Carry]:
     """Drop the batch axis of a single row; marks that all rows share have none."""
-    xs, each = jax.tree.map(lambda leaf: leaf if leaf.ndim == 1 else leaf[:, 0], (xs, steps.each))
+    xs, per_step = jax.tree.map(
+        lambda leaf: leaf if leaf.ndim == 1 else leaf[:, 0], (xs, steps.per_step)
+    )
     shared = steps.start, steps.recurrent, carry
     start, recurrent, carry = jax.tree.map(lambda leaf: leaf[0], shared)
-    return xs, steps._replace(each=each, start=start, recurrent=recurrent), carry
+    return xs, steps._replace(per_step=per_step, start=start, recurrent=recurrent), carry
 
 
 def zero_masked(xs: Any, valid: jax.Array | None) -> Any:

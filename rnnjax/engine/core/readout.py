@@ -12,9 +12,9 @@ from rnnjax.engine.core.masking import StepMarks, zero_masked
 def read_out(
     cell: Cell,
     params: Params,
-    shown: jax.Array,
+    emitted: jax.Array,
     xs: Any,
-    each: StepMarks,
+    per_step: StepMarks,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
     """The outputs of all steps, from what the loop of a cell shows.
@@ -22,12 +22,12 @@ def read_out(
     Args:
         cell: one that declares its equation.
         params: its parameters.
-        shown: over time, zeros at masked steps.
+        emitted: over time, zeros at masked steps.
         xs: its inputs.
-        each: the marks, in the order of ``shown``.
+        per_step: the marks, in the order of ``emitted``.
         dtype: of the operands of products, if not the cell's.
     """
     if not cell.has_readout:
-        return shown
-    ys = jax.vmap(lambda shown, x: cell.read(params, shown, x, dtype))(shown, xs)
-    return zero_masked(ys, each.valid)
+        return emitted
+    ys = jax.vmap(lambda emitted, x: cell.read(params, emitted, x, dtype))(emitted, xs)
+    return zero_masked(ys, per_step.valid)

@@ -39,9 +39,9 @@ class Scan(Method):
             return steps._replace(start=start).run(cell, params, carry, x, at)
 
         if xs.shape[0] == 1:  # a loop of one step only costs compilation
-            carry, y = step(carry, jax.tree.map(lambda leaf: leaf[0], (xs, steps.each)))
+            carry, y = step(carry, jax.tree.map(lambda leaf: leaf[0], (xs, steps.per_step)))
             return carry, y[None]
-        return jax.lax.scan(step, carry, (xs, steps.each), reverse=reverse)
+        return jax.lax.scan(step, carry, (xs, steps.per_step), reverse=reverse)
 
     def explain(
         self, cell: Cell, params: Params, shape: tuple[int, ...], platform: str

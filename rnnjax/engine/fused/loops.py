@@ -20,7 +20,7 @@ class LoopArgs(NamedTuple):
     """The arguments of a loop.
 
     Attributes:
-        step: one turn, see `Step`.
+        step: the body, see `Step`.
         state: before the first step.
         first: an array over time, whose entries a step may replace.
         others: a tree of arrays over time.
@@ -58,7 +58,7 @@ class LoopSpec(NamedTuple):
 class LoopBackend(Protocol):
     """A way of running loops: a hashable value."""
 
-    def on(self, platform: str, turns: LoopSpec) -> tuple[str, Loop | None]:
+    def on(self, platform: str, spec: LoopSpec) -> tuple[str, Loop | None]:
         """Return the platform that a layer is planned for, and its loop; None for XLA's."""
 
 

@@ -18,7 +18,7 @@ from rnnjax.engine.core.scan import Scan
 from rnnjax.engine.fused.loops import cut
 from rnnjax.engine.fused.plan import Layer, LayerPlan
 from rnnjax.engine.fused.recurrence import Recurrence
-from rnnjax.engine.fused.residuals import kept_numbers
+from rnnjax.engine.fused.residuals import saved_numbers
 from rnnjax.errors import InvalidInputError
 
 
@@ -36,7 +36,7 @@ class Fused(Method):
     Args:
         keep_every: the dial between memory and time. None keeps, for the backward pass, the gates
             of every step: ``(gates + 2) * hidden_size`` numbers a step and row for an LSTM. With k,
-            only the state before every k-th step is kept, and the k steps are computed again when
+            only the state before every k-th step is saved, and the k steps are computed again when
             their turn comes (Chen et al., 2016): a third more products, and memory for k steps
             and ``time / k`` states. Near the square root of the number of steps it is least; a
             divisor of that number saves copies of the inputs and outputs.
@@ -78,11 +78,11 @@ class Fused(Method):
     def explain(
         self, cell: Cell, params: Params, shape: tuple[int, ...], platform: str
     ) -> list[str]:
-        """The forms of the products, and what is kept for the backward pass."""
+        """The forms of the products, and what is saved for the backward pass."""
         length = min(self.keep_every or shape[0], shape[0])
         plan = LayerPlan.of(cell, params, (length, *shape[1:]), self.dtype_of(cell), platform)
         layer = Layer(cell, plan, False, params, Steps())
-        saved = f"{kept_numbers(layer, shape[1:-1])} numbers a row"
+        saved = f"{saved_numbers(layer, shape[1:-1])} numbers a row"
         if length == shape[0]:
             memory = f"keeps {saved} of every step for the backward pass"
         else:
@@ -117,7 +117,7 @@ def unrolled(
     carry: Carry,
     steps: Steps,
 ) -> tuple[Carry, jax.Array]:
-    """Run a recurrence, in segments with ``keep_every``, and what stands behind its loop."""
+    """Run a recurrence, in segments with ``keep_every``, and its readout after the loop."""
     cell, num_steps, reverse = recurrence.cell, xs.shape[0], recurrence.reverse
     if num_steps == 0:  # there is no first step to take out of the loop
         return Scan().run(cell, params, xs, carry, reverse, steps)
@@ -135,10 +135,10 @@ def unrolled(
             f"{keep_every} over {num_steps} steps"
         )
     if keep_every is None or keep_every >= num_steps:
-        carry, shown = run((xs, steps.each), carry)
+        carry, emitted = run((xs, steps.per_step), carry)
     else:
-        carry, shown = _in_segments(run, keep_every, (xs, steps.each), carry, reverse)
-    return carry, read_out(cell, params, shown, xs, steps.each, recurrence.dtype)
+        carry, emitted = _in_segments(run, keep_every, (xs, steps.per_step), carry, reverse)
+    return carry, read_out(cell, params, emitted, xs, steps.per_step, recurrence.dtype)
 
 
 def resets_early(carry: Carry, steps: Steps, reverse: bool) -> tuple[Carry, Steps]:
@@ -147,7 +147,7 @@ def resets_early(carry: Carry, steps: Steps, reverse: bool) -> tuple[Carry, Step
     There they are one pointwise function with the rest of the step; at the beginning of it they
     would be one of their own before the recurrent product.
     """
-    resets = steps.each.resets
+    resets = steps.per_step.resets
     if resets is None:
         return carry, steps
     none = jnp.zeros_like(resets[:1])
@@ -155,8 +155,8 @@ def resets_early(carry: Carry, steps: Steps, reverse: bool) -> tuple[Carry, Step
         first, then = resets[-1], jnp.concatenate([none, resets[:-1]])
     else:
         first, then = resets[0], jnp.concatenate([resets[1:], none])
-    carry = steps.begin(carry, StepMarks(resets=first))
-    return carry, steps._replace(each=steps.each._replace(resets=then))
+    carry = steps.reset(carry, StepMarks(resets=first))
+    return carry, steps._replace(per_step=steps.per_step._replace(resets=then))
 
 
 Run = Callable[[Any, Carry], tuple[Carry, jax.Array]]

@@ -114,9 +114,11 @@ class LayerPlan:
             f"the gradient of {', '.join(outside)}: one product over {num_steps} steps each, after "
             "the backward loop"
         )
-        behind = [name for name, role in roles_of(cell).items() if role is Role.OUT]
-        if behind:
-            lines.append(f"multiplies with {', '.join(behind)} behind the loop, all steps at once")
+        after_loop = [name for name, role in roles_of(cell).items() if role is Role.OUT]
+        if after_loop:
+            lines.append(
+                f"multiplies with {', '.join(after_loop)} after the loop, all steps at once"
+            )
         summed = [n for n, role in roles_of(cell).items() if n in inside or role is Role.UNIT]
         if summed:
             lines.append(f"the gradient of {', '.join(summed)}: summed in the backward loop")
@@ -223,12 +225,12 @@ def after(
     cell: Cell, steps: Steps, at: StepMarks, start: Carry, old: Carry, new: Carry, y: jax.Array
 ) -> tuple[Carry, jax.Array]:
     """Apply masks, noise and resets after the equation: linear in the arrays from ``start`` on."""
-    new, y = steps.end(old, new, y, at, cell.output)
-    return steps._replace(start=start).begin(new, at), y
+    new, y = steps.mask(old, new, y, at, cell.output)
+    return steps._replace(start=start).reset(new, at), y
 
 
 def step_of(layer: Layer) -> Callable[[Carry, jax.Array, StepMarks], tuple[Carry, jax.Array]]:
-    """``(carry, projected, at) -> (carry, y)``, of which nothing is kept."""
+    """``(carry, projected, at) -> (carry, y)``, of which nothing is saved."""
     cell, steps = layer.cell, layer.steps
     inputs = inputs_of(layer)
     apply_update = apply_update_of(layer)

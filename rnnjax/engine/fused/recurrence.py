@@ -2,7 +2,7 @@
 
 Autodiff through a scan carries the gradient of every weight in the loop and adds to it at every
 step, which for a recurrent layer costs more than the products themselves. Here the backward loop
-leaves the cotangents of the gates behind instead, and each weight gradient is one product over all
+emits the cotangents of the gates instead, and each weight gradient is one product over all
 steps afterwards. The gradient of the pointwise part is JAX's own, of the cell's one equation.
 """
 
@@ -31,7 +31,7 @@ from rnnjax.engine.fused.loops import (
     with_vectors,
 )
 from rnnjax.engine.fused.plan import Layer, LayerPlan, after, step_of
-from rnnjax.engine.fused.residuals import keeping_step_of, layout_of
+from rnnjax.engine.fused.residuals import layout_of, saving_step_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,45 +82,59 @@ class Recurrence(Function):
                 loop = with_vectors(loop)
         return Layer(self.cell, plan, self.reverse, params, steps, loop, self.blocks)
 
-    def plain(self, params: Params, steps: Steps, xs: Any, each: StepMarks, carry: Carry) -> Any:
-        """A scan of the step, behind the product of the inputs."""
+    def plain(
+        self, params: Params, steps: Steps, xs: Any, per_step: StepMarks, carry: Carry
+    ) -> Any:
+        """A scan of the step, after the product of the inputs."""
         # For no platform: what is differentiated to any order has no barriers and copies in it.
-        step = step_of(self.layer("any", "run", params, steps, xs, each, carry))
+        step = step_of(self.layer("any", "run", params, steps, xs, per_step, carry))
         projected = self.cell.multiplied(params, xs, self.dtype)
         return jax.lax.scan(
-            lambda carry, at: step(carry, *at), carry, (projected, each), reverse=self.reverse
+            lambda carry, at: step(carry, *at), carry, (projected, per_step), reverse=self.reverse
         )
 
     def run(
-        self, platform: str, params: Params, steps: Steps, xs: Any, each: StepMarks, carry: Carry
+        self,
+        platform: str,
+        params: Params,
+        steps: Steps,
+        xs: Any,
+        per_step: StepMarks,
+        carry: Carry,
     ) -> Any:
         """Project some steps' inputs at a time, and run the loop over them.
 
         A projection that fits the cache is read from there, and no fresh memory is asked of the
         system for the others. `LayerPlan` says how many steps: too few make small products.
         """
-        layer = self.layer(platform, "run", params, steps, xs, each, carry)
+        layer = self.layer(platform, "run", params, steps, xs, per_step, carry)
 
         def at_once(carry: Carry, inputs: tuple[Any, StepMarks]) -> tuple[Carry, jax.Array]:
-            xs, each = inputs
-            return _forward_loop(layer, project(layer, xs), each, carry)
+            xs, per_step = inputs
+            return _forward_loop(layer, project(layer, xs), per_step, carry)
 
         num_steps, length = xs.shape[0], layer.plan.ahead
         if self.axis or length == num_steps:
-            return at_once(carry, (xs, each))
-        carry, ys = jax.lax.scan(at_once, carry, cut((xs, each), length), reverse=self.reverse)
+            return at_once(carry, (xs, per_step))
+        carry, ys = jax.lax.scan(at_once, carry, cut((xs, per_step), length), reverse=self.reverse)
         return carry, ys.reshape(num_steps, *ys.shape[2:])
 
     def forward(
-        self, platform: str, params: Params, steps: Steps, xs: Any, each: StepMarks, carry: Carry
+        self,
+        platform: str,
+        params: Params,
+        steps: Steps,
+        xs: Any,
+        per_step: StepMarks,
+        carry: Carry,
     ) -> Any:
         """Project all inputs, and return each step's residuals and the carry before it.
 
         Residuals of the size of the projected inputs, as four gates, replace these in place: it
         saves the largest array of a layer.
         """
-        layer = self.layer(platform, "forward", params, steps, xs, each, carry)
-        step = keeping_step_of(layer)
+        layer = self.layer(platform, "forward", params, steps, xs, per_step, carry)
+        step = saving_step_of(layer)
 
         def keep(carry: Carry, projected: jax.Array, at: StepMarks) -> Any:
             new, y, (entry, rest) = step(carry, projected, at)
@@ -128,7 +142,7 @@ class Recurrence(Function):
 
         # Read ahead, as XLA may otherwise copy the array that is written over at each step.
         carry, first, (ys, rest, carries) = layer.loop(
-            LoopArgs(keep, carry, project(layer, xs), each, self.reverse, ahead=True)
+            LoopArgs(keep, carry, project(layer, xs), per_step, self.reverse, ahead=True)
         )
         return (carry, ys), (first, rest, carries)
 
@@ -141,11 +155,11 @@ class Recurrence(Function):
 
     def backward(self, platform: str, args: Any, saved: Any, d: Any, needs_grad: Any) -> Any:
         """The backward loop, and a product for each weight."""
-        (params, steps, xs, each, _), (first, rest, carries) = args, saved
+        (params, steps, xs, per_step, _), (first, rest, carries) = args, saved
         layer, cell = self.layer(platform, "backward", *args), self.cell
         d_carry, d_ys = d
         (d_used, d_start), d_projected, d_recurrent, d_carry = _backward_loop(
-            layer, first, (rest, d_ys, carries, each), d_carry
+            layer, first, (rest, d_ys, carries, per_step), d_carry
         )
         # Where the update reads a sum, the halves have the same cotangent, and one array holds it.
         d_product = cell.without_raw(d_projected)
@@ -163,7 +177,7 @@ class Recurrence(Function):
                 d_params[name] += d_sum.sum(axis=tuple(range(d_sum.ndim - 1)))
         d_params["kernel"], d_xs = _inputs_gradients(layer, xs, d_projected, needs_grad)
         d_params = {name: d.astype(params[name].dtype) for name, d in d_params.items()}
-        nothing = jax.tree.map(lambda _: None, (steps, each))
+        nothing = jax.tree.map(lambda _: None, (steps, per_step))
         d_start = jax.tree.map(lambda d, leaf: d.astype(leaf.dtype), d_start, steps.start)
         return d_params, nothing[0]._replace(start=d_start), d_xs, nothing[1], d_carry
 
@@ -190,7 +204,7 @@ def _inputs_gradients(layer: Layer, xs: Any, d: jax.Array, needs_grad: Any) -> t
 
 
 def _forward_loop(
-    layer: Layer, projected: jax.Array, each: StepMarks, carry: Carry
+    layer: Layer, projected: jax.Array, per_step: StepMarks, carry: Carry
 ) -> tuple[Carry, jax.Array]:
     """Run the steps over ``projected (time, *batch, gates * hidden_size)``."""
     step = step_of(layer)
@@ -200,7 +214,7 @@ def _forward_loop(
         return new, None, y
 
     ahead = layer.plan.reads_ahead
-    carry, _, ys = layer.loop(LoopArgs(body, carry, projected, each, layer.reverse, ahead))
+    carry, _, ys = layer.loop(LoopArgs(body, carry, projected, per_step, layer.reverse, ahead))
     return carry, ys
 
 
@@ -215,7 +229,7 @@ def _backward_loop(
 
     Args:
         layer: of the backward pass.
-        first: what was kept in the place of the projected inputs.
+        first: what was saved in the place of the projected inputs.
         others: all else.
         d_carry: the cotangent of the last carry.
         replaces: whether ``first`` is written over.

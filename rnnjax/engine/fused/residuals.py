@@ -1,9 +1,9 @@
 """The residuals of a step: the arrays that its derivative needs, and where it finds them.
 
 The derivative of a cell's `update` is JAX's own. What it needs follows from names alone: JAX saves
-what `rnnjax.cells.activations.KEPT` names, and computes the rest again, from that and from the
+what `rnnjax.cells.activations.RESIDUAL` names, and computes the rest again, from that and from the
 carry. `jax.vjp` returns it as a function that is a pytree of arrays: some are the step's own, and
-are kept, others are the parameters, the carry before the step, or constants, and are not.
+are saved, others are the parameters, the carry before the step, or constants, and are not.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import numpy as np
 from jax.core import eval_jaxpr
 from jax.stages import Traced
 
-from rnnjax.cells.activations import KEPT
+from rnnjax.cells.activations import RESIDUAL
 from rnnjax.cells.base import Carry, Params
 from rnnjax.engine.core.masking import StepMarks
 from rnnjax.engine.fused.plan import ApplyUpdate, Layer, after, apply_update_of, inputs_of
@@ -34,9 +34,9 @@ class Layout:
 
     Attributes:
         tree: of the function that `jax.vjp` returned.
-        places: of each of its arrays the kind (``"kept"``, ``"params"``, ``"carry"`` or
+        places: of each of its arrays the kind (``"saved"``, ``"params"``, ``"carry"`` or
             ``"constant"``) and which of that kind it is, or the constant itself.
-        written: which of those kept, side by side, take the place of the projected inputs: none, or
+        written: which of those saved take the place of the projected inputs, concatenated: none, or
             as many as have their size.
         sizes: of these, the size of the last axis.
     """
@@ -62,7 +62,7 @@ class Layout:
             if place is None and not isinstance(leaf, jax.core.Tracer):
                 place = "constant", leaf
             if place is None:
-                place = "kept", len(saved)
+                place = "saved", len(saved)
                 saved.append(leaf)
             places.append(place)
         # An LSTM keeps its four gates, as wide as its projected inputs, a GRU its three and one
@@ -98,7 +98,7 @@ class Layout:
         others = iter(rest)
         number = len(parts) + len(rest)
         own = {
-            "kept": [parts[i] if i in parts else next(others) for i in range(number)],
+            "saved": [parts[i] if i in parts else next(others) for i in range(number)],
             "params": jax.tree.leaves(params),
             "carry": jax.tree.leaves(carry),
         }
@@ -106,11 +106,11 @@ class Layout:
         return jax.tree.unflatten(self.tree, leaves)
 
 
-KeepingStep = Callable[[Carry, jax.Array, StepMarks], tuple[Carry, jax.Array, Saved]]
+SavingStep = Callable[[Carry, jax.Array, StepMarks], tuple[Carry, jax.Array, Saved]]
 
 
-def keeping_step_of(layer: Layer) -> KeepingStep:
-    """``(carry, projected, at) -> (carry, y, kept)``: all that the backward pass needs."""
+def saving_step_of(layer: Layer) -> SavingStep:
+    """``(carry, projected, at) -> (carry, y, saved)``: all that the backward pass needs."""
     cell, steps, inputs = layer.cell, layer.steps, inputs_of(layer)
 
     def step(carry: Carry, projected: jax.Array, at: StepMarks) -> tuple[Carry, jax.Array, Saved]:
@@ -142,13 +142,13 @@ def _used(layer: Layer) -> Params:
 
 
 def _traced(layer: Layer, projected: Any, used: Params, x: Any, carry: Carry) -> Traced:
-    """`_keeping` of these, or of their shapes."""
+    """`_saving` of these, or of their shapes."""
     entry = jax.ShapeDtypeStruct(projected.shape, projected.dtype)
-    return _keeping.trace(apply_update_of(layer), entry, used, x, carry)
+    return _saving.trace(apply_update_of(layer), entry, used, x, carry)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _keeping(
+def _saving(
     apply_update: ApplyUpdate, projected: jax.ShapeDtypeStruct, used: Params, x: Any, carry: Carry
 ) -> tuple[tuple[Carry, jax.Array], list[jax.Array], Layout]:
     """Return what `update` returns, the residuals of its derivative, and their layout.
@@ -160,20 +160,20 @@ def _keeping(
     saving = jax.checkpoint(
         apply_update,
         prevent_cse=False,
-        policy=jax.checkpoint_policies.save_only_these_names(KEPT),
+        policy=jax.checkpoint_policies.save_only_these_names(RESIDUAL),
     )
     out, vjp_fn = jax.vjp(saving, used, x, carry)
     layout, saved = Layout.of(vjp_fn, used, carry, projected)
     return out, saved, layout
 
 
-def kept_numbers(layer: Layer, batch: tuple[int, ...]) -> int:
+def saved_numbers(layer: Layer, batch: tuple[int, ...]) -> int:
     """How many numbers the backward pass needs of each row of a step, its carry counted in."""
 
     def step(params: Params) -> tuple[Saved, Carry]:
         carry = layer.cell.initial_carry(batch)
         projected = jnp.zeros((*batch, params["kernel"].shape[-1] + layer.cell.raw_inputs))
-        step = keeping_step_of(layer._replace(params=dict(params)))
+        step = saving_step_of(layer._replace(params=dict(params)))
         entry, rest = step(carry, projected, StepMarks())[2]
         return (projected if entry is None else entry, rest), carry
 

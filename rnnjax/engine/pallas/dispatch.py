@@ -35,25 +35,25 @@ class KernelLoops:
     interpret: Any
     notes: list[str] | None = dataclasses.field(default=None, compare=False)
 
-    def on(self, platform: str, turns: LoopSpec) -> tuple[str, Loop | None]:
+    def on(self, platform: str, spec: LoopSpec) -> tuple[str, Loop | None]:
         """The loop for a platform, and that for which the rest of a layer is planned."""
         if self.interpret:
             platform = self.interpret if isinstance(self.interpret, str) else "tpu"
         if platform == "tpu":
             return platform, self._on_tpu
         if platform == "cuda":
-            return platform, functools.partial(self._on_gpu, turns)
+            return platform, functools.partial(self._on_gpu, spec)
         none = "one for cuda alone" if platform == "gpu" else f"none for {platform}"
         self._note(f"XLA's, not a kernel, because there is {none}")
         return platform, None
 
-    def _on_gpu(self, turns: LoopSpec, args: LoopArgs) -> tuple[Any, jax.Array, Any]:
+    def _on_gpu(self, spec: LoopSpec, args: LoopArgs) -> tuple[Any, jax.Array, Any]:
         arrays = args.state, args.first, args.others
         reason = self._why_not(arrays, "GPU")
         if varies(arrays) and jax.__version_info__ < (0, 10):
             reason = "inside of jax.shard_map JAX before 0.10 does not trace it"
         if reason is None:
-            traced = Traced.of(args).at(of_rows(turns, ROWS))
+            traced = Traced.of(args).at(of_rows(spec, ROWS))
             reason = gpu.why_not(traced)
             if traced is not None and reason is None:
                 run = functools.partial(
@@ -128,7 +128,7 @@ class _Noted:
 
     traced: list[Traced] = dataclasses.field(compare=False)
 
-    def on(self, platform: str, turns: LoopSpec) -> tuple[str, Loop | None]:
+    def on(self, platform: str, spec: LoopSpec) -> tuple[str, Loop | None]:
         return platform, self._run
 
     def _run(self, args: LoopArgs) -> Any:
@@ -136,17 +136,17 @@ class _Noted:
         return over_time(args)
 
 
-def of_rows(turns: LoopSpec, rows: int) -> Traced:
+def of_rows(spec: LoopSpec, rows: int) -> Traced:
     """The step of a loop, traced for another number of rows; nothing is computed."""
     noted = _Noted([])
-    recurrence = dataclasses.replace(turns.recurrence, loops=noted)
+    recurrence = dataclasses.replace(spec.recurrence, loops=noted)
 
     def run(*args: Any) -> None:
-        if turns.kind == "run":
+        if spec.kind == "run":
             recurrence.run("cuda", *args)
             return
         out, saved = recurrence.forward("cuda", *args)
-        if turns.kind == "backward":
+        if spec.kind == "backward":
             # Of ids and marks there are none.
             needs_grad = jax.tree.map(lambda a: jnp.issubdtype(a.dtype, jnp.floating), args)
             recurrence.backward("cuda", args, saved, out, needs_grad)
@@ -158,12 +158,12 @@ def of_rows(turns: LoopSpec, rows: int) -> Traced:
 
         return jax.tree.map(leaf, tree)
 
-    params, steps, xs, each, carry = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(np.shape(a), jnp.result_type(a)), turns.args
+    params, steps, xs, per_step, carry = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(np.shape(a), jnp.result_type(a)), spec.args
     )
     steps = steps._replace(start=sized(0, steps.start), recurrent=sized(0, steps.recurrent))
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
-        jax.eval_shape(run, params, steps, sized(1, xs), sized(1, each), sized(0, carry))
+        jax.eval_shape(run, params, steps, sized(1, xs), sized(1, per_step), sized(0, carry))
     return noted.traced[-1]
 
 

@@ -87,7 +87,7 @@ class Kernel(Method):
         """Run ``cell`` over ``xs (time, *batch, features)``, whose batch a kernel sees as rows."""
         batch, loops = xs.shape[1:-1], KernelLoops(self.interpret)
         recurrence = Recurrence(cell, self._fused.dtype_of(cell), reverse, loops)
-        steps = steps._replace(each=_for_all(steps.each, xs.shape[:-1]))
+        steps = steps._replace(per_step=_for_all(steps.per_step, xs.shape[:-1]))
         if len(batch) == 1:
             return unrolled(recurrence, self.keep_every, params, xs, carry, steps)
         rows, carry, steps = _as_rows(xs, carry, steps)
@@ -122,15 +122,15 @@ class Kernel(Method):
         return [*lines, *self._fused.explain(cell, params, shape, platform)]
 
 
-def _for_all(each: StepMarks, rows: tuple[int, ...]) -> StepMarks:
+def _for_all(per_step: StepMarks, rows: tuple[int, ...]) -> StepMarks:
     """Marks that leave out axes of the batch, for each row."""
     whole = [
         marks
         if marks is None
         else jnp.broadcast_to(marks.reshape(*marks.shape, *[1] * (len(rows) - marks.ndim)), rows)
-        for marks in (each.valid, each.resets)
+        for marks in (per_step.valid, per_step.resets)
     ]
-    return each._replace(valid=whole[0], resets=whole[1])
+    return per_step._replace(valid=whole[0], resets=whole[1])
 
 
 def _as_rows(xs: Any, carry: Carry, steps: Steps) -> tuple[Any, Carry, Steps]:
@@ -144,7 +144,7 @@ def _as_rows(xs: Any, carry: Carry, steps: Steps) -> tuple[Any, Carry, Steps]:
     def at_once(leaf: jax.Array) -> jax.Array:
         return leaf.reshape(rows, *leaf.shape[axes:])
 
-    each = jax.tree.map(over_time, steps.each)
+    per_step = jax.tree.map(over_time, steps.per_step)
     start, recurrent = jax.tree.map(at_once, (steps.start, steps.recurrent))
-    steps = steps._replace(each=each, start=start, recurrent=recurrent)
+    steps = steps._replace(per_step=per_step, start=start, recurrent=recurrent)
     return jax.tree.map(over_time, xs), jax.tree.map(at_once, carry), steps

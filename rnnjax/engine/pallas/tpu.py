@@ -45,7 +45,7 @@ class Form(NamedTuple):
         return (*self.shape, 1, 1)[:2] if self.dtype == jnp.bool_ else (1, 1, *self.shape)[-2:]
 
     @property
-    def kept_dtype(self) -> Any:
+    def stored_dtype(self) -> Any:
         """Booleans do not lie in memory."""
         return jnp.float32 if self.dtype == jnp.bool_ else self.dtype
 
@@ -53,12 +53,12 @@ class Form(NamedTuple):
     def size(self) -> int:
         """Return the size in bytes, in tiles of 8 by 128 numbers of four bytes."""
         *outer, rows, columns = self.on_chip
-        packed = 32 // jnp.dtype(self.kept_dtype).itemsize
+        packed = 32 // jnp.dtype(self.stored_dtype).itemsize
         return math.prod(outer) * -(-rows // packed) * -(-columns // 128) * 4096
 
     def put(self, array: jax.Array, *time: int) -> jax.Array:
         """An array in this form, from that outside."""
-        return array.reshape(*time, *self.on_chip).astype(self.kept_dtype)
+        return array.reshape(*time, *self.on_chip).astype(self.stored_dtype)
 
     def get(self, array: jax.Array, *time: int) -> jax.Array:
         """Rebuild the array."""
@@ -74,7 +74,7 @@ class Form(NamedTuple):
         if self.shape:
             ref[time or ...] = self.put(new)
         else:
-            ref[*time, 0, 0] = jnp.asarray(new, self.kept_dtype)
+            ref[*time, 0, 0] = jnp.asarray(new, self.stored_dtype)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -201,7 +201,7 @@ class Traced:
             )
 
         def shape(form: Form, *time: int) -> Any:
-            return shaped_like((*time, *form.on_chip), form.kept_dtype, given[0])
+            return shaped_like((*time, *form.on_chip), form.stored_dtype, given[0])
 
         replaced = jax.tree.unflatten(self.tree[1], made_f)[0] is not None
         outs = pl.pallas_call(
@@ -211,7 +211,7 @@ class Traced:
             out_specs=[*map(whole, own_f), *map(over_time, made_f)],
             out_shape=[*map(shape, own_f), *(shape(form, num_steps) for form in made_f)],
             scratch_shapes=[
-                (pltpu.VMEM if form.shape else pltpu.SMEM)(form.on_chip, form.kept_dtype)
+                (pltpu.VMEM if form.shape else pltpu.SMEM)(form.on_chip, form.stored_dtype)
                 for form in own_f
             ],
             # Written in place: a block is read before it is written.

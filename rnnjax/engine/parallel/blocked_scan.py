@@ -47,7 +47,7 @@ Block = tuple[Factors, list[jax.Array], jax.Array | None]
 
 
 def one_step(state: list[jax.Array], at: Block) -> list[jax.Array]:
-    """The state behind a step, or behind a block of them."""
+    """The state after a step, or after a block of them."""
     factors, constants, resets = at
     given = without(resets, state)
     moved = [functools.reduce(jnp.add, map(_moved, row, given)) for row in factors]
@@ -72,12 +72,12 @@ def transposed(factors: Factors) -> Factors:
     return [list(column) for column in zip(*factors, strict=True)]
 
 
-Turn = Callable[[list[jax.Array], Block], tuple[list[jax.Array], list[jax.Array]]]
+Body = Callable[[list[jax.Array], Block], tuple[list[jax.Array], list[jax.Array]]]
 """A step in a loop: the state that it hands on, and the one that it shows."""
 
 
 def onwards(state: list[jax.Array], at: Block) -> tuple[list[jax.Array], list[jax.Array]]:
-    """The state behind a step."""
+    """The state after a step."""
     new = one_step(state, at)
     return new, new
 
@@ -90,8 +90,8 @@ def backwards(state: list[jax.Array], at: Block) -> tuple[list[jax.Array], list[
     return without(resets, one_step(total, (factors, nothing, None))), total
 
 
-def _behind(body: Turn, one: tuple[Factors, list[jax.Array]], at: Block) -> Any:
-    """Some steps and one more as one. What begins anew in it has no factors."""
+def _compose(body: Body, one: tuple[Factors, list[jax.Array]], at: Block) -> Any:
+    """A block and one more step, as one block. What a reset cuts off has no factors."""
     factors, constants = one
     nothing = [jnp.zeros_like(b) for b in constants]
     columns = [body(column, (at[0], nothing, at[2]))[0] for column in transposed(factors)]
@@ -114,7 +114,7 @@ def split_blocks(leaf: jax.Array, length: int, instead: float = 0) -> jax.Array:
     return leaf.reshape(blocks, length, *leaf.shape[1:])
 
 
-def pad_blocks(xs: Any, each: StepMarks, length: int) -> tuple[Any, StepMarks]:
+def pad_blocks(xs: Any, per_step: StepMarks, length: int) -> tuple[Any, StepMarks]:
     """Inputs and marks padded with masked steps, up to the end of the last block.
 
     The inputs there repeat the last step: at zeros, which nobody gave, a slope may be infinite.
@@ -122,15 +122,15 @@ def pad_blocks(xs: Any, each: StepMarks, length: int) -> tuple[Any, StepMarks]:
     num_steps = jax.tree.leaves(xs)[0].shape[0]
     spare = -num_steps % length
     if not spare:
-        return xs, each
-    if each.valid is None:
-        each = each._replace(valid=jnp.ones(num_steps, bool))
+        return xs, per_step
+    if per_step.valid is None:
+        per_step = per_step._replace(valid=jnp.ones(num_steps, bool))
 
     def again(leaf: jax.Array) -> jax.Array:
         rest = jnp.broadcast_to(leaf[-1:], (spare, *leaf.shape[1:]))
         return jnp.concatenate([leaf, rest])
 
-    return jax.tree.map(again, xs), each
+    return jax.tree.map(again, xs), per_step
 
 
 def blocked(tree: Any, length: int, axis: int) -> Any:
@@ -164,13 +164,13 @@ class Blocks(NamedTuple):
     factors of a block, and mend its states by them, takes as long and a quarter more memory.
 
     Attributes:
-        each: of each step, ``(blocks, steps of a block, ...)``.
+        per_step: of each step, ``(blocks, steps of a block, ...)``.
         ends: of each block as one step, ``(blocks, ...)``.
         num_steps: how many there are.
         reverse: whether it is the transpose, from the last step to the first.
     """
 
-    each: Block
+    per_step: Block
     ends: Block
     num_steps: int
     reverse: bool
@@ -187,26 +187,26 @@ class Blocks(NamedTuple):
         """Split a recurrence into blocks of so many steps."""
         num_steps = constants[0].shape[0]
         cut = functools.partial(split_blocks, length=length)
-        # Steps behind the end change nothing.
+        # Steps after the end change nothing.
         rows = [[cut(leaf, instead=float(i == j)) for j, leaf in enumerate(row)]
                 for i, row in enumerate(transposed(factors) if reverse else factors)]  # fmt: skip
         cuts = None if resets is None else cut(resets)
-        each = rows, [cut(b) for b in constants], cuts
-        body = _turn(reverse)
+        per_step = rows, [cut(b) for b in constants], cuts
+        body = _body(reverse)
 
-        def behind(one: Any, first: jax.Array, others: Any) -> Any:
-            return _behind(body, one, _at(first, others)), None, None
+        def compose(one: Any, first: jax.Array, others: Any) -> Any:
+            return _compose(body, one, _at(first, others)), None, None
 
-        begin = _no_step([b[:, 0] for b in each[1]])
-        whole, last = by_columns(LoopArgs(behind, begin, *_parts(each), reverse, False))[0]
+        begin = _no_step([b[:, 0] for b in per_step[1]])
+        whole, last = by_columns(LoopArgs(compose, begin, *_parts(per_step), reverse, False))[0]
         ends = whole, last, None if cuts is None else cuts.any(axis=1)
-        return cls(each, ends, num_steps, reverse)
+        return cls(per_step, ends, num_steps, reverse)
 
     def as_one(self) -> Block:
         """Return all steps as one."""
         begin = _no_step([b[0] for b in self.ends[1]])
         (whole, last), _ = jax.lax.scan(
-            lambda one, at: (_behind(onwards, one, at), None),
+            lambda one, at: (_compose(onwards, one, at), None),
             begin,
             self.ends,
             reverse=self.reverse,
@@ -216,27 +216,29 @@ class Blocks(NamedTuple):
 
     def states(self, before: list[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
         """Return the states of all steps and the last one, from the state before the first."""
-        body = _turn(self.reverse)
+        body = _body(self.reverse)
 
         def step(state: list[jax.Array], first: jax.Array, others: Any) -> Any:
             new, (first, *rest) = body(state, _at(first, others))
             return new, first, rest
 
         starts = block_carries(before, self.ends, self.reverse)
-        args = LoopArgs(step, starts, *_parts(self.each), self.reverse, False)
+        args = LoopArgs(step, starts, *_parts(self.per_step), self.reverse, False)
         ends, first, rest = by_columns(args)
         steps = first.shape[0] * first.shape[1]  # which -1 does not find without any row
-        shown = [leaf.reshape(steps, *leaf.shape[2:])[: self.num_steps] for leaf in (first, *rest)]
-        return shown, [leaf[0 if self.reverse else -1] for leaf in ends]
+        emitted = [
+            leaf.reshape(steps, *leaf.shape[2:])[: self.num_steps] for leaf in (first, *rest)
+        ]
+        return emitted, [leaf[0 if self.reverse else -1] for leaf in ends]
 
 
-def _turn(reverse: bool) -> Turn:
+def _body(reverse: bool) -> Body:
     return backwards if reverse else onwards
 
 
-def _parts(each: Block) -> tuple[jax.Array, Any]:
+def _parts(per_step: Block) -> tuple[jax.Array, Any]:
     """Split a block as a loop reads it, which writes the states over the first constants."""
-    factors, (first, *rest), resets = each
+    factors, (first, *rest), resets = per_step
     return first, (factors, rest, resets)
 
 

@@ -51,12 +51,14 @@ class BlocksAsBatch(Function):
         """Say why the update of the cell cannot run so."""
         return f"blocks cannot run side by side where the update has {what}; use method=Scan()"
 
-    def plain(self, params: Params, steps: Steps, xs: Any, each: StepMarks, carry: Carry) -> Any:
+    def plain(
+        self, params: Params, steps: Steps, xs: Any, per_step: StepMarks, carry: Carry
+    ) -> Any:
         """Run as a linear solve."""
-        if each.resets is not None:  # the state before the first step has begun already
-            each = each._replace(resets=shift(each.resets))
+        if per_step.resets is not None:  # the state before the first step has begun already
+            per_step = per_step._replace(resets=shift(per_step.resets))
         solved = AffineRecurrence(self.length)
-        return affine_states(self.recurrence.cell, solved, params, steps, xs, each, carry)
+        return affine_states(self.recurrence.cell, solved, params, steps, xs, per_step, carry)
 
     def run(self, platform: str, *args: Any) -> Any:
         """Find the first states of all blocks, and then their outputs.
@@ -82,15 +84,15 @@ class BlocksAsBatch(Function):
 
     def backward(self, platform: str, args: Any, saved: Any, d: Any, needs_grad: Any) -> Any:
         """Find the cotangents at the ends of the blocks, and from these each block's gradients."""
-        (params, steps, xs, each, _), (saved, starts, factors), (d_last, d_ys) = args, saved, d
+        (params, steps, xs, per_step, _), (saved, starts, factors), (d_last, d_ys) = args, saved, d
         num_steps, recurrence = d_ys.shape[0], dataclasses.replace(self.recurrence, axis=1)
-        given = *pad_blocks(xs, each, self.length), d_ys
-        xs, each, d_ys = blocked(given, self.length, recurrence.axis)
-        cut = params, steps, xs, each, starts
+        given = *pad_blocks(xs, per_step, self.length), d_ys
+        xs, per_step, d_ys = blocked(given, self.length, recurrence.axis)
+        cut = params, steps, xs, per_step, starts
         nothing = jax.tree.map(jnp.zeros_like, starts)
         begun = recurrence.sent_back(platform, cut, saved, (nothing, d_ys))
         leaves, tree = jax.tree.flatten(d_last)
-        across = transposed(factors), jax.tree.leaves(begun), _any_reset(each, recurrence.axis)
+        across = transposed(factors), jax.tree.leaves(begun), _any_reset(per_step, recurrence.axis)
         ends = block_carries(leaves, across, reverse=True)
         all_but = (*needs_grad[:4], jax.tree.map(lambda _: True, starts))
         d = jax.tree.unflatten(tree, ends), d_ys
@@ -105,27 +107,27 @@ class BlocksAsBatch(Function):
         params: Params,
         steps: Steps,
         xs: Any,
-        each: StepMarks,
+        per_step: StepMarks,
         carry: Carry,
     ) -> tuple[Any, Factors]:
         """Return the arguments of the recurrence with blocks as rows, and each block's factors."""
         axis = recurrence.axis
-        xs, each = blocked(pad_blocks(xs, each, self.length), self.length, axis)
+        xs, per_step = blocked(pad_blocks(xs, per_step, self.length), self.length, axis)
         number = jax.tree.leaves(xs)[0].shape[1 - axis]
         # Like the carry, which inside of `jax.shard_map` varies over the devices.
         zeros = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, shape=(number, *leaf.shape)), carry)
-        factors, constants = self._as_one(platform, recurrence, params, steps, xs, each, zeros)
+        factors, constants = self._as_one(platform, recurrence, params, steps, xs, per_step, zeros)
         leaves, tree = jax.tree.flatten(carry)
-        blocks = factors, constants, _any_reset(each, axis)
+        blocks = factors, constants, _any_reset(per_step, axis)
         starts = block_carries(leaves, blocks)
-        return (params, steps, xs, each, jax.tree.unflatten(tree, starts)), factors
+        return (params, steps, xs, per_step, jax.tree.unflatten(tree, starts)), factors
 
     def _as_one(
         self, platform: str, recurrence: Recurrence, *cut: Any
     ) -> tuple[Factors, list[jax.Array]]:
         """Return the factors and the constants of each block as one step."""
         layer = recurrence.layer(platform, "run", *cut)
-        step, (_, _, xs, each, zeros) = step_of(layer), cut
+        step, (_, _, xs, per_step, zeros) = step_of(layer), cut
         leaves, tree = jax.tree.flatten(zeros)
         columns = [
             jax.tree.unflatten(
@@ -140,11 +142,11 @@ class BlocksAsBatch(Function):
             return (new, [along(column) for column in columns]), None, None
 
         projected = project(layer, xs)
-        args = LoopArgs(body, (zeros, columns), projected, each, False, layer.plan.reads_ahead)
+        args = LoopArgs(body, (zeros, columns), projected, per_step, False, layer.plan.reads_ahead)
         (ends, columns), _, _ = layer.loop(args)
         return transposed([jax.tree.leaves(column) for column in columns]), jax.tree.leaves(ends)
 
 
-def _any_reset(each: StepMarks, axis: int) -> jax.Array | None:
+def _any_reset(per_step: StepMarks, axis: int) -> jax.Array | None:
     """Whether a row is reset in each block."""
-    return None if each.resets is None else each.resets.any(axis=axis)
+    return None if per_step.resets is None else per_step.resets.any(axis=axis)

@@ -89,7 +89,7 @@ class Matrices:
         return reads, stabilizers, StabilizedCarry(state, last_stabilizer)
 
     def _over(self, state: jax.Array, at: Any, begin: Any) -> tuple[jax.Array, jax.Array]:
-        """The memory behind a chunk, and that before it."""
+        """The memory after a chunk, and that before it."""
         keeps, written, erased, begun = at
         new = state
         if begin is not None:
@@ -174,8 +174,8 @@ class Matrices:
             cut = count[..., :, None] == count[..., None, :]
         strict = jnp.tril(lower, -1)
         strict = strict[..., None] if by_key else strict
-        each = decay[..., :, None, :] if by_key else decay[..., :, None]
-        sums = jnp.cumsum(jnp.where(strict, each, 0), axis=axis)
+        per_step = decay[..., :, None, :] if by_key else decay[..., :, None]
+        sums = jnp.cumsum(jnp.where(strict, per_step, 0), axis=axis)
         own = (lower & cut).astype(decay.dtype)
         whole = own @ decay if by_key else (own @ decay[..., None])[..., 0]
         return sums, whole, cut
@@ -301,7 +301,7 @@ def chunkwise(
         requested: the steps of a chunk, if they are wished.
     """
     whole = jnp.ones(xs.shape[:-1], bool)  # marks may have fewer axes than there are of rows
-    valid, resets = (None if m is None else expand(m, whole) & whole for m in steps.each[:2])
+    valid, resets = (None if m is None else expand(m, whole) & whole for m in steps.per_step[:2])
     first = jax.tree.map(lambda leaf: leaf[0], xs)
     # Whatever is wrong with what the cell declares is said here, in its words.
     step = jax.eval_shape(lambda: cell.apply_update(params, cell.project(params, first), carry))

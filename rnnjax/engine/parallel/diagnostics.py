@@ -24,7 +24,7 @@ class LayerConvergence(NamedTuple):
     Attributes:
         cell: of the layer.
         iterations: how many were made; of an affine cell one, which is exact.
-        residuals: by how much the cell's own step departs from the states, behind each iteration:
+        residuals: by how much the cell's own step departs from the states, after each iteration:
             the largest entry, as a part of the largest state.
         converged: whether the last of these is within the tolerance; if not, `rnnjax.unroll` runs
             the steps one by one.
@@ -114,8 +114,8 @@ def newton(
         if reverse:
             xs = jax.tree.map(lambda leaf: leaf[::-1], xs)
         (last, ys), (count, residuals, converged), lyapunov = _run(cell, method, params, xs, carry)
-        behind = tuple(float(value) for value in residuals[: int(count)])
-        layers.append(LayerConvergence(cell, int(count), behind, bool(converged), float(lyapunov)))
+        found = tuple(float(value) for value in residuals[: int(count)])
+        layers.append(LayerConvergence(cell, int(count), found, bool(converged), float(lyapunov)))
         return last, ys[::-1] if reverse else ys
 
     over_layers(single)(cell, params, xs, carry, reverse=bool(reverse))

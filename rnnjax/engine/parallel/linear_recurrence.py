@@ -36,7 +36,7 @@ def affine(step: Any, at: Any) -> tuple[list[jax.Array], Factors]:
 
 
 def shift(values: jax.Array) -> jax.Array:
-    """Each step's value at the step behind it; zeros at the first."""
+    """Each step's value at the step after it; zeros at the first."""
     return jnp.concatenate([jnp.zeros_like(values[:1]), values[:-1]])
 
 
@@ -89,7 +89,7 @@ class AffineRecurrence(Function):
         return states, before, here if last is None else last
 
     def forward(self, platform: str, *args: Any) -> tuple[Any, Any]:
-        """The states are all that is kept."""
+        """The states are all that is saved."""
         out = self.run(platform, *args)
         return out, out[:2]
 
@@ -166,7 +166,7 @@ def affine_states(
     params: Params,
     steps: Steps,
     xs: Any,
-    each: StepMarks,
+    per_step: StepMarks,
     carry: Carry,
 ) -> tuple[Carry, jax.Array]:
     """The last state and the outputs, from the factors and constants of every step."""
@@ -179,21 +179,21 @@ def affine_states(
 
     def step(before: Carry) -> Carry:
         """A step with its marks, all of which are affine too."""
-        begun = steps.begin(before, each)
+        begun = steps.reset(before, per_step)
         new = [
             total.astype(b.dtype)
             for total, b in zip(
                 plus(constants, times(factors, jax.tree.leaves(begun))), start, strict=True
             )
         ]
-        return steps.end(begun, jax.tree.unflatten(tree, new), new[0], each, None)[0]
+        return steps.mask(begun, jax.tree.unflatten(tree, new), new[0], per_step, None)[0]
 
-    states, first, ends = solved(*affine(step, nothing), start, each.resets)
+    states, first, ends = solved(*affine(step, nothing), start, per_step.resets)
     if cell.output is not None:
         ys = getattr(jax.tree.unflatten(tree, states), cell.output)
         ys = ys if cell.dtype is None else ys.astype(cell.dtype)
     else:
         before = [shift(h).at[0].set(s) for h, s in zip(states, first, strict=True)]
-        begun = steps.begin(jax.tree.unflatten(tree, before), each)
+        begun = steps.reset(jax.tree.unflatten(tree, before), per_step)
         ys = apply_update(projected, begun)[1]
-    return jax.tree.unflatten(tree, ends), zero_masked(ys, each.valid)
+    return jax.tree.unflatten(tree, ends), zero_masked(ys, per_step.valid)

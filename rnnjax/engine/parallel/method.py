@@ -126,30 +126,32 @@ class Parallel(Method):
             xs, steps, carry = without_row(xs, steps, carry)
             last, ys = self.run(cell, params, xs, carry, reverse, steps)
             return jax.tree.map(lambda leaf: leaf[None], last), ys[:, None]
-        each = steps.each
+        per_step = steps.per_step
         if reverse:
-            xs, each = jax.tree.map(lambda leaf: leaf[::-1], (xs, each))
+            xs, per_step = jax.tree.map(lambda leaf: leaf[::-1], (xs, per_step))
         if cell.has_memory:
-            last, ys = chunkwise(cell, params, xs, carry, steps._replace(each=each), self.chunk)
-            ys = read_out(cell, params, ys, xs, each)
+            last, ys = chunkwise(
+                cell, params, xs, carry, steps._replace(per_step=per_step), self.chunk
+            )
+            ys = read_out(cell, params, ys, xs, per_step)
             return last, ys[::-1] if reverse else ys
         if why_not_affine(cell):
             last, ys = self.all_steps(cell, num_steps)(
-                dict(cell.loop_params(params)), steps.shared(), xs, each, carry
+                dict(cell.loop_params(params)), steps.shared(), xs, per_step, carry
             )
-            ys = read_out(cell, params, ys, xs, each)
+            ys = read_out(cell, params, ys, xs, per_step)
             return last, ys[::-1] if reverse else ys
         length = block_length(num_steps, self.chunk)
         if self.axis_name is None and runs_again(cell, xs.shape):
-            carry, steps = resets_early(carry, steps._replace(each=each), False)
+            carry, steps = resets_early(carry, steps._replace(per_step=per_step), False)
             recurrence = Recurrence(cell, cell.dtype, False, blocks=True)
             beside = BlocksAsBatch(recurrence, length, not writes_more(cell))
             used = cell.loop_params(dict(params))
-            last, ys = beside(used, steps.shared(), xs, steps.each, carry)
+            last, ys = beside(used, steps.shared(), xs, steps.per_step, carry)
         else:
             solved = AffineRecurrence(length, self.along, reverse)
-            last, ys = affine_states(cell, solved, params, steps, xs, each, carry)
-        ys = read_out(cell, params, ys, xs, each)
+            last, ys = affine_states(cell, solved, params, steps, xs, per_step, carry)
+        ys = read_out(cell, params, ys, xs, per_step)
         return last, ys[::-1] if reverse else ys
 
     def held(

@@ -47,7 +47,7 @@ class Newton:
 
     from what a step makes of zeros, and each is followed by :math:`s_t \leftarrow f_t(s_{t-1})`
     (Lim et al., 2024; quasi-DEER: Gonzalez et al., 2024; in blocks: Danieli et al., 2025).
-    :math:`D` only steers, and :math:`r` alone decides: where it is not small behind the last
+    :math:`D` only steers, and :math:`r` alone decides: where it is not small after the last
     iteration, as with chaotic weights, the steps run one by one. So the numbers are the cell's own
     in any case, and `rnnjax.newton` says how many iterations they took. :math:`D` is a derivative
     forwards: an ``update`` with a `jax.custom_vjp` needs a `jax.custom_jvp` instead.
@@ -101,7 +101,7 @@ class Solution(NamedTuple):
     Attributes:
         value: trees over time: the states and the outputs, or the cotangents.
         iterations: how many were made.
-        residuals: of what each of them solved for; zeros behind the last.
+        residuals: of what each of them solved for; zeros after the last.
         residual: that of ``value``.
     """
 
@@ -114,7 +114,7 @@ class Solution(NamedTuple):
 def iterated(newton: Newton, linearised: Any, solve: Any, step: Any, guess: Carry) -> Solution:
     """Correct a guess of the states, or cotangents, until it stands still, and once more.
 
-    Behind each correction stands a step of its own, from all states at once, in which what the
+    After each correction comes a step of its own, from all states at once, in which what the
     factors left out has less of a part: an LSTM(128) comes to 1e-6 in 13 iterations, without it
     in 16. And the last correction is that of a guess within the tolerance: where a memory is
     of a thousand steps, its error is a hundred times what is amiss at each of them.
@@ -235,9 +235,11 @@ class AllSteps(Function):
         """Say why the update of the cell cannot run so."""
         return f"all steps cannot run at once where the update has {what}; use method=Scan()"
 
-    def plain(self, params: Params, steps: Steps, xs: Any, each: StepMarks, carry: Carry) -> Any:
+    def plain(
+        self, params: Params, steps: Steps, xs: Any, per_step: StepMarks, carry: Carry
+    ) -> Any:
         """A scan of the step."""
-        states, ys = self._one_by_one(params, steps, xs, each, carry)
+        states, ys = self._one_by_one(params, steps, xs, per_step, carry)
         return _last(states), ys
 
     def run(self, platform: str, *args: Any) -> Any:
@@ -245,13 +247,19 @@ class AllSteps(Function):
         return self.forward(platform, *args)[0]
 
     def forward(
-        self, platform: str, params: Params, steps: Steps, xs: Any, each: StepMarks, carry: Carry
+        self,
+        platform: str,
+        params: Params,
+        steps: Steps,
+        xs: Any,
+        per_step: StepMarks,
+        carry: Carry,
     ) -> Any:
-        """The states are all that is kept."""
-        found = self.states(params, steps, xs, each, carry)
+        """The states are all that is saved."""
+        found = self.states(params, steps, xs, per_step, carry)
 
         def instead() -> Any:
-            return self._one_by_one(params, steps, xs, each, carry)
+            return self._one_by_one(params, steps, xs, per_step, carry)
 
         states, ys = _unless(found.residual <= self._tolerance(carry), found.value, instead)
         return (_last(states), ys), states
@@ -263,46 +271,46 @@ class AllSteps(Function):
         which the factors steer again: taken for it alone, they would give a gradient that is wrong
         by a fifth.
         """
-        (params, steps, xs, each, carry), (d_last, d_ys) = args, d
+        (params, steps, xs, per_step, carry), (d_last, d_ys) = args, d
         before = _before(carry, saved)
         projected = self.cell.project(params, xs)
-        found = self._cotangents(params, steps, projected, each, before, d)
+        found = self._cotangents(params, steps, projected, per_step, before, d)
 
         def step(back: Carry, at: Any) -> tuple[Carry, Carry]:
             """Run one step backwards."""
-            projected, each, before, d_y = at
+            projected, per_step, before, d_y = at
             _, vjp_fn = jax.vjp(
-                lambda carry: self._step(params, steps, projected, each, carry), before
+                lambda carry: self._step(params, steps, projected, per_step, carry), before
             )
             return vjp_fn((back, d_y))[0], back
 
         def instead() -> Carry:
-            inputs = projected, each, before, d_ys
+            inputs = projected, per_step, before, d_ys
             return jax.lax.scan(step, d_last, inputs, reverse=True)[1]
 
         back = _unless(found.residual <= self._tolerance(carry), found.value, instead)
 
         def all_steps(params: Params, start: Any, xs: Any, before: Carry) -> Any:
             projected = self.cell.project(params, xs)
-            return self._steps(params, steps._replace(start=start), projected, each, before)
+            return self._steps(params, steps._replace(start=start), projected, per_step, before)
 
         _, vjp_fn = jax.vjp(all_steps, params, steps.start, xs, before)
         d_params, d_start, d_xs, d_before = vjp_fn((back, d_ys))
-        nothing = jax.tree.map(lambda _: None, (steps, each))
+        nothing = jax.tree.map(lambda _: None, (steps, per_step))
         d_carry = jax.tree.map(lambda leaf: leaf[0], d_before)
         return d_params, nothing[0]._replace(start=d_start), d_xs, nothing[1], d_carry
 
     def states(
-        self, params: Params, steps: Steps, xs: Any, each: StepMarks, carry: Carry
+        self, params: Params, steps: Steps, xs: Any, per_step: StepMarks, carry: Carry
     ) -> Solution:
         """The states and outputs of all steps, and how they were found."""
         projected = self.cell.project(params, xs)
 
         def linearised(states: Carry) -> tuple[Carry, Factors]:
-            return self._linearised(params, steps, projected, each, _before(carry, states))
+            return self._linearised(params, steps, projected, per_step, _before(carry, states))
 
         def step(states: Carry) -> tuple[Carry, jax.Array]:
-            return self._steps(params, steps, projected, each, _before(carry, states))
+            return self._steps(params, steps, projected, per_step, _before(carry, states))
 
         def solve(factors: Factors, given: list[jax.Array]) -> list[jax.Array]:
             return solve_in_blocks(factors, given, None, self.length)
@@ -320,18 +328,18 @@ class AllSteps(Function):
         params: Params,
         steps: Steps,
         projected: jax.Array,
-        each: StepMarks,
+        per_step: StepMarks,
         before: Carry,
         d: tuple[Carry, jax.Array],
     ) -> Solution:
         """Find the cotangent of the state after each step."""
         d_last, d_ys = d
         _, vjp_fn = jax.vjp(
-            lambda carry: self._steps(params, steps, projected, each, carry), before
+            lambda carry: self._steps(params, steps, projected, per_step, carry), before
         )
-        _, factors = self._linearised(params, steps, projected, each, before)
+        _, factors = self._linearised(params, steps, projected, per_step, before)
 
-        def from_behind(back: Carry) -> Carry:
+        def from_after(back: Carry) -> Carry:
             d_before = vjp_fn((back, d_ys))[0]
             return jax.tree.map(lambda d, e: jnp.concatenate([d[1:], e[None]]), d_before, d_last)
 
@@ -340,31 +348,31 @@ class AllSteps(Function):
 
         guess = jax.tree.map(jnp.zeros_like, before)
         found = iterated(
-            self.newton, lambda back: (from_behind(back), factors), solve, from_behind, guess
+            self.newton, lambda back: (from_after(back), factors), solve, from_after, guess
         )
-        new = from_behind(found.value)
+        new = from_after(found.value)
         return found._replace(value=new, residual=residual_of(new, found.value))
 
     def _tolerance(self, carry: Carry) -> float:
         return tolerance_of(self.newton.tolerance, carry)
 
     def _step(
-        self, params: Params, steps: Steps, projected: jax.Array, each: StepMarks, carry: Carry
+        self, params: Params, steps: Steps, projected: jax.Array, per_step: StepMarks, carry: Carry
     ) -> tuple[Carry, jax.Array]:
         """A step with its marks."""
-        begun = steps.begin(carry, each)
+        begun = steps.reset(carry, per_step)
         recurrent = self.cell.recur(params, _entering(self.cell, steps, begun))
         new, y = self.cell.apply_update(params, self.cell.combine(projected, recurrent), begun)
-        return steps.end(begun, new, y, each, self.cell.output)
+        return steps.mask(begun, new, y, per_step, self.cell.output)
 
     def _steps(
-        self, params: Params, steps: Steps, projected: jax.Array, each: StepMarks, before: Carry
+        self, params: Params, steps: Steps, projected: jax.Array, per_step: StepMarks, before: Carry
     ) -> tuple[Carry, jax.Array]:
         """Run all steps at once, each from its own state before; `update` is given one."""
-        return jax.vmap(functools.partial(self._step, params, steps))(projected, each, before)
+        return jax.vmap(functools.partial(self._step, params, steps))(projected, per_step, before)
 
     def _linearised(
-        self, params: Params, steps: Steps, projected: jax.Array, each: StepMarks, before: Carry
+        self, params: Params, steps: Steps, projected: jax.Array, per_step: StepMarks, before: Carry
     ) -> tuple[Carry, Factors]:
         """Return all new states, and the derivative of each unit's by its own state before."""
         cell, roles, tree = self.cell, roles_of(self.cell), jax.tree.structure(before)
@@ -373,8 +381,8 @@ class AllSteps(Function):
             for name, leaf in cell.update_params(params).items()
         }
 
-        def step(projected: jax.Array, each: StepMarks, carry: Carry) -> Carry:
-            begun = steps.begin(carry, each)
+        def step(projected: jax.Array, per_step: StepMarks, carry: Carry) -> Carry:
+            begun = steps.reset(carry, per_step)
             recurrent = None
             if cell.recurrent is not None:
                 entering = getattr(_entering(cell, steps, begun), cell.recurrent)
@@ -383,13 +391,13 @@ class AllSteps(Function):
             new = cell.update(read, cell.combine(projected, recurrent), begun)
             new = new[0] if cell.output is None else new
             new = jax.tree.map(lambda leaf, old: leaf.astype(old.dtype), new, begun)
-            return steps.end(begun, new, jax.tree.leaves(new)[0], each, None)[0]
+            return steps.mask(begun, new, jax.tree.leaves(new)[0], per_step, None)[0]
 
-        new, factors = affine(lambda carry: jax.vmap(step)(projected, each, carry), before)
+        new, factors = affine(lambda carry: jax.vmap(step)(projected, per_step, carry), before)
         return jax.tree.unflatten(tree, new), factors
 
     def _one_by_one(
-        self, params: Params, steps: Steps, xs: Any, each: StepMarks, carry: Carry
+        self, params: Params, steps: Steps, xs: Any, per_step: StepMarks, carry: Carry
     ) -> tuple[Carry, jax.Array]:
         """The states and outputs of all steps, each from the one before.
 
@@ -398,11 +406,11 @@ class AllSteps(Function):
         """
 
         def step(carry: Carry, at: Any) -> Any:
-            x, each = at
-            new, y = self._step(params, steps, self.cell.project(params, x), each, carry)
+            x, per_step = at
+            new, y = self._step(params, steps, self.cell.project(params, x), per_step, carry)
             return new, (new, y)
 
-        return jax.lax.scan(step, carry, (xs, each))[1]
+        return jax.lax.scan(step, carry, (xs, per_step))[1]
 
 
 def _entering(cell: Cell, steps: Steps, carry: Carry) -> Carry:
@@ -413,7 +421,7 @@ def _entering(cell: Cell, steps: Steps, carry: Carry) -> Carry:
 
 
 def _before(carry: Carry, states: Carry) -> Carry:
-    """The state before each step, from the first and those behind the steps."""
+    """The state before each step, from the first and those after the steps."""
     return jax.tree.map(lambda c, s: jnp.concatenate([c[None], s[:-1]]), carry, states)
 
 
