@@ -100,7 +100,7 @@ def loops_and_products(jaxpr, loop=False):
 def test_auto_takes_products_for_a_matrix_memory():
     for cell, chosen in (
         (rnnjax.MLSTMCell(4), "chose Parallel(), because"),
-        (rnnjax.MinGRUCell(4), "chose Fused(), because"),  # affine too, but a vector
+        (rnnjax.LRUCell(4), "chose Fused(), because"),  # affine too, but a vector
     ):
         params = jax.eval_shape(lambda cell=cell: cell.init(jax.random.key(0), 2))
         xs = jax.ShapeDtypeStruct((5, 3, 2), jnp.float32)

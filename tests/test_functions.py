@@ -85,9 +85,8 @@ FORMS = {
     ("method", "reverse"),
     [
         (rnnjax.Scan(), False),
-        (rnnjax.Fused(), True),
-        (rnnjax.Parallel(chunk=4), False),
-        (rnnjax.Parallel(), True),
+        (rnnjax.Auto(), True),
+        (rnnjax.Parallel(), False),
     ],
     ids=str,
 )

@@ -19,7 +19,6 @@ from rnnjax.engine.core.masking import StepMarks, Steps
 from rnnjax.engine.fused import matmul
 from rnnjax.engine.fused.matmul import Backward, Forward, Products
 from rnnjax.engine.fused.recurrence import Recurrence
-from rnnjax.engine.parallel.blocks_as_batch import BlocksAsBatch
 
 # Sizes that no other test uses: what is compiled depends on the constants that are changed here.
 HIDDEN, FEATURES, TIME = 11, 6, 5
@@ -427,7 +426,6 @@ def carried(function, *args):
     return max(found, key=lambda one: one[0])[1]
 
 
-@pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize(
     ("cell", "ahead"),
     [
@@ -437,25 +435,14 @@ def carried(function, *args):
     ],
     ids=["minGRU", "GRU", "LSTM"],
 )
-def test_a_loop_carries_the_inputs_of_a_step_where_it_reads_ahead(cell, ahead, axis):
-    recurrence = Recurrence(cell, None, False, axis=axis)
+def test_a_loop_carries_the_inputs_of_a_step_where_it_reads_ahead(cell, ahead):
+    recurrence = Recurrence(cell, None, False)
     used = jax.eval_shape(lambda: cell.loop_params(cell.init(jax.random.key(0), 2)))
     carry = jax.eval_shape(lambda: cell.initial_carry((3,)))
-    xs = jax.ShapeDtypeStruct((3, 40, 2) if axis else (40, 3, 2), jnp.float32)
+    xs = jax.ShapeDtypeStruct((40, 3, 2), jnp.float32)
     args = used, Steps(), xs, StepMarks(), carry
     width = used["kernel"].shape[-1]
     assert ((3, width) in carried(functools.partial(recurrence.run, "cpu"), *args)) == ahead
-
-
-def test_so_do_the_loops_that_find_what_pieces_make_of_a_state():
-    cell = rnnjax.S6Cell(4)
-    beside = BlocksAsBatch(Recurrence(cell, None, False), 20)
-    used = jax.eval_shape(lambda: cell.loop_params(cell.init(jax.random.key(0), 2)))
-    carry = jax.eval_shape(lambda: cell.initial_carry((3,)))
-    xs = jax.ShapeDtypeStruct((100, 3, 2), jnp.float32)
-    args = used, Steps(), xs, StepMarks(), carry
-    width = used["kernel"].shape[-1]
-    assert (5, 3, width) in carried(functools.partial(beside.run, "cpu"), *args)
 
 
 @pytest.mark.parametrize(

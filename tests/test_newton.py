@@ -172,7 +172,7 @@ def test_it_says_how_it_runs_and_what_it_refuses():
     xs = np.ones((100, 2, 2), "float32")
     text = str(rnnjax.explain(cell, params, xs, method=method))
     assert "by Newton's method, because its units see each other's state in a product" in text
-    assert "30 of 100 steps wait" in text
+    assert "the factors and constants of 100 steps at once" in text
     with pytest.raises(InvalidInputError, match="units see each other"):
         rnnjax.newton(cell, params, xs, method=Parallel())
     affine = rnnjax.MinGRUCell(4)

@@ -1,4 +1,4 @@
-"""`Parallel`: the numbers of the plain scan, from pieces side by side."""
+"""`Parallel`: the numbers of the plain scan, from the factors of all steps at once."""
 
 import collections
 import functools
@@ -14,11 +14,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 import rnnjax
 from rnnjax import InvalidInputError, Parallel, Scan
-from rnnjax.engine.core.masking import StepMarks, Steps
 from rnnjax.engine.core.method import check_method
-from rnnjax.engine.fused.recurrence import Recurrence
-from rnnjax.engine.parallel import method as parallel_method
-from rnnjax.engine.parallel.blocks_as_batch import BlocksAsBatch
 from rnnjax.engine.parallel.linear_recurrence import AffineRecurrence
 
 TIME, BATCH = 12, 3
@@ -153,31 +149,31 @@ def results(name, marks, method):
     return jax.jit(grad)(parameters(cell), drawn(TIME, BATCH, 2), start(cell))
 
 
-# How a sequence is cut does not depend on the cell, nor do marks: without them for one cell of each
-# form (factors of all steps, pieces as rows), and with all at once, in pieces that do not fit, for
-# these, for one that has both (a minGRU, with zoneout), for each kind of matrix memory, and for
-# what a method may see besides. All others, and stacks, are held against the reference by this
+# With all marks at once, and in chunks of a memory that do not fit, for one cell of each form and
+# for what a method may see besides. All others, and stacks, are held against the reference by this
 # method (tests/test_reference.py). With all marks an LRU and what remembers inputs run in
 # tests/test_sequence_laws.py, Griffin in tests/test_linear_family.py.
 WHOLE = ["minlstm", "turning"]
+MEMORIES = ["gla", "mlstm", "mamba2", "deltanet"]
 USUAL = [
     *((name, None, "plain") for name in WHOLE),
-    *((name, 5, "all") for name in (*WHOLE, "output", "zoneout", "gla", "mlstm", "deltanet")),
+    *((name, None, "all") for name in (*WHOLE, "output", "zoneout")),
+    *((name, 5, "all") for name in ("gla", "mlstm", "deltanet")),
 ]
 ROWS = [
     pytest.param(*row, marks=[] if row in USUAL else pytest.mark.slow)
     for row in itertools.product(CELLS, [None, 5], MARKS)
+    if row[1] is None or row[0] in MEMORIES
 ]
 
 
-# A quarter of the steps in one piece, and in two that do not fit.
 OVER_TIME = [
-    ("turning", 2, "lengths"),
-    ("both-ways", 2, "all"),
-    ("output", 2, "all"),
-    *(pytest.param("mingru", None, marks, marks=pytest.mark.slow) for marks in MARKS),
+    ("turning", "lengths"),
+    ("both-ways", "all"),
+    ("output", "all"),
+    *(pytest.param("mingru", marks, marks=pytest.mark.slow) for marks in MARKS),
     *(
-        pytest.param(name, 2, "all", marks=pytest.mark.slow)
+        pytest.param(name, "all", marks=pytest.mark.slow)
         for name in ("turning", "temporal-conv", "griffin", "s6")
     ),
 ]
@@ -189,7 +185,51 @@ def test_it_gives_the_numbers_of_the_scan(name, chunk, marks, assert_close):
     assert_close(results(name, marks, Parallel(chunk)), results(name, marks, Scan()), 1e-12)
 
 
-def test_steps_that_fill_up_the_last_piece_have_a_slope(assert_close):
+def random_recurrence(leaves, seed=5):
+    """Constants, factors, a first state and resets, whose factors go up to 1."""
+    rng = np.random.default_rng(seed)
+    shape = TIME, BATCH, 4
+    return (
+        [rng.normal(size=shape) for _ in range(leaves)],
+        [[rng.uniform(-1, 1, shape) / leaves for _ in range(leaves)] for _ in range(leaves)],
+        [rng.normal(size=shape[1:]) for _ in range(leaves)],
+    )
+
+
+@pytest.mark.parametrize("leaves", [1, 3])
+@pytest.mark.parametrize("resets", [None, RESETS], ids=["whole", "resets"])
+@pytest.mark.usefixtures("x64")
+def test_prefix_sums_have_the_numbers_of_a_loop(leaves, resets, assert_close):
+    """Those of an accelerator, run here; and the gradient of both is JAX's own of the loop."""
+    recurrence, args = AffineRecurrence(), (*random_recurrence(leaves), resets)
+    out, vjp_fn = jax.vjp(lambda *args: recurrence.plain(*args, resets), *args[:3])
+    d = jax.tree.map(jnp.cos, out)
+    for platform in ("cpu", "any"):
+        run, saved = recurrence.forward(platform, *args)
+        assert_close(run, out, 1e-12)
+        assert_close(recurrence.backward(platform, args, saved, d, None)[:3], vjp_fn(d), 1e-12)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "any"])
+@pytest.mark.usefixtures("x64")
+def test_a_reset_drops_whatever_came_before_it(platform, assert_close):
+    """A NaN, and factors whose product is infinite, in values and in cotangents."""
+    recurrence, (constants, factors, start) = AffineRecurrence(), random_recurrence(1)
+    resets = np.arange(TIME)[:, None] == np.full((1, BATCH), 5)
+    d = jax.tree.map(jnp.ones_like, (constants, start, start))
+    found = []
+    for spoilt in (False, True):
+        b, a = np.array(constants[0]), np.array(factors[0][0])
+        if spoilt:
+            b[2], a[3] = np.nan, np.inf
+        args = [b], [[a]], start, resets
+        (states, _, last), saved = recurrence.forward(platform, *args)
+        back, d_factors, *_ = recurrence.backward(platform, args, saved, d, None)
+        found.append((states[0][5:], last, back[0][5:], d_factors[0][0][5:], states[0][:2]))
+    assert_close(found[1], found[0], 1e-12)
+
+
+def test_a_slope_that_is_infinite_at_zero_is_asked_for_nowhere(assert_close):
     """A root has none at zero, which nobody gave. And what a mask skips keeps its own."""
     cell = rnnjax.MinGRUCell(4, activation=lambda n: jnp.sign(n) * jnp.sqrt(jnp.abs(n)))
     params, xs = parameters(cell), drawn(TIME + 1, BATCH, 2)
@@ -202,57 +242,16 @@ def test_steps_that_fill_up_the_last_piece_have_a_slope(assert_close):
         assert all(np.isfinite(leaf).all() for leaf in found.values())
         return found
 
-    assert_close(grad(Parallel(5), 0), grad(Scan(), 0), 1e-5)
+    assert_close(grad(Parallel(), 0), grad(Scan(), 0), 1e-5)
     mask = drawn(TIME + 1, BATCH) > 0
-    for method in (rnnjax.Fused(), Parallel(5)):
+    for method in (rnnjax.Fused(), Parallel()):
         assert_close(grad(method, 1, mask), grad(Scan(), 1, mask), 1e-5)
 
 
+@pytest.mark.parametrize(("name", "marks"), OVER_TIME)
 @pytest.mark.usefixtures("x64")
-def test_so_it_does_over_many_inputs(monkeypatch, assert_close):
-    """Where the gradient of a cell whose factors are fewer than its inputs is found by loops."""
-    monkeypatch.setattr(parallel_method, "_MANY_INPUTS", 1)
-    many = Parallel(3)  # in pieces that no other test has, as a program is traced once
-    assert parallel_method.runs_again(CELLS["minlstm"], (TIME, BATCH, 2))
-    assert_close(results("minlstm", "all", many), results("minlstm", "all", Scan()), 1e-12)
-
-
-def test_outputs_alone_are_found_at_once_and_gradients_in_loops_where_that_pays(monkeypatch):
-    """Where the factors are as many as the inputs, and of so many inputs; the gates are computed
-    once for the outputs then, as Fused() does, where pieces as rows compute them twice."""
-    written = []
-
-    def beside(recurrence, length, at_once):
-        written.append(at_once)
-        return BlocksAsBatch(recurrence, length, at_once)
-
-    monkeypatch.setattr(parallel_method, "BlocksAsBatch", beside)
-    symbolic = jax.export.symbolic_shape("b")[0]
-
-    def form(cell, *shape):
-        return parallel_method.writes_more(cell), parallel_method.runs_again(cell, (*shape, 2))
-
-    def gates(cell, method):
-        params = jax.eval_shape(lambda: cell.init(KEY, 2))
-        run = jax.jit(functools.partial(rnnjax.unroll, cell, method=method))
-        xs = jax.ShapeDtypeStruct((97, 2, 2), jnp.float32)  # which nothing else has traced
-        return len(re.findall("stablehlo.(?:logistic|exp|tanh)", run.lower(params, xs).as_text()))
-
-    mingru, minlstm, lru = (CELLS[name] for name in ("mingru", "minlstm", "lru"))
-    assert form(mingru, 100, 2) == form(mingru, 100, symbolic) == (False, True)
-    assert form(minlstm, 100, 2) == form(minlstm, 2**20, symbolic) == (False, False)
-    assert form(minlstm, 2**20 // 3, 1) == (False, False)
-    assert form(minlstm, 2**19 // 3 + 1, 2) == (False, True)
-    assert form(lru, 100, 2) == (True, True)
-    assert gates(mingru, Parallel()) == gates(mingru, rnnjax.Fused()) == 1
-    assert gates(CELLS["hgrn"], Parallel()) > gates(CELLS["hgrn"], rnnjax.Fused())
-    assert written == [True, False]
-
-
-@pytest.mark.parametrize(("name", "chunk", "marks"), OVER_TIME)
-@pytest.mark.usefixtures("x64")
-def test_steps_divided_over_devices_have_the_numbers_of_the_scan(name, chunk, marks, assert_close):
-    divided = Parallel(chunk, axis_name="time")
+def test_steps_divided_over_devices_have_the_numbers_of_the_scan(name, marks, assert_close):
+    divided = Parallel(axis_name="time")
     assert_close(results(name, marks, divided), results(name, marks, Scan()), 1e-12)
 
 
@@ -392,8 +391,7 @@ def test_a_state_that_takes_over_another_needs_no_first_carry(assert_close):
     assert_close(*every, 1e-12)
 
 
-# Pieces as rows have the derivatives of factors of all steps, and in tests/test_reference.py what
-# JAX differentiates of these and of matrix memories is, forwards.
+# In tests/test_reference.py what JAX differentiates of these and of matrix memories is, forwards.
 @pytest.mark.parametrize(
     "name",
     [
@@ -484,7 +482,7 @@ def test_an_infinite_product_of_factors_leaves_nothing_as_it_is(cell, assert_clo
         return ys[:2].sum(), ys
 
     gradient = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True), static_argnums=2)
-    found, expected = (gradient(params, xs, method) for method in (Parallel(12), Scan()))
+    found, expected = (gradient(params, xs, method) for method in (Parallel(), Scan()))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
     assert_close(found, expected, 1e-12)
 
@@ -555,57 +553,41 @@ def test_what_is_not_declared_affine_is_refused(cell, message):
 def test_a_linear_indrnn_is_affine_and_says_how_it_runs():
     cell = rnnjax.IndRNNCell(4, activation="linear")
     params, xs = parameters(cell), drawn(100, 2, 2)
-    text = str(rnnjax.explain(cell, params, xs, method=Parallel()))
-    assert "20 blocks of 5 steps side by side, twice: 30 of 100 steps wait" in text
-    assert "then the blocks as rows of a batch" in text  # its one factor is no number of each step
-    for name, again in (("mingru", True), ("minlstm", False)):
-        cell = CELLS[name]
-        text = str(rnnjax.explain(cell, parameters(cell), xs, method=Parallel()))
-        assert ("where a gradient is taken, by its steps and their derivative" in text) == again
+    for platform, states in (("cpu", "a loop"), ("tpu", "a prefix sum")):
+        text = str(rnnjax.explain(cell, params, xs, method=Parallel(), platform=platform))
+        assert f"constants of 100 steps at once; the states by {states}" in text
+    with pytest.raises(InvalidInputError, match="it has no matrix memory to split into chunks"):
+        check_method(cell, Parallel(5))
     with pytest.raises(InvalidInputError, match="chunk must be"):
         Parallel(0)
 
 
-def test_the_loops_are_as_short_as_it_says():
-    """Forward, so many trips as wait for each other in three loops, and none of all the steps."""
-
-    def trips(jaxpr):
-        total = 0
-        for equation in jaxpr.eqns:
-            if equation.primitive.name == "scan":
-                total += equation.params["length"]
-            for value in equation.params.values():
-                inner = getattr(value, "jaxpr", None)
-                if inner is not None:
-                    total += trips(getattr(inner, "jaxpr", inner))
-        return total
-
+def test_no_step_waits_for_another_on_an_accelerator():
     leaf = jax.ShapeDtypeStruct((4096, 1, 4), jnp.float32)
     start = jax.ShapeDtypeStruct((1, 4), jnp.float32)
 
-    def run(constant, factor, start):
-        return AffineRecurrence(64).run("cpu", [constant], [[factor]], [start], None)
+    def loops(platform):
+        def run(constant, factor, start):
+            args = [constant], [[factor]], [start], None
+            out, saved = AffineRecurrence().forward(platform, *args)
+            return AffineRecurrence().backward(platform, args, saved, out, None)
 
-    assert trips(jax.make_jaxpr(run)(leaf, leaf, start).jaxpr) == 3 * 64
-    cell = rnnjax.LRUCell(4)
-    beside = BlocksAsBatch(Recurrence(cell, None, False), 64)
-    used = jax.eval_shape(lambda: cell.loop_params(cell.init(KEY, 4)))
-    args = used, Steps(), leaf, StepMarks(), jax.eval_shape(lambda: cell.initial_carry((1,)))
-    assert trips(jax.make_jaxpr(functools.partial(beside.run, "tpu"))(*args).jaxpr) == 3 * 64
+        return str(jax.make_jaxpr(run)(leaf, leaf, start)).count("scan[")
+
+    assert (loops("cpu"), loops("tpu"), loops("cuda")) == (2, 0, 0)
 
 
 @pytest.mark.parametrize(
     ("cell", "method", "most"),
     [
         (rnnjax.MinGRUCell(32), rnnjax.Fused(), 4.5),
-        (rnnjax.MinGRUCell(32), Parallel(), 4),
+        (rnnjax.MinGRUCell(32), Parallel(), 6.5),
         (rnnjax.MinLSTMCell(32), Parallel(), 10.5),
     ],
-    ids=["Fused", "loops", "factors"],
+    ids=["Fused", "factors", "more factors"],
 )
 def test_a_gradient_of_one_row_copies_no_projections(cell, method, most):
-    """In arrays of the size of the inputs: 4.0 (with copies 5.0); 3.4, which the factors of all
-    steps would make 6.0; and 10.0 (13.0)."""
+    """In arrays of the size of the inputs: 4.0 (with copies 5.0); 6.0; and 10.0 (13.0)."""
     xs = jnp.ones((2048, 1, 32))
 
     def loss(params, xs):
@@ -623,7 +605,7 @@ def test_a_gradient_is_lowered_for_all_platforms(name):
     params = jax.eval_shape(lambda: cell.init(KEY, 2))
 
     def loss(params, xs):
-        return rnnjax.unroll(cell, params, xs, method=Parallel(4))[1].sum()
+        return rnnjax.unroll(cell, params, xs, method=Parallel())[1].sum()
 
     export = jax.export.export(jax.jit(jax.grad(loss)), platforms=("cpu", "cuda", "tpu"))
     assert export(params, xs).platforms == ("cpu", "cuda", "tpu")
@@ -635,12 +617,12 @@ def test_a_gradient_is_lowered_for_all_platforms(name):
         "mingru",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("minlstm", "lru", "s5", "rglru", "s6", "qrnn", "gilr", "sru", "hgrn")
+            for name in ("minlstm", "rglru", "qrnn", "gilr", "sru")
         ),
     ],
 )
 @pytest.mark.usefixtures("x64")
-def test_auto_gives_the_numbers_of_the_scan_where_it_takes_blocks(name, assert_close):
+def test_auto_gives_the_numbers_of_the_scan_where_it_takes_parallel(name, assert_close):
     cell, steps, rows = CELLS[name], 512, 2
     assert rnnjax.Auto().choose(cell, steps, rows) == Parallel()
     rng = np.random.default_rng(4)
@@ -661,17 +643,19 @@ def test_auto_gives_the_numbers_of_the_scan_where_it_takes_blocks(name, assert_c
 @pytest.mark.parametrize(
     ("cell", "most"),
     [
-        (rnnjax.MinGRUCell(64), 2),  # of 128 columns
-        (rnnjax.SRUCell(16), 4),  # of 64
-        (rnnjax.S6Cell(4, state_size=16), 4),  # of fewer than the 64 numbers of its state
+        (rnnjax.MinGRUCell(2**16), 4),  # of 2^17 columns: with two rows four steps are a million
+        (rnnjax.SRUCell(2**16), 2),
+        (rnnjax.LRUCell(4), 0),  # whose factors are more numbers than its inputs
+        (rnnjax.S6Cell(4, state_size=16), 0),
+        (rnnjax.IndRNNCell(4), 0),
         (rnnjax.LSTMCell(4), 0),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, rnnjax.Cell) else "",
 )
-def test_auto_takes_blocks_of_so_few_rows(cell, most):
-    chosen = [rnnjax.Auto().choose(cell, 512, rows) for rows in range(1, 8)]
-    assert chosen == [Parallel()] * most + [rnnjax.Fused()] * (7 - most)
-    assert rnnjax.Auto().choose(cell, 511, rows=1) == rnnjax.Fused()
+def test_auto_stores_no_more_than_it_reads(cell, most):
+    for steps in range(2, 7):
+        chosen = rnnjax.Auto().choose(cell, steps, rows=2)
+        assert chosen == (Parallel() if steps <= most else rnnjax.Fused())
 
 
 def test_auto_counts_all_axes_of_rows_and_knows_when_it_cannot():
@@ -681,7 +665,7 @@ def test_auto_counts_all_axes_of_rows_and_knows_when_it_cannot():
     def lowered(method, *rows):
         run = jax.jit(functools.partial(rnnjax.unroll, cell, method=method))
         xs = jax.ShapeDtypeStruct((512, *rows, 2), jnp.float32)
-        return jax.export.export(run)(params, xs).mlir_module().count("stablehlo.while")
+        return jax.export.export(run)(params, xs).mlir_module()
 
     def told(*rows, platform="cpu"):
         xs = jax.ShapeDtypeStruct((512, *rows, 2), jnp.float32)
@@ -689,33 +673,19 @@ def test_auto_counts_all_axes_of_rows_and_knows_when_it_cannot():
 
     (symbolic,) = jax.export.symbolic_shape("b")
     auto, fused = rnnjax.Auto(), rnnjax.Fused()
-    assert lowered(auto, 3, 4) == lowered(Parallel(), 3, 4) > lowered(fused, 3, 4)
+    assert lowered(auto, 3, 4) == lowered(Parallel(), 3, 4) != lowered(fused, 3, 4)
     assert lowered(auto, symbolic) == lowered(fused, symbolic)
     for platform in ("cpu", "cuda", "tpu"):
         assert told(platform=platform) == told(3, 4, platform=platform) == ["Parallel"]
         assert told(60, 10, platform=platform) == ["Fused"]
 
 
-class GrowingCell(rnnjax.MinGRUCell):
-    """Its factors are its inputs, of any size."""
-
-    coupling = rnnjax.Coupling.AFFINE
-
-    def update(self, params, x, carry):
-        factor, n = jnp.split(x, 2, axis=-1)
-        return rnnjax.SimpleRNNCarry(factor * carry.hidden + n)
+def test_auto_makes_no_product_of_factors_that_may_be_infinite():
+    assert rnnjax.Auto().choose(rnnjax.MinGRUCell(3), 512, 1) == Parallel()
+    assert rnnjax.Auto().choose(GrowingCell(3), 512, 1) == rnnjax.Fused()
 
 
-def test_auto_takes_no_pieces_where_a_product_of_factors_is_no_number_before_a_state_is():
-    """Fourteen factors of 1,000 of a state that they make large, and one of 0 behind them."""
-    cell, auto = GrowingCell(4, use_bias=False), rnnjax.Auto()
-    params = {"kernel": jnp.concatenate([jnp.eye(4), jnp.zeros((4, 4))], axis=1)}
-    xs = jnp.full((512, 1, 4), 0.9).at[97:111].set(1000.0).at[113].set(0.0)
-    ys = rnnjax.unroll(cell, params, xs, rnnjax.SimpleRNNCarry(jnp.full((1, 4), 1e-5)), method=auto)
-    assert jnp.isfinite(ys[1]).all()
-
-
-def test_auto_takes_no_pieces_where_a_nan_would_stay():
+def test_auto_keeps_no_nan_that_a_cell_forgets():
     """The inputs before the last four are forgotten, whatever they were."""
     cell = rnnjax.TemporalConvCell(4)
     xs = jnp.ones((512, 1, 4)).at[14].set(jnp.nan)

@@ -13,9 +13,8 @@ from rnnjax.engine.core.scan import Scan
 from rnnjax.engine.fused.method import Fused
 from rnnjax.engine.parallel.method import Parallel
 
-# Where most of the time of a step goes into beginning it, blocks of steps as a batch are faster.
-# `python -m benchmarks.sequences parallel` times both sides: docs/benchmarks.md.
-_MANY_STEPS, _FEW_NUMBERS = 512, 256
+# Of all steps' projected inputs: `python -m benchmarks.sequences parallel` times both sides.
+_FEW_NUMBERS = 2**20
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -24,12 +23,12 @@ class Auto(Method):
 
     - `Scan` if the cell declares no equation, or if there is a single step.
     - `Parallel` if the cell declares a matrix memory.
-    - `Parallel` if it is `rnnjax.Coupling.CONTRACTING`, over 512 steps or more of few numbers.
+    - `Parallel` if it is `rnnjax.Coupling.CONTRACTING`, and what multiplies and adds to its state
+      are no more numbers than its projected inputs, of which all steps have at most a million.
     - `Fused` otherwise.
 
-    Few numbers are at most 256: the columns of the cell's kernel, or its state if that is larger,
-    times the rows, but those of a `jax.vmap`. Where the number of steps is not known, as in a
-    program exported for any, `Fused` takes the place of `Parallel`. `Kernel` has to be named.
+    Where the number of steps is not known, as in a program exported for any, `Fused` takes the
+    place of `Parallel`. `Kernel` has to be named.
     """
 
     def refusal(self, cell: Cell) -> str | None:
@@ -49,7 +48,7 @@ class Auto(Method):
         Scan()
         >>> Auto().choose(MLSTMCell(4))
         Parallel()
-        >>> [Auto().choose(MinGRUCell(64), 1024, rows) for rows in (2, 3)]
+        >>> [Auto().choose(MinGRUCell(64), 1024, rows) for rows in (8, 9)]
         [Parallel(), Fused()]
         """
         return self._chosen(cell, num_steps, rows)[0]
@@ -78,18 +77,19 @@ class Auto(Method):
         known = isinstance(num_steps, int)
         if known and cell.has_memory:
             return Parallel(), "the cell declares a memory, for which it makes products"
-        if known and num_steps >= _MANY_STEPS and _contracts(cell) and _few_numbers(cell, rows):
-            return Parallel(), "its steps are affine, many, and of few numbers"
+        if known and _stores_little(cell, num_steps, rows):
+            return Parallel(), "its steps are affine, and what they multiply and add is little"
         return Fused(), "the cell declares its equation"
 
 
-def _contracts(cell: Cell) -> bool:
-    """Whether blocks multiply factors that stay finite: those of a growing state may not."""
-    return cell.recurrent is None and cell.coupling is Coupling.CONTRACTING
+def _stores_little(cell: Cell, num_steps: int, rows: Any) -> bool:
+    """Whether the factors and constants of all steps are few, and no more than what they are of.
 
-
-def _few_numbers(cell: Cell, rows: Any) -> bool:
-    """Whether a step of all rows is few numbers: its projected inputs, and its state."""
-    state = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(cell.initial_carry)))
+    More numbers than a cache holds are written and read again, where a loop needs each once.
+    """
+    if cell.recurrent is not None or cell.coupling is not Coupling.CONTRACTING:
+        return False
+    sizes = [leaf.size for leaf in jax.tree.leaves(jax.eval_shape(cell.initial_carry))]
     columns = cell.parameters(1 + cell.raw_inputs)["kernel"].shape[-1] + cell.raw_inputs
-    return isinstance(rows, int) and rows * max(columns, state) <= _FEW_NUMBERS
+    little = isinstance(rows, int) and num_steps * rows * columns <= _FEW_NUMBERS
+    return little and sum(sizes) * (len(sizes) + 1) <= columns

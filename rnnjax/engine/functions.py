@@ -1,21 +1,22 @@
 """Recurrences without a cell: arrays go in, and the states of all steps come out."""
 
-import collections
-import dataclasses
-import functools
-import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from rnnjax.cells.arguments import as_array, brief, usual_promotion
-from rnnjax.cells.base import Cell, Coupling
-from rnnjax.cells.heads import MatrixCell, parts
-from rnnjax.cells.matrix import MatrixCarry, Memory
+from rnnjax.cells.arguments import as_array, brief, check_instance, usual_promotion
+from rnnjax.cells.devices import match_devices
+from rnnjax.cells.matrix import MatrixCarry, Memory, remembered
+from rnnjax.cells.products import at_least_float32
 from rnnjax.engine.auto import Auto
+from rnnjax.engine.core.masking import StepMarks, Steps, expand, zero_masked
 from rnnjax.engine.core.method import Method
-from rnnjax.engine.unroll import unroll
+from rnnjax.engine.core.scan import Scan
+from rnnjax.engine.core.validation import check_runs, checked_marks, valid_steps
+from rnnjax.engine.parallel.chunkwise import run_memory, usual_length
+from rnnjax.engine.parallel.linear_recurrence import AffineRecurrence
+from rnnjax.engine.parallel.method import Parallel
 from rnnjax.errors import InvalidInputError
 
 
@@ -36,9 +37,9 @@ def linear_recurrence(
     .. math::
         h_t = a_t \odot h_{t-1} + b_t
 
-    Real or complex, with exact gradients of every order. It is run as a cell is by `unroll`: step
-    by step, or in blocks side by side, with masks, lengths and resets (Blelloch, 1990; Martin &
-    Cundy, 2018).
+    Real or complex, with exact gradients of every order, masks, lengths and resets. On a CPU it is
+    a loop, with a gradient that is a loop and a product; elsewhere a parallel prefix sum (Blelloch,
+    1990; Martin & Cundy, 2018).
 
     Args:
         decay: :math:`a`, of the shape of ``drive``, or of one that broadcasts to it. With two axes
@@ -49,7 +50,8 @@ def linear_recurrence(
         mask: see there.
         resets: see there.
         reverse: see there.
-        method: see there. In blocks, products of many decays above 1 may overflow.
+        method: ``Auto()``; ``Parallel()``, with ``axis_name`` over several devices; ``Scan()`` for
+            a loop everywhere. In a prefix sum products of many decays above 1 may overflow.
 
     Returns:
         the last state, and all states, of the shape of ``drive``.
@@ -74,42 +76,56 @@ def linear_recurrence(
             f"{decay.shape} and drive {drive.shape}; check the order of their axes, and that there "
             "are features"
         )
-    carries = () if carry is None else (as_array("carry", carry),)
-    dtype = jnp.result_type(decay, drive, *(leaf.dtype for leaf in carries))
+    carry = jnp.zeros(drive.shape[1:], drive.dtype) if carry is None else as_array("carry", carry)
+    if carry.shape != drive.shape[1:]:
+        raise InvalidInputError(
+            f"carry must have shape {drive.shape[1:]}, that of drive without time, but has "
+            f"{carry.shape}; check which axis is time"
+        )
+    dtype = at_least_float32(jnp.result_type(decay, drive, carry))
     turning = jnp.issubdtype(dtype, jnp.complexfloating)
     if turning and groups:
         raise InvalidInputError(
             f"decay, drive and carry must be real where decay is matrices, but one is {dtype}; "
             "write a complex number as a matrix of two rows"
         )
-    decay, size = jnp.broadcast_to(decay, shape), drive.shape[-1] if groups else 1 + turning
+    order = _Order.of(drive[..., 0] if groups else drive, lengths, mask, resets, reverse, method)
+    if getattr(method, "chunk", None) is not None:
+        raise InvalidInputError(
+            f"chunk must be None, for there is no matrix memory to split, but is {method}; leave "
+            "it out"
+        )
+    size = drive.shape[-1] if groups else 1 + turning
+    decay = jnp.broadcast_to(decay.astype(dtype), shape)
+    identity: Any = jnp.eye(size, dtype=dtype) if groups else 1
+    if (valid := order.valid) is not None:
+        decay = jnp.where(expand(valid, decay), decay, identity)
+    drive = zero_masked(drive.astype(dtype), valid)
 
-    def split(x: jax.Array, axes: int) -> list[jax.Array]:
+    def split(x: jax.Array) -> list[jax.Array]:
         """The arrays of one number for each feature."""
-        if turning:
-            return [x.real, x.imag]
-        if not axes:
-            return [x]
-        # Not -1, which no size is found for where there are no rows.
-        return list(jnp.moveaxis(x.reshape(*x.shape[: x.ndim - axes], size**axes), -1, 0))
+        if groups:
+            return [x[..., i] for i in range(size)]
+        return [x.real, x.imag] if turning else [x]
+
+    factors = [split(decay[..., i, :]) for i in range(size)] if groups else [[decay]]
+    if turning:
+        real, imag = split(decay)
+        factors = [[real, -imag], [imag, real]]
+    factors, drives, resets = order.turned((factors, split(drive), order.resets))
+    given = match_devices((drives, factors, split(carry.astype(dtype)), resets))
+    run = AffineRecurrence(method.along, reverse)
+    if drive.shape[0]:
+        states, _, last = run.plain(*given) if isinstance(method, Scan) else run(*given)
+    else:
+        states, last = drives, given[2]
 
     def whole(parts: list[jax.Array]) -> jax.Array:
         if turning:
             return jax.lax.complex(*parts)
         return jnp.stack(parts, axis=-1) if groups else parts[0]
 
-    cell = _affine_cell(size, turning)(drive.shape[-2] if groups else drive.shape[-1])
-    xs = jnp.concatenate([*split(decay, 2 * groups), *split(drive, groups)], axis=-1)
-    for carry in carries:
-        if carry.shape != drive.shape[1:]:
-            raise InvalidInputError(
-                f"carry must have shape {drive.shape[1:]}, that of drive without time, but has "
-                f"{carry.shape}; check which axis is time"
-            )
-        carry = cell.carry(*split(carry.astype(dtype), groups))
-    marks: Any = {"lengths": lengths, "mask": mask, "resets": resets, "reverse": reverse}
-    last, ys = unroll(cell, _no_params(xs.dtype), xs, carry, **marks, method=method)
-    return whole(list(last)), whole(jnp.split(ys, size, axis=-1))
+    return whole(last), zero_masked(whole(order.turned(states)), valid)
 
 
 @usual_promotion()
@@ -130,8 +146,8 @@ def matrix_memory(
         y_t = S_t q_t
 
     Linear attention with decays, and the gated delta rule with ``erase`` (Yang et al., 2024), in
-    chunks of steps as products of matrices. It is run as a cell is by `unroll`. Several writes a
-    step, as in DeltaProduct, are as many steps, of which the last is read.
+    chunks of steps as products of matrices. Several writes a step, as in DeltaProduct, are as many
+    steps, of which the last is read.
 
     Args:
         memory: of all steps, ``(time, *batch, heads, ...)`` each, without ``log_beta``.
@@ -141,7 +157,8 @@ def matrix_memory(
         mask: see there.
         resets: see there.
         reverse: see there.
-        method: see there.
+        method: ``Auto()`` or ``Parallel()``, with a ``chunk`` of so many steps; ``Scan()`` for one
+            step after the other.
 
     Returns:
         the last state, and the reads ``(time, *batch, heads, value_size)``.
@@ -175,81 +192,76 @@ def matrix_memory(
                 f"{name} must have shape {' or '.join(str((*rows, *last)) for last in some)}, "
                 f"(time, *batch, heads, ...) as the key, but has {x.shape}; check its axes"
             )
-    sizes = tuple((name, x.shape[len(rows) :]) for name, x in given.items())
-    cell = _MemoryCell(rows[-1] * given["value"].shape[-1], heads=rows[-1], sizes=sizes)
-    flat = [x.reshape(*rows[:-1], math.prod(x.shape[len(rows) - 1 :])) for x in given.values()]
-    xs = jnp.concatenate(flat, axis=-1)
-    marks: Any = {"lengths": lengths, "mask": mask, "resets": resets, "reverse": reverse}
-    last, ys = unroll(cell, _no_params(xs.dtype), xs, carry, **marks, method=method)
-    return last, ys.reshape(given["value"].shape)
-
-
-# ---- the cells that these are: all of their inputs are raw
-
-
-def _no_params(dtype: Any) -> dict[str, jax.Array]:
-    return {"kernel": jnp.zeros((0, 0), dtype)}
-
-
-@functools.cache
-def _affine_cell(size: int, turning: bool) -> Any:
-    """The class of cells ``h' = a h + b`` of groups of ``size`` numbers, whose inputs are a and b.
-
-    Args:
-        size: of a group, each number of which is a leaf of the carry.
-        turning: whether a is a complex number, and a group its two parts.
-    """
-    numbers = 2 if turning else size**2
-
-    @dataclasses.dataclass(frozen=True)
-    class AffineCell(Cell):
-        hidden_size: int
-        # Type checkers know only fields that are written out, and here `size` says how many.
-        carry = collections.namedtuple(  # type: ignore[misc]
-            "RecurrenceCarry", [f"h{i}" for i in range(size)]
+    if method.along.name is not None:
+        raise InvalidInputError(
+            f"axis_name must be None, for a memory is not handed on between devices, but is "
+            f"{method}; leave it out"
         )
-        gates = ()
-        recurrent, output, use_bias = None, None, False
-        coupling = Coupling.CONTRACTING
-        raw_inputs = property(lambda self: self.hidden_size * (numbers + size))
-        output_size = property(lambda self: self.hidden_size * size)
+    shape = *rows[1:], given["value"].shape[-1], key_size
+    dtype = at_least_float32(jnp.result_type(*given.values()))
+    if carry is None:
+        carry = MatrixCarry(jnp.zeros(shape, dtype))
+    check_instance("carry", carry, MatrixCarry, "a MatrixCarry, as is returned")
+    state = as_array("carry.memory", carry.memory)
+    if state.shape != shape:
+        raise InvalidInputError(
+            f"carry must have shape {shape}, (*batch, heads, value_size, key_size), but has "
+            f"{state.shape}; check its axes"
+        )
+    order = _Order.of(given["key"][..., 0], lengths, mask, resets, reverse, method)
+    memory = Memory(**{name: zero_masked(x, order.valid) for name, x in given.items()})
+    valid, resets = order.turned((order.valid, order.resets))
+    steps = Steps(StepMarks(valid, resets), MatrixCarry(jnp.zeros_like(state)))
+    memory, steps, begin = match_devices((order.turned(memory), steps, MatrixCarry(state)))
+    if not rows[0]:
+        return begin, given["value"].astype(dtype)
+    if isinstance(method, Scan):
+        last, reads = jax.lax.scan(
+            lambda carry, at: _memory_step(steps, carry, *at), begin, (memory, steps.per_step)
+        )
+    else:
+        length = usual_length(memory, rows[0], getattr(method, "chunk", None))
+        last, reads, _ = run_memory(memory, begin, steps, length)
+    return last, zero_masked(order.turned(reads), order.valid)
 
-        def update(self, params: Any, x: jax.Array, carry: Any) -> Any:
-            decays = jnp.split(x, numbers + size, axis=-1)
-            drives = [decays.pop() for _ in carry][::-1]
-            if turning:
-                real, imag = decays
-                decays = [real, -imag, imag, real]
-            rows = [decays[i * size : (i + 1) * size] for i in range(size)]
-            new = [
-                sum((a * h for a, h in zip(row, carry, strict=True)), start=b)
-                for row, b in zip(rows, drives, strict=True)
-            ]
-            return type(carry)(*new), jnp.concatenate(new, axis=-1)
 
-    return AffineCell
+def _memory_step(steps: Steps, carry: Any, memory: Memory, at: StepMarks) -> Any:
+    carry = steps.reset(carry, at)
+    new, read, _ = remembered(memory, carry)
+    return steps.mask(carry, new, read, at, None)
 
 
-@dataclasses.dataclass(frozen=True)
-class _MemoryCell(MatrixCell[MatrixCarry]):
-    """A cell whose inputs are the parts of its memory, by name and with their shapes in a head."""
+class _Order(NamedTuple):
+    """The order in which steps run, and their marks in that of time.
 
-    sizes: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    Attributes:
+        reverse: whether they run from the last to the first.
+        valid: booleans ``(time, *rows)``, or None.
+        resets: the same, where a sequence begins in the order of running.
+    """
 
-    gates = ()
-    use_bias = False
+    reverse: bool
+    valid: jax.Array | None
+    resets: jax.Array | None
 
-    @property
-    def keys(self) -> int:
-        return dict(self.sizes)["key"][0]
+    @classmethod
+    def of(
+        cls, xs: jax.Array, lengths: Any, mask: Any, resets: Any, reverse: Any, method: Method
+    ) -> "_Order":
+        """Check the marks of inputs ``xs (time, *batch, features)``, and the method."""
+        check_runs(method, reverse)
+        if not isinstance(method, Auto | Scan | Parallel) or getattr(method, "newton", None):
+            raise InvalidInputError(
+                f"method must be Auto(), Parallel() or Scan(), which is all that runs arrays, but "
+                f"is {method}; leave it out"
+            )
+        valid = valid_steps(xs, lengths, mask, method.along)
+        if resets is not None:
+            resets = checked_marks("resets", resets, xs)
+            if reverse:  # the border before step t is crossed after it
+                resets = jnp.concatenate([resets[1:], method.along.next(resets[:1])])
+        return cls(bool(reverse), valid, resets)
 
-    @property
-    def raw_inputs(self) -> int:
-        return self.heads * sum(math.prod(size) for _, size in self.sizes)
-
-    def memory(self, params: Any, x: jax.Array) -> Memory:
-        widths = [self.heads * math.prod(size) for _, size in self.sizes]
-        return Memory(**{
-            name: part.reshape(*part.shape[:-1], self.heads, *size)
-            for (name, size), part in zip(self.sizes, parts(x, widths), strict=True)
-        })  # fmt: skip
+    def turned(self, tree: Any) -> Any:
+        """Arrays over time in the order in which steps run, or back."""
+        return jax.tree.map(lambda leaf: leaf[::-1], tree) if self.reverse else tree

@@ -15,6 +15,7 @@ from rnnjax.cells.arguments import (
     as_inputs,
     brief,
     check_carry,
+    check_flag,
     check_instance,
     check_lengths,
     is_floating,
@@ -41,12 +42,7 @@ def checked(
             f"xs must be an array, (time, batch, features), but is {brief(xs)}; call unroll(cell, "
             "params, xs), with params from cell.init(key, input_size)"
         )
-    check_instance("method", method, Method, "Auto(), Scan(), Fused(), Parallel() or Kernel()")
-    if not method.along.known():
-        raise InvalidInputError(
-            "axis_name must be that of an axis over which jax.shard_map divides the steps, with "
-            f"check_vma=True, but there is none named {method.along.name!r} here; run inside of it"
-        )
+    check_runs(method)
     try:
         hash(cell)
     except TypeError as error:
@@ -72,6 +68,17 @@ def checked(
         carry = jax.tree.map(functools.partial(as_array, "carry"), carry)
         check_carry("carry", cell, carry, xs.shape[1:-1])
     return xs, carry
+
+
+def check_runs(method: Any, reverse: Any = False) -> None:
+    """Raise unless a method is one, the mesh has its axis, and a direction is given."""
+    check_instance("method", method, Method, "Auto(), Scan(), Fused(), Parallel() or Kernel()")
+    check_flag("reverse", reverse)
+    if not method.along.known():
+        raise InvalidInputError(
+            "axis_name must be that of an axis over which jax.shard_map divides the steps, with "
+            f"check_vma=True, but there is none named {method.along.name!r} here; run inside of it"
+        )
 
 
 def _not_a_cell(value: Any) -> str:

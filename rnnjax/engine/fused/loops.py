@@ -7,8 +7,6 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from rnnjax.cells.devices import match_vma
-
 Step = Callable[[Any, jax.Array, Any], tuple[Any, jax.Array | None, Any]]
 """``(state, entry, entries) -> (state, replacement or None, output)``.
 
@@ -46,7 +44,7 @@ class LoopSpec(NamedTuple):
 
     Attributes:
         recurrence: of `rnnjax.engine.fused.recurrence`.
-        kind: its method whose loop it is: ``run``, ``forward``, ``backward`` or ``sent_back``.
+        kind: its method whose loop it is: ``run``, ``forward`` or ``backward``.
         args: of the layer.
     """
 
@@ -126,56 +124,6 @@ def over_time(args: LoopArgs) -> tuple[Any, jax.Array, Any]:
     else:
         (state, first), outputs = jax.lax.scan(now, (state, first), times, reverse=reverse)
     return state, first, outputs
-
-
-def by_columns(args: LoopArgs) -> tuple[Any, jax.Array, Any]:
-    """Do as `over_time`, over arrays ``(blocks, time, ...)`` whose second axis are the steps.
-
-    So a sequence that is split into blocks is not copied. With ``ahead`` only ``first`` is read a
-    step ahead: to read the others so too is slower. A loop that replaces entries needs it, or XLA
-    copies the array at each step.
-    """
-    step, state, first, others, reverse, ahead = args
-    last = first.shape[1] - 1
-
-    def read(tree: Any, t: Any) -> Any:
-        return jax.tree.map(
-            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, t, _time_axis(leaf), False), tree
-        )
-
-    def write(array: jax.Array, entry: jax.Array, t: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_index_in_dim(array, entry, t, _time_axis(array))
-
-    # Of entries, not of their shapes: these do not say over which devices an array varies.
-    _, _, outputs = jax.eval_shape(lambda: step(state, *read((first, others), 0)))
-
-    def body(loop: Any, t: jax.Array) -> tuple[Any, None]:
-        state, first, outputs, entry = loop
-        given = read(first, t) if entry is None else entry
-        state, new, output = step(state, given, read(others, t))
-        outputs = jax.tree.map(lambda array, one: write(array, one, t), outputs, output)
-        if new is not None:
-            first = write(first, new, t)
-        if entry is not None:
-            entry = read(first, jnp.clip(t - 1 if reverse else t + 1, 0, last))
-        return (state, first, outputs, entry), None
-
-    outputs = jax.tree.map(
-        lambda leaf: match_vma(
-            jnp.zeros((*leaf.shape[:1], last + 1, *leaf.shape[1:]), leaf.dtype), first
-        ),
-        outputs,
-    )
-    entry = read(first, jnp.asarray(last if reverse else 0)) if ahead else None
-    (state, first, outputs, _), _ = jax.lax.scan(
-        body, (state, first, outputs, entry), jnp.arange(last + 1), reverse=reverse
-    )
-    return state, first, outputs
-
-
-def _time_axis(leaf: jax.Array) -> int:
-    """Return 1, or 0 for an array of one number a step."""
-    return min(leaf.ndim - 1, 1)
 
 
 def in_slices(args: LoopArgs) -> tuple[Any, jax.Array, Any]:

@@ -1,7 +1,6 @@
 """The plan of a layer: data, which the methods follow and `rnnjax.explain` prints."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -164,7 +163,6 @@ class Layer(NamedTuple):
         params: its parameters.
         steps: what happens besides the equation, but for what differs between the steps.
         loop: what runs its steps, forward and backward.
-        blocks: whether the first axis of the rows are blocks of one sequence.
     """
 
     cell: Cell
@@ -173,34 +171,6 @@ class Layer(NamedTuple):
     params: Params
     steps: Steps
     loop: Loop = over_time
-    blocks: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class ApplyUpdate:
-    """``(params, x, carry) -> (carry, y)``, the cell's `apply_update`, which is given one step.
-
-    Attributes:
-        cell: one that declares its equation.
-        dtype: of the operands of products inside of its update, if not the cell's.
-        blocks: whether the first axis of the rows are blocks of one sequence.
-    """
-
-    cell: Cell
-    dtype: DTypeLike | None
-    blocks: bool
-
-    def __call__(self, params: Params, x: Any, carry: Carry) -> tuple[Carry, jax.Array]:
-        """Apply the update to all blocks side by side."""
-        apply_update = functools.partial(self.cell.apply_update, dtype=self.dtype)
-        if self.blocks:
-            apply_update = jax.vmap(apply_update, in_axes=(None, 0, 0))
-        return apply_update(params, x, carry)
-
-
-def apply_update_of(layer: Layer) -> ApplyUpdate:
-    """Return the `ApplyUpdate` of a layer, a hashable value."""
-    return ApplyUpdate(layer.cell, layer.plan.products.dtype, layer.blocks)
 
 
 def inputs_of(layer: Layer) -> Callable[[Carry, jax.Array], Any]:
@@ -233,10 +203,10 @@ def step_of(layer: Layer) -> Callable[[Carry, jax.Array, StepMarks], tuple[Carry
     """``(carry, projected, at) -> (carry, y)``, of which nothing is saved."""
     cell, steps = layer.cell, layer.steps
     inputs = inputs_of(layer)
-    apply_update = apply_update_of(layer)
+    dtype = layer.plan.products.dtype
 
     def step(carry: Carry, projected: jax.Array, at: StepMarks) -> tuple[Carry, jax.Array]:
-        new, y = apply_update(layer.params, inputs(carry, projected), carry)
+        new, y = cell.apply_update(layer.params, inputs(carry, projected), carry, dtype)
         return after(cell, steps, at, steps.start, carry, new, y)
 
     return step

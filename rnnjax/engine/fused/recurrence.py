@@ -24,7 +24,6 @@ from rnnjax.engine.fused.loops import (
     LoopArgs,
     LoopBackend,
     LoopSpec,
-    by_columns,
     cut,
     in_slices,
     over_time,
@@ -43,17 +42,12 @@ class Recurrence(Function):
         dtype: of the operands of its products.
         reverse: whether it runs from the last step to the first.
         loops: what its loops run as; None for XLA's.
-        axis: that of time: 1 where the blocks of a sequence come before it, see `by_columns`.
-        blocks: whether the first axis of the rows are the blocks of one sequence, of which `plain`
-            does not know.
     """
 
     cell: Cell
     dtype: DTypeLike | None
     reverse: bool
     loops: LoopBackend | None = None
-    axis: int = 0
-    blocks: bool = False
 
     def refused(self, what: str) -> str:
         """Say why the update of the cell cannot run so."""
@@ -68,19 +62,15 @@ class Recurrence(Function):
         loop: Loop | None = None
         if self.loops is not None:
             platform, loop = self.loops.on(platform, LoopSpec(self, kind, args))
-        shape = xs.shape[self.axis], *xs.shape[: self.axis], *xs.shape[self.axis + 1 :]
-        plan = LayerPlan.of(self.cell, params, shape, self.dtype, platform)
+        plan = LayerPlan.of(self.cell, params, xs.shape, self.dtype, platform)
         if loop is None:
-            # Where entries are not replaced, or in a small loop of one gate without a product, as
-            # an IndRNN's, slices are cheaper than entries that are carried and written in place.
+            # In a small loop of one gate without a product, as an IndRNN's, slices are cheaper than
+            # entries that are carried and written in place.
             small = self.cell.recurrent is None and len(self.cell.gates) == 1
-            slices = kind == "sent_back" or (kind == "backward" and small)
-            loop = in_slices if slices else over_time
-            if self.axis:
-                loop = by_columns
-            elif platform == "cpu":
+            loop = in_slices if kind == "backward" and small else over_time
+            if platform == "cpu":
                 loop = with_vectors(loop)
-        return Layer(self.cell, plan, self.reverse, params, steps, loop, self.blocks)
+        return Layer(self.cell, plan, self.reverse, params, steps, loop)
 
     def plain(
         self, params: Params, steps: Steps, xs: Any, per_step: StepMarks, carry: Carry
@@ -114,7 +104,7 @@ class Recurrence(Function):
             return _forward_loop(layer, project(layer, xs), per_step, carry)
 
         num_steps, length = xs.shape[0], layer.plan.ahead
-        if self.axis or length == num_steps:
+        if length == num_steps:
             return at_once(carry, (xs, per_step))
         carry, ys = jax.lax.scan(at_once, carry, cut((xs, per_step), length), reverse=self.reverse)
         return carry, ys.reshape(num_steps, *ys.shape[2:])
@@ -145,13 +135,6 @@ class Recurrence(Function):
             LoopArgs(keep, carry, project(layer, xs), per_step, self.reverse, ahead=True)
         )
         return (carry, ys), (first, rest, carries)
-
-    def sent_back(self, platform: str, args: Any, saved: Any, d: Any) -> Carry:
-        """Return the cotangent of the carry alone."""
-        (first, rest, carries), (d_carry, d_ys) = saved, d
-        layer = self.layer(platform, "sent_back", *args)
-        others = rest, d_ys, carries, args[3]
-        return _backward_loop(layer, first, others, d_carry, replaces=False)[3]
 
     def backward(self, platform: str, args: Any, saved: Any, d: Any, needs_grad: Any) -> Any:
         """The backward loop, and a product for each weight."""
@@ -223,7 +206,6 @@ def _backward_loop(
     first: jax.Array,
     others: Any,
     d_carry: Carry,
-    replaces: bool = True,
 ) -> tuple[Any, jax.Array, jax.Array | None, Carry]:
     """Run backwards over the residuals ``first`` and ``others = (rest, d_ys, carries, each)``.
 
@@ -232,13 +214,12 @@ def _backward_loop(
         first: what was saved in the place of the projected inputs.
         others: all else.
         d_carry: the cotangent of the last carry.
-        replaces: whether ``first`` is written over.
 
     Returns the gradients of the parameters that `update` reads and of the carry that resets put in;
     the cotangents of the projected inputs, written over ``first``; those of the recurrent products
     at every step, None where they are the first; and that of the carry before the first step.
     """
-    cell, plan, _, params, steps, loop, _ = layer
+    cell, plan, _, params, steps, loop = layer
     used, pair = cell.update_params(params), cell.recurrent is not None and not cell.additive
     leaf = cell.recurrent
     if leaf is not None:
@@ -264,8 +245,7 @@ def _backward_loop(
             d_state += steps.drop_state(times_transposed(d_recurrent).astype(d_state.dtype))
             d_carry = d_carry._replace(**{leaf: d_state})
         state = d_carry, jax.tree.map(jnp.add, d_so_far, (d_used, d_start))
-        d_projected = d_projected.astype(first.dtype) if replaces else None
-        return state, d_projected, d_recurrent if pair else None
+        return state, d_projected.astype(first.dtype), d_recurrent if pair else None
 
     # In float32 at least: in bfloat16 a sum over time stands still after some 256 steps.
     zeros = jax.tree.map(

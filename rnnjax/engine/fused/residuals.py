@@ -17,11 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import eval_jaxpr
 from jax.stages import Traced
+from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import RESIDUAL
-from rnnjax.cells.base import Carry, Params
+from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.engine.core.masking import StepMarks
-from rnnjax.engine.fused.plan import ApplyUpdate, Layer, after, apply_update_of, inputs_of
+from rnnjax.engine.fused.plan import Layer, after, inputs_of
 
 Saved = tuple[jax.Array | None, list[jax.Array]]
 """Of a step: what takes the place of its projected inputs, if anything does; and the rest."""
@@ -144,12 +145,17 @@ def _used(layer: Layer) -> Params:
 def _traced(layer: Layer, projected: Any, used: Params, x: Any, carry: Carry) -> Traced:
     """`_saving` of these, or of their shapes."""
     entry = jax.ShapeDtypeStruct(projected.shape, projected.dtype)
-    return _saving.trace(apply_update_of(layer), entry, used, x, carry)
+    return _saving.trace(layer.cell, layer.plan.products.dtype, entry, used, x, carry)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _saving(
-    apply_update: ApplyUpdate, projected: jax.ShapeDtypeStruct, used: Params, x: Any, carry: Carry
+    cell: Cell,
+    dtype: DTypeLike | None,
+    projected: jax.ShapeDtypeStruct,
+    used: Params,
+    x: Any,
+    carry: Carry,
 ) -> tuple[tuple[Carry, jax.Array], list[jax.Array], Layout]:
     """Return what `update` returns, the residuals of its derivative, and their layout.
 
@@ -158,7 +164,7 @@ def _saving(
     """
     # In a scan XLA cannot merge what is computed again with what was computed before.
     saving = jax.checkpoint(
-        apply_update,
+        functools.partial(cell.apply_update, dtype=dtype),
         prevent_cse=False,
         policy=jax.checkpoint_policies.save_only_these_names(RESIDUAL),
     )

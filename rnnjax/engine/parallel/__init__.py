@@ -1,1 +1,1 @@
-"""Parallel in time: affine recurrences in blocks, matrix memories in chunks, and Newton."""
+"""Parallel in time: affine recurrences, matrix memories in chunks, and Newton."""

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.matrix import MatrixCarry, Memory, StabilizedCarry
 from rnnjax.engine.core.masking import Steps, expand, without, zero_masked
-from rnnjax.engine.parallel.blocked_scan import split_blocks
 from rnnjax.engine.parallel.linear_recurrence import shift
 
 # ---- the products of a chunk
@@ -186,7 +185,12 @@ class Matrices:
 
     def _cut(self, leaf: jax.Array, fill: Any = 0) -> jax.Array:
         """``(time, *rows, heads, ...)`` as ``(chunks, *rows, heads, steps, ...)``."""
-        return jnp.moveaxis(split_blocks(leaf, self.length, fill), 1, self.rows + 1)
+        spare = -leaf.shape[0] % self.length
+        if spare:
+            rest = jnp.full_like(leaf, fill, shape=(spare, *leaf.shape[1:]))
+            leaf = jnp.concatenate([leaf, rest])
+        leaf = leaf.reshape(leaf.shape[0] // self.length, self.length, *leaf.shape[1:])
+        return jnp.moveaxis(leaf, 1, self.rows + 1)
 
     def _joined(self, leaf: jax.Array) -> jax.Array:
         """Undo `_cut`."""
@@ -283,14 +287,19 @@ def chunk_length(cell: Cell, params: Params, shape: tuple[int, ...], requested: 
     """The steps of each chunk of inputs of a shape: as requested, or what its decays allow."""
     x = jax.ShapeDtypeStruct((1, 1, shape[-1]), jnp.float32)
     memory = jax.eval_shape(functools.partial(_declared, cell), dict(params), x)
+    return usual_length(memory, shape[0], requested)
+
+
+def usual_length(memory: Memory, num_steps: int, requested: int | None) -> int:
+    """The steps of each chunk of a memory: as requested, or what its decays allow."""
     usual = _LENGTH_BY_KEY if memory.by_key else _LENGTH
-    return min(shape[0], usual if requested is None else requested)
+    return min(num_steps, usual if requested is None else requested)
 
 
 def chunkwise(
     cell: Cell, params: Params, xs: Any, carry: Carry, steps: Steps, requested: int | None
 ) -> tuple[Carry, jax.Array]:
-    """The last carry, and what the loop shows, of a cell that declares its memory.
+    """The last carry, and what the loop emits, of a cell that declares its memory.
 
     Args:
         cell: it.
@@ -298,28 +307,44 @@ def chunkwise(
         xs: ``(time, *batch, features)``, in the order in which they run.
         carry: the state before them.
         steps: their marks, in that order.
-        requested: the steps of a chunk, if they are wished.
+        requested: the steps of a chunk, if the caller asks for some.
     """
-    whole = jnp.ones(xs.shape[:-1], bool)  # marks may have fewer axes than there are of rows
-    valid, resets = (None if m is None else expand(m, whole) & whole for m in steps.per_step[:2])
     first = jax.tree.map(lambda leaf: leaf[0], xs)
     # Whatever is wrong with what the cell declares is said here, in its words.
     step = jax.eval_shape(lambda: cell.apply_update(params, cell.project(params, first), carry))
-    matrices = Matrices(chunk_length(cell, params, xs.shape, requested), xs.ndim - 1)
-    # Only the arguments are saved, as many numbers as the inputs. Where XLA sees both passes it may
-    # merge them: kept apart, a gradient takes 1.2 to 1.7 times as long.
-    run = jax.checkpoint(matrices.run, prevent_cse=False)
-    memory, old, spoils = _finite(_declared(cell, params, xs), carry, resets, xs.ndim - 1)
-    reads, stabilizers, last = run(memory, old, steps.start, valid, resets)
-    reads = reads * expand(spoils, reads)
-    last = jax.tree.map(lambda leaf: leaf * expand(spoils[-1], leaf), last)
+    length, valid = chunk_length(cell, params, xs.shape, requested), steps.per_step.valid
+    memory = _declared(cell, params, xs)
+    last, reads, stabilizers = run_memory(memory, carry, steps, length)
     if valid is not None:  # recall may divide by it, and nothing is read before the first write
         reads = jnp.where(expand(valid, reads), reads, 1)
     recall = functools.partial(cell.recall, cell.update_params(params))
     ys = jax.vmap(recall)(cell.project(params, xs), reads, stabilizers)
-    ys = zero_masked(ys.astype(step[1].dtype), valid)
+    return last, zero_masked(ys.astype(step[1].dtype), valid)
+
+
+def run_memory(
+    memory: Memory, carry: Carry, steps: Steps, length: int
+) -> tuple[Carry, jax.Array, jax.Array | None]:
+    """The last carry, what each step reads of a memory, and the stabilizers or None.
+
+    Args:
+        memory: of all steps, in the order in which they run.
+        carry: the state before them.
+        steps: their marks, in that order.
+        length: the steps of a chunk.
+    """
+    rows = memory.key.ndim - 2
+    whole = jnp.ones(memory.key.shape[:rows], bool)  # marks may have fewer axes than the rows
+    valid, resets = (None if m is None else expand(m, whole) & whole for m in steps.per_step[:2])
+    # Only the arguments are saved, as many numbers as the inputs. Where XLA sees both passes it may
+    # merge them: kept apart, a gradient takes 1.2 to 1.7 times as long.
+    run = jax.checkpoint(Matrices(length, rows).run, prevent_cse=False)
+    memory, old, spoils = _finite(memory, carry, resets, rows)
+    reads, stabilizers, last = run(memory, old, steps.start, valid, resets)
+    reads = reads * expand(spoils, reads)
+    last = jax.tree.map(lambda leaf: leaf * expand(spoils[-1], leaf), last)
     last = jax.tree.map(lambda new, old: new.astype(old.dtype), last, carry)
-    return last, ys
+    return last, reads, stabilizers
 
 
 def _declared(cell: Cell, params: Params, xs: Any) -> Memory:

@@ -14,6 +14,7 @@ from rnnjax.engine.core.masking import StepMarks, Steps
 from rnnjax.engine.core.method import check_method
 from rnnjax.engine.core.scan import Scan
 from rnnjax.engine.core.validation import checked
+from rnnjax.engine.fused.plan import known_platform
 from rnnjax.engine.parallel.method import Parallel, why_not_affine
 from rnnjax.engine.parallel.newton import AllSteps, Newton, tolerance_of
 
@@ -129,8 +130,10 @@ def _run(cell: Cell, method: Parallel, params: Params, xs: Any, carry: Carry) ->
     out = Scan().run(cell, params, xs, carry, False, Steps())
     if why_not_affine(cell) is None:
         return out, (1, jnp.zeros(1), True), lyapunov
-    all_steps: AllSteps = method.all_steps(cell, xs.shape[0])
-    found = all_steps.states(cell.loop_params(params), Steps(), xs, StepMarks(), carry)
+    all_steps = AllSteps(cell, method.newton or Newton())
+    found = all_steps.states(
+        known_platform(None), cell.loop_params(params), Steps(), xs, StepMarks(), carry
+    )
     converged = found.residual <= tolerance_of(all_steps.newton.tolerance, carry)
     return out, (found.iterations, found.residuals, converged), lyapunov
 

@@ -1,8 +1,7 @@
-"""Affine recurrences: what multiplies the state and what is added, and the states of all steps."""
+"""Affine recurrences: their factors and constants, and the states of all steps."""
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,27 +11,33 @@ from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.cells.devices import LOCAL, MeshAxis
 from rnnjax.engine.core.custom_primitive import Function
 from rnnjax.engine.core.masking import StepMarks, Steps, without, zero_masked
-from rnnjax.engine.parallel.blocked_scan import (
-    Block,
-    Blocks,
-    Factors,
-    plus,
-    solve_in_blocks,
-    times,
-    with_previous,
-)
+
+Leaves = list[jax.Array]
+Factors = list[Leaves]
+"""``factors[i][j]`` multiplies leaf ``j`` of the state before in leaf ``i`` of the new one."""
+
+Element = tuple[Factors, Leaves, jax.Array | None]
+"""Steps as one: factors, constants, and where the state before them is dropped by a reset."""
 
 
-def affine(step: Any, at: Any) -> tuple[list[jax.Array], Factors]:
-    """The constants and factors of a function that is affine, and takes each unit by itself."""
-    leaves, tree = jax.tree.flatten(at)
-    columns: list[list[jax.Array]] = []
-    new = at
-    for j in range(len(leaves)):
-        ones = [jnp.full_like(leaf, float(i == j)) for i, leaf in enumerate(leaves)]
-        new, column = jax.jvp(step, (at,), (jax.tree.unflatten(tree, ones),))
-        columns.append(jax.tree.leaves(column))
-    return jax.tree.leaves(new), [[column[i] for column in columns] for i in range(len(leaves))]
+def times(factors: Factors, state: Leaves) -> Leaves:
+    """Multiply the state by the matrix that the factors are for each unit."""
+    return [functools.reduce(jnp.add, map(jnp.multiply, row, state)) for row in factors]
+
+
+def transposed(factors: Factors) -> Factors:
+    """Transpose the matrix that the factors are for each unit."""
+    return [list(column) for column in zip(*factors, strict=True)]
+
+
+def plus(one: Leaves, other: Leaves) -> Leaves:
+    """Add leaf by leaf."""
+    return [a + b for a, b in zip(one, other, strict=True)]
+
+
+def like(leaves: Leaves, others: Leaves) -> Leaves:
+    """Cast each leaf to the type of its counterpart."""
+    return [leaf.astype(other.dtype) for leaf, other in zip(leaves, others, strict=True)]
 
 
 def shift(values: jax.Array) -> jax.Array:
@@ -40,20 +45,98 @@ def shift(values: jax.Array) -> jax.Array:
     return jnp.concatenate([jnp.zeros_like(values[:1]), values[:-1]])
 
 
+def apply(element: Element, state: Leaves) -> Leaves:
+    """Return the state after the steps of an element."""
+    factors, constants, resets = element
+    return plus(like(times(factors, without(resets, state)), constants), constants)
+
+
+def compose(one: Element, other: Element) -> Element:
+    """Make one element of two, in the order in which they run."""
+    # What a reset drops is dropped before the product: an infinite factor would make a NaN of it.
+    first, constants = without(other[2], one[:2])
+    factors = transposed([times(other[0], column) for column in transposed(first)])
+    cut, resets = one[2], other[2]
+    both = None if cut is None or resets is None else cut | resets
+    return factors, apply((other[0], other[1], None), constants), both
+
+
+def states_of(platform: str, element: Element, start: Leaves, reverse: bool = False) -> Leaves:
+    """The states after all steps, whose elements lie along the first axis.
+
+    A loop on a CPU, where a step of multiplications and additions takes less time than any way of
+    doing several at once: ``python -m benchmarks.sequences recurrences``. Elsewhere a parallel
+    prefix sum.
+    """
+    if platform == "cpu":
+
+        def step(state: Leaves, at: Element) -> tuple[Leaves, Leaves]:
+            new = apply(at, state)
+            return new, new
+
+        return jax.lax.scan(step, start, element, reverse=reverse)[1]
+    prefixes = jax.lax.associative_scan(compose, element, reverse=reverse)
+    start = [jnp.broadcast_to(s, c.shape) for s, c in zip(start, element[1], strict=True)]
+    return apply(prefixes, start)
+
+
+def cotangents_of(
+    platform: str, factors: Factors, d_states: Leaves, resets: Any, d_last: Leaves
+) -> tuple[Leaves, Leaves]:
+    """The cotangents of all states, and of the state before the first step.
+
+    Args:
+        platform: for which the program is lowered.
+        factors: of the recurrence.
+        d_states: the cotangents of the states as outputs.
+        resets: of the recurrence.
+        d_last: the cotangent that enters from after the last step.
+    """
+    if platform == "cpu":
+
+        def step(entering: Leaves, at: Element) -> tuple[Leaves, Leaves]:
+            factors, d, resets = at
+            total = plus(like(entering, d), d)
+            return without(resets, like(times(factors, total), entering)), total
+
+        element = transposed(factors), d_states, resets
+        left, totals = jax.lax.scan(step, d_last, element, reverse=True)
+        return totals, left
+    left = states_of(platform, back_element(factors, d_states, resets), d_last, reverse=True)
+    entering = [jnp.concatenate([h[1:], e[None]]) for h, e in zip(left, d_last, strict=True)]
+    return plus(entering, d_states), [h[0] for h in left]
+
+
+def back_element(factors: Factors, d_states: Leaves, resets: Any) -> Element:
+    """Each step from the cotangent that enters it, from after it, to the one that leaves it."""
+    back = transposed(factors)
+    return *without(resets, (back, times(back, d_states))), resets
+
+
+def affine(step: Any, at: Any) -> tuple[Leaves, Factors]:
+    """The constants and factors of a function that is affine, and takes each unit by itself."""
+    leaves, tree = jax.tree.flatten(at)
+    columns: list[Leaves] = []
+    new = at
+    for j in range(len(leaves)):
+        ones = [jnp.full_like(leaf, float(i == j)) for i, leaf in enumerate(leaves)]
+        new, column = jax.jvp(step, (at,), (jax.tree.unflatten(tree, ones),))
+        columns.append(jax.tree.leaves(column))
+    return jax.tree.leaves(new), transposed(columns)
+
+
 @dataclasses.dataclass(frozen=True)
 class AffineRecurrence(Function):
-    """The states of ``s_t = A_t s_(t-1) + b_t``: the solution of ``(I - A shift) s = b``.
+    """The states of ``s_t = A_t s_(t-1) + b_t``.
 
     Its arguments are the constants, the factors, the state before the first step and the resets.
     Its result are the states, the one before those here, and the last of all.
 
     Args:
-        length: of the blocks.
         along: the devices over which the steps are divided.
         reverse: whether the last of them has the first steps.
     """
 
-    length: int
     along: MeshAxis = LOCAL
     reverse: bool = False
 
@@ -61,32 +144,18 @@ class AffineRecurrence(Function):
         """Allow collectives between those devices."""
         return axis == self.along.name
 
-    def plain(
-        self, constants: list[jax.Array], factors: Factors, start: list[jax.Array], resets: Any
+    def plain(self, *args: Any) -> Any:
+        """Run as a loop, of which JAX knows all derivatives."""
+        return self.run("cpu", *args)
+
+    def run(
+        self, platform: str, constants: Leaves, factors: Factors, start: Leaves, resets: Any
     ) -> Any:
-        """Run as a linear solve, of which JAX knows all derivatives; over devices as `run`."""
-        if self.along.name is not None:
-            return self.run("any", constants, factors, start, resets)
-
-        def times_matrix(states: list[jax.Array]) -> list[jax.Array]:
-            moved = times(factors, without(resets, [shift(s) for s in states]))
-            return [s - m.astype(s.dtype) for s, m in zip(states, moved, strict=True)]
-
-        solved: list[jax.Array] = jax.lax.custom_linear_solve(
-            times_matrix,
-            _all_changing(_with_start(constants, factors, start, resets)),
-            lambda _, given: solve_in_blocks(factors, given, resets, self.length),
-            lambda _, given: self.backwards(factors, given, resets),
-        )
-        return solved, start, [h[-1] for h in solved]
-
-    def run(self, platform: str, *args: Any) -> Any:
-        """Run the blocks."""
-        constants, factors, start, resets = args
-        blocks = Blocks.of(factors, constants, resets, self.length)
-        before, last = self._over_devices(blocks.as_one, start, self.reverse)
-        states, here = blocks.states(before)
-        return states, before, here if last is None else last
+        """Return the states of all steps."""
+        element = factors, constants, resets
+        before, last = self._over_devices(element, start, self.reverse)
+        states = states_of(platform, element, before)
+        return states, before, [h[-1] for h in states] if last is None else last
 
     def forward(self, platform: str, *args: Any) -> tuple[Any, Any]:
         """The states are all that is saved."""
@@ -96,15 +165,14 @@ class AffineRecurrence(Function):
     def backward(self, platform: str, args: Any, saved: Any, d: Any, needs_grad: Any) -> Any:
         """Find the cotangent of each state, and from it each step's gradients."""
         (_, factors, _, resets), (states, before), (d_states, d_before, d_last) = args, saved, d
-        blocks = Blocks.of(factors, d_states, resets, self.length, reverse=True)
-
-        def as_one() -> Block:
-            """Add the cotangent of the state before the steps of this device."""
-            whole, last, cuts = blocks.as_one()
-            return whole, plus(last, d_before), cuts
-
-        entering, d_start = self._over_devices(as_one, d_last, not self.reverse)
-        back, left = blocks.states(entering)
+        entering, d_start = d_last, None
+        if self.along.name is not None:
+            back, constants, cut = back_element(factors, d_states, resets)
+            # On each device the state before its steps has a cotangent of its own.
+            constants = [c.at[0].add(b) for c, b in zip(constants, d_before, strict=True)]
+            element = back, constants, cut
+            entering, d_start = self._over_devices(element, d_last, not self.reverse, True)
+        totals, left = cotangents_of(platform, factors, d_states, resets, entering)
         if d_start is None:
             d_start = plus(left, d_before)
         else:
@@ -112,52 +180,28 @@ class AffineRecurrence(Function):
         before = [shift(h).at[0].set(s) for h, s in zip(states, before, strict=True)]
         d_factors = [[(g * h).astype(a.dtype)
                       for h, a in zip(without(resets, before), row, strict=True)]
-                     for g, row in zip(back, factors, strict=True)]  # fmt: skip
-        return back, d_factors, d_start, jax.tree.map(lambda _: None, resets)
-
-    def backwards(self, factors: Factors, given: list[jax.Array], resets: Any) -> list[jax.Array]:
-        """The transpose: the same recurrence from the last step to the first."""
-        blocks = Blocks.of(factors, given, resets, self.length, reverse=True)
-        return blocks.states([jnp.zeros_like(g[0]) for g in given])[0]
+                     for g, row in zip(totals, factors, strict=True)]  # fmt: skip
+        return totals, d_factors, d_start, jax.tree.map(lambda _: None, resets)
 
     def _over_devices(
-        self, as_one: Callable[[], "Block"], start: list[jax.Array], reverse: bool
-    ) -> tuple[list[jax.Array], list[jax.Array] | None]:
+        self, element: Element, start: Leaves, reverse: bool, backwards: bool = False
+    ) -> tuple[Leaves, Leaves | None]:
         """The state before the steps here, and the last of all devices; None if there is one.
 
         One array of each device goes to all: what its steps make of the state before them.
         """
         if self.along.name is None:
             return start, None
-        every, starts = self.along.gathered((as_one(), start))
+        prefixes = jax.lax.associative_scan(compose, element, reverse=backwards)
+        whole = jax.tree.map(lambda leaf: leaf[0 if backwards else -1], prefixes)
+        every, starts = self.along.gathered((whole, start))
         first = [leaf[-1 if reverse else 0] for leaf in starts]
-        last, befores = jax.lax.scan(with_previous, first, every, reverse=reverse)
+
+        def step(state: Leaves, at: Element) -> tuple[Leaves, Leaves]:
+            return apply(at, state), state
+
+        last, befores = jax.lax.scan(step, first, every, reverse=reverse)
         return self.along.here(befores), last
-
-
-@jax.custom_jvp
-def _all_changing(leaves: list[jax.Array]) -> list[jax.Array]:
-    """Return the leaves, with zeros for a tangent where there is none.
-
-    JAX's rule for a linear solve fails where some parts of the right side change and others do not
-    (jax 0.10.2), as of a state that only takes over what another one was.
-    """
-    return leaves
-
-
-_all_changing.defjvp(lambda primals, tangents: (primals[0], tangents[0]))
-
-
-def _with_start(
-    constants: list[jax.Array], factors: Factors, start: list[jax.Array], resets: Any
-) -> list[jax.Array]:
-    """The constants, the first of which has the state before it in it."""
-    first = [[leaf[0] for leaf in row] for row in factors]
-    begun = times(first, without(None if resets is None else resets[0], start))
-    return [b.at[0].add(f.astype(b.dtype)) for b, f in zip(constants, begun, strict=True)]
-
-
-# ---- a recurrence whose factors and constants are stored
 
 
 def affine_states(
@@ -179,14 +223,9 @@ def affine_states(
 
     def step(before: Carry) -> Carry:
         """A step with its marks, all of which are affine too."""
-        begun = steps.reset(before, per_step)
-        new = [
-            total.astype(b.dtype)
-            for total, b in zip(
-                plus(constants, times(factors, jax.tree.leaves(begun))), start, strict=True
-            )
-        ]
-        return steps.mask(begun, jax.tree.unflatten(tree, new), new[0], per_step, None)[0]
+        reset = steps.reset(before, per_step)
+        new = like(plus(constants, times(factors, jax.tree.leaves(reset))), start)
+        return steps.mask(reset, jax.tree.unflatten(tree, new), new[0], per_step, None)[0]
 
     states, first, ends = solved(*affine(step, nothing), start, per_step.resets)
     if cell.output is not None:
@@ -194,6 +233,6 @@ def affine_states(
         ys = ys if cell.dtype is None else ys.astype(cell.dtype)
     else:
         before = [shift(h).at[0].set(s) for h, s in zip(states, first, strict=True)]
-        begun = steps.reset(jax.tree.unflatten(tree, before), per_step)
-        ys = apply_update(projected, begun)[1]
+        reset = steps.reset(jax.tree.unflatten(tree, before), per_step)
+        ys = apply_update(projected, reset)[1]
     return jax.tree.unflatten(tree, ends), zero_masked(ys, per_step.valid)

@@ -1,7 +1,6 @@
 """The method that runs recurrences in parallel over time: affine ones, others by Newton."""
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
@@ -14,10 +13,6 @@ from rnnjax.engine.core.masking import Steps, expand, without_row, zero_masked
 from rnnjax.engine.core.method import Method, why_no_equation
 from rnnjax.engine.core.readout import read_out
 from rnnjax.engine.core.scan import Scan
-from rnnjax.engine.fused.method import Fused, resets_early
-from rnnjax.engine.fused.recurrence import Recurrence
-from rnnjax.engine.parallel.blocked_scan import block_length
-from rnnjax.engine.parallel.blocks_as_batch import BlocksAsBatch
 from rnnjax.engine.parallel.chunkwise import chunk_length, chunkwise
 from rnnjax.engine.parallel.linear_recurrence import AffineRecurrence, affine_states
 from rnnjax.engine.parallel.newton import AllSteps, Newton, why_not_iterated
@@ -26,28 +21,25 @@ from rnnjax.errors import InvalidInputError
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Parallel(Method):
-    r"""Run an affine recurrence in blocks side by side instead of step by step.
+    r"""Compute what all steps add and multiply at once, and then the states.
 
-    The state of such a cell obeys
+    The state of an affine cell obeys
 
     .. math::
         s_t = A_t \odot s_{t-1} + b_t
 
-    which it declares (`rnnjax.Coupling.AFFINE`). :math:`A_t` and :math:`b_t` come from its
-    ``update`` by `jax.jvp`. All blocks run side by side to find what each does to any state, and
-    once more from their true first states. Of :math:`T` steps :math:`2C + T / C` wait for each
-    other (Blelloch, 1990; Martin & Cundy, 2018). Gradients of every order are exact.
-
-    A product of many :math:`A_t` above 1 overflows: zeros stay zeros then, and other states are
-    infinite earlier than step by step.
+    which it declares (`rnnjax.Coupling.AFFINE`). :math:`A_t` and :math:`b_t` of all steps come from
+    its ``update`` by `jax.jvp`, and are stored. The states follow by a prefix sum on an accelerator
+    (Blelloch, 1990; Martin & Cundy, 2018), and on a CPU by a loop. Gradients of every order are
+    exact. In a prefix sum a product of many :math:`A_t` above 1 overflows.
 
     A matrix memory (`rnnjax.MLSTMCell`, `rnnjax.GatedDeltaNetCell`) runs in chunks, as products of
     matrices (Hua et al., 2022; Yang et al., 2024). Other cells need ``newton``, which corrects a
     guess of all states.
 
     Args:
-        chunk: the steps :math:`C` of a block. Left out, about :math:`\sqrt{T / 2}`; for a matrix
-            memory 64, or 16 where each key decays by itself.
+        chunk: the steps of a chunk of a matrix memory. Left out, 64, or 16 where each key decays by
+            itself.
         newton: a `rnnjax.Newton`, for cells that are not affine; None refuses these.
         axis_name: a mesh axis, inside of `jax.shard_map`, over which the steps are divided. ``xs``,
             ``mask`` and ``resets`` are this device's; ``carry`` and ``lengths`` are those of the
@@ -100,6 +92,8 @@ class Parallel(Method):
         """Refuse what is not affine or mixes its units, unless there is ``newton``."""
         if cell.has_memory and self.axis_name is not None:
             return "its matrix memory is not handed on between devices"
+        if self.chunk is not None and not cell.has_memory:
+            return "it has no matrix memory to split into chunks"
         reason = why_not_affine(cell)
         return why_not_iterated(cell) if reason and self.newton is not None else reason
 
@@ -110,7 +104,7 @@ class Parallel(Method):
         num_steps = xs.shape[0]
         if not isinstance(num_steps, int):
             raise InvalidInputError(
-                f"Parallel() cuts a number of steps that is known, but {num_steps} came; use "
+                f"Parallel() needs a number of steps that is known, but {num_steps} came; use "
                 "method=Scan() or method=Fused()"
             )
         if num_steps == 0:
@@ -136,20 +130,11 @@ class Parallel(Method):
             ys = read_out(cell, params, ys, xs, per_step)
             return last, ys[::-1] if reverse else ys
         if why_not_affine(cell):
-            last, ys = self.all_steps(cell, num_steps)(
-                dict(cell.loop_params(params)), steps.shared(), xs, per_step, carry
-            )
-            ys = read_out(cell, params, ys, xs, per_step)
-            return last, ys[::-1] if reverse else ys
-        length = block_length(num_steps, self.chunk)
-        if self.axis_name is None and runs_again(cell, xs.shape):
-            carry, steps = resets_early(carry, steps._replace(per_step=per_step), False)
-            recurrence = Recurrence(cell, cell.dtype, False, blocks=True)
-            beside = BlocksAsBatch(recurrence, length, not writes_more(cell))
-            used = cell.loop_params(dict(params))
-            last, ys = beside(used, steps.shared(), xs, steps.per_step, carry)
+            all_steps = AllSteps(cell, self.newton or Newton())
+            used = dict(cell.loop_params(params))
+            last, ys = all_steps(used, steps.shared(), xs, per_step, carry)
         else:
-            solved = AffineRecurrence(length, self.along, reverse)
+            solved = AffineRecurrence(self.along, reverse)
             last, ys = affine_states(cell, solved, params, steps, xs, per_step, carry)
         ys = read_out(cell, params, ys, xs, per_step)
         return last, ys[::-1] if reverse else ys
@@ -163,14 +148,14 @@ class Parallel(Method):
         begins = valid if resets is None else expand(valid, resets) | expand(resets, valid)
         given = zero_masked(ys, valid), begins
         ys, begins = jax.tree.map(lambda leaf: leaf[::-1], given) if reverse else given
-        solved = AffineRecurrence(block_length(ys.shape[0], self.chunk), self.along, reverse)
+        solved = AffineRecurrence(self.along, reverse)
         (held,), _, _ = solved([ys], [[jnp.ones_like(ys)]], [jnp.zeros_like(ys[0])], begins)
         return held[::-1] if reverse else held
 
     def explain(
         self, cell: Cell, params: Params, shape: tuple[int, ...], platform: str
     ) -> list[str]:
-        """Say how many blocks there are, and how many steps wait for another."""
+        """Say what is computed at once, and what waits for the step before."""
         if cell.has_memory:
             length = chunk_length(cell, params, shape, self.chunk)
             return [
@@ -178,12 +163,10 @@ class Parallel(Method):
                 f"by side; {-(-shape[0] // length)} memories wait for the one before",
                 "the gradient backwards through the same, computed again",
             ]
-        length = block_length(shape[0], self.chunk)
-        blocks = -(-shape[0] // length)
+        states = "a loop" if platform == "cpu" else "a prefix sum"
         lines = [
-            f"{blocks} blocks of {length} steps side by side, twice: {2 * length + blocks} of "
-            f"{shape[0]} steps wait for the one before",
-            "the gradient by the same blocks, backwards",
+            f"the factors and constants of {shape[0]} steps at once; the states by {states}",
+            "the gradient the same way, from the last step to the first",
         ]
         if self.axis_name is not None:
             lines.append(
@@ -191,18 +174,6 @@ class Parallel(Method):
                 "of each make of a state: one gather forward, and one backwards"
             )
         reason = why_not_affine(cell)
-        if reason is None and self.axis_name is None and runs_again(cell, shape):
-            rows = length, blocks, *shape[1:]
-            if writes_more(cell):
-                why = "the factors of all steps are more numbers than the inputs, or outputs are "
-                lines += [f"by its steps and their derivative, as {why}no state"]
-            else:
-                lines += [
-                    "where a gradient is taken, by its steps and their derivative, in less memory "
-                    "than by the factors of all steps"
-                ]
-            more = Fused().explain(cell, params, rows, platform)
-            return [*lines, "then the blocks as rows of a batch, by Fused()", *more]
         if reason is None or self.newton is None:
             return lines
         return [
@@ -211,10 +182,6 @@ class Parallel(Method):
             *lines,
             "step by step where that does not converge; rnnjax.newton says how it does",
         ]
-
-    def all_steps(self, cell: Cell, num_steps: int) -> AllSteps:
-        """Return the iterations for a cell that is not affine, over so many steps."""
-        return AllSteps(cell, self.newton or Newton(), block_length(num_steps, self.chunk))
 
 
 def why_not_affine(cell: Cell) -> str | None:
@@ -228,44 +195,3 @@ def why_not_affine(cell: Cell) -> str | None:
     if cell.coupling < Coupling.AFFINE:
         return f"its coupling is declared as {cell.coupling.name}, not as AFFINE or CONTRACTING"
     return None
-
-
-# Why there are two ways. `AffineRecurrence` stores the factors A and constants b of all steps. It
-# is simple, and differentiable to any order, but a state of n leaves has n + 1 such numbers for
-# each of its own: for an S6 many times the inputs. `BlocksAsBatch` stores neither and runs the
-# steps twice: less memory always, and less time unless A and b are fewer numbers than the inputs.
-# There stored factors are faster until memory takes the time, from about this many projected inputs
-# on. `python -m benchmarks.sequences parallel` measures both sides.
-_MANY_INPUTS = 2**22
-
-
-def writes_more(cell: Cell) -> bool:
-    """Whether A and b are more numbers than the projected inputs, or outputs are not the state.
-
-    Outputs that are not the state would have every step computed once more.
-    """
-    return cell.output is None or _written(cell) > _read(cell)
-
-
-def runs_again(cell: Cell, shape: tuple[Any, ...]) -> bool:
-    """Whether blocks run the steps again for a gradient, `BlocksAsBatch`, and store no factors.
-
-    Args:
-        cell: an affine one.
-        shape: of the inputs, ``(time, *batch, features)``.
-    """
-    if writes_more(cell) or _written(cell) == _read(cell):
-        return True
-    known = all(isinstance(size, int) for size in shape[:-1])
-    return known and math.prod(shape[:-1]) * _read(cell) >= _MANY_INPUTS
-
-
-def _written(cell: Cell) -> int:
-    """How many numbers A and b of a step are."""
-    sizes = [leaf.size for leaf in jax.tree.leaves(jax.eval_shape(cell.initial_carry))]
-    return sum(sizes) * (len(sizes) + 1)
-
-
-def _read(cell: Cell) -> int:
-    """How many numbers the projected inputs of a step are."""
-    return int(cell.parameters(1 + cell.raw_inputs)["kernel"].shape[-1]) + cell.raw_inputs

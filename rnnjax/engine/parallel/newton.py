@@ -23,8 +23,13 @@ from rnnjax.cells.products import Kernel, product
 from rnnjax.engine.core.custom_primitive import Function
 from rnnjax.engine.core.masking import StepMarks, Steps
 from rnnjax.engine.core.method import why_no_equation
-from rnnjax.engine.parallel.blocked_scan import Factors, plus, solve_in_blocks
-from rnnjax.engine.parallel.linear_recurrence import AffineRecurrence, affine
+from rnnjax.engine.parallel.linear_recurrence import (
+    Factors,
+    affine,
+    cotangents_of,
+    plus,
+    states_of,
+)
 from rnnjax.errors import InvalidInputError
 
 # ---- the options of the iterations, and when they stop
@@ -52,8 +57,8 @@ class Newton:
     in any case, and `rnnjax.newton` says how many iterations they took. :math:`D` is a derivative
     forwards: an ``update`` with a `jax.custom_vjp` needs a `jax.custom_jvp` instead.
 
-    It is for machines that would idle else: on two cores a GRU(64) over 8,192 steps of batch 1
-    takes 8 times as long as by `rnnjax.Fused`, of whose steps each waits for the one before.
+    It is for machines that would idle else. On a few cores `rnnjax.Fused` is several times faster,
+    although each of its steps waits for the one before.
 
     Args:
         tolerance: of the largest :math:`r`, as a part of the largest state; left out, 16 roundings
@@ -224,12 +229,10 @@ class AllSteps(Function):
     Args:
         cell: one that declares its equation.
         newton: when to stop.
-        length: of the blocks in which the affine recurrences are solved.
     """
 
     cell: Cell
     newton: Newton
-    length: int
 
     def refused(self, what: str) -> str:
         """Say why the update of the cell cannot run so."""
@@ -256,7 +259,7 @@ class AllSteps(Function):
         carry: Carry,
     ) -> Any:
         """The states are all that is saved."""
-        found = self.states(params, steps, xs, per_step, carry)
+        found = self.states(platform, params, steps, xs, per_step, carry)
 
         def instead() -> Any:
             return self._one_by_one(params, steps, xs, per_step, carry)
@@ -274,7 +277,7 @@ class AllSteps(Function):
         (params, steps, xs, per_step, carry), (d_last, d_ys) = args, d
         before = _before(carry, saved)
         projected = self.cell.project(params, xs)
-        found = self._cotangents(params, steps, projected, per_step, before, d)
+        found = self._cotangents(platform, params, steps, projected, per_step, before, d)
 
         def step(back: Carry, at: Any) -> tuple[Carry, Carry]:
             """Run one step backwards."""
@@ -301,7 +304,13 @@ class AllSteps(Function):
         return d_params, nothing[0]._replace(start=d_start), d_xs, nothing[1], d_carry
 
     def states(
-        self, params: Params, steps: Steps, xs: Any, per_step: StepMarks, carry: Carry
+        self,
+        platform: str,
+        params: Params,
+        steps: Steps,
+        xs: Any,
+        per_step: StepMarks,
+        carry: Carry,
     ) -> Solution:
         """The states and outputs of all steps, and how they were found."""
         projected = self.cell.project(params, xs)
@@ -313,7 +322,8 @@ class AllSteps(Function):
             return self._steps(params, steps, projected, per_step, _before(carry, states))
 
         def solve(factors: Factors, given: list[jax.Array]) -> list[jax.Array]:
-            return solve_in_blocks(factors, given, None, self.length)
+            zeros = [jnp.zeros_like(g[0]) for g in given]
+            return states_of(platform, (factors, given, None), zeros)
 
         num_steps = projected.shape[0]
         zeros = jax.tree.map(lambda leaf: jnp.zeros((num_steps, *leaf.shape), leaf.dtype), carry)
@@ -325,6 +335,7 @@ class AllSteps(Function):
 
     def _cotangents(
         self,
+        platform: str,
         params: Params,
         steps: Steps,
         projected: jax.Array,
@@ -344,7 +355,8 @@ class AllSteps(Function):
             return jax.tree.map(lambda d, e: jnp.concatenate([d[1:], e[None]]), d_before, d_last)
 
         def solve(factors: Factors, given: list[jax.Array]) -> list[jax.Array]:
-            return AffineRecurrence(self.length).backwards(factors, given, None)
+            zeros = [jnp.zeros_like(g[0]) for g in given]
+            return cotangents_of(platform, factors, given, None, zeros)[0]
 
         guess = jax.tree.map(jnp.zeros_like, before)
         found = iterated(
