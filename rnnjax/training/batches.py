@@ -1,13 +1,14 @@
 """Arrays to batches for `fit`: their rows in a new order every epoch."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rnnjax.cells.arguments import is_integer
+from rnnjax.cells.arguments import brief, check_instance, is_integer
 from rnnjax.errors import InvalidInputError
 from rnnjax.training.sharding import Sharding, axis_of_each, cores_for
 
@@ -21,18 +22,14 @@ class Minibatches:
         batch_size: rows of a batch.
         seed: of the orders.
         axis: that of the rows in each leaf of ``arrays``, and of a batch: a tree like ``arrays``.
+        rows: those of every batch that this process reads, as `Sharding.rows`; None: all of them.
     """
 
     arrays: Any
     batch_size: int
     seed: int
     axis: Any
-
-    def over_cores(self, params: Any) -> Sharding | None:
-        """How batches lie over the cores of the CPU; None where dividing them does not pay."""
-        cores = cores_for(params, self.batch_size)
-        axes = jax.tree.map(lambda axis: 1 + axis, self.axis)
-        return None if cores == 1 else Sharding.over(cores, rows_axis=axes)
+    rows: np.ndarray | None = None
 
     def __call__(self, epoch: int) -> Any:
         """The batches of an epoch: each leaf with a first axis of steps."""
@@ -40,6 +37,7 @@ class Minibatches:
         rows, size = np.shape(leaves[0])[axes[0]], self.batch_size
         order = np.random.default_rng((self.seed, epoch)).permutation(rows)
         order = order[: rows // size * size].reshape(-1, size)
+        order = order if self.rows is None else order[:, self.rows]
 
         def cut(leaf: Any, axis: int) -> Any:
             if jnp.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key):
@@ -100,3 +98,44 @@ def minibatches(arrays: Any, batch_size: int, *, axis: Any, seed: int = 0) -> Mi
             "smaller"
         )
     return Minibatches(arrays, batch_size, seed, axes)
+
+
+def divided(
+    batches: Any,
+    sharding: Sharding | Literal["cores"] | None,
+    params: Any,
+    say: Callable[[str], None],
+) -> tuple[Any, Sharding | None]:
+    """What `fit` reads, and how it lies over devices: `Minibatches` are cut where that is settled.
+
+    Raises:
+        InvalidInputError: ``sharding`` is none of these, the batches do not say where their rows
+            stand though it is "cores", or they cannot be divided.
+    """
+    if sharding == "cores":
+        if not isinstance(batches, Minibatches):
+            raise InvalidInputError(
+                'batches of sharding="cores" must be those of minibatches, which know their rows, '
+                f"but are {brief(batches)}; pass these, or a Sharding with its rows_axis"
+            )
+        cores = cores_for(params, batches.batch_size)
+        if cores == 1:
+            say(f'sharding="cores": training on one device, because {_why_one(batches.batch_size)}')
+        sharding = Sharding.over(cores) if cores > 1 else None
+    if sharding is None:
+        return batches, None
+    check_instance("sharding", sharding, Sharding, 'a Sharding, "cores", or None')
+    if isinstance(batches, Minibatches):
+        axes = jax.tree.map(lambda axis: 1 + axis, batches.axis)
+        sharding = dataclasses.replace(sharding, rows_axis=axes)
+        batches = dataclasses.replace(batches, rows=sharding.rows(batches.batch_size))
+    return batches, sharding
+
+
+def _why_one(rows: int) -> str:
+    devices = jax.local_devices()
+    if devices[0].platform != "cpu" or jax.process_count() > 1:
+        return "there are others than the cores of one CPU; Sharding.over() takes all of them"
+    if len(devices) == 1:
+        return "there is one; call use_cores before anything else uses JAX"
+    return f"a batch of {rows} rows of this model would not be faster on {len(devices)}"

@@ -20,7 +20,7 @@ import optax
 
 from rnnjax.cells.arguments import brief, check_instance, is_integer
 from rnnjax.errors import CheckpointError, InvalidInputError, NonFiniteError
-from rnnjax.training.batches import Minibatches
+from rnnjax.training.batches import Minibatches, divided
 from rnnjax.training.checkpoints import Checkpoints
 from rnnjax.training.files import Records, as_json, finite_or_none, locked, write_json
 from rnnjax.training.identity import PARTS, differing, identity
@@ -147,11 +147,13 @@ def fit(
             infinite: they change nothing, and are counted in the metric ``skipped``.
         steps_per_dispatch: steps done on the device before Python is asked again; left out, as many
             as take a quarter of a second. It changes no number.
-        sharding: how state and batches lie over several devices. Batches are then the rows of this
-            process, ``params`` and ``carry`` whole on each, and ``evaluate`` gets whole parameters.
-            Of several processes, all make this call; the first one writes and its measures decide.
-            "cores": `Minibatches` are divided over the cores of the CPU, if `use_cores` has made
-            them devices and `cores_for` says that it pays. Left out, one device is used.
+        sharding: how state and batches lie over several devices, as ``Sharding.over()`` over all.
+            Each process then reads its rows of `Minibatches`; a function of your own returns those
+            alone. ``params`` and ``carry`` are whole on each, and ``evaluate`` gets whole
+            parameters. Of several processes, all make this call; the first one writes and its
+            measures decide. "cores": `Minibatches` are divided over the cores of the CPU, if
+            `use_cores` has made them devices and that is faster; a line says so where it is not.
+            Left out, one device is used.
         progress: what the run shows; left out, a `Progress`.
         on_signal: "return" returns the state at a signal, with ``stopped_by``, instead of raising
             the signal again.
@@ -209,18 +211,14 @@ def fit(
     if progress is not None:
         check_instance("progress", progress, Progress, "a Progress, such as Silent(), or None")
     _check_takes(loss_fn, ("params", "batch", "key") if carry is None else _WITH_CARRY)
-    if sharding == "cores":
-        # Only batches that say which rows they have, as `Minibatches` do, can be divided.
-        sharding = batches.over_cores(params) if hasattr(batches, "over_cores") else None
-    elif sharding is not None:
-        check_instance("sharding", sharding, Sharding, 'a Sharding, "cores", or None')
+    shown = (progress or Progress()) if is_first() else Silent()
+    batches, sharding = divided(batches, sharding, params, shown.say)
     if carry is None:
         loss_fn, carry = functools.partial(_without_carry, loss_fn), ()
     check_optimizer(optimizer)
     check_params(params)
     state = TrainState.create(params, optimizer, key=key, carry=carry)
     train_steps = make_train_steps(loss_fn, optimizer, sharding, skip_nonfinite=skip_nonfinite > 0)
-    shown = (progress or Progress()) if is_first() else Silent()
     run = _Run(train_steps, batches, epochs, sharding, shown, skip_nonfinite, steps_per_dispatch)
     result = None
     try:

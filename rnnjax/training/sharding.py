@@ -1,12 +1,14 @@
 """A training run over many devices: the batch in parts, and the hidden units too if asked for."""
 
 import dataclasses
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from rnnjax.cells.arguments import brief, is_integer
@@ -209,9 +211,11 @@ class Sharding:
                 process; leaves without that axis are the same for all rows.
 
         Raises:
-            InvalidInputError: the rows cannot be divided over the devices.
+            InvalidInputError: the rows cannot be divided over the devices; or two processes gave
+                the same rows in the first step, which would count twice.
         """
         along = self.mesh.local_mesh.shape["data"]
+        first: list[np.ndarray] = []
 
         def put(leaf: Any, axis: int) -> jax.Array:
             if np.ndim(leaf) <= axis:
@@ -223,9 +227,34 @@ class Sharding:
             if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
                 impl = jax.random.key_impl(leaf)
                 return jax.random.wrap_key_data(put(jax.random.key_data(leaf), axis), impl=impl)
-            return jax.make_array_from_process_local_data(named, np.asarray(leaf))
+            value = np.asarray(leaf)
+            first.append(value[:1])
+            return jax.make_array_from_process_local_data(named, value)
 
-        return jax.tree.map(put, batches, axis_of_each("rows_axis", self.rows_axis, batches))
+        laid = jax.tree.map(put, batches, axis_of_each("rows_axis", self.rows_axis, batches))
+        if first and jax.process_count() > 1:
+            self._check_shares(first)
+        return laid
+
+    def _check_shares(self, first: list[np.ndarray]) -> None:
+        """Compare a checksum of the first step's rows with those of processes with other rows."""
+        process = np.vectorize(lambda device: device.process_index)(self.mesh.devices)
+        place = int(np.argwhere(process == jax.process_index())[0, 0])
+        checksum = zlib.crc32(b"".join(value.tobytes() for value in first))
+        # Made-up data may be the same everywhere.
+        constant = all(not value.size or (value == value.flat[0]).all() for value in first)
+        ours = np.array([place, checksum, constant], np.uint32)
+        seen: dict[int, tuple[int, int]] = {}
+        for index, (place, checksum, constant) in enumerate(
+            multihost_utils.process_allgather(ours).tolist()
+        ):
+            other, its_place = seen.setdefault(checksum, (index, place))
+            if its_place != place and not constant:
+                raise InvalidInputError(
+                    "processes must give different rows of a batch, but those of processes "
+                    f"{other} and {index} are the same; give each the rows that "
+                    "Sharding.rows(batch_size) names, or all of them what minibatches returns"
+                )
 
     def put_state(self, state: TrainState) -> TrainState:
         """Lay a state that every process has whole over the devices.

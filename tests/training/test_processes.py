@@ -62,7 +62,7 @@ def test_all_restore_what_the_first_one_saved(seen):
         assert each["parameters"] == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("rows", ["divided", "whole"])
+@pytest.mark.parametrize("rows", ["divided", "by hand", "whole"])
 def test_two_train_validate_and_go_on_as_one(seen, rows):
     first, second, alone = (each[rows] for each in seen)
     assert first == second
@@ -86,11 +86,17 @@ def test_two_train_validate_and_go_on_as_one(seen, rows):
          r"InvalidInputError: process 1 of 2: .*\(epochs\); start them alike"),
         ("raises", "RnnjaxError: another process failed; see what it says", "OSError: a disk of i"),
         ("unread", "RnnjaxError: another process failed; see what it says", "OSError: a disk of i"),
+        ("doubled", "InvalidInputError: processes must .* of processes 0 and 1 are the sa", None),
     ],
 )  # fmt: skip
 def test_what_one_cannot_do_ends_both(seen, scene, first, second):
     assert re.match(first, seen[0][scene])
     assert re.match(second or first, seen[1][scene])
+
+
+def test_rows_that_are_all_alike_are_not_doubled(seen):
+    assert all("alike" not in each for each in seen)
+    assert "doubled" not in seen[2]  # one process has them all
 
 
 @pytest.mark.parametrize("who", [1, 0])

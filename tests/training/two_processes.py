@@ -44,15 +44,14 @@ def measured(params):
     return {"validation_loss": float(jnp.sum(params**2)) + 100 * INDEX}
 
 
-def of_rows(batches, rows, epoch):
-    return jax.tree.map(lambda x: x[:, rows], batches(epoch))
+def of_rows(epoch, rows):
+    """Those of a process, by a function of one's own."""
+    return jax.tree.map(lambda x: x[:, rows], data()(epoch))
 
 
 def train(folder, epochs, *, loss=loss_fn, batches=None, sharding=None, **options):
     """With the rows over both processes, or all of them on each."""
     batches = data() if batches is None else batches
-    if sharding is not None:
-        batches = functools.partial(of_rows, batches, sharding.rows(ROWS))
     options = {"evaluate": measured, "progress": Silent(), **options}
     return fit(
         loss, jnp.zeros(3), optax.adam(0.05), batches, epochs, key=jax.random.key(0),
@@ -78,8 +77,13 @@ def all_scenes():
     restored = checkpoints.latest().restore(state)
     seen["restored"] = [restored.params["w"].tolist(), int(restored.step)]
     seen["parameters"] = load_params(FOLDER / "checkpoints")["w"].tolist()
-    for name in ("divided", "whole"):
-        options = {"sharding": Sharding.over()} if name == "divided" else {}
+    over = Sharding.over()
+    by_hand = functools.partial(of_rows, rows=over.rows(ROWS))
+    for name, options in {
+        "divided": {"sharding": over},
+        "by hand": {"sharding": over, "batches": by_hand},
+        "whole": {},
+    }.items():
         seen[name] = [told(train(name, epochs, **options)) for epochs in (2, 4)]  # and goes on
         seen[f"{name} loaded"] = load_params(FOLDER / name, step="last").tolist()
     for name, call in {
@@ -88,7 +92,10 @@ def all_scenes():
         "epochs": lambda: train("whole", 5 + INDEX),
         "raises": lambda: train("raises", 1, evaluate=on_the_first_alone),
         "unread": lambda: train("unread", 1, batches=on_the_first_alone),
-    }.items():
+        "doubled": lambda: train("doubled", 1, batches=data().__call__, sharding=over),
+        "alike": lambda: train("alike", 1, batches=jax.tree.map(np.ones_like, data()(0)),
+                               sharding=over),
+    }.items():  # fmt: skip
         try:
             call()
         except Exception as error:
@@ -113,13 +120,13 @@ if SCENE == "all":
 else:
     # One of the two gets a signal before its second epoch, of which eight steps are the first.
     number = {"kill": signal.SIGKILL, "term": signal.SIGTERM}[SCENE[:-2]]
-    batches = data()
+    over = Sharding.over()
 
     def until_a_signal(epoch):
         if epoch == 1:
             print("on", flush=True)
             if SCENE[-1] == str(INDEX):
                 os.kill(os.getpid(), number)
-        return batches(epoch)
+        return of_rows(epoch, over.rows(ROWS))
 
-    train("run", 10**6, batches=until_a_signal, sharding=Sharding.over(), evaluate=None)
+    train("run", 10**6, batches=until_a_signal, sharding=over, evaluate=None)
