@@ -1,11 +1,12 @@
 """What is compiled for a TPU and a GPU, on a machine that has neither, and does it stay as it was?
 
-``python -m benchmarks.accelerators [--target v5e] [--only WORD] [--keep]``
+``python -m benchmarks.accelerators [--target v5e|h100|cpu] [--only WORD] [--keep]``
 
 Every cell forward and backward, with lengths, a mask and resets, the train step, an artefact of
 `jax.export` and a gradient over four devices are compiled ahead of time, and held to the committed
-table: not one kernel less, and with the same compiler no more instructions a step. It fails where
-that is not so. Nothing runs on an accelerator, so nothing here is a time.
+table: not one kernel less, and with the same compiler no more instructions a step. For the target
+cpu it is what the devices of a CPU send each other in a step of data-parallel training. It fails
+where that is not so. Nothing runs on an accelerator, so nothing here is a time.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from jax.sharding import PartitionSpec
 import rnnjax
 from benchmarks.compiled import TOPOLOGIES, Compiled, Target
 from rnnjax import Fused, Kernel
-from rnnjax.training import TrainState, make_train_steps
+from rnnjax.training import Sharding, TrainState, make_train_steps
 
 TABLE = Path(__file__).parent / "accelerators.csv"
 # The same compiler schedules the same program alike; what is more than rounding is a change.
@@ -86,7 +87,7 @@ Programs = Iterator[tuple[str, Callable[[], Compiled]]]
 def main() -> None:
     """Compile, print the table, and compare it with the committed one or take its place."""
     parser = argparse.ArgumentParser("python -m benchmarks.accelerators", description=__doc__)
-    parser.add_argument("--target", choices=[*TOPOLOGIES, "h100"], default="v5e")
+    parser.add_argument("--target", choices=[*TOPOLOGIES, "h100", "cpu"], default="v5e")
     parser.add_argument("--only", default="", help="programs whose name has this in it")
     parser.add_argument("--keep", action="store_true", help="take the place of the table")
     options = parser.parse_args()
@@ -115,17 +116,22 @@ def main() -> None:
 
 def compiler(target: str) -> str:
     """What compiled, which is what the numbers hold for."""
-    package = "jaxlib" if target == "h100" else "libtpu"
+    package = "jaxlib" if target in ("h100", "cpu") else "libtpu"
     return f"jax {jax.__version__}, {package} {version(package)}"
 
 
 def unit(target: Target) -> str:
     """What is counted."""
-    return "launches" if target.kind == "h100" else "bundles"
+    return {"h100": "launches", "cpu": "bytes"}.get(target.kind, "bundles")
 
 
 def programs(target: Target) -> Programs:
     """Each program's name, and a function that compiles it."""
+    if target.kind == "cpu":
+        for devices in (1, 2, 4, 8):
+            name = f"train step, 64 rows over {devices} device{'s' * (devices > 1)}"
+            yield name, functools.partial(data_parallel, target, devices)
+        return
     gpu = target.kind == "h100"
     method: rnnjax.Method
     for name, cell in (SMALL if gpu else CELLS).items():
@@ -203,6 +209,20 @@ def train_step(target: Target) -> Compiled:
     )
     steps, batches = make_train_steps(loss, optimizer), jax.ShapeDtypeStruct((4, 17, 8), jnp.int32)
     return target.compile(lambda state, batches: steps(state, batches, 0, 4), state, batches)
+
+
+def data_parallel(target: Target, devices: int) -> Compiled:
+    """The batch divided over devices by a `Sharding`, as by `fit`: one sum of all gradients."""
+    cell, params, loss = stack()
+    optimizer, rows = optax.adamw(1e-3), 64
+    state = TrainState.create(
+        params, optimizer, carry=cell.initial_carry((rows,)), key=jax.random.key(0)
+    )
+    sharding = Sharding.over(devices, rows_axis=2)
+    batches = jax.random.randint(jax.random.key(1), (4, 17, rows), 0, 64)
+    train_steps = make_train_steps(loss, optimizer, sharding)
+    train_steps(sharding.put_state(state), sharding.put_batches(batches), 0, 4)
+    return target.sent("train_steps")
 
 
 def over_devices(target: Target) -> Compiled:

@@ -3,11 +3,13 @@
 On a TPU a program's instructions are scheduled in bundles, one a cycle at best: of a loop their
 number a step is a lower bound of its cycles, without stalls and copies. On a GPU each operation of
 XLA's loop is a launch; a kernel of a whole loop is one in all, and what its registers cannot hold
-is spilled to memory. All follow from the compiler's version and the program alone; none is a time.
+is spilled to memory. Of several devices of a CPU it is what they send each other. All follow from
+the compiler's version and the program alone; none is a time.
 (XLA's own ``estimated_cycles`` are none either: they rank what is scheduled otherwise.)
 """
 
 import importlib.util
+import math
 import os
 import re
 import subprocess
@@ -36,6 +38,7 @@ dnn_version_info { major: 9 minor: 10 }
 runtime_version { major: 13 minor: 0 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
+_MESSAGES = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
 # Operations of a loop's body that launch nothing.
 _FREE = {"parameter", "get-tuple-element", "tuple", "bitcast", "constant", "while", "after-all"}
 
@@ -45,7 +48,8 @@ class Compiled(NamedTuple):
 
     Attributes:
         kernels: how many loops are one kernel.
-        a_step: of all loops together, scheduled bundles of a TPU, or launches of a GPU.
+        a_step: of all loops together, scheduled bundles of a TPU, or launches of a GPU; of a CPU's
+            devices the bytes of the messages.
         messages: how many sums, gathers and exchanges between devices the program has, those in a
             loop once.
         spilled: the bytes that a GPU's kernels keep in memory for want of registers.
@@ -68,9 +72,17 @@ class Target:
         os.environ["LIBTPU_INIT_ARGS"] = (
             f"--xla_jf_dump_to={self._folder.name} --xla_jf_dump_llo_text=true"
         )
-        if kind == "h100":
-            flags = f"--xla_dump_to={self._folder.name} --xla_gpu_cuda_data_dir={_cuda()}"
+        if kind in ("cpu", "h100"):
+            more = (
+                "--xla_force_host_platform_device_count=8"
+                if kind == "cpu"
+                else f"--xla_gpu_cuda_data_dir={_cuda()}"
+            )
+            flags = f"--xla_dump_to={self._folder.name} {more}"
             os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
+        if kind == "cpu":
+            self.devices: Any = jax.devices("cpu")
+            return
         from jax.experimental import topologies
 
         if kind == "h100":
@@ -121,6 +133,18 @@ class Target:
             text = jitted.lower(*arguments).compile().as_text()
         return self._read(text)
 
+    def sent(self, name: str) -> Compiled:
+        """What the devices of a CPU send each other in the last program of that name that ran."""
+        files = Path(self._folder.name).glob(f"*{name}*cpu_after_optimizations.txt")
+        text = max(files, key=lambda file: file.stat().st_mtime_ns).read_text()
+        found = re.findall(rf" = (.*?) (?:{_MESSAGES})(?:-start)?\(", text)
+        arrays = [each for types in found for each in re.findall(r"[a-z]+(\d+)\[([\d,]*)\]", types)]
+        sizes = (
+            int(bits) // 8 * math.prod(map(int, filter(None, shape.split(","))))
+            for bits, shape in arrays
+        )
+        return Compiled(0, sum(sizes), len(found))
+
     def _read(self, text: str) -> Compiled:
         bundles = _bundles(Path(self._folder.name))
         kernels = re.findall(
@@ -138,8 +162,7 @@ class Target:
                 a_step += sum(kind not in _FREE for _, kind in operations)
             else:
                 a_step += sum(bundles.get(name, 0) for name, _ in operations)
-        kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
-        messages = len(re.findall(rf" (?:{kinds})(?:-start)?\(", text))
+        messages = len(re.findall(rf" (?:{_MESSAGES})(?:-start)?\(", text))
         spilled = 0
         if self.kind == "h100":
             kernels = re.findall(r'custom_call_target="__gpu\$xla\.gpu\.triton"', text)

@@ -9,7 +9,7 @@ import pytest
 import rnnjax
 from benchmarks import accelerators
 from benchmarks.accelerators import CELLS, SMALL, read, regressions
-from benchmarks.compiled import Compiled
+from benchmarks.compiled import Compiled, Target
 from rnnjax import Kernel
 
 
@@ -28,6 +28,18 @@ def test_every_cell_that_a_kernel_serves_is_compiled() -> None:
     for name in SMALL:  # and all of it is in registers
         for kernels, which in (("1", "forward"), ("2", "gradient")):
             assert rows[f"{name}, {which}, Kernel()"][2:6] == [kernels, "0", "0", "0"]
+
+
+def test_what_devices_of_a_cpu_send_is_read(tmp_path) -> None:
+    target = object.__new__(Target)
+    target._folder = Mock()
+    target._folder.name = str(tmp_path)
+    text = """  %a = (f32[64,512]{1,0}, f32[], bf16[3]{0}) all-reduce(%x, %y), channel_id=1
+  %b = f32[8]{0} add(%a, %a)
+  ROOT %c = s32[2,3]{1,0} all-gather-start(%b)"""
+    name = "module_0001.jit_train_steps.cpu_after_optimizations.txt"
+    (tmp_path / name).write_text(text)
+    assert target.sent("train_steps") == Compiled(0, 4 * 64 * 512 + 4 + 6 + 24, 2)
 
 
 @pytest.mark.parametrize("options", [["--only", "LSTM"], ["--only", "LSTM", "--keep"]])
