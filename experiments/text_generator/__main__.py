@@ -5,6 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
+import jax
 import tyro
 
 from experiments import runs
@@ -16,29 +17,15 @@ from experiments.text_generator.train import PROGRAM, run_training
 from experiments.text_generator.trained import options_of, stored_run
 from experiments.text_tools.export import Export, run_export
 from experiments.text_tools.inspect import Inspect, run_inspection
-from rnnjax.training import Processes, from_first, use_cores
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainHere(Train):
-    """The options of `train`, and which of several processes this is."""
-
-    launch: Processes = Processes()
-
-
-TrainHere.__doc__ = Train.__doc__  # that of `--help`
+from rnnjax.training import start_processes, use_cores
+from rnnjax.training.processes import from_first
 
 
 def main() -> int:
     """Do what the command line says."""
     default = defaults_of_train()
     command = tyro.cli(
-        _command(
-            TrainHere,
-            "train",
-            "--preset fast --corpus my-text.txt",
-            default=TrainHere(**vars(default)),
-        )
+        _command(Train, "train", "--preset fast --corpus my-text.txt", default=default)
         | _command(Generate, "generate", '--prime "Alice " --temperature 0.5')
         | _command(Evaluate, "evaluate", "--page surprise.html")
         | _command(Inspect, "inspect", "--to inside.html")
@@ -48,7 +35,7 @@ def main() -> int:
         "A character-level language model in JAX.",
         config=(tyro.conf.OmitArgPrefixes,),
     )
-    if isinstance(command, TrainHere):
+    if isinstance(command, Train):
         return run_training(settled(command, default))
     if isinstance(command, Generate):
         return run_generation(command)
@@ -61,10 +48,9 @@ def main() -> int:
 
 def settled(command: Train, default: Train) -> Train:
     """The options of a command, without the default's --steps where --epochs replaces them."""
-    options = {field.name: getattr(command, field.name) for field in dataclasses.fields(Train)}
     if command.epochs != default.epochs and command.steps == default.steps:
-        options["steps"] = None
-    return Train(**options)
+        return dataclasses.replace(command, steps=None)
+    return command
 
 
 def _command(config: type, name: str, example: str, **more: Any) -> Any:
@@ -83,16 +69,12 @@ def defaults_of_train() -> Train:
     parser.add_argument("--preset", default="tutorial")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--run-dir", "--run_dir", type=Path)
-    parser.add_argument("--coordinator")
-    for name in ("--processes", "--process"):
-        parser.add_argument(name, type=int)
     known, _ = parser.parse_known_args()
     if known.command != "train":
         return Train()
-    processes = Processes(known.coordinator, known.processes, known.process)
-    if processes.or_environment() == Processes():  # alone; else JAX would begin before they meet
+    start_processes()
+    if not jax.distributed.is_initialized():  # of several processes each has one device
         use_cores()
-    processes.start()
     if not known.resume:
         return load_preset(known.preset)
     folder, stored = from_first(lambda: stored_run(known.run_dir))

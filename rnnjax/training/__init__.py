@@ -3,20 +3,15 @@
 from rnnjax.training.batches import Minibatches, minibatches
 from rnnjax.training.checkpoints import Checkpoints, Saved
 from rnnjax.training.cores import over_cores, use_cores
-from rnnjax.training.distributed import Processes
+from rnnjax.training.distributed import start_processes
 from rnnjax.training.files import Records
 from rnnjax.training.fitting import Fit, fit
 from rnnjax.training.optimizers import KerasAdamState, keras_adam
 from rnnjax.training.parameters import load_params, save_params
 from rnnjax.training.penalties import activity_penalty, slowness_penalty, weight_penalty
-from rnnjax.training.processes import (
-    StopRequest,
-    agreed_signal,
-    from_first,
-    is_first,
-)
+from rnnjax.training.processes import StopRequest
 from rnnjax.training.progress import Progress, Silent
-from rnnjax.training.sharding import Sharding, cores_for, last_axis
+from rnnjax.training.sharding import Sharding
 from rnnjax.training.state import TrainState
 from rnnjax.training.step import (
     LossFunction,
@@ -33,7 +28,6 @@ __all__ = [
     "LossFunction",
     "Metrics",
     "Minibatches",
-    "Processes",
     "Progress",
     "Records",
     "Saved",
@@ -44,19 +38,15 @@ __all__ = [
     "TrainSteps",
     "Window",
     "activity_penalty",
-    "agreed_signal",
-    "cores_for",
     "fit",
-    "from_first",
-    "is_first",
     "keras_adam",
-    "last_axis",
     "load_params",
     "make_train_steps",
     "minibatches",
     "over_cores",
     "save_params",
     "slowness_penalty",
+    "start_processes",
     "truncated_loss",
     "use_cores",
     "weight_penalty",

@@ -41,10 +41,10 @@ def begin(tmp_path, environment):
     """Start the program on so many simulated devices; it is ended with the test."""
     processes = []
 
-    def begin(devices, *arguments):
+    def begin(devices, *arguments, **variables):
         process = subprocess.Popen(
             [sys.executable, "-m", "experiments.text_generator", *map(str, arguments)],
-            cwd=tmp_path, env=environment(devices), text=True,
+            cwd=tmp_path, env=environment(devices, **variables), text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         processes.append(process)
@@ -70,13 +70,16 @@ def ends(status, *processes, timeout=200):
     return outputs
 
 
-def two(begin, devices, *arguments):
+def two(begin, devices, *arguments, seeds=(1, 1)):
     """The program in two processes that meet on this machine."""
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
         where = f"localhost:{listener.getsockname()[1]}"
-    meet = ["--coordinator", where, "--processes", 2, "--process"]
-    return [begin(devices, *arguments, *meet, index) for index in range(2)]
+    meet = {"JAX_COORDINATOR_ADDRESS": where, "JAX_NUM_PROCESSES": "2"}
+    return [
+        begin(devices, *arguments, "--seed", seed, **meet, JAX_PROCESS_ID=str(index))
+        for index, seed in enumerate(seeds)
+    ]
 
 
 def losses(run_dir):
@@ -162,15 +165,7 @@ def last_step(path):
 
 @pytest.mark.slow
 def test_processes_that_differ_all_end_with_one_sentence(begin, text, tmp_path):
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        where = f"localhost:{listener.getsockname()[1]}"
-    pair = [
-        begin(1, "train", *TINY, "--seed", index, "--run-dir", "run", "--coordinator", where,
-              "--processes", 2, "--process", index)
-        for index in range(2)
-    ]  # fmt: skip
-    outputs = ends(2, *pair)
+    outputs = ends(2, *two(begin, 1, "train", *TINY, "--run-dir", "run", seeds=(1, 2)))
     assert "process 1 of 2: all processes of a run must have the same options" in outputs[1]
     assert "(seed)" in outputs[1]
     assert "Traceback" not in outputs[0] + outputs[1]
@@ -190,8 +185,6 @@ def test_processes_that_differ_all_end_with_one_sentence(begin, text, tmp_path):
         (["--mesh", "8"], "a mesh of 8 x 1 needs 8 devices, but there are"),
         (["--mesh", "0"], '--mesh must be a number of devices (8), two of them (4x2), or "auto"'),
         (["--mesh", "4x2x1"], "but is '4x2x1'"),
-        (["--processes", "2"], "several processes need a coordinator"),
-        (["--coordinator", "here", "--processes", "2", "--process", "0"], "must be HOST:PORT"),
     ],
 )
 def test_what_a_user_types_wrong_gets_one_sentence(options, message, program, text, tmp_path):

@@ -17,11 +17,11 @@ import optax
 import rnnjax
 from rnnjax.training import (
     Checkpoints,
-    Processes,
     Sharding,
     TrainState,
     keras_adam,
     make_train_steps,
+    start_processes,
 )
 
 FOLDER, ROLE = Path(sys.argv[1]), sys.argv[2]
@@ -137,7 +137,7 @@ jax.config.update("jax_log_compiles", True)
 index = 0
 if ROLE == "pair":
     index = int(sys.argv[4])
-    Processes(sys.argv[3], 2, index).start()
+    start_processes(sys.argv[3], 2, index)
     assert len(jax.devices()) == 2 * len(jax.local_devices()) == 4
 if ROLE in ("eight", "others"):
     # With a carry, or with windows: compiling takes the time.

@@ -9,11 +9,13 @@ import pytest
 
 import rnnjax
 from rnnjax import InvalidInputError
-from rnnjax.training import cores_for, over_cores, use_cores
+from rnnjax.training import over_cores, use_cores
+from rnnjax.training.sharding import cores_for
 
 PROGRAM = """
 import jax, numpy as np, optax, rnnjax
-from rnnjax.training import Silent, cores_for, fit, minibatches, over_cores, use_cores
+from rnnjax.training import Silent, fit, minibatches, over_cores, use_cores
+from rnnjax.training.sharding import cores_for
 assert use_cores(2) == 2 == use_cores() == use_cores(2)
 try:
     use_cores(3)

@@ -17,13 +17,12 @@ import rnnjax
 from rnnjax import CheckpointError, InvalidInputError
 from rnnjax.training import (
     Checkpoints,
-    Processes,
     Sharding,
     TrainState,
-    agreed_signal,
-    from_first,
     keras_adam,
+    start_processes,
 )
+from rnnjax.training.processes import agreed_signal, from_first
 
 SCRIPT = Path(__file__).with_name("sharded_run.py")
 
@@ -300,27 +299,52 @@ def test_the_checkpoints_of_a_sharded_state(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("processes", "message"),
+    ("given", "message"),
     [
-        (Processes("localhost:1", 2), "give all three"),
-        (Processes(processes=2, process=0), "came as coordinator None, processes 2 and process 0"),
-        (Processes("localhost", 2, 0), "must be HOST:PORT, but is 'localhost'"),
-        (Processes("localhost:1", 2, 2), "from 0 to 1, one less than their number, but is 2"),
+        (("localhost:1", 2), "'num_processes': 2} came, and JAX says: The process id of"),
+        ((None, 2, 0), "'process_id': 0} came, and JAX says: coordinator_address should be"),
+        (("localhost", 2, 0), "start all of them alike"),
+        (("localhost:1", 2, 2), "'process_id': 2} came, and JAX says: process_id and num_pro"),
     ],
 )
-def test_processes_that_do_not_belong_together(processes, message):
+def test_processes_that_do_not_belong_together(given, message, jax_not_begun):
     with pytest.raises(InvalidInputError, match=message):
-        processes.start()
+        start_processes(*given)
+
+
+@pytest.fixture
+def jax_not_begun(monkeypatch):
+    """As JAX looks upon a process in which it was not used."""
+    monkeypatch.setattr(jax._src.xla_bridge, "backends_are_initialized", lambda: False)
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+
+
+def test_a_process_that_nobody_told_of_others_is_alone(monkeypatch):
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "1")
+    start_processes()
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    with pytest.raises(InvalidInputError, match=r"{'OMPI_COMM_WORLD_SIZE': '2'} came, and JAX say"):
+        start_processes()
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "1")
+    start_processes()
 
 
 def test_processes_from_the_environment(monkeypatch):
+    told = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **given: told.append(given))
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "somewhere:12")
     monkeypatch.setenv("JAX_NUM_PROCESSES", "3")
+    start_processes(local_device_ids=[1])
     monkeypatch.setenv("JAX_PROCESS_ID", "0")
-    assert Processes(process=2).or_environment() == Processes("somewhere:12", 3, 2)
+    start_processes(process_id=2)
+    both = {"coordinator_address": "somewhere:12", "num_processes": 3}
+    assert told == [
+        both | {"process_id": None, "local_device_ids": [1]},  # JAX finds out
+        both | {"process_id": 2, "cluster_detection_method": "deactivate"},
+    ]
     monkeypatch.setenv("JAX_PROCESS_ID", "first")
-    with pytest.raises(InvalidInputError, match="JAX_PROCESS_ID must be a number, but is 'first'"):
-        Processes().or_environment()
+    with pytest.raises(InvalidInputError, match="'process_id': 'first'} came, and JAX says: inv"):
+        start_processes()
 
 
 def test_an_error_of_the_first_process_is_its_own():

@@ -18,13 +18,13 @@ import optax
 
 from rnnjax.training import (
     Checkpoints,
-    Processes,
     Sharding,
     Silent,
     TrainState,
     fit,
     load_params,
     minibatches,
+    start_processes,
 )
 
 FOLDER, SCENE, WHERE, INDEX = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
@@ -114,7 +114,7 @@ def on_the_first_alone(given):
 
 
 if WHERE != "alone":
-    Processes(WHERE, 2, INDEX).start()
+    start_processes(WHERE, 2, INDEX)
 if SCENE == "all":
     (FOLDER / f"seen-{INDEX}.json").write_text(json.dumps(all_scenes()))
 else:
