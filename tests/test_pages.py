@@ -107,8 +107,9 @@ def commands() -> list[str]:
     return sorted({" ".join(shlex.split(line, comments=True, posix=False)) for line in lines})
 
 
-# Several processes, or devices that are there before JAX begins: see tests/experiments/test_scale.
-ELSEWHERE = re.compile(r"HOST:PORT|\.\.\.|^XLA_FLAGS")
+# Several processes, or devices that are there before JAX begins: see tests/experiments/test_scale
+# and tests/training/test_many_hosts.
+ELSEWHERE = re.compile(r"\.\.\.|^XLA_FLAGS|train\.py")
 COMMANDS = [command for command in commands() if not ELSEWHERE.search(command)]
 PROGRAMS = [c for c in COMMANDS if c.startswith(("python -m experiments", "rnnjax "))]
 SMALL = {

@@ -1,0 +1,166 @@
+"""The page "From one core to many hosts": its program, started by each of its commands."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/do/many-hosts.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+PROGRAM = next(block for language, block in BLOCKS if language == "python")
+EPOCHS = 20
+# What a launcher tells its two processes; {} is the number of each.
+LAUNCHERS = {
+    "srun": {
+        "SLURM_JOB_ID": "7",
+        "SLURM_STEP_NODELIST": "127.0.0.1",
+        "SLURM_NTASKS": "2",
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_PROCID": "{}",
+        "SLURM_LOCALID": "{}",
+    },
+    "mpirun": {
+        "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://127.0.0.1:34911",
+        "OMPI_COMM_WORLD_SIZE": "2",
+        "OMPI_COMM_WORLD_RANK": "{}",
+        "OMPI_COMM_WORLD_LOCAL_RANK": "{}",
+    },
+}
+LAUNCHER = """#!{python}
+import os, subprocess, sys
+command = sys.argv[sys.argv.index("python"):]
+told = [{{name: value.format(i) for name, value in {variables!r}.items()}} for i in range(2)]
+running = [subprocess.Popen(command, env=os.environ | each) for each in told]
+sys.exit(max(abs(process.wait()) for process in running))
+"""
+
+
+def commands(word):
+    """The block of commands with that word in it."""
+    (found,) = {block for language, block in BLOCKS if language == "sh" and word in block}
+    return found
+
+
+@pytest.fixture(scope="module")
+def start(environment, free_port):
+    """Start a block of the page in a folder that has its program; all ends with the tests."""
+    running = []
+
+    def start(folder, block, port=None):
+        (folder / "train.py").write_text(PROGRAM)
+        path = [str(Path(sys.executable).parent), os.environ["PATH"]]
+        for name, variables in LAUNCHERS.items():
+            launcher = folder / "bin" / name
+            launcher.parent.mkdir(exist_ok=True)
+            launcher.write_text(LAUNCHER.format(python=sys.executable, variables=variables))
+            launcher.chmod(0o700)
+        own = {"PATH": os.pathsep.join([str(folder / "bin"), *path])}
+        port = str(port or free_port())
+        process = subprocess.Popen(
+            ["bash", "-ec", block.replace("8476", port)], cwd=folder,
+            env=environment(JAX_COORDINATOR_PORT=port, JAX_ENABLE_COMPILATION_CACHE="false", **own),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+        running.append(process)
+        return process
+
+    yield start
+    for process in running:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def losses(folder):
+    lines = (folder / "run/epochs.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def ends_well(process):
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, out + err
+    return out
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, start):
+    """The losses of one process with one device."""
+    folder = tmp_path_factory.mktemp("alone")
+    ends_well(start(folder, "python train.py"))
+    found = losses(folder)
+    assert len(found) == EPOCHS
+    assert found[-1] < found[0] / 2
+    return found
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "srun",
+        *(
+            pytest.param(word, marks=pytest.mark.slow)
+            for word in ("JAX_PROCESS_ID", "mpirun", "JAX_NUM_CPU_DEVICES")
+        ),
+    ],
+)
+def test_every_way_to_start_has_the_losses_of_one_device(word, tmp_path, start, alone):
+    out = ends_well(start(tmp_path, commands(word) + "wait\n"))
+    assert out.count(f"epoch {EPOCHS}:") == 1  # the first process alone prints
+    np.testing.assert_allclose(losses(tmp_path), alone, rtol=1e-4)
+    about = json.loads((tmp_path / f"run/checkpoints/{8 * EPOCHS}/about.json").read_text())
+    assert about["value"]["about"]["devices"] == (4 if "DEVICES" in word else 2)
+
+
+def test_one_of_two_is_killed_and_one_goes_on(tmp_path, start, alone, free_port):
+    told, *lines = commands("JAX_PROCESS_ID").splitlines()
+    lines = [f"{told}\nexec env {line.removesuffix(' &')}" for line in lines]
+    port = free_port()
+    first, second = (start(tmp_path, line, port) for line in lines)
+    while not list(tmp_path.glob("run/checkpoints/[0-9]*")):
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.005)
+    second.kill()
+    _, err = first.communicate(timeout=30)
+    assert first.returncode == 1
+    assert "another process of the run ended" in err
+    done = max(int(path.name) for path in tmp_path.glob("run/checkpoints/[0-9]*"))
+    assert done < 8 * EPOCHS
+    out = ends_well(start(tmp_path, "python train.py"))
+    assert f"going on from step {done} of {8 * EPOCHS}" in out
+    assert "the devices of the run were 2 and are 1 now" in out
+    np.testing.assert_allclose(losses(tmp_path), alone, rtol=1e-4)
+
+
+def test_the_manifest_tells_each_pod_what_it_needs():
+    yaml = pytest.importorskip("yaml")
+    manifest = yaml.safe_load(next(block for language, block in BLOCKS if language == "yaml"))
+    (job,) = manifest["spec"]["replicatedJobs"]
+    spec = job["template"]["spec"]
+    (container,) = spec["template"]["spec"]["containers"]
+    told = {each["name"]: each.get("value", each.get("valueFrom")) for each in container["env"]}
+    name = manifest["metadata"]["name"]
+    # As JobSet names its pods: set, job, which of its replicas, which pod; below its service.
+    assert told["JAX_COORDINATOR_ADDRESS"] == f"{name}-{job['name']}-0-0.{name}:8476"
+    assert spec["parallelism"] == spec["completions"] == int(told["JAX_NUM_PROCESSES"])
+    assert spec["completionMode"] == "Indexed"
+    assert "job-completion-index" in told["JAX_PROCESS_ID"]["fieldRef"]["fieldPath"]
+
+
+def test_the_table_is_what_was_compiled():
+    rows = re.findall(r"^\| (\d) \| (\d+) \| (\d) \| ([\d,]+) \|$", PAGE, re.MULTILINE)
+    with (ROOT / "benchmarks/accelerators.csv").open(newline="") as file:
+        compiled = [row for row in csv.reader(file) if row[0] == "cpu"]
+    assert len(rows) == len(compiled) == 4
+    for (devices, of_each, messages, sent), row in zip(rows, compiled, strict=True):
+        assert int(devices) * int(of_each) == 64
+        assert row[1].startswith(f"train step, 64 rows over {devices} device")
+        assert [row[4], row[3]] == [messages, sent.replace(",", "")]
