@@ -139,19 +139,30 @@ def arrays_of(outputs: Outputs, backward: bool) -> Callable[[Any, Any], list[Any
 
 
 def rnnjax_cores(shape: Shape, backward: bool) -> Call:
-    """The rows over the cores of the CPU, where `rnnjax.training.over_cores` divides them.
+    """The rows over the cores of the CPU, where ``fit(sharding="cores")`` would divide them.
 
     What it is given lies there already, as parameters and the rows of a batch do in a training.
     """
     import jax
 
-    from rnnjax.training import over_cores, use_cores
+    from rnnjax.training import Sharding, use_cores
+    from rnnjax.training.sharding import cores_for
 
     use_cores()
     outputs, params, xs = jax_layers.rnnjax_layers(shape)
-    function = over_cores(arrays_of(outputs, backward), rows=(None, 1))
-    params, xs = over_cores(lambda params, xs: (params, xs), rows=(None, 1))(params, xs)
-    return lambda: jax.block_until_ready(function(params, xs))
+    function = jax.jit(arrays_of(outputs, backward))
+    cores = cores_for(params, shape.batch_size)
+    if cores == 1:
+        return lambda: jax.block_until_ready(function(params, xs))
+    sharding = Sharding.over(cores)
+    params = jax.device_put(params, jax.sharding.NamedSharding(sharding.mesh, jax.P()))
+    xs = sharding.put_batches(xs)
+
+    def call() -> Any:
+        with jax.set_mesh(sharding.mesh):
+            return jax.block_until_ready(function(params, xs))
+
+    return call
 
 
 def onnxruntime_call(shape: Shape, backward: bool) -> Call:

@@ -2,8 +2,7 @@
 
 from rnnjax.training.batches import Minibatches, minibatches
 from rnnjax.training.checkpoints import Checkpoints, Saved
-from rnnjax.training.cores import over_cores, use_cores
-from rnnjax.training.distributed import start_processes
+from rnnjax.training.distributed import start_processes, use_cores
 from rnnjax.training.files import Records
 from rnnjax.training.fitting import Fit, fit
 from rnnjax.training.optimizers import KerasAdamState, keras_adam
@@ -43,7 +42,6 @@ __all__ = [
     "load_params",
     "make_train_steps",
     "minibatches",
-    "over_cores",
     "save_params",
     "slowness_penalty",
     "start_processes",

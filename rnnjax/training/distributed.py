@@ -1,5 +1,6 @@
-"""How the processes of a run meet, before JAX is used."""
+"""What has to be said before JAX is used: that cores are devices, and that there are processes."""
 
+import contextlib
 import os
 from typing import Any
 
@@ -71,3 +72,30 @@ def start_processes(
             f"{told} came, and JAX says: {says}; start all of them alike, under another MPI with "
             'cluster_detection_method="mpi4py", or set JAX_NUM_PROCESSES=1 for one alone'
         ) from error
+
+
+def use_cores() -> int:
+    """Make each core of the CPU a device of its own; before JAX is used for anything else.
+
+    XLA runs the products of one step on one core, and one small loop after the other: what runs
+    side by side are the loops of several devices, over which ``fit(..., sharding="cores")`` divides
+    the rows of a batch. What does not divide its batch stays on the first device, which is as fast
+    as before. Where the environment has said how many devices a CPU is (JAX_NUM_CPU_DEVICES,
+    XLA_FLAGS), or JAX has begun, that stays.
+
+    Returns:
+        how many there are; 1 where JAX was told to do without the CPU (JAX_PLATFORMS=cuda).
+
+    >>> use_cores() == len(jax.devices("cpu"))
+    True
+    """
+    said = jax.config.values["jax_num_cpu_devices"] > 0  # not a name of its own in every JAX
+    if not said and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        affinity = getattr(os, "sched_getaffinity", None)
+        cores = (os.cpu_count() or 1) if affinity is None else len(affinity(0))
+        with contextlib.suppress(RuntimeError):  # it has begun
+            jax.config.update("jax_num_cpu_devices", cores)
+    try:
+        return len(jax.local_devices(backend="cpu"))
+    except RuntimeError:
+        return 1

@@ -158,34 +158,20 @@ class Sharding:
                 all of theirs.
         """
         devices = jax.devices()
-        if hidden < 1 or (data is not None and data < 1):
+        exact = data is None or jax.process_count() > 1
+        along = len(devices) // max(1, hidden) if data is None else data
+        size = along * hidden
+        if min(along, hidden) < 1 or size > len(devices) or (exact and size < len(devices)):
             raise InvalidInputError(
-                f"a mesh needs at least 1 device along each axis, but {data} x {hidden} came; "
-                "an axis of 1 divides nothing"
-            )
-        if data is None:
-            if len(devices) % hidden:
-                raise InvalidInputError(
-                    f"{len(devices)} devices cannot be divided into groups of {hidden} for the "
-                    "hidden units; take a divisor"
-                )
-            data = len(devices) // hidden
-        if data * hidden > len(devices):
-            raise InvalidInputError(
-                f"a mesh of {data} x {hidden} needs {data * hidden} devices, but there are "
-                f"{len(devices)}; take a smaller mesh (on a CPU devices can be simulated with "
-                "XLA_FLAGS=--xla_force_host_platform_device_count=8)"
-            )
-        if jax.process_count() > 1 and data * hidden < len(devices):
-            raise InvalidInputError(
-                f"{jax.process_count()} processes have {len(devices)} devices, and all must be "
-                f"used, but a mesh of {data} x {hidden} came; take one of so many"
+                f"a mesh of {along} x {hidden} must take {'all' if exact else 'some'} of the "
+                f"{len(devices)} devices, at least 1 along each axis, but takes {size}; take "
+                "another one (on a CPU JAX_NUM_CPU_DEVICES=8 simulates 8 devices)"
             )
         mesh = jax.make_mesh(
-            (data, hidden),
+            (along, hidden),
             ("data", "hidden"),
             axis_types=(AxisType.Auto,) * 2,
-            devices=devices[: data * hidden],
+            devices=devices[:size],
         )
         return cls(mesh, divide, rows_axis)
 

@@ -3,26 +3,21 @@ import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import rnnjax
 from rnnjax import InvalidInputError
-from rnnjax.training import over_cores, use_cores
+from rnnjax.training import minibatches, use_cores
+from rnnjax.training.batches import divided
 from rnnjax.training.sharding import cores_for
 
 PROGRAM = """
+import contextlib, io
 import jax, numpy as np, optax, rnnjax
-from rnnjax.training import Silent, fit, minibatches, over_cores, use_cores
+from rnnjax.training import Progress, Sharding, Silent, fit, minibatches, use_cores
 from rnnjax.training.sharding import cores_for
-assert use_cores(2) == 2 == use_cores() == use_cores(2)
-try:
-    use_cores(3)
-except rnnjax.InvalidInputError as error:
-    assert "JAX has begun with 2 already" in str(error)
-else:
-    raise AssertionError
+jax.config.update("jax_num_cpu_devices", 2)
+assert use_cores() == 2
 rng = np.random.default_rng(0)
 def drawn(like):
     return jax.tree.map(lambda leaf: 0.3 * rng.normal(size=leaf.shape).astype(np.float32),
@@ -36,19 +31,15 @@ def loss(params, carry, xs, mask, resets):
     carry, ys = rnnjax.unroll(cell, params, xs, carry, mask=mask, resets=resets)
     # A mean over what is valid: no half of the rows knows by what to divide.
     return (ys**2).sum() / mask.sum(), carry
-grad = jax.value_and_grad(loss, (0, 1), has_aux=True)
-one = over_cores(grad, (None, 0, 1, 1, 1), devices=1)(params, carry, xs, mask, resets)
-step = over_cores(grad, (None, 0, 1, 1, 1), devices=2)
-two = step(params, carry, xs, mask, resets)
+grad = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
+one = grad(params, carry, xs, mask, resets)
+over = Sharding.over(2)
+whole = jax.device_put(params, jax.sharding.NamedSharding(over.mesh, jax.sharding.PartitionSpec()))
+with jax.set_mesh(over.mesh):
+    two = grad(whole, over.put_carry(carry), *over.put_batches((xs, mask, resets)))
+    again = grad(whole, two[0][1], *over.put_batches((xs, mask, resets)))
 assert len(two[0][1].hidden.sharding.device_set) == 2
 jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one, two)
-again = step(params, two[0][1], xs, mask, resets)  # what came out goes in
-for wrong in ((params, carry, xs[:, :5], mask, resets), (params, carry, xs)):
-    try:
-        step(*wrong)
-    except rnnjax.InvalidInputError:
-        continue
-    raise AssertionError
 # The rule: small ones stay, large kernels with few rows too.
 shape = lambda units: {"kernel": jax.ShapeDtypeStruct((units, 4 * units), np.float32)}
 sizes = (8, 32), (64, 16), (512, 16), (700, 12), (512, 15)
@@ -57,15 +48,18 @@ assert [cores_for(shape(h), b) for h, b in sizes] == [
 data = {"xs": rng.normal(size=(7, 64, 3)).astype(np.float32)}
 big = rnnjax.SimpleRNNCell(128)
 begin = drawn(lambda: big.init(jax.random.key(1), 3))
-def fitted(sharding):
+def fitted(sharding, progress=Silent(), rows=16):
     return fit(lambda params, batch, key: (rnnjax.unroll(big, params, batch["xs"])[1] ** 2).mean(),
-               begin, optax.sgd(0.1), minibatches(data, 16, axis=1), 2,
-               key=jax.random.key(0), progress=Silent(), sharding=sharding)
+               begin, optax.sgd(0.1), minibatches(data, rows, axis=1), 2,
+               key=jax.random.key(0), progress=progress, sharding=sharding)
 auto, single = fitted("cores"), fitted(None)
 assert len(auto.state.params["kernel"].sharding.device_set) == 2
 assert len(single.state.params["kernel"].sharding.device_set) == 1
 jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
              auto.params, single.params)
+with contextlib.redirect_stdout(io.StringIO()) as said:
+    fitted("cores", Progress(), rows=1)
+assert "one device, because a batch of 1 rows of this model would not be" in said.getvalue()
 print("fine")
 """
 
@@ -81,61 +75,28 @@ def test_on_two_cores_the_numbers_are_those_of_one():
     assert done.stdout == "fine\n", done.stderr
 
 
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ((None, None), "not all None"),
-        (None, "not all None"),
-        ((None, -1), "the axis of its rows"),
-        ((True,), "is \\(True,\\)"),
-    ],
-)
-def test_wrong_axes(rows, message):
-    with pytest.raises(InvalidInputError, match=message):
-        over_cores(lambda *args: args, rows)
-
-
-def test_wrong_calls():
-    double = over_cores(lambda a, b: (2 * a, b), (0, None))
-    assert double(jnp.ones(3), 1)[0].tolist() == [2, 2, 2]
-    with pytest.raises(InvalidInputError, match="names 2 arguments"):
-        double(jnp.ones(3))
-    with pytest.raises(InvalidInputError, match="the same number of rows"):
-        double((jnp.ones(3), jnp.ones(4)), 1)
-    with pytest.raises(InvalidInputError, match="take as many, or call use_cores"):
-        over_cores(lambda a: a, (0,), devices=99)(np.ones(198))
-    with pytest.raises(InvalidInputError, match="5 rows cannot be divided over 2 devices"):
-        over_cores(lambda a: a, (0,), devices=2)(np.ones(5))
-    for wrong in (0, True, "2"):
-        with pytest.raises(InvalidInputError, match="devices must be a whole number"):
-            over_cores(lambda a: a, (0,), devices=wrong)
-    two = over_cores(lambda a: a.sum(), (0,), devices=2)
-    for transformed in (jax.jit(two), jax.grad(two)):
-        with pytest.raises(InvalidInputError, match="put it around the whole"):
-            transformed(jnp.ones(4))
-    with pytest.raises(InvalidInputError, match="number must be a whole number"):
-        use_cores(0)
-    assert cores_for({}, 4) == 1
-
-
 def test_jax_may_be_told_to_do_without_a_cpu(monkeypatch):
-    def devices(platform=None):
-        raise RuntimeError(f"Unknown backend {platform}")
+    def devices(backend=None):
+        raise RuntimeError(f"Unknown backend {backend}")
 
-    monkeypatch.setattr(jax, "devices", devices)
+    monkeypatch.setattr(jax, "local_devices", devices)
     assert use_cores() == 1
 
 
-def test_one_device_compiles_once(random_like):
-    cell = rnnjax.GRUCell(3)
-    params = random_like(lambda: cell.init(jax.random.key(0), 2), 0)
-    traced = []
+@pytest.mark.parametrize(
+    ("devices", "processes", "why"),
+    [(1, 1, "there is one; call use_cores"), (4, 2, "there are others than the cores of one CPU")],
+)
+def test_that_one_device_is_used_is_said(devices, processes, why, monkeypatch):
+    there, said = jax.local_devices()[:devices], []
+    monkeypatch.setattr(jax, "local_devices", lambda: there)
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    batches = minibatches(np.ones((64, 3)), 16, axis=0)
+    assert divided(batches, "cores", {"w": np.ones((512, 512))}, said.append) == (batches, None)
+    assert [why in line for line in said] == [True]
 
-    def last(params, xs):
-        traced.append(1)
-        return rnnjax.unroll(cell, params, xs)[1][-1]
 
-    step = over_cores(last, (None, 1))
-    for _ in range(2):
-        assert step(params, np.ones((4, 5, 2), np.float32)).shape == (5, 3)
-    assert len(traced) == 1
+def test_cores_need_batches_that_know_their_rows():
+    with pytest.raises(InvalidInputError, match='batches of sharding="cores" must be those of min'):
+        divided(np.ones((2, 64, 3)), "cores", {}, print)
+    assert cores_for({}, 4) == 1

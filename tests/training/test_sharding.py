@@ -227,11 +227,11 @@ def state_like(arrays):
 
 
 def test_what_does_not_fit_the_devices_is_told():
-    with pytest.raises(InvalidInputError, match="a mesh of 8 x 1 needs 8 devices, but there are"):
+    with pytest.raises(InvalidInputError, match="a mesh of 8 x 1 must take some of the"):
         Sharding.over(8)
-    with pytest.raises(InvalidInputError, match="devices cannot be divided into groups of 3"):
+    with pytest.raises(InvalidInputError, match=r"a mesh of [01] x 3 must take all of the"):
         Sharding.over(hidden=3)
-    with pytest.raises(InvalidInputError, match="at least 1 device along each axis, but 0 x 1"):
+    with pytest.raises(InvalidInputError, match="a mesh of 0 x 1 must take some of"):
         Sharding.over(0)
     with pytest.raises(InvalidInputError, match=r'the axes \("data", "hidden"\), but has'):
         Sharding(jax.make_mesh((1,), ("rows",)))
