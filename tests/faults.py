@@ -813,6 +813,22 @@ FAULTS: tuple[Fault, ...] = (
         ),
     ),
     Fault(
+        "rows that two processes have in common are taken twice",
+        "training",
+        "rnnjax/training/sharding.py",
+        "if its_place != place and not constant:",
+        "if its_place != place and constant:",
+        ("tests/training/test_processes.py::test_what_one_cannot_do_ends_both",),
+    ),
+    Fault(
+        "processes that do not find each other train each alone",
+        "training",
+        "rnnjax/training/distributed.py",
+        "        if not told:\n",
+        "        if told:\n",
+        ("tests/training/test_sharding.py::test_a_process_that_nobody_told_of_others_is_alone",),
+    ),
+    Fault(
         "Adam corrects the mean of the squares for a step too few",
         "training",
         "rnnjax/training/optimizers.py",

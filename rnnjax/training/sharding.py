@@ -105,6 +105,7 @@ class Sharding:
         divide: which axis of a parameter is divided over "hidden".
         rows_axis: of the leaves of batches, whose first axis are steps: 2 where time stands before
             rows. A tree prefix of the batches, as ``in_axes`` of `jax.vmap`, where leaves differ.
+            (What `minibatches` returns says it itself.)
 
     Raises:
         InvalidInputError: the mesh has other axes.
