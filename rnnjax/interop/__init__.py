@@ -18,7 +18,6 @@ from rnnjax.interop.layers import (
     Recurrent,
 )
 from rnnjax.interop.model import Functional, Model, Network, Sequential
-from rnnjax.interop.registry import Form, register
 from rnnjax.interop.serving import export
 
 __all__ = [
@@ -27,7 +26,6 @@ __all__ = [
     "Dropout",
     "Embedding",
     "Flow",
-    "Form",
     "Functional",
     "Layer",
     "Masking",
@@ -38,5 +36,4 @@ __all__ = [
     "Sequential",
     "export",
     "load",
-    "register",
 ]

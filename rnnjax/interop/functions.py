@@ -2,6 +2,8 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,18 +16,6 @@ Function = Callable[[jax.Array], jax.Array]
 
 # Those with numbers in them are frozen dataclasses, so that equal ones hash alike and a network
 # that is built twice is compiled once.
-
-
-@dataclasses.dataclass(frozen=True)
-class Affine:
-    """``alpha x + beta``."""
-
-    alpha: float = 1.0
-    beta: float = 0.0
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """The function of every entry of ``x``."""
-        return self.alpha * x + self.beta
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,23 +52,6 @@ class ELU:
         return jnp.where(x >= 0, x, self.alpha * jnp.expm1(jnp.minimum(x, 0)))
 
 
-@dataclasses.dataclass(frozen=True)
-class CutReLU:
-    """Keras's layer ``ReLU``: ``x`` above ``threshold``, else ``slope (x - threshold)``.
-
-    With ``max_value`` the first is kept between 0 and that.
-    """
-
-    max_value: float | None = None
-    slope: float = 0.0
-    threshold: float = 0.0
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """The function of every entry of ``x``."""
-        above = x if self.max_value is None else jnp.clip(x, 0, self.max_value)
-        return jnp.where(x > self.threshold, above, self.slope * (x - self.threshold))
-
-
 def exact_gelu(x: jax.Array) -> jax.Array:
     """``x`` times the normal distribution function of ``x``; ``"gelu"`` approximates it by tanh."""
     return jax.nn.gelu(x, approximate=False)
@@ -95,6 +68,46 @@ FUNCTIONS: Mapping[str, Function] = {
     "hard_silu": jax.nn.hard_silu,
     "exact_gelu": exact_gelu,
 }
+
+
+class Spelling(NamedTuple):
+    """How other formats spell a function of ours."""
+
+    keras: str = ""  # its name in Keras 3; empty where it has none
+    onnx: str = ""  # the operator of ONNX that is it; empty where it takes several
+    numbers: Mapping[str, float] = MappingProxyType({})  # the attributes of that
+    in_cells: bool = False  # whether ONNX's recurrent operators have it too
+
+
+SPELLINGS: Mapping[str | type[Any], Spelling] = {
+    "tanh": Spelling("tanh", "Tanh", in_cells=True),
+    "sigmoid": Spelling("sigmoid", "Sigmoid", in_cells=True),
+    "relu": Spelling("relu", "Relu", in_cells=True),
+    "softplus": Spelling("softplus", "Softplus", in_cells=True),
+    "softsign": Spelling("softsign", "Softsign", in_cells=True),
+    "linear": Spelling("linear", "Affine", {"alpha": 1.0, "beta": 0.0}, in_cells=True),
+    "elu": Spelling("elu", "Elu", {"alpha": 1.0}, in_cells=True),
+    "hard_sigmoid": Spelling(
+        "hard_sigmoid", "HardSigmoid", {"alpha": 1 / 6, "beta": 0.5}, in_cells=True
+    ),
+    "legacy_hard_sigmoid": Spelling("", "HardSigmoid", {"alpha": 0.2, "beta": 0.5}, in_cells=True),
+    ELU: Spelling("", "Elu", in_cells=True),
+    HardSigmoid: Spelling("", "HardSigmoid", in_cells=True),
+    LeakyReLU: Spelling("", "LeakyRelu", in_cells=True),
+    "selu": Spelling("selu", "Selu"),
+    "exponential": Spelling("exponential", "Exp"),
+    "hard_silu": Spelling("hard_silu", "HardSwish"),
+    "softmax": Spelling("softmax", "Softmax", {"axis": -1}),
+    "log_softmax": Spelling("log_softmax", "LogSoftmax", {"axis": -1}),
+    "hard_tanh": Spelling("hard_tanh"),
+    "relu6": Spelling("relu6"),
+    "silu": Spelling("silu"),
+    "mish": Spelling("mish"),
+    "log_sigmoid": Spelling("log_sigmoid"),
+    "gelu": Spelling(),
+    "exact_gelu": Spelling("gelu"),
+}
+"""By a name of ``FUNCTIONS``, or a class whose fields are the numbers, its spellings."""
 
 
 def get_function(function: str | Function) -> Function:

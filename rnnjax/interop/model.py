@@ -25,10 +25,12 @@ class Network(abc.ABC):
     A network is a frozen dataclass like a cell: hashable, so it is static under ``jit``.
     """
 
+    layer_list: tuple[Layer, ...]
+
     @property
-    @abc.abstractmethod
     def layers(self) -> Mapping[str, Layer]:
         """The layers by their names, in the order in which they run."""
+        return {layer.name: layer for layer in self.layer_list}
 
     @abc.abstractmethod
     def run(
@@ -101,9 +103,9 @@ class Sequential(Network):
             )
 
     @property
-    def layers(self) -> Mapping[str, Layer]:
-        """The layers by their names, from the input up."""
-        return {layer.name: layer for layer in self.chain}
+    def layer_list(self) -> tuple[Layer, ...]:  # type: ignore[override]  # a property for a field
+        """The layers, from the input up."""
+        return self.chain
 
     def run(
         self, params: Params, xs: Any, carry: Mapping[str, Carry], mask: Any, context: Context
@@ -137,18 +139,19 @@ def _turned(xs: Any, as_it_is: bool) -> Any:
 
 
 class Input(NamedTuple):
-    """An input of a `Functional`.
+    """An input of a `Functional`, or of a graph of ONNX.
 
     Attributes:
         name: of it.
-        shape: without the batch; time is its first axis, and None is any size.
+        shape: without the batch; time is its first axis, and None is any size. Of ONNX it is the
+            whole shape, or None where not even the number of axes is told.
         dtype: by name.
         sequence: whether it has a time. Of ids or a mask, ``(batch, time)`` in the graph, it says
             that they are given and returned like the others.
     """
 
     name: str
-    shape: tuple[int | None, ...]
+    shape: Any
     dtype: str = "float32"
     sequence: bool = True
 
@@ -205,11 +208,6 @@ class Functional(Network):
     outputs: tuple[Value, ...]
     names: tuple[str, ...] | None = None
     time_first: bool = True
-
-    @property
-    def layers(self) -> Mapping[str, Layer]:
-        """The layers by their names."""
-        return {layer.name: layer for layer in self.layer_list}
 
     @property
     def recurrent(self) -> Mapping[str, Recurrent]:

@@ -1,6 +1,5 @@
 """A model as one program that needs no Python: the state goes in and comes out."""
 
-import contextlib
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -11,10 +10,9 @@ import numpy as np
 from jax import export as jax_export
 from jax.export import Exported
 
-from rnnjax.errors import InvalidInputError, RnnjaxError
+from rnnjax.errors import InvalidInputError
 from rnnjax.interop.layers import Embedding, OneHotIds
-from rnnjax.interop.model import Functional, Model, check_model
-from rnnjax.interop.onnx.graph import Graph, assumed_shape
+from rnnjax.interop.model import Functional, Model, Sequential, check_model
 from rnnjax.interop.onnx.recurrent import input_size
 
 
@@ -52,6 +50,11 @@ def export(
     ((1, 8, 5), (1, batch, 3))
     """
     check_model(model)
+    if not isinstance(model.network, Sequential | Functional):
+        raise InvalidInputError(
+            "a graph of ONNX is a program by itself, which onnx.save writes; for one of JAX, give "
+            "model.apply and the shapes of its inputs to jax.export.export"
+        )
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
         raise InvalidInputError(f"steps should be a positive integer or None, but is {steps!r}")
     if steps is not None and isinstance(model.network, Functional):
@@ -63,19 +66,7 @@ def export(
         model = dataclasses.replace(model, network=network)
     dimensions: Any = jax_export.symbolic_shape("time, batch")
     time, batch = dimensions
-    # Which axes are which shows where inputs for other sizes differ.
-    one, longer, wider = (_shapes(model, *sizes) for sizes in ((11, 13), (12, 13), (11, 14)))
-
-    def spec(a: Any, b: Any, c: Any) -> jax.ShapeDtypeStruct:
-        axes = zip(a.shape, b.shape, c.shape, strict=True)
-        own: list[Any] = [
-            (time if steps is None else steps) if n != t else batch if n != w else n
-            for n, t, w in axes
-        ]
-        # Ids of NumPy are of 64 bits, which programs have only where JAX is told so.
-        return jax.ShapeDtypeStruct(own, jax.dtypes.canonicalize_dtype(a.dtype))
-
-    xs = jax.tree.map(spec, one, longer, wider)
+    xs = input_shapes(model, time if steps is None else steps, batch)
     given = set()
     if isinstance(model.network, Functional):
         given = {call.name for call in model.network.calls if call.states}
@@ -85,27 +76,8 @@ def export(
     return jax_export.export(program, platforms=platforms)(carry, xs)
 
 
-def _shapes(model: Model, steps: int, batch: int) -> Any:
-    sizes = (batch, steps) if _has_batch_first(model) else (steps, batch)
-    return input_shapes(model, *sizes)
-
-
-def _has_batch_first(model: Model) -> bool:
-    """Whether the first free axis of a graph of ONNX is the batch: its states tell."""
-    if not isinstance(model.network, Graph):
-        return False
-    steps, batch = 5, 3
-    carry = model.initial_carry((batch,))
-    for batch_first, sizes in ((False, (steps, batch)), (True, (batch, steps))):
-        xs = input_shapes(model, *sizes)
-        with contextlib.suppress(RnnjaxError, TypeError, ValueError):
-            jax.eval_shape(model.apply, model.params, xs, carry)
-            return batch_first
-    return False
-
-
-def input_shapes(model: Model, steps: int, batch: int) -> Any:
-    """What a model takes, as shapes and types; a graph says itself how many, or has these."""
+def input_shapes(model: Model, steps: Any, batch: Any) -> Any:
+    """What a model takes, as shapes and types."""
     network = model.network
     if isinstance(network, Functional):
         made = []
@@ -115,18 +87,12 @@ def input_shapes(model: Model, steps: int, batch: int) -> Any:
                 shape[:2] = shape[1::-1]
             made.append(jax.ShapeDtypeStruct(shape, jnp.dtype(one.dtype)))
         return made[0] if len(made) == 1 else tuple(made)
-    if isinstance(network, Graph):
-        arrays = {}
-        for entry in network.inputs:
-            if entry.role == "data":
-                sizes = assumed_shape(entry, network, model.params, (steps, batch))
-                arrays[entry.name] = jax.ShapeDtypeStruct(sizes, jnp.dtype(entry.dtype))
-        return arrays if len(arrays) > 1 else next(iter(arrays.values()))
     axes = (steps, batch) if network.time_first else (batch, steps)
     features = 3  # any number, where no layer has parameters
     for layer in model.layers.values():
         if isinstance(layer, Embedding | OneHotIds):
-            return jax.ShapeDtypeStruct(axes, np.dtype(np.int64))
+            # Ids of NumPy are of 64 bits, which programs have only where JAX is told so.
+            return jax.ShapeDtypeStruct(axes, jax.dtypes.canonicalize_dtype(np.int64))
         if model.params.get(layer.name):
             features = input_size(model.params[layer.name])
             break

@@ -124,6 +124,29 @@ def test_cudnn_in_both_directions(tmp_path: Path) -> None:
     check_same(model, cell, rnnjax.Directions(forward, backward))
 
 
+def test_a_graph_in_the_layout_of_cudnn_is_not_written(tmp_path: Path) -> None:
+    options = {"name": "a", "units": SIZE, "return_sequences": True}
+    start = {"name": "x", "batch_input_shape": [None, None, IN]}
+    layers = [
+        {"class_name": kind, "name": config["name"], "config": config, "inbound_nodes": nodes}
+        for kind, config, nodes in (
+            ("InputLayer", start, []),
+            ("CuDNNLSTM", options, [[["x", 0, 0, {}]]]),
+        )
+    ]
+    ends = [["a", 0, 0], ["a", 0, 0]]
+    inner = {"name": "m", "layers": layers, "input_layers": [["x", 0, 0]], "output_layers": ends}
+    config = {"class_name": "Model", "config": inner}
+    arrays = {"x": [], "a": cudnn(lstm_params()[1])}
+    model = interop.load(write(tmp_path / "old.h5", arrays, config, "2.2.4"))
+    with pytest.raises(InteropError, match="'a' was read in the layout of Keras 1 or of CuDNN"):
+        interop.save(model, tmp_path / "again.h5")
+    with pytest.raises(InteropError, match=r"in the old layout of Keras, .*; name it \*\.h5"):
+        interop.save(model, tmp_path / "again.keras")
+    with pytest.raises(InteropError, match="but this model is a Functional from elsewhere; write"):
+        interop.save(Model(model.network, model.params), tmp_path / "again.h5")
+
+
 def keras_1(parts: dict[str, tuple[np.ndarray, ...]], name: str) -> list[tuple[str, np.ndarray]]:
     return [
         (f"{name}_{letter}_{gate}", array)

@@ -19,6 +19,7 @@ layers = keras.layers
 TIME, BATCH, FEATURES = 6, 8, 3
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.parametrize(
     "kind", ["LSTM", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("GRU", "SimpleRNN"))]
 )

@@ -1,6 +1,5 @@
 """Models written as ONNX graphs, run by onnxruntime and by ONNX's own reference."""
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -16,13 +15,11 @@ from onnx.reference import ReferenceEvaluator
 import rnnjax
 from rnnjax import (
     Bidirectional,
-    CoupledLSTMCell,
     GRUCell,
     InteropError,
     InvalidInputError,
     LearnedCarry,
     LSTMCell,
-    PeepholeLSTMCell,
     Regularized,
     SimpleRNNCell,
     Stack,
@@ -41,8 +38,6 @@ from rnnjax.interop import (
 from rnnjax.interop import functions as fn
 from rnnjax.interop import onnx as reader
 from rnnjax.interop.onnx.export import save, to_proto
-from rnnjax.interop.onnx.layers import _COMPOSED, _OPERATORS
-from rnnjax.interop.onnx.recurrent import ACTIVATIONS
 
 ort = pytest.importorskip("onnxruntime", reason="onnxruntime is in the extra `parity`")
 
@@ -92,8 +87,7 @@ def run(runner: Any, proto: Any, xs: np.ndarray, others: dict[str, Any]) -> dict
 
 def states_of(name: str, cell: Any, carry: Any) -> dict[str, np.ndarray]:
     """The carry of a layer by the names of the inputs that take it."""
-    while isinstance(cell, Regularized | LearnedCarry):
-        cell = cell.cell
+    cell = cell.cell if isinstance(cell, Regularized) else cell
     if isinstance(cell, Stack | Bidirectional):
         parts = range(len(carry)) if isinstance(cell, Stack) else ("forward", "backward")
         each = zip(parts, cell.cells, carry, strict=True)
@@ -103,11 +97,10 @@ def states_of(name: str, cell: Any, carry: Any) -> dict[str, np.ndarray]:
     return {f"{name}_{'hc'[i]}": np.asarray(leaf)[None] for i, leaf in enumerate(carry)}
 
 
-def initial_states(model: Model, batch: int = 1, carry: Any = None) -> dict[str, np.ndarray]:
+def initial_states(model: Model, carry: Any) -> dict[str, np.ndarray]:
     states = {}
     for name, layer in model.network.recurrent.items():
-        own = layer.cell.start(model.params[name], (batch,)) if carry is None else carry[name]
-        states |= states_of(name, layer.cell, own)
+        states |= states_of(name, layer.cell, carry[name])
     return states
 
 
@@ -163,20 +156,17 @@ CELLS = {
         activation=fn.LeakyReLU(0.25),
         recurrent_activation=fn.HardSigmoid(0.3, 0.4),
     ),
-    "peephole": PeepholeLSTMCell(HIDDEN),
-    "coupled": CoupledLSTMCell(HIDDEN),
     "stack": Stack([GRUCell(3), LSTMCell(HIDDEN)], rnnjax.Dropout(0.5)),
     "regularized": Regularized(LSTMCell(HIDDEN), recurrent_dropout=0.3, weight_drop=0.1),
-    "learned": LearnedCarry(Stack([LSTMCell(3), GRUCell(HIDDEN)])),
     "both": Bidirectional(LSTMCell(HIDDEN)),
     "both_activations": Bidirectional(
         GRUCell(HIDDEN, activation="relu"),
         GRUCell(HIDDEN, recurrent_activation="legacy_hard_sigmoid"),
     ),
-    "both_different": Bidirectional(SimpleRNNCell(HIDDEN), PeepholeLSTMCell(3)),
+    "both_different": Bidirectional(SimpleRNNCell(HIDDEN), LSTMCell(3)),
     "both_sum": Bidirectional(GRUCell(HIDDEN), merge="sum"),
     "both_mul": Bidirectional(SimpleRNNCell(HIDDEN), merge="mul"),
-    "both_average": Bidirectional(CoupledLSTMCell(HIDDEN), merge="average"),
+    "both_average": Bidirectional(LSTMCell(HIDDEN), merge="average"),
     "both_stacked": Stack([Bidirectional(GRUCell(3)), Bidirectional(GRUCell(HIDDEN))]),
     "stacks_both_ways": Bidirectional(Stack([GRUCell(3), SimpleRNNCell(HIDDEN)])),
 }
@@ -195,7 +185,7 @@ def test_every_cell(name: str, random_like: Any, assert_close: Any) -> None:
         *("lstm_no_bias", "gru_before", "both_stacked"),
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("simple", "lstm", "gru", "peephole", "stack")
+            for name in ("simple", "lstm", "gru", "stack")
         ),
     ],
 )
@@ -235,7 +225,6 @@ OPTIONS = {
     "last_both_reverse": (CELLS["both"], {"return_sequences": False, "reverse": True}),
     "last_both_sum": (CELLS["both_sum"], {"return_sequences": False}),
     "last_stack_of_both": (CELLS["both_stacked"], {"return_sequences": False}),
-    "last_learned_both": (LearnedCarry(Bidirectional(GRUCell(3))), {"return_sequences": False}),
     "both_reverse": (CELLS["both_stacked"], {"reverse": True}),
     "last_or_zero": (GRUCell(HIDDEN), {"return_sequences": False, "masked_outputs": "zero"}),
     "last_or_zero_both": (
@@ -243,45 +232,25 @@ OPTIONS = {
         {"return_sequences": False, "masked_outputs": "zero"},
     ),
     "repeated": (CELLS["stack"], {"masked_outputs": "last"}),
-    "repeated_both": (CELLS["both"], {"masked_outputs": "last"}),
-    "repeated_reverse": (GRUCell(HIDDEN), {"masked_outputs": "last", "reverse": True}),
 }
+NOT_WITH_LENGTHS = "last_stack_of_both", "last_or_zero", "last_or_zero_both", "repeated"
 
 
 @pytest.mark.parametrize("lengths", [False, True])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_option(name: str, lengths: bool, random_like: Any, assert_close: Any) -> None:
     """Without lengths, and with lengths of the rows."""
-    if name.startswith("repeated") and not lengths:
-        return
     cell, options = OPTIONS[name]
     model = random_model(random_like, Recurrent("rnn", cell, **options))
+    if lengths and name in NOT_WITH_LENGTHS:
+        with pytest.raises(InteropError, match=r"layer 'rnn' .* lengths"):
+            to_proto(model, lengths=True)
+        return
     check(model, random_like, assert_close, lengths=lengths)
 
 
-def test_without_states_a_sequence_begins_with_what_was_learned(
-    random_like: Any, assert_close: Any
-) -> None:
-    cell = Stack([CELLS["learned"], Bidirectional(LearnedCarry(GRUCell(3)), GRUCell(3))])
-    model = random_model(random_like, Recurrent("rnn", cell), Dense("dense", 2))
-    xs = inputs_of(model)
-    _, ys = model(xs)
-    proto = to_proto(model, states=False)
-    assert [value.name for value in proto.graph.input] == ["xs"]
-    assert_close(run(session(proto), proto, xs, {}), {"ys": ys}, TOLERANCE)
-    # With states they go in, and the file tells where sequences begin.
-    proto = to_proto(model)
-    starts = initial_states(model, BATCH)
-    assert_close(run(session(proto), proto, xs, starts)["ys"], np.asarray(ys), TOLERANCE)
-    for prop in proto.metadata_props:
-        rows = np.array(json.loads(prop.value), np.float32)
-        name = prop.key.removeprefix("initial_state:")
-        np.testing.assert_array_equal(starts.pop(name), np.repeat(rows[:, None], BATCH, axis=1))
-    assert set(starts) == {"rnn_1_backward_h"}
-
-
 def test_a_plain_model_needs_no_states(random_like: Any, assert_close: Any) -> None:
-    layers = (Recurrent("a", PeepholeLSTMCell(3)), Recurrent("b", GRUCell(2)))
+    layers = (Recurrent("a", LSTMCell(3)), Recurrent("b", GRUCell(2)))
     model = random_model(random_like, *layers)
     xs, proto = inputs_of(model), to_proto(model, states=False, lengths=True)
     _, ys = model(xs, lengths=LENGTHS)
@@ -325,14 +294,8 @@ def test_layers_without_parameters_alone(random_like: Any) -> None:
         np.testing.assert_array_equal(run(session(proto), proto, xs, {})["ys"], xs)
 
 
-KNOWN = (*_COMPOSED, *_OPERATORS, *ACTIVATIONS.values(), "hard_sigmoid", "elu")
-NAMED = [name for name in KNOWN if isinstance(name, str)]
-FUNCTIONS = [
-    *NAMED,
-    *(kind() for kind in KNOWN if isinstance(kind, type)),
-    fn.Affine(2.0, -0.5),
-    fn.CutReLU(1.5, 0.1, 0.5),
-]
+NAMED = [*fn.FUNCTIONS]
+FUNCTIONS = [*NAMED, *(kind(0.3) for kind in fn.SPELLINGS if isinstance(kind, type))]
 
 
 def test_every_function(assert_close: Any) -> None:
@@ -347,22 +310,6 @@ def test_functions_that_are_not_written_are_named() -> None:
     model = Model(Sequential((Activation("f", jnp.sin),)), {})
     with pytest.raises(InteropError, match=r"layer 'f' has the function .*those that are: linear"):
         to_proto(model)
-
-
-@pytest.mark.parametrize("opset", [14, 21])
-def test_other_versions_of_the_operators(opset: int, random_like: Any, assert_close: Any) -> None:
-    model = random_model(
-        random_like, OneHotIds("ids", 5), Recurrent("rnn", CELLS["both"]), Dense("head", 3, "mish")
-    )
-    proto = check(model, random_like, assert_close, opset=opset, lengths=True)
-    assert proto.opset_import[0].version == opset
-
-
-def test_the_newest_operators_pass_the_checker(random_like: Any) -> None:
-    layers = OneHotIds("ids", 5), Recurrent("rnn", CELLS["both"]), Dense("head", 3, "softmax")
-    newest = onnx.defs.onnx_opset_version()
-    proto = to_proto(random_model(random_like, *layers), opset=newest, lengths=True)
-    assert proto.opset_import[0].version == newest
 
 
 def test_narrow_parameters_are_written_in_float32(random_like: Any, assert_close: Any) -> None:
@@ -391,19 +338,24 @@ def test_save_writes_what_to_proto_makes(random_like: Any, tmp_path: Any) -> Non
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_cells_come_back_with_the_same_arrays(name: str, random_like: Any) -> None:
-    """Written, read, and written again."""
+def test_cells_come_back_with_the_same_arrays(
+    name: str, random_like: Any, assert_close: Any
+) -> None:
+    """Written, read, run, and written again."""
     model = random_model(random_like, Recurrent("rnn", CELLS[name]))
     proto = to_proto(model, lengths=True)
     read = reader.load(proto)
     for layer in read.layers.values():
         assert isinstance(layer, Recurrent)
         assert not isinstance(layer.cell, Bidirectional)
-    ours = model.params["rnn"]["cell"] if name == "learned" else model.params["rnn"]
+    ours = model.params["rnn"]
     theirs = [read.params[layer] for layer in read.layers]
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_array_equal(a, b)
     assert to_proto(read) == proto
+    xs = inputs_of(model)
+    _, ys = jax.jit(read.__call__)({"xs": xs, "lengths": LENGTHS})
+    assert_close(ys, jax.jit(model.__call__)(xs, lengths=LENGTHS)[1], TOLERANCE)
     with pytest.raises(InvalidInputError, match="written as the graph that it was read from"):
         to_proto(read, lengths=True)
 
@@ -417,7 +369,9 @@ CANNOT = {
         "rnn", Bidirectional(rnnjax.ProjectionLSTMCell(HIDDEN, proj_size=2))
     ),
     "IndRNNCell": Recurrent("rnn", rnnjax.IndRNNCell(HIDDEN)),
-    "no activation like 'silu'": Recurrent("rnn", GRUCell(HIDDEN, activation="silu")),
+    "have not all activations of .*silu": Recurrent("rnn", GRUCell(HIDDEN, activation="silu")),
+    "LearnedCarry, which the ONNX": Recurrent("rnn", LearnedCarry(LSTMCell(HIDDEN))),
+    "computes PeepholeLSTMCell": Recurrent("rnn", rnnjax.PeepholeLSTMCell(HIDDEN)),
     "zoneout": Recurrent("rnn", Regularized(LSTMCell(HIDDEN), zoneout_cell=0.1)),
     "computes in bfloat16": Recurrent("rnn", LSTMCell(HIDDEN, dtype=jnp.bfloat16)),
 }
@@ -463,8 +417,6 @@ def test_models_that_do_not_fit_together(random_like: Any) -> None:
 
 def test_bad_arguments(random_like: Any) -> None:
     model = random_model(random_like, Recurrent("gru", GRUCell(2)))
-    with pytest.raises(InvalidInputError, match=r"opset must be an integer from 14 to .* is 9"):
-        to_proto(model, opset=9)
     with pytest.raises(
         InvalidInputError, match=r"expected a rnnjax\.interop\.Model, but got .*GRUCell"
     ):
@@ -472,8 +424,8 @@ def test_bad_arguments(random_like: Any) -> None:
     with pytest.raises(InvalidInputError, match="metadata must be strings, but has 'a': 3"):
         to_proto(model, metadata={"a": 3})
     read = reader.load(to_proto(model, metadata={"a": "1"}))
-    with pytest.raises(InvalidInputError, match="opset, states and lengths are options of"):
-        to_proto(read, opset=17)
+    with pytest.raises(InvalidInputError, match="states and lengths are options of models"):
+        to_proto(read, states=False)
     again = to_proto(read, metadata={"a": "2"})
     assert [(entry.key, entry.value) for entry in again.metadata_props] == [("a", "2")]
     with pytest.raises(InvalidInputError, match="lengths are for recurrent layers"):
@@ -497,9 +449,7 @@ GATES = ["sigmoid", "hard_sigmoid", "legacy_hard_sigmoid", fn.HardSigmoid(0.3, 0
 def cells(draw: Any, size: int | None = None) -> Any:
     size = draw(st.integers(1, 4)) if size is None else size
     shared = {"use_bias": draw(st.booleans()), "activation": draw(st.sampled_from(DRAWN))}
-    kind = draw(
-        st.sampled_from([SimpleRNNCell, LSTMCell, GRUCell, PeepholeLSTMCell, CoupledLSTMCell])
-    )
+    kind = draw(st.sampled_from([SimpleRNNCell, LSTMCell, GRUCell]))
     if kind is SimpleRNNCell:
         return kind(size, **shared)
     if kind is GRUCell:
@@ -509,11 +459,9 @@ def cells(draw: Any, size: int | None = None) -> Any:
 
 @st.composite
 def combinations(draw: Any) -> Any:
-    kind = draw(st.sampled_from(["cell", "stack", "both", "both", "learned"]))
+    kind = draw(st.sampled_from(["cell", "stack", "both", "both"]))
     if kind == "stack":
         return Stack(draw(st.lists(cells() | directions(), min_size=1, max_size=3)))
-    if kind == "learned":
-        return LearnedCarry(draw(cells() | directions()))
     return draw(cells() if kind == "cell" else directions())
 
 
@@ -536,7 +484,6 @@ def models(draw: Any) -> tuple[Any, ...]:
             "reverse": draw(st.booleans()),
             "keep_order": draw(st.booleans()),
             "return_sequences": i < count - 1 or draw(st.booleans()),
-            "masked_outputs": draw(st.sampled_from([None, "zero", "last"])),
         }
         layers = [*layers, Recurrent(f"rnn{i}", draw(combinations()), **options)]
     return (*layers, Dense("head", 3, draw(st.sampled_from(NAMED))))
@@ -552,11 +499,14 @@ def check_drawn(examples: int, random_like: Any, assert_close: Any) -> None:
     @given(models(), st.booleans(), st.integers(0, 2**16))
     def drawn(layers: tuple[Any, ...], lengths: bool, seed: int) -> None:
         model = random_model(random_like, *layers, seed=seed)
+        both = [one for one in layers if isinstance(one, Recurrent) and not one.return_sequences]
+        if lengths and any("Stack" in f"{one.cell}" and "Bidir" in f"{one.cell}" for one in both):
+            return  # the last output of a stack that ends in two directions is refused
         check(model, random_like, assert_close, lengths=lengths)
         worst.append(seed)
 
     drawn()
-    assert len(worst) >= examples
+    assert len(worst) >= examples * 2 / 3
 
 
 def test_drawn_models(random_like: Any, assert_close: Any) -> None:

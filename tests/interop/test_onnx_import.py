@@ -20,15 +20,7 @@ from onnx.reference import ReferenceEvaluator
 
 import rnnjax
 from rnnjax import InteropError, InvalidInputError
-from rnnjax.interop import (
-    Dense,
-    Embedding,
-    Model,
-    OneHotIds,
-    Recurrent,
-    Sequential,
-    export,
-)
+from rnnjax.interop import Model, Recurrent
 from rnnjax.interop import onnx as rnnjax_onnx
 from rnnjax.interop.onnx.graph import Constants, Graph
 
@@ -178,7 +170,7 @@ def test_graphs_equal_the_reference(name: str, assert_close: Any) -> None:
             node.attribute.append(helper.make_attribute("hidden_size", HIDDEN))
             node.attribute.append(helper.make_attribute("direction", "reverse"))
     model = rnnjax_onnx.load(proto)
-    (x_name,) = graph_of(model).data_inputs
+    (x_name,) = (one.name for one in graph_of(model).inputs)
     _, ys = jax.jit(model.apply)(model.params, xs)
     assert_close(ys, by_reference(proto, {x_name: xs})["y"], TOLERANCE)
     assert str(model).endswith("the graph's own")
@@ -295,12 +287,16 @@ def test_models_of_torch_stream_and_train(name: str, assert_close: Any) -> None:
     export = torch_tagger(kind, **options)
     model = rnnjax_onnx.load(export.file)
     graph = graph_of(model)
-    assert graph.data_inputs == ("ids",)
-    assert len(graph.outputs) == 1  # the final states are in the carry
+    assert graph.inputs[0].name == "ids"
     assert set(model.params["constants"]) >= {"embedding.weight", "fc.bias"}
     assert ("rnn_1" in model.layers) == (options.get("num_layers") == 2)
 
-    carry, ys = jax.jit(model.apply)(model.params, export.given)
+    def run(*given: Any) -> Any:
+        """States that are no output of a node, as those of two layers in one array, are data."""
+        carry, ys = jax.jit(model.__call__)(*given)
+        return carry, ys[graph.outputs[0]] if isinstance(ys, dict) else ys
+
+    carry, ys = run(export.given)
     assert_close(ys, export.outputs[0], TOLERANCE)
     layers = [
         c for layer in carry.values() for c in ([layer] if hasattr(layer, "hidden") else layer)
@@ -319,7 +315,6 @@ def test_models_of_torch_stream_and_train(name: str, assert_close: Any) -> None:
         )
 
     before = {name: filled(carry) for name, carry in model.initial_carry((BATCH,)).items()}
-    run = jax.jit(model.__call__)
     _, again = run(ids, before)
     assert_close(again, export.outputs[0], TOLERANCE)
     if not options.get("bidirectional"):
@@ -467,24 +462,6 @@ def test_update_changes_what_was_trained_and_nothing_else(assert_close: Any) -> 
         assert_close(again.params, params, TOLERANCE)
 
 
-def test_update_of_an_old_file_passes_the_checker(assert_close: Any) -> None:
-    """Where every initialiser is an input too, and the name for what is replaced is taken."""
-    nodes = [
-        helper.make_node("Transpose", ["transposed"], ["kernel"]),
-        helper.make_node("Identity", ["x"], ["kernel_before"]),
-        helper.make_node("MatMul", ["kernel_before", "kernel"], ["y"]),
-    ]
-    kernel = normal(3, 2)
-    proto = make_proto(nodes, [value("x", ["N", 2])], ["y"], {"transposed": kernel}, opset=8)
-    proto.ir_version = 3
-    proto.graph.input.append(value("transposed", [3, 2]))
-    model = rnnjax_onnx.load(proto)
-    updated = rnnjax_onnx.to_proto(model.with_params(jax.tree.map(lambda a: a + 1, model.params)))
-    onnx.checker.check_model(updated)
-    xs = normal(4, 2)
-    assert_close(rnnjax_onnx.load(updated)(xs)[1], xs @ (kernel.T + 1), TOLERANCE)
-
-
 def test_update_needs_an_imported_model_and_its_parameters() -> None:
     model = rnnjax_onnx.load(tagger())
     with pytest.raises(InvalidInputError, match=r"read from, but this model has none; keep"):
@@ -538,22 +515,6 @@ def one_lstm(
     node = helper.make_node("LSTM", order, ["Y", "Yh", "Yc"], hidden_size=HIDDEN, **attributes)
     x = value("x", ["a", "b", FEATURES])
     return make_proto([node], [x, *inputs], ["Y", "Yh", "Yc"], weights(4) | (extra or {}))
-
-
-@pytest.mark.parametrize("name", ["time first", "layout", "tagger"])
-def test_a_graph_is_one_program_for_a_number_of_steps(name: str, assert_close: Any) -> None:
-    """Which of its free axes is time follows from where the batch of its states is."""
-    batch_first = name != "time first"
-    model = rnnjax_onnx.load(tagger() if name == "tagger" else one_lstm(layout=int(batch_first)))
-    shape = (BATCH, 1) if batch_first else (1, BATCH)
-    program = export(model, steps=1)
-    assert [place for place, n in enumerate(program.in_avals[-1].shape) if n == 1] == [batch_first]
-    carry, xs = model.initial_carry((BATCH,)), normal(*shape, FEATURES)
-    for _ in range(2):
-        expected = model(xs, carry)
-        made = program.call(carry, xs)
-        assert_close(made, expected, TOLERANCE)
-        carry, _ = made
 
 
 def test_constant_states_are_trained_and_a_carry_takes_their_place(assert_close: Any) -> None:
@@ -720,6 +681,7 @@ BAD = {
     "hidden_size": (set_attribute("hidden_size", 3), "its W is float32.1, 16, 2., but with 3"),
     "directions": (set_attribute("direction", "bidirectional"), "2 directions it should be floats"),
     "clip": (set_attribute("clip", 1.0), "it clips at 1.0, which no cell does"),
+    "coupled": (set_attribute("input_forget", 1), "peepholes or an input_forget, which are not"),
     "activation": (set_attribute("activations", ["Sin", "Tanh", "Tanh"]), "'Sin' is not an activ"),
     "activations": (set_attribute("activations", ["Tanh"]), "1 activations, but LSTM takes 3"),
     "numbers": (
@@ -727,11 +689,11 @@ BAD = {
             set_attribute("activations", ["Sigmoid", "Elu", "Tanh"])(graph),
             set_attribute("activation_alpha", [0.0, 0.5, 0.0])(graph),
         ],
-        "activation_alpha has 3 numbers, but only 1 of the activations",
+        "activation_alpha has numbers that none of the activations Sigmoid, Elu, Tanh takes",
     ),
     "no default": (
         set_attribute("activations", ["Sigmoid", "Affine", "Tanh"]),
-        "Affine needs an activation_alpha and an activation_beta",
+        "the activation Affine with no numbers is none that a cell has",
     ),
     "rank": (replace("W", normal(16, 2)), "its W is float32.16, 2."),
     "integers": (replace("R", np.zeros((1, 16, 4), np.int32)), "its R is int32"),
@@ -792,8 +754,10 @@ def test_bad_inputs_of_apply() -> None:
         model(np.ones((BATCH, TIME, FEATURES), np.int32))
     with pytest.raises(InvalidInputError, match="'x' must be an array of numbers, but str came"):
         model("text")
-    with pytest.raises(InvalidInputError, match=r"needs .'x'. and takes .'x'."):
+    with pytest.raises(InvalidInputError, match=r"the graph takes .'x'., but xs has .'y'."):
         model({"y": normal(BATCH, TIME, FEATURES)})
+    with pytest.raises(InvalidInputError, match=r"its outputs do not follow without .'x'."):
+        model({})
     states = [value(n, [1, "b", HIDDEN]) for n in ("h", "c")]
     streamed = rnnjax_onnx.load(one_lstm(inputs=states, order=["x", "W", "R", "B", "", "h", "c"]))
     xs = normal(TIME, BATCH, FEATURES)
@@ -826,8 +790,6 @@ def test_absurd_shapes_are_refused() -> None:
         ("Pad", [np.array([0, 0, 2**40, 0, 0, 0])], {"mode": "reflect"}),
         ("Pad", [np.array([0, 0, -(2**40), 0, 0, 0])], {}),
         ("Conv", [normal(1, 1, 3)], {"pads": [2**30, 2**30]}),
-        ("ConvTranspose", [normal(1, 1, 3)], {"strides": [2**30]}),
-        ("ConvTranspose", [normal(1, 1, 3)], {"output_shape": [2**40]}),
         ("MaxPool", [], {"kernel_shape": [2**30], "pads": [2**29, 2**29]}),
         ("AveragePool", [], {"kernel_shape": [2**30], "pads": [2**29, 2**29]}),
     ],
@@ -915,60 +877,7 @@ def test_external_data_elsewhere_are_refused(
         rnnjax_onnx.load(path)
 
 
-# --- There and back ---
-
-
-def row_of(*layers: Any, features: int) -> Model:
-    """A model of such layers with random parameters."""
-    params: dict[str, Any] = {}
-    for layer in layers:
-        if isinstance(layer, Recurrent):
-            init = functools.partial(layer.cell.init, input_size=features)
-            shapes = jax.eval_shape(init, jax.random.key(0))
-            params[layer.name] = jax.tree.map(lambda leaf: normal(*leaf.shape), shapes)
-            features = layer.cell.output_size
-        elif isinstance(layer, Dense):
-            params[layer.name] = {
-                "kernel": normal(features, layer.size),
-                "bias": normal(layer.size),
-            }
-        elif isinstance(layer, Embedding):
-            params[layer.name] = {"embedding": normal(layer.vocabulary_size, layer.size)}
-            features = layer.size
-    return Model(Sequential(layers), jax.device_put(params))
-
-
-ROWS = {
-    "text": row_of(
-        OneHotIds("onehot", 6), Recurrent("a", rnnjax.LSTMCell(4)),
-        Recurrent("b", rnnjax.PeepholeLSTMCell(3)), Dense("c", 6, "softmax"), features=6,
-    ),
-    "classifier": row_of(
-        Embedding("a", 6, 2), Recurrent("b", rnnjax.Bidirectional(rnnjax.GRUCell(4)),
-        return_sequences=False), Dense("c", 1, "hard_sigmoid"), features=2,
-    ),
-    "backwards": row_of(
-        Embedding("a", 6, 2),
-        Recurrent("b", rnnjax.SimpleRNNCell(4, activation="elu"), reverse=True, keep_order=False),
-        Recurrent("c", rnnjax.CoupledLSTMCell(4), reverse=True, return_sequences=False),
-        features=2,
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("lengths", [False, True], ids=["", "lengths"])
-@pytest.mark.parametrize("name", ROWS)
-def test_what_rnnjax_writes_comes_back(name: str, lengths: bool, assert_close: Any) -> None:
-    model = ROWS[name]
-    proto = rnnjax_onnx.to_proto(model, lengths=lengths)
-    graph = rnnjax_onnx.load(proto)
-    marks = {"lengths": np.array([2, TIME, 4])} if lengths else {}
-    states, ys = jax.jit(model.__call__)(IDS, **marks)
-    expected = jax.tree.leaves([states[name] for name in model.network.recurrent]), ys
-    states, ys = jax.jit(graph.__call__)({"ids": IDS, **marks})
-    ours = jax.tree.leaves([states[name] for name in graph.network.recurrent]), ys
-    assert_close(ours, expected, TOLERANCE)
-    assert rnnjax_onnx.to_proto(graph) == proto
+# --- What would take the memory ---
 
 
 def unchecked(nodes: Sequence[Any], outputs: Sequence[str], arrays: dict[str, Any]) -> Any:
@@ -1014,18 +923,3 @@ def test_fewer_outputs_than_are_named_are_said() -> None:
     node = helper.make_node("If", ["yes"], ["y", "z"], then_branch=one, else_branch=one)
     with pytest.raises(InteropError, match="the graph gives 'z', which no node makes"):
         rnnjax_onnx.load(unchecked([node], ["y", "z"], {"yes": np.array(True)}))(normal(2, 3))
-
-
-@pytest.mark.parametrize(
-    ("operator", "expected"),
-    [
-        ("ReduceSum", [[-1, 2, -3]]),
-        ("ReduceMax", [[-1, 2, -3]]),
-        ("ReduceL2", [[1, 2, 3]]),
-    ],
-)
-def test_a_reduction_of_no_axis_still_does_the_rest(operator: str, expected: Any) -> None:
-    node = helper.make_node(operator, ["x"], ["y"], noop_with_empty_axes=1)
-    x = np.array([[-1, 2, -3], [0, 0, 1]], np.float32)
-    _, ys = rnnjax_onnx.load(unchecked([node], ["y"], {}))(x)
-    np.testing.assert_allclose(ys[:1], expected, atol=1e-6)

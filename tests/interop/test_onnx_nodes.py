@@ -5,10 +5,9 @@ import importlib
 import pkgutil
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import onnx
 import pytest
@@ -18,12 +17,11 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 import rnnjax
-from rnnjax.errors import InteropError
+from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop import onnx as rnnjax_onnx
 from rnnjax.interop.functions import LeakyReLU
 from rnnjax.interop.layers import Context
 from rnnjax.interop.onnx.operators import OPERATORS
-from rnnjax.interop.onnx.recurrent import RECURRENT as RECURRENT_OPERATORS
 from rnnjax.interop.onnx.recurrent import attributes_to_onnx, params_to_onnx
 from rnnjax.layers import Directions
 
@@ -33,16 +31,13 @@ TOLERANCE = 1e-5  # of the largest entry of each array
 # --- ONNX's own tests of its operators ---
 
 
-MODULES = {"And": "and_", "Not": "not_", "Or": "or_", "Range": "rangeop", "If": "if_"}
-
-
 def node_cases(*names: str) -> list[Any]:
     """The models and data that ONNX's package makes for these operators."""
     package = "onnx.backend.test.case.node"
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         for name in names:
-            importlib.import_module(f"{package}.{MODULES.get(name, name.lower())}")
+            importlib.import_module(f"{package}.{name.lower()}")
     cases = {case.name: case for case in importlib.import_module(package)._NodeTestCases}
     return [case for case in cases.values() if case.model.graph.node[0].op_type in names]
 
@@ -56,7 +51,11 @@ def test_there_are_node_cases_of_every_recurrent_operator() -> None:
 
 
 @pytest.mark.parametrize("weights", ["inputs", "initializers"])
-@pytest.mark.parametrize("case", node_cases(*RECURRENT), ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    [case for case in node_cases(*RECURRENT) if "peepholes" not in case.name],
+    ids=lambda case: case.name,
+)
 def test_node_cases_of_recurrent_operators(case: Any, weights: str, assert_close: Any) -> None:
     names = [value.name for value in case.model.graph.input]
     for inputs, outputs in case.data_sets:
@@ -64,7 +63,7 @@ def test_node_cases_of_recurrent_operators(case: Any, weights: str, assert_close
         proto = onnx.ModelProto()
         proto.CopyFrom(case.model)
         if weights == "initializers":
-            held = [name for name in data if name in ("W", "R", "B", "P")]
+            held = [name for name in data if name in ("W", "R", "B")]
             proto.graph.initializer.extend(numpy_helper.from_array(data.pop(n), n) for n in held)
         model = rnnjax_onnx.load(proto)
         expected = {o.name: y for o, y in zip(case.model.graph.output, outputs, strict=True)}
@@ -82,32 +81,7 @@ def everything(model: Any, names: list[str], data: Any) -> Any:
     return {name: values[name] for name in names}, model(data)[1]
 
 
-# Why some node tests of operators in the table are left out.
-CANNOT = {
-    "numbers drawn as NumPy draws them": lambda case: "training_dropout" in case.name,
-    "strings": lambda case: TensorProto.STRING in types_of(case),
-    "sequences and optionals": lambda case: None in types_of(case),
-    "types of 8 bits or fewer that are no integers": lambda case: any(
-        kind is not None and kind > TensorProto.BFLOAT16 for kind in types_of(case)
-    ),
-    "the largest of nothing": lambda case: (
-        "empty_set" in case.name and case.model.graph.node[0].op_type in ("ReduceMax", "ReduceMin")
-    ),
-    "training": lambda case: "training_mode" in case.name,
-    "places of the largest": lambda case: "argmax" in case.name and "maxpool" in case.name,
-    "a Scan of rows": lambda case: case.name == "test_scan_sum",
-}
-SOME = ("Slice", "Split", "Softmax", "Reshape", "Gather", "OneHot", "Squeeze", "Unsqueeze", "Gemm")
-SOME += ("Conv", "ConvTranspose", "Pad", "ScatterND", "If", "Loop")
-ROUNDED = "test_averagepool_2d_ceil_last_window_starts_on_pad"  # written with four digits
-
-
-def types_of(case: Any) -> set[int | None]:
-    """Of inputs, outputs, and what is cast to; None for one that is no array."""
-    described = [one.type for one in (*case.model.graph.input, *case.model.graph.output)]
-    arrays = {t.tensor_type.elem_type if t.HasField("tensor_type") else None for t in described}
-    nodes = [*operators_in(case.model.graph)]
-    return arrays | {a.i for node in nodes for a in node.attribute if a.name == "to"}
+# --- Its tests of the operators around them ---
 
 
 def operators_in(graph: Any) -> Iterator[Any]:
@@ -118,69 +92,43 @@ def operators_in(graph: Any) -> Iterator[Any]:
             yield from operators_in(attribute.g)
 
 
-def is_read(case: Any) -> bool:
-    """Whether all its operators are in the table."""
-    names = {(node.domain, node.op_type) for node in operators_in(case.model.graph)}
-    return all(
-        not domain and name in {"Constant", *OPERATORS, *RECURRENT_OPERATORS}
-        for domain, name in names
-    )
+def around() -> list[Any]:
+    """Cases of operators in the table alone, but pools, whose outcomes take ONNX 7 s to compute."""
+    package = importlib.import_module("onnx.backend.test.case.node")
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        for module in pkgutil.iter_modules(package.__path__):
+            if module.name not in ("averagepool", "lppool", "maxpool"):
+                importlib.import_module(f"{package.__name__}.{module.name}")
+    known = {"Constant", *OPERATORS, *RECURRENT}
+    return [
+        case
+        for case in {c.name: c for c in package._NodeTestCases}.values()
+        if all(node.op_type in known and not node.domain for node in operators_in(case.model.graph))
+        # Which draws as NumPy draws, or names outputs that are not read.
+        and not any(word in case.name for word in ("training_dropout", "training_mode"))
+    ]
 
 
-class Ready(NamedTuple):
-    """A node test that has been traced: what computes its outputs, from what, and what they are."""
-
-    name: str
-    values: Callable[[Any], list[Any]]
-    data: Any
-    outputs: list[np.ndarray]
-
-
-def ready(case: Any, known: Callable[[int, Any], bool]) -> Ready:
-    """Read and trace one; inputs that are to be known are constants."""
-    inputs, outputs = (
-        [numpy_helper.to_array(x) if isinstance(x, TensorProto) else np.asarray(x) for x in arrays]
-        for arrays in case.data_sets[0]
-    )
-    data = {v.name: x for v, x in zip(case.model.graph.input, inputs, strict=False)}
+def outcome(case: Any, known: Callable[[int, Any], bool]) -> list[Any]:
+    """The outputs; inputs that are to be known are constants."""
+    data = {
+        v.name: numpy_helper.to_array(x) if isinstance(x, TensorProto) else np.asarray(x)
+        for v, x in zip(case.model.graph.input, case.data_sets[0][0], strict=False)
+    }
     proto = onnx.ModelProto()
     proto.CopyFrom(case.model)
     constant = [name for i, (name, x) in enumerate(data.items()) if known(i, x)]
     proto.graph.initializer.extend(numpy_helper.from_array(data.pop(n), n) for n in constant)
     model = rnnjax_onnx.load(proto)
-    names = [described.name for described in proto.graph.output]
-
-    def values(data: Any) -> list[Any]:
-        _, all_of_them = model.network.values(model.params, data, {}, Context())
-        return [all_of_them[name] for name in names]
-
-    jax.eval_shape(values, data)
-    return Ready(case.name, values, data, outputs)
+    _, values = model.network.values(model.params, data, {}, Context())
+    return [np.asarray(values[described.name]) for described in proto.graph.output]
 
 
-def check_close(name: str, actual: np.ndarray, expected: np.ndarray) -> None:
-    assert actual.shape == expected.shape, name
-    tolerance = {1: 1e-5, 2: 2e-3}.get(expected.dtype.itemsize, 1e-5)
-    if expected.dtype == jnp.bfloat16:
-        tolerance = 1e-2
-    np.testing.assert_allclose(
-        actual.astype(np.float64),
-        expected.astype(np.float64),
-        rtol=5e-4 if name == ROUNDED else tolerance,
-        atol=tolerance,
-        err_msg=name,
-    )
-
-
-def check_operators(cases: list[Any]) -> tuple[int, dict[str, str]]:
-    """How many of these cases pass, and why others are left out."""
-    left_out: dict[str, str] = {}
-    traced: list[Ready] = []
+def check_operators(cases: list[Any]) -> tuple[int, list[str]]:
+    """How many of these cases are computed, all of them right, and which are refused."""
+    passed, refused = 0, []
     for case in cases:
-        reasons = [why for why, applies in CANNOT.items() if applies(case)]
-        if reasons:
-            left_out[case.name] = reasons[0]
-            continue
         # Axes and shapes have to be known, other inputs have not.
         for known in (
             lambda i, x: False,
@@ -188,69 +136,41 @@ def check_operators(cases: list[Any]) -> tuple[int, dict[str, str]]:
             lambda i, x: True,
         ):
             try:
-                traced.append(ready(case, known))
-            except InteropError as error:
-                if "follow" in str(error):
-                    continue
-                raise
+                computed = outcome(case, known)
+            except (InteropError, InvalidInputError):
+                continue
+            for actual, expected in zip(computed, case.data_sets[0][1], strict=True):
+                assert actual.shape == np.shape(expected), case.name
+                narrow = np.asarray(expected).dtype.itemsize == 2
+                np.testing.assert_allclose(
+                    actual.astype(np.float64), np.asarray(expected).astype(np.float64),
+                    rtol=1e-2 if narrow else 1e-5, atol=1e-2 if narrow else 1e-5, err_msg=case.name,
+                )  # fmt: skip
+            passed += 1
             break
         else:
-            pytest.fail(f"{case.name} needs something to be known that is not")
-    # Fifty in a program: one for each takes 1.45 times as long, of a core and without a cache.
-    for begin in range(0, len(traced), 50):
-        several = traced[begin : begin + 50]
-
-        @jax.jit
-        def all_values(data: Any, several: list[Ready] = several) -> Any:
-            return [one.values(given) for one, given in zip(several, data, strict=True)]
-
-        computed = jax.device_get(all_values([one.data for one in several]))
-        for one, values in zip(several, computed, strict=True):
-            for actual, expected in zip(values, one.outputs, strict=True):
-                check_close(one.name, actual, expected)
-    return len(traced), left_out
-
-
-# ONNX computes what is expected of these in loops of Python: 7 of 9 s of CPU for all of its cases.
-POOLS = "averagepool", "lppool", "maxpool"
-
-
-def all_cases(*, without: tuple[str, ...] = ()) -> list[Any]:
-    """Those of every operator, and of all graphs, in the table; modules may be left out."""
-    package = importlib.import_module("onnx.backend.test.case.node")
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")
-        for module in pkgutil.iter_modules(package.__path__):
-            if module.name not in without:
-                importlib.import_module(f"{package.__name__}.{module.name}")
-    return [case for case in {c.name: c for c in package._NodeTestCases}.values() if is_read(case)]
+            refused.append(case.name)
+    return passed, refused
 
 
 def test_node_cases_of_operators_around(x64: None) -> None:
-    """One of each operator in the table, and more of those that have many forms."""
-    cases = [c for c in all_cases(without=POOLS) if not any(why(c) for why in CANNOT.values())]
-    covered = {"AveragePool", "MaxPool"}
-    chosen = []
-    for case in cases:
+    """One of each operator in the table."""
+    covered, chosen = set[str](), []
+    for case in around():
         names = {node.op_type for node in operators_in(case.model.graph)}
-        if names - covered:
+        if names - covered and "empty_set" not in case.name:
             chosen.append(case)
             covered |= names
-    assert set(OPERATORS) <= covered
-    many = [case for case in cases if case.model.graph.node[0].op_type in SOME]
-    passed, _ = check_operators([*chosen, *many[::6]])
-    assert passed >= 85
+    assert set(OPERATORS) <= covered | {"AveragePool", "MaxPool"}
+    passed, refused = check_operators(chosen)
+    assert passed >= 65, refused
 
 
 @pytest.mark.slow
 def test_node_cases_of_all_operators_around(x64: None) -> None:
-    """Each of every operator in the table, and all graphs of such operators."""
-    cases = all_cases()
-    covered = {node.op_type for case in cases for node in operators_in(case.model.graph)}
-    assert set(OPERATORS) <= covered
-    passed, left_out = check_operators(cases)
-    print(passed, left_out)
-    assert passed >= 987  # as docs/numbers.md says
+    passed, refused = check_operators(around())
+    print(passed, refused)
+    assert passed >= 800
 
 
 def run_node(op_type: str, *inputs: Any, constants: tuple[Any, ...] = (), **attributes: Any) -> Any:
@@ -292,21 +212,15 @@ def test_ids_of_few_bits_are_one_of_many() -> None:
 
 @pytest.mark.parametrize("op_type", ["MaxPool", "AveragePool"])
 def test_windows_stand_where_onnx_has_them(op_type: str) -> None:
-    """With strides, what is around counted or not, and the last one over the end."""
+    """With strides, and what is around counted or not; one over the end is refused."""
     x = np.random.default_rng(0).normal(size=(2, 3, 7, 6)).astype(np.float32)
     counted = {"count_include_pad": 1} if op_type == "AveragePool" else {"dilations": [2, 1]}
     around = {"kernel_shape": [3, 2], "strides": [2, 2], "pads": [1, 0, 1, 1]}
     run_node(op_type, x, **around)
     run_node(op_type, x, **around, **counted)
     run_node(op_type, x, kernel_shape=[2, 3], auto_pad="SAME_LOWER")
-    # The reference of onnx 1.23 begins elsewhere with a mean in ceil_mode; onnxruntime does not.
-    node = helper.make_node(op_type, ["x"], ["y"], kernel_shape=[3], strides=[3], ceil_mode=1)
-    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in "xy"]
-    graph = helper.make_graph([node], "node", values[:1], values[1:])
-    ys = jax.jit(rnnjax_onnx.load(helper.make_model(graph)).__call__)(x[..., 0])[1]
-    one = {"AveragePool": np.mean, "MaxPool": np.max}[op_type]
-    parts = [one(part, axis=-1) for part in np.split(x[..., 0], [3, 6], axis=-1)]
-    np.testing.assert_allclose(ys, np.stack(parts, axis=-1), rtol=1e-5, atol=1e-6)
+    with pytest.raises(InteropError, match="a window over the end, its ceil_mode, is not read"):
+        run_node(op_type, x, kernel_shape=[2, 3], ceil_mode=1)
 
 
 def test_relu_has_no_derivative_at_zero() -> None:
@@ -324,7 +238,6 @@ NEEDS = {  # of each activation the numbers it takes, and whether ONNX has defau
     "Sigmoid": (),
     "Softsign": (),
     "Softplus": (),
-    "Affine": ("alpha", "beta"),
     "LeakyRelu": ("alpha",),
     "HardSigmoid": ("alpha", "beta"),
     "Elu": ("alpha",),
@@ -339,9 +252,7 @@ def drawn_nodes(draw: st.DrawFn) -> dict[str, Any]:
     op_type = draw(st.sampled_from(RECURRENT))
     direction = draw(st.sampled_from(["forward", "reverse", "bidirectional"]))
     directions = 2 if direction == "bidirectional" else 1
-    optional = {"B", "sequence_lens", "initial_h"} | (
-        {"initial_c", "P"} if op_type == "LSTM" else set()
-    )
+    optional = {"B", "sequence_lens", "initial_h"} | ({"initial_c"} if op_type == "LSTM" else set())
     config = {
         "op_type": op_type,
         "directions": directions,
@@ -356,8 +267,6 @@ def drawn_nodes(draw: st.DrawFn) -> dict[str, Any]:
         attributes["direction"] = direction
     if config["opset"] >= 14 and draw(st.booleans()):
         attributes["layout"] = 1
-    if op_type == "LSTM" and "P" not in config["inputs"] and draw(st.integers(0, 2)) == 0:
-        attributes["input_forget"] = 1
     if op_type == "GRU" and draw(st.booleans()):
         attributes["linear_before_reset"] = 1
     if draw(st.booleans()):
@@ -372,7 +281,7 @@ def drawn_nodes(draw: st.DrawFn) -> dict[str, Any]:
         attributes["activations"] = names
         for key, lowest in (("alpha", 0.25), ("beta", 0.5)):
             takers = [name for name in names if key in NEEDS[name]]
-            if takers and ("Affine" in takers or draw(st.booleans())):
+            if takers and draw(st.booleans()):
                 number = draw(st.sampled_from([lowest, 0.375, 0.75]))
                 attributes[f"activation_{key}"] = [number] * len(takers)
     config["attributes"] = attributes
@@ -391,7 +300,6 @@ def arrays_of(config: dict[str, Any]) -> dict[str, np.ndarray]:
         "B": (n, 2 * gates * hidden),
         "initial_h": (n, batch, hidden),
         "initial_c": (n, batch, hidden),
-        "P": (n, 3 * hidden),
     }
     arrays = {
         name: (0.7 * rng.standard_normal(shape)).astype(np.float32)
@@ -403,7 +311,7 @@ def arrays_of(config: dict[str, Any]) -> dict[str, np.ndarray]:
     return arrays
 
 
-ORDER = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
+ORDER = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c")
 
 
 def make_model(
@@ -419,7 +327,7 @@ def make_model(
     if layout:
         attributes["layout"] = layout
     node = helper.make_node(config["op_type"], inputs, outputs, **attributes)
-    weights = [name for name in ("W", "R", "B", "P") if name in arrays]
+    weights = [name for name in ("W", "R", "B") if name in arrays]
     types = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.int32): TensorProto.INT32}
     graph = helper.make_graph(
         [node],
@@ -465,8 +373,7 @@ def by_runtime(
 def by_reference(config: dict[str, Any], arrays: dict[str, np.ndarray]) -> dict[str, Any] | None:
     """What ONNX's own reference makes of it, or None: it ignores most of the attributes."""
     attributes = config["attributes"]
-    ignored = {"input_forget", "activations"} & set(attributes)
-    if ignored or "sequence_lens" in arrays:
+    if "activations" in attributes or "sequence_lens" in arrays:
         return None
     names = ["Y", "Y_h", "Y_c"] if config["op_type"] == "LSTM" else ["Y", "Y_h"]
     proto = make_model(config, arrays, layout=0, outputs=names)
@@ -516,8 +423,6 @@ def check_node(config: dict[str, Any], runtime: Any, assert_close: Any) -> bool:
         rnnjax.GRUCell(4, reset_after=False),
         rnnjax.LSTMCell(4, activation=LeakyReLU(0.25), use_recurrent_bias=True),
         rnnjax.SimpleRNNCell(4, use_recurrent_bias=True),
-        rnnjax.PeepholeLSTMCell(4),
-        rnnjax.CoupledLSTMCell(4),
     ],
     ids=lambda cell: type(cell).__name__,
 )
@@ -527,8 +432,7 @@ def test_cells_and_parameters_come_back_as_they_were(cell: Any, random_like: Any
     params = random_like(lambda: cell.init(jax.random.key(0), 3), 1)
     arrays = params_to_onnx(cell, params)
     names = [name for name, array in arrays._asdict().items() if array is not None]
-    inputs = ["X", *(name if name in names else "" for name in "WRB"), "", "", "", "P"]
-    node = helper.make_node(op_type, inputs if "P" in names else inputs[:4], ["Y"], **attributes)
+    node = helper.make_node(op_type, ["X", *names], ["Y"], **attributes)
     graph = helper.make_graph(
         [node],
         "cell",

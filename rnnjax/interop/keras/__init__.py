@@ -1,8 +1,9 @@
 """Models of Keras 1, 2 and 3, in and out, without Keras.
 
-`load` takes a live model or layer, a ``.keras`` archive, a ``.weights.h5`` file, or an ``.h5`` file
-in the old layout; `save` writes the first two kinds of file, and `set_weights` the weights of a
-live model. Files need the package h5py: ``pip install 'rnnjax[keras-files]'``.
+`load` takes a live model, a ``.keras`` archive, a ``.weights.h5`` file, or an ``.h5`` file in the
+old layout; `save` writes these files. The weights of a live model are set by its own
+``load_weights("a.weights.h5")``. Files need the package h5py: ``pip install
+'rnnjax[keras-files]'``.
 
 What is known: SimpleRNN, LSTM and GRU with all their options, the CuDNN layers of Keras 2,
 Bidirectional, RNN around their cells and StackedRNNCells, Dense, TimeDistributed, Embedding,
@@ -30,28 +31,28 @@ What differs:
 """
 
 import os
+import tempfile
 from typing import Any
 
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.keras.arrays import KerasOrigin
 from rnnjax.interop.keras.files import read_file
-from rnnjax.interop.keras.live import load_live, set_weights
 from rnnjax.interop.keras.reading import load_file, load_like
 from rnnjax.interop.keras.writing import save
 from rnnjax.interop.model import Model, with_axes
 
-__all__ = ["KerasOrigin", "load", "save", "set_weights"]
+__all__ = ["KerasOrigin", "load", "save"]
 
 
 def load(source: Any, *, like: Model | None = None, time_first: bool = True) -> Model:
-    """The model of a live Keras model or layer, or of a file that Keras wrote.
+    """The model of a live Keras model, or of a file that Keras wrote.
 
     Nothing in a file is run, nothing is unpickled, and no link in it is followed: a layer that
     holds code, or is somebody's own class, is refused.
 
     Args:
-        source: a built Keras model or layer, or the path of a file: ``.keras``, ``.weights.h5``, or
-            ``.h5`` as Keras 1 and 2 wrote it, a whole model or its weights alone.
+        source: the path of a file: ``.keras``, ``.weights.h5``, or ``.h5`` as Keras 1 and 2 wrote
+            it, a whole model or its weights alone; or a built Keras model, which is saved and read.
         like: a model with the layers of a file that holds weights alone, which does not say them.
             Its own parameters are replaced.
         time_first: whether data is given and returned time first; False for Keras's own axes, batch
@@ -88,25 +89,25 @@ def load(source: Any, *, like: Model | None = None, time_first: bool = True) -> 
 
 
 def _load(source: Any, like: Model | None) -> Model:
-    if isinstance(source, str | os.PathLike):
-        file = read_file(source)
-        if file.config is None:
-            if like is None:
-                raise InteropError(
-                    f"{source} holds weights alone, and not the layers that they are of; give a "
-                    "model of these layers, as in load(path, like=model), or save the whole model "
-                    "with model.save('model.keras')"
-                )
-            return load_like(file, like)
-        _refuse_like(like, source)
-        return load_file(file)
-    _refuse_like(like, type(source).__name__)
-    return load_live(source)
-
-
-def _refuse_like(like: Model | None, source: Any) -> None:
-    if like is not None:
+    if not isinstance(source, str | os.PathLike):
+        if not hasattr(source, "layers") or not callable(getattr(source, "save", None)):
+            raise InvalidInputError(
+                f"expected a Keras model, or the path of a file, but got {type(source)}; put a "
+                "layer into a keras.Sequential"
+            )
+        with tempfile.TemporaryDirectory() as folder:
+            source.save(f"{folder}/model.keras")
+            return _load(f"{folder}/model.keras", like)
+    file = read_file(source)
+    if file.config is None and like is None:
+        raise InteropError(
+            f"{source} holds weights alone, and not the layers that they are of; give a model of "
+            "these layers, as in load(path, like=model), or save the whole model with "
+            "model.save('model.keras')"
+        )
+    if file.config is not None and like is not None:
         raise InvalidInputError(
             f"like is for a file that holds weights alone, but {source} holds its layers too; "
             "leave it out"
         )
+    return load_file(file) if like is None else load_like(file, like)

@@ -16,6 +16,7 @@ from rnnjax.cells import Cell, GRUCell, LSTMCell, SimpleRNNCell
 from rnnjax.cells.base import Params
 from rnnjax.errors import InteropError
 from rnnjax.interop.arrays import as_jax, float_array, with_one_bias
+from rnnjax.interop.keras.files import KerasFile
 from rnnjax.interop.keras.operators import Operation
 from rnnjax.interop.layers import Layer, Recurrent, Shape, Weights, describe_cell, fits
 from rnnjax.interop.model import Model, Network
@@ -25,7 +26,7 @@ from rnnjax.layers import Bidirectional, Directions, Regularized, Stack
 Arrays = Sequence[np.ndarray]
 
 CELLS = FORMS["keras"]
-"""The cells that Keras has, and those that were registered."""
+"""The cells that Keras has."""
 
 _OF_GATES = "kernel", "recurrent_kernel", "bias", "recurrent_bias"
 
@@ -83,8 +84,7 @@ def _cells(cell: Cell, path: str, name: str) -> Iterator[Unit]:
 
 def class_of(cell: Any) -> str:
     """Keras's name for the class of a cell."""
-    name = CELLS[type(cell)].name
-    return name.partition(">")[2] or f"{name}Cell"
+    return f"{CELLS[type(cell)].name}Cell"
 
 
 def _shapes_of(cell: Cell) -> dict[str, Shape]:
@@ -240,6 +240,10 @@ def _list(shapes: Weights) -> str:
 # --- of whole layers ---
 
 
+Places = dict[str, list[list[str]]]
+"""By the name of a layer, for each of its units the paths of its arrays in a file."""
+
+
 @dataclasses.dataclass(frozen=True)
 class KerasOrigin:
     """What a model of Keras says and its layers here do not."""
@@ -247,30 +251,27 @@ class KerasOrigin:
     # for some layers by name the class they had, "RNN" or "TimeDistributed", which is where
     # Keras looks for their weights in a file
     forms: Mapping[str, str]
+    file: KerasFile = dataclasses.field(repr=False)
+    places: Places = dataclasses.field(repr=False)
 
 
-Found = dict[str, list[list[np.ndarray]]]
-"""By the name of a layer, the arrays of each of its units."""
-
-
-def build(network: Network, forms: Mapping[str, str], found: Found) -> Model:
+def build(network: Network, origin: KerasOrigin) -> Model:
     """The model of these layers, with the parameters that their arrays become."""
     params = {}
     for layer in network.layers.values():
-        units = units_in(layer, forms)
+        units = units_in(layer, origin.forms)
         if not units:
             continue
         parts = []
-        for unit, arrays in zip(units, found[layer.name], strict=True):
+        for unit, paths in zip(units, origin.places[layer.name], strict=True):
+            arrays = [origin.file.arrays[path] for path in paths]
             place = f" at {unit.path!r}" if len(units) > 1 else ""
             parts.append(to_params(unit, arrays, f"layer {layer.name[:80]!r}{place}"))
         params[layer.name] = assemble(layer, parts)
-    return Model(network, params, KerasOrigin(dict(forms)))
+    return Model(network, params, origin)
 
 
-def split(
-    units: Sequence[Unit], arrays: Sequence[np.ndarray], where: str
-) -> list[list[np.ndarray]]:
+def split(units: Sequence[Unit], arrays: Sequence[str], where: str) -> list[list[str]]:
     """Which of the arrays belongs to which unit: Keras 1 has three for each gate."""
     counts_now = [unit.count for unit in units]
     gates = [len(getattr(unit.owner, "gates", ("y",))) for unit in units]

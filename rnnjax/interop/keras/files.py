@@ -46,9 +46,11 @@ class KerasFile:
     config: Any  # of the model, from JSON; None where the file holds weights alone
     version: str  # of Keras, such as "2.4.0"; empty where the file does not say
     arrays: Mapping[str, np.ndarray]  # by their paths: "layers/lstm/cell/vars/0"
-    # of a file in the old layout, for each layer in order its name and its arrays by their names in
-    # the file; None for the new layout
-    groups: tuple[tuple[str, dict[str, np.ndarray]], ...] | None = None
+    # of a file in the old layout, for each layer in order its name and the paths of its arrays by
+    # their names in the file; None for the new layout
+    groups: tuple[tuple[str, dict[str, str]], ...] | None = None
+    # of a file in the old layout, by the paths of groups
+    attributes: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
 
 def read_file(path: str | os.PathLike[str]) -> KerasFile:
@@ -161,16 +163,8 @@ def _read_hdf5(
     header, _, data = done.stdout.partition(b"\n")
     try:
         said = json.loads(header)
-        if "refused" in said:
-            _refuse(shown, f"{said['refused']}; check where the file is from")
-        if "missing" in said:
-            _refuse(
-                shown,
-                f"the process that reads HDF5 cannot import h5py ({said['missing']}); check that "
-                f"{sys.executable} can",
-            )
-        if "damaged" in said:
-            _refuse(shown, f"the HDF5 file is damaged ({said['damaged']}); get it again")
+        if "why" in said:
+            _refuse(shown, said["why"])
         arrays = dict(_cut(said["arrays"], data))
     except (ValueError, KeyError, TypeError) as error:
         code = done.returncode
@@ -230,10 +224,11 @@ def _from_hdf5(
         for name in _names(attributes, at, "weight_names"):
             if f"{at}/{name}" not in arrays:
                 _refuse(path, f"layer {layer[:80]!r} lists {name[:80]!r}, which is not in the file")
-            inside[name] = arrays[f"{at}/{name}"]
+            inside[name] = f"{at}/{name}"
         groups.append((layer, inside))
     version = top.get("keras_version") or attributes.get(above, {}).get("keras_version") or ""
-    return KerasFile(config, version if isinstance(version, str) else "", arrays, tuple(groups))
+    version = version if isinstance(version, str) else ""
+    return KerasFile(config, version, arrays, tuple(groups), attributes)
 
 
 def _names(attributes: dict[str, dict[str, Any]], path: str, name: str) -> list[str]:
@@ -245,36 +240,33 @@ def _names(attributes: dict[str, dict[str, Any]], path: str, name: str) -> list[
     return [entry for piece in pieces if isinstance(piece, list) for entry in piece]
 
 
-def write_hdf5(path: Path, groups: Mapping[str, tuple[str, list[np.ndarray]]]) -> None:
-    """Write a ``.weights.h5`` file of Keras 3; see `hdf5_bytes` for ``groups``."""
-    write_whole(path, hdf5_bytes(groups))
+def write_file(path: Path, file: KerasFile) -> None:
+    """Write an archive, or where the name of the file is another an HDF5 file."""
+    content = hdf5_bytes(file.arrays, file.attributes)
+    if path.suffix == ".keras":
+        stream = io.BytesIO()
+        with zipfile.ZipFile(stream, "w") as archive:
+            archive.writestr(_METADATA, json.dumps({"keras_version": file.version}))
+            archive.writestr(_CONFIG, json.dumps(file.config))
+            archive.writestr(_WEIGHTS, content)
+        content = stream.getvalue()
+    write_whole(path, content)
 
 
-def hdf5_bytes(groups: Mapping[str, tuple[str, list[np.ndarray]]]) -> bytes:
-    """What Keras 3 writes: for each path, such as ``layers/lstm/cell``, a name and its arrays."""
+def hdf5_bytes(
+    arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Mapping[str, Any]]
+) -> bytes:
+    """Arrays by their paths, and attributes of groups by theirs."""
     h5py = package("h5py", "files of Keras", "keras-files")
     content = io.BytesIO()
     with h5py.File(content, "w") as file:
-        for path, (name, arrays) in groups.items():
-            group = file.create_group(f"{path}/vars" if path else "vars")
-            group.attrs["name"] = name
-            for i, array in enumerate(arrays):
-                dataset = group.create_dataset(str(i), data=array)
-                if array.dtype == jnp.bfloat16:
-                    dataset.attrs["dtype"] = "bfloat16"
+        for path, array in arrays.items():
+            dataset = file.create_dataset(path, data=array)
+            if array.dtype == jnp.bfloat16:
+                dataset.attrs["dtype"] = "bfloat16"
+        for path, own in attributes.items():
+            file.require_group(path or "/").attrs.update(own)
     return content.getvalue()
-
-
-def write_archive(
-    path: Path, config: Any, metadata: Any, groups: Mapping[str, tuple[str, list[np.ndarray]]]
-) -> None:
-    """Write a ``.keras`` archive of Keras 3."""
-    archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w") as file:
-        file.writestr(_METADATA, json.dumps(metadata))
-        file.writestr(_CONFIG, json.dumps(config))
-        file.writestr(_WEIGHTS, hdf5_bytes(groups))
-    write_whole(path, archive.getvalue())
 
 
 def _refuse(path: Path, why: str, cause: BaseException | None = None) -> NoReturn:

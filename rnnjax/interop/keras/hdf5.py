@@ -163,10 +163,6 @@ def _limit(most_bytes: int, file_bytes: int) -> None:
             resource.setrlimit(kind, (bound, bound))
 
 
-def _words(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
-
-
 def main(path: str, most_bytes: int, file_bytes: int) -> None:
     """Write what the file holds to the standard output, or one line that says why not."""
     _limit(most_bytes, file_bytes)
@@ -174,18 +170,18 @@ def main(path: str, most_bytes: int, file_bytes: int) -> None:
     try:
         import h5py
         import numpy
-    except Exception as error:  # of no file, but of this Python
-        out.write(json.dumps({"missing": _words(error)}).encode())
-        return
-    try:
+
         reader = Reader(h5py, numpy, most_bytes)
         with h5py.File(path, "r") as file:
             reader.read(file)
-    except Refused as refused:
-        out.write(json.dumps({"refused": str(refused)}).encode())
-        return
     except Exception as error:  # whatever the reader thinks of a damaged file
-        out.write(json.dumps({"damaged": _words(error)}).encode())
+        words = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        why = f"the HDF5 file is damaged ({words}); get it again"
+        if isinstance(error, Refused):
+            why = f"{error}; check where the file is from"
+        elif isinstance(error, ImportError):  # of no file, but of this Python
+            why = f"the process that reads HDF5 cannot import h5py ({words}); check that it can"
+        out.write(json.dumps({"why": why}).encode())
         return
     header = {
         "attributes": reader.attributes,

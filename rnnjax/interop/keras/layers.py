@@ -7,11 +7,18 @@ from typing import Any, Literal
 from rnnjax.cells import GRUCell, LSTMCell, SimpleRNNCell
 from rnnjax.cells.base import Cell
 from rnnjax.errors import InteropError, InvalidInputError
-from rnnjax.interop.keras.functions import ACTIVATION_LAYERS, cell_function, layer_function
 from rnnjax.interop.keras.operators import OPERATORS, Operation, operation
-from rnnjax.interop.keras.options import Entry, Options, Version, entry_of, is_model
+from rnnjax.interop.keras.options import (
+    ACTIVATION_LAYERS,
+    Entry,
+    Options,
+    Version,
+    cell_function,
+    entry_of,
+    is_model,
+    layer_function,
+)
 from rnnjax.interop.layers import Activation, Dense, Dropout, Embedding, Layer, Masking, Recurrent
-from rnnjax.interop.registry import cell_named
 from rnnjax.layers import Bidirectional, Regularized, Stack
 from rnnjax.layers import Dropout as DropoutRate
 
@@ -79,8 +86,6 @@ def _any_cell(value: Any, options: Options, stack: bool = True) -> Cell:
     """A cell that an RNN has, or a stack of some."""
     inner = Options(entry_of(value, f"a cell of {options.where}"), options.version)
     kind, known = inner.entry.kind, [f"{name}Cell" for name in _KINDS if "CuDNN" not in name]
-    if ">" in kind:
-        return _registered(kind, inner)
     if kind not in known and not (stack and kind == "StackedRNNCells"):
         raise InteropError(
             f"{options.where} has a cell of class {kind[:80]!r}, but should have one of "
@@ -92,21 +97,6 @@ def _any_cell(value: Any, options: Options, stack: bool = True) -> Cell:
     if not isinstance(listed, list) or not listed:
         raise InteropError(f"{inner.where} should list its cells, but has {repr(listed)[:80]}")
     return Stack([_any_cell(value, inner, stack=False) for value in listed])
-
-
-def _registered(name: str, options: Options) -> Cell:
-    """A cell of somebody's own: its fields are the options of their names."""
-    kind: Any = cell_named("keras", name)
-    names = [one.name for one in dataclasses.fields(kind) if one.init]
-    told = {**options.entry.config, "hidden_size": options.get("units", "hidden_size")}
-    try:
-        made: Cell = kind(**{name: told[name] for name in names if name in told})
-    except (TypeError, ValueError) as error:  # the second of the library
-        raise InteropError(
-            f"{options.where} does not become a {kind.__name__}: {str(error)[:200]}; save it with "
-            "the options of that class"
-        ) from error
-    return made
 
 
 # --- layers --------------------------------------------------------------------------------------
@@ -208,7 +198,7 @@ def _time_distributed(name: str, options: Options) -> Layer:
         if is_model(kind):
             instead = "apply each of its layers in a TimeDistributed of its own"
         elif kind in (*_KINDS, "RNN", "Bidirectional"):
-            instead = "load that layer by itself, and map it over the steps with jax.vmap"
+            instead = "load it in a model of its own, and map that over the steps with jax.vmap"
         raise InteropError(
             f"{options.where} applies a layer of class {kind[:80]!r} at each step, which is not "
             f"known here; {instead}"

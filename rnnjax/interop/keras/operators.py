@@ -16,7 +16,8 @@ import numpy as np
 from jax import lax
 
 from rnnjax.cells.base import Carry, Params
-from rnnjax.errors import InvalidInputError
+from rnnjax.errors import InteropError, InvalidInputError
+from rnnjax.interop import operators
 from rnnjax.interop.functions import get_function
 from rnnjax.interop.keras.options import Options
 from rnnjax.interop.layers import Context, Flow, Layer, Shape, Weights, single
@@ -33,8 +34,6 @@ class At(NamedTuple):
 
 
 SEVERAL = (1, 2**20)
-Check = Callable[[Options, str], Any]
-"""From the options of a layer and the name of one to its value, which is hashable."""
 
 
 class Operator(NamedTuple):
@@ -46,8 +45,9 @@ class Operator(NamedTuple):
     # (at, *arrays) to the mask of what it gives; None, where that has other steps
     mask: Callable[..., jax.Array | None] | None = None
     arrays: tuple[int, int] = (1, 1)  # how many it takes at least and at most
-    # how those of the layer and its call that it reads are checked
-    options: Mapping[str, Check] = MappingProxyType({})
+    # those of the layer and its call that it reads, and what counts where they are left out; ...
+    # where they may not be
+    options: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Operation(Layer):
         try:
             ys = jax.vmap(run, 1, 1)(*xs) if self.each_step else run(*xs)
             mask = masks[0] if self.each_step else row.mask and row.mask(at, *xs)
-        except (TypeError, ValueError, IndexError) as error:  # of JAX
+        except (TypeError, ValueError, IndexError, AttributeError) as error:  # of JAX
             shapes = ", ".join(str(list(x.shape)) for x in xs)
             raise InvalidInputError(
                 f"layer {self.name!r}, {self}, does not take arrays of shapes {shapes}, batch "
@@ -190,21 +190,14 @@ def _many(value: Any, rank: int) -> tuple[int, ...]:
 
 
 def _conv(at: At, x: jax.Array) -> jax.Array:
-    kernel, rank = at.params["kernel"], x.ndim - 2
-    dilation = _many(at.config.get("dilation_rate", 1), rank)
-    padding = at.config.get("padding", "valid")
-    spatial = "HWD"[:rank]
-    ys = lax.conv_general_dilated(
-        x,
-        kernel,
-        _many(at.config.get("strides", 1), rank),
-        [(dilation[0] * (kernel.shape[0] - 1), 0)] if padding == "causal" else padding.upper(),
-        rhs_dilation=dilation,
-        dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
-        feature_group_count=at.config.get("groups", 1),
-    )
-    ys = ys + at.params["bias"] if "bias" in at.params else ys
-    return get_function(at.config["activation"])(ys)
+    kernel, rank, config = at.params["kernel"], x.ndim - 2, at.config
+    strides, dilation = (_many(config[name], rank) for name in ("strides", "dilation_rate"))
+    padding = config["padding"].upper()
+    if padding == "CAUSAL":
+        padding = [(dilation[0] * (kernel.shape[0] - 1), 0)]
+    bias = at.params.get("bias")
+    ys = operators.conv(x, kernel, bias, strides, padding, dilation, config["groups"])
+    return get_function(config["activation"])(ys)
 
 
 def _conv_weights(rank: int) -> Callable[[Mapping[str, Any]], Mapping[str, Weights]]:
@@ -217,19 +210,9 @@ def _conv_weights(rank: int) -> Callable[[Mapping[str, Any]], Mapping[str, Weigh
 
 
 def _pool(maximum: bool, at: At, x: jax.Array) -> jax.Array:
-    rank = x.ndim - 2
-    window = _many(at.config["pool_size"], rank)
-    strides = window if at.config.get("strides") is None else _many(at.config["strides"], rank)
-    start, function = (-jnp.inf, lax.max) if maximum else (0.0, lax.add)
-    slide = functools.partial(
-        lax.reduce_window,
-        computation=function,
-        window_dimensions=(1, *window, 1),
-        window_strides=(1, *strides, 1),
-        padding=at.config.get("padding", "valid").upper(),
-    )
-    ys = slide(x, jnp.asarray(start, x.dtype))
-    return ys if maximum else ys / slide(jnp.ones_like(x), jnp.asarray(start, x.dtype))
+    window = _many(at.config["pool_size"], x.ndim - 2)
+    strides = window if at.config["strides"] is None else _many(at.config["strides"], x.ndim - 2)
+    return operators.pool(x, maximum, window, strides, at.config["padding"].upper())
 
 
 def _global_average(at: At, x: jax.Array) -> jax.Array:
@@ -255,16 +238,11 @@ def _norm_weights(*more: str) -> Callable[[Mapping[str, Any]], Mapping[str, Weig
     return weights
 
 
-def _normalize(at: At, x: jax.Array, mean: jax.Array, variance: jax.Array) -> jax.Array:
-    ys = (x - mean) * lax.rsqrt(variance + at.config["epsilon"])
-    ys = ys * _along(at, x, "gamma") if "gamma" in at.params else ys
-    return ys + _along(at, x, "beta") if "beta" in at.params else ys
-
-
-def _along(at: At, x: jax.Array, name: str) -> jax.Array:
+def _along(at: At, x: jax.Array, name: str) -> Any:
     """A parameter with the axes of the array, for those that are normalised."""
     axes = {range(x.ndim)[axis] for axis in _axes(at.config)}  # IndexError for one out of range
-    return at.params[name].reshape([n if i in axes else 1 for i, n in enumerate(x.shape)])
+    shape = [n if i in axes else 1 for i, n in enumerate(x.shape)]
+    return at.params[name].reshape(shape) if name in at.params else None
 
 
 def _layer_norm(at: At, x: jax.Array) -> jax.Array:
@@ -273,15 +251,16 @@ def _layer_norm(at: At, x: jax.Array) -> jax.Array:
             f"LayerNormalization must be given floating-point numbers, but {x.dtype} came; cast "
             "them before it, as keras.ops.cast does"
         )
-    axes = _axes(at.config)
-    mean = x.mean(axes, keepdims=True)
-    return _normalize(at, x, mean, jnp.square(x - mean).mean(axes, keepdims=True))
+    scale, shift = (_along(at, x, name) for name in ("gamma", "beta"))
+    return operators.standardize(x, _axes(at.config), at.config["epsilon"], scale, shift)
 
 
 def _batch_norm(at: At, x: jax.Array) -> jax.Array:
     """With what it kept of training; it learns no more of that here."""
-    kept = (lax.stop_gradient(_along(at, x, f"moving_{name}")) for name in ("mean", "variance"))
-    return _normalize(at, x, *kept)
+    names = "moving_mean", "moving_variance", "gamma", "beta"
+    mean, variance, scale, shift = (_along(at, x, name) for name in names)
+    kept = lax.stop_gradient(mean), lax.stop_gradient(variance)
+    return operators.normalize(x, *kept, at.config["epsilon"], scale, shift)
 
 
 # --- attention -----------------------------------------------------------------------------------
@@ -348,61 +327,16 @@ def _head_weights(config: Mapping[str, Any]) -> Mapping[str, Weights]:
 # --- options -------------------------------------------------------------------------------------
 
 
-def _flag(default: bool) -> Check:
-    return lambda options, name: options.flag(name, default)
-
-
-def _window(default: Any = None) -> Check:
-    return lambda options, name: options.window(name, default)
-
-
-def _word(*words: str | None) -> Check:
-    return lambda options, name: options.word(name, *words)
-
-
-def _groups(options: Options, name: str) -> int:
-    groups, filters = options.size(name) if name in options.entry.config else 1, "filters"
-    if options.size(filters) % groups:
-        options.refuse(name, f"a divisor of the {options.size(filters)} filters", groups)
-    return groups
-
-
-def _optional(check: Check) -> Check:
-    return lambda options, name: None if options.get(name) is None else check(options, name)
-
-
-_SAME = _word("valid", "same")
-_CONV: Mapping[str, Check] = {
-    "filters": Options.size,
-    "kernel_size": _window(),
-    "strides": _window(1),
-    "padding": _SAME,
-    "dilation_rate": _window(1),
-    "groups": _groups,
-    "activation": lambda options, name: options.function(name, default="linear"),
-    "use_bias": _flag(True),
-}
-_POOL: Mapping[str, Check] = {
-    "pool_size": _window(),
-    "strides": _optional(_window()),
-    "padding": _SAME,
-}
-_NORM: Mapping[str, Check] = {
-    "axis": Options.axis,
-    "epsilon": lambda options, name: options.number(name, default=1e-3),
-    "center": _flag(True),
-    "scale": _flag(True),
-}
-_HEADS: Mapping[str, Check] = {
-    "num_heads": Options.size,
-    "key_dim": Options.size,
-    "value_dim": _optional(Options.size),
-    "use_bias": _flag(True),
-    "dropout": Options.rate,
-}
-_AXIS: Mapping[str, Check] = {"axis": Options.axis}
-_DTYPE: Mapping[str, Check] = {"dtype": _word(None, "bool", "int32", "float32")}
-_NUMBERS: Mapping[str, Check] = {"arguments": Options.numbers}
+_CONV = MappingProxyType({
+    "filters": ..., "kernel_size": ..., "strides": 1, "padding": "valid", "dilation_rate": 1,
+    "groups": 1, "activation": "linear", "use_bias": True,
+})  # fmt: skip
+_POOL = MappingProxyType({"pool_size": ..., "strides": None, "padding": "valid"})
+_NORM = MappingProxyType({"axis": -1, "epsilon": 1e-3, "center": True, "scale": True})
+_HEADS = MappingProxyType({
+    "num_heads": ..., "key_dim": ..., "value_dim": None, "use_bias": True, "dropout": 0.0,
+})  # fmt: skip
+_NUMBERS = MappingProxyType({"arguments": ...})
 
 _NONE: tuple[Any, ...] = (None, False, [], 0)
 _UNUSED: Mapping[str, tuple[Any, ...]] = {
@@ -412,6 +346,7 @@ _UNUSED: Mapping[str, tuple[Any, ...]] = {
     "attention_axes": (None, [1]),
     "initial": (None,),  # 0 counts too
     "data_format": (None, "channels_last"),
+    "score_mode": (None, "dot"),
 }
 """Options that change what is computed, and the values with which they do not."""
 
@@ -422,8 +357,15 @@ def operation(name: str, options: Options) -> Operation:
         if options.get(other) not in unused:
             options.refuse(other, f"{unused[-1]!r} or left out", options.get(other))
     row = OPERATORS[options.entry.kind]
-    config = tuple((option, check(options, option)) for option, check in row.options.items())
-    return Operation(name, options.entry.kind, config)
+    config = tuple((option, options.plain(option, usual)) for option, usual in row.options.items())
+    made = Operation(name, options.entry.kind, config)
+    try:
+        _ = made.weights
+    except TypeError as error:
+        raise InteropError(
+            f"{options.where} should have sizes for options, but has {dict(config)!r:.200}"
+        ) from error
+    return made
 
 
 # --- the table -----------------------------------------------------------------------------------
@@ -448,7 +390,7 @@ def _plain(function: Callable[..., jax.Array]) -> Operator:
     return Operator(lambda at, *xs: function(*_arguments(at, xs)), arrays=SEVERAL, options=_NUMBERS)
 
 
-def _row(run: Callable[..., Any], **options: Check) -> Operator:
+def _row(run: Callable[..., Any], **options: Any) -> Operator:
     return Operator(run, options=options)
 
 
@@ -464,34 +406,28 @@ OPERATORS: Mapping[str, Operator] = {
     "Add": _merged(_add),
     "Multiply": _merged(_multiply),
     "Average": _merged(lambda at, *xs: _add(at, *xs) / len(xs)),
-    "Concatenate": Operator(_concatenate, mask=_joined_mask, arrays=SEVERAL, options=_AXIS),
-    "Dot": Operator(
-        _dot, arrays=(2, 2), options={"axes": lambda options, name: options.integers(name, most=2)}
-    ),
-    "Conv1D": Operator(
-        _conv, _conv_weights(1), options={**_CONV, "padding": _word("valid", "same", "causal")}
-    ),
+    "Concatenate": Operator(_concatenate, mask=_joined_mask, arrays=SEVERAL, options={"axis": -1}),
+    "Dot": Operator(_dot, arrays=(2, 2), options={"axes": ...}),
+    "Conv1D": Operator(_conv, _conv_weights(1), options=_CONV),
     "Conv2D": Operator(_conv, _conv_weights(2), options=_CONV),
     "MaxPooling1D": _pools(True),
     "MaxPooling2D": _pools(True),
     "AveragePooling1D": _pools(False),
     "GlobalAveragePooling1D": _row(_global_average),
     "GlobalMaxPooling1D": _row(lambda at, x: x.max(1)),
-    "UpSampling1D": _row(lambda at, x: jnp.repeat(x, at.config["size"], axis=1), size=Options.size),
+    "UpSampling1D": _row(lambda at, x: jnp.repeat(x, at.config["size"], axis=1), size=2),
     "ZeroPadding1D": _row(
         lambda at, x: jnp.pad(x, ((0, 0), _many(at.config["padding"], 2), (0, 0))),
-        padding=Options.edges,
+        padding=1,
     ),
     "Flatten": _row(lambda at, x: x.reshape(x.shape[0], -1)),
     "Reshape": _row(
         lambda at, x: x.reshape(x.shape[0], *at.config["target_shape"]),
-        target_shape=Options.arranged,
+        target_shape=...,
     ),
-    "Permute": _row(lambda at, x: x.transpose(0, *at.config["dims"]), dims=Options.arranged),
-    "Softmax": _row(lambda at, x: jax.nn.softmax(x, at.config["axis"]), **_AXIS),
-    "RepeatVector": _row(
-        lambda at, x: jnp.repeat(x[:, None], at.config["n"], axis=1), n=Options.size
-    ),
+    "Permute": _row(lambda at, x: x.transpose(0, *at.config["dims"]), dims=...),
+    "Softmax": _row(lambda at, x: jax.nn.softmax(x, at.config["axis"]), axis=-1),
+    "RepeatVector": _row(lambda at, x: jnp.repeat(x[:, None], at.config["n"], axis=1), n=...),
     "BatchNormalization": Operator(
         _batch_norm, _norm_weights(*_MOVING), _first_mask, options=_NORM
     ),
@@ -501,19 +437,19 @@ OPERATORS: Mapping[str, Operator] = {
         lambda config: {"": {"scale": ()} if config["use_scale"] else {}},
         _first_mask,
         (2, 3),
-        {"use_scale": _flag(False), "score_mode": _word("dot"), "dropout": Options.rate},
+        {"use_scale": False, "dropout": 0.0},
     ),
     "MultiHeadAttention": Operator(_heads, _head_weights, _first_mask, (2, 3), _HEADS),
     # What a functional model computes of its masks, and arithmetic with tensors.
     **{f"ops.{n.title().replace('_', '')}": _plain(getattr(jnp, n)) for n in _ARITHMETIC},
-    "ops.Concatenate": Operator(_concatenate, arrays=SEVERAL, options=_AXIS),
-    "ops.Any": _row(lambda at, x: jnp.any(x, at.config["axis"]), **_AXIS),
-    "ops.Mean": _row(lambda at, x: jnp.mean(x, at.config["axis"]), **_AXIS),
-    "ops.Sum": _row(lambda at, x: jnp.sum(x, at.config["axis"]), **_AXIS),
-    "ops.ConvertToTensor": _row(lambda at, x: x.astype(at.config["dtype"] or x.dtype), **_DTYPE),
-    "ops.GetItem": _row(_part_of, key=Options.key),
-    "ops.ExpandDims": _row(lambda at, x: jnp.expand_dims(x, at.config["axis"]), **_AXIS),
-    "ops.ZerosLike": _row(lambda at, x: jnp.zeros_like(x, at.config["dtype"]), **_DTYPE),
-    "ops.OnesLike": _row(lambda at, x: jnp.ones_like(x, at.config["dtype"]), **_DTYPE),
+    "ops.Concatenate": Operator(_concatenate, arrays=SEVERAL, options={"axis": 0}),
+    "ops.Any": _row(lambda at, x: jnp.any(x, at.config["axis"]), axis=None),
+    "ops.Mean": _row(lambda at, x: jnp.mean(x, at.config["axis"]), axis=None),
+    "ops.Sum": _row(lambda at, x: jnp.sum(x, at.config["axis"]), axis=None),
+    "ops.ConvertToTensor": _row(lambda at, x: x.astype(at.config["dtype"] or x.dtype), dtype=None),
+    "ops.GetItem": _row(_part_of, key=...),
+    "ops.ExpandDims": _row(lambda at, x: jnp.expand_dims(x, at.config["axis"]), axis=...),
+    "ops.ZerosLike": _row(lambda at, x: jnp.zeros_like(x, at.config["dtype"]), dtype=None),
+    "ops.OnesLike": _row(lambda at, x: jnp.ones_like(x, at.config["dtype"]), dtype=None),
 }
 """What runs a layer, its parameters, and what it does to the mask, by the class in Keras."""

@@ -2,15 +2,15 @@
 
 import dataclasses
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
+from rnnjax.cells.activations import ACTIVATIONS
 from rnnjax.errors import InteropError
-from rnnjax.interop.functions import Function
-from rnnjax.interop.keras.functions import function_of
-from rnnjax.interop.registry import cell_named
+from rnnjax.interop.functions import ELU, FUNCTIONS, SPELLINGS, Function, LeakyReLU
 
-_LEAST, LARGEST = -(2**31), 2**31 - 1
+LARGEST = 2**31 - 1
 _WHOLE = (None, None, None)
 _MODELS = ("Sequential", "Functional", "Model")
 
@@ -48,14 +48,11 @@ def entry_of(value: Any, where: str) -> Entry:
             f"layer {name[:80]!r} is a Lambda, which holds code of its own, and code from a file "
             "is never run; put what it computes around the model in Python"
         )
-    if isinstance(registered, str) and ">" in registered and cell_named("keras", registered):
-        return Entry(name, registered, config)
     # Keras's own classes are registered by their bare names, those of others behind a ">".
     if not known or (registered and (">" in str(registered) or not isinstance(module, str))):
         raise InteropError(
             f"layer {name[:80]!r} is {kind[:80]!r}, a class of somebody's own that is not known "
-            "here; take the model apart, and load its layers one by one, or if it is a cell call "
-            "rnnjax.interop.register"
+            "here; take the model apart, and load its layers one by one"
         )
     return Entry(name, kind, config)
 
@@ -156,76 +153,29 @@ class Options:
         """The options of a layer inside of this one."""
         return Options(entry_of(self.get(name), f"{name} of {self.where}"), self.version)
 
-    def word(self, name: str, *words: str | None) -> str | None:
-        """One of some words, the first where it is left out."""
-        value = self.get(name, default=words[0])
-        if value not in words:
-            self.refuse(name, f"one of {', '.join(map(str, words))}", value)
-        return None if value is None else str(value)
+    def plain(self, name: str, usual: Any) -> Any:
+        """A number, a text, or a list of them, as a layer hands it on to JAX, which checks it."""
+        if name == "activation":
+            return self.function(name, default=usual)
+        if name == "dropout":
+            return self.rate(name)
+        value = self.get(name, default=usual)
+        try:
+            return self.key(value) if name == "key" else _frozen(value)
+        except TypeError:
+            return self.refuse(name, "a number, a text, or a list of these", value)
 
-    def integers(
-        self, name: str, *, default: Any = None, least: int = _LEAST, most: int = 0
-    ) -> Any:
-        """One, or a tuple: of ``most`` where that is told."""
-        value = self.get(name, default=default)
-        listed = value if isinstance(value, list | tuple) else [value]
-        one_or_all = listed is not value or (len(listed) == most if most else listed)
-        if not one_or_all or not all(type(n) is int and least <= n <= LARGEST for n in listed):
-            what = f"an integer or {most}" if most else "integers"
-            self.refuse(name, f"{what}, {least} at least" if least > _LEAST else what, value)
-        return tuple(listed) if listed is value else value
-
-    def window(self, name: str, default: Any = None) -> Any:
-        """Sizes along the axes of space, of which the name of the class has the number."""
-        rank = int(self.entry.kind.removesuffix("D")[-1])
-        return self.integers(name, default=default, least=1, most=rank)
-
-    def edges(self, name: str) -> Any:
-        """What is put before and behind, or taken there."""
-        return self.integers(name, least=0, most=2)
-
-    def axis(self, name: str) -> Any:
-        """One axis, or several where a layer takes these."""
-        value = self.integers(name, default=-1)
-        if isinstance(value, tuple) and "Concatenate" in self.entry.kind:
-            self.refuse(name, "an integer", value)
-        return value
-
-    def arranged(self, name: str) -> tuple[int, ...]:
-        """The sizes of a Reshape, or the order of a Permute."""
-        value = self.integers(name)
-        listed = value if isinstance(value, tuple) else ()
-        if name == "dims" and sorted(listed) != [*range(1, len(listed) + 1)]:
-            self.refuse(name, "the numbers of all axes but the first, from 1 on", value)
-        if not listed or listed.count(-1) > 1 or not all(n > 0 or n == -1 for n in listed):
-            self.refuse(name, "a list of sizes, of which one may be -1", value)
-        return listed
-
-    def key(self, name: str) -> tuple[Any, ...]:
+    def key(self, value: Any) -> tuple[Any, ...]:
         """What stands in the brackets behind an array: a slice as three, None for a new axis."""
-        value = self.get(name)
         parts: list[Any] = []
         for one in value if isinstance(value, list) else [value]:
             kind = one.get("class_name") if isinstance(one, dict) else None
             if kind == "__slice__" and isinstance(one.get("config"), dict):
-                part: Any = tuple(one["config"].get(end) for end in ("start", "stop", "step"))
-            else:
-                part = ... if kind == "__ellipsis__" else one
-            for n in part if isinstance(part, tuple) else (part,):
-                if n is not ... and n is not None and not (type(n) is int and abs(n) <= LARGEST):
-                    self.refuse(name, "integers and slices of them", one)
-            parts.append(part)
+                one = [one["config"].get(end) for end in ("start", "stop", "step")]
+            parts.append(... if kind == "__ellipsis__" else _frozen(one))
         if parts[:1] not in ([...], [_WHOLE]):
-            self.refuse(name, "one that begins with :, which is the batch", value)
+            self.refuse("key", "one that begins with :, which is the batch", value)
         return (_WHOLE, *parts) if parts[0] is ... else tuple(parts)
-
-    def numbers(self, name: str) -> tuple[Any, ...]:
-        """What stands among the arrays of a function of ``keras.ops``, None where one is."""
-        for value in self.get(name):
-            large = isinstance(value, int) and abs(value) > LARGEST
-            if large or not isinstance(value, bool | int | float | None):
-                self.refuse(name, "numbers", value)
-        return tuple(self.get(name))
 
     def refuse(self, name: str, expected: str, value: Any) -> Any:
         """Raise InteropError for an option."""
@@ -233,3 +183,123 @@ class Options:
             f"{name} of {self.where} should be {expected}, but is {repr(value)[:80]}; set it in "
             "Keras and save the model again"
         )
+
+
+def _frozen(value: Any) -> Any:
+    """With tuples for lists; TypeError where it is none of what JSON says of a layer."""
+    if isinstance(value, list | tuple):
+        return tuple(map(_frozen, value))
+    if isinstance(value, bool | float | str | None) or (
+        isinstance(value, int) and abs(value) <= LARGEST
+    ):
+        return value
+    raise TypeError
+
+
+# --- activations ---------------------------------------------------------------------------------
+
+
+_BY_NAME: Mapping[str, str | Function] = {
+    **{one.keras: name for name, one in SPELLINGS.items() if one.keras and isinstance(name, str)},
+    "swish": "silu",
+    "hard_swish": "hard_silu",
+    "leaky_relu": LeakyReLU(0.2),
+}
+
+
+def function_of(value: Any, version: int, where: str) -> str | Function:
+    """The function that stands in a config: a name, None, or an activation layer in a dict.
+
+    The first two versions of Keras mean another function by ``"hard_sigmoid"``.
+
+    >>> function_of("hard_sigmoid", 2, "layer 'lstm'"), function_of("gelu", 3, "layer 'dense'")
+    ('legacy_hard_sigmoid', 'exact_gelu')
+    """
+    if value is None:
+        return "linear"
+    if isinstance(value, dict):
+        kind, config = value.get("class_name"), value.get("config")
+        if kind == "function" and isinstance(config, str):
+            return function_of(config, version, where)
+        if isinstance(kind, str) and kind in ACTIVATION_LAYERS and not value.get("registered_name"):
+            return layer_function(kind, config if isinstance(config, dict) else {}, where)
+    if value == "hard_sigmoid" and version < 3:
+        return "legacy_hard_sigmoid"
+    if isinstance(value, str) and value in _BY_NAME:
+        return _BY_NAME[value]
+    raise InteropError(
+        f"the activation of {where} is {str(value)[:80]!r}, which is no function of Keras that is "
+        f"known here; known are {', '.join(_BY_NAME)}"
+    )
+
+
+def cell_function(function: str | Function) -> str | Function:
+    """The same function as a cell takes it: some names are those of `rnnjax.interop` alone."""
+    if isinstance(function, str) and function not in ACTIVATIONS:
+        return FUNCTIONS[function]
+    return function
+
+
+_LAYERS: Mapping[str, tuple[type[Any], tuple[str, ...], float]] = {
+    "LeakyReLU": (LeakyReLU, ("negative_slope", "alpha"), 0.3),
+    "ELU": (ELU, ("alpha",), 1.0),
+}
+"""Of layers that are a function with a number: its class, the names of the option, that of Keras 2
+last, and its default."""
+
+ACTIVATION_LAYERS = (*_LAYERS, "ReLU", "Softmax")
+"""The layers of Keras that are nothing but an activation with options, by class name."""
+
+
+def layer_function(kind: str, config: Mapping[str, Any], where: str) -> str | Function:
+    """The function that one of ``ACTIVATION_LAYERS`` is with these options."""
+    if kind in _LAYERS:
+        function, names, default = _LAYERS[kind]
+        value: Any = next((config[name] for name in names if name in config), default)
+        if isinstance(value, dict):  # an array, as Keras 2 writes it
+            value = value.get("value")
+        whole = isinstance(value, int | float) and not isinstance(value, bool)
+        if not whole or not abs(value) <= sys.float_info.max:
+            raise InteropError(
+                f"{names[0]} of {where} should be a number, but is {str(value)[:80]!r}"
+            )
+        made: Function = function(float(value))
+        return made
+    if kind == "Softmax" and config.get("axis", -1) in (-1, [-1]):
+        return "softmax"
+    cut = config.get("max_value")
+    if kind == "ReLU" and cut in (None, 6):
+        slope, threshold = (config.get(name) or 0 for name in ("negative_slope", "threshold"))
+        if slope == threshold == 0:
+            return "relu" if cut is None else "relu6"
+    raise InteropError(
+        f"{where} is a {kind} with {str(dict(config))[:200]}, but known here are a Softmax over "
+        "the features, and a ReLU with max_value=6 or without options; compute it in JAX"
+    )
+
+
+def name_of(function: str | Function, where: str) -> str | dict[str, Any]:
+    """How Keras 3 writes a function: its name, or the config of an activation layer.
+
+    >>> name_of("exact_gelu", "layer 'dense'"), name_of("silu", "layer 'dense'")
+    ('gelu', 'silu')
+    """
+    for name, ours in _BY_NAME.items():
+        if function == ours or (isinstance(ours, str) and function == FUNCTIONS[ours]):
+            return name
+    layer = layer_of(function)
+    if layer is not None:
+        return {"module": "keras.layers", "class_name": layer[0], "config": layer[1]}
+    shown = function if isinstance(function, str) else getattr(function, "__name__", function)
+    raise InteropError(
+        f"the activation of {where} is {shown!r}, which Keras has not by name; Keras has "
+        f"{', '.join(_BY_NAME)}"
+    )
+
+
+def layer_of(function: str | Function) -> tuple[str, dict[str, Any]] | None:
+    """The activation layer of Keras that computes it, as class name and options, if one does."""
+    for kind, (known, names, _) in _LAYERS.items():
+        if isinstance(function, known):
+            return kind, {names[0]: function.alpha}
+    return None

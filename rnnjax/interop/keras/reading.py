@@ -3,11 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.keras.arrays import (
-    Found,
+    KerasOrigin,
+    Places,
     build,
     forms_of,
     snake,
@@ -31,12 +30,12 @@ def load_file(file: KerasFile) -> Model:
             f"the file should hold a Sequential or a functional model, but holds {kind[:80]!r}, a "
             "class of somebody's own; save its layers as a Sequential"
         )
-    version = Version.of(file.version)
-    network, forms = network_of(kind, config, version)
+    network, forms = network_of(kind, config, Version.of(file.version))
     if file.groups is not None:
-        return build(network, forms, _from_groups(network, file.groups))
-    groups = dict(_groups_in(kind, config))
-    return build(network, forms, _from_paths(network, forms, groups, file.arrays))
+        places = _in_groups(network, file.groups)
+    else:
+        places = _at_paths(network, forms, dict(_groups_in(kind, config)), file)
+    return build(network, KerasOrigin(forms, file, places))
 
 
 def _groups_in(kind: str, config: Any, own: str = "", above: str = "") -> Iterator[tuple[str, str]]:
@@ -60,52 +59,53 @@ def _model_in(whole: Any) -> tuple[str, Any]:
 
 def load_like(file: KerasFile, like: Model) -> Model:
     """The model ``like``, with the weights of a file that holds nothing else."""
-    layers = [layer for layer in written_layers(like.network) if units_of(layer)]
+    layers = Sequential(tuple(one for one in like.network.layers.values() if units_of(one)))
     forms = forms_of(like)
     if file.groups is None:
-        groups = {
-            name: group.partition("/")[2]
-            for name, group in groups_of(written_layers(like.network), forms).items()
-        }
-        found = _from_paths(Sequential(tuple(layers)), forms, groups, file.arrays)
+        if isinstance(like.network, Sequential):
+            groups = groups_of(written_layers(like.network), forms)
+        elif isinstance(like.origin, KerasOrigin):
+            groups = dict(_groups_in(*_model_in(like.origin.file.config)))
+        else:
+            raise InteropError(
+                "the graph of layers given as like should be read from a file of Keras, which says "
+                "where their weights are, but is not; load it"
+            )
+        places = _at_paths(layers, forms, groups, file)
     else:
-        full = [(name, list(arrays.values())) for name, arrays in file.groups if arrays]
-        if len(full) != len(layers):
+        full = [list(paths.values()) for _, paths in file.groups if paths]
+        if len(full) != len(layers.chain):
             raise InteropError(
                 f"the file holds weights of {len(full)} layers, but the model given as like has "
-                f"{len(layers)} with weights; give one of the same layers"
+                f"{len(layers.chain)} with weights; give one of the same layers"
             )
-        found = {}
-        for layer, (_, arrays) in zip(layers, full, strict=True):
-            found[layer.name] = split(units_of(layer), arrays, f"layer {layer.name!r}")
-    made = build(Sequential(tuple(layers)), forms, found)
+        places = {
+            layer.name: split(units_of(layer), paths, f"layer {layer.name!r}")
+            for layer, paths in zip(layers.chain, full, strict=True)
+        }
+    made = build(layers, KerasOrigin(forms, file, places))
     try:
         return like.with_params({**like.params, **made.params})
     except InvalidInputError as error:
         raise InteropError(f"the file holds the weights of another model: {error}") from error
 
 
-def _from_paths(
-    network: Network,
-    forms: Mapping[str, str],
-    groups: Mapping[str, str],
-    arrays: Mapping[str, np.ndarray],
-) -> Found:
+def _at_paths(
+    network: Network, forms: Mapping[str, str], groups: Mapping[str, str], file: KerasFile
+) -> Places:
     """The arrays of Keras 3's layout, where each unit has a place of its own."""
     # Without the states of random numbers, which some versions of Keras write.
-    rest = {path: array for path, array in arrays.items() if "/seed_generator/" not in path}
+    rest = {path for path in file.arrays if "/seed_generator/" not in path}
     tops = {path.partition("/")[0] for path in rest}
-    found: Found = {}
+    found: Places = {}
     for layer in network.layers.values():
         parts = []
         for unit in units_in(layer, forms):
             places = [f"{top}/{groups[layer.name]}/{unit.path}".rstrip("/") for top in tops]
-            part: list[np.ndarray] = []
-            while True:
-                keys = [key for p in places if (key := f"{p}/vars/{len(part)}") in rest]
-                if not keys:
-                    break
-                part.append(rest.pop(keys[0]))
+            part: list[str] = []
+            while keys := [key for p in places if (key := f"{p}/vars/{len(part)}") in rest]:
+                part.append(keys[0])
+                rest.remove(keys[0])
             if unit.count and not part:
                 raise InteropError(
                     f"the file has no arrays of layer {layer.name[:80]!r}: it was not built, or is "
@@ -122,25 +122,25 @@ def _from_paths(
     return found
 
 
-def _taken(arrays: dict[str, np.ndarray], layer: str) -> list[np.ndarray]:
+def _taken(paths: dict[str, str], layer: str) -> list[str]:
     """Those of the arrays of a model that have the name of a layer in their own; they go out."""
-    names = [name for name in arrays if name.partition("/")[0] == layer]
-    names = names or [name for name in arrays if layer in name.split("/")]
-    return [arrays.pop(name) for name in names]
+    names = [name for name in paths if name.partition("/")[0] == layer]
+    names = names or [name for name in paths if layer in name.split("/")]
+    return [paths.pop(name) for name in names]
 
 
-def _from_groups(network: Network, groups: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> Found:
+def _in_groups(network: Network, groups: Sequence[tuple[str, Mapping[str, str]]]) -> Places:
     """The arrays of the old layout, where each layer has a list."""
-    by_name = {name: dict(arrays) for name, arrays in groups}
-    found: Found = {}
+    by_name = {name: dict(paths) for name, paths in groups}
+    found: Places = {}
     for layer in network.layers.values():
         above, _, own = layer.name.rpartition(".")
         if layer.name in by_name or not above:
-            arrays = list(by_name.pop(layer.name, {}).values())
+            paths = list(by_name.pop(layer.name, {}).values())
         else:
-            arrays = _taken(by_name.get(above.partition(".")[0], {}), own)
-        found[layer.name] = split(units_of(layer), arrays, f"layer {layer.name[:80]!r}")
-    left = [name for name, arrays in by_name.items() if arrays]
+            paths = _taken(by_name.get(above.partition(".")[0], {}), own)
+        found[layer.name] = split(units_of(layer), paths, f"layer {layer.name[:80]!r}")
+    left = [name for name, paths in by_name.items() if paths]
     if left:
         raise InteropError(
             f"the file has weights of layer {left[0][:80]!r}, which is not in the model; its "

@@ -8,14 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from rnnjax.errors import InteropError
-from rnnjax.interop.onnx.at import At, TooLargeError, is_known
+from rnnjax.interop.onnx.at import At, is_known
 
 MOST_TRIPS = 2**20
 """The largest product of the trips of loops in each other."""
-
-MOST_STEPS = 256
-"""Steps of a loop that is written out, because its steps differ in more than numbers."""
 
 
 class Inner(NamedTuple):
@@ -48,38 +44,21 @@ def branch(at: At, condition: Any) -> Any:
 
 
 def loop(at: At, trips: Any, condition: Any, *states: Any) -> Any:
-    """The graph once for each trip, as long as it says so.
-
-    A scan where the number of steps is known, or follows from states that are known; written out
-    where steps are few and their shapes follow from their number; else a while loop.
-    """
+    """The graph once for each trip, as long as it says so: how often has to be known."""
     body: Inner = at.get("body")
     count = None if trips is None else trips.reshape(())
     more = np.bool_(True) if condition is None else condition.reshape(())
     steps = _steps(at, body, count, more, states)
     if steps is None:
-        if at.num_outputs > len(states):
-            raise at.fail(
-                "how many steps it runs follows from an input, so its outputs of all steps have no "
-                "shape that is known; make the number of trips constant before exporting"
-            )
-        return _while(body, count, more, states)
-    few = 0 < steps <= MOST_STEPS
-    first = body.known(np.int64(0), np.bool_(True), *map(_known, states)) if few else [None]
-    if all(made is not None for made in first):
-        return _written_out(at, body, steps, states)  # what it makes stays known
-    try:
-        return _scanned(at, body, steps, states)
-    except TooLargeError:
-        raise
-    except (InteropError, TypeError, ValueError):
-        if not few:
-            raise
-        return _written_out(at, body, steps, states)
+        raise at.fail(
+            "how many steps it runs follows from an input, and a loop without an end has no "
+            "gradient; make the number of trips constant before exporting"
+        )
 
+    def step(carry: Any, i: Any) -> list[Any]:
+        return body.trace(steps, i, np.bool_(True), *carry)[1:]
 
-def _known(array: Any) -> Any:
-    return array if is_known(array) else None
+    return _scanned(at, step, states, steps, None)
 
 
 def _steps(at: At, body: Inner, count: Any, more: Any, states: Sequence[Any]) -> int | None:
@@ -90,7 +69,7 @@ def _steps(at: At, body: Inner, count: Any, more: Any, states: Sequence[Any]) ->
         if count is None:
             raise at.fail("nothing ends it: it has no number of trips, and always goes on")
         return max(0, int(count))
-    values: list[Any] = list(map(_known, states))
+    values: list[Any] = [state if is_known(state) else None for state in states]
     steps = 0
     while more and (count is None or steps < count):
         more, *made = body.known(np.int64(steps), np.bool_(True), *values)
@@ -101,94 +80,38 @@ def _steps(at: At, body: Inner, count: Any, more: Any, states: Sequence[Any]) ->
     return steps
 
 
-def _scanned(at: At, body: Inner, count: int, states: Sequence[Any]) -> Any:
-    states = tuple(map(jnp.asarray, states))
-
-    def step(carry: Any, i: Any) -> Any:
-        made = list(map(jnp.asarray, body.trace(count, i, np.bool_(True), *carry)[1:]))
-        return tuple(made[: len(states)]), tuple(made[len(states) :])
-
-    # Before the numbers of the steps are made, so that there are not too many.
-    _, ys = jax.eval_shape(step, states, jnp.zeros((), jnp.result_type(int)))
-    for y in ys:
-        at.bound((count, *y.shape))
-    last, stacked = lax.scan(step, states, jnp.arange(count, dtype=jnp.result_type(int)))
-    return (*last, *stacked)
-
-
-def _while(body: Inner, count: Any, more: Any, states: Sequence[Any]) -> Any:
-    """Step after step while it goes on; NaN, or the least integer, if that has no end."""
-    limit: Any = MOST_TRIPS + 1  # what is known may not fit into JAX's integers
-    if count is not None:
-        limit = min(int(count), limit) if is_known(count) else jnp.minimum(count, limit)
-
-    def step(carry: Any) -> Any:
-        i, more, states = carry
-        made = list(map(jnp.asarray, body.trace(1, i, more, *states)))
-        return i + 1, made[0].reshape(()), tuple(made[1 : len(states) + 1])
-
-    begin = (
-        jnp.zeros((), jnp.result_type(int)),
-        jnp.asarray(more),
-        tuple(map(jnp.asarray, states)),
-    )
-    i, more, last = lax.while_loop(
-        lambda carry: carry[1] & (carry[0] < jnp.minimum(limit, MOST_TRIPS)), step, begin
-    )
-    endless = more & (i < limit)  # so that the limit is beyond the most
-    return tuple(jnp.where(endless, _nothing(y.dtype), y) for y in last)
-
-
-def _nothing(dtype: Any) -> Any:
-    if jnp.issubdtype(dtype, jnp.inexact):
-        return jnp.nan
-    return jnp.iinfo(dtype).min if jnp.issubdtype(dtype, jnp.integer) else False
-
-
-def _written_out(at: At, body: Inner, count: int, states: Sequence[Any]) -> tuple[Any, ...]:
-    """Step after step."""
-    values, rows = list(states), []
-    for step in range(count):
-        _, *made = body.trace(1, np.int64(step), np.bool_(True), *values)
-        values = made[: len(states)]
-        rows.append(made[len(states) :])
-    at.bound([sum(y.size for row in rows for y in row)])
-    stacked = ((np if all(map(is_known, ys)) else jnp).stack(ys) for ys in zip(*rows, strict=True))
-    return (*values, *stacked)
-
-
 def scan(at: At, *inputs: Any) -> Any:
     """The graph once for each slice of some inputs, with states from step to step."""
-    if at.opset < 9:
-        raise at.fail("the Scan of opset 8, over rows of a batch, is not read; export opset 9")
     body: Inner = at.get("body")
     scanned = at.get("num_scan_inputs")
-    if not 0 < scanned <= len(inputs):
-        raise at.fail(f"it scans {scanned} of {len(inputs)} inputs")
-    states = tuple(map(jnp.asarray, inputs[:-scanned]))
-    axes = at.get("scan_input_axes", (0,) * scanned)
-    reverse = at.get("scan_input_directions", (0,) * scanned)
-    xs = [
-        jnp.flip(jnp.moveaxis(x, at.axis(axis, x.ndim), 0), [0] if backwards else [])
-        for x, axis, backwards in zip(inputs[-scanned:], axes, reverse, strict=True)
-    ]
+    others = [name for name in at.attributes if name not in ("body", "num_scan_inputs")]
+    if at.opset < 9 or not 0 < scanned <= len(inputs) or any(any(at.get(n)) for n in others):
+        raise at.fail(
+            f"it scans {scanned} of {len(inputs)} inputs in opset {at.opset}, with "
+            f"{', '.join(others) or 'no options'}; read is what opset 9 scans forward over first "
+            "axes"
+        )
+    xs = list(map(jnp.asarray, inputs[-scanned:]))
     steps = xs[0].shape[0]
 
-    def step(carry: Any, one: Any) -> Any:
-        made = list(map(jnp.asarray, body.trace(steps, *carry, *one)))
+    def step(carry: Any, one: Any) -> list[Any]:
+        return body.trace(steps, *carry, *one)
+
+    return _scanned(at, step, inputs[:-scanned], steps, xs)
+
+
+def _scanned(at: At, step: Any, states: Sequence[Any], steps: Any, xs: Any) -> Any:
+    """The last states, and what all steps made; the step's number stands for no inputs."""
+    states = tuple(map(jnp.asarray, states))
+
+    def one(carry: Any, x: Any) -> Any:
+        made = list(map(jnp.asarray, step(carry, x)))
         return tuple(made[: len(states)]), tuple(made[len(states) :])
 
-    _, shapes = jax.eval_shape(step, states, [x[0] for x in xs])
-    for y in shapes:
+    # Before anything is made of the steps, so that there are not too many.
+    number = jnp.zeros((), jnp.result_type(int))
+    _, ys = jax.eval_shape(one, states, number if xs is None else [x[0] for x in xs])
+    for y in ys:
         at.bound((steps, *y.shape))
-    last, ys = lax.scan(step, states, xs)
-    axes = at.get("scan_output_axes", (0,) * len(ys))
-    reverse = at.get("scan_output_directions", (0,) * len(ys))
-    outputs = zip(ys, axes, reverse, strict=True)
-    return (
-        *last,
-        *(
-            jnp.moveaxis(jnp.flip(y, [0] if backwards else []), 0, axis)
-            for y, axis, backwards in outputs
-        ),
-    )
+    last, ys = lax.scan(one, states, jnp.arange(steps, dtype=number.dtype) if xs is None else xs)
+    return (*last, *ys)

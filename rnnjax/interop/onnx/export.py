@@ -17,16 +17,13 @@ from rnnjax.interop.layers import Dense, Embedding, OneHotIds, Recurrent
 from rnnjax.interop.model import Functional, Model, Sequential, check_model
 from rnnjax.interop.onnx.files import import_onnx
 from rnnjax.interop.onnx.graph import CONSTANTS
-from rnnjax.interop.onnx.layers import Export
+from rnnjax.interop.onnx.layers import Export, Writer
 from rnnjax.interop.onnx.read import Imported, body_prefix
 from rnnjax.interop.onnx.recurrent import input_size, params_from_onnx, params_to_onnx
-from rnnjax.interop.onnx.writer import Writer
 
 OPSET = 17
 """The version of ONNX's operators that is written: old enough for runtimes of the last years."""
 
-# The first in which softmax, squeeze and the recurrent operators have the form written here.
-_OLDEST_OPSET = 14
 # Protocol buffers hold no more.
 _MOST_BYTES = 2**31 - 2**20
 
@@ -34,7 +31,6 @@ _MOST_BYTES = 2**31 - 2**20
 def to_proto(
     model: Model,
     *,
-    opset: int | None = None,
     states: bool = True,
     lengths: bool = False,
     metadata: Mapping[str, str] | None = None,
@@ -53,7 +49,7 @@ def to_proto(
       ``<layer>_h_out`` and ``<layer>_c_out``. In place of ``<layer>`` stand ``<layer>_0``,
       ``<layer>_1``... in a `rnnjax.Stack`, and ``<layer>_forward`` and ``<layer>_backward`` in a
       `rnnjax.Bidirectional`, each direction of which is a node. A sequence begins with
-      zeros, or with what the metadata say, and goes on with the outputs fed back;
+      zeros, and goes on with the outputs fed back;
     - with ``lengths`` an input of that name, int32 ``(batch,)``: the valid steps of each row, one
       at least.
 
@@ -64,11 +60,9 @@ def to_proto(
             the parameters it now has: a tensor whose parameters have not changed keeps its bits,
             and where a cell has one bias for the two of a node that changed, the first is that
             bias, and the second zeros. Of the options it takes ``metadata`` alone.
-        opset: the version of ONNX's operators, 14 or newer; left out, 17.
         states: False leaves out the states: every sequence begins anew.
         lengths: whether rows of a batch can have lengths of their own.
-        metadata: written to the model's ``metadata_props``. Where a `rnnjax.LearnedCarry` is and
-            states go in, its values are there too, as ``initial_state:<input>``: a list in JSON.
+        metadata: written to the model's ``metadata_props``.
 
     Returns:
         an ``onnx.ModelProto``, which ONNX's checker has passed unless it was read from ONNX.
@@ -98,22 +92,15 @@ def to_proto(
             "time_first=True"
         )
     if not isinstance(model.network, Sequential):
-        if opset is not None or not states or lengths:
+        if not states or lengths:
             raise InvalidInputError(
-                "opset, states and lengths are options of models made of layers, but this "
-                "one is written as the graph that it was read from; leave them out"
+                "states and lengths are options of models made of layers, but this one is written "
+                "as the graph that it was read from; leave them out"
             )
         return _with_metadata(written_back(model), metadata)
     _check_params(model)
     writer = Writer()
-    opset = OPSET if opset is None else opset
-    newest = writer.onnx.defs.onnx_opset_version()
-    if not isinstance(opset, int) or not _OLDEST_OPSET <= opset <= newest:
-        raise InvalidInputError(
-            f"opset must be an integer from {_OLDEST_OPSET} to {newest}, but is {opset!r}"
-        )
-    export = Export(writer, states, lengths)
-    starts = export.write(model.network, model.params)
+    Export(writer, states, lengths).write(model.network, model.params)
     size = sum(len(constant.raw_data) for constant in writer.constants)
     if size > _MOST_BYTES:
         raise InteropError(
@@ -124,7 +111,7 @@ def to_proto(
     graph = helper.make_graph(
         writer.nodes, "rnnjax", writer.inputs, writer.outputs, initializer=writer.constants
     )
-    operators = [helper.make_opsetid("", opset)]
+    operators = [helper.make_opsetid("", OPSET)]
     proto = helper.make_model(
         graph,
         producer_name="rnnjax",
@@ -133,7 +120,7 @@ def to_proto(
         # The oldest format that has these operators, for the same reason as OPSET.
         ir_version=helper.find_min_ir_version_for(operators),
     )
-    proto = _with_metadata(proto, {**starts, **({} if metadata is None else metadata)})
+    proto = _with_metadata(proto, metadata)
     writer.onnx.checker.check_model(proto, full_check=True)
     return proto
 

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +15,11 @@ from rnnjax.cells.base import Carry, Params
 from rnnjax.engine import unroll
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.layers import Context, Flow, Layer, Recurrent, Shape, fits
-from rnnjax.interop.model import Network
+from rnnjax.interop.model import Input, Network
 from rnnjax.interop.onnx.at import At, Budget, TooLargeError, is_fixed, is_known, traced_dtype
 from rnnjax.interop.onnx.control import MOST_TRIPS, Inner
 from rnnjax.interop.onnx.operators import run_operator
-from rnnjax.interop.onnx.recurrent import RECURRENT, Weights, input_size, params_from_onnx
+from rnnjax.interop.onnx.recurrent import RECURRENT, Weights, params_from_onnx
 from rnnjax.layers import Bidirectional, Directions
 
 # Of the elements that a run may make: whatever is given, for each element that is given, and for
@@ -64,7 +64,7 @@ class Node:
     outputs: tuple[str, ...]  # the names of those it makes
     # pairs of names and values; an array is a `Constant`, a graph a `Body`
     attributes: tuple[tuple[str, Any], ...] = ()
-    # of a recurrent node, the name of its layer; W, R, B and P are left out of its inputs if the
+    # of a recurrent node, the name of its layer; W, R and B are left out of its inputs if the
     # parameters of the layer are made of them
     layer: str = ""
 
@@ -111,19 +111,6 @@ def all_nodes(nodes: Sequence[Node]) -> Iterator[Node]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Input:
-    """An input of the graph."""
-
-    name: str
-    dtype: str
-    # of which None are not fixed; None as a whole if not even the number of axes is
-    shape: tuple[int | None, ...] | None
-    # "data" must be given; "state" becomes the initial state of recurrent layers,
-    # "lengths" their sequence_lens, and nothing reads what is "unused"
-    role: Literal["data", "state", "lengths", "unused"] = "data"
-
-
-@dataclasses.dataclass(frozen=True)
 class Constants(Layer):
     """The arrays of a graph that belong to no layer, by their names in it."""
 
@@ -149,7 +136,7 @@ class Graph(Network):
     Attributes:
         opset: the version of ONNX's operators.
         inputs: of the graph, without its initialisers.
-        outputs: the names of those that are data; the others are states, and are in the carry.
+        outputs: the names of those that are no states of a node, which are in the carry.
         nodes: in an order in which they can run.
         layer_list: the recurrent layers, and `Constants` if there are any.
         constants: arrays that are no parameters: integers, and single numbers.
@@ -167,16 +154,6 @@ class Graph(Network):
         """The graph's own, in words."""
         return "the graph's own"
 
-    @property
-    def layers(self) -> Mapping[str, Layer]:
-        """The layers by their names, in the order of their nodes."""
-        return {layer.name: layer for layer in self.layer_list}
-
-    @property
-    def data_inputs(self) -> tuple[str, ...]:
-        """The names of the inputs that must be given."""
-        return tuple(one.name for one in self.inputs if one.role == "data")
-
     def num_steps(self, params: Params, xs: Any) -> int:
         """Raise InvalidInputError: only the graph knows which of its axes is time."""
         raise InvalidInputError(
@@ -191,6 +168,12 @@ class Graph(Network):
         if mask is not None or context.resets is not None:
             self.num_steps(params, xs)
         carries, values = self.values(params, xs, carry, context)
+        absent = [one.name for one in self.inputs if one.name not in values]
+        if absent and not values.keys() >= set(self.outputs):
+            raise InvalidInputError(
+                f"the graph takes {[one.name for one in self.inputs]}, but its outputs do not "
+                f"follow without {absent}; give xs as a dict with these"
+            )
         ys = {name: jnp.asarray(_made(values, name)) for name in self.outputs}
         return carries, ys if len(ys) > 1 else ys[self.outputs[0]]
 
@@ -198,20 +181,15 @@ class Graph(Network):
         """The arrays that were given, by the names of the inputs.
 
         Raises:
-            InvalidInputError: one is missing or unknown, or of another type or rank.
+            InvalidInputError: one is unknown, or of another type or rank.
         """
         known = {one.name: one for one in self.inputs}
-        needed = self.data_inputs
         if not isinstance(xs, Mapping):
-            if len(needed) != 1:
-                raise InvalidInputError(
-                    f"the graph has the inputs {', '.join(needed) or 'none'}; give a dict of arrays"
-                )
-            xs = {needed[0]: xs}
-        if set(xs) - set(known) or set(needed) - set(xs):
+            xs = {next(iter(known), "xs"): xs}
+        if not set(xs) <= set(known):
             raise InvalidInputError(
-                f"the graph needs {list(needed)} and takes {list(known)}, but xs has "
-                f"{sorted(map(str, xs))}"
+                f"the graph takes {list(known)}, but xs has {sorted(map(str, xs))}; give some of "
+                "these"
             )
         return {name: _as_input(known[name], x) for name, x in xs.items()}
 
@@ -256,7 +234,8 @@ class _Run:
         """Run nodes whose inputs are there, and put what they make into ``values``."""
         for i, node in enumerate(nodes):
             if node.op_type in RECURRENT:
-                self.recurrent(node, values)
+                if node.inputs[0] in values:
+                    self.recurrent(node, values)
             # Nodes that only prepare a state have no inputs where there is no state.
             elif all(name in values for name in node.inputs if name):
                 key = self.context.key
@@ -290,9 +269,10 @@ class _Run:
 
     def inner(self, body: Body, around: MutableMapping[str, Any], key: Any) -> Inner:
         """A graph inside of a node, to be run by its operator."""
-        context = dataclasses.replace(self.context, key=key)
+        here = dataclasses.replace(self, context=dataclasses.replace(self.context, key=key))
 
-        def run(here: "_Run", nodes: Sequence[Node], around: Any, inputs: Sequence[Any]) -> Any:
+        def run(here: "_Run", nodes: Sequence[Node], around: Any, cost: float, inputs: Any) -> Any:
+            self.budget.nodes -= cost
             if self.budget.nodes < 0:
                 raise TooLargeError(
                     f"loops in loops run more than {_NODES:,} nodes one by one; let their "
@@ -304,9 +284,7 @@ class _Run:
             return values
 
         def once(*inputs: Any) -> list[Any]:
-            self.budget.nodes -= len(body.nodes)
-            here = dataclasses.replace(self, context=context)
-            values = run(here, body.nodes, around, inputs)
+            values = run(here, body.nodes, around, len(body.nodes), inputs)
             return [_made(values, name) for name in body.outputs]
 
         def trace(times: int, *inputs: Any) -> list[Any]:
@@ -316,10 +294,9 @@ class _Run:
                     f"loops in each other run {trips:,} trips, but at most {MOST_TRIPS:,} are run; "
                     "check the numbers of trips in the file, or give shorter sequences"
                 )
-            self.budget.nodes -= len(body.nodes)
             # States after a node that runs often, or not at all, are not those of a layer.
-            here = dataclasses.replace(self, context=context, once=False, trips=trips, carries={})
-            values = run(here, body.nodes, around, inputs)
+            often = dataclasses.replace(here, once=False, trips=trips, carries={})
+            values = run(often, body.nodes, around, len(body.nodes), inputs)
             return [_made(values, name) for name in body.outputs]
 
         @functools.cache
@@ -330,8 +307,7 @@ class _Run:
 
         def known(*inputs: Any) -> list[Any]:
             plain, seen = before()
-            self.budget.nodes -= len(plain) / 64  # NumPy is as much faster than tracing
-            values = run(self, plain, seen, inputs)
+            values = run(self, plain, seen, len(plain) / 64, inputs)  # NumPy is so much faster
             return [values.get(name) for name in body.outputs]
 
         return Inner(once, trace, known)
@@ -351,19 +327,6 @@ def _made(values: Mapping[str, Any], name: str) -> Any:
             "outputs than are named; export the model again, for inference"
         )
     return values[name]
-
-
-def assumed_shape(
-    entry: Input, graph: Graph, params: Params, sizes: tuple[int, int]
-) -> tuple[int, ...]:
-    """The shape of an input, whose first free axis is assumed to be time: nothing tells it."""
-    ids = jnp.issubdtype(jnp.dtype(entry.dtype), jnp.integer)
-    shape = (None,) * (2 if ids else 3) if entry.shape is None else entry.shape
-    features = [input_size(params[name]) for name in graph.recurrent if name in params]
-    if len(shape) == 3 and shape[-1] is None and not ids and features:
-        shape = (*shape[:-1], features[0])
-    free = iter((sizes[0], *sizes[1:] * len(shape)))
-    return tuple(next(free) if size is None else size for size in shape)
 
 
 def _as_input(known: Input, came: Any) -> Any:
@@ -404,10 +367,6 @@ def _run_recurrent(
     context: Context,
 ) -> Carry:
     """Run the cell, put Y, Y_h and Y_c into ``values``, and return its carry."""
-    if node.inputs[0] not in values:
-        raise InteropError(
-            f"node {node.label}: its input {node.inputs[0]!r} follows from a state alone"
-        )
     xs, batch_first = jnp.asarray(values[node.inputs[0]]), node.get("layout", 0)
     if xs.ndim != 3:
         raise InteropError(
@@ -449,8 +408,8 @@ def _run_recurrent(
     return carry
 
 
-WEIGHTS = (1, 2, 3, 7)
-"""The places of W, R, B and P in the inputs of a recurrent node."""
+WEIGHTS = (1, 2, 3)
+"""The places of W, R and B in the inputs of a recurrent node."""
 
 
 def _directions(layer: Recurrent) -> int:
@@ -467,7 +426,6 @@ def check_weights(node: Node, layer: Recurrent, weights: Weights) -> None:
         "W": (directions, gates * size, None),
         "R": (directions, gates * size, size),
         "B": (directions, 2 * gates * size),
-        "P": (directions, 3 * size),
     }
     for (name, shape), array in zip(shapes.items(), weights, strict=True):
         if array is None:

@@ -1,18 +1,18 @@
 """The layers of a `rnnjax.interop.Sequential`, and their functions, as nodes of an ONNX graph."""
 
 import dataclasses
-import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rnnjax.cells.base import Carry, Cell, Params
+from rnnjax.cells.base import Cell, Params
 from rnnjax.errors import InteropError, InvalidInputError
-from rnnjax.interop.functions import Affine, CutReLU, Function
+from rnnjax.interop.arrays import in_prediction
+from rnnjax.interop.functions import SPELLINGS, Function
 from rnnjax.interop.layers import (
     Activation,
     Dense,
@@ -24,16 +24,101 @@ from rnnjax.interop.layers import (
     Recurrent,
 )
 from rnnjax.interop.model import Sequential
+from rnnjax.interop.onnx.files import import_onnx
 from rnnjax.interop.onnx.recurrent import (
-    ACTIVATIONS,
     RECURRENT,
     activation_to_onnx,
     attributes_to_onnx,
     input_size,
     params_to_onnx,
 )
-from rnnjax.interop.onnx.writer import Axes, Writer
 from rnnjax.layers import Bidirectional, LearnedCarry, Regularized, Stack
+
+Axes = list[str | int]
+"""The shape of an input or output: a size, or the name of an axis whose size is free."""
+
+
+class Writer:
+    """The nodes, constants, inputs and outputs of a graph that is being written.
+
+    Values are known by their names. Those inside of the graph are named after the layer that is
+    being written and the operator, as in ``dense/MatMul``.
+    """
+
+    def __init__(self) -> None:
+        self.onnx = import_onnx()
+        self.layer = ""
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+        self.inputs: list[Any] = []
+        self.outputs: list[Any] = []
+        self._taken: set[str] = set()
+
+    def add(self, op_type: str, *inputs: str, **attributes: Any) -> str:
+        """Write a node with one output, and return the output's name."""
+        return self.add_many(op_type, inputs, [self.value(op_type)], **attributes)[0]
+
+    def add_many(
+        self,
+        op_type: str,
+        inputs: Sequence[str],
+        outputs: list[str],
+        node: str | None = None,
+        **attributes: Any,
+    ) -> list[str]:
+        """Write a node with named outputs, and return these."""
+        node = outputs[0] if node is None else node
+        made = self.onnx.helper.make_node(op_type, list(inputs), outputs, node, **attributes)
+        self.nodes.append(made)
+        return outputs
+
+    def constant(self, name: str, value: Any) -> str:
+        """Write an array that is part of the model, and return its name."""
+        name = self.value(name)
+        array = np.ascontiguousarray(value).reshape(np.shape(value))  # it makes one axis of none
+        self.constants.append(self.onnx.numpy_helper.from_array(array, name))
+        return name
+
+    def scalar(self, value: float) -> str:
+        """Write a number."""
+        return self.constant("number", np.float32(value))
+
+    def ints(self, *values: int) -> str:
+        """Write a list of integers, such as axes."""
+        return self.constant("integers", np.array(values, np.int64))
+
+    def add_input(self, name: str, dtype: Any, axes: Axes) -> str:
+        """Declare an input of the graph."""
+        self.inputs.append(self._info(self.claim(name), dtype, axes))
+        return name
+
+    def add_output(self, name: str, axes: Axes, first: bool = False) -> None:
+        """Declare a value to be an output of the graph, the last one or the first."""
+        self.outputs.insert(0 if first else len(self.outputs), self._info(name, np.float32, axes))
+
+    def claim(self, name: str) -> str:
+        """Take a name that is seen from outside."""
+        if name in self._taken:
+            raise InteropError(
+                f"two values of the ONNX graph would be named {name!r}; give the layers names that "
+                "do not end like those of others, such as 'first' and 'second'"
+            )
+        self._taken.add(name)
+        return name
+
+    def value(self, name: str) -> str:
+        """Make a name for a value inside of the graph, which other layers do not have."""
+        base = name = f"{self.layer}/{name}"
+        count = 1
+        while name in self._taken:
+            count += 1
+            name = f"{base}_{count}"
+        self._taken.add(name)
+        return name
+
+    def _info(self, name: str, dtype: Any, axes: Axes) -> Any:
+        kind = self.onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        return self.onnx.helper.make_tensor_value_info(name, kind, axes)
 
 
 class _Value(NamedTuple):
@@ -50,25 +135,7 @@ class _Part(NamedTuple):
     name: str  # of its node; its states are <name>_h and, in an LSTM, <name>_c
     cell: Cell
     params: Params
-    start: Carry | None  # that was learned; None for zeros
     reverse: bool
-
-    def inner(self) -> "_Part":
-        """Without wrappers that do not change what a step computes."""
-        cell, params, start = self.cell, self.params, self.start
-        while isinstance(cell, Regularized | LearnedCarry):
-            if isinstance(cell, LearnedCarry):
-                # Of two around each other the outer one is where sequences begin.
-                start = params["initial_carry"] if start is None else start
-                params = params["cell"]
-            elif cell.zoneout_hidden or cell.zoneout_cell:
-                raise InteropError(
-                    f"layer {self.name!r} has zoneout, whose expectation is part of every step of "
-                    "a prediction and which ONNX cannot express; export the cell without it, if "
-                    "its outputs are good enough for you"
-                )
-            cell = cell.cell
-        return self._replace(cell=cell, params=params, start=start)
 
     def parts(self) -> list["_Part"]:
         """The cells of a combination, each with its own."""
@@ -77,13 +144,7 @@ class _Part(NamedTuple):
         if isinstance(self.cell, Bidirectional):
             names, turned = ["forward", "backward"], [False, True]
         return [
-            _Part(
-                f"{self.name}_{names[i]}",
-                cell,
-                self.params[i],
-                None if self.start is None else self.start[i],
-                self.reverse != turned[i],
-            )
+            _Part(f"{self.name}_{names[i]}", cell, self.params[i], self.reverse != turned[i])
             for i, cell in enumerate(self.cell.cells)
         ]
 
@@ -96,11 +157,9 @@ class Export:
     states: bool  # whether the states go in and out
     lengths: bool  # whether rows have lengths
     source: str = "xs"  # the name of the data input
-    # by their names, the states that were written and learned
-    learned: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
-    def write(self, network: Sequential, params: Any) -> dict[str, str]:
-        """Write all; returns what the metadata say about learned states."""
+    def write(self, network: Sequential, params: Any) -> None:
+        """Write all."""
         chain = [layer for layer in network.chain if not isinstance(layer, Dropout)]
         if self.lengths and not any(isinstance(layer, Recurrent) for layer in chain):
             raise InvalidInputError(
@@ -113,10 +172,6 @@ class Export:
         self.writer.add_many("Identity", [value.name], ["ys"])
         steps: Axes = ["time", "batch"] if value.sequence else ["batch"]
         self.writer.add_output("ys", [*steps, value.size or "features"], first=True)
-        return {
-            f"initial_state:{name}": json.dumps(array.tolist())
-            for name, array in self.learned.items()
-        }
 
     def _inputs(self, chain: list[Layer], params: Any) -> _Value:
         first = chain[0] if chain else None
@@ -178,38 +233,53 @@ class Export:
     # --- Recurrent layers, as `Recurrent.run` has them ---
 
     def _recurrent(self, layer: Recurrent, params: Any, x: str) -> str:
-        if isinstance(layer.cell, Bidirectional) and not layer.merged:
+        usual = "zero" if layer.return_sequences else "last"
+        masked = layer.masked_outputs or usual
+        both = isinstance(layer.cell, Bidirectional)
+        if (both and not layer.merged) or (self.lengths and masked != usual):
             raise InteropError(
-                f"layer {layer.name!r} does not merge its two directions, which the ONNX export "
-                "does not write; merge them"
+                f"layer {layer.name!r} does not merge its two directions, or has masked_outputs "
+                f"{masked!r} where rows have lengths, which the ONNX export does not write; merge "
+                "them, or leave masked_outputs out"
             )
-        masked = layer.masked_outputs or ("zero" if layer.return_sequences else "last")
-        fill = masked == "last" and self.lengths
-        part = _Part(layer.name, layer.cell, params, None, layer.reverse)
-        if isinstance(layer.cell, Bidirectional) and not layer.return_sequences:
-            # Their last outputs are those of different steps.
-            ends = [self._end(self._cell(one, x, fill), one) for one in part.parts()]
-            return self._merge(layer.cell.merge, *ends)
-        ys = self._cell(part, x, fill)
+        ys, end = self._cell(_Part(layer.name, layer.cell, params, layer.reverse), x)
         if not layer.return_sequences:
-            return self._end(ys, part)
+            if not end:
+                if self.lengths or both:
+                    raise InteropError(
+                        f"layer {layer.name!r} returns the last output of a stack that ends in two "
+                        "directions, which the ONNX export writes without lengths alone; write "
+                        "both directions as a layer"
+                    )
+                step = self.writer.constant("step", np.int64(0 if layer.reverse else -1))
+                return self.writer.add("Gather", ys, step, axis=0)
+            return self.writer.add("Squeeze", end, self.writer.ints(0))
         return self._flip(ys) if layer.reverse and not layer.keep_order else ys
 
-    def _cell(self, part: _Part, x: str, fill: bool) -> str:
-        """The outputs ``(time, batch, size)`` of a cell, or of a combination.
+    def _cell(self, part: _Part, x: str) -> tuple[str, str]:
+        """The outputs ``(time, batch, size)`` of a cell, or of a combination, and its last one.
 
-        ``fill`` has masked steps repeat the last valid output, as ``masked_outputs`` does.
+        That is empty where a stack ends in two directions, whose last ones are of different steps.
         """
-        part = part.inner()
-        if isinstance(part.cell, Stack):
+        cell = part.cell
+        if isinstance(cell, LearnedCarry):
+            raise InteropError(
+                f"layer {part.name!r} has a LearnedCarry, which the ONNX export does not write; "
+                "write the cell and params['cell'], and feed params['initial_carry'] as its states"
+            )
+        if isinstance(cell, Regularized):
+            return self._cell(part._replace(cell=in_prediction(cell, part.name, "ONNX")), x)
+        if isinstance(cell, Stack):
             for one in part.parts():
-                x = self._cell(one, x, fill)
-            return x
-        if isinstance(part.cell, Bidirectional):
-            return self._merge(part.cell.merge, *(self._cell(one, x, fill) for one in part.parts()))
-        return self._node(part, x, fill)
+                x, end = self._cell(one, x)
+            return x, "" if isinstance(cell.cells[-1], Bidirectional) else end
+        if isinstance(cell, Bidirectional):
+            sides = [self._cell(one, x) for one in part.parts()]
+            ys, ends = zip(*sides, strict=True)
+            return self._merge(cell.merge, *ys), self._merge(cell.merge, *ends) if all(ends) else ""
+        return self._node(part, x)
 
-    def _node(self, part: _Part, x: str, fill: bool) -> str:
+    def _node(self, part: _Part, x: str) -> tuple[str, str]:
         writer, outer, cell = self.writer, self.writer.layer, part.cell
         op_type, attributes = attributes_to_onnx(cell, reverse=part.reverse)
         if getattr(cell, "dtype", None) not in (None, np.float32):
@@ -224,54 +294,23 @@ class Export:
             for name, array in params_to_onnx(cell, params)._asdict().items()
         ]
         starts, outputs = [], []
-        for i in range(RECURRENT[op_type].states):
-            name, size = f"{part.name}_{'hc'[i]}", attributes["hidden_size"]
-            learned = None if part.start is None else np.asarray(part.start[i], np.float32)
+        for letter in "hc"[: RECURRENT[op_type].states]:
+            name, size = f"{part.name}_{letter}", attributes["hidden_size"]
             if self.states:
-                writer.add_input(name, np.float32, [1, "batch", size])
+                starts.append(writer.add_input(name, np.float32, [1, "batch", size]))
                 outputs.append(writer.claim(f"{name}_out"))
-                writer.add_output(outputs[i], [1, "batch", size])
-                starts.append(name)
-                if learned is not None:
-                    self.learned[name] = learned[None]
+                writer.add_output(outputs[-1], [1, "batch", size])
             else:
-                outputs.append(writer.value("Y_h" if i == 0 else "Y_c"))
-                starts.append("" if learned is None else self._start(name, learned))
-        inputs = [x, *weights[:3], "lengths" * self.lengths, *starts]
-        if weights[3]:
-            inputs += [""] * (7 - len(inputs)) + weights[3:]
+                outputs.append(writer.value(f"Y_{letter}"))
+        inputs = [x, *weights, "lengths" * self.lengths, *starts]
         while not inputs[-1]:  # what is left out at the end is not named
             inputs.pop()
-        y, state, *_ = writer.add_many(
+        y, end, *_ = writer.add_many(
             op_type, inputs, [writer.value("Y"), *outputs], part.name, **attributes
         )
-        if fill and not part.reverse:  # after a row's length a backward one has not begun
-            y = self._filled(y, state)
         ys = writer.add("Squeeze", y, writer.ints(1))
         writer.layer = outer
-        return ys
-
-    def _start(self, name: str, learned: np.ndarray) -> str:
-        """A learned state, for each row of the batch."""
-        writer = self.writer
-        axes = writer.ints(1), self._axis(1), writer.ints(1)
-        shape = writer.add("Concat", *axes, axis=0)
-        return writer.add("Expand", writer.constant(name, learned[None, None]), shape)
-
-    def _filled(self, y: str, state: str) -> str:
-        """After a row's length its last output."""
-        writer = self.writer
-        number = writer.add("Squeeze", self._axis(0))
-        zero, one = (writer.constant("step", np.int64(n)) for n in (0, 1))
-        times = writer.add("Unsqueeze", writer.add("Range", zero, number, one), writer.ints(1))
-        int64 = writer.onnx.TensorProto.INT64
-        valid = writer.add("Less", times, writer.add("Cast", "lengths", to=int64))
-        return writer.add("Where", writer.add("Unsqueeze", valid, writer.ints(1, 3)), y, state)
-
-    def _axis(self, axis: int) -> str:
-        """The size of an axis of the input: a list of one integer."""
-        shape = self.writer.add("Shape", self.source)
-        return self.writer.add("Gather", shape, self.writer.ints(axis), axis=0)
+        return ys, end
 
     def _merge(self, merge: str, forward: str, backward: str) -> str:
         writer = self.writer
@@ -281,11 +320,6 @@ class Export:
             return writer.add("Mul", forward, backward)
         total = writer.add("Add", forward, backward)
         return total if merge == "sum" else writer.add("Div", total, writer.scalar(2))
-
-    def _end(self, ys: str, part: _Part) -> str:
-        """The outputs of the step that ran last."""
-        step = self.writer.constant("step", np.int64(0 if part.reverse else -1))
-        return self.writer.add("Gather", ys, step, axis=0)
 
     def _flip(self, value: str) -> str:
         """The steps in the order in which they were computed."""
@@ -315,30 +349,23 @@ def float32(where: str, array: Any) -> np.ndarray:
 
 def apply_function(writer: Writer, x: str, function: str | Function) -> str:
     """Write ``function(x)``, and return the name of the result."""
-    key = function if isinstance(function, str) else type(function)
-    write = _COMPOSED.get(key)
-    if write is not None:
-        return write(writer, x, function)
-    if key in _OPERATORS:
-        op_type, attributes = _OPERATORS[key]
-    else:
-        try:
-            op_type, attributes = activation_to_onnx(function)
-        except InteropError:
-            known = [*_COMPOSED, *_OPERATORS, *ACTIVATIONS.values()]
-            names = ", ".join(one if isinstance(one, str) else one.__name__ for one in known)
-            raise InteropError(
-                f"layer {writer.layer!r} has the function {function!r}, which is not written to "
-                f"ONNX; those that are: {names}"
-            ) from None
-    return writer.add(op_type, x, **attributes)
+    if isinstance(function, str) and function in _COMPOSED:
+        return _COMPOSED[function](writer, x)
+    op_type, numbers = activation_to_onnx(function)
+    if not op_type:
+        names = [*_COMPOSED, *(n if isinstance(n, str) else n.__name__ for n in SPELLINGS)]
+        raise InteropError(
+            f"layer {writer.layer!r} has the function {function!r}, which is not written to ONNX; "
+            f"those that are: {', '.join(dict.fromkeys(names))}"
+        )
+    return writer.add(op_type, x, **numbers)
 
 
-def _clip(low: float, high: float) -> Callable[[Writer, str, Any], str]:
-    return lambda w, x, _: w.add("Clip", x, w.scalar(low), w.scalar(high))
+def _clip(low: float, high: float) -> Callable[[Writer, str], str]:
+    return lambda w, x: w.add("Clip", x, w.scalar(low), w.scalar(high))
 
 
-def _gelu(w: Writer, x: str, _: Any) -> str:
+def _gelu(w: Writer, x: str) -> str:
     """JAX's, with the tanh: ``x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))``."""
     # ONNX has it as one operator, but only in versions newer than many runtimes.
     cube = w.add("Mul", w.add("Mul", x, x), w.add("Mul", x, w.scalar(0.044715)))
@@ -350,35 +377,17 @@ def _half_of_one_plus(w: Writer, x: str, y: str) -> str:
     return w.add("Mul", w.add("Mul", x, w.scalar(0.5)), w.add("Add", y, w.scalar(1)))
 
 
-def _cut_relu(w: Writer, x: str, f: Any) -> str:
-    above = x if f.max_value is None else _clip(0, f.max_value)(w, x, f)
-    shifted = w.add("Sub", x, w.scalar(f.threshold))
-    below = w.add("Mul", shifted, w.scalar(f.slope))
-    return w.add("Where", w.add("Greater", x, w.scalar(f.threshold)), above, below)
-
-
-_OPERATORS: Mapping[Any, tuple[str, dict[str, Any]]] = {
-    "exponential": ("Exp", {}),
-    "hard_silu": ("HardSwish", {}),
-    "softmax": ("Softmax", {"axis": -1}),
-    "log_softmax": ("LogSoftmax", {"axis": -1}),
-    "selu": ("Selu", {}),
-}
-"""Functions that are one operator of ONNX, and no activation of its recurrent nodes."""
-
-_COMPOSED: Mapping[Any, Callable[[Writer, str, Any], str]] = {
-    "linear": lambda w, x, _: x,
+_COMPOSED: Mapping[str, Callable[[Writer, str], str]] = {
+    "linear": lambda w, x: x,
     "hard_tanh": _clip(-1, 1),
     "relu6": _clip(0, 6),
     "gelu": _gelu,
     # x / 2 (1 + erf(x / sqrt(2)))
-    "exact_gelu": lambda w, x, _: _half_of_one_plus(
+    "exact_gelu": lambda w, x: _half_of_one_plus(
         w, x, w.add("Erf", w.add("Mul", x, w.scalar(math.sqrt(0.5))))
     ),
-    "silu": lambda w, x, _: w.add("Mul", x, w.add("Sigmoid", x)),
-    "mish": lambda w, x, _: w.add("Mul", x, w.add("Tanh", w.add("Softplus", x))),
-    "log_sigmoid": lambda w, x, _: w.add("Neg", w.add("Softplus", w.add("Neg", x))),
-    Affine: lambda w, x, f: w.add("Add", w.add("Mul", x, w.scalar(f.alpha)), w.scalar(f.beta)),
-    CutReLU: _cut_relu,
+    "silu": lambda w, x: w.add("Mul", x, w.add("Sigmoid", x)),
+    "mish": lambda w, x: w.add("Mul", x, w.add("Tanh", w.add("Softplus", x))),
+    "log_sigmoid": lambda w, x: w.add("Neg", w.add("Softplus", w.add("Neg", x))),
 }
-"""The functions that are several, by their names or classes."""
+"""The functions that are several operators, or none."""

@@ -7,16 +7,18 @@ known under ``jit``, and what follows from them can have a shape.
 
 import functools
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from rnnjax.errors import RnnjaxError
-from rnnjax.interop.functions import ELU, HardSigmoid, LeakyReLU
-from rnnjax.interop.onnx import control, windows
+from rnnjax.interop import operators as shared
+from rnnjax.interop.functions import FUNCTIONS, SPELLINGS
+from rnnjax.interop.onnx import control
 from rnnjax.interop.onnx.at import At, by_jax, is_fixed, is_known, module_of, traced_dtype
 from rnnjax.interop.onnx.files import dtype_of
 from rnnjax.layers import Dropout
@@ -31,27 +33,26 @@ def _each(name: str) -> Run:
     return lambda at, x: getattr(module_of(x), name)(x)
 
 
-def _by_jax(function: Callable[..., Any], *numbers: str) -> Run:
-    """A function of one array and of attributes that are numbers, which it has defaults for."""
+def _by_jax(function: Callable[..., Any]) -> Run:
+    """A function of one array that JAX alone has."""
+    return lambda at, x: by_jax(function, x)
+
+
+def _activation(ours: str | type[Any]) -> Run:
+    """A function by our name, or a class of `rnnjax.interop.functions` with its numbers."""
 
     def run(at: At, x: Any) -> Any:
-        given = {name: at.get(name) for name in numbers if name in at.attributes}
-        return by_jax(lambda x: function(x, **given), x)
+        if isinstance(ours, str):
+            if at.attributes:
+                raise at.fail(f"its numbers {dict(at.attributes)} are not read here; drop them")
+            return by_jax(FUNCTIONS[ours], x)
+        return by_jax(ours(**at.attributes), x)
 
     return run
 
 
-def _by_class(kind: type[Any]) -> Run:
-    """A class of `rnnjax.interop.functions`, whose defaults are those of the operator."""
-    return _by_jax(lambda x, **numbers: kind(**numbers)(x), "alpha", "beta")
-
-
 def _gelu(at: At, x: Any) -> Any:
     return by_jax(lambda x: jax.nn.gelu(x, at.get("approximate", "none") == "tanh"), x)
-
-
-def _selu(x: Any, alpha: float = 1.6732631921768188, gamma: float = 1.0507010221481323) -> Any:
-    return gamma * ELU(alpha)(x)
 
 
 def _clip(at: At, x: Any, low: Any = None, high: Any = None) -> Any:
@@ -87,26 +88,26 @@ def _dropout(at: At, x: Any, ratio: Any = None, training_mode: Any = None) -> An
 # --- Several arrays, broadcast ---
 
 
-def _pair(function: str | Callable[[Any, Any, Any], Any]) -> Run:
-    """A function of two arrays: by the name that NumPy and JAX have, or of that module too."""
+def _broadcast(function: str | Callable[..., Any]) -> Run:
+    """A function of arrays: by the name that NumPy and JAX have, or of that module and them."""
 
-    def run(at: At, x: Any, y: Any) -> Any:
+    def run(at: At, *xs: Any) -> Any:
         if at.get("axis") is not None:
             raise at.fail("broadcasting along a named axis, of opsets before 7, is not read here")
-        at.bound(jnp.broadcast_shapes(x.shape, y.shape))
-        xp = module_of(x, y)
-        return getattr(xp, function)(x, y) if isinstance(function, str) else function(xp, x, y)
+        at.bound(jnp.broadcast_shapes(*(x.shape for x in xs)))
+        xp = module_of(*xs)
+        return getattr(xp, function)(*xs) if isinstance(function, str) else function(xp, *xs)
 
     return run
 
 
-def _folded(function: str) -> Run:
+def _folded(name: str) -> Run:
     """A function of two arrays, applied to any number of them."""
-    return lambda at, *xs: functools.reduce(functools.partial(_pair(function), at), xs)
+    return _broadcast(lambda xp, *xs: functools.reduce(getattr(xp, name), xs))
 
 
-def _mean(at: At, *xs: Any) -> Any:
-    return _folded("add")(at, *xs) / np.asarray(len(xs), xs[0].dtype)
+def _mean(xp: Any, *xs: Any) -> Any:
+    return functools.reduce(xp.add, xs) / np.asarray(len(xs), xs[0].dtype)
 
 
 def _divide(xp: Any, x: Any, y: Any) -> Any:
@@ -116,25 +117,9 @@ def _divide(xp: Any, x: Any, y: Any) -> Any:
     return x // y + ((x % y != 0) & ((x < 0) != (y < 0)))
 
 
-def _power(at: At, x: Any, y: Any) -> Any:
+def _power(xp: Any, x: Any, y: Any) -> Any:
     """``x ** y``, of the type of ``x``."""
-    at.bound(jnp.broadcast_shapes(x.shape, y.shape))
-    xp = module_of(x, y)
     return xp.power(x, y).astype(x.dtype if xp is np else jax.dtypes.canonicalize_dtype(x.dtype))
-
-
-def _modulo(at: At, x: Any, y: Any) -> Any:
-    return _pair("fmod" if at.get("fmod", 0) else "mod")(at, x, y)
-
-
-def _prelu(at: At, x: Any, slope: Any) -> Any:
-    at.bound(jnp.broadcast_shapes(x.shape, slope.shape))
-    return by_jax(lambda x, slope: jnp.where(x >= 0, x, slope * x), x, slope)
-
-
-def _where(at: At, condition: Any, x: Any, y: Any) -> Any:
-    at.bound(jnp.broadcast_shapes(condition.shape, x.shape, y.shape))
-    return module_of(condition, x, y).where(condition, x, y)
 
 
 # --- Sums, and what is normalised by them ---
@@ -208,17 +193,16 @@ def _cumsum(at: At, x: Any, axis_input: Any) -> Any:
         x = jnp.flip(x, axis) if at.get("reverse", 0) else x
         y = jnp.cumsum(x, axis=axis, dtype=x.dtype)
         if at.get("exclusive", 0):
-            y = jnp.concatenate(
-                [jnp.zeros_like(y), jax.lax.slice_in_dim(y, 0, -1, axis=axis)], axis
-            )
-            y = jax.lax.slice_in_dim(y, x.shape[axis] - 1, None, axis=axis)
+            y = jnp.concatenate([jnp.zeros_like(y), lax.slice_in_dim(y, 0, -1, axis=axis)], axis)
+            y = lax.slice_in_dim(y, x.shape[axis] - 1, None, axis=axis)
         return jnp.flip(y, axis) if at.get("reverse", 0) else y
 
     return by_jax(along, x)
 
 
-def _per_channel(array: Any, x: Any) -> Any:
-    return array.reshape(-1, *[1] * (x.ndim - 2))
+def _last(x: Any) -> Any:
+    """With its channels last, as `rnnjax.interop.operators` has them."""
+    return jnp.moveaxis(x, 1, -1)
 
 
 def _batch_norm(at: At, x: Any, scale: Any, bias: Any, mean: Any, variance: Any) -> Any:
@@ -226,41 +210,140 @@ def _batch_norm(at: At, x: Any, scale: Any, bias: Any, mean: Any, variance: Any)
     if at.get("training_mode", 0):
         raise at.fail("it takes mean and variance of the batch; export the model for inference")
 
-    def run(x: Any, scale: Any, bias: Any, mean: Any, variance: Any) -> Any:
-        factor = scale / jnp.sqrt(variance + at.get("epsilon", 1e-5))
-        y = (x - _per_channel(mean, x)) * _per_channel(factor, x) + _per_channel(bias, x)
-        return y.astype(x.dtype)
+    def run(x: Any, *others: Any) -> Any:
+        scale, bias, mean, variance = others
+        y = shared.normalize(_last(x), mean, variance, at.get("epsilon", 1e-5), scale, bias)
+        return jnp.moveaxis(y, -1, 1).astype(x.dtype)
 
     return at.computed(run, x, scale, bias, mean, variance)
 
 
-def _standard(x: Any, axes: tuple[int, ...], epsilon: float) -> tuple[Any, Any, Any]:
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    mean = jnp.mean(wide, axes, keepdims=True)
-    inverse = jax.lax.rsqrt(jnp.var(wide, axes, keepdims=True) + epsilon)
-    return (wide - mean) * inverse, mean, inverse
-
-
 def _layer_norm(at: At, x: Any, scale: Any, bias: Any = None) -> Any:
     """Each row, over the axes from ``axis`` on, by its own mean and variance."""
+    if at.num_outputs > 1:
+        raise at.fail("its mean and deviation, its other outputs, are not read here")
     axes = tuple(range(at.axis(at.get("axis", -1), x.ndim), x.ndim))
-
-    def run(x: Any, scale: Any, bias: Any) -> Any:
-        y, mean, inverse = _standard(x, axes, at.get("epsilon", 1e-5))
-        y = y.astype(x.dtype) * scale
-        return (y if bias is None else y + bias), mean, inverse
-
-    return at.computed(run, x, scale, bias)
+    return at.computed(
+        lambda x, *by: shared.standardize(x, axes, at.get("epsilon", 1e-5), *by), x, scale, bias
+    )
 
 
 def _instance_norm(at: At, x: Any, scale: Any, bias: Any) -> Any:
     """Each channel of each row by its own mean and variance."""
 
     def run(x: Any, scale: Any, bias: Any) -> Any:
-        y = _standard(x, tuple(range(2, x.ndim)), at.get("epsilon", 1e-5))[0].astype(x.dtype)
-        return y * _per_channel(scale, x) + _per_channel(bias, x)
+        axes = tuple(range(1, x.ndim - 1))
+        y = shared.standardize(_last(x), axes, at.get("epsilon", 1e-5), scale, bias)
+        return jnp.moveaxis(y, -1, 1)
 
     return at.computed(run, x, scale, bias)
+
+
+# --- Which slide over space ---
+
+
+class _Window(NamedTuple):
+    """How a window moves over the axes of space, those after batch and channels."""
+
+    sizes: tuple[int, ...]  # of the window
+    strides: tuple[int, ...]  # of its places
+    dilations: tuple[int, ...]  # between its entries
+    pads: tuple[tuple[int, int], ...]  # what is put before and after each axis
+
+
+def _window(at: At, x: Any, sizes: Sequence[int]) -> _Window:
+    rank, space, automatic = len(sizes), x.shape[2:], at.get("auto_pad", "NOTSET")
+    strides, dilations = (tuple(at.get(n) or (1,) * rank) for n in ("strides", "dilations"))
+    given = tuple(at.get("pads") or (0,) * (2 * rank))
+    numbers = (*sizes, *strides, *dilations)
+    whole = len(space) == len(strides) == len(dilations) == rank > 0 and len(given) == 2 * rank
+    if not whole or min(numbers) < 1 or min(given) < 0 or max(*numbers, *given) >= 2**31:
+        raise at.fail(
+            f"its window {list(sizes)[:8]}, strides, dilations and pads should be sizes for each "
+            f"axis of space of {list(x.shape)}, of which there is one at least"
+        )
+    if at.get("ceil_mode", 0):
+        raise at.fail("a window over the end, its ceil_mode, is not read here; pad the input")
+    pads = list(zip(given[:rank], given[rank:], strict=True))
+    if automatic != "NOTSET":
+        reach = [(size - 1) * step + 1 for size, step in zip(sizes, dilations, strict=True)]
+        pads = lax.padtype_to_pads(space, reach, strides, automatic.removesuffix("_UPPER"))
+    at.bound((*x.shape[:2], *(n + low + high for n, (low, high) in zip(space, pads, strict=True))))
+    return _Window(tuple(sizes), strides, dilations, tuple(pads))
+
+
+def _conv(at: At, x: Any, kernel: Any, bias: Any = None) -> Any:
+    """Products with a kernel at every place: cross-correlation, in groups of channels."""
+    window, groups = _window(at, x, kernel.shape[2:]), at.get("group", 1)
+
+    def run(x: Any, kernel: Any, bias: Any) -> Any:
+        turned = jnp.moveaxis(kernel, (0, 1), (-1, -2))
+        _, strides, dilations, pads = window
+        y = shared.conv(_last(x), turned, bias, strides, pads, dilations, groups)
+        return jnp.moveaxis(y, -1, 1)
+
+    return at.computed(run, x, kernel, bias)
+
+
+def _pool(maximum: bool) -> Run:
+    """The largest entry of each window, or the mean, with what is around or without."""
+
+    def run(at: At, x: Any) -> Any:
+        if at.num_outputs > 1:
+            raise at.fail("the places of the largest entries, its second output, are not read here")
+        sizes, strides, dilations, pads = _window(at, x, at.get("kernel_shape"))
+        whole = bool(at.get("count_include_pad", 0))
+
+        def pooled(x: Any) -> Any:
+            y = shared.pool(_last(x), maximum, sizes, strides, pads, dilations, whole)
+            return jnp.moveaxis(y, -1, 1)
+
+        return at.computed(pooled, x)
+
+    return run
+
+
+def _whole_pool(name: str) -> Run:
+    """A reduction, by its name, over all of space."""
+
+    def run(at: At, x: Any) -> Any:
+        axes = tuple(range(2, x.ndim))
+        return getattr(module_of(x), name)(x, axis=axes, keepdims=True).astype(x.dtype)
+
+    return run
+
+
+_PADS = "constant", "edge", "reflect", "wrap"
+
+
+def _pad(at: At, x: Any, pads: Any = None, value: Any = None, axes: Any = None) -> Any:
+    """``x`` with more around it, or with less where a number is negative."""
+    numbers = at.listed("pads", pads)
+    along = list(range(x.ndim)) if axes is None else at.integers(axes, "axes")
+    mode = at.get("mode", "constant")
+    if numbers is None or len(numbers) != 2 * len(along) or mode not in _PADS:
+        raise at.fail(
+            f"its pads are {numbers} and its mode is {mode!r}, but they should be two for each of "
+            f"{len(along)} axes, and one of {', '.join(_PADS)}"
+        )
+    around = [(0, 0)] * x.ndim
+    for axis, *both in zip(along, numbers[: len(along)], numbers[len(along) :], strict=True):
+        around[at.axis(axis, x.ndim)] = (both[0], both[1])
+    at.bound(n + max(0, a) + max(0, b) for n, (a, b) in zip(x.shape, around, strict=True))
+    less = any(n + min(0, a) + min(0, b) < 0 for n, (a, b) in zip(x.shape, around, strict=True))
+    if less or (mode != "constant" and (min(numbers) < 0 or not x.size)):
+        raise at.fail(
+            f"its pads {numbers} take away more than the sizes {list(x.shape)}, or its mode "
+            f"{mode!r} can neither take away nor repeat what is not there"
+        )
+
+    def run(x: Any, value: Any) -> Any:
+        if mode != "constant":
+            return jnp.pad(x, around, mode)
+        filling = jnp.asarray(0 if value is None else value, x.dtype).reshape(())
+        return lax.pad(x, filling, [(low, high, 0) for low, high in around])
+
+    return at.computed(run, x, at.get("value", value))
 
 
 # --- Which put elements elsewhere ---
@@ -508,47 +591,39 @@ def _shape(at: At, x: Any) -> Any:
 
 
 # By the name that NumPy has for them, which is the rest of the name here in small letters.
-_SMALL = (
-    "Abs", "Ceil", "Cos", "Exp", "Floor", "Log", "Reciprocal", "Round", "Sign", "Sin", "Sqrt",
-    "Tanh",
-)  # fmt: skip
+_SMALL = ("Abs", "Ceil", "Cos", "Floor", "Log", "Reciprocal", "Round", "Sign", "Sin", "Sqrt")
 
 OPERATORS: Mapping[str, Run] = {
     **{name: _each(name.lower()) for name in _SMALL},
+    # A relu's derivative at 0 is 0, unlike that of a maximum.
+    **{
+        one.onnx: _activation(name)
+        for name, one in SPELLINGS.items()
+        if one.onnx not in ("", "Affine", "Softmax", "LogSoftmax")
+    },
     "Cast": lambda at, x: _as_type(at, x, dtype_of(at.get("to", 0), f"what node {at.name} makes")),
     "CastLike": lambda at, x, y: _as_type(at, x, y.dtype),
     "Clip": _clip,
     "Dropout": _dropout,
-    "Elu": _by_class(ELU),
     "Erf": _by_jax(jax.scipy.special.erf),
     "Gelu": _gelu,
-    "HardSigmoid": _by_class(HardSigmoid),
-    "HardSwish": _by_jax(jax.nn.hard_silu),
-    "LeakyRelu": _by_class(LeakyReLU),
     "Neg": _each("negative"),
     "Not": _each("logical_not"),
-    # Whose derivative at 0 is 0, unlike that of a maximum.
-    "Relu": _by_jax(jax.nn.relu),
-    "Selu": _by_jax(_selu, "alpha", "gamma"),
-    "Sigmoid": _by_jax(jax.nn.sigmoid),
-    "Softplus": _by_jax(jax.nn.softplus),
-    "Softsign": _by_jax(jax.nn.soft_sign),
-    **{name: _pair(name.lower()) for name in ("Equal", "Greater", "Less")},
-    **{name: _pair(f"logical_{name.lower()}") for name in ("And", "Or", "Xor")},
-    "Add": _pair("add"),
-    "Div": _pair(_divide),
-    "GreaterOrEqual": _pair("greater_equal"),
-    "LessOrEqual": _pair("less_equal"),
+    **{name: _broadcast(name.lower()) for name in ("Equal", "Greater", "Less", "Where")},
+    **{name: _broadcast(f"logical_{name.lower()}") for name in ("And", "Or", "Xor")},
+    "Add": _broadcast("add"),
+    "Div": _broadcast(_divide),
+    "GreaterOrEqual": _broadcast("greater_equal"),
+    "LessOrEqual": _broadcast("less_equal"),
     "Max": _folded("maximum"),
-    "Mean": _mean,
+    "Mean": _broadcast(_mean),
     "Min": _folded("minimum"),
-    "Mod": _modulo,
-    "Mul": _pair("multiply"),
-    "PRelu": _prelu,
-    "Pow": _power,
-    "Sub": _pair("subtract"),
+    "Mod": lambda at, x, y: _broadcast("fmod" if at.get("fmod", 0) else "mod")(at, x, y),
+    "Mul": _broadcast("multiply"),
+    "PRelu": _broadcast(lambda xp, x, slope: xp.where(x >= 0, x, slope * x)),
+    "Pow": _broadcast(_power),
+    "Sub": _broadcast("subtract"),
     "Sum": _folded("add"),
-    "Where": _where,
     "ArgMax": _argmax,
     "BatchNormalization": _batch_norm,
     "CumSum": _cumsum,
@@ -564,13 +639,12 @@ OPERATORS: Mapping[str, Run] = {
     "ReduceProd": _reduction("prod"),
     "ReduceSum": _reduction("sum"),
     "Softmax": _softmax(jax.nn.softmax),
-    "AveragePool": windows.average_pool,
-    "Conv": windows.conv,
-    "ConvTranspose": windows.conv_transpose,
-    "GlobalAveragePool": windows.whole_pool("mean"),
-    "GlobalMaxPool": windows.whole_pool("max"),
-    "MaxPool": windows.max_pool,
-    "Pad": windows.pad,
+    "AveragePool": _pool(False),
+    "Conv": _conv,
+    "GlobalAveragePool": _whole_pool("mean"),
+    "GlobalMaxPool": _whole_pool("max"),
+    "MaxPool": _pool(True),
+    "Pad": _pad,
     "Concat": _concat,
     "Expand": _expand,
     "Flatten": _flatten,

@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from rnnjax.cells.base import Cell, Params
 from rnnjax.errors import InteropError
 from rnnjax.interop.arrays import as_jax
 from rnnjax.interop.layers import Layer, Recurrent
+from rnnjax.interop.model import Input
 from rnnjax.interop.onnx.at import At, Budget, traced_dtype
 from rnnjax.interop.onnx.files import dtype_of, import_onnx, read_tensor
 from rnnjax.interop.onnx.graph import (
@@ -24,7 +25,6 @@ from rnnjax.interop.onnx.graph import (
     Constant,
     Constants,
     Graph,
-    Input,
     Node,
     all_nodes,
     check_weights,
@@ -67,11 +67,11 @@ def read_graph(model: Any, folder: pathlib.Path | None) -> tuple[Graph, Params, 
     layers = _Layers(reader, alive, outputs, inputs)
     nodes = tuple(map(layers.read, alive))
     static = layers.read_constants(nodes, outputs)
-    roles = _input_roles(inputs, nodes, outputs)
+    states = {name for node in nodes if node.op_type in RECURRENT for name in node.outputs[1:]}
     graph = Graph(
         opset,
-        tuple(dataclasses.replace(one, role=roles[one.name]) for one in inputs.values()),
-        _data_outputs(outputs, nodes, streams="state" in roles.values()),
+        tuple(inputs.values()),
+        tuple(name for name in outputs if name not in states) or outputs,
         nodes,
         tuple(layers.layers.values()),
         static,
@@ -113,7 +113,7 @@ def _read_inputs(
             shape = tuple(
                 int(n.dim_value) if n.dim_value > 0 else None for n in described.shape.dim
             )
-        inputs[one.name] = Input(one.name, dtype.name, shape)
+        inputs[one.name] = Input(one.name, shape, dtype.name)
     made = {name for node in nodes for name in node.outputs} | set(inputs) | set(constants)
     for name in outputs:
         if not name or name not in made:
@@ -323,7 +323,7 @@ def _check_against_schema(node: Any, label: str, opset: int) -> None:
 
 # --- Layers and parameters ---
 
-_PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
+_PRODUCTS = ("MatMul", "Gemm", "Conv")
 _WITH_WEIGHTS = (*_PRODUCTS, *RECURRENT, "Gather", "PRelu")
 
 
@@ -439,6 +439,11 @@ class _Layers:
         if len(default) == directions == 1 and activations == default * 2:
             activations = default
         try:
+            if node.get("input_forget", 0) or node.input(7):
+                raise InteropError(
+                    "it has peepholes or an input_forget, which are not read here; run it in "
+                    "onnxruntime, or write the LSTM of basic operators"
+                )
             if len(activations) != len(default) * directions:
                 raise InteropError(
                     f"it has {len(activations)} activations, but {node.op_type} takes "
@@ -452,8 +457,6 @@ class _Layers:
                     int(size),
                     functions[i * len(default) : (i + 1) * len(default)],
                     biases=0 if not names[2] else 1 + (owned and _adds_two(arrays.B)),
-                    peephole=bool(names[3]),
-                    coupled=bool(node.get("input_forget", 0)),
                     reset_after=bool(node.get("linear_before_reset", 0)),
                     clip=node.get("clip"),
                     param_dtype=types[0] if types else jnp.float32,
@@ -515,85 +518,8 @@ def _count_uses(nodes: Iterable[Node], outputs: Iterable[str]) -> collections.Co
     return uses
 
 
-# --- States ---
-
-Role = Literal["data", "state", "lengths", "unused"]
-
+# What only puts elements elsewhere.
 _MOVES = frozenset({
     "Cast", "Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split",
     "Squeeze", "Tile", "Transpose", "Unsqueeze",
 })  # fmt: skip
-
-
-def _moved(node: Node) -> tuple[str, ...]:
-    """The inputs whose elements a node only puts elsewhere."""
-    if node.op_type not in _MOVES:
-        return ()
-    return node.inputs if node.op_type == "Concat" else node.inputs[:1]
-
-
-def _input_roles(
-    inputs: Iterable[str], nodes: Sequence[Node], outputs: Sequence[str]
-) -> dict[str, Role]:
-    """The role of each input: data, or what is read as a state or lengths alone, or by nothing."""
-    readers: dict[str, list[Node]] = collections.defaultdict(list)
-    for node in nodes:
-        for name in dict.fromkeys(node.reads):
-            readers[name].append(node)
-
-    def is_read_as(name: str, places: slice, through: frozenset[str]) -> bool:
-        """Whether only recurrent nodes read it, in such places, perhaps rearranged."""
-        waiting, seen = [name], {name}
-        while waiting:
-            value = waiting.pop()
-            if value in outputs:
-                return False
-            for node in readers[value]:
-                count, moved = node.inputs.count(value), _moved(node)
-                if node.op_type in RECURRENT:
-                    moved = node.inputs[places]
-                elif node.op_type not in through:
-                    return False
-                else:
-                    waiting.extend(set(filter(None, node.outputs)) - seen)
-                    seen.update(node.outputs)
-                if not 0 < count == moved.count(value):
-                    return False
-        return True
-
-    roles: dict[str, Role] = {}
-    for name in inputs:
-        if not readers[name] and name not in outputs:
-            roles[name] = "unused"
-        elif is_read_as(name, slice(5, 7), _MOVES):
-            roles[name] = "state"
-        elif is_read_as(name, slice(4, 5), frozenset({"Cast", "Identity"})):
-            roles[name] = "lengths"
-        else:
-            roles[name] = "data"
-    return roles
-
-
-def _data_outputs(
-    outputs: Sequence[str], nodes: Iterable[Node], *, streams: bool
-) -> tuple[str, ...]:
-    """The outputs that are no states; all of them, if all are.
-
-    Where states are inputs, a state that is rearranged still is one, unless there is nothing else;
-    otherwise it is what the model computes, such as the last output that a classifier sees.
-    """
-    plain: set[str] = set()
-    rearranged: set[str] = set()
-    for node in nodes:
-        moved = _moved(node)
-        if node.op_type in RECURRENT:
-            plain.update(filter(None, node.outputs[1:]))
-        elif node.op_type == "Identity" and plain.issuperset(moved):
-            plain.update(node.outputs)
-        elif moved and (plain | rearranged).issuperset(moved):
-            rearranged.update(filter(None, node.outputs))
-    not_plain = tuple(name for name in outputs if name not in plain)
-    if streams:
-        data = tuple(name for name in not_plain if name not in rearranged)
-        not_plain = data or not_plain
-    return not_plain or tuple(outputs)

@@ -1,23 +1,15 @@
 """ONNX's RNN, GRU and LSTM as cells and their parameters, and the way back."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rnnjax.cells import CoupledLSTMCell, GRUCell, LSTMCell, PeepholeLSTMCell, SimpleRNNCell
+from rnnjax.cells import GRUCell, LSTMCell, SimpleRNNCell
 from rnnjax.cells.base import Cell, Params
 from rnnjax.errors import InteropError
-from rnnjax.interop.functions import (
-    ELU,
-    Affine,
-    Function,
-    HardSigmoid,
-    LeakyReLU,
-)
+from rnnjax.interop.functions import SPELLINGS, Function, Spelling
 from rnnjax.interop.registry import FORMS, names_of, places
 from rnnjax.layers import Bidirectional, Directions
 
@@ -25,14 +17,13 @@ from rnnjax.layers import Bidirectional, Directions
 class Weights(NamedTuple):
     """The parameters of one RNN, GRU or LSTM node, as ONNX has them.
 
-    The gates are i, o, f, c in an LSTM, whose peepholes are i, o, f, and z, r, h in a GRU.
+    The gates are i, o, f, c in an LSTM, and z, r, h in a GRU.
     """
 
     W: Any  # (directions, gates * hidden_size, input_size)
     R: Any  # (directions, gates * hidden_size, hidden_size)
     # (directions, 2 * gates * hidden_size): biases of the inputs, then of the state; or None
     B: Any = None
-    P: Any = None  # peepholes of an LSTM, (directions, 3 * hidden_size), or None
 
 
 class RecurrentOperator(NamedTuple):
@@ -53,26 +44,7 @@ RECURRENT: Mapping[str, RecurrentOperator] = {
 
 # --- Activations ---
 
-ACTIVATIONS: Mapping[str, str | type[Any]] = {
-    "Tanh": "tanh",
-    "Sigmoid": "sigmoid",
-    "Relu": "relu",
-    "Softplus": "softplus",
-    "Softsign": "softsign",
-    "Elu": ELU,
-    "HardSigmoid": HardSigmoid,
-    "LeakyRelu": LeakyReLU,
-    "Affine": Affine,
-}
-"""By ONNX's name our name, or the class of functions with numbers."""
-
-# Ours that are one of those with certain numbers.
-_NAMED_CASES: Mapping[str, Function] = {
-    "linear": Affine(1.0, 0.0),
-    "legacy_hard_sigmoid": HardSigmoid(0.2, 0.5),
-    "hard_sigmoid": HardSigmoid(1 / 6, 0.5),
-    "elu": ELU(1.0),
-}
+_IN_CELLS = {one.onnx: name for name, one in SPELLINGS.items() if one.in_cells}
 
 
 def activations_from_onnx(
@@ -86,85 +58,59 @@ def activations_from_onnx(
     >>> activations_from_onnx(["Sigmoid", "LeakyRelu", "Tanh"], alphas=[0.25])
     ['sigmoid', LeakyReLU(alpha=0.25), 'tanh']
     """
-    spelled = {known.lower(): kind for known, kind in ACTIVATIONS.items()}  # any case is taken
+    spelled = {name.lower(): name for name in _IN_CELLS}  # any case is taken
+    left, taken = {"alpha": list(alphas), "beta": list(betas)}, set[str]()
+    functions: list[str | Function] = []
     for name in names:
-        if name.lower() not in spelled:
+        known = spelled.get(name.lower())
+        if known is None:
             raise InteropError(
                 f"{name!r} is not an activation of ONNX's recurrent operators; those are "
-                f"{', '.join(ACTIVATIONS)}"
+                f"{', '.join(_IN_CELLS)}"
             )
-    kinds = [spelled[name.lower()] for name in names]
-    left = {
-        "alpha": _consumed("alpha", names, kinds, alphas),
-        "beta": _consumed("beta", names, kinds, betas),
-    }
-    functions: list[str | Function] = []
-    for kind in kinds:
-        if isinstance(kind, str):
-            functions.append(kind)
-            continue
+        kind = _IN_CELLS[known]
+        fields = ("alpha", "beta") if known == "Affine" else getattr(kind, "__match_args__", ())
+        taken.update(fields)
         # The shortest decimal with the same 32 bits: ONNX's 0.2 is read as 0.20000000298.
-        numbers = {
-            one.name: float(str(np.float32(left[one.name].pop(0))))
-            for one in dataclasses.fields(kind)
-            if left[one.name]
-        }
-        if kind is Affine and len(numbers) < 2:
-            raise InteropError(
-                "the activation Affine needs an activation_alpha and an activation_beta, "
-                "for which ONNX has no default; add them to the node"
-            )
-        function = kind(**numbers)
-        same = (name for name, case in _NAMED_CASES.items() if _singles(case) == _singles(function))
-        functions.append(next(same, function))
+        given = {key: float(str(np.float32(left[key].pop(0)))) for key in fields if left[key]}
+        functions.append(_function(known, kind, given))
+    more = [key for key in taken if left[key]]
+    if more:  # runtimes do not agree on whose numbers these are
+        raise InteropError(
+            f"activation_{min(more)} has numbers that none of the activations {', '.join(names)} "
+            "takes; leave them out"
+        )
     return functions
 
 
-def _consumed(
-    key: str, names: Sequence[str], kinds: Sequence[Any], given: Sequence[float]
-) -> list[float]:
-    """The numbers of those activations that take one."""
-    takes = [
-        not isinstance(kind, str) and key in {one.name for one in dataclasses.fields(kind)}
-        for kind in kinds
-    ]
-    # Some exporters write a number for each activation, those without one too, and runtimes do not
-    # agree on what that means, where it makes a difference.
-    by_place = [number for number, taken in zip(given, takes, strict=False) if taken]
-    consumed = list(given[: sum(takes)])
-    if (
-        any(takes)
-        and len(given) > sum(takes)
-        and (len(given) != len(names) or by_place != consumed)
-    ):
+def _function(onnx: str, kind: Any, given: Mapping[str, float]) -> str | Function:
+    """Ours, by a name if it has one with these numbers."""
+    numbers = vars(kind(**given)) if isinstance(kind, type) else given
+    for name, one in SPELLINGS.items():
+        same = {key: np.float32(value) for key, value in one.numbers.items()} == {
+            key: np.float32(value) for key, value in numbers.items()
+        }
+        if isinstance(name, str) and one.onnx == onnx and same:
+            return name
+    if not isinstance(kind, type):
         raise InteropError(
-            f"activation_{key} has {len(given)} numbers, but only {sum(takes)} of the activations "
-            f"{', '.join(names)} take one; leave out the others"
+            f"the activation {onnx} with {dict(given) or 'no numbers'} is none that a cell has"
         )
-    return consumed
+    function: Function = kind(**given)
+    return function
 
 
-def _singles(function: Function) -> tuple[Any, ...]:
-    return type(function), *map(np.float32, vars(function).values())
-
-
-def activation_to_onnx(function: str | Function) -> tuple[str, dict[str, float]]:
-    """ONNX's name of an activation of ours, and its numbers.
+def activation_to_onnx(function: str | Function) -> tuple[str, Mapping[str, float]]:
+    """The operator of ONNX that computes a function of ours, or "", and its numbers.
 
     >>> activation_to_onnx("legacy_hard_sigmoid")
     ('HardSigmoid', {'alpha': 0.2, 'beta': 0.5})
     """
     if isinstance(function, str):
-        function = _NAMED_CASES.get(function, function)
-    for name, kind in ACTIVATIONS.items():
-        if kind == function:
-            return name, {}
-        if type(function) is kind:
-            return name, vars(function)
-    raise InteropError(
-        f"ONNX's recurrent operators have no activation like {function!r}; those they have are "
-        f"{', '.join(ACTIVATIONS)}"
-    )
+        named = SPELLINGS.get(function, Spelling())
+        return named.onnx, named.numbers
+    kind: Any = type(function)
+    return (SPELLINGS[kind].onnx, vars(function)) if kind in SPELLINGS else ("", {})
 
 
 # --- Cells ---
@@ -178,16 +124,13 @@ def cell_from_onnx(
     activations: Sequence[str | Function],
     *,
     biases: int,
-    peephole: bool = False,
-    coupled: bool = False,
     reset_after: bool = False,
     clip: float | None = None,
     param_dtype: Any = jnp.float32,
 ) -> Cell:
     """The cell of one direction of a node; ``activations`` are ours, in ONNX's order f, g, h.
 
-    ``biases`` of each gate are 0, 1 or 2; ``peephole`` is whether it has P, ``coupled`` its
-    ``input_forget``, and ``reset_after`` its ``linear_before_reset``.
+    ``biases`` of each gate are 0, 1 or 2; ``reset_after`` is its ``linear_before_reset``.
 
     >>> cell_from_onnx("LSTM", 5, ["sigmoid", "tanh", "tanh"], biases=1) == LSTMCell(5)
     True
@@ -202,15 +145,11 @@ def cell_from_onnx(
     shared |= {"recurrent_activation": activations[0], "activation": activations[1]}
     if op_type == "GRU":
         return GRUCell(hidden_size, reset_after=reset_after, **shared)
-    if activations[1] != activations[2] or (peephole and coupled):
+    if activations[1] != activations[2]:
         raise InteropError(
-            "it has different activations of candidate and output, or peepholes with coupled "
-            "gates, which no cell has; write the LSTM of basic operators"
+            "it has different activations of candidate and output, which no cell has; write the "
+            "LSTM of basic operators"
         )
-    if peephole:
-        return PeepholeLSTMCell(hidden_size, **shared)
-    if coupled:
-        return CoupledLSTMCell(hidden_size, **shared)
     return LSTMCell(hidden_size, **shared, **second)
 
 
@@ -230,14 +169,17 @@ def attributes_to_onnx(cell: Cell, *, reverse: bool = False) -> tuple[str, dict[
         attributes["direction"] = "reverse"
     spelled = [activation_to_onnx(function) for function in _activations(cell)]
     names = [name for name, _ in spelled]
+    if not set(names) <= set(_IN_CELLS):
+        raise InteropError(
+            f"ONNX's recurrent operators have not all activations of {cell!r}; those they have are "
+            f"{', '.join(_IN_CELLS)}"
+        )
     if names != [*RECURRENT[op_type].activations]:
         attributes["activations"] = names
     for key in ("alpha", "beta"):
         numbers = [numbers[key] for _, numbers in spelled if key in numbers]
         if numbers:
             attributes[f"activation_{key}"] = numbers
-    if isinstance(cell, CoupledLSTMCell):
-        attributes["input_forget"] = 1
     if isinstance(cell, GRUCell) and cell.reset_after:
         attributes["linear_before_reset"] = 1
     return op_type, attributes
@@ -265,16 +207,15 @@ def _activations(cell: Any) -> tuple[str | Function, ...]:
 # --- Parameters ---
 
 
-def params_from_onnx(cell: Cell, W: Any, R: Any, B: Any = None, P: Any = None) -> Params:
+def params_from_onnx(cell: Cell, W: Any, R: Any, B: Any = None) -> Params:
     """The parameters of a cell from the arrays of a node, see `Weights` for their shapes.
 
     They are arrays of NumPy unless JAX's came; `rnnjax.Directions` of two for two directions. The
-    two biases of a gate are added up where the cell has one; a coupled cell has no forget gate.
+    two biases of a gate are added up where the cell has one.
     """
-    weights = Weights(W, R, B, P)
     cells = cell.cells if isinstance(cell, Bidirectional) else (cell,)
     params = [
-        _params_of_direction(one, Weights(*(None if a is None else a[i] for a in weights)))
+        _params_of_direction(one, W[i], R[i], None if B is None else B[i])
         for i, one in enumerate(cells)
     ]
     return Directions(*params) if isinstance(cell, Bidirectional) else params[0]
@@ -283,14 +224,13 @@ def params_from_onnx(cell: Cell, W: Any, R: Any, B: Any = None, P: Any = None) -
 def params_to_onnx(cell: Cell, params: Params) -> Weights:
     """The arrays of a node from the parameters of a cell: the inverse of `params_from_onnx`.
 
-    Second biases that the cell does not have, and the rows of the forget gate in a coupled cell,
-    are zeros.
+    Second biases that the cell does not have are zeros.
 
     >>> import jax
     >>> cell = LSTMCell(5)
-    >>> W, R, B, P = params_to_onnx(cell, cell.init(jax.random.key(0), 3))
-    >>> W.shape, R.shape, B.shape, P
-    ((1, 20, 3), (1, 20, 5), (1, 40), None)
+    >>> W, R, B = params_to_onnx(cell, cell.init(jax.random.key(0), 3))
+    >>> W.shape, R.shape, B.shape
+    ((1, 20, 3), (1, 20, 5), (1, 40))
     """
     cells = cell.cells if isinstance(cell, Bidirectional) else (cell,)
     each = params if isinstance(cell, Bidirectional) else (params,)
@@ -313,26 +253,18 @@ def input_size(params: Any) -> int:
     return int(np.shape(params["kernel"])[0])
 
 
-def _params_of_direction(cell: Cell, weights: Weights) -> dict[str, Any]:
-    gates, order = _gates_and_order(cell)
-    params = {
-        "kernel": _take(weights.W, gates, order).T,
-        "recurrent_kernel": _take(weights.R, gates, order).T,
-    }
-    if weights.B is not None:
-        half = weights.B.shape[0] // 2
-        first, second = weights.B[:half], weights.B[half:]
+def _params_of_direction(cell: Cell, W: Any, R: Any, B: Any) -> dict[str, Any]:
+    order = places("onnx", cell)
+    params = {"kernel": _in_order(W, order).T, "recurrent_kernel": _in_order(R, order).T}
+    if B is not None:
+        half = B.shape[0] // 2
+        first, second = B[:half], B[half:]
         if _has_two_biases(cell):
-            params["bias"] = _take(first, gates, order)
-            params["recurrent_bias"] = _take(second, gates, order)
+            params["bias"] = _in_order(first, order)
+            params["recurrent_bias"] = _in_order(second, order)
         else:
-            params["bias"] = _take(first + second, gates, order)
-    if weights.P is not None:
-        params["peephole"] = _take(weights.P, 3, _PEEPHOLES).reshape(3, -1)
+            params["bias"] = _in_order(first + second, order)
     return params
-
-
-_PEEPHOLES = (0, 2, 1)  # where ONNX has those of i, f and o
 
 
 def _has_two_biases(cell: Any) -> bool:
@@ -340,37 +272,16 @@ def _has_two_biases(cell: Any) -> bool:
 
 
 def _weights_of_direction(cell: Cell, params: Mapping[str, np.ndarray]) -> Weights:
-    gates, order = _gates_and_order(cell)
-    biases = peepholes = None
+    order, biases = np.argsort(places("onnx", cell)).tolist(), None
     if "bias" in params:
         first = params["bias"]
         second = params.get("recurrent_bias", np.zeros_like(first))
-        biases = np.concatenate([_put(one, gates, order) for one in (first, second)])
-    if "peephole" in params:
-        peepholes = _put(params["peephole"].reshape(-1), 3, _PEEPHOLES)
-    return Weights(
-        _put(params["kernel"].T, gates, order),
-        _put(params["recurrent_kernel"].T, gates, order),
-        biases,
-        peepholes,
-    )
+        biases = np.concatenate([_in_order(one, order) for one in (first, second)])
+    kernel, recurrent = (_in_order(params[f"{n}kernel"].T, order) for n in ("", "recurrent_"))
+    return Weights(kernel, recurrent, biases)
 
 
-def _gates_and_order(cell: Cell) -> tuple[int, tuple[int, ...]]:
-    return RECURRENT[operator_of(cell)].gates, places("onnx", cell)
-
-
-def _take(array: Any, parts: int, order: Sequence[int]) -> Any:
-    """Some of the equal parts of the first axis, in that order."""
-    size = array.shape[0] // parts
-    split = [array[place * size : (place + 1) * size] for place in order]
-    return (jnp if isinstance(array, jax.Array) else np).concatenate(split)
-
-
-def _put(array: np.ndarray, parts: int, order: Sequence[int]) -> np.ndarray:
-    """The inverse of `_take`; parts that were not taken are zeros."""
-    size = len(array) // len(order)
-    out = np.zeros((parts * size, *array.shape[1:]), array.dtype)
-    for place, part in zip(order, np.split(array, len(order)), strict=True):
-        out[place * size : (place + 1) * size] = part
-    return out
+def _in_order(array: Any, order: Sequence[int]) -> Any:
+    """The equal parts of the first axis, in that order."""
+    parts = array.reshape(len(order), -1, *array.shape[1:])
+    return parts[np.array(order)].reshape(array.shape)
