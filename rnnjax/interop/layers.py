@@ -92,9 +92,9 @@ class Recurrent(Layer):
         reverse: whether to run from the last step to the first.
         keep_order: whether ``ys[t]`` then belongs to ``xs[t]``; otherwise outputs stay in the order
             in which they were computed, as behind Keras's ``go_backwards``.
-        return_sequences: whether to return the outputs of all steps, or of the last that ran.
-        masked_outputs: of masked steps: ``"zero"`` or ``"last"``, as in `rnnjax.unroll`. Left out,
-            zeros, but where the last output alone is returned, that of the last valid step.
+        return_sequences: whether to return the outputs of all steps, or of the last valid one that
+            ran, of each direction.
+        masked_outputs: of masked steps: ``"zero"`` or ``"last"``, as in `rnnjax.unroll`.
         merged: False returns the outputs of a `rnnjax.Bidirectional` as a pair
             `rnnjax.Directions`; nothing can follow it.
     """
@@ -105,61 +105,35 @@ class Recurrent(Layer):
     reverse: bool = False
     keep_order: bool = True
     return_sequences: bool = True
-    masked_outputs: Literal["zero", "last"] | None = None
+    masked_outputs: Literal["zero", "last"] = "zero"
     merged: bool = True
 
     def run(
         self, params: Params, flow: Flow, carry: Carry | None, context: Context
     ) -> tuple[Carry, Flow]:
         """Unroll the cell."""
-        xs = _sequence(self, flow)
-        one_by_one = isinstance(self.cell, Bidirectional) and not (
-            self.return_sequences and self.merged
-        )
-        if one_by_one:
-            return self._directions(params, xs, flow.mask, carry, context)
+        cell: Any = self.cell
+        if not self.merged:
+            cell = dataclasses.replace(cell, merge="concat")
         carry, ys = unroll(
-            self.cell,
+            cell,
             params,
-            xs,
+            _sequence(self, flow),
             carry,
             mask=flow.mask,
             resets=context.resets,
-            masked_outputs=self.masked_outputs or ("zero" if self.return_sequences else "last"),
+            masked_outputs=self.masked_outputs,
+            outputs="all" if self.return_sequences else "last",
             reverse=self.reverse,
             key=context.key,
             method=context.method,
         )
-        if not self.return_sequences:
-            return carry, Flow(ys[0] if self.reverse else ys[-1], sequence=False)
-        if self.reverse and not self.keep_order:
-            ys = jnp.flip(ys, axis=0)
-        return carry, Flow(ys, flow.mask)
-
-    def _directions(
-        self, params: Params, xs: Any, mask: Any, carry: Carry | None, context: Context
-    ) -> tuple[Carry, Flow]:
-        """Both directions by themselves: their last outputs are those of different steps."""
-        assert isinstance(self.cell, Bidirectional)
-        carries, outputs = [], []
-        for i, cell in enumerate(self.cell.cells):
-            layer = dataclasses.replace(
-                self, cell=cell, reverse=self.reverse != (i == 1), keep_order=True
-            )
-            key = None if context.key is None else jax.random.fold_in(context.key, i)
-            one, flow = layer.run(
-                params[i],
-                Flow(xs, mask),
-                None if carry is None else carry[i],
-                dataclasses.replace(context, key=key),
-            )
-            carries.append(one)
-            turned = self.return_sequences and self.reverse and not self.keep_order
-            outputs.append(jnp.flip(flow.xs, axis=0) if turned else flow.xs)
-        ys = self.cell.merge_outputs(*outputs) if self.merged else Directions(*outputs)
-        if self.return_sequences:
-            return Directions(*carries), Flow(ys, mask)
-        return Directions(*carries), Flow(ys, sequence=False)
+        if not self.merged:
+            ys = Directions(*jnp.split(ys, [cell.forward.output_size], axis=-1))
+        if self.return_sequences and self.reverse and not self.keep_order:
+            ys = jax.tree.map(lambda y: jnp.flip(y, axis=0), ys)
+        mask = flow.mask if self.return_sequences else None
+        return carry, Flow(ys, mask, self.return_sequences)
 
     def __str__(self) -> str:
         flags = [

@@ -89,7 +89,7 @@ def recurrent(draw: Draw, sequences: bool, units: int, backwards: bool) -> Any:
     common = {
         "return_sequences": sequences,
         "go_backwards": backwards,
-        "zero_output_for_mask": draw(st.booleans()),
+        "zero_output_for_mask": sequences and draw(st.booleans()),
     }
     form = draw(st.sampled_from(["layer", "layer", "layer", "cell", "cells"]))
     if form == "layer":

@@ -108,14 +108,17 @@ def _recurrent(name: str, options: Options) -> Recurrent:
         cell = _any_cell(options.get("cell"), options)
     else:
         cell = _cell(_KINDS[kind], options)
-    backwards = options.flag("go_backwards")
+    backwards, sequences = options.flag("go_backwards"), options.flag("return_sequences")
+    zero = options.flag("zero_output_for_mask")
+    if zero and not sequences:
+        options.refuse("zero_output_for_mask", "False for a last output", True)
     return Recurrent(
         name,
         cell,
         reverse=backwards,
         keep_order=not backwards,
-        return_sequences=options.flag("return_sequences"),
-        masked_outputs="zero" if options.flag("zero_output_for_mask") else "last",
+        return_sequences=sequences,
+        masked_outputs="last" if sequences and not zero else "zero",
     )
 
 
@@ -153,8 +156,7 @@ def _bidirectional(name: str, options: Options) -> Recurrent:
         forward,
         cell=merged,
         merged=merge is not None,
-        # Keras sets this for both directions, whatever they say.
-        masked_outputs="zero" if forward.return_sequences else "last",
+        masked_outputs="zero",  # Keras sets this for both directions, whatever they say
     )
 
 

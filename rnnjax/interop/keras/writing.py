@@ -233,8 +233,7 @@ def _bare(cell: Cell) -> Cell:
 
 def _recurrent(layer: Recurrent, kind: str, form: str | None) -> dict[str, Any]:
     cell = _bare(layer.cell)
-    usual = "zero" if layer.return_sequences else "last"
-    masked = layer.masked_outputs or usual
+    zero = layer.masked_outputs == "zero"
     if layer.reverse and layer.keep_order and layer.return_sequences:
         raise InteropError(
             f"layer {layer.name!r} runs in reverse and gives its outputs in the order of the "
@@ -242,20 +241,18 @@ def _recurrent(layer: Recurrent, kind: str, form: str | None) -> dict[str, Any]:
             "of a Bidirectional"
         )
     if not isinstance(cell, Bidirectional):
-        return _one_direction(layer.cell, kind, layer.name, layer, layer.reverse, masked == "zero")
-    if masked != usual:
+        return _one_direction(layer.cell, kind, layer.name, layer, layer.reverse, zero)
+    if not zero:
         raise InteropError(
-            f"masked_outputs of layer {layer.name!r} is {masked!r}, but Keras's Bidirectional has "
-            f"{usual!r}; set that"
+            f"masked_outputs of layer {layer.name!r} is 'last', but Keras's Bidirectional has "
+            "'zero'; set that"
         )
     directions = []
     for i, part in enumerate(cell.cells):
         name = f"{('forward', 'backward')[i]}_{layer.name}"
         part_kind = _class_of(_bare(part), form)
         reverse = layer.reverse != (i == 1)
-        directions.append(
-            _one_direction(part, part_kind, name, layer, reverse, layer.return_sequences)
-        )
+        directions.append(_one_direction(part, part_kind, name, layer, reverse, True))
     merge = {"average": "ave"}.get(cell.merge, cell.merge) if layer.merged else None
     both = {"layer": directions[0], "backward_layer": directions[1]}
     return _entry(kind, {"name": layer.name, "merge_mode": merge, **both})
@@ -268,7 +265,7 @@ def _one_direction(
         "name": name,
         "return_sequences": layer.return_sequences,
         "go_backwards": reverse,
-        "zero_output_for_mask": zero,
+        "zero_output_for_mask": zero and layer.return_sequences,
     }
     if kind == "RNN":
         return _entry(kind, {**config, "cell": _cell(cell, layer.name)})

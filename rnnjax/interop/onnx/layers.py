@@ -233,34 +233,21 @@ class Export:
     # --- Recurrent layers, as `Recurrent.run` has them ---
 
     def _recurrent(self, layer: Recurrent, params: Any, x: str) -> str:
-        usual = "zero" if layer.return_sequences else "last"
-        masked = layer.masked_outputs or usual
-        both = isinstance(layer.cell, Bidirectional)
-        if (both and not layer.merged) or (self.lengths and masked != usual):
+        if not layer.merged or (
+            self.lengths and layer.return_sequences and layer.masked_outputs == "last"
+        ):
             raise InteropError(
                 f"layer {layer.name!r} does not merge its two directions, or has masked_outputs "
-                f"{masked!r} where rows have lengths, which the ONNX export does not write; merge "
-                "them, or leave masked_outputs out"
+                "'last' where rows have lengths, which the ONNX export does not write; merge them, "
+                "or leave masked_outputs out"
             )
         ys, end = self._cell(_Part(layer.name, layer.cell, params, layer.reverse), x)
         if not layer.return_sequences:
-            if not end:
-                if self.lengths or both:
-                    raise InteropError(
-                        f"layer {layer.name!r} returns the last output of a stack that ends in two "
-                        "directions, which the ONNX export writes without lengths alone; write "
-                        "both directions as a layer"
-                    )
-                step = self.writer.constant("step", np.int64(0 if layer.reverse else -1))
-                return self.writer.add("Gather", ys, step, axis=0)
             return self.writer.add("Squeeze", end, self.writer.ints(0))
         return self._flip(ys) if layer.reverse and not layer.keep_order else ys
 
     def _cell(self, part: _Part, x: str) -> tuple[str, str]:
-        """The outputs ``(time, batch, size)`` of a cell, or of a combination, and its last one.
-
-        That is empty where a stack ends in two directions, whose last ones are of different steps.
-        """
+        """The outputs ``(time, batch, size)`` of a cell, or of a combination, and its last one."""
         cell = part.cell
         if isinstance(cell, LearnedCarry):
             raise InteropError(
@@ -272,11 +259,11 @@ class Export:
         if isinstance(cell, Stack):
             for one in part.parts():
                 x, end = self._cell(one, x)
-            return x, "" if isinstance(cell.cells[-1], Bidirectional) else end
+            return x, end
         if isinstance(cell, Bidirectional):
             sides = [self._cell(one, x) for one in part.parts()]
-            ys, ends = zip(*sides, strict=True)
-            return self._merge(cell.merge, *ys), self._merge(cell.merge, *ends) if all(ends) else ""
+            ys, end = (self._merge(cell.merge, *each) for each in zip(*sides, strict=True))
+            return ys, end
         return self._node(part, x)
 
     def _node(self, part: _Part, x: str) -> tuple[str, str]:
