@@ -397,7 +397,9 @@ def test_a_softmax_behind_the_last_output_has_no_mask() -> None:
 
 def test_where_to_write(tmp_path: Path) -> None:
     model = of(rnnjax.LSTMCell(2))
-    with pytest.raises(InvalidInputError, match=r"end in \.keras or \.weights\.h5"):
+    with pytest.raises(InvalidInputError, match=r"end in \.keras, \.weights\.h5 or \.h5, but is"):
+        interop.save(model, tmp_path / "model.onnx")
+    with pytest.raises(InteropError, match=r"a row of layers, as \*\.keras or \*\.weights\.h5, or"):
         interop.save(model, tmp_path / "model.h5")
     with pytest.raises(InteropError, match="cannot be written"):
         interop.save(model, tmp_path / "nowhere" / "model.keras")

@@ -46,17 +46,16 @@ class Unit:
                                    and self.owner.use_bias)  # fmt: skip
 
 
-def units_of(layer: Layer, wrapped: bool = False) -> list[Unit]:
-    """The units of a layer in the order of its arrays; ``wrapped`` in Keras's TimeDistributed.
+def units_of(layer: Layer) -> list[Unit]:
+    """The units of a layer in the order of its arrays.
 
     >>> import rnnjax
     >>> units = units_of(Recurrent("rnn", rnnjax.Bidirectional(LSTMCell(2))))
     >>> [(unit.path, unit.count) for unit in units]
     [('forward_layer/cell', 3), ('backward_layer/cell', 3)]
     """
-    within = "layer" if wrapped else ""
     if not isinstance(layer, Recurrent):
-        return [Unit(layer, f"{within}/{p}".strip("/"), w) for p, w in layer.weights.items()]
+        return [Unit(layer, path, weights) for path, weights in layer.weights.items()]
     return list(_cells(layer.cell, "cell", layer.name))
 
 
@@ -246,29 +245,27 @@ Places = dict[str, list[list[str]]]
 
 @dataclasses.dataclass(frozen=True)
 class KerasOrigin:
-    """What a model of Keras says and its layers here do not."""
+    """The file that a model was read from, and where its arrays are in it."""
 
-    # for some layers by name the class they had, "RNN" or "TimeDistributed", which is where
-    # Keras looks for their weights in a file
-    forms: Mapping[str, str]
     file: KerasFile = dataclasses.field(repr=False)
+    network: Network  # time first
     places: Places = dataclasses.field(repr=False)
 
 
-def build(network: Network, origin: KerasOrigin) -> Model:
+def build(network: Network, file: KerasFile, places: Places) -> Model:
     """The model of these layers, with the parameters that their arrays become."""
     params = {}
     for layer in network.layers.values():
-        units = units_in(layer, origin.forms)
+        units = units_of(layer)
         if not units:
             continue
         parts = []
-        for unit, paths in zip(units, origin.places[layer.name], strict=True):
-            arrays = [origin.file.arrays[path] for path in paths]
+        for unit, paths in zip(units, places[layer.name], strict=True):
+            arrays = [file.arrays[path] for path in paths]
             place = f" at {unit.path!r}" if len(units) > 1 else ""
             parts.append(to_params(unit, arrays, f"layer {layer.name[:80]!r}{place}"))
         params[layer.name] = assemble(layer, parts)
-    return Model(network, params, origin)
+    return Model(network, params, KerasOrigin(file, network, places))
 
 
 def split(units: Sequence[Unit], arrays: Sequence[str], where: str) -> list[list[str]]:
@@ -286,21 +283,9 @@ def split(units: Sequence[Unit], arrays: Sequence[str], where: str) -> list[list
     )
 
 
-def units_in(layer: Layer, forms: Mapping[str, str]) -> list[Unit]:
-    """The units of a layer, at the places where Keras 3 writes them."""
-    return units_of(layer, wrapped=forms.get(layer.name) == "TimeDistributed")
-
-
-def forms_of(model: Model) -> Mapping[str, str]:
-    """The classes that layers had in Keras, as far as that is known."""
-    return model.origin.forms if isinstance(model.origin, KerasOrigin) else {}
-
-
-def arrays_of(
-    layer: Layer, model: Model, forms: Mapping[str, str] | None = None
-) -> Iterator[tuple[Unit, list[np.ndarray]]]:
+def arrays_of(layer: Layer, model: Model) -> Iterator[tuple[Unit, list[np.ndarray]]]:
     """The arrays of each unit of a layer, in the order and form of Keras."""
-    units = units_in(layer, forms or {})
+    units = units_of(layer)
     if not units:
         return
     parts = take_apart(layer, units, model.params.get(layer.name))

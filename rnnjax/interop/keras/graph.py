@@ -28,17 +28,12 @@ _SAME_AXES = {
 _MOST_CALLS = 2**14
 
 
-def network_of(
-    kind: str, config: Any, version: Version
-) -> tuple[Sequential | Functional, dict[str, str]]:
-    """The network of a model, and for layers from which it does not follow their class in Keras.
-
-    Models that are layers of it are the layers that they are made of.
-    """
+def network_of(kind: str, config: Any, version: Version) -> Sequential | Functional:
+    """The network of a model; models that are layers of it are the layers that they are made of."""
     graph = _Graph(version)
     outputs, names = graph.model(kind, config, None)
     try:
-        return graph.network(outputs, names), graph.forms
+        return graph.network(outputs, names)
     except InvalidInputError as error:
         raise InteropError(str(error)) from error
 
@@ -79,7 +74,6 @@ class _Graph:
         self.calls: list[Call] = []
         self.layers: dict[str, Layer] = {}
         self.configs: dict[str, Any] = {}  # of the layers, in the order that they have there
-        self.forms: dict[str, str] = {}
 
     def model(
         self, kind: str, config: Any, given: Sequence[_Tensor] | None, own: str = ""
@@ -185,8 +179,6 @@ class _Graph:
                 f"layer {name[:80]!r} is called in two ways, {self.layers[name]} and {layer}; "
                 "give each place a layer of its own"
             )
-        if entry.kind in ("TimeDistributed", "RNN"):
-            self.forms[name] = entry.kind
         if mask is not None and first.mask is not None and mask.made == first.mask:
             mask = None  # it comes by itself
         came = [one.masked_by for one in takes if one.mask is not None]

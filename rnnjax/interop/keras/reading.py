@@ -8,11 +8,9 @@ from rnnjax.interop.keras.arrays import (
     KerasOrigin,
     Places,
     build,
-    forms_of,
     snake,
     split,
     unique,
-    units_in,
     units_of,
 )
 from rnnjax.interop.keras.files import KerasFile
@@ -30,12 +28,10 @@ def load_file(file: KerasFile) -> Model:
             f"the file should hold a Sequential or a functional model, but holds {kind[:80]!r}, a "
             "class of somebody's own; save its layers as a Sequential"
         )
-    network, forms = network_of(kind, config, Version.of(file.version))
+    network = network_of(kind, config, Version.of(file.version))
     if file.groups is not None:
-        places = _in_groups(network, file.groups)
-    else:
-        places = _at_paths(network, forms, dict(_groups_in(kind, config)), file)
-    return build(network, KerasOrigin(forms, file, places))
+        return build(network, file, _in_groups(network, file.groups))
+    return build(network, file, _at_paths(network, dict(_groups_in(kind, config)), file))
 
 
 def _groups_in(kind: str, config: Any, own: str = "", above: str = "") -> Iterator[tuple[str, str]]:
@@ -60,18 +56,12 @@ def _model_in(whole: Any) -> tuple[str, Any]:
 def load_like(file: KerasFile, like: Model) -> Model:
     """The model ``like``, with the weights of a file that holds nothing else."""
     layers = Sequential(tuple(one for one in like.network.layers.values() if units_of(one)))
-    forms = forms_of(like)
     if file.groups is None:
-        if isinstance(like.network, Sequential):
-            groups = groups_of(written_layers(like.network), forms)
-        elif isinstance(like.origin, KerasOrigin):
+        if isinstance(like.origin, KerasOrigin):
             groups = dict(_groups_in(*_model_in(like.origin.file.config)))
         else:
-            raise InteropError(
-                "the graph of layers given as like should be read from a file of Keras, which says "
-                "where their weights are, but is not; load it"
-            )
-        places = _at_paths(layers, forms, groups, file)
+            groups = groups_of(written_layers(like.network))
+        places = _at_paths(layers, groups, file)
     else:
         full = [list(paths.values()) for _, paths in file.groups if paths]
         if len(full) != len(layers.chain):
@@ -83,16 +73,14 @@ def load_like(file: KerasFile, like: Model) -> Model:
             layer.name: split(units_of(layer), paths, f"layer {layer.name!r}")
             for layer, paths in zip(layers.chain, full, strict=True)
         }
-    made = build(layers, KerasOrigin(forms, file, places))
+    made = build(layers, file, places)
     try:
         return like.with_params({**like.params, **made.params})
     except InvalidInputError as error:
         raise InteropError(f"the file holds the weights of another model: {error}") from error
 
 
-def _at_paths(
-    network: Network, forms: Mapping[str, str], groups: Mapping[str, str], file: KerasFile
-) -> Places:
+def _at_paths(network: Network, groups: Mapping[str, str], file: KerasFile) -> Places:
     """The arrays of Keras 3's layout, where each unit has a place of its own."""
     # Without the states of random numbers, which some versions of Keras write.
     rest = {path for path in file.arrays if "/seed_generator/" not in path}
@@ -100,8 +88,12 @@ def _at_paths(
     found: Places = {}
     for layer in network.layers.values():
         parts = []
-        for unit in units_in(layer, forms):
-            places = [f"{top}/{groups[layer.name]}/{unit.path}".rstrip("/") for top in tops]
+        for unit in units_of(layer):
+            places = [
+                f"{top}/{groups[layer.name]}/{within}{unit.path}".rstrip("/")
+                for top in tops
+                for within in ("", "layer/")  # the latter of a TimeDistributed
+            ]
             part: list[str] = []
             while keys := [key for p in places if (key := f"{p}/vars/{len(part)}") in rest]:
                 part.append(keys[0])

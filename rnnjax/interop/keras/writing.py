@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from rnnjax.interop.keras.arrays import (
     KerasOrigin,
     arrays_of,
     class_of,
-    forms_of,
     snake,
     unique,
     units_of,
@@ -33,7 +32,7 @@ from rnnjax.interop.layers import (
     OneHotIds,
     Recurrent,
 )
-from rnnjax.interop.model import Model, Network, Sequential, check_model
+from rnnjax.interop.model import Model, Network, Sequential, check_model, with_axes
 from rnnjax.layers import Bidirectional, Regularized, Stack
 
 _WRITTEN_BY = "3.0.0"  # the first version of Keras that reads what is written here
@@ -48,8 +47,8 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
 
     A row of layers is written anew: `OneHotIds` at its start is left out, because Keras has no such
     layer that fits here: the model in Keras takes one-hot vectors. What concerns training alone is
-    not written. A graph of layers is written as the file that it was read from, with the weights
-    that it now has: as ``.keras`` or ``.weights.h5``, or as ``.h5`` if that was its layout.
+    not written. A model that was read from a file in the layout of that name, of Keras 3 or in an
+    ``.h5`` of Keras 1 and 2, is written as that file, with the weights that it now has.
 
     Args:
         model: one that was loaded, or any row whose layers Keras has: `rnnjax.SimpleRNNCell`,
@@ -66,54 +65,55 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
     check_model(model)
     if not isinstance(path, str | os.PathLike):
         raise InvalidInputError(f"path should be the name of a file, but is {type(path)}")
-    path = Path(path)
-    row = isinstance(model.network, Sequential)
-    known = (".keras", ".weights.h5") if row else (".keras", ".h5")
-    if not path.name.endswith(known):
+    path, network, origin = Path(path), model.network, model.origin
+    if not path.name.endswith((".keras", ".h5")):
         raise InvalidInputError(
-            f"the name of the file should end in {' or '.join(known)}, but is {path.name!r}"
+            f"the name of the file should end in .keras, .weights.h5 or .h5, but is {path.name!r}"
         )
-    write_file(path, _row(model) if row else _as_it_was(model, path))
+    new = path.name.endswith((".keras", ".weights.h5"))
+    row = isinstance(network, Sequential)
+    if (
+        isinstance(origin, KerasOrigin)
+        and with_axes(model, True).network == origin.network
+        and (origin.file.groups is None) == new
+    ):
+        return write_file(path, _as_it_was(model, origin))
+    if not row or not new:
+        raise InteropError(
+            f"{path} should get a row of layers, as *.keras or *.weights.h5, or the model that a "
+            f"file of Keras in the {'new' if new else 'old'} layout holds, but this model is a "
+            f"{type(network).__name__} that is none; name it by the file that it was read from, or "
+            "write the rows that it is made of, each as a Sequential"
+        )
+    return write_file(path, _row(model))
 
 
 def _row(model: Model) -> KerasFile:
     """Layers in a row, as Keras 3 has them."""
-    layers, forms = written_layers(model.network), forms_of(model)
+    layers = written_layers(model.network)
     if not layers:
         raise InteropError("the model has no layer that Keras knows; there is nothing to write")
-    places = groups_of(layers, forms)
+    places = groups_of(layers)
     arrays = {
         f"layers/{places[layer.name]}/{unit.path}".rstrip("/") + f"/vars/{i}": array
         for layer in layers
-        for unit, own in arrays_of(layer, model, forms)
+        for unit, own in arrays_of(layer, model)
         for i, array in enumerate(own)
     }
-    return KerasFile(config_of(layers, forms, _features(model, layers)), _WRITTEN_BY, arrays)
+    return KerasFile(config_of(layers, _features(model, layers)), _WRITTEN_BY, arrays)
 
 
-def _as_it_was(model: Model, path: Path) -> KerasFile:
-    """The file that a graph was read from, with other numbers in its arrays."""
-    origin = model.origin
-    if not isinstance(origin, KerasOrigin):
-        raise InteropError(
-            f"{path} should get a row of layers, or the graph that a file of Keras holds, but this "
-            f"model is a {type(model.network).__name__} from elsewhere; write the rows that it is "
-            "made of, each as a Sequential, or all of it by rnnjax.interop.export"
-        )
-    old = origin.file.groups is not None
-    if old != (path.suffix == ".h5" and not path.name.endswith(".weights.h5")):
-        raise InteropError(
-            f"the graph was read from a file in the {'old' if old else 'new'} layout of Keras, and "
-            f"is written in that alone; name it *{'.h5' if old else '.keras or *.weights.h5'}"
-        )
+def _as_it_was(model: Model, origin: KerasOrigin) -> KerasFile:
+    """The file that a model was read from, with other numbers in its arrays."""
     arrays = dict(origin.file.arrays)
     for layer in model.network.layers.values():
-        made = arrays_of(layer, model, origin.forms)
+        made = arrays_of(layer, model)
         for (_, own), paths in zip(made, origin.places[layer.name], strict=True):
             if [array.shape for array in own] != [arrays[one].shape for one in paths]:
                 raise InteropError(
                     f"layer {layer.name!r} was read in the layout of Keras 1 or of CuDNN, which is "
-                    "not written; save the model again in Keras 2, with plain layers"
+                    "not written; write a row of layers as *.keras, or save the model again in "
+                    "Keras 2, with plain layers"
                 )
             for array, one in zip(own, paths, strict=True):
                 arrays[one] = array.astype(arrays[one].dtype)
@@ -142,15 +142,11 @@ def written_layers(network: Network) -> list[Layer]:
     return layers
 
 
-def kind_of(layer: Layer, form: str | None = None) -> str:
-    """The class of Keras that the layer becomes; ``form`` is the one it came from, where kept."""
+def kind_of(layer: Layer) -> str:
+    """The class of Keras that the layer becomes."""
     if isinstance(layer, Recurrent):
         cell = _bare(layer.cell)
-        if isinstance(cell, Bidirectional):
-            return "Bidirectional"
-        return _class_of(cell, form)
-    if isinstance(layer, Dense | Activation) and form == "TimeDistributed":
-        return form
+        return "Bidirectional" if isinstance(cell, Bidirectional) else _class_of(cell)
     if isinstance(layer, Activation):
         special = layer_of(layer.function)
         return special[0] if special else "Activation"
@@ -164,41 +160,32 @@ def kind_of(layer: Layer, form: str | None = None) -> str:
     )
 
 
-def groups_of(layers: list[Layer], forms: Mapping[str, str]) -> dict[str, str]:
+def groups_of(layers: list[Layer]) -> dict[str, str]:
     """Where Keras 3 puts the arrays of each layer among those of all, by the layer's name."""
     used: dict[str, int] = {}
-    return {
-        layer.name: unique(snake(kind_of(layer, forms.get(layer.name))), used) for layer in layers
-    }
+    return {layer.name: unique(snake(kind_of(layer)), used) for layer in layers}
 
 
-def config_of(
-    layers: list[Layer], forms: Mapping[str, str], features: int | None
-) -> dict[str, Any]:
+def config_of(layers: list[Layer], features: int | None) -> dict[str, Any]:
     """The config of a row; ``features`` of its input, or None where it takes ids."""
     ids = isinstance(layers[0], Embedding)
     shape = [None, None] if ids else [None, None, features]
     told = {"name": "input_layer", "batch_shape": shape, "dtype": "int32" if ids else "float32"}
-    entries = [_entry("InputLayer", told)]
-    entries += [layer_config(layer, forms.get(layer.name)) for layer in layers]
+    entries = [_entry("InputLayer", told), *map(layer_config, layers)]
     whole = _entry("Sequential", {"name": "sequential", "layers": entries})
     return {**whole, "module": "keras"}
 
 
-def layer_config(layer: Layer, form: str | None = None) -> dict[str, Any]:
+def layer_config(layer: Layer) -> dict[str, Any]:
     """The dict of class name and options of one layer.
 
     >>> entry = layer_config(Dense("head", 3, "softmax"))
     >>> entry["class_name"], entry["config"]
     ('Dense', {'name': 'head', 'units': 3, 'activation': 'softmax', 'use_bias': True})
     """
-    kind = kind_of(layer, form)
-    if kind == "TimeDistributed":
-        inner = layer_config(layer)
-        inner["config"]["name"] = f"{layer.name}_step"
-        return _entry(kind, {"name": layer.name, "layer": inner})
+    kind = kind_of(layer)
     if isinstance(layer, Recurrent):
-        return _recurrent(layer, kind, form)
+        return _recurrent(layer, kind)
     where = f"layer {layer.name!r}"
     config: dict[str, Any] = {"name": layer.name}
     if isinstance(layer, Dense):
@@ -222,16 +209,16 @@ def _entry(kind: str, config: dict[str, Any]) -> dict[str, Any]:
     return {**own, "class_name": kind, "config": config}
 
 
-def _class_of(cell: Cell, form: str | None) -> str:
+def _class_of(cell: Cell) -> str:
     """The layer around a cell."""
-    return CELLS[type(cell)].name if type(cell) in CELLS and form != "RNN" else "RNN"
+    return CELLS[type(cell)].name if type(cell) in CELLS else "RNN"
 
 
 def _bare(cell: Cell) -> Cell:
     return cell.cell if isinstance(cell, Regularized) else cell
 
 
-def _recurrent(layer: Recurrent, kind: str, form: str | None) -> dict[str, Any]:
+def _recurrent(layer: Recurrent, kind: str) -> dict[str, Any]:
     cell = _bare(layer.cell)
     zero = layer.masked_outputs == "zero"
     if layer.reverse and layer.keep_order and layer.return_sequences:
@@ -250,7 +237,7 @@ def _recurrent(layer: Recurrent, kind: str, form: str | None) -> dict[str, Any]:
     directions = []
     for i, part in enumerate(cell.cells):
         name = f"{('forward', 'backward')[i]}_{layer.name}"
-        part_kind = _class_of(_bare(part), form)
+        part_kind = _class_of(_bare(part))
         reverse = layer.reverse != (i == 1)
         directions.append(_one_direction(part, part_kind, name, layer, reverse, True))
     merge = {"average": "ave"}.get(cell.merge, cell.merge) if layer.merged else None
