@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,10 +16,9 @@ from rnnjax.interop import keras as interop
 from rnnjax.interop.keras.graph import network_of
 from rnnjax.interop.keras.options import Version
 
-BACKEND = os.environ.get("GRAPHS_BACKEND", "jax")
-os.environ["KERAS_BACKEND"] = BACKEND
+os.environ["KERAS_BACKEND"] = "jax"
 keras = pytest.importorskip("keras", reason="keras is in the extra `test`")
-assert keras.backend.backend() == BACKEND, "keras was imported with another backend before"
+assert keras.backend.backend() == "jax", "keras was imported with another backend before"
 layers = keras.layers
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
@@ -200,7 +197,7 @@ def by_keras(model: Any, arrays: list[Any]) -> Any:
     One program: operation by operation, each compiled by itself, it takes 1.4 times as long. And
     another one each time, as its constants are the weights of now.
     """
-    run = jax.jit(lambda given: model(given)) if BACKEND == "jax" else model
+    run = jax.jit(lambda given: model(given))
     return jax.tree.map(np.asarray, run(arrays if len(arrays) > 1 else arrays[0]))
 
 
@@ -664,25 +661,3 @@ def test_drawn_graphs(seed: int, tmp_path: Path) -> None:
     same_arrays(keras.saving.load_model(tmp_path / "ours.keras"), values_of(model))
     jax.clear_caches()
     keras.backend.clear_session()
-
-
-@pytest.mark.slow
-def test_the_graphs_of_the_other_backend() -> None:
-    """Live models of TensorFlow, in a process of their own."""
-    pytest.importorskip("tensorflow", reason="tensorflow is in the extra `parity`")
-    program = (
-        "import test_keras_graphs as t\n"
-        "for build in t.GRAPHS:\n"
-        "    model = t.model_of(build)\n"
-        "    assert t.check(model, t.interop.load(model)) < 1e-5, build\n"
-        "print(t.keras.backend.backend())\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, "GRAPHS_BACKEND": "tensorflow"},
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout.endswith("tensorflow\n"), done.stderr[-2000:]

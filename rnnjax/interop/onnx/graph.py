@@ -367,12 +367,11 @@ def _run_recurrent(
     context: Context,
 ) -> Carry:
     """Run the cell, put Y, Y_h and Y_c into ``values``, and return its carry."""
-    xs, batch_first = jnp.asarray(values[node.inputs[0]]), node.get("layout", 0)
+    xs = jnp.asarray(values[node.inputs[0]])
     if xs.ndim != 3:
         raise InteropError(
             f"node {node.label}: its input X has shape {list(xs.shape)}, but should have three axes"
         )
-    xs = jnp.swapaxes(xs, 0, 1) if batch_first else xs
     steps, batch = xs.shape[:2]
     if node.input(1):
         names = [node.input(place) for place in WEIGHTS]
@@ -400,8 +399,8 @@ def _run_recurrent(
     sides = _directions(layer)
     ys = ys.reshape(steps, batch, sides, ys.shape[-1] // sides)
     each = carry if isinstance(carry, Directions) else (carry,)
-    finals = [jnp.stack(leaves, axis=1 if batch_first else 0) for leaves in zip(*each, strict=True)]
-    made = jnp.transpose(ys, (1, 0, 2, 3) if batch_first else (0, 2, 1, 3)), *finals
+    finals = [jnp.stack(leaves) for leaves in zip(*each, strict=True)]
+    made = jnp.swapaxes(ys, 1, 2), *finals
     values.update(
         (name, y.astype(xs.dtype)) for name, y in zip(node.outputs, made, strict=False) if name
     )
@@ -443,18 +442,17 @@ def _carry_of(node: Node, layer: Recurrent, states: Sequence[Any], batch: int) -
     """The cell's carry from initial_h and initial_c."""
     zeros = layer.cell.initial_carry((batch,))
     sides = len(zeros) if isinstance(zeros, Directions) else 1
-    axis = 1 if node.get("layout", 0) else 0
 
     def one(leaf: jax.Array, state: Any, side: int) -> jax.Array:
         if state is None:
             return leaf
-        expected = [batch, sides] if axis else [sides, batch]
-        if state.shape != (*expected, leaf.shape[-1]):
+        expected = (sides, batch, leaf.shape[-1])
+        if state.shape != expected:
             raise InteropError(
                 f"node {node.label}: an initial state has shape {list(state.shape)}, but should "
-                f"have {[*expected, leaf.shape[-1]]}"
+                f"have {list(expected)}"
             )
-        return jnp.take(jnp.asarray(state), side, axis=axis).astype(leaf.dtype)
+        return jnp.asarray(state)[side].astype(leaf.dtype)
 
     given = [*states, None][:2]
     each = [

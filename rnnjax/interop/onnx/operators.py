@@ -166,11 +166,9 @@ def _reduce_l2(at: At, x: Any, axes_input: Any = None) -> Any:
 
 def _argmax(at: At, x: Any) -> Any:
     axis = at.axis(at.get("axis", 0), x.ndim)
-    xp, last = module_of(x), bool(at.get("select_last_index", 0))
-    place = xp.argmax(
-        xp.flip(x, axis) if last else x, axis=axis, keepdims=bool(at.get("keepdims", 1))
-    )
-    return x.shape[axis] - 1 - place if last else place
+    if at.get("select_last_index", 0):
+        raise at.fail("the last of several places, its select_last_index, is not read here")
+    return module_of(x).argmax(x, axis=axis, keepdims=bool(at.get("keepdims", 1)))
 
 
 def _softmax(function: Callable[..., Any]) -> Run:
@@ -185,19 +183,12 @@ def _softmax(function: Callable[..., Any]) -> Run:
 
 
 def _cumsum(at: At, x: Any, axis_input: Any) -> Any:
-    """The sum of the entries up to each, from either side."""
+    """The sum of the entries up to each."""
     (number,) = at.integers(axis_input, "axis")
     axis = at.axis(number, x.ndim)
-
-    def along(x: Any) -> Any:
-        x = jnp.flip(x, axis) if at.get("reverse", 0) else x
-        y = jnp.cumsum(x, axis=axis, dtype=x.dtype)
-        if at.get("exclusive", 0):
-            y = jnp.concatenate([jnp.zeros_like(y), lax.slice_in_dim(y, 0, -1, axis=axis)], axis)
-            y = lax.slice_in_dim(y, x.shape[axis] - 1, None, axis=axis)
-        return jnp.flip(y, axis) if at.get("reverse", 0) else y
-
-    return by_jax(along, x)
+    if at.get("exclusive", 0) or at.get("reverse", 0):
+        raise at.fail("sums from the end, or without an entry itself, are not read here; flip it")
+    return by_jax(lambda x: jnp.cumsum(x, axis=axis, dtype=x.dtype), x)
 
 
 def _last(x: Any) -> Any:
@@ -485,18 +476,13 @@ def _gather_elements(at: At, x: Any, indices: Any) -> Any:
 
 
 def _gather_nd(at: At, x: Any, indices: Any) -> Any:
-    """Slices of ``x`` by places along its first axes, row by row of the batch."""
-    rows = at.get("batch_dims", 0)
-    if not 0 <= rows < indices.ndim:
-        raise at.fail(f"its batch_dims are {rows}, but its indices have {indices.ndim} axes")
-
-    def take(x: Any, places: Any) -> Any:
-        return x.at[tuple(jnp.moveaxis(places, -1, 0))].get(mode="clip")
+    """Slices of ``x`` by places along its first axes."""
+    if at.get("batch_dims", 0):
+        raise at.fail("places row by row, its batch_dims, are not read here; number the rows too")
 
     def run(x: Any, indices: Any) -> Any:
-        sizes = np.array(x.shape[rows : rows + indices.shape[-1]], np.int32)
-        taken = functools.reduce(lambda take, _: jax.vmap(take), range(rows), take)
-        return taken(x, _wrapped(indices, sizes))
+        places = _wrapped(indices, np.array(x.shape[: indices.shape[-1]], np.int32))
+        return x.at[tuple(jnp.moveaxis(places, -1, 0))].get(mode="clip")
 
     return at.computed(run, x, indices)
 

@@ -377,11 +377,14 @@ class _Layers:
 
     def read_recurrent(self, node: Node) -> Node:
         """The node with its layer, which has its weights unless others read them as well."""
-        direction, layout = node.get("direction", "forward"), node.get("layout", 0)
+        direction = node.get("direction", "forward")
         if direction not in ("forward", "reverse", "bidirectional"):
             raise InteropError(f"node {node.label}: {direction!r} is no direction")
-        if layout not in (0, 1):
-            raise InteropError(f"node {node.label}: layout is {layout}, but should be 0 or 1")
+        if node.get("layout", 0):
+            raise InteropError(
+                f"node {node.label}: its layout has the batch first, which is not read here; "
+                "transpose around it, as exporters do"
+            )
         names = tuple(node.input(place) for place in WEIGHTS)
         arrays = Weights(*(self.constants.get(name) for name in names))
         owned = all(
