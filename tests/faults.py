@@ -1067,7 +1067,7 @@ FAULTS: tuple[Fault, ...] = (
         "two biases of an ONNX node are trained as one",
         "interop/onnx",
         "rnnjax/interop/onnx/read.py",
-        "1 + (owned and _adds_two(arrays.B))",
+        "1 + (owned and _adds_two(arrays[2]))",
         "1",
         ("tests/interop/test_onnx_import.py::test_fine_tuning_is_that_of_torch",),
     ),

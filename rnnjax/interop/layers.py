@@ -113,6 +113,7 @@ class Recurrent(Layer):
     ) -> tuple[Carry, Flow]:
         """Unroll the cell."""
         cell: Any = self.cell
+        ys: Any
         if not self.merged:
             cell = dataclasses.replace(cell, merge="concat")
         carry, ys = unroll(

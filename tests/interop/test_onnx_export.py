@@ -379,11 +379,11 @@ def test_cells_that_onnx_has_not_are_named(named: str, random_like: Any) -> None
 
 def test_layers_that_cannot_be_written_are_named(random_like: Any) -> None:
     gru = Recurrent("gru", GRUCell(FEATURES))
-    with pytest.raises(InteropError, match="layer 'mask' masks steps by their features"):
+    with pytest.raises(InteropError, match="layer 'mask' masks steps by what they hold"):
         to_proto(random_model(random_like, Masking("mask"), gru))
     with pytest.raises(InteropError, match="layer 'rnn' does not merge its two directions"):
         to_proto(random_model(random_like, Recurrent("rnn", CELLS["both"], merged=False)))
-    with pytest.raises(InteropError, match="layer 'table' masks the steps of id 0"):
+    with pytest.raises(InteropError, match="layer 'table' masks steps by what they hold"):
         to_proto(random_model(random_like, Embedding("table", 4, 2, mask_zero=True), gru))
 
 

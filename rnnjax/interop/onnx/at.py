@@ -12,10 +12,6 @@ import numpy as np
 from rnnjax.errors import InteropError
 
 
-class TooLargeError(InteropError):
-    """A graph asks for more than may be made, or done, where it runs."""
-
-
 @dataclasses.dataclass
 class Budget:
     """What one run of a graph may still make, whatever its file asks for."""
@@ -53,7 +49,7 @@ class At:
         if any(size < 0 for size in sizes) or (
             math.prod(max(1, n) for n in sizes) > self.budget.elements
         ):
-            raise TooLargeError(
+            raise InteropError(
                 f"node {self.name}: it asks for an array of shape {list(sizes)[:8]}, but at most "
                 f"{self.budget.elements:,} elements may still be made; check the sizes in the file"
             )

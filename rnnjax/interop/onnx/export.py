@@ -17,7 +17,7 @@ from rnnjax.interop.layers import Dense, Embedding, OneHotIds, Recurrent
 from rnnjax.interop.model import Functional, Model, Sequential, check_model
 from rnnjax.interop.onnx.files import import_onnx
 from rnnjax.interop.onnx.graph import CONSTANTS
-from rnnjax.interop.onnx.layers import Export, Writer
+from rnnjax.interop.onnx.layers import Writer
 from rnnjax.interop.onnx.read import Imported, body_prefix
 from rnnjax.interop.onnx.recurrent import input_size, params_from_onnx, params_to_onnx
 
@@ -98,9 +98,8 @@ def to_proto(
                 "as the graph that it was read from; leave them out"
             )
         return _with_metadata(written_back(model), metadata)
-    _check_params(model)
-    writer = Writer()
-    Export(writer, states, lengths).write(model.network, model.params)
+    writer = Writer(states, lengths)
+    writer.write(model.network, model.params, _outputs(model))
     size = sum(len(constant.raw_data) for constant in writer.constants)
     if size > _MOST_BYTES:
         raise InteropError(
@@ -161,18 +160,21 @@ def _with_metadata(proto: Any, metadata: Mapping[str, str] | None) -> Any:
     return proto
 
 
-def _check_params(model: Model) -> None:
-    """Raise unless the parameters have the shapes that the layers need."""
+def _outputs(model: Model) -> Any:
+    """The shape of what comes of two steps; raises unless the parameters fit to the layers.
+
+    None where the model says nothing of its features.
+    """
     kinds = Embedding | OneHotIds | Recurrent | Dense
     first = next((layer for layer in model.layers.values() if isinstance(layer, kinds)), None)
     ids = isinstance(first, Embedding | OneHotIds)
     if first is None:
-        return  # the model says nothing of its features
+        return None
     try:
         raw = first.cell.raw_inputs if isinstance(first, Recurrent) else 0
         size = () if ids else (input_size(model.params[first.name]) + raw,)
         xs = jax.ShapeDtypeStruct((2, 1, *size), jnp.int32 if ids else jnp.float32)
-        jax.eval_shape(model.apply, model.params, xs)
+        return jax.eval_shape(model.apply, model.params, xs)[1]
     except InvalidInputError:  # which is a ValueError, and says more
         raise
     except (KeyError, IndexError, TypeError, ValueError) as error:

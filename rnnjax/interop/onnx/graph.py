@@ -16,10 +16,11 @@ from rnnjax.engine import unroll
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.layers import Context, Flow, Layer, Recurrent, Shape, fits
 from rnnjax.interop.model import Input, Network
-from rnnjax.interop.onnx.at import At, Budget, TooLargeError, is_fixed, is_known, traced_dtype
+from rnnjax.interop.onnx.at import At, Budget, is_fixed, is_known, traced_dtype
 from rnnjax.interop.onnx.control import MOST_TRIPS, Inner
 from rnnjax.interop.onnx.operators import run_operator
-from rnnjax.interop.onnx.recurrent import RECURRENT, Weights, params_from_onnx
+from rnnjax.interop.onnx.recurrent import RECURRENT, params_from_onnx
+from rnnjax.interop.registry import places
 from rnnjax.layers import Bidirectional, Directions
 
 # Of the elements that a run may make: whatever is given, for each element that is given, and for
@@ -274,7 +275,7 @@ class _Run:
         def run(here: "_Run", nodes: Sequence[Node], around: Any, cost: float, inputs: Any) -> Any:
             self.budget.nodes -= cost
             if self.budget.nodes < 0:
-                raise TooLargeError(
+                raise InteropError(
                     f"loops in loops run more than {_NODES:,} nodes one by one; let their "
                     "conditions and shapes be the same in all steps"
                 )
@@ -290,7 +291,7 @@ class _Run:
         def trace(times: int, *inputs: Any) -> list[Any]:
             trips = self.trips * max(1, times)
             if trips > MOST_TRIPS:
-                raise TooLargeError(
+                raise InteropError(
                     f"loops in each other run {trips:,} trips, but at most {MOST_TRIPS:,} are run; "
                     "check the numbers of trips in the file, or give shorter sequences"
                 )
@@ -375,7 +376,7 @@ def _run_recurrent(
     steps, batch = xs.shape[:2]
     if node.input(1):
         names = [node.input(place) for place in WEIGHTS]
-        weights = Weights(*(jnp.asarray(values[name]) if name else None for name in names))
+        weights = [jnp.asarray(values[name]) if name else None for name in names]
         check_weights(node, layer, weights)
         params = params_from_onnx(layer.cell, *weights)
     states = [values.get(name) if name else None for name in node.inputs[5:7]]
@@ -415,11 +416,11 @@ def _directions(layer: Recurrent) -> int:
     return 2 if isinstance(layer.cell, Bidirectional) else 1
 
 
-def check_weights(node: Node, layer: Recurrent, weights: Weights) -> None:
+def check_weights(node: Node, layer: Recurrent, weights: Sequence[Any]) -> None:
     """Raise unless the arrays are of the shapes that the node's attributes ask for."""
     cell = layer.cell.cells[0] if isinstance(layer.cell, Bidirectional) else layer.cell
     size: int = cell.output_size
-    gates = RECURRENT[node.op_type].gates
+    gates = len(places("onnx", cell))
     directions = _directions(layer)
     shapes: dict[str, Shape] = {
         "W": (directions, gates * size, None),

@@ -1,15 +1,14 @@
 """The layers of a `rnnjax.interop.Sequential`, and their functions, as nodes of an ONNX graph."""
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rnnjax.cells.base import Cell, Params
+from rnnjax.cells.base import Cell
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.arrays import in_prediction
 from rnnjax.interop.functions import SPELLINGS, Function
@@ -26,7 +25,6 @@ from rnnjax.interop.layers import (
 from rnnjax.interop.model import Sequential
 from rnnjax.interop.onnx.files import import_onnx
 from rnnjax.interop.onnx.recurrent import (
-    RECURRENT,
     activation_to_onnx,
     attributes_to_onnx,
     input_size,
@@ -43,10 +41,15 @@ class Writer:
 
     Values are known by their names. Those inside of the graph are named after the layer that is
     being written and the operator, as in ``dense/MatMul``.
+
+    Args:
+        states: whether the states go in and out.
+        lengths: whether rows have lengths.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, states: bool, lengths: bool) -> None:
         self.onnx = import_onnx()
+        self.states, self.lengths = states, lengths
         self.layer = ""
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
@@ -120,117 +123,60 @@ class Writer:
         kind = self.onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
         return self.onnx.helper.make_tensor_value_info(name, kind, axes)
 
+    # --- Layers ---
 
-class _Value(NamedTuple):
-    """What goes from layer to layer in the graph."""
-
-    name: str
-    size: int | None  # of its last axis; None where it is not known
-    sequence: bool = True  # whether it has an axis of time
-
-
-class _Part(NamedTuple):
-    """A cell, or a combination of cells, that runs in one direction."""
-
-    name: str  # of its node; its states are <name>_h and, in an LSTM, <name>_c
-    cell: Cell
-    params: Params
-    reverse: bool
-
-    def parts(self) -> list["_Part"]:
-        """The cells of a combination, each with its own."""
-        assert isinstance(self.cell, Stack | Bidirectional)
-        names, turned = [*map(str, range(len(self.cell.cells)))], [False] * len(self.cell.cells)
-        if isinstance(self.cell, Bidirectional):
-            names, turned = ["forward", "backward"], [False, True]
-        return [
-            _Part(f"{self.name}_{names[i]}", cell, self.params[i], self.reverse != turned[i])
-            for i, cell in enumerate(self.cell.cells)
-        ]
-
-
-@dataclasses.dataclass
-class Export:
-    """Writes layers one by one."""
-
-    writer: Writer  # to which they are written
-    states: bool  # whether the states go in and out
-    lengths: bool  # whether rows have lengths
-    source: str = "xs"  # the name of the data input
-
-    def write(self, network: Sequential, params: Any) -> None:
-        """Write all."""
+    def write(self, network: Sequential, params: Any, ys: Any) -> None:
+        """Write all; ``ys`` is the shape of what comes of two steps, if that is known."""
         chain = [layer for layer in network.chain if not isinstance(layer, Dropout)]
         if self.lengths and not any(isinstance(layer, Recurrent) for layer in chain):
             raise InvalidInputError(
                 "lengths are for recurrent layers, but the model has none; leave them out"
             )
-        value = self._inputs(chain, params)
-        for i, layer in enumerate(chain):
-            self.writer.layer = layer.name
-            value = self._layer(layer, params.get(layer.name, {}), value, first=i == 0)
-        self.writer.add_many("Identity", [value.name], ["ys"])
-        steps: Axes = ["time", "batch"] if value.sequence else ["batch"]
-        self.writer.add_output("ys", [*steps, value.size or "features"], first=True)
-
-    def _inputs(self, chain: list[Layer], params: Any) -> _Value:
         first = chain[0] if chain else None
-        size = None
         if isinstance(first, Embedding | OneHotIds):
-            self.source = self.writer.add_input("ids", np.int64, ["time", "batch"])
+            x = self.add_input("ids", np.int64, ["time", "batch"])
         else:
-            if isinstance(first, Recurrent | Dense):
-                size = input_size(params[first.name])
-            self.writer.add_input("xs", np.float32, ["time", "batch", size or "features"])
+            known = isinstance(first, Recurrent | Dense)
+            size = input_size(params[first.name]) if first and known else "features"
+            x = self.add_input("xs", np.float32, ["time", "batch", size])
         if self.lengths:
-            self.writer.add_input("lengths", np.int32, ["batch"])
-        self.writer.claim("ys")
-        return _Value(self.source, size)
+            self.add_input("lengths", np.int32, ["batch"])
+        self.claim("ys")
+        for layer in chain:
+            self.layer = layer.name
+            x = self._layer(layer, params.get(layer.name, {}), x, first=layer is first)
+        self.add_many("Identity", [x], ["ys"])
+        axes = ["time", "batch", "features"] if ys is None else ["time", "batch", ys.shape[-1]]
+        self.add_output("ys", axes if ys is None or len(ys.shape) > 2 else axes[1:], first=True)
 
-    def _layer(self, layer: Layer, params: Any, value: _Value, first: bool) -> _Value:
-        writer, x = self.writer, value.name
+    def _layer(self, layer: Layer, params: Any, x: str, first: bool) -> str:
         if isinstance(layer, Recurrent):
-            y = self._recurrent(layer, params, x)
-            return _Value(y, layer.cell.output_size, layer.return_sequences)
+            return self._recurrent(layer, params, x)
         if isinstance(layer, Dense):
-            y = writer.add("MatMul", x, writer.constant("kernel", _array(layer, params, "kernel")))
+            y = self.add("MatMul", x, self.constant("kernel", _array(layer, params, "kernel")))
             if layer.use_bias:
-                y = writer.add("Add", y, writer.constant("bias", _array(layer, params, "bias")))
-            return value._replace(name=apply_function(writer, y, layer.activation), size=layer.size)
+                y = self.add("Add", y, self.constant("bias", _array(layer, params, "bias")))
+            return apply_function(self, y, layer.activation)
         if isinstance(layer, Activation):
-            return value._replace(name=apply_function(writer, x, layer.function))
-        if isinstance(layer, Embedding | OneHotIds):
-            if not first:
-                raise InteropError(
-                    f"layer {layer.name!r} takes ids, so it has to be the first; put it there"
-                )
-            return _Value(self._look_up(layer, params), layer.size)
-        if isinstance(layer, Masking):
+            return apply_function(self, x, layer.function)
+        if isinstance(layer, OneHotIds) and first:
+            depth = self.constant("depth", np.int64(layer.size))
+            # Integers, because a reader may take constants that are floats for parameters.
+            vectors = self.add("OneHot", x, depth, self.ints(0, 1))
+            return self.add("Cast", vectors, to=self.onnx.TensorProto.FLOAT)
+        if isinstance(layer, Embedding) and first and not layer.mask_zero:
+            table = self.constant("embedding", _array(layer, params, "embedding"))
+            return self.add("Gather", table, x, axis=0)
+        if isinstance(layer, Masking | Embedding | OneHotIds):
             raise InteropError(
-                f"layer {layer.name!r} masks steps by their features, which the ONNX export does "
-                "not write; leave it out and export with lengths=True"
+                f"layer {layer.name!r} masks steps by what they hold, or takes ids and is not the "
+                "first, which the ONNX export does not write; leave it out and export with "
+                "lengths=True, or put it there"
             )
         raise InteropError(
             f"layer {layer.name!r} is a {type(layer).__name__}, which the ONNX export does not "
             "write; it takes the layers of rnnjax.interop"
         )
-
-    def _look_up(self, layer: Embedding | OneHotIds, params: Any) -> str:
-        writer = self.writer
-        if isinstance(layer, OneHotIds):
-            depth = writer.constant("depth", np.int64(layer.size))
-            # Integers, because a reader may take constants that are floats for parameters.
-            vectors = writer.add("OneHot", self.source, depth, writer.ints(0, 1))
-            return writer.add("Cast", vectors, to=writer.onnx.TensorProto.FLOAT)
-        if layer.mask_zero:
-            raise InteropError(
-                f"layer {layer.name!r} masks the steps of id 0, which the ONNX export does not "
-                "write; build it with mask_zero=False and export with lengths=True"
-            )
-        table = writer.constant("embedding", _array(layer, params, "embedding"))
-        return writer.add("Gather", table, self.source, axis=0)
-
-    # --- Recurrent layers, as `Recurrent.run` has them ---
 
     def _recurrent(self, layer: Recurrent, params: Any, x: str) -> str:
         if not layer.merged or (
@@ -241,78 +187,71 @@ class Export:
                 "'last' where rows have lengths, which the ONNX export does not write; merge them, "
                 "or leave masked_outputs out"
             )
-        ys, end = self._cell(_Part(layer.name, layer.cell, params, layer.reverse), x)
+        ys, end = self._cell(layer.name, layer.cell, params, layer.reverse, x)
         if not layer.return_sequences:
-            return self.writer.add("Squeeze", end, self.writer.ints(0))
-        return self._flip(ys) if layer.reverse and not layer.keep_order else ys
+            return self.add("Squeeze", end, self.ints(0))
+        if not layer.reverse or layer.keep_order:
+            return ys
+        least = np.iinfo(np.int64).min  # as far as there is
+        return self.add("Slice", ys, self.ints(-1), self.ints(least), self.ints(0), self.ints(-1))
 
-    def _cell(self, part: _Part, x: str) -> tuple[str, str]:
+    def _cell(self, name: str, cell: Cell, params: Any, reverse: bool, x: str) -> tuple[str, str]:
         """The outputs ``(time, batch, size)`` of a cell, or of a combination, and its last one."""
-        cell = part.cell
         if isinstance(cell, LearnedCarry):
             raise InteropError(
-                f"layer {part.name!r} has a LearnedCarry, which the ONNX export does not write; "
-                "write the cell and params['cell'], and feed params['initial_carry'] as its states"
+                f"layer {name!r} has a LearnedCarry, which the ONNX export does not write; write "
+                "the cell and params['cell'], and feed params['initial_carry'] as its states"
             )
         if isinstance(cell, Regularized):
-            return self._cell(part._replace(cell=in_prediction(cell, part.name, "ONNX")), x)
+            return self._cell(name, in_prediction(cell, name, "ONNX"), params, reverse, x)
         if isinstance(cell, Stack):
-            for one in part.parts():
-                x, end = self._cell(one, x)
+            for i, one in enumerate(cell.cells):
+                x, end = self._cell(f"{name}_{i}", one, params[i], reverse, x)
             return x, end
         if isinstance(cell, Bidirectional):
-            sides = [self._cell(one, x) for one in part.parts()]
+            sides = [
+                self._cell(f"{name}_{side}", one, own, reverse != (side == "backward"), x)
+                for side, one, own in zip(("forward", "backward"), cell.cells, params, strict=True)
+            ]
             ys, end = (self._merge(cell.merge, *each) for each in zip(*sides, strict=True))
             return ys, end
-        return self._node(part, x)
+        return self._node(name, cell, params, reverse, x)
 
-    def _node(self, part: _Part, x: str) -> tuple[str, str]:
-        writer, outer, cell = self.writer, self.writer.layer, part.cell
-        op_type, attributes = attributes_to_onnx(cell, reverse=part.reverse)
+    def _node(self, name: str, cell: Any, params: Any, reverse: bool, x: str) -> tuple[str, str]:
+        op_type, attributes = attributes_to_onnx(cell, reverse=reverse)
         if getattr(cell, "dtype", None) not in (None, np.float32):
             raise InteropError(
-                f"layer {part.name!r} computes in {np.dtype(cell.dtype).name}, but ONNX models are "
+                f"layer {name!r} computes in {np.dtype(cell.dtype).name}, but ONNX models are "
                 "written in float32; build the cell without dtype, and compare the outputs"
             )
-        writer.layer = part.name
-        params = jax.tree.map(lambda a: float32(f"layer {part.name!r}", a), part.params)
+        self.layer = name
+        params = jax.tree.map(lambda a: float32(f"layer {name!r}", a), params)
         weights = [
-            "" if array is None else writer.constant(name, array)
-            for name, array in params_to_onnx(cell, params)._asdict().items()
+            "" if array is None else self.constant(letter, array)
+            for letter, array in zip("WRB", params_to_onnx(cell, params), strict=True)
         ]
         starts, outputs = [], []
-        for letter in "hc"[: RECURRENT[op_type].states]:
-            name, size = f"{part.name}_{letter}", attributes["hidden_size"]
+        for letter in "hc" if op_type == "LSTM" else "h":
+            state, axes = f"{name}_{letter}", [1, "batch", attributes["hidden_size"]]
             if self.states:
-                starts.append(writer.add_input(name, np.float32, [1, "batch", size]))
-                outputs.append(writer.claim(f"{name}_out"))
-                writer.add_output(outputs[-1], [1, "batch", size])
+                starts.append(self.add_input(state, np.float32, axes))
+                outputs.append(self.claim(f"{state}_out"))
+                self.add_output(outputs[-1], axes)
             else:
-                outputs.append(writer.value(f"Y_{letter}"))
+                outputs.append(self.value(f"Y_{letter}"))
         inputs = [x, *weights, "lengths" * self.lengths, *starts]
         while not inputs[-1]:  # what is left out at the end is not named
             inputs.pop()
-        y, end, *_ = writer.add_many(
-            op_type, inputs, [writer.value("Y"), *outputs], part.name, **attributes
-        )
-        ys = writer.add("Squeeze", y, writer.ints(1))
-        writer.layer = outer
-        return ys, end
+        y, end, *_ = self.add_many(op_type, inputs, [self.value("Y"), *outputs], name, **attributes)
+        return self.add("Squeeze", y, self.ints(1)), end
 
     def _merge(self, merge: str, forward: str, backward: str) -> str:
-        writer = self.writer
         if merge == "concat":
-            return writer.add("Concat", forward, backward, axis=-1)
+            return self.add("Concat", forward, backward, axis=-1)
         if merge == "mul":
-            return writer.add("Mul", forward, backward)
-        total = writer.add("Add", forward, backward)
-        return total if merge == "sum" else writer.add("Div", total, writer.scalar(2))
-
-    def _flip(self, value: str) -> str:
-        """The steps in the order in which they were computed."""
-        ints = self.writer.ints
-        end = np.iinfo(np.int64).min  # as far as there is
-        return self.writer.add("Slice", value, ints(-1), ints(end), ints(0), ints(-1))
+            return self.add("Mul", forward, backward)
+        total = self.add("Add", forward, backward)
+        return total if merge == "sum" else self.add("Div", total, self.scalar(2))
 
 
 def _array(layer: Layer, params: Any, name: str) -> np.ndarray:

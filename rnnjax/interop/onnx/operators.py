@@ -8,7 +8,7 @@ known under ``jit``, and what follows from them can have a shape.
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -233,13 +233,9 @@ def _instance_norm(at: At, x: Any, scale: Any, bias: Any) -> Any:
 # --- Which slide over space ---
 
 
-class _Window(NamedTuple):
-    """How a window moves over the axes of space, those after batch and channels."""
-
-    sizes: tuple[int, ...]  # of the window
-    strides: tuple[int, ...]  # of its places
-    dilations: tuple[int, ...]  # between its entries
-    pads: tuple[tuple[int, int], ...]  # what is put before and after each axis
+_Window = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[tuple[int, int], ...]]
+"""The sizes of a window, the strides of its places, the dilations between its entries, and what is
+put before and after each axis of space."""
 
 
 def _window(at: At, x: Any, sizes: Sequence[int]) -> _Window:
@@ -260,7 +256,7 @@ def _window(at: At, x: Any, sizes: Sequence[int]) -> _Window:
         reach = [(size - 1) * step + 1 for size, step in zip(sizes, dilations, strict=True)]
         pads = lax.padtype_to_pads(space, reach, strides, automatic.removesuffix("_UPPER"))
     at.bound((*x.shape[:2], *(n + low + high for n, (low, high) in zip(space, pads, strict=True))))
-    return _Window(tuple(sizes), strides, dilations, tuple(pads))
+    return tuple(sizes), strides, dilations, tuple(pads)
 
 
 def _conv(at: At, x: Any, kernel: Any, bias: Any = None) -> Any:

@@ -32,7 +32,6 @@ from rnnjax.interop.onnx.graph import (
 from rnnjax.interop.onnx.operators import OPERATORS, run_operator
 from rnnjax.interop.onnx.recurrent import (
     RECURRENT,
-    Weights,
     activations_from_onnx,
     cell_from_onnx,
     params_from_onnx,
@@ -386,7 +385,7 @@ class _Layers:
                 "transpose around it, as exporters do"
             )
         names = tuple(node.input(place) for place in WEIGHTS)
-        arrays = Weights(*(self.constants.get(name) for name in names))
+        arrays = [self.constants.get(name) for name in names]
         owned = all(
             not name or (array is not None and self.uses[name] == 1)
             for name, array in zip(names, arrays, strict=True)
@@ -418,7 +417,12 @@ class _Layers:
         return name
 
     def cell(
-        self, node: Node, names: tuple[str, ...], arrays: Weights, directions: int, owned: bool
+        self,
+        node: Node,
+        names: tuple[str, ...],
+        arrays: Sequence[Any],
+        directions: int,
+        owned: bool,
     ) -> Cell:
         """The cell, or both cells, from the attributes."""
         shapes = {name: one.shape for name, one in self.inputs.items()} | {
@@ -436,7 +440,7 @@ class _Layers:
             )
         types = [array.dtype for array in arrays if array is not None]
         types += [jnp.dtype(self.inputs[name].dtype) for name in names if name in self.inputs]
-        default = RECURRENT[node.op_type].activations
+        default = RECURRENT[node.op_type]
         activations = node.get("activations", default * directions)
         # ONNX's own default for one activation has two, whatever the direction.
         if len(default) == directions == 1 and activations == default * 2:
@@ -459,7 +463,7 @@ class _Layers:
                     node.op_type,
                     int(size),
                     functions[i * len(default) : (i + 1) * len(default)],
-                    biases=0 if not names[2] else 1 + (owned and _adds_two(arrays.B)),
+                    biases=0 if not names[2] else 1 + (owned and _adds_two(arrays[2])),
                     reset_after=bool(node.get("linear_before_reset", 0)),
                     clip=node.get("clip"),
                     param_dtype=types[0] if types else jnp.float32,

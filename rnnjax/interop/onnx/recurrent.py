@@ -1,7 +1,7 @@
 """ONNX's RNN, GRU and LSTM as cells and their parameters, and the way back."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,33 +13,19 @@ from rnnjax.interop.functions import SPELLINGS, Function, Spelling
 from rnnjax.interop.registry import FORMS, names_of, places
 from rnnjax.layers import Bidirectional, Directions
 
+Weights = tuple[Any, Any, Any]
+"""The parameters W, R and B of one RNN, GRU or LSTM node, as ONNX has them.
 
-class Weights(NamedTuple):
-    """The parameters of one RNN, GRU or LSTM node, as ONNX has them.
+They are ``(directions, gates * hidden_size, input_size)``, ``(..., hidden_size)``, and the biases
+of the inputs and then of the state, ``(directions, 2 * gates * hidden_size)``, or None.
+"""
 
-    The gates are i, o, f, c in an LSTM, and z, r, h in a GRU.
-    """
-
-    W: Any  # (directions, gates * hidden_size, input_size)
-    R: Any  # (directions, gates * hidden_size, hidden_size)
-    # (directions, 2 * gates * hidden_size): biases of the inputs, then of the state; or None
-    B: Any = None
-
-
-class RecurrentOperator(NamedTuple):
-    """All that is known of a recurrent operator."""
-
-    gates: int  # how many it has; `rnnjax.interop.registry` knows the cells and their orders
-    activations: tuple[str, ...]  # those of one direction that are left out, in the order f, g, h
-    states: int = 1  # how many arrays its state is
-
-
-RECURRENT: Mapping[str, RecurrentOperator] = {
-    "RNN": RecurrentOperator(1, ("Tanh",)),
-    "GRU": RecurrentOperator(3, ("Sigmoid", "Tanh")),
-    "LSTM": RecurrentOperator(4, ("Sigmoid", "Tanh", "Tanh"), states=2),
+RECURRENT: Mapping[str, tuple[str, ...]] = {
+    "RNN": ("Tanh",),
+    "GRU": ("Sigmoid", "Tanh"),
+    "LSTM": ("Sigmoid", "Tanh", "Tanh"),
 }
-"""The recurrent operators, by their names."""
+"""By the name of a recurrent operator its activations where they are left out, as f, g, h."""
 
 
 # --- Activations ---
@@ -174,7 +160,7 @@ def attributes_to_onnx(cell: Cell, *, reverse: bool = False) -> tuple[str, dict[
             f"ONNX's recurrent operators have not all activations of {cell!r}; those they have are "
             f"{', '.join(_IN_CELLS)}"
         )
-    if names != [*RECURRENT[op_type].activations]:
+    if names != [*RECURRENT[op_type]]:
         attributes["activations"] = names
     for key in ("alpha", "beta"):
         numbers = [numbers[key] for _, numbers in spelled if key in numbers]
@@ -238,11 +224,11 @@ def params_to_onnx(cell: Cell, params: Params) -> Weights:
         _weights_of_direction(one, {name: np.asarray(array) for name, array in own.items()})
         for one, own in zip(cells, each, strict=True)
     ]
-    return Weights(
-        *(
-            None if any(array is None for array in arrays) else np.stack(arrays)
-            for arrays in zip(*directions, strict=True)
-        )
+    kernels, recurrent, biases = zip(*directions, strict=True)
+    return (
+        np.stack(kernels),
+        np.stack(recurrent),
+        None if any(b is None for b in biases) else np.stack(biases),
     )
 
 
@@ -278,7 +264,7 @@ def _weights_of_direction(cell: Cell, params: Mapping[str, np.ndarray]) -> Weigh
         second = params.get("recurrent_bias", np.zeros_like(first))
         biases = np.concatenate([_in_order(one, order) for one in (first, second)])
     kernel, recurrent = (_in_order(params[f"{n}kernel"].T, order) for n in ("", "recurrent_"))
-    return Weights(kernel, recurrent, biases)
+    return kernel, recurrent, biases
 
 
 def _in_order(array: Any, order: Sequence[int]) -> Any:
