@@ -11,7 +11,7 @@ from experiments.text_generator.reading import AnyVocabulary
 from experiments.text_generator.trained import Trained
 from rnnjax.errors import InvalidInputError
 from rnnjax.interop import Dense, Embedding, Layer, Model, OneHotIds, Recurrent, Sequential
-from rnnjax.interop.convert import TARGETS, suffix_of, write_checked
+from rnnjax.interop.convert import TARGETS, suffix_of, write
 from rnnjax.text import Vocabulary
 
 _NAMES = {rnnjax.LSTMCell: "lstm", rnnjax.GRUCell: "gru", rnnjax.SimpleRNNCell: "simple_rnn"}
@@ -34,8 +34,7 @@ def run_export(config: Export) -> int:
     trained = Trained.load(config.run_dir, config.step)
     written = export(trained.model, trained.vocabulary, trained.params, config.to)
     print(
-        f"{written}\n\nwrote {config.to} ({config.to.stat().st_size:,} bytes), and read it back "
-        "as the same model\n"
+        f"{written}\n\nwrote {config.to} ({config.to.stat().st_size:,} bytes)\n"
         f"wrote {vocabulary_path(config.to)}; the place of a character in it is its id\n\n"
         f"{how_to_run(trained.model, config.to)}"
     )
@@ -93,7 +92,7 @@ def _name(cell: rnnjax.Cell) -> str:
 
 
 def export(model: CharacterModel, vocabulary: AnyVocabulary, params: Any, path: Path) -> Model:
-    """Write the model, read back as what was trained, and its vocabulary beside it.
+    """Write the model, and its vocabulary beside it; returns its layers.
 
     The suffix of ``path`` says the format: ``.onnx``, ``.keras``, ``.weights.h5`` or
     ``.safetensors``. The vocabulary is a list in JSON, in which the place of a character is its id
@@ -116,7 +115,8 @@ def export(model: CharacterModel, vocabulary: AnyVocabulary, params: Any, path: 
     if suffix == ".onnx":
         options["metadata"] = {"vocabulary": characters}
     stacked = suffix == ".safetensors"
-    written = write_checked(to_interop(model, params, stacked=stacked), path, **options)
+    written = to_interop(model, params, stacked=stacked)
+    write(written, path, **options)
     new = beside.with_name(beside.name + ".new")
     new.write_text(characters + "\n", encoding="utf-8")
     new.replace(beside)

@@ -452,7 +452,7 @@ def test_formats_of_one_bias_get_the_sum(gates: int, tmp_path: pathlib.Path) -> 
     model = from_state_dict(arrays(state_of(gates=gates)))
     xs = np.random.default_rng(1).standard_normal((5, 2, 3)).astype(np.float32)
     for name in ("a.keras", "a.weights.h5", "a.onnx"):
-        convert.write_checked(model, tmp_path / name)
+        convert.write(model, tmp_path / name)
     expected = jax.jit(model.__call__)(xs)[1]
     for name in ("a.keras", "a.onnx"):
         ys = jax.jit(convert.load(tmp_path / name).__call__)(xs)[1]
