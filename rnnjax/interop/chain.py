@@ -1,5 +1,6 @@
 """The order in which the modules of a model run, where their parameters alone are known."""
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -54,7 +55,7 @@ def _entries(name: str, cell: Stack | Bidirectional, params: Any) -> list[tuple[
     return [*zip(cell.cells, params, strict=True)]
 
 
-_MOST_TO_ORDER = 8  # beyond it the orders to try are too many
+_MOST_TO_ORDER = 8  # each is read, and a hostile file may hold any number
 
 
 class Reading(NamedTuple):
@@ -67,54 +68,54 @@ class Reading(NamedTuple):
     came: Any = None  # what the way back needs to know, of any kind
 
 
-class Modules(NamedTuple):
-    """The modules that were found."""
-
-    listed: Mapping[str, str]  # by name, the module in words: its arrays and their shapes
-    recurrent: frozenset[str]  # the names of those with a recurrence
-    # from a name to the layers that the module can be read as, most often one
-    read: Callable[[str], Sequence[Reading]]
+Read = Callable[[str], Sequence[Reading]]
+"""By the name of a module, what it can be read as: one, or two for a weight alone."""
 
 
-def infer_order(found: Modules) -> list[Reading]:
-    """An embedding if there is one, the recurrent modules, a linear one if there is one."""
+def infer_order(listed: Mapping[str, str], read: Read) -> list[Reading]:
+    """An embedding if there is one, the recurrent modules, a linear one if there is one.
+
+    ``listed`` is the modules by their names, in words: their arrays and their shapes.
+    """
     orders: list[list[Reading]] = []
-    # A second linear module is no certain thing: what stands between the two is not seen here.
-    others = len(found.listed) - len(found.recurrent)
-    if others <= 2 and len(found.listed) <= _MOST_TO_ORDER:
-        for order in _orders([], {name: found.read(name) for name in found.listed}):
-            orders.append(order)
-            if len(orders) == 2:
-                break
+    if len(listed) <= _MOST_TO_ORDER:
+        readings = [reading for name in listed for reading in read(name)]
+        row = _row([one for one in readings if isinstance(one.layer, Recurrent)])
+        ends = itertools.product(
+            [[], *([one] for one in readings if isinstance(one.layer, Embedding))],
+            [[], *([one] for one in readings if isinstance(one.layer, Dense))],
+        )
+        for first, last in ends if row else ():
+            order = [*first, *row, *last]
+            fits = all(one.gives == other.takes for one, other in itertools.pairwise(order))
+            if fits and sorted(one.layer.name for one in order) == sorted(listed):
+                orders.append(order)
     if len(orders) == 1:
         return orders[0]
-    listed = "; ".join([*found.listed.values()][:8]) + "; ..." * (len(found.listed) > 8)
-    how_many = "more than one order fits" if orders else "no such order fits"
     raise InteropError(
         "the order of the modules is certain only for an embedding, recurrent modules and a linear "
-        f"one whose sizes fit in one way, but {how_many} here; give it, as in "
-        f"modules=['embedding', 'lstm', 'head'], where the modules are {listed}"
+        "one whose sizes fit in one way alone; give it, as in modules=['embedding', 'lstm', "
+        "'head'], where the modules are "
+        + "; ".join([*listed.values()][:8])
+        + "; ..." * (len(listed) > 8)
     )
 
 
-def _orders(begun: list[Reading], left: Mapping[str, Sequence[Reading]]) -> Iterator[list[Reading]]:
-    """Every way to go on that uses all that is left, and has a recurrent module."""
-    behind_recurrent = any(isinstance(reading.layer, Recurrent) for reading in begun)
-    if not left and behind_recurrent:
-        yield begun
-    for name, readings in left.items():
-        rest = {other: left[other] for other in left if other != name}
-        for reading in readings:
-            fits = not begun or reading.takes == begun[-1].gives
-            if isinstance(reading.layer, Embedding):
-                fits = not begun
-            elif isinstance(reading.layer, Dense):
-                fits = fits and behind_recurrent and not rest
-            if fits:
-                yield from _orders([*begun, reading], rest)
+def _row(left: list[Reading]) -> list[Reading]:
+    """The recurrent modules in their order; none where not one alone fits at each place."""
+    row: list[Reading] = []
+    gives = [one.gives for one in left]
+    fitting = [one for i, one in enumerate(left) if one.takes not in gives[:i] + gives[i + 1 :]]
+    while len(fitting) == 1:
+        row += fitting
+        left = [one for one in left if one is not row[-1]]
+        fitting = [one for one in left if one.takes == row[-1].gives]
+    return [] if left else row
 
 
-def given_order(found: Modules, modules: Sequence[str | Layer]) -> list[Reading]:
+def given_order(
+    listed: Mapping[str, str], read: Read, modules: Sequence[str | Layer]
+) -> list[Reading]:
     """The modules in the order of ``modules``, and the layers that stand between them."""
     choices: list[Sequence[Reading]] = []
     for entry in modules:
@@ -122,11 +123,11 @@ def given_order(found: Modules, modules: Sequence[str | Layer]) -> list[Reading]
             choices.append([Reading(entry, {}, None, entry.size)])
         elif isinstance(entry, Layer) and not isinstance(entry, WithParameters):
             choices.append([Reading(entry, {}, -1, -1)])  # of any size
-        elif isinstance(entry, str) and entry in found.listed:
-            choices.append(found.read(entry))
+        elif isinstance(entry, str) and entry in listed:
+            choices.append(read(entry))
         else:
             raise InvalidInputError(
-                f"modules should hold names of {[*found.listed][:12]}, or layers without "
+                f"modules should hold names of {[*listed][:12]}, or layers without "
                 f"parameters such as Activation('relu', 'relu'), but holds {entry!r}; correct it"
             )
     order: list[Reading] = []

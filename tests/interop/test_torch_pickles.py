@@ -11,24 +11,22 @@ import time
 import tracemalloc
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hostile import check_damaged
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from interop_helpers import change, check_damaged, drawn
 
-import rnnjax
 from rnnjax import InteropError, InvalidInputError
 from rnnjax.interop import convert, keras
 from rnnjax.interop import flax as from_flax
 from rnnjax.interop.torch import from_state_dict, load, to_state_dict
-from rnnjax.interop.torch.nested import find_state
-from rnnjax.interop.torch.pickles import Tensor
+from rnnjax.interop.torch.modules import find_state
 from rnnjax.interop.torch.saved import read_saved
 
 # ---- a small writer of the same files, for machines without PyTorch
@@ -178,8 +176,6 @@ def arrays(tree: Any) -> Any:
         return tree.array()
     if isinstance(tree, Parameter):
         return tree.data.array()
-    if isinstance(tree, Tensor):
-        return np.array(tree)
     return type(tree)(map(arrays, tree)) if isinstance(tree, list | tuple) else tree
 
 
@@ -245,13 +241,6 @@ def trees(draw: Any) -> Any:
     )
 
 
-def drawn(count: int) -> Callable[..., Any]:
-    return settings(
-        max_examples=count, derandomize=True, deadline=None, database=None,
-        suppress_health_check=list(HealthCheck),
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize("form", FORMS)
 @drawn(25)
 @given(tree=trees())
@@ -307,7 +296,7 @@ def test_old_pickles_and_new_ones_are_read() -> None:
         assert read_saved(io.BytesIO(content)) == expected
 
 
-@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("protocol", [2, 4, 5])
 def test_what_checkpoints_hold_besides_is_not_read(protocol: int, tmp_path: pathlib.Path) -> None:
     state = state_of()
     besides = {
@@ -315,7 +304,7 @@ def test_what_checkpoints_hold_besides_is_not_read(protocol: int, tmp_path: path
         "history": np.arange(3.0), "by number": {np.int64(3): 0.5},
     }  # fmt: skip
     steps = pickle.dumps(besides, protocol)
-    steps = steps[11:-1] if protocol == 4 else steps[2:-1]  # without its frame and its end
+    steps = steps[11:-1] if protocol > 2 else steps[2:-1]  # without its frame and its end
     device = named("torch", "device") + b"(" + written("cpu", []) + b"tR"
     tree = {"model": state, "besides": steps, "device": device}
     assert_same(to_state_dict(load(put(tmp_path / "a.pt", saved(tree)))), arrays(state))
@@ -378,8 +367,6 @@ def test_what_wraps_a_module_is_no_part_of_its_names(wrapper: str, tmp_path: pat
     for model in (load(path), load(path, modules=["lstm", "head"])):
         assert [*model.layers] == ["lstm", "head"]
         assert_same(to_state_dict(model), arrays(state))
-    names = [f"{wrapper}lstm", f"{wrapper}head"]
-    assert [*load(path, modules=names).layers] == names
     alone = {wrapper + key: view for key, view in state_of().items()}
     model = load(put(tmp_path / "b.pt", saved(alone)))
     assert [*model.layers] == ["rnn"]
@@ -429,22 +416,6 @@ def test_the_command_line_shows_and_converts(tmp_path: pathlib.Path, capsys: Any
 
 
 # ---- both biases
-
-
-@pytest.mark.parametrize("kind", ["RNN", "LSTM", "projected", "GRU"])
-def test_both_biases_stay_and_each_is_moved(kind: str) -> None:
-    gates = {"RNN": 1, "GRU": 3}.get(kind, 4)
-    state = arrays(state_of(gates=gates))
-    if kind == "projected":
-        state["weight_hh_l0"] = state["weight_hh_l0"][:, :2].copy()
-        state["weight_hr_l0"] = np.ones((2, 4), np.float32)
-    model = from_state_dict(state)
-    assert_same(to_state_dict(model), state)
-    xs = np.random.default_rng(0).standard_normal((5, 2, 3)).astype(np.float32)
-    gradients = jax.jit(jax.grad(lambda p: (model.apply(p, xs)[1] ** 2).sum()))(model.params)["rnn"]
-    if kind != "GRU":
-        np.testing.assert_array_equal(gradients["bias"], gradients["recurrent_bias"])
-    assert np.abs(gradients["recurrent_bias"]).max() > 0
 
 
 @pytest.mark.parametrize("gates", [1, 4])
@@ -533,14 +504,11 @@ PICKLES: dict[str, tuple[bytes, str]] = {
     "the longest extension": (body_of(b"\x84\x01\x00\x00\x00"), "step EXT4"),
     "a persistent id of text": (body_of(b"P0\n"), "step PERSID"),
     "a buffer": (b"\x80\x05\x97.", "step NEXT_BUFFER"),
-    "a build of a text": (body_of(b"X\x01\x00\x00\x00a}b"), "a BUILD of a str"),
-    "a build of a list": (body_of(b"]}b"), "a BUILD of a list"),
-    "a build of a tensor": (body_of(tensor(0, (4,), (1,)), b"}b"), "a BUILD of a Tensor"),
-    "a build of a storage": (body_of(PLACE, b"}b"), "a BUILD of a Storage"),
+    "a build of a tensor": (body_of(tensor(0, (4,), (1,)), b"}b"), "so no state dict"),
     "a memo of gigabytes": (body_of(b"}r\xff\xff\xff\x7f"), "no module to read"),
     "a frame of gigabytes": (b"\x80\x04\x95" + b"\xff" * 7 + b"\x7f}.", "no module to read"),
-    "bytes of gigabytes": (b"\x80\x04\x8e\0\0\0\0\1\0\0\0.", "step BINBYTES8"),
-    "an array of gigabytes": (b"\x80\x05\x96\0\0\0\0\1\0\0\0.", "step BYTEARRAY8"),
+    "bytes of gigabytes": (b"\x80\x04\x8e\0\0\0\0\1\0\0\0.", "damaged"),
+    "an array of gigabytes": (b"\x80\x05\x96\0\0\0\0\1\0\0\0.", "damaged"),
     "a text of gigabytes": (b"\x80\x04\x8d\0\0\0\0\1\0\0\0.", "damaged"),
     "marks in marks": (body_of(b"(" * 1_900_000), "damaged"),
     "many arguments, again and again": (
@@ -616,7 +584,6 @@ PICKLES: dict[str, tuple[bytes, str]] = {
     "no step": (b"\x80\x02\xff.", "damaged"),
     "too many steps": (b"\x80\x04N" + b"\x94" * 2_000_001 + b".", "more than 2,000,000 steps"),
     "a number": (body_of(b"K\x01"), "so no state dict"),
-    "a size of a number": (body_of(named("torch", "Size"), b"K\x01\x85R"), "torch.Size"),
     "a dict of a number": (body_of(named("collections", "OrderedDict"), b"K\x01\x85R"), "pairs"),
     "a dict of numbers": (body_of(named("collections", "OrderedDict"), b"](K\x01e\x85R"), "pairs"),
     "a long size, again and again": (
@@ -633,20 +600,20 @@ PICKLES: dict[str, tuple[bytes, str]] = {
         + b".",
         "no module to read",
     ),
-    "a parameter of none": (
-        body_of(named("torch._utils", "_rebuild_parameter"), b")R"),
-        "Parameter",
-    ),
     "a tensor of nothing": (body_of(REBUILD, b")R"), "without a storage"),
-    "a tensor without strides": (body_of(tensor(0, (4,), ())), "without a storage, a shape"),
-    "a shape in a list": (body_of(tensor(0, [4], (1,))), "without a storage, a shape"),
-    "17 axes": (body_of(tensor(0, (1,) * 17, (1,) * 17)), "without a storage, a shape"),
-    "a negative stride": (body_of(tensor(3, (4,), (-1,))), "of no kind"),
-    "a negative offset": (body_of(tensor(-1, (4,), (1,))), "of no kind"),
-    "a negative size": (body_of(tensor(0, (-4,), (1,))), "of no kind"),
-    "a size that is true": (body_of(tensor(0, (True,), (1,))), "of no kind"),
-    "a fraction": (body_of(tensor(0, (4.0,), (1,))), "of no kind"),
-    "a stride of many digits": (body_of(tensor(0, (4,), (2**900,))), "of no kind"),
+    "a tensor in the place of a storage": (
+        body_of(tensor(0, (2**20,), (1,), place=tensor(0, (2**20,), (0,)))),
+        "without a storage",
+    ),
+    "a tensor without strides": (body_of(tensor(0, (4,), ())), "a shape or strides"),
+    "a shape in a list": (body_of(tensor(0, [4], (1,))), "a shape or strides"),
+    "65 axes": (body_of(tensor(0, (1,) * 65, (1,) * 65)), "damaged"),
+    "a negative stride": (body_of(tensor(3, (4,), (-1,))), "a shape or strides"),
+    "a negative offset": (body_of(tensor(-1, (4,), (1,))), "a shape or strides"),
+    "a negative size": (body_of(tensor(0, (-4,), (1,))), "a shape or strides"),
+    "a size that is true": (body_of(tensor(0, (True,), (1,))), "a shape or strides"),
+    "a fraction": (body_of(tensor(0, (4.0,), (1,))), "a shape or strides"),
+    "a stride of many digits": (body_of(tensor(0, (4,), (2**900,))), "ends behind 4 numbers"),
     "beyond the storage": (body_of(tensor(0, (5,), (1,))), "ends behind 4 numbers"),
     "a stride beyond it": (body_of(tensor(0, (2, 2), (3, 1))), "ends behind 4 numbers"),
     "an offset beyond it": (body_of(tensor(4, (), ())), "ends behind 4 numbers"),
@@ -671,31 +638,19 @@ PICKLES: dict[str, tuple[bytes, str]] = {
     ),
     "a place of no tuple": (body_of(b"]Q"), "something else than a storage"),
     "a place of three": (body_of(place("storage", FLOATS, "0")), "something else than a storage"),
-    "a place of a module": (body_of(place("module", FLOATS, "0", "cpu", 4)), "something else"),
-    "a place of a function": (
-        body_of(place("storage", REBUILD, "0", "cpu", 4)),
-        "something else than a storage of numbers",
-    ),
-    "a place of a text": (body_of(place("storage", "FloatStorage", "0", "cpu", 4)), "of numbers"),
-    "a view of old": (
-        body_of(place("storage", FLOATS, "0", "cpu", 4, ("1", 0, 4))),
-        "something else",
-    ),
+    "a place of a function": (body_of(place("storage", REBUILD, "0", "cpu", 4)), "without a type"),
+    "a place of a text": (body_of(place("storage", "FloatStorage", "0", "cpu", 4)), "without a t"),
+    "a view of old": (body_of(place("storage", FLOATS, "0", "cpu", 4, ("1", 0, 4))), "something e"),
     "quantized": (body_of(named("torch", "QInt8Storage")), r"torch\.QInt8Storage"),
-    "a path for a key": (
-        body_of(place("storage", FLOATS, "../data.pkl", "cpu", 4)),
-        "without a num",
+    "a path for a key": (body_of(place("storage", FLOATS, "../data.pkl", "cpu", 4)), "not there"),
+    "a path in a key": (body_of(place("storage", FLOATS, "0/../0", "cpu", 4)), "is not there"),
+    "a number for a key": (body_of(place("storage", FLOATS, 0, "cpu", 4)), "without a type"),
+    "a fraction for a count": (
+        body_of(place("storage", FLOATS, "0", "cpu", 4.0)),
+        "without a type",
     ),
-    "a path in a key": (body_of(place("storage", FLOATS, "0/../0", "cpu", 4)), "without a number"),
-    "a key of other digits": (
-        body_of(place("storage", FLOATS, "\u0660", "cpu", 4)),
-        "without a num",
-    ),
-    "a negative count": (body_of(place("storage", FLOATS, "0", "cpu", -4)), "without a number and"),
-    "a count of no bytes": (
-        body_of(place("storage", FLOATS, "0", "cpu", 2**58)),
-        "without a number",
-    ),
+    "a negative count": (body_of(place("storage", FLOATS, "0", "cpu", -4)), "has 16 bytes"),
+    "a count of no bytes": (body_of(place("storage", FLOATS, "0", "cpu", 2**58)), "has 16 bytes"),
     "a storage too small": (body_of(place("storage", FLOATS, "0", "cpu", 5)), "has 16 bytes"),
     "a storage too large": (body_of(place("storage", FLOATS, "0", "cpu", 3)), "has 16 bytes"),
     "a storage that is not there": (body_of(place("storage", FLOATS, "1", "cpu", 4)), "not there"),
@@ -855,46 +810,25 @@ def mutations(form: str, count: int, seed: int) -> list[bytes]:
     storages: list[np.ndarray] = []
     body = b"\x80\x02" + written(state, storages, form) + b"."
 
-    def change(data: bytes) -> bytes:
-        at = rng.randrange(len(data) + 1)
-        to = min(len(data), at + rng.randrange(1, 9))
-        return rng.choice(
-            [
-                data[:at] + rng.randbytes(to - at) + data[to:],
-                data[:at] + data[to:],
-                data[:at] + rng.randbytes(rng.randrange(9)) + data[at:],
-                data[:at],
-                data[:to] + data[at:],
-            ]
-        )
-
     results = []
     for _ in range(count):
         if form == "zip" and rng.randrange(3):
-            changed = change(body)
+            changed = change(rng, body)
             data = {f"archive/data/{i}": array.tobytes() for i, array in enumerate(storages)}
             results.append(zip_of({"archive/data.pkl": changed, **data}))
         else:
-            results.append(change(content))
+            results.append(change(rng, content))
     return results
 
 
-def check_mutations(tmp_path: pathlib.Path, form: str, count: int) -> dict[str, int]:
-    return check_damaged(tmp_path / "a.pt", mutations(form, count, 0))
-
-
+@pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("form", ["zip", "stream"])
-def test_mutated_files_are_models_or_refusals(form: str, tmp_path: pathlib.Path) -> None:
-    outcomes = check_mutations(tmp_path, form, 100)
-    assert min(outcomes.values()) > 0
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("form", ["zip", "stream"])
-def test_thousands_of_mutated_files(form: str, tmp_path: pathlib.Path) -> None:
-    outcomes = check_mutations(tmp_path, form, 1000)
-    print(f"1000 mutations of a {form}: {outcomes}")
-    assert min(outcomes.values()) > 10
+def test_mutated_files_are_models_or_refusals(
+    form: str, count: int, tmp_path: pathlib.Path
+) -> None:
+    outcomes = check_damaged(tmp_path / "a.pt", mutations(form, count, 0))
+    print(f"{count} mutations of a {form}: {outcomes}")
+    assert min(outcomes.values()) >= count // 100
 
 
 # ---- against PyTorch, where it is installed
@@ -989,11 +923,7 @@ def test_a_whole_module_is_refused(tmp_path: pathlib.Path) -> None:
         refused(path, r"torch\.nn\.modules\.rnn\.LSTM.*torch\.save\(model\.state_dict\(\)")
 
 
-@pytest.mark.parametrize(
-    "optimizer",
-    [*(pytest.param(name, marks=pytest.mark.slow) for name in ("SGD", "Adam")), "AdamW"],
-)
-def test_training_goes_on_as_in_torch(optimizer: str) -> None:
+def test_training_goes_on_as_in_torch() -> None:
     torch = pytest.importorskip("torch", reason="torch is in the extra `parity`")
     import optax
 
@@ -1001,9 +931,8 @@ def test_training_goes_on_as_in_torch(optimizer: str) -> None:
     module = torch.nn.LSTM(3, 4)
     model = from_state_dict(module.state_dict())
     xs = np.random.default_rng(0).standard_normal((6, 2, 3)).astype(np.float32)
-    options = {"AdamW": {"weight_decay": 0.1}}.get(optimizer, {})
-    theirs = getattr(torch.optim, optimizer)(module.parameters(), lr=0.05, **options)
-    ours = getattr(optax, optimizer.lower())(0.05, **options)
+    theirs = torch.optim.AdamW(module.parameters(), lr=0.05, weight_decay=0.1)
+    ours = optax.adamw(0.05, weight_decay=0.1)
 
     @jax.jit
     def step(params: Any, state: Any) -> Any:
@@ -1020,9 +949,3 @@ def test_training_goes_on_as_in_torch(optimizer: str) -> None:
     for key, array in to_state_dict(model.with_params(params)).items():
         expected = module.state_dict()[key].numpy()
         np.testing.assert_allclose(array, expected, rtol=0, atol=1e-5)
-
-
-def test_the_cell_says_that_it_has_both() -> None:
-    model = from_state_dict(arrays(state_of()))
-    cell = model.layers["rnn"].cell
-    assert cell == rnnjax.LSTMCell(4, use_recurrent_bias=True)

@@ -11,37 +11,54 @@ is `rnnjax.LSTMCarry` and the like, a tuple of them for several layers, and
 `rnnjax.Directions` for both directions.
 """
 
+import dataclasses
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from rnnjax.cells.base import Params
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.arrays import layer_arrays
 from rnnjax.interop.chain import (
-    Modules,
     Reading,
     check_modules,
     given_order,
     infer_order,
-    rows_of,
     with_parameters,
 )
 from rnnjax.interop.layers import Dense, Layer, Recurrent
-from rnnjax.interop.model import Call, Functional, Input, Model, Sequential, Value, with_axes
-from rnnjax.interop.torch.cells import TorchOrigin, told_of, write_params
+from rnnjax.interop.model import Model, Sequential, with_axes
 from rnnjax.interop.torch.files import opened, read_arrays, write_arrays
-from rnnjax.interop.torch.modules import Module, find_modules, read_module
-from rnnjax.interop.torch.nested import find_state, wrapper_of
-from rnnjax.interop.torch.pickles import Tensor
+from rnnjax.interop.torch.modules import (
+    Module,
+    find_modules,
+    find_state,
+    read_module,
+    to_theirs,
+    write_recurrent,
+)
 from rnnjax.interop.torch.saved import is_saved_by_torch, read_saved
 
 _MOST_REPEATED = 4  # times that what a file holds may be in its state dict: averages, tied weights
 
 __all__ = ["TorchOrigin", "from_state_dict", "load", "save", "to_state_dict"]
+
+Nonlinearity = Literal["tanh", "relu"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TorchOrigin:
+    """What a state dict says and a `Model` does not.
+
+    Attributes:
+        prefixes: of the keys, by the name of the layer; ``""`` for the top level.
+        single_cells: the layers that came as ``nn.LSTMCell`` and the like, without ``_l0``.
+    """
+
+    prefixes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    single_cells: frozenset[str] = frozenset()
 
 
 def from_state_dict(
@@ -49,7 +66,7 @@ def from_state_dict(
     *,
     at: str | None = None,
     modules: Sequence[str | Layer] | None = None,
-    nonlinearity: str | Mapping[str, str] = "tanh",
+    nonlinearity: Nonlinearity = "tanh",
     time_first: bool = True,
 ) -> Model:
     """The model of a state dict of PyTorch, or of the one in a checkpoint.
@@ -59,8 +76,7 @@ def from_state_dict(
     ``nn.Embedding`` and ``nn.Linear``. The kind follows from the shapes. A module of several layers
     becomes a `rnnjax.Stack`, one of both directions a `rnnjax.Bidirectional`. Layers have the names
     of the modules, without the ``module.`` of ``nn.DataParallel``, and ``"rnn"`` is one at the top
-    level. Both biases stay, as ``bias`` and ``recurrent_bias``. What ``weight_norm`` keeps in two
-    parts becomes the one weight, and goes back as that. Other modules, normalisation and
+    level. Both biases stay, as ``bias`` and ``recurrent_bias``. Other modules, normalisation and
     convolutions among them, are left out, with a warning that names them.
 
     Args:
@@ -71,11 +87,9 @@ def from_state_dict(
             ``["embedding", "lstm", Activation("relu", "relu"), "head"]``. Nothing else is read
             then. Left out, all of them, where their order is certain: an embedding, recurrent
             modules whose sizes fit in one order alone, one linear module. A weight without bias is
-            an embedding at the first place if that fits, and a linear module elsewhere. Several
-            recurrent modules whose sizes fit in no order are read each by itself, with a warning:
-            the inputs and outputs of the model are dicts by their names.
-        nonlinearity: of ``nn.RNN``, which a state dict does not say: ``"tanh"`` or ``"relu"``, or
-            a mapping with entries for some modules by name.
+            an embedding at the first place if that fits, and a linear module elsewhere. Of an
+            encoder and a decoder, which are in no row, each is a model of its own.
+        nonlinearity: of ``nn.RNN``, which a state dict does not say: ``"tanh"`` or ``"relu"``.
         time_first: whether data is given and returned time first; False for batch first, as modules
             with ``batch_first=True`` take it.
 
@@ -112,7 +126,7 @@ def load(
     *,
     at: str | None = None,
     modules: Sequence[str | Layer] | None = None,
-    nonlinearity: str | Mapping[str, str] = "tanh",
+    nonlinearity: Nonlinearity = "tanh",
     time_first: bool = True,
 ) -> Model:
     """The model of a file that ``torch.save`` or safetensors wrote; see `from_state_dict`.
@@ -140,8 +154,9 @@ def load(
             saved = is_saved_by_torch(file.read(32))
             size = file.seek(0, os.SEEK_END)
             file.seek(0)
-            state, others = find_state(read_saved(file) if saved else read_arrays(file.read()), at)
-            named = sum(value.nbytes for value in state.values() if isinstance(value, Tensor))
+            tree = read_saved(file) if saved else read_arrays(file.read())
+            state, others = find_state(tree, at)
+            named = sum(value.nbytes for value in state.values() if isinstance(value, np.ndarray))
             if named > _MOST_REPEATED * size + 2**20:
                 raise InteropError(
                     f"its tensors are views of few numbers: they would have {named:,} bytes, where "
@@ -190,12 +205,9 @@ def to_state_dict(model: Model) -> dict[str, np.ndarray]:
         top = alone == ["rnn"] and isinstance(layer, Recurrent)
         prefix = origin.prefixes.get(name, "" if top else f"{name}.")
         if isinstance(layer, Recurrent):
-            entries = _recurrent_entries(layer, params, origin)
+            entries = write_recurrent(layer, params, name in origin.single_cells)
         else:
-            arrays = layer_arrays(layer, params)
-            weight = arrays["kernel"].T if isinstance(layer, Dense) else arrays["embedding"]
-            entries = {"weight": np.array(weight, order="C")}
-            entries |= {"bias": np.array(arrays["bias"])} if "bias" in arrays else {}
+            entries = to_theirs(type(layer), layer_arrays(layer, params))
         for key, array in entries.items():
             if prefix + key in state:
                 raise InteropError(f"two layers would write {prefix + key!r}; rename {name!r}")
@@ -224,85 +236,49 @@ def _read(
     state: Mapping[Any, Any],
     others: Sequence[str],
     modules: Sequence[str | Layer] | None,
-    nonlinearity: str | Mapping[str, str],
+    nonlinearity: Nonlinearity,
 ) -> tuple[Model, str]:
     """The model of a state dict, and what nobody said that it should be without, in words."""
     check_modules(modules)
+    if nonlinearity not in ("tanh", "relu"):
+        raise InvalidInputError(
+            f"nonlinearity should be 'tanh' or 'relu', but is {nonlinearity!r}; read a module of "
+            "each by itself where there are both, with modules=[...]"
+        )
     if not all(isinstance(key, str) for key in state):
         raise InteropError(
             "a state dict has text for keys, but this has not; say in at where it is"
         )
-    wrapper = wrapper_of([*state])
-    if any(isinstance(entry, str) and f"{entry}.".startswith(wrapper) for entry in modules or ()):
-        wrapper = ""
-    found = find_modules(state, wrapper)
-    unknown = [str(m) for m in found.values() if not (m.recurrent or m.is_weight)]
+    found = find_modules(state)
+    unknown = [str(module) for module in found.values() if not module.known]
     if modules is None:
-        found = {name: m for name, m in found.items() if m.recurrent or m.is_weight}
+        found = {name: module for name, module in found.items() if module.known}
     if not found:
         listed = f", only {', '.join(unknown[:8])}" if unknown else ""
         raise InteropError(f"the state dict has no module to read{listed}; check what was saved")
-    nonlinearities = _nonlinearities(found, nonlinearity)
-    known = Modules(
-        {name: str(module) for name, module in found.items()},
-        frozenset(name for name, module in found.items() if module.recurrent),
-        lambda name: read_module(found[name], nonlinearities[name]),
-    )
+    listed_all = {name: str(module) for name, module in found.items()}
+
+    def read(name: str) -> list[Reading]:
+        return read_module(found[name], nonlinearity)
+
     if modules is None:
-        order, apart = _certain_order(known, found)
+        order = infer_order(listed_all, read)
+        _check_last(found, order)
     else:
-        order, apart = given_order(known, modules), False
+        order = given_order(listed_all, read, modules)
     names = {reading.layer.name for reading in order} & set(found)
     origin = TorchOrigin(
         {name: found[name].prefix for name in names},
         frozenset(n for n in names if found[n].recurrent and "weight_hh" in found[n].entries),
     )
-    network: Functional | Sequential = Sequential(tuple(reading.layer for reading in order))
-    network = _side_by_side(order) if apart else network
+    network = Sequential(tuple(reading.layer for reading in order))
     model = Model(network, {r.layer.name: r.params for r in order if r.params}, origin)
-    said = []
-    if apart:
-        unknown += [str(module) for name, module in found.items() if name not in names]
-        said.append(
-            f"its recurrent modules {', '.join(r.layer.name for r in order)[:400]} are in no row "
-            "by their sizes, so that each is by itself, with an input and an output of its name"
-        )
     lost = [*unknown, *(f"{path[:60]!r}, a state dict" for path in others)]
-    if lost:
-        said.append(
-            f"the model was read without {'; '.join(lost[:8])}{'; ...' * (len(lost) > 8)}, and "
-            "computes something else where these have a part in it"
-        )
-    if not said or modules is not None:
+    if not lost or modules is not None:
         return model, ""
-    return model, "; ".join([*said, "say in modules=[...] what runs"])
-
-
-def _certain_order(known: Modules, found: Mapping[str, Module]) -> tuple[list[Reading], bool]:
-    """All modules in their one order; or the recurrent ones, and that they are in no row."""
-    try:
-        order = infer_order(known)
-    except InteropError:
-        alone = [known.read(name)[0] for name, module in found.items() if module.recurrent]
-        gives, takes = [one.gives for one in alone], [one.takes for one in alone]
-        starts = [i for i, size in enumerate(takes) if size not in gives[:i] + gives[i + 1 :]]
-        ends = [i for i, size in enumerate(gives) if size not in takes[:i] + takes[i + 1 :]]
-        if len(starts) < 2 and len(ends) < 2:  # a row has one of each
-            raise
-        return alone, True
-    _check_last(found, order)
-    return order, False
-
-
-def _side_by_side(readings: Sequence[Reading]) -> Functional:
-    """Each layer by itself, with an input and an output of its name."""
-    names, count = tuple(reading.layer.name for reading in readings), len(readings)
-    return Functional(
-        tuple(Input(name, (None, one.takes)) for name, one in zip(names, readings, strict=True)),
-        tuple(reading.layer for reading in readings),
-        tuple(Call(name, name, (Value(i),)) for i, name in enumerate(names)),
-        tuple(Value(count + i) for i in range(count)),
-        names,
+    return model, (
+        f"the model was read without {'; '.join(lost[:8])}{'; ...' * (len(lost) > 8)}, and "
+        "computes something else where these have a part in it; say in modules=[...] what runs"
     )
 
 
@@ -324,44 +300,3 @@ def _check_last(found: Mapping[str, Module], order: Sequence[Reading]) -> None:
                 f"{found[head.layer.name]} fits behind all others, but was made before "
                 f"{after.layer.name!r} and fits there too; say in modules=[...] where it runs"
             )
-
-
-def _nonlinearities(
-    found: Mapping[str, Module], given: str | Mapping[str, str]
-) -> Mapping[str, str]:
-    table: dict[Any, Any] = dict.fromkeys(found, given) if isinstance(given, str) else {}
-    table |= given if isinstance(given, Mapping) else {}
-    wrong = [value for value in table.values() if value not in ("tanh", "relu")]
-    unknown = [name for name in table if name not in found or not found[name].recurrent]
-    if not isinstance(given, str | Mapping) or wrong or (unknown and isinstance(given, Mapping)):
-        raise InvalidInputError(
-            "nonlinearity should be 'tanh' or 'relu', or a mapping of recurrent modules to these, "
-            f"but is {given!r}, where the modules are {list(found)[:12]}"
-        )
-    return {name: table.get(name, "tanh") for name in found}
-
-
-def _recurrent_entries(
-    layer: Recurrent, params: Params, origin: TorchOrigin
-) -> dict[str, np.ndarray]:
-    """Every layer and direction of one module, by PyTorch's names."""
-    name = repr(layer.name)
-    if layer.reverse:
-        raise InteropError(
-            f"{name} runs in reverse, and a module of PyTorch does so in a bidirectional one alone;"
-            " reverse the sequence in code, and write the layer without reverse"
-        )
-    told: set[tuple[Any, ...]] = set()
-    entries: dict[str, np.ndarray] = {}
-    for k, parts in enumerate(rows_of(layer.name, layer.cell, params, "PyTorch")):
-        for d, (cell, one) in enumerate(parts):
-            alone = layer.name in origin.single_cells and cell is layer.cell
-            place = "" if alone else f"_l{k}{'_reverse' * d}"
-            told.add((len(parts), *told_of(f"{name}{place}", cell)))
-            entries |= {key + place: array for key, array in write_params(cell, one).items()}
-    if len(told) > 1:
-        raise InteropError(
-            f"the layers of one module of PyTorch are alike, but those of {name} are not: "
-            f"{layer.cell!r}; give each a layer of its own in the model"
-        )
-    return entries

@@ -100,7 +100,7 @@ def _check_path(path: Any) -> None:
 
 
 def _check_header(content: bytes) -> None:
-    """What the package does not say, or not plainly: other formats, and names that occur twice."""
+    """What the package does not say plainly: other formats, and headers that would take memory."""
     size, what = int.from_bytes(content[:8], "little"), describe(content[:16])
     if what and content[8:9] != b"{":
         raise InteropError(f"it is {what}")
@@ -112,18 +112,3 @@ def _check_header(content: bytes) -> None:
         )
     if size > _LONGEST_HEADER:
         raise InteropError(f"its header has {size} bytes, not {_LONGEST_HEADER}; split the file")
-    twice: list[str] = []
-
-    def pairs(entries: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(entries)
-        if len(found) != len(entries):
-            names = [name for name, _ in entries]
-            twice.append(next(name for i, name in enumerate(names) if name in names[:i]))
-        return found
-
-    try:
-        json.loads(content[8 : 8 + size].decode(), object_pairs_hook=pairs)
-    except (ValueError, RecursionError) as error:
-        raise InteropError(f"its header is damaged ({in_a_line(error)}); get it again") from error
-    if twice:
-        raise InteropError(f"its header names {twice[0][:80]!r} twice; save it again")

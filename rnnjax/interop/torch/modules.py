@@ -1,24 +1,152 @@
-"""Which modules a state dict holds, and how each becomes a layer."""
+"""Which modules a state dict holds, and how each becomes a layer and goes back."""
 
+import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnnjax.cells.base import Cell
-from rnnjax.errors import InteropError
-from rnnjax.interop.arrays import as_jax, float_array
-from rnnjax.interop.chain import Reading
-from rnnjax.interop.layers import Dense, Embedding, Recurrent
-from rnnjax.interop.torch.cells import read_cell, read_params
-from rnnjax.interop.torch.nested import RECURRENT_KEY
+from rnnjax.cells import Cell, GRUCell, LSTMCell, ProjectionLSTMCell, SimpleRNNCell
+from rnnjax.cells.activations import named
+from rnnjax.cells.base import Params
+from rnnjax.errors import InteropError, InvalidInputError
+from rnnjax.interop.arrays import as_jax, cell_arrays, check_one_type, float_array, in_prediction
+from rnnjax.interop.chain import Reading, rows_of
+from rnnjax.interop.layers import Dense, Embedding, Layer, Recurrent
+from rnnjax.interop.registry import FORMS, names_of
 from rnnjax.layers import Bidirectional, Directions, Stack
 
-_DIRECTIONS = re.compile(
-    r"(?P<prefix>.*\.)?(?:(?P<old>weight\w*)_v|parametrizations\.(?P<new>weight\w*)\.original1)",
+_ARRAYS: Mapping[type[Layer], Mapping[str, str]] = {
+    Recurrent: {
+        "kernel": "weight_ih",
+        "recurrent_kernel": "weight_hh",
+        "bias": "bias_ih",
+        "recurrent_bias": "bias_hh",
+        "projection_kernel": "weight_hr",
+    },
+    Dense: {"kernel": "weight", "bias": "bias"},
+    Embedding: {"embedding": "weight"},
+}
+"""Our arrays and PyTorch's, by the layer; a kernel has its axes the other way round there."""
+
+_FUNCTIONS = {"activation": ("tanh",), "recurrent_activation": ("sigmoid",)}
+_TOLD: Mapping[type[Cell], Mapping[str, tuple[Any, ...]]] = {
+    SimpleRNNCell: {"activation": ("tanh", "relu")},
+    LSTMCell: _FUNCTIONS,
+    ProjectionLSTMCell: _FUNCTIONS,
+    GRUCell: {**_FUNCTIONS, "reset_after": (True,)},
+}
+"""What the options of a cell are in PyTorch."""
+
+_RECURRENT_KEY = re.compile(
+    rf"(?:(?P<prefix>.*)\.)?(?P<array>{'|'.join(_ARRAYS[Recurrent].values())})"
+    r"(?P<place>_l(?:0|[1-9][0-9]{0,3})(?:_reverse)?)?",
     re.DOTALL,
 )
+_DEEPEST = 6  # dicts in dicts, the outermost counted; longer paths would be memory for nothing
+_MOST_STATES = 1000  # that are looked at
+_WRAPPERS = ("module.", "_orig_mod.")  # of nn.DataParallel and torch.compile
+
+
+def _to_ours(kind: type[Layer], arrays: Mapping[str, np.ndarray]) -> Params:
+    # Two biases stay, also where they add up: an optimizer moves their sum by two steps at once.
+    return {
+        ours: as_jax(arrays[theirs].T if ours.endswith("kernel") else arrays[theirs])
+        for ours, theirs in _ARRAYS[kind].items()
+        if theirs in arrays
+    }
+
+
+def to_theirs(kind: type[Layer], arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays of a layer, or of a cell, by PyTorch's names; of two biases none is left out."""
+    if kind is Recurrent and "bias" in arrays:
+        arrays = {"recurrent_bias": np.zeros_like(arrays["bias"]), **arrays}
+    # Arrays of their own, which torch.from_numpy may let others write to.
+    return {
+        theirs: np.array(arrays[ours].T if ours.endswith("kernel") else arrays[ours], order="C")
+        for ours, theirs in _ARRAYS[kind].items()
+        if ours in arrays
+    }
+
+
+# --- The state dict in a checkpoint, which holds an optimizer, an epoch and more besides ---
+
+
+def find_state(tree: Any, at: str | None) -> tuple[Mapping[Any, Any], list[str]]:
+    """The one state dict in it, and where others are that have no recurrent module.
+
+    ``at`` is the keys that lead to it, with ``/`` between them, where it is told.
+
+    >>> import numpy as np
+    >>> state = {"lstm.weight_ih_l0": np.ones((20, 3))}
+    >>> find_state({"model": state, "epoch": 3}, None) == (state, [])
+    True
+    """
+    if at is not None:
+        for keys, state in _mappings(tree):
+            if _path(keys) == at:
+                return state, []
+        known = [_path(keys) for keys, _ in itertools.islice(_mappings(tree), 13) if keys]
+        raise InvalidInputError(
+            f"at should lead to a dict, as {_list(known) or 'nothing here'} does, but is {at!r}"
+        )
+    candidates = ((_path(keys), s) for keys, s in _mappings(tree) if _has_parameters(s))
+    found = list(itertools.islice(candidates, _MOST_STATES))
+    chosen = [held for held in found if any(map(_is_recurrent, held[1]))] or found
+    if not chosen and isinstance(tree, Mapping):
+        return tree, []
+    if not chosen:
+        raise InteropError("it holds no dict, and so no state dict; save model.state_dict()")
+    path, state = chosen[0]
+    if len(chosen) > 1:
+        raise InteropError(
+            f"it holds {len(chosen)} state dicts, {_list([path for path, _ in chosen])}; say which "
+            f"one, as in at={path!r}"
+        )
+    return state, [other for other, held in found if held is not state]
+
+
+def _is_recurrent(key: Any) -> bool:
+    return isinstance(key, str) and _RECURRENT_KEY.fullmatch(key) is not None
+
+
+def _path(keys: tuple[Any, ...]) -> str:
+    return "/".join(str(key)[:60] for key in keys)
+
+
+def _mappings(tree: Any) -> Iterator[tuple[tuple[Any, ...], Mapping[Any, Any]]]:
+    """Every dict once, the outer ones first, with the keys that lead to it first."""
+    level: list[tuple[tuple[Any, ...], Any]]
+    level = [((), tree)] if isinstance(tree, Mapping | list | tuple) else []
+    seen = {id(tree)}
+    for _ in range(_DEEPEST):
+        inner = []
+        for keys, value in level:
+            if isinstance(value, Mapping):
+                yield keys, value
+            for key, held in value.items() if isinstance(value, Mapping) else enumerate(value):
+                if isinstance(held, Mapping | list | tuple) and id(held) not in seen:
+                    seen.add(id(held))
+                    # No text: two million paths in a hostile file would have gigabytes.
+                    inner.append(((*keys, key), held))
+        level = inner
+
+
+def _has_parameters(state: Mapping[Any, Any]) -> bool:
+    return any(
+        isinstance(key, str)
+        and key.rpartition(".")[2].startswith(("weight", "bias"))
+        and hasattr(value, "shape")
+        for key, value in state.items()
+    )
+
+
+def _list(paths: Sequence[str]) -> str:
+    return ", ".join(f"{path[:60]!r}" for path in paths[:12]) + ", ..." * (len(paths) > 12)
+
+
+# --- Its modules ---
 
 
 class Module(NamedTuple):
@@ -31,14 +159,14 @@ class Module(NamedTuple):
     @property
     def recurrent(self) -> bool:
         """Whether it is an RNN, LSTM or GRU, or a cell of these."""
-        return any(map(RECURRENT_KEY.fullmatch, self.entries))
+        return any(map(_is_recurrent, self.entries))
 
     @property
-    def is_weight(self) -> bool:
-        """Whether it looks like a Linear or an Embedding."""
+    def known(self) -> bool:
+        """Whether it is recurrent, or looks like a Linear or an Embedding."""
         shape = getattr(self.entries.get("weight"), "shape", ())
-        known = set(self.entries) in ({"weight"}, {"weight", "bias"})
-        return known and bool(self.name) and len(shape) == 2 and 0 not in shape
+        weight = set(self.entries) in ({"weight"}, {"weight", "bias"})
+        return self.recurrent or (weight and self.name != "" and len(shape) == 2 and 0 not in shape)
 
     def __str__(self) -> str:
         words = [
@@ -49,43 +177,19 @@ class Module(NamedTuple):
         return f"{self.name[:60]!r} ({', '.join(words)}{', ...' * (len(self.entries) > 3)})"
 
 
-def without_weight_norm(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The weights of which ``weight_norm`` keeps lengths and directions (Salimans & Kingma, 2016).
-
-    >>> state = {"weight_g": np.float32([[10]]), "weight_v": np.float32([[3, 4]])}
-    >>> without_weight_norm(state)
-    {'weight': array([[6., 8.]], dtype=float32)}
-    """
-    found = dict(state)
-    for key in state:
-        match = _DIRECTIONS.fullmatch(key)
-        lengths = "" if match is None else f"{key[:-1]}{'g' if match['old'] else '0'}"
-        if match is None or lengths not in state:
-            continue
-        shape, given = (tuple(getattr(state[name], "shape", ())) for name in (key, lengths))
-        along = [tuple(n if i == j else 1 for j, n in enumerate(shape)) for i in range(len(shape))]
-        if given not in [(), *along]:  # of another kind
-            continue
-        v, g = (float_array(name, found.pop(name)) for name in (key, lengths))
-        axes = tuple(i for i in range(v.ndim) if not given or given[i] == 1)
-        wide = v.astype(np.result_type(v.dtype, np.float32))
-        with np.errstate(all="ignore"):  # a direction of zeros gives NaN, as it does there
-            weight = wide * (g / np.sqrt(np.square(wide).sum(axes, keepdims=True)))
-        found[f"{match['prefix'] or ''}{match['old'] or match['new']}"] = weight.astype(v.dtype)
-    return found
-
-
-def find_modules(state: Mapping[str, Any], wrapper: str = "") -> dict[str, Module]:
+def find_modules(state: Mapping[str, Any]) -> dict[str, Module]:
     """Gather the entries by the module that they belong to, in the order of the state dict.
 
-    Every key begins with ``wrapper``, and no name does.
+    No name has the prefix that all keys have where the whole was wrapped.
     """
+    wrapper = ""
+    for _ in range(4):  # a hostile name may hold millions
+        fitting = [w for w in _WRAPPERS if state and all(k.startswith(wrapper + w) for k in state)]
+        wrapper += fitting[0] if fitting else ""
     found: dict[str, Module] = {}
-    for key, value in without_weight_norm(state).items():
-        match = RECURRENT_KEY.fullmatch(key.removeprefix(wrapper))
-        prefix, _, short = key.removeprefix(wrapper).rpartition(".")
-        name = prefix or ("rnn" if match else "")
-        prefix = key.removesuffix(short)
+    for key, value in state.items():
+        path, _, short = key.removeprefix(wrapper).rpartition(".")
+        name, prefix = path or ("rnn" if _is_recurrent(short) else ""), key.removesuffix(short)
         module = found.setdefault(name, Module(name, prefix, {}))
         if module.prefix != prefix:
             raise InteropError(
@@ -98,7 +202,7 @@ def find_modules(state: Mapping[str, Any], wrapper: str = "") -> dict[str, Modul
 
 def read_module(module: Module, nonlinearity: str) -> list[Reading]:
     """The layers that a module can be read as: two for a weight alone, else one."""
-    if not (module.recurrent or module.is_weight):
+    if not module.known:
         raise InteropError(
             f"a state dict is read of RNN, LSTM, GRU, their cells, Embedding and Linear, but "
             f"{module} is none of these, or has no name; leave it out of modules=[...]"
@@ -113,58 +217,152 @@ def read_module(module: Module, nonlinearity: str) -> list[Reading]:
             f"the bias of {module}, a Linear, should be ({rows},) and {weight.dtype}, but is "
             f"{bias.shape} and {bias.dtype}; check the state dict"
         )
-    params = {"kernel": as_jax(weight.T)} | ({} if bias is None else {"bias": as_jax(bias)})
     dense = Dense(module.name, rows, use_bias=bias is not None)
-    readings = [Reading(dense, params, columns, rows)]
+    readings = [Reading(dense, _to_ours(Dense, arrays), columns, rows)]
     if bias is None:
         embedding = Embedding(module.name, rows, columns)
-        readings.append(Reading(embedding, {"embedding": as_jax(weight)}, None, columns))
+        readings.append(Reading(embedding, _to_ours(Embedding, arrays), None, columns))
     return readings
 
 
 def _read_recurrent(module: Module, named: Mapping[str, np.ndarray], nonlinearity: str) -> Reading:
     places: dict[str, dict[str, np.ndarray]] = {}
     for key, array in named.items():
-        match = RECURRENT_KEY.fullmatch(key)
+        match = _RECURRENT_KEY.fullmatch(key)
         if match is None:
             raise InteropError(
                 f"{module.prefix + key!r:.80} is no part of an RNN, LSTM or GRU, but {module} has "
-                "it; leave it out of the state dict, or the module out of modules=[...]"
+                "it; leave it out of the state dict, or the module out of modules=[...]; where it "
+                "is of weight_norm, call torch.nn.utils.remove_weight_norm before it is saved"
             )
         places.setdefault(match["place"] or "", {})[match["array"]] = array
-    directions = 1 + any(place.endswith("_reverse") for place in places)
-    num_layers, rest = divmod(len(places), directions)
-    expected = [
-        [f"_l{layer}{suffix}" for suffix in ("", "_reverse")[:directions]]
-        for layer in range(num_layers)
-    ]
-    if set(places) == {""}:
-        expected = [[""]]
-    elif rest or {place for layer in expected for place in layer} != set(places):
+    ways = ("", "_reverse")[: 1 + any(place.endswith("_reverse") for place in places)]
+    rows = [[f"_l{layer}{way}" for way in ways] for layer in range(len(places) // len(ways))]
+    rows = [[""]] if set(places) == {""} else rows
+    if {place for row in rows for place in row} != set(places):
         raise InteropError(
             f"the layers of {module} should be _l0, _l1 ..., each with or each without _reverse, "
             f"but are {', '.join(sorted(places))[:200]}; check that the state dict is complete"
         )
-    first: Cell | None = None
-    cells, params, gives = [], [], 0
-    for layer, row in enumerate(expected):
-        both: list[Any] = []
+    where = repr(module.name[:60])
+    first, takes = _read_cell(where + rows[0][0], places[rows[0][0]], nonlinearity)
+    cells, params, expected = [], [], takes
+    for row in rows:
         for place in row:
-            where, arrays = f"{module.name[:60]!r}{place}", places[place]
-            cell = read_cell(where, arrays, nonlinearity)
-            first = cell if first is None else first
-            inputs = arrays["weight_ih"].shape[1]
-            if cell != first or ((place != row[0] or layer) and inputs != gives):
+            cell, inputs = _read_cell(where + place, places[place], nonlinearity)
+            if (cell, inputs) != (first, expected):
                 raise InteropError(
-                    f"{where} does not fit the other layers of the module: it is {cell} for "
-                    f"{inputs} inputs, where {first} for {gives} is expected; check the state dict"
+                    f"{where}{place} does not fit the other layers of the module: it is {cell} for "
+                    f"{inputs} inputs, where {first} for {expected} is expected; check the state "
+                    "dict"
                 )
-            both.append(read_params(arrays))
-            gives = inputs  # of the other direction
-        gives = cell.output_size * directions
-        cells.append(Bidirectional(cell) if directions == 2 else cell)
-        params.append(Directions(*both) if directions == 2 else both[0])
-    takes = places[expected[0][0]]["weight_ih"].shape[1]
-    if len(cells) == 1:
-        return Reading(Recurrent(module.name, cells[0]), params[0], takes, gives)
-    return Reading(Recurrent(module.name, Stack(cells)), tuple(params), takes, gives)
+        both = [_to_ours(Recurrent, places[place]) for place in row]
+        params.append(Directions(*both) if len(ways) == 2 else both[0])
+        cells.append(Bidirectional(first) if len(ways) == 2 else first)
+        expected = cells[0].output_size
+    if len(rows) == 1:
+        return Reading(Recurrent(module.name, cells[0]), params[0], takes, expected)
+    return Reading(Recurrent(module.name, Stack(cells)), tuple(params), takes, expected)
+
+
+def _read_cell(where: str, arrays: Mapping[str, np.ndarray], nonlinearity: str) -> tuple[Cell, int]:
+    """The cell that computes what one layer of a module does, and the number of its inputs."""
+    for name in ("weight_ih", "weight_hh"):
+        if name not in arrays:
+            raise InteropError(
+                f"{where} has no {name}; check that the state dict is complete, and without "
+                "weight_norm, which torch.nn.utils.remove_weight_norm takes away"
+            )
+    if ("bias_ih" in arrays) != ("bias_hh" in arrays):
+        raise InteropError(
+            f"{where} should have both biases or none, but has one; check that the state dict is "
+            "complete"
+        )
+    weight, projection = arrays["weight_hh"], arrays.get("weight_hr")
+    units = weight if projection is None else projection
+    hidden = units.shape[-1] if units.ndim == 2 else 0
+    gates, rest = divmod(weight.shape[0], hidden) if hidden else (0, 0)
+    kinds = [kind for kind in (SimpleRNNCell, GRUCell, LSTMCell) if len(kind.gates) == gates]
+    if (
+        rest
+        or not kinds
+        or weight.size == 0
+        or weight.ndim != 2
+        or (projection is not None and gates != 4)
+    ):
+        raise InteropError(
+            f"weight_hh of {where} should be (gates * {hidden or 'hidden_size'}, hidden_size) with "
+            f"4, 3 or 1 gates for an LSTM, a GRU or an RNN, and 4 where there is a weight_hr, but "
+            f"is {weight.shape}; check the state dict"
+        )
+    options: dict[str, Any] = {"use_bias": "bias_ih" in arrays, "param_dtype": weight.dtype}
+    if gates != 3:
+        options["use_recurrent_bias"] = "bias_ih" in arrays
+    if gates == 1:
+        options["activation"] = nonlinearity
+    cell: Cell = kinds[0](hidden, **options)
+    if projection is not None:
+        cell = ProjectionLSTMCell(hidden, proj_size=weight.shape[1], **options)
+    inputs = arrays["weight_ih"].shape[-1] if arrays["weight_ih"].ndim == 2 else 0
+    for name, parameter in cell.parameters(max(inputs, 1)).items():
+        theirs = _ARRAYS[Recurrent][name]
+        if arrays[theirs].shape != parameter.shape[::-1]:
+            raise InteropError(
+                f"{theirs} of {where}, an {FORMS['torch'][type(cell)].name} of {hidden} units and "
+                f"{inputs} inputs, should be {parameter.shape[::-1]}, but is "
+                f"{arrays[theirs].shape}; check the state dict"
+            )
+    check_one_type(where, arrays.values())
+    return cell, inputs
+
+
+# --- The way back ---
+
+
+def write_recurrent(layer: Recurrent, params: Params, single: bool) -> dict[str, np.ndarray]:
+    """Every layer and direction of one module, by PyTorch's names; of a ``single`` cell."""
+    name = repr(layer.name)
+    if layer.reverse:
+        raise InteropError(
+            f"{name} runs in reverse, and a module of PyTorch does so in a bidirectional one alone;"
+            " reverse the sequence in code, and write the layer without reverse"
+        )
+    told: set[tuple[Any, ...]] = set()
+    entries: dict[str, np.ndarray] = {}
+    for k, parts in enumerate(rows_of(layer.name, layer.cell, params, "PyTorch")):
+        for d, (whole, one) in enumerate(parts):
+            place = "" if single and whole is layer.cell else f"_l{k}{'_reverse' * d}"
+            cell = in_prediction(whole, f"{name}{place}", "PyTorch")
+            told.add((len(parts), *_told_of(f"{name}{place}", cell)))
+            arrays = to_theirs(Recurrent, cell_arrays(cell, one))
+            entries |= {key + place: array for key, array in arrays.items()}
+    if len(told) > 1:
+        raise InteropError(
+            f"the layers of one module of PyTorch are alike, but those of {name} are not: "
+            f"{layer.cell!r}; give each a layer of its own in the model"
+        )
+    return entries
+
+
+def _told_of(where: str, cell: Any) -> tuple[Any, ...]:
+    """What PyTorch's module is told when it is made, the same for all its layers."""
+    form = FORMS["torch"].get(type(cell))
+    if form is None:
+        raise InteropError(
+            f"PyTorch has modules for {names_of('torch')}, but {where} is {cell!r}; there is no "
+            "state dict for it"
+        )
+    told = [form.name, cell.hidden_size, cell.output_size, cell.use_bias]
+    for option, known in _TOLD[type(cell)].items():
+        told.append(named(getattr(cell, option)))
+        if told[-1] not in known:
+            raise InteropError(
+                f"PyTorch's {form.name} has {option}={' or '.join(map(repr, known))}, but {where} "
+                f"has {option}={told[-1]!r}, which is another function of the same parameters"
+            )
+    if isinstance(cell, ProjectionLSTMCell) and cell.proj_size >= cell.hidden_size:
+        raise InteropError(
+            f"proj_size of PyTorch's LSTM must be smaller than its hidden_size, but {where} has "
+            f"{cell.proj_size} of {cell.hidden_size}"
+        )
+    return tuple(told)

@@ -3,25 +3,38 @@
 Since PyTorch 1.6 it is a zip of bare entries: ``data.pkl``, a pickle in which each tensor names its
 storage, and ``data/0``, ``data/1`` ..., the bytes of the storages. Before that it was one stream:
 five pickles, and then the storages.
+
+A pickle is a program for a machine with a stack. Python's own runs it, with the steps that
+parameters need alone: it makes dicts, lists, tuples, text, numbers and arrays, and calls the
+functions in ``_KNOWN``; a name that is not there is refused, and looked up nowhere.
 """
 
-import functools
 import io
+import math
 import pickle
+import pickletools
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
+
+import jax.numpy as jnp
+import numpy as np
 
 from rnnjax.errors import InteropError
 from rnnjax.interop.files import TORCH_STREAM, ZIP, describe, in_a_line
-from rnnjax.interop.torch.pickles import ALONE, Storage, run_pickle
 
+_ALONE = "save the parameters alone, where the model is: torch.save(model.state_dict(), 'model.pt')"
 _LONGEST_PICKLE = 32 * 2**20  # which may be a text that takes four bytes a letter
 _LONGEST_DIRECTORY = 16 * 2**20  # of a zip: some 200,000 entries, which take 20 times as much
+# A step takes 100 bytes at most. A vocabulary of 400,000 words has 1.6 million.
+_MOST_STEPS = 2_000_000
 # NotImplementedError is of a method of compression that Python does not know.
 _DAMAGED = (ValueError, IndexError, KeyError, AttributeError, struct.error, EOFError, OSError,
             zipfile.BadZipFile, pickle.UnpicklingError, NotImplementedError)  # fmt: skip
+
+Numbers = Callable[[str, np.dtype[Any], int], np.ndarray]
+"""Gives the numbers of a storage, by its key in the file, their type and how many they are."""
 
 
 def is_saved_by_torch(start: bytes) -> bool:
@@ -30,121 +43,318 @@ def is_saved_by_torch(start: bytes) -> bool:
 
 
 def read_saved(file: BinaryIO) -> Any:
-    """What was saved: containers of text, numbers and `Tensor`, which reads from ``file``."""
+    """What was saved: containers of text, numbers and arrays; the file is closed."""
     file.seek(0)
     read = _read_zip if file.read(1) == b"P" else _read_stream
-    return _in_our_words(read, _Bounded(file))
-
-
-class _Bounded(io.BufferedIOBase):
-    """A file of which no more can be asked for than it has, so that no size takes memory."""
-
-    def __init__(self, file: BinaryIO):
-        self.file, self.length, self.most = file, file.seek(0, io.SEEK_END), _LONGEST_DIRECTORY
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = 0, /) -> int:
-        return self.file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self.file.tell()
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        """The next, at most so many; refused where they would be more than ``most``."""
-        left = self.length - self.tell()
-        size = left if size is None or size < 0 else size
-        if size > self.most:
-            raise ValueError(f"{size} bytes of it should be read, but {self.most} are the most")
-        return self.file.read(size)
-
-    def part(self, start: int, size: int) -> bytes:
-        """All of a part."""
-        if not 0 <= size <= self.length - start:
-            raise ValueError("it is cut off")
-        self.seek(start)
-        return self.file.read(size)
-
-
-def _in_our_words(read: Callable[..., Any], *args: Any) -> Any:
-    """What a reader returns, or InteropError where the file does not hold what it says."""
     try:
-        return read(*args)
+        with _Bounded(file) as bounded:  # type: ignore[arg-type]  # any file has what it needs
+            return read(bounded)
     except _DAMAGED as error:
         raise InteropError(f"it is damaged ({in_a_line(error)}); get it again") from error
 
 
-def _hold(storage: Storage, size: int | None, read: Callable[[], bytes]) -> None:
-    """Have a storage read by that, where the number of bytes fits."""
-    if size != storage.size * storage.dtype.itemsize:
+class _Bounded(io.BufferedReader):
+    """A file of which nothing longer is read than a directory may be, until ``most`` says so."""
+
+    most = _LONGEST_DIRECTORY
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """The next, at most so many bytes."""
+        if size is not None and size > self.most:
+            raise ValueError(f"{size} bytes of it should be read, but {self.most} are the most")
+        return super().read(size)
+
+
+def _check_size(key: str, dtype: np.dtype[Any], size: int, came: int | None) -> None:
+    """Raise unless a storage has as many bytes as its numbers take."""
+    if came != size * dtype.itemsize:
         raise ValueError(
-            f"its storage {storage.key[:20]} should have {storage.size} numbers in "
-            f"{storage.dtype}, but {'is not there' if size is None else f'has {size} bytes'}"
+            f"its storage {key[:20]!r} should have {size} numbers in {dtype}, but "
+            f"{'is not there' if came is None else f'has {came} bytes'}"
         )
-    storage.read = functools.partial(_in_our_words, read)
 
 
 def _read_zip(file: _Bounded) -> Any:
+    length = file.seek(0, io.SEEK_END)
     archive = zipfile.ZipFile(file)
-    file.most = file.length
-    names = archive.namelist()
+    entries, names = archive.infolist(), archive.namelist()
     root, sizes = next(iter(names), "").partition("/")[0], dict.fromkeys(names, 0)
     what = describe(b"", names)
     if what and "torch.load" not in what:
         raise InteropError(f"it is {what}")
     strange = [n for n in names if not n.startswith(f"{root}/") or ".." in n.split("/")]
-    if not root or strange or f"{root}/data.pkl" not in sizes:
+    pickled, order = f"{root}/data.pkl", f"{root}/byteorder"
+    if not root or strange or pickled not in sizes:
         why = f"has an entry {strange[0][:80]!r}" if strange else "has no data.pkl"
         raise InteropError(
             f"it is a zip that torch.save did not write: it {why}; check which file it is"
         )
-    for entry in archive.infolist():
+    for entry in entries:
         sizes[entry.filename] += entry.file_size
         if entry.compress_type or entry.flag_bits & 1 or entry.compress_size != entry.file_size:
             raise InteropError(
                 f"its entry {entry.filename[:80]!r} is compressed or encrypted, and not of "
-                f"torch.save; {ALONE}"
+                f"torch.save; {_ALONE}"
             )
     # Entries that lie in each other would let the same bytes be read again and again.
-    places = {entry.header_offset for entry in archive.infolist()}
-    if min(len(sizes), len(places)) < len(names) or sum(sizes.values()) > file.length:
+    places = {entry.header_offset for entry in entries}
+    if min(len(sizes), len(places)) < len(names) or sum(sizes.values()) > length:
         raise ValueError("its entries overlap, or two have one name")
-    pickled, order = f"{root}/data.pkl", f"{root}/byteorder"
     if sizes[pickled] > _LONGEST_PICKLE or sizes.get(order, 0) > len("little"):
         raise InteropError(
             f"its data.pkl has {sizes[pickled]:,} bytes, where {_LONGEST_PICKLE:,} are read at "
-            f"most, or its byteorder is none; {ALONE}"
+            f"most, or its byteorder is none; {_ALONE}"
         )
-    storages: dict[str, Storage] = {}
-    tree = run_pickle(io.BytesIO(archive.read(pickled)), storages)
+    file.most = length
     swapped = order in sizes and archive.read(order) == b"big"
-    for key, storage in storages.items():
-        entry_name, storage.swapped = f"{root}/data/{key}", swapped
-        _hold(storage, sizes.get(entry_name), functools.partial(archive.read, entry_name))
-    return tree
+
+    def numbers(key: str, dtype: np.dtype[Any], size: int) -> np.ndarray:
+        name = f"{root}/data/{key}"
+        _check_size(key, dtype, size, sizes.get(name))
+        flat = np.frombuffer(archive.read(name), dtype)
+        return flat.byteswap() if swapped else flat
+
+    return _Unpickler(io.BytesIO(archive.read(pickled)), numbers).load()
 
 
 def _read_stream(file: _Bounded) -> Any:
-    """The form before PyTorch 1.6; its numbers are little-endian, whatever the machine was."""
-    storages: dict[str, Storage] = {}
-    pickles = io.BytesIO(file.part(0, min(file.length, _LONGEST_PICKLE)))
+    """The form before PyTorch 1.6; its numbers are little-endian, whatever the machine was.
+
+    They lie behind the pickles, and are put into the arrays that are there by then.
+    """
+    file.most = left = file.seek(0, io.SEEK_END)
+    storages: dict[str, np.ndarray] = {}
+
+    def numbers(key: str, dtype: np.dtype[Any], size: int) -> np.ndarray:
+        nonlocal left
+        left -= size * dtype.itemsize
+        if left < 0:
+            raise ValueError("it is cut off")
+        return storages.setdefault(key, np.zeros(size, dtype))
+
+    file.seek(0)
+    pickles = io.BytesIO(file.read(_LONGEST_PICKLE) if left > _LONGEST_PICKLE else file.read())
     pickles.seek(2 + len(TORCH_STREAM))
-    if run_pickle(pickles, storages) != 1001:
+    version, _, tree, keys = (_Unpickler(pickles, numbers).load() for _ in range(4))
+    if version != 1001:
         raise InteropError("it is of a form that PyTorch has left; save it again with a new one")
-    run_pickle(pickles, storages)  # the machine's sizes of numbers
-    tree, keys = run_pickle(pickles, storages), run_pickle(pickles, storages)
     if type(keys) is not list:
         raise ValueError("its storages are no list")
-    at, left = pickles.tell(), dict(storages)
+    file.seek(pickles.tell())
     for key in keys:
-        storage = left.pop(key, None) if type(key) is str else None
+        storage = storages.pop(key, None) if type(key) is str else None
         if storage is None:
             raise ValueError("it has a storage that no tensor is in")
-        size = struct.unpack("<q", file.part(at, 8))[0] * storage.dtype.itemsize
-        _hold(storage, size, functools.partial(file.part, at + 8, size))
-        at += 8 + size
-    for storage in left.values():
-        _hold(storage, None, bytes)
-    file.part(at, 0)  # the last is whole
+        size = struct.unpack("<q", file.read(8))[0] * storage.itemsize
+        _check_size(key, storage.dtype, len(storage), size)
+        data = file.read(size)
+        if len(data) < size:
+            raise ValueError("it is cut off")
+        storage[:] = np.frombuffer(data, storage.dtype)
+    for key, storage in storages.items():
+        _check_size(key, storage.dtype, len(storage), None)
     return tree
+
+
+# --- The machine ---
+
+
+# Private, and so unknown to type checkers, but in every Python: what `pickle.Unpickler` is without
+# its part in C, which takes memory by the sizes that a pickle states.
+_BASE: Any = pickle._Unpickler
+
+
+class _Unpickler(_BASE):  # type: ignore[misc]
+    """Python's own; the steps by which a pickle could call, change or hash something are here."""
+
+    def __init__(self, stream: io.BytesIO, numbers: Numbers):
+        super().__init__(stream, encoding="latin-1")
+        self.numbers, self.dispatch = numbers, _Steps(_STEPS)
+        self.storages: dict[str, np.ndarray] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        """What stands here for a name."""
+        known = _KNOWN.get(f"{module} {name}")
+        if known is None:
+            raise InteropError(
+                f"it holds {f'{module}.{name}'[:80]!r}, and not parameters alone, which it would "
+                f"take code to build, and no code in a file is run; {_ALONE}"
+            )
+        return known
+
+    def persistent_load(self, pid: Any) -> np.ndarray:
+        """The storage that a tensor is a view of, by what the pickle says of it."""
+        if type(pid) is not tuple or len(pid) not in (5, 6) or pid[5:] not in ((), (None,)):
+            raise ValueError("its pickle names something else than a storage")
+        _, dtype, key, _, size = pid[:5]
+        if not isinstance(dtype, np.dtype) or type(key) is not str or type(size) is not int:
+            raise ValueError("its pickle names a storage without a type, a name or a size")
+        if key not in self.storages:
+            self.storages[key] = self.numbers(key, dtype, size)
+        storage = self.storages[key]
+        if (storage.dtype, storage.size) != (dtype, size):
+            raise ValueError(f"its storage {key[:20]!r} is named twice, with other types or sizes")
+        return storage
+
+    def call(self) -> None:
+        """``REDUCE``: one of the functions here."""
+        args, function = self.stack.pop(), self.stack.pop()
+        if not callable(function) or type(args) is not tuple:
+            raise ValueError("its pickle calls what is no function, or with no tuple")
+        # No more than they take: a pickle might give the same million a million times.
+        self.append(function(*args[:7]))
+
+    def set_item(self) -> None:
+        """``SETITEM``."""
+        value, key = self.stack.pop(), self.stack.pop()
+        _set(self.stack[-1], [(key, value)])
+
+    def set_items(self) -> None:
+        """``SETITEMS``."""
+        items = self.pop_mark()
+        _set(self.stack[-1], zip(items[::2], items[1::2], strict=True))
+
+
+class _Steps(dict[int, Callable[[_Unpickler], None]]):
+    """What is done at each step, and how many may still come."""
+
+    left = _MOST_STEPS
+
+    def __getitem__(self, code: int) -> Callable[[_Unpickler], None]:
+        self.left -= 1
+        if self.left < 0:
+            raise InteropError(f"its pickle has more than {_MOST_STEPS:,} steps; {_ALONE}")
+        return super().__getitem__(code)
+
+    def __missing__(self, code: int) -> Any:
+        if code not in _NAMES:
+            raise ValueError("its pickle has a step that no pickle has")
+        raise InteropError(
+            f"its pickle has a step {_NAMES[code]}, which no parameters need; {_ALONE}"
+        )
+
+
+_NAMES = {ord(step.code): step.name for step in pickletools.opcodes}
+_ALLOWED = (
+    "PROTO", "FRAME", "STOP", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE",
+    "SHORT_BINUNICODE", "BINUNICODE8", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES",
+    "BINBYTES8", "NONE", "NEWTRUE", "NEWFALSE", "EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE", "MARK",
+    "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "APPEND", "APPENDS", "BINPUT", "LONG_BINPUT", "MEMOIZE",
+    "BINGET", "LONG_BINGET", "BINPERSID", "GLOBAL", "STACK_GLOBAL",
+)  # fmt: skip
+_STEPS: Mapping[int, Callable[[_Unpickler], None]] = {
+    **{code: _BASE.dispatch[code] for code, name in _NAMES.items() if name in _ALLOWED},
+    # A set is a list here: what it holds might take for ever to hash.
+    pickle.EMPTY_SET[0]: _BASE.dispatch[pickle.EMPTY_LIST[0]],
+    pickle.ADDITEMS[0]: _BASE.dispatch[pickle.APPENDS[0]],
+    # Python's own would make an array of the size that is stated.
+    pickle.BYTEARRAY8[0]: _BASE.dispatch[pickle.BINBYTES8[0]],
+    pickle.REDUCE[0]: _Unpickler.call,
+    # The versions of modules, and what is not read, are all that has a state.
+    pickle.BUILD[0]: lambda machine: machine.stack.pop(),
+    pickle.SETITEM[0]: _Unpickler.set_item,
+    pickle.SETITEMS[0]: _Unpickler.set_items,
+}
+
+
+def _set(whole: dict[Any, Any], pairs: Any) -> dict[Any, Any]:
+    """Text and numbers are keys: the hash of a tuple in tuples might take for ever.
+
+    So might a dict of integers of one hash, which has their remainder of 2**61 - 1.
+    """
+    if type(whole) is not dict:
+        raise ValueError(f"its pickle has a SETITEM of a {type(whole).__name__}")
+    for key, value in pairs:
+        if key is _unread:  # a number of NumPy's, which no parameter has for a key
+            continue
+        if not isinstance(key, str | int | float) or (type(key) is int and abs(key) >= 2**61 - 1):
+            raise ValueError(f"its pickle has a {type(key).__name__} for a key, or a huge number")
+        whole[key] = value
+    return whole
+
+
+# None of these functions copies what it is given: a pickle might give the same a million times.
+
+
+def _dict(pairs: Any = None, *_: Any) -> dict[Any, Any]:
+    if pairs is None or type(pairs) is dict:
+        return {} if pairs is None else pairs
+    if type(pairs) is not list or not all(type(p) is list and len(p) == 2 for p in pairs):
+        raise ValueError("its pickle has a dict of something else than pairs")
+    whole = _set({}, pairs)
+    pairs.clear()
+    return whole
+
+
+def _tensor(
+    storage: Any = None, offset: Any = None, shape: Any = None, strides: Any = None, *rest: Any
+) -> np.ndarray:
+    """A view of a storage, all of whose entries lie in it."""
+    whole = isinstance(shape, tuple) and isinstance(strides, tuple) and len(shape) == len(strides)
+    # A tensor in the place of a storage may show more numbers than there are.
+    if not isinstance(storage, np.ndarray) or storage.ndim != 1 or not storage.flags.c_contiguous:
+        raise ValueError("its pickle has a tensor without a storage")
+    if not whole or not all(type(n) is int and n >= 0 for n in (offset, *shape, *strides)):
+        raise ValueError("its pickle has a tensor without an offset, a shape or strides")
+    # NumPy's limit, also where an axis has no entry.
+    if math.prod(max(n, 1) for n in shape) * storage.itemsize >= 2**62:
+        raise ValueError("its pickle has a tensor of a size that no memory has")
+    # Where no step is made along an axis, its stride says nothing, and may be of any size.
+    steps = [s if n > 1 and 0 not in shape else 0 for n, s in zip(shape, strides, strict=True)]
+    last = offset + sum((n - 1) * step for n, step in zip(shape, steps, strict=True))
+    if 0 not in shape and last >= storage.size:
+        raise ValueError(f"its pickle has a tensor that ends behind {storage.size} numbers")
+    if len(rest) > 2 and rest[2]:
+        raise InteropError("it has a tensor that is negated or conjugated when read; save a copy")
+    return np.lib.stride_tricks.as_strided(
+        storage[offset:], shape, [step * storage.itemsize for step in steps], writeable=False
+    )
+
+
+def _first(value: Any = None, *_: Any) -> Any:
+    """The axes of a size, the tensor of a parameter."""
+    return value
+
+
+def _unread(*_: Any) -> Any:
+    """What checkpoints hold besides, and no parameter is: this function stands for it."""
+    return _unread
+
+
+_KNOWN: Mapping[str, Any] = {
+    "torch DoubleStorage": np.dtype(np.float64),
+    "torch FloatStorage": np.dtype(np.float32),
+    "torch HalfStorage": np.dtype(np.float16),
+    "torch BFloat16Storage": np.dtype(jnp.bfloat16),
+    "torch LongStorage": np.dtype(np.int64),
+    "torch IntStorage": np.dtype(np.int32),
+    "torch ShortStorage": np.dtype(np.int16),
+    "torch CharStorage": np.dtype(np.int8),
+    "torch ByteStorage": np.dtype(np.uint8),
+    "torch BoolStorage": np.dtype(np.bool_),
+    "torch ComplexDoubleStorage": np.dtype(np.complex128),
+    "torch ComplexFloatStorage": np.dtype(np.complex64),
+    "collections OrderedDict": _dict,
+    "collections Counter": _dict,  # in the state of a schedule
+    "torch Size": _first,
+    "torch._utils _rebuild_tensor": _tensor,
+    "torch._utils _rebuild_tensor_v2": _tensor,
+    "torch._utils _rebuild_parameter": _first,
+    **dict.fromkeys(
+        [
+            "numpy.core.multiarray scalar",
+            "numpy._core.multiarray scalar",
+            "numpy.core.multiarray _reconstruct",
+            "numpy._core.multiarray _reconstruct",
+            "numpy.core.numeric _frombuffer",
+            "numpy._core.numeric _frombuffer",
+            "numpy dtype",
+            "numpy ndarray",
+            "_codecs encode",
+            "torch device",
+            "builtins set",
+            "__builtin__ set",
+        ],
+        _unread,
+    ),
+}
