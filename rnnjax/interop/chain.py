@@ -65,7 +65,6 @@ class Reading(NamedTuple):
     params: Any  # of the layer
     takes: int | None  # the number of features of its inputs; None for ids
     gives: int  # that of its outputs
-    came: Any = None  # what the way back needs to know, of any kind
 
 
 Read = Callable[[str], Sequence[Reading]]

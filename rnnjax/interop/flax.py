@@ -1,9 +1,11 @@
 """Parameters of Flax's recurrent modules, ``flax.linen`` and ``flax.nnx``, in and out.
 
-`from_params` reads a tree of parameters, and `to_params` is the way back, for both. What a module
-says in code is not in its parameters: activations and the order of modules are options here. `RNN`
-and `Bidirectional` of `rnnjax.linen` and `rnnjax.nnx` around Flax's cells hold Flax's trees, and
-are read like Flax's own. Around rnnjax's own cells, and only there, nothing is to be read:
+`from_params` reads the tree of one recurrent module, and `to_params` is the way back, for both.
+What a module says in code is not in its parameters: activations are options here. Flax's ``Dense``
+(nnx's ``Linear``) and ``Embed`` have the arrays of `rnnjax.interop.Dense` and
+`rnnjax.interop.Embedding` by the same names, so that they need no reading. `RNN` and
+`Bidirectional` of `rnnjax.linen` and `rnnjax.nnx` around Flax's cells hold Flax's trees, and are
+read like Flax's own. Around rnnjax's own cells, and only there, nothing is to be read:
 ``variables["params"]["cell"]`` of an ``RNN``, in nnx its `cell_params`, goes to `rnnjax.unroll` as
 it is.
 
@@ -13,8 +15,8 @@ cells is ``h`` there, and ``GRUCarry(hidden=h)`` or ``SimpleRNNCarry(hidden=h)``
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import flax.core
 import jax
@@ -33,29 +35,16 @@ from rnnjax.interop.arrays import (
     layer_arrays,
     with_one_bias,
 )
-from rnnjax.interop.chain import (
-    Reading,
-    check_modules,
-    given_order,
-    infer_order,
-    rows_of,
-    with_parameters,
-)
-from rnnjax.interop.layers import Dense, Embedding, Layer, Recurrent
-from rnnjax.interop.model import Model, Sequential
+from rnnjax.interop.chain import rows_of, with_parameters
+from rnnjax.interop.layers import Recurrent
+from rnnjax.interop.model import Model
 from rnnjax.layers import Bidirectional, Directions, Stack
 from rnnjax.layout import LAYOUTS, Form, Layout, Tree, params_of
 
 __all__ = ["FlaxOrigin", "from_params", "to_params"]
 
 Path = tuple[Any, ...]
-
-
-class Place(NamedTuple):
-    """Where the parameters of a layer are in a tree."""
-
-    paths: tuple[Path, ...]  # of its subtrees: two for both directions, else one
-    layouts: tuple[Layout, ...] = ()  # of its cells; none for Embed and Dense
+_WAYS = "forward_rnn", "backward_rnn"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,51 +52,43 @@ class FlaxOrigin:
     """What a tree of Flax's parameters says and a `Model` does not.
 
     Attributes:
-        form: whose tree.
-        wrapped: whether it came as ``{"params": tree}``.
-        places: by the name of the layer.
+        paths: of the cells in the tree: two for both directions, else one.
+        layouts: of these cells.
     """
 
-    form: Form = "linen"
-    wrapped: bool = False
-    places: Mapping[str, Place] = dataclasses.field(default_factory=dict)
+    paths: tuple[Path, ...]
+    layouts: tuple[Layout, ...]
 
 
 def from_params(
     params: Any,
     *,
-    modules: Sequence[str | Layer] | None = None,
     gate_fn: str | Activation = "sigmoid",
     activation_fn: str | Activation = "tanh",
     name: str = "rnn",
 ) -> Model:
-    """The model of a tree of Flax's parameters.
+    """The model of the parameters of one recurrent module of Flax.
 
-    It may hold the parameters of linen's ``LSTMCell``, ``OptimizedLSTMCell``, ``GRUCell``,
-    ``MGUCell`` and ``SimpleCell``, of nnx's ``LSTMCell``, ``OptimizedLSTMCell``, ``GRUCell`` and
-    ``SimpleCell``, of ``RNN`` and ``Bidirectional`` around them, of ``Embed``, and of ``Dense`` or
-    ``Linear``. Names and shapes say which. Layers have the paths of the modules for names, as in
-    ``"encoder.rnn"``.
+    It is one of linen's ``LSTMCell``, ``OptimizedLSTMCell``, ``GRUCell``, ``MGUCell`` and
+    ``SimpleCell``, of nnx's ``LSTMCell``, ``OptimizedLSTMCell``, ``GRUCell`` and ``SimpleCell``, or
+    an ``RNN`` or ``Bidirectional`` around them. Names and shapes say which. Of a model with more
+    modules give the part of one, as in ``variables["params"]["encoder"]``.
 
     An ``RNN`` with ``reverse=True`` is `dataclasses.replace` of the layer with that. A residual
-    ``SimpleCell`` is our cell with the identity added to the recurrent kernel.
+    ``SimpleCell`` is our cell with the identity added to the recurrent kernel. In a compact module
+    of linen's the cells of a ``Bidirectional`` have no parent of their own: read
+    ``{"forward_rnn": one, "backward_rnn": other}``.
 
     Args:
         params: ``variables`` of linen, or what it holds as ``"params"``; a ``nnx.State``, a
             dict of `nnx.to_pure_dict`, or a module of nnx.
-        modules: which modules run, in their order, and between them layers without parameters, as
-            in `rnnjax.interop.torch.from_state_dict`. Left out, all of them, where their order is
-            certain. In a compact module of linen's the cells of a ``Bidirectional`` have no parent
-            of that name: read ``{"forward_rnn": {"cell": one}, "backward_rnn": {"cell": other}}``.
         gate_fn: of all cells, as Flax's attribute; by name or as a callable.
         activation_fn: the same.
-        name: of a layer at the top of the tree.
+        name: of the layer.
 
     Raises:
-        InteropError: a module is none of these, an array has another shape or type, or the order is
-            not certain.
-        InvalidInputError: ``params`` is no such tree, ``modules`` names a module that is not there,
-            or a function has an unknown name.
+        InteropError: there is no such module, or more than one; an array has another shape or type.
+        InvalidInputError: ``params`` is no such tree, or a function has an unknown name.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
     >>> layer = nn.RNN(nn.GRUCell(5))
@@ -119,52 +100,40 @@ def from_params(
     >>> bool(jnp.allclose(ys, layer.apply(variables, jnp.ones((8, 10, 3))).swapaxes(0, 1)))
     True
     """
-    check_modules(modules)
     for function in (gate_fn, activation_fn):
         get_activation(function)  # raises for a name that is none
-    gate_fn, activation_fn = named(gate_fn), named(activation_fn)  # which run on the fast path
-    tree, form, wrapped = _nested(params)
-    found: dict[str, _Module] = {}
-    for module in _walk(tree, (), name):
-        if found.setdefault(module.name, module) is not module:
-            raise InteropError(
-                f"two modules have the path {module.name!r}; rename one in the parameters"
-            )
-    if not found:
-        raise InteropError("the parameters have no module to read; check what they are of")
-    listed = {name: str(module) for name, module in found.items()}
-
-    def read(name: str) -> list[Reading]:
-        return [_read_module(found[name], gate_fn, activation_fn)]
-
-    given = modules is not None
-    order = given_order(listed, read, modules or ()) if given else infer_order(listed, read)
-    places = {r.layer.name: r.came for r in order if r.came is not None}
-    forms = [layout.form for place in places.values() for layout in place.layouts]
-    origin = FlaxOrigin((forms or [form or "linen"])[0], wrapped, places)
-    network = Sequential(tuple(reading.layer for reading in order))
-    return Model(network, {r.layer.name: r.params for r in order if r.params}, origin)
-
-
-def _nested(params: Any) -> tuple[Any, Form | None, bool]:
-    """Parameters as nested dicts; of which form if that is known, and whether in "params"."""
     if isinstance(params, nnx.Module):
         params = nnx.state(params, nnx.Param)
     if isinstance(params, nnx.State):
-        return nnx.to_pure_dict(params), "nnx", False
+        params = nnx.to_pure_dict(params)
     if not isinstance(params, Mapping):
         raise InvalidInputError(
             f"parameters of Flax should be a dict, a nnx.State or a module of nnx, but are "
             f"{type(params).__name__}; give module.init(key, inputs) or nnx.state(module)"
         )
-    wrapped = isinstance(params.get("params"), Mapping)
-    others = sorted(str(key) for key in params if key != "params")
-    if wrapped and others:
-        raise InvalidInputError(
-            f"variables should hold params alone, but hold {', '.join(others)} too, which rnnjax "
-            "does not take; give variables['params']"
+    tree = flax.core.meta.unbox(params)
+    origin = _find(tree, ())
+    cells, entries = [], []
+    for path, layout in zip(origin.paths, origin.layouts, strict=True):
+        options: dict[str, Any] = {"activation": named(activation_fn)}  # by which it runs fast
+        if layout.cell is not SimpleRNNCell:
+            options["recurrent_activation"] = named(gate_fn)
+        cell, entry = _read_cell(_at(tree, path), _spelled(path), layout, options)
+        cells.append(cell)
+        entries.append(entry)
+    sizes = [entry["kernel"].shape[0] for entry in entries]
+    if len({*sizes}) > 1:
+        raise InteropError(
+            f"both directions should take inputs of one size, but take {sizes}; check the "
+            "parameters"
         )
-    return flax.core.meta.unbox(params["params"] if wrapped else params), None, wrapped
+    if len(cells) == 1:
+        model = Model.of(cells[0], entries[0], name)
+    else:
+        # A second cell like the first is left out, as in Bidirectional(cell).
+        both = Bidirectional(cells[0], None if cells[0] == cells[1] else cells[1])
+        model = Model.of(both, Directions(*entries), name)
+    return dataclasses.replace(model, origin=origin)
 
 
 def to_params(model: Model, *, form: Form | None = None) -> Any:
@@ -203,32 +172,29 @@ def to_params(model: Model, *, form: Form | None = None) -> Any:
     """
     if form not in (None, "linen", "nnx"):
         raise InvalidInputError(f"form should be 'linen' or 'nnx', but is {form!r}")
-    origin = model.origin if isinstance(model.origin, FlaxOrigin) else FlaxOrigin()
-    if form not in (None, origin.form):
-        origin = FlaxOrigin(form)
-    alone = [name for name in model.layers if model.params.get(name)] == ["rnn"]
+    origin = model.origin if isinstance(model.origin, FlaxOrigin) else FlaxOrigin((), ())
+    theirs: Form = origin.layouts[0].form if origin.layouts else "linen"
+    alone = [name for name in model.layers if model.params.get(name)]
     tree: Any = {}
     for name, layer, params in with_parameters(model, "Flax"):
         if not isinstance(layer, Recurrent):
-            place = origin.places.get(name, Place(((name,),)))
             arrays = layer_arrays(layer, params)
-            tree = _put(tree, place.paths[0], {key: as_jax(array) for key, array in arrays.items()})
+            tree[name] = {key: as_jax(array) for key, array in arrays.items()}
             continue
         for i, parts in enumerate(rows_of(name, layer.cell, params, "Flax")):
             own = f"{name}_{i}" if isinstance(layer.cell, Stack) else name
             cells = [in_prediction(cell, repr(own), "Flax") for cell, _ in parts]
-            given = origin.places.get(own)
-            if given is None or [each.cell for each in given.layouts] != [*map(type, cells)]:
-                top = () if alone and own == name else (own,)
-                ways = [("forward_rnn",), ("backward_rnn",)] if len(cells) == 2 else [()]
-                given = Place(
-                    tuple((*top, *way, "cell") for way in ways),
-                    tuple(_layout_of(repr(own), cell, origin.form) for cell in cells),
-                )
-            for path, layout, cell, (_, one) in zip(*given, cells, parts, strict=True):
+            paths, layouts = origin.paths, origin.layouts
+            came = len(alone) == 1 and [each.cell for each in layouts] == [*map(type, cells)]
+            if not came or form not in (None, theirs):
+                top = () if alone == ["rnn"] and own == name else (own,)
+                ways = [(way,) for way in _WAYS] if len(cells) == 2 else [()]
+                paths = tuple((*top, *way, "cell") for way in ways)
+                layouts = tuple(_layout_of(repr(own), cell, form or theirs) for cell in cells)
+            for path, layout, cell, (_, one) in zip(paths, layouts, cells, parts, strict=True):
                 blocks = _blocks(repr(own), layout, cell, cell_arrays(cell, one))
                 tree = _put(tree, path, jax.tree.map(as_jax, blocks))
-    return {"params": tree} if origin.wrapped else tree
+    return tree
 
 
 def _put(tree: Any, path: Path, entry: Any) -> Any:
@@ -239,111 +205,41 @@ def _put(tree: Any, path: Path, entry: Any) -> Any:
     return {**tree, head: _put(tree.get(head, {}), tuple(rest), entry)}
 
 
-# --- Modules ---
+def _at(tree: Any, path: Path) -> Any:
+    for key in path:
+        tree = tree[key]
+    return tree
 
 
-class _Module(NamedTuple):
-    """A module of a tree."""
-
-    name: str  # its path, with dots
-    place: Place  # where it is
-    trees: tuple[Any, ...]  # what is there
-
-    def __str__(self) -> str:
-        if self.place.layouts:
-            kinds = ", ".join(layout.names[0] for layout in self.place.layouts)
-            return f"{self.name[:60]!r} ({kinds})"
-        shapes = [
-            f"{jax.tree_util.keystr(path)} {np.shape(leaf)}"
-            for path, leaf in jax.tree_util.tree_leaves_with_path(self.trees[0])
-        ]
-        return f"{self.name[:60]!r} ({', '.join(shapes[:3])}{', ...' * (len(shapes) > 3)})"
+def _spelled(path: Path) -> str:
+    return ".".join(map(str, path)) or "the tree"
 
 
-def _walk(tree: Any, path: Path, top_name: str) -> Iterator[_Module]:
-    """The modules of a tree, in its order."""
-    name = ".".join(map(str, path[:-1] if path[-1:] == ("cell",) else path)) or top_name
-    if isinstance(tree, Mapping) and (set(tree) == {"count", "key"} or not tree):
-        return  # the random numbers of a module of nnx
-    layout = _find_layout(name, tree) if isinstance(tree, Mapping) else None
+def _find(tree: Any, path: Path) -> FlaxOrigin:
+    """Where the one recurrent module of a tree is, and how it is laid out."""
+    layout = _find_layout(_spelled(path), tree)
     if layout is not None:
-        yield _Module(name, Place((path,), (layout,)), (tree,))
-    elif isinstance(tree, Mapping) and set(tree) >= {"forward_rnn", "backward_rnn"}:
-        halves = [
-            each
-            for half in ("forward_rnn", "backward_rnn")
-            for each in _walk(tree[half], (*path, half), top_name)
-        ]
-        ways = [half.place.paths[0][len(path)] for half in halves if len(half.place.layouts) == 1]
-        if ways != ["forward_rnn", "backward_rnn"] or len(halves) != 2:
-            raise InteropError(
-                f"both directions of {name!r} should be an RNN of a cell that is known here, but "
-                f"hold {[str(module) for module in halves][:4]}; check the parameters"
-            )
-        one, other = halves
-        paths, layouts = (
-            one.place.paths + other.place.paths,
-            one.place.layouts + other.place.layouts,
-        )
-        yield _Module(name, Place(paths, layouts), one.trees + other.trees)
-    elif isinstance(tree, Mapping) and all(isinstance(child, Mapping) for child in tree.values()):
-        for key, child in tree.items():
-            yield from _walk(child, (*path, key), top_name)
-    else:
-        yield _Module(name, Place((path,)), (tree,))
-
-
-def _read_module(
-    module: _Module, gate_fn: str | Activation, activation_fn: str | Activation
-) -> Reading:
-    """The layer that a module is read as."""
-    if not module.place.layouts:
-        return _read_feedforward(module)
-    cells, params = [], []
-    for layout, tree in zip(module.place.layouts, module.trees, strict=True):
-        options: dict[str, Any] = {"activation": activation_fn}
-        if layout.cell is not SimpleRNNCell:
-            options["recurrent_activation"] = gate_fn
-        cell, entry = _read_cell(module.name, layout, tree, options)
-        cells.append(cell)
-        params.append(entry)
-    sizes = [entry["kernel"].shape[0] for entry in params]
-    if len({*sizes}) > 1:
-        raise InteropError(
-            f"both directions of {module.name!r} should take inputs of one size, but take "
-            f"{sizes}; check the parameters"
-        )
-    whole: Cell = cells[0]
-    if len(cells) == 2:
-        # A second cell like the first is left out, as in Bidirectional(cell).
-        whole = Bidirectional(cells[0], None if cells[0] == cells[1] else cells[1])
-    layer = Recurrent(module.name, whole)
-    both = Directions(*params) if len(cells) == 2 else params[0]
-    return Reading(layer, both, sizes[0], whole.output_size, module.place)
-
-
-def _read_feedforward(module: _Module) -> Reading:
-    tree = module.trees[0] if isinstance(module.trees[0], Mapping) else {}
-    matrix = np.shape(tree.get("embedding", tree.get("kernel")))
-    if (
-        set(tree) not in ({"embedding"}, {"kernel"}, {"kernel", "bias"})
-        or len(matrix) != 2
-        or 0 in matrix
-        or ("bias" in tree and np.shape(tree["bias"]) != matrix[1:])
-    ):
-        raise InteropError(
-            f"parameters are read of the recurrent cells of Flax, of Embed and of Dense or Linear, "
-            f"but {module} is none of these; leave it out with modules=[...]"
-        )
-    arrays = {name: float_array(f"{module.name}.{name}", leaf) for name, leaf in tree.items()}
-    params = {name: as_jax(array) for name, array in arrays.items()}
-    if "embedding" in tree:
-        return Reading(Embedding(module.name, *matrix), params, None, matrix[1], module.place)
-    dense = Dense(module.name, matrix[1], use_bias="bias" in tree)
-    return Reading(dense, params, *matrix, module.place)
-
-
-# --- Cells ---
+        return FlaxOrigin((path,), (layout,))
+    # The random numbers of a module of nnx are no parameters.
+    inside = {
+        key: child
+        for key, child in tree.items()
+        if not isinstance(child, Mapping) or (child and set(child) != {"count", "key"})
+    }
+    if all(isinstance(tree.get(way), Mapping) for way in _WAYS):
+        one, other = (_find(tree[way], (*path, way)) for way in _WAYS)
+        if len(one.layouts) == len(other.layouts) == 1:
+            return FlaxOrigin(one.paths + other.paths, one.layouts + other.layouts)
+    elif len(inside) == 1:
+        ((key, child),) = inside.items()
+        if isinstance(child, Mapping):
+            return _find(child, (*path, key))
+    raise InteropError(
+        f"the parameters should be those of one recurrent module, a cell of Flax or an RNN or "
+        f"Bidirectional of such cells, but {_spelled(path)} has "
+        f"{', '.join(map(repr, inside))[:400] or 'none'}; give the part of one, as in "
+        "params['encoder']"
+    )
 
 
 def _find_layout(where: str, tree: Tree) -> Layout | None:
@@ -365,7 +261,7 @@ def _find_layout(where: str, tree: Tree) -> Layout | None:
 
 
 def _read_cell(
-    where: str, layout: Layout, tree: Tree, options: Mapping[str, Any]
+    tree: Tree, where: str, layout: Layout, options: Mapping[str, Any]
 ) -> tuple[Cell, dict[str, jax.Array]]:
     """The cell of ours that computes the same, and its parameters."""
     blocks = {
