@@ -116,6 +116,10 @@ def given_order(
     listed: Mapping[str, str], read: Read, modules: Sequence[str | Layer]
 ) -> list[Reading]:
     """The modules in the order of ``modules``, and the layers that stand between them."""
+    if not isinstance(modules, Sequence) or isinstance(modules, str) or not modules:
+        raise InvalidInputError(
+            f"modules should be a list such as ['embedding', 'lstm', 'head'], but is {modules!r}"
+        )
     choices: list[Sequence[Reading]] = []
     for entry in modules:
         if isinstance(entry, OneHotIds):
@@ -147,12 +151,3 @@ def given_order(
         gives = gives if reading.gives == -1 else reading.gives
         order.append(reading)
     return order
-
-
-def check_modules(modules: Any) -> None:
-    """Raise unless it is a list of something, or None."""
-    listlike = isinstance(modules, Sequence) and not isinstance(modules, str)
-    if modules is not None and not (listlike and modules):
-        raise InvalidInputError(
-            f"modules should be a list such as ['embedding', 'lstm', 'head'], but is {modules!r}"
-        )

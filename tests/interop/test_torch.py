@@ -536,6 +536,7 @@ LSTM = nn.LSTM(3, 4, 2, bidirectional=True)
         (changed(LSTM, weight_ih_l1=(16, 7)), "does not fit the other layers"),
         (changed(LSTM, weight_ih_l0_reverse=(16, 2)), "does not fit the other layers"),
         (changed(LSTM, weight_hr_l0=(5, 5)), "weight_hh"),
+        (changed(LSTM, weight_hh_l0=(), weight_hr_l0=(4, 4)), "4, 3 or 1 gates"),
         (changed(nn.GRU(3, 4), weight_hr_l0=(4, 4)), "4 where there is a weight_hr"),
         (changed(LSTM, weight_ih_l3=(16, 8)), "_l0, _l1 ..., "),
         (changed(LSTM, weight_ih=(16, 8)), "_l0, _l1 ..., "),

@@ -23,7 +23,6 @@ from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.arrays import layer_arrays
 from rnnjax.interop.chain import (
     Reading,
-    check_modules,
     given_order,
     infer_order,
     with_parameters,
@@ -239,7 +238,6 @@ def _read(
     nonlinearity: Nonlinearity,
 ) -> tuple[Model, str]:
     """The model of a state dict, and what nobody said that it should be without, in words."""
-    check_modules(modules)
     if nonlinearity not in ("tanh", "relu"):
         raise InvalidInputError(
             f"nonlinearity should be 'tanh' or 'relu', but is {nonlinearity!r}; read a module of "
@@ -256,16 +254,16 @@ def _read(
     if not found:
         listed = f", only {', '.join(unknown[:8])}" if unknown else ""
         raise InteropError(f"the state dict has no module to read{listed}; check what was saved")
-    listed_all = {name: str(module) for name, module in found.items()}
+    words = {name: str(module) for name, module in found.items()}
 
     def read(name: str) -> list[Reading]:
         return read_module(found[name], nonlinearity)
 
     if modules is None:
-        order = infer_order(listed_all, read)
+        order = infer_order(words, read)
         _check_last(found, order)
     else:
-        order = given_order(listed_all, read, modules)
+        order = given_order(words, read, modules)
     names = {reading.layer.name for reading in order} & set(found)
     origin = TorchOrigin(
         {name: found[name].prefix for name in names},

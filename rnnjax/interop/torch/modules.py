@@ -31,18 +31,17 @@ _ARRAYS: Mapping[type[Layer], Mapping[str, str]] = {
 """Our arrays and PyTorch's, by the layer; a kernel has its axes the other way round there."""
 
 _FUNCTIONS = {"activation": ("tanh",), "recurrent_activation": ("sigmoid",)}
-_TOLD: Mapping[type[Cell], Mapping[str, tuple[Any, ...]]] = {
+_TOLD: Mapping[Any, Mapping[str, tuple[Any, ...]]] = {
     SimpleRNNCell: {"activation": ("tanh", "relu")},
     LSTMCell: _FUNCTIONS,
     ProjectionLSTMCell: _FUNCTIONS,
     GRUCell: {**_FUNCTIONS, "reset_after": (True,)},
 }
-"""What the options of a cell are in PyTorch."""
+"""The cells that PyTorch has, and what their options are there."""
 
 _RECURRENT_KEY = re.compile(
-    rf"(?:(?P<prefix>.*)\.)?(?P<array>{'|'.join(_ARRAYS[Recurrent].values())})"
-    r"(?P<place>_l(?:0|[1-9][0-9]{0,3})(?:_reverse)?)?",
-    re.DOTALL,
+    rf"(?P<array>{'|'.join(_ARRAYS[Recurrent].values())})"
+    r"(?P<place>(?:_l(?:0|[1-9][0-9]{0,3})(?:_reverse)?)?)"
 )
 _DEEPEST = 6  # dicts in dicts, the outermost counted; longer paths would be memory for nothing
 _MOST_STATES = 1000  # that are looked at
@@ -108,7 +107,7 @@ def find_state(tree: Any, at: str | None) -> tuple[Mapping[Any, Any], list[str]]
 
 
 def _is_recurrent(key: Any) -> bool:
-    return isinstance(key, str) and _RECURRENT_KEY.fullmatch(key) is not None
+    return isinstance(key, str) and _RECURRENT_KEY.fullmatch(key.rpartition(".")[2]) is not None
 
 
 def _path(keys: tuple[Any, ...]) -> str:
@@ -235,7 +234,7 @@ def _read_recurrent(module: Module, named: Mapping[str, np.ndarray], nonlinearit
                 "it; leave it out of the state dict, or the module out of modules=[...]; where it "
                 "is of weight_norm, call torch.nn.utils.remove_weight_norm before it is saved"
             )
-        places.setdefault(match["place"] or "", {})[match["array"]] = array
+        places.setdefault(match["place"], {})[match["array"]] = array
     ways = ("", "_reverse")[: 1 + any(place.endswith("_reverse") for place in places)]
     rows = [[f"_l{layer}{way}" for way in ways] for layer in range(len(places) // len(ways))]
     rows = [[""]] if set(places) == {""} else rows
@@ -280,16 +279,15 @@ def _read_cell(where: str, arrays: Mapping[str, np.ndarray], nonlinearity: str) 
         )
     weight, projection = arrays["weight_hh"], arrays.get("weight_hr")
     units = weight if projection is None else projection
-    hidden = units.shape[-1] if units.ndim == 2 else 0
+    hidden = units.shape[1] if units.ndim == weight.ndim == 2 else 0
     gates, rest = divmod(weight.shape[0], hidden) if hidden else (0, 0)
-    kinds = [kind for kind in (SimpleRNNCell, GRUCell, LSTMCell) if len(kind.gates) == gates]
-    if (
-        rest
-        or not kinds
-        or weight.size == 0
-        or weight.ndim != 2
-        or (projection is not None and gates != 4)
-    ):
+    projected = projection is not None
+    kinds = [
+        kind
+        for kind in _TOLD
+        if len(kind.gates) == gates and (kind is ProjectionLSTMCell) == projected
+    ]
+    if rest or not kinds or weight.size == 0:
         raise InteropError(
             f"weight_hh of {where} should be (gates * {hidden or 'hidden_size'}, hidden_size) with "
             f"4, 3 or 1 gates for an LSTM, a GRU or an RNN, and 4 where there is a weight_hr, but "
@@ -300,9 +298,9 @@ def _read_cell(where: str, arrays: Mapping[str, np.ndarray], nonlinearity: str) 
         options["use_recurrent_bias"] = "bias_ih" in arrays
     if gates == 1:
         options["activation"] = nonlinearity
+    if projected:
+        options["proj_size"] = weight.shape[1]
     cell: Cell = kinds[0](hidden, **options)
-    if projection is not None:
-        cell = ProjectionLSTMCell(hidden, proj_size=weight.shape[1], **options)
     inputs = arrays["weight_ih"].shape[-1] if arrays["weight_ih"].ndim == 2 else 0
     for name, parameter in cell.parameters(max(inputs, 1)).items():
         theirs = _ARRAYS[Recurrent][name]

@@ -321,19 +321,13 @@ def _unread(*_: Any) -> Any:
     return _unread
 
 
+_STORAGES: Mapping[str, Any] = {
+    "Double": np.float64, "Float": np.float32, "Half": np.float16, "BFloat16": jnp.bfloat16,
+    "Long": np.int64, "Int": np.int32, "Short": np.int16, "Char": np.int8, "Byte": np.uint8,
+    "Bool": np.bool_, "ComplexDouble": np.complex128, "ComplexFloat": np.complex64,
+}  # fmt: skip
 _KNOWN: Mapping[str, Any] = {
-    "torch DoubleStorage": np.dtype(np.float64),
-    "torch FloatStorage": np.dtype(np.float32),
-    "torch HalfStorage": np.dtype(np.float16),
-    "torch BFloat16Storage": np.dtype(jnp.bfloat16),
-    "torch LongStorage": np.dtype(np.int64),
-    "torch IntStorage": np.dtype(np.int32),
-    "torch ShortStorage": np.dtype(np.int16),
-    "torch CharStorage": np.dtype(np.int8),
-    "torch ByteStorage": np.dtype(np.uint8),
-    "torch BoolStorage": np.dtype(np.bool_),
-    "torch ComplexDoubleStorage": np.dtype(np.complex128),
-    "torch ComplexFloatStorage": np.dtype(np.complex64),
+    **{f"torch {name}Storage": np.dtype(kind) for name, kind in _STORAGES.items()},
     "collections OrderedDict": _dict,
     "collections Counter": _dict,  # in the state of a schedule
     "torch Size": _first,
