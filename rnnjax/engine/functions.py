@@ -1,6 +1,8 @@
 """Recurrences without a cell: arrays go in, and the states of all steps come out."""
 
-from typing import Any, NamedTuple
+import dataclasses
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -89,18 +91,28 @@ def linear_recurrence(
             f"decay, drive and carry must be real where decay is matrices, but one is {dtype}; "
             "write a complex number as a matrix of two rows"
         )
-    order = _Order.of(drive[..., 0] if groups else drive, lengths, mask, resets, reverse, method)
+    xs = drive[..., 0] if groups else drive
+    order, *marks = _Order.of(xs, lengths, mask, resets, reverse, method)
     if getattr(method, "chunk", None) is not None:
         raise InvalidInputError(
             f"chunk must be None, for there is no matrix memory to split, but is {method}; leave "
             "it out"
         )
-    size = drive.shape[-1] if groups else 1 + turning
     decay = jnp.broadcast_to(decay.astype(dtype), shape)
-    identity: Any = jnp.eye(size, dtype=dtype) if groups else 1
-    if (valid := order.valid) is not None:
+    return _linear(order, decay, drive.astype(dtype), carry.astype(dtype), *marks)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _linear(
+    order: "_Order", decay: jax.Array, drive: jax.Array, carry: jax.Array, valid: Any, resets: Any
+) -> tuple[jax.Array, jax.Array]:
+    """The recurrence, of arrays of one type; compiled here, as `unroll` is."""
+    groups, turning = decay.ndim > drive.ndim, jnp.issubdtype(drive.dtype, jnp.complexfloating)
+    size = drive.shape[-1] if groups else 1 + turning
+    identity: Any = jnp.eye(size, dtype=drive.dtype) if groups else 1
+    if valid is not None:
         decay = jnp.where(expand(valid, decay), decay, identity)
-    drive = zero_masked(drive.astype(dtype), valid)
+    drive = zero_masked(drive, valid)
 
     def split(x: jax.Array) -> list[jax.Array]:
         """The arrays of one number for each feature."""
@@ -112,11 +124,11 @@ def linear_recurrence(
     if turning:
         real, imag = split(decay)
         factors = [[real, -imag], [imag, real]]
-    factors, drives, resets = order.turned((factors, split(drive), order.resets))
-    given = match_devices((drives, factors, split(carry.astype(dtype)), resets))
-    run = AffineRecurrence(method.along, reverse)
+    factors, drives = order.turned((factors, split(drive)))
+    given = match_devices((drives, factors, split(carry), order.turned(resets)))
+    run = AffineRecurrence(order.method.along, order.reverse)
     if drive.shape[0]:
-        states, _, last = run.plain(*given) if isinstance(method, Scan) else run(*given)
+        states, _, last = run.plain(*given) if isinstance(order.method, Scan) else run(*given)
     else:
         states, last = drives, given[2]
 
@@ -208,21 +220,29 @@ def matrix_memory(
             f"carry must have shape {shape}, (*batch, heads, value_size, key_size), but has "
             f"{state.shape}; check its axes"
         )
-    order = _Order.of(given["key"][..., 0], lengths, mask, resets, reverse, method)
-    memory = Memory(**{name: zero_masked(x, order.valid) for name, x in given.items()})
-    valid, resets = order.turned((order.valid, order.resets))
-    steps = Steps(StepMarks(valid, resets), MatrixCarry(jnp.zeros_like(state)))
+    order, *marks = _Order.of(given["key"][..., 0], lengths, mask, resets, reverse, method)
+    return _memory(order, Memory(**given), state, *marks)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _memory(
+    order: "_Order", memory: Memory, state: jax.Array, valid: Any, resets: Any
+) -> tuple[MatrixCarry, jax.Array]:
+    """The reads of a memory; compiled here, as `unroll` is."""
+    masked, num_steps = valid, memory.key.shape[0]
+    memory = jax.tree.map(lambda x: zero_masked(x, masked), memory)
+    steps = Steps(StepMarks(*order.turned((valid, resets))), MatrixCarry(jnp.zeros_like(state)))
     memory, steps, begin = match_devices((order.turned(memory), steps, MatrixCarry(state)))
-    if not rows[0]:
-        return begin, given["value"].astype(dtype)
-    if isinstance(method, Scan):
+    if not num_steps:
+        return begin, memory.value.astype(state.dtype)
+    if isinstance(order.method, Scan):
         last, reads = jax.lax.scan(
             lambda carry, at: _memory_step(steps, carry, *at), begin, (memory, steps.per_step)
         )
     else:
-        length = usual_length(memory, rows[0], getattr(method, "chunk", None))
+        length = usual_length(memory, num_steps, getattr(order.method, "chunk", None))
         last, reads, _ = run_memory(memory, begin, steps, length)
-    return last, zero_masked(order.turned(reads), order.valid)
+    return last, zero_masked(order.turned(reads), masked)
 
 
 def _memory_step(steps: Steps, carry: Any, memory: Memory, at: StepMarks) -> Any:
@@ -231,24 +251,26 @@ def _memory_step(steps: Steps, carry: Any, memory: Memory, at: StepMarks) -> Any
     return steps.mask(carry, new, read, at, None)
 
 
-class _Order(NamedTuple):
-    """The order in which steps run, and their marks in that of time.
+@dataclasses.dataclass(frozen=True)
+class _Order:
+    """How a call runs: the static half of it.
 
     Attributes:
-        reverse: whether they run from the last to the first.
-        valid: booleans ``(time, *rows)``, or None.
-        resets: the same, where a sequence begins in the order of running.
+        method: one that runs arrays.
+        reverse: whether steps run from the last to the first.
     """
 
+    method: Method
     reverse: bool
-    valid: jax.Array | None
-    resets: jax.Array | None
 
     @classmethod
     def of(
         cls, xs: jax.Array, lengths: Any, mask: Any, resets: Any, reverse: Any, method: Method
-    ) -> "_Order":
-        """Check the marks of inputs ``xs (time, *batch, features)``, and the method."""
+    ) -> tuple["_Order", Any, Any]:
+        """Check the method, and the marks of inputs ``xs (time, *batch, features)``.
+
+        Returns with it which steps are valid, and where a sequence begins in the order of running.
+        """
         check_runs(method, reverse)
         if not isinstance(method, Auto | Scan | Parallel) or getattr(method, "newton", None):
             raise InvalidInputError(
@@ -260,7 +282,7 @@ class _Order(NamedTuple):
             resets = checked_marks("resets", resets, xs)
             if reverse:  # the border before step t is crossed after it
                 resets = jnp.concatenate([resets[1:], method.along.next(resets[:1])])
-        return cls(bool(reverse), valid, resets)
+        return cls(method, bool(reverse)), valid, resets
 
     def turned(self, tree: Any) -> Any:
         """Arrays over time in the order in which steps run, or back."""
