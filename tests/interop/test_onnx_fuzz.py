@@ -195,34 +195,20 @@ def heard(rng: np.random.Generator) -> Any:
 # --- What is done to them: to the bytes, and to what they mean ---
 
 
-def flip_bits(data: bytearray, rng: random.Random) -> None:
-    for _ in range(rng.randint(1, 8)):
-        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+def damage(data: bytearray, rng: random.Random) -> None:
+    """Bits flipped, bytes written over, repeated or left out, or the end cut off."""
+    start, size, kind = rng.randrange(len(data)), rng.randint(1, 32), rng.randrange(5)
+    if kind == 0:
+        for _ in range(rng.randint(1, 8)):
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    elif kind == 1:
+        data[start : start + size] = rng.randbytes(size)
+    elif kind == 2:
+        data[start:start] = data[start : start + size]
+    else:
+        del data[start : start + size if kind == 3 else None]
 
 
-def cut_off(data: bytearray, rng: random.Random) -> None:
-    del data[rng.randrange(len(data)) :]
-
-
-def overwrite(data: bytearray, rng: random.Random) -> None:
-    start = rng.randrange(len(data))
-    size = rng.randint(1, 16)
-    data[start : start + size] = bytes(rng.randrange(256) for _ in range(size))
-
-
-def duplicate(data: bytearray, rng: random.Random) -> None:
-    start = rng.randrange(len(data))
-    block = data[start : start + rng.randint(1, 64)]
-    place = rng.randrange(len(data))
-    data[place:place] = block
-
-
-def leave_out(data: bytearray, rng: random.Random) -> None:
-    start = rng.randrange(len(data))
-    del data[start : start + rng.randint(1, 32)]
-
-
-BYTE_WISE = (flip_bits, cut_off, overwrite, duplicate, leave_out)
 NUMBERS = (0, 1, -1, 2, 3, 4, 7, 2**20, 2**31 - 1, 2**31, 2**40, 2**63 - 1, -(2**63))
 
 
@@ -339,9 +325,8 @@ def mutated(number: int, models: list[Any]) -> tuple[str, bytes]:
     proto.CopyFrom(rng.choice(models))
     if rng.random() < 0.5:
         data = bytearray(proto.SerializeToString())
-        change = rng.choice(BYTE_WISE)
-        change(data, rng)
-        return change.__name__, bytes(data)
+        damage(data, rng)
+        return "damage", bytes(data)
     structural = rng.choice(STRUCTURAL)
     structural(proto, rng)
     if rng.random() < 0.3:
