@@ -318,10 +318,13 @@ def _pad(at: At, x: Any, pads: Any = None, value: Any = None, axes: Any = None) 
         around[at.axis(axis, x.ndim)] = (both[0], both[1])
     at.bound(n + max(0, a) + max(0, b) for n, (a, b) in zip(x.shape, around, strict=True))
     less = any(n + min(0, a) + min(0, b) < 0 for n, (a, b) in zip(x.shape, around, strict=True))
-    if less or (mode != "constant" and (min(numbers) < 0 or not x.size)):
+    # Which JAX repeats piece by piece.
+    sizes = zip(around, x.shape, strict=True)
+    more = mode in ("reflect", "wrap") and any(is_fixed(n) and max(b) > n for b, n in sizes)
+    if less or more or (mode != "constant" and (min(numbers) < 0 or not x.size)):
         raise at.fail(
             f"its pads {numbers} take away more than the sizes {list(x.shape)}, or its mode "
-            f"{mode!r} can neither take away nor repeat what is not there"
+            f"{mode!r} can neither take away nor repeat what is not there, nor all of it twice"
         )
 
     def run(x: Any, value: Any) -> Any:
