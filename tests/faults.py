@@ -1107,8 +1107,8 @@ FAULTS: tuple[Fault, ...] = (
         "the last output of an exported row is that of the last step, not of its last valid one",
         "interop/onnx",
         "rnnjax/interop/onnx/layers.py",
-        'return self.writer.add("Squeeze", end, self.writer.ints(0))',
-        'return self.writer.add("Gather", ys, self.writer.constant("i", np.int64(-1)), axis=0)',
+        'return self.add("Squeeze", end, self.ints(0))',
+        'return self.add("Gather", ys, self.constant("i", np.int64(-1)), axis=0)',
         ("tests/interop/test_onnx_export.py::test_every_option",),
     ),
     Fault(
