@@ -60,7 +60,8 @@ def check_cell(cell: Cell, *, input_size: int = 3, online: bool = False) -> None
 
     Args:
         cell: a small one, as of 4 units: it is compiled five times.
-        input_size: the number of input features.
+        input_size: the number of input features, of which the ``raw_inputs`` are drawn as gaps and
+            marks: none is below zero, and some are zero.
         online: whether it has to serve those learners of `rnnjax.online` that take each unit by
             itself, too: entry ``k`` of a parameter belongs to unit ``k % hidden_size``.
 
@@ -299,7 +300,10 @@ def _drawn(
         carry = carry._replace(**{name: noisy(getattr(carry, name), sizes) for name in free})
     # Of other sizes than the states of the same rows.
     sizes = rng.permutation(np.minimum(sizes, 10)) if np.ndim(sizes) else sizes
-    return params, carry, noisy(np.zeros((*batch, *grid, input_size), np.float32), sizes)
+    x = noisy(np.zeros((*batch, *grid, input_size), np.float32), sizes)
+    gaps = x[..., input_size - cell.raw_inputs :]
+    np.maximum(gaps, 0, out=gaps)
+    return params, carry, x
 
 
 def _with_a_large_row(leaf: np.ndarray) -> np.ndarray:

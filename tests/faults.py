@@ -426,6 +426,14 @@ FAULTS: tuple[Fault, ...] = (
         ("tests/test_testing.py",),
     ),
     Fault(
+        "time gaps of a cell that is checked are below zero",
+        "testing",
+        "rnnjax/testing.py",
+        "np.maximum(gaps, 0, out=gaps)",
+        "np.maximum(gaps, -9, out=gaps)",
+        ("tests/test_testing.py::test_a_kept_promise_passes",),
+    ),
+    Fault(
         "a coupling is checked at small states",
         "testing",
         "rnnjax/testing.py",

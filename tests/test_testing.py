@@ -209,6 +209,13 @@ LIES = {
     "saturates": (lie(lambda x, h: jnp.clip(h, -1e5, 1e5) + x), NOT_AFFINE),
     "growth": (lie(lambda x, h: 2 * h + x), GROWS),
     "growth-by-inputs": (lie(lambda x, h: h * jax.nn.softplus(x)), GROWS),
+    "growth-by-a-gap": (
+        lie(lambda x, h: h * jnp.exp(x[..., 4:]) + x[..., :4], raw_inputs=1), GROWS,
+    ),
+    "unmarked": (
+        lie(lambda x, h: jnp.where(x[..., 4:] > 0, x[..., :4], jnp.sin(h)), raw_inputs=1),
+        NOT_AFFINE,
+    ),
     "growth-by-a-parameter": (
         with_parameter((4,), lambda own, x, h: own * h + x, "zeros"), GROWS,
     ),
@@ -277,6 +284,7 @@ TRUTHS = {
     "overflows": lie(lambda x, h: 0.5 * h + jnp.exp(12 * x)),
     "grows": lie(lambda x, h: 2 * h + x, coupling=Coupling.AFFINE),
     "elementwise": lie(lambda x, h: jnp.tanh(h) + x, coupling=Coupling.ELEMENTWISE),
+    "decays": lie(lambda x, h: h * jnp.exp(-x[..., 4:]) + x[..., :4], raw_inputs=1),
 }
 
 
