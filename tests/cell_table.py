@@ -170,6 +170,7 @@ def make_cells() -> dict[str, rnnjax.Cell]:
     return {
         "simple": SimpleRNNCell(5),
         "simple-relu": SimpleRNNCell(5, activation="relu"),
+        "leaky": rnnjax.LeakyRNNCell(5, leak=0.3),
         "lstm": LSTMCell(5),
         "lstm-no-bias": LSTMCell(5, use_bias=False),
         "lstm-two-biases": LSTMCell(5, use_recurrent_bias=True),

@@ -273,6 +273,14 @@ FAULTS: tuple[Fault, ...] = (
         ("tests/test_reference.py",),
     ),
     Fault(
+        "a leaky unit keeps what it should lose",
+        "cells",
+        "rnnjax/cells/simple.py",
+        "(1 - self.leak) * carry.hidden + self.leak * new",
+        "self.leak * carry.hidden + (1 - self.leak) * new",
+        ("tests/test_reference.py",),
+    ),
+    Fault(
         "the minLSTM scales its gates by their exponentials",
         "cells",
         "rnnjax/cells/minimal.py",

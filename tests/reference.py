@@ -82,6 +82,7 @@ class Options(NamedTuple):
     heads: int
     keys: int
     temperature: float
+    leak: float
 
 
 def _per_gate(
@@ -108,6 +109,12 @@ def _sums(p: Any, gates: str, x: Array, h: Array, **times: Any) -> dict[str, Arr
 def simple(p: Any, carry: Any, x: Array, o: Options) -> Any:
     """Elman, 1990: ``h' = tanh(W x + U h + b)``."""
     h = o.act(_sums(p, "h", x, *carry)["h"])
+    return (h,), h
+
+
+def leaky(p: Any, carry: Any, x: Array, o: Options) -> Any:
+    """Jaeger et al., 2007: ``h' = (1 - a) h + a tanh(W x + U h + b)``."""
+    h = (1 - o.leak) * carry[0] + o.leak * simple(p, carry, x, o)[1]
     return (h,), h
 
 
@@ -588,7 +595,7 @@ EQUATIONS: dict[str, Equation] = {
     for equations in (_HIDDEN, _MORE, _HIDDEN_AND_CELL, _COMPLEX, _LINEAR, _MATRICES)
     for equation in equations
 }
-EQUATIONS |= {"convlstm-1d": convlstm, "convlstm-2d": convlstm, "sru-peephole": sru}
+EQUATIONS |= {"convlstm-1d": convlstm, "convlstm-2d": convlstm, "sru-peephole": sru, "leaky": leaky}
 """By the names of tests/cell_table.py."""
 WITH_CELL = {name for name, f in EQUATIONS.items() if f in (*_HIDDEN_AND_CELL, convlstm, slstm)}
 """Whose carry begins with (hidden, cell); that of `COMPLEX` is (real, imag)."""
@@ -653,6 +660,7 @@ class Layer(NamedTuple):
             self.options.get("heads", 1),
             self._keys if self.kind in MATRICES else 0,
             self.options.get("temperature", 1.0),
+            self.options.get("leak", 1.0),
         )
         new, y = EQUATIONS[self.kind](params, carry, x, options)
         rates = [self.rates.get(f"zoneout_{name}", 0.0) for name in ("hidden", "cell")]

@@ -96,6 +96,7 @@ def test_legs_has_the_eigenvalues_of_hippos_normal_part():
         (lambda: rnnjax.S6Cell(4, state_size=0), "state_size must be a positive integer"),
         (lambda: rnnjax.QRNNCell(4, pooling="ifo"), "pooling must be 'f' or 'fo', but is 'ifo'"),
         (lambda: rnnjax.HGRNCell(4, lower_bound=1.0), r"lower_bound must be in \[0, 1\)"),
+        (lambda: rnnjax.LeakyRNNCell(4, leak=0), "leak must be above 0 and at most 1, but is 0"),
         (lambda: rnnjax.SLSTMCell(4, heads=3), "heads must divide the hidden_size of 4"),
     ],
 )

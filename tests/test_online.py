@@ -26,7 +26,7 @@ ELEMENTWISE = [
 ]  # fmt: skip
 MIXED = [
     "simple", "lstm", "lstm-no-bias", "lstm-hard", "gru", "gru-no-bias", "peephole", "coupled",
-    "mgu", "user-peephole", "user-gain", "user-sub",
+    "mgu", "leaky", "user-peephole", "user-gain", "user-sub",
 ]  # fmt: skip
 DENSE = [
     "lstm", "gru-reset-before", "projection", "layernorm-lstm", "slstm", "lru", "user-peephole",

@@ -26,7 +26,7 @@ from rnnjax.cells.activations import ACTIVATIONS
 from rnnjax.engine.fused.matmul import Backward, Forward, Products
 
 ORDINARY, SLOW, CHUNK = 40, 1000, 50
-SEED = 202  # of which the ordinary draws reach most; see the test of that
+SEED = 214  # of which the ordinary draws reach most; see the test of that
 TOLERANCE = 1e-10  # of the scale of each array, in float64
 
 KINDS = list(reference.EQUATIONS)
@@ -160,6 +160,7 @@ def drawn_layer(rng: np.random.Generator, kind: str, largest: int, usual: bool) 
         "lower_bound": float(rng.choice([0.0, 0.6])),
         "exponential_forget": bool(rng.random() < 0.5),
         "peephole": kind == "sru-peephole",
+        "leak": 0.3,
     }
     # With one unit a factor before a product with a kernel is one behind it.
     size = int(rng.integers(2 if usual else 1, largest + 1))

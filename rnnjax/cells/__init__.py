@@ -26,7 +26,7 @@ from rnnjax.cells.qrnn import GILRCell, QRNNCell
 from rnnjax.cells.rglru import RGLRUCell
 from rnnjax.cells.s5 import S5Cell
 from rnnjax.cells.s6 import S6Cell
-from rnnjax.cells.simple import SimpleRNNCarry, SimpleRNNCell
+from rnnjax.cells.simple import LeakyRNNCell, SimpleRNNCarry, SimpleRNNCell
 from rnnjax.cells.slstm import SLSTMCarry, SLSTMCell
 from rnnjax.cells.sru import SRUCell
 from rnnjax.cells.temporalconv import TemporalConvCell, WindowCarry
@@ -54,6 +54,7 @@ __all__ = [
     "LSTMCell",
     "LayerNormGRUCell",
     "LayerNormLSTMCell",
+    "LeakyRNNCell",
     "LegS",
     "MGUCell",
     "MLSTMCell",

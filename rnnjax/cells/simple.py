@@ -1,15 +1,17 @@
-"""The simple recurrent network of Elman."""
+"""The simple recurrent network of Elman, and its leaky units."""
 
 import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.export import register_namedtuple_serialization
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import Activation, Initializer, activate_gates
 from rnnjax.cells.base import Cell, Coupling, Params
+from rnnjax.errors import InvalidInputError
 
 
 class SimpleRNNCarry(NamedTuple):
@@ -75,3 +77,43 @@ class SimpleRNNCell(Cell[SimpleRNNCarry]):
     def update(self, params: Params, x: jax.Array, carry: SimpleRNNCarry) -> SimpleRNNCarry:
         """``h'`` is the activated sum."""
         return SimpleRNNCarry(activate_gates(x, (self.activation,)))
+
+
+@dataclasses.dataclass(frozen=True)
+class LeakyRNNCell(SimpleRNNCell):
+    r"""Leaky units: continuous-time and echo state networks (Jaeger et al., 2007).
+
+    .. math::
+        h' = (1 - a) h + a \tanh(x W + h U + b), \qquad y = h'
+
+    which is an Euler step of :math:`\tau \dot{h} = -h + \tanh(x W + h U + b)` with :math:`a =
+    \Delta t / \tau`. Parameters are those of `SimpleRNNCell`.
+
+    Args:
+        leak: :math:`a`, above 0 and at most 1, which is the simple network.
+        hidden_size: the number of hidden units; this and all other arguments as of `SimpleRNNCell`.
+
+    Raises:
+        InvalidInputError: ``leak`` is outside of its bounds; or as `SimpleRNNCell`.
+
+    >>> cell = LeakyRNNCell(4, leak=0.1)
+    >>> params = cell.init(jax.random.key(0), input_size=3)
+    >>> carry, y = cell.step(params, cell.initial_carry((8,)), jax.numpy.ones((8, 3)))
+    >>> bool(abs(y).max() <= 0.1)
+    True
+    """
+
+    _: dataclasses.KW_ONLY
+    leak: float
+
+    coupling = Coupling.ELEMENTWISE
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.leak, int | float | np.number) or not 0 < self.leak <= 1:
+            raise InvalidInputError(f"leak must be above 0 and at most 1, but is {self.leak!r}")
+
+    def update(self, params: Params, x: jax.Array, carry: SimpleRNNCarry) -> SimpleRNNCarry:
+        """The equation of the class."""
+        new = super().update(params, x, carry).hidden
+        return SimpleRNNCarry((1 - self.leak) * carry.hidden + self.leak * new)

@@ -485,6 +485,7 @@ def test_arguments_that_do_not_fit_are_refused(params: Any, options: Any, match:
     ("cell", "match"),
     [
         (rnnjax.PeepholeLSTMCell(4), "PeepholeLSTMCell"),
+        (rnnjax.LeakyRNNCell(4, leak=0.5), "LeakyRNNCell"),
         (GRUCell(4, reset_after=False), "reset_after=False"),
         (MGUCell(4, reset_after=False), "reset_after=False"),
         (rnnjax.LearnedCarry(GRUCell(4)), "LearnedCarry"),

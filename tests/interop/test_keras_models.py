@@ -344,6 +344,7 @@ def with_layer(**options: Any) -> Model:
     ("make", "says"),
     [
         (lambda: of(rnnjax.MGUCell(2)), "MGUCell.*which Keras has not"),
+        (lambda: of(rnnjax.LeakyRNNCell(2, leak=0.5)), "LeakyRNNCell.*which Keras has not"),
         (lambda: of(rnnjax.LayerNormLSTMCell(2)), "LayerNormLSTMCell.*which Keras has not"),
         (
             lambda: of(rnnjax.Stack([rnnjax.Bidirectional(rnnjax.LSTMCell(2))])),

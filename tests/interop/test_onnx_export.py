@@ -358,6 +358,7 @@ def test_cells_come_back_with_the_same_arrays(
 
 CANNOT = {
     "MGUCell": Recurrent("rnn", rnnjax.MGUCell(HIDDEN)),
+    "LeakyRNNCell": Recurrent("rnn", rnnjax.LeakyRNNCell(HIDDEN, leak=0.5)),
     "LayerNormLSTMCell": Recurrent("rnn", Stack([rnnjax.LayerNormLSTMCell(HIDDEN)])),
     "ProjectionLSTMCell": Recurrent(
         "rnn", Bidirectional(rnnjax.ProjectionLSTMCell(HIDDEN, proj_size=2))

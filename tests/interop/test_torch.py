@@ -466,6 +466,7 @@ def test_names_are_prefixes() -> None:
     [
         (Recurrent("a", LSTMCell(4), reverse=True), "runs in reverse"),
         (Recurrent("a", rnnjax.PeepholeLSTMCell(4)), "PeepholeLSTMCell"),
+        (Recurrent("a", rnnjax.LeakyRNNCell(4, leak=0.5)), "LeakyRNNCell"),
         (Recurrent("a", rnnjax.LearnedCarry(LSTMCell(4))), "LearnedCarry"),
         (Recurrent("a", GRUCell(4, reset_after=False)), "reset_after=False"),
         (Recurrent("a", LSTMCell(4, activation="relu")), "'relu'"),
