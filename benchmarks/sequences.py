@@ -1,15 +1,24 @@
 """What do masks, noise and other cells cost, and what do blocks, functions and packing save?
 
-``python -m benchmarks.sequences [features|cells|loops|parallel|recurrences|packing] [--quick]``
+``python -m benchmarks.sequences [features|cells|time|loops|parallel|recurrences|packing]``
 """
 
 from benchmarks import command
-from benchmarks.questions import cells, features, loops, packing, parallel, recurrences
+from benchmarks.questions import (
+    cells,
+    features,
+    loops,
+    packing,
+    parallel,
+    recurrences,
+    time_cells,
+)
 
 if __name__ == "__main__":
     questions = {
         "features": features,
         "cells": cells,
+        "time": time_cells,
         "loops": loops,
         "parallel": parallel,
         "recurrences": recurrences,

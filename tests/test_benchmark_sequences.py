@@ -10,8 +10,17 @@ from typing import Any
 
 import pytest
 
-from benchmarks.questions import cells, features, gradients, loops, packing, parallel, recurrences
-from benchmarks.timing import Question
+from benchmarks.questions import (
+    cells,
+    features,
+    gradients,
+    loops,
+    packing,
+    parallel,
+    recurrences,
+    time_cells,
+)
+from benchmarks.timing import Question, missing
 from rnnjax.engine.fused import plan
 
 
@@ -80,6 +89,21 @@ def test_functions_agree_with_what_is_written_out(point: Any) -> None:
     names = ["rnnjax", "lax.scan", recurrences.WRITTEN_OUT]
     found = values(recurrences.question(recurrences.QUICK), dict(point.settings), names)
     assert list(found.values()) == pytest.approx([found["rnnjax"]] * 3, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        pytest.param(p, id=p.name, marks=[] if p.settings["backward"] else pytest.mark.slow)
+        for p in time_cells.question(time_cells.QUICK).points
+    ],
+)
+def test_cells_that_read_the_time_agree_with_other_libraries(point: Any) -> None:
+    os.environ["KERAS_BACKEND"] = "jax"  # the one that all tests of a process share
+    question = time_cells.question(time_cells.QUICK)
+    names = [one.name for one in question.contenders if not missing(one.packages)]
+    found = values(question, dict(point.settings), names)
+    assert list(found.values()) == pytest.approx([found["rnnjax"]] * len(names), rel=1e-4)
 
 
 def test_all_loops_agree(monkeypatch: pytest.MonkeyPatch) -> None:
