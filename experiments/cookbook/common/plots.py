@@ -7,13 +7,17 @@ from typing import Any
 import numpy as np
 
 
-def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any, Any]:
+def _figure(
+    rows: int, columns: int, size: tuple[float, float], **each: Any
+) -> tuple[Any, Any, Any]:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=size, layout="constrained", squeeze=False, subplot_kw=each
+    )
     return plt, figure, axes
 
 
@@ -55,6 +59,20 @@ def forecasts(
         ax.set_xlim(max(0, len(values) - 2 * max(map(len, predicted.values()))), len(values))
         ax.legend(fontsize="small")
     _save(plt, figure, path)
+
+def space(path: Path, points: Mapping[str, np.ndarray], lines: np.ndarray) -> None:
+    """Points ``(n, 2 or 3)`` by name, and lines between them, ``(time, lines, 2 or 3)``."""
+    size = lines.shape[-1]
+    plt, figure, axes = _figure(1, 1, (6.4, 5.6), **({"projection": "3d"} if size == 3 else {}))
+    for line in lines.swapaxes(0, 1):
+        axes[0, 0].plot(*line.T, color="grey", linewidth=0.8)
+    for name, each in points.items():
+        axes[0, 0].scatter(*each.T, s=40, label=f"{len(each)} {name}")
+    labels = {f"{axis}label": f"component {k + 1}" for k, axis in enumerate("xyz"[:size])}
+    axes[0, 0].set(**labels)
+    axes[0, 0].legend(loc="upper left")
+    _save(plt, figure, path)
+
 
 
 def images(path: Path, rows: Mapping[str, np.ndarray]) -> None:

@@ -1,0 +1,183 @@
+"""A network taken apart: the fixed points by which it remembers three bits.
+
+Pulses come on three channels, and each output is the sign of its channel's last one. How that was
+learned is read off the network's step without input (Sussillo & Barak, "Opening the black box",
+2013): a state that it maps to itself is a memory where it is stable, and elsewhere a saddle that
+parts two of them. Three bits, each of two stable points and one between, are 3 ** 3 = 27: the
+corners, edges, faces and the centre of a cube, with 0, 1, 2 and 3 directions that lead away.
+
+    python -m experiments.cookbook.flip_flop --cell GRU
+"""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.flatten_util import ravel_pytree
+
+import rnnjax
+from experiments import runs
+from experiments.cookbook.common import data, plots
+from experiments.cookbook.common.report import Report
+from rnnjax.errors import InvalidInputError
+from rnnjax.training import Silent, fit
+
+RESIDUAL = 1e-10  # of a fixed point, in float64: float32 ends at 1e-7
+KINDS = ("stable", "one way out", "two ways out", "three ways out")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Train a flip-flop, find its fixed points, and draw them."""
+
+    data: str | None = None
+    """All data are made here; with "made" there are no bounds."""
+    run_dir: Path | None = None
+    """Where the picture and result.json go; by default a new folder under runs/cookbook."""
+    cell: str = "SimpleRNN"
+    """Its class without "Cell", such as GRU, LSTM or MGU."""
+    units: int = 16
+    """Of the cell."""
+    bits: int = 3
+    """Channels, at most three."""
+    seed: int = 0
+    """Of weights and data."""
+    epochs: int = 30
+    """Of a hundred updates each."""
+    starts: int = 2000
+    """States from which Newton's method begins."""
+
+
+def draw(seed: Any, *shape: int, rate: float = 0.1) -> dict[str, np.ndarray]:
+    """Pulses, and what each leaves, ``shape``: ``(..., time, rows, bits)``; all begin with one."""
+    rng = np.random.default_rng(seed)
+    pulses = rng.choice([-1.0, 1.0], shape) * (rng.uniform(size=shape) < rate)
+    pulses[..., 0, :, :] = rng.choice([-1.0, 1.0], (*shape[:-3], *shape[-2:]))
+    time = np.arange(shape[-3])[:, None, None]
+    last = np.maximum.accumulate(np.where(pulses != 0, time, 0), axis=-3)
+    held = np.take_along_axis(pulses, last, axis=-3)
+    return {"pulses": pulses.astype(np.float32), "held": held.astype(np.float32)}
+
+
+def learn(config: Config, cell: Any) -> Any:
+    """Train a network: its parameters."""
+    key = jax.random.key(config.seed)
+    params = {"cell": cell.init(key, config.bits), "bias": jnp.zeros(config.bits)}
+    params["kernel"] = jnp.zeros((cell.output_size, config.bits))
+
+    def loss_fn(params: Any, batch: Any, key: jax.Array) -> jax.Array:
+        ys = rnnjax.unroll(cell, params["cell"], batch["pulses"])[1]
+        return ((ys @ params["kernel"] + params["bias"] - batch["held"]) ** 2).mean()
+
+    rate = optax.cosine_decay_schedule(1e-2, 100 * config.epochs)
+    return fit(
+        loss_fn, params, optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)),
+        lambda epoch: draw((config.seed, epoch), 100, 60, 32, config.bits), config.epochs,
+        key=key, progress=Silent(),
+    ).params  # fmt: skip
+
+
+def fixed_points(config: Config, cell: Any, params: Any) -> tuple[np.ndarray, ...]:
+    """Newton's method from many states: points, ways out, residuals, and paths along those ways.
+
+    Returns:
+        states that a step without input maps to themselves, ``(points, size)``; how many of its
+        eigenvalues there are above 1; what of a step is left; and, of those with one, where it
+        leads to, both ways, ``(time, paths, size)``.
+    """
+    params, x = jax.tree.map(jnp.float64, params), jnp.zeros(config.bits)
+    pulses = jnp.float64(draw((config.seed, 1), 100, 100, config.bits)["pulses"])
+    start, unravel = ravel_pytree(cell.initial_carry((), jnp.float64))
+
+    def step(state: jax.Array, x: jax.Array = x) -> jax.Array:
+        return ravel_pytree(cell.step(params, unravel(state), x)[0])[0]
+
+    def visit(states: jax.Array, xs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        states = jax.vmap(step)(states, xs)
+        return states, states
+
+    def newton(state: jax.Array) -> tuple[jax.Array, ...]:
+        def closer(at: tuple[Any, ...]) -> tuple[Any, ...]:
+            count, state, left = at
+            change = jnp.linalg.solve(jax.jacfwd(step)(state) - jnp.eye(len(state)), -left)
+            # Far from a root the straight line is wrong: no change is longer than 1.
+            state += change / jnp.maximum(1, jnp.linalg.norm(change))
+            return count + 1, state, step(state) - state
+
+        begin = 0, state, step(state) - state
+        _, state, left = jax.lax.while_loop(
+            lambda at: (at[0] < 100) & (jnp.abs(at[2]).max() > RESIDUAL / 1000), closer, begin
+        )
+        return state, jnp.abs(left).max(), jax.jacfwd(step)(state)
+
+    # Saddles are between memories: the starts are mixtures of states that the network comes to.
+    rng = np.random.default_rng(config.seed)
+    rows = jnp.broadcast_to(start, (100, start.size))
+    visited = np.asarray(jax.lax.scan(visit, rows, pulses)[1][10:]).reshape(-1, start.size)
+    chosen = visited[rng.integers(0, len(visited), (config.starts, 8))]
+    mixed = np.einsum("ik,iks->is", rng.dirichlet(np.full(8, 0.3), config.starts), chosen)
+    states, residuals, slopes = map(np.asarray, jax.lax.map(newton, mixed))
+    found: list[int] = []
+    for k in np.flatnonzero(residuals < RESIDUAL):
+        if all(np.abs(states[k] - states[other]).max() > 1e-4 for other in found):
+            found.append(int(k))
+    states, residuals, slopes = states[found], residuals[found], slopes[found]
+    values, vectors = np.linalg.eig(slopes)
+    ways = (np.abs(values) > 1).sum(axis=-1)
+    saddles = np.flatnonzero(ways == 1)
+    out = vectors[saddles, :, np.abs(values[saddles]).argmax(axis=-1)].real
+    begin = np.concatenate([states[saddles] + 0.01 * out, states[saddles] - 0.01 * out])
+    paths = jax.lax.scan(visit, begin, jnp.zeros((300, len(begin), config.bits)))[1]
+    return states, ways, residuals, np.concatenate([begin[None], paths])
+
+
+def run(config: Config) -> int:
+    """Train, take apart, and draw."""
+    report = Report.begin("flip_flop", "fixed points, and bits that are right in %", config, 1)
+    kind = getattr(rnnjax, f"{config.cell}Cell", None)
+    if kind is None or config.bits > 3:
+        raise InvalidInputError(
+            f"--cell must be the name of a cell of rnnjax, and --bits 1 to 3, but are "
+            f"{config.cell} and {config.bits}; say --cell GRU --bits 3, say"
+        )
+    cell = kind(config.units)
+    params = learn(config, cell)
+    test = draw((config.seed, 2), 1000, 100, config.bits, rate=0.01)  # ten times as long to hold
+    ys = rnnjax.unroll(cell, params["cell"], test["pulses"])[1] @ params["kernel"] + params["bias"]
+    right = float(100 * ((ys > 0) == (test["held"] > 0)).mean())
+    report.add("bits, by the pulse of the step", 50 + 50 * float((test["pulses"] != 0).mean()))
+    report.add(f"bits, by the {config.cell}", right)
+    with jax.enable_x64(True):
+        states, ways, residuals, paths = fixed_points(config, cell, params["cell"])
+    counts = [int((ways == k).sum()) for k in range(config.bits + 1)]
+    report.add("fixed points of a cube", 3**config.bits, f"3 ** {config.bits}")
+    report.add("fixed points", len(states))
+    for k, count in enumerate(counts):
+        cube = math.comb(config.bits, k) * 2 ** (config.bits - k)
+        report.add(KINDS[k], count, f"here; of a cube {cube}")
+    if len(states) > 2:
+        centre = states.mean(axis=0)
+        axes = np.linalg.svd(states - centre)[2][:3]  # principal components of the points
+        marks = {KINDS[k]: (states[ways == k] - centre) @ axes.T for k in range(config.bits + 1)}
+        plots.space(report.run_dir / "fixed-points.png", marks, (paths - centre) @ axes.T)
+    if config.data != data.MADE:
+        report.accept("bits", right, 99.9, "least")
+        report.accept("stable points", counts[0], 2**config.bits, "least")
+        report.accept("fixed points", len(states), 3**config.bits, "least")
+        report.accept("fixed points", len(states), 3**config.bits)
+        report.accept("residual", max(residuals, default=math.inf), RESIDUAL)
+    return report.end(residual=max(residuals, default=math.nan), points=states.tolist())
+
+
+def main() -> int:
+    """Read the options, and run."""
+    return run(runs.options(Config, "cookbook.flip_flop", "--cell GRU"))
+
+
+if __name__ == "__main__":
+    runs.exit_with(main)
