@@ -37,7 +37,7 @@ class Config:
 
 def main() -> int:
     """Run them one after the other."""
-    config = runs.options(Config, "cookbook", "time_series gradients")
+    config = runs.options(Config, "cookbook", "forecast gradients")
     if unknown := sorted(set(config.programs) - set(PROGRAMS)):
         raise InvalidInputError(
             f"there is no program {', '.join(unknown)}; there are {', '.join(PROGRAMS)}"

@@ -6,7 +6,6 @@ file: small data of the same kind, made here, on which a program runs in seconds
 Sequences come with time first, as the library reads them.
 """
 
-import csv
 import functools
 import gzip
 import io
@@ -168,19 +167,16 @@ def _parses(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-@_parses
-def series(name: str, data: str | None) -> np.ndarray:
-    """The values of a time series: ``airline-passengers``, ``monthly-sunspots``, ``daily-min-...``.
-
-    Returns:
-        float64 ``(time,)``.
-    """
+def table(name: str, data: str | None) -> bytes:
+    """A CSV file of a series: ``airline-passengers``, ``monthly-sunspots``, ``daily-min-...``."""
     if data == MADE:
         time = np.arange(144)
         noise = np.random.default_rng(0).normal(size=144)
-        return 100 + 2 * time + (20 + time / 4) * np.sin(time * np.pi / 6) + 3 * noise
-    rows = list(csv.reader(io.StringIO(read(f"{name}.csv", data).decode())))
-    return np.array([float(row[1].strip("?")) for row in rows[1:] if len(row) == 2])
+        values = 100 + 2 * time + (20 + time / 4) * np.sin(time * np.pi / 6) + 3 * noise
+        months = np.datetime64("1949-01") + time
+        rows = (f"{month},{value:.3f}" for month, value in zip(months, values, strict=True))
+        return "\n".join(["month,made", *rows]).encode()
+    return read(f"{name}.csv", data)
 
 
 class Digits(NamedTuple):

@@ -47,18 +47,18 @@ def curves(
 
 
 def forecasts(
-    path: Path, panels: Mapping[str, tuple[np.ndarray, Mapping[str, np.ndarray]]]
+    path: Path, panels: Mapping[str, tuple[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]]
 ) -> None:
-    """Series, each with forecasts of its end: by name the values, and by name the forecasts."""
+    """Series, each with its unit and lines by name, ``(times, values)``; the first is measured."""
     plt, figure, axes = _figure(len(panels), 1, (8, 2.6 * len(panels)))
-    for ax, (name, (values, predicted)) in zip(axes[:, 0], panels.items(), strict=True):
-        ax.plot(values, color="black", linewidth=0.8, label="measured")
-        for label, ys in predicted.items():
-            ax.plot(range(len(values) - len(ys), len(values)), ys, linewidth=0.9, label=label)
-        ax.set_title(name)
-        ax.set_xlim(max(0, len(values) - 2 * max(map(len, predicted.values()))), len(values))
+    for ax, (name, (unit, lines)) in zip(axes[:, 0], panels.items(), strict=True):
+        for index, (label, (times, values)) in enumerate(lines.items()):
+            ax.plot(times, values, color=f"C{index - 1}" if index else "black", linewidth=0.9,
+                    marker="." if len(values) < 2 else "", label=label)  # fmt: skip
+        ax.set(title=name, ylabel=unit)
         ax.legend(fontsize="small")
     _save(plt, figure, path)
+
 
 def space(path: Path, points: Mapping[str, np.ndarray], lines: np.ndarray) -> None:
     """Points ``(n, 2 or 3)`` by name, and lines between them, ``(time, lines, 2 or 3)``."""
@@ -72,7 +72,6 @@ def space(path: Path, points: Mapping[str, np.ndarray], lines: np.ndarray) -> No
     axes[0, 0].set(**labels)
     axes[0, 0].legend(loc="upper left")
     _save(plt, figure, path)
-
 
 
 def images(path: Path, rows: Mapping[str, np.ndarray]) -> None:
