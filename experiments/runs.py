@@ -1,15 +1,17 @@
 """The way in which every program begins and ends: its options, its errors, its status."""
 
+import datetime
 import errno
 import inspect
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
 
-from rnnjax import RnnjaxError
+from rnnjax import InvalidInputError, RnnjaxError
 
 Options = TypeVar("Options")
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -24,6 +26,28 @@ def options(config: type[Options], program: str, example: str) -> Options:
 def described(config: type, example: str) -> str:
     """The text of ``--help``: an example, and what the class of the options says of itself."""
     return f"Example: {example}\n\n{inspect.getdoc(config)}"
+
+
+def new_folder(program: str, folder: Path | None) -> Path:
+    """Make the folder of a new run: the one given, or a new one under ``runs/<program>``.
+
+    Raises:
+        InvalidInputError: the folder holds something already; nothing is overwritten.
+    """
+    if folder is None:
+        folder = Path("runs", program, datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f"))
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise InvalidInputError(
+            f"{folder} holds something already, and nothing is overwritten; choose another folder "
+            "(--run-dir), or go on with the run in it where the program has --resume"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInputError(
+            f"{folder} cannot be made ({error.strerror}); choose another folder (--run-dir)"
+        ) from error
+    return folder
 
 
 def exit_with(program: Callable[[], int]) -> None:

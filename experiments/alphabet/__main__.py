@@ -12,7 +12,7 @@ from experiments import runs
 from experiments.alphabet.config import Config
 from experiments.alphabet.framings import compare
 from experiments.alphabet.model import COMPILER_OPTIONS, LETTERS, Model, pairs
-from rnnjax.training.files import new_folder, write_json
+from rnnjax.training.files import write_json
 
 PROGRAM = "alphabet"
 COLD_START, COLD_LENGTH = "K", 5
@@ -21,7 +21,7 @@ COLD_START, COLD_LENGTH = "K", 5
 def main() -> int:
     """Train, and show what was learned."""
     config = runs.options(Config, "alphabet", "--seeds 20")
-    run_dir = new_folder(PROGRAM, config.run_dir)
+    run_dir = runs.new_folder(PROGRAM, config.run_dir)
     if config.all:
         return compare(config.seed, run_dir)
     model = Model(config)

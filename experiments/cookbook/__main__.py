@@ -16,7 +16,6 @@ import tyro
 
 from experiments import runs
 from rnnjax.errors import InvalidInputError
-from rnnjax.training.files import new_folder
 
 PROGRAMS = sorted(
     path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("__")
@@ -42,7 +41,7 @@ def main() -> int:
         raise InvalidInputError(
             f"there is no program {', '.join(unknown)}; there are {', '.join(PROGRAMS)}"
         )
-    folder = new_folder("cookbook", config.run_dir)
+    folder = runs.new_folder("cookbook", config.run_dir)
     failed = []
     results = []
     names = list(dict.fromkeys(config.programs)) or PROGRAMS

@@ -12,7 +12,7 @@ from experiments import runs
 from experiments.t_maze.config import Config
 from experiments.t_maze.training import Trainer
 from rnnjax.training import Progress
-from rnnjax.training.files import new_folder, write_json
+from rnnjax.training.files import write_json
 
 PROGRAM = "t_maze"
 CURVE_POINTS = 10
@@ -21,7 +21,7 @@ CURVE_POINTS = 10
 def main() -> int:
     """Train agents with memory and without, and show how often each finds the goal."""
     config = runs.options(Config, "t_maze", "--seeds 5")
-    run_dir = new_folder(PROGRAM, config.run_dir)
+    run_dir = runs.new_folder(PROGRAM, config.run_dir)
     trainer = Trainer(config)
     seeds = config.seed + jnp.tile(jnp.arange(config.seeds), 2)
     memory = jnp.arange(2 * config.seeds) < config.seeds

@@ -29,7 +29,6 @@ from experiments.cookbook.common.report import Report
 from experiments.tasks import data
 from rnnjax.errors import InvalidInputError
 from rnnjax.training import Silent, fit
-from rnnjax.training.files import new_folder
 
 
 def _behind_convolution(cell: Any) -> Callable[[int], rnnjax.Cell]:
@@ -256,7 +255,7 @@ def run(config: Config) -> int:
             )
     if config.seeds < 1:
         raise InvalidInputError(f"--seeds must be at least 1, but is {config.seeds}")
-    folder = new_folder("tasks", config.run_dir)
+    folder = runs.new_folder("tasks", config.run_dir)
     report = Report("tasks", "share of right answers", folder, 3)
     scores: dict[str, dict[str, list[float]]] = {}
     by_length: dict[str, list[float]] = {}

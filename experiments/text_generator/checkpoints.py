@@ -9,12 +9,13 @@ from typing import Any
 
 import jax
 
+from experiments.runs import new_folder
 from experiments.text_generator.config import FREE, OF_SOURCE, Train, flat, option
 from experiments.text_generator.data import Data
 from rnnjax.errors import CheckpointError, InvalidInputError
 from rnnjax.text.vocabulary import Vocabulary
 from rnnjax.training.checkpoints import Checkpoints, Saved
-from rnnjax.training.files import locked, new_folder, read_sealed, write_sealed
+from rnnjax.training.files import locked, read_sealed, write_sealed
 from rnnjax.training.processes import from_first, require_alike
 from rnnjax.training.sharding import Sharding, cores_for
 

@@ -1,6 +1,5 @@
-"""What a run writes beside its checkpoints: its folder, whole files, lines that survive a kill."""
+"""What a run writes beside its checkpoints: whole files, lines that survive a kill."""
 
-import datetime
 import hashlib
 import json
 import math
@@ -21,28 +20,6 @@ if sys.platform != "win32":
 # The locks that this process has, and which of its threads has each.
 _HELD: dict[Path, int] = {}
 _ADVICE = "take it from a backup, or begin a new run"
-
-
-def new_folder(program: str, folder: Path | None) -> Path:
-    """Make the folder of a new run: the one given, or a new one under ``runs/<program>``.
-
-    Raises:
-        InvalidInputError: the folder holds something already; nothing is overwritten.
-    """
-    if folder is None:
-        folder = Path("runs", program, datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f"))
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise InvalidInputError(
-            f"{folder} holds something already, and nothing is overwritten; choose another folder "
-            "(--run-dir), or go on with the run in it where the program has --resume"
-        )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidInputError(
-            f"{folder} cannot be made ({error.strerror}); choose another folder (--run-dir)"
-        ) from error
-    return folder
 
 
 @contextmanager

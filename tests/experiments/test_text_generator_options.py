@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.runs import new_folder
 from experiments.text_generator.__main__ import settled
 from experiments.text_generator.checkpoints import (
     check_alike,
@@ -29,7 +30,7 @@ from experiments.text_generator.train import learning_rate, make_optimizer, run_
 from experiments.text_generator.trained import Trained, existing
 from rnnjax import InvalidInputError
 from rnnjax.training import processes
-from rnnjax.training.files import new_folder, read_sealed
+from rnnjax.training.files import read_sealed
 from rnnjax.training.sharding import Sharding
 
 # As in `test_text_generator`, whose runs are compiled with these.

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from experiments.runs import new_folder
 from rnnjax.errors import InvalidInputError
-from rnnjax.training.files import new_folder, write_json
+from rnnjax.training.files import write_json
 
 
 @dataclasses.dataclass(frozen=True)
