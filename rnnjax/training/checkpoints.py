@@ -1,23 +1,19 @@
-"""Checkpoints: atomic, verified, the best one and the last few kept (orbax)."""
+"""Checkpoints: atomic, verified, the best one and the last few kept."""
 
 import dataclasses
-import functools
-import logging
+import io
 import math
 import os
-import re
 import shutil
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 
 from rnnjax.cells.arguments import brief, check_instance, check_size, is_integer
 from rnnjax.errors import CheckpointError, DamagedCheckpointError, InvalidInputError
@@ -40,8 +36,8 @@ class Saved:
     step: int
     about: dict[str, Any]
     loss: float
-    _restore: Callable[[TrainState], TrainState]
-    _params: Callable[[Any], Any]
+    _folder: "Checkpoints"
+    _sealed: dict[str, Any]
 
     def restore(self, like: TrainState) -> TrainState:
         """Read the state.
@@ -56,7 +52,10 @@ class Saved:
         check_instance(
             "like", like, TrainState, "a TrainState (params reads the parameters without one)"
         )
-        return self._restore(like)
+        plain = self._folder._read(self._sealed, jax.eval_shape(_as_plain, like))
+        state = jax.tree.map(_like, TrainState(**plain), like)
+        sharding = self._folder.sharding
+        return state if sharding is None else sharding.put_state(state)
 
     def params(self, like: Any = None) -> Any:
         """Read the parameters alone, onto one device.
@@ -69,7 +68,21 @@ class Saved:
             CheckpointError: they belong to another model than ``like``, or are in other containers
                 than dicts, tuples and lists.
         """
-        return self._params(like)
+        if like is None:
+            if self._sealed["params"] is None:
+                raise CheckpointError(
+                    f"the parameters in {self._folder.path(self.step)} are in containers of their "
+                    "own, and not in dicts by texts, tuples and lists alone; give like, parameters "
+                    "of that structure"
+                )
+            entries = self._sealed["arrays"]
+            like = jax.tree.map(
+                lambda path: jax.ShapeDtypeStruct(entries[path]["shape"], entries[path]["dtype"]),
+                in_tuples(self._sealed["params"]),
+            )
+        like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), dtype_of(leaf)), like)
+        found = self._folder._read(self._sealed, {"params": like})
+        return jax.tree.map(jax.device_put, found["params"])
 
 
 class Checkpoints:
@@ -223,15 +236,17 @@ class Checkpoints:
 
     def _save(self, state: TrainState, about: Mapping[str, Any], loss: float | None) -> None:
         step, about = int(state.step), as_json("what is saved with a run", about)
-        # Of NumPy, because of several processes Orbax takes an array of JAX's that one of them has
-        # for a mistake.
         tree = jax.tree.map(_as_numpy, _as_plain(state))
-        about = {
+        arrays = _leaves(tree)
+        paths = jax.tree_util.tree_map_with_path(lambda path, _: jax.tree_util.keystr(path), tree)
+        description = {
             "about": about,
             "loss": None if loss is None or not math.isfinite(loss) else float(loss),
-            "arrays": _describe(tree),
+            "arrays": {path: _describe(array) for path, array in arrays.items()},
+            "params": paths["params"] if is_plain(paths["params"]) else None,
             "step": step,
         }
+        about = as_json("what is saved with a run", description)
         if step in self.steps():
             there = self._verified(step)
             if any(there[name] != about[name] for name in about):
@@ -244,20 +259,18 @@ class Checkpoints:
         try:
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir()
-            with _checkpointer() as orbax:
-                orbax.save(new / "state", args=ocp.args.StandardSave(_storable(tree)))
-            files = [path for path in sorted(new.rglob("*")) if path.is_file()]
-            checksums = {str(path.relative_to(new)): _checksum(path) for path in files}
-            write_sealed(new / "about.json", about | {"files": checksums})
+            np.savez(new / "state.npz", **{path: x for path, x in arrays.items() if x is not None})
+            checksum = _checksum(read_whole(new / "state.npz"))
+            write_sealed(new / "about.json", about | {"checksum": checksum})
             _to_disk(*new.rglob("*"), new)
             new.rename(self.path(step))
             _to_disk(self.directory)
-        except (OSError, ValueError) as error:
+        except OSError as error:
             shutil.rmtree(new, ignore_errors=True)
             raise CheckpointError(
                 f"the checkpoint of step {step} could not be written to {self.directory} "
-                f"({_reason(error)}); the checkpoints before it are untouched; mend that, and go "
-                "on from them"
+                f"({error.strerror or error}); the checkpoints before it are untouched; mend that, "
+                "and go on from them"
             ) from error
         self._delete()
 
@@ -308,7 +321,7 @@ class Checkpoints:
     def _sealed(self, step: int) -> dict[str, Any]:
         """What about.json says, with its checksum compared."""
         sealed = read_sealed(self.path(step) / "about.json")
-        if set(sealed) != {"about", "loss", "arrays", "files", "step"}:
+        if set(sealed) != {"about", "loss", "arrays", "params", "checksum", "step"}:
             raise CheckpointError(
                 f"{self.path(step)} is of another version of rnnjax; read it with that, or begin a "
                 "new run in another folder"
@@ -333,15 +346,23 @@ class Checkpoints:
 
     def _verified(self, step: int) -> dict[str, Any]:
         """What about.json says, with the checksums of all files compared."""
-        # Before anything else opens them: what damage does to the layers below is not known.
         try:
             sealed = self._sealed(step)
-            for name, checksum in sealed["files"].items():
-                if _checksum(self.path(step) / name) != checksum:
-                    raise DamagedCheckpointError(f"the checksum of {name} is wrong", "")
         except DamagedCheckpointError as error:
             raise self._damaged(step, error.reason) from error
+        self._content(sealed)
         return sealed
+
+    def _content(self, sealed: dict[str, Any]) -> bytes:
+        """The file of the arrays, with its checksum compared before anything parses it."""
+        step = sealed["step"]
+        try:
+            content = read_whole(self.path(step) / "state.npz")
+        except DamagedCheckpointError as error:
+            raise self._damaged(step, error.reason) from error
+        if _checksum(content) != sealed["checksum"]:
+            raise self._damaged(step, "the checksum of state.npz is wrong")
+        return content
 
     def _damaged(self, step: int, reason: str) -> DamagedCheckpointError:
         if not self.path(step).exists():
@@ -353,112 +374,40 @@ class Checkpoints:
 
     def _saved(self, step: int, sealed: dict[str, Any]) -> Saved:
         loss = math.inf if sealed["loss"] is None else sealed["loss"]
-        restore = functools.partial(self._restore, step, sealed["arrays"])
-        params = functools.partial(self._params, step, sealed["arrays"])
-        return Saved(step, sealed["about"], loss, restore, params)
+        return Saved(step, sealed["about"], loss, self, sealed)
 
-    def _restore(self, step: int, arrays: dict[str, Any], like: TrainState) -> TrainState:
-        target = jax.eval_shape(_as_plain, like)
-        self._check_same_model(step, arrays, target)
-        plain = self._read(step, arrays, target)
-        state = jax.tree.map(_like, TrainState(**plain), like)
-        return state if self.sharding is None else self.sharding.put_state(state)
-
-    def _own_containers(self, step: int) -> CheckpointError:
-        return CheckpointError(
-            f"the parameters in {self.path(step)} are in containers of their own, and not in dicts "
-            "by texts, tuples and lists alone; give like, parameters of that structure"
-        )
-
-    def _params(self, step: int, arrays: dict[str, Any], like: Any) -> Any:
-        of_params = {p: entry for p, entry in arrays.items() if p.startswith("['params']")}
-
-        def saved() -> Any:
-            with _checkpointer(ocp.PyTreeCheckpointHandler) as orbax:
-                found = orbax.metadata(self.path(step) / "state")
-            return getattr(found, "item_metadata", found).tree  # itself in Orbax 0.11
-
-        everything = saved()
-        if like is None:
-            if not all(map(_SIMPLE.fullmatch, of_params)):
-                raise self._own_containers(step)
-            leaves, structure = jax.tree.flatten_with_path(in_tuples(everything["params"]))
-            # Orbax has another shape of arrays without elements; see `_storable`.
-            paths = [f"['params']{jax.tree_util.keystr(path)}" for path, _ in leaves]
-            if set(paths) != of_params.keys():  # whole numbers as keys, which Orbax has as texts
-                raise self._own_containers(step)
-            entries = [arrays[path] for path in paths]
-            shapes = [jax.ShapeDtypeStruct(e["shape"], e["dtype"]) for e in entries]
-            like = jax.tree.unflatten(structure, shapes)
-        like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), dtype_of(leaf)), like)
-        self._check_same_model(step, of_params, {"params": like})
-        rest = jax.tree.map(lambda _: ocp.PLACEHOLDER, everything | {"params": None})
-        found = self._read(step, arrays, {"params": like}, rest)
-        return jax.tree.map(jax.device_put, found["params"])
-
-    def _read(
-        self, step: int, arrays: dict[str, Any], target: dict[str, Any], rest: Any = None
-    ) -> dict[str, Any]:
-        """The arrays of a target, whose leaves have shapes and types, on every process.
-
-        Args:
-            step: of the checkpoint.
-            arrays: what is known of all of its arrays.
-            target: what is read.
-            rest: with a placeholder for each array that is not.
-        """
-        for path, leaf in _leaves(target).items():
+    def _read(self, sealed: dict[str, Any], target: dict[str, Any]) -> dict[str, Any]:
+        """The arrays of a target, whose leaves have shapes and types, on every process."""
+        step = sealed["step"]
+        self._check_same_model(step, sealed["arrays"], target)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(target):
             if leaf.dtype != jax.dtypes.canonicalize_dtype(leaf.dtype):
                 raise CheckpointError(
-                    f"{self.path(step)} holds {path} in {leaf.dtype}, which JAX narrows; set "
-                    "jax_enable_x64 to read it"
+                    f"{self.path(step)} holds {jax.tree_util.keystr(path)} in {leaf.dtype}, which "
+                    "JAX narrows; set jax_enable_x64 to read it"
                 )
-        # As arrays of NumPy, over however many devices of whatever kind they were saved from.
-        empty = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), target)
-        leaves, structure = jax.tree.flatten(empty)
-        # Orbax's handler of placeholders says less of what differs.
-        args: Any = ocp.args.StandardRestore(_storable(empty))
-        handler: Any = ocp.StandardCheckpointHandler
-        if rest is not None:
-            args = ocp.args.PyTreeRestore(item=rest | _storable(empty))
-            handler = ocp.PyTreeCheckpointHandler
+        content = b""
 
         def read() -> None:
-            try:
-                with _checkpointer(handler) as orbax:
-                    tree = orbax.restore(self.path(step) / "state", args=args)
-            except Exception as error:  # its files are whole: no memory, or a run beside deletes it
-                if not self.path(step).exists():
-                    raise self._damaged(step, "") from error
-                # All that differs of Adam and AdamW, and Orbax has no class for it.
-                if isinstance(error, ValueError) and "tree structures do not match" in str(error):
-                    raise CheckpointError(
-                        f"{self.path(step)} belongs to another optimizer: its arrays are the same, "
-                        "but not how they are nested; build the optimizer from the configuration "
-                        "saved with the checkpoint"
-                    ) from error
-                raise CheckpointError(
-                    f"{self.path(step)} could not be read ({_reason(error)}), though its files "
-                    "were whole; free memory, or try again"
-                ) from error
-            tree = {name: tree[name] for name in target}
-            tree = jax.tree.map(lambda leaf, e: leaf if e.size else e, tree, empty)
-            for path, entry in _describe(tree).items():
-                if entry != arrays[path]:
-                    raise self._damaged(step, f"the checksum of {path} is wrong")
-            leaves[:] = jax.tree.leaves(tree)
+            nonlocal content
+            content = self._content(sealed)
 
         from_first(read)
-        if jax.process_count() > 1:
-            data = bytes_from_first(b"".join(leaf.tobytes() for leaf in leaves))
-            ends = np.cumsum([leaf.nbytes for leaf in leaves])[:-1]
-            parts = zip(np.split(np.frombuffer(data, np.uint8), ends), leaves, strict=True)
-            leaves = [part.view(leaf.dtype).reshape(leaf.shape) for part, leaf in parts]
-        return jax.tree.unflatten(structure, leaves)
+        content = bytes_from_first(content)
+        with np.load(io.BytesIO(content)) as arrays:
+            return jax.tree_util.tree_map_with_path(
+                # NumPy does not know bfloat16 by its name.
+                lambda path, leaf: arrays[jax.tree_util.keystr(path)].view(leaf.dtype),
+                target,
+            )
 
     def _check_same_model(self, step: int, arrays: dict[str, Any], target: Any) -> None:
-        model = {path: f"{x.dtype}{list(x.shape)}" for path, x in _leaves(target).items()}
-        saved = {path: f"{entry['dtype']}{entry['shape']}" for path, entry in arrays.items()}
+        parts = tuple(f"['{name}']" for name in target)
+        described = {path: _describe(x) for path, x in _leaves(target).items()}
+        model, saved = (
+            {p: f"{e['dtype']}{e['shape']}" for p, e in each.items() if p.startswith(parts)}
+            for each in (described, arrays)
+        )
         differing = [p for p in model | saved if model.get(p) != saved.get(p)]
         if differing:
             differing.sort(key=lambda path: (not path.startswith("['params']"), path))
@@ -476,38 +425,26 @@ class Checkpoints:
             )
 
 
-@contextmanager
-def _checkpointer(handler: Any = ocp.StandardCheckpointHandler) -> Iterator[ocp.Checkpointer]:
-    """Orbax for one folder; it does not wait for other processes of a run, where there are any."""
-    more = {}
-    if jax.process_count() > 1:
-        index = jax.process_index()
-        more["multiprocessing_options"] = ocp.options.MultiprocessingOptions(
-            primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"of_{index}"
+def is_plain(tree: Any) -> bool:
+    """Whether JSON can hold the tree: dicts by strings, lists, tuples, None and texts."""
+    if isinstance(tree, Mapping):
+        return type(tree) is dict and all(
+            isinstance(key, str) and is_plain(each) for key, each in tree.items()
         )
-    # What its threads raise it logs at length too; it is raised here, as a sentence.
-    log = logging.getLogger("absl")
-    before, log.disabled = log.disabled, True
-    try:
-        with ocp.Checkpointer(handler(**more), **more) as orbax:
-            yield orbax
-    finally:
-        log.disabled = before
-
-
-# What `jax.tree_util.keystr` makes of keys and indices, and not of fields.
-_SIMPLE = re.compile(r"""(\[('[^'\\]*'|"[^"\\]*"|\d+)\])*""")
+    if type(tree) in (tuple, list):
+        return all(map(is_plain, tree))
+    return tree is None or isinstance(tree, str)
 
 
 def in_tuples(tree: Any) -> Any:
-    """The tree with tuples in the place of lists: neither Orbax nor JSON tells them apart."""
+    """The tree with tuples in the place of lists, which JSON does not tell apart."""
     if isinstance(tree, dict):
         return {name: in_tuples(each) for name, each in tree.items()}
     return tuple(map(in_tuples, tree)) if isinstance(tree, list) else tree
 
 
 def _as_plain(state: TrainState) -> dict[str, Any]:
-    """The state as a dict; orbax stores the bits of random keys, not their type."""
+    """The state as a dict, with the bits of random keys in their place."""
     plain: dict[str, Any] = jax.tree.map(
         lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, vars(state)
     )
@@ -521,11 +458,6 @@ def _like(leaf: np.ndarray, like: Any) -> jax.Array:
     # Those may be abstract, of which JAX does not tell the kind.
     kind = jax.random.key_impl(jnp.empty(0, like.dtype))
     return jax.random.wrap_key_data(jax.device_put(leaf), impl=kind)
-
-
-def _storable(tree: Any) -> Any:
-    """The tree as Orbax takes it: one number in the place of an array that has none."""
-    return jax.tree.map(lambda leaf: leaf if leaf.size else np.zeros(1, leaf.dtype), tree)
 
 
 def _is_key(leaf: Any) -> bool:
@@ -543,7 +475,7 @@ def _as_numpy(leaf: Any) -> np.ndarray:
         raise InvalidInputError(
             f"state must hold arrays of numbers, but has one of type {array.dtype}; leave it out"
         )
-    return array.astype(array.dtype.newbyteorder("="), copy=False)  # Orbax changes the order
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _by_loss(losses: dict[int, float]) -> list[int]:
@@ -552,22 +484,23 @@ def _by_loss(losses: dict[int, float]) -> list[int]:
 
 
 def _leaves(tree: Any) -> dict[str, Any]:
+    """Arrays by their paths; None for a container without any, which is part of the structure."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: not jax.tree.leaves(x))
     return {
-        jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        jax.tree_util.keystr(path): leaf if jax.tree.leaves(leaf) else None for path, leaf in leaves
     }
 
 
-def _describe(tree: Any) -> dict[str, dict[str, Any]]:
-    """Shape, type and checksum of every array."""
-    return {
-        path: {"shape": list(x.shape), "dtype": str(x.dtype), "crc32": zlib.crc32(x.tobytes())}
-        for path, x in _leaves(tree).items()
-    }
+def _describe(x: Any) -> dict[str, Any]:
+    """Shape, type and checksum of an array; an abstract one has no checksum."""
+    if x is None:
+        return {"shape": [], "dtype": "empty"}
+    found = {"shape": list(x.shape), "dtype": str(x.dtype)}
+    return found | {"crc32": zlib.crc32(x.tobytes())} if isinstance(x, np.ndarray) else found
 
 
-def _checksum(path: Path) -> list[int]:
+def _checksum(data: bytes) -> list[int]:
     """Size and checksum of a file."""
-    data = read_whole(path)
     return [len(data), zlib.crc32(data)]
 
 
@@ -582,9 +515,3 @@ def _to_disk(*paths: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _reason(error: Exception) -> str:
-    """An error in one line; of a long one its end, where the system's own words stand."""
-    line = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    return line if len(line) <= 200 else f"... {line[-200:]}"

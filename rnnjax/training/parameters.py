@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from rnnjax.cells.arguments import is_integer
 from rnnjax.errors import CheckpointError, InteropError, InvalidInputError
-from rnnjax.training.checkpoints import Checkpoints, dtype_of, in_tuples
+from rnnjax.training.checkpoints import Checkpoints, dtype_of, in_tuples, is_plain
 from rnnjax.training.processes import bytes_from_first, from_first
 
 _TREE = "rnnjax.tree"  # the entry of a file's metadata that holds the structure
@@ -105,7 +104,7 @@ def save_params(path: str | os.PathLike[str], params: Any) -> None:
             raise InvalidInputError(f"two arrays of params have the path {name}; rename a key")
         arrays[name] = np.asarray(leaf, dtype.newbyteorder("="), order="C")
     names = jax.tree.unflatten(structure, arrays)
-    metadata = {_TREE: json.dumps(names)} if _is_plain(names) else {}
+    metadata = {_TREE: json.dumps(names)} if is_plain(names) else {}
     from_first(lambda: write_arrays(path, arrays, metadata))
 
 
@@ -150,14 +149,3 @@ def _from_file(path: Path, like: Any) -> Any:
 
 def _name(keys: Any) -> str:
     return jax.tree_util.keystr(keys, simple=True, separator=".")
-
-
-def _is_plain(tree: Any) -> bool:
-    """Whether JSON can hold the tree: dicts by strings, lists, tuples, None and texts."""
-    if isinstance(tree, Mapping):
-        return type(tree) is dict and all(
-            isinstance(key, str) and _is_plain(each) for key, each in tree.items()
-        )
-    if type(tree) in (tuple, list):
-        return all(map(_is_plain, tree))
-    return tree is None or isinstance(tree, str)

@@ -2,7 +2,6 @@ import contextlib
 import dataclasses
 import errno
 import json
-import logging
 import os
 import random
 import shutil
@@ -105,7 +104,7 @@ def test_another_model_is_told_by_the_arrays_that_differ(checkpoints):
 
 @pytest.mark.parametrize(
     ("optimizer", "how"),
-    [(optax.sgd(0.1), "no such array"), (optax.adamw(1e-3), "not how they are nested")],
+    [(optax.sgd(0.1), "no such array"), (optax.adamw(1e-3), r"\[2\]: model empty")],
 )
 def test_another_optimizer_is_told_too(checkpoints, optimizer, how):
     checkpoints.save(state_at(1, optimizer=optax.adam(1e-3)), {})
@@ -244,26 +243,9 @@ def test_files_of_another_state_are_noticed_by_their_checksums(checkpoints, tmp_
     changed = first | {"bias": first["bias"].at[0].add(1e-3)}
     other = Checkpoints(tmp_path / "other")
     other.save(dataclasses.replace(state, params=(changed, second)), {})
-    shutil.rmtree(checkpoints.path(1) / "state")
-    shutil.copytree(other.path(1) / "state", checkpoints.path(1) / "state")
-    with pytest.raises(CheckpointError, match=r"is damaged \((the checksum of )?state/"):
+    shutil.copy(other.path(1) / "state.npz", checkpoints.path(1) / "state.npz")
+    with pytest.raises(CheckpointError, match=r"is damaged \(the checksum of state.npz"):
         checkpoints.at(1)
-
-
-def test_arrays_that_were_written_wrongly_are_noticed_when_they_are_read(checkpoints, monkeypatch):
-    """The files are as they were written, but what was written is not what was to be."""
-    from rnnjax.training import checkpoints as module
-
-    real = module.ocp.Checkpointer.save
-
-    def save(self, path, *, args):
-        tree = dict(args.item)
-        real(self, path, args=type(args)({**tree, "step": np.asarray(tree["step"] + 1)}))
-
-    monkeypatch.setattr(module.ocp.Checkpointer, "save", save)
-    checkpoints.save(state_at(1), {})
-    with pytest.raises(CheckpointError, match=r"the checksum of \['step'\] is wrong"):
-        checkpoints.latest().restore(state_at(0))
 
 
 def test_saving_twice_writes_once_and_a_failed_save_keeps_the_rest(checkpoints, monkeypatch):
@@ -429,21 +411,6 @@ def test_what_is_no_state_is_told(checkpoints):
     assert checkpoints.best().loss == 0.5
     with pytest.raises(InvalidInputError, match=r"like must be a TrainState .*params reads"):
         checkpoints.latest().restore(state.params)
-
-
-def test_a_full_disk_is_told_in_one_sentence_and_orbax_is_quiet(checkpoints, caplog, monkeypatch):
-    from rnnjax.training import checkpoints as module
-
-    def full(self, path, *, args):
-        logging.getLogger("absl").error("a traceback of a hundred lines")
-        raise ValueError(
-            f'RESOURCE_EXHAUSTED: Error writing "{"x" * 300}": No space left on device'
-        )
-
-    monkeypatch.setattr(module.ocp.Checkpointer, "save", full)
-    with pytest.raises(CheckpointError, match=r"No space left on device\); the checkpoints before"):
-        checkpoints.save(state_at(1), {})
-    assert not caplog.records
 
 
 def test_parameters_alone_come_back_in_dicts_and_tuples(checkpoints):
