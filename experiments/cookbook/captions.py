@@ -124,7 +124,7 @@ def learn(config: Config, source: images.Source, parts: Any, seed: int) -> np.nd
     rate = optax.cosine_onecycle_schedule(total, 3e-3, pct_start=0.2)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
     result = fit(loss_fn, init(init_key), optimizer, batches, config.epochs, key=key,
-                 evaluate=evaluate, progress=Silent())  # fmt: skip
+                 evaluate=evaluate, hooks=[Silent()])  # fmt: skip
     return np.stack(write(result.params, parts["test"]))
 
 

@@ -162,7 +162,7 @@ def learn(config: Config, task: Task, name: str) -> np.ndarray:
         optax.adam(optax.linear_schedule(learning_rate, 0, steps)),
         minibatches(task.train, batch_size, axis=0, seed=config.seed), epochs,
         evaluate=lambda p: {"validation_loss": (classes(p, task.held_out) != held_out).mean()},
-        key=keys[0], progress=Silent(),
+        key=keys[0], hooks=[Silent()],
     )  # fmt: skip
     return np.asarray(classes(result.params, task.test))
 

@@ -96,7 +96,7 @@ def learn(config: Config, kind: str) -> tuple[Any, Any]:
     return cell, fit(
         lambda params, batch, key: losses(cell, params, *batch).sum(), params, mapped,
         lambda epoch: data.sums((config.seed, 2, epoch), config.numbers, 100, 64),
-        config.epochs, key=jax.random.key(config.seed), progress=Silent(),
+        config.epochs, key=jax.random.key(config.seed), hooks=[Silent()],
         evaluate=lambda params: {"validation_loss": losses(cell, params, *held_out).mean()},
     ).params  # fmt: skip
 

@@ -140,7 +140,7 @@ def learn(config: Config, cell: Any, parts: dict[str, Any], seed: int) -> Any:
     key = jax.random.key(seed)
     params = {**init(config, cell, key), "bias": counted(parts["train"])}
     return fit(
-        loss_fn, params, optimizer, batches, config.epochs, key=key, progress=Silent(),
+        loss_fn, params, optimizer, batches, config.epochs, key=key, hooks=[Silent()],
         evaluate=lambda params: {"validation_loss": measure(params, parts["valid"])},
     ).params  # fmt: skip
 

@@ -106,7 +106,7 @@ def learn(config: Config, name: str, parts: list[Any], seed: int) -> np.ndarray:
     init_key, key = jax.random.split(jax.random.key(seed))
     params = init(cell, 1 if which == 2 else 28, init_key)
     result = fit(loss_fn, params, optimizer, batches, epochs, key=key, evaluate=evaluate,
-                 progress=Silent())  # fmt: skip
+                 hooks=[Silent()])  # fmt: skip
     halves = np.array_split(test["xs"], 2, axis=1)  # for the memory
     return np.concatenate([predict(result.params, half).argmax(axis=-1) for half in halves])
 

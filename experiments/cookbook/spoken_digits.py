@@ -115,7 +115,7 @@ def run(config: Config) -> int:
         for seed in range(config.seed, config.seed + config.seeds):
             params = fit(
                 loss_fn, init(name, jax.random.key(seed)), optimizer,
-                minibatches(train, BATCH, seed=seed, axis=1), config.epochs, progress=Silent(),
+                minibatches(train, BATCH, seed=seed, axis=1), config.epochs, hooks=[Silent()],
                 key=jax.random.key(seed), evaluate=jax.tree_util.Partial(measure, part=valid),
             ).params  # fmt: skip
             found = logits(params, test).argmax(axis=-1)

@@ -126,7 +126,7 @@ def learn(config: Config, name: str, source: Source, parts: Any, seed: int) -> d
     init_key, key = jax.random.split(jax.random.key(seed))
     result = fit(loss_fn, init(draws, cell, init_key), optimizer, batches, epochs, key=key,
                  evaluate=lambda params: {"validation_loss": loss_fn(params, held_out)},
-                 progress=Silent())  # fmt: skip
+                 hooks=[Silent()])  # fmt: skip
     return {part: apply(result.params, parts[part]["films"]) for part in parts}
 
 

@@ -109,7 +109,7 @@ def learn(config: Config, name: str, number: int) -> np.ndarray:
         truncated_loss(logits, losses), draw(keys),
         optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule)), batches, epochs,
         evaluate=lambda p: {"validation_loss": -logs(p, ids[known - 1 : known + valid]).mean()},
-        carry=cell.initial_carry((rows,)), key=keys[2], progress=Silent(),
+        carry=cell.initial_carry((rows,)), key=keys[2], hooks=[Silent()],
     ).params  # fmt: skip
     return np.asarray(logs(params, ids[known - 1 :]))
 

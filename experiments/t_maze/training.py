@@ -182,7 +182,7 @@ class Trainer:
         return fit(
             loss_fn, params, optimizer,
             jax.tree.map(lambda leaf: np.stack([leaf] * steps), agents), epochs,
-            key=jax.random.key(0), carry=streams, keep_carry=True, progress=progress,
+            key=jax.random.key(0), carry=streams, keep_carry=True, hooks=[progress],
         )  # fmt: skip
 
     def success(self, params: Any, key: jax.Array, memory: Any) -> jax.Array:

@@ -28,7 +28,7 @@ from experiments.cookbook.common.data import MADE, digit_parts
 from experiments.cookbook.common.report import Report
 from experiments.tasks import data
 from rnnjax.errors import InvalidInputError
-from rnnjax.training import Silent, fit
+from rnnjax.training import EarlyStopping, Silent, fit
 
 
 def _behind_convolution(cell: Any) -> Callable[[int], rnnjax.Cell]:
@@ -219,8 +219,8 @@ def learn(config: Config, task: Task, kind: str) -> tuple[list[float], np.ndarra
     mapped = optax.GradientTransformation(jax.vmap(adam.init), jax.vmap(adam.update))
     result = fit(
         lambda params, batch, key: of_all(params, batch)[0].sum(), jax.jit(jax.vmap(begin))(keys),
-        mapped, batches, task.epochs, key=keys[0], evaluate=evaluate, patience=task.patience,
-        progress=Silent(),
+        mapped, batches, task.epochs, key=keys[0], evaluate=evaluate,
+        hooks=[Silent(), EarlyStopping(task.patience)],
     )  # fmt: skip
     right = np.concatenate([  # not of all rows at once, for the memory
         evaluated(result.params, [of[:, at : at + 500] for of in test])[1]

@@ -30,9 +30,10 @@ from rnnjax.errors import NonFiniteError
 from rnnjax.text.drawing import State, at_temperature, draw
 from rnnjax.training.files import Records, write_json, write_whole
 from rnnjax.training.fitting import Fit, fit
+from rnnjax.training.hooks import EarlyStopping, Hook, Progress, TensorBoard
 from rnnjax.training.optimizers import keras_adam
 from rnnjax.training.processes import is_first, together
-from rnnjax.training.progress import Progress
+from rnnjax.training.run_folder import RunFolder
 from rnnjax.training.state import TrainState
 
 # Drawing takes a third of a second, as long as a whole epoch of a small run.
@@ -89,11 +90,15 @@ def run_training(config: Train) -> int:
         try:
             result = fit(
                 loss_fn, begin.params, optimizer, data.batches, epochs,
-                key=begin.key, carry=begin.carry, evaluate=validate, patience=config.patience,
-                run_dir=folder, config=described(config, data), free={"options", "optimizer"},
-                checkpoint_every=config.checkpoint_every, keep_last=config.keep_last,
+                key=begin.key, carry=begin.carry, evaluate=validate,
+                run_dir=RunFolder(
+                    folder, config=described(config, data), free={"options", "optimizer"},
+                    checkpoint_every=config.checkpoint_every, keep_last=config.keep_last,
+                    on_signal="return",
+                ),
+                hooks=hooks_of(config, progress),
                 skip_nonfinite=config.skip_nonfinite, steps_per_dispatch=config.steps_per_dispatch,
-                sharding=sharding, progress=progress, on_signal="return",
+                sharding=sharding,
             )  # fmt: skip
             progress.plot()
         except NonFiniteError as error:
@@ -102,6 +107,16 @@ def run_training(config: Train) -> int:
                 f"{config.optimization.learning_rate / 10:g}, or --skip-nonfinite 10"
             ) from error
         return report(progress, result, epochs * data.steps_per_epoch)
+
+
+def hooks_of(config: Train, progress: "TextProgress") -> list[Hook]:
+    """What shows the run, and ends it early or writes events where that is asked for."""
+    hooks: list[Hook] = [progress]
+    if config.patience:
+        hooks.append(EarlyStopping(config.patience))
+    if config.tensorboard:
+        hooks.append(TensorBoard(progress.folder / "tensorboard"))
+    return hooks
 
 
 def learning_rate(options: Optimization, epochs: int, steps_per_epoch: int) -> Any:
@@ -230,18 +245,13 @@ class TextProgress(Progress):
     def __init__(self, config: Train, data: Data, model: CharacterModel, folder: Path):
         super().__init__()
         self.config, self.data, self.model, self.folder = config, data, model, folder
-        self.board: Any = None
         self.unit = data.vocabulary.unit
         self.plotted = time.monotonic()
 
-    def start(self, step: int, total: int) -> None:
-        """Take back the samples and events after the checkpoint, and half a line."""
-        super().start(step, total)
-        if self.config.tensorboard:
-            from tensorboardX import SummaryWriter
-
-            self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
-        path = self.folder / "samples.txt"
+    def on_start(self, state: TrainState) -> None:
+        """Take back the samples after the checkpoint, and half a line."""
+        super().on_start(state)
+        path, step = self.folder / "samples.txt", int(state.step)
         if path.exists():
             lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
             at = [re.match(r"epoch \d+, step (\d+): ", line) for line in lines]
@@ -251,9 +261,6 @@ class TextProgress(Progress):
     def on_dispatch(self, step: int, losses: Any, seconds: float | None) -> None:
         """Move on, and draw the plot now and then."""
         super().on_dispatch(step, losses, seconds)
-        if self.board is not None:
-            for i, loss in enumerate(losses):
-                self.board.add_scalar("loss", loss, step - len(losses) + i + 1)
         if time.monotonic() - self.plotted > _SECONDS_PER_PLOT:
             self.plot()
 
@@ -271,14 +278,12 @@ class TextProgress(Progress):
             line += f"; {rate * self.data.characters_per_step:,.0f} {self.unit}s per second"
         return line + (f"; {summary['skipped']} steps skipped" if "skipped" in summary else "")
 
-    def on_epoch(self, epoch: int, state: TrainState, summary: Mapping[str, Any]) -> None:
+    def on_epoch(self, state: TrainState, summary: dict[str, Any]) -> None:
         """Print the epoch's means and a sample."""
-        super().on_epoch(epoch, state, summary)
-        if self.board is not None:
-            for name, value in summary.items():
-                self.board.add_scalar(f"epoch/{name}", value, int(state.step))
+        super().on_epoch(state, summary)
         if self.config.sample_length:
-            self.doing("sampling")
+            self.on_phase("sampling")
+            epoch = summary["epoch"]
             text = write_sample(self.model, self.data.vocabulary, self.config, state.params, epoch)
             self.say(f"  {text!r}")
             with (self.folder / "samples.txt").open("a", encoding="utf-8") as file:
@@ -289,12 +294,6 @@ class TextProgress(Progress):
         if is_first():
             plot_loss(self.folder, self.unit)
             self.plotted = time.monotonic()
-
-    def close(self) -> None:
-        """Leave the terminal as it was, and the events on the disk."""
-        super().close()
-        if self.board is not None:
-            self.board.flush()
 
 
 def write_sample(

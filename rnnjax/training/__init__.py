@@ -5,12 +5,22 @@ from rnnjax.training.checkpoints import Checkpoints, Saved
 from rnnjax.training.distributed import start_processes, use_cores
 from rnnjax.training.files import Records
 from rnnjax.training.fitting import Fit, fit
+from rnnjax.training.hooks import (
+    CSVLog,
+    EarlyStopping,
+    Hook,
+    Progress,
+    ReduceOnPlateau,
+    Silent,
+    TensorBoard,
+)
 from rnnjax.training.optimizers import KerasAdamState, keras_adam
 from rnnjax.training.parameters import load_params, save_params
 from rnnjax.training.penalties import activity_penalty, slowness_penalty, weight_penalty
 from rnnjax.training.processes import StopRequest
-from rnnjax.training.progress import Progress, Silent
+from rnnjax.training.run_folder import RunFolder
 from rnnjax.training.sharding import Sharding
+from rnnjax.training.sources import pad_rows
 from rnnjax.training.state import TrainState
 from rnnjax.training.step import (
     LossFunction,
@@ -21,18 +31,24 @@ from rnnjax.training.step import (
 from rnnjax.training.truncated import Window, truncated_loss, windows
 
 __all__ = [
+    "CSVLog",
     "Checkpoints",
+    "EarlyStopping",
     "Fit",
+    "Hook",
     "KerasAdamState",
     "LossFunction",
     "Metrics",
     "Minibatches",
     "Progress",
     "Records",
+    "ReduceOnPlateau",
+    "RunFolder",
     "Saved",
     "Sharding",
     "Silent",
     "StopRequest",
+    "TensorBoard",
     "TrainState",
     "TrainSteps",
     "Window",
@@ -42,6 +58,7 @@ __all__ = [
     "load_params",
     "make_train_steps",
     "minibatches",
+    "pad_rows",
     "save_params",
     "slowness_penalty",
     "start_processes",

@@ -33,11 +33,18 @@ class Minibatches:
 
     def __call__(self, epoch: int) -> Any:
         """The batches of an epoch: each leaf with a first axis of steps."""
-        leaves, axes = jax.tree.leaves(self.arrays), jax.tree.leaves(self.axis)
-        rows, size = np.shape(leaves[0])[axes[0]], self.batch_size
+        return self.cut(self.order(epoch))
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The rows of each batch of an epoch: ``(steps, batch_size)``."""
+        leaf, axis = jax.tree.leaves(self.arrays)[0], jax.tree.leaves(self.axis)[0]
+        rows, size = np.shape(leaf)[axis], self.batch_size
         order = np.random.default_rng((self.seed, epoch)).permutation(rows)
         order = order[: rows // size * size].reshape(-1, size)
-        order = order if self.rows is None else order[:, self.rows]
+        return order if self.rows is None else order[:, self.rows]
+
+    def cut(self, order: np.ndarray) -> Any:
+        """The batches of some steps of an `order`: each leaf with a first axis of steps."""
 
         def cut(leaf: Any, axis: int) -> Any:
             if jnp.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key):

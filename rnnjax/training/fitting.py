@@ -6,11 +6,9 @@ import functools
 import inspect
 import math
 import os
-import signal
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -19,28 +17,21 @@ import numpy as np
 import optax
 
 from rnnjax.cells.arguments import brief, check_instance, is_integer
-from rnnjax.errors import CheckpointError, InvalidInputError, NonFiniteError
-from rnnjax.training.batches import Minibatches, divided
-from rnnjax.training.checkpoints import Checkpoints
-from rnnjax.training.files import Records, as_json, finite_or_none, locked, write_json
-from rnnjax.training.identity import PARTS, differing, identity
-from rnnjax.training.processes import (
-    StopRequest,
-    agreed_signal,
-    ending_with_peers,
-    from_first,
-    is_first,
-    require_alike,
-    together,
-)
-from rnnjax.training.progress import Progress, Silent, alert
+from rnnjax.errors import InvalidInputError, NonFiniteError
+from rnnjax.training.batches import Minibatches
+from rnnjax.training.hooks import Entry, FunctionHook, Hook, Progress, Silent
+from rnnjax.training.identity import identity
+from rnnjax.training.processes import agreed_signal, from_first, is_first, require_alike, together
+from rnnjax.training.run_folder import RunFolder
 from rnnjax.training.sharding import Sharding
+from rnnjax.training.sources import Group, Source
 from rnnjax.training.state import TrainState
 from rnnjax.training.step import (
     OF_FIT,
     TrainSteps,
     check_optimizer,
     check_params,
+    make_eval_steps,
     make_train_steps,
 )
 
@@ -48,8 +39,6 @@ from rnnjax.training.step import (
 # a signal is answered before anyone wonders.
 _SECONDS_PER_DISPATCH = 0.25
 _FIRST_DISPATCH = 10
-
-Entry = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,7 +53,7 @@ class Fit:
             metrics over its steps, what ``evaluate`` measured, ``steps_per_second``.
         best: the entry with the lowest validation loss, or else the last; None before there is one.
         stopped_by: the number of the signal that came, or None.
-        finished: whether the run came to its end, by ``epochs`` or by ``patience``.
+        finished: whether the run came to its end, by ``epochs`` or by a hook.
     """
 
     params: Any
@@ -85,221 +74,69 @@ def fit(
     key: jax.Array,
     carry: Any = None,
     keep_carry: bool = False,
-    evaluate: Callable[[Any], Mapping[str, Any]] | None = None,
-    run_dir: str | os.PathLike[str] | None = None,
-    config: Mapping[str, Any] | None = None,
-    free: Collection[str] = (),
-    checkpoint_every: int = 1,
-    keep_last: int = 3,
-    patience: int = 0,
+    evaluate: Any = None,
+    run_dir: str | os.PathLike[str] | RunFolder | None = None,
+    hooks: Sequence[Hook | Callable[[TrainState, Entry], Any]] = (),
     skip_nonfinite: int = 0,
     steps_per_dispatch: int | None = None,
     sharding: Sharding | Literal["cores"] | None = None,
-    progress: Progress | None = None,
-    on_signal: Literal["raise", "return"] = "raise",
 ) -> Fit:
     """Train for some epochs, and return the best parameters.
 
-    With ``run_dir`` the run is saved there, and the same call goes on where it was, after whatever
-    ended it: bit for bit as if it had never stopped, because the order of the data depends on the
-    epoch alone, the keys on the step alone, and every dispatch runs the same program. Another call
-    is refused: another loss, optimiser, key, carry or ``config``, other first parameters, other
-    data of the first epoch, which is read again for that. Arguments that change no step may differ:
-    ``epochs``, ``evaluate``, ``patience``, ``skip_nonfinite`` and those of how it is saved, shown
-    and laid over devices.
-
-    The folder holds ``checkpoints/`` (see `Checkpoints`), the metrics of every step
-    (``steps.jsonl``), the history (``epochs.jsonl``), and at the end the best and the last epoch
-    (``result.json``). `load_params` reads the parameters.
-
-    SIGTERM, SIGHUP and Ctrl-C finish the step in progress and save it; a line on the standard error
-    says where. The signal then does what it would have done: it ends the program. Without
-    ``run_dir`` it does so at once.
-
     Args:
-        loss_fn: ``(params, batch, key) -> loss``; with ``carry`` a `LossFunction`, which also takes
-            and returns the recurrent state that the next batch continues, and metrics. A metric
-            ``weight`` weighs the steps in an epoch's means.
+        loss_fn: ``(params, batch, key) -> loss``; with ``carry`` a `LossFunction`.
         params: the initial parameters, any pytree. They are copied.
         optimizer: an optax optimiser, with its schedule and clipping; see `make_train_steps`.
-        batches: a dict, or another pytree but a list, whose leaves have a first axis of steps, the
-            batches of every epoch; or a function from the number of an epoch, from 0, to such a
-            tree (see `minibatches`).
+        batches: arrays with a first axis of steps; or what gives one batch after the other, as a
+            ``DataLoader``, a ``tf.data.Dataset`` or a loader of grain; or a function from the
+            number of an epoch, from 0, to either (`minibatches` makes one).
         epochs: how often the batches are gone through, in all: a run that goes on does the rest.
-        key: of the run; step ``n`` draws from ``jax.random.fold_in(key, n)``. A run that goes on
-            must have the same.
+        key: of the run; step ``n`` draws from ``jax.random.fold_in(key, n)``.
         carry: the state with which every epoch begins; left out, batches are independent.
-        keep_carry: whether an epoch goes on from the state in which the one before ended, as in
-            reinforcement learning, where it is no pass over data but a part of the run.
-        evaluate: ``params -> measures`` after every epoch, among them ``validation_loss``, which
-            says what the best is, and none that has the name of a metric. The arrays are used up by
-            the next step: copy what is to be kept.
-        run_dir: the folder of the run, made if it is not there; left out, nothing is written.
-        config: options to be saved with the run, as JSON. A run that goes on must have the same.
-        free: the names in ``config`` that may then differ, and of "key", "params", "carry",
-            "batches", "loss" and "optimizer" the parts that may: "optimizer", say, to go on with a
-            smaller learning rate.
-        checkpoint_every: epochs between checkpoints; one is also written at each better validation
-            loss, at the end, and where a signal stops the run.
-        keep_last: how many checkpoints are kept, besides the best.
-        patience: the run ends after so many epochs without a better validation loss; 0: never.
-        skip_nonfinite: how many steps in a row may have a loss or a gradient that is NaN or
-            infinite: they change nothing, and are counted in the metric ``skipped``.
-        steps_per_dispatch: steps done on the device before Python is asked again; left out, as many
-            as take a quarter of a second. It changes no number.
-        sharding: how state and batches lie over several devices, as ``Sharding.over()`` over all.
-            Each process then reads its rows of `Minibatches`; a function of your own returns those
-            alone. ``params`` and ``carry`` are whole on each, and ``evaluate`` gets whole
-            parameters. Of several processes, all make this call; the first one writes and its
-            measures decide. "cores": `Minibatches` are divided over the cores of the CPU, if
-            `use_cores` has made them devices and that is faster; a line says so where it is not.
-            Left out, one device is used.
-        progress: what the run shows; left out, a `Progress`.
-        on_signal: "return" returns the state at a signal, with ``stopped_by``, instead of raising
-            the signal again.
+        keep_carry: whether an epoch goes on from the carry of the one before instead.
+        evaluate: data like ``batches``, whose mean loss and metrics are ``validation_loss`` and so
+            on (the key is then None); or ``params -> measures``, with that one among them.
+        run_dir: a folder, or a `RunFolder`, in which the run is saved, and goes on if it was.
+        hooks: a `Hook` each, such as `EarlyStopping`, or a function ``(state, summary)``, called
+            after each epoch, which ends the run by True. `Silent` hides the `Progress`.
+        skip_nonfinite: so many steps in a row may not be finite: they change nothing, and are
+            counted in the metric ``skipped``.
+        steps_per_dispatch: steps done before Python is asked again. It changes no number.
+        sharding: how state and batches lie over several devices; "cores": over those of the CPU.
 
     Raises:
-        NonFiniteError: the loss or the gradient became NaN or infinite; names the step and the last
-            good checkpoint.
+        NonFiniteError: the loss or the gradient became NaN or infinite.
         CheckpointError: the run in ``run_dir`` is another one, or another process writes there.
-        KeyboardInterrupt: Ctrl-C, once its step is saved.
         RnnjaxError: another process of the run ended, or failed.
-        InvalidInputError: an argument is out of its range, or epochs differ in their steps.
-
-    A line, learned:
+        InvalidInputError: an argument is out of its range.
 
     >>> xs = jnp.linspace(0, 1, 40).reshape(10, 4)  # ten steps of four
     >>> result = fit(
     ...     lambda params, batch, key: jnp.mean((params * batch - 3 * batch) ** 2),
-    ...     jnp.zeros(()), optax.adam(0.1), xs, 20, key=jax.random.key(0), progress=Silent())
+    ...     jnp.zeros(()), optax.adam(0.1), xs, 20, key=jax.random.key(0), hooks=[Silent()])
     >>> round(float(result.params), 2), len(result.history)
     (3.0, 20)
     """
-    for name, value, least in (
-        ("epochs", epochs, 1),
-        ("checkpoint_every", checkpoint_every, 1),
-        ("keep_last", keep_last, 1),
-        ("patience", patience, 0),
-        ("skip_nonfinite", skip_nonfinite, 0),
-        ("steps_per_dispatch", 1 if steps_per_dispatch is None else steps_per_dispatch, 1),
-    ):
-        if not is_integer(value) or value < least:
-            raise InvalidInputError(
-                f"{name} must be a whole number of at least {least}, but is {value!r}; pass "
-                f"{least} or more"
-            )
-    if not jnp.issubdtype(getattr(key, "dtype", jnp.int32), jax.dtypes.prng_key) or key.ndim:
-        raise InvalidInputError(
-            f"key must be one key, as jax.random.key makes it, but is {brief(key)}; pass "
-            "jax.random.key(0), say"
-        )
-    if patience and evaluate is None:
-        raise InvalidInputError(
-            f"patience {patience} waits for a better validation loss, but there is no evaluate to "
-            "measure it; give one, or leave patience out"
-        )
-    if evaluate is not None and not callable(evaluate):
-        raise InvalidInputError(
-            f"evaluate must be a function of the parameters, but is {brief(evaluate)}; pass one "
-            "that returns {'validation_loss': ...}"
-        )
-    if on_signal not in ("raise", "return"):
-        raise InvalidInputError(
-            f'on_signal must be "raise" or "return", but is {on_signal!r}; leave it out to end the '
-            "program"
-        )
-    if progress is not None:
-        check_instance("progress", progress, Progress, "a Progress, such as Silent(), or None")
-    _check_takes(loss_fn, ("params", "batch", "key") if carry is None else _WITH_CARRY)
-    shown = (progress or Progress()) if is_first() else Silent()
-    batches, sharding = divided(batches, sharding, params, shown.say)
+    _check(loss_fn, params, optimizer, epochs, key, carry, skip_nonfinite, steps_per_dispatch)
+    folder = run_dir if isinstance(run_dir, RunFolder) else RunFolder(run_dir)
+    sharding = _sharding(sharding, batches, params)
     if carry is None:
         loss_fn, carry = functools.partial(_without_carry, loss_fn), ()
-    check_optimizer(optimizer)
-    check_params(params)
-    state = TrainState.create(params, optimizer, key=key, carry=carry)
+    data, called = Source("batches", batches, epochs, sharding), _hooks(hooks)
     train_steps = make_train_steps(loss_fn, optimizer, sharding, skip_nonfinite=skip_nonfinite > 0)
-    run = _Run(train_steps, batches, epochs, sharding, shown, skip_nonfinite, steps_per_dispatch)
-    result = None
-    try:
-        with ending_with_peers(), contextlib.ExitStack() as stack:
-            stack.callback(shown.close)
-            require_alike({"epochs": epochs, "whether there is a run_dir": run_dir is not None})
-            if run_dir is not None:
-                run.open(Path(run_dir), {} if config is None else config, keep_last, stack)
-                run.identity = identity(loss_fn, optimizer, state, run.on_devices(0), keep_carry)
-            state = state if sharding is None else sharding.put_state(state)
-            if run_dir is not None:
-                state = run.restore(state, free)
-            if run_dir is not None or on_signal == "return":
-                stack.enter_context(run.stop)
-            result = _train(run, state, carry, keep_carry, evaluate, checkpoint_every, patience)
-    except KeyboardInterrupt:
-        run.say_interrupted()
-        run.stop.signal = None
-        raise
-    finally:
-        # After an error too, and where it came when nobody asked any more.
-        number = run.stop.signal if result is None else result.stopped_by or run.stop.signal
-        if number is not None and on_signal == "raise":
-            run.say_stopped(number, result is not None)
-            signal.raise_signal(number)
-    return result
-
-
-def _train(
-    run: "_Run",
-    state: TrainState,
-    carry: Any,
-    keep_carry: bool,
-    evaluate: Callable[[Any], Mapping[str, Any]] | None,
-    checkpoint_every: int,
-    patience: int,
-) -> Fit:
-    """The epochs of a run that are still to do."""
-    sharding, history = run.sharding, run.history
-    whole = sharding.whole if sharding else lambda tree: tree
-    done = run.done = int(state.step)
-    best = None
-    if not run.steps:
-        run.read(0)
-    steps, total = run.steps, run.epochs * run.steps
-    run.shown.start(done, total)
-    if done:
-        run.shown.say(f"going on from step {done} of {total}")
-    if done > total:
-        warnings.warn(
-            f"the run in {run.folder} has done {done} steps, more than the {total} of {run.epochs} "
-            "epochs; the result is that of all of them; for a shorter run give another folder",
-            stacklevel=3,
-        )
-    while done < total and not _stale(history, patience):
-        epoch, first = divmod(done, steps)
-        if first == 0 and not (keep_carry and done):
-            # A copy, because the state is donated, and the next epoch begins from it again.
-            fresh = jax.tree.map(jnp.array, carry)
-            fresh = fresh if sharding is None else sharding.put_carry(fresh)
-            state = dataclasses.replace(state, carry=fresh)
-        state, stopped_by = run.train(state, run.on_devices(epoch), epoch)
-        done = int(state.step)
-        # The parameters alone: the optimiser's state may not fit one device.
-        params = whole(state.params)
-        if done < (epoch + 1) * steps:
-            run.save(state)
-            return run.fit(params, state, _best(history), stopped_by)
-        measured = {} if evaluate is None else run.validate(evaluate, params)
-        better = run.end_epoch(dataclasses.replace(state, params=params), epoch, measured)
-        if better and not run.in_folder:
-            best = jax.tree.map(jnp.array, params)
-        finished = epoch + 1 == run.epochs or _stale(history, patience)
-        stopped_by = agreed_signal(run.stop.signal)
-        if finished or better or stopped_by or (epoch + 1) % checkpoint_every == 0:
-            run.save(state, measured.get("validation_loss"))
-        if stopped_by and not finished:
-            return run.fit(params, state, _best(history), stopped_by)
-    chosen, entry_of_best = run.finish(state, evaluate is not None)
-    params = whole(chosen.params) if best is None else best
-    return run.fit(params, state, entry_of_best, agreed_signal(run.stop.signal))
+    measure = _measure(evaluate, loss_fn, carry, epochs, sharding)
+    loop = _Loop(train_steps, data, called, folder, epochs, carry, keep_carry, measure, sharding,
+                 skip_nonfinite, steps_per_dispatch)  # fmt: skip
+    state = TrainState.create(params, optimizer, key=key, carry=carry)
+    with folder.opened(sharding, loop.shown) as stack:
+        stack.callback(loop.close)
+        require_alike({"epochs": epochs, "whether there is a run_dir": folder.path is not None})
+        if folder.path is not None:
+            parts = identity(loss_fn, optimizer, state, data.first_epoch(), keep_carry)
+            state = loop.restore(state, parts)
+        if folder.path is not None or folder.on_signal == "return":
+            stack.enter_context(folder.stop)
+        return loop.run(state)
 
 
 @dataclasses.dataclass
@@ -328,201 +165,151 @@ class _Means:
             new = weight * np.asarray(metrics[name])
             self.sums[name] = np.add(self.sums.get(name, 0.0), new).tolist()
 
-    def summary(self) -> Entry:
+    def means(self) -> Entry:
         # Where nothing counted there is no mean, and NaN says so.
         weight = self.weight or math.nan
-        means = {
-            name: (np.asarray(self.sums[name]) / weight).tolist() for name in sorted(self.sums)
-        }
+        return {name: (np.asarray(self.sums[name]) / weight).tolist() for name in sorted(self.sums)}
+
+    def summary(self) -> Entry:
         shown = {"skipped": self.skipped} if self.skipped else {}
         speed = {"steps_per_second": self.steps / self.seconds} if self.seconds else {}
-        return {"loss": math.inf, **means, **shown, **speed}
+        return {"loss": math.inf, **self.means(), **shown, **speed}
 
 
 @dataclasses.dataclass(eq=False)
-class _Run:
-    """Where a run stands besides its state, how it trains, and its folder, if it has one."""
+class _Loop:
+    """How a run trains, and where it stands besides its state."""
 
     train_steps: TrainSteps
-    batches: Any
+    source: Source
+    hooks: list[Hook]
+    folder: RunFolder
     epochs: int
+    carry: Any
+    keep_carry: bool
+    measure: Callable[[TrainState], Entry] | None
     sharding: Sharding | None
-    shown: Progress
     most_skipped: int
     steps_per_dispatch: int | None
     history: list[Entry] = dataclasses.field(default_factory=list)
     means: _Means = dataclasses.field(default_factory=_Means)  # of the epoch in progress
     skipped: int = 0  # in a row
-    steps: int = 0  # of an epoch, once it is known
+    position: Any = None  # of the source in that epoch
+    exact: bool = True  # whether a run can go on from there
+    ended_by: list[str] = dataclasses.field(default_factory=list)  # names of hooks
     paced: int = _FIRST_DISPATCH  # steps of a dispatch
-    compiled: bool = False
-    in_folder: bool = False
-    finished: bool = False
-    done: int = 0  # steps
-    data: Any = None  # the batches of the epoch that was read last
-    data_epoch: int = 0
-    identity: dict[str, str] = dataclasses.field(default_factory=dict)
-    stop: StopRequest = dataclasses.field(default_factory=StopRequest)
+    compiled: set[str] = dataclasses.field(default_factory=set)  # for which shapes
 
-    def open(
-        self, folder: Path, config: Mapping[str, Any], keep_last: int, stack: contextlib.ExitStack
-    ) -> None:
-        """Take a folder, and lock it until the stack is left."""
-        self.config = as_json("config", config, finite=True)
-        from_first(lambda: stack.enter_context(locked(folder)))
-        self.folder, self.in_folder = folder, True
-        self.devices = 1 if self.sharding is None else self.sharding.mesh.size
-        where = folder / "checkpoints"
-        self.checkpoints = Checkpoints(where, keep_last=keep_last, sharding=self.sharding)
-        self.of_steps = Records(folder / "steps.jsonl")
-        self.of_epochs = Records(folder / "epochs.jsonl")
+    @property
+    def shown(self) -> Progress:
+        """The hook that shows the run."""
+        return next(hook for hook in self.hooks if isinstance(hook, Progress))
 
-    def read(self, epoch: int) -> Any:
-        """The batches of an epoch, as many as of every other one."""
-        if self.data is None or (self.data_epoch != epoch and callable(self.batches)):
-            self.shown.doing("reading")
-            self.data = None  # of two epochs at once there may be too much
-            self.data, self.steps = together(lambda: self._read(epoch))
-            self.data_epoch = epoch
-        return self.data
+    @property
+    def finished(self) -> bool:
+        return len(self.history) >= self.epochs or bool(self.ended_by)
 
-    def _read(self, epoch: int) -> tuple[Any, int]:
-        data = self.batches(epoch) if callable(self.batches) else self.batches
-        steps = _length(data, isinstance(self.batches, Minibatches))
-        if self.steps and steps != self.steps:
-            raise InvalidInputError(
-                f"every epoch must have as many steps as the first, {self.steps}, but epoch "
-                f"{epoch + 1} has {steps}; drop, or fill up, what is left over"
-            )
-        return data, steps
-
-    def on_devices(self, epoch: int) -> Any:
-        """The batches of an epoch, laid over the devices."""
-        self.data = self._put(self.read(epoch))  # which puts nothing where it lies there
-        return self.data
-
-    def _put(self, data: Any) -> Any:
-        return jax.device_put(data) if self.sharding is None else self.sharding.put_batches(data)
-
-    def restore(self, state: TrainState, free: Collection[str]) -> TrainState:
+    def restore(self, state: TrainState, parts: dict[str, str]) -> TrainState:
         """The state to go on from: that of the latest whole checkpoint, or the one given."""
-        if isinstance(free, str) or not set(free) <= PARTS.keys() | self.config.keys():
-            raise InvalidInputError(
-                f"free must be a set of names in config or of {', '.join(PARTS)}, but is {free!r}; "
-                'pass {"optimizer"}, say'
-            )
-        require_alike({"config": self.config, **self.identity})
-        saved = self.checkpoints.latest()
-        if saved is not None:
-            about = saved.about
-            if not {"config", "history", "means", "skipped", "identity"} <= about.keys():
-                raise CheckpointError(
-                    f"the checkpoints in {self.folder} are not of a run of fit; give another folder"
-                )
-            self._require_same(about, set(free))
-            state = saved.restore(state)
-            if about.get("devices", self.devices) != self.devices:
-                self.shown.say(
-                    f"the devices of the run were {about['devices']} and are {self.devices} now: "
-                    "its numbers will differ by rounding"
-                )
-            self.history, self.means = about["history"], _Means(**about["means"])
-            self.skipped = about["skipped"]
-        from_first(lambda: self._take_back(int(state.step), saved is None))
-        return state
+        saved = self.folder.latest(parts)
+        if saved is None:
+            return state
+        about = saved.about
+        self.history, self.means = about["history"], _Means(**about["means"])
+        self.skipped, self.position = about["skipped"], about["position"]
+        self.ended_by = about["ended_by"]
+        return saved.restore(state)
 
-    def _require_same(self, about: Mapping[str, Any], free: set[str]) -> None:
-        """Raise unless the run that was saved is the one that is to go on."""
-        theirs = about["config"]
-        for name in sorted((theirs.keys() | self.config.keys()) - free):
-            if theirs.get(name) != self.config.get(name):
-                raise CheckpointError(
-                    f"the run in {self.folder} has {name} {theirs.get(name)!r}, but "
-                    f"{self.config.get(name)!r} came, with which it cannot go on exactly; give "
-                    "it what it has, or begin a new run in another folder"
-                )
-        if (made_by := about["identity"]["made_by"]) != self.identity["made_by"]:
-            self.shown.say(
-                f"the run was begun with {made_by}, and this is {self.identity['made_by']}: its "
-                "numbers may differ by rounding, and whether its loss and optimizer are the same "
-                "cannot be told"
-            )
-        parts = differing(self.identity, about["identity"])
-        if named := [PARTS[part] for part in parts if part not in free]:
-            allowed = ", ".join(f'"{part}"' for part in parts)
-            raise CheckpointError(
-                f"the run in {self.folder} has another {', another '.join(named)} than came, with "
-                "which it cannot go on exactly; give it what it had, begin a new run in another "
-                f"folder, or let that differ by free={{{allowed}}}"
-            )
-        if parts:
-            changed = ", another ".join(PARTS[part] for part in parts)
-            self.shown.say(f"the run goes on with another {changed}, as free allows")
-        if about["steps_per_epoch"] != self.steps:
-            raise CheckpointError(
-                f"the run in {self.folder} has epochs of {about['steps_per_epoch']} steps, but "
-                f"batches of {self.steps} came, with which it cannot go on exactly; give it what "
-                "it had, or begin a new run in another folder"
-            )
-
-    def _take_back(self, done: int, anew: bool) -> None:
-        """Drop what was recorded after the checkpoint, and say what is missing before it."""
-        if anew and list(self.checkpoints.directory.glob("damaged-*")):
-            raise CheckpointError(
-                f"all checkpoints in {self.checkpoints.directory} were damaged, and are set aside; "
-                "begin a new run in another folder, or put one of them back"
-            )
-        if anew and self.of_epochs.read():
-            self.shown.say(
-                f"there is no checkpoint in {self.folder}: the run begins anew; what it had "
-                "recorded is kept in *.before"
-            )
-            for records in (self.of_steps, self.of_epochs):
-                if records.path.exists():
-                    records.path.replace(records.path.with_name(f"{records.path.name}.before"))
-        self.of_steps.drop_after(done)
-        missing = done - len({entry["step"] for entry in self.of_steps.read()})
-        if missing:
+    def start(self, state: TrainState) -> None:
+        """Tell the hooks where the run begins, and ask them whether it has ended already."""
+        for hook in self.hooks:
+            hook.history, hook.epochs = self.history, self.epochs
+        said = together(lambda: [(hook.name, hook.on_start(state)) for hook in self.hooks])
+        before, done, epochs = self.ended_by, int(state.step), len(self.history)
+        self.ended_by = [name for name, end in said if (name in before if end is None else end)]
+        self.folder.step = done
+        if done:
+            self.shown.say(f"going on from step {done:,}, after {epochs} of {self.epochs} epochs")
+        if epochs > self.epochs or (epochs == self.epochs and done > self.history[-1]["step"]):
             warnings.warn(
-                f"{self.of_steps.path} lacks {missing} of the {done} steps up to the checkpoint; "
-                "the run goes on exactly, but its curve has a gap",
-                stacklevel=1,
+                f"the run in {self.folder.path} has done {done} steps, more than those of "
+                f"{self.epochs} epochs; the result is that of all of them; for a shorter run give "
+                "another folder",
+                stacklevel=4,
             )
-        recorded = [entry for entry in self.of_epochs.read() if entry["step"] <= done]
-        if recorded != finite_or_none(self.history):
-            warnings.warn(
-                f"{self.of_epochs.path} was not as the checkpoint has it, and is written anew",
-                stacklevel=1,
-            )
-        self.of_epochs.write(self.history)
 
-    def train(self, state: TrainState, data: Any, epoch: int) -> tuple[TrainState, int | None]:
-        """Train to the end of an epoch, or to where a signal stops the run."""
-        steps, done = self.steps, int(state.step)
-        while True:
-            first = done - epoch * steps
-            self.shown.doing("training" if self.compiled else "compiling")
-            began = time.perf_counter()
-            last = min(first + (self.steps_per_dispatch or self.paced), steps)
-            state, metrics = self.train_steps(state, data, first, last)
-            count = int(state.step) - done
-            values = {name: np.asarray(m)[first:][:count] for name, m in metrics.items()}
-            # The first dispatch was compiled, and teaches nothing of the speed.
-            seconds = time.perf_counter() - began if self.compiled else None
-            self._record(values, done, epoch)
-            done = self.done = done + count
-            self.shown.on_dispatch(done, values["loss"].tolist(), seconds)
-            if seconds is not None:
-                self.means.steps += count
-                self.means.seconds += seconds
-                if jax.process_count() == 1:  # else all would have to agree
-                    self.paced = max(1, round(count * _SECONDS_PER_DISPATCH / seconds))
-            self.compiled = True
-            signal = agreed_signal(self.stop.signal)
-            if signal or done == (epoch + 1) * steps:
-                return state, signal
+    def run(self, state: TrainState) -> Fit:
+        """Do the epochs that are still to do."""
+        state = state if self.sharding is None else self.sharding.put_state(state)
+        self.start(state)
+        best = None
+        while not self.finished:
+            state, whole = self.train_epoch(state)
+            if not whole:
+                self.save(state)
+                return self.result(state)
+            state, better = self.end_epoch(state)
+            if better and self.folder.path is None:
+                best = jax.tree.map(jnp.array, self.whole(state.params))
+            stopped = self.asked_to_stop()
+            every = len(self.history) % self.folder.checkpoint_every == 0
+            if self.finished or better or stopped or every:
+                self.save(state, self.history[-1].get("validation_loss"))
+            if stopped and not self.finished:
+                return self.result(state)
+        saved = self.folder.finish(self.history, self.measure is not None)
+        if saved is not None and saved.step != self.folder.step:
+            best = saved.params(state.params)
+        return self.result(state, best, saved.step if saved else None)
 
-    def _record(self, values: Mapping[str, np.ndarray], done: int, epoch: int) -> None:
+    def train_epoch(self, state: TrainState) -> tuple[TrainState, bool]:
+        """Train to the end of an epoch, or, and then it is not whole, to where a signal came."""
+        first = self.folder.step - (self.history[-1]["step"] if self.history else 0)
+        if first == 0 and not (self.keep_carry and self.folder.step):
+            # A copy, because the state is donated, and the next epoch begins from it again.
+            fresh = jax.tree.map(jnp.array, self.carry)
+            fresh = fresh if self.sharding is None else self.sharding.put_carry(fresh)
+            state = dataclasses.replace(state, carry=fresh)
+        self.on_phase("reading")
+        with contextlib.closing(
+            self.source.epoch(len(self.history), first, self.position)
+        ) as groups:
+            for group in groups:
+                at, shapes = group.start, str(jax.tree.map(np.shape, group.batches))
+                while at < group.stop:
+                    if self.asked_to_stop():
+                        return state, False
+                    state, at = self.dispatch(state, group, at, shapes)
+        return state, True
+
+    def dispatch(
+        self, state: TrainState, group: Group, at: int, shapes: str
+    ) -> tuple[TrainState, int]:
+        """Do some steps of a group from slot ``at`` on; returns the slot after them."""
+        is_new, done = shapes not in self.compiled, self.folder.step
+        self.on_phase("compiling" if is_new else "training")
+        began = time.perf_counter()
+        last = min(at + (self.steps_per_dispatch or self.paced), group.stop)
+        state, metrics = self.train_steps(state, group.batches, at, last)
+        count = int(state.step) - done
+        values = {name: np.asarray(metric)[at:][:count] for name, metric in metrics.items()}
+        # One that was compiled teaches nothing of the speed.
+        seconds = None if is_new else time.perf_counter() - began
+        self.compiled.add(shapes)
+        self.record(values, done)
+        self.folder.step, self.exact = done + count, group.exact
+        if group.positions is not None:
+            self.position = group.positions[at + count - 1]
+        for hook in self.hooks:
+            hook.on_dispatch(done + count, values["loss"].tolist(), seconds)
+        if seconds is not None:
+            self.means.steps += count
+            self.means.seconds += seconds
+            if jax.process_count() == 1:  # else all would have to agree
+                self.paced = max(1, round(count * _SECONDS_PER_DISPATCH / seconds))
+        return state, at + count
+
+    def record(self, values: Mapping[str, np.ndarray], done: int) -> None:
         """Record the steps of a dispatch; NonFiniteError if one may not be skipped."""
         good = np.isfinite(values["loss"]) & np.isfinite(values["grad_norm"])
         entries = []
@@ -531,124 +318,223 @@ class _Run:
                 step = {name: value[i].tolist() for name, value in values.items()}
                 self.skipped = 0 if finite else self.skipped + 1
                 if self.skipped > self.most_skipped:
-                    raise self._diverged(done + i + 1, step)
+                    raise self.diverged(done + i + 1, step)
                 self.means.add(step)
                 shown = step if finite else {"skipped": True}
-                entries.append({"step": done + i + 1, "epoch": epoch + 1, **shown})
+                entries.append({"step": done + i + 1, "epoch": len(self.history) + 1, **shown})
         finally:
-            if self.in_folder:
-                from_first(lambda: self.of_steps.append(entries))
+            self.folder.record_steps(entries)
 
-    def _diverged(self, step: int, metrics: Mapping[str, float]) -> NonFiniteError:
-        good = "there is no checkpoint yet"
-        if self.in_folder and (last := self.checkpoints.steps()):
-            good = f"the last good checkpoint is {self.checkpoints.path(last[-1])}"
+    def diverged(self, step: int, metrics: Mapping[str, float]) -> NonFiniteError:
         before = f", after {self.most_skipped} that were skipped" if self.most_skipped else ""
         return NonFiniteError(
             f"at step {step} the loss is {metrics['loss']:g} and the norm of the gradient "
-            f"{metrics['grad_norm']:g}{before}; {good}; try a smaller learning rate or clip the "
-            'gradient (free={"optimizer"} lets the run go on with it), or let such steps be skipped'
+            f"{metrics['grad_norm']:g}{before}; {self.folder.last_good()}; try a smaller learning "
+            'rate or clip the gradient (free={"optimizer"} lets the run go on with it), or let '
+            "such steps be skipped"
         )
 
-    def say_stopped(self, number: int, saved: bool) -> None:
-        """Say that a signal came, and from where the run goes on."""
-        name, total = signal.Signals(number).name, self.epochs * self.steps
-        if self.finished:
-            alert(f"{name}: the run was done, and is saved in {self.folder}")
-        elif saved:
-            alert(
-                f"{name}: stopped after step {self.done} of {total}, saved in "
-                f"{self.checkpoints.path(self.done)}; the same call goes on from there"
-            )
-        else:
-            alert(f"{name}: stopped by it and by an error; {self._goes_on()}")
-
-    def say_interrupted(self) -> None:
-        """Say what is lost when nothing could be saved."""
-        alert(f"interrupted after step {self.done}: {self._goes_on()}")
-
-    def _goes_on(self) -> str:
-        if not self.in_folder:
-            return "without a run_dir nothing is saved, and what was learned is lost"
-        # Not by `Checkpoints.steps`: the other processes, which it asks, may not have stopped.
-        if not any(self.checkpoints.directory.glob("[0-9]*")):
-            return f"there is no checkpoint in {self.folder} yet, and the same call begins again"
-        return f"the same call goes on from the last checkpoint in {self.folder}"
-
-    def validate(self, evaluate: Callable[[Any], Mapping[str, Any]], params: Any) -> dict[str, Any]:
-        """What is measured on every process, as the first one has it."""
-        self.shown.doing("validating")
-
-        def measure() -> dict[str, float]:
-            found = evaluate(params)
-            if not isinstance(found, Mapping) or "validation_loss" not in found:
-                raise InvalidInputError(
-                    "evaluate must return a dict of measures, with 'validation_loss' among them, "
-                    f"but returned {found!r}; give it that name"
-                )
-            if taken := sorted(
-                (OF_FIT - {"validation_loss"} | self.means.sums.keys()) & found.keys()
-            ):
-                raise InvalidInputError(
-                    f"evaluate returned {taken}, which fit measures in training; rename them"
-                )
-            try:
-                return {name: float(value) for name, value in found.items()}
-            except (TypeError, ValueError) as error:
-                raise InvalidInputError(
-                    f"evaluate must return numbers, but: {error}; give one number for each name"
-                ) from error
-
-        measured = together(measure)
-        return from_first(lambda: measured)
-
-    def end_epoch(self, state: TrainState, epoch: int, measured: dict[str, float]) -> bool:
-        """Record and show an epoch; returns whether none before was measured to be as good."""
-        entry = {"step": int(state.step), "epoch": epoch + 1, **self.means.summary(), **measured}
-        self.means = _Means()
+    def end_epoch(self, state: TrainState) -> tuple[TrainState, bool]:
+        """Measure, record and show an epoch; the bool says whether none before was as good."""
+        measured = self.validate(state)
+        entry = {"step": self.folder.step, "epoch": len(self.history) + 1}
+        # The same on all processes, so that their hooks decide alike.
+        entry = from_first(lambda: entry | self.means.summary() | measured)
+        self.means, self.position, self.exact = _Means(), None, True
         before = min(map(_score, self.history), default=math.inf)
         self.history.append(entry)
-        if self.in_folder:
-            from_first(lambda: self.of_epochs.append([entry]))
-        from_first(lambda: self.shown.on_epoch(epoch + 1, state, entry))
-        return bool(measured) and _score(entry) < before
+        self.folder.record_epoch(entry)
+        state = self.call_hooks(state, entry)
+        return state, bool(measured) and _score(entry) < before
+
+    def validate(self, state: TrainState) -> Entry:
+        """What is measured on every process, as the first one has it."""
+        measure = self.measure
+        if measure is None:
+            return {}
+        self.on_phase("validating")
+        measured = together(lambda: measure(state))
+        if taken := sorted(
+            (OF_FIT - {"validation_loss"} | self.means.sums.keys()) & measured.keys()
+        ):
+            raise InvalidInputError(
+                f"evaluate returned {taken}, which fit measures in training; rename them"
+            )
+        return from_first(lambda: measured)
+
+    def call_hooks(self, state: TrainState, entry: Entry) -> TrainState:
+        """Call the hooks after an epoch; returns the state to go on with."""
+        # The parameters alone are whole: the optimiser's state may not fit one device.
+        params = self.whole(state.params)
+        shown, ended = dataclasses.replace(state, params=params), []
+
+        def call() -> None:
+            nonlocal shown
+            for hook in self.hooks:
+                said = hook.on_epoch(shown, entry)
+                if isinstance(said, TrainState):
+                    shown = said
+                elif not (said is None or isinstance(said, bool | np.bool_)):
+                    raise InvalidInputError(
+                        f"the hook {hook.name} must return True to end the run, a TrainState to go "
+                        f"on with, or None, but returned {brief(said)}; return None"
+                    )
+                elif said:
+                    ended.append(hook.name)
+
+        together(call)
+        if agreed_signal(len(ended)):
+            self.ended_by = ended or ["a hook of another process"]
+        if shown.params is params:
+            shown = dataclasses.replace(shown, params=state.params)
+        return shown if self.sharding is None else self.sharding.put_state(shown)
 
     def save(self, state: TrainState, loss: float | None = None) -> None:
-        """Write a checkpoint, after what was recorded before it."""
-        if not self.in_folder:
+        """Write a checkpoint, unless there is one, or the run could not go on from it."""
+        done = self.folder.saved == self.folder.step
+        if self.folder.path is None or done or not self.exact:
             return
-        self.shown.doing("writing")
-        from_first(self.of_steps.to_disk)
-        from_first(self.of_epochs.to_disk)
+        self.on_phase("writing")
         about = {
-            "config": self.config,
             "history": self.history,
             "means": dataclasses.asdict(self.means),
             "skipped": self.skipped,
-            "steps_per_epoch": self.steps,
-            "devices": self.devices,
-            "identity": self.identity,
+            "position": self.position,
+            "ended_by": self.ended_by,
         }
-        self.checkpoints.save(state, about, loss=loss)
+        self.folder.save(state, about, loss)
 
-    def fit(
-        self, params: Any, state: TrainState, best: Entry | None, signal: int | None = None
-    ) -> Fit:
+    def result(self, state: TrainState, best: Any = None, step: int | None = None) -> Fit:
         """What `fit` returns: parameters of their own, which stay where the state is donated."""
-        params = jax.tree.map(jnp.array, params)
-        return Fit(params, state, self.history, best, signal, self.finished)
+        params = jax.tree.map(jnp.array, self.whole(state.params) if best is None else best)
+        entry = next((e for e in self.history if e["step"] == step), _best(self.history))
+        return Fit(params, state, self.history, entry, self.asked_to_stop(), self.folder.finished)
 
-    def finish(self, state: TrainState, measured: bool) -> tuple[TrainState, Entry | None]:
-        """Write what came out, at the end; returns the best state that is saved, and its entry."""
-        self.finished = True
-        if not self.in_folder:
-            return state, _best(self.history)
-        best = self.checkpoints.best() if measured else None
-        step = int(state.step) if best is None else best.step
-        entry = next((entry for entry in self.history if entry["step"] == step), None)
-        result = {"best": entry, "last": self.history[-1] if self.history else None}
-        from_first(lambda: write_json(self.folder / "result.json", result))
-        return state if best is None or step == int(state.step) else best.restore(state), entry
+    def whole(self, tree: Any) -> Any:
+        return tree if self.sharding is None else self.sharding.whole(tree)
+
+    def asked_to_stop(self) -> int | None:
+        """The signal that any of the processes got."""
+        number = agreed_signal(self.folder.stop.signal)
+        if number:
+            self.folder.stop.signal = number
+        return number
+
+    def on_phase(self, phase: str) -> None:
+        for hook in self.hooks:
+            hook.on_phase(phase)
+
+    def close(self) -> None:
+        for hook in self.hooks:
+            hook.close()
+
+
+def _check(
+    loss_fn: Any,
+    params: Any,
+    optimizer: Any,
+    epochs: Any,
+    key: Any,
+    carry: Any,
+    skip_nonfinite: Any,
+    steps_per_dispatch: Any,
+) -> None:
+    """Raise unless the arguments of `fit` are what they should be."""
+    for name, value, least in (
+        ("epochs", epochs, 1),
+        ("skip_nonfinite", skip_nonfinite, 0),
+        ("steps_per_dispatch", 1 if steps_per_dispatch is None else steps_per_dispatch, 1),
+    ):
+        if not is_integer(value) or value < least:
+            raise InvalidInputError(
+                f"{name} must be a whole number of at least {least}, but is {value!r}; pass "
+                f"{least} or more"
+            )
+    if not jnp.issubdtype(getattr(key, "dtype", jnp.int32), jax.dtypes.prng_key) or key.ndim:
+        raise InvalidInputError(
+            f"key must be one key, as jax.random.key makes it, but is {brief(key)}; pass "
+            "jax.random.key(0), say"
+        )
+    names = ("params", "batch", "key") if carry is None else ("params", "carry", "batch", "key")
+    try:
+        inspect.signature(loss_fn).bind(*names)
+    except TypeError as error:
+        with_or_without = "without a carry" if carry is None else "with a carry"
+        raise InvalidInputError(
+            f"loss_fn of a fit {with_or_without} must take ({', '.join(names)}), but: {error}; "
+            "give fit the carry with which an epoch begins if loss_fn takes one, and else none"
+        ) from error
+    except ValueError:  # of a callable that does not say
+        pass
+    check_optimizer(optimizer)
+    check_params(params)
+
+
+def _hooks(given: Any) -> list[Hook]:
+    """The hooks of a run on this process, with one that shows it."""
+    if not isinstance(given, Sequence) or not all(
+        isinstance(h, Hook) or callable(h) for h in given
+    ):
+        raise InvalidInputError(
+            f"hooks must be a list of hooks and of functions (state, summary), but is "
+            f"{brief(given)}; pass [EarlyStopping(5)], say"
+        )
+    hooks = [hook if isinstance(hook, Hook) else FunctionHook(hook) for hook in given]
+    if not is_first():  # which one process shows and prints
+        hooks = [hook for hook in hooks if not isinstance(hook, Progress)]
+    if not any(isinstance(hook, Progress) for hook in hooks):
+        hooks.insert(0, Progress() if is_first() else Silent())
+    return hooks
+
+
+def _sharding(given: Any, batches: Any, params: Any) -> Sharding | None:
+    if given == "cores":
+        # Only batches that say which rows they have, as `Minibatches` do, can be divided.
+        return batches.over_cores(params) if hasattr(batches, "over_cores") else None
+    if given is not None:
+        check_instance("sharding", given, Sharding, 'a Sharding, "cores", or None')
+    return given
+
+
+def _measure(
+    evaluate: Any, loss_fn: Any, carry: Any, epochs: int, sharding: Sharding | None
+) -> Callable[[TrainState], Entry] | None:
+    """What measures a state: the function given, or the loss on the data given."""
+    if evaluate is None:
+        return None
+    if callable(evaluate) and not isinstance(evaluate, Minibatches):
+        return lambda state: _numbers(
+            evaluate(state.params if sharding is None else sharding.whole(state.params))
+        )
+    source = Source("evaluate", evaluate, epochs, sharding)
+    eval_steps = make_eval_steps(loss_fn, sharding)
+
+    def measure(state: TrainState) -> Entry:
+        means, goes_on = _Means(), carry if sharding is None else sharding.put_carry(carry)
+        for group in source.epoch(0):
+            begin = state.params, goes_on
+            goes_on, metrics = eval_steps(begin, group.batches, group.start, group.stop)
+            values = {name: np.asarray(metric) for name, metric in metrics.items()}
+            for i in range(group.start, group.stop):
+                means.add({name: value[i].tolist() for name, value in values.items()})
+        return {f"validation_{name}": mean for name, mean in means.means().items()}
+
+    return measure
+
+
+def _numbers(found: Any) -> Entry:
+    """What a function of the parameters measured."""
+    if not isinstance(found, Mapping) or "validation_loss" not in found:
+        raise InvalidInputError(
+            "evaluate must return a dict of measures, with 'validation_loss' among them, "
+            f"but returned {found!r}; give it that name"
+        )
+    try:
+        return {name: float(value) for name, value in found.items()}
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"evaluate must return numbers, but: {error}; give one number for each name"
+        ) from error
 
 
 def _without_carry(loss_fn: Any, params: Any, carry: Any, batch: Any, key: jax.Array) -> Any:
@@ -661,55 +547,9 @@ def _without_carry(loss_fn: Any, params: Any, carry: Any, batch: Any, key: jax.A
     return loss, (carry, {})
 
 
-_WITH_CARRY = "params", "carry", "batch", "key"
-
-
-def _check_takes(loss_fn: Any, names: tuple[str, ...]) -> None:
-    """Raise unless a loss function can be called with as many arguments."""
-    try:
-        inspect.signature(loss_fn).bind(*names)
-    except TypeError as error:
-        with_or_without = "with a carry" if names == _WITH_CARRY else "without a carry"
-        raise InvalidInputError(
-            f"loss_fn of a fit {with_or_without} must take ({', '.join(names)}), but: {error}; "
-            "give fit the carry with which an epoch begins if loss_fn takes one, and else none"
-        ) from error
-    except ValueError:  # of a callable that does not say
-        return
-
-
-def _length(data: Any, may_be_list: bool) -> int:
-    """The steps of an epoch's batches."""
-    if isinstance(data, Iterator):
-        raise InvalidInputError(
-            f"batches must be arrays, or a function from the number of an epoch to arrays, but "
-            f"{brief(data)} came, which can be gone through only once; stack what it gives, as by "
-            "jax.tree.map(lambda *leaves: numpy.stack(leaves), *batches)"
-        )
-    if isinstance(data, list) and not may_be_list:
-        raise InvalidInputError(
-            "batches must be one tree with steps first, but a list came; stack its batches, as by "
-            "jax.tree.map(lambda *leaves: numpy.stack(leaves), *batches)"
-        )
-    for path, leaf in jax.tree_util.tree_leaves_with_path(data):
-        dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
-        if not jnp.issubdtype(dtype, jax.dtypes.prng_key) and dtype.kind in "OSTU":
-            raise InvalidInputError(
-                f"batches must be arrays of numbers, but batches{jax.tree_util.keystr(path)} is of "
-                f"type {dtype}; encode texts first, as rnnjax.text.Vocabulary does"
-            )
-    lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(data)}
-    if len(lengths) != 1 or lengths & {(), (0,)}:
-        raise InvalidInputError(
-            "batches must be arrays with a first axis of steps, as long in all of them, and not "
-            f"empty, but their first axes are {sorted(lengths)}; give all the same number of steps"
-        )
-    return lengths.pop()[0]
-
-
-def _score(entry: Mapping[str, Any]) -> float:
+def _score(entry: Entry) -> float:
     """What is to become small: the validation loss, or that of training where there is none."""
-    score = float(entry.get("validation_loss", entry["loss"]))
+    score = float(entry["validation_loss" if "validation_loss" in entry else "loss"])
     return score if math.isfinite(score) else math.inf
 
 
@@ -717,11 +557,3 @@ def _best(history: list[Entry]) -> Entry | None:
     """The entry with the lowest validation loss; without one, the last."""
     scored = [e for e in history if "validation_loss" in e and _score(e) < math.inf]
     return min(scored, key=_score) if scored else (history[-1] if history else None)
-
-
-def _stale(history: list[Entry], patience: int) -> bool:
-    """Whether the last ``patience`` epochs brought nothing better than those before them."""
-    scores = [_score(entry) for entry in history]
-    count = max(0, len(scores) - patience)  # before there are so many, none is stale
-    recent, before = scores[count:], scores[:count]
-    return bool(patience and before) and min(recent) >= min(before)

@@ -31,7 +31,7 @@ def identity(
     loss_fn: LossFunction,
     optimizer: optax.GradientTransformation,
     state: TrainState,
-    batches: Any,
+    first_epoch: tuple[Any, str],
     keep_carry: bool,
 ) -> dict[str, str]:
     """A digest of each part of a run, by its name in `PARTS`, and ``made_by``.
@@ -45,10 +45,10 @@ def identity(
         loss_fn: the loss of one batch.
         optimizer: the optimiser.
         state: the first state, in one piece.
-        batches: of the first epoch, as the devices have them.
+        first_epoch: the shapes of a batch as the devices have it, and the digest of the data.
         keep_carry: whether an epoch begins with the carry of the one before.
     """
-    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batches)
+    batch, data = first_epoch
 
     def gradient(state: TrainState, batch: Any) -> Any:
         def loss(params: Any) -> Any:
@@ -65,7 +65,7 @@ def identity(
         "params": _of_arrays(state.params),
         "carry": _of_arrays(state.carry),
         "keep_carry": str(keep_carry),
-        "batches": _of_arrays(batches),
+        "batches": data,
         "loss": _of_program(gradient, state, batch),
         "optimizer": _of_arrays(state.opt_state) + _of_program(update, state, batch, loss, grads),
         "made_by": f"jax {jax.__version__}, rnnjax {rnnjax.__version__}, {jax.default_backend()}",
@@ -87,11 +87,20 @@ def differing(ours: dict[str, str], theirs: dict[str, str]) -> list[str]:
 def _of_arrays(tree: Any) -> str:
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
+        leaf = _plain(leaf)
         name = f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape} "
         digest.update(name.encode() + np.asarray(_sums(leaf)).tobytes())
     return digest.hexdigest()[:32]
+
+
+def sums_of_steps(batches: Any) -> Any:
+    """Two checksums of each step of each leaf: ``(steps, 2)``."""
+    return jax.tree.map(lambda leaf: _sums_of_each(_plain(leaf)), batches)
+
+
+def _plain(leaf: jax.Array) -> jax.Array:
+    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(leaf) if is_key else leaf
 
 
 @jax.jit
@@ -113,6 +122,9 @@ def _sums(leaf: jax.Array) -> jax.Array:
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         mixed = (mixed ^ (mixed >> np.uint32(shift))) * np.uint32(factor)
     return (mixed ^ (mixed >> np.uint32(16))).sum(1, dtype=jnp.uint32)
+
+
+_sums_of_each = jax.jit(jax.vmap(_sums))
 
 
 def _of_program(function: Any, *args: Any) -> str:

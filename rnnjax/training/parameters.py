@@ -45,7 +45,7 @@ def load_params(
     >>> result = fit(
     ...     lambda params, batch, key: ((params["w"] - batch) ** 2).sum(), {"w": np.zeros(2)},
     ...     optax.sgd(0.1), np.ones((5, 2)), 3, key=jax.random.key(0), run_dir=run,
-    ...     progress=Silent())
+    ...     hooks=[Silent()])
     >>> params = load_params(run)
     >>> bool((params["w"] == result.params["w"]).all())
     True

@@ -13,7 +13,7 @@ import optax
 
 from rnnjax.cells.arguments import brief
 from rnnjax.cells.products import at_least_float32
-from rnnjax.errors import InvalidInputError
+from rnnjax.errors import InvalidInputError, RnnjaxError
 from rnnjax.training.sharding import Sharding
 from rnnjax.training.state import TrainState, optimizer_errors
 
@@ -111,38 +111,86 @@ def make_train_steps(
     def train_steps(
         state: TrainState, batches: Any, start: jax.Array, stop: jax.Array
     ) -> tuple[TrainState, Metrics]:
-        num_steps = len(jax.tree.leaves(batches)[0])
-        shapes = jax.eval_shape(one_step, state, jax.tree.map(lambda leaf: leaf[0], batches))[1]
-        metrics = jax.tree.map(lambda s: jnp.zeros((num_steps, *s.shape), s.dtype), shapes)
-
-        def unfinished(loop: Any) -> jax.Array:
-            _, _, i, finite = loop
-            return (i < stop) & finite
-
-        def body(loop: Any) -> Any:
-            state, metrics, i, _ = loop
-            batch = jax.tree.map(lambda leaf: leaf[i], batches)
-            state, new = one_step(state, batch)
-            metrics = jax.tree.map(lambda all_, one: all_.at[i].set(one), metrics, new)
-            finite = jnp.isfinite(new["loss"]) & jnp.isfinite(new["grad_norm"])
-            return state, metrics, i + 1, finite | skip_nonfinite
-
-        state, metrics, _, _ = jax.lax.while_loop(
-            unfinished, body, (state, metrics, start, jnp.bool_(True))
-        )
+        state, metrics = _over_steps(one_step, state, batches, start, stop, skip_nonfinite)
         if sharding is not None:
             state, metrics = sharding.keep(state), sharding.keep_everywhere(metrics)
         return state, metrics
 
-    compiled = jax.jit(train_steps, donate_argnums=0)
+    return _checked(jax.jit(train_steps, donate_argnums=0), sharding)
 
-    def run(state: TrainState, batches: Any, start: int, stop: int) -> tuple[TrainState, Metrics]:
+
+def make_eval_steps(loss_fn: LossFunction, sharding: Sharding | None = None) -> Callable[..., Any]:
+    """Compile a function that computes the loss of many batches, and trains nothing.
+
+    Returns:
+        ``eval_steps((params, carry), batches, start, stop) -> (carry, metrics)``, much as
+        `make_train_steps` does. The key of ``loss_fn`` is None.
+    """
+
+    def loss_of(params: Any, carry: Any, batch: Any) -> tuple[Any, Metrics]:
+        try:
+            no_key: Any = None
+            loss, (carry, metrics) = checked_loss(loss_fn, params, carry, batch, no_key)
+        except RnnjaxError:
+            raise
+        except Exception as error:
+            raise InvalidInputError(
+                "loss_fn is called with the key None where evaluate is data, so that nothing is "
+                f"drawn, but failed ({type(error).__name__}: {error}); draw only where there is a "
+                "key, or give evaluate a function of the parameters"
+            ) from error
+        return carry, metrics | {"loss": loss}
+
+    def eval_steps(state: Any, batches: Any, start: jax.Array, stop: jax.Array) -> Any:
+        params, carry = state
+        one_step = functools.partial(loss_of, params)
+        carry, metrics = _over_steps(one_step, carry, batches, start, stop, to_the_end=True)
+        return carry, metrics if sharding is None else sharding.keep_everywhere(metrics)
+
+    return _checked(jax.jit(eval_steps), sharding)
+
+
+def _checked(compiled: Callable[..., Any], sharding: Sharding | None) -> TrainSteps:
+    """The compiled steps, called with a range of steps that the batches have."""
+
+    def run(state: Any, batches: Any, start: int, stop: int) -> tuple[Any, Metrics]:
         _check_range(batches, start, stop)
         # The mesh that is set tells `unroll` to leave to XLA what it would do for one device.
         with nullcontext() if sharding is None else jax.set_mesh(sharding.mesh):
             return compiled(state, batches, np.int32(start), np.int32(stop))
 
     return run
+
+
+def _over_steps(
+    one_step: Callable[[Any, Any], tuple[Any, Metrics]],
+    state: Any,
+    batches: Any,
+    start: jax.Array,
+    stop: jax.Array,
+    to_the_end: bool,
+) -> tuple[Any, Metrics]:
+    """Do steps one after another, unless ``to_the_end`` no further than one that is not finite."""
+    num_steps = len(jax.tree.leaves(batches)[0])
+    shapes = jax.eval_shape(one_step, state, jax.tree.map(lambda leaf: leaf[0], batches))[1]
+    metrics = jax.tree.map(lambda s: jnp.zeros((num_steps, *s.shape), s.dtype), shapes)
+
+    def unfinished(loop: Any) -> jax.Array:
+        _, _, i, finite = loop
+        return (i < stop) & finite
+
+    def body(loop: Any) -> Any:
+        state, metrics, i, finite = loop
+        batch = jax.tree.map(lambda leaf: leaf[i], batches)
+        state, new = one_step(state, batch)
+        metrics = jax.tree.map(lambda all_, one: all_.at[i].set(one), metrics, new)
+        if not to_the_end:
+            finite = jnp.isfinite(new["loss"]) & jnp.isfinite(new["grad_norm"])
+        return state, metrics, i + 1, finite
+
+    loop = state, metrics, start, jnp.bool_(True)
+    state, metrics, _, _ = jax.lax.while_loop(unfinished, body, loop)
+    return state, metrics
 
 
 def checked_loss(

@@ -114,7 +114,7 @@ def test_a_stopped_run_of_two_processes_goes_on_as_one_and_ends_like_it(
     resume = "train", "--resume", "--run-dir", "pair", "--mesh", "1"
     resumed = program("text_generator", *resume)
     output = resumed.stdout + resumed.stderr
-    assert f"going on from step {stopped} of {len(whole)}" in output
+    assert f"going on from step {stopped}, after" in output
     assert "the devices of the run were 2 and are 1 now" in output
     assert np.abs(losses(tmp_path / "pair") - whole).max() < 1e-5
     scores = [

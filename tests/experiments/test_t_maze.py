@@ -265,7 +265,7 @@ def test_an_agent_does_not_depend_on_those_beside_it():
     halves = []
 
     class Seen(Silent):
-        def on_epoch(self, epoch, state, summary):
+        def on_epoch(self, state, summary):
             halves.append(np.asarray(state.params["cell"]["kernel"]))
 
     both = trainer.train(np.array([0, 1]), np.array([True, False]), 2, Seen())

@@ -127,7 +127,7 @@ def test_a_full_disk_costs_nothing_that_was_saved(program, start, long, tmp_path
         begin = ["--resume"]
     saved = names_of_steps(checkpoints)
     resumed = program("text_generator", "train", "--resume", "--run-dir", "full")
-    assert f"going on from step {max(map(int, saved))} of" in resumed.stdout
+    assert f"going on from step {max(map(int, saved))}, after" in resumed.stdout
     assert arrays(tmp_path / "full") == arrays(tmp_path / "whole")
 
 

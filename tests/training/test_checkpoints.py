@@ -492,7 +492,7 @@ def test_the_parameters_of_a_run(tmp_path):
         return {"validation_loss": losses[len(seen) - 1]}
 
     result = fit(loss_fn, {"w": jnp.zeros(2)}, ADAM, np.ones((2, 2)), 3, key=jax.random.key(0),
-                 run_dir=tmp_path / "run", evaluate=evaluate, progress=Silent())  # fmt: skip
+                 run_dir=tmp_path / "run", evaluate=evaluate, hooks=[Silent()])  # fmt: skip
     files = sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("*"))
     for step, expected in (("best", 1), ("last", 2), (2, 0)):
         np.testing.assert_array_equal(load_params(tmp_path / "run", step=step)["w"], seen[expected])

@@ -51,7 +51,7 @@ begin = drawn(lambda: big.init(jax.random.key(1), 3))
 def fitted(sharding, progress=Silent(), rows=16):
     return fit(lambda params, batch, key: (rnnjax.unroll(big, params, batch["xs"])[1] ** 2).mean(),
                begin, optax.sgd(0.1), minibatches(data, rows, axis=1), 2,
-               key=jax.random.key(0), progress=progress, sharding=sharding)
+               key=jax.random.key(0), hooks=[progress], sharding=sharding)
 auto, single = fitted("cores"), fitted(None)
 assert len(auto.state.params["kernel"].sharding.device_set) == 2
 assert len(single.state.params["kernel"].sharding.device_set) == 1

@@ -19,8 +19,10 @@ import rnnjax
 from rnnjax import CheckpointError, InvalidInputError, NonFiniteError
 from rnnjax.training import (
     Checkpoints,
+    EarlyStopping,
     Progress,
     Records,
+    RunFolder,
     Sharding,
     Silent,
     fit,
@@ -35,6 +37,7 @@ OPTIMIZER = optax.chain(
     optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(1e-2, 20))
 )
 OPTIONS = {"steps_per_dispatch": 2, "epochs": 3, "on_signal": "return"}
+OF_FOLDER = {"config", "free", "checkpoint_every", "keep_last", "on_signal"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -69,13 +72,14 @@ def batches(epoch, spoilt=()):
     return {"xs": xs, "weight": np.array([1, 1, 1, 1, 3], np.float32)}
 
 
-def run(folder, progress=None, data=batches, optimizer=OPTIMIZER, **options):
+def run(folder, progress=None, data=batches, optimizer=OPTIMIZER, hooks=(), **options):
     """Begin, or go on from the latest checkpoint: the same call."""
     options = {**OPTIONS, **options}
+    of_folder = {name: options.pop(name) for name in OF_FOLDER & options.keys()}
     return fit(
         loss_fn, CELL.init(jax.random.key(0), 2), optimizer, data, options.pop("epochs"),
-        key=jax.random.key(1), carry=CELL.initial_carry((2,)), run_dir=folder,
-        progress=progress or Silent(), **options,
+        key=jax.random.key(1), carry=CELL.initial_carry((2,)),
+        run_dir=RunFolder(folder, **of_folder), hooks=[progress or Silent(), *hooks], **options,
     )  # fmt: skip
 
 
@@ -156,7 +160,7 @@ def test_a_signal_does_what_it_would_have_done_once_its_step_is_saved(tmp_path, 
     assert heard == [signal.SIGTERM]
     assert (int(result.state.step), result.stopped_by) == (step, signal.SIGTERM)
     said = {
-        4: f"stopped after step 4 of 15, saved in {tmp_path / 'checkpoints' / '4'}; the same call",
+        4: f"stopped after step 4, saved in {tmp_path / 'checkpoints' / '4'}; the same call",
         15: f"the run was done, and is saved in {tmp_path}",
     }
     assert f"SIGTERM: {said[step]}" in capsys.readouterr().err
@@ -168,7 +172,7 @@ from rnnjax.training import Silent, fit
 for n in range(3):
     fit(lambda p, b, k: jnp.mean((p * b - 3 * b) ** 2), jnp.zeros(()), optax.sgd(0.1 ** (n + 3)),
         jnp.ones((1000, 4)), 10**6, key=jax.random.key(0), run_dir=f"{sys.argv[1]}/{n}",
-        progress=type("Told", (Silent,), {"on_dispatch": lambda *_: print("on", flush=True)})())
+        hooks=[type("Told", (Silent,), {"on_dispatch": lambda *_: print("on", flush=True)})()])
 """
 
 
@@ -183,7 +187,7 @@ def test_a_signal_ends_a_sweep(tmp_path, environment, number, status):
     assert process.returncode in (status, -number)  # a shell reports both as 128 + number
     assert not (tmp_path / "1").exists()
     step = Checkpoints(tmp_path / "0" / "checkpoints", read_only=True).latest().step
-    assert f"{signal.Signals(number).name}: stopped after step {step} of 1000000000, saved" in said
+    assert f"{signal.Signals(number).name}: stopped after step {step}, saved" in said
 
 
 def test_what_ctrl_c_loses_without_a_folder_is_said(capsys):
@@ -261,12 +265,10 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_exact(tmp_path):
     ("options", "message"),
     [
         ({"epochs": 0}, "epochs must be a whole number of at least 1, but is 0"),
-        ({"keep_last": 1.5}, "keep_last must be a whole number"),
-        ({"patience": 2}, "there is no evaluate"),
+        ({"keep_last": 1.5}, "keep_last must be a positive"),
+        ({"hooks": [EarlyStopping(2)]}, "monitor must be a measure .* is 'validation_loss', and"),
         ({"evaluate": lambda params: 3.0}, "'validation_loss' among them, but returned 3.0"),
         ({"data": {"xs": np.ones((5, 3, 2, 2)), "weight": np.ones(4)}}, r"\[\(4,\), \(5,\)\]"),
-        ({"data": lambda epoch: {k: v[: 5 - epoch] for k, v in batches(epoch).items()}},
-         "epoch 2 has 4"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_said(options, message):
@@ -289,11 +291,11 @@ def scores(*losses):
 
 
 def test_each_better_epoch_is_saved_and_the_run_ends_when_none_comes(tmp_path):
-    options = {"epochs": 8, "checkpoint_every": 50, "patience": 2}
+    options = {"epochs": 8, "checkpoint_every": 50, "hooks": [EarlyStopping(2)]}
     seen = []
 
     class Seen(Silent):
-        def on_epoch(self, epoch, state, summary):
+        def on_epoch(self, state, summary):
             seen.append(np.asarray(jax.tree.leaves(state.params)[0]))
 
     evaluate = scores(3.0, 2.0, 2.5, 1.5, 1.6, 1.5, 1.0, 0.5)
@@ -314,7 +316,8 @@ def test_each_better_epoch_is_saved_and_the_run_ends_when_none_comes(tmp_path):
 
 
 def test_patience_waits_for_as_many_epochs_as_it_says_from_the_first_on():
-    result = run(None, evaluate=scores(3.0, 4.0, 4.0, 2.0, 2.5, 2.0, 2.0), epochs=9, patience=3)
+    result = run(None, evaluate=scores(3.0, 4.0, 4.0, 2.0, 2.5, 2.0, 2.0), epochs=9,
+                 hooks=[EarlyStopping(3)])  # fmt: skip
     assert len(result.history) == 7
     assert result.best["epoch"] == 4
 
@@ -332,7 +335,7 @@ def test_the_best_parameters_without_a_folder():
 
 
 def test_a_resumed_run_waits_as_long_as_an_undisturbed_one_whatever_became_of_its_records(tmp_path):
-    options = {"epochs": 8, "checkpoint_every": 1, "patience": 2}
+    options = {"epochs": 8, "checkpoint_every": 1, "hooks": [EarlyStopping(2)]}
     with pytest.raises(RuntimeError, match="an accident"):
         run(tmp_path, At(17, fail), evaluate=scores(3.0, 2.0, 2.5), **options)
     (tmp_path / "epochs.jsonl").unlink()
@@ -425,7 +428,7 @@ class Screen:
 def test_the_progress_says_what_is_done_and_its_rate_is_that_of_training(
     tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr("rnnjax.training.progress._SECONDS_TERMINAL", 0)  # each move is shown
+    monkeypatch.setattr("rnnjax.training.hooks._SECONDS_TERMINAL", 0)  # each move is shown
     screen = Screen()
     progress = Progress(screen)
     run(tmp_path, progress, evaluate=scores(3.0, 2.0, 1.0))
@@ -436,7 +439,7 @@ def test_the_progress_says_what_is_done_and_its_rate_is_that_of_training(
     assert [line.partition(":")[0] for line in lines] == ["epoch 1", "epoch 2", "epoch 3"]
     assert "validation_loss 2" in lines[1]
     # Compiling, validating and writing are no part of it.
-    progress.start(0, 100)
+    progress.step = 0
     progress._recent.clear()
     progress.on_dispatch(10, [1.0], None)
     progress.on_dispatch(20, [1.0], 2.0)
@@ -480,7 +483,7 @@ def test_minibatches_of_a_list_are_a_tree():
     xs, targets = np.ones((3, 8), np.float32), np.ones(8, np.float32)
     result = fit(lambda p, b, k: ((p * b[0] - b[1]) ** 2).mean(), jnp.zeros(()), optax.sgd(0.1),
                  minibatches([xs, targets], 4, axis=[1, 0]), 1, key=jax.random.key(0),
-                 progress=Silent())  # fmt: skip
+                 hooks=[Silent()])  # fmt: skip
     assert int(result.state.step) == 2
 
 
@@ -580,14 +583,14 @@ def test_a_gradient_that_is_not_finite_counts_too():
 
     with pytest.raises(NonFiniteError, match="the loss is 0 and the norm of the gradient"):
         fit(loss_of_a_root, jnp.zeros(2), optax.sgd(0.1), np.ones((3, 2)), 1,
-            key=jax.random.key(0), progress=Silent())  # fmt: skip
+            key=jax.random.key(0), hooks=[Silent()])  # fmt: skip
 
 
 def test_the_parameters_given_are_left_as_they_are():
     params = jnp.ones(2)
     batches = np.ones((3, 2), np.float32)
     result = fit(lambda params, batch, key: jnp.sum(params * batch), params, optax.sgd(0.1),
-                 batches, 1, key=(key := jax.random.key(0)), progress=Silent())  # fmt: skip
+                 batches, 1, key=(key := jax.random.key(0)), hooks=[Silent()])  # fmt: skip
     assert params.tolist() == [1, 1]
     assert key == jax.random.key(0)  # the state is donated, and it has a copy of the key
     # What came out stays too where a run goes on from the state.
@@ -598,7 +601,7 @@ def test_the_parameters_given_are_left_as_they_are():
 def test_a_carry_may_be_a_number_over_devices_too():
     result = fit(lambda p, c, b, k: ((p * b).sum(), (c + 1, {})), jnp.ones(2), optax.sgd(0.1),
                  np.ones((3, 2), np.float32), 1, key=jax.random.key(0), carry=0.0,
-                 sharding=Sharding.over(1), progress=Silent())  # fmt: skip
+                 sharding=Sharding.over(1), hooks=[Silent()])  # fmt: skip
     assert result.state.carry == 3
 
 
@@ -619,7 +622,7 @@ def test_keys_of_any_kind_come_back(tmp_path, impl):
     def train(epochs):
         return fit(noisy, jnp.zeros(2), optax.sgd(0.1), np.ones((3, 2), np.float32), epochs,
                    key=jax.random.key(1, impl=impl), carry=jax.random.key(2, impl=impl),
-                   run_dir=tmp_path, progress=Silent())  # fmt: skip
+                   run_dir=tmp_path, hooks=[Silent()])  # fmt: skip
 
     train(1)
     assert train(2).state.carry.dtype == jax.random.key(0, impl=impl).dtype
@@ -627,7 +630,7 @@ def test_keys_of_any_kind_come_back(tmp_path, impl):
 
 def test_fewer_epochs_than_were_done_are_said(tmp_path):
     run(tmp_path, epochs=2)
-    with pytest.warns(UserWarning, match="has done 10 steps, more than the 5 of 1 epochs"):
+    with pytest.warns(UserWarning, match="has done 10 steps, more than those of 1 epochs"):
         run(tmp_path, epochs=1)
 
 
@@ -635,7 +638,7 @@ def test_another_key_is_another_run(tmp_path):
     def train(seed):
         return fit(lambda p, b, k: p + jax.random.normal(k), jnp.zeros(()), optax.sgd(0.1),
                    np.ones(2), 1, key=jax.random.key(seed), run_dir=tmp_path,
-                   progress=Silent())  # fmt: skip
+                   hooks=[Silent()])  # fmt: skip
 
     assert train(1).history == train(1).history
     with pytest.raises(CheckpointError, match="has another key than came"):
@@ -648,10 +651,7 @@ def test_another_key_is_another_run(tmp_path):
         ({"key": 3}, "key must be one key, as jax.random.key makes it, but is 3"),
         ({"key": jax.random.split(jax.random.key(0))}, r"key must be one key, .*key<fry> \(2,\)"),
         ({"params": {"n": "a"}}, r"params\['n'\] is <U1, which has no gradient"),
-        ({"evaluate": 3}, "evaluate must be a function of the parameters, but is 3"),
-        ({"config": "abc"}, "config must be JSON .* no dict"),
-        ({"free": "optimizer"}, "free must be a set of names in config or of key, params"),
-        ({"free": {"optimiser"}}, r"but is {'optimiser'}; pass {\"optimizer\"}, say"),
+        ({"evaluate": 3}, "evaluate must be arrays, or something to iterate over, but evaluate is"),
         ({"loss_fn": lambda p, c, b, k: (p.sum(), ((), {"of": {}})), "carry": ()},
          "must be real numbers or arrays of them, but of is a dict"),
         ({"loss_fn": lambda p, b, k: (p.sum(), {})}, "must return the loss alone"),
@@ -668,30 +668,51 @@ def test_another_key_is_another_run(tmp_path):
         ({"carry": ()}, r"must take \(params, carry, batch, key\), but: too many positional"),
         ({"sharding": "gpu"}, "sharding must be a Sharding, .* but is 'gpu'"),
         ({"optimizer": optax.sgd}, "optimizer must be one of optax, .* but is a function"),
-        ({"batches": [np.ones(2), np.ones(2)]}, "a list came; stack"),
+        ({"batches": [np.ones(2), np.ones(2)]}, "a list came; give a function that iterates"),
+        ({"batches": {"xs": object()}}, r"but batches\['xs'\] is of type object"),
+        ({"batches": ()}, r"their first axes are \[\]"),
+        ({"batches": lambda epoch: iter(())}, "a batch in every epoch, but epoch 1 has none"),
         ({"evaluate": lambda p: {"validation_loss": None}}, "must return numbers"),
         ({"evaluate": lambda p: {"validation_loss": 1, "loss": 2}}, "which fit measures"),
         ({"loss_fn": lambda p, c, b, k: (p.sum(), ((), {"right": 1})), "carry": (),
           "evaluate": lambda p: {"validation_loss": 1, "right": 2}}, r"returned \['right'\]"),
         ({"loss_fn": lambda p, c, b, k: (p.sum(), ((), {"weight": b})), "carry": ()},
          r"weight must be one number for a step, but has \(2,\)"),
-        ({"batches": iter([np.ones(2)])}, "a tuple_iterator|a list_iterator came"),
-        ({"batches": (x for x in [np.ones(2)])}, "a generator came, which can be gone through"),
+        ({"batches": iter([np.ones(2)]), "epochs": 2}, "a list_iterator, which can be gone thr"),
+        ({"batches": (x for x in [np.ones(2)]), "epochs": 2}, "is a generator, which can be gone"),
+        ({"batches": iter([np.array(["a"])])}, r"batches is of type <U1; encode"),
         ({"batches": {"text": np.array(["a", "b"])}}, r"batches\['text'\] is of type <U1; encode"),
         ({"params": {"n": jnp.arange(3)}}, r"params\['n'\] is int32, which has no gradient"),
-        ({"progress": True}, "progress must be a Progress, .* but is True"),
-        ({"on_signal": "exit"}, 'on_signal must be "raise" or "return", but is \'exit\''),
-        ({"config": {"rate": float("nan")}}, "config must be JSON"),
-        ({"config": {"cell": object()}}, "config must be JSON"),
+        ({"hooks": True}, "hooks must be a list of hooks and of functions .* but is True"),
+        ({"hooks": [lambda state, summary: 3]}, r"<lambda> must return True to .* but returned 3"),
+        ({"loss_fn": lambda p, b, k: p.sum() * jax.random.uniform(k), "evaluate": np.ones((2, 2))},
+         "called with the key None where evaluate is data"),
     ],
 )  # fmt: skip
 def test_what_a_program_gets_wrong_is_one_sentence(tmp_path, change, message):
     given = {"loss_fn": lambda p, b, k: jax.tree.leaves(p)[0].sum(),
-             "batches": np.ones((2, 2), np.float32), "params": jnp.ones(2), "progress": Silent(),
+             "batches": np.ones((2, 2), np.float32), "params": jnp.ones(2), "hooks": [Silent()],
              "optimizer": optax.sgd(0.1), "key": jax.random.key(0), "run_dir": tmp_path / "run",
-             **change}  # fmt: skip
+             "epochs": 1, **change}  # fmt: skip
     with pytest.raises(InvalidInputError, match=message):
-        fit(epochs=1, **given)
+        fit(**given)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"config": "abc"}, "config must be JSON .* no dict"),
+        ({"config": {"rate": float("nan")}}, "config must be JSON"),
+        ({"config": {"cell": object()}}, "config must be JSON"),
+        ({"free": "optimizer"}, "free must be a set of names in config or of key, params"),
+        ({"free": {"optimiser"}}, r"but is {'optimiser'}; pass {\"optimizer\"}, say"),
+        ({"on_signal": "exit"}, 'on_signal must be "raise" or "return", but is \'exit\''),
+        ({"checkpoint_every": 0}, "checkpoint_every must be a positive"),
+    ],
+)  # fmt: skip
+def test_a_folder_says_what_it_cannot_be(options, message):
+    with pytest.raises(InvalidInputError, match=message):
+        RunFolder("run", **options)
 
 
 @pytest.mark.parametrize(
@@ -716,7 +737,7 @@ POINTS = np.tile(np.linspace(0, 1, 8, dtype=np.float32), (10, 1))
 
 
 def learn_a_line(optimizer, folder=None, epochs=20, **options):
-    options = {"key": jax.random.key(0), "progress": Silent(), **options}
+    options = {"key": jax.random.key(0), "hooks": [Silent()], **options}
     return fit(line, LINE, optimizer, POINTS, epochs, run_dir=folder, **options)
 
 
@@ -749,7 +770,7 @@ def test_optimizers_that_take_more_go_on_exactly(tmp_path, make):
     optimizer = make()
     whole = learn_a_line(optimizer, epochs=2)
     with pytest.raises(RuntimeError, match="an accident"):
-        learn_a_line(optimizer, tmp_path, epochs=2, progress=At(13, fail), steps_per_dispatch=1)
+        learn_a_line(optimizer, tmp_path, epochs=2, hooks=[At(13, fail)], steps_per_dispatch=1)
     again = learn_a_line(optimizer, tmp_path, epochs=2)
     assert bits(again.state) == bits(whole.state)
 
@@ -785,8 +806,8 @@ def test_another_run_in_the_same_folder_is_refused(tmp_path, change, named, free
     def train(options, epochs, **more):
         given = {**RUN, **options}
         return fit(given["loss"], given["params"], given["optimizer"], given["batches"], epochs,
-                   key=jax.random.key(given["key"]), run_dir=tmp_path, progress=Progress(Screen()),
-                   **more)  # fmt: skip
+                   key=jax.random.key(given["key"]), run_dir=RunFolder(tmp_path, **more),
+                   hooks=[Progress(Screen())])  # fmt: skip
 
     train({}, 1)
     for epochs in (1, 2):
@@ -804,7 +825,7 @@ def test_what_a_loss_closes_over_is_part_of_it(tmp_path):
     def train(data):
         return fit(lambda p, b, k: ((p * data[b] - 1) ** 2).mean(), jnp.zeros(()), optax.sgd(0.1),
                    np.arange(4).reshape(2, 2), 1, key=jax.random.key(0), run_dir=tmp_path,
-                   progress=Silent())  # fmt: skip
+                   hooks=[Silent()])  # fmt: skip
 
     train(jnp.arange(4.0))
     train(jnp.arange(4.0))
@@ -815,7 +836,7 @@ def test_what_a_loss_closes_over_is_part_of_it(tmp_path):
 def test_a_run_of_another_version_goes_on_and_that_is_said(tmp_path, monkeypatch, capsys):
     learn_a_line(optax.adam(0.1), tmp_path, 1)
     monkeypatch.setattr(jax, "__version__", "0.0.1")
-    learn_a_line(optax.adam(0.1), tmp_path, 2, progress=Progress(Screen()))
+    learn_a_line(optax.adam(0.1), tmp_path, 2, hooks=[Progress(Screen())])
     assert "and this is jax 0.0.1, rnnjax" in capsys.readouterr().out
 
 
@@ -834,7 +855,7 @@ def test_rows_may_have_keys():
 def test_keys_may_be_batches(tmp_path):
     keys = jax.random.split(jax.random.key(3), 6)
     result = fit(lambda p, b, k: p + jax.random.normal(b), jnp.zeros(()), optax.sgd(0.1), keys, 1,
-                 key=jax.random.key(0), run_dir=tmp_path, progress=Silent())  # fmt: skip
+                 key=jax.random.key(0), run_dir=tmp_path, hooks=[Silent()])  # fmt: skip
     assert int(result.state.step) == 6
 
 
@@ -910,7 +931,7 @@ def test_a_helper_may_have_another_name(tmp_path):
 
     def train(helper):
         fit(lambda p, b, k: jax.jit(helper)(p).sum(), jnp.ones(2), optax.sgd(0.1), np.ones((2, 2)),
-            1, key=jax.random.key(0), run_dir=tmp_path, progress=Silent())  # fmt: skip
+            1, key=jax.random.key(0), run_dir=tmp_path, hooks=[Silent()])  # fmt: skip
 
     train(first)
     train(second)

@@ -317,7 +317,7 @@ def test_the_loss_of_an_epoch_is_the_mean_over_the_steps_that_count(
     begin = CELL.initial_carry((ROWS,))
     result = fit(
         truncated_loss(run, losses), params, optax.sgd(0.0), batches, 1,
-        key=jax.random.key(1), carry=begin, progress=Silent(),
+        key=jax.random.key(1), carry=begin, hooks=[Silent()],
     )  # fmt: skip
     each = losses(run(params, begin, inputs, jax.random.key(1))[1], targets)
     np.testing.assert_allclose(result.history[0]["loss"], each[mask].mean(), rtol=1e-5)

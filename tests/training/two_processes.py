@@ -52,7 +52,7 @@ def of_rows(epoch, rows):
 def train(folder, epochs, *, loss=loss_fn, batches=None, sharding=None, **options):
     """With the rows over both processes, or all of them on each."""
     batches = data() if batches is None else batches
-    options = {"evaluate": measured, "progress": Silent(), **options}
+    options = {"evaluate": measured, "hooks": [Silent()], **options}
     return fit(
         loss, jnp.zeros(3), optax.adam(0.05), batches, epochs, key=jax.random.key(0),
         run_dir=FOLDER / folder, sharding=sharding, **options,

@@ -1,0 +1,257 @@
+"""The folder of a run: its checkpoints, its records, and what it says when a signal ends it."""
+
+import os
+import signal
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from rnnjax.cells.arguments import check_size
+from rnnjax.errors import CheckpointError, InvalidInputError
+from rnnjax.training.checkpoints import Checkpoints, Saved
+from rnnjax.training.files import Records, as_json, finite_or_none, locked, write_json
+from rnnjax.training.hooks import Entry, Progress, alert
+from rnnjax.training.identity import PARTS, differing
+from rnnjax.training.processes import StopRequest, ending_with_peers, from_first, require_alike
+from rnnjax.training.sharding import Sharding
+from rnnjax.training.state import TrainState
+
+
+class RunFolder:
+    """Where `fit` saves a run, how often, and what may change where the run goes on.
+
+    The folder holds ``checkpoints/`` (see `Checkpoints`), the metrics of every step
+    (``steps.jsonl``), the history (``epochs.jsonl``), and at the end the best and the last epoch
+    (``result.json``). `load_params` reads the parameters.
+
+    The same call of `fit` goes on where the run was, bit for bit as if it had never stopped.
+    Another call is refused: another loss, optimiser, key, carry or ``config``, other first
+    parameters, other data of the first epoch, which is read again for that. ``epochs``, hooks,
+    and how the run is evaluated, saved and laid over devices may differ.
+
+    SIGTERM, SIGHUP and Ctrl-C finish the step in progress and save it; a line on the standard error
+    says where. The signal then does what it would have done: it ends the program. Without a folder
+    it does so at once.
+
+    Args:
+        path: of the folder, made if it is not there; None writes nothing.
+        config: options to be saved with the run, as JSON. A run that goes on must have the same.
+        free: the names in ``config`` that may then differ, and of "key", "params", "carry",
+            "batches", "loss" and "optimizer" the parts that may: "optimizer", say, to go on with a
+            smaller learning rate.
+        checkpoint_every: epochs between checkpoints; one is also written at each better validation
+            loss, at the end, and where a signal stops the run.
+        keep_last: how many checkpoints are kept, besides the best.
+        on_signal: "return" has `fit` return at a signal, with ``stopped_by``, instead of raising
+            the signal again.
+
+    Raises:
+        InvalidInputError: an argument is out of its range.
+
+    >>> folder = RunFolder("runs/first", config={"layers": 2}, free={"optimizer"})
+    >>> folder.path.name
+    'first'
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None,
+        *,
+        config: Mapping[str, Any] | None = None,
+        free: Collection[str] = (),
+        checkpoint_every: int = 1,
+        keep_last: int = 3,
+        on_signal: Literal["raise", "return"] = "raise",
+    ):
+        check_size("checkpoint_every", checkpoint_every)
+        check_size("keep_last", keep_last)
+        self.path = None if path is None else Path(path)
+        self.config = as_json("config", {} if config is None else config, finite=True)
+        if isinstance(free, str) or not set(free) <= PARTS.keys() | self.config.keys():
+            raise InvalidInputError(
+                f"free must be a set of names in config or of {', '.join(PARTS)}, but is {free!r}; "
+                'pass {"optimizer"}, say'
+            )
+        if on_signal not in ("raise", "return"):
+            raise InvalidInputError(
+                f'on_signal must be "raise" or "return", but is {on_signal!r}; leave it out to end '
+                "the program"
+            )
+        self.free, self.checkpoint_every, self.keep_last = set(free), checkpoint_every, keep_last
+        self.on_signal = on_signal
+
+    # What follows is for `fit`.
+
+    @contextmanager
+    def opened(self, sharding: Sharding | None, shown: Progress) -> Iterator[ExitStack]:
+        """Lock the folder until the run ends; a signal that came is raised again after that."""
+        self.stop, self.step, self.saved, self.finished = StopRequest(), 0, -1, False
+        self.devices, self.shown = 1 if sharding is None else sharding.mesh.size, shown
+        failed = True
+        try:
+            with ending_with_peers(), ExitStack() as stack:
+                if self.path is not None:
+                    folder = self.path
+                    from_first(lambda: stack.enter_context(locked(folder)))
+                    self.checkpoints = Checkpoints(
+                        folder / "checkpoints", keep_last=self.keep_last, sharding=sharding
+                    )
+                    self.of_steps = Records(folder / "steps.jsonl")
+                    self.of_epochs = Records(folder / "epochs.jsonl")
+                yield stack
+            failed = False
+        except KeyboardInterrupt:
+            alert(f"interrupted after step {self.step}: {self._goes_on()}")
+            self.stop.signal = None
+            raise
+        finally:
+            number = self.stop.signal
+            if number is not None and self.on_signal == "raise":
+                self._say_stopped(signal.Signals(number).name, failed)
+                signal.raise_signal(number)
+
+    def _say_stopped(self, name: str, failed: bool) -> None:
+        if self.finished:
+            alert(f"{name}: the run was done, and is saved in {self.path}")
+        elif failed:
+            alert(f"{name}: stopped by it and by an error; {self._goes_on()}")
+        elif self.saved == self.step:
+            alert(
+                f"{name}: stopped after step {self.step}, saved in "
+                f"{self.checkpoints.path(self.step)}; the same call goes on from there"
+            )
+        else:
+            alert(
+                f"{name}: stopped after step {self.step}, amid an epoch of batches that cannot say "
+                f"where they stand; {self._goes_on()}"
+            )
+
+    def _goes_on(self) -> str:
+        if self.path is None:
+            return "without a run_dir nothing is saved, and what was learned is lost"
+        # Not by `Checkpoints.steps`: the other processes, which it asks, may not have stopped.
+        if not any(self.checkpoints.directory.glob("[0-9]*")):
+            return f"there is no checkpoint in {self.path} yet, and the same call begins again"
+        return f"the same call goes on from the last checkpoint in {self.path}"
+
+    def latest(self, identity: dict[str, str]) -> Saved | None:
+        """The checkpoint to go on from, which is one of this run.
+
+        Raises:
+            CheckpointError: it is one of another run, or all are damaged.
+        """
+        self.identity = identity
+        require_alike({"config": self.config, **identity})
+        saved = self.checkpoints.latest()
+        if saved is not None:
+            if not {"config", "history", "means", "identity", "ended_by"} <= saved.about.keys():
+                raise CheckpointError(
+                    f"the checkpoints in {self.path} are not of a run of fit; give another folder"
+                )
+            self._require_same(saved.about)
+            self.step = self.saved = saved.step
+        from_first(lambda: self._take_back(saved))
+        return saved
+
+    def _require_same(self, about: Mapping[str, Any]) -> None:
+        """Raise unless the run that was saved is the one that is to go on."""
+        theirs = about["config"]
+        for name in sorted((theirs.keys() | self.config.keys()) - self.free):
+            if theirs.get(name) != self.config.get(name):
+                raise CheckpointError(
+                    f"the run in {self.path} has {name} {theirs.get(name)!r}, but "
+                    f"{self.config.get(name)!r} came, with which it cannot go on exactly; give "
+                    "it what it has, or begin a new run in another folder"
+                )
+        if (made_by := about["identity"]["made_by"]) != self.identity["made_by"]:
+            self.shown.say(
+                f"the run was begun with {made_by}, and this is {self.identity['made_by']}: its "
+                "numbers may differ by rounding, and whether its loss and optimizer are the same "
+                "cannot be told"
+            )
+        parts = differing(self.identity, about["identity"])
+        if named := [PARTS[part] for part in parts if part not in self.free]:
+            allowed = ", ".join(f'"{part}"' for part in parts)
+            raise CheckpointError(
+                f"the run in {self.path} has another {', another '.join(named)} than came, with "
+                "which it cannot go on exactly; give it what it had, begin a new run in another "
+                f"folder, or let that differ by free={{{allowed}}}"
+            )
+        if parts:
+            changed = ", another ".join(PARTS[part] for part in parts)
+            self.shown.say(f"the run goes on with another {changed}, as free allows")
+        if about["devices"] != self.devices:
+            self.shown.say(
+                f"the devices of the run were {about['devices']} and are {self.devices} now: "
+                "its numbers will differ by rounding"
+            )
+
+    def _take_back(self, saved: Saved | None) -> None:
+        """Drop what was recorded after the checkpoint, and say what is missing before it."""
+        if saved is None and list(self.checkpoints.directory.glob("damaged-*")):
+            raise CheckpointError(
+                f"all checkpoints in {self.checkpoints.directory} were damaged, and are set aside; "
+                "begin a new run in another folder, or put one of them back"
+            )
+        if saved is None and self.of_epochs.read():
+            self.shown.say(
+                f"there is no checkpoint in {self.path}: the run begins anew; what it had "
+                "recorded is kept in *.before"
+            )
+            for records in (self.of_steps, self.of_epochs):
+                if records.path.exists():
+                    records.path.replace(records.path.with_name(f"{records.path.name}.before"))
+        done, history = (0, []) if saved is None else (saved.step, saved.about["history"])
+        self.of_steps.drop_after(done)
+        missing = done - len({entry["step"] for entry in self.of_steps.read()})
+        if missing:
+            warnings.warn(
+                f"{self.of_steps.path} lacks {missing} of the {done} steps up to the checkpoint; "
+                "the run goes on exactly, but its curve has a gap",
+                stacklevel=1,
+            )
+        recorded = [entry for entry in self.of_epochs.read() if entry["step"] <= done]
+        if recorded != finite_or_none(history):
+            warnings.warn(
+                f"{self.of_epochs.path} was not as the checkpoint has it, and is written anew",
+                stacklevel=1,
+            )
+        self.of_epochs.write(history)
+
+    def record_steps(self, entries: Sequence[Entry]) -> None:
+        """Record the metrics of some steps."""
+        if self.path is not None:
+            from_first(lambda: self.of_steps.append(entries))
+
+    def record_epoch(self, entry: Entry) -> None:
+        """Record what an epoch measured."""
+        if self.path is not None:
+            from_first(lambda: self.of_epochs.append([entry]))
+
+    def save(self, state: TrainState, about: Mapping[str, Any], loss: float | None) -> None:
+        """Write a checkpoint, after what was recorded before it."""
+        from_first(self.of_steps.to_disk)
+        from_first(self.of_epochs.to_disk)
+        own = {"config": self.config, "devices": self.devices, "identity": self.identity}
+        self.checkpoints.save(state, {**about, **own}, loss=loss)
+        self.saved = self.step
+
+    def last_good(self) -> str:
+        """What to say of the last checkpoint, where a step is not finite."""
+        if self.path is not None and (steps := self.checkpoints.steps()):
+            return f"the last good checkpoint is {self.checkpoints.path(steps[-1])}"
+        return "there is no checkpoint yet"
+
+    def finish(self, history: Sequence[Entry], measured: bool) -> Saved | None:
+        """Write what came out; returns the best checkpoint, where there is a measure of it."""
+        self.finished = True
+        if self.path is None:
+            return None
+        best = self.checkpoints.best() if measured else None
+        step = history[-1]["step"] if best is None else best.step
+        entry = next((entry for entry in history if entry["step"] == step), None)
+        path, result = self.path / "result.json", {"best": entry, "last": history[-1]}
+        from_first(lambda: write_json(path, result))
+        return best

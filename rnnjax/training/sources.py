@@ -1,0 +1,373 @@
+"""Batches as people have them, in groups of steps on the devices; a thread reads one ahead."""
+
+import contextlib
+import copy
+import dataclasses
+import functools
+import hashlib
+import itertools
+import time
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rnnjax.cells.arguments import brief, check_size
+from rnnjax.errors import CheckpointError, InvalidInputError
+from rnnjax.training.batches import Minibatches
+from rnnjax.training.identity import sums_of_steps
+from rnnjax.training.processes import require_alike, together
+from rnnjax.training.sharding import Sharding, axis_of_each
+
+# Two groups are in memory at a time, and two as large on their way to another device.
+_BYTES_OF_GROUP = 2**23
+# A signal is answered between groups, so that a slow stream makes small ones.
+_STEPS_OF_STREAM = 64
+_SECONDS_OF_STREAM = 0.25
+
+
+def pad_rows(batch: Any, rows: int, *, axis: Any = 0) -> tuple[Any, np.ndarray]:
+    """A batch filled up to so many rows, with weights that say which rows it had.
+
+    The last batch of an epoch is often smaller than the others. Filled up, it runs in the same
+    program and fits the same carry; a loss that weighs its rows does not see the difference.
+
+    Args:
+        batch: a pytree of arrays. What is added repeats the first row.
+        rows: of a whole batch.
+        axis: that of the rows: one number for all leaves, or a tree prefix of ``batch``.
+
+    Returns:
+        the batch, and float32 weights ``(rows,)``: 1 for the rows that it had, and else 0.
+
+    Raises:
+        InvalidInputError: the batch has more rows, or none, or its leaves differ in them.
+
+    >>> batch, weights = pad_rows({"xs": np.ones((5, 3, 2)), "labels": np.ones(3)}, 4,
+    ...                           axis={"xs": 1, "labels": 0})
+    >>> batch["xs"].shape, weights.tolist()
+    ((5, 4, 2), [1.0, 1.0, 1.0, 0.0])
+
+    For a stream: ``fit(..., lambda epoch: (pad_rows(b, 32) for b in loader), ...)``.
+    """
+    check_size("rows", rows)
+    batch = jax.tree.map(_as_array, batch)
+    axes = axis_of_each("axis", axis, batch)
+    pairs = zip(jax.tree.leaves(batch), jax.tree.leaves(axes), strict=True)
+    found = {(*leaf.shape[axis:], 0)[0] for leaf, axis in pairs}
+    if len(found) != 1 or not 1 <= min(found) <= rows:
+        raise InvalidInputError(
+            f"batch must have the same number of rows in all leaves, from 1 to {rows}, but has "
+            f"{sorted(found)}; give rows of a whole batch, and axis where they are not first"
+        )
+    order = np.r_[np.arange(min(found)), np.zeros(rows - min(found), int)]
+    filled = jax.tree.map(lambda leaf, axis: np.take(np.asarray(leaf), order, axis), batch, axes)
+    return filled, (np.arange(rows) < min(found)).astype(np.float32)
+
+
+@dataclasses.dataclass
+class Group:
+    """Some steps that stand together on the devices.
+
+    Attributes:
+        batches: leaves ``(slots, ...)``; all groups have as many slots, so that one program does
+            all of them.
+        start: the first slot whose step is to be done.
+        stop: the slot after the last one.
+        positions: of a stream, where it stands after each slot; None where it cannot say.
+        exact: whether a run can go on from the middle of this epoch.
+    """
+
+    batches: Any
+    start: int
+    stop: int
+    positions: list[Any] | None = None
+    exact: bool = True
+
+
+class Source:
+    """The batches of `fit`, or the data of its ``evaluate``.
+
+    Args:
+        name: of the argument, for errors.
+        given: arrays with a first axis of steps, something to iterate over (a stream), or a
+            function from the number of an epoch to either.
+        epochs: how often it is gone through.
+        sharding: how batches lie over the devices.
+    """
+
+    def __init__(self, name: str, given: Any, epochs: int, sharding: Sharding | None):
+        self.name, self.given, self.sharding = name, given, sharding
+        self._read: tuple[int | None, Any] = None, None  # an epoch, and its arrays
+        self._held: Group | None = None  # all steps of all epochs
+        self._begun: tuple[Any, Iterator[Group]] | None = None  # a stream that was looked into
+        if isinstance(given, Iterator) and epochs > 1:
+            raise InvalidInputError(
+                f"{name} must last for {epochs} epochs, but is {brief(given)}, which can be gone "
+                "through only once; give a function from the number of an epoch to an iterator"
+            )
+
+    def epoch(
+        self, number: int, first: int = 0, position: Any = None
+    ) -> Generator[Group, None, None]:
+        """The groups of an epoch, from a step on, before which a stream stood at ``position``."""
+        if self._held is not None and first <= self._held.stop:
+            yield dataclasses.replace(self._held, start=first)
+            return
+        groups, steps = self._groups(number, first, position), first
+        with ThreadPoolExecutor(1) as pool:
+            ahead = None
+            while True:
+                if jax.process_count() > 1:  # they have to agree, which threads cannot
+                    group = self._agreed(groups)
+                else:
+                    group = self._next(groups) if ahead is None else ahead.result()
+                    ahead = pool.submit(self._next, groups)
+                if group is None:
+                    break
+                steps += group.stop - group.start
+                yield group
+        if not steps:
+            raise InvalidInputError(
+                f"{self.name} must hold a batch in every epoch, but epoch {number + 1} has none; "
+                "where it is a generator, give a function that begins a new one for each epoch"
+            )
+
+    def _next(self, groups: Iterator[Group]) -> Group | None:
+        return self._put(next(groups, None))
+
+    def _agreed(self, groups: Iterator[Group]) -> Group | None:
+        group = together(lambda: next(groups, None))
+        require_alike({self.name: None if group is None else [group.start, group.stop]})
+        return self._put(group)
+
+    def _put(self, group: Group | None) -> Group | None:
+        if group is None:
+            return None
+        put = jax.device_put if self.sharding is None else self.sharding.put_batches
+        group = dataclasses.replace(group, batches=put(group.batches))
+        if group.positions is None and not callable(self.given) and self._single:
+            self._held = group
+        return group
+
+    def first_epoch(self) -> tuple[Any, str]:
+        """The shapes of a batch, and a digest of what can be read again of the first epoch.
+
+        Those are the arrays of all its steps; of a function that gives a stream the first batch; of
+        a stream nothing but the shapes.
+        """
+        if not callable(self.given) and _is_stream(self.given):
+            stream = iter(self.given)
+            groups = self._of_stream(stream)
+            begun = together(lambda: next(groups, None))
+            self._begun = stream, itertools.chain([] if begun is None else [begun], groups)
+            if (group := self._put(begun)) is not None:
+                shapes = _shapes(group.batches)
+                return shapes, _digest(shapes)
+        sums: list[bytes] = []
+        with contextlib.closing(self.epoch(0)) as epoch:
+            for group in epoch:
+                shapes, is_stream = _shapes(group.batches), group.positions is not None
+                of_leaves = jax.tree.leaves(sums_of_steps(group.batches))
+                of_steps = np.concatenate([np.asarray(leaf) for leaf in of_leaves], axis=1)
+                sums.append(of_steps[group.start : 1 if is_stream else group.stop].tobytes())
+                if is_stream:
+                    break
+        return shapes, _digest(shapes, *sums)
+
+    def _groups(self, number: int, first: int, position: Any) -> Iterator[Group]:
+        if isinstance(self.given, Minibatches):
+            order, arrays = self.given.order(number), self.given
+            yield from self._of_arrays(lambda a, b: arrays.cut(order[a:b]), len(order), first)
+        elif self._begun is not None:
+            (stream, groups), self._begun = self._begun, None
+            anew = first > 0 or position is not None
+            yield from self._of_stream(stream, first, position) if anew else groups
+        elif _is_stream(data := self._data(number)):
+            yield from self._of_stream(iter(data), first, position)
+        else:
+            steps, tree = self._length(data), jax.tree.map(_as_array, data)
+            yield from self._of_arrays(
+                lambda a, b: jax.tree.map(lambda leaf: leaf[a:b], tree), steps, first
+            )
+
+    def _data(self, number: int) -> Any:
+        if not callable(self.given):
+            return self.given
+        if self._read[0] == number:
+            return self._read[1]
+        self._read = None, None  # of two epochs at once there may be too much
+        data = self.given(number)
+        if not _is_stream(data):
+            self._read = number, data
+        return data
+
+    def _of_arrays(self, cut: Callable[[int, int], Any], steps: int, first: int) -> Iterator[Group]:
+        if first > steps:
+            raise self._too_short(first)
+        self._check_numbers(cut(0, 1))
+        slots = min(steps, _slots(cut(0, 1)))
+        self._single = slots == steps
+        for at in range(first // slots * slots, steps, slots):
+            stop = min(at + slots, steps)
+            part = jax.tree.map(functools.partial(_filled, slots), cut(at, stop))
+            yield Group(part, max(first - at, 0), stop - at)
+
+    def _of_stream(self, stream: Any, first: int = 0, position: Any = None) -> Iterator[Group]:
+        says = hasattr(stream, "get_state") and hasattr(stream, "set_state")
+        exact = says or callable(self.given)
+        if first and says and position is not None:
+            stream.set_state(position.encode("latin-1") if isinstance(position, str) else position)
+        elif first and (not exact or sum(1 for _ in itertools.islice(stream, first)) < first):
+            raise self._too_short(first)
+        stack: _Stack | None = None
+        for batch in stream:
+            batch = jax.tree.map(_as_array, batch)
+            if stack is None or not stack.takes(batch):
+                if stack is not None and stack.count:
+                    yield stack.group(exact)
+                self._check_numbers(batch)
+                stack = _Stack(batch)
+            stack.add(batch, copy.deepcopy(stream.get_state()) if says else None)
+            if stack.is_full:
+                yield stack.group(exact)
+                stack = None
+        if stack is not None:
+            yield stack.group(exact)
+
+    def _too_short(self, first: int) -> CheckpointError:
+        return CheckpointError(
+            f"the run stopped after {first} steps of an epoch, from where {self.name} cannot go "
+            "on; give what it had, or begin a new run in another folder"
+        )
+
+    def _check_numbers(self, tree: Any) -> None:
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) and leaf.dtype.kind in "OSTUMm":
+                raise InvalidInputError(
+                    f"{self.name} must be arrays of numbers, but "
+                    f"{self.name}{jax.tree_util.keystr(path)} is of type {leaf.dtype}; encode "
+                    "texts first, as rnnjax.text.Vocabulary does"
+                )
+
+    def _length(self, data: Any) -> int:
+        """The steps of arrays."""
+        if isinstance(data, list):
+            raise InvalidInputError(
+                f"{self.name} must be one tree with steps first, but a list came; give a function "
+                "that iterates over its batches, lambda epoch: iter(batches), or stack them, as by "
+                "jax.tree.map(lambda *leaves: numpy.stack(leaves), *batches)"
+            )
+        for path, leaf in jax.tree_util.tree_leaves_with_path(data):
+            if not hasattr(leaf, "dtype"):
+                raise InvalidInputError(
+                    f"{self.name} must be arrays, or something to iterate over, but "
+                    f"{self.name}{jax.tree_util.keystr(path)} is of type {type(leaf).__name__}; "
+                    "give a tree of arrays, a loader of batches, or a function from the number of "
+                    "an epoch to one"
+                )
+        lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(data)}
+        if len(lengths) != 1 or lengths & {(), (0,)}:
+            raise InvalidInputError(
+                f"{self.name} must be arrays with a first axis of steps, as long in all of them, "
+                f"and not empty, but their first axes are {sorted(lengths)}; give all the same "
+                "number of steps"
+            )
+        return int(lengths.pop()[0])
+
+
+class _Stack:
+    """Batches of the same shapes, copied side by side: a loader may use its arrays again."""
+
+    def __init__(self, batch: Any):
+        self.shapes = self._of(batch)
+        leaves = jax.tree.leaves(batch)
+        self.slots, self.positions = min(_STEPS_OF_STREAM, _slots(batch)), list[Any]()
+        data = [jax.random.key_data(leaf) if _is_key(leaf) else leaf for leaf in leaves]
+        self.kinds = [jax.random.key_impl(leaf) if _is_key(leaf) else None for leaf in leaves]
+        # What is not filled is never read.
+        self.arrays = [np.empty((self.slots, *leaf.shape), leaf.dtype) for leaf in data]
+        self.began = time.monotonic()
+
+    @staticmethod
+    def _of(batch: Any) -> Any:
+        leaves, structure = jax.tree.flatten(batch)
+        return structure, [(leaf.shape, leaf.dtype) for leaf in leaves]
+
+    def takes(self, batch: Any) -> bool:
+        return self.shapes == self._of(batch)
+
+    @property
+    def count(self) -> int:
+        return len(self.positions)
+
+    @property
+    def is_full(self) -> bool:
+        # Of several processes all have to make the same groups.
+        slow = time.monotonic() - self.began > _SECONDS_OF_STREAM and jax.process_count() == 1
+        return slow or self.count == self.slots
+
+    def add(self, batch: Any, position: Any) -> None:
+        for array, leaf in zip(self.arrays, jax.tree.leaves(batch), strict=True):
+            array[self.count] = jax.random.key_data(leaf) if _is_key(leaf) else leaf
+        self.positions.append(
+            position.decode("latin-1") if isinstance(position, bytes) else position
+        )
+
+    def group(self, exact: bool) -> Group:
+        leaves = [
+            array if kind is None else jax.random.wrap_key_data(jnp.asarray(array), impl=kind)
+            for array, kind in zip(self.arrays, self.kinds, strict=True)
+        ]
+        tree = jax.tree.unflatten(self.shapes[0], leaves)
+        return Group(tree, 0, self.count, self.positions, exact)
+
+
+def _is_stream(data: Any) -> bool:
+    """Whether it is iterated over: no tree of arrays, whose leaves have steps."""
+    is_leaf = jax.tree_util.all_leaves([data]) and not isinstance(data, str | bytes)
+    return is_leaf and hasattr(data, "__iter__") and not hasattr(data, "dtype")
+
+
+def _as_array(leaf: Any) -> Any:
+    """An array, of whatever library, as NumPy's or JAX's; one on the disk stays there."""
+    if hasattr(leaf, "numpy"):  # PyTorch's, TensorFlow's
+        leaf = leaf.numpy()
+    return leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _slots(batch: Any) -> int:
+    """How many steps a group has."""
+    leaves = jax.tree.leaves(batch)
+    size = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+    return max(1, _BYTES_OF_GROUP // max(1, size))
+
+
+def _filled(slots: int, leaf: Any) -> Any:
+    """An array ``(steps, ...)`` with as many slots; what is added is never read."""
+    missing = slots - leaf.shape[0]
+    if not missing:
+        return leaf
+    if isinstance(leaf, jax.Array):
+        return jnp.concatenate([leaf, jnp.broadcast_to(leaf[:1], (missing, *leaf.shape[1:]))])
+    filled = np.empty((slots, *leaf.shape[1:]), leaf.dtype)
+    filled[:-missing] = leaf
+    return filled
+
+
+def _shapes(batches: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batches)
+
+
+def _digest(shapes: Any, *parts: bytes) -> str:
+    digest = hashlib.sha256(str(shapes).encode())
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()[:32]
