@@ -1,6 +1,5 @@
 """Checkpoints: atomic, verified, the best one and the last few kept."""
 
-import dataclasses
 import io
 import math
 import os
@@ -23,7 +22,6 @@ from rnnjax.training.sharding import Sharding
 from rnnjax.training.state import TrainState
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class Saved:
     """A checkpoint all of whose files are whole.
 
@@ -33,11 +31,10 @@ class Saved:
         loss: by which the best is chosen; infinite if none was given.
     """
 
-    step: int
-    about: dict[str, Any]
-    loss: float
-    _folder: "Checkpoints"
-    _sealed: dict[str, Any]
+    def __init__(self, sealed: dict[str, Any], folder: "Checkpoints"):
+        self._sealed, self._folder = sealed, folder
+        self.step, self.about = int(sealed["step"]), dict[str, Any](sealed["about"])
+        self.loss = math.inf if sealed["loss"] is None else float(sealed["loss"])
 
     def restore(self, like: TrainState) -> TrainState:
         """Read the state.
@@ -223,9 +220,9 @@ class Checkpoints:
                     f"there is no checkpoint of step {step} in {self.directory}; there are "
                     f"{steps}; take one of these"
                 )
-            return self._verified(step)
+            return self._load(step)[0]
 
-        return self._saved(step, from_first(check))
+        return Saved(from_first(check), self)
 
     # What follows runs on the first process alone.
 
@@ -248,7 +245,7 @@ class Checkpoints:
         }
         about = as_json("what is saved with a run", description)
         if step in self.steps():
-            there = self._verified(step)
+            there, _ = self._load(step)
             if any(there[name] != about[name] for name in about):
                 raise CheckpointError(
                     f"{self.path(step)} holds another state, or was saved with another loss or "
@@ -290,11 +287,11 @@ class Checkpoints:
     def _first(self, order: Callable[[], list[int]]) -> Saved | None:
         """The first whole checkpoint in an order of steps; it is asked for again if one is gone."""
 
-        def find() -> tuple[int, dict[str, Any]] | None:
+        def find() -> dict[str, Any] | None:
             steps = order()
             for step in steps:
                 try:
-                    return step, self._verified(step)
+                    return self._load(step)[0]
                 except DamagedCheckpointError as error:
                     if not self.path(step).exists():
                         return find()
@@ -306,7 +303,7 @@ class Checkpoints:
             return None
 
         found = from_first(find)
-        return None if found is None else self._saved(*found)
+        return None if found is None else Saved(found, self)
 
     def _set_aside(self, step: int, error: DamagedCheckpointError) -> None:
         if self.read_only:
@@ -344,25 +341,16 @@ class Checkpoints:
             losses[step] = math.inf if loss is None else loss
         return losses
 
-    def _verified(self, step: int) -> dict[str, Any]:
-        """What about.json says, with the checksums of all files compared."""
+    def _load(self, step: int) -> tuple[dict[str, Any], bytes]:
+        """What about.json says, and the arrays' file, of which the checksum is compared first."""
         try:
             sealed = self._sealed(step)
-        except DamagedCheckpointError as error:
-            raise self._damaged(step, error.reason) from error
-        self._content(sealed)
-        return sealed
-
-    def _content(self, sealed: dict[str, Any]) -> bytes:
-        """The file of the arrays, with its checksum compared before anything parses it."""
-        step = sealed["step"]
-        try:
             content = read_whole(self.path(step) / "state.npz")
+            if _checksum(content) != sealed["checksum"]:
+                raise DamagedCheckpointError("the checksum of state.npz is wrong", "")
         except DamagedCheckpointError as error:
             raise self._damaged(step, error.reason) from error
-        if _checksum(content) != sealed["checksum"]:
-            raise self._damaged(step, "the checksum of state.npz is wrong")
-        return content
+        return sealed, content
 
     def _damaged(self, step: int, reason: str) -> DamagedCheckpointError:
         if not self.path(step).exists():
@@ -371,10 +359,6 @@ class Checkpoints:
         begin = ["its beginning", *(f"step {s}" for s in self.steps() if s != step)][-1]
         advice = f"delete that folder, and the run goes on from {begin}"
         return DamagedCheckpointError(f"{self.path(step)} is damaged ({reason})", advice)
-
-    def _saved(self, step: int, sealed: dict[str, Any]) -> Saved:
-        loss = math.inf if sealed["loss"] is None else sealed["loss"]
-        return Saved(step, sealed["about"], loss, self, sealed)
 
     def _read(self, sealed: dict[str, Any], target: dict[str, Any]) -> dict[str, Any]:
         """The arrays of a target, whose leaves have shapes and types, on every process."""
@@ -390,7 +374,7 @@ class Checkpoints:
 
         def read() -> None:
             nonlocal content
-            content = self._content(sealed)
+            content = self._load(step)[1]
 
         from_first(read)
         content = bytes_from_first(content)

@@ -84,10 +84,8 @@ def loader():
     data = pytest.importorskip("torch.utils.data")
     torch = pytest.importorskip("torch")
     rows = [torch.from_numpy(each.reshape(-1, *each.shape[2:])) for each in (XS, YS)]
-    dataset = data.TensorDataset(*rows)
     # A batch of it is a list.
-    return data.DataLoader(dataset, batch_size=ROWS, collate_fn=lambda rows: tuple(
-        map(torch.stack, zip(*rows, strict=True))))  # fmt: skip
+    return data.DataLoader(data.TensorDataset(*rows), batch_size=ROWS)
 
 
 def tensors():
@@ -375,3 +373,33 @@ def test_grain_after_kills_is_the_same_bit_for_bit(tmp_path, environment):
         assert ended.returncode == -signal.SIGKILL
     result = train(shuffled(), 6, run_dir=tmp_path)
     assert told(result) == told(train(shuffled(), 6))
+
+
+MEASURED = """
+import jax, jax.numpy as jnp, numpy as np, optax, sys
+from rnnjax.training import Silent, fit, minibatches
+
+def resident(name):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+def train(batches):
+    fit(lambda p, b, k: jnp.mean((b * p) ** 2), jnp.ones(()), optax.sgd(0.1), batches, 1,
+        key=jax.random.key(0), hooks=[Silent()])
+
+data = np.ones((2000, 100, 250), np.float32)
+train(data[:300])  # what compiling takes
+before = resident("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")
+train(data if sys.argv[1] == "arrays" else minibatches(data, 10, axis=0))
+print((resident("VmHWM") - before) / data.nbytes)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("which", ["arrays", "minibatches"])
+def test_memory_beside_the_data_does_not_grow_with_it(environment, which):
+    program = [sys.executable, "-c", MEASURED, which]
+    ended = subprocess.run(program, env=environment(1), check=True, capture_output=True, text=True)
+    assert float(ended.stdout) < 0.3
