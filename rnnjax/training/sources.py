@@ -23,7 +23,7 @@ from rnnjax.training.processes import require_alike, together
 from rnnjax.training.sharding import Sharding, axis_of_each
 
 # Two groups are in memory at a time, and two as large on their way to another device.
-_BYTES_OF_GROUP = 2**23
+_BYTES_OF_GROUP = 2**22
 # A signal is answered between groups, so that a slow stream makes small ones.
 _STEPS_OF_STREAM = 64
 _SECONDS_OF_STREAM = 0.25
