@@ -132,7 +132,7 @@ class RunFolder:
         if self.path is None:
             return "without a run_dir nothing is saved, and what was learned is lost"
         # Not by `Checkpoints.steps`: the other processes, which it asks, may not have stopped.
-        if not any(self.checkpoints.directory.glob("[0-9]*")):
+        if not any((self.path / "checkpoints").glob("[0-9]*")):
             return f"there is no checkpoint in {self.path} yet, and the same call begins again"
         return f"the same call goes on from the last checkpoint in {self.path}"
 

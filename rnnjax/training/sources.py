@@ -118,6 +118,9 @@ class Source:
             yield dataclasses.replace(self._held, start=first)
             return
         groups, steps = self._groups(number, first, position), first
+        as_here = functools.partial(
+            _with_settings, jax.config.jax_enable_x64, jax.config.jax_default_device
+        )
         with ThreadPoolExecutor(1) as pool:
             ahead = None
             while True:
@@ -125,7 +128,7 @@ class Source:
                     group = self._agreed(groups)
                 else:
                     group = self._next(groups) if ahead is None else ahead.result()
-                    ahead = pool.submit(self._next, groups)
+                    ahead = pool.submit(as_here, self._next, groups)
                 if group is None:
                     break
                 steps += group.stop - group.start
@@ -324,6 +327,12 @@ class _Stack:
         ]
         tree = jax.tree.unflatten(self.shapes[0], leaves)
         return Group(tree, 0, self.count, self.positions, exact)
+
+
+def _with_settings(x64: bool, device: Any, work: Callable[..., Any], *args: Any) -> Any:
+    """Do something with settings of JAX that each thread has for itself."""
+    with jax.enable_x64(x64), jax.default_device(device):
+        return work(*args)
 
 
 def _is_stream(data: Any) -> bool:

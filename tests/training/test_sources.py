@@ -375,6 +375,21 @@ def test_grain_after_kills_is_the_same_bit_for_bit(tmp_path, environment):
     assert told(result) == told(train(shuffled(), 6))
 
 
+def test_a_thread_has_the_settings_of_the_one_that_called(monkeypatch):
+    xs = np.linspace(0, 1, 40).reshape(10, 4)
+
+    def train_wide():
+        return fit(lambda p, b, k: jnp.mean((p * b - 3 * b) ** 2), np.zeros(()), optax.sgd(0.1),
+                   lambda epoch: iter(xs), 1, key=jax.random.key(0), hooks=[Silent()])  # fmt: skip
+
+    with jax.enable_x64(True):
+        whole = train_wide()
+        monkeypatch.setattr(sources, "_BYTES_OF_GROUP", 3 * xs[0].nbytes)
+        result = train_wide()
+    assert result.params.dtype == np.float64
+    assert result.params == whole.params
+
+
 MEASURED = """
 import jax, jax.numpy as jnp, numpy as np, optax, sys
 from rnnjax.training import Silent, fit, minibatches
