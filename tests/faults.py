@@ -745,16 +745,6 @@ FAULTS: tuple[Fault, ...] = (
         ("tests/training/test_checkpoints.py::test_what_is_saved_comes_back_bit_for_bit",),
     ),
     Fault(
-        "another state of the same step is taken for the one that is saved",
-        "training",
-        "rnnjax/training/checkpoints.py",
-        "if any(there[name] != about[name] for name in about):",
-        'if there["step"] != step:',
-        (
-            "tests/training/test_checkpoints.py::test_saving_twice_writes_once_and_a_failed_save_keeps_the_rest",
-        ),
-    ),
-    Fault(
         "the checksums of a checkpoint's files are not compared",
         "training",
         "rnnjax/training/checkpoints.py",

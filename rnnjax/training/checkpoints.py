@@ -85,11 +85,10 @@ class Saved:
 class Checkpoints:
     """The checkpoints of one run, in one folder.
 
-    A checkpoint holds the whole `TrainState` (step, parameters, optimiser state, carry, key), JSON
-    of the caller's, and checksums of every array, every file and of that JSON. It is written beside
-    its place, brought to the disk, and renamed, so that a run that is killed, or a machine that
-    loses its power, leaves whole checkpoints only. Files are compared with their checksums before
-    they are read.
+    A checkpoint holds the whole `TrainState` (step, parameters, optimiser state, carry, key) in
+    ``state.npz``, and JSON of the caller's in ``about.json``. It is written beside its place,
+    brought to the disk, and renamed, so that a run that is killed, or a machine that loses its
+    power, leaves whole checkpoints only. Files are compared with checksums before they are read.
 
     Of several processes the first one writes the arrays in one piece, and reads them for all: a
     checkpoint fits any number of devices. Every process has to make each call, and the others need
@@ -163,7 +162,7 @@ class Checkpoints:
             InvalidInputError: ``state`` is no `TrainState`, ``loss`` no number, or ``about`` no
                 JSON.
             CheckpointError: it could not be written (a full disk, say), those before it stay; or
-                there is another one of that step. The same one is left as it is.
+                there is one of that step.
         """
         check_instance("state", state, TrainState, "a TrainState, as TrainState.create returns it")
         number: Any = 0.0 if loss is None else loss
@@ -234,31 +233,27 @@ class Checkpoints:
     def _save(self, state: TrainState, about: Mapping[str, Any], loss: float | None) -> None:
         step, about = int(state.step), as_json("what is saved with a run", about)
         tree = jax.tree.map(_as_numpy, _as_plain(state))
-        arrays = _leaves(tree)
         paths = jax.tree_util.tree_map_with_path(lambda path, _: jax.tree_util.keystr(path), tree)
-        description = {
+        arrays = _leaves(tree)
+        described = {
             "about": about,
             "loss": None if loss is None or not math.isfinite(loss) else float(loss),
             "arrays": {path: _describe(array) for path, array in arrays.items()},
             "params": paths["params"] if is_plain(paths["params"]) else None,
             "step": step,
         }
-        about = as_json("what is saved with a run", description)
         if step in self.steps():
-            there, _ = self._load(step)
-            if any(there[name] != about[name] for name in about):
-                raise CheckpointError(
-                    f"{self.path(step)} holds another state, or was saved with another loss or "
-                    "about; save each step once, and another run in another folder"
-                )
-            return
+            raise CheckpointError(
+                f"{self.path(step)} is there already; save each step once, and another run in "
+                "another folder"
+            )
         new = self.directory / f".writing-{step}"
         try:
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir()
             np.savez(new / "state.npz", **{path: x for path, x in arrays.items() if x is not None})
             checksum = _checksum(read_whole(new / "state.npz"))
-            write_sealed(new / "about.json", about | {"checksum": checksum})
+            write_sealed(new / "about.json", described | {"checksum": checksum})
             _to_disk(*new.rglob("*"), new)
             new.rename(self.path(step))
             _to_disk(self.directory)
@@ -476,11 +471,10 @@ def _leaves(tree: Any) -> dict[str, Any]:
 
 
 def _describe(x: Any) -> dict[str, Any]:
-    """Shape, type and checksum of an array; an abstract one has no checksum."""
+    """Shape and type of an array."""
     if x is None:
         return {"shape": [], "dtype": "empty"}
-    found = {"shape": list(x.shape), "dtype": str(x.dtype)}
-    return found | {"crc32": zlib.crc32(x.tobytes())} if isinstance(x, np.ndarray) else found
+    return {"shape": list(x.shape), "dtype": str(x.dtype)}
 
 
 def _checksum(data: bytes) -> list[int]:

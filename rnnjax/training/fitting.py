@@ -117,7 +117,10 @@ def fit(
     >>> round(float(result.params), 2), len(result.history)
     (3.0, 20)
     """
-    _check(loss_fn, params, optimizer, epochs, key, carry, skip_nonfinite, steps_per_dispatch)
+    _check(loss_fn, carry, key, epochs=epochs, skip_nonfinite=skip_nonfinite,
+           steps_per_dispatch=1 if steps_per_dispatch is None else steps_per_dispatch)  # fmt: skip
+    check_optimizer(optimizer)
+    check_params(params)
     folder = run_dir if isinstance(run_dir, RunFolder) else RunFolder(run_dir)
     sharding = _sharding(sharding, batches, params)
     if carry is None:
@@ -429,22 +432,10 @@ class _Loop:
             hook.close()
 
 
-def _check(
-    loss_fn: Any,
-    params: Any,
-    optimizer: Any,
-    epochs: Any,
-    key: Any,
-    carry: Any,
-    skip_nonfinite: Any,
-    steps_per_dispatch: Any,
-) -> None:
-    """Raise unless the arguments of `fit` are what they should be."""
-    for name, value, least in (
-        ("epochs", epochs, 1),
-        ("skip_nonfinite", skip_nonfinite, 0),
-        ("steps_per_dispatch", 1 if steps_per_dispatch is None else steps_per_dispatch, 1),
-    ):
+def _check(loss_fn: Any, carry: Any, key: Any, **numbers: Any) -> None:
+    """Raise unless the loss takes what `fit` gives, and key and numbers are such."""
+    for name, value in numbers.items():
+        least = 0 if name == "skip_nonfinite" else 1
         if not is_integer(value) or value < least:
             raise InvalidInputError(
                 f"{name} must be a whole number of at least {least}, but is {value!r}; pass "
@@ -466,8 +457,6 @@ def _check(
         ) from error
     except ValueError:  # of a callable that does not say
         pass
-    check_optimizer(optimizer)
-    check_params(params)
 
 
 def _hooks(given: Any) -> list[Hook]:

@@ -37,7 +37,7 @@ class Hook:
 
     A run that goes on gives `history` as the checkpoint has it. So a hook that works from
     `history` alone, as all of the library do, goes on exactly. What a hook keeps itself is lost
-    with the process. Of several processes each calls its hooks.
+    with the process. Of several processes each calls its hooks, but `Progress` the first alone.
 
     Attributes:
         history: the entries of all epochs so far, as `Fit` has them; the last is the ``summary``.

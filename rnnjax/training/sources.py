@@ -118,9 +118,9 @@ class Source:
             yield dataclasses.replace(self._held, start=first)
             return
         groups, steps = self._groups(number, first, position), first
-        as_here = functools.partial(
-            _with_settings, jax.config.jax_enable_x64, jax.config.jax_default_device
-        )
+        config: Any = jax.config
+        settings = config.jax_enable_x64, config.jax_default_device
+        as_here = functools.partial(_with_settings, *settings)
         with ThreadPoolExecutor(1) as pool:
             ahead = None
             while True:
