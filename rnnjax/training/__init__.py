@@ -14,7 +14,7 @@ from rnnjax.training.hooks import (
     Silent,
     TensorBoard,
 )
-from rnnjax.training.optimizers import KerasAdamState, keras_adam
+from rnnjax.training.optimizers import KerasAdamState, constrain, keras_adam
 from rnnjax.training.parameters import load_params, save_params
 from rnnjax.training.penalties import activity_penalty, slowness_penalty, weight_penalty
 from rnnjax.training.processes import StopRequest
@@ -53,6 +53,7 @@ __all__ = [
     "TrainSteps",
     "Window",
     "activity_penalty",
+    "constrain",
     "fit",
     "keras_adam",
     "load_params",

@@ -1,12 +1,14 @@
-"""Adam as Keras and TensorFlow compute it."""
+"""Adam as Keras and TensorFlow compute it, and constraints on parameters."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from rnnjax.cells.arguments import usual_promotion
+from rnnjax.errors import InvalidInputError
 
 
 class KerasAdamState(NamedTuple):
@@ -64,3 +66,51 @@ def keras_adam(
         return updates, KerasAdamState(t, mu, nu)
 
     return optax.GradientTransformation(init, update)
+
+
+def constrain(constraint: Callable[[Any], Any]) -> optax.GradientTransformation:
+    r"""Constraints on parameters, as Keras's ``kernel_constraint``: the last of an `optax.chain`.
+
+    .. math::
+        \Delta\theta_t \leftarrow C(\theta_{t-1} + \Delta\theta_t) - \theta_{t-1}
+
+    Args:
+        constraint: :math:`C`, from the whole tree of parameters after an update to the tree that
+            takes its place, such as the nearest one that is allowed.
+
+    Raises:
+        InvalidInputError: ``update`` is given no parameters, or the constraint returns another
+            tree, or other shapes.
+
+    No column of ``kernel`` is longer than 2 (Keras's ``MaxNorm(2)``):
+
+    >>> def shorten(params):
+    ...     lengths = jnp.linalg.norm(params["kernel"], axis=0)
+    ...     return {**params, "kernel": params["kernel"] / jnp.maximum(lengths / 2, 1)}
+    >>> optimizer = optax.chain(optax.sgd(1.0), constrain(shorten))
+    >>> params, grads = {"kernel": jnp.ones((4, 1))}, {"kernel": -2 * jnp.ones((4, 1))}
+    >>> updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    >>> optax.apply_updates(params, updates)["kernel"][:, 0].tolist()
+    [1.0, 1.0, 1.0, 1.0]
+    """
+
+    @usual_promotion()
+    def update(
+        updates: optax.Updates, state: optax.EmptyState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.EmptyState]:
+        if params is None:
+            raise InvalidInputError(
+                "constrain must know the parameters, but update got none; call update(updates, "
+                "state, params)"
+            )
+        allowed = constraint(optax.apply_updates(params, updates))
+        wanted, came = (jax.tree.map(jnp.shape, tree) for tree in (params, allowed))
+        if wanted != came:
+            raise InvalidInputError(
+                f"a constraint must return a tree like the parameters, {wanted}, but returned "
+                f"{came}; put what it changes into a copy, as {{**params, 'kernel': kernel}}"
+            )
+        difference = jax.tree.map(lambda new, old: (new - old).astype(old.dtype), allowed, params)
+        return difference, state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

@@ -8,7 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from rnnjax.training import keras_adam
+from rnnjax import InvalidInputError
+from rnnjax.training import constrain, keras_adam
 
 
 def gradients():
@@ -65,3 +66,38 @@ def test_takes_a_schedule():
     second, state = optimizer.update(jnp.ones(()), state)
     assert float(first) == pytest.approx(-1.0, rel=1e-3)
     assert float(second) == 0.0
+
+
+CONSTRAINTS = {
+    "NonNeg": ({}, lambda w: jnp.maximum(w, 0)),
+    "MaxNorm": ({"max_value": 2}, lambda w: w / jnp.maximum(jnp.linalg.norm(w, axis=0) / 2, 1)),
+    "UnitNorm": ({}, lambda w: w / jnp.linalg.norm(w, axis=0)),
+}
+
+
+@pytest.mark.parametrize("name", CONSTRAINTS)
+def test_constraints_equal_those_of_keras(name):
+    """Those that the page about Keras gives; the other parameters are updated freely."""
+    keras = pytest.importorskip("keras", reason="Keras is in the extra `test`")
+    options, ours = CONSTRAINTS[name]
+    kernel, grads = (np.random.default_rng(seed).normal(size=(2, 3, 5)) for seed in (0, 1))
+    params = {"kernel": kernel[0].astype(np.float32), "bias": np.ones(5, np.float32)}
+    free = optax.sgd(0.5)
+    chained = optax.chain(free, constrain(lambda p: {**p, "kernel": ours(p["kernel"])}))
+    state = chained.init(params)
+    for grad in grads:
+        grads_of_all = {"kernel": grad.astype(np.float32), "bias": np.ones(5, np.float32)}
+        theirs = optax.apply_updates(params, free.update(grads_of_all, free.init(params))[0])
+        expected = getattr(keras.constraints, name)(**options)(theirs["kernel"])
+        updates, state = jax.jit(chained.update)(grads_of_all, state, params)
+        params = optax.apply_updates(params, updates)
+        np.testing.assert_allclose(params["kernel"], expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(params["bias"], theirs["bias"])
+
+
+def test_a_constraint_sees_and_returns_the_parameters():
+    optimizer, params = constrain(lambda params: params["kernel"]), {"kernel": jnp.ones(2)}
+    with pytest.raises(InvalidInputError, match="constrain must know the parameters"):
+        optimizer.update(params, optimizer.init(params))
+    with pytest.raises(InvalidInputError, match="a constraint must return a tree like the param"):
+        optimizer.update(params, optimizer.init(params), params)
