@@ -1,6 +1,7 @@
 """Arrays to batches for `fit`: their rows in a new order every epoch."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -53,6 +54,36 @@ class Minibatches:
             return np.moveaxis(np.take(np.asarray(leaf), order, axis), axis, 0)
 
         return jax.tree.map(cut, self.arrays, self.axis)
+
+    def split(self, fraction: float) -> tuple["Minibatches", "Minibatches"]:
+        """Batches to train with and to validate with: of the first rows, and of the last.
+
+        Args:
+            fraction: the part of the rows that is for validation, as Keras's ``validation_split``.
+
+        Raises:
+            InvalidInputError: one of the two would have no batch.
+
+        >>> train, valid = minibatches(np.arange(10), 2, axis=0).split(0.2)
+        >>> train(0).shape, sorted(valid(0).ravel().tolist())
+        ((4, 2), [8, 9])
+        """
+        rows = np.shape(jax.tree.leaves(self.arrays)[0])[jax.tree.leaves(self.axis)[0]]
+        part_of = isinstance(fraction, float) and 0 < fraction < 1
+        most = math.floor(rows * (1 - fraction)) if part_of else 0
+        if not self.batch_size <= most <= rows - self.batch_size:
+            raise InvalidInputError(
+                f"fraction must leave a batch of {self.batch_size} of the {rows} rows on both "
+                f"sides, but is {fraction!r}; pass 0.2, say, or make the batches smaller"
+            )
+
+        def part(rows: slice) -> Minibatches:
+            cut = jax.tree.map(
+                lambda leaf, axis: leaf[(slice(None),) * axis + (rows,)], self.arrays, self.axis
+            )
+            return dataclasses.replace(self, arrays=cut)
+
+        return part(slice(most)), part(slice(most, None))
 
 
 def minibatches(arrays: Any, batch_size: int, *, axis: Any, seed: int = 0) -> Minibatches:
