@@ -81,6 +81,7 @@ bench: $(VENV)/test.stamp
 	$(BIN)/python -m benchmarks.sequences
 	$(BIN)/python -m benchmarks.scan_vs_keras
 	$(BIN)/python -m benchmarks.text_generator
+	$(BIN)/python -m benchmarks.keras_programs
 
 # Compiles for a TPU, or a GPU, on a machine that has neither, and fails where a program got worse than in
 # the committed table. The compilers are wheels of 0.2 and 1.6 GB, each in an environment of its own.
