@@ -1,0 +1,221 @@
+"""The page about Keras: every word of Keras stands on it, and what stands beside it is real."""
+
+import ast
+import builtins
+import dataclasses
+import inspect
+import os
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import rnnjax
+from rnnjax import training
+
+os.environ["KERAS_BACKEND"] = "jax"
+keras = pytest.importorskip("keras", reason="Keras is in the extra `test`")
+
+PAGE = (Path(__file__).parents[1] / "docs/from/keras.md").read_text(encoding="utf-8")
+CALLBACKS = sorted(name for name, value in vars(keras.callbacks).items() if inspect.isclass(value))
+LAYERS = re.findall(
+    r"\w+",
+    "SimpleRNN LSTM GRU RNN Bidirectional TimeDistributed StackedRNNCells Masking Embedding Layer",
+)
+METHODS = ["compile", "fit", "evaluate", "predict"]
+STATE = training.TrainState(
+    **dict.fromkeys(field.name for field in dataclasses.fields(training.TrainState))
+)
+# What a line on the page takes from its program: values with their attributes, arrays, functions.
+FREE: dict[str, Any] = {
+    "cell": rnnjax.LSTMCell(50),
+    "carry": rnnjax.LSTMCell(50).initial_carry(),
+    "result": training.Fit({}, STATE, [], None),
+    "state": STATE,
+    **dict.fromkeys(["xs", "ys", "x", "y", "ids", "mask", "labels", "logits"], jnp.zeros(())),
+    **dict.fromkeys(["loss", "apply", "layer", "constraint", "draw"], lambda *_: None),
+    **dict.fromkeys(
+        re.findall(
+            r"\w+",
+            "params key kernel bias lengths resets where batch batches optimizer epochs valid axis "
+            "weight batch_size sequences targets losses class_weight first second accuracy "
+            "mask_value input_dim output_dim summary",
+        )
+    ),
+}
+
+
+class Row(NamedTuple):
+    """A row of a table: whose words, which of them, and what does the same here."""
+
+    owners: tuple[str, ...]
+    words: tuple[str, ...]
+    here: str
+
+
+def rows() -> list[Row]:
+    """The rows of all tables; one in bold begins the words of another owner."""
+    found, owners = [], ()
+    for line in PAGE.splitlines():
+        if not line.startswith("|") or line.startswith(("| Keras |", "|---")):
+            continue
+        _, theirs, here, _ = (cell.strip() for cell in re.split(r"(?<!\\)\|", line))
+        told = tuple(re.findall(r"`(.+?)`", theirs))
+        if theirs.startswith("**"):
+            owners, told = told, ()
+        found.append(Row(owners, told, here))
+    return found
+
+
+ROWS = rows()
+
+
+def named(owner: str) -> Any:
+    """The class or method of Keras of that name."""
+    if owner.startswith("Model."):
+        return getattr(keras.Model, owner.removeprefix("Model."))
+    return getattr(keras.layers if owner in LAYERS else keras.callbacks, owner)
+
+
+def words(owner: str) -> set[str]:
+    """The arguments of a method, or of a class where it is made and called."""
+    thing = named(owner)
+    functions = [thing]
+    if inspect.isclass(thing):
+        functions = [thing.__init__]
+        functions += [thing.call] if owner in LAYERS and owner != "Layer" else []
+    parameters = [p for f in functions for p in inspect.signature(f).parameters.values()]
+    return {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)} - {
+        "self"
+    }
+
+
+@pytest.mark.parametrize("owner", [*LAYERS, *(f"Model.{name}" for name in METHODS), *CALLBACKS])
+def test_every_word_of_keras_is_on_the_page(owner: str) -> None:
+    there = {word for row in ROWS if owner in row.owners for word in row.words}
+    assert any(owner in row.owners for row in ROWS)
+    assert not words(owner) - there
+
+
+def test_no_word_is_on_the_page_that_keras_has_not() -> None:
+    for row in ROWS:
+        known = set[str]().union(*map(words, row.owners))
+        for word in row.words:
+            name = word.removesuffix("()")
+            there = word in known or any(hasattr(named(owner), name) for owner in row.owners)
+            assert there, (row.owners, word)
+
+
+def test_a_word_is_answered_by_code_or_by_a_reason() -> None:
+    for row in ROWS:
+        refused = row.here.startswith("no")
+        assert row.here
+        assert not refused or row.here.startswith(("no, because ", "nothing")), row
+
+
+def resolve(node: ast.expr) -> Any:
+    """What a name, or a name with dots, stands for."""
+    if isinstance(node, ast.Attribute):
+        return getattr(resolve(node.value), node.attr)
+    assert isinstance(node, ast.Name)
+    modules: dict[str, Any] = {"jax": jax, "jnp": jnp, "optax": optax}
+    for names in (FREE, modules, vars(rnnjax), vars(training), vars(builtins)):
+        if node.id in names:
+            return names[node.id]
+    raise NameError(f"{node.id} is nothing that the page may use")
+
+
+def check(code: str) -> None:
+    """Raise unless each name is one, and each call can be made; an ellipsis are other words."""
+    tree = ast.parse(code)
+    nodes = list(ast.walk(tree))
+    local = {node.arg for node in nodes if isinstance(node, ast.arg)}
+    local |= {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    for node in nodes:
+        if is_known(node, local):
+            resolve(node)
+        if isinstance(node, ast.Call) and is_known(node.func, local):
+            callee = resolve(node.func)
+            if callee in (print, range):  # which say nothing of their arguments
+                continue
+            takes = inspect.signature(callee)
+            given = {word.arg: None for word in node.keywords if word.arg}
+            others = any(isinstance(a, ast.Constant) and a.value is ... for a in node.args)
+            (takes.bind_partial if others else takes.bind)(*node.args[others:], **given)
+
+
+def is_known(node: ast.AST, local: set[str]) -> bool:
+    """Whether a node is a name, or one with dots, that the line itself does not make."""
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return isinstance(node, ast.Name) and node.id not in local
+
+
+def test_what_stands_beside_a_word_is_real() -> None:
+    codes = {code for row in ROWS for code in re.findall(r"`(.+?)`", row.here)}
+    assert len(codes) > 100
+    false = []
+    for code in sorted(codes):
+        try:
+            check(code)
+        except Exception as error:
+            false.append(f"{code}: {error!r}")
+    assert not false
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["unrol(cell)", "unroll(cell, params, xs, masks=mask)", "jax.lax.maps", "result.state.parms",
+     "LSTMCell(50, units=3)", "Stack()", "fit(..., callbacks=[])", "lambda x: y + z"],
+)  # fmt: skip
+def test_what_is_not_real_is_seen(code: str) -> None:
+    with pytest.raises((NameError, AttributeError, TypeError)):
+        check(code)
+
+
+def test_the_default_optimizer_is_that_of_keras() -> None:
+    theirs, ours = keras.optimizers.get("rmsprop"), optax.rmsprop(1e-3, eps=1e-7)
+    variable, params = keras.Variable(np.ones(5, np.float32)), jnp.ones(5)
+    theirs.build([variable])
+    state = ours.init(params)
+    for grads in np.random.default_rng(0).normal(size=(9, 5)).astype(np.float32) * np.logspace(
+        -6, 0, 5, dtype=np.float32
+    ):
+        theirs.apply([jax.device_put(grads)])
+        updates, state = ours.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(params, variable.value, rtol=1e-6)
+
+
+def test_predict_in_batches_is_predict() -> None:
+    """With rows left over, masks and the last outputs."""
+    cell = rnnjax.LSTMCell(4)
+    params = cell.init(jax.random.key(0), 3)
+    xs = jax.random.normal(jax.random.key(1), (11, 6, 3)) * (jnp.arange(6)[:, None] < 4)
+
+    def apply(params: Any, xs: jax.Array) -> jax.Array:
+        xs = xs.swapaxes(0, 1)
+        return rnnjax.unroll(cell, params, xs, mask=(xs != 0).any(-1), outputs="last")[1]
+
+    batched = jax.lax.map(lambda x: apply(params, x[None])[0], xs, batch_size=4)
+    np.testing.assert_allclose(batched, apply(params, xs), rtol=1e-5, atol=1e-6)
+
+
+def test_the_mean_of_the_weights_goes_along_as_the_carry() -> None:
+    def loss(params: Any, carry: Any, batch: Any, key: Any) -> Any:
+        return params * batch, (optax.incremental_update(params, carry, step_size=0.1), {})
+
+    params, steps = jnp.ones(()), jnp.ones(4)
+    result = training.fit(
+        loss, params, optax.sgd(0.5), steps, 2, key=jax.random.key(0), carry=params,
+        keep_carry=True, hooks=[training.Silent()],
+    )  # fmt: skip
+    mean = 1.0
+    for step in range(8):
+        mean += 0.1 * (1 - 0.5 * step - mean)
+    np.testing.assert_allclose(result.state.carry, mean, rtol=1e-5)
