@@ -37,6 +37,7 @@ def test_a_program_is_hardly_longer_than_in_keras(module: ModuleType) -> None:
 
 # Keras 3.15 converts its variables in a way that NumPy 2 warns of.
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`shuffle=True` was passed, but will be ignored:UserWarning")
 @pytest.mark.slow
 @pytest.mark.parametrize("side", ["in_keras", "in_rnnjax"])
 @pytest.mark.parametrize("name", PROGRAMS)

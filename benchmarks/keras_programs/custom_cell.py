@@ -3,7 +3,7 @@
 
 import numpy as np
 
-EPOCHS, SIZE, SMALL = 30, 2000, 100
+EPOCHS, SIZE, SMALL = 10, 2000, 100
 
 
 def make(rows: int):

@@ -3,7 +3,7 @@
 
 import numpy as np
 
-EPOCHS, SIZE, SMALL = 40, 50, 2
+EPOCHS, SIZE, SMALL = 10, 50, 2
 
 
 def make(steps: int):
