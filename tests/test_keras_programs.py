@@ -100,6 +100,7 @@ def test_the_table_has_keras_first() -> None:
     )
     head, _, failed, classes, *_ = epochs.tables(report).splitlines()
     assert head.startswith("|  | lines: Keras, rnnjax | whole program, s: Keras, rnnjax |")
+    assert head.endswith("| Keras's epoch, x rnnjax's |")
     assert "Keras, jax: failed: it has not learned" in failed
     count = ", ".join(
         str(lines(program)) for program in (classification.in_keras, classification.in_rnnjax)

@@ -112,7 +112,7 @@ def question(settings: Settings) -> Question:
         "run, which compiles, not counted; what a program writes after `fit` is no part of it. "
         "The error is the program's own, after the whole of it.",
         [
-            Contender("rnnjax", in_rnnjax, ["rnnjax", "flax", "jax", "optax"]),
+            Contender("rnnjax", in_rnnjax, ["rnnjax", "jax", "optax"]),
             Contender("Keras, jax", in_keras, ["keras", "jax"], {"KERAS_BACKEND": "jax"}),
         ],
         baseline="rnnjax",
@@ -124,7 +124,7 @@ def question(settings: Settings) -> Question:
 def tables(report: Report) -> str:
     """A row a program, Keras's number before rnnjax's."""
     columns = ["lines", "whole program, s", "an epoch, s", "error"]
-    rows = [["", *(f"{column}: Keras, rnnjax" for column in columns), "an epoch, x rnnjax"]]
+    rows = [["", *(f"{column}: Keras, rnnjax" for column in columns), "Keras's epoch, x rnnjax's"]]
     rows.append(["---"] * len(rows[0]))
     for point in report.points:
         at, module = report.at(point), PROGRAMS[point.name]
