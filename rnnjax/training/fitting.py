@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rnnjax.cells.arguments import brief, check_instance, is_integer
+from rnnjax.cells.arguments import brief, is_integer
 from rnnjax.errors import InvalidInputError, NonFiniteError
-from rnnjax.training.batches import Minibatches
+from rnnjax.training.batches import Minibatches, divided
 from rnnjax.training.hooks import Entry, FunctionHook, Hook, Progress, Silent
 from rnnjax.training.identity import identity
 from rnnjax.training.processes import agreed_signal, from_first, is_first, require_alike, together
@@ -84,7 +84,8 @@ def fit(
     """Train for some epochs, and return the best parameters.
 
     Args:
-        loss_fn: ``(params, batch, key) -> loss``; with ``carry`` a `LossFunction`.
+        loss_fn: ``(params, batch, key) -> loss``, or ``(loss, metrics)``; with ``carry`` a
+            `LossFunction`.
         params: the initial parameters, any pytree. They are copied.
         optimizer: an optax optimiser, with its schedule and clipping; see `make_train_steps`.
         batches: arrays with a first axis of steps; or what gives one batch after the other, as a
@@ -122,10 +123,11 @@ def fit(
     check_optimizer(optimizer)
     check_params(params)
     folder = run_dir if isinstance(run_dir, RunFolder) else RunFolder(run_dir)
-    sharding = _sharding(sharding, batches, params)
+    called = _hooks(hooks)
+    batches, sharding = divided(batches, sharding, params, shown_by(called).say)
     if carry is None:
         loss_fn, carry = functools.partial(_without_carry, loss_fn), ()
-    data, called = Source("batches", batches, epochs, sharding), _hooks(hooks)
+    data = Source("batches", batches, epochs, sharding)
     train_steps = make_train_steps(loss_fn, optimizer, sharding, skip_nonfinite=skip_nonfinite > 0)
     measure = _measure(evaluate, loss_fn, carry, epochs, sharding)
     loop = _Loop(train_steps, data, called, folder, epochs, carry, keep_carry, measure, sharding,
@@ -206,7 +208,7 @@ class _Loop:
     @property
     def shown(self) -> Progress:
         """The hook that shows the run."""
-        return next(hook for hook in self.hooks if isinstance(hook, Progress))
+        return shown_by(self.hooks)
 
     @property
     def finished(self) -> bool:
@@ -476,13 +478,9 @@ def _hooks(given: Any) -> list[Hook]:
     return hooks
 
 
-def _sharding(given: Any, batches: Any, params: Any) -> Sharding | None:
-    if given == "cores":
-        # Only batches that say which rows they have, as `Minibatches` do, can be divided.
-        return batches.over_cores(params) if hasattr(batches, "over_cores") else None
-    if given is not None:
-        check_instance("sharding", given, Sharding, 'a Sharding, "cores", or None')
-    return given
+def shown_by(hooks: Sequence[Hook]) -> Progress:
+    """The hook that shows a run."""
+    return next(hook for hook in hooks if isinstance(hook, Progress))
 
 
 def _measure(
@@ -495,6 +493,7 @@ def _measure(
         return lambda state: _numbers(
             evaluate(state.params if sharding is None else sharding.whole(state.params))
         )
+    evaluate, sharding = divided(evaluate, sharding, None, lambda said: None)
     source = Source("evaluate", evaluate, epochs, sharding)
     eval_steps = make_eval_steps(loss_fn, sharding)
 
@@ -527,13 +526,15 @@ def _numbers(found: Any) -> Entry:
 
 
 def _without_carry(loss_fn: Any, params: Any, carry: Any, batch: Any, key: jax.Array) -> Any:
-    loss = loss_fn(params, batch, key)
-    if isinstance(loss, tuple):
+    found = loss_fn(params, batch, key)
+    if not isinstance(found, tuple):
+        return found, (carry, {})
+    if len(found) != 2 or not isinstance(found[1], Mapping):
         raise InvalidInputError(
-            "loss_fn without a carry must return the loss alone, but returned a tuple; to return "
-            "metrics give fit a carry, perhaps ()"
+            "loss_fn without a carry must return the loss, or (loss, metrics), but returned a "
+            f"tuple of {len(found)}; make metrics a dict, or give fit the carry of the first epoch"
         )
-    return loss, (carry, {})
+    return found[0], (carry, dict(found[1]))
 
 
 def _score(entry: Entry) -> float:
