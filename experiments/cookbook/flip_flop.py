@@ -132,7 +132,7 @@ def fixed_points(config: Config, cell: Any, params: Any) -> tuple[np.ndarray, ..
     saddles = np.flatnonzero(ways == 1)
     out = vectors[saddles, :, np.abs(values[saddles]).argmax(axis=-1)].real
     begin = np.concatenate([states[saddles] + 0.01 * out, states[saddles] - 0.01 * out])
-    paths = jax.lax.scan(visit, begin, jnp.zeros((300, len(begin), config.bits)))[1]
+    paths = jax.lax.scan(visit, jnp.array(begin), jnp.zeros((300, len(begin), config.bits)))[1]
     return states, ways, residuals, np.concatenate([begin[None], paths])
 
 

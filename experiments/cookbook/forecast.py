@@ -91,10 +91,8 @@ def pose(config: Config, series: tables.Series, name: str, about: Any = None) ->
         last = np.maximum.accumulate(np.where(np.isnan(values), 0, place), axis=0)
         return np.take_along_axis(values, last, axis=0)
 
-    total, least = (
-        len(series.values),
-        max(40 + 6 * config.horizon, 4 * max(config.period, default=0)),
-    )
+    total = len(series.values)
+    least = max(40 + 6 * config.horizon, 4 * max(config.period, default=0))
     if total < least:
         raise InvalidInputError(
             f"{name} must have at least {least} times for a --horizon of {config.horizon} and a "
@@ -106,7 +104,7 @@ def pose(config: Config, series: tables.Series, name: str, about: Any = None) ->
         series.values, filled(series.values), filled(series.inputs), periods, config.horizon
     )
     begin, _ = problem.parts
-    needed = 10 + config.horizon + max((0, *periods[:1]))
+    needed = 10 + config.horizon
     for label, column in zip(series.names, series.values[:begin].T, strict=True):
         values = column[~np.isnan(column)]
         if len(values) < needed or np.ptp(values) == 0:
@@ -181,8 +179,9 @@ def learn(
     """
     steps = read(problem, scale, level, train)
     inside = np.arange(len(problem.values))[:, None] + np.arange(1, problem.horizon + 1) < train
-    numbers = [steps["xs"], steps["ys"], steps["known"] & inside[:, None]]
-    numbers = np.concatenate(numbers, axis=-1, dtype=np.float32)
+    numbers = np.concatenate(
+        [steps["xs"], steps["ys"], steps["known"] & inside[:, None]], axis=-1, dtype=np.float32
+    )
     windows = []
     for column, valid in enumerate(steps["valid"][: train - 1].T):
         if len(times := np.flatnonzero(valid)):
@@ -190,9 +189,9 @@ def learn(
             windows += [numbers[cut, column] for cut in cuts]
     rows = rnnjax.pad(windows, sizes=(max(map(len, windows)),))
     size = min(32, len(windows))
-    times = -(-10 * size // len(windows))  # each window so often in an epoch
+    copies = -(-10 * size // len(windows))  # of each window in an epoch
     batches = minibatches(
-        jax.tree.map(lambda leaf: np.repeat(leaf, times, axis=int(leaf.ndim > 1)), rows), size,
+        jax.tree.map(lambda leaf: np.repeat(leaf, copies, axis=int(leaf.ndim > 1)), rows), size,
         axis=(1, 0), seed=config.seed,
     )  # fmt: skip
     features = steps["xs"].shape[-1]
@@ -286,9 +285,16 @@ def run(config: Config) -> int:
     saved: dict[str, Any] = {"networks": {}}
     if config.load is not None:
         saved = json.loads(bytes_of(config.load / "result.json"))
+        if "networks" not in saved:
+            raise InvalidInputError(
+                f"{config.load} must be the --run-dir of a forecast, but is of {saved['program']}; "
+                "name another one"
+            )
         config = dataclasses.replace(config, **saved["options"])
     report = Report.begin("forecast", "root mean squared error", config)
-    panels, networks, table = {}, {}, [("time", "series", "forecast", "error")]
+    panels: dict[str, Any] = {}
+    networks: dict[str, Any] = {}
+    table: list[tuple[Any, ...]] = [("time", "series", "forecast", "error")]
     for folder, (file, raw) in sources(config).items():
         more: Any = {"inputs": config.inputs, "by": config.by, "time": config.time}
         series = tables.read_series(raw, file, config.target, **more)

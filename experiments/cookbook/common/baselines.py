@@ -17,7 +17,6 @@ SCALES: dict[str, tuple[Any, Any]] = {
     "": (np.array, np.array), " of logs": (np.log, np.exp), " of roots": (np.sqrt, np.square),
 }  # fmt: skip
 LONGEST = 24  # season of ETS and ARIMA, whose states are as long
-Method = Callable[[np.ndarray, int, int], np.ndarray]
 
 
 class Problem(NamedTuple):
@@ -36,6 +35,11 @@ class Problem(NamedTuple):
         known = len(self.values) - len(self.values) // 3
         return known - max(known // 10, min(24, known // 4)), known
 
+    @property
+    def shortest(self) -> int:
+        """How many values the shortest series has to learn from."""
+        return int(np.isfinite(self.values[: self.parts[0]]).sum(axis=0).min())
+
     def later(self, values: np.ndarray, steps: int) -> np.ndarray:
         """At each time, the values so many steps later."""
         at = np.arange(len(values)) + steps
@@ -50,7 +54,7 @@ class Problem(NamedTuple):
     def telling(self) -> int:
         """The shortest season, if the part to choose by has more of it than of the last value."""
         last = np.stack([self.filled] * self.horizon, axis=-1)
-        for m in [m for m in self.periods[:1] if m <= 200]:
+        for m in [m for m in self.periods[:1] if m <= min(200, self.shortest - self.horizon - 10)]:
             ago = self.ahead(self.filled, m)
             tries = ago, last - self.later(self.filled, -m)[..., None] + ago, last
             losses = [self.loss(each, *self.parts) for each in tries]
@@ -100,7 +104,7 @@ def rivals(problem: Problem) -> list[dict[str, Callable[[int], np.ndarray]]]:
             return back(found)
 
     some, scales = functools.partial, problem.scales
-    kinds = [
+    kinds: list[dict[str, Any]] = [
         {"last value": lambda _: np.stack([now] * problem.horizon, axis=-1)},
         {f"value {m} before": lambda _, m=m: problem.ahead(now, m) for m in periods},
         {f"change {m} before{of}": some(grown, m, of) for m in periods for of in scales},
@@ -108,7 +112,7 @@ def rivals(problem: Problem) -> list[dict[str, Callable[[int], np.ndarray]]]:
     if find_spec("statsmodels"):
         kinds += [
             {f"{label}{of}": some(fitted, each[label], of) for label in each for of in scales}
-            for each in methods(periods)
+            for each in methods([m for m in periods if m <= min(LONGEST, problem.shortest // 3)])
         ]
     return [kind for kind in kinds if kind]
 
@@ -123,15 +127,19 @@ def compare(problem: Problem) -> dict[str, np.ndarray]:
     return found
 
 
-def methods(periods: Sequence[int]) -> list[dict[str, Method]]:
+def methods(periods: Sequence[int]) -> list[dict[str, Callable[..., np.ndarray]]]:
     """By name: the kinds of exponential smoothing, of ARIMA and of AR, of a single series.
 
     Each is fitted to the ``known`` first of its ``values``, goes on through the others with what
     was fitted, and forecasts at each time the next ``horizon`` ones, ``(time, horizon)``.
     """
-    seasons = {"": 0} | {f", season {m}": m for m in periods if m <= LONGEST}
-    smoothing = {f"ETS{of}": functools.partial(ets, period=m) for of, m in seasons.items()}
-    moving = {f"ARIMA(0,1,1){of}": functools.partial(arima, period=m) for of, m in seasons.items()}
+    seasons = {"": 0} | {f", season {m}": m for m in periods}
+    smoothing: dict[str, Any] = {
+        f"ETS{of}": functools.partial(ets, period=m) for of, m in seasons.items()
+    }
+    moving: dict[str, Any] = {
+        f"ARIMA(0,1,1){of}": functools.partial(arima, period=m) for of, m in seasons.items()
+    }
     return [smoothing, moving, {"AR": ar}]
 
 

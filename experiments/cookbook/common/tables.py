@@ -21,6 +21,7 @@ _DATES = ("%Y-%m", "%Y/%m/%d", "%Y/%m", "%d.%m.%Y", "%m.%Y", "%d/%m/%Y", "%m/%d/
           "%b %d, %Y", "%Y")  # fmt: skip
 _CLOCKS = ("", " %H:%M", " %H:%M:%S")
 _DAY = 86_400
+Axis = tuple[np.ndarray, np.ndarray, tuple[int, ...]]
 
 
 class Series(NamedTuple):
@@ -90,22 +91,20 @@ def read_series(
                 f"the column {name!r} of {file} must hold numbers, but line {lines[bad]} has "
                 f"{columns[name][bad]!r}; correct it, or leave the cell empty"
             )
-    times, place, periods = np.arange(len(rows)), np.arange(len(rows)), ()
-    if time is not None and _dates(columns[time]) is None:
+    maybe = [time] if time is not None else [name for name in header if name not in (*full, by)]
+    dates = next((found for name in maybe if (found := _dates(columns[name])) is not None), None)
+    if time is not None and dates is None:
         raise InvalidInputError(
             f"the column {time!r} of {file} must hold dates, but begins with "
             f"{columns[time][0]!r}; write them as 2024-12-31 or 2024-12-31 18:00"
         )
-    dated = [
-        name for name in header if name not in (*full, by) and _dates(columns[name]) is not None
-    ]
-    if name := time or next(iter(dated), None):
-        times, place, periods = _axis(_dates(columns[name]))
-    elif by is not None:
+    if by is not None and dates is None:
         raise InvalidInputError(
             f"{file} must have a column of dates, as {by!r} names several series, but has none "
             "that can be read; write them as 2024-12-31"
         )
+    numbered: Axis = np.arange(len(rows)), np.arange(len(rows)), ()
+    times, place, periods = numbered if dates is None else _axis(dates)
     groups = columns[by] if by is not None else [""] * len(rows)
     names = sorted(set(groups))
     cells = Counter(zip(place, groups, strict=True))
@@ -224,7 +223,7 @@ def _dates(cells: Sequence[str]) -> np.ndarray | None:
     return min(found, key=uneven, default=None)
 
 
-def _axis(dates: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
+def _axis(dates: np.ndarray) -> Axis:
     """A regular axis of times, the place of each date on it, and seasons' lengths in its steps."""
     steps, counts = np.unique(np.diff(np.unique(dates)).astype(int), return_counts=True)
     step = int(steps[counts.argmax()]) if len(steps) else _DAY  # the smallest of the most frequent

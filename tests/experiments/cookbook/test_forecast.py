@@ -134,6 +134,12 @@ def test_baselines_of_a_series_that_they_know():
 
 def test_a_season_is_read_where_it_tells_more_than_the_last_value():
     assert months(wave(120)).lag == 12
+    late = wave(120)
+    late[:40] = np.nan  # 16 values are left
+    assert months(late).lag == 0
+    assert not any(
+        "ETS, season" in label for kind in baselines.rivals(months(late)) for label in kind
+    )
     assert months(np.cumsum(np.random.default_rng(0).normal(size=120))).lag == 0
 
 
@@ -160,8 +166,8 @@ def test_classical_forecasts_are_those_of_statsmodels():
     [
         (wave(30), {}, "must have at least 46 times .* but has 30"),
         (wave(60), {"horizon": 12}, "must have at least 112 times"),
-        (np.ones(90), {}, "x0 of my.csv must have at least 23 values that differ"),
-        (np.r_[np.full(60, np.nan), wave(60)], {}, "x0 of my.csv must have at least 23 values"),
+        (np.ones(90), {}, "x0 of my.csv must have at least 11 values that differ"),
+        (np.r_[np.full(60, np.nan), wave(60)], {}, "x0 of my.csv must have at least 11 values"),
     ],
 )
 def test_what_cannot_be_forecast_is_one_sentence(values, options, message):
