@@ -78,7 +78,7 @@ def learn(config: Config, cell: Any) -> Any:
     return fit(
         loss_fn, params, optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)),
         lambda epoch: draw((config.seed, epoch), 100, 60, 32, config.bits), config.epochs,
-        key=key, progress=Silent(),
+        key=key, hooks=[Silent()],
     ).params  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from experiments.cookbook.common import data, plots, tables
 from experiments.cookbook.common.baselines import SCALES, Problem, compare, overall
 from experiments.cookbook.common.report import Report
 from rnnjax.errors import InvalidInputError
-from rnnjax.training import Silent, fit, load_params, minibatches
+from rnnjax.training import EarlyStopping, Silent, fit, load_params, minibatches
 
 # Without a file: the series, and their units.
 KNOWN = {"airline-passengers": "thousands", "monthly-sunspots": "spots",
@@ -210,12 +210,15 @@ def learn(
               "kernel": np.zeros((config.seeds, CELL.hidden_size, problem.horizon), np.float32),
               "bias": np.zeros((config.seeds, problem.horizon), np.float32)}  # fmt: skip
     _, known = problem.parts
-    choice: Any = {} if epochs else {"patience": 10, "evaluate": lambda params: {
-        "validation_loss": problem.loss(forecast(params, steps, scale).mean(axis=0), train, known),
-    }}  # fmt: skip
+    hooks: list[Any] = [Silent()] if epochs else [Silent(), EarlyStopping(10)]
+
+    def evaluate(params: Any) -> dict[str, float]:
+        found = forecast(params, steps, scale).mean(axis=0)
+        return {"validation_loss": problem.loss(found, train, known)}
+
     result = fit(
         loss_fn, params, optax.adam(3e-3), batches, epochs or config.epochs, key=keys[0],
-        run_dir=run_dir, progress=Silent(), **choice,
+        run_dir=run_dir, evaluate=None if epochs else evaluate, hooks=hooks,
     )  # fmt: skip
     entry = result.best or result.history[-1]
     about = {"scale": scale, "level": level, "epochs": entry["epoch"],

@@ -1,18 +1,20 @@
-"""Checkpoints: atomic, verified, the best one and the last few kept."""
+"""Checkpoints: atomic, verified, the best one and the last few kept (orbax)."""
 
-import io
+import logging
 import math
 import os
 import shutil
 import warnings
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 
 from rnnjax.cells.arguments import brief, check_instance, check_size, is_integer
 from rnnjax.errors import CheckpointError, DamagedCheckpointError, InvalidInputError
@@ -85,8 +87,8 @@ class Saved:
 class Checkpoints:
     """The checkpoints of one run, in one folder.
 
-    A checkpoint holds the whole `TrainState` (step, parameters, optimiser state, carry, key) in
-    ``state.npz``, and JSON of the caller's in ``about.json``. It is written beside its place,
+    A checkpoint holds the whole `TrainState` (step, parameters, optimiser state, carry, key) as
+    arrays of Orbax, and JSON of the caller's in ``about.json``. It is written beside its place,
     brought to the disk, and renamed, so that a run that is killed, or a machine that loses its
     power, leaves whole checkpoints only. Files are compared with checksums before they are read.
 
@@ -219,7 +221,7 @@ class Checkpoints:
                     f"there is no checkpoint of step {step} in {self.directory}; there are "
                     f"{steps}; take one of these"
                 )
-            return self._load(step)[0]
+            return self._verified(step)
 
         return Saved(from_first(check), self)
 
@@ -235,7 +237,7 @@ class Checkpoints:
         tree = jax.tree.map(_as_numpy, _as_plain(state))
         paths = jax.tree_util.tree_map_with_path(lambda path, _: jax.tree_util.keystr(path), tree)
         arrays = _leaves(tree)
-        described = {
+        described: dict[str, Any] = {
             "about": about,
             "loss": None if loss is None or not math.isfinite(loss) else float(loss),
             "arrays": {path: _describe(array) for path, array in arrays.items()},
@@ -251,18 +253,22 @@ class Checkpoints:
         try:
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir()
-            np.savez(new / "state.npz", **{path: x for path, x in arrays.items() if x is not None})
-            checksum = _checksum(read_whole(new / "state.npz"))
-            write_sealed(new / "about.json", described | {"checksum": checksum})
+            with _checkpointer() as orbax:
+                for part, names in _parts(described["arrays"]).items():
+                    named = {name: _storable(arrays[path]) for path, name in names.items()}
+                    orbax.save(new / part, args=ocp.args.StandardSave(named))
+            files = [path for path in sorted(new.rglob("*")) if path.is_file()]
+            checksums = {str(path.relative_to(new)): _checksum(path) for path in files}
+            write_sealed(new / "about.json", described | {"files": checksums})
             _to_disk(*new.rglob("*"), new)
             new.rename(self.path(step))
             _to_disk(self.directory)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             shutil.rmtree(new, ignore_errors=True)
             raise CheckpointError(
                 f"the checkpoint of step {step} could not be written to {self.directory} "
-                f"({error.strerror or error}); the checkpoints before it are untouched; mend that, "
-                "and go on from them"
+                f"({_reason(error)}); the checkpoints before it are untouched; mend that, and go "
+                "on from them"
             ) from error
         self._delete()
 
@@ -286,7 +292,7 @@ class Checkpoints:
             steps = order()
             for step in steps:
                 try:
-                    return self._load(step)[0]
+                    return self._verified(step)
                 except DamagedCheckpointError as error:
                     if not self.path(step).exists():
                         return find()
@@ -313,7 +319,7 @@ class Checkpoints:
     def _sealed(self, step: int) -> dict[str, Any]:
         """What about.json says, with its checksum compared."""
         sealed = read_sealed(self.path(step) / "about.json")
-        if set(sealed) != {"about", "loss", "arrays", "params", "checksum", "step"}:
+        if set(sealed) != {"about", "loss", "arrays", "params", "files", "step"}:
             raise CheckpointError(
                 f"{self.path(step)} is of another version of rnnjax; read it with that, or begin a "
                 "new run in another folder"
@@ -336,16 +342,17 @@ class Checkpoints:
             losses[step] = math.inf if loss is None else loss
         return losses
 
-    def _load(self, step: int) -> tuple[dict[str, Any], bytes]:
-        """What about.json says, and the arrays' file, of which the checksum is compared first."""
+    def _verified(self, step: int) -> dict[str, Any]:
+        """What about.json says, with the checksums of all files compared."""
+        # Before anything else opens them: what damage does to the layers below is not known.
         try:
             sealed = self._sealed(step)
-            content = read_whole(self.path(step) / "state.npz")
-            if _checksum(content) != sealed["checksum"]:
-                raise DamagedCheckpointError("the checksum of state.npz is wrong", "")
+            for name, checksum in sealed["files"].items():
+                if _checksum(self.path(step) / name) != checksum:
+                    raise DamagedCheckpointError(f"the checksum of {name} is wrong", "")
         except DamagedCheckpointError as error:
             raise self._damaged(step, error.reason) from error
-        return sealed, content
+        return sealed
 
     def _damaged(self, step: int, reason: str) -> DamagedCheckpointError:
         if not self.path(step).exists():
@@ -365,20 +372,40 @@ class Checkpoints:
                     f"{self.path(step)} holds {jax.tree_util.keystr(path)} in {leaf.dtype}, which "
                     "JAX narrows; set jax_enable_x64 to read it"
                 )
-        content = b""
+        found: dict[str, np.ndarray] = {}
+        wanted = [path for path, x in _leaves(target).items() if x is not None]
 
         def read() -> None:
-            nonlocal content
-            content = self._load(step)[1]
+            self._verified(step)
+            for part, names in _parts(sealed["arrays"]).items():
+                if names.keys().isdisjoint(wanted):
+                    continue
+                # As arrays of NumPy, over however many devices of whatever kind they were saved.
+                empty = {path: _empty(sealed["arrays"][path]) for path in names}
+                like = {names[path]: _storable(array) for path, array in empty.items()}
+                try:
+                    with _checkpointer() as orbax:
+                        args = ocp.args.StandardRestore(like)
+                        arrays = orbax.restore(self.path(step) / part, args=args)
+                except Exception as error:  # files are whole: no memory, or a run beside deletes it
+                    if not self.path(step).exists():
+                        raise self._damaged(step, "") from error
+                    raise CheckpointError(
+                        f"{self.path(step)} could not be read ({_reason(error)}), though its files "
+                        "were whole; free memory, or try again"
+                    ) from error
+                for path, array in empty.items():
+                    found[path] = arrays[names[path]] if array.size else array
 
         from_first(read)
-        content = bytes_from_first(content)
-        with np.load(io.BytesIO(content)) as arrays:
-            return jax.tree_util.tree_map_with_path(
-                # NumPy does not know bfloat16 by its name.
-                lambda path, leaf: arrays[jax.tree_util.keystr(path)].view(leaf.dtype),
-                target,
-            )
+        leaves, structure = jax.tree.flatten(target)
+        if jax.process_count() > 1:
+            data = bytes_from_first(b"".join(found[path].tobytes() for path in wanted if found))
+            ends = np.cumsum([leaf.size * leaf.dtype.itemsize for leaf in leaves])[:-1]
+            parts = zip(np.split(np.frombuffer(data, np.uint8), ends), leaves, strict=True)
+            arrays = [part.view(leaf.dtype).reshape(leaf.shape) for part, leaf in parts]
+            return jax.tree.unflatten(structure, arrays)
+        return jax.tree.unflatten(structure, [found[path] for path in wanted])
 
     def _check_same_model(self, step: int, arrays: dict[str, Any], target: Any) -> None:
         parts = tuple(f"['{name}']" for name in target)
@@ -477,8 +504,57 @@ def _describe(x: Any) -> dict[str, Any]:
     return {"shape": list(x.shape), "dtype": str(x.dtype)}
 
 
-def _checksum(data: bytes) -> list[int]:
+def _parts(arrays: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """The folders of a checkpoint, and in each the names of the arrays by their paths.
+
+    Names are numbers: paths have brackets and quotes in them, and of a nested tree Orbax would
+    forget what is a list. Parameters have a folder of their own, to be read alone.
+    """
+    parts: dict[str, dict[str, str]] = {}
+    for number, path in enumerate(sorted(arrays)):
+        if arrays[path]["dtype"] != "empty":
+            part = "params" if path.startswith("['params']") else "rest"
+            parts.setdefault(part, {})[path] = str(number)
+    return parts
+
+
+def _empty(entry: Mapping[str, Any]) -> np.ndarray:
+    return np.empty(entry["shape"], jnp.dtype(entry["dtype"]))
+
+
+def _storable(array: np.ndarray) -> np.ndarray:
+    """An array as Orbax takes it: one number in the place of one that has none."""
+    return array if array.size else np.zeros(1, array.dtype)
+
+
+@contextmanager
+def _checkpointer() -> Iterator[ocp.Checkpointer]:
+    """Orbax for one folder; it does not wait for other processes of a run, where there are any."""
+    more = {}
+    if jax.process_count() > 1:
+        index = jax.process_index()
+        more["multiprocessing_options"] = ocp.options.MultiprocessingOptions(
+            primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"of_{index}"
+        )
+    # What its threads raise it logs at length too; it is raised here, as a sentence.
+    log = logging.getLogger("absl")
+    before, log.disabled = log.disabled, True
+    try:
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler(**more), **more) as orbax:
+            yield orbax
+    finally:
+        log.disabled = before
+
+
+def _reason(error: Exception) -> str:
+    """An error in one line; of a long one its end, where the system's own words stand."""
+    line = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return line if len(line) <= 200 else f"... {line[-200:]}"
+
+
+def _checksum(path: Path) -> list[int]:
     """Size and checksum of a file."""
+    data = read_whole(path)
     return [len(data), zlib.crc32(data)]
 
 

@@ -2,6 +2,7 @@ import contextlib
 import dataclasses
 import errno
 import json
+import logging
 import os
 import random
 import shutil
@@ -193,7 +194,7 @@ def damage_all(tmp_path, number, seed):
     outcomes = {"exact": 0, "fallback": 0, "sentence": 0}
     for i in range(number):
         chosen = rng.sample(files, rng.choice([1, 1, 1, 2]))
-        if i % 8 == 0:  # one of each
+        if i % 8 == 0:  # one of each, which orbax's names of files, not the seed's, leave to chance
             chosen = [rng.choice([f for f in files if f.parts[0] == str(step)]) for step in states]
         before = [(path, damage(folder / path, rng)) for path in chosen]
         checkpoints = Checkpoints(folder, read_only=True)
@@ -243,8 +244,9 @@ def test_files_of_another_state_are_noticed_by_their_checksums(checkpoints, tmp_
     changed = first | {"bias": first["bias"].at[0].add(1e-3)}
     other = Checkpoints(tmp_path / "other")
     other.save(dataclasses.replace(state, params=(changed, second)), {})
-    shutil.copy(other.path(1) / "state.npz", checkpoints.path(1) / "state.npz")
-    with pytest.raises(CheckpointError, match=r"is damaged \(the checksum of state.npz"):
+    shutil.rmtree(checkpoints.path(1) / "params")
+    shutil.copytree(other.path(1) / "params", checkpoints.path(1) / "params")
+    with pytest.raises(CheckpointError, match=r"is damaged \((the checksum of )?params/"):
         checkpoints.at(1)
 
 
@@ -407,6 +409,21 @@ def test_what_is_no_state_is_told(checkpoints):
     assert checkpoints.best().loss == 0.5
     with pytest.raises(InvalidInputError, match=r"like must be a TrainState .*params reads"):
         checkpoints.latest().restore(state.params)
+
+
+def test_a_full_disk_is_told_in_one_sentence_and_orbax_is_quiet(checkpoints, caplog, monkeypatch):
+    from rnnjax.training import checkpoints as module
+
+    def full(self, path, *, args):
+        logging.getLogger("absl").error("a traceback of a hundred lines")
+        raise ValueError(
+            f'RESOURCE_EXHAUSTED: Error writing "{"x" * 300}": No space left on device'
+        )
+
+    monkeypatch.setattr(module.ocp.Checkpointer, "save", full)
+    with pytest.raises(CheckpointError, match=r"No space left on device\); the checkpoints before"):
+        checkpoints.save(state_at(1), {})
+    assert not caplog.records
 
 
 def test_parameters_alone_come_back_in_dicts_and_tuples(checkpoints):

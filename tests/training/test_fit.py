@@ -654,7 +654,7 @@ def test_another_key_is_another_run(tmp_path):
         ({"evaluate": 3}, "evaluate must be arrays, or something to iterate over, but evaluate is"),
         ({"loss_fn": lambda p, c, b, k: (p.sum(), ((), {"of": {}})), "carry": ()},
          "must be real numbers or arrays of them, but of is a dict"),
-        ({"loss_fn": lambda p, b, k: (p.sum(), {})}, "must return the loss alone"),
+        ({"loss_fn": lambda p, b, k: (p.sum(), 3)}, "must return the loss, or .loss, metrics"),
         ({"loss_fn": lambda p, b, k: p}, "must return a scalar loss"),
         ({"loss_fn": lambda p, c, b, k: p.sum(), "carry": ()}, "must return \\(loss, \\(carry"),
         ({"loss_fn": lambda p, c, b, k: (p.sum(), (1, {})), "carry": ()}, "a carry like the one"),
