@@ -135,7 +135,7 @@ def test_one_of_two_is_killed_and_one_goes_on(tmp_path, start, alone, free_port)
     done = max(int(path.name) for path in tmp_path.glob("run/checkpoints/[0-9]*"))
     assert done < 8 * EPOCHS
     out = ends_well(start(tmp_path, "python train.py"))
-    assert f"going on from step {done} of {8 * EPOCHS}" in out
+    assert f"going on from step {done}, after" in out
     assert "the devices of the run were 2 and are 1 now" in out
     np.testing.assert_allclose(losses(tmp_path), alone, rtol=1e-4)
 

@@ -76,6 +76,16 @@ def test_two_train_validate_and_go_on_as_one(seen, rows):
     np.testing.assert_allclose(seen[1][f"{rows} loaded"], seen[2][f"{rows} loaded"], rtol=1e-5)
 
 
+def test_streams_data_to_measure_on_and_hooks(seen):
+    first, second, alone = (each["stream"] for each in seen)
+    assert first == second
+    assert len(first["losses"]) == 2
+    for name in ("losses", "params"):
+        np.testing.assert_allclose(first[name], alone[name], rtol=1e-5)
+    best, its = (each["best"]["validation_loss"] for each in (first, alone))
+    assert best == pytest.approx(its, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("scene", "first", "second"),
     [

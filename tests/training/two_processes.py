@@ -18,6 +18,7 @@ import optax
 
 from rnnjax.training import (
     Checkpoints,
+    EarlyStopping,
     Sharding,
     Silent,
     TrainState,
@@ -47,6 +48,10 @@ def measured(params):
 def of_rows(epoch, rows):
     """Those of a process, by a function of one's own."""
     return jax.tree.map(lambda x: x[:, rows], data()(epoch))
+
+
+def stream_of_rows(epoch, rows):
+    return (jax.tree.map(lambda x: x[rows], batch) for batch in stream(epoch))
 
 
 def train(folder, epochs, *, loss=loss_fn, batches=None, sharding=None, **options):
@@ -86,6 +91,18 @@ def all_scenes():
     }.items():
         seen[name] = [told(train(name, epochs, **options)) for epochs in (2, 4)]  # and goes on
         seen[f"{name} loaded"] = load_params(FOLDER / name, step="last").tolist()
+    # Batch after batch, with data to measure on, until a hook of one process ends the run.
+    sharding = Sharding.over()
+    rows = sharding.rows(ROWS)
+    last = jax.process_count() - 1 == INDEX
+
+    def ends(state, summary):
+        return last and summary["epoch"] == 2
+
+    seen["stream"] = told(
+        train("stream", 4, batches=functools.partial(stream_of_rows, rows=rows), sharding=sharding,
+              evaluate=of_rows(0, rows), hooks=[Silent(), EarlyStopping(9), ends])
+    )  # fmt: skip
     for name, call in {
         "another loss": lambda: train("whole", 4, loss=lambda *args: 2 * loss_fn(*args)),
         "other data": lambda: train("other", 1, batches=jax.tree.map(plus_index, data()(0))),
@@ -101,6 +118,12 @@ def all_scenes():
         except Exception as error:
             seen[name] = f"{type(error).__name__}: {error}"
     return seen
+
+
+def stream(epoch):
+    steps = data()(epoch)
+    for i in range(8):
+        yield jax.tree.map(lambda leaf, i=i: leaf[i], steps)
 
 
 def plus_index(leaf):
