@@ -26,31 +26,28 @@ def load(source: Any) -> Model:
     sum by two steps at once. ``clip`` is refused where it could be reached.
 
     ``model.apply(params, xs, carry)`` takes and returns data with the graph's own axes, as any
-    runtime does. ``xs`` is the graph's input, or a dict by name where it has several. Inputs that
-    become initial_h or initial_c of a recurrent node are its state, and so are outputs that are its
-    Y_h and Y_c: both are in the carry, by the name of the layer, so that a model that was exported
-    for streaming streams::
+    runtime does. ``xs`` is the graph's first input, or a dict of inputs by name; one that becomes
+    nothing but initial_h, initial_c or sequence_lens of recurrent nodes may be left out. ``ys`` is
+    the output, or a dict by name where there are several. Outputs that are Y_h and Y_c of a node
+    are in the carry instead, if there is another, by the name of the layer: any model streams::
 
         carry, ys = model.apply(params, xs)  # begins with zeros
         carry, ys = model.apply(params, xs, carry)  # goes on from there
 
-    They can be given in ``xs`` by their names all the same. A carry that is given takes the place
-    of these, and of initial states that the graph computes or has as constants. ``ys`` is the data
-    output, or a dict by name where there are several; a model with no outputs but states returns
-    these there.
+    A carry that is given takes the place of states in ``xs``, and of those that the graph computes
+    or has as constants.
 
-    An input that becomes sequence_lens may be given in ``xs`` or left out; a row of length 0 keeps
-    its initial state, which ONNX does not say (onnxruntime makes it zeros). ``lengths``, ``mask``
-    and ``resets`` of `Model.apply` are refused: only the graph knows which axis is time. Integers
-    of 64 bits are computed in 32 where JAX has no others. An id out of range gives NaN.
+    A row of length 0 keeps its initial state, which ONNX does not say (onnxruntime makes it zeros).
+    ``lengths``, ``mask`` and ``resets`` of `Model.apply` are refused: only the graph knows which
+    axis is time. Integers of 64 bits are computed in 32 where JAX has no others. An id out of range
+    gives NaN.
 
     A branch (If) is chosen where its condition is known, and else where the graph runs. Known is
     what follows from constants, from shapes, and from single integers and booleans that are given
     as Python's or NumPy's: ``model({"input": xs, "state": state, "sr": 16000})``. A Loop whose
-    number of steps is known, or counted by a state, is a scan; another one is a while loop, which
-    has no gradient and no outputs of all steps, and gives NaN after 2^20 steps without an end.
-    Recurrent nodes inside of branches and loops have parameters, but a state in the carry only
-    where their branch is known.
+    number of steps is known, or counted by a state, is a scan; another one is refused. Recurrent
+    nodes inside of branches and loops have parameters, but a state in the carry only where their
+    branch is known.
 
     Args:
         source: the path of a file, its bytes, or an ``onnx.ModelProto``. Data outside of the file
