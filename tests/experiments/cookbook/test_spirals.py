@@ -1,0 +1,62 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.cookbook import spirals
+from experiments.cookbook.spirals import Config
+
+
+@pytest.mark.slow
+def test_s5_tells_spirals_apart_by_the_times_of_their_points(tmp_path):
+    config = Config(data="made", run_dir=tmp_path / "run", seeds=2, epochs=8)
+    assert spirals.run(config) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    (regular, irregular, published) = result["rows"]
+    assert min(regular["score"]) > 95
+    assert len(irregular["score"]) == 2
+    assert min(irregular["score"]) > 90
+    assert published["source"] == "Diffrax's page"
+    assert len(result["seen"]["S5, time as its step"]) == config.points
+    assert (tmp_path / "run" / "points.png").stat().st_size > 10_000
+
+
+def test_a_spiral_turns_and_shrinks_with_the_time():
+    for irregular in (False, True):
+        xs, left = spirals.draw(0, 40, 12, 0, irregular)
+        assert xs.shape == (12, 40, 3)
+        assert left.sum() == 20
+        places = xs[..., 0] + 1j * xs[..., 1]
+        times = xs[..., 2].cumsum(axis=0) * spirals.SPAN / 11
+        first = np.abs(places[0]) if irregular else 1  # the first point's time is not told
+        np.testing.assert_allclose(np.abs(places), first * np.exp(-0.3 * times), rtol=1e-4)
+        turned = np.where(left, 2j, -2j) * times
+        np.testing.assert_allclose(places / places[0], np.exp(turned - 0.3 * times), atol=1e-4)
+        steps = np.diff(xs[..., 2][1:], axis=0)
+        assert (np.abs(steps).max() > 0.1) == irregular
+    noisy = spirals.draw(0, 40, 12, 0.1, True)[0] - xs
+    assert 0.09 < noisy[..., :2].std() < 0.11
+    assert not noisy[..., 2].any()
+
+
+def test_the_page_s_updates_are_of_few_spirals():
+    xs, left = spirals.page(0)
+    assert xs.shape == (20, 100, 32, 3)
+    assert len({tuple(one) for one in xs[:, 0, :, 0].reshape(-1, 1)}) == 256
+    assert left.shape == (20, 32)
+
+
+def test_answers_are_counted_after_each_point():
+    batch = spirals.draw(0, 8, 5, 0, True)
+    kind = "S5, time as its step"
+    params = spirals.learn(Config(seeds=2), kind, jax.tree.map(lambda v: v[None], batch), 1, 0.0)
+    losses, right = jax.device_get(spirals.measure(kind, params, batch))
+    one = jax.tree.map(lambda v: v[1], params)
+    sure = np.asarray(spirals.logits(kind, one, batch[0]))
+    assert sure.shape == (5, 8)
+    short = spirals.logits(kind, one, batch[0][:3])
+    np.testing.assert_allclose(short, sure[:3], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(right[1], 100 * ((sure > 0) == batch[1]).mean(axis=1))
+    signs = np.where(batch[1], 1, -1)
+    np.testing.assert_allclose(losses[1], np.log1p(np.exp(-signs * sure[-1])).mean(), rtol=1e-4)
