@@ -139,13 +139,15 @@ def fixed_points(config: Config, cell: Any, params: Any) -> tuple[np.ndarray, ..
 def run(config: Config) -> int:
     """Train, take apart, and draw."""
     report = Report.begin("flip_flop", "fixed points, and bits that are right in %", config, 1)
-    kind = getattr(rnnjax, f"{config.cell}Cell", None)
-    if kind is None or config.bits > 3:
+    try:
+        cell = getattr(rnnjax, f"{config.cell}Cell")(config.units)
+    except (AttributeError, TypeError) as error:
         raise InvalidInputError(
-            f"--cell must be the name of a cell of rnnjax, and --bits 1 to 3, but are "
-            f"{config.cell} and {config.bits}; say --cell GRU --bits 3, say"
-        )
-    cell = kind(config.units)
+            f"--cell must name a cell of rnnjax that is made of its units, but is {config.cell} "
+            f"({error}); say GRU, LSTM or MGU"
+        ) from error
+    if config.bits > 3:
+        raise InvalidInputError(f"--bits must be at most 3, but is {config.bits}; say 3")
     params = learn(config, cell)
     test = draw((config.seed, 2), 1000, 100, config.bits, rate=0.01)  # ten times as long to hold
     ys = rnnjax.unroll(cell, params["cell"], test["pulses"])[1] @ params["kernel"] + params["bias"]

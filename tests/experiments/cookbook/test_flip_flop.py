@@ -53,7 +53,14 @@ def test_the_fixed_points_of_units_that_are_known():
     np.testing.assert_allclose(np.abs(paths[-1]), root, rtol=1e-6)
 
 
-@pytest.mark.parametrize("options", [{"cell": "Gru"}, {"bits": 4}])
-def test_a_cell_that_is_none(tmp_path, options):
-    with pytest.raises(InvalidInputError, match="--cell must be the name of a cell"):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cell": "Gru"}, "--cell must name a cell of rnnjax"),
+        ({"cell": "ProjectionLSTM"}, r"but is ProjectionLSTM \(.*proj_size"),
+        ({"bits": 4}, "--bits must be at most 3, but is 4"),
+    ],
+)
+def test_options_that_cannot_be(tmp_path, options, message):
+    with pytest.raises(InvalidInputError, match=message):
         flip_flop.run(Config(run_dir=tmp_path / "run", **options))
