@@ -1,4 +1,4 @@
-"""What blocks of steps as a batch take: `Parallel` against `Fused`, forward and backward."""
+"""What the factors of all steps at once take: `Parallel` against `Fused`, both passes."""
 
 import dataclasses
 
@@ -28,7 +28,7 @@ class Settings:
     """Every cell, shape and pass is a point."""
 
     cells: tuple[str, ...] = CELLS
-    shapes: tuple[tuple[int, int, int], ...] = ((32, 1, 1024), (64, 1, 1024), (64, 4, 1024))
+    shapes: tuple[tuple[int, int, int], ...] = ((32, 1, 1024), (64, 4, 1024), (128, 1, 4096))
     memories: tuple[str, ...] = MEMORIES
     memory_shapes: tuple[tuple[int, int, int], ...] = ((64, 1, 256), (64, 8, 256))
 
