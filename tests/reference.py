@@ -83,6 +83,7 @@ class Options(NamedTuple):
     keys: int
     temperature: float
     leak: float
+    negative: bool
 
 
 def _per_gate(
@@ -551,8 +552,8 @@ def mamba2(p: Any, carry: Any, x: Array, o: Options) -> Any:
 def deltanet(p: Any, carry: Any, x: Array, o: Options) -> Any:
     """Yang, Kautz & Hatamizadeh, 2025, equation 10: ``S' = a S (I - b k k) + b v k``.
 
-    a = exp(-exp(c) softplus(W x + d)), b = sigma(W x); q and k are silu(W x) of length 1, v =
-    silu(W x), and the output is silu(r) norm(S' q).
+    a = exp(-exp(c) softplus(W x + d)), b = sigma(W x), or twice that (Grazzi et al., 2025); q and k
+    are silu(W x) of length 1, v = silu(W x), and the output is silu(r) norm(S' q).
     """
     (s,) = carry
     keys, units, new, ys = o.heads * o.keys, o.heads * s.shape[-2], [], []
@@ -561,7 +562,7 @@ def deltanet(p: Any, carry: Any, x: Array, o: Options) -> Any:
         q, k, v, r, a, beta = (_of_head(part, head, o.heads) for part in parts)
         q, k = (z / np.sqrt((z * z).sum(-1, keepdims=True) + o.epsilon) for z in map(_silu, (q, k)))
         a = np.exp(-np.exp(p["log_decay"][head]) * _softplus(a + p["step_bias"][head]))
-        beta = sigmoid(beta)[..., None]
+        beta = (2 if o.negative else 1) * sigmoid(beta)[..., None]
         turn = np.eye(o.keys) - beta * _outer(k, k)
         new.append(a[..., None] * s[..., head, :, :] @ turn + beta * _outer(_silu(v), k))
         ys.append(_silu(r) * p["gain"] * _rms(_applied(new[-1], q), o.epsilon))
@@ -661,6 +662,7 @@ class Layer(NamedTuple):
             self._keys if self.kind in MATRICES else 0,
             self.options.get("temperature", 1.0),
             self.options.get("leak", 1.0),
+            self.options.get("negative_eigenvalues", False),
         )
         new, y = EQUATIONS[self.kind](params, carry, x, options)
         rates = [self.rates.get(f"zoneout_{name}", 0.0) for name in ("hidden", "cell")]

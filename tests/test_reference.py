@@ -164,6 +164,7 @@ def drawn_layer(rng: np.random.Generator, kind: str, largest: int, usual: bool) 
     }
     # With one unit a factor before a product with a kernel is one behind it.
     size = int(rng.integers(2 if usual else 1, largest + 1))
+    options["negative_eigenvalues"] = size % 2 == 0
     options["heads"] = int(rng.choice([n for n in (1, 2, 3) if size % n == 0]))
     fields = () if kind.startswith("user") else dataclasses.fields(CELLS[kind])
     taken = {field.name for field in fields}

@@ -40,6 +40,8 @@ class GatedDeltaNetCell(MatrixCell[MatrixCarry]):
         heads: the number of memories, which divides ``hidden_size``.
         key_size: of the keys of each; left out, ``hidden_size / heads``.
         epsilon: added to the squares of lengths and norms.
+        negative_eigenvalues: whether :math:`\beta = 2 \sigma(\beta)`, so that :math:`I - \beta k
+            k^\top` may reflect: a layer can then track parity (Grazzi et al., 2025).
         log_decay_init: initialiser of ``log_decay``; as it stands :math:`e^c` is between 1 and 16.
         step_bias_init: initialiser of ``step_bias``; as it stands softplus makes it 0.001 to 0.1.
         kernel_init: initialiser of ``kernel``, by name or as ``(key, shape, dtype) -> array``.
@@ -63,6 +65,7 @@ class GatedDeltaNetCell(MatrixCell[MatrixCarry]):
     _: dataclasses.KW_ONLY
     key_size: int | None = None
     epsilon: float = 1e-5
+    negative_eigenvalues: bool = False
     log_decay_init: str | Initializer = spread_decays
     step_bias_init: str | Initializer = softplus_steps
     kernel_init: str | Initializer = "glorot_uniform"
@@ -96,7 +99,7 @@ class GatedDeltaNetCell(MatrixCell[MatrixCarry]):
         q, k, v = (in_heads(jax.nn.silu(part), self.heads) for part in (q, k, v))
         step = jax.nn.softplus(a + params["step_bias"].astype(x.dtype))
         log_decay = -jnp.exp(params["log_decay"].astype(x.dtype)) * step
-        beta = jax.nn.sigmoid(beta)
+        beta = (1 + self.negative_eigenvalues) * jax.nn.sigmoid(beta)
         return Memory(self._unit(q), self._unit(k), v, log_decay, beta=beta, erase=beta)
 
     def recall(self, params: Params, x: jax.Array, read: jax.Array, stabilizer: Any) -> jax.Array:
