@@ -5,6 +5,7 @@ Each function takes a random generator, the shortest and the longest length and 
 all, ``(steps, rows)``; and which of them count.
 """
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,28 @@ def cycle(rng: Any, shortest: int, longest: int, rows: int) -> Drawn:
     """Where on a circle of five places one stands after steps of 0, 1 and -1."""
     steps = rng.integers(0, 3, (longest, rows))
     return _prefixes(steps, np.array([0, 1, -1])[steps].cumsum(axis=0) % MODULUS, shortest)
+
+
+# Of three letters all orders, and of five the even ones, whose matrices have the determinant 1.
+S3 = np.array(list(itertools.permutations(range(3))))
+A5 = np.array(
+    [p for p in itertools.permutations(range(5)) if round(np.linalg.det(np.eye(5)[[*p]])) == 1]
+)
+GENERATORS = np.array([(1, 0, 3, 2, 4), (2, 1, 4, 3, 0)])  # of A5: all are products of these two
+
+
+def products(
+    group: np.ndarray, rng: Any, shortest: int, longest: int, rows: int, generators: Any = None
+) -> Drawn:
+    """Which permutation is left after those of a word, of the group's or of its generators."""
+    number = {tuple(one): i for i, one in enumerate(group.tolist())}
+    letters = group if generators is None else generators
+    after = np.array([[number[tuple(one[letter])] for letter in letters] for one in group])
+    symbols = rng.integers(0, len(letters), (longest, rows))
+    states = [np.full(rows, number[tuple(range(group.shape[1]))])]
+    for one in symbols:
+        states.append(after[states[-1], one])
+    return _prefixes(symbols, np.stack(states[1:]), shortest)
 
 
 def arithmetic(rng: Any, shortest: int, longest: int, rows: int) -> Drawn:

@@ -10,7 +10,8 @@ from experiments.cookbook.common.data import digits as digits_of
 from experiments.tasks import __main__ as tasks
 from experiments.tasks import data
 from experiments.tasks.__main__ import CELLS, PUBLISHED, TASKS, Config
-from rnnjax import InvalidInputError
+from rnnjax import InvalidInputError, Memory, matrix_memory
+from rnnjax.testing import check_cell
 
 RNG = np.random.default_rng
 
@@ -36,6 +37,38 @@ def test_arithmetic_is_python_s():
         word = "".join("01234+-*"[s] for s in symbols[:, row])
         for end in range(0, 11, 2):
             assert values[end, row] == eval(word[: end + 1]) % 5, word
+
+
+def test_permutations_are_done_one_after_the_other():
+    for group, order, words in ((data.S3, 6, None), (data.A5, 60, data.GENERATORS)):
+        symbols, answers, places = data.products(group, RNG(7), 15, 40, 500, words)
+        assert len({tuple(one) for one in group.tolist()}) == order
+        assert (places.sum(axis=1) == [*[0] * 14, *[500] * 26]).all()
+        assert set(np.unique(answers)) == set(range(order))
+        for row in range(20):
+            letters = np.arange(group.shape[1])
+            for symbol, answer in zip(symbols[:, row], answers[:, row], strict=True):
+                letters = letters[(group if words is None else words)[symbol]]
+                assert (group[answer] == letters).all()
+
+
+def test_several_writes_a_step_are_those_of_a_matrix_memory():
+    cell, rng = tasks.DeltaProductCell(8, writes=2), RNG(8)
+    check_cell(cell)
+    x = rng.normal(size=(5, 3, 7, 2, 4)).astype(np.float32)  # the gates, in heads
+    q, *writes = np.moveaxis(x, 2, 0)
+    keys, values, betas = (np.stack(writes[i::3], 1).reshape(10, 3, 2, 4) for i in range(3))
+    q, keys = (tasks._unit(jax.nn.silu(one)) for one in (q.repeat(2, axis=0), keys))
+    beta = 2 * jax.nn.sigmoid(betas[..., 0])
+    memory = Memory(q, keys, jax.nn.silu(values), 0 * beta, beta, beta)
+    expected, read = matrix_memory(memory)
+    carry, ys = cell.initial_carry((3,)), []
+    for step in x.reshape(5, 3, 56):
+        carry, y = cell.apply_update({}, step, carry)
+        ys.append(y)
+    np.testing.assert_allclose(carry.memory, expected.memory, rtol=1e-4, atol=1e-5)
+    expected = 2 * tasks._unit(read[1::2]).reshape(5, 3, 8)
+    np.testing.assert_allclose(np.stack(ys), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_letters_are_said_in_their_order():
