@@ -130,7 +130,7 @@ TASKS: dict[str, Task] = {
     # reflections. The words of A5 are of two of its elements, of which all others are made.
     "S3": Task(
         functools.partial(data.products, data.S3), 6, 6,
-        ("LSTM", "GatedDeltaNet", "DeltaProduct-1", "DeltaProduct-2"), epochs=12, floor=0.0,
+        ("LSTM", "DeltaProduct-1", "DeltaProduct-2"), epochs=12, floor=0.0,
     ),
     "A5": Task(
         functools.partial(data.products, data.A5, generators=data.GENERATORS), 2, 60,
