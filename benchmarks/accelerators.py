@@ -35,6 +35,7 @@ HEADER = "kernels", "a step", "messages", "spilled bytes"
 SIZE = 128
 CELLS: dict[str, rnnjax.Cell] = {
     "SimpleRNNCell": rnnjax.SimpleRNNCell(SIZE),
+    "LeakyRNNCell": rnnjax.LeakyRNNCell(SIZE, leak=0.5),
     "LSTMCell": rnnjax.LSTMCell(SIZE),
     "GRUCell": rnnjax.GRUCell(SIZE),
     "GRUCell, reset before": rnnjax.GRUCell(SIZE, reset_after=False),

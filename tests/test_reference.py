@@ -188,7 +188,8 @@ def drawn_method(rng: np.random.Generator, used: set[str], usual: bool) -> rnnja
     methods: list[rnnjax.Method] = [Scan(), Auto()]
     parallel = used <= PARALLEL
     if parallel:
-        methods.append(Parallel(int(rng.integers(1, 4))))
+        chunk = int(rng.integers(1, 4))
+        methods.append(Parallel(chunk if used <= reference.MATRICES else None))
     if usual and parallel:
         methods = methods[2:]
     elif not used & SCAN_ALONE:

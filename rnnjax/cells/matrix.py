@@ -80,8 +80,11 @@ def remembered(memory: Memory, carry: Any) -> tuple[Any, jax.Array, jax.Array | 
     state = jnp.exp(decay)[..., None, :] * carry.memory
     written = memory.value if memory.beta is None else memory.beta[..., None] * memory.value
     if memory.erase is not None:
-        erase = memory.erase if memory.erase.ndim == memory.key.ndim else memory.erase[..., None]
-        written = written - (state * (erase[..., None, :] * key)).sum(-1)
+        erase = memory.erase
+        if erase.ndim == memory.key.ndim:
+            written = written - (state * (erase[..., None, :] * key)).sum(-1)
+        else:  # a product fewer for each key
+            written = written - erase[..., None] * (state * key).sum(-1)
     state = state + written[..., None] * key
     new = MatrixCarry(state) if stabilizer is None else StabilizedCarry(state, stabilizer)
     return new, (state * query).sum(-1), stabilizer

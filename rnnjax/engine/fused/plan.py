@@ -85,7 +85,7 @@ class LayerPlan:
         return cls(
             Products.choose(kernel, rows, dtype, platform),
             _steps_ahead(cell, params["kernel"].shape[-1], rows, shape[0], platform),
-            _reads_ahead(cell),
+            platform == "cpu" and _reads_ahead(cell),
         )
 
     def phrases(self, cell: Cell, num_steps: int) -> list[str]:
