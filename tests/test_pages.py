@@ -289,7 +289,9 @@ def test_cells_run_where_the_reference_says() -> None:
     assert len(rows) > 12
     for names, where in rows:
         for name in re.findall(r"`(\w+Cell)`", names):
-            more = {"ProjectionLSTMCell": {"proj_size": 2}, "LeakyRNNCell": {"leak": 0.5}}.get(name, {})
+            more = {"ProjectionLSTMCell": {"proj_size": 2}, "LeakyRNNCell": {"leak": 0.5}}.get(
+                name, {}
+            )
             whole = getattr(rnnjax, name)(4, **more)
             for cell in getattr(whole, "cells", (whole,)):
                 chosen = rnnjax.Parallel() if where.startswith("`Parallel`") else rnnjax.Fused()

@@ -615,10 +615,7 @@ def test_a_gradient_is_lowered_for_all_platforms(name):
     "name",
     [
         "mingru",
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in ("minlstm", "rglru", "qrnn", "gilr", "sru")
-        ),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("minlstm", "rglru", "gilr")),
     ],
 )
 @pytest.mark.usefixtures("x64")
@@ -643,8 +640,8 @@ def test_auto_gives_the_numbers_of_the_scan_where_it_takes_parallel(name, assert
 @pytest.mark.parametrize(
     ("cell", "most"),
     [
-        (rnnjax.MinGRUCell(2**16), 4),  # of 2^17 columns: with two rows four steps are a million
-        (rnnjax.SRUCell(2**16), 2),
+        (rnnjax.MinGRUCell(2**17), 4),  # of 2^18 columns: two rows of four steps are two million
+        (rnnjax.SRUCell(4), 0),  # whose output is not its state
         (rnnjax.LRUCell(4), 0),  # whose factors are more numbers than its inputs
         (rnnjax.S6Cell(4, state_size=16), 0),
         (rnnjax.IndRNNCell(4), 0),
@@ -677,7 +674,7 @@ def test_auto_counts_all_axes_of_rows_and_knows_when_it_cannot():
     assert lowered(auto, symbolic) == lowered(fused, symbolic)
     for platform in ("cpu", "cuda", "tpu"):
         assert told(platform=platform) == told(3, 4, platform=platform) == ["Parallel"]
-        assert told(60, 10, platform=platform) == ["Fused"]
+        assert told(60, 20, platform=platform) == ["Fused"]
 
 
 def test_auto_makes_no_product_of_factors_that_may_be_infinite():

@@ -14,7 +14,7 @@ from rnnjax.engine.fused.method import Fused
 from rnnjax.engine.parallel.method import Parallel
 
 # Of all steps' projected inputs: `python -m benchmarks.sequences parallel` times both sides.
-_FEW_NUMBERS = 2**20
+_FEW_NUMBERS = 2**21
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -23,8 +23,9 @@ class Auto(Method):
 
     - `Scan` if the cell declares no equation, or if there is a single step.
     - `Parallel` if the cell declares a matrix memory.
-    - `Parallel` if it is `rnnjax.Coupling.CONTRACTING`, and what multiplies and adds to its state
-      are no more numbers than its projected inputs, of which all steps have at most a million.
+    - `Parallel` if it is `rnnjax.Coupling.CONTRACTING`, its output is its state, and what
+      multiplies and adds to that are no more numbers than its projected inputs, of which all steps
+      have at most two million.
     - `Fused` otherwise.
 
     Where the number of steps is not known, as in a program exported for any, `Fused` takes the
@@ -48,7 +49,7 @@ class Auto(Method):
         Scan()
         >>> Auto().choose(MLSTMCell(4))
         Parallel()
-        >>> [Auto().choose(MinGRUCell(64), 1024, rows) for rows in (8, 9)]
+        >>> [Auto().choose(MinGRUCell(64), 1024, rows) for rows in (16, 17)]
         [Parallel(), Fused()]
         """
         return self._chosen(cell, num_steps, rows)[0]
@@ -88,6 +89,8 @@ def _stores_little(cell: Cell, num_steps: int, rows: Any) -> bool:
     More numbers than a cache holds are written and read again, where a loop needs each once.
     """
     if cell.recurrent is not None or cell.coupling is not Coupling.CONTRACTING:
+        return False
+    if cell.output is None:  # each step would run once more for its output
         return False
     sizes = [leaf.size for leaf in jax.tree.leaves(jax.eval_shape(cell.initial_carry))]
     columns = cell.parameters(1 + cell.raw_inputs)["kernel"].shape[-1] + cell.raw_inputs
