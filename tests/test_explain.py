@@ -47,7 +47,7 @@ def test_a_single_step_and_the_dial():
 
 def test_a_cell_without_a_product_in_the_loop():
     cell = rnnjax.MinGRUCell(4)
-    text = str(rnnjax.explain(cell, *shapes(cell, 100, 2, 3), method=rnnjax.Fused(keep_every=10)))
+    text = str(rnnjax.explain(cell, *shapes(cell, 100, 2, 30), method=rnnjax.Fused(keep_every=10)))
     assert "projects the inputs of 10 steps in one product" in text
     assert "recurrent product" not in text
     assert "the gradient of kernel: one product over 10 steps each" in text

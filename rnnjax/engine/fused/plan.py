@@ -19,6 +19,8 @@ from rnnjax.errors import InvalidInputError
 
 # Projections of more than this are fetched from the system page by page, which is slow.
 _MANY_BYTES = 16 * 10**6
+# Up to so many features, a product in the loop is faster than one before it.
+_FEW_FEATURES = 16
 # From so many rows and units on, products of a few steps are large enough.
 _SOME_ROWS, _SOME_UNITS = 32, 128
 
@@ -84,7 +86,7 @@ class LayerPlan:
         rows = math.prod(shape[1:-1])
         return cls(
             Products.choose(kernel, rows, dtype, platform),
-            _steps_ahead(cell, params["kernel"].shape[-1], rows, shape[0], platform),
+            _steps_ahead(cell, params["kernel"].shape, rows, shape[0], platform),
             platform == "cpu" and _reads_ahead(cell),
         )
 
@@ -134,11 +136,18 @@ def _reads_ahead(cell: Cell) -> bool:
     return len(cell.gates) > 1 and (cell.recurrent is None or not cell.additive)
 
 
-def _steps_ahead(cell: Cell, width: int, rows: Any, num_steps: Any, platform: str) -> Any:
+def _steps_ahead(
+    cell: Cell, kernel: tuple[int, ...], rows: Any, num_steps: Any, platform: str
+) -> Any:
     """How many steps to project at a time where there is no backward pass."""
     # Of other platforms nothing was measured, and a size that is not known chooses nothing.
     if platform != "cpu" or any(map(is_symbolic_dim, (rows, num_steps))):
         return num_steps
+    *features, width = kernel
+    # A product of few features takes less than to write its result and read it again. One feature
+    # is no product, and the sum of two products as an LSTM's is read once.
+    if len(features) == 1 and 1 < features[0] <= _FEW_FEATURES and _reads_ahead(cell):
+        return 1
     units = max(size for shape in cell.carry_shapes.values() for size in shape[-1:])
     if rows >= _SOME_ROWS and units >= _SOME_UNITS:
         counts = range(10, 20)
