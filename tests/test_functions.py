@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, PartitionSpec
 
 import rnnjax
 from rnnjax import InvalidInputError, linear_recurrence, matrix_memory
@@ -110,6 +111,53 @@ def test_a_linear_recurrence(form: str, method: Any, reverse: bool, assert_close
         return loop(step, first, tuple(given[:2]), reverse)
 
     compared(ours, plain, given, assert_close)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_steps_divided_over_devices(reverse: bool, assert_close: Any) -> None:
+    decay, drive, start = (jnp.asarray(x)[..., :2] for x in FORMS["complex"])
+    mesh = jax.make_mesh((4,), ("time",), axis_types=(AxisType.Auto,))
+    steps, whole = PartitionSpec("time"), PartitionSpec()
+
+    def run(method: Any, *args: Any) -> Any:
+        *arrays, again = args
+        return linear_recurrence(
+            *arrays, resets=again, lengths=np.minimum(LENGTHS, 20), reverse=reverse, method=method
+        )
+
+    divided = jax.shard_map(
+        functools.partial(run, rnnjax.Parallel(axis_name="time")),
+        mesh=mesh, in_specs=(steps, steps, whole, steps), out_specs=(whole, steps),
+    )  # fmt: skip
+    args = decay[:20], drive[:20], start, jnp.asarray(resets()[:20])
+
+    def numbers(function: Any) -> Any:
+        def loss(*arrays: Any) -> jax.Array:
+            return sum(jnp.sin(leaf.real).sum() for leaf in function(*arrays, args[-1]))
+
+        return function(*args), jax.grad(loss, (0, 1, 2))(*args[:-1])
+
+    found, expected = (
+        jax.jit(functools.partial(numbers, f))()
+        for f in (divided, functools.partial(run, rnnjax.Scan()))
+    )
+    parts = jax.tree.map(lambda x: jnp.stack([x.real, x.imag]), (found, expected))
+    assert_close(*parts, 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (rnnjax.Fused(), r"method must be Auto\(\), Parallel\(\) or Scan\(\)"),
+        (rnnjax.Parallel(newton=rnnjax.Newton()), "method must be Auto"),
+        (rnnjax.Parallel(4), "chunk must be None"),
+    ],
+    ids=str,
+)
+def test_a_method_that_runs_no_arrays_is_refused(method: Any, message: str) -> None:
+    decay, drive, _ = FORMS["real"]
+    with pytest.raises(InvalidInputError, match=message):
+        linear_recurrence(decay, drive, method=method)
 
 
 def test_it_is_as_exact_as_its_arrays() -> None:
