@@ -255,6 +255,21 @@ def test_steps_divided_over_devices_have_the_numbers_of_the_scan(name, marks, as
     assert_close(results(name, marks, divided), results(name, marks, Scan()), 1e-12)
 
 
+@pytest.mark.parametrize("name", ["minlstm", "deltanet"])
+@pytest.mark.usefixtures("x64")
+def test_a_single_row_begins_anew_from_a_carry_of_its_own(name, assert_close):
+    """Its axis is taken away for the loops, of what a reset puts there too."""
+    cell = CELLS[name]
+    begin = jax.tree.map(lambda leaf: leaf[:1], start(cell))
+
+    def run(method):
+        return jax.jit(functools.partial(rnnjax.unroll, cell, method=method, resets=RESETS[:, :1]))(
+            parameters(cell), drawn(TIME, 1, 2), reset_carry=begin
+        )
+
+    assert_close(run(Parallel()), run(Scan()), 1e-12)
+
+
 def test_no_steps_on_each_device(assert_close):
     cell, none = CELLS["mingru"], np.zeros((0, BATCH), bool)
     carry = start(cell)
