@@ -108,7 +108,11 @@ class Matrices:
             )
         sums, whole, cut = self._sums(decay, resets)
         added = self._cut(added, -jnp.inf)
-        own = jnp.where(_lower(self.length) & cut, sums + added[..., None, :], -jnp.inf).max(-1)
+        own = jnp.where(_lower(self.length) & cut, sums + added[..., None, :], -jnp.inf)
+        # By its place: the slope of `jnp.max` asks which entries equal the result, and where XLA
+        # rounds one differently when it computes it again, for a gradient, it is another one.
+        largest = own.argmax(-1, keepdims=True) == jnp.arange(self.length)
+        own = jnp.where(largest, own, 0).sum(-1)
         begun = jnp.zeros_like(own, bool) if resets is None else self._begun(resets)
         whole = jnp.where(begun, -jnp.inf, whole)
 
@@ -117,7 +121,8 @@ class Matrices:
             return jnp.maximum(state + whole, own).astype(state.dtype), state
 
         starts = jax.lax.scan(over, carry.stabilizer, (whole[..., -1], own[..., -1]))[1]
-        found = jnp.maximum(starts[..., None] + whole, own)
+        before = starts[..., None] + whole
+        found = jnp.where(before > own, before, own)
         return self._joined(found[..., None])[: decay.shape[0], ..., 0]
 
     def _chunk(self, memory: Memory, begin: Any, resets: Any) -> _Chunk:
