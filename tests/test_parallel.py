@@ -200,7 +200,7 @@ def random_recurrence(leaves, seed=5):
 @pytest.mark.parametrize("resets", [None, RESETS], ids=["whole", "resets"])
 @pytest.mark.usefixtures("x64")
 def test_prefix_sums_have_the_numbers_of_a_loop(leaves, resets, assert_close):
-    """Those of an accelerator, run here; and the gradient of both is JAX's own of the loop."""
+    """An accelerator's path, run here; JAX's own gradient of the loop is the reference."""
     recurrence, args = AffineRecurrence(), (*random_recurrence(leaves), resets)
     out, vjp_fn = jax.vjp(lambda *args: recurrence.plain(*args, resets), *args[:3])
     d = jax.tree.map(jnp.cos, out)

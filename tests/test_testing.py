@@ -329,8 +329,8 @@ def test_whatever_a_program_forbids_itself() -> None:
 
 def test_arguments_are_checked() -> None:
     with pytest.raises(InvalidInputError, match="cell must be a cell such as"):
-        check_cell(rnnjax.LSTMCell)  # type: ignore[arg-type]
+        check_cell(rnnjax.LSTMCell)  # type: ignore[arg-type]  # refused at run time too
     with pytest.raises(InvalidInputError, match="input_size must be"):
         check_cell(rnnjax.LSTMCell(4), input_size=0)
     with pytest.raises(InvalidInputError, match="online must be True or False"):
-        check_cell(rnnjax.LSTMCell(4), online=1)  # type: ignore[arg-type]
+        check_cell(rnnjax.LSTMCell(4), online=1)  # type: ignore[arg-type]  # refused too

@@ -69,7 +69,7 @@ def in_keras(text, epochs):
 
 
 def in_rnnjax(text, epochs):
-    """The same; a text is written by a step for each character."""
+    """Train and write in rnnjax; a text is written by one step for each character."""
     import jax
     import jax.numpy as jnp
     import optax

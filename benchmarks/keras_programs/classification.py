@@ -53,7 +53,7 @@ def in_keras(ids, labels, test_ids, test_labels, epochs):
 
 
 def in_rnnjax(ids, labels, test_ids, test_labels, epochs):
-    """The same: what is masked, and what weighs how much, stands in two functions."""
+    """Classify in rnnjax; one function has the mask, another the weights of the classes."""
     import jax
     import jax.numpy as jnp
     import optax

@@ -56,7 +56,7 @@ def in_keras(train, test, epochs):
 
 
 def in_rnnjax(train, test, epochs):
-    """The same; the cell is its equation, and the last input comes to that as it is."""
+    """Train the cell in rnnjax; its equation reads the last input as it comes."""
     import dataclasses
 
     import jax

@@ -98,7 +98,7 @@ def in_keras(settings: dict[str, Any]) -> Iterator[Outcome]:
 
 
 def in_rnnjax(settings: dict[str, Any]) -> Iterator[Outcome]:
-    """The same program in rnnjax."""
+    """Run the program in rnnjax."""
     return repetitions("in_rnnjax", rnnjax_clock, settings)
 
 

@@ -58,7 +58,7 @@ def in_keras(train, valid, epochs):
 
 
 def in_rnnjax(train, valid, epochs):
-    """The same: the state is the carry that one window hands to the next."""
+    """Forecast in rnnjax; the state is the carry that one window hands to the next."""
     import jax
     import jax.numpy as jnp
 

@@ -50,7 +50,7 @@ def in_keras(draw, steps, test, epochs):
 
 
 def in_rnnjax(draw, steps, test, epochs):
-    """The same."""
+    """Train on generated batches in rnnjax."""
     import jax
     import jax.numpy as jnp
     import optax

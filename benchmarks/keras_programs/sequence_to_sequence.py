@@ -55,7 +55,7 @@ def in_keras(source, target, test, epochs):
 
 
 def in_rnnjax(source, target, test, epochs):
-    """The same; to write is to go on from a carry."""
+    """Translate in rnnjax; decoding continues from the carry of the encoder."""
     import jax
     import jax.numpy as jnp
     import optax

@@ -105,7 +105,7 @@ def steps(cell: str, p: Arrays, x: Any, carry: Any) -> Any:
 
 
 def sizes(settings: dict[str, Any]) -> list[int]:
-    """Of the leaves of the carry of `steps`."""
+    """Return the sizes of the leaves that `steps` carries."""
     units = settings["shape"][0]
     return {"GRU-D": [units, settings["features"]], "CfC": [units]}.get(
         settings["cell"], [units, units]
@@ -164,7 +164,7 @@ def equinox_layer(settings: dict[str, Any]) -> tuple[Any, Any, Any]:
     import jax
     import jax.numpy as jnp
 
-    class Layer(equinox.Module):  # type: ignore[misc]
+    class Layer(equinox.Module):  # type: ignore[misc]  # equinox is skipped by mypy
         arrays: Arrays
 
         def __call__(self, xs: Any) -> Any:
@@ -184,7 +184,7 @@ def keras_layer(settings: dict[str, Any]) -> tuple[Any, Any, Any]:
 
     arrays, xs = flat(settings)
 
-    class Cell(keras.layers.Layer):  # type: ignore[misc]
+    class Cell(keras.layers.Layer):  # type: ignore[misc]  # keras is skipped by mypy
         state_size, output_size = sizes(settings), settings["shape"][0]
 
         def build(self, _: Any) -> None:

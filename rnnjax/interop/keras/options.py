@@ -234,7 +234,7 @@ def function_of(value: Any, version: int, where: str) -> str | Function:
 
 
 def cell_function(function: str | Function) -> str | Function:
-    """The same function as a cell takes it: some names are those of `rnnjax.interop` alone."""
+    """The function as a cell takes it: some names are known to `rnnjax.interop` alone."""
     if isinstance(function, str) and function not in ACTIVATIONS:
         return FUNCTIONS[function]
     return function

@@ -164,7 +164,7 @@ def _read_stream(file: _Bounded) -> Any:
 _BASE: Any = pickle._Unpickler
 
 
-class _Unpickler(_BASE):  # type: ignore[misc]
+class _Unpickler(_BASE):  # type: ignore[misc]  # of the private class above
     """Python's own; the steps by which a pickle could call, change or hash something are here."""
 
     def __init__(self, stream: io.BytesIO, numbers: Numbers):
