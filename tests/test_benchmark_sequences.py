@@ -107,7 +107,7 @@ def test_cells_that_read_the_time_agree_with_other_libraries(point: Any) -> None
 
 
 def test_all_loops_agree(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "_reads_ahead", plan._reads_ahead)  # which is put back
+    monkeypatch.setattr(plan.LayerPlan, "of", plan.LayerPlan.of)  # which is put back
     question = loops.question(loops.QUICK)
     found = values(
         question, dict(question.points[0].settings), ["as it runs", "ahead", "not ahead"]

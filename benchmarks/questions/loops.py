@@ -42,7 +42,12 @@ def _loop(ahead: bool) -> Callable[[dict[str, Any]], Call]:
     def build(settings: dict[str, Any]) -> Call:
         from rnnjax.engine.fused import plan
 
-        plan._reads_ahead = lambda cell: ahead
+        of = plan.LayerPlan.of
+
+        def planned(*args: Any) -> plan.LayerPlan:
+            return dataclasses.replace(of(*args), reads_ahead=ahead)
+
+        plan.LayerPlan.of = planned  # type: ignore[method-assign, assignment]  # a plan to order
         return cells.layer("Fused")(settings)
 
     return build

@@ -87,7 +87,9 @@ class LayerPlan:
         return cls(
             Products.choose(kernel, rows, dtype, platform),
             _steps_ahead(cell, params["kernel"].shape, rows, shape[0], platform),
-            platform == "cpu" and _reads_ahead(cell),
+            # Where several gates are functions of slices, XLA's loop on a CPU is slow unless it
+            # does: ``python -m benchmarks.sequences loops``.
+            platform == "cpu" and len(cell.gates) > 1,
         )
 
     def phrases(self, cell: Cell, num_steps: int) -> list[str]:
@@ -126,16 +128,6 @@ class LayerPlan:
         return lines
 
 
-def _reads_ahead(cell: Cell) -> bool:
-    """Whether a loop without a backward pass carries each step's inputs from the step before.
-
-    Where several gates are functions of slices, XLA's loop on a CPU is slow unless it does. A sum
-    of two products that is read as a whole, as an LSTM's, and a single gate are faster as they are:
-    ``python -m benchmarks.sequences loops``.
-    """
-    return len(cell.gates) > 1 and (cell.recurrent is None or not cell.additive)
-
-
 def _steps_ahead(
     cell: Cell, kernel: tuple[int, ...], rows: Any, num_steps: Any, platform: str
 ) -> Any:
@@ -145,8 +137,8 @@ def _steps_ahead(
         return num_steps
     *features, width = kernel
     # A product of few features takes less than to write its result and read it again. One feature
-    # is no product, and the sum of two products as an LSTM's is read once.
-    if len(features) == 1 and 1 < features[0] <= _FEW_FEATURES and _reads_ahead(cell):
+    # is no product, and a single gate reads it once.
+    if len(features) == 1 and 1 < features[0] <= _FEW_FEATURES and len(cell.gates) > 1:
         return 1
     units = max(size for shape in cell.carry_shapes.values() for size in shape[-1:])
     if rows >= _SOME_ROWS and units >= _SOME_UNITS:
