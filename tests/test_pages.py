@@ -27,6 +27,7 @@ import pytest
 
 import rnnjax
 from experiments import runs
+from experiments.cookbook.__main__ import PROGRAMS as COOKBOOK
 from rnnjax.interop import Model, convert
 from rnnjax.interop import keras as from_keras
 
@@ -61,6 +62,10 @@ def fences(page: str, *languages: str) -> list[str]:
     return [block for language, block in found if language in languages]
 
 
+# A block of Python, and what it prints where the page shows that below it.
+PRINTED = re.compile(
+    r"^```python\n(.*?)^```$(?:\n\n^```text\n(.*?)^```$)?", re.MULTILINE | re.DOTALL
+)
 # The page about a cell of one's own has a test of its own, with the laws.
 WITH_PYTHON = [p for p in PAGES if fences(p, "python") and p != "docs/your-own-cell.md"]
 
@@ -75,14 +80,16 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": "page"}
     missing = []
-    for block in fences(page, "python"):
+    for block, expected in PRINTED.findall(TEXTS[page]):
+        printed = io.StringIO()
         try:
-            with contextlib.redirect_stdout(io.StringIO()):
+            with contextlib.redirect_stdout(printed):
                 exec(compile(block, page, "exec"), names)
         except ModuleNotFoundError as error:
             if error.name not in PEERS:
                 raise
             missing.append(error.name)
+        assert not expected or printed.getvalue() == expected
     if missing:
         pytest.skip(f"{missing} not installed; the other blocks ran")
 
@@ -299,6 +306,24 @@ def test_cells_run_where_the_reference_says() -> None:
                 if ";" not in where:  # else for some of the row
                     refused = rnnjax.Parallel().refusal(cell) is not None
                     assert refused == ("`Parallel`" not in where), name
+
+
+def test_every_program_of_the_cookbook_has_its_card() -> None:
+    """A table with at most two numbers in a cell, and three exercises."""
+    found = re.findall(
+        r"^## (\w+)\n(.*?)(?=^## |\Z)", TEXTS["docs/learn/cookbook.md"], re.MULTILINE | re.DOTALL
+    )
+    cards = dict(found)
+    assert set(cards) == {*COOKBOOK, "t_maze"}
+    for name, card in cards.items():
+        rows = re.findall(r"^\|.*\|$", card, re.MULTILINE)
+        assert len(rows) > 3, name
+        for row in rows[2:]:
+            assert all(len(re.findall(r"[\d.]*\d", cell)) <= 2 for cell in row.split("|")[2:]), row
+        exercises = card.partition("**Try next.** ")[2].partition("\n\n")[0]
+        assert len(re.findall(r"\.(?=\s|$)", exercises)) == 3, name
+    shown = " ".join(cards.values())
+    assert all(path.name in shown for path in (DOCS / "learn").glob("cookbook-*.png"))
 
 
 def script(name: str) -> Any:
