@@ -1,5 +1,7 @@
 """Draws the pictures of the pages: ``python docs/draw.py [FOLDER]``, by default docs/pictures."""
 
+import ast
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -117,7 +119,7 @@ def gru_unit() -> Any:
 
 
 def bptt() -> Any:
-    """Two rows of eight steps: the gradient of all, and that of windows of four."""
+    """Two rows of eight steps with losses: the gradient of all, and that of windows of four."""
     ax = canvas(13, 7)
     for row, (bottom, window, title) in enumerate(
         ((4.2, 8, "backpropagation through time"), (0.6, 4, "truncated: windows of four steps"))
@@ -131,9 +133,8 @@ def bptt() -> Any:
                 line(ax, (x + 0.38, bottom + 1.12), (x + 1.12, bottom + 1.12))
             if t < 7 and (t + 1) % window:
                 line(ax, (x + 1.12, bottom + 0.86), (x + 0.38, bottom + 0.86), color=RED)
-            if (t + 1) % window == 0:
-                line(ax, (x, bottom + 1.95), (x, bottom + 1.38), color=RED)
-                label(ax, x + 0.3, bottom + 1.85, "L", RED)
+            line(ax, (x, bottom + 1.95), (x, bottom + 1.38), color=RED)
+            label(ax, x + 0.3, bottom + 1.85, f"$L_{t + 1}$", RED)
         if row:
             ax.plot([6.35, 6.35], [bottom, bottom + 2], color="gray", ls="--", lw=1.3)
     return ax
@@ -178,7 +179,57 @@ def norms(cell: rnnjax.Cell, name: str) -> np.ndarray:
     return np.sqrt(np.sum([np.sum(leaf**2, axis=(1, 2)) for leaf in leaves], axis=0))
 
 
+ENGINE = ["engine", *(f"engine.{room}" for room in ("core", "fused", "parallel", "pallas"))]
+ROOMS = ["errors", "cells", "packing", "text", *ENGINE, "layers", "layout", "linen", "nnx"]
+ROOMS += ["online", "training", "testing", "interop"]
+
+
+def room_of(name: str) -> str | None:
+    """Return the room of a module, or of a name in one."""
+    found = [room for room in ROOMS if f"{name}.".startswith(f"rnnjax.{room}.")]
+    return max(found, key=len, default=None)
+
+
+def rooms_imported() -> dict[str, set[str]]:
+    """Return for each room of the library the rooms that its modules import."""
+    package = Path(rnnjax.__file__).parent
+    imports: dict[str, set[str]] = {room: set() for room in ROOMS}
+    for path in package.rglob("*.py"):
+        room = room_of(".".join(path.relative_to(package.parent).with_suffix("").parts))
+        for node in ast.parse(path.read_text(encoding="utf-8")).body if room else ():
+            if isinstance(node, ast.ImportFrom):
+                others = {room_of(f"{node.module}.{alias.name}") for alias in node.names}
+                imports[room].update(others - {room, None})
+    return imports
+
+
+def house() -> Any:
+    """Draw the rooms, each above those that it imports; of a chain of imports, its links alone."""
+    imports = rooms_imported()
+
+    @functools.cache
+    def below(room: str) -> set[str]:
+        return set().union(*({other} | below(other) for other in imports[room]))
+
+    @functools.cache
+    def floor(room: str) -> int:
+        return max((1 + floor(other) for other in imports[room]), default=0)
+
+    ax, places = canvas(15, 13.5), {}
+    for height in range(1 + max(map(floor, ROOMS))):
+        level = [room for room in ROOMS if floor(room) == height]
+        for i, room in enumerate(level):
+            places[room] = 15 * (i + 0.5) / len(level), 0.75 + 1.7 * height
+    for room, (x, y) in places.items():
+        for other in imports[room] - set().union(*map(below, imports[room])):
+            line(ax, (x, y - 0.4), (places[other][0], places[other][1] + 0.4), color="gray")
+        style = {"boxstyle": "round,pad=0.4", "fc": "white", "ec": BLUE, "lw": 1.5}
+        label(ax, x, y, room, zorder=4, bbox=style)
+    return ax
+
+
 PICTURES = {
+    "house": house,
     "unit-simple": simple_unit,
     "unit-lstm": lstm_unit,
     "unit-gru": gru_unit,
