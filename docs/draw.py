@@ -140,6 +140,25 @@ def bptt() -> Any:
     return ax
 
 
+def state() -> Any:
+    """Draw two calls with the carry between them, and one call with a reset."""
+    ax = canvas(13, 5.6)
+    titles = (3, "two calls: the carry goes on"), (0.1, "one call: a sequence begins with step 5")
+    for bottom, title in titles:
+        label(ax, 0.3, bottom + 2.1, title, ha="left", weight="bold")
+        for t in range(8):
+            x = 1.1 + 1.5 * t
+            box(ax, x, bottom + 1, f"$h_{t + 1}$", size=0.38)
+            line(ax, (x, bottom), (x, bottom + 0.62))
+            if t < 7 and not (t == 3 and bottom < 1):
+                color = RED if t == 3 else "black"
+                line(ax, (x + 0.38, bottom + 1), (x + 1.12, bottom + 1), color=color)
+    ax.plot([6.35, 6.35], [3, 4.7], color="gray", ls="--", lw=1.3)
+    label(ax, 6.35, 1.1, "0", RED)
+    line(ax, (6.45, 1.1), (6.72, 1.1), color=RED)
+    return ax
+
+
 def reach() -> Any:
     """The gradient of the last state by the state of each step before, of networks as drawn."""
     cells = {
@@ -221,7 +240,7 @@ def house() -> Any:
         for i, room in enumerate(level):
             places[room] = 15 * (i + 0.5) / len(level), 0.75 + 1.7 * height
     for room, (x, y) in places.items():
-        for other in imports[room] - set().union(*map(below, imports[room])):
+        for other in sorted(imports[room] - set().union(*map(below, imports[room]))):
             line(ax, (x, y - 0.4), (places[other][0], places[other][1] + 0.4), color="gray")
         style = {"boxstyle": "round,pad=0.4", "fc": "white", "ec": BLUE, "lw": 1.5}
         label(ax, x, y, room, zorder=4, bbox=style)
@@ -233,6 +252,7 @@ PICTURES = {
     "unit-simple": simple_unit,
     "unit-lstm": lstm_unit,
     "unit-gru": gru_unit,
+    "state": state,
     "bptt": bptt,
     "reach": reach,
 }
