@@ -40,12 +40,10 @@ CELLS: dict[str, rnnjax.Cell] = {
     "GRUCell": rnnjax.GRUCell(SIZE),
     "GRUCell, reset before": rnnjax.GRUCell(SIZE, reset_after=False),
     "PeepholeLSTMCell": rnnjax.PeepholeLSTMCell(SIZE),
-    "CoupledLSTMCell": rnnjax.CoupledLSTMCell(SIZE),
     "ProjectionLSTMCell": rnnjax.ProjectionLSTMCell(SIZE, proj_size=SIZE // 2),
     "LayerNormLSTMCell": rnnjax.LayerNormLSTMCell(SIZE),
     "LayerNormGRUCell": rnnjax.LayerNormGRUCell(SIZE),
     "MGUCell": rnnjax.MGUCell(SIZE),
-    "IndRNNCell": rnnjax.IndRNNCell(SIZE),
     "MinGRUCell": rnnjax.MinGRUCell(SIZE),
     "MinLSTMCell": rnnjax.MinLSTMCell(SIZE),
     "LRUCell": rnnjax.LRUCell(SIZE),
@@ -55,15 +53,9 @@ CELLS: dict[str, rnnjax.Cell] = {
     # This and the matrix memories small: the chip fills the last axis of their state up to 128, and
     # compiling takes long.
     "S6Cell": rnnjax.S6Cell(16, state_size=4),
-    "QRNNCell": rnnjax.QRNNCell(SIZE),
-    "GILRCell": rnnjax.GILRCell(SIZE),
-    "SRUCell": rnnjax.SRUCell(SIZE),
-    "HGRNCell": rnnjax.HGRNCell(SIZE),
-    "DiagonalGRUCell": rnnjax.DiagonalGRUCell(SIZE),
     "DiagonalLSTMCell": rnnjax.DiagonalLSTMCell(SIZE),
     "SLSTMCell": rnnjax.SLSTMCell(SIZE, heads=2),
     "MLSTMCell": rnnjax.MLSTMCell(16, heads=2),
-    "GLACell": rnnjax.GLACell(16, heads=2),
     "Mamba2Cell": rnnjax.Mamba2Cell(16, heads=2, state_size=8),
     "GatedDeltaNetCell": rnnjax.GatedDeltaNetCell(16, heads=2),
     "LSTMCell(50)": rnnjax.LSTMCell(50),
@@ -78,7 +70,7 @@ LARGE = {"LSTMCell(512)": rnnjax.LSTMCell(512), "LSTMCell(1024)": rnnjax.LSTMCel
 
 # For a GPU: the largest sizes of which a whole loop fits the registers, and products in bfloat16.
 SMALL = {name: CELLS[name] for name in ("SimpleRNNCell", "LSTMCell", "GRUCell", "PeepholeLSTMCell")}
-SMALL |= {name: CELLS[name] for name in ("MGUCell", "IndRNNCell", "MinGRUCell", "LSTMCell(50)")}
+SMALL |= {name: CELLS[name] for name in ("MGUCell", "MinGRUCell", "LSTMCell(50)")}
 SMALL["LayerNormLSTMCell(64)"] = rnnjax.LayerNormLSTMCell(64)
 NARROW = Kernel(product_dtype="bfloat16")
 

@@ -137,6 +137,33 @@ class SCRNCell(rnnjax.Cell):
 
 
 @dataclasses.dataclass(frozen=True)
+class OwnPastCell(rnnjax.Cell):
+    """A user's cell of one gate, whose units see their own past alone (Li et al., 2018)."""
+
+    hidden_size: int
+    linear: bool = False
+    dtype: Any = None
+
+    carry: ClassVar[type[rnnjax.SimpleRNNCarry]] = rnnjax.SimpleRNNCarry
+    gates = ("h",)
+    recurrent = None
+
+    @property
+    def coupling(self) -> rnnjax.Coupling:
+        return rnnjax.Coupling.AFFINE if self.linear else rnnjax.Coupling.ELEMENTWISE
+
+    def parameters(self, input_size: int) -> dict[str, rnnjax.Param]:
+        own = rnnjax.Param((self.hidden_size,), "unit_uniform")
+        return super().parameters(input_size) | {"own": own}
+
+    def update(
+        self, params: Any, x: jax.Array, carry: rnnjax.SimpleRNNCarry
+    ) -> rnnjax.SimpleRNNCarry:
+        new = x + params["own"] * carry.hidden
+        return rnnjax.SimpleRNNCarry(new if self.linear else jax.nn.relu(new))
+
+
+@dataclasses.dataclass(frozen=True)
 class OwnStepCell(rnnjax.Cell):
     """A user's cell that declares nothing: it has a step, and so runs on the scan alone."""
 
@@ -180,13 +207,11 @@ def make_cells() -> dict[str, rnnjax.Cell]:
         "gru-no-bias": GRUCell(5, use_bias=False, activation="softsign"),
         "gru-reset-before": GRUCell(5, reset_after=False),
         "peephole": rnnjax.PeepholeLSTMCell(5),
-        "coupled": rnnjax.CoupledLSTMCell(5),
         "projection": rnnjax.ProjectionLSTMCell(5, proj_size=3),
         "layernorm-lstm": rnnjax.LayerNormLSTMCell(5),
         "layernorm-gru": rnnjax.LayerNormGRUCell(5),
         "mgu": rnnjax.MGUCell(5),
         "mgu-reset-before": rnnjax.MGUCell(5, reset_after=False),
-        "indrnn": rnnjax.IndRNNCell(5, activation="tanh"),
         "mingru": rnnjax.MinGRUCell(5),
         "minlstm": rnnjax.MinLSTMCell(5),
         "lru": rnnjax.LRUCell(5, state_size=3),
@@ -194,16 +219,9 @@ def make_cells() -> dict[str, rnnjax.Cell]:
         "rglru": rnnjax.RGLRUCell(5),
         "temporal-conv": rnnjax.TemporalConvCell(5),
         "s6": rnnjax.S6Cell(5, state_size=3),
-        "qrnn": rnnjax.QRNNCell(5),
-        "gilr": rnnjax.GILRCell(5),
-        "sru": rnnjax.SRUCell(5),
-        "sru-peephole": rnnjax.SRUCell(5, peephole=True, activation="tanh"),
-        "hgrn": rnnjax.HGRNCell(5, lower_bound=0.3),
-        "diagonal-gru": rnnjax.DiagonalGRUCell(5),
         "diagonal-lstm": rnnjax.DiagonalLSTMCell(5),
         "slstm": rnnjax.SLSTMCell(6, heads=2),
         "mlstm": rnnjax.MLSTMCell(4, heads=2),
-        "gla": rnnjax.GLACell(4, heads=2, key_size=2),
         "mamba2": rnnjax.Mamba2Cell(4, heads=2, state_size=3),
         "deltanet": rnnjax.GatedDeltaNetCell(4, heads=2),
         "convlstm-1d": rnnjax.ConvLSTMCell(2, kernel_shape=(3,)),

@@ -265,14 +265,6 @@ FAULTS: tuple[Fault, ...] = (
         ("tests/test_reference.py",),
     ),
     Fault(
-        "the IndRNN adds its state behind the activation",
-        "cells",
-        "rnnjax/cells/indrnn.py",
-        "get_activation(self.activation)(x + recurrent)",
-        "get_activation(self.activation)(x) + recurrent",
-        ("tests/test_reference.py",),
-    ),
-    Fault(
         "a leaky unit keeps what it should lose",
         "cells",
         "rnnjax/cells/simple.py",
@@ -386,11 +378,11 @@ FAULTS: tuple[Fault, ...] = (
         ("tests/test_declarations.py",),
     ),
     Fault(
-        "a cell promises that no state grows, where its activation lets it",
+        "a cell promises to couple no units, where a product in its update does",
         "cells",
-        "rnnjax/cells/indrnn.py",
-        'return Coupling.AFFINE if self.activation == "linear" else Coupling.ELEMENTWISE',
-        'return Coupling.CONTRACTING if self.activation == "linear" else Coupling.ELEMENTWISE',
+        "rnnjax/cells/mgu.py",
+        "return Coupling.ELEMENTWISE if self.reset_after else Coupling.ANY",
+        "return Coupling.ELEMENTWISE",
         ("tests/test_declarations.py",),
     ),
     Fault(

@@ -77,11 +77,9 @@ class Options(NamedTuple):
     act: Callable[[Array], Array]
     gate: Callable[[Array], Array]
     epsilon: float
-    bound: float
     exponential: bool
     heads: int
     keys: int
-    temperature: float
     leak: float
     negative: bool
 
@@ -173,15 +171,6 @@ def peephole(p: Any, carry: Any, x: Array, o: Options) -> Any:
     return (h, c), h
 
 
-def coupled(p: Any, carry: Any, x: Array, o: Options) -> Any:
-    """CIFG of Greff et al., 2017: an LSTM with ``f = 1 - i``."""
-    h, c = carry
-    s = _sums(p, "igo", x, h)
-    c = (1 - o.gate(s["i"])) * c + o.gate(s["i"]) * o.act(s["g"])
-    h = o.gate(s["o"]) * o.act(c)
-    return (h, c), h
-
-
 def gru(p: Any, carry: Any, x: Array, o: Options) -> Any:
     """Cho et al., 2014, with the reset gate after the product and its bias, as in cuDNN.
 
@@ -258,13 +247,6 @@ def layernorm_gru(p: Any, carry: Any, x: Array, o: Options) -> Any:
     a, b = _normalized_products(p, "rzn", x, h, o.epsilon)
     r, z = o.gate(a["r"] + b["r"]), o.gate(a["z"] + b["z"])
     h = z * h + (1 - z) * o.act(a["n"] + r * b["n"])
-    return (h,), h
-
-
-def indrnn(p: Any, carry: Any, x: Array, o: Options) -> Any:
-    """Li et al., 2018, equation 2: ``h' = relu(W x + u h + b)``, each unit times its own u."""
-    (h,) = carry
-    h = o.act(x @ p["kernel"] + p["recurrent_kernel"] * h + p.get("bias", 0.0))
     return (h,), h
 
 
@@ -385,54 +367,6 @@ def s6(p: Any, carry: Any, x: Array, o: Options) -> Any:
     return (np.stack(new, -2),), np.stack(y, -1)
 
 
-def qrnn(p: Any, carry: Any, x: Array, o: Options) -> Any:
-    """Bradbury et al., 2017, fo-pooling: ``c' = f c + (1 - f) tanh(W x + b), h = o c'``."""
-    (c,) = carry
-    s = _per_gate(p, "zfo", x, "kernel", "bias")
-    c = sigmoid(s["f"]) * c + (1 - sigmoid(s["f"])) * o.act(s["z"])
-    return (c,), sigmoid(s["o"]) * c
-
-
-def gilr(p: Any, carry: Any, x: Array, o: Options) -> Any:
-    """Martin & Cundy, 2018: ``h' = g h + (1 - g) i, g = sigma(W x + b), i = tanh(W x + b)``."""
-    (h,) = carry
-    s = _per_gate(p, "gi", x, "kernel", "bias")
-    h = sigmoid(s["g"]) * h + (1 - sigmoid(s["g"])) * o.act(s["i"])
-    return (h,), h
-
-
-def sru(p: Any, carry: Any, x: Array, o: Options) -> Any:
-    """Lei et al., 2018: ``c' = f c + (1 - f) W x, h = r g(c') + (1 - r) W' x``.
-
-    f, r = sigma(W x + v c + b); v is 0 in the first version.
-    """
-    (c,) = carry
-    s, (v_f, v_r) = _per_gate(p, "zfrn", x, "kernel", "bias"), p.get("peephole", (0.0, 0.0))
-    f, r = sigmoid(s["f"] + v_f * c), sigmoid(s["r"] + v_r * c)
-    c = f * c + (1 - f) * s["z"]
-    return (c,), r * o.act(c) + (1 - r) * s["n"]
-
-
-def hgrn(p: Any, carry: Any, x: Array, o: Options) -> Any:
-    """Qin et al., 2023: ``s' = f e^(i theta) s + (1 - f) c, y = sigma(W x + b) [Re s', Im s']``.
-
-    f = l + (1 - l) sigma(W x + b) with the lower bound l; both parts of c are silu(W x + b).
-    """
-    s = _per_gate(p, "fnmgk", x, "kernel", "bias")
-    f = o.bound + (1 - o.bound) * sigmoid(s["f"])
-    new = _rotated(f, p["angle"], carry, ((1 - f) * o.act(s["n"]), (1 - f) * o.act(s["m"])))
-    return new, np.concatenate([sigmoid(s["g"]) * new[0], sigmoid(s["k"]) * new[1]], -1)
-
-
-def diagonal_gru(p: Any, carry: Any, x: Array, o: Options) -> Any:
-    """Danieli et al., 2025: `gru` with a diagonal matrix for each U."""
-    (h,) = carry
-    s, (u_r, u_z, u_n) = _per_gate(p, "rzn", x, "kernel", "bias"), p["recurrent_kernel"]
-    r, z = o.gate(s["r"] + u_r * h), o.gate(s["z"] + u_z * h)
-    h = z * h + (1 - z) * o.act(s["n"] + u_n * (r * h))
-    return (h,), h
-
-
 def diagonal_lstm(p: Any, carry: Any, x: Array, o: Options) -> Any:
     """Danieli et al., 2025: `lstm` with a diagonal matrix for each U."""
     h, c = carry
@@ -519,23 +453,6 @@ def mlstm(p: Any, carry: Any, x: Array, o: Options) -> Any:
     return (np.stack(new, -3), np.concatenate(scales, -1)), np.concatenate(ys, -1)
 
 
-def gla(p: Any, carry: Any, x: Array, o: Options) -> Any:
-    """Yang et al., 2024, section 4: ``S' = diag(a) S + k v, o = q S', y = silu(r) norm(o)``.
-
-    a = sigma(W x + b)^(1 / 16) of each key, q over the root of its size.
-    """
-    (s,) = carry
-    keys, units = o.heads * o.keys, o.heads * s.shape[-2]
-    parts, new, ys = _columns(p, x, keys, keys, keys, units, units), [], []
-    for head in range(o.heads):
-        q, k, a, v, r = (_of_head(part, head, o.heads) for part in parts)
-        a = sigmoid(a) ** (1 / o.temperature)
-        new.append(s[..., head, :, :] * a[..., None, :] + _outer(v, k))
-        read = _applied(new[-1], q / np.sqrt(o.keys))
-        ys.append(_silu(r) * p["gain"] * _rms(read, o.epsilon))
-    return (np.stack(new, -3),), np.concatenate(ys, -1)
-
-
 def mamba2(p: Any, carry: Any, x: Array, o: Options) -> Any:
     """Dao & Gu, 2024: ``S' = exp(delta A) S + delta B u, y = C S' + D u``, A = -exp(a) a number."""
     (s,) = carry
@@ -585,18 +502,18 @@ def user_gain(p: Any, carry: Any, x: Array, o: Options) -> Any:
 
 
 Equation = Callable[[Any, Any, Array, Options], Any]
-_HIDDEN = simple, gru, gru_reset_before, layernorm_gru, mgu, mgu_reset_before, indrnn, mingru
+_HIDDEN = simple, gru, gru_reset_before, layernorm_gru, mgu, mgu_reset_before, mingru
 _MORE = minlstm, user_gain
-_HIDDEN_AND_CELL = lstm, peephole, coupled, projection, layernorm_lstm, user_peephole, diagonal_lstm
-_COMPLEX = lru, s5, hgrn
-_LINEAR = rglru, temporal_conv, s6, qrnn, gilr, sru, diagonal_gru, slstm
-_MATRICES = mlstm, gla, mamba2, deltanet
+_HIDDEN_AND_CELL = lstm, peephole, projection, layernorm_lstm, user_peephole, diagonal_lstm
+_COMPLEX = lru, s5
+_LINEAR = rglru, temporal_conv, s6, slstm
+_MATRICES = mlstm, mamba2, deltanet
 EQUATIONS: dict[str, Equation] = {
     equation.__name__.replace("_", "-"): equation
     for equations in (_HIDDEN, _MORE, _HIDDEN_AND_CELL, _COMPLEX, _LINEAR, _MATRICES)
     for equation in equations
 }
-EQUATIONS |= {"convlstm-1d": convlstm, "convlstm-2d": convlstm, "sru-peephole": sru, "leaky": leaky}
+EQUATIONS |= {"convlstm-1d": convlstm, "convlstm-2d": convlstm, "leaky": leaky}
 """By the names of tests/cell_table.py."""
 WITH_CELL = {name for name, f in EQUATIONS.items() if f in (*_HIDDEN_AND_CELL, convlstm, slstm)}
 """Whose carry begins with (hidden, cell); that of `COMPLEX` is (real, imag)."""
@@ -647,7 +564,7 @@ class Layer(NamedTuple):
     @property
     def outputs(self) -> int:
         """The size of the output."""
-        return 2 * self.size if self.kind == "hgrn" else self.options.get("proj_size", self.size)
+        return self.options.get("proj_size", self.size)
 
     def step(self, params: Tree, carry: Tree, x: Array) -> tuple[Tree, Array]:
         """The equation, and ``h' <- z h + (1 - z) h'`` (Krueger et al., 2017, in expectation)."""
@@ -656,11 +573,9 @@ class Layer(NamedTuple):
             ACTIVATIONS[act or "tanh"],
             ACTIVATIONS[gate or "sigmoid"],
             self.options.get("epsilon", 0.0),
-            self.options.get("lower_bound", 0.0),
             self.options.get("exponential_forget", False),
             self.options.get("heads", 1),
             self._keys if self.kind in MATRICES else 0,
-            self.options.get("temperature", 1.0),
             self.options.get("leak", 1.0),
             self.options.get("negative_eigenvalues", False),
         )

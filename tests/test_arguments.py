@@ -27,7 +27,7 @@ CELLS = {
     "mgu-reset-before": rnnjax.MGUCell(HIDDEN, reset_after=False),
     "layernorm": rnnjax.LayerNormGRUCell(HIDDEN),
     "projection": rnnjax.ProjectionLSTMCell(HIDDEN, proj_size=3),
-    "indrnn": rnnjax.IndRNNCell(HIDDEN),
+    "diagonal": rnnjax.DiagonalLSTMCell(HIDDEN),
     "convlstm": rnnjax.ConvLSTMCell(HIDDEN, kernel_shape=(3,)),
 }
 GRID = 6

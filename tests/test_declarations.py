@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cell_table import CELLS, OwnStepCell, grid, layers
+from cell_table import CELLS, OwnPastCell, OwnStepCell, grid, layers
 
 import rnnjax
 from rnnjax import Coupling, InvalidInputError, Role
 
 DECLARED = {name: cell for name, cell in CELLS.items() if cell.carry is not None} | {
-    "indrnn-linear": rnnjax.IndRNNCell(5, activation="linear"),
+    "own-past": OwnPastCell(5),
+    "own-past-linear": OwnPastCell(5, linear=True),
     **{f"griffin-{i}": cell for i, cell in enumerate(layers(CELLS["griffin"])) if cell.carry},
 }
 # A memory is affine by what it is, and has no update of its own.
@@ -154,8 +155,7 @@ def test_a_promise_is_inherited_with_its_update_alone() -> None:
 
 
 def test_a_word_may_depend_on_a_field() -> None:
-    assert rnnjax.SRUCell(4).coupling is Coupling.CONTRACTING
-    assert rnnjax.SRUCell(4, peephole=True).coupling is Coupling.ELEMENTWISE
+    assert rnnjax.GRUCell(4).coupling is Coupling.ELEMENTWISE
     assert rnnjax.GRUCell(4, reset_after=False).coupling is Coupling.ANY
 
 

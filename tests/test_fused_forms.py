@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cell_table import GainCell
+from cell_table import GainCell, OwnPastCell
 from jax.ad_checkpoint import checkpoint_name
 
 import rnnjax
@@ -450,8 +450,8 @@ def test_a_loop_carries_the_inputs_of_a_step_where_it_reads_ahead(cell):
 
 @pytest.mark.parametrize(
     ("cell", "in_place"),
-    [(rnnjax.IndRNNCell(4), False), (rnnjax.QRNNCell(4), True)],
-    ids=["IndRNN", "QRNN"],
+    [(OwnPastCell(4), False), (rnnjax.MinGRUCell(4), True)],
+    ids=["one gate", "two gates"],
 )
 def test_a_gradient_is_written_in_place_where_there_are_several_gates(cell, in_place):
     recurrence = Recurrence(cell, None, False)

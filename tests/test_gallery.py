@@ -108,6 +108,14 @@ def sub_lstm(p: Params, x: Any, s: State) -> Any:
     return (h, c), h
 
 
+@recurrence("gated", "CoupledLSTMCell")
+def coupled(p: Params, x: Any, s: State) -> Any:
+    i, g, o = sums(p, x, s[0], 3)
+    c = (1 - sigmoid(i)) * s[1] + sigmoid(i) * np.tanh(g)
+    h = sigmoid(o) * np.tanh(c)
+    return (h, c), h
+
+
 @recurrence("gated", "LiGRUCell")
 def li_gru(p: Params, x: Any, s: State) -> Any:
     z, n = sums(p, x, s[0], 2)
@@ -215,6 +223,20 @@ def bistable(p: Params, x: Any, s: State) -> Any:
     return (h,), h
 
 
+@recurrence("gated", "IndRNNCell")
+def independent(p: Params, x: Any, s: State) -> Any:
+    h = relu(x @ p["kernel"] + p["own"] * s[0] + p["bias"])
+    return (h,), h
+
+
+@recurrence("gated", "DiagonalGRUCell")
+def diagonal_gru(p: Params, x: Any, s: State) -> Any:
+    (W, b), (U_r, U_z, U_n), (h,) = parts(p, 3, 0, 3), map(np.diag, p["own"]), s
+    r, z = sigmoid(x @ W[0] + h @ U_r + b[0]), sigmoid(x @ W[1] + h @ U_z + b[1])
+    h = (1 - z) * np.tanh(x @ W[2] + (r * h) @ U_n + b[2]) + z * h
+    return (h,), h
+
+
 # ---- a matrix as the state: S (rows, heads, values, keys)
 
 
@@ -269,6 +291,15 @@ def simple_gla(p: Params, x: Any, s: State) -> Any:
     q, k, v, a = heads(p, x, 4)
     S = sigmoid(scalar(a)) * s[0] + outer(v, k)
     return (S,), apply(S, q).reshape(ROWS, -1)
+
+
+@recurrence("matrix", "GLACell")
+def gla(p: Params, x: Any, s: State) -> Any:
+    q, k, a, v, r = heads(p, x, 5)
+    S = s[0] @ diagonal(sigmoid(a) ** (1 / 16)) + outer(v, k)
+    read = apply(S, q / np.sqrt(2))
+    norm = read / np.sqrt((read * read).mean(-1, keepdims=True) + 1e-5)
+    return (S,), (silu(r) * norm).reshape(ROWS, -1)
 
 
 @recurrence("matrix", "HGRN2Cell", floor=0.3)
@@ -488,6 +519,40 @@ def strongly_typed(p: Params, x: Any, s: State) -> Any:
     f = sigmoid(x @ W[1] + b[1])
     h = f * s[0] + (1 - f) * (x @ W[0] + b[0])
     return (h,), h
+
+
+@recurrence("linear", "GILRCell")
+def impulses(p: Params, x: Any, s: State) -> Any:
+    W, b = parts(p, 2, 0, 2)
+    g = sigmoid(x @ W[0] + b[0])
+    h = g * s[0] + (1 - g) * np.tanh(x @ W[1] + b[1])
+    return (h,), h
+
+
+@recurrence("linear", "QRNNCell")
+def quasi_recurrent(p: Params, x: Any, s: State) -> Any:
+    W, b = parts(p, 3, 0, 3)
+    f, o = (sigmoid(x @ W[i] + b[i]) for i in (1, 2))
+    h = f * s[0] + (1 - f) * np.tanh(x @ W[0] + b[0])
+    return (h,), o * h
+
+
+@recurrence("linear", "SRUCell")
+def simple_recurrent_unit(p: Params, x: Any, s: State) -> Any:
+    W, b = parts(p, 4, 0, 4)
+    z, f, r, n = (x @ W[i] + b[i] for i in range(4))
+    h = sigmoid(f) * s[0] + (1 - sigmoid(f)) * z
+    return (h,), sigmoid(r) * h + (1 - sigmoid(r)) * n
+
+
+@recurrence("linear", "HGRNCell", floor=0.3)
+def hgrn(p: Params, x: Any, s: State) -> Any:
+    W, b = parts(p, 5, 0, 5)
+    f, n, m, *g = (x @ W[i] + b[i] for i in range(5))
+    f = 0.3 + 0.7 * sigmoid(f)
+    new = f * np.exp(1j * p["turn"]) * (s[0] + 1j * s[1]) + (1 - f) * (silu(n) + 1j * silu(m))
+    state = new.real, new.imag
+    return state, sigmoid(np.concatenate(g, -1)) * np.concatenate(state, -1)
 
 
 @recurrence("linear", "RWKV4Cell")

@@ -396,7 +396,7 @@ def test_a_program_for_a_tpu_holds_kernels_and_runs_on_a_cpu(
     assert text.count("@tpu_custom_call") == text.count(TRITON) == 0
 
 
-@pytest.mark.parametrize(("name", "platform"), [("lstm", "cpu"), ("indrnn", "rocm")])
+@pytest.mark.parametrize(("name", "platform"), [("lstm", "cpu"), ("mingru", "rocm")])
 def test_elsewhere_it_is_the_program_of_the_fast_path(
     name: str, platform: str, random_like: Callable[..., Any]
 ) -> None:

@@ -31,7 +31,6 @@ def bias(cell):
         (rnnjax.LayerNormLSTMCell, (-1, 1, 0, 0)),
         (rnnjax.DiagonalLSTMCell, (-1, 1, 0, 0)),
         (rnnjax.GRUCell, (0, 1, 0)),
-        (rnnjax.DiagonalGRUCell, (0, 1, 0)),
     ],
 )
 def test_chrono_draws_memories_of_all_lengths(kind, signs):
@@ -94,8 +93,6 @@ def test_legs_has_the_eigenvalues_of_hippos_normal_part():
         (lambda: rnnjax.LRUCell(4, state_size=0), "state_size must be a positive integer"),
         (lambda: rnnjax.S5Cell(4, state_size=1.5), "state_size must be a positive integer"),
         (lambda: rnnjax.S6Cell(4, state_size=0), "state_size must be a positive integer"),
-        (lambda: rnnjax.QRNNCell(4, pooling="ifo"), "pooling must be 'f' or 'fo', but is 'ifo'"),
-        (lambda: rnnjax.HGRNCell(4, lower_bound=1.0), r"lower_bound must be in \[0, 1\)"),
         (lambda: rnnjax.LeakyRNNCell(4, leak=0), "leak must be above 0 and at most 1, but is 0"),
         (lambda: rnnjax.SLSTMCell(4, heads=3), "heads must divide the hidden_size of 4"),
     ],
@@ -245,7 +242,7 @@ class FrontReadoutCell(OwnReadoutCell):
         return jax.nn.softmax(heads, axis=1).reshape(len(emitted), -1) @ params["out"]
 
 
-class FrontMemoryCell(rnnjax.GLACell):
+class FrontMemoryCell(rnnjax.Mamba2Cell):
     """The same of its memory, and of what it reads."""
 
     def memory(self, params, x):
@@ -327,7 +324,7 @@ def test_wrong_numbers_of_initialisers(make):
 
 def test_numbers_of_numpy_are_numbers():
     assert Chrono(np.float32(100)).longest == 100
-    assert rnnjax.HGRNCell(3, lower_bound=np.float32(0.5)).lower_bound == 0.5
+    assert rnnjax.LeakyRNNCell(3, leak=np.float32(0.5)).leak == 0.5
 
 
 def test_an_slstm_begins_with_what_its_first_input_lets_in():
@@ -342,9 +339,17 @@ def test_an_slstm_begins_with_what_its_first_input_lets_in():
         assert (np.asarray(carry.normalizer) > 0).all()
 
 
+class KeysDecayCell(rnnjax.Mamba2Cell):
+    """Each key decays by itself."""
+
+    def memory(self, params, x):
+        found = super().memory(params, x)
+        return found._replace(log_decay=found.log_decay[..., None] * jax.nn.sigmoid(found.key))
+
+
 MEMORIES = {
+    "by-key": KeysDecayCell(4, heads=2, state_size=2),
     "mlstm": rnnjax.MLSTMCell(4, heads=2),
-    "gla": rnnjax.GLACell(4, heads=2),
     "mamba2": rnnjax.Mamba2Cell(4, heads=2, state_size=3),
     "deltanet": rnnjax.GatedDeltaNetCell(4, heads=2),
 }
@@ -372,14 +377,14 @@ def test_exponential_gates_of_a_memory_neither_vanish_nor_overflow(exponent, met
 
 def test_a_memory_is_declared_once():
     with pytest.raises(InvalidInputError, match=r"^BadCell writes what its memory does, of which"):
-        type("BadCell", (rnnjax.GLACell,), {"update": lambda self, params, x, carry: carry})
+        type("BadCell", (rnnjax.Mamba2Cell,), {"update": lambda self, params, x, carry: carry})
 
-    class WrongCell(rnnjax.GLACell):
+    class WrongCell(rnnjax.Mamba2Cell):
         """Its memory is not of the size that it says."""
 
         carry_shapes = property(lambda self: {"memory": (2, 3, 1)})
 
-    wrong = WrongCell(4, heads=2, key_size=2)
+    wrong = WrongCell(4, heads=2, state_size=2)
 
     def run(method):
         return rnnjax.unroll(wrong, wrong.init(KEY, 2), jnp.ones((3, 1, 2)), method=method)
@@ -396,7 +401,7 @@ def test_a_chunk_says_how_it_runs():
 
     assert "64 steps at a time as those of matrices" in text(MEMORIES["deltanet"])
     assert "3 memories wait for the one before" in text(MEMORIES["deltanet"])
-    assert "16 steps at a time" in text(MEMORIES["gla"])
+    assert "16 steps at a time" in text(MEMORIES["by-key"])
 
 
 @pytest.mark.parametrize("length", [64, 40, 5])
@@ -504,7 +509,7 @@ def test_griffin_says_what_does_not_fit():
         jax.eval_shape(functools.partial(rnnjax.unroll, cell), params[0], xs)
 
 
-@pytest.mark.parametrize("name", ["mlstm", "gla", "deltanet"])
+@pytest.mark.parametrize("name", ["mlstm", "by-key", "deltanet"])
 def test_a_nan_reaches_no_earlier_step_of_its_chunk(name, random_like):
     """Nor any row but its own."""
     cell = MEMORIES[name]

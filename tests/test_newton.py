@@ -23,7 +23,7 @@ ITERATED, ONE_BY_ONE = Newton(max_iterations=24), Newton(max_iterations=1)
 CELLS = {
     "lstm": rnnjax.LSTMCell(4),
     "gru": rnnjax.GRUCell(4),
-    "diagonal-gru": rnnjax.DiagonalGRUCell(4),
+    "diagonal": rnnjax.DiagonalLSTMCell(4),
     "peephole": rnnjax.PeepholeLSTMCell(4, peephole_init="ones"),
     "reset-before": rnnjax.GRUCell(4, reset_after=False),
     "zoneout": rnnjax.Regularized(rnnjax.LSTMCell(4), zoneout_hidden=0.3, recurrent_dropout=0.2),
@@ -76,7 +76,7 @@ def test_the_iterations_give_the_numbers_of_the_scan(name, assert_close, monkeyp
 
 @pytest.mark.parametrize(
     "name",
-    ["diagonal-gru", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gru", "zoneout"))],
+    ["diagonal", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gru", "zoneout"))],
 )
 @pytest.mark.usefixtures("x64")
 def test_so_do_the_steps_one_by_one(name, assert_close):
@@ -119,12 +119,12 @@ def test_it_takes_few_iterations(cell, most, tolerance):
         pytest.param(rnnjax.GRUCell(32), 6, marks=pytest.mark.slow),
         (rnnjax.GRUCell(32), 8),
         pytest.param(
-            rnnjax.DiagonalGRUCell(32, recurrent_kernel_init=jax.nn.initializers.normal(3.0)),
+            rnnjax.DiagonalLSTMCell(32, recurrent_kernel_init=jax.nn.initializers.normal(3.0)),
             1,
             marks=pytest.mark.slow,
         ),
     ],
-    ids=["gru-6", "gru-8", "diagonal-gru"],
+    ids=["gru-6", "gru-8", "diagonal"],
 )
 def test_what_does_not_converge_runs_step_by_step(cell, scale):
     params, xs, report = converges(cell, 256, scale=scale)

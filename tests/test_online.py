@@ -21,11 +21,10 @@ RESETS = np.random.default_rng(1).random((TIME, BATCH)) < 0.2
 # No two of the rows and no step alike, and one where several rows begin anew.
 RESETS[4, :2] = True
 ELEMENTWISE = [
-    "indrnn", "mingru", "minlstm", "lru", "s5", "rglru", "temporal-conv", "qrnn", "gilr", "sru",
-    "sru-peephole", "hgrn", "diagonal-gru", "diagonal-lstm",
+    "mingru", "minlstm", "lru", "s5", "rglru", "temporal-conv", "diagonal-lstm",
 ]  # fmt: skip
 MIXED = [
-    "simple", "lstm", "lstm-no-bias", "lstm-hard", "gru", "gru-no-bias", "peephole", "coupled",
+    "simple", "lstm", "lstm-no-bias", "lstm-hard", "gru", "gru-no-bias", "peephole",
     "mgu", "leaky", "user-peephole", "user-gain", "user-sub",
 ]  # fmt: skip
 DENSE = [
@@ -437,7 +436,7 @@ REFUSED = {
     "rtrl-stack": (RTRL, CELLS["stack"], "made of other cells; give dense=True"),
     "rtrl-own-step": (RTRL, CELLS["user-step"], "declares no carry and update"),
     "rtrl-states": (RTRL, CELLS["s6"], "not all one number for each unit; give dense=True"),
-    "rtrl-memory": (RTRL, CELLS["gla"], "coupling is declared as ANY"),
+    "rtrl-memory": (RTRL, CELLS["mamba2"], "coupling is declared as ANY"),
     "rtrl-shared": (RTRL, SharedCell(4), r"shared of shape \(1,\) has not as many entries"),
     "snap-norm": (SnAp1, CELLS["layernorm-lstm"], "coupling is declared as ANY.*; take RTRL"),
     "snap-before": (SnAp1, CELLS["gru-reset-before"], "coupling is declared as ANY"),

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cell_table import OwnPastCell
 from jax.sharding import AxisType, PartitionSpec
 
 import rnnjax
@@ -84,12 +85,7 @@ CELLS = {
     "temporal-conv": rnnjax.TemporalConvCell(4),
     "griffin": rnnjax.GriffinCell(4, state_size=6, heads=3),
     "s6": rnnjax.S6Cell(4, state_size=3),
-    "qrnn": rnnjax.QRNNCell(4, pooling="f"),
-    "gilr": rnnjax.GILRCell(4),
-    "sru": rnnjax.SRUCell(4),
-    "hgrn": rnnjax.HGRNCell(4, lower_bound=0.3),
     "mlstm": rnnjax.MLSTMCell(4, heads=2, key_size=3),
-    "gla": rnnjax.GLACell(4, heads=2, key_size=3),
     "mamba2": rnnjax.Mamba2Cell(4, heads=2, state_size=3),
     "deltanet": rnnjax.GatedDeltaNetCell(4, heads=2, key_size=3),
     "both-ways": rnnjax.Bidirectional(rnnjax.MinGRUCell(3)),
@@ -154,11 +150,11 @@ def results(name, marks, method):
 # method (tests/test_reference.py). With all marks an LRU and what remembers inputs run in
 # tests/test_sequence_laws.py, Griffin in tests/test_linear_family.py.
 WHOLE = ["minlstm", "turning"]
-MEMORIES = ["gla", "mlstm", "mamba2", "deltanet"]
+MEMORIES = ["mlstm", "mamba2", "deltanet"]
 USUAL = [
     *((name, None, "plain") for name in WHOLE),
     *((name, None, "all") for name in (*WHOLE, "output", "zoneout")),
-    *((name, 5, "all") for name in ("gla", "mlstm", "deltanet")),
+    *((name, 5, "all") for name in MEMORIES),
 ]
 ROWS = [
     pytest.param(*row, marks=[] if row in USUAL else pytest.mark.slow)
@@ -381,7 +377,7 @@ def test_what_cannot_be_divided_is_refused():
     ):
         with pytest.raises(InvalidInputError, match="there is none named 'time' here"):
             wrong()
-    memory = rnnjax.GLACell(4, heads=2)
+    memory = CELLS["mamba2"]
     with pytest.raises(InvalidInputError, match="its matrix memory is not handed on"):
         check_method(memory, method)
     with pytest.raises(InvalidInputError, match="newton must be None"):
@@ -413,7 +409,7 @@ def test_a_state_that_takes_over_another_needs_no_first_carry(assert_close):
         "mingru",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("turning", "lru", "gla", "mlstm", "deltanet")
+            for name in ("turning", "lru", "mamba2", "mlstm", "deltanet")
         ),
     ],
 )
@@ -477,11 +473,7 @@ class GrowingCell(rnnjax.MinGRUCell):
     "cell",
     [
         GrowingCell(3),
-        rnnjax.IndRNNCell(
-            3,
-            activation="linear",
-            recurrent_kernel_init=jax.nn.initializers.constant(1e30),
-        ),
+        OwnPastCell(3, linear=True),
     ],
     ids=["factors", "rows"],
 )
@@ -490,6 +482,8 @@ def test_an_infinite_product_of_factors_leaves_nothing_as_it_is(cell, assert_clo
     """Zeros until the last steps, and the gradient of the first."""
     params, xs = jax.jit(cell.init, static_argnums=1)(KEY, 2), drawn(40, BATCH, 2)
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    if "own" in params:
+        params["own"] = np.full(3, 1e30)
     xs[:-4] = 0
 
     def loss(params, xs, method):
@@ -549,8 +543,7 @@ class UndeclaredCell(rnnjax.MinGRUCell):
     ("cell", "message"),
     [
         (rnnjax.LSTMCell(4), "its units see each other's state in a product"),
-        (rnnjax.IndRNNCell(4), "coupling is declared as ELEMENTWISE, not as AFFINE"),
-        (rnnjax.SRUCell(4, peephole=True), "coupling is declared as ELEMENTWISE, not as AFFINE"),
+        (rnnjax.DiagonalLSTMCell(4), "coupling is declared as ELEMENTWISE, not as AFFINE"),
         (rnnjax.GRUCell(4, reset_after=False), "coupling is declared as ANY, not as AFFINE"),
         (UndeclaredCell(4), "coupling is declared as ANY, not as AFFINE"),
         (rnnjax.Stack([rnnjax.MinGRUCell(4), rnnjax.GRUCell(4)]), "see each other's state"),
@@ -565,8 +558,8 @@ def test_what_is_not_declared_affine_is_refused(cell, message):
         jax.eval_shape(run)
 
 
-def test_a_linear_indrnn_is_affine_and_says_how_it_runs():
-    cell = rnnjax.IndRNNCell(4, activation="linear")
+def test_an_affine_cell_says_how_it_runs():
+    cell = OwnPastCell(4, linear=True)
     params, xs = parameters(cell), drawn(100, 2, 2)
     for platform, states in (("cpu", "a loop"), ("tpu", "a prefix sum")):
         text = str(rnnjax.explain(cell, params, xs, method=Parallel(), platform=platform))
@@ -630,7 +623,7 @@ def test_a_gradient_is_lowered_for_all_platforms(name):
     "name",
     [
         "mingru",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("minlstm", "rglru", "gilr")),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("minlstm", "rglru")),
     ],
 )
 @pytest.mark.usefixtures("x64")
@@ -656,10 +649,10 @@ def test_auto_gives_the_numbers_of_the_scan_where_it_takes_parallel(name, assert
     ("cell", "most"),
     [
         (rnnjax.MinGRUCell(2**17), 4),  # of 2^18 columns: two rows of four steps are two million
-        (rnnjax.SRUCell(4), 0),  # whose output is not its state
+        (TanhOutput(4), 0),  # whose output is not its state
         (rnnjax.LRUCell(4), 0),  # whose factors are more numbers than its inputs
         (rnnjax.S6Cell(4, state_size=16), 0),
-        (rnnjax.IndRNNCell(4), 0),
+        (rnnjax.DiagonalLSTMCell(4), 0),
         (rnnjax.LSTMCell(4), 0),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, rnnjax.Cell) else "",

@@ -156,10 +156,7 @@ def drawn_layer(rng: np.random.Generator, kind: str, largest: int, usual: bool) 
         "kernel_shape": tuple(map(int, rng.integers(1, 4, GRIDS.get(kind, 0)))),
         "state_size": int(rng.integers(1, largest + 1)),
         "key_size": int(rng.integers(1, largest + 1)),
-        "temperature": float(rng.choice([1.0, 16.0])),
-        "lower_bound": float(rng.choice([0.0, 0.6])),
         "exponential_forget": bool(rng.random() < 0.5),
-        "peephole": kind == "sru-peephole",
         "leak": 0.3,
     }
     # With one unit a factor before a product with a kernel is one behind it.

@@ -613,7 +613,7 @@ def noisy(name: str, kind: str) -> Regularized:
         rates.pop("zoneout_cell", None)
     if cell.recurrent is None:
         del rates["recurrent_dropout"]
-    if "recurrent_kernel" not in cell.parameters(1) or name in ("indrnn",):
+    if "recurrent_kernel" not in cell.parameters(1):
         del rates["weight_drop"]
     return Regularized(cell, **rates)
 

@@ -72,7 +72,7 @@ NAMED = {
     "stack": rnnjax.Stack([rnnjax.LSTMCell(4), rnnjax.MinGRUCell(3)]),
     "learned": rnnjax.LearnedCarry(rnnjax.LSTMCell(4)),
     "convolution": rnnjax.ConvLSTMCell(3),
-    "memory": rnnjax.GLACell(4, heads=2, key_size=3),
+    "memory": rnnjax.Mamba2Cell(4, heads=2, state_size=3),
     "step": OwnStepCell(4),
 }
 

@@ -42,7 +42,7 @@ def test_the_types_of_combinations_follow() -> None:
     assert_type(unroll(both, drawn(both), XS)[0], rnnjax.Directions)
     stack = rnnjax.Stack([gru])
     assert_type(unroll(stack, drawn(stack), XS)[0], tuple[Any, ...])
-    assert_type(rnnjax.GLACell(4).initial_carry(), MatrixCarry)
+    assert_type(rnnjax.Mamba2Cell(4).initial_carry(), MatrixCarry)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,10 +16,8 @@ CELLS = (
     "LayerNormLSTMCell",
     "LayerNormGRUCell",
     "PeepholeLSTMCell",
-    "CoupledLSTMCell",
     "ProjectionLSTMCell",
     "MGUCell",
-    "IndRNNCell",
     "MinGRUCell",
     "MinLSTMCell",
 )

@@ -20,8 +20,6 @@ CELLS = (
     "RGLRUCell",
     "LRUCell",
     "S6Cell",
-    "QRNNCell",
-    "HGRNCell",
 )
 
 

@@ -16,7 +16,7 @@ from rnnjax.errors import InvalidInputError
 
 CellName = Literal[
     "lstm", "gru", "gru_reset_before", "simple", "layernorm_lstm", "layernorm_gru", "peephole_lstm",
-    "coupled_lstm", "mgu", "mgu_reset_before", "indrnn", "mingru", "minlstm",
+    "mgu", "mgu_reset_before", "mingru", "minlstm",
 ]  # fmt: skip
 ProductType = Literal["float32", "bfloat16"]
 

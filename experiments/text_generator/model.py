@@ -28,10 +28,8 @@ CELLS: dict[CellName, Any] = {
     "layernorm_lstm": cells.LayerNormLSTMCell,
     "layernorm_gru": cells.LayerNormGRUCell,
     "peephole_lstm": cells.PeepholeLSTMCell,
-    "coupled_lstm": cells.CoupledLSTMCell,
     "mgu": cells.MGUCell,
     "mgu_reset_before": lambda hidden_size: cells.MGUCell(hidden_size, reset_after=False),
-    "indrnn": cells.IndRNNCell,
     "mingru": cells.MinGRUCell,
     "minlstm": cells.MinLSTMCell,
 }

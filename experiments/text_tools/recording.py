@@ -28,7 +28,6 @@ _PIECE = 1000
 # the others (g, n) are candidates, from -1 to 1.
 _GATES: dict[type[rnnjax.Cell], tuple[str, str]] = {
     rnnjax.LSTMCell: ("ifgo", "ifo"),
-    rnnjax.CoupledLSTMCell: ("igo", "io"),
     rnnjax.GRUCell: ("rzn", "rz"),
     rnnjax.MGUCell: ("fn", "f"),
 }

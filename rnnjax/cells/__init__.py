@@ -3,13 +3,9 @@
 from rnnjax.cells.base import Carry, Cell, Coupling, Param, Params, Role
 from rnnjax.cells.composite import CompositeCell, Noise
 from rnnjax.cells.convlstm import ConvLSTMCell
-from rnnjax.cells.coupled import CoupledLSTMCell
 from rnnjax.cells.deltanet import GatedDeltaNetCell
-from rnnjax.cells.diagonal import DiagonalGRUCell, DiagonalLSTMCell
-from rnnjax.cells.gla import GLACell
+from rnnjax.cells.diagonal import DiagonalLSTMCell
 from rnnjax.cells.gru import GRUCarry, GRUCell
-from rnnjax.cells.hgrn import HGRNCell
-from rnnjax.cells.indrnn import IndRNNCell
 from rnnjax.cells.initializers import Chrono, LegS, Ring
 from rnnjax.cells.layernorm import LayerNormGRUCell, LayerNormLSTMCell
 from rnnjax.cells.lru import ComplexCarry, LRUCell
@@ -22,13 +18,11 @@ from rnnjax.cells.mlstm import MLSTMCell
 from rnnjax.cells.onehot import OneHot
 from rnnjax.cells.peephole import PeepholeLSTMCell
 from rnnjax.cells.projection import ProjectionLSTMCell
-from rnnjax.cells.qrnn import GILRCell, QRNNCell
 from rnnjax.cells.rglru import RGLRUCell
 from rnnjax.cells.s5 import S5Cell
 from rnnjax.cells.s6 import S6Cell
 from rnnjax.cells.simple import LeakyRNNCell, SimpleRNNCarry, SimpleRNNCell
 from rnnjax.cells.slstm import SLSTMCarry, SLSTMCell
-from rnnjax.cells.sru import SRUCell
 from rnnjax.cells.temporalconv import TemporalConvCell, WindowCarry
 
 __all__ = [
@@ -38,17 +32,11 @@ __all__ = [
     "ComplexCarry",
     "CompositeCell",
     "ConvLSTMCell",
-    "CoupledLSTMCell",
     "Coupling",
-    "DiagonalGRUCell",
     "DiagonalLSTMCell",
-    "GILRCell",
-    "GLACell",
     "GRUCarry",
     "GRUCell",
     "GatedDeltaNetCell",
-    "HGRNCell",
-    "IndRNNCell",
     "LRUCell",
     "LSTMCarry",
     "LSTMCell",
@@ -69,7 +57,6 @@ __all__ = [
     "Params",
     "PeepholeLSTMCell",
     "ProjectionLSTMCell",
-    "QRNNCell",
     "RGLRUCell",
     "Ring",
     "Role",
@@ -77,7 +64,6 @@ __all__ = [
     "S6Cell",
     "SLSTMCarry",
     "SLSTMCell",
-    "SRUCell",
     "SimpleRNNCarry",
     "SimpleRNNCell",
     "StabilizedCarry",

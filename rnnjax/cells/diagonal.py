@@ -1,4 +1,4 @@
-"""The GRU and the LSTM, each unit of which sees its own state alone."""
+"""The LSTM, each unit of which sees its own state alone."""
 
 import dataclasses
 
@@ -6,82 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from rnnjax.cells.activations import Activation, Initializer, activate_gates
+from rnnjax.cells.activations import Activation, Initializer
 from rnnjax.cells.base import Cell, Coupling, Param, Params
-from rnnjax.cells.gru import GRUCarry
-from rnnjax.cells.initializers import remembering
 from rnnjax.cells.lstm import LSTMCarry, forgets_little, lstm_update
-
-
-@dataclasses.dataclass(frozen=True)
-class DiagonalGRUCell(Cell[GRUCarry]):
-    r"""Gated recurrent unit with a diagonal recurrent kernel (ParaRNN: Danieli et al., 2025).
-
-    .. math::
-        x_r, x_z, x_n &= \text{split}(x W + b) \\
-        r, z &= \sigma(x_r + u_r \odot h), \, \sigma(x_z + u_z \odot h) \\
-        n &= \tanh(x_n + r \odot u_n \odot h) \\
-        h' &= (1 - z) n + z h, \qquad y = h'
-
-    with :math:`W` = ``kernel (input_size, 3 * hidden_size)``, :math:`b` = ``bias (3 *
-    hidden_size,)``, gates in the order r, z, n, and :math:`u_r, u_z, u_n` = ``recurrent_kernel
-    (3, hidden_size)``.
-
-    Args:
-        hidden_size: the number of hidden units.
-        activation: of the candidate n, by name or as a callable.
-        recurrent_activation: :math:`\sigma`, the activation of the gates r and z.
-        use_bias: whether there is a bias.
-        kernel_init: initialiser of ``kernel``, by name or as ``(key, shape, dtype) -> array``.
-        recurrent_kernel_init: the same of ``recurrent_kernel``; as it stands uniform in [0, 1).
-        bias_init: the same of the biases.
-        dtype: of the operands of the matrix products and of the outputs. With None the products run
-            in the promoted type of input and parameters, and outputs have the type of the carry.
-            Sums are in float32 at least, and the carry stays float32: ``dtype=jnp.bfloat16`` does
-            not make the state forget.
-        param_dtype: of the parameters that `init` draws.
-
-    Raises:
-        InvalidInputError: a hyperparameter is of the wrong type, or no name that is known.
-
-    >>> cell = DiagonalGRUCell(hidden_size=50)
-    >>> params = cell.init(jax.random.key(0), input_size=3)
-    >>> carry, y = cell.step(params, cell.initial_carry((8,)), jnp.ones((8, 3)))
-    >>> params["recurrent_kernel"].shape, y.shape
-    ((3, 50), (8, 50))
-    """
-
-    hidden_size: int
-    _: dataclasses.KW_ONLY
-    activation: str | Activation = "tanh"
-    recurrent_activation: str | Activation = "sigmoid"
-    use_bias: bool = True
-    kernel_init: str | Initializer = "glorot_uniform"
-    recurrent_kernel_init: str | Initializer = "unit_uniform"
-    bias_init: str | Initializer = "zeros"
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-
-    carry = GRUCarry
-    gates = "r", "z", "n"
-    coupling = Coupling.ELEMENTWISE
-    recurrent = None
-
-    def parameters(self, input_size: int) -> dict[str, Param]:
-        """``kernel``, ``bias`` and ``recurrent_kernel``."""
-        recurrent = Param((3, self.hidden_size), self.recurrent_kernel_init)
-        params = remembering(super().parameters(input_size), (0, 1, 0))
-        return params | {"recurrent_kernel": recurrent}
-
-    def update(self, params: Params, x: jax.Array, carry: GRUCarry) -> GRUCarry:
-        """The equations of the class."""
-        x_r, x_z, x_n = jnp.split(x, 3, axis=-1)
-        h, gate = carry.hidden, self.recurrent_activation
-        u_r, u_z, u_n = params["recurrent_kernel"].astype(x.dtype)
-        early = jnp.concatenate([x_r + u_r * h, x_z + u_z * h], axis=-1)
-        r, z = jnp.split(activate_gates(early, (gate, gate)), 2, axis=-1)
-        n = activate_gates(x_n + r * (u_n * h), [self.activation])
-        return GRUCarry((1 - z) * n + z * h)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ class Chrono:
 
     where :math:`f` keeps the old state, as an LSTM's forget gate or a GRU's :math:`z` does, and
     :math:`i` lets the new in; other gates begin at zero. As ``bias_init`` of `LSTMCell` and those
-    of its gates, `GRUCell`, `DiagonalLSTMCell` and `DiagonalGRUCell`, which know their gates.
+    of its gates, `GRUCell` and `DiagonalLSTMCell`, which know their gates.
 
     Args:
         longest: :math:`T`, the longest range of dependencies, in steps.

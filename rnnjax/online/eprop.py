@@ -33,7 +33,7 @@ class EProp(Learner):
     Args:
         cell: one with a recurrent product, whose coupling is `rnnjax.Coupling.ELEMENTWISE` or more,
             and of whose parameters entry ``k`` belongs to unit ``k % hidden_size``, as where gates
-            stand side by side: `LSTMCell`, `GRUCell`, `PeepholeLSTMCell`, `CoupledLSTMCell`.
+            stand side by side: `LSTMCell`, `GRUCell`, `PeepholeLSTMCell`.
 
     Raises:
         InvalidInputError: the cell declares no such coupling, or there is no product, where `RTRL`

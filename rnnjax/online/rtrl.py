@@ -23,7 +23,7 @@ class RTRL(Learner):
     not change. Where each step updates them, :math:`J` keeps the influence of the parameters that
     each step ran with, as in the paper, so updates have to be small.
 
-    Where units do not interact (`IndRNNCell`, `MinGRUCell`, `LRUCell`, `DiagonalLSTMCell` and
+    Where units do not interact (`MinGRUCell`, `LRUCell`, `DiagonalLSTMCell` and
     others of their families), each parameter influences its own unit alone (Zucchet et al., 2023):
     for each row of the batch, :math:`J` has as many numbers as the parameters times the number of
     leaves of the carry, and `jax.jvp` of the cell's update gives it. Where a product mixes units,

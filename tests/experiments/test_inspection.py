@@ -68,7 +68,7 @@ def test_the_recording_is_what_stepping_by_hand_gives(random_like, cell, options
 @pytest.mark.parametrize("options", OPTIONS)
 def test_the_recording_is_what_stepping_by_hand_gives_for_every_cell(random_like, cell, options):
     extra = OPTIONS[options]
-    if cell in ("indrnn", "mingru", "minlstm", "gru_reset_before", "mgu_reset_before"):
+    if cell in ("mingru", "minlstm", "gru_reset_before", "mgu_reset_before"):
         extra = {name: v for name, v in extra.items() if name not in ("recurrent_dropout",
                                                                       "weight_drop")}  # fmt: skip
     check_recording(*model_of(random_like, cell, **extra))
@@ -107,7 +107,6 @@ def test_all_probabilities_are_there_in_a_small_vocabulary(random_like):
     ("cell", "letters", "kinds"),
     [
         ("lstm", "ifo", ("hidden", "cell")),
-        ("coupled_lstm", "io", ("hidden", "cell")),
         ("gru", "rz", ("hidden",)),
         ("mgu", "f", ("hidden",)),
         ("gru_reset_before", "", ("hidden",)),
@@ -124,7 +123,7 @@ def test_gates_are_those_that_the_step_computes_with(random_like, cell, letters,
     assert all((g.values >= 0).all() and (g.values <= 1).all() for g in recording.gates)
     gates = {(g.layer, g.name): g.values.astype(float) for g in recording.gates}
     # Every gate of the first layer is the logistic function of its own columns of the kernels.
-    order = {"lstm": "ifgo", "coupled_lstm": "igo", "gru": "rzn", "mgu": "fn"}.get(cell, "")
+    order = {"lstm": "ifgo", "gru": "rzn", "mgu": "fn"}.get(cell, "")
     weights = {name: np.asarray(a, np.float64) for name, a in params["stack"][0].items()}
     before = np.concatenate([np.zeros((1, 4)), recording.states[:-1, :4]])
     sums = weights["kernel"][ids] + weights["bias"]

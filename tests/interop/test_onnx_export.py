@@ -363,7 +363,7 @@ CANNOT = {
     "ProjectionLSTMCell": Recurrent(
         "rnn", Bidirectional(rnnjax.ProjectionLSTMCell(HIDDEN, proj_size=2))
     ),
-    "IndRNNCell": Recurrent("rnn", rnnjax.IndRNNCell(HIDDEN)),
+    "MinGRUCell": Recurrent("rnn", rnnjax.MinGRUCell(HIDDEN)),
     "have not all activations of .*silu": Recurrent("rnn", GRUCell(HIDDEN, activation="silu")),
     "LearnedCarry, which the ONNX": Recurrent("rnn", LearnedCarry(LSTMCell(HIDDEN))),
     "computes PeepholeLSTMCell": Recurrent("rnn", rnnjax.PeepholeLSTMCell(HIDDEN)),
