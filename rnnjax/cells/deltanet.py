@@ -44,16 +44,11 @@ class GatedDeltaNetCell(MatrixCell[MatrixCarry]):
             k^\top` may reflect: a layer can then track parity (Grazzi et al., 2025).
         log_decay_init: initialiser of ``log_decay``; as it stands :math:`e^c` is between 1 and 16.
         step_bias_init: initialiser of ``step_bias``; as it stands softplus makes it 0.001 to 0.1.
-        kernel_init: initialiser of ``kernel``, by name or as ``(key, shape, dtype) -> array``.
-        dtype: of the operands of the matrix products and of the outputs. With None the products run
-            in the promoted type of input and parameters, and outputs have the type of the carry.
-            Sums are in float32 at least, and the carry stays float32: ``dtype=jnp.bfloat16`` does
-            not make the state forget.
-        param_dtype: of the parameters that `init` draws.
+
+    Arguments that are not listed are those of `LSTMCell`.
 
     Raises:
-        InvalidInputError: a hyperparameter is of the wrong type, or no name that is known, or
-            ``heads`` do not divide ``hidden_size``.
+        InvalidInputError: ``heads`` do not divide ``hidden_size``; or as `LSTMCell`.
 
     >>> cell = GatedDeltaNetCell(hidden_size=48, heads=4)
     >>> params = cell.init(jax.random.key(0), input_size=3)

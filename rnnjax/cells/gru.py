@@ -50,18 +50,8 @@ class GRUCell(Cell[GRUCarry]):
         recurrent_activation: :math:`\sigma`, the activation of the gates r and z.
         reset_after: which of the two forms. Reset-before has two products in a row in the loop,
             the second of which waits for the first.
-        use_bias: whether there is a bias.
-        kernel_init: initialiser of ``kernel``, by name or as ``(key, shape, dtype) -> array``.
-        recurrent_kernel_init: the same of ``recurrent_kernel``.
-        bias_init: the same of the biases.
-        dtype: of the operands of the matrix products and of the outputs. With None the products run
-            in the promoted type of input and parameters, and outputs have the type of the carry.
-            Sums are in float32 at least, and the carry stays float32: ``dtype=jnp.bfloat16`` does
-            not make the state forget.
-        param_dtype: of the parameters that `init` draws.
 
-    Raises:
-        InvalidInputError: a hyperparameter is of the wrong type, or no name that is known.
+    Arguments that are not listed, and errors, are those of `LSTMCell`.
 
     >>> cell = GRUCell(hidden_size=50)
     >>> params = cell.init(jax.random.key(0), input_size=3)

@@ -68,17 +68,10 @@ class LRUCell(Cell[ComplexCarry]):
             \sqrt{1 - |\lambda|^2}`.
         output_kernel_init: initialiser of ``output_kernel``.
         skip_kernel_init: the same of ``skip_kernel``; ``"zeros"`` begins without it.
-        kernel_init: initialiser of ``kernel``, by name or as ``(key, shape, dtype) -> array``.
         intervals: whether the last feature is the time :math:`\Delta` since the step before, in
             steps: the state is then multiplied by :math:`\lambda^\Delta`.
-        dtype: of the operands of the matrix products and of the outputs. With None the products run
-            in the promoted type of input and parameters, and outputs have the type of the carry.
-            Sums are in float32 at least, and the carry stays float32: ``dtype=jnp.bfloat16`` does
-            not make the state forget.
-        param_dtype: of the parameters that `init` draws.
 
-    Raises:
-        InvalidInputError: a hyperparameter is of the wrong type, or no name that is known.
+    Arguments that are not listed, and errors, are those of `LSTMCell`.
 
     >>> cell = LRUCell(hidden_size=50, state_size=20, ring_init=Ring(0.9, 0.999))
     >>> params = cell.init(jax.random.key(0), input_size=3)

@@ -26,17 +26,8 @@ class MinGRUCell(Cell[SimpleRNNCarry]):
     Args:
         hidden_size: the number of hidden units.
         activation: of the candidate n, by name or as a callable.
-        use_bias: whether there is a bias.
-        kernel_init: initialiser of ``kernel``, by name or as ``(key, shape, dtype) -> array``.
-        bias_init: the same of the biases.
-        dtype: of the operands of the matrix products and of the outputs. With None the products run
-            in the promoted type of input and parameters, and outputs have the type of the carry.
-            Sums are in float32 at least, and the carry stays float32: ``dtype=jnp.bfloat16`` does
-            not make the state forget.
-        param_dtype: of the parameters that `init` draws.
 
-    Raises:
-        InvalidInputError: a hyperparameter is of the wrong type, or no name that is known.
+    Arguments that are not listed, and errors, are those of `LSTMCell`.
 
     >>> cell = MinGRUCell(hidden_size=50)
     >>> params = cell.init(jax.random.key(0), input_size=3)
@@ -80,17 +71,8 @@ class MinLSTMCell(Cell[SimpleRNNCarry]):
     Args:
         hidden_size: the number of hidden units.
         activation: of the candidate g, by name or as a callable.
-        use_bias: whether there is a bias.
-        kernel_init: initialiser of ``kernel``, by name or as ``(key, shape, dtype) -> array``.
-        bias_init: the same of the biases.
-        dtype: of the operands of the matrix products and of the outputs. With None the products run
-            in the promoted type of input and parameters, and outputs have the type of the carry.
-            Sums are in float32 at least, and the carry stays float32: ``dtype=jnp.bfloat16`` does
-            not make the state forget.
-        param_dtype: of the parameters that `init` draws.
 
-    Raises:
-        InvalidInputError: a hyperparameter is of the wrong type, or no name that is known.
+    Arguments that are not listed, and errors, are those of `LSTMCell`.
 
     >>> cell = MinLSTMCell(hidden_size=50)
     >>> params = cell.init(jax.random.key(0), input_size=3)

@@ -50,18 +50,12 @@ class MLSTMCell(MatrixCell[StabilizedCarry]):
         key_size: of the keys of each; left out, ``hidden_size / heads``.
         exponential_forget: whether the forget gate is an exponential too, in the place of
             :math:`\sigma`.
-        use_bias: whether there is a bias.
-        kernel_init: initialiser of ``kernel``, by name or as ``(key, shape, dtype) -> array``.
-        bias_init: the same of the bias, but for the forget gates', which are spread from 3 to 6.
-        dtype: of the operands of the matrix products and of the outputs. With None the products run
-            in the promoted type of input and parameters, and outputs have the type of the carry.
-            Sums are in float32 at least, and the carry stays float32: ``dtype=jnp.bfloat16`` does
-            not make the state forget.
-        param_dtype: of the parameters that `init` draws.
+        bias_init: initialiser of ``bias``, but for the forget gates', spread from 3 to 6.
+
+    Arguments that are not listed are those of `LSTMCell`.
 
     Raises:
-        InvalidInputError: a hyperparameter is of the wrong type, or no name that is known, or
-            ``heads`` do not divide ``hidden_size``.
+        InvalidInputError: ``heads`` do not divide ``hidden_size``; or as `LSTMCell`.
 
     >>> cell = MLSTMCell(hidden_size=48, heads=4, key_size=6)
     >>> params = cell.init(jax.random.key(0), input_size=3)

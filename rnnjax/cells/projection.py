@@ -29,25 +29,9 @@ class ProjectionLSTMCell(Cell[LSTMCarry]):
     Args:
         hidden_size: the number of hidden units.
         proj_size: the size of the hidden state and of the outputs.
-        activation: of the candidate and of the output, by name or as a callable.
-        recurrent_activation: :math:`\sigma`, the activation of the gates i, f and o.
-        unit_forget_bias: whether the forget gate's bias starts at 1 rather than at ``bias_init``
-            (Jozefowicz, Zaremba & Sutskever, 2015).
         projection_kernel_init: initialiser of ``projection_kernel``.
-        use_bias: whether there is a bias.
-        use_recurrent_bias: whether with it there is ``recurrent_bias``, added to :math:`h U`, as in
-            PyTorch: the same function, but an optimizer moves the sum of both by two steps at once.
-        kernel_init: initialiser of ``kernel``, by name or as ``(key, shape, dtype) -> array``.
-        recurrent_kernel_init: the same of ``recurrent_kernel``.
-        bias_init: the same of the biases.
-        dtype: of the operands of the matrix products and of the outputs. With None the products run
-            in the promoted type of input and parameters, and outputs have the type of the carry.
-            Sums are in float32 at least, and the carry stays float32: ``dtype=jnp.bfloat16`` does
-            not make the state forget.
-        param_dtype: of the parameters that `init` draws.
 
-    Raises:
-        InvalidInputError: a hyperparameter is of the wrong type, or no name that is known.
+    Arguments that are not listed, and errors, are those of `LSTMCell`.
 
     >>> cell = ProjectionLSTMCell(hidden_size=50, proj_size=20)
     >>> params = cell.init(jax.random.key(0), input_size=3)

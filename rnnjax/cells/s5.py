@@ -39,17 +39,10 @@ class S5Cell(Cell[ComplexCarry]):
         log_step_init: initialiser of ``log_step``; as it stands steps of 0.001 to 0.1.
         output_kernel_init: initialiser of ``output_kernel``.
         skip_kernel_init: the same of ``skip_kernel``; ``"zeros"`` begins without it.
-        kernel_init: initialiser of ``kernel``, by name or as ``(key, shape, dtype) -> array``.
         intervals: whether the last feature is the time since the step before, in steps:
             :math:`\Delta` is multiplied by it.
-        dtype: of the operands of the matrix products and of the outputs. With None the products run
-            in the promoted type of input and parameters, and outputs have the type of the carry.
-            Sums are in float32 at least, and the carry stays float32: ``dtype=jnp.bfloat16`` does
-            not make the state forget.
-        param_dtype: of the parameters that `init` draws.
 
-    Raises:
-        InvalidInputError: a hyperparameter is of the wrong type, or no name that is known.
+    Arguments that are not listed, and errors, are those of `LSTMCell`.
 
     >>> cell = S5Cell(hidden_size=50, state_size=20, eigenvalue_init=LegS(blocks=4))
     >>> params = cell.init(jax.random.key(0), input_size=3)

@@ -41,15 +41,8 @@ class S6Cell(Cell[SimpleRNNCarry]):
         log_decay_init: initialiser of ``log_decay``; as it stands :math:`e^a` is 1, 2, 3, ...
         step_bias_init: initialiser of ``step_bias``; as it stands steps of 0.001 to 0.1.
         skip_init: initialiser of ``skip``.
-        kernel_init: initialiser of ``kernel``, by name or as ``(key, shape, dtype) -> array``.
-        dtype: of the operands of the matrix products and of the outputs. With None the products run
-            in the promoted type of input and parameters, and outputs have the type of the carry.
-            Sums are in float32 at least, and the carry stays float32: ``dtype=jnp.bfloat16`` does
-            not make the state forget.
-        param_dtype: of the parameters that `init` draws.
 
-    Raises:
-        InvalidInputError: a hyperparameter is of the wrong type, or no name that is known.
+    Arguments that are not listed, and errors, are those of `LSTMCell`.
 
     >>> cell = S6Cell(hidden_size=50, state_size=4)
     >>> params = cell.init(jax.random.key(0), input_size=3)

@@ -37,20 +37,8 @@ class SimpleRNNCell(Cell[SimpleRNNCarry]):
     Args:
         hidden_size: the number of hidden units.
         activation: of the sum, by name or as a callable.
-        use_bias: whether there is a bias.
-        use_recurrent_bias: whether with it there is ``recurrent_bias``, added to :math:`h U`, as in
-            PyTorch: the same function, but an optimizer moves the sum of both by two steps at once.
-        kernel_init: initialiser of ``kernel``, by name or as ``(key, shape, dtype) -> array``.
-        recurrent_kernel_init: the same of ``recurrent_kernel``.
-        bias_init: the same of the biases.
-        dtype: of the operands of the matrix products and of the outputs. With None the products run
-            in the promoted type of input and parameters, and outputs have the type of the carry.
-            Sums are in float32 at least, and the carry stays float32: ``dtype=jnp.bfloat16`` does
-            not make the state forget.
-        param_dtype: of the parameters that `init` draws.
 
-    Raises:
-        InvalidInputError: a hyperparameter is of the wrong type, or no name that is known.
+    Arguments that are not listed, and errors, are those of `LSTMCell`.
 
     >>> cell = SimpleRNNCell(hidden_size=4)
     >>> params = cell.init(jax.random.key(0), input_size=3)

@@ -60,19 +60,12 @@ class SLSTMCell(Cell[SLSTMCarry]):
         exponential_forget: whether the forget gate is an exponential too, which leaves out the
             :math:`\log \sigma`.
         activation: of the candidate z, by name or as a callable.
-        use_bias: whether there is a bias.
-        kernel_init: initialiser of ``kernel``, by name or as ``(key, shape, dtype) -> array``.
-        recurrent_kernel_init: the same of ``recurrent_kernel``, drawn for each head by itself.
-        bias_init: the same of the biases.
-        dtype: of the operands of the matrix products and of the outputs. With None the products run
-            in the promoted type of input and parameters, and outputs have the type of the carry.
-            Sums are in float32 at least, and the carry stays float32: ``dtype=jnp.bfloat16`` does
-            not make the state forget.
-        param_dtype: of the parameters that `init` draws.
+        recurrent_kernel_init: of ``recurrent_kernel``, drawn for each head by itself.
+
+    Arguments that are not listed are those of `LSTMCell`.
 
     Raises:
-        InvalidInputError: a hyperparameter is of the wrong type, or no name that is known, or
-            ``heads`` do not divide ``hidden_size``.
+        InvalidInputError: ``heads`` do not divide ``hidden_size``; or as `LSTMCell`.
 
     >>> cell = SLSTMCell(hidden_size=48, heads=4)
     >>> params = cell.init(jax.random.key(0), input_size=3)

@@ -40,15 +40,8 @@ class TemporalConvCell(Cell[WindowCarry]):
         hidden_size: the number of channels.
         taps_init: initialiser of ``taps``.
         use_bias: whether there are biases.
-        kernel_init: initialiser of ``kernel``, by name or as ``(key, shape, dtype) -> array``.
-        bias_init: the same of the biases.
-        dtype: of the operands of the matrix products and of the outputs. With None the products run
-            in the promoted type of input and parameters, and outputs have the type of the carry.
-            Sums are in float32 at least, and the carry stays float32.
-        param_dtype: of the parameters that `init` draws.
 
-    Raises:
-        InvalidInputError: a hyperparameter is of the wrong type, or no name that is known.
+    Arguments that are not listed, and errors, are those of `LSTMCell`.
 
     >>> cell = TemporalConvCell(hidden_size=50)
     >>> params = cell.init(jax.random.key(0), input_size=3)

@@ -107,16 +107,11 @@ class GriffinCell(CompositeCell[tuple[WindowCarry, SimpleRNNCarry]]):
         decay_init: initialiser of ``decay``; as it stands :math:`a` is 0.9 to 0.999 where r is 1.
         kernel_init: initialiser of the kernels, by name or as ``(key, shape, dtype) -> array``; of
             :math:`W_r` and :math:`W_i` each block is drawn by itself.
-        bias_init: the same of the biases.
-        dtype: of the operands of the matrix products and of the outputs. With None the products run
-            in the promoted type of input and parameters, and outputs have the type of the carry.
-            Sums are in float32 at least, and the carry stays float32: ``dtype=jnp.bfloat16`` does
-            not make the state forget.
-        param_dtype: of the parameters that `init` draws.
+
+    Arguments that are not listed are those of `LSTMCell`.
 
     Raises:
-        InvalidInputError: a hyperparameter is of the wrong type, or no name that is known, or
-            ``heads`` do not divide ``state_size``.
+        InvalidInputError: ``heads`` do not divide ``state_size``; or as `LSTMCell`.
 
     >>> import rnnjax
     >>> cell = GriffinCell(hidden_size=8, state_size=12, heads=3)
