@@ -153,7 +153,7 @@ def activate_gates(gates: jax.Array, activations: Sequence[str | Activation]) ->
     [0.5 0. ]
     """
     names = tuple(map(named, activations))
-    if slopes_follow_from_values(names):
+    if all(name in ("tanh", "sigmoid") for name in names):
         return _one_tanh(gates, names)
     parts = jnp.split(gates, len(names), axis=-1)
     activated = [get_activation(f)(part) for f, part in zip(names, parts, strict=True)]
@@ -174,11 +174,6 @@ def _one_tanh_jvp(
 ) -> tuple[jax.Array, jax.Array]:
     values = checkpoint_name(_one_tanh(primals[0], names), RESIDUAL)
     return values, tangents[0] * gate_slopes(values, names)
-
-
-def slopes_follow_from_values(activations: Sequence[str | Activation]) -> bool:
-    """Whether `gate_slopes` knows the derivatives of these activations."""
-    return all(name in ("tanh", "sigmoid") for name in activations)
 
 
 def gate_slopes(activated: jax.Array, activations: Sequence[str | Activation]) -> jax.Array:

@@ -122,8 +122,9 @@ def check_fields(cell: Any) -> None:
     """
     for field in dataclasses.fields(cell):
         name, value = field.name, getattr(cell, field.name)
-        if name.endswith("_size") and field.type in (int, "int"):
-            check_size(name, value)
+        if name.endswith("_size") and field.type in (int, "int", int | None, "int | None"):
+            if value is not None or field.default is not None:
+                check_size(name, value)
         elif name.endswith("activation"):
             get_activation(value)
             object.__setattr__(cell, name, named(value))
@@ -213,12 +214,11 @@ def check_key(key: Any) -> None:
 
 def check_init(key: Any, input_size: Any) -> None:
     """Raise unless these are the arguments of ``init``."""
-    if not is_integer(input_size):
+    if not is_integer(input_size) or input_size < 1:
         raise InvalidInputError(
             f"input_size must be a positive integer, but is {brief(input_size)}; write "
             "cell.init(key, input_size), the size of the last axis of xs"
         )
-    check_size("input_size", input_size)
     check_key(key)
 
 
@@ -240,14 +240,7 @@ def check_batch_shape(batch_shape: Any) -> None:
 
 
 def drawn(cell: Any, name: str, param: Any, key: jax.Array, dtype: Any) -> jax.Array:
-    """A parameter as its initialiser draws it.
-
-    Args:
-        cell: the cell that declares it.
-        name: its name.
-        param: a `rnnjax.Param`.
-        key: a random key.
-        dtype: of the array.
+    """A parameter of that name, a `rnnjax.Param` of a cell, as its initialiser draws it.
 
     Raises:
         InvalidInputError: the initialiser cannot draw an array of that shape, as most that scale by
@@ -360,11 +353,6 @@ def check_features(cell: Any, params: Any, xs: Any) -> None:
             f"inputs of {brief(cell)} must be (*batch, *grid, channels) with a grid of "
             f"{grid} axes, but have shape {xs.shape}; channels come last"
         )
-    check_last_axis(xs, input_size)
-
-
-def check_last_axis(xs: Any, input_size: int) -> None:
-    """Raise unless ``xs (..., input_size)`` has as many features as the parameters are for."""
     if xs.ndim == 0 or xs.shape[-1] != input_size:
         came = f"{xs.shape[-1]} features" if xs.ndim else "no axes"
         raise InvalidInputError(
@@ -378,10 +366,7 @@ def check_last_axis(xs: Any, input_size: int) -> None:
 
 def check_takes_dtype(cls: type, initial_carry: Callable[..., Any]) -> None:
     """Raise unless a cell's ``initial_carry`` can be called as the library calls it."""
-    try:
-        signature = inspect.signature(initial_carry)
-    except (TypeError, ValueError):  # of a callable that does not say
-        return
+    signature = inspect.signature(initial_carry)
     try:
         for given in ((), ((),), ((), None)):
             signature.bind(None, *given)
@@ -419,17 +404,10 @@ def check_carry(
 ) -> None:
     """Raise unless ``carry`` has the structure, shapes and types of ``cell.initial_carry(batch)``.
 
-    Args:
-        name: of the argument.
-        cell: whose carry it is to be.
-        carry: what came.
-        batch: that of ``xs``.
-        axes: those that ``xs`` should have.
-
     Raises:
-        InvalidInputError: it differs in one of them.
+        InvalidInputError: it differs in one of them; ``axes`` are those that ``xs`` should have.
     """
-    expected = jax.eval_shape(lambda: made_carry(cell, batch))
+    expected = _alone(cell)
     advice = f"start from cell.initial_carry({batch}), or leave the {name} out"
     wanted: Any = jax.tree.structure(expected)
     if wanted != jax.tree.structure(carry):
@@ -439,10 +417,10 @@ def check_carry(
     for (path, want), leaf in zip(
         jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(carry), strict=True
     ):
-        where = f"{name}{jax.tree_util.keystr(path)}"
-        if want.shape != np.shape(leaf):
+        where, shape = f"{name}{jax.tree_util.keystr(path)}", (*batch, *want.shape)
+        if shape != np.shape(leaf):
             raise InvalidInputError(
-                f"{where} must have shape {want.shape}, for the batch {batch} of xs, but has "
+                f"{where} must have shape {shape}, for the batch {batch} of xs, but has "
                 f"{np.shape(leaf)}; start from cell.initial_carry({batch}), and check that the "
                 f"axes of xs are {axes}"
             )
@@ -457,25 +435,14 @@ def check_carry(
 
 def check_step(cell: Any, carry: Any, x: Any) -> None:
     """Raise unless ``carry`` has the batch of ``x (*batch, features)``, one step's inputs."""
-    batch = x.shape[:-1]
-    leaves, structure = jax.tree.flatten(carry)
-    wanted, shapes = _alone(cell)
-    if (
-        x.ndim
-        and wanted == structure
-        and [np.shape(leaf) for leaf in leaves] == [(*batch, *shape) for shape in shapes]
-        and all(is_floating(jnp.result_type(leaf)) for leaf in leaves)
-    ):
-        return  # what nearly always comes, without a trace of `initial_carry`
-    check_carry("carry", cell, carry, batch, "(*batch, features)")
+    check_carry("carry", cell, carry, x.shape[:-1], "(*batch, features)")
 
 
 # A cell is a frozen value, so the answer cannot become stale. An eager step would trace for it.
 @functools.lru_cache(maxsize=1024)
-def _alone(cell: Any) -> tuple[Any, list[tuple[int, ...]]]:
-    """The structure of a cell's carry without a batch, and the shapes of its leaves."""
-    leaves, structure = jax.tree.flatten(jax.eval_shape(lambda: made_carry(cell, ())))
-    return structure, [leaf.shape for leaf in leaves]
+def _alone(cell: Any) -> Any:
+    """A cell's carry without a batch, in shapes and types."""
+    return jax.eval_shape(lambda: made_carry(cell, ()))
 
 
 def check_stepped(cell: Any, old: Any, returned: Any) -> None:
@@ -492,7 +459,7 @@ def check_stepped(cell: Any, old: Any, returned: Any) -> None:
             f"{brief(returned)}; check its return"
         )
     wanted: Any = jax.tree.structure(old)
-    came, given = _types(returned[0]), _types(old)
+    came, given = _shapes(returned[0], types=True), _shapes(old, types=True)
     if wanted != jax.tree.structure(returned[0]) or came != given:
         raise InvalidInputError(
             f"step of {brief(cell)} must return a carry of the shapes and types that it is given, "
@@ -500,19 +467,12 @@ def check_stepped(cell: Any, old: Any, returned: Any) -> None:
         )
 
 
-def _types(tree: Any) -> str:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return ", ".join(
-        f"{jax.tree_util.keystr(path)} {jnp.result_type(leaf)} {np.shape(leaf)}".strip()
-        for path, leaf in leaves
-    )
-
-
-def _shapes(tree: Any) -> str:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return ", ".join(
-        f"{jax.tree_util.keystr(path)} {np.shape(leaf)}".strip() for path, leaf in leaves
-    )
+def _shapes(tree: Any, types: bool = False) -> str:
+    found = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        kind = f"{jnp.result_type(leaf)} " if types else ""
+        found.append(f"{jax.tree_util.keystr(path)} {kind}{np.shape(leaf)}".strip())
+    return ", ".join(found)
 
 
 @contextlib.contextmanager

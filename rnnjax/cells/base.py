@@ -394,12 +394,9 @@ class Cell(abc.ABC, Generic[CarryT]):
         return self._leaf_shape("output", self.output)[-1]
 
     def last_output(self, carry: CarryT | None, ys: jax.Array, pick: PickLast) -> jax.Array:
-        """The output of the step of each row that ran last.
+        """The output of the step of each row that ran last, which returned ``carry``.
 
-        Args:
-            carry: the carry that this step returned; None where it is not known.
-            ys: ``(time, *batch, output_size)``, the outputs of all steps.
-            pick: looks for it among all of them.
+        ``pick`` looks for it among ``ys``, those of all steps, where the carry does not say it.
         """
         if carry is None or self.carry is None or self.output is None:
             return pick(ys, False)
@@ -413,8 +410,6 @@ class Cell(abc.ABC, Generic[CarryT]):
             a dict of the arrays that `parameters` declares, in ``param_dtype``.
         """
         check_init(key, input_size)
-        # In float32 at least, which orthogonal needs.
-        wide = at_least_float32(self.param_dtype)
         check_names(self, input_size)
         params = self.parameters(input_size)
         if "kernel" not in params:
@@ -424,15 +419,12 @@ class Cell(abc.ABC, Generic[CarryT]):
             )
         first = "kernel", "recurrent_kernel", "bias"
         keys = dict(zip(first, jax.random.split(key, 3), strict=True))
+        keys |= {n: jax.random.fold_in(key, i) for i, n in enumerate(params) if n not in first}
+        # In float32 at least, which orthogonal needs.
+        wide = at_least_float32(self.param_dtype)
         return {
-            name: drawn(
-                self,
-                name,
-                param,
-                keys[name] if name in keys else jax.random.fold_in(key, i),
-                wide,
-            ).astype(self.param_dtype)
-            for i, (name, param) in enumerate(params.items())
+            name: drawn(self, name, param, keys[name], wide).astype(self.param_dtype)
+            for name, param in params.items()
         }
 
     def initial_carry(
@@ -560,13 +552,8 @@ class Cell(abc.ABC, Generic[CarryT]):
     ) -> tuple[CarryT, jax.Array]:
         """`update`, with the types that a step returns; errors in it name the cell.
 
-        A loop's state has to keep its type, whatever the types of inputs and parameters.
-
-        Args:
-            params: at least those that `update` reads.
-            x: as `combine` gives it.
-            carry: the state before the step.
-            dtype: of the operands of products inside of `update`, if not the cell's.
+        A loop's state has to keep its type, whatever the types of inputs and parameters. The
+        operands of products inside of `update` have the ``dtype``, if it is not the cell's.
         """
         dtype, roles = self.dtype if dtype is None else dtype, roles_of(self)
         read = {
@@ -594,13 +581,9 @@ class Cell(abc.ABC, Generic[CarryT]):
     def read(
         self, params: Params, emitted: jax.Array, xs: Inputs, dtype: DTypeLike | None = None
     ) -> jax.Array:
-        """`readout`, with the type that a step returns.
+        """`readout`, with the type that a step returns, of one step or of all.
 
-        Args:
-            params: at least those of the role OUT.
-            emitted: what `apply_update` returned beside the carry, of one step or of all.
-            xs: the inputs of these steps.
-            dtype: of the operands of its products, if not the cell's.
+        The operands of its products have the ``dtype``, if it is not the cell's.
         """
         if not self.has_readout:
             return emitted
@@ -694,33 +677,18 @@ def without_initializers(cell: Any) -> Any:
     A cell is static, and programs are compiled for what it equals. An initialiser that is built
     anew equals none before, and would have each of its cells compiled again.
     """
-    changes: dict[str, Any] = {}
-    for field in dataclasses.fields(cell) if dataclasses.is_dataclass(cell) else ():
-        value = getattr(cell, field.name)
-        if field.name.endswith("_init") and field.default is not dataclasses.MISSING:
-            runs: Any = field.default
-        else:
-            runs = _as_they_run(value)
-        if runs is not value:
-            changes[field.name] = runs
-    if not changes:
+    if type(cell) is tuple:  # those of a combination
+        return tuple(map(without_initializers, cell))
+    if not isinstance(cell, Cell) or not dataclasses.is_dataclass(cell):
         return cell
     # Not made by its class, which would check again what it has checked.
     new = copy.copy(cell)
-    for name, value in changes.items():
-        object.__setattr__(new, name, value)
+    for field in dataclasses.fields(cell):
+        value = without_initializers(getattr(cell, field.name))
+        if field.name.endswith("_init") and field.default is not dataclasses.MISSING:
+            value = field.default
+        object.__setattr__(new, field.name, value)
     return new
-
-
-def _as_they_run(value: Any) -> Any:
-    """The cells in a field of a combination of cells."""
-    if isinstance(value, Cell):
-        return without_initializers(value)
-    if type(value) is tuple:
-        runs = tuple(map(_as_they_run, value))
-        changed = any(new is not old for new, old in zip(runs, value, strict=True))
-        return runs if changed else value
-    return value
 
 
 def is_bias(cell: Cell, name: str) -> bool:

@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import Initializer
 from rnnjax.cells.base import Param, Params, Role
-from rnnjax.cells.heads import MatrixCell, in_heads, normalized, parts
+from rnnjax.cells.heads import MatrixCell, in_heads
 from rnnjax.cells.initializers import softplus_steps
 from rnnjax.cells.mamba2 import spread_decays
 from rnnjax.cells.matrix import MatrixCarry, Memory, joined
@@ -69,20 +69,10 @@ class GatedDeltaNetCell(MatrixCell[MatrixCarry]):
 
     gates = "q", "k", "v", "r", "a", "beta"
 
-    @property
-    def keys(self) -> int:
-        """The size of each key."""
-        return self.hidden_size // self.heads if self.key_size is None else self.key_size
-
-    @property
-    def _widths(self) -> list[int]:
-        keys, units = self.heads * self.keys, self.hidden_size
-        return [keys, keys, units, units, self.heads, self.heads]
-
     def parameters(self, input_size: int) -> dict[str, Param]:
         """``kernel``, ``step_bias``, ``log_decay`` and ``gain``."""
         return {
-            "kernel": Param((input_size, sum(self._widths)), self.kernel_init, Role.INPUT),
+            "kernel": Param((input_size, sum(self.widths)), self.kernel_init, Role.INPUT),
             "step_bias": Param((self.heads,), self.step_bias_init),
             "log_decay": Param((self.heads,), self.log_decay_init),
             "gain": Param((self.hidden_size // self.heads,), "ones"),
@@ -90,7 +80,7 @@ class GatedDeltaNetCell(MatrixCell[MatrixCarry]):
 
     def memory(self, params: Params, x: jax.Array) -> Memory:
         """The first four equations of the class."""
-        q, k, v, _, a, beta = parts(x, self._widths)
+        q, k, v, _, a, beta = self.parts(x)
         q, k, v = (in_heads(jax.nn.silu(part), self.heads) for part in (q, k, v))
         step = jax.nn.softplus(a + params["step_bias"].astype(x.dtype))
         log_decay = -jnp.exp(params["log_decay"].astype(x.dtype)) * step
@@ -99,8 +89,8 @@ class GatedDeltaNetCell(MatrixCell[MatrixCarry]):
 
     def recall(self, params: Params, x: jax.Array, read: jax.Array, stabilizer: Any) -> jax.Array:
         """The last."""
-        found = normalized(read, self.epsilon) * params["gain"].astype(x.dtype)
-        return jax.nn.silu(parts(x, self._widths)[3]) * joined(found)
+        norm = read * jax.lax.rsqrt(jnp.square(read).mean(-1, keepdims=True) + self.epsilon)
+        return jax.nn.silu(self.parts(x)[3]) * joined(norm * params["gain"].astype(x.dtype))
 
     def _unit(self, x: jax.Array) -> jax.Array:
         return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + self.epsilon)

@@ -27,7 +27,6 @@ class DiagonalLSTMCell(Cell[LSTMCarry]):
     ``recurrent_kernel (4, hidden_size)``. (The paper's couples i and f, and has peepholes.)
 
     Args:
-        hidden_size: the number of hidden units.
         recurrent_kernel_init: of ``recurrent_kernel``; as it stands uniform in [0, 1).
 
     Arguments that are not listed, and errors, are those of `LSTMCell`.

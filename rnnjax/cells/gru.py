@@ -45,7 +45,6 @@ class GRUCell(Cell[GRUCarry]):
     ``GRU``.
 
     Args:
-        hidden_size: the number of hidden units.
         activation: of the candidate n, by name or as a callable.
         recurrent_activation: :math:`\sigma`, the activation of the gates r and z.
         reset_after: which of the two forms. Reset-before has two products in a row in the loop,

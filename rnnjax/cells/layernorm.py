@@ -30,7 +30,6 @@ class LayerNormLSTMCell(Cell[LSTMCarry]):
     :math:`s_c` = ``cell_scale``, :math:`b_c` = ``cell_bias``, both ``(hidden_size,)``.
 
     Args:
-        hidden_size: the number of hidden units.
         epsilon: added to the variances.
 
     Arguments that are not listed, and errors, are those of `LSTMCell`.
@@ -96,7 +95,6 @@ class LayerNormGRUCell(Cell[GRUCarry]):
     ``(3 * hidden_size,)``.
 
     Args:
-        hidden_size: the number of hidden units.
         activation: of the candidate n, by name or as a callable.
         recurrent_activation: :math:`\sigma`, the activation of the gates r and z.
         epsilon: added to the variances.

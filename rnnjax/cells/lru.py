@@ -9,7 +9,6 @@ from jax.export import register_namedtuple_serialization
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import Initializer
-from rnnjax.cells.arguments import check_size
 from rnnjax.cells.base import Cell, Coupling, Param, Params, Role
 from rnnjax.cells.initializers import Ring
 
@@ -35,19 +34,65 @@ def turned(carry: ComplexCarry, real: Any, imag: Any, x: tuple[Any, Any]) -> Com
     )
 
 
-def around_states(cell: Any, input_size: int) -> dict[str, Param]:
-    """The kernels before and after a complex diagonal state, and that of the way past it."""
-    states, outputs = 2 * cell.states, cell.hidden_size
-    input_size -= cell.raw_inputs
-    return {
-        "kernel": Param((input_size, states), cell.kernel_init, Role.INPUT),
-        "output_kernel": Param((states, outputs), cell.output_kernel_init, Role.OUT),
-        "skip_kernel": Param((input_size, outputs), cell.skip_kernel_init, Role.OUT),
-    }
+@dataclasses.dataclass(frozen=True)
+class ComplexCell(Cell[ComplexCarry]):
+    """A cell with a complex diagonal state, which adds its own parameters and writes `update`.
+
+    Args:
+        hidden_size: the number of outputs.
+        state_size: the number of complex states; left out, ``hidden_size``.
+        output_kernel_init: initialiser of the kernel after the state.
+        skip_kernel_init: the same of that of the way past it.
+        intervals: whether the last feature is the time since the step before.
+    """
+
+    hidden_size: int
+    _: dataclasses.KW_ONLY
+    state_size: int | None = None
+    output_kernel_init: str | Initializer = "lecun_normal"
+    skip_kernel_init: str | Initializer = "lecun_normal"
+    kernel_init: str | Initializer = HALF_NORMAL
+    intervals: bool = False
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+
+    carry = ComplexCarry
+    gates = "real", "imag"
+    recurrent = None
+    output = None
+
+    @property
+    def raw_inputs(self) -> int:
+        """The interval, if there is one."""
+        return int(self.intervals)
+
+    @property
+    def states(self) -> int:
+        """The number of complex states."""
+        return self.hidden_size if self.state_size is None else self.state_size
+
+    @property
+    def carry_shapes(self) -> dict[str, tuple[int, ...]]:
+        """``real`` and ``imag``, both ``(state_size,)``."""
+        return dict.fromkeys(ComplexCarry._fields, (self.states,))
+
+    def parameters(self, input_size: int) -> dict[str, Param]:
+        """``kernel``, ``output_kernel`` and ``skip_kernel``."""
+        states, outputs = 2 * self.states, self.hidden_size
+        input_size -= self.raw_inputs
+        return {
+            "kernel": Param((input_size, states), self.kernel_init, Role.INPUT),
+            "output_kernel": Param((states, outputs), self.output_kernel_init, Role.OUT),
+            "skip_kernel": Param((input_size, outputs), self.skip_kernel_init, Role.OUT),
+        }
+
+    def readout(self, params: Params, emitted: Any, xs: Any) -> jax.Array:
+        """The state and the inputs, each times its kernel."""
+        return emitted @ params["output_kernel"] + self.without_raw(xs) @ params["skip_kernel"]
 
 
 @dataclasses.dataclass(frozen=True)
-class LRUCell(Cell[ComplexCarry]):
+class LRUCell(ComplexCell):
     r"""Linear recurrent unit (Orvieto et al., 2023): a complex state that turns and decays.
 
     .. math::
@@ -82,45 +127,16 @@ class LRUCell(Cell[ComplexCarry]):
     ((8, 20), (8, 50))
     """
 
-    hidden_size: int
     _: dataclasses.KW_ONLY
-    state_size: int | None = None
     ring_init: str | Initializer = WHOLE_RING
     output_kernel_init: str | Initializer = "he_normal"
-    skip_kernel_init: str | Initializer = "lecun_normal"
-    kernel_init: str | Initializer = HALF_NORMAL
-    intervals: bool = False
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
 
-    carry = ComplexCarry
-    gates = "real", "imag"
     coupling = Coupling.CONTRACTING
-    recurrent = None
-    output = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_size("state_size", self.states)
-
-    @property
-    def raw_inputs(self) -> int:
-        """The interval, if there is one."""
-        return int(self.intervals)
-
-    @property
-    def states(self) -> int:
-        """The number of complex states."""
-        return self.hidden_size if self.state_size is None else self.state_size
-
-    @property
-    def carry_shapes(self) -> dict[str, tuple[int, ...]]:
-        """``real`` and ``imag``, both ``(state_size,)``."""
-        return dict.fromkeys(ComplexCarry._fields, (self.states,))
 
     def parameters(self, input_size: int) -> dict[str, Param]:
         """``kernel``, ``output_kernel``, ``skip_kernel`` and ``ring``."""
-        return around_states(self, input_size) | {"ring": Param((3, self.states), self.ring_init)}
+        ring = Param((3, self.states), self.ring_init)
+        return super().parameters(input_size) | {"ring": ring}
 
     def update(
         self, params: Params, x: jax.Array, carry: ComplexCarry
@@ -136,7 +152,3 @@ class LRUCell(Cell[ComplexCarry]):
         lets_in = gamma * real, gamma * imag
         new = turned(carry, size * jnp.cos(angle), size * jnp.sin(angle), lets_in)
         return new, jnp.concatenate(new, axis=-1)
-
-    def readout(self, params: Params, emitted: Any, xs: Any) -> jax.Array:
-        """The third."""
-        return emitted @ params["output_kernel"] + self.without_raw(xs) @ params["skip_kernel"]

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import Initializer
-from rnnjax.cells.arguments import check_size
 from rnnjax.cells.base import Param, Params, Role
-from rnnjax.cells.heads import MatrixCell, in_heads, parts
+from rnnjax.cells.heads import MatrixCell, in_heads
 from rnnjax.cells.initializers import softplus_steps
 from rnnjax.cells.matrix import MatrixCarry, Memory, joined
 
@@ -67,23 +66,20 @@ class Mamba2Cell(MatrixCell[MatrixCarry]):
 
     gates = "delta", "u", "b", "c"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_size("state_size", self.state_size)
-
     @property
     def keys(self) -> int:
         """The size of each key: that of a channel's states."""
         return self.state_size
 
     @property
-    def _widths(self) -> list[int]:
+    def widths(self) -> list[int]:
+        """The sizes of the parts of ``x W``."""
         return [self.heads, self.hidden_size, self.state_size, self.state_size]
 
     def parameters(self, input_size: int) -> dict[str, Param]:
         """``kernel``, ``step_bias``, ``log_decay`` and ``skip``."""
         return {
-            "kernel": Param((input_size, sum(self._widths)), self.kernel_init, Role.INPUT),
+            "kernel": Param((input_size, sum(self.widths)), self.kernel_init, Role.INPUT),
             "step_bias": Param((self.heads,), self.step_bias_init),
             "log_decay": Param((self.heads,), self.log_decay_init),
             "skip": Param((self.heads,), self.skip_init),
@@ -91,7 +87,7 @@ class Mamba2Cell(MatrixCell[MatrixCarry]):
 
     def memory(self, params: Params, x: jax.Array) -> Memory:
         """The first two equations of the class."""
-        delta, u, b, c = parts(x, self._widths)
+        delta, u, b, c = self.parts(x)
         delta = jax.nn.softplus(delta + params["step_bias"].astype(x.dtype))
         log_decay = -delta * jnp.exp(params["log_decay"].astype(x.dtype))
         b, c = (jnp.repeat(part[..., None, :], self.heads, axis=-2) for part in (b, c))
@@ -99,6 +95,6 @@ class Mamba2Cell(MatrixCell[MatrixCarry]):
 
     def recall(self, params: Params, x: jax.Array, read: jax.Array, stabilizer: Any) -> jax.Array:
         """The third."""
-        u = in_heads(parts(x, self._widths)[1], self.heads)
+        u = in_heads(self.parts(x)[1], self.heads)
         y = read + params["skip"].astype(x.dtype)[:, None] * u
         return joined(y)

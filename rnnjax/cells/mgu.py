@@ -33,7 +33,6 @@ class MGUCell(Cell[GRUCarry]):
     here :math:`c`; in the order f, n along the last axis.
 
     Args:
-        hidden_size: the number of hidden units.
         activation: of the candidate n, by name or as a callable.
         recurrent_activation: :math:`\sigma`, the activation of the gate.
         reset_after: which of the two forms. Reset-before has two products in a row in the loop,

@@ -24,7 +24,6 @@ class MinGRUCell(Cell[SimpleRNNCarry]):
     it keeps the old.)
 
     Args:
-        hidden_size: the number of hidden units.
         activation: of the candidate n, by name or as a callable.
 
     Arguments that are not listed, and errors, are those of `LSTMCell`.
@@ -69,7 +68,6 @@ class MinLSTMCell(Cell[SimpleRNNCarry]):
     hidden_size,)``, in the order i, f, g.
 
     Args:
-        hidden_size: the number of hidden units.
         activation: of the candidate g, by name or as a callable.
 
     Arguments that are not listed, and errors, are those of `LSTMCell`.

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import Initializer, get_initializer
-from rnnjax.cells.base import Param, Params
-from rnnjax.cells.heads import MatrixCell, in_heads, parts, projections
+from rnnjax.cells.base import Param, Params, Role
+from rnnjax.cells.heads import MatrixCell, in_heads
 from rnnjax.cells.matrix import Memory, StabilizedCarry, joined
 
 
@@ -77,28 +77,22 @@ class MLSTMCell(MatrixCell[StabilizedCarry]):
     gates = "q", "k", "v", "o", "i", "f"
 
     @property
-    def keys(self) -> int:
-        """The size of each key."""
-        return self.hidden_size // self.heads if self.key_size is None else self.key_size
-
-    @property
     def carry_shapes(self) -> dict[str, tuple[int, ...]]:
         """``memory`` with the normaliser below it, and ``stabilizer``."""
         rows = self.hidden_size // self.heads + 1
         return {"memory": (self.heads, rows, self.keys), "stabilizer": (self.heads,)}
 
-    @property
-    def _widths(self) -> list[int]:
-        keys, units = self.heads * self.keys, self.hidden_size
-        return [keys, keys, units, units, self.heads, self.heads]
-
     def parameters(self, input_size: int) -> dict[str, Param]:
         """``kernel`` and ``bias``."""
-        return projections(self, input_size, self._widths, _Remembering(self.bias_init, self.heads))
+        width = sum(self.widths)
+        params = {"kernel": Param((input_size, width), self.kernel_init, Role.INPUT)}
+        if self.use_bias:
+            params["bias"] = Param((width,), _Remembering(self.bias_init, self.heads), Role.BIAS)
+        return params
 
     def memory(self, params: Params, x: jax.Array) -> Memory:
         """The second equation of the class, and the third as a value of 1."""
-        q, k, v, _, i, f = parts(x, self._widths)
+        q, k, v, _, i, f = self.parts(x)
         q, k, v = (in_heads(part, self.heads) for part in (q, k, v))
         ones = jnp.ones_like(v[..., :1])
         f = f if self.exponential_forget else jax.nn.log_sigmoid(f)
@@ -113,4 +107,4 @@ class MLSTMCell(MatrixCell[StabilizedCarry]):
         least = jnp.exp(-jnp.maximum(stabilizer, 0))
         least = jnp.maximum(least, jnp.finfo(read.dtype).tiny)
         found = read[..., :-1] / jnp.maximum(jnp.abs(read[..., -1]), least)[..., None]
-        return jax.nn.sigmoid(parts(x, self._widths)[3]) * joined(found)
+        return jax.nn.sigmoid(self.parts(x)[3]) * joined(found)

@@ -25,7 +25,6 @@ class PeepholeLSTMCell(Cell[LSTMCarry]):
     with the parameters of `LSTMCell` and :math:`p_i, p_f, p_o` = ``peephole (3, hidden_size)``.
 
     Args:
-        hidden_size: the number of hidden units.
         peephole_init: initialiser of ``peephole``.
 
     Arguments that are not listed, and errors, are those of `LSTMCell`.

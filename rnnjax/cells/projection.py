@@ -27,7 +27,6 @@ class ProjectionLSTMCell(Cell[LSTMCarry]):
     ``hidden (*batch, proj_size)`` and ``cell (*batch, hidden_size)``.
 
     Args:
-        hidden_size: the number of hidden units.
         proj_size: the size of the hidden state and of the outputs.
         projection_kernel_init: initialiser of ``projection_kernel``.
 

@@ -38,7 +38,6 @@ class RGLRUCell(Cell[SimpleRNNCarry]):
     authors' code leaves the root out where a sequence begins.)
 
     Args:
-        hidden_size: the number of hidden units.
         decay_init: initialiser of ``decay``; as it stands :math:`a` is 0.9 to 0.999 where r is 1.
 
     Arguments that are not listed, and errors, are those of `LSTMCell`.

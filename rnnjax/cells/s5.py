@@ -5,19 +5,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from rnnjax.cells.activations import Initializer
-from rnnjax.cells.arguments import check_size
-from rnnjax.cells.base import Cell, Coupling, Param, Params
+from rnnjax.cells.base import Coupling, Param, Params
 from rnnjax.cells.initializers import LegS, log_steps
-from rnnjax.cells.lru import HALF_NORMAL, ComplexCarry, around_states, turned
+from rnnjax.cells.lru import ComplexCarry, ComplexCell, turned
 
 LEGS = LegS()
 
 
 @dataclasses.dataclass(frozen=True)
-class S5Cell(Cell[ComplexCarry]):
+class S5Cell(ComplexCell):
     r"""S5 (Smith, Warrington & Linderman, 2023): a state space with a step, held between inputs.
 
     .. math::
@@ -53,46 +51,15 @@ class S5Cell(Cell[ComplexCarry]):
     ((8, 20), (8, 50))
     """
 
-    hidden_size: int
     _: dataclasses.KW_ONLY
-    state_size: int | None = None
     eigenvalue_init: str | Initializer = LEGS
     log_step_init: str | Initializer = log_steps
-    output_kernel_init: str | Initializer = "lecun_normal"
-    skip_kernel_init: str | Initializer = "lecun_normal"
-    kernel_init: str | Initializer = HALF_NORMAL
-    intervals: bool = False
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
 
-    carry = ComplexCarry
-    gates = "real", "imag"
     coupling = Coupling.CONTRACTING
-    recurrent = None
-    output = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_size("state_size", self.states)
-
-    @property
-    def raw_inputs(self) -> int:
-        """The interval, if there is one."""
-        return int(self.intervals)
-
-    @property
-    def states(self) -> int:
-        """The number of complex states."""
-        return self.hidden_size if self.state_size is None else self.state_size
-
-    @property
-    def carry_shapes(self) -> dict[str, tuple[int, ...]]:
-        """``real`` and ``imag``, both ``(state_size,)``."""
-        return dict.fromkeys(ComplexCarry._fields, (self.states,))
 
     def parameters(self, input_size: int) -> dict[str, Param]:
         """``kernel``, ``output_kernel``, ``skip_kernel``, ``eigenvalue`` and ``log_step``."""
-        return around_states(self, input_size) | {
+        return super().parameters(input_size) | {
             "eigenvalue": Param((2, self.states), self.eigenvalue_init),
             "log_step": Param((self.states,), self.log_step_init),
         }
@@ -120,6 +87,4 @@ class S5Cell(Cell[ComplexCarry]):
 
     def readout(self, params: Params, emitted: Any, xs: Any) -> jax.Array:
         """The third."""
-        return (
-            2 * (emitted @ params["output_kernel"]) + self.without_raw(xs) @ params["skip_kernel"]
-        )
+        return super().readout(params, 2 * emitted, xs)

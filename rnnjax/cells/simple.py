@@ -35,7 +35,6 @@ class SimpleRNNCell(Cell[SimpleRNNCarry]):
     Keras's ``SimpleRNN``.
 
     Args:
-        hidden_size: the number of hidden units.
         activation: of the sum, by name or as a callable.
 
     Arguments that are not listed, and errors, are those of `LSTMCell`.
@@ -79,7 +78,8 @@ class LeakyRNNCell(SimpleRNNCell):
 
     Args:
         leak: :math:`a`, above 0 and at most 1, which is the simple network.
-        hidden_size: the number of hidden units; this and all other arguments as of `SimpleRNNCell`.
+
+    Arguments that are not listed are those of `SimpleRNNCell`.
 
     Raises:
         InvalidInputError: ``leak`` is outside of its bounds; or as `SimpleRNNCell`.

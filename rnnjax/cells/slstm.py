@@ -55,7 +55,6 @@ class SLSTMCell(Cell[SLSTMCarry]):
     that order. The carry is `SLSTMCarry`, :math:`h, c, n, m`.
 
     Args:
-        hidden_size: the number of hidden units.
         heads: the number of blocks, which divides ``hidden_size``.
         exponential_forget: whether the forget gate is an exponential too, which leaves out the
             :math:`\log \sigma`.

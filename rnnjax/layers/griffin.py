@@ -134,7 +134,6 @@ class GriffinCell(CompositeCell[tuple[WindowCarry, SimpleRNNCarry]]):
 
     def __post_init__(self) -> None:
         check_fields(self)
-        check_size("state_size", self.states)
         check_size("heads", self.heads)
         if self.states % self.heads:
             raise InvalidInputError(
