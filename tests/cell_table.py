@@ -231,7 +231,6 @@ def make_cells() -> dict[str, rnnjax.Cell]:
         "user-sub": SubLSTMCell(5),
         "user-scrn": SCRNCell(5, context_size=3),
         "user-step": OwnStepCell(5),
-        "griffin": rnnjax.GriffinCell(5, state_size=4, heads=2),
         "learned-carry": rnnjax.LearnedCarry(GRUCell(5)),
         "stack": Stack([LSTMCell(5), GRUCell(4), SimpleRNNCell(3)]),
         "stack-nested": Stack(
@@ -251,7 +250,7 @@ FEW = ["lstm", "lstm-callable", "gru", "gru-reset-before", "user-peephole", "use
 
 
 def layers(cell: rnnjax.Cell) -> list[rnnjax.Cell]:
-    if isinstance(cell, Stack | rnnjax.GriffinCell):
+    if isinstance(cell, Stack):
         return [layer for inner in cell.cells for layer in layers(inner)]
     return [cell.cell if isinstance(cell, rnnjax.LearnedCarry) else cell]
 
@@ -304,7 +303,7 @@ def methods(name: str) -> list[rnnjax.Method]:
 BROAD = [*FEW, "user-gain", "projection", "layernorm-lstm", "mingru", "lru", "convlstm-2d", "stack"]
 # And one of each kind whose state is no vector of a layer: earlier inputs, heads, matrices, a stack
 # of its own.
-WAYS = [*BROAD, "temporal-conv", "s6", "slstm", "mlstm", "deltanet", "griffin"]
+WAYS = [*BROAD, "temporal-conv", "s6", "slstm", "mlstm", "deltanet"]
 BY_ALL = ["lstm", "user-peephole", "mingru"]
 # So that each method has cells that run forward and others in reverse.
 IN_REVERSE = {"lstm-callable", "gru", "user-peephole", "mingru", "lru", "convlstm-2d", "deltanet"}

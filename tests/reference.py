@@ -331,25 +331,6 @@ def temporal_conv(p: Any, carry: Any, x: Array, o: Options) -> Any:
     return (u, *carry[:2]), (p["taps"] * np.moveaxis(window, 0, -2)).sum(-2) + p.get("taps_bias", 0)
 
 
-def griffin(p: Any, carry: Any, x: Array, o: Options) -> Any:
-    """De et al., 2024: ``y = (GeLU(x W_g + b_g) h') W_o + b_o``, h' of RG-LRU with gates in blocks.
-
-    It reads what the convolution makes of x, and has no product of its own but that of the gates.
-    """
-    first, own = p
-    window, u = temporal_conv(first, carry[0], x, o)
-    size, states = own["kernel"].shape[0], u.shape[-1]
-    gates = []
-    for columns in np.split(own["kernel"], 2 * states // size, axis=-1):
-        rows = len(gates) % (states // size) * size
-        gates.append(u[..., rows : rows + size] @ columns)
-    r, i = np.split(sigmoid(np.concatenate(gates, -1) + own["bias"]), 2, axis=-1)
-    a = np.exp(-8 * _softplus(own["decay"]) * r)
-    h = a * carry[1][0] + np.sqrt(1 - a**2) * i * u
-    gate = ACTIVATIONS["gelu"](x @ first["gate_kernel"] + first["gate_bias"])
-    return (window, (h,)), (gate * h) @ own["out_kernel"] + own["out_bias"]
-
-
 def s6(p: Any, carry: Any, x: Array, o: Options) -> Any:
     """Gu & Dao, 2023, algorithm 2: delta, B and C of the input; channel k has states of its own.
 

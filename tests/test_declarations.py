@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cell_table import CELLS, OwnPastCell, OwnStepCell, grid, layers
+from cell_table import CELLS, OwnPastCell, OwnStepCell, grid
 
 import rnnjax
 from rnnjax import Coupling, InvalidInputError, Role
@@ -18,24 +18,20 @@ from rnnjax import Coupling, InvalidInputError, Role
 DECLARED = {name: cell for name, cell in CELLS.items() if cell.carry is not None} | {
     "own-past": OwnPastCell(5),
     "own-past-linear": OwnPastCell(5, linear=True),
-    **{f"griffin-{i}": cell for i, cell in enumerate(layers(CELLS["griffin"])) if cell.carry},
 }
 # A memory is affine by what it is, and has no update of its own.
 UPDATES = {name: cell for name, cell in DECLARED.items() if not cell.has_memory}
 # What holds and is not promised, as the class says why.
 WITHHELD = {
     "temporal-conv": Coupling.CONTRACTING,
-    "griffin-0": Coupling.CONTRACTING,
     "layernorm-gru": Coupling.ELEMENTWISE,
 }
-# Twice as many features as units, which Griffin's recurrence takes for two halves.
-FEATURES = {"griffin-1": 8}
 SIZES = np.array([1e-2, 1, 30, 1e3, 1e6])
 
 
 def drawn(name: str, batch: tuple[int, ...], random_like: Any) -> tuple[Any, Any, Any]:
     """Parameters, a carry and the inputs of a step."""
-    cell, features = DECLARED[name], FEATURES.get(name, 2)
+    cell, features = DECLARED[name], 2
     axes = (*batch, *(grid(name) if name in CELLS else ()))
     params = random_like(lambda: cell.init(jax.random.key(0), features), 1, scale=2)
     return params, *(

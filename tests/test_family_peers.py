@@ -4,6 +4,7 @@ Each test is skipped where its package is not installed: minGRU-pytorch 0.2.1, x
 0.1.1, mambapy 1.2.0 and recurrentgemma 1.0.1 are those that it was written for.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_gallery import names
 
 import rnnjax
 from rnnjax import Fused, Parallel, Scan
@@ -71,8 +73,7 @@ def compare(
         marks: of `rnnjax.unroll`.
     """
     for method in (Scan(), Fused(), Parallel()):
-        layers = cell.cells if isinstance(cell, rnnjax.GriffinCell) else (cell,)
-        if any(method.refusal(layer) is not None for layer in layers):
+        if method.refusal(cell) is not None:
             continue
 
         def run(arrays: Arrays, method: Any = method) -> Any:
@@ -228,28 +229,35 @@ def test_griffin(assert_close: Any) -> None:
         window = jnp.moveaxis(cache.conv1d_state, 1, 0)[::-1]
         return (over_time(ys), *window, cache.rg_lru_state)
 
-    def translate(a: Arrays) -> Any:
+    def ours(a: Arrays, method: Any) -> Any:
         gates = [f"rg_lru/{gate}" for gate in ("a_gate", "input_gate")]
-        blocks = jnp.concatenate([a[f"{gate}/w"] for gate in gates])  # one head below the other
-        first = {
-            "kernel": a["linear_x/kernel"],
-            "bias": a["linear_x/bias"],
-            "taps": a["conv_1d/w"],
-            "taps_bias": a["conv_1d/b"],
+        whole = [jax.scipy.linalg.block_diag(*a[f"{gate}/w"]) for gate in gates]
+        biases = [a[f"{gate}/b"].reshape(-1) for gate in gates]
+        params = {
+            "convolution": {
+                "kernel": a["linear_x/kernel"],
+                "bias": a["linear_x/bias"],
+                "taps": a["conv_1d/w"],
+                "taps_bias": a["conv_1d/b"],
+            },
+            "recurrence": {
+                "kernel": jnp.concatenate([*whole, jnp.eye(states)], -1),
+                "bias": jnp.concatenate([*biases, jnp.zeros(states)]),
+                "decay": a["rg_lru/a_param"],
+            },
             "gate_kernel": a["linear_y/kernel"],
             "gate_bias": a["linear_y/bias"],
-        }
-        second = {
-            "kernel": jnp.concatenate(list(blocks), -1),
-            "bias": jnp.concatenate([a[f"{gate}/b"].reshape(-1) for gate in gates]),
-            "decay": a["rg_lru/a_param"],
             "out_kernel": a["linear_out/kernel"],
             "out_bias": a["linear_out/bias"],
         }
-        return (first, second), over_time(a["x"]), None
+        griffin = names("linear")["griffin"]
+        (window, state), ys = griffin(params, over_time(a["x"]), method=method)
+        return (ys, *window, *state)
 
-    cell = rnnjax.GriffinCell(FEATURES, state_size=states, heads=heads)
-    compare(cell, translate, in_jax(theirs, arrays), arrays, assert_close)
+    expected = in_jax(theirs, arrays)
+    for method in (Scan(), Fused(), Parallel()):
+        found = in_jax(functools.partial(ours, method=method), arrays)
+        assert_close(found, expected, TOLERANCE)
 
 
 def test_s6_of_mambapy(assert_close: Any) -> None:

@@ -605,6 +605,39 @@ def test_legendre_memory_is_its_matrix(assert_close: Any) -> None:
     assert_close(((last,), every), loop(step, (np.zeros((ROWS, 2, order)),), us), 1e-12)
 
 
+@as_function("linear", "griffin")
+def test_griffin_is_a_gate_beside_a_convolution_and_a_recurrence(assert_close: Any) -> None:
+    rng = np.random.default_rng(6)
+
+    def drawn(**shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
+        return {name: rng.normal(size=shape) for name, shape in shapes.items()}
+
+    conv = drawn(kernel=(3, 4), bias=(4,), taps=(4, 4), taps_bias=(4,))
+    own = drawn(kernel=(4, 12), bias=(12,), decay=(4,))
+    out = drawn(gate_kernel=(3, 4), gate_bias=(4,), out_kernel=(4, 5), out_bias=(5,))
+    xs = rng.normal(size=(TIME, ROWS, 3))
+
+    def step(x: Any, s: State) -> Any:
+        *window, h = s
+        u = x @ conv["kernel"] + conv["bias"]
+        seen = (u, *window)
+        v = sum(k * w for k, w in zip(conv["taps"][::-1], seen, strict=True)) + conv["taps_bias"]
+        r, i, n = np.split(v @ own["kernel"] + own["bias"], 3, -1)
+        a = np.exp(-8 * softplus(own["decay"]) * sigmoid(r))
+        h = a * h + np.sqrt(1 - a**2) * sigmoid(i) * n
+        z = x @ out["gate_kernel"] + out["gate_bias"]
+        gate = 0.5 * z * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3)))
+        return (*seen[:3], h), (gate * h) @ out["out_kernel"]
+
+    params = {**out, "convolution": conv, "recurrence": own}
+    run = jax.jit(
+        lambda params, xs: names("linear")["griffin"](params, xs, lengths=LENGTHS, resets=RESETS)
+    )
+    (window, state), ys = run(params, xs)
+    expected = loop(step, (np.zeros((ROWS, 4)),) * 4, xs)
+    assert_close(((*window, *state), ys - out["out_bias"]), expected, 1e-12)
+
+
 # ---- from differential equations, and reservoirs
 
 

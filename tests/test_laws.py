@@ -99,7 +99,7 @@ def results(case: Callable[..., Case]) -> Callable[..., Any]:
 
 
 # The other cells that run in parallel do so in tests/test_reference.py.
-LOOPED = [*BROAD, "slstm", "deltanet", "griffin"]
+LOOPED = [*BROAD, "slstm", "deltanet"]
 
 
 @pytest.mark.parametrize(("name", "method", "reverse"), both_ways(table(Auto, ordinary=LOOPED)))

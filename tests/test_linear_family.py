@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import reference
 
 import rnnjax
 from rnnjax import Fused, InvalidInputError, Parallel
@@ -448,65 +447,6 @@ def test_a_delta_rule_over_chunks_calls_no_solver():
     text = loss.lower(params, xs).as_text()
     assert "custom_call" not in text
     assert "triangular_solve" not in text
-
-
-class GriffinLayer(reference.Layer):
-    """Griffin's block for the reference, with the leaves of its carry in one tuple."""
-
-    @property
-    def shapes(self):
-        return ((4,),) * 4
-
-    def step(self, params, carry, x):
-        (window, hidden), y = reference.griffin(params, (carry[:3], carry[3:]), x, None)
-        return (*window, *hidden), y
-
-
-@pytest.mark.parametrize(
-    ("reverse", "masked_outputs"),
-    [
-        (True, "last"),
-        pytest.param(False, "zero", marks=pytest.mark.slow),
-        pytest.param(True, "zero", marks=pytest.mark.slow),
-        pytest.param(False, "last", marks=pytest.mark.slow),
-    ],
-)
-@pytest.mark.usefixtures("x64")
-def test_griffin_is_its_equations(reverse, masked_outputs, random_like, assert_close):
-    """With NaNs where a mask skips, in its window too; values and a derivative."""
-    cell, rng = rnnjax.GriffinCell(3, state_size=4, heads=2), np.random.default_rng(0)
-    params = random_like(lambda: cell.init(KEY, 2), 1, "float64")
-    carry = random_like(lambda: cell.initial_carry((3,)), 2, "float64")
-    xs, mask = rng.normal(size=(7, 3, 2)), rng.random((7, 3)) < 0.6
-    xs[~mask] = np.nan
-    marks = {"mask": mask, "resets": rng.random((7, 3)) < 0.2, "lengths": np.array([7, 4, 6])}
-    marks |= {"reverse": reverse, "masked_outputs": masked_outputs}
-    given = jax.tree.map(np.asarray, (params, xs, carry))
-    directions = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), given)
-
-    def theirs(given):
-        params, xs, carry = given
-        layer = GriffinLayer("griffin", 3)
-        return reference.unroll(layer, params, xs, (*carry[0], *carry[1]), **marks)
-
-    def ours(*given):
-        carry, ys = rnnjax.unroll(cell, *given, **marks, method=Parallel())
-        return tuple(jax.tree.leaves(carry)), ys
-
-    found = jax.jit(lambda given, directions: jax.jvp(ours, given, directions))
-    expected = reference.with_slopes(theirs, given, directions)
-    assert_close(found(given, directions), expected, 1e-12)
-
-
-def test_griffin_says_what_does_not_fit():
-    with pytest.raises(InvalidInputError, match="heads must divide the state_size of 6, but are 4"):
-        rnnjax.GriffinCell(4, state_size=6, heads=4)
-    cell = rnnjax.GriffinCell(4)
-    params, xs = jax.eval_shape(lambda: (cell.init(KEY, 4), jnp.ones((3, 2, 4))))
-    with pytest.raises(InvalidInputError, match="kernel of the recurrence of GriffinCell"):
-        jax.eval_shape(functools.partial(rnnjax.unroll, rnnjax.GriffinCell(4, heads=2)), params, xs)
-    with pytest.raises(InvalidInputError, match="params of a Stack must be a tuple"):
-        jax.eval_shape(functools.partial(rnnjax.unroll, cell), params[0], xs)
 
 
 @pytest.mark.parametrize("name", ["mlstm", "by-key", "deltanet"])

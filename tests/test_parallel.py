@@ -83,7 +83,6 @@ CELLS = {
     "s5": rnnjax.S5Cell(4, state_size=3),
     "rglru": rnnjax.RGLRUCell(4),
     "temporal-conv": rnnjax.TemporalConvCell(4),
-    "griffin": rnnjax.GriffinCell(4, state_size=6, heads=3),
     "s6": rnnjax.S6Cell(4, state_size=3),
     "mlstm": rnnjax.MLSTMCell(4, heads=2, key_size=3),
     "mamba2": rnnjax.Mamba2Cell(4, heads=2, state_size=3),
@@ -148,7 +147,7 @@ def results(name, marks, method):
 # With all marks at once, and in chunks of a memory that do not fit, for one cell of each form and
 # for what a method may see besides. All others, and stacks, are held against the reference by this
 # method (tests/test_reference.py). With all marks an LRU and what remembers inputs run in
-# tests/test_sequence_laws.py, Griffin in tests/test_linear_family.py.
+# tests/test_sequence_laws.py.
 WHOLE = ["minlstm", "turning"]
 MEMORIES = ["mlstm", "mamba2", "deltanet"]
 USUAL = [
@@ -170,7 +169,7 @@ OVER_TIME = [
     *(pytest.param("mingru", marks, marks=pytest.mark.slow) for marks in MARKS),
     *(
         pytest.param(name, "all", marks=pytest.mark.slow)
-        for name in ("turning", "temporal-conv", "griffin", "s6")
+        for name in ("turning", "temporal-conv", "s6")
     ),
 ]
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
+from jax.typing import DTypeLike
 
 from rnnjax.cells.arguments import brief
 from rnnjax.cells.base import Carry, CarryT, Cell, Inputs, Params
@@ -79,6 +80,23 @@ class CompositeCell(Cell[CarryT]):
         """
 
 
+class WrappedCell(Cell[CarryT]):
+    """A cell around another, whose outputs and carry it has unless it says otherwise."""
+
+    cell: Cell[CarryT]
+
+    @property
+    def output_size(self) -> int:
+        """That of the cell."""
+        return self.cell.output_size
+
+    def initial_carry(
+        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
+    ) -> CarryT:
+        """That of the cell, which does not know the parameters."""
+        return self.cell.initial_carry(batch_shape, dtype)
+
+
 def check_free(what: str, cell: Cell) -> None:
     """Raise unless the carry of ``cell`` may hold any numbers, as ``what`` makes them."""
     carry = jax.eval_shape(cell.initial_carry)
@@ -89,6 +107,17 @@ def check_free(what: str, cell: Cell) -> None:
                 f"{', '.join(part.free)} may hold any; begin it from its initial_carry, or take "
                 "another cell"
             )
+
+
+def vector_sizes(what: str, cell: Cell) -> list[int]:
+    """The sizes of the leaves of a carry, each of them a vector of each row."""
+    shapes = [leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(cell.initial_carry))]
+    if any(len(shape) != 1 for shape in shapes):
+        raise InvalidInputError(
+            f"{what} a carry whose leaves are vectors, but that of {brief(cell)} has leaves of "
+            f"shapes {shapes}; take another cell"
+        )
+    return [size for (size,) in shapes]
 
 
 SingleRun = Callable[[Cell, Params, Any, Carry, Noise, bool], tuple[Carry, jax.Array]]

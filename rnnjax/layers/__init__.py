@@ -5,7 +5,6 @@ from rnnjax.layers.bidirectional import Bidirectional, Directions
 from rnnjax.layers.bridge import Bridge
 from rnnjax.layers.dropout import Dropout
 from rnnjax.layers.gradients import state_gradients
-from rnnjax.layers.griffin import GriffinCell
 from rnnjax.layers.learned import LearnedCarry
 from rnnjax.layers.prepared import Prepared, prepare
 from rnnjax.layers.regularized import Regularized
@@ -18,7 +17,6 @@ __all__ = [
     "Bridge",
     "Directions",
     "Dropout",
-    "GriffinCell",
     "LearnedCarry",
     "Pooling",
     "Prepared",

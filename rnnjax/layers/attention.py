@@ -5,9 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from rnnjax.cells.base import CarryT, Cell, Inputs, Params
+from rnnjax.cells.composite import WrappedCell, vector_sizes
 from rnnjax.cells.onehot import OneHot
 from rnnjax.errors import InvalidInputError
 
@@ -59,7 +59,7 @@ def _softmax(scores: jax.Array, valid: jax.Array | None, axis: int) -> jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class AttentionCell(Cell[CarryT]):
+class AttentionCell(WrappedCell[CarryT]):
     r"""A cell that looks back on an encoded sequence before each step (Bahdanau et al., 2015).
 
     .. math::
@@ -93,12 +93,7 @@ class AttentionCell(Cell[CarryT]):
     attention_size: int
 
     def __post_init__(self) -> None:
-        shapes = [leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(self.cell.initial_carry))]
-        if any(len(shape) != 1 for shape in shapes):
-            raise InvalidInputError(
-                "an AttentionCell compares by a carry whose leaves are vectors, but that of its "
-                f"cell has leaves of shapes {shapes}; take another cell"
-            )
+        vector_sizes("an AttentionCell compares by", self.cell)
 
     @property
     def output_size(self) -> int:
@@ -108,8 +103,7 @@ class AttentionCell(Cell[CarryT]):
     def init(self, key: jax.Array, input_size: int) -> dict[str, Any]:
         """Draw the parameters of the cell and of the attention (Glorot uniform)."""
         cell_key, *keys = jax.random.split(key, 4)
-        carry = jax.eval_shape(self.cell.initial_carry)
-        state = sum(leaf.shape[-1] for leaf in jax.tree.leaves(carry))
+        state = sum(vector_sizes("an AttentionCell compares by", self.cell))
         draw, size = jax.nn.initializers.glorot_uniform(), self.attention_size
         return {
             "cell": self.cell.init(cell_key, input_size + self.memory_size),
@@ -149,12 +143,6 @@ class AttentionCell(Cell[CarryT]):
         state = jnp.concatenate(jax.tree.leaves(carry), axis=-1)
         compared = jnp.tanh(state @ params["query_kernel"] + params["projected"])
         return _softmax(compared @ params["score_kernel"], params["valid"], axis=0)
-
-    def initial_carry(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
-    ) -> CarryT:
-        """That of the cell."""
-        return self.cell.initial_carry(batch_shape, dtype)
 
     def step(self, params: Params, carry: CarryT, x: Inputs) -> tuple[CarryT, jax.Array]:
         """Look back, and run the cell on ``x`` beside what was found."""

@@ -1,13 +1,12 @@
 """One network's carry from another's: an encoder's last state begins a decoder."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from rnnjax.cells.base import Carry, Cell, Params
-from rnnjax.cells.composite import check_free
+from rnnjax.cells.composite import check_free, vector_sizes
 from rnnjax.errors import InvalidInputError
 
 
@@ -77,15 +76,5 @@ class Bridge:
 
     def _sizes(self) -> tuple[list[int], list[int]]:
         """Of the leaves of both carries."""
-        both: list[Any] = [
-            [leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(cell.initial_carry))]
-            for cell in (self.source, self.target)
-        ]
-        for shapes in both:
-            if any(len(shape) != 1 for shape in shapes):
-                raise InvalidInputError(
-                    "a Bridge joins carries whose leaves are vectors, but one has leaves of "
-                    f"shapes {shapes}; flatten or pool it first"
-                )
-        sources, targets = ([shape[0] for shape in shapes] for shapes in both)
-        return sources, targets
+        source, target = (vector_sizes("a Bridge joins", c) for c in (self.source, self.target))
+        return source, target

@@ -10,12 +10,12 @@ from jax.typing import DTypeLike
 
 from rnnjax.cells.arguments import brief
 from rnnjax.cells.base import CarryT, Cell, Inputs, Params, PickLast
-from rnnjax.cells.composite import CompositeCell, LayerRun, check_free
+from rnnjax.cells.composite import CompositeCell, LayerRun, WrappedCell, check_free
 from rnnjax.errors import InvalidInputError
 
 
 @dataclasses.dataclass(frozen=True)
-class LearnedCarry(CompositeCell[CarryT]):
+class LearnedCarry(WrappedCell[CarryT], CompositeCell[CarryT]):
     """A cell whose sequences begin with a carry that is one of its parameters.
 
     Sequences begin with it where `rnnjax.unroll` is given no carry, and at each reset; the
@@ -46,11 +46,6 @@ class LearnedCarry(CompositeCell[CarryT]):
             )
         check_free("a LearnedCarry", self.cell)
 
-    @property
-    def output_size(self) -> int:
-        """That of the cell."""
-        return self.cell.output_size
-
     def last_output(self, carry: Any, ys: jax.Array, pick: PickLast) -> jax.Array:
         """The last output of the cell."""
         return self.cell.last_output(carry, ys, pick)
@@ -63,12 +58,6 @@ class LearnedCarry(CompositeCell[CarryT]):
     def init(self, key: jax.Array, input_size: int) -> dict[str, Any]:
         """Draw the cell's parameters, and take its initial carry to begin with."""
         return {"cell": self.cell.init(key, input_size), "initial_carry": self.cell.initial_carry()}
-
-    def initial_carry(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
-    ) -> CarryT:
-        """The cell's own, which does not know the parameters; see `start`."""
-        return self.cell.initial_carry(batch_shape, dtype)
 
     def start(
         self, params: Params, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None

@@ -20,6 +20,7 @@ from rnnjax.cells.arguments import (
     usual_promotion,
 )
 from rnnjax.cells.base import CarryT, Cell, Inputs, Params
+from rnnjax.cells.composite import WrappedCell
 from rnnjax.cells.onehot import OneHot
 from rnnjax.engine.fused.matmul import Forward, Products
 from rnnjax.engine.fused.method import Fused
@@ -31,7 +32,7 @@ from rnnjax.layers.stack import Stack
 
 
 @dataclasses.dataclass(frozen=True)
-class Prepared(Cell[CarryT]):
+class Prepared(WrappedCell[CarryT]):
     """A cell whose kernels were cast and laid out for its products; made by `prepare`.
 
     Parameters are those of the cell, but for the kernels' type and order. The carry is the cell's.
@@ -46,11 +47,6 @@ class Prepared(Cell[CarryT]):
     cell: Cell[CarryT]
     inputs: Products | None
     states: Products
-
-    @property
-    def output_size(self) -> int:
-        """That of the cell."""
-        return self.cell.output_size
 
     def init(self, key: jax.Array, input_size: int) -> dict[str, jax.Array]:
         """The cell's parameters, laid out."""
@@ -92,12 +88,6 @@ class Prepared(Cell[CarryT]):
             drawn["kernel"] = jax.ShapeDtypeStruct((rows - states, width), dtype)
             drawn["recurrent_kernel"] = jax.ShapeDtypeStruct((states, width), dtype)
         return drawn
-
-    def initial_carry(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
-    ) -> CarryT:
-        """The cell's own."""
-        return self.cell.initial_carry(batch_shape, dtype)
 
     @usual_promotion()
     def step(self, params: Params, carry: CarryT, x: Inputs) -> tuple[CarryT, jax.Array]:

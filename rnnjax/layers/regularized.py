@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 
 from rnnjax.cells.arguments import as_inputs, brief, made_carry
 from rnnjax.cells.base import CarryT, Cell, Inputs, Params
-from rnnjax.cells.composite import CompositeCell, LayerRun, Noise
+from rnnjax.cells.composite import CompositeCell, LayerRun, Noise, WrappedCell
 from rnnjax.cells.onehot import OneHot
 from rnnjax.engine.core.masking import StepMarks, Steps
 from rnnjax.errors import InvalidInputError
@@ -16,7 +16,7 @@ from rnnjax.layers.dropout import Dropout, check_rate, factors
 
 
 @dataclasses.dataclass(frozen=True)
-class Regularized(CompositeCell[CarryT]):
+class Regularized(WrappedCell[CarryT], CompositeCell[CarryT]):
     r"""A cell with noise in training, which `rnnjax.unroll` draws from its ``key``.
 
     Parameters and carry are those of the cell itself. Without a key nothing is drawn: dropout and
@@ -90,11 +90,6 @@ class Regularized(CompositeCell[CarryT]):
         return {name: rate for name, rate in rates.items() if rate}
 
     @property
-    def output_size(self) -> int:
-        """That of the cell."""
-        return self.cell.output_size
-
-    @property
     def is_stochastic(self) -> bool:
         """Whether any rate is above 0."""
         return any(getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "cell")
@@ -102,12 +97,6 @@ class Regularized(CompositeCell[CarryT]):
     def init(self, key: jax.Array, input_size: int) -> Params:
         """The cell's own parameters."""
         return self.cell.init(key, input_size)
-
-    def initial_carry(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
-    ) -> CarryT:
-        """The cell's own."""
-        return self.cell.initial_carry(batch_shape, dtype)
 
     def start(
         self, params: Params, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
