@@ -158,14 +158,8 @@ def foreign(
 ) -> Adapted:
     """A cell of Flax's that is not in the table, or is told more than the table knows.
 
-    Its parameters are all the arrays that the step reads, wherever it has them from: the module,
-    one that it shares, or the closure of a function.
-
-    Args:
-        module: as a value.
-        step: ``(carry, x) -> (carry, y)``.
-        start: a carry.
-        x: the shape and type of a step's inputs.
+    Its parameters are all the arrays that the step ``(carry, x) -> (carry, y)`` reads, wherever it
+    has them from: the module, one that it shares, or the closure of a function.
     """
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise InvalidInputError(
@@ -188,12 +182,8 @@ def known(layouts: Mapping[type, Layout], module: Any, tree: Tree) -> Adapted | 
     """One of Flax's five cells, in the place of which rnnjax's runs: its numbers, and faster.
 
     None where it is no such cell, or has more than they have: parameters of an activation, low-rank
-    parts of a kernel, a function that is no plain value.
-
-    Args:
-        layouts: by the class.
-        module: the cell, for its options.
-        tree: its parameters, by the names of the layout.
+    parts of a kernel, a function that is no plain value. The parameters in ``tree`` have the names
+    of the layout.
     """
     layout = layouts.get(type(module))
     if layout is None or set(tree) != {*layout.inputs, *layout.hiddens} or not _exact(module):
@@ -267,12 +257,9 @@ def _is_value(function: Any) -> bool:
 
 
 def params_of(layout: Layout, tree: Tree, residual: bool) -> dict[str, jax.Array]:
-    """The parameters of our cell, from the tree of Flax's.
+    """The parameters of our cell, from the tree of Flax's, with all its kernels.
 
-    Args:
-        layout: of the tree.
-        tree: with all its kernels.
-        residual: whether a SimpleCell adds the hidden state, the identity in our kernel.
+    A ``residual`` SimpleCell adds the hidden state, which is the identity in our kernel.
     """
     first, second = layout.inputs, layout.hiddens
     recurrent = _joined(tree, second, "kernel")
@@ -299,11 +286,7 @@ def _joined(tree: Tree, names: tuple[str, ...], leaf: str) -> jax.Array:
 
 
 def check_cell(cell: Any, base: type, example: str) -> None:
-    """Raise unless a cell is one of rnnjax, or of Flax, whose ``base`` is given.
-
-    Raises:
-        InvalidInputError: it is neither; the message shows the ``example``.
-    """
+    """Raise unless a cell is one of rnnjax, or of Flax, whose ``base`` is given."""
     if not isinstance(cell, Cell | base):
         raise InvalidInputError(
             f"cell must be a cell of rnnjax or an RNNCellBase of Flax's, such as {example}, but "
@@ -312,11 +295,7 @@ def check_cell(cell: Any, base: type, example: str) -> None:
 
 
 def check_default(name: str, value: Any, default: Any) -> None:
-    """Raise unless an argument by which Flax lifts variables through its loop is at its default.
-
-    Raises:
-        InvalidInputError: it is not.
-    """
+    """Raise unless an argument by which Flax lifts variables through its loop is at its default."""
     if value != default:
         raise InvalidInputError(
             f"{name} must be left at its default, but is {value!r}: the cells that run here keep "
@@ -395,13 +374,12 @@ def run(
         if promotes and isinstance(xs, jax.Array) and not jnp.issubdtype(xs.dtype, jnp.inexact):
             xs = xs.astype(cell.dtype or jnp.promote_types(xs.dtype, params["kernel"].dtype))
         xs = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, time, 0), xs)
-        lengths = _lengths(seq_lengths, xs.shape[0], xs.shape[1 : -1 - grid])
         carry, ys = unroll(
             cell,
             params,
             xs,
             None if initial_carry is None else into(initial_carry),
-            lengths=lengths,
+            lengths=seq_lengths,
             mask=_time_first("mask", mask, steps, time_major),
             resets=_time_first("resets", resets, steps, time_major),
             reset_carry=None if reset_carry is None else into(reset_carry),
@@ -410,7 +388,7 @@ def run(
             method=rnn.method,
         )
     if turned and not keep_order:
-        ys = jax.tree.map(lambda leaf: _in_order_of_computation(leaf, lengths), ys)
+        ys = jax.tree.map(lambda leaf: _in_order_of_computation(leaf, seq_lengths), ys)
     # Behind the batch: an output may have other axes than an input.
     ys = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, time), ys)
     carry, ys = out_of(carry, ys)
@@ -466,6 +444,8 @@ def _in_words_of_the_caller(time_major: bool) -> Iterator[None]:
     except InvalidInputError as error:
         said = re.sub(r"\bxs\b", "inputs", str(error))
         said = re.sub(r"^carry\b", "initial_carry", said)
+        if said.startswith("lengths"):
+            said = re.sub(r"check (that time|which axis).*", "check time_major", f"seq_{said}")
         if not time_major:
             said = said.replace("(time, batch, features)", "(batch, time, features)")
         raise InvalidInputError(said) from error
@@ -495,29 +475,6 @@ def _checked(inputs: Any, time_major: bool, grid: int) -> Any:
     return inputs
 
 
-def _lengths(seq_lengths: Any, num_steps: int, batch: tuple[int, ...]) -> jax.Array | None:
-    """The lengths as an array; checked here because `unroll` would speak of other arguments."""
-    if seq_lengths is None:
-        return None
-    # By NumPy where they are known: inside of jit JAX would trace even constants.
-    values = None if isinstance(seq_lengths, jax.core.Tracer) else np.asarray(seq_lengths)
-    lengths = jnp.asarray(seq_lengths)
-    if not jnp.issubdtype(lengths.dtype, jnp.integer) or lengths.shape != batch:
-        raise InvalidInputError(
-            f"seq_lengths must be integers of shape {batch}, one for each row of inputs, but is "
-            f"{lengths.dtype} {lengths.shape}; booleans for each step are given as mask"
-        )
-    if values is not None and values.size:
-        least, most = int(values.min()), int(values.max())
-        if least < 0 or most > num_steps:
-            raise InvalidInputError(
-                f"seq_lengths must lie between 0 and the {num_steps} steps of inputs, but go from "
-                f"{least} to {most}; check time_major, which says which axis of inputs is time"
-            )
-    # Inside of jit a length may be larger than there are steps, and then counts as all of them.
-    return jnp.clip(lengths, 0, num_steps)
-
-
 def _time_first(name: str, marks: Any, steps: tuple[int, ...], time_major: bool) -> Any:
     """``marks``, in the shape ``steps`` of the inputs, as ``(time, *batch)``."""
     if marks is None:
@@ -532,10 +489,12 @@ def _time_first(name: str, marks: Any, steps: tuple[int, ...], time_major: bool)
     return marks if time_major else jnp.moveaxis(marks, -1, 0)
 
 
-def _in_order_of_computation(ys: jax.Array, lengths: jax.Array | None) -> jax.Array:
+def _in_order_of_computation(ys: jax.Array, lengths: Any) -> jax.Array:
     """``ys (time, *batch, size)`` of a reverse run, each row from its last valid step on."""
     if lengths is None:
         return jnp.flip(ys, axis=0)
+    # Inside of jit a length may be larger than there are steps, and then counts as all of them.
+    lengths = jnp.clip(jnp.asarray(lengths), 0, len(ys))
     times = jnp.arange(len(ys)).reshape(-1, *[1] * lengths.ndim)
     sources = jnp.where(times < lengths, lengths - 1 - times, times)
     sources = sources.reshape(*sources.shape, *[1] * (ys.ndim - sources.ndim))

@@ -144,10 +144,9 @@ def activate_gates(gates: jax.Array, activations: Sequence[str | Activation]) ->
 
     Where all are tanh or sigmoid, they are computed as one tanh over the whole contiguous array,
     with :math:`\sigma(x) = (1 + \tanh(x / 2)) / 2`: compilers vectorise that several times better
-    than functions of slices, which they also recompute for each of their readers (93 us against 25
-    a step at 700 units and 12 rows on two cores). Their derivative then comes from their values,
-    which a backward pass keeps (see `RESIDUAL`), without a transcendental function. Others are
-    differentiated as they are.
+    than functions of slices, which they also recompute for each of their readers. Their derivative
+    then comes from their values, which a backward pass keeps (see `RESIDUAL`), without a
+    transcendental function. Others are differentiated as they are.
 
     >>> print(activate_gates(jnp.zeros((8, 10)), ["sigmoid", "tanh"])[0, ::5])
     [0.5 0. ]

@@ -217,10 +217,7 @@ def _prepared(
         return Prepared(cell, inputs, states)
     states = Products.choose(params["recurrent_kernel"], rows, dtype, platform)
     # Where a kernel does not stay in the cache, rows are few, and the update reads the sum, both
-    # are one, from the left. An LSTM's step in a loop, as two products of rows and as this one, in
-    # microseconds, float32, on two cores of an AMD EPYC: H = 700 with 1 row 133, 108, with 4 rows
-    # 284, 249, with 16 rows 971, 691; H = 1024 with 1 and 4 rows 567, 474 and 1,401, 599; called by
-    # itself with 1 row 333, 208 and 968, 570. At H = 512, and with 64 rows, it is no faster.
+    # are one, from the left: a step of an LSTM(700) of 1 to 16 rows takes 0.7 to 0.9 of the time.
     matrices = all(params[name].ndim == 2 for name in cell.kernels_outside)
     few = states.forward is Forward.ROWS_TRANSPOSED
     if cell.additive and matrices and few and not isinstance(x, OneHot):

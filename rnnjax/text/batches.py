@@ -55,7 +55,7 @@ def window_starts(length: int, seq_length: int, stride: int | None = None) -> Id
         ([0, 3], [0, 2, 4])
     """
     stride = seq_length if stride is None else stride
-    _require_at_least(1, seq_length=seq_length, stride=stride)
+    require_at_least(1, seq_length=seq_length, stride=stride)
     if length < seq_length + 1:
         raise InvalidInputError(
             f"a window of seq_length {seq_length} needs at least {seq_length + 1} ids (its targets "
@@ -92,8 +92,8 @@ def shuffled_batches(
         >>> weights.tolist()
         [[1.0, 1.0], [1.0, 1.0], [1.0, 0.0]]
     """
-    _require_at_least(1, num_windows=num_windows, batch_size=batch_size)
-    _require_at_least(0, seed=seed, epoch=epoch)
+    require_at_least(1, num_windows=num_windows, batch_size=batch_size)
+    require_at_least(0, seed=seed, epoch=epoch)
     steps = -(-num_windows // batch_size)
     indices = np.zeros(steps * batch_size, np.int32)
     indices[:num_windows] = np.random.default_rng([seed, epoch]).permutation(num_windows)
@@ -146,7 +146,7 @@ def stream_starts(length: int, batch_size: int, seq_length: int) -> Ids:
         >>> stream_starts(10, batch_size=2, seq_length=2).tolist()
         [[0, 4], [2, 6]]
     """
-    _require_at_least(1, batch_size=batch_size, seq_length=seq_length)
+    require_at_least(1, batch_size=batch_size, seq_length=seq_length)
     step_size = batch_size * seq_length
     steps = (length - 1) // step_size
     if steps < 1:
@@ -166,7 +166,8 @@ def _inputs_and_targets(ids: npt.NDArray[np.integer], shape: tuple[int, ...]) ->
     return inputs.reshape(shape), targets.reshape(shape)
 
 
-def _require_at_least(least: int, **values: int) -> None:
+def require_at_least(least: int, **values: int) -> None:
+    """Raise unless the values are whole numbers, and so large."""
     for name, value in values.items():
         whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
         if not whole or value < least:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rnnjax.errors import InvalidInputError, NonFiniteError
+from rnnjax.text.batches import require_at_least
 from rnnjax.text.drawing import NONE, State, StepFunction, draw, each_alone, noise
 
 # XLA may flush smaller numbers to 0.
@@ -71,33 +72,19 @@ class Sampling:
     penalty_window: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "top_p", "repetition_penalty"):
-            if not isinstance(getattr(self, name), Real):
-                raise InvalidInputError(
-                    f"{name} must be a number, but is {getattr(self, name)!r}; 1.0 changes nothing"
-                )
-        if not 0 <= self.temperature <= _LARGEST:
-            raise InvalidInputError(
-                f"temperature must be a number from 0 (always the most probable character) up, "
-                f"but is {self.temperature}; 0.5 to 1 are usual"
-            )
-        for name, least in (("top_k", 0), ("penalty_window", 1)):
+        for name, least, most, usual in (
+            ("temperature", 0, _LARGEST, "0 takes the most probable, and 0.5 to 1 are usual"),
+            ("top_p", _TINY, 1, "1 is all characters, and 0.9 is usual"),
+            ("repetition_penalty", _TINY, _LARGEST, "1 is no penalty, and 1.1 is usual"),
+        ):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+            if not isinstance(value, Real) or not least <= value <= most:
                 raise InvalidInputError(
-                    f"{name} must be a whole number of characters, at least {least}, but is "
-                    f"{value!r}; leave it out for the usual one"
+                    f"{name} must be a number from {least:.3g} to {most:.3g}, but is {value!r}; "
+                    f"{usual}"
                 )
-        if not 0 < self.top_p <= 1:
-            raise InvalidInputError(
-                f"top_p must be a share of the probability above 0 and at most 1 (all characters), "
-                f"but is {self.top_p}; 0.9 is usual"
-            )
-        if not _TINY <= self.repetition_penalty <= _LARGEST:
-            raise InvalidInputError(
-                f"repetition_penalty must be a number above 0, where 1 is no penalty, that float32 "
-                f"can hold, but is {self.repetition_penalty}; 1.1 is usual"
-            )
+        require_at_least(0, top_k=self.top_k)
+        require_at_least(1, penalty_window=self.penalty_window)
 
     def filter(self, logits: jax.Array, recent: jax.Array | None = None) -> jax.Array:
         """The logits of the distribution that is drawn from.
@@ -122,12 +109,7 @@ class Sampling:
             )
         logits = jnp.asarray(logits)
         if recent is not None:
-            recent = as_int32("recent", recent)
-            if recent.ndim == 0 or recent.shape[1:] != logits.shape[:-1]:
-                raise InvalidInputError(
-                    f"recent must be (n, *batch) with the batch {logits.shape[:-1]} of logits, but "
-                    f"its shape is {recent.shape}; put time first"
-                )
+            recent = _characters("recent", recent, logits.shape[:-1])
         return _drawn_from(self.form, self.numbers, logits, recent)
 
     @property
@@ -230,7 +212,7 @@ def sample(
         )
     if sampling is None:
         sampling = Sampling(1.0 if temperature is None else temperature)
-    check_length("length", length)
+    require_at_least(1, length=length)
     sampling = reaching(sampling, history, length)
     state = begin(sampling, carry, tokens, key, history)
     end, drawn = draw(step, length, sampling.form, params, state, sampling.numbers)
@@ -264,21 +246,23 @@ def begin(
     """Where the drawing stands before the first character."""
     tokens = as_int32("tokens", tokens)
     keys, window = _row_keys(key, tokens.shape), sampling.form.window
-    if history is None:
-        known = tokens[None]
-    else:
-        known = as_int32("history", history)
-        if known.ndim == 0 or known.shape[1:] != tokens.shape:
-            raise InvalidInputError(
-                f"history must be (n, *batch) with the batch {tokens.shape} of tokens, but its "
-                f"shape is {known.shape}; put time first"
-            )
-    if window:
-        known = known[max(0, len(known) - window) :]
-        nothing = np.full((window - len(known), *tokens.shape), NONE, np.int32)
-        together = jnp.concatenate if isinstance(known, jax.Array) else np.concatenate
-        return State(carry, tokens, keys, np.int32(0), together([nothing, known]))
-    return State(carry, tokens, keys, np.int32(0), np.zeros((0, *tokens.shape), np.int32))
+    known = tokens[None] if history is None else _characters("history", history, tokens.shape)
+    if not window:
+        known = np.zeros((0, *tokens.shape), np.int32)
+    known = known[max(0, len(known) - window) :]
+    nothing = np.full((window - len(known), *tokens.shape), NONE, np.int32)
+    together = jnp.concatenate if isinstance(known, jax.Array) else np.concatenate
+    return State(carry, tokens, keys, np.int32(0), together([nothing, known]))
+
+
+def _characters(name: str, ids: npt.ArrayLike, batch: tuple[int, ...]) -> Any:
+    ids = as_int32(name, ids)
+    if ids.ndim == 0 or ids.shape[1:] != batch:
+        raise InvalidInputError(
+            f"{name} must be (n, *batch) with the batch {batch}, but its shape is {ids.shape}; put "
+            "time first"
+        )
+    return ids
 
 
 def as_int32(name: str, ids: npt.ArrayLike) -> Any:
@@ -381,14 +365,6 @@ def _keep_largest(logits: jax.Array, enough: Callable[[jax.Array], jax.Array]) -
     border = jnp.zeros((*logits.shape[:-1], 1), integer)
     border = jax.lax.fori_loop(0, bits - 1, one, border)
     return jnp.where(below <= border, logits, -jnp.inf)
-
-
-def check_length(name: str, length: int) -> None:
-    """Raise unless at least one character is to be drawn."""
-    if isinstance(length, bool) or not isinstance(length, int | np.integer) or length < 1:
-        raise InvalidInputError(
-            f"{name} must be at least 1 character, but is {length!r}; ask for 1 or more"
-        )
 
 
 def check_drawn(drawn: npt.NDArray[np.int32], before: int = 0, where: str = "") -> None:

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from rnnjax.errors import InvalidInputError
+from rnnjax.text.batches import require_at_least
 from rnnjax.text.drawing import State, StepFunction, draw
-from rnnjax.text.sampling import Sampling, as_int32, begin, check_drawn, check_length, reaching
+from rnnjax.text.sampling import Sampling, as_int32, begin, check_drawn, reaching
 from rnnjax.text.vocabulary import as_ids
 
 
@@ -79,8 +80,7 @@ def stream(
     ([False, True], [4, 6])
     """
     sampling = Sampling() if sampling is None else sampling
-    check_length("length", length)
-    check_length("chunk", chunk)
+    require_at_least(1, length=length, chunk=chunk)
     if np.ndim(tokens) != 1:
         raise InvalidInputError(
             f"tokens of a stream must be (batch,), one character of each text, but their shape is "
