@@ -300,8 +300,8 @@ FAULTS: tuple[Fault, ...] = (
         "recurrent kernels begin as Glorot's",
         "cells",
         "rnnjax/cells/lstm.py",
-        'recurrent_kernel_init: str | Initializer = "orthogonal"',
-        'recurrent_kernel_init: str | Initializer = "glorot_uniform"',
+        'bias: bool = False\n    kernel_init: str | Initializer = "glorot_uniform"\n',
+        'bias: bool = False\n    kernel_init: str | Initializer = "orthogonal"\n',
         ("tests/test_cells.py::test_initial_parameters_have_the_defaults_of_keras",),
     ),
     # ---- engine

@@ -3,18 +3,15 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
-from jax.typing import DTypeLike
 
-from rnnjax.cells.activations import Activation, Initializer
 from rnnjax.cells.arguments import brief, is_integer
-from rnnjax.cells.base import Cell, Coupling, Param, Params
-from rnnjax.cells.lstm import LSTMCarry, forgets_little, lstm_update
+from rnnjax.cells.base import Coupling, Param, Params
+from rnnjax.cells.lstm import LSTMCarry, LSTMRelative, lstm_update
 from rnnjax.errors import InvalidInputError
 
 
 @dataclasses.dataclass(frozen=True)
-class ConvLSTMCell(Cell[LSTMCarry]):
+class ConvLSTMCell(LSTMRelative):
     r"""Convolutional LSTM (Shi et al., 2015), without peepholes, in one or two dimensions.
 
     .. math::
@@ -44,26 +41,14 @@ class ConvLSTMCell(Cell[LSTMCarry]):
 
     >>> cell = ConvLSTMCell(hidden_size=4, kernel_shape=(3, 3))
     >>> params = cell.init(jax.random.key(0), input_size=1)
-    >>> carry, y = cell.step(params, cell.initial_carry((2, 8, 8)), jnp.ones((2, 8, 8, 1)))
+    >>> carry, y = cell.step(params, cell.initial_carry((2, 8, 8)), jax.numpy.ones((2, 8, 8, 1)))
     >>> params["kernel"].shape, y.shape
     ((3, 3, 1, 16), (2, 8, 8, 4))
     """
 
-    hidden_size: int
     _: dataclasses.KW_ONLY
     kernel_shape: tuple[int, ...] = (3, 3)
-    activation: str | Activation = "tanh"
-    recurrent_activation: str | Activation = "sigmoid"
-    unit_forget_bias: bool = True
-    use_bias: bool = True
-    kernel_init: str | Initializer = "glorot_uniform"
-    recurrent_kernel_init: str | Initializer = "orthogonal"
-    bias_init: str | Initializer = "zeros"
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
 
-    carry = LSTMCarry
-    gates = "i", "f", "g", "o"
     coupling = Coupling.ELEMENTWISE
 
     def __post_init__(self) -> None:
@@ -82,7 +67,7 @@ class ConvLSTMCell(Cell[LSTMCarry]):
 
     def parameters(self, input_size: int) -> dict[str, Param]:
         """Those of an `LSTMCell`, with the axes of ``kernel_shape`` before the kernels' own."""
-        params = forgets_little(super().parameters(input_size), self.unit_forget_bias)
+        params = super().parameters(input_size)
         for name in ("kernel", "recurrent_kernel"):
             shape = (*self.kernel_shape, *params[name].shape)
             params[name] = params[name]._replace(shape=shape)

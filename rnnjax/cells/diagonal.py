@@ -3,16 +3,14 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
-from jax.typing import DTypeLike
 
-from rnnjax.cells.activations import Activation, Initializer
-from rnnjax.cells.base import Cell, Coupling, Param, Params
-from rnnjax.cells.lstm import LSTMCarry, forgets_little, lstm_update
+from rnnjax.cells.activations import Initializer
+from rnnjax.cells.base import Coupling, Param, Params
+from rnnjax.cells.lstm import LSTMCarry, LSTMRelative, lstm_update
 
 
 @dataclasses.dataclass(frozen=True)
-class DiagonalLSTMCell(Cell[LSTMCarry]):
+class DiagonalLSTMCell(LSTMRelative):
     r"""Long short-term memory with a diagonal recurrent kernel (ParaRNN: Danieli et al., 2025).
 
     .. math::
@@ -33,33 +31,21 @@ class DiagonalLSTMCell(Cell[LSTMCarry]):
 
     >>> cell = DiagonalLSTMCell(hidden_size=50)
     >>> params = cell.init(jax.random.key(0), input_size=3)
-    >>> carry, y = cell.step(params, cell.initial_carry((8,)), jnp.ones((8, 3)))
+    >>> carry, y = cell.step(params, cell.initial_carry((8,)), jax.numpy.ones((8, 3)))
     >>> params["recurrent_kernel"].shape, carry.cell.shape, y.shape
     ((4, 50), (8, 50), (8, 50))
     """
 
-    hidden_size: int
     _: dataclasses.KW_ONLY
-    activation: str | Activation = "tanh"
-    recurrent_activation: str | Activation = "sigmoid"
-    unit_forget_bias: bool = True
-    use_bias: bool = True
-    kernel_init: str | Initializer = "glorot_uniform"
     recurrent_kernel_init: str | Initializer = "unit_uniform"
-    bias_init: str | Initializer = "zeros"
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
 
-    carry = LSTMCarry
-    gates = "i", "f", "g", "o"
     coupling = Coupling.ELEMENTWISE
     recurrent = None
 
     def parameters(self, input_size: int) -> dict[str, Param]:
         """``kernel``, ``bias`` and ``recurrent_kernel``."""
         recurrent = Param((4, self.hidden_size), self.recurrent_kernel_init)
-        params = forgets_little(super().parameters(input_size), self.unit_forget_bias)
-        return params | {"recurrent_kernel": recurrent}
+        return super().parameters(input_size) | {"recurrent_kernel": recurrent}
 
     def update(self, params: Params, x: jax.Array, carry: LSTMCarry) -> LSTMCarry:
         """The equations of the class."""

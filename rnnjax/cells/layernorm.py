@@ -10,12 +10,12 @@ from jax.typing import DTypeLike
 from rnnjax.cells.activations import Activation, Initializer, activate_gates, get_activation
 from rnnjax.cells.base import Cell, Param, Params, Role
 from rnnjax.cells.gru import GRUCarry
-from rnnjax.cells.lstm import LSTMCarry, forgets_little
+from rnnjax.cells.lstm import LSTMCarry, LSTMRelative
 from rnnjax.cells.products import add_bias
 
 
 @dataclasses.dataclass(frozen=True)
-class LayerNormLSTMCell(Cell[LSTMCarry]):
+class LayerNormLSTMCell(LSTMRelative):
     r"""Long short-term memory with layer normalisation (Ba, Kiros & Hinton, 2016).
 
     .. math::
@@ -43,28 +43,15 @@ class LayerNormLSTMCell(Cell[LSTMCarry]):
     ((8, 50), (8, 50))
     """
 
-    hidden_size: int
     _: dataclasses.KW_ONLY
-    activation: str | Activation = "tanh"
-    recurrent_activation: str | Activation = "sigmoid"
     epsilon: float = 1e-5
-    unit_forget_bias: bool = True
-    use_bias: bool = True
-    kernel_init: str | Initializer = "glorot_uniform"
-    recurrent_kernel_init: str | Initializer = "orthogonal"
-    bias_init: str | Initializer = "zeros"
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
 
-    carry = LSTMCarry
-    gates = "i", "f", "g", "o"
     additive = False
 
     def parameters(self, input_size: int) -> dict[str, Param]:
         """Those of an `LSTMCell`, and the gains, which begin at 1."""
-        params = forgets_little(super().parameters(input_size), self.unit_forget_bias)
-        units = (self.hidden_size,)
-        return _gained(params) | {"cell_scale": Param(units, "ones"), "cell_bias": Param(units)}
+        params, units = _gained(super().parameters(input_size)), (self.hidden_size,)
+        return params | {"cell_scale": Param(units, "ones"), "cell_bias": Param(units)}
 
     def update(self, params: Params, x: Any, carry: LSTMCarry) -> LSTMCarry:
         """The equations of the class."""

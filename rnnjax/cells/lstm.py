@@ -100,6 +100,30 @@ class LSTMCell(Cell[LSTMCarry]):
         return lstm_update(x, carry, self.recurrent_activation, self.activation)
 
 
+@dataclasses.dataclass(frozen=True)
+class LSTMRelative(Cell[LSTMCarry]):
+    """A cell with the state, the gates and the hyperparameters of an `LSTMCell`."""
+
+    hidden_size: int
+    _: dataclasses.KW_ONLY
+    activation: str | Activation = "tanh"
+    recurrent_activation: str | Activation = "sigmoid"
+    unit_forget_bias: bool = True
+    use_bias: bool = True
+    kernel_init: str | Initializer = "glorot_uniform"
+    recurrent_kernel_init: str | Initializer = "orthogonal"
+    bias_init: str | Initializer = "zeros"
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+
+    carry = LSTMCarry
+    gates = "i", "f", "g", "o"
+
+    def parameters(self, input_size: int) -> dict[str, Param]:
+        """Those of an `LSTMCell`."""
+        return forgets_little(super().parameters(input_size), self.unit_forget_bias)
+
+
 def lstm_update(
     x: jax.Array, carry: LSTMCarry, gate: str | Activation, activation: str | Activation
 ) -> LSTMCarry:

@@ -4,15 +4,14 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
-from rnnjax.cells.activations import Activation, Initializer, activate_gates, get_activation
-from rnnjax.cells.base import Cell, Coupling, Param, Params
-from rnnjax.cells.lstm import LSTMCarry, forgets_little
+from rnnjax.cells.activations import Initializer, activate_gates, get_activation
+from rnnjax.cells.base import Coupling, Param, Params
+from rnnjax.cells.lstm import LSTMCarry, LSTMRelative
 
 
 @dataclasses.dataclass(frozen=True)
-class PeepholeLSTMCell(Cell[LSTMCarry]):
+class PeepholeLSTMCell(LSTMRelative):
     r"""Long short-term memory with peephole connections (Gers & Schmidhuber, 2000).
 
     .. math::
@@ -38,27 +37,15 @@ class PeepholeLSTMCell(Cell[LSTMCarry]):
     ((8, 50), (8, 50))
     """
 
-    hidden_size: int
     _: dataclasses.KW_ONLY
-    activation: str | Activation = "tanh"
-    recurrent_activation: str | Activation = "sigmoid"
-    unit_forget_bias: bool = True
     peephole_init: str | Initializer = "zeros"
-    use_bias: bool = True
-    kernel_init: str | Initializer = "glorot_uniform"
-    recurrent_kernel_init: str | Initializer = "orthogonal"
-    bias_init: str | Initializer = "zeros"
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
 
-    carry = LSTMCarry
-    gates = "i", "f", "g", "o"
     coupling = Coupling.ELEMENTWISE
 
     def parameters(self, input_size: int) -> dict[str, Param]:
         """Those of an `LSTMCell`, and ``peephole``."""
-        params = forgets_little(super().parameters(input_size), self.unit_forget_bias)
-        return params | {"peephole": Param((3, self.hidden_size), self.peephole_init)}
+        peephole = Param((3, self.hidden_size), self.peephole_init)
+        return super().parameters(input_size) | {"peephole": peephole}
 
     def update(self, params: Params, x: jax.Array, carry: LSTMCarry) -> LSTMCarry:
         """The equations of the class, from the second on."""

@@ -3,16 +3,14 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
-from jax.typing import DTypeLike
 
-from rnnjax.cells.activations import Activation, Initializer
-from rnnjax.cells.base import Cell, Param, Params, Role
-from rnnjax.cells.lstm import LSTMCarry, forgets_little, lstm_update
+from rnnjax.cells.activations import Initializer
+from rnnjax.cells.base import Param, Params, Role
+from rnnjax.cells.lstm import LSTMCarry, LSTMRelative, lstm_update
 
 
 @dataclasses.dataclass(frozen=True)
-class ProjectionLSTMCell(Cell[LSTMCarry]):
+class ProjectionLSTMCell(LSTMRelative):
     r"""Long short-term memory with a recurrent projection (LSTMP: Sak, Senior & Beaufays, 2014).
 
     .. math::
@@ -36,28 +34,15 @@ class ProjectionLSTMCell(Cell[LSTMCarry]):
     >>> params = cell.init(jax.random.key(0), input_size=3)
     >>> params["recurrent_kernel"].shape, params["projection_kernel"].shape
     ((20, 200), (50, 20))
-    >>> carry, y = cell.step(params, cell.initial_carry((8,)), jnp.ones((8, 3)))
+    >>> carry, y = cell.step(params, cell.initial_carry((8,)), jax.numpy.ones((8, 3)))
     >>> carry.cell.shape, y.shape
     ((8, 50), (8, 20))
     """
 
-    hidden_size: int
     _: dataclasses.KW_ONLY
     proj_size: int
-    activation: str | Activation = "tanh"
-    recurrent_activation: str | Activation = "sigmoid"
-    unit_forget_bias: bool = True
     projection_kernel_init: str | Initializer = "glorot_uniform"
-    use_bias: bool = True
     use_recurrent_bias: bool = False
-    kernel_init: str | Initializer = "glorot_uniform"
-    recurrent_kernel_init: str | Initializer = "orthogonal"
-    bias_init: str | Initializer = "zeros"
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-
-    carry = LSTMCarry
-    gates = "i", "f", "g", "o"
 
     @property
     def carry_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -66,10 +51,9 @@ class ProjectionLSTMCell(Cell[LSTMCarry]):
 
     def parameters(self, input_size: int) -> dict[str, Param]:
         """Those of an `LSTMCell`, and ``projection_kernel``."""
-        params = forgets_little(super().parameters(input_size), self.unit_forget_bias)
         shape = (self.hidden_size, self.proj_size)
         projection = Param(shape, self.projection_kernel_init, Role.LOOP)
-        return params | {"projection_kernel": projection}
+        return super().parameters(input_size) | {"projection_kernel": projection}
 
     def update(self, params: Params, x: jax.Array, carry: LSTMCarry) -> LSTMCarry:
         """The equations of the class, from the second on."""
