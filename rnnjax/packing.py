@@ -186,13 +186,11 @@ def pad(sequences: Sequence[Any], *, sizes: Sequence[int] | None = None) -> Padd
     arrays = _as_arrays(sequences)
     lengths = np.array([len(array) for array in arrays])
     longest = int(lengths.max())
-    if isinstance(sizes, int | np.integer):
-        raise InvalidInputError(f"sizes must be several, as in (16, 64), but are {sizes!r}")
-    power = max(8, 1 << max(longest - 1, 0).bit_length())
-    sizes = (power,) if sizes is None else tuple(sizes)
-    for size in sizes:
-        if not _is_size(size):
-            raise InvalidInputError(f"sizes must be positive integers, but have {size!r}")
+    sizes = (max(8, 1 << max(longest - 1, 0).bit_length()),) if sizes is None else sizes
+    if not isinstance(sizes, Iterable) or not all(map(_is_size, sizes)):
+        raise InvalidInputError(
+            f"sizes must be several positive integers, as in (16, 64), but are {sizes!r}"
+        )
     fitting = [int(size) for size in sizes if size >= longest]
     if not fitting:
         raise InvalidInputError(
