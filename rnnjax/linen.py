@@ -119,20 +119,16 @@ class RNN(nn.RNN):
     ) -> Any:
         """Run over a sequence, with the arguments of ``flax.linen.RNN`` and three more.
 
-        Flax's are ``initial_carry``, ``init_key``, ``seq_lengths``, and the flags
-        ``return_carry``, ``time_major``, ``reverse`` and ``keep_order``, each of which overrides
-        the attribute unless it is None.
-
         Args:
             inputs: ``(*batch, time, input_size)``, or ``(time, *batch, input_size)`` if
                 ``time_major``; any number of batch axes, or none.
             init_key: of the carry with which a cell of Flax's begins, if it draws one.
-            call: Flax's, of which only ``seq_lengths`` means a little more: outputs at padding are
-                zeros (Flax leaves there what the cell made of it), and a row of length zero keeps
-                its initial carry (Flax takes that of the last step). As in `rnnjax.unroll` are
-                ``mask``, booleans ``(*batch, time)``, or ``(time, *batch)`` if ``time_major``,
-                False where a step is to be skipped; ``resets``, booleans of the same shape, True
-                where a new sequence begins; and ``reset_carry``, the state with which it begins.
+            call: Flax's ``initial_carry``, ``seq_lengths``, and the flags ``return_carry``,
+                ``time_major``, ``reverse`` and ``keep_order``, each of which overrides the
+                attribute unless it is None; and ``mask``, ``resets`` and ``reset_carry`` as of
+                `rnnjax.unroll`, in the axes of ``inputs``. Outputs at padding are zeros (Flax
+                leaves there what the cell made of it), and a row of length zero keeps its initial
+                carry (Flax takes that of the last step).
 
         Returns:
             outputs ``(*batch, time, output_size)``, or ``(time, *batch, output_size)`` if
