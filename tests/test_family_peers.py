@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_gallery import names
+from test_gallery import names as names_of
 
 import rnnjax
 from rnnjax import Fused, Parallel, Scan
@@ -250,7 +250,7 @@ def test_griffin(assert_close: Any) -> None:
             "out_kernel": a["linear_out/kernel"],
             "out_bias": a["linear_out/bias"],
         }
-        griffin = names("linear")["griffin"]
+        griffin = names_of("linear")["griffin"]
         (window, state), ys = griffin(params, over_time(a["x"]), method=method)
         return (ys, *window, *state)
 

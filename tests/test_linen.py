@@ -521,7 +521,7 @@ def test_arguments_that_do_not_fit(random_like: Any) -> None:
     for arguments, match in (
         ({"seq_lengths": np.ones((BATCH, TIME), int)}, r"seq_lengths must have shape \(3,\)"),
         ({"seq_lengths": np.ones(BATCH, "f")}, "seq_lengths must be integers, the number"),
-        ({"seq_lengths": np.full(BATCH, TIME + 1)}, "between 0 and the 5 steps of inputs, .*time_m"),
+        ({"seq_lengths": np.full(BATCH, TIME + 1)}, "0 and the 5 steps of inputs, .*time_m"),
         ({"mask": np.ones((TIME, BATCH), bool)}, r"mask must have shape \(3, 5\), \(\*batch"),
         ({"resets": np.ones((BATCH, TIME), "f")}, "resets must be booleans"),
         ({"reset_carry": np.ones(HIDDEN, "f")}, "reset_carry must be shaped like"),

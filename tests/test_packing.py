@@ -290,7 +290,7 @@ def test_sixty_lengths_are_six_programs(draw: Any) -> None:
         (([np.zeros(2), np.zeros((2, 1))],), "alike in all but the length"),
         (([np.zeros(9)], [4, 8]), r"longest sequence has 9 steps, but the sizes are \[4, 8\]"),
         (([np.zeros(9)], []), r"the sizes are \[\]"),
-        (([np.zeros(9)], [4.0, 16]), r"sizes must be several positive integers, .*, but are \[4.0, 16\]"),
+        (([np.zeros(9)], [4.0, 16]), r"several positive integers, .*, but are \[4.0, 16\]"),
         (([np.zeros(9)], [0, 16]), r"positive integers, .*, but are \[0, 16\]"),
         (([np.zeros(9)], 16), r"several positive integers, as in \(16, 64\), but are 16"),
         (([np.array(["a"])],), "must hold numbers, but hold <U1"),

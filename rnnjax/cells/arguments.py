@@ -407,7 +407,8 @@ def check_carry(
     Raises:
         InvalidInputError: it differs in one of them; ``axes`` are those that ``xs`` should have.
     """
-    expected = _alone(cell)
+    known = all(map(is_integer, batch))  # symbolic sizes of two scopes cannot be compared
+    expected = (_expected if known else _expected.__wrapped__)(cell, batch)
     advice = f"start from cell.initial_carry({batch}), or leave the {name} out"
     wanted: Any = jax.tree.structure(expected)
     if wanted != jax.tree.structure(carry):
@@ -417,10 +418,10 @@ def check_carry(
     for (path, want), leaf in zip(
         jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(carry), strict=True
     ):
-        where, shape = f"{name}{jax.tree_util.keystr(path)}", (*batch, *want.shape)
-        if shape != np.shape(leaf):
+        where = f"{name}{jax.tree_util.keystr(path)}"
+        if want.shape != np.shape(leaf):
             raise InvalidInputError(
-                f"{where} must have shape {shape}, for the batch {batch} of xs, but has "
+                f"{where} must have shape {want.shape}, for the batch {batch} of xs, but has "
                 f"{np.shape(leaf)}; start from cell.initial_carry({batch}), and check that the "
                 f"axes of xs are {axes}"
             )
@@ -440,9 +441,9 @@ def check_step(cell: Any, carry: Any, x: Any) -> None:
 
 # A cell is a frozen value, so the answer cannot become stale. An eager step would trace for it.
 @functools.lru_cache(maxsize=1024)
-def _alone(cell: Any) -> Any:
-    """A cell's carry without a batch, in shapes and types."""
-    return jax.eval_shape(lambda: made_carry(cell, ()))
+def _expected(cell: Any, batch: tuple[int, ...]) -> Any:
+    """A cell's carry, in shapes and types."""
+    return jax.eval_shape(lambda: made_carry(cell, batch))
 
 
 def check_stepped(cell: Any, old: Any, returned: Any) -> None:

@@ -677,17 +677,24 @@ def without_initializers(cell: Any) -> Any:
     A cell is static, and programs are compiled for what it equals. An initialiser that is built
     anew equals none before, and would have each of its cells compiled again.
     """
-    if type(cell) is tuple:  # those of a combination
-        return tuple(map(without_initializers, cell))
-    if not isinstance(cell, Cell) or not dataclasses.is_dataclass(cell):
+    if isinstance(cell, tuple):  # those of a combination
+        entries = tuple(map(without_initializers, cell))
+        return entries if any(a is not b for a, b in zip(entries, cell, strict=True)) else cell
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(cell) if dataclasses.is_dataclass(cell) else ():
+        value = runs = getattr(cell, field.name)
+        if field.name.endswith("_init") and field.default is not dataclasses.MISSING:
+            runs = field.default
+        elif isinstance(value, Cell) or type(value) is tuple:
+            runs = without_initializers(value)
+        if runs is not value:
+            changes[field.name] = runs
+    if not changes:
         return cell
     # Not made by its class, which would check again what it has checked.
     new = copy.copy(cell)
-    for field in dataclasses.fields(cell):
-        value = without_initializers(getattr(cell, field.name))
-        if field.name.endswith("_init") and field.default is not dataclasses.MISSING:
-            value = field.default
-        object.__setattr__(new, field.name, value)
+    for name, value in changes.items():
+        object.__setattr__(new, name, value)
     return new
 
 

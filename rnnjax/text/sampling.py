@@ -74,11 +74,11 @@ class Sampling:
     def __post_init__(self) -> None:
         for name, least, most, usual in (
             ("temperature", 0, _LARGEST, "0 takes the most probable, and 0.5 to 1 are usual"),
-            ("top_p", _TINY, 1, "1 is all characters, and 0.9 is usual"),
+            ("top_p", math.ulp(0), 1, "1 is all characters, and 0.9 is usual"),
             ("repetition_penalty", _TINY, _LARGEST, "1 is no penalty, and 1.1 is usual"),
         ):
             value = getattr(self, name)
-            if not isinstance(value, Real) or not least <= value <= most:
+            if not isinstance(value, Real) or not least <= float(value) <= most:
                 raise InvalidInputError(
                     f"{name} must be a number from {least:.3g} to {most:.3g}, but is {value!r}; "
                     f"{usual}"
@@ -256,13 +256,13 @@ def begin(
 
 
 def _characters(name: str, ids: npt.ArrayLike, batch: tuple[int, ...]) -> Any:
-    ids = as_int32(name, ids)
-    if ids.ndim == 0 or ids.shape[1:] != batch:
+    known = as_int32(name, ids)
+    if known.ndim == 0 or known.shape[1:] != batch:
         raise InvalidInputError(
-            f"{name} must be (n, *batch) with the batch {batch}, but its shape is {ids.shape}; put "
-            "time first"
+            f"{name} must be (n, *batch) with the batch {batch}, but its shape is {known.shape}; "
+            "put time first"
         )
-    return ids
+    return known
 
 
 def as_int32(name: str, ids: npt.ArrayLike) -> Any:

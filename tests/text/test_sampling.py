@@ -414,7 +414,7 @@ def test_logits_with_nothing_to_draw_from_are_an_error(bad):
         ({"temperature": "hot"}, "temperature must be a number from 0 to 3.4e.38, but is 'hot'"),
         ({"top_k": -1}, "top_k must be at least 0, but -1 came"),
         ({"top_k": 2.5}, "but 2.5 came"),
-        ({"top_p": 0.0}, "top_p must be a number from 1.18e-38 to 1, but is 0.0"),
+        ({"top_p": 0.0}, "top_p must be a number from 4.94e-324 to 1, but is 0.0"),
         ({"top_p": 1.1}, "but is 1.1"),
         ({"top_p": np.nan}, "but is nan"),
         ({"repetition_penalty": 0.0}, "repetition_penalty must be a number from 1.18e-38"),
