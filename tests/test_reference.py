@@ -26,7 +26,7 @@ from rnnjax.cells.activations import ACTIVATIONS
 from rnnjax.engine.fused.matmul import Backward, Forward, Products
 
 ORDINARY, SLOW, CHUNK = 40, 1000, 50
-SEED = 214  # of which the ordinary draws reach most; see the test of that
+SEED = 4  # of which the ordinary draws reach most; see the test of that
 TOLERANCE = 1e-10  # of the scale of each array, in float64
 
 KINDS = list(reference.EQUATIONS)
