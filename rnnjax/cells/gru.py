@@ -45,12 +45,20 @@ class GRUCell(Cell[GRUCarry]):
     ``GRU``.
 
     Args:
+        hidden_size: the number of hidden units.
         activation: of the candidate n, by name or as a callable.
         recurrent_activation: :math:`\sigma`, the activation of the gates r and z.
         reset_after: which of the two forms. Reset-before has two products in a row in the loop,
             the second of which waits for the first.
+        use_bias: whether there is a bias.
+        kernel_init: initialiser of ``kernel``, by name or as ``(key, shape, dtype) -> array``.
+        recurrent_kernel_init: the same of ``recurrent_kernel``.
+        bias_init: the same of the biases.
+        dtype: of the operands of the products and of the outputs; see `LSTMCell`.
+        param_dtype: of the parameters that `init` draws.
 
-    Arguments that are not listed, and errors, are those of `LSTMCell`.
+    Raises:
+        InvalidInputError: a hyperparameter is of the wrong type, or no name that is known.
 
     >>> cell = GRUCell(hidden_size=50)
     >>> params = cell.init(jax.random.key(0), input_size=3)

@@ -35,9 +35,18 @@ class SimpleRNNCell(Cell[SimpleRNNCarry]):
     Keras's ``SimpleRNN``.
 
     Args:
+        hidden_size: the number of hidden units.
         activation: of the sum, by name or as a callable.
+        use_recurrent_bias: whether there is a second bias, ``recurrent_bias``, as in PyTorch.
+        use_bias: whether there is a bias.
+        kernel_init: initialiser of ``kernel``, by name or as ``(key, shape, dtype) -> array``.
+        recurrent_kernel_init: the same of ``recurrent_kernel``.
+        bias_init: the same of the biases.
+        dtype: of the operands of the products and of the outputs; see `LSTMCell`.
+        param_dtype: of the parameters that `init` draws.
 
-    Arguments that are not listed, and errors, are those of `LSTMCell`.
+    Raises:
+        InvalidInputError: a hyperparameter is of the wrong type, or no name that is known.
 
     >>> cell = SimpleRNNCell(hidden_size=4)
     >>> params = cell.init(jax.random.key(0), input_size=3)
