@@ -7,7 +7,7 @@ from pathlib import Path
 import jupytext
 
 LEARN = Path(__file__).parent / "learn"
-PAGES = "units", "state", "bptt"
+PAGES = "units", "state", "bptt", "gradients"
 
 
 def notebook(page: str) -> str:

@@ -339,7 +339,7 @@ def script(name: str) -> Any:
 def test_notebooks_are_their_pages() -> None:
     """So what runs of a page runs of its notebook. ``python docs/notebooks.py`` writes them."""
     notebooks = script("notebooks")
-    assert len(notebooks.PAGES) == 3
+    assert len(notebooks.PAGES) == 4
     for name in notebooks.PAGES:
         written = (DOCS / "learn" / f"{name}.ipynb").read_text(encoding="utf-8")
         assert written == notebooks.notebook(name), name
