@@ -740,8 +740,8 @@ FAULTS: tuple[Fault, ...] = (
         "the checksums of a checkpoint's files are not compared",
         "training",
         "rnnjax/training/checkpoints.py",
-        "if _checksum(self.path(step) / name) != checksum:",
-        "if not _checksum(self.path(step) / name):",
+        "if _checksum(path / name) != checksum:",
+        "if not _checksum(path / name):",
         ("tests/training/test_checkpoints.py",),
     ),
     Fault(

@@ -58,12 +58,7 @@ class Trained:
         model = CharacterModel.build(config.model, len(vocabulary))
         optimizer = make_optimizer(config.optimization, 1, 1)
         like = jax.eval_shape(lambda: new_state(model, config, optimizer))
-        try:
-            params = saved.restore(like).params
-        except CheckpointError:
-            if step is None and not checkpoints.path(saved.step).exists():
-                return cls.load(run_dir)  # the run goes on, and has deleted it: the next one
-            raise
+        params = saved.restore(like).params
         return cls(model, params, vocabulary, config, run_dir, saved.step, stored["text_sha256"])
 
 

@@ -1,5 +1,6 @@
 """Checkpoints: atomic, verified, the best one and the last few kept (orbax)."""
 
+import json
 import logging
 import math
 import os
@@ -19,13 +20,17 @@ import orbax.checkpoint as ocp
 from rnnjax.cells.arguments import brief, check_instance, check_size, is_integer
 from rnnjax.errors import CheckpointError, DamagedCheckpointError, InvalidInputError
 from rnnjax.training.files import as_json, read_sealed, read_whole, writable, write_sealed
-from rnnjax.training.processes import bytes_from_first, from_first
+from rnnjax.training.processes import from_first
 from rnnjax.training.sharding import Sharding
 from rnnjax.training.state import TrainState
 
+_NOTHING = "empty[]"
+_Loaded = tuple[dict[str, Any], dict[str, np.ndarray]]
+"""What about.json says, and the arrays by their paths."""
+
 
 class Saved:
-    """A checkpoint all of whose files are whole.
+    """A checkpoint all of whose files were whole, in memory.
 
     Attributes:
         step: optimiser steps done.
@@ -33,13 +38,13 @@ class Saved:
         loss: by which the best is chosen; infinite if none was given.
     """
 
-    def __init__(self, sealed: dict[str, Any], folder: "Checkpoints"):
-        self._sealed, self._folder = sealed, folder
+    def __init__(self, folder: "Checkpoints", sealed: Any, arrays: Any):
+        self._folder, self._sealed, self._arrays = folder, sealed, arrays
         self.step, self.about = int(sealed["step"]), dict[str, Any](sealed["about"])
         self.loss = math.inf if sealed["loss"] is None else float(sealed["loss"])
 
     def restore(self, like: TrainState) -> TrainState:
-        """Read the state.
+        """The state.
 
         Args:
             like: a state of the same model; its arrays may be abstract (``jax.eval_shape``).
@@ -51,13 +56,13 @@ class Saved:
         check_instance(
             "like", like, TrainState, "a TrainState (params reads the parameters without one)"
         )
-        plain = self._folder._read(self._sealed, jax.eval_shape(_as_plain, like))
+        plain = self._arrays_of(jax.eval_shape(_as_plain, like))
         state = jax.tree.map(_like, TrainState(**plain), like)
         sharding = self._folder.sharding
         return state if sharding is None else sharding.put_state(state)
 
     def params(self, like: Any = None) -> Any:
-        """Read the parameters alone, onto one device.
+        """The parameters alone, on one device.
 
         Args:
             like: parameters of the same structure, perhaps abstract. Left out, they come back in
@@ -74,23 +79,48 @@ class Saved:
                     "own, and not in dicts by texts, tuples and lists alone; give like, parameters "
                     "of that structure"
                 )
-            entries = self._sealed["arrays"]
-            like = jax.tree.map(
-                lambda path: jax.ShapeDtypeStruct(entries[path]["shape"], entries[path]["dtype"]),
-                in_tuples(self._sealed["params"]),
-            )
+            like = jax.tree.map(self._arrays.get, in_tuples(self._sealed["params"]))
         like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), dtype_of(leaf)), like)
-        found = self._folder._read(self._sealed, {"params": like})
-        return jax.tree.map(jax.device_put, found["params"])
+        return jax.tree.map(jax.device_put, self._arrays_of({"params": like})["params"])
+
+    def _arrays_of(self, target: dict[str, Any]) -> dict[str, Any]:
+        """The arrays in the place of those of a target, which have the same shapes and types."""
+        parts = tuple(f"['{name}']" for name in target)
+        model = {path: _describe(x) for path, x in _leaves(target).items()}
+        saved = {p: text for p, text in self._sealed["arrays"].items() if p.startswith(parts)}
+        path = self._folder.path(self.step)
+        if differing := [p for p in model | saved if model.get(p) != saved.get(p)]:
+            differing.sort(key=lambda path: (not path.startswith("['params']"), path))
+            shown = "; ".join(
+                f"{p}: model {model.get(p, 'no such array')}, checkpoint "
+                f"{saved.get(p, 'no such array')}"
+                for p in differing[:6]
+            )
+            more = f"; and {len(differing) - 6} more" if len(differing) > 6 else ""
+            of_optimizer = all(path.startswith("['opt_state']") for path in differing)
+            what = "optimizer" if of_optimizer else "model"
+            raise CheckpointError(
+                f"{path} belongs to another {what}: {shown}{more}; build the {what} from the "
+                "configuration saved with the checkpoint"
+            )
+        for name, leaf in _leaves(target).items():
+            if leaf is not None and leaf.dtype != jax.dtypes.canonicalize_dtype(leaf.dtype):
+                raise CheckpointError(
+                    f"{path} holds {name} in {leaf.dtype}, which JAX narrows; set jax_enable_x64 "
+                    "to read it"
+                )
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: self._arrays[jax.tree_util.keystr(path)], target
+        )
 
 
 class Checkpoints:
     """The checkpoints of one run, in one folder.
 
-    A checkpoint holds the whole `TrainState` (step, parameters, optimiser state, carry, key) as
-    arrays of Orbax, and JSON of the caller's in ``about.json``. It is written beside its place,
-    brought to the disk, and renamed, so that a run that is killed, or a machine that loses its
-    power, leaves whole checkpoints only. Files are compared with checksums before they are read.
+    A checkpoint holds the whole `TrainState` as arrays of Orbax, and JSON of the caller's in
+    ``about.json``. It is written beside its place, brought to the disk, and renamed, so that a run
+    that is killed, or a machine that loses its power, leaves whole checkpoints only. Files are
+    compared with checksums before they are read.
 
     Of several processes the first one writes the arrays in one piece, and reads them for all: a
     checkpoint fits any number of devices. Every process has to make each call, and the others need
@@ -139,12 +169,9 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps of all checkpoints, in order, damaged ones too."""
-
-        def there() -> list[int]:
-            names = [path.name for path in self.directory.iterdir() if path.is_dir()]
-            return sorted(int(name) for name in names if name.isascii() and name.isdigit())
-
-        return from_first(there)
+        return from_first(
+            lambda: sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdecimal())
+        )
 
     def path(self, step: int) -> Path:
         """The folder of the checkpoint of that step."""
@@ -167,8 +194,7 @@ class Checkpoints:
                 there is one of that step.
         """
         check_instance("state", state, TrainState, "a TrainState, as TrainState.create returns it")
-        number: Any = 0.0 if loss is None else loss
-        if np.ndim(number) or np.asarray(number).dtype.kind not in "fiu":
+        if loss is not None and (np.ndim(loss) or np.asarray(loss).dtype.kind not in "fiu"):
             raise InvalidInputError(
                 f"loss must be a number, or None, but is {brief(loss)}; pass float(loss)"
             )
@@ -212,18 +238,15 @@ class Checkpoints:
                 f"step must be a whole number, but is {brief(step)}; take one of {self.steps()}"
             )
 
-        def check() -> dict[str, Any]:
-            steps = self.steps()
-            if not steps:
-                raise self._none()
-            if step not in steps:
+        def load() -> _Loaded:
+            if step not in (steps := self.steps()):
                 raise CheckpointError(
                     f"there is no checkpoint of step {step} in {self.directory}; there are "
-                    f"{steps}; take one of these"
+                    f"{steps or 'none'}; take one of these, or train first"
                 )
-            return self._verified(step)
+            return self._load(step)
 
-        return Saved(from_first(check), self)
+        return Saved(self, *from_first(load))
 
     # What follows runs on the first process alone.
 
@@ -233,12 +256,11 @@ class Checkpoints:
         )
 
     def _save(self, state: TrainState, about: Mapping[str, Any], loss: float | None) -> None:
-        step, about = int(state.step), as_json("what is saved with a run", about)
-        tree = jax.tree.map(_as_numpy, _as_plain(state))
+        step, tree = int(state.step), jax.tree.map(_as_numpy, _as_plain(state))
         paths = jax.tree_util.tree_map_with_path(lambda path, _: jax.tree_util.keystr(path), tree)
         arrays = _leaves(tree)
         described: dict[str, Any] = {
-            "about": about,
+            "about": as_json("what is saved with a run", about),
             "loss": None if loss is None or not math.isfinite(loss) else float(loss),
             "arrays": {path: _describe(array) for path, array in arrays.items()},
             "params": paths["params"] if is_plain(paths["params"]) else None,
@@ -253,10 +275,9 @@ class Checkpoints:
         try:
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir()
+            flat = [_storable(x) for x in arrays.values() if x is not None]
             with _checkpointer() as orbax:
-                for part, names in _parts(described["arrays"]).items():
-                    named = {name: _storable(arrays[path]) for path, name in names.items()}
-                    orbax.save(new / part, args=ocp.args.StandardSave(named))
+                orbax.save(new / "arrays", args=ocp.args.StandardSave(flat))
             files = [path for path in sorted(new.rglob("*")) if path.is_file()]
             checksums = {str(path.relative_to(new)): _checksum(path) for path in files}
             write_sealed(new / "about.json", described | {"files": checksums})
@@ -288,11 +309,11 @@ class Checkpoints:
     def _first(self, order: Callable[[], list[int]]) -> Saved | None:
         """The first whole checkpoint in an order of steps; it is asked for again if one is gone."""
 
-        def find() -> dict[str, Any] | None:
+        def find() -> _Loaded | None:
             steps = order()
             for step in steps:
                 try:
-                    return self._verified(step)
+                    return self._load(step)
                 except DamagedCheckpointError as error:
                     if not self.path(step).exists():
                         return find()
@@ -304,7 +325,7 @@ class Checkpoints:
             return None
 
         found = from_first(find)
-        return None if found is None else Saved(found, self)
+        return None if found is None else Saved(self, *found)
 
     def _set_aside(self, step: int, error: DamagedCheckpointError) -> None:
         if self.read_only:
@@ -342,17 +363,32 @@ class Checkpoints:
             losses[step] = math.inf if loss is None else loss
         return losses
 
-    def _verified(self, step: int) -> dict[str, Any]:
-        """What about.json says, with the checksums of all files compared."""
-        # Before anything else opens them: what damage does to the layers below is not known.
+    def _load(self, step: int) -> _Loaded:
+        """What about.json says, and the arrays by their paths; the checksums of all files agree."""
+        path = self.path(step)
         try:
             sealed = self._sealed(step)
+            # Before anything else opens them: what damage does to the layers below is not known.
             for name, checksum in sealed["files"].items():
-                if _checksum(self.path(step) / name) != checksum:
+                if _checksum(path / name) != checksum:
                     raise DamagedCheckpointError(f"the checksum of {name} is wrong", "")
         except DamagedCheckpointError as error:
             raise self._damaged(step, error.reason) from error
-        return sealed
+        # As arrays of NumPy, over however many devices of whatever kind they were saved.
+        arrays = {p: _empty(text) for p, text in sealed["arrays"].items() if text != _NOTHING}
+        like = [_storable(array) for array in arrays.values()]
+        try:
+            with _checkpointer() as orbax:
+                found = orbax.restore(path / "arrays", args=ocp.args.StandardRestore(like))
+        except Exception as error:  # files are whole: no memory, or a run beside deletes it
+            if not path.exists():
+                raise self._damaged(step, "") from error
+            raise CheckpointError(
+                f"{path} could not be read ({_reason(error)}), though its files were whole; free "
+                "memory, or try again"
+            ) from error
+        pairs = zip(arrays.items(), found, strict=True)
+        return sealed, {name: x if empty.size else empty for (name, empty), x in pairs}
 
     def _damaged(self, step: int, reason: str) -> DamagedCheckpointError:
         if not self.path(step).exists():
@@ -361,74 +397,6 @@ class Checkpoints:
         begin = ["its beginning", *(f"step {s}" for s in self.steps() if s != step)][-1]
         advice = f"delete that folder, and the run goes on from {begin}"
         return DamagedCheckpointError(f"{self.path(step)} is damaged ({reason})", advice)
-
-    def _read(self, sealed: dict[str, Any], target: dict[str, Any]) -> dict[str, Any]:
-        """The arrays of a target, whose leaves have shapes and types, on every process."""
-        step = sealed["step"]
-        self._check_same_model(step, sealed["arrays"], target)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(target):
-            if leaf.dtype != jax.dtypes.canonicalize_dtype(leaf.dtype):
-                raise CheckpointError(
-                    f"{self.path(step)} holds {jax.tree_util.keystr(path)} in {leaf.dtype}, which "
-                    "JAX narrows; set jax_enable_x64 to read it"
-                )
-        found: dict[str, np.ndarray] = {}
-        wanted = [path for path, x in _leaves(target).items() if x is not None]
-
-        def read() -> None:
-            self._verified(step)
-            for part, names in _parts(sealed["arrays"]).items():
-                if names.keys().isdisjoint(wanted):
-                    continue
-                # As arrays of NumPy, over however many devices of whatever kind they were saved.
-                empty = {path: _empty(sealed["arrays"][path]) for path in names}
-                like = {names[path]: _storable(array) for path, array in empty.items()}
-                try:
-                    with _checkpointer() as orbax:
-                        args = ocp.args.StandardRestore(like)
-                        arrays = orbax.restore(self.path(step) / part, args=args)
-                except Exception as error:  # files are whole: no memory, or a run beside deletes it
-                    if not self.path(step).exists():
-                        raise self._damaged(step, "") from error
-                    raise CheckpointError(
-                        f"{self.path(step)} could not be read ({_reason(error)}), though its files "
-                        "were whole; free memory, or try again"
-                    ) from error
-                for path, array in empty.items():
-                    found[path] = arrays[names[path]] if array.size else array
-
-        from_first(read)
-        leaves, structure = jax.tree.flatten(target)
-        if jax.process_count() > 1:
-            data = bytes_from_first(b"".join(found[path].tobytes() for path in wanted if found))
-            ends = np.cumsum([leaf.size * leaf.dtype.itemsize for leaf in leaves])[:-1]
-            parts = zip(np.split(np.frombuffer(data, np.uint8), ends), leaves, strict=True)
-            arrays = [part.view(leaf.dtype).reshape(leaf.shape) for part, leaf in parts]
-            return jax.tree.unflatten(structure, arrays)
-        return jax.tree.unflatten(structure, [found[path] for path in wanted])
-
-    def _check_same_model(self, step: int, arrays: dict[str, Any], target: Any) -> None:
-        parts = tuple(f"['{name}']" for name in target)
-        described = {path: _describe(x) for path, x in _leaves(target).items()}
-        model, saved = (
-            {p: f"{e['dtype']}{e['shape']}" for p, e in each.items() if p.startswith(parts)}
-            for each in (described, arrays)
-        )
-        differing = [p for p in model | saved if model.get(p) != saved.get(p)]
-        if differing:
-            differing.sort(key=lambda path: (not path.startswith("['params']"), path))
-            shown = "; ".join(
-                f"{p}: model {model.get(p, 'no such array')}, checkpoint "
-                f"{saved.get(p, 'no such array')}"
-                for p in differing[:6]
-            )
-            more = f"; and {len(differing) - 6} more" if len(differing) > 6 else ""
-            of_optimizer = all(path.startswith("['opt_state']") for path in differing)
-            what = "optimizer" if of_optimizer else "model"
-            raise CheckpointError(
-                f"{self.path(step)} belongs to another {what}: {shown}{more}; build the {what} "
-                "from the configuration saved with the checkpoint"
-            )
 
 
 def is_plain(tree: Any) -> bool:
@@ -497,29 +465,14 @@ def _leaves(tree: Any) -> dict[str, Any]:
     }
 
 
-def _describe(x: Any) -> dict[str, Any]:
-    """Shape and type of an array."""
-    if x is None:
-        return {"shape": [], "dtype": "empty"}
-    return {"shape": list(x.shape), "dtype": str(x.dtype)}
+def _describe(x: Any) -> str:
+    """Type and shape of an array, or of a container without any."""
+    return _NOTHING if x is None else f"{x.dtype}{list(x.shape)}"
 
 
-def _parts(arrays: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """The folders of a checkpoint, and in each the names of the arrays by their paths.
-
-    Names are numbers: paths have brackets and quotes in them, and of a nested tree Orbax would
-    forget what is a list. Parameters have a folder of their own, to be read alone.
-    """
-    parts: dict[str, dict[str, str]] = {}
-    for number, path in enumerate(sorted(arrays)):
-        if arrays[path]["dtype"] != "empty":
-            part = "params" if path.startswith("['params']") else "rest"
-            parts.setdefault(part, {})[path] = str(number)
-    return parts
-
-
-def _empty(entry: Mapping[str, Any]) -> np.ndarray:
-    return np.empty(entry["shape"], jnp.dtype(entry["dtype"]))
+def _empty(description: str) -> np.ndarray:
+    dtype, _, shape = description.partition("[")
+    return np.empty(json.loads(f"[{shape}"), jnp.dtype(dtype))
 
 
 def _storable(array: np.ndarray) -> np.ndarray:

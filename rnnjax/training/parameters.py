@@ -11,7 +11,7 @@ import numpy as np
 from rnnjax.cells.arguments import is_integer
 from rnnjax.errors import CheckpointError, InteropError, InvalidInputError
 from rnnjax.training.checkpoints import Checkpoints, dtype_of, in_tuples, is_plain
-from rnnjax.training.processes import bytes_from_first, from_first
+from rnnjax.training.processes import from_first
 
 _TREE = "rnnjax.tree"  # the entry of a file's metadata that holds the structure
 
@@ -111,14 +111,7 @@ def save_params(path: str | os.PathLike[str], params: Any) -> None:
 def _from_file(path: Path, like: Any) -> Any:
     from rnnjax.interop.torch.files import read_arrays, read_metadata
 
-    content = b""
-
-    def read() -> None:
-        nonlocal content
-        content = path.read_bytes()
-
-    from_first(read)
-    content = bytes_from_first(content)
+    content = from_first(path.read_bytes)
     try:
         arrays = read_arrays(content)
         names = json.loads(read_metadata(content).get(_TREE, "null"))

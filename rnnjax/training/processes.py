@@ -1,8 +1,8 @@
 """What the processes of a run agree on, and how they are asked to stop."""
 
 import atexit
-import json
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -79,9 +79,6 @@ def from_first(work: Callable[[], Any]) -> Any:
     others as a `RnnjaxError` with the same sentence, so that none waits for one that has ended.
     What the work itself would do with the other processes, it does alone: they do not call it.
 
-    Args:
-        work: returns what JSON can hold.
-
     >>> from_first(lambda: [1, None])
     [1, None]
     """
@@ -99,16 +96,14 @@ def from_first(work: Callable[[], Any]) -> Any:
             said = str(error) if isinstance(error, RnnjaxError) else f"process 0 failed ({error!r})"
         finally:
             _for_all = False
-    value, said = json.loads(bytes_from_first(json.dumps([value, said]).encode()))
+    value, said = pickle.loads(_from_first(pickle.dumps((value, said))))
     if said is not None:
         raise raised or RnnjaxError(said)
     return value
 
 
-def bytes_from_first(data: bytes) -> bytes:
+def _from_first(data: bytes) -> bytes:
     """The bytes that the first process gives; what the others give does not count."""
-    if _alone():
-        return data
     with ending_with_peers():
         # In two numbers, because JAX's integers have 32 bits.
         sizes = np.array(divmod(len(data), 2**30), np.int32)
@@ -152,7 +147,7 @@ def agreed_signal(signal: int | None) -> int | None:
 
 
 def require_alike(values: Mapping[str, Any]) -> None:
-    """Compare values, which JSON can hold, with those of the first process.
+    """Compare values with those of the first process.
 
     Raises:
         InvalidInputError: on all processes, if one of them has another value; it names which.
@@ -161,8 +156,8 @@ def require_alike(values: Mapping[str, Any]) -> None:
     """
     if _alone():
         return
-    ours, theirs = json.loads(json.dumps(values)), from_first(lambda: values)
-    differing = sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name))
+    theirs = from_first(lambda: values)
+    differing = sorted(n for n in {*values, *theirs} if values.get(n) != theirs.get(n))
     # All of them end, because the others would wait for those that do.
     if agreed_signal(len(differing)):
         which = ", ".join(differing) or "another process says which"

@@ -115,7 +115,7 @@ def test_another_optimizer_is_told_too(checkpoints, optimizer, how):
 
 def test_nothing_there(checkpoints, tmp_path):
     assert checkpoints.latest() is None
-    with pytest.raises(CheckpointError, match="there is no checkpoint in"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 3 .* there are none"):
         checkpoints.at(3)
     checkpoints.save(state_at(3), {})
     with pytest.raises(CheckpointError, match=r"no checkpoint of step 9 .* there are \[3\]"):
@@ -244,9 +244,9 @@ def test_files_of_another_state_are_noticed_by_their_checksums(checkpoints, tmp_
     changed = first | {"bias": first["bias"].at[0].add(1e-3)}
     other = Checkpoints(tmp_path / "other")
     other.save(dataclasses.replace(state, params=(changed, second)), {})
-    shutil.rmtree(checkpoints.path(1) / "params")
-    shutil.copytree(other.path(1) / "params", checkpoints.path(1) / "params")
-    with pytest.raises(CheckpointError, match=r"is damaged \((the checksum of )?params/"):
+    shutil.rmtree(checkpoints.path(1) / "arrays")
+    shutil.copytree(other.path(1) / "arrays", checkpoints.path(1) / "arrays")
+    with pytest.raises(CheckpointError, match=r"is damaged \((the checksum of )?.*arrays/"):
         checkpoints.at(1)
 
 
@@ -364,15 +364,8 @@ def test_a_reader_takes_the_next_where_a_run_deletes_one(checkpoints, monkeypatc
     monkeypatch.undo()
     saved = reader.at(1)
     shutil.rmtree(checkpoints.path(1))
-    with pytest.raises(CheckpointError, match="1 was deleted while it was read"):
-        saved.restore(state_at(0))
+    assert int(saved.restore(state_at(0)).step) == 1  # what was read stays
     assert checkpoints.steps() == [2]
-
-
-@pytest.mark.parametrize("keep_last", [0, -1, 1.5])
-def test_at_least_one_is_kept(tmp_path, keep_last):
-    with pytest.raises(InvalidInputError, match=f"keep_last must be a positive .* is {keep_last}"):
-        Checkpoints(tmp_path, keep_last=keep_last)
 
 
 def test_a_checkpoint_knows_its_own_step(checkpoints):
@@ -403,6 +396,9 @@ def test_what_is_no_state_is_told(checkpoints):
         InvalidInputError, match="state must hold arrays of numbers, but has one of"
     ):
         checkpoints.save(dataclasses.replace(state, carry="abc"), {})
+    for keep_last in (0, 1.5):
+        with pytest.raises(InvalidInputError, match=f"keep_last must be .* is {keep_last}"):
+            Checkpoints(checkpoints.directory, keep_last=keep_last)
     with pytest.raises(InvalidInputError, match=r"step must be a whole number, but is 1\.0"):
         checkpoints.at(1.0)
     checkpoints.save(state, {}, loss=np.float32(0.5))
