@@ -777,7 +777,7 @@ FAULTS: tuple[Fault, ...] = (
         ("tests/training/test_step.py", "tests/training/test_fit.py"),
     ),
     Fault(
-        "patience goes by what is left of epochs.jsonl",
+        "patience does not know the epoch before a stop",
         "training",
         "rnnjax/training/fitting.py",
         'self.history, self.means = about["history"], _Means(**about["means"])',

@@ -28,7 +28,7 @@ from experiments.text_generator.model import CharacterModel, bits, held_out, mak
 from experiments.text_generator.reading import AnyVocabulary, require_there
 from rnnjax.errors import NonFiniteError
 from rnnjax.text.drawing import State, at_temperature, draw
-from rnnjax.training.files import Records, write_json, write_whole
+from rnnjax.training.files import read_lines, write_json, write_whole
 from rnnjax.training.fitting import Fit, fit
 from rnnjax.training.hooks import EarlyStopping, Hook, Progress, TensorBoard
 from rnnjax.training.optimizers import keras_adam
@@ -337,7 +337,7 @@ def plot_loss(run_dir: Path, unit: str = "character") -> None:
     from matplotlib import pyplot as plt
 
     steps, epochs = (
-        [e for e in Records(run_dir / name).read() if isinstance(e.get("loss"), float)]
+        [e for e in read_lines(run_dir / name) if isinstance(e.get("loss"), float)]
         for name in ("steps.jsonl", "epochs.jsonl")
     )
     ends = [0, *(entry["step"] for entry in epochs)]

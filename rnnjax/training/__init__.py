@@ -3,7 +3,6 @@
 from rnnjax.training.batches import Minibatches, minibatches
 from rnnjax.training.checkpoints import Checkpoints, Saved
 from rnnjax.training.distributed import start_processes, use_cores
-from rnnjax.training.files import Records
 from rnnjax.training.fitting import Fit, fit
 from rnnjax.training.hooks import (
     CSVLog,
@@ -41,7 +40,6 @@ __all__ = [
     "Metrics",
     "Minibatches",
     "Progress",
-    "Records",
     "ReduceOnPlateau",
     "RunFolder",
     "Saved",

@@ -175,56 +175,34 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, indent=1).encode()).hexdigest()
 
 
-def _line(entry: Mapping[str, Any]) -> str:
-    return json.dumps(finite_or_none(entry), allow_nan=False) + "\n"
+def write_lines(path: Path, entries: Iterable[Mapping[str, Any]], *, more: bool = False) -> None:
+    """Write JSON objects, one a line, in one move, or ``more`` of them at the end of a file."""
+    lines = [json.dumps(finite_or_none(entry), allow_nan=False) + "\n" for entry in entries]
+    if more:
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(lines)
+    else:
+        write_whole(path, "".join(lines).encode())
 
 
-class Records:
-    """An append-only file with one JSON object a line, each with an increasing ``step``.
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects with a step that `write_lines` wrote; other lines are left out.
 
-    NaN and infinity are written as null, so that any reader of JSON takes the file.
-
-    A run that is killed may have recorded steps after its last checkpoint, or half a line, which
-    `drop_after` takes back. Only people and plots read it: what a run needs is in its checkpoints.
+    Those are what a kill left by half, or a damage. Only people and plots read the file: what a run
+    needs is in its checkpoints.
 
     >>> import tempfile
-    >>> records = Records(Path(tempfile.mkdtemp()) / "steps.jsonl")
-    >>> records.append([{"step": 1, "loss": 2.5}, {"step": 2, "loss": 2.0}])
-    >>> records.drop_after(1)
-    >>> records.read()
-    [{'step': 1, 'loss': 2.5}]
+    >>> path = Path(tempfile.mkdtemp()) / "steps.jsonl"
+    >>> write_lines(path, [{"step": 1, "loss": math.nan}])
+    >>> read_lines(path)
+    [{'step': 1, 'loss': None}]
     """
-
-    def __init__(self, path: str | os.PathLike[str]):
-        self.path = Path(path)
-
-    def append(self, entries: Iterable[Mapping[str, Any]]) -> None:
-        """Add entries at the end."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(map(_line, entries))
-
-    def read(self) -> list[dict[str, Any]]:
-        """All whole entries with a step, in order; other lines are left out."""
-        if not self.path.exists():
-            return []
-        entries = []
-        for line in self.path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
-            with suppress(ValueError, RecursionError):  # half a line, damaged bytes
-                entry = json.loads(line)
-                if isinstance(entry, dict) and type(entry.get("step")) is int:
-                    entries.append(entry)
-        return entries
-
-    def write(self, entries: Iterable[Mapping[str, Any]]) -> None:
-        """Replace the file in one move."""
-        write_whole(self.path, "".join(map(_line, entries)).encode())
-
-    def drop_after(self, step: int) -> None:
-        """Keep the entries up to ``step`` alone; replaces the file in one move."""
-        self.write(entry for entry in self.read() if entry["step"] <= step)
-
-    def to_disk(self) -> None:
-        """Return when all that was added is on the disk."""
-        if self.path.exists():
-            with self.path.open("ab") as file:
-                os.fsync(file.fileno())
+    if not path.exists():
+        return []
+    entries = []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
+        with suppress(ValueError, RecursionError):
+            entry = json.loads(line)
+            if isinstance(entry, dict) and type(entry.get("step")) is int:
+                entries.append(entry)
+    return entries

@@ -328,7 +328,7 @@ class _Loop:
                 shown = step if finite else {"skipped": True}
                 entries.append({"step": done + i + 1, "epoch": len(self.history) + 1, **shown})
         finally:
-            self.folder.record_steps(entries)
+            self.folder.record("steps", entries)
 
     def diverged(self, step: int, metrics: Mapping[str, float]) -> NonFiniteError:
         before = f", after {self.most_skipped} that were skipped" if self.most_skipped else ""
@@ -348,7 +348,7 @@ class _Loop:
         self.means, self.position, self.exact = _Means(), None, True
         before = min(map(_score, self.history), default=math.inf)
         self.history.append(entry)
-        self.folder.record_epoch(entry)
+        self.folder.record("epochs", [entry])
         state = self.call_hooks(state, entry)
         return state, bool(measured) and _score(entry) < before
 

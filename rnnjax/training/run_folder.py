@@ -2,7 +2,6 @@
 
 import os
 import signal
-import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, Literal
 from rnnjax.cells.arguments import check_size
 from rnnjax.errors import CheckpointError, InvalidInputError
 from rnnjax.training.checkpoints import Checkpoints, Saved
-from rnnjax.training.files import Records, as_json, finite_or_none, locked, write_json
+from rnnjax.training.files import as_json, locked, read_lines, write_json, write_lines
 from rnnjax.training.hooks import Entry, Progress, alert
 from rnnjax.training.identity import PARTS, differing
 from rnnjax.training.processes import StopRequest, ending_with_peers, from_first, require_alike
@@ -98,8 +97,6 @@ class RunFolder:
                     self.checkpoints = Checkpoints(
                         folder / "checkpoints", keep_last=self.keep_last, sharding=sharding
                     )
-                    self.of_steps = Records(folder / "steps.jsonl")
-                    self.of_epochs = Records(folder / "epochs.jsonl")
                 yield stack
             failed = False
         except KeyboardInterrupt:
@@ -109,24 +106,20 @@ class RunFolder:
         finally:
             number = self.stop.signal
             if number is not None and self.on_signal == "raise":
-                self._say_stopped(signal.Signals(number).name, failed)
+                alert(f"{signal.Signals(number).name}: {self._stopped(failed)}")
                 signal.raise_signal(number)
 
-    def _say_stopped(self, name: str, failed: bool) -> None:
+    def _stopped(self, failed: bool) -> str:
         if self.finished:
-            alert(f"{name}: the run was done, and is saved in {self.path}")
-        elif failed:
-            alert(f"{name}: stopped by it and by an error; {self._goes_on()}")
-        elif self.saved == self.step:
-            alert(
-                f"{name}: stopped after step {self.step}, saved in "
-                f"{self.checkpoints.path(self.step)}; the same call goes on from there"
-            )
-        else:
-            alert(
-                f"{name}: stopped after step {self.step}, amid an epoch of batches that cannot say "
-                f"where they stand; {self._goes_on()}"
-            )
+            return f"the run was done, and is saved in {self.path}"
+        if failed:
+            return f"stopped by it and by an error; {self._goes_on()}"
+        where = f"stopped after step {self.step}, "
+        if self.saved == self.step:
+            saved = self.checkpoints.path(self.step)
+            return f"{where}saved in {saved}; the same call goes on from there"
+        amid = "amid an epoch of batches that cannot say where they stand"
+        return f"{where}{amid}; {self._goes_on()}"
 
     def _goes_on(self) -> str:
         if self.path is None:
@@ -189,51 +182,26 @@ class RunFolder:
             )
 
     def _take_back(self, saved: Saved | None) -> None:
-        """Drop what was recorded after the checkpoint, and say what is missing before it."""
+        """Drop what was recorded after the checkpoint."""
+        assert self.path is not None
+        steps, epochs = (self.path / f"{name}.jsonl" for name in ("steps", "epochs"))
         if saved is None and list(self.checkpoints.directory.glob("damaged-*")):
             raise CheckpointError(
                 f"all checkpoints in {self.checkpoints.directory} were damaged, and are set aside; "
                 "begin a new run in another folder, or put one of them back"
             )
-        if saved is None and self.of_epochs.read():
-            self.shown.say(
-                f"there is no checkpoint in {self.path}: the run begins anew; what it had "
-                "recorded is kept in *.before"
-            )
-            for records in (self.of_steps, self.of_epochs):
-                if records.path.exists():
-                    records.path.replace(records.path.with_name(f"{records.path.name}.before"))
-        done, history = (0, []) if saved is None else (saved.step, saved.about["history"])
-        self.of_steps.drop_after(done)
-        missing = done - len({entry["step"] for entry in self.of_steps.read()})
-        if missing:
-            warnings.warn(
-                f"{self.of_steps.path} lacks {missing} of the {done} steps up to the checkpoint; "
-                "the run goes on exactly, but its curve has a gap",
-                stacklevel=1,
-            )
-        recorded = [entry for entry in self.of_epochs.read() if entry["step"] <= done]
-        if recorded != finite_or_none(history):
-            warnings.warn(
-                f"{self.of_epochs.path} was not as the checkpoint has it, and is written anew",
-                stacklevel=1,
-            )
-        self.of_epochs.write(history)
+        if saved is None and read_lines(epochs):
+            self.shown.say(f"there is no checkpoint in {self.path}: the run begins anew")
+        write_lines(steps, [entry for entry in read_lines(steps) if entry["step"] <= self.step])
+        write_lines(epochs, [] if saved is None else saved.about["history"])
 
-    def record_steps(self, entries: Sequence[Entry]) -> None:
-        """Record the metrics of some steps."""
-        if self.path is not None:
-            from_first(lambda: self.of_steps.append(entries))
-
-    def record_epoch(self, entry: Entry) -> None:
-        """Record what an epoch measured."""
-        if self.path is not None:
-            from_first(lambda: self.of_epochs.append([entry]))
+    def record(self, name: Literal["steps", "epochs"], entries: Sequence[Entry]) -> None:
+        """Record the metrics of some steps, or what an epoch measured."""
+        if (path := self.path) is not None:
+            from_first(lambda: write_lines(path / f"{name}.jsonl", entries, more=True))
 
     def save(self, state: TrainState, about: Mapping[str, Any], loss: float | None) -> None:
-        """Write a checkpoint, after what was recorded before it."""
-        from_first(self.of_steps.to_disk)
-        from_first(self.of_epochs.to_disk)
+        """Write a checkpoint."""
         own = {"config": self.config, "devices": self.devices, "identity": self.identity}
         self.checkpoints.save(state, {**about, **own}, loss=loss)
         self.saved = self.step
