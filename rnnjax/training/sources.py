@@ -7,7 +7,7 @@ import functools
 import hashlib
 import itertools
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -70,38 +70,24 @@ def pad_rows(batch: Any, rows: int, *, axis: Any = 0) -> tuple[Any, np.ndarray]:
 
 @dataclasses.dataclass
 class Group:
-    """Some steps that stand together on the devices.
+    """Some steps that stand together on the devices."""
 
-    Attributes:
-        batches: leaves ``(slots, ...)``; all groups have as many slots, so that one program does
-            all of them.
-        start: the first slot whose step is to be done.
-        stop: the slot after the last one.
-        positions: of a stream, where it stands after each slot; None where it cannot say.
-        exact: whether a run can go on from the middle of this epoch.
-    """
-
-    batches: Any
-    start: int
-    stop: int
-    positions: list[Any] | None = None
-    exact: bool = True
+    batches: Any  # leaves (slots, ...), as many slots in all groups: one program does all of them
+    start: int  # the first slot whose step is to be done
+    stop: int  # the slot after the last one
+    positions: list[Any] | None = None  # of a stream: where it stands after each slot, if it says
+    exact: bool = True  # whether a run can go on from the middle of this epoch
 
 
 class Source:
-    """The batches of `fit`, or the data of its ``evaluate``.
+    """The batches of `fit`, or the data of its ``evaluate``, which is called ``name`` in errors.
 
-    Args:
-        name: of the argument, for errors.
-        given: arrays with a first axis of steps, something to iterate over (a stream), or a
-            function from the number of an epoch to either.
-        epochs: how often it is gone through.
-        sharding: how batches lie over the devices.
+    What is ``given`` are arrays with a first axis of steps, something to iterate over (a stream),
+    or a function from the number of an epoch to either.
     """
 
     def __init__(self, name: str, given: Any, epochs: int, sharding: Sharding | None):
         self.name, self.given, self.sharding = name, given, sharding
-        self._read: tuple[int | None, Any] = None, None  # an epoch, and its arrays
         self._held: Group | None = None  # all steps of all epochs
         self._begun: tuple[Any, Iterator[Group]] | None = None  # a stream that was looked into
         if isinstance(given, Iterator) and epochs > 1:
@@ -119,20 +105,20 @@ class Source:
             return
         groups, steps = self._groups(number, first, position), first
         config: Any = jax.config
-        settings = config.jax_enable_x64, config.jax_default_device
-        as_here = functools.partial(_with_settings, *settings)
+        x64, device = config.jax_enable_x64, config.jax_default_device
+
+        def ahead() -> Group | None:  # a thread has settings of its own
+            with jax.enable_x64(x64), jax.default_device(device):
+                return self._put(next(groups, None))
+
         with ThreadPoolExecutor(1) as pool:
-            ahead = None
-            while True:
-                if jax.process_count() > 1:  # they have to agree, which threads cannot
-                    group = self._agreed(groups)
-                else:
-                    group = self._next(groups) if ahead is None else ahead.result()
-                    ahead = pool.submit(as_here, self._next, groups)
-                if group is None:
-                    break
+            group = self._next(groups)
+            while group is not None:
+                # Of several processes all have to agree, which threads cannot.
+                coming = pool.submit(ahead) if jax.process_count() == 1 else None
                 steps += group.stop - group.start
                 yield group
+                group = self._next(groups) if coming is None else coming.result()
         if not steps:
             raise InvalidInputError(
                 f"{self.name} must hold a batch in every epoch, but epoch {number + 1} has none; "
@@ -140,9 +126,6 @@ class Source:
             )
 
     def _next(self, groups: Iterator[Group]) -> Group | None:
-        return self._put(next(groups, None))
-
-    def _agreed(self, groups: Iterator[Group]) -> Group | None:
         group = together(lambda: next(groups, None))
         require_alike({self.name: None if group is None else [group.start, group.stop]})
         return self._put(group)
@@ -189,24 +172,13 @@ class Source:
             (stream, groups), self._begun = self._begun, None
             anew = first > 0 or position is not None
             yield from self._of_stream(stream, first, position) if anew else groups
-        elif _is_stream(data := self._data(number)):
+        elif _is_stream(data := self.given(number) if callable(self.given) else self.given):
             yield from self._of_stream(iter(data), first, position)
         else:
             steps, tree = self._length(data), jax.tree.map(_as_array, data)
             yield from self._of_arrays(
                 lambda a, b: jax.tree.map(lambda leaf: leaf[a:b], tree), steps, first
             )
-
-    def _data(self, number: int) -> Any:
-        if not callable(self.given):
-            return self.given
-        if self._read[0] == number:
-            return self._read[1]
-        self._read = None, None  # of two epochs at once there may be too much
-        data = self.given(number)
-        if not _is_stream(data):
-            self._read = number, data
-        return data
 
     def _of_arrays(self, cut: Callable[[int, int], Any], steps: int, first: int) -> Iterator[Group]:
         if first > steps:
@@ -226,20 +198,32 @@ class Source:
             stream.set_state(position.encode("latin-1") if isinstance(position, str) else position)
         elif first and (not exact or sum(1 for _ in itertools.islice(stream, first)) < first):
             raise self._too_short(first)
-        stack: _Stack | None = None
+        batches: list[Any] = []
+        positions: list[Any] = []
+
+        def group() -> Group:
+            slots = min(_STEPS_OF_STREAM, _slots(batches[0]))
+            tree = jax.tree.map(lambda *leaves: _filled(slots, _stacked(leaves)), *batches)
+            return Group(tree, 0, len(batches), positions, exact)
+
         for batch in stream:
-            batch = jax.tree.map(_as_array, batch)
-            if stack is None or not stack.takes(batch):
-                if stack is not None and stack.count:
-                    yield stack.group(exact)
+            batch = jax.tree.map(_copied, batch)
+            if batches and _shapes(batch, 0) != _shapes(batches[0], 0):
+                yield group()
+                batches, positions = [], []
+            if not batches:
                 self._check_numbers(batch)
-                stack = _Stack(batch)
-            stack.add(batch, copy.deepcopy(stream.get_state()) if says else None)
-            if stack.is_full:
-                yield stack.group(exact)
-                stack = None
-        if stack is not None:
-            yield stack.group(exact)
+                began = time.monotonic()
+            batches.append(batch)
+            position = copy.deepcopy(stream.get_state()) if says else None
+            positions.append(position.decode("latin-1") if type(position) is bytes else position)
+            # Of several processes all have to make the same groups.
+            slow = time.monotonic() - began > _SECONDS_OF_STREAM and jax.process_count() == 1
+            if slow or len(batches) == min(_STEPS_OF_STREAM, _slots(batch)):
+                yield group()
+                batches, positions = [], []
+        if batches:
+            yield group()
 
     def _too_short(self, first: int) -> CheckpointError:
         return CheckpointError(
@@ -282,59 +266,6 @@ class Source:
         return int(lengths.pop()[0])
 
 
-class _Stack:
-    """Batches of the same shapes, copied side by side: a loader may use its arrays again."""
-
-    def __init__(self, batch: Any):
-        self.shapes = self._of(batch)
-        leaves = jax.tree.leaves(batch)
-        self.slots, self.positions = min(_STEPS_OF_STREAM, _slots(batch)), list[Any]()
-        data = [jax.random.key_data(leaf) if _is_key(leaf) else leaf for leaf in leaves]
-        self.kinds = [jax.random.key_impl(leaf) if _is_key(leaf) else None for leaf in leaves]
-        # What is not filled is never read.
-        self.arrays = [np.empty((self.slots, *leaf.shape), leaf.dtype) for leaf in data]
-        self.began = time.monotonic()
-
-    @staticmethod
-    def _of(batch: Any) -> Any:
-        leaves, structure = jax.tree.flatten(batch)
-        return structure, [(leaf.shape, leaf.dtype) for leaf in leaves]
-
-    def takes(self, batch: Any) -> bool:
-        return self.shapes == self._of(batch)
-
-    @property
-    def count(self) -> int:
-        return len(self.positions)
-
-    @property
-    def is_full(self) -> bool:
-        # Of several processes all have to make the same groups.
-        slow = time.monotonic() - self.began > _SECONDS_OF_STREAM and jax.process_count() == 1
-        return slow or self.count == self.slots
-
-    def add(self, batch: Any, position: Any) -> None:
-        for array, leaf in zip(self.arrays, jax.tree.leaves(batch), strict=True):
-            array[self.count] = jax.random.key_data(leaf) if _is_key(leaf) else leaf
-        self.positions.append(
-            position.decode("latin-1") if isinstance(position, bytes) else position
-        )
-
-    def group(self, exact: bool) -> Group:
-        leaves = [
-            array if kind is None else jax.random.wrap_key_data(jnp.asarray(array), impl=kind)
-            for array, kind in zip(self.arrays, self.kinds, strict=True)
-        ]
-        tree = jax.tree.unflatten(self.shapes[0], leaves)
-        return Group(tree, 0, self.count, self.positions, exact)
-
-
-def _with_settings(x64: bool, device: Any, work: Callable[..., Any], *args: Any) -> Any:
-    """Do something with settings of JAX that each thread has for itself."""
-    with jax.enable_x64(x64), jax.default_device(device):
-        return work(*args)
-
-
 def _is_stream(data: Any) -> bool:
     """Whether it is iterated over: no tree of arrays, whose leaves have steps."""
     is_leaf = jax.tree_util.all_leaves([data]) and not isinstance(data, str | bytes)
@@ -348,8 +279,14 @@ def _as_array(leaf: Any) -> Any:
     return leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
 
 
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+def _copied(leaf: Any) -> Any:
+    """An array of one's own, because a loader may use its arrays again."""
+    leaf = _as_array(leaf)
+    return leaf if isinstance(leaf, jax.Array) else np.array(leaf)
+
+
+def _stacked(leaves: Sequence[Any]) -> Any:
+    return (jnp if isinstance(leaves[0], jax.Array) else np).stack(leaves)
 
 
 def _slots(batch: Any) -> int:
@@ -371,8 +308,9 @@ def _filled(slots: int, leaf: Any) -> Any:
     return filled
 
 
-def _shapes(batches: Any) -> Any:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batches)
+def _shapes(batches: Any, axis: int = 1) -> Any:
+    """Shapes and types without the first axis, that of steps; or from an axis on."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[axis:], leaf.dtype), batches)
 
 
 def _digest(shapes: Any, *parts: bytes) -> str:
