@@ -831,7 +831,7 @@ FAULTS: tuple[Fault, ...] = (
         "training",
         "rnnjax/training/optimizers.py",
         "jnp.sqrt(1 - b2**t)",
-        "jnp.sqrt(1 - b2**state.step)",
+        "jnp.sqrt(1 - b2**state.count)",
         ("tests/training/test_optimizers.py",),
     ),
     Fault(

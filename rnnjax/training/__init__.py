@@ -13,7 +13,7 @@ from rnnjax.training.hooks import (
     Silent,
     TensorBoard,
 )
-from rnnjax.training.optimizers import KerasAdamState, constrain, keras_adam
+from rnnjax.training.optimizers import constrain, keras_adam
 from rnnjax.training.parameters import load_params, save_params
 from rnnjax.training.penalties import activity_penalty, slowness_penalty, weight_penalty
 from rnnjax.training.processes import StopRequest
@@ -35,7 +35,6 @@ __all__ = [
     "EarlyStopping",
     "Fit",
     "Hook",
-    "KerasAdamState",
     "LossFunction",
     "Metrics",
     "Minibatches",

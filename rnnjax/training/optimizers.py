@@ -1,7 +1,7 @@
 """Adam as Keras and TensorFlow compute it, and constraints on parameters."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +9,6 @@ import optax
 
 from rnnjax.cells.arguments import usual_promotion
 from rnnjax.errors import InvalidInputError
-
-
-class KerasAdamState(NamedTuple):
-    """Updates done, and the running means of the gradient and of its square."""
-
-    step: jax.Array
-    mu: optax.Updates
-    nu: optax.Updates
 
 
 def keras_adam(
@@ -46,26 +38,22 @@ def keras_adam(
     -0.1
     """
 
-    def init(params: optax.Params) -> KerasAdamState:
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        return KerasAdamState(jnp.int32(0), zeros, jax.tree.map(jnp.zeros_like, params))
-
     @usual_promotion()
     def update(
-        grads: optax.Updates, state: KerasAdamState, params: optax.Params | None = None
-    ) -> tuple[optax.Updates, KerasAdamState]:
+        grads: optax.Updates, state: optax.ScaleByAdamState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.ScaleByAdamState]:
         del params
-        t = state.step + 1
+        t = state.count + 1
         mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
         nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g**2, state.nu, grads)
-        rate = learning_rate(state.step) if callable(learning_rate) else learning_rate
+        rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
         alpha = rate * jnp.sqrt(1 - b2**t) / (1 - b1**t)
         updates = jax.tree.map(
             lambda m, v: (-alpha * m / (jnp.sqrt(v) + eps)).astype(m.dtype), mu, nu
         )
-        return updates, KerasAdamState(t, mu, nu)
+        return updates, optax.ScaleByAdamState(t, mu, nu)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(optax.scale_by_adam().init, update)
 
 
 def constrain(constraint: Callable[[Any], Any]) -> optax.GradientTransformation:
