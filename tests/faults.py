@@ -781,7 +781,7 @@ FAULTS: tuple[Fault, ...] = (
         "training",
         "rnnjax/training/fitting.py",
         'self.history, self.means = about["history"], _Means(**about["means"])',
-        'self.history, self.means = self.folder.of_epochs.read(), _Means(**about["means"])',
+        'self.history, self.means = about["history"][:-1], _Means(**about["means"])',
         ("tests/training/test_fit.py",),
     ),
     Fault(
@@ -796,8 +796,8 @@ FAULTS: tuple[Fault, ...] = (
         "no gradient flows back to the steps before the last window",
         "training",
         "rnnjax/training/truncated.py",
-        "_, rest = _ran(run, params, carry, _part",
-        "_, rest = _ran(run, params, jax.lax.stop_gradient(carry), _part",
+        "_, rest = _ran(run, params, carry, then",
+        "_, rest = _ran(run, params, jax.lax.stop_gradient(carry), then",
         ("tests/training/test_truncated.py",),
     ),
     Fault(

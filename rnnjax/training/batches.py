@@ -107,12 +107,10 @@ def minibatches(arrays: Any, batch_size: int, *, axis: Any, seed: int = 0) -> Mi
     Raises:
         InvalidInputError: the arrays differ in their rows, or have too few; ``axis`` does not fit.
 
-    What `rnnjax.pad` returns, as it is and with a label for each row:
+    What `rnnjax.pad` returns, with a label for each row:
 
     >>> import rnnjax
     >>> padded = rnnjax.pad([np.ones((5, 2)), np.ones((3, 2)), np.ones((4, 2))])
-    >>> jax.tree.map(np.shape, minibatches(padded, 3, axis=(1, 0))(0))
-    Padded(xs=(1, 8, 3, 2), lengths=(1, 3))
     >>> data = {"xs": padded.xs, "lengths": padded.lengths, "labels": np.array([1, 0, 1])}
     >>> batches = minibatches(data, 3, axis={"xs": 1, "lengths": 0, "labels": 0})
     >>> jax.tree.map(np.shape, batches(0))
@@ -158,7 +156,11 @@ def divided(
             )
         cores = cores_for(params, batches.batch_size)
         if cores == 1:
-            say(f'sharding="cores": training on one device, because {_why_one(batches.batch_size)}')
+            say(
+                'sharding="cores": training on one device, because JAX has no second core of a '
+                "CPU (use_cores, before anything else, shows it them; Sharding.over() takes other "
+                f"devices), or a batch of {batches.batch_size} rows would not be faster on more"
+            )
         sharding = Sharding.over(cores) if cores > 1 else None
     if sharding is None:
         return batches, None
@@ -168,12 +170,3 @@ def divided(
         sharding = dataclasses.replace(sharding, rows_axis=axes)
         batches = dataclasses.replace(batches, rows=sharding.rows(batches.batch_size))
     return batches, sharding
-
-
-def _why_one(rows: int) -> str:
-    devices = jax.local_devices()
-    if devices[0].platform != "cpu" or jax.process_count() > 1:
-        return "there are others than the cores of one CPU; Sharding.over() takes all of them"
-    if len(devices) == 1:
-        return "there is one; call use_cores before anything else uses JAX"
-    return f"a batch of {rows} rows of this model would not be faster on {len(devices)}"

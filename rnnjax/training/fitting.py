@@ -124,16 +124,17 @@ def fit(
     check_params(params)
     folder = run_dir if isinstance(run_dir, RunFolder) else RunFolder(run_dir)
     called = _hooks(hooks)
-    batches, sharding = divided(batches, sharding, params, shown_by(called).say)
+    shown = next(hook for hook in called if isinstance(hook, Progress))
+    batches, sharding = divided(batches, sharding, params, shown.say)
     if carry is None:
         loss_fn, carry = functools.partial(_without_carry, loss_fn), ()
     data = Source("batches", batches, epochs, sharding)
     train_steps = make_train_steps(loss_fn, optimizer, sharding, skip_nonfinite=skip_nonfinite > 0)
     measure = _measure(evaluate, loss_fn, carry, epochs, sharding)
-    loop = _Loop(train_steps, data, called, folder, epochs, carry, keep_carry, measure, sharding,
-                 skip_nonfinite, steps_per_dispatch)  # fmt: skip
+    loop = _Loop(train_steps, data, called, shown, folder, epochs, carry, keep_carry, measure,
+                 sharding, skip_nonfinite, steps_per_dispatch)  # fmt: skip
     state = TrainState.create(params, optimizer, key=key, carry=carry)
-    with folder.opened(sharding, loop.shown) as stack:
+    with folder.opened(sharding, shown) as stack:
         stack.callback(loop.close)
         require_alike({"epochs": epochs, "whether there is a run_dir": folder.path is not None})
         if folder.path is not None:
@@ -188,6 +189,7 @@ class _Loop:
     train_steps: TrainSteps
     source: Source
     hooks: list[Hook]
+    shown: Progress  # that of the hooks which shows the run
     folder: RunFolder
     epochs: int
     carry: Any
@@ -204,11 +206,6 @@ class _Loop:
     ended_by: list[str] = dataclasses.field(default_factory=list)  # names of hooks
     paced: int = _FIRST_DISPATCH  # steps of a dispatch
     compiled: set[str] = dataclasses.field(default_factory=set)  # for which shapes
-
-    @property
-    def shown(self) -> Progress:
-        """The hook that shows the run."""
-        return shown_by(self.hooks)
 
     @property
     def finished(self) -> bool:
@@ -476,11 +473,6 @@ def _hooks(given: Any) -> list[Hook]:
     if not any(isinstance(hook, Progress) for hook in hooks):
         hooks.insert(0, Progress() if is_first() else Silent())
     return hooks
-
-
-def shown_by(hooks: Sequence[Hook]) -> Progress:
-    """The hook that shows a run."""
-    return next(hook for hook in hooks if isinstance(hook, Progress))
 
 
 def _measure(

@@ -28,6 +28,7 @@ from rnnjax.training.state import TrainState
 _SECONDS_TERMINAL = 0.1
 _SECONDS_LOG = 60.0
 _RECENT = 20
+_ERASE = "\r\x1b[K"  # the line on which the cursor stands
 
 Entry = dict[str, Any]
 
@@ -285,7 +286,7 @@ class Progress(Hook):
         self._terminal = self._file is not None and self._file.isatty()
         self._recent: deque[tuple[int, float]] = deque(maxlen=_RECENT)
         self._shown = time.monotonic() if not self._terminal else 0.0
-        self._width = 0
+        self._stands = False
         self._steps = ""
         self.step = 0
 
@@ -331,9 +332,9 @@ class Progress(Hook):
 
     def close(self) -> None:
         """Take the line at the bottom away."""
-        if self._width:
-            _print(f"\r{' ' * min(self._width, _columns())}\r", end="", file=self._file)
-            self._width = 0
+        if self._stands:
+            _print(_ERASE, end="", file=self._file)
+            self._stands = False
 
     def _show(self, what: str, *, now: bool = False) -> None:
         wait = (0 if now else _SECONDS_TERMINAL) if self._terminal else _SECONDS_LOG
@@ -346,14 +347,9 @@ class Progress(Hook):
         if not self._terminal:
             _print(line, file=self._file)
             return
-        line = line[: _columns()]  # one that wraps cannot be taken back
-        width = min(self._width, _columns())
-        _print(f"\r{line:<{width}}", end="", file=self._file)
-        self._width = max(width, len(line))
-
-
-def _columns() -> int:
-    return shutil.get_terminal_size().columns - 1
+        columns = shutil.get_terminal_size().columns - 1  # one that wraps cannot be taken back
+        _print(_ERASE + line[:columns], end="", file=self._file)
+        self._stands = True
 
 
 def _print(text: str, **more: Any) -> None:

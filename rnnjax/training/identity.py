@@ -39,14 +39,7 @@ def identity(
     Arrays are identified by their bytes. The loss and the optimiser are functions: they are
     identified by the programs of a step's gradient and of its update, and by the optimiser's first
     state. Those programs can be compared only where ``made_by`` (versions and platform) is the
-    same.
-
-    Args:
-        loss_fn: the loss of one batch.
-        optimizer: the optimiser.
-        state: the first state, in one piece.
-        first_epoch: the shapes of a batch as the devices have it, and the digest of the data.
-        keep_carry: whether an epoch begins with the carry of the one before.
+    same. ``first_epoch``: the shapes of a batch as the devices have it, and a digest of the data.
     """
     batch, data = first_epoch
 

@@ -74,9 +74,9 @@ def slowness_penalty(
 
 def _marks(name: str, marks: Any, ys: jax.Array) -> jax.Array | None:
     """Booleans as an array, or None; one axis of rows may stand for all."""
-    marks = None if marks is None else as_array(name, marks)
     if marks is None:
         return None
+    marks = as_array(name, marks)
     if marks.dtype != jnp.bool_:
         raise InvalidInputError(
             f"{name} must be booleans (time, *batch), but are {marks.dtype}; write "

@@ -43,39 +43,29 @@ def axis_of_each(name: str, axis: Any, tree: Any) -> Any:
     >>> axis_of_each("axis", {"xs": 1, "lengths": 0}, {"xs": (2, 3), "lengths": 4})
     {'lengths': 0, 'xs': (1, 1)}
     """
-    return jax.tree.unflatten(jax.tree.structure(tree), _axes(name, axis, tree))
-
-
-def _axes(name: str, axis: Any, tree: Any) -> list[int]:
     if is_integer(axis) and axis >= 0:
-        return [int(axis)] * len(jax.tree.leaves(tree))
-    children, _ = jax.tree.flatten_with_path(tree, is_leaf=lambda node: node is not tree)
-    keys = [jax.tree_util.keystr(path, simple=True) for path, _ in children]
+        return jax.tree.map(lambda _: int(axis), tree)
+    children, structure = jax.tree.flatten_with_path(tree, is_leaf=lambda node: node is not tree)
+    parts = {jax.tree_util.keystr(path, simple=True): child for path, child in children}
     given = axis
-    if isinstance(axis, tuple | list) and len(axis) == len(keys):  # of a NamedTuple too
-        given = dict(zip(keys, axis, strict=True))
-    if not isinstance(given, Mapping) or sorted(map(str, given)) != sorted(keys) or not all(keys):
+    if isinstance(axis, tuple | list) and len(axis) == len(parts):  # of a NamedTuple too
+        given = dict(zip(parts, axis, strict=True))
+    below = {str(key): each for key, each in given.items()} if isinstance(given, Mapping) else {}
+    if below.keys() != parts.keys() or "" in parts:
         raise InvalidInputError(
             f"{name} must be a whole number from 0 up, or such a number for each entry of "
             f"{brief(tree)}, but is {axis!r}; pass 1 for (time, rows, ...), 0 for (rows, ...)"
         )
-    below = {str(key): each for key, each in given.items()}
-    parts = zip(keys, children, strict=True)
-    return [a for key, (_, child) in parts for a in _axes(f"{name}[{key}]", below[key], child)]
+    found = [axis_of_each(f"{name}[{key}]", below[key], child) for key, child in parts.items()]
+    return jax.tree.unflatten(structure, found)
 
 
 def cores_for(params: Any, rows: int) -> int:
-    """Over how many devices the rows of a batch are divided: a rule, from what was measured.
+    """Over how many devices the ``rows`` of a batch are divided: a rule, from what was measured.
 
-    More devices pay where there is enough to do, and where no kernel is large for the rows that
-    each would have, since each reads all of it. Devices that are no CPU's are left to the caller.
-
-    Args:
-        params: a pytree of arrays, or of their shapes.
-        rows: of a batch.
-
-    Returns:
-        1, or a divisor of ``rows`` that is at most the number of devices.
+    More devices pay where there is enough to do, and where no kernel of ``params`` (arrays, or
+    their shapes) is large for the rows that each would have, since each reads all of it. The number
+    divides ``rows``; it is 1 where devices are no CPU's, which are left to the caller.
 
     >>> cores_for({"kernel": np.ones((700, 2800))}, rows=12)  # 15 MiB, for few rows
     1
@@ -168,12 +158,8 @@ class Sharding:
                 f"{len(devices)} devices, at least 1 along each axis, but takes {size}; take "
                 "another one (on a CPU JAX_NUM_CPU_DEVICES=8 simulates 8 devices)"
             )
-        mesh = jax.make_mesh(
-            (along, hidden),
-            ("data", "hidden"),
-            axis_types=(AxisType.Auto,) * 2,
-            devices=devices[:size],
-        )
+        names, auto = ("data", "hidden"), (AxisType.Auto,) * 2
+        mesh = jax.make_mesh((along, hidden), names, axis_types=auto, devices=devices[:size])
         return cls(mesh, divide, rows_axis)
 
     def rows(self, batch_size: int) -> np.ndarray:

@@ -93,22 +93,13 @@ def windows(
         )
     if mask is not None and mask.shape[1] != 1:
         shapes.append(mask.shape)
-    if len(rows := {shape[1] for shape in shapes}) > 1:
-        raise InvalidInputError(
-            f"targets and mask must have the same number of rows, but have {sorted(rows)}; rows "
-            "are their second axis"
-        )
+    rows = {shape[1] for shape in shapes}
     lengths = {(*np.shape(leaf), 0)[0] for leaf in jax.tree.leaves((inputs, targets, mask))}
-    if len(lengths) != 1:
+    if len(rows) != 1 or len(lengths) != 1 or min(lengths) < k2:
         raise InvalidInputError(
-            f"inputs, targets and mask must have the same number of steps, but have "
-            f"{sorted(lengths)}; time is their first axis: cut them alike"
-        )
-    (length,) = lengths
-    if length < k2:
-        raise InvalidInputError(
-            f"the streams have {length} steps, but a window needs k2 = {k2}; take longer streams "
-            "or a smaller k2"
+            f"inputs, targets and mask must be (time, rows, ...) with the same number of steps, at "
+            f"least k2 = {k2}, and of rows, but have {sorted(lengths)} steps and {sorted(rows)} "
+            "rows; cut them alike"
         )
     return _cut(inputs, targets, mask, k1, k2)
 
@@ -166,10 +157,13 @@ def truncated_loss(run: RunPiece, losses: Callable[[Any, Any], jax.Array]) -> Lo
                 f"k1 of a Window must be a number of steps from 1 to its {steps}, but is {k1!r}; "
                 "leave it out where the next window begins at its end"
             )
-        carry, outputs = _ran(run, params, carry, _part(batch.inputs, 0, k1), key)
+        first, then = (
+            jax.tree.map(lambda leaf, part=part: leaf[part], batch.inputs)
+            for part in (slice(k1), slice(k1, None))
+        )
+        carry, outputs = _ran(run, params, carry, first, key)
         if k1 < steps:
-            again = jax.random.fold_in(key, 1)
-            _, rest = _ran(run, params, carry, _part(batch.inputs, k1, steps), again)
+            _, rest = _ran(run, params, carry, then, jax.random.fold_in(key, 1))
             outputs = jax.tree.map(lambda *parts: jnp.concatenate(parts), outputs, rest)
         targets = jax.tree.map(functools.partial(_filled, batch.counted), batch.targets)
         each = losses(outputs, targets)
@@ -211,7 +205,3 @@ def _filled(counted: jax.Array, leaf: jax.Array) -> jax.Array:
     step, row = jnp.unravel_index(counted.argmax(), counted.shape)
     one = jnp.where(counted.any(), leaf[step, row], jnp.zeros_like(leaf[step, row]))
     return jnp.where(counted.reshape(*counted.shape, *[1] * (leaf.ndim - 2)), leaf, one)
-
-
-def _part(inputs: Any, start: int, stop: int) -> Any:
-    return jax.tree.map(lambda leaf: leaf[start:stop], inputs)

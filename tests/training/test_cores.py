@@ -59,7 +59,7 @@ jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
              auto.params, single.params)
 with contextlib.redirect_stdout(io.StringIO()) as said:
     fitted("cores", Progress(), rows=1)
-assert "one device, because a batch of 1 rows of this model would not be" in said.getvalue()
+assert "on one device, because" in said.getvalue()
 print("fine")
 """
 
@@ -83,17 +83,14 @@ def test_jax_may_be_told_to_do_without_a_cpu(monkeypatch):
     assert use_cores() == 1
 
 
-@pytest.mark.parametrize(
-    ("devices", "processes", "why"),
-    [(1, 1, "there is one; call use_cores"), (4, 2, "there are others than the cores of one CPU")],
-)
-def test_that_one_device_is_used_is_said(devices, processes, why, monkeypatch):
+@pytest.mark.parametrize(("devices", "processes"), [(1, 1), (4, 2)])
+def test_that_one_device_is_used_is_said(devices, processes, monkeypatch):
     there, said = jax.local_devices()[:devices], []
     monkeypatch.setattr(jax, "local_devices", lambda: there)
     monkeypatch.setattr(jax, "process_count", lambda: processes)
     batches = minibatches(np.ones((64, 3)), 16, axis=0)
     assert divided(batches, "cores", {"w": np.ones((512, 512))}, said.append) == (batches, None)
-    assert [why in line for line in said] == [True]
+    assert ["has no second core of a CPU" in line for line in said] == [True]
 
 
 def test_cores_need_batches_that_know_their_rows():

@@ -47,15 +47,16 @@ def scores(name, *values):
     ("options", "values", "epochs"),
     [
         ({"patience": 2, "min_delta": 0.1}, (3.0, 2.0, 1.95, 1.91, 1.0), 4),
-        ({"patience": 2, "min_delta": 0.01}, (3.0, 2.0, 1.95, 1.91, 1.0), 5),
+        ({"patience": 2, "min_delta": 0.01}, (3.0, 2.0, 1.95, 1.91, 1.0), 8),
         ({"patience": 1, "mode": "max"}, (0.1, 0.4, 0.4, 0.9), 3),
         ({"patience": 2, "mode": "max"}, (0.1, float("nan"), 0.05, 0.9), 3),
         ({"patience": 1}, (float("nan"), float("nan"), 0.0), 2),
+        ({"patience": 3}, (3.0, 4.0, 4.0, 2.0, 2.5, 2.0, 2.0), 7),
     ],
 )
 def test_early_stopping_waits_for_an_improvement(options, values, epochs):
     hook = EarlyStopping(monitor="validation_score", **options)
-    result = train(5, hooks=[hook], evaluate=scores("validation_score", *values, 0.0))
+    result = train(9, hooks=[hook], evaluate=scores("validation_score", *values, *[0.0] * 9))
     assert (len(result.history), result.finished) == (epochs, True)
 
 

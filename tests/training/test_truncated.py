@@ -101,13 +101,13 @@ def test_windows_begin_every_k1_steps_and_count_the_last_k1(
     [
         ({"k1": 0}, "1 <= k1 <= k2, but are 0 and 0"),
         ({"k1": 4, "k2": 3}, "but are 4 and 3"),
-        ({"k1": 2, "k2": 9}, r"streams have 8 steps, but a window needs k2 = 9"),
-        ({"k1": 2, "mask": np.ones((7, ROWS), bool)}, r"same number of steps, but have \[7, 8\]"),
-        ({"k1": 2, "mask": [[True] * ROWS]}, r"same number of steps, but have \[1, 8\]"),
-        ({"k1": 2, "targets": np.zeros((9, ROWS))}, r"but have \[8, 9\]; time is their first"),
-        ({"k1": 2, "inputs": [[1.0], [2.0]]}, r"but have \[0, 8\]; time is their first"),
+        ({"k1": 2, "k2": 9}, r"at least k2 = 9, and of rows, but have \[8\] steps and \[3\] rows"),
+        ({"k1": 2, "mask": np.ones((7, ROWS), bool)}, r"but have \[7, 8\] steps and \[3\] rows"),
+        ({"k1": 2, "mask": [[True] * ROWS]}, r"but have \[1, 8\] steps and \[3\] rows"),
+        ({"k1": 2, "targets": np.zeros((9, ROWS))}, r"but have \[8, 9\] steps and \[3\] rows"),
+        ({"k1": 2, "inputs": [[1.0], [2.0]]}, r"but have \[0, 8\] steps and \[3\] rows"),
         ({"k1": 2, "targets": ()}, "targets must be arrays"),
-        ({"k1": 2, "mask": np.ones((8, ROWS + 1), bool)}, "the same number of rows"),
+        ({"k1": 2, "mask": np.ones((8, ROWS + 1), bool)}, r"have \[8\] steps and \[3, 4\] rows"),
     ],
 )
 def test_bad_windows(arguments: Any, message: str) -> None:
