@@ -66,7 +66,7 @@ def in_rnnjax(train, valid, epochs):
     from rnnjax.training import EarlyStopping, Silent, fit, keras_adam, truncated_loss, windows
 
     def cut(series):
-        return windows(series[:-1, :, None], series[1:, :, None], k1=20)
+        return windows(series[:-1, :, None], series[1:, :, None], steps=20)
 
     cell, key = rnnjax.LSTMCell(64), jax.random.key(0)
     params = {"cell": cell.init(key, 1), "kernel": jnp.zeros((64, 1)), "bias": jnp.zeros(1)}

@@ -96,7 +96,7 @@ def learn(config: Config, name: str, number: int) -> np.ndarray:
     logs = jax.jit(lambda params, ids: -losses(logits(params, None, ids[:-1])[1], ids[1:]))
     streams = ids[: known // rows * rows].reshape(rows, -1).T
     keys = jax.random.split(jax.random.key(config.seed + number), 3)
-    batches = windows(streams[:-1], streams[1:], k1=STEPS)
+    batches = windows(streams[:-1], streams[1:], steps=STEPS)
     schedule = optax.linear_schedule(LEARNING_RATE, 0, epochs * len(batches.counted))
     draw = jax.jit(
         lambda keys: {

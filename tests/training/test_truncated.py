@@ -1,6 +1,5 @@
 """Truncated backpropagation: windows, gradients by hand, the carried state, and resuming."""
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -17,7 +16,7 @@ from rnnjax.training.truncated import Window, truncated_loss, windows
 
 TIME, ROWS, FEATURES, HIDDEN = 14, 3, 2, 4
 CELL = rnnjax.LSTMCell(HIDDEN)
-# At a window's first step, inside of windows, and in both parts of those that overlap.
+# At a window's first step, and inside of windows.
 RESETS = np.zeros((TIME, ROWS), bool)
 RESETS[[4, 7, 8, 11], [0, 1, 2, 0]] = True
 MASK = np.ones((TIME, ROWS), bool)
@@ -58,56 +57,35 @@ def new_state(optimizer: optax.GradientTransformation) -> TrainState:
 # ---- windows
 
 
-@pytest.mark.parametrize(
-    ("length", "k1", "k2", "starts"),
-    [
-        (12, 3, None, [0, 3, 6, 9]),
-        (14, 3, 3, [0, 3, 6, 9]),  # two steps are left over
-        (12, 2, 5, [0, 2, 4, 6]),  # and here one
-        (11, 1, 4, [0, 1, 2, 3, 4, 5, 6, 7]),
-        (5, 5, 5, [0]),
-        (5, 2, 5, [0]),
-    ],
-)
-def test_windows_begin_every_k1_steps_and_count_the_last_k1(
-    length: int, k1: int, k2: int | None, starts: list[int]
-) -> None:
+@pytest.mark.parametrize(("length", "steps", "number"), [(12, 3, 4), (14, 3, 4), (5, 5, 1)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_windows_follow_each_other(length: int, steps: int, number: int, masked: bool) -> None:
+    """Two steps are left over of 14."""
     ids = np.arange(length * ROWS).reshape(length, ROWS)
     inputs = {"xs": np.stack([ids, -ids], axis=-1), "resets": ids % 5 == 0}
-    mask = ids % 4 != 0
-    batches = windows(inputs, ids, k1=k1, k2=k2)
-    masked = windows(inputs, ids, k1=k1, k2=k2, mask=mask)
-    batches, masked = jax.tree.map(np.asarray, (batches, masked))
-    size = k2 or k1
-    assert len(batches.targets) == len(starts)
-    seen = np.zeros((length, ROWS), int)
-    for i, start in enumerate(starts):
-        part = slice(start, start + size)
+    mask = ids % 4 != 0 if masked else None
+    batches = windows(inputs, ids, steps=steps, mask=mask)
+    assert len(batches.targets) == len(batches.counted) == number
+    for i in range(number):
+        part = slice(i * steps, (i + 1) * steps)
         np.testing.assert_array_equal(batches.inputs["xs"][i], inputs["xs"][part])
         np.testing.assert_array_equal(batches.inputs["resets"][i], inputs["resets"][part])
         np.testing.assert_array_equal(batches.targets[i], ids[part])
-        counted = np.zeros((size, ROWS), bool)
-        counted[0 if i == 0 else size - k1 :] = True
+        counted = mask[part] if mask is not None else np.ones((steps, ROWS), bool)
         np.testing.assert_array_equal(batches.counted[i], counted)
-        np.testing.assert_array_equal(masked.counted[i], counted & mask[part])
-        seen[part] += counted
-    # The loss of every step of the windows counts in exactly one update.
-    np.testing.assert_array_equal(seen[: starts[-1] + size], 1)
-    assert length - (starts[-1] + size) < k1
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"k1": 0}, "1 <= k1 <= k2, but are 0 and 0"),
-        ({"k1": 4, "k2": 3}, "but are 4 and 3"),
-        ({"k1": 2, "k2": 9}, r"at least k2 = 9, and of rows, but have \[8\] steps and \[3\] rows"),
-        ({"k1": 2, "mask": np.ones((7, ROWS), bool)}, r"but have \[7, 8\] steps and \[3\] rows"),
-        ({"k1": 2, "mask": [[True] * ROWS]}, r"but have \[1, 8\] steps and \[3\] rows"),
-        ({"k1": 2, "targets": np.zeros((9, ROWS))}, r"but have \[8, 9\] steps and \[3\] rows"),
-        ({"k1": 2, "inputs": [[1.0], [2.0]]}, r"but have \[0, 8\] steps and \[3\] rows"),
-        ({"k1": 2, "targets": ()}, "targets must be arrays"),
-        ({"k1": 2, "mask": np.ones((8, ROWS + 1), bool)}, r"have \[8\] steps and \[3, 4\] rows"),
+        ({"steps": 0}, "steps must be a positive integer, but is 0"),
+        ({"steps": 9}, r"at least the 9 of a window, .* but have \[8\] steps and \[3\] rows"),
+        ({"steps": 2, "mask": np.ones((7, ROWS), bool)}, r"but have \[7, 8\] steps and \[3\] rows"),
+        ({"steps": 2, "mask": [[True] * ROWS]}, r"but have \[1, 8\] steps and \[3\] rows"),
+        ({"steps": 2, "targets": np.zeros((9, ROWS))}, r"but have \[8, 9\] steps and \[3\] rows"),
+        ({"steps": 2, "inputs": [[1.0], [2.0]]}, r"but have \[0, 8\] steps and \[3\] rows"),
+        ({"steps": 2, "targets": ()}, "targets must be arrays"),
+        ({"steps": 2, "mask": np.ones((8, ROWS + 1), bool)}, r"have \[8\] steps and \[3, 4\] rows"),
     ],
 )
 def test_bad_windows(arguments: Any, message: str) -> None:
@@ -119,32 +97,26 @@ def test_bad_windows(arguments: Any, message: str) -> None:
 # ---- the loss
 
 
-@pytest.mark.parametrize(("k1", "k2"), [(3, 3), (2, 5)])
-def test_updates_are_those_by_hand(k1: int, k2: int, streams: Any, assert_close: Any) -> None:
-    """The whole window from the carry at its start, where the gradient stops, and its last k1."""
-    (inputs, targets), updates = streams, 4
-    batches = windows(inputs, targets, k1=k1, k2=k2, mask=MASK)
+def test_updates_are_those_by_hand(streams: Any, assert_close: Any) -> None:
+    """The whole window from the carry at its start, where the gradient stops."""
+    (inputs, targets), updates, steps = streams, 4, 3
+    batches = windows(inputs, targets, steps=steps, mask=MASK)
     state, metrics = compiled()(new_state(sgd(0.1)), batches, 0, updates)
 
     @jax.jit
     def by_hand(params: Any, carry: Any, piece: Any, counted: Any) -> Any:
-        def loss(params: Any) -> jax.Array:
+        def loss(params: Any) -> Any:
             xs, resets, wanted = piece
-            _, ys = rnnjax.unroll(CELL, params, xs, carry, resets=resets)
-            return (losses(ys, wanted) * counted).sum() / counted.sum()
+            after, ys = rnnjax.unroll(CELL, params, xs, carry, resets=resets)
+            return (losses(ys, wanted) * counted).sum() / counted.sum(), after
 
-        xs, resets, _ = piece
-        after, _ = rnnjax.unroll(CELL, params, xs[:k1], carry, resets=resets[:k1])
-        return *jax.value_and_grad(loss)(params), after
+        return jax.value_and_grad(loss, has_aux=True)(params)
 
     params, carry = new_state(sgd(0.1)).params, CELL.initial_carry((ROWS,))
     for i in range(updates):
-        part = slice(i * k1, i * k1 + k2)
-        counted = MASK[part].copy()
-        if i > 0:
-            counted[: k2 - k1] = False
+        part = slice(i * steps, (i + 1) * steps)
         piece = inputs["xs"][part], inputs["resets"][part], targets[part]
-        loss, gradient, carry = by_hand(params, carry, piece, counted)
+        (loss, carry), gradient = by_hand(params, carry, piece, MASK[part])
         params, gradient = jax.tree.map(np.asarray, (params, gradient))
         params = jax.tree.map(lambda p, g: p - np.float32(0.1) * g, params, gradient)
         norm = np.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(gradient)))
@@ -158,17 +130,16 @@ def carry_after(params: Any, xs: Any, lengths: Any, resets: Any) -> Any:
     return rnnjax.unroll(CELL, params, xs, lengths=lengths, resets=resets)[0]
 
 
-@pytest.mark.parametrize(("k1", "k2"), [(3, 3), (2, 5)])
 def test_without_learning_the_state_is_that_of_an_uninterrupted_run(
-    k1: int, k2: int, streams: Any, assert_close: Any
+    streams: Any, assert_close: Any
 ) -> None:
     inputs, targets = streams
-    batches = windows(inputs, targets, k1=k1, k2=k2)
+    batches = windows(inputs, targets, steps=3)
     state = new_state(sgd(0.0))
     params = jax.tree.map(np.asarray, state.params)
     for i in range(4):
         state, _ = compiled()(state, batches, i, i + 1)
-        done = (i + 1) * k1
+        done = (i + 1) * 3
         # Masking the steps that are not done yet keeps the shapes, and so compiles once.
         resets = RESETS & (np.arange(TIME)[:, None] < done)
         expected = carry_after(params, inputs["xs"], np.full(ROWS, done), resets)
@@ -178,28 +149,11 @@ def test_without_learning_the_state_is_that_of_an_uninterrupted_run(
 
 def test_a_window_without_a_counted_step_changes_nothing(streams: Any) -> None:
     inputs, targets = streams
-    batches = windows(inputs, targets, k1=3, mask=np.zeros_like(MASK))
+    batches = windows(inputs, targets, steps=3, mask=np.zeros_like(MASK))
     state, metrics = compiled()(new_state(sgd(0.1)), batches, 0, 4)
     assert np.all(metrics["loss"] == 0)
     assert np.all(metrics["grad_norm"] == 0)
     jax.tree.map(np.testing.assert_array_equal, state.params, new_state(sgd(0.1)).params)
-
-
-def test_both_parts_of_a_window_draw_their_own_numbers() -> None:
-    keys = []
-
-    def noisy(params: Any, carry: Any, inputs: Any, key: jax.Array) -> Any:
-        keys.append(key)
-        return carry, inputs
-
-    key, window = jax.random.key(3), Window(jnp.ones((5, 2)), (), jnp.ones((5, 2), bool), k1=2)
-    loss, (carry, metrics) = truncated_loss(noisy, lambda ys, _: ys)((), 7, window, key)
-    assert (float(loss), carry, metrics) == (1.0, 7, {"weight": window.counted.sum()})
-    assert keys[0] == key
-    assert keys[1] != key
-    whole = dataclasses.replace(window, k1=None)
-    truncated_loss(noisy, lambda ys, _: ys)((), 7, whole, key)
-    assert len(keys) == 3
 
 
 def test_targets_that_do_not_count_are_no_zeros_to_divide_by() -> None:
@@ -239,17 +193,6 @@ def test_losses_of_another_shape_are_refused(streams: Any) -> None:
         jax.eval_shape(loss_fn, state.params, state.carry, window, state.key)
 
 
-@pytest.mark.parametrize("k1", [0, TIME + 1, 2.0])
-def test_a_window_begins_the_next_within_itself(k1: Any, streams: Any) -> None:
-    inputs, targets = streams
-    window = Window(inputs, targets, jnp.ones((TIME, ROWS), bool), k1)
-    state = new_state(sgd(0.1))
-    loss_fn = truncated_loss(run, lambda ys, targets: jnp.square(ys - targets).sum(-1))
-    message = f"^k1 of a Window must be a number of steps from 1 to its 14, but is {k1};"
-    with pytest.raises(InvalidInputError, match=message):
-        jax.eval_shape(loss_fn, state.params, state.carry, window, state.key)
-
-
 def test_what_does_not_fit_a_truncated_loss_is_said(streams: Any) -> None:
     window = Window(*streams, jnp.ones((TIME, ROWS), bool))
     state = new_state(sgd(0.1))
@@ -273,12 +216,7 @@ def test_what_does_not_fit_a_truncated_loss_is_said(streams: Any) -> None:
 # ---- resuming
 
 
-@pytest.mark.parametrize(
-    # The second does what the first does, and more.
-    ("k1", "k2"),
-    [pytest.param(2, 2, marks=pytest.mark.slow), (2, 4)],
-)
-def test_a_resumed_run_is_exact(k1: int, k2: int, streams: Any, tmp_path: Any) -> None:
+def test_a_resumed_run_is_exact(streams: Any, tmp_path: Any) -> None:
     """Parameters, optimiser and carry after 3 + 3 updates are bit for bit those after 6."""
     (inputs, targets), optimizer = streams, optax.adam(1e-2)
     cell = rnnjax.Regularized(CELL, recurrent_dropout=0.3, zoneout_cell=0.2)
@@ -287,7 +225,7 @@ def test_a_resumed_run_is_exact(k1: int, k2: int, streams: Any, tmp_path: Any) -
         return rnnjax.unroll(cell, params, inputs["xs"], carry, resets=inputs["resets"], key=key)
 
     train_steps = make_train_steps(truncated_loss(noisy, losses), optimizer)
-    batches = windows(inputs, targets, k1=k1, k2=k2)
+    batches = windows(inputs, targets, steps=2)
     whole, _ = train_steps(new_state(optimizer), batches, 0, 6)
 
     half, _ = train_steps(new_state(optimizer), batches, 0, 3)
@@ -305,14 +243,11 @@ def test_a_resumed_run_is_exact(k1: int, k2: int, streams: Any, tmp_path: Any) -
         jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
-@pytest.mark.parametrize(("k1", "k2"), [(4, 4), (2, 5)])
-def test_the_loss_of_an_epoch_is_the_mean_over_the_steps_that_count(
-    k1: int, k2: int, streams: Any
-) -> None:
+def test_the_loss_of_an_epoch_is_the_mean_over_the_steps_that_count(streams: Any) -> None:
     """Of windows that count many steps, one, and none."""
     (inputs, targets), mask = streams, np.zeros((TIME, ROWS), bool)
     mask[:5], mask[8, 1] = MASK[:5], True
-    batches = windows(inputs, targets, k1=k1, k2=k2, mask=mask)
+    batches = windows(inputs, targets, steps=4, mask=mask)
     params = jax.jit(CELL.init, static_argnums=1)(jax.random.key(0), FEATURES)
     begin = CELL.initial_carry((ROWS,))
     result = fit(
