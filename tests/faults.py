@@ -821,7 +821,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "processes that do not find each other train each alone",
         "training",
-        "rnnjax/training/distributed.py",
+        "rnnjax/training/processes.py",
         "        if not told:\n",
         "        if told:\n",
         ("tests/training/test_sharding.py::test_a_process_that_nobody_told_of_others_is_alone",),
@@ -861,7 +861,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the slowness penalty counts the pair across a reset",
         "training",
-        "rnnjax/training/penalties.py",
+        "rnnjax/training/optimizers.py",
         "counted & ~resets[1:]",
         "counted & ~resets[:-1]",
         ("tests/training/test_penalties.py",),

@@ -2,7 +2,6 @@
 
 from rnnjax.training.batches import Minibatches, minibatches
 from rnnjax.training.checkpoints import Checkpoints, Saved
-from rnnjax.training.distributed import start_processes, use_cores
 from rnnjax.training.fitting import Fit, fit
 from rnnjax.training.hooks import (
     CSVLog,
@@ -13,10 +12,15 @@ from rnnjax.training.hooks import (
     Silent,
     TensorBoard,
 )
-from rnnjax.training.optimizers import constrain, keras_adam
+from rnnjax.training.optimizers import (
+    activity_penalty,
+    constrain,
+    keras_adam,
+    slowness_penalty,
+    weight_penalty,
+)
 from rnnjax.training.parameters import load_params, save_params
-from rnnjax.training.penalties import activity_penalty, slowness_penalty, weight_penalty
-from rnnjax.training.processes import StopRequest
+from rnnjax.training.processes import StopRequest, start_processes, use_cores
 from rnnjax.training.run_folder import RunFolder
 from rnnjax.training.sharding import Sharding
 from rnnjax.training.sources import pad_rows

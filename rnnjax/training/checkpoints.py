@@ -35,13 +35,11 @@ class Saved:
     Attributes:
         step: optimiser steps done.
         about: what was saved beside the state.
-        loss: by which the best is chosen; infinite if none was given.
     """
 
     def __init__(self, folder: "Checkpoints", sealed: Any, arrays: Any):
         self._folder, self._sealed, self._arrays = folder, sealed, arrays
         self.step, self.about = int(sealed["step"]), dict[str, Any](sealed["about"])
-        self.loss = math.inf if sealed["loss"] is None else float(sealed["loss"])
 
     def restore(self, like: TrainState) -> TrainState:
         """The state.

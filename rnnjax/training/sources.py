@@ -248,20 +248,12 @@ class Source:
                 "that iterates over its batches, lambda epoch: iter(batches), or stack them, as by "
                 "jax.tree.map(lambda *leaves: numpy.stack(leaves), *batches)"
             )
-        for path, leaf in jax.tree_util.tree_leaves_with_path(data):
-            if not hasattr(leaf, "dtype"):
-                raise InvalidInputError(
-                    f"{self.name} must be arrays, or something to iterate over, but "
-                    f"{self.name}{jax.tree_util.keystr(path)} is of type {type(leaf).__name__}; "
-                    "give a tree of arrays, a loader of batches, or a function from the number of "
-                    "an epoch to one"
-                )
         lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(data)}
         if len(lengths) != 1 or lengths & {(), (0,)}:
             raise InvalidInputError(
                 f"{self.name} must be arrays with a first axis of steps, as long in all of them, "
                 f"and not empty, but their first axes are {sorted(lengths)}; give all the same "
-                "number of steps"
+                "number of steps, or a loader of batches"
             )
         return int(lengths.pop()[0])
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rnnjax import InvalidInputError
-from rnnjax.training.penalties import activity_penalty, slowness_penalty, weight_penalty
+from rnnjax.training.optimizers import activity_penalty, slowness_penalty, weight_penalty
 
 YS = np.random.default_rng(0).standard_normal((5, 3, 2), np.float32)
 MASK = np.array([[1, 1, 0], [1, 1, 1], [0, 1, 1], [1, 1, 1], [1, 0, 1]], bool)
