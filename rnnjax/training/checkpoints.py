@@ -21,7 +21,6 @@ from rnnjax.cells.arguments import brief, check_instance, check_size, is_integer
 from rnnjax.errors import CheckpointError, DamagedCheckpointError, InvalidInputError
 from rnnjax.training.files import as_json, read_sealed, read_whole, writable, write_sealed
 from rnnjax.training.processes import from_first
-from rnnjax.training.sharding import Sharding
 from rnnjax.training.state import TrainState
 
 _NOTHING = "empty[]"
@@ -42,7 +41,7 @@ class Saved:
         self.step, self.about = int(sealed["step"]), dict[str, Any](sealed["about"])
 
     def restore(self, like: TrainState) -> TrainState:
-        """The state.
+        """The state, on one device.
 
         Args:
             like: a state of the same model; its arrays may be abstract (``jax.eval_shape``).
@@ -55,9 +54,7 @@ class Saved:
             "like", like, TrainState, "a TrainState (params reads the parameters without one)"
         )
         plain = self._arrays_of(jax.eval_shape(_as_plain, like))
-        state = jax.tree.map(_like, TrainState(**plain), like)
-        sharding = self._folder.sharding
-        return state if sharding is None else sharding.put_state(state)
+        return jax.tree.map(_like, TrainState(**plain), like)
 
     def params(self, like: Any = None) -> Any:
         """The parameters alone, on one device.
@@ -127,7 +124,6 @@ class Checkpoints:
     Args:
         directory: made if it does not exist.
         keep_last: how many of the latest are kept, besides that with the lowest loss.
-        sharding: how restored states lie over devices; left out, on one device of this process.
         read_only: nothing is made, written or moved; for readers beside a run that writes.
 
     Raises:
@@ -148,12 +144,11 @@ class Checkpoints:
         directory: str | os.PathLike[str],
         *,
         keep_last: int = 3,
-        sharding: Sharding | None = None,
         read_only: bool = False,
     ):
         check_size("keep_last", keep_last)
         self.directory = Path(directory).absolute()
-        self.keep_last, self.sharding, self.read_only = keep_last, sharding, read_only
+        self.keep_last, self.read_only = keep_last, read_only
         from_first(self._open)
 
     def _open(self) -> None:
@@ -181,7 +176,7 @@ class Checkpoints:
         """Write the checkpoint of ``state.step``, and delete those no longer kept.
 
         Args:
-            state: the whole state.
+            state: the state, whole on every process (`Sharding.whole`).
             about: what is needed to use it again, such as the model's options; JSON.
             loss: by which the best is chosen; left out, the checkpoint is never the best.
 
@@ -196,8 +191,7 @@ class Checkpoints:
             raise InvalidInputError(
                 f"loss must be a number, or None, but is {brief(loss)}; pass float(loss)"
             )
-        whole = state if self.sharding is None else self.sharding.whole(state)
-        from_first(lambda: self._save(whole, about, loss))
+        from_first(lambda: self._save(state, about, loss))
 
     def latest(self) -> Saved | None:
         """The latest checkpoint that is whole, or None if there is none at all.

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rnnjax.cells.arguments import brief, is_integer
+from rnnjax.cells.arguments import brief, check_size, is_integer
 from rnnjax.errors import InvalidInputError, NonFiniteError
 from rnnjax.training.batches import Minibatches, divided
 from rnnjax.training.hooks import Entry, FunctionHook, Hook, Progress, Silent
@@ -118,8 +118,9 @@ def fit(
     >>> round(float(result.params), 2), len(result.history)
     (3.0, 20)
     """
-    _check(loss_fn, carry, key, epochs=epochs, skip_nonfinite=skip_nonfinite,
-           steps_per_dispatch=1 if steps_per_dispatch is None else steps_per_dispatch)  # fmt: skip
+    check_size("epochs", epochs)
+    check_size("steps_per_dispatch", 1 if steps_per_dispatch is None else steps_per_dispatch)
+    _check(loss_fn, carry, key, skip_nonfinite)
     check_optimizer(optimizer)
     check_params(params)
     folder = run_dir if isinstance(run_dir, RunFolder) else RunFolder(run_dir)
@@ -269,9 +270,8 @@ class _Loop:
         first = self.folder.step - (self.history[-1]["step"] if self.history else 0)
         if first == 0 and not (self.keep_carry and self.folder.step):
             # A copy, because the state is donated, and the next epoch begins from it again.
-            fresh = jax.tree.map(jnp.array, self.carry)
-            fresh = fresh if self.sharding is None else self.sharding.put_carry(fresh)
-            state = dataclasses.replace(state, carry=fresh)
+            state = dataclasses.replace(state, carry=jax.tree.map(jnp.array, self.carry))
+            state = state if self.sharding is None else self.sharding.put_state(state)
         self.on_phase("reading")
         with contextlib.closing(
             self.source.epoch(len(self.history), first, self.position)
@@ -404,7 +404,7 @@ class _Loop:
             "position": self.position,
             "ended_by": self.ended_by,
         }
-        self.folder.save(state, about, loss)
+        self.folder.save(self.whole(state), about, loss)
 
     def result(self, state: TrainState, best: Any = None, step: int | None = None) -> Fit:
         """What `fit` returns: parameters of their own, which stay where the state is donated."""
@@ -431,15 +431,13 @@ class _Loop:
             hook.close()
 
 
-def _check(loss_fn: Any, carry: Any, key: Any, **numbers: Any) -> None:
-    """Raise unless the loss takes what `fit` gives, and key and numbers are such."""
-    for name, value in numbers.items():
-        least = 0 if name == "skip_nonfinite" else 1
-        if not is_integer(value) or value < least:
-            raise InvalidInputError(
-                f"{name} must be a whole number of at least {least}, but is {value!r}; pass "
-                f"{least} or more"
-            )
+def _check(loss_fn: Any, carry: Any, key: Any, skip_nonfinite: Any) -> None:
+    """Raise unless the loss takes what `fit` gives, and the others are what they should be."""
+    if not is_integer(skip_nonfinite) or skip_nonfinite < 0:
+        raise InvalidInputError(
+            f"skip_nonfinite must be a number of steps from 0 up, but is {brief(skip_nonfinite)}; "
+            "pass 0 to skip none"
+        )
     if not jnp.issubdtype(getattr(key, "dtype", jnp.int32), jax.dtypes.prng_key) or key.ndim:
         raise InvalidInputError(
             f"key must be one key, as jax.random.key makes it, but is {brief(key)}; pass "
@@ -490,7 +488,8 @@ def _measure(
     eval_steps = make_eval_steps(loss_fn, sharding)
 
     def measure(state: TrainState) -> Entry:
-        means, goes_on = _Means(), carry if sharding is None else sharding.put_carry(carry)
+        means, begun = _Means(), dataclasses.replace(state, carry=carry)
+        goes_on = (begun if sharding is None else sharding.put_state(begun)).carry
         for group in source.epoch(0):
             begin = state.params, goes_on
             goes_on, metrics = eval_steps(begin, group.batches, group.start, group.stop)

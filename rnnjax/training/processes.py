@@ -114,11 +114,7 @@ def use_cores() -> int:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that prints and writes files.
-
-    >>> is_first()
-    True
-    """
+    """Whether this process is the one that prints and writes files."""
     return jax.process_index() == 0
 
 
@@ -170,9 +166,6 @@ def from_first(work: Callable[[], Any]) -> Any:
     All processes have to call it. What was raised on the first one is raised there, and on the
     others as a `RnnjaxError` with the same sentence, so that none waits for one that has ended.
     What the work itself would do with the other processes, it does alone: they do not call it.
-
-    >>> from_first(lambda: [1, None])
-    [1, None]
     """
     global _for_all
     if _alone():
@@ -209,11 +202,7 @@ def _from_first(data: bytes) -> bytes:
 
 
 def together(work: Callable[[], Any]) -> Any:
-    """Do something on every process; where it fails on one, it fails on all, and none waits.
-
-    >>> together(lambda: 3)
-    3
-    """
+    """Do something on every process; where it fails on one, it fails on all, and none waits."""
     if _alone():
         return work()
     value, raised = None, None
@@ -227,11 +216,7 @@ def together(work: Callable[[], Any]) -> Any:
 
 
 def agreed_signal(signal: int | None) -> int | None:
-    """The signal that any of the processes got, so that all stop at the same step.
-
-    >>> agreed_signal(None), agreed_signal(15)
-    (None, 15)
-    """
+    """The signal that any of the processes got, so that all stop at the same step."""
     if _alone():
         return signal
     with ending_with_peers():
@@ -243,8 +228,6 @@ def require_alike(values: Mapping[str, Any]) -> None:
 
     Raises:
         InvalidInputError: on all processes, if one of them has another value; it names which.
-
-    >>> require_alike({"epochs": 3})
     """
     if _alone():
         return

@@ -94,9 +94,7 @@ class RunFolder:
                 if self.path is not None:
                     folder = self.path
                     from_first(lambda: stack.enter_context(locked(folder)))
-                    self.checkpoints = Checkpoints(
-                        folder / "checkpoints", keep_last=self.keep_last, sharding=sharding
-                    )
+                    self.checkpoints = Checkpoints(folder / "checkpoints", keep_last=self.keep_last)
                 yield stack
             failed = False
         except KeyboardInterrupt:

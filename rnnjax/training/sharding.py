@@ -237,14 +237,6 @@ class Sharding:
         """
         return jax.tree.map(_laid, state, self.of_state(state))
 
-    def put_carry(self, carry: Any) -> Any:
-        """Lay a carry over the devices, each with its rows.
-
-        Raises:
-            InvalidInputError: its rows cannot be divided over the devices.
-        """
-        return jax.tree.map(_laid, carry, self._of_carry(carry))
-
     def keep(self, state: TrainState) -> TrainState:
         """Inside of ``jit``: the state as `put_state` lays it, whatever XLA would choose."""
         return jax.lax.with_sharding_constraint(state, self.of_state(state))

@@ -4,7 +4,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,19 +23,10 @@ Metrics = dict[str, jax.Array]
 OF_FIT = {"step", "epoch", "loss", "grad_norm", "skipped", "steps_per_second", "validation_loss"}
 
 
-class LossFunction(Protocol):
-    """``(params, carry, batch, key) -> (loss, (carry, metrics))``.
-
-    ``loss`` is a scalar, ``carry`` the recurrent state for the next batch (``()`` where batches are
-    independent) and ``metrics`` a dict of numbers to record beside the loss.
-    """
-
-    def __call__(
-        self, params: Any, carry: Any, batch: Any, key: jax.Array
-    ) -> tuple[jax.Array, tuple[Any, Metrics]]:
-        """Compute the loss of one batch."""
-
-
+LossFunction = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, tuple[Any, Metrics]]]
+"""``(params, carry, batch, key) -> (loss, (carry, metrics))``: ``loss`` is a scalar, ``carry`` the
+recurrent state for the next batch (``()`` where batches are independent) and ``metrics`` a dict of
+numbers to record beside the loss."""
 TrainSteps = Callable[[TrainState, Any, int, int], tuple[TrainState, Metrics]]
 
 

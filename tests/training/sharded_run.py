@@ -147,22 +147,21 @@ if ROLE in ("eight", "others"):
         state = run(f"{mesh[0]}x{mesh[1]}", sharding, ROLE == "eight")
 if ROLE == "eight":
     results["parts"] = parts(arrays_of(state))
-    checkpoints = Checkpoints(FOLDER / "checkpoints", sharding=sharding)
-    keep_arrays("saved.npz", arrays_of(sharding.whole(state)))
-    checkpoints.save(state, {"hidden_size": HIDDEN})
+    whole = sharding.whole(state)
+    keep_arrays("saved.npz", arrays_of(whole))
+    Checkpoints(FOLDER / "checkpoints").save(whole, {"hidden_size": HIDDEN})
 if ROLE == "pair":
     # Half of the rows in each process.
     sharding = Sharding.over(hidden=2, divide=divide)
     trained = run("2x2", sharding, carry_state=True)
-    checkpoints = Checkpoints(FOLDER / "checkpoints", sharding=sharding)
-    saved = checkpoints.latest()
-    state = saved.restore(new_state(carry_state=True))
+    saved = Checkpoints(FOLDER / "checkpoints").latest()
+    state = sharding.put_state(saved.restore(new_state(carry_state=True)))
     keep_arrays(f"restored-{index}.npz", arrays_of(sharding.whole(state)))
     results["parts"] = parts(arrays_of(state))
     results["config"] = saved.about
-    both = Checkpoints(FOLDER / "pair", sharding=sharding)
-    keep_arrays(f"trained-{index}.npz", arrays_of(sharding.whole(trained)))
-    both.save(trained, {})
+    both, whole = Checkpoints(FOLDER / "pair"), sharding.whole(trained)
+    keep_arrays(f"trained-{index}.npz", arrays_of(whole))
+    both.save(whole, {})
     try:
         both.at(7)
     except rnnjax.RnnjaxError as error:

@@ -36,7 +36,8 @@ one = grad(params, carry, xs, mask, resets)
 over = Sharding.over(2)
 whole = jax.device_put(params, jax.sharding.NamedSharding(over.mesh, jax.sharding.PartitionSpec()))
 with jax.set_mesh(over.mesh):
-    two = grad(whole, over.put_carry(carry), *over.put_batches((xs, mask, resets)))
+    rows = jax.sharding.NamedSharding(over.mesh, jax.sharding.PartitionSpec("data"))
+    two = grad(whole, jax.device_put(carry, rows), *over.put_batches((xs, mask, resets)))
     again = grad(whole, two[0][1], *over.put_batches((xs, mask, resets)))
 assert len(two[0][1].hidden.sharding.device_set) == 2
 jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one, two)

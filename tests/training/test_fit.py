@@ -606,7 +606,7 @@ def test_fewer_epochs_than_were_done_are_said(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"epochs": 0}, "epochs must be a whole number of at least 1, but is 0"),
+        ({"epochs": 0}, "epochs must be a positive integer, but is 0"),
         ({"hooks": [EarlyStopping(2)]}, "monitor must be a measure .* is 'validation_loss', and"),
         ({"evaluate": lambda params: 3.0}, "'validation_loss' among them, but returned 3.0"),
         ({"batches": {"xs": np.ones((5, 3)), "weight": np.ones(4)}}, r"\[\(4,\), \(5,\)\]"),
