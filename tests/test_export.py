@@ -194,11 +194,11 @@ def test_a_graph_is_one_program(random_like: Callable[..., Any]) -> None:
     cell = rnnjax.GRUCell(2)
     layers = tuple(Recurrent(name, cell) for name in ("encoder", "decoder"))
     calls = (
-        Call("encoder", "encoder", (Value(0),)),
-        Call("decoder", "decoder", (Value(1),), states=(Value(2, 1),)),
+        Call("encoder", "encoder", (Value("source"),)),
+        Call("decoder", "decoder", (Value("target"),), states=(Value("encoder", 1),)),
     )
     inputs = Input("source", (6, 3)), Input("target", (None, 3))
-    network = Functional(inputs, layers, calls, (Value(3), Value(2)))
+    network = Functional(inputs, layers, calls, (Value("decoder"), Value("encoder")))
     shapes = jax.eval_shape(lambda: cell.init(jax.random.key(0), 3))
     params = {name: random_like(shapes, i) for i, name in enumerate(network.layers)}
     model = Model(network, params)

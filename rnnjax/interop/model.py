@@ -3,7 +3,7 @@
 import abc
 import collections
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,9 +14,9 @@ from jax.typing import DTypeLike
 from rnnjax.cells.arguments import check_instance
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.engine import Auto, Method
-from rnnjax.errors import InvalidInputError
-from rnnjax.interop.layers import Context, Flow, Layer, Recurrent
-from rnnjax.layers import Directions
+from rnnjax.errors import InteropError, InvalidInputError
+from rnnjax.interop.layers import Context, Dense, Embedding, Flow, Layer, Recurrent
+from rnnjax.layers import Bidirectional, Directions, Stack
 
 
 class Network(abc.ABC):
@@ -160,12 +160,15 @@ class Value(NamedTuple):
     """What goes from one call to another.
 
     Attributes:
-        source: the place of an input, or behind these of a call.
+        source: the name of an input, or of a call.
         output: which of its outputs; behind those of a recurrent layer come its states.
     """
 
-    source: int
+    source: str
     output: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.source}[{self.output}]" if self.output else self.source
 
 
 class Call(NamedTuple):
@@ -173,7 +176,8 @@ class Call(NamedTuple):
 
     Attributes:
         layer: its name.
-        name: of its state: that of the layer, unless this is used again.
+        name: of the call and its state, which no input has: that of the layer, unless this is used
+            again.
         takes: its inputs.
         states: the leaves of the state with which it begins, or none.
         mask: True for that of its first input, False for none, or where it comes from.
@@ -184,6 +188,11 @@ class Call(NamedTuple):
     takes: tuple[Value, ...]
     states: tuple[Value, ...] = ()
     mask: Value | bool = True
+
+    @property
+    def reads(self) -> list[Value]:
+        """All values that it needs."""
+        return [*self.takes, *self.states, *([self.mask] if isinstance(self.mask, Value) else [])]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,18 +240,8 @@ class Functional(Network):
 
     def wiring(self, name: str) -> str:
         """The layers that a layer takes from, for each of its uses."""
-        uses = []
-        for call in self.calls:
-            if call.layer == name:
-                masks = [call.mask] if isinstance(call.mask, Value) else []
-                takes = [*call.takes, *call.states, *masks]
-                uses.append(f"({', '.join(map(self._spelled, takes))})")
+        uses = (f"({', '.join(map(str, c.reads))})" for c in self.calls if c.layer == name)
         return " of " + ", ".join(uses)
-
-    def _spelled(self, value: Value) -> str:
-        place = value.source - len(self.inputs)
-        name = self.inputs[value.source].name if place < 0 else self.calls[place].name
-        return name + f"[{value.output}]" * (value.output > 0)
 
     def run(
         self, params: Params, xs: Any, carry: Mapping[str, Carry], mask: Any, context: Context
@@ -252,7 +251,7 @@ class Functional(Network):
             self.num_steps(params, xs)  # raises where marks of time mean nothing
         given = None if mask is None else jnp.asarray(mask)
         arrays = zip(self._given(xs), self.inputs, strict=True)
-        made = [[self._flow(x, one, given)] for x, one in arrays]
+        made = {one.name: [self._flow(x, one, given)] for x, one in arrays}
         layers, carries = self.layers, {}
         for i, call in enumerate(self.calls):
             flows = [made[value.source][value.output] for value in call.takes]
@@ -275,7 +274,7 @@ class Functional(Network):
             if isinstance(layer, Recurrent):
                 carries[call.name] = state
                 outputs += [Flow(leaf, sequence=False) for leaf in jax.tree.leaves(state)]
-            made.append(outputs)
+            made[call.name] = outputs
         flows = [made[value.source][value.output] for value in self.outputs]
         ys = [_turned(flow.xs, self.time_first or not flow.sequence) for flow in flows]
         if self.names is not None:
@@ -482,3 +481,51 @@ def with_axes(model: Model, time_first: bool) -> Model:
     """The model whose data has time first, or batch first."""
     network: Any = model.network
     return dataclasses.replace(model, network=dataclasses.replace(network, time_first=time_first))
+
+
+# --- What writers of parameters alone need ---
+
+
+WithParameters = Recurrent | Dense | Embedding
+"""The layers that are read of parameters; the others a caller says."""
+
+
+def with_parameters(model: Model, where: str) -> Iterator[tuple[str, WithParameters, Any]]:
+    """The layers that have parameters, with these, by their names."""
+    for name, layer in model.layers.items():
+        if name in model.params and isinstance(layer, WithParameters):
+            yield name, layer, model.params[name]
+        elif isinstance(layer, WithParameters):
+            raise InvalidInputError(f"params have no entry for {name!r}; make them with its init")
+        elif model.params.get(name):
+            raise InteropError(f"{where} has no module for {name!r}, a {layer}; leave it out")
+
+
+def rows_of(
+    name: str, cell: Cell, params: Any, where: str
+) -> Iterator[Sequence[tuple[Cell, Params]]]:
+    """Yield the directions of each layer of a `Stack`, or of one cell, with their parameters."""
+    stacked = isinstance(cell, Stack)
+    rows = _entries(name, cell, params) if isinstance(cell, Stack) else [(cell, params)]
+    for i, (row, own) in enumerate(rows):
+        own_name = f"{name}[{i}]" if stacked else name
+        if not isinstance(row, Bidirectional):
+            yield [(row, own)]
+            continue
+        if row.merge != "concat":
+            raise InteropError(
+                f"{where} concatenates both directions, but {own_name!r} has merge={row.merge!r}, "
+                "which its parameters do not say; write it with merge='concat', and merge in code "
+                "there"
+            )
+        yield _entries(own_name, row, own)
+
+
+def _entries(name: str, cell: Stack | Bidirectional, params: Any) -> list[tuple[Cell, Params]]:
+    """The cells of a combination with theirs of the parameters, which are a tuple of as many."""
+    count = len(cell.cells)
+    if not isinstance(params, tuple) or len(params) != count:
+        both = isinstance(cell, Bidirectional)
+        what = "Directions(forward, backward)" if both else f"a tuple with {count} entries"
+        raise InvalidInputError(f"params of {name!r} should be {what}")
+    return [*zip(cell.cells, params, strict=True)]

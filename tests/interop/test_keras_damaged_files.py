@@ -348,14 +348,12 @@ def archive(path: Path, **changes: bytes | None) -> Path:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"../x": b""}, "lies outside"),
-        ({"/x": b""}, "lies outside"),
         ({"config": b" " * (17 * 2**20)}, "unfolds to more than"),
         ({"model.weights.h5": b"\0" * (65 * 2**20)}, "unfolds to more than"),
         ({"config": b"[" * 200_000}, "cannot be read as JSON|nested too deep"),
         ({"config": b"\xff"}, "cannot be read as JSON"),
         ({"config": None}, "should have one member config.json"),
-        ({"model.weights.h5": None}, "has no member model.weights.h5"),
+        ({"model.weights.h5": None}, "should have one member model.weights.h5"),
         ({"model.weights.h5": b"nothing"}, "the HDF5 file is damaged"),
     ],
 )
@@ -378,7 +376,7 @@ def test_a_reader_that_hangs_is_stopped(tmp_path: Path, monkeypatch: pytest.Monk
     endless = tmp_path / "endless.py"
     source = Path(hdf5.__file__).read_text()
     for old, new in (
-        ("reader.read(file)", "\n            while True: pass"),
+        ("found = read(h5py, file, most_bytes)", "found = {}, []\n            while True: pass"),
         ("resource.RLIMIT_CPU: 3 +", "resource.RLIMIT_CPU: 1 +"),  # seconds, which all pass
     ):
         assert source.count(old) == 1

@@ -10,7 +10,7 @@ import pytest
 
 from rnnjax import InteropError, LSTMCell
 from rnnjax.interop.functions import get_function
-from rnnjax.interop.keras.options import cell_function, function_of, name_of
+from rnnjax.interop.keras.options import Entry, cell_function, function_of, name_of
 
 os.environ["KERAS_BACKEND"] = "jax"
 keras = pytest.importorskip("keras", reason="keras is in the extra `test`")
@@ -30,8 +30,12 @@ def keras_names() -> list[str]:
     return sorted(names - NOT_FUNCTIONS - NEEDS_ARGUMENTS - NOT_KNOWN | {"hard_swish"})
 
 
+def function_in(value: Any, version: float = 3) -> Any:
+    return function_of(value, Entry("dense", "Dense", {}, version))
+
+
 def ours_of(theirs: Any) -> Any:
-    return function_of(keras.activations.serialize(theirs), 3, "a test")
+    return function_in(keras.activations.serialize(theirs))
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +67,7 @@ def test_equals_keras(name: str, numbers: Any) -> None:
 
 
 def test_the_hard_sigmoid_of_keras_1_and_2_is_another() -> None:
-    old, new = (get_function(function_of("hard_sigmoid", version, "a test")) for version in (2, 3))
+    old, new = (get_function(function_in("hard_sigmoid", version)) for version in (2, 3))
     np.testing.assert_allclose(old(jnp.array([1.0])), 0.7, rtol=1e-6)
     np.testing.assert_allclose(new(jnp.array([1.0])), 2 / 3, rtol=1e-6)
     with pytest.raises(InteropError, match="legacy_hard_sigmoid"):
@@ -84,7 +88,7 @@ def test_activation_layers(layer: Any) -> None:
     """They are layers in a model, and can stand for an activation inside of another layer."""
     theirs = layer()
     value = keras.saving.serialize_keras_object(theirs)
-    function = function_of(value, 3, "a test")
+    function = function_in(value)
     ours = get_function(function)(XS)
     np.testing.assert_allclose(ours, np.asarray(theirs(XS)), rtol=2e-6, atol=2e-6)
     again = keras.activations.get(name_of(function, "a test"))
@@ -94,9 +98,9 @@ def test_activation_layers(layer: Any) -> None:
 def test_the_options_of_keras_2() -> None:
     alpha = {"type": "ndarray", "value": 0.30000001192092896}
     value = {"class_name": "LeakyReLU", "config": {"name": "leaky", "alpha": alpha}}
-    function = get_function(function_of(value, 2, "a test"))
+    function = get_function(function_in(value, 2))
     np.testing.assert_allclose(function(jnp.array([-1.0])), -0.3, rtol=1e-6)
-    assert function_of({"class_name": "ReLU", "config": {"max_value": 6}}, 2, "x") == "relu6"
+    assert function_in({"class_name": "ReLU", "config": {"max_value": 6}}, 2) == "relu6"
 
 
 @pytest.mark.parametrize(
@@ -119,5 +123,5 @@ def test_the_options_of_keras_2() -> None:
     ],
 )
 def test_what_is_no_function_is_refused(value: Any) -> None:
-    with pytest.raises(InteropError, match="the dense layer"):
-        function_of(value, 3, "the dense layer")
+    with pytest.raises(InteropError, match="layer 'dense'"):
+        function_in(value)

@@ -14,7 +14,6 @@ from rnnjax import InteropError, InvalidInputError
 from rnnjax.interop import Model, convert
 from rnnjax.interop import keras as interop
 from rnnjax.interop.keras.graph import network_of
-from rnnjax.interop.keras.options import Version
 
 os.environ["KERAS_BACKEND"] = "jax"
 keras = pytest.importorskip("keras", reason="keras is in the extra `test`")
@@ -521,7 +520,7 @@ def test_models_that_cannot_be_taken_apart() -> None:
         for _ in range(15):
             many = keras.Model(x, many(many(x)))
         with pytest.raises(InteropError, match="stand for more than 16,384 calls of layers"):
-            network_of("Functional", json.loads(many.to_json())["config"], Version())
+            network_of("Functional", json.loads(many.to_json())["config"], 3)
 
 
 @pytest.mark.parametrize(
@@ -542,7 +541,7 @@ def test_a_damaged_graph(change: Callable[[Any], Any], says: str) -> None:
     config = json.loads(keras.Model(x, layers.MaxPooling1D()(x)).to_json())
     change(config["config"]["layers"][1])
     with pytest.raises(InteropError, match=says):
-        network_of("Functional", config["config"], Version())
+        network_of("Functional", config["config"], 3)
 
 
 @pytest.mark.parametrize("kind", ["BatchNormalization", "LayerNormalization"])
@@ -551,7 +550,7 @@ def test_an_axis_out_of_range(kind: str) -> None:
     config = json.loads(keras.Model(x, getattr(layers, kind)(axis=1)(x)).to_json())["config"]
     for axis in (3, [1, -4]):
         config["layers"][1]["config"]["axis"] = axis
-        network = network_of("Functional", config, Version())
+        network = network_of("Functional", config, 3)
         (layer,) = network.layers.values()
         names = ["gamma", "beta", "moving_mean", "moving_variance"]
         params = {layer.name: dict.fromkeys(names, np.ones(TIME, np.float32))}

@@ -13,11 +13,9 @@ import jax
 import numpy as np
 
 from rnnjax.cells import Cell, GRUCell, LSTMCell, SimpleRNNCell
-from rnnjax.cells.base import Params
 from rnnjax.errors import InteropError
 from rnnjax.interop.arrays import as_jax, float_array, with_one_bias
 from rnnjax.interop.keras.files import KerasFile
-from rnnjax.interop.keras.operators import Operation
 from rnnjax.interop.layers import Layer, Recurrent, Shape, Weights, describe_cell, fits
 from rnnjax.interop.model import Model, Network
 from rnnjax.interop.registry import FORMS, places, reordered
@@ -27,8 +25,6 @@ Arrays = Sequence[np.ndarray]
 
 CELLS = FORMS["keras"]
 """The cells that Keras has."""
-
-_OF_GATES = "kernel", "recurrent_kernel", "bias", "recurrent_bias"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,43 +110,23 @@ def unique(name: str, used: dict[str, int]) -> str:
     return f"{name}_{used[name]}" if used[name] else name
 
 
-def assemble(layer: Layer, parts: Sequence[Params]) -> Params:
-    """The parameters of a layer from those of its units."""
-    if not isinstance(layer, Recurrent):
-        return {name: array for part in parts for name, array in part.items()}
-    rest = iter(parts)
-
-    def build(cell: Cell) -> Params:
-        if isinstance(cell, Bidirectional):
-            return Directions(*(build(part) for part in cell.cells))
-        if isinstance(cell, Stack):
-            return tuple(build(part) for part in cell.cells)
-        return next(rest)
-
-    return build(layer.cell)
-
-
-def take_apart(layer: Layer, units: Sequence[Unit], params: Params) -> list[Params]:
-    """The parameters of the units of a layer."""
-    if isinstance(layer, Recurrent):
-        return jax.tree.leaves(params, is_leaf=lambda part: not isinstance(part, tuple))
-    if isinstance(layer, Operation) and len(units) > 1 and isinstance(params, Mapping):
-        return [{k: v for k, v in params.items() if k in unit.shapes} for unit in units]
-    return [params]
+def _tree(cell: Cell) -> Any:
+    """The cells in the structure of their parameters."""
+    if isinstance(cell, Bidirectional):
+        return Directions(*map(_tree, cell.cells))
+    return tuple(map(_tree, cell.cells)) if isinstance(cell, Stack) else cell
 
 
 def to_params(unit: Unit, arrays: Arrays, where: str) -> dict[str, jax.Array]:
     """Our parameters from Keras's arrays: of Keras 1, 2 or 3, or of its CuDNN layers."""
     owner = unit.owner
-    if isinstance(owner, GRUCell | LSTMCell | SimpleRNNCell):
-        arrays = _one_layout(owner, arrays, where)
-    named = dict(zip(unit.shapes, arrays, strict=False))
     if isinstance(owner, Cell):
         order = places("keras", owner)
-        named = {n: reordered(a, order) if n in _OF_GATES else a for n, a in named.items()}
-    if isinstance(owner, GRUCell):
+        arrays = [reordered(array, order) for array in _one_layout(owner, arrays, where)]
+    named = dict(zip(unit.shapes, arrays, strict=False))
+    if isinstance(owner, GRUCell) and owner.reset_after and owner.use_bias:
         bias = named.get("bias")
-        if owner.reset_after and bias is not None and bias.ndim == 2 and len(bias) == 2:
+        if bias is not None and bias.ndim == 2 and len(bias) == 2:
             named["bias"], named["recurrent_bias"] = bias
     came = {name: array.shape for name, array in named.items()}
     if not fits(unit.shapes, came) or len(arrays) != unit.count:
@@ -182,7 +158,7 @@ def to_arrays(unit: Unit, params: Any, where: str) -> list[np.ndarray]:
     named = {name: np.asarray(array) for name, array in params.items()}
     if isinstance(unit.owner, Cell):
         order = np.argsort(places("keras", unit.owner)).tolist()
-        named = {n: reordered(a, order) if n in _OF_GATES else a for n, a in named.items()}
+        named = {name: reordered(array, order) for name, array in named.items()}
     came = {name: array.shape for name, array in named.items()}
     if not fits(unit.shapes, came):
         raise InteropError(
@@ -196,39 +172,28 @@ def to_arrays(unit: Unit, params: Any, where: str) -> list[np.ndarray]:
 
 def _one_layout(cell: Cell, arrays: Arrays, where: str) -> Arrays:
     """The layout of Keras 2 and 3, whichever of the three it was."""
-    gates = len(cell.gates) if isinstance(cell, LSTMCell | GRUCell) else None
-    if gates is None:
-        return arrays
-    size, width = cell.output_size, gates * cell.output_size
-    if len(arrays) == 3 * gates:
-        return _join_gates(arrays, gates, where)
-    if len(arrays) == 3 and arrays[2].shape == (2 * width,) and arrays[0].ndim == 2:
-        # CuDNN's own layout: each gate's kernel is stored as its transpose, and both biases in a
-        # row. An LSTM adds them; a GRU needs them apart.
-        kernel, recurrent, bias = arrays
-        if kernel.shape[1] == width and recurrent.shape == (size, width):
-            first, second = (np.split(array, gates, axis=1) for array in (kernel, recurrent))
-            blocks = [np.ascontiguousarray(block).reshape(size, -1).T for block in first]
-            turned, both = [block.T for block in second], bias.reshape(2, width)
-            kernels = [np.concatenate(parts, axis=1) for parts in (blocks, turned)]
-            return [*kernels, both[0] + both[1] if gates == 4 else both]
-    return arrays
-
-
-def _join_gates(arrays: Arrays, gates: int, where: str) -> Arrays:
-    """Keras 1 has W, U and b for each gate: of an LSTM i, c, f, o, of a GRU z, r, h."""
-    order = (0, 2, 1, 3) if gates == 4 else (0, 1, 2)
-    joined = []
-    for kind in range(3):
-        parts = [arrays[3 * gate + kind] for gate in order]
-        alike = {part.shape for part in parts}
-        if len(alike) != 1 or parts[0].ndim != (1 if kind == 2 else 2):
+    order = {4: (0, 2, 1, 3), 3: (0, 1, 2)}.get(len(cell.gates), ())
+    size, width = cell.output_size, len(order) * cell.output_size
+    if order and len(arrays) == 3 * len(order):
+        # Keras 1 has W, U and b for each gate: of an LSTM i, c, f, o, of a GRU z, r, h.
+        kinds = [[arrays[3 * gate + kind] for gate in order] for kind in range(3)]
+        if any(len({part.shape for part in parts} | {()}) != 2 for parts in kinds):
             raise InteropError(
                 f"{where} should have arrays W, U and b for each gate, but they are of the shapes "
                 f"{', '.join(str(array.shape) for array in arrays)}; its weights are damaged"
             )
-        joined.append(np.concatenate(parts, axis=-1))
-    return joined
+        return [np.concatenate(parts, axis=-1) for parts in kinds]
+    if order and len(arrays) == 3 and arrays[2].shape == (2 * width,) and arrays[0].ndim == 2:
+        # CuDNN's own layout: each gate's kernel is stored as its transpose, and both biases in a
+        # row. An LSTM adds them; a GRU needs them apart.
+        kernel, recurrent, bias = arrays
+        if kernel.shape[1] == width and recurrent.shape == (size, width):
+            first, second = (np.split(array, len(order), axis=1) for array in (kernel, recurrent))
+            blocks = [np.ascontiguousarray(block).reshape(size, -1).T for block in first]
+            turned, both = [block.T for block in second], bias.reshape(2, width)
+            kernels = [np.concatenate(parts, axis=1) for parts in (blocks, turned)]
+            return [*kernels, both[0] + both[1] if len(order) == 4 else both]
+    return arrays
 
 
 def _list(shapes: Weights) -> str:
@@ -264,12 +229,17 @@ def build(network: Network, file: KerasFile, places: Places) -> Model:
             arrays = [file.arrays[path] for path in paths]
             place = f" at {unit.path!r}" if len(units) > 1 else ""
             parts.append(to_params(unit, arrays, f"layer {layer.name[:80]!r}{place}"))
-        params[layer.name] = assemble(layer, parts)
+        if isinstance(layer, Recurrent):
+            structure = jax.tree.structure(_tree(layer.cell))
+            params[layer.name] = jax.tree.unflatten(structure, parts)
+        else:
+            params[layer.name] = {name: array for part in parts for name, array in part.items()}
     return Model(network, params, KerasOrigin(file, network, places))
 
 
-def split(units: Sequence[Unit], arrays: Sequence[str], where: str) -> list[list[str]]:
+def split(layer: Layer, arrays: Sequence[str]) -> list[list[str]]:
     """Which of the arrays belongs to which unit: Keras 1 has three for each gate."""
+    units = units_of(layer)
     counts_now = [unit.count for unit in units]
     gates = [len(getattr(unit.owner, "gates", ("y",))) for unit in units]
     of_keras_1 = [3 * n if n > 1 else count for n, count in zip(gates, counts_now, strict=True)]
@@ -278,21 +248,23 @@ def split(units: Sequence[Unit], arrays: Sequence[str], where: str) -> list[list
             rest = iter(arrays)
             return [[next(rest) for _ in range(count)] for count in counts]
     raise InteropError(
-        f"{where} should have {sum(counts_now)} arrays, but has {len(arrays)}; "
+        f"layer {layer.name[:80]!r} should have {sum(counts_now)} arrays, but has {len(arrays)}; "
         "build the model before it is saved, or take the weights that belong to it"
     )
 
 
 def arrays_of(layer: Layer, model: Model) -> Iterator[tuple[Unit, list[np.ndarray]]]:
     """The arrays of each unit of a layer, in the order and form of Keras."""
-    units = units_of(layer)
-    if not units:
-        return
-    parts = take_apart(layer, units, model.params.get(layer.name))
+    units, params = units_of(layer), model.params.get(layer.name)
+    parts: list[Any] = [params] * bool(units)
+    if isinstance(layer, Recurrent):
+        parts = jax.tree.leaves(params, is_leaf=lambda part: not isinstance(part, tuple))
+    elif len(units) > 1 and isinstance(params, Mapping):
+        parts = [{k: v for k, v in params.items() if k in unit.shapes} for unit in units]
     if len(parts) != len(units):
         raise InteropError(
             f"layer {layer.name!r} should have the parameters of {len(units)} cells, but has those "
             f"of {len(parts)}; take those of this model"
         )
-    for unit, params in zip(units, parts, strict=True):
-        yield unit, to_arrays(unit, params, f"layer {layer.name!r}")
+    for unit, own in zip(units, parts, strict=True):
+        yield unit, to_arrays(unit, own, f"layer {layer.name!r}")

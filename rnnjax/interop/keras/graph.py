@@ -11,7 +11,7 @@ import jax
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.keras.layers import layer_of
 from rnnjax.interop.keras.operators import OPERATORS, SEVERAL, Operation
-from rnnjax.interop.keras.options import LARGEST, Entry, Version, is_model, layers_in
+from rnnjax.interop.keras.options import LARGEST, Entry, is_model, layers_in
 from rnnjax.interop.layers import Activation, Dropout, Embedding, Layer, Masking, Recurrent
 from rnnjax.interop.model import Call, Functional, Input, Sequential, Value
 
@@ -28,7 +28,7 @@ _SAME_AXES = {
 _MOST_CALLS = 2**14
 
 
-def network_of(kind: str, config: Any, version: Version) -> Sequential | Functional:
+def network_of(kind: str, config: Any, version: float) -> Sequential | Functional:
     """The network of a model; models that are layers of it are the layers that they are made of."""
     graph = _Graph(version)
     outputs, names = graph.model(kind, config, None)
@@ -42,6 +42,7 @@ class _Tensor(NamedTuple):
     """A tensor of the model."""
 
     value: Value  # where it comes from in the network
+    inputs: frozenset[str] = frozenset()  # those of the model whose axes it has
     mask: Any = None  # what its mask is made of, where it has one by itself
     masked_by: str = ""  # the layer that this mask comes from
     made: Any = None  # what it is made of, if it might be a mask that is written in the graph
@@ -56,38 +57,56 @@ class _Ref(NamedTuple):
 
 
 class _Use(NamedTuple):
-    """A call of a layer in a config."""
+    """A call of a layer in a config: of tensors there, and of those that they are."""
 
-    takes: tuple[_Ref, ...]  # the tensors that it is called with
+    takes: tuple[Any, ...]  # the tensors that it is called with
     arguments: tuple[Any, ...]  # these as None, among them the numbers that stand beside them
     options: Mapping[str, Any]  # what else the call is told
-    states: tuple[_Ref, ...]  # with which a recurrent layer begins
-    masks: tuple[_Ref | None, ...]  # one, or of a model one for each that it takes
+    states: tuple[Any, ...]  # with which a recurrent layer begins
+    masks: tuple[Any, ...]  # one, or of a model one for each that it takes
+
+
+Made = tuple[list[_Tensor], tuple[str, ...] | None]
+"""What a model gives, and its names if it is a dict."""
 
 
 class _Graph:
     """The calls of a model so far."""
 
-    def __init__(self, version: Version):
+    def __init__(self, version: float):
         self.version, self.left = version, _MOST_CALLS
-        self.inputs: list[Entry] = []
-        self.calls: list[Call] = []
+        self.inputs: dict[str, Entry] = {}
+        self.calls: dict[str, Call] = {}
         self.layers: dict[str, Layer] = {}
         self.configs: dict[str, Any] = {}  # of the layers, in the order that they have there
+        self.uses = collections.Counter[str]()
+        self.looked_up: set[str] = set()  # inputs that are ids
+        self.marks: set[str] = set()  # inputs that are masks
 
-    def model(
-        self, kind: str, config: Any, given: Sequence[_Tensor] | None, own: str = ""
-    ) -> tuple[list[_Tensor], tuple[str, ...] | None]:
-        """The outputs of a model, and their names if they are a dict.
-
-        The outermost makes its inputs itself; the layers of another are named ``own`` and a name.
-        """
-        listed = layers_in(kind, config)
+    def model(self, kind: str, config: Any, given: Sequence[_Tensor] | None, own: str = "") -> Made:
+        """Call a model: the outermost makes its inputs, the layers of another have a prefix."""
+        listed = layers_in(kind, config, self.version)
         self.count(len(listed))
-        if kind == "Sequential":
-            return self._row(listed, given, own)
-        if not isinstance(config, dict):
-            raise InteropError(f"the config of a {kind} model should be a dict; it is damaged")
+        if kind != "Sequential":
+            if not isinstance(config, dict):
+                raise InteropError(f"the config of a {kind} model should be a dict; it is damaged")
+            return self._functional(config, listed, given, own)
+        first = listed[0][0]
+        if first.kind != "InputLayer":
+            known = {k: v for k, v in first.config.items() if k == "batch_input_shape" and v}
+            first = Entry("xs", "InputLayer", known, self.version)
+        outputs, names = self._begin([first], given, own), None
+        for entry, value in listed:
+            if entry.kind != "InputLayer":
+                use = _Use((outputs[0],), (), {}, (), (None,))
+                outputs, names = self.use(entry, value, use, own)
+                states = _states(self.layers.get(f"{own}{entry.name}"))
+                outputs = outputs[: len(outputs) - states]
+        return outputs, names
+
+    def _functional(
+        self, config: Any, listed: Any, given: Sequence[_Tensor] | None, own: str
+    ) -> Made:
         # Inputs in dicts, and outputs of a model inside, are counted in the order of their keys.
         starts = [ref for _, ref, _ in _tensors(config.get("input_layers"), True)]
         ends = {p: ref for p, ref, _ in _tensors(config.get("output_layers"), given is not None)}
@@ -98,46 +117,20 @@ class _Graph:
                 f"the outputs of a model should be tensors, one, in a list, or in a dict by name, "
                 f"but are at {_short(keys)}; give them so"
             )
-        if not starts or not ends:
-            raise InteropError(
-                "a model should have inputs and outputs, but has none; it is damaged"
-            )
         level = _Level(self, listed, own)
-        for ref in starts:
-            if ref.layer not in level.nodes:
-                raise InteropError(
-                    f"the input {_short(ref.layer)} is no layer; the graph is damaged"
-                )
-        if given is None:
-            given = self._begin([level.nodes[ref.layer][0] for ref in starts])
-        self._check_given(own, len(starts), given)
-        level.done = {(ref.layer, 0): [one] for ref, one in zip(starts, given, strict=True)}
-        level.run_all()
+        missing = [ref.layer for ref in starts if ref.layer not in level.nodes]
+        if not starts or not ends or missing:
+            raise InteropError(
+                "a model should have inputs, which are layers of it, and outputs, but has "
+                f"{_short(missing) if missing else 'none'}; the graph is damaged"
+            )
+        begin = self._begin([level.nodes[ref.layer][0] for ref in starts], given, own)
+        level.done = {(ref.layer, 0): [one] for ref, one in zip(starts, begin, strict=True)}
+        # In the order of the config, and functions of keras.ops where they are due.
+        for here in level.uses:
+            if here not in level.done and not level.nodes[here[0]][0].kind.startswith("ops."):
+                level.run(here)
         return [level.tensor(ref, at_end=True) for ref in ends.values()], names
-
-    def _row(
-        self, listed: list[tuple[Entry, Any]], given: Sequence[_Tensor] | None, own: str
-    ) -> tuple[list[_Tensor], tuple[str, ...] | None]:
-        first = listed[0][0]
-        if first.kind != "InputLayer":
-            known = {k: v for k, v in first.config.items() if k == "batch_input_shape" and v}
-            first = Entry("xs", "InputLayer", known)
-        given = self._begin([first]) if given is None else given
-        self._check_given(own, 1, given)
-        outputs, names = [*given], None
-        for entry, value in listed:
-            if entry.kind == "InputLayer":
-                continue
-            names = None
-            name = f"{own}{entry.name}"
-            if is_model(entry.kind):
-                outputs, names = self.model(entry.kind, entry.config, outputs[:1], f"{name}.")
-                continue
-            entry = dataclasses.replace(entry, name=name)
-            outputs = self.call(entry, value, outputs[:1])
-            layer = self.layers[name]
-            outputs = outputs[: 1 + (isinstance(layer, Recurrent) and not layer.merged)]
-        return outputs, names
 
     def count(self, more: int) -> None:
         """Layers and calls of them: of models in models, each called twice, they are millions."""
@@ -148,32 +141,49 @@ class _Graph:
                 "load these models one by one"
             )
 
-    def _begin(self, entries: list[Entry]) -> list[_Tensor]:
-        self.inputs = entries
-        return [_Tensor(Value(i)) for i in range(len(entries))]
-
-    def _check_given(self, own: str, count: int, given: Sequence[_Tensor]) -> None:
-        if len(given) != count:
-            raise InteropError(
-                f"model {own[:-1][:80]!r}, a layer of the model, should be called with {count} "
-                f"arrays, but is called with {len(given)}; call it with its inputs"
-            )
-
-    def call(
-        self,
-        entry: Entry,
-        value: Any,
-        takes: Sequence[_Tensor],
-        states: Sequence[_Tensor] = (),
-        mask: _Tensor | None = None,
-        arguments: Sequence[Any] = (),
-        options: Mapping[str, Any] | None = None,
+    def _begin(
+        self, entries: list[Entry], given: Sequence[_Tensor] | None, own: str
     ) -> list[_Tensor]:
-        """All that a layer gives: its outputs, and behind these its states."""
-        name, first = entry.name, takes[0]
-        if self.configs.setdefault(name, value) is not value:
+        """What the inputs of a model are."""
+        if given is None:
+            self.inputs = {entry.name: entry for entry in entries}
+            given = [_Tensor(Value(name), frozenset({name})) for name in self.inputs]
+        if len(given) != len(entries):
+            raise InteropError(
+                f"model {own[:-1][:80]!r}, a layer of the model, should be called with "
+                f"{len(entries)} arrays, but is called with {len(given)}; call it with its inputs"
+            )
+        return [*given]
+
+    def use(self, entry: Entry, value: Any, use: _Use, own: str) -> Made:
+        """All that a layer gives, its outputs and behind these its states; or what a model does."""
+        entry = dataclasses.replace(entry, name=f"{own}{entry.name}")
+        if not is_model(entry.kind):
+            return self._call(entry, value, use), None
+        numbers = [a for a in use.arguments if a is not None]
+        more = [*map(str, numbers), *use.options, *("states" for _ in use.states)]
+        masks = use.masks * len(use.takes) if len(use.masks) == 1 else use.masks
+        if more or len(masks) != len(use.takes):
+            raise InteropError(
+                f"model {entry.name[:80]!r}, a layer of the model, should be called with arrays "
+                f"alone, but is called with {', '.join(more) or 'other masks'}; leave that out"
+            )
+        for one, mask in zip(use.takes, masks, strict=True):
+            if mask is not None and (one.mask is None or mask.made != one.mask):
+                raise InteropError(
+                    f"model {entry.name[:80]!r}, a layer of the model, is given a mask in its "
+                    "call, which is not known here; leave it out"
+                )
+        return self.model(entry.kind, entry.config, use.takes, f"{entry.name}.")
+
+    def _call(self, entry: Entry, value: Any, use: _Use) -> list[_Tensor]:
+        name, first, mask = entry.name, use.takes[0], use.masks[0]
+        layer, number = layer_of(_told(entry, use)), self.uses[name]
+        self.uses[name] += 1
+        called = f"{name}:{number}" if number else name
+        taken = called in self.calls or called in self.inputs
+        if taken or self.configs.setdefault(name, value) is not value:
             raise InteropError(f"two layers of the model have the name {_short(name)}; rename one")
-        layer = layer_of(_told(entry, arguments, options or {}), self.version)
         if self.layers.setdefault(name, layer) != layer:
             raise InteropError(
                 f"layer {name[:80]!r} is called in two ways, {self.layers[name]} and {layer}; "
@@ -181,73 +191,60 @@ class _Graph:
             )
         if mask is not None and first.mask is not None and mask.made == first.mask:
             mask = None  # it comes by itself
-        came = [one.masked_by for one in takes if one.mask is not None]
+        came = [one.masked_by for one in use.takes if one.mask is not None]
         masked_by = name if mask is not None else (came or [""])[0]
-        _check_call(layer, entry, len(takes), masked_by)
+        _check_call(layer, entry, len(use.takes), masked_by)
         begin = _states(layer)
-        if states and len(states) != begin:
+        if use.states and len(use.states) != begin:
             raise InteropError(
                 f"layer {name[:80]!r} should begin with {begin} states, but is given "
-                f"{len(states)}; the graph is damaged"
+                f"{len(use.states)}; the graph is damaged"
             )
+        inputs = first.inputs.union(*(one.inputs for one in use.takes))
+        if isinstance(layer, Embedding):
+            self.looked_up |= inputs
+        if mask is not None:
+            self.marks |= mask.inputs
         # Keras 3 hands no mask to a layer that is called with states, but lets it pass.
-        natural = not states or self.version.number < 3
-        self.calls.append(
-            Call(name, name, tuple(one.value for one in takes), tuple(one.value for one in states),
-                 natural if mask is None else mask.value)
-        )  # fmt: skip
-        source = len(self.inputs) + len(self.calls) - 1
+        natural = not use.states or self.version < 3
+        takes, states = (tuple(one.value for one in some) for some in (use.takes, use.states))
+        marks = natural if mask is None else mask.value
+        self.calls[called] = Call(name, called, takes, states, marks)
         count = 1 + begin + (isinstance(layer, Recurrent) and not layer.merged)
-        outputs = [_Tensor(Value(source, i)) for i in range(count)]
+        made = _Tensor(Value(called), inputs if _keeps_axes(layer) else frozenset())
         if entry.kind == "ops.NotEqual":
-            outputs[0] = outputs[0]._replace(made=(first.value, tuple(arguments)))
+            made = made._replace(made=(first.value, tuple(use.arguments)))
         elif entry.kind == "ops.Any" and entry.config.get("axis") in (-1, [-1]):
-            outputs[0] = outputs[0]._replace(made=("any", first.made))
+            made = made._replace(made=("any", first.made))
         elif isinstance(layer, Masking):
-            marks: Any = ("any", (first.value, (None, layer.value)))
-            outputs[0] = outputs[0]._replace(mask=marks, masked_by=name)
+            own: Any = ("any", (first.value, (None, layer.value)))
+            made = made._replace(mask=own, masked_by=name)
         elif isinstance(layer, Embedding) and layer.mask_zero:
-            outputs[0] = outputs[0]._replace(mask=(first.value, (None, 0)), masked_by=name)
+            made = made._replace(mask=(first.value, (None, 0)), masked_by=name)
         elif masked_by and _keeps(entry, layer):
-            same = mask is None and first.mask is not None and entry.kind not in _MERGES
-            marks, by = (first.mask, first.masked_by) if same else (object(), name)
-            outputs[0] = outputs[0]._replace(mask=marks, masked_by=by)
-        return outputs
+            same_mask = mask is None and first.mask is not None and entry.kind not in _MERGES
+            own, by = (first.mask, first.masked_by) if same_mask else (object(), name)
+            made = made._replace(mask=own, masked_by=by)
+        return [made, *(_Tensor(Value(called, i)) for i in range(1, count))]
 
     def network(
         self, outputs: Sequence[_Tensor], names: tuple[str, ...] | None
     ) -> Sequential | Functional:
         """What the outputs need of the calls, as a row if that is all that the graph says."""
-        first, needed = len(self.inputs), set[int]()
-        stack = [one.value for one in outputs]
-        while stack:
-            source = stack.pop().source
-            if source >= first and source not in needed:
-                needed.add(source)
-                stack += _values(self.calls[source - first])
-        order = sorted(needed)
-        places = {**{i: i for i in range(first)}, **{s: first + i for i, s in enumerate(order)}}
-
-        def to(value: Value) -> Value:
-            return value._replace(source=places[value.source])
-
-        calls, count = [], collections.Counter[str]()
-        for source in order:
-            call = self.calls[source - first]
-            number = count[call.layer]
-            calls.append(
-                Call(call.layer, f"{call.layer}:{number}" if number else call.layer,
-                     tuple(map(to, call.takes)), tuple(map(to, call.states)),
-                     to(call.mask) if isinstance(call.mask, Value) else call.mask)
-            )  # fmt: skip
-            count[call.layer] += 1
-        layers = tuple(self.layers[name] for name in self.configs if name in count)
-        ends = tuple(to(one.value) for one in outputs)
+        needed = {one.value.source for one in outputs}
+        for call in reversed(self.calls.values()):
+            if call.name in needed:
+                needed |= {value.source for value in call.reads}
+        calls = tuple(call for call in self.calls.values() if call.name in needed)
+        used = {call.layer for call in calls}
+        layers = tuple(self.layers[name] for name in self.configs if name in used)
         inputs = tuple(
-            _input(entry, *_reaches(calls, self.layers, Value(i), first))
-            for i, entry in enumerate(self.inputs)
+            _input(entry, name in self.looked_up, name in self.marks)
+            for name, entry in self.inputs.items()
         )
-        return _simplest(Functional(inputs, layers, tuple(calls), ends, names))
+        return _simplest(
+            Functional(inputs, layers, calls, tuple(one.value for one in outputs), names)
+        )
 
 
 class _Level:
@@ -258,7 +255,6 @@ class _Level:
         self.nodes: dict[str, tuple[Entry, Any]] = {}
         self.uses: dict[tuple[str, int], _Use] = {}
         self.done: dict[tuple[str, int], list[_Tensor]] = {}
-        self.begun: set[tuple[str, int]] = set()
         self.new = any(_is_keras_3(value.get("inbound_nodes")) for _, value in listed)
         for entry, value in listed:
             # A node has its name beside its config, and that is what others call it by.
@@ -279,12 +275,6 @@ class _Level:
                 graph.count(1)
                 self.uses[name, i] = use
 
-    def run_all(self) -> None:
-        """Call the layers in the order of the config, functions of keras.ops where they are due."""
-        for here in self.uses:
-            if here not in self.done and not self.nodes[here[0]][0].kind.startswith("ops."):
-                self._run(here)
-
     def tensor(self, ref: _Ref, at_end: bool = False) -> _Tensor:
         """A tensor of this level."""
         kind = self.nodes[ref.layer][0].kind if ref.layer in self.nodes else ""
@@ -292,85 +282,53 @@ class _Level:
         # alone. There those of a Sequential begin with 0.
         later = is_model(kind) and (not self.new or (at_end and kind != "Sequential"))
         here = (ref.layer, ref.use - later)
-        outputs = self.done[here] if here in self.done else self._run(here)
+        outputs = self.done[here] if here in self.done else self.run(here)
         if ref.output >= len(outputs):
             raise InteropError(
-                f"the graph goes on with output {ref.output} of a layer that gives "
-                f"{len(outputs)}; it is damaged"
+                f"the graph goes on with output {ref.output} of a use of layer {ref.layer[:80]!r} "
+                f"that has {len(outputs)} by then; it is damaged"
             )
         return outputs[ref.output]
 
-    def _run(self, here: tuple[str, int]) -> list[_Tensor]:
-        name, _ = here
+    def run(self, here: tuple[str, int]) -> list[_Tensor]:
+        """Call a layer with what it takes."""
         if here not in self.uses:
             raise InteropError(
-                f"the graph mentions {_short(name)}, which is no layer, or a use of it that "
+                f"the graph mentions {_short(here[0])}, which is no layer, or a use of it that "
                 "is not there; it is damaged"
             )
-        if here in self.begun:
-            raise InteropError(f"layer {name[:80]!r} takes what it gives; it is damaged")
-        self.begun.add(here)
-        (entry, value), use = self.nodes[name], self.uses[here]
-        entry = dataclasses.replace(entry, name=f"{self.own}{entry.name}")
-        takes, states = [[*map(self.tensor, refs)] for refs in (use.takes, use.states)]
-        masks = [None if ref is None else self.tensor(ref) for ref in use.masks]
-        if is_model(entry.kind):
-            outputs = self._model(entry, use, takes, masks)
-        else:
-            more = use.arguments, use.options
-            outputs = self.graph.call(entry, value, takes, states, masks[0], *more)
-        self.done[here] = outputs
-        return outputs
-
-    def _model(
-        self, entry: Entry, use: _Use, takes: list[_Tensor], masks: list[_Tensor | None]
-    ) -> list[_Tensor]:
-        numbers = [a for a in use.arguments if a is not None]
-        more = [*map(str, numbers), *use.options, *map(str, use.states)]
-        masks = masks * len(takes) if len(masks) == 1 else masks
-        if more or len(masks) != len(takes):
-            raise InteropError(
-                f"model {entry.name[:80]!r}, a layer of the model, should be called with arrays "
-                f"alone, but is called with {', '.join(more) or 'other masks'}; leave that out"
-            )
-        for one, mask in zip(takes, masks, strict=True):
-            if mask is not None and (one.mask is None or mask.made != one.mask):
-                raise InteropError(
-                    f"model {entry.name[:80]!r}, a layer of the model, is given a mask in its "
-                    "call, which is not known here; leave it out"
-                )
-        return self.graph.model(entry.kind, entry.config, takes, f"{entry.name}.")[0]
+        self.done[here] = []  # of a layer that takes what it gives
+        use = self.uses[here]
+        takes, states = (tuple(map(self.tensor, refs)) for refs in (use.takes, use.states))
+        masks = tuple(None if ref is None else self.tensor(ref) for ref in use.masks)
+        use = use._replace(takes=takes, states=states, masks=masks)
+        self.done[here], _ = self.graph.use(*self.nodes[here[0]], use, self.own)
+        return self.done[here]
 
 
 @functools.lru_cache(256)
-def _states(layer: Layer) -> int:
+def _states(layer: Layer | None) -> int:
     """How many arrays its state is."""
     if not isinstance(layer, Recurrent):
         return 0
     return len(jax.tree.leaves(jax.eval_shape(layer.cell.initial_carry)))
 
 
-def _values(call: Call) -> list[Value]:
-    """All that a call takes."""
-    masks = [call.mask] if isinstance(call.mask, Value) else []
-    return [*call.takes, *call.states, *masks]
-
-
-def _told(entry: Entry, arguments: Sequence[Any], options: Mapping[str, Any]) -> Entry:
+def _told(entry: Entry, use: _Use) -> Entry:
     """An operation with what its call is told; the others are told nothing."""
     if entry.kind.startswith("ops.") and entry.kind not in OPERATORS:
         return entry  # of which it is said that it is not known
     known = OPERATORS[entry.kind].options if entry.kind in OPERATORS else {}
-    config, numbers = dict(entry.config), [a for a in arguments if a is not None]
+    more, numbers = dict(use.options), [a for a in use.arguments if a is not None]
     if "arguments" in known:
-        return dataclasses.replace(entry, config={**config, **options, "arguments": arguments})
-    if numbers or not set(options) <= set(known):
-        said = [*numbers, *(f"{key}={value!r}" for key, value in options.items())]
+        more["arguments"] = use.arguments
+    elif numbers or not set(more) <= set(known):
+        said = [*numbers, *(f"{key}={value!r}" for key, value in more.items())]
         raise InteropError(
             f"layer {entry.name[:80]!r} is called with {', '.join(map(str, said))[:80]}, which is "
             "not known here; leave it out"
         )
-    return dataclasses.replace(entry, config={**config, **options})
+    return dataclasses.replace(entry, config={**entry.config, **more})
 
 
 def _check_call(layer: Layer, entry: Entry, count: int, masked_by: str) -> None:
@@ -395,21 +353,32 @@ def _keeps(entry: Entry, layer: Layer) -> bool:
     return entry.kind in _KEEPS or (isinstance(layer, Recurrent) and layer.return_sequences)
 
 
+def _keeps_axes(layer: Layer) -> bool:
+    """Whether what it gives of ids or a mask, (batch, time), has their axes."""
+    if not isinstance(layer, Operation):
+        return isinstance(layer, Activation | Dropout)
+    key = dict(layer.config).get("key", ())
+    sliced = bool(key) and all(part is ... or isinstance(part, tuple) for part in key)
+    return layer.kind in _SAME_AXES or sliced
+
+
 def _simplest(network: Functional) -> Sequential | Functional:
     """The layers in a row over time, if that is all that the graph says."""
-    layers, last = network.layer_list, len(network.calls)
+    layers, source, row = network.layer_list, network.inputs[0].name, []
+    for layer in layers:
+        row.append(Call(layer.name, layer.name, (Value(source),)))
+        source = layer.name
     end = layers[-1] if layers else None
     both = isinstance(end, Recurrent) and not end.merged
-    outputs = [(Value(last, 0), Value(last, 1))] if both else [(Value(last, 0),)]
+    outputs = [(Value(source), Value(source, 1))] if both else [(Value(source),)]
     plain = not any(isinstance(layer, Operation) for layer in layers)
-    row = [Call(layer.name, layer.name, (Value(i),)) for i, layer in enumerate(layers)]
     alone = len(network.inputs) == 1 and network.inputs[0].sequence and network.names is None
     fits = alone and plain and [*network.calls] == row and network.outputs in outputs
     return Sequential(layers) if fits else network
 
 
 def _input(entry: Entry, looked_up: bool, masks: bool) -> Input:
-    shape = entry.config.get("batch_shape", entry.config.get("batch_input_shape"))
+    shape = entry.get("batch_shape", "batch_input_shape", default=[None] * 3)
     if shape is None:
         shape = [None] * 3
     if not isinstance(shape, list) or not all(
@@ -423,25 +392,6 @@ def _input(entry: Entry, looked_up: bool, masks: bool) -> Input:
         dtype = "float32"
     sequence = len(shape) > 2 or (len(shape) == 2 and (looked_up or masks))
     return Input(entry.name, tuple(shape[1:]), dtype, sequence)
-
-
-def _reaches(
-    calls: Sequence[Call], layers: Mapping[str, Layer], start: Value, first: int
-) -> tuple[bool, bool]:
-    """Whether an input, with the axes that it has, is looked up, and whether it is a mask."""
-    same, looked_up, masks = {start}, False, False
-    for i, call in enumerate(calls):
-        masks |= call.mask in same
-        if same.isdisjoint(call.takes):
-            continue
-        layer = layers[call.layer]
-        looked_up |= isinstance(layer, Embedding)
-        key = dict(layer.config).get("key", ()) if isinstance(layer, Operation) else ()
-        sliced = bool(key) and all(part is ... or isinstance(part, tuple) for part in key)
-        kind = layer.kind if isinstance(layer, Operation) else ""
-        if isinstance(layer, Activation | Dropout) or kind in _SAME_AXES or sliced:
-            same.add(Value(first + i))
-    return looked_up, masks
 
 
 def _is_keras_3(nodes: Any) -> bool:
@@ -468,26 +418,20 @@ def _uses(entry: Entry, name: str, nodes: Any) -> Iterator[_Use]:
             for _, ref, more in _tensors(node):
                 found.append(ref)
                 options = options | (more if isinstance(more, dict) else {"": more})
-        if not isinstance(options, dict):
-            options = {"": options}
+        options = options if isinstance(options, dict) else {"": options}
         options = {k: v for k, v in options.items() if v is not None}
         if not options.get("training"):
             options.pop("training", None)
-        masks: tuple[_Ref | None, ...] | None = None
-        listed = _listed(options.get("mask"))
-        if is_model(entry.kind) and listed:
-            masks, listed = tuple(next(iter(_refs(_found(m))), None) for m in listed), []
-            del options["mask"]
-        named = {}
-        for key in [k for k in (*_TENSORS, "initial_state", "mask", *options) if k in options]:
-            inside = _refs(_found(options.get(key)))
-            if inside:
-                named[key] = inside
-                del options[key]
-        mask, states = named.pop("mask", (None,)), named.pop("initial_state", ())
-        if len(listed) > 1 or len(mask) != 1 or not set(named) <= set(_TENSORS):
+        masks = [(mask, _refs(_found(mask))) for mask in _listed(options.pop("mask", None))]
+        named = {k: _refs(_found(options[k])) for k in (*_TENSORS, *options) if k in options}
+        named = {key: refs for key, refs in named.items() if refs}
+        options = {key: value for key, value in options.items() if key not in named}
+        states = named.pop("initial_state", ())
+        several = len(masks) > 1 and not is_model(entry.kind)
+        several |= any(len(refs) != (mask is not None) for mask, refs in masks)
+        if several or not set(named) <= set(_TENSORS):
             raise InteropError(
-                f"layer {name[:80]!r} is given {', '.join(sorted(named)) or 'several masks'} in "
+                f"layer {name[:80]!r} is given {'several masks' if several else sorted(named)} in "
                 "its call, which is not known here; leave it out"
             )
         found += [ref for refs in named.values() for ref in refs]
@@ -497,7 +441,8 @@ def _uses(entry: Entry, name: str, nodes: Any) -> Iterator[_Use]:
         if entry.kind in _LASTS:
             takes, states = takes[:1], (*takes[1:], *states)
         arguments = tuple(None if isinstance(a, _Ref) else a for a in found)
-        yield _Use(takes, arguments, options, states, mask if masks is None else masks)
+        marks = tuple(refs[0] if refs else None for _, refs in masks)
+        yield _Use(takes, arguments, options, states, marks)
 
 
 def _found(value: Any) -> list[Any]:
@@ -538,13 +483,13 @@ def _leaves(value: Any, by_key: bool, path: Path) -> Iterator[tuple[Path, Any, A
 
 
 def _listed(masks: Any) -> list[Any]:
-    """Those of a list, a tuple, or a dict in the order of its keys; none of one by itself."""
+    """Those of a list, a tuple, or a dict in the order of its keys; or one by itself."""
     if isinstance(masks, dict) and masks.get("class_name") == "__tuple__":
         masks = masks.get("items")
     if isinstance(masks, dict) and "class_name" not in masks:
         masks = [mask for _, mask in sorted(masks.items())]
     several = isinstance(masks, list) and not any(isinstance(one, str) for one in masks)
-    return masks if several else []
+    return masks if several else [masks]
 
 
 def _tensor(value: Any) -> _Ref:

@@ -10,124 +10,88 @@ Everything that a file says of itself is checked before anything is read by it.
 
 import contextlib
 import json
+import math
 import sys
 from typing import Any
 
-WANTED = ("layers", "_layer_checkpoint_dependencies", "model_weights")
-"""The groups at the top that hold weights; others, such as the optimizer's, are not looked at."""
-
-ATTRIBUTES = ("layer_names", "weight_names", "model_config", "keras_version", "backend", "dtype")
-"""The attributes that are read; long lists are in several, named ``layer_names0`` and so on."""
-
+# The groups at the top that hold weights; others, such as the optimizer's, are not looked at.
+_WANTED = ("layers", "_layer_checkpoint_dependencies", "model_weights")
+_OTHERS = ("optimizer", "optimizer_weights", "top_level_model_weights", "vars")
+# The attributes that are read; long lists are in several, named layer_names0 and so on.
+_ATTRIBUTES = ("layer_names", "weight_names", "model_config", "keras_version", "backend", "dtype")
 _LONGEST_ATTRIBUTE = 16 * 2**20
-_MOST_OBJECTS = 20_000
-_DEEPEST = 20
-_OTHER_GROUPS = ("optimizer", "optimizer_weights", "top_level_model_weights", "vars")
+_MOST_OBJECTS, _DEEPEST = 20_000, 20
 
 
 class Refused(Exception):
     """What is wrong with the file, in words."""
 
 
-class Reader:
-    """The walk through one open file: attributes and arrays by their paths."""
+def read(h5py: Any, file: Any, most_bytes: int) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
+    """Attributes by the paths of their groups, and arrays by theirs, of which none is read yet.
 
-    def __init__(self, h5py: Any, numpy: Any, most_bytes: int) -> None:
-        self.h5py, self.numpy = h5py, numpy
-        self.left = self.most_bytes = most_bytes
-        self.objects = 0
-        self.attributes: dict[str, dict[str, Any]] = {}
-        self.arrays: list[tuple[str, Any]] = []
+    Those of the groups with weights; a file of weights in the old layout has its own at the top.
+    """
+    attributes, found = {"": _attributes_of("", file)}, []
+    left, objects = most_bytes, 0
 
-    def read(self, file: Any) -> None:
-        """Read the groups with weights; a file of weights in the old layout has its own at the top.
-
-        Sizes are known for all arrays before the first is read.
-        """
-        self._attributes_of("", file)
-        old = any(name.startswith("layer_names") for name in self.attributes.get("", {}))
-        found: list[tuple[str, Any]] = []
-        for name in file:
-            # Keras 2.13 to 2.15 joined paths by the separator of the system.
-            path = name if old else name.replace("\\", "/")
-            if name not in _OTHER_GROUPS and (old or path.partition("/")[0] in WANTED):
-                self._visit(file, name, path, 1, found)
-        self.arrays = [(path, self._array(dataset)) for path, dataset in found]
-
-    def _visit(self, group: Any, name: str, path: str, depth: int, found: list[Any]) -> None:
-        self.objects += 1
-        if self.objects > _MOST_OBJECTS or depth > _DEEPEST:
+    def visit(group: Any, name: str, path: str, depth: int) -> None:
+        nonlocal left, objects
+        objects += 1
+        if objects > _MOST_OBJECTS or depth > _DEEPEST:
             raise Refused(
                 f"it should hold at most {_MOST_OBJECTS} groups and arrays, {_DEEPEST} deep, but "
                 f"has more at {path[:80]!r}"
             )
         kind = group.get(name, getlink=True, getclass=True)
-        if kind is not self.h5py.HardLink:
+        if kind is not h5py.HardLink:
             raise Refused(
                 f"{path[:80]!r} is a link to another place ({kind.__name__}), which is not followed"
             )
         entry = group[name]
-        if isinstance(entry, self.h5py.Dataset):
-            self._check(path, entry)
-            found.append((path, entry))
-        elif isinstance(entry, self.h5py.Group):
-            self._attributes_of(path, entry)
+        if isinstance(entry, h5py.Group):
+            attributes[path] = _attributes_of(path, entry)
             for inner in entry:
-                self._visit(entry, inner, f"{path}/{inner}", depth + 1, found)
-        else:
+                visit(entry, inner, f"{path}/{inner}", depth + 1)
+            return
+        if not isinstance(entry, h5py.Dataset):
             raise Refused(f"{path[:80]!r} is neither a group nor an array")
-
-    def _check(self, path: str, dataset: Any) -> None:
-        """Numbers that lie in this file, and not more of them than the file could hold."""
-        if dataset.external or dataset.is_virtual:
+        if entry.external or entry.is_virtual:
             raise Refused(f"the numbers of {path[:80]!r} are in another file, which is not read")
-        if dataset.shape is None or (
-            dataset.dtype.kind not in "fiub" and not _is_bfloat16(dataset)
-        ):
-            raise Refused(f"{path[:80]!r} is of type {dataset.dtype}, which are no numbers")
-        if len(dataset.shape) > 8:
-            raise Refused(f"{path[:80]!r} has {len(dataset.shape)} axes, which no layer has")
-        size = dataset.dtype.itemsize
-        for length in dataset.shape:
-            size *= int(length)
-        self.left -= size
-        if self.left < 0:
+        if entry.shape is None or (entry.dtype.kind not in "fiub" and not is_bfloat16(entry)):
+            raise Refused(f"{path[:80]!r} is of type {entry.dtype}, which are no numbers")
+        left -= math.prod(entry.shape, start=entry.dtype.itemsize)
+        if left < 0:
             raise Refused(
-                f"its arrays are said to take more than {self.most_bytes} bytes with "
-                f"{path[:80]!r} {dataset.shape}, which is far more than the file holds"
+                f"its arrays are said to take more than {most_bytes} bytes with {path[:80]!r} "
+                f"{entry.shape}, which is far more than the file holds"
             )
+        found.append((path, entry))
 
-    def _array(self, dataset: Any) -> Any:
-        array = self.numpy.ascontiguousarray(dataset[()]).reshape(dataset.shape)
-        if _is_bfloat16(dataset):
-            array = array.view(self.numpy.uint16)
-        else:
-            array = array.astype(array.dtype.newbyteorder("="), copy=False)
-        return array, "bfloat16" if _is_bfloat16(dataset) else array.dtype.str
-
-    def _attributes_of(self, path: str, group: Any) -> None:
-        for name in group.attrs:
-            if name.rstrip("0123456789") not in ATTRIBUTES:
-                continue
-            entry = group.attrs.get_id(name)
-            length = 1
-            for axis in entry.shape or ():
-                length *= int(axis)
-            if length * max(1, entry.dtype.itemsize) > _LONGEST_ATTRIBUTE:
-                raise Refused(f"the attribute {name!r} of {path[:80]!r} is too long")
-            value = _text(group.attrs[name])
-            if value is not None:
-                self.attributes.setdefault(path, {})[name] = value
+    old = any(name.startswith("layer_names") for name in attributes[""])
+    for name in file:
+        # Keras 2.13 to 2.15 joined paths by the separator of the system.
+        path = name if old else name.replace("\\", "/")
+        if name not in _OTHERS and (old or path.partition("/")[0] in _WANTED):
+            visit(file, name, path, 1)
+    return attributes, found
 
 
-def _is_bfloat16(dataset: Any) -> bool:
+def is_bfloat16(dataset: Any) -> bool:
     """NumPy has no such type; Keras writes two bytes without one, and an attribute."""
-    return (
-        dataset.dtype.kind == "V"
-        and dataset.dtype.itemsize == 2
-        and dataset.dtype.fields is None
-        and _text(dataset.attrs.get("dtype")) == "bfloat16"
-    )
+    two = dataset.dtype.kind == "V" and dataset.dtype.itemsize == 2 and not dataset.dtype.fields
+    return two and _text(dataset.attrs.get("dtype")) == "bfloat16"
+
+
+def _attributes_of(path: str, group: Any) -> dict[str, Any]:
+    told = {}
+    for name in group.attrs:
+        if name.rstrip("0123456789") in _ATTRIBUTES:
+            entry = group.attrs.get_id(name)
+            if math.prod(entry.shape or (), start=entry.dtype.itemsize or 1) > _LONGEST_ATTRIBUTE:
+                raise Refused(f"the attribute {name!r} of {path[:80]!r} is too long")
+            told[name] = _text(group.attrs[name])
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def _text(value: Any) -> Any:
@@ -136,12 +100,10 @@ def _text(value: Any) -> Any:
         value = value.tolist()
     if isinstance(value, bytes):
         return value.decode("utf-8")
-    if isinstance(value, str):
-        return value
     if isinstance(value, list):
         texts = [_text(entry) for entry in value]
         return texts if all(isinstance(text, str) for text in texts) else None
-    return None
+    return value if isinstance(value, str) else None
 
 
 def _limit(most_bytes: int, file_bytes: int) -> None:
@@ -166,14 +128,19 @@ def _limit(most_bytes: int, file_bytes: int) -> None:
 def main(path: str, most_bytes: int, file_bytes: int) -> None:
     """Write what the file holds to the standard output, or one line that says why not."""
     _limit(most_bytes, file_bytes)
-    out = sys.stdout.buffer
+    out, arrays, header = sys.stdout.buffer, [], []
     try:
         import h5py
         import numpy
 
-        reader = Reader(h5py, numpy, most_bytes)
         with h5py.File(path, "r") as file:
-            reader.read(file)
+            attributes, found = read(h5py, file, most_bytes)
+            for name, dataset in found:
+                array = numpy.ascontiguousarray(dataset[()])
+                narrow = is_bfloat16(dataset)
+                kind = array.dtype if narrow else array.dtype.newbyteorder("=")
+                arrays.append(array.astype(kind, copy=False))
+                header.append((name, "bfloat16" if narrow else kind.str, dataset.shape))
     except Exception as error:  # whatever the reader thinks of a damaged file
         words = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         why = f"the HDF5 file is damaged ({words}); get it again"
@@ -183,12 +150,8 @@ def main(path: str, most_bytes: int, file_bytes: int) -> None:
             why = f"the process that reads HDF5 cannot import h5py ({words}); check that it can"
         out.write(json.dumps({"why": why}).encode())
         return
-    header = {
-        "attributes": reader.attributes,
-        "arrays": [(name, kind, array.shape) for name, (array, kind) in reader.arrays],
-    }
-    out.write(json.dumps(header).encode() + b"\n")
-    for _, (array, _) in reader.arrays:
+    out.write(json.dumps({"attributes": attributes, "arrays": header}).encode() + b"\n")
+    for array in arrays:
         out.write(array.tobytes())
 
 

@@ -19,7 +19,7 @@ from rnnjax.cells.base import Carry, Params
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop import operators
 from rnnjax.interop.functions import get_function
-from rnnjax.interop.keras.options import Options
+from rnnjax.interop.keras.options import Entry
 from rnnjax.interop.layers import Context, Flow, Layer, Shape, Weights, single
 from rnnjax.layers.dropout import factors
 
@@ -351,19 +351,19 @@ _UNUSED: Mapping[str, tuple[Any, ...]] = {
 """Options that change what is computed, and the values with which they do not."""
 
 
-def operation(name: str, options: Options) -> Operation:
+def operation(entry: Entry) -> Operation:
     """The layer of a row, whose options are checked."""
     for other, unused in _UNUSED.items():
-        if options.get(other) not in unused:
-            options.refuse(other, f"{unused[-1]!r} or left out", options.get(other))
-    row = OPERATORS[options.entry.kind]
-    config = tuple((option, options.plain(option, usual)) for option, usual in row.options.items())
-    made = Operation(name, options.entry.kind, config)
+        if entry.get(other) not in unused:
+            entry.refuse(other, f"{unused[-1]!r} or left out", entry.get(other))
+    row = OPERATORS[entry.kind]
+    config = tuple((option, entry.plain(option, usual)) for option, usual in row.options.items())
+    made = Operation(entry.name, entry.kind, config)
     try:
         _ = made.weights
     except TypeError as error:
         raise InteropError(
-            f"{options.where} should have sizes for options, but has {dict(config)!r:.200}"
+            f"{entry.where} should have sizes for options, but has {dict(config)!r:.200}"
         ) from error
     return made
 

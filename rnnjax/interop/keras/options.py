@@ -1,7 +1,7 @@
 """What stands in the config of one layer, and its options, each checked as it is asked for."""
 
 import dataclasses
-import math
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -15,106 +15,43 @@ _WHOLE = (None, None, None)
 _MODELS = ("Sequential", "Functional", "Model")
 
 
+def version_of(text: str) -> float:
+    """Which Keras wrote a config: 1, 2, 2.4 or 3, whose defaults count where an option is left out.
+
+    That of TensorFlow is 2.4, whatever it called itself; Keras 1 did not say its number at first.
+
+    >>> version_of("2.1.6-tf"), version_of("2.2.4"), version_of("1.2.2"), version_of("")
+    (2.4, 2, 1, 1)
+    """
+    number = {"0": 1, "1": 1, "2": 2}.get(text.split(".")[0] or "1", 3)
+    minor = re.match(r"2\.(\d{1,4})", text)
+    late = text.endswith("-tf") or (minor is not None and int(minor[1]) >= 4)
+    return 2.4 if number == 2 and late else number
+
+
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A layer as it stands in a config."""
+    """A layer as it stands in a config, each of its options checked as it is asked for."""
 
     name: str  # of the layer
     kind: str  # its class name; behind "ops." that of a function of keras.ops
     config: Mapping[str, Any]  # its options
+    version: float  # of Keras; see `version_of`
 
-
-def entry_of(value: Any, where: str) -> Entry:
-    """A layer from its dict of class name and options."""
-    if not isinstance(value, dict) or not isinstance(value.get("class_name"), str):
-        raise InteropError(
-            f"{where} should be a dict with class_name and config, but is {value!r:.80}; the "
-            "config is damaged, or of another program"
-        )
-    kind, config = value["class_name"], value.get("config")
-    if not isinstance(config, dict):
-        raise InteropError(
-            f"the config of {kind[:80]!r} in {where} should be a dict; it is damaged"
-        )
-    name = config.get("name", value.get("name"))
-    if name is None:
-        name = kind.lower()
-    if not isinstance(name, str):
-        raise InteropError(f"the name of {kind[:80]!r} in {where} should be a text; it is damaged")
-    module, registered = value.get("module"), value.get("registered_name")
-    known = not isinstance(module, str) or module.split(".")[0] in ("keras", "tf_keras", "builtins")
-    if kind == "Lambda":
-        raise InteropError(
-            f"layer {name[:80]!r} is a Lambda, which holds code of its own, and code from a file "
-            "is never run; put what it computes around the model in Python"
-        )
-    # Keras's own classes are registered by their bare names, those of others behind a ">".
-    if not known or (registered and (">" in str(registered) or not isinstance(module, str))):
-        raise InteropError(
-            f"layer {name[:80]!r} is {kind[:80]!r}, a class of somebody's own that is not known "
-            "here; take the model apart, and load its layers one by one"
-        )
-    return Entry(name, kind, config)
-
-
-def is_model(kind: str) -> bool:
-    """Whether a class name is that of a model rather than of a layer."""
-    return kind in _MODELS
-
-
-def layers_in(kind: str, config: Any) -> list[tuple[Entry, Any]]:
-    """All layers of a model in their order there, each with its config; a model is one of them."""
-    listed = config.get("layers") if isinstance(config, dict) else config
-    if not isinstance(listed, list) or not listed:
-        raise InteropError(f"a {kind} model should list its layers, but has {listed!r:.80}")
-    return [(entry_of(value, f"layer {i} of the model"), value) for i, value in enumerate(listed)]
-
-
-@dataclasses.dataclass(frozen=True)
-class Version:
-    """Which Keras wrote a config: where an option is left out, its defaults count.
-
-    >>> Version.of("2.1.6-tf"), Version.of("1.2.2").number, Version.of("").number
-    (Version(number=2, tensorflow=True), 1, 1)
-    """
-
-    number: int = 3
-    tensorflow: bool = False
-
-    @classmethod
-    def of(cls, text: str) -> "Version":
-        """From ``"2.4.0"`` or the like; Keras 1 did not write it at first."""
-        number = {"0": 1, "1": 1, "2": 2}.get(text.split(".")[0] or "1", 3)
-        # From 2.4 on, Keras 2 was that of TensorFlow whatever it called itself.
-        parts = text.split("-")[0].split(".")
-        late = number == 2 and len(parts) > 1 and parts[1].isdigit() and int(parts[1]) >= 4
-        return cls(number, text.endswith("-tf") or late)
-
-
-class Options:
-    """The options of one layer."""
-
-    def __init__(self, entry: Entry, version: Version) -> None:
-        self.entry, self.version = entry, version
-        self.where = f"layer {entry.name[:80]!r} ({entry.kind[:40]})"
-        dtype = self.get("dtype")
-        policy = str(dtype.get("class_name")) if isinstance(dtype, dict) else ""
-        if self.get("lora_rank") or self.get("quantization_config") or "Quantized" in policy:
-            raise InteropError(
-                f"{self.where} is quantised, or has adapters of low rank (LoRA), which are not "
-                "known here; save the model before that is done, or merge them"
-            )
+    @property
+    def where(self) -> str:
+        """The layer in words."""
+        return f"layer {self.name[:80]!r} ({self.kind[:40]})"
 
     def get(self, *names: str, default: Any = None) -> Any:
         """The first of the names that is there: Keras 1 had others."""
-        config = self.entry.config
-        return next((config[name] for name in names if name in config), default)
+        return next((self.config[name] for name in names if name in self.config), default)
 
-    def flag(self, name: str, default: bool = False) -> bool:
+    def flag(self, *names: str, default: bool = False) -> bool:
         """True or False."""
-        value = self.get(name, default=default)
+        value = self.get(*names, default=default)
         if not isinstance(value, bool | int | None) or value not in (True, False, None):
-            self.refuse(name, "True or False", value)
+            self.refuse(names[0], "True or False", value)
         return bool(value)
 
     def size(self, *names: str) -> int:
@@ -129,18 +66,17 @@ class Options:
     def number(self, *names: str, default: float = 0.0) -> float:
         """A number."""
         value = self.get(*names, default=default)
+        if isinstance(value, dict):  # an array, as Keras 2 writes it
+            value = value.get("value")
         value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        whole = isinstance(value, int | float) and not isinstance(value, bool)
+        if not whole or not abs(value) <= sys.float_info.max:
             self.refuse(names[0], "a number", value)
-        try:
-            return float(value)
-        except OverflowError:  # an integer of hundreds of digits
-            return math.inf if value > 0 else -math.inf
+        return float(value)
 
     def function(self, *names: str, default: str) -> str | Function:
         """An activation."""
-        value = self.get(*names, default=default)
-        return function_of(value, self.version.number, self.where)
+        return function_of(self.get(*names, default=default), self)
 
     def rate(self, *names: str) -> float:
         """A rate of dropout."""
@@ -149,9 +85,9 @@ class Options:
             self.refuse(names[0], "at least 0 and below 1", rate)
         return rate
 
-    def inner(self, name: str) -> "Options":
-        """The options of a layer inside of this one."""
-        return Options(entry_of(self.get(name), f"{name} of {self.where}"), self.version)
+    def inner(self, name: str) -> "Entry":
+        """A layer inside of this one."""
+        return entry_of(self.get(name), f"{name} of {self.where}", self.version)
 
     def plain(self, name: str, usual: Any) -> Any:
         """A number, a text, or a list of them, as a layer hands it on to JAX, which checks it."""
@@ -185,6 +121,58 @@ class Options:
         )
 
 
+def entry_of(value: Any, where: str, version: float) -> Entry:
+    """A layer from its dict of class name and options."""
+    if not isinstance(value, dict) or not isinstance(value.get("class_name"), str):
+        raise InteropError(
+            f"{where} should be a dict with class_name and config, but is {value!r:.80}; the "
+            "config is damaged, or of another program"
+        )
+    kind, config = value["class_name"], value.get("config")
+    name = config.get("name", value.get("name")) if isinstance(config, dict) else None
+    name = kind.lower() if name is None else name
+    if not isinstance(config, dict) or not isinstance(name, str):
+        raise InteropError(
+            f"the config of {kind[:80]!r} in {where} should be a dict, and its name a text; it is "
+            "damaged"
+        )
+    module, registered = value.get("module"), value.get("registered_name")
+    known = not isinstance(module, str) or module.split(".")[0] in ("keras", "tf_keras", "builtins")
+    if kind == "Lambda":
+        raise InteropError(
+            f"layer {name[:80]!r} is a Lambda, which holds code of its own, and code from a file "
+            "is never run; put what it computes around the model in Python"
+        )
+    # Keras's own classes are registered by their bare names, those of others behind a ">".
+    if not known or (registered and (">" in str(registered) or not isinstance(module, str))):
+        raise InteropError(
+            f"layer {name[:80]!r} is {kind[:80]!r}, a class of somebody's own that is not known "
+            "here; take the model apart, and load its layers one by one"
+        )
+    policy = config.get("dtype")
+    quantized = isinstance(policy, dict) and "Quantized" in str(policy.get("class_name"))
+    if config.get("lora_rank") or config.get("quantization_config") or quantized:
+        raise InteropError(
+            f"layer {name[:80]!r} is quantised, or has adapters of low rank (LoRA), which are not "
+            "known here; save the model before that is done, or merge them"
+        )
+    return Entry(name, kind, config, version)
+
+
+def is_model(kind: str) -> bool:
+    """Whether a class name is that of a model rather than of a layer."""
+    return kind in _MODELS
+
+
+def layers_in(kind: str, config: Any, version: float) -> list[tuple[Entry, Any]]:
+    """All layers of a model in their order there, each with its config; a model is one of them."""
+    listed = config.get("layers") if isinstance(config, dict) else config
+    if not isinstance(listed, list) or not listed:
+        raise InteropError(f"a {kind} model should list its layers, but has {listed!r:.80}")
+    names = (f"layer {i} of the model" for i in range(len(listed)))
+    return [(entry_of(value, next(names), version), value) for value in listed]
+
+
 def _frozen(value: Any) -> Any:
     """With tuples for lists; TypeError where it is none of what JSON says of a layer."""
     if isinstance(value, list | tuple):
@@ -205,41 +193,6 @@ _BY_NAME: Mapping[str, str | Function] = {
     "hard_swish": "hard_silu",
     "leaky_relu": LeakyReLU(0.2),
 }
-
-
-def function_of(value: Any, version: int, where: str) -> str | Function:
-    """The function that stands in a config: a name, None, or an activation layer in a dict.
-
-    The first two versions of Keras mean another function by ``"hard_sigmoid"``.
-
-    >>> function_of("hard_sigmoid", 2, "layer 'lstm'"), function_of("gelu", 3, "layer 'dense'")
-    ('legacy_hard_sigmoid', 'exact_gelu')
-    """
-    if value is None:
-        return "linear"
-    if isinstance(value, dict):
-        kind, config = value.get("class_name"), value.get("config")
-        if kind == "function" and isinstance(config, str):
-            return function_of(config, version, where)
-        if isinstance(kind, str) and kind in ACTIVATION_LAYERS and not value.get("registered_name"):
-            return layer_function(kind, config if isinstance(config, dict) else {}, where)
-    if value == "hard_sigmoid" and version < 3:
-        return "legacy_hard_sigmoid"
-    if isinstance(value, str) and value in _BY_NAME:
-        return _BY_NAME[value]
-    raise InteropError(
-        f"the activation of {where} is {str(value)[:80]!r}, which is no function of Keras that is "
-        f"known here; known are {', '.join(_BY_NAME)}"
-    )
-
-
-def cell_function(function: str | Function) -> str | Function:
-    """The function as a cell takes it: some names are known to `rnnjax.interop` alone."""
-    if isinstance(function, str) and function not in ACTIVATIONS:
-        return FUNCTIONS[function]
-    return function
-
-
 _LAYERS: Mapping[str, tuple[type[Any], tuple[str, ...], float]] = {
     "LeakyReLU": (LeakyReLU, ("negative_slope", "alpha"), 0.3),
     "ELU": (ELU, ("alpha",), 1.0),
@@ -251,29 +204,56 @@ ACTIVATION_LAYERS = (*_LAYERS, "ReLU", "Softmax")
 """The layers of Keras that are nothing but an activation with options, by class name."""
 
 
-def layer_function(kind: str, config: Mapping[str, Any], where: str) -> str | Function:
-    """The function that one of ``ACTIVATION_LAYERS`` is with these options."""
-    if kind in _LAYERS:
-        function, names, default = _LAYERS[kind]
-        value: Any = next((config[name] for name in names if name in config), default)
-        if isinstance(value, dict):  # an array, as Keras 2 writes it
-            value = value.get("value")
-        whole = isinstance(value, int | float) and not isinstance(value, bool)
-        if not whole or not abs(value) <= sys.float_info.max:
-            raise InteropError(
-                f"{names[0]} of {where} should be a number, but is {str(value)[:80]!r}"
-            )
-        made: Function = function(float(value))
+def function_of(value: Any, layer: Entry) -> str | Function:
+    """The function that stands in the config of a layer: a name, None, or a layer in a dict.
+
+    The first two versions of Keras mean another function by ``"hard_sigmoid"``.
+
+    >>> lstm = Entry("lstm", "LSTM", {}, 2)
+    >>> function_of("hard_sigmoid", lstm), function_of("gelu", lstm)
+    ('legacy_hard_sigmoid', 'exact_gelu')
+    """
+    if value is None:
+        return "linear"
+    if isinstance(value, dict):
+        kind, config = value.get("class_name"), value.get("config")
+        if kind == "function" and isinstance(config, str):
+            return function_of(config, layer)
+        if isinstance(kind, str) and kind in ACTIVATION_LAYERS and not value.get("registered_name"):
+            config = config if isinstance(config, dict) else {}
+            return layer_function(dataclasses.replace(layer, kind=kind, config=config))
+    if value == "hard_sigmoid" and layer.version < 3:
+        return "legacy_hard_sigmoid"
+    if isinstance(value, str) and value in _BY_NAME:
+        return _BY_NAME[value]
+    raise InteropError(
+        f"the activation of {layer.where} is {str(value)[:80]!r}, which is no function of Keras "
+        f"that is known here; known are {', '.join(_BY_NAME)}"
+    )
+
+
+def cell_function(function: str | Function) -> str | Function:
+    """The function as a cell takes it: some names are known to `rnnjax.interop` alone."""
+    if isinstance(function, str) and function not in ACTIVATIONS:
+        return FUNCTIONS[function]
+    return function
+
+
+def layer_function(entry: Entry) -> str | Function:
+    """The function that one of ``ACTIVATION_LAYERS`` is."""
+    if entry.kind in _LAYERS:
+        function, names, default = _LAYERS[entry.kind]
+        made: Function = function(entry.number(*names, default=default))
         return made
-    if kind == "Softmax" and config.get("axis", -1) in (-1, [-1]):
+    if entry.kind == "Softmax" and entry.get("axis", default=-1) in (-1, [-1]):
         return "softmax"
-    cut = config.get("max_value")
-    if kind == "ReLU" and cut in (None, 6):
-        slope, threshold = (config.get(name) or 0 for name in ("negative_slope", "threshold"))
+    cut = entry.get("max_value")
+    if entry.kind == "ReLU" and cut in (None, 6):
+        slope, threshold = (entry.get(name) or 0 for name in ("negative_slope", "threshold"))
         if slope == threshold == 0:
             return "relu" if cut is None else "relu6"
     raise InteropError(
-        f"{where} is a {kind} with {str(dict(config))[:200]}, but known here are a Softmax over "
+        f"{entry.where} is {str(dict(entry.config))[:200]}, but known here are a Softmax over "
         "the features, and a ReLU with max_value=6 or without options; compute it in JAX"
     )
 
@@ -287,7 +267,7 @@ def name_of(function: str | Function, where: str) -> str | dict[str, Any]:
     for name, ours in _BY_NAME.items():
         if function == ours or (isinstance(ours, str) and function == FUNCTIONS[ours]):
             return name
-    layer = layer_of(function)
+    layer = activation_layer(function)
     if layer is not None:
         return {"module": "keras.layers", "class_name": layer[0], "config": layer[1]}
     shown = function if isinstance(function, str) else getattr(function, "__name__", function)
@@ -297,7 +277,7 @@ def name_of(function: str | Function, where: str) -> str | dict[str, Any]:
     )
 
 
-def layer_of(function: str | Function) -> tuple[str, dict[str, Any]] | None:
+def activation_layer(function: str | Function) -> tuple[str, dict[str, Any]] | None:
     """The activation layer of Keras that computes it, as class name and options, if one does."""
     for kind, (known, names, _) in _LAYERS.items():
         if isinstance(function, known):

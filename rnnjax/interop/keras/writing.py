@@ -2,13 +2,12 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rnnjax.cells import GRUCell, LSTMCell
 from rnnjax.cells.base import Cell
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.keras.arrays import (
@@ -21,7 +20,8 @@ from rnnjax.interop.keras.arrays import (
     units_of,
 )
 from rnnjax.interop.keras.files import KerasFile, write_file
-from rnnjax.interop.keras.options import layer_of, name_of
+from rnnjax.interop.keras.layers import options_of
+from rnnjax.interop.keras.options import activation_layer, name_of
 from rnnjax.interop.layers import (
     Activation,
     Dense,
@@ -36,6 +36,7 @@ from rnnjax.interop.model import Model, Network, Sequential, check_model, with_a
 from rnnjax.layers import Bidirectional, Regularized, Stack
 
 _WRITTEN_BY = "3.0.0"  # the first version of Keras that reads what is written here
+_NAMES = {form.name for form in CELLS.values()}
 
 
 def save(model: Model, path: str | os.PathLike[str]) -> None:
@@ -90,17 +91,23 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
 
 def _row(model: Model) -> KerasFile:
     """Layers in a row, as Keras 3 has them."""
-    layers = written_layers(model.network)
-    if not layers:
+    configs = configs_of(model.network)
+    if not configs:
         raise InteropError("the model has no layer that Keras knows; there is nothing to write")
-    places = groups_of(layers)
-    arrays = {
-        f"layers/{places[layer.name]}/{unit.path}".rstrip("/") + f"/vars/{i}": array
-        for layer in layers
-        for unit, own in arrays_of(layer, model)
-        for i, array in enumerate(own)
-    }
-    return KerasFile(config_of(layers, _features(model, layers)), _WRITTEN_BY, arrays)
+    groups, arrays = groups_of(configs), dict[str, np.ndarray]()
+    first = next(iter(model.layers.values()))
+    features = first.size if isinstance(first, OneHotIds) else None
+    for name in configs:
+        for unit, own in arrays_of(model.layers[name], model):
+            place = f"layers/{groups[name]}/{unit.path}".rstrip("/")
+            arrays |= {f"{place}/vars/{i}": array for i, array in enumerate(own)}
+            features = own[0].shape[0] if features is None else features
+    ids = next(iter(configs.values()))["class_name"] == "Embedding"
+    shape = [None, None] if ids else [None, None, features]
+    told = {"name": "input_layer", "batch_shape": shape, "dtype": "int32" if ids else "float32"}
+    entries = [_entry("InputLayer", told), *configs.values()]
+    whole = _entry("Sequential", {"name": "sequential", "layers": entries})
+    return KerasFile({**whole, "module": "keras"}, _WRITTEN_BY, arrays)
 
 
 def _as_it_was(model: Model, origin: KerasOrigin) -> KerasFile:
@@ -120,88 +127,16 @@ def _as_it_was(model: Model, origin: KerasOrigin) -> KerasFile:
     return dataclasses.replace(origin.file, arrays=arrays)
 
 
-def _features(model: Model, layers: Sequence[Layer]) -> int | None:
-    """How many features the inputs have; None for ids, or where it does not matter."""
-    first = model.network.layers[next(iter(model.network.layers))]
-    if isinstance(first, OneHotIds):
-        return first.size
-    for layer in layers:
-        for _, arrays in arrays_of(layer, model):
-            return None if isinstance(layer, Embedding) else int(arrays[0].shape[0])
-    return None
-
-
-def written_layers(network: Network) -> list[Layer]:
-    """The layers of a row that Keras gets: without one-hot ids, which it takes as vectors."""
+def configs_of(network: Network) -> dict[str, dict[str, Any]]:
+    """By its name the config of each layer of a row: but of one-hot ids, in Keras vectors."""
     layers = list(network.layers.values())
-    if isinstance(layers[0], OneHotIds):
-        layers = layers[1:]
-    for layer in layers:
-        kind_of(layer)
-        units_of(layer)
-    return layers
+    return {layer.name: _layer(layer) for layer in layers[isinstance(layers[0], OneHotIds) :]}
 
 
-def kind_of(layer: Layer) -> str:
-    """The class of Keras that the layer becomes."""
-    if isinstance(layer, Recurrent):
-        cell = _bare(layer.cell)
-        return "Bidirectional" if isinstance(cell, Bidirectional) else _class_of(cell)
-    if isinstance(layer, Activation):
-        special = layer_of(layer.function)
-        return special[0] if special else "Activation"
-    if isinstance(layer, Dropout):
-        return "Dropout" if layer.dropout.per == "step" else "SpatialDropout1D"
-    if isinstance(layer, Dense | Embedding | Masking):
-        return type(layer).__name__
-    raise InteropError(
-        f"layer {layer.name!r} is a {type(layer).__name__}, which Keras has not at this place; "
-        "leave it out, or put it into the data"
-    )
-
-
-def groups_of(layers: list[Layer]) -> dict[str, str]:
+def groups_of(configs: Mapping[str, Any]) -> dict[str, str]:
     """Where Keras 3 puts the arrays of each layer among those of all, by the layer's name."""
     used: dict[str, int] = {}
-    return {layer.name: unique(snake(kind_of(layer)), used) for layer in layers}
-
-
-def config_of(layers: list[Layer], features: int | None) -> dict[str, Any]:
-    """The config of a row; ``features`` of its input, or None where it takes ids."""
-    ids = isinstance(layers[0], Embedding)
-    shape = [None, None] if ids else [None, None, features]
-    told = {"name": "input_layer", "batch_shape": shape, "dtype": "int32" if ids else "float32"}
-    entries = [_entry("InputLayer", told), *map(layer_config, layers)]
-    whole = _entry("Sequential", {"name": "sequential", "layers": entries})
-    return {**whole, "module": "keras"}
-
-
-def layer_config(layer: Layer) -> dict[str, Any]:
-    """The dict of class name and options of one layer.
-
-    >>> entry = layer_config(Dense("head", 3, "softmax"))
-    >>> entry["class_name"], entry["config"]
-    ('Dense', {'name': 'head', 'units': 3, 'activation': 'softmax', 'use_bias': True})
-    """
-    kind = kind_of(layer)
-    if isinstance(layer, Recurrent):
-        return _recurrent(layer, kind)
-    where = f"layer {layer.name!r}"
-    config: dict[str, Any] = {"name": layer.name}
-    if isinstance(layer, Dense):
-        activation = name_of(layer.activation, where)
-        config |= {"units": layer.size, "activation": activation, "use_bias": layer.use_bias}
-    elif isinstance(layer, Embedding):
-        config |= {"input_dim": layer.vocabulary_size, "output_dim": layer.size}
-        config["mask_zero"] = layer.mask_zero
-    elif isinstance(layer, Masking):
-        config["mask_value"] = layer.value
-    elif isinstance(layer, Dropout):
-        config["rate"] = layer.dropout.rate
-    elif isinstance(layer, Activation):
-        special = layer_of(layer.function)
-        config |= special[1] if special else {"activation": name_of(layer.function, where)}
-    return _entry(kind, config)
+    return {name: unique(snake(one["class_name"]), used) for name, one in configs.items()}
 
 
 def _entry(kind: str, config: dict[str, Any]) -> dict[str, Any]:
@@ -209,87 +144,80 @@ def _entry(kind: str, config: dict[str, Any]) -> dict[str, Any]:
     return {**own, "class_name": kind, "config": config}
 
 
-def _class_of(cell: Cell) -> str:
-    """The layer around a cell."""
-    return CELLS[type(cell)].name if type(cell) in CELLS else "RNN"
+def _layer(layer: Layer) -> dict[str, Any]:
+    """The dict of class name and options of one layer."""
+    kind, where = type(layer).__name__, f"layer {layer.name!r}"
+    if isinstance(layer, Recurrent):
+        units_of(layer)  # raises where Keras has no such cell
+        kind, config = _recurrent(layer, where)
+    elif isinstance(layer, Dropout):
+        kind = "Dropout" if layer.dropout.per == "step" else "SpatialDropout1D"
+        config = {"rate": layer.dropout.rate}
+    elif isinstance(layer, Activation):
+        special = activation_layer(layer.function)
+        kind, config = special or (kind, {"activation": name_of(layer.function, where)})
+    elif isinstance(layer, Dense | Embedding | Masking):
+        config = options_of(layer, where)
+    else:
+        raise InteropError(
+            f"{where} is a {kind}, which Keras has not at this place; leave it out, or put it into "
+            "the data"
+        )
+    return _entry(kind, {"name": layer.name, **config})
 
 
-def _bare(cell: Cell) -> Cell:
-    return cell.cell if isinstance(cell, Regularized) else cell
-
-
-def _recurrent(layer: Recurrent, kind: str) -> dict[str, Any]:
-    cell = _bare(layer.cell)
+def _recurrent(layer: Recurrent, where: str) -> tuple[str, dict[str, Any]]:
     zero = layer.masked_outputs == "zero"
     if layer.reverse and layer.keep_order and layer.return_sequences:
         raise InteropError(
-            f"layer {layer.name!r} runs in reverse and gives its outputs in the order of the "
+            f"{where} runs in reverse and gives its outputs in the order of the "
             "inputs, but Keras gives them in reverse; set keep_order=False, or make it a direction "
             "of a Bidirectional"
         )
-    if not isinstance(cell, Bidirectional):
-        return _one_direction(layer.cell, kind, layer.name, layer, layer.reverse, zero)
-    if not zero:
-        raise InteropError(
-            f"masked_outputs of layer {layer.name!r} is 'last', but Keras's Bidirectional has "
-            "'zero'; set that"
-        )
-    directions = []
-    for i, part in enumerate(cell.cells):
-        name = f"{('forward', 'backward')[i]}_{layer.name}"
-        part_kind = _class_of(_bare(part))
-        reverse = layer.reverse != (i == 1)
-        directions.append(_one_direction(part, part_kind, name, layer, reverse, True))
-    merge = {"average": "ave"}.get(cell.merge, cell.merge) if layer.merged else None
-    both = {"layer": directions[0], "backward_layer": directions[1]}
-    return _entry(kind, {"name": layer.name, "merge_mode": merge, **both})
-
-
-def _one_direction(
-    cell: Cell, kind: str, name: str, layer: Recurrent, reverse: bool, zero: bool
-) -> dict[str, Any]:
-    config: dict[str, Any] = {
-        "name": name,
+    common = {
         "return_sequences": layer.return_sequences,
-        "go_backwards": reverse,
+        "go_backwards": layer.reverse,
         "zero_output_for_mask": zero and layer.return_sequences,
     }
-    if kind == "RNN":
-        return _entry(kind, {**config, "cell": _cell(cell, layer.name)})
-    return _entry(kind, config | _cell_options(cell, layer.name))
+    if not isinstance(layer.cell, Bidirectional):
+        kind, options = _direction(layer.cell, where)
+        return kind, common | options
+    if not zero:
+        raise InteropError(
+            f"masked_outputs of {where} is 'last', but Keras's Bidirectional has 'zero'; set that"
+        )
+    ways = []
+    for way, cell, reverse in zip(
+        ("forward", "backward"), layer.cell.cells, (layer.reverse, not layer.reverse), strict=True
+    ):
+        kind, options = _direction(cell, where)
+        named = {"name": f"{way}_{layer.name}", **common, "go_backwards": reverse, **options}
+        ways.append(_entry(kind, named))
+    merge = {"average": "ave"}.get(layer.cell.merge, layer.cell.merge) if layer.merged else None
+    return "Bidirectional", {"merge_mode": merge, "layer": ways[0], "backward_layer": ways[1]}
 
 
-def _cell(cell: Cell, name: str) -> dict[str, Any]:
-    if isinstance(cell, Stack):
-        cells = [_cell(part, name) for part in cell.cells]
-        return _entry("StackedRNNCells", {"cells": cells})
-    return _entry(class_of(_bare(cell)), _cell_options(cell, name))
+def _direction(cell: Cell, where: str) -> tuple[str, dict[str, Any]]:
+    """The layer around a cell, by its class and what it is told of that."""
+    entry = _cell(cell, where)
+    kind = entry["class_name"].removesuffix("Cell")
+    return (kind, entry["config"]) if kind in _NAMES else ("RNN", {"cell": entry})
 
 
-def _cell_options(cell: Cell, name: str) -> dict[str, Any]:
-    where = f"layer {name!r}"
-    bare: Any = _bare(cell)
+def _cell(cell: Cell, where: str) -> dict[str, Any]:
+    bare: Any = cell.cell if isinstance(cell, Regularized) else cell
+    if isinstance(bare, Stack):
+        return _entry("StackedRNNCells", {"cells": [_cell(part, where) for part in bare.cells]})
     if bare.dtype is not None:
         raise InteropError(
             f"{where} computes in {np.dtype(bare.dtype).name}, which in Keras is a policy of the "
             "whole program; set dtype=None, and keras.config.set_dtype_policy there"
         )
-    options: dict[str, Any] = {
-        "units": bare.hidden_size,
-        "activation": name_of(bare.activation, where),
-        "use_bias": bare.use_bias,
-    }
-    if isinstance(bare, LSTMCell | GRUCell):
-        options["recurrent_activation"] = name_of(bare.recurrent_activation, where)
-    if isinstance(bare, LSTMCell):
-        options["unit_forget_bias"] = bare.unit_forget_bias
-    if isinstance(bare, GRUCell):
-        options["reset_after"] = bare.reset_after
+    options = options_of(bare, where)
     if isinstance(cell, Regularized):
         if cell.zoneout_hidden or cell.zoneout_cell or cell.weight_drop:
             raise InteropError(
                 f"{where} has zoneout or weight_drop, which Keras has not; set them to 0"
             )
-        options["dropout"] = cell.input_dropout
-        options["recurrent_dropout"] = cell.recurrent_dropout
-    return options
+        options |= options_of(cell, where)
+    return _entry(class_of(bare), options)
