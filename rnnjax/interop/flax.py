@@ -15,10 +15,13 @@ cells is ``h`` there, and ``GRUCarry(hidden=h)`` or ``SimpleRNNCarry(hidden=h)``
 """
 
 import dataclasses
+import functools
+import operator
 from collections.abc import Mapping
 from typing import Any
 
 import flax.core
+import flax.traverse_util
 import jax
 import numpy as np
 from flax import nnx
@@ -35,9 +38,8 @@ from rnnjax.interop.arrays import (
     layer_arrays,
     with_one_bias,
 )
-from rnnjax.interop.chain import rows_of, with_parameters
 from rnnjax.interop.layers import Recurrent
-from rnnjax.interop.model import Model
+from rnnjax.interop.model import Model, rows_of, with_parameters
 from rnnjax.layers import Bidirectional, Directions, Stack
 from rnnjax.layout import LAYOUTS, Form, Layout, Tree, params_of
 
@@ -118,7 +120,8 @@ def from_params(
         options: dict[str, Any] = {"activation": named(activation_fn)}  # by which it runs fast
         if layout.cell is not SimpleRNNCell:
             options["recurrent_activation"] = named(gate_fn)
-        cell, entry = _read_cell(_at(tree, path), _spelled(path), layout, options)
+        part = functools.reduce(operator.getitem, path, tree)
+        cell, entry = _read_cell(part, _spelled(path), layout, options)
         cells.append(cell)
         entries.append(entry)
     sizes = [entry["kernel"].shape[0] for entry in entries]
@@ -175,11 +178,11 @@ def to_params(model: Model, *, form: Form | None = None) -> Any:
     origin = model.origin if isinstance(model.origin, FlaxOrigin) else FlaxOrigin((), ())
     theirs: Form = origin.layouts[0].form if origin.layouts else "linen"
     alone = [name for name in model.layers if model.params.get(name)]
-    tree: Any = {}
+    leaves: dict[Path, jax.Array] = {}
     for name, layer, params in with_parameters(model, "Flax"):
         if not isinstance(layer, Recurrent):
             arrays = layer_arrays(layer, params)
-            tree[name] = {key: as_jax(array) for key, array in arrays.items()}
+            leaves |= {(name, key): as_jax(array) for key, array in arrays.items()}
             continue
         for i, parts in enumerate(rows_of(name, layer.cell, params, "Flax")):
             own = f"{name}_{i}" if isinstance(layer.cell, Stack) else name
@@ -193,22 +196,9 @@ def to_params(model: Model, *, form: Form | None = None) -> Any:
                 layouts = tuple(_layout_of(repr(own), cell, form or theirs) for cell in cells)
             for path, layout, cell, (_, one) in zip(paths, layouts, cells, parts, strict=True):
                 blocks = _blocks(repr(own), layout, cell, cell_arrays(cell, one))
-                tree = _put(tree, path, jax.tree.map(as_jax, blocks))
-    return tree
-
-
-def _put(tree: Any, path: Path, entry: Any) -> Any:
-    """The tree with ``entry`` at ``path``."""
-    if not path:
-        return entry
-    head, *rest = path
-    return {**tree, head: _put(tree.get(head, {}), tuple(rest), entry)}
-
-
-def _at(tree: Any, path: Path) -> Any:
-    for key in path:
-        tree = tree[key]
-    return tree
+                for block, held in blocks.items():
+                    leaves |= {(*path, block, key): as_jax(leaf) for key, leaf in held.items()}
+    return flax.traverse_util.unflatten_dict(leaves)
 
 
 def _spelled(path: Path) -> str:

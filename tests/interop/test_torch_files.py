@@ -72,30 +72,18 @@ def entry(shape: list[int], start: int, end: int, dtype: str = "F32") -> dict[st
 HEADER_OF_A_PICKLE = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(0x280)
 DAMAGED = {
     "empty": (b"", "0 bytes"),
-    "short": (b"\x01\x00", "2 bytes"),
     "absurd length": (file_of({}, size=2**63), "a header that fits in"),
-    "length beyond the file": (file_of({}, size=3), "a header that fits in"),
     "no json": (file_of(b"{]"), "is damaged"),
-    "no text": (file_of(b"{\xff\xff\xff"), "is damaged"),
     "deep": (file_of(b'{"a":' + b"[" * 200_000), "is damaged"),
-    "a long number": (file_of(b'{"a":' + b"9" * 10_000 + b"}"), "is damaged"),
     "a name of two lines": (
         file_of({"a\nb.weight_ih_l0": entry([4, 1], 0, 16)}, bytes(16)),
         r"'a\\nb'_l0 has no weight_hh",
     ),
     "a list": (file_of([1, 2]), "no .safetensors file"),
-    "no offsets": (file_of({"a": {"dtype": "F32", "shape": [1]}}), "damaged"),
     "overlap": (
         file_of({"a": entry([2], 0, 8), "b": entry([2], 4, 12)}, bytes(12)),
         "damaged",
     ),
-    "hole": (file_of({"a": entry([1], 0, 4), "b": entry([1], 8, 12)}, bytes(12)), "damaged"),
-    "beyond the end": (file_of({"a": entry([2], 0, 8)}, bytes(4)), "damaged"),
-    "bytes left": (file_of({"a": entry([1], 0, 4)}, bytes(8)), "damaged"),
-    "too large a shape": (file_of({"a": entry([2**40, 2**40], 0, 4)}, bytes(4)), "damaged"),
-    "negative": (file_of({"a": entry([-1], 0, 4)}, bytes(4)), "damaged"),
-    "wrong size": (file_of({"a": entry([3], 0, 4)}, bytes(4)), "damaged"),
-    "unknown type": (file_of({"a": entry([1], 0, 4, "F99")}, bytes(4)), "damaged"),
     "a type without arrays here": (
         file_of({"a": entry([4], 0, 4, "F8_E4M3")}, bytes(4)),
         "is of type F8_E4M3",
@@ -111,7 +99,6 @@ DAMAGED = {
     "integers": (file_of({"a.weight": entry([1, 1], 0, 4, "I32")}, bytes(4)), "int32"),
     "a shape that is none": (file_of({"a.weight": entry([4], 0, 16)}, bytes(16)), "only 'a'"),
     "nothing": (file_of({}), "no module"),
-    "zip": (b"PK\x03\x04" + bytes(60), "not a zip file"),
     "as long as nothing is": (
         file_of({"a": entry([0, 2**62, 2**62], 0, 0)}),
         "a shape that no",

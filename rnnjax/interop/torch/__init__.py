@@ -21,19 +21,16 @@ import numpy as np
 
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.arrays import layer_arrays
-from rnnjax.interop.chain import (
-    Reading,
-    given_order,
-    infer_order,
-    with_parameters,
-)
 from rnnjax.interop.layers import Dense, Layer, Recurrent
-from rnnjax.interop.model import Model, Sequential, with_axes
+from rnnjax.interop.model import Model, Sequential, with_axes, with_parameters
 from rnnjax.interop.torch.files import opened, read_arrays, write_arrays
 from rnnjax.interop.torch.modules import (
     Module,
+    Reading,
     find_modules,
     find_state,
+    given_order,
+    infer_order,
     read_module,
     to_theirs,
     write_recurrent,
@@ -130,13 +127,13 @@ def load(
 ) -> Model:
     """The model of a file that ``torch.save`` or safetensors wrote; see `from_state_dict`.
 
-    The form is known by the content. PyTorch is not needed, and nothing in a file is run: a
-    ``.pt`` is read if it holds tensors, numbers, text and plain containers alone. A file with a
-    whole module, ``torch.save(module)``, is refused: it takes PyTorch, and trust in the file, to
-    save ``module.state_dict()``.
+    The form is known by the content. PyTorch is not needed, and nothing in a file is run: of a
+    ``.pt`` the tensors, numbers, text and plain containers are read, and what else it holds beside
+    them is left out. A file with a whole module alone, ``torch.save(module)``, is refused: it takes
+    PyTorch, and trust in the file, to save ``module.state_dict()``.
 
     Raises:
-        InteropError: as there; the file is missing, damaged, or holds anything else; or it is a
+        InteropError: as there; the file is missing, damaged, or holds no parameters; or it is a
             ``.safetensors``, and the package safetensors is missing.
         InvalidInputError: as there.
 
@@ -153,8 +150,8 @@ def load(
             saved = is_saved_by_torch(file.read(32))
             size = file.seek(0, os.SEEK_END)
             file.seek(0)
-            tree = read_saved(file) if saved else read_arrays(file.read())
-            state, others = find_state(tree, at)
+            tree, unread = read_saved(file) if saved else (read_arrays(file.read()), "")
+            state, others = find_state(tree, at, unread)
             named = sum(value.nbytes for value in state.values() if isinstance(value, np.ndarray))
             if named > _MOST_REPEATED * size + 2**20:
                 raise InteropError(

@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,9 +12,10 @@ from rnnjax.cells.activations import named
 from rnnjax.cells.base import Params
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.arrays import as_jax, cell_arrays, check_one_type, float_array, in_prediction
-from rnnjax.interop.chain import Reading, rows_of
-from rnnjax.interop.layers import Dense, Embedding, Layer, Recurrent
+from rnnjax.interop.layers import Dense, Embedding, Layer, OneHotIds, Recurrent
+from rnnjax.interop.model import WithParameters, rows_of
 from rnnjax.interop.registry import FORMS, names_of
+from rnnjax.interop.torch.saved import ALONE
 from rnnjax.layers import Bidirectional, Directions, Stack
 
 _ARRAYS: Mapping[type[Layer], Mapping[str, str]] = {
@@ -72,10 +73,11 @@ def to_theirs(kind: type[Layer], arrays: Mapping[str, np.ndarray]) -> dict[str, 
 # --- The state dict in a checkpoint, which holds an optimizer, an epoch and more besides ---
 
 
-def find_state(tree: Any, at: str | None) -> tuple[Mapping[Any, Any], list[str]]:
+def find_state(tree: Any, at: str | None, unread: str = "") -> tuple[Mapping[Any, Any], list[str]]:
     """The one state dict in it, and where others are that have no recurrent module.
 
-    ``at`` is the keys that lead to it, with ``/`` between them, where it is told.
+    ``at`` is the keys that lead to it, with ``/`` between them, where it is told; ``unread`` is a
+    name in the file that was left out, if there is one.
 
     >>> import numpy as np
     >>> state = {"lstm.weight_ih_l0": np.ones((20, 3))}
@@ -93,6 +95,11 @@ def find_state(tree: Any, at: str | None) -> tuple[Mapping[Any, Any], list[str]]
     candidates = ((_path(keys), s) for keys, s in _mappings(tree) if _has_parameters(s))
     found = list(itertools.islice(candidates, _MOST_STATES))
     chosen = [held for held in found if any(map(_is_recurrent, held[1]))] or found
+    if not chosen and unread:
+        raise InteropError(
+            f"it holds {unread!r}, and no parameters beside it, which it would take code to build, "
+            f"and no code in a file is run; {ALONE}"
+        )
     if not chosen and isinstance(tree, Mapping):
         return tree, []
     if not chosen:
@@ -174,6 +181,15 @@ class Module(NamedTuple):
             for key, value in [*self.entries.items()][:3]
         ]
         return f"{self.name[:60]!r} ({', '.join(words)}{', ...' * (len(self.entries) > 3)})"
+
+
+class Reading(NamedTuple):
+    """A layer that a module can be read as."""
+
+    layer: Layer  # without parameters
+    params: Any  # of the layer
+    takes: int | None  # the number of features of its inputs; None for ids
+    gives: int  # that of its outputs
 
 
 def find_modules(state: Mapping[str, Any]) -> dict[str, Module]:
@@ -364,3 +380,78 @@ def _told_of(where: str, cell: Any) -> tuple[Any, ...]:
             f"{cell.proj_size} of {cell.hidden_size}"
         )
     return tuple(told)
+
+
+# --- The order in which modules run ---
+
+
+_MOST_TO_ORDER = 8  # each is read, and a hostile file may hold any number
+_PLACES = (Embedding, Recurrent, Dense)
+
+
+Read = Callable[[str], Sequence[Reading]]
+"""By the name of a module, what it can be read as: one, or two for a weight alone."""
+
+
+def infer_order(listed: Mapping[str, str], read: Read) -> list[Reading]:
+    """An embedding if there is one, the recurrent modules, a linear one if there is one.
+
+    ``listed`` is the modules by their names, in words: their arrays and their shapes.
+    """
+    readings = [read(name) for name in listed] if len(listed) <= _MOST_TO_ORDER else []
+    orders: list[list[Reading]] = []
+    for chosen in itertools.product(*readings):
+        first, row, last = ([r for r in chosen if isinstance(r.layer, kind)] for kind in _PLACES)
+        if row and len(first) < 2 and len(last) < 2:
+            every = ([*first, *middle, *last] for middle in itertools.permutations(row))
+            orders += [order for order in every if _fits(order)]
+    if len(orders) == 1:
+        return orders[0]
+    raise InteropError(
+        "the order of the modules is certain only for an embedding, recurrent modules and a linear "
+        "one whose sizes fit in one way alone; give it, as in modules=['embedding', 'lstm', "
+        "'head'], where the modules are "
+        + "; ".join([*listed.values()][:8])
+        + "; ..." * (len(listed) > 8)
+    )
+
+
+def _fits(order: Sequence[Reading]) -> bool:
+    return all(one.gives == other.takes for one, other in itertools.pairwise(order))
+
+
+def given_order(
+    listed: Mapping[str, str], read: Read, modules: Sequence[str | Layer]
+) -> list[Reading]:
+    """The modules in the order of ``modules``, and the layers that stand between them."""
+    if not isinstance(modules, Sequence) or isinstance(modules, str) or not modules:
+        raise InvalidInputError(
+            f"modules should be a list such as ['embedding', 'lstm', 'head'], but is {modules!r}"
+        )
+    orders: list[list[Reading]] = [[]]
+    sized: list[Reading] = []
+    for entry in modules:
+        if isinstance(entry, OneHotIds):
+            readings = [Reading(entry, {}, None, entry.size)]
+        elif isinstance(entry, Layer) and not isinstance(entry, WithParameters):
+            readings = [Reading(entry, {}, -1, -1)]  # of any size
+        elif isinstance(entry, str) and entry in listed:
+            # At the first place a weight alone is an embedding, unless only a Linear fits.
+            first = all(one.takes == -1 for one in orders[0])
+            readings = [*read(entry)][::-1] if first else [read(entry)[0]]
+        else:
+            raise InvalidInputError(
+                f"modules should hold names of {[*listed][:12]}, or layers without "
+                f"parameters such as Activation('relu', 'relu'), but holds {entry!r}; correct it"
+            )
+        orders = [[*order, one] for order in orders for one in readings]
+    for order in orders:
+        sized = [one for one in order if one.takes != -1]
+        if _fits(sized):
+            return order
+    one, other = next(pair for pair in itertools.pairwise(sized) if not _fits(pair))
+    takes = "ids" if other.takes is None else f"{other.takes} features"
+    raise InteropError(
+        f"{other.layer.name!r} takes {takes}, but gets {one.gives} features from what modules "
+        "names before it; correct the order"
+    )

@@ -6,7 +6,8 @@ five pickles, and then the storages.
 
 A pickle is a program for a machine with a stack. Python's own runs it, with the steps that
 parameters need alone: it makes dicts, lists, tuples, text, numbers and arrays, and calls the
-functions in ``_KNOWN``; a name that is not there is refused, and looked up nowhere.
+functions in ``_KNOWN``. A name that is not there is looked up nowhere, and what it would make is
+left out.
 """
 
 import io
@@ -24,7 +25,7 @@ import numpy as np
 from rnnjax.errors import InteropError
 from rnnjax.interop.files import TORCH_STREAM, ZIP, describe, in_a_line
 
-_ALONE = "save the parameters alone, where the model is: torch.save(model.state_dict(), 'model.pt')"
+ALONE = "save the parameters alone, where the model is: torch.save(model.state_dict(), 'model.pt')"
 _LONGEST_PICKLE = 32 * 2**20  # which may be a text that takes four bytes a letter
 _LONGEST_DIRECTORY = 16 * 2**20  # of a zip: some 200,000 entries, which take 20 times as much
 # A step takes 100 bytes at most. A vocabulary of 400,000 words has 1.6 million.
@@ -42,8 +43,11 @@ def is_saved_by_torch(start: bytes) -> bool:
     return start.startswith(ZIP) or (start[:1] == b"\x80" and start[2:].startswith(TORCH_STREAM))
 
 
-def read_saved(file: BinaryIO) -> Any:
-    """What was saved: containers of text, numbers and arrays; the file is closed."""
+def read_saved(file: BinaryIO) -> tuple[Any, str]:
+    """What was saved: containers of text, numbers and arrays; the file is closed.
+
+    And the first name of what was left out, if there is one.
+    """
     file.seek(0)
     read = _read_zip if file.read(1) == b"P" else _read_stream
     try:
@@ -74,7 +78,7 @@ def _check_size(key: str, dtype: np.dtype[Any], size: int, came: int | None) -> 
         )
 
 
-def _read_zip(file: _Bounded) -> Any:
+def _read_zip(file: _Bounded) -> tuple[Any, str]:
     length = file.seek(0, io.SEEK_END)
     archive = zipfile.ZipFile(file)
     entries, names = archive.infolist(), archive.namelist()
@@ -82,19 +86,17 @@ def _read_zip(file: _Bounded) -> Any:
     what = describe(b"", names)
     if what and "torch.load" not in what:
         raise InteropError(f"it is {what}")
-    strange = [n for n in names if not n.startswith(f"{root}/") or ".." in n.split("/")]
     pickled, order = f"{root}/data.pkl", f"{root}/byteorder"
-    if not root or strange or pickled not in sizes:
-        why = f"has an entry {strange[0][:80]!r}" if strange else "has no data.pkl"
+    if pickled not in sizes:
         raise InteropError(
-            f"it is a zip that torch.save did not write: it {why}; check which file it is"
+            "it is a zip that torch.save did not write: it has no data.pkl; check which file it is"
         )
     for entry in entries:
         sizes[entry.filename] += entry.file_size
         if entry.compress_type or entry.flag_bits & 1 or entry.compress_size != entry.file_size:
             raise InteropError(
                 f"its entry {entry.filename[:80]!r} is compressed or encrypted, and not of "
-                f"torch.save; {_ALONE}"
+                f"torch.save; {ALONE}"
             )
     # Entries that lie in each other would let the same bytes be read again and again.
     places = {entry.header_offset for entry in entries}
@@ -103,7 +105,7 @@ def _read_zip(file: _Bounded) -> Any:
     if sizes[pickled] > _LONGEST_PICKLE or sizes.get(order, 0) > len("little"):
         raise InteropError(
             f"its data.pkl has {sizes[pickled]:,} bytes, where {_LONGEST_PICKLE:,} are read at "
-            f"most, or its byteorder is none; {_ALONE}"
+            f"most, or its byteorder is none; {ALONE}"
         )
     file.most = length
     swapped = order in sizes and archive.read(order) == b"big"
@@ -114,10 +116,11 @@ def _read_zip(file: _Bounded) -> Any:
         flat = np.frombuffer(archive.read(name), dtype)
         return flat.byteswap() if swapped else flat
 
-    return _Unpickler(io.BytesIO(archive.read(pickled)), numbers).load()
+    machine = _Unpickler(io.BytesIO(archive.read(pickled)), numbers)
+    return machine.load(), machine.unknown
 
 
-def _read_stream(file: _Bounded) -> Any:
+def _read_stream(file: _Bounded) -> tuple[Any, str]:
     """The form before PyTorch 1.6; its numbers are little-endian, whatever the machine was.
 
     They lie behind the pickles, and are put into the arrays that are there by then.
@@ -135,7 +138,8 @@ def _read_stream(file: _Bounded) -> Any:
     file.seek(0)
     pickles = io.BytesIO(file.read(_LONGEST_PICKLE) if left > _LONGEST_PICKLE else file.read())
     pickles.seek(2 + len(TORCH_STREAM))
-    version, _, tree, keys = (_Unpickler(pickles, numbers).load() for _ in range(4))
+    machines = [_Unpickler(pickles, numbers) for _ in range(4)]
+    version, _, tree, keys = (machine.load() for machine in machines)
     if version != 1001:
         raise InteropError("it is of a form that PyTorch has left; save it again with a new one")
     if type(keys) is not list:
@@ -148,12 +152,11 @@ def _read_stream(file: _Bounded) -> Any:
         size = struct.unpack("<q", file.read(8))[0] * storage.itemsize
         _check_size(key, storage.dtype, len(storage), size)
         data = file.read(size)
-        if len(data) < size:
-            raise ValueError("it is cut off")
+        _check_size(key, storage.dtype, len(storage), len(data))
         storage[:] = np.frombuffer(data, storage.dtype)
     for key, storage in storages.items():
         _check_size(key, storage.dtype, len(storage), None)
-    return tree
+    return tree, machines[2].unknown
 
 
 # --- The machine ---
@@ -171,22 +174,23 @@ class _Unpickler(_BASE):  # type: ignore[misc]  # of the private class above
         super().__init__(stream, encoding="latin-1")
         self.numbers, self.dispatch = numbers, _Steps(_STEPS)
         self.storages: dict[str, np.ndarray] = {}
+        self.unknown = ""  # the first name that is not read
 
     def find_class(self, module: str, name: str) -> Any:
         """What stands here for a name."""
-        known = _KNOWN.get(f"{module} {name}")
-        if known is None:
-            raise InteropError(
-                f"it holds {f'{module}.{name}'[:80]!r}, and not parameters alone, which it would "
-                f"take code to build, and no code in a file is run; {_ALONE}"
-            )
-        return known
+        if f"{module} {name}" not in _KNOWN:
+            self.unknown = self.unknown or f"{module}.{name}"[:80]
+        return _KNOWN.get(f"{module} {name}", UNREAD)
 
-    def persistent_load(self, pid: Any) -> np.ndarray:
+    def persistent_load(self, pid: Any) -> Any:
         """The storage that a tensor is a view of, by what the pickle says of it."""
+        if type(pid) is tuple and pid[:1] == ("module",):  # with the source of its class
+            return UNREAD
         if type(pid) is not tuple or len(pid) not in (5, 6) or pid[5:] not in ((), (None,)):
             raise ValueError("its pickle names something else than a storage")
         _, dtype, key, _, size = pid[:5]
+        if dtype is UNREAD:
+            return UNREAD
         if not isinstance(dtype, np.dtype) or type(key) is not str or type(size) is not int:
             raise ValueError("its pickle names a storage without a type, a name or a size")
         if key not in self.storages:
@@ -197,12 +201,17 @@ class _Unpickler(_BASE):  # type: ignore[misc]  # of the private class above
         return storage
 
     def call(self) -> None:
-        """``REDUCE``: one of the functions here."""
+        """``REDUCE`` or ``NEWOBJ``: one of the functions here."""
         args, function = self.stack.pop(), self.stack.pop()
         if not callable(function) or type(args) is not tuple:
             raise ValueError("its pickle calls what is no function, or with no tuple")
         # No more than they take: a pickle might give the same million a million times.
         self.append(function(*args[:7]))
+
+    def call_by_name(self) -> None:
+        """``NEWOBJ_EX``, which gives arguments by their names too."""
+        self.stack.pop()
+        self.call()
 
     def set_item(self) -> None:
         """``SETITEM``."""
@@ -223,14 +232,14 @@ class _Steps(dict[int, Callable[[_Unpickler], None]]):
     def __getitem__(self, code: int) -> Callable[[_Unpickler], None]:
         self.left -= 1
         if self.left < 0:
-            raise InteropError(f"its pickle has more than {_MOST_STEPS:,} steps; {_ALONE}")
+            raise InteropError(f"its pickle has more than {_MOST_STEPS:,} steps; {ALONE}")
         return super().__getitem__(code)
 
     def __missing__(self, code: int) -> Any:
         if code not in _NAMES:
             raise ValueError("its pickle has a step that no pickle has")
         raise InteropError(
-            f"its pickle has a step {_NAMES[code]}, which no parameters need; {_ALONE}"
+            f"its pickle has a step {_NAMES[code]}, which no parameters need; {ALONE}"
         )
 
 
@@ -244,12 +253,14 @@ _ALLOWED = (
 )  # fmt: skip
 _STEPS: Mapping[int, Callable[[_Unpickler], None]] = {
     **{code: _BASE.dispatch[code] for code, name in _NAMES.items() if name in _ALLOWED},
-    # A set is a list here: what it holds might take for ever to hash.
+    # No set is made: what it holds might take for ever to hash.
     pickle.EMPTY_SET[0]: _BASE.dispatch[pickle.EMPTY_LIST[0]],
     pickle.ADDITEMS[0]: _BASE.dispatch[pickle.APPENDS[0]],
     # Python's own would make an array of the size that is stated.
     pickle.BYTEARRAY8[0]: _BASE.dispatch[pickle.BINBYTES8[0]],
-    pickle.REDUCE[0]: _Unpickler.call,
+    pickle.FROZENSET[0]: _BASE.dispatch[pickle.TUPLE[0]],
+    **dict.fromkeys((pickle.REDUCE[0], pickle.NEWOBJ[0]), _Unpickler.call),
+    pickle.NEWOBJ_EX[0]: _Unpickler.call_by_name,
     # The versions of modules, and what is not read, are all that has a state.
     pickle.BUILD[0]: lambda machine: machine.stack.pop(),
     pickle.SETITEM[0]: _Unpickler.set_item,
@@ -257,15 +268,17 @@ _STEPS: Mapping[int, Callable[[_Unpickler], None]] = {
 }
 
 
-def _set(whole: dict[Any, Any], pairs: Any) -> dict[Any, Any]:
+def _set(whole: Any, pairs: Any) -> Any:
     """Text and numbers are keys: the hash of a tuple in tuples might take for ever.
 
     So might a dict of integers of one hash, which has their remainder of 2**61 - 1.
     """
+    if whole is UNREAD:
+        return whole
     if type(whole) is not dict:
         raise ValueError(f"its pickle has a SETITEM of a {type(whole).__name__}")
     for key, value in pairs:
-        if key is _unread:  # a number of NumPy's, which no parameter has for a key
+        if key is UNREAD:  # a number of NumPy's, which no parameter has for a key
             continue
         if not isinstance(key, str | int | float) or (type(key) is int and abs(key) >= 2**61 - 1):
             raise ValueError(f"its pickle has a {type(key).__name__} for a key, or a huge number")
@@ -276,7 +289,7 @@ def _set(whole: dict[Any, Any], pairs: Any) -> dict[Any, Any]:
 # None of these functions copies what it is given: a pickle might give the same a million times.
 
 
-def _dict(pairs: Any = None, *_: Any) -> dict[Any, Any]:
+def _dict(pairs: Any = None, *_: Any) -> Any:
     if pairs is None or type(pairs) is dict:
         return {} if pairs is None else pairs
     if type(pairs) is not list or not all(type(p) is list and len(p) == 2 for p in pairs):
@@ -288,8 +301,10 @@ def _dict(pairs: Any = None, *_: Any) -> dict[Any, Any]:
 
 def _tensor(
     storage: Any = None, offset: Any = None, shape: Any = None, strides: Any = None, *rest: Any
-) -> np.ndarray:
+) -> Any:
     """A view of a storage, all of whose entries lie in it."""
+    if storage is UNREAD:
+        return storage
     whole = isinstance(shape, tuple) and isinstance(strides, tuple) and len(shape) == len(strides)
     # A tensor in the place of a storage may show more numbers than there are.
     if not isinstance(storage, np.ndarray) or storage.ndim != 1 or not storage.flags.c_contiguous:
@@ -316,11 +331,17 @@ def _first(value: Any = None, *_: Any) -> Any:
     return value
 
 
-def _unread(*_: Any) -> Any:
-    """What checkpoints hold besides, and no parameter is: this function stands for it."""
-    return _unread
+class Unread:
+    """What checkpoints hold besides, and no parameter is; whatever is done with it, it stays."""
+
+    def __call__(self, *_: Any) -> Any:
+        """Itself."""
+        return self
+
+    append = extend = __call__
 
 
+UNREAD = Unread()
 _STORAGES: Mapping[str, Any] = {
     "Double": np.float64, "Float": np.float32, "Half": np.float16, "BFloat16": jnp.bfloat16,
     "Long": np.int64, "Int": np.int32, "Short": np.int16, "Char": np.int8, "Byte": np.uint8,
@@ -330,25 +351,9 @@ _KNOWN: Mapping[str, Any] = {
     **{f"torch {name}Storage": np.dtype(kind) for name, kind in _STORAGES.items()},
     "collections OrderedDict": _dict,
     "collections Counter": _dict,  # in the state of a schedule
+    "collections defaultdict": lambda *_: {},
     "torch Size": _first,
     "torch._utils _rebuild_tensor": _tensor,
     "torch._utils _rebuild_tensor_v2": _tensor,
     "torch._utils _rebuild_parameter": _first,
-    **dict.fromkeys(
-        [
-            "numpy.core.multiarray scalar",
-            "numpy._core.multiarray scalar",
-            "numpy.core.multiarray _reconstruct",
-            "numpy._core.multiarray _reconstruct",
-            "numpy.core.numeric _frombuffer",
-            "numpy._core.numeric _frombuffer",
-            "numpy dtype",
-            "numpy ndarray",
-            "_codecs encode",
-            "torch device",
-            "builtins set",
-            "__builtin__ set",
-        ],
-        _unread,
-    ),
 }
