@@ -7,7 +7,7 @@ import pathlib
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 from rnnjax.errors import InvalidInputError, RnnjaxError
 from rnnjax.interop import keras, onnx, torch
@@ -16,25 +16,18 @@ from rnnjax.interop.model import Model
 _OF_TORCH, _OF_KERAS = (".safetensors", ".pt", ".pth", ".ckpt"), (".weights.h5", ".h5", ".hdf5")
 SOURCES = (".keras", *_OF_KERAS, *_OF_TORCH, ".onnx")
 TARGETS = (".keras", ".weights.h5", ".safetensors", ".onnx")
+_OPTIONS = {**dict.fromkeys(("at", "modules", "nonlinearity"), _OF_TORCH), "like": _OF_KERAS}
+"""Of the command line, and of which files each is."""
 
 
-def load(
-    source: str | os.PathLike[str],
-    *,
-    at: str | None = None,
-    modules: Sequence[str] | None = None,
-    nonlinearity: Literal["tanh", "relu"] | None = None,
-    like: str | os.PathLike[str] | None = None,
-) -> Model:
+def load(source: str | os.PathLike[str], **options: Any) -> Model:
     """Read a model of any format, which the name of the file tells.
 
     Args:
         source: the path of a file of Keras, PyTorch or ONNX.
-        at: where a file of PyTorch has its state dict; see `rnnjax.interop.torch.load`.
-        modules: of a file of PyTorch, in the order in which they run; see there.
-        nonlinearity: of ``nn.RNN`` in a file of PyTorch; see there.
-        like: another file, of Keras or PyTorch, with a model of the layers whose weights alone are
-            in ``source``, a file of Keras.
+        options: those of the ``load`` of the format, such as ``at``, ``modules`` and
+            ``nonlinearity`` of `rnnjax.interop.torch.load`; but ``like`` is another file, of Keras
+            or PyTorch, with a model of the layers whose weights alone are in a file of Keras.
 
     Returns:
         what the ``load`` of the format returns.
@@ -54,21 +47,17 @@ def load(
     axes   the graph's own
     """
     suffix = suffix_of(source, SOURCES)
-    options: dict[str, Any] = {"at": at, "modules": modules, "nonlinearity": nonlinearity}
-    options |= {"like": like}
     options = {name: value for name, value in options.items() if value is not None}
     for name in options:
-        suffixes = _OF_KERAS if name == "like" else _OF_TORCH
-        if suffix not in suffixes:
+        if suffix not in _OPTIONS.get(name, SOURCES):
             raise InvalidInputError(
-                f"--{name} says what files named *{', *'.join(suffixes)} do not, but "
+                f"--{name} says what files named *{', *'.join(_OPTIONS[name])} do not, but "
                 f"{os.fspath(source)} tells it itself; leave it out"
             )
-    if suffix in _OF_TORCH:
-        return torch.load(source, **options)
-    if suffix == ".onnx":
-        return onnx.load(source)
-    return keras.load(source, like=None if like is None else _layers(load(like), "like"))
+    if "like" in options:
+        options["like"] = _layers(load(options["like"]), "like")
+    reader = torch if suffix in _OF_TORCH else onnx if suffix == ".onnx" else keras
+    return reader.load(source, **options)
 
 
 def write(model: Model, target: str | os.PathLike[str], **options: Any) -> None:
@@ -141,22 +130,17 @@ def make_parser() -> argparse.ArgumentParser:
         "Models of Keras, PyTorch and ONNX as files.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
     show = commands.add_parser(
         "show",
         help="print the layers of a model",
         description="Example: rnnjax show model.onnx. Print the layers of a model.",
     )
-    show.set_defaults(run=_show)
-
     converter = commands.add_parser(
         "convert",
         help="write a model in another format",
         description="Example: rnnjax convert model.keras model.onnx. "
         "Write a model in another format; the suffixes say which.",
     )
-    converter.set_defaults(run=_convert)
-
     for command in (show, converter):
         command.add_argument("source", metavar="SOURCE", help=f"ends in {', '.join(SOURCES)}")
         command.add_argument(
@@ -181,12 +165,14 @@ def make_parser() -> argparse.ArgumentParser:
             "--like",
             metavar="FILE",
             help="another file with a model of the same layers, where SOURCE is a file of Keras "
-            "that holds weights alone and their sizes do not tell the layers",
+            "that holds weights alone",
         )
     converter.add_argument("target", metavar="TARGET", help=f"ends in {', '.join(TARGETS)}")
     converter.add_argument(
         "--force", action="store_true", help="replace TARGET if it is there already"
     )
+    show.set_defaults(run=_show)
+    converter.set_defaults(run=_convert)
     return parser
 
 
@@ -198,10 +184,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _read(given: argparse.Namespace) -> Model:
-    options = {name: getattr(given, name) for name in ("at", "modules", "nonlinearity", "like")}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        model = load(given.source, **options)
+        model = load(given.source, **{name: getattr(given, name) for name in _OPTIONS})
     for one in caught:
         print(f"warning: {one.message}", file=sys.stderr)
     return model
