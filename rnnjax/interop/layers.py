@@ -137,10 +137,7 @@ class Recurrent(Layer):
         return carry, Flow(ys, mask, self.return_sequences)
 
     def __str__(self) -> str:
-        flags = [
-            "reverse" * self.reverse,
-            "last output" * (not self.return_sequences),
-        ]
+        flags = ["reverse" * self.reverse, "last output" * (not self.return_sequences)]
         return ", ".join([describe_cell(self.cell), *filter(None, flags)])
 
 

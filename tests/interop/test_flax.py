@@ -416,10 +416,7 @@ LSTM = {
         "cell": {
             **{f"i{gate}": {"kernel": np.ones((3, 2), np.float32)} for gate in "ifgo"},
             **{
-                f"h{gate}": {
-                    "kernel": np.ones((2, 2), np.float32),
-                    "bias": np.ones(2, np.float32),
-                }
+                f"h{gate}": {"kernel": np.ones((2, 2), np.float32), "bias": np.ones(2, np.float32)}
                 for gate in "ifgo"
             },
         }

@@ -312,10 +312,7 @@ def test_axes_of_the_source(tmp_path: Path) -> None:
     [
         (lambda x, i: layers.Conv1D(2, 2, data_format="channels_first")(x), "data_format of layer"),
         (lambda x, i: layers.Add()([x, keras.ops.sin(x)]), "of class 'ops.Sin'"),
-        (
-            lambda x, i: x + np.ones(FEATURES, np.float32),
-            "arguments of .*be a number, a te",
-        ),
+        (lambda x, i: x + np.ones(FEATURES, np.float32), "arguments of .*be a number, a te"),
         (
             lambda x, i: layers.MultiHeadAttention(1, 2)(x, x, attention_mask=x[:, :, :1] > 0),
             "of class 'ops.Greater'|attention_mask",
@@ -326,10 +323,7 @@ def test_axes_of_the_source(tmp_path: Path) -> None:
         ),
         (lambda x, i: layers.Dropout(0.5)(x, training=True), "called with training=True"),
         (lambda x, i: layers.GlobalMaxPooling1D(keepdims=True)(x), "keepdims of layer 'global_max"),
-        (
-            lambda x, i: layers.Attention(score_mode="concat")([x, x]),
-            "score_mode .* 'dot' or left",
-        ),
+        (lambda x, i: layers.Attention(score_mode="concat")([x, x]), "score_mode .* 'dot' or left"),
         (lambda x, i: layers.Dot(2, normalize=True)([x, x]), "normalize of layer 'dot"),
         (lambda x, i: layers.Subtract()([x, x]), "of class 'Subtract', which is not known here"),
         (
@@ -420,12 +414,7 @@ def test_a_mask_is_an_input() -> None:
 
 
 @pytest.mark.parametrize(
-    "arrange",
-    [
-        lambda y, z: {"b": z, "a": y},
-        lambda y, z: [z, y, z],
-        lambda y, z: [y],
-    ],
+    "arrange", [lambda y, z: {"b": z, "a": y}, lambda y, z: [z, y, z], lambda y, z: [y]]
 )
 def test_outputs_have_the_structure_of_keras(
     arrange: Callable[[Any, Any], Any], tmp_path: Path

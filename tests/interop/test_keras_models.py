@@ -193,10 +193,7 @@ def test_weights_alone(tmp_path: Path) -> None:
         ),
         (lambda: built(layers.LSTM(2, dropout=1.0)), "dropout of layer 'lstm.*below 1"),
         (lambda: built(layers.Dense(2, lora_rank=1)), "adapters of low rank"),
-        (
-            lambda: built(layers.LSTM(2, activation=twice)),
-            "the activation of layer 'lstm",
-        ),
+        (lambda: built(layers.LSTM(2, activation=twice)), "the activation of layer 'lstm"),
         (
             lambda: built(layers.TimeDistributed(layers.GroupNormalization(1))),
             "applies a layer of class 'GroupNormalization'",

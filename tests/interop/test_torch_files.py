@@ -80,10 +80,7 @@ DAMAGED = {
         r"'a\\nb'_l0 has no weight_hh",
     ),
     "a list": (file_of([1, 2]), "no .safetensors file"),
-    "overlap": (
-        file_of({"a": entry([2], 0, 8), "b": entry([2], 4, 12)}, bytes(12)),
-        "damaged",
-    ),
+    "overlap": (file_of({"a": entry([2], 0, 8), "b": entry([2], 4, 12)}, bytes(12)), "damaged"),
     "a type without arrays here": (
         file_of({"a": entry([4], 0, 4, "F8_E4M3")}, bytes(4)),
         "is of type F8_E4M3",
@@ -99,19 +96,10 @@ DAMAGED = {
     "integers": (file_of({"a.weight": entry([1, 1], 0, 4, "I32")}, bytes(4)), "int32"),
     "a shape that is none": (file_of({"a.weight": entry([4], 0, 16)}, bytes(16)), "only 'a'"),
     "nothing": (file_of({}), "no module"),
-    "as long as nothing is": (
-        file_of({"a": entry([0, 2**62, 2**62], 0, 0)}),
-        "a shape that no",
-    ),
-    "of many axes": (
-        file_of({"a": entry([1] * 100, 0, 4)}, bytes(4)),
-        "a shape that no|damaged",
-    ),
+    "as long as nothing is": (file_of({"a": entry([0, 2**62, 2**62], 0, 0)}), "a shape that no"),
+    "of many axes": (file_of({"a": entry([1] * 100, 0, 4)}, bytes(4)), "a shape that no|damaged"),
     "a header as long as a pickle's mark": (file_of(HEADER_OF_A_PICKLE, bytes(4)), "'a'|''"),
-    "a layer far up": (
-        file_of({"weight_hh_l9999": entry([1, 1], 0, 4)}, bytes(4)),
-        "_l0, _l1 ...",
-    ),
+    "a layer far up": (file_of({"weight_hh_l9999": entry([1, 1], 0, 4)}, bytes(4)), "_l0, _l1 ..."),
     "html": (b"<!DOCTYPE html><html></html>", "no .safetensors file"),
 }
 

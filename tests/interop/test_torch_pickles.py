@@ -289,11 +289,7 @@ def test_old_pickles_and_new_ones_are_read() -> None:
     two = b"\x80\x02" + named("collections", "OrderedDict") + b"(](](U\x01aK\x01eetR."
     four = pickle.dumps({"a": [1, 2.5, "text" * 100], "b": ("a", 1, None)}, 4)
     sized = b"\x80\x02" + named("torch", "Size") + b"(K\x02K\x03\x86tR."
-    for body, expected in (
-        (two, {"a": 1}),
-        (four, pickle.loads(four)),
-        (sized, (2, 3)),
-    ):
+    for body, expected in ((two, {"a": 1}), (four, pickle.loads(four)), (sized, (2, 3))):
         content = zip_of({"a/data.pkl": body})
         assert read_saved(io.BytesIO(content)) == (expected, "")
 

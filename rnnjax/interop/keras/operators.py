@@ -417,13 +417,11 @@ OPERATORS: Mapping[str, Operator] = {
     "GlobalMaxPooling1D": _row(lambda at, x: x.max(1)),
     "UpSampling1D": _row(lambda at, x: jnp.repeat(x, at.config["size"], axis=1), size=2),
     "ZeroPadding1D": _row(
-        lambda at, x: jnp.pad(x, ((0, 0), _many(at.config["padding"], 2), (0, 0))),
-        padding=1,
+        lambda at, x: jnp.pad(x, ((0, 0), _many(at.config["padding"], 2), (0, 0))), padding=1
     ),
     "Flatten": _row(lambda at, x: x.reshape(x.shape[0], -1)),
     "Reshape": _row(
-        lambda at, x: x.reshape(x.shape[0], *at.config["target_shape"]),
-        target_shape=...,
+        lambda at, x: x.reshape(x.shape[0], *at.config["target_shape"]), target_shape=...
     ),
     "Permute": _row(lambda at, x: x.transpose(0, *at.config["dims"]), dims=...),
     "Softmax": _row(lambda at, x: jax.nn.softmax(x, at.config["axis"]), axis=-1),
