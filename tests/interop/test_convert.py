@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from interop_helpers import random_model
 
 import rnnjax
 from rnnjax import InvalidInputError, interop
@@ -33,16 +34,10 @@ ROOT = Path(__file__).parents[2]
 WRITERS = (".keras", ".weights.h5", ".safetensors", ".onnx")
 
 
-def tagger(random_like: Any, cell: rnnjax.Cell | None = None, **options: Any) -> Model:
+def tagger(cell: rnnjax.Cell | None = None, **options: Any) -> Model:
     """What every format can hold: an embedding, a recurrent layer, a dense one."""
-    cell = rnnjax.LSTMCell(4) if cell is None else cell
-    layers = Embedding("embedding", 7, 3), Recurrent("lstm", cell, **options), Dense("dense", 5)
-    shapes = {
-        "embedding": {"embedding": np.zeros((7, 3))},
-        "lstm": jax.eval_shape(lambda: cell.init(jax.random.key(0), 3)),
-        "dense": {"kernel": np.zeros((cell.output_size, 5)), "bias": np.zeros(5)},
-    }
-    return Model(Sequential(layers), random_like(shapes, 0))
+    recurrent = Recurrent("lstm", rnnjax.LSTMCell(4) if cell is None else cell, **options)
+    return random_model(Sequential((Embedding("embedding", 7, 3), recurrent, Dense("dense", 5))))
 
 
 def written(model: Model, path: Path) -> Path:
@@ -65,9 +60,9 @@ def sorted_arrays(model: Model) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("source", WRITERS)
-def test_between_all_formats(source: str, random_like: Any, tmp_path: Path, capsys: Any) -> None:
+def test_between_all_formats(source: str, tmp_path: Path, capsys: Any) -> None:
     """From each to each, on the command line; the arrays are the same."""
-    model = tagger(random_like)
+    model = tagger()
     path = written(model, tmp_path / f"source{source}")
     targets = [".onnx"] if source == ".onnx" else [*WRITERS]
     like = written(model, tmp_path / "like.keras")  # of weights alone
@@ -91,10 +86,8 @@ def test_between_all_formats(source: str, random_like: Any, tmp_path: Path, caps
     assert {entry.name for entry in tmp_path.iterdir()} == names
 
 
-def test_relu_of_pytorch_and_the_order_of_modules(
-    random_like: Any, tmp_path: Path, capsys: Any
-) -> None:
-    model = tagger(random_like, rnnjax.SimpleRNNCell(4, activation="relu"))
+def test_relu_of_pytorch_and_the_order_of_modules(tmp_path: Path, capsys: Any) -> None:
+    model = tagger(rnnjax.SimpleRNNCell(4, activation="relu"))
     path = written(model, tmp_path / "a.safetensors")
     target = tmp_path / "a.onnx"
     options = ["--modules", "embedding,lstm,dense", "--nonlinearity", "relu"]
@@ -102,21 +95,16 @@ def test_relu_of_pytorch_and_the_order_of_modules(
     assert "SimpleRNNCell(4)" in capsys.readouterr().out
     assert onnx.load(target).layers["lstm"].cell.activation == "relu"
     assert same(model, onnx.load(target))
-    assert not same(tagger(random_like, rnnjax.SimpleRNNCell(4)), onnx.load(target))
+    assert not same(tagger(rnnjax.SimpleRNNCell(4)), onnx.load(target))
 
 
-def test_weights_alone_take_their_layers_from_another_file(
-    random_like: Any, tmp_path: Path, capsys: Any
-) -> None:
+def test_weights_alone_take_their_layers_from_another_file(tmp_path: Path, capsys: Any) -> None:
     """Where sizes leave the order of two layers open, a file of any format tells it."""
     cell = rnnjax.LSTMCell(4)
-    layers = Recurrent("lstm", cell), Recurrent("lstm_1", cell), Dense("dense", 6, "tanh")
-    shapes = {
-        "lstm": jax.eval_shape(lambda: cell.init(jax.random.key(0), 6)),
-        "lstm_1": jax.eval_shape(lambda: cell.init(jax.random.key(0), 4)),
-        "dense": {"kernel": np.zeros((4, 6)), "bias": np.zeros(6)},
-    }
-    model, other = (Model(Sequential(layers), random_like(shapes, seed)) for seed in range(2))
+    row = Sequential(
+        (Recurrent("lstm", cell), Recurrent("lstm_1", cell), Dense("dense", 6, "tanh"))
+    )
+    model, other = (random_model(row, 6, seed) for seed in range(2))
     source = written(model, tmp_path / "a.weights.h5")
     assert main(["show", str(source)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
@@ -132,8 +120,8 @@ def test_weights_alone_take_their_layers_from_another_file(
     assert "like holds layers, but this model is a graph of ONNX" in capsys.readouterr().err
 
 
-def test_a_graph_of_onnx_stays_one(random_like: Any, tmp_path: Path, capsys: Any) -> None:
-    source = written(tagger(random_like), tmp_path / "a.onnx")
+def test_a_graph_of_onnx_stays_one(tmp_path: Path, capsys: Any) -> None:
+    source = written(tagger(), tmp_path / "a.onnx")
     for suffix in (".keras", ".safetensors", ".weights.h5"):
         assert main(["convert", str(source), str(tmp_path / f"b{suffix}")]) == 2
         message = capsys.readouterr().err
@@ -141,8 +129,8 @@ def test_a_graph_of_onnx_stays_one(random_like: Any, tmp_path: Path, capsys: Any
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.onnx"]
 
 
-def test_the_name_of_a_file_tells_its_format(random_like: Any, tmp_path: Path) -> None:
-    model = tagger(random_like)
+def test_the_name_of_a_file_tells_its_format(tmp_path: Path) -> None:
+    model = tagger()
     for suffix in (".keras", ".safetensors", ".onnx"):
         read = interop.load(written(model, tmp_path / f"a{suffix}"))
         assert same(model, read)
@@ -184,8 +172,8 @@ def test_the_console_script_is_this_program() -> None:
     assert getattr(importlib.import_module(module), function) is main
 
 
-def test_show_prints_the_layers(random_like: Any, tmp_path: Path, capsys: Any) -> None:
-    path = written(tagger(random_like), tmp_path / "model.safetensors")
+def test_show_prints_the_layers(tmp_path: Path, capsys: Any) -> None:
+    path = written(tagger(), tmp_path / "model.safetensors")
     assert main(["show", str(path)]) == 0
     assert capsys.readouterr() == (f"{torch.load(path)}\n", "")
 
@@ -217,13 +205,13 @@ WRONG = {
 
 @pytest.mark.parametrize("what", WRONG)
 def test_what_a_user_types_wrong_gets_one_sentence_and_status_2(
-    what: str, random_like: Any, tmp_path: Path, capsys: Any, monkeypatch: Any
+    what: str, tmp_path: Path, capsys: Any, monkeypatch: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("a.onnx").write_bytes(b"nothing of the kind")
     Path("there.keras").write_bytes(b"")
     Path("folder.onnx").mkdir()
-    torch.save(tagger(random_like), "m.safetensors")
+    torch.save(tagger(), "m.safetensors")
     arguments, message = WRONG[what]
     assert main(arguments) == 2
     printed = capsys.readouterr()
@@ -235,11 +223,9 @@ def test_what_a_user_types_wrong_gets_one_sentence_and_status_2(
     }  # fmt: skip
 
 
-def test_a_cell_that_the_target_has_not_is_named(
-    random_like: Any, tmp_path: Path, capsys: Any
-) -> None:
+def test_a_cell_that_the_target_has_not_is_named(tmp_path: Path, capsys: Any) -> None:
     cell = rnnjax.GRUCell(4, reset_after=False)
-    source = written(tagger(random_like, cell), tmp_path / "a.keras")
+    source = written(tagger(cell), tmp_path / "a.keras")
     assert main(["convert", str(source), str(tmp_path / "b.safetensors")]) == 2
     printed = capsys.readouterr()
     assert "reset_after=True" in printed.err
@@ -247,9 +233,9 @@ def test_a_cell_that_the_target_has_not_is_named(
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.keras"]
 
 
-def test_options_of_another_format_are_refused(random_like: Any, tmp_path: Path) -> None:
+def test_options_of_another_format_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match=r"lengths are options of \.onnx files"):
-        convert.write(tagger(random_like), tmp_path / "a.keras", lengths=True)
+        convert.write(tagger(), tmp_path / "a.keras", lengths=True)
 
 
 def test_help_lists_the_options(capsys: Any) -> None:

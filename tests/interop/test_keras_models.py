@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from interop_helpers import random_model
 
 import rnnjax
 from rnnjax import InteropError, InvalidInputError
@@ -62,28 +63,6 @@ def computed(model: Any, xs: Any) -> Any:
 
 def arrays_of(model: Any) -> list[np.ndarray]:
     return [np.asarray(variable.value) for variable in model.weights]
-
-
-def drawn(network: Sequential, input_size: int, seed: int = 0) -> Model:
-    """Random parameters for a network of recurrent and dense layers."""
-    rng, params, size = np.random.default_rng(seed), {}, input_size
-    for layer in network.chain:
-        if isinstance(layer, Recurrent):
-            shapes = jax.eval_shape(lambda c=layer.cell, n=size: c.init(jax.random.key(0), n))
-            size = layer.cell.output_size
-        elif isinstance(layer, Dense):
-            shapes = {"kernel": np.zeros((size, layer.size))}
-            shapes |= {"bias": np.zeros(layer.size)} if layer.use_bias else {}
-            size = layer.size
-        elif isinstance(layer, Embedding):
-            shapes = {"embedding": np.zeros((layer.vocabulary_size, layer.size))}
-            size = layer.size
-        else:
-            continue
-        params[layer.name] = jax.tree.map(
-            lambda leaf: jax.device_put(rng.standard_normal(leaf.shape).astype(np.float32)), shapes
-        )
-    return Model(network, params)
 
 
 # --- in ------------------------------------------------------------------------------------------
@@ -284,7 +263,7 @@ def every_layer() -> Model:
         Recurrent("back", lstm, reverse=True, keep_order=False, return_sequences=False),
         Dense("head", 2, "softmax", use_bias=False),
     )
-    return drawn(Sequential(chain), 3)
+    return random_model(Sequential(chain), 3)
 
 
 def test_keras_opens_what_is_written(tmp_path: Path) -> None:
@@ -310,7 +289,7 @@ def test_keras_opens_what_is_written(tmp_path: Path) -> None:
 def test_one_hot_ids_are_vectors_in_keras(tmp_path: Path) -> None:
     lstm = Recurrent("lstm", rnnjax.LSTMCell(3))
     ours = Sequential((OneHotIds("ids", 5), lstm, Dense("head", 5)))
-    model = Model(ours, drawn(Sequential(ours.chain[1:]), 5).params)
+    model = Model(ours, random_model(Sequential(ours.chain[1:]), 5).params)
     interop.save(model, tmp_path / "ours.keras")
     theirs = keras.saving.load_model(tmp_path / "ours.keras")
     ids = np.array([[1, 4], [0, 2], [3, 3]])
@@ -321,7 +300,7 @@ def test_one_hot_ids_are_vectors_in_keras(tmp_path: Path) -> None:
 def test_masking_and_unmerged_directions(tmp_path: Path) -> None:
     both = rnnjax.Bidirectional(rnnjax.LSTMCell(2))
     chain = (Masking("mask", -1.0), Recurrent("both", both, merged=False, return_sequences=False))
-    model = drawn(Sequential(chain), 2)
+    model = random_model(Sequential(chain), 2)
     interop.save(model, tmp_path / "ours.keras")
     theirs = keras.saving.load_model(tmp_path / "ours.keras")
     xs = np.random.default_rng(0).standard_normal((BATCH, TIME, 2)).astype(np.float32)
@@ -331,12 +310,12 @@ def test_masking_and_unmerged_directions(tmp_path: Path) -> None:
 
 
 def of(cell: rnnjax.Cell) -> Model:
-    return drawn(Sequential((Recurrent("rnn", cell),)), FEATURES)
+    return random_model(Sequential((Recurrent("rnn", cell),)), FEATURES)
 
 
 def with_layer(**options: Any) -> Model:
     cell = options.pop("cell", rnnjax.LSTMCell(2))
-    return drawn(Sequential((Recurrent("lstm", cell, **options),)), FEATURES)
+    return random_model(Sequential((Recurrent("lstm", cell, **options),)), FEATURES)
 
 
 @pytest.mark.parametrize(

@@ -93,23 +93,16 @@ def cudnn(parts: list[tuple[np.ndarray, ...]]) -> list[tuple[str, np.ndarray]]:
 
 
 @pytest.mark.parametrize("form", ["whole", "like"])
-def test_cudnn_lstm(form: str, tmp_path: Path) -> None:
-    params, ifgo = lstm_params()
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_cudnn(kind: str, form: str, tmp_path: Path) -> None:
+    if kind == "LSTM":
+        (params, parts), cell = lstm_params(), LSTMCell(SIZE)
+    else:
+        (params, (r, z, n)), cell = gru_params(), GRUCell(SIZE)
+        parts = [z, r, n]
     options = {"name": "a", "units": SIZE, "return_sequences": True}
-    config = sequential(("CuDNNLSTM", options)) if form == "whole" else None
-    path = write(tmp_path / "old.h5", {"a": cudnn(ifgo)}, config, "2.2.4")
-    cell = LSTMCell(SIZE)
-    like = Model.of(cell, jax.tree.map(np.zeros_like, params)) if form == "like" else None
-    check_same(interop.load(path, like=like), cell, params)
-
-
-@pytest.mark.parametrize("form", ["whole", "like"])
-def test_cudnn_gru(form: str, tmp_path: Path) -> None:
-    params, (r, z, n) = gru_params()
-    options = {"name": "a", "units": SIZE, "return_sequences": True}
-    config = sequential(("CuDNNGRU", options)) if form == "whole" else None
-    path = write(tmp_path / "old.h5", {"a": cudnn([z, r, n])}, config, "2.2.4")
-    cell = GRUCell(SIZE)
+    config = sequential((f"CuDNN{kind}", options)) if form == "whole" else None
+    path = write(tmp_path / "old.h5", {"a": cudnn(parts)}, config, "2.2.4")
     like = Model.of(cell, jax.tree.map(np.zeros_like, params)) if form == "like" else None
     check_same(interop.load(path, like=like), cell, params)
 

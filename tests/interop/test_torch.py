@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from interop_helpers import assert_same_bits, distance, drawn
+from interop_helpers import assert_same_bits, distance, drawn, random_model
 
 import rnnjax
 from rnnjax import Bidirectional, GRUCell, LSTMCell, ProjectionLSTMCell, SimpleRNNCell, Stack
@@ -221,28 +221,6 @@ def test_equals_torch_in_many_configurations() -> None:
 
 
 # --- Whole models ---
-
-
-def random_model(network: Any, inputs: int, seed: int = 0) -> Model:
-    """Layers with random parameters, for the way to PyTorch without an origin."""
-    rng, params = np.random.default_rng(seed), {}
-    for name, layer in network.layers.items():
-        if isinstance(layer, Recurrent):
-            cell, key = layer.cell, jax.random.key(0)
-            shapes: Any = jax.eval_shape(lambda c=cell, k=key, n=inputs: c.init(k, n))
-            inputs = cell.output_size
-        elif isinstance(layer, Dense):
-            shapes = {"kernel": np.zeros((inputs, layer.size)), "bias": np.zeros(layer.size)}
-            inputs = layer.size
-        elif isinstance(layer, Embedding):
-            shapes = {"embedding": np.zeros((layer.vocabulary_size, layer.size))}
-            inputs = layer.size
-        else:
-            continue
-        params[name] = jax.tree.map(
-            lambda leaf: jnp.asarray(0.6 * rng.standard_normal(leaf.shape), jnp.float32), shapes
-        )
-    return Model(network, params)
 
 
 class Tagger(nn.Module):

@@ -213,6 +213,6 @@ def mutations(content: bytes, count: int, seed: int) -> list[bytes]:
 def test_mutated_files_are_models_or_refusals(count: int, tmp_path: pathlib.Path) -> None:
     module = torch.nn.ModuleDict({"a": torch.nn.GRU(3, 4), "b": torch.nn.Linear(4, 3)})
     whole = files.save(module.state_dict())
-    outcomes = check_damaged(tmp_path / "a.safetensors", mutations(whole, count, 0))
+    outcomes = check_damaged(tmp_path / "a.safetensors", mutations(whole, count, 0), load)
     print(f"{count} mutations: {outcomes}")
     assert min(outcomes.values()) >= count // 100

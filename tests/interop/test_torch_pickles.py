@@ -747,7 +747,7 @@ def mutations(form: str, count: int, seed: int) -> list[bytes]:
 def test_mutated_files_are_models_or_refusals(
     form: str, count: int, tmp_path: pathlib.Path
 ) -> None:
-    outcomes = check_damaged(tmp_path / "a.pt", mutations(form, count, 0))
+    outcomes = check_damaged(tmp_path / "a.pt", mutations(form, count, 0), load)
     print(f"{count} mutations of a {form}: {outcomes}")
     assert min(outcomes.values()) >= count // 100
 
