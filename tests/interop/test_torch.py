@@ -503,15 +503,15 @@ LSTM = nn.LSTM(3, 4, 2, bidirectional=True)
 @pytest.mark.parametrize(
     ("state", "match"),
     [
-        (changed(LSTM, weight_ih_l0=None), "_l0 has no weight_ih"),
-        (changed(LSTM, weight_hh_l1_reverse=None), "has no weight_hh"),
-        (changed(LSTM, bias_hh_l0=None), "both biases or none"),
+        (changed(LSTM, weight_ih_l0=None), "_l0, an LSTM of 4 units, should have .*, but has"),
+        (changed(LSTM, weight_hh_l1_reverse=None), "weight_hh of .* is missing"),
+        (changed(LSTM, bias_hh_l0=None), "should have .*'bias_hh': \\(16,\\).*, but has"),
         (changed(LSTM, bias_hh_l0=None, bias_ih_l0=None), "does not fit the other layers"),
-        (changed(LSTM, bias_hh_l0=(15,)), "should be \\(16,\\), but is \\(15,\\)"),
+        (changed(LSTM, bias_hh_l0=(15,)), "but has .*'bias_hh': \\(15,\\)"),
         (changed(LSTM, weight_hh_l0=(16, 5)), "4, 3 or 1 gates"),
         (changed(LSTM, weight_hh_l0=(4,)), "4, 3 or 1 gates"),
         (changed(LSTM, weight_hh_l0=(8, 4)), "4, 3 or 1 gates"),
-        (changed(LSTM, weight_ih_l0=(16, 0)), "inputs"),
+        (changed(LSTM, weight_ih_l0=(16, 0)), "but has .*'weight_ih': \\(16, 0\\)"),
         (changed(LSTM, weight_ih_l1=(16, 7)), "does not fit the other layers"),
         (changed(LSTM, weight_ih_l0_reverse=(16, 2)), "does not fit the other layers"),
         (changed(LSTM, weight_hr_l0=(5, 5)), "weight_hh"),
@@ -521,7 +521,10 @@ LSTM = nn.LSTM(3, 4, 2, bidirectional=True)
         (changed(LSTM, weight_ih=(16, 8)), "_l0, _l1 ..., "),
         (changed(nn.ModuleDict({"a": LSTM}), **{"a.weight_ih_l00": (16, 8)}), "a.weight_ih_l00"),
         (changed(LSTM, **{"rnn.weight_ih_l0": (16, 3)}), "has its name; rename"),
-        (changed(LSTM, weight_hh_l0=None, weight_hh_l0_g=(16, 1)), "no weight_hh; .*weight_norm"),
+        (
+            changed(LSTM, weight_hh_l0=None, weight_hh_l0_g=(16, 1)),
+            "weight_hh of .*missing; .*weight_norm",
+        ),
         (
             changed(nn.ModuleDict({"a": LSTM}), **{"a.weight_hh_l0_g": (16, 1)}),
             "'a.weight_hh_l0_g' is no part.*remove_weight_norm",

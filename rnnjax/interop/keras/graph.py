@@ -89,7 +89,7 @@ class _Graph:
         self.count(len(listed))
         if kind != "Sequential":
             if not isinstance(config, dict):
-                raise InteropError(f"the config of a {kind} model should be a dict; it is damaged")
+                raise _damaged(f"the config of a {kind} model should be a dict")
             return self._functional(config, listed, given, own)
         first = listed[0][0]
         if first.kind != "InputLayer":
@@ -120,10 +120,8 @@ class _Graph:
         level = _Level(self, listed, own)
         missing = [ref.layer for ref in starts if ref.layer not in level.nodes]
         if not starts or not ends or missing:
-            raise InteropError(
-                "a model should have inputs, which are layers of it, and outputs, but has "
-                f"{_short(missing) if missing else 'none'}; the graph is damaged"
-            )
+            what = "a model should have inputs, which are layers of it, and outputs, but has"
+            raise _damaged(f"{what} {_short(missing) if missing else 'none'}")
         begin = self._begin([level.nodes[ref.layer][0] for ref in starts], given, own)
         level.done = {(ref.layer, 0): [one] for ref, one in zip(starts, begin, strict=True)}
         # In the order of the config, and functions of keras.ops where they are due.
@@ -183,7 +181,7 @@ class _Graph:
         called = f"{name}:{number}" if number else name
         taken = called in self.calls or called in self.inputs
         if taken or self.configs.setdefault(name, value) is not value:
-            raise InteropError(f"two layers of the model have the name {_short(name)}; rename one")
+            raise _twice(name)
         if self.layers.setdefault(name, layer) != layer:
             raise InteropError(
                 f"layer {name[:80]!r} is called in two ways, {self.layers[name]} and {layer}; "
@@ -196,10 +194,8 @@ class _Graph:
         _check_call(layer, entry, len(use.takes), masked_by)
         begin = _states(layer)
         if use.states and len(use.states) != begin:
-            raise InteropError(
-                f"layer {name[:80]!r} should begin with {begin} states, but is given "
-                f"{len(use.states)}; the graph is damaged"
-            )
+            given = f"{begin} states, but is given {len(use.states)}"
+            raise _damaged(f"layer {name[:80]!r} should begin with {given}")
         inputs = first.inputs.union(*(one.inputs for one in use.takes))
         if isinstance(layer, Embedding):
             self.looked_up |= inputs
@@ -265,9 +261,7 @@ class _Level:
             if not layer and _is_keras_3(nodes) and not is_model(entry.kind):
                 entry = dataclasses.replace(entry, kind=f"ops.{entry.kind}")
             if not isinstance(name, str) or name in self.nodes:
-                raise InteropError(
-                    f"two layers of the model have the name {_short(name)}; rename one"
-                )
+                raise _twice(name)
             self.nodes[name] = entry, value
             if not is_model(entry.kind):
                 graph.configs.setdefault(f"{own}{entry.name}", value)
@@ -284,19 +278,15 @@ class _Level:
         here = (ref.layer, ref.use - later)
         outputs = self.done[here] if here in self.done else self.run(here)
         if ref.output >= len(outputs):
-            raise InteropError(
-                f"the graph goes on with output {ref.output} of a use of layer {ref.layer[:80]!r} "
-                f"that has {len(outputs)} by then; it is damaged"
-            )
+            what = f"the graph goes on with output {ref.output} of a use of {_short(ref.layer)}"
+            raise _damaged(f"{what} that has {len(outputs)} by then")
         return outputs[ref.output]
 
     def run(self, here: tuple[str, int]) -> list[_Tensor]:
         """Call a layer with what it takes."""
         if here not in self.uses:
-            raise InteropError(
-                f"the graph mentions {_short(here[0])}, which is no layer, or a use of it that "
-                "is not there; it is damaged"
-            )
+            what = "which is no layer, or a use of it that is not there"
+            raise _damaged(f"the graph mentions {_short(here[0])}, {what}")
         self.done[here] = []  # of a layer that takes what it gives
         use = self.uses[here]
         takes, states = (tuple(map(self.tensor, refs)) for refs in (use.takes, use.states))
@@ -334,10 +324,8 @@ def _told(entry: Entry, use: _Use) -> Entry:
 def _check_call(layer: Layer, entry: Entry, count: int, masked_by: str) -> None:
     least, most = OPERATORS[layer.kind].arrays if isinstance(layer, Operation) else (1, 1)
     if not least <= count <= most:
-        raise InteropError(
-            f"layer {entry.name[:80]!r} should take {'one array' if most == 1 else 'arrays'}, but "
-            f"takes {count}; the graph is damaged"
-        )
+        takes = f"{'one array' if most == 1 else 'arrays'}, but takes {count}"
+        raise _damaged(f"layer {entry.name[:80]!r} should take {takes}")
     makes = isinstance(layer, Masking) or (isinstance(layer, Embedding) and layer.mask_zero)
     inner = entry.config.get("layer") if entry.kind == "TimeDistributed" else None
     softmax = "Softmax" in (entry.kind, inner.get("class_name") if isinstance(inner, dict) else "")
@@ -384,7 +372,7 @@ def _input(entry: Entry, looked_up: bool, masks: bool) -> Input:
     if not isinstance(shape, list) or not all(
         size is None or (isinstance(size, int) and 0 <= size <= LARGEST) for size in shape
     ):
-        raise InteropError(f"the shape of input {entry.name[:80]!r} is damaged: {shape!r:.80}")
+        raise _damaged(f"the shape of input {entry.name[:80]!r} is {shape!r:.80}")
     dtype = str(entry.config.get("dtype", "float32"))
     if looked_up or dtype.startswith(("int", "uint")):
         dtype = "int32"
@@ -405,7 +393,7 @@ Path = tuple[str | int, ...]
 def _uses(entry: Entry, name: str, nodes: Any) -> Iterator[_Use]:
     """The uses of a layer, as Keras 3 writes them, or Keras 2."""
     if not isinstance(nodes, list | None):
-        raise InteropError(f"the inbound_nodes of layer {name[:80]!r} should be a list; damaged")
+        raise _damaged(f"the inbound_nodes of layer {name[:80]!r} should be a list")
     for node in nodes or []:
         options: Any = {}
         if isinstance(node, dict):
@@ -437,7 +425,7 @@ def _uses(entry: Entry, name: str, nodes: Any) -> Iterator[_Use]:
         found += [ref for refs in named.values() for ref in refs]
         takes = _refs(found)
         if not takes:
-            raise InteropError(f"layer {name[:80]!r} takes no tensor; the graph is damaged")
+            raise _damaged(f"layer {name[:80]!r} takes no tensor")
         if entry.kind in _LASTS:
             takes, states = takes[:1], (*takes[1:], *states)
         arguments = tuple(None if isinstance(a, _Ref) else a for a in found)
@@ -458,9 +446,7 @@ def _tensors(value: Any, by_key: bool = False) -> Iterator[tuple[Path, _Ref, Any
     """All tensors where there is nothing else, and what Keras 2 writes behind each."""
     for path, leaf, more in _leaves(value, by_key, ()):
         if not isinstance(leaf, _Ref):
-            raise InteropError(
-                f"the graph of the model should be made of lists, but has {_short(leaf)}"
-            )
+            raise _damaged(f"the graph should be made of lists, but has {_short(leaf)}")
         yield path, leaf, more
 
 
@@ -500,10 +486,16 @@ def _tensor(value: Any) -> _Ref:
         and all(isinstance(number, int) and 0 <= number < 2**31 for number in value[1:])
     )
     if not ok:
-        raise InteropError(
-            f"the graph of the model should have [layer, use, output], but has {_short(value)}"
-        )
+        raise _damaged(f"the graph should have [layer, use, output], but has {_short(value)}")
     return _Ref(*value)
+
+
+def _twice(name: Any) -> InteropError:
+    return InteropError(f"two layers of the model have the name {_short(name)}; rename one")
+
+
+def _damaged(what: str) -> InteropError:
+    return InteropError(f"{what}; the graph of the model is damaged")
 
 
 def _short(value: Any) -> str:

@@ -7,6 +7,7 @@ arrays as Keras has them, batch first; `Operation` turns the first two axes of w
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -42,8 +43,9 @@ class Operator(NamedTuple):
     run: Callable[..., Any]  # (at, *arrays) to an array, or to a tuple of several
     # of its arrays, by the place below the layer where Keras has them
     weights: Callable[[Mapping[str, Any]], Mapping[str, Weights]] = lambda config: {}
-    # (at, *arrays) to the mask of what it gives; None, where that has other steps
-    mask: Callable[..., jax.Array | None] | None = None
+    # (at, *arrays) to the mask of what it gives; True for that of its first array, None where what
+    # it gives has other steps
+    mask: Callable[..., jax.Array | None] | bool | None = None
     arrays: tuple[int, int] = (1, 1)  # how many it takes at least and at most
     # those of the layer and its call that it reads, and what counts where they are left out; ...
     # where they may not be
@@ -96,17 +98,17 @@ class Operation(Layer):
                 "leave the mask and the lengths out"
             )
         row, at = OPERATORS[self.kind], At(dict(self.config), params, masks, context.key)
-        run = functools.partial(row.run, at)
+        run = partial(row.run, at)
         try:
             ys = jax.vmap(run, 1, 1)(*xs) if self.each_step else run(*xs)
-            mask = masks[0] if self.each_step else row.mask and row.mask(at, *xs)
+            mask = row.mask(at, *xs) if callable(row.mask) and not self.each_step else None
         except (TypeError, ValueError, IndexError, AttributeError) as error:  # of JAX
             shapes = ", ".join(str(list(x.shape)) for x in xs)
             raise InvalidInputError(
                 f"layer {self.name!r}, {self}, does not take arrays of shapes {shapes}, batch "
                 f"first: {str(error).splitlines()[0]}"
             ) from error
-        sequence = ys.ndim > 2
+        sequence, mask = ys.ndim > 2, first if self.each_step or row.mask is True else mask
         return None, Flow(_turned(ys, sequence), None if mask is None else mask.T, sequence)
 
     def __str__(self) -> str:
@@ -131,10 +133,6 @@ def _alike(xs: Sequence[jax.Array]) -> list[jax.Array]:
     return [jnp.expand_dims(x, tuple(range(1, 1 + most - x.ndim))) for x in xs]
 
 
-def _merged(run: Callable[..., jax.Array]) -> Operator:
-    return Operator(run, mask=_any_mask, arrays=SEVERAL)
-
-
 def _add(at: At, *xs: jax.Array) -> jax.Array:
     """Whatever the masks say."""
     return functools.reduce(jnp.add, _alike(xs))
@@ -147,13 +145,6 @@ def _multiply(at: At, *xs: jax.Array) -> jax.Array:
     ys = functools.reduce(jnp.multiply, _alike(shown))
     mask = _any_mask(at)
     return ys if mask is None else jnp.where(mask[..., None], ys, 0)
-
-
-def _arguments(at: At, xs: Sequence[jax.Array]) -> list[Any]:
-    """Those of a function of ``keras.ops``, among which numbers may stand."""
-    rest = iter(xs)
-    template = at.config.get("arguments", (None,) * len(xs))
-    return [next(rest) if value is None else value for value in template]
 
 
 def _any_mask(at: At, *xs: jax.Array) -> jax.Array | None:
@@ -200,13 +191,10 @@ def _conv(at: At, x: jax.Array) -> jax.Array:
     return get_function(config["activation"])(ys)
 
 
-def _conv_weights(rank: int) -> Callable[[Mapping[str, Any]], Mapping[str, Weights]]:
-    def weights(config: Mapping[str, Any]) -> Mapping[str, Weights]:
-        size = config["filters"]
-        kernel = (*_many(config["kernel_size"], rank), None, size)
-        return {"": {"kernel": kernel} | ({"bias": (size,)} if config["use_bias"] else {})}
-
-    return weights
+def _conv_weights(rank: int, config: Mapping[str, Any]) -> Mapping[str, Weights]:
+    size = config["filters"]
+    kernel = (*_many(config["kernel_size"], rank), None, size)
+    return {"": {"kernel": kernel} | ({"bias": (size,)} if config["use_bias"] else {})}
 
 
 def _pool(maximum: bool, at: At, x: jax.Array) -> jax.Array:
@@ -226,21 +214,16 @@ def _global_average(at: At, x: jax.Array) -> jax.Array:
 # --- norms ---------------------------------------------------------------------------------------
 
 
-def _axes(config: Mapping[str, Any]) -> tuple[int, ...]:
-    return _many(config["axis"], 1)
-
-
-def _norm_weights(*more: str) -> Callable[[Mapping[str, Any]], Mapping[str, Weights]]:
-    def weights(config: Mapping[str, Any]) -> Mapping[str, Weights]:
-        names = [name for name, asked in (("gamma", "scale"), ("beta", "center")) if config[asked]]
-        return {"": dict.fromkeys((*names, *more), (None,) * len(_axes(config)))}
-
-    return weights
+def _norm_weights(more: Sequence[str], config: Mapping[str, Any]) -> Mapping[str, Weights]:
+    names = [name for name, asked in (("gamma", "scale"), ("beta", "center")) if config[asked]]
+    return {"": dict.fromkeys((*names, *more), (None,) * len(_many(config["axis"], 1)))}
 
 
 def _along(at: At, x: jax.Array, name: str) -> Any:
     """A parameter with the axes of the array, for those that are normalised."""
-    axes = {range(x.ndim)[axis] for axis in _axes(at.config)}  # IndexError for one out of range
+    axes = {
+        range(x.ndim)[axis] for axis in _many(at.config["axis"], 1)
+    }  # IndexError for one out of range
     shape = [n if i in axes else 1 for i, n in enumerate(x.shape)]
     return at.params[name].reshape(shape) if name in at.params else None
 
@@ -252,7 +235,8 @@ def _layer_norm(at: At, x: jax.Array) -> jax.Array:
             "them before it, as keras.ops.cast does"
         )
     scale, shift = (_along(at, x, name) for name in ("gamma", "beta"))
-    return operators.standardize(x, _axes(at.config), at.config["epsilon"], scale, shift)
+    axes, epsilon = _many(at.config["axis"], 1), at.config["epsilon"]
+    return operators.standardize(x, axes, epsilon, scale, shift)
 
 
 def _batch_norm(at: At, x: jax.Array) -> jax.Array:
@@ -295,13 +279,11 @@ def _heads(at: At, query: jax.Array, value: jax.Array, key: Any = None) -> jax.A
         ys = jnp.einsum("btd,dhk->bthk", x, at.params[f"{name}_kernel"])
         return ys + at.params[f"{name}_bias"] if f"{name}_bias" in at.params else ys
 
-    q, v, k = (project("query", query), project("value", value),
-               project("key", value if key is None else key))  # fmt: skip
-    mask = None
-    for one, axis in zip(at.masks, (2, 1, 1), strict=False):
-        if one is not None:
-            one = jnp.expand_dims(one, axis)
-            mask = one if mask is None else mask & one
+    q, v = project("query", query), project("value", value)
+    k = project("key", value if key is None else key)
+    marks = zip(at.masks, (2, 1, 1), strict=False)
+    masks = [jnp.expand_dims(mask, axis) for mask, axis in marks if mask is not None]
+    mask = functools.reduce(jnp.logical_and, masks) if masks else None
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) * at.config["key_dim"] ** -0.5
     weights = _attend(at, scores, None if mask is None else mask[:, None])
     ys = jnp.einsum("bhqk,bkhd,hde->bqe", weights, v, at.params["output_kernel"])
@@ -327,16 +309,13 @@ def _head_weights(config: Mapping[str, Any]) -> Mapping[str, Weights]:
 # --- options -------------------------------------------------------------------------------------
 
 
-_CONV = MappingProxyType({
+_CONV = {
     "filters": ..., "kernel_size": ..., "strides": 1, "padding": "valid", "dilation_rate": 1,
     "groups": 1, "activation": "linear", "use_bias": True,
-})  # fmt: skip
-_POOL = MappingProxyType({"pool_size": ..., "strides": None, "padding": "valid"})
-_NORM = MappingProxyType({"axis": -1, "epsilon": 1e-3, "center": True, "scale": True})
-_HEADS = MappingProxyType({
-    "num_heads": ..., "key_dim": ..., "value_dim": None, "use_bias": True, "dropout": 0.0,
-})  # fmt: skip
-_NUMBERS = MappingProxyType({"arguments": ...})
+}  # fmt: skip
+_POOL = {"pool_size": ..., "strides": None, "padding": "valid"}
+_NORM = {"axis": -1, "epsilon": 1e-3, "center": True, "scale": True}
+_HEADS = {"num_heads": ..., "key_dim": ..., "value_dim": None, "use_bias": True, "dropout": 0.0}
 
 _NONE: tuple[Any, ...] = (None, False, [], 0)
 _UNUSED: Mapping[str, tuple[Any, ...]] = {
@@ -371,13 +350,6 @@ def operation(entry: Entry) -> Operation:
 # --- the table -----------------------------------------------------------------------------------
 
 
-_MOVING = "moving_mean", "moving_variance"
-
-
-def _first_mask(at: At, *xs: jax.Array) -> jax.Array | None:
-    return at.masks[0]
-
-
 def _part_of(at: At, x: jax.Array) -> jax.Array:
     key = tuple(slice(*k) if isinstance(k, tuple) else k for k in at.config["key"])
     if all(isinstance(size, int) for size in x.shape):
@@ -385,34 +357,33 @@ def _part_of(at: At, x: jax.Array) -> jax.Array:
     return x[key]
 
 
-def _plain(function: Callable[..., jax.Array]) -> Operator:
-    """A function of ``keras.ops``; none of them hands a mask on."""
-    return Operator(lambda at, *xs: function(*_arguments(at, xs)), arrays=SEVERAL, options=_NUMBERS)
+def _arithmetic(function: Callable[..., jax.Array], at: At, *xs: jax.Array) -> jax.Array:
+    """Of arrays, among which numbers may stand."""
+    rest = iter(xs)
+    return function(*(next(rest) if value is None else value for value in at.config["arguments"]))
 
 
 def _row(run: Callable[..., Any], **options: Any) -> Operator:
     return Operator(run, options=options)
 
 
-def _pools(maximum: bool) -> Operator:
-    return Operator(functools.partial(_pool, maximum), options=_POOL)
-
-
 # By the names that JAX has for them, in the order of the alphabet.
 _ARITHMETIC = ("add", "divide", "logical_and", "logical_or", "matmul", "multiply", "not_equal",
                "subtract", "true_divide")  # fmt: skip
 
+_max_pool, _average_pool = (partial(_pool, maximum) for maximum in (True, False))
+
 OPERATORS: Mapping[str, Operator] = {
-    "Add": _merged(_add),
-    "Multiply": _merged(_multiply),
-    "Average": _merged(lambda at, *xs: _add(at, *xs) / len(xs)),
+    "Add": Operator(_add, mask=_any_mask, arrays=SEVERAL),
+    "Multiply": Operator(_multiply, mask=_any_mask, arrays=SEVERAL),
+    "Average": Operator(lambda at, *xs: _add(at, *xs) / len(xs), mask=_any_mask, arrays=SEVERAL),
     "Concatenate": Operator(_concatenate, mask=_joined_mask, arrays=SEVERAL, options={"axis": -1}),
     "Dot": Operator(_dot, arrays=(2, 2), options={"axes": ...}),
-    "Conv1D": Operator(_conv, _conv_weights(1), options=_CONV),
-    "Conv2D": Operator(_conv, _conv_weights(2), options=_CONV),
-    "MaxPooling1D": _pools(True),
-    "MaxPooling2D": _pools(True),
-    "AveragePooling1D": _pools(False),
+    "Conv1D": Operator(_conv, partial(_conv_weights, 1), options=_CONV),
+    "Conv2D": Operator(_conv, partial(_conv_weights, 2), options=_CONV),
+    "MaxPooling1D": Operator(_max_pool, options=_POOL),
+    "MaxPooling2D": Operator(_max_pool, options=_POOL),
+    "AveragePooling1D": Operator(_average_pool, options=_POOL),
     "GlobalAveragePooling1D": _row(_global_average),
     "GlobalMaxPooling1D": _row(lambda at, x: x.max(1)),
     "UpSampling1D": _row(lambda at, x: jnp.repeat(x, at.config["size"], axis=1), size=2),
@@ -427,19 +398,24 @@ OPERATORS: Mapping[str, Operator] = {
     "Softmax": _row(lambda at, x: jax.nn.softmax(x, at.config["axis"]), axis=-1),
     "RepeatVector": _row(lambda at, x: jnp.repeat(x[:, None], at.config["n"], axis=1), n=...),
     "BatchNormalization": Operator(
-        _batch_norm, _norm_weights(*_MOVING), _first_mask, options=_NORM
+        _batch_norm, partial(_norm_weights, ("moving_mean", "moving_variance")), True, options=_NORM
     ),
-    "LayerNormalization": Operator(_layer_norm, _norm_weights(), _first_mask, options=_NORM),
+    "LayerNormalization": Operator(_layer_norm, partial(_norm_weights, ()), True, options=_NORM),
     "Attention": Operator(
         _attention,
         lambda config: {"": {"scale": ()} if config["use_scale"] else {}},
-        _first_mask,
+        True,
         (2, 3),
         {"use_scale": False, "dropout": 0.0},
     ),
-    "MultiHeadAttention": Operator(_heads, _head_weights, _first_mask, (2, 3), _HEADS),
+    "MultiHeadAttention": Operator(_heads, _head_weights, True, (2, 3), _HEADS),
     # What a functional model computes of its masks, and arithmetic with tensors.
-    **{f"ops.{n.title().replace('_', '')}": _plain(getattr(jnp, n)) for n in _ARITHMETIC},
+    **{
+        f"ops.{name.title().replace('_', '')}": Operator(
+            partial(_arithmetic, getattr(jnp, name)), arrays=SEVERAL, options={"arguments": ...}
+        )
+        for name in _ARITHMETIC
+    },
     "ops.Concatenate": Operator(_concatenate, arrays=SEVERAL, options={"axis": 0}),
     "ops.Any": _row(lambda at, x: jnp.any(x, at.config["axis"]), axis=None),
     "ops.Mean": _row(lambda at, x: jnp.mean(x, at.config["axis"]), axis=None),

@@ -44,6 +44,10 @@ _RECURRENT_KEY = re.compile(
     rf"(?P<array>{'|'.join(_ARRAYS[Recurrent].values())})"
     r"(?P<place>(?:_l(?:0|[1-9][0-9]{0,3})(?:_reverse)?)?)"
 )
+_COMPLETE = (
+    "check that the state dict is complete, and without weight_norm, which "
+    "torch.nn.utils.remove_weight_norm takes away"
+)
 _DEEPEST = 6  # dicts in dicts, the outermost counted; longer paths would be memory for nothing
 _MOST_STATES = 1000  # that are looked at
 _WRAPPERS = ("module.", "_orig_mod.")  # of nn.DataParallel and torch.compile
@@ -282,18 +286,7 @@ def _read_recurrent(module: Module, named: Mapping[str, np.ndarray], nonlinearit
 
 def _read_cell(where: str, arrays: Mapping[str, np.ndarray], nonlinearity: str) -> tuple[Cell, int]:
     """The cell that computes what one layer of a module does, and the number of its inputs."""
-    for name in ("weight_ih", "weight_hh"):
-        if name not in arrays:
-            raise InteropError(
-                f"{where} has no {name}; check that the state dict is complete, and without "
-                "weight_norm, which torch.nn.utils.remove_weight_norm takes away"
-            )
-    if ("bias_ih" in arrays) != ("bias_hh" in arrays):
-        raise InteropError(
-            f"{where} should have both biases or none, but has one; check that the state dict is "
-            "complete"
-        )
-    weight, projection = arrays["weight_hh"], arrays.get("weight_hr")
+    weight, projection = arrays.get("weight_hh", np.zeros(())), arrays.get("weight_hr")
     units = weight if projection is None else projection
     hidden = units.shape[1] if units.ndim == weight.ndim == 2 else 0
     gates, rest = divmod(weight.shape[0], hidden) if hidden else (0, 0)
@@ -307,25 +300,26 @@ def _read_cell(where: str, arrays: Mapping[str, np.ndarray], nonlinearity: str) 
         raise InteropError(
             f"weight_hh of {where} should be (gates * {hidden or 'hidden_size'}, hidden_size) with "
             f"4, 3 or 1 gates for an LSTM, a GRU or an RNN, and 4 where there is a weight_hr, but "
-            f"is {weight.shape}; check the state dict"
+            f"is {weight.shape if 'weight_hh' in arrays else 'missing'}; {_COMPLETE}"
         )
-    options: dict[str, Any] = {"use_bias": "bias_ih" in arrays, "param_dtype": weight.dtype}
+    biased = "bias_ih" in arrays or "bias_hh" in arrays
+    options: dict[str, Any] = {"use_bias": biased, "param_dtype": weight.dtype}
     if gates != 3:
-        options["use_recurrent_bias"] = "bias_ih" in arrays
+        options["use_recurrent_bias"] = biased
     if gates == 1:
         options["activation"] = nonlinearity
     if projected:
         options["proj_size"] = weight.shape[1]
     cell: Cell = kinds[0](hidden, **options)
-    inputs = arrays["weight_ih"].shape[-1] if arrays["weight_ih"].ndim == 2 else 0
-    for name, parameter in cell.parameters(max(inputs, 1)).items():
-        theirs = _ARRAYS[Recurrent][name]
-        if arrays[theirs].shape != parameter.shape[::-1]:
-            raise InteropError(
-                f"{theirs} of {where}, an {FORMS['torch'][type(cell)].name} of {hidden} units and "
-                f"{inputs} inputs, should be {parameter.shape[::-1]}, but is "
-                f"{arrays[theirs].shape}; check the state dict"
-            )
+    inputs = (0, *np.shape(arrays.get("weight_ih", ())))[-1]
+    parameters = cell.parameters(max(inputs, 1)).items()
+    expected = {_ARRAYS[Recurrent][name]: one.shape[::-1] for name, one in parameters}
+    came = {name: array.shape for name, array in arrays.items()}
+    if came != expected:
+        raise InteropError(
+            f"{where}, an {FORMS['torch'][type(cell)].name} of {hidden} units, should have "
+            f"{expected}, but has {came}; {_COMPLETE}"
+        )
     check_one_type(where, arrays.values())
     return cell, inputs
 
