@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from interop_helpers import random_model
 
 import rnnjax
 from rnnjax import Bidirectional, Directions, GRUCell, InvalidInputError, LSTMCell
@@ -38,29 +39,19 @@ def xs(random_like: Any) -> jax.Array:
     return random_like(np.zeros((TIME, BATCH, FEATURES)), 9)
 
 
-def test_a_chain_is_its_layers_by_hand(draw: Any, random_like: Any, assert_close: Any) -> None:
+def test_a_chain_is_its_layers_by_hand(assert_close: Any) -> None:
     """Ids with padding, two recurrent layers, a softmax: the mask goes from layer to layer."""
     lstm, gru = LSTMCell(HIDDEN), GRUCell(HIDDEN)
-    table, dense = random_like((np.zeros((7, FEATURES)), np.zeros((HIDDEN, 7))), 1)
-    params = {
-        "embedding": {"embedding": table},
-        "lstm": draw(lstm, 2),
-        "gru": draw(gru, 3, HIDDEN),
-        "dense": {"kernel": dense},
-    }
-    model = Model(
-        Sequential(
-            (
-                Embedding("embedding", 7, FEATURES, mask_zero=True),
-                Recurrent("lstm", lstm, masked_outputs="last"),
-                Dropout("dropout", rnnjax.Dropout(0.5)),
-                Recurrent("gru", gru, return_sequences=False),
-                Dense("dense", 7, use_bias=False),
-                Activation("softmax", "softmax"),
-            )
-        ),
-        params,
+    layers = (
+        Embedding("embedding", 7, FEATURES, mask_zero=True),
+        Recurrent("lstm", lstm, masked_outputs="last"),
+        Dropout("dropout", rnnjax.Dropout(0.5)),
+        Recurrent("gru", gru, return_sequences=False),
+        Dense("dense", 7, use_bias=False),
+        Activation("softmax", "softmax"),
     )
+    model = random_model(Sequential(layers))
+    table, dense = model.params["embedding"]["embedding"], model.params["dense"]["kernel"]
     ids = np.array([[1, 2, 0], [3, 0, 0], [4, 6, 0], [5, 1, 0], [2, 0, 0]])
     mask = ids != 0
 
@@ -73,7 +64,7 @@ def test_a_chain_is_its_layers_by_hand(draw: Any, random_like: Any, assert_close
         noisy = model.apply(params, ids, key=jax.random.key(0))[1]
         return model.apply(params, ids), expected, noisy
 
-    actual, expected, noisy = run(params)
+    actual, expected, noisy = run(model.params)
     assert_close(actual, expected, 1e-6)
     assert not np.allclose(noisy, actual[1])
 
@@ -184,7 +175,7 @@ def test_a_network_built_twice_compiles_once(draw: Any, xs: jax.Array) -> None:
             "do not belong",
         ),
         (lambda: simple(last=True)(np.ones((2, 1, 3), np.float32)), "set return_sequences there"),
-        (lambda: simple(dense=4)(np.ones((2, 1, 3), np.float32)), "its kernel takes 4"),
+        (lambda: dense()(np.ones((2, 1, 3), np.float32)), "its kernel takes 4"),
         (lambda: embedded()(np.ones((2, 1), np.float32)), "takes integer ids"),
         (
             lambda: simple()(np.ones((2, 1, 3), np.float32), lengths=np.ones(1, np.float32)),
@@ -198,32 +189,19 @@ def test_what_does_not_fit_is_refused(make: Any, message: str) -> None:
     assert message in str(caught.value)
 
 
-def ones(cell: rnnjax.Cell, features: int) -> Any:
-    shapes = jax.eval_shape(lambda: cell.init(jax.random.key(0), features))
-    return jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes)
-
-
-def simple(last: bool = False, dense: int = 0) -> Model:
-    cell = GRUCell(2)
-    layers: list[Any] = [Recurrent("rnn", cell, return_sequences=not last)]
-    params = {"rnn": ones(cell, 3)}
-    if last:
-        layers.append(Recurrent("again", cell))
-        params["again"] = ones(cell, 2)
-    if dense:
-        layers.append(Dense("dense", 1))
-        params["dense"] = {
-            "kernel": np.ones((dense, 1), np.float32),
-            "bias": np.zeros(1, np.float32),
-        }
-    return Model(Sequential(tuple(layers)), params)
+def simple(last: bool = False) -> Model:
+    layers = [Recurrent("rnn", GRUCell(2), return_sequences=not last)]
+    layers += [Recurrent("again", GRUCell(2))] * last
+    return random_model(Sequential(tuple(layers)), 3)
 
 
 def embedded() -> Model:
-    return Model(
-        Sequential((Embedding("embedding", 3, 2),)),
-        {"embedding": {"embedding": np.ones((3, 2), np.float32)}},
-    )
+    return random_model(Sequential((Embedding("embedding", 3, 2),)))
+
+
+def dense() -> Model:
+    params = {"dense": {"kernel": np.ones((4, 1), np.float32)}}
+    return Model(Sequential((Dense("dense", 1, use_bias=False),)), params)
 
 
 def test_an_id_out_of_range_is_seen() -> None:

@@ -255,8 +255,8 @@ class _Level:
         for entry, value in listed:
             # A node has its name beside its config, and that is what others call it by.
             name, nodes = value.get("name", entry.name), value.get("inbound_nodes")
-            # A function of keras.ops is there by its name, as if it were a layer of Keras 3. Of
-            # those SpatialDropout1D alone does not say either whether it is trained.
+            # A function of keras.ops is there by its name, as if it were a layer of Keras 3; in .h5
+            # no module says so. Of layers a SpatialDropout1D alone tells not if it is trained.
             layer = "trainable" in entry.config or entry.kind == "SpatialDropout1D"
             if not layer and _is_keras_3(nodes) and not is_model(entry.kind):
                 entry = dataclasses.replace(entry, kind=f"ops.{entry.kind}")
