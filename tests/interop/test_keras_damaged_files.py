@@ -244,12 +244,6 @@ def test_what_is_refused_in_hdf5(
         interop.load(sound, like=small_model())
 
 
-def test_nan_is_allowed(sound: Path) -> None:
-    with h5py.File(sound, "r+") as file:
-        file[KERNEL][0, 0] = np.nan
-    assert np.isnan(interop.load(sound, like=small_model()).params["lstm"]["kernel"][0, 0])
-
-
 def archive(path: Path, **changes: bytes | None) -> Path:
     """A sound archive with members changed, added or dropped."""
     interop.save(small_model(), path)

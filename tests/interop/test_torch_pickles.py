@@ -262,28 +262,6 @@ def test_a_file_is_a_model(form: str, gates: int, tmp_path: pathlib.Path) -> Non
     assert str(convert.load(path)) == str(model)
 
 
-def test_a_name_is_looked_up_nowhere(monkeypatch: Any) -> None:
-    """Python's way to a name, and its unpickling in C, are taken away here."""
-    for name in ("load", "loads", "Unpickler"):
-        monkeypatch.setattr(pickle, name, None)
-    python: Any = pickle
-    monkeypatch.setattr(python._Unpickler, "find_class", None)
-    tree = {"a": View.of(np.arange(6.0).reshape(2, 3)), "b": [1, None, ("c", 2.5)]}
-    for form in FORMS:
-        assert_same(arrays(read_saved(io.BytesIO(saved(tree, form)))[0]), arrays(tree))
-
-
-def test_sizes_of_64_bits_are_read(monkeypatch: Any) -> None:
-    """As in files beyond 4 GiB, the sizes stand in other places than those of 32 bits."""
-    tree = {"a": View.of(np.arange(600.0)), "b": View.of(np.arange(3))}
-    plain = saved(tree)
-    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 20)
-    wide = saved(tree)
-    assert wide.count(b"PK\x06\x06") == 1 > plain.count(b"PK\x06\x06")
-    for content in (plain, wide, plain + b"behind"):
-        assert_same(arrays(read_saved(io.BytesIO(content))[0]), arrays(tree))
-
-
 def test_old_pickles_and_new_ones_are_read() -> None:
     """Text in bytes and pairs in lists, as Python 2 wrote them; frames and memos of protocol 4."""
     two = b"\x80\x02" + named("collections", "OrderedDict") + b"(](](U\x01aK\x01eetR."
