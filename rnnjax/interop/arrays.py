@@ -56,6 +56,13 @@ def float_array(name: str, value: Any) -> np.ndarray:
     return array
 
 
+def input_size(params: Any) -> int:
+    """How many features a layer takes: the rows of its kernel, or of that of its first cell."""
+    while not (isinstance(params, Mapping) and "kernel" in params):
+        params = params["cell"] if isinstance(params, Mapping) else params[0]
+    return int(np.shape(params["kernel"])[0])
+
+
 def check_one_type(where: str, arrays: Iterable[np.ndarray]) -> None:
     """Raise InteropError unless all arrays are of one type."""
     types = sorted({str(array.dtype) for array in arrays})

@@ -75,7 +75,8 @@ class Spelling(NamedTuple):
 
     keras: str = ""  # its name in Keras 3; empty where it has none
     onnx: str = ""  # the operator of ONNX that is it; empty where it takes several
-    numbers: Mapping[str, float] = MappingProxyType({})  # the attributes of that
+    numbers: Mapping[str, Any] = MappingProxyType({})  # the attributes of that; of a class, where
+    # it is left to its defaults
     in_cells: bool = False  # whether ONNX's recurrent operators have it too
 
 
@@ -91,9 +92,9 @@ SPELLINGS: Mapping[str | type[Any], Spelling] = {
         "hard_sigmoid", "HardSigmoid", {"alpha": 1 / 6, "beta": 0.5}, in_cells=True
     ),
     "legacy_hard_sigmoid": Spelling("", "HardSigmoid", {"alpha": 0.2, "beta": 0.5}, in_cells=True),
-    ELU: Spelling("", "Elu", in_cells=True),
-    HardSigmoid: Spelling("", "HardSigmoid", in_cells=True),
-    LeakyReLU: Spelling("", "LeakyRelu", in_cells=True),
+    ELU: Spelling("", "Elu", {"alpha": 1.0}, in_cells=True),
+    HardSigmoid: Spelling("", "HardSigmoid", {"alpha": 0.2, "beta": 0.5}, in_cells=True),
+    LeakyReLU: Spelling("", "LeakyRelu", {"alpha": 0.01}, in_cells=True),
     "selu": Spelling("selu", "Selu"),
     "exponential": Spelling("exponential", "Exp"),
     "hard_silu": Spelling("hard_silu", "HardSwish"),
@@ -102,10 +103,10 @@ SPELLINGS: Mapping[str | type[Any], Spelling] = {
     "hard_tanh": Spelling("hard_tanh"),
     "relu6": Spelling("relu6"),
     "silu": Spelling("silu"),
-    "mish": Spelling("mish"),
+    "mish": Spelling("mish", "Mish"),
     "log_sigmoid": Spelling("log_sigmoid"),
-    "gelu": Spelling(),
-    "exact_gelu": Spelling("gelu"),
+    "gelu": Spelling("", "Gelu", {"approximate": "tanh"}),
+    "exact_gelu": Spelling("gelu", "Gelu"),
 }
 """By a name of ``FUNCTIONS``, or a class whose fields are the numbers, its spellings."""
 

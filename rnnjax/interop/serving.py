@@ -11,9 +11,9 @@ from jax import export as jax_export
 from jax.export import Exported
 
 from rnnjax.errors import InvalidInputError
-from rnnjax.interop.layers import Embedding, OneHotIds
+from rnnjax.interop.arrays import input_size
+from rnnjax.interop.layers import Embedding, OneHotIds, Recurrent
 from rnnjax.interop.model import Functional, Model, Sequential, check_model
-from rnnjax.interop.onnx.recurrent import input_size
 
 
 def export(
@@ -94,6 +94,7 @@ def input_shapes(model: Model, steps: Any, batch: Any) -> Any:
             # Ids of NumPy are of 64 bits, which programs have only where JAX is told so.
             return jax.ShapeDtypeStruct(axes, jax.dtypes.canonicalize_dtype(np.int64))
         if model.params.get(layer.name):
-            features = input_size(model.params[layer.name])
+            raw = layer.cell.raw_inputs if isinstance(layer, Recurrent) else 0
+            features = input_size(model.params[layer.name]) + raw
             break
     return jax.ShapeDtypeStruct((*axes, features), np.dtype(np.float32))

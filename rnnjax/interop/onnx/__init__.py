@@ -20,10 +20,11 @@ def load(source: Any) -> Model:
 
     The graph may be of RNN, GRU and LSTM nodes, and of the operators that exporters put around
     them: arithmetic, convolutions, pools, normalisations, branches, loops. ``model.layers`` has
-    each recurrent node as a `Recurrent` with the cell that computes it; other arrays of floats are
-    ``"constants"``, by their names in the file. They are the parameters, and can be trained. Two
-    biases of a gate stay two where the second is not zero, as in PyTorch: an optimizer moves their
-    sum by two steps at once. ``clip`` is refused where it could be reached.
+    each recurrent node as a `Recurrent` with the cell that computes it; other arrays of floats, and
+    weights that nodes share or put together, are ``"constants"``, by their names in the file. They
+    are the parameters, and can be trained. Two biases of a gate stay two where the second is not
+    zero, as in PyTorch: an optimizer moves their sum by two steps at once. ``clip`` is refused
+    where it could be reached.
 
     ``model.apply(params, xs, carry)`` takes and returns data with the graph's own axes, as any
     runtime does. ``xs`` is the graph's first input, or a dict of inputs by name; one that becomes

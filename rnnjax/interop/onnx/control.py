@@ -1,27 +1,183 @@
-"""Operators that run graphs inside of them: branches and loops."""
+"""What an operator is told besides its inputs, and the operators that run graphs inside of them."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+import collections
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from rnnjax.interop.onnx.at import At, is_known
+from rnnjax.errors import InteropError
 
-MOST_TRIPS = 2**20
-"""The largest product of the trips of loops in each other."""
+_MOST_TRIPS = 2**20  # of loops in each other: the product of how often each of them runs
 
 
-class Inner(NamedTuple):
-    """A graph inside of a node, as its operator is given it."""
+@dataclasses.dataclass
+class Budget:
+    """What one run of a graph may still do, whatever its file asks for."""
 
-    run: Callable[..., list[Any]]  # from its inputs to its outputs, where it runs once, here
-    # trace(times, *inputs): the same where it may run so many times, or not at all
-    trace: Callable[..., list[Any]]
-    # known(*inputs): what follows from inputs that are known; None where one is not
-    known: Callable[..., list[Any]]
+    elements: int  # that it makes in all arrays together
+    nodes: int  # that it runs on known values, to count the steps of loops
+
+
+@dataclasses.dataclass(frozen=True)
+class At:
+    """What an operator is told besides its inputs."""
+
+    node: Any
+    place: int  # of the node in its graph
+    run: Any  # of that graph
+    values: Any  # that there are in it, a mapping by their names
+
+    @property
+    def opset(self) -> int:
+        """The version of ONNX's operators in the model."""
+        return int(self.run.graph.opset)
+
+    @property
+    def num_outputs(self) -> int:
+        """How many outputs the node has."""
+        return len(self.node.outputs)
+
+    @property
+    def key(self) -> jax.Array | None:
+        """For what is random; None for prediction."""
+        key = self.run.context.key
+        return None if key is None else jax.random.fold_in(key, self.place)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """An attribute, or the default."""
+        return self.node.get(name, default)
+
+    def fail(self, message: str) -> InteropError:
+        """An error that names the node."""
+        return InteropError(f"node {self.node.label}: {message}")
+
+    def bound(self, shape: Any) -> tuple[Any, ...]:
+        """The shape, if an array of it may be made."""
+        sizes, most = tuple(shape), self.run.budget.elements
+        # Others are of a program for any batch, whoever runs it. A size of 0 makes nothing, but
+        # what is made next to it, of the other sizes, is made.
+        fixed = [int(size) for size in sizes if is_fixed(size)]
+        if min(fixed, default=0) < 0 or math.prod(max(1, size) for size in fixed) > most:
+            raise self.fail(
+                f"it asks for an array of shape {fixed[:8]}, but at most {most:,} elements may "
+                "still be made; check the sizes in the file"
+            )
+        return sizes
+
+    def known(self, array: Any, what: str) -> Any:
+        """The array, if its values are known before the graph runs."""
+        if not is_known(array):
+            raise self.fail(
+                f"its {what} follow from the values of an input, so that shapes are not known when "
+                "the graph is compiled; make them constant before exporting"
+            )
+        return array
+
+    def integers(self, array: Any, what: str) -> list[int]:
+        """Axes, shapes, and so on: they have to be known."""
+        if self.known(array, what).dtype.kind not in "iu" or array.ndim > 1:
+            raise self.fail(
+                f"its {what} are {array.dtype}{list(array.shape)}, but should be integers"
+            )
+        return [int(number) for number in array.reshape(-1)]
+
+    def listed(self, name: str, given: Any) -> list[int] | None:
+        """Integers from an attribute in old models and from an input in new ones."""
+        if self.get(name) is not None:
+            return list(self.get(name))
+        return None if given is None else self.integers(given, name)
+
+    def axis(self, axis: int, rank: int) -> int:
+        """The axis, counted from the first."""
+        if not -rank <= axis < rank:
+            raise self.fail(f"axis {axis} is not one of the {rank} axes of its input")
+        return axis % rank
+
+    def computed(self, function: Callable[..., Any], *arrays: Any) -> Any:
+        """What JAX makes of arrays, if arrays of that size may be made; see `by_jax`."""
+        leaves = jax.tree.leaves(jax.eval_shape(function, *arrays))
+        self.bound([sum(math.prod(leaf.shape) for leaf in leaves)])
+        return by_jax(function, *arrays)
+
+    def inside(self, body: Any, inputs: Sequence[Any], times: int | None = None) -> list[Any]:
+        """What a graph inside of the node makes of its inputs.
+
+        ``times`` is how often it may run, or not at all; None where it runs once, here.
+        """
+        run = dataclasses.replace(
+            self.run, context=dataclasses.replace(self.run.context, key=self.key)
+        )
+        if times is not None:
+            trips = max(1, run.trips) * max(1, times)
+            if trips > _MOST_TRIPS:
+                raise self.fail(
+                    f"loops in each other run {trips:,} trips, but at most {_MOST_TRIPS:,} are "
+                    "run; check the numbers of trips in the file, or give shorter sequences"
+                )
+            # States after a node that runs often, or not at all, are not those of a layer.
+            run = dataclasses.replace(run, trips=trips, carries={})
+        own = dict(zip(body.inputs, inputs, strict=True))
+        values: Any = collections.ChainMap(own, self.values)
+        run.nodes(body.nodes, values)
+        return [made(values, name) for name in body.outputs]
+
+
+def made(values: Mapping[str, Any], name: str) -> Any:
+    """A value of a graph that is an output."""
+    if name not in values:
+        raise InteropError(
+            f"the graph gives {name!r}, which no node makes: an operator before it has fewer "
+            "outputs than are named; export the model again, for inference"
+        )
+    return values[name]
+
+
+def is_fixed(size: Any) -> bool:
+    """Whether a size is a number, and not that of a program for any batch."""
+    return isinstance(size, int | np.integer)
+
+
+def is_known(array: Any) -> bool:
+    """Whether the values are known before the graph runs."""
+    return array is None or isinstance(array, np.ndarray | np.generic)
+
+
+def module_of(*arrays: Any) -> Any:
+    """NumPy where all are known, so that what follows from them stays known; else JAX's."""
+    return np if all(map(is_known, arrays)) else jnp
+
+
+def by_jax(function: Callable[..., Any], *arrays: Any) -> Any:
+    """Compute by JAX; known arrays give a known result all the same."""
+
+    def run() -> Any:
+        return function(*(None if x is None else jnp.asarray(x) for x in arrays))
+
+    if not all(map(is_known, arrays)):
+        return run()
+    # Under jit as well, and with all bits: what is known may be the end of a slice, 2^63 - 1.
+    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+        return jax.tree.map(np.asarray, run())
+
+
+def traced_dtype(dtype: np.dtype[Any], what: str) -> np.dtype[Any]:
+    """JAX's type for one of ONNX: integers of 64 bits are of 32 where JAX has no others."""
+    canonical = jax.dtypes.canonicalize_dtype(dtype)
+    if dtype == np.float64 and canonical != dtype:
+        raise InteropError(
+            f"the model computes in float64 ({what}), which JAX has only where it is told so: "
+            'jax.config.update("jax_enable_x64", True), or convert the model to float32'
+        )
+    return canonical
+
+
+# --- Branches and loops ---
 
 
 def branch(at: At, condition: Any) -> Any:
@@ -33,19 +189,17 @@ def branch(at: At, condition: Any) -> Any:
     condition = condition.reshape(())
     then, other = at.get("then_branch"), at.get("else_branch")
     if is_known(condition):
-        return tuple((then if condition else other).run())
-    return tuple(
-        lax.cond(
-            condition,
-            lambda: list(map(jnp.asarray, then.trace(1))),
-            lambda: list(map(jnp.asarray, other.trace(1))),
-        )
-    )
+        return tuple(at.inside(then if condition else other, ()))
+
+    def run(body: Any) -> list[jax.Array]:
+        return list(map(jnp.asarray, at.inside(body, (), 1)))
+
+    return tuple(lax.cond(condition, lambda: run(then), lambda: run(other)))
 
 
 def loop(at: At, trips: Any, condition: Any, *states: Any) -> Any:
     """The graph once for each trip, as long as it says so: how often has to be known."""
-    body: Inner = at.get("body")
+    body = at.get("body")
     count = None if trips is None else trips.reshape(())
     more = np.bool_(True) if condition is None else condition.reshape(())
     steps = _steps(at, body, count, more, states)
@@ -56,62 +210,75 @@ def loop(at: At, trips: Any, condition: Any, *states: Any) -> Any:
         )
 
     def step(carry: Any, i: Any) -> list[Any]:
-        return body.trace(steps, i, np.bool_(True), *carry)[1:]
+        return at.inside(body, (i, np.bool_(True), *carry), steps)[1:]
 
-    return _scanned(at, step, states, steps, None)
+    numbers = np.arange(min(steps, _MOST_TRIPS + 1), dtype=jnp.result_type(int))
+    return _scanned(at, step, states, steps, numbers)
 
 
-def _steps(at: At, body: Inner, count: Any, more: Any, states: Sequence[Any]) -> int | None:
+def _steps(at: At, body: Any, count: Any, more: Any, states: Sequence[Any]) -> int | None:
     """How many steps it runs; None if that does not follow from what is known."""
     if not is_known(count) or not is_known(more):
         return None
-    if more and body.known(None, np.bool_(True), *[None] * len(states))[0]:  # whatever the state
+    nodes = [node for node in body.nodes if not node.bodies and not node.layer]
+    around = {name: x for name, x in at.values.items() if is_known(x)}
+
+    def known(step: Any, *states: Any) -> list[Any]:
+        """What follows from what is known; None where something else does."""
+        at.run.budget.nodes -= len(nodes)
+        if at.run.budget.nodes < 0:
+            raise at.fail(
+                "how many steps it runs takes too long to count; make the number of trips constant "
+                "before exporting"
+            )
+        own = zip(body.inputs, (step, np.bool_(True), *states), strict=True)
+        values: Any = collections.ChainMap({n: x for n, x in own if x is not None}, around)
+        at.run.nodes(nodes, values)
+        return [values.get(name) for name in body.outputs]
+
+    if more and known(None, *[None] * len(states))[0]:  # whatever the state
         if count is None:
             raise at.fail("nothing ends it: it has no number of trips, and always goes on")
         return max(0, int(count))
     values: list[Any] = [state if is_known(state) else None for state in states]
     steps = 0
     while more and (count is None or steps < count):
-        more, *made = body.known(np.int64(steps), np.bool_(True), *values)
+        more, *after = known(np.int64(steps), *values)
         if more is None:
             return None
-        values = made[: len(values)]
+        values = after[: len(values)]
         steps += 1
     return steps
 
 
 def scan(at: At, *inputs: Any) -> Any:
     """The graph once for each slice of some inputs, with states from step to step."""
-    body: Inner = at.get("body")
     scanned = at.get("num_scan_inputs")
-    others = [name for name in at.attributes if name not in ("body", "num_scan_inputs")]
+    others = {name for name, _ in at.node.attributes} - {"body", "num_scan_inputs"}
     if at.opset < 9 or not 0 < scanned <= len(inputs) or any(any(at.get(n)) for n in others):
         raise at.fail(
             f"it scans {scanned} of {len(inputs)} inputs in opset {at.opset}, with "
-            f"{', '.join(others) or 'no options'}; read is what opset 9 scans forward over first "
-            "axes"
+            f"{', '.join(sorted(others)) or 'no options'}; read is what opset 9 scans forward over "
+            "first axes"
         )
     xs = list(map(jnp.asarray, inputs[-scanned:]))
     steps = xs[0].shape[0]
 
     def step(carry: Any, one: Any) -> list[Any]:
-        return body.trace(steps, *carry, *one)
+        return at.inside(at.get("body"), (*carry, *one), steps)
 
     return _scanned(at, step, inputs[:-scanned], steps, xs)
 
 
 def _scanned(at: At, step: Any, states: Sequence[Any], steps: Any, xs: Any) -> Any:
-    """The last states, and what all steps made; the step's number stands for no inputs."""
+    """The last states, and what all steps made."""
     states = tuple(map(jnp.asarray, states))
 
     def one(carry: Any, x: Any) -> Any:
-        made = list(map(jnp.asarray, step(carry, x)))
-        return tuple(made[: len(states)]), tuple(made[len(states) :])
+        outputs = tuple(map(jnp.asarray, step(carry, x)))
+        for y in outputs[len(states) :]:  # before anything is made of the steps
+            at.bound((steps, *y.shape))
+        return outputs[: len(states)], outputs[len(states) :]
 
-    # Before anything is made of the steps, so that there are not too many.
-    number = jnp.zeros((), jnp.result_type(int))
-    _, ys = jax.eval_shape(one, states, number if xs is None else [x[0] for x in xs])
-    for y in ys:
-        at.bound((steps, *y.shape))
-    last, ys = lax.scan(one, states, jnp.arange(steps, dtype=number.dtype) if xs is None else xs)
+    last, ys = lax.scan(one, states, xs)
     return (*last, *ys)

@@ -1,9 +1,8 @@
 """Models as ONNX graphs, whose state goes in and comes out so that they can be streamed."""
 
-import itertools
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,21 +10,41 @@ import jax.numpy as jnp
 import numpy as np
 
 import rnnjax
+from rnnjax.cells.base import Cell
 from rnnjax.errors import InteropError, InvalidInputError
+from rnnjax.interop.arrays import in_prediction, input_size
 from rnnjax.interop.files import write_whole
-from rnnjax.interop.layers import Dense, Embedding, OneHotIds, Recurrent
+from rnnjax.interop.functions import SPELLINGS, Function
+from rnnjax.interop.layers import (
+    Activation,
+    Dense,
+    Dropout,
+    Embedding,
+    Layer,
+    OneHotIds,
+    Recurrent,
+)
 from rnnjax.interop.model import Functional, Model, Sequential, check_model
-from rnnjax.interop.onnx.files import import_onnx
+from rnnjax.interop.onnx.files import holders, import_onnx, read_array
 from rnnjax.interop.onnx.graph import CONSTANTS
-from rnnjax.interop.onnx.layers import Writer
-from rnnjax.interop.onnx.read import Imported, body_prefix
-from rnnjax.interop.onnx.recurrent import input_size, params_from_onnx, params_to_onnx
+from rnnjax.interop.onnx.read import Imported
+from rnnjax.interop.onnx.recurrent import (
+    activation_to_onnx,
+    attributes_to_onnx,
+    params_from_onnx,
+    params_to_onnx,
+)
+from rnnjax.interop.serving import input_shapes
+from rnnjax.layers import Bidirectional, Regularized, Stack
 
-OPSET = 17
-"""The version of ONNX's operators that is written: old enough for runtimes of the last years."""
+OPSET = 20
+"""The version of ONNX's operators that is written: the oldest that has every function of ours."""
 
 # Protocol buffers hold no more.
 _MOST_BYTES = 2**31 - 2**20
+
+Axes = list[str | int]
+"""The shape of an input or output: a size, or the name of an axis whose size is free."""
 
 
 def to_proto(
@@ -91,36 +110,21 @@ def to_proto(
             f"ONNX is written time first, but this model is {model.network.axes}; load it with "
             "time_first=True"
         )
-    if not isinstance(model.network, Sequential):
-        if not states or lengths:
-            raise InvalidInputError(
-                "states and lengths are options of models made of layers, but this one is written "
-                "as the graph that it was read from; leave them out"
-            )
-        return _with_metadata(written_back(model), metadata)
-    writer = Writer(states, lengths)
-    writer.write(model.network, model.params, _outputs(model))
-    size = sum(len(constant.raw_data) for constant in writer.constants)
-    if size > _MOST_BYTES:
-        raise InteropError(
-            f"the parameters take {size:,} bytes, but an ONNX file holds fewer than 2 GiB; "
-            "write .safetensors instead"
+    if isinstance(model.network, Sequential):
+        proto = _Writer(states, lengths).write(model)
+    elif states and not lengths:
+        proto = _written_back(model)
+    else:
+        raise InvalidInputError(
+            "states and lengths are options of models made of layers, but this one is written as "
+            "the graph that it was read from; leave them out"
         )
-    helper = writer.onnx.helper
-    graph = helper.make_graph(
-        writer.nodes, "rnnjax", writer.inputs, writer.outputs, initializer=writer.constants
-    )
-    operators = [helper.make_opsetid("", OPSET)]
-    proto = helper.make_model(
-        graph,
-        producer_name="rnnjax",
-        producer_version=rnnjax.__version__,
-        opset_imports=operators,
-        # The oldest format that has these operators, for the same reason as OPSET.
-        ir_version=helper.find_min_ir_version_for(operators),
-    )
-    proto = _with_metadata(proto, metadata)
-    writer.onnx.checker.check_model(proto, full_check=True)
+    for key, value in (metadata or {}).items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise InvalidInputError(f"metadata must be strings, but has {key!r}: {value!r}")
+        there = [entry for entry in proto.metadata_props if entry.key == key]
+        entry = there[0] if there else proto.metadata_props.add(key=key)
+        entry.value = value
     return proto
 
 
@@ -150,61 +154,24 @@ def save(model: Model, path: str | os.PathLike[str], **options: Any) -> None:
     write_whole(path, to_proto(model, **options).SerializeToString())
 
 
-def _with_metadata(proto: Any, metadata: Mapping[str, str] | None) -> Any:
-    for key, value in (metadata or {}).items():
-        if not isinstance(key, str) or not isinstance(value, str):
-            raise InvalidInputError(f"metadata must be strings, but has {key!r}: {value!r}")
-        there = [entry for entry in proto.metadata_props if entry.key == key]
-        entry = there[0] if there else proto.metadata_props.add(key=key)
-        entry.value = value
-    return proto
+# --- The graph that a model was read from ---
 
 
-def _outputs(model: Model) -> Any:
-    """The shape of what comes of two steps; raises unless the parameters fit to the layers.
-
-    None where the model says nothing of its features.
-    """
-    kinds = Embedding | OneHotIds | Recurrent | Dense
-    first = next((layer for layer in model.layers.values() if isinstance(layer, kinds)), None)
-    ids = isinstance(first, Embedding | OneHotIds)
-    if first is None:
-        return None
-    try:
-        raw = first.cell.raw_inputs if isinstance(first, Recurrent) else 0
-        size = () if ids else (input_size(model.params[first.name]) + raw,)
-        xs = jax.ShapeDtypeStruct((2, 1, *size), jnp.int32 if ids else jnp.float32)
-        return jax.eval_shape(model.apply, model.params, xs)[1]
-    except InvalidInputError:  # which is a ValueError, and says more
-        raise
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise InvalidInputError(
-            f"params do not belong to the layers {', '.join(model.layers)} ({error}); give each "
-            "layer those that its kind has"
-        ) from error
-
-
-_GRAPH = 5  # AttributeProto.AttributeType
-
-
-def written_back(model: Model) -> Any:
-    """The ONNX model that was imported, with the parameters as they are now.
-
-    A tensor whose parameters have not changed keeps its bits. Where a cell has one bias for the two
-    of a node that changed, the first is that bias, and the second zeros.
-    """
-    if not isinstance(model.origin, Imported):
+def _written_back(model: Model) -> Any:
+    """The ONNX model that was imported, with the parameters as they are now."""
+    imported = model.origin
+    if not isinstance(imported, Imported):
         raise InvalidInputError(
             "a graph is written as the message that it was read from, but this model has none; "
             "keep the model that rnnjax.interop.onnx.load gave, and change its parameters by "
             "with_params"
         )
-    imported, onnx = model.origin, import_onnx()
+    onnx = import_onnx()
     proto = onnx.ModelProto()
     proto.CopyFrom(imported.model)
-    holders = dict(_holders(proto.graph, "", itertools.count()))
+    held = dict(holders(proto.graph))
     for layer, names in imported.slots.items():
-        arrays = [imported.arrays[name] if name else None for name in names]
+        arrays = [read_array(held[name], None, name) if name else None for name in names]
         try:
             before, after = _written(model, layer, names, arrays)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -212,20 +179,20 @@ def written_back(model: Model) -> Any:
                 f"params do not belong to this model: those of {layer!r} do not fit ({error}); "
                 "train from model.params"
             ) from error
-        for name, was, now, original in zip(names, before, after, arrays, strict=True):
-            if original is None:
+        for name, was, now, array in zip(names, before, after, arrays, strict=True):
+            if array is None:
                 continue
-            if now is None or now.shape != original.shape:
+            if now is None or now.shape != array.shape:
                 raise InvalidInputError(
                     f"params do not belong to this model: {name!r} of {layer!r} has shape "
-                    f"{original.shape}, but got {np.shape(now)}; train from model.params"
+                    f"{array.shape}, but got {np.shape(now)}; train from model.params"
                 )
-            now = now.astype(original.dtype)
-            if now.tobytes() != was.tobytes():
-                if name in holders:
-                    _put(holders[name], now)
-                else:
-                    _replace(proto.graph, name, now)
+            now = now.astype(array.dtype)
+            if now.tobytes() == was.tobytes():
+                continue
+            tensor = onnx.numpy_helper.from_array(now, held[name].name)
+            constant = not isinstance(held[name], onnx.TensorProto)
+            held[name].CopyFrom(onnx.helper.make_attribute("value", tensor) if constant else tensor)
     return proto
 
 
@@ -240,29 +207,271 @@ def _written(model: Model, layer: str, names: tuple[str, ...], arrays: list[Any]
     return before, params_to_onnx(recurrent.cell, params)
 
 
-def _holders(graph: Any, prefix: str, bodies: Iterator[int]) -> Iterator[tuple[str, Any]]:
-    """What holds an array in a message, by the name that the reader gives it."""
-    for tensor in graph.initializer:
-        yield prefix + tensor.name, tensor
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == _GRAPH:
-                yield from _holders(attribute.g, body_prefix(attribute.name, bodies), bodies)
-            elif node.op_type == "Constant":
-                yield prefix + node.output[0], attribute
+# --- Layers as nodes ---
 
 
-def _replace(graph: Any, name: str, array: np.ndarray) -> None:
-    """Put an array in the place of what nodes make of others."""
-    for node in graph.node:
-        node.output[:] = [f"{name}/before" if one == name else one for one in node.output]
-    graph.initializer.append(import_onnx().numpy_helper.from_array(array, name))
+class _Writer:
+    """The nodes, constants, inputs and outputs of a graph that is being written.
+
+    Values are known by their names. Those inside of the graph are named after the layer that is
+    being written and the operator, as in ``dense/MatMul``.
+
+    Args:
+        states: whether the states go in and out.
+        lengths: whether rows have lengths.
+    """
+
+    def __init__(self, states: bool, lengths: bool) -> None:
+        self.onnx = import_onnx()
+        self.states, self.lengths = states, lengths
+        self.layer = ""
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+        self.inputs: list[Any] = []
+        self.outputs: list[Any] = []
+        self._taken: set[str] = set()
+
+    def add(
+        self, op_type: str, *inputs: str, outputs: Sequence[str] = (), name: str = "", **more: Any
+    ) -> str:
+        """Write a node with its attributes, and return the name of its first output."""
+        outputs = outputs or [self.value(op_type)]
+        node = self.onnx.helper.make_node(op_type, inputs, outputs, name or outputs[0], **more)
+        self.nodes.append(node)
+        return outputs[0]
+
+    def constant(self, name: str, value: Any) -> str:
+        """Write an array that is part of the model, and return its name."""
+        name = self.value(name)
+        array = np.ascontiguousarray(value).reshape(np.shape(value))  # it makes one axis of none
+        self.constants.append(self.onnx.numpy_helper.from_array(array, name))
+        return name
+
+    def ints(self, *values: int) -> str:
+        """Write a list of integers, such as axes."""
+        return self.constant("integers", np.array(values, np.int64))
+
+    def add_input(self, name: str, dtype: Any, axes: Axes) -> str:
+        """Declare an input of the graph."""
+        self.inputs.append(self._info(self.claim(name), dtype, axes))
+        return name
+
+    def claim(self, name: str) -> str:
+        """Take a name that is seen from outside."""
+        if name in self._taken:
+            raise InteropError(
+                f"two values of the ONNX graph would be named {name!r}; give the layers names that "
+                "do not end like those of others, such as 'first' and 'second'"
+            )
+        self._taken.add(name)
+        return name
+
+    def value(self, name: str) -> str:
+        """Make a name for a value inside of the graph, which other layers do not have."""
+        base = name = f"{self.layer}/{name}"
+        count = 1
+        while name in self._taken:
+            count += 1
+            name = f"{base}_{count}"
+        self._taken.add(name)
+        return name
+
+    def _info(self, name: str, dtype: Any, axes: Axes) -> Any:
+        kind = self.onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        return self.onnx.helper.make_tensor_value_info(name, kind, axes)
+
+    def write(self, model: Model) -> Any:
+        """The model as a message."""
+        ys = _checked_outputs(model)
+        chain = [layer for layer in model.layers.values() if not isinstance(layer, Dropout)]
+        if self.lengths and not any(isinstance(layer, Recurrent) for layer in chain):
+            raise InvalidInputError(
+                "lengths are for recurrent layers, but the model has none; leave them out"
+            )
+        first = chain[0] if chain else None
+        if isinstance(first, Embedding | OneHotIds):
+            x = self.add_input("ids", np.int64, ["time", "batch"])
+        else:
+            known = isinstance(first, Recurrent | Dense)
+            size = input_size(model.params[first.name]) if first and known else "features"
+            x = self.add_input("xs", np.float32, ["time", "batch", size])
+        if self.lengths:
+            self.add_input("lengths", np.int32, ["batch"])
+        self.claim("ys")
+        for layer in chain:
+            self.layer = layer.name
+            x = self._layer(layer, model.params.get(layer.name, {}), x, first=layer is first)
+        self.add("Identity", x, outputs=["ys"])
+        sized = any(isinstance(x, Recurrent | Dense | Embedding | OneHotIds) for x in chain)
+        axes = ["time", "batch"][3 - len(ys.shape) :]
+        features = ys.shape[-1] if sized else "features"
+        self.outputs.insert(0, self._info("ys", np.float32, [*axes, features]))
+        size = sum(len(constant.raw_data) for constant in self.constants)
+        if size > _MOST_BYTES:
+            raise InteropError(
+                f"the parameters take {size:,} bytes, but an ONNX file holds fewer than 2 GiB; "
+                "write .safetensors instead"
+            )
+        helper = self.onnx.helper
+        graph = helper.make_graph(self.nodes, "rnnjax", self.inputs, self.outputs, self.constants)
+        operators = [helper.make_opsetid("", OPSET)]
+        proto = helper.make_model(
+            graph,
+            producer_name="rnnjax",
+            producer_version=rnnjax.__version__,
+            opset_imports=operators,
+            # The oldest format that has these operators, for the sake of old runtimes.
+            ir_version=helper.find_min_ir_version_for(operators),
+        )
+        self.onnx.checker.check_model(proto, full_check=True)
+        return proto
+
+    def _layer(self, layer: Layer, params: Any, x: str, first: bool) -> str:
+        if isinstance(layer, Recurrent):
+            return self._recurrent(layer, params, x)
+        if isinstance(layer, Dense):
+            y = self.add("MatMul", x, self._parameter(layer, params, "kernel"))
+            if layer.use_bias:
+                y = self.add("Add", y, self._parameter(layer, params, "bias"))
+            return self._function(y, layer.activation)
+        if isinstance(layer, Activation):
+            return self._function(x, layer.function)
+        if isinstance(layer, OneHotIds) and first:
+            depth = self.constant("depth", np.int64(layer.size))
+            # Integers, because a reader may take constants that are floats for parameters.
+            vectors = self.add("OneHot", x, depth, self.ints(0, 1))
+            return self.add("Cast", vectors, to=self.onnx.TensorProto.FLOAT)
+        if isinstance(layer, Embedding) and first and not layer.mask_zero:
+            return self.add("Gather", self._parameter(layer, params, "embedding"), x, axis=0)
+        raise InteropError(
+            f"layer {layer.name!r}, a {type(layer).__name__}, masks steps by what they hold, takes "
+            "ids and is not the first, or is none of rnnjax.interop, which the ONNX export does "
+            "not write; leave it out and export with lengths=True, or put it there"
+        )
+
+    def _parameter(self, layer: Layer, params: Any, name: str) -> str:
+        return self.constant(name, _float32(layer.name, params[name]))
+
+    def _recurrent(self, layer: Recurrent, params: Any, x: str) -> str:
+        if not layer.merged or (
+            self.lengths and layer.return_sequences and layer.masked_outputs == "last"
+        ):
+            raise InteropError(
+                f"layer {layer.name!r} does not merge its two directions, or has masked_outputs "
+                "'last' where rows have lengths, which the ONNX export does not write; merge them, "
+                "or leave masked_outputs out"
+            )
+        ys, end = self._cell(layer.name, layer.cell, params, layer.reverse, x)
+        if not layer.return_sequences:
+            return self.add("Squeeze", end, self.ints(0))
+        if not layer.reverse or layer.keep_order:
+            return ys
+        least = np.iinfo(np.int64).min  # as far as there is
+        return self.add("Slice", ys, self.ints(-1), self.ints(least), self.ints(0), self.ints(-1))
+
+    def _cell(self, name: str, cell: Cell, params: Any, reverse: bool, x: str) -> tuple[str, str]:
+        """The outputs ``(time, batch, size)`` of a cell, or of a combination, and its last one."""
+        if isinstance(cell, Regularized):
+            return self._cell(name, in_prediction(cell, name, "ONNX"), params, reverse, x)
+        if isinstance(cell, Stack):
+            for i, one in enumerate(cell.cells):
+                x, end = self._cell(f"{name}_{i}", one, params[i], reverse, x)
+            return x, end
+        if isinstance(cell, Bidirectional):
+            sides = [
+                self._cell(f"{name}_{side}", one, own, reverse != (side == "backward"), x)
+                for side, one, own in zip(("forward", "backward"), cell.cells, params, strict=True)
+            ]
+            merge, more = _MERGES[cell.merge]
+            ys, end = (self.add(merge, *each, **more) for each in zip(*sides, strict=True))
+            return ys, end
+        return self._node(name, cell, params, reverse, x)
+
+    def _node(self, name: str, cell: Any, params: Any, reverse: bool, x: str) -> tuple[str, str]:
+        op_type, attributes = attributes_to_onnx(cell, reverse=reverse)
+        if getattr(cell, "dtype", None) not in (None, np.float32):
+            raise InteropError(
+                f"layer {name!r} computes in {np.dtype(cell.dtype).name}, but ONNX models are "
+                "written in float32; build the cell without dtype, and compare the outputs"
+            )
+        self.layer = name
+        params = jax.tree.map(lambda array: _float32(name, array), params)
+        weights = [
+            "" if array is None else self.constant(letter, array)
+            for letter, array in zip("WRB", params_to_onnx(cell, params), strict=True)
+        ]
+        starts, outputs = [], []
+        for letter in "hc" if op_type == "LSTM" else "h":
+            state, axes = f"{name}_{letter}", [1, "batch", attributes["hidden_size"]]
+            if self.states:
+                starts.append(self.add_input(state, np.float32, axes))
+                outputs.append(self.claim(f"{state}_out"))
+                self.outputs.append(self._info(outputs[-1], np.float32, axes))
+            else:
+                outputs.append(self.value(f"Y_{letter}"))
+        inputs = [x, *weights, "lengths" * self.lengths, *starts]
+        while not inputs[-1]:  # what is left out at the end is not named
+            inputs.pop()
+        y = self.add(op_type, *inputs, outputs=[self.value("Y"), *outputs], name=name, **attributes)
+        return self.add("Squeeze", y, self.ints(1)), outputs[0]
+
+    def _function(self, x: str, function: str | Function) -> str:
+        """Write ``function(x)``, and return the name of the result."""
+        if isinstance(function, str) and function in _COMPOSED:
+            return _COMPOSED[function](self, x)
+        op_type, numbers = activation_to_onnx(function)
+        if not op_type:
+            names = [*_COMPOSED, *(n if isinstance(n, str) else n.__name__ for n in SPELLINGS)]
+            raise InteropError(
+                f"layer {self.layer!r} has the function {function!r}, which is not written to "
+                f"ONNX; those that are: {', '.join(dict.fromkeys(names))}"
+            )
+        return self.add(op_type, x, **numbers)
 
 
-def _put(holder: Any, array: np.ndarray) -> None:
-    onnx = import_onnx()
-    if isinstance(holder, onnx.TensorProto):
-        holder.CopyFrom(onnx.numpy_helper.from_array(array, holder.name))
-    else:
-        tensor = onnx.numpy_helper.from_array(array)
-        holder.CopyFrom(onnx.helper.make_attribute("value", tensor))
+_MERGES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "concat": ("Concat", {"axis": -1}),
+    "sum": ("Add", {}),
+    "mul": ("Mul", {}),
+    "average": ("Mean", {}),
+}
+"""What merges two directions, with its attributes."""
+
+
+def _clip(low: float, high: float) -> Callable[[_Writer, str], str]:
+    return lambda w, x: w.add("Clip", x, *(w.constant("bound", np.float32(n)) for n in (low, high)))
+
+
+_COMPOSED: Mapping[str, Callable[[_Writer, str], str]] = {
+    "linear": lambda w, x: x,
+    "hard_tanh": _clip(-1, 1),
+    "relu6": _clip(0, 6),
+    "silu": lambda w, x: w.add("Mul", x, w.add("Sigmoid", x)),
+    "log_sigmoid": lambda w, x: w.add("Neg", w.add("Softplus", w.add("Neg", x))),
+}
+"""The functions that are several operators, or none."""
+
+
+def _float32(layer: str, array: Any) -> np.ndarray:
+    """A parameter as it is written."""
+    array = np.asarray(array)
+    if array.dtype not in (np.float32, np.float16, jnp.bfloat16):
+        raise InteropError(
+            f"layer {layer!r} has parameters in {array.dtype}, but ONNX models are written in "
+            "float32; convert them with model.with_params(jax.tree.map(lambda a: "
+            "a.astype('float32'), model.params))"
+        )
+    return array.astype(np.float32)
+
+
+def _checked_outputs(model: Model) -> Any:
+    """The shape of what comes of two steps; raises unless the parameters fit to the layers."""
+    try:
+        return jax.eval_shape(model.apply, model.params, input_shapes(model, 2, 1))[1]
+    except InvalidInputError:  # which is a ValueError, and says more
+        raise
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"params do not belong to the layers {', '.join(model.layers)} ({error}); give each "
+            "layer those that its kind has"
+        ) from error

@@ -4,32 +4,22 @@ import importlib
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.files import in_a_line, package
 
 # By TensorProto.DataType.
-_TYPES: Mapping[int, Any] = {
-    1: np.float32,
-    2: np.uint8,
-    3: np.int8,
-    4: np.uint16,
-    5: np.int16,
-    6: np.int32,
-    7: np.int64,
-    9: np.bool_,
-    10: np.float16,
-    11: np.float64,
-    12: np.uint32,
-    13: np.uint64,
-    16: ml_dtypes.bfloat16,
-}
+_TYPES: Mapping[int, str] = {
+    1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64",
+    9: "bool", 10: "float16", 11: "float64", 12: "uint32", 13: "uint64", 16: "bfloat16",
+}  # fmt: skip
 _EXTERNAL = 1  # TensorProto.DataLocation
+TENSOR, GRAPH = 4, 5  # AttributeProto.AttributeType
 
 
 def import_onnx() -> Any:
@@ -40,49 +30,83 @@ def import_onnx() -> Any:
 def read_model(source: Any) -> tuple[Any, pathlib.Path | None]:
     """The model as a message of its own, and the folder in which external data may lie."""
     onnx = import_onnx()
+    model, folder = onnx.ModelProto(), None
     if isinstance(source, onnx.ModelProto):
-        model = onnx.ModelProto()
         model.CopyFrom(source)
         return model, None
     if isinstance(source, bytes | bytearray | memoryview):
-        return _parse(onnx, bytes(source), "the bytes given"), None
-    if not isinstance(source, str | os.PathLike):
+        content, where = bytes(source), "the bytes given"
+    elif isinstance(source, str | os.PathLike):
+        path = pathlib.Path(source)
+        folder, where = path.parent, str(path)
+        try:
+            content = path.read_bytes()
+        except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+            reason = getattr(error, "strerror", None) or error
+            raise InteropError(
+                f"cannot read {path}: {reason}; give the path of an .onnx file"
+            ) from None
+    else:
         raise InvalidInputError(
             f"source must be a path, bytes, or an onnx.ModelProto, but is a {type(source).__name__}"
         )
-    path = pathlib.Path(source)
-    try:
-        content = path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
-        reason = getattr(error, "strerror", None) or error
-        raise InteropError(
-            f"cannot read {path}: {reason}; give the path of an .onnx file"
-        ) from None
-    return _parse(onnx, content, str(path)), path.parent
-
-
-def _parse(onnx: Any, content: bytes, where: str) -> Any:
     decode_error = importlib.import_module("google.protobuf.message").DecodeError
-    model = onnx.ModelProto()
     try:
         model.ParseFromString(content)
     except (decode_error, RuntimeError, ValueError, RecursionError):
-        raise InteropError(
-            f"{where} is not a whole ONNX model; it may be cut off or of another format"
-        ) from None
+        model.Clear()
     if not model.HasField("graph"):
-        raise InteropError(f"{where} holds no ONNX graph; is it a model of another format?")
-    return model
+        raise InteropError(
+            f"{where} holds no whole ONNX graph; it may be cut off, or a model of another format"
+        )
+    return model, folder
 
 
-def dtype_of(data_type: int, what: str) -> np.dtype[Any]:
+def dtype_of(data_type: Any, what: str) -> np.dtype[Any]:
     """The type with that number in ONNX; ``what`` has it, for the error."""
     if data_type not in _TYPES:
-        names = ", ".join(np.dtype(dtype).name for dtype in _TYPES.values())
         raise InteropError(
-            f"{what} is of ONNX's data type {data_type}, which is not read here; these are: {names}"
+            f"{what} is of ONNX's data type {data_type}, which is not read here; these are: "
+            f"{', '.join(_TYPES.values())}"
         )
-    return np.dtype(_TYPES[data_type])
+    return jnp.dtype(_TYPES[data_type])
+
+
+def holders(graph: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """What holds an array in a graph and inside of its nodes, by the name of the value."""
+    for tensor in graph.initializer:
+        yield prefix + text(tensor.name), tensor
+    for i, node in enumerate(graph.node):
+        for attribute in node.attribute:
+            if attribute.type == GRAPH:
+                yield from holders(attribute.g, inside(prefix, i, attribute.name))
+            elif node.op_type == "Constant" and node.output:
+                yield prefix + text(node.output[0]), attribute
+
+
+def inside(prefix: str, place: int, attribute: str) -> str:
+    """What stands before the names in a graph inside of a node; no two graphs have the same."""
+    return f"{prefix}{place}.{attribute}/"
+
+
+def text(name: Any) -> str:
+    """The name of a value, which may be any bytes."""
+    if not isinstance(name, str):  # bytes that are no UTF-8
+        raise InteropError(f"the name {name!r} of a value is no text")
+    return name
+
+
+def read_array(holder: Any, folder: pathlib.Path | None, what: str) -> np.ndarray:
+    """The array of a ``TensorProto``, or of the attribute of a Constant node."""
+    onnx = import_onnx()
+    if isinstance(holder, onnx.TensorProto):
+        return read_tensor(holder, folder, what)
+    if holder.type == TENSOR:
+        return read_tensor(holder.t, folder, what)
+    if holder.name.removesuffix("s") not in ("value_float", "value_int"):
+        raise InteropError(f"{what} is neither numbers nor an array, which is not read here")
+    value = onnx.helper.get_attribute_value(holder)
+    return np.asarray(value, np.float32 if "float" in holder.name else np.int64)
 
 
 def read_tensor(tensor: Any, folder: pathlib.Path | None, what: str) -> np.ndarray:
@@ -122,30 +146,23 @@ def _external(tensor: Any, folder: pathlib.Path | None, size: int, what: str) ->
             f"{what} lies in another file, {name!r}, and a model that is given as bytes or as a "
             "message has none beside it; give the path of the .onnx file"
         )
-    if not name or name in (".", "..") or any(mark in name for mark in ("/", "\\", ":", "\0")):
-        raise InteropError(
-            f"{what} lies in {name!r}, but only a file beside the model's is read; save the model "
-            "with its data in one file"
-        )
     try:
-        offset = int(entries.get("offset", "0"))
-        length = int(entries.get("length", size))
-    except ValueError:
-        raise InteropError(f"{what} is damaged: {entries} is no place in a file") from None
-    path = folder / name
-    try:
+        path = folder / name
+        odd = path.name != name or "\\" in name or ":" in name
+        if odd or path.is_symlink() or not path.is_file():
+            raise ValueError("it is no plain file beside the model")
+        offset, length = (int(entries.get(k, n)) for k, n in (("offset", 0), ("length", size)))
         # O_NOFOLLOW: a link could lead out of the folder. Not every system has it.
-        if path.is_symlink() or not path.is_file():
-            raise InteropError(f"{what} lies in {name!r}, which is no plain file beside the model")
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
         with open(descriptor, "rb") as file:
             there = os.fstat(descriptor).st_size
             if offset < 0 or length != size or offset + length > there:
-                raise InteropError(
-                    f"{what} should be {size} bytes of {name!r}, but the model gives it {length} "
-                    f"bytes from {offset} of {there}"
-                )
+                raise ValueError(f"{length} bytes from {offset} of {there} are not its {size}")
             file.seek(offset)
             return file.read(length)
-    except OSError as error:
-        raise InteropError(f"cannot read {name!r}, where {what} lies: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or in_a_line(error)
+        raise InteropError(
+            f"{what} lies in {name!r}, which cannot be read: {reason}; save the model with its "
+            "data in one file"
+        ) from None

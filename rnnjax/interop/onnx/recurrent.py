@@ -10,10 +10,11 @@ from rnnjax.cells import GRUCell, LSTMCell, SimpleRNNCell
 from rnnjax.cells.base import Cell, Params
 from rnnjax.errors import InteropError
 from rnnjax.interop.functions import SPELLINGS, Function, Spelling
-from rnnjax.interop.registry import FORMS, names_of, places
+from rnnjax.interop.layers import fits
+from rnnjax.interop.registry import FORMS, names_of, places, reordered
 from rnnjax.layers import Bidirectional, Directions
 
-Weights = tuple[Any, Any, Any]
+Weights = tuple[Any, ...]
 """The parameters W, R and B of one RNN, GRU or LSTM node, as ONNX has them.
 
 They are ``(directions, gates * hidden_size, input_size)``, ``(..., hidden_size)``, and the biases
@@ -27,10 +28,15 @@ RECURRENT: Mapping[str, tuple[str, ...]] = {
 }
 """By the name of a recurrent operator its activations where they are left out, as f, g, h."""
 
+_FIELDS = {
+    "RNN": ("activation",),
+    "GRU": ("recurrent_activation", "activation"),
+    "LSTM": ("recurrent_activation", "activation", "activation"),
+}
+"""What our cells call them."""
+
 
 # --- Activations ---
-
-_IN_CELLS = {one.onnx: name for name, one in SPELLINGS.items() if one.in_cells}
 
 
 def activations_from_onnx(
@@ -44,22 +50,23 @@ def activations_from_onnx(
     >>> activations_from_onnx(["Sigmoid", "LeakyRelu", "Tanh"], alphas=[0.25])
     ['sigmoid', LeakyReLU(alpha=0.25), 'tanh']
     """
-    spelled = {name.lower(): name for name in _IN_CELLS}  # any case is taken
     left, taken = {"alpha": list(alphas), "beta": list(betas)}, set[str]()
     functions: list[str | Function] = []
-    for name in names:
-        known = spelled.get(name.lower())
-        if known is None:
+    for name in names:  # in any case
+        ours = [one for one in _IN_CELLS if SPELLINGS[one].onnx.lower() == name.lower()]
+        if not ours:
             raise InteropError(
-                f"{name!r} is not an activation of ONNX's recurrent operators; those are "
-                f"{', '.join(_IN_CELLS)}"
+                f"{name!r} is not an activation of ONNX's recurrent operators; those are {_NAMES}"
             )
-        kind = _IN_CELLS[known]
-        fields = ("alpha", "beta") if known == "Affine" else getattr(kind, "__match_args__", ())
-        taken.update(fields)
-        # The shortest decimal with the same 32 bits: ONNX's 0.2 is read as 0.20000000298.
-        given = {key: float(str(np.float32(left[key].pop(0)))) for key in fields if left[key]}
-        functions.append(_function(known, kind, given))
+        last: Any = ours[-1]
+        numbers = _narrow(SPELLINGS[last].numbers)
+        taken |= numbers.keys()
+        numbers |= _narrow({key: left[key].pop(0) for key in numbers if left[key]})
+        named = [one for one in ours if numbers == _narrow(SPELLINGS[one].numbers)]
+        if not named and isinstance(last, str):
+            raise InteropError(f"the activation {name} with {numbers} is none that a cell has")
+        first: Any = named[0] if named else last
+        functions.append(first if isinstance(first, str) else last(**numbers))
     more = [key for key in taken if left[key]]
     if more:  # runtimes do not agree on whose numbers these are
         raise InteropError(
@@ -69,24 +76,16 @@ def activations_from_onnx(
     return functions
 
 
-def _function(onnx: str, kind: Any, given: Mapping[str, float]) -> str | Function:
-    """Ours, by a name if it has one with these numbers."""
-    numbers = vars(kind(**given)) if isinstance(kind, type) else given
-    for name, one in SPELLINGS.items():
-        same = {key: np.float32(value) for key, value in one.numbers.items()} == {
-            key: np.float32(value) for key, value in numbers.items()
-        }
-        if isinstance(name, str) and one.onnx == onnx and same:
-            return name
-    if not isinstance(kind, type):
-        raise InteropError(
-            f"the activation {onnx} with {dict(given) or 'no numbers'} is none that a cell has"
-        )
-    function: Function = kind(**given)
-    return function
+_IN_CELLS = [ours for ours, one in SPELLINGS.items() if one.in_cells]
+_NAMES = ", ".join(dict.fromkeys(SPELLINGS[ours].onnx for ours in _IN_CELLS))
 
 
-def activation_to_onnx(function: str | Function) -> tuple[str, Mapping[str, float]]:
+def _narrow(numbers: Mapping[str, float]) -> dict[str, float]:
+    """The shortest decimals with the same 32 bits: ONNX's 0.2 is read as 0.20000000298."""
+    return {key: float(str(np.float32(number))) for key, number in numbers.items()}
+
+
+def activation_to_onnx(function: str | Function) -> tuple[str, Mapping[str, Any]]:
     """The operator of ONNX that computes a function of ours, or "", and its numbers.
 
     >>> activation_to_onnx("legacy_hard_sigmoid")
@@ -124,19 +123,17 @@ def cell_from_onnx(
     # Some exporters write a bound that nothing reaches: beyond it these functions are constant.
     if clip is not None and not (clip >= 50 and _SATURATED.issuperset(activations[:2])):
         raise InteropError(f"it clips at {clip}, which no cell does; export it without clip")
-    shared: dict[str, Any] = {"use_bias": biases > 0, "param_dtype": param_dtype}
-    second: dict[str, Any] = {"use_recurrent_bias": biases > 1}
-    if op_type == "RNN":
-        return SimpleRNNCell(hidden_size, activation=activations[0], **shared, **second)
-    shared |= {"recurrent_activation": activations[0], "activation": activations[1]}
-    if op_type == "GRU":
-        return GRUCell(hidden_size, reset_after=reset_after, **shared)
-    if activations[1] != activations[2]:
+    options: dict[str, Any] = dict(zip(_FIELDS[op_type], activations, strict=True))
+    if [options[field] for field in _FIELDS[op_type]] != [*activations]:
         raise InteropError(
             "it has different activations of candidate and output, which no cell has; write the "
             "LSTM of basic operators"
         )
-    return LSTMCell(hidden_size, **shared, **second)
+    options |= {"use_bias": biases > 0, "param_dtype": param_dtype}
+    if op_type == "GRU":
+        return GRUCell(hidden_size, reset_after=reset_after, **options)
+    kind = LSTMCell if op_type == "LSTM" else SimpleRNNCell
+    return kind(hidden_size, use_recurrent_bias=biases > 1, **options)
 
 
 def attributes_to_onnx(cell: Cell, *, reverse: bool = False) -> tuple[str, dict[str, Any]]:
@@ -149,16 +146,21 @@ def attributes_to_onnx(cell: Cell, *, reverse: bool = False) -> tuple[str, dict[
     >>> attributes_to_onnx(GRUCell(5, activation="relu"))
     ('GRU', {'hidden_size': 5, 'activations': ['Sigmoid', 'Relu'], 'linear_before_reset': 1})
     """
-    op_type, given = operator_of(cell), cast("Any", cell)
+    form, given = FORMS["onnx"].get(type(cell)), cast("Any", cell)
+    if form is None:
+        raise InteropError(
+            f"no operator of ONNX computes {cell!r}; those it has are {names_of('onnx')}"
+        )
+    op_type = form.name
     attributes: dict[str, Any] = {"hidden_size": int(given.hidden_size)}
     if reverse:
         attributes["direction"] = "reverse"
-    spelled = [activation_to_onnx(function) for function in _activations(cell)]
+    spelled = [activation_to_onnx(getattr(cell, field)) for field in _FIELDS[op_type]]
     names = [name for name, _ in spelled]
-    if not set(names) <= set(_IN_CELLS):
+    if not set(names) <= set(_NAMES.split(", ")):
         raise InteropError(
             f"ONNX's recurrent operators have not all activations of {cell!r}; those they have are "
-            f"{', '.join(_IN_CELLS)}"
+            f"{_NAMES}"
         )
     if names != [*RECURRENT[op_type]]:
         attributes["activations"] = names
@@ -169,25 +171,6 @@ def attributes_to_onnx(cell: Cell, *, reverse: bool = False) -> tuple[str, dict[
     if isinstance(cell, GRUCell) and cell.reset_after:
         attributes["linear_before_reset"] = 1
     return op_type, attributes
-
-
-def operator_of(cell: Cell) -> str:
-    """The name of the operator that computes a cell of one direction."""
-    form = FORMS["onnx"].get(type(cell))
-    if form is None:
-        raise InteropError(
-            f"no operator of ONNX computes {cell!r}; those it has are {names_of('onnx')}"
-        )
-    return form.name
-
-
-def _activations(cell: Any) -> tuple[str | Function, ...]:
-    """In ONNX's order f, g, h."""
-    if isinstance(cell, SimpleRNNCell):
-        return (cell.activation,)
-    if isinstance(cell, GRUCell):
-        return cell.recurrent_activation, cell.activation
-    return cell.recurrent_activation, cell.activation, cell.activation
 
 
 # --- Parameters ---
@@ -220,54 +203,47 @@ def params_to_onnx(cell: Cell, params: Params) -> Weights:
     """
     cells = cell.cells if isinstance(cell, Bidirectional) else (cell,)
     each = params if isinstance(cell, Bidirectional) else (params,)
-    directions = [
-        _weights_of_direction(one, {name: np.asarray(array) for name, array in own.items()})
-        for one, own in zip(cells, each, strict=True)
-    ]
-    kernels, recurrent, biases = zip(*directions, strict=True)
-    return (
-        np.stack(kernels),
-        np.stack(recurrent),
-        None if any(b is None for b in biases) else np.stack(biases),
+    sides = []
+    for one, own in zip(cells, each, strict=True):
+        order = np.argsort(places("onnx", one)).tolist()
+        arrays = {name: reordered(np.asarray(array).T, order, 0) for name, array in own.items()}
+        biases = None
+        if "bias" in arrays:
+            second = arrays.get("recurrent_bias", np.zeros_like(arrays["bias"]))
+            biases = np.concatenate([arrays["bias"], second])
+        sides.append((arrays["kernel"], arrays["recurrent_kernel"], biases))
+    return tuple(
+        None if any(part is None for part in parts) else np.stack(parts)
+        for parts in zip(*sides, strict=True)
     )
 
 
-def input_size(params: Any) -> int:
-    """How many features a layer takes: the rows of its kernel, or of that of its first cell."""
-    while not (isinstance(params, Mapping) and "kernel" in params):
-        params = params["cell"] if isinstance(params, Mapping) else params[0]
-    return int(np.shape(params["kernel"])[0])
+def check_weights(label: str, cell: Cell, weights: Sequence[Any]) -> None:
+    """Raise unless W, R and B are of the shapes that the attributes of node ``label`` ask for."""
+    cells = cell.cells if isinstance(cell, Bidirectional) else (cell,)
+    size, sides = cells[0].output_size, len(cells)
+    rows = len(places("onnx", cells[0])) * size
+    shapes = (sides, rows, None), (sides, rows, size), (sides, 2 * rows)
+    for name, shape, array in zip("WRB", shapes, weights, strict=True):
+        if array is None:
+            continue
+        well = fits({"": shape}, {"": array.shape}) and 0 not in array.shape
+        if not well or not jnp.issubdtype(array.dtype, jnp.floating):
+            sizes = ", ".join("input size" if n is None else str(n) for n in shape)
+            raise InteropError(
+                f"node {label}: its {name} is {array.dtype}{list(array.shape)}, but with {size} "
+                f"hidden units and {sides} directions it should be floats ({sizes})"
+            )
 
 
-def _params_of_direction(cell: Cell, W: Any, R: Any, B: Any) -> dict[str, Any]:
+def _params_of_direction(cell: Any, W: Any, R: Any, B: Any) -> dict[str, Any]:
     order = places("onnx", cell)
-    params = {"kernel": _in_order(W, order).T, "recurrent_kernel": _in_order(R, order).T}
+    params = {"kernel": reordered(W, order, 0).T, "recurrent_kernel": reordered(R, order, 0).T}
     if B is not None:
-        half = B.shape[0] // 2
-        first, second = B[:half], B[half:]
-        if _has_two_biases(cell):
-            params["bias"] = _in_order(first, order)
-            params["recurrent_bias"] = _in_order(second, order)
+        first, second = B.reshape(2, -1)
+        if cell.use_recurrent_bias or (isinstance(cell, GRUCell) and cell.reset_after):
+            params["recurrent_bias"] = reordered(second, order, 0)
         else:
-            params["bias"] = _in_order(first + second, order)
+            first = first + second
+        params["bias"] = reordered(first, order, 0)
     return params
-
-
-def _has_two_biases(cell: Any) -> bool:
-    return cell.use_recurrent_bias or (isinstance(cell, GRUCell) and cell.reset_after)
-
-
-def _weights_of_direction(cell: Cell, params: Mapping[str, np.ndarray]) -> Weights:
-    order, biases = np.argsort(places("onnx", cell)).tolist(), None
-    if "bias" in params:
-        first = params["bias"]
-        second = params.get("recurrent_bias", np.zeros_like(first))
-        biases = np.concatenate([_in_order(one, order) for one in (first, second)])
-    kernel, recurrent = (_in_order(params[f"{n}kernel"].T, order) for n in ("", "recurrent_"))
-    return kernel, recurrent, biases
-
-
-def _in_order(array: Any, order: Sequence[int]) -> Any:
-    """The equal parts of the first axis, in that order."""
-    parts = array.reshape(len(order), -1, *array.shape[1:])
-    return parts[np.array(order)].reshape(array.shape)

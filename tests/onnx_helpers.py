@@ -1,0 +1,47 @@
+"""What the tests of ONNX share: small models, random arrays, and the reference of the format."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+TOLERANCE = 1e-5  # of the largest entry of each array
+TIME, BATCH, FEATURES, HIDDEN = 5, 3, 2, 4
+RNG = np.random.default_rng(0)
+node = helper.make_node
+
+
+def normal(*shape: int) -> np.ndarray:
+    return (0.6 * RNG.standard_normal(shape)).astype(np.float32)
+
+
+def weights(gates: int, directions: int = 1, features: int = FEATURES) -> dict[str, np.ndarray]:
+    return {
+        "W": normal(directions, gates * HIDDEN, features),
+        "R": normal(directions, gates * HIDDEN, HIDDEN),
+        "B": normal(directions, 2 * gates * HIDDEN),
+    }
+
+
+def value(name: str, shape: Sequence[Any] | None = None, kind: int = TensorProto.FLOAT) -> Any:
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def graph_of(
+    nodes: Sequence[Any], inputs: Sequence[Any], outputs: Sequence[str], **arrays: Any
+) -> Any:
+    held = [numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items()]
+    return helper.make_graph(list(nodes), "graph", list(inputs), [*map(value, outputs)], held)
+
+
+def proto_of(*graph: Any, opset: int = 17, **arrays: Any) -> Any:
+    """A model of nodes, inputs, the names of outputs, and initialisers."""
+    opsets = [helper.make_opsetid("", opset)]
+    return helper.make_model(graph_of(*graph, **arrays), opset_imports=opsets, ir_version=8)
+
+
+def by_reference(proto: Any, given: dict[str, Any]) -> dict[str, Any]:
+    names = [output.name for output in proto.graph.output]
+    return dict(zip(names, ReferenceEvaluator(proto).run(None, given), strict=True))
