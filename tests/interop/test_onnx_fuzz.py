@@ -57,99 +57,81 @@ def test_many_mutated_files() -> None:
 
 def seeds() -> list[Any]:
     """Small models with all kinds of things in them."""
-    rng = np.random.default_rng(0)
-
-    def normal(*shape: int) -> np.ndarray:
-        return rng.standard_normal(shape).astype(np.float32)
-
-    def model(nodes: list[Any], inputs: list[Any], arrays: dict[str, np.ndarray], last: str) -> Any:
-        graph = helper.make_graph(
-            nodes,
-            "seed",
-            inputs,
-            [helper.make_tensor_value_info(last, TensorProto.FLOAT, None)],
-            [numpy_helper.from_array(array, name) for name, array in arrays.items()],
-        )
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-
-    tagger = model(
-        [
-            helper.make_node("Gather", ["table", "ids"], ["e"]),
-            helper.make_node("Shape", ["e"], ["all"]),
-            helper.make_node("Slice", ["all", "one", "two"], ["n"]),
-            helper.make_node("Concat", ["two", "n", "units"], ["sizes"], axis=0),
-            helper.make_node("ConstantOfShape", ["sizes"], ["h0"]),
-            helper.make_node(
-                "LSTM", ["e", "W", "R", "B", "", "h0", "h0"], ["Y"], hidden_size=4,
-                direction="bidirectional", activations=["Sigmoid", "Elu", "Elu"] * 2,
-                activation_alpha=[0.5] * 4,
-            ),
-            helper.make_node("Transpose", ["Y"], ["t"], perm=[0, 2, 1, 3]),
-            helper.make_node("Reshape", ["t", "shape"], ["r"]),
-            helper.make_node("MatMul", ["r", "K"], ["m"]),
-            helper.make_node("Add", ["m", "b"], ["a"]),
-            helper.make_node("LogSoftmax", ["a"], ["y"], axis=-1),
-        ],
-        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["T", "N"])],
-        {
-            "table": normal(6, 3), "one": np.array([1]), "two": np.array([2]),
-            "units": np.array([4]), "W": normal(2, 16, 3), "R": normal(2, 16, 4),
-            "B": normal(2, 32), "shape": np.array([0, 0, -1]),
-            "K": normal(8, 5), "b": normal(5),
-        },
-        "y",
-    )  # fmt: skip
-    streamed = model(
-        [
-            helper.make_node("Split", ["h"], ["h1", "h2"], axis=0),
-            helper.make_node("Cast", ["n"], ["n32"], to=TensorProto.INT32),
-            helper.make_node(
-                "GRU", ["x", "W", "R", "B", "n32", "h1"], ["Y1"], hidden_size=3,
-                linear_before_reset=1,
-            ),
-            helper.make_node("Squeeze", ["Y1", "one"], ["s"]),
-            helper.make_node("RNN", ["s", "W2", "R2", "", "", "h2"], ["Y2"], hidden_size=3),
-            helper.make_node("Expand", ["scale", "one"], ["wide"]),
-            helper.make_node("Mul", ["Y2", "wide"], ["y"]),
-        ],
-        [
-            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["T", "N", 2]),
-            helper.make_tensor_value_info("h", TensorProto.FLOAT, [2, "N", None]),
-            helper.make_tensor_value_info("n", TensorProto.INT64, ["N"]),
-        ],
-        {
-            "W": normal(1, 9, 2), "R": normal(1, 9, 3), "B": normal(1, 18), "one": np.array([1]),
-            "W2": normal(1, 3, 3), "R2": normal(1, 3, 3), "scale": normal(3),
-        },
-        "y",
-    )  # fmt: skip
-    return [tagger, streamed, heard(rng)]
+    return [read_aloud(), heard()]
 
 
-def heard(rng: np.random.Generator) -> Any:
+def model(nodes: list[Any], inputs: list[Any], arrays: dict[str, np.ndarray]) -> Any:
+    """With the output y."""
+    held = [numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items()]
+    graph = helper.make_graph(nodes, "seed", inputs, [info("y", None)], held)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def info(name: str, shape: Any, kind: int = TensorProto.FLOAT) -> Any:
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+RNG = np.random.default_rng(0)
+node = helper.make_node
+
+
+def normal(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def read_aloud() -> Any:
+    """Ids, three recurrent nodes with states and lengths, and a linear layer."""
+    lstm = {"activations": ["Sigmoid", "Elu", "Elu"] * 2, "activation_alpha": [0.5] * 4}
+    nodes = [
+        node("Gather", ["table", "ids"], ["e"]),
+        node("Shape", ["e"], ["all"]),
+        node("Slice", ["all", "one", "two"], ["n"]),
+        node("Concat", ["two", "n", "units"], ["sizes"], axis=0),
+        node("ConstantOfShape", ["sizes"], ["h0"]),
+        node("LSTM", ["e", "W", "R", "B", "", "h0", "h0"], ["Y"], hidden_size=4,
+             direction="bidirectional", **lstm),
+        node("Transpose", ["Y"], ["t"], perm=[0, 2, 1, 3]),
+        node("Reshape", ["t", "shape"], ["r"]),
+        node("Split", ["h"], ["h1", "h2"], axis=0),
+        node("Cast", ["lengths"], ["n32"], to=TensorProto.INT32),
+        node("GRU", ["r", "W1", "R1", "B1", "n32", "h1"], ["Y1"], hidden_size=3,
+             linear_before_reset=1),
+        node("Squeeze", ["Y1", "one"], ["s"]),
+        node("RNN", ["s", "W2", "R2", "", "", "h2"], ["Y2"], hidden_size=3),
+        node("MatMul", ["Y2", "K"], ["m"]),
+        node("Add", ["m", "b"], ["a"]),
+        node("LogSoftmax", ["a"], ["y"], axis=-1),
+    ]  # fmt: skip
+    arrays = {
+        "table": normal(6, 3), "one": np.array([1]), "two": np.array([2]), "units": np.array([4]),
+        "W": normal(2, 16, 3), "R": normal(2, 16, 4), "B": normal(2, 32),
+        "shape": np.array([0, 0, -1]), "W1": normal(1, 9, 8), "R1": normal(1, 9, 3),
+        "B1": normal(1, 18), "W2": normal(1, 3, 3), "R2": normal(1, 3, 3), "K": normal(3, 5),
+        "b": normal(5),
+    }  # fmt: skip
+    ids, lengths = (info(n, s, TensorProto.INT64) for n, s in (("ids", "TN"), ("lengths", "N")))
+    return model(nodes, [ids, lengths, info("h", [2, "N", None])], arrays)
+
+
+def heard() -> Any:
     """Convolutions, pools, indices, branches and loops, all of which name sizes."""
-    node, info = helper.make_node, helper.make_tensor_value_info
 
-    def body(nodes: list[Any], inputs: list[Any], outputs: list[Any]) -> Any:
-        return helper.make_graph(nodes, "body", inputs, outputs)
+    def body(nodes: list[Any], inputs: list[Any], outputs: list[str]) -> Any:
+        return helper.make_graph(nodes, "body", inputs, [info(name, None) for name in outputs])
 
-    state, flag = info("s", TensorProto.FLOAT, [2, 4]), info("more", TensorProto.BOOL, [])
+    state = info("s", [2, 4])
     step = body(
         [node("Mul", ["s", "half"], ["h"]), node("Add", ["h", "m"], ["t"]),
          node("Identity", ["more"], ["again"])],
-        [info("i", TensorProto.INT64, []), flag, state],
-        [info("again", TensorProto.BOOL, []), info("t", TensorProto.FLOAT, [2, 4]),
-         info("h", TensorProto.FLOAT, [2, 4])],
+        [info("i", [], TensorProto.INT64), info("more", [], TensorProto.BOOL), state],
+        ["again", "t", "h"],
     )  # fmt: skip
     scanned = body(
         [node("Add", ["s", "one"], ["t"]), node("Tanh", ["t"], ["u"])],
-        [state, info("one", TensorProto.FLOAT, [2, 4])],
-        [info("t", TensorProto.FLOAT, [2, 4]), info("u", TensorProto.FLOAT, [2, 4])],
+        [state, info("one", [2, 4])],
+        ["t", "u"],
     )
-    branches = [
-        body([node(name, ["last"], [name])], [], [info(name, TensorProto.FLOAT, [2, 4])])
-        for name in ("Neg", "Exp")
-    ]
+    branches = [body([node(name, ["last"], [name])], [], [name]) for name in ("Neg", "Exp")]
     nodes = [
         node("Pad", ["x", "around"], ["p"], mode="reflect"),
         node("Conv", ["p", "K", "k"], ["c"], group=2, dilations=[2], strides=[2], pads=[1, 1]),
@@ -175,21 +157,12 @@ def heard(rng: np.random.Generator) -> Any:
     ]
     arrays = {
         "around": np.array([0, 0, 2, 0, 0, 1]), "zero": np.array([0]), "four": np.array([4]),
-        "two": np.array([2]), "one": np.array(1), "trips": np.array(5),
-        "times": np.array([1, 4]),
-        "shape": np.array([4, 2, 4]), "where": np.array([[1, 2]]),
-        "new": np.ones(1, np.float32), "values": np.array([0, 1], np.float32),
-        "half": np.array(0.5, np.float32), "k": np.abs(rng.standard_normal(2)).astype(np.float32),
-        "K": rng.standard_normal((2, 1, 3)).astype(np.float32),
+        "two": np.array([2]), "one": np.array(1), "trips": np.array(5), "times": np.array([1, 4]),
+        "shape": np.array([4, 2, 4]), "where": np.array([[1, 2]]), "new": normal(1),
+        "values": normal(2), "half": np.array(0.5, np.float32), "k": np.abs(normal(2)),
+        "K": normal(2, 1, 3),
     }  # fmt: skip
-    graph = helper.make_graph(
-        nodes,
-        "heard",
-        [info("x", TensorProto.FLOAT, [2, 2, 9])],
-        [info("y", TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(array, name) for name, array in arrays.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return model(nodes, [info("x", [2, 2, 9])], arrays)
 
 
 # --- What is done to them: to the bytes, and to what they mean ---
