@@ -534,7 +534,7 @@ BAD = {
     "hidden_size": (set_attribute("hidden_size", 3), "its W is float32.1, 16, 2., but with 3"),
     "directions": (set_attribute("direction", "bidirectional"), "2 directions it should be floats"),
     "clip": (set_attribute("clip", 1.0), "it clips at 1.0, which no cell does"),
-    "coupled": (set_attribute("input_forget", 1), "peepholes or an input_forget, which are not"),
+    "coupled": (set_attribute("input_forget", 1), "input_forget is not read here; exp"),
     "activation": (set_attribute("activations", ["Sin", "Tanh", "Tanh"]), "'Sin' is not an activ"),
     "activations": (set_attribute("activations", ["Tanh"]), "1 activations, but LSTM takes 3"),
     "numbers": (

@@ -254,12 +254,10 @@ def _steps(at: At, body: Any, count: Any, more: Any, states: Sequence[Any]) -> i
 def scan(at: At, *inputs: Any) -> Any:
     """The graph once for each slice of some inputs, with states from step to step."""
     scanned = at.get("num_scan_inputs")
-    others = {name for name, _ in at.node.attributes} - {"body", "num_scan_inputs"}
-    if at.opset < 9 or not 0 < scanned <= len(inputs) or any(any(at.get(n)) for n in others):
+    if at.opset < 9 or not 0 < scanned <= len(inputs):
         raise at.fail(
-            f"it scans {scanned} of {len(inputs)} inputs in opset {at.opset}, with "
-            f"{', '.join(sorted(others)) or 'no options'}; read is what opset 9 scans forward over "
-            "first axes"
+            f"it scans {scanned} of {len(inputs)} inputs in opset {at.opset}, but should scan some "
+            "of them, in opset 9 or later; convert the model"
         )
     xs = list(map(jnp.asarray, inputs[-scanned:]))
     steps = xs[0].shape[0]

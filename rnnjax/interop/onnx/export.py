@@ -43,9 +43,6 @@ OPSET = 20
 # Protocol buffers hold no more.
 _MOST_BYTES = 2**31 - 2**20
 
-Axes = list[str | int]
-"""The shape of an input or output: a size, or the name of an axis whose size is free."""
-
 
 def to_proto(
     model: Model,
@@ -251,8 +248,8 @@ class _Writer:
         """Write a list of integers, such as axes."""
         return self.constant("integers", np.array(values, np.int64))
 
-    def add_input(self, name: str, dtype: Any, axes: Axes) -> str:
-        """Declare an input of the graph."""
+    def add_input(self, name: str, dtype: Any, axes: list[str | int]) -> str:
+        """Declare an input of the graph; its axes are sizes, and the names of free ones."""
         self.inputs.append(self._info(self.claim(name), dtype, axes))
         return name
 
@@ -276,7 +273,7 @@ class _Writer:
         self._taken.add(name)
         return name
 
-    def _info(self, name: str, dtype: Any, axes: Axes) -> Any:
+    def _info(self, name: str, dtype: Any, axes: list[str | int]) -> Any:
         kind = self.onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
         return self.onnx.helper.make_tensor_value_info(name, kind, axes)
 

@@ -271,11 +271,6 @@ class _Run:
             params = params_from_onnx(layer.cell, *weights)
         if carry is None and (h is not None or c is not None):
             carry = _carry_of(node, layer.cell, (h, c), xs.shape[1])
-        if lengths is not None and lengths.shape != xs.shape[1:2]:
-            raise InteropError(
-                f"node {node.label}: its sequence_lens have shape {list(lengths.shape)}, but "
-                f"should be {xs.shape[1]} integers"
-            )
         method, reverse = self.context.method, layer.reverse
         carry, ys = unroll(
             layer.cell, params, xs, carry, lengths=lengths, reverse=reverse, method=method

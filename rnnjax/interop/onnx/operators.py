@@ -160,8 +160,6 @@ def _reduce_l2(at: At, x: Any, axes_input: Any = None) -> Any:
 
 def _argmax(at: At, x: Any) -> Any:
     axis = at.axis(at.get("axis", 0), x.ndim)
-    if at.get("select_last_index", 0):
-        raise at.fail("the last of several places, its select_last_index, is not read here")
     return module_of(x).argmax(x, axis=axis, keepdims=bool(at.get("keepdims", 1)))
 
 
@@ -180,8 +178,6 @@ def _cumsum(at: At, x: Any, axis_input: Any) -> Any:
     """The sum of the entries up to each."""
     (number,) = at.integers(axis_input, "axis")
     axis = at.axis(number, x.ndim)
-    if at.get("exclusive", 0) or at.get("reverse", 0):
-        raise at.fail("sums from the end, or without an entry itself, are not read here; flip it")
     return by_jax(lambda x: jnp.cumsum(x, axis=axis, dtype=x.dtype), x)
 
 
@@ -196,8 +192,6 @@ def _channels_last(at: At, function: Callable[..., Any], x: Any, *others: Any) -
 
 def _batch_norm(at: At, x: Any, scale: Any, bias: Any, mean: Any, variance: Any) -> Any:
     """Each channel by a mean and a variance that are given."""
-    if at.get("training_mode", 0):
-        raise at.fail("it takes mean and variance of the batch; export the model for inference")
 
     def run(x: Any, mean: Any, variance: Any, *by: Any) -> Any:
         return shared.normalize(x, mean, variance, at.get("epsilon", 1e-5), *by)
@@ -236,8 +230,6 @@ def _window(at: At, x: Any, sizes: Sequence[int]) -> tuple[Any, Any, Any]:
             f"its window {list(sizes)[:8]}, strides, dilations and pads should be sizes for each "
             f"axis of space of {list(x.shape)}, of which there is one at least"
         )
-    if at.get("ceil_mode", 0):
-        raise at.fail("a window over the end, its ceil_mode, is not read here; pad the input")
     pads = list(zip(given[:rank], given[rank:], strict=True))
     if automatic != "NOTSET":
         reach = [(size - 1) * step + 1 for size, step in zip(sizes, dilations, strict=True)]
@@ -405,8 +397,6 @@ def _gather_elements(at: At, x: Any, indices: Any) -> Any:
 
 def _gather_nd(at: At, x: Any, indices: Any) -> Any:
     """Slices of ``x`` by places along its first axes."""
-    if at.get("batch_dims", 0):
-        raise at.fail("places row by row, its batch_dims, are not read here; number the rows too")
 
     def run(x: Any, indices: Any) -> Any:
         return x.at[tuple(jnp.moveaxis(indices, -1, 0))].get(mode=_outside(x))

@@ -46,6 +46,12 @@ _CONSTANT = "Constant"  # the operator that only holds an array
 _KNOWN = frozenset({_CONSTANT, *OPERATORS, *RECURRENT})
 _PRODUCTS = ("MatMul", "Gemm", "Conv")
 _WITH_WEIGHTS = (*_PRODUCTS, *RECURRENT, "Gather", "PRelu")
+_NOT_READ = frozenset({
+    "batch_dims", "ceil_mode", "exclusive", "input_forget", "layout", "reverse", "scan_input_axes",
+    "scan_input_directions", "scan_output_axes", "scan_output_directions", "select_last_index",
+    "training_mode",
+})  # fmt: skip
+"""Attributes that no exporter of a recurrent model was seen to set to anything but 0."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -173,6 +179,12 @@ class _Reader:
             node.name if node.op_type in RECURRENT else "",
         )
         _check_against_schema(node, label, self.opset)  # whose tensors have their data now
+        odd = [name for name, value in attributes if name in _NOT_READ and np.any(value)]
+        if odd or (node.op_type == "LSTM" and read.input(7)):
+            raise InteropError(
+                f"node {label}: {odd[0] if odd else 'peepholes'} is not read here; export the "
+                "model without it, or run it in onnxruntime"
+            )
         if node.op_type == "If" and any(body.inputs for body in read.bodies):
             raise InteropError(
                 f"node {label}: one of its branches takes inputs, but a branch has none"
@@ -314,16 +326,6 @@ class _Reader:
         """The cell, or both cells, from the attributes."""
         if direction not in ("forward", "reverse", "bidirectional"):
             raise InteropError(f"{direction!r} is no direction")
-        if node.get("layout", 0):
-            raise InteropError(
-                "its layout has the batch first, which is not read here; transpose around it, as "
-                "exporters do"
-            )
-        if node.get("input_forget", 0) or node.input(7):
-            raise InteropError(
-                "it has peepholes or an input_forget, which are not read here; run it in "
-                "onnxruntime, or write the LSTM of basic operators"
-            )
         kernel, recurrent, bias = arrays
         sides, default = 1 + (direction == "bidirectional"), RECURRENT[node.op_type]
         size = node.get("hidden_size", np.shape(recurrent)[-1] if np.ndim(recurrent) else 0)
