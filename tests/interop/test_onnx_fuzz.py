@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -310,45 +310,28 @@ def mutated(number: int, models: list[Any]) -> tuple[str, bytes]:
 # --- The child ---
 
 
-def outcomes(first: int, count: int) -> Iterator[tuple[int, str, float]]:
-    """Of each file whether it was read and traced, read, or refused, and in how many seconds."""
+def outcome(data: bytes) -> str:
+    """Whether a file was read and traced, read, or refused."""
     import jax
 
     from rnnjax.errors import InteropError, InvalidInputError
     from rnnjax.interop import onnx as rnnjax_onnx
 
-    models = seeds()
-    for model in models:
-        rnnjax_onnx.load(model)  # all modules are there before memory is limited
-    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
-    most = pages * resource.getpagesize() + BYTES
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    for number in range(first, first + count):
-        change, data = mutated(number, models)
-        # Of the processor, so that a busy machine fails no test.
-        signal.setitimer(signal.ITIMER_PROF, SECONDS)
-        begun = time.process_time()
-        try:
-            model = rnnjax_onnx.load(data)
-            outcome = "read"
-            try:
-                given = {
-                    one.name: jax.ShapeDtypeStruct(
-                        tuple(3 if n is None else n for n in one.shape or ()), one.dtype
-                    )
-                    for one in model.network.inputs
-                }
-                jax.eval_shape(model.apply, model.params, given)
-                outcome = "read and traced"
-            except (InteropError, InvalidInputError):
-                pass
-        except InteropError as error:
-            outcome = "refused" if "\n" not in str(error) else "refused in several lines"
-        except BaseException as error:
-            print(f"file {number}, {change}: {error!r}", flush=True)
-            raise
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        yield number, outcome, time.process_time() - begun
+    try:
+        model = rnnjax_onnx.load(data)
+    except InteropError as error:
+        return "refused" if "\n" not in str(error) else "refused in several lines"
+    given = {
+        one.name: jax.ShapeDtypeStruct(
+            tuple(3 if n is None else n for n in one.shape or ()), one.dtype
+        )
+        for one in model.network.inputs
+    }
+    try:
+        jax.eval_shape(model.apply, model.params, given)
+    except (InteropError, InvalidInputError):
+        return "read"
+    return "read and traced"
 
 
 def main() -> None:
@@ -357,10 +340,25 @@ def main() -> None:
 
     signal.signal(signal.SIGPROF, too_long)
     counts: collections.Counter[str] = collections.Counter()
-    slowest = 0.0
-    for _, outcome, seconds in outcomes(int(sys.argv[1]), int(sys.argv[2])):
-        counts[outcome] += 1
-        slowest = max(slowest, seconds)
+    models, slowest = seeds(), 0.0
+    for model in models:
+        outcome(model.SerializeToString())  # all modules are there before memory is limited
+    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
+    most = pages * resource.getpagesize() + BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    first, count = map(int, sys.argv[1:])
+    for number in range(first, first + count):
+        change, data = mutated(number, models)
+        # Of the processor, so that a busy machine fails no test.
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        begun = time.process_time()
+        try:
+            counts[outcome(data)] += 1
+        except BaseException as error:
+            print(f"file {number}, {change}: {error!r}", flush=True)
+            raise
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        slowest = max(slowest, time.process_time() - begun)
     print(json.dumps({"counts": counts, "slowest": slowest}))
 
 
