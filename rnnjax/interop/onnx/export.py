@@ -12,7 +12,7 @@ import numpy as np
 import rnnjax
 from rnnjax.cells.base import Cell
 from rnnjax.errors import InteropError, InvalidInputError
-from rnnjax.interop.arrays import in_prediction, input_size
+from rnnjax.interop.arrays import in_prediction
 from rnnjax.interop.files import write_whole
 from rnnjax.interop.functions import SPELLINGS, Function
 from rnnjax.interop.layers import (
@@ -35,7 +35,7 @@ from rnnjax.interop.onnx.recurrent import (
     params_to_onnx,
 )
 from rnnjax.interop.serving import input_shapes
-from rnnjax.layers import Bidirectional, Regularized, Stack
+from rnnjax.layers import Bidirectional, Stack
 
 OPSET = 20
 """The version of ONNX's operators that is written: the oldest that has every function of ours."""
@@ -240,8 +240,7 @@ class _Writer:
     def constant(self, name: str, value: Any) -> str:
         """Write an array that is part of the model, and return its name."""
         name = self.value(name)
-        array = np.ascontiguousarray(value).reshape(np.shape(value))  # it makes one axis of none
-        self.constants.append(self.onnx.numpy_helper.from_array(array, name))
+        self.constants.append(self.onnx.numpy_helper.from_array(np.asarray(value), name))
         return name
 
     def ints(self, *values: int) -> str:
@@ -279,34 +278,32 @@ class _Writer:
 
     def write(self, model: Model) -> Any:
         """The model as a message."""
-        ys = _checked_outputs(model)
+        xs, ys = _checked_shapes(model)
         chain = [layer for layer in model.layers.values() if not isinstance(layer, Dropout)]
         if self.lengths and not any(isinstance(layer, Recurrent) for layer in chain):
             raise InvalidInputError(
                 "lengths are for recurrent layers, but the model has none; leave them out"
             )
-        first = chain[0] if chain else None
-        if isinstance(first, Embedding | OneHotIds):
+        sized = any(isinstance(x, Recurrent | Dense | Embedding | OneHotIds) for x in chain)
+        size = xs.shape[-1] if sized else "features"
+        if jnp.issubdtype(xs.dtype, jnp.integer):
             x = self.add_input("ids", np.int64, ["time", "batch"])
         else:
-            known = isinstance(first, Recurrent | Dense)
-            size = input_size(model.params[first.name]) if first and known else "features"
             x = self.add_input("xs", np.float32, ["time", "batch", size])
         if self.lengths:
             self.add_input("lengths", np.int32, ["batch"])
         self.claim("ys")
         for layer in chain:
             self.layer = layer.name
-            x = self._layer(layer, model.params.get(layer.name, {}), x, first=layer is first)
+            x = self._layer(layer, model.params.get(layer.name, {}), x, layer is chain[0])
         self.add("Identity", x, outputs=["ys"])
-        sized = any(isinstance(x, Recurrent | Dense | Embedding | OneHotIds) for x in chain)
         axes = ["time", "batch"][3 - len(ys.shape) :]
-        features = ys.shape[-1] if sized else "features"
-        self.outputs.insert(0, self._info("ys", np.float32, [*axes, features]))
-        size = sum(len(constant.raw_data) for constant in self.constants)
-        if size > _MOST_BYTES:
+        size = ys.shape[-1] if sized else "features"
+        self.outputs.insert(0, self._info("ys", np.float32, [*axes, size]))
+        count = sum(len(constant.raw_data) for constant in self.constants)
+        if count > _MOST_BYTES:
             raise InteropError(
-                f"the parameters take {size:,} bytes, but an ONNX file holds fewer than 2 GiB; "
+                f"the parameters take {count:,} bytes, but an ONNX file holds fewer than 2 GiB; "
                 "write .safetensors instead"
             )
         helper = self.onnx.helper
@@ -368,8 +365,7 @@ class _Writer:
 
     def _cell(self, name: str, cell: Cell, params: Any, reverse: bool, x: str) -> tuple[str, str]:
         """The outputs ``(time, batch, size)`` of a cell, or of a combination, and its last one."""
-        if isinstance(cell, Regularized):
-            return self._cell(name, in_prediction(cell, name, "ONNX"), params, reverse, x)
+        cell = in_prediction(cell, name, "ONNX")
         if isinstance(cell, Stack):
             for i, one in enumerate(cell.cells):
                 x, end = self._cell(f"{name}_{i}", one, params[i], reverse, x)
@@ -461,10 +457,11 @@ def _float32(layer: str, array: Any) -> np.ndarray:
     return array.astype(np.float32)
 
 
-def _checked_outputs(model: Model) -> Any:
-    """The shape of what comes of two steps; raises unless the parameters fit to the layers."""
+def _checked_shapes(model: Model) -> tuple[Any, Any]:
+    """Two steps, and what comes of them; raises unless the parameters fit to the layers."""
     try:
-        return jax.eval_shape(model.apply, model.params, input_shapes(model, 2, 1))[1]
+        xs = input_shapes(model, 2, 1)
+        return xs, jax.eval_shape(model.apply, model.params, xs)[1]
     except InvalidInputError:  # which is a ValueError, and says more
         raise
     except (KeyError, IndexError, TypeError, ValueError) as error:

@@ -24,7 +24,7 @@ from rnnjax.layers import Directions
 # each parameter. A file is small that asks for very much.
 _ELEMENTS, _ELEMENTS_PER_INPUT, _ELEMENTS_PER_PARAMETER = 2**24, 2**20, 16
 
-_NODES = 2**20  # that are run to count the steps of loops
+_NODES = 2**17  # that are run to count the steps of loops, in some 10 s
 
 CONSTANTS = "constants"
 """The layer that has the arrays of a graph that belong to no other."""

@@ -101,10 +101,6 @@ def _folded(name: str) -> Run:
     return _broadcast(lambda xp, *xs: functools.reduce(getattr(xp, name), xs))
 
 
-def _mean(xp: Any, *xs: Any) -> Any:
-    return functools.reduce(xp.add, xs) / np.asarray(len(xs), xs[0].dtype)
-
-
 def _divide(xp: Any, x: Any, y: Any) -> Any:
     """The quotient; that of integers is cut off, not floored."""
     if jnp.issubdtype(x.dtype, jnp.floating):
@@ -199,20 +195,21 @@ def _batch_norm(at: At, x: Any, scale: Any, bias: Any, mean: Any, variance: Any)
     return _channels_last(at, run, x, mean, variance, scale, bias)
 
 
+def _standardized(at: At, first: int, last: int) -> Callable[..., Any]:
+    """By mean and variance over these axes."""
+    axes = tuple(range(first, last))
+    return lambda x, *by: shared.standardize(x, axes, at.get("epsilon", 1e-5), *by)
+
+
 def _layer_norm(at: At, x: Any, scale: Any, bias: Any = None) -> Any:
     """Each row, over the axes from ``axis`` on, by its own mean and variance: the output alone."""
-    axes = tuple(range(at.axis(at.get("axis", -1), x.ndim), x.ndim))
-    return at.computed(
-        lambda x, *by: shared.standardize(x, axes, at.get("epsilon", 1e-5), *by), x, scale, bias
-    )
+    first = at.axis(at.get("axis", -1), x.ndim)
+    return at.computed(_standardized(at, first, x.ndim), x, scale, bias)
 
 
 def _instance_norm(at: At, x: Any, scale: Any, bias: Any) -> Any:
     """Each channel of each row by its own mean and variance."""
-    axes = tuple(range(1, x.ndim - 1))
-    return _channels_last(
-        at, lambda x, *by: shared.standardize(x, axes, at.get("epsilon", 1e-5), *by), x, scale, bias
-    )
+    return _channels_last(at, _standardized(at, 1, x.ndim - 1), x, scale, bias)
 
 
 # --- Which slide over space ---
@@ -503,7 +500,8 @@ OPERATORS: Mapping[str, Run] = {
     "Transpose": lambda at, x: module_of(x).transpose(x, at.get("perm")),
     "Unsqueeze": lambda at, x, axes=None: module_of(x).expand_dims(x, at.listed("axes", axes)),
     "Add": _broadcast("add"), "Div": _broadcast(_divide), "Max": _folded("maximum"),
-    "Mean": _broadcast(_mean), "Min": _folded("minimum"), "Mul": _broadcast("multiply"),
+    "Mean": _broadcast(lambda xp, *xs: functools.reduce(xp.add, xs) / len(xs)),
+    "Min": _folded("minimum"), "Mul": _broadcast("multiply"),
     "Pow": _broadcast(_power), "Sub": _broadcast("subtract"), "Sum": _folded("add"),
     "GreaterOrEqual": _broadcast("greater_equal"), "LessOrEqual": _broadcast("less_equal"),
     "Neg": _each("negative"), "Not": _each("logical_not"),
