@@ -152,12 +152,13 @@ class _Reader:
 
     def node(self, node: Any, place: int, scope: Scope, prefix: str) -> Node:
         """One node, checked."""
-        label = f"{node.name!r} ({node.op_type})" if node.name else f"{place} ({node.op_type})"
+        op_type = repr(node.op_type)[1:-1]  # which may hold what moves a terminal
+        label = f"{node.name!r} ({op_type})" if node.name else f"{place} ({op_type})"
         if node.domain not in ("", "ai.onnx") or node.op_type not in _KNOWN:
             where = f" of {node.domain!r}" if node.domain else ""
             raise InteropError(
-                f"node {label}: the operator {node.op_type}{where} is not read here; export the "
-                f"model without it, or run it in onnxruntime; read are {', '.join(sorted(_KNOWN))}"
+                f"node {label}: the operator {op_type}{where} is not read here; export the model "
+                f"without it, or run it in onnxruntime; read are {', '.join(sorted(_KNOWN))}"
             )
         missing = [name for name in node.input if name and name not in scope]
         if missing:
