@@ -1620,7 +1620,7 @@ FAULTS: tuple[Fault, ...] = (
         "benchmarks/questions/lengths.py",
         '1e6 * seconds / point.settings["shape"]["time"]',
         "1e6 * seconds",
-        ("tests/test_benchmark_layers.py::test_the_lengths_are_told_by_the_step",),
+        ("tests/test_benchmarks.py",),
     ),
 )
 
