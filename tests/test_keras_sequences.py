@@ -1,8 +1,9 @@
-"""Masks, states, direction and stacking against Keras 3, run live on its JAX backend.
+"""Layers, masks, states, direction and stacking against Keras 3, run live on its JAX backend.
 
 Keras is batch-major, and so are its masks; every comparison here is made with time first.
 """
 
+import itertools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 import rnnjax
-from rnnjax import Bidirectional, GRUCell, LSTMCell, Regularized, Stack
+from rnnjax import Bidirectional, GRUCell, LSTMCell, Regularized, SimpleRNNCell, Stack
 
 os.environ["KERAS_BACKEND"] = "jax"
 keras = pytest.importorskip("keras", reason="keras is in the extra `test`")
@@ -24,10 +25,22 @@ TOLERANCE = 1e-5  # of the largest entry of each array
 # A row that is padded behind, one padded before, one with holes, and one without any valid step.
 MASK = np.array([[1, 1, 1, 0, 0], [0, 0, 1, 1, 1], [0, 1, 0, 1, 0], [0, 0, 0, 0, 0]], bool).T
 
+HARD = {"recurrent_activation": "hard_sigmoid", "activation": "softsign"}
+# Our options are called as Keras's are.
 CASES = {
-    "lstm": (LSTMCell(HIDDEN), "LSTM", {}),
-    "gru": (GRUCell(HIDDEN), "GRU", {}),
-    "gru-reset-before": (GRUCell(HIDDEN, reset_after=False), "GRU", {"reset_after": False}),
+    name: (cell(HIDDEN, **options), layer, options)
+    for name, cell, layer, options in [
+        ("simple", SimpleRNNCell, "SimpleRNN", {}),
+        ("simple-no-bias", SimpleRNNCell, "SimpleRNN", {"use_bias": False}),
+        ("simple-relu", SimpleRNNCell, "SimpleRNN", {"activation": "relu"}),
+        ("lstm", LSTMCell, "LSTM", {}),
+        ("lstm-no-bias", LSTMCell, "LSTM", {"use_bias": False}),
+        ("lstm-hard", LSTMCell, "LSTM", HARD),
+        ("gru", GRUCell, "GRU", {}),
+        ("gru-no-bias", GRUCell, "GRU", {"use_bias": False}),
+        ("gru-hard", GRUCell, "GRU", HARD),
+        ("gru-reset-before", GRUCell, "GRU", {"reset_after": False}),
+    ]
 }
 
 
@@ -36,7 +49,7 @@ def to_keras(cell: rnnjax.Cell, params: Any) -> list[jax.Array]:
     weights = [params["kernel"], params["recurrent_kernel"]]
     if "recurrent_bias" in params:
         weights.append(np.stack([params["bias"], params["recurrent_bias"]]))
-    else:
+    elif "bias" in params:
         weights.append(params["bias"])
     if isinstance(cell, GRUCell):
         for i, weight in enumerate(weights):
@@ -69,25 +82,25 @@ def draw(random_like: Callable[..., Any]) -> Callable[..., Any]:
     return arguments
 
 
+# Each layer once, and both directions. What is held where does not depend on the cell, and what
+# other options make of one is compared in tests/test_reference.py.
+USUAL = [
+    ("simple", "zero", False),
+    ("lstm", "zero", True),
+    ("lstm", "last", False),
+    ("gru", "zero", False),
+    ("gru-reset-before", "last", True),
+]
+
+
 @pytest.mark.parametrize(
     ("name", "masked_outputs", "go_backwards"),
     [
-        ("lstm", "zero", True),
-        ("lstm", "last", False),
-        ("gru-reset-before", "last", True),
-        # What is held where does not depend on the cell.
-        *(
-            pytest.param(*row, marks=pytest.mark.slow)
-            for row in [
-                ("lstm", "zero", False),
-                ("lstm", "last", True),
-                ("gru", "zero", True),
-                ("gru", "last", False),
-            ]
-        ),
+        pytest.param(*row, marks=[] if row in USUAL else pytest.mark.slow)
+        for row in itertools.product(CASES, ("zero", "last"), (False, True))
     ],
 )
-def test_masks(
+def test_layers_and_masks(
     name: str,
     masked_outputs: Any,
     go_backwards: bool,
@@ -263,3 +276,14 @@ def test_dropout_is_off(name: str, draw: Any, assert_close: Any) -> None:
     rates = {"input_dropout": 0.3} | ({"recurrent_dropout": 0.4} if cell.recurrent else {})
     _, ys = rnnjax.unroll(Regularized(cell, **rates), params, xs)
     assert_close(ys, run(to_keras(cell, params), xs), TOLERANCE)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_defaults_of_the_initial_parameters_are_those_of_keras(name: str) -> None:
+    cell, layer_name, options = CASES[name]
+    layer = getattr(keras.layers, layer_name)(HIDDEN, **options)
+    layer.build((BATCH, TIME, FEATURES))
+    ours = to_keras(cell, cell.init(jax.random.key(0), FEATURES))
+    assert [weight.shape for weight in ours] == [v.shape for v in layer.trainable_variables]
+    for bias, theirs in zip(ours[2:], layer.trainable_variables[2:], strict=True):
+        np.testing.assert_array_equal(bias, np.asarray(theirs.value))

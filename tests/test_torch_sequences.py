@@ -1,4 +1,4 @@
-"""Packed sequences, both directions and projections against PyTorch, run live."""
+"""Layers, packed sequences, both directions and projections against PyTorch, run live."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,10 +18,14 @@ BATCH, TIME, FEATURES, HIDDEN, PROJECTED = 4, 6, 2, 4, 3
 LENGTHS = np.array([4, 6, 1, 3])  # in no order
 TOLERANCE = 1e-5  # of the largest entry of each array
 
+RELU = {"nonlinearity": "relu"}
 CASES = {
     "simple": (rnnjax.SimpleRNNCell(HIDDEN), "RNN", {}),
+    "simple-relu": (rnnjax.SimpleRNNCell(HIDDEN, activation="relu"), "RNN", RELU),
     "lstm": (LSTMCell(HIDDEN), "LSTM", {}),
+    "lstm-no-bias": (LSTMCell(HIDDEN, use_bias=False), "LSTM", {"bias": False}),
     "gru": (GRUCell(HIDDEN), "GRU", {}),
+    "gru-no-bias": (GRUCell(HIDDEN, use_bias=False), "GRU", {"bias": False}),
     "projection": (
         ProjectionLSTMCell(HIDDEN, proj_size=PROJECTED),
         "LSTM",
@@ -45,14 +49,15 @@ def module_with(arrays_seed: int, kind: str, *sizes: int, **options: Any) -> Any
 
 def from_torch(cell: rnnjax.Cell, arrays: dict[str, Any], place: str) -> Any:
     """Our parameters of a layer: kernels transposed; all but the GRU add torch's two biases."""
-    x_bias, h_bias = arrays[f"bias_ih_{place}"], arrays[f"bias_hh_{place}"]
     params = {
         "kernel": arrays[f"weight_ih_{place}"].T,
         "recurrent_kernel": arrays[f"weight_hh_{place}"].T,
-        "bias": x_bias if isinstance(cell, GRUCell) else x_bias + h_bias,
     }
-    if isinstance(cell, GRUCell):
-        params["recurrent_bias"] = h_bias
+    if cell.use_bias:
+        x_bias, h_bias = arrays[f"bias_ih_{place}"], arrays[f"bias_hh_{place}"]
+        params["bias"] = x_bias if isinstance(cell, GRUCell) else x_bias + h_bias
+        if isinstance(cell, GRUCell):
+            params["recurrent_bias"] = h_bias
     if isinstance(cell, ProjectionLSTMCell):
         params["projection_kernel"] = arrays[f"weight_hr_{place}"].T
     return params
@@ -63,9 +68,10 @@ def to_torch_gradients(gradients: Any, place: str) -> dict[str, Any]:
     named = {
         f"weight_ih_{place}": gradients["kernel"].T,
         f"weight_hh_{place}": gradients["recurrent_kernel"].T,
-        f"bias_ih_{place}": gradients["bias"],
-        f"bias_hh_{place}": gradients.get("recurrent_bias", gradients["bias"]),
     }
+    if "bias" in gradients:
+        named[f"bias_ih_{place}"] = gradients["bias"]
+        named[f"bias_hh_{place}"] = gradients.get("recurrent_bias", gradients["bias"])
     if "projection_kernel" in gradients:
         named[f"weight_hr_{place}"] = gradients["projection_kernel"].T
     return named
