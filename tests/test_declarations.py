@@ -274,6 +274,96 @@ def test_an_update_is_given_one_step(
 
 
 @dataclasses.dataclass(frozen=True)
+class Units(rnnjax.Cell):
+    """What all drawn cells are: so many units, and a parameter that their update reads."""
+
+    hidden_size: int
+    carry = rnnjax.SimpleRNNCarry
+    gates = ("x",)
+
+    def parameters(self, input_size: int) -> Any:
+        return super().parameters(input_size) | {"gain": rnnjax.Param((self.hidden_size,), "ones")}
+
+
+BY_UNIT = [jnp.tanh, jnp.sin, jax.nn.sigmoid, jax.nn.softplus, lambda x: x / (1 + x * x)]
+# Axes are counted from the first and from the last.
+OF_ALL = [
+    lambda x: jax.nn.softmax(x, axis=1),
+    lambda x: x[:, ::-1],
+    lambda x: jnp.roll(x, 1, -1),
+    lambda x: x - x.mean(-1, keepdims=True),
+    lambda x: jnp.cumsum(x, axis=1) / x.shape[1],
+]
+
+
+def drawn_cell(number: int) -> rnnjax.Cell:
+    """A cell as a user might write it: its carry, gates, product, promise, update and output."""
+    rng = np.random.default_rng([7, number])
+    coupling = [Coupling.ANY, Coupling.ELEMENTWISE, Coupling.CONTRACTING][number % 3]
+    carry = [rnnjax.SimpleRNNCarry, rnnjax.LSTMCarry][rng.integers(2)]
+    functions = BY_UNIT + (OF_ALL if coupling is Coupling.ANY else [])
+    leaves, gates = len(carry._fields), int(rng.integers(1, 4))
+
+    def expression(depth: int, arrays: int) -> Any:
+        """Of so many arrays, of which it is a sum, a product or a function, or one itself."""
+        if not depth:
+            at = int(rng.integers(arrays))
+            return lambda given: given[at]
+        one, other = (expression(depth - 1, arrays) for _ in range(2))
+        f = functions[rng.integers(len(functions))]
+        return [
+            lambda given: f(one(given)),
+            lambda given: one(given) * f(other(given)),
+            lambda given: one(given) + f(other(given)),
+        ][rng.integers(3)]
+
+    factors, added = ([expression(2, gates + 1) for _ in carry._fields] for _ in range(2))
+    moved = [expression(3, gates + 1 + leaves) for _ in carry._fields]
+    shown = expression(2, gates + 1 + leaves)
+
+    def update(self: Any, params: Any, x: Any, old: Any) -> Any:
+        parts = jnp.split(x, gates, axis=-1)
+        given = [*parts, jnp.broadcast_to(params["gain"], parts[0].shape)]
+        if coupling is Coupling.CONTRACTING:
+            new = [jax.nn.sigmoid(a(given)) * h for a, h in zip(factors, old, strict=True)]
+            new = [h + b(given) for b, h in zip(added, new, strict=True)]
+        else:
+            new = [(h + jnp.tanh(e([*given, *old]))) / 2 for e, h in zip(moved, old, strict=True)]
+        return carry(*new), shown([*given, *new])
+
+    product = coupling is not Coupling.CONTRACTING and rng.random() < 0.7
+    declared = {"recurrent": "hidden" if product else None, "output": None, "coupling": coupling}
+    names = tuple("abc"[:gates])
+    return type("Drawn", (Units,), {"carry": carry, "gates": names, "update": update} | declared)(4)
+
+
+@pytest.mark.parametrize(
+    "number", [n if n < 12 else pytest.param(n, marks=pytest.mark.slow) for n in range(120)]
+)
+@pytest.mark.usefixtures("x64")
+def test_the_default_gives_a_drawn_cell_the_numbers_of_the_scan(
+    number: int, random_like: Any, assert_close: Any
+) -> None:
+    cell, rng = drawn_cell(number), np.random.default_rng(number)
+    shapes = jax.eval_shape(lambda: (cell.init(jax.random.key(0), 3), cell.initial_carry((2,))))
+    params, carry = random_like(shapes, number, "float64")
+    steps = 600 if number % 4 == 3 else 5
+    marks = {"mask": rng.random((steps, 2)) < 0.8, "resets": rng.random((steps, 2)) < 0.2}
+    given = marks if number % 2 else {}
+
+    def loss(params: Any, xs: Any, carry: Any, method: rnnjax.Method) -> Any:
+        last, ys = rnnjax.unroll(cell, params, xs, carry, method=method, **given)
+        return jnp.sin(ys).sum() + sum(leaf.sum() for leaf in last), ys
+
+    run = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True), static_argnums=3)
+    args = params, rng.normal(size=(steps, 2, 3)), carry
+    expected = run(*args, rnnjax.Scan())
+    methods = [rnnjax.Auto(), rnnjax.Fused(keep_every=2), rnnjax.Parallel()]
+    for method in (m for m in methods if m.refusal(cell) is None):
+        assert_close(run(*args, method), expected, 1e-10)
+
+
+@dataclasses.dataclass(frozen=True)
 class SkipCell(rnnjax.Cell):
     """A residual cell with a kernel only where the sizes differ."""
 

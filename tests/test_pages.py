@@ -290,6 +290,26 @@ def test_every_member_that_the_reference_names_exists_and_has_a_docstring() -> N
     assert "rnnjax.training.Checkpoints.latest" in named
 
 
+def test_every_member_that_a_page_names_exists() -> None:
+    """Of what is public, as `Checkpoints.latest`, wherever it stands in a line."""
+    owners: dict[str, Any] = {}
+    for module in ("", ".training", ".online", ".text"):
+        public = importlib.import_module(f"rnnjax{module}")
+        owners |= {name: getattr(public, name) for name in public.__all__}
+    owners = {name: value for name, value in owners.items() if inspect.isclass(value)}
+    named = {
+        (page, name, member)
+        for page in PAGES
+        for code in re.findall(r"`([^`\n]+)`", TEXTS[page])
+        for name, member in re.findall(r"(?<![\w./])(?:rnnjax\.(?:\w+\.)?)?([A-Z]\w+)\.(\w+)", code)
+        if name in owners
+    }
+    assert {"Coupling", "Role", "Hook", "Sharding"} <= {name for _, name, _ in named}
+    for page, name, member in sorted(named):
+        fields = getattr(owners[name], "__dataclass_fields__", {})
+        assert hasattr(owners[name], member) or member in fields, f"{page}: {name}.{member}"
+
+
 def test_cells_run_where_the_reference_says() -> None:
     table = TEXTS["docs/reference/cells.md"].partition("## Where each runs")[2]
     rows = re.findall(r"^\| (`\w+Cell`.*?) \|.*\| (`.*) \|$", table, re.MULTILINE)
