@@ -327,7 +327,7 @@ FAULTS: tuple[Fault, ...] = (
         "rnnjax/engine/fused/method.py",
         "first, then = resets[0], jnp.concatenate([resets[1:], none])",
         "first, then = resets[0], resets",
-        ("tests/test_sequence_laws.py::test_law_3_a_reset_is_a_fresh_start",),
+        ("tests/test_sequence_laws.py::test_all_together",),
     ),
     Fault(
         "in reverse a reset cuts on the wrong side of its step",
@@ -335,7 +335,7 @@ FAULTS: tuple[Fault, ...] = (
         "rnnjax/engine/unroll.py",
         "            resets = jnp.concatenate([resets[1:], how.method.along.next(resets[:1])])\n",
         "            resets = jnp.asarray(resets)\n",
-        ("tests/test_sequence_laws.py::test_law_3_a_reset_is_a_fresh_start",),
+        ("tests/test_sequence_laws.py::test_all_together",),
     ),
     Fault(
         "in reverse the mask is ignored",
@@ -343,7 +343,7 @@ FAULTS: tuple[Fault, ...] = (
         "rnnjax/engine/unroll.py",
         "    steps = Steps.of(valid, resets, start, noise)\n",
         "    steps = Steps.of(None if reverse else valid, resets, start, noise)\n",
-        ("tests/test_sequence_laws.py::test_a_masked_sequence_is_the_shorter_one",),
+        ("tests/test_sequence_laws.py::test_all_together",),
     ),
     Fault(
         "in reverse the last output is held in the order of time",
@@ -359,7 +359,7 @@ FAULTS: tuple[Fault, ...] = (
         "rnnjax/engine/core/masking.py",
         "jax.tree.map(lambda o, n: jnp.where(expand(valid, n), n, o), old, new)",
         "new",
-        ("tests/test_sequence_laws.py::test_a_masked_sequence_is_the_shorter_one",),
+        ("tests/test_sequence_laws.py::test_all_together",),
     ),
     Fault(
         "the derivative of a step finds what was kept in another order",

@@ -254,12 +254,6 @@ def test_cells_that_override_the_update_keep_their_numbers(random_like, assert_c
     assert own.partition("\n")[2] == library.partition("\n")[2]
 
 
-def test_methods_are_values_and_read_as_they_are_written():
-    assert rnnjax.Fused(product_dtype="bfloat16") == rnnjax.Fused(product_dtype=jnp.bfloat16)
-    assert repr(rnnjax.Fused()) == "Fused()"
-    assert repr(rnnjax.Fused(keep_every=8)) == "Fused(keep_every=8)"
-
-
 PROGRAM = """
 import hashlib, jax, jax.numpy as jnp
 from cell_table import CELLS, FEW
@@ -299,37 +293,11 @@ class Stacked(rnnjax.LSTMCell):
         return rnnjax.LSTMCarry(jax.nn.sigmoid(o) * parts[2] * jnp.tanh(cell), cell)
 
 
-class Mixing(rnnjax.Cell):
-    """A step whose rows see each other, as in batch normalisation."""
-
-    output_size = 4
-
-    def init(self, key, input_size):
-        return {"kernel": jax.random.normal(key, (input_size, 4))}
-
-    def initial_carry(self, batch_shape=(), dtype=None):
-        return jnp.zeros((*batch_shape, 4), dtype)
-
-    def step(self, params, carry, x):
-        z = x @ params["kernel"] + carry
-        new = jnp.tanh(z - z.mean(0))
-        return new, new
-
-
-@pytest.mark.parametrize(
-    ("kind", "batch"),
-    [
-        (Stacked, 3),  # as many rows as there are parts of the array
-        (Mixing, 2),
-        pytest.param(Stacked, 2, marks=pytest.mark.slow),
-        pytest.param(Mixing, 3, marks=pytest.mark.slow),
-    ],
-)
-def test_masked_gradients_of_odd_cells(kind, batch, random_like, assert_close):
-    cell = Mixing() if kind is Mixing else kind(4)
+def test_masked_gradients_of_an_odd_cell(random_like, assert_close):
+    batch, cell = 3, Stacked(4)  # as many rows as there are parts of the array
     params = random_like(lambda: cell.init(jax.random.key(0), FEATURES), 1)
     xs = random_like(np.zeros((3, batch, FEATURES)), 2)
-    mask = np.array([[1, 1, 1], [0, 1, 1], [1, 0, 1]], bool)[:, :batch]
+    mask = np.array([[1, 1, 1], [0, 1, 1], [1, 0, 1]], bool)
 
     def loop(params, xs):
         carry, total = cell.initial_carry((batch,)), 0.0

@@ -157,25 +157,6 @@ def test_law_4_a_row_is_alone(
     assert_close(actual, expected, TOLERANCES["float64"])
 
 
-# What a cell adds to a batch by itself is in the law above; here it is JAX's batching, of a
-# primitive of each kind.
-BATCHED = ["gru", "user-peephole", "mingru", "lru"]
-
-
-@pytest.mark.parametrize(("name", "method"), table(Auto, names=BROAD, ordinary=BATCHED, by_all=[]))
-@pytest.mark.usefixtures("x64")
-def test_law_4_vmap_equals_batching(
-    name: str, method: Any, case: Any, results: Any, assert_close: Any
-) -> None:
-    cell, *arguments, weights = case(name)
-    unroll = functools.partial(rnnjax.unroll, cell, reverse=in_reverse(name), method=method)
-    axes = ((None, 1, 0), (0, 1))
-    run = jax.jit(jax.vmap(weighted(unroll), axes, ((0, 1), (0, 1, 0))))
-    out, (d_params, d_xs, d_carry) = jax.device_get(run(tuple(arguments), weights))
-    d_params = jax.tree.map(lambda leaf: leaf.sum(0), d_params)
-    assert_close((out, (d_params, d_xs, d_carry)), results(name, "loop"), TOLERANCES["float64"])
-
-
 @pytest.mark.parametrize(
     ("name", "method"),
     table(Auto, names=["lstm", "gru", "user-peephole"], ordinary=["user-peephole"], by_all=[]),
@@ -193,41 +174,6 @@ def test_law_4_vmap_over_parameters_equals_running_each(
         *(run((each, xs, carry), weights) for each in (params, others)),
     )
     assert_close(actual, expected, TOLERANCES["float64"])
-
-
-@pytest.mark.parametrize(
-    ("name", "method"),
-    table(Auto, names=["lstm", "gru", "user-gain"], ordinary=["user-gain"], by_all=[]),
-)
-@pytest.mark.usefixtures("x64")
-def test_law_4_several_batch_axes_equal_one(
-    name: str, method: Any, case: Any, assert_close: Any
-) -> None:
-    _, params, xs, carry, weights = case(name)
-    given = [
-        jax.tree.map(lambda leaf, f=f: f * np.asarray(leaf), ((carry, xs), weights))
-        for f in (1.0, -0.5)
-    ]
-
-    def together(*pairs: Any) -> Any:
-        """Carries and sequences, along a new axis of the batch."""
-        return tuple(
-            jax.tree.map(lambda *leaves, axis=axis: np.stack(leaves, axis), *trees)
-            for axis, trees in enumerate(zip(*pairs, strict=True))
-        )
-
-    def run(of_cell: Any, weights: Any) -> Any:
-        (carry, xs) = of_cell
-        out, (d_params, d_xs, d_carry) = compiled(name, method, in_reverse(name))(
-            (params, xs, carry), weights
-        )
-        return out, (d_carry, d_xs), d_params
-
-    one, other = (run(*each) for each in given)
-    expected = together(one[0], other[0]), together(one[1], other[1])
-    *actual, d_params = run(*(together(*parts) for parts in zip(*given, strict=True)))
-    assert_close(tuple(actual), expected, TOLERANCES["float64"])
-    assert_close(d_params, jax.tree.map(np.add, one[2], other[2]), TOLERANCES["float64"])
 
 
 def along(tree: Any, direction: Any, step: float) -> Any:

@@ -2,7 +2,6 @@
 
 import collections
 import functools
-import itertools
 import re
 from typing import NamedTuple
 
@@ -146,19 +145,15 @@ def results(name, marks, method):
 
 # With all marks at once, and in chunks of a memory that do not fit, for one cell of each form and
 # for what a method may see besides. All others, and stacks, are held against the reference by this
-# method (tests/test_reference.py). With all marks an LRU and what remembers inputs run in
-# tests/test_sequence_laws.py.
-WHOLE = ["minlstm", "turning"]
-MEMORIES = ["mlstm", "mamba2", "deltanet"]
+# method (tests/test_reference.py), and with all marks against the loop (tests/test_sequence_laws).
 USUAL = [
-    *((name, None, "plain") for name in WHOLE),
-    *((name, None, "all") for name in (*WHOLE, "output", "zoneout")),
-    *((name, 5, "all") for name in MEMORIES),
+    *((name, None, "all") for name in ("minlstm", "turning", "output", "zoneout")),
+    *((name, 5, "all") for name in ("mlstm", "deltanet")),
 ]
 ROWS = [
-    pytest.param(*row, marks=[] if row in USUAL else pytest.mark.slow)
-    for row in itertools.product(CELLS, [None, 5], MARKS)
-    if row[1] is None or row[0] in MEMORIES
+    *USUAL,
+    *(pytest.param(name, None, "lengths", marks=pytest.mark.slow) for name in CELLS),
+    pytest.param("mamba2", 5, "all", marks=pytest.mark.slow),
 ]
 
 
@@ -520,17 +515,6 @@ def test_rows_divided_over_devices(cell, method, assert_close):
     assert_close(jax.jit(shared)(*args), expected(*args), 1e-5)
 
 
-@pytest.mark.parametrize("name", ["mingru", "turning"])
-def test_no_rows(name):
-    cell, xs = CELLS[name], np.zeros((TIME, 0, 2), "float32")
-
-    def loss(params):
-        return rnnjax.unroll(cell, params, xs, method=Parallel())[1].sum()
-
-    params = jax.eval_shape(lambda: cell.init(KEY, 2))
-    assert jax.eval_shape(jax.grad(loss), params) == params
-
-
 class UndeclaredCell(rnnjax.MinGRUCell):
     """Affine, but its own update promises nothing of that."""
 
@@ -616,32 +600,6 @@ def test_a_gradient_is_lowered_for_all_platforms(name):
 
     export = jax.export.export(jax.jit(jax.grad(loss)), platforms=("cpu", "cuda", "tpu"))
     assert export(params, xs).platforms == ("cpu", "cuda", "tpu")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "mingru",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("minlstm", "rglru")),
-    ],
-)
-@pytest.mark.usefixtures("x64")
-def test_auto_gives_the_numbers_of_the_scan_where_it_takes_parallel(name, assert_close):
-    cell, steps, rows = CELLS[name], 512, 2
-    assert rnnjax.Auto().choose(cell, steps, rows) == Parallel()
-    rng = np.random.default_rng(4)
-    marks = {"mask": rng.random((steps, rows)) < 0.9, "resets": rng.random((steps, rows)) < 0.01}
-    args = parameters(cell), rng.normal(size=(steps, rows, 2))
-
-    @functools.partial(jax.jit, static_argnums=2)
-    def both(params, xs, method):
-        def loss(params, xs):
-            ys = rnnjax.unroll(cell, params, xs, method=method, reverse=True, **marks)[1]
-            return jnp.sin(ys).sum(), ys
-
-        return jax.value_and_grad(loss, (0, 1), has_aux=True)(params, xs)
-
-    assert_close(both(*args, rnnjax.Auto()), both(*args, Scan()), 1e-11)
 
 
 @pytest.mark.parametrize(

@@ -179,56 +179,6 @@ def test_any_marks(name: str, method: Any, time: int, draw: Any, assert_close: A
 
 
 EVERY = (*sorted(ALL), "reset_carry")
-WHOLE = {
-    "lengths": np.full(BATCH, TIME),
-    "mask": np.ones((TIME, BATCH), bool),
-    "resets": np.zeros((TIME, BATCH), bool),
-}
-
-
-@pytest.mark.parametrize(
-    ("method", "reverse"),
-    [
-        (Fused(), False),
-        *((method, True) for method in METHODS),
-        pytest.param(Scan(), False, marks=pytest.mark.slow),
-        pytest.param(Fused(keep_every=2), False, marks=pytest.mark.slow),
-    ],
-    ids=str,
-)
-@pytest.mark.usefixtures("x64")
-def test_law_3_a_reset_is_a_fresh_start(
-    method: Any, reverse: bool, draw: Any, assert_close: Any
-) -> None:
-    """For that row alone; and no gradient crosses it."""
-    (params, xs, carry, start), weights = draw("lstm")
-    # By programs that are compiled for the laws above.
-    names = EVERY if reverse else ("resets", "reset_carry")
-    run = compiled("lstm", method, reverse, names)
-    border, row = 3, 1
-    before, behind = slice(None, border), slice(border, None)
-    first, second = (behind, before) if reverse else (before, behind)
-    weights = jax.tree.map(np.zeros_like, weights)
-    weights[1][second, row] = 1
-
-    def outputs(xs: Any, carry: Any, marks: Any) -> Any:
-        marks = {name: mark for name, mark in marks.items() if name in names}
-        (_, ys), gradients = run((params, xs, carry, start), weights, marks)
-        return np.asarray(ys), gradients
-
-    resets = WHOLE["resets"].copy()
-    resets[border, row] = True
-    ys, (_, d_xs, d_carry, d_start) = outputs(xs, carry, {**WHOLE, "resets": resets})
-    # What follows the reset, as the first part of a sequence, is elsewhere in the order of time.
-    anew = np.roll(outputs(np.roll(xs, -border, 0), start, WHOLE)[0], border, 0)
-    expected = outputs(xs, carry, WHOLE)[0].copy()
-    expected[second, row] = anew[second, row]
-    assert_close(ys, expected, TOLERANCES["float64"])
-    d_xs = np.asarray(d_xs)
-    assert np.all(d_xs[first] == 0)
-    assert np.all(d_xs[second, row] != 0)
-    assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(d_carry))
-    assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(d_start))
 
 
 # By the programs of all marks, in the direction of the cell.
@@ -247,23 +197,6 @@ def test_whatever_is_masked_has_no_influence(
     expected, actual = (run((params, x, *rest), weights, ALL) for x in (xs, hostile))
     assert_close(actual, expected, 1e-12)
     assert np.all(np.asarray(actual[1][1])[~valid] == 0)
-
-
-@pytest.mark.parametrize(("name", "method"), MARKED, ids=str)
-@pytest.mark.usefixtures("x64")
-def test_a_masked_sequence_is_the_shorter_one(
-    name: str, method: Any, draw: Any, assert_close: Any
-) -> None:
-    (params, xs, *rest), (of_carry, of_ys) = draw(name)
-    kept, reverse = np.array([0, 2, 3]), in_reverse(name, marked=True)
-    mask = np.isin(np.arange(TIME), kept)[:, None] & WHOLE["mask"]
-    short = loop(name, (params, xs[kept], *rest), (of_carry, of_ys[kept]), {}, reverse)
-    run = compiled(name, method, reverse, EVERY)
-    (carry, ys), (d_params, d_xs, *d_rest) = run(
-        (params, xs, *rest), (of_carry, of_ys), {**WHOLE, "mask": mask}
-    )
-    actual = (carry, np.asarray(ys)[kept]), (d_params, np.asarray(d_xs)[kept], *d_rest)
-    assert_close(actual, short, TOLERANCES["float64"])
 
 
 # Where it is held is the same for the scan and the fast path.
@@ -342,22 +275,6 @@ def test_the_last_outputs_of_merged_directions_are_those_of_their_carries(random
         rnnjax.unroll(cell, params, xs, outputs="last", mask=MASK, resets=RESETS)
 
 
-@pytest.mark.usefixtures("x64")
-def test_marks_for_all_rows_and_without_a_batch(draw: Any, assert_close: Any) -> None:
-    smooth, weights = draw("gru")
-    params, xs, carry, start = smooth
-    one = {"mask": MASK[:, 0], "resets": RESETS[:, 0]}
-    every = {name: np.repeat(mark[:, None], BATCH, axis=1) for name, mark in one.items()}
-    unroll = functools.partial(rnnjax.unroll, CELLS["gru"], params, method=Fused())
-    whole, _ = loop("gru", smooth, weights, every, False)
-    assert_close(unroll(xs, carry, **one, reset_carry=start), whole, TOLERANCES["float64"])
-    cut, _ = loop("gru", smooth, weights, {**every, "lengths": np.full(BATCH, 4)}, False)
-    second = jax.tree.map(lambda leaf: np.asarray(leaf)[..., 1, :], (xs, carry, start, cut))
-    xs, carry, start, expected = second
-    alone = unroll(xs, carry, **one, reset_carry=start, lengths=4)
-    assert_close(alone, expected, TOLERANCES["float64"])
-
-
 def blank(cell: rnnjax.Cell) -> Any:
     """Parameters of two features, all zero; an initialiser would have to be compiled."""
     shapes = jax.eval_shape(lambda: cell.init(jax.random.key(0), 2))
@@ -415,24 +332,6 @@ def test_one_hot_inputs_are_masked_too(random_like: Any, assert_close: Any) -> N
         assert_close(unroll(rnnjax.OneHot(jnp.asarray(ids), 6), method=method), expected, 1e-6)
 
 
-@pytest.mark.parametrize(
-    "method", [pytest.param(Scan(), marks=pytest.mark.slow), *METHODS[1:]], ids=str
-)
-@pytest.mark.usefixtures("x64")
-def test_vmap_with_marks_equals_batching(method: Any, draw: Any, assert_close: Any) -> None:
-    (params, xs, carry, start), weights = draw("lstm")
-
-    def run(method: Any, xs: Any, carry: Any, start: Any, marks: Any) -> Any:
-        return rnnjax.unroll(
-            CELLS["lstm"], params, xs, carry, **marks, reset_carry=start, method=method
-        )
-
-    axes = 1, 0, 0, {"mask": 1, "resets": 1, "lengths": 0}
-    rows = jax.jit(jax.vmap(functools.partial(run, method), axes, (0, 1)))
-    expected, _ = loop("lstm", (params, xs, carry, start), weights, ALL, False)
-    assert_close(rows(xs, carry, start, ALL), expected, TOLERANCES["float64"])
-
-
 @pytest.mark.parametrize("method", [Fused(), pytest.param(Scan(), marks=pytest.mark.slow)], ids=str)
 @pytest.mark.usefixtures("x64")
 def test_second_derivatives_with_marks(method: Any, draw: Any) -> None:
@@ -470,23 +369,6 @@ def test_forward_mode_with_marks(draw: Any, random_like: Any, assert_close: Any)
     np.testing.assert_allclose(slope, expected_slope, rtol=TOLERANCES["float64"])
 
 
-# Drawn compositions are run so too, in tests/test_reference.py.
-@pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS[:2], ids=str)
-def test_checkpoint_over_marks(method: Any, random_like: Any, assert_close: Any) -> None:
-    cell = GRUCell(4)
-    params = random_like(lambda: cell.init(jax.random.key(0), 2), 1)
-    xs = random_like(lambda: jnp.zeros((5, 3, 2)), 2)
-
-    def loss(method: Any, params: Any, xs: Any) -> jax.Array:
-        return (rnnjax.unroll(cell, params, xs, **ALL, method=method)[1] ** 2).sum()
-
-    plain = jax.jit(jax.value_and_grad(functools.partial(loss, Scan()), (0, 1)))
-    again = jax.checkpoint(functools.partial(loss, method))
-    actual = jax.jit(jax.value_and_grad(again, (0, 1)))(params, xs)
-    assert_close(actual, plain(params, xs), 1e-6)
-
-
 # ---- both directions
 
 
@@ -508,26 +390,6 @@ def test_bidirectional_is_two_runs(draw: Any, assert_close: Any) -> None:
     )
     expected = (forward, backward), np.concatenate([a, b], -1)
     assert_close((tuple(final), ys), expected, TOLERANCES["float64"])
-
-
-@pytest.mark.usefixtures("x64")
-def test_bidirectional_in_a_stack_and_of_stacks(random_like: Any, assert_close: Any) -> None:
-    inner = Stack([SimpleRNNCell(3), SimpleRNNCell(4)])
-    stack = Stack([Bidirectional(inner), SimpleRNNCell(3)])
-    params = random_like(lambda: stack.init(jax.random.key(0), 2), 1, "float64")
-    xs = random_like(lambda: jnp.zeros((5, 3, 2)), 2, "float64")
-
-    @jax.jit
-    def both(params: Any, xs: Any) -> Any:
-        def run(cell: Any, params: Any, xs: Any, reverse: bool = False) -> jax.Array:
-            return rnnjax.unroll(cell, params, xs, reverse=reverse, method=Scan(), **ALL)[1]
-
-        first, second = params
-        sides = run(inner, first.forward, xs), run(inner, first.backward, xs, reverse=True)
-        expected = run(SimpleRNNCell(3), second, jnp.concatenate(sides, -1))
-        return rnnjax.unroll(stack, params, xs, method=Fused(), **ALL)[1], expected
-
-    assert_close(*both(params, xs), 1e-10)
 
 
 def test_a_reversed_bidirectional_swaps_its_directions(random_like: Any, assert_close: Any) -> None:
