@@ -10,14 +10,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from cell_table import OwnStepCell, SCRNCell, SubLSTMCell
+from cell_table import OwnStepCell
 from flax.errors import ScopeParamShapeError
 
 import rnnjax
 import rnnjax.linen
-from rnnjax import Fused, GRUCell, InvalidInputError, LSTMCell, Scan, Stack
+from rnnjax import Fused, GRUCell, InvalidInputError, LSTMCell, Stack
 
 BATCH, TIME, FEATURES, HIDDEN = 3, 5, 2, 4
 
@@ -429,74 +428,6 @@ def test_a_flag_of_the_call_overrides_the_attribute(random_like: Any, assert_clo
     assert_close(model.apply(variables, INPUTS, **off), expected, 1e-6)
 
 
-# None and two of them are those of the test of masks above.
-@pytest.mark.parametrize(
-    ("batch", "time_major"),
-    [
-        ((2,), False),
-        *(
-            pytest.param(batch, time_major, marks=pytest.mark.slow)
-            for batch, time_major in [((2,), True), ((), False), ((2, 3), True)]
-        ),
-    ],
-)
-def test_any_number_of_batch_axes(
-    batch: tuple[int, ...], time_major: bool, random_like: Any
-) -> None:
-    stack = Stack([LSTMCell(4), GRUCell(3)])
-    model = rnnjax.linen.RNN(stack, time_major=time_major, return_carry=True)
-    shape = (TIME, *batch, FEATURES) if time_major else (*batch, TIME, FEATURES)
-    inputs = np.random.default_rng(1).normal(size=shape).astype(np.float32)
-    variables = random_like(lambda: model.init(KEY, inputs), 2)
-    carry, outputs = model.apply(variables, inputs)
-    assert outputs.shape == (*shape[:-1], 3)
-    assert carry[0].cell.shape == (*batch, 4)
-
-    # The parameters are those of cell.init, and unroll takes them as they are.
-    params = variables["params"]["cell"]
-    expected = jax.eval_shape(lambda: stack.init(KEY, FEATURES))
-    assert jax.tree.structure(params) == jax.tree.structure(expected)
-    _, ys = rnnjax.unroll(stack, params, inputs if time_major else np.moveaxis(inputs, -2, 0))
-    ys = np.asarray(ys)
-    np.testing.assert_allclose(outputs, ys if time_major else np.moveaxis(ys, 0, -2), atol=1e-6)
-
-
-def test_a_model_trains() -> None:
-    class Model(nn.Module):
-        @nn.compact
-        def __call__(self, inputs: jax.Array) -> jax.Array:
-            hidden = rnnjax.linen.RNN(LSTMCell(8))(inputs)
-            hidden = rnnjax.linen.RNN(GRUCell(8), method=Scan(), name="second")(hidden)
-            return nn.Dense(1)(hidden[:, -1])
-
-    inputs = np.random.default_rng(1).normal(size=(8, TIME, FEATURES)).astype(np.float32)
-    targets = inputs.sum((1, 2))[:, None]
-    optimizer = optax.adam(0.03)
-
-    @jax.jit
-    def begin() -> Any:
-        params = Model().init(KEY, inputs)
-        return params, optimizer.init(params)
-
-    params, state = begin()
-    assert set(params["params"]) == {"RNN_0", "second", "Dense_0"}
-
-    @jax.jit
-    def train_step(params: Any, state: Any) -> Any:
-        def loss(params: Any) -> jax.Array:
-            return jnp.mean((Model().apply(params, inputs) - targets) ** 2)
-
-        value, gradients = jax.value_and_grad(loss)(params)
-        updates, state = optimizer.update(gradients, state)
-        return optax.apply_updates(params, updates), state, value, gradients
-
-    params, state, first, gradients = train_step(params, state)
-    assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(jax.device_get(gradients)))
-    for _ in range(30):
-        params, state, last, _ = train_step(params, state)
-    assert last < 0.3 * first
-
-
 def test_errors() -> None:
     model = rnnjax.linen.RNN(LSTMCell(HIDDEN))
     with pytest.raises(InvalidInputError, match=r"\(\*batch, time, features\).*shape \(5,\)"):
@@ -722,16 +653,6 @@ def test_a_cell_of_the_parent_in_several(assert_close: Any) -> None:
     # What a step leaves besides is dropped, and no tracer stays behind.
     _, state = ours.apply(variables, INPUTS, capture_intermediates=True)
     jax.tree.map(np.asarray, state)
-
-
-@pytest.mark.parametrize("cell", [SubLSTMCell(HIDDEN), SCRNCell(HIDDEN, context_size=3)])
-def test_a_users_sublstm_and_scrn(cell: rnnjax.Cell, random_like: Any, assert_close: Any) -> None:
-    model = rnnjax.linen.RNN(cell, return_carry=True)
-    variables = random_like(lambda: model.init(KEY, INPUTS), 2)
-    params, xs = variables["params"]["cell"], np.swapaxes(INPUTS, 0, 1)
-    carry, ys = rnnjax.unroll(cell, params, xs, lengths=LENGTHS)
-    actual = model.apply(variables, INPUTS, seq_lengths=LENGTHS)
-    assert_close(actual, (carry, np.swapaxes(ys, 0, 1)), 1e-6)
 
 
 def test_the_grid_of_a_convolution_is_not_time(random_like: Any, assert_close: Any) -> None:

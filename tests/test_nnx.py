@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cell_table import SCRNCell, SubLSTMCell
 from flax import nnx
 
 import rnnjax
@@ -262,41 +261,6 @@ def test_masks_and_resets(assert_close: Any) -> None:
     assert_close((carry, outputs), (expected_carry, np.swapaxes(ys, 0, 1)), 1e-6)
 
 
-def test_bidirectional_gradients_with_lengths(assert_close: Any) -> None:
-    """Under nnx.jit and nnx.grad, and equal to those of the plain scan of `rnnjax.unroll`."""
-    rngs = nnx.Rngs(0)
-    model = rnnjax.nnx.Bidirectional(
-        rnnjax.nnx.RNN(SimpleRNNCell(HIDDEN), FEATURES, rngs=rngs),
-        rnnjax.nnx.RNN(SimpleRNNCell(HIDDEN), FEATURES, rngs=rngs),
-    )
-
-    def loss(model: Any) -> jax.Array:
-        return jnp.sum(model(INPUTS, seq_lengths=LENGTHS) ** 2)
-
-    gradients = nnx.jit(nnx.grad(loss))(model)
-
-    @jax.jit
-    @functools.partial(jax.grad, argnums=(0, 1))
-    def expected(forward: Any, backward: Any) -> jax.Array:
-        xs = np.swapaxes(INPUTS, 0, 1)
-        cell = model.forward_rnn.cell
-        _, ahead = rnnjax.unroll(cell, forward, xs, lengths=LENGTHS, method=Scan())
-        _, back = rnnjax.unroll(cell, backward, xs, lengths=LENGTHS, reverse=True, method=Scan())
-        return jnp.sum(ahead**2) + jnp.sum(back**2)
-
-    forward, backward = expected(model.forward_rnn.cell_params, model.backward_rnn.cell_params)
-    assert_close(
-        [*jax.tree.leaves(gradients.backward_rnn), *jax.tree.leaves(gradients.forward_rnn)],
-        [*jax.tree.leaves(backward), *jax.tree.leaves(forward)],
-        1e-5,
-    )
-    # In the order of computation, each row begins with its own last step.
-    first = model.backward_rnn
-    ordered = first(INPUTS, seq_lengths=LENGTHS, reverse=True, keep_order=True)
-    computed = first(INPUTS, seq_lengths=LENGTHS, reverse=True)
-    assert_close(computed[1], np.asarray(ordered[1])[[1, 0, 2, 3, 4]], 1e-6)
-
-
 def test_dropout_draws_with_its_stream(assert_close: Any) -> None:
     cell = Regularized(LSTMCell(HIDDEN), recurrent_dropout=0.5)
     model = rnnjax.nnx.RNN(cell, FEATURES, rngs=nnx.Rngs(0))
@@ -501,14 +465,6 @@ def test_an_activation_with_parameters(closure: bool, assert_close: Any) -> None
     for slope in (0.01, 0.9):  # a program that was compiled for the first knows of the second
         act.negative_slope[...] = jnp.array(slope)
         assert_close(ours(INPUTS), theirs(INPUTS), 1e-5)
-
-
-@pytest.mark.parametrize("cell", [SubLSTMCell(HIDDEN), SCRNCell(HIDDEN, context_size=3)])
-def test_a_users_sublstm_and_scrn(cell: rnnjax.Cell, assert_close: Any) -> None:
-    model = rnnjax.nnx.RNN(cell, FEATURES, rngs=nnx.Rngs(0), return_carry=True)
-    xs = np.swapaxes(INPUTS, 0, 1)
-    carry, ys = rnnjax.unroll(cell, model.cell_params, xs, lengths=LENGTHS)
-    assert_close(model(INPUTS, seq_lengths=LENGTHS), (carry, np.swapaxes(ys, 0, 1)), 1e-6)
 
 
 def test_errors_speak_of_the_axes_of_the_caller() -> None:
