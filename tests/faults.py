@@ -91,6 +91,7 @@ class Copy:
     """A copy of the tree: the files that git knows, and those that it would be told of."""
 
     process: subprocess.Popen[bytes] | None = None
+    patience = PATIENCE
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -114,6 +115,8 @@ class Copy:
         # A file, as whoever is left of a killed run would keep a pipe open. No bytecode, which is
         # told from that of a fault by the second in which its source was written.
         environment = os.environ | {"PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"}
+        # What the tree's own tests have compiled is what a fault elsewhere leaves as it was.
+        environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
             process = subprocess.Popen(
                 [sys.executable, *arguments],
@@ -147,7 +150,7 @@ class Copy:
         text = path.read_text(encoding="utf-8")
         path.write_text(planted(fault, text), encoding="utf-8")
         try:
-            return verdict(*self.test(fault.tests))
+            return verdict(*self.test(fault.tests, self.patience))
         finally:
             path.write_text(text, encoding="utf-8")
 
@@ -194,8 +197,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run(faults, [Copy(base / str(i)) for i in range(given.jobs)], given.skip_clean)
 
 
-def run(faults: Sequence[Fault], copies: Sequence[Copy], skip_clean: bool) -> int:
-    """Judge the faults in these copies, side by side; returns the exit status."""
+def run(
+    faults: Sequence[Fault],
+    copies: Sequence[Copy],
+    skip_clean: bool,
+    missed: str = "",
+    enough: float = 1.0,
+) -> int:
+    """Judge the faults in these copies, side by side; returns the exit status.
+
+    That is 0 if such a part of them is caught, or ends otherwise than ``missed`` if that is given.
+    """
     free: queue.Queue[Copy] = queue.Queue()
     for copy in copies:
         free.put(copy)
@@ -207,7 +219,7 @@ def run(faults: Sequence[Fault], copies: Sequence[Copy], skip_clean: bool) -> in
         finally:
             free.put(copy)
         print(f"{time.monotonic() - began:5.1f} s  {fault.room}: {fault.name}: {said}", flush=True)
-        return said.startswith("caught")
+        return said != missed if missed else said.startswith("caught")
 
     with ThreadPoolExecutor(len(copies)) as pool:
         try:
@@ -220,14 +232,22 @@ def run(faults: Sequence[Fault], copies: Sequence[Copy], skip_clean: bool) -> in
                     if status != 0:
                         print(f"{output}\nwithout any fault the tests end with status {status}")
                         return 1
-            caught = sum(pool.map(judge, faults))
+            caught = list(pool.map(judge, faults))
         except BaseException:  # Ctrl-C and SIGTERM among them
             pool.shutdown(wait=False, cancel_futures=True)
             for copy in copies:
                 copy.stop()
             raise
-    print(f"{caught} of {len(faults)} faults are caught")
-    return 0 if caught == len(faults) else 1
+    of_room: dict[str, list[bool]] = {}
+    for fault, noticed in zip(faults, caught, strict=True):
+        of_room.setdefault(fault.room.partition("/")[0], []).append(noticed)
+    for room, noticed in of_room.items():
+        print(f"{room}: {sum(noticed)} of {len(noticed)}")
+    for fault, noticed in zip(faults, caught, strict=True):
+        if not noticed:
+            print(f"not caught: {fault.name}")
+    print(f"{sum(caught)} of {len(faults)} faults are caught")
+    return 0 if sum(caught) >= enough * len(faults) else 1
 
 
 FAULTS: tuple[Fault, ...] = (
