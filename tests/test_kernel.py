@@ -23,6 +23,7 @@ from rnnjax.cells.activations import RESIDUAL
 from rnnjax.engine.core.masking import StepMarks, Steps
 from rnnjax.engine.fused.recurrence import Recurrence
 from rnnjax.engine.pallas import tpu
+from rnnjax.engine.pallas.interpreter import by_entries, evaluated
 from rnnjax.engine.pallas.method import KernelLoops
 from rnnjax.engine.pallas.tpu import Traced
 
@@ -226,6 +227,28 @@ def test_vmap_segments_and_second_derivatives(
     for rows in others:
         assert_close(rows, expected, 1e-6)
     assert_close(*(jax.jit(functools.partial(second, m))(xs) for m in (INTERPRETED, Scan())), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "contracted", "batch"),
+    [
+        (((3, 4, 5), (3, 5)), ((2,), (1,)), ((0,), (0,))),
+        (((3, 5), (3, 5, 4)), ((1,), (1,)), ((0,), (0,))),
+        (((5, 3, 2), (4, 2, 3)), ((), ()), ((1, 2), (2, 1))),
+        (((4, 5, 3), (5, 3)), ((1,), (0,)), ((2,), (1,))),
+    ],
+    ids=str,
+)
+def test_products_of_rows_are_those_of_their_entries(
+    shapes: Any, contracted: Any, batch: Any
+) -> None:
+    """As a TPU's kernel has them; the numbers are those of the product itself."""
+    rng = np.random.default_rng(0)
+    a, b = (rng.normal(size=shape).astype("float32") for shape in shapes)
+    product = functools.partial(jax.lax.dot_general, dimension_numbers=(contracted, batch))
+    traced = jax.make_jaxpr(product)(a, b)
+    (found,) = evaluated(traced.jaxpr, [], [a, b], by_entries)
+    np.testing.assert_allclose(found, product(a, b), rtol=1e-6, atol=1e-6)
 
 
 @dataclasses.dataclass(frozen=True)
