@@ -1,4 +1,4 @@
-# Two commands for a newcomer: `make demo` and `make test`. Each makes a virtual environment if it is
+# Three commands for a newcomer: `make demo`, `make check` and `make test`. Each makes a virtual environment if it is
 # not there: .venv, or .venv-python3.13 with PYTHON=python3.13.
 
 PYTHON ?= python3
@@ -15,7 +15,7 @@ CORE := $(addprefix tests/test_,$(addsuffix .py,arguments cells laws sequence_la
 	explain export prepare onehot fused_forms primitive)) rnnjax/cells rnnjax/engine rnnjax/layers rnnjax/linen.py rnnjax/nnx.py \
 	$(filter-out %/test_sharding.py,$(wildcard tests/training/test_*.py))
 
-.PHONY: demo test tests test-slow test-cookbook test-core test-oldest parity bench accelerators accelerators-gpu cookbook \
+.PHONY: demo check quick test tests durations test-slow test-cookbook test-core test-oldest parity bench accelerators accelerators-gpu cookbook \
 	docs dist lint test-shard lock clean
 
 demo: $(VENV)/demo.stamp
@@ -28,7 +28,7 @@ demo: $(VENV)/demo.stamp
 
 # Where PYTHONDONTWRITEBYTECODE is set, as in many containers, each worker and each program that a test
 # starts would compile every file again: 0.04 of the time of `make test`.
-test tests test-slow test-cookbook test-core test-shard docs: export PYTHONDONTWRITEBYTECODE =
+check test tests durations test-slow test-cookbook test-core test-shard docs: export PYTHONDONTWRITEBYTECODE =
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
@@ -42,6 +42,16 @@ test:
 
 tests: $(VENV)/test.stamp
 	$(BIN)/python -m pytest $(WORKERS)
+
+# The linters, the types, and every test that is quick by what tests/durations.py has measured.
+check:
+	$(MAKE) --jobs 2 lint quick
+
+quick: $(VENV)/test.stamp
+	$(BIN)/python -m pytest $(WORKERS) -m 'not slow and not docs and not long'
+
+durations: $(VENV)/test.stamp
+	$(BIN)/python -m tests.durations
 
 test-slow: $(VENV)/test.stamp
 	$(BIN)/python -m pytest $(WORKERS) -m slow

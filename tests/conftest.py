@@ -43,6 +43,15 @@ def _random_like(tree: Any, seed: int, dtype: Any = jnp.float32, scale: float = 
     )
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what takes long, by the list that `tests.durations` writes."""
+    long = set((ROOT / "tests" / "long.txt").read_text(encoding="utf-8").splitlines())
+    for item in items:
+        if item.nodeid.partition("[")[0] in long:
+            item.add_marker("long")
+
+
 @pytest.fixture(scope="session")
 def assert_close() -> Callable[..., None]:
     return _assert_close

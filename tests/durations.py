@@ -1,0 +1,71 @@
+"""Which tests are quick: measured here, and read by `make check`.
+
+    python -m tests.durations     # runs `make test`'s tests, and writes tests/long.txt
+
+A test is long if its cases take more than `LIMIT` seconds of CPU each, on average. Time of the CPU,
+with that of the processes that a test starts, is the same on a machine that does other things too;
+what a fixture makes for a whole file counts for the file's first test. Run it where the tests were
+run before, so that what they compile is in the cache, as it is for whoever runs `make check` again.
+A test that is not in the list, such as a new one, is quick.
+"""
+
+import collections
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+LIMIT = 0.3
+LONG = Path(__file__).with_name("long.txt")
+SPENT: dict[str, list[float]] = collections.defaultdict(list)
+
+
+def name_of(nodeid: str) -> str:
+    """A test without its parameters, as it stands in the list."""
+    return nodeid.partition("[")[0]
+
+
+def spent() -> float:
+    """Seconds of CPU of this process and of those that it has waited for."""
+    return sum(os.times()[:4])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    item.user_properties.append(("began", spent()))
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    try:
+        return (yield)
+    finally:
+        began = dict(item.user_properties).get("began", spent())
+        item.user_properties.append(("spent", spent() - began))
+
+
+def pytest_runtest_logreport(report: Any) -> None:
+    """Of each worker, in the process that they report to."""
+    if report.when == "teardown":
+        SPENT[name_of(report.nodeid)].append(dict(report.user_properties)["spent"])
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workerinput") or not SPENT:
+        return
+    means = {name: sum(each) / len(each) for name, each in SPENT.items()}
+    LONG.write_text("".join(f"{name}\n" for name in sorted(means) if means[name] > LIMIT))
+    quick = sum(sum(SPENT[name]) for name in means if means[name] <= LIMIT)
+    print(f"\nquick: {quick:.0f} s of CPU of {sum(map(sum, SPENT.values())):.0f}; the longest:")
+    for name in sorted(SPENT, key=lambda name: -sum(SPENT[name]))[:80]:
+        print(f"{sum(SPENT[name]):7.1f} s in {len(SPENT[name]):3d}  {name}")
+
+
+if __name__ == "__main__":
+    command = ["-m", "pytest", "-n", "2", "--dist", "worksteal", "-p", "tests.durations", "-q"]
+    sys.exit(subprocess.run([sys.executable, *command, *sys.argv[1:]]).returncode)
