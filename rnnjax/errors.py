@@ -9,10 +9,6 @@ class InvalidInputError(RnnjaxError, ValueError):
     """A value, shape or option that the called function cannot use."""
 
 
-class CorpusError(RnnjaxError):
-    """A text that could not be found, downloaded, verified or decoded."""
-
-
 class CheckpointError(RnnjaxError):
     """A checkpoint that is missing, damaged, or belongs to another model."""
 

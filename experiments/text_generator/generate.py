@@ -19,8 +19,9 @@ from experiments.text_generator.config import ProductType, Seed, check_ranges
 from experiments.text_generator.model import CharacterModel
 from experiments.text_generator.reading import AnyVocabulary, cleaned_as, dropped_of, text_bytes
 from experiments.text_generator.trained import Trained, encode
+from experiments.text_tools.corpora import load_corpus
 from rnnjax.errors import InvalidInputError
-from rnnjax.text import ByteVocabulary, Sampling, Stream, load_corpus, read, stream
+from rnnjax.text import ByteVocabulary, Sampling, Stream, read, stream
 
 FromOne = Annotated[int, (1, math.inf)]
 FromZero = Annotated[int, (0, math.inf)]

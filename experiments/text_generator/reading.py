@@ -15,8 +15,13 @@ from typing import TypeVar
 import numpy as np
 
 from experiments.text_generator.config import Text
-from rnnjax.errors import CorpusError, InvalidInputError
-from rnnjax.text.corpora import UndecodableError, corpus_pieces, file_pieces
+from experiments.text_tools.corpora import (
+    CorpusError,
+    UndecodableError,
+    corpus_pieces,
+    file_pieces,
+)
+from rnnjax.errors import InvalidInputError
 from rnnjax.text.vocabulary import ByteVocabulary, Vocabulary, code_points, plain_lines
 from rnnjax.training.processes import is_first
 

@@ -1,7 +1,6 @@
-"""Text: corpora, vocabularies, batches to train on, and sampling from a model."""
+"""Text: vocabularies, batches to train on, and sampling from a model."""
 
 from rnnjax.text.batches import shuffled_batches, streams, window_starts, windows
-from rnnjax.text.corpora import load_corpus
 from rnnjax.text.sampling import Sampling, sample
 from rnnjax.text.streaming import Stream, Text, read, stream
 from rnnjax.text.vocabulary import TUTORIAL_CHARACTERS, ByteVocabulary, Vocabulary, plain_lines
@@ -13,7 +12,6 @@ __all__ = [
     "Stream",
     "Text",
     "Vocabulary",
-    "load_corpus",
     "plain_lines",
     "read",
     "sample",

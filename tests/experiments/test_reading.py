@@ -17,10 +17,10 @@ from experiments.text_generator import reading
 from experiments.text_generator.config import Text
 from experiments.text_generator.data import Data
 from experiments.text_generator.reading import cleaned_pieces, read_text, text_bytes
-from rnnjax.errors import CorpusError
+from experiments.text_tools import corpora
+from experiments.text_tools.corpora import CorpusError
 from rnnjax.text import (
     Vocabulary,
-    corpora,
     plain_lines,
     shuffled_batches,
     streams,

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pooch
 
-from rnnjax.errors import CorpusError, InvalidInputError, RnnjaxError
+from experiments.text_tools.corpora import CorpusError
+from rnnjax.errors import InvalidInputError, RnnjaxError
 
 MADE = "made"
 _RAW = "https://raw.githubusercontent.com"
@@ -345,7 +346,7 @@ def text(name: str, data: str | None) -> str:
         words = ["the", "king", "and", "queen", "went", "to", "a", "house", "near", "it", ".", "no"]
         return " ".join(words[i] for i in rng.integers(0, len(words), 4000))
     if name.startswith("alice") and not (data or os.environ.get("RNNJAX_DATA")):
-        from rnnjax.text import load_corpus
+        from experiments.text_tools.corpora import load_corpus
 
         return load_corpus("alice", strip_licence=True)
     return read(f"{name}.txt", data).decode("utf-8-sig").replace("\r\n", "\n")

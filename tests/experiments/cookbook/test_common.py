@@ -10,7 +10,8 @@ import pytest
 
 from experiments.cookbook.common import data
 from experiments.cookbook.common.report import Report
-from rnnjax.errors import CorpusError, InvalidInputError
+from experiments.text_tools.corpora import CorpusError
+from rnnjax.errors import InvalidInputError
 
 FOLDER = os.environ.get("RNNJAX_DATA")
 

@@ -10,12 +10,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 
-from rnnjax.errors import CorpusError
+from rnnjax.errors import RnnjaxError
 
 ALICE_URL = "https://www.gutenberg.org/cache/epub/11/pg11.txt"
 """Alice's Adventures in Wonderland by Lewis Carroll, Project Gutenberg #11."""
 
 _PIECE = 2**20  # bytes that are read, or characters that are handed on, at a time
+
+
+class CorpusError(RnnjaxError):
+    """A text that could not be found, downloaded, verified or decoded."""
 
 
 class UndecodableError(CorpusError):
@@ -269,7 +273,7 @@ def _import_pooch() -> ModuleType:
     except ImportError:
         raise CorpusError(
             "a named download needs the package pooch, which is not installed; "
-            "run pip install 'rnnjax[corpora]'"
+            "run pip install 'rnnjax[experiments]'"
         ) from None
     module: ModuleType = pooch
     return module

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from rnnjax.errors import CorpusError
-from rnnjax.text import corpora, load_corpus
+from experiments.text_tools import corpora
+from experiments.text_tools.corpora import CorpusError, load_corpus
 
 BOOK = b"\xef\xbb\xbfDown the Rabbit-Hole\r\nna\xc3\xafve\r\n"
 TEXT = "Down the Rabbit-Hole\nnaïve\n"
@@ -355,6 +355,6 @@ def test_failed_write_leaves_nothing(server, cache, monkeypatch):
 
 def test_without_pooch_the_install_line_is_given(cache, monkeypatch):
     monkeypatch.setitem(sys.modules, "pooch", None)
-    assert "pip install 'rnnjax[corpora]'" in refused("alice", cache_dir=cache)
-    assert "pip install 'rnnjax[corpora]'" in refused("alice")
+    assert "pip install 'rnnjax[experiments]'" in refused("alice", cache_dir=cache)
+    assert "pip install 'rnnjax[experiments]'" in refused("alice")
     assert not cache.parent.exists()
