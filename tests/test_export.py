@@ -208,3 +208,32 @@ def test_a_graph_is_one_program(random_like: Callable[..., Any]) -> None:
     _, ys = program.call({"encoder": cell.initial_carry((4,))}, xs)
     for y, e in zip(ys, jax.jit(model)(xs)[1], strict=True):
         np.testing.assert_allclose(y, e, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in TABLE if not grid(name)])
+def test_any_cell_leaves_by_jax2onnx(name: str, random_like: Callable[..., Any]) -> None:
+    """State in and out, with both axes open."""
+    to_onnx = pytest.importorskip("jax2onnx").to_onnx
+    runtime = pytest.importorskip("onnxruntime")
+    cell = TABLE[name]
+    params = random_like(lambda: cell.init(jax.random.key(0), 3), 1)
+    carry = random_like(lambda: cell.initial_carry((4,)), 2)
+    leaves, tree = jax.tree.flatten(carry)
+    xs = random_like(np.zeros((7, 4, 3)), 3)
+
+    def run(xs: Any, *leaves: Any) -> Any:
+        carry = jax.tree.unflatten(tree, leaves)
+        carry, ys = rnnjax.unroll(cell, params, xs, carry, method=Scan())
+        return ys, *jax.tree.leaves(carry)
+
+    expected = jax.tree.map(np.asarray, run(xs, *leaves))
+    try:
+        proto = to_onnx(run, [("T", "B", 3), *[("B", *leaf.shape[1:]) for leaf in leaves]])
+    finally:
+        jax.clear_caches()  # it puts operators of its own in the place of JAX's while it traces
+    session = runtime.InferenceSession(proto.SerializeToString())
+    names = [one.name for one in session.get_inputs()]
+    found = session.run(None, dict(zip(names, map(np.asarray, (xs, *leaves)), strict=True)))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)

@@ -149,7 +149,8 @@ def attributes_to_onnx(cell: Cell, *, reverse: bool = False) -> tuple[str, dict[
     form, given = FORMS["onnx"].get(type(cell)), cast("Any", cell)
     if form is None:
         raise InteropError(
-            f"no operator of ONNX computes {cell!r}; those it has are {names_of('onnx')}"
+            f"no operator of ONNX computes {cell!r}, only {names_of('onnx')}; export its Scan() by "
+            "the package jax2onnx, or the model by rnnjax.interop.export"
         )
     op_type = form.name
     attributes: dict[str, Any] = {"hidden_size": int(given.hidden_size)}
