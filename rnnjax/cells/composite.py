@@ -48,16 +48,11 @@ class LayerRun(Protocol):
         reverse: bool = False,
         noise: Noise = _QUIET,
     ) -> tuple[Carry, jax.Array]:
-        """Run ``cell``, and return its carry and outputs.
+        """Run a layer, perhaps a composite itself, and return its carry and outputs.
 
-        Args:
-            cell: the layer, perhaps a composite itself.
-            params: its own.
-            xs: its inputs.
-            carry: its own, as it came: the engine may have put more into its leaves than arrays.
-            key: for a composite that draws random numbers; None draws none.
-            reverse: whether to run against the direction of the composite.
-            noise: for a cell that is not a composite.
+        Its carry is handed on as it came: the engine may have put more into its leaves than arrays.
+        A composite that draws does so with the ``key``, unless it is None; ``reverse`` is against
+        the direction of the composite, and ``noise`` for a cell that is none.
         """
 
 
@@ -68,15 +63,10 @@ class CompositeCell(Cell[CarryT]):
     def unroll_layers(
         self, run: LayerRun, params: Params, xs: Inputs, carry: CarryT, key: jax.Array | None
     ) -> tuple[CarryT, jax.Array]:
-        """Run the layers over ``xs``, each of them by calling ``run``.
+        """Run the layers over ``xs (time, *batch, input_size)``, each of them by calling ``run``.
 
-        Args:
-            run: runs one layer.
-            params: of the composite.
-            xs: ``(time, *batch, input_size)``.
-            carry: a tree of the structure of `initial_carry`, whose leaves are handed on as they
-                are.
-            key: for what is random in training, or None.
+        The leaves of the carry are handed on as they are. The ``key`` is for what is random in
+        training, or None.
         """
 
 
