@@ -85,17 +85,14 @@ class Sequential(Network):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "chain", tuple(self.chain))
-        if not self.chain:
-            raise InvalidInputError("a network needs at least one layer, but got none")
-        names = []
-        for layer in self.chain:
-            if not isinstance(layer, Layer):
-                raise InvalidInputError(
-                    f"a Sequential is made of layers such as Recurrent('lstm', LSTMCell(50)), but "
-                    f"got {layer!r}"
-                )
-            names.append(layer.name)
-        twice = sorted(name for name, count in collections.Counter(names).items() if count > 1)
+        strange = [layer for layer in self.chain if not isinstance(layer, Layer)]
+        if strange or not self.chain:
+            raise InvalidInputError(
+                f"a Sequential is made of at least one layer, such as Recurrent('lstm', "
+                f"LSTMCell(50)), but got {strange[0] if strange else 'none'}"
+            )
+        count = collections.Counter(layer.name for layer in self.chain)
+        twice = sorted(name for name, times in count.items() if times > 1)
         if twice:
             raise InvalidInputError(
                 f"layers need names of their own, by which their parameters are found, but "

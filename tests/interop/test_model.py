@@ -159,7 +159,7 @@ def test_a_network_built_twice_compiles_once(draw: Any, xs: jax.Array) -> None:
     ("make", "message"),
     [
         (lambda: Sequential(()), "at least one layer"),
-        (lambda: Sequential((LSTMCell(3),)), "is made of layers such as"),
+        (lambda: Sequential((LSTMCell(3),)), "but got LSTMCell("),
         (lambda: Sequential((Activation("a", "tanh"),) * 2), "a occurs twice"),
         (
             lambda: simple()(np.ones((2, 1, 3), np.float32), {"other": 1}),

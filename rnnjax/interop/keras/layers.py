@@ -54,6 +54,7 @@ _FIELDS: Mapping[type, Mapping[str, tuple[str, ...]]] = {
         "mask_zero": ("mask_zero",),
     },
     Masking: {"value": ("mask_value",)},
+    Activation: {"function": ("activation",)},
 }
 """By a class here, its fields and what Keras calls them: 3 and 2 first, then 1."""
 

@@ -267,19 +267,12 @@ def name_of(function: str | Function, where: str) -> str | dict[str, Any]:
     for name, ours in _BY_NAME.items():
         if function == ours or (isinstance(ours, str) and function == FUNCTIONS[ours]):
             return name
-    layer = activation_layer(function)
-    if layer is not None:
-        return {"module": "keras.layers", "class_name": layer[0], "config": layer[1]}
+    for kind, (known, names, _) in _LAYERS.items():
+        if isinstance(function, known):
+            config = {names[0]: function.alpha}
+            return {"module": "keras.layers", "class_name": kind, "config": config}
     shown = function if isinstance(function, str) else getattr(function, "__name__", function)
     raise InteropError(
         f"the activation of {where} is {shown!r}, which Keras has not by name; Keras has "
         f"{', '.join(_BY_NAME)}"
     )
-
-
-def activation_layer(function: str | Function) -> tuple[str, dict[str, Any]] | None:
-    """The activation layer of Keras that computes it, as class name and options, if one does."""
-    for kind, (known, names, _) in _LAYERS.items():
-        if isinstance(function, known):
-            return kind, {names[0]: function.alpha}
-    return None

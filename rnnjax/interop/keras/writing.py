@@ -21,7 +21,6 @@ from rnnjax.interop.keras.arrays import (
 )
 from rnnjax.interop.keras.files import KerasFile, write_file
 from rnnjax.interop.keras.layers import options_of
-from rnnjax.interop.keras.options import activation_layer, name_of
 from rnnjax.interop.layers import (
     Activation,
     Dense,
@@ -153,10 +152,7 @@ def _layer(layer: Layer) -> dict[str, Any]:
     elif isinstance(layer, Dropout):
         kind = "Dropout" if layer.dropout.per == "step" else "SpatialDropout1D"
         config = {"rate": layer.dropout.rate}
-    elif isinstance(layer, Activation):
-        special = activation_layer(layer.function)
-        kind, config = special or (kind, {"activation": name_of(layer.function, where)})
-    elif isinstance(layer, Dense | Embedding | Masking):
+    elif isinstance(layer, Activation | Dense | Embedding | Masking):
         config = options_of(layer, where)
     else:
         raise InteropError(
