@@ -1118,8 +1118,8 @@ FAULTS: tuple[Fault, ...] = (
         "each array of an ONNX graph is bounded, and not all of them",
         "interop/onnx",
         "rnnjax/interop/onnx/operators.py",
-        "at.run.budget.elements -= made",
-        "at.run.budget.elements -= 0",
+        'at.run.left["elements"] -= made',
+        'at.run.left["elements"] -= 0',
         ("tests/interop/test_onnx_control.py::test_all_that_a_graph_makes_is_bounded",),
     ),
     Fault(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
@@ -45,3 +46,18 @@ def proto_of(*graph: Any, opset: int = 17, **arrays: Any) -> Any:
 def by_reference(proto: Any, given: dict[str, Any]) -> dict[str, Any]:
     names = [output.name for output in proto.graph.output]
     return dict(zip(names, ReferenceEvaluator(proto).run(None, given), strict=True))
+
+
+def session(proto: Any) -> Any:
+    """Of onnxruntime."""
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is in the extra `parity`")
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return runtime.InferenceSession(proto.SerializeToString(), options)
+
+
+def by_runtime(proto: Any, given: dict[str, Any]) -> dict[str, Any]:
+    runner, names = session(proto), [output.name for output in proto.graph.output]
+    fed = {value.name: given[value.name] for value in runner.get_inputs()}
+    return dict(zip(names, runner.run(None, fed), strict=True))

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from interop_helpers import drawn
 from onnx.reference import ReferenceEvaluator
-from onnx_helpers import BATCH, FEATURES, HIDDEN, TIME, TOLERANCE
+from onnx_helpers import BATCH, FEATURES, HIDDEN, TIME, TOLERANCE, session
 
 import rnnjax
 from rnnjax import Bidirectional, GRUCell, LSTMCell, Regularized, SimpleRNNCell, Stack
@@ -32,8 +32,7 @@ from rnnjax.interop import functions as fn
 from rnnjax.interop import onnx as reader
 from rnnjax.interop.onnx.export import save, to_proto
 
-ort = pytest.importorskip("onnxruntime", reason="onnxruntime is in the extra `parity`")
-
+pytest.importorskip("onnxruntime", reason="onnxruntime is in the extra `parity`")
 LENGTHS = np.array([3, 5, 1], np.int32)
 
 
@@ -63,12 +62,6 @@ def inputs_of(model: Model) -> np.ndarray:
         size = first.vocabulary_size if isinstance(first, Embedding) else first.size
         return rng.integers(0, size, (TIME, BATCH))
     return rng.standard_normal((TIME, BATCH, FEATURES), np.float32)
-
-
-def session(proto: Any) -> Any:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return ort.InferenceSession(proto.SerializeToString(), options)
 
 
 def run(runner: Any, proto: Any, xs: np.ndarray, others: dict[str, Any]) -> dict[str, np.ndarray]:

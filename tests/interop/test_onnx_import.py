@@ -478,14 +478,6 @@ def claim(name: str, dims: list[int]) -> Any:
     return lambda graph: tensor_of(graph, name).dims.__setitem__(slice(None), dims)
 
 
-def rename_input(graph: Any) -> None:
-    graph.node[0].input[0] = "nowhere"
-
-
-def own_operator(graph: Any) -> None:
-    graph.node[0].domain = "com.example"
-
-
 def add_branch(graph: Any) -> None:
     graph.node.append(node("If", ["x"], ["z"], then_branch=graph, else_branch=graph))
 
@@ -496,9 +488,15 @@ def cycle(graph: Any) -> None:
 
 
 BAD = {
-    "missing input": (rename_input, "no earlier node, input or initialiser makes its input"),
+    "missing input": (
+        lambda graph: graph.node[0].input.insert(0, "nowhere"),
+        "no earlier node, input or initialiser makes its input",
+    ),
     "cycle": (cycle, "no earlier node"),
-    "operator": (own_operator, "the operator LSTM of 'com.example' is not read here; export"),
+    "operator": (
+        lambda graph: setattr(graph.node[0], "domain", "com.example"),
+        "the operator LSTM of 'com.example' is not read here; export",
+    ),
     "branch": (add_branch, "one of its branches takes inputs, but a branch has none"),
     "direction": (set_attribute("direction", "up"), "'up' is no direction"),
     "type of attribute": (set_attribute("hidden_size", 4.0), "Mismatched attribute type"),

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from interop_helpers import drawn
 from onnx import TensorProto, helper, numpy_helper
-from onnx_helpers import TOLERANCE, by_reference, proto_of, value
+from onnx_helpers import TOLERANCE, by_reference, by_runtime, proto_of, value
 
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop import onnx as rnnjax_onnx
@@ -319,31 +319,15 @@ def make_model(config: dict[str, Any], arrays: dict[str, np.ndarray], *, outputs
     return proto_of([node], given, [*names], opset=config["opset"], **held)
 
 
-def by_runtime(
-    runtime: Any, config: dict[str, Any], arrays: dict[str, np.ndarray]
-) -> dict[str, Any]:
-    """What onnxruntime makes of it."""
-    names = ["Y", "Y_h", "Y_c"] if config["op_type"] == "LSTM" else ["Y", "Y_h"]
-    # The runtime's shape inference does not know RNN and GRU before opset 7; all here are later.
-    proto = make_model(config, arrays, outputs=names)
-    options = runtime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    session = runtime.InferenceSession(
-        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    fed = {value.name: arrays[value.name] for value in session.get_inputs()}
-    return dict(zip(names, session.run(None, fed), strict=True))
-
-
-def check_node(config: dict[str, Any], runtime: Any, assert_close: Any) -> bool:
+def check_node(config: dict[str, Any], assert_close: Any) -> bool:
     """Outputs and states equal both implementations; True if the reference could judge."""
     arrays = arrays_of(config)
-    expected = by_runtime(runtime, config, arrays)
+    names = ["Y", "Y_h", "Y_c"] if config["op_type"] == "LSTM" else ["Y", "Y_h"]
+    proto = make_model(config, arrays, outputs=names)
+    expected = by_runtime(proto, arrays)
     # The reference ignores most of the attributes.
     judged = "activations" not in config["attributes"] and "sequence_lens" not in arrays
     if judged:
-        proto = make_model(config, arrays, outputs=[*expected])
         fed = {one.name: arrays[one.name] for one in proto.graph.input}
         assert_close(by_reference(proto, fed), expected, TOLERANCE)
     names = [name if config["outputs"] >> i & 1 else "" for i, name in enumerate(expected)]
@@ -370,13 +354,12 @@ def check_node(config: dict[str, Any], runtime: Any, assert_close: Any) -> bool:
 
 
 def check_drawn(examples: int, assert_close: Any) -> None:
-    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is in the extra `parity`")
     judged = []
 
     @drawn(examples)
     @given(drawn_nodes())
     def check(config: dict[str, Any]) -> None:
-        judged.append(check_node(config, runtime, assert_close))
+        judged.append(check_node(config, assert_close))
         if len(judged) % 50 == 0:
             jax.clear_caches()
 

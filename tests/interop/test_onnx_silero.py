@@ -14,7 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import onnx
 import pytest
+from onnx_helpers import session
 
 from rnnjax.interop import onnx as rnnjax_onnx
 
@@ -52,14 +54,10 @@ def chunks(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
 
 @pytest.mark.parametrize("name", FILES)
 def test_silero_vad_hears_what_onnxruntime_hears(name: str, chunks: np.ndarray) -> None:
-    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is in the extra `parity`")
     data = folder()
     if data is None or not (data / name).is_file():
         pytest.skip("the package silero-vad is not installed")
-    model = rnnjax_onnx.load(data / name)
-    options = runtime.SessionOptions()
-    options.log_severity_level = 4
-    session = runtime.InferenceSession(str(data / name), options)
+    model, runner = rnnjax_onnx.load(data / name), session(onnx.load(data / name))
 
     @jax.jit
     def step(chunk: jax.Array, state: jax.Array) -> Any:
@@ -72,7 +70,7 @@ def test_silero_vad_hears_what_onnxruntime_hears(name: str, chunks: np.ndarray) 
     for chunk in chunks:
         output, state = step(jnp.asarray(chunk), state)
         fed = {"input": chunk, "state": expected_state, "sr": np.array(RATE)}
-        expected, expected_state = session.run(["output", "stateN"], fed)
+        expected, expected_state = runner.run(["output", "stateN"], fed)
         heard.append(float(output[0, 0]))
         by_runtime.append(float(expected[0, 0]))
         distance = max(distance, float(np.max(np.abs(state - expected_state))))

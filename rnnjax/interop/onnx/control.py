@@ -16,14 +16,6 @@ from rnnjax.errors import InteropError
 _MOST_TRIPS = 2**20  # of loops in each other: the product of how often each of them runs
 
 
-@dataclasses.dataclass
-class Budget:
-    """What one run of a graph may still do, whatever its file asks for."""
-
-    elements: int  # that it makes in all arrays together
-    nodes: int  # that it runs on known values, to count the steps of loops
-
-
 @dataclasses.dataclass(frozen=True)
 class At:
     """What an operator is told besides its inputs."""
@@ -59,7 +51,7 @@ class At:
 
     def bound(self, shape: Any) -> tuple[Any, ...]:
         """The shape, if an array of it may be made."""
-        sizes, most = tuple(shape), self.run.budget.elements
+        sizes, most = tuple(shape), self.run.left["elements"]
         # Others are of a program for any batch, whoever runs it. A size of 0 makes nothing, but
         # what is made next to it, of the other sizes, is made.
         fixed = [int(size) for size in sizes if is_fixed(size)]
@@ -205,8 +197,8 @@ def loop(at: At, trips: Any, condition: Any, *states: Any) -> Any:
     steps = _steps(at, body, count, more, states)
     if steps is None:
         raise at.fail(
-            "how many steps it runs follows from an input, and a loop without an end has no "
-            "gradient; make the number of trips constant before exporting"
+            "how many steps it runs follows from an input, or takes long to count, and a loop "
+            "without an end has no gradient; make the number of trips constant before exporting"
         )
 
     def step(carry: Any, i: Any) -> list[Any]:
@@ -225,12 +217,9 @@ def _steps(at: At, body: Any, count: Any, more: Any, states: Sequence[Any]) -> i
 
     def known(step: Any, *states: Any) -> list[Any]:
         """What follows from what is known; None where something else does."""
-        at.run.budget.nodes -= len(nodes)
-        if at.run.budget.nodes < 0:
-            raise at.fail(
-                "how many steps it runs takes too long to count; make the number of trips constant "
-                "before exporting"
-            )
+        at.run.left["nodes"] -= len(nodes)
+        if at.run.left["nodes"] < 0:
+            return [None] * len(body.outputs)
         own = zip(body.inputs, (step, np.bool_(True), *states), strict=True)
         values: Any = collections.ChainMap({n: x for n, x in own if x is not None}, around)
         at.run.nodes(nodes, values)

@@ -169,8 +169,15 @@ def _written_back(model: Model) -> Any:
     held = dict(holders(proto.graph))
     for layer, names in imported.slots.items():
         arrays = [read_array(held[name], None, name) if name else None for name in names]
+        recurrent: Any = model.network.layers[layer]
+        before: Sequence[Any]
         try:
-            before, after = _written(model, layer, names, arrays)
+            if layer == CONSTANTS:
+                before, after = arrays, [np.asarray(model.params[layer][name]) for name in names]
+            else:
+                cell = recurrent.cell
+                before = params_to_onnx(cell, params_from_onnx(cell, *arrays))
+                after = [*params_to_onnx(cell, model.params[layer])]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InvalidInputError(
                 f"params do not belong to this model: those of {layer!r} do not fit ({error}); "
@@ -191,17 +198,6 @@ def _written_back(model: Model) -> Any:
             constant = not isinstance(held[name], onnx.TensorProto)
             held[name].CopyFrom(onnx.helper.make_attribute("value", tensor) if constant else tensor)
     return proto
-
-
-def _written(model: Model, layer: str, names: tuple[str, ...], arrays: list[Any]) -> Any:
-    """The tensors of the parameters that a layer came with, and of those that it has."""
-    params = model.params[layer]
-    if layer == CONSTANTS:
-        return arrays, [np.asarray(params[name]) for name in names]
-    recurrent = model.network.layers[layer]
-    assert isinstance(recurrent, Recurrent)
-    before = params_to_onnx(recurrent.cell, params_from_onnx(recurrent.cell, *arrays))
-    return before, params_to_onnx(recurrent.cell, params)
 
 
 # --- Layers as nodes ---

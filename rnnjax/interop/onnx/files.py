@@ -97,24 +97,18 @@ def text(name: Any) -> str:
 
 
 def read_array(holder: Any, folder: pathlib.Path | None, what: str) -> np.ndarray:
-    """The array of a ``TensorProto``, or of the attribute of a Constant node."""
-    onnx = import_onnx()
-    if isinstance(holder, onnx.TensorProto):
-        return read_tensor(holder, folder, what)
-    if holder.type == TENSOR:
-        return read_tensor(holder.t, folder, what)
-    if holder.name.removesuffix("s") not in ("value_float", "value_int"):
-        raise InteropError(f"{what} is neither numbers nor an array, which is not read here")
-    value = onnx.helper.get_attribute_value(holder)
-    return np.asarray(value, np.float32 if "float" in holder.name else np.int64)
-
-
-def read_tensor(tensor: Any, folder: pathlib.Path | None, what: str) -> np.ndarray:
-    """The array of a ``TensorProto``; one whose data lie in the folder is given them.
+    """The array of a ``TensorProto`` or of an attribute; data that lie in the folder are put in.
 
     Nothing is allocated for numbers that are not there: shape and type have to account for every
     byte present.
     """
+    onnx = import_onnx()
+    tensor = holder if isinstance(holder, onnx.TensorProto) else holder.t
+    if tensor is not holder and holder.type != TENSOR:
+        if holder.name.removesuffix("s") not in ("value_float", "value_int"):
+            raise InteropError(f"{what} is neither numbers nor an array, which is not read here")
+        value = onnx.helper.get_attribute_value(holder)
+        return np.asarray(value, np.float32 if "float" in holder.name else np.int64)
     dtype, shape = dtype_of(tensor.data_type, what), tuple(tensor.dims)
     # Beyond 2^48 sizes next to one of 0 overflow; NumPy has no more than 64 axes.
     absurd = len(shape) > 64 or math.prod(max(1, size) for size in shape) > 2**48
@@ -131,7 +125,7 @@ def read_tensor(tensor: Any, folder: pathlib.Path | None, what: str) -> np.ndarr
             f"{len(tensor.raw_data)} are there"
         )
     try:
-        array: np.ndarray = import_onnx().numpy_helper.to_array(tensor)
+        array: np.ndarray = onnx.numpy_helper.to_array(tensor)
     except (TypeError, ValueError, OverflowError) as error:
         raise InteropError(f"{what} is damaged: {in_a_line(error)}") from error
     return array

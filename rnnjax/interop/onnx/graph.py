@@ -1,7 +1,6 @@
 """The network of an imported ONNX model: its nodes as data, and how they run."""
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from rnnjax.engine import unroll
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.layers import Context, Flow, Layer, Recurrent, Shape, fits
 from rnnjax.interop.model import Input, Network
-from rnnjax.interop.onnx.control import At, Budget, is_fixed, made, traced_dtype
+from rnnjax.interop.onnx.control import At, is_fixed, made, traced_dtype
 from rnnjax.interop.onnx.operators import run_operator
 from rnnjax.interop.onnx.recurrent import RECURRENT, check_weights, params_from_onnx
 from rnnjax.layers import Directions
@@ -60,12 +59,6 @@ class Node:
         """The graphs inside of it."""
         return tuple(value for _, value in self.attributes if isinstance(value, Body))
 
-    @functools.cached_property
-    def reads(self) -> tuple[str, ...]:
-        """The names of all values that it or what is inside of it reads."""
-        inside = [name for body in self.bodies for name in body.reads]
-        return (*filter(None, self.inputs), *inside)
-
 
 @dataclasses.dataclass(frozen=True)
 class Body:
@@ -74,11 +67,6 @@ class Body:
     inputs: tuple[str, ...]  # the names of its own
     outputs: tuple[str, ...]  # the names of what it makes
     nodes: tuple[Node, ...]  # in an order in which they can run
-
-    @functools.cached_property
-    def reads(self) -> tuple[str, ...]:
-        """The names of all values that are read in it."""
-        return (*(name for node in self.nodes for name in node.reads), *self.outputs)
 
 
 def all_nodes(nodes: Sequence[Node]) -> Iterator[Node]:
@@ -176,7 +164,7 @@ class Graph(Network):
         }
         values |= {name: jnp.asarray(x) for name, x in params.get(CONSTANTS, {}).items()}
         values |= given
-        run = _Run(self, params, carry, context, Budget(elements, _NODES))
+        run = _Run(self, params, carry, context, {"elements": elements, "nodes": _NODES})
         run.nodes(self.nodes, values)
         return run.carries, values
 
@@ -229,7 +217,7 @@ class _Run:
     params: Params  # of its layers
     carry: Mapping[str, Carry]  # that was given
     context: Context  # that was given
-    budget: Budget  # what may still be done
+    left: dict[str, int]  # what may still be done: elements to make, and nodes to count steps by
     trips: int = 0  # how often what runs here runs, at most; 0 for once, with states in and out
     carries: dict[str, Carry] = dataclasses.field(default_factory=dict)  # the states after it
 

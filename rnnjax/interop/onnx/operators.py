@@ -539,5 +539,5 @@ def run_operator(op_type: str, at: At, inputs: list[Any]) -> tuple[Any, ...]:
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     made = sum(y.size for y in outputs if is_fixed(y.size))
     at.bound([made])
-    at.run.budget.elements -= made
+    at.run.left["elements"] -= made
     return tuple(np.asarray(y) if isinstance(y, np.generic) else y for y in outputs)

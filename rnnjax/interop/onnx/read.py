@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import math
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,7 +25,6 @@ from rnnjax.interop.onnx.files import (
     import_onnx,
     inside,
     read_array,
-    read_tensor,
     text,
 )
 from rnnjax.interop.onnx.graph import CONSTANTS, Body, Constants, Graph, Node, all_nodes
@@ -93,14 +92,14 @@ def _read_opset(model: Any) -> int:
     return int(version)
 
 
-def _alive(nodes: Sequence[Node], outputs: Iterable[str]) -> list[Node]:
+def _alive(nodes: Sequence[Node], outputs: Sequence[str]) -> list[Node]:
     """The nodes from which an output follows."""
     wanted = set(outputs)
     alive = []
     for node in reversed(nodes):
         if wanted & set(filter(None, node.outputs)):
             alive.append(node)
-            wanted |= set(node.reads)
+            wanted |= _uses([node]).keys()
     return alive[::-1]
 
 
@@ -206,7 +205,7 @@ class _Reader:
         if one.type == GRAPH:
             return self.body(one.g, label, scope.new_child(), prefix)
         if one.type == TENSOR and math.prod(one.t.dims) == 1:
-            return read_tensor(one.t, self.folder, what).reshape(-1)[0]
+            return read_array(one, self.folder, what).reshape(-1)[0]
         if one.type not in (1, 2, 3, 6, 7, 8):  # numbers and texts, and lists of these
             raise InteropError(f"{what} holds something that is not read here")
         value = import_onnx().helper.get_attribute_value(one)
@@ -261,7 +260,7 @@ class _Reader:
 
         Of the arrays that nodes still read, weights become parameters; others are static.
         """
-        self.uses = _count_uses(nodes, outputs)
+        self.uses = _uses(nodes, outputs)
         nodes = [self.with_layer(node) for node in nodes]
         self.readers: dict[str, list[Node]] = collections.defaultdict(list)
         self.makers: dict[str, str] = {}
@@ -269,7 +268,7 @@ class _Reader:
             for name in filter(None, node.inputs):
                 self.readers[name].append(node)
             self.makers.update((name, node.op_type) for name in node.outputs)
-        names = [name for name in _count_uses(nodes, outputs) if name in self.constants]
+        names = [name for name in _uses(nodes, outputs) if name in self.constants]
         weights = {name: self.constants[name] for name in names if self.is_weight(name)}
         if weights:
             self.take(Constants(), tuple(weights), weights)
@@ -389,8 +388,11 @@ class _Reader:
         )
 
 
-def _count_uses(nodes: Iterable[Node], outputs: Iterable[str]) -> collections.Counter[str]:
-    """How often each value is read, by nodes or as an output of the graph."""
-    uses = collections.Counter(name for node in nodes for name in node.reads)
-    uses.update(outputs)
+def _uses(nodes: Sequence[Node], outputs: Sequence[str] = ()) -> collections.Counter[str]:
+    """How often each value is read, by nodes and inside of them, or as an output of the graph."""
+    uses = collections.Counter(outputs)
+    for node in all_nodes(nodes):
+        uses.update(filter(None, node.inputs))
+        for body in node.bodies:
+            uses.update(body.outputs)
     return uses
