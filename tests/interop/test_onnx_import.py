@@ -56,15 +56,6 @@ def tagger() -> Any:
     return proto_of(nodes, [value("x", ["N", "T", FEATURES])], ["y"], **weights(3), **arrays)
 
 
-def test_a_graph_equals_the_reference(assert_close: Any) -> None:
-    """With its own axes."""
-    proto, xs = tagger(), normal(BATCH, TIME, FEATURES)
-    model = rnnjax_onnx.load(proto)
-    _, ys = jax.jit(model.apply)(model.params, xs)
-    assert_close(ys, by_reference(proto, {"x": xs})["y"], TOLERANCE)
-    assert str(model).endswith("the graph's own")
-
-
 def test_layers_have_names_and_rnnjaxs_layout() -> None:
     model = rnnjax_onnx.load(tagger())
     cell = rnnjax.GRUCell(HIDDEN)
@@ -83,6 +74,7 @@ def test_layers_have_names_and_rnnjaxs_layout() -> None:
         "constants": {"kernel": (HIDDEN, 3), "bias": (3,)},
     }
     assert "GRUCell(4)" in str(model)
+    assert str(model).endswith("the graph's own")
     assert hash(model.network) == hash(rnnjax_onnx.load(tagger()).network)
 
 
@@ -304,22 +296,11 @@ def test_packed_sequences_and_computed_states_of_torch(fold: bool, assert_close:
     assert untouched == onnx.load_from_string(export.file)
     doubled = model.with_params(jax.tree.map(lambda array: 2 * array, model.params))
     changed = rnnjax_onnx.load(rnnjax_onnx.to_proto(doubled))
+    assert changed.network == model.network
     assert_close(changed.params, doubled.params, TOLERANCE)
 
 
 # --- Writing back ---
-
-
-def test_update_changes_what_was_trained_and_nothing_else(assert_close: Any) -> None:
-    proto = tagger()
-    model = rnnjax_onnx.load(proto)
-    assert rnnjax_onnx.to_proto(model).SerializeToString() == proto.SerializeToString()
-    params = jax.tree.map(lambda array: np.asarray(array) + 0.125, model.params)
-    changed = rnnjax_onnx.to_proto(model.with_params(params))
-    onnx.checker.check_model(onnx.shape_inference.infer_shapes(changed))
-    again = rnnjax_onnx.load(changed)
-    assert again.network == model.network
-    assert_close(again.params, params, TOLERANCE)
 
 
 def test_update_needs_an_imported_model_and_its_parameters() -> None:
