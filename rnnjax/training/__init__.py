@@ -1,6 +1,5 @@
 """Training: `fit`, the jitted step below it, and checkpoints from which a run goes on exactly."""
 
-from rnnjax.training.batches import Minibatches, minibatches
 from rnnjax.training.checkpoints import Checkpoints, Saved
 from rnnjax.training.fitting import Fit, fit
 from rnnjax.training.hooks import (
@@ -23,7 +22,7 @@ from rnnjax.training.parameters import load_params, save_params
 from rnnjax.training.processes import StopRequest, start_processes, use_cores
 from rnnjax.training.run_folder import RunFolder
 from rnnjax.training.sharding import Sharding
-from rnnjax.training.sources import pad_rows
+from rnnjax.training.sources import Minibatches, minibatches, pad_rows
 from rnnjax.training.state import TrainState
 from rnnjax.training.step import (
     LossFunction,

@@ -18,13 +18,12 @@ import optax
 
 from rnnjax.cells.arguments import brief, check_size, is_integer
 from rnnjax.errors import InvalidInputError, NonFiniteError
-from rnnjax.training.batches import Minibatches, divided
 from rnnjax.training.hooks import Entry, FunctionHook, Hook, Progress, Silent
 from rnnjax.training.identity import identity
 from rnnjax.training.processes import agreed_signal, from_first, is_first, require_alike, together
 from rnnjax.training.run_folder import RunFolder
 from rnnjax.training.sharding import Sharding
-from rnnjax.training.sources import Group, Source
+from rnnjax.training.sources import Group, Minibatches, Source, divided
 from rnnjax.training.state import TrainState
 from rnnjax.training.step import (
     OF_FIT,

@@ -8,8 +8,8 @@ import pytest
 
 from rnnjax import InvalidInputError
 from rnnjax.training import minibatches, use_cores
-from rnnjax.training.batches import divided
 from rnnjax.training.sharding import cores_for
+from rnnjax.training.sources import divided
 
 PROGRAM = """
 import contextlib, io

@@ -1,4 +1,4 @@
-"""Truncated backpropagation: windows, gradients by hand, the carried state, and resuming."""
+"""Truncated backpropagation: windows, gradients by hand, and the carried state."""
 
 import functools
 from typing import Any
@@ -11,7 +11,7 @@ import pytest
 
 import rnnjax
 from rnnjax import InvalidInputError
-from rnnjax.training import Checkpoints, Silent, TrainState, fit, make_train_steps
+from rnnjax.training import Silent, TrainState, fit, make_train_steps
 from rnnjax.training.truncated import Window, truncated_loss, windows
 
 TIME, ROWS, FEATURES, HIDDEN = 14, 3, 2, 4
@@ -184,15 +184,6 @@ def test_losses_in_float16_are_summed_in_float32() -> None:
     assert loss_fn((), (), window, jax.random.key(0))[0] == 3
 
 
-def test_losses_of_another_shape_are_refused(streams: Any) -> None:
-    inputs, targets = streams
-    window = Window(inputs, targets, jnp.ones((TIME, ROWS), bool))
-    state = new_state(sgd(0.1))
-    loss_fn = truncated_loss(run, lambda ys, targets: jnp.square(ys - targets))
-    with pytest.raises(InvalidInputError, match=r"\(14, 3\), but returned \(14, 3, 4\)"):
-        jax.eval_shape(loss_fn, state.params, state.carry, window, state.key)
-
-
 def test_what_does_not_fit_a_truncated_loss_is_said(streams: Any) -> None:
     window = Window(*streams, jnp.ones((TIME, ROWS), bool))
     state = new_state(sgd(0.1))
@@ -200,47 +191,17 @@ def test_what_does_not_fit_a_truncated_loss_is_said(streams: Any) -> None:
     def exchanged(*args: Any) -> Any:
         return run(*args)[::-1]
 
-    for function, batch, message in [
-        (run, streams, "^batches must be a Window, .* but is a tuple of 2"),
-        (
-            exchanged,
-            window,
-            r"^run must return \(carry, outputs\), .* returned float32 .* first;",
-        ),
+    def unsummed(ys: Any, targets: Any) -> Any:
+        return jnp.square(ys - targets)
+
+    for function, each, batch, message in [
+        (run, losses, streams, "^batches must be a Window, .* but is a tuple of 2"),
+        (exchanged, losses, window, r"^run must return \(carry, outputs\), .* float32 .* first;"),
+        (run, unsummed, window, r"\(14, 3\), but returned \(14, 3, 4\)"),
     ]:
-        loss_fn = truncated_loss(function, lambda ys, targets: jnp.square(ys - targets).sum(-1))
+        loss_fn = truncated_loss(function, each)
         with pytest.raises(InvalidInputError, match=message):
             jax.eval_shape(loss_fn, state.params, state.carry, batch, state.key)
-
-
-# ---- resuming
-
-
-def test_a_resumed_run_is_exact(streams: Any, tmp_path: Any) -> None:
-    """Parameters, optimiser and carry after 3 + 3 updates are bit for bit those after 6."""
-    (inputs, targets), optimizer = streams, optax.adam(1e-2)
-    cell = rnnjax.Regularized(CELL, recurrent_dropout=0.3, zoneout_cell=0.2)
-
-    def noisy(params: Any, carry: Any, inputs: Any, key: jax.Array) -> Any:
-        return rnnjax.unroll(cell, params, inputs["xs"], carry, resets=inputs["resets"], key=key)
-
-    train_steps = make_train_steps(truncated_loss(noisy, losses), optimizer)
-    batches = windows(inputs, targets, steps=2)
-    whole, _ = train_steps(new_state(optimizer), batches, 0, 6)
-
-    half, _ = train_steps(new_state(optimizer), batches, 0, 3)
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(half, {})
-    restored = checkpoints.latest().restore(jax.eval_shape(lambda: new_state(optimizer)))
-    assert int(restored.step) == 3
-    assert any(np.any(leaf != 0) for leaf in restored.carry)
-    resumed, _ = train_steps(restored, batches, 3, 6)
-
-    assert int(resumed.step) == int(whole.step) == 6
-    for name in ("params", "opt_state", "carry"):
-        actual, expected = getattr(resumed, name), getattr(whole, name)
-        assert jax.tree.structure(actual) == jax.tree.structure(expected)
-        jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 def test_the_loss_of_an_epoch_is_the_mean_over_the_steps_that_count(streams: Any) -> None:
