@@ -47,11 +47,10 @@ class Hook:
 
     history: Sequence[Entry] = ()
     epochs: int = 0
+    name: str = "Hook"  # by which a checkpoint says which hook ended the run
 
-    @property
-    def name(self) -> str:
-        """By which a checkpoint says which hook ended the run."""
-        return type(self).__qualname__
+    def __init_subclass__(cls) -> None:
+        cls.name = cls.__qualname__
 
     def on_start(self, state: TrainState) -> bool | None:
         """The run begins, or goes on from ``state``; called once `history` is known.
@@ -86,11 +85,7 @@ class FunctionHook(Hook):
 
     def __init__(self, function: Callable[[TrainState, Entry], bool | TrainState | None]):
         self.function = function
-
-    @property
-    def name(self) -> str:
-        """That of the function."""
-        return getattr(self.function, "__qualname__", type(self.function).__qualname__)
+        self.name = getattr(function, "__qualname__", type(function).__qualname__)
 
     def on_epoch(self, state: TrainState, summary: Entry) -> bool | TrainState | None:
         """Call it."""

@@ -126,6 +126,9 @@ def _alone() -> bool:
     return jax.process_count() == 1 or _for_all
 
 
+# A broadcast goes through the memory of the devices.
+_BYTES_AT_ONCE = 2**26
+
 # What the errors of JAX's collectives say when the process at the other end is gone.
 _PEER_IS_GONE = ("Gloo", "NCCL", "coordination service", "closed by peer", "reset by peer")
 
@@ -194,11 +197,15 @@ def _from_first(data: bytes) -> bytes:
         sizes = np.array(divmod(len(data), 2**30), np.int32)
         high, low = multihost_utils.broadcast_one_to_all(sizes)
         length = int(high) * 2**30 + int(low)
-        # As integers, because a sum, which a broadcast is, makes 0.0 of -0.0.
-        padded = np.zeros(-(-length // 256) * 256, np.uint8)
-        if is_first():
-            padded[:length] = np.frombuffer(data, np.uint8)
-        return bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded))[:length])
+        found = bytearray()
+        for at in range(0, length, _BYTES_AT_ONCE):
+            size = min(length - at, _BYTES_AT_ONCE)
+            # As integers, because a sum, which a broadcast is, makes 0.0 of -0.0.
+            part = np.zeros(-(-size // 256) * 256, np.uint8)
+            if is_first():
+                part[:size] = np.frombuffer(data, np.uint8, size, at)
+            found += np.asarray(multihost_utils.broadcast_one_to_all(part))[:size].tobytes()
+        return bytes(found)
 
 
 def together(work: Callable[[], Any]) -> Any:

@@ -25,11 +25,13 @@ from rnnjax.training import (
     fit,
     load_params,
     minibatches,
+    processes,
     start_processes,
 )
 
 FOLDER, SCENE, WHERE, INDEX = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
 ROWS = 8
+processes._BYTES_AT_ONCE = 1000  # so that what one reads comes in parts
 
 
 def loss_fn(params, batch, key):
