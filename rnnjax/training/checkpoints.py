@@ -386,8 +386,7 @@ class Checkpoints:
         if not self.path(step).exists():
             gone = f"{self.path(step)} was deleted while it was read, by a run that goes on there"
             return DamagedCheckpointError(gone, "try again, or take another step")
-        begin = ["its beginning", *(f"step {s}" for s in self.steps() if s != step)][-1]
-        advice = f"delete that folder, and the run goes on from {begin}"
+        advice = "delete that folder, and the run goes on from the one before"
         return DamagedCheckpointError(f"{self.path(step)} is damaged ({reason})", advice)
 
 

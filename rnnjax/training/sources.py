@@ -33,12 +33,8 @@ _SECONDS_OF_STREAM = 0.25
 class Minibatches:
     """What `minibatches` returns: a function from the number of an epoch to its batches.
 
-    Attributes:
-        arrays: a pytree of arrays.
-        batch_size: rows of a batch.
-        seed: of the orders.
-        axis: that of the rows in each leaf of ``arrays``, and of a batch: a tree like ``arrays``.
-        rows: those of every batch that this process reads, as `Sharding.rows`; None: all of them.
+    It has the arguments of `minibatches`, with ``axis`` for each leaf; and ``rows``, those of every
+    batch that this process reads, as `Sharding.rows`, or None for all of them.
     """
 
     arrays: Any
