@@ -237,6 +237,18 @@ def diagonal_gru(p: Params, x: Any, s: State) -> Any:
     return (h,), h
 
 
+@recurrence("gated", "BlockGRUCell", blocks=2)
+def block_gru(p: Params, x: Any, s: State) -> Any:
+    new = []
+    for g, h in enumerate(np.split(s[0], 2, -1)):
+        W, b = (np.split(p[name], 2, -1)[g] for name in ("kernel", "bias"))
+        r, c, u = np.split(x @ W + b + h @ p["block_kernel"][g], 3, -1)
+        u = sigmoid(u - 1)
+        new.append(u * np.tanh(sigmoid(r) * c) + (1 - u) * h)
+    h = np.concatenate(new, -1)
+    return (h,), h
+
+
 # ---- a matrix as the state: S (rows, heads, values, keys)
 
 
