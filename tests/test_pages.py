@@ -45,7 +45,7 @@ PAGES = sorted(
 )
 TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
 # Heavy peers, without which their blocks are left out.
-PEERS = {"torch", "tensorflow"}
+PEERS = {"torch", "tensorflow", "equinox"}
 
 
 @pytest.fixture(scope="module", autouse=True)
