@@ -1,6 +1,6 @@
 """What do masks, noise and other cells cost, and what do blocks, functions and packing save?
 
-``python -m benchmarks.sequences [features|cells|time|loops|parallel|recurrences|packing]``
+``python -m benchmarks.sequences [features|cells|time|loops|parallel|recurrences|resets|packing]``
 """
 
 from benchmarks import command
@@ -11,6 +11,7 @@ from benchmarks.questions import (
     packing,
     parallel,
     recurrences,
+    resets,
     time_cells,
 )
 
@@ -22,6 +23,7 @@ if __name__ == "__main__":
         "loops": loops,
         "parallel": parallel,
         "recurrences": recurrences,
+        "resets": resets,
         "packing": packing,
     }
     command.main("benchmarks.sequences", questions)

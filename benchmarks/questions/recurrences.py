@@ -6,15 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.questions import layers
-from benchmarks.questions.gradients import Call, compared
+from benchmarks.questions.gradients import Call, compared, repeated
 from benchmarks.reports import Point, Report
-from benchmarks.timing import Question
+from benchmarks.timing import Contender, Question
 
 __all__ = ["QUICK", "Settings", "question", "remarks", "tables"]
 
 
 WRITTEN_OUT = "associative_scan, or chunks"
 """In parallel over time, written by hand: a linear recurrence by the one, a delta rule by these."""
+MEMAX = "memax's scan"
+"""By ``semigroup_scan``, with its `GDNSemigroup`; of a linear recurrence it has the sum alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +43,13 @@ def _linear(name: str) -> Callable[[Any, Any], Any]:
     def joined(one: Any, other: Any) -> Any:
         return one[0] * other[0], other[0] * one[1] + other[1]
 
+    def semigroup(a: Any, b: Any) -> Any:
+        from memax.equinox.scans import semigroup_scan
+
+        return semigroup_scan(joined, (0 * a[0] + 1, 0 * b[0]), (a, b))[1]
+
     return {
+        MEMAX: semigroup,
         "rnnjax": lambda a, b: rnnjax.linear_recurrence(a, b)[1],
         "lax.scan": lambda a, b: jax.lax.scan(step, 0 * b[0], (a, b))[1],
         WRITTEN_OUT: lambda a, b: jax.lax.associative_scan(joined, (a, b))[1],
@@ -99,7 +107,24 @@ def _delta(name: str) -> Callable[..., Any]:
         reads = jax.lax.scan(over, start, (q, k, value, erased, rest, sums, between))[1]
         return jnp.moveaxis(reads, 3, 1).reshape(-1, *v.shape[1:3], v.shape[-1])[:time]
 
-    return {"rnnjax": functions, "lax.scan": scan, WRITTEN_OUT: chunks}[name]
+    def semigroup(*args: Any) -> Any:
+        """Of every row and head a matrix that erases and one that is written, at each step."""
+        from memax.equinox.scans import semigroup_scan
+        from memax.equinox.semigroups.gdn import GDNSemigroup
+
+        algebra = GDNSemigroup(args[0].shape[-1])
+
+        def head(q: Any, k: Any, v: Any, decay: Any, beta: Any) -> Any:
+            decay, beta = jnp.exp(decay)[:, None, None], beta[:, None, None]
+            erased = decay * (jnp.eye(k.shape[-1]) - beta * k[:, :, None] * k[:, None, :])
+            inputs = erased, beta * k[:, :, None] * v[:, None, :]
+            states = semigroup_scan(algebra, algebra.initialize_carry(), inputs)[1]
+            return jnp.einsum("tk,tkv->tv", q, states)
+
+        return jax.vmap(jax.vmap(head, 1, 1), 1, 1)(*args)
+
+    ways = {"rnnjax": functions, "lax.scan": scan, WRITTEN_OUT: chunks, MEMAX: semigroup}
+    return ways[name]
 
 
 def _call(name: str, settings: dict[str, Any]) -> Call:
@@ -137,7 +162,8 @@ def question(settings: Settings) -> Question:
         for name, backward in (("forward", False), ("gradient", True))
     ]
     names = "rnnjax", "lax.scan", WRITTEN_OUT
-    return compared(
+    memax = repeated(functools.partial(_call, MEMAX))
+    asked = compared(
         "recurrences",
         "The states of a linear recurrence, and what a gated delta rule of two heads reads, at "
         "several (steps, rows, units), or the gradients of all arguments; a repetition is as many "
@@ -145,6 +171,8 @@ def question(settings: Settings) -> Question:
         {name: functools.partial(_call, name) for name in names},
         points,
     )
+    contenders = [*asked.contenders, Contender(MEMAX, memax, ["memax", "equinox", "jax"])]
+    return dataclasses.replace(asked, contenders=contenders)
 
 
 def tables(report: Report) -> str:
