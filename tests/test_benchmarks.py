@@ -35,6 +35,7 @@ from benchmarks.questions import (
     packing,
     parallel,
     recurrences,
+    resets,
     steps,
     time_cells,
     train_step,
@@ -122,7 +123,7 @@ def shortly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "LOOK_SECONDS", 0.02)
     monkeypatch.setattr(gradients, "LEAST_SECONDS", 1e-6)
     monkeypatch.setattr(layer_peers, "LEAST_SECONDS", 1e-6)
-    monkeypatch.setattr(plan, "_reads_ahead", plan._reads_ahead)  # which a contender exchanges
+    monkeypatch.setattr(plan.LayerPlan, "of", plan.LayerPlan.of)  # which a contender exchanges
 
 
 def ask(folder: Path, among: slice, **options: Any) -> tuple[Report, list[dict[str, Result]]]:
@@ -277,6 +278,7 @@ QUESTIONS: dict[str, tuple[ModuleType, Any]] = {
     "packing": (packing, packing.QUICK),
     "parallel": (parallel, parallel.QUICK),
     "recurrences": (recurrences, recurrences.QUICK),
+    "resets": (resets, resets.QUICK),
     "time": (time_cells, time_cells.QUICK),
     "memory": (memory, LAYER),
     "train_step": (train_step, STEP),

@@ -1,0 +1,180 @@
+"""The two programs of reinforcement learning, and the task of POPGym that they share."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.cookbook import ppo, r2d2
+from experiments.cookbook.common import agents
+from experiments.cookbook.common.agents import TASKS, Agent, LayerRNN, RepeatPrevious, ScannedRNN
+from rnnjax.errors import InvalidInputError
+
+KEY = jax.random.key(0)
+TINY = {
+    ppo: {"units": 8, "rows": 4, "rollout": 12, "updates": 3, "epochs": 2, "parts": 2},
+    r2d2: {"units": 8, "rows": 4, "piece": 6, "pieces": 3, "updates": 5, "turns": 2, "batch": 3},
+}
+PROGRAMS = pytest.mark.parametrize("program", TINY, ids=["ppo", "r2d2"])
+
+
+def heads(program, task):
+    return (task.actions, 1) if program is ppo else (task.actions,)
+
+
+@pytest.fixture(scope="module")
+def played():
+    """Two episodes and a little more of 50 rows, with an action that is always 0."""
+    task = RepeatPrevious()
+
+    def step(state, key):
+        action = jnp.zeros(50, int)
+        later, outcome = task.step(key, state, action)
+        return later, (task.begins(state), task.observe(state), *outcome)
+
+    keys = jax.random.split(KEY, 110)
+    return [np.asarray(a) for a in jax.lax.scan(step, task.reset(KEY, (50,)), keys)[1]]
+
+
+def test_a_pack_has_thirteen_cards_of_each_suit(played):
+    begins, seen, _, ended, _ = played
+    assert np.flatnonzero(begins[:, 0]).tolist() == [0, 51, 102]
+    assert np.flatnonzero(ended[:, 0]).tolist() == [50, 101]
+    for first in (0, 51):
+        shown = seen[first : first + 51].sum(axis=0)  # all but one card
+        assert shown.max() == 13
+        assert np.sort(shown, axis=-1)[:, 0].tolist() == [12] * 50
+    packs = seen[:51].argmax(axis=-1).T
+    assert len({tuple(pack) for pack in packs.tolist()}) == 50
+    assert not np.array_equal(packs, seen[51:102].argmax(axis=-1).T)
+
+
+def test_the_card_three_steps_before_is_asked_for(played):
+    _, seen, reward, _, success = played
+    suits = seen.argmax(axis=-1)
+    expected = np.zeros((102, 50))
+    for first in (0, 51):
+        for t in range(first + 3, first + 51):
+            expected[t] = np.where(suits[t - 3] == 0, 1, -1) / 48
+    np.testing.assert_allclose(reward[:102], expected, atol=1e-7)
+    np.testing.assert_array_equal(success[:102], expected > 0)
+
+
+def test_the_best_return_without_memory():
+    """Name a suit that is not on the table: the card before is of it in 13 of 51 packs."""
+    task = RepeatPrevious()
+
+    def step(state, key):
+        action = (task.observe(state).argmax(axis=-1) + 1) % 4
+        later, outcome = task.step(key, state, action)
+        return later, outcome.reward
+
+    keys = jax.random.split(KEY, 51)
+    rewards = jax.lax.scan(step, task.reset(KEY, (20_000,)), keys)[1]
+    assert float(rewards.sum(axis=0).mean()) == pytest.approx(
+        TASKS["repeat_previous"].without, abs=0.005
+    )
+
+
+@functools.cache
+def trained(program, name, memory, remembers=True):
+    """Parameters at first and at last, and all rewards and ends, in float64."""
+    task, config = TASKS[name], program.Config(**TINY[program])
+    agent = Agent(memory, config.units, heads(program, task))
+    with jax.enable_x64(True):
+        first = agent.begin(jax.random.split(jax.random.key(3), 3)[0], task)
+        train = program.learner(config, task, agent, remembers)
+        return jax.device_get((first, *jax.jit(train)(jax.random.key(3))))
+
+
+@pytest.mark.parametrize(
+    ("program", "name"),
+    [
+        (ppo, "t_maze"),
+        pytest.param(ppo, "repeat_previous", marks=pytest.mark.slow),
+        pytest.param(r2d2, "t_maze", marks=pytest.mark.slow),
+        (r2d2, "repeat_previous"),
+    ],
+)
+def test_both_memories_learn_the_same(program, name):
+    (first, last, path), (begin, end, same) = (
+        trained(program, name, memory) for memory in (ScannedRNN, LayerRNN)
+    )
+    assert jax.tree.structure(first) == jax.tree.structure(begin)
+    leaves = [jax.tree.leaves(tree) for tree in (first, begin, last, end)]
+    for a, b, c, d in zip(*leaves, strict=True):
+        assert a.dtype == d.dtype == np.float64
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_allclose(c, d, atol=1e-9)
+        assert not np.allclose(a, c, atol=1e-4)
+    for one, other in zip(path, same, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.slow
+@PROGRAMS
+def test_without_memory_something_else_is_learned(program):
+    with_memory, without = (
+        trained(program, "t_maze", LayerRNN, remembers)[1] for remembers in (True, False)
+    )
+    apart = jax.tree.map(lambda a, b: np.abs(a - b).max(), with_memory, without)
+    assert max(jax.tree.leaves(apart)) > 1e-3
+
+
+def test_learning_sees_the_states_that_acting_had():
+    task = TASKS["t_maze"]
+    agent = Agent(LayerRNN, 8, heads(ppo, task))
+    params = agent.begin(KEY, task)
+    state = task.environment.reset(KEY, (5,))
+    carry = begin = jnp.ones((5, 8))
+    records = []
+    for t in range(30):
+        observation, resets = agents.look(task, state, True)
+        carry, (logits, _) = agent.apply(params, carry, observation[None], resets[None])
+        action = jax.random.categorical(jax.random.key(t), logits[0])
+        state, _ = task.environment.step(jax.random.key(t), state, action)
+        records.append((observation, resets, logits[0]))
+    observations, resets, acted = map(jnp.stack, zip(*records, strict=True))
+    assert resets[1:].any()
+    last, (learned, _) = agent.apply(params, begin, observations, resets)
+    np.testing.assert_allclose(learned, acted, atol=1e-5)
+    np.testing.assert_allclose(last, carry, atol=1e-5)
+
+
+@pytest.mark.slow
+@PROGRAMS
+def test_a_program_runs_on_all_tasks(program, tmp_path):
+    config = program.Config("made", tmp_path / "run", seeds=2, **TINY[program])
+    assert program.run(config) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    rows = {row["name"]: row["score"] for row in result["rows"]}
+    assert len(rows) == 2 * 5
+    for name in TASKS:
+        for who in (*agents.MEMORIES, agents.WITHOUT):
+            assert len(rows[f"{name}: {who}"]) == len(result["train_seconds"][name][who]) == 2
+            assert max(rows[f"{name}: {who}"]) <= rows[f"{name}: all remembered"] + 1e-6
+    assert (tmp_path / "run" / "learning.png").stat().st_size > 10_000
+
+
+def test_a_curve_is_of_whole_episodes():
+    ended = np.zeros((10, 4, 3), bool)
+    ended.reshape(40, 3)[4::5] = True  # of five steps, the twentieth of which is two
+    ended[..., 2] = False
+    rewards = np.ones((10, 4, 3))
+    rewards[..., 1] = np.where(ended[..., 1], 5.0, 0.0)
+    curve = agents.on_the_way(rewards, ended)
+    ends = [k for k in range(20) if any(t % 5 == 4 for t in (2 * k, 2 * k + 1))]
+    assert np.flatnonzero(np.isfinite(curve)).tolist() == ends
+    np.testing.assert_allclose(curve[ends], 5)
+    other = rewards.copy()
+    other[7, 3, 0] = 2
+    assert agents.alike(rewards, rewards) == 100
+    assert agents.alike(rewards, other) == 70
+
+
+def test_a_task_that_there_is_not(tmp_path):
+    with pytest.raises(InvalidInputError, match="--tasks must be some of t_maze, repeat_previous"):
+        ppo.run(ppo.Config("made", tmp_path / "run", tasks=("maze",)))
