@@ -241,16 +241,25 @@ def test_the_scanned_rnn_of_purejaxrl(random_like: Any, assert_close: Any) -> No
     ours, theirs = make(rnnjax.linen), make(nn)
     carry = np.zeros((BATCH, HIDDEN), np.float32)
     variables = random_like(lambda: ours.init(KEY, carry, x), 1)
-    # What stands in 20 lines there is two arguments of an RNN, which reads the same parameters.
-    (inner,) = variables["params"].values()
-    layer = rnnjax.linen.RNN(nn.GRUCell(HIDDEN), time_major=True, return_carry=True)
+
+    (name,) = variables["params"]
+    assert name == "GRUCell_1"  # the first one is made for its zeros
+
+    class Short(nn.Module):  # the module of docs/from/purejaxrl.md
+        @nn.compact
+        def __call__(self, carry: Any, x: Any) -> Any:
+            ins, resets = x
+            cell = nn.GRUCell(HIDDEN, name=name)
+            layer = rnnjax.linen.RNN(cell, time_major=True, return_carry=True)
+            return layer(ins, initial_carry=carry, resets=resets)
 
     @jax.jit
-    def runs(variables: Any, inner: Any) -> Any:
-        scanned = [m.apply(variables, carry, x) for m in (ours, theirs)]
-        return *scanned, layer.apply({"params": {"cell": inner}}, x[0], resets=x[1])
+    def runs(variables: Any) -> Any:
+        initial = [module.init(KEY, carry, x) for module in (theirs, Short())]
+        return initial, [module.apply(variables, carry, x) for module in (ours, theirs, Short())]
 
-    same, expected, short = runs(variables, inner)
+    (first, again), (same, expected, short) = runs(variables)
+    assert_close(again, first, 0)
     assert_close(same, expected, 0)
     assert_close(short, expected, 1e-5)
 
