@@ -22,7 +22,7 @@ from rnnjax import Fused, Kernel, Role, Scan
 from rnnjax.cells.activations import RESIDUAL
 from rnnjax.engine.core.masking import StepMarks, Steps
 from rnnjax.engine.fused.recurrence import Recurrence
-from rnnjax.engine.pallas import tpu
+from rnnjax.engine.pallas import tiles, tpu
 from rnnjax.engine.pallas.interpreter import by_entries, evaluated
 from rnnjax.engine.pallas.method import KernelLoops
 from rnnjax.engine.pallas.tpu import Traced
@@ -249,6 +249,19 @@ def test_products_of_rows_are_those_of_their_entries(
     traced = jax.make_jaxpr(product)(a, b)
     (found,) = evaluated(traced.jaxpr, [], [a, b], by_entries)
     np.testing.assert_allclose(found, product(a, b), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 16, 24, 48, 70])
+def test_tiles_hold_every_entry_once(size: int) -> None:
+    """And an axis of one entry, as of a mean, has no tile of more."""
+    cut, rows = tiles.Tiles(24), 5
+    array = np.random.default_rng(0).normal(size=(rows, size)).astype("float32")
+    shape = tiles.ROWS, size
+    stored = cut.put(array, shape)
+    assert stored.shape == cut.stored(shape, stored.shape[0])
+    np.testing.assert_array_equal(cut.get(stored, shape, rows), array)
+    assert sum(piece.valid for piece in cut.pieces(size)) == size
+    assert cut.pieces(1) == [tiles.Block(1, 1, 0)]
 
 
 @dataclasses.dataclass(frozen=True)
