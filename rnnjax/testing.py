@@ -20,7 +20,7 @@ from rnnjax.cells.base import Carry, Cell, Coupling, Params, Role
 from rnnjax.cells.composite import CompositeCell
 from rnnjax.engine import Auto, Method, Scan, unroll
 from rnnjax.engine.parallel.linear_recurrence import affine
-from rnnjax.online.units import why_not_unitwise
+from rnnjax.online import why_not_unitwise
 
 __all__ = ["check_cell"]
 
@@ -62,8 +62,8 @@ def check_cell(cell: Cell, *, input_size: int = 3, online: bool = False) -> None
         cell: a small one, as of 4 units: it is compiled five times.
         input_size: the number of input features, of which the ``raw_inputs`` are drawn as gaps and
             marks: none is below zero, and some are zero.
-        online: whether it has to serve those learners of `rnnjax.online` that take each unit by
-            itself, too: entry ``k`` of a parameter belongs to unit ``k % hidden_size``.
+        online: whether it has to serve the learners of `rnnjax.online`, too: entry ``k`` of a
+            parameter belongs to unit ``k % hidden_size``.
 
     Raises:
         AssertionError: a law does not hold, in one sentence, as tests expect it.
@@ -235,7 +235,7 @@ def _entries_belong_to_units(cell: Cell, params: Params, input_size: int) -> Non
         raise AssertionError(
             f"entry k of each parameter of {brief(cell)} must belong to unit k % {units}, as "
             "learners of rnnjax.online take it, but one reaches another unit; let gates stand "
-            "side by side, or learn by RTRL(cell, dense=True) or UORO(cell)"
+            "side by side"
         )
 
 

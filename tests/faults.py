@@ -1596,17 +1596,17 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "what a parameter did before a reset goes on behind it",
         "online",
-        "rnnjax/online/learner.py",
-        "influence = without(reset, influence)",
-        "influence = without(None, influence)",
+        "rnnjax/online.py",
+        "without(reset, state.influence)",
+        "without(None, state.influence)",
         ("tests/test_online.py",),
     ),
     Fault(
         "an online learner forgets what the steps before the last one did",
         "online",
-        "rnnjax/online/units.py",
-        "(f[..., None, None, :] * m for f, m in zip(row, before, strict=True)),",
-        "(0 * f[..., None, None, :] * m for f, m in zip(row, before, strict=True)),",
+        "rnnjax/online.py",
+        "total += factor[..., None, None, :] * m",
+        "total += 0 * factor[..., None, None, :] * m",
         ("tests/test_online.py",),
     ),
     Fault(

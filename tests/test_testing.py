@@ -12,7 +12,7 @@ from cell_table import CELLS, WAYS
 
 import rnnjax
 from rnnjax import Coupling, InvalidInputError, Param, Role, SimpleRNNCarry
-from rnnjax.online.units import why_not_unitwise
+from rnnjax.online import why_not_unitwise
 from rnnjax.testing import check_cell
 
 APART = "rows of a batch must not interact"

@@ -4,8 +4,8 @@ A letter is marked, letters that do not matter follow, and then it is asked for.
 such streams, each row at another place, and are updated after every step, of which nothing is kept.
 RTRL carries forward what the parameters did to the state (Williams & Zipser, 1989): exact, and no
 larger than the parameters where units do not see each other (Zucchet et al., 2023). SnAp-1 (Menick
-et al., 2021), e-prop (Bellec et al., 2020) and UORO (Tallec & Ollivier, 2018) do so for an LSTM,
-not exactly. Beside them: the gradient of one step alone, and of stored sequences.
+et al., 2021) does so for an LSTM, not exactly. Beside them: the gradient of one step alone, and of
+stored sequences.
 
     python -m experiments.cookbook.online
 """
@@ -23,15 +23,14 @@ import rnnjax
 from experiments import runs
 from experiments.cookbook.common import data, plots
 from experiments.cookbook.common.report import Report
-from rnnjax.online import RTRL, UORO, EProp, SnAp1
+from rnnjax.online import RTRL, SnAp1
 
 LETTERS, UNITS = 4, 32
 ONE_STEP, BACKWARDS = "DiagonalLSTM, one step", "DiagonalLSTM, backpropagation"
 DIAGONAL = RTRL, rnnjax.DiagonalLSTMCell
 KINDS: dict[str, tuple[Any, Any]] = {
     "DiagonalLSTM, RTRL": DIAGONAL, ONE_STEP: DIAGONAL, BACKWARDS: DIAGONAL,
-    "LSTM, SnAp-1": (SnAp1, rnnjax.LSTMCell), "LSTM, e-prop": (EProp, rnnjax.LSTMCell),
-    "LSTM, UORO": (UORO, rnnjax.LSTMCell),
+    "LSTM, SnAp-1": (SnAp1, rnnjax.LSTMCell),
 }  # fmt: skip
 
 
@@ -117,7 +116,7 @@ def learn(config: Config, kind: str, seed: int) -> list[float]:
         changes, moments = adam.update(gradients, moments)
         return (optax.apply_updates(params, changes), moments, memory), counts
 
-    state = learner.init(params["cell"], (config.rows,), jax.random.key(seed + 2))
+    state = learner.init(params["cell"], (config.rows,))
     begin = params, adam.init(params), (state, jnp.zeros(config.rows, int))
     _, counts = jax.lax.scan(update, begin, jnp.arange(0, config.steps, stride))
     right, asked = (np.array_split(np.asarray(count), 20) for count in counts)

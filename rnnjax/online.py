@@ -1,0 +1,430 @@
+"""Learning while a network runs: gradients at every step, and no sequence is ever stored.
+
+A learner carries forward the *influence* of its parameters on the state, instead of going back
+through stored steps: that of each parameter on its own unit, and no other. `RTRL` is exact, where
+units do not see each other; `SnAp1` leaves out what a recurrent product does between them.
+"""
+
+import abc
+import dataclasses
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.export import register_namedtuple_serialization
+
+from rnnjax.cells.arguments import (
+    as_array,
+    as_inputs,
+    brief,
+    check_batch_shape,
+    check_instance,
+    check_step,
+    usual_promotion,
+)
+from rnnjax.cells.base import Carry, Cell, Coupling, Inputs, Params
+from rnnjax.cells.composite import CompositeCell
+from rnnjax.cells.onehot import OneHot
+from rnnjax.cells.products import product
+from rnnjax.engine.core.masking import StepMarks, Steps, expand, without
+from rnnjax.engine.core.method import why_no_equation
+from rnnjax.errors import InvalidInputError
+
+__all__ = ["RTRL", "Learner", "OnlineState", "Pull", "SnAp1"]
+
+
+class OnlineState(NamedTuple):
+    """What a learner carries from step to step; its size does not depend on their number.
+
+    Attributes:
+        carry: the carry of the cell.
+        influence: of the parameters on the carry: by the name of a parameter, and for each leaf of
+            the carry, an array ``(*batch, rows, gates, units)``. A kernel has a row for each number
+            that it is multiplied with, others have one.
+    """
+
+    carry: Carry
+    influence: dict[str, list[jax.Array]]
+
+
+register_namedtuple_serialization(OnlineState, serialized_name="rnnjax.OnlineState")
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("params", "state", "x"),
+    meta_fields=("cell",),
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pull:
+    """``pull(dy) -> gradients``: by the parameters, for the cotangent of one step's output.
+
+    A pytree: it may leave ``jit``, and be called later or several times.
+    """
+
+    cell: Cell
+    params: Params
+    state: OnlineState
+    x: Any
+
+    @usual_promotion()
+    def __call__(self, dy: jax.Array) -> Params:
+        """The gradients, summed over the batch.
+
+        Args:
+            dy: ``(*batch, output_size)``: the derivative of this step's loss by its output, or any
+                other learning signal.
+
+        Returns:
+            a tree like the parameters.
+        """
+        return _pulled(self, as_array("dy", dy))
+
+
+@dataclasses.dataclass(frozen=True)
+class Learner(abc.ABC):
+    """Learns while a cell runs, without going back in time.
+
+    Its docstring says how exact the gradients of a subclass are, and which cells it takes.
+    """
+
+    cell: Cell
+
+    def __post_init__(self) -> None:
+        check_instance("cell", self.cell, Cell, "a Cell such as rnnjax.MinGRUCell(50)")
+        if reason := self.refusal():
+            raise InvalidInputError(
+                f"{type(self).__name__} cannot serve {brief(self.cell)}, because {reason}"
+            )
+
+    @abc.abstractmethod
+    def refusal(self) -> str | None:
+        """Why this learner cannot serve the cell, and what to do; else None."""
+
+    @usual_promotion()
+    def init(self, params: Params, batch_shape: tuple[int, ...] = ()) -> OnlineState:
+        """The state before the first step: the carry with which a sequence begins, and zeros.
+
+        Args:
+            params: as ``cell.init`` returns them.
+            batch_shape: the axes of the batch, as ``(8,)``.
+
+        Raises:
+            InvalidInputError: ``batch_shape`` is no tuple of sizes.
+        """
+        check_batch_shape(batch_shape)
+        carry = _start(self.cell, params, tuple(batch_shape))
+        influence = {
+            name: [
+                jnp.zeros((*batch_shape, *_by_unit(self.cell, name, param).shape), leaf.dtype)
+                for leaf in jax.tree.leaves(carry)
+            ]
+            for name, param in self.cell.loop_params(params).items()
+        }
+        return OnlineState(carry, influence)
+
+    @usual_promotion()
+    def step(
+        self, params: Params, state: OnlineState, x: Inputs, reset: jax.Array | None = None
+    ) -> tuple[OnlineState, jax.Array, Pull]:
+        """Run one time step.
+
+        Args:
+            params: the cell's. They may change from step to step, as where each step updates them;
+                gradients then sum the effects of each step's parameters.
+            state: as `init` or the step before returned it.
+            x: ``(*batch, input_size)``.
+            reset: booleans ``(*batch,)``, True where a row begins a new sequence with this step:
+                its carry and influence are forgotten, be they NaN.
+
+        Returns:
+            the new state, ``y (*batch, output_size)``, and ``pull``: ``pull(dy)`` are the gradients
+            by the parameters, summed over the batch, for the cotangent ``dy`` of ``y``.
+
+        Raises:
+            InvalidInputError: an argument has the wrong shape or type.
+        """
+        x = as_inputs(x)
+        check_step(self.cell, state.carry, x)
+        return _stepped(self.cell, params, state, x, _marks(reset, x.shape[:-1]))
+
+
+class RTRL(Learner):
+    r"""Real-time recurrent learning (Williams & Zipser, 1989): the exact gradient, forward in time.
+
+    .. math::
+        J_t &= \frac{\partial s_t}{\partial w} + \frac{\partial s_t}{\partial s_{t-1}} J_{t-1} \\
+        \frac{\partial L_t}{\partial w} &= \frac{\partial L_t}{\partial w}\Big|_{s_{t-1}}
+            + \frac{\partial L_t}{\partial s_{t-1}} J_{t-1}
+
+    with the state :math:`s_t`, the parameters :math:`w`, and :math:`J_0 = 0`. The sum over the
+    steps is what backpropagation through time computes, **exactly**, as long as the parameters do
+    not change. Where each step updates them, :math:`J` keeps the influence of the parameters that
+    each step ran with, as in the paper, so updates have to be small.
+
+    It takes cells whose units do not interact (`IndRNNCell`, `MinGRUCell`, `LRUCell`,
+    `DiagonalLSTMCell` and others of their families): there each parameter influences its own unit
+    alone (Zucchet et al., 2023), and for each row of the batch :math:`J` has as many numbers as the
+    parameters times the number of leaves of the carry. Of other cells :math:`J` has the size of the
+    state times that of the parameters, which suits tiny networks alone.
+
+    Args:
+        cell: one without a recurrent product, whose coupling is `rnnjax.Coupling.ELEMENTWISE` or
+            more, and of whose parameters entry ``k`` belongs to unit ``k % hidden_size``, as where
+            gates stand side by side.
+
+    Raises:
+        InvalidInputError: the cell is none of these.
+
+    A loop that stores no sequence, with one update a step, and ``pull`` in the step that made it:
+
+    >>> import rnnjax
+    >>> learner = RTRL(rnnjax.MinGRUCell(5))
+    >>> params = learner.cell.init(jax.random.key(0), input_size=3)
+    >>> def update(both, at):
+    ...     (params, state), (x, target) = both, at
+    ...     state, y, pull = learner.step(params, state, x)
+    ...     gradients = pull(y - target)
+    ...     params = jax.tree.map(lambda p, g: p - 0.01 * g, params, gradients)
+    ...     return (params, state), jnp.square(y - target).mean()
+    >>> xs, targets = jnp.ones((100, 8, 3)), jnp.zeros((100, 8, 5))
+    >>> both = params, learner.init(params, (8,))
+    >>> (params, state), errors = jax.lax.scan(update, both, (xs, targets))
+    >>> bool(errors[-1] < errors[5])
+    True
+    >>> state.influence["kernel"][0].shape  # (batch, inputs, gates, units)
+    (8, 3, 2, 5)
+    """
+
+    def refusal(self) -> str | None:
+        """Why units interact."""
+        reason = why_not_unitwise(self.cell)
+        if reason is None and self.cell.recurrent is not None:
+            return (
+                "its units see each other's state in a product; take SnAp1, which leaves that "
+                "out, or train it by rnnjax.unroll"
+            )
+        return reason and f"{reason}; train it by rnnjax.unroll"
+
+
+class SnAp1(Learner):
+    r"""SnAp-1 (Menick et al., 2021): the influence of a parameter on its own unit.
+
+    .. math::
+        J_t = M \odot \Big(\frac{\partial s_t}{\partial w}
+            + \frac{\partial s_t}{\partial s_{t-1}} J_{t-1}\Big)
+
+    with :math:`M` = 1 where a parameter reaches a unit in one step, and 0 elsewhere: a column of a
+    kernel reaches one unit, in all leaves of the carry. Of :math:`\partial s_t / \partial s_{t-1}`
+    this needs each unit's own block, with the diagonal of ``recurrent_kernel``.
+
+    **Not exact**, and biased: what a unit does to others by the recurrent product, and gets back,
+    is left out. The gradient of a step's output by the parameters of that step is exact. For a cell
+    without a recurrent product nothing is left out, and it is `RTRL`. For each row of the
+    batch, :math:`J` has as many numbers as the parameters times the number of leaves of the carry.
+
+    Args:
+        cell: one whose coupling is `rnnjax.Coupling.ELEMENTWISE` or more, after products that may
+            mix units, and of whose parameters entry ``k`` belongs to unit ``k % hidden_size``, as
+            where gates stand side by side: `LSTMCell`, `GRUCell`, `SimpleRNNCell` and others.
+
+    Raises:
+        InvalidInputError: the cell declares no such coupling, as one with a layer norm or a product
+            in its update; or it is made of others, or has a step of its own.
+
+    >>> import rnnjax
+    >>> learner = SnAp1(rnnjax.GRUCell(5))
+    >>> params = learner.cell.init(jax.random.key(0), input_size=3)
+    >>> state = learner.init(params, (8,))
+    >>> for x in jnp.ones((10, 8, 3)):
+    ...     state, y, pull = learner.step(params, state, x)
+    >>> gradients = pull(y - 1)  # of half the squared distance of the last output from 1
+    >>> state.influence["recurrent_kernel"][0].shape, gradients["recurrent_kernel"].shape
+    ((8, 5, 3, 5), (5, 15))
+    """
+
+    def refusal(self) -> str | None:
+        """Whether the update mixes units."""
+        reason = why_not_unitwise(self.cell)
+        return reason and f"{reason}; train it by rnnjax.unroll"
+
+
+def why_not_unitwise(cell: Cell) -> str | None:
+    """Why a cell does not declare that parameters belong to units; None where it does."""
+    if isinstance(cell, CompositeCell):
+        return "it is made of other cells"
+    if reason := why_no_equation(cell):
+        return reason
+    if type(cell).start is not Cell.start:
+        return "its sequences begin with a state that is made of parameters"
+    if cell.raw_inputs:
+        return "its raw inputs are no part of a product"
+    if len(cell.parameters(1)["kernel"].shape) != 2:
+        return "its state is a grid whose points see each other"
+    if cell.coupling < Coupling.ELEMENTWISE:
+        return f"its coupling is declared as {cell.coupling.name}, not as ELEMENTWISE or more"
+    shapes = {*cell.carry_shapes.values()}
+    if len(shapes) > 1 or len(min(shapes)) != 1:
+        return "the leaves of its carry have not all one number for each unit"
+    for name, (shape, *_) in cell.loop_params(cell.parameters(1)).items():
+        entries = shape[-1] if name in cell.kernels_outside else math.prod(shape)
+        if entries % _units(cell):
+            return f"{name} of shape {shape} has not as many entries for each of its units"
+    return None
+
+
+# ---- a step, compiled here, so that a Python loop over the steps compiles once
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _stepped(
+    cell: Cell, params: Params, state: OnlineState, x: Any, reset: jax.Array | None
+) -> tuple[OnlineState, jax.Array, Pull]:
+    if reset is not None:
+        start = _start(cell, params, reset.shape)
+        start = jax.tree.map(lambda leaf, now: leaf.astype(now.dtype), start, state.carry)
+        carry = Steps(start=start).reset(state.carry, StepMarks(resets=reset))
+        state = OnlineState(carry, without(reset, state.influence))
+    new, y = _run(cell, params, state.carry, x)
+    # A loop's state keeps its types, whatever those of the parameters are.
+    influence = jax.tree.map(
+        lambda m, old: m.astype(old.dtype), _influence(cell, params, state, x), state.influence
+    )
+    return OnlineState(new, influence), y, Pull(cell, params, state, x)
+
+
+@jax.jit
+def _pulled(pull: Pull, dy: jax.Array) -> Params:
+    """The gradients through this step's parameters, and through the state before it."""
+    y, back = jax.vjp(
+        lambda params, carry: _run(pull.cell, params, carry, pull.x)[1],
+        pull.params,
+        pull.state.carry,
+    )
+    if dy.shape != y.shape:
+        raise InvalidInputError(
+            f"dy must have the shape of y, {y.shape}, but has {dy.shape}; give the derivative of "
+            "the loss by y"
+        )
+    gradients, d_carry = back(dy.astype(y.dtype))
+    batch = math.prod(y.shape[:-1])
+    for name, leaves in pull.state.influence.items():
+        before = sum(
+            jnp.einsum("bu,brgu->rgu", *(a.reshape(batch, *a.shape[y.ndim - 1 :]) for a in both))
+            for both in zip(jax.tree.leaves(d_carry), leaves, strict=True)
+        )
+        gradients[name] += jnp.reshape(before, gradients[name].shape).astype(gradients[name].dtype)
+    return gradients
+
+
+def _start(cell: Cell, params: Params, batch_shape: tuple[int, ...]) -> Carry:
+    """The state with which a sequence begins, in float32 or the parameters' type if wider."""
+    given = [leaf.dtype for leaf in jax.tree.leaves(params)]
+    return cell.start(params, batch_shape, jnp.result_type(jnp.float32, *given))
+
+
+def _marks(reset: Any, batch: tuple[int, ...]) -> jax.Array | None:
+    """The resets of all rows, or None."""
+    if reset is None:
+        return None
+    reset = as_array("reset", reset)
+    if reset.dtype != jnp.bool_:
+        raise InvalidInputError(
+            f"reset must be booleans, but is {reset.dtype}; write reset.astype(bool)"
+        )
+    if reset.shape != batch[: reset.ndim]:
+        raise InvalidInputError(
+            f"reset must have shape {batch}, a boolean for each row of x, but has {reset.shape}; "
+            "give those of this step alone"
+        )
+    return jnp.broadcast_to(expand(reset, jnp.empty(batch)), batch)
+
+
+# ---- units: entry k of an array that an update reads belongs to unit k % units, as gates stand
+
+
+def _units(cell: Cell) -> int:
+    return next(iter(cell.carry_shapes.values()))[0]
+
+
+def _by_unit(cell: Cell, name: str, array: jax.Array) -> jax.Array:
+    """A parameter as ``(rows, gates, units)``."""
+    rows = array.shape[0] if name in cell.kernels_outside else 1
+    return array.reshape(rows, -1, _units(cell))
+
+
+def _run(cell: Cell, params: Params, carry: Carry, x: Any) -> tuple[Carry, jax.Array]:
+    """The values of ``cell.step``, with the derivatives that a learner follows."""
+    new, emitted = _update(cell, _read(cell, params, carry, x), carry)
+    return new, cell.read(params, emitted, x)
+
+
+def _read(cell: Cell, params: Params, carry: Carry, x: Any) -> dict[str, jax.Array]:
+    """What the update reads besides the carry: products in the places of their kernels.
+
+    The derivative by the state passes the recurrent product from a unit to itself alone.
+    """
+    cell.project(params, x)  # which checks both
+    read = cell.update_params(params) | {"kernel": product(x, params["kernel"], cell.dtype)}
+    if cell.recurrent is not None:
+        state = getattr(carry, cell.recurrent)
+        held = jax.lax.stop_gradient(state)
+        recurrent = product(held, params["recurrent_kernel"], cell.dtype)
+        read["recurrent_kernel"] = recurrent + _to_itself(cell, params, state - held)
+    return read
+
+
+def _to_itself(cell: Cell, params: Params, state: jax.Array) -> jax.Array:
+    """A state ``(..., units)`` times the diagonal of the recurrent kernel, of each gate."""
+    kernel = _by_unit(cell, "recurrent_kernel", params["recurrent_kernel"])
+    diagonal = jax.lax.stop_gradient(jnp.diagonal(kernel, axis1=0, axis2=2))
+    return (diagonal * state[..., None, :]).reshape(*state.shape[:-1], diagonal.size)
+
+
+def _update(cell: Cell, read: dict[str, jax.Array], carry: Carry) -> tuple[Carry, jax.Array]:
+    """The cell's update, with products in the places of their kernels."""
+    projected = cell.biased(read["kernel"], read, "bias")
+    recurrent = None
+    if cell.recurrent is not None:
+        recurrent = cell.biased(read["recurrent_kernel"], read, "recurrent_bias")
+    return cell.apply_update(read, cell.combine(projected, recurrent), carry)
+
+
+def _influence(cell: Cell, params: Params, state: OnlineState, x: Any) -> dict[str, Any]:
+    """The influence after a step: of its parameters, and of those before it through the state."""
+    carry, read, units = state.carry, _read(cell, params, state.carry, x), _units(cell)
+
+    # No unit sees another's entries or state. So one number added to all units at once has the
+    # derivatives of each (Curtis, Powell & Reid, 1974): a number for each gate, and each leaf.
+    def new(gates: dict[str, jax.Array], leaves: Carry) -> list[jax.Array]:
+        moved = {}
+        for name, array in read.items():
+            own = jnp.broadcast_to(gates[name][:, None], (len(gates[name]), units))
+            moved[name] = array + own.reshape(array.shape[-1:] if name in kernels else array.shape)
+        if cell.recurrent is not None:
+            shift = jnp.broadcast_to(getattr(leaves, cell.recurrent), (units,))
+            moved["recurrent_kernel"] += _to_itself(cell, params, shift)
+        return jax.tree.leaves(_update(cell, moved, jax.tree.map(jnp.add, carry, leaves))[0])
+
+    kernels = cell.kernels_outside
+    sizes = {name: _by_unit(cell, name, params[name]).shape[1] for name in read}
+    gates = {name: jnp.zeros(size, read[name].dtype) for name, size in sizes.items()}
+    nothing = jax.tree.map(lambda leaf: jnp.zeros((), leaf.dtype), carry)
+    made, factors = zip(*jax.jacfwd(lambda both: new(*both))((gates, nothing)), strict=True)
+
+    multiplied = {"kernel": jax.nn.one_hot(x.ids, x.size) if isinstance(x, OneHot) else x}
+    if cell.recurrent is not None:
+        multiplied["recurrent_kernel"] = getattr(carry, cell.recurrent)
+    after: dict[str, Any] = {}
+    for name, before in state.influence.items():
+        after[name] = []
+        for own, row in zip(made, factors, strict=True):
+            total = jnp.moveaxis(own[name], -1, -2)[..., None, :, :]  # (*batch, 1, gates, units)
+            if name in multiplied:
+                total = multiplied[name][..., None, None] * total
+            for factor, m in zip(jax.tree.leaves(row), before, strict=True):
+                total += factor[..., None, None, :] * m
+            after[name].append(total)
+    return after
