@@ -300,6 +300,7 @@ def test_every_member_that_a_page_names_exists() -> None:
     named = {
         (page, name, member)
         for page in PAGES
+        if page != "CHANGELOG.md"  # which names what is gone
         for code in re.findall(r"`([^`\n]+)`", TEXTS[page])
         for name, member in re.findall(r"(?<![\w./])(?:rnnjax\.(?:\w+\.)?)?([A-Z]\w+)\.(\w+)", code)
         if name in owners
