@@ -102,11 +102,11 @@ def _member(path: Path, archive: zipfile.ZipFile, name: str, bound: int) -> byte
     return content
 
 
-def _parsed(path: Path, name: str, text: str | bytes) -> Any:
+def _parsed(path: Path, name: str, text: Any) -> Any:
     """JSON, whatever it is."""
     try:
         return json.loads(text)
-    except (ValueError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError) as error:  # TypeError of what is no text
         _refuse(
             path, f"{name} cannot be read as JSON ({in_a_line(error)}); get the file again", error
         )
@@ -178,8 +178,6 @@ def _from_hdf5(
     top = attributes.get("", {})
     config = top.get("model_config")
     if config is not None:
-        if not isinstance(config, str):
-            _refuse(path, "its attribute model_config is no text; save the model again")
         config = _parsed(path, "its attribute model_config", config)
     if any(name.startswith(("layers/", "_layer_checkpoint_dependencies/")) for name in arrays):
         return KerasFile(config, "3", arrays)
@@ -201,9 +199,9 @@ def _from_hdf5(
                 _refuse(path, f"layer {layer[:80]!r} lists {name[:80]!r}, which is not in the file")
             inside[name] = f"{at}/{name}"
         groups.append((layer, inside))
-    version = top.get("keras_version") or attributes.get(above, {}).get("keras_version") or ""
-    version = version if isinstance(version, str) else ""
-    return KerasFile(config, version, arrays, tuple(groups), attributes)
+    version = top.get("keras_version") or attributes.get(above, {}).get("keras_version")
+    known = version if isinstance(version, str) else ""
+    return KerasFile(config, known, arrays, tuple(groups), attributes)
 
 
 def _names(attributes: dict[str, dict[str, Any]], path: str, name: str) -> list[str]:
@@ -217,31 +215,22 @@ def _names(attributes: dict[str, dict[str, Any]], path: str, name: str) -> list[
 
 def write_file(path: Path, file: KerasFile) -> None:
     """Write an archive, or where the name of the file is another an HDF5 file."""
-    content = hdf5_bytes(file.arrays, file.attributes)
-    if path.suffix == ".keras":
-        stream = io.BytesIO()
-        with zipfile.ZipFile(stream, "w") as archive:
-            archive.writestr(_METADATA, json.dumps({"keras_version": file.version}))
-            archive.writestr(_CONFIG, json.dumps(file.config))
-            archive.writestr(_WEIGHTS, content)
-        content = stream.getvalue()
-    write_whole(path, content)
-
-
-def hdf5_bytes(
-    arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Mapping[str, Any]]
-) -> bytes:
-    """Arrays by their paths, and attributes of groups by theirs."""
     h5py = package("h5py", "files of Keras", "keras-files")
     content = io.BytesIO()
-    with h5py.File(content, "w") as file:
-        for path, array in arrays.items():
-            dataset = file.create_dataset(path, data=array)
+    with h5py.File(content, "w") as inner:
+        for place, array in file.arrays.items():
+            dataset = inner.create_dataset(place, data=array)
             if array.dtype == jnp.bfloat16:
                 dataset.attrs["dtype"] = "bfloat16"
-        for path, own in attributes.items():
-            file.require_group(path or "/").attrs.update(own)
-    return content.getvalue()
+        for place, own in file.attributes.items():
+            inner.require_group(place or "/").attrs.update(own)
+    if path.suffix == ".keras":
+        weights, content = content.getvalue(), io.BytesIO()
+        with zipfile.ZipFile(content, "w") as archive:
+            archive.writestr(_METADATA, json.dumps({"keras_version": file.version}))
+            archive.writestr(_CONFIG, json.dumps(file.config))
+            archive.writestr(_WEIGHTS, weights)
+    write_whole(path, content.getvalue())
 
 
 def _refuse(path: Path, why: str, cause: BaseException | None = None) -> NoReturn:
