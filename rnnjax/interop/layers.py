@@ -112,10 +112,11 @@ class Recurrent(Layer):
         self, params: Params, flow: Flow, carry: Carry | None, context: Context
     ) -> tuple[Carry, Flow]:
         """Unroll the cell."""
-        cell: Any = self.cell
+        both: Any = self.cell
         ys: Any
-        if not self.merged:
-            cell = dataclasses.replace(cell, merge="concat")
+        # In merged outputs the last one of each direction cannot be found.
+        apart = isinstance(both, Bidirectional) and not (self.merged and self.return_sequences)
+        cell = dataclasses.replace(both, merge="concat") if apart else both
         carry, ys = unroll(
             cell,
             params,
@@ -129,8 +130,9 @@ class Recurrent(Layer):
             key=context.key,
             method=context.method,
         )
-        if not self.merged:
+        if apart:
             ys = Directions(*jnp.split(ys, [cell.forward.output_size], axis=-1))
+            ys = both.merge_outputs(*ys) if self.merged else ys
         if self.return_sequences and self.reverse and not self.keep_order:
             ys = jax.tree.map(lambda y: jnp.flip(y, axis=0), ys)
         mask = flow.mask if self.return_sequences else None

@@ -9,7 +9,7 @@ import pytest
 from interop_helpers import random_model
 
 import rnnjax
-from rnnjax import Bidirectional, Directions, GRUCell, InvalidInputError, LSTMCell
+from rnnjax import Bidirectional, Directions, GRUCell, InvalidInputError, LSTMCell, Stack
 from rnnjax.interop import (
     Activation,
     Dense,
@@ -97,17 +97,19 @@ def test_the_carry_goes_on_and_can_be_given_in_part(
 
 
 @pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("cell", [LSTMCell(HIDDEN), Stack([GRUCell(3), LSTMCell(HIDDEN)])], ids=str)
 def test_the_last_outputs_of_two_directions(
-    reverse: bool, draw: Any, xs: jax.Array, assert_close: Any
+    cell: rnnjax.Cell, reverse: bool, draw: Any, xs: jax.Array, assert_close: Any
 ) -> None:
     """Each is that of the step which its own direction reads last; so for pairs, not merged."""
-    layer = Bidirectional(LSTMCell(HIDDEN), merge="sum")
+    layer = Bidirectional(cell, merge="sum")
     params = draw(layer)
     recurrent = Recurrent("both", layer, reverse=reverse, return_sequences=False)
     model = Model(Sequential((recurrent,)), {"both": params})
     carry, last = model(xs, mask=MASK)
     # Of an LSTM the output is the hidden state, and the carry is that of the last valid step.
-    assert_close(last, carry["both"].forward.hidden + carry["both"].backward.hidden, 1e-6)
+    ends = [one[-1] if isinstance(cell, Stack) else one for one in carry["both"]]
+    assert_close(last, ends[0].hidden + ends[1].hidden, 1e-6)
 
     pairs = Recurrent("both", layer, reverse=reverse, keep_order=False, merged=False)
     _, ys = Model(Sequential((pairs,)), {"both": params})(xs)
