@@ -474,17 +474,16 @@ def _storable(array: np.ndarray) -> np.ndarray:
 @contextmanager
 def _checkpointer() -> Iterator[ocp.Checkpointer]:
     """Orbax for one folder; it does not wait for other processes of a run, where there are any."""
-    more = {}
-    if jax.process_count() > 1:
-        index = jax.process_index()
-        more["multiprocessing_options"] = ocp.options.MultiprocessingOptions(
-            primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"of_{index}"
-        )
+    index = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"of_{index}"
+    )
     # What its threads raise it logs at length too; it is raised here, as a sentence.
     log = logging.getLogger("absl")
     before, log.disabled = log.disabled, True
     try:
-        with ocp.Checkpointer(ocp.StandardCheckpointHandler(**more), **more) as orbax:
+        handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as orbax:
             yield orbax
     finally:
         log.disabled = before

@@ -128,21 +128,13 @@ class Sharding:
             )
 
     @classmethod
-    def over(
-        cls,
-        data: int | None = None,
-        hidden: int = 1,
-        *,
-        divide: Divide = last_axis,
-        rows_axis: Any = 1,
-    ) -> "Sharding":
+    def over(cls, data: int | None = None, hidden: int = 1, **options: Any) -> "Sharding":
         """Over so many devices, of all processes.
 
         Args:
             data: devices along the rows; left out, as many as there are.
             hidden: devices along the hidden units, for each of those.
-            divide: see the class.
-            rows_axis: see the class.
+            options: ``divide`` and ``rows_axis``, as of the class.
 
         Raises:
             InvalidInputError: there are not so many devices, or several processes would not use
@@ -160,7 +152,7 @@ class Sharding:
             )
         names, auto = ("data", "hidden"), (AxisType.Auto,) * 2
         mesh = jax.make_mesh((along, hidden), names, axis_types=auto, devices=devices[:size])
-        return cls(mesh, divide, rows_axis)
+        return cls(mesh, **options)
 
     def rows(self, batch_size: int) -> np.ndarray:
         """The rows of a batch that this process has to load: all of them, if it is the only one.

@@ -25,7 +25,6 @@ from rnnjax.training import (
     Sharding,
     Silent,
     fit,
-    fitting,
     minibatches,
 )
 from rnnjax.training.files import locked, read_lines, write_lines
@@ -37,14 +36,6 @@ OPTIMIZER = optax.chain(
 )
 OPTIONS = {"steps_per_dispatch": 2, "epochs": 3, "on_signal": "return"}
 OF_FOLDER = {"config", "free", "checkpoint_every", "keep_last", "on_signal"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def traced_once():
-    """Runs of one loss and optimiser share their compiled steps, which take most of their time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fitting, "make_train_steps", functools.cache(fitting.make_train_steps))
-        yield
 
 
 @pytest.fixture(autouse=True)

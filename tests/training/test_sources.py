@@ -1,6 +1,5 @@
 """Data as people have it: every kind of source gives the numbers of arrays, bit for bit."""
 
-import functools
 import itertools
 import os
 import signal
@@ -21,7 +20,6 @@ from rnnjax.training import (
     Sharding,
     Silent,
     fit,
-    fitting,
     minibatches,
     pad_rows,
     sources,
@@ -58,14 +56,6 @@ def bits(result):
 
 def told(result):
     return [entry["loss"] for entry in result.history], bits(result)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def traced_once():
-    """Runs of one loss share their compiled steps, which take most of their time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fitting, "make_train_steps", functools.cache(fitting.make_train_steps))
-        yield
 
 
 @pytest.fixture(scope="module")
