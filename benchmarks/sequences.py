@@ -1,6 +1,6 @@
 """What do masks, noise and other cells cost, and what do blocks, functions and packing save?
 
-``python -m benchmarks.sequences [features|cells|time|loops|parallel|recurrences|resets|packing]``
+``python -m benchmarks.sequences [QUESTION]``; ``--help`` lists the questions.
 """
 
 from benchmarks import command
@@ -8,6 +8,7 @@ from benchmarks.questions import (
     cells,
     features,
     loops,
+    online,
     packing,
     parallel,
     recurrences,
@@ -25,5 +26,6 @@ if __name__ == "__main__":
         "recurrences": recurrences,
         "resets": resets,
         "packing": packing,
+        "online": online,
     }
     command.main("benchmarks.sequences", questions)
