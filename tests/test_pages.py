@@ -45,7 +45,7 @@ PAGES = sorted(
 )
 TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
 # Heavy peers, without which their blocks are left out.
-PEERS = {"torch", "tensorflow", "equinox", "jax2onnx"}
+PEERS = {"torch", "tensorflow", "onnxruntime", "equinox", "jax2onnx"}
 
 
 @pytest.fixture(scope="module", autouse=True)
