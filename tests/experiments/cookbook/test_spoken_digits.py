@@ -6,9 +6,20 @@ import pytest
 
 from experiments.cookbook import spoken_digits
 from experiments.cookbook.common import data
-from experiments.cookbook.spoken_digits import BANDS, BLOCK, HOP, RATE, SAMPLES, Config
+from experiments.cookbook.spoken_digits import (
+    BANDS,
+    BLOCK,
+    BOTH,
+    HOP,
+    RATE,
+    SAMPLES,
+    SPECTRA,
+    STREAM,
+    WAVES,
+    Config,
+)
 
-NAMES = "CNN", "GRU"
+NAMES = WAVES, SPECTRA, BOTH, STREAM
 
 
 @pytest.mark.slow
@@ -17,9 +28,11 @@ def test_made_digits_are_heard(tmp_path):
     assert spoken_digits.run(Config(data="made", run_dir=run_dir, seeds=1, epochs=8)) == 0
     result = json.loads((run_dir / "result.json").read_text())
     scores = {row["name"]: row["score"] for row in result["rows"]}
-    assert list(scores)[:3] == ["CNN on waveforms", "bidirectional GRU", "mean spectrum"]
-    assert scores["CNN on waveforms"][0] >= 70  # by chance 10
-    assert scores["bidirectional GRU"][0] >= 90
+    shipped = "the last of these, in bfloat16, exported, a step a call"
+    assert list(scores)[:6] == [*NAMES, shipped, "mean spectrum"]
+    assert scores[WAVES][0] >= 70  # by chance 10
+    assert min(scores[name][0] for name in NAMES[1:]) >= 90
+    assert scores[shipped] >= 90
     assert scores["mean spectrum"] == 100  # each digit is a tone of its own
     assert (run_dir / "seven.png").stat().st_size > 10_000
     assert (run_dir / "spectrum.png").stat().st_size > 5_000
@@ -46,11 +59,11 @@ def test_what_is_behind_a_recording_changes_nothing(name):
     params = jax.jit(spoken_digits.init, static_argnums=0)(name, jax.random.key(0))
     apply = jax.jit(spoken_digits.apply)
     rng, lengths = np.random.default_rng(0), np.array([[3, 4, 6]])
-    a_step = HOP // BLOCK if name == "CNN" else 1
-    xs = rng.normal(size=(8 * a_step, 3, BLOCK if name == "CNN" else BANDS)).astype(np.float32)
+    a_step = HOP // BLOCK if name == WAVES else 1
+    xs = rng.normal(size=(8 * a_step, 3, BLOCK if name == WAVES else BANDS)).astype(np.float32)
     for row, length in enumerate(lengths[0]):
-        # The CNN reads some samples behind the end, where there are zeros.
-        xs[length * a_step :, row] = 0 if name == "CNN" else 100
+        # A CNN reads some samples behind the end, where there are zeros.
+        xs[length * a_step :, row] = 0 if name in (WAVES, SPECTRA) else 100
     logits = np.asarray(apply(params, {"xs": xs, "lengths": lengths}))
     alone = {"xs": xs[: 6 * a_step, [1]], "lengths": lengths[:, [1]]}
     np.testing.assert_allclose(logits[[1]], apply(params, alone), rtol=1e-4, atol=1e-5)
@@ -59,10 +72,23 @@ def test_what_is_behind_a_recording_changes_nothing(name):
     assert differs.max() > 1e-3  # the order of the steps counts
 
 
+def test_what_is_shipped_says_step_by_step_what_the_network_says_of_the_whole():
+    params = jax.jit(spoken_digits.init, static_argnums=0)(STREAM, jax.random.key(0))
+    rng, lengths = np.random.default_rng(0), np.array([[3, 8, 6]])
+    batch = {"xs": rng.normal(size=(8, 3, BANDS)).astype(np.float32), "lengths": lengths}
+    model = spoken_digits.shipped(params)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(model.params)} == {"bfloat16"}
+    said = spoken_digits.streamed(model, batch)
+    rounded = jax.tree.map(lambda a: a.astype("bfloat16").astype("float32"), params)
+    whole = jax.jit(spoken_digits.apply)(rounded, batch)
+    np.testing.assert_allclose(said, whole, rtol=0, atol=1e-5)
+    assert np.abs(said - jax.jit(spoken_digits.apply)(params, batch)).max() > 1e-5
+
+
 def test_takes_make_the_parts_and_the_test_part_scales_nothing(monkeypatch):
     waves, digits, takes = data.recordings("made")
     before = spoken_digits.read(Config(data="made"))
-    assert [x["digits"].size for x in before["GRU"]] == [10, 10, 80]
+    assert [x["digits"].size for x in before[BOTH]] == [10, 10, 80]
     noise = np.random.default_rng(0).normal(size=9000).astype(np.float32)
     changed = [noise if take == 0 else wave for wave, take in zip(waves, takes, strict=True)]
     monkeypatch.setattr(
@@ -73,8 +99,8 @@ def test_takes_make_the_parts_and_the_test_part_scales_nothing(monkeypatch):
         for part in (1, 2):
             np.testing.assert_array_equal(before[name][part]["xs"], after[name][part]["xs"])
         assert (before[name][0]["xs"] != after[name][0]["xs"]).any()
-    assert (after["CNN"][0]["lengths"] == SAMPLES // HOP).all()  # what is longer is cut
-    train = after["GRU"][2]
+    assert (after[WAVES][0]["lengths"] == SAMPLES // HOP).all()  # what is longer is cut
+    train = after[BOTH][2]
     assert train["lengths"].max() == -(-2400 // HOP)
     heard = train["xs"][: train["lengths"].max()].reshape(-1, BANDS)
     np.testing.assert_allclose(heard.mean(axis=0), 0, atol=1e-3)
