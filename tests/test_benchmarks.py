@@ -294,7 +294,12 @@ QUESTIONS: dict[str, tuple[ModuleType, Any]] = {
     "alphabet": (alphabet, alphabet.QUICK),
     "generation": (generation, generation.QUICK),
 }
-SLOW = ["writing one", "compile_time", "lengths", "alphabet", "generation"]
+# In an ordinary run one of each kind: layers, steps, methods, a model that learns and one that
+# writes.
+SLOW = QUESTIONS.keys() - {
+    *("shapes", "shapes, forward", "steps", "cells", "loops", "packing"),
+    *("train_step_types", "writing"),
+}
 # Without gradients; and without a CPU that multiplies in bfloat16.
 MAY_FAIL = {"onnxruntime", "PyTorch nn.LSTM, bfloat16 autocast"}
 

@@ -227,8 +227,18 @@ OF_ONE_OUTPUT = {
 }
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("name", OF_ONE_OUTPUT)
+@pytest.mark.parametrize(
+    ("name", "reverse"),
+    [
+        *((name, False) for name in OF_ONE_OUTPUT),
+        ("both directions", True),
+        *(
+            pytest.param(name, True, marks=pytest.mark.slow)
+            for name in OF_ONE_OUTPUT
+            if name != "both directions"
+        ),
+    ],
+)
 def test_the_last_output_alone_is_that_of_the_last_valid_step(
     name: str, reverse: bool, random_like: Any
 ) -> None:
