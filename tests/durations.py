@@ -2,11 +2,11 @@
 
     python -m tests.durations     # runs `make test`'s tests, and writes tests/long.txt
 
-A test is long if its cases take more than `LIMIT` seconds of CPU each, on average. Time of the CPU,
-with that of the processes that a test starts, is the same on a machine that does other things too;
-what a fixture makes for a whole file counts for the file's first test. Run it where the tests were
-run before, so that what they compile is in the cache, as it is for whoever runs `make check` again.
-A test that is not in the list, such as a new one, is quick.
+A test is long if its cases take more than `LIMIT` seconds of CPU each, on average, and so is every
+test of a file of which a fixture takes more than `SETUP`. Time of the CPU, with that of the
+processes that a test starts, is the same on a machine that does other things too. Run it where the
+tests were run before, so that what they compile is in the cache, as it is for whoever runs `make
+check` again. A test that is not in the list, such as a new one, is quick.
 """
 
 import collections
@@ -19,14 +19,25 @@ from typing import Any
 
 import pytest
 
-LIMIT = 0.3
+LIMIT, SETUP = 0.3, 2.0
 LONG = Path(__file__).with_name("long.txt")
 SPENT: dict[str, list[float]] = collections.defaultdict(list)
+PREPARED: dict[str, float] = collections.defaultdict(float)
 
 
 def name_of(nodeid: str) -> str:
     """A test without its parameters, as it stands in the list."""
     return nodeid.partition("[")[0]
+
+
+def file_of(name: str) -> str:
+    return name.partition("::")[0]
+
+
+def is_there(name: str) -> bool:
+    """Whether a test of the list still exists."""
+    path = LONG.parents[1] / file_of(name)
+    return path.is_file() and f"def {name.rpartition('::')[2]}(" in path.read_text(encoding="utf-8")
 
 
 def spent() -> float:
@@ -37,7 +48,11 @@ def spent() -> float:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
     item.user_properties.append(("began", spent()))
-    return (yield)
+    try:
+        return (yield)
+    finally:
+        began = dict(item.user_properties)["began"]
+        item.user_properties.append(("prepared", spent() - began))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -52,15 +67,20 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
 def pytest_runtest_logreport(report: Any) -> None:
     """Of each worker, in the process that they report to."""
     if report.when == "teardown":
-        SPENT[name_of(report.nodeid)].append(dict(report.user_properties)["spent"])
+        told, (file, _, _) = dict(report.user_properties), report.nodeid.partition("::")
+        SPENT[name_of(report.nodeid)].append(told["spent"])
+        PREPARED[file] = max(PREPARED[file], told["prepared"])
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if hasattr(session.config, "workerinput") or not SPENT:
         return
     means = {name: sum(each) / len(each) for name, each in SPENT.items()}
-    LONG.write_text("".join(f"{name}\n" for name in sorted(means) if means[name] > LIMIT))
-    quick = sum(sum(SPENT[name]) for name in means if means[name] <= LIMIT)
+    long = {name for name in means if means[name] > LIMIT or PREPARED[file_of(name)] > SETUP}
+    before = set(LONG.read_text(encoding="utf-8").splitlines()) - means.keys()
+    long |= {name for name in before if is_there(name)}  # of other files than those that ran
+    LONG.write_text("".join(f"{name}\n" for name in sorted(long)))
+    quick = sum(sum(SPENT[name]) for name in means.keys() - long)
     print(f"\nquick: {quick:.0f} s of CPU of {sum(map(sum, SPENT.values())):.0f}; the longest:")
     for name in sorted(SPENT, key=lambda name: -sum(SPENT[name]))[:80]:
         print(f"{sum(SPENT[name]):7.1f} s in {len(SPENT[name]):3d}  {name}")
