@@ -23,6 +23,7 @@ from reference import Bidirectional, Layer, LearnedCarry, Stack
 import rnnjax
 from rnnjax import Auto, Fused, Parallel, Scan
 from rnnjax.cells.activations import ACTIVATIONS
+from rnnjax.cells.products import convolved
 from rnnjax.engine.fused.matmul import Backward, Forward, Products
 
 ORDINARY, SLOW, CHUNK = 40, 1000, 50
@@ -450,6 +451,12 @@ def test_every_activation_and_its_slope_equal_the_reference() -> None:
     for name, values in run(x).items():
         theirs = reference.with_slopes(reference.ACTIVATIONS[name], x, np.ones(40))
         np.testing.assert_allclose(values, theirs, atol=1e-13, err_msg=name)
+
+
+def test_a_window_of_even_size_ends_behind_its_point() -> None:
+    """As in Keras and TensorFlow; no ordinary draw may have one."""
+    x, kernel = np.arange(1.0, 5.0)[:, None], np.array([1.0, 10.0]).reshape(2, 1, 1)
+    np.testing.assert_array_equal(convolved(x, kernel)[:, 0], [21, 32, 43, 4])
 
 
 def test_every_cell_has_a_reference() -> None:
