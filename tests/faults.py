@@ -1085,9 +1085,9 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "the gates of an ONNX LSTM are in our order",
         "interop/onnx",
-        "rnnjax/interop/registry.py",
-        'Form("LSTM", ("i", "o", "f", "g"))',
-        'Form("LSTM", ("i", "f", "g", "o"))',
+        "rnnjax/interop/functions.py",
+        '("LSTM", ("i", "o", "f", "g"))',
+        '("LSTM", ("i", "f", "g", "o"))',
         ("tests/interop/test_onnx_export.py::test_every_cell",),
     ),
     Fault(

@@ -1,15 +1,21 @@
-"""Functions that other frameworks know as activations and rnnjax's cells do not name."""
+"""What several formats compute around cells, and what they call cells and activations."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
+from rnnjax.cells import Cell, GRUCell, LSTMCell, ProjectionLSTMCell, SimpleRNNCell
 from rnnjax.cells.activations import ACTIVATIONS
 from rnnjax.errors import InvalidInputError
+
+# --- Activations, of which rnnjax's cells do not name all ---
+
 
 Function = Callable[[jax.Array], jax.Array]
 """From an array to one of the same shape; hashable by what it computes."""
@@ -124,3 +130,114 @@ def get_function(function: str | Function) -> Function:
     raise InvalidInputError(
         f"unknown function {function!r}; give one of {', '.join(FUNCTIONS)}, or a callable"
     )
+
+
+# --- Cells: by what names a format has them, and with its gates in which order ---
+
+_GRU = "GRU", ("z", "r", "n")
+
+FORMS: Mapping[str, dict[type[Cell], tuple[str, tuple[str, ...]]]] = {
+    "keras": {SimpleRNNCell: ("SimpleRNN", ()), LSTMCell: ("LSTM", ()), GRUCell: _GRU},
+    "torch": {
+        SimpleRNNCell: ("RNN", ()),
+        LSTMCell: ("LSTM", ()),
+        GRUCell: ("GRU", ()),
+        ProjectionLSTMCell: ("LSTM", ()),
+    },
+    "onnx": {
+        SimpleRNNCell: ("RNN", ()),
+        GRUCell: _GRU,
+        LSTMCell: ("LSTM", ("i", "o", "f", "g")),
+    },
+}
+"""By the format, the cells that it has: the name there of a class, an operator or a module, and the
+gates in its order, by the names that the cell declares; none where it is the cell's own."""
+
+
+def names_of(where: str) -> str:
+    """The cells that a format has, in words."""
+    return ", ".join(cell.__name__ for cell in FORMS[where])
+
+
+def places(where: str, cell: Cell) -> tuple[int, ...]:
+    """Of each gate of a cell, in its order, the place that a format has it in."""
+    theirs = FORMS[where][type(cell)][1] or cell.gates
+    return tuple(theirs.index(gate) for gate in cell.gates)
+
+
+def reordered(array: Any, order: Sequence[int], axis: int = -1) -> Any:
+    """Equal parts of an axis, put in another order; as it is where it has no such parts."""
+    if [*order] == sorted(order) or array.ndim == 0 or array.shape[axis] % len(order):
+        return array
+    places = np.arange(array.shape[axis]).reshape(len(order), -1)[[*order]].reshape(-1)
+    return array.take(places, axis)
+
+
+# --- Operators, batch first and channels last ---
+
+Padding = str | Sequence[tuple[int, int]]
+"""``"VALID"`` or ``"SAME"``, or what is put before and after each axis of space."""
+
+
+def conv(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    strides: Sequence[int],
+    padding: Padding,
+    dilation: Sequence[int],
+    groups: int = 1,
+) -> jax.Array:
+    """Products with a kernel ``(*space, channels / groups, filters)`` at every place of ``x``."""
+    space = "HWD"[: x.ndim - 2]
+    ys = lax.conv_general_dilated(
+        x, kernel, strides, padding, None, dilation, (f"N{space}C", f"{space}IO", f"N{space}C"),
+        feature_group_count=groups,
+    )  # fmt: skip
+    return ys if bias is None else ys + bias
+
+
+def pool(
+    x: jax.Array,
+    maximum: bool,
+    window: Sequence[int],
+    strides: Sequence[int],
+    padding: Padding,
+    dilation: Sequence[int] | None = None,
+    whole: bool = False,
+) -> jax.Array:
+    """The largest entry of each window, or the mean; ``whole`` counts what is around too."""
+
+    def slide(x: jax.Array, start: Any, function: Any) -> jax.Array:
+        around = padding if isinstance(padding, str) else [(0, 0), *padding, (0, 0)]
+        return lax.reduce_window(
+            x, np.array(start, x.dtype), function, (1, *window, 1), (1, *strides, 1), around,
+            window_dilation=None if dilation is None else (1, *dilation, 1),
+        )  # fmt: skip
+
+    if maximum:
+        floats = jnp.issubdtype(x.dtype, jnp.floating)
+        return slide(x, -np.inf if floats else jnp.iinfo(x.dtype).min, lax.max)
+    count = np.prod(window) if whole else slide(jnp.ones_like(x), 0, lax.add)
+    return slide(x, 0, lax.add) / count
+
+
+def normalize(
+    x: jax.Array, mean: jax.Array, variance: jax.Array, epsilon: float, scale: Any, shift: Any
+) -> jax.Array:
+    """By a mean and a variance, then scaled and shifted where these are given."""
+    ys = (x - mean) * lax.rsqrt(variance + epsilon)
+    ys = ys if scale is None else ys * scale
+    return ys if shift is None else ys + shift
+
+
+def standardize(
+    x: jax.Array, axes: int | Sequence[int], epsilon: float, scale: Any, shift: Any
+) -> jax.Array:
+    """By mean and variance over axes of its own, which narrow numbers get in 32 bits."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    mean = wide.mean(axes, keepdims=True)
+    variance = jnp.square(wide - mean).mean(axes, keepdims=True)
+    ys = normalize(wide, mean, variance, epsilon, None, None).astype(x.dtype)
+    ys = ys if scale is None else ys * scale
+    return ys if shift is None else ys + shift

@@ -15,10 +15,10 @@ import numpy as np
 from rnnjax.cells import Cell, GRUCell, LSTMCell, SimpleRNNCell
 from rnnjax.errors import InteropError
 from rnnjax.interop.arrays import as_jax, float_array, with_one_bias
+from rnnjax.interop.functions import FORMS, places, reordered
 from rnnjax.interop.keras.files import KerasFile
 from rnnjax.interop.layers import Layer, Recurrent, Shape, Weights, describe_cell, fits
 from rnnjax.interop.model import Model, Network
-from rnnjax.interop.registry import FORMS, places, reordered
 from rnnjax.layers import Bidirectional, Directions, Regularized, Stack
 
 Arrays = Sequence[np.ndarray]
@@ -79,7 +79,7 @@ def _cells(cell: Cell, path: str, name: str) -> Iterator[Unit]:
 
 def class_of(cell: Any) -> str:
     """Keras's name for the class of a cell."""
-    return f"{CELLS[type(cell)].name}Cell"
+    return f"{CELLS[type(cell)][0]}Cell"
 
 
 def _shapes_of(cell: Cell) -> dict[str, Shape]:

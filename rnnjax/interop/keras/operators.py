@@ -18,7 +18,7 @@ from jax import lax
 
 from rnnjax.cells.base import Carry, Params
 from rnnjax.errors import InteropError, InvalidInputError
-from rnnjax.interop import operators
+from rnnjax.interop import functions
 from rnnjax.interop.functions import get_function
 from rnnjax.interop.keras.options import Entry
 from rnnjax.interop.layers import Context, Flow, Layer, Shape, Weights, single
@@ -187,7 +187,7 @@ def _conv(at: At, x: jax.Array) -> jax.Array:
     if padding == "CAUSAL":
         padding = [(dilation[0] * (kernel.shape[0] - 1), 0)]
     bias = at.params.get("bias")
-    ys = operators.conv(x, kernel, bias, strides, padding, dilation, config["groups"])
+    ys = functions.conv(x, kernel, bias, strides, padding, dilation, config["groups"])
     return get_function(config["activation"])(ys)
 
 
@@ -200,7 +200,7 @@ def _conv_weights(rank: int, config: Mapping[str, Any]) -> Mapping[str, Weights]
 def _pool(maximum: bool, at: At, x: jax.Array) -> jax.Array:
     window = _many(at.config["pool_size"], x.ndim - 2)
     strides = window if at.config["strides"] is None else _many(at.config["strides"], x.ndim - 2)
-    return operators.pool(x, maximum, window, strides, at.config["padding"].upper())
+    return functions.pool(x, maximum, window, strides, at.config["padding"].upper())
 
 
 def _global_average(at: At, x: jax.Array) -> jax.Array:
@@ -236,7 +236,7 @@ def _layer_norm(at: At, x: jax.Array) -> jax.Array:
         )
     scale, shift = (_along(at, x, name) for name in ("gamma", "beta"))
     axes, epsilon = _many(at.config["axis"], 1), at.config["epsilon"]
-    return operators.standardize(x, axes, epsilon, scale, shift)
+    return functions.standardize(x, axes, epsilon, scale, shift)
 
 
 def _batch_norm(at: At, x: jax.Array) -> jax.Array:
@@ -244,7 +244,7 @@ def _batch_norm(at: At, x: jax.Array) -> jax.Array:
     names = "moving_mean", "moving_variance", "gamma", "beta"
     mean, variance, scale, shift = (_along(at, x, name) for name in names)
     kept = lax.stop_gradient(mean), lax.stop_gradient(variance)
-    return operators.normalize(x, *kept, at.config["epsilon"], scale, shift)
+    return functions.normalize(x, *kept, at.config["epsilon"], scale, shift)
 
 
 # --- attention -----------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ from rnnjax.interop.model import Model, Network, Sequential, check_model, with_a
 from rnnjax.layers import Bidirectional, Regularized, Stack
 
 _WRITTEN_BY = "3.0.0"  # the first version of Keras that reads what is written here
-_NAMES = {form.name for form in CELLS.values()}
+_NAMES = {name for name, _ in CELLS.values()}
 
 
 def save(model: Model, path: str | os.PathLike[str]) -> None:

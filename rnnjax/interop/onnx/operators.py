@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 
 from rnnjax.errors import RnnjaxError
-from rnnjax.interop import operators as shared
+from rnnjax.interop import functions as shared
 from rnnjax.interop.functions import FUNCTIONS, SPELLINGS
 from rnnjax.interop.onnx.control import (
     At,

@@ -9,9 +9,16 @@ import numpy as np
 from rnnjax.cells import GRUCell, LSTMCell, SimpleRNNCell
 from rnnjax.cells.base import Cell, Params
 from rnnjax.errors import InteropError
-from rnnjax.interop.functions import SPELLINGS, Function, Spelling
+from rnnjax.interop.functions import (
+    FORMS,
+    SPELLINGS,
+    Function,
+    Spelling,
+    names_of,
+    places,
+    reordered,
+)
 from rnnjax.interop.layers import fits
-from rnnjax.interop.registry import FORMS, names_of, places, reordered
 from rnnjax.layers import Bidirectional, Directions
 
 Weights = tuple[Any, ...]
@@ -152,7 +159,7 @@ def attributes_to_onnx(cell: Cell, *, reverse: bool = False) -> tuple[str, dict[
             f"no operator of ONNX computes {cell!r}, only {names_of('onnx')}; export its Scan() by "
             "the package jax2onnx, or the model by rnnjax.interop.export"
         )
-    op_type = form.name
+    op_type = form[0]
     attributes: dict[str, Any] = {"hidden_size": int(given.hidden_size)}
     if reverse:
         attributes["direction"] = "reverse"

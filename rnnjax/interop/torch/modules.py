@@ -12,9 +12,9 @@ from rnnjax.cells.activations import named
 from rnnjax.cells.base import Params
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.arrays import as_jax, cell_arrays, check_one_type, float_array, in_prediction
+from rnnjax.interop.functions import FORMS, names_of
 from rnnjax.interop.layers import Dense, Embedding, Layer, OneHotIds, Recurrent
 from rnnjax.interop.model import WithParameters, rows_of
-from rnnjax.interop.registry import FORMS, names_of
 from rnnjax.interop.torch.saved import ALONE
 from rnnjax.layers import Bidirectional, Directions, Stack
 
@@ -317,7 +317,7 @@ def _read_cell(where: str, arrays: Mapping[str, np.ndarray], nonlinearity: str) 
     came = {name: array.shape for name, array in arrays.items()}
     if came != expected:
         raise InteropError(
-            f"{where}, an {FORMS['torch'][type(cell)].name} of {hidden} units, should have "
+            f"{where}, an {FORMS['torch'][type(cell)][0]} of {hidden} units, should have "
             f"{expected}, but has {came}; {_COMPLETE}"
         )
     check_one_type(where, arrays.values())
@@ -354,18 +354,18 @@ def write_recurrent(layer: Recurrent, params: Params, single: bool) -> dict[str,
 
 def _told_of(where: str, cell: Any) -> tuple[Any, ...]:
     """What PyTorch's module is told when it is made, the same for all its layers."""
-    form = FORMS["torch"].get(type(cell))
-    if form is None:
+    name, _ = FORMS["torch"].get(type(cell), ("", ()))
+    if not name:
         raise InteropError(
             f"PyTorch has modules for {names_of('torch')}, but {where} is {cell!r}; there is no "
             "state dict for it"
         )
-    told = [form.name, cell.hidden_size, cell.output_size, cell.use_bias]
+    told = [name, cell.hidden_size, cell.output_size, cell.use_bias]
     for option, known in _TOLD[type(cell)].items():
         told.append(named(getattr(cell, option)))
         if told[-1] not in known:
             raise InteropError(
-                f"PyTorch's {form.name} has {option}={' or '.join(map(repr, known))}, but {where} "
+                f"PyTorch's {name} has {option}={' or '.join(map(repr, known))}, but {where} "
                 f"has {option}={told[-1]!r}, which is another function of the same parameters"
             )
     if isinstance(cell, ProjectionLSTMCell) and cell.proj_size >= cell.hidden_size:
