@@ -1102,8 +1102,8 @@ FAULTS: tuple[Fault, ...] = (
         "two biases of an ONNX node are trained as one",
         "interop/onnx",
         "rnnjax/interop/onnx/read.py",
-        "biases=bool(node.input(3)) + bool(second)",
-        "biases=bool(node.input(3))",
+        '{"use_recurrent_bias": bool(second)}',
+        '{"use_recurrent_bias": False}',
         ("tests/interop/test_onnx_import.py::test_fine_tuning_is_that_of_torch",),
     ),
     Fault(

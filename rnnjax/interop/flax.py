@@ -43,23 +43,13 @@ from rnnjax.interop.model import Model, rows_of, with_parameters
 from rnnjax.layers import Bidirectional, Directions, Stack
 from rnnjax.layout import LAYOUTS, Form, Layout, Tree, params_of
 
-__all__ = ["FlaxOrigin", "from_params", "to_params"]
+__all__ = ["from_params", "to_params"]
 
 Path = tuple[Any, ...]
+Found = list[tuple[Path, Layout]]
+"""The cells of a tree, two for both directions, else one: where they are, and their layout."""
+
 _WAYS = "forward_rnn", "backward_rnn"
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class FlaxOrigin:
-    """What a tree of Flax's parameters says and a `Model` does not.
-
-    Attributes:
-        paths: of the cells in the tree: two for both directions, else one.
-        layouts: of these cells.
-    """
-
-    paths: tuple[Path, ...]
-    layouts: tuple[Layout, ...]
 
 
 def from_params(
@@ -114,9 +104,9 @@ def from_params(
             f"{type(params).__name__}; give module.init(key, inputs) or nnx.state(module)"
         )
     tree = flax.core.meta.unbox(params)
-    origin = _find(tree, ())
+    found = _find(tree, ())
     cells, entries = [], []
-    for path, layout in zip(origin.paths, origin.layouts, strict=True):
+    for path, layout in found:
         options: dict[str, Any] = {"activation": named(activation_fn)}  # by which it runs fast
         if layout.cell is not SimpleRNNCell:
             options["recurrent_activation"] = named(gate_fn)
@@ -136,7 +126,7 @@ def from_params(
         # A second cell like the first is left out, as in Bidirectional(cell).
         both = Bidirectional(cells[0], None if cells[0] == cells[1] else cells[1])
         model = Model.of(both, Directions(*entries), name)
-    return dataclasses.replace(model, origin=origin)
+    return dataclasses.replace(model, origin={"laid_out": found})
 
 
 def to_params(model: Model, *, form: Form | None = None) -> Any:
@@ -175,8 +165,8 @@ def to_params(model: Model, *, form: Form | None = None) -> Any:
     """
     if form not in (None, "linen", "nnx"):
         raise InvalidInputError(f"form should be 'linen' or 'nnx', but is {form!r}")
-    origin = model.origin if isinstance(model.origin, FlaxOrigin) else FlaxOrigin((), ())
-    theirs: Form = origin.layouts[0].form if origin.layouts else "linen"
+    found: Found = model.origin.get("laid_out", [])
+    theirs: Form = found[0][1].form if found else "linen"
     alone = [name for name in model.layers if model.params.get(name)]
     leaves: dict[Path, jax.Array] = {}
     for name, layer, params in with_parameters(model, "Flax"):
@@ -187,14 +177,16 @@ def to_params(model: Model, *, form: Form | None = None) -> Any:
         for i, parts in enumerate(rows_of(name, layer.cell, params, "Flax")):
             own = f"{name}_{i}" if isinstance(layer.cell, Stack) else name
             cells = [in_prediction(cell, repr(own), "Flax") for cell, _ in parts]
-            paths, layouts = origin.paths, origin.layouts
-            came = len(alone) == 1 and [each.cell for each in layouts] == [*map(type, cells)]
+            places = found
+            came = len(alone) == 1 and [each.cell for _, each in found] == [*map(type, cells)]
             if not came or form not in (None, theirs):
                 top = () if alone == ["rnn"] and own == name else (own,)
                 ways = [(way,) for way in _WAYS] if len(cells) == 2 else [()]
-                paths = tuple((*top, *way, "cell") for way in ways)
-                layouts = tuple(_layout_of(repr(own), cell, form or theirs) for cell in cells)
-            for path, layout, cell, (_, one) in zip(paths, layouts, cells, parts, strict=True):
+                places = [
+                    ((*top, *way, "cell"), _layout_of(repr(own), cell, form or theirs))
+                    for way, cell in zip(ways, cells, strict=True)
+                ]
+            for (path, layout), cell, (_, one) in zip(places, cells, parts, strict=True):
                 blocks = _blocks(repr(own), layout, cell, cell_arrays(cell, one))
                 for block, held in blocks.items():
                     leaves |= {(*path, block, key): as_jax(leaf) for key, leaf in held.items()}
@@ -205,11 +197,11 @@ def _spelled(path: Path) -> str:
     return ".".join(map(str, path)) or "the tree"
 
 
-def _find(tree: Any, path: Path) -> FlaxOrigin:
-    """Where the one recurrent module of a tree is, and how it is laid out."""
+def _find(tree: Any, path: Path) -> Found:
+    """Where the cells of the one recurrent module of a tree are, and how they are laid out."""
     layout = _find_layout(_spelled(path), tree)
     if layout is not None:
-        return FlaxOrigin((path,), (layout,))
+        return [(path, layout)]
     # The random numbers of a module of nnx are no parameters.
     inside = {
         key: child
@@ -218,8 +210,8 @@ def _find(tree: Any, path: Path) -> FlaxOrigin:
     }
     if all(isinstance(tree.get(way), Mapping) for way in _WAYS):
         one, other = (_find(tree[way], (*path, way)) for way in _WAYS)
-        if len(one.layouts) == len(other.layouts) == 1:
-            return FlaxOrigin(one.paths + other.paths, one.layouts + other.layouts)
+        if len(one) == len(other) == 1:
+            return one + other
     elif len(inside) == 1:
         ((key, child),) = inside.items()
         if isinstance(child, Mapping):

@@ -315,9 +315,9 @@ class Model:
         params: by the name of the layer, its parameters. Those of a recurrent layer are the
             parameters of its cell: ``rnnjax.unroll(model.layers["lstm"].cell,
             model.params["lstm"], xs)`` runs it by itself.
-        origin: what the source holds and rnnjax's parameters do not, such as PyTorch's second bias
-            of a gate; read only by the way back into the same format, so that what came unchanged
-            goes back unchanged.
+        origin: what the source says and layers and parameters do not, such as the prefixes of a
+            state dict; read only by the way back into the same format, so that what came unchanged
+            goes back unchanged. No two formats have an entry of one name.
 
     >>> import rnnjax
     >>> cell = rnnjax.LSTMCell(5)
@@ -334,7 +334,7 @@ class Model:
 
     network: Network
     params: Params
-    origin: Any = None
+    origin: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, cell: Cell, params: Params, name: str = "rnn") -> "Model":

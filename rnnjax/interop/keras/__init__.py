@@ -36,14 +36,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rnnjax.errors import InteropError, InvalidInputError
-from rnnjax.interop.keras.arrays import KerasOrigin, Places, build, snake, split, unique, units_of
+from rnnjax.interop.keras.arrays import Places, build, snake, split, unique, units_of
 from rnnjax.interop.keras.files import KerasFile, read_file
 from rnnjax.interop.keras.graph import network_of
 from rnnjax.interop.keras.options import entry_of, is_model, layers_in, version_of
 from rnnjax.interop.keras.writing import configs_of, groups_of, save
 from rnnjax.interop.model import Model, Network, Sequential, with_axes
 
-__all__ = ["KerasOrigin", "load", "save"]
+__all__ = ["load", "save"]
 
 
 def load(source: Any, *, like: Model | None = None, time_first: bool = True) -> Model:
@@ -152,8 +152,8 @@ def _like(file: KerasFile, like: Model) -> Model:
     """The model ``like``, with the weights of a file that holds nothing else."""
     layers = Sequential(tuple(one for one in like.network.layers.values() if units_of(one)))
     if file.groups is None:
-        if isinstance(like.origin, KerasOrigin):
-            groups = dict(_groups_in(*_model_in(like.origin.file)))
+        if "file" in like.origin:
+            groups = dict(_groups_in(*_model_in(like.origin["file"])))
         else:
             groups = groups_of(configs_of(like.network))
         places = _at_paths(layers, groups, file)

@@ -208,15 +208,6 @@ Places = dict[str, list[list[str]]]
 """By the name of a layer, for each of its units the paths of its arrays in a file."""
 
 
-@dataclasses.dataclass(frozen=True)
-class KerasOrigin:
-    """The file that a model was read from, and where its arrays are in it."""
-
-    file: KerasFile = dataclasses.field(repr=False)
-    network: Network  # time first
-    places: Places = dataclasses.field(repr=False)
-
-
 def build(network: Network, file: KerasFile, places: Places) -> Model:
     """The model of these layers, with the parameters that their arrays become."""
     params = {}
@@ -234,7 +225,7 @@ def build(network: Network, file: KerasFile, places: Places) -> Model:
             params[layer.name] = jax.tree.unflatten(structure, parts)
         else:
             params[layer.name] = {name: array for part in parts for name, array in part.items()}
-    return Model(network, params, KerasOrigin(file, network, places))
+    return Model(network, params, {"file": file, "network": network, "places": places})
 
 
 def split(layer: Layer, arrays: Sequence[str]) -> list[list[str]]:

@@ -12,7 +12,6 @@ from rnnjax.cells.base import Cell
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.keras.arrays import (
     CELLS,
-    KerasOrigin,
     arrays_of,
     class_of,
     snake,
@@ -73,11 +72,11 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
     new = path.name.endswith((".keras", ".weights.h5"))
     row = isinstance(network, Sequential)
     if (
-        isinstance(origin, KerasOrigin)
-        and with_axes(model, True).network == origin.network
-        and (origin.file.groups is None) == new
+        "file" in origin
+        and with_axes(model, True).network == origin["network"]
+        and (origin["file"].groups is None) == new
     ):
-        return write_file(path, _as_it_was(model, origin))
+        return write_file(path, _as_it_was(model))
     if not row or not new:
         raise InteropError(
             f"{path} should get a row of layers, as *.keras or *.weights.h5, or the model that a "
@@ -109,12 +108,13 @@ def _row(model: Model) -> KerasFile:
     return KerasFile({**whole, "module": "keras"}, _WRITTEN_BY, arrays)
 
 
-def _as_it_was(model: Model, origin: KerasOrigin) -> KerasFile:
+def _as_it_was(model: Model) -> KerasFile:
     """The file that a model was read from, with other numbers in its arrays."""
-    arrays = dict(origin.file.arrays)
+    file, places = model.origin["file"], model.origin["places"]
+    arrays = dict(file.arrays)
     for layer in model.network.layers.values():
         made = arrays_of(layer, model)
-        for (_, own), paths in zip(made, origin.places[layer.name], strict=True):
+        for (_, own), paths in zip(made, places[layer.name], strict=True):
             if [array.shape for array in own] != [arrays[one].shape for one in paths]:
                 raise InteropError(
                     f"layer {layer.name!r} was read in the layout of Keras 1 or of CuDNN, which is "
@@ -123,7 +123,7 @@ def _as_it_was(model: Model, origin: KerasOrigin) -> KerasFile:
                 )
             for array, one in zip(own, paths, strict=True):
                 arrays[one] = array.astype(arrays[one].dtype)
-    return dataclasses.replace(origin.file, arrays=arrays)
+    return dataclasses.replace(file, arrays=arrays)
 
 
 def configs_of(network: Network) -> dict[str, dict[str, Any]]:

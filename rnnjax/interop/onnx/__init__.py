@@ -84,5 +84,4 @@ def load(source: Any) -> Model:
     >>> ys.shape, carry["lstm"].hidden.shape
     ((10, 1, 8, 5), (8, 5))
     """
-    proto, folder = read_model(source)
-    return Model(*read_graph(proto, folder))
+    return read_graph(*read_model(source))

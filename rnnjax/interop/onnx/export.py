@@ -27,7 +27,6 @@ from rnnjax.interop.layers import (
 from rnnjax.interop.model import Functional, Model, Sequential, check_model
 from rnnjax.interop.onnx.files import holders, import_onnx, read_array
 from rnnjax.interop.onnx.graph import CONSTANTS
-from rnnjax.interop.onnx.read import Imported
 from rnnjax.interop.onnx.recurrent import (
     activation_to_onnx,
     attributes_to_onnx,
@@ -156,8 +155,7 @@ def save(model: Model, path: str | os.PathLike[str], **options: Any) -> None:
 
 def _written_back(model: Model) -> Any:
     """The ONNX model that was imported, with the parameters as they are now."""
-    imported = model.origin
-    if not isinstance(imported, Imported):
+    if "message" not in model.origin:
         raise InvalidInputError(
             "a graph is written as the message that it was read from, but this model has none; "
             "keep the model that rnnjax.interop.onnx.load gave, and change its parameters by "
@@ -165,9 +163,9 @@ def _written_back(model: Model) -> Any:
         )
     onnx = import_onnx()
     proto = onnx.ModelProto()
-    proto.CopyFrom(imported.model)
+    proto.CopyFrom(model.origin["message"])
     held = dict(holders(proto.graph))
-    for layer, names in imported.slots.items():
+    for layer, names in model.origin["slots"].items():
         arrays = [read_array(held[name], None, name) if name else None for name in names]
         recurrent: Any = model.network.layers[layer]
         before: Sequence[Any]

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rnnjax.cells.base import Cell, Params
+from rnnjax.cells.base import Cell
 from rnnjax.errors import InteropError
 from rnnjax.interop.arrays import as_jax
 from rnnjax.interop.layers import Layer, Recurrent
-from rnnjax.interop.model import Input
+from rnnjax.interop.model import Input, Model
 from rnnjax.interop.onnx.control import traced_dtype
 from rnnjax.interop.onnx.files import (
     GRAPH,
@@ -53,16 +53,8 @@ _NOT_READ = frozenset({
 """Attributes that no exporter of a recurrent model was seen to set to anything but 0."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Imported:
-    """`Model.origin` of an imported model: the message, and how parameters belong to it."""
-
-    model: Any
-    slots: Mapping[str, tuple[str, ...]]  # by the layer, the names of its tensors; "" for none
-
-
-def read_graph(model: Any, folder: pathlib.Path | None) -> tuple[Graph, Params, Imported]:
-    """The network, its parameters, and what it takes to write them back."""
+def read_graph(model: Any, folder: pathlib.Path | None) -> Model:
+    """The model of a message, which is kept, as it takes to write the parameters back."""
     reader = _Reader(model, folder)
     nodes = reader.nodes(model.graph, collections.ChainMap(), "")
     outputs = tuple(output.name for output in model.graph.output)
@@ -77,7 +69,7 @@ def read_graph(model: Any, folder: pathlib.Path | None) -> tuple[Graph, Params, 
         tuple(reader.layers.values()),
         tuple((n, a.dtype.name, a.shape, a.tobytes()) for n, a in reader.static.items()),
     )
-    return graph, reader.params, Imported(model, reader.slots)
+    return Model(graph, reader.params, {"message": model, "slots": reader.slots})
 
 
 def _read_opset(model: Any) -> int:
@@ -134,7 +126,7 @@ class _Reader:
         self.layers: dict[str, Layer] = {}
         self.params: dict[str, Any] = {}
         self.static: dict[str, np.ndarray] = {}  # by name, what is no parameter
-        self.slots: dict[str, tuple[str, ...]] = {}
+        self.slots: dict[str, tuple[str, ...]] = {}  # by the layer, its tensors; "" for none
         self.namesakes: collections.Counter[str] = collections.Counter()
 
     # --- Nodes ---
@@ -346,17 +338,17 @@ class _Reader:
         functions = activations_from_onnx(activations, *numbers)
         # Whether the second bias of each gate is one: Keras has none, and its exporters write 0.
         second = owned and np.ndim(bias) == 2 and np.any(bias[:, bias.shape[1] // 2 :] != 0)
+        each, clip = len(default), node.get("clip")
+        options: dict[str, Any] = {"use_recurrent_bias": bool(second)}
+        if node.op_type == "GRU":
+            options = {"reset_after": bool(node.get("linear_before_reset", 0))}
+        options |= {
+            "use_bias": bool(node.input(3)),
+            "param_dtype": jnp.float32 if kernel is None else kernel.dtype,
+        }
         cells = [
-            cell_from_onnx(
-                node.op_type,
-                int(size),
-                functions[i * len(default) : (i + 1) * len(default)],
-                biases=bool(node.input(3)) + bool(second),
-                reset_after=bool(node.get("linear_before_reset", 0)),
-                clip=node.get("clip"),
-                param_dtype=jnp.float32 if kernel is None else kernel.dtype,
-            )
-            for i in range(sides)
+            cell_from_onnx(node.op_type, int(size), functions[i : i + each], clip, **options)
+            for i in range(0, len(functions), each)
         ]
         if sides == 1:
             return cells[0]

@@ -111,36 +111,24 @@ _SATURATED = frozenset({"sigmoid", "tanh", "hard_sigmoid", "legacy_hard_sigmoid"
 
 
 def cell_from_onnx(
-    op_type: str,
-    hidden_size: int,
-    activations: Sequence[str | Function],
-    *,
-    biases: int,
-    reset_after: bool = False,
-    clip: float | None = None,
-    param_dtype: Any = jnp.float32,
+    op_type: str, size: int, activations: Sequence[str | Function], clip: Any = None, **options: Any
 ) -> Cell:
     """The cell of one direction of a node; ``activations`` are ours, in ONNX's order f, g, h.
 
-    ``biases`` of each gate are 0, 1 or 2; ``reset_after`` is its ``linear_before_reset``.
-
-    >>> cell_from_onnx("LSTM", 5, ["sigmoid", "tanh", "tanh"], biases=1) == LSTMCell(5)
+    >>> cell_from_onnx("LSTM", 5, ["sigmoid", "tanh", "tanh"]) == LSTMCell(5)
     True
     """
     # Some exporters write a bound that nothing reaches: beyond it these functions are constant.
     if clip is not None and not (clip >= 50 and _SATURATED.issuperset(activations[:2])):
         raise InteropError(f"it clips at {clip}, which no cell does; export it without clip")
-    options: dict[str, Any] = dict(zip(_FIELDS[op_type], activations, strict=True))
+    options |= zip(_FIELDS[op_type], activations, strict=True)
     if [options[field] for field in _FIELDS[op_type]] != [*activations]:
         raise InteropError(
             "it has different activations of candidate and output, which no cell has; write the "
             "LSTM of basic operators"
         )
-    options |= {"use_bias": biases > 0, "param_dtype": param_dtype}
-    if op_type == "GRU":
-        return GRUCell(hidden_size, reset_after=reset_after, **options)
-    kind = LSTMCell if op_type == "LSTM" else SimpleRNNCell
-    return kind(hidden_size, use_recurrent_bias=biases > 1, **options)
+    kinds: Mapping[str, Any] = {"RNN": SimpleRNNCell, "GRU": GRUCell, "LSTM": LSTMCell}
+    return kinds[op_type](size, **options)
 
 
 def attributes_to_onnx(cell: Cell, *, reverse: bool = False) -> tuple[str, dict[str, Any]]:
@@ -153,14 +141,13 @@ def attributes_to_onnx(cell: Cell, *, reverse: bool = False) -> tuple[str, dict[
     >>> attributes_to_onnx(GRUCell(5, activation="relu"))
     ('GRU', {'hidden_size': 5, 'activations': ['Sigmoid', 'Relu'], 'linear_before_reset': 1})
     """
-    form, given = FORMS["onnx"].get(type(cell)), cast("Any", cell)
-    if form is None:
+    op_type, _ = FORMS["onnx"].get(type(cell), ("", ()))
+    if not op_type:
         raise InteropError(
             f"no operator of ONNX computes {cell!r}, only {names_of('onnx')}; export its Scan() by "
             "the package jax2onnx, or the model by rnnjax.interop.export"
         )
-    op_type = form[0]
-    attributes: dict[str, Any] = {"hidden_size": int(given.hidden_size)}
+    attributes: dict[str, Any] = {"hidden_size": int(cast("Any", cell).hidden_size)}
     if reverse:
         attributes["direction"] = "reverse"
     spelled = [activation_to_onnx(getattr(cell, field)) for field in _FIELDS[op_type]]

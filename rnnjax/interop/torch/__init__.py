@@ -11,7 +11,6 @@ is `rnnjax.LSTMCarry` and the like, a tuple of them for several layers, and
 `rnnjax.Directions` for both directions.
 """
 
-import dataclasses
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -39,22 +38,9 @@ from rnnjax.interop.torch.saved import is_saved_by_torch, read_saved
 
 _MOST_REPEATED = 4  # times that what a file holds may be in its state dict: averages, tied weights
 
-__all__ = ["TorchOrigin", "from_state_dict", "load", "save", "to_state_dict"]
+__all__ = ["from_state_dict", "load", "save", "to_state_dict"]
 
 Nonlinearity = Literal["tanh", "relu"]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class TorchOrigin:
-    """What a state dict says and a `Model` does not.
-
-    Attributes:
-        prefixes: of the keys, by the name of the layer; ``""`` for the top level.
-        single_cells: the layers that came as ``nn.LSTMCell`` and the like, without ``_l0``.
-    """
-
-    prefixes: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    single_cells: frozenset[str] = frozenset()
 
 
 def from_state_dict(
@@ -194,14 +180,14 @@ def to_state_dict(model: Model) -> dict[str, np.ndarray]:
     >>> [f"{name} {array.shape}" for name, array in state.items()][:2]
     ['lstm.weight_ih_l0 (20, 3)', 'lstm.weight_hh_l0 (20, 5)']
     """
-    origin = model.origin if isinstance(model.origin, TorchOrigin) else TorchOrigin()
+    prefixes, single = (model.origin.get(key, {}) for key in ("prefixes", "single_cells"))
     alone = [name for name in model.layers if model.params.get(name)]
     state: dict[str, np.ndarray] = {}
     for name, layer, params in with_parameters(model, "PyTorch"):
         top = alone == ["rnn"] and isinstance(layer, Recurrent)
-        prefix = origin.prefixes.get(name, "" if top else f"{name}.")
+        prefix = prefixes.get(name, "" if top else f"{name}.")
         if isinstance(layer, Recurrent):
-            entries = write_recurrent(layer, params, name in origin.single_cells)
+            entries = write_recurrent(layer, params, name in single)
         else:
             entries = to_theirs(type(layer), layer_arrays(layer, params))
         for key, array in entries.items():
@@ -262,10 +248,10 @@ def _read(
     else:
         order = given_order(words, read, modules)
     names = {reading.layer.name for reading in order} & set(found)
-    origin = TorchOrigin(
-        {name: found[name].prefix for name in names},
-        frozenset(n for n in names if found[n].recurrent and "weight_hh" in found[n].entries),
-    )
+    origin = {
+        "prefixes": {name: found[name].prefix for name in names},
+        "single_cells": {name for name in names if "weight_hh" in found[name].entries},
+    }
     network = Sequential(tuple(reading.layer for reading in order))
     model = Model(network, {r.layer.name: r.params for r in order if r.params}, origin)
     lost = [*unknown, *(f"{path[:60]!r}, a state dict" for path in others)]
