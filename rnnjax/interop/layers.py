@@ -33,6 +33,10 @@ class Flow(NamedTuple):
     sequence: bool = True
 
 
+Ran = tuple[Carry | None, Flow]
+"""What a layer gives: the carry of a `Recurrent`, or None, and what goes to the next."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Context:
     """What every layer of a call is told: see `rnnjax.unroll` for each."""
@@ -71,9 +75,7 @@ class Layer(abc.ABC):
         return {}
 
     @abc.abstractmethod
-    def run(
-        self, params: Params, flow: Flow, carry: Carry | None, context: Context
-    ) -> tuple[Carry | None, Flow]:
+    def run(self, params: Params, flow: Flow, carry: Carry | None, context: Context) -> Ran:
         """Run the layer; ``carry`` is that of a `Recurrent`, or None.
 
         Where a layer takes several arrays, a tuple of `Flow` stands for one.
@@ -108,9 +110,7 @@ class Recurrent(Layer):
     masked_outputs: Literal["zero", "last"] = "zero"
     merged: bool = True
 
-    def run(
-        self, params: Params, flow: Flow, carry: Carry | None, context: Context
-    ) -> tuple[Carry, Flow]:
+    def run(self, params: Params, flow: Flow, carry: Carry | None, context: Context) -> Ran:
         """Unroll the cell."""
         both: Any = self.cell
         ys: Any
@@ -161,9 +161,7 @@ class Dense(Layer):
         kernel: Weights = {"kernel": (None, self.size)}
         return {"": {**kernel, "bias": (self.size,)} if self.use_bias else kernel}
 
-    def run(
-        self, params: Params, flow: Flow, carry: Carry | None, context: Context
-    ) -> tuple[None, Flow]:
+    def run(self, params: Params, flow: Flow, carry: Carry | None, context: Context) -> Ran:
         """One matrix product over all steps."""
         kernel = params["kernel"]
         xs = single(self, flow)
@@ -205,9 +203,7 @@ class Embedding(Layer):
         """The table."""
         return {"": {"embedding": (self.vocabulary_size, self.size)}}
 
-    def run(
-        self, params: Params, flow: Flow, carry: Carry | None, context: Context
-    ) -> tuple[None, Flow]:
+    def run(self, params: Params, flow: Flow, carry: Carry | None, context: Context) -> Ran:
         """Look up; an id out of range gives NaN, so that it is noticed."""
         ids, mask, sequence = _ids(self, flow)
         if self.mask_zero:
@@ -227,9 +223,7 @@ class OneHotIds(Layer):
     name: str
     size: int
 
-    def run(
-        self, params: Params, flow: Flow, carry: Carry | None, context: Context
-    ) -> tuple[None, Flow]:
+    def run(self, params: Params, flow: Flow, carry: Carry | None, context: Context) -> Ran:
         """Stand for the vectors without building them: see `rnnjax.OneHot`."""
         ids = _ids(self, flow)
         return None, ids._replace(xs=OneHot(ids.xs, self.size))
@@ -245,9 +239,7 @@ class Masking(Layer):
     name: str
     value: float = 0.0
 
-    def run(
-        self, params: Params, flow: Flow, carry: Carry | None, context: Context
-    ) -> tuple[None, Flow]:
+    def run(self, params: Params, flow: Flow, carry: Carry | None, context: Context) -> Ran:
         """Find the steps, and set their features to zero."""
         xs = _sequence(self, flow)
         valid = jnp.any(xs != self.value, axis=-1)
@@ -265,9 +257,7 @@ class Dropout(Layer):
     name: str
     dropout: DropoutRate
 
-    def run(
-        self, params: Params, flow: Flow, carry: Carry | None, context: Context
-    ) -> tuple[None, Flow]:
+    def run(self, params: Params, flow: Flow, carry: Carry | None, context: Context) -> Ran:
         """Drop, or not."""
         return None, flow._replace(xs=self.dropout.apply(context.key, single(self, flow)))
 
@@ -282,9 +272,7 @@ class Activation(Layer):
     name: str
     function: str | Function
 
-    def run(
-        self, params: Params, flow: Flow, carry: Carry | None, context: Context
-    ) -> tuple[None, Flow]:
+    def run(self, params: Params, flow: Flow, carry: Carry | None, context: Context) -> Ran:
         """Apply it."""
         return None, flow._replace(xs=get_function(self.function)(single(self, flow)))
 

@@ -172,12 +172,6 @@ def test_the_console_script_is_this_program() -> None:
     assert getattr(importlib.import_module(module), function) is main
 
 
-def test_show_prints_the_layers(tmp_path: Path, capsys: Any) -> None:
-    path = written(tagger(), tmp_path / "model.safetensors")
-    assert main(["show", str(path)]) == 0
-    assert capsys.readouterr() == (f"{torch.load(path)}\n", "")
-
-
 WRONG = {
     "nothing": ([], "the following arguments are required: COMMAND; see rnnjax --help"),
     "no target": (["convert", "a.onnx"], "arguments are required: TARGET; see rnnjax convert"),
@@ -187,7 +181,6 @@ WRONG = {
     "target suffix": (["convert", "a.onnx", "b.h5"], "must end in one of .keras, .weights.h5, .sa"),
     "source": (["show", "missing.keras"], "missing.keras"),
     "there": (["convert", "a.onnx", "there.keras"], "there.keras is there already; give --force"),
-    "a folder": (["convert", "m.safetensors", "folder.onnx", "--force"], "cannot be written"),
     "folder": (["convert", "m.safetensors", "no/b.onnx"], "no/b.onnx cannot be written: No such"),
     "modules": (
         ["show", "a.onnx", "--modules", "a,b"],
@@ -210,7 +203,6 @@ def test_what_a_user_types_wrong_gets_one_sentence_and_status_2(
     monkeypatch.chdir(tmp_path)
     Path("a.onnx").write_bytes(b"nothing of the kind")
     Path("there.keras").write_bytes(b"")
-    Path("folder.onnx").mkdir()
     torch.save(tagger(), "m.safetensors")
     arguments, message = WRONG[what]
     assert main(arguments) == 2
@@ -219,7 +211,7 @@ def test_what_a_user_types_wrong_gets_one_sentence_and_status_2(
     assert message in printed.err
     assert printed.err.count("\n") == 1
     assert {entry.name for entry in tmp_path.iterdir()} == {
-        "a.onnx", "there.keras", "m.safetensors", "folder.onnx",
+        "a.onnx", "there.keras", "m.safetensors",
     }  # fmt: skip
 
 

@@ -41,11 +41,10 @@ def merges(x: Any, ids: Any) -> Any:
 
 def windows(x: Any, ids: Any) -> Any:
     """Convolutions and pools of several kinds in one row, which stays a row."""
-    x = layers.ZeroPadding1D(2)(x)
+    x = layers.Concatenate(axis=1)([x, x])  # of twelve steps
     x = layers.Conv1D(4, 3, padding="causal", dilation_rate=2, activation="relu")(x)
     x = layers.Conv1D(4, 2, padding="same", groups=2, use_bias=False)(x)
     x = layers.AveragePooling1D(3, strides=2, padding="same")(x)
-    x = layers.UpSampling1D(2)(x)
     x = layers.MaxPooling1D(2, strides=1, padding="same")(x)
     x = layers.Conv1D(4, 3, strides=2)(x)
     x = layers.GRU(4, return_sequences=True)(x)

@@ -155,10 +155,6 @@ def test_weights_alone(tmp_path: Path) -> None:
         (lambda: built(layers.Lambda(lambda x: x), layers.LSTM(2)), "Lambda, which holds code"),
         (lambda: built(layers.SeparableConv1D(2, 2), layers.LSTM(2)), "'separable_conv1d.*Conv1D'"),
         (
-            lambda: built(layers.TimeDistributed(keras.Sequential([layers.Dense(2)]))),
-            "applies a layer of class 'Sequential'",
-        ),
-        (
             lambda: built(layers.Masking(1.0), layers.Masking(2.0), layers.LSTM(2)),
             "'masking.*comes behind layer 'masking",
         ),
@@ -380,10 +376,6 @@ def test_where_to_write(tmp_path: Path) -> None:
         interop.save(model, tmp_path / "model.onnx")
     with pytest.raises(InteropError, match=r"a row of layers, as \*\.keras or \*\.weights\.h5, or"):
         interop.save(model, tmp_path / "model.h5")
-    with pytest.raises(InteropError, match="cannot be written"):
-        interop.save(model, tmp_path / "nowhere" / "model.keras")
-    with pytest.raises(InteropError, match="cannot be written"):
-        interop.save(model, tmp_path / "a\0b.keras")
     assert not list(tmp_path.iterdir())
     with pytest.raises(InvalidInputError, match=r"expected a rnnjax\.interop\.Model"):
         interop.save(3, tmp_path / "model.keras")

@@ -814,14 +814,6 @@ def test_the_writer_here_is_read_by_torch() -> None:
         assert_same(plain(theirs), arrays(state))
 
 
-def test_a_whole_module_is_refused(tmp_path: pathlib.Path) -> None:
-    torch = pytest.importorskip("torch", reason="torch is in the extra `parity`")
-    for zipped in (True, False):
-        path = tmp_path / "a.pt"
-        torch.save(torch.nn.LSTM(3, 4), path, _use_new_zipfile_serialization=zipped)
-        refused(path, r"torch\.nn\.modules\.rnn\.LSTM.*torch\.save\(model\.state_dict\(\)")
-
-
 def test_training_goes_on_as_in_torch() -> None:
     torch = pytest.importorskip("torch", reason="torch is in the extra `parity`")
     import optax

@@ -21,7 +21,7 @@ from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop import functions
 from rnnjax.interop.functions import get_function
 from rnnjax.interop.keras.options import Entry
-from rnnjax.interop.layers import Context, Flow, Layer, Shape, Weights, single
+from rnnjax.interop.layers import Context, Flow, Layer, Ran, Shape, Weights, single
 from rnnjax.layers.dropout import factors
 
 
@@ -73,9 +73,7 @@ class Operation(Layer):
         """The shapes of its parameters, by the place below the layer."""
         return OPERATORS[self.kind].weights(dict(self.config))
 
-    def run(
-        self, params: Params, flow: Any, carry: Carry | None, context: Context
-    ) -> tuple[None, Flow]:
+    def run(self, params: Params, flow: Any, carry: Carry | None, context: Context) -> Ran:
         """Run the row; ``flow`` is a tuple where the layer takes several arrays."""
         flows = (flow,) if isinstance(flow, Flow) else flow
         xs = [_turned(single(self, one), one.sequence) for one in flows]
@@ -386,10 +384,6 @@ OPERATORS: Mapping[str, Operator] = {
     "AveragePooling1D": Operator(_average_pool, options=_POOL),
     "GlobalAveragePooling1D": _row(_global_average),
     "GlobalMaxPooling1D": _row(lambda at, x: x.max(1)),
-    "UpSampling1D": _row(lambda at, x: jnp.repeat(x, at.config["size"], axis=1), size=2),
-    "ZeroPadding1D": _row(
-        lambda at, x: jnp.pad(x, ((0, 0), _many(at.config["padding"], 2), (0, 0))), padding=1
-    ),
     "Flatten": _row(lambda at, x: x.reshape(x.shape[0], -1)),
     "Reshape": _row(
         lambda at, x: x.reshape(x.shape[0], *at.config["target_shape"]), target_shape=...

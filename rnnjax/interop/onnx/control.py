@@ -26,16 +26,6 @@ class At:
     values: Any  # that there are in it, a mapping by their names
 
     @property
-    def opset(self) -> int:
-        """The version of ONNX's operators in the model."""
-        return int(self.run.graph.opset)
-
-    @property
-    def num_outputs(self) -> int:
-        """How many outputs the node has."""
-        return len(self.node.outputs)
-
-    @property
     def key(self) -> jax.Array | None:
         """For what is random; None for prediction."""
         key = self.run.context.key
@@ -242,10 +232,10 @@ def _steps(at: At, body: Any, count: Any, more: Any, states: Sequence[Any]) -> i
 
 def scan(at: At, *inputs: Any) -> Any:
     """The graph once for each slice of some inputs, with states from step to step."""
-    scanned = at.get("num_scan_inputs")
-    if at.opset < 9 or not 0 < scanned <= len(inputs):
+    scanned, opset = at.get("num_scan_inputs"), at.run.graph.opset
+    if opset < 9 or not 0 < scanned <= len(inputs):
         raise at.fail(
-            f"it scans {scanned} of {len(inputs)} inputs in opset {at.opset}, but should scan some "
+            f"it scans {scanned} of {len(inputs)} inputs in opset {opset}, but should scan some "
             "of them, in opset 9 or later; convert the model"
         )
     xs = list(map(jnp.asarray, inputs[-scanned:]))

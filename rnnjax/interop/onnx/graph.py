@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from rnnjax.cells.base import Carry, Cell, Params
 from rnnjax.engine import unroll
 from rnnjax.errors import InteropError, InvalidInputError
-from rnnjax.interop.layers import Context, Flow, Layer, Recurrent, Shape, fits
+from rnnjax.interop.layers import Context, Flow, Layer, Ran, Recurrent, Shape, fits
 from rnnjax.interop.model import Input, Network
 from rnnjax.interop.onnx.control import At, is_fixed, made, traced_dtype
 from rnnjax.interop.onnx.operators import run_operator
@@ -83,9 +83,7 @@ class Constants(Layer):
 
     name: str = CONSTANTS
 
-    def run(
-        self, params: Params, flow: Flow, carry: Carry | None, context: Context
-    ) -> tuple[None, Flow]:
+    def run(self, params: Params, flow: Flow, carry: Carry | None, context: Context) -> Ran:
         """Change nothing: the nodes that read them do the work."""
         return None, flow
 

@@ -77,7 +77,7 @@ def _dropout(at: At, x: Any, ratio: Any = None, training_mode: Any = None) -> An
         x = Dropout(float(at.get("ratio", 0.5 if ratio is None else ratio))).apply(
             at.key, jnp.asarray(x)
         )
-    return (x, np.ones(x.shape, np.bool_)) if at.num_outputs > 1 else x
+    return (x, np.ones(x.shape, np.bool_)) if len(at.node.outputs) > 1 else x
 
 
 # --- Several arrays, broadcast ---
@@ -163,8 +163,9 @@ def _softmax(function: Callable[..., Any]) -> Run:
     """JAX's function over an axis; before opset 13 over all axes from it on, as one."""
 
     def run(at: At, x: Any) -> Any:
-        first = at.axis(at.get("axis", -1 if at.opset >= 13 else 1), x.ndim)
-        axes = first if at.opset >= 13 else tuple(range(first, x.ndim))
+        new = at.run.graph.opset >= 13
+        first = at.axis(at.get("axis", -1 if new else 1), x.ndim)
+        axes = first if new else tuple(range(first, x.ndim))
         return by_jax(lambda x: function(x, axis=axes), x)
 
     return run
@@ -250,7 +251,7 @@ def _pool(maximum: bool) -> Run:
     """The largest entry of each window, or the mean, with what is around or without."""
 
     def run(at: At, x: Any) -> Any:
-        if at.num_outputs > 1:
+        if len(at.node.outputs) > 1:
             raise at.fail("the places of the largest entries, its second output, are not read here")
         sizes = at.get("kernel_shape")
         strides, dilations, pads = _window(at, x, sizes)
@@ -336,7 +337,7 @@ def _concat(at: At, *arrays: Any) -> Any:
 
 def _split(at: At, x: Any, sizes_input: Any = None) -> Any:
     """Parts of an axis, by their sizes or by their number."""
-    axis, parts = at.axis(at.get("axis", 0), x.ndim), at.num_outputs
+    axis, parts = at.axis(at.get("axis", 0), x.ndim), len(at.node.outputs)
     length, sizes = x.shape[axis], at.listed("split", sizes_input)
     if sizes is None:
         size = -(-length // parts)  # the last one may be smaller
