@@ -130,18 +130,13 @@ def make_parser() -> argparse.ArgumentParser:
         "Models of Keras, PyTorch and ONNX as files.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    show = commands.add_parser(
-        "show",
-        help="print the layers of a model",
-        description="Example: rnnjax show model.onnx. Print the layers of a model.",
-    )
-    converter = commands.add_parser(
-        "convert",
-        help="write a model in another format",
-        description="Example: rnnjax convert model.keras model.onnx. "
-        "Write a model in another format; the suffixes say which.",
-    )
-    for command in (show, converter):
+    for name, run, example, does in (
+        ("show", _show, "model.onnx", "print the layers of a model"),
+        ("convert", _convert, "model.keras model.onnx", "write a model in another format"),
+    ):
+        told = f"Example: rnnjax {name} {example}. {does.capitalize()}; suffixes tell the formats."
+        command = commands.add_parser(name, help=does, description=told)
+        command.set_defaults(run=run)
         command.add_argument("source", metavar="SOURCE", help=f"ends in {', '.join(SOURCES)}")
         command.add_argument(
             "--at",
@@ -167,12 +162,9 @@ def make_parser() -> argparse.ArgumentParser:
             help="another file with a model of the same layers, where SOURCE is a file of Keras "
             "that holds weights alone",
         )
-    converter.add_argument("target", metavar="TARGET", help=f"ends in {', '.join(TARGETS)}")
-    converter.add_argument(
-        "--force", action="store_true", help="replace TARGET if it is there already"
-    )
-    show.set_defaults(run=_show)
-    converter.set_defaults(run=_convert)
+    # The last command, which writes.
+    command.add_argument("target", metavar="TARGET", help=f"ends in {', '.join(TARGETS)}")
+    command.add_argument("--force", action="store_true", help="replace TARGET if it is there")
     return parser
 
 

@@ -1,6 +1,5 @@
 """A model as one program that needs no Python: the state goes in and comes out."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,13 +56,6 @@ def export(
         )
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
         raise InvalidInputError(f"steps should be a positive integer or None, but is {steps!r}")
-    if steps is not None and isinstance(model.network, Functional):
-        inputs = tuple(
-            one._replace(shape=(None, *one.shape[1:])) if one.sequence else one
-            for one in model.network.inputs
-        )
-        network = dataclasses.replace(model.network, inputs=inputs)
-        model = dataclasses.replace(model, network=network)
     dimensions: Any = jax_export.symbolic_shape("time, batch")
     time, batch = dimensions
     xs = input_shapes(model, time if steps is None else steps, batch)
@@ -77,12 +69,14 @@ def export(
 
 
 def input_shapes(model: Model, steps: Any, batch: Any) -> Any:
-    """What a model takes, as shapes and types."""
+    """What a model takes, as shapes and types; of steps that are told it takes as many."""
     network = model.network
     if isinstance(network, Functional):
         made = []
         for one in network.inputs:
             shape = [batch, *(n or (3, steps)[i == 0] for i, n in enumerate(one.shape))]
+            if one.sequence and isinstance(steps, int):
+                shape[1] = steps
             if one.sequence and network.time_first:
                 shape[:2] = shape[1::-1]
             made.append(jax.ShapeDtypeStruct(shape, jnp.dtype(one.dtype)))

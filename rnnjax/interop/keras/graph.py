@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -352,16 +353,15 @@ def _keeps_axes(layer: Layer) -> bool:
 
 def _simplest(network: Functional) -> Sequential | Functional:
     """The layers in a row over time, if that is all that the graph says."""
-    layers, source, row = network.layer_list, network.inputs[0].name, []
-    for layer in layers:
-        row.append(Call(layer.name, layer.name, (Value(source),)))
-        source = layer.name
+    layers = network.layer_list
+    names = [network.inputs[0].name, *(layer.name for layer in layers)]
+    row = [Call(name, name, (Value(source),)) for source, name in itertools.pairwise(names)]
     end = layers[-1] if layers else None
     both = isinstance(end, Recurrent) and not end.merged
-    outputs = [(Value(source), Value(source, 1))] if both else [(Value(source),)]
+    outputs = tuple(Value(names[-1], i) for i in range(1 + both))
     plain = not any(isinstance(layer, Operation) for layer in layers)
     alone = len(network.inputs) == 1 and network.inputs[0].sequence and network.names is None
-    fits = alone and plain and [*network.calls] == row and network.outputs in outputs
+    fits = alone and plain and [*network.calls] == row and network.outputs == outputs
     return Sequential(layers) if fits else network
 
 
