@@ -144,11 +144,7 @@ FORMS: Mapping[str, dict[type[Cell], tuple[str, tuple[str, ...]]]] = {
         GRUCell: ("GRU", ()),
         ProjectionLSTMCell: ("LSTM", ()),
     },
-    "onnx": {
-        SimpleRNNCell: ("RNN", ()),
-        GRUCell: _GRU,
-        LSTMCell: ("LSTM", ("i", "o", "f", "g")),
-    },
+    "onnx": {SimpleRNNCell: ("RNN", ()), GRUCell: _GRU, LSTMCell: ("LSTM", ("i", "o", "f", "g"))},
 }
 """By the format, the cells that it has: the name there of a class, an operator or a module, and the
 gates in its order, by the names that the cell declares; none where it is the cell's own."""

@@ -10,14 +10,7 @@ import numpy as np
 
 from rnnjax.cells.base import Cell
 from rnnjax.errors import InteropError, InvalidInputError
-from rnnjax.interop.keras.arrays import (
-    CELLS,
-    arrays_of,
-    class_of,
-    snake,
-    unique,
-    units_of,
-)
+from rnnjax.interop.keras.arrays import CELLS, arrays_of, class_of, snake, unique, units_of
 from rnnjax.interop.keras.files import KerasFile, write_file
 from rnnjax.interop.keras.layers import options_of
 from rnnjax.interop.layers import (

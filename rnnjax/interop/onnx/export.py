@@ -15,15 +15,7 @@ from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop.arrays import in_prediction
 from rnnjax.interop.files import write_whole
 from rnnjax.interop.functions import SPELLINGS, Function
-from rnnjax.interop.layers import (
-    Activation,
-    Dense,
-    Dropout,
-    Embedding,
-    Layer,
-    OneHotIds,
-    Recurrent,
-)
+from rnnjax.interop.layers import Activation, Dense, Dropout, Embedding, Layer, OneHotIds, Recurrent
 from rnnjax.interop.model import Functional, Model, Sequential, check_model
 from rnnjax.interop.onnx.files import holders, import_onnx, read_array
 from rnnjax.interop.onnx.graph import CONSTANTS
