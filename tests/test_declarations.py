@@ -431,3 +431,51 @@ def test_a_kernel_of_the_loop_names_the_cure(method: rnnjax.Method, assert_close
         return total
 
     assert_close(jax.grad(loss)(params), jax.grad(by_hand)(params), 1e-5)
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadCell(rnnjax.MinGRUCell):
+    """With a product and a bias after the loop, and one that has another role."""
+
+    role: rnnjax.Role = rnnjax.Role.OUT
+    output = None
+    output_size = 2
+    coupling = Coupling.CONTRACTING
+
+    def parameters(self, input_size):
+        return super().parameters(input_size) | {
+            "head": rnnjax.Param((self.hidden_size, 2), "ones", rnnjax.Role.OUT),
+            "head_bias": rnnjax.Param((2,), "ones", self.role),
+        }
+
+    def update(self, params, x, carry):
+        new = super().update(params, x, carry)
+        return new, new.hidden
+
+    def readout(self, params, emitted, xs):
+        return emitted @ params["head"] + params["head_bias"]
+
+
+@pytest.mark.parametrize("method", [rnnjax.Scan(), rnnjax.Fused(), rnnjax.Parallel()], ids=str)
+def test_a_readout_may_have_a_bias(method, random_like, assert_close):
+    cell = HeadCell(4)
+    params = random_like(lambda: cell.init(jax.random.key(0), 3), 1)
+    xs = random_like(np.zeros((6, 2, 3)), 2)
+
+    def outputs(params, method):
+        return rnnjax.unroll(cell, params, xs, method=method)[1]
+
+    bare = {**params, "head_bias": jnp.zeros(2)}
+    expected = outputs(bare, rnnjax.Scan()) + params["head_bias"]
+    assert_close(outputs(params, method), expected, 1e-5)
+    gradient = jax.grad(lambda params: outputs(params, method).sum())(params)["head_bias"]
+    np.testing.assert_allclose(gradient, [12, 12])
+
+
+def test_a_readout_is_given_what_it_may_read():
+    cell = HeadCell(4, role=rnnjax.Role.UNIT)
+    with pytest.raises(
+        rnnjax.InvalidInputError,
+        match=r"readout of HeadCell.* cannot run: 'head_bias'; .* Role.OUT alone, \['head'\]",
+    ):
+        rnnjax.unroll(cell, cell.init(jax.random.key(0), 3), jnp.ones((6, 2, 3)))

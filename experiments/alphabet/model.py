@@ -109,7 +109,7 @@ class Model:
             return (params, opt_state, carry), loss
 
         def epoch(state: Any, _: None) -> tuple[Any, jax.Array]:
-            inputs, targets = self.batches(jax.random.fold_in(key, state[1].step))
+            inputs, targets = self.batches(jax.random.fold_in(key, state[1].count))
             # A new epoch begins with a new carry: this is Keras's reset_states().
             (params, opt_state, _), losses = jax.lax.scan(
                 update, (*state, self.cell.initial_carry()), (inputs, targets)

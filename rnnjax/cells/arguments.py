@@ -477,20 +477,19 @@ def _shapes(tree: Any, types: bool = False) -> str:
 
 
 @contextlib.contextmanager
-def naming_update(cell: Any, x: Any, carry: Any) -> Iterator[None]:
-    """Say of an error in a cell's ``update`` which cell it is, and what it was given."""
+def naming(cell: Any, function: str, advice: str, **given: Any) -> Iterator[None]:
+    """Say of an error in a function of a cell's which cell it is, and what it was given."""
     try:
         yield
     except RnnjaxError:
         raise
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:100]
-        advice = "check gates, additive, output, and what it returns"
-        if Kernel.__name__ in str(error):
+        if function == "update" and Kernel.__name__ in str(error):
             advice = "a parameter of Role.LOOP knows only state @ params[name]; leave its role out"
+        came = " and ".join(f"{name} {_shapes(tree)}" for name, tree in given.items())
         raise InvalidInputError(
-            f"update of {brief(cell)} cannot run: {reason}; it was given x {_shapes(x)} and the "
-            f"carry {_shapes(carry)}; {advice}"
+            f"{function} of {brief(cell)} cannot run: {reason}; it was given {came}; {advice}"
         ) from error
 
 

@@ -28,7 +28,7 @@ from rnnjax.cells.arguments import (
     drawn,
     floating_dtype,
     made_carry,
-    naming_update,
+    naming,
     same_shapes,
     usual_promotion,
 )
@@ -69,7 +69,7 @@ class Role(enum.Enum):
 
     INPUT = "multiplied with the inputs, of all steps before the loop"
     LOOP = "multiplied with a state, in the loop"
-    OUT = "multiplied with what the loop emits, of all steps after the loop"
+    OUT = "multiplied with what the loop emits, or a vector added to it, after the loop"
     BIAS = "added to the product of the kernel of its name"
     UNIT = "read by the update as it is: gains, peepholes, decays"
 
@@ -369,8 +369,8 @@ class Cell(abc.ABC, Generic[CarryT]):
         writes it has ``output = None``. As it stands here, the outputs are what the loop emits.
 
         Args:
-            params: those of the role OUT, for ``emitted @ params[name]`` or ``xs @ params[name]``,
-                in the cell's ``dtype``.
+            params: those of the role OUT: matrices for ``emitted @ params[name]`` or ``xs @
+                params[name]``, in the cell's ``dtype``, and vectors as they are.
             emitted: ``(*batch, size)``, what `update` returned beside the new carry.
             xs: ``(*batch, input_size)``, the inputs of the same step, perhaps `OneHot`.
 
@@ -560,7 +560,8 @@ class Cell(abc.ABC, Generic[CarryT]):
             name: Kernel(leaf, dtype) if roles.get(name) is Role.LOOP else leaf
             for name, leaf in self.update_params(params).items()
         }
-        with naming_update(self, x, carry):
+        advice = "check gates, additive, output, and what it returns"
+        with naming(self, "update", advice, x=x, **{"the carry": carry}):
             new = self.update(read, x, carry)
             new, y = new if self.output is None else (new, getattr(new, self.output))
             same_shapes(new, carry)
@@ -588,8 +589,11 @@ class Cell(abc.ABC, Generic[CarryT]):
         if not self.has_readout:
             return emitted
         dtype, roles = self.dtype if dtype is None else dtype, roles_of(self)
-        kernels = {n: Kernel(params[n], dtype) for n, role in roles.items() if role is Role.OUT}
-        return self.readout(kernels, emitted, xs).astype(emitted.dtype)
+        given = {n: params[n] for n, role in roles.items() if role is Role.OUT}
+        read = {n: p if jnp.ndim(p) == 1 else Kernel(p, dtype) for n, p in given.items()}
+        advice = f"params has those of Role.OUT alone, {sorted(read)}: matrices for @, and vectors"
+        with naming(self, "readout", advice, emitted=emitted, xs=xs):
+            return self.readout(read, emitted, xs).astype(emitted.dtype)
 
     @property
     def _units(self) -> int:

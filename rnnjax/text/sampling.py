@@ -72,16 +72,15 @@ class Sampling:
     penalty_window: int = 64
 
     def __post_init__(self) -> None:
-        for name, least, most, usual in (
-            ("temperature", 0, _LARGEST, "0 takes the most probable, and 0.5 to 1 are usual"),
-            ("top_p", math.ulp(0), 1, "1 is all characters, and 0.9 is usual"),
-            ("repetition_penalty", _TINY, _LARGEST, "1 is no penalty, and 1.1 is usual"),
+        for name, least, most, wanted, usual in (
+            ("temperature", 0, _LARGEST, "from 0 (the most probable) up", "0.5 to 1 are usual"),
+            ("top_p", math.ulp(0), 1, "above 0 and at most 1 (all characters)", "0.9 is usual"),
+            ("repetition_penalty", _TINY, _LARGEST, "above 0, which float32 holds", "1 is none"),
         ):
             value = getattr(self, name)
             if not isinstance(value, Real) or not least <= float(value) <= most:
                 raise InvalidInputError(
-                    f"{name} must be a number from {least:.3g} to {most:.3g}, but is {value!r}; "
-                    f"{usual}"
+                    f"{name} must be a number {wanted}, but is {value!r}; {usual}"
                 )
         require_at_least(0, top_k=self.top_k)
         require_at_least(1, penalty_window=self.penalty_window)

@@ -271,7 +271,7 @@ def test_a_decoder_waits_for_the_whole_character():
         (["--temperature", "nan"], "but is nan"),
         (["--top-k", "-3"], "--top-k must not be negative"),
         (["--top-k", "2.5"], "invalid"),
-        (["--top-p", "0"], "top_p must be a share of the probability above 0"),
+        (["--top-p", "0"], "top_p must be a number above 0"),
         (["--top-p", "1.5"], "but is 1.5"),
         (["--repetition-penalty", "0"], "repetition_penalty must be a number above 0"),
         (["--penalty-window", "0"], "--penalty-window must be at least 1"),
