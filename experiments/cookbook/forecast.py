@@ -12,6 +12,7 @@ tutorial (Brownlee, 2016) miss the airline by 47.5 to 58.9 passengers, the last 
 import csv
 import dataclasses
 import json
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -233,12 +234,16 @@ def train(config: Config, problem: Problem, folder: Path) -> tuple[np.ndarray, d
     begin, known = problem.parts
     few = dataclasses.replace(config, seeds=min(3, config.seeds))
     ways = [(problem, scale, level) for scale in problem.scales for level in (False, True)]
-    tried = [learn(few, *way, begin)[1] for way in ways]
+    tried = []
+    for number, way in enumerate(ways, 1):
+        print(f"trying how to read: {number} of {len(ways)}", file=sys.stderr, flush=True)
+        tried.append(learn(few, *way, begin)[1])
     best = min(tried, key=lambda about: about["loss"])
     if problem.periods:  # a season that is none is only something more to learn by heart
         plain = problem._replace(periods=(), lag=0)
         other = learn(few, plain, best["scale"], best["level"], begin)[1]
         problem, best = (plain, other) if other["loss"] <= best["loss"] else (problem, best)
+    print(f"training {config.seeds} networks", file=sys.stderr, flush=True)
     return learn(config, problem, best["scale"], best["level"], known, best["epochs"], folder)
 
 
@@ -306,6 +311,7 @@ def run(config: Config) -> int:
         if about and config.load:
             found = {OURS: again(problem, about, config.load / folder).mean(axis=0)}
         else:
+            print(f"{file}: {len(times)} times; the baselines, then the networks", file=sys.stderr)
             found = compare(problem)
             each, about = train(config, problem, report.run_dir / folder)
             found[OURS] = each.mean(axis=0)

@@ -153,7 +153,8 @@ def as_array(name: str, value: Any) -> jax.Array:
         except (TypeError, ValueError):
             pass
     raise InvalidInputError(
-        f"{name} must be an array, but is {brief(value)}; rows of several lengths are padded to one"
+        f"{name} must be an array, but is {brief(value)}; rows of several lengths are padded "
+        "to one by rnnjax.pad"
     )
 
 
