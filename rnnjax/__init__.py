@@ -151,7 +151,7 @@ __all__ = [
 if not typing.TYPE_CHECKING:  # type checkers know which names there are
 
     def __getattr__(name: str) -> typing.Any:
-        """Say of a name that is missing which is meant: of LSTM, LSTMCell."""
+        """Suggest the nearest public name for a missing one: LSTMCell for LSTM."""
         meant = [f"rnnjax.{name}Cell"] if f"{name}Cell" in __all__ else []
         rooms = ("cells", "engine", "errors", "layers", "packing")
         meant += [f"rnnjax.{room}.{name}" for room in rooms if hasattr(globals()[room], name)]

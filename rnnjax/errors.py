@@ -1,4 +1,4 @@
-"""The errors that rnnjax raises on purpose. Each says what was expected, what came, what to do."""
+"""The errors of rnnjax. Each message says what was expected, what came and what to do."""
 
 
 class RnnjaxError(Exception):
@@ -26,7 +26,7 @@ class DamagedCheckpointError(CheckpointError):
 
 
 class NonFiniteError(RnnjaxError, ArithmeticError):
-    """Training met a loss or a gradient, or sampling met logits, that are NaN or infinite."""
+    """A loss or gradient in training, or the logits in sampling, are NaN or infinite."""
 
 
 class InteropError(RnnjaxError):

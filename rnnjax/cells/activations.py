@@ -29,7 +29,7 @@ def legacy_hard_sigmoid(x: jax.Array) -> jax.Array:
 
 
 def linear(x: jax.Array) -> jax.Array:
-    """The identity."""
+    """Return ``x`` unchanged: the identity activation."""
     return x
 
 
@@ -86,11 +86,11 @@ def get_initializer(initializer: str | Initializer) -> Initializer:
 
 @dataclasses.dataclass(frozen=True)
 class WithGates:
-    """The initialiser of a bias in which some gates begin at a constant.
+    """An initialiser of a bias that sets some gates to constants.
 
     Args:
-        initializer: of the other gates.
-        values: for each gate, in their order, the constant at which it begins, or None.
+        initializer: initialiser of the other gates.
+        values: one entry per gate, in order: its constant, or None to use ``initializer``.
 
     >>> print(WithGates("zeros", (None, 1.0, None))(jax.random.key(0), (6,), jnp.float32))
     [0. 0. 1. 1. 0. 0.]
@@ -100,7 +100,7 @@ class WithGates:
     values: tuple[float | None, ...]
 
     def __call__(self, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-        """Draw it: ``shape`` is ``(gates * hidden_size,)``."""
+        """Return the bias; ``shape`` is ``(gates * hidden_size,)``."""
         drawn = jnp.split(get_initializer(self.initializer)(key, shape, dtype), len(self.values))
         parts = zip(drawn, self.values, strict=True)
         return jnp.concatenate([p if v is None else jnp.full_like(p, v) for p, v in parts])
@@ -120,18 +120,18 @@ def _look_up(given: Any, table: Mapping[str, Callable[..., Any]], kind: str) -> 
 
 
 RESIDUAL = "residual"
-"""The name of what a backward pass keeps of a step, for `jax.ad_checkpoint.checkpoint_name`.
+"""The name of the residuals of a step, for `jax.ad_checkpoint.checkpoint_name`.
 
-The values of gates have it, where all are tanh or sigmoid. A cell whose derivative needs more than
-those and its carry, as that of a GRU does, names it in its `update`; whatever has no name is
-computed again.
+Gate values have this name if all gates are tanh or sigmoid. A cell whose derivative needs more than
+these values and its carry, such as a GRU, names the rest in its `update`. Values without the name
+are recomputed in the backward pass.
 """
 
 _BY_FUNCTION: dict[Any, str] = {function: name for name, function in ACTIVATIONS.items()}
 
 
 def named(activation: str | Activation) -> str | Activation:
-    """The name of an activation of ``ACTIVATIONS`` that is given as a function, else what came.
+    """Return the name of a function in ``ACTIVATIONS``; return anything else unchanged.
 
     >>> named(jnp.tanh), named("tanh")
     ('tanh', 'tanh')
@@ -140,13 +140,13 @@ def named(activation: str | Activation) -> str | Activation:
 
 
 def activate_gates(gates: jax.Array, activations: Sequence[str | Activation]) -> jax.Array:
-    r"""Apply to each of the equal parts of ``gates (*batch, n * hidden_size)`` its own activation.
+    r"""Split ``gates (*batch, n * hidden_size)`` into n equal parts and activate each by its own.
 
-    Where all are tanh or sigmoid, they are computed as one tanh over the whole contiguous array,
-    with :math:`\sigma(x) = (1 + \tanh(x / 2)) / 2`: compilers vectorise that several times better
-    than functions of slices, which they also recompute for each of their readers. Their derivative
-    then comes from their values, which a backward pass keeps (see `RESIDUAL`), without a
-    transcendental function. Others are differentiated as they are.
+    If all activations are tanh or sigmoid, they are computed as one tanh over the whole array,
+    with :math:`\sigma(x) = (1 + \tanh(x / 2)) / 2`. Compilers vectorise that several times better
+    than functions of slices, which they also recompute for each reader. The derivative then comes
+    from the saved values (see `RESIDUAL`), without a transcendental function. JAX differentiates
+    other activations.
 
     >>> print(activate_gates(jnp.zeros((8, 10)), ["sigmoid", "tanh"])[0, ::5])
     [0.5 0. ]
@@ -176,7 +176,7 @@ def _one_tanh_jvp(
 
 
 def gate_slopes(activated: jax.Array, activations: Sequence[str | Activation]) -> jax.Array:
-    """The derivatives of `activate_gates`, from its values alone: no transcendental function.
+    """Return the derivatives of `activate_gates` from its values, without transcendental functions.
 
     >>> print(gate_slopes(jnp.array([0.5, 0.0]), ["sigmoid", "tanh"]))
     [0.25 1.  ]
@@ -188,7 +188,7 @@ def gate_slopes(activated: jax.Array, activations: Sequence[str | Activation]) -
 def _per_gate(
     activations: Sequence[Any], gates: jax.Array, *, sigmoid: float, tanh: float
 ) -> jax.Array:
-    """A constant for each position along the last axis, by the activation of its gate."""
+    """Return one constant per position of the last axis, chosen by the gate's activation."""
     values = [sigmoid if f == "sigmoid" else tanh for f in activations]
     # Spelled out in full by NumPy: XLA would divide indices to look up a shorter array.
     return jnp.asarray(np.repeat(values, gates.shape[-1] // len(activations)), gates.dtype)

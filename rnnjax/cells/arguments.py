@@ -1,7 +1,7 @@
-"""One gate for what comes in: sizes, types, keys, parameters, inputs and carries.
+"""Checks of arguments: sizes, types, keys, parameters, inputs and carries.
 
-Everything is checked from shapes and types alone: while a program is traced, and so for nothing
-when it runs. An error says what was expected, what came and what to do.
+All checks use shapes and types alone. They run while a program is traced and cost nothing when it
+runs. An error says what was expected, what came and what to do.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from rnnjax.errors import InvalidInputError, RnnjaxError
 
 
 def brief(value: Any) -> str:
-    """What a message says of a cell, a carry or anything else: never more than a few words.
+    """Describe a cell, a carry or any other value in a few words, for an error message.
 
     >>> import rnnjax
     >>> brief(rnnjax.LSTMCell(5)), brief((1, 2)), brief(jnp.ones((3, 2)))
@@ -54,17 +54,17 @@ def is_integer(value: Any) -> bool:
 
 @contextlib.contextmanager
 def usual_promotion() -> Iterator[None]:
-    """Shapes and types of operands meet as they do in NumPy, whatever a program forbids itself.
+    """Allow NumPy's promotion of shapes and types, even if the caller's program forbids it.
 
     A program may set ``jax_numpy_rank_promotion="raise"`` or ``jax_numpy_dtype_promotion="strict"``
-    for its own sums. Here a bias meets rows and bfloat16 meets float32 on purpose.
+    for its own code. The library adds a bias to rows and mixes bfloat16 with float32 on purpose.
     """
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         yield
 
 
 def check_flag(name: str, value: Any) -> None:
-    """Raise unless a value is True or False, which a traced one is not."""
+    """Raise unless a value is True or False; a traced value is neither."""
     if not isinstance(value, bool | np.bool_):
         raise InvalidInputError(
             f"{name} must be True or False, known before the program runs, but is {brief(value)}"
@@ -84,9 +84,9 @@ def check_size(name: str, value: Any) -> None:
 
 
 def is_floating(dtype: Any) -> bool:
-    """Whether a type is a real floating-point one in which a cell can compute.
+    """Whether a type is a real floating-point type that a cell can compute in.
 
-    JAX promotes none of 8 bits or less, and so no bias could be added to a product of it.
+    JAX does not promote types of 8 bits or less, so a bias could not be added to their products.
 
     >>> is_floating(jnp.bfloat16), is_floating(jnp.float8_e4m3fn), is_floating(int)
     (True, False, False)
@@ -95,12 +95,12 @@ def is_floating(dtype: Any) -> bool:
 
 
 def floating_dtype(name: str, value: DTypeLike) -> Any:
-    """The scalar type of that name, one spelling for all, so that equal cells hash alike.
+    """Return the scalar type of that name in one spelling, so that equal cells hash alike.
 
-    No ``numpy.dtype``: that of float64 equals None, which is another cell.
+    It is not a ``numpy.dtype``: ``numpy.dtype("float64")`` equals None, which is another cell.
 
     Raises:
-        InvalidInputError: it is no type, or not a real floating-point one of 16 bits or more.
+        InvalidInputError: it is not a real floating-point type of 16 bits or more.
     """
     try:
         dtype = None if value is None else jnp.dtype(value)  # NumPy takes None for float64
@@ -115,10 +115,10 @@ def floating_dtype(name: str, value: DTypeLike) -> Any:
 
 
 def check_fields(cell: Any) -> None:
-    """Raise unless the hyperparameters of ``cell`` are what their names and defaults say.
+    """Raise unless the hyperparameters of ``cell`` have the types of their names and defaults.
 
-    One spelling of each, so that equal cells hash alike: a type as a ``dtype``, an activation that
-    has a name as that, by which the slopes of its gates are known.
+    Each gets one spelling, so that equal cells hash alike: types become a ``dtype``, and known
+    activations become their name, which also gives the derivative of the gates.
     """
     for field in dataclasses.fields(cell):
         name, value = field.name, getattr(cell, field.name)
@@ -142,10 +142,10 @@ def check_fields(cell: Any) -> None:
 
 
 def as_array(name: str, value: Any) -> jax.Array:
-    """``value`` as a JAX array.
+    """Return ``value`` as a JAX array.
 
     Raises:
-        InvalidInputError: it is none, and cannot be made one.
+        InvalidInputError: it cannot be converted.
     """
     if not isinstance(value, Mapping):
         try:
@@ -159,7 +159,7 @@ def as_array(name: str, value: Any) -> jax.Array:
 
 
 def check_lengths(lengths: Any, num_steps: Any, of: str, advice: str) -> None:
-    """Raise unless lengths that are known lie between 0 and the steps, if those are."""
+    """Raise unless known lengths lie between 0 and the number of steps, if that is known."""
     known = np.asarray(lengths)  # inside of jit, JAX would trace even what is known
     if not known.size:
         return
@@ -180,7 +180,7 @@ def check_floats(name: str, dtype: Any, advice: str) -> None:
 
 
 def as_inputs(xs: Any) -> jax.Array | OneHot:
-    """``xs``, or the ids of `OneHot`, as a JAX array.
+    """Return ``xs``, or the ids of a `OneHot`, as a JAX array.
 
     Raises:
         InvalidInputError: they are not floating-point numbers.
@@ -191,7 +191,7 @@ def as_inputs(xs: Any) -> jax.Array | OneHot:
 
 
 def described_inputs(xs: Any) -> Any:
-    """As `as_inputs`, but what looks like an array, with a shape and a type, stays as it is."""
+    """Do as `as_inputs`, but return anything that has a shape and a dtype unchanged."""
     if isinstance(xs, OneHot):
         return xs
     if not hasattr(xs, "shape") or not hasattr(xs, "dtype"):
@@ -214,7 +214,7 @@ def check_key(key: Any) -> None:
 
 
 def check_init(key: Any, input_size: Any) -> None:
-    """Raise unless these are the arguments of ``init``."""
+    """Raise unless ``key`` and ``input_size`` are valid arguments of ``init``."""
     if not is_integer(input_size) or input_size < 1:
         raise InvalidInputError(
             f"input_size must be a positive integer, but is {brief(input_size)}; write "
@@ -241,11 +241,11 @@ def check_batch_shape(batch_shape: Any) -> None:
 
 
 def drawn(cell: Any, name: str, param: Any, key: jax.Array, dtype: Any) -> jax.Array:
-    """A parameter of that name, a `rnnjax.Param` of a cell, as its initialiser draws it.
+    """Return an initial array of the parameter ``param``, a `rnnjax.Param` of ``cell``.
 
     Raises:
-        InvalidInputError: the initialiser cannot draw an array of that shape, as most that scale by
-            the sizes of two axes cannot draw a bias; or it is declared by something else.
+        InvalidInputError: the initialiser does not support the shape (most that scale by the sizes
+            of two axes cannot make a bias), or ``param`` is not a `rnnjax.Param`.
     """
     if not isinstance(getattr(param, "shape", None), tuple):
         raise InvalidInputError(
@@ -308,11 +308,11 @@ def check_params(cell: Any, params: Any) -> int:
 # Once for a cell, which is a frozen value: an eager step would ask for all parameters three times.
 @functools.lru_cache(maxsize=1024)
 def check_names(cell: Any, input_size: int) -> None:
-    """Raise unless a cell has the same parameters, in the same roles, as for one feature.
+    """Raise unless a cell declares the same parameters and roles as for one feature.
 
     Raises:
-        InvalidInputError: a parameter exists, or has its role, for some sizes alone; or no input is
-            left for the kernel.
+        InvalidInputError: a parameter exists, or has its role, only for some input sizes; or no
+            input is left for the kernel.
     """
     if not is_integer(cell.raw_inputs) or cell.raw_inputs < 0:
         raise InvalidInputError(
@@ -340,8 +340,8 @@ def check_features(cell: Any, params: Any, xs: Any) -> None:
     """Raise unless ``params`` are those of ``cell``, and ``xs (..., input_size)`` fits them.
 
     Raises:
-        InvalidInputError: as `check_params`; ``xs`` has another number of features, or less axes
-            than a convolution needs, which takes no `OneHot`.
+        InvalidInputError: as `check_params`; or ``xs`` has another number of features, or is a
+            `OneHot` or has too few axes for a convolution.
     """
     input_size, grid = check_params(cell, params), params["kernel"].ndim - 2
     if (grid or cell.raw_inputs) and isinstance(xs, OneHot):
@@ -379,10 +379,10 @@ def check_takes_dtype(cls: type, initial_carry: Callable[..., Any]) -> None:
 
 
 def made_carry(cell: Any, batch: tuple[int, ...], dtype: Any = None) -> Any:
-    """``cell.initial_carry(batch, dtype)``.
+    """Return ``cell.initial_carry(batch, dtype)``, checked.
 
     Raises:
-        InvalidInputError: a leaf of it is no array, or does not begin with the axes of the batch.
+        InvalidInputError: a leaf is not an array, or does not begin with the batch axes.
     """
     carry = cell.initial_carry(batch, dtype)
     for path, leaf in jax.tree_util.tree_leaves_with_path(carry):
@@ -406,7 +406,7 @@ def check_carry(
     """Raise unless ``carry`` has the structure, shapes and types of ``cell.initial_carry(batch)``.
 
     Raises:
-        InvalidInputError: it differs in one of them; ``axes`` are those that ``xs`` should have.
+        InvalidInputError: one of them differs; ``axes`` names the axes that ``xs`` should have.
     """
     known = all(map(is_integer, batch))  # symbolic sizes of two scopes cannot be compared
     expected = (_expected if known else _expected.__wrapped__)(cell, batch)
@@ -443,16 +443,12 @@ def check_step(cell: Any, carry: Any, x: Any) -> None:
 # A cell is a frozen value, so the answer cannot become stale. An eager step would trace for it.
 @functools.lru_cache(maxsize=1024)
 def _expected(cell: Any, batch: tuple[int, ...]) -> Any:
-    """A cell's carry, in shapes and types."""
+    """Return the shapes and types of a cell's carry."""
     return jax.eval_shape(lambda: made_carry(cell, batch))
 
 
 def check_stepped(cell: Any, old: Any, returned: Any) -> None:
-    """Raise unless a ``step`` returned a carry like the one it was given, as a loop needs, and y.
-
-    Raises:
-        InvalidInputError: it returned something else.
-    """
+    """Raise unless a ``step`` returned y and a carry like the one that it was given."""
     pair = isinstance(returned, tuple) and len(returned) == 2
     ys = jax.tree.leaves(returned[1]) if pair else []
     if not ys or not all(hasattr(y, "shape") for y in ys):
@@ -479,7 +475,7 @@ def _shapes(tree: Any, types: bool = False) -> str:
 
 @contextlib.contextmanager
 def naming(cell: Any, function: str, advice: str, **given: Any) -> Iterator[None]:
-    """Say of an error in a function of a cell's which cell it is, and what it was given."""
+    """Add the cell and its arguments to the message of an error in one of its functions."""
     try:
         yield
     except RnnjaxError:
@@ -495,7 +491,7 @@ def naming(cell: Any, function: str, advice: str, **given: Any) -> Iterator[None
 
 
 def same_shapes(new: Any, old: Any) -> None:
-    """Raise unless the carry that an ``update`` returned is like the one that it was given."""
+    """Raise unless an ``update`` returned a carry like the one that it was given."""
     wanted: Any = jax.tree.structure(old)
     if wanted != jax.tree.structure(new) or _shapes(new) != _shapes(old):
         raise TypeError(f"it returned {brief(new)} {_shapes(new)}")

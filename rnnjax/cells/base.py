@@ -51,17 +51,17 @@ Params = Any
 """A pytree of arrays; for a single cell a dict such as ``{"kernel": ..., "bias": ...}``."""
 
 ParamTree = Mapping[str, Any] | Sequence[Any]
-"""What parameters are at their root, and no array is: swapped arguments are a type error."""
+"""The type of parameters at their root. No array has it, so swapped arguments are a type error."""
 
 Carry = Any
 """A pytree of arrays; for a single cell a NamedTuple such as ``LSTMCarry(hidden, cell)``."""
 
 Inputs = jax.Array | np.ndarray | OneHot
-"""An array whose last axis are the features, or one-hot vectors given as their ids."""
+"""An array with features on its last axis, or one-hot vectors given as ids."""
 
 PickLast = Callable[[jax.Array, bool], jax.Array]
-"""``(ys, against) -> y``, of each row the output of the step that ran last, against the direction
-of the sequence or with it."""
+"""``(ys, against) -> y``: the output of each row's step that ran last. ``against`` says whether the
+steps ran against the direction of the sequence."""
 
 
 class Role(enum.Enum):
@@ -75,20 +75,20 @@ class Role(enum.Enum):
 
 
 class Coupling(enum.IntEnum):
-    """How an `update` couples the new state to the old one; each word promises the one before.
+    """How an `update` couples the new state to the old one. Each value implies the one before it.
 
-    A unit is what stands at one place of all leaves of the carry, which then have one shape. The
-    promise holds for all parameters, inputs and states. It is not verified where a cell runs, and a
-    false one gives wrong numbers: `rnnjax.testing.check_cell` tests it.
+    A unit is one index into all leaves of the carry, which then have the same shape. The promise
+    holds for all parameters, inputs and states. It is not verified when a cell runs, and a false
+    promise gives wrong numbers. `rnnjax.testing.check_cell` tests it.
     """
 
     ANY = 0
-    """Nothing is promised."""
+    """The cell makes no promise."""
     ELEMENTWISE = 1
-    """The new state of a unit depends on the old state of that unit alone. Learners of
-    `rnnjax.online` also take entry ``k`` of each parameter for one of unit ``k % hidden_size``."""
+    """The new state of a unit depends only on the old state of that unit. The learners of
+    `rnnjax.online` also assume that entry ``k`` of a parameter is for unit ``k % hidden_size``."""
     AFFINE = 2
-    """It is an affine function of it, ``s' = A(x) s + b(x)``: `rnnjax.Parallel` runs the cell."""
+    """That function is affine, ``s' = A(x) s + b(x)``: `rnnjax.Parallel` runs the cell."""
     CONTRACTING = 3
     """No ``A(x)`` has a norm above 1: `rnnjax.Auto` may choose `rnnjax.Parallel`."""
 
@@ -97,9 +97,9 @@ class Param(NamedTuple):
     """A parameter as a cell declares it.
 
     Attributes:
-        shape: of the array.
-        init: its initialiser, by name or as ``(key, shape, dtype) -> array``.
-        role: what it does in a step.
+        shape: the shape of the array.
+        init: the initialiser, by name or as ``(key, shape, dtype) -> array``.
+        role: what the parameter does in a step.
     """
 
     shape: tuple[int, ...]
@@ -110,10 +110,10 @@ class Param(NamedTuple):
 class Cell(abc.ABC, Generic[CarryT]):
     r"""What one time step of a recurrent network computes, as data and one pure function.
 
-    A cell is a frozen dataclass of hyperparameters, ``hidden_size`` first and the rest by name. It
-    owns no arrays and remembers nothing: parameters come from `init`, state from `initial_carry`,
-    and both are passed to `step` explicitly. Because it is hashable it is static under ``jit``, and
-    a cell that is built again from the same hyperparameters hits ``jit``'s cache.
+    A cell is a frozen dataclass of hyperparameters. ``hidden_size`` comes first, the rest are
+    keyword-only. It holds no arrays and no state: parameters come from `init`, state from
+    `initial_carry`, and both are passed to `step`. A cell is hashable, and so static under ``jit``;
+    equal cells share ``jit``'s cache.
 
     A subclass declares its `carry` and its `gates`, and writes `update`, the equation:
 
@@ -121,34 +121,35 @@ class Cell(abc.ABC, Generic[CarryT]):
         h', c' = \text{update}(x W + b, \; h U, \; c)
 
     Everything else follows: `parameters` (``kernel`` :math:`W`, ``recurrent_kernel`` :math:`U`,
-    ``bias`` :math:`b`, to be added to), `init`, `initial_carry`, `step`, and every way of running
-    it over time. What is declared, and what holds where nothing is:
+    ``bias`` :math:`b`; a subclass can add more), `init`, `initial_carry`, `step`, and every method
+    that runs the cell over time. A subclass can declare:
 
-    - ``carry``: the NamedTuple of the state. Its leaves begin with the axes of the batch. Type
-      checkers know it where the class names it too, as ``class LSTMCell(Cell[LSTMCarry])``. If
-      leaves depend on each other, its ``free`` names the others, as `rnnjax.cells.SLSTMCarry`'s.
-    - ``gates``: the names of the equal parts of ``x W``, in their order.
-    - ``recurrent``: the leaf of the carry that ``recurrent_kernel`` multiplies before the update:
-      ``"hidden"``. None: there is no product there, and each unit sees its own state alone, or the
-      update multiplies (see `update`).
-    - ``additive``: whether the update is given the two halves as their sum, as in an LSTM: yes.
-      Otherwise as a pair ``(projected, recurrent)``, as in a GRU, whose reset gate scales one.
-    - ``raw_inputs``: how many features, the last ones, come to the update as they are, after the
-      product: none. Time gaps or marks of what was observed, as of a `GRU-D`.
-    - ``output``: the leaf of the new carry that is the output: ``"hidden"``. None: the update
-      returns the new carry and ``y``, of ``hidden_size`` unless `output_size` says otherwise.
-    - ``coupling``: how ``update`` couples the new state to the old one, a `Coupling`: ``ANY``. It
-      is inherited with the ``update`` alone: a class that writes its own states its own.
-    - `readout`: a product after the loop, of all steps at once. Unless it is written there is
-      none, and what the loop emits are the outputs.
-    - `memory`: what the inputs do to a state that is a matrix, in the place of an ``update``, which
-      follows from it. Then `Parallel` makes products of matrices of several steps at once.
+    - ``carry``: the NamedTuple of the state. Its leaves begin with the batch axes. Name it in the
+      class for type checkers too: ``class LSTMCell(Cell[LSTMCarry])``. If leaves depend on each
+      other, its ``free`` names the independent ones, as in `rnnjax.cells.SLSTMCarry`.
+    - ``gates``: the names of the equal parts of ``x W``, in order.
+    - ``recurrent``: the leaf of the carry that ``recurrent_kernel`` multiplies before the update.
+      Default ``"hidden"``. With None the engine makes no such product: each unit sees its own state
+      alone, or the update multiplies (see `update`).
+    - ``additive``: whether the update gets the sum of both products, as in an LSTM. Default True.
+      Otherwise it gets the pair ``(projected, recurrent)``, as in a GRU, whose reset gate scales
+      one of them.
+    - ``raw_inputs``: how many of the last features the update gets unchanged, after the product.
+      Default 0. They may be time gaps, or marks of observed values as in a GRU-D.
+    - ``output``: the leaf of the new carry that is the output. Default ``"hidden"``. With None the
+      update returns the new carry and ``y``, whose size is `output_size`.
+    - ``coupling``: how ``update`` couples the new state to the old one. Default `Coupling.ANY`. A
+      class that writes its own ``update`` declares its own coupling and inherits none.
+    - `readout`: a product after the loop, for all steps at once. Default: the outputs are what the
+      loop emits.
+    - `memory`: the writes and reads of a matrix state, instead of an ``update``. `Parallel` then
+      runs chunks of steps as matrix products.
 
-    Fields whose names end in ``_init`` are initialisers, read by `init` and `initial_carry` alone:
-    cells that differ in them run as one program.
+    Fields whose names end in ``_init`` are initialisers. Only `init` and `initial_carry` read them:
+    cells that differ in them share one compiled program.
 
-    A cell that fits no equation of this kind leaves ``carry`` at None and writes `output_size`,
-    `init`, `initial_carry` and `step` itself; it runs on ``Scan()``.
+    A cell with another kind of equation leaves ``carry`` at None and writes `output_size`, `init`,
+    `initial_carry` and `step`. It runs on ``Scan()``.
 
     >>> import dataclasses, rnnjax
     >>> @dataclasses.dataclass(frozen=True)
@@ -196,7 +197,7 @@ class Cell(abc.ABC, Generic[CarryT]):
 
     @property
     def raw_inputs(self) -> int:
-        """How many of the last features come to the update as they are."""
+        """How many of the last features the update gets unchanged."""
         return 0
 
     @property
@@ -205,7 +206,7 @@ class Cell(abc.ABC, Generic[CarryT]):
         return Coupling.ANY
 
     def __init_subclass__(cls) -> None:
-        """Refuse what would be overlooked: pieces of a step that follow from the equation."""
+        """Refuse methods of a subclass that the engine would not call."""
         super().__init_subclass__()
         # A promise is of one update, and says nothing of another that takes its place.
         if _origin(cls, "update") < _origin(cls, "coupling"):
@@ -254,7 +255,7 @@ class Cell(abc.ABC, Generic[CarryT]):
                 )
 
     def __new__(cls, *args: Any, **named: Any) -> Self:
-        """Everything behind the hidden size goes by its name."""
+        """Refuse positional arguments after the hidden size."""
         if cls is Cell:
             raise InvalidInputError("Cell is what cells are made of; take one, as LSTMCell(50)")
         if cls.carry is not None and len(args) > 1:
@@ -279,7 +280,7 @@ class Cell(abc.ABC, Generic[CarryT]):
     if not TYPE_CHECKING:  # which say themselves that a cell is not callable
 
         def __call__(self, *_: Any, **__: Any) -> Any:
-            """Say what runs a cell."""
+            """Raise an error that says how to run a cell."""
             raise InvalidInputError(
                 f"{brief(self)} must be run by a step or over a sequence, but was called; write "
                 "carry, y = cell.step(params, carry, x), or rnnjax.unroll(cell, params, xs)"
@@ -288,12 +289,12 @@ class Cell(abc.ABC, Generic[CarryT]):
     # ---- what a subclass writes
 
     def parameters(self, input_size: int) -> dict[str, Param]:
-        """The parameters for inputs with ``input_size`` features, by name.
+        """Declare the parameters for inputs with ``input_size`` features, by name.
 
-        Unless a subclass adds to them: ``kernel (input_size - raw_inputs, gates * hidden_size)``,
-        ``recurrent_kernel (size of the state, gates * hidden_size)`` where there is a product with
-        it, ``bias (gates * hidden_size,)`` where ``use_bias`` is not False, and with
-        ``use_recurrent_bias`` a ``recurrent_bias`` like it.
+        By default: ``kernel (input_size - raw_inputs, gates * hidden_size)``, ``recurrent_kernel
+        (size of the state, gates * hidden_size)`` if ``recurrent`` names a leaf, ``bias (gates *
+        hidden_size,)`` unless ``use_bias`` is False, and with ``use_recurrent_bias`` a
+        ``recurrent_bias`` of that shape.
         """
         width = len(self.gates) * self._units
         kernel = input_size - self.raw_inputs, width
@@ -313,18 +314,18 @@ class Cell(abc.ABC, Generic[CarryT]):
         return dict.fromkeys(self._declared()._fields, (self._units,))
 
     def update(self, params: Params, x: Any, carry: CarryT) -> Any:
-        """The pointwise half of the step, in plain JAX: from what it adds up to the new carry.
+        """Compute the new carry from the products of input and state, in plain JAX.
 
-        It is the equation of one row. Any number of batch axes may stand before those of the row,
-        so axes are counted from the last, and no row depends on another. A cell whose rows
-        interact, as in a norm over the batch, writes `step` instead. The same holds of `memory`,
-        `recall` and `readout`, and `rnnjax.testing.check_cell` tests it.
+        It is the equation of one row. Any number of batch axes may come first, so count axes from
+        the last; no row may depend on another. A cell whose rows interact, as in a norm over the
+        batch, writes `step` instead. These rules hold for `memory`, `recall` and `readout` too, and
+        `rnnjax.testing.check_cell` tests them.
 
         Args:
-            params: all parameters but those that stand in a product outside: ``kernel``, and
-                ``recurrent_kernel`` where `recurrent` names a leaf. A kernel that is left is
-                multiplied by ``state @ params[name]``, in the cell's ``dtype``.
-            x: the inputs' product ``(*batch, gates * hidden_size)`` and that of the state, as
+            params: the parameters without the kernels that the engine multiplies: ``kernel``, and
+                ``recurrent_kernel`` if `recurrent` names a leaf. Write ``state @ params[name]`` to
+                multiply by another kernel, in the cell's ``dtype``.
+            x: the products of the inputs and of the state ``(*batch, gates * hidden_size)``, as
                 `additive` says. ``raw_inputs`` follow the inputs' product on the last axis.
             carry: the state before the step.
 
@@ -337,25 +338,25 @@ class Cell(abc.ABC, Generic[CarryT]):
         return new, self.recall(params, x, read, stabilizer)
 
     def memory(self, params: Params, x: jax.Array) -> Memory:
-        """What a step does to a state that is a matrix; the inputs alone say so.
+        """Declare how a step changes a matrix state, from the inputs alone.
 
-        A cell that writes it has a `rnnjax.MatrixCarry`, or a `rnnjax.cells.StabilizedCarry`,
-        ``recurrent = None`` and ``output = None``, and writes no `update`.
+        A cell that writes it has a `rnnjax.MatrixCarry` or a `rnnjax.cells.StabilizedCarry`,
+        ``recurrent = None`` and ``output = None``, and no `update`.
 
         Args:
-            params: as `update` is given them.
+            params: as in `update`.
             x: the inputs' product ``(*batch, width)``.
         """
         raise InvalidInputError(f"{type(self).__name__} declares no memory")
 
     def recall(self, params: Params, x: jax.Array, read: jax.Array, stabilizer: Any) -> jax.Array:
-        """The outputs of a step, from what it reads of its memory; as it stands just that.
+        """Compute the output of a step from what it read of its memory; by default just that.
 
         Args:
-            params: as `update` is given them.
+            params: as in `update`.
             x: the inputs' product ``(*batch, width)``.
             read: ``(*batch, heads, value_size)``.
-            stabilizer: ``(*batch, heads)``, by whose exponential ``read`` is divided, or None.
+            stabilizer: ``(*batch, heads)`` or None; ``read`` is divided by its exponential.
 
         Returns:
             ``(*batch, size)``.
@@ -363,15 +364,15 @@ class Cell(abc.ABC, Generic[CarryT]):
         return joined(read)
 
     def readout(self, params: Params, emitted: Any, xs: Any) -> jax.Array:
-        """The outputs, from what the loop emits.
+        """Compute the outputs from what the loop emits; by default just that.
 
-        A product that no later step waits for is made here, for all steps at once. A cell that
-        writes it has ``output = None``. As it stands here, the outputs are what the loop emits.
+        Products that no later step needs belong here: they run for all steps at once. A cell that
+        writes a readout has ``output = None``.
 
         Args:
-            params: those of the role OUT: matrices for ``emitted @ params[name]`` or ``xs @
+            params: the parameters with role OUT: matrices for ``emitted @ params[name]`` or ``xs @
                 params[name]``, in the cell's ``dtype``, and vectors as they are.
-            emitted: ``(*batch, size)``, what `update` returned beside the new carry.
+            emitted: ``(*batch, size)``, what `update` returned with the new carry.
             xs: ``(*batch, input_size)``, the inputs of the same step, perhaps `OneHot`.
 
         Returns:
@@ -383,7 +384,7 @@ class Cell(abc.ABC, Generic[CarryT]):
 
     @property
     def is_stochastic(self) -> bool:
-        """Whether training draws random numbers, for which `rnnjax.unroll` is given a key."""
+        """Whether training draws random numbers and needs the ``key`` of `rnnjax.unroll`."""
         return False
 
     @property
@@ -394,9 +395,9 @@ class Cell(abc.ABC, Generic[CarryT]):
         return self._leaf_shape("output", self.output)[-1]
 
     def last_output(self, carry: CarryT | None, ys: jax.Array, pick: PickLast) -> jax.Array:
-        """The output of the step of each row that ran last, which returned ``carry``.
+        """Return each row's output of the step that ran last, which returned ``carry``.
 
-        ``pick`` looks for it among ``ys``, those of all steps, where the carry does not say it.
+        If the carry does not hold it, ``pick`` takes it from ``ys``, the outputs of all steps.
         """
         if carry is None or self.carry is None or self.output is None:
             return pick(ys, False)
@@ -404,7 +405,7 @@ class Cell(abc.ABC, Generic[CarryT]):
 
     @usual_promotion()
     def init(self, key: jax.Array, input_size: int) -> Params:
-        """Draw the parameters for inputs with ``input_size`` features.
+        """Initialise the parameters for inputs with ``input_size`` features.
 
         Returns:
             a dict of the arrays that `parameters` declares, in ``param_dtype``.
@@ -430,11 +431,11 @@ class Cell(abc.ABC, Generic[CarryT]):
     def initial_carry(
         self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
     ) -> CarryT:
-        """Return the state with which a sequence begins: zeros, unless the cell says otherwise.
+        """Return the state at the start of a sequence: zeros, unless the cell says otherwise.
 
         Args:
-            batch_shape: the axes with which each leaf begins.
-            dtype: of the leaves; left out, float32, or ``param_dtype`` if that is wider.
+            batch_shape: the first axes of each leaf.
+            dtype: the type of the leaves; by default float32, or ``param_dtype`` if wider.
         """
         check_batch_shape(batch_shape)
         if dtype is None:
@@ -450,10 +451,10 @@ class Cell(abc.ABC, Generic[CarryT]):
     def start(
         self, params: Params, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
     ) -> CarryT:
-        """The state with which a sequence begins, where parameters may have a say in it.
+        """Return the state at the start of a sequence, which may depend on parameters.
 
-        `rnnjax.unroll` begins with it where it is given no carry, and again at each reset. It is
-        `initial_carry`, but for a layer that learns it: `rnnjax.LearnedCarry`.
+        `rnnjax.unroll` uses it if no carry is given, and at each reset. It equals `initial_carry`,
+        except in a layer that learns its initial state: `rnnjax.LearnedCarry`.
         """
         return made_carry(self, batch_shape, dtype)
 
@@ -478,11 +479,11 @@ class Cell(abc.ABC, Generic[CarryT]):
 
     @usual_promotion()
     def project(self, params: Params, xs: Inputs) -> jax.Array:
-        """``xs @ kernel + bias``: the half of the step that needs only the input.
+        """Compute ``xs @ kernel + bias``: the half of the step that needs only the input.
 
         Args:
             params: as `init` returns them.
-            xs: ``(..., input_size)``, any number of leading axes: one step, or all of them.
+            xs: ``(..., input_size)`` with any number of leading axes, for one step or all.
 
         Returns:
             ``(..., gates * hidden_size)``.
@@ -518,11 +519,11 @@ class Cell(abc.ABC, Generic[CarryT]):
         )
 
     def biased(self, x: jax.Array, params: Params, name: str) -> jax.Array:
-        """A product with the bias of that name added to it, if the cell declares one."""
+        """Add the bias of that name to a product, if the cell declares one."""
         return add_bias(x, params, name) if is_bias(self, name) else x
 
     def combine(self, projected: jax.Array, recurrent: jax.Array | None) -> Any:
-        """The two halves as `update` is given them."""
+        """Combine the two products into the argument ``x`` of `update`."""
         if recurrent is None:
             return projected
         if not self.additive:
@@ -534,26 +535,26 @@ class Cell(abc.ABC, Generic[CarryT]):
 
     @property
     def kernels_outside(self) -> tuple[str, ...]:
-        """The names of the kernels whose products the engine makes, before the update."""
+        """The names of the kernels that the engine multiplies before the update."""
         return ("kernel",) if self.recurrent is None else ("kernel", "recurrent_kernel")
 
     def loop_params(self, params: Params) -> Params:
-        """The parameters that the loop reads: all but those of `readout`."""
+        """Return the parameters that the loop reads: all except those of `readout`."""
         roles = roles_of(self)
         return {name: leaf for name, leaf in params.items() if roles.get(name) is not Role.OUT}
 
     def update_params(self, params: Params) -> Params:
-        """The parameters that `update` may read: all but the kernels of the products outside."""
+        """Return the parameters that `update` may read: all except `kernels_outside`."""
         outside = self.kernels_outside
         return {name: p for name, p in self.loop_params(params).items() if name not in outside}
 
     def apply_update(
         self, params: Params, x: Any, carry: CarryT, dtype: DTypeLike | None = None
     ) -> tuple[CarryT, jax.Array]:
-        """`update`, with the types that a step returns; errors in it name the cell.
+        """Call `update` and cast its result to the types of the carry; errors name the cell.
 
-        A loop's state has to keep its type, whatever the types of inputs and parameters. The
-        operands of products inside of `update` have the ``dtype``, if it is not the cell's.
+        The state of a loop must not change its type, whatever the types of inputs and parameters.
+        ``dtype`` is the type of the operands of products in `update`, if not the cell's.
         """
         dtype, roles = self.dtype if dtype is None else dtype, roles_of(self)
         read = {
@@ -571,20 +572,20 @@ class Cell(abc.ABC, Generic[CarryT]):
 
     @property
     def has_memory(self) -> bool:
-        """Whether there is a `memory`."""
+        """Whether the cell declares a `memory`."""
         return type(self).memory is not Cell.memory
 
     @property
     def has_readout(self) -> bool:
-        """Whether there is a `readout`."""
+        """Whether the cell declares a `readout`."""
         return type(self).readout is not Cell.readout
 
     def read(
         self, params: Params, emitted: jax.Array, xs: Inputs, dtype: DTypeLike | None = None
     ) -> jax.Array:
-        """`readout`, with the type that a step returns, of one step or of all.
+        """Call `readout` for one step or for all, and cast its result to the type of the outputs.
 
-        The operands of its products have the ``dtype``, if it is not the cell's.
+        ``dtype`` is the type of the operands of its products, if not the cell's.
         """
         if not self.has_readout:
             return emitted
@@ -631,11 +632,11 @@ _DERIVED = (
 # eager step asks for it several times.
 @functools.lru_cache(maxsize=1024)
 def roles_of(cell: Cell) -> Mapping[str, Role]:
-    """The roles of the parameters that a cell declares, by name.
+    """Return the roles of a cell's parameters, by name.
 
     Raises:
-        InvalidInputError: a parameter that the engine adds or multiplies is missing, or is declared
-            where it would do neither.
+        InvalidInputError: a parameter that the engine adds or multiplies is missing, or one is
+            declared that the engine would not use.
     """
     roles = {name: param.role for name, param in cell.parameters(1 + cell.raw_inputs).items()}
     for name, role in roles.items():
@@ -671,15 +672,15 @@ def roles_of(cell: Cell) -> Mapping[str, Role]:
 
 
 def _origin(cls: type, name: str) -> int:
-    """Where in the order of its classes a class has a name from; 0 is the class itself."""
+    """Return the index in the ``__mro__`` of the class that defines a name; 0 is ``cls``."""
     return next(i for i, base in enumerate(cls.__mro__) if name in vars(base))
 
 
 def without_initializers(cell: Any) -> Any:
-    """The cell without what `init` alone reads: initialisers as their fields have them by default.
+    """Return the cell with the default initialisers, which only `init` reads.
 
-    A cell is static, and programs are compiled for what it equals. An initialiser that is built
-    anew equals none before, and would have each of its cells compiled again.
+    A cell is static: equal cells share a compiled program. A new initialiser object equals no
+    earlier one and would force another compilation.
     """
     if isinstance(cell, tuple):  # those of a combination
         entries = tuple(map(without_initializers, cell))
@@ -703,5 +704,5 @@ def without_initializers(cell: Any) -> Any:
 
 
 def is_bias(cell: Cell, name: str) -> bool:
-    """Whether the parameter of that name is added to a product, and not in the update."""
+    """Whether the engine adds the parameter of that name to a product before the update."""
     return roles_of(cell).get(name) is Role.BIAS

@@ -1,4 +1,4 @@
-"""Cells made of other cells, and how they ask for each of these to be run."""
+"""Cells made of other cells, and the protocol by which they run each of them."""
 
 import abc
 import functools
@@ -14,14 +14,13 @@ from rnnjax.errors import InvalidInputError
 
 
 class Noise(NamedTuple):
-    """What a regulariser changes inside the loop of a cell; all of it is drawn before.
+    """The noise of a regulariser inside the loop of a cell, sampled before the loop.
 
     Attributes:
-        recurrent: factors ``(*batch, recurrent_size)`` of the hidden state where it enters the
-            recurrent product (recurrent dropout), or None.
-        zoneout: by the name of a field of the carry, which of its units keep their old value:
-            booleans ``(time, *batch, size)``, or its expectation, the part of the old value that
-            stays.
+        recurrent: factors ``(*batch, recurrent_size)`` of the hidden state in the recurrent product
+            (recurrent dropout), or None.
+        zoneout: by field of the carry, the units that keep their old value: booleans ``(time,
+            *batch, size)``, or their expectation, the share of the old value that stays.
     """
 
     recurrent: jax.Array | None = None
@@ -48,11 +47,11 @@ class LayerRun(Protocol):
         reverse: bool = False,
         noise: Noise = _QUIET,
     ) -> tuple[Carry, jax.Array]:
-        """Run a layer, perhaps a composite itself, and return its carry and outputs.
+        """Run a layer, possibly a composite, and return its carry and outputs.
 
-        Its carry is handed on as it came: the engine may have put more into its leaves than arrays.
-        A composite that draws does so with the ``key``, unless it is None; ``reverse`` is against
-        the direction of the composite, and ``noise`` for a cell that is none.
+        The carry is passed on unchanged: the engine may have put more than arrays into its leaves.
+        A composite samples its noise from ``key``, unless it is None. ``reverse`` is relative to
+        the direction of the composite. ``noise`` is for a cell that is not a composite.
         """
 
 
@@ -63,32 +62,32 @@ class CompositeCell(Cell[CarryT]):
     def unroll_layers(
         self, run: LayerRun, params: Params, xs: Inputs, carry: CarryT, key: jax.Array | None
     ) -> tuple[CarryT, jax.Array]:
-        """Run the layers over ``xs (time, *batch, input_size)``, each of them by calling ``run``.
+        """Run the layers over ``xs (time, *batch, input_size)``, each by calling ``run``.
 
-        The leaves of the carry are handed on as they are. The ``key`` is for what is random in
-        training, or None.
+        Pass the leaves of the carry on unchanged. ``key`` is for random numbers in training, or
+        None.
         """
 
 
 class WrappedCell(Cell[CarryT]):
-    """A cell around another, whose outputs and carry it has unless it says otherwise."""
+    """A cell around another one, with the same outputs and carry by default."""
 
     cell: Cell[CarryT]
 
     @property
     def output_size(self) -> int:
-        """That of the cell."""
+        """The output size of the wrapped cell."""
         return self.cell.output_size
 
     def initial_carry(
         self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
     ) -> CarryT:
-        """That of the cell, which does not know the parameters."""
+        """Return the wrapped cell's initial carry, which does not depend on parameters."""
         return self.cell.initial_carry(batch_shape, dtype)
 
 
 def check_free(what: str, cell: Cell) -> None:
-    """Raise unless the carry of ``cell`` may hold any numbers, as ``what`` makes them."""
+    """Raise unless the carry of ``cell`` may hold arbitrary numbers, which ``what`` needs."""
     carry = jax.eval_shape(cell.initial_carry)
     for part in jax.tree.leaves(carry, is_leaf=lambda node: hasattr(node, "free")):
         if hasattr(part, "free"):
@@ -100,7 +99,7 @@ def check_free(what: str, cell: Cell) -> None:
 
 
 def vector_sizes(what: str, cell: Cell) -> list[int]:
-    """The sizes of the leaves of a carry, each of them a vector of each row."""
+    """Return the sizes of the leaves of a carry; each must be one vector per row."""
     shapes = [leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(cell.initial_carry))]
     if any(len(shape) != 1 for shape in shapes):
         raise InvalidInputError(
@@ -111,11 +110,11 @@ def vector_sizes(what: str, cell: Cell) -> list[int]:
 
 
 SingleRun = Callable[[Cell, Params, Any, Carry, Noise, bool], tuple[Carry, jax.Array]]
-"""``(cell, params, xs, carry, noise, reverse) -> (carry, ys)``, of a cell that is no composite."""
+"""``(cell, params, xs, carry, noise, reverse) -> (carry, ys)``, for a cell without layers."""
 
 
 def over_layers(single: SingleRun) -> LayerRun:
-    """Run a cell, or each layer of a composite, however deep in others, by ``single``."""
+    """Return a function that runs a cell, or each layer of nested composites, by ``single``."""
 
     def run(
         cell: Cell,

@@ -1,4 +1,4 @@
-"""Long short-term memory over images and other grids, with convolutions for products."""
+"""Long short-term memory over images and other grids, with convolutions."""
 
 import dataclasses
 
@@ -20,24 +20,24 @@ class ConvLSTMCell(LSTMRelative):
         c' &= f c + i g \\
         h' &= o \tanh(c'), \qquad y = h'
 
-    where :math:`*` is a convolution (as everywhere in this field a correlation) with stride 1 and
-    zero padding, so that the grid keeps its shape. :math:`W` = ``kernel (*kernel_shape,
-    input_size, 4 * hidden_size)``, :math:`U` = ``recurrent_kernel (*kernel_shape, hidden_size,
-    4 * hidden_size)``, :math:`b` = ``bias (4 * hidden_size,)``.
+    where :math:`*` is a convolution (a cross-correlation, as usual) with stride 1 and zero padding,
+    so the grid keeps its shape. :math:`W` = ``kernel (*kernel_shape, input_size, 4 *
+    hidden_size)``, :math:`U` = ``recurrent_kernel (*kernel_shape, hidden_size, 4 * hidden_size)``
+    and :math:`b` = ``bias (4 * hidden_size,)``.
 
-    Inputs are ``(*batch, *grid, input_size)``, channels last, and the axes of the grid take the
-    place of the last axes of the batch everywhere: ``xs (time, batch, height, width, channels)``,
-    ``initial_carry((batch, height, width))``; masks and resets can leave them out.
+    Inputs are ``(*batch, *grid, input_size)``, channels last. The grid axes count as the last batch
+    axes: ``xs (time, batch, height, width, channels)``, ``initial_carry((batch, height, width))``.
+    Masks and resets can leave them out.
 
     Args:
         hidden_size: the number of hidden channels.
-        kernel_shape: of the convolutions, one or two sizes.
+        kernel_shape: the window of the convolutions, one or two sizes.
 
     Arguments that are not listed are those of `LSTMCell`.
 
     Raises:
-        InvalidInputError: ``kernel_shape`` has not one or two sizes, or inputs have too few axes or
-            another number of channels; or as `LSTMCell`.
+        InvalidInputError: ``kernel_shape`` does not have one or two sizes, or the inputs have too
+            few axes or another number of channels; or as `LSTMCell`.
 
     >>> cell = ConvLSTMCell(hidden_size=4, kernel_shape=(3, 3))
     >>> params = cell.init(jax.random.key(0), input_size=1)
@@ -66,7 +66,7 @@ class ConvLSTMCell(LSTMRelative):
         object.__setattr__(self, "kernel_shape", tuple(shape))
 
     def parameters(self, input_size: int) -> dict[str, Param]:
-        """Those of an `LSTMCell`, with the axes of ``kernel_shape`` before the kernels' own."""
+        """Declare the parameters of `LSTMCell`; kernels begin with the axes of ``kernel_shape``."""
         params = super().parameters(input_size)
         for name in ("kernel", "recurrent_kernel"):
             shape = (*self.kernel_shape, *params[name].shape)
@@ -74,5 +74,5 @@ class ConvLSTMCell(LSTMRelative):
         return params
 
     def update(self, params: Params, x: jax.Array, carry: LSTMCarry) -> LSTMCarry:
-        """The equations of the class, from the second on."""
+        """Compute the new state by the equations of the class, from the second on."""
         return lstm_update(x, carry, self.recurrent_activation, self.activation)

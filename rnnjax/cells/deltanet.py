@@ -1,4 +1,4 @@
-"""The gated delta network."""
+"""The gated delta network, with one matrix memory per head."""
 
 import dataclasses
 from typing import Any
@@ -17,7 +17,7 @@ from rnnjax.cells.matrix import MatrixCarry, Memory, joined
 
 @dataclasses.dataclass(frozen=True)
 class GatedDeltaNetCell(MatrixCell[MatrixCarry]):
-    r"""Gated DeltaNet (Yang, Kautz & Hatamizadeh, 2025): what stood at a key makes room.
+    r"""Gated DeltaNet (Yang, Kautz & Hatamizadeh, 2025): a write first erases the key's old value.
 
     .. math::
         q, k, v, r, a, \beta &= \text{split}(x W), \qquad \beta = \sigma(\beta) \\
@@ -27,23 +27,23 @@ class GatedDeltaNetCell(MatrixCell[MatrixCarry]):
         S' &= \alpha S \, (I - \beta k k^\top) + \beta \, v k^\top \\
         y &= \text{silu}(r) \odot g \odot \text{norm}(S' q)
 
-    for each head, which has a vector :math:`q, k` of ``key_size``, its part of :math:`v, r` and a
-    number :math:`a, \beta, b, c`; unit divides by the length, and norm by the root of the mean of a
-    head's squares. :math:`W` = ``kernel (input_size, 2 * heads * key_size + 2 * hidden_size + 2 *
-    heads)``, in that order, :math:`b` = ``step_bias (heads,)``, :math:`c` = ``log_decay (heads,)``
-    and :math:`g` = ``gain (hidden_size / heads,)``. The carry is `MatrixCarry`, :math:`S` =
-    ``memory (*batch, heads, hidden_size / heads, key_size)``. (In the paper q, k and v see a short
-    convolution before, and another product follows.)
+    for each head. A head has vectors :math:`q, k` of ``key_size``, its part of :math:`v, r`, and
+    scalars :math:`a, \beta, b, c`. unit divides by the length, norm by the root mean square of the
+    head. :math:`W` = ``kernel (input_size, 2 * heads * key_size + 2 * hidden_size + 2 * heads)``,
+    in that order, :math:`b` = ``step_bias (heads,)``, :math:`c` = ``log_decay (heads,)`` and
+    :math:`g` = ``gain (hidden_size / heads,)``. The carry is `MatrixCarry`, :math:`S` = ``memory
+    (*batch, heads, hidden_size / heads, key_size)``. (The paper's block has a short convolution
+    before q, k and v, and an output projection.)
 
     Args:
         hidden_size: the number of outputs.
         heads: the number of memories, which divides ``hidden_size``.
-        key_size: of the keys of each; left out, ``hidden_size / heads``.
+        key_size: the size of each key; by default ``hidden_size / heads``.
         epsilon: added to the squares of lengths and norms.
         negative_eigenvalues: whether :math:`\beta = 2 \sigma(\beta)`, so that :math:`I - \beta k
             k^\top` may reflect: a layer can then track parity (Grazzi et al., 2025).
-        log_decay_init: initialiser of ``log_decay``; as it stands :math:`e^c` is between 1 and 16.
-        step_bias_init: initialiser of ``step_bias``; as it stands softplus makes it 0.001 to 0.1.
+        log_decay_init: initialiser of ``log_decay``; by default :math:`e^c` is between 1 and 16.
+        step_bias_init: initialiser of ``step_bias``; by default softplus makes it 0.001 to 0.1.
 
     Arguments that are not listed are those of `LSTMCell`.
 
@@ -70,7 +70,7 @@ class GatedDeltaNetCell(MatrixCell[MatrixCarry]):
     gates = "q", "k", "v", "r", "a", "beta"
 
     def parameters(self, input_size: int) -> dict[str, Param]:
-        """``kernel``, ``step_bias``, ``log_decay`` and ``gain``."""
+        """Declare ``kernel``, ``step_bias``, ``log_decay`` and ``gain``."""
         return {
             "kernel": Param((input_size, sum(self.widths)), self.kernel_init, Role.INPUT),
             "step_bias": Param((self.heads,), self.step_bias_init),
@@ -79,7 +79,7 @@ class GatedDeltaNetCell(MatrixCell[MatrixCarry]):
         }
 
     def memory(self, params: Params, x: jax.Array) -> Memory:
-        """The first four equations of the class."""
+        """Compute the step by the first four equations of the class."""
         q, k, v, _, a, beta = self.parts(x)
         q, k, v = (in_heads(jax.nn.silu(part), self.heads) for part in (q, k, v))
         step = jax.nn.softplus(a + params["step_bias"].astype(x.dtype))
@@ -88,7 +88,7 @@ class GatedDeltaNetCell(MatrixCell[MatrixCarry]):
         return Memory(self._unit(q), self._unit(k), v, log_decay, beta=beta, erase=beta)
 
     def recall(self, params: Params, x: jax.Array, read: jax.Array, stabilizer: Any) -> jax.Array:
-        """The last."""
+        """Compute the output by the last equation of the class."""
         norm = read * jax.lax.rsqrt(jnp.square(read).mean(-1, keepdims=True) + self.epsilon)
         return jax.nn.silu(self.parts(x)[3]) * joined(norm * params["gain"].astype(x.dtype))
 

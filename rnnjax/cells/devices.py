@@ -1,4 +1,4 @@
-"""What a loop needs to know of the devices over which arrays are divided."""
+"""Helpers for loops over arrays that are sharded over several devices."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,10 +11,10 @@ from jax.sharding import AxisType, PartitionSpec
 
 
 def match_devices(tree: Any) -> Any:
-    """The same arrays, all of them varying over the mesh axes over which any does.
+    """Make all arrays vary over the mesh axes over which any of them varies.
 
-    Inside of ``jax.shard_map`` a loop's state has to vary over the same axes as what is added to
-    it. The gradient of an array that is the same on all devices is then their sum, as it should be.
+    Inside ``jax.shard_map`` the state of a loop must vary over the same axes as what is added to
+    it. The gradient of a replicated array is then the sum over devices, as it should be.
     """
     # JAX refuses a loop whose state varies over more axes after a step than before it.
     axes = frozenset[str]().union(*map(_varying_axes, jax.tree.leaves(tree)))
@@ -24,21 +24,21 @@ def match_devices(tree: Any) -> Any:
 def automatic(
     run: Callable[..., tuple[Any, jax.Array]], args: Any, like: Any, leading: int
 ) -> tuple[Any, jax.Array] | None:
-    """The state and the outputs of a run, of which XLA finds out how to divide it over devices.
+    """Call ``run`` with automatic sharding, which XLA chooses.
 
-    With mesh axes of the kind ``Explicit``, the default of ``jax.make_mesh`` since JAX 0.9, every
-    array says in its type how it is divided, and an operation whose result could be divided in two
-    ways has to be told. Inside of this, no array says it, for all cells and methods alike.
+    With mesh axes of type ``Explicit``, the default of ``jax.make_mesh`` since JAX 0.9, the type of
+    every array states its sharding, and an ambiguous operation needs an ``out_sharding``. Inside
+    this call no array states it, for all cells and methods.
 
     Args:
-        run: from ``args`` to a state, whose leaves begin with the batch, and outputs, which begin
-            with time and the batch.
+        run: from ``args`` to a state, whose leaves begin with the batch axes, and outputs, which
+            begin with time and the batch axes.
         args: arrays.
-        like: an array, or arrays, as whose the results are divided.
-        leading: the axes of time and the batch.
+        like: an array, or arrays, whose sharding the results get.
+        leading: the number of axes of time and the batch.
 
     Returns:
-        what it returns; None, and nothing has run, where no axis is of that kind.
+        the result of ``run``; None, without a call, if no axis is explicit.
     """
     kinds: list[Any] = [jax.typeof(leaf).sharding for leaf in jax.tree.leaves((like, args))]
     mesh = next((k.mesh for k in kinds if AxisType.Explicit in k.mesh.axis_types), None)
@@ -58,13 +58,16 @@ class MeshAxis:
     """The devices over which ``jax.shard_map`` divides the steps of a sequence, in their order.
 
     Args:
-        name: of the mesh axis; None where each device has all steps.
+        name: the mesh axis; None if each device has all steps.
     """
 
     name: str | None = None
 
     def known(self) -> bool:
-        """Whether it is an axis that is divided here, by types: without, gradients are parts."""
+        """Whether it is a mesh axis of this context that types track (``check_vma``).
+
+        Without these types gradients would be partial sums.
+        """
         if self.name is None:
             return True
         mesh = jax.sharding.get_abstract_mesh()
@@ -73,20 +76,20 @@ class MeshAxis:
         return manual and self.name in _varying_axes(jax.lax.axis_index(self.name))
 
     def steps(self, here: int) -> tuple[Any, int]:
-        """Which is the first of the steps here, and how many all devices have."""
+        """Return the index of this device's first step, and the number of steps of all devices."""
         if self.name is None:
             return 0, here
         return here * jax.lax.axis_index(self.name), here * jax.lax.axis_size(self.name)
 
     def next(self, leaf: jax.Array) -> jax.Array:
-        """What the next device has; zeros on the last."""
+        """Return the next device's array; zeros on the last device."""
         if self.name is None:
             return jnp.zeros_like(leaf)
         pairs = [(k + 1, k) for k in range(jax.lax.axis_size(self.name) - 1)]
         return jax.lax.ppermute(leaf, self.name, pairs)
 
     def gathered(self, tree: Any) -> Any:
-        """What each device has, as a first axis; the same on all devices, by one message."""
+        """Gather each device's arrays along a new first axis, with one collective."""
         flat, tree_of = ravel_pytree(match_devices(tree))
         if jax.__version_info__ >= (0, 10):
             every = jax.lax.all_gather(flat, self.name, to="invarying")
@@ -97,11 +100,11 @@ class MeshAxis:
         return jax.vmap(tree_of)(every)
 
     def here(self, tree: Any) -> Any:
-        """This device's part of what was gathered."""
+        """Return this device's part of gathered arrays."""
         return jax.tree.map(lambda leaf: leaf[jax.lax.axis_index(self.name)], tree)
 
     def only_first(self, tree: Any, reverse: bool) -> Any:
-        """Zeros but on the device that has the first step: the last one in reverse."""
+        """Return zeros on all devices except the one with the first step: in reverse, the last."""
         first = jax.lax.axis_size(self.name) - 1 if reverse else 0
         own = jax.lax.axis_index(self.name) == first
         return jax.tree.map(lambda leaf: jnp.where(own, leaf, 0), tree)
@@ -111,20 +114,20 @@ LOCAL = MeshAxis()
 
 
 def match_vma(leaf: jax.Array, like: jax.Array) -> jax.Array:
-    """The same array, varying over the mesh axes over which ``like`` does.
+    """Make an array vary over the mesh axes over which ``like`` varies.
 
-    Behind a collective, an array is the same on all devices.
+    The result of a collective is the same on all devices.
     """
     return _varying(leaf, _varying_axes(like))
 
 
 def varies(tree: Any) -> bool:
-    """Whether an array may differ between the devices over which ``jax.shard_map`` divides."""
+    """Whether any array may differ between the devices of a ``jax.shard_map``."""
     return any(map(_varying_axes, jax.tree.leaves(tree)))
 
 
 def shaped_like(shape: tuple[int, ...], dtype: Any, like: jax.Array) -> jax.ShapeDtypeStruct:
-    """The shape of a result that varies over the mesh axes over which ``like`` does."""
+    """Return the shape of a result that varies over the same mesh axes as ``like``."""
     kind: Any = jax.typeof(like)
     name = "manual_axis_type" if hasattr(kind, "manual_axis_type") else "vma"
     return jax.ShapeDtypeStruct(shape, dtype, **{name: getattr(kind, name)})
@@ -136,7 +139,7 @@ def _varying(leaf: Any, axes: frozenset[str]) -> Any:
 
 
 def _varying_axes(leaf: Any) -> frozenset[str]:
-    """The mesh axes over which an array varies; JAX before 0.10 had another name for them."""
+    """Return the mesh axes over which an array varies; JAX before 0.10 names them otherwise."""
     kind: Any = jax.typeof(leaf)
     if hasattr(kind, "manual_axis_type"):
         return kind.manual_axis_type.varying

@@ -1,4 +1,4 @@
-"""The LSTM, each unit of which sees its own state alone."""
+"""An LSTM in which each unit sees only its own state."""
 
 import dataclasses
 
@@ -22,10 +22,10 @@ class DiagonalLSTMCell(LSTMRelative):
 
     with :math:`W` = ``kernel (input_size, 4 * hidden_size)``, :math:`b` = ``bias (4 *
     hidden_size,)``, gates in the order i, f, g, o, and :math:`u_i, u_f, u_g, u_o` =
-    ``recurrent_kernel (4, hidden_size)``. (The paper's couples i and f, and has peepholes.)
+    ``recurrent_kernel (4, hidden_size)``. (The paper's LSTM couples i and f, and has peepholes.)
 
     Args:
-        recurrent_kernel_init: of ``recurrent_kernel``; as it stands uniform in [0, 1).
+        recurrent_kernel_init: initialiser of ``recurrent_kernel``; by default uniform in [0, 1).
 
     Arguments that are not listed, and errors, are those of `LSTMCell`.
 
@@ -43,12 +43,12 @@ class DiagonalLSTMCell(LSTMRelative):
     recurrent = None
 
     def parameters(self, input_size: int) -> dict[str, Param]:
-        """``kernel``, ``bias`` and ``recurrent_kernel``."""
+        """Declare the parameters ``kernel``, ``bias`` and ``recurrent_kernel``."""
         recurrent = Param((4, self.hidden_size), self.recurrent_kernel_init)
         return super().parameters(input_size) | {"recurrent_kernel": recurrent}
 
     def update(self, params: Params, x: jax.Array, carry: LSTMCarry) -> LSTMCarry:
-        """The equations of the class."""
+        """Compute the new state by the equations of the class."""
         own = params["recurrent_kernel"].astype(x.dtype) * carry.hidden[..., None, :]
         sums = x + own.reshape(x.shape)
         return lstm_update(sums, carry, self.recurrent_activation, self.activation)

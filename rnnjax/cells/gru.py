@@ -1,4 +1,4 @@
-"""Gated recurrent unit."""
+"""Gated recurrent unit, with its reset gate after or before the product."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -36,29 +36,28 @@ class GRUCell(Cell[GRUCarry]):
         n &= \tanh(x W_n + b_n + r (h U_n + c_n)) \\
         h' &= (1 - z) n + z h, \qquad y = h'
 
-    and with ``reset_after=False``, the form of the paper's first version, the hidden state that
-    enters it: :math:`n = \tanh(x W_n + b_n + (r h) U_n)`, with no :math:`c`.
+    With ``reset_after=False``, the form of the paper's first version, it scales the hidden state
+    before that product: :math:`n = \tanh(x W_n + b_n + (r h) U_n)`, with no :math:`c`.
 
-    ``kernel (input_size, 3 * hidden_size)``, ``recurrent_kernel (hidden_size, 3 * hidden_size)``,
-    ``bias (3 * hidden_size,)`` and, with ``reset_after``, ``recurrent_bias (3 * hidden_size,)``,
-    here :math:`c`; gates in the order r, z, n along the last axis. Defaults are those of Keras's
-    ``GRU``.
+    Parameters are ``kernel (input_size, 3 * hidden_size)``, ``recurrent_kernel (hidden_size, 3 *
+    hidden_size)``, ``bias (3 * hidden_size,)`` and, with ``reset_after``, ``recurrent_bias (3 *
+    hidden_size,)``, which is :math:`c`. Gates are in the order r, z, n along the last axis.
+    Defaults are those of Keras's ``GRU``.
 
     Args:
         hidden_size: the number of hidden units.
-        activation: of the candidate n, by name or as a callable.
+        activation: the activation of the candidate n, by name or as a callable.
         recurrent_activation: :math:`\sigma`, the activation of the gates r and z.
-        reset_after: which of the two forms. Reset-before has two products in a row in the loop,
-            the second of which waits for the first.
+        reset_after: which form to use. Reset-before has two products in sequence in the loop.
         use_bias: whether there is a bias.
         kernel_init: initialiser of ``kernel``, by name or as ``(key, shape, dtype) -> array``.
-        recurrent_kernel_init: the same of ``recurrent_kernel``.
-        bias_init: the same of the biases.
-        dtype: of the operands of the products and of the outputs; see `LSTMCell`.
-        param_dtype: of the parameters that `init` draws.
+        recurrent_kernel_init: initialiser of ``recurrent_kernel``.
+        bias_init: initialiser of the biases.
+        dtype: the type of the products' operands and of the outputs; see `LSTMCell`.
+        param_dtype: the type of the parameters that `init` returns.
 
     Raises:
-        InvalidInputError: a hyperparameter is of the wrong type, or no name that is known.
+        InvalidInputError: a hyperparameter has the wrong type, or is an unknown name.
 
     >>> cell = GRUCell(hidden_size=50)
     >>> params = cell.init(jax.random.key(0), input_size=3)
@@ -87,20 +86,20 @@ class GRUCell(Cell[GRUCarry]):
 
     @property
     def recurrent(self) -> str | None:
-        """``hidden``; without ``reset_after`` both products stand in the update."""
+        """``"hidden"`` with ``reset_after``; without, the update makes both products."""
         return "hidden" if self.reset_after else None
 
     @property
     def coupling(self) -> Coupling:
-        """``ELEMENTWISE`` with ``reset_after``; without, a product in the update mixes units."""
+        """``ELEMENTWISE`` with ``reset_after``; without, the update mixes units by a product."""
         return Coupling.ELEMENTWISE if self.reset_after else Coupling.ANY
 
     def parameters(self, input_size: int) -> dict[str, Param]:
-        """``kernel``, ``recurrent_kernel``, ``bias``, and with reset_after ``recurrent_bias``."""
+        """Declare ``kernel``, ``recurrent_kernel`` and ``bias``; with reset_after one more bias."""
         return remembering(two_products(self, super().parameters(input_size)), (0, 1, 0))
 
     def update(self, params: Params, x: Any, carry: GRUCarry) -> GRUCarry:
-        """The equations of the class."""
+        """Compute the new state by the equations of the class."""
         at, h = [2 * self.hidden_size], carry.hidden
         if self.reset_after:
             projected, recurrent = x
@@ -118,7 +117,7 @@ class GRUCell(Cell[GRUCarry]):
 
 
 def two_products(cell: Any, params: dict[str, Param]) -> dict[str, Param]:
-    """Parameters of a cell with ``reset_after``: with it, both products have a bias."""
+    """Return the parameters of a cell with both forms; ``reset_after`` adds a second bias."""
     width = params["kernel"].shape[-1:]
     if cell.reset_after and cell.use_bias:
         params["recurrent_bias"] = Param(width, cell.bias_init, Role.BIAS)

@@ -1,4 +1,4 @@
-"""What cells with a matrix memory for each head have in common."""
+"""The base class of cells with one matrix memory per head."""
 
 import dataclasses
 import itertools
@@ -24,14 +24,14 @@ def check_heads(cell: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class MatrixCell(Cell[CarryT]):
-    """A cell that declares a `memory`, of a matrix for each head.
+    """A cell that declares a `memory` with one matrix per head.
 
     Args:
         hidden_size: the number of outputs.
         heads: the number of memories, which divides ``hidden_size``.
 
     Raises:
-        InvalidInputError: ``heads`` do not divide ``hidden_size``, or a size is none.
+        InvalidInputError: ``heads`` do not divide ``hidden_size``, or a size is not positive.
     """
 
     hidden_size: int
@@ -48,18 +48,18 @@ class MatrixCell(Cell[CarryT]):
 
     @property
     def keys(self) -> int:
-        """The size of each key: ``key_size``, and where that is left out that of a value."""
+        """The size of each key: ``key_size``, or by default the size of a value."""
         size: int | None = getattr(self, "key_size", None)
         return self.hidden_size // self.heads if size is None else size
 
     @property
     def widths(self) -> list[int]:
-        """The sizes of the parts of ``x W``: q, k, v, the output's gate, two numbers for a head."""
+        """The sizes of the parts of ``x W``: q, k, v, the output gate, and two scalars per head."""
         keys, units = self.heads * self.keys, self.hidden_size
         return [keys, keys, units, units, self.heads, self.heads]
 
     def parts(self, x: jax.Array) -> list[jax.Array]:
-        """The parts of ``x W``, each so wide."""
+        """Split ``x W`` into parts of these `widths`."""
         return jnp.split(x, list(itertools.accumulate(self.widths[:-1])), axis=-1)
 
     @property

@@ -1,4 +1,4 @@
-"""Initialisers that set how long a state remembers: of biases, eigenvalues and steps."""
+"""Initialisers of biases, eigenvalues and step sizes that set how long a state remembers."""
 
 import dataclasses
 import math
@@ -20,13 +20,13 @@ class Chrono:
     .. math::
         b_f \sim \log U(1, T - 1), \qquad b_i = -b_f
 
-    where :math:`f` keeps the old state, as an LSTM's forget gate or a GRU's :math:`z` does, and
-    :math:`i` lets the new in; other gates begin at zero. As ``bias_init`` of `LSTMCell` and those
-    of its gates, `GRUCell` and `DiagonalLSTMCell`, which know their gates.
+    where :math:`f` holds the old state, as an LSTM's forget gate or a GRU's :math:`z` does, and
+    :math:`i` lets the new one in. Other gates begin at zero. Use it as ``bias_init`` of `LSTMCell`
+    and its variants, `GRUCell` and `DiagonalLSTMCell`, which know their gates.
 
     Args:
         longest: :math:`T`, the longest range of dependencies, in steps.
-        signs: of the logarithm in each gate's bias, which a cell puts in: 1, -1 or 0.
+        signs: for each gate 1, -1 or 0, the factor of the logarithm; the cell fills it in.
 
     Raises:
         InvalidInputError: ``longest`` is below 2, or the cell does not say which gates remember.
@@ -49,7 +49,7 @@ class Chrono:
             raise InvalidInputError(f"longest must be 2 steps or more, but is {self.longest!r}")
 
     def __call__(self, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-        """Draw it: ``shape`` is ``(gates * hidden_size,)``."""
+        """Sample the bias; ``shape`` is ``(gates * hidden_size,)``."""
         if not self.signs:
             raise InvalidInputError(
                 "Chrono needs a cell that says which gates remember, such as rnnjax.LSTMCell or "
@@ -62,11 +62,11 @@ class Chrono:
 
 @dataclasses.dataclass(frozen=True)
 class PerHead:
-    """The initialiser of blocks side by side, each drawn by itself.
+    """An initialiser that initialises blocks of columns independently.
 
     Args:
-        initializer: of a block.
-        heads: how many blocks there are, in the columns.
+        initializer: initialiser of a block.
+        heads: the number of blocks.
 
     >>> kernel = PerHead("orthogonal", 2)(jax.random.key(0), (2, 16), jnp.float32)
     >>> bool(jnp.allclose(kernel[:, :8] @ kernel[:, :8].T, jnp.eye(2), atol=1e-5))
@@ -77,14 +77,14 @@ class PerHead:
     heads: int
 
     def __call__(self, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-        """Draw them: ``shape`` is ``(rows, heads * columns)``."""
+        """Sample all blocks; ``shape`` is ``(rows, heads * columns)``."""
         draw, block = get_initializer(self.initializer), (*shape[:-1], shape[-1] // self.heads)
         keys = jax.random.split(key, self.heads)
         return jnp.concatenate([draw(key, block, dtype) for key in keys], axis=-1)
 
 
 def remembering(params: dict[str, Any], signs: tuple[int, ...]) -> dict[str, Any]:
-    """Declared parameters, of which a bias that `Chrono` draws knows its gates."""
+    """Tell a bias that `Chrono` initialises which gates it has; return the parameters."""
     for name, own in (("bias", signs), ("recurrent_bias", (0,) * len(signs))):
         if name in params and isinstance(params[name].init, Chrono):
             init = dataclasses.replace(params[name].init, signs=own)
@@ -94,10 +94,10 @@ def remembering(params: dict[str, Any], signs: tuple[int, ...]) -> dict[str, Any
 
 @dataclasses.dataclass(frozen=True)
 class Ring:
-    r"""Eigenvalues drawn uniformly from a ring in the complex plane (Orvieto et al., 2023).
+    r"""Eigenvalues sampled uniformly from a ring in the complex plane (Orvieto et al., 2023).
 
-    Of :math:`\lambda = \exp(-e^\nu + i e^\theta)` the rows :math:`\nu`, :math:`\theta` and
-    :math:`\log \gamma = \log \sqrt{1 - |\lambda|^2}`, as ``ring (3, state_size)`` of an `LRUCell`.
+    For :math:`\lambda = \exp(-e^\nu + i e^\theta)` the rows are :math:`\nu`, :math:`\theta` and
+    :math:`\log \gamma = \log \sqrt{1 - |\lambda|^2}`: the ``ring (3, state_size)`` of an `LRUCell`.
 
     Args:
         r_min: the smallest :math:`|\lambda|`.
@@ -127,7 +127,7 @@ class Ring:
             )
 
     def __call__(self, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-        """Draw it: ``shape`` is ``(3, state_size)``."""
+        """Sample the ring; ``shape`` is ``(3, state_size)``."""
         radius, phase = jax.random.uniform(key, (2, *shape[1:]), dtype)
         square = radius * (self.r_max**2 - self.r_min**2) + self.r_min**2
         square = jnp.clip(square, 1e-6, 1 - 1e-6)  # whose logarithms are finite
@@ -140,11 +140,12 @@ class Ring:
 class LegS:
     r"""The eigenvalues of HiPPO-LegS's normal part (Gu et al., 2022; Smith et al., 2023).
 
-    Those with a positive imaginary part, all with the real part -1/2: the rows :math:`\log 1/2`
-    and :math:`\operatorname{Im} \lambda`, as ``eigenvalue (2, state_size)`` of an `S5Cell`.
+    It gives the eigenvalues with a positive imaginary part; all have the real part -1/2. The rows
+    are :math:`\log 1/2` and :math:`\operatorname{Im} \lambda`: the ``eigenvalue (2, state_size)``
+    of an `S5Cell`.
 
     Args:
-        blocks: of how many smaller matrices along the diagonal, each with the same eigenvalues.
+        blocks: the number of equal blocks on the diagonal; each has the same eigenvalues.
 
     Raises:
         InvalidInputError: ``blocks`` is not 1 or more, or does not divide the states.
@@ -159,7 +160,7 @@ class LegS:
         check_size("blocks", self.blocks)
 
     def __call__(self, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-        """Compute it: ``shape`` is ``(2, state_size)``."""
+        """Compute the eigenvalues; ``shape`` is ``(2, state_size)``."""
         states, rest = divmod(shape[-1], self.blocks)
         if rest:
             raise InvalidInputError(
@@ -173,12 +174,12 @@ class LegS:
 
 
 def log_steps(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """The logarithms of steps between 0.001 and 0.1, all magnitudes alike (Gu et al., 2022)."""
+    """Sample log step sizes, uniform between those of 0.001 and 0.1 (Gu et al., 2022)."""
     return jax.random.uniform(key, shape, dtype, math.log(1e-3), math.log(1e-1))
 
 
 def softplus_steps(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """The numbers whose softplus are such steps (Gu & Dao, 2023).
+    """Sample the numbers whose softplus are the steps of `log_steps` (Gu & Dao, 2023).
 
     >>> steps = jax.nn.softplus(softplus_steps(jax.random.key(0), (100,), jnp.float32))
     >>> bool(steps.min() > 0.0009), bool(steps.max() < 0.11)

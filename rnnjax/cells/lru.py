@@ -1,4 +1,4 @@
-"""The linear recurrent unit, and what cells with a complex diagonal state have in common."""
+"""The linear recurrent unit, and the base class of cells with a complex diagonal state."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ register_namedtuple_serialization(ComplexCarry, serialized_name="rnnjax.ComplexC
 
 
 def turned(carry: ComplexCarry, real: Any, imag: Any, x: tuple[Any, Any]) -> ComplexCarry:
-    """``(real + i imag) carry + x``, of real parts alone: complex arrays compile slowly."""
+    """Compute ``(real + i imag) carry + x`` with real arrays: complex ones compile slowly."""
     return ComplexCarry(
         real * carry.real - imag * carry.imag + x[0], imag * carry.real + real * carry.imag + x[1]
     )
@@ -36,14 +36,14 @@ def turned(carry: ComplexCarry, real: Any, imag: Any, x: tuple[Any, Any]) -> Com
 
 @dataclasses.dataclass(frozen=True)
 class ComplexCell(Cell[ComplexCarry]):
-    """A cell with a complex diagonal state, which adds its own parameters and writes `update`.
+    """A cell with a complex diagonal state. Subclasses add parameters and write `update`.
 
     Args:
         hidden_size: the number of outputs.
-        state_size: the number of complex states; left out, ``hidden_size``.
-        output_kernel_init: initialiser of the kernel after the state.
-        skip_kernel_init: the same of that of the way past it.
-        intervals: whether the last feature is the time since the step before.
+        state_size: the number of complex states; by default ``hidden_size``.
+        output_kernel_init: initialiser of the kernel from the state to the outputs.
+        skip_kernel_init: initialiser of the kernel from the inputs to the outputs.
+        intervals: whether the last feature is the time since the previous step.
     """
 
     hidden_size: int
@@ -63,21 +63,21 @@ class ComplexCell(Cell[ComplexCarry]):
 
     @property
     def raw_inputs(self) -> int:
-        """The interval, if there is one."""
+        """The number of raw inputs: 1 with ``intervals``, else 0."""
         return int(self.intervals)
 
     @property
     def states(self) -> int:
-        """The number of complex states."""
+        """The number of complex states: ``state_size``, or ``hidden_size``."""
         return self.hidden_size if self.state_size is None else self.state_size
 
     @property
     def carry_shapes(self) -> dict[str, tuple[int, ...]]:
-        """``real`` and ``imag``, both ``(state_size,)``."""
+        """Declare ``real`` and ``imag``, both ``(state_size,)``."""
         return dict.fromkeys(ComplexCarry._fields, (self.states,))
 
     def parameters(self, input_size: int) -> dict[str, Param]:
-        """``kernel``, ``output_kernel`` and ``skip_kernel``."""
+        """Declare the parameters ``kernel``, ``output_kernel`` and ``skip_kernel``."""
         states, outputs = 2 * self.states, self.hidden_size
         input_size -= self.raw_inputs
         return {
@@ -87,13 +87,13 @@ class ComplexCell(Cell[ComplexCarry]):
         }
 
     def readout(self, params: Params, emitted: Any, xs: Any) -> jax.Array:
-        """The state and the inputs, each times its kernel."""
+        """Add the products of the state and of the inputs, each with its kernel."""
         return emitted @ params["output_kernel"] + self.without_raw(xs) @ params["skip_kernel"]
 
 
 @dataclasses.dataclass(frozen=True)
 class LRUCell(ComplexCell):
-    r"""Linear recurrent unit (Orvieto et al., 2023): a complex state that turns and decays.
+    r"""Linear recurrent unit (Orvieto et al., 2023): a complex state that rotates and decays.
 
     .. math::
         \lambda &= \exp(-e^\nu + i e^\theta) \\
@@ -104,17 +104,17 @@ class LRUCell(ComplexCell):
     :math:`\text{Re } C, -\text{Im } C` one below the other = ``output_kernel (2 * state_size,
     hidden_size)``, :math:`D` = ``skip_kernel (input_size, hidden_size)`` and :math:`\nu, \theta,
     \log \gamma` = ``ring (3, state_size)``. The carry is ``ComplexCarry(real, imag)``, both
-    ``(*batch, state_size)``. The products with :math:`C` and :math:`D` are made after the loop.
+    ``(*batch, state_size)``. The products with :math:`C` and :math:`D` run after the loop.
 
     Args:
         hidden_size: the number of outputs.
-        state_size: the number of complex states; left out, ``hidden_size``.
-        ring_init: initialiser of ``ring``, most often a `Ring`, which draws :math:`\gamma =
-            \sqrt{1 - |\lambda|^2}`.
+        state_size: the number of complex states; by default ``hidden_size``.
+        ring_init: initialiser of ``ring``, usually a `Ring`, with :math:`\gamma = \sqrt{1 -
+            |\lambda|^2}`.
         output_kernel_init: initialiser of ``output_kernel``.
-        skip_kernel_init: the same of ``skip_kernel``; ``"zeros"`` begins without it.
-        intervals: whether the last feature is the time :math:`\Delta` since the step before, in
-            steps: the state is then multiplied by :math:`\lambda^\Delta`.
+        skip_kernel_init: initialiser of ``skip_kernel``; ``"zeros"`` begins without it.
+        intervals: whether the last feature is the time :math:`\Delta` since the previous step, in
+            steps. The state is then multiplied by :math:`\lambda^\Delta`.
 
     Arguments that are not listed, and errors, are those of `LSTMCell`.
 
@@ -134,14 +134,14 @@ class LRUCell(ComplexCell):
     coupling = Coupling.CONTRACTING
 
     def parameters(self, input_size: int) -> dict[str, Param]:
-        """``kernel``, ``output_kernel``, ``skip_kernel`` and ``ring``."""
+        """Declare ``kernel``, ``output_kernel``, ``skip_kernel`` and ``ring``."""
         ring = Param((3, self.states), self.ring_init)
         return super().parameters(input_size) | {"ring": ring}
 
     def update(
         self, params: Params, x: jax.Array, carry: ComplexCarry
     ) -> tuple[ComplexCarry, jax.Array]:
-        """The second equation of the class."""
+        """Compute the new state by the second equation of the class."""
         nu, theta, log_gamma = params["ring"].astype(x.dtype)
         decay, angle, gamma = -jnp.exp(nu), jnp.exp(theta), jnp.exp(log_gamma)
         if self.intervals:

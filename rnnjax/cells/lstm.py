@@ -1,4 +1,4 @@
-"""Long short-term memory."""
+"""Long short-term memory, and the base class of its variants."""
 
 import dataclasses
 from typing import NamedTuple
@@ -41,29 +41,29 @@ class LSTMCell(Cell[LSTMCarry]):
         h' &= o \tanh(c'), \qquad y = h'
 
     with :math:`W` = ``kernel (input_size, 4 * hidden_size)``, :math:`U` = ``recurrent_kernel
-    (hidden_size, 4 * hidden_size)`` and :math:`b` = ``bias (4 * hidden_size,)``, gates in the order
-    i, f, g, o along the last axis. Defaults are those of Keras's ``LSTM``.
+    (hidden_size, 4 * hidden_size)`` and :math:`b` = ``bias (4 * hidden_size,)``. Gates are in the
+    order i, f, g, o along the last axis. Defaults are those of Keras's ``LSTM``.
 
     Args:
         hidden_size: the number of hidden units.
-        activation: of the candidate and of the output, by name or as a callable.
+        activation: the activation of the candidate and the output, by name or as a callable.
         recurrent_activation: :math:`\sigma`, the activation of the gates i, f and o.
         unit_forget_bias: whether the forget gate's bias starts at 1 rather than at ``bias_init``
             (Jozefowicz, Zaremba & Sutskever, 2015).
         use_bias: whether there is a bias.
-        use_recurrent_bias: whether with it there is ``recurrent_bias``, added to :math:`h U`, as in
-            PyTorch: the same function, but an optimizer moves the sum of both by two steps at once.
+        use_recurrent_bias: whether there is a second bias ``recurrent_bias``, added to :math:`h U`,
+            as in PyTorch. The function is the same, but an optimizer moves the sum twice as far.
         kernel_init: initialiser of ``kernel``, by name or as ``(key, shape, dtype) -> array``.
-        recurrent_kernel_init: the same of ``recurrent_kernel``.
-        bias_init: the same of the biases.
-        dtype: of the operands of the matrix products and of the outputs. With None the products run
-            in the promoted type of input and parameters, and outputs have the type of the carry.
-            Sums are in float32 at least, and the carry stays float32: ``dtype=jnp.bfloat16`` does
-            not make the state forget.
-        param_dtype: of the parameters that `init` draws.
+        recurrent_kernel_init: initialiser of ``recurrent_kernel``.
+        bias_init: initialiser of the biases.
+        dtype: the type of the operands of matrix products, and of the outputs. With None, products
+            run in the promoted type of input and parameters, and outputs have the type of the
+            carry. Sums and the carry stay in float32 at least: ``dtype=jnp.bfloat16`` does not make
+            the state forget.
+        param_dtype: the type of the parameters that `init` returns.
 
     Raises:
-        InvalidInputError: a hyperparameter is of the wrong type, or no name that is known.
+        InvalidInputError: a hyperparameter has the wrong type, or is an unknown name.
 
     >>> cell = LSTMCell(hidden_size=50)
     >>> params = cell.init(jax.random.key(0), input_size=3)
@@ -92,11 +92,11 @@ class LSTMCell(Cell[LSTMCarry]):
     coupling = Coupling.ELEMENTWISE
 
     def parameters(self, input_size: int) -> dict[str, Param]:
-        """``kernel``, ``recurrent_kernel`` and ``bias``."""
+        """Declare the parameters ``kernel``, ``recurrent_kernel`` and ``bias``."""
         return forgets_little(super().parameters(input_size), self.unit_forget_bias)
 
     def update(self, params: Params, x: jax.Array, carry: LSTMCarry) -> LSTMCarry:
-        """The equations of the class, from the second on."""
+        """Compute the new state by the equations of the class, from the second on."""
         return lstm_update(x, carry, self.recurrent_activation, self.activation)
 
 
@@ -120,21 +120,21 @@ class LSTMRelative(Cell[LSTMCarry]):
     gates = "i", "f", "g", "o"
 
     def parameters(self, input_size: int) -> dict[str, Param]:
-        """Those of an `LSTMCell`."""
+        """Declare the parameters of an `LSTMCell`."""
         return forgets_little(super().parameters(input_size), self.unit_forget_bias)
 
 
 def lstm_update(
     x: jax.Array, carry: LSTMCarry, gate: str | Activation, activation: str | Activation
 ) -> LSTMCarry:
-    """An LSTM's state after the sums ``x (*batch, 4 * hidden_size)`` of its gates i, f, g, o."""
+    """Compute an LSTM's new state from the sums ``x (*batch, 4 * hidden_size)`` of its gates."""
     i, f, g, o = jnp.split(activate_gates(x, (gate, gate, activation, gate)), 4, axis=-1)
     cell = f * carry.cell + i * g
     return LSTMCarry(o * get_activation(activation)(cell), cell)
 
 
 def forgets_little(params: dict[str, Param], unit_forget_bias: bool) -> dict[str, Param]:
-    """Parameters of gates i, f, g, o: the bias of f begins at 1 if that is wanted, or chrono's."""
+    """Set the initial bias of gates i, f, g, o: 1 for f with ``unit_forget_bias``, or chrono's."""
     params = remembering(params, (-1, 1, 0, 0))
     if unit_forget_bias and "bias" in params and not isinstance(params["bias"].init, Chrono):
         bias = params["bias"]

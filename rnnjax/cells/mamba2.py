@@ -1,4 +1,4 @@
-"""The state space of Mamba-2."""
+"""The state space of Mamba-2, with one decay per head."""
 
 import dataclasses
 from typing import Any
@@ -15,7 +15,7 @@ from rnnjax.cells.matrix import MatrixCarry, Memory, joined
 
 
 def spread_decays(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """The logarithms of numbers between 1 and 16, all alike (Dao & Gu, 2024)."""
+    """Sample the logarithms of numbers uniform between 1 and 16 (Dao & Gu, 2024)."""
     return jnp.log(jax.random.uniform(key, shape, dtype, 1, 16))
 
 
@@ -28,19 +28,19 @@ class Mamba2Cell(MatrixCell[MatrixCarry]):
         S' &= \exp(-\Delta e^a) \, S + \Delta \, u B^\top \\
         y &= S' C + d \, u
 
-    for each head, which has a number :math:`\Delta, b, a, d` and its part of :math:`u`; all heads
+    for each head. A head has scalars :math:`\Delta, b, a, d` and its part of :math:`u`; all heads
     share :math:`B, C`. :math:`W` = ``kernel (input_size, heads + hidden_size + 2 * state_size)``,
     in the order :math:`\Delta, u, B, C`, :math:`b` = ``step_bias (heads,)``, :math:`a` =
     ``log_decay (heads,)`` and :math:`d` = ``skip (heads,)``. The carry is `MatrixCarry`,
-    :math:`S` = ``memory (*batch, heads, hidden_size / heads, state_size)``. (In the
-    paper's block :math:`u, B, C` see a short convolution, and the output a gate and a norm.)
+    :math:`S` = ``memory (*batch, heads, hidden_size / heads, state_size)``. (The paper's block adds
+    a short convolution before :math:`u, B, C`, and a gate and a norm after the output.)
 
     Args:
         hidden_size: the number of channels, and of outputs.
         heads: the number of memories, which divides ``hidden_size``.
         state_size: the number of states of each channel.
-        log_decay_init: initialiser of ``log_decay``; as it stands :math:`e^a` is between 1 and 16.
-        step_bias_init: initialiser of ``step_bias``; as it stands steps of 0.001 to 0.1.
+        log_decay_init: initialiser of ``log_decay``; by default :math:`e^a` is between 1 and 16.
+        step_bias_init: initialiser of ``step_bias``; by default steps of 0.001 to 0.1.
         skip_init: initialiser of ``skip``.
 
     Arguments that are not listed are those of `LSTMCell`.
@@ -68,7 +68,7 @@ class Mamba2Cell(MatrixCell[MatrixCarry]):
 
     @property
     def keys(self) -> int:
-        """The size of each key: that of a channel's states."""
+        """The size of each key, which is ``state_size``."""
         return self.state_size
 
     @property
@@ -77,7 +77,7 @@ class Mamba2Cell(MatrixCell[MatrixCarry]):
         return [self.heads, self.hidden_size, self.state_size, self.state_size]
 
     def parameters(self, input_size: int) -> dict[str, Param]:
-        """``kernel``, ``step_bias``, ``log_decay`` and ``skip``."""
+        """Declare ``kernel``, ``step_bias``, ``log_decay`` and ``skip``."""
         return {
             "kernel": Param((input_size, sum(self.widths)), self.kernel_init, Role.INPUT),
             "step_bias": Param((self.heads,), self.step_bias_init),
@@ -86,7 +86,7 @@ class Mamba2Cell(MatrixCell[MatrixCarry]):
         }
 
     def memory(self, params: Params, x: jax.Array) -> Memory:
-        """The first two equations of the class."""
+        """Compute the step by the first two equations of the class."""
         delta, u, b, c = self.parts(x)
         delta = jax.nn.softplus(delta + params["step_bias"].astype(x.dtype))
         log_decay = -delta * jnp.exp(params["log_decay"].astype(x.dtype))
@@ -94,7 +94,7 @@ class Mamba2Cell(MatrixCell[MatrixCarry]):
         return Memory(c, b, in_heads(u, self.heads), log_decay, beta=delta)
 
     def recall(self, params: Params, x: jax.Array, read: jax.Array, stabilizer: Any) -> jax.Array:
-        """The third."""
+        """Compute the output by the third equation of the class."""
         u = in_heads(self.parts(x)[1], self.heads)
         y = read + params["skip"].astype(x.dtype)[:, None] * u
         return joined(y)

@@ -1,4 +1,4 @@
-"""A state that is a matrix for each head, written and read by what the inputs say."""
+"""States with one matrix per head, which the inputs write and read."""
 
 from typing import Any, NamedTuple
 
@@ -8,7 +8,7 @@ from jax.export import register_namedtuple_serialization
 
 
 class MatrixCarry(NamedTuple):
-    """``memory (*batch, heads, value_size, key_size)``."""
+    """A matrix state: ``memory (*batch, heads, value_size, key_size)``."""
 
     memory: jax.Array
 
@@ -25,26 +25,25 @@ register_namedtuple_serialization(StabilizedCarry, serialized_name="rnnjax.Stabi
 
 
 class Memory(NamedTuple):
-    r"""What a step does to the memory of each head, as `rnnjax.Cell.memory` declares it.
+    r"""The write and the read of one step for each head, as `rnnjax.Cell.memory` declares them.
 
     .. math::
         S' = S A \, (I - (e \odot k) \, k^\top) + \beta \, v k^\top, \qquad \text{read } S' q
 
-    with :math:`A` diagonal, or a number. All of it comes from the inputs alone.
+    with :math:`A` diagonal or a scalar. Everything is computed from the inputs alone.
 
     Attributes:
         query: :math:`q` ``(*batch, heads, key_size)``.
         key: :math:`k`, of that shape.
         value: :math:`v` ``(*batch, heads, value_size)``.
-        log_decay: :math:`\log A`, finite, ``(*batch, heads)`` or one for each key ``(*batch, heads,
-            key_size)``.
-        beta: ``(*batch, heads)``; None for 1.
-        erase: :math:`e` ``(*batch, heads)``, or one for each key ``(*batch, heads, key_size)``, the
-            part of what stands at the key that is taken away before (the delta rule, where it is
-            :math:`\beta`); None for 0.
-        log_beta: :math:`\log \beta` in the place of ``beta``, of any size; the carry has to be a
-            `StabilizedCarry`, whose stabilizer :math:`m' = \max(\log A + m, \log \beta)` keeps the
-            exponentials small. ``log_decay`` is then ``(*batch, heads)``.
+        log_decay: :math:`\log A`, finite: ``(*batch, heads)``, or ``(*batch, heads, key_size)`` for
+            one decay per key entry.
+        beta: :math:`\beta` ``(*batch, heads)``; None for 1.
+        erase: :math:`e` ``(*batch, heads)`` or ``(*batch, heads, key_size)``: the share of the
+            key's old value that is erased first (:math:`\beta` in the delta rule); None for 0.
+        log_beta: :math:`\log \beta` instead of ``beta``, of any magnitude. The carry must be a
+            `StabilizedCarry`, whose stabilizer :math:`m' = \max(\log A + m, \log \beta)` bounds the
+            exponentials, and ``log_decay`` must be ``(*batch, heads)``.
     """
 
     query: jax.Array
@@ -57,11 +56,11 @@ class Memory(NamedTuple):
 
     @property
     def by_key(self) -> bool:
-        """Whether each key decays by itself."""
+        """Whether each key entry has its own decay."""
         return self.log_decay.ndim == self.key.ndim
 
     def stabilized(self, before: jax.Array, after: jax.Array) -> "Memory":
-        """The same of a memory that is divided by exponentials, before the step and after."""
+        """Rescale the step for a memory divided by the exponentials of these stabilizers."""
         log_beta = self.log_beta
         assert log_beta is not None
         beta = jnp.exp(log_beta - after)
@@ -69,7 +68,7 @@ class Memory(NamedTuple):
 
 
 def remembered(memory: Memory, carry: Any) -> tuple[Any, jax.Array, jax.Array | None]:
-    """One step: the new carry, what is read ``(*batch, heads, value_size)``, and its stabilizer."""
+    """Return one step's new carry, read ``(*batch, heads, value_size)``, and stabilizer or None."""
     stabilizer = None
     if memory.log_beta is not None:
         before = carry.stabilizer
@@ -91,5 +90,5 @@ def remembered(memory: Memory, carry: Any) -> tuple[Any, jax.Array, jax.Array | 
 
 
 def joined(read: jax.Array) -> jax.Array:
-    """``(..., heads, size)`` as ``(..., heads * size)``; of no rows as of many."""
+    """Reshape ``(..., heads, size)`` to ``(..., heads * size)``, also without rows."""
     return read.reshape(*read.shape[:-2], read.shape[-2] * read.shape[-1])

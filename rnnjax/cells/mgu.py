@@ -1,4 +1,4 @@
-"""Minimal gated unit."""
+"""Minimal gated unit: a GRU with a single gate."""
 
 import dataclasses
 from typing import Any
@@ -24,19 +24,17 @@ class MGUCell(Cell[GRUCarry]):
         n &= \tanh(x W_n + b_n + f (h U_n + c_n)) \\
         h' &= (1 - f) n + f h, \qquad y = h'
 
-    and with ``reset_after=False``, the form of the paper but for the name of the gate (its
-    :math:`f` is :math:`1 - f` in the last line), :math:`n = \tanh(x W_n + b_n + (f h) U_n)`, with
-    no :math:`c`.
+    With ``reset_after=False``, the form of the paper, :math:`n = \tanh(x W_n + b_n + (f h) U_n)`,
+    with no :math:`c`. (In the last line the paper's :math:`f` is our :math:`1 - f`.)
 
-    ``kernel (input_size, 2 * hidden_size)``, ``recurrent_kernel (hidden_size, 2 * hidden_size)``,
-    ``bias (2 * hidden_size,)`` and, with ``reset_after``, ``recurrent_bias (2 * hidden_size,)``,
-    here :math:`c`; in the order f, n along the last axis.
+    Parameters are ``kernel (input_size, 2 * hidden_size)``, ``recurrent_kernel (hidden_size, 2 *
+    hidden_size)``, ``bias (2 * hidden_size,)`` and, with ``reset_after``, ``recurrent_bias (2 *
+    hidden_size,)``, which is :math:`c`. Their last axis is in the order f, n.
 
     Args:
-        activation: of the candidate n, by name or as a callable.
+        activation: the activation of the candidate n, by name or as a callable.
         recurrent_activation: :math:`\sigma`, the activation of the gate.
-        reset_after: which of the two forms. Reset-before has two products in a row in the loop,
-            the second of which waits for the first.
+        reset_after: which form to use. Reset-before has two products in sequence in the loop.
         unit_forget_bias: whether the gate's bias starts at 1, as in Flax, rather than at
             ``bias_init``.
 
@@ -70,16 +68,16 @@ class MGUCell(Cell[GRUCarry]):
 
     @property
     def recurrent(self) -> str | None:
-        """``hidden``; without ``reset_after`` both products stand in the update."""
+        """``"hidden"`` with ``reset_after``; without, the update makes both products."""
         return "hidden" if self.reset_after else None
 
     @property
     def coupling(self) -> Coupling:
-        """``ELEMENTWISE`` with ``reset_after``; without, a product in the update mixes units."""
+        """``ELEMENTWISE`` with ``reset_after``; without, the update mixes units by a product."""
         return Coupling.ELEMENTWISE if self.reset_after else Coupling.ANY
 
     def parameters(self, input_size: int) -> dict[str, Param]:
-        """``kernel``, ``recurrent_kernel``, ``bias``, and with reset_after ``recurrent_bias``."""
+        """Declare ``kernel``, ``recurrent_kernel`` and ``bias``; with reset_after one more bias."""
         params = two_products(self, super().parameters(input_size))
         if self.use_bias and self.unit_forget_bias:
             init = WithGates(self.bias_init, (1.0, None))
@@ -87,7 +85,7 @@ class MGUCell(Cell[GRUCarry]):
         return params
 
     def update(self, params: Params, x: Any, carry: GRUCarry) -> GRUCarry:
-        """The equations of the class."""
+        """Compute the new state by the equations of the class."""
         h: jax.Array = carry.hidden
         if self.reset_after:
             projected, recurrent = x

@@ -1,4 +1,4 @@
-"""minGRU and minLSTM, whose gates see the inputs alone."""
+"""minGRU and minLSTM, whose gates depend only on the inputs."""
 
 import dataclasses
 
@@ -13,18 +13,18 @@ from rnnjax.cells.simple import SimpleRNNCarry
 
 @dataclasses.dataclass(frozen=True)
 class MinGRUCell(Cell[SimpleRNNCarry]):
-    r"""minGRU (Feng et al., 2024): a GRU whose gate and candidate do not see the state.
+    r"""minGRU (Feng et al., 2024): a GRU whose gate and candidate do not depend on the state.
 
     .. math::
         z, n &= \text{split}(x W + b), \qquad z = \sigma(z) \\
         h' &= (1 - z) h + z n, \qquad y = h'
 
     with :math:`W` = ``kernel (input_size, 2 * hidden_size)`` and :math:`b` = ``bias (2 *
-    hidden_size,)``, in the order z, n. (:math:`z` lets the new in, as in that paper; in `GRUCell`
-    it keeps the old.)
+    hidden_size,)``, in the order z, n. (As in that paper, :math:`z` weighs the new state; in
+    `GRUCell` it weighs the old one.)
 
     Args:
-        activation: of the candidate n, by name or as a callable.
+        activation: the activation of the candidate n, by name or as a callable.
 
     Arguments that are not listed, and errors, are those of `LSTMCell`.
 
@@ -50,7 +50,7 @@ class MinGRUCell(Cell[SimpleRNNCarry]):
     recurrent = None
 
     def update(self, params: Params, x: jax.Array, carry: SimpleRNNCarry) -> SimpleRNNCarry:
-        """The equation of the class."""
+        """Compute the new state by the equation of the class."""
         z, n = jnp.split(x, 2, axis=-1)
         z = jax.nn.sigmoid(z)
         return SimpleRNNCarry((1 - z) * carry.hidden + z * get_activation(self.activation)(n))
@@ -58,7 +58,7 @@ class MinGRUCell(Cell[SimpleRNNCarry]):
 
 @dataclasses.dataclass(frozen=True)
 class MinLSTMCell(Cell[SimpleRNNCarry]):
-    r"""minLSTM (Feng et al., 2024): gates of the inputs alone, scaled to a sum of 1.
+    r"""minLSTM (Feng et al., 2024): gates depend only on the inputs and sum to 1.
 
     .. math::
         i, f, g &= \text{split}(x W + b), \qquad i, f = \sigma(i), \sigma(f) \\
@@ -68,7 +68,7 @@ class MinLSTMCell(Cell[SimpleRNNCarry]):
     hidden_size,)``, in the order i, f, g.
 
     Args:
-        activation: of the candidate g, by name or as a callable.
+        activation: the activation of the candidate g, by name or as a callable.
 
     Arguments that are not listed, and errors, are those of `LSTMCell`.
 
@@ -94,7 +94,7 @@ class MinLSTMCell(Cell[SimpleRNNCarry]):
     recurrent = None
 
     def update(self, params: Params, x: jax.Array, carry: SimpleRNNCarry) -> SimpleRNNCarry:
-        """The equation of the class, with i / (f + i) as one sigmoid of a difference of logs."""
+        """Compute the new state, with i / (f + i) as one sigmoid of a difference of logs."""
         i, f, g = jnp.split(x, 3, axis=-1)
         # i / (f + i) without a quotient of two numbers that may both be tiny.
         share = jax.nn.sigmoid(jax.nn.log_sigmoid(i) - jax.nn.log_sigmoid(f))

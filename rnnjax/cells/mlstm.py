@@ -1,4 +1,4 @@
-"""The matrix memory of the xLSTM."""
+"""The matrix memory of the xLSTM: exponential gates and heads."""
 
 import dataclasses
 import math
@@ -16,7 +16,7 @@ from rnnjax.cells.matrix import Memory, StabilizedCarry, joined
 
 @dataclasses.dataclass(frozen=True)
 class _Remembering:
-    """The initialiser of a bias whose end, of a forget gate a head, is spread from 3 to 6."""
+    """An initialiser of a bias whose last entries, the forget gates, are spread from 3 to 6."""
 
     initializer: str | Initializer
     heads: int
@@ -36,21 +36,21 @@ class MLSTMCell(MatrixCell[StabilizedCarry]):
         n' &= \sigma(f) \, n + e^i \, k / \sqrt{d} \\
         y &= \sigma(o) \odot \frac{C' q}{\max(|n' \cdot q|, 1)}
 
-    for each head, which has a vector :math:`q, k` of :math:`d` = ``key_size``, its part of
-    :math:`v, o` and a number :math:`i, f`. :math:`W` = ``kernel (input_size, 2 * heads * key_size +
+    for each head. A head has vectors :math:`q, k` of :math:`d` = ``key_size``, its part of
+    :math:`v, o`, and scalars :math:`i, f`. :math:`W` = ``kernel (input_size, 2 * heads * key_size +
     2 * hidden_size + 2 * heads)`` and :math:`b` = ``bias``, in the order q, k, v, o, i, f. The
-    carry is `StabilizedCarry`: ``memory (*batch, heads, hidden_size / heads + 1, key_size)``, which
-    is :math:`C` and below it :math:`n`, both divided by the exponential of ``stabilizer (*batch,
-    heads)``. (In the authors' blocks each head's output is normalised too, and q and k see a short
-    convolution.)
+    carry is `StabilizedCarry`. Its ``memory (*batch, heads, hidden_size / heads + 1, key_size)`` is
+    :math:`C` with :math:`n` as its last row, both divided by the exponential of ``stabilizer
+    (*batch, heads)``. (The authors' blocks also normalise each head's output, and have a short
+    convolution before q and k.)
 
     Args:
         hidden_size: the number of outputs.
         heads: the number of memories, which divides ``hidden_size``.
-        key_size: of the keys of each; left out, ``hidden_size / heads``.
-        exponential_forget: whether the forget gate is an exponential too, in the place of
+        key_size: the size of each key; by default ``hidden_size / heads``.
+        exponential_forget: whether the forget gate is an exponential too, instead of
             :math:`\sigma`.
-        bias_init: initialiser of ``bias``, but for the forget gates', spread from 3 to 6.
+        bias_init: initialiser of ``bias``, except for the forget gates, spread from 3 to 6.
 
     Arguments that are not listed are those of `LSTMCell`.
 
@@ -78,12 +78,12 @@ class MLSTMCell(MatrixCell[StabilizedCarry]):
 
     @property
     def carry_shapes(self) -> dict[str, tuple[int, ...]]:
-        """``memory`` with the normaliser below it, and ``stabilizer``."""
+        """Declare ``memory``, whose last row is the normaliser, and ``stabilizer``."""
         rows = self.hidden_size // self.heads + 1
         return {"memory": (self.heads, rows, self.keys), "stabilizer": (self.heads,)}
 
     def parameters(self, input_size: int) -> dict[str, Param]:
-        """``kernel`` and ``bias``."""
+        """Declare the parameters ``kernel`` and ``bias``."""
         width = sum(self.widths)
         params = {"kernel": Param((input_size, width), self.kernel_init, Role.INPUT)}
         if self.use_bias:
@@ -91,7 +91,7 @@ class MLSTMCell(MatrixCell[StabilizedCarry]):
         return params
 
     def memory(self, params: Params, x: jax.Array) -> Memory:
-        """The second equation of the class, and the third as a value of 1."""
+        """Declare the second equation, and the third as one more value, always 1."""
         q, k, v, _, i, f = self.parts(x)
         q, k, v = (in_heads(part, self.heads) for part in (q, k, v))
         ones = jnp.ones_like(v[..., :1])
@@ -100,7 +100,7 @@ class MLSTMCell(MatrixCell[StabilizedCarry]):
         return Memory(q, k / math.sqrt(self.keys), value, log_decay=f, log_beta=i)
 
     def recall(self, params: Params, x: jax.Array, read: jax.Array, stabilizer: Any) -> jax.Array:
-        """The fourth."""
+        """Compute the output by the fourth equation of the class."""
         # Both sides times the exponential of what of the stabilizer is negative: none overflows.
         read = read * jnp.exp(jnp.minimum(stabilizer, 0))[..., None]
         # What has no size is not divided by what has none.

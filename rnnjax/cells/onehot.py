@@ -1,4 +1,4 @@
-"""One-hot inputs, given as integers: their product with a kernel is a row of it."""
+"""One-hot inputs as integer ids: their product with a kernel is one row of it."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -16,16 +16,15 @@ from rnnjax.errors import InvalidInputError
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class OneHot:
-    """Stands for ``jax.nn.one_hot(ids, size)`` as the input of a cell, without building it.
+    """The input ``jax.nn.one_hot(ids, size)`` of a cell, without the dense vectors.
 
-    `rnnjax.unroll` and ``cell.step`` take it in the place of ``xs`` and ``x``. Where the dense
-    vectors would be multiplied with a kernel its rows are looked up instead, which is as fast for a
-    vocabulary of 50,000 as for one of 50.
+    `rnnjax.unroll` and ``cell.step`` take it instead of ``xs`` and ``x``. The product with a kernel
+    becomes a lookup of its rows, as fast for a vocabulary of 50,000 as for one of 50.
 
     Args:
         ids: integers, ``(time, *batch)`` for a sequence and ``(*batch,)`` for a step. An id outside
-            of ``0 .. size - 1`` stands for the zero vector, as in ``jax.nn.one_hot``.
-        size: of the vectors, which is the cell's ``input_size``.
+            ``0 .. size - 1`` stands for the zero vector, as in ``jax.nn.one_hot``.
+        size: the size of the vectors, which is the cell's ``input_size``.
 
     Raises:
         InvalidInputError: ``ids`` are not integers, or ``size`` is not a positive integer.
@@ -58,7 +57,7 @@ class OneHot:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the vectors: ``(*ids.shape, size)``."""
+        """The shape of the vectors, ``(*ids.shape, size)``."""
         return (*self.ids.shape, self.size)
 
     @property
@@ -77,12 +76,10 @@ class OneHot:
         return OneHot(self.ids[index], self.size)
 
     def check(self) -> "OneHot":
-        """These vectors, if all of them have an id of 0 to ``size - 1``.
-
-        Outside of ``jit``, where values are known; there is nothing to pay for inside.
+        """Return self if all ids are in ``0 .. size - 1``; call it outside ``jit``.
 
         Raises:
-            InvalidInputError: an id is out of range, or not known.
+            InvalidInputError: an id is out of range, or traced.
 
         >>> OneHot(jnp.array([0, 4]), 5).check().shape
         (2, 5)
@@ -102,7 +99,7 @@ class OneHot:
         return self
 
     def rows(self, kernel: jax.Array) -> jax.Array:
-        """The vectors times ``kernel``: a row of it for each id, zeros for those out of range."""
+        """Multiply by ``kernel``: one row per id, zeros for ids out of range."""
         # A negative index would count from the end, and uint8 does not have every size; on one axis
         # the gradient needs no copy.
         wide = self.ids.astype(jnp.promote_types(self.ids.dtype, jnp.int32))

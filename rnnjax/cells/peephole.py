@@ -43,12 +43,12 @@ class PeepholeLSTMCell(LSTMRelative):
     coupling = Coupling.ELEMENTWISE
 
     def parameters(self, input_size: int) -> dict[str, Param]:
-        """Those of an `LSTMCell`, and ``peephole``."""
+        """Declare the parameters of `LSTMCell`, and ``peephole``."""
         peephole = Param((3, self.hidden_size), self.peephole_init)
         return super().parameters(input_size) | {"peephole": peephole}
 
     def update(self, params: Params, x: jax.Array, carry: LSTMCarry) -> LSTMCarry:
-        """The equations of the class, from the second on."""
+        """Compute the new state by the equations of the class, from the second on."""
         gate, tanh = self.recurrent_activation, get_activation(self.activation)
         p_i, p_f, p_o = params["peephole"].astype(carry.cell.dtype)
         i, f, g, o = jnp.split(x, 4, axis=-1)

@@ -1,4 +1,4 @@
-"""Products with kernels: of matrices and of convolutions, and a kernel as an equation uses it."""
+"""Products with kernels: matrix products, convolutions, and the kernels of a cell's update."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -13,12 +13,12 @@ from rnnjax.cells.rows import as_rows
 
 
 def at_least_float32(dtype: DTypeLike) -> jnp.dtype[Any]:
-    """The type itself, or float32 if the type is narrower: sums and states are kept in it."""
+    """Return the type, or float32 if it is narrower: the type of sums and states."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
 def product(x: Any, kernel: jax.Array, dtype: DTypeLike | None) -> jax.Array:
-    """``x @ kernel``, operands in ``dtype`` (``None``: promoted), summed in float32 at least.
+    """Compute ``x @ kernel``, operands in ``dtype`` (None promotes), sums in float32 at least.
 
     A kernel ``(*window, features, width)`` is convolved with the axes before the last of
     ``x (..., *grid, features)``.
@@ -38,15 +38,15 @@ def product(x: Any, kernel: jax.Array, dtype: DTypeLike | None) -> jax.Array:
 
 
 def widened(x: jax.Array, dtype: DTypeLike) -> jax.Array:
-    """``x`` rounded to a type, and in float32 at least, in which a convolution then sums."""
+    """Round ``x`` to a type and widen it to at least float32, in which a convolution sums."""
     return x.astype(dtype).astype(at_least_float32(dtype))
 
 
 @jax.custom_jvp
 def convolved(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """``kernel (*window, features, width)`` over ``x (..., *grid, features)``, zeros outside.
+    """Convolve ``x (..., *grid, features)`` with ``kernel (*window, features, width)``.
 
-    As everywhere in this field it is a correlation.
+    It is a cross-correlation with zero padding.
 
     >>> print(convolved(jnp.array([[1.0], [2.0], [3.0]]), jnp.array([[[1.0]], [[0.0]], [[5.0]]])))
     [[10.]
@@ -57,12 +57,12 @@ def convolved(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _same(kernel: jax.Array) -> list[tuple[int, int]]:
-    """The zeros before and after each axis with which a grid keeps its shape."""
+    """Return the zero padding of each axis that preserves the shape of the grid."""
     return [((size - 1) // 2, size // 2) for size in kernel.shape[:-2]]
 
 
 def correlated(x: jax.Array, kernel: jax.Array, padding: Sequence[tuple[int, int]]) -> jax.Array:
-    """XLA's convolution over the axes of the grid, with any axes before them for its batch."""
+    """Call XLA's convolution over the grid axes, with all axes before them as the batch."""
     spatial, first = "HW"[: len(padding)], x.ndim - len(padding) - 1
     out = jax.lax.conv_general_dilated(
         x.reshape(-1, *x.shape[first:]),
@@ -76,10 +76,10 @@ def correlated(x: jax.Array, kernel: jax.Array, padding: Sequence[tuple[int, int
 
 @convolved.defjvp
 def _convolved_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    """Linear in the kernel as a product with each point's neighbours.
+    """Differentiate by the kernel as a product with each point's neighbours.
 
-    So its transpose, the kernel's gradient, is one product too. XLA's own, a convolution over the
-    batch, is slow inside of a loop on a CPU: with it `Scan` takes 6.5 times as long.
+    Its transpose, the kernel's gradient, is then one product too. XLA's own, a convolution over the
+    batch, is slow inside a loop on a CPU: `Scan` would take 6.5 times as long.
     """
     (x, kernel), (d_x, d_kernel) = primals, tangents
     *window, _, width = kernel.shape
@@ -89,7 +89,7 @@ def _convolved_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
 
 
 def neighbours(x: jax.Array, window: tuple[int, ...]) -> jax.Array:
-    """``x (..., *grid, features)`` with, at each point, the features of the window around it.
+    """Collect at each point of ``x (..., *grid, features)`` the features of the window around it.
 
     >>> print(neighbours(jnp.array([[1.0], [2.0], [3.0]]), (3,)))
     [[0. 1. 2.]
@@ -107,9 +107,9 @@ def neighbours(x: jax.Array, window: tuple[int, ...]) -> jax.Array:
 
 
 def convolved_back(kernel: jax.Array) -> Callable[[jax.Array], jax.Array]:
-    """``d -> the gradient of x`` in ``convolved(x, kernel)``, with the kernel turned round once.
+    """Return ``d -> gradient of x`` in ``convolved(x, kernel)``; the kernel is flipped once.
 
-    XLA turns it at each step of a loop: a layer's gradient takes 1.6 times as long.
+    XLA flips it at each step of a loop, and a layer's gradient takes 1.6 times as long.
     """
     turned = jnp.flip(kernel, range(kernel.ndim - 2)).swapaxes(-1, -2)
     turned = jax.lax.optimization_barrier(turned)
@@ -118,17 +118,17 @@ def convolved_back(kernel: jax.Array) -> Callable[[jax.Array], jax.Array]:
 
 
 def convolution_kernel_gradient(xs: jax.Array, d: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The gradient of the kernel in ``convolved(xs, kernel)``, by XLA's own rule.
+    """Compute the gradient of the kernel in ``convolved(xs, kernel)`` by XLA's own rule.
 
-    Outside of a loop, over all steps at once, it takes 0.55 of the time of `convolved`'s.
+    Outside a loop, over all steps at once, it takes 0.55 of the time of `convolved`'s rule.
     """
     return jax.linear_transpose(lambda k: correlated(xs, k, _same(k)), kernel)(d)[0]
 
 
 def add_bias(x: jax.Array, params: Mapping[str, Any], name: str) -> jax.Array:
-    """``x`` plus the bias of that name, in the type of ``x``; ``x`` itself if there is none.
+    """Add the bias of that name to ``x``, in the type of ``x``; return ``x`` if there is none.
 
-    Raw inputs, which follow a product in ``x``, have no bias.
+    Raw inputs, which follow the product in ``x``, have no bias.
     """
     if name not in params:
         return x
@@ -138,7 +138,7 @@ def add_bias(x: jax.Array, params: Mapping[str, Any], name: str) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Kernel:
-    """A kernel inside of a cell's ``update``: ``state @ kernel``, as `product` computes it.
+    """A kernel in a cell's ``update``; `product` computes ``state @ kernel``.
 
     >>> print(jnp.ones((1, 2)) @ Kernel(jnp.ones((2, 3)), None))
     [[2. 2. 2.]]
@@ -153,6 +153,6 @@ class Kernel:
         return product(x, self.array, self.dtype)
 
     def split(self, *at: int) -> list["Kernel"]:
-        """The kernels of the columns up to each index, and of those after the last."""
+        """Split the columns at these indices into kernels, like ``jnp.split``."""
         parts = jnp.split(self.array, at, axis=-1)
         return [dataclasses.replace(self, array=part) for part in parts]

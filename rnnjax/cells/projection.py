@@ -21,7 +21,7 @@ class ProjectionLSTMCell(LSTMRelative):
 
     with ``kernel (input_size, 4 * hidden_size)``, ``recurrent_kernel (proj_size,
     4 * hidden_size)``, ``bias (4 * hidden_size,)`` and :math:`R` = ``projection_kernel
-    (hidden_size, proj_size)``, as PyTorch's ``proj_size`` has it. The carry is ``LSTMCarry`` of
+    (hidden_size, proj_size)``, as with PyTorch's ``proj_size``. The carry is ``LSTMCarry`` of
     ``hidden (*batch, proj_size)`` and ``cell (*batch, hidden_size)``.
 
     Args:
@@ -46,16 +46,16 @@ class ProjectionLSTMCell(LSTMRelative):
 
     @property
     def carry_shapes(self) -> dict[str, tuple[int, ...]]:
-        """``hidden (proj_size,)`` and ``cell (hidden_size,)``."""
+        """Declare ``hidden (proj_size,)`` and ``cell (hidden_size,)``."""
         return {"hidden": (self.proj_size,), "cell": (self.hidden_size,)}
 
     def parameters(self, input_size: int) -> dict[str, Param]:
-        """Those of an `LSTMCell`, and ``projection_kernel``."""
+        """Declare the parameters of `LSTMCell`, and ``projection_kernel``."""
         shape = (self.hidden_size, self.proj_size)
         projection = Param(shape, self.projection_kernel_init, Role.LOOP)
         return super().parameters(input_size) | {"projection_kernel": projection}
 
     def update(self, params: Params, x: jax.Array, carry: LSTMCarry) -> LSTMCarry:
-        """The equations of the class, from the second on."""
+        """Compute the new state by the equations of the class, from the second on."""
         shown, cell = lstm_update(x, carry, self.recurrent_activation, self.activation)
         return LSTMCarry(shown @ params["projection_kernel"], cell)

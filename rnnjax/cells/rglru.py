@@ -13,7 +13,7 @@ from rnnjax.cells.simple import SimpleRNNCarry
 
 
 def griffin_decays(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """The numbers with which a whole gate keeps 0.9 to 0.999 of a state (De et al., 2024).
+    """Sample ``decay`` so that an open gate retains 0.9 to 0.999 of a state (De et al., 2024).
 
     >>> decay = griffin_decays(jax.random.key(0), (100,), jnp.float32)
     >>> kept = jnp.exp(-8 * jax.nn.softplus(decay))
@@ -34,11 +34,11 @@ class RGLRUCell(Cell[SimpleRNNCarry]):
 
     with :math:`W` = ``kernel (input_size, 3 * hidden_size)``, :math:`b` = ``bias (3 *
     hidden_size,)``, in the order r, i, n, and :math:`\Lambda` = ``decay (hidden_size,)``. (In the
-    paper :math:`n` is the input itself, which its block has multiplied with a kernel before; the
-    authors' code leaves the root out where a sequence begins.)
+    paper :math:`n` is the input itself, after a product in the block. The authors' code omits the
+    root at the start of a sequence.)
 
     Args:
-        decay_init: initialiser of ``decay``; as it stands :math:`a` is 0.9 to 0.999 where r is 1.
+        decay_init: initialiser of ``decay``; by default :math:`a` is 0.9 to 0.999 where r is 1.
 
     Arguments that are not listed, and errors, are those of `LSTMCell`.
 
@@ -64,12 +64,12 @@ class RGLRUCell(Cell[SimpleRNNCarry]):
     recurrent = None
 
     def parameters(self, input_size: int) -> dict[str, Param]:
-        """``kernel``, ``bias`` and ``decay``."""
+        """Declare the parameters ``kernel``, ``bias`` and ``decay``."""
         decay = Param((self.hidden_size,), self.decay_init)
         return super().parameters(input_size) | {"decay": decay}
 
     def update(self, params: Params, x: jax.Array, carry: SimpleRNNCarry) -> SimpleRNNCarry:
-        """The equations of the class."""
+        """Compute the new state by the equations of the class."""
         r, i, n = jnp.split(x, 3, axis=-1)
         log_a = -8 * jax.nn.softplus(params["decay"].astype(x.dtype)) * jax.nn.sigmoid(r)
         # Not 1 - a^2, which rounds to 0 where a is nearly 1; nor a slope that is infinite.

@@ -1,28 +1,27 @@
-"""Time and batch as the rows of one matrix, or apart where XLA divides the batch over devices."""
+"""Time and batch as the rows of one matrix, or as separate axes if XLA shards the batch."""
 
 import jax
 from jax.sharding import AxisType
 
 
 def as_rows(x: jax.Array, features: int = 1) -> jax.Array:
-    """``x (time, *batch, features)`` as ``(rows, features)``, or ``x`` itself on several devices.
+    """Reshape ``x (time, *batch, features)`` to ``(rows, features)``, except on several devices.
 
-    Two axes are what one device multiplies without a copy. With time outside and the batch inside
-    of one axis no device has a connected part of it, though, so that XLA would gather all rows on
-    every device and have each compute everything: where the batch may be divided, the axes stay
-    apart.
+    One device multiplies two axes without a copy. But a sharded batch is not contiguous in an axis
+    that joins it with time: XLA would gather all rows on every device, and each would compute
+    everything. So the axes stay separate if the batch may be sharded.
 
     Args:
-        x: any array; time is never divided.
-        features: how many axes at the end are no rows.
+        x: any array; time is never sharded.
+        features: the number of axes at the end that are not rows.
     """
     return x if divided() else x.reshape(-1, *x.shape[x.ndim - features :])
 
 
 def divided() -> bool:
-    """Whether XLA divides arrays over the devices of a mesh that was set by ``jax.set_mesh``.
+    """Whether XLA shards arrays over the devices of a mesh that was set by ``jax.set_mesh``.
 
-    Inside of ``jax.shard_map`` each device has arrays of its own, and nothing is left to divide.
+    Inside ``jax.shard_map`` each device has its own arrays, and XLA shards nothing.
 
     >>> divided()
     False

@@ -1,4 +1,4 @@
-"""The simplified state space layer."""
+"""The simplified state space layer S5, with a complex diagonal state."""
 
 import dataclasses
 from typing import Any
@@ -28,17 +28,17 @@ class S5Cell(ComplexCell):
     hidden_size)``, :math:`D` = ``skip_kernel (input_size, hidden_size)``, :math:`a, w` =
     ``eigenvalue (2, state_size)`` and :math:`\log \Delta` = ``log_step (state_size,)``. Each state
     stands for a conjugate pair, hence the 2. The carry is ``ComplexCarry(real, imag)``, both
-    ``(*batch, state_size)``. The products with :math:`C` and :math:`D` are made after the loop.
+    ``(*batch, state_size)``. The products with :math:`C` and :math:`D` run after the loop.
 
     Args:
         hidden_size: the number of outputs.
-        state_size: the number of complex states, half of the paper's; left out, ``hidden_size``.
-        eigenvalue_init: initialiser of ``eigenvalue``; `LegS` remembers a whole past evenly.
-        log_step_init: initialiser of ``log_step``; as it stands steps of 0.001 to 0.1.
+        state_size: the number of complex states, half of the paper's; by default ``hidden_size``.
+        eigenvalue_init: initialiser of ``eigenvalue``; `LegS` remembers the whole past evenly.
+        log_step_init: initialiser of ``log_step``; by default steps of 0.001 to 0.1.
         output_kernel_init: initialiser of ``output_kernel``.
-        skip_kernel_init: the same of ``skip_kernel``; ``"zeros"`` begins without it.
-        intervals: whether the last feature is the time since the step before, in steps:
-            :math:`\Delta` is multiplied by it.
+        skip_kernel_init: initialiser of ``skip_kernel``; ``"zeros"`` begins without it.
+        intervals: whether the last feature is the time since the previous step, in steps, which
+            multiplies :math:`\Delta`.
 
     Arguments that are not listed, and errors, are those of `LSTMCell`.
 
@@ -58,7 +58,7 @@ class S5Cell(ComplexCell):
     coupling = Coupling.CONTRACTING
 
     def parameters(self, input_size: int) -> dict[str, Param]:
-        """``kernel``, ``output_kernel``, ``skip_kernel``, ``eigenvalue`` and ``log_step``."""
+        """Declare the kernels of `LRUCell`, ``eigenvalue`` and ``log_step``."""
         return super().parameters(input_size) | {
             "eigenvalue": Param((2, self.states), self.eigenvalue_init),
             "log_step": Param((self.states,), self.log_step_init),
@@ -67,7 +67,7 @@ class S5Cell(ComplexCell):
     def update(
         self, params: Params, x: jax.Array, carry: ComplexCarry
     ) -> tuple[ComplexCarry, jax.Array]:
-        """The second equation of the class."""
+        """Compute the new state by the second equation of the class."""
         log_decay, turn = params["eigenvalue"].astype(x.dtype)
         step, decay = jnp.exp(params["log_step"].astype(x.dtype)), jnp.exp(log_decay)
         if self.intervals:
@@ -86,5 +86,5 @@ class S5Cell(ComplexCell):
         return new, jnp.concatenate(new, axis=-1)
 
     def readout(self, params: Params, emitted: Any, xs: Any) -> jax.Array:
-        """The third."""
+        """Compute the outputs by the third equation of the class."""
         return super().readout(params, 2 * emitted, xs)

@@ -1,4 +1,4 @@
-"""The selective state space of Mamba."""
+"""The selective state space of Mamba: each input sets its own step."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ from rnnjax.cells.simple import SimpleRNNCarry
 
 
 def counted_decays(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """``log(1), log(2), ...`` along the last axis (S4D-Real: Gu et al., 2022)."""
+    """Return ``log(1), log(2), ...`` along the last axis (S4D-Real: Gu et al., 2022)."""
     return jnp.broadcast_to(jnp.log(jnp.arange(1, shape[-1] + 1, dtype=dtype)), shape)
 
 
@@ -32,14 +32,14 @@ class S6Cell(Cell[SimpleRNNCarry]):
     :math:`\Delta, u, B, C`, :math:`b` = ``step_bias (hidden_size,)``, :math:`a` = ``log_decay
     (hidden_size, state_size)`` and :math:`d` = ``skip (hidden_size,)``. The carry is
     ``SimpleRNNCarry`` of ``hidden (*batch, hidden_size, state_size)``. (In the paper :math:`u` is
-    the input itself, and the part of the kernel for :math:`\Delta` a product of two. As in the
-    authors' code an input is let in times :math:`\Delta`, not held over the step.)
+    the input itself, and the kernel of :math:`\Delta` is a product of two. As in the authors' code
+    an input is multiplied by :math:`\Delta`, not held over the step.)
 
     Args:
         hidden_size: the number of channels, and of outputs.
         state_size: the number of states of each channel.
-        log_decay_init: initialiser of ``log_decay``; as it stands :math:`e^a` is 1, 2, 3, ...
-        step_bias_init: initialiser of ``step_bias``; as it stands steps of 0.001 to 0.1.
+        log_decay_init: initialiser of ``log_decay``; by default :math:`e^a` is 1, 2, 3, ...
+        step_bias_init: initialiser of ``step_bias``; by default steps of 0.001 to 0.1.
         skip_init: initialiser of ``skip``.
 
     Arguments that are not listed, and errors, are those of `LSTMCell`.
@@ -69,11 +69,11 @@ class S6Cell(Cell[SimpleRNNCarry]):
 
     @property
     def carry_shapes(self) -> dict[str, tuple[int, ...]]:
-        """``hidden (hidden_size, state_size)``."""
+        """Declare the carry's leaf ``hidden (hidden_size, state_size)``."""
         return {"hidden": (self.hidden_size, self.state_size)}
 
     def parameters(self, input_size: int) -> dict[str, Param]:
-        """``kernel``, ``step_bias``, ``log_decay`` and ``skip``."""
+        """Declare ``kernel``, ``step_bias``, ``log_decay`` and ``skip``."""
         units, states = self.hidden_size, self.state_size
         return {
             "kernel": Param((input_size, 2 * (units + states)), self.kernel_init, Role.INPUT),
@@ -85,7 +85,7 @@ class S6Cell(Cell[SimpleRNNCarry]):
     def update(
         self, params: Params, x: jax.Array, carry: SimpleRNNCarry
     ) -> tuple[SimpleRNNCarry, jax.Array]:
-        """The equations of the class."""
+        """Compute the new state by the equations of the class."""
         units, own = self.hidden_size, {name: p.astype(x.dtype) for name, p in params.items()}
         delta, u, b, c = jnp.split(x, [units, 2 * units, 2 * units + self.state_size], axis=-1)
         delta = jax.nn.softplus(delta + own["step_bias"])

@@ -36,17 +36,17 @@ class SimpleRNNCell(Cell[SimpleRNNCarry]):
 
     Args:
         hidden_size: the number of hidden units.
-        activation: of the sum, by name or as a callable.
+        activation: the activation of the sum, by name or as a callable.
         use_recurrent_bias: whether there is a second bias, ``recurrent_bias``, as in PyTorch.
         use_bias: whether there is a bias.
         kernel_init: initialiser of ``kernel``, by name or as ``(key, shape, dtype) -> array``.
-        recurrent_kernel_init: the same of ``recurrent_kernel``.
-        bias_init: the same of the biases.
-        dtype: of the operands of the products and of the outputs; see `LSTMCell`.
-        param_dtype: of the parameters that `init` draws.
+        recurrent_kernel_init: initialiser of ``recurrent_kernel``.
+        bias_init: initialiser of the biases.
+        dtype: the type of the products' operands and of the outputs; see `LSTMCell`.
+        param_dtype: the type of the parameters that `init` returns.
 
     Raises:
-        InvalidInputError: a hyperparameter is of the wrong type, or no name that is known.
+        InvalidInputError: a hyperparameter has the wrong type, or is an unknown name.
 
     >>> cell = SimpleRNNCell(hidden_size=4)
     >>> params = cell.init(jax.random.key(0), input_size=3)
@@ -71,7 +71,7 @@ class SimpleRNNCell(Cell[SimpleRNNCarry]):
     coupling = Coupling.ELEMENTWISE
 
     def update(self, params: Params, x: jax.Array, carry: SimpleRNNCarry) -> SimpleRNNCarry:
-        """``h'`` is the activated sum."""
+        """Compute the new state ``h'``, the activated sum."""
         return SimpleRNNCarry(activate_gates(x, (self.activation,)))
 
 
@@ -111,6 +111,6 @@ class LeakyRNNCell(SimpleRNNCell):
             raise InvalidInputError(f"leak must be above 0 and at most 1, but is {self.leak!r}")
 
     def update(self, params: Params, x: jax.Array, carry: SimpleRNNCarry) -> SimpleRNNCarry:
-        """The equation of the class."""
+        """Compute the new state by the equation of the class."""
         new = super().update(params, x, carry).hidden
         return SimpleRNNCarry((1 - self.leak) * carry.hidden + self.leak * new)

@@ -1,4 +1,4 @@
-"""The scalar memory of the xLSTM."""
+"""The scalar memory of the xLSTM: exponential gates and heads."""
 
 import dataclasses
 from typing import NamedTuple
@@ -16,10 +16,10 @@ from rnnjax.cells.initializers import PerHead
 
 
 class SLSTMCarry(NamedTuple):
-    """The state of an `SLSTMCell`, all four ``(*batch, hidden_size)``.
+    """The state of an `SLSTMCell`: four arrays ``(*batch, hidden_size)``.
 
-    ``normalizer``, which is never negative, sums what ``cell`` sums without the candidates, and
-    both are divided by the exponential of ``stabilizer``: the three depend on each other.
+    ``normalizer`` sums the same weights as ``cell``, without the candidates, and is never negative.
+    Both are divided by the exponential of ``stabilizer``. So these three depend on each other.
     """
 
     hidden: jax.Array
@@ -29,7 +29,7 @@ class SLSTMCarry(NamedTuple):
 
     @property
     def free(self) -> tuple[str, ...]:
-        """The leaves that may hold any numbers, and be learned, bridged or mixed with old ones."""
+        """The leaves that may hold arbitrary numbers: learned, bridged or mixed with old ones."""
         return ("hidden",)
 
 
@@ -48,18 +48,18 @@ class SLSTMCell(Cell[SLSTMCarry]):
         n' &= e^{f + m - m'} n + e^{i - m'} \\
         h' &= o \, c' / n', \qquad y = h'
 
-    where a sequence begins, which is where :math:`n` is 0, with :math:`m' = i`. :math:`W` =
-    ``kernel (input_size, 4 * hidden_size)`` and :math:`b` = ``bias (4 * hidden_size,)``, in the
-    order i, f, z, o. :math:`U` has a block for each head, whose units see each other alone: side by
-    side they are ``recurrent_kernel (hidden_size / heads, 4 * hidden_size)``, the gates of each in
-    that order. The carry is `SLSTMCarry`, :math:`h, c, n, m`.
+    with :math:`m' = i` at the start of a sequence, where :math:`n` is 0. :math:`W` = ``kernel
+    (input_size, 4 * hidden_size)`` and :math:`b` = ``bias (4 * hidden_size,)``, in the order
+    i, f, z, o. :math:`U` is block-diagonal, with one block per head. The blocks side by side are
+    ``recurrent_kernel (hidden_size / heads, 4 * hidden_size)``, the gates of each in that order.
+    The carry is `SLSTMCarry`, :math:`h, c, n, m`.
 
     Args:
         heads: the number of blocks, which divides ``hidden_size``.
-        exponential_forget: whether the forget gate is an exponential too, which leaves out the
+        exponential_forget: whether the forget gate is an exponential too, without
             :math:`\log \sigma`.
-        activation: of the candidate z, by name or as a callable.
-        recurrent_kernel_init: of ``recurrent_kernel``, drawn for each head by itself.
+        activation: the activation of the candidate z, by name or as a callable.
+        recurrent_kernel_init: initialiser of ``recurrent_kernel``, applied to each head.
 
     Arguments that are not listed are those of `LSTMCell`.
 
@@ -94,14 +94,14 @@ class SLSTMCell(Cell[SLSTMCarry]):
         check_heads(self)
 
     def parameters(self, input_size: int) -> dict[str, Param]:
-        """``kernel``, ``bias`` and ``recurrent_kernel``."""
+        """Declare the parameters ``kernel``, ``bias`` and ``recurrent_kernel``."""
         shape = (self.hidden_size // self.heads, 4 * self.hidden_size)
         init = PerHead(self.recurrent_kernel_init, self.heads)
         recurrent = Param(shape, init, Role.LOOP)
         return super().parameters(input_size) | {"recurrent_kernel": recurrent}
 
     def update(self, params: Params, x: jax.Array, carry: SLSTMCarry) -> SLSTMCarry:
-        """The equations of the class."""
+        """Compute the new state by the equations of the class."""
         h, c, n, m = carry
         width = 4 * self.hidden_size // self.heads
         kernels = params["recurrent_kernel"].split(*range(width, 4 * self.hidden_size, width))

@@ -1,4 +1,4 @@
-"""A short causal convolution over time, as what stands before a linear recurrence."""
+"""A short causal convolution over time, as used before a linear recurrence."""
 
 import dataclasses
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from rnnjax.cells.base import Cell, Coupling, Param, Params
 
 
 class WindowCarry(NamedTuple):
-    """What came one, two and three steps before, each ``(*batch, hidden_size)``."""
+    """The inputs of one, two and three steps before, each ``(*batch, hidden_size)``."""
 
     last: jax.Array
     second_last: jax.Array
@@ -32,9 +32,10 @@ class TemporalConvCell(Cell[WindowCarry]):
         y_t &= k_3 \odot u_t + k_2 \odot u_{t-1} + k_1 \odot u_{t-2} + k_0 \odot u_{t-3} + d
 
     with :math:`W` = ``kernel (input_size, hidden_size)``, :math:`b` = ``bias (hidden_size,)``,
-    :math:`k` = ``taps (4, hidden_size)`` and :math:`d` = ``taps_bias (hidden_size,)``. The carry is
-    ``WindowCarry(last, second_last, third_last)``, of :math:`u`: before a sequence zeros, and
-    what a mask skips does not enter it. (In Mamba and Griffin the product is a layer of its own.)
+    :math:`k` = ``taps (4, hidden_size)`` and :math:`d` = ``taps_bias (hidden_size,)``. The carry
+    ``WindowCarry(last, second_last, third_last)`` holds :math:`u` of the last three steps. It
+    begins with zeros, and masked steps do not enter it. (In Mamba and Griffin the product is a
+    separate layer.)
 
     Args:
         hidden_size: the number of channels.
@@ -68,7 +69,7 @@ class TemporalConvCell(Cell[WindowCarry]):
     output = None
 
     def parameters(self, input_size: int) -> dict[str, Param]:
-        """``kernel``, ``taps``, and ``bias`` and ``taps_bias``."""
+        """Declare ``kernel`` and ``taps``; with ``use_bias`` also ``bias`` and ``taps_bias``."""
         params = super().parameters(input_size)
         params["taps"] = Param((4, self.hidden_size), self.taps_init)
         if self.use_bias:
@@ -78,7 +79,7 @@ class TemporalConvCell(Cell[WindowCarry]):
     def update(
         self, params: Params, x: jax.Array, carry: WindowCarry
     ) -> tuple[WindowCarry, jax.Array]:
-        """The second equation of the class."""
+        """Compute the new state by the second equation of the class."""
         k0, k1, k2, k3 = params["taps"].astype(x.dtype)
         y = k3 * x + k2 * carry.last + k1 * carry.second_last + k0 * carry.third_last
         if self.use_bias:

@@ -19,30 +19,30 @@ _FEW_NUMBERS = 2**21
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Auto(Method):
-    """Choose a method for each layer.
+    """Choose a method for each layer, by the first rule that applies.
 
     - `Scan` if the cell declares no equation, or if there is a single step.
     - `Parallel` if the cell declares a matrix memory.
-    - `Parallel` if it is `rnnjax.Coupling.CONTRACTING`, its output is its state, and what
-      multiplies and adds to that are no more numbers than its projected inputs, of which all steps
-      have at most two million.
+    - `Parallel` if the cell is `rnnjax.Coupling.CONTRACTING`, its output is its state, its factors
+      and constants are no more numbers than its projected inputs, and those are at most two million
+      over all steps.
     - `Fused` otherwise.
 
-    Where the number of steps is not known, as in a program exported for any, `Fused` takes the
-    place of `Parallel`. `Kernel` has to be named.
+    `Fused` also replaces `Parallel` if the number of steps is unknown, as in a program exported for
+    any number. `Kernel` is never chosen: name it.
     """
 
     def refusal(self, cell: Cell) -> str | None:
-        """Refuse no cell."""
+        """Return None: every cell has a method."""
         return None
 
     def choose(self, cell: Cell, num_steps: Any = 2, rows: Any = None) -> Method:
         """Return the method that runs ``cell``.
 
         Args:
-            cell: any.
-            num_steps: over how many steps, an integer if that is known.
-            rows: over how many rows, an integer if that is known.
+            cell: any cell.
+            num_steps: the number of steps, an integer if known.
+            rows: the number of rows, an integer if known.
 
         >>> from rnnjax import GRUCell, MinGRUCell, MLSTMCell
         >>> Auto().choose(GRUCell(4), num_steps=1)
@@ -70,7 +70,7 @@ class Auto(Method):
         return [f"chose {method}, because {why}", *told]
 
     def _chosen(self, cell: Cell, num_steps: Any, rows: Any) -> tuple[Method, str]:
-        """The method, and why it is chosen: the rules in their order."""
+        """Return the method, and the rule that chose it."""
         if reason := Fused().refusal(cell):
             return Scan(), reason
         if num_steps == 1:
@@ -84,9 +84,9 @@ class Auto(Method):
 
 
 def _stores_little(cell: Cell, num_steps: int, rows: Any) -> bool:
-    """Whether the factors and constants of all steps are few, and no more than what they are of.
+    """Whether the factors and constants of all steps are few, and no more than the projected inputs.
 
-    More numbers than a cache holds are written and read again, where a loop needs each once.
+    `Parallel` stores them, and more than fit a cache are slow; a loop needs each only once.
     """
     if cell.recurrent is not None or cell.coupling is not Coupling.CONTRACTING:
         return False

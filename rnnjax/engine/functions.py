@@ -1,4 +1,4 @@
-"""Recurrences without a cell: arrays go in, and the states of all steps come out."""
+"""Recurrences without a cell: functions from arrays to the states of all steps."""
 
 import dataclasses
 import functools
@@ -34,26 +34,26 @@ def linear_recurrence(
     reverse: bool = False,
     method: Method = Auto(),
 ) -> tuple[jax.Array, jax.Array]:
-    r"""Return the states of a linear recurrence, and the last of them first.
+    r"""Compute the states of a linear recurrence.
 
     .. math::
         h_t = a_t \odot h_{t-1} + b_t
 
-    Real or complex, with exact gradients of every order, masks, lengths and resets. On a CPU it is
-    a loop, with a gradient that is a loop and a product; elsewhere a parallel prefix sum (Blelloch,
-    1990; Martin & Cundy, 2018).
+    Arrays are real or complex, and gradients of every order are exact. It runs as a loop on a CPU,
+    and as a parallel prefix sum elsewhere (Blelloch, 1990; Martin & Cundy, 2018).
 
     Args:
-        decay: :math:`a`, of the shape of ``drive``, or of one that broadcasts to it. With two axes
-            more, ``(time, *batch, features, k, k)``, a matrix for each group of k numbers.
-        drive: :math:`b` ``(time, *batch, features)``, or ``(time, *batch, features, k)`` then.
+        decay: :math:`a`, which broadcasts to the shape of ``drive``; or ``(time, *batch, features,
+            k, k)``, a matrix for each group of k numbers.
+        drive: :math:`b` ``(time, *batch, features)``; with matrices ``(time, *batch, features,
+            k)``.
         carry: the state before the first step, ``drive``'s shape without time; zeros by default.
-        lengths: as in `unroll`, and so are the other arguments. A reset puts zeros.
-        mask: see there.
-        resets: see there.
-        reverse: see there.
+        lengths: as in `unroll`.
+        mask: as in `unroll`.
+        resets: as in `unroll`; a reset sets the state to zeros.
+        reverse: as in `unroll`.
         method: ``Auto()``; ``Parallel()``, with ``axis_name`` over several devices; ``Scan()`` for
-            a loop everywhere. In a prefix sum products of many decays above 1 may overflow.
+            a loop everywhere. A prefix sum may overflow if many decays are above 1.
 
     Returns:
         the last state, and all states, of the shape of ``drive``.
@@ -106,7 +106,7 @@ def linear_recurrence(
 def _linear(
     order: "_Order", decay: jax.Array, drive: jax.Array, carry: jax.Array, valid: Any, resets: Any
 ) -> tuple[jax.Array, jax.Array]:
-    """The recurrence, of arrays of one type; compiled here, as `unroll` is."""
+    """Run the recurrence over arrays of one type, under ``jit`` as `unroll` does."""
     groups, turning = decay.ndim > drive.ndim, jnp.issubdtype(drive.dtype, jnp.complexfloating)
     size = drive.shape[-1] if groups else 1 + turning
     identity: Any = jnp.eye(size, dtype=drive.dtype) if groups else 1
@@ -115,7 +115,7 @@ def _linear(
     drive = zero_masked(drive, valid)
 
     def split(x: jax.Array) -> list[jax.Array]:
-        """The arrays of one number for each feature."""
+        """Split into arrays with one number per feature."""
         if groups:
             return [x[..., i] for i in range(size)]
         return [x.real, x.imag] if turning else [x]
@@ -151,26 +151,26 @@ def matrix_memory(
     reverse: bool = False,
     method: Method = Auto(),
 ) -> tuple[MatrixCarry, jax.Array]:
-    r"""Return the last state of a memory that is a matrix, and what each step reads of it.
+    r"""Compute the last state of a matrix memory, and the reads of all steps.
 
     .. math::
         S_t = S_{t-1} A_t \, (I - (e_t \odot k_t) \, k_t^\top) + \beta_t \, v_t k_t^\top, \qquad
         y_t = S_t q_t
 
-    Linear attention with decays, and the gated delta rule with ``erase`` (Yang et al., 2024), in
-    chunks of steps as products of matrices. Several writes a step, as in DeltaProduct, are as many
-    steps, of which the last is read.
+    It is linear attention with decays, or with ``erase`` the gated delta rule (Yang et al., 2024).
+    It runs chunks of steps as matrix products. For several writes per step, as in DeltaProduct,
+    pass as many steps and use the read of the last.
 
     Args:
-        memory: of all steps, ``(time, *batch, heads, ...)`` each, without ``log_beta``.
+        memory: arrays of all steps, each ``(time, *batch, heads, ...)``, without ``log_beta``.
         carry: the state before the first step, ``(*batch, heads, value_size, key_size)``; zeros by
             default.
-        lengths: as in `unroll`, and so are the other arguments. A reset puts zeros.
-        mask: see there.
-        resets: see there.
-        reverse: see there.
-        method: ``Auto()`` or ``Parallel()``, with a ``chunk`` of so many steps; ``Scan()`` for one
-            step after the other.
+        lengths: as in `unroll`.
+        mask: as in `unroll`.
+        resets: as in `unroll`; a reset sets the state to zeros.
+        reverse: as in `unroll`.
+        method: ``Auto()`` or ``Parallel()``, whose ``chunk`` is the number of steps of a chunk;
+            ``Scan()`` runs step by step.
 
     Returns:
         the last state, and the reads ``(time, *batch, heads, value_size)``.
@@ -228,7 +228,7 @@ def matrix_memory(
 def _memory(
     order: "_Order", memory: Memory, state: jax.Array, valid: Any, resets: Any
 ) -> tuple[MatrixCarry, jax.Array]:
-    """The reads of a memory; compiled here, as `unroll` is."""
+    """Run the memory over all steps, under ``jit`` as `unroll` does."""
     masked, num_steps = valid, memory.key.shape[0]
     memory = jax.tree.map(lambda x: zero_masked(x, masked), memory)
     steps = Steps(StepMarks(*order.turned((valid, resets))), MatrixCarry(jnp.zeros_like(state)))
@@ -253,10 +253,10 @@ def _memory_step(steps: Steps, carry: Any, memory: Memory, at: StepMarks) -> Any
 
 @dataclasses.dataclass(frozen=True)
 class _Order:
-    """How a call runs: the static half of it.
+    """The static arguments of a call.
 
     Attributes:
-        method: one that runs arrays.
+        method: a method that runs arrays.
         reverse: whether steps run from the last to the first.
     """
 
@@ -269,7 +269,7 @@ class _Order:
     ) -> tuple["_Order", Any, Any]:
         """Check the method, and the marks of inputs ``xs (time, *batch, features)``.
 
-        Returns with it which steps are valid, and where a sequence begins in the order of running.
+        Also return the valid steps and the resets, in running order.
         """
         check_runs(method, reverse)
         if not isinstance(method, Auto | Scan | Parallel) or getattr(method, "newton", None):
@@ -285,5 +285,5 @@ class _Order:
         return cls(method, bool(reverse)), valid, resets
 
     def turned(self, tree: Any) -> Any:
-        """Arrays over time in the order in which steps run, or back."""
+        """Reverse arrays over time if the steps run in reverse."""
         return jax.tree.map(lambda leaf: leaf[::-1], tree) if self.reverse else tree

@@ -1,11 +1,10 @@
-"""A function whose parts are written by hand: per platform, forward, and backwards.
+"""A function with a hand-written forward and backward pass for each platform.
 
-JAX's `custom_vjp` has no forward mode, and what is traced under it cannot ask which platform the
-program is for. So a `Function` is a primitive of its own. Of its rules, the one for the platform is
-followed when the program is lowered (compiled, or exported for a machine that is not this one), its
-transposed derivative is the hand-written backward pass, and everything else follows from its
-`plain` form, which JAX differentiates: ``jvp``, ``linearize``, second derivatives, and ``vmap`` of
-all of these.
+JAX's `custom_vjp` has no forward mode, and code traced under it cannot know the platform of the
+program. So a `Function` is a primitive of its own. Its rule for the platform is chosen when the
+program is lowered: compiled, or exported for another machine. The transpose of its derivative is
+the hand-written backward pass. Everything else follows from its `plain` form, which JAX
+differentiates: ``jvp``, ``linearize``, second derivatives, and ``vmap`` of all of these.
 """
 
 import abc
@@ -35,19 +34,20 @@ def context_precision() -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """One of the things to be done with a function: the static half of the primitive.
+    """One use of a function: the static parameters of the primitive.
 
     Attributes:
-        function: a `rnnjax.engine.core.custom_primitive.Function`.
-        kind: ``run`` and ``forward`` are given the arguments; ``tangent`` those, what was saved and
-            the tangents of what is wanted; ``backward`` those, and the cotangent of the result.
-        tree: of the arguments.
-        needs_grad: of which leaves of them there are tangents.
+        function: the `Function`.
+        kind: ``run`` and ``forward`` take the arguments; ``tangent`` also the residuals and the
+            tangents of the differentiated leaves; ``backward`` also the residuals and the cotangent
+            of the result.
+        tree: the tree of the arguments.
+        needs_grad: which of their leaves have tangents.
         result: the tree of the result.
-        saved: the tree of what `Function.forward` saved.
-        levels: the vmaps around it, the innermost first.
-        precision: of its products, as ``jax.default_matmul_precision`` was where it was called: it
-            is traced again when the program is lowered, which is outside of that context.
+        saved: the tree of the residuals of `Function.forward`.
+        levels: the vmaps around the call, the innermost first.
+        precision: ``jax.default_matmul_precision`` at the call. The function is traced again when
+            the program is lowered, outside that context.
     """
 
     function: Any
@@ -60,14 +60,14 @@ class Call:
     precision: str | None = dataclasses.field(default_factory=context_precision)
 
     def parts(self, flat: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
-        """The arguments, what was saved, and tangents or cotangents."""
+        """Split flat operands into arguments, residuals, and tangents or cotangents."""
         first = self.tree.num_leaves
         second = first + (0 if self.saved is None else self.saved.num_leaves)
         return list(flat[:first]), list(flat[first:second]), list(flat[second:])
 
     @usual_promotion()
     def execute(self, platform: str | None, *flat: Any) -> Any:
-        """Do it: for a platform, or in its plain form; perhaps traced long after `unroll`."""
+        """Run the call for a platform, or for None in its plain form."""
         execute: Callable[..., Any] = functools.partial(_single, self, platform)
         # vmap works on what is done, not on the primitive: nothing has a batching rule of its own.
         for level in self.levels:
@@ -83,9 +83,9 @@ class Call:
 
 
 class Level(NamedTuple):
-    """A vmap around a call: which inputs have its axis, as their first, and which results.
+    """A vmap around a call: which inputs and which results have its axis, always as the first.
 
-    All results have it, but in a transpose: of what the rows share, cotangents are sums.
+    All results have it, except in a transpose: the cotangents of shared arguments are sums.
     """
 
     axes: tuple[bool, ...]
@@ -129,45 +129,45 @@ def _single(call: Call, platform: str | None, *flat: Any) -> Any:
 
 
 class Function(abc.ABC):
-    """The static part of a differentiable function of arrays: a hashable value."""
+    """A differentiable function of arrays; the object is its hashable, static part."""
 
     @abc.abstractmethod
     def plain(self, *args: Any) -> Any:
-        """The result, in a form that JAX differentiates to any order."""
+        """Compute the result in a form that JAX differentiates to any order."""
 
     @abc.abstractmethod
     def run(self, platform: str, *args: Any) -> Any:
-        """The result, where nothing is saved for a backward pass."""
+        """Compute the result without residuals, if no gradient is needed."""
 
     @abc.abstractmethod
     def forward(self, platform: str, *args: Any) -> tuple[Any, Any]:
-        """The result, and what `backward` needs besides the arguments."""
+        """Compute the result, and the residuals that `backward` needs besides the arguments."""
 
     @abc.abstractmethod
     def backward(self, platform: str, args: Any, saved: Any, d: Any, needs_grad: Any) -> Any:
-        """The cotangents of the arguments, from that of the result.
+        """Compute the cotangents of the arguments from that of the result.
 
         Args:
-            platform: for which the program is lowered.
-            args: as `forward` was given them.
-            saved: what it saved.
+            platform: the platform that the program is lowered for.
+            args: the arguments of `forward`.
+            saved: its residuals.
             d: the cotangent of the result.
-            needs_grad: a tree like ``args``: whether the cotangent of each leaf is asked for.
+            needs_grad: a tree like ``args``: whether the cotangent of each leaf is needed.
 
         Returns:
-            a tree like ``args``; what is not wanted is not looked at.
+            a tree like ``args``; leaves that are not needed are ignored.
         """
 
     def refused(self, what: str) -> str:
-        """Return the error message for an effect, ``what``, that no primitive can have."""
+        """Return the error message for an effect ``what``, which a primitive cannot have."""
         return f"a function may not have {what}; leave it out"
 
     def may_cross(self, axis: Any) -> bool:
-        """Whether it has collectives over a mesh axis of `jax.shard_map`."""
+        """Whether collectives over this mesh axis of `jax.shard_map` are allowed."""
         return False
 
     def __call__(self, *args: Any) -> Any:
-        """The result of a tree of arrays for each argument."""
+        """Apply the function; each argument is a tree of arrays."""
         leaves, tree = jax.tree.flatten(args)
         call = Call(self, "run", tree)
         # A primitive has no derivative and no batch axis along a traced value that it closes over.
@@ -182,15 +182,15 @@ _p.multiple_results = True
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _executed(call: Call, platform: str, *flat: Any) -> Any:
-    """Traced once for each call, and so once for all layers that are alike."""
+    """Run a call under ``jit``, which traces it once for all equal layers."""
     return call.execute(platform, *flat)
 
 
 def closes_over_tracers(run: Callable[..., Any], *args: Any) -> bool:
-    """Whether a function reads a traced value that is none of its arguments.
+    """Whether a function reads a traced value that is not an argument.
 
-    No cell can declare it: a caller's loss makes a value, and a cell's function closes over it. A
-    primitive would cut its gradient off in silence.
+    It happens if a cell's function closes over a value that the caller's loss computes. A primitive
+    would silently lose the gradient of that value.
     """
     with _mesh():
         consts = jax.make_jaxpr(run)(*args).consts
@@ -213,7 +213,7 @@ def _bind(call: Call, flat: Sequence[Any]) -> Any:
 
 
 def _check_effect(function: Function, effect: Any) -> None:
-    """Raise where a function would lose its place among others, or the vmap that names its axis."""
+    """Raise if an effect would lose its order among others, or the axis name of its vmap."""
     # JAX keeps the classes of its effects to itself.
     what = None
     if hasattr(effect, "name") and not function.may_cross(effect.name):
@@ -237,7 +237,7 @@ def _lowering(platform: str) -> Any:
 
 
 def _on_one_device(platform: str, context: Any, *flat: Any, **params: Any) -> Any:
-    """A kernel of our own stands for one device: XLA cannot divide it over several."""
+    """Lower for one device: XLA cannot partition our kernels over several."""
     axes = context.module_context.axis_context
     alone = getattr(axes, "num_devices", 1) == 1 and not divided()
     return _lowering(platform if alone else "any")(context, *flat, **params)

@@ -1,6 +1,6 @@
-"""A step apart from the cell's equation: masks, resets, dropout and zoneout.
+"""The parts of a step outside the cell's equation: masks, resets, dropout and zoneout.
 
-Every method runs each step between `Steps.reset` and `Steps.mask`, so all of them agree on it.
+Every method runs each step between `Steps.reset` and `Steps.mask`, so all methods agree.
 """
 
 from collections.abc import Mapping
@@ -17,13 +17,13 @@ from rnnjax.cells.onehot import OneHot
 
 
 class StepMarks(NamedTuple):
-    """The marks of each step, in the order in which steps run; None where there are none.
+    """The marks of each step, in running order; None if there are none.
 
     Attributes:
-        valid: booleans ``(time, *rows)``, False where a row holds its state.
-        resets: booleans ``(time, *rows)``, True where a row begins anew before the step.
-        zoneout: by the name of a field of the carry, booleans ``(time, *batch, size)``, True where
-            a unit keeps its old value.
+        valid: booleans ``(time, *rows)``, False if a row holds its state.
+        resets: booleans ``(time, *rows)``, True if a new sequence of a row begins at the step.
+        zoneout: by field of the carry, booleans ``(time, *batch, size)``, True if a unit keeps its
+            old value.
     """
 
     valid: jax.Array | None = None
@@ -32,13 +32,13 @@ class StepMarks(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """The marks of each step and the values that all steps share: a pytree, most often empty.
+    """The marks of each step and the values that all steps share: a pytree, usually empty.
 
     Attributes:
         per_step: see `StepMarks`.
-        start: the carry that a reset puts in the place of a row's.
+        start: the carry that a reset writes into a row.
         recurrent: factors of the state in the recurrent product.
-        leaks: by the name of a field of the carry, the part of its old value that stays.
+        leaks: by field of the carry, the share of the old value that stays.
     """
 
     per_step: StepMarks = StepMarks()
@@ -54,18 +54,18 @@ class Steps(NamedTuple):
         start: Carry | None,
         noise: Noise,
     ) -> "Steps":
-        """The steps of one layer."""
+        """Collect the marks and noise of one layer."""
         zoneout = {name: k for name, k in noise.zoneout.items() if jnp.ndim(k)}
         leaks = {name: k for name, k in noise.zoneout.items() if not jnp.ndim(k)}
         return cls(StepMarks(valid, resets, zoneout), start, noise.recurrent, leaks)
 
     def shared(self) -> "Steps":
-        """Return the values that all steps share; drawn masks and rates have no gradient."""
+        """Return the values that all steps share; random masks and rates have no gradient."""
         recurrent, leaks = jax.lax.stop_gradient((self.recurrent, self.leaks))
         return Steps(start=self.start, recurrent=recurrent, leaks=leaks)
 
     def reset(self, carry: Carry, at: StepMarks) -> Carry:
-        """The carry that the step starts from: the start of a sequence where a row is reset."""
+        """Return the carry that the step starts from: ``start`` in rows that are reset."""
         if at.resets is None:
             return carry
         resets = at.resets
@@ -75,7 +75,7 @@ class Steps(NamedTuple):
         )
 
     def drop_state(self, state: jax.Array) -> jax.Array:
-        """The state as the recurrent product sees it."""
+        """Apply recurrent dropout to the state for the recurrent product."""
         if self.recurrent is None:
             return state
         return state * self.recurrent.astype(state.dtype)
@@ -83,14 +83,14 @@ class Steps(NamedTuple):
     def mask(
         self, old: Carry, new: Carry, y: jax.Array, at: StepMarks, output: str | None
     ) -> tuple[Carry, jax.Array]:
-        """The carry and output of the step, from those of the equation.
+        """Apply zoneout and the mask to the carry and output of the equation.
 
         Args:
-            old: the carry that the step started from.
-            new: the one that it computed.
+            old: the carry before the equation.
+            new: the carry after it.
             y: its output.
-            at: what is special about the step.
-            output: the leaf of the new carry that ``y`` is, and so is held with it; or None.
+            at: the marks of the step.
+            output: the leaf of the new carry that ``y`` equals, and is held with; or None.
         """
         mixed = {}
         # Drawn for all steps at once, before the loop: it would draw a few numbers at a time.
@@ -118,14 +118,14 @@ class Steps(NamedTuple):
         x: Any,
         at: StepMarks,
     ) -> Any:
-        """One step of ``cell`` with all of this: the new carry, and the output."""
+        """Run one step of ``cell`` with reset, noise and mask; return the new carry and output."""
         carry = self.reset(carry, at)
         new, y = stepped(cell, params, carry, x, self.recurrent)
         return self.mask(carry, new, y, at, cell.output)
 
 
 def stepped(cell: Cell, params: Params, carry: Carry, x: Any, recurrent: Any) -> Any:
-    """``cell.step``, with the factors of its state in the recurrent product, if there are any."""
+    """Call ``cell.step``, with factors of its state in the recurrent product, if any."""
     if recurrent is None or cell.recurrent is None:
         returned = cell.step(params, carry, x)
         check_stepped(cell, carry, returned)
@@ -138,7 +138,7 @@ def stepped(cell: Cell, params: Params, carry: Carry, x: Any, recurrent: Any) ->
 
 
 def without_row(xs: Any, steps: Steps, carry: Carry) -> tuple[Any, Steps, Carry]:
-    """Drop the batch axis of a single row; marks that all rows share have none."""
+    """Drop the batch axis of a single row; marks shared by all rows have none."""
     xs, per_step = jax.tree.map(
         lambda leaf: leaf if leaf.ndim == 1 else leaf[:, 0], (xs, steps.per_step)
     )
@@ -148,7 +148,7 @@ def without_row(xs: Any, steps: Steps, carry: Carry) -> tuple[Any, Steps, Carry]
 
 
 def zero_masked(xs: Any, valid: jax.Array | None) -> Any:
-    """The vectors ``xs``, an array or `OneHot`, with zeros where ``valid (*leading)`` is False."""
+    """Set ``xs``, an array or a `OneHot`, to zero where ``valid (*leading)`` is False."""
     if valid is None:
         return xs
     if isinstance(xs, OneHot):  # an id out of range stands for zeros, and uint8 has no -1
@@ -158,21 +158,21 @@ def zero_masked(xs: Any, valid: jax.Array | None) -> Any:
 
 
 def without(resets: jax.Array | None, state: Any) -> Any:
-    """The state before a step, with zeros where a reset drops it."""
+    """Set the state before a step to zero where a reset drops it."""
     return jax.tree.map(lambda leaf: zero_masked(leaf, None if resets is None else ~resets), state)
 
 
 def expand(marks: jax.Array, leaf: jax.Array) -> jax.Array:
-    """``marks (*rows)`` with as many axes as ``leaf (*rows, ...)``."""
+    """Expand ``marks (*rows)`` to as many axes as ``leaf (*rows, ...)``."""
     return marks.reshape(*marks.shape, *[1] * (leaf.ndim - marks.ndim))
 
 
 def last_valid(ys: jax.Array, valid: jax.Array | None, reverse: bool = False) -> jax.Array:
-    """The output ``(*batch, features)`` of each row's valid step that runs last, zeros without one.
+    """Return each row's output ``(*batch, features)`` of its last valid step, or zeros.
 
     Args:
         ys: ``(time, *batch, features)``.
-        valid: booleans ``(time, *rows)``, perhaps with fewer axes than the batch; None: all.
+        valid: booleans ``(time, *rows)``, possibly without some batch axes; None if all are valid.
         reverse: whether the steps run from the last to the first.
     """
     if not ys.shape[0]:
@@ -191,7 +191,7 @@ def last_valid(ys: jax.Array, valid: jax.Array | None, reverse: bool = False) ->
 def held_outputs(
     ys: jax.Array, valid: jax.Array, resets: jax.Array | None, reverse: bool
 ) -> jax.Array:
-    """At masked steps the output of the last valid one before, in the order in which they ran."""
+    """Replace the output of masked steps by that of the last valid step, in running order."""
 
     def step(last: jax.Array, at: Any) -> tuple[jax.Array, jax.Array]:
         y, valid, resets = at

@@ -1,4 +1,4 @@
-"""The base class of the ways of running a cell over time."""
+"""The base class of the methods that run a cell over time."""
 
 import abc
 import contextlib
@@ -33,16 +33,16 @@ _ARITHMETIC = {
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Method(abc.ABC):
-    """A way of running one cell over a sequence. Its options are its fields.
+    """A method of running one cell over a sequence. Its options are its fields.
 
     Every method takes the same parameters and gives the same numbers.
 
     Args:
-        precision: of the products of float32 operands, forward and in every derivative:
-            ``"default"``, ``"high"`` or ``"highest"``, which is float32 on every platform. A CPU
-            has no other; a TPU rounds the operands to bfloat16 and a GPU to TF32, unless asked for
-            more, and `rnnjax.explain` says which. Left out, that of the context,
-            ``jax.default_matmul_precision``.
+        precision: the precision of products of float32 operands, forward and in all derivatives:
+            ``"default"``, ``"high"`` or ``"highest"`` (float32 on every platform). By default that
+            of the context, ``jax.default_matmul_precision``. A CPU always computes in float32. By
+            default a TPU rounds the operands to bfloat16 and a GPU to TF32; `rnnjax.explain` says
+            which.
     """
 
     precision: Precision | None = dataclasses.field(default=None, kw_only=True)
@@ -71,7 +71,7 @@ class Method(abc.ABC):
         return jax.default_matmul_precision(self.precision)
 
     def arithmetic(self, platform: str) -> list[str]:
-        """How products of float32 operands are computed there, if it is not in float32 always."""
+        """Say how products of float32 operands are computed, unless always in float32."""
         asked = self.precision or context_precision() or "default"
         if platform not in _ARITHMETIC:
             return []
@@ -80,17 +80,17 @@ class Method(abc.ABC):
 
     @property
     def along(self) -> MeshAxis:
-        """The devices over which the steps are divided."""
+        """The mesh axis over which the steps are sharded."""
         return LOCAL
 
     def held(
         self, ys: jax.Array, valid: jax.Array, resets: jax.Array | None, reverse: bool
     ) -> jax.Array:
-        """At masked steps the output of the last valid one before, in the order of running."""
+        """Replace the output of masked steps by that of the last valid step, in running order."""
         return held_outputs(ys, valid, resets, reverse)
 
     def last(self, ys: jax.Array, valid: jax.Array | None, reverse: bool) -> jax.Array:
-        """The output of each row's valid step that ran last."""
+        """Return each row's output of its last valid step, in running order."""
         if self.along is not LOCAL:
             raise InvalidInputError(
                 f"{self} divides the steps over devices, and the last output of this cell would "
@@ -100,7 +100,7 @@ class Method(abc.ABC):
 
     @abc.abstractmethod
     def refusal(self, cell: Cell) -> str | None:
-        """Why this method cannot run ``cell``, in words that complete a sentence; else None."""
+        """Return why this method cannot run ``cell``, as the end of a sentence; else None."""
 
     @abc.abstractmethod
     def run(
@@ -112,11 +112,11 @@ class Method(abc.ABC):
     def explain(
         self, cell: Cell, params: Params, shape: tuple[int, ...], platform: str
     ) -> list[str]:
-        """How ``cell`` would run over inputs of that shape, and why, in a few phrases."""
+        """Say in a few phrases how ``cell`` would run over inputs of that shape, and why."""
 
 
 def why_no_equation(cell: Cell) -> str | None:
-    """Why a cell declares no equation, and runs by its own step alone; None where it does."""
+    """Return why a cell declares no equation, so that only its own step runs; else None."""
     return "it declares no carry and update, but a step" if cell.carry is None else None
 
 

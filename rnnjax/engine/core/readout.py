@@ -17,15 +17,15 @@ def read_out(
     per_step: StepMarks,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
-    """The outputs of all steps, from what the loop of a cell shows.
+    """Compute the outputs of all steps from what the loop of a cell emits.
 
     Args:
-        cell: one that declares its equation.
+        cell: a cell that declares its equation.
         params: its parameters.
-        emitted: over time, zeros at masked steps.
+        emitted: ``(time, *batch, size)``, zeros at masked steps.
         xs: its inputs.
         per_step: the marks, in the order of ``emitted``.
-        dtype: of the operands of products, if not the cell's.
+        dtype: the type of the operands of products, if not the cell's.
     """
     if not cell.has_readout:
         return emitted

@@ -14,14 +14,14 @@ from rnnjax.engine.core.method import Method
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Scan(Method):
-    """Run ``cell.step`` once per time step; every other method is held to its numbers.
+    """Run ``cell.step`` once per time step: the reference for every other method.
 
-    It serves every cell and every transformation of JAX: ``grad`` to any order, ``jvp``, ``vmap``.
-    The gradients of parameters are summed over time in float32 at least, whatever their type.
+    It runs every cell under every transformation of JAX: ``grad`` to any order, ``jvp``, ``vmap``.
+    Gradients of parameters are summed over time in float32 at least, whatever their type.
     """
 
     def refusal(self, cell: Cell) -> str | None:
-        """Refuse no cell."""
+        """Return None: the scan runs every cell."""
         return None
 
     def run(

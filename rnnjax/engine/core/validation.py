@@ -32,7 +32,7 @@ from rnnjax.errors import InvalidInputError
 def checked(
     cell: Cell, params: Params, xs: Any, carry: Carry | None, reset_carry: Carry, method: Method
 ) -> tuple[Any, Carry]:
-    """The inputs as arrays, and the carry, made if there is none."""
+    """Return the inputs as arrays, and the carry or the initial one."""
     if not isinstance(cell, Cell):
         raise InvalidInputError(
             f"cell must be a Cell such as rnnjax.LSTMCell(50), but is {_not_a_cell(cell)}"
@@ -71,7 +71,7 @@ def checked(
 
 
 def check_runs(method: Any, reverse: Any = False) -> None:
-    """Raise unless a method is one, the mesh has its axis, and a direction is given."""
+    """Raise unless ``method`` is a method, the mesh has its axis, and ``reverse`` is a boolean."""
     check_instance("method", method, Method, "Auto(), Scan(), Fused(), Parallel() or Kernel()")
     check_flag("reverse", reverse)
     if not method.along.known():
@@ -82,7 +82,7 @@ def check_runs(method: Any, reverse: Any = False) -> None:
 
 
 def _not_a_cell(value: Any) -> str:
-    """What came in the place of a cell, and what to do."""
+    """Say what came instead of a cell, and what to do."""
     if isinstance(value, jax.core.Tracer):
         return (
             "traced; it is static: write jax.jit(rnnjax.unroll, static_argnums=0), or close over it"
@@ -94,7 +94,7 @@ def _not_a_cell(value: Any) -> str:
 
 
 def begin(cell: Cell, params: Params, xs: Any, reset_carry: Carry | None, like: Carry) -> Carry:
-    """The carry with which a sequence begins, in the shapes and types of ``like``."""
+    """Return the carry at the start of a sequence, in the shapes and types of ``like``."""
     batch = xs.shape[1:-1]
     if reset_carry is None:
         reset_carry = cell.start(params, batch)
@@ -114,9 +114,9 @@ def begin(cell: Cell, params: Params, xs: Any, reset_carry: Carry | None, like: 
 # A derivative rule is traced exactly where somebody takes a gradient, inside of jit or not.
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def without_noise(cell: Cell, params: Params) -> Params:
-    """``params``, of a cell that draws random numbers in training and has no key for them.
+    """Return ``params``, and warn if they are differentiated without a key.
 
-    A warning, where they are differentiated: that is training, and its dropout would be off.
+    Differentiation means training, and without a key the cell's dropout would be off.
     """
     return params
 
@@ -132,7 +132,7 @@ def _without_noise_jvp(cell: Cell, primals: Any, tangents: Any) -> tuple[Params,
 
 
 def valid_steps(xs: Any, lengths: Any, mask: Any, along: MeshAxis) -> jax.Array | None:
-    """Return which steps are valid, from lengths and mask; None where all are."""
+    """Return which steps are valid by lengths and mask; None if all are."""
     if mask is not None:
         mask = checked_marks("mask", mask, xs)
     if lengths is None:
@@ -170,7 +170,7 @@ def valid_steps(xs: Any, lengths: Any, mask: Any, along: MeshAxis) -> jax.Array 
 
 
 def checked_marks(name: str, marks: Any, xs: Any) -> jax.Array:
-    """The mask or the resets as an array ``(time, *rows)``."""
+    """Return the mask or the resets as an array ``(time, *rows)``, checked."""
     marks, wanted = as_array(name, marks), xs.shape[:-1]
     if marks.dtype != jnp.bool_:
         raise InvalidInputError(
@@ -185,7 +185,7 @@ def checked_marks(name: str, marks: Any, xs: Any) -> jax.Array:
 
 
 def check_noise(cell: Cell, noise: Noise) -> None:
-    """Raise unless what a regulariser changes can be changed inside of ``cell``."""
+    """Raise unless ``cell`` supports this noise of a regulariser."""
     if noise and cell.carry is None:
         raise InvalidInputError(
             f"recurrent dropout and zoneout cannot reach inside of {brief(cell)}, because it "
