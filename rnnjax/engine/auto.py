@@ -84,7 +84,7 @@ class Auto(Method):
 
 
 def _stores_little(cell: Cell, num_steps: int, rows: Any) -> bool:
-    """Whether the factors and constants of all steps are few, and no more than the projected inputs.
+    """Whether factors and constants of all steps are few, and no more than the projected inputs.
 
     `Parallel` stores them, and more than fit a cache are slow; a loop needs each only once.
     """

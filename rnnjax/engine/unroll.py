@@ -1,4 +1,4 @@
-"""`unroll`: check the arguments, and run the cell over the sequence, layer by layer."""
+"""`unroll` checks the arguments and runs a cell over a sequence, layer by layer."""
 
 import dataclasses
 import functools
@@ -47,7 +47,7 @@ def unroll(
 ) -> tuple[CarryT, jax.Array]:
     """Run a cell, or a stack of them, over a sequence.
 
-    Equal to this loop, in outputs and gradients, whatever the method::
+    Outputs and gradients equal those of this loop, whatever the method::
 
         for t in range(len(xs)):              # from the last step to the first with reverse
             carry = where(resets[t], reset_carry, carry)
@@ -55,49 +55,48 @@ def unroll(
             carry = where(mask[t], new, carry)
             ys[t] = where(mask[t], ys[t], 0)
 
-    State goes in and comes out. Feeding the carry back is Keras's ``stateful=True``; leaving it out
-    is ``reset_states()``; ``jax.lax.stop_gradient`` on it truncates backpropagation through time.
+    State goes in and comes out. Pass the carry back for Keras's ``stateful=True``, or leave it out
+    for ``reset_states()``. ``jax.lax.stop_gradient`` on it truncates backpropagation through time.
 
     Args:
         cell: what one time step computes.
         params: the cell's parameters, as ``cell.init`` returns them.
-        xs: ``(time, *batch, input_size)``, time first; usually one batch axis. One-hot vectors can
-            be given as ``rnnjax.OneHot(ids, input_size)``.
-        carry: the state before the first step; left out, that with which a sequence begins:
-            ``reset_carry`` if that is given, else ``cell.start``, which is zeros for most cells,
-            in float32 or the parameters' type if that is wider.
-        lengths: integers ``(*batch,)``, the valid steps of each row, of which those after them are
-            padding: masked. Of 0 to ``time``; inside of ``jit``, where values are not known, larger
-            ones count as ``time``.
-        mask: booleans ``(time, *batch)``, False where a step of a row is to be skipped: it holds
-            the carry, its output is zero, and its inputs have no influence, be they NaN. The final
-            carry is that of each row's last valid step. With ``lengths`` both must be true.
-        resets: booleans ``(time, *batch)``, True where a new sequence begins with that step of that
-            row: whatever came before is cut off, values, NaN included, and first derivatives.
-            Running forward, ``reset_carry`` takes the place of the carry before step t, and running
-            in reverse, of that between t and t - 1. A reset counts at a masked step too.
-        reset_carry: the state with which a sequence begins at a reset, shaped like the carry or
-            without the batch axes; its gradient is that of all resets. Left out, ``cell.start``.
+        xs: ``(time, *batch, input_size)``, time first, usually with one batch axis; or one-hot
+            vectors as ``rnnjax.OneHot(ids, input_size)``.
+        carry: the state before the first step; by default ``reset_carry`` if given, else
+            ``cell.start``: zeros for most cells, in float32 or the parameters' type if wider.
+        lengths: integers ``(*batch,)``, the number of valid steps of each row, 0 to ``time``. Later
+            steps are padding and masked. Inside ``jit`` values are unknown, and larger ones count
+            as ``time``.
+        mask: booleans ``(time, *batch)``, False to skip a step of a row: the carry is held, the
+            output is zero, and the inputs have no influence, even if NaN. The final carry is that
+            of each row's last valid step. With ``lengths`` a step must be valid by both.
+        resets: booleans ``(time, *batch)``, True where a new sequence begins at that step of that
+            row. A reset cuts off everything before it: values, NaN included, and first derivatives.
+            Running forward, ``reset_carry`` replaces the carry before step t; in reverse, the carry
+            between t and t - 1. A reset counts at a masked step too.
+        reset_carry: the state that a reset restores, shaped like the carry or without the batch
+            axes; by default ``cell.start``. Its gradient is summed over all resets.
         masked_outputs: ``"zero"``, or ``"last"`` for the output of the row's last valid step, zeros
-            where there is none since the sequence began (Keras's default).
-        outputs: ``"all"``, or ``"last"`` for the output of each row's valid step that ran last,
-            ``(*batch, output_size)``: zeros for a row without one. With ``reverse`` that is the
-            first valid step, and a `Bidirectional` layer merges the last output of each direction
-            (Keras's ``return_sequences=False``). Where the carry holds the output, no others are
+            if the sequence had none yet (Keras's default).
+        outputs: ``"all"``, or ``"last"`` for each row's output of its valid step that ran last,
+            ``(*batch, output_size)``, zeros for a row without one. With ``reverse`` that is the
+            first valid step. A `Bidirectional` layer merges the last output of each direction
+            (Keras's ``return_sequences=False``). If the carry holds the output, no others are
             stored.
-        reverse: run from the last step to the first. ``ys[t]`` still belongs to ``xs[t]``; with
-            ``lengths`` each row begins at its own last step.
-        key: of the random numbers of `Regularized` cells and of dropout in a `Stack`, which without
-            one draw nothing, as for prediction; a gradient that is taken so comes with a warning.
+        reverse: run from the last step to the first. ``ys[t]`` still belongs to ``xs[t]``. With
+            ``lengths`` each row begins at its own last valid step.
+        key: a random key for `Regularized` cells and for dropout in a `Stack`. Without one they are
+            off, as for prediction, and a gradient comes with a warning.
         method: how to run, a `Method`: ``Auto()``, ``Scan()``, ``Fused()`` ... All give the same
-            numbers; one that is named runs or raises, but for `Kernel` where there is none.
+            numbers. A named method runs or raises, except `Kernel` on a platform without one.
 
-    ``lengths``, ``mask`` and ``resets`` may leave out batch axes at the end, and then are for all
-    rows along those. A NaN in a valid step reaches the gradients as in plain JAX, resets or not.
+    ``lengths``, ``mask`` and ``resets`` may leave out trailing batch axes, and then apply to all
+    rows along these. A NaN in a valid step reaches the gradients as in plain JAX, resets or not.
 
     Returns:
         the carry after the last step that ran, and ``ys (time, *batch, output_size)``, or with
-        ``outputs="last"`` one of them.
+        ``outputs="last"`` a single output.
 
     Raises:
         InvalidInputError: an argument has the wrong rank, type, features, structure or batch, or
@@ -149,10 +148,7 @@ def unroll(
 
 
 class _Leaf(NamedTuple):
-    """A leaf of the carry together with that of the start of a sequence, where there are resets.
-
-    So that composites split both with one tree.
-    """
+    """A leaf of the carry and, with resets, of the start: composites split both with one tree."""
 
     now: jax.Array
     start: jax.Array
@@ -183,7 +179,7 @@ def _unroll(
     how: _How,
     reverse: bool,
 ) -> tuple[Carry, jax.Array]:
-    """Compiled here, so that calls outside of jit compile once per shape too."""
+    """Run under ``jit``, so that calls outside it compile once per shape too."""
 
     def run(*args: Any) -> tuple[Carry, jax.Array]:
         return _unroll(cell, *args, how, reverse)
@@ -259,10 +255,10 @@ _PLAIN = "its plain steps, differentiated by JAX, because the cell closes over a
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """How each layer would run; its string is meant to be read.
+    """How each layer would run; print it.
 
     Attributes:
-        layers: for each layer its cell, the shape of its inputs, and phrases on how it runs.
+        layers: for each layer its cell, the shape of its inputs, and phrases that say how it runs.
     """
 
     layers: tuple[tuple[Cell, tuple[int, ...], tuple[str, ...]], ...]
@@ -284,20 +280,19 @@ def explain(
     method: Method = Auto(),
     platform: str | None = None,
 ) -> Explanation:
-    """Say which method and form `unroll` would run each layer by, and why; nothing is computed.
+    """Say how `unroll` would run each layer, and why, without computing anything.
 
     Args:
-        cell: as in `unroll`, and so are the other arguments; arrays can be given as
-            ``jax.ShapeDtypeStruct``.
-        params: see there.
-        xs: see there.
-        carry: see there.
-        method: see there.
-        platform: for which the program would be lowered: ``"cpu"``, ``"cuda"``, ``"rocm"``,
-            ``"gpu"`` for either of these, or ``"tpu"``; None for that of JAX's first device.
+        cell: as in `unroll`.
+        params: as in `unroll`; here and below ``jax.ShapeDtypeStruct`` can stand for arrays.
+        xs: as in `unroll`.
+        carry: as in `unroll`.
+        method: as in `unroll`.
+        platform: the platform to lower for: ``"cpu"``, ``"cuda"``, ``"rocm"``, ``"gpu"`` for either
+            of these, or ``"tpu"``; None for the platform of JAX's first device.
 
     Raises:
-        InvalidInputError: as `unroll` would; or ``platform`` is none that is known.
+        InvalidInputError: as `unroll`; or ``platform`` is unknown.
 
     >>> import rnnjax
     >>> cell = rnnjax.LSTMCell(hidden_size=5)

@@ -1,1 +1,1 @@
-"""The fast path: a loop of what cannot be computed before it, and a gradient scheduled by hand."""
+"""The fast path: a minimal loop over time, and a hand-written backward pass."""

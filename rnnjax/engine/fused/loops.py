@@ -10,7 +10,7 @@ import jax.numpy as jnp
 Step = Callable[[Any, jax.Array, Any], tuple[Any, jax.Array | None, Any]]
 """``(state, entry, entries) -> (state, replacement or None, output)``.
 
-An array of the state that has no axis of rows is a sum over them: a step adds to it.
+An array of the state without an axis of rows is a sum over rows: a step adds to it.
 """
 
 
@@ -19,11 +19,11 @@ class LoopArgs(NamedTuple):
 
     Attributes:
         step: the body, see `Step`.
-        state: before the first step.
+        state: the state before the first step.
         first: an array over time, whose entries a step may replace.
         others: a tree of arrays over time.
         reverse: whether to begin with the last entry.
-        ahead: whether XLA's loop reads a step's entries at the step before, see `over_time`.
+        ahead: whether XLA's loop prefetches a step's entries in the step before, see `over_time`.
     """
 
     step: Step
@@ -35,17 +35,17 @@ class LoopArgs(NamedTuple):
 
 
 Loop = Callable[[LoopArgs], tuple[Any, jax.Array, Any]]
-"""From its arguments to the state after the last step, the first array with its replacements, and
-the outputs of all steps."""
+"""A function from `LoopArgs` to the state after the last step, the first array with its
+replacements, and the outputs of all steps."""
 
 
 class LoopSpec(NamedTuple):
-    """The identity of a loop of a layer, by which it can be traced again for other rows.
+    """The identity of a layer's loop, from which it can be traced again for other rows.
 
     Attributes:
-        recurrence: of `rnnjax.engine.fused.recurrence`.
-        kind: its method whose loop it is: ``run``, ``forward`` or ``backward``.
-        args: of the layer.
+        recurrence: a `rnnjax.engine.fused.recurrence.Recurrence`.
+        kind: the method of it that has the loop: ``run``, ``forward`` or ``backward``.
+        args: the arguments of the layer.
     """
 
     recurrence: Any
@@ -57,14 +57,14 @@ class LoopBackend(Protocol):
     """A way of running loops: a hashable value."""
 
     def on(self, platform: str, spec: LoopSpec) -> tuple[str, Loop | None]:
-        """Return the platform that a layer is planned for, and its loop; None for XLA's."""
+        """Return the platform to plan a layer for, and its loop; None for XLA's."""
 
 
 def with_vectors(loop: Loop) -> Loop:
     """Run a loop with the entries of ``first`` of a single row as vectors.
 
-    XLA on a CPU copies the product ``(time, width)`` whole before a loop over ``(time, 1, width)``.
-    With vectors a gradient of one row takes down to 0.6 of the memory. A TPU's becomes slower.
+    XLA on a CPU copies the whole product ``(time, width)`` before a loop over ``(time, 1, width)``.
+    With vectors a gradient of one row takes down to 0.6 of the memory. On a TPU they are slower.
     """
 
     @functools.wraps(loop)
@@ -87,10 +87,9 @@ def with_vectors(loop: Loop) -> Loop:
 def over_time(args: LoopArgs) -> tuple[Any, jax.Array, Any]:
     """Scan over ``first`` and ``others``, and replace entries of ``first``: a `Loop`.
 
-    With ``ahead``, each step's entries are read at the end of the step before and carried into it.
-    XLA otherwise slices them out of the whole arrays in each of the fused loops of a step, which is
-    slow where there are several. They are read after the write, so that nothing still needs the
-    array as it was, and XLA makes no copy of it.
+    With ``ahead``, each step's entries are prefetched at the end of the step before. XLA otherwise
+    slices them out of the whole arrays in each fusion of a step, which is slow if there are
+    several. They are read after the write: nothing needs the old array, and XLA does not copy it.
     """
     step, state, first, others, reverse, ahead = args
     last = first.shape[0] - 1  # of a program that is exported perhaps not known
@@ -127,7 +126,7 @@ def over_time(args: LoopArgs) -> tuple[Any, jax.Array, Any]:
 
 
 def in_slices(args: LoopArgs) -> tuple[Any, jax.Array, Any]:
-    """Do as `over_time`, with `jax.lax.scan`'s own slices; replacements are a new array."""
+    """Do as `over_time` with the slices of `jax.lax.scan`; replacements are a new array."""
 
     def body(state: Any, at: Any) -> Any:
         state, *made = args.step(state, *at)
@@ -139,7 +138,7 @@ def in_slices(args: LoopArgs) -> tuple[Any, jax.Array, Any]:
 
 
 def cut(inputs: Any, length: int) -> Any:
-    """Split each array over time into segments of ``length`` steps, also one without entries."""
+    """Split each array over time into segments of ``length`` steps, even an empty array."""
     return jax.tree.map(
         lambda leaf: leaf.reshape(len(leaf) // length, length, *leaf.shape[1:]), inputs
     )

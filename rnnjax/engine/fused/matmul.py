@@ -1,9 +1,9 @@
 """The matrix products of a recurrent layer, each in the form that is fast for its shape.
 
-All forms give the same numbers. On accelerators the plain form is best everywhere; on a CPU the
-best one depends on how the kernel fits the caches. GF/s of the recurrent products inside of a loop
-of 100 steps, LSTM, float32 (two cores of an AMD EPYC with 1 MiB of cache each and 32 MiB shared,
-jaxlib 0.10.2; large products reach 205):
+All forms give the same numbers. On accelerators the plain form is always best. On a CPU the best
+form depends on how the kernel fits the caches. GF/s of the recurrent products inside a loop of 100
+steps, LSTM, float32 (two cores of an AMD EPYC with 1 MiB of cache each and 32 MiB shared, jaxlib
+0.10.2; large products reach 205):
 
     H, batch    kernel   rows  rows transposed  features first   copy  direct  kernel first
     512, 16      4 MiB    190        195             153          154    107       139
@@ -15,8 +15,8 @@ jaxlib 0.10.2; large products reach 205):
     1024, 16    16 MiB    134        159             179          123     89       194
     1024, 32    16 MiB    140        139             188          138    114       193
 
-In bfloat16 plain rows and the direct contraction are best or within 10 % of it everywhere, with
-240 and 226 at H = 700, batch 12. Smaller kernels are best as rows and with a transposed copy.
+In bfloat16 plain rows and the direct contraction are within 10 % of the best everywhere, with 240
+and 226 at H = 700, batch 12. Smaller kernels are best as rows and with a transposed copy.
 """
 
 import dataclasses
@@ -69,10 +69,10 @@ class Products:
     """The forms of a layer's products, and the type of their operands.
 
     Attributes:
-        forward: of the recurrent product.
-        backward: of its transpose.
-        inputs_backward: of the gradient of all inputs, one product.
-        dtype: of the operands; None promotes. Sums are in float32 at least.
+        forward: the form of the recurrent product.
+        backward: the form of its transpose.
+        inputs_backward: the form of the gradient of all inputs, one product.
+        dtype: the type of the operands; None promotes. Sums are in float32 at least.
     """
 
     forward: Forward = Forward.ROWS
@@ -82,7 +82,7 @@ class Products:
 
     @classmethod
     def choose(cls, kernel: Any, rows: int, dtype: DTypeLike | None, platform: str) -> "Products":
-        """The forms for a recurrent kernel and a number of rows; see the module's table."""
+        """Choose the forms for a recurrent kernel and a number of rows by the module's table."""
         if kernel.ndim > 2:  # XLA's convolutions
             return cls(dtype=dtype)
         width = jnp.dtype(at_least_float32(kernel.dtype) if dtype is None else dtype).itemsize
@@ -99,7 +99,7 @@ class Products:
         return cls(Forward.ROWS_TRANSPOSED, backward, Backward.KERNEL_FIRST, dtype)
 
     def times(self, kernel: jax.Array) -> Product:
-        """``x -> x @ kernel``, for a loop: whatever can be done once is done here."""
+        """Return ``x -> x @ kernel`` for a loop; work that is needed once is done here."""
         laid_out = self.lay_out(kernel)
         if self.forward is Forward.FEATURES_FIRST:
             # The barrier keeps XLA from folding the copy back into the product.
@@ -107,18 +107,18 @@ class Products:
         return lambda x: self.multiply(x, laid_out)
 
     def lay_out(self, kernel: jax.Array) -> jax.Array:
-        """The kernel as `multiply` takes it: in the type and the order of the products."""
+        """Return the kernel in the type and layout that `multiply` takes."""
         kernel = self._cast(kernel)
         return kernel.T if self.forward is Forward.FEATURES_FIRST else kernel
 
     def as_drawn(self, laid_out: Any) -> Any:
-        """A kernel as `lay_out` gave it, in the shape that it had before: for looking at alone."""
+        """Return a kernel of `lay_out` in its original shape, for display only."""
         if self.forward is Forward.FEATURES_FIRST and hasattr(laid_out, "shape"):
             return jax.ShapeDtypeStruct(laid_out.shape[::-1], laid_out.dtype)
         return laid_out
 
     def multiply(self, x: Any, laid_out: jax.Array) -> jax.Array:
-        """``x @ kernel``, with the kernel as `lay_out` gave it."""
+        """Compute ``x @ kernel`` with a kernel of `lay_out`."""
         if _looked_up(x):
             turned = self.forward is Forward.FEATURES_FIRST
             return product(x, laid_out.T if turned else laid_out, self.dtype)
@@ -134,11 +134,11 @@ class Products:
         return product(x, laid_out, self.dtype)
 
     def times_transposed(self, kernel: jax.Array) -> Product:
-        """``d -> d @ kernel.T``, for a loop: whatever can be done once is done here."""
+        """Return ``d -> d @ kernel.T`` for a loop; work that is needed once is done here."""
         return self._transposed(self.backward, self._cast(kernel))
 
     def inputs_gradient(self, d: jax.Array, kernel: jax.Array) -> jax.Array:
-        """``d @ kernel.T`` for all steps at once."""
+        """Compute ``d @ kernel.T`` for all steps at once."""
         if divided() and kernel.ndim == 2:
             return contract(self._cast(d), self._cast(kernel), (d.ndim - 1, 1))
         return self._transposed(self.inputs_backward, self._cast(kernel))(d)
@@ -155,9 +155,9 @@ class Products:
         return lambda d: _as_rows(lambda rows: contract(self._cast(rows), kernel, (1, 1)), d)
 
     def kernel_gradient(self, xs: Any, d: jax.Array, kernel: jax.Array) -> jax.Array:
-        """The gradient of ``kernel`` in ``xs @ kernel``: one product over all steps and rows.
+        """Compute the gradient of ``kernel`` in ``xs @ kernel``, one product over steps and rows.
 
-        Written out, because JAX's own rule gives its transpose, which XLA then copies around.
+        JAX's own rule gives its transpose, which XLA then copies.
         """
         # Of rows that were looked up it is a scatter, in which JAX adds what meets.
         if _looked_up(xs):
@@ -170,7 +170,7 @@ class Products:
         return contract(left, right, (rows, rows))
 
     def _wide(self, array: jax.Array, other: jax.Array) -> jax.Array:
-        """An operand of a convolution with another one, in the type in which it sums."""
+        """Cast an operand of a convolution to the type in which it sums."""
         promoted = jnp.promote_types(array.dtype, other.dtype)
         return widened(array, promoted if self.dtype is None else self.dtype)
 
@@ -183,13 +183,13 @@ def _looked_up(x: Any) -> bool:
 
 
 def _as_rows(function: Product, x: jax.Array) -> jax.Array:
-    """Apply a function of two axes to ``x`` with any number of them, or just one."""
+    """Apply a function of matrices to ``x`` with any number of axes."""
     out = function(x.reshape(-1, x.shape[-1]))
     return out.reshape(*x.shape[:-1], out.shape[-1])
 
 
 def _from_the_left(kernel: jax.Array, x: jax.Array, dtype: DTypeLike | None) -> jax.Array:
-    """``x @ kernel.T`` as ``(kernel @ x.T).T``, without a transposed copy of either."""
+    """Compute ``x @ kernel.T`` as ``(kernel @ x.T).T``, without a transposed copy of either."""
 
     def on_rows(rows: jax.Array) -> jax.Array:
         rows = rows if dtype is None else rows.astype(dtype)
@@ -203,7 +203,7 @@ Axes = int | tuple[int, ...]
 
 
 def contract(left: jax.Array, right: jax.Array, axes: tuple[Axes, Axes]) -> jax.Array:
-    """The product of two arrays over an axis of each, or several, in the types of `product`."""
+    """Contract two arrays over one or more axes, in the types of `product`."""
     dtype = jnp.promote_types(left.dtype, right.dtype)
     over = tuple(tuple(np.atleast_1d(axis).tolist()) for axis in axes)
     return jax.lax.dot_general(

@@ -1,4 +1,4 @@
-"""The fast path: a method that runs each layer as a `rnnjax.engine.fused.recurrence.Recurrence`."""
+"""The method of the fast path: each layer is a `rnnjax.engine.fused.recurrence.Recurrence`."""
 
 import dataclasses
 from collections.abc import Callable
@@ -24,26 +24,26 @@ from rnnjax.errors import InvalidInputError
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Fused(Method):
-    """Project all inputs in one product, and schedule the backward pass by hand.
+    """Project all inputs in one product, and run a hand-written backward pass.
 
-    It serves every cell that declares its equation (see `rnnjax.Cell`), under ``jit``, ``grad``,
+    It runs every cell that declares its equation (see `rnnjax.Cell`), under ``jit``, ``grad``,
     ``vmap``, ``jvp``, ``linearize``, ``checkpoint`` and ``shard_map``. Forward-mode and second
-    derivatives (``jacfwd``, ``hessian``) are those of the plain scan, at its price.
+    derivatives (``jacfwd``, ``hessian``) are those of the plain scan, and as slow.
 
-    An update with a collective over an axis with a name, as ``jax.lax.pmean``, or with a callback
-    that is ordered is refused, by `rnnjax.Auto` too: it runs on ``Scan()``.
+    It refuses an update with a collective over a named axis, such as ``jax.lax.pmean``, or with an
+    ordered callback, and so does `rnnjax.Auto`. Use ``Scan()`` for such a cell.
 
     Args:
-        keep_every: the dial between memory and time. None keeps, for the backward pass, the gates
-            of every step: ``(gates + 2) * hidden_size`` numbers a step and row for an LSTM. With k,
-            only the state before every k-th step is saved, and the k steps are computed again when
-            their turn comes (Chen et al., 2016): a third more products, and memory for k steps
-            and ``time / k`` states. Near the square root of the number of steps it is least; a
+        keep_every: trades memory for time. None saves the gates of every step for the backward
+            pass: for an LSTM ``(gates + 2) * hidden_size`` numbers per step and row. With k, only
+            the state before every k-th step is saved, and the backward pass recomputes k steps at a
+            time (Chen et al., 2016). That takes a third more products, and memory for k steps and
+            ``time / k`` states, which is least near the square root of the number of steps. A
             divisor of that number saves copies of the inputs and outputs.
         product_dtype: the type of the operands of all matrix products, forward and backward, if not
-            the cell's own. With ``jnp.bfloat16`` the sums, the gates, the carry, the outputs and
-            the gradients still are float32: faster where the processor multiplies bfloat16
-            natively, at its 8 bits of precision.
+            the cell's. With ``jnp.bfloat16`` sums, gates, carry, outputs and gradients are still
+            float32. It is faster on processors with native bfloat16 products, which have 8 bits of
+            precision.
 
     Raises:
         InvalidInputError: ``keep_every`` is not a positive integer, or ``product_dtype`` is not a
@@ -62,7 +62,7 @@ class Fused(Method):
             object.__setattr__(self, "product_dtype", _product_dtype(self.product_dtype))
 
     def refusal(self, cell: Cell) -> str | None:
-        """A step of its own is refused, and a carry that counts."""
+        """Refuse a cell with its own step, or with integers in its carry."""
         if reason := why_no_equation(cell):
             return reason
         kinds = {leaf.dtype.kind for leaf in jax.tree.leaves(jax.eval_shape(cell.initial_carry))}
@@ -78,7 +78,7 @@ class Fused(Method):
     def explain(
         self, cell: Cell, params: Params, shape: tuple[int, ...], platform: str
     ) -> list[str]:
-        """The forms of the products, and what is saved for the backward pass."""
+        """Describe the forms of the products, and what the backward pass saves."""
         length = min(self.keep_every or shape[0], shape[0])
         plan = LayerPlan.of(cell, params, (length, *shape[1:]), self.dtype_of(cell), platform)
         layer = Layer(cell, plan, False, params, Steps())
@@ -142,10 +142,10 @@ def unrolled(
 
 
 def resets_early(carry: Carry, steps: Steps, reverse: bool) -> tuple[Carry, Steps]:
-    """Resets at the end of the step before, and of the carry where it is the first step's.
+    """Move each reset to the end of the step before, and a reset of the first step to the carry.
 
-    There they are one pointwise function with the rest of the step; at the beginning of it they
-    would be one of their own before the recurrent product.
+    At the end of a step XLA fuses it with the rest of the step. At the beginning it would be a
+    separate pointwise function before the recurrent product.
     """
     resets = steps.per_step.resets
     if resets is None:
@@ -165,7 +165,7 @@ Run = Callable[[Any, Carry], tuple[Carry, jax.Array]]
 def _in_segments(
     run: Run, length: int, inputs: Any, carry: Carry, reverse: bool
 ) -> tuple[Carry, jax.Array]:
-    """Run segment by segment, each of which is computed again in the backward pass."""
+    """Run segment by segment; the backward pass recomputes each segment."""
     num_steps = len(jax.tree.leaves(inputs)[0])
     whole = num_steps // length * length
 

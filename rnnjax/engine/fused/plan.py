@@ -1,4 +1,4 @@
-"""The plan of a layer: data, which the methods follow and `rnnjax.explain` prints."""
+"""The plan of a layer: data that the methods follow and `rnnjax.explain` prints."""
 
 import dataclasses
 import math
@@ -29,12 +29,10 @@ _PLATFORMS = "cpu", "cuda", "rocm", "gpu", "tpu"
 
 
 def known_platform(platform: Any) -> str:
-    """A platform that was named, or for None that of JAX's first device.
-
-    Programs that are compiled without another word are for that.
+    """Return ``platform``, or for None the platform of JAX's first device, JAX's default.
 
     Raises:
-        InvalidInputError: there is none of that name.
+        InvalidInputError: no platform has that name.
     """
     if platform in _PLATFORMS:
         return platform
@@ -56,8 +54,8 @@ class LayerPlan:
 
     Attributes:
         products: the forms of the products.
-        ahead: how many steps' inputs are projected at a time where no gradient is taken.
-        reads_ahead: whether the loop without a backward pass reads ahead, see `over_time`.
+        ahead: how many steps' inputs are projected at a time if no gradient is taken.
+        reads_ahead: whether the loop without a backward pass prefetches, see `over_time`.
     """
 
     products: Products
@@ -73,14 +71,14 @@ class LayerPlan:
         dtype: DTypeLike | None,
         platform: str,
     ) -> "LayerPlan":
-        """Plan ``cell`` over inputs of a shape, (time, *batch, features).
+        """Plan ``cell`` over inputs ``(time, *batch, features)``.
 
         Args:
-            cell: one that declares its equation.
+            cell: a cell that declares its equation.
             params: its parameters, or their shapes.
-            shape: of the inputs.
-            dtype: of the operands of the products.
-            platform: for which the program is lowered: ``"cpu"``, ``"tpu"``, ``"cuda"``, ...
+            shape: the shape of the inputs.
+            dtype: the type of the operands of the products.
+            platform: the platform to lower for: ``"cpu"``, ``"tpu"``, ``"cuda"``, ...
         """
         kernel = params[cell.kernels_outside[-1]]  # of the product that is made at each step
         rows = math.prod(shape[1:-1])
@@ -93,7 +91,7 @@ class LayerPlan:
         )
 
     def phrases(self, cell: Cell, num_steps: int) -> list[str]:
-        """Say in a few words each what is done over so many steps at a time."""
+        """Describe in short phrases how this many steps run."""
         ahead = f"the inputs of {num_steps} steps"
         if self.ahead < num_steps:
             ahead += f", or of {self.ahead} where no gradient is taken,"
@@ -131,7 +129,7 @@ class LayerPlan:
 def _steps_ahead(
     cell: Cell, kernel: tuple[int, ...], rows: Any, num_steps: Any, platform: str
 ) -> Any:
-    """How many steps to project at a time where there is no backward pass."""
+    """Return how many steps to project at a time if there is no backward pass."""
     # Of other platforms nothing was measured, and a size that is not known chooses nothing.
     if platform != "cpu" or any(map(is_symbolic_dim, (rows, num_steps))):
         return num_steps
@@ -158,12 +156,12 @@ class Layer(NamedTuple):
     """A layer over a sequence, for one platform.
 
     Attributes:
-        cell: one that declares its equation.
+        cell: a cell that declares its equation.
         plan: how it runs.
         reverse: whether it runs from the last step to the first.
         params: its parameters.
-        steps: what happens besides the equation, but for what differs between the steps.
-        loop: what runs its steps, forward and backward.
+        steps: noise and start of sequence; the marks of each step come separately.
+        loop: the loop that runs its steps, forward and backward.
     """
 
     cell: Cell
@@ -175,7 +173,7 @@ class Layer(NamedTuple):
 
 
 def inputs_of(layer: Layer) -> Callable[[Carry, jax.Array], Any]:
-    """``(carry, projected) -> x``, what `update` reads beside the carry."""
+    """Return ``(carry, projected) -> x``, the argument ``x`` of `update`."""
     cell, plan, _, params, steps, *_ = layer
     if cell.recurrent is None:
         return lambda carry, projected: cell.biased(projected, params, "bias")
@@ -201,7 +199,7 @@ def after(
 
 
 def step_of(layer: Layer) -> Callable[[Carry, jax.Array, StepMarks], tuple[Carry, jax.Array]]:
-    """``(carry, projected, at) -> (carry, y)``, of which nothing is saved."""
+    """Return ``(carry, projected, at) -> (carry, y)``, a step without residuals."""
     cell, steps = layer.cell, layer.steps
     inputs = inputs_of(layer)
     dtype = layer.plan.products.dtype

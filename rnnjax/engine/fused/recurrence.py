@@ -1,9 +1,9 @@
-"""A layer over a sequence: one product before the loop, one a step, and one after it a gradient.
+"""A layer over a sequence: one product before the loop, one per step, one per weight gradient.
 
 Autodiff through a scan carries the gradient of every weight in the loop and adds to it at every
-step, which for a recurrent layer costs more than the products themselves. Here the backward loop
-emits the cotangents of the gates instead, and each weight gradient is one product over all
-steps afterwards. The gradient of the pointwise part is JAX's own, of the cell's one equation.
+step. For a recurrent layer that costs more than the products themselves. Here the backward loop
+emits the cotangents of the gates instead, and each weight gradient is one product over all steps
+after the loop. JAX differentiates the pointwise part, the cell's `update`.
 """
 
 import dataclasses
@@ -38,10 +38,10 @@ class Recurrence(Function):
     """``(params, steps, xs, each, carry) -> (carry, ys)``.
 
     Args:
-        cell: one that declares its equation.
-        dtype: of the operands of its products.
+        cell: a cell that declares its equation.
+        dtype: the type of the operands of its products.
         reverse: whether it runs from the last step to the first.
-        loops: what its loops run as; None for XLA's.
+        loops: the backend of its loops; None for XLA's.
     """
 
     cell: Cell
@@ -57,7 +57,7 @@ class Recurrence(Function):
         )
 
     def layer(self, platform: str, kind: str, *args: Any) -> Layer:
-        """Return everything that the steps share, for one of the methods below."""
+        """Return the `Layer` for one of the methods below."""
         params, steps, xs, *_ = args
         loop: Loop | None = None
         if self.loops is not None:
@@ -75,7 +75,7 @@ class Recurrence(Function):
     def plain(
         self, params: Params, steps: Steps, xs: Any, per_step: StepMarks, carry: Carry
     ) -> Any:
-        """A scan of the step, after the product of the inputs."""
+        """Scan over the step, after the product of the inputs."""
         # For no platform: what is differentiated to any order has no barriers and copies in it.
         step = step_of(self.layer("any", "run", params, steps, xs, per_step, carry))
         projected = self.cell.multiplied(params, xs, self.dtype)
@@ -92,10 +92,10 @@ class Recurrence(Function):
         per_step: StepMarks,
         carry: Carry,
     ) -> Any:
-        """Project some steps' inputs at a time, and run the loop over them.
+        """Project the inputs of some steps at a time, and run the loop over them.
 
-        A projection that fits the cache is read from there, and no fresh memory is asked of the
-        system for the others. `LayerPlan` says how many steps: too few make small products.
+        A projection that fits the cache is read from there, and its memory is reused. `LayerPlan`
+        says how many steps: too few make small products.
         """
         layer = self.layer(platform, "run", params, steps, xs, per_step, carry)
 
@@ -127,9 +127,9 @@ class Recurrence(Function):
         per_step: StepMarks,
         carry: Carry,
     ) -> Any:
-        """Project all inputs, and return each step's residuals and the carry before it.
+        """Project all inputs; return each step's residuals and the carry before it.
 
-        Residuals of the size of the projected inputs, as four gates, replace these in place: it
+        Residuals of the size of the projected inputs, such as four gates, overwrite them. That
         saves the largest array of a layer.
         """
         layer = self.layer(platform, "forward", params, steps, xs, per_step, carry)
@@ -146,7 +146,7 @@ class Recurrence(Function):
         return (carry, ys), (first, rest, carries)
 
     def backward(self, platform: str, args: Any, saved: Any, d: Any, needs_grad: Any) -> Any:
-        """The backward loop, and a product for each weight."""
+        """Run the backward loop, and one product for each weight."""
         (params, steps, xs, per_step, _), (first, rest, carries) = args, saved
         layer, cell = self.layer(platform, "backward", *args), self.cell
         d_carry, d_ys = d
@@ -175,12 +175,12 @@ class Recurrence(Function):
 
 
 def project(layer: Layer, xs: Any) -> jax.Array:
-    """Multiply all steps' inputs by the kernel; the bias is added in the loop: a pass less."""
+    """Multiply all inputs by the kernel; adding the bias in the loop saves a pass."""
     return layer.cell.multiplied(layer.params, xs, layer.plan.products.dtype)
 
 
 def _inputs_gradients(layer: Layer, xs: Any, d: jax.Array, needs_grad: Any) -> tuple[Any, Any]:
-    """Return the gradients of kernel and inputs, in forms that XLA computes without a copy."""
+    """Compute the gradients of kernel and inputs, in forms that need no copy."""
     kernel, products = layer.params["kernel"], layer.plan.products
     d_product, d_xs = layer.cell.without_raw(d), jax.tree.map(lambda _: None, xs)
     if not kernel.size:
@@ -219,14 +219,15 @@ def _backward_loop(
     """Run backwards over the residuals ``first`` and ``others = (rest, d_ys, carries, each)``.
 
     Args:
-        layer: of the backward pass.
-        first: what was saved in the place of the projected inputs.
-        others: all else.
+        layer: the layer of the backward pass.
+        first: the residuals saved in place of the projected inputs.
+        others: the other arrays over time.
         d_carry: the cotangent of the last carry.
 
-    Returns the gradients of the parameters that `update` reads and of the carry that resets put in;
-    the cotangents of the projected inputs, written over ``first``; those of the recurrent products
-    at every step, None where they are the first; and that of the carry before the first step.
+    Returns:
+        the gradients of the parameters that `update` reads and of the carry of resets; the
+        cotangents of the projected inputs, written over ``first``; the cotangents of the recurrent
+        products, None if equal to those; and the cotangent of the carry before the first step.
     """
     cell, plan, _, params, steps, loop = layer
     used, pair = cell.update_params(params), cell.recurrent is not None and not cell.additive

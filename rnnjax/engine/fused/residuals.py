@@ -1,9 +1,9 @@
-"""The residuals of a step: the arrays that its derivative needs, and where it finds them.
+"""The residuals of a step: the arrays that its derivative needs, and where they are stored.
 
-The derivative of a cell's `update` is JAX's own. What it needs follows from names alone: JAX saves
-what `rnnjax.cells.activations.RESIDUAL` names, and computes the rest again, from that and from the
-carry. `jax.vjp` returns it as a function that is a pytree of arrays: some are the step's own, and
-are saved, others are the parameters, the carry before the step, or constants, and are not.
+JAX differentiates a cell's `update`. It saves the values that have the name
+`rnnjax.cells.activations.RESIDUAL`, and recomputes the rest from these and the carry. `jax.vjp`
+returns the derivative as a pytree of arrays. Those of the step itself are saved. The others are
+parameters, the carry before the step, or constants, and are not saved.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from rnnjax.engine.core.masking import StepMarks
 from rnnjax.engine.fused.plan import Layer, after, inputs_of
 
 Saved = tuple[jax.Array | None, list[jax.Array]]
-"""Of a step: what takes the place of its projected inputs, if anything does; and the rest."""
+"""The residuals of a step: those that overwrite its projected inputs, or None; and the rest."""
 
 
 @jax.tree_util.register_static
@@ -34,12 +34,12 @@ class Layout:
     """The place of each array that the derivative of a step needs.
 
     Attributes:
-        tree: of the function that `jax.vjp` returned.
-        places: of each of its arrays the kind (``"saved"``, ``"params"``, ``"carry"`` or
-            ``"constant"``) and which of that kind it is, or the constant itself.
-        written: which of those saved take the place of the projected inputs, concatenated: none, or
-            as many as have their size.
-        sizes: of these, the size of the last axis.
+        tree: the tree of the function that `jax.vjp` returned.
+        places: for each array its kind (``"saved"``, ``"params"``, ``"carry"`` or ``"constant"``)
+            and its index among that kind, or the constant itself.
+        written: which saved arrays, concatenated, overwrite the projected inputs: none, or as many
+            as have their size.
+        sizes: the size of the last axis of each of these.
     """
 
     tree: Any
@@ -51,7 +51,7 @@ class Layout:
     def of(
         cls, vjp_fn: Any, params: Params, carry: Carry, projected: jax.ShapeDtypeStruct
     ) -> tuple["Layout", list[jax.Array]]:
-        """The layout of a derivative ``vjp_fn``, and the arrays that are its own."""
+        """Return the layout of a derivative ``vjp_fn``, and the arrays to save."""
         leaves, tree = jax.tree.flatten(vjp_fn)
         shared = [("params", i, leaf) for i, leaf in enumerate(jax.tree.leaves(params))]
         shared += [("carry", i, leaf) for i, leaf in enumerate(jax.tree.leaves(carry))]
@@ -90,7 +90,7 @@ class Layout:
         return entry, rest
 
     def vjp_fn(self, saved: Saved, params: Params, carry: Carry) -> Any:
-        """The derivative, made of its arrays."""
+        """Rebuild the derivative from its arrays."""
         entry, rest = saved
         parts: dict[int, jax.Array] = {}
         if entry is not None and self.written:
@@ -111,7 +111,7 @@ SavingStep = Callable[[Carry, jax.Array, StepMarks], tuple[Carry, jax.Array, Sav
 
 
 def saving_step_of(layer: Layer) -> SavingStep:
-    """``(carry, projected, at) -> (carry, y, saved)``: all that the backward pass needs."""
+    """Return ``(carry, projected, at) -> (carry, y, saved)``, a step with its residuals."""
     cell, steps, inputs = layer.cell, layer.steps, inputs_of(layer)
 
     def step(carry: Carry, projected: jax.Array, at: StepMarks) -> tuple[Carry, jax.Array, Saved]:
@@ -143,7 +143,7 @@ def _used(layer: Layer) -> Params:
 
 
 def _traced(layer: Layer, projected: Any, used: Params, x: Any, carry: Carry) -> Traced:
-    """`_saving` of these, or of their shapes."""
+    """Call `_saving` on arrays, or on their shapes."""
     entry = jax.ShapeDtypeStruct(projected.shape, projected.dtype)
     return _saving.trace(layer.cell, layer.plan.products.dtype, entry, used, x, carry)
 
@@ -157,10 +157,10 @@ def _saving(
     x: Any,
     carry: Carry,
 ) -> tuple[tuple[Carry, jax.Array], list[jax.Array], Layout]:
-    """Return what `update` returns, the residuals of its derivative, and their layout.
+    """Return the result of `update`, the residuals of its derivative, and their layout.
 
-    JAX traces it once for all that are alike: the forward and the backward loop of a layer, other
-    layers and other programs. Tracing it in each of these places was a third of the whole trace.
+    Under ``jit`` JAX traces it once for the forward and backward loop, equal layers and other
+    programs. Otherwise it would be a third of all tracing.
     """
     # In a scan XLA cannot merge what is computed again with what was computed before.
     saving = jax.checkpoint(
@@ -174,7 +174,7 @@ def _saving(
 
 
 def saved_numbers(layer: Layer, batch: tuple[int, ...]) -> int:
-    """How many numbers the backward pass needs of each row of a step, its carry counted in."""
+    """Return how many numbers the backward pass needs per step and row, with the carry."""
 
     def step(params: Params) -> tuple[Saved, Carry]:
         carry = layer.cell.initial_carry(batch)

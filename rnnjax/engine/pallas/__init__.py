@@ -1,1 +1,1 @@
-"""The loop of a layer as one Pallas kernel, for a TPU and a GPU."""
+"""The loop of a layer as one Pallas kernel, for TPUs and GPUs."""

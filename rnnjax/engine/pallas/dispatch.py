@@ -25,18 +25,18 @@ _USUAL_MEMORY = 128 * 2**20
 
 @dataclasses.dataclass(frozen=True)
 class KernelLoops:
-    """Loops in a kernel where a TPU or a CUDA card has room for it, and XLA's elsewhere.
+    """A backend that runs loops as kernels if a TPU or GPU has room, and else as XLA's loops.
 
     Args:
-        interpret: as in `Kernel`, or how Pallas's interpreter for TPUs is to run.
-        notes: where each loop leaves what became of it; None where nobody asks.
+        interpret: as in `Kernel`, or the parameters of Pallas's TPU interpreter.
+        notes: collects what became of each loop, for `rnnjax.explain`; None to record nothing.
     """
 
     interpret: Any
     notes: list[str] | None = dataclasses.field(default=None, compare=False)
 
     def on(self, platform: str, spec: LoopSpec) -> tuple[str, Loop | None]:
-        """The loop for a platform, and that for which the rest of a layer is planned."""
+        """Return the platform to plan the rest of a layer for, and the loop."""
         if self.interpret:
             platform = self.interpret if isinstance(self.interpret, str) else "tpu"
         if platform == "tpu":
@@ -94,7 +94,7 @@ class KernelLoops:
             self.notes.append(note)
 
     def _why_not(self, arrays: Any, kind: str) -> str | None:
-        """Why there is no kernel, whatever its size."""
+        """Return why no kernel of any size is possible; else None."""
         leaves = jax.tree.leaves(arrays)
         if any(map(is_symbolic_dim, itertools.chain(*(leaf.shape for leaf in leaves)))):
             return "a size is not known"
@@ -107,7 +107,7 @@ class KernelLoops:
 
 
 def _why_not_lowered(traced: Traced, run: Callable[..., Any], platform: str) -> str | None:
-    """Return the reason for which Mosaic or Triton cannot lower a kernel; None if they can."""
+    """Return why Mosaic or Triton cannot lower a kernel; None if they can."""
 
     def of_arrays(arrays: Any) -> Any:
         return run(dataclasses.replace(traced, arrays=arrays))
@@ -124,7 +124,7 @@ def _why_not_lowered(traced: Traced, run: Callable[..., Any], platform: str) -> 
 
 @dataclasses.dataclass(frozen=True)
 class _Noted:
-    """XLA's loops, whose step is noted."""
+    """A backend that runs XLA's loops and records their step."""
 
     traced: list[Traced] = dataclasses.field(compare=False)
 
@@ -137,7 +137,7 @@ class _Noted:
 
 
 def of_rows(spec: LoopSpec, rows: int) -> Traced:
-    """The step of a loop, traced for another number of rows; nothing is computed."""
+    """Trace the step of a loop for another number of rows, without computing anything."""
     noted = _Noted([])
     recurrence = dataclasses.replace(spec.recurrence, loops=noted)
 
@@ -168,7 +168,7 @@ def of_rows(spec: LoopSpec, rows: int) -> Traced:
 
 
 def memory() -> int:
-    """The bytes of the memory (VMEM) of the chip that the program is made for."""
+    """Return the bytes of VMEM of the chip that the program is compiled for."""
     from jax.experimental.pallas import tpu as pltpu  # takes its time, and few need it
 
     try:

@@ -1,8 +1,8 @@
-"""A loop over time as one Pallas call of a GPU: each program has some rows, and all their steps.
+"""A loop over time as one Pallas call on a GPU: each program runs some rows for all steps.
 
-The state stays in a program's registers, and weights are read at each step, from its cache. Of what
-a step computes, one tile after another is: of the same units first, and each when it is needed, so
-that few are held at once.
+The state stays in the program's registers; weights are read from the cache at each step. A step is
+computed tile by tile, all tiles of the same units first, and each when it is needed. So few tiles
+are in registers at once.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ _SUMS = 1024
 
 
 def why_not(traced: Traced | None) -> str | None:
-    """Why there is no kernel of a step traced at `ROWS` rows, before its compiler is asked."""
+    """Return why a step traced at `ROWS` rows has no kernel, without asking the compiler."""
     if traced is None:
         return "its step for other rows is another one"
     own = traced.forms[1]
@@ -57,12 +57,12 @@ def why_not(traced: Traced | None) -> str | None:
 
 
 def has_rows(form: Form) -> bool:
-    """Whether it is of rows; what is not, in a state, is a sum over them (see `over_time.Step`)."""
+    """Whether an array has rows; a state without them is a sum over rows (see `loops.Step`)."""
     return ROWS in form.shape
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:
-    """Yield the equations of a jaxpr, and of the jaxprs that it calls."""
+    """Yield the equations of a jaxpr and of the jaxprs that it calls."""
     for equation in jaxpr.eqns:
         inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
         if inner is not None:
@@ -71,7 +71,7 @@ def equations(jaxpr: Any) -> Iterator[Any]:
 
 
 def _itemsize(equation: Any) -> int:
-    """Return the bytes of an operand of a product, doubled where no tensor core computes it."""
+    """Return the bytes of a product's operand, doubled if no tensor core computes it."""
     if equation.primitive.name != "dot_general":
         return 1
     size, precision = int(equation.invars[0].aval.dtype.itemsize), equation.params["precision"]
@@ -80,7 +80,7 @@ def _itemsize(equation: Any) -> int:
 
 
 def unit(traced: Traced) -> int:
-    """A divisor of the sizes of states, and of whatever is cut or joined, as gates are."""
+    """Return a common divisor of the sizes of states and of arrays that are split or joined."""
     atoms = [
         atom.aval.shape
         for equation in equations(traced.jaxpr)
@@ -92,7 +92,7 @@ def unit(traced: Traced) -> int:
 
 
 def run(traced: Traced, reverse: bool, interpret: bool) -> Any:
-    """Run the loop, as `over_time` does."""
+    """Run the loop in a kernel, as `over_time` does."""
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton
 
@@ -165,7 +165,7 @@ def run(traced: Traced, reverse: bool, interpret: bool) -> Any:
 
 
 def rows_of(traced: Traced) -> int:
-    """How many rows the arrays have."""
+    """Return how many rows the arrays have."""
     given = zip(traced.forms[2], traced.arrays[2], strict=True)
     return next(a.shape[1 + f.shape.index(ROWS)] for f, a in given if has_rows(f))
 
@@ -173,7 +173,7 @@ def rows_of(traced: Traced) -> int:
 def _all_steps(
     traced: Traced, tiles: Tiles, refs: list[list[tuple[Any, Form]]], num_steps: int, reverse: bool
 ) -> None:
-    """The body of a program: over what all steps share, the state before, what comes, and after."""
+    """Run all steps: the body of a program, over references to its inputs and outputs."""
     shared, starts, given, lasts, made = refs
 
     def read(some: list[tuple[Any, Form]], *time: Any) -> list[Tiled]:

@@ -15,7 +15,7 @@ _CALLS |= {"custom_jvp_call", "custom_vjp_call"}
 
 
 def _expm1(x: jax.Array) -> jax.Array:
-    """exp(x) - 1, near zero by a tanh, which is exact there."""
+    """Compute exp(x) - 1, near zero by a tanh, which is exact there."""
     half = jnp.tanh(x / 2)
     return jnp.where(jnp.abs(x) < 1, 2 * half / (1 - half), jnp.exp(x) - 1)
 
@@ -25,7 +25,7 @@ _WRITTEN = {"expm1": _expm1}
 
 
 def _keeps_precision(equation: Any) -> bool:
-    """Whether it states a type's precision once more, as `jax.checkpoint` of what it saves."""
+    """Whether it only rounds to a type's own precision, as `jax.checkpoint` does with residuals."""
     if equation.primitive.name != "reduce_precision":
         return False
     kind = jnp.finfo(equation.invars[0].aval.dtype)
@@ -34,7 +34,7 @@ def _keeps_precision(equation: Any) -> bool:
 
 
 def bound(equation: Any, operands: Sequence[Any]) -> list[Any]:
-    """Evaluate an equation of a jaxpr."""
+    """Evaluate one equation of a jaxpr by its own primitive."""
     if equation.primitive.name in _WRITTEN:
         return [_WRITTEN[equation.primitive.name](*operands)]
     outs = equation.primitive.bind(*operands, **equation.params)
@@ -42,9 +42,9 @@ def bound(equation: Any, operands: Sequence[Any]) -> list[Any]:
 
 
 def by_entries(equation: Any, operands: Sequence[Any]) -> Sequence[Any]:
-    """Do as `bound`, with a product of each row by itself as products of entries and their sums.
+    """Do as `bound`, but compute batched matrix-vector products by multiplication and sums.
 
-    Mosaic has no such products, and XLA for a TPU computes them so itself; see `rnnjax.S6Cell`.
+    Mosaic has no such products (`rnnjax.S6Cell` has one). XLA computes them this way on a TPU.
     """
     if equation.primitive.name != "dot_general" or not equation.params["dimension_numbers"][1][0]:
         return bound(equation, operands)
@@ -77,12 +77,12 @@ def by_entries(equation: Any, operands: Sequence[Any]) -> Sequence[Any]:
 def evaluated(
     jaxpr: Any, shared: Sequence[Any], args: Sequence[Any], bind: Bind = bound
 ) -> list[Any]:
-    """Evaluate a jaxpr, without the equations that mean nothing inside of a kernel.
+    """Evaluate a jaxpr, without the equations that mean nothing inside a kernel.
 
     Args:
-        jaxpr: of a step.
-        shared: the values of what it captures.
-        args: and of what it is given; both as ``bind`` takes them.
+        jaxpr: the jaxpr of a step.
+        shared: the values that it captures.
+        args: the values of its arguments; both as ``bind`` takes them.
         bind: computes one equation from the values of its operands.
     """
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*shared, *args], strict=True))

@@ -1,4 +1,4 @@
-"""The whole loop over time as one kernel, on the platforms that have one."""
+"""The method that runs the whole loop over time as one kernel."""
 
 import dataclasses
 import math
@@ -21,32 +21,32 @@ from rnnjax.errors import InvalidInputError
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Kernel(Method):
-    """Run all steps of a layer as one kernel of a TPU or a GPU, forward and backward.
+    """Run all steps of a layer as one kernel on a TPU or a GPU, forward and backward.
 
-    It computes what `Fused` does, by the same step. But the step is no longer many small programs
-    of XLA's: it is the body of one Pallas call. That this is possible follows from the cell's
-    equation, for a user's own cell too; masks, resets and both directions are inside.
+    It computes the same step as `Fused`. Instead of many small programs of XLA, the step is the
+    body of one Pallas call, made from the cell's equation, also for a user's own cell. Masks,
+    resets and both directions run in the kernel.
 
-    On a TPU the state and all that the steps share (weights, biases, the start of a sequence) stay
-    in the chip's memory, while inputs and outputs come and go in blocks of some steps. On a GPU
-    (CUDA; by Triton) each program has 16 rows and all their steps, the state stays in its
-    registers, and weights are read at each step, from its cache. There a row of the state may
-    take 512 bytes as an operand: 128 units, or 256 with ``product_dtype=jnp.bfloat16``.
+    On a TPU the state and everything that the steps share (weights, biases, the start of a
+    sequence) stay in VMEM. Inputs and outputs are streamed in blocks of steps. On a GPU (CUDA, by
+    Triton) each program runs 16 rows for all steps, with the state in registers and weights read
+    from the cache. A row of the state may then take 512 bytes as an operand: 128 units, or 256
+    with ``product_dtype=jnp.bfloat16``.
 
-    Elsewhere (CPU, ROCm), where the arrays do not fit, and where the update does what no kernel
-    can, the loop is that of `Fused`: `rnnjax.explain` says which, before anything runs. What
-    `Fused` refuses is refused, and cells whose products are convolutions. It was compiled for TPUs
-    and for an H100, and ran on neither: of its speed nothing was measured.
+    The loop of `Fused` runs instead on other platforms (CPU, ROCm), if the arrays do not fit, or if
+    the update uses an operation that no kernel has. `rnnjax.explain` says which before anything
+    runs. It refuses what `Fused` refuses, and convolutions. The kernel was compiled for TPUs and
+    for an H100, but never run on either, and its speed was not measured.
 
     Args:
-        keep_every: as in `Fused`: keep only the state before every so many steps.
+        keep_every: as in `Fused`: save only the state before every k-th step.
         product_dtype: as in `Fused`: the type of the operands of all products.
-        interpret: run the kernel on any platform, in Pallas's interpreter: for tests, slowly. True
-            is the kernel of a TPU, ``"cuda"`` that of a GPU.
+        interpret: run the kernel on any platform in Pallas's interpreter, slowly, for tests. True
+            means the TPU's kernel, ``"cuda"`` the GPU's.
 
     Raises:
         InvalidInputError: ``keep_every`` is not a positive integer, ``product_dtype`` is not a
-            floating-point type, or ``interpret`` is no boolean and not ``"cuda"``.
+            floating-point type, or ``interpret`` is neither a boolean nor ``"cuda"``.
 
     >>> import rnnjax
     >>> cell = rnnjax.GRUCell(5)
@@ -84,7 +84,7 @@ class Kernel(Method):
     def run(
         self, cell: Cell, params: Params, xs: Any, carry: Carry, reverse: bool, steps: Steps
     ) -> tuple[Carry, jax.Array]:
-        """Run ``cell`` over ``xs (time, *batch, features)``, whose batch a kernel sees as rows."""
+        """Run ``cell`` over ``xs (time, *batch, features)``, with the batch as one axis of rows."""
         batch, loops = xs.shape[1:-1], KernelLoops(self.interpret)
         recurrence = Recurrence(cell, self._fused.dtype_of(cell), reverse, loops)
         steps = steps._replace(per_step=_for_all(steps.per_step, xs.shape[:-1]))
@@ -98,7 +98,7 @@ class Kernel(Method):
     def explain(
         self, cell: Cell, params: Params, shape: tuple[int, ...], platform: str
     ) -> list[str]:
-        """Whether each of the two loops is a kernel, what it holds, and how the rest runs."""
+        """Say whether each of the two loops is a kernel, what it holds, and how the rest runs."""
         if shape[0] == 0:  # of no step there is no loop
             return self._fused.explain(cell, params, shape, platform)
         notes: list[str] = []
@@ -123,7 +123,7 @@ class Kernel(Method):
 
 
 def _for_all(per_step: StepMarks, rows: tuple[int, ...]) -> StepMarks:
-    """Marks that leave out axes of the batch, for each row."""
+    """Broadcast marks that leave out batch axes to all rows."""
     whole = [
         marks
         if marks is None

@@ -22,7 +22,7 @@ _ELEMENTWISE = frozenset(_NAMES.split())
 
 
 def _part(tiles: Tiles, x: Tiled, axis: int, start: int, size: int) -> Tiled:
-    """Some entries along an axis."""
+    """Slice an array along one axis."""
     if x.shape[axis] == size:
         return x
     shape = (*x.shape[:axis], size, *x.shape[axis + 1 :])
@@ -31,7 +31,7 @@ def _part(tiles: Tiles, x: Tiled, axis: int, start: int, size: int) -> Tiled:
 
 
 def _joined(tiles: Tiles, parts: Sequence[Tiled], axis: int, shape: tuple[int, ...]) -> Tiled:
-    """Side by side along an axis."""
+    """Concatenate arrays along one axis."""
     found: list[tuple[Tiled, int]] = []
     start = 0
     for x in parts:
@@ -47,7 +47,7 @@ def _joined(tiles: Tiles, parts: Sequence[Tiled], axis: int, shape: tuple[int, .
 
 
 def _reshaped(tiles: Tiles, x: Tiled, shape: tuple[int, ...]) -> Tiled:
-    """Axes of one tile a step are cut off and put on; the order of the tiles stays."""
+    """Add or drop axes that have a single tile; the order of the tiles stays."""
     before, after = list(tiles.indices(x.shape)), list(tiles.indices(shape))
     where, sizes = (
         dict(zip(after, before, strict=False)),
@@ -214,7 +214,7 @@ _RULES: dict[str, Callable[..., list[Tiled]]] = {
 
 
 def _number(value: Any) -> Tiled:
-    """A literal of a jaxpr."""
+    """Wrap a literal of a jaxpr as a tiled scalar."""
     if jnp.ndim(value):
         raise UntiledError("there are no tiles of an array that a function captured")
     return Tiled((), {(): value}, not isinstance(value, jax.Array) and bool(value == 0))
@@ -224,7 +224,7 @@ def computed(tiles: Tiles, equation: Any, operands: Sequence[Any]) -> list[Tiled
     """Evaluate an equation of a jaxpr on tiles.
 
     Raises:
-        UntiledError: it takes tiles apart, or nobody has written it for them.
+        UntiledError: it splits tiles, or has no rule for them.
     """
     given = [a if isinstance(a, Tiled) else _number(a) for a in operands]
     name, shapes = equation.primitive.name, [var.aval.shape for var in equation.outvars]

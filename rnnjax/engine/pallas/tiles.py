@@ -1,7 +1,7 @@
-"""The arrays of a step in tiles whose sizes are powers of two, which is what Triton computes with.
+"""The arrays of a step in tiles whose sizes are powers of two, as Triton requires.
 
-Gates side by side are tiles side by side: to cut them apart, or to put others in their place, moves
-nothing, and three of them are three tiles rather than an array of a size that Triton has not.
+Concatenated gates are adjacent tiles, so splitting or replacing them moves no data. Three gates are
+three tiles, not one array of a size that Triton does not support.
 """
 
 import dataclasses
@@ -25,9 +25,9 @@ Index = tuple[int, ...]
 
 
 class UntiledError(Exception):
-    """The reason for which a step cannot run on tiles, as the end of a sentence.
+    """The reason why a step cannot run on tiles, as the end of a sentence.
 
-    Of its own, so that what JAX has not implemented is not taken for it.
+    It is a separate class, so that errors of JAX are not mistaken for it.
     """
 
 
@@ -35,9 +35,9 @@ class Tiled(NamedTuple):
     """An array that is split into tiles.
 
     Attributes:
-        shape: of the array, its rows counted as `ROWS`.
-        tiles: by their place along each axis.
-        zero: whether it is known to be zeros.
+        shape: the shape of the array, with `ROWS` as its rows.
+        tiles: the tiles, by their index along each axis.
+        zero: whether the array is known to be zero.
     """
 
     shape: tuple[int, ...]
@@ -46,7 +46,7 @@ class Tiled(NamedTuple):
 
 
 class Lazy(dict[Index, Any]):
-    """Tiles that are computed or loaded when they are first asked for, and in that order."""
+    """Tiles that are computed or loaded at their first use."""
 
     def __init__(self, tile: Callable[[Index], Any]) -> None:
         self.tile = tile
@@ -57,7 +57,7 @@ class Lazy(dict[Index, Any]):
 
 
 class Block(NamedTuple):
-    """A part of an axis: how many of its entries count, how many there are, where they begin."""
+    """A part of an axis: its number of valid entries, its padded size, and its start."""
 
     valid: Any
     size: int
@@ -66,11 +66,11 @@ class Block(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Tiles:
-    """How arrays are cut, and what is done with the pieces.
+    """How arrays are split into tiles, stored and loaded.
 
     Args:
-        unit: a divisor of the sizes of states, gates and whatever else is cut or joined.
-        rows: how many rows count, of those of a program.
+        unit: a common divisor of the sizes of states, gates and other arrays that are split.
+        rows: the number of valid rows of a program.
     """
 
     unit: int
@@ -90,7 +90,7 @@ class Tiles:
         return list(map(Block, counts, sizes, starts))
 
     def stored(self, shape: Sequence[int], rows: int = BLOCK) -> tuple[int, ...]:
-        """The shape that an array has in memory."""
+        """Return the shape that an array has in memory."""
         if not shape:
             return (1,)
         lasts = [self.pieces(n)[-1] for n in shape]
@@ -100,7 +100,7 @@ class Tiles:
         )
 
     def put(self, array: jax.Array, shape: Sequence[int], time: int = 0) -> jax.Array:
-        """An array as it lies in memory, each piece with zeros up to its size."""
+        """Lay an array out in memory, each block padded with zeros."""
         for axis, size in enumerate(shape, time):
             if size == ROWS:
                 parts = [(array, -array.shape[axis] % BLOCK)]
@@ -119,7 +119,7 @@ class Tiles:
         return array if shape else array.reshape(*array.shape[:time], 1)
 
     def get(self, array: jax.Array, shape: Sequence[int], rows: int, time: int = 0) -> jax.Array:
-        """Rebuild the object from its arrays."""
+        """Rebuild the array from its layout in memory."""
         for axis, size in enumerate(shape, time):
             if size == ROWS:
                 array = jax.lax.slice_in_dim(array, 0, rows, axis=axis)
@@ -134,29 +134,29 @@ class Tiles:
         return array if shape else array.reshape(array.shape[:time])
 
     def indices(self, shape: Sequence[int]) -> Iterator[Index]:
-        """The places of an array's tiles, in order."""
+        """Yield the indices of an array's tiles, in order."""
         return itertools.product(*(range(len(self.pieces(n))) for n in shape))
 
     def place(self, shape: Sequence[int], index: Index) -> int:
-        """Return which tile of a gate or state it is; tiles of one place hold the same units."""
+        """Return which tile of a gate or state it is; equal places hold the same units."""
         whole = shape and shape[-1] % self.unit == 0
         return index[-1] % len(self.pieces(self.unit)) if whole else 0
 
     def tile(self, shape: Sequence[int], index: Index) -> tuple[int, ...]:
-        """The shape of a tile."""
+        """Return the padded shape of one tile."""
         return tuple(self.pieces(n)[k].size for n, k in zip(shape, index, strict=True))
 
     def _where(self, shape: Sequence[int], index: Index) -> tuple[Any, ...]:
-        """Return the place of a tile in memory."""
+        """Return the slices of a tile in memory."""
         at = [self.pieces(n)[k] for n, k in zip(shape, index, strict=True)]
         return tuple(slice(piece.start, piece.start + piece.size) for piece in at) or (0,)
 
     def read(self, ref: Any, shape: tuple[int, ...], *time: Any) -> Tiled:
-        """An array in memory, of which each tile is loaded at its first use."""
+        """Read an array from memory; each tile is loaded at its first use."""
         return Tiled(shape, Lazy(lambda index: ref[*time, *self._where(shape, index)]))
 
     def write(self, ref: Any, array: Tiled, index: Index, *time: Any) -> None:
-        """Write a tile into memory."""
+        """Write one tile of an array to memory."""
         ref[*time, *self._where(array.shape, index)] = array.tiles[index]
 
     def full(self, shape: tuple[int, ...], value: Any, dtype: Any) -> Tiled:
@@ -164,7 +164,7 @@ class Tiles:
         return Tiled(shape, Lazy(lambda index: jnp.full(self.tile(shape, index), value, dtype)))
 
     def masked(self, tile: Any, piece: Block, axis: int, instead: Any) -> Any:
-        """A tile with something else in the place of what does not count."""
+        """Replace the padding of a tile by another value."""
         if isinstance(piece.valid, int) and piece.valid == piece.size:
             return tile
         counts = jax.lax.iota(jnp.int32, piece.size) < piece.valid
@@ -172,7 +172,7 @@ class Tiles:
         return jnp.where(counts, tile, jnp.asarray(instead, tile.dtype))
 
     def first(self, size: int, start: int, part: int) -> int:
-        """Return the tile that a part of an axis begins with, if the part is whole tiles."""
+        """Return the first tile of a part of an axis, which must consist of whole tiles."""
         valid = [piece.valid for piece in self.pieces(size)]
         within = [piece.valid for piece in self.pieces(part)] if part else []
         begins = [sum(valid[:k]) for k in range(len(valid) + 1)] if size != ROWS else []

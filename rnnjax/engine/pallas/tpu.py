@@ -1,4 +1,4 @@
-"""A loop over time as one Pallas call of a TPU: what all steps share stays on the chip."""
+"""A loop over time as one Pallas call on a TPU: what all steps share stays in VMEM."""
 
 import dataclasses
 import functools
@@ -22,11 +22,11 @@ _FEWEST, _MOST, _BYTES = 4, 16, 2**25
 
 
 class Form(NamedTuple):
-    """An array of one step as it lies on the chip: in two axes at least, and marks as numbers.
+    """The layout of one step's array on the chip: at least two axes, and booleans as numbers.
 
     Attributes:
-        shape: outside of the kernel.
-        dtype: there.
+        shape: its shape outside the kernel.
+        dtype: its type outside the kernel.
     """
 
     shape: tuple[int, ...]
@@ -34,19 +34,19 @@ class Form(NamedTuple):
 
     @classmethod
     def of(cls, leaves: Sequence[Any], skipped: int = 0) -> list["Form"]:
-        """Return the forms of some arrays, perhaps without their first axis."""
+        """Return the forms of arrays, without their first ``skipped`` axes."""
         return [cls(leaf.shape[skipped:], leaf.dtype) for leaf in leaves]
 
     @property
     def on_chip(self) -> tuple[int, ...]:
-        """A vector is a row of features; marks are those of rows, a column."""
+        """Return the shape on the chip: a vector is one row, the marks of rows are one column."""
         if len(self.shape) >= 2:
             return self.shape
         return (*self.shape, 1, 1)[:2] if self.dtype == jnp.bool_ else (1, 1, *self.shape)[-2:]
 
     @property
     def stored_dtype(self) -> Any:
-        """Booleans do not lie in memory."""
+        """Return the stored type: booleans cannot be stored."""
         return jnp.float32 if self.dtype == jnp.bool_ else self.dtype
 
     @property
@@ -57,20 +57,20 @@ class Form(NamedTuple):
         return math.prod(outer) * -(-rows // packed) * -(-columns // 128) * 4096
 
     def put(self, array: jax.Array, *time: int) -> jax.Array:
-        """An array in this form, from that outside."""
+        """Convert an array to this form for the kernel."""
         return array.reshape(*time, *self.on_chip).astype(self.stored_dtype)
 
     def get(self, array: jax.Array, *time: int) -> jax.Array:
-        """Rebuild the array."""
+        """Convert an array of the kernel back."""
         array = array > 0.5 if self.dtype == jnp.bool_ else array
         return array.reshape(*time, *self.shape)
 
     def read(self, ref: Any, *time: int) -> jax.Array:
-        """Read in the kernel, where scalars have a memory of their own."""
+        """Read in the kernel, where scalars have their own memory."""
         return self.get(ref[time or ...]) if self.shape else ref[*time, 0, 0].astype(self.dtype)
 
     def write(self, ref: Any, new: jax.Array, *time: int) -> None:
-        """Write in the kernel."""
+        """Write in the kernel; a scalar goes to its own memory."""
         if self.shape:
             ref[time or ...] = self.put(new)
         else:
@@ -79,13 +79,13 @@ class Form(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Traced:
-    """A step with the arrays that it is run over, all that it captures among them.
+    """A traced step with the arrays that it runs over, including those that it captures.
 
     Attributes:
-        jaxpr: of the step: ``(shared; state, entries) -> (state, replacement, output)``, flat.
-        tree: of the state, and of the replacement and the output.
-        arrays: what all steps share, the state before the first, and what comes at each step.
-        forms: of these three, and of what is made at each step.
+        jaxpr: the flat step ``(shared; state, entries) -> (state, replacement, output)``.
+        tree: the trees of the state, and of the replacement and the output.
+        arrays: what all steps share, the state before the first step, and the entries of each step.
+        forms: the forms of these three, and of the results of each step.
     """
 
     jaxpr: Any
@@ -95,7 +95,7 @@ class Traced:
 
     @classmethod
     def of(cls, args: LoopArgs) -> "Traced":
-        """Trace a step of a loop."""
+        """Trace the step of a loop with its arguments."""
         starts, state_tree = jax.tree.flatten(args.state)
         given, given_tree = jax.tree.flatten((args.first, args.others))
 
@@ -116,9 +116,9 @@ class Traced:
         return cls(jaxpr, (state_tree, made_tree), (shared, starts, given), forms)
 
     def at(self, other: "Traced") -> "Traced | None":
-        """The step of another trace, of other rows, with these arrays; None if it is another step.
+        """Return another trace's step with these arrays; None if the steps differ.
 
-        JAX finds what a step captures in the same order each time.
+        The other trace has other rows. JAX lists captured values in the same order each time.
         """
         sizes = [
             [[form.shape for form in forms] for forms in traced.forms] for traced in (self, other)
@@ -127,12 +127,12 @@ class Traced:
         return dataclasses.replace(other, arrays=self.arrays) if trees[0] == trees[1] else None
 
     def size(self, block: int) -> int:
-        """The bytes that a kernel holds: two blocks of what comes and goes, the rest once."""
+        """Return the bytes that a kernel holds: two blocks of streamed arrays, the rest once."""
         shared, own, given, made = (sum(form.size for form in forms) for forms in self.forms)
         return shared + 3 * own + 2 * block * (given + made)
 
     def block(self, room: int) -> int:
-        """The steps of a turn of the kernel's grid, that fit: a divisor of all if there is one."""
+        """Return how many steps of a grid iteration fit, if possible a divisor of all steps."""
         num_steps, weights = len(self.arrays[2][0]), sum(form.size for form in self.forms[0])
         most = max(_FEWEST, min(_MOST, _BYTES // max(1, weights)))
         fits = [k for k in range(min(most, num_steps), 0, -1) if self.size(k) <= room]

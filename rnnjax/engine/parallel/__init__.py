@@ -1,1 +1,1 @@
-"""Parallel in time: affine recurrences, matrix memories in chunks, and Newton."""
+"""Parallel in time: affine recurrences, chunks of matrix memories, and Newton's method."""

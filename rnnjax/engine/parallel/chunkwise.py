@@ -1,4 +1,4 @@
-"""Matrix memories chunk by chunk, for cells that declare them."""
+"""Matrix memories chunk by chunk, as matrix products."""
 
 import dataclasses
 import functools
@@ -21,16 +21,16 @@ _product = functools.partial(jnp.matmul, precision="highest")
 
 
 class _Chunk(NamedTuple):
-    """The matrices of a chunk, made of its inputs; axes (chunks, *rows, heads) come first.
+    """The matrices of a chunk, computed from its inputs; axes (chunks, *rows, heads) come first.
 
     Attributes:
-        reads: ``(steps, steps)``, how much of a written value is in what a step reads.
-        query: ``(steps, key_size)``, as it reads what stood there before.
-        value: ``(steps, value_size)``, what is written.
-        erased: ``(steps, key_size)``, what is read of that for the delta rule; None where not.
-        key: ``(steps, key_size)``, as it stands in the memory at the end.
-        keeps: ``(1 or key_size)``, of what stood there at the end.
-        begun: ``(steps,)``, whether a reset stands between the beginning of the chunk and the step.
+        reads: ``(steps, steps)``, the weight of each written value in the read of each step.
+        query: ``(steps, key_size)``, decayed, for reads of the memory before the chunk.
+        value: ``(steps, value_size)``, the written values.
+        erased: ``(steps, key_size)``, reads of that memory for the delta rule; else None.
+        key: ``(steps, key_size)``, decayed to the end of the chunk.
+        keeps: ``(1 or key_size)``, the decay of that memory over the chunk.
+        begun: ``(steps,)``, whether a reset lies between the start of the chunk and the step.
     """
 
     reads: jax.Array
@@ -44,15 +44,15 @@ class _Chunk(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Matrices:
-    """A memory chunk by chunk: ``(memory, carry, start, valid, resets)``.
+    """Runs a memory chunk by chunk: ``(memory, carry, start, valid, resets)``.
 
-    Within a chunk what a step reads of what another wrote is a product of two matrices, of queries
-    and keys, with the decay between both; where a step erases first, a triangular system says what
-    it writes (Yang et al., 2024). One memory is handed on from chunk to chunk.
+    Within a chunk, the reads of written values are a product of queries and keys with the decay
+    between them. If steps erase first, the written values solve a triangular system (Yang et al.,
+    2024). Only the memory at the end of a chunk goes to the next.
 
     Args:
         length: the steps of a chunk.
-        rows: how many axes stand before the heads, the steps' among them.
+        rows: the number of axes before the heads, time included.
     """
 
     length: int
@@ -88,7 +88,7 @@ class Matrices:
         return reads, stabilizers, StabilizedCarry(state, last_stabilizer)
 
     def _over(self, state: jax.Array, at: Any, begin: Any) -> tuple[jax.Array, jax.Array]:
-        """The memory after a chunk, and that before it."""
+        """Return the memory after a chunk, and the memory before it."""
         keeps, written, erased, begun = at
         new = state
         if begin is not None:
@@ -99,7 +99,7 @@ class Matrices:
         return new.astype(state.dtype), state
 
     def _stabilizers(self, memory: Memory, carry: Any, start: Any, resets: Any) -> jax.Array:
-        """``m' = max(log_decay + m, log_beta)`` at each step."""
+        """Compute ``m' = max(log_decay + m, log_beta)`` at each step."""
         decay, added = memory.log_decay, memory.log_beta
         assert added is not None
         if resets is not None:  # where nothing comes from before
@@ -126,7 +126,7 @@ class Matrices:
         return self._joined(found[..., None])[: decay.shape[0], ..., 0]
 
     def _chunk(self, memory: Memory, begin: Any, resets: Any) -> _Chunk:
-        """Return the matrices of all chunks."""
+        """Compute the matrices of all chunks at once."""
         query, key, value = (self._cut(x) for x in (memory.query, memory.key, memory.value))
         beta, erase = memory.beta, memory.erase
         sums, whole, cut = self._sums(memory.log_decay, resets)
@@ -139,7 +139,7 @@ class Matrices:
         keeps = jnp.exp(whole)
 
         def across(one: jax.Array) -> jax.Array:
-            """Products of each step's with the keys of the steps before, as these have decayed."""
+            """Multiply each step's vectors with the decayed keys of earlier steps."""
             if by_key:
                 return jnp.einsum("...td,...sd,...tsd->...ts", one, key, decays)
             return (one @ key.mT) * decays
@@ -163,10 +163,10 @@ class Matrices:
         )
 
     def _sums(self, decay: jax.Array, resets: Any) -> tuple[jax.Array, jax.Array, Any]:
-        """Sums of the logarithms between each two steps of a chunk, from its beginning, and marks.
+        """Sum log decays between each two steps of a chunk, and from its start to each step.
 
-        Added up, not subtracted from each other, so that none is lost beside a large one. The last
-        result is whether no reset stands between two steps.
+        The sums are added up, not differences of cumulative sums: a small one would be lost next to
+        a large one. The last result says for each two steps whether no reset lies between them.
         """
         decay = self._cut(decay)
         by_key = decay.ndim > self.rows + 2
@@ -185,11 +185,11 @@ class Matrices:
         return sums, whole, cut
 
     def _begun(self, resets: jax.Array) -> jax.Array:
-        """Whether a reset stands between the beginning of the chunk and each step."""
+        """Return whether a reset lies between the start of the chunk and each step."""
         return jnp.cumsum(self._cut(resets[..., None]).astype(jnp.int32), axis=-1) > 0
 
     def _cut(self, leaf: jax.Array, fill: Any = 0) -> jax.Array:
-        """``(time, *rows, heads, ...)`` as ``(chunks, *rows, heads, steps, ...)``."""
+        """Reshape ``(time, *rows, heads, ...)`` to ``(chunks, *rows, heads, steps, ...)``."""
         spare = -leaf.shape[0] % self.length
         if spare:
             rest = jnp.full_like(leaf, fill, shape=(spare, *leaf.shape[1:]))
@@ -198,7 +198,7 @@ class Matrices:
         return jnp.moveaxis(leaf, 1, self.rows + 1)
 
     def _joined(self, leaf: jax.Array) -> jax.Array:
-        """Undo `_cut`."""
+        """Undo the reshape of `_cut` and drop its padding."""
         leaf = jnp.moveaxis(leaf, self.rows + 1, 1)
         return leaf.reshape(leaf.shape[0] * self.length, *leaf.shape[2:])
 
@@ -211,7 +211,7 @@ def _ends(chunk: _Chunk) -> Any:
 
 
 def _held(memory: Memory, valid: jax.Array) -> Memory:
-    """Replace the memory of masked steps by one that changes nothing."""
+    """Replace masked steps by steps that do not change the memory."""
 
     def held(leaf: Any, otherwise: float) -> Any:
         return None if leaf is None else jnp.where(expand(valid, leaf), leaf, otherwise)
@@ -227,7 +227,7 @@ def _lower(length: int) -> jax.Array:
 
 
 def unit_lower_solve(below: jax.Array, right: jax.Array) -> jax.Array:
-    """The solution ``x`` of ``(I + below) x = right``, by substitution in blocks of rows.
+    """Solve ``(I + below) x = right`` by substitution in blocks of rows.
 
     Args:
         below: ``(..., steps, steps)``, zero on its diagonal and above.
@@ -270,7 +270,7 @@ def unit_lower_solve(below: jax.Array, right: jax.Array) -> jax.Array:
 
 
 def _unit_lower_inverse(below: jax.Array) -> jax.Array:
-    """The inverse of ``I + below``, which takes one column of ``below`` after the other."""
+    """Invert ``I + below``, one column of ``below`` after the other."""
     size = below.shape[-1]
 
     def eliminate(j: Any, inverse: jax.Array) -> jax.Array:
@@ -289,14 +289,14 @@ _LENGTH, _LENGTH_BY_KEY = 64, 16
 
 
 def chunk_length(cell: Cell, params: Params, shape: tuple[int, ...], requested: int | None) -> int:
-    """The steps of each chunk of inputs of a shape: as requested, or what its decays allow."""
+    """Return the steps of a chunk for inputs of a shape: as requested, or what decays allow."""
     x = jax.ShapeDtypeStruct((1, 1, shape[-1]), jnp.float32)
     memory = jax.eval_shape(functools.partial(_declared, cell), dict(params), x)
     return usual_length(memory, shape[0], requested)
 
 
 def usual_length(memory: Memory, num_steps: int, requested: int | None) -> int:
-    """The steps of each chunk of a memory: as requested, or what its decays allow."""
+    """Return the steps of a chunk for a memory: as requested, or what its decays allow."""
     usual = _LENGTH_BY_KEY if memory.by_key else _LENGTH
     return min(num_steps, usual if requested is None else requested)
 
@@ -304,15 +304,15 @@ def usual_length(memory: Memory, num_steps: int, requested: int | None) -> int:
 def chunkwise(
     cell: Cell, params: Params, xs: Any, carry: Carry, steps: Steps, requested: int | None
 ) -> tuple[Carry, jax.Array]:
-    """The last carry, and what the loop emits, of a cell that declares its memory.
+    """Return the last carry and the emitted values of a cell that declares its memory.
 
     Args:
-        cell: it.
+        cell: the cell.
         params: its parameters.
-        xs: ``(time, *batch, features)``, in the order in which they run.
-        carry: the state before them.
-        steps: their marks, in that order.
-        requested: the steps of a chunk, if the caller asks for some.
+        xs: ``(time, *batch, features)``, in running order.
+        carry: the state before the first step.
+        steps: the marks, in running order.
+        requested: the steps of a chunk, or None.
     """
     first = jax.tree.map(lambda leaf: leaf[0], xs)
     # Whatever is wrong with what the cell declares is said here, in its words.
@@ -330,12 +330,12 @@ def chunkwise(
 def run_memory(
     memory: Memory, carry: Carry, steps: Steps, length: int
 ) -> tuple[Carry, jax.Array, jax.Array | None]:
-    """The last carry, what each step reads of a memory, and the stabilizers or None.
+    """Return the last carry, the read of each step, and the stabilizers or None.
 
     Args:
-        memory: of all steps, in the order in which they run.
-        carry: the state before them.
-        steps: their marks, in that order.
+        memory: the memory of all steps, in running order.
+        carry: the state before the first step.
+        steps: the marks, in running order.
         length: the steps of a chunk.
     """
     rows = memory.key.ndim - 2
@@ -361,10 +361,10 @@ def _declared(cell: Cell, params: Params, xs: Any) -> Memory:
 def _finite(
     memory: Memory, carry: Carry, resets: jax.Array | None, rows: int
 ) -> tuple[Memory, Carry, jax.Array]:
-    """The arguments with zeros for what is non-finite, and factors that put a NaN in its place.
+    """Replace non-finite values by zeros, and return factors that put the NaN back.
 
-    In the products of a chunk it would reach all of its steps, earlier ones too. The factors are
-    NaN from its step up to the next reset, and 1 elsewhere.
+    A NaN in a chunk's products would reach all steps, even earlier ones. The factors are NaN from
+    its step to the next reset, and 1 elsewhere.
     """
 
     def non_finite(tree: Any, rows: int) -> jax.Array:

@@ -1,4 +1,4 @@
-"""`newton`: how Newton's method over all steps converges, which `unroll` cannot say."""
+"""`newton` reports how Newton's method over all steps converges; `unroll` cannot."""
 
 import dataclasses
 import functools
@@ -23,14 +23,14 @@ class LayerConvergence(NamedTuple):
     """How the iterations of one layer went.
 
     Attributes:
-        cell: of the layer.
-        iterations: how many were made; of an affine cell one, which is exact.
-        residuals: by how much the cell's own step departs from the states, after each iteration:
-            the largest entry, as a part of the largest state.
-        converged: whether the last of these is within the tolerance; if not, `rnnjax.unroll` runs
+        cell: the cell of the layer.
+        iterations: the number of iterations; an affine cell needs one, which is exact.
+        residuals: the largest difference between the cell's step and the states after each
+            iteration, relative to the largest state.
+        converged: whether the last residual is within the tolerance; if not, `rnnjax.unroll` runs
             the steps one by one.
-        lyapunov: the largest exponent by which a small change of the state grows, a step: where it
-            is positive, what is small does not stay so, and no iteration converges.
+        lyapunov: the largest Lyapunov exponent per step. If it is positive, small changes of the
+            state grow, and no iteration converges.
     """
 
     cell: Cell
@@ -42,10 +42,10 @@ class LayerConvergence(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Convergence:
-    """How Newton's method went in each layer; its string is meant to be read.
+    """How Newton's method converged in each layer; print it.
 
     Attributes:
-        layers: for each layer, in the order in which they run, a `LayerConvergence`.
+        layers: a `LayerConvergence` for each layer, in running order.
     """
 
     layers: tuple[LayerConvergence, ...]
@@ -75,25 +75,25 @@ def newton(
     reverse: bool = False,
     method: Parallel = _METHOD,
 ) -> Convergence:
-    r"""Run a cell, or a stack of them, by Newton's method over all steps, and say how that went.
+    r"""Run a cell or a stack by Newton's method over all steps, and report the convergence.
 
-    `rnnjax.unroll` cannot tell from inside of a compiled program whether it came to
-    ``Parallel(newton=Newton())`` or to the steps one by one; here the layers run, and it is told.
+    `rnnjax.unroll` with ``Parallel(newton=Newton())`` cannot report from a compiled program whether
+    the iterations converged or the steps ran one by one. This function runs the layers and does.
 
-    The exponent is :math:`\frac{1}{T} \sum_t \log \| J_t v_{t-1} \|`, with :math:`J_t` the
-    derivative of a step by its state and :math:`v_t` a vector of length 1 that was drawn and is
-    taken along; that of the row in which it is largest.
+    The Lyapunov exponent is :math:`\frac{1}{T} \sum_t \log \| J_t v_{t-1} \|`, with :math:`J_t` the
+    derivative of a step by its state and :math:`v_t` a random unit vector, propagated and
+    normalised at each step. The largest value over all rows counts.
 
     Args:
         cell: as in `rnnjax.unroll`.
         params: its parameters.
         xs: ``(time, *batch, input_size)``.
-        carry: the state before the first step; left out, that with which a sequence begins.
+        carry: the state before the first step; by default the start of a sequence.
         reverse: run from the last step to the first.
         method: a `rnnjax.Parallel` with ``newton``.
 
     Raises:
-        InvalidInputError: as `rnnjax.unroll` would.
+        InvalidInputError: as in `rnnjax.unroll`.
 
     >>> import rnnjax
     >>> cell = rnnjax.GRUCell(hidden_size=8)
@@ -125,7 +125,7 @@ def newton(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _run(cell: Cell, method: Parallel, params: Params, xs: Any, carry: Carry) -> Any:
-    """Return a layer's result, how its iterations went, and its exponent."""
+    """Return a layer's result, its convergence, and its exponent."""
     lyapunov = _lyapunov(cell, params, xs, carry)
     out = Scan().run(cell, params, xs, carry, False, Steps())
     if why_not_affine(cell) is None:
@@ -139,7 +139,7 @@ def _run(cell: Cell, method: Parallel, params: Params, xs: Any, carry: Carry) ->
 
 
 def _lyapunov(cell: Cell, params: Params, xs: Any, carry: Carry) -> jax.Array:
-    """The mean growth of a vector that is taken along, of the row in which it is largest."""
+    """Compute the mean log growth of a propagated vector, the largest over all rows."""
     rows = _row_axes(cell, jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[0], xs)))
     leaves, tree = jax.tree.flatten(carry)
     keys = jax.random.split(jax.random.key(0), len(leaves))
@@ -166,9 +166,9 @@ def _lyapunov(cell: Cell, params: Params, xs: Any, carry: Carry) -> jax.Array:
 
 
 def _row_axes(cell: Cell, x: Any) -> int:
-    """How many axes of a step's inputs are those of rows, which do not interact.
+    """Return how many axes of a step's inputs are independent rows.
 
-    Those of the grid of a convolution are not, and rows may interact in a step of a user's own.
+    The grid axes of a convolution are not, and rows may interact in a user's own ``step``.
     """
     if cell.carry is None:
         return 0

@@ -1,4 +1,4 @@
-"""Affine recurrences: their factors and constants, and the states of all steps."""
+"""Affine recurrences: factors, constants, and the states of all steps."""
 
 import dataclasses
 import functools
@@ -14,24 +14,24 @@ from rnnjax.engine.core.masking import StepMarks, Steps, without, zero_masked
 
 Leaves = list[jax.Array]
 Factors = list[Leaves]
-"""``factors[i][j]`` multiplies leaf ``j`` of the state before in leaf ``i`` of the new one."""
+"""``factors[i][j]`` times leaf ``j`` of the old state adds to leaf ``i`` of the new one."""
 
 Element = tuple[Factors, Leaves, jax.Array | None]
-"""Steps as one: factors, constants, and where the state before them is dropped by a reset."""
+"""Several steps as one: factors, constants, and where a reset drops the state before them."""
 
 
 def times(factors: Factors, state: Leaves) -> Leaves:
-    """Multiply the state by the matrix that the factors are for each unit."""
+    """Multiply each unit's state by its matrix of factors."""
     return [functools.reduce(jnp.add, map(jnp.multiply, row, state)) for row in factors]
 
 
 def transposed(factors: Factors) -> Factors:
-    """Transpose the matrix that the factors are for each unit."""
+    """Transpose each unit's matrix of factors."""
     return [list(column) for column in zip(*factors, strict=True)]
 
 
 def plus(one: Leaves, other: Leaves) -> Leaves:
-    """Add leaf by leaf."""
+    """Add two states leaf by leaf."""
     return [a + b for a, b in zip(one, other, strict=True)]
 
 
@@ -41,18 +41,18 @@ def like(leaves: Leaves, others: Leaves) -> Leaves:
 
 
 def shift(values: jax.Array) -> jax.Array:
-    """Each step's value at the step after it; zeros at the first."""
+    """Shift each step's value to the next step; zeros at the first."""
     return jnp.concatenate([jnp.zeros_like(values[:1]), values[:-1]])
 
 
 def apply(element: Element, state: Leaves) -> Leaves:
-    """Return the state after the steps of an element."""
+    """Apply the steps of an element to a state."""
     factors, constants, resets = element
     return plus(like(times(factors, without(resets, state)), constants), constants)
 
 
 def compose(one: Element, other: Element) -> Element:
-    """Make one element of two, in the order in which they run."""
+    """Compose two elements, in running order, to one."""
     # What a reset drops is dropped before the product: an infinite factor would make a NaN of it.
     first, constants = without(other[2], one[:2])
     factors = transposed([times(other[0], column) for column in transposed(first)])
@@ -62,11 +62,10 @@ def compose(one: Element, other: Element) -> Element:
 
 
 def states_of(platform: str, element: Element, start: Leaves, reverse: bool = False) -> Leaves:
-    """The states after all steps, whose elements lie along the first axis.
+    """Compute the states after all steps, whose elements lie along the first axis.
 
-    A loop on a CPU, where a step of multiplications and additions takes less time than any way of
-    doing several at once: ``python -m benchmarks.sequences recurrences``. Elsewhere a parallel
-    prefix sum.
+    On a CPU it is a loop, which is faster there than any parallel form:
+    ``python -m benchmarks.sequences recurrences``. Elsewhere it is a parallel prefix sum.
     """
     if platform == "cpu":
 
@@ -83,14 +82,14 @@ def states_of(platform: str, element: Element, start: Leaves, reverse: bool = Fa
 def cotangents_of(
     platform: str, factors: Factors, d_states: Leaves, resets: Any, d_last: Leaves
 ) -> tuple[Leaves, Leaves]:
-    """The cotangents of all states, and of the state before the first step.
+    """Compute the cotangents of all states, and of the state before the first step.
 
     Args:
-        platform: for which the program is lowered.
-        factors: of the recurrence.
+        platform: the platform that the program is lowered for.
+        factors: the factors of the recurrence.
         d_states: the cotangents of the states as outputs.
-        resets: of the recurrence.
-        d_last: the cotangent that enters from after the last step.
+        resets: the resets of the recurrence.
+        d_last: the cotangent of the last state from later steps.
     """
     if platform == "cpu":
 
@@ -108,13 +107,13 @@ def cotangents_of(
 
 
 def back_element(factors: Factors, d_states: Leaves, resets: Any) -> Element:
-    """Each step from the cotangent that enters it, from after it, to the one that leaves it."""
+    """Return the element that maps the cotangent after each step to the one before it."""
     back = transposed(factors)
     return *without(resets, (back, times(back, d_states))), resets
 
 
 def affine(step: Any, at: Any) -> tuple[Leaves, Factors]:
-    """The constants and factors of a function that is affine, and takes each unit by itself."""
+    """Compute the constants and factors of a function that is affine and elementwise."""
     leaves, tree = jax.tree.flatten(at)
     columns: list[Leaves] = []
     new = at
@@ -129,41 +128,41 @@ def affine(step: Any, at: Any) -> tuple[Leaves, Factors]:
 class AffineRecurrence(Function):
     """The states of ``s_t = A_t s_(t-1) + b_t``.
 
-    Its arguments are the constants, the factors, the state before the first step and the resets.
-    Its result are the states, the one before those here, and the last of all.
+    The arguments are the constants, the factors, the state before the first step and the resets.
+    The results are the states, the state before this device's steps, and the last state of all.
 
     Args:
-        along: the devices over which the steps are divided.
-        reverse: whether the last of them has the first steps.
+        along: the mesh axis over which the steps are sharded.
+        reverse: whether the last device has the first steps.
     """
 
     along: MeshAxis = LOCAL
     reverse: bool = False
 
     def may_cross(self, axis: Any) -> bool:
-        """Allow collectives between those devices."""
+        """Return whether the steps are sharded over this axis."""
         return axis == self.along.name
 
     def plain(self, *args: Any) -> Any:
-        """Run as a loop, of which JAX knows all derivatives."""
+        """Run as a loop that JAX can differentiate to any order."""
         return self.run("cpu", *args)
 
     def run(
         self, platform: str, constants: Leaves, factors: Factors, start: Leaves, resets: Any
     ) -> Any:
-        """Return the states of all steps."""
+        """Compute the states of all steps, without residuals."""
         element = factors, constants, resets
         before, last = self._over_devices(element, start, self.reverse)
         states = states_of(platform, element, before)
         return states, before, [h[-1] for h in states] if last is None else last
 
     def forward(self, platform: str, *args: Any) -> tuple[Any, Any]:
-        """The states are all that is saved."""
+        """Compute the states, which are the only residuals."""
         out = self.run(platform, *args)
         return out, out[:2]
 
     def backward(self, platform: str, args: Any, saved: Any, d: Any, needs_grad: Any) -> Any:
-        """Find the cotangent of each state, and from it each step's gradients."""
+        """Compute the cotangent of each state, and from it the gradients of each step."""
         (_, factors, _, resets), (states, before), (d_states, d_before, d_last) = args, saved, d
         entering, d_start = d_last, None
         if self.along.name is not None:
@@ -186,9 +185,9 @@ class AffineRecurrence(Function):
     def _over_devices(
         self, element: Element, start: Leaves, reverse: bool, backwards: bool = False
     ) -> tuple[Leaves, Leaves | None]:
-        """The state before the steps here, and the last of all devices; None if there is one.
+        """Return the state before this device's steps and the last state; None on one device.
 
-        One array of each device goes to all: what its steps make of the state before them.
+        Each device sends one element to all others: the composition of its steps.
         """
         if self.along.name is None:
             return start, None
@@ -213,7 +212,7 @@ def affine_states(
     per_step: StepMarks,
     carry: Carry,
 ) -> tuple[Carry, jax.Array]:
-    """The last state and the outputs, from the factors and constants of every step."""
+    """Compute the last state and the outputs from the factors and constants of every step."""
     projected = cell.biased(cell.multiplied(params, xs, cell.dtype), params, "bias")
     nothing = jax.tree.map(lambda s: jnp.zeros((xs.shape[0], *s.shape), s.dtype), carry)
     # What `update` is given is one step.
@@ -222,7 +221,7 @@ def affine_states(
     start, tree = jax.tree.flatten(carry)
 
     def step(before: Carry) -> Carry:
-        """A step with its marks, all of which are affine too."""
+        """Run a step with its marks, which are affine too."""
         reset = steps.reset(before, per_step)
         new = like(plus(constants, times(factors, jax.tree.leaves(reset))), start)
         return steps.mask(reset, jax.tree.unflatten(tree, new), new[0], per_step, None)[0]

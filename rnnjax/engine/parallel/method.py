@@ -1,4 +1,4 @@
-"""The method that runs recurrences in parallel over time: affine ones, others by Newton."""
+"""The method that runs affine recurrences in parallel over time, and others by Newton."""
 
 import dataclasses
 from typing import Any
@@ -21,34 +21,34 @@ from rnnjax.errors import InvalidInputError
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Parallel(Method):
-    r"""Compute what all steps add and multiply at once, and then the states.
+    r"""Compute the factors and constants of all steps at once, and then the states.
 
-    The state of an affine cell obeys
+    The state of an affine cell (`rnnjax.Coupling.AFFINE`) obeys
 
     .. math::
         s_t = A_t \odot s_{t-1} + b_t
 
-    which it declares (`rnnjax.Coupling.AFFINE`). :math:`A_t` and :math:`b_t` of all steps come from
-    its ``update`` by `jax.jvp`, and are stored. The states follow by a prefix sum on an accelerator
-    (Blelloch, 1990; Martin & Cundy, 2018), and on a CPU by a loop. Gradients of every order are
-    exact. In a prefix sum a product of many :math:`A_t` above 1 overflows.
+    :math:`A_t` and :math:`b_t` of all steps come from its ``update`` by `jax.jvp`, and are stored.
+    The states follow by a parallel prefix sum on an accelerator (Blelloch, 1990; Martin & Cundy,
+    2018), and by a loop on a CPU. Gradients of every order are exact. A prefix sum overflows if
+    many :math:`A_t` are above 1.
 
     A matrix memory (`rnnjax.MLSTMCell`, `rnnjax.GatedDeltaNetCell`) runs in chunks, as products of
     matrices (Hua et al., 2022; Yang et al., 2024). Other cells need ``newton``, which corrects a
     guess of all states.
 
     Args:
-        chunk: the steps of a chunk of a matrix memory. Left out, 64, or 16 where each key decays by
-            itself.
+        chunk: the steps of a chunk of a matrix memory; by default 64, or 16 if each key entry has
+            its own decay.
         newton: a `rnnjax.Newton`, for cells that are not affine; None refuses these.
-        axis_name: a mesh axis, inside of `jax.shard_map`, over which the steps are divided. ``xs``,
-            ``mask`` and ``resets`` are this device's; ``carry`` and ``lengths`` are those of the
-            whole sequence, as is the carry that is returned. Not with ``newton``, nor for matrix
-            memories.
+        axis_name: a mesh axis inside `jax.shard_map` over which the steps are sharded. ``xs``,
+            ``mask`` and ``resets`` are this device's; ``carry``, ``lengths`` and the returned carry
+            are those of the whole sequence. Not with ``newton`` or matrix memories.
 
     Raises:
-        InvalidInputError: ``chunk`` is not a positive integer, ``newton`` no `rnnjax.Newton`, or
-            ``axis_name`` no string; both of these were given; or no mesh axis has that name.
+        InvalidInputError: ``chunk`` is not a positive integer, ``newton`` is not a `rnnjax.Newton`,
+            or ``axis_name`` is not a string; both of the latter were given; or no mesh axis has
+            that name.
 
     >>> import functools, rnnjax
     >>> from jax.sharding import AxisType, PartitionSpec
@@ -85,11 +85,11 @@ class Parallel(Method):
 
     @property
     def along(self) -> MeshAxis:
-        """Return the devices of ``axis_name``."""
+        """The mesh axis ``axis_name``, over which the steps are sharded."""
         return MeshAxis(self.axis_name)
 
     def refusal(self, cell: Cell) -> str | None:
-        """Refuse what is not affine or mixes its units, unless there is ``newton``."""
+        """Refuse cells that are not affine or that mix units, unless there is ``newton``."""
         if cell.has_memory and self.axis_name is not None:
             return "its matrix memory is not handed on between devices"
         if self.chunk is not None and not cell.has_memory:
@@ -142,7 +142,7 @@ class Parallel(Method):
     def held(
         self, ys: jax.Array, valid: jax.Array, resets: jax.Array | None, reverse: bool
     ) -> jax.Array:
-        """Hold the last valid output, another device's perhaps: a state that valid ones reset."""
+        """Hold the last valid output, possibly of another device, as an affine recurrence."""
         if self.axis_name is None or ys.shape[0] == 0:
             return super().held(ys, valid, resets, reverse)
         begins = valid if resets is None else expand(valid, resets) | expand(resets, valid)
@@ -155,7 +155,7 @@ class Parallel(Method):
     def explain(
         self, cell: Cell, params: Params, shape: tuple[int, ...], platform: str
     ) -> list[str]:
-        """Say what is computed at once, and what waits for the step before."""
+        """Say what is computed for all steps at once, and what step by step."""
         if cell.has_memory:
             length = chunk_length(cell, params, shape, self.chunk)
             return [
@@ -185,7 +185,7 @@ class Parallel(Method):
 
 
 def why_not_affine(cell: Cell) -> str | None:
-    """Why a cell is not declared to be affine in its state, unit by unit; None where it is."""
+    """Return why a cell is not declared affine and elementwise in its state; else None."""
     if cell.has_memory:  # its memory is affine, and its update follows from that
         return None
     if reason := why_no_equation(cell):

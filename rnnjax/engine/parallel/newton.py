@@ -1,9 +1,9 @@
 """Newton's method over a whole sequence, for cells whose new state is not affine in the old one.
 
-All steps are linearised at once around a guess of all states, which leaves an affine recurrence for
-the correction of the guess. The derivative of a step by the state would be a matrix of all units by
-all units; of it only what each unit makes of its own state is taken. The guess is corrected by how
-far the cell's own step departs from it, so what does not change any more obeys that step.
+All steps are linearised at once around a guess of all states. That gives an affine recurrence for
+the correction of the guess. Of the derivative of a step by the state only the diagonal is used: the
+effect of each unit on itself. The correction is driven by the residual of the cell's own step, so a
+guess that no longer changes obeys that step exactly.
 """
 
 import dataclasses
@@ -40,30 +40,29 @@ _ROUNDINGS = 16
 
 @dataclasses.dataclass(frozen=True)
 class Newton:
-    r"""How far and how often `rnnjax.Parallel` corrects a guess of all states at once.
+    r"""The tolerance and the iterations by which `rnnjax.Parallel` corrects a guess of all states.
 
-    With :math:`f_t` a step of the cell, its inputs and marks, and :math:`D_t` the derivative of
-    each unit's new state by its own old one, k x k for a carry of k leaves, an iteration is
+    Let :math:`f_t` be a step of the cell, with its inputs and marks, and :math:`D_t` the derivative
+    of each unit's new state by its own old one, k x k for a carry of k leaves. An iteration is
 
     .. math::
         r_t &= f_t(s_{t-1}) - s_t \\
         \delta_t &= D_t \, \delta_{t-1} + r_t \\
         s_t &\leftarrow s_t + \delta_t
 
-    from what a step makes of zeros, and each is followed by :math:`s_t \leftarrow f_t(s_{t-1})`
+    starting from one step on zeros, and each is followed by :math:`s_t \leftarrow f_t(s_{t-1})`
     (Lim et al., 2024; quasi-DEER: Gonzalez et al., 2024; in blocks: Danieli et al., 2025).
-    :math:`D` only steers, and :math:`r` alone decides: where it is not small after the last
-    iteration, as with chaotic weights, the steps run one by one. So the numbers are the cell's own
-    in any case, and `rnnjax.newton` says how many iterations they took. :math:`D` is a derivative
-    forwards: an ``update`` with a `jax.custom_vjp` needs a `jax.custom_jvp` instead.
+    :math:`D` sets only the speed; convergence is judged by :math:`r`. If it is not small after the
+    last iteration, as with chaotic weights, the steps run one by one. So the numbers are always
+    the cell's own; `rnnjax.newton` reports the iterations. :math:`D` is a forward-mode derivative:
+    an ``update`` with a `jax.custom_vjp` needs a `jax.custom_jvp` instead.
 
-    It is for machines that would idle else. On a few cores `rnnjax.Fused` is several times faster,
-    although each of its steps waits for the one before.
+    It is for machines with idle capacity. On a few cores `rnnjax.Fused` is several times faster.
 
     Args:
-        tolerance: of the largest :math:`r`, as a part of the largest state; left out, 16 roundings
-            of the carry's type, 2e-6 in float32. The gradients are solved for to the same.
-        max_iterations: how many to make before the steps run one by one.
+        tolerance: the largest :math:`r` accepted, relative to the largest state, for states and
+            gradients; by default 16 roundings of the carry's type, 2e-6 in float32.
+        max_iterations: the number of iterations before the steps run one by one.
 
     Raises:
         InvalidInputError: ``tolerance`` is not a positive number, or ``max_iterations`` not a
@@ -87,10 +86,10 @@ class Newton:
 
 
 def why_not_iterated(cell: Cell) -> str | None:
-    """Why Newton's method cannot run a cell; None where it can.
+    """Return why Newton's method cannot run a cell; None if it can.
 
-    Units may mix as they like, in a convolution or a norm: the fewer of their influences stand in
-    the factors, the more iterations it takes, and what they converge to is the same.
+    Units may mix in any way, as in a convolution or a norm. The less of it the factors contain, the
+    more iterations it takes, but the limit is the same.
     """
     if reason := why_no_equation(cell):
         return reason
@@ -105,9 +104,9 @@ class Solution(NamedTuple):
 
     Attributes:
         value: trees over time: the states and the outputs, or the cotangents.
-        iterations: how many were made.
-        residuals: of what each of them solved for; zeros after the last.
-        residual: that of ``value``.
+        iterations: the number of iterations.
+        residuals: the residual after each of them; zeros after the last.
+        residual: the residual of ``value``.
     """
 
     value: Any
@@ -117,12 +116,12 @@ class Solution(NamedTuple):
 
 
 def iterated(newton: Newton, linearised: Any, solve: Any, step: Any, guess: Carry) -> Solution:
-    """Correct a guess of the states, or cotangents, until it stands still, and once more.
+    """Correct a guess of states or cotangents until it is within the tolerance, and once more.
 
-    After each correction comes a step of its own, from all states at once, in which what the
-    factors left out has less of a part: an LSTM(128) comes to 1e-6 in 13 iterations, without it
-    in 16. And the last correction is that of a guess within the tolerance: where a memory is
-    of a thousand steps, its error is a hundred times what is amiss at each of them.
+    A plain step from all states follows each correction, which reduces the effect of what the
+    factors leave out: an LSTM(128) reaches 1e-6 in 13 iterations instead of 16. The last correction
+    starts within the tolerance: with a memory of a thousand steps, the error of a state is a
+    hundred times the residual of a step.
     """
     tolerance, most = tolerance_of(newton.tolerance, guess), newton.max_iterations
     tree = jax.tree.structure(guess)
@@ -156,7 +155,7 @@ def check_tolerance(value: Any) -> None:
 
 
 def tolerance_of(given: float | None, tree: Any) -> float:
-    """The tolerance that was given, or what rounding alone makes in the types of ``tree``.
+    """Return the given tolerance, or the effect of rounding in the types of ``tree``.
 
     >>> tolerance_of(1e-3, jnp.ones(2)), tolerance_of(None, jnp.ones(2)) < 2e-6
     (0.001, True)
@@ -167,7 +166,7 @@ def tolerance_of(given: float | None, tree: Any) -> float:
 
 
 def residual_of(new: Carry, old: Carry) -> jax.Array:
-    """How far two trees are apart, leaf by leaf as a part of the largest value of ``new``.
+    """Return the largest difference of two trees, relative to each leaf's largest in ``new``.
 
     It is infinite for a NaN.
 
@@ -186,7 +185,7 @@ def residual_of(new: Carry, old: Carry) -> jax.Array:
 
 
 def _by_shape(solve: Any, factors: Factors, given: list[jax.Array]) -> list[jax.Array]:
-    """Solve for the leaves of each shape by themselves: units of others are not the same ones."""
+    """Solve for the leaves of each shape separately: their units differ from those of others."""
     found: dict[int, jax.Array] = {}
     for shape in dict.fromkeys(leaf.shape for leaf in given):
         own = [i for i, leaf in enumerate(given) if leaf.shape == shape]
@@ -197,7 +196,7 @@ def _by_shape(solve: Any, factors: Factors, given: list[jax.Array]) -> list[jax.
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _by_units(x: jax.Array, kernel: jax.Array, dtype: DTypeLike | None) -> jax.Array:
-    """`product`, of whose derivative by ``x`` only what each unit gives itself is taken."""
+    """Compute `product`; its derivative by ``x`` is only the effect of each unit on itself."""
     return product(x, kernel, dtype)
 
 
@@ -227,8 +226,8 @@ class AllSteps(Function):
     """``(params, steps, xs, each, carry) -> (carry, ys)``, forward in time.
 
     Args:
-        cell: one that declares its equation.
-        newton: when to stop.
+        cell: a cell that declares its equation.
+        newton: the tolerance and the number of iterations.
     """
 
     cell: Cell
@@ -241,12 +240,12 @@ class AllSteps(Function):
     def plain(
         self, params: Params, steps: Steps, xs: Any, per_step: StepMarks, carry: Carry
     ) -> Any:
-        """A scan of the step."""
+        """Scan over the step of the cell."""
         states, ys = self._one_by_one(params, steps, xs, per_step, carry)
         return _last(states), ys
 
     def run(self, platform: str, *args: Any) -> Any:
-        """The iterations, and the scan where they do not converge."""
+        """Iterate, and scan if the iterations do not converge."""
         return self.forward(platform, *args)[0]
 
     def forward(
@@ -258,7 +257,7 @@ class AllSteps(Function):
         per_step: StepMarks,
         carry: Carry,
     ) -> Any:
-        """The states are all that is saved."""
+        """Compute the states, which are the only residuals."""
         found = self.states(platform, params, steps, xs, per_step, carry)
 
         def instead() -> Any:
@@ -268,11 +267,10 @@ class AllSteps(Function):
         return (_last(states), ys), states
 
     def backward(self, platform: str, args: Any, saved: Any, d: Any, needs_grad: Any) -> Any:
-        """Find the cotangent of each state by the same iterations; the rest is one derivative.
+        """Find the cotangent of each state by the same iterations; one derivative gives the rest.
 
-        What comes back obeys the transpose of the step's own derivative, with all its units, for
-        which the factors steer again: taken for it alone, they would give a gradient that is wrong
-        by a fifth.
+        The cotangents obey the transpose of the step's full derivative, and the factors again only
+        set the speed. Used in its place, they would make a gradient wrong by a fifth.
         """
         (params, steps, xs, per_step, carry), (d_last, d_ys) = args, d
         before = _before(carry, saved)
@@ -280,7 +278,7 @@ class AllSteps(Function):
         found = self._cotangents(platform, params, steps, projected, per_step, before, d)
 
         def step(back: Carry, at: Any) -> tuple[Carry, Carry]:
-            """Run one step backwards."""
+            """Run one step backwards, from its vjp."""
             projected, per_step, before, d_y = at
             _, vjp_fn = jax.vjp(
                 lambda carry: self._step(params, steps, projected, per_step, carry), before
@@ -312,7 +310,7 @@ class AllSteps(Function):
         per_step: StepMarks,
         carry: Carry,
     ) -> Solution:
-        """The states and outputs of all steps, and how they were found."""
+        """Return the states and outputs of all steps as a `Solution`."""
         projected = self.cell.project(params, xs)
 
         def linearised(states: Carry) -> tuple[Carry, Factors]:
@@ -371,7 +369,7 @@ class AllSteps(Function):
     def _step(
         self, params: Params, steps: Steps, projected: jax.Array, per_step: StepMarks, carry: Carry
     ) -> tuple[Carry, jax.Array]:
-        """A step with its marks."""
+        """Run one step with its marks."""
         begun = steps.reset(carry, per_step)
         recurrent = self.cell.recur(params, _entering(self.cell, steps, begun))
         new, y = self.cell.apply_update(params, self.cell.combine(projected, recurrent), begun)
@@ -380,13 +378,13 @@ class AllSteps(Function):
     def _steps(
         self, params: Params, steps: Steps, projected: jax.Array, per_step: StepMarks, before: Carry
     ) -> tuple[Carry, jax.Array]:
-        """Run all steps at once, each from its own state before; `update` is given one."""
+        """Run all steps at once, each from its own old state, by `jax.vmap`."""
         return jax.vmap(functools.partial(self._step, params, steps))(projected, per_step, before)
 
     def _linearised(
         self, params: Params, steps: Steps, projected: jax.Array, per_step: StepMarks, before: Carry
     ) -> tuple[Carry, Factors]:
-        """Return all new states, and the derivative of each unit's by its own state before."""
+        """Return all new states, and the derivative of each unit by its own old state."""
         cell, roles, tree = self.cell, roles_of(self.cell), jax.tree.structure(before)
         read = {
             name: OwnKernel(leaf, cell.dtype) if roles.get(name) is Role.LOOP else leaf
@@ -411,10 +409,9 @@ class AllSteps(Function):
     def _one_by_one(
         self, params: Params, steps: Steps, xs: Any, per_step: StepMarks, carry: Carry
     ) -> tuple[Carry, jax.Array]:
-        """The states and outputs of all steps, each from the one before.
+        """Return the states and outputs of all steps, each from the one before.
 
-        As `rnnjax.Scan` does it, inputs and all: where weights are chaotic, a rounding is soon a
-        number.
+        It is exactly `rnnjax.Scan`: with chaotic weights, rounding errors grow fast.
         """
 
         def step(carry: Carry, at: Any) -> Any:
@@ -426,14 +423,14 @@ class AllSteps(Function):
 
 
 def _entering(cell: Cell, steps: Steps, carry: Carry) -> Carry:
-    """The carry as the product with the recurrent kernel sees it."""
+    """Apply recurrent dropout to the state that enters the recurrent product."""
     if cell.recurrent is None:
         return carry
     return carry._replace(**{cell.recurrent: steps.drop_state(getattr(carry, cell.recurrent))})
 
 
 def _before(carry: Carry, states: Carry) -> Carry:
-    """The state before each step, from the first and those after the steps."""
+    """Return the state before each step, from the first state and those after the steps."""
     return jax.tree.map(lambda c, s: jnp.concatenate([c[None], s[:-1]]), carry, states)
 
 
@@ -442,10 +439,10 @@ def _last(states: Carry) -> Carry:
 
 
 def _unless(good: jax.Array, found: Any, instead: Any) -> Any:
-    """Return the result where it is good, and compute another where it is not.
+    """Return the result if it is good, and compute another if not.
 
-    A loop of one turn at most: under `jax.vmap` a condition becomes a choice between both, and the
-    steps would run one by one in any case; a loop has a turn only if some row needs it.
+    It is a loop of at most one iteration. Under `jax.vmap` a condition would become a select and
+    always run both branches; a loop runs only if some row needs it.
     """
 
     def body(_: Any) -> Any:
