@@ -1,4 +1,4 @@
-"""Combinations of cells."""
+"""Combinations of cells: stacks, directions, noise, attention, and tools around sequences."""
 
 from rnnjax.layers.attention import AttentionCell, attend
 from rnnjax.layers.bidirectional import Bidirectional, Directions

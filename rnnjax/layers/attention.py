@@ -1,4 +1,4 @@
-"""Attention over a sequence that was encoded: after the loop, or inside of each step."""
+"""Attention over an encoded sequence: after the loop, or inside each step."""
 
 import dataclasses
 from typing import Any
@@ -15,20 +15,20 @@ from rnnjax.errors import InvalidInputError
 def attend(
     queries: jax.Array, keys: jax.Array, values: jax.Array, valid: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    r"""Attention by products (Luong et al., 2015, "dot"), for all steps of a decoder at once.
+    r"""Dot-product attention (Luong et al., 2015), for all steps of a decoder at once.
 
     .. math::
         a_{tj} &= \text{softmax}_j(q_t \cdot k_j) \\
         c_t &= \sum_j a_{tj} v_j
 
-    It reads outputs that are all known, so the decoder itself runs on the fast path. With
-    ``queries @ kernel`` it is Luong's "general".
+    It runs after the decoder, so the decoder runs on the fast path. Pass ``queries @ kernel`` for
+    Luong's "general" attention.
 
     Args:
-        queries: ``(time, *batch, n)``, the decoder's outputs; or one step of it, with a time of 1.
-        keys: ``(source time, *batch, n)``.
-        values: ``(source time, *batch, m)``; the encoder's outputs are often both.
-        valid: booleans ``(source time, *batch)``, as `valid_steps` makes them; left out, all.
+        queries: ``(time, *batch, n)``, the decoder's outputs; for a single step, time is 1.
+        keys: ``(source time, *batch, n)``, often the encoder's outputs.
+        values: ``(source time, *batch, m)``, often the same outputs.
+        valid: booleans ``(source time, *batch)``, as from `valid_steps`; by default all True.
 
     Returns:
         the contexts ``(time, *batch, m)``, and the weights ``(time, source time, *batch)``.
@@ -47,7 +47,7 @@ def attend(
 
 
 def _softmax(scores: jax.Array, valid: jax.Array | None, axis: int) -> jax.Array:
-    """Over the valid steps; rows without any weigh all alike."""
+    """Compute a softmax over the valid steps; a row without any gets equal weights."""
     if valid is not None:
         if valid.shape != scores.shape[axis:]:
             raise InvalidInputError(
@@ -60,7 +60,7 @@ def _softmax(scores: jax.Array, valid: jax.Array | None, axis: int) -> jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class AttentionCell(WrappedCell[CarryT]):
-    r"""A cell that looks back on an encoded sequence before each step (Bahdanau et al., 2015).
+    r"""A cell that attends to an encoded sequence before each step (Bahdanau et al., 2015).
 
     .. math::
         a_{tj} &= \text{softmax}_j(v \cdot \tanh(s_{t-1} W_q + m_j W_m)) \\
@@ -68,15 +68,15 @@ class AttentionCell(WrappedCell[CarryT]):
         s_t &= \text{cell}([x_t, c_t], s_{t-1})
 
     with :math:`m_j` the memory, the outputs of an encoder, and :math:`s_{t-1}` all leaves of the
-    carry. The output is :math:`[y_t, c_t]`. Since each step's input depends on the state before,
-    it runs on `rnnjax.Scan`; where attention may come after the step, `attend` keeps the fast path.
+    carry. The output is :math:`[y_t, c_t]`. Each step's input depends on the old state, so the cell
+    runs on `rnnjax.Scan`. If attention may come after the step, use `attend` on the fast path.
 
-    The memory is given with the parameters, by `over`: gradients flow into the encoder through it.
+    `over` adds the memory to the parameters. Gradients flow through it into the encoder.
 
     Args:
-        cell: what runs on inputs and contexts.
-        memory_size: features of the memory.
-        attention_size: units of the comparison.
+        cell: the cell that runs on inputs and contexts.
+        memory_size: the number of features of the memory.
+        attention_size: the number of hidden units of the attention.
 
     >>> import rnnjax
     >>> cell = AttentionCell(rnnjax.GRUCell(5), memory_size=4, attention_size=6)
@@ -97,11 +97,11 @@ class AttentionCell(WrappedCell[CarryT]):
 
     @property
     def output_size(self) -> int:
-        """That of the cell, and the memory's."""
+        """The output size of the cell plus ``memory_size``."""
         return self.cell.output_size + self.memory_size
 
     def init(self, key: jax.Array, input_size: int) -> dict[str, Any]:
-        """Draw the parameters of the cell and of the attention (Glorot uniform)."""
+        """Initialise the parameters of the cell and of the attention (Glorot uniform)."""
         cell_key, *keys = jax.random.split(key, 4)
         state = sum(vector_sizes("an AttentionCell compares by", self.cell))
         draw, size = jax.nn.initializers.glorot_uniform(), self.attention_size
@@ -113,12 +113,12 @@ class AttentionCell(WrappedCell[CarryT]):
         }
 
     def over(self, params: Params, memory: jax.Array, valid: jax.Array | None = None) -> Params:
-        """The parameters with a memory to look back on, for `rnnjax.unroll` or `step`.
+        """Return the parameters with a memory to attend to, for `rnnjax.unroll` or `step`.
 
         Args:
             params: as `init` returns them.
             memory: ``(source time, *batch, memory_size)``.
-            valid: booleans ``(source time, *batch)``; left out, all steps of it.
+            valid: booleans ``(source time, *batch)``; by default all True.
 
         Raises:
             InvalidInputError: the memory has another number of features.
@@ -134,7 +134,7 @@ class AttentionCell(WrappedCell[CarryT]):
         return {**params, "memory": memory, "projected": projected, "valid": marks}
 
     def weights(self, params: Params, carry: CarryT) -> jax.Array:
-        """How a step after ``carry`` weighs the memory: ``(source time, *batch)``."""
+        """Return the attention weights of a step after ``carry``: ``(source time, *batch)``."""
         if "memory" not in params:
             raise InvalidInputError(
                 "an AttentionCell looks back on a memory, but its params have none; give "
@@ -145,7 +145,7 @@ class AttentionCell(WrappedCell[CarryT]):
         return _softmax(compared @ params["score_kernel"], params["valid"], axis=0)
 
     def step(self, params: Params, carry: CarryT, x: Inputs) -> tuple[CarryT, jax.Array]:
-        """Look back, and run the cell on ``x`` beside what was found."""
+        """Attend to the memory, and run the cell on ``x`` and the context."""
         if isinstance(x, OneHot):
             raise InvalidInputError(
                 "an AttentionCell reads arrays, but the inputs are OneHot; give rows of an "

@@ -23,7 +23,7 @@ _MERGES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 
 
 class Directions(NamedTuple):
-    """The parameters, or the carry, of a `Bidirectional` layer: one entry for each direction."""
+    """The parameters or the carry of a `Bidirectional` layer, one entry per direction."""
 
     forward: Any
     backward: Any
@@ -36,16 +36,16 @@ register_namedtuple_serialization(Directions, serialized_name="rnnjax.Directions
 class Bidirectional(CompositeCell[Directions]):
     """Reads the sequence in both directions and merges the outputs (Schuster & Paliwal, 1997).
 
-    It can be a layer of a `Stack`, and can be made of stacks. Parameters and carry are
+    It can be a layer of a `Stack`, and its cells can be stacks. Parameters and carry are
     `Directions(forward, backward)`. With ``lengths`` the backward direction begins at each row's
-    last valid step, and resets cut both directions at the same place. The final carry of the
-    backward direction is that after step 0.
+    last valid step. A reset cuts both directions at the same place. The final carry of the backward
+    direction is the one after step 0.
 
     Args:
         forward: the cell that reads from the first step to the last.
-        backward: the one that reads from the last to the first; left out, one like ``forward``,
-            with parameters of its own.
-        merge: ``"concat"``, ``"sum"``, ``"mul"`` or ``"average"`` of the outputs.
+        backward: the cell that reads from the last step to the first; by default an equal cell with
+            its own parameters.
+        merge: how to merge the outputs: ``"concat"``, ``"sum"``, ``"mul"`` or ``"average"``.
 
     Raises:
         InvalidInputError: ``merge`` is another word, an argument is not a cell, or the outputs of
@@ -87,17 +87,17 @@ class Bidirectional(CompositeCell[Directions]):
 
     @property
     def output_size(self) -> int:
-        """The sum of both output sizes for ``"concat"``, else that of either."""
+        """The sum of both output sizes for ``"concat"``, else their common size."""
         sizes = [cell.output_size for cell in self.cells]
         return sum(sizes) if self.merge == "concat" else sizes[0]
 
     @property
     def is_stochastic(self) -> bool:
-        """Whether one of the two draws."""
+        """Whether one of the two cells draws random numbers."""
         return any(cell.is_stochastic for cell in self.cells)
 
     def init(self, key: jax.Array, input_size: int) -> Directions:
-        """Draw the parameters of both directions."""
+        """Initialise the parameters of both directions."""
         check_init(key, input_size)
         keys = jax.random.split(key)
         return Directions(
@@ -107,13 +107,13 @@ class Bidirectional(CompositeCell[Directions]):
     def initial_carry(
         self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
     ) -> Directions:
-        """The initial carries of both directions."""
+        """Return the initial carries of both directions."""
         return Directions(*(cell.initial_carry(batch_shape, dtype) for cell in self.cells))
 
     def start(
         self, params: Params, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
     ) -> Directions:
-        """The states with which both directions begin."""
+        """Return the states at the start of a sequence, for both directions."""
         _check_directions("params", params)
         return Directions(
             *(
@@ -123,7 +123,7 @@ class Bidirectional(CompositeCell[Directions]):
         )
 
     def step(self, params: Params, carry: Directions, x: Inputs) -> NoReturn:
-        """There is no single step: the backward direction needs the end of the sequence first."""
+        """Raise: the backward direction needs the end of the sequence first."""
         raise InvalidInputError(
             "a Bidirectional layer cannot run step by step, because its backward direction begins "
             "at the end of the sequence; run rnnjax.unroll over the whole of it"
@@ -143,7 +143,7 @@ class Bidirectional(CompositeCell[Directions]):
         return Directions(forward, backward), self.merge_outputs(ys, back)
 
     def last_output(self, carry: Any, ys: jax.Array, pick: PickLast) -> jax.Array:
-        """The last outputs of both directions, each at its own end of the sequence, merged."""
+        """Merge the last outputs of both directions, each at its own end of the sequence."""
         carries = (None, None) if carry is None else carry
         parts = [ys, ys]
         if self.merge == "concat":
@@ -166,7 +166,7 @@ class Bidirectional(CompositeCell[Directions]):
         )
 
     def merge_outputs(self, forward: jax.Array, backward: jax.Array) -> jax.Array:
-        """Make one array of the outputs of both directions, as ``merge`` says."""
+        """Merge the outputs of both directions as ``merge`` says."""
         return _MERGES[self.merge](forward, backward)
 
 

@@ -1,4 +1,4 @@
-"""One network's carry from another's: an encoder's last state begins a decoder."""
+"""The first carry of a decoder from the last carry of an encoder."""
 
 import dataclasses
 
@@ -12,22 +12,22 @@ from rnnjax.errors import InvalidInputError
 
 @dataclasses.dataclass(frozen=True)
 class Bridge:
-    r"""Makes the first carry of one network of the last carry of another, whatever the two are.
+    r"""Computes the first carry of one network from the last carry of another.
 
     .. math::
         t = \tanh([s_1, \dots, s_n] W_t + b_t) \quad \text{for each leaf } t
 
-    with :math:`s_i` all leaves of the source's carry: of both directions of a `Bidirectional`, of
-    all layers of a `Stack`, hidden and cell states. Cho et al. (2014) begin their decoder so. The
-    sizes of the two networks need not agree.
+    with :math:`s_i` all leaves of the source's carry: hidden and cell states, of both directions of
+    a `Bidirectional`, of all layers of a `Stack`. Cho et al. (2014) initialise their decoder this
+    way. The two networks may differ in kind and in size.
 
     Args:
         source: the cell whose carry is read.
-        target: the cell whose carry is made.
+        target: the cell whose carry is computed.
 
     Raises:
-        InvalidInputError: a leaf of either carry is not a vector of each row, or the target's may
-            not hold any numbers (`SLSTMCell`).
+        InvalidInputError: a leaf of a carry is not one vector per row, or the target's carry may
+            not hold arbitrary numbers (`SLSTMCell`).
 
     >>> import rnnjax
     >>> encoder = rnnjax.Bidirectional(rnnjax.GRUCell(4))
@@ -47,7 +47,7 @@ class Bridge:
         check_free("a Bridge", self.target)
 
     def init(self, key: jax.Array) -> dict[str, jax.Array]:
-        """Draw the parameters: one Glorot uniform kernel for each leaf, side by side, and zeros."""
+        """Initialise one Glorot uniform kernel per target leaf, side by side, and a zero bias."""
         sources, targets = self._sizes()
         size = sum(sources)
         draw = jax.nn.initializers.glorot_uniform()
@@ -56,11 +56,11 @@ class Bridge:
         return {"kernel": jnp.concatenate(kernels, axis=1), "bias": jnp.zeros(sum(targets))}
 
     def __call__(self, params: Params, carry: Carry) -> Carry:
-        """The target's carry.
+        """Compute the target's carry.
 
         Args:
             params: as `init` returns them.
-            carry: of the source, every leaf ``(*batch, size)``.
+            carry: the source's carry, every leaf ``(*batch, size)``.
         """
         sources, targets = self._sizes()
         leaves = jax.tree.leaves(carry)
@@ -75,6 +75,6 @@ class Bridge:
         return jax.tree.unflatten(like, jnp.split(flat, ends, axis=-1))
 
     def _sizes(self) -> tuple[list[int], list[int]]:
-        """Of the leaves of both carries."""
+        """Return the sizes of the leaves of both carries."""
         source, target = (vector_sizes("a Bridge joins", c) for c in (self.source, self.target))
         return source, target

@@ -1,4 +1,4 @@
-"""Dropout of the inputs of a layer."""
+"""Dropout of the inputs of a layer, per step or per sequence."""
 
 import dataclasses
 from typing import Literal
@@ -11,13 +11,13 @@ from rnnjax.errors import InvalidInputError
 
 @dataclasses.dataclass(frozen=True)
 class Dropout:
-    """Sets features to zero at random, and scales the others so that their mean stays.
+    """Sets random features to zero, and scales the others to preserve the mean.
 
     Args:
-        rate: the part that is dropped, from 0 up to, but not including, 1.
-        per: ``"step"`` draws anew at each time step (Srivastava et al., 2014; between the layers of
-            a network: Zaremba et al., 2014); ``"sequence"`` drops the same features at all steps of
-            a call (variational dropout: Gal & Ghahramani, 2016).
+        rate: the probability of dropping a feature, in [0, 1).
+        per: ``"step"`` samples a new mask at each time step (Srivastava et al., 2014; between
+            layers: Zaremba et al., 2014); ``"sequence"`` drops the same features at all steps of a
+            call (variational dropout: Gal & Ghahramani, 2016).
 
     Raises:
         InvalidInputError: the rate is not in [0, 1), or ``per`` is another word.
@@ -36,7 +36,7 @@ class Dropout:
             raise InvalidInputError(f'per must be "step" or "sequence", but is {self.per!r}')
 
     def apply(self, key: jax.Array | None, xs: jax.Array) -> jax.Array:
-        """Drop features of ``xs (time, *batch, features)``; without a key, return it as it is."""
+        """Drop features of ``xs (time, *batch, features)``; without a key, return ``xs``."""
         if key is None or self.rate == 0:
             return xs
         shape = xs.shape if self.per == "step" else (1, *xs.shape[1:])
@@ -44,7 +44,7 @@ class Dropout:
 
 
 def factors(key: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.Array:
-    """0 with probability ``rate``, else ``1 / (1 - rate)``."""
+    """Sample factors: 0 with probability ``rate``, else ``1 / (1 - rate)``."""
     return jnp.where(jax.random.bernoulli(key, 1 - rate, shape), 1 / (1 - rate), 0.0)
 
 

@@ -1,4 +1,4 @@
-"""How far a gradient reaches: the derivative by the state of every step."""
+"""How far a gradient reaches: the derivative of a loss by the state of every step."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,28 +19,28 @@ def state_gradients(
     xs: Any,
     carry: CarryT | None = None,
 ) -> tuple[jax.Array, CarryT]:
-    r"""A loss, and its gradient by the state after each step: what backpropagation hands back.
+    r"""Compute a loss and its gradient by the state after each step.
 
     .. math::
         \frac{\partial L}{\partial s_t} \quad \text{through all that follows step } t
 
-    Its norm over :math:`t` shows a gradient that vanishes or explodes (Bengio et al., 1994;
-    Pascanu et al., 2013). `rnnjax.unroll` has no place for it, because its gradients are made of
-    all steps at once; here `Cell.step` runs in a plain scan. Where the output is no leaf of the
-    state (a `Stack`, say), an output counts for the states before it.
+    Its norm over :math:`t` shows whether the gradient vanishes or explodes (Bengio et al., 1994;
+    Pascanu et al., 2013). `rnnjax.unroll` computes gradients from all steps at once and cannot
+    return it, so `Cell.step` runs in a plain scan. If the output is not a leaf of the state, as in
+    a `Stack`, an output depends on the states before it.
 
     Args:
         loss: ``(carry, ys) -> scalar``, of the last carry and all outputs ``(time, *batch, ...)``.
         cell: any cell.
         params: its parameters.
         xs: ``(time, *batch, input_size)``.
-        carry: the state before the first step; left out, that with which a sequence begins.
+        carry: the state before the first step; by default the start of a sequence.
 
     Returns:
         the loss, and a carry whose leaves have a first axis of time.
 
     Raises:
-        InvalidInputError: ``cell`` is no cell, or the loss no scalar.
+        InvalidInputError: ``cell`` is not a cell, or the loss is not a scalar.
 
     >>> import rnnjax
     >>> cell = rnnjax.SimpleRNNCell(4)

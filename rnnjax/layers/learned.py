@@ -1,4 +1,4 @@
-"""An initial carry that is learned."""
+"""An initial carry that is a learned parameter."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,17 +16,17 @@ from rnnjax.errors import InvalidInputError
 
 @dataclasses.dataclass(frozen=True)
 class LearnedCarry(WrappedCell[CarryT], CompositeCell[CarryT]):
-    """A cell whose sequences begin with a carry that is one of its parameters.
+    """A cell whose initial carry is one of its parameters.
 
-    Sequences begin with it where `rnnjax.unroll` is given no carry, and at each reset; the
-    parameters are ``{"cell": those of the cell, "initial_carry": a carry without batch axes}``. It
-    begins as the cell's own initial carry, zeros for most.
+    `rnnjax.unroll` begins with it if no carry is given, and at each reset. The parameters are
+    ``{"cell": those of the cell, "initial_carry": a carry without batch axes}``. They are
+    initialised with the cell's own initial carry, zeros for most cells.
 
     Args:
-        cell: a cell, or a `Stack` or `Bidirectional` of them.
+        cell: a cell, or a `Stack` or `Bidirectional` of cells.
 
     Raises:
-        InvalidInputError: the argument is not a cell, or one whose carry may not hold any numbers.
+        InvalidInputError: the argument is not a cell, or its carry may not hold arbitrary numbers.
 
     >>> import rnnjax
     >>> cell = LearnedCarry(rnnjax.GRUCell(5))
@@ -47,22 +47,22 @@ class LearnedCarry(WrappedCell[CarryT], CompositeCell[CarryT]):
         check_free("a LearnedCarry", self.cell)
 
     def last_output(self, carry: Any, ys: jax.Array, pick: PickLast) -> jax.Array:
-        """The last output of the cell."""
+        """Return the last output of the cell."""
         return self.cell.last_output(carry, ys, pick)
 
     @property
     def is_stochastic(self) -> bool:
-        """As the cell."""
+        """Whether the wrapped cell draws random numbers."""
         return self.cell.is_stochastic
 
     def init(self, key: jax.Array, input_size: int) -> dict[str, Any]:
-        """Draw the cell's parameters, and take its initial carry to begin with."""
+        """Initialise the cell's parameters, and the carry with its initial carry."""
         return {"cell": self.cell.init(key, input_size), "initial_carry": self.cell.initial_carry()}
 
     def start(
         self, params: Params, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
     ) -> CarryT:
-        """The learned carry, the same for every row."""
+        """Return the learned carry, the same for every row."""
         check_learned(params)
         return jax.tree.map(
             lambda leaf: jnp.broadcast_to(leaf, (*batch_shape, *leaf.shape)).astype(
@@ -72,20 +72,20 @@ class LearnedCarry(WrappedCell[CarryT], CompositeCell[CarryT]):
         )
 
     def step(self, params: Params, carry: CarryT, x: Inputs) -> tuple[CarryT, jax.Array]:
-        """One step of the cell."""
+        """Run one step of the wrapped cell."""
         check_learned(params)
         return self.cell.step(params["cell"], carry, x)
 
     def unroll_layers(
         self, run: LayerRun, params: Params, xs: Any, carry: CarryT, key: jax.Array | None
     ) -> tuple[CarryT, jax.Array]:
-        """Run the cell."""
+        """Run the wrapped cell over ``xs``."""
         check_learned(params)
         return run(self.cell, params["cell"], xs, carry, key=key)
 
 
 def check_learned(params: Any) -> None:
-    """Raise unless ``params`` are those of a `LearnedCarry`."""
+    """Raise unless ``params`` are the parameters of a `LearnedCarry`."""
     if not isinstance(params, Mapping) or set(params) != {"cell", "initial_carry"}:
         raise InvalidInputError(
             "params of a LearnedCarry must be {'cell': those of the cell, 'initial_carry': a carry}"

@@ -1,4 +1,4 @@
-"""Cells made ready to be stepped: whatever a loop would do again at each step is done before it."""
+"""Cells prepared for stepping: work that a loop would repeat is done once before it."""
 
 import dataclasses
 import functools
@@ -33,14 +33,15 @@ from rnnjax.layers.stack import Stack
 
 @dataclasses.dataclass(frozen=True)
 class Prepared(WrappedCell[CarryT]):
-    """A cell whose kernels were cast and laid out for its products; made by `prepare`.
+    """A cell whose kernels are cast and laid out for its products; made by `prepare`.
 
-    Parameters are those of the cell, but for the kernels' type and order. The carry is the cell's.
+    Parameters are those of the cell, except for the type and layout of kernels. The carry is the
+    cell's.
 
     Args:
         cell: the cell itself.
-        inputs: the form of the product with ``kernel``; None: it has ``recurrent_kernel`` below it,
-            and multiplies the inputs and the state after them at once.
+        inputs: the form of the product with ``kernel``. With None, ``kernel`` includes
+            ``recurrent_kernel`` as its last rows, and multiplies inputs and state at once.
         states: the form of the product with the state.
     """
 
@@ -49,12 +50,12 @@ class Prepared(WrappedCell[CarryT]):
     states: Products
 
     def init(self, key: jax.Array, input_size: int) -> dict[str, jax.Array]:
-        """The cell's parameters, laid out."""
+        """Initialise the cell's parameters and lay them out."""
         return self.lay_out(self.cell.init(key, input_size))
 
     @usual_promotion()
     def lay_out(self, params: Params) -> dict[str, jax.Array]:
-        """Parameters of the cell, as this one takes them."""
+        """Convert the cell's parameters to those of this cell."""
         laid_out = dict(params)
         if self.inputs is None:
             kernels = params["kernel"], laid_out.pop("recurrent_kernel")
@@ -66,12 +67,12 @@ class Prepared(WrappedCell[CarryT]):
 
     @property
     def _forms(self) -> dict[str, Products]:
-        """By the kernel's name."""
+        """The form of the product with each kernel, by name."""
         forms = self.states if self.inputs is None else self.inputs, self.states
         return dict(zip(self.cell.kernels_outside, forms, strict=False))
 
     def _as_drawn(self, params: Any) -> Any:
-        """What `lay_out` was given, in shapes."""
+        """Return the shapes of the parameters before `lay_out`."""
         if not isinstance(params, Mapping):
             return params
         if self.inputs is None and "recurrent_kernel" in params:
@@ -91,7 +92,7 @@ class Prepared(WrappedCell[CarryT]):
 
     @usual_promotion()
     def step(self, params: Params, carry: CarryT, x: Inputs) -> tuple[CarryT, jax.Array]:
-        """One step of the cell."""
+        """Run one step of the cell."""
         x = as_inputs(x)
         check_features(self.cell, self._as_drawn(params), x)
         check_step(self.cell, carry, x)
@@ -100,7 +101,7 @@ class Prepared(WrappedCell[CarryT]):
         return carry, cell.read(params, emitted, x, self.states.dtype)
 
     def _met(self, params: Params, carry: CarryT, x: Inputs) -> Any:
-        """The products, as the cell's update is given them."""
+        """Compute the products, as the argument ``x`` of the cell's update."""
         cell, recurrent = self.cell, None
         if self.inputs is None:
             state = getattr(carry, cell.recurrent or "")
@@ -125,11 +126,11 @@ def prepare(
     product_dtype: DTypeLike | None = None,
     platform: str | None = None,
 ) -> tuple[Cell[CarryT], Params]:
-    """Make a cell ready for a loop of your own that steps it, to write a text or to act.
+    """Prepare a cell for a loop of your own that steps it, to write a text or to act.
 
-    `rnnjax.unroll` prepares its kernels before its loop. Where each input depends on the output
-    before, the loop is not its own, and a step that multiplies with kernels as they were drawn
-    repacks or casts them each time. This does it once. The step computes the same:
+    `rnnjax.unroll` prepares its kernels before its loop. If each input depends on the last output,
+    you write the loop, and each step would repack or cast the kernels. This function does it once.
+    The step computes the same:
 
         ready, laid_out = prepare(cell, params, x)
         ready.step(laid_out, carry, x)            # cell.step(params, carry, x)
@@ -138,24 +139,23 @@ def prepare(
     ``product_dtype=jnp.bfloat16``. For a single row bfloat16 is no faster than float32.
 
     Args:
-        cell: a cell, a `Stack` of them, with `LearnedCarry` or with `Regularized`, which has no
-            noise when it is stepped.
+        cell: a cell, or a `Stack`, with `LearnedCarry` or `Regularized` (without noise in a step).
         params: the cell's parameters.
-        x: what a step reads, ``(*batch, input_size)``, or one that looks like it: an array,
-            ``jax.ShapeDtypeStruct``, or `OneHot` of either.
-        product_dtype: the type of the operands of the products, if not the cell's own; sums and
-            carry stay float32. As of `Fused`.
-        platform: for which the program that steps it is compiled: ``"cpu"``, ``"cuda"``,
-            ``"rocm"``, ``"gpu"`` for either of these, or ``"tpu"``; None for that of JAX's first
-            device.
+        x: the input of a step ``(*batch, input_size)``, or its shape: an array, a
+            ``jax.ShapeDtypeStruct``, or a `OneHot` of either.
+        product_dtype: the type of the operands of products, if not the cell's; sums and carry stay
+            float32, as in `Fused`.
+        platform: the platform of the program that steps the cell: ``"cpu"``, ``"cuda"``,
+            ``"rocm"``, ``"gpu"`` for either of these, or ``"tpu"``; None for the platform of JAX's
+            first device.
 
     Returns:
-        the cell to step, and its parameters. A layer with a step of its own, and one with zoneout,
-        comes back as it is.
+        the cell to step, and its parameters. A layer with its own step, or with zoneout, is
+        returned unchanged.
 
     Raises:
-        InvalidInputError: the parameters or ``x`` do not belong to the cell; ``platform`` is none
-            that is known; or ``product_dtype`` is given, and a layer cannot be prepared.
+        InvalidInputError: the parameters or ``x`` do not belong to the cell; ``platform`` is
+            unknown; or ``product_dtype`` is given and a layer cannot be prepared.
 
     >>> import rnnjax
     >>> cell = rnnjax.Stack([rnnjax.LSTMCell(5), rnnjax.GRUCell(4)])

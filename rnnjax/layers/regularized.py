@@ -1,4 +1,4 @@
-"""Noise in the recurrence: dropout, zoneout and weight drop, all drawn before the loop."""
+"""Noise in the recurrence: dropout, zoneout and weight drop, all sampled before the loop."""
 
 import dataclasses
 from typing import Any
@@ -17,32 +17,30 @@ from rnnjax.layers.dropout import Dropout, check_rate, factors
 
 @dataclasses.dataclass(frozen=True)
 class Regularized(WrappedCell[CarryT], CompositeCell[CarryT]):
-    r"""A cell with noise in training, which `rnnjax.unroll` draws from its ``key``.
+    r"""A cell with noise in training, which `rnnjax.unroll` samples from its ``key``.
 
-    Parameters and carry are those of the cell itself. Without a key nothing is drawn: dropout and
-    weight drop are off, and zoneout takes its expectation, as its paper does for prediction; so
-    does `step`.
+    Parameters and carry are those of the cell. Without a key, and in `step`, dropout and weight
+    drop are off, and zoneout takes its expectation, as in its paper for prediction.
 
     .. math::
         h_{t-1} U &\to (m \odot h_{t-1}) \, (M \odot U) \\
         h_t &\to z_t \odot h_{t-1} + (1 - z_t) \odot h_t
 
     Args:
-        cell: a single cell; in a `Stack`, each cell is wrapped by itself.
-        input_dropout: the rate of dropout of the inputs, the same features at all steps of a call.
-        recurrent_dropout: the rate of dropout of the hidden state where it enters the recurrent
-            product, :math:`m`, the same units at all steps (Gal & Ghahramani, 2016).
-        zoneout_hidden: the probability with which a unit of ``carry.hidden`` keeps its old value,
-            :math:`z_t`, drawn anew at each step (Krueger et al., 2017).
+        cell: a single cell; in a `Stack`, wrap each cell separately.
+        input_dropout: the dropout rate of the inputs, the same features at all steps of a call.
+        recurrent_dropout: the dropout rate of the hidden state in the recurrent product, :math:`m`,
+            the same units at all steps (Gal & Ghahramani, 2016).
+        zoneout_hidden: the probability that a unit of ``carry.hidden`` keeps its old value,
+            :math:`z_t`, sampled anew at each step (Krueger et al., 2017).
         zoneout_cell: the same for ``carry.cell``.
-        weight_drop: the rate of dropout of the entries of ``recurrent_kernel``, :math:`M`, drawn
-            once a call and the same for all rows (DropConnect: Wan et al., 2013; Merity et al.,
-            2018).
+        weight_drop: the dropout rate of the entries of ``recurrent_kernel``, :math:`M`, sampled
+            once per call for all rows (DropConnect: Wan et al., 2013; Merity et al., 2018).
 
     Raises:
-        InvalidInputError: a rate is not in [0, 1), the cell is a combination of cells, or has no
-            such carry or kernel; in `rnnjax.unroll`, the step of the cell does not split into
-            pieces, or inputs to be dropped are `OneHot`.
+        InvalidInputError: a rate is not in [0, 1), or the cell is a combination of cells or has no
+            such carry or kernel. In `rnnjax.unroll`: the cell writes its own ``step``, or inputs to
+            be dropped are a `OneHot`.
 
     >>> import rnnjax
     >>> cell = Regularized(rnnjax.LSTMCell(5), recurrent_dropout=0.2, zoneout_cell=0.1)
@@ -85,7 +83,7 @@ class Regularized(WrappedCell[CarryT], CompositeCell[CarryT]):
 
     @property
     def zoneout(self) -> dict[str, float]:
-        """The rates of zoneout, by the field of the carry; those of 0 are left out."""
+        """The rates of zoneout above 0, by field of the carry."""
         rates = {"hidden": self.zoneout_hidden, "cell": self.zoneout_cell}
         return {name: rate for name, rate in rates.items() if rate}
 
@@ -95,23 +93,23 @@ class Regularized(WrappedCell[CarryT], CompositeCell[CarryT]):
         return any(getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "cell")
 
     def init(self, key: jax.Array, input_size: int) -> Params:
-        """The cell's own parameters."""
+        """Initialise the parameters of the wrapped cell."""
         return self.cell.init(key, input_size)
 
     def start(
         self, params: Params, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
     ) -> CarryT:
-        """The cell's own."""
+        """Return the wrapped cell's state at the start of a sequence."""
         return self.cell.start(params, batch_shape, dtype)
 
     def step(self, params: Params, carry: CarryT, x: Inputs) -> tuple[CarryT, jax.Array]:
-        """One step as in prediction: the expectation of zoneout, and nothing else."""
+        """Run one step as in prediction: with the expectation of zoneout, and no other noise."""
         return Steps(leaks=self.zoneout).run(self.cell, params, carry, as_inputs(x), StepMarks())
 
     def unroll_layers(
         self, run: LayerRun, params: Params, xs: Any, carry: CarryT, key: jax.Array | None
     ) -> tuple[CarryT, jax.Array]:
-        """Draw what is random, and run the cell with it."""
+        """Sample the noise, and run the cell with it."""
         if key is None:
             return run(self.cell, params, xs, carry, noise=Noise(zoneout=dict(self.zoneout)))
         keys = iter(jax.random.split(key, 5))
@@ -140,7 +138,7 @@ class Regularized(WrappedCell[CarryT], CompositeCell[CarryT]):
         return {**params, "recurrent_kernel": scaled}
 
     def _noise(self, keys: Any, steps: tuple[int, ...]) -> Noise:
-        """For ``steps``, which is (time, *batch)."""
+        """Sample the noise for ``steps``, which is (time, *batch)."""
         carry = jax.eval_shape(lambda: self.cell.initial_carry(steps[1:]))
         key, *zoneout_keys = keys
         recurrent = None

@@ -1,4 +1,4 @@
-"""Small tools around a sequence: which steps are valid, pooling over them, restarts, keys."""
+"""Tools around a sequence: valid steps, pooling, restarts and keys."""
 
 from typing import Any, Literal
 
@@ -15,18 +15,18 @@ Pooling = Literal["last", "mean", "max"]
 
 
 def valid_steps(lengths: jax.Array, num_steps: int) -> jax.Array:
-    """Which steps of a padded batch are valid: the mask that ``lengths`` stands for.
+    """Return which steps of a padded batch are valid: the mask that equals ``lengths``.
 
     Args:
-        lengths: integers ``(*batch,)``, the valid steps of each row.
-        num_steps: of the padded sequences.
+        lengths: integers ``(*batch,)``, the number of valid steps of each row.
+        num_steps: the number of steps of the padded sequences.
 
     Returns:
         booleans ``(num_steps, *batch)``.
 
     Raises:
-        InvalidInputError: ``lengths`` are no integers, or ``num_steps`` is none; or, outside of
-            ``jit``, a length is negative or above ``num_steps``.
+        InvalidInputError: ``lengths`` or ``num_steps`` are not integers; or, outside ``jit``, a
+            length is negative or above ``num_steps``.
 
     >>> valid_steps(jnp.array([3, 1]), 4).astype(int).T.tolist()
     [[1, 1, 1, 0], [1, 0, 0, 0]]
@@ -49,12 +49,12 @@ def valid_steps(lengths: jax.Array, num_steps: int) -> jax.Array:
 
 
 def pool(ys: jax.Array, how: Pooling, valid: jax.Array | None = None) -> jax.Array:
-    """One vector of each sequence: its last valid output, or their mean or maximum.
+    """Pool the valid outputs of each sequence into one vector.
 
     Args:
         ys: outputs ``(time, *batch, features)``.
         how: ``"last"``, ``"mean"`` or ``"max"``, along time.
-        valid: booleans ``(time, *batch)``, as `valid_steps` makes them; left out, all.
+        valid: booleans ``(time, *batch)``, as from `valid_steps`; by default all True.
 
     Returns:
         ``(*batch, features)``; zeros for a row without a valid step.
@@ -90,9 +90,9 @@ def pool(ys: jax.Array, how: Pooling, valid: jax.Array | None = None) -> jax.Arr
 
 
 def restart(cell: Cell[CarryT], params: Params, carry: CarryT, where: jax.Array) -> CarryT:
-    """The carry with which a sequence begins, in some rows: for acting, before each `Cell.step`.
+    """Restart some rows with the carry at the start of a sequence, before a `Cell.step`.
 
-    In `rnnjax.unroll` it is ``resets``; the numbers are the same.
+    It equals ``resets`` in `rnnjax.unroll`, for an agent that acts step by step.
 
     Args:
         cell: any cell.
@@ -101,8 +101,7 @@ def restart(cell: Cell[CarryT], params: Params, carry: CarryT, where: jax.Array)
         where: booleans ``(*batch,)``, True where a new sequence begins.
 
     Raises:
-        InvalidInputError: ``where`` are no booleans, or not those of the batch; or the carry is
-            another cell's.
+        InvalidInputError: ``where`` are not booleans ``(*batch,)``, or the carry is another cell's.
 
     >>> import rnnjax
     >>> cell = rnnjax.GRUCell(2)
@@ -137,7 +136,7 @@ def restart(cell: Cell[CarryT], params: Params, carry: CarryT, where: jax.Array)
 
 
 def split_key(key: jax.Array | None, num: int) -> Any:
-    """`jax.random.split`; of None, which draws nothing, so many times None.
+    """Call `jax.random.split`; for the key None, return ``num`` times None.
 
     >>> split_key(None, 2)
     (None, None)

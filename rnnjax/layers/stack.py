@@ -1,4 +1,4 @@
-"""Cells on top of each other."""
+"""Layers of cells, each on the outputs of the one before."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -19,14 +19,15 @@ class Stack(CompositeCell[tuple[Any, ...]]):
     """Layers of cells; the outputs of each are the inputs of the next.
 
     A stack is a cell: it has `init`, `initial_carry` and `step`, `rnnjax.unroll` runs it, and it
-    can be a layer of another stack. Its parameters and its carry are tuples with one entry a layer.
+    can be a layer of another stack. Parameters and carry are tuples with one entry per layer.
 
     Args:
-        cells: the layers, from the input up; any iterable of cells, kept as a tuple.
-        dropout: of the outputs of every layer but the last, where `rnnjax.unroll` is given a key.
+        cells: the layers, first to last: any iterable of cells, stored as a tuple.
+        dropout: dropout of the outputs of every layer except the last; `rnnjax.unroll` applies it
+            if it is given a key.
 
     Raises:
-        InvalidInputError: there is no layer, or one of them is not a cell.
+        InvalidInputError: there is no layer, or a layer is not a cell.
 
     >>> import rnnjax
     >>> stack = Stack([rnnjax.LSTMCell(7), rnnjax.GRUCell(5)])
@@ -64,16 +65,16 @@ class Stack(CompositeCell[tuple[Any, ...]]):
         return self.cells[-1].output_size
 
     def last_output(self, carry: Any, ys: jax.Array, pick: PickLast) -> jax.Array:
-        """The last output of the last layer."""
+        """Return the last output of the last layer."""
         return self.cells[-1].last_output(None if carry is None else carry[-1], ys, pick)
 
     @property
     def is_stochastic(self) -> bool:
-        """Whether there is dropout between the layers, or one of them draws."""
+        """Whether there is dropout between layers, or a layer draws random numbers."""
         return self.dropout.rate > 0 or any(cell.is_stochastic for cell in self.cells)
 
     def init(self, key: jax.Array, input_size: int) -> tuple[Any, ...]:
-        """Draw the parameters: a tuple, one entry a layer."""
+        """Initialise the parameters: a tuple with one entry per layer."""
         check_init(key, input_size)
         sizes = [input_size, *(cell.output_size for cell in self.cells)]
         keys = jax.random.split(key, len(self.cells))
@@ -84,7 +85,7 @@ class Stack(CompositeCell[tuple[Any, ...]]):
     def initial_carry(
         self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
     ) -> tuple[Any, ...]:
-        """The layers' initial carries: a tuple, one entry a layer."""
+        """Return the initial carries: a tuple with one entry per layer."""
         return tuple(cell.initial_carry(batch_shape, dtype) for cell in self.cells)
 
     def start(
@@ -93,7 +94,7 @@ class Stack(CompositeCell[tuple[Any, ...]]):
         batch_shape: tuple[int, ...] = (),
         dtype: DTypeLike | None = None,
     ) -> tuple[Any, ...]:
-        """The states with which the layers begin: a tuple, one entry a layer."""
+        """Return the states at the start of a sequence: a tuple with one entry per layer."""
         self.check_entries("params", params)
         return tuple(
             cell.start(layer_params, batch_shape, dtype)
@@ -120,7 +121,7 @@ class Stack(CompositeCell[tuple[Any, ...]]):
         carry: tuple[Any, ...],
         key: jax.Array | None,
     ) -> tuple[tuple[Any, ...], jax.Array]:
-        """Run the layers one after the other, each over the whole of the outputs before it."""
+        """Run the layers one after the other, each over all outputs of the one before."""
         self.check_entries("params", params)
         self.check_entries("carry", carry)
         carries = []
@@ -135,7 +136,7 @@ class Stack(CompositeCell[tuple[Any, ...]]):
         return tuple(carries), xs
 
     def check_entries(self, name: str, entries: Any) -> None:
-        """Raise unless ``entries``, the stack's ``name``, is a tuple with one for each layer."""
+        """Raise unless ``entries``, the stack's ``name``, is a tuple with one entry per layer."""
         if not isinstance(entries, tuple) or len(entries) != len(self.cells):
             came = f"{len(entries)} entries" if isinstance(entries, tuple) else type(entries)
             raise InvalidInputError(

@@ -1,4 +1,4 @@
-"""Ids of one long text to batches for training: independent windows, or continuing streams."""
+"""Training batches from the ids of one long text: independent windows, or streams."""
 
 import numpy as np
 import numpy.typing as npt
@@ -10,13 +10,13 @@ Ids = npt.NDArray[np.int32]
 
 
 def windows(ids: npt.ArrayLike, seq_length: int) -> tuple[Ids, Ids]:
-    """Cut a text into windows that do not overlap, each with the text one character on.
+    """Split a text into windows that do not overlap, with targets shifted by one character.
 
-    Window `i` is `ids[i * seq_length : (i + 1) * seq_length]`. What is left at the end is dropped.
+    Window `i` is `ids[i * seq_length : (i + 1) * seq_length]`. The rest at the end is dropped.
 
     Args:
         ids: integers, shape `(length,)`, at least `seq_length + 1` of them.
-        seq_length: characters of a window.
+        seq_length: the number of characters of a window.
 
     Returns:
         `(inputs, targets)`, int32, each of shape `(num_windows, seq_length)`, where
@@ -37,12 +37,12 @@ def windows(ids: npt.ArrayLike, seq_length: int) -> tuple[Ids, Ids]:
 
 
 def window_starts(length: int, seq_length: int, stride: int | None = None) -> Ids:
-    """Where the windows of a text begin, each with its targets one character on.
+    """Return where the windows of a text begin; targets begin one character later.
 
     Args:
-        length: characters of the text, at least `seq_length + 1`.
-        seq_length: characters of a window.
-        stride: characters from one window to the next; left out, `seq_length`: they do not overlap.
+        length: the number of characters of the text, at least `seq_length + 1`.
+        seq_length: the number of characters of a window.
+        stride: the distance between windows; by default `seq_length`, without overlap.
 
     Returns:
         int32, shape `(num_windows,)`, with `num_windows = (length - 1 - seq_length) // stride + 1`.
@@ -67,16 +67,16 @@ def window_starts(length: int, seq_length: int, stride: int | None = None) -> Id
 def shuffled_batches(
     num_windows: int, batch_size: int, *, seed: int, epoch: int
 ) -> tuple[Ids, npt.NDArray[np.float32]]:
-    """Draw the windows of one epoch in an order that depends on `(seed, epoch)` alone.
+    """Shuffle the windows of one epoch into batches, in an order that `(seed, epoch)` determines.
 
-    Every window occurs once with weight 1. The last batch is filled up by window 0 with weight 0,
-    so that all batches have one shape and the step is compiled once.
+    Every window occurs once with weight 1. Window 0 with weight 0 fills the last batch, so that all
+    batches have one shape and the step compiles once.
 
     Args:
-        num_windows: windows to draw from.
-        batch_size: windows of one batch.
-        seed: of the run, not negative.
-        epoch: number of the epoch, not negative.
+        num_windows: the number of windows.
+        batch_size: the number of windows of a batch.
+        seed: the seed of the run, not negative.
+        epoch: the number of the epoch, not negative.
 
     Returns:
         `(indices, weights)`, int32 and float32, each of shape `(steps, batch_size)`, where
@@ -102,19 +102,19 @@ def shuffled_batches(
 
 
 def streams(ids: npt.ArrayLike, batch_size: int, seq_length: int) -> tuple[Ids, Ids]:
-    """Cut a text into `batch_size` contiguous streams, read side by side in steps.
+    """Split a text into `batch_size` contiguous streams, read in parallel.
 
     Row `b` of step `t + 1` continues row `b` of step `t`, as truncated backpropagation through
-    time with a carried state needs it. What does not fill a step is dropped.
+    time with a carried state requires. The rest that does not fill a step is dropped.
 
     Args:
         ids: integers, shape `(length,)`, at least `batch_size * seq_length + 1` of them.
-        batch_size: number of streams.
-        seq_length: characters of a stream in one step.
+        batch_size: the number of streams.
+        seq_length: the number of characters of a stream in one step.
 
     Returns:
         `(inputs, targets)`, int32, each of shape `(steps, batch_size, seq_length)`, where
-        `steps = (length - 1) // (batch_size * seq_length)`; targets lie one character on.
+        `steps = (length - 1) // (batch_size * seq_length)`; targets are one character later.
 
     Raises:
         InvalidInputError: `batch_size` or `seq_length` is below 1, the text is too short, or
@@ -134,7 +134,7 @@ def streams(ids: npt.ArrayLike, batch_size: int, seq_length: int) -> tuple[Ids, 
 
 
 def stream_starts(length: int, batch_size: int, seq_length: int) -> Ids:
-    """Where the windows of `streams` begin in a text of so many ids.
+    """Return where the windows of `streams` begin in a text of `length` ids.
 
     Returns:
         int32, shape `(steps, batch_size)`.
@@ -167,7 +167,7 @@ def _inputs_and_targets(ids: npt.NDArray[np.integer], shape: tuple[int, ...]) ->
 
 
 def require_at_least(least: int, **values: int) -> None:
-    """Raise unless the values are whole numbers, and so large."""
+    """Raise unless the values are integers of at least `least`."""
     for name, value in values.items():
         whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
         if not whole or value < least:

@@ -1,4 +1,4 @@
-"""The loop on the device in which a model writes: below `sample`, and the samples of a run."""
+"""The sampling loop on the device, used by `sample` and by the samples of a run."""
 
 import functools
 from collections.abc import Callable
@@ -12,18 +12,18 @@ StepFunction = Callable[[Any, Any, jax.Array], tuple[Any, jax.Array]]
 """``(params, carry, tokens (*batch,)) -> (carry, logits (*batch, vocabulary))``."""
 
 NONE = -1
-"""Stands for "no character": before the beginning of a text, and where nothing could be drawn."""
+"""The id of no character: before the start of a text, or if nothing could be sampled."""
 
 
 class State(NamedTuple):
-    """Where the drawing stands.
+    """The state of the sampling loop.
 
     Attributes:
-        carry: the state of the model after all characters but the last.
+        carry: the state of the model after all characters except the last.
         tokens: ``(*batch,)``, the last characters.
-        keys: ``(*batch,)``; character ``n`` of a row is drawn with ``fold_in(its key, n)``.
-        position: characters drawn so far.
-        recent: ``(window, *batch)``, the last characters, of which a score may make something.
+        keys: ``(*batch,)``; character ``n`` of a row is sampled with ``fold_in(its key, n)``.
+        position: the number of characters sampled so far.
+        recent: ``(window, *batch)``, the last characters, for the scores.
     """
 
     carry: Any
@@ -34,16 +34,16 @@ class State(NamedTuple):
 
 
 Scores = Callable[[Any, jax.Array, State], jax.Array]
-"""``(numbers, logits, state) -> (*batch, vocabulary)``: the character with the largest is taken."""
+"""``(numbers, logits, state) -> (*batch, vocabulary)``: the largest score wins."""
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def draw(
     step: StepFunction, length: int, scores: Scores, params: Any, state: State, numbers: Any
 ) -> tuple[State, jax.Array]:
-    """Draw so many characters of each row; returns where that leads, and ids ``(length, *batch)``.
+    """Sample ``length`` characters of each row; return the new state and ids ``(length, *batch)``.
 
-    ``step`` and ``scores`` are compiled in, and ``numbers``, which the scores are given, are not.
+    ``step`` and ``scores`` are static. ``numbers``, an argument of the scores, are not.
     """
 
     def one(state: State, _: None) -> tuple[State, jax.Array]:
@@ -59,7 +59,7 @@ def draw(
 
 
 def noise(state: State, logits: jax.Array) -> jax.Array:
-    """Gumbel noise: the largest of logits plus noise is a draw from their softmax."""
+    """Sample Gumbel noise: the argmax of logits plus noise is a sample of their softmax."""
 
     def row(key: jax.Array) -> jax.Array:
         key = jax.random.fold_in(key, state.position)
@@ -70,9 +70,9 @@ def noise(state: State, logits: jax.Array) -> jax.Array:
 
 
 def each_alone(keys: jax.Array) -> Callable[..., Any]:
-    """`jax.vmap` for a function that draws, or what draws for each row as for it alone.
+    """Map a sampling function over rows so that no row depends on the others.
 
-    With keys of another kind than threefry's, `jax.vmap` lets a row depend on the others.
+    It is `jax.vmap` for threefry keys. With other kinds of keys `jax.vmap` would mix rows.
     """
     if jax.random.key_impl(keys) == "threefry2x32":
         return jax.vmap
@@ -80,6 +80,6 @@ def each_alone(keys: jax.Array) -> Callable[..., Any]:
 
 
 def at_temperature(temperature: Any, logits: jax.Array, state: State) -> jax.Array:
-    """The scores of a draw at a temperature; at 0 the most probable character is taken."""
+    """Compute the scores at a temperature; at 0 the most probable character wins."""
     warm = logits / jnp.maximum(temperature, np.finfo(np.float32).tiny)
     return jnp.where(temperature > 0, warm + noise(state, logits), logits)

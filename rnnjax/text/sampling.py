@@ -1,4 +1,4 @@
-"""Sampling text from a model that is stepped: one step for each character, state carried."""
+"""Sampling text from a model: one step per character, with a carried state."""
 
 import dataclasses
 import functools
@@ -23,9 +23,9 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    r"""How the next character is drawn from the logits :math:`x` that a model gives.
+    r"""How to sample the next character from the logits :math:`x` of a model.
 
-    In the order in which it is done, with :math:`R` the last ``penalty_window`` characters:
+    In this order, with :math:`R` the last ``penalty_window`` characters:
 
     .. math::
         x_i &\leftarrow x_i / \rho \text{ if } x_i > 0 \text{, else } x_i \rho
@@ -36,24 +36,23 @@ class Sampling:
             than } p \\
         i &\sim \text{softmax}(x)
 
-    Characters as probable as the last one that a filter keeps are kept too: nothing tells them
-    apart. Temperature 0 takes the most probable character after the penalty, of several the one
-    with the lowest id; the filters always keep it, so they have no say.
+    A filter retains all characters that tie with the last one it retains. Temperature 0 takes the
+    most probable character after the penalty, on a tie the lowest id; the filters have no effect.
 
-    Only which of these are in use is compiled in. Another temperature compiles nothing, and what
-    is not in use costs nothing.
+    A new temperature does not compile again: only the set of options in use is static. Options that
+    are not in use cost nothing.
 
     Args:
-        temperature: :math:`T`; 0 takes the most probable character each time, 1 draws as predicted.
-        top_k: :math:`k`, the number of characters to draw from (Fan et al., 2018); 0 is all.
-        top_p: :math:`p`, the share of the probability to draw from, or the nucleus (Holtzman et
-            al., 2020), after ``top_k``; 1 is all.
-        repetition_penalty: :math:`\rho`, above 1 against repetition and below 1 for it (Keskar et
-            al., 2019, who divide every logit; dividing a negative one would reward it). It depends
-            on where the model puts the zero of its logits.
-        penalty_window: how many of the last characters are penalised. Keskar et al. take the whole
-            text, which is for words: a page of text has all the letters in it, so that a penalty
-            on all of them would do nothing but flatten the prediction.
+        temperature: :math:`T`; 0 takes the most probable character, 1 samples as predicted.
+        top_k: :math:`k`, the number of characters to sample from (Fan et al., 2018); 0 for all.
+        top_p: :math:`p`, the share of the probability to sample from (nucleus sampling: Holtzman et
+            al., 2020), after ``top_k``; 1 for all.
+        repetition_penalty: :math:`\rho`, above 1 against repetition, below 1 for it (Keskar et al.,
+            2019, who divide every logit; dividing a negative one would reward it). It depends on
+            the zero point of the model's logits.
+        penalty_window: how many of the last characters are penalised. Keskar et al. penalise the
+            whole text, for words. A page contains all letters, and a penalty on all of them would
+            only flatten the prediction.
 
     Raises:
         InvalidInputError: a number is out of its range.
@@ -86,20 +85,20 @@ class Sampling:
         require_at_least(1, penalty_window=self.penalty_window)
 
     def filter(self, logits: jax.Array, recent: jax.Array | None = None) -> jax.Array:
-        """The logits of the distribution that is drawn from.
+        """Return the logits of the distribution to sample from.
 
         Args:
             logits: ``(*batch, vocabulary)``.
             recent: ``(n, *batch)``, the ids of the last characters, of which the last
-                ``penalty_window`` count; -1 is none. Needed for a ``repetition_penalty``.
+                ``penalty_window`` count; -1 for none. Required for a ``repetition_penalty``.
 
         Returns:
-            float32 or wider ``(*batch, vocabulary)``; -inf where nothing is drawn. With temperature
-            0 it is 0 at the character taken, and -inf elsewhere.
+            float32 or wider ``(*batch, vocabulary)``; -inf for characters that are excluded. With
+            temperature 0 it is 0 at the most probable character, and -inf elsewhere.
 
         Raises:
-            InvalidInputError: there is a ``repetition_penalty``, but no ``recent``; or it does
-                not have the batch of ``logits``.
+            InvalidInputError: there is a ``repetition_penalty`` without ``recent``; or ``recent``
+                does not have the batch of ``logits``.
         """
         if self.form.window and recent is None:
             raise InvalidInputError(
@@ -113,7 +112,7 @@ class Sampling:
 
     @property
     def form(self) -> "Form":
-        """What is compiled in."""
+        """The static part: which options are in use."""
         greedy = self.temperature < _TINY
         return Form(
             greedy,
@@ -124,7 +123,7 @@ class Sampling:
 
     @property
     def numbers(self) -> "Numbers":
-        """What is not."""
+        """The numbers, which are not static."""
         top_k = min(int(self.top_k), np.iinfo(np.int32).max)
         return Numbers(
             np.float32(self.temperature),
@@ -143,13 +142,13 @@ class Form(NamedTuple):
     window: int
 
     def __call__(self, numbers: "Numbers", logits: jax.Array, state: State) -> jax.Array:
-        """The scores of a draw: the filtered logits, and noise unless the largest is taken."""
+        """Compute the scores: filtered logits, with noise unless the temperature is 0."""
         logits = _filtered(self, numbers, logits, state.recent)
         return logits if self.greedy else logits + noise(state, logits)
 
 
 class Numbers(NamedTuple):
-    """The numbers of a `Sampling` that can change without compiling."""
+    """The numbers of a `Sampling`, which can change without compiling."""
 
     temperature: Any
     top_k: Any
@@ -169,34 +168,32 @@ def sample(
     sampling: Sampling | None = None,
     history: npt.ArrayLike | None = None,
 ) -> tuple[Any, jax.Array]:
-    """Let a model continue a text, in one loop on the device.
+    """Continue texts with a model, in one loop on the device.
 
-    Each character costs one step, whatever came before: the carry is all that the model knows of
-    it. Character ``n`` of a row is drawn with ``fold_in(its key, n)``, so that it depends neither
-    on the other rows nor on ``length``.
+    Each character costs one step, whatever the length of the text before. Character ``n`` of a row
+    is sampled with ``fold_in(its key, n)``: it depends neither on the other rows nor on ``length``.
 
     Args:
-        step: one step of the model. Give the same function object each time: it is compiled in.
-        params: given to ``step``.
-        carry: the state after all characters but the last.
+        step: one step of the model. It is static: pass the same function object each time.
+        params: the first argument of ``step``.
+        carry: the state after all characters except the last.
         tokens: ``(*batch,)`` ids of the last character of each text.
-        key: the source of the draws: a key for each row, ``(*batch,)``, or one for all of them, of
-            which row ``b``, counted through all axes, takes ``jax.random.fold_in(key, b)``.
-        length: characters to draw.
-        temperature: short for ``sampling=Sampling(temperature=...)``; 1 if both are left out.
-        sampling: how to draw.
-        history: ``(n, *batch)``, ids of the text so far, the last of them ``tokens``, for the
-            repetition penalty; left out, ``tokens`` are all that it knows of. -1 is none.
+        key: a random key for each row, ``(*batch,)``; or one key, of which row ``b``, counted
+            through all axes, uses ``jax.random.fold_in(key, b)``.
+        length: the number of characters to sample.
+        temperature: short for ``sampling=Sampling(temperature=...)``; by default 1.
+        sampling: how to sample.
+        history: ``(n, *batch)``, ids of the text so far, up to ``tokens``, for the repetition
+            penalty; -1 for none. By default only ``tokens``.
 
     Returns:
-        the carry, which has seen all characters but the last one drawn, and ids
-        ``(length, *batch)``, int32. Inside of ``jit``, where an error cannot be raised, an id is -1
-        where there is nothing to draw from.
+        the carry after all characters except the last one sampled, and ids ``(length, *batch)``,
+        int32. Inside ``jit``, which cannot raise, an id is -1 if the logits are not finite.
 
     Raises:
-        InvalidInputError: ``length`` is below 1, a number of the sampling is out of its range,
-            it is given twice, or ``key`` or ``history`` do not have the shape of ``tokens``.
-        NonFiniteError: a model gave logits with NaN or plus infinity, or minus infinity alone.
+        InvalidInputError: ``length`` is below 1, a number of the sampling is out of range, the
+            temperature is given twice, or ``key`` or ``history`` do not fit ``tokens``.
+        NonFiniteError: the logits contain NaN or plus infinity, or only minus infinity.
 
     >>> def count(params, carry, tokens):
     ...     return carry, jax.nn.one_hot((tokens + 1) % 5, 5)
@@ -221,9 +218,9 @@ def sample(
 
 
 def reaching(sampling: Sampling, history: npt.ArrayLike | None, length: int) -> Sampling:
-    """The same with a window that reaches no further back than to the beginning of the text.
+    """Return the sampling with a window no longer than the text.
 
-    In powers of two, because every window is compiled.
+    Windows are powers of two, because each one is compiled.
     """
     if not isinstance(sampling, Sampling):
         raise InvalidInputError(
@@ -242,7 +239,7 @@ def begin(
     key: jax.Array,
     history: npt.ArrayLike | None,
 ) -> State:
-    """Where the drawing stands before the first character."""
+    """Return the state of the loop before the first character."""
     tokens = as_int32("tokens", tokens)
     keys, window = _row_keys(key, tokens.shape), sampling.form.window
     known = tokens[None] if history is None else _characters("history", history, tokens.shape)
@@ -265,7 +262,7 @@ def _characters(name: str, ids: npt.ArrayLike, batch: tuple[int, ...]) -> Any:
 
 
 def as_int32(name: str, ids: npt.ArrayLike) -> Any:
-    """By NumPy unless JAX has them: it would compile each operation, for each length of a text."""
+    """Convert by NumPy unless it is a JAX array: JAX would compile for each length of a text."""
     array = ids if isinstance(ids, jax.Array) else np.asarray(ids)
     if array.size and not jnp.issubdtype(array.dtype, jnp.integer):
         raise InvalidInputError(
@@ -343,13 +340,13 @@ def _filtered(
 
 
 def _keep_largest(logits: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """The largest logits, as few as are enough, and those equal to the least of them.
+    """Retain the largest logits, as few as are enough, and their ties.
 
     On a CPU this takes a fifth of the time of sorting, at 64 x 68 logits.
 
     Args:
-        logits: none above 0.
-        enough: tells of booleans, which to keep, whether these are enough of each row.
+        logits: logits of at most 0.
+        enough: from booleans, the logits retained, to whether they are enough in each row.
     """
     # Floating-point numbers from 0 up are in the order of their bits as integers. The bits of the
     # border are found one after the other, from the highest.
@@ -367,7 +364,7 @@ def _keep_largest(logits: jax.Array, enough: Callable[[jax.Array], jax.Array]) -
 
 
 def check_drawn(drawn: npt.NDArray[np.int32], before: int = 0, where: str = "") -> None:
-    """Raise if a character could not be drawn: the logits had no finite maximum."""
+    """Raise if a character could not be sampled: its logits had no finite maximum."""
     if (drawn == NONE).any():
         position, *row = np.argwhere(drawn == NONE)[0].tolist()
         where = f" of row {', '.join(map(str, row))}" if row else where

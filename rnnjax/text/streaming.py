@@ -1,4 +1,4 @@
-"""Texts while they are written, stop strings, and reading on: over `rnnjax.text.sampling`."""
+"""Streamed texts, stop strings, and reading given text, on top of `rnnjax.text.sampling`."""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -17,10 +17,10 @@ from rnnjax.text.vocabulary import as_ids
 
 
 class Text(NamedTuple):
-    """Texts that a model is in the middle of, one in each row.
+    """The state of a model within texts, one per row.
 
     Attributes:
-        carry: the state after all characters but the last; each leaf begins with the batch.
+        carry: the state after all characters except the last; each leaf begins with the batch.
         tokens: ``(*batch,)``, the ids of the last characters.
     """
 
@@ -41,31 +41,31 @@ def stream(
     stops: Sequence[npt.ArrayLike] = (),
     chunk: int = 16,
 ) -> "Stream":
-    """Let a model continue texts, and have the characters as they are made.
+    """Continue texts with a model, and yield the characters as they are written.
 
-    They are those of `sample`, whatever ``chunk`` is. Each row ends by itself, before the first
-    stop string that the model writes; the stop string belongs to the text no more. What may become
-    one is held back until it is known. One that the text before had begun does not count.
+    The characters are those of `sample`, whatever ``chunk`` is. Each row ends separately, before
+    the first stop string that the model writes in full. Characters that may begin a stop string are
+    held back until it is clear. The text before the call is not part of a stop string.
 
     Args:
-        step: as for `sample`, and so are ``params``, ``key``, ``sampling`` and ``history``.
-        params: given to ``step``.
-        carry: the state after all characters but the last; each leaf begins with the batch.
+        step: as in `sample`.
+        params: as in `sample`.
+        carry: the state after all characters except the last; each leaf begins with the batch.
         tokens: ``(batch,)`` ids of the last character of each text.
-        key: the source of the draws.
-        length: characters of each row, at most.
-        sampling: how to draw; left out, as predicted.
+        key: as in `sample`.
+        length: the largest number of characters of a row.
+        sampling: how to sample; by default as predicted.
         history: ids of the text so far, for the repetition penalty.
         stops: the stop strings, each as ids ``(n,)``.
-        chunk: characters drawn on the device before the host is asked: those that come at once.
+        chunk: the number of characters sampled on the device at a time.
 
     Returns:
-        an iterator, whose ``text`` is where to go on from; see `Stream`.
+        an iterator, whose ``text`` is the state to continue from; see `Stream`.
 
     Raises:
-        InvalidInputError: as for `sample`; or ``tokens`` are not ``(batch,)``, ``chunk`` is below
+        InvalidInputError: as in `sample`; or ``tokens`` are not ``(batch,)``, ``chunk`` is below
             1, or a stop string is empty.
-        NonFiniteError: as for `sample`, when the character comes to be drawn.
+        NonFiniteError: as in `sample`, while iterating.
 
     >>> def count(params, carry, tokens):
     ...     return carry, jax.nn.one_hot((tokens + 1) % 9, 9)
@@ -97,13 +97,13 @@ def stream(
 
 
 class Stream:
-    """Texts while they are written: an iterator over their new characters, made by `stream`.
+    """An iterator over the new characters of texts, made by `stream`.
 
-    Each item has an array for each row, the ids ``(n,)`` that became known since the last item:
-    empty where a row has ended, or where what it wrote may become a stop string.
+    Each item has one array of ids ``(n,)`` per row, the new characters since the last item. It is
+    empty if a row has ended, or if its characters may begin a stop string.
 
     Attributes:
-        stopped: booleans ``(batch,)``, where a stop string was written.
+        stopped: booleans ``(batch,)``, True where a stop string was written.
     """
 
     def __init__(
@@ -137,9 +137,9 @@ class Stream:
 
     @property
     def text(self) -> Text:
-        """Where to go on from: the state after what has come so far, with its last characters.
+        """The state to continue from: after the characters yielded so far.
 
-        Whatever was drawn behind it, a stop string or the rest of a chunk, has left no trace.
+        Characters sampled after these, of a stop string or the rest of a chunk, have no effect.
         """
         return _choose(self.stopped, self._ended, self._text(~self.stopped))
 
@@ -159,7 +159,7 @@ class Stream:
                 yield pieces
 
     def _known(self, made: int) -> list[npt.NDArray[np.int32]]:
-        """What each row wrote that cannot become part of a stop string any more."""
+        """Return the characters of each row that can no longer be part of a stop string."""
         pieces = [self._ids[:0, row] for row in range(len(self._kept))]
         newly = np.zeros_like(self.stopped)
         for row in np.flatnonzero(~self.stopped):
@@ -178,7 +178,7 @@ class Stream:
         return pieces
 
     def _text(self, rows: npt.NDArray[np.bool_]) -> Text:
-        """Where these rows stand after what is kept of them; the others are void."""
+        """Return the state of these rows after their yielded characters; others are undefined."""
         if not rows.any():
             return self._ended
         kept = np.where(rows, self._kept, np.min(self._kept[rows]))
@@ -189,7 +189,7 @@ class Stream:
         return Text(carry, jnp.asarray(tokens))
 
     def _forget(self) -> None:
-        """Drop what no row needs any more: what lies before the last state that serves all."""
+        """Drop states that no row needs: those before the last one that serves all rows."""
         least = min(self._kept[~self.stopped], default=self._states[-1][0])
         serving = [i for i, (after, _) in enumerate(self._states) if after <= least]
         self._states = self._states[serving[-1] :]
@@ -205,16 +205,16 @@ def read(
     *,
     lengths: npt.ArrayLike | None = None,
 ) -> Any:
-    """Let a model read given characters, step by step.
+    """Run a model over given characters, step by step.
 
-    It is compiled for lengths of powers of two, so that texts of any length compile little.
+    It compiles only for lengths that are powers of two.
 
     Args:
-        step: one step of the model, as for `sample`.
-        params: given to ``step``.
-        carry: the state before; each leaf begins with the batch.
-        ids: ``(time, batch)``; perhaps no steps.
-        lengths: ``(batch,)``, the steps of each row that count; left out, all.
+        step: one step of the model, as in `sample`.
+        params: the first argument of ``step``.
+        carry: the state before the text; each leaf begins with the batch.
+        ids: ``(time, batch)``; time may be 0.
+        lengths: ``(batch,)``, the number of characters of each row; by default all.
 
     Returns:
         the state of each row after its last character.
@@ -262,7 +262,7 @@ def _read(step: StepFunction, params: Any, carry: Any, ids: jax.Array, lengths: 
 def find_stop(
     written: npt.NDArray[np.integer], stops: Sequence[npt.NDArray[np.integer]]
 ) -> int | None:
-    """Where the stop string begins that is complete first; of several, the longest.
+    """Return where the first complete stop string begins; of several, the longest.
 
     >>> find_stop(np.array([4, 7, 8, 9]), [np.array([8, 9]), np.array([7, 8])])
     1
@@ -278,7 +278,7 @@ def find_stop(
 
 
 def _begun(written: npt.NDArray[np.integer], stops: Sequence[npt.NDArray[np.integer]]) -> int:
-    """How many of the last characters may be the beginning of a stop string."""
+    """Return how many of the last characters may begin a stop string."""
     return max(
         (
             length
@@ -292,7 +292,7 @@ def _begun(written: npt.NDArray[np.integer], stops: Sequence[npt.NDArray[np.inte
 
 @jax.jit
 def _choose(rows: Any, new: Any, old: Any) -> Any:
-    """For each row the new state, or the old."""
+    """Choose the new or the old state for each row."""
     return jax.tree.map(
         lambda n, o: jnp.where(rows.reshape(rows.shape + (1,) * (n.ndim - rows.ndim)), n, o),
         new,

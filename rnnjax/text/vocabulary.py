@@ -1,4 +1,4 @@
-"""Characters to ids and back."""
+"""Vocabularies: from characters or bytes to ids and back."""
 
 import re
 import string
@@ -13,21 +13,21 @@ import numpy.typing as npt
 from rnnjax.errors import InvalidInputError
 
 TUTORIAL_CHARACTERS = string.ascii_letters + ".,! -'" + string.digits
-"""The 68 characters of the tutorial: ASCII letters, a little punctuation, the space, digits."""
+"""The 68 characters of the tutorial: ASCII letters, some punctuation, the space, digits."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
     """Distinct characters; the position of each is its id.
 
-    Any Unicode character will do. A vocabulary is hashable, and equal to another of the same
-    characters in the same order.
+    Any Unicode character is allowed. A vocabulary is hashable, and equal to another one with the
+    same characters in the same order.
 
     Args:
         characters: the characters in the order of their ids.
 
     Raises:
-        InvalidInputError: they are no text, there is no character, or one occurs twice.
+        InvalidInputError: ``characters`` is not a text, is empty, or has a character twice.
 
     Example:
         >>> vocabulary = Vocabulary("abc ")
@@ -41,7 +41,7 @@ class Vocabulary:
 
     characters: str
     unit: ClassVar[str] = "character"
-    """What a text is counted in."""
+    """The unit in which a text is counted."""
 
     def __post_init__(self) -> None:
         _check_text(self.characters)
@@ -59,7 +59,7 @@ class Vocabulary:
 
     @classmethod
     def tutorial(cls) -> Self:
-        """Return the vocabulary of `TUTORIAL_CHARACTERS`."""
+        """Return the vocabulary of the tutorial, `TUTORIAL_CHARACTERS`."""
         return cls(TUTORIAL_CHARACTERS)
 
     @classmethod
@@ -67,7 +67,7 @@ class Vocabulary:
         r"""Return the vocabulary of a text: its distinct characters in the order of Unicode.
 
         Raises:
-            InvalidInputError: the text is empty, or none.
+            InvalidInputError: the text is empty, or not a text.
 
         Example:
             >>> Vocabulary.learned("naïve\n").characters
@@ -102,7 +102,7 @@ class Vocabulary:
         return ids
 
     def decode(self, ids: npt.ArrayLike) -> str:
-        """Return the text of some ids: an array or a sequence, shape `(length,)`.
+        """Return the text of ids, an array or a sequence of shape `(length,)`.
 
         Raises:
             InvalidInputError: the ids are not integers in `[0, len(self))` in one dimension.
@@ -131,7 +131,7 @@ class Vocabulary:
         return re.sub(" {2,}", " ", _from_code_points(points[self._lookup(points) >= 0]))
 
     def _lookup(self, points: npt.NDArray[np.uint32]) -> npt.NDArray[np.int32]:
-        """The id of every code point, and -1 where it has none."""
+        """Return the id of every code point, or -1 if it has none."""
         return self._ids[np.minimum(points, len(self._ids) - 1)]
 
     @cached_property
@@ -140,7 +140,7 @@ class Vocabulary:
 
     @cached_property
     def _ids(self) -> npt.NDArray[np.int32]:
-        """The id of each code point up to the largest; the last one is of all others."""
+        """The id of each code point up to the largest; the last entry is for all others."""
         ids = np.full(int(np.max(self._code_points)) + 2, -1, np.int32)
         ids[self._code_points] = np.arange(len(self))
         return ids
@@ -148,10 +148,10 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class ByteVocabulary:
-    """The 256 bytes of a text's UTF-8 form: any text can be encoded, and nothing is learned.
+    """The 256 bytes of a text's UTF-8 form: it encodes any text without a learned vocabulary.
 
-    A byte that is no UTF-8, for which Python has a lone surrogate where it came from the command
-    line or the terminal (``surrogateescape``), is itself again.
+    Bytes of the command line or terminal that are not UTF-8 (lone surrogates in Python, by
+    ``surrogateescape``) are encoded as these bytes.
 
     Example:
         >>> vocabulary = ByteVocabulary()
@@ -164,7 +164,7 @@ class ByteVocabulary:
     """
 
     unit: ClassVar[str] = "byte"
-    """What a text is counted in."""
+    """The unit in which a text is counted."""
 
     def __len__(self) -> int:
         return 256
@@ -179,7 +179,7 @@ class ByteVocabulary:
         return np.frombuffer(encoded, np.uint8).astype(np.int32)
 
     def decode(self, ids: npt.ArrayLike) -> str:
-        """Return the text of some bytes; those that are not UTF-8 become U+FFFD.
+        """Return the text of bytes; those that are not UTF-8 become U+FFFD.
 
         Raises:
             InvalidInputError: the ids are not integers in `[0, 256)` in one dimension.
@@ -190,7 +190,7 @@ class ByteVocabulary:
 def plain_lines(text: str) -> str:
     r"""Return a text as one line: each line stripped, in lower case and ASCII, joined by spaces.
 
-    Lines of which nothing is left are dropped.
+    Lines that become empty are dropped.
 
     Example:
         >>> plain_lines("  So it was\n\nIn d\u00e9ed!\n")
@@ -204,11 +204,11 @@ def plain_lines(text: str) -> str:
 
 
 def as_ids(ids: npt.ArrayLike, size: int | None = None) -> npt.NDArray[np.integer]:
-    """Return ids as a NumPy array, having checked them.
+    """Return ids as a NumPy array, checked.
 
     Args:
         ids: integers, shape `(length,)`: a NumPy or JAX array, or a sequence.
-        size: of the vocabulary, if they are to be compared with it.
+        size: the size of the vocabulary, for a check of the range.
 
     Raises:
         InvalidInputError: the ids are not integers, not one-dimensional, or not in `[0, size)`.
@@ -249,7 +249,7 @@ def _check_text(text: Any) -> None:
 
 
 def code_points(text: str) -> npt.NDArray[np.uint32]:
-    """Return the number that Unicode gives each character of a text."""
+    """Return the Unicode code point of each character of a text."""
     _check_text(text)
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
 
