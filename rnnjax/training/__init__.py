@@ -1,4 +1,4 @@
-"""Training: `fit`, the jitted step below it, and checkpoints from which a run goes on exactly."""
+"""Training: `fit`, its jitted step, and checkpoints from which a run resumes exactly."""
 
 from rnnjax.training.checkpoints import Checkpoints, Saved
 from rnnjax.training.fitting import Fit, fit

@@ -1,4 +1,4 @@
-"""Checkpoints: atomic, verified, the best one and the last few kept (orbax)."""
+"""Checkpoints by Orbax: atomic, verified, and limited to the best one and the last few."""
 
 import json
 import logging
@@ -25,15 +25,15 @@ from rnnjax.training.state import TrainState
 
 _NOTHING = "empty[]"
 _Loaded = tuple[dict[str, Any], dict[str, np.ndarray]]
-"""What about.json says, and the arrays by their paths."""
+"""The contents of about.json, and the arrays by their paths."""
 
 
 class Saved:
-    """A checkpoint all of whose files were whole, in memory.
+    """A verified checkpoint in memory.
 
     Attributes:
-        step: optimiser steps done.
-        about: what was saved beside the state.
+        step: the number of optimiser steps done.
+        about: what the caller saved with the state.
     """
 
     def __init__(self, folder: "Checkpoints", sealed: Any, arrays: Any):
@@ -41,14 +41,14 @@ class Saved:
         self.step, self.about = int(sealed["step"]), dict[str, Any](sealed["about"])
 
     def restore(self, like: TrainState) -> TrainState:
-        """The state, on one device.
+        """Return the state, on one device.
 
         Args:
             like: a state of the same model; its arrays may be abstract (``jax.eval_shape``).
 
         Raises:
             CheckpointError: it belongs to another model; the message names the arrays that differ.
-            InvalidInputError: ``like`` is no state.
+            InvalidInputError: ``like`` is not a `TrainState`.
         """
         check_instance(
             "like", like, TrainState, "a TrainState (params reads the parameters without one)"
@@ -57,11 +57,11 @@ class Saved:
         return jax.tree.map(_like, TrainState(**plain), like)
 
     def params(self, like: Any = None) -> Any:
-        """The parameters alone, on one device.
+        """Return only the parameters, on one device.
 
         Args:
-            like: parameters of the same structure, perhaps abstract. Left out, they come back in
-                dicts and tuples, where lists were saved too.
+            like: parameters of the same structure, possibly abstract. By default the parameters
+                come back in dicts and tuples; lists become tuples.
 
         Raises:
             CheckpointError: they belong to another model than ``like``, or are in other containers
@@ -79,7 +79,7 @@ class Saved:
         return jax.tree.map(jax.device_put, self._arrays_of({"params": like})["params"])
 
     def _arrays_of(self, target: dict[str, Any]) -> dict[str, Any]:
-        """The arrays in the place of those of a target, which have the same shapes and types."""
+        """Return the arrays in the structure of a target, whose shapes and types must agree."""
         parts = tuple(f"['{name}']" for name in target)
         model = {path: _describe(x) for path, x in _leaves(target).items()}
         saved = {p: text for p, text in self._sealed["arrays"].items() if p.startswith(parts)}
@@ -112,23 +112,23 @@ class Saved:
 class Checkpoints:
     """The checkpoints of one run, in one folder.
 
-    A checkpoint holds the whole `TrainState` as arrays of Orbax, and JSON of the caller's in
-    ``about.json``. It is written beside its place, brought to the disk, and renamed, so that a run
-    that is killed, or a machine that loses its power, leaves whole checkpoints only. Files are
-    compared with checksums before they are read.
+    A checkpoint holds the whole `TrainState` as Orbax arrays, and JSON of the caller in
+    ``about.json``. It is written to a temporary folder, synced to the disk, and renamed. So a
+    killed run or a power failure leaves only complete checkpoints. Checksums of all files are
+    verified before they are read.
 
-    Of several processes the first one writes the arrays in one piece, and reads them for all: a
-    checkpoint fits any number of devices. Every process has to make each call, and the others need
-    not see the folder; an error is raised on all of them.
+    With several processes, the first one writes the arrays in one piece and reads them for all, so
+    a checkpoint fits any number of devices. Every process must make each call. The others need no
+    access to the folder. An error is raised on all of them.
 
     Args:
-        directory: made if it does not exist.
-        keep_last: how many of the latest are kept, besides that with the lowest loss.
-        read_only: nothing is made, written or moved; for readers beside a run that writes.
+        directory: the folder, created if it does not exist.
+        keep_last: how many of the latest to keep, besides the one with the lowest loss.
+        read_only: create, write and move nothing, for readers of a run that still writes.
 
     Raises:
-        CheckpointError: read_only, and there is no such folder; or it cannot be made.
-        InvalidInputError: ``keep_last`` is no number of at least 1.
+        CheckpointError: the folder cannot be created, or with ``read_only`` does not exist.
+        InvalidInputError: ``keep_last`` is not an integer of at least 1.
 
     >>> import tempfile, optax
     >>> checkpoints = Checkpoints(tempfile.mkdtemp())
@@ -161,30 +161,30 @@ class Checkpoints:
             raise self._none()
 
     def steps(self) -> list[int]:
-        """The steps of all checkpoints, in order, damaged ones too."""
+        """Return the steps of all checkpoints in order, including damaged ones."""
         return from_first(
             lambda: sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdecimal())
         )
 
     def path(self, step: int) -> Path:
-        """The folder of the checkpoint of that step."""
+        """Return the folder of the checkpoint of that step."""
         return self.directory / str(step)
 
     def save(
         self, state: TrainState, about: Mapping[str, Any], *, loss: float | None = None
     ) -> None:
-        """Write the checkpoint of ``state.step``, and delete those no longer kept.
+        """Write the checkpoint of ``state.step``, and delete superseded ones.
 
         Args:
             state: the state, whole on every process (`Sharding.whole`).
-            about: what is needed to use it again, such as the model's options; JSON.
-            loss: by which the best is chosen; left out, the checkpoint is never the best.
+            about: JSON that is needed to use it again, such as the model's options.
+            loss: the loss that the best is chosen by; without it the checkpoint is never the best.
 
         Raises:
-            InvalidInputError: ``state`` is no `TrainState`, ``loss`` no number, or ``about`` no
-                JSON.
-            CheckpointError: it could not be written (a full disk, say), those before it stay; or
-                there is one of that step.
+            InvalidInputError: ``state`` is not a `TrainState`, ``loss`` is not a number, or
+                ``about`` is not JSON.
+            CheckpointError: it could not be written (the disk is full, for example) and earlier
+                ones remain; or there is already one of that step.
         """
         check_instance("state", state, TrainState, "a TrainState, as TrainState.create returns it")
         if loss is not None and (np.ndim(loss) or np.asarray(loss).dtype.kind not in "fiu"):
@@ -194,11 +194,11 @@ class Checkpoints:
         from_first(lambda: self._save(state, about, loss))
 
     def latest(self) -> Saved | None:
-        """The latest checkpoint that is whole, or None if there is none at all.
+        """Return the latest undamaged checkpoint, or None if there is none.
 
-        A damaged one is passed over with a warning, and set aside in a folder ``damaged-<step>``
-        (read_only, it stays); the one before it is taken: a run goes on from there, and comes to
-        the same end. One that is deleted meanwhile, by a run beside a reader, is passed over.
+        It skips a damaged one with a warning, and moves it to a folder ``damaged-<step>`` (unless
+        ``read_only``). A run then resumes from the one before and comes to the same end. It also
+        skips a checkpoint that another process deletes meanwhile.
 
         Raises:
             CheckpointError: all are damaged.
@@ -206,9 +206,9 @@ class Checkpoints:
         return self._first(lambda: self.steps()[::-1])
 
     def best(self) -> Saved:
-        """The whole checkpoint with the lowest loss; the latest, if none was given a loss.
+        """Return the undamaged checkpoint with the lowest loss, or without losses the latest.
 
-        Damaged ones are passed over, as by `latest`.
+        It skips damaged ones, as `latest` does.
 
         Raises:
             CheckpointError: there is none, or all are damaged.
@@ -219,11 +219,11 @@ class Checkpoints:
         return found
 
     def at(self, step: int) -> Saved:
-        """The checkpoint of that step.
+        """Return the checkpoint of that step.
 
         Raises:
             CheckpointError: there is none, or it is damaged.
-            InvalidInputError: ``step`` is no whole number.
+            InvalidInputError: ``step`` is not an integer.
         """
         if not is_integer(step):
             raise InvalidInputError(
@@ -286,7 +286,7 @@ class Checkpoints:
         self._delete()
 
     def _delete(self) -> None:
-        """Delete what is no longer kept; what cannot be deleted stays, with a warning."""
+        """Delete superseded checkpoints; warn about one that cannot be deleted."""
         losses = self._losses()
         best = [step for step in _by_loss(losses) if math.isfinite(losses[step])]
         for step in losses.keys() - {*list(losses)[-self.keep_last :], *best[:1]}:
@@ -299,7 +299,7 @@ class Checkpoints:
                 warnings.warn(f"{self.path(step)} cannot be deleted ({error})", stacklevel=2)
 
     def _first(self, order: Callable[[], list[int]]) -> Saved | None:
-        """The first whole checkpoint in an order of steps; it is asked for again if one is gone."""
+        """Return the first undamaged checkpoint in an order of steps; retry if one disappears."""
 
         def find() -> _Loaded | None:
             steps = order()
@@ -330,7 +330,7 @@ class Checkpoints:
         warnings.warn(f"{error.reason}; it is set aside as {aside.name}", stacklevel=6)
 
     def _sealed(self, step: int) -> dict[str, Any]:
-        """What about.json says, with its checksum compared."""
+        """Return the contents of about.json, with its checksum verified."""
         sealed = read_sealed(self.path(step) / "about.json")
         if set(sealed) != {"about", "loss", "arrays", "params", "files", "step"}:
             raise CheckpointError(
@@ -342,9 +342,9 @@ class Checkpoints:
         return sealed
 
     def _losses(self) -> dict[int, float]:
-        """The loss of each checkpoint, infinite where it was given none.
+        """Return the loss of each checkpoint, infinite if it has none.
 
-        Where it cannot be read it is below all others, so that it is looked at first, and said.
+        A loss that cannot be read is minus infinity: that checkpoint is tried first and reported.
         """
         losses: dict[int, float] = {}
         for step in self.steps():
@@ -356,7 +356,7 @@ class Checkpoints:
         return losses
 
     def _load(self, step: int) -> _Loaded:
-        """What about.json says, and the arrays by their paths; the checksums of all files agree."""
+        """Return the contents of about.json and the arrays, with all checksums verified."""
         path = self.path(step)
         try:
             sealed = self._sealed(step)
@@ -391,7 +391,7 @@ class Checkpoints:
 
 
 def is_plain(tree: Any) -> bool:
-    """Whether JSON can hold the tree: dicts by strings, lists, tuples, None and texts."""
+    """Whether JSON can hold the tree: dicts with string keys, lists, tuples, None and strings."""
     if isinstance(tree, Mapping):
         return type(tree) is dict and all(
             isinstance(key, str) and is_plain(each) for key, each in tree.items()
@@ -402,14 +402,14 @@ def is_plain(tree: Any) -> bool:
 
 
 def in_tuples(tree: Any) -> Any:
-    """The tree with tuples in the place of lists, which JSON does not tell apart."""
+    """Replace lists by tuples, which JSON does not distinguish."""
     if isinstance(tree, dict):
         return {name: in_tuples(each) for name, each in tree.items()}
     return tuple(map(in_tuples, tree)) if isinstance(tree, list) else tree
 
 
 def _as_plain(state: TrainState) -> dict[str, Any]:
-    """The state as a dict, with the bits of random keys in their place."""
+    """Return the state as a dict, with random keys as their bits."""
     plain: dict[str, Any] = jax.tree.map(
         lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, vars(state)
     )
@@ -417,7 +417,7 @@ def _as_plain(state: TrainState) -> dict[str, Any]:
 
 
 def _like(leaf: np.ndarray, like: Any) -> jax.Array:
-    """An array of `_as_plain` as JAX's, or as keys of the kind of those in its place."""
+    """Convert an array of `_as_plain` to a JAX array, or to random keys if ``like`` is."""
     if not _is_key(like):
         return jax.device_put(leaf)  # `jnp.asarray` compiles a program for each shape
     # Those may be abstract, of which JAX does not tell the kind.
@@ -430,7 +430,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def dtype_of(leaf: Any) -> Any:
-    """The type of an array, abstract perhaps, or of a number."""
+    """Return the type of an array, possibly abstract, or of a number."""
     return leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
 
 
@@ -444,12 +444,12 @@ def _as_numpy(leaf: Any) -> np.ndarray:
 
 
 def _by_loss(losses: dict[int, float]) -> list[int]:
-    """Steps, that of the lowest loss first; of those without a loss the latest first."""
+    """Sort steps by loss, the lowest first; without a loss, the latest first."""
     return sorted(losses, key=lambda s: (losses[s], s if losses[s] < math.inf else -s))
 
 
 def _leaves(tree: Any) -> dict[str, Any]:
-    """Arrays by their paths; None for a container without any, which is part of the structure."""
+    """Return arrays by their paths, and None for an empty container, which is structure too."""
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: not jax.tree.leaves(x))
     return {
         jax.tree_util.keystr(path): leaf if jax.tree.leaves(leaf) else None for path, leaf in leaves
@@ -457,7 +457,7 @@ def _leaves(tree: Any) -> dict[str, Any]:
 
 
 def _describe(x: Any) -> str:
-    """Type and shape of an array, or of a container without any."""
+    """Describe the type and shape of an array, or an empty container."""
     return _NOTHING if x is None else f"{x.dtype}{list(x.shape)}"
 
 
@@ -467,13 +467,13 @@ def _empty(description: str) -> np.ndarray:
 
 
 def _storable(array: np.ndarray) -> np.ndarray:
-    """An array as Orbax takes it: one number in the place of one that has none."""
+    """Return an array that Orbax can store: an empty array becomes a single number."""
     return array if array.size else np.zeros(1, array.dtype)
 
 
 @contextmanager
 def _checkpointer() -> Iterator[ocp.Checkpointer]:
-    """Orbax for one folder; it does not wait for other processes of a run, where there are any."""
+    """Open an Orbax checkpointer that does not wait for other processes."""
     index = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
         primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"of_{index}"
@@ -490,19 +490,19 @@ def _checkpointer() -> Iterator[ocp.Checkpointer]:
 
 
 def _reason(error: Exception) -> str:
-    """An error in one line; of a long one its end, where the system's own words stand."""
+    """Return an error in one line; of a long one only the end, with the system's message."""
     line = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     return line if len(line) <= 200 else f"... {line[-200:]}"
 
 
 def _checksum(path: Path) -> list[int]:
-    """Size and checksum of a file."""
+    """Return the size and the checksum of a file."""
     data = read_whole(path)
     return [len(data), zlib.crc32(data)]
 
 
 def _to_disk(*paths: Path) -> None:
-    """Return when these files and folders are on the disk, where the system can tell."""
+    """Sync these files and folders to the disk, if the system supports it."""
     for path in paths:
         try:
             descriptor = os.open(path, os.O_RDONLY)

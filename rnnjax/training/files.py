@@ -1,4 +1,4 @@
-"""What a run writes beside its checkpoints: whole files, lines that survive a kill."""
+"""The files of a run besides its checkpoints: atomic files, and lines that survive a kill."""
 
 import hashlib
 import json
@@ -24,14 +24,14 @@ _ADVICE = "take it from a backup, or begin a new run"
 
 @contextmanager
 def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Within this context nobody else who asks can write to the folder, made if need be.
+    """Lock a folder for writing, and create it if necessary.
 
-    Neither another process nor another thread of this one; a thread may nest it. The operating
-    system gives the lock up with the process, however that ends. Where it has none (not POSIX, some
-    file systems of a network) a warning says so.
+    The lock excludes other processes and threads; a thread may nest it. The operating system
+    releases it when the process ends, however it ends. Without locks (not POSIX, some network file
+    systems) there is a warning.
 
     Raises:
-        CheckpointError: another process or thread writes there, or this one may not.
+        CheckpointError: another process or thread writes there, or this one may not write.
     """
     path = Path(folder).absolute() / "lock"
     if _HELD.get(path) == threading.get_ident():
@@ -66,7 +66,7 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
 
 @contextmanager
 def writable(folder: Path) -> Iterator[None]:
-    """Within this context an OSError becomes a CheckpointError that names the folder."""
+    """Convert an OSError in this context to a CheckpointError that names the folder."""
     try:
         yield
     except OSError as error:
@@ -77,7 +77,7 @@ def writable(folder: Path) -> Iterator[None]:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file in one move, and to the disk: it is never there by half, nor empty."""
+    """Write a file atomically and sync it: it is never partial or empty."""
     new = path.with_name(f"{path.name}.new")
     with new.open("wb") as file:
         file.write(data)
@@ -87,13 +87,13 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write JSON for people and programs, in one move; NaN and infinity become null."""
+    """Write JSON atomically, for people and programs; NaN and infinity become null."""
     text = json.dumps(finite_or_none(value), indent=2, default=str, allow_nan=False)
     write_whole(path, (text + "\n").encode())
 
 
 def finite_or_none(value: Any) -> Any:
-    """The value with None in the place of NaN and infinity, which JSON does not have (RFC 8259).
+    """Replace NaN and infinity by None, since JSON has neither (RFC 8259).
 
     >>> finite_or_none({"loss": math.nan, "each": [1.0, math.inf]})
     {'loss': None, 'each': [1.0, None]}
@@ -106,9 +106,9 @@ def finite_or_none(value: Any) -> Any:
 
 
 def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
-    """Write JSON with a checksum, which `read_sealed` compares, in one move.
+    """Write JSON atomically, with a checksum that `read_sealed` verifies.
 
-    NaN and infinity are written as Python spells them, because `read_sealed` returns them again.
+    NaN and infinity are written in Python's spelling, so that `read_sealed` can return them.
     """
     plain = as_json("what is saved with a run", value)
     sealed = {"sha256": _digest(plain), "value": plain}
@@ -116,7 +116,7 @@ def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def as_json(name: str, value: Mapping[str, Any], *, finite: bool = False) -> dict[str, Any]:
-    """A mapping as JSON has it, where names are texts; InvalidInputError if it is none."""
+    """Convert a mapping to JSON values; raise InvalidInputError if it is not JSON."""
     try:
         plain: dict[str, Any] = json.loads(json.dumps(value, allow_nan=not finite))
         if not isinstance(plain, dict):
@@ -132,8 +132,8 @@ def read_sealed(path: Path) -> dict[str, Any]:
     """Read what `write_sealed` wrote.
 
     Raises:
-        DamagedCheckpointError: the file is missing, damaged or was changed.
-        CheckpointError: it cannot be read now, whatever is in it.
+        DamagedCheckpointError: the file is missing, damaged or changed.
+        CheckpointError: the file cannot be read now.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "run.json"
@@ -155,7 +155,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
 
 
 def read_whole(path: Path) -> bytes:
-    """The bytes of a file; one that cannot be read now (rights, open files) is no damaged one."""
+    """Return the bytes of a file; permissions or too many open files do not count as damage."""
     try:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
@@ -171,7 +171,7 @@ def _digest(value: Any) -> str:
 
 
 def write_lines(path: Path, entries: Iterable[Mapping[str, Any]], *, more: bool = False) -> None:
-    """Write JSON objects, one a line, in one move, or ``more`` of them at the end of a file."""
+    """Write JSON objects, one per line, atomically; with ``more`` append them instead."""
     lines = [json.dumps(finite_or_none(entry), allow_nan=False) + "\n" for entry in entries]
     if more:
         with path.open("a", encoding="utf-8") as file:
@@ -181,10 +181,10 @@ def write_lines(path: Path, entries: Iterable[Mapping[str, Any]], *, more: bool 
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects with a step that `write_lines` wrote; other lines are left out.
+    """Read the objects with a step that `write_lines` wrote, and skip other lines.
 
-    Those are what a kill left by half, or a damage. Only people and plots read the file: what a run
-    needs is in its checkpoints.
+    A killed run may leave a partial line. Only people and plots read the file; a run needs only its
+    checkpoints.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "steps.jsonl"

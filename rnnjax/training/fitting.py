@@ -42,17 +42,17 @@ _FIRST_DISPATCH = 10
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Fit:
-    """What came out of `fit`.
+    """The result of `fit`.
 
     Attributes:
-        params: those with the lowest validation loss; the last where there is none, or where a
-            signal stopped the run early.
-        state: the last state, from which the run would go on.
-        history: an entry for each epoch: ``step``, ``epoch``, the means of the loss and the other
-            metrics over its steps, what ``evaluate`` measured, ``steps_per_second``.
-        best: the entry with the lowest validation loss, or else the last; None before there is one.
-        stopped_by: the number of the signal that came, or None.
-        finished: whether the run came to its end, by ``epochs`` or by a hook.
+        params: the parameters with the lowest validation loss; the last ones without validation,
+            or if a signal stopped the run.
+        state: the last state, from which the run would resume.
+        history: one entry per epoch: ``step``, ``epoch``, the mean loss and metrics over its steps,
+            the measures of ``evaluate``, and ``steps_per_second``.
+        best: the entry with the lowest validation loss, else the last; None before the first.
+        stopped_by: the number of the signal that stopped the run, or None.
+        finished: whether the run ended by ``epochs`` or by a hook.
     """
 
     params: Any
@@ -87,28 +87,28 @@ def fit(
             `LossFunction`.
         params: the initial parameters, any pytree. They are copied.
         optimizer: an optax optimiser, with its schedule and clipping; see `make_train_steps`.
-        batches: arrays with a first axis of steps; or what gives one batch after the other, as a
-            ``DataLoader``, a ``tf.data.Dataset`` or a loader of grain; or a function from the
-            number of an epoch, from 0, to either (`minibatches` makes one).
-        epochs: how often the batches are gone through, in all: a run that goes on does the rest.
-        key: of the run; step ``n`` draws from ``jax.random.fold_in(key, n)``.
-        carry: the state with which every epoch begins; left out, batches are independent.
-        keep_carry: whether an epoch goes on from the carry of the one before instead.
-        evaluate: data like ``batches``, whose mean loss and metrics are ``validation_loss`` and so
-            on (the key is then None); or ``params -> measures``, with that one among them.
-        run_dir: a folder, or a `RunFolder`, in which the run is saved, and goes on if it was.
-        hooks: a `Hook` each, such as `EarlyStopping`, or a function ``(state, summary)``, called
-            after each epoch, which ends the run by True. `Silent` hides the `Progress`.
-        skip_nonfinite: so many steps in a row may not be finite: they change nothing, and are
-            counted in the metric ``skipped``.
-        steps_per_dispatch: steps done before Python is asked again. It changes no number.
-        sharding: how state and batches lie over several devices; "cores": over those of the CPU.
+        batches: arrays with a first axis of steps; or an iterable of batches, such as a
+            ``DataLoader``, a ``tf.data.Dataset`` or a grain loader; or a function from the number
+            of an epoch, from 0, to either (`minibatches` makes one).
+        epochs: the total number of epochs; a resumed run does the rest.
+        key: the random key of the run; step ``n`` uses ``jax.random.fold_in(key, n)``.
+        carry: the state at the start of every epoch; without it batches are independent.
+        keep_carry: whether an epoch begins with the last carry of the previous epoch instead.
+        evaluate: data like ``batches``, whose mean loss is ``validation_loss``, and likewise for
+            metrics (the key is None); or ``params -> measures``, which include that one.
+        run_dir: a folder or a `RunFolder`, in which the run is saved, and from which it resumes.
+        hooks: `Hook` objects, such as `EarlyStopping`, or functions ``(state, summary)``, called
+            after each epoch; True ends the run. `Silent` hides the `Progress`.
+        skip_nonfinite: how many steps in a row may be non-finite. They change nothing, and the
+            metric ``skipped`` counts them.
+        steps_per_dispatch: the number of steps per call from Python. It does not affect results.
+        sharding: how to shard state and batches over devices; "cores" for the cores of the CPU.
 
     Raises:
         NonFiniteError: the loss or the gradient became NaN or infinite.
         CheckpointError: the run in ``run_dir`` is another one, or another process writes there.
-        RnnjaxError: another process of the run ended, or failed.
-        InvalidInputError: an argument is out of its range.
+        RnnjaxError: another process of the run ended or failed.
+        InvalidInputError: an argument is out of range.
 
     >>> xs = jnp.linspace(0, 1, 40).reshape(10, 4)  # ten steps of four
     >>> result = fit(
@@ -147,7 +147,7 @@ def fit(
 
 @dataclasses.dataclass
 class _Means:
-    """The weighted means of an epoch's metrics so far, and how fast it went."""
+    """The weighted means of an epoch's metrics so far, and its speed."""
 
     weight: float = 0.0
     sums: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -156,7 +156,7 @@ class _Means:
     seconds: float = 0.0
 
     def add(self, metrics: Mapping[str, Any]) -> None:
-        """Count a step; one that was skipped counts as that alone."""
+        """Add the metrics of a step; a skipped step adds only to ``skipped``."""
         if metrics.get("skipped"):
             self.skipped += 1
             return
@@ -184,7 +184,7 @@ class _Means:
 
 @dataclasses.dataclass(eq=False)
 class _Loop:
-    """How a run trains, and where it stands besides its state."""
+    """The training loop of a run, and its progress besides the state."""
 
     train_steps: TrainSteps
     source: Source
@@ -212,7 +212,7 @@ class _Loop:
         return len(self.history) >= self.epochs or bool(self.ended_by)
 
     def restore(self, state: TrainState, parts: dict[str, str]) -> TrainState:
-        """The state to go on from: that of the latest whole checkpoint, or the one given."""
+        """Return the state to resume from: the latest checkpoint's, or the given one."""
         saved = self.folder.latest(parts)
         if saved is None:
             return state
@@ -223,7 +223,7 @@ class _Loop:
         return saved.restore(state)
 
     def start(self, state: TrainState) -> None:
-        """Tell the hooks where the run begins, and ask them whether it has ended already."""
+        """Call the hooks at the start of the run, which may already have ended."""
         for hook in self.hooks:
             hook.history, hook.epochs = self.history, self.epochs
         said = together(lambda: [(hook.name, hook.on_start(state)) for hook in self.hooks])
@@ -241,7 +241,7 @@ class _Loop:
             )
 
     def run(self, state: TrainState) -> Fit:
-        """Do the epochs that are still to do."""
+        """Run the remaining epochs and return the result."""
         state = state if self.sharding is None else self.sharding.put_state(state)
         self.start(state)
         best = None
@@ -265,7 +265,7 @@ class _Loop:
         return self.result(state, best, saved.step if saved else None)
 
     def train_epoch(self, state: TrainState) -> tuple[TrainState, bool]:
-        """Train to the end of an epoch, or, and then it is not whole, to where a signal came."""
+        """Train to the end of an epoch, or until a signal; also return whether it is complete."""
         first = self.folder.step - (self.history[-1]["step"] if self.history else 0)
         if first == 0 and not (self.keep_carry and self.folder.step):
             # A copy, because the state is donated, and the next epoch begins from it again.
@@ -286,7 +286,7 @@ class _Loop:
     def dispatch(
         self, state: TrainState, group: Group, at: int, shapes: str
     ) -> tuple[TrainState, int]:
-        """Do some steps of a group from slot ``at`` on; returns the slot after them."""
+        """Run some steps of a group from slot ``at`` on; also return the slot after them."""
         is_new, done = shapes not in self.compiled, self.folder.step
         self.on_phase("compiling" if is_new else "training")
         began = time.perf_counter()
@@ -311,7 +311,7 @@ class _Loop:
         return state, at + count
 
     def record(self, values: Mapping[str, np.ndarray], done: int) -> None:
-        """Record the steps of a dispatch; NonFiniteError if one may not be skipped."""
+        """Record the steps of a dispatch; raise NonFiniteError if one may not be skipped."""
         good = np.isfinite(values["loss"]) & np.isfinite(values["grad_norm"])
         entries = []
         try:
@@ -336,7 +336,7 @@ class _Loop:
         )
 
     def end_epoch(self, state: TrainState) -> tuple[TrainState, bool]:
-        """Measure, record and show an epoch; the bool says whether none before was as good."""
+        """Measure, record and show an epoch; also return whether it is the best so far."""
         measured = self.validate(state)
         entry = {"step": self.folder.step, "epoch": len(self.history) + 1}
         # The same on all processes, so that their hooks decide alike.
@@ -349,7 +349,7 @@ class _Loop:
         return state, bool(measured) and _score(entry) < before
 
     def validate(self, state: TrainState) -> Entry:
-        """What is measured on every process, as the first one has it."""
+        """Evaluate on every process, and return the measures of the first."""
         measure = self.measure
         if measure is None:
             return {}
@@ -364,7 +364,7 @@ class _Loop:
         return from_first(lambda: measured)
 
     def call_hooks(self, state: TrainState, entry: Entry) -> TrainState:
-        """Call the hooks after an epoch; returns the state to go on with."""
+        """Call the hooks after an epoch, and return the state to continue with."""
         # The parameters alone are whole: the optimiser's state may not fit one device.
         params = self.whole(state.params)
         shown, ended = dataclasses.replace(state, params=params), []
@@ -391,7 +391,7 @@ class _Loop:
         return shown if self.sharding is None else self.sharding.put_state(shown)
 
     def save(self, state: TrainState, loss: float | None = None) -> None:
-        """Write a checkpoint, unless there is one, or the run could not go on from it."""
+        """Write a checkpoint, unless it exists or the run could not resume from it."""
         done = self.folder.saved == self.folder.step
         if self.folder.path is None or done or not self.exact:
             return
@@ -406,7 +406,7 @@ class _Loop:
         self.folder.save(self.whole(state), about, loss)
 
     def result(self, state: TrainState, best: Any = None, step: int | None = None) -> Fit:
-        """What `fit` returns: parameters of their own, which stay where the state is donated."""
+        """Return the result of `fit`, with copies of parameters that survive donation."""
         params = jax.tree.map(jnp.array, self.whole(state.params) if best is None else best)
         entry = next((e for e in self.history if e["step"] == step), _best(self.history))
         return Fit(params, state, self.history, entry, self.asked_to_stop(), self.folder.finished)
@@ -415,7 +415,7 @@ class _Loop:
         return tree if self.sharding is None else self.sharding.whole(tree)
 
     def asked_to_stop(self) -> int | None:
-        """The signal that any of the processes got."""
+        """Return the signal that any of the processes received."""
         number = agreed_signal(self.folder.stop.signal)
         if number:
             self.folder.stop.signal = number
@@ -431,7 +431,7 @@ class _Loop:
 
 
 def _check(loss_fn: Any, carry: Any, key: Any, skip_nonfinite: Any) -> None:
-    """Raise unless the loss takes what `fit` gives, and the others are what they should be."""
+    """Raise unless the loss takes the arguments of `fit`, and the other arguments are valid."""
     if not is_integer(skip_nonfinite) or skip_nonfinite < 0:
         raise InvalidInputError(
             f"skip_nonfinite must be a number of steps from 0 up, but is {brief(skip_nonfinite)}; "
@@ -456,7 +456,7 @@ def _check(loss_fn: Any, carry: Any, key: Any, skip_nonfinite: Any) -> None:
 
 
 def _hooks(given: Any) -> list[Hook]:
-    """The hooks of a run on this process, with one that shows it."""
+    """Return the hooks of a run on this process, including a `Progress`."""
     if not isinstance(given, Sequence) or not all(
         isinstance(h, Hook) or callable(h) for h in given
     ):
@@ -475,7 +475,7 @@ def _hooks(given: Any) -> list[Hook]:
 def _measure(
     evaluate: Any, loss_fn: Any, carry: Any, epochs: int, sharding: Sharding | None
 ) -> Callable[[TrainState], Entry] | None:
-    """What measures a state: the function given, or the loss on the data given."""
+    """Return a function that measures a state: the given one, or the loss on given data."""
     if evaluate is None:
         return None
     if callable(evaluate) and not isinstance(evaluate, Minibatches):
@@ -501,7 +501,7 @@ def _measure(
 
 
 def _numbers(found: Any) -> Entry:
-    """What a function of the parameters measured."""
+    """Convert the measures of a function of the parameters to numbers."""
     if not isinstance(found, Mapping) or "validation_loss" not in found:
         raise InvalidInputError(
             "evaluate must return a dict of measures, with 'validation_loss' among them, "
@@ -528,12 +528,12 @@ def _without_carry(loss_fn: Any, params: Any, carry: Any, batch: Any, key: jax.A
 
 
 def _score(entry: Entry) -> float:
-    """What is to become small: the validation loss, or that of training where there is none."""
+    """Return the score to minimise: the validation loss, or without it the training loss."""
     score = float(entry["validation_loss" if "validation_loss" in entry else "loss"])
     return score if math.isfinite(score) else math.inf
 
 
 def _best(history: list[Entry]) -> Entry | None:
-    """The entry with the lowest validation loss; without one, the last."""
+    """Return the entry with the lowest validation loss; without one, the last."""
     scored = [e for e in history if "validation_loss" in e and _score(e) < math.inf]
     return min(scored, key=_score) if scored else (history[-1] if history else None)

@@ -1,4 +1,4 @@
-"""Hooks: what a run of `fit` shows, writes and decides after its epochs."""
+"""Hooks of `fit`: they show, write and decide during a run."""
 
 import contextlib
 import csv
@@ -34,15 +34,15 @@ Entry = dict[str, Any]
 
 
 class Hook:
-    """What `fit` calls besides its steps. A function ``(state, summary)`` is a hook too.
+    """The base class of hooks, which `fit` calls. A function ``(state, summary)`` is a hook too.
 
-    A run that goes on gives `history` as the checkpoint has it. So a hook that works from
-    `history` alone, as all of the library do, goes on exactly. What a hook keeps itself is lost
-    with the process. Of several processes each calls its hooks, but `Progress` the first alone.
+    A resumed run restores `history` from the checkpoint. So a hook that uses only `history`, as all
+    hooks of the library do, resumes exactly. Other attributes of a hook are lost with the process.
+    Every process calls its hooks, except `Progress`, which only the first calls.
 
     Attributes:
-        history: the entries of all epochs so far, as `Fit` has them; the last is the ``summary``.
-        epochs: how many the run is to have.
+        history: the entries of all epochs so far, as in `Fit`; the last is the ``summary``.
+        epochs: the total number of epochs of the run.
     """
 
     history: Sequence[Entry] = ()
@@ -53,31 +53,31 @@ class Hook:
         cls.name = cls.__qualname__
 
     def on_start(self, state: TrainState) -> bool | None:
-        """The run begins, or goes on from ``state``; called once `history` is known.
+        """Start the run, or resume it from ``state``; `history` is known.
 
         Returns:
-            whether the run has come to its end; None leaves it as it was saved: a run that this
-            hook had ended stays so.
+            whether the run has ended; None restores what was saved: a run that this hook ended
+            stays ended.
         """
 
     def on_phase(self, phase: str) -> None:
-        """What comes now: ``reading``, ``compiling``, ``training``, ``validating``, ``writing``."""
+        """Begin a phase: ``reading``, ``compiling``, ``training``, ``validating``, ``writing``."""
 
     def on_dispatch(self, step: int, losses: Sequence[float], seconds: float | None) -> None:
-        """After each dispatch: the step reached, the losses of its steps, and how long it took.
+        """End a dispatch: receive the step reached, the losses of its steps, and its duration.
 
-        ``seconds`` is None for the first one, which was compiled.
+        ``seconds`` is None for the first one, which includes compilation.
         """
 
     def on_epoch(self, state: TrainState, summary: Entry) -> bool | TrainState | None:
-        """After each epoch, before it is saved. The next step uses the arrays of ``state`` up.
+        """End an epoch, before it is saved. The next step donates the arrays of ``state``.
 
         Returns:
-            True to end the run; or a state to go on with, which is the one that is saved.
+            True to end the run; or a state to continue with, which is then saved.
         """
 
     def close(self) -> None:
-        """The run ends, by an error too."""
+        """End the run, also after an error."""
 
 
 class FunctionHook(Hook):
@@ -88,13 +88,13 @@ class FunctionHook(Hook):
         self.name = getattr(function, "__qualname__", type(function).__qualname__)
 
     def on_epoch(self, state: TrainState, summary: Entry) -> bool | TrainState | None:
-        """Call it."""
+        """Call the function with state and summary."""
         return self.function(state, summary)
 
 
 @dataclasses.dataclass
 class _Patience(Hook):
-    """Counts epochs without an improvement."""
+    """The base class of hooks that count epochs without an improvement."""
 
     patience: int
     min_delta: float = 0.0
@@ -111,7 +111,7 @@ class _Patience(Hook):
 
     @property
     def waited(self) -> int:
-        """Epochs since the last improvement."""
+        """The number of epochs since the last improvement."""
         best, waited = math.nan, 0
         for entry in self.history:
             if self.monitor not in entry:
@@ -127,15 +127,15 @@ class _Patience(Hook):
 
 
 class EarlyStopping(_Patience):
-    """Ends the run after ``patience`` epochs without an improvement, as Keras's callback.
+    """Ends the run after ``patience`` epochs without an improvement, like Keras's callback.
 
-    The parameters that `fit` returns are those with the lowest validation loss, whatever is
-    monitored. A run that ended so goes on where ``patience`` has grown.
+    `fit` still returns the parameters with the lowest validation loss, whatever is monitored. A run
+    that ended this way resumes if ``patience`` is increased.
 
     Args:
-        patience: epochs without an improvement, at least 1.
-        min_delta: an improvement is more than that.
-        mode: "min" where less is better, "max" where more is.
+        patience: the number of epochs without an improvement, at least 1.
+        min_delta: an improvement must be larger than this.
+        mode: "min" if less is better, "max" if more is.
         monitor: the name of a measure: ``validation_loss``, ``loss``, one of ``evaluate`` ...
 
     Raises:
@@ -148,11 +148,11 @@ class EarlyStopping(_Patience):
     """
 
     def on_start(self, state: TrainState) -> bool:
-        """Whether the run has ended already."""
+        """Return whether the run has already ended."""
         return self.waited >= self.patience
 
     def on_epoch(self, state: TrainState, summary: Entry) -> bool:
-        """Whether the run ends."""
+        """Return whether the run ends after this epoch."""
         return self.waited >= self.patience
 
 
@@ -160,17 +160,17 @@ class EarlyStopping(_Patience):
 class ReduceOnPlateau(_Patience):
     """Multiplies the learning rate by ``factor`` after each ``patience`` epochs of no improvement.
 
-    The learning rate has to be in the optimiser's state, where a checkpoint has it too:
-    ``optax.inject_hyperparams(optax.adam)(learning_rate=1e-3)``, perhaps in an `optax.chain`.
-    (`optax.contrib.reduce_on_plateau` looks at the training loss, within a step.)
+    The learning rate must be in the optimiser's state, which a checkpoint saves:
+    ``optax.inject_hyperparams(optax.adam)(learning_rate=1e-3)``, possibly in an `optax.chain`.
+    (`optax.contrib.reduce_on_plateau` monitors the training loss within a step.)
 
     Args:
         patience, min_delta, mode, monitor: see `EarlyStopping`.
-        factor: between 0 and 1.
-        min_rate: no smaller learning rate is set.
+        factor: the factor, between 0 and 1.
+        min_rate: the smallest learning rate.
 
     Raises:
-        InvalidInputError: the state holds no learning rate, or one that a schedule sets.
+        InvalidInputError: the state has no learning rate, or a schedule sets it.
     """
 
     factor: float = 0.1
@@ -191,7 +191,7 @@ class ReduceOnPlateau(_Patience):
             )
 
     def on_epoch(self, state: TrainState, summary: Entry) -> TrainState | None:
-        """The state with a smaller learning rate, after each ``patience`` epochs."""
+        """Return the state with a smaller learning rate after each ``patience`` epochs."""
         if not self.waited or self.waited % self.patience:
             return None
         rate = optax.tree.get(state.opt_state, "learning_rate")
@@ -201,17 +201,17 @@ class ReduceOnPlateau(_Patience):
 
 
 class CSVLog(Hook):
-    """Writes the history as a table, a row for each epoch; a run that goes on writes it anew.
+    """Writes the history as a CSV table, one row per epoch; a resumed run rewrites it.
 
     Args:
-        path: of the file.
+        path: the path of the file.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
 
     def on_epoch(self, state: TrainState, summary: Entry) -> None:
-        """Write the table."""
+        """Write the whole table of all epochs."""
         table = io.StringIO()
         names = dict.fromkeys(name for entry in self.history for name in entry)
         rows = csv.DictWriter(table, list(names), lineterminator="\n")
@@ -222,10 +222,10 @@ class CSVLog(Hook):
 
 
 class TensorBoard(Hook):
-    """Writes the loss of each step, and what each epoch measured, for TensorBoard.
+    """Writes the loss of each step and the measures of each epoch for TensorBoard.
 
     Args:
-        folder: of the events. A run that goes on takes back those after its checkpoint.
+        folder: the folder of the events. A resumed run purges events after its checkpoint.
 
     Raises:
         InvalidInputError: tensorboardX is not installed.
@@ -236,7 +236,7 @@ class TensorBoard(Hook):
         self.writer: Any = None
 
     def on_start(self, state: TrainState) -> None:
-        """Open the folder."""
+        """Open the folder of the events."""
         try:
             from tensorboardX import SummaryWriter
         except ImportError as error:
@@ -259,21 +259,20 @@ class TensorBoard(Hook):
                 self.writer.add_scalar(f"epoch/{name}", value, summary["step"])
 
     def close(self) -> None:
-        """Leave the events on the disk."""
+        """Flush the events to the disk."""
         if self.writer:
             self.writer.close()
 
 
 class Progress(Hook):
-    """One line that says what the run is doing, and how fast it trains; a line after each epoch.
+    """Shows the current phase and the training speed, and prints a line after each epoch.
 
-    The rate is that of training: of the last dispatches alone, without the time in which the run
-    compiles, validates or writes. On a terminal the line stands at the bottom of the standard
-    error; elsewhere it is written there once a minute. The lines of the epochs go to the standard
-    output.
+    The speed is that of the last dispatches, without compilation, validation or writing. On a
+    terminal the status line stays at the bottom of standard error; elsewhere it is written there
+    once a minute. The lines of the epochs go to standard output.
 
-    A run has one; `Silent` among its hooks shows nothing. A program shows more, or in other units,
-    by a class of its own with another `of_steps`, `of_epoch` or `on_epoch`.
+    Every run has one; add `Silent` to its hooks to show nothing. Override `of_steps`, `of_epoch` or
+    `on_epoch` in a subclass to show more, or in other units.
     """
 
     def __init__(self, file: TextIO | None = None) -> None:
@@ -286,15 +285,15 @@ class Progress(Hook):
         self.step = 0
 
     def on_start(self, state: TrainState) -> None:
-        """Where the run begins, or goes on."""
+        """Note where the run begins or resumes."""
         self.step = int(state.step)
 
     def on_phase(self, phase: str) -> None:
-        """Say what comes now."""
+        """Show the phase that begins now."""
         self._show(phase, now=phase != "training")
 
     def on_dispatch(self, step: int, losses: Sequence[float], seconds: float | None) -> None:
-        """Move on."""
+        """Update the status line and the rate."""
         if seconds is not None:
             self._recent.append((step - self.step, seconds))
         self.step = step
@@ -307,26 +306,26 @@ class Progress(Hook):
 
     @property
     def rate(self) -> float | None:
-        """Steps a second, of the last dispatches; None before the second one."""
+        """Steps per second over the last dispatches; None before the second one."""
         seconds = sum(took for _, took in self._recent)
         return sum(steps for steps, _ in self._recent) / seconds if seconds else None
 
     def of_steps(self, loss: float, rate: float | None) -> str:
-        """What the line says of the last step."""
+        """Return the part of the status line about the last step."""
         return f"loss {loss:.4g}" + (f", {rate:,.1f} steps/s" if rate else "")
 
     def of_epoch(self, summary: Mapping[str, Any]) -> str:
-        """What the line of an epoch says."""
+        """Return the line about an epoch."""
         shown = {k: v for k, v in summary.items() if k not in ("step", "epoch") and not np.ndim(v)}
         return ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
 
     def say(self, line: str) -> None:
-        """Print a line above the one at the bottom."""
+        """Print a line above the status line."""
         self.close()
         _print(line)
 
     def close(self) -> None:
-        """Take the line at the bottom away."""
+        """Remove the status line at the bottom."""
         if self._stands:
             _print(_ERASE, end="", file=self._file)
             self._stands = False
@@ -348,7 +347,7 @@ class Progress(Hook):
 
 
 def _print(text: str, **more: Any) -> None:
-    """Print, on the first process; a terminal that was closed, or ``| head``, ends no run."""
+    """Print on the first process; a closed terminal or pipe does not end the run."""
     if more.get("file", sys.stdout) is None or not is_first():
         return
     with contextlib.suppress(OSError, ValueError):
@@ -356,15 +355,15 @@ def _print(text: str, **more: Any) -> None:
 
 
 def alert(line: str) -> None:
-    """Print a line on the standard error, whatever the run's `Progress` shows."""
+    """Print a line to standard error, whatever the run's `Progress` shows."""
     _print(line, file=sys.stderr)
 
 
 class Silent(Progress):
-    """Shows nothing."""
+    """Hides the `Progress` of a run."""
 
     def _show(self, what: str, *, now: bool = False) -> None:
         pass
 
     def say(self, line: str) -> None:
-        """Print nothing."""
+        """Ignore the line, and print nothing."""

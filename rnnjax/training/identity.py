@@ -1,4 +1,4 @@
-"""What a run is: a digest of each of its parts, by which another one in its folder is noticed."""
+"""The identity of a run: digests of its parts, to detect another run in its folder."""
 
 import hashlib
 import re
@@ -34,12 +34,12 @@ def identity(
     first_epoch: tuple[Any, str],
     keep_carry: bool,
 ) -> dict[str, str]:
-    """A digest of each part of a run, by its name in `PARTS`, and ``made_by``.
+    """Return a digest of each part of a run, by its name in `PARTS`, and ``made_by``.
 
-    Arrays are identified by their bytes. The loss and the optimiser are functions: they are
-    identified by the programs of a step's gradient and of its update, and by the optimiser's first
-    state. Those programs can be compared only where ``made_by`` (versions and platform) is the
-    same. ``first_epoch``: the shapes of a batch as the devices have it, and a digest of the data.
+    Arrays are identified by their bytes. The loss and the optimiser are functions. They are
+    identified by the programs of a step's gradient and update, and by the optimiser's first state.
+    Programs are compared only if ``made_by`` (versions and platform) is the same. ``first_epoch``
+    is the shapes of a batch on the devices, and a digest of the data.
     """
     batch, data = first_epoch
 
@@ -66,7 +66,7 @@ def identity(
 
 
 def differing(ours: dict[str, str], theirs: dict[str, str]) -> list[str]:
-    """The parts in which two runs differ, as far as can be told: see `identity`."""
+    """Return the parts in which two runs differ, as far as is known: see `identity`."""
     told = set(PARTS)
     if ours["made_by"] != theirs.get("made_by"):
         told -= {"loss", "optimizer"}
@@ -83,7 +83,7 @@ def _of_arrays(tree: Any) -> str:
 
 
 def sums_of_steps(batches: Any) -> Any:
-    """Two checksums of each step of each leaf: ``(steps, 2)``."""
+    """Compute two checksums of each step of each leaf: ``(steps, 2)``."""
     return jax.tree.map(lambda leaf: _sums_of_each(_plain(leaf)), batches)
 
 
@@ -94,10 +94,10 @@ def _plain(leaf: jax.Array) -> jax.Array:
 
 @jax.jit
 def _sums(leaf: jax.Array) -> jax.Array:
-    """Two checksums of an array, the same however it lies over devices and processes.
+    """Compute two checksums of an array, which do not depend on its sharding.
 
-    They are sums of its words, each mixed with its place by the last steps of MurmurHash3 (Appleby,
-    2011): a sum of words alone would not change with the signs of two of them.
+    They are sums of its words, each mixed with its position by the last steps of MurmurHash3
+    (Appleby, 2011). A sum of words alone would not change with the signs of two of them.
     """
     whole = jnp.issubdtype(leaf.dtype, jnp.integer) and jnp.iinfo(leaf.dtype).bits >= 8
     if leaf.dtype == jnp.bool_ or (jnp.issubdtype(leaf.dtype, jnp.integer) and not whole):
@@ -117,7 +117,7 @@ _sums_of_each = jax.jit(jax.vmap(_sums))
 
 
 def _of_program(function: Any, *args: Any) -> str:
-    """Of the program that XLA would compile, with the numbers that the function closes over."""
+    """Return a digest of the program that XLA would compile, with its captured constants."""
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), args)
     text = jax.jit(function).lower(*shapes).as_text()
     # Functions in it have the names that they have in Python.

@@ -1,4 +1,4 @@
-"""Adam as Keras and TensorFlow compute it, constraints on parameters, and penalties for a loss."""
+"""Adam as in Keras and TensorFlow, constraints on parameters, and penalties for a loss."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,12 +24,12 @@ def keras_adam(
         \alpha_t &= \alpha \sqrt{1 - \beta_2^t} / (1 - \beta_1^t) \\
         \Delta\theta_t &= -\alpha_t m_t / (\sqrt{v_t} + \hat\epsilon)
 
-    `optax.adam` adds :math:`\epsilon` after the correction of :math:`v_t` and so damps small
-    gradients less: at step 10 with the same value, ten times less. For the small gradients of deep
-    recurrent networks this changes the first epochs visibly.
+    `optax.adam` adds :math:`\epsilon` after the bias correction of :math:`v_t`, and so damps small
+    gradients less: at step 10 ten times less. This changes the first epochs of deep recurrent
+    networks, whose gradients are small.
 
     Args:
-        learning_rate: :math:`\alpha`, a number or a schedule of the count of updates done before.
+        learning_rate: :math:`\alpha`, a number or a schedule of the number of updates done.
         b1: :math:`\beta_1`.
         b2: :math:`\beta_2`.
         eps: :math:`\hat\epsilon`.
@@ -59,18 +59,18 @@ def keras_adam(
 
 
 def constrain(constraint: Callable[[Any], Any]) -> optax.GradientTransformation:
-    r"""Constraints on parameters, as Keras's ``kernel_constraint``: the last of an `optax.chain`.
+    r"""Constrain parameters, like Keras's ``kernel_constraint``: the last of an `optax.chain`.
 
     .. math::
         \Delta\theta_t \leftarrow C(\theta_{t-1} + \Delta\theta_t) - \theta_{t-1}
 
     Args:
-        constraint: :math:`C`, from the whole tree of parameters after an update to the tree that
-            takes its place, such as the nearest one that is allowed.
+        constraint: :math:`C`, from the whole tree of parameters after an update to an allowed tree,
+            such as the nearest.
 
     Raises:
-        InvalidInputError: ``update`` is given no parameters, or the constraint returns another
-            tree, or other shapes.
+        InvalidInputError: ``update`` gets no parameters, or the constraint returns another tree or
+            other shapes.
 
     No column of ``kernel`` is longer than 2 (Keras's ``MaxNorm(2)``):
 
@@ -107,10 +107,10 @@ def constrain(constraint: Callable[[Any], Any]) -> optax.GradientTransformation:
 
 
 def weight_penalty(params: Any, *, l1: float = 0.0, l2: float = 0.0) -> jax.Array:
-    r"""``l1 * sum(|w|) + l2 * sum(w ** 2)`` over all leaves, as Keras's ``l1_l2``.
+    r"""Compute ``l1 * sum(|w|) + l2 * sum(w ** 2)`` over all leaves, like Keras's ``l1_l2``.
 
-    Give it the part of the parameters that is meant: ``params["recurrent_kernel"]``, say, or the
-    kernels alone. (Decoupled weight decay is optax's: ``optax.adamw``.)
+    Pass only the parameters to penalise, such as ``params["recurrent_kernel"]``. (For decoupled
+    weight decay use ``optax.adamw``.)
 
     >>> float(weight_penalty({"kernel": jnp.array([3.0, -4.0])}, l1=1.0, l2=0.1))
     9.5
@@ -124,14 +124,14 @@ def weight_penalty(params: Any, *, l1: float = 0.0, l2: float = 0.0) -> jax.Arra
 
 
 def activity_penalty(ys: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-    """The mean of ``ys ** 2``: activation regularisation, AR (Merity, McCann & Socher, 2017).
+    """Compute the mean of ``ys ** 2``, activation regularisation AR (Merity et al., 2017).
 
     Args:
         ys: outputs ``(time, *batch, features)``.
-        mask: booleans ``(time, *batch)``; entries where it is False do not count.
+        mask: booleans ``(time, *batch)``, False for entries that do not count.
 
     Raises:
-        InvalidInputError: ``mask`` are not booleans, or of another shape.
+        InvalidInputError: ``mask`` is not boolean, or has another shape.
 
     >>> ys = jnp.array([[[1.0, 3.0]], [[9.0, 9.0]]])
     >>> float(activity_penalty(ys, mask=jnp.array([[True], [False]])))
@@ -143,17 +143,17 @@ def activity_penalty(ys: jax.Array, *, mask: jax.Array | None = None) -> jax.Arr
 def slowness_penalty(
     ys: jax.Array, *, mask: jax.Array | None = None, resets: jax.Array | None = None
 ) -> jax.Array:
-    """The mean of ``(ys[t] - ys[t - 1]) ** 2``: temporal activation regularisation, TAR.
+    """Compute the mean of ``(ys[t] - ys[t - 1]) ** 2``, temporal activation regularisation TAR.
 
     (Merity, McCann & Socher, 2017.)
 
     Args:
         ys: outputs ``(time, *batch, features)``.
-        mask: booleans ``(time, *batch)``; pairs with an entry where it is False do not count.
-        resets: booleans ``(time, *batch)``; nor do pairs with a reset between them.
+        mask: booleans ``(time, *batch)``, False for entries whose pairs do not count.
+        resets: booleans ``(time, *batch)``; pairs with a reset between them do not count.
 
     Raises:
-        InvalidInputError: ``mask`` or ``resets`` are not booleans, or of another shape.
+        InvalidInputError: ``mask`` or ``resets`` are not boolean, or have another shape.
 
     >>> float(slowness_penalty(jnp.array([[[1.0]], [[3.0]], [[4.0]]])))
     2.5
@@ -168,7 +168,7 @@ def slowness_penalty(
 
 
 def _marks(name: str, marks: Any, ys: jax.Array) -> jax.Array | None:
-    """Booleans as an array, or None; one axis of rows may stand for all."""
+    """Return booleans as an array, or None; trailing batch axes may be left out."""
     if marks is None:
         return None
     marks = as_array(name, marks)
@@ -188,7 +188,7 @@ def _marks(name: str, marks: Any, ys: jax.Array) -> jax.Array | None:
 
 
 def _wide(array: jax.Array) -> jax.Array:
-    """In float32 or wider: narrow types hold no large sums, and float16 no count of 65,520."""
+    """Cast to float32 or wider: narrow types cannot hold large sums, or counts above 65,504."""
     return array.astype(at_least_float32(array.dtype))
 
 

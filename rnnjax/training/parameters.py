@@ -1,4 +1,4 @@
-"""Trained parameters, out of a run's folder or a file of their own."""
+"""Trained parameters, from a run's folder or a single file."""
 
 import json
 import os
@@ -21,23 +21,22 @@ def load_params(
 ) -> Any:
     """Read the parameters that a run of `fit` learned, or that `save_params` wrote.
 
-    Neither the optimiser nor the loss is needed, and nothing is written: a run that still trains
-    is left alone.
+    It needs neither the optimiser nor the loss. It writes nothing, so the run may still train.
 
     Args:
         path: the ``run_dir`` of `fit`, a folder of `Checkpoints`, or a ``.safetensors`` file.
-        like: parameters of the same structure, perhaps abstract (``jax.eval_shape``). Left out, the
-            parameters come back in dicts and tuples, where lists were saved too.
-        step: of the checkpoint: "best" is that with the lowest validation loss, or the last where
-            none was measured; "last"; or the number of one.
+        like: parameters of the same structure, possibly abstract (``jax.eval_shape``). By default
+            the parameters come back in dicts and tuples; lists become tuples.
+        step: which checkpoint: "best" for the lowest validation loss (the last without validation),
+            "last", or its number.
 
     Returns:
         the parameters, on one device.
 
     Raises:
-        CheckpointError: there is no such run or checkpoint, it is damaged, or the parameters are
-            not like ``like``.
-        InvalidInputError: ``step`` is none of these, or came with a file.
+        CheckpointError: there is no such run or checkpoint, it is damaged, or the parameters do not
+            match ``like``.
+        InvalidInputError: ``step`` is none of these, or is given for a file.
 
     >>> import tempfile, optax
     >>> from rnnjax.training import Silent, fit
@@ -74,13 +73,13 @@ def save_params(path: str | os.PathLike[str], params: Any) -> None:
     """Write parameters to one ``.safetensors`` file, which `load_params` reads.
 
     Args:
-        path: of the file. One that is there is replaced, in one move.
-        params: a pytree of arrays. Each array is stored by its path: ``cell.kernel``.
+        path: the path of the file. An existing file is replaced atomically.
+        params: a pytree of arrays. Each array is stored under its path: ``cell.kernel``.
 
     Raises:
         InteropError: the file cannot be written, or the package safetensors is missing.
-        InvalidInputError: the name of the file does not end in ``.safetensors``, two paths are
-            spelled alike, or a leaf is no array of numbers.
+        InvalidInputError: the name of the file does not end in ``.safetensors``, two paths have the
+            same spelling, or a leaf is not an array of numbers.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp(), "cell.safetensors")

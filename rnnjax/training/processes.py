@@ -1,4 +1,4 @@
-"""How the processes of a run meet, what they agree on, and how they are asked to stop."""
+"""How the processes of a run connect, agree and stop."""
 
 import atexit
 import contextlib
@@ -30,25 +30,25 @@ def start_processes(
     process_id: int | None = None,
     **options: Any,
 ) -> None:
-    """Have the processes of a run meet, if there are several; before JAX is used for anything else.
+    """Connect the processes of a run, if there are several. Call it before any other use of JAX.
 
-    All processes run the same program, and each holds its share of every array (JAX's
-    multi-controller model). Under SLURM, Open MPI 4, Kubernetes and on a Cloud TPU no numbers are
-    needed: JAX reads them from what started the processes. Elsewhere each process is told three.
-    A process that nobody told of others is alone, and the call does nothing.
+    All processes run the same program, and each holds its shard of every array (JAX's
+    multi-controller model). Under SLURM, Open MPI 4, Kubernetes and on a Cloud TPU, JAX detects the
+    processes itself. Elsewhere pass the first three arguments. For a single process it does
+    nothing.
 
     Args:
-        coordinator_address: HOST:PORT where process 0 waits for the others; left out,
+        coordinator_address: HOST:PORT where process 0 waits for the others; by default
             JAX_COORDINATOR_ADDRESS.
-        num_processes: how many there are; left out, JAX_NUM_PROCESSES. 1: this one is alone.
-        process_id: which of them this is, from 0; left out, JAX_PROCESS_ID.
-        options: the others of ``jax.distributed.initialize``: ``local_device_ids``, the GPUs of its
-            machine that this process takes (JAX_LOCAL_DEVICE_IDS; SLURM and Open MPI give it one,
-            and elsewhere it takes all), or ``cluster_detection_method="mpi4py"`` for another MPI.
+        num_processes: the number of processes; by default JAX_NUM_PROCESSES.
+        process_id: the index of this process, from 0; by default JAX_PROCESS_ID.
+        options: other arguments of ``jax.distributed.initialize``: ``local_device_ids``, the GPUs
+            of this process (by default JAX_LOCAL_DEVICE_IDS, else one under SLURM and Open MPI,
+            else all); or ``cluster_detection_method="mpi4py"`` for another MPI.
 
     Raises:
-        InvalidInputError: the numbers do not belong together, the others did not come, or JAX was
-            used before.
+        InvalidInputError: the numbers are inconsistent, the other processes did not connect, or JAX
+            was used before.
 
     >>> start_processes(num_processes=1)
     """
@@ -87,16 +87,15 @@ def start_processes(
 
 
 def use_cores() -> int:
-    """Make each core of the CPU a device of its own; before JAX is used for anything else.
+    """Make each core of the CPU a separate JAX device. Call it before any other use of JAX.
 
-    XLA runs the products of one step on one core, and one small loop after the other: what runs
-    side by side are the loops of several devices, over which ``fit(..., sharding="cores")`` divides
-    the rows of a batch. What does not divide its batch stays on the first device, which is as fast
-    as before. Where the environment has said how many devices a CPU is (JAX_NUM_CPU_DEVICES,
-    XLA_FLAGS), or JAX has begun, that stays.
+    XLA runs a recurrent loop mostly on one core, but the loops of several devices in parallel.
+    ``fit(..., sharding="cores")`` shards the rows of a batch over these devices. Other programs run
+    on the first device, as fast as before. It changes nothing if the environment sets the number of
+    devices (JAX_NUM_CPU_DEVICES, XLA_FLAGS), or if JAX is already in use.
 
     Returns:
-        how many there are; 1 where JAX was told to do without the CPU (JAX_PLATFORMS=cuda).
+        the number of devices; 1 if JAX runs without the CPU (JAX_PLATFORMS=cuda).
 
     >>> use_cores() == len(jax.devices("cpu"))
     True
@@ -114,7 +113,7 @@ def use_cores() -> int:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that prints and writes files."""
+    """Whether this is the first process, which prints and writes files."""
     return jax.process_index() == 0
 
 
@@ -135,10 +134,10 @@ _PEER_IS_GONE = ("Gloo", "NCCL", "coordination service", "closed by peer", "rese
 
 @contextlib.contextmanager
 def ending_with_peers() -> Iterator[None]:
-    """Within this context the end of another process is one sentence, and ends this one soon.
+    """End this process soon, with one sentence, if another process of the run ends.
 
-    At its end Python shuts JAX down, which waits for the other processes for minutes. Where one of
-    them is gone, this one ends without that, with the status 1.
+    At exit Python shuts JAX down, which waits minutes for the other processes. If one of them is
+    gone, this process exits without the shutdown, with status 1.
 
     Raises:
         RnnjaxError: a collective failed because another process of the run ended.
@@ -164,11 +163,11 @@ def _end_at_once() -> None:
 
 
 def from_first(work: Callable[[], Any]) -> Any:
-    """Do something on the first process alone, and return on all what came of it.
+    """Call ``work`` on the first process only, and return its result on all.
 
-    All processes have to call it. What was raised on the first one is raised there, and on the
-    others as a `RnnjaxError` with the same sentence, so that none waits for one that has ended.
-    What the work itself would do with the other processes, it does alone: they do not call it.
+    All processes must call it. An exception is raised on the first process, and on the others as a
+    `RnnjaxError` with the same message, so that none waits. ``work`` must not communicate with the
+    other processes, since they do not call it.
     """
     global _for_all
     if _alone():
@@ -191,7 +190,7 @@ def from_first(work: Callable[[], Any]) -> Any:
 
 
 def _from_first(data: bytes) -> bytes:
-    """The bytes that the first process gives; what the others give does not count."""
+    """Broadcast the bytes of the first process to all."""
     with ending_with_peers():
         # In two numbers, because JAX's integers have 32 bits.
         sizes = np.array(divmod(len(data), 2**30), np.int32)
@@ -209,7 +208,7 @@ def _from_first(data: bytes) -> bytes:
 
 
 def together(work: Callable[[], Any]) -> Any:
-    """Do something on every process; where it fails on one, it fails on all, and none waits."""
+    """Call ``work`` on every process; if it fails on one, it fails on all, and none waits."""
     if _alone():
         return work()
     value, raised = None, None
@@ -223,7 +222,7 @@ def together(work: Callable[[], Any]) -> Any:
 
 
 def agreed_signal(signal: int | None) -> int | None:
-    """The signal that any of the processes got, so that all stop at the same step."""
+    """Return the signal that any process received, so that all stop at the same step."""
     if _alone():
         return signal
     with ending_with_peers():
@@ -234,7 +233,7 @@ def require_alike(values: Mapping[str, Any]) -> None:
     """Compare values with those of the first process.
 
     Raises:
-        InvalidInputError: on all processes, if one of them has another value; it names which.
+        InvalidInputError: on all processes, if any has another value; the message names it.
     """
     if _alone():
         return
@@ -251,14 +250,14 @@ def require_alike(values: Mapping[str, Any]) -> None:
 
 
 class StopRequest:
-    """Within this context SIGTERM, SIGHUP and SIGINT (Ctrl-C) ask for a stop, and end no process.
+    """A context in which SIGTERM, SIGHUP and SIGINT (Ctrl-C) only request a stop.
 
-    The loop looks at `signal` between dispatches, and saves. A second SIGINT raises
-    KeyboardInterrupt at once. Outside the main thread, where Python allows no handlers, it does
-    nothing. What the signal would have done is left to the caller: ``signal.raise_signal``.
+    The loop checks `signal` between dispatches, and saves. A second SIGINT raises KeyboardInterrupt
+    at once. Outside the main thread, where Python allows no handlers, the context does nothing. The
+    caller can raise the signal again: ``signal.raise_signal``.
 
     Attributes:
-        signal: the number of the signal that asked for a stop, or None.
+        signal: the number of the signal that requested a stop, or None.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The folder of a run: its checkpoints, its records, and what it says when a signal ends it."""
+"""The folder of a run: checkpoints, records, and the message when a signal stops it."""
 
 import os
 import signal
@@ -19,35 +19,34 @@ from rnnjax.training.state import TrainState
 
 
 class RunFolder:
-    """Where `fit` saves a run, how often, and what may change where the run goes on.
+    """Where and how often `fit` saves a run, and what may differ when the run resumes.
 
     The folder holds ``checkpoints/`` (see `Checkpoints`), the metrics of every step
     (``steps.jsonl``), the history (``epochs.jsonl``), and at the end the best and the last epoch
     (``result.json``). `load_params` reads the parameters.
 
-    The same call of `fit` goes on where the run was, bit for bit as if it had never stopped.
-    Another call is refused: another loss, optimiser, key, carry or ``config``, other first
-    parameters, other data of the first epoch, which is read again for that. ``epochs``, hooks,
-    and how the run is evaluated, saved and laid over devices may differ.
+    The same call of `fit` resumes the run, bit for bit as if it had never stopped. A call with
+    another loss, optimiser, key, carry, ``config``, initial parameters or data is refused; it reads
+    the data of the first epoch again to compare. ``epochs``, hooks, evaluation, saving and sharding
+    may differ.
 
-    SIGTERM, SIGHUP and Ctrl-C finish the step in progress and save it; a line on the standard error
-    says where. The signal then does what it would have done: it ends the program. Without a folder
-    it does so at once.
+    SIGTERM, SIGHUP and Ctrl-C finish the step in progress and save it, and a line on standard error
+    says where. The signal then ends the program as usual. Without a folder it does so at once.
 
     Args:
-        path: of the folder, made if it is not there; None writes nothing.
-        config: options to be saved with the run, as JSON. A run that goes on must have the same.
-        free: the names in ``config`` that may then differ, and of "key", "params", "carry",
-            "batches", "loss" and "optimizer" the parts that may: "optimizer", say, to go on with a
+        path: the folder, created if it does not exist; None writes nothing.
+        config: options to save with the run, as JSON. A resumed run must have the same.
+        free: what may differ in a resumed run: names in ``config``, and any of "key", "params",
+            "carry", "batches", "loss" and "optimizer"; "optimizer", for example, to continue with a
             smaller learning rate.
-        checkpoint_every: epochs between checkpoints; one is also written at each better validation
-            loss, at the end, and where a signal stops the run.
-        keep_last: how many checkpoints are kept, besides the best.
-        on_signal: "return" has `fit` return at a signal, with ``stopped_by``, instead of raising
+        checkpoint_every: the number of epochs between checkpoints. One is also written at each
+            better validation loss, at the end, and when a signal stops the run.
+        keep_last: how many checkpoints to keep, besides the best.
+        on_signal: "return" makes `fit` return at a signal, with ``stopped_by``, instead of raising
             the signal again.
 
     Raises:
-        InvalidInputError: an argument is out of its range.
+        InvalidInputError: an argument is out of range.
 
     >>> folder = RunFolder("runs/first", config={"layers": 2}, free={"optimizer"})
     >>> folder.path.name
@@ -85,7 +84,7 @@ class RunFolder:
 
     @contextmanager
     def opened(self, sharding: Sharding | None, shown: Progress) -> Iterator[ExitStack]:
-        """Lock the folder until the run ends; a signal that came is raised again after that."""
+        """Lock the folder until the run ends; a received signal is raised again after that."""
         self.stop, self.step, self.saved, self.finished = StopRequest(), 0, -1, False
         self.devices, self.shown = 1 if sharding is None else sharding.mesh.size, shown
         failed = True
@@ -128,10 +127,10 @@ class RunFolder:
         return f"the same call goes on from the last checkpoint in {self.path}"
 
     def latest(self, identity: dict[str, str]) -> Saved | None:
-        """The checkpoint to go on from, which is one of this run.
+        """Return the checkpoint to resume from, or None.
 
         Raises:
-            CheckpointError: it is one of another run, or all are damaged.
+            CheckpointError: it belongs to another run, or all are damaged.
         """
         self.identity = identity
         require_alike({"config": self.config, **identity})
@@ -147,7 +146,7 @@ class RunFolder:
         return saved
 
     def _require_same(self, about: Mapping[str, Any]) -> None:
-        """Raise unless the run that was saved is the one that is to go on."""
+        """Raise unless the saved run is the one to resume."""
         theirs = about["config"]
         for name in sorted((theirs.keys() | self.config.keys()) - self.free):
             if theirs.get(name) != self.config.get(name):
@@ -180,7 +179,7 @@ class RunFolder:
             )
 
     def _take_back(self, saved: Saved | None) -> None:
-        """Drop what was recorded after the checkpoint."""
+        """Drop the records after the checkpoint."""
         assert self.path is not None
         steps, epochs = (self.path / f"{name}.jsonl" for name in ("steps", "epochs"))
         if saved is None and list(self.checkpoints.directory.glob("damaged-*")):
@@ -194,24 +193,24 @@ class RunFolder:
         write_lines(epochs, [] if saved is None else saved.about["history"])
 
     def record(self, name: Literal["steps", "epochs"], entries: Sequence[Entry]) -> None:
-        """Record the metrics of some steps, or what an epoch measured."""
+        """Record the metrics of some steps, or the measures of an epoch."""
         if (path := self.path) is not None:
             from_first(lambda: write_lines(path / f"{name}.jsonl", entries, more=True))
 
     def save(self, state: TrainState, about: Mapping[str, Any], loss: float | None) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint with the state and ``about``."""
         own = {"config": self.config, "devices": self.devices, "identity": self.identity}
         self.checkpoints.save(state, {**about, **own}, loss=loss)
         self.saved = self.step
 
     def last_good(self) -> str:
-        """What to say of the last checkpoint, where a step is not finite."""
+        """Describe the last checkpoint, for the message about a non-finite step."""
         if self.path is not None and (steps := self.checkpoints.steps()):
             return f"the last good checkpoint is {self.checkpoints.path(steps[-1])}"
         return "there is no checkpoint yet"
 
     def finish(self, history: Sequence[Entry], measured: bool) -> Saved | None:
-        """Write what came out; returns the best checkpoint, where there is a measure of it."""
+        """Write the result; return the best checkpoint if there was validation."""
         self.finished = True
         if self.path is None:
             return None
