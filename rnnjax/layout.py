@@ -1,4 +1,4 @@
-"""What the two Flax wrappers share: Flax's cells in one table, and a call over a sequence."""
+"""Shared code of the two Flax wrappers: a table of Flax's cells, and a call over a sequence."""
 
 import contextlib
 import dataclasses
@@ -33,23 +33,23 @@ from rnnjax.errors import InvalidInputError
 
 Form = Literal["linen", "nnx"]
 Tree = Mapping[Any, Any]
-"""Of parameters, as Flax nests them: ``{"hi": {"kernel": ..., "bias": ...}, ...}``."""
+"""Parameters as Flax nests them: ``{"hi": {"kernel": ..., "bias": ...}, ...}``."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How one class of Flax's lays out its parameters.
+    """The parameter layout of a class of Flax.
 
     Attributes:
-        form: whose class.
-        names: of the classes that lay them out so; they compute the same.
-        cell: ours.
-        gates: how many.
-        inputs: the names of the input kernels, in the order of our gates: one for each, or one for
+        form: Flax Linen or NNX.
+        names: the names of the classes with this layout; they compute the same.
+        cell: the cell of rnnjax.
+        gates: the number of gates.
+        inputs: the names of the input kernels, in the order of rnnjax's gates: one each, or one for
             all.
-        hiddens: the same for the recurrent kernels.
-        input_bias: whether the input's products have biases.
-        hidden_bias: by gate, whether the recurrent products have.
+        hiddens: the names of the recurrent kernels.
+        input_bias: whether the input products have biases.
+        hidden_bias: for each gate, whether the recurrent product has a bias.
     """
 
     form: Form
@@ -85,19 +85,19 @@ LAYOUTS = (
 
 
 def by_class(form: Form, package: Any) -> dict[type, Layout]:
-    """The layouts of ``flax.linen`` or ``flax.nnx``, by their classes in that package."""
+    """Return the layouts of ``flax.linen`` or ``flax.nnx`` by class."""
     return {getattr(package, name): e for e in LAYOUTS if e.form == form for name in e.names}
 
 
 class Adapted(NamedTuple):
-    """A cell of Flax's as `rnnjax.unroll` takes it.
+    """A cell of Flax as `rnnjax.unroll` takes it.
 
     Attributes:
-        cell: of rnnjax.
-        params: of that cell.
-        into: makes its carry of one of Flax's.
-        out_of: the way back, of the final carry and the outputs.
-        promotes: whether it takes integers, as the floating-point numbers that Flax makes of them.
+        cell: the cell of rnnjax.
+        params: the parameters of that cell.
+        into: converts a carry of Flax to that of the cell.
+        out_of: converts the final carry and the outputs back.
+        promotes: whether it accepts integers, which Flax promotes to floating-point numbers.
     """
 
     cell: Cell
@@ -109,7 +109,7 @@ class Adapted(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Program:
-    """A jaxpr, equal to another of the same text."""
+    """A jaxpr that equals another with the same text."""
 
     text: str
     jaxpr: Any = dataclasses.field(compare=False)
@@ -120,12 +120,12 @@ class ForeignCell(Cell):
     """A cell of which only the step is known: it runs on ``Scan()``.
 
     Args:
-        module: whose step it is, as a value, which may say less than the program: cells that are
-            equal in both share what is compiled.
-        tree: of its carry.
-        leaves: of its carry, the shape after the axes of the batch, and the type.
+        module: the module of the step, as a hashable value. Cells that are equal in module and
+            program share compiled code.
+        tree: the tree of its carry.
+        leaves: for each leaf of its carry, the shape after the batch axes, and the type.
         program: the step, whose constants are the parameters.
-        result: the tree of what the step returns.
+        result: the tree of the step's result.
     """
 
     module: Any
@@ -137,12 +137,12 @@ class ForeignCell(Cell):
     def initial_carry(
         self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
     ) -> Carry:
-        """Zeros; the wrappers begin with what the module says."""
+        """Return zeros; the wrappers begin with the module's own carry."""
         leaves = [jnp.zeros((*batch_shape, *shape), kind) for shape, kind in self.leaves]
         return jax.tree.unflatten(self.tree, leaves)
 
     def step(self, params: Params, carry: Carry, x: Inputs) -> tuple[Carry, jax.Array]:
-        """A call of the module."""
+        """Run the step of the module."""
         if isinstance(x, OneHot):
             raise InvalidInputError(
                 "a cell of Flax's that runs step by step reads arrays, but the inputs are OneHot; "
@@ -156,10 +156,10 @@ class ForeignCell(Cell):
 def foreign(
     module: Any, step: Callable[..., Any], start: Carry, x: jax.ShapeDtypeStruct
 ) -> Adapted:
-    """A cell of Flax's that is not in the table, or is told more than the table knows.
+    """Adapt a cell of Flax that is not in the table, or has options beyond it.
 
-    Its parameters are all the arrays that the step ``(carry, x) -> (carry, y)`` reads, wherever it
-    has them from: the module, one that it shares, or the closure of a function.
+    Its parameters are all arrays that the step ``(carry, x) -> (carry, y)`` reads: of the module,
+    of one that it shares, or of the closure of a function.
     """
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise InvalidInputError(
@@ -179,11 +179,11 @@ def foreign(
 
 
 def known(layouts: Mapping[type, Layout], module: Any, tree: Tree) -> Adapted | None:
-    """One of Flax's five cells, in the place of which rnnjax's runs: its numbers, and faster.
+    """Adapt one of Flax's five cells, so that rnnjax's cell computes the same numbers, faster.
 
-    None where it is no such cell, or has more than they have: parameters of an activation, low-rank
-    parts of a kernel, a function that is no plain value. The parameters in ``tree`` have the names
-    of the layout.
+    Return None if it is not such a cell, or has more than they have: an activation with parameters,
+    a low-rank kernel, a function that is not a plain value. The parameters in ``tree`` have the
+    names of the layout.
     """
     layout = layouts.get(type(module))
     if layout is None or set(tree) != {*layout.inputs, *layout.hiddens} or not _exact(module):
@@ -230,10 +230,10 @@ _CARRIES: Mapping[type[Cell], tuple[Callable[[Any], Any], Callable[[Any], Any]]]
 
 
 def _exact(module: Any) -> bool:
-    """Whether rnnjax's cell computes what this one of the table does, to the last digits.
+    """Whether rnnjax's cell computes exactly what this cell of the table does.
 
-    Not an MGU whose gate leaves the candidate alone; and where products are narrower than float32 a
-    residual SimpleCell adds the hidden state to them, not to the kernel.
+    It does not for an MGU whose gate does not scale the candidate. Nor for a residual SimpleCell
+    with products narrower than float32: it adds the hidden state to them, not to the kernel.
     """
     narrow = module.dtype is not None and jnp.dtype(module.dtype).itemsize < 4
     functions = (module.activation_fn, getattr(module, "gate_fn", "sigmoid"))
@@ -245,9 +245,9 @@ def _exact(module: Any) -> bool:
 
 
 def _is_value(function: Any) -> bool:
-    """Whether a function is all in its code: no module, and none that reads arrays from elsewhere.
+    """Whether a function is only code: not a module, and without captured arrays.
 
-    A compiled program would hold on to them, traced or since changed.
+    A compiled program would hold on to captured arrays, traced or changed since.
     """
     kind: Any = type(function)
     if hasattr(kind, "sow") or not issubclass(kind, Hashable):
@@ -257,9 +257,9 @@ def _is_value(function: Any) -> bool:
 
 
 def params_of(layout: Layout, tree: Tree, residual: bool) -> dict[str, jax.Array]:
-    """The parameters of our cell, from the tree of Flax's, with all its kernels.
+    """Convert Flax's tree to the parameters of rnnjax's cell.
 
-    A ``residual`` SimpleCell adds the hidden state, which is the identity in our kernel.
+    A ``residual`` SimpleCell adds the hidden state, which is an identity added to the kernel.
     """
     first, second = layout.inputs, layout.hiddens
     recurrent = _joined(tree, second, "kernel")
@@ -275,7 +275,7 @@ def params_of(layout: Layout, tree: Tree, residual: bool) -> dict[str, jax.Array
 
 
 def _joined(tree: Tree, names: tuple[str, ...], leaf: str) -> jax.Array:
-    """The kernels or biases of these blocks side by side, zeros where one has no bias."""
+    """Concatenate the kernels or biases of these blocks, with zeros for a missing bias."""
     parts = []
     for name in names:
         kernel = tree[name]["kernel"]
@@ -286,7 +286,7 @@ def _joined(tree: Tree, names: tuple[str, ...], leaf: str) -> jax.Array:
 
 
 def check_cell(cell: Any, base: type, example: str) -> None:
-    """Raise unless a cell is one of rnnjax, or of Flax, whose ``base`` is given."""
+    """Raise unless a cell is one of rnnjax, or of Flax with the class ``base``."""
     if not isinstance(cell, Cell | base):
         raise InvalidInputError(
             f"cell must be a cell of rnnjax or an RNNCellBase of Flax's, such as {example}, but "
@@ -295,7 +295,7 @@ def check_cell(cell: Any, base: type, example: str) -> None:
 
 
 def check_default(name: str, value: Any, default: Any) -> None:
-    """Raise unless an argument by which Flax lifts variables through its loop is at its default."""
+    """Raise unless an argument of Flax's lifted loop is at its default."""
     if value != default:
         raise InvalidInputError(
             f"{name} must be left at its default, but is {value!r}: the cells that run here keep "
@@ -304,7 +304,7 @@ def check_default(name: str, value: Any, default: Any) -> None:
 
 
 class Call(TypedDict, total=False):
-    """The arguments of a call besides its inputs and where its random numbers come from."""
+    """The arguments of a call besides its inputs and its source of random numbers."""
 
     initial_carry: Carry | None
     reset_carry: Carry | None
@@ -335,16 +335,16 @@ def run(
     reverse: bool | None = None,
     keep_order: bool | None = None,
 ) -> Any:
-    """A call of Flax's ``RNN``, by `rnnjax.unroll`; what is passed by name is the call's.
+    """Run a call of Flax's ``RNN`` by `rnnjax.unroll`; keyword arguments are those of the call.
 
-    The module ``rnn`` has a ``cell``, a ``method`` and the flags that a call may override. A cell
-    of rnnjax has the parameters that ``draw`` makes for a number of features. One of Flax's begins
-    with what ``begin`` makes for the shape of a step's inputs, which may draw random numbers and so
-    is asked only where no carry is given, and ``adapt`` makes it one of rnnjax. The ``key`` is for
-    noise in training, or None.
+    The module ``rnn`` has a ``cell``, a ``method`` and the flags that a call may override. ``draw``
+    returns the parameters of a cell of rnnjax for a number of features. ``begin`` returns the
+    initial carry of a cell of Flax for the shape of a step's inputs; it may use random numbers, so
+    it is called only if no carry is given. ``adapt`` converts that cell to one of rnnjax. ``key``
+    is for noise in training, or None.
 
     Raises:
-        InvalidInputError: as `rnnjax.unroll` does, but of the caller's arguments and axes.
+        InvalidInputError: as `rnnjax.unroll`, but with the caller's arguments and axes.
     """
     return_carry = rnn.return_carry if return_carry is None else return_carry
     time_major = bool(rnn.time_major if time_major is None else time_major)
@@ -408,10 +408,10 @@ def both_directions(
     keep_order: bool | None = None,
     **marks: Any,
 ) -> Any:
-    """A call of Flax's ``Bidirectional``: one module in each direction, and what they say merged.
+    """Run a call of Flax's ``Bidirectional``: one module in each direction, outputs merged.
 
     Carries and the key are pairs ``(forward, backward)``, and marks are for both. The flags
-    ``reverse`` and ``keep_order`` are without effect.
+    ``reverse`` and ``keep_order`` have no effect.
     """
     # What is not given is left out of the calls, so that a module need not know all of it.
     forward = {name: value for name, value in marks.items() if value is not None}
@@ -438,7 +438,7 @@ def both_directions(
 
 @contextlib.contextmanager
 def _in_words_of_the_caller(time_major: bool) -> Iterator[None]:
-    """Errors of `rnnjax.unroll` with the names and the axes of a call of Flax's."""
+    """Rewrite errors of `rnnjax.unroll` with the names and axes of Flax's call."""
     try:
         yield
     except InvalidInputError as error:
@@ -452,7 +452,7 @@ def _in_words_of_the_caller(time_major: bool) -> Iterator[None]:
 
 
 def _grid_axes(cell: Any) -> int:
-    """How many axes stand between time and features, for cells that convolve."""
+    """Return how many grid axes a convolutional cell has between time and features."""
     if not isinstance(cell, Cell):
         return int(cell.num_feature_axes) - 1
     inner = (*getattr(cell, "cells", ()), getattr(cell, "cell", None))[0]
@@ -460,7 +460,7 @@ def _grid_axes(cell: Any) -> int:
 
 
 def _checked(inputs: Any, time_major: bool, grid: int) -> Any:
-    """``inputs``, an array or `OneHot`, with a time and a feature axis at least."""
+    """Check ``inputs``, an array or `OneHot`, which need a time axis and a feature axis."""
     if isinstance(inputs, OneHot):
         inputs = OneHot(jnp.asarray(inputs.ids), inputs.size)
     else:
@@ -476,7 +476,7 @@ def _checked(inputs: Any, time_major: bool, grid: int) -> Any:
 
 
 def _time_first(name: str, marks: Any, steps: tuple[int, ...], time_major: bool) -> Any:
-    """``marks``, in the shape ``steps`` of the inputs, as ``(time, *batch)``."""
+    """Transpose ``marks`` of the shape ``steps`` of the inputs to ``(time, *batch)``."""
     if marks is None:
         return None
     marks = jnp.asarray(marks)
@@ -490,7 +490,7 @@ def _time_first(name: str, marks: Any, steps: tuple[int, ...], time_major: bool)
 
 
 def _in_order_of_computation(ys: jax.Array, lengths: Any) -> jax.Array:
-    """``ys (time, *batch, size)`` of a reverse run, each row from its last valid step on."""
+    """Flip ``ys (time, *batch, size)`` of a reverse run, each row from its last valid step."""
     if lengths is None:
         return jnp.flip(ys, axis=0)
     # Inside of jit a length may be larger than there are steps, and then counts as all of them.

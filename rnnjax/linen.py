@@ -1,8 +1,8 @@
-"""`RNN`, `Bidirectional` and their cells for Flax Linen, in the place of those of ``flax.linen``.
+"""`RNN`, `Bidirectional` and their cells for Flax Linen: a replacement for those of ``flax.linen``.
 
-Code written for Flax's needs the import changed, ``from rnnjax import linen as nn``. The cells here
-are Flax's own modules, with their parameters, carries and initial numbers: what is read or trained
-with Flax goes on here, and the other way round. `RNN` runs rnnjax's cell in the place of each.
+Code written for Flax needs only another import, ``from rnnjax import linen as nn``. The cells here
+are Flax's own modules, with their parameters, carries and initial values. So parameters and
+checkpoints work in both directions. `RNN` runs rnnjax's cell instead of Flax's.
 
 >>> import jax
 >>> import jax.numpy as jnp
@@ -43,39 +43,39 @@ _LAYOUTS = layout.by_class("linen", nn)
 
 
 def __getattr__(name: str) -> Any:
-    """Whatever else Flax has, so that ``from rnnjax import linen`` can take its place."""
+    """Return any other name of Flax, so that ``from rnnjax import linen`` can replace it."""
     return getattr(nn, name)
 
 
 class RNN(nn.RNN):
-    """Run a cell, or a stack of them, over a sequence; takes the place of ``flax.linen.RNN``.
+    """Run a cell or a stack over a sequence: a replacement for ``flax.linen.RNN``.
 
-    With one of Flax's cells (`LSTMCell` and the others here) parameters, initial numbers and
-    carries are those of Flax's ``RNN``, and rnnjax's cell runs in its place; any other
-    ``RNNCellBase``, and one whose activation is a module or closes over arrays, runs step by step,
-    on ``Scan()``, with masks, lengths and resets all the same.
+    With a cell of Flax (`LSTMCell` and the others here), parameters, initial values and carries are
+    those of Flax's ``RNN``, and rnnjax's cell runs instead. Any other ``RNNCellBase`` runs step by
+    step on ``Scan()``, also with masks, lengths and resets. So does a cell whose activation is a
+    module or closes over arrays.
 
     With a cell of rnnjax the parameters are those of its ``init``, under the name ``cell``:
-    ``variables["params"]["cell"]`` can be given to `rnnjax.unroll` as it is. The carry is then the
-    cell's own, e.g. ``LSTMCarry(hidden, cell)``.
+    `rnnjax.unroll` takes ``variables["params"]["cell"]``. The carry is then the cell's own, e.g.
+    ``LSTMCarry(hidden, cell)``.
 
-    Noise in training, of `rnnjax.Regularized` cells and of the dropout of a `rnnjax.Stack`, is
-    drawn with the rng "dropout": ``model.apply(variables, inputs, rngs={"dropout": key})``. Without
-    it nothing is drawn, as for prediction.
+    The rng "dropout" samples the noise of `rnnjax.Regularized` cells and the dropout of a
+    `rnnjax.Stack`: ``model.apply(variables, inputs, rngs={"dropout": key})``. Without it there is
+    no noise, as for prediction.
 
     Attributes:
         cell: what one time step computes: a cell of Flax or of rnnjax, or a `rnnjax.Stack`.
         method: how to run, as in `rnnjax.unroll`.
 
-    The other attributes are those of ``flax.linen.RNN``, and each flag can be set here or in the
-    call: ``time_major``, ``return_carry``, ``reverse``, and ``keep_order``, with which
-    ``outputs[t]`` belongs to ``inputs[t]`` in reverse too. ``unroll`` is without effect, for
-    ``method`` decides how the loop runs. Of ``variable_axes``, ``variable_broadcast``,
-    ``variable_carry`` and ``split_rngs`` only the defaults are taken: there is nothing to lift.
+    The other attributes are those of ``flax.linen.RNN``. The flags can be set here or in the call:
+    ``time_major``, ``return_carry``, ``reverse``, and ``keep_order``, with which ``outputs[t]``
+    belongs to ``inputs[t]`` in reverse too. ``unroll`` has no effect: ``method`` decides how the
+    loop runs. ``variable_axes``, ``variable_broadcast``, ``variable_carry`` and ``split_rngs`` must
+    have their defaults.
 
     Raises:
-        InvalidInputError: ``cell`` is no cell, or keeps variables besides its parameters, or an
-            argument that is there for Flax's sake is not at its default.
+        InvalidInputError: ``cell`` is not a cell, or has variables besides its parameters; or an
+            argument that exists only for compatibility with Flax is not at its default.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -105,7 +105,7 @@ class RNN(nn.RNN):
     method: Method = Auto()
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be honoured, where it is written rather than where it is called."""
+        """Refuse unsupported arguments at construction, not at the call."""
         super().__post_init__()
         layout.check_cell(self.cell, RNNCellBase, "nn.LSTMCell(50)")
         for name in ("variable_axes", "variable_broadcast", "variable_carry", "split_rngs"):
@@ -122,13 +122,12 @@ class RNN(nn.RNN):
         Args:
             inputs: ``(*batch, time, input_size)``, or ``(time, *batch, input_size)`` if
                 ``time_major``; any number of batch axes, or none.
-            init_key: of the carry with which a cell of Flax's begins, if it draws one.
-            call: Flax's ``initial_carry``, ``seq_lengths``, and the flags ``return_carry``,
-                ``time_major``, ``reverse`` and ``keep_order``, each of which overrides the
-                attribute unless it is None; and ``mask``, ``resets`` and ``reset_carry`` as of
-                `rnnjax.unroll`, in the axes of ``inputs``. Outputs at padding are zeros (Flax
-                leaves there what the cell made of it), and a row of length zero keeps its initial
-                carry (Flax takes that of the last step).
+            init_key: a random key for the initial carry of a Flax cell, if it is random.
+            call: Flax's ``initial_carry`` and ``seq_lengths``; the flags ``return_carry``,
+                ``time_major``, ``reverse`` and ``keep_order``, which override the attributes unless
+                None; and ``mask``, ``resets`` and ``reset_carry`` as in `rnnjax.unroll`, with the
+                axes of ``inputs``. Outputs at padding are zeros (in Flax, the cell's outputs), and
+                a row of length zero keeps its initial carry (in Flax, that of the last step).
 
         Returns:
             outputs ``(*batch, time, output_size)``, or ``(time, *batch, output_size)`` if
@@ -152,7 +151,7 @@ class RNN(nn.RNN):
         )
 
     def _flax_cell(self, start: Carry, x: jax.ShapeDtypeStruct) -> layout.Adapted:
-        """A cell of Flax's for inputs of a step's shape and type, from a carry like ``start``."""
+        """Adapt Flax's cell to inputs of a step's shape and type, with a carry like ``start``."""
         cell = self.cell
         if self.is_initializing():
             cell(start, jnp.zeros(x.shape, x.dtype))  # draws the parameters as Flax does
@@ -176,14 +175,13 @@ class RNN(nn.RNN):
 
 
 class Bidirectional(nn.Bidirectional):
-    """Run one `RNN` in each direction; takes the place of ``flax.linen.Bidirectional``.
+    """Run one `RNN` in each direction: a replacement for ``flax.linen.Bidirectional``.
 
-    The attributes are Flax's: ``forward_rnn`` and ``backward_rnn`` are each an `RNN` or a module
-    with the same call, and ``merge_fn`` makes one array of the outputs of both, side by side if it
-    is left out. ``outputs[t]`` of both belong to ``inputs[t]``. The carry is a tuple ``(forward,
-    backward)``. One module given for both directions shares its parameters. The time axis of the
-    inner modules is that of this one, whatever they say. For layers that stack inside of one `RNN`
-    see `rnnjax.Bidirectional`.
+    The attributes are Flax's. ``forward_rnn`` and ``backward_rnn`` are each an `RNN` or a module
+    with the same call. ``merge_fn`` merges their outputs, by default concatenated. ``outputs[t]``
+    of both belong to ``inputs[t]``. The carry is a tuple ``(forward, backward)``. One module for
+    both directions shares its parameters. The inner modules use the time axis of this one. For
+    bidirectional layers inside one `RNN` see `rnnjax.Bidirectional`.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -201,13 +199,13 @@ class Bidirectional(nn.Bidirectional):
 
         ``initial_carry`` and ``reset_carry`` are pairs ``(forward, backward)``. The backward
         direction begins at each row's last valid step, and a reset cuts both directions at the same
-        place. ``reverse`` and ``keep_order`` are without effect, as in Flax.
+        place. ``reverse`` and ``keep_order`` have no effect, as in Flax.
 
         Returns:
             the merged outputs; with ``return_carry`` a tuple of both final carries and those.
 
         Raises:
-            InvalidInputError: as in `RNN`, and where a pair of carries is not a pair.
+            InvalidInputError: as in `RNN`, or if a pair of carries is not a pair.
         """
         keys = None if init_key is None else tuple(jax.random.split(init_key))
         return layout.both_directions(self, inputs, init_key=keys, **call)

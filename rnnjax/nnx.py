@@ -1,8 +1,8 @@
-"""`RNN`, `Bidirectional` and their cells for Flax NNX, in the place of those of ``flax.nnx``.
+"""`RNN`, `Bidirectional` and their cells for Flax NNX: a replacement for those of ``flax.nnx``.
 
-Code written for Flax's needs the import changed: ``rnnjax.nnx.RNN(rnnjax.nnx.LSTMCell(3, 4,
+Code written for Flax needs only another import: ``rnnjax.nnx.RNN(rnnjax.nnx.LSTMCell(3, 4,
 rngs=rngs))``. The cells here are Flax's own modules, with their parameters, carries and initial
-numbers; `RNN` runs rnnjax's cell in the place of each.
+values. `RNN` runs rnnjax's cell instead of Flax's.
 """
 
 from typing import Any, Unpack
@@ -33,43 +33,42 @@ _LAYOUTS = layout.by_class("nnx", nnx)
 
 
 def __getattr__(name: str) -> Any:
-    """Whatever else Flax has, so that ``from rnnjax import nnx`` can take its place."""
+    """Return any other name of Flax, so that ``from rnnjax import nnx`` can replace it."""
     return getattr(nnx, name)
 
 
 class RNN(nnx.RNN):
-    """Run a cell, or a stack of them, over a sequence; takes the place of ``flax.nnx.RNN``.
+    """Run a cell or a stack over a sequence: a replacement for ``flax.nnx.RNN``.
 
-    With one of Flax's cells (`LSTMCell` and the others here) parameters, initial numbers and
-    carries are those of Flax's ``RNN``, and rnnjax's cell runs in its place; any other
-    ``RNNCellBase``, and one whose parts were exchanged or whose activation is a module or closes
-    over arrays, runs step by step, on ``Scan()``, with masks, lengths and resets all the same. It
-    may read variables of any kind, and in a step write none.
+    With a cell of Flax (`LSTMCell` and the others here), parameters, initial values and carries are
+    those of Flax's ``RNN``, and rnnjax's cell runs instead. Any other ``RNNCellBase`` runs step by
+    step on ``Scan()``, also with masks, lengths and resets. So does a cell with replaced parts, or
+    whose activation is a module or closes over arrays. It may read variables of any kind, but a
+    step may write none.
 
-    With a cell of rnnjax the parameters are the pytree of its ``init`` with an ``nnx.Param`` at
-    each leaf, so ``nnx.split``, ``nnx.jit``, ``nnx.grad`` and ``nnx.Optimizer`` see them;
-    `cell_params` is the same pytree of plain arrays, for `rnnjax.unroll`. State is explicit, as
-    everywhere in rnnjax: the module holds no carry.
+    With a cell of rnnjax the parameters are the pytree of its ``init``, each leaf an ``nnx.Param``.
+    So ``nnx.split``, ``nnx.jit``, ``nnx.grad`` and ``nnx.Optimizer`` see them. `cell_params` is the
+    pytree of plain arrays, for `rnnjax.unroll`. State is explicit: the module holds no carry.
 
-    Noise in training, of `rnnjax.Regularized` cells and of the dropout of a `rnnjax.Stack`, is
-    drawn where the call is given ``rngs``. Without them nothing is drawn, as for prediction.
+    ``rngs`` in the call sample the noise of `rnnjax.Regularized` cells and the dropout of a
+    `rnnjax.Stack`. Without them there is no noise, as for prediction.
 
     Args:
         cell: what one time step computes: a cell of Flax or of rnnjax, or a `rnnjax.Stack`.
         in_features: the size of the last axis of the inputs; a cell of Flax knows it.
-        rngs: the parameters of a cell of rnnjax are drawn with ``rngs.params()``, and the carry of
-            a cell of Flax that draws one with ``rngs.carry``.
+        rngs: initialises the parameters of a cell of rnnjax with ``rngs.params()``, and the random
+            carry of a cell of Flax with ``rngs.carry``.
         method: how to run, as in `rnnjax.unroll`.
         flax: the other arguments of ``flax.nnx.RNN``. The flags can be set here or in the call:
             ``time_major``, ``return_carry``, ``reverse``, and ``keep_order``, with which
-            ``outputs[t]`` belongs to ``inputs[t]`` in reverse too. ``unroll`` is without effect,
-            for ``method`` decides how the loop runs. Of ``state_axes`` and ``broadcast_rngs`` only
-            None is taken: there is nothing to lift.
+            ``outputs[t]`` belongs to ``inputs[t]`` in reverse too. ``unroll`` has no effect:
+            ``method`` decides how the loop runs. ``state_axes`` and ``broadcast_rngs`` must be
+            None.
 
     Raises:
         InvalidInputError: ``in_features`` is not positive, is missing, or is not that of ``cell``;
-            ``cell`` is no cell; there are no ``rngs`` to draw with; or an argument that is there
-            for Flax's sake is not at its default.
+            ``cell`` is not a cell; ``rngs`` are missing; or an argument that exists only for
+            compatibility with Flax is not at its default.
 
     >>> import jax.numpy as jnp
     >>> import rnnjax
@@ -130,9 +129,9 @@ class RNN(nnx.RNN):
 
     @property
     def cell_params(self) -> Params:
-        """The parameters as rnnjax's cell takes them, without the ``nnx.Param`` around each.
+        """The parameters as plain arrays, without ``nnx.Param``, as rnnjax's cell takes them.
 
-        A cell that runs step by step has those of its module.
+        For a cell that runs step by step they are the parameters of its module.
         """
         if isinstance(self.cell, Cell):
             return jax.tree.map(
@@ -155,24 +154,23 @@ class RNN(nnx.RNN):
         Args:
             inputs: ``(*batch, time, in_features)``, or ``(time, *batch, in_features)`` if
                 ``time_major``; any number of batch axes, or none.
-            rngs: draws the noise of training with ``rngs.dropout()``, if there is a stream
-                "dropout" or "default"; a single stream is used if it is "dropout". A cell of Flax's
-                that draws its carry draws it with ``rngs.carry``, as in Flax.
-            call: Flax's ``initial_carry``, ``seq_lengths``, and the flags ``return_carry``,
-                ``time_major``, ``reverse`` and ``keep_order``, each of which overrides the
-                attribute unless it is None; and ``mask``, ``resets`` and ``reset_carry`` as of
-                `rnnjax.unroll`, in the axes of ``inputs``. Outputs at padding are zeros (Flax
-                leaves there what the cell made of it), and a row of length zero keeps its initial
-                carry (Flax takes that of the last step).
+            rngs: samples the noise of training with ``rngs.dropout()``, if there is a stream
+                "dropout" or "default"; a single stream must be "dropout". ``rngs.carry`` samples a
+                random initial carry of a Flax cell, as in Flax.
+            call: Flax's ``initial_carry`` and ``seq_lengths``; the flags ``return_carry``,
+                ``time_major``, ``reverse`` and ``keep_order``, which override the attributes unless
+                None; and ``mask``, ``resets`` and ``reset_carry`` as in `rnnjax.unroll`, with the
+                axes of ``inputs``. Outputs at padding are zeros (in Flax, the cell's outputs), and
+                a row of length zero keeps its initial carry (in Flax, that of the last step).
 
         Returns:
             outputs ``(*batch, time, output_size)``, or ``(time, *batch, output_size)`` if
             ``time_major``; with ``return_carry`` a tuple of the final carry and the outputs.
 
         Raises:
-            InvalidInputError: ``inputs`` has fewer than two axes or another number of features, the
-                carry, the lengths, the mask or the resets do not fit, a step of the cell writes
-                variables, or the named method cannot run this cell.
+            InvalidInputError: ``inputs`` has fewer than two axes or another number of features; the
+                carry, the lengths, the mask or the resets do not fit; a step of the cell writes
+                variables; or the named method cannot run this cell.
         """
         cell: Any = self.cell
         stream: Any = self.rngs if rngs is None else rngs
@@ -189,7 +187,7 @@ class RNN(nnx.RNN):
         )
 
     def _known(self) -> layout.Adapted | None:
-        """A cell of the table, if rnnjax's runs in its place."""
+        """Return the adapted cell if rnnjax's can run instead of Flax's; else None."""
         cell: Any = self.cell
         one = _LAYOUTS.get(type(cell))
         if one is None or cell.promote_dtype is not nnx.nn.dtypes.promote_dtype:
@@ -202,7 +200,7 @@ class RNN(nnx.RNN):
         return layout.known(_LAYOUTS, cell, tree)
 
     def _flax_cell(self, start: Carry, x: jax.ShapeDtypeStruct) -> layout.Adapted:
-        """A cell of Flax's for inputs of a step's shape and type, from a carry like ``start``."""
+        """Adapt Flax's cell to inputs of a step's shape and type, with a carry like ``start``."""
         known = self._known()
         if known is not None:
             return known
@@ -223,14 +221,13 @@ class RNN(nnx.RNN):
 
 
 class Bidirectional(nnx.Bidirectional):
-    """Run one `RNN` in each direction; takes the place of ``flax.nnx.Bidirectional``.
+    """Run one `RNN` in each direction: a replacement for ``flax.nnx.Bidirectional``.
 
-    The arguments are Flax's: ``forward_rnn`` and ``backward_rnn`` are each an `RNN` or a module
-    with the same call, and ``merge_fn`` makes one array of the outputs of both, side by side if it
-    is left out. ``outputs[t]`` of both belong to ``inputs[t]``. The carry is a tuple ``(forward,
-    backward)``. One module given for both directions shares its parameters. The time axis of the
-    inner modules is that of this one, whatever they say. For layers that stack inside of one `RNN`
-    see `rnnjax.Bidirectional`.
+    The arguments are Flax's. ``forward_rnn`` and ``backward_rnn`` are each an `RNN` or a module
+    with the same call. ``merge_fn`` merges their outputs, by default concatenated. ``outputs[t]``
+    of both belong to ``inputs[t]``. The carry is a tuple ``(forward, backward)``. One module for
+    both directions shares its parameters. The inner modules use the time axis of this one. For
+    bidirectional layers inside one `RNN` see `rnnjax.Bidirectional`.
 
     >>> import jax.numpy as jnp
     >>> rngs = nnx.Rngs(0)
@@ -249,22 +246,22 @@ class Bidirectional(nnx.Bidirectional):
         """Run over a sequence in both directions, with the arguments of `RNN`.
 
         ``initial_carry`` and ``reset_carry`` are pairs ``(forward, backward)``, and each direction
-        draws its own noise. The backward direction begins at each row's last valid step, and a
-        reset cuts both directions at the same place. ``reverse`` and ``keep_order`` are without
-        effect, as in Flax.
+        samples its own noise. The backward direction begins at each row's last valid step, and a
+        reset cuts both directions at the same place. ``reverse`` and ``keep_order`` have no effect,
+        as in Flax.
 
         Returns:
             the merged outputs; with ``return_carry`` a tuple of both final carries and those.
 
         Raises:
-            InvalidInputError: as in `RNN`, and where a pair of carries is not a pair.
+            InvalidInputError: as in `RNN`, or if a pair of carries is not a pair.
         """
         rngs = self.rngs if rngs is None else rngs
         return layout.both_directions(self, inputs, rngs=rngs, **call)
 
 
 def _dropout_key(rngs: Any, draws: bool) -> jax.Array | None:
-    """The key of the noise, if there is any and a stream for it; others are left as they are."""
+    """Return the key of the noise, if there is noise and a stream for it; leave other streams."""
     if isinstance(rngs, nnx.Rngs):
         return rngs.dropout() if draws and ("dropout" in rngs or "default" in rngs) else None
     if isinstance(rngs, nnx.RngStream):

@@ -1,8 +1,8 @@
-"""Learning while a network runs: gradients at every step, and no sequence is ever stored.
+"""Learning while a network runs: gradients at every step, without storing a sequence.
 
-A learner carries forward the *influence* of its parameters on the state, instead of going back
-through stored steps: that of each parameter on its own unit, and no other. `RTRL` is exact, where
-units do not see each other; `SnAp1` leaves out what a recurrent product does between them.
+A learner does not go back through stored steps. It carries the *influence* of the parameters on the
+state forward in time: that of each parameter on its own unit only. `RTRL` is exact for cells whose
+units do not interact. `SnAp1` ignores the effect of a recurrent product between units.
 """
 
 import abc
@@ -36,13 +36,13 @@ __all__ = ["RTRL", "Learner", "OnlineState", "Pull", "SnAp1"]
 
 
 class OnlineState(NamedTuple):
-    """What a learner carries from step to step; its size does not depend on their number.
+    """The state of a learner; its size does not depend on the number of steps.
 
     Attributes:
         carry: the carry of the cell.
-        influence: of the parameters on the carry: by the name of a parameter, and for each leaf of
-            the carry, an array ``(*batch, rows, gates, units)``. A kernel has a row for each number
-            that it is multiplied with, others have one.
+        influence: the influence of the parameters on the carry: by name of the parameter, for each
+            leaf of the carry, an array ``(*batch, rows, gates, units)``. A kernel has a row for
+            each number that it multiplies; other parameters have one row.
     """
 
     carry: Carry
@@ -59,9 +59,9 @@ register_namedtuple_serialization(OnlineState, serialized_name="rnnjax.OnlineSta
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pull:
-    """``pull(dy) -> gradients``: by the parameters, for the cotangent of one step's output.
+    """``pull(dy) -> gradients`` of the parameters, for the cotangent of one step's output.
 
-    A pytree: it may leave ``jit``, and be called later or several times.
+    It is a pytree: it may leave ``jit``, and be called later or several times.
     """
 
     cell: Cell
@@ -71,7 +71,7 @@ class Pull:
 
     @usual_promotion()
     def __call__(self, dy: jax.Array) -> Params:
-        """The gradients, summed over the batch.
+        """Compute the gradients, summed over the batch.
 
         Args:
             dy: ``(*batch, output_size)``: the derivative of this step's loss by its output, or any
@@ -85,9 +85,9 @@ class Pull:
 
 @dataclasses.dataclass(frozen=True)
 class Learner(abc.ABC):
-    """Learns while a cell runs, without going back in time.
+    """The base class of learners, which learn while a cell runs, without going back in time.
 
-    Its docstring says how exact the gradients of a subclass are, and which cells it takes.
+    The docstring of a subclass says how exact its gradients are, and which cells it takes.
     """
 
     cell: Cell
@@ -101,18 +101,18 @@ class Learner(abc.ABC):
 
     @abc.abstractmethod
     def refusal(self) -> str | None:
-        """Why this learner cannot serve the cell, and what to do; else None."""
+        """Return why this learner does not support the cell, and what to do; else None."""
 
     @usual_promotion()
     def init(self, params: Params, batch_shape: tuple[int, ...] = ()) -> OnlineState:
-        """The state before the first step: the carry with which a sequence begins, and zeros.
+        """Return the state before the first step: the carry at the start of a sequence, and zeros.
 
         Args:
             params: as ``cell.init`` returns them.
-            batch_shape: the axes of the batch, as ``(8,)``.
+            batch_shape: the batch axes, such as ``(8,)``.
 
         Raises:
-            InvalidInputError: ``batch_shape`` is no tuple of sizes.
+            InvalidInputError: ``batch_shape`` is not a tuple of sizes.
         """
         check_batch_shape(batch_shape)
         carry = _start(self.cell, params, tuple(batch_shape))
@@ -132,16 +132,16 @@ class Learner(abc.ABC):
         """Run one time step.
 
         Args:
-            params: the cell's. They may change from step to step, as where each step updates them;
-                gradients then sum the effects of each step's parameters.
+            params: the parameters of the cell. They may change at each step; gradients then sum
+                the effects of each step's parameters.
             state: as `init` or the step before returned it.
             x: ``(*batch, input_size)``.
-            reset: booleans ``(*batch,)``, True where a row begins a new sequence with this step:
-                its carry and influence are forgotten, be they NaN.
+            reset: booleans ``(*batch,)``, True if a row begins a new sequence at this step: its
+                carry and influence are cleared, even if NaN.
 
         Returns:
-            the new state, ``y (*batch, output_size)``, and ``pull``: ``pull(dy)`` are the gradients
-            by the parameters, summed over the batch, for the cotangent ``dy`` of ``y``.
+            the new state, ``y (*batch, output_size)``, and ``pull``: ``pull(dy)`` returns the
+            gradients of the parameters, summed over the batch, for the cotangent ``dy`` of ``y``.
 
         Raises:
             InvalidInputError: an argument has the wrong shape or type.
@@ -160,25 +160,25 @@ class RTRL(Learner):
             + \frac{\partial L_t}{\partial s_{t-1}} J_{t-1}
 
     with the state :math:`s_t`, the parameters :math:`w`, and :math:`J_0 = 0`. The sum over the
-    steps is what backpropagation through time computes, **exactly**, as long as the parameters do
-    not change. Where each step updates them, :math:`J` keeps the influence of the parameters that
-    each step ran with, as in the paper, so updates have to be small.
+    steps is **exactly** that of backpropagation through time, as long as the parameters do not
+    change. If each step updates them, :math:`J` contains the influence of each step's own
+    parameters, as in the paper, so updates must be small.
 
-    It takes cells whose units do not interact (`IndRNNCell`, `MinGRUCell`, `LRUCell`,
-    `DiagonalLSTMCell` and others of their families): there each parameter influences its own unit
-    alone (Zucchet et al., 2023), and for each row of the batch :math:`J` has as many numbers as the
-    parameters times the number of leaves of the carry. Of other cells :math:`J` has the size of the
-    state times that of the parameters, which suits tiny networks alone.
+    It takes cells whose units do not interact: `IndRNNCell`, `MinGRUCell`, `LRUCell`,
+    `DiagonalLSTMCell` and others of their families. There each parameter influences only its own
+    unit (Zucchet et al., 2023). For each row, :math:`J` has as many numbers as the parameters times
+    the leaves of the carry. For other cells it would have the size of the state times that of the
+    parameters, which is feasible only for tiny networks.
 
     Args:
-        cell: one without a recurrent product, whose coupling is `rnnjax.Coupling.ELEMENTWISE` or
-            more, and of whose parameters entry ``k`` belongs to unit ``k % hidden_size``, as where
-            gates stand side by side.
+        cell: a cell without a recurrent product, whose coupling is at least
+            `rnnjax.Coupling.ELEMENTWISE`. Entry ``k`` of each parameter must belong to unit ``k %
+            hidden_size``, as with concatenated gates.
 
     Raises:
-        InvalidInputError: the cell is none of these.
+        InvalidInputError: the cell is not of this kind.
 
-    A loop that stores no sequence, with one update a step, and ``pull`` in the step that made it:
+    A loop that stores no sequence, with one update per step, and ``pull`` called in its own step:
 
     >>> import rnnjax
     >>> learner = RTRL(rnnjax.MinGRUCell(5))
@@ -199,7 +199,7 @@ class RTRL(Learner):
     """
 
     def refusal(self) -> str | None:
-        """Why units interact."""
+        """Return why the units of the cell interact; else None."""
         reason = why_not_unitwise(self.cell)
         if reason is None and self.cell.recurrent is not None:
             return (
@@ -210,29 +210,29 @@ class RTRL(Learner):
 
 
 class SnAp1(Learner):
-    r"""SnAp-1 (Menick et al., 2021): the influence of a parameter on its own unit.
+    r"""SnAp-1 (Menick et al., 2021): carries only the influence of a parameter on its own unit.
 
     .. math::
         J_t = M \odot \Big(\frac{\partial s_t}{\partial w}
             + \frac{\partial s_t}{\partial s_{t-1}} J_{t-1}\Big)
 
-    with :math:`M` = 1 where a parameter reaches a unit in one step, and 0 elsewhere: a column of a
-    kernel reaches one unit, in all leaves of the carry. Of :math:`\partial s_t / \partial s_{t-1}`
-    this needs each unit's own block, with the diagonal of ``recurrent_kernel``.
+    with :math:`M` = 1 where a parameter reaches a unit in one step, and 0 elsewhere. A column of a
+    kernel reaches one unit, in all leaves of the carry. So of :math:`\partial s_t / \partial
+    s_{t-1}` only each unit's own block is needed, with the diagonal of ``recurrent_kernel``.
 
-    **Not exact**, and biased: what a unit does to others by the recurrent product, and gets back,
-    is left out. The gradient of a step's output by the parameters of that step is exact. For a cell
-    without a recurrent product nothing is left out, and it is `RTRL`. For each row of the
-    batch, :math:`J` has as many numbers as the parameters times the number of leaves of the carry.
+    The gradient is **not exact** but biased: it ignores the effect of a unit on itself through
+    other units. The gradient of a step's output by the parameters of that step is exact. For a cell
+    without a recurrent product it equals `RTRL`. For each row, :math:`J` has as many numbers as the
+    parameters times the leaves of the carry.
 
     Args:
-        cell: one whose coupling is `rnnjax.Coupling.ELEMENTWISE` or more, after products that may
-            mix units, and of whose parameters entry ``k`` belongs to unit ``k % hidden_size``, as
-            where gates stand side by side: `LSTMCell`, `GRUCell`, `SimpleRNNCell` and others.
+        cell: a cell whose coupling is at least `rnnjax.Coupling.ELEMENTWISE` after products that
+            may mix units: `LSTMCell`, `GRUCell`, `SimpleRNNCell` and others. Entry ``k`` of each
+            parameter must belong to unit ``k % hidden_size``, as with concatenated gates.
 
     Raises:
-        InvalidInputError: the cell declares no such coupling, as one with a layer norm or a product
-            in its update; or it is made of others, or has a step of its own.
+        InvalidInputError: the cell declares no such coupling, because of a layer norm or a product
+            in its update; or it is made of other cells, or has its own ``step``.
 
     >>> import rnnjax
     >>> learner = SnAp1(rnnjax.GRUCell(5))
@@ -246,13 +246,13 @@ class SnAp1(Learner):
     """
 
     def refusal(self) -> str | None:
-        """Whether the update mixes units."""
+        """Return why the update mixes units; else None."""
         reason = why_not_unitwise(self.cell)
         return reason and f"{reason}; train it by rnnjax.unroll"
 
 
 def why_not_unitwise(cell: Cell) -> str | None:
-    """Why a cell does not declare that parameters belong to units; None where it does."""
+    """Return why a cell does not declare that parameters belong to units; else None."""
     if isinstance(cell, CompositeCell):
         return "it is made of other cells"
     if reason := why_no_equation(cell):
@@ -297,7 +297,7 @@ def _stepped(
 
 @jax.jit
 def _pulled(pull: Pull, dy: jax.Array) -> Params:
-    """The gradients through this step's parameters, and through the state before it."""
+    """Sum the gradients through this step's parameters and through the state before it."""
     y, back = jax.vjp(
         lambda params, carry: _run(pull.cell, params, carry, pull.x)[1],
         pull.params,
@@ -320,13 +320,13 @@ def _pulled(pull: Pull, dy: jax.Array) -> Params:
 
 
 def _start(cell: Cell, params: Params, batch_shape: tuple[int, ...]) -> Carry:
-    """The state with which a sequence begins, in float32 or the parameters' type if wider."""
+    """Return the state at the start of a sequence, in float32 or the parameters' type if wider."""
     given = [leaf.dtype for leaf in jax.tree.leaves(params)]
     return cell.start(params, batch_shape, jnp.result_type(jnp.float32, *given))
 
 
 def _marks(reset: Any, batch: tuple[int, ...]) -> jax.Array | None:
-    """The resets of all rows, or None."""
+    """Return the resets of all rows, or None."""
     if reset is None:
         return None
     reset = as_array("reset", reset)
@@ -350,21 +350,21 @@ def _units(cell: Cell) -> int:
 
 
 def _by_unit(cell: Cell, name: str, array: jax.Array) -> jax.Array:
-    """A parameter as ``(rows, gates, units)``."""
+    """Reshape a parameter to ``(rows, gates, units)``."""
     rows = array.shape[0] if name in cell.kernels_outside else 1
     return array.reshape(rows, -1, _units(cell))
 
 
 def _run(cell: Cell, params: Params, carry: Carry, x: Any) -> tuple[Carry, jax.Array]:
-    """The values of ``cell.step``, with the derivatives that a learner follows."""
+    """Compute the values of ``cell.step``, with the derivatives of a learner."""
     new, emitted = _update(cell, _read(cell, params, carry, x), carry)
     return new, cell.read(params, emitted, x)
 
 
 def _read(cell: Cell, params: Params, carry: Carry, x: Any) -> dict[str, jax.Array]:
-    """What the update reads besides the carry: products in the places of their kernels.
+    """Return what the update reads besides the carry, with products in place of their kernels.
 
-    The derivative by the state passes the recurrent product from a unit to itself alone.
+    The derivative of the recurrent product by the state is only that of each unit by itself.
     """
     cell.project(params, x)  # which checks both
     read = cell.update_params(params) | {"kernel": product(x, params["kernel"], cell.dtype)}
@@ -377,14 +377,14 @@ def _read(cell: Cell, params: Params, carry: Carry, x: Any) -> dict[str, jax.Arr
 
 
 def _to_itself(cell: Cell, params: Params, state: jax.Array) -> jax.Array:
-    """A state ``(..., units)`` times the diagonal of the recurrent kernel, of each gate."""
+    """Multiply a state ``(..., units)`` by the diagonal of each gate's recurrent kernel."""
     kernel = _by_unit(cell, "recurrent_kernel", params["recurrent_kernel"])
     diagonal = jax.lax.stop_gradient(jnp.diagonal(kernel, axis1=0, axis2=2))
     return (diagonal * state[..., None, :]).reshape(*state.shape[:-1], diagonal.size)
 
 
 def _update(cell: Cell, read: dict[str, jax.Array], carry: Carry) -> tuple[Carry, jax.Array]:
-    """The cell's update, with products in the places of their kernels."""
+    """Call the cell's update with products in place of their kernels."""
     projected = cell.biased(read["kernel"], read, "bias")
     recurrent = None
     if cell.recurrent is not None:
@@ -393,7 +393,7 @@ def _update(cell: Cell, read: dict[str, jax.Array], carry: Carry) -> tuple[Carry
 
 
 def _influence(cell: Cell, params: Params, state: OnlineState, x: Any) -> dict[str, Any]:
-    """The influence after a step: of its parameters, and of those before it through the state."""
+    """Compute the influence after a step, of its parameters and through the state before it."""
     carry, read, units = state.carry, _read(cell, params, state.carry, x), _units(cell)
 
     # No unit sees another's entries or state. So one number added to all units at once has the

@@ -1,4 +1,4 @@
-"""Sequences of different lengths in one array: end to end in rows, or each padded in its own."""
+"""Sequences of different lengths in one array: packed end to end in rows, or padded."""
 
 import bisect
 from collections.abc import Iterable, Sequence
@@ -11,16 +11,15 @@ from rnnjax.errors import InvalidInputError
 
 
 class Packed(NamedTuple):
-    """Sequences as `pack` laid them out. A pytree of arrays, so it can be an argument under jit.
+    """Packed sequences, as from `pack`. A pytree of arrays, and so a valid argument under ``jit``.
 
     Attributes:
-        xs: ``(row_length, rows, ...)``, zeros where no sequence lies.
-        resets: booleans ``(row_length, rows)``, True where a sequence begins, and where the rest of
-            a row does.
-        mask: booleans ``(row_length, rows)``, True where a sequence lies.
-        rows: integers ``(sequences,)``, the row of each.
-        starts: integers ``(sequences,)``, the step with which each begins.
-        lengths: integers ``(sequences,)``.
+        xs: ``(row_length, rows, ...)``, zeros at padding.
+        resets: booleans ``(row_length, rows)``, True where a sequence or the padding begins.
+        mask: booleans ``(row_length, rows)``, False at padding.
+        rows: integers ``(sequences,)``, the row of each sequence.
+        starts: integers ``(sequences,)``, the first step of each sequence.
+        lengths: integers ``(sequences,)``, the number of steps of each sequence.
     """
 
     xs: Any
@@ -31,10 +30,10 @@ class Packed(NamedTuple):
     lengths: Any
 
     def lay(self, sequences: Sequence[Any]) -> np.ndarray[Any, Any]:
-        """Other sequences of the same lengths, such as targets, in the same places.
+        """Pack other sequences of the same lengths, such as targets, in the same places.
 
         Raises:
-            InvalidInputError: the number of sequences, or a length, is another.
+            InvalidInputError: the number of sequences, or a length, differs.
         """
         arrays = _as_arrays(sequences)
         _check_known(self.lengths, "lengths")
@@ -51,9 +50,9 @@ class Packed(NamedTuple):
         return out
 
     def last(self, ys: jax.Array) -> jax.Array:
-        """The entries of ``ys (row_length, rows, ...)`` at the last step of each sequence.
+        """Return the entries of ``ys (row_length, rows, ...)`` at the last step of each sequence.
 
-        For forward runs these are the outputs of the whole of each: ``(sequences, ...)``.
+        After a forward run these are the final outputs ``(sequences, ...)``.
 
         Raises:
             InvalidInputError: ``ys`` has another number of steps or rows.
@@ -63,28 +62,29 @@ class Packed(NamedTuple):
 
 
 def pack(sequences: Sequence[Any], row_length: int, *, num_rows: int | None = None) -> Packed:
-    """Lay sequences end to end in rows of one length, longest first, each where it fits best.
+    """Pack sequences end to end in rows of one length, longest first, by best fit.
 
-    Run the result with its resets: every sequence begins anew, and none sees its neighbours. In
-    reverse and in a `Bidirectional` layer as well. ::
+    Run the result with its resets, so that no sequence affects its neighbours. This also works in
+    reverse and in a `Bidirectional` layer. ::
 
         packed = rnnjax.pack(sequences, row_length=400)
         _, ys = rnnjax.unroll(cell, params, packed.xs, resets=packed.resets)
         outputs = rnnjax.unpack(packed, ys)
 
-    In training leave the outputs packed, lay the targets likewise with `Packed.lay`, and weight the
-    losses by ``packed.mask``.
+    In training leave the outputs packed, pack the targets with `Packed.lay`, and weight the losses
+    by ``packed.mask``.
 
     Args:
-        sequences: arrays ``(length, ...)``, alike in all but the length, none of them empty;
-            integers for `OneHot` too.
-        row_length: steps of a row; at least the longest length. Longer rows are filled better.
-        num_rows: lay out so many rows, some of them perhaps empty, so that batches have one shape
-            and compile once; left out, as few as needed.
+        sequences: arrays ``(length, ...)`` that differ only in the length, none of them empty; or
+            integers for `OneHot`.
+        row_length: the number of steps of a row, at least the longest length. Longer rows have less
+            padding.
+        num_rows: the number of rows, of which some may be empty, so that batches have one shape and
+            compile once; by default as few as needed.
 
     Raises:
-        InvalidInputError: there is no sequence, one is empty, longer than a row, or of another
-            shape or type, or more rows are needed.
+        InvalidInputError: there is no sequence; one is empty, longer than a row, or of another
+            shape or type; or more rows are needed.
 
     >>> packed = pack([np.array([1, 2]), np.array([3, 4, 5]), np.array([6])], row_length=3)
     >>> packed.xs.T.tolist(), packed.resets.T.astype(int).tolist()
@@ -125,11 +125,11 @@ def pack(sequences: Sequence[Any], row_length: int, *, num_rows: int | None = No
 
 
 def unpack(packed: Packed, ys: Any) -> list[Any]:
-    """The sequences in the order in which they were packed, from ``ys (row_length, rows, ...)``.
+    """Return the sequences in their original order, from ``ys (row_length, rows, ...)``.
 
     Raises:
         InvalidInputError: ``ys`` has another number of steps or rows, or is traced: under ``jit``
-            the lengths are not known, so leave the outputs packed there.
+            the lengths are unknown, so leave the outputs packed.
     """
     _check_known(packed.lengths, "lengths")
     _check_laid_out(packed, ys)
@@ -149,11 +149,11 @@ def _check_laid_out(packed: Packed, ys: Any) -> None:
 
 
 class Padded(NamedTuple):
-    """Sequences as `pad` laid them out. A pytree of arrays, so it can be an argument under jit.
+    """Padded sequences, as from `pad`. A pytree of arrays, and so a valid argument under ``jit``.
 
     Attributes:
-        xs: a JAX array ``(time, sequences, ...)``, zeros after the end of each.
-        lengths: integers ``(sequences,)``.
+        xs: a JAX array ``(time, sequences, ...)``, zeros after the end of each sequence.
+        lengths: integers ``(sequences,)``, the number of steps of each sequence.
     """
 
     xs: Any
@@ -161,23 +161,23 @@ class Padded(NamedTuple):
 
 
 def pad(sequences: Sequence[Any], *, sizes: Sequence[int] | None = None) -> Padded:
-    """Lay each sequence in a row of its own, as long as the smallest of a few sizes that holds all.
+    """Pad sequences to the smallest of a few sizes that holds all of them.
 
-    JAX compiles a program for each shape. Sequences of 1 to 60 steps, run one at a time as they
-    are, are 60 shapes; padded to powers of two from 8 on they are four, and from 4 steps on none
-    pays for more than twice its own. Outside of jit, as lengths have to be known; run the result
-    with them::
+    JAX compiles a program for each shape. Sequences of 1 to 60 steps have 60 shapes. Padded to
+    powers of two from 8 on, they have four, and a sequence of 4 or more steps at most doubles. Call
+    it outside ``jit``, since lengths must be known. Run the result with its lengths::
 
         xs, lengths = rnnjax.pad(sequences)
         carry, ys = rnnjax.unroll(cell, params, xs, lengths=lengths)
 
     Args:
-        sequences: arrays ``(length, ...)``, alike in all but the length; integers for `OneHot` too.
-        sizes: the lengths that a padded batch may have, in steps; left out, 8, 16, 32 and so on.
+        sequences: arrays ``(length, ...)`` that differ only in the length; or integers for
+            `OneHot`.
+        sizes: the allowed lengths of a padded batch, in steps; by default 8, 16, 32 and so on.
 
     Raises:
-        InvalidInputError: there is no sequence, they differ in more than the length, ``sizes`` are
-            no positive integers, or none of them holds the longest.
+        InvalidInputError: there is no sequence; they differ in more than the length; or ``sizes``
+            are not positive integers, or all below the longest length.
 
     >>> xs, lengths = pad([np.array([1, 2]), np.array([3, 4, 5])], sizes=(4, 16))
     >>> xs.T.tolist(), lengths.tolist()
@@ -211,7 +211,7 @@ def _is_size(value: Any) -> bool:
 
 
 def _check_known(values: Any, name: str) -> None:
-    """Raise where values are known only when a program runs."""
+    """Raise if values are traced, and so known only when a program runs."""
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values)):
         raise InvalidInputError(
             f"{name} must be known, but are traced inside of jit or another transformation; pack, "
@@ -239,7 +239,7 @@ def _as_arrays(sequences: Sequence[Any]) -> list[np.ndarray[Any, Any]]:
 
 
 def _places(lengths: np.ndarray[Any, Any], row_length: int) -> tuple[Any, Any, int]:
-    """The row and the start of each sequence, and how many rows: best fit, longest first."""
+    """Return the row and start of each sequence and the number of rows: best fit, longest first."""
     rows, starts = np.zeros_like(lengths), np.zeros_like(lengths)
     free: list[tuple[int, int]] = []  # (steps left, row), sorted
     num_rows = 0

@@ -1,4 +1,4 @@
-"""`check_cell`: whether a cell keeps what it declares, in one line of its own tests."""
+"""`check_cell` tests in one line whether a cell satisfies what it declares."""
 
 import functools
 from collections.abc import Sequence
@@ -38,36 +38,35 @@ _RESULTS = "new carry", "output", *_BY
 
 @usual_promotion()
 def check_cell(cell: Cell, *, input_size: int = 3, online: bool = False) -> None:
-    """Raise unless a cell keeps what it declares; for the tests of a cell of one's own.
+    """Raise unless a cell satisfies what it declares; for the tests of your own cell.
 
-    No way of running a cell verifies what the cell promises, and a false promise gives wrong
-    numbers. Here a few numbers are drawn, the cell runs, and the first law that does not hold is
-    named:
+    The methods do not verify what a cell promises, and a false promise gives wrong numbers. This
+    function runs the cell on a few random numbers, and names the first law that does not hold:
 
-    - its parameters are those of every number of input features, but for the sizes of kernels;
-    - a step of the same arguments has the same results;
-    - no row of a batch depends on another, in values and in gradients, over any number of batch
-      axes, so that axes are counted from the last;
-    - its `rnnjax.Coupling` holds, for states of sizes from 0.01 to a million;
-    - no NaN of a masked step is in outputs and gradients, and `rnnjax.Auto` gives the numbers of
+    - The parameters are the same for every number of input features, except the sizes of kernels.
+    - A step with the same arguments has the same results.
+    - No row of a batch depends on another, in values and gradients, for any number of batch axes.
+      So axes must be counted from the last.
+    - The `rnnjax.Coupling` holds, for states from 0.01 to a million in size.
+    - No NaN of a masked step reaches outputs or gradients, and `rnnjax.Auto` gives the numbers of
       `rnnjax.Scan`.
 
-    Of a cell with a ``step`` of its own, whose rows may interact, the second and the last are
-    checked; of a combination of cells, as a `rnnjax.Stack`, the last.
+    For a cell with its own ``step``, whose rows may interact, only the second and the last are
+    checked. For a combination of cells, such as a `rnnjax.Stack`, only the last is checked.
 
-    Numbers that are drawn cannot prove a law. A promise that is broken in few places, as by a
-    threshold between two close states, may pass.
+    Random numbers cannot prove a law. A promise that fails only for a few inputs, as at a threshold
+    between two close states, may pass.
 
     Args:
-        cell: a small one, as of 4 units: it is compiled five times.
-        input_size: the number of input features, of which the ``raw_inputs`` are drawn as gaps and
-            marks: none is below zero, and some are zero.
-        online: whether it has to serve the learners of `rnnjax.online`, too: entry ``k`` of a
-            parameter belongs to unit ``k % hidden_size``.
+        cell: a small cell, for example of 4 units: it is compiled five times.
+        input_size: the number of input features. The ``raw_inputs`` are sampled as gaps and marks:
+            none is below zero, and some are zero.
+        online: whether to check also what `rnnjax.online` needs: entry ``k`` of a parameter belongs
+            to unit ``k % hidden_size``.
 
     Raises:
-        AssertionError: a law does not hold, in one sentence, as tests expect it.
-        InvalidInputError: an argument is of the wrong type.
+        AssertionError: a law does not hold, in one sentence.
+        InvalidInputError: an argument has the wrong type.
 
     >>> import rnnjax
     >>> check_cell(rnnjax.MinGRUCell(4))
@@ -101,7 +100,7 @@ of its own
 
 
 def _parameters_stay(cell: Cell, input_size: int) -> None:
-    """The engine may ask for them with one input feature."""
+    """Check the parameters, which the engine may ask for with one input feature."""
 
     def fixed(size: int) -> dict[str, Any]:
         found = {}
@@ -128,7 +127,7 @@ def _parameters_stay(cell: Cell, input_size: int) -> None:
 
 
 def _rows_are_apart(cell: Cell, params: Params, input_size: int) -> None:
-    """A row is what it is by itself; in a step of a user's own it need not be."""
+    """Check that a row does not depend on others, except in a user's own ``step``."""
     by_itself = cell.carry is not None
 
     @functools.partial(jax.jit, static_argnums=3)
@@ -240,7 +239,7 @@ def _entries_belong_to_units(cell: Cell, params: Params, input_size: int) -> Non
 
 
 def _masks_hold(cell: Cell, params: Params, input_size: int) -> None:
-    """With biases of zeros, as parameters are drawn: a masked step may divide by its inputs."""
+    """Check masks, with zero biases as initialised: a masked step may divide by its inputs."""
     _, _, xs = _drawn(cell, params, input_size, (6, 3))
     mask = np.ones((6, 3), bool)
     mask[1, 0] = mask[4:, 1] = mask[:2, 2] = False
@@ -280,10 +279,10 @@ def _drawn(
     sizes: Any = 1.0,
     seed: int = 1,
 ) -> tuple[Params, Any, Any]:
-    """Parameters, a carry of so many rows and of these sizes, and the inputs of a step, as NumPy's.
+    """Sample parameters, a carry, and the inputs of a step, as NumPy arrays.
 
-    What must not be any number stays as it begins: the leaves of a carry that are not free, those
-    of a step of a user's own, and integers.
+    Leaves that may not hold arbitrary numbers keep their initial value: leaves of a carry that are
+    not free, those of a user's own ``step``, and integers.
     """
     rng = np.random.default_rng(seed)
 
@@ -312,7 +311,7 @@ def _with_a_large_row(leaf: np.ndarray) -> np.ndarray:
 
 
 def _results(step: Any, params: Params, carry: Carry, x: jax.Array) -> tuple[Any, ...]:
-    """What a step returns, and the gradients of a sum in which no two numbers weigh the same."""
+    """Return the results of a step, and the gradients of a sum with distinct weights."""
 
     def loss(carry: Carry, x: jax.Array, params: Params) -> Any:
         out = step(params, carry, x)
@@ -331,7 +330,7 @@ def _results(step: Any, params: Params, carry: Carry, x: jax.Array) -> tuple[Any
 
 
 def _differs(cell: Cell, one: Sequence[Any], other: Sequence[Any]) -> str | None:
-    """What of the results of two steps differs, in words; None where nothing does."""
+    """Say which results of two steps differ; None if they agree."""
     for name, mine, others in zip(_RESULTS, one, other, strict=False):
         leaves = jax.tree_util.tree_leaves_with_path(mine)
         for (path, a), b in zip(leaves, jax.tree.leaves(others), strict=True):
@@ -341,7 +340,7 @@ def _differs(cell: Cell, one: Sequence[Any], other: Sequence[Any]) -> str | None
 
 
 def _reach_others(cell: Cell, chosen: np.ndarray, one: Any, other: Any, mixed: Any) -> bool:
-    """Whether units of ``mixed`` are not those of ``one`` where chosen, and else of ``other``."""
+    """Whether ``mixed`` differs from the chosen units of ``one`` or the rest of ``other``."""
     return not all(
         _near(cell, c, np.where(chosen, a, b), _largest(a) + _largest(b))
         for a, b, c in zip(one, other, mixed, strict=True)
@@ -349,13 +348,13 @@ def _reach_others(cell: Cell, chosen: np.ndarray, one: Any, other: Any, mixed: A
 
 
 def _largest(leaf: np.ndarray, rows: int = 1) -> np.ndarray:
-    """The largest entry that is a number, of each row."""
+    """Return the largest finite entry of each row."""
     leaf = np.abs(np.nan_to_num(leaf.astype(np.float64), posinf=0, neginf=0))
     return leaf.max(axis=tuple(range(rows, leaf.ndim)), keepdims=True, initial=1e-6)
 
 
 def _near(cell: Cell, a: np.ndarray, b: np.ndarray, scale: np.ndarray) -> bool:
-    """Whether two arrays agree to a tolerance of that scale; a NaN agrees with a NaN."""
+    """Whether two arrays agree to a tolerance at that scale; NaN agrees with NaN."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     with np.errstate(invalid="ignore"):  # infinity less infinity, where both overflow
         near = np.abs(a - b) <= _tolerance(cell) * scale
@@ -363,7 +362,7 @@ def _near(cell: Cell, a: np.ndarray, b: np.ndarray, scale: np.ndarray) -> bool:
 
 
 def _tolerance(cell: Cell) -> float:
-    """Some roundings of the type that the cell computes in."""
+    """Return a few roundings of the type that the cell computes in."""
     dtypes = [d for d in (cell.dtype, cell.param_dtype) if d is not None]
     return max(1e-4, *(16 * float(jnp.finfo(dtype).eps) for dtype in dtypes))
 

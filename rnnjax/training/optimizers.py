@@ -25,8 +25,8 @@ def keras_adam(
         \Delta\theta_t &= -\alpha_t m_t / (\sqrt{v_t} + \hat\epsilon)
 
     `optax.adam` adds :math:`\epsilon` after the bias correction of :math:`v_t`, and so damps small
-    gradients less: at step 10 ten times less. This changes the first epochs of deep recurrent
-    networks, whose gradients are small.
+    gradients less: at step 10 ten times less, for equal values. This changes the first epochs of
+    deep recurrent networks, whose gradients are small.
 
     Args:
         learning_rate: :math:`\alpha`, a number or a schedule of the number of updates done.
@@ -168,7 +168,7 @@ def slowness_penalty(
 
 
 def _marks(name: str, marks: Any, ys: jax.Array) -> jax.Array | None:
-    """Return booleans as an array, or None; trailing batch axes may be left out."""
+    """Return booleans as an array, or None; batch axes may have size 1 or be left out."""
     if marks is None:
         return None
     marks = as_array(name, marks)

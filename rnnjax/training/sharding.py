@@ -1,4 +1,4 @@
-"""A training run over many devices: the batch in parts, and the hidden units too if asked for."""
+"""Training on many devices: the batch is sharded, and optionally the hidden units too."""
 
 import dataclasses
 import zlib
@@ -24,21 +24,21 @@ _BYTES_PER_ROW = 2**19
 _LEAST_WORK = 2**20
 
 Divide = Callable[[tuple[str, ...], tuple[int, ...]], int | None]
-"""``(names, shape) -> axis``: which axis of a parameter is divided over the axis "hidden" of the
-mesh, or None for a parameter that every device has whole. ``names`` is its path in the tree."""
+"""``(names, shape) -> axis``: which axis of a parameter is sharded over the mesh axis "hidden", or
+None for a replicated parameter. ``names`` is its path in the tree."""
 
 
 def last_axis(names: tuple[str, ...], shape: tuple[int, ...]) -> int | None:
-    """Every parameter along its last axis: the columns of the kernels, which are hidden units."""
+    """Shard every parameter along its last axis: the columns of kernels, which are hidden units."""
     del names
     return len(shape) - 1 if shape else None
 
 
 def axis_of_each(name: str, axis: Any, tree: Any) -> Any:
-    """The axis of each leaf of a tree, from a prefix of it, as ``in_axes`` of `jax.vmap`.
+    """Return the axis of each leaf of a tree from a tree prefix, like ``in_axes`` of `jax.vmap`.
 
     Raises:
-        InvalidInputError: it is no such prefix, or an axis no whole number from 0 up.
+        InvalidInputError: it is not a tree prefix, or an axis is not an integer of at least 0.
 
     >>> axis_of_each("axis", {"xs": 1, "lengths": 0}, {"xs": (2, 3), "lengths": 4})
     {'lengths': 0, 'xs': (1, 1)}
@@ -61,11 +61,11 @@ def axis_of_each(name: str, axis: Any, tree: Any) -> Any:
 
 
 def cores_for(params: Any, rows: int) -> int:
-    """Over how many devices the ``rows`` of a batch are divided: a rule, from what was measured.
+    """Return over how many CPU devices to shard the ``rows`` of a batch, by a measured rule.
 
-    More devices pay where there is enough to do, and where no kernel of ``params`` (arrays, or
-    their shapes) is large for the rows that each would have, since each reads all of it. The number
-    divides ``rows``; it is 1 where devices are no CPU's, which are left to the caller.
+    More devices pay off if there is enough work, and if no kernel of ``params`` (arrays or shapes)
+    is large for the rows per device, since each device reads all of it. The number divides
+    ``rows``. It is 1 on devices that are not CPUs.
 
     >>> cores_for({"kernel": np.ones((700, 2800))}, rows=12)  # 15 MiB, for few rows
     1
@@ -83,19 +83,19 @@ def cores_for(params: Any, rows: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Sharding:
-    """How the arrays of a training run lie over the devices of a mesh.
+    """How the arrays of a training run are sharded over the devices of a mesh.
 
-    Each device along the axis "data" of the mesh has a part of the rows of every batch and of the
-    carry. Along the axis "hidden" each has a part of every parameter and of its optimiser state;
-    with one device along it, all of them. The numbers are those of one device, but for the order of
-    sums. XLA divides the work and adds the communication; see `make_train_steps` for its use.
+    Each device along the mesh axis "data" has a part of the rows of every batch and of the carry.
+    Each device along the axis "hidden" has a part of every parameter and its optimiser state.
+    Results equal those of one device, except for the order of sums. XLA partitions the work and
+    adds the communication. `make_train_steps` takes it.
 
     Args:
-        mesh: with the axes "data" and "hidden"; see `over`.
-        divide: which axis of a parameter is divided over "hidden".
-        rows_axis: of the leaves of batches, whose first axis are steps: 2 where time stands before
-            rows. A tree prefix of the batches, as ``in_axes`` of `jax.vmap`, where leaves differ.
-            (What `minibatches` returns says it itself.)
+        mesh: a mesh with the axes "data" and "hidden"; see `over`.
+        divide: which axis of a parameter is sharded over "hidden".
+        rows_axis: the axis of rows of the leaves of batches, whose first axis is steps: 2 if time
+            precedes rows. If leaves differ, a tree prefix, like ``in_axes`` of `jax.vmap`.
+            (`minibatches` provides it.)
 
     Raises:
         InvalidInputError: the mesh has other axes.
@@ -129,16 +129,16 @@ class Sharding:
 
     @classmethod
     def over(cls, data: int | None = None, hidden: int = 1, **options: Any) -> "Sharding":
-        """Over so many devices, of all processes.
+        """Make a sharding over the devices of all processes.
 
         Args:
-            data: devices along the rows; left out, as many as there are.
-            hidden: devices along the hidden units, for each of those.
-            options: ``divide`` and ``rows_axis``, as of the class.
+            data: the number of devices along the rows; by default as many as there are.
+            hidden: the number of devices along the hidden units, for each of those.
+            options: ``divide`` and ``rows_axis`` of the class.
 
         Raises:
-            InvalidInputError: there are not so many devices, or several processes would not use
-                all of theirs.
+            InvalidInputError: there are too few devices, or several processes would not use all of
+                theirs.
         """
         devices = jax.devices()
         exact = data is None or jax.process_count() > 1
@@ -155,10 +155,10 @@ class Sharding:
         return cls(mesh, **options)
 
     def rows(self, batch_size: int) -> np.ndarray:
-        """The rows of a batch that this process has to load: all of them, if it is the only one.
+        """Return the rows of a batch that this process must load: all, if it is the only one.
 
         Raises:
-            InvalidInputError: the batch cannot be divided over the devices.
+            InvalidInputError: the batch cannot be sharded over the devices.
 
         >>> Sharding.over(data=1).rows(3).tolist()
         [0, 1, 2]
@@ -169,14 +169,14 @@ class Sharding:
         return np.unique(np.concatenate([np.arange(batch_size)[part] for part in parts]))
 
     def put_batches(self, batches: Any) -> Any:
-        """Lay batches over the devices, each with its rows.
+        """Shard the rows of batches over the devices.
 
         Args:
             batches: leaves with a first axis of steps and, at ``rows_axis``, the `rows` of this
                 process; leaves without that axis are the same for all rows.
 
         Raises:
-            InvalidInputError: the rows cannot be divided over the devices; or two processes gave
+            InvalidInputError: the rows cannot be sharded over the devices; or two processes gave
                 the same rows in the first step, which would count twice.
         """
         along = self.mesh.local_mesh.shape["data"]
@@ -222,31 +222,31 @@ class Sharding:
                 )
 
     def put_state(self, state: TrainState) -> TrainState:
-        """Lay a state that every process has whole over the devices.
+        """Shard a state, which every process has whole, over the devices.
 
         Raises:
-            InvalidInputError: the carry's rows or a parameter cannot be divided over the devices.
+            InvalidInputError: the carry's rows or a parameter cannot be sharded over the devices.
         """
         return jax.tree.map(_laid, state, self.of_state(state))
 
     def keep(self, state: TrainState) -> TrainState:
-        """Inside of ``jit``: the state as `put_state` lays it, whatever XLA would choose."""
+        """Constrain the state inside ``jit`` to the sharding of `put_state`."""
         return jax.lax.with_sharding_constraint(state, self.of_state(state))
 
     def keep_everywhere(self, tree: Any) -> Any:
-        """Inside of ``jit``: arrays that every device has whole."""
+        """Constrain arrays inside ``jit`` to be replicated on all devices."""
         return jax.lax.with_sharding_constraint(tree, self._named(PartitionSpec()))
 
     def whole(self, tree: Any) -> Any:
-        """The arrays in one piece, on a device of this process; all processes have to call it."""
+        """Gather whole arrays on a device of this process; all processes must call it."""
         gathered = jax.jit(_same, out_shardings=self._named(PartitionSpec()))
         return jax.tree.map(lambda leaf: gathered(leaf).addressable_data(0), tree)
 
     def of_state(self, state: TrainState) -> TrainState:
-        """A `jax.sharding.NamedSharding` for every array of a state, in its structure.
+        """Return a `jax.sharding.NamedSharding` for every array of a state, in its structure.
 
-        An array of the optimiser that belongs to a parameter, by the end of its path and its shape,
-        lies as that does.
+        An array of the optimiser is sharded like the parameter whose path ends its own and whose
+        shape it has.
         """
         laid = {}
         for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
@@ -304,7 +304,7 @@ class Sharding:
 
 
 def _laid(leaf: Any, sharding: NamedSharding) -> jax.Array:
-    """An array that every process has whole, in the parts of its devices."""
+    """Shard an array that every process has whole."""
     if isinstance(leaf, jax.Array):
         if leaf.sharding == sharding:
             return leaf
@@ -322,5 +322,5 @@ def _same(leaf: jax.Array) -> jax.Array:
 
 
 def _names(path: Any) -> tuple[str, ...]:
-    """A path in a tree as plain words: keys, indices and names of fields."""
+    """Return a path in a tree as strings: keys, indices and field names."""
     return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)

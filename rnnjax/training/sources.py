@@ -1,4 +1,4 @@
-"""Batches as people have them, in groups of steps on the devices; a thread reads one ahead."""
+"""Batches from arrays, loaders or functions, grouped on the devices; a thread prefetches."""
 
 import contextlib
 import copy
@@ -31,10 +31,10 @@ _SECONDS_OF_STREAM = 0.25
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Minibatches:
-    """What `minibatches` returns: a function from the number of an epoch to its batches.
+    """The result of `minibatches`: a function from the number of an epoch to its batches.
 
-    It has the arguments of `minibatches`, with ``axis`` for each leaf; and ``rows``, those of every
-    batch that this process reads, as `Sharding.rows`, or None for all of them.
+    It has the arguments of `minibatches`, with ``axis`` for each leaf, and ``rows``: the rows of
+    every batch that this process reads, as from `Sharding.rows`, or None for all.
     """
 
     arrays: Any
@@ -44,11 +44,11 @@ class Minibatches:
     rows: np.ndarray | None = None
 
     def __call__(self, epoch: int) -> Any:
-        """The batches of an epoch: each leaf with a first axis of steps."""
+        """Return the batches of an epoch; each leaf has a first axis of steps."""
         return self.cut(self.order(epoch))
 
     def order(self, epoch: int) -> np.ndarray:
-        """The rows of each batch of an epoch: ``(steps, batch_size)``."""
+        """Return the rows of each batch of an epoch: ``(steps, batch_size)``."""
         leaf, axis = jax.tree.leaves(self.arrays)[0], jax.tree.leaves(self.axis)[0]
         rows, size = np.shape(leaf)[axis], self.batch_size
         order = np.random.default_rng((self.seed, epoch)).permutation(rows)
@@ -56,7 +56,7 @@ class Minibatches:
         return order if self.rows is None else order[:, self.rows]
 
     def cut(self, order: np.ndarray) -> Any:
-        """The batches of some steps of an `order`: each leaf with a first axis of steps."""
+        """Return the batches of some steps of an `order`; each leaf has a first axis of steps."""
 
         def cut(leaf: Any, axis: int) -> Any:
             if jnp.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key):
@@ -67,10 +67,10 @@ class Minibatches:
         return jax.tree.map(cut, self.arrays, self.axis)
 
     def split(self, fraction: float) -> tuple["Minibatches", "Minibatches"]:
-        """Batches to train with and to validate with: of the first rows, and of the last.
+        """Split into training batches of the first rows and validation batches of the last.
 
         Args:
-            fraction: the part of the rows that is for validation, as Keras's ``validation_split``.
+            fraction: the share of rows for validation, like Keras's ``validation_split``.
 
         Raises:
             InvalidInputError: one of the two would have no batch.
@@ -98,18 +98,17 @@ class Minibatches:
 
 
 def minibatches(arrays: Any, batch_size: int, *, axis: Any, seed: int = 0) -> Minibatches:
-    """The rows of arrays in a new order every epoch, in batches, for `fit`.
+    """Shuffle the rows of arrays into batches, in a new order every epoch, for `fit`.
 
-    The axis of the rows has to be said, because nothing tells it from that of time: one is drawn
-    in a new order, the other must not be.
+    You must name the axis of rows, because only rows may be shuffled, not time.
 
     Args:
-        arrays: a pytree of arrays with as many rows.
-        batch_size: rows of a batch; those left over of an epoch are left out, others each time.
-        axis: that of the rows: 1 for ``(time, rows, ...)``, as `rnnjax.unroll` takes it, 0 for
-            ``(rows, ...)``, as lengths and labels are. One number for all leaves, or a tree prefix
-            of ``arrays``, as ``in_axes`` of `jax.vmap`: ``{"xs": 1, "lengths": 0}``.
-        seed: of the orders.
+        arrays: a pytree of arrays with equally many rows.
+        batch_size: the number of rows of a batch. An epoch omits the rest, other rows each time.
+        axis: the axis of rows: 1 for ``(time, rows, ...)``, as `rnnjax.unroll` takes it, 0 for
+            ``(rows, ...)``, as for lengths and labels. One number for all leaves, or a tree prefix
+            of ``arrays``, like ``in_axes`` of `jax.vmap`: ``{"xs": 1, "lengths": 0}``.
+        seed: the seed of the orders.
 
     Returns:
         a function from the number of an epoch to the tree, each leaf with a first axis of steps:
@@ -118,7 +117,7 @@ def minibatches(arrays: Any, batch_size: int, *, axis: Any, seed: int = 0) -> Mi
     Raises:
         InvalidInputError: the arrays differ in their rows, or have too few; ``axis`` does not fit.
 
-    What `rnnjax.pad` returns, with a label for each row:
+    For example with `rnnjax.pad`, and a label for each row:
 
     >>> import rnnjax
     >>> padded = rnnjax.pad([np.ones((5, 2)), np.ones((3, 2)), np.ones((4, 2))])
@@ -153,11 +152,11 @@ def divided(
     params: Any,
     say: Callable[[str], None],
 ) -> tuple[Any, Sharding | None]:
-    """What `fit` reads, and how it lies over devices: `Minibatches` are cut where that is settled.
+    """Return the batches that this process reads, and their sharding.
 
     Raises:
-        InvalidInputError: ``sharding`` is none of these, the batches do not say where their rows
-            stand though it is "cores", or they cannot be divided.
+        InvalidInputError: ``sharding`` is not a valid value; it is "cores" and the batches do not
+            say which axis their rows are; or they cannot be sharded.
     """
     if sharding == "cores":
         if not isinstance(batches, Minibatches):
@@ -184,18 +183,18 @@ def divided(
 
 
 def pad_rows(batch: Any, rows: int, *, axis: Any = 0) -> tuple[Any, np.ndarray]:
-    """A batch filled up to so many rows, with weights that say which rows it had.
+    """Pad a batch to ``rows`` rows, and return weights that mark its own rows.
 
-    The last batch of an epoch is often smaller than the others. Filled up, it runs in the same
-    program and fits the same carry; a loss that weighs its rows does not see the difference.
+    The last batch of an epoch is often smaller than the others. Padded, it runs in the same
+    program and fits the same carry. A loss that weighs its rows does not change.
 
     Args:
-        batch: a pytree of arrays. What is added repeats the first row.
-        rows: of a whole batch.
-        axis: that of the rows: one number for all leaves, or a tree prefix of ``batch``.
+        batch: a pytree of arrays. The padding repeats the first row.
+        rows: the number of rows of a full batch.
+        axis: the axis of rows: one number for all leaves, or a tree prefix of ``batch``.
 
     Returns:
-        the batch, and float32 weights ``(rows,)``: 1 for the rows that it had, and else 0.
+        the batch, and float32 weights ``(rows,)``: 1 for its own rows, and 0 for padding.
 
     Raises:
         InvalidInputError: the batch has more rows, or none, or its leaves differ in them.
@@ -224,7 +223,7 @@ def pad_rows(batch: Any, rows: int, *, axis: Any = 0) -> tuple[Any, np.ndarray]:
 
 @dataclasses.dataclass
 class Group:
-    """Some steps that stand together on the devices."""
+    """A group of steps whose batches are on the devices."""
 
     batches: Any  # leaves (slots, ...), as many slots in all groups: one program does all of them
     start: int  # the first slot whose step is to be done
@@ -234,10 +233,10 @@ class Group:
 
 
 class Source:
-    """The batches of `fit`, or the data of its ``evaluate``, which is called ``name`` in errors.
+    """The batches of `fit`, or the data of its ``evaluate``; errors call it ``name``.
 
-    What is ``given`` are arrays with a first axis of steps, something to iterate over (a stream),
-    or a function from the number of an epoch to either.
+    ``given`` is arrays with a first axis of steps, an iterable (a stream), or a function from the
+    number of an epoch to either.
     """
 
     def __init__(self, name: str, given: Any, epochs: int, sharding: Sharding | None):
@@ -253,7 +252,7 @@ class Source:
     def epoch(
         self, number: int, first: int = 0, position: Any = None
     ) -> Generator[Group, None, None]:
-        """The groups of an epoch, from a step on, before which a stream stood at ``position``."""
+        """Yield the groups of an epoch from a step on; a stream begins at ``position``."""
         if self._held is not None and first <= self._held.stop:
             yield dataclasses.replace(self._held, start=first)
             return
@@ -294,10 +293,10 @@ class Source:
         return group
 
     def first_epoch(self) -> tuple[Any, str]:
-        """The shapes of a batch, and a digest of what can be read again of the first epoch.
+        """Return the shapes of a batch, and a digest of the data of the first epoch.
 
-        Those are the arrays of all its steps; of a function that gives a stream the first batch; of
-        a stream nothing but the shapes.
+        The digest is of what can be read again: the arrays of all steps, or the first batch of a
+        stream that a function returns. A stream itself has only its shapes.
         """
         if not callable(self.given) and _is_stream(self.given):
             stream = iter(self.given)
@@ -395,7 +394,7 @@ class Source:
                 )
 
     def _length(self, data: Any) -> int:
-        """The steps of arrays."""
+        """Return the number of steps of arrays."""
         if isinstance(data, list):
             raise InvalidInputError(
                 f"{self.name} must be one tree with steps first, but a list came; give a function "
@@ -413,20 +412,20 @@ class Source:
 
 
 def _is_stream(data: Any) -> bool:
-    """Whether it is iterated over: no tree of arrays, whose leaves have steps."""
+    """Whether data is an iterable of batches, and not a tree of arrays."""
     is_leaf = jax.tree_util.all_leaves([data]) and not isinstance(data, str | bytes)
     return is_leaf and hasattr(data, "__iter__") and not hasattr(data, "dtype")
 
 
 def _as_array(leaf: Any) -> Any:
-    """An array, of whatever library, as NumPy's or JAX's; one on the disk stays there."""
+    """Convert an array of any library to NumPy or JAX; a memory map stays on the disk."""
     if hasattr(leaf, "numpy"):  # PyTorch's, TensorFlow's
         leaf = leaf.numpy()
     return leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
 
 
 def _copied(leaf: Any) -> Any:
-    """An array of one's own, because a loader may use its arrays again."""
+    """Copy an array, because a loader may reuse its buffers."""
     leaf = _as_array(leaf)
     return leaf if isinstance(leaf, jax.Array) else np.array(leaf)
 
@@ -436,14 +435,14 @@ def _stacked(leaves: Sequence[Any]) -> Any:
 
 
 def _slots(batch: Any) -> int:
-    """How many steps a group has."""
+    """Return how many steps a group has."""
     leaves = jax.tree.leaves(batch)
     size = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
     return max(1, _BYTES_OF_GROUP // max(1, size))
 
 
 def _filled(slots: int, leaf: Any) -> Any:
-    """An array ``(steps, ...)`` with as many slots; what is added is never read."""
+    """Pad an array ``(steps, ...)`` to ``slots`` steps; the padding is never read."""
     missing = slots - leaf.shape[0]
     if not missing:
         return leaf
@@ -455,7 +454,7 @@ def _filled(slots: int, leaf: Any) -> Any:
 
 
 def _shapes(batches: Any, axis: int = 1) -> Any:
-    """Shapes and types without the first axis, that of steps; or from an axis on."""
+    """Return shapes and types without the first axes, by default that of steps."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[axis:], leaf.dtype), batches)
 
 

@@ -1,4 +1,4 @@
-"""The state of training: what a step takes and returns, and what a checkpoint holds."""
+"""The state of training, which a step updates and a checkpoint saves."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -15,15 +15,15 @@ from rnnjax.errors import InvalidInputError, RnnjaxError
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """What one optimiser step takes and returns, and what a checkpoint holds.
+    """The state of training, which an optimiser step updates and a checkpoint saves.
 
     Attributes:
-        step: optimiser steps done, an int32 scalar.
+        step: the number of optimiser steps done, an int32 scalar.
         params: the parameters, any pytree.
         opt_state: the state of the optax optimiser.
-        carry: the recurrent state that the next batch continues, or ``()`` where batches are
+        carry: the recurrent state that the next batch continues, or ``()`` if batches are
             independent.
-        key: of the run; step ``n`` draws from ``jax.random.fold_in(key, n)``.
+        key: the random key of the run; step ``n`` uses ``jax.random.fold_in(key, n)``.
     """
 
     step: jax.Array
@@ -41,7 +41,7 @@ class TrainState:
         key: jax.Array,
         carry: Any = (),
     ) -> "TrainState":
-        """The state before the first step, in copies: a step may donate them.
+        """Return the state before the first step, with copies of all arrays for donation.
 
         >>> state = TrainState.create({"w": jnp.ones(3)}, optax.sgd(0.1), key=jax.random.key(0))
         >>> int(state.step)
@@ -55,7 +55,7 @@ class TrainState:
 
 @contextmanager
 def optimizer_errors(what: str) -> Iterator[None]:
-    """Raise what an optimiser raises as a sentence."""
+    """Convert errors of an optimiser to an InvalidInputError."""
     try:
         yield
     except RnnjaxError:

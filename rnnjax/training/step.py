@@ -25,8 +25,8 @@ OF_FIT = {"step", "epoch", "loss", "grad_norm", "skipped", "steps_per_second", "
 
 LossFunction = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, tuple[Any, Metrics]]]
 """``(params, carry, batch, key) -> (loss, (carry, metrics))``: ``loss`` is a scalar, ``carry`` the
-recurrent state for the next batch (``()`` where batches are independent) and ``metrics`` a dict of
-numbers to record beside the loss."""
+recurrent state for the next batch (``()`` if batches are independent) and ``metrics`` a dict of
+numbers to record with the loss."""
 TrainSteps = Callable[[TrainState, Any, int, int], tuple[TrainState, Metrics]]
 
 
@@ -37,36 +37,36 @@ def make_train_steps(
     *,
     skip_nonfinite: bool = False,
 ) -> TrainSteps:
-    """Compile a function that does many optimiser steps in one dispatch.
+    """Compile a function that runs many optimiser steps in one dispatch.
 
-    The carry that ``loss_fn`` returns goes into the next step as a value: its gradient is stopped
-    there, which truncates backpropagation through time at the batch (Williams & Peng, 1990).
+    The carry that ``loss_fn`` returns goes into the next step without its gradient. That truncates
+    backpropagation through time at the batch (Williams & Peng, 1990).
 
-    A step whose loss or gradient is NaN or infinite is the last one done; with ``skip_nonfinite``
-    it counts as a step, but leaves parameters, optimiser and carry as they were.
+    The function stops after a step whose loss or gradient is NaN or infinite. With
+    ``skip_nonfinite`` such a step counts, but does not change parameters, optimiser or carry.
 
     Args:
         loss_fn: the loss of one batch.
-        optimizer: an optax optimiser, with its schedule and clipping. One that takes more than the
-            gradient is given ``value``, ``grad`` and ``value_fn``: the loss of the step, its
-            gradient, and the loss as a function of the parameters.
-        sharding: how state and batches lie over several devices: give them as its ``put_state`` and
-            ``put_batches`` return them. The state that comes out lies in the same way.
-        skip_nonfinite: whether a step that is not finite is skipped rather than the last; it shows
-            in the metric ``skipped``, 1 for each such step.
+        optimizer: an optax optimiser, with its schedule and clipping. If it takes extra arguments,
+            it gets ``value``, ``grad`` and ``value_fn``: the loss of the step, its gradient, and
+            the loss as a function of the parameters.
+        sharding: how state and batches are sharded; pass them as its ``put_state`` and
+            ``put_batches`` return them. The returned state has the same sharding.
+        skip_nonfinite: whether to skip a non-finite step instead of stopping; the metric
+            ``skipped`` is then 1.
 
     Returns:
         ``train_steps(state, batches, start, stop) -> (state, metrics)``. The leaves of ``batches``
-        have a leading axis of steps; steps ``start`` to ``stop - 1`` are done. ``metrics`` holds
+        have a leading axis of steps; steps ``start`` to ``stop - 1`` run. ``metrics`` holds
         ``loss``, ``grad_norm`` (before clipping) and those of ``loss_fn``, each ``(steps,)``; only
-        the entries of steps done are meaningful. ``state`` is donated: use the one returned.
+        the entries of steps that ran are meaningful. ``state`` is donated: use the returned one.
 
-        ``start`` and ``stop`` are not compiled in. One program does every range, so that a run that
-        stops and resumes anywhere computes bit for bit what an undisturbed run does.
+        ``start`` and ``stop`` are not static: one program runs every range. So a run that stops and
+        resumes computes the same, bit for bit, as an uninterrupted run.
 
     Raises:
-        InvalidInputError: ``optimizer`` is none; ``loss_fn`` returns something else; the leaves of
-            ``batches`` differ in their steps, or ``start`` to ``stop`` are none of them.
+        InvalidInputError: ``optimizer`` is not an optimiser; ``loss_fn`` returns something else;
+            the leaves of ``batches`` differ in their steps, or do not have ``start`` to ``stop``.
 
     >>> def loss_fn(params, carry, batch, key):
     ...     return jnp.sum((params - batch) ** 2), (carry, {})
@@ -111,11 +111,11 @@ def make_train_steps(
 
 
 def make_eval_steps(loss_fn: LossFunction, sharding: Sharding | None = None) -> Callable[..., Any]:
-    """Compile a function that computes the loss of many batches, and trains nothing.
+    """Compile a function that computes the loss of many batches without training.
 
     Returns:
-        ``eval_steps((params, carry), batches, start, stop) -> (carry, metrics)``, much as
-        `make_train_steps` does. The key of ``loss_fn`` is None.
+        ``eval_steps((params, carry), batches, start, stop) -> (carry, metrics)``, as in
+        `make_train_steps`. The key of ``loss_fn`` is None.
     """
 
     def loss_of(params: Any, carry: Any, batch: Any) -> tuple[Any, Metrics]:
@@ -142,7 +142,7 @@ def make_eval_steps(loss_fn: LossFunction, sharding: Sharding | None = None) -> 
 
 
 def _checked(compiled: Callable[..., Any], sharding: Sharding | None) -> TrainSteps:
-    """The compiled steps, called with a range of steps that the batches have."""
+    """Wrap the compiled steps with a check of the range of steps."""
 
     def run(state: Any, batches: Any, start: int, stop: int) -> tuple[Any, Metrics]:
         _check_range(batches, start, stop)
@@ -161,7 +161,7 @@ def _over_steps(
     stop: jax.Array,
     to_the_end: bool,
 ) -> tuple[Any, Metrics]:
-    """Do steps one after another, unless ``to_the_end`` no further than one that is not finite."""
+    """Run steps one after another; unless ``to_the_end``, stop after a non-finite one."""
     num_steps = len(jax.tree.leaves(batches)[0])
     shapes = jax.eval_shape(one_step, state, jax.tree.map(lambda leaf: leaf[0], batches))[1]
     metrics = jax.tree.map(lambda s: jnp.zeros((num_steps, *s.shape), s.dtype), shapes)
@@ -187,7 +187,7 @@ def _over_steps(
 def checked_loss(
     loss_fn: LossFunction, params: Any, carry: Any, batch: Any, key: jax.Array
 ) -> tuple[jax.Array, tuple[Any, Metrics]]:
-    """What a loss function returns; InvalidInputError if that is not what it should be."""
+    """Call a loss function and check its result; raise InvalidInputError if it is invalid."""
     returned = loss_fn(params, carry, batch, key)
     _check_returned(returned, carry)
     return returned
@@ -202,7 +202,7 @@ def updated(
     loss: jax.Array,
     grads: Any,
 ) -> tuple[Any, Any]:
-    """The parameters and the optimiser's state after a step with these gradients."""
+    """Return the parameters and the optimiser's state after a step with these gradients."""
 
     def value_fn(params: Any) -> jax.Array:
         return loss_fn(params, state.carry, batch, key)[0]
@@ -220,7 +220,7 @@ def updated(
 
 
 def check_optimizer(optimizer: Any) -> None:
-    """Raise unless an optimiser is one of optax."""
+    """Raise unless ``optimizer`` is an optax optimiser."""
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise InvalidInputError(
             f"optimizer must be one of optax, as optax.adam(1e-3), but is {brief(optimizer)}; "
@@ -229,7 +229,7 @@ def check_optimizer(optimizer: Any) -> None:
 
 
 def check_params(params: Any) -> None:
-    """Raise unless every parameter is of a type that has a gradient."""
+    """Raise unless every parameter has a type with a gradient."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
         if not jnp.issubdtype(dtype, jnp.inexact):
@@ -241,7 +241,7 @@ def check_params(params: Any) -> None:
 
 
 def _check_range(batches: Any, start: int, stop: int) -> None:
-    """Raise unless every leaf has the steps that are to be done: JAX would repeat the last one."""
+    """Raise unless every leaf has the requested steps: JAX would repeat the last one."""
     lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(batches)}
     steps = (*min(lengths, default=()), -1)[0]
     whole = start == int(start) and stop == int(stop)
@@ -254,7 +254,7 @@ def _check_range(batches: Any, start: int, stop: int) -> None:
 
 
 def _check_returned(returned: Any, carry: Any) -> None:
-    """Raise unless a loss function returned what a `LossFunction` returns."""
+    """Raise unless a loss function returned the result of a `LossFunction`."""
 
     def of(tree: Any) -> Any:
         return jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(np.shape(x))}", tree)

@@ -15,18 +15,18 @@ from rnnjax.errors import InvalidInputError
 from rnnjax.training.step import LossFunction
 
 RunPiece = Callable[[Any, Any, Any, jax.Array], tuple[Any, Any]]
-"""``(params, carry, inputs, key) -> (carry, outputs)``, over some steps of the streams."""
+"""``(params, carry, inputs, key) -> (carry, outputs)``, over one window of the streams."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """What one update reads: steps of all streams, with time first.
+    """The data of one update: steps of all streams, time first.
 
     Attributes:
         inputs: any pytree of arrays ``(steps, rows, ...)``: inputs, resets ...
         targets: any pytree of arrays ``(steps, rows, ...)``.
-        counted: booleans ``(steps, rows)``: the steps whose loss counts.
+        counted: booleans ``(steps, rows)``, True for steps whose loss counts.
     """
 
     inputs: Any
@@ -35,23 +35,23 @@ class Window:
 
 
 def windows(inputs: Any, targets: Any, *, steps: int, mask: Any = None) -> Window:
-    """Cut streams into the windows of truncated backpropagation (Williams & Peng, 1990).
+    """Split streams into the windows of truncated backpropagation (Williams & Peng, 1990).
 
-    An update is made every ``steps`` steps, and its gradient flows back through these. Steps at the
-    end that do not fill a window are dropped.
+    There is one update every ``steps`` steps, whose gradient flows back through these steps. Steps
+    at the end that do not fill a window are dropped.
 
     Args:
         inputs: a pytree of arrays ``(time, rows, ...)``.
-        targets: likewise.
-        steps: of a window.
-        mask: booleans ``(time, rows)``, False where a step does not count.
+        targets: a pytree of arrays ``(time, rows, ...)``.
+        steps: the number of steps of a window.
+        mask: booleans ``(time, rows)``, False for steps that do not count.
 
     Returns:
-        a `Window` whose leaves have a leading axis of updates, as `make_train_steps` takes batches.
+        a `Window` whose leaves have a leading axis of updates: the batches of `make_train_steps`.
 
     Raises:
-        InvalidInputError: the streams are shorter than a window, or differ in their steps, targets
-            and mask in their rows.
+        InvalidInputError: the streams are shorter than a window, or differ in their steps; or
+            targets and mask differ in their rows.
 
     >>> ids = np.arange(8).reshape(8, 1)
     >>> windows(ids, ids, steps=3).inputs[..., 0].tolist()
@@ -89,17 +89,16 @@ def windows(inputs: Any, targets: Any, *, steps: int, mask: Any = None) -> Windo
 
 
 def truncated_loss(run: RunPiece, losses: Callable[[Any, Any], jax.Array]) -> LossFunction:
-    """The loss of one `Window`, for `fit`: it takes and returns the streams' carry.
+    """Make the loss function of one `Window`, for `fit`; it takes and returns the streams' carry.
 
-    The loss is the mean over the steps that count. Their number is the metric ``weight``, by which
-    the mean of an epoch is that over all its steps that count.
+    The loss is the mean over the steps that count. Their number is the metric ``weight``, so that
+    the mean of an epoch is over all its steps that count.
 
-    The carry that an update returns is that after the window, where the next one begins. Rows whose
-    stream ends and another begins are reset by ``run`` itself, with
-    ``rnnjax.unroll(..., resets=inputs["resets"])``; nothing else is needed for them.
+    The returned carry is the state after the window, where the next window begins. If a new stream
+    begins in a row, ``run`` resets it with ``rnnjax.unroll(..., resets=inputs["resets"])``.
 
     Args:
-        run: runs the model over some steps.
+        run: runs the model over the steps of a window.
         losses: ``(outputs, targets) -> (steps, rows)``, the loss of each step.
 
     >>> import optax, rnnjax
@@ -146,10 +145,10 @@ def truncated_loss(run: RunPiece, losses: Callable[[Any, Any], jax.Array]) -> Lo
 
 
 def _filled(counted: jax.Array, leaf: jax.Array) -> jax.Array:
-    """Targets with one that counts, and zero where there is none, in the place of all that do not.
+    """Replace targets that do not count by one that does, or by zero if there is none.
 
-    Those may be anything, NaN too, which must not reach the gradient; nor must what a loss makes of
-    a zero that is no target, by dividing by it.
+    They may be anything, even NaN, which must not reach the gradient. Zeros alone would not do: a
+    loss may divide by its target.
     """
     if not counted.size:
         return leaf
