@@ -18,31 +18,31 @@ class Config:
     """
 
     seq_length: int = 1
-    """Letters of one input."""
+    """The number of letters of one input."""
     mode: Literal["steps", "features", "variable"] = "steps"
     """Several letters come as several time steps, or as several features of one step; "variable":
     random sub-strings of up to so many letters, with zeros before."""
     stateful: bool = True
-    """Carry the state from one input to the next; without, it is reset after every batch."""
+    """Carry the state from one input to the next; otherwise reset it after every batch."""
     batch_size: int = 1
-    """Inputs of an update. Each row of a batch has its own state: none is carried across."""
+    """The number of inputs of an update. Each row of a batch has its own state."""
     cell: Literal["lstm", "gru", "simple"] = "lstm"
-    """The recurrent cell."""
+    """The type of recurrent cell."""
     hidden_size: int = 50
-    """Hidden units."""
+    """The number of hidden units."""
     epochs: int = 300
-    """Passes over the alphabet."""
+    """The number of passes over the alphabet."""
     learning_rate: float = 1e-3
-    """Of Adam."""
+    """The learning rate of Adam."""
     decay: bool = False
-    """Let the learning rate fall along a line, to 0 after the last update."""
+    """Decrease the learning rate linearly, to 0 after the last update."""
     seed: int = 0
-    """Of the initial weights."""
+    """The seed of the initial weights."""
     seeds: int = 1
-    """How many seeds, from --seed on, are trained side by side in one vmapped run."""
+    """The number of seeds, from --seed on, to train together in one vmapped run."""
     all: bool = False
-    """Train the tutorial's six framings with 20 seeds each, from --seed on; no other
-    option counts."""
+    """Train the tutorial's six framings with 20 seeds each, from --seed on, and ignore all other
+    options."""
     run_dir: Path | None = None
     """Where the result goes; by default a new folder under runs/alphabet."""
 

@@ -89,6 +89,6 @@ def compare(seed: int, run_dir: Path) -> int:
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=COMPILER_OPTIONS)
 def _accuracies(model: Model, seed: int) -> jax.Array:
-    """Of `SEEDS` seeds, side by side."""
+    """Train `SEEDS` seeds in one vmapped run."""
     keys = jax.vmap(jax.random.key)(seed + jnp.arange(SEEDS))
     return jax.vmap(lambda key: model.accuracy(model.train(key)[0]))(keys)

@@ -27,11 +27,11 @@ class Config:
     """Run the programs of the cookbook, and print one table of their scores."""
 
     programs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Their names; by default all."""
+    """The names of the programs; by default all."""
     data: str | None = None
-    """A folder that has the data, or "made"; by default it is downloaded once."""
+    """A folder with the data, or "made" for synthetic data; by default downloaded once."""
     run_dir: Path | None = None
-    """Where the results go, a folder for each program; by default under runs/cookbook."""
+    """The folder for the results, one subfolder per program; by default runs/cookbook."""
 
 
 def main() -> int:

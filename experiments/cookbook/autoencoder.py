@@ -35,19 +35,19 @@ class Config:
     """Learn to write a digit's rows again from a few numbers, beside principal components."""
 
     data: str | None = None
-    """A folder that has the file of MNIST, or "made"."""
+    """A folder with the MNIST file, or "made" for synthetic data."""
     run_dir: Path | None = None
     """Where the picture and result.json go; by default a new folder under runs/cookbook."""
     seeds: int = 3
-    """Networks, one after the other."""
+    """The number of networks to train, one after the other."""
     seed: int = 0
-    """Of the first one's weights and batches."""
+    """The seed of the first network's weights and batches."""
     hidden_size: int = 128
-    """Of the encoder and of the decoder."""
+    """The number of hidden units of encoder and decoder."""
     epochs: int = 3
-    """Passes over the training part, in batches of 50."""
+    """The number of passes over the training part, in batches of 50."""
     learning_rate: float = 3e-3
-    """Of Adam at its highest; it falls to a hundredth along a cosine."""
+    """The highest learning rate of Adam; a cosine decreases it to a hundredth."""
 
 
 def grey_digits(config: Config) -> dict[str, np.ndarray]:

@@ -38,17 +38,17 @@ class Config:
     """Write what is in a scene."""
 
     data: str | None = None
-    """A folder that has the file of MNIST, or "made"."""
+    """A folder with the MNIST file, or "made" for synthetic data."""
     run_dir: Path | None = None
     """Where the picture and result.json go; by default a new folder under runs/cookbook."""
     seeds: int = 1
-    """Networks of each kind, one after the other."""
+    """The number of networks of each kind, one after the other."""
     seed: int = 0
-    """Of the first one's weights and scenes."""
+    """The seed of the first network's weights and scenes."""
     scenes: int = 20000
-    """Of an epoch; the validation and the test part have a tenth as many."""
+    """The number of scenes of an epoch; validation and test have a tenth as many."""
     epochs: int = 20
-    """How often scenes are drawn."""
+    """The number of epochs, each of new scenes."""
 
 
 def init(key: jax.Array) -> dict[str, Any]:

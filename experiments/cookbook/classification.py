@@ -58,13 +58,13 @@ class Config:
     """Compare a bag of words, a CNN and recurrent networks on questions and on names."""
 
     data: str | None = None
-    """A folder that has the questions and the names, or "made"."""
+    """A folder with the questions and the names, or "made" for synthetic data."""
     run_dir: Path | None = None
     """Where the pictures and result.json go; by default a new folder under runs/cookbook."""
     seeds: int = 3
-    """Networks of each kind, side by side in one vmap."""
+    """The number of networks of each kind, in one vmap."""
     seed: int = 0
-    """Of weights, batches and noise, and of what is held out."""
+    """The seed of weights, batches, noise and the held-out part."""
 
 
 class Task(NamedTuple):

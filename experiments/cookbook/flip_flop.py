@@ -42,15 +42,15 @@ class Config:
     cell: str = "SimpleRNN"
     """Its class without "Cell", such as GRU, LSTM or MGU."""
     units: int = 16
-    """Of the cell."""
+    """The number of units of the cell."""
     bits: int = 3
-    """Channels, at most three."""
+    """The number of channels, at most three."""
     seed: int = 0
-    """Of weights and data."""
+    """The seed of weights and data."""
     epochs: int = 30
-    """Of a hundred updates each."""
+    """The number of epochs, of a hundred updates each."""
     starts: int = 2000
-    """States from which Newton's method begins."""
+    """The number of states from which Newton's method begins."""
 
 
 def draw(seed: Any, *shape: int, rate: float = 0.1) -> dict[str, np.ndarray]:

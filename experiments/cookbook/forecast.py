@@ -44,33 +44,33 @@ class Config:
     """Forecast series by a GRU, and by what needs no network."""
 
     file: Annotated[Path | None, tyro.conf.Positional] = None
-    """A CSV file with a row for each time; without one, three well-known series."""
+    """A CSV file with one row per time; by default three well-known series."""
     target: tuple[str, ...] = ()
-    """Columns to forecast; by default the only one of numbers."""
+    """The columns to forecast; by default the only numeric one."""
     inputs: tuple[str, ...] = ()
     """Other columns to read, each up to the time at which it is forecast."""
     by: str | None = None
-    """The column that says to which of several series a row belongs."""
+    """The column that names the series of a row, if there are several."""
     time: str | None = None
     """The column of the times; by default the first one that holds dates."""
     unit: str = ""
-    """Of the values, for the picture."""
+    """The unit of the values, for the picture."""
     horizon: int = 1
-    """How many of the next values are forecast at each time."""
+    """The number of next values to forecast at each time."""
     period: tuple[int, ...] = ()
-    """Steps of a season, or of several; by default what the dates suggest."""
+    """The number of steps of each season; by default what the dates suggest."""
     window: int = 200
-    """Steps of a training sequence."""
+    """The number of steps of a training sequence."""
     load: Path | None = None
-    """The --run-dir of an earlier run, whose network forecasts without being trained."""
+    """The --run-dir of an earlier run, whose network forecasts without training."""
     data: str | None = None
-    """A folder that has the well-known files, or "made"."""
+    """A folder with the well-known files, or "made" for synthetic data."""
     run_dir: Path | None = None
     """Where the picture and result.json go; by default a new folder under runs/cookbook."""
     seeds: int = 10
-    """Networks side by side in one vmap; their mean is the forecast."""
+    """The number of networks in one vmap; their mean is the forecast."""
     seed: int = 0
-    """Of weights, dropout and the order of the data."""
+    """The seed of weights, dropout and the order of the data."""
     epochs: int = 60
     """At most so many, of ten updates or more; ten without a better validation error end it."""
 
@@ -158,7 +158,7 @@ def apply(params: Any, xs: Any, key: jax.Array | None = None, **marks: Any) -> j
 
 @jax.jit
 def expect(params: Any, xs: Any, valid: Any) -> jax.Array:
-    """Those of all networks, the state carried on through the whole series."""
+    """Return the forecasts of all networks, with the state carried through the whole series."""
     return jax.vmap(lambda params: apply(params, xs, mask=valid))(params)
 
 

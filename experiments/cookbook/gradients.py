@@ -40,13 +40,13 @@ class Config:
     run_dir: Path | None = None
     """Where the picture and result.json go; by default a new folder under runs/cookbook."""
     seeds: int = 3
-    """Networks of each kind that learn, side by side in one vmap."""
+    """The number of trained networks of each kind, in one vmap."""
     seed: int = 0
-    """Of weights and data."""
+    """The seed of weights and data."""
     numbers: int = 200
-    """Steps of the adding problem."""
+    """The number of steps of the adding problem."""
     epochs: int = 8
-    """Of the networks that learn, of 32 units: a hundred updates each, on 64 new sequences."""
+    """The number of epochs of the trained networks: 100 updates each, on 64 new sequences."""
 
 
 def draw(kind: str, size: int, seed: int, seeds: int) -> tuple[Any, Any]:

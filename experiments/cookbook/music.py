@@ -43,25 +43,25 @@ class Config:
     """Predict the next chord of a chorale by a SimpleRNN, an LSTM, a GRU and a TCN."""
 
     data: str | None = None
-    """A folder that has the pieces, or "made"."""
+    """A folder with the pieces, or "made" for synthetic data."""
     run_dir: Path | None = None
     """Where the picture and result.json go; by default a new folder under runs/cookbook."""
     seeds: int = 3
-    """Networks of each kind, one after the other."""
+    """The number of networks of each kind, one after the other."""
     seed: int = 0
-    """Of the first one's weights, batches and noise."""
+    """The seed of the first network's weights, batches and noise."""
     pieces: Literal["JSB_Chorales", "Nottingham"] = "JSB_Chorales"
     """Chorales of Bach, or folk tunes."""
     epochs: int = 30
-    """Passes over the training part."""
+    """The number of passes over the training part."""
     learning_rate: float = 0.015
-    """Of AdamW at its height; a tenth of the updates leads up to it, and a cosine down from it."""
+    """The highest learning rate of AdamW, after a tenth of the updates; a cosine follows."""
     units: int = 150
-    """Of the embedding of a chord, and of each layer behind it."""
+    """The number of units of a chord's embedding and of each layer."""
     dropout: float = 0.3
-    """Of what the head reads, and behind each convolution of the TCN."""
+    """Dropout before the head, and after each convolution of the TCN."""
     recurrent_dropout: float = 0.4
-    """Of the hidden state where it enters the recurrence."""
+    """Dropout of the hidden state in the recurrent product."""
 
 
 def lay(pieces: list[np.ndarray], row_length: int) -> dict[str, np.ndarray]:

@@ -43,17 +43,17 @@ class Config:
     run_dir: Path | None = None
     """Where the picture and result.json go; by default a new folder under runs/cookbook."""
     seeds: int = 3
-    """Networks of each kind."""
+    """The number of networks of each kind."""
     seed: int = 0
-    """Of weights and data."""
+    """The seed of weights and data."""
     wait: int = 15
-    """Letters between the one that is marked and the question."""
+    """The number of letters between the marked one and the question."""
     rows: int = 32
-    """Streams side by side."""
+    """The number of streams in a batch."""
     steps: int = 15_000
-    """That every network reads."""
+    """The number of steps that every network reads."""
     learning_rate: float = 3e-3
-    """Of Adam."""
+    """The learning rate of Adam."""
 
 
 def read(config: Config, seed: int, time: Any, places: Any, answers: Any) -> tuple[Any, ...]:

@@ -37,23 +37,23 @@ class Config:
     """Learn the probability of binary digits, pixel by pixel, and complete their lower halves."""
 
     data: str | None = None
-    """A folder that has the file of MNIST, or "made"."""
+    """A folder with the MNIST file, or "made" for synthetic data."""
     run_dir: Path | None = None
     """Where the picture and result.json go; by default a new folder under runs/cookbook."""
     seeds: int = 1
-    """Networks, one after the other."""
+    """The number of networks to train, one after the other."""
     seed: int = 0
-    """Of the first one's weights and batches, and of what is drawn."""
+    """The seed of the first network's weights and batches, and of the samples."""
     channels: int = 16
-    """Of the input layer and of each LSTM."""
+    """The number of channels of the input layer and of each LSTM."""
     layers: int = 2
-    """Row LSTMs, each of which adds to its inputs."""
+    """The number of row LSTMs, each with a residual connection."""
     epochs: int = 4
-    """Passes over the training part."""
+    """The number of passes over the training part."""
     batch_size: int = 16
-    """Images of an update."""
+    """The number of images of an update."""
     learning_rate: float = 0.01
-    """Of Adam at its highest; it falls to a hundredth along a cosine."""
+    """The highest learning rate of Adam; a cosine decreases it to a hundredth."""
 
 
 def binary_digits(config: Config) -> dict[str, np.ndarray]:

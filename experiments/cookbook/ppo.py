@@ -34,31 +34,31 @@ class Config:
     tasks: tuple[str, ...] = ("t_maze", "repeat_previous")
     """A T-maze (Bakker, 2002), and a task of POPGym (Morad et al., 2023)."""
     seeds: int = 3
-    """Agents of each kind."""
+    """The number of agents of each kind."""
     seed: int = 0
-    """Of the first: weights, tasks and actions."""
+    """The seed of the first agent's weights, tasks and actions."""
     units: int = 64
-    """Of each layer of the agent."""
+    """The number of units of each layer of the agent."""
     rows: int = 64
-    """Environments side by side."""
+    """The number of environments in a batch."""
     rollout: int = 64
-    """Steps of each between two updates."""
+    """The number of steps of each environment between updates."""
     updates: int = 120
-    """Rollouts."""
+    """The number of rollouts."""
     epochs: int = 4
-    """How often a rollout is learned from."""
+    """The number of passes over a rollout."""
     parts: int = 4
-    """Minibatches of it."""
+    """The number of minibatches of a rollout."""
     learning_rate: float = 2e-3
-    """Of Adam, at first; it falls to zero."""
+    """The first learning rate of Adam; it decreases to zero."""
     discount: float = 0.95
-    """How much a reward counts one step earlier."""
+    """The discount of a reward per step."""
     trust: float = 0.9
-    """Lambda of the generalised advantage estimate (Schulman et al., 2016)."""
+    """Lambda of generalised advantage estimation (Schulman et al., 2016)."""
     clip: float = 0.2
-    """How far a probability may move in one update."""
+    """The largest relative change of a probability in one update."""
     entropy_weight: float = 0.02
-    """Of the bonus for trying every action."""
+    """The weight of the entropy bonus."""
 
 
 class Step(NamedTuple):

@@ -36,31 +36,31 @@ class Config:
     tasks: tuple[str, ...] = ("t_maze", "repeat_previous")
     """A T-maze (Bakker, 2002), and a task of POPGym (Morad et al., 2023)."""
     seeds: int = 3
-    """Agents of each kind."""
+    """The number of agents of each kind."""
     seed: int = 0
-    """Of the first: weights, tasks and actions."""
+    """The seed of the first agent's weights, tasks and actions."""
     units: int = 64
-    """Of each layer of the agent."""
+    """The number of units of each layer of the agent."""
     rows: int = 32
-    """Environments side by side."""
+    """The number of environments in a batch."""
     piece: int = 16
-    """Steps of a piece: of the burn-in, and of what is learned from."""
+    """The number of steps of a segment: of the burn-in, and of the training part."""
     pieces: int = 128
-    """Of each row that the replay holds."""
+    """The number of segments of each row in the replay buffer."""
     updates: int = 400
-    """Times that every row acts for a piece."""
+    """The number of times that every row acts for a segment."""
     turns: int = 8
-    """Steps of the optimiser after each."""
+    """The number of steps of the optimiser after each."""
     batch: int = 32
-    """Sequences of a step."""
+    """The number of sequences per optimiser step."""
     learning_rate: float = 2e-3
-    """Of Adam."""
+    """The learning rate of Adam."""
     discount: float = 0.9
-    """How much a reward counts one step earlier."""
+    """The discount of a reward per step."""
     horizon: int = 3
-    """Steps whose rewards are summed before the network for the targets is asked."""
+    """The number of steps whose rewards are summed before the target network's value."""
     pace: float = 0.02
-    """How far that network follows at each step of the optimiser."""
+    """The rate at which the target network follows at each step of the optimiser."""
 
 
 class Piece(NamedTuple):

@@ -42,19 +42,19 @@ class Config:
     """Read digits by rows and by pixels, beside a CNN."""
 
     data: str | None = None
-    """A folder that has the file of MNIST, or "made"."""
+    """A folder with the MNIST file, or "made" for synthetic data."""
     run_dir: Path | None = None
     """Where the picture and result.json go; by default a new folder under runs/cookbook."""
     seeds: int = 3
-    """Networks of each kind, one after the other; by pixels one of each."""
+    """The number of networks of each kind, one after the other; one of each by pixels."""
     seed: int = 0
-    """Of the first one's weights and batches."""
+    """The seed of the first network's weights and batches."""
     epochs: tuple[int, int, int] = (4, 7, 2)
-    """Passes over the training part by rows, of the CNN, and by pixels."""
+    """The number of passes over the training part: by rows, of the CNN, and by pixels."""
     batch_size: int = 64
-    """Images of an update."""
+    """The number of images of an update."""
     learning_rate: float = 4e-3
-    """Of Adam at its height, a fifth of the updates from the beginning."""
+    """The highest learning rate of Adam, after a fifth of the updates."""
 
 
 def init(cell: rnnjax.Cell | None, features: int, key: jax.Array) -> dict[str, Any]:

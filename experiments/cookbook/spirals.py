@@ -43,15 +43,15 @@ class Config:
     run_dir: Path | None = None
     """Where the picture and result.json go; by default a new folder under runs/cookbook."""
     seeds: int = 3
-    """Networks of each kind, side by side in one vmap."""
+    """The number of networks of each kind, in one vmap."""
     seed: int = 0
-    """Of weights and data."""
+    """The seed of weights and data."""
     points: int = 16
-    """Of a spiral, at irregular times."""
+    """The number of points of a spiral, at irregular times."""
     noise: float = 0.1
-    """Added to them: its standard deviation."""
+    """The standard deviation of the noise of the points."""
     epochs: int = 10
-    """At irregular times, of 100 updates each, on 64 new spirals."""
+    """The number of epochs at irregular times, of 100 updates each, on 64 new spirals."""
 
 
 def draw(

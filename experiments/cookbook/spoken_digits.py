@@ -43,15 +43,15 @@ class Config:
     """Name spoken digits: by GRUs and a CNN on spectrograms, a CNN on waveforms, mean spectra."""
 
     data: str | None = None
-    """A folder that has the recordings in one file, or "made"."""
+    """A folder with the recordings in one file, or "made" for synthetic data."""
     run_dir: Path | None = None
     """Where the picture and result.json go; by default a new folder under runs/cookbook."""
     seeds: int = 3
-    """Networks of each kind, one after the other."""
+    """The number of networks of each kind, one after the other."""
     seed: int = 0
-    """Of the first one's weights, batches and dropout."""
+    """The seed of the first network's weights, batches and dropout."""
     epochs: int = 15
-    """Passes over the training part."""
+    """The number of passes over the training part."""
 
 
 def log_mel(wave: np.ndarray) -> np.ndarray:

@@ -35,19 +35,19 @@ class Config:
     """Translate German into English."""
 
     data: str | None = None
-    """A folder that has Multi30k, or "made"."""
+    """A folder with Multi30k, or "made" for synthetic data."""
     run_dir: Path | None = None
     """Where the result goes; by default a new folder under runs/cookbook/translation."""
     seeds: int = 1
-    """How many models are trained, one after the other."""
+    """The number of models to train, one after the other."""
     seed: int = 0
-    """Of the first one."""
+    """The seed of the first model."""
     epochs: int = 8
-    """Passes over the pairs; the scores have to be reached with 8 or more."""
+    """The number of passes over the pairs; scores are checked with 8 or more."""
     size: int = 192
-    """Numbers that stand for a word, and units of each of the three GRUs."""
+    """The size of a word's embedding, and of each of the three GRUs."""
     dropout: float = 0.3
-    """Of the embedded words, of what was read, and of what the next word is chosen by."""
+    """Dropout of the embeddings, the encoder's outputs, and the input of the softmax."""
 
 
 def numbered(pairs: list[tuple[str, str]], known: Any, parts: int = 3) -> tuple[Any, ...]:
@@ -98,7 +98,7 @@ class Model:
         return self.drop(key, combined) @ params["english"].T + params["bias"], weights
 
     def losses(self, params: Any, german: Any, english: Any, key: Any = None) -> Any:
-        """Of each English word, and what was looked at for it."""
+        """Return the loss of each English word, and its attention weights."""
         keys = rnnjax.split_key(key, 3)
         carry, memory = self.read(params, german, keys[0])
         before = jnp.concatenate([jnp.full_like(english[:1], BEGIN), english[:-1]])

@@ -50,15 +50,15 @@ class Config:
     """Name the digits of films, and go on with films."""
 
     data: str | None = None
-    """A folder that has the file of MNIST, or "made"."""
+    """A folder with the MNIST file, or "made" for synthetic data."""
     run_dir: Path | None = None
     """Where the picture and result.json go; by default a new folder under runs/cookbook."""
     seeds: int = 1
-    """Networks of each kind, one after the other."""
+    """The number of networks of each kind, one after the other."""
     seed: int = 0
-    """Of the first one's weights and films."""
+    """The seed of the first network's weights and films."""
     films: int = 3000
-    """Of an epoch; the validation and the test part have a third as many."""
+    """The number of films of an epoch; validation and test have a third as many."""
 
 
 def init(draws: bool, cell: Any, key: jax.Array) -> dict[str, Any]:

@@ -37,13 +37,13 @@ class Config:
     """Tell the next word of a text: by an LSTM, and by counting."""
 
     data: str | None = None
-    """A folder that has the texts, or "made"."""
+    """A folder with the texts, or "made" for synthetic data."""
     run_dir: Path | None = None
     """Where the picture and result.json go; by default a new folder under runs/cookbook."""
     seeds: int = 2
-    """LSTMs of each text, one after the other."""
+    """The number of LSTMs for each text, one after the other."""
     seed: int = 0
-    """Of the first one's weights and dropout."""
+    """The seed of the first network's weights and dropout."""
 
 
 def kneser_ney(words: list[int], known: int, size: int, order: int = 3) -> np.ndarray:

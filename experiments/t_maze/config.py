@@ -16,37 +16,37 @@ class Config:
     """
 
     corridor_length: int = 8
-    """Steps forward from the start to the junction."""
+    """The number of steps from the start to the junction."""
     step_limit: int = 40
-    """An episode that has not ended after so many steps ends there."""
+    """The maximum number of steps of an episode."""
     cell: Literal["gru", "lstm"] = "gru"
-    """The recurrent cell."""
+    """The type of recurrent cell."""
     hidden_size: int = 32
-    """Hidden units."""
+    """The number of hidden units."""
     environments: int = 64
-    """Mazes side by side: the batch."""
+    """The number of mazes in a batch."""
     rollout: int = 32
-    """Steps of each maze between two updates, through which the gradient flows back."""
+    """The number of steps between updates, through which the gradient flows back."""
     updates: int = 1500
-    """Rollouts, each followed by one step of the optimiser."""
+    """The number of rollouts, each followed by one step of the optimiser."""
     learning_rate: float = 5e-3
-    """Of Adam."""
+    """The learning rate of Adam."""
     clip_norm: float = 0.5
-    """The gradient's norm is cut to this."""
+    """The largest norm of the gradient."""
     discount: float = 0.98
-    """How much a reward counts one step earlier."""
+    """The discount of a reward per step."""
     gae_lambda: float = 0.95
-    """Of the generalised advantage estimate: 0 trusts the value function, 1 the rewards alone."""
+    """Lambda of generalised advantage estimation: 0 trusts the value function, 1 only rewards."""
     value_weight: float = 0.5
-    """Of the value function's loss."""
+    """The weight of the value function's loss."""
     entropy_weight: float = 0.02
-    """Of the bonus for a policy that still tries every action."""
+    """The weight of the entropy bonus, which keeps the policy exploring."""
     episodes: int = 2000
-    """Fresh episodes, with the most probable actions, over which success is counted at the end."""
+    """The number of new episodes, with greedy actions, for the success rate at the end."""
     seed: int = 0
-    """Of the initial weights, the mazes and the actions."""
+    """The seed of the initial weights, the mazes and the actions."""
     seeds: int = 1
-    """How many seeds, from --seed on, are trained side by side in one vmapped run."""
+    """The number of seeds, from --seed on, to train together in one vmapped run."""
     run_dir: Path | None = None
     """Where the result goes; by default a new folder under runs/t_maze."""
 

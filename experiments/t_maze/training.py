@@ -114,7 +114,7 @@ class Trainer:
     def loss(
         self, params: Any, carry: Any, rollout: Rollout, advantages: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Of advantage actor-critic (Mnih et al., 2016); returns it and the policy's entropy.
+        """Return the loss of advantage actor-critic (Mnih et al., 2016) and the policy's entropy.
 
         ``carry`` is the state with which the rollout began. It comes in as a value, so the gradient
         ends there: truncated backpropagation through time. Inside of the rollout it flows back

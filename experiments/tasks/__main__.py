@@ -187,19 +187,19 @@ class Config:
     """Learn the tasks with the cells, and compare."""
 
     tasks: tuple[str, ...] = tuple(TASKS)
-    """Their names."""
+    """The names of the tasks."""
     cells: tuple[str, ...] = ()
-    """Their names; left out, those that tell each task apart."""
+    """The names of the cells; by default those that show the difference for each task."""
     data: str | None = None
     """A folder that has the file of MNIST, or "made"."""
     quick: bool = False
-    """A try: short sequences and few updates, without bounds."""
+    """A quick try: short sequences and few updates, without checking the scores."""
     run_dir: Path | None = None
     """Where the picture and result.json go; by default a new folder under runs/tasks."""
     seeds: int = 1
-    """Networks of each kind, side by side in one vmap."""
+    """The number of networks of each kind, in one vmap."""
     seed: int = 0
-    """Of weights and data."""
+    """The seed of weights and data."""
 
 
 def logits(cell: rnnjax.Cell, symbols: int, params: Any, xs: jax.Array, steps: int) -> jax.Array:

@@ -53,35 +53,35 @@ def check_ranges(options: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """Which text, in which characters, and how it is cut."""
+    """The text, its vocabulary, and how it is split."""
 
     corpus: str = "alice"
     """"alice", "python-docs", or the path of a text file."""
     encoding: str = "utf-8"
-    """Of that file."""
+    """The encoding of that file."""
     strip_licence: bool = False
     """Leave out Project Gutenberg's header and licence."""
     vocabulary: Literal["tutorial", "learned", "lines", "bytes"] = "tutorial"
-    """The tutorial's 68 characters (the text is cleaned to them); all that occur in the text; the
-    same after each line is stripped, lower-cased, freed of what is not ASCII, and joined to the
-    next by a space; or the 256 bytes of its UTF-8 form, and of a file that is not UTF-8 its own."""
+    """The characters: the tutorial's 68 (the text is cleaned to them); all that occur in the text;
+    "lines": the same after lines are stripped, lower-cased, reduced to ASCII and joined by spaces;
+    or the 256 bytes of its UTF-8 form (of a file that is not UTF-8, its own bytes)."""
     validation: Share = 0.0
     """The share of the text, after the part to train on, that measures the progress."""
     test: Share = 0.0
     """The share at the end, which is measured once, after the training."""
     seq_length: Positive = 100
-    """Characters of a window; with --carry-state, where backpropagation through time is cut."""
+    """The number of characters of a window; with --carry-state, backpropagation stops there."""
     stride: PositiveOrNone = None
-    """Characters from one window to the next; by default windows do not overlap."""
+    """The distance of windows in characters; by default windows do not overlap."""
     predict: Literal["every", "last"] = "every"
-    """The characters of a window that count in the loss: every next one, or the last alone."""
+    """The characters of a window that count in the loss: every next one, or only the last."""
     carry_state: bool = False
     """Read the text as contiguous streams and carry the state from batch to batch."""
     forget: float = 0.0
-    """With --carry-state, the chance that a stream begins a batch with an empty state, so that the
-    model knows how a text begins."""
+    """With --carry-state, the probability that a stream begins a batch with an empty state, so that
+    the model learns how a text begins."""
     batch_size: Positive = 12
-    """Windows, or streams, of one step."""
+    """The number of windows, or streams, per step."""
 
     def check(self) -> None:
         """Raise InvalidInputError unless the options fit."""
@@ -111,21 +111,21 @@ class Architecture:
     cell: CellName = "lstm"
     """The recurrent cell of every layer."""
     layers: Positive = 3
-    """Recurrent layers."""
+    """The number of recurrent layers."""
     hidden_size: Positive = 700
-    """Hidden units of each layer."""
+    """The number of hidden units of each layer."""
     embedding_size: Natural = 0
     """Size of the characters' learned vectors; 0 takes one-hot vectors, as the tutorial does."""
     tied: bool = False
     """Use the characters' vectors as the weights of the softmax too (Press & Wolf, 2017)."""
     dropout: Share = 0.0
-    """Of the inputs of every layer but the first, and of the outputs of the last."""
+    """Dropout of the inputs of every layer except the first, and of the outputs of the last."""
     embedding_dropout: Share = 0.0
-    """Of the characters' vectors, the same features at all steps of a batch."""
+    """Dropout of the characters' vectors, the same features at all steps of a batch."""
     recurrent_dropout: Share = 0.0
-    """Of the hidden state in the recurrent product, the same units at all steps of a batch."""
+    """Dropout of the hidden state in the recurrent product, the same units at all steps."""
     weight_drop: Share = 0.0
-    """Of the entries of the recurrent kernels (Merity et al., 2018)."""
+    """Dropout of the entries of the recurrent kernels (Merity et al., 2018)."""
     products: ProductType = "float32"
     """The type in which the recurrent layers multiply matrices; all else is float32."""
 
@@ -151,23 +151,23 @@ class Optimization:
     optimizer: Literal["adam", "adamw", "rmsprop"] = "adam"
     """Adam and RMSprop as Keras computes them, or AdamW (with beta2 0.99)."""
     learning_rate: NotNegative = 1e-3
-    """At its highest."""
+    """The highest learning rate."""
     schedule: Literal["constant", "cosine", "steps"] = "constant"
-    """Constant; falling as a cosine to a hundredth; or multiplied by --decay after every epoch
-    from --decay-after on, as in char-rnn."""
+    """The learning rate: constant; a cosine that falls to a hundredth; or multiplied by --decay
+    after every epoch from --decay-after on, as in char-rnn."""
     warmup: Natural = 0
-    """Updates in which the learning rate rises from 0."""
+    """The number of updates in which the learning rate rises from 0."""
     decay: float = 0.97
-    """Of --schedule steps."""
+    """The factor of --schedule steps."""
     decay_after: Natural = 10
-    """Of --schedule steps: so many epochs, but at least the first, keep the learning rate."""
+    """For --schedule steps: the number of epochs, at least 1, before the first decay."""
     weight_decay: NotNegative = 0.0
-    """Of AdamW, for matrices alone."""
+    """Weight decay of AdamW, only for matrices."""
     clip_norm: NotNegative = 0.0
     """The largest norm of the gradient; 0 does not clip."""
     accumulate: Positive = 1
-    """Steps whose gradients are averaged for one update: a batch so many times as large. What is
-    left of them at the end of the run changes nothing."""
+    """The number of steps whose gradients are averaged for one update, as for a larger batch.
+    Incomplete updates at the end of the run are dropped."""
 
     def check(self) -> None:
         """Raise InvalidInputError unless the options fit."""
@@ -189,55 +189,55 @@ class Optimization:
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """Train a model, or go on with one.
+    """Train a model, or resume training.
 
     The defaults are those of the tutorial: shuffled windows of 100 characters, no state carried
     from one to the next, 3 layers of LSTM(700), a softmax at every step, Adam.
     """
 
     preset: str = "tutorial"
-    """The defaults of all other options: tutorial, fast, quality, next_character (see the README
-    for what each takes and reaches), or a file that sets fields as those in presets/ do."""
+    """The defaults of all other options: tutorial, fast, quality or next_character (see the README
+    for their time and loss), or a file that sets fields as those in presets/ do."""
     text: Text = Text()
     model: Architecture = Architecture()
     optimization: Optimization = Optimization()
     epochs: PositiveOrNone = 20
-    """Passes over the text. --schedule cosine ends with them: a run that goes on with another
-    number goes on with another learning rate, and says so."""
+    """The number of passes over the text. --schedule cosine ends with them: a run that resumes with
+    another number has another learning rate, and says so."""
     steps: PositiveOrNone = None
-    """Steps in all, in place of --epochs; the last epoch is finished."""
+    """The total number of steps, instead of --epochs; the last epoch is completed."""
     patience: Natural = 0
-    """Stop after so many epochs without a better validation loss; 0 never does."""
+    """Stop after this many epochs without a better validation loss; 0 never stops."""
     seed: Seed = 1
-    """Of the initial weights, the order of the windows, and the dropout."""
+    """The seed of the initial weights, the order of the windows, and the dropout."""
     checkpoint_every: Positive = 10
-    """Epochs between checkpoints; one is also written at the best validation loss, at the end, and
-    on SIGTERM, SIGHUP and Ctrl-C."""
+    """The number of epochs between checkpoints. One is also written at the best validation loss, at
+    the end, and on SIGTERM, SIGHUP and Ctrl-C."""
     keep_last: Positive = 3
-    """How many checkpoints are kept, besides the best."""
+    """How many checkpoints to keep, besides the best."""
     steps_per_dispatch: PositiveOrNone = None
-    """Steps done on the device before Python is asked again; by default as many as take a quarter
-    of a second."""
+    """The number of steps per call to the device; by default as many as take a quarter of a
+    second."""
     skip_nonfinite: Natural = 0
-    """How many steps in a row may have a loss or gradient that is NaN or infinite; they change
-    nothing, and are counted. 0 ends the run at the first."""
+    """How many steps in a row may have a NaN or infinite loss or gradient. They change nothing, and
+    are counted. 0 ends the run at the first."""
     sample_length: Natural = 200
-    """Characters of the sample after each epoch; 0 writes none."""
+    """The number of characters of the sample after each epoch; 0 writes none."""
     sample_temperature: Temperature = 0.0
-    """Of that sample; 0 takes the most probable character each time, as the tutorial does."""
+    """The temperature of that sample; 0 takes the most probable character, as in the tutorial."""
     tensorboard: bool = False
     """Write the metrics for TensorBoard too; needs pip install tensorboardX."""
     run_dir: Path | None = None
     """Where the results go; by default a new folder under runs/text_generator."""
     resume: bool = False
-    """Go on with the run in --run-dir (by default the newest) from its latest checkpoint. Its own
-    options are used again; only --epochs, --steps, --patience, --mesh, --learning-rate and
-    --skip-nonfinite, if given, replace what it had; without them it goes on exactly. --corpus,
-    --encoding and --strip-licence may name another file with the same text."""
+    """Resume the run in --run-dir (by default the newest) from its latest checkpoint, with its own
+    options. Only --epochs, --steps, --patience, --mesh, --learning-rate and --skip-nonfinite can
+    replace them; without these it resumes exactly. --corpus, --encoding and --strip-licence may
+    name another file with the same text."""
     mesh: str | None = None
-    """The devices to train on: so many for parts of the batch (8), or times so many for parts of
-    the hidden units (4x2), or "auto": all, for parts of the batch. By default all where there are
-    several processes, the cores of a CPU where that is faster, and else one."""
+    """The devices to train on: a number to split the batch (8), two to split batch and hidden units
+    (4x2), or "auto" to split the batch over all. By default all with several processes, the cores
+    of a CPU if that is faster, and else one."""
 
     def check(self) -> None:
         """Raise InvalidInputError unless the options fit."""

@@ -29,8 +29,8 @@ class Evaluate:
     """Measure how well a trained model predicts a text, in bits per character."""
 
     file: tyro.conf.Positional[str | None] = None
-    """The text, as --corpus of train; by default what the run held out of its own, or where it held
-    nothing out, all of it."""
+    """The text, as for --corpus of train; by default the held-out part of the run's own text, or if
+    there is none, all of it."""
     encoding: str | None = None
     """The encoding of FILE (utf-8), or of the run's own text (as `train` read it)."""
     corpus: str | None = None
@@ -38,9 +38,9 @@ class Evaluate:
     run_dir: Path | None = None
     """The run; by default the newest under runs/text_generator."""
     step: int | None = None
-    """Of the checkpoint; by default the best by validation loss, else the latest."""
+    """The step of the checkpoint; by default the best by validation loss, else the latest."""
     page: Path | None = None
-    """Also write a page (HTML, one file) with the text coloured by how much it surprised."""
+    """Also write an HTML page with the text coloured by surprise."""
     json: Path | None = None
     """Also write every character with its surprise in bits, as JSON."""
 

@@ -35,34 +35,34 @@ _PIECE = 256
 
 @dataclasses.dataclass(frozen=True)
 class Generate:
-    """Let a trained model write: on from a text, or in turns with you."""
+    """Write text with a trained model: continue a text, or take turns with you."""
 
     run_dir: Path | None = None
     """The run; by default the newest under runs/text_generator."""
     step: int | None = None
-    """Of the checkpoint; by default the best by validation loss, else the latest."""
+    """The step of the checkpoint; by default the best by validation loss, else the latest."""
     length: FromOne = 500
-    """Characters (bytes, if the model knows bytes) to write after the prime text, or in each
-    answer."""
+    """The number of characters (bytes, for a byte vocabulary) to write after the prime text, or in
+    each answer."""
     prime: str = ""
     """The beginning of the text; by default one random character."""
     prime_file: Path | None = None
-    """A text file (UTF-8) with the beginning, cleaned as the text to train on was."""
+    """A text file (UTF-8) with the beginning, cleaned like the training text."""
     samples: FromOne = 1
-    """Texts to write, all in one batch. The first is the one that is written alone."""
+    """The number of texts to write, in one batch. The first does not depend on the number."""
     temperature: float = 0.0
-    """Divides the logits; 0 takes the most probable character each time, 1 draws as predicted."""
+    """Divides the logits; 0 takes the most probable character, 1 samples as predicted."""
     top_k: FromZero = 0
-    """Draw from the so many most probable characters (Fan et al., 2018); 0 is all."""
+    """Sample from this many most probable characters (Fan et al., 2018); 0 for all."""
     top_p: float = 1.0
-    """Draw from the most probable characters that have this share of the probability (Holtzman et
-    al., 2020); 1 is all."""
+    """Sample from the most probable characters that have this share of the probability (Holtzman et
+    al., 2020); 1 for all."""
     repetition_penalty: float = 1.0
-    """Above 1 against characters that were written last (Keskar et al., 2019); 1 is none."""
+    """Above 1 penalises the last characters (Keskar et al., 2019); 1 does not."""
     penalty_window: FromOne = 64
-    """How many of the last characters that is."""
+    """The number of last characters to penalise."""
     seed: Seed = 0
-    """Of the draws, and of the random first character."""
+    """The seed of the samples, and of the random first character."""
     products: ProductType = "float32"
     """The type in which the recurrent layers multiply matrices as they write; bfloat16 is faster
     for many samples, and may choose another character where two are as probable."""
@@ -70,7 +70,7 @@ class Generate:
     """End before this string, once the model writes it. With --interactive an answer ends with the
     line, if the model knows the newline; --stop "" has answers of --length characters."""
     interactive: bool = False
-    """Read lines from the standard input, and answer each."""
+    """Read lines from standard input, and answer each."""
 
     @property
     def sampling(self) -> Sampling:
@@ -107,7 +107,7 @@ class Position:
     ids: np.ndarray
 
     def repeated(self, rows: int) -> "Position":
-        """The same position of one text, for so many."""
+        """Repeat the position of one text for several texts."""
         carry = jax.tree.map(lambda leaf: np.repeat(leaf, rows, axis=0), self.carry)
         return Position(carry, np.repeat(self.ids, rows, axis=1))
 

@@ -114,7 +114,7 @@ class CharacterModel:
     def prepared(
         self, params: Any, rows: int, products: ProductType = "float32"
     ) -> tuple["CharacterModel", Any]:
-        """The same model and parameters, made ready to be stepped in ``rows`` texts at a time."""
+        """Prepare the model and its parameters to step ``rows`` texts at a time."""
         x = jax.eval_shape(self.embed, params, jax.ShapeDtypeStruct((rows,), jnp.int32))
         product_dtype = jnp.bfloat16 if products == "bfloat16" else None
         stack: Any

@@ -363,9 +363,9 @@ def plot_loss(run_dir: Path, unit: str = "character") -> None:
 
 
 def thinned(curve: np.ndarray, groups: int = 1000) -> np.ndarray:
-    """Of a long curve ``(points, 2)`` the lowest and the highest point of each of many groups.
+    """Reduce a long curve ``(points, 2)`` to the lowest and highest point of each group.
 
-    In a plot they look as all of them do, whose drawing takes two seconds of 150,000.
+    The plot looks the same. Drawing 150,000 points would take two seconds.
     """
     if len(curve) <= 2 * groups:
         return curve

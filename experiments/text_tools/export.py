@@ -22,11 +22,11 @@ class Export:
     """Write a trained model as a file of Keras, PyTorch or ONNX."""
 
     to: Path
-    """A file that is not there yet: *.keras, *.weights.h5, *.safetensors or *.onnx."""
+    """The file to create: *.keras, *.weights.h5, *.safetensors or *.onnx."""
     run_dir: Path | None = None
     """The run; by default the newest under runs/text_generator."""
     step: int | None = None
-    """Of the checkpoint; by default the best by validation loss, else the latest."""
+    """The step of the checkpoint; by default the best by validation loss, else the latest."""
 
 
 def run_export(config: Export) -> int:

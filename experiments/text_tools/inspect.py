@@ -23,12 +23,12 @@ from experiments.text_tools.recording import record
 
 @dataclasses.dataclass(frozen=True)
 class Inspect:
-    """Look inside a trained model while it reads: a page (HTML, one file) of states and gates."""
+    """Write an HTML page of the states and gates of a trained model while it reads."""
 
     to: Path
-    """The page."""
+    """The HTML page to write."""
     file: tyro.conf.Positional[str | None] = None
-    """The text, as --corpus of train; by default what the run held out, else its own beginning."""
+    """The text, as for --corpus of train; by default the held-out part, else the beginning."""
     encoding: str | None = None
     """The encoding of FILE (utf-8), or of the run's own text (as `train` read it)."""
     corpus: str | None = None
@@ -36,9 +36,9 @@ class Inspect:
     run_dir: Path | None = None
     """The run; by default the newest under runs/text_generator."""
     step: int | None = None
-    """Of the checkpoint; by default the best by validation loss, else the latest."""
+    """The step of the checkpoint; by default the best by validation loss, else the latest."""
     characters: Annotated[int, (2, math.inf)] = 20_000
-    """The most characters to read."""
+    """The maximum number of characters to read."""
 
     def check(self) -> None:
         """Raise InvalidInputError unless the options fit."""

@@ -134,7 +134,7 @@ class ScannedRNN(flax.Module):
 
 
 class LayerRNN(flax.Module):
-    """The same parameters and numbers by rnnjax's layer."""
+    """Compute the same numbers with rnnjax's layer and the same parameters."""
 
     units: int
 
@@ -165,7 +165,7 @@ class Agent(flax.Module):
         return carry, [flax.Dense(size)(x) for size in self.heads]
 
     def run(self, params: Any, carry: Any, observations: jax.Array, resets: jax.Array) -> Any:
-        """The same of given parameters."""
+        """Apply the network to given parameters."""
         return self.apply(params, carry, observations, resets)
 
     def begin(self, key: jax.Array, task: Task) -> Any:

@@ -63,7 +63,7 @@ class Problem(NamedTuple):
 
     @property
     def scales(self) -> list[str]:
-        """Those that the values may be taken to."""
+        """Return the scales that these values allow."""
         least = float(np.nanmin(self.values))
         return ["", *[" of logs"] * (least > 0), *[" of roots"] * (least == 0)]
 
