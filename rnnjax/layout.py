@@ -389,7 +389,7 @@ def run(
         )
     if turned and not keep_order:
         ys = jax.tree.map(lambda leaf: _in_order_of_computation(leaf, seq_lengths), ys)
-    # Behind the batch: an output may have other axes than an input.
+    # After the batch axes: an output may have other axes than an input.
     ys = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, time), ys)
     carry, ys = out_of(carry, ys)
     return (carry, ys) if return_carry else ys
@@ -413,7 +413,7 @@ def both_directions(
     Carries and the key are pairs ``(forward, backward)``, and marks are for both. The flags
     ``reverse`` and ``keep_order`` have no effect.
     """
-    # What is not given is left out of the calls, so that a module need not know all of it.
+    # Omit arguments that are not given, so that a module need not support all of them.
     forward = {name: value for name, value in marks.items() if value is not None}
     forward["time_major"] = module.time_major if time_major is None else time_major
     backward = dict(forward)
@@ -493,7 +493,7 @@ def _in_order_of_computation(ys: jax.Array, lengths: Any) -> jax.Array:
     """Flip ``ys (time, *batch, size)`` of a reverse run, each row from its last valid step."""
     if lengths is None:
         return jnp.flip(ys, axis=0)
-    # Inside of jit a length may be larger than there are steps, and then counts as all of them.
+    # Inside jit a length may exceed the number of steps, and then counts as all of them.
     lengths = jnp.clip(jnp.asarray(lengths), 0, len(ys))
     times = jnp.arange(len(ys)).reshape(-1, *[1] * lengths.ndim)
     sources = jnp.where(times < lengths, lengths - 1 - times, times)

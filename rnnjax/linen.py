@@ -155,7 +155,7 @@ class RNN(nn.RNN):
         cell = self.cell
         if self.is_initializing():
             cell(start, jnp.zeros(x.shape, x.dtype))  # draws the parameters as Flax does
-        # What `sow` leaves is not kept.
+        # Values of `sow` are dropped.
         others = sorted(set(cell.variables) - {"params", "intermediates"})
         if others:
             raise InvalidInputError(

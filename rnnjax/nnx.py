@@ -120,7 +120,7 @@ class RNN(nnx.RNN):
             )
         for name in ("state_axes", "broadcast_rngs"):
             layout.check_default(name, flax.get(name), None)
-        # A cell of rnnjax draws no carry.
+        # A cell of rnnjax has no random carry.
         super().__init__(cell, rngs=False if own else rngs, **flax)
         self.method = method
         if own:
@@ -192,7 +192,7 @@ class RNN(nnx.RNN):
         one = _LAYOUTS.get(type(cell))
         if one is None or cell.promote_dtype is not nnx.nn.dtypes.promote_dtype:
             return None
-        # The blocks may have been exchanged.
+        # The blocks may have been replaced.
         blocks = [getattr(cell, name) for name in (*one.inputs, *one.hiddens)]
         if not all(type(b) is nnx.Linear and b.dot_general is _DOT_GENERAL for b in blocks):
             return None

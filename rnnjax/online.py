@@ -288,7 +288,7 @@ def _stepped(
         carry = Steps(start=start).reset(state.carry, StepMarks(resets=reset))
         state = OnlineState(carry, without(reset, state.influence))
     new, y = _run(cell, params, state.carry, x)
-    # A loop's state keeps its types, whatever those of the parameters are.
+    # The state of a loop must keep its types, whatever those of the parameters.
     influence = jax.tree.map(
         lambda m, old: m.astype(old.dtype), _influence(cell, params, state, x), state.influence
     )
@@ -342,7 +342,7 @@ def _marks(reset: Any, batch: tuple[int, ...]) -> jax.Array | None:
     return jnp.broadcast_to(expand(reset, jnp.empty(batch)), batch)
 
 
-# ---- units: entry k of an array that an update reads belongs to unit k % units, as gates stand
+# ---- units: entry k of an array that an update reads belongs to unit k % units
 
 
 def _units(cell: Cell) -> int:

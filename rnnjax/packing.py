@@ -202,7 +202,7 @@ def pad(sequences: Sequence[Any], *, sizes: Sequence[int] | None = None) -> Padd
     xs = np.zeros((min(fitting), len(arrays), *arrays[0].shape[1:]), arrays[0].dtype)
     for row, array in enumerate(arrays):
         xs[: len(array), row] = array
-    # Put there as it is: jnp.asarray, and so `unroll`, would compile a copy for each shape.
+    # device_put, because jnp.asarray would compile a copy for each shape.
     return Padded(jax.device_put(xs), lengths)
 
 

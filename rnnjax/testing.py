@@ -24,14 +24,14 @@ from rnnjax.online import why_not_unitwise
 
 __all__ = ["check_cell"]
 
-# Many rows, of which pairs, halves, thirds and those a few apart may interact; and two axes of
-# rows, of which the second stands where the units of a single one do.
+# Many rows, of which pairs, halves, thirds and near ones may interact; and two axes of rows, the
+# second at the position of the units of a single axis.
 _BATCHES = (12,), (3, 2)
-# A row that is so much larger than the others shows in them, as in a norm or a maximum.
+# A row that is this much larger than the others affects them in a norm or a maximum.
 _LARGE = 2000
-# The sizes of states, one for each row: a cell may be affine where they are small alone.
+# The sizes of states, one per row: a cell may be affine only for small ones.
 _SIZES = np.logspace(-2, 6, 64)
-# What of a step is compared, in this order.
+# The results of a step that are compared, in order.
 _BY = (f"gradient by the {argument}" for argument in ("carry", "inputs", "parameters"))
 _RESULTS = "new carry", "output", *_BY
 
@@ -105,7 +105,7 @@ def _parameters_stay(cell: Cell, input_size: int) -> None:
     def fixed(size: int) -> dict[str, Any]:
         found = {}
         for name, (shape, _, role) in cell.parameters(size).items():
-            # The kernels of the inputs have an axis of so many features.
+            # The kernels of the inputs have an axis of features.
             shapes = {Role.INPUT: (*shape[:-2], *shape[-1:]), Role.OUT: ()}
             found[name] = role, shapes.get(role, shape)
         return found
@@ -155,7 +155,7 @@ def _rows_are_apart(cell: Cell, params: Params, input_size: int) -> None:
                 "differs from one call to the next of the same ones; let it draw and remember "
                 "nothing"
             )
-        # The gradient by the parameters is a sum over all rows, in which the others are small.
+        # The gradient of the parameters is a sum over all rows, which hides small rows.
         others = [jax.tree.map(lambda leaf: leaf[1:], found[:-1]) for found in large]
         if odd := _differs(cell, whole, alone) or _differs(cell, others[0], others[2]):
             raise AssertionError(
@@ -297,7 +297,7 @@ def _drawn(
     if cell.carry is not None:
         free = getattr(carry, "free", carry._fields)
         carry = carry._replace(**{name: noisy(getattr(carry, name), sizes) for name in free})
-    # Of other sizes than the states of the same rows.
+    # With other sizes than the states of the same rows.
     sizes = rng.permutation(np.minimum(sizes, 10)) if np.ndim(sizes) else sizes
     x = noisy(np.zeros((*batch, *grid, input_size), np.float32), sizes)
     gaps = x[..., input_size - cell.raw_inputs :]

@@ -263,7 +263,7 @@ def drawn(cell: Any, name: str, param: Any, key: jax.Array, dtype: Any) -> jax.A
         raise
     except (TypeError, ValueError, AttributeError, IndexError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__).split(". ")[0][:120]
-    # All biases of a cell are drawn by one.
+    # All biases of a cell share one initialiser.
     argument = "bias_init" if name.endswith("bias") else f"{name}_init"
     raise InvalidInputError(
         f"{argument} of {brief(cell)} must be an initializer (key, shape, dtype) -> array that "
@@ -427,10 +427,10 @@ def check_carry(
                 f"axes of xs are {axes}"
             )
         came = jnp.result_type(leaf)
-        # An integer would be cut off at each step.
+        # An integer would be truncated at each step.
         if is_floating(want.dtype):
             check_floats(where, came, advice)
-        # Of a user's cell, a counter or a flag.
+        # A counter or a flag of a user's cell.
         if want.dtype.kind in "biu" and want.dtype.kind != came.kind:
             raise InvalidInputError(f"{where} must be {want.dtype}, but is {came}; {advice}")
 

@@ -208,7 +208,7 @@ class Cell(abc.ABC, Generic[CarryT]):
     def __init_subclass__(cls) -> None:
         """Refuse methods of a subclass that the engine would not call."""
         super().__init_subclass__()
-        # A promise is of one update, and says nothing of another that takes its place.
+        # A promise is about one update, not about another that replaces it.
         if _origin(cls, "update") < _origin(cls, "coupling"):
             # A property, which type checkers take for a method.
             cls.coupling = Cell.coupling  # type: ignore[method-assign]
@@ -421,7 +421,7 @@ class Cell(abc.ABC, Generic[CarryT]):
         first = "kernel", "recurrent_kernel", "bias"
         keys = dict(zip(first, jax.random.split(key, 3), strict=True))
         keys |= {n: jax.random.fold_in(key, i) for i, n in enumerate(params) if n not in first}
-        # In float32 at least, which orthogonal needs.
+        # In float32 at least, as orthogonal initialisation needs.
         wide = at_least_float32(self.param_dtype)
         return {
             name: drawn(self, name, param, keys[name], wide).astype(self.param_dtype)
@@ -696,7 +696,7 @@ def without_initializers(cell: Any) -> Any:
             changes[field.name] = runs
     if not changes:
         return cell
-    # Not made by its class, which would check again what it has checked.
+    # Without its constructor, which would check everything again.
     new = copy.copy(cell)
     for name, value in changes.items():
         object.__setattr__(new, name, value)

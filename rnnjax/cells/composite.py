@@ -127,7 +127,7 @@ def over_layers(single: SingleRun) -> LayerRun:
         noise: Noise = _QUIET,
         outer_reverse: bool = False,
     ) -> tuple[Carry, jax.Array]:
-        # Inside of a backward direction, forward is against the sequence.
+        # Inside a backward direction, forward is against the sequence.
         reverse = reverse != outer_reverse
         if isinstance(cell, CompositeCell):
             inner = functools.partial(run, outer_reverse=reverse)

@@ -107,8 +107,8 @@ class LayerNormGRUCell(Cell[GRUCarry]):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
-    # Its coupling is ELEMENTWISE, but is not declared so: the norms mix what units read, of which
-    # learners of `rnnjax.online` would take each parameter for one of a unit.
+    # The coupling is ELEMENTWISE, but not declared: the norms mix units, and learners of
+    # `rnnjax.online` would assume that each parameter belongs to one unit.
     carry = GRUCarry
     gates = "r", "z", "n"
     additive = False
@@ -138,7 +138,7 @@ def _gained(params: dict[str, Param]) -> dict[str, Param]:
 
 def _both_normalized(params: Params, x: Any, epsilon: float) -> tuple[jax.Array, jax.Array]:
     """Normalise both products over all gates, multiply by gains, and add the bias to the first."""
-    # Side by side, they are half as many small loops: 0.97 of a layer's time, forward and backward.
+    # Stacked, they are half as many small loops: 0.97 of a layer's time, forward and backward.
     scale = jnp.stack([params["kernel_scale"], params["recurrent_scale"]])
     both = _normalized(jnp.stack(x, axis=-2), scale, epsilon)
     return add_bias(both[..., 0, :], params, "bias"), both[..., 1, :]

@@ -12,7 +12,7 @@ from rnnjax.cells.activations import Initializer
 from rnnjax.cells.base import Cell, Coupling, Param, Params, Role
 from rnnjax.cells.initializers import Ring
 
-# Of the two parts of a complex kernel, whose variance is that of their sum.
+# The initialiser of both parts of a complex kernel, whose variances add up.
 HALF_NORMAL = jax.nn.initializers.variance_scaling(0.5, "fan_in", "normal")
 WHOLE_RING = Ring()
 

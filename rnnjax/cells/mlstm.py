@@ -101,9 +101,9 @@ class MLSTMCell(MatrixCell[StabilizedCarry]):
 
     def recall(self, params: Params, x: jax.Array, read: jax.Array, stabilizer: Any) -> jax.Array:
         """Compute the output by the fourth equation of the class."""
-        # Both sides times the exponential of what of the stabilizer is negative: none overflows.
+        # Both sides times the exponential of the stabilizer's negative part: none overflows.
         read = read * jnp.exp(jnp.minimum(stabilizer, 0))[..., None]
-        # What has no size is not divided by what has none.
+        # Never divide zero by zero.
         least = jnp.exp(-jnp.maximum(stabilizer, 0))
         least = jnp.maximum(least, jnp.finfo(read.dtype).tiny)
         found = read[..., :-1] / jnp.maximum(jnp.abs(read[..., -1]), least)[..., None]

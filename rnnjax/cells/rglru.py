@@ -72,7 +72,7 @@ class RGLRUCell(Cell[SimpleRNNCarry]):
         """Compute the new state by the equations of the class."""
         r, i, n = jnp.split(x, 3, axis=-1)
         log_a = -8 * jax.nn.softplus(params["decay"].astype(x.dtype)) * jax.nn.sigmoid(r)
-        # Not 1 - a^2, which rounds to 0 where a is nearly 1; nor a slope that is infinite.
+        # Not 1 - a^2, which rounds to 0 if a is nearly 1; and the derivative stays finite.
         rest = jnp.maximum(-jnp.expm1(2 * log_a), jnp.finfo(x.dtype).tiny)
         lets_in = jnp.sqrt(rest) * jax.nn.sigmoid(i) * n
         return SimpleRNNCarry(jnp.exp(log_a) * carry.hidden + lets_in)

@@ -90,8 +90,8 @@ class S6Cell(Cell[SimpleRNNCarry]):
         delta, u, b, c = jnp.split(x, [units, 2 * units, 2 * units + self.state_size], axis=-1)
         delta = jax.nn.softplus(delta + own["step_bias"])
         keeps = jnp.exp(-delta[..., None] * jnp.exp(own["log_decay"]))
-        # As products, of which XLA makes on a GPU and a TPU what it makes of entries and sums. On
-        # a CPU a step takes 0.6 to 0.7 of the time.
+        # Matrix products: on a CPU a step takes 0.6 to 0.7 of the time. On a GPU and a TPU, XLA
+        # makes the same of multiplications and sums.
         joined = functools.partial(jnp.einsum, precision="highest")
         state = keeps * carry.hidden + joined("...k,...n->...kn", delta * u, b)
         return SimpleRNNCarry(state), joined("...kn,...n->...k", state, c) + own["skip"] * u

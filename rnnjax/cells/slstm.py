@@ -109,11 +109,11 @@ class SLSTMCell(Cell[SLSTMCarry]):
         blocks = [(own @ u).reshape(*h.shape[:-1], 4, width // 4) for own, u in heads]
         sums = x + jnp.stack(blocks, axis=-2).reshape(x.shape)
         exponents, zo = jnp.split(sums, 2, axis=-1)
-        # Kept, or the backward pass would multiply again.
+        # Saved, or the backward pass would multiply again.
         i, f = jnp.split(checkpoint_name(exponents, RESIDUAL), 2, axis=-1)
         z, o = jnp.split(activate_gates(zo, (self.activation, "sigmoid")), 2, axis=-1)
         f = f if self.exponential_forget else jax.nn.log_sigmoid(f)
-        # Where nothing was summed the stabilizer before says nothing, and may be far from i.
+        # At the start of a sequence the old stabilizer is meaningless, and may be far from i.
         kept = jnp.where(n == 0, i, f + m)
         stabilizer = jnp.maximum(kept, i)
         keeps, lets_in = jnp.exp(kept - stabilizer), jnp.exp(i - stabilizer)

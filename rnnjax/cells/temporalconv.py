@@ -62,8 +62,8 @@ class TemporalConvCell(Cell[WindowCarry]):
 
     carry = WindowCarry
     gates = ("u",)
-    # No A has a norm above 1, but most of its entries are zeros: where `Parallel` multiplies them
-    # by a NaN, that would stay in the window for good, so `Auto` is not to choose it.
+    # Not CONTRACTING, though no A has a norm above 1: most entries of A are zeros. `Parallel` would
+    # multiply them by a NaN, which would stay in the window, so `Auto` must not choose it.
     coupling = Coupling.AFFINE
     recurrent = None
     output = None

@@ -13,7 +13,7 @@ from rnnjax.engine.core.scan import Scan
 from rnnjax.engine.fused.method import Fused
 from rnnjax.engine.parallel.method import Parallel
 
-# Of all steps' projected inputs: `python -m benchmarks.sequences parallel` times both sides.
+# The most projected inputs of all steps; `python -m benchmarks.sequences parallel` times both.
 _FEW_NUMBERS = 2**21
 
 

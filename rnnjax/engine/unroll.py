@@ -127,7 +127,7 @@ def unroll(
     if resets is not None:
         resets = checked_marks("resets", resets, xs)
         start = begin(cell, params, xs, reset_carry, carry)
-        # Both travel as one tree, which a stack or both directions part as they part a carry.
+        # Both are one tree, which a stack or a `Bidirectional` splits like a carry.
         carry = jax.tree.map(_Leaf, carry, start)
     elif reset_carry is not None:
         begin(cell, params, xs, reset_carry, carry)
@@ -205,14 +205,14 @@ def _unroll(
     def pick(ys: jax.Array, against: bool) -> jax.Array:
         return how.method.last(ys, valid, reverse != against)
 
-    # Where the final carry holds it, XLA writes no other output. A reset at a masked step after the
-    # last valid one puts another carry in its place.
+    # If the final carry holds it, XLA stores no other output. But a reset at a masked step after
+    # the last valid one replaces the carry.
     known = valid is None or resets is None
     y = cell.last_output(carry if known else None, ys, pick)
     return carry, zero_masked(y, None if valid is None else valid.any(axis=0))
 
 
-# Compiled by itself, so that equal layers of a stack are traced once.
+# Under its own ``jit``, so that equal layers of a stack are traced once.
 @functools.partial(jax.jit, static_argnums=(0, 6, 7))
 def _unroll_layer(
     cell: Cell,
@@ -224,7 +224,7 @@ def _unroll_layer(
     how: _How,
     reverse: bool,
 ) -> tuple[Carry, jax.Array]:
-    # Of a layer, when its turn comes: only its composite knows which cells and noise it runs with.
+    # Checked per layer: only its composite knows which cells and noise it runs with.
     check_method(cell, how.method)
     check_noise(cell, noise)
     params, xs, carry, marks, noise = match_devices((params, xs, carry, marks, noise))
@@ -309,7 +309,7 @@ def explain(
         check_method(cell, method)
         check_noise(cell, noise)
 
-        # Traced, so that whatever `unroll` would refuse is refused here, in the same words.
+        # Traced, so that it raises the same errors as `unroll`.
         def run(params: Params, xs: Any, carry: Carry) -> tuple[Carry, jax.Array]:
             return method.run(cell, params, xs, carry, reverse, Steps())
 

@@ -48,7 +48,7 @@ def draw(
 
     def one(state: State, _: None) -> tuple[State, jax.Array]:
         carry, logits = step(params, state.carry, state.tokens)
-        # Of NaN, plus infinity, or minus infinity alone: nothing to draw from.
+        # NaN, plus infinity, or only minus infinity: there is nothing to sample from.
         drawable = jnp.isfinite(jnp.max(logits, axis=-1))
         best = jnp.argmax(scores(numbers, logits, state), axis=-1)
         tokens = jnp.where(drawable, best, NONE).astype(jnp.int32)

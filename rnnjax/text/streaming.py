@@ -121,10 +121,10 @@ class Stream:
         self._first = begin
         batch = len(begin.tokens)
         self.stopped = np.zeros(batch, bool)
-        # Those still needed of the texts' last character before, which is number 0, and of all new.
+        # The ids still needed: number 0 is the last character before the call, then all new ones.
         self._ids, self._from = np.asarray(begin.tokens)[None], 0
         self._kept = np.zeros(batch, np.int64)
-        # States to compute those in between from: after so many characters.
+        # States after a number of characters, from which those in between are computed.
         self._states = [(0, begin.carry)]
         self._ended = Text(begin.carry, begin.tokens)
         self._pieces = self._run()
@@ -255,7 +255,7 @@ def _read(step: StepFunction, params: Any, carry: Any, ids: jax.Array, lengths: 
         new, _ = step(params, carry, ids[time])
         return time + 1, _choose(time < lengths, new, carry)
 
-    # Not a scan: what is padding costs no time.
+    # Not a scan: padding costs no time.
     return jax.lax.while_loop(lambda state: state[0] < lengths.max(), one, (jnp.int32(0), carry))[1]
 
 

@@ -237,8 +237,8 @@ def as_ids(ids: npt.ArrayLike, size: int | None = None) -> npt.NDArray[np.intege
     return array
 
 
-# A Python string may hold lone surrogates. They are characters like any other here, so that no
-# text makes the codec raise an error of its own.
+# A Python string may hold lone surrogates. Here they are ordinary characters, so that no text makes
+# the codec raise.
 
 
 def _check_text(text: Any) -> None:

@@ -240,7 +240,7 @@ class Checkpoints:
 
         return Saved(self, *from_first(load))
 
-    # What follows runs on the first process alone.
+    # The methods below run only on the first process.
 
     def _none(self) -> CheckpointError:
         return CheckpointError(
@@ -360,13 +360,13 @@ class Checkpoints:
         path = self.path(step)
         try:
             sealed = self._sealed(step)
-            # Before anything else opens them: what damage does to the layers below is not known.
+            # Before anything else opens them: the effect of damage on other libraries is unknown.
             for name, checksum in sealed["files"].items():
                 if _checksum(path / name) != checksum:
                     raise DamagedCheckpointError(f"the checksum of {name} is wrong", "")
         except DamagedCheckpointError as error:
             raise self._damaged(step, error.reason) from error
-        # As arrays of NumPy, over however many devices of whatever kind they were saved.
+        # As NumPy arrays, whatever devices they were saved from.
         arrays = {p: _empty(text) for p, text in sealed["arrays"].items() if text != _NOTHING}
         like = [_storable(array) for array in arrays.values()]
         try:
@@ -420,7 +420,7 @@ def _like(leaf: np.ndarray, like: Any) -> jax.Array:
     """Convert an array of `_as_plain` to a JAX array, or to random keys if ``like`` is."""
     if not _is_key(like):
         return jax.device_put(leaf)  # `jnp.asarray` compiles a program for each shape
-    # Those may be abstract, of which JAX does not tell the kind.
+    # The target may be abstract, and then JAX does not tell the kind of its keys.
     kind = jax.random.key_impl(jnp.empty(0, like.dtype))
     return jax.random.wrap_key_data(jax.device_put(leaf), impl=kind)
 
@@ -478,7 +478,7 @@ def _checkpointer() -> Iterator[ocp.Checkpointer]:
     alone = ocp.options.MultiprocessingOptions(
         primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"of_{index}"
     )
-    # What its threads raise it logs at length too; it is raised here, as a sentence.
+    # It also logs what its threads raise, at length; here it is raised as one sentence.
     log = logging.getLogger("absl")
     before, log.disabled = log.disabled, True
     try:

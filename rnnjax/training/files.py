@@ -17,7 +17,7 @@ from rnnjax.errors import CheckpointError, DamagedCheckpointError, InvalidInputE
 if sys.platform != "win32":
     import fcntl
 
-# The locks that this process has, and which of its threads has each.
+# The locks of this process, and the thread that holds each.
 _HELD: dict[Path, int] = {}
 _ADVICE = "take it from a backup, or begin a new run"
 

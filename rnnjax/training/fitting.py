@@ -34,8 +34,8 @@ from rnnjax.training.step import (
     make_train_steps,
 )
 
-# A dispatch is to take so long: Python's own part of one, half a millisecond, is then nothing, and
-# a signal is answered before anyone wonders.
+# The target duration of a dispatch: long against Python's overhead of half a millisecond, and short
+# enough to answer a signal.
 _SECONDS_PER_DISPATCH = 0.25
 _FIRST_DISPATCH = 10
 
@@ -172,7 +172,7 @@ class _Means:
             self.sums[name] = np.add(self.sums.get(name, 0.0), new).tolist()
 
     def means(self) -> Entry:
-        # Where nothing counted there is no mean, and NaN says so.
+        # If nothing counted, the mean is NaN.
         weight = self.weight or math.nan
         return {name: (np.asarray(self.sums[name]) / weight).tolist() for name in sorted(self.sums)}
 
@@ -294,7 +294,7 @@ class _Loop:
         state, metrics = self.train_steps(state, group.batches, at, last)
         count = int(state.step) - done
         values = {name: np.asarray(metric)[at:][:count] for name, metric in metrics.items()}
-        # One that was compiled teaches nothing of the speed.
+        # A dispatch that was compiled says nothing about the speed.
         seconds = None if is_new else time.perf_counter() - began
         self.compiled.add(shapes)
         self.record(values, done)

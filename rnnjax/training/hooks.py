@@ -24,7 +24,7 @@ from rnnjax.training.files import write_whole
 from rnnjax.training.processes import is_first
 from rnnjax.training.state import TrainState
 
-# On a terminal the line is written anew at most so often; in a log a line comes so often.
+# Seconds between updates of the line on a terminal, and between lines in a log.
 _SECONDS_TERMINAL = 0.1
 _SECONDS_LOG = 60.0
 _RECENT = 20

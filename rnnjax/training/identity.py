@@ -13,8 +13,8 @@ import rnnjax
 from rnnjax.training.state import TrainState
 from rnnjax.training.step import LossFunction, checked_loss, updated
 
-# The parts of a run, in the order in which they are named. What follows from another part stands
-# after it: the optimiser's first state from the parameters.
+# The parts of a run, in the order of messages. A part comes after those that it follows from: the
+# optimiser's first state follows from the parameters.
 PARTS = {
     "key": "key",
     "params": "initial parameters",

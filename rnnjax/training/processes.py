@@ -20,7 +20,7 @@ from rnnjax.errors import InvalidInputError, RnnjaxError
 # Windows has no SIGHUP.
 _SIGNALS = [getattr(signal, n) for n in ("SIGTERM", "SIGHUP", "SIGINT") if hasattr(signal, n)]
 
-# How many processes a launcher began, where JAX may not find it out: Open MPI 5 and MPICH.
+# The number of processes of launchers that JAX may not detect: Open MPI 5 and MPICH.
 _LAUNCHED = "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"
 
 
@@ -69,7 +69,7 @@ def start_processes(
             return
         complete = None not in known.values()
         found_by = {"cluster_detection_method": "deactivate"} if complete else {}
-        # JAX's own answer to SIGTERM would take it from the training loop, which agrees on a step.
+        # JAX's own SIGTERM handler would hide it from the training loop, which agrees on a step.
         jax.config.update("jax_enable_preemption_service", False)
         jax.distributed.initialize(**known, **found_by | options)
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
@@ -117,7 +117,7 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-# Whether this process is the first one, and does something for all of them.
+# Whether this process is the first one and works for all.
 _for_all = False
 
 
@@ -128,7 +128,7 @@ def _alone() -> bool:
 # A broadcast goes through the memory of the devices.
 _BYTES_AT_ONCE = 2**26
 
-# What the errors of JAX's collectives say when the process at the other end is gone.
+# Messages of JAX's collectives when the process at the other end is gone.
 _PEER_IS_GONE = ("Gloo", "NCCL", "coordination service", "closed by peer", "reset by peer")
 
 
@@ -239,7 +239,7 @@ def require_alike(values: Mapping[str, Any]) -> None:
         return
     theirs = from_first(lambda: values)
     differing = sorted(n for n in {*values, *theirs} if values.get(n) != theirs.get(n))
-    # All of them end, because the others would wait for those that do.
+    # All processes raise, because the others would wait for those that do.
     if agreed_signal(len(differing)):
         which = ", ".join(differing) or "another process says which"
         raise InvalidInputError(
@@ -267,7 +267,7 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
-                # What is ignored stays so (nohup); what C has set could not be put back.
+                # Ignored signals stay ignored (nohup); a handler set in C could not be restored.
                 if signal.getsignal(number) not in (signal.SIG_IGN, None):
                     self._previous[number] = signal.signal(number, self._request)
         return self

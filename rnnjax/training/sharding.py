@@ -19,8 +19,8 @@ from rnnjax.training.state import TrainState
 # 100 steps on two cores, time on one device over that on two: LSTM(512) with 16 rows, 4 MiB for 8
 # rows each, 1.08; LSTM(700) with 12, 7.5 MiB for 6 rows each, 0.84.
 _BYTES_PER_ROW = 2**19
-# Less work than this is done before the devices have been told of it: LSTM(64) with 16 rows, 64 KiB
-# for each, gains a quarter.
+# Less work than this is done before it is dispatched: LSTM(64) with 16 rows, 64 KiB for each, gains
+# a quarter.
 _LEAST_WORK = 2**20
 
 Divide = Callable[[tuple[str, ...], tuple[int, ...]], int | None]
@@ -296,7 +296,7 @@ class Sharding:
             )
 
     def _named(self, spec: PartitionSpec) -> NamedSharding:
-        # As XLA spells it for what it returns: another spelling would be compiled once more.
+        # In XLA's own spelling: another one would compile once more.
         axes = [axis if axis and self.mesh.shape[axis] > 1 else None for axis in spec]
         while axes and axes[-1] is None:
             axes.pop()
@@ -311,7 +311,7 @@ def _laid(leaf: Any, sharding: NamedSharding) -> jax.Array:
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             impl = jax.random.key_impl(leaf)
             return jax.random.wrap_key_data(_laid(jax.random.key_data(leaf), sharding), impl=impl)
-    # A copy, because the state is donated, and nobody else's array should go with it.
+    # A copy, because the state is donated, and the caller's array should survive.
     value = np.array(leaf)
     return jax.make_array_from_callback(value.shape, sharding, lambda part: value[part])
 

@@ -22,9 +22,9 @@ from rnnjax.training.identity import sums_of_steps
 from rnnjax.training.processes import require_alike, together
 from rnnjax.training.sharding import Sharding, axis_of_each, cores_for
 
-# Two groups are in memory at a time, and two as large on their way to another device.
+# Two groups are in memory at a time, and two more in transfer to another device.
 _BYTES_OF_GROUP = 2**22
-# A signal is answered between groups, so that a slow stream makes small ones.
+# A signal is answered between groups, so a slow stream makes small ones.
 _STEPS_OF_STREAM = 64
 _SECONDS_OF_STREAM = 0.25
 
@@ -267,7 +267,7 @@ class Source:
         with ThreadPoolExecutor(1) as pool:
             group = self._next(groups)
             while group is not None:
-                # Of several processes all have to agree, which threads cannot.
+                # Several processes must agree, which threads cannot do.
                 coming = pool.submit(ahead) if jax.process_count() == 1 else None
                 steps += group.stop - group.start
                 yield group
@@ -370,7 +370,7 @@ class Source:
             batches.append(batch)
             position = copy.deepcopy(stream.get_state()) if says else None
             positions.append(position.decode("latin-1") if type(position) is bytes else position)
-            # Of several processes all have to make the same groups.
+            # All processes must make the same groups.
             slow = time.monotonic() - began > _SECONDS_OF_STREAM and jax.process_count() == 1
             if slow or len(batches) == min(_STEPS_OF_STREAM, _slots(batch)):
                 yield group()

@@ -19,7 +19,7 @@ from rnnjax.training.state import TrainState, optimizer_errors
 
 Metrics = dict[str, jax.Array]
 
-# What `fit` records besides the metrics of the loss.
+# The metrics that `fit` records besides those of the loss.
 OF_FIT = {"step", "epoch", "loss", "grad_norm", "skipped", "steps_per_second", "validation_loss"}
 
 
@@ -146,7 +146,7 @@ def _checked(compiled: Callable[..., Any], sharding: Sharding | None) -> TrainSt
 
     def run(state: Any, batches: Any, start: int, stop: int) -> tuple[Any, Metrics]:
         _check_range(batches, start, stop)
-        # The mesh that is set tells `unroll` to leave to XLA what it would do for one device.
+        # With a mesh set, `unroll` leaves out its forms for one device.
         with nullcontext() if sharding is None else jax.set_mesh(sharding.mesh):
             return compiled(state, batches, np.int32(start), np.int32(stop))
 

@@ -136,7 +136,7 @@ def truncated_loss(run: RunPiece, losses: Callable[[Any, Any], jax.Array]) -> Lo
                 f"losses must return one loss for each step and row, {batch.counted.shape}, but "
                 f"returned {each.shape}; sum or average over the other axes"
             )
-        # A sum over all steps may be more than a narrow type holds.
+        # A sum over all steps may overflow a narrow type.
         counted = jnp.where(batch.counted, each, 0).astype(at_least_float32(each.dtype))
         number = batch.counted.sum().astype(counted.dtype)
         return counted.sum() / jnp.maximum(number, 1), (carry, {"weight": number})

@@ -69,7 +69,7 @@ class Call:
     def execute(self, platform: str | None, *flat: Any) -> Any:
         """Run the call for a platform, or for None in its plain form."""
         execute: Callable[..., Any] = functools.partial(_single, self, platform)
-        # vmap works on what is done, not on the primitive: nothing has a batching rule of its own.
+        # vmap acts on the function inside the call: the primitive has no other batching rule.
         for level in self.levels:
             execute = jax.vmap(execute, in_axes=[0 if axis else None for axis in level.axes])
             if level.own is not None:
@@ -115,8 +115,8 @@ def _single(call: Call, platform: str | None, *flat: Any) -> Any:
         merged = [next(some) if w else a for a, w in zip(leaves, call.needs_grad, strict=True)]
         return function.plain(*jax.tree.unflatten(call.tree, merged))
 
-    # JAX asks of the plain form what nobody schedules by hand. In reverse mode this line is never
-    # run: its program is transposed, and what is lowered is `Function.backward`.
+    # JAX differentiates the plain form. In reverse mode this line never runs: its program is
+    # transposed, and `Function.backward` is lowered.
     if call.kind == "tangent":
         return jax.jvp(of_chosen, chosen, last)[1]
     if platform is None:
@@ -198,8 +198,7 @@ def closes_over_tracers(run: Callable[..., Any], *args: Any) -> bool:
 
 
 def _mesh() -> Any:
-    # Lowering knows an empty mesh for none, and would trace again what is traced without it (JAX
-    # 0.8.2 to 0.10.2).
+    # Lowering treats an empty mesh as none, and would trace again (JAX 0.8.2 to 0.10.2).
     return jax.sharding.use_abstract_mesh(jax.sharding.get_abstract_mesh())
 
 
@@ -214,7 +213,7 @@ def _bind(call: Call, flat: Sequence[Any]) -> Any:
 
 def _check_effect(function: Function, effect: Any) -> None:
     """Raise if an effect would lose its order among others, or the axis name of its vmap."""
-    # JAX keeps the classes of its effects to itself.
+    # JAX's effect classes are private.
     what = None
     if hasattr(effect, "name") and not function.may_cross(effect.name):
         what = f"a collective over the axis {effect.name!r}"
@@ -255,8 +254,8 @@ def _not_zero(tangents: Sequence[Any]) -> tuple[bool, ...]:
 
 def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, call: Call, avals: Any) -> Any:
     if call.kind in ("tangent", "backward"):
-        # Second derivatives are JAX's own, of the plain form. What was saved follows from the
-        # arguments, whose tangents say all.
+        # Second derivatives are JAX's own, of the plain form. Residuals follow from the arguments,
+        # whose tangents are enough.
         args, saved, last = call.parts(_not_zero(tangents))
         chosen = list(
             itertools.compress(range(len(primals)), [*args, *[False] * len(saved), *last])
@@ -283,8 +282,8 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, call: Call, avals: 
         Level((*axes, *[True] * len(saved), *linear.of_wanted(axes))) for axes, _ in call.levels
     )
     linear = dataclasses.replace(linear, levels=levels)
-    # Their types follow from those of the results. To trace the plain form for them, which nothing
-    # in reverse mode runs, took 6 % of the time of tracing the laws.
+    # Their types follow from those of the results. Tracing the plain form for them took 6 % of the
+    # tracing time of the tests.
     types = tuple(aval.to_tangent_aval() for aval in avals[: len(outs)])
     d_out = _p.bind(*primals, *saved, *linear.of_wanted(tangents), call=linear, avals=types)
     if call.kind == "forward":  # nothing but `backward` reads what was saved
@@ -304,7 +303,7 @@ def _transposed(cts: Sequence[Any], *flat: Any, call: Call, avals: Any) -> Any:
         Level((*axes[:fixed], *(own or [True] * len(cts))), own=axes[fixed:])
         for axes, own in call.levels
     )
-    # And of the backward pass, a linear function of cotangents, it is the tangent again.
+    # The transpose of the backward pass, which is linear in the cotangents, is the tangent again.
     other: Any = "backward" if call.kind == "tangent" else "tangent"
     transposed = dataclasses.replace(call, kind=other, levels=levels)
     ds = jax.tree.leaves(_bind(transposed, [*args, *saved, *cts]))

@@ -69,7 +69,7 @@ class Steps(NamedTuple):
         if at.resets is None:
             return carry
         resets = at.resets
-        # Chosen, not multiplied by zero: a NaN before the reset does not go on after it.
+        # Selected, not multiplied by zero: a NaN before the reset must not pass it.
         return jax.tree.map(
             lambda start, leaf: jnp.where(expand(resets, leaf), start, leaf), self.start, carry
         )
@@ -93,7 +93,7 @@ class Steps(NamedTuple):
             output: the leaf of the new carry that ``y`` equals, and is held with; or None.
         """
         mixed = {}
-        # Drawn for all steps at once, before the loop: it would draw a few numbers at a time.
+        # Sampled for all steps before the loop, which would sample only a few numbers at a time.
         for name, keep in at.zoneout.items():
             mixed[name] = jnp.where(keep, getattr(old, name), getattr(new, name))
         for name, leak in self.leaks.items():
@@ -200,7 +200,6 @@ def held_outputs(
         last = jnp.where(expand(valid, y), y, last)
         return last, last
 
-    # A loop of its own: in that of the layer it would hold another array a step for the backward
-    # pass, and few ask for it.
+    # A separate loop: in the loop of the layer it would save one more array per step.
     zeros, ys = match_devices((jnp.zeros(ys.shape[1:], ys.dtype), ys))
     return jax.lax.scan(step, zeros, (ys, valid, resets), reverse=reverse)[1]

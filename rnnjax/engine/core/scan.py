@@ -29,8 +29,8 @@ class Scan(Method):
     ) -> tuple[Carry, jax.Array]:
         """Run ``cell`` over ``xs (time, *batch, features)``."""
         shared = params, steps.start
-        # A loop sums the gradients of what all its steps share in the type that it has outside of
-        # the step: in bfloat16 such a sum stands still after some 256 steps.
+        # A loop sums the gradients of shared arrays in the type that they have outside the step. In
+        # bfloat16 such a sum stops growing after some 256 steps.
         wide = jax.tree.map(_widened, shared)
 
         def step(carry: Carry, inputs: tuple[Any, StepMarks]) -> tuple[Carry, jax.Array]:

@@ -57,7 +57,7 @@ def checked(
             f"shape {xs.shape}; add the axes that are missing"
         )
     if carry is None:
-        # In float32 at least: in bfloat16 a state forgets whatever changes it by less than 1/256.
+        # In float32 at least: in bfloat16 a state loses changes of less than 1/256.
         types = [jnp.float32]
         given = [leaf.dtype for leaf in jax.tree.leaves(params) if hasattr(leaf, "dtype")]
         types += [t for t in given if is_floating(t) or jnp.issubdtype(t, jnp.complexfloating)]
@@ -101,7 +101,7 @@ def begin(cell: Cell, params: Params, xs: Any, reset_carry: Carry | None, like: 
     else:
         reset_carry = jax.tree.map(functools.partial(as_array, "reset_carry"), reset_carry)
         shapes = [np.shape(leaf) for leaf in jax.tree.leaves(reset_carry)]
-        # One state for all rows, without the axes of the batch, is what most people write.
+        # Most callers pass one state for all rows, without batch axes.
         alone = [
             leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(lambda: made_carry(cell, ())))
         ]
@@ -111,7 +111,7 @@ def begin(cell: Cell, params: Params, xs: Any, reset_carry: Carry | None, like: 
     )
 
 
-# A derivative rule is traced exactly where somebody takes a gradient, inside of jit or not.
+# A derivative rule is traced only if a gradient is taken, inside jit or not.
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def without_noise(cell: Cell, params: Params) -> Params:
     """Return ``params``, and warn if they are differentiated without a key.
@@ -137,7 +137,7 @@ def valid_steps(xs: Any, lengths: Any, mask: Any, along: MeshAxis) -> jax.Array 
         mask = checked_marks("mask", mask, xs)
     if lengths is None:
         return mask
-    # As NumPy's where they are known, for inside of jit JAX would trace even constants.
+    # By NumPy if known, because inside jit JAX would trace even constants.
     known: Any = None if isinstance(lengths, jax.core.Tracer) else lengths
     lengths, batch = as_array("lengths", lengths), xs.shape[1:-1]
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
@@ -150,13 +150,13 @@ def valid_steps(xs: Any, lengths: Any, mask: Any, along: MeshAxis) -> jax.Array 
             f"lengths must have shape {batch}, for the batch {batch} of xs, but has "
             f"{lengths.shape}; give one for each row, and check which axis is time"
         )
-    # Values are looked at where that waits for no computation.
+    # Check values only if that does not wait for a computation.
     first, num_steps = along.steps(xs.shape[0])
     if known is not None:
         advice = f"check that time is the first axis of xs {xs.shape}"
         check_lengths(known, num_steps, "xs", advice)
-    # By NumPy outside of jit, where JAX would compile three programs for each new shape; and not
-    # inside, where all steps of all rows would become a constant of the program.
+    # By NumPy outside jit, where JAX would compile three programs for each new shape. Not inside,
+    # where the marks of all steps would become a constant of the program.
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(xs))
     outside = known is not None and not traced and not is_symbolic_dim(num_steps)
     module, lengths = (np, np.asarray(known)) if outside else (jnp, lengths)

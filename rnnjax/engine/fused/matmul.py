@@ -42,7 +42,7 @@ from rnnjax.cells.rows import as_rows, divided
 
 # A kernel above this size does not stay in a core's cache between two steps.
 _CACHE_BYTES = 4 * 2**20
-# From this many bytes of kernel times rows on, a product does enough to pay for transposed rows.
+# From this many bytes of kernel times rows on, transposed rows pay off.
 _LARGE_BYTES = 200 * 2**20
 
 Product = Callable[[jax.Array], jax.Array]
@@ -159,7 +159,7 @@ class Products:
 
         JAX's own rule gives its transpose, which XLA then copies.
         """
-        # Of rows that were looked up it is a scatter, in which JAX adds what meets.
+        # The gradient of a lookup is a scatter, in which JAX adds up equal indices.
         if _looked_up(xs):
             return jax.vjp(lambda kernel: product(xs, kernel, self.dtype), kernel)[1](d)[0]
         if kernel.ndim > 2:
@@ -193,7 +193,7 @@ def _from_the_left(kernel: jax.Array, x: jax.Array, dtype: DTypeLike | None) -> 
 
     def on_rows(rows: jax.Array) -> jax.Array:
         rows = rows if dtype is None else rows.astype(dtype)
-        # The barrier keeps XLA from turning the product round again.
+        # The barrier keeps XLA from transposing the product back.
         return jax.lax.optimization_barrier(contract(kernel, rows, (1, 1))).T
 
     return _as_rows(on_rows, x)

@@ -171,7 +171,7 @@ def _in_segments(
 
     def segments(carry: Carry) -> tuple[Carry, jax.Array]:
         pieces = cut(jax.tree.map(lambda leaf: leaf[:whole], inputs), length)
-        # In a scan XLA cannot merge what is computed again with what was computed before.
+        # In a scan XLA cannot merge a recomputation with the first computation.
         again = jax.checkpoint(run, prevent_cse=False)
         carry, ys = jax.lax.scan(
             lambda carry, inputs: again(inputs, carry), carry, pieces, reverse=reverse
@@ -180,7 +180,7 @@ def _in_segments(
 
     if whole == num_steps:
         return segments(carry)
-    # The rest is run by itself: padding it to a segment would give the carry steps that are none.
+    # The rest runs separately: padding to a segment would run extra steps.
     rest = jax.checkpoint(run)
     last = jax.tree.map(lambda leaf: leaf[whole:], inputs)
     if reverse:

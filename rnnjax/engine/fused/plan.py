@@ -17,14 +17,14 @@ from rnnjax.engine.fused.loops import Loop, over_time
 from rnnjax.engine.fused.matmul import Products
 from rnnjax.errors import InvalidInputError
 
-# Projections of more than this are fetched from the system page by page, which is slow.
+# The system allocates larger projections page by page, which is slow.
 _MANY_BYTES = 16 * 10**6
-# Up to so many features, a product in the loop is faster than one before it.
+# Up to this many features, a product in the loop is faster than one before it.
 _FEW_FEATURES = 16
-# From so many rows and units on, products of a few steps are large enough.
+# From this many rows and units on, products of a few steps are large enough.
 _SOME_ROWS, _SOME_UNITS = 32, 128
 
-# As JAX lowers for them, and as it calls the devices of the second and third.
+# The names that JAX lowers for, and the names of the devices of the second and third.
 _PLATFORMS = "cpu", "cuda", "rocm", "gpu", "tpu"
 
 
@@ -85,8 +85,8 @@ class LayerPlan:
         return cls(
             Products.choose(kernel, rows, dtype, platform),
             _steps_ahead(cell, params["kernel"].shape, rows, shape[0], platform),
-            # Where several gates are functions of slices, XLA's loop on a CPU is slow unless it
-            # does: ``python -m benchmarks.sequences loops``.
+            # If several gates are functions of slices, XLA's loop on a CPU is slow without it:
+            # ``python -m benchmarks.sequences loops``.
             platform == "cpu" and len(cell.gates) > 1,
         )
 
@@ -130,7 +130,7 @@ def _steps_ahead(
     cell: Cell, kernel: tuple[int, ...], rows: Any, num_steps: Any, platform: str
 ) -> Any:
     """Return how many steps to project at a time if there is no backward pass."""
-    # Of other platforms nothing was measured, and a size that is not known chooses nothing.
+    # Other platforms were not measured, and an unknown size chooses nothing.
     if platform != "cpu" or any(map(is_symbolic_dim, (rows, num_steps))):
         return num_steps
     *features, width = kernel
@@ -145,7 +145,7 @@ def _steps_ahead(
         counts = range(100, 49, -1)
     else:
         return num_steps
-    # A divisor of the steps: a rest of them would be a second loop, compiled as long as the first.
+    # A divisor of the steps: a rest would be a second loop, which takes as long to compile.
     return next((k for k in counts if num_steps % k == 0), num_steps)
 
 
@@ -177,7 +177,7 @@ def inputs_of(layer: Layer) -> Callable[[Carry, jax.Array], Any]:
     cell, plan, _, params, steps, *_ = layer
     if cell.recurrent is None:
         return lambda carry, projected: cell.biased(projected, params, "bias")
-    # Here, outside of the loop, so that a kernel is cast or copied once and not at each step.
+    # Outside the loop, so that a kernel is cast or copied once and not at each step.
     times, leaf = plan.products.times(params["recurrent_kernel"]), cell.recurrent
 
     def inputs(carry: Carry, projected: jax.Array) -> Any:

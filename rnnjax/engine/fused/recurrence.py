@@ -76,7 +76,7 @@ class Recurrence(Function):
         self, params: Params, steps: Steps, xs: Any, per_step: StepMarks, carry: Carry
     ) -> Any:
         """Scan over the step, after the product of the inputs."""
-        # For no platform: what is differentiated to any order has no barriers and copies in it.
+        # For no platform: a form that is differentiated to any order has no barriers or copies.
         step = step_of(self.layer("any", "run", params, steps, xs, per_step, carry))
         projected = self.cell.multiplied(params, xs, self.dtype)
         return jax.lax.scan(
@@ -163,7 +163,7 @@ class Recurrence(Function):
             d_params["recurrent_kernel"] = products.kernel_gradient(
                 entering, d_recurrent, params["recurrent_kernel"]
             )
-        # The biases are added inside of the loop, and their gradients are summed after it.
+        # The biases are added inside the loop, and their gradients are summed after it.
         for name, d_sum in (("bias", d_product), ("recurrent_bias", d_recurrent)):
             if name in params and is_bias(cell, name):  # elsewhere the update adds it
                 d_params[name] += d_sum.sum(axis=tuple(range(d_sum.ndim - 1)))
@@ -238,7 +238,7 @@ def _backward_loop(
     def step(state: Any, first: jax.Array, others: Any) -> Any:
         d_carry, d_so_far = state
         rest, d_y, carry, at = others
-        # Traced and not run: the program holds what reads the arrays, not what made them.
+        # Traced and not run: the program contains the uses of the arrays, not their computation.
         layout = layout_of(layer, carry, first)
         # The derivative of a linear function does not ask where.
         zeros = jax.tree.map(jnp.zeros_like, (steps.start, carry, carry, d_y))
@@ -246,7 +246,7 @@ def _backward_loop(
         d_start, d_old, d_new, d_y = vjp_fn((d_carry, d_y))
         d_used, d_x, d_carry = layout.vjp_fn((first, rest), used, carry)((d_new, d_y))
         if leaf is not None:
-            # The barrier has it computed once, though the product and the outputs both read it.
+            # The barrier makes XLA compute it once, though the product and the outputs read it.
             d_x = jax.lax.optimization_barrier(d_x)
         d_projected, d_recurrent = d_x if pair else (d_x, cell.without_raw(d_x))
         d_carry = jax.tree.map(jnp.add, d_carry, d_old)
@@ -257,7 +257,7 @@ def _backward_loop(
         state = d_carry, jax.tree.map(jnp.add, d_so_far, (d_used, d_start))
         return state, d_projected.astype(first.dtype), d_recurrent if pair else None
 
-    # In float32 at least: in bfloat16 a sum over time stands still after some 256 steps.
+    # In float32 at least: in bfloat16 a sum over time stops growing after some 256 steps.
     zeros = jax.tree.map(
         lambda leaf: jnp.zeros_like(leaf, dtype=at_least_float32(leaf.dtype)), (used, steps.start)
     )

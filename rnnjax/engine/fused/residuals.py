@@ -58,7 +58,7 @@ class Layout:
         places: list[tuple[str, Any]] = []
         saved: list[jax.Array] = []
         for leaf in leaves:
-            # An array that the step was given is handed through as the same object.
+            # An argument of the step that is also a residual is the same object.
             place = next(((kind, i) for kind, i, own in shared if own is leaf), None)
             if place is None and not isinstance(leaf, jax.core.Tracer):
                 place = "constant", leaf
@@ -66,8 +66,8 @@ class Layout:
                 place = "saved", len(saved)
                 saved.append(leaf)
             places.append(place)
-        # An LSTM keeps its four gates, as wide as its projected inputs, a GRU its three and one
-        # product: the largest first, what fits is written where the inputs stood.
+        # An LSTM saves four gates, as wide as its projected inputs; a GRU three and one product.
+        # Largest first, those that fit overwrite the inputs.
         written, room = [], projected.shape[-1]
         for i in sorted(
             range(len(saved)), key=lambda i: -saved[i].shape[-1] if saved[i].ndim else 0
@@ -162,7 +162,7 @@ def _saving(
     Under ``jit`` JAX traces it once for the forward and backward loop, equal layers and other
     programs. Otherwise it would be a third of all tracing.
     """
-    # In a scan XLA cannot merge what is computed again with what was computed before.
+    # In a scan XLA cannot merge a recomputation with the first computation.
     saving = jax.checkpoint(
         functools.partial(cell.apply_update, dtype=dtype),
         prevent_cse=False,

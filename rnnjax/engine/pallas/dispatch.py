@@ -17,9 +17,9 @@ from rnnjax.engine.pallas import gpu
 from rnnjax.engine.pallas.tiles import BLOCK, ROWS
 from rnnjax.engine.pallas.tpu import Traced
 
-# Of the chip's memory: what the arrays of a kernel may take, and what with the compiler's own.
+# Shares of VMEM: for the arrays of a kernel, and for all including the compiler's own.
 _FOR_ARRAYS, _FOR_ALL = 0.75, 0.95
-# That of a v5e and a v6e, where a program is made for a TPU of which no more is known.
+# The VMEM of a v5e and a v6e, for a program that is compiled for an unknown TPU.
 _USUAL_MEMORY = 128 * 2**20
 
 
@@ -114,7 +114,7 @@ def _why_not_lowered(traced: Traced, run: Callable[..., Any], platform: str) -> 
 
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), traced.arrays)
     try:
-        # Of one device, whatever stands around it.
+        # For one device, whatever mesh is set.
         with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
             jax.jit(of_arrays).trace(shapes).lower(lowering_platforms=(platform,))
     except Exception as error:  # of no class of its own
@@ -147,7 +147,7 @@ def of_rows(spec: LoopSpec, rows: int) -> Traced:
             return
         out, saved = recurrence.forward("cuda", *args)
         if spec.kind == "backward":
-            # Of ids and marks there are none.
+            # Ids and marks have no cotangents.
             needs_grad = jax.tree.map(lambda a: jnp.issubdtype(a.dtype, jnp.floating), args)
             recurrence.backward("cuda", args, saved, out, needs_grad)
 

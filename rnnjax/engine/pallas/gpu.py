@@ -21,11 +21,11 @@ from rnnjax.engine.pallas.tile_rules import computed
 from rnnjax.engine.pallas.tiles import BLOCK, ROWS, Tiled, Tiles, UntiledError
 from rnnjax.engine.pallas.tpu import Form, Traced
 
-# A row of a state that is multiplied. Each warp holds all of it as an operand: 64 of 255 registers.
-# With twice as many a program for an H100 (jaxlib 0.10.2) keeps its registers in memory.
+# Bytes of a row of a state that is multiplied. Each warp holds all of it as an operand: 64 of 255
+# registers. With twice as many a program for an H100 (jaxlib 0.10.2) spills to memory.
 _BYTES = 512
-# Numbers that are summed over the steps, such as the gradients of gains: of an LSTM with layer norm
-# they are 14 a unit, and with 128 units a program keeps registers in memory too.
+# Numbers that are summed over the steps, such as gradients of gains. An LSTM with layer norm has 14
+# per unit, and with 128 units a program spills too.
 _SUMS = 1024
 
 
@@ -133,7 +133,7 @@ def run(traced: Traced, reverse: bool, interpret: bool) -> Any:
         kernel,
         grid=(programs,),
         in_specs=[*map(spec, (*shared_f, *entering)), *(spec(f, num_steps) for f in given_f)],
-        # What is summed over rows is, by each program, over its own.
+        # Each program sums over its own rows.
         out_specs=[
             *(spec(f, partial=p) for f, p in zip(own_f, sums, strict=True)),
             *(spec(f, num_steps) for f in made_f),
@@ -159,7 +159,7 @@ def run(traced: Traced, reverse: bool, interpret: bool) -> Any:
     shift = zip(made_f, outs[len(own_f) :], strict=True)
     made = [tiles.get(out, form.shape, rows, 1) for form, out in shift]
     entries, output = jax.tree.unflatten(traced.tree[1], made)
-    # Not in place: between two threads of a program nothing orders a reading and a writing.
+    # Not in place: nothing orders reads and writes of two threads of a program.
     replaced = jax.tree.unflatten(traced.tree[1], made_f)[0] is not None
     return jax.tree.unflatten(traced.tree[0], last), entries if replaced else given[0], output
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# What orders XLA's fusions, names arrays or divides them over devices means nothing in a kernel.
+# Primitives that order XLA's fusions, or name or shard arrays, mean nothing in a kernel.
 _NOTHING = {"optimization_barrier", "name", "pvary", "pcast", "reshard"}
 _CALLS = {"jit", "pjit", "closed_call", "remat2", "checkpoint"}
 Bind = Callable[[Any, Sequence[Any]], Sequence[Any]]
@@ -20,7 +20,7 @@ def _expm1(x: jax.Array) -> jax.Array:
     return jnp.where(jnp.abs(x) < 1, 2 * half / (1 - half), jnp.exp(x) - 1)
 
 
-# What Mosaic, which compiles a kernel for a TPU, does not know (JAX 0.10.2).
+# Primitives that Mosaic, the TPU's kernel compiler, does not support (JAX 0.10.2).
 _WRITTEN = {"expm1": _expm1}
 
 
@@ -57,7 +57,7 @@ def by_entries(equation: Any, operands: Sequence[Any]) -> Sequence[Any]:
         own |= {axis: k - summed for k, axis in enumerate(sums)}
         free = itertools.count(same + sum(map(len, axes)))
         axes.append([own[axis] if axis in own else next(free) for axis in range(array.ndim)])
-    # As the larger one lies, so that neither that nor its gradient is transposed.
+    # In the layout of the larger one, so that neither it nor its gradient is transposed.
     order = sorted(axes, key=len)[1]
     order = [*order, *(axis for axis in sorted({*axes[0], *axes[1]}) if axis not in order)]
     kind = equation.params["preferred_element_type"] or equation.outvars[0].aval.dtype

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from rnnjax.engine.pallas.interpreter import bound
 from rnnjax.engine.pallas.tiles import Index, Lazy, Tiled, Tiles, UntiledError
 
-# What is computed of each number by itself.
+# Elementwise primitives.
 _NAMES = (
     "abs add add_any and cbrt ceil clamp convert_element_type copy cos div eq erf erf_inv exp exp2 "
     "expm1 floor ge gt integer_pow is_finite le log log1p logistic lt max min mul ne neg not or "
@@ -31,7 +31,7 @@ def _part(tiles: Tiles, x: Tiled, axis: int, start: int, size: int) -> Tiled:
 
 
 def _joined(tiles: Tiles, parts: Sequence[Tiled], axis: int, shape: tuple[int, ...]) -> Tiled:
-    """Concatenate arrays along one axis."""
+    """Concatenate arrays along one axis, tile by tile."""
     found: list[tuple[Tiled, int]] = []
     start = 0
     for x in parts:
@@ -146,7 +146,7 @@ def _dot(tiles: Tiles, equation: Any, shapes: Any, x: Tiled, y: Tiled) -> list[T
 
     def part(index: Index, k: int) -> Any:
         both = [
-            # What is beyond the array would meet zeros, and of infinities make a NaN.
+            # Padding that is infinite, times zeros, would be NaN.
             tiles.masked(a.tiles[(n, k) if axis else (k, n)], pieces[k], axis, 0)
             for a, axis, n in zip((x, y), (left[0], right[0]), index, strict=True)
         ]
@@ -159,7 +159,7 @@ def _dot(tiles: Tiles, equation: Any, shapes: Any, x: Tiled, y: Tiled) -> list[T
             found = {index: found[index] + part(index, k) for index in indices}
         return found
 
-    # Each warp holds all of a left operand: of many, as the cotangents of gates, one at a time.
+    # Each warp holds all of a left operand, so of many, such as cotangents of gates, one at a time.
     if len(pieces) > len(indices):
         return [Tiled(shapes[0], Lazy(lambda index: whole()[index]))]
     return [
@@ -170,12 +170,12 @@ def _dot(tiles: Tiles, equation: Any, shapes: Any, x: Tiled, y: Tiled) -> list[T
     ]
 
 
-# By what a reduction joins two tiles, that of one along an axis, and what changes nothing.
+# For each reduction: how it joins two tiles, how it reduces an axis of one, and its identity.
 _REDUCTIONS: dict[str, tuple[Any, Any, float]] = {
     "reduce_sum": (jnp.add, jnp.sum, 0),
     "reduce_max": (jnp.maximum, jnp.max, -math.inf),
     "reduce_min": (jnp.minimum, jnp.min, math.inf),
-    # Triton has it of numbers alone.
+    # Triton supports it only for scalars.
     "reduce_or": (jnp.logical_or, lambda t, axis: jnp.where(t, 1.0, 0.0).max(axis) > 0, False),
     "reduce_and": (jnp.logical_and, lambda t, axis: jnp.where(t, 1.0, 0.0).min(axis) > 0, True),
 }
@@ -232,14 +232,14 @@ def computed(tiles: Tiles, equation: Any, operands: Sequence[Any]) -> list[Tiled
         return _RULES[name](tiles, equation, shapes, *given)
     if name in ("add", "add_any"):
         for one, other in (given, given[::-1]):
-            # Such as the gradient of a bias, which is summed after the loop: it costs no register.
+            # For example the gradient of a bias, summed after the loop: it needs no register.
             if other.zero and one.shape == shapes[0]:
                 return [one]
     if name not in _ELEMENTWISE:
         raise UntiledError(f"there is no {name} of tiles")
 
     def single(index: Index) -> Any:
-        # What is a number along an axis is that of all entries there.
+        # An axis of size 1 is broadcast.
         at = [tuple(k if n > 1 else 0 for n, k in zip(a.shape, index, strict=False)) for a in given]
         return bound(equation, [a.tiles[i] for a, i in zip(given, at, strict=True)])[0]
 

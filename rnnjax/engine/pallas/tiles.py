@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-# What the rows of a step are traced as: a size that nothing else has.
+# The number of rows in a trace: a size that no other axis has.
 ROWS = 7919
-# How many rows one program of a kernel has, which is what a tensor core multiplies at a time.
+# The rows of one program of a kernel, as many as a tensor core multiplies at a time.
 BLOCK = 16
 # The features of a tile. Products of 64 by 64 leave room in the registers and in shared memory.
 _WIDEST, _FEWEST = 64, 16

@@ -15,9 +15,9 @@ from rnnjax.cells.devices import shaped_like
 from rnnjax.engine.fused.loops import LoopArgs
 from rnnjax.engine.pallas.interpreter import by_entries, evaluated
 
-# Steps of a turn of the kernel's grid, written out one after another. A turn takes 165 scheduled
-# bundles of instructions on a v5e, of which a step of LSTM(256) over 32 rows takes 225. With more
-# bytes of weights, times steps, compiling takes minutes.
+# Unrolled steps of a grid iteration. An iteration has an overhead of 165 instruction bundles on a
+# v5e; a step of LSTM(256) over 32 rows takes 225. With more bytes of weights, times steps,
+# compilation takes minutes.
 _FEWEST, _MOST, _BYTES = 4, 16, 2**25
 
 
@@ -106,7 +106,7 @@ class Traced:
         at_step = [leaf[0] for leaf in given]
         closed, shapes = jax.make_jaxpr(flat, return_shape=True)(*starts, *at_step)
         made, made_tree = jax.tree.flatten(shapes[1:])
-        # What is captured becomes an argument, if it is read.
+        # Captured values become arguments if they are read.
         outs, saved = [True] * len(closed.jaxpr.outvars), [True] * len(closed.jaxpr.invars)
         jaxpr, read, _ = partial_eval.dce_jaxpr_consts(
             closed.jaxpr, outs, [False] * len(closed.consts) + saved
@@ -191,7 +191,7 @@ class Traced:
             if not form.shape:
                 return pl.BlockSpec(memory_space=pltpu.SMEM)
             zeros = (0,) * len(form.on_chip)
-            # A second buffer is for what comes next, which here is nothing.
+            # No second buffer: there is no next block.
             return pl.BlockSpec(form.on_chip, lambda _: zeros, pipeline_mode=pl.Buffered(1))
 
         def over_time(form: Form) -> Any:

@@ -14,8 +14,8 @@ from rnnjax.engine.parallel.linear_recurrence import shift
 
 # ---- the products of a chunk
 
-# The rows of the diagonal blocks of a triangular system, and the products that solve it: as exact
-# as a solver of the platform, which rounds no operand to bfloat16.
+# The rows of the diagonal blocks of a triangular system, and the precision of its products: that of
+# the platform's solver, which rounds no operand to bfloat16.
 _BLOCK = 16
 _product = functools.partial(jnp.matmul, precision="highest")
 
@@ -282,9 +282,9 @@ def _unit_lower_inverse(below: jax.Array) -> jax.Array:
     return jax.lax.fori_loop(1, size - 1, eliminate, first)
 
 
-# Of one decay a head there are as many numbers for a chunk as of the products of its keys; where
-# each key decays by itself there are those times the keys, which are never more than the states of
-# all steps if a chunk has fewer steps than a value has entries.
+# With one decay per head, a chunk has as many decays as products of keys. With one per key entry it
+# has those times the key size: never more than the states of all steps, if a chunk has fewer steps
+# than a value has entries.
 _LENGTH, _LENGTH_BY_KEY = 64, 16
 
 
@@ -315,7 +315,7 @@ def chunkwise(
         requested: the steps of a chunk, or None.
     """
     first = jax.tree.map(lambda leaf: leaf[0], xs)
-    # Whatever is wrong with what the cell declares is said here, in its words.
+    # Errors in the cell's declaration are raised here.
     step = jax.eval_shape(lambda: cell.apply_update(params, cell.project(params, first), carry))
     length, valid = chunk_length(cell, params, xs.shape, requested), steps.per_step.valid
     memory = _declared(cell, params, xs)
@@ -341,8 +341,8 @@ def run_memory(
     rows = memory.key.ndim - 2
     whole = jnp.ones(memory.key.shape[:rows], bool)  # marks may have fewer axes than the rows
     valid, resets = (None if m is None else expand(m, whole) & whole for m in steps.per_step[:2])
-    # Only the arguments are saved, as many numbers as the inputs. Where XLA sees both passes it may
-    # merge them: kept apart, a gradient takes 1.2 to 1.7 times as long.
+    # Only the arguments are saved, as many numbers as the inputs. XLA may merge both passes: kept
+    # separate, a gradient takes 1.2 to 1.7 times as long.
     run = jax.checkpoint(Matrices(length, rows).run, prevent_cse=False)
     memory, old, spoils = _finite(memory, carry, resets, rows)
     reads, stabilizers, last = run(memory, old, steps.start, valid, resets)

@@ -53,7 +53,7 @@ def apply(element: Element, state: Leaves) -> Leaves:
 
 def compose(one: Element, other: Element) -> Element:
     """Compose two elements, in running order, to one."""
-    # What a reset drops is dropped before the product: an infinite factor would make a NaN of it.
+    # Drop before the product: an infinite factor times zero would be NaN.
     first, constants = without(other[2], one[:2])
     factors = transposed([times(other[0], column) for column in transposed(first)])
     cut, resets = one[2], other[2]
@@ -167,7 +167,7 @@ class AffineRecurrence(Function):
         entering, d_start = d_last, None
         if self.along.name is not None:
             back, constants, cut = back_element(factors, d_states, resets)
-            # On each device the state before its steps has a cotangent of its own.
+            # On each device the state before its steps has its own cotangent.
             constants = [c.at[0].add(b) for c, b in zip(constants, d_before, strict=True)]
             element = back, constants, cut
             entering, d_start = self._over_devices(element, d_last, not self.reverse, True)
@@ -215,7 +215,7 @@ def affine_states(
     """Compute the last state and the outputs from the factors and constants of every step."""
     projected = cell.biased(cell.multiplied(params, xs, cell.dtype), params, "bias")
     nothing = jax.tree.map(lambda s: jnp.zeros((xs.shape[0], *s.shape), s.dtype), carry)
-    # What `update` is given is one step.
+    # `update` gets one step.
     apply_update = jax.vmap(functools.partial(cell.apply_update, params))
     constants, factors = affine(lambda c: apply_update(projected, c)[0], nothing)
     start, tree = jax.tree.flatten(carry)

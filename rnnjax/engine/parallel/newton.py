@@ -34,7 +34,7 @@ from rnnjax.errors import InvalidInputError
 
 # ---- the options of the iterations, and when they stop
 
-# As many roundings of the type as a step's own sums may differ by from one program to another.
+# The number of roundings by which the sums of a step may differ between two programs.
 _ROUNDINGS = 16
 
 
@@ -178,7 +178,7 @@ def residual_of(new: Carry, old: Carry) -> jax.Array:
         difference = value - old
         largest, size = (jnp.abs(leaf).max(initial=0) for leaf in (difference, value))
         share = jnp.where(largest == 0, 0, largest / size).astype(jnp.float32)
-        # Asked for by itself: the largest of numbers, as XLA:CPU compiles it, can lose a NaN.
+        # A separate check: a maximum, as XLA:CPU compiles it, can lose a NaN.
         return jnp.where(jnp.isfinite(difference).all(), share, jnp.inf)
 
     return jnp.stack(jax.tree.leaves(jax.tree.map(part, new, old))).max()
