@@ -159,8 +159,8 @@ class RNN(nn.RNN):
         others = sorted(set(cell.variables) - {"params", "intermediates"})
         if others:
             raise InvalidInputError(
-                f"{type(cell).__name__} keeps variables besides its parameters, {others}, which no "
-                "step here hands on; use flax.linen.RNN"
+                f"{type(cell).__name__} has variables besides its parameters, {others}, which no "
+                "step here passes on; use flax.linen.RNN"
             )
         adapted = layout.known(_LAYOUTS, cell, nn.meta.unbox(cell.variables.get("params", {})))
         if adapted is not None:

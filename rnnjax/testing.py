@@ -121,7 +121,7 @@ def _parameters_stay(cell: Cell, input_size: int) -> None:
         if odd:
             raise AssertionError(
                 f"parameters of {brief(cell)} must be the same for any number of input features, "
-                f"but for the sizes of kernels, but {odd[0]} is another with {size} than with 1; "
+                f"except the sizes of kernels, but {odd[0]} is another with {size} than with 1; "
                 "make what it depends on a field of the cell"
             )
 

@@ -235,12 +235,12 @@ class Cell(abc.ABC, Generic[CarryT]):
         if cls.readout is not Cell.readout and cls.output is not None:
             raise InvalidInputError(
                 f"{cls.__name__} writes a readout, but its output is {cls.output!r}; set output = "
-                "None, and let update return what readout reads beside the new carry"
+                "None, and let update return the new carry and what readout reads"
             )
         if cls.memory is not Cell.memory and (cls.update is not Cell.update or cls.output):
             raise InvalidInputError(
-                f"{cls.__name__} writes what its memory does, of which its update follows; write "
-                "no update beside it, set output = None, and let recall make the outputs"
+                f"{cls.__name__} writes a memory, from which its update follows; write no update, "
+                "set output = None, and let recall make the outputs"
             )
         check_takes_dtype(cls, cls.initial_carry)
         fields: dict[str, Any] = {}  # those of other bases too, which may be no cells

@@ -74,7 +74,7 @@ def linear_recurrence(
     if drive.ndim < 2 + groups or len(spread) != len(shape) or not fits or not some:
         raise InvalidInputError(
             f"decay must have the shape of drive, (time, *batch, features), or of matrices "
-            f"(time, *batch, features, k, k) beside (time, *batch, features, k), but decay has "
+            f"(time, *batch, features, k, k) with (time, *batch, features, k), but decay has "
             f"{decay.shape} and drive {drive.shape}; check the order of their axes, and that there "
             "are features"
         )
@@ -95,7 +95,7 @@ def linear_recurrence(
     order, *marks = _Order.of(xs, lengths, mask, resets, reverse, method)
     if getattr(method, "chunk", None) is not None:
         raise InvalidInputError(
-            f"chunk must be None, for there is no matrix memory to split, but is {method}; leave "
+            f"chunk must be None, as there is no matrix memory to split, but is {method}; leave "
             "it out"
         )
     decay = jnp.broadcast_to(decay.astype(dtype), shape)

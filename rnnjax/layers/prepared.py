@@ -78,7 +78,7 @@ class Prepared(WrappedCell[CarryT]):
         if self.inputs is None and "recurrent_kernel" in params:
             raise InvalidInputError(
                 f"params are those of {brief(self.cell)} as they were drawn, but a prepared cell "
-                "takes what prepare returned beside it; prepare those of now by lay_out(params)"
+                "takes those that prepare returned; convert these by lay_out(params)"
             )
         drawn = {
             n: self._forms[n].as_drawn(p) if n in self._forms else p for n, p in params.items()

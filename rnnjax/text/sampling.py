@@ -204,7 +204,7 @@ def sample(
     """
     if sampling is not None and temperature is not None:
         raise InvalidInputError(
-            f"temperature {temperature} came beside a sampling, which has its own; leave one out"
+            f"temperature {temperature} came with a sampling, which has its own; leave one out"
         )
     if sampling is None:
         sampling = Sampling(1.0 if temperature is None else temperature)

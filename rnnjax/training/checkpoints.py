@@ -384,7 +384,7 @@ class Checkpoints:
 
     def _damaged(self, step: int, reason: str) -> DamagedCheckpointError:
         if not self.path(step).exists():
-            gone = f"{self.path(step)} was deleted while it was read, by a run that goes on there"
+            gone = f"{self.path(step)} was deleted while it was read, by a run that still trains"
             return DamagedCheckpointError(gone, "try again, or take another step")
         advice = "delete that folder, and the run goes on from the one before"
         return DamagedCheckpointError(f"{self.path(step)} is damaged ({reason})", advice)

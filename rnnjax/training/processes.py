@@ -151,8 +151,8 @@ def ending_with_peers() -> Iterator[None]:
         atexit.register(_end_at_once)
         raise RnnjaxError(
             f"another process of the run ended, and process {jax.process_index()} cannot go on "
-            "without it; see what that one says, and start all of them again: a run that has "
-            "checkpoints goes on from the last one"
+            "without it; see what that one says, and start all of them again: a run with "
+            "checkpoints resumes from the last one"
         ) from None
 
 

@@ -152,7 +152,7 @@ class RunFolder:
             if theirs.get(name) != self.config.get(name):
                 raise CheckpointError(
                     f"the run in {self.path} has {name} {theirs.get(name)!r}, but "
-                    f"{self.config.get(name)!r} came, with which it cannot go on exactly; give "
+                    f"{self.config.get(name)!r} came, with which it cannot resume exactly; give "
                     "it what it has, or begin a new run in another folder"
                 )
         if (made_by := about["identity"]["made_by"]) != self.identity["made_by"]:
@@ -166,12 +166,12 @@ class RunFolder:
             allowed = ", ".join(f'"{part}"' for part in parts)
             raise CheckpointError(
                 f"the run in {self.path} has another {', another '.join(named)} than came, with "
-                "which it cannot go on exactly; give it what it had, begin a new run in another "
+                "which it cannot resume exactly; give it what it had, begin a new run in another "
                 f"folder, or let that differ by free={{{allowed}}}"
             )
         if parts:
             changed = ", another ".join(PARTS[part] for part in parts)
-            self.shown.say(f"the run goes on with another {changed}, as free allows")
+            self.shown.say(f"the run resumes with another {changed}, as free allows")
         if about["devices"] != self.devices:
             self.shown.say(
                 f"the devices of the run were {about['devices']} and are {self.devices} now: "

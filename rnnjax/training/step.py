@@ -265,7 +265,7 @@ def _check_returned(returned: Any, carry: Any) -> None:
     except (TypeError, ValueError) as error:
         raise InvalidInputError(
             "loss_fn with a carry must return (loss, (carry, metrics)), but returned "
-            f"{jax.tree.structure(returned)}; return what goes on, and a dict"
+            f"{jax.tree.structure(returned)}; return the next carry, and a dict"
         ) from error
     if shape or not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
         raise InvalidInputError(

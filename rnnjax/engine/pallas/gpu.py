@@ -35,13 +35,13 @@ def why_not(traced: Traced | None) -> str | None:
         return "its step for other rows is another one"
     own = traced.forms[1]
     if any(len(form.shape) > 2 for form in own if has_rows(form)):
-        return "of a state that is no vector none is written"
+        return "there is none for a state that is not a vector"
     width = max((form.shape[1] for form in own if has_rows(form) and form.shape[1:]), default=1)
     size = width * max((_itemsize(e) for e in equations(traced.jaxpr)), default=1)
     if size > _BYTES:
         return (
             f"a row of its state takes {size} bytes as an operand, more than the {_BYTES} that fit "
-            "the registers beside the rest"
+            "the registers with the rest"
         )
     try:  # without tiles nothing is computed
         shared, before, now = ([Tiled(f.shape, {}) for f in forms] for forms in traced.forms[:3])
