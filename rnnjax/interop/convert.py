@@ -17,7 +17,7 @@ _OF_TORCH, _OF_KERAS = (".safetensors", ".pt", ".pth", ".ckpt"), (".weights.h5",
 SOURCES = (".keras", *_OF_KERAS, *_OF_TORCH, ".onnx")
 TARGETS = (".keras", ".weights.h5", ".safetensors", ".onnx")
 _OPTIONS = {**dict.fromkeys(("at", "modules", "nonlinearity"), _OF_TORCH), "like": _OF_KERAS}
-"""Of the command line, and of which files each is."""
+"""The options of the command line, and the files that each is for."""
 
 
 def load(source: str | os.PathLike[str], **options: Any) -> Model:
@@ -141,30 +141,30 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--at",
             metavar="KEYS",
-            help="where a file of PyTorch has its state dict, as in model or models/first; needed "
-            "where it has several",
+            help="where a PyTorch file has its state dict, such as model or models/first; required "
+            "if it has several",
         )
         command.add_argument(
             "--modules",
             metavar="NAMES",
             type=lambda names: names.split(","),
-            help="the modules of a file of PyTorch in the order in which they run, as in "
-            "embedding,lstm,head; needed where their sizes do not tell it",
+            help="the modules of a PyTorch file in the order in which they run, such as "
+            "embedding,lstm,head; required if their sizes do not determine it",
         )
         command.add_argument(
             "--nonlinearity",
             choices=("tanh", "relu"),
-            help="of nn.RNN in a file of PyTorch, which does not say it; tanh if left out",
+            help="the nonlinearity of nn.RNN, which a PyTorch file does not store; by default tanh",
         )
         command.add_argument(
             "--like",
             metavar="FILE",
-            help="another file with a model of the same layers, where SOURCE is a file of Keras "
-            "that holds weights alone",
+            help="another file with a model of the same layers, if SOURCE is a Keras file with "
+            "only weights",
         )
     # The last command, which writes.
     command.add_argument("target", metavar="TARGET", help=f"ends in {', '.join(TARGETS)}")
-    command.add_argument("--force", action="store_true", help="replace TARGET if it is there")
+    command.add_argument("--force", action="store_true", help="replace TARGET if it exists")
     return parser
 
 

@@ -48,7 +48,7 @@ def package(name: str, what: str, extra: str) -> Any:
 
 
 def in_a_line(error: BaseException) -> str:
-    """What an error says."""
+    """Return the message of an error in one short line."""
     return " ".join(str(error).split())[:120] or type(error).__name__
 
 

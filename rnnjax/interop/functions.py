@@ -156,7 +156,7 @@ def names_of(where: str) -> str:
 
 
 def places(where: str, cell: Cell) -> tuple[int, ...]:
-    """Of each gate of a cell, in its order, the place that a format has it in."""
+    """Return the position of each of a cell's gates in the order of a format."""
     theirs = FORMS[where][type(cell)][1] or cell.gates
     return tuple(theirs.index(gate) for gate in cell.gates)
 

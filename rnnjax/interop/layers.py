@@ -111,7 +111,7 @@ class Recurrent(Layer):
     merged: bool = True
 
     def run(self, params: Params, flow: Flow, carry: Carry | None, context: Context) -> Ran:
-        """Unroll the cell."""
+        """Unroll the cell over the sequence."""
         both: Any = self.cell
         ys: Any
         # In merged outputs the last one of each direction cannot be found.
@@ -200,7 +200,7 @@ class Embedding(Layer):
 
     @property
     def weights(self) -> Mapping[str, Weights]:
-        """The table."""
+        """The shape of the embedding table."""
         return {"": {"embedding": (self.vocabulary_size, self.size)}}
 
     def run(self, params: Params, flow: Flow, carry: Carry | None, context: Context) -> Ran:
@@ -258,7 +258,7 @@ class Dropout(Layer):
     dropout: DropoutRate
 
     def run(self, params: Params, flow: Flow, carry: Carry | None, context: Context) -> Ran:
-        """Drop, or not."""
+        """Apply dropout if there is a key."""
         return None, flow._replace(xs=self.dropout.apply(context.key, single(self, flow)))
 
     def __str__(self) -> str:
@@ -273,7 +273,7 @@ class Activation(Layer):
     function: str | Function
 
     def run(self, params: Params, flow: Flow, carry: Carry | None, context: Context) -> Ran:
-        """Apply it."""
+        """Apply the function to the features."""
         return None, flow._replace(xs=get_function(self.function)(single(self, flow)))
 
     def __str__(self) -> str:

@@ -42,7 +42,7 @@ class Network(abc.ABC):
 
     @property
     def axes(self) -> str:
-        """Of inputs and outputs, in words."""
+        """The order of axes of inputs and outputs, in words."""
         return "time first" if self.time_first else "batch first"
 
     def num_steps(self, params: Params, xs: Any) -> int:
@@ -188,7 +188,7 @@ class Call(NamedTuple):
 
     @property
     def reads(self) -> list[Value]:
-        """All values that it needs."""
+        """All values that the call reads: inputs, states and mask."""
         return [*self.takes, *self.states, *([self.mask] if isinstance(self.mask, Value) else [])]
 
 
@@ -352,7 +352,7 @@ class Model:
         return self.network.layers
 
     def with_params(self, params: Params) -> "Model":
-        """The same model with other parameters, after training, say.
+        """Return the model with other parameters, for example after training.
 
         Raises:
             InvalidInputError: they have another structure, or another shape somewhere.

@@ -83,7 +83,7 @@ def class_of(cell: Any) -> str:
 
 
 def _shapes_of(cell: Cell) -> dict[str, Shape]:
-    """Of what the cell declares, the second of two biases that add up apart."""
+    """Return the shapes of a cell's parameters, without the second of two additive biases."""
     one, two = ({name: p.shape for name, p in cell.parameters(n).items()} for n in (1, 2))
     if isinstance(cell, SimpleRNNCell | LSTMCell):
         one.pop("recurrent_bias", None)

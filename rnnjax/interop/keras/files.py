@@ -103,7 +103,7 @@ def _member(path: Path, archive: zipfile.ZipFile, name: str, bound: int) -> byte
 
 
 def _parsed(path: Path, name: str, text: Any) -> Any:
-    """JSON, whatever it is."""
+    """Parse JSON, and raise if it is damaged."""
     try:
         return json.loads(text)
     except (ValueError, TypeError, RecursionError) as error:  # TypeError of what is no text

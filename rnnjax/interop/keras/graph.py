@@ -40,7 +40,7 @@ def network_of(kind: str, config: Any, version: float) -> Sequential | Functiona
 
 
 class _Tensor(NamedTuple):
-    """A tensor of the model."""
+    """A tensor of the model, with its origin."""
 
     value: Value  # where it comes from in the network
     inputs: frozenset[str] = frozenset()  # those of the model whose axes it has
@@ -271,7 +271,7 @@ class _Level:
                 self.uses[name, i] = use
 
     def tensor(self, ref: _Ref, at_end: bool = False) -> _Tensor:
-        """A tensor of this level."""
+        """Return the tensor of a reference at this level."""
         kind = self.nodes[ref.layer][0].kind if ref.layer in self.nodes else ""
         # Calls of models have numbers from 1 on: in Keras 2, and in Keras 3 among the outputs
         # alone. There those of a Sequential begin with 0.
@@ -469,7 +469,7 @@ def _leaves(value: Any, by_key: bool, path: Path) -> Iterator[tuple[Path, Any, A
 
 
 def _listed(masks: Any) -> list[Any]:
-    """Those of a list, a tuple, or a dict in the order of its keys; or one by itself."""
+    """Return the entries of a list, a tuple or a dict in the order of its keys; or a single one."""
     if isinstance(masks, dict) and masks.get("class_name") == "__tuple__":
         masks = masks.get("items")
     if isinstance(masks, dict) and "class_name" not in masks:

@@ -60,7 +60,7 @@ _FIELDS: Mapping[type, Mapping[str, tuple[str, ...]]] = {
 
 
 def _fields(kind: type) -> dict[str, tuple[Any, tuple[str, ...]]]:
-    """Those that a class has of the table: their defaults, and their names in Keras."""
+    """Return the fields of the table that a class has: their defaults, and Keras's names."""
     declared: Any = kind  # a dataclass, as all of the table are
     known = {one.name: one.default for one in dataclasses.fields(declared)}
     return {name: (known[name], there) for name, there in _FIELDS[kind].items() if name in known}

@@ -38,7 +38,7 @@ SEVERAL = (1, 2**20)
 
 
 class Operator(NamedTuple):
-    """A row of the table."""
+    """An operator of the table: its function and its arrays."""
 
     run: Callable[..., Any]  # (at, *arrays) to an array, or to a tuple of several
     # of its arrays, by the place below the layer where Keras has them
@@ -126,13 +126,13 @@ def _turned(x: jax.Array, sequence: bool) -> jax.Array:
 
 
 def _alike(xs: Sequence[jax.Array]) -> list[jax.Array]:
-    """Of one rank: lower ones get axes behind the batch."""
+    """Expand all arrays to one rank, with new axes after the batch."""
     most = max(x.ndim for x in xs)
     return [jnp.expand_dims(x, tuple(range(1, 1 + most - x.ndim))) for x in xs]
 
 
 def _add(at: At, *xs: jax.Array) -> jax.Array:
-    """Whatever the masks say."""
+    """Add arrays and ignore their masks."""
     return functools.reduce(jnp.add, _alike(xs))
 
 
@@ -249,7 +249,7 @@ def _batch_norm(at: At, x: jax.Array) -> jax.Array:
 
 
 def _attend(at: At, scores: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """The weights ``(..., queries, keys)``."""
+    """Compute the attention weights ``(..., queries, keys)``."""
     if mask is not None:
         scores = jnp.where(mask, scores, scores - 1e9)
     weights, rate = jax.nn.softmax(scores), at.config["dropout"]
@@ -356,7 +356,7 @@ def _part_of(at: At, x: jax.Array) -> jax.Array:
 
 
 def _arithmetic(function: Callable[..., jax.Array], at: At, *xs: jax.Array) -> jax.Array:
-    """Of arrays, among which numbers may stand."""
+    """Apply a function to arrays and constant numbers."""
     rest = iter(xs)
     return function(*(next(rest) if value is None else value for value in at.config["arguments"]))
 

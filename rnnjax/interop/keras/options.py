@@ -40,7 +40,7 @@ class Entry:
 
     @property
     def where(self) -> str:
-        """The layer in words."""
+        """The name and class of the layer, for messages."""
         return f"layer {self.name[:80]!r} ({self.kind[:40]})"
 
     def get(self, *names: str, default: Any = None) -> Any:
@@ -48,14 +48,14 @@ class Entry:
         return next((self.config[name] for name in names if name in self.config), default)
 
     def flag(self, *names: str, default: bool = False) -> bool:
-        """True or False."""
+        """Return an option that is True or False."""
         value = self.get(*names, default=default)
         if not isinstance(value, bool | int | None) or value not in (True, False, None):
             self.refuse(names[0], "True or False", value)
         return bool(value)
 
     def size(self, *names: str) -> int:
-        """A positive integer."""
+        """Return an option that is a positive integer."""
         value = self.get(*names)
         if isinstance(value, float) and value.is_integer():
             value = int(value)
@@ -64,7 +64,7 @@ class Entry:
         return int(value)
 
     def number(self, *names: str, default: float = 0.0) -> float:
-        """A number."""
+        """Return an option that is a number."""
         value = self.get(*names, default=default)
         if isinstance(value, dict):  # an array, as Keras 2 writes it
             value = value.get("value")
@@ -75,11 +75,11 @@ class Entry:
         return float(value)
 
     def function(self, *names: str, default: str) -> str | Function:
-        """An activation."""
+        """Return an option that is an activation."""
         return function_of(self.get(*names, default=default), self)
 
     def rate(self, *names: str) -> float:
-        """A rate of dropout."""
+        """Return an option that is a dropout rate."""
         rate = self.number(*names)
         if not 0 <= rate < 1:
             self.refuse(names[0], "at least 0 and below 1", rate)
@@ -114,7 +114,7 @@ class Entry:
         return (_WHOLE, *parts) if parts[0] is ... else tuple(parts)
 
     def refuse(self, name: str, expected: str, value: Any) -> Any:
-        """Raise InteropError for an option."""
+        """Raise InteropError for an option with an unsupported value."""
         raise InteropError(
             f"{name} of {self.where} should be {expected}, but is {repr(value)[:80]}; set it in "
             "Keras and save the model again"
@@ -197,7 +197,7 @@ _LAYERS: Mapping[str, tuple[type[Any], tuple[str, ...], float]] = {
     "LeakyReLU": (LeakyReLU, ("negative_slope", "alpha"), 0.3),
     "ELU": (ELU, ("alpha",), 1.0),
 }
-"""Of layers that are a function with a number: its class, the names of the option, that of Keras 2
+"""Layers that are a function with a number: its class, the names of the option, that of Keras 2
 last, and its default."""
 
 ACTIVATION_LAYERS = (*_LAYERS, "ReLU", "Softmax")

@@ -32,7 +32,7 @@ class At:
         return None if key is None else jax.random.fold_in(key, self.place)
 
     def get(self, name: str, default: Any = None) -> Any:
-        """An attribute, or the default."""
+        """Return an attribute of the node, or the default."""
         return self.node.get(name, default)
 
     def fail(self, message: str) -> InteropError:

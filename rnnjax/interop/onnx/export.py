@@ -263,7 +263,7 @@ class _Writer:
         return self.onnx.helper.make_tensor_value_info(name, kind, axes)
 
     def write(self, model: Model) -> Any:
-        """The model as a message."""
+        """Convert the model to an ONNX message."""
         xs, ys = _checked_shapes(model)
         chain = [layer for layer in model.layers.values() if not isinstance(layer, Dropout)]
         if self.lengths and not any(isinstance(layer, Recurrent) for layer in chain):

@@ -34,7 +34,7 @@ CONSTANTS = "constants"
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-    """A node of the graph."""
+    """A node of the graph, read and checked."""
 
     op_type: str  # its operator
     label: str  # by which errors call it
@@ -51,12 +51,12 @@ class Node:
         return self.inputs[index] if index < len(self.inputs) else ""
 
     def get(self, name: str, default: Any = None) -> Any:
-        """An attribute, or the default."""
+        """Return an attribute, or the default."""
         return dict(self.attributes).get(name, default)
 
     @property
     def bodies(self) -> tuple["Body", ...]:
-        """The graphs inside of it."""
+        """The graphs in the node's attributes."""
         return tuple(value for _, value in self.attributes if isinstance(value, Body))
 
 

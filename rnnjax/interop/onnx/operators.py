@@ -527,7 +527,7 @@ _OF_INPUTS = (
 
 
 def run_operator(op_type: str, at: At, inputs: list[Any]) -> tuple[Any, ...]:
-    """The outputs of a node."""
+    """Compute the outputs of a node."""
     try:
         with np.errstate(all="ignore"):  # as JAX does: infinities and NaN are values
             outputs = OPERATORS[op_type](at, *inputs)

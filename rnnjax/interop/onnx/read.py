@@ -142,7 +142,7 @@ class _Reader:
         return [node for node in read if node.op_type != _CONSTANT]
 
     def node(self, node: Any, place: int, scope: Scope, prefix: str) -> Node:
-        """One node, checked."""
+        """Read and check one node of a graph."""
         op_type = repr(node.op_type)[1:-1]  # which may hold what moves a terminal
         label = f"{node.name!r} ({op_type})" if node.name else f"{place} ({op_type})"
         if node.domain not in ("", "ai.onnx") or node.op_type not in _KNOWN:

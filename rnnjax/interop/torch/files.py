@@ -33,7 +33,7 @@ _LONGEST_HEADER = 10 * 2**20  # some hundred thousand arrays; parsed, it is seve
 
 
 def opened(path: str | os.PathLike[str]) -> BinaryIO:
-    """The file, to read from."""
+    """Open a file for reading, and check its path."""
     _check_path(path)
     try:
         return Path(path).open("rb")

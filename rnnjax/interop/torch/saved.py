@@ -214,12 +214,12 @@ class _Unpickler(_BASE):  # type: ignore[misc]  # of the private class above
         self.call()
 
     def set_item(self) -> None:
-        """``SETITEM``."""
+        """Run ``SETITEM``: set one item of a dict."""
         value, key = self.stack.pop(), self.stack.pop()
         _set(self.stack[-1], [(key, value)])
 
     def set_items(self) -> None:
-        """``SETITEMS``."""
+        """Run ``SETITEMS``: set several items of a dict."""
         items = self.pop_mark()
         _set(self.stack[-1], zip(items[::2], items[1::2], strict=True))
 
@@ -332,10 +332,10 @@ def _first(value: Any = None, *_: Any) -> Any:
 
 
 class Unread:
-    """What checkpoints hold besides, and no parameter is; whatever is done with it, it stays."""
+    """A stand-in for anything in a checkpoint that is not a parameter; a call returns itself."""
 
     def __call__(self, *_: Any) -> Any:
-        """Itself."""
+        """Return the stand-in itself, whatever the arguments."""
         return self
 
     append = extend = __call__
