@@ -1,8 +1,8 @@
-"""Models of other frameworks: weights in and out, and what runs them here.
+"""Models of other frameworks: read, write and run them.
 
-Each format has a module of its own, which is imported by name: `rnnjax.interop.keras`,
-`rnnjax.interop.torch`, `rnnjax.interop.flax` and `rnnjax.interop.onnx`. None of them imports the
-framework, but for the reader of a file format where it needs one.
+Each format has its own module: `rnnjax.interop.keras`, `rnnjax.interop.torch`,
+`rnnjax.interop.flax` and `rnnjax.interop.onnx`. None imports the framework. Some need the reader of
+a file format.
 """
 
 from rnnjax.interop.convert import load

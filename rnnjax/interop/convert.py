@@ -1,4 +1,4 @@
-"""The command ``rnnjax``: models of one file format shown, and written in another."""
+"""The command ``rnnjax``: print the layers of a model file, or convert it to another format."""
 
 import argparse
 import io
@@ -21,19 +21,19 @@ _OPTIONS = {**dict.fromkeys(("at", "modules", "nonlinearity"), _OF_TORCH), "like
 
 
 def load(source: str | os.PathLike[str], **options: Any) -> Model:
-    """Read a model of any format, which the name of the file tells.
+    """Read a model of any format, by the suffix of the file name.
 
     Args:
-        source: the path of a file of Keras, PyTorch or ONNX.
-        options: those of the ``load`` of the format, such as ``at``, ``modules`` and
-            ``nonlinearity`` of `rnnjax.interop.torch.load`; but ``like`` is another file, of Keras
-            or PyTorch, with a model of the layers whose weights alone are in a file of Keras.
+        source: the path of a Keras, PyTorch or ONNX file.
+        options: options of the ``load`` of the format, such as ``at``, ``modules`` and
+            ``nonlinearity`` of `rnnjax.interop.torch.load`. Here ``like`` is another Keras or
+            PyTorch file with a model of the same layers, for a Keras file with only weights.
 
     Returns:
-        what the ``load`` of the format returns.
+        the result of the ``load`` of the format.
 
     Raises:
-        InvalidInputError: the name ends like that of no format, or an option is one of another.
+        InvalidInputError: the suffix is unknown, or an option belongs to another format.
         InteropError: the file cannot be read; see the ``load`` of the format.
 
     >>> import jax, tempfile, rnnjax

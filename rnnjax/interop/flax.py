@@ -59,7 +59,7 @@ def from_params(
     activation_fn: str | Activation = "tanh",
     name: str = "rnn",
 ) -> Model:
-    """The model of the parameters of one recurrent module of Flax.
+    """Convert the parameters of one recurrent module of Flax to a model.
 
     It is one of linen's ``LSTMCell``, ``OptimizedLSTMCell``, ``GRUCell``, ``MGUCell`` and
     ``SimpleCell``, of nnx's ``LSTMCell``, ``OptimizedLSTMCell``, ``GRUCell`` and ``SimpleCell``, or
@@ -74,9 +74,9 @@ def from_params(
     Args:
         params: ``variables`` of linen, or what it holds as ``"params"``; a ``nnx.State``, a
             dict of `nnx.to_pure_dict`, or a module of nnx.
-        gate_fn: of all cells, as Flax's attribute; by name or as a callable.
-        activation_fn: the same.
-        name: of the layer.
+        gate_fn: the ``gate_fn`` of all Flax cells, by name or as a callable.
+        activation_fn: the ``activation_fn`` of all Flax cells, by name or as a callable.
+        name: the name of the layer.
 
     Raises:
         InteropError: there is no such module, or more than one; an array has another shape or type.
@@ -130,7 +130,7 @@ def from_params(
 
 
 def to_params(model: Model, *, form: Form | None = None) -> Any:
-    """The parameters as a tree that Flax's modules take.
+    """Convert the parameters to a tree that Flax's modules take.
 
     `SimpleRNNCell`, `LSTMCell`, `GRUCell` and `MGUCell` become those of the cells of that equation,
     under the paths of ``RNN`` and ``Bidirectional``; `Dense` and `Embedding` those of ``Dense`` or

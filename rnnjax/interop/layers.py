@@ -18,14 +18,14 @@ from rnnjax.layers import Dropout as DropoutRate
 
 
 class Flow(NamedTuple):
-    """What goes from layer to layer.
+    """The data that go from layer to layer.
 
     Attributes:
-        xs: ``(time, *batch, features)``, or ``(*batch, features)`` behind a layer that returns its
-            last output alone; ids without the axis of features; a pair `rnnjax.Directions` of
-            arrays behind directions that are not merged.
-        mask: booleans ``(time, *batch)``, or None where every step is valid.
-        sequence: whether ``xs`` has an axis of time.
+        xs: ``(time, *batch, features)``, or ``(*batch, features)`` after a layer that returns only
+            its last output; ids have no features axis; directions that are not merged give a pair
+            `rnnjax.Directions` of arrays.
+        mask: booleans ``(time, *batch)``, or None if every step is valid.
+        sequence: whether ``xs`` has a time axis.
     """
 
     xs: Any
@@ -89,16 +89,16 @@ class Recurrent(Layer):
     Its parameters and carry are those of the cell.
 
     Args:
-        name: of the layer.
+        name: the name of the layer.
         cell: what one time step computes.
         reverse: whether to run from the last step to the first.
-        keep_order: whether ``ys[t]`` then belongs to ``xs[t]``; otherwise outputs stay in the order
-            in which they were computed, as behind Keras's ``go_backwards``.
-        return_sequences: whether to return the outputs of all steps, or of the last valid one that
-            ran, of each direction.
-        masked_outputs: of masked steps: ``"zero"`` or ``"last"``, as in `rnnjax.unroll`.
+        keep_order: whether ``ys[t]`` then belongs to ``xs[t]``; otherwise outputs stay in running
+            order, as with Keras's ``go_backwards``.
+        return_sequences: whether to return the outputs of all steps, or only of the last valid step
+            that ran, for each direction.
+        masked_outputs: ``"zero"`` or ``"last"`` for masked steps, as in `rnnjax.unroll`.
         merged: False returns the outputs of a `rnnjax.Bidirectional` as a pair
-            `rnnjax.Directions`; nothing can follow it.
+            `rnnjax.Directions`; no layer can follow.
     """
 
     name: str
@@ -184,12 +184,12 @@ class Dense(Layer):
 class Embedding(Layer):
     """Looks up rows of ``embedding (vocabulary_size, size)`` by integer ids ``(time, *batch)``.
 
-    Ids that no layer has seen as a sequence, ``(batch, time)``, become one here.
+    Ids ``(batch, time)`` that are not yet a sequence become one here.
 
     Args:
-        name: of the layer.
+        name: the name of the layer.
         vocabulary_size: the number of ids.
-        size: of the vectors.
+        size: the size of the vectors.
         mask_zero: whether steps of id 0 are masked, as padding.
     """
 
@@ -204,7 +204,7 @@ class Embedding(Layer):
         return {"": {"embedding": (self.vocabulary_size, self.size)}}
 
     def run(self, params: Params, flow: Flow, carry: Carry | None, context: Context) -> Ran:
-        """Look up; an id out of range gives NaN, so that it is noticed."""
+        """Look up the rows; an id out of range gives NaN."""
         ids, mask, sequence = _ids(self, flow)
         if self.mask_zero:
             mask = ids != 0 if mask is None else mask & (ids != 0)

@@ -1,4 +1,4 @@
-"""What every reader returns and every writer takes: layers, their parameters, and how they run."""
+"""`Model`, which every reader returns and every writer takes: layers and their parameters."""
 
 import abc
 import collections
@@ -50,7 +50,7 @@ class Network(abc.ABC):
         return int(np.shape(xs)[0 if self.time_first else 1])
 
     def wiring(self, name: str) -> str:
-        """What a layer takes, where it is not what the layer before it gives."""
+        """Say what a layer takes, if it is not the output of the layer before."""
         return ""
 
     @property
@@ -61,7 +61,7 @@ class Network(abc.ABC):
     def initial_carry(
         self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike | None = None
     ) -> dict[str, Carry]:
-        """The state with which a sequence begins: by name, that of each recurrent layer's cell."""
+        """Return the state at the start of a sequence, for each recurrent layer by name."""
         return {
             name: layer.cell.initial_carry(batch_shape, dtype)
             for name, layer in self.recurrent.items()
@@ -70,10 +70,10 @@ class Network(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Sequential(Network):
-    """Layers in a row.
+    """Layers that run one after the other.
 
     Args:
-        chain: the layers from the input up, with distinct names; kept as a tuple.
+        chain: the layers, first to last, with distinct names; stored as a tuple.
         time_first: whether inputs and outputs have time before the batch.
 
     Raises:
@@ -139,12 +139,12 @@ class Input(NamedTuple):
     """An input of a `Functional`, or of a graph of ONNX.
 
     Attributes:
-        name: of it.
-        shape: without the batch; time is its first axis, and None is any size. Of ONNX it is the
-            whole shape, or None where not even the number of axes is told.
-        dtype: by name.
-        sequence: whether it has a time. Of ids or a mask, ``(batch, time)`` in the graph, it says
-            that they are given and returned like the others.
+        name: the name of the input.
+        shape: the shape without the batch; time is its first axis, and None is any size. For ONNX
+            the whole shape, or None if even the number of axes is unknown.
+        dtype: the name of the type.
+        sequence: whether it has a time axis. Ids or a mask, ``(batch, time)`` in the graph, are
+            then passed and returned like the others.
     """
 
     name: str
@@ -154,11 +154,11 @@ class Input(NamedTuple):
 
 
 class Value(NamedTuple):
-    """What goes from one call to another.
+    """A value that goes from one call to another.
 
     Attributes:
         source: the name of an input, or of a call.
-        output: which of its outputs; behind those of a recurrent layer come its states.
+        output: the index of its output; the states of a recurrent layer come after its outputs.
     """
 
     source: str
@@ -172,12 +172,12 @@ class Call(NamedTuple):
     """A use of a layer.
 
     Attributes:
-        layer: its name.
-        name: of the call and its state, which no input has: that of the layer, unless this is used
-            again.
+        layer: the name of the layer.
+        name: the name of the call and its state, distinct from all inputs: that of the layer,
+            unless the layer is used again.
         takes: its inputs.
-        states: the leaves of the state with which it begins, or none.
-        mask: True for that of its first input, False for none, or where it comes from.
+        states: the leaves of its initial state, or none.
+        mask: True for the mask of its first input, False for none, or the value that is the mask.
     """
 
     layer: str
@@ -194,18 +194,18 @@ class Call(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Functional(Network):
-    """A graph of layers, as Keras's functional models are: a `Sequential` is its plain case.
+    """A graph of layers, like Keras's functional models. A `Sequential` is the simple case.
 
-    Inputs are given as a tuple in their order or as a dict by name, or as one array where there is
-    one; outputs come back so.
+    Pass inputs as a tuple in order or as a dict by name; a single input is one array. Outputs have
+    the same form.
 
     Args:
-        inputs: of the graph.
-        layer_list: with distinct names; a layer may be used more than once.
-        calls: in an order in which they can run.
-        outputs: where they come from.
-        names: of the outputs where they are a dict; None for a tuple.
-        time_first: whether time is before the batch in all that has a time.
+        inputs: the inputs of the graph.
+        layer_list: the layers, with distinct names; a layer may be used more than once.
+        calls: the calls, in an order in which they can run.
+        outputs: the values that are outputs.
+        names: the names of the outputs if they are a dict; None for a tuple.
+        time_first: whether time is before the batch in all arrays with a time axis.
     """
 
     inputs: tuple[Input, ...]
@@ -311,13 +311,12 @@ class Model:
     """A model that came from another framework, or goes to one.
 
     Attributes:
-        network: its layers and the order in which they run; hashable.
-        params: by the name of the layer, its parameters. Those of a recurrent layer are the
-            parameters of its cell: ``rnnjax.unroll(model.layers["lstm"].cell,
-            model.params["lstm"], xs)`` runs it by itself.
-        origin: what the source says and layers and parameters do not, such as the prefixes of a
-            state dict; read only by the way back into the same format, so that what came unchanged
-            goes back unchanged. No two formats have an entry of one name.
+        network: the layers and the order in which they run; hashable.
+        params: the parameters by name of the layer. Those of a recurrent layer are its cell's:
+            ``rnnjax.unroll(model.layers["lstm"].cell, model.params["lstm"], xs)`` runs it alone.
+        origin: details of the source that layers and parameters do not hold, such as the prefixes
+            of a state dict. Only the writer of the same format reads it, so that an unchanged model
+            goes back unchanged. No two formats share a name.
 
     >>> import rnnjax
     >>> cell = rnnjax.LSTMCell(5)
@@ -401,24 +400,24 @@ class Model:
 
         Args:
             params: like ``self.params``.
-            xs: ``(time, *batch, features)``, time first whatever the framework had, unless
-                ``print(model)`` says otherwise; integer ids ``(time, *batch)`` where the first
-                layer takes ids; a tuple or a dict by name where there are several inputs.
-            carry: by the name of a recurrent layer, its state before the first step; a layer that
-                is left out begins with its initial carry.
-            lengths: the valid steps of each row, as in `rnnjax.unroll`.
-            mask: which steps are valid, as there.
-            resets: where new sequences begin, as there.
-            key: for dropout; without it nothing is dropped, as for prediction.
-            method: how to run the recurrent layers, as there.
+            xs: ``(time, *batch, features)``, time first unless ``print(model)`` says otherwise;
+                integer ids ``(time, *batch)`` if the first layer takes ids; a tuple or a dict by
+                name if there are several inputs.
+            carry: the state before the first step, by name of the recurrent layer. Layers that are
+                left out begin with their initial carry.
+            lengths: the number of valid steps of each row, as in `rnnjax.unroll`.
+            mask: which steps are valid, as in `rnnjax.unroll`.
+            resets: where new sequences begin, as in `rnnjax.unroll`.
+            key: a random key for dropout; without it there is none, as for prediction.
+            method: how to run the recurrent layers, as in `rnnjax.unroll`.
 
         Returns:
             the carry after the last step, and the outputs: ``(time, *batch, size)``, or
-            ``(*batch, size)`` behind a layer that returns its last output alone.
+            ``(*batch, size)`` after a layer that returns only its last output.
 
         Raises:
-            InvalidInputError: ``params`` is no dict, ``carry`` names a layer that is not there, or
-                an argument does not fit; see `rnnjax.unroll`.
+            InvalidInputError: ``params`` is not a dict, ``carry`` names an unknown layer, or an
+                argument does not fit; see `rnnjax.unroll`.
         """
         carry = {} if carry is None else carry
         known = set(self.network.recurrent)

@@ -18,26 +18,27 @@ from rnnjax.interop.model import Functional, Model, Sequential, check_model
 def export(
     model: Model, *, steps: int | None = None, platforms: Sequence[str] | None = None
 ) -> Exported:
-    """The program ``(carry, xs) -> (carry, ys)`` of a model, its parameters inside.
+    """Export a model with its parameters as a program ``(carry, xs) -> (carry, ys)``.
 
-    ``program.serialize()`` are bytes for any program with JAX (``pip install 'rnnjax[export]'``),
-    and ``jax.export.deserialize(data).call(carry, xs)`` runs them; no class of a model is needed
-    there. Each row of the batch is a client with a state of its own, and a call goes on where the
-    call before it stood.
+    ``program.serialize()`` returns bytes (``pip install 'rnnjax[export]'``), and any program with
+    JAX runs them by ``jax.export.deserialize(data).call(carry, xs)``, without the classes of the
+    model. Each row of the batch can be a client with its own state: pass the carry on to the next
+    call.
 
     Args:
-        model: imported or trained; `Model.of` makes one of a cell and its parameters.
-        steps: of a call, 1 where a server answers every step; left out, any number, the same for
-            all sequences that it is given, unless the model says itself how many it takes.
-        platforms: such as ``["cpu", "cuda"]``, of machines that need not be here; left out, this.
+        model: an imported or trained model; `Model.of` makes one from a cell and its parameters.
+        steps: the number of steps of a call, 1 if a server answers every step. By default any
+            number, the same for all input sequences, unless the model fixes it.
+        platforms: the platforms to export for, such as ``["cpu", "cuda"]``; by default the current
+            one.
 
     Returns:
         the program, for a batch of any size: ``program.in_avals`` shows its inputs. ``carry`` is
         that of `Model.initial_carry`, without layers that begin with the states of others.
 
     Raises:
-        InvalidInputError: ``model`` is no `Model`, ``steps`` is no positive number, or a layer does
-            not take as many.
+        InvalidInputError: ``model`` is not a `Model`, ``steps`` is not a positive integer, or a
+            layer does not accept that many.
 
     >>> import rnnjax
     >>> cell = rnnjax.GRUCell(5)

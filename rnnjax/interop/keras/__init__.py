@@ -47,27 +47,27 @@ __all__ = ["load", "save"]
 
 
 def load(source: Any, *, like: Model | None = None, time_first: bool = True) -> Model:
-    """The model of a live Keras model, or of a file that Keras wrote.
+    """Convert a live Keras model, or read a file that Keras wrote.
 
-    Nothing in a file is run, nothing is unpickled, and no link in it is followed: a layer that
-    holds code, or is somebody's own class, is refused.
+    It runs no code of a file, unpickles nothing and follows no links. A layer that holds code, or
+    is a custom class, is refused.
 
     Args:
         source: the path of a file: ``.keras``, ``.weights.h5``, or ``.h5`` as Keras 1 and 2 wrote
-            it, a whole model or its weights alone; or a built Keras model, which is saved and read.
-        like: a model with the layers of a file that holds weights alone, which does not say them.
-            Its own parameters are replaced.
-        time_first: whether data is given and returned time first; False for Keras's own axes, batch
-            first. Carries have no time, and ``mask`` and ``resets`` are time first in both.
+            it, a whole model or only its weights; or a built Keras model, which is saved and read.
+        like: a model with the same layers, for a file with only weights. Its own parameters are
+            replaced.
+        time_first: whether inputs and outputs are time first; False for Keras's own axes, batch
+            first. Carries have no time axis, and ``mask`` and ``resets`` are time first in both.
 
     Returns:
-        the model; its carry is that of Keras's states: `rnnjax.LSTMCarry` has ``h`` and ``c``.
+        the model; its carry has Keras's states: `rnnjax.LSTMCarry` has ``h`` and ``c``.
 
     Raises:
-        InteropError: the file cannot be read or is damaged, a layer is not known here, or its
-            weights do not belong to it; it holds weights alone, and ``like`` is missing; or h5py is
+        InteropError: the file cannot be read or is damaged; a layer is not supported, or its
+            weights do not belong to it; it has only weights and ``like`` is missing; or h5py is
             missing.
-        InvalidInputError: ``source`` is something else, or ``like`` is given without need.
+        InvalidInputError: ``source`` is something else, or ``like`` is not needed.
 
     >>> import jax, rnnjax, tempfile
     >>> cell = rnnjax.LSTMCell(5)

@@ -1,7 +1,6 @@
-"""Models of ONNX: reading them, running and training them, and writing them again.
+"""Models of ONNX: read, run, train and write them.
 
-Nothing of ONNX is needed but the package that reads its files (``pip install 'rnnjax[onnx]'``);
-no runtime is.
+It needs only the package that reads ONNX files (``pip install 'rnnjax[onnx]'``), and no runtime.
 """
 
 from typing import Any
@@ -18,13 +17,12 @@ __all__ = ["Graph", "load", "save", "to_proto"]
 def load(source: Any) -> Model:
     """Read an ONNX model: its graph, and its parameters in rnnjax's layout.
 
-    The graph may be of RNN, GRU and LSTM nodes, and of the operators that exporters put around
-    them: arithmetic, convolutions, pools, normalisations, branches, loops. ``model.layers`` has
-    each recurrent node as a `Recurrent` with the cell that computes it; other arrays of floats, and
-    weights that nodes share or put together, are ``"constants"``, by their names in the file. They
-    are the parameters, and can be trained. Two biases of a gate stay two where the second is not
-    zero, as in PyTorch: an optimizer moves their sum by two steps at once. ``clip`` is refused
-    where it could be reached.
+    The graph may have RNN, GRU and LSTM nodes, and the operators that exporters put around them:
+    arithmetic, convolutions, pools, normalisations, branches, loops. ``model.layers`` has each
+    recurrent node as a `Recurrent` with its cell. Other float arrays, and weights that nodes share
+    or combine, are ``"constants"``, by their names in the file. All of these are parameters, and
+    trainable. A gate keeps two biases if the second is not zero, as in PyTorch: an optimizer moves
+    their sum twice as far. ``clip`` is refused if it could take effect.
 
     ``model.apply(params, xs, carry)`` takes and returns data with the graph's own axes, as any
     runtime does. ``xs`` is the graph's first input, or a dict of inputs by name; one that becomes

@@ -51,7 +51,7 @@ def from_state_dict(
     nonlinearity: Nonlinearity = "tanh",
     time_first: bool = True,
 ) -> Model:
-    """The model of a state dict of PyTorch, or of the one in a checkpoint.
+    """Convert a state dict of PyTorch, or a checkpoint that contains one, to a model.
 
     It may hold ``nn.RNN``, ``nn.LSTM`` and ``nn.GRU`` (any number of layers, both directions,
     ``proj_size``, ``bias=False``), ``nn.RNNCell``, ``nn.LSTMCell`` and ``nn.GRUCell``,
@@ -64,16 +64,16 @@ def from_state_dict(
     Args:
         mapping: ``module.state_dict()``: names to tensors, or to arrays of NumPy or JAX; or a dict
             that holds it, as in ``{"model": state_dict, "epoch": 3}``.
-        at: where it is, if there are several: ``"model"``, or ``"models/first"``.
-        modules: which modules run, in their order, and between them layers without parameters:
-            ``["embedding", "lstm", Activation("relu", "relu"), "head"]``. Nothing else is read
-            then. Left out, all of them, where their order is certain: an embedding, recurrent
-            modules whose sizes fit in one order alone, one linear module. A weight without bias is
-            an embedding at the first place if that fits, and a linear module elsewhere. Of an
-            encoder and a decoder, which are in no row, each is a model of its own.
-        nonlinearity: of ``nn.RNN``, which a state dict does not say: ``"tanh"`` or ``"relu"``.
-        time_first: whether data is given and returned time first; False for batch first, as modules
-            with ``batch_first=True`` take it.
+        at: its path, if there are several: ``"model"``, or ``"models/first"``.
+        modules: which modules run, in order, with layers without parameters between them:
+            ``["embedding", "lstm", Activation("relu", "relu"), "head"]``. Only these are read. By
+            default all modules, if their order is unambiguous: an embedding, recurrent modules
+            whose sizes fit in only one order, one linear module. A weight without bias is an
+            embedding if it comes first and fits, else a linear module. Read an encoder and a
+            decoder as two models.
+        nonlinearity: ``"tanh"`` or ``"relu"`` for ``nn.RNN``, which a state dict does not store.
+        time_first: whether inputs and outputs are time first; False for batch first, as with
+            ``batch_first=True``.
 
     Raises:
         InteropError: there is no module, or one of ``modules`` is of another kind; an array is not
@@ -111,12 +111,12 @@ def load(
     nonlinearity: Nonlinearity = "tanh",
     time_first: bool = True,
 ) -> Model:
-    """The model of a file that ``torch.save`` or safetensors wrote; see `from_state_dict`.
+    """Read a file that ``torch.save`` or safetensors wrote; see `from_state_dict`.
 
-    The form is known by the content. PyTorch is not needed, and nothing in a file is run: of a
-    ``.pt`` the tensors, numbers, text and plain containers are read, and what else it holds beside
-    them is left out. A file with a whole module alone, ``torch.save(module)``, is refused: it takes
-    PyTorch, and trust in the file, to save ``module.state_dict()``.
+    The content tells the format. PyTorch is not needed, and no code in a file is run. From a
+    ``.pt`` it reads tensors, numbers, text and plain containers, and skips everything else. A file
+    with a whole module, ``torch.save(module)``, is refused: load it in PyTorch, if you trust it,
+    and save ``module.state_dict()``.
 
     Raises:
         InteropError: as there; the file is missing, damaged, or holds no parameters; or it is a
@@ -153,7 +153,7 @@ def load(
 
 
 def to_state_dict(model: Model) -> dict[str, np.ndarray]:
-    """The parameters as a state dict that PyTorch's modules load strictly.
+    """Convert the parameters to a state dict that PyTorch's modules load strictly.
 
     `SimpleRNNCell` (tanh or relu), `LSTMCell`, `GRUCell` and `ProjectionLSTMCell` become
     ``nn.RNN``, ``nn.LSTM`` and ``nn.GRU``, a `Stack` of equal cells ``num_layers`` of them, a
