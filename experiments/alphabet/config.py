@@ -14,7 +14,7 @@ class Config:
     """Learn the alphabet one letter at a time, with the state carried from letter to letter.
 
     Each letter is one number, its position divided by 26; the target is the letter that follows.
-    The state is reset after each epoch; where none is carried, the inputs are shuffled for each.
+    The state is reset after each epoch. Without a carried state, inputs are shuffled each epoch.
     """
 
     seq_length: int = 1

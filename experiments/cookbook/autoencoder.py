@@ -32,7 +32,7 @@ BATCH, SHOWN = 50, 10  # images of an update, and in a row of the picture
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Learn to write a digit's rows again from a few numbers, beside principal components."""
+    """Learn to rewrite a digit's rows from a few numbers, compared with principal components."""
 
     data: str | None = None
     """A folder with the MNIST file, or "made" for synthetic data."""

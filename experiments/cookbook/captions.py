@@ -35,7 +35,7 @@ CELL, BATCH = rnnjax.GRUCell(192), 32  # scenes of an update
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Write what is in a scene."""
+    """Learn to describe what is in a scene."""
 
     data: str | None = None
     """A folder with the MNIST file, or "made" for synthetic data."""

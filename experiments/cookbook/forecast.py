@@ -41,7 +41,7 @@ CELL, DROPOUT, OURS = rnnjax.GRUCell(32), rnnjax.Dropout(0.3), "GRU, mean foreca
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Forecast series by a GRU, and by what needs no network."""
+    """Forecast series by a GRU, compared with methods without a network."""
 
     file: Annotated[Path | None, tyro.conf.Positional] = None
     """A CSV file with one row per time; by default three well-known series."""

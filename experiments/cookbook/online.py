@@ -36,7 +36,7 @@ KINDS: dict[str, tuple[Any, Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Learn to recall, one update a step."""
+    """Learn to recall, with one update per step."""
 
     data: str | None = None
     """All data are made here; with "made" there are only DiagonalLSTMs, without bounds."""

@@ -39,7 +39,7 @@ KERNELS = (5, 5, 1, 24), (3, 3, 24, 32), (3, 3, 32, 48)  # of the CNN; 4 x 4 pla
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Read digits by rows and by pixels, beside a CNN."""
+    """Classify digits by rows and by pixels, compared with a CNN."""
 
     data: str | None = None
     """A folder with the MNIST file, or "made" for synthetic data."""

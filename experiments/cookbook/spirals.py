@@ -36,7 +36,7 @@ KINDS: dict[str, tuple[Any, bool]] = {  # whether it is told the time
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Tell spirals apart, at regular and at irregular times."""
+    """Classify spirals, at regular and at irregular times."""
 
     data: str | None = None
     """All data are made here; with "made" there is the first kind alone, without bounds."""

@@ -40,7 +40,7 @@ DROPOUT = rnnjax.Dropout(0.3)
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Name spoken digits: by GRUs and a CNN on spectrograms, a CNN on waveforms, mean spectra."""
+    """Classify spoken digits: GRUs and a CNN on spectrograms, a CNN on waveforms, mean spectra."""
 
     data: str | None = None
     """A folder with the recordings in one file, or "made" for synthetic data."""

@@ -47,7 +47,7 @@ NETWORKS: dict[str, tuple[bool, Any, int, int]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Name the digits of films, and go on with films."""
+    """Classify the digits of films, and predict the next frames."""
 
     data: str | None = None
     """A folder with the MNIST file, or "made" for synthetic data."""

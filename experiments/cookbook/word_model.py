@@ -34,7 +34,7 @@ TEXTS = {"tinyshakespeare": (3, 7, 16, 0.2), "alice_gutenberg11": (2, 15, 8, 0.3
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Tell the next word of a text: by an LSTM, and by counting."""
+    """Predict the next word of a text, by an LSTM and by counting."""
 
     data: str | None = None
     """A folder with the texts, or "made" for synthetic data."""

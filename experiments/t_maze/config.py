@@ -9,10 +9,10 @@ from rnnjax import InvalidInputError
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Learn to find the goal of a T-maze, with memory and, to compare, without.
+    """Learn to find the goal of a T-maze, with memory and, for comparison, without.
 
-    The first observation shows on which side the goal lies. Then comes a corridor where nothing is
-    seen of it, and at its end a junction where the agent has to turn to that side.
+    The first observation shows on which side the goal is. In the corridor that follows it is not
+    visible, and at the junction at the end the agent must turn to that side.
     """
 
     corridor_length: int = 8

@@ -184,7 +184,7 @@ BOUNDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Learn the tasks with the cells, and compare."""
+    """Train the cells on the tasks, and compare them."""
 
     tasks: tuple[str, ...] = tuple(TASKS)
     """The names of the tasks."""

@@ -191,8 +191,8 @@ class Optimization:
 class Train:
     """Train a model, or resume training.
 
-    The defaults are those of the tutorial: shuffled windows of 100 characters, no state carried
-    from one to the next, 3 layers of LSTM(700), a softmax at every step, Adam.
+    The defaults are those of the tutorial: shuffled windows of 100 characters, no carried state, 3
+    layers of LSTM(700), a softmax at every step, Adam.
     """
 
     preset: str = "tutorial"

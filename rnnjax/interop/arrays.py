@@ -57,7 +57,7 @@ def float_array(name: str, value: Any) -> np.ndarray:
 
 
 def input_size(params: Any) -> int:
-    """How many features a layer takes: the rows of its kernel, or of that of its first cell."""
+    """Return how many features a layer takes: the rows of its (first cell's) kernel."""
     while not (isinstance(params, Mapping) and "kernel" in params):
         params = params["cell"] if isinstance(params, Mapping) else params[0]
     return int(np.shape(params["kernel"])[0])

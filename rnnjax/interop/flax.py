@@ -198,7 +198,7 @@ def _spelled(path: Path) -> str:
 
 
 def _find(tree: Any, path: Path) -> Found:
-    """Where the cells of the one recurrent module of a tree are, and how they are laid out."""
+    """Find the cells of the one recurrent module of a tree, and their layouts."""
     layout = _find_layout(_spelled(path), tree)
     if layout is not None:
         return [(path, layout)]

@@ -1,4 +1,4 @@
-"""What several formats compute around cells, and what they call cells and activations."""
+"""Functions that several formats share, and their names for cells and activations."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ from rnnjax.errors import InvalidInputError
 
 
 Function = Callable[[jax.Array], jax.Array]
-"""From an array to one of the same shape; hashable by what it computes."""
+"""A function from an array to one of the same shape, with a hash of what it computes."""
 
 # Those with numbers in them are frozen dataclasses, so that equal ones hash alike and a network
 # that is built twice is compiled once.
@@ -77,7 +77,7 @@ FUNCTIONS: Mapping[str, Function] = {
 
 
 class Spelling(NamedTuple):
-    """How other formats spell a function of ours."""
+    """The names of a function in other formats."""
 
     keras: str = ""  # its name in Keras 3; empty where it has none
     onnx: str = ""  # the operator of ONNX that is it; empty where it takes several
@@ -221,7 +221,7 @@ def pool(
 def normalize(
     x: jax.Array, mean: jax.Array, variance: jax.Array, epsilon: float, scale: Any, shift: Any
 ) -> jax.Array:
-    """By a mean and a variance, then scaled and shifted where these are given."""
+    """Normalise by a mean and a variance, then scale and shift if given."""
     ys = (x - mean) * lax.rsqrt(variance + epsilon)
     ys = ys if scale is None else ys * scale
     return ys if shift is None else ys + shift
@@ -230,7 +230,7 @@ def normalize(
 def standardize(
     x: jax.Array, axes: int | Sequence[int], epsilon: float, scale: Any, shift: Any
 ) -> jax.Array:
-    """By mean and variance over axes of its own, which narrow numbers get in 32 bits."""
+    """Normalise by mean and variance over axes, computed in at least 32 bits."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     mean = wide.mean(axes, keepdims=True)
     variance = jnp.square(wide - mean).mean(axes, keepdims=True)

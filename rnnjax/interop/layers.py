@@ -34,12 +34,12 @@ class Flow(NamedTuple):
 
 
 Ran = tuple[Carry | None, Flow]
-"""What a layer gives: the carry of a `Recurrent`, or None, and what goes to the next."""
+"""The result of a layer: the carry of a `Recurrent`, or None, and the data for the next."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What every layer of a call is told: see `rnnjax.unroll` for each."""
+    """The options of a call, for every layer; see `rnnjax.unroll`."""
 
     resets: Any = None
     key: jax.Array | None = None
@@ -162,7 +162,7 @@ class Dense(Layer):
         return {"": {**kernel, "bias": (self.size,)} if self.use_bias else kernel}
 
     def run(self, params: Params, flow: Flow, carry: Carry | None, context: Context) -> Ran:
-        """One matrix product over all steps."""
+        """Compute one matrix product over all steps."""
         kernel = params["kernel"]
         xs = single(self, flow)
         if xs.shape[-1] != kernel.shape[0]:

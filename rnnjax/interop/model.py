@@ -55,7 +55,7 @@ class Network(abc.ABC):
 
     @property
     def recurrent(self) -> Mapping[str, Recurrent]:
-        """By the names of their states, the recurrent layers."""
+        """The recurrent layers by the names of their states."""
         return {n: layer for n, layer in self.layers.items() if isinstance(layer, Recurrent)}
 
     def initial_carry(
@@ -123,7 +123,7 @@ def _run(i: int, layer: Layer, params: Params, flow: Any, state: Any, context: C
 
 
 def _turned(xs: Any, as_it_is: bool) -> Any:
-    """With the first two axes exchanged."""
+    """Exchange the first two axes, batch and time."""
     if as_it_is:
         return xs
     for x in jax.tree.leaves(xs):
@@ -217,7 +217,7 @@ class Functional(Network):
 
     @property
     def recurrent(self) -> Mapping[str, Recurrent]:
-        """By the names of their states, the recurrent layers: one for each use."""
+        """The recurrent layers by the names of their states, one for each use."""
         layers = self.layers  # built anew each time
         uses = ((call.name, layers[call.layer]) for call in self.calls)
         return {name: layer for name, layer in uses if isinstance(layer, Recurrent)}
@@ -279,7 +279,7 @@ class Functional(Network):
         return carries, ys[0] if len(ys) == 1 else tuple(ys)
 
     def _flow(self, x: Any, one: Input, mask: Any) -> Flow:
-        """An input as layers take it: time first, but for two axes, which may be features too."""
+        """Convert an input for the layers: time first, except two axes, which may be features."""
         if one.sequence and len(one.shape) == 1 and jnp.ndim(x) == 2:
             return Flow(_turned(x, not self.time_first), mask, False)
         return Flow(_turned(x, self.time_first or not one.sequence), mask, one.sequence)
@@ -300,7 +300,7 @@ class Functional(Network):
 
 
 def _outputs(flow: Flow) -> list[Flow]:
-    """Each by itself: a pair of directions is two."""
+    """Split a flow into single outputs: a pair of directions is two."""
     if isinstance(flow.xs, Directions):
         return [flow._replace(xs=ys) for ys in flow.xs]
     return [flow]

@@ -70,7 +70,7 @@ def export(
 
 
 def input_shapes(model: Model, steps: Any, batch: Any) -> Any:
-    """What a model takes, as shapes and types; of steps that are told it takes as many."""
+    """Return the shapes and types of a model's inputs for this many steps."""
     network = model.network
     if isinstance(network, Functional):
         made = []

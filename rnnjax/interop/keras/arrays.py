@@ -29,7 +29,7 @@ CELLS = FORMS["keras"]
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """What has arrays of its own."""
+    """A unit of a layer with its own arrays."""
 
     owner: Cell | Layer  # a cell of `CELLS`, or a layer
     path: str  # its place below the layer, such as "forward_layer/cell"; empty for the layer
@@ -37,7 +37,7 @@ class Unit:
 
     @property
     def count(self) -> int:
-        """How many arrays it has, but for those of Keras 1, which has one for each gate."""
+        """The number of its arrays, except in Keras 1, which has one for each gate."""
         return len(self.shapes) - (isinstance(self.owner, GRUCell) and self.owner.reset_after
                                    and self.owner.use_bias)  # fmt: skip
 
@@ -205,7 +205,7 @@ def _list(shapes: Weights) -> str:
 
 
 Places = dict[str, list[list[str]]]
-"""By the name of a layer, for each of its units the paths of its arrays in a file."""
+"""For each layer by name, the paths of the arrays of its units in a file."""
 
 
 def build(network: Network, file: KerasFile, places: Places) -> Model:

@@ -37,7 +37,7 @@ _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, OSE
 
 @dataclasses.dataclass(frozen=True)
 class KerasFile:
-    """What a file of Keras holds."""
+    """The contents of a Keras file."""
 
     config: Any  # of the model, from JSON; None where the file holds weights alone
     version: str  # of Keras, such as "2.4.0"; empty where the file does not say

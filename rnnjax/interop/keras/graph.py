@@ -1,4 +1,4 @@
-"""From the config of a Keras model to a network: its layers are called in order, as Keras does."""
+"""Convert the config of a Keras model to a network, whose layers run in Keras's order."""
 
 import collections
 import dataclasses
@@ -68,7 +68,7 @@ class _Use(NamedTuple):
 
 
 Made = tuple[list[_Tensor], tuple[str, ...] | None]
-"""What a model gives, and its names if it is a dict."""
+"""The outputs of a model, and their names if they are a dict."""
 
 
 class _Graph:
@@ -143,7 +143,7 @@ class _Graph:
     def _begin(
         self, entries: list[Entry], given: Sequence[_Tensor] | None, own: str
     ) -> list[_Tensor]:
-        """What the inputs of a model are."""
+        """Return the inputs of a model."""
         if given is None:
             self.inputs = {entry.name: entry for entry in entries}
             given = [_Tensor(Value(name), frozenset({name})) for name in self.inputs]
@@ -155,7 +155,7 @@ class _Graph:
         return [*given]
 
     def use(self, entry: Entry, value: Any, use: _Use, own: str) -> Made:
-        """All that a layer gives, its outputs and behind these its states; or what a model does."""
+        """Return all outputs of a layer and then its states, or all outputs of a model."""
         entry = dataclasses.replace(entry, name=f"{own}{entry.name}")
         if not is_model(entry.kind):
             return self._call(entry, value, use), None
@@ -227,7 +227,7 @@ class _Graph:
     def network(
         self, outputs: Sequence[_Tensor], names: tuple[str, ...] | None
     ) -> Sequential | Functional:
-        """What the outputs need of the calls, as a row if that is all that the graph says."""
+        """Return the calls that the outputs need, as a `Sequential` if possible."""
         needed = {one.value.source for one in outputs}
         for call in reversed(self.calls.values()):
             if call.name in needed:
@@ -299,7 +299,7 @@ class _Level:
 
 @functools.lru_cache(256)
 def _states(layer: Layer | None) -> int:
-    """How many arrays its state is."""
+    """Return the number of arrays of its state."""
     if not isinstance(layer, Recurrent):
         return 0
     return len(jax.tree.leaves(jax.eval_shape(layer.cell.initial_carry)))

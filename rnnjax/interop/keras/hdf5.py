@@ -24,7 +24,7 @@ _MOST_OBJECTS, _DEEPEST = 20_000, 20
 
 
 class Refused(Exception):
-    """What is wrong with the file, in words."""
+    """Say what is wrong with the file."""
 
 
 def read(h5py: Any, file: Any, most_bytes: int) -> tuple[dict[str, Any], list[tuple[str, Any]]]:

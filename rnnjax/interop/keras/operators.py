@@ -26,7 +26,7 @@ from rnnjax.layers.dropout import factors
 
 
 class At(NamedTuple):
-    """What an operator is told beside its arrays."""
+    """The context of an operator besides its arrays."""
 
     config: Mapping[str, Any]  # the options of the layer, and those of its call
     params: Params  # its parameters
@@ -238,7 +238,7 @@ def _layer_norm(at: At, x: jax.Array) -> jax.Array:
 
 
 def _batch_norm(at: At, x: jax.Array) -> jax.Array:
-    """With what it kept of training; it learns no more of that here."""
+    """Normalise by the moments of training, which do not change here."""
     names = "moving_mean", "moving_variance", "gamma", "beta"
     mean, variance, scale, shift = (_along(at, x, name) for name in names)
     kept = lax.stop_gradient(mean), lax.stop_gradient(variance)
@@ -262,7 +262,7 @@ def _attend(at: At, scores: jax.Array, mask: jax.Array | None) -> jax.Array:
 
 
 def _attention(at: At, query: jax.Array, value: jax.Array, key: Any = None) -> jax.Array:
-    """By products of queries and keys (Luong et al., 2015)."""
+    """Attend by products of queries and keys (Luong et al., 2015)."""
     scores = jnp.einsum("bqd,bkd->bqk", query, value if key is None else key)
     valid = at.masks[1]
     scores = scores * at.params.get("scale", 1.0)
@@ -420,4 +420,4 @@ OPERATORS: Mapping[str, Operator] = {
     "ops.ZerosLike": _row(lambda at, x: jnp.zeros_like(x, at.config["dtype"]), dtype=None),
     "ops.OnesLike": _row(lambda at, x: jnp.ones_like(x, at.config["dtype"]), dtype=None),
 }
-"""What runs a layer, its parameters, and what it does to the mask, by the class in Keras."""
+"""The function, the parameters and the mask of each layer, by its class in Keras."""

@@ -1,4 +1,4 @@
-"""What stands in the config of one layer, and its options, each checked as it is asked for."""
+"""The config of one layer, and its options, each checked when it is read."""
 
 import dataclasses
 import re
@@ -102,7 +102,7 @@ class Entry:
             return self.refuse(name, "a number, a text, or a list of these", value)
 
     def key(self, value: Any) -> tuple[Any, ...]:
-        """What stands in the brackets behind an array: a slice as three, None for a new axis."""
+        """Return the index after an array: a slice as three numbers, None for a new axis."""
         parts: list[Any] = []
         for one in value if isinstance(value, list) else [value]:
             kind = one.get("class_name") if isinstance(one, dict) else None
@@ -174,7 +174,7 @@ def layers_in(kind: str, config: Any, version: float) -> list[tuple[Entry, Any]]
 
 
 def _frozen(value: Any) -> Any:
-    """With tuples for lists; TypeError where it is none of what JSON says of a layer."""
+    """Replace lists by tuples; raise TypeError if it is not JSON of a layer."""
     if isinstance(value, list | tuple):
         return tuple(map(_frozen, value))
     if isinstance(value, bool | float | str | None) or (

@@ -126,7 +126,7 @@ def configs_of(network: Network) -> dict[str, dict[str, Any]]:
 
 
 def groups_of(configs: Mapping[str, Any]) -> dict[str, str]:
-    """Where Keras 3 puts the arrays of each layer among those of all, by the layer's name."""
+    """Return where Keras 3 puts the arrays of each layer, by the layer's name."""
     used: dict[str, int] = {}
     return {name: unique(snake(one["class_name"]), used) for name, one in configs.items()}
 

@@ -1,4 +1,4 @@
-"""What an operator is told besides its inputs, and the operators that run graphs inside of them."""
+"""The context of an operator, and the operators that contain graphs."""
 
 import collections
 import dataclasses
@@ -18,7 +18,7 @@ _MOST_TRIPS = 2**20  # of loops in each other: the product of how often each of 
 
 @dataclasses.dataclass(frozen=True)
 class At:
-    """What an operator is told besides its inputs."""
+    """The context of an operator besides its inputs."""
 
     node: Any
     place: int  # of the node in its graph
@@ -88,7 +88,7 @@ class At:
         return by_jax(function, *arrays)
 
     def inside(self, body: Any, inputs: Sequence[Any], times: int | None = None) -> list[Any]:
-        """What a graph inside of the node makes of its inputs.
+        """Run a graph in the node's attributes on its inputs.
 
         ``times`` is how often it may run, or not at all; None where it runs once, here.
         """
@@ -163,7 +163,7 @@ def traced_dtype(dtype: np.dtype[Any], what: str) -> np.dtype[Any]:
 
 
 def branch(at: At, condition: Any) -> Any:
-    """One of two graphs: chosen here if the condition is known, and else where it runs."""
+    """Run one of two graphs, chosen now if the condition is known, and else at run time."""
     if condition.size != 1 or condition.dtype != bool:
         raise at.fail(
             f"its condition is {condition.dtype}{list(condition.shape)}, but should be one boolean"
@@ -199,7 +199,7 @@ def loop(at: At, trips: Any, condition: Any, *states: Any) -> Any:
 
 
 def _steps(at: At, body: Any, count: Any, more: Any, states: Sequence[Any]) -> int | None:
-    """How many steps it runs; None if that does not follow from what is known."""
+    """Return how many steps it runs; None if that is unknown."""
     if not is_known(count) or not is_known(more):
         return None
     nodes = [node for node in body.nodes if not node.bodies and not node.layer]

@@ -414,7 +414,7 @@ _MERGES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "mul": ("Mul", {}),
     "average": ("Mean", {}),
 }
-"""What merges two directions, with its attributes."""
+"""The operators that merge two directions, with their attributes."""
 
 
 def _clip(low: float, high: float) -> Callable[[_Writer, str], str]:

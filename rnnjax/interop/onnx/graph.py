@@ -175,7 +175,7 @@ class Graph(Network):
 
 
 def _size(arrays: Any) -> int:
-    """How many elements there are, of arrays whose sizes are numbers."""
+    """Return the number of elements of arrays whose sizes are known."""
     sizes = (jnp.size(x) for x in jax.tree.leaves(arrays))
     return sum(size for size in sizes if is_fixed(size))
 

@@ -188,7 +188,7 @@ def _channels_last(at: At, function: Callable[..., Any], x: Any, *others: Any) -
 
 
 def _batch_norm(at: At, x: Any, scale: Any, bias: Any, mean: Any, variance: Any) -> Any:
-    """Each channel by a mean and a variance that are given."""
+    """Normalise each channel by a given mean and variance."""
 
     def run(x: Any, mean: Any, variance: Any, *by: Any) -> Any:
         return shared.normalize(x, mean, variance, at.get("epsilon", 1e-5), *by)
@@ -197,19 +197,19 @@ def _batch_norm(at: At, x: Any, scale: Any, bias: Any, mean: Any, variance: Any)
 
 
 def _standardized(at: At, first: int, last: int) -> Callable[..., Any]:
-    """By mean and variance over these axes."""
+    """Normalise by mean and variance over these axes."""
     axes = tuple(range(first, last))
     return lambda x, *by: shared.standardize(x, axes, at.get("epsilon", 1e-5), *by)
 
 
 def _layer_norm(at: At, x: Any, scale: Any, bias: Any = None) -> Any:
-    """Each row, over the axes from ``axis`` on, by its own mean and variance: the output alone."""
+    """Normalise each row over the axes from ``axis`` on; return only the first output."""
     first = at.axis(at.get("axis", -1), x.ndim)
     return at.computed(_standardized(at, first, x.ndim), x, scale, bias)
 
 
 def _instance_norm(at: At, x: Any, scale: Any, bias: Any) -> Any:
-    """Each channel of each row by its own mean and variance."""
+    """Normalise each channel of each row by its own mean and variance."""
     return _channels_last(at, _standardized(at, 1, x.ndim - 1), x, scale, bias)
 
 
@@ -353,7 +353,7 @@ def _split(at: At, x: Any, sizes_input: Any = None) -> Any:
 def _slice(
     at: At, x: Any, starts: Any = None, ends: Any = None, axes: Any = None, steps: Any = None
 ) -> Any:
-    """From ``starts`` to ``ends`` along axes, as Python's slices but for steps of many bits."""
+    """Slice from ``starts`` to ``ends`` along axes, like Python except for huge steps."""
     first, last = at.listed("starts", starts) or [], at.listed("ends", ends) or []
     along = at.listed("axes", axes) or list(range(len(first)))
     stride = [1] * len(first) if steps is None else at.integers(steps, "steps")
@@ -366,7 +366,7 @@ def _slice(
 
 
 def _outside(x: Any) -> str:
-    """What places out of range give: NaN, or the nearest entry of integers."""
+    """Return the mode for indices out of range: NaN, or for integers the nearest entry."""
     return "fill" if jnp.issubdtype(x.dtype, jnp.inexact) else "clip"
 
 
@@ -427,7 +427,7 @@ def _tile(at: At, x: Any, repeats: Any) -> Any:
 
 
 def _reverse_sequence(at: At, x: Any, lengths: Any) -> Any:
-    """Each row with its first steps in reverse."""
+    """Reverse the first steps of each row."""
     time, batch = at.get("time_axis", 0), at.get("batch_axis", 1)
     if {time, batch} != {0, 1} or x.ndim < 2 or lengths.shape != (x.shape[batch],):
         raise at.fail("it needs the axes 0 and 1, and a length for each row")
@@ -518,7 +518,7 @@ OPERATORS: Mapping[str, Run] = {
     "ReverseSequence": _reverse_sequence, "ScatterND": _scatter_nd, "Slice": _slice,
     "Split": _split, "Squeeze": _squeeze, "Tile": _tile, "If": branch, "Loop": loop, "Scan": scan,
 }  # fmt: skip
-"""By the name of the operator, what runs it."""
+"""The functions that run operators, by name."""
 
 _OF_INPUTS = (
     AttributeError, TypeError, ValueError, IndexError, KeyError, OverflowError, ZeroDivisionError,

@@ -1,4 +1,4 @@
-"""From an ONNX message to a `Graph`, its layers and their parameters."""
+"""Convert an ONNX message to a `Graph`, its layers and their parameters."""
 
 import collections
 import dataclasses
@@ -39,7 +39,7 @@ from rnnjax.interop.onnx.recurrent import (
 from rnnjax.layers import Bidirectional
 
 Scope = collections.ChainMap[str, str]
-"""By each name that a graph sees, that of the value, which no other has."""
+"""The unique name of the value for each name that a graph sees."""
 
 _CONSTANT = "Constant"  # the operator that only holds an array
 _KNOWN = frozenset({_CONSTANT, *OPERATORS, *RECURRENT})
@@ -54,7 +54,7 @@ _NOT_READ = frozenset({
 
 
 def read_graph(model: Any, folder: pathlib.Path | None) -> Model:
-    """The model of a message, which is kept, as it takes to write the parameters back."""
+    """Return the model of a message, which it stores to write the parameters back."""
     reader = _Reader(model, folder)
     nodes = reader.nodes(model.graph, collections.ChainMap(), "")
     outputs = tuple(output.name for output in model.graph.output)
@@ -381,7 +381,7 @@ class _Reader:
 
 
 def _uses(nodes: Sequence[Node], outputs: Sequence[str] = ()) -> collections.Counter[str]:
-    """How often each value is read, by nodes and inside of them, or as an output of the graph."""
+    """Count how often each value is read, by nodes, in their graphs, or as an output."""
     uses = collections.Counter(outputs)
     for node in all_nodes(nodes):
         uses.update(filter(None, node.inputs))

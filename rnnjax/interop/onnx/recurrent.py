@@ -33,14 +33,14 @@ RECURRENT: Mapping[str, tuple[str, ...]] = {
     "GRU": ("Sigmoid", "Tanh"),
     "LSTM": ("Sigmoid", "Tanh", "Tanh"),
 }
-"""By the name of a recurrent operator its activations where they are left out, as f, g, h."""
+"""The default activations f, g, h of each recurrent operator."""
 
 _FIELDS = {
     "RNN": ("activation",),
     "GRU": ("recurrent_activation", "activation"),
     "LSTM": ("recurrent_activation", "activation", "activation"),
 }
-"""What our cells call them."""
+"""The fields of rnnjax's cells for these activations."""
 
 
 # --- Activations ---

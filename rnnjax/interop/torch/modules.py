@@ -353,7 +353,7 @@ def write_recurrent(layer: Recurrent, params: Params, single: bool) -> dict[str,
 
 
 def _told_of(where: str, cell: Any) -> tuple[Any, ...]:
-    """What PyTorch's module is told when it is made, the same for all its layers."""
+    """Return the constructor arguments of PyTorch's module, common to all its layers."""
     name, _ = FORMS["torch"].get(type(cell), ("", ()))
     if not name:
         raise InteropError(

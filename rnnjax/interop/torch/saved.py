@@ -1,4 +1,4 @@
-"""What ``torch.save`` writes, read without PyTorch.
+"""Read what ``torch.save`` writes, without PyTorch.
 
 Since PyTorch 1.6 it is a zip of bare entries: ``data.pkl``, a pickle in which each tensor names its
 storage, and ``data/0``, ``data/1`` ..., the bytes of the storages. Before that it was one stream:
@@ -44,7 +44,7 @@ def is_saved_by_torch(start: bytes) -> bool:
 
 
 def read_saved(file: BinaryIO) -> tuple[Any, str]:
-    """What was saved: containers of text, numbers and arrays; the file is closed.
+    """Return what was saved: containers of text, numbers and arrays; the file is closed.
 
     And the first name of what was left out, if there is one.
     """
@@ -177,7 +177,7 @@ class _Unpickler(_BASE):  # type: ignore[misc]  # of the private class above
         self.unknown = ""  # the first name that is not read
 
     def find_class(self, module: str, name: str) -> Any:
-        """What stands here for a name."""
+        """Return the stand-in for a name."""
         if f"{module} {name}" not in _KNOWN:
             self.unknown = self.unknown or f"{module}.{name}"[:80]
         return _KNOWN.get(f"{module} {name}", UNREAD)
@@ -225,7 +225,7 @@ class _Unpickler(_BASE):  # type: ignore[misc]  # of the private class above
 
 
 class _Steps(dict[int, Callable[[_Unpickler], None]]):
-    """What is done at each step, and how many may still come."""
+    """The functions of the steps; it limits how many steps run."""
 
     left = _MOST_STEPS
 
