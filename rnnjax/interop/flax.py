@@ -1,17 +1,16 @@
 """Parameters of Flax's recurrent modules, ``flax.linen`` and ``flax.nnx``, in and out.
 
-`from_params` reads the tree of one recurrent module, and `to_params` is the way back, for both.
-What a module says in code is not in its parameters: activations are options here. Flax's ``Dense``
-(nnx's ``Linear``) and ``Embed`` have the arrays of `rnnjax.interop.Dense` and
-`rnnjax.interop.Embedding` by the same names, so that they need no reading. `RNN` and
-`Bidirectional` of `rnnjax.linen` and `rnnjax.nnx` around Flax's cells hold Flax's trees, and are
-read like Flax's own. Around rnnjax's own cells, and only there, nothing is to be read:
-``variables["params"]["cell"]`` of an ``RNN``, in nnx its `cell_params`, goes to `rnnjax.unroll` as
-it is.
+`from_params` reads the tree of one recurrent module, and `to_params` is its inverse, for both.
+Parameters do not contain activations: they are options here. Flax's ``Dense`` (nnx's ``Linear``)
+and ``Embed`` have the arrays of `rnnjax.interop.Dense` and `rnnjax.interop.Embedding` by the same
+names, and need no conversion. `RNN` and `Bidirectional` of `rnnjax.linen` and `rnnjax.nnx` around
+Flax's cells have Flax's trees, and are read like Flax's own. Around rnnjax's own cells no
+conversion is needed: pass ``variables["params"]["cell"]`` of an ``RNN``, in nnx its `cell_params`,
+to `rnnjax.unroll`.
 
-Sequences are time-major here, and Flax's are batch-major unless told otherwise. Flax's carry of an
-LSTM is the pair ``(c, h)``, and here it is ``LSTMCarry(hidden=h, cell=c)``; the carry of the other
-cells is ``h`` there, and ``GRUCarry(hidden=h)`` or ``SimpleRNNCarry(hidden=h)`` here.
+Sequences are time-major here, and batch-major by default in Flax. Flax's LSTM carry ``(c, h)`` is
+``LSTMCarry(hidden=h, cell=c)`` here. The carry ``h`` of its other cells is ``GRUCarry(hidden=h)``
+or ``SimpleRNNCarry(hidden=h)``.
 """
 
 import dataclasses
@@ -66,9 +65,9 @@ def from_params(
     an ``RNN`` or ``Bidirectional`` around them. Names and shapes say which. Of a model with more
     modules give the part of one, as in ``variables["params"]["encoder"]``.
 
-    An ``RNN`` with ``reverse=True`` is `dataclasses.replace` of the layer with that. A residual
-    ``SimpleCell`` is our cell with the identity added to the recurrent kernel. In a compact module
-    of linen's the cells of a ``Bidirectional`` have no parent of their own: read
+    For an ``RNN`` with ``reverse=True`` set that field of the layer by `dataclasses.replace`. A
+    residual ``SimpleCell`` becomes a cell with the identity added to the recurrent kernel. In a
+    compact module of linen the cells of a ``Bidirectional`` have no common parent: read
     ``{"forward_rnn": one, "backward_rnn": other}``.
 
     Args:

@@ -1,33 +1,34 @@
 """Models of Keras 1, 2 and 3, in and out, without Keras.
 
 `load` takes a live model, a ``.keras`` archive, a ``.weights.h5`` file, or an ``.h5`` file in the
-old layout; `save` writes these files. The weights of a live model are set by its own
+old layout; `save` writes these files. To set the weights of a live model, use its own
 ``load_weights("a.weights.h5")``. Files need the package h5py: ``pip install
 'rnnjax[keras-files]'``.
 
-What is known: SimpleRNN, LSTM and GRU with all their options, the CuDNN layers of Keras 2,
+Supported layers: SimpleRNN, LSTM and GRU with all options, the CuDNN layers of Keras 2,
 Bidirectional, RNN around their cells and StackedRNNCells, Dense, TimeDistributed, Embedding,
-Masking, Dropout, and activations, in a Sequential or in a functional model, of any number of inputs
-and outputs: layers that are used more than once, and states that go from one layer into another.
-Models that are layers are taken apart, and their layers are named ``model.layer``; none may share a
-layer with another, but in an ``.h5``, which does not say it and has its weights twice. Outputs come
-in the dict that Keras has them in, a list as a tuple.
-Beside them stand Add, Multiply, Average, Concatenate and Dot, convolutions and pools, Flatten,
-Reshape, Permute and RepeatVector, norms (a BatchNormalization computes as in prediction, and learns
-no more moments), attention, and of Keras 3 arithmetic and ``[:, -1]``: the table is
+Masking, Dropout and activations; Add, Multiply, Average, Concatenate and Dot, convolutions and
+pools, Flatten, Reshape, Permute and RepeatVector, norms (a BatchNormalization computes as in
+prediction, with fixed moments), attention, and Keras 3's arithmetic and ``[:, -1]``. The table is
 `rnnjax.interop.keras.operators`.
-What differs:
 
-- Sequences are time-major, ``(time, batch, features)``, unless ``time_first=False`` is asked for,
-  in all inputs and outputs with a time. A layer with Keras 2's ``time_major=True`` had them so.
-- A mask goes the way that it goes in Keras, but that a MultiHeadAttention of Keras 3 takes it off
-  the tensors that it reads, so that layers that read them later see none.
-- State is explicit: ``stateful=True`` is feeding the carry back, which every call returns.
-- Layers compute in the types of their parameters and inputs, whatever policy of dtypes Keras had.
-- A mask or ``lengths`` given to the model adds to that of a Masking or Embedding layer, which in
-  Keras takes its place.
-- What concerns training alone is left behind: optimizer, loss, regularisers, constraints. Dropout
-  is kept, recurrent layers' own in `rnnjax.Regularized`, and acts where a call has a key.
+A model is Sequential or functional, with any number of inputs and outputs. Layers may be used more
+than once, and states may go from one layer to another. Models that are layers are flattened, and
+their layers are named ``model.layer``. They may not share a layer, except in an ``.h5``, which
+stores its weights twice. Outputs come in Keras's dict; a list becomes a tuple.
+
+Differences:
+
+- Sequences are time-major, ``(time, batch, features)``, in all inputs and outputs with a time axis,
+  unless ``time_first=False``. Layers with Keras 2's ``time_major=True`` already are.
+- Masks propagate as in Keras. One exception: a MultiHeadAttention of Keras 3 removes the mask from
+  the tensors that it reads, so later readers see none.
+- State is explicit: every call returns the carry; pass it back for ``stateful=True``.
+- Layers compute in the types of their parameters and inputs, whatever Keras's dtype policy.
+- A mask or ``lengths`` of the call is combined with that of a Masking or Embedding layer. In
+  Keras the mask of the layer replaces it.
+- Training settings are dropped: optimizer, loss, regularisers, constraints. Dropout remains (that
+  of recurrent layers as `rnnjax.Regularized`) and is active if a call has a key.
 """
 
 import os

@@ -24,29 +24,27 @@ def load(source: Any) -> Model:
     trainable. A gate keeps two biases if the second is not zero, as in PyTorch: an optimizer moves
     their sum twice as far. ``clip`` is refused if it could take effect.
 
-    ``model.apply(params, xs, carry)`` takes and returns data with the graph's own axes, as any
-    runtime does. ``xs`` is the graph's first input, or a dict of inputs by name; one that becomes
-    nothing but initial_h, initial_c or sequence_lens of recurrent nodes may be left out. ``ys`` is
-    the output, or a dict by name where there are several. Outputs that are Y_h and Y_c of a node
-    are in the carry instead, if there is another, by the name of the layer: any model streams::
+    ``model.apply(params, xs, carry)`` takes and returns data with the graph's own axes, like any
+    runtime. ``xs`` is the graph's first input, or a dict of inputs by name. Inputs that are only
+    initial_h, initial_c or sequence_lens of recurrent nodes may be left out. ``ys`` is the output,
+    or a dict by name if there are several. If there are other outputs, Y_h and Y_c of a node are in
+    the carry instead, by the name of the layer. So any model streams::
 
         carry, ys = model.apply(params, xs)  # begins with zeros
         carry, ys = model.apply(params, xs, carry)  # goes on from there
 
-    A carry that is given takes the place of states in ``xs``, and of those that the graph computes
-    or has as constants.
+    A given carry replaces states in ``xs``, and those that the graph computes or has as constants.
 
-    A row of length 0 keeps its initial state, which ONNX does not say (onnxruntime makes it zeros).
+    A row of length 0 keeps its initial state; ONNX does not specify it (onnxruntime returns zeros).
     ``lengths``, ``mask`` and ``resets`` of `Model.apply` are refused: only the graph knows which
-    axis is time. Integers of 64 bits are computed in 32 where JAX has no others. An id out of range
+    axis is time. 64-bit integers are computed in 32 bits unless JAX has 64. An id out of range
     gives NaN.
 
-    A branch (If) is chosen where its condition is known, and else where the graph runs. Known is
-    what follows from constants, from shapes, and from single integers and booleans that are given
-    as Python's or NumPy's: ``model({"input": xs, "state": state, "sr": 16000})``. A Loop whose
-    number of steps is known, or counted by a state, is a scan; another one is refused. Recurrent
-    nodes inside of branches and loops have parameters, but a state in the carry only where their
-    branch is known.
+    A branch (If) is chosen at tracing if its condition is known, and else at run time. Known are
+    values that follow from constants, from shapes, and from single Python or NumPy integers and
+    booleans: ``model({"input": xs, "state": state, "sr": 16000})``. A Loop whose number of steps is
+    known, or counted by a state, becomes a scan; any other is refused. Recurrent nodes inside
+    branches and loops have parameters, but a state in the carry only if their branch is known.
 
     Args:
         source: the path of a file, its bytes, or an ``onnx.ModelProto``. Data outside of the file

@@ -1,13 +1,12 @@
 """Parameters of PyTorch's recurrent modules, in and out, without PyTorch.
 
-`from_state_dict` takes ``module.state_dict()``, `load` the same from a file that ``torch.save`` or
-safetensors wrote, and `to_state_dict` and `save` are the way back. What stands in a module's code
-alone (the functions between its modules, dropout, which of the outputs are used) is in no state
-dict: it is given here as layers between the names of ``modules``, and is left out on the way back.
+`from_state_dict` takes ``module.state_dict()``, and `load` reads one from a file of ``torch.save``
+or safetensors. `to_state_dict` and `save` are the inverses. A state dict does not contain what is
+only in a module's code: the functions between its modules, dropout, and which outputs are used.
+Give these as layers between the names of ``modules``; the inverses omit them.
 
-Sequences are time-major here, as they are in PyTorch without ``batch_first``, unless they are asked
-for with ``time_first=False``. The carry of a layer
-is `rnnjax.LSTMCarry` and the like, a tuple of them for several layers, and
+Sequences are time-major, as in PyTorch without ``batch_first``, unless ``time_first=False``. The
+carry of a layer is `rnnjax.LSTMCarry` or the like, a tuple of them for several layers, and
 `rnnjax.Directions` for both directions.
 """
 
