@@ -375,7 +375,7 @@ def test_exponential_gates_of_a_memory_neither_vanish_nor_overflow(exponent, met
 
 
 def test_a_memory_is_declared_once():
-    with pytest.raises(InvalidInputError, match=r"^BadCell writes what its memory does, of which"):
+    with pytest.raises(InvalidInputError, match=r"^BadCell writes a memory, from which"):
         type("BadCell", (rnnjax.Mamba2Cell,), {"update": lambda self, params, x, carry: carry})
 
     class WrongCell(rnnjax.Mamba2Cell):

@@ -207,7 +207,7 @@ def test_a_cell_that_keeps_more_than_parameters_is_refused() -> None:
             self.variable("counts", "steps", jnp.zeros, ())
             return carry, nn.Dense(self.features)(inputs)
 
-    with pytest.raises(InvalidInputError, match=r"Counting keeps .* \['counts'\].*flax.linen.RNN"):
+    with pytest.raises(InvalidInputError, match=r"Counting has .* \['counts'\].*flax.linen.RNN"):
         jax.eval_shape(rnnjax.linen.RNN(Counting(4)).init, KEY, INPUTS)
 
 
