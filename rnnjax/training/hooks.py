@@ -129,6 +129,8 @@ class _Patience(Hook):
 class EarlyStopping(_Patience):
     """Ends the run after ``patience`` epochs without an improvement, like Keras's callback.
 
+    Pass it to `fit`: ``fit(..., evaluate=data, hooks=[EarlyStopping(5)])``.
+
     `fit` still returns the parameters with the lowest validation loss, whatever is monitored. A run
     that ended this way resumes if ``patience`` is increased.
 
