@@ -368,7 +368,7 @@ def test_the_plan_says_what_will_run_on_a_gpu() -> None:
     large = rnnjax.SimpleRNNCell(256)
     assert plan(large).count("because a row of its state takes 1024 bytes as an operand") == 2
     assert plan(large, product_dtype="bfloat16").count("one kernel") == 2
-    assert plan(rnnjax.MLSTMCell(8, heads=2)).count("a state that is no vector") == 2
+    assert plan(rnnjax.MLSTMCell(8, heads=2)).count("a state that is not a vector") == 2
     assert plan(SortedCell(4)).count("because there is no iota of tiles") == 2
     reset_before = plan(rnnjax.GRUCell(32, reset_after=False))
     assert reset_before.count("one kernel") == 1
