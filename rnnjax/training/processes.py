@@ -183,6 +183,7 @@ def from_first(work: Callable[[], Any]) -> Any:
             said = str(error) if isinstance(error, RnnjaxError) else f"process 0 failed ({error!r})"
         finally:
             _for_all = False
+    # From the first process of the same run, which is as trusted as this one; never from a file.
     value, said = pickle.loads(_from_first(pickle.dumps((value, said))))
     if said is not None:
         raise raised or RnnjaxError(said)
