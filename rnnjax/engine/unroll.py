@@ -13,7 +13,7 @@ from rnnjax.cells.base import Carry, CarryT, Cell, Inputs, Params, ParamTree, wi
 from rnnjax.cells.composite import Noise, over_layers
 from rnnjax.cells.devices import automatic, match_devices
 from rnnjax.engine.auto import Auto
-from rnnjax.engine.core.custom_primitive import closes_over_tracers
+from rnnjax.engine.core.custom_primitive import traced
 from rnnjax.engine.core.masking import Steps, zero_masked
 from rnnjax.engine.core.method import Method, check_method
 from rnnjax.engine.core.validation import (
@@ -32,7 +32,7 @@ from rnnjax.errors import InvalidInputError
 def unroll(
     cell: Cell[CarryT],
     params: ParamTree,
-    xs: Inputs = None,  # type: ignore[assignment]  # `checked` refuses it
+    xs: Inputs = None,  # type: ignore[assignment]  # for an error that explains
     carry: CarryT | None = None,
     *,
     lengths: ArrayLike | None = None,
@@ -315,7 +315,7 @@ def explain(
             return method.run(cell, params, xs, carry, reverse, Steps())
 
         result = run(params, xs, carry)
-        if closes_over_tracers(run, params, xs, carry):
+        if traced(run, params, xs, carry)[2]:
             phrases = [_PLAIN]
         else:
             phrases = method.explain(cell, params, xs.shape, platform)

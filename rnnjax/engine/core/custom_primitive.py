@@ -169,11 +169,7 @@ class Function(abc.ABC):
     def __call__(self, *args: Any) -> Any:
         """Apply the function; each argument is a tree of arrays."""
         leaves, tree = jax.tree.flatten(args)
-        call = Call(self, "run", tree)
-        # A primitive has no derivative and no batch axis along a traced value that it closes over.
-        if closes_over_tracers(functools.partial(_executed, call, "cpu"), *leaves):
-            return self.plain(*args)
-        return _bind(call, leaves)
+        return _bind(Call(self, "run", tree), leaves)
 
 
 _p = Primitive("rnnjax")
@@ -186,15 +182,15 @@ def _executed(call: Call, platform: str, *flat: Any) -> Any:
     return call.execute(platform, *flat)
 
 
-def closes_over_tracers(run: Callable[..., Any], *args: Any) -> bool:
-    """Whether a function reads a traced value that is not an argument.
+def traced(run: Callable[..., Any], *args: Any) -> tuple[Any, Any, bool]:
+    """Trace a function: its program, its results, and whether it reads a tracer besides arguments.
 
-    It happens if a cell's function closes over a value that the caller's loss computes. A primitive
-    would silently lose the gradient of that value.
+    It does if a cell's function closes over a value that the caller's loss computes, which no cell
+    can declare. A primitive would silently lose the gradient of that value.
     """
     with _mesh():
-        consts = jax.make_jaxpr(run)(*args).consts
-    return any(isinstance(const, jax.core.Tracer) for const in consts)
+        program, results = jax.make_jaxpr(run, return_shape=True)(*args)
+    return program, results, any(isinstance(c, jax.core.Tracer) for c in program.consts)
 
 
 def _mesh() -> Any:
@@ -203,12 +199,14 @@ def _mesh() -> Any:
 
 
 def _bind(call: Call, flat: Sequence[Any]) -> Any:
-    with _mesh():  # the types of the results are the same on all platforms
-        traced = _executed.trace(call, "cpu", *flat)
-    for effect in traced.jaxpr.effects:
+    # The types of the results are the same on all platforms.
+    program, results, closes = traced(functools.partial(_executed, call, "cpu"), *flat)
+    if closes:  # the plain form, which JAX differentiates and batches by itself
+        return call.execute(None, *flat)
+    for effect in program.effects:
         _check_effect(call.function, effect)
-    outs = _p.bind(*flat, call=call, avals=tuple(traced.jaxpr.out_avals))
-    return jax.tree.unflatten(jax.tree.structure(traced.out_info), outs)
+    outs = _p.bind(*flat, call=call, avals=tuple(program.out_avals))
+    return jax.tree.unflatten(jax.tree.structure(results), outs)
 
 
 def _check_effect(function: Function, effect: Any) -> None:

@@ -125,18 +125,6 @@ def over_time(args: LoopArgs) -> tuple[Any, jax.Array, Any]:
     return state, first, outputs
 
 
-def in_slices(args: LoopArgs) -> tuple[Any, jax.Array, Any]:
-    """Do as `over_time` with the slices of `jax.lax.scan`; replacements are a new array."""
-
-    def body(state: Any, at: Any) -> Any:
-        state, *made = args.step(state, *at)
-        return state, made
-
-    entries = args.first, args.others
-    state, (first, output) = jax.lax.scan(body, args.state, entries, reverse=args.reverse)
-    return state, first, output
-
-
 def cut(inputs: Any, length: int) -> Any:
     """Split each array over time into segments of ``length`` steps, even an empty array."""
     return jax.tree.map(

@@ -25,7 +25,6 @@ from rnnjax.engine.fused.loops import (
     LoopBackend,
     LoopSpec,
     cut,
-    in_slices,
     over_time,
     with_vectors,
 )
@@ -64,12 +63,7 @@ class Recurrence(Function):
             platform, loop = self.loops.on(platform, LoopSpec(self, kind, args))
         plan = LayerPlan.of(self.cell, params, xs.shape, self.dtype, platform)
         if loop is None:
-            # In a small loop of one gate without a product, as an IndRNN's, slices are cheaper than
-            # entries that are carried and written in place.
-            small = self.cell.recurrent is None and len(self.cell.gates) == 1
-            loop = in_slices if kind == "backward" and small else over_time
-            if platform == "cpu":
-                loop = with_vectors(loop)
+            loop = with_vectors(over_time) if platform == "cpu" else over_time
         return Layer(self.cell, plan, self.reverse, params, steps, loop)
 
     def plain(
