@@ -305,8 +305,6 @@ def check_params(cell: Any, params: Any) -> int:
     return input_size
 
 
-# Once for a cell, which is a frozen value: an eager step would ask for all parameters three times.
-@functools.lru_cache(maxsize=1024)
 def check_names(cell: Any, input_size: int) -> None:
     """Raise unless a cell declares the same parameters and roles as for one feature.
 
@@ -440,7 +438,9 @@ def check_step(cell: Any, carry: Any, x: Any) -> None:
     check_carry("carry", cell, carry, x.shape[:-1], "(*batch, features)")
 
 
-# A cell is a frozen value, so the answer cannot become stale. An eager step would trace for it.
+# An eager step would trace for it: see "An eager step" in docs/benchmarks.md. The answer cannot
+# become stale: a cell is a frozen value, and of types only the kinds are read, which no option of
+# JAX changes.
 @functools.lru_cache(maxsize=1024)
 def _expected(cell: Any, batch: tuple[int, ...]) -> Any:
     """Return the shapes and types of a cell's carry."""

@@ -4,7 +4,6 @@ import abc
 import copy
 import dataclasses
 import enum
-import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Self
@@ -628,9 +627,6 @@ _DERIVED = (
 )  # fmt: skip
 
 
-# A cell is a frozen value, all of whose fields are compared, so the answer cannot become stale. An
-# eager step asks for it several times.
-@functools.lru_cache(maxsize=1024)
 def roles_of(cell: Cell) -> Mapping[str, Role]:
     """Return the roles of a cell's parameters, by name.
 
