@@ -220,6 +220,6 @@ def _plain(types: str) -> str:
 
 
 def _kind(rest: str) -> str:
-    """Of ``f32[8]{0} add(...)``, or of one whose type is a tuple: ``add``."""
+    """Return the operator of an instruction: ``add`` of ``f32[8]{0} add(...)``, tuples too."""
     found = re.search(r"(?:^|\s)([a-z][a-z\-0-9]*)\(", rest)
     return found[1] if found else ""

@@ -84,7 +84,7 @@ def ask_keras() -> list[str]:
 
 
 def ask_rnnjax() -> tuple[str, ...]:
-    """The same with rnnjax, where the carry that a call returns is given to the next.
+    """Run it in rnnjax, where the next call gets the carry that a call returns.
 
     For ``fit`` three steps of training are one dispatch, for ``train_on_batch`` three.
     """

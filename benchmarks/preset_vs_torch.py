@@ -131,7 +131,7 @@ def train_rnnjax(loaded: tuple[Any, Any], seconds: float) -> dict[str, float]:
 
 
 def train_torch(loaded: tuple[Any, Any], seconds: float) -> dict[str, float]:
-    """The same model of PyTorch's own modules, as its documentation writes such a program."""
+    """Build the model from PyTorch's own modules, as its documentation writes such a program."""
     import torch
 
     config, data = loaded

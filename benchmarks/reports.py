@@ -67,7 +67,7 @@ class Result:
 
     @property
     def amounts(self) -> list[float]:
-        """Of the repetitions after the first, one a round."""
+        """The times of the repetitions after the first, one a round."""
         return [outcome.amount for outcome in self.later]
 
 

@@ -1,4 +1,4 @@
-"""The same model and training in rnnjax, a jitted scan, and in Keras: who takes how long?
+"""One model and training in rnnjax, a jitted scan, and in Keras: who takes how long?
 
 ``python -m benchmarks.scan_vs_keras [alphabet|train_step|generation] [--rounds N] [--quick]``
 """

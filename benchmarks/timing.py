@@ -141,7 +141,7 @@ def serve(contenders: Sequence[Contender], name: str) -> None:
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
-    """Of the packages, as far as they are imported."""
+    """Return the versions of the packages that are imported."""
     return {
         package: str(getattr(sys.modules.get(package), "__version__", "unknown"))
         for package in packages

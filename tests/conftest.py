@@ -64,7 +64,7 @@ def random_like() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def environment() -> Callable[..., dict[str, str]]:
-    """Of a program in a process of its own, which has one device if it is given no more."""
+    """Return the environment of a program in its own process, with one device by default."""
 
     def environment(devices: int = 1, **more: str) -> dict[str, str]:
         own = {

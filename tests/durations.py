@@ -65,7 +65,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
 
 
 def pytest_runtest_logreport(report: Any) -> None:
-    """Of each worker, in the process that they report to."""
+    """Collect the report of each worker, in the main process."""
     if report.when == "teardown":
         told, (file, _, _) = dict(report.user_properties), report.nodeid.partition("::")
         SPENT[name_of(report.nodeid)].append(told["spent"])

@@ -39,7 +39,7 @@ OTHER = {
 
 
 def computed(node: ast.AST) -> Iterator[ast.AST]:
-    """The node and what is in it, but for types, for what an error says, and for what checks."""
+    """Yield the nodes inside, except types, messages of errors, and arguments that only check."""
     if isinstance(node, ast.keyword) and node.arg in ("strict", "stacklevel"):
         return
     yield node
@@ -92,7 +92,7 @@ def changes(text: str) -> Iterator[tuple[int, int, bytes]]:
 
 
 def tests_of(room: str, place: Path) -> list[str]:
-    """Those in the folder of the room, or that stand in none; first what speaks of the file."""
+    """Return the tests of a room's folder and of the top one; first those that name the file."""
     folder = ROOT / "tests" / room
     files = folder.rglob("test_*.py") if folder.is_dir() else (ROOT / "tests").glob("test_*.py")
 

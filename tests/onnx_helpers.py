@@ -49,7 +49,7 @@ def by_reference(proto: Any, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def session(proto: Any) -> Any:
-    """Of onnxruntime."""
+    """Return a session of onnxruntime."""
     runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is in the extra `parity`")
     options = runtime.SessionOptions()
     options.log_severity_level = 4

@@ -523,7 +523,7 @@ class Layer(NamedTuple):
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Those of the leaves of the carry."""
+        """Return the sizes of the carry's leaves."""
         states = self.options.get("state_size", self.size)
         if self.kind == "s6":
             return ((self.size, states),)

@@ -35,7 +35,7 @@ GRID = 6
 
 @functools.cache
 def arguments(name: str) -> dict[str, Any]:
-    """Of `rnnjax.unroll`, right ones; arrays of NumPy, which compile nothing."""
+    """Return valid arguments of `rnnjax.unroll`, as NumPy arrays, which compile nothing."""
     cell = CELLS[name]
     batch = (BATCH, GRID) if name == "convlstm" else (BATCH,)
     params = jax.eval_shape(lambda: cell.init(KEY, FEATURES))
@@ -152,14 +152,14 @@ XS = np.zeros((TIME, BATCH, FEATURES), np.float32)
 
 
 def prepared_step(x: Any) -> Any:
-    """Of a cell that was prepared for two features."""
+    """Arguments of a cell that was prepared for two features."""
     _, params, _, carry, *_ = arguments("lstm").values()
     ready, laid_out = rnnjax.prepare(LSTM, params, XS[0])
     return ready.step(laid_out, carry, x)
 
 
 def explained(**options: Any) -> Any:
-    """Of an LSTM whose other arguments are right."""
+    """Call an LSTM whose other arguments are valid."""
     cell, params, xs, *_ = arguments("lstm").values()
     return rnnjax.explain(cell, params, xs, **options)
 
@@ -314,7 +314,7 @@ def test_an_update_that_does_not_fit_the_carry_is_named(kind: Any, method: Any) 
 
 @dataclasses.dataclass(frozen=True)
 class Counting(rnnjax.Cell):
-    """Of a user, with a state that is no floating-point number."""
+    """A user's cell whose state is not floating point."""
 
     output_size = 1
 
@@ -342,7 +342,7 @@ class OneState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Own(rnnjax.Cell):
-    """Of a user, with a step; what its carry is to begin with is for the cases to say."""
+    """A user's cell with a step; the cases say with which carry it begins."""
 
     made: Callable[..., Any]
     returned: Callable[..., Any] = lambda carry, x: (carry, x)
@@ -437,7 +437,7 @@ def test_a_step_of_a_users_own_returns_a_carry_like_the_last(returned: Any, mess
 
 @dataclasses.dataclass(frozen=True)
 class Sizeless(rnnjax.Cell):
-    """Of a user, without the field of which shapes are made."""
+    """A user's cell without the field that shapes are made of."""
 
     carry = rnnjax.SimpleRNNCarry
     gates = ("h",)
@@ -447,7 +447,7 @@ class Sizeless(rnnjax.Cell):
 
 
 class Shaped(Sizeless):
-    """And with shapes of its own, which need none."""
+    """A cell with shapes of its own, which needs no such field."""
 
     @property
     def carry_shapes(self) -> Any:
@@ -486,7 +486,7 @@ class Voltage(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Spiking(rnnjax.Cell):
-    """Of a user, whose carry has leaves of other names and who says not which is which."""
+    """A user's cell whose carry has other names, and which does not say their meaning."""
 
     hidden_size: int
     role: Any = rnnjax.Role.UNIT
@@ -504,7 +504,7 @@ class Spiking(rnnjax.Cell):
 
 
 class Firing(Spiking):
-    """And with what is multiplied, and what is the output."""
+    """It names the leaf that is multiplied and the output."""
 
     recurrent = "s"
     output = "s"

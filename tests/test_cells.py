@@ -20,7 +20,7 @@ BATCH, TIME, FEATURES, HIDDEN = 3, 6, 2, 5
 
 
 def shapes(cell: rnnjax.Cell, size: int) -> Any:
-    """Of its parameters, which are not drawn: that would be compiled."""
+    """Return shapes of its parameters, which are not drawn: that would compile."""
     return jax.eval_shape(lambda: cell.init(KEY, size))
 
 

@@ -306,7 +306,7 @@ def drawn_cell(number: int) -> rnnjax.Cell:
     leaves, gates = len(carry._fields), int(rng.integers(1, 4))
 
     def expression(depth: int, arrays: int) -> Any:
-        """Of so many arrays, of which it is a sum, a product or a function, or one itself."""
+        """Return an expression of so many arrays: one of them, a sum, a product or a function."""
         if not depth:
             at = int(rng.integers(arrays))
             return lambda given: given[at]

@@ -77,7 +77,7 @@ def test_bad_arguments_are_unrolls_own():
 
 
 def loops_and_products(jaxpr, loop=False):
-    """Of a jaxpr the products in its loops, those outside, and what the turns of loops return.
+    """Return a jaxpr's products in loops, those outside, and what loop bodies return.
 
     Those of parameters: a product for each row by itself, as of an S6's states, is none.
     """

@@ -65,7 +65,7 @@ def run(cell: rnnjax.Cell, method: rnnjax.Method, *given: Any, **marks: Any) -> 
 
 @pytest.fixture
 def blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of three steps, so that a few take two turns of a TPU's grid, of which one is not full."""
+    """Three steps, so that a few take two turns of a TPU's grid, one of them not full."""
     monkeypatch.setattr(tpu, "_FEWEST", 3)
     monkeypatch.setattr(tpu, "_MOST", 3)
 
@@ -128,7 +128,7 @@ def test_a_kernel_gives_the_numbers_of_the_scan(
 def test_rows_of_two_programs_and_units_of_several_tiles(
     cell: rnnjax.Cell, random_like: Callable[..., Any], assert_close: Any
 ) -> None:
-    """Of the second program's rows two count, and NaN in one row stays there."""
+    """Two rows of the second program count, and NaN in one row stays there."""
     (params, xs, carry), weights = arguments(cell, random_like, batch=(18,))
     params = jax.tree.map(lambda leaf: np.float32(0.3) * np.asarray(leaf), params)
     marks = {
@@ -253,7 +253,7 @@ def test_products_of_rows_are_those_of_their_entries(
 
 @pytest.mark.parametrize("size", [1, 2, 3, 16, 24, 48, 70])
 def test_tiles_hold_every_entry_once(size: int) -> None:
-    """And an axis of one entry, as of a mean, has no tile of more."""
+    """An axis of one entry, as of a mean, has no larger tile."""
     cut, rows = tiles.Tiles(24), 5
     array = np.random.default_rng(0).normal(size=(rows, size)).astype("float32")
     shape = tiles.ROWS, size

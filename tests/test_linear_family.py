@@ -242,7 +242,7 @@ class FrontReadoutCell(OwnReadoutCell):
 
 
 class FrontMemoryCell(rnnjax.Mamba2Cell):
-    """The same of its memory, and of what it reads."""
+    """Its memory and what it reads count axes from the first."""
 
     def memory(self, params, x):
         found = super().memory(params, x[:, ::-1])

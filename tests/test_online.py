@@ -64,7 +64,7 @@ def online(learner, params, xs, targets, resets):
 
 @functools.partial(jax.jit, static_argnums=0)
 def through_time(cell, params, xs, targets, resets):
-    """The same by backpropagation."""
+    """Return gradients and outputs by backpropagation through time."""
 
     def loss(params):
         ys = rnnjax.unroll(cell, params, xs, resets=resets, method=Scan())[1]

@@ -137,7 +137,7 @@ def test_there_are_commands() -> None:
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c not in PROGRAMS])
 def test_a_command_names_what_there_is(command: str) -> None:
-    """Those that build, install and measure: their targets, extras and modules."""
+    """Commands that build, install and measure: their targets, extras and modules."""
     name, *words = [word.strip("'\"") for word in shlex.split(command)]
     if name == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
@@ -291,7 +291,7 @@ def test_every_member_that_the_reference_names_exists_and_has_a_docstring() -> N
 
 
 def test_every_member_that_a_page_names_exists() -> None:
-    """Of what is public, as `Checkpoints.latest`, wherever it stands in a line."""
+    """Members of public classes, as `Checkpoints.latest`, wherever they stand in a line."""
     owners: dict[str, Any] = {}
     for module in ("", ".training", ".online", ".text"):
         public = importlib.import_module(f"rnnjax{module}")

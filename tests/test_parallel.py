@@ -286,7 +286,7 @@ has_gather = pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="JAX has 
 @has_gather
 @pytest.mark.parametrize("reverse", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_only_ends_cross_between_devices(reverse):
-    """Of each device one array of a few states, and in reverse the first row of resets."""
+    """Each device sends one array of a few states, and in reverse the first row of resets."""
     cell = rnnjax.MinGRUCell(4)
     args = parameters(cell), drawn(TIME, BATCH, 2), start(cell)
     given = {"resets": RESETS, "lengths": MARKS["lengths"]["lengths"]}

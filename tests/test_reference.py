@@ -287,7 +287,7 @@ def expected(draw: Draw, smooth: Mapping[str, Any]) -> Any:
 
 
 def actual(draw: Draw) -> Callable[[Any, Any], Any]:
-    """The same by rnnjax, a function of what is differentiable and of the rest."""
+    """Return rnnjax's run, a function of the differentiable arguments and the rest."""
     cell = build(draw.node)
 
     def call(smooth: Any, rest: Any) -> Any:
@@ -423,7 +423,7 @@ def test_a_thousand_drawn_compositions_equal_the_reference(first: int) -> None:
 
 
 def test_the_ordinary_draws_reach_everything() -> None:
-    """And what they return depends on what they are given, but for a few without steps or rows."""
+    """Results depend on the arguments, except for a few draws without steps or rows."""
     draws = [draw(number) for number in range(ORDINARY)]
     live = [one for one in draws if one.shape[0] > 1 and solve(one.number).scale > 0.1]
     assert len(live) > 0.6 * ORDINARY

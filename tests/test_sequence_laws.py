@@ -512,7 +512,7 @@ def test_noise_is_the_same_by_every_method(
 
 
 def test_recurrent_dropout_by_hand(random_like: Any) -> None:
-    """The same units of the state are dropped at all steps, where it enters the product alone."""
+    """Dropout drops the same units of the state at all steps, only where it enters the product."""
     cell = SimpleRNNCell(6, activation="linear")
     params = random_like(lambda: cell.init(jax.random.key(0), 2), 1)
     xs = random_like(lambda: jnp.zeros((5, 3, 2)), 2)

@@ -59,7 +59,7 @@ class Named(rnnjax.Cell[SimpleRNNCarry]):
 
 @dataclasses.dataclass(frozen=True)
 class Unnamed(rnnjax.Cell):
-    """And one that does not."""
+    """A cell that does not."""
 
     hidden_size: int
     carry = SimpleRNNCarry

@@ -35,7 +35,7 @@ def keras_clock(ends: list[float]) -> Iterator[None]:
     """Note when the epochs of Keras's ``fit`` end."""
     import keras
 
-    class Clock(keras.callbacks.Callback):  # type: ignore[misc]  # untyped
+    class Clock(keras.callbacks.Callback):  # type: ignore[misc]  # keras is skipped by mypy
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             ends.append(perf_counter())
 

@@ -25,7 +25,7 @@ class Settings:
     steps: int = 5
     """Optimiser steps of one repetition of `train_step`."""
     lengths: tuple[int, ...] = (20, 100, 300, 1000)
-    """Of the text, where `generation` times Keras; the last is how many characters are written."""
+    """Sizes of the text, where `generation` times Keras; the last counts the characters written."""
     weights: str = ""
 
 
@@ -145,6 +145,6 @@ def one_hot(ids: np.ndarray, settings: Settings) -> np.ndarray:
 
 
 def random_ids(shape: tuple[int, ...], settings: Settings) -> np.ndarray:
-    """The same characters for everyone."""
+    """Return the characters of all contenders."""
     rng = np.random.default_rng(0)
     return rng.integers(settings.vocabulary_size, size=shape, dtype=np.int32)

@@ -62,7 +62,7 @@ def rnnjax_layer(marked: bool = False, noise: str = "") -> Callable[[dict[str, A
 
 
 def keras_layer(recurrent_dropout: float) -> Callable[[dict[str, Any]], Call]:
-    """The same in Keras on JAX, in training mode."""
+    """Build it in Keras on JAX, in training mode."""
 
     def build(settings: dict[str, Any]) -> Call:
         import jax

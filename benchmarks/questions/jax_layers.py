@@ -60,7 +60,7 @@ def weights(shape: Shape) -> list[dict[str, np.ndarray]]:
 
 
 def inputs(shape: Shape) -> np.ndarray:
-    """The same ``(time, batch, features)`` for everyone."""
+    """Return the inputs of all contenders, ``(time, batch, features)``."""
     dimensions = (shape.time, shape.batch_size, shape.hidden_size)
     return np.random.default_rng(1).standard_normal(dimensions, np.float32)
 
@@ -112,7 +112,7 @@ def rnnjax_layers(shape: Shape, method: Any = None) -> tuple[Outputs, Any, Any]:
 
 
 def linen_layers(shape: Shape, remat: bool = False) -> tuple[Outputs, Any, Any]:
-    """The same in Flax linen; with ``remat`` each step is computed again in the backward pass."""
+    """Build it in Flax linen; with ``remat`` the backward pass computes each step again."""
     import flax.linen as nn
     import jax.numpy as jnp
 
@@ -158,7 +158,7 @@ def linen_params(cell: str, layer: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def nnx_layers(shape: Shape) -> tuple[Outputs, Any, Any]:
-    """The same in Flax nnx."""
+    """Build the layer in Flax nnx."""
     import jax.numpy as jnp
     from flax import nnx
 
@@ -181,7 +181,7 @@ def nnx_layers(shape: Shape) -> tuple[Outputs, Any, Any]:
 
 
 def cudnn_layers(shape: Shape) -> tuple[Outputs, Any, Any]:
-    """The same by cuDNN, which JAX calls for an LSTM alone, and only where there is a CUDA card."""
+    """Build it on cuDNN, which JAX calls for an LSTM alone, and only with a CUDA card."""
     import jax
     import jax.numpy as jnp
     from jax.experimental import rnn
@@ -204,7 +204,7 @@ def cudnn_layers(shape: Shape) -> tuple[Outputs, Any, Any]:
 
 
 def keras_layers(shape: Shape) -> tuple[Outputs, Any, Any]:
-    """The same in Keras on JAX, whose layers are batch first."""
+    """Build it in Keras on JAX, whose layers are batch first."""
     import jax.numpy as jnp
 
     model = keras_model(shape)

@@ -102,7 +102,7 @@ def rnnjax_step(shape: Shape, backward: bool, exported: bool) -> Call:
 
 
 def onnxruntime_step(shape: Shape, backward: bool) -> Call:
-    """The same as ONNX, of whose inputs and outputs the first is data, and the others states."""
+    """Build it as ONNX: the first input and output are data, the others states."""
     import onnxruntime
 
     from rnnjax.interop import onnx

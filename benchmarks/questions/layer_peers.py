@@ -20,7 +20,7 @@ from benchmarks.reports import Outcome, Point
 from benchmarks.timing import Contender, usable_cores
 
 LEAST_SECONDS = 0.1
-"""Of a repetition: a call that takes less is repeated."""
+"""The shortest repetition: a call that takes less is repeated."""
 
 VALUE_NAME = "rms"
 TOLERANCE = 1e-3

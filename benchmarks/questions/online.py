@@ -87,7 +87,7 @@ def through_time(settings: dict[str, Any]) -> tuple[Callable[..., Any], tuple[An
 
 
 def by_braintrace(settings: dict[str, Any]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """The same cell, written for its compiler, in which a product has as many units as a state."""
+    """Build the cell for braintrace's compiler, whose products have as many units as the state."""
     import brainstate
     import braintrace
     import jax

@@ -108,7 +108,7 @@ def _delta(name: str) -> Callable[..., Any]:
         return jnp.moveaxis(reads, 3, 1).reshape(-1, *v.shape[1:3], v.shape[-1])[:time]
 
     def semigroup(*args: Any) -> Any:
-        """Of every row and head a matrix that erases and one that is written, at each step."""
+        """Make two matrices of each row and head at a step: one erases, the other is written."""
         from memax.equinox.scans import semigroup_scan
         from memax.equinox.semigroups.gdn import GDNSemigroup
 

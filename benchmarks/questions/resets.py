@@ -32,7 +32,7 @@ class Settings:
     rows: int = 128
     time: int = 128
     share: float = 0.03
-    """Of all steps, those with which an episode begins."""
+    """The share of all steps with which an episode begins."""
 
 
 QUICK = Settings(features=(3, 8), units=8, rows=4, time=20, share=0.2)

@@ -31,14 +31,14 @@ def rnnjax_steps(settings: dict[str, Any]) -> Iterator[Outcome]:
 
 
 def rnnjax_reference(settings: dict[str, Any]) -> Iterator[Outcome]:
-    """The same with the plain scan and JAX's own gradient."""
+    """Train with the plain scan and JAX's own gradient."""
     import rnnjax
 
     return _rnnjax_steps(Settings(**settings), rnnjax.Scan())
 
 
 def rnnjax_bfloat16(settings: dict[str, Any]) -> Iterator[Outcome]:
-    """The same with the operands of the recurrent layers' products in bfloat16."""
+    """Train with the operands of the recurrent products in bfloat16."""
     import jax.numpy as jnp
 
     import rnnjax
@@ -160,7 +160,7 @@ def torch_steps(settings: dict[str, Any]) -> Iterator[Outcome]:
 
 
 def torch_bfloat16(settings: dict[str, Any]) -> Iterator[Outcome]:
-    """The same, with the forward pass under PyTorch's autocast to bfloat16.
+    """Train with the forward pass under PyTorch's autocast to bfloat16.
 
     Raises:
         RuntimeError: this CPU lacks the instructions that oneDNN's LSTM in bfloat16 is made of.

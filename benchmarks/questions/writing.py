@@ -71,7 +71,7 @@ def given_ids(shape: Settings) -> np.ndarray:
 
 
 def mean_nats(logits: Any, ids: np.ndarray) -> float:
-    """Of each character but the first, from ``logits (time, texts, vocabulary)`` before it."""
+    """Score each character after the first by the ``logits (time, texts, vocabulary)`` before."""
     logits = np.asarray(logits, np.float64)
     logits -= logits.max(axis=-1, keepdims=True)
     chosen = np.take_along_axis(logits, ids[1:, :, None].astype(np.int64), axis=-1)[..., 0]
@@ -84,7 +84,7 @@ def rnnjax_loop(settings: dict[str, Any]) -> Iterator[Outcome]:
 
 
 def rnnjax_bfloat16(settings: dict[str, Any]) -> Iterator[Outcome]:
-    """The same with kernels and operands in bfloat16, and all else in float32."""
+    """Write with kernels and operands in bfloat16, and all else in float32."""
     return _rnnjax(Settings(**settings), "bfloat16")
 
 
@@ -132,7 +132,7 @@ def torch_loop(settings: dict[str, Any]) -> Iterator[Outcome]:
 
 
 def torch_bfloat16(settings: dict[str, Any]) -> Iterator[Outcome]:
-    """The same with the modules, and so the state as well, in bfloat16."""
+    """Write with the modules, and so the state as well, in bfloat16."""
     return _torch(Settings(**settings), "bfloat16")
 
 

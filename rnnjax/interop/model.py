@@ -73,25 +73,25 @@ class Sequential(Network):
     """Layers that run one after the other.
 
     Args:
-        chain: the layers, first to last, with distinct names; stored as a tuple.
+        layer_list: the layers, first to last, with distinct names; stored as a tuple.
         time_first: whether inputs and outputs have time before the batch.
 
     Raises:
         InvalidInputError: there is no layer, an entry is not a `Layer`, or two have one name.
     """
 
-    chain: tuple[Layer, ...]
+    layer_list: tuple[Layer, ...]
     time_first: bool = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "chain", tuple(self.chain))
-        strange = [layer for layer in self.chain if not isinstance(layer, Layer)]
-        if strange or not self.chain:
+        object.__setattr__(self, "layer_list", tuple(self.layer_list))
+        strange = [layer for layer in self.layer_list if not isinstance(layer, Layer)]
+        if strange or not self.layer_list:
             raise InvalidInputError(
                 f"a Sequential is made of at least one layer, such as Recurrent('lstm', "
                 f"LSTMCell(50)), but got {strange[0] if strange else 'none'}"
             )
-        count = collections.Counter(layer.name for layer in self.chain)
+        count = collections.Counter(layer.name for layer in self.layer_list)
         twice = sorted(name for name, times in count.items() if times > 1)
         if twice:
             raise InvalidInputError(
@@ -99,17 +99,12 @@ class Sequential(Network):
                 f"{', '.join(twice)} occurs twice; rename one"
             )
 
-    @property
-    def layer_list(self) -> tuple[Layer, ...]:  # type: ignore[override]  # a property for a field
-        """The layers, from the input up."""
-        return self.chain
-
     def run(
         self, params: Params, xs: Any, carry: Mapping[str, Carry], mask: Any, context: Context
     ) -> tuple[dict[str, Carry], Any]:
         """Run the layers one after the other."""
         flow, carries = Flow(_turned(xs, self.time_first), mask), {}
-        for i, layer in enumerate(self.chain):
+        for i, layer in enumerate(self.layer_list):
             state, flow = _run(i, layer, params, flow, carry.get(layer.name), context)
             if isinstance(layer, Recurrent):
                 carries[layer.name] = state

@@ -39,7 +39,7 @@ def make_run(tmp_path_factory, untrained):
 
 @pytest.fixture(scope="module")
 def run_dir(make_run):
-    """Of a model that has learned nothing, so that all its characters come."""
+    """A model that has learned nothing, so that all its characters occur."""
     rng = random.Random(0)
     return make_run("learned", "".join(rng.choice("abcde. \n") for _ in range(300)) + "é")
 

@@ -42,7 +42,7 @@ DIVERGING = ["--learning-rate", "1e4", "--validation", "0.2", "--test", "0.15"]
 
 
 def rates(options, epochs, steps_per_epoch):
-    """Of all updates of a run."""
+    """Return the learning rates of all updates of a run."""
     rate = learning_rate(options, epochs, steps_per_epoch)
     updates = epochs * steps_per_epoch // options.accumulate
     return np.asarray(jax.jit(jax.vmap(rate))(np.arange(updates)))
@@ -75,7 +75,7 @@ def test_steps_fall_where_epochs_end_as_in_char_rnn(warmup):
 
 
 def first_update(gradient, **options):
-    """Of parameters that are ones."""
+    """Return the first update of parameters that are ones."""
     optimizer = make_optimizer(Optimization(**options), 1, 10)
     params = jax.tree.map(jnp.ones_like, gradient)
     return optimizer.update(gradient, optimizer.init(params), params)[0]
@@ -341,7 +341,7 @@ def test_samples_behind_the_checkpoint_are_taken_back(program, text, tmp_path):
 
 
 def test_another_text_is_read_as_it_is_said_to_be(program, tmp_path):
-    """And how much of it a vocabulary has not is said."""
+    """A line says how much of it the vocabulary lacks."""
     inside = "café or naïve\n" * 30
     (tmp_path / "text.txt").write_text(
         f"*** START OF IT ***\n{inside}*** END OF IT ***\n", encoding="latin-1"

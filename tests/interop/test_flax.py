@@ -98,7 +98,7 @@ def randomized(tree: Any, seed: int = 0) -> Any:
 
 
 def to_flax_carry(carry: Any) -> Any:
-    """Of an LSTM the pair ``(c, h)``, of the others ``h``; a pair of these for directions."""
+    """Return Flax's carry: ``(c, h)`` of an LSTM, else ``h``; a pair of these for directions."""
     if isinstance(carry, Directions):
         return to_flax_carry(carry.forward), to_flax_carry(carry.backward)
     return (carry.cell, carry.hidden) if isinstance(carry, LSTMCarry) else carry.hidden

@@ -40,7 +40,7 @@ def ours_of(theirs: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def numbers() -> Any:
-    """Of each function theirs and ours: its values and their derivatives, out of one program."""
+    """Values and derivatives of each function, theirs and ours, from one program."""
 
     @jax.jit
     def run(xs: Any) -> Any:

@@ -156,7 +156,7 @@ GRAPHS = [
 
 
 FUNCTIONS = (pools, attention, translation, by_hand, functions, models, parts)
-"""Those with functions of ``keras.ops``, by which Keras opens no ``.h5``, be it its own."""
+"""Models with functions of ``keras.ops``: Keras opens no ``.h5`` with them, even its own."""
 
 
 def model_of(build: Callable[[Any, Any], Any]) -> Any:
@@ -200,7 +200,7 @@ def by_keras(model: Any, arrays: list[Any]) -> Any:
 
 
 def by_ours(ours: Model, arrays: list[Any]) -> Any:
-    """Of the same inputs, which go in time first and come out so."""
+    """Run our model on batch-first inputs; it takes and returns time first."""
     given = [np.swapaxes(x, 0, 1) for x in arrays]
     _, ys = jax.jit(ours.apply)(ours.params, tuple(given) if len(given) > 1 else given[0])
     return ys

@@ -285,7 +285,7 @@ def test_keras_opens_what_is_written(tmp_path: Path) -> None:
 def test_one_hot_ids_are_vectors_in_keras(tmp_path: Path) -> None:
     lstm = Recurrent("lstm", rnnjax.LSTMCell(3))
     ours = Sequential((OneHotIds("ids", 5), lstm, Dense("head", 5)))
-    model = Model(ours, random_model(Sequential(ours.chain[1:]), 5).params)
+    model = Model(ours, random_model(Sequential(ours.layer_list[1:]), 5).params)
     interop.save(model, tmp_path / "ours.keras")
     theirs = keras.saving.load_model(tmp_path / "ours.keras")
     ids = np.array([[1, 4], [0, 2], [3, 3]])

@@ -260,7 +260,7 @@ def test_keras_1_model_of_several_layers(tmp_path: Path) -> None:
 def test_defaults_are_those_of_the_version(
     version: str, reset_after: bool, gate: str, tmp_path: Path
 ) -> None:
-    """Of options that are left out; what is written counts, in the words of that version."""
+    """Options that are left out have that version's default; those written count."""
     params, (r, z, n) = gru_params()
     w, u, b, c = (side_by_side(*part) for part in zip(z, r, n, strict=True))
     bias = np.stack([b, c]) if reset_after else b

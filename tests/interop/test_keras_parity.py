@@ -169,7 +169,7 @@ def inputs_of(model: Any, source: str, rng: Any) -> tuple[Any, Any]:
 
 
 def with_states(layer: Any) -> Any:
-    """The same layer, giving its states too."""
+    """Rebuild the layer with ``return_state=True``."""
     config = layer.get_config()
     if isinstance(layer, layers.Bidirectional):
         for direction in ("layer", "backward_layer"):

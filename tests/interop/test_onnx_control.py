@@ -55,7 +55,7 @@ def test_a_branch_that_is_constant_has_a_state(assert_close: Any) -> None:
 def test_a_branch_is_chosen_where_the_condition_is_known_and_else_as_it_runs(
     flag: bool, assert_close: Any
 ) -> None:
-    """And its parameters are written back into it."""
+    """Its parameters are written back into it."""
     proto, xs = one_of_two_lstms([node("Identity", ["flag"], ["c"])]), normal(5, 4, FEATURES)
     model, given = rnnjax_onnx.load(proto), {"x": xs, "flag": np.array(flag)}
     assert {"first", "second"} <= set(model.layers)

@@ -182,7 +182,7 @@ def arrays(tree: Any) -> Any:
 
 
 def assert_same(ours: Any, theirs: Any) -> None:
-    """The same values of the same types, arrays to the bit."""
+    """Require equal values of equal types, arrays to the bit."""
     assert type(ours) is type(theirs)
     if isinstance(ours, np.ndarray):
         assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)

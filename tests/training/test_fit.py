@@ -40,7 +40,7 @@ OF_FOLDER = {"config", "free", "checkpoint_every", "keep_last", "on_signal"}
 
 @pytest.fixture(autouse=True)
 def signals():
-    """Those that nohup and a shell's background ignore, which a run leaves so, as elsewhere."""
+    """Signals that nohup or a shell's background ignores stay ignored in a run."""
     usual = {signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
     before = {number: signal.signal(number, handler) for number, handler in usual.items()}
     yield
@@ -835,7 +835,7 @@ def test_a_mean_where_nothing_counts_is_none():
 
 
 def optimizers():
-    """Those of optax that need no argument of their own besides the rate."""
+    """Yield the optimisers of optax that need only a learning rate."""
     for module in (optax, optax.contrib):
         for name, make in sorted(vars(module).items()):
             if not inspect.isfunction(make) or name.startswith("scale_by"):

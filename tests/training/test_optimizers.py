@@ -77,7 +77,7 @@ CONSTRAINTS = {
 
 @pytest.mark.parametrize("name", CONSTRAINTS)
 def test_constraints_equal_those_of_keras(name):
-    """Those that the page about Keras gives; the other parameters are updated freely."""
+    """Constraints of the page about Keras; other parameters are updated freely."""
     keras = pytest.importorskip("keras", reason="Keras is in the extra `test`")
     options, ours = CONSTRAINTS[name]
     kernel, grads = (np.random.default_rng(seed).normal(size=(2, 3, 5)) for seed in (0, 1))

@@ -119,7 +119,7 @@ def test_each_device_holds_its_share_alone(eight):
 
 
 def check_shares(shapes, rows):
-    """Of parameters and their means a half, of the carry its rows."""
+    """A device holds half of the parameters and their means, and its rows of the carry."""
     assert shapes["['params']['stack'][0]['kernel']"] == [13, 4 * 16 // 2]
     assert shapes["['params']['stack'][0]['recurrent_kernel']"] == [16, 4 * 16 // 2]
     assert shapes["['params']['stack'][1]['recurrent_bias']"] == [3 * 16 // 2]

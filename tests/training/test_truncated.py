@@ -205,7 +205,7 @@ def test_what_does_not_fit_a_truncated_loss_is_said(streams: Any) -> None:
 
 
 def test_the_loss_of_an_epoch_is_the_mean_over_the_steps_that_count(streams: Any) -> None:
-    """Of windows that count many steps, one, and none."""
+    """Windows that count many steps, one, and none."""
     (inputs, targets), mask = streams, np.zeros((TIME, ROWS), bool)
     mask[:5], mask[8, 1] = MASK[:5], True
     batches = windows(inputs, targets, steps=4, mask=mask)

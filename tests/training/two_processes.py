@@ -48,7 +48,7 @@ def measured(params):
 
 
 def of_rows(epoch, rows):
-    """Those of a process, by a function of one's own."""
+    """Return the rows of a process, as a user's function reads them."""
     return jax.tree.map(lambda x: x[:, rows], data()(epoch))
 
 

@@ -160,13 +160,14 @@ def _like(file: KerasFile, like: Model) -> Model:
         places = _at_paths(layers, groups, file)
     else:
         full = [list(paths.values()) for _, paths in file.groups if paths]
-        if len(full) != len(layers.chain):
+        if len(full) != len(layers.layer_list):
             raise InteropError(
                 f"the file holds weights of {len(full)} layers, but the model given as like has "
-                f"{len(layers.chain)} with weights; give one of the same layers"
+                f"{len(layers.layer_list)} with weights; give one of the same layers"
             )
         places = {
-            layer.name: split(layer, paths) for layer, paths in zip(layers.chain, full, strict=True)
+            layer.name: split(layer, paths)
+            for layer, paths in zip(layers.layer_list, full, strict=True)
         }
     made = build(layers, file, places)
     try:

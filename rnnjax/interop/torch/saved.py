@@ -30,7 +30,7 @@ _LONGEST_PICKLE = 32 * 2**20  # which may be a text that takes four bytes a lett
 _LONGEST_DIRECTORY = 16 * 2**20  # of a zip: some 200,000 entries, which take 20 times as much
 # A step takes 100 bytes at most. A vocabulary of 400,000 words has 1.6 million.
 _MOST_STEPS = 2_000_000
-# NotImplementedError is of a method of compression that Python does not know.
+# zipfile raises NotImplementedError for a compression method that it does not know.
 _DAMAGED = (ValueError, IndexError, KeyError, AttributeError, struct.error, EOFError, OSError,
             zipfile.BadZipFile, pickle.UnpicklingError, NotImplementedError)  # fmt: skip
 
@@ -51,7 +51,7 @@ def read_saved(file: BinaryIO) -> tuple[Any, str]:
     file.seek(0)
     read = _read_zip if file.read(1) == b"P" else _read_stream
     try:
-        with _Bounded(file) as bounded:  # type: ignore[arg-type]  # any file has what it needs
+        with _Bounded(file) as bounded:  # type: ignore[arg-type]  # it calls what every BinaryIO has
             return read(bounded)
     except _DAMAGED as error:
         raise InteropError(f"it is damaged ({in_a_line(error)}); get it again") from error
@@ -167,7 +167,7 @@ def _read_stream(file: _Bounded) -> tuple[Any, str]:
 _BASE: Any = pickle._Unpickler
 
 
-class _Unpickler(_BASE):  # type: ignore[misc]  # of the private class above
+class _Unpickler(_BASE):  # type: ignore[misc]  # _BASE is private, hence Any
     """Python's own; the steps by which a pickle could call, change or hash something are here."""
 
     def __init__(self, stream: io.BytesIO, numbers: Numbers):

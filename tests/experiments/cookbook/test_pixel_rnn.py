@@ -26,7 +26,7 @@ def images():
 
 @jax.jit
 def logits_of(params, images):
-    """Of whole images, with images first: pixels in the order in which they are drawn."""
+    """Pixels of whole images, images first, in the order in which they are drawn."""
     padded = jnp.pad(images, ((ABOVE, 0), (0, 0), (0, 0)))
     logits = pixel_rnn.network(CONFIG, params, padded)[1]
     return logits.swapaxes(0, 1).reshape(logits.shape[1], SIZE * SIZE)

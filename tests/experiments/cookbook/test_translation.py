@@ -90,7 +90,7 @@ def test_padding_changes_nothing(small):
 
 @functools.partial(jax.jit, static_argnums=0)
 def logarithms(model, params, german, before):
-    """Of the probabilities of the words ``(time, sentences, words)`` behind those before."""
+    """Return the log probabilities of words ``(time, sentences, words)`` after those before."""
     carry, memory = model.read(params, german)
     carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (before.shape[1], *x.shape)), carry)
     _, ys = rnnjax.unroll(model.decoder, params["decoder"], params["english"][before], carry)
