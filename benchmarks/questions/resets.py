@@ -87,29 +87,16 @@ def linen_layer(settings: dict[str, Any]) -> tuple[Any, Any]:
 
 def scanned_layer(settings: dict[str, Any]) -> tuple[Any, Any]:
     """Flax's cell under ``nn.scan``, with resets by hand, as in PureJaxRL."""
-    import flax.linen as nn
     import jax.numpy as jnp
+
+    from experiments.cookbook.common.agents import ScannedRNN
 
     arrays, _, _ = drawn(settings)
     units, rows = settings["units"], settings["rows"]
 
-    class ScannedRNN(nn.Module):
-        @functools.partial(
-            nn.scan,
-            variable_broadcast="params",
-            in_axes=0,
-            out_axes=0,
-            split_rngs={"params": False},
-        )
-        @nn.compact
-        def __call__(self, carry: Any, x: Any) -> Any:
-            inputs, resets = x
-            carry = jnp.where(resets[:, None], jnp.zeros_like(carry), carry)
-            return nn.GRUCell(units, name="cell")(carry, inputs)
-
     def outputs(params: Any, xs: Any, resets: Any) -> Any:
         carry = jnp.zeros((rows, units))
-        return ScannedRNN().apply({"params": {"cell": params}}, carry, (xs, resets))[1]
+        return ScannedRNN(units).apply({"params": {"GRUCell_0": params}}, carry, (xs, resets))[1]
 
     return outputs, linen_params("gru", arrays)
 

@@ -12,7 +12,6 @@ priorities and rescaled values are left out. The memory is written twice, as a G
 """
 
 import dataclasses
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -21,26 +20,14 @@ import optax
 
 from experiments import runs
 from experiments.cookbook.common import data
-from experiments.cookbook.common.agents import Agent, Task, Train, compare, look
+from experiments.cookbook.common.agents import Agent, Options, Task, Train, compare, look
 from experiments.cookbook.common.report import Report
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Options):
     """Learn to act from memory, by Q-learning from a replay."""
 
-    data: str | None = None
-    """The tasks are made here; with "made" there are no bounds."""
-    run_dir: Path | None = None
-    """Where the picture and result.json go; by default a new folder under runs/cookbook."""
-    tasks: tuple[str, ...] = ("t_maze", "repeat_previous")
-    """A T-maze (Bakker, 2002), and a task of POPGym (Morad et al., 2023)."""
-    seeds: int = 3
-    """The number of agents of each kind."""
-    seed: int = 0
-    """The seed of the first agent's weights, tasks and actions."""
-    units: int = 64
-    """The number of units of each layer of the agent."""
     rows: int = 32
     """The number of environments in a batch."""
     piece: int = 16

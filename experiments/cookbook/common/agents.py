@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as flax
@@ -108,6 +109,24 @@ TASKS = {
     "t_maze": Task(TMaze(8, 40), OBSERVATION_SIZE, NUM_ACTIONS, 40, 1.0, 0.0),
     "repeat_previous": Task(RepeatPrevious(), SUITS, SUITS, 51, 1.0, 2 * 13 / 51 - 1),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What every program asks for."""
+
+    data: str | None = None
+    """The tasks are made here; with "made" there are no bounds."""
+    run_dir: Path | None = None
+    """Where the picture and result.json go; by default a new folder under runs/cookbook."""
+    tasks: tuple[str, ...] = ("t_maze", "repeat_previous")
+    """A T-maze (Bakker, 2002), and a task of POPGym (Morad et al., 2023)."""
+    seeds: int = 3
+    """The number of agents of each kind."""
+    seed: int = 0
+    """The seed of the first agent's weights, tasks and actions."""
+    units: int = 64
+    """The number of units of each layer of the agent."""
 
 
 # ---- the memory, as it is written by hand, and as a layer
