@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import warnings
 import zlib
@@ -19,7 +20,7 @@ import orbax.checkpoint as ocp
 
 from rnnjax.cells.arguments import brief, check_instance, check_size, is_integer
 from rnnjax.errors import CheckpointError, DamagedCheckpointError, InvalidInputError
-from rnnjax.training.files import as_json, read_sealed, read_whole, writable, write_sealed
+from rnnjax.training.files import as_json, read_sealed, read_whole, to_disk, writable, write_sealed
 from rnnjax.training.processes import from_first
 from rnnjax.training.state import TrainState
 
@@ -82,7 +83,7 @@ class Saved:
         """Return the arrays in the structure of a target, whose shapes and types must agree."""
         parts = tuple(f"['{name}']" for name in target)
         model = {path: _describe(x) for path, x in _leaves(target).items()}
-        saved = {p: text for p, text in self._sealed["arrays"].items() if p.startswith(parts)}
+        saved = {p: text for p, text in self._sealed["leaves"].items() if p.startswith(parts)}
         path = self._folder.path(self.step)
         if differing := [p for p in model | saved if model.get(p) != saved.get(p)]:
             differing.sort(key=lambda path: (not path.startswith("['params']"), path))
@@ -162,8 +163,13 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Return the steps of all checkpoints in order, including damaged ones."""
+        names = r"[0-9]+"
         return from_first(
-            lambda: sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdecimal())
+            lambda: sorted(
+                int(p.name)
+                for p in self.directory.iterdir()
+                if re.fullmatch(names, p.name) and p.is_dir()
+            )
         )
 
     def path(self, step: int) -> Path:
@@ -218,6 +224,10 @@ class Checkpoints:
             raise self._none()
         return found
 
+    def best_step(self) -> int | None:
+        """Return the step of `best`, read from ``about.json`` alone; None if there is none."""
+        return from_first(lambda: next(iter(_by_loss(self._losses())), None))
+
     def at(self, step: int) -> Saved:
         """Return the checkpoint of that step.
 
@@ -254,7 +264,7 @@ class Checkpoints:
         described: dict[str, Any] = {
             "about": as_json("what is saved with a run", about),
             "loss": None if loss is None or not math.isfinite(loss) else float(loss),
-            "arrays": {path: _describe(array) for path, array in arrays.items()},
+            "leaves": {path: _describe(array) for path, array in arrays.items()},
             "params": paths["params"] if is_plain(paths["params"]) else None,
             "step": step,
         }
@@ -273,9 +283,9 @@ class Checkpoints:
             files = [path for path in sorted(new.rglob("*")) if path.is_file()]
             checksums = {str(path.relative_to(new)): _checksum(path) for path in files}
             write_sealed(new / "about.json", described | {"files": checksums})
-            _to_disk(*new.rglob("*"), new)
+            to_disk(*new.rglob("*"), new)
             new.rename(self.path(step))
-            _to_disk(self.directory)
+            to_disk(self.directory)
         except (OSError, ValueError) as error:
             shutil.rmtree(new, ignore_errors=True)
             raise CheckpointError(
@@ -332,7 +342,7 @@ class Checkpoints:
     def _sealed(self, step: int) -> dict[str, Any]:
         """Return the contents of about.json, with its checksum verified."""
         sealed = read_sealed(self.path(step) / "about.json")
-        if set(sealed) != {"about", "loss", "arrays", "params", "files", "step"}:
+        if set(sealed) != {"about", "loss", "leaves", "params", "files", "step"}:
             raise CheckpointError(
                 f"{self.path(step)} is of another version of rnnjax; read it with that, or begin a "
                 "new run in another folder"
@@ -367,7 +377,7 @@ class Checkpoints:
         except DamagedCheckpointError as error:
             raise self._damaged(step, error.reason) from error
         # As NumPy arrays, whatever devices they were saved from.
-        arrays = {p: _empty(text) for p, text in sealed["arrays"].items() if text != _NOTHING}
+        arrays = {p: _empty(text) for p, text in sealed["leaves"].items() if text != _NOTHING}
         like = [_storable(array) for array in arrays.values()]
         try:
             with _checkpointer() as orbax:
@@ -499,16 +509,3 @@ def _checksum(path: Path) -> list[int]:
     """Return the size and the checksum of a file."""
     data = read_whole(path)
     return [len(data), zlib.crc32(data)]
-
-
-def _to_disk(*paths: Path) -> None:
-    """Sync these files and folders to the disk, if the system supports it."""
-    for path in paths:
-        try:
-            descriptor = os.open(path, os.O_RDONLY)
-        except OSError:  # Windows opens no folders
-            continue
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

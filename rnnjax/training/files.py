@@ -201,3 +201,16 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             if isinstance(entry, dict) and type(entry.get("step")) is int:
                 entries.append(entry)
     return entries
+
+
+def to_disk(*paths: Path) -> None:
+    """Sync these files and folders to the disk, if the system supports it."""
+    for path in paths:
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except OSError:  # Windows opens no folders
+            continue
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

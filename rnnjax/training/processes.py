@@ -190,7 +190,7 @@ def from_first(work: Callable[[], Any]) -> Any:
     return value
 
 
-def _from_first(data: bytes) -> bytes:
+def _from_first(data: bytes) -> bytes | bytearray:
     """Broadcast the bytes of the first process to all."""
     with ending_with_peers():
         # In two numbers, because JAX's integers have 32 bits.
@@ -205,7 +205,7 @@ def _from_first(data: bytes) -> bytes:
             if is_first():
                 part[:size] = np.frombuffer(data, np.uint8, size, at)
             found += np.asarray(multihost_utils.broadcast_one_to_all(part))[:size].tobytes()
-        return bytes(found)
+        return found
 
 
 def together(work: Callable[[], Any]) -> Any:

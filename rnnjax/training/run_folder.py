@@ -10,7 +10,14 @@ from typing import Any, Literal
 from rnnjax.cells.arguments import check_size
 from rnnjax.errors import CheckpointError, InvalidInputError
 from rnnjax.training.checkpoints import Checkpoints, Saved
-from rnnjax.training.files import as_json, locked, read_lines, write_json, write_lines
+from rnnjax.training.files import (
+    as_json,
+    locked,
+    read_lines,
+    to_disk,
+    write_json,
+    write_lines,
+)
 from rnnjax.training.hooks import Entry, Progress, alert
 from rnnjax.training.identity import PARTS, differing
 from rnnjax.training.processes import StopRequest, ending_with_peers, from_first, require_alike
@@ -188,7 +195,13 @@ class RunFolder:
                 "begin a new run in another folder, or put one of them back"
             )
         if saved is None and read_lines(epochs):
-            self.shown.say(f"there is no checkpoint in {self.path}: the run begins anew")
+            self.shown.say(
+                f"there is no checkpoint in {self.path}: the run begins anew; its records so far "
+                "are moved to *.before"
+            )
+            for records in (steps, epochs):
+                if records.exists():
+                    records.replace(records.with_name(f"{records.name}.before"))
         write_lines(steps, [entry for entry in read_lines(steps) if entry["step"] <= self.step])
         write_lines(epochs, [] if saved is None else saved.about["history"])
 
@@ -199,6 +212,8 @@ class RunFolder:
 
     def save(self, state: TrainState, about: Mapping[str, Any], loss: float | None) -> None:
         """Write a checkpoint with the state and ``about``."""
+        if (path := self.path) is not None:  # records of these steps are on the disk before it
+            from_first(lambda: to_disk(*path.glob("*.jsonl")))
         own = {"config": self.config, "devices": self.devices, "identity": self.identity}
         self.checkpoints.save(state, {**about, **own}, loss=loss)
         self.saved = self.step
@@ -214,8 +229,10 @@ class RunFolder:
         self.finished = True
         if self.path is None:
             return None
-        best = self.checkpoints.best() if measured else None
-        step = history[-1]["step"] if best is None else best.step
+        step, best = history[-1]["step"], None
+        if measured and self.checkpoints.best_step() != step:  # else it is in memory
+            best = self.checkpoints.best()
+            step = best.step
         entry = next((entry for entry in history if entry["step"] == step), None)
         path, result = self.path / "result.json", {"best": entry, "last": history[-1]}
         from_first(lambda: write_json(path, result))

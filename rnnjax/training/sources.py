@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -243,6 +243,7 @@ class Source:
         self.name, self.given, self.sharding = name, given, sharding
         self._held: Group | None = None  # all steps of all epochs
         self._begun: tuple[Any, Iterator[Group]] | None = None  # a stream that was looked into
+        self._first: Any = None  # the arrays of the first epoch, until it begins
         if isinstance(given, Iterator) and epochs > 1:
             raise InvalidInputError(
                 f"{name} must last for {epochs} epochs, but is {brief(given)}, which can be gone "
@@ -307,6 +308,11 @@ class Source:
                 shapes = _shapes(group.batches)
                 return shapes, _digest(shapes)
         sums: list[bytes] = []
+        arrays = None
+        if callable(self.given) and not isinstance(self.given, Minibatches):
+            # A function may load or make a whole epoch: once is enough.
+            self._first = self.given(0)
+            arrays = None if _is_stream(self._first) else self._first
         with contextlib.closing(self.epoch(0)) as epoch:
             for group in epoch:
                 shapes, is_stream = _shapes(group.batches), group.positions is not None
@@ -315,9 +321,11 @@ class Source:
                 sums.append(of_steps[group.start : 1 if is_stream else group.stop].tobytes())
                 if is_stream:
                     break
+        self._first = arrays
         return shapes, _digest(shapes, *sums)
 
     def _groups(self, number: int, first: int, position: Any) -> Iterator[Group]:
+        data, self._first = self._first if number == 0 else None, None
         if isinstance(self.given, Minibatches):
             order, arrays = self.given.order(number), self.given
             yield from self._of_arrays(lambda a, b: arrays.cut(order[a:b]), len(order), first)
@@ -325,13 +333,16 @@ class Source:
             (stream, groups), self._begun = self._begun, None
             anew = first > 0 or position is not None
             yield from self._of_stream(stream, first, position) if anew else groups
-        elif _is_stream(data := self.given(number) if callable(self.given) else self.given):
+        elif _is_stream(data := self._data(number) if data is None else data):
             yield from self._of_stream(iter(data), first, position)
         else:
             steps, tree = self._length(data), jax.tree.map(_as_array, data)
             yield from self._of_arrays(
                 lambda a, b: jax.tree.map(lambda leaf: leaf[a:b], tree), steps, first
             )
+
+    def _data(self, number: int) -> Any:
+        return self.given(number) if callable(self.given) else self.given
 
     def _of_arrays(self, cut: Callable[[int, int], Any], steps: int, first: int) -> Iterator[Group]:
         if first > steps:
@@ -351,31 +362,36 @@ class Source:
             stream.set_state(position.encode("latin-1") if isinstance(position, str) else position)
         elif first and (not exact or sum(1 for _ in itertools.islice(stream, first)) < first):
             raise self._too_short(first)
-        batches: list[Any] = []
         positions: list[Any] = []
+        shapes: Any = None
+        filled: Any = None
 
         def group() -> Group:
-            slots = min(_STEPS_OF_STREAM, _slots(batches[0]))
-            tree = jax.tree.map(lambda *leaves: _filled(slots, _stacked(leaves)), *batches)
-            return Group(tree, 0, len(batches), positions, exact)
+            return Group(
+                jax.tree.map(_as_kind, filled, shapes), 0, len(positions), positions, exact
+            )
 
         for batch in stream:
-            batch = jax.tree.map(_copied, batch)
-            if batches and _shapes(batch, 0) != _shapes(batches[0], 0):
+            batch = jax.tree.map(_as_array, batch)
+            if positions and _shapes(batch, 0) != shapes:
                 yield group()
-                batches, positions = [], []
-            if not batches:
+                positions = []
+            if not positions:
                 self._check_numbers(batch)
-                began = time.monotonic()
-            batches.append(batch)
+                began, shapes = time.monotonic(), _shapes(batch, 0)
+                slots = min(_STEPS_OF_STREAM, _slots(batch))
+                filled = jax.tree.map(functools.partial(_unfilled, slots), batch)
+            # Copied now, because a loader may reuse its buffers.
+            for array, leaf in zip(jax.tree.leaves(filled), jax.tree.leaves(batch), strict=True):
+                array[len(positions)] = _bits(leaf)
             position = copy.deepcopy(stream.get_state()) if says else None
             positions.append(position.decode("latin-1") if type(position) is bytes else position)
             # All processes must make the same groups.
             slow = time.monotonic() - began > _SECONDS_OF_STREAM and jax.process_count() == 1
-            if slow or len(batches) == min(_STEPS_OF_STREAM, _slots(batch)):
+            if slow or len(positions) == slots:
                 yield group()
-                batches, positions = [], []
-        if batches:
+                positions = []
+        if positions:
             yield group()
 
     def _too_short(self, first: int) -> CheckpointError:
@@ -424,14 +440,21 @@ def _as_array(leaf: Any) -> Any:
     return leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
 
 
-def _copied(leaf: Any) -> Any:
-    """Copy an array, because a loader may reuse its buffers."""
-    leaf = _as_array(leaf)
-    return leaf if isinstance(leaf, jax.Array) else np.array(leaf)
+def _bits(leaf: Any) -> Any:
+    """Return an array that NumPy holds: of random keys their bits."""
+    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
 
 
-def _stacked(leaves: Sequence[Any]) -> Any:
-    return (jnp if isinstance(leaves[0], jax.Array) else np).stack(leaves)
+def _unfilled(slots: int, leaf: Any) -> np.ndarray:
+    """Return room for an array in so many slots; one that is not filled is never read."""
+    return np.empty((slots, *_bits(leaf).shape), _bits(leaf).dtype)
+
+
+def _as_kind(array: Any, like: Any) -> Any:
+    """Return the array that `_bits` was taken of."""
+    if not jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+        return array
+    return jax.random.wrap_key_data(array, impl=jax.random.key_impl(jnp.empty(0, like.dtype)))
 
 
 def _slots(batch: Any) -> int:
