@@ -23,7 +23,7 @@ from rnnjax.layers import Directions
 # each parameter. A file is small that asks for very much.
 _ELEMENTS, _ELEMENTS_PER_INPUT, _ELEMENTS_PER_PARAMETER = 2**24, 2**20, 16
 
-_NODES = 2**17  # that are run to count the steps of loops, in some 10 s
+_NODES = 2**18  # that are run to count the steps of loops, in 20 s
 
 CONSTANTS = "constants"
 """The layer that has the arrays of a graph that belong to no other."""
@@ -219,8 +219,9 @@ class _Run:
     trips: int = 0  # how often what runs here runs, at most; 0 for once, with states in and out
     carries: dict[str, Carry] = dataclasses.field(default_factory=dict)  # the states after it
 
-    def nodes(self, nodes: Sequence[Node], values: MutableMapping[str, Any]) -> None:
-        """Run nodes whose inputs are there, and put what they make into ``values``."""
+    def nodes(self, nodes: Sequence[Node], values: MutableMapping[str, Any]) -> int:
+        """Run nodes whose inputs are there, put what they make into ``values``, and count them."""
+        ran = 0
         for i, node in enumerate(nodes):
             if node.op_type in RECURRENT:
                 if all(name in values for name in node.inputs[:4] if name):
@@ -231,6 +232,8 @@ class _Run:
                 inputs = [values[name] if name else None for name in node.inputs]
                 outputs = run_operator(node.op_type, at, inputs)
                 values.update(zip(node.outputs, outputs, strict=False))
+                ran += 1
+        return ran
 
     def recurrent(self, node: Node, values: MutableMapping[str, Any]) -> None:
         """Run the cell of a recurrent node, make Y, Y_h and Y_c, and keep its carry."""

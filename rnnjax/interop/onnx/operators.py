@@ -179,7 +179,7 @@ def _cumsum(at: At, x: Any, axis_input: Any) -> Any:
 
 
 def _channels_last(at: At, function: Callable[..., Any], x: Any, *others: Any) -> Any:
-    """A function of `rnnjax.interop.operators`, which has the channels of ``x`` last."""
+    """A function of `rnnjax.interop.functions`, which has the channels of ``x`` last."""
 
     def run(x: Any, *others: Any) -> Any:
         return jnp.moveaxis(function(jnp.moveaxis(x, 1, -1), *others), -1, 1).astype(x.dtype)
@@ -353,7 +353,7 @@ def _split(at: At, x: Any, sizes_input: Any = None) -> Any:
 def _slice(
     at: At, x: Any, starts: Any = None, ends: Any = None, axes: Any = None, steps: Any = None
 ) -> Any:
-    """Slice from ``starts`` to ``ends`` along axes, like Python except for huge steps."""
+    """Slice from ``starts`` to ``ends`` along axes, like Python except for some negative steps."""
     first, last = at.listed("starts", starts) or [], at.listed("ends", ends) or []
     along = at.listed("axes", axes) or list(range(len(first)))
     stride = [1] * len(first) if steps is None else at.integers(steps, "steps")
@@ -361,7 +361,10 @@ def _slice(
         raise at.fail(f"starts {first}, ends {last}, axes {along}, steps {stride} do not fit")
     where = [slice(None)] * x.ndim
     for start, end, axis, step in zip(first, last, along, stride, strict=True):
-        where[at.axis(axis, x.ndim)] = slice(start, end, max(step, -(2**63) + 1))
+        axis = at.axis(axis, x.ndim)
+        if step < 0 and is_fixed(x.shape[axis]):  # it begins within the axis
+            start = max(start, -x.shape[axis])
+        where[axis] = slice(start, end, max(step, -(2**63) + 1))
     return x[tuple(where)]
 
 
