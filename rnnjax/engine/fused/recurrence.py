@@ -98,16 +98,15 @@ class Recurrence(Function):
             return _forward_loop(layer, project(layer, xs), per_step, carry)
 
         num_steps, length = xs.shape[0], layer.plan.ahead
-        if length == 1 and isinstance(xs, jax.Array):
+        if length == 1:
             step = step_of(layer)
-
-            def body(carry: Carry, x: jax.Array, at: StepMarks) -> Any:
-                new, y = step(carry, project(layer, x), at)
-                return new, None, y
-
-            carry, _, ys = layer.loop(LoopArgs(body, carry, xs, per_step, layer.reverse, False))
-            return carry, ys
-        if length in (1, num_steps):
+            return jax.lax.scan(
+                lambda carry, at: step(carry, project(layer, at[0]), at[1]),
+                carry,
+                (xs, per_step),
+                reverse=self.reverse,
+            )
+        if length == num_steps:
             return at_once(carry, (xs, per_step))
         carry, ys = jax.lax.scan(at_once, carry, cut((xs, per_step), length), reverse=self.reverse)
         return carry, ys.reshape(num_steps, *ys.shape[2:])
