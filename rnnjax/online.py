@@ -22,6 +22,7 @@ from rnnjax.cells.arguments import (
     check_batch_shape,
     check_instance,
     check_step,
+    is_floating,
     usual_promotion,
 )
 from rnnjax.cells.base import Carry, Cell, Coupling, Inputs, Params
@@ -164,7 +165,7 @@ class RTRL(Learner):
     change. If each step updates them, :math:`J` contains the influence of each step's own
     parameters, as in the paper, so updates must be small.
 
-    It takes cells whose units do not interact: `IndRNNCell`, `MinGRUCell`, `LRUCell`,
+    It takes cells whose units do not interact: `MinGRUCell`, `LRUCell`,
     `DiagonalLSTMCell` and others of their families. There each parameter influences only its own
     unit (Zucchet et al., 2023). For each row, :math:`J` has as many numbers as the parameters times
     the leaves of the carry. For other cells it would have the size of the state times that of the
@@ -257,6 +258,11 @@ def why_not_unitwise(cell: Cell) -> str | None:
         return "it is made of other cells"
     if reason := why_no_equation(cell):
         return reason
+    if cell.is_stochastic:
+        return "it draws in training, for which a learner has no key"
+    carry = jax.tree.leaves(jax.eval_shape(cell.initial_carry))
+    if not all(is_floating(leaf.dtype) for leaf in carry):
+        return "its carry does not hold floating-point numbers alone"
     if type(cell).start is not Cell.start:
         return "its sequences begin with a state that is made of parameters"
     if cell.raw_inputs:

@@ -678,11 +678,12 @@ def without_initializers(cell: Any) -> Any:
     A cell is static: equal cells share a compiled program. A new initialiser object equals no
     earlier one and would force another compilation.
     """
-    if isinstance(cell, tuple):  # those of a combination
+    if type(cell) is tuple:  # those of a combination
         entries = tuple(map(without_initializers, cell))
         return entries if any(a is not b for a, b in zip(entries, cell, strict=True)) else cell
     changes: dict[str, Any] = {}
-    for field in dataclasses.fields(cell) if dataclasses.is_dataclass(cell) else ():
+    fields = dataclasses.fields(cell) if dataclasses.is_dataclass(cell) else ()
+    for field in fields if isinstance(cell, Cell) else ():  # other values are the user's
         value = runs = getattr(cell, field.name)
         if field.name.endswith("_init") and field.default is not dataclasses.MISSING:
             runs = field.default

@@ -76,8 +76,9 @@ class Sampling:
             ("top_p", math.ulp(0), 1, "above 0 and at most 1 (all characters)", "0.9 is usual"),
             ("repetition_penalty", _TINY, _LARGEST, "above 0, which float32 holds", "1 is none"),
         ):
-            value = getattr(self, name)
-            if not isinstance(value, Real) or not least <= float(value) <= most:
+            value: Any = getattr(self, name)
+            number = isinstance(value, Real)
+            if not number or not least <= value <= most:
                 raise InvalidInputError(
                     f"{name} must be a number {wanted}, but is {value!r}; {usual}"
                 )
