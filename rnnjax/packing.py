@@ -187,8 +187,8 @@ def pad(sequences: Sequence[Any], *, sizes: Sequence[int] | None = None) -> Padd
     lengths = np.array([len(array) for array in arrays])
     longest = int(lengths.max())
     sizes = (max(8, 1 << max(longest - 1, 0).bit_length()),) if sizes is None else sizes
-    sizes = tuple(sizes) if isinstance(sizes, Iterable) else sizes
-    if not isinstance(sizes, tuple) or not all(map(_is_size, sizes)):
+    sizes = list(sizes) if isinstance(sizes, Iterable) else sizes
+    if not isinstance(sizes, list) or not all(map(_is_size, sizes)):
         raise InvalidInputError(
             f"sizes must be several positive integers, as in (16, 64), but are {sizes!r}"
         )

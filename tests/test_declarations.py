@@ -479,3 +479,32 @@ def test_a_readout_is_given_what_it_may_read():
         match=r"readout of HeadCell.* cannot run: 'head_bias'; .* Role.OUT alone, \['head'\]",
     ):
         rnnjax.unroll(cell, cell.init(jax.random.key(0), 3), jnp.ones((6, 2, 3)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Fields that end like those of initialisers, and are none."""
+
+    scale_init: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaledCell(rnnjax.MinGRUCell):
+    options: Any = (Options(),)
+
+    def update(self, params, x, carry):
+        options = self.options[0] if isinstance(self.options, tuple) else self.options
+        return super().update(params, options.scale_init * x, carry)
+
+
+class Several(tuple):
+    """A tuple of a kind of its own, which a plain one does not replace."""
+
+
+@pytest.mark.parametrize("options", [Options(2.0), (Options(2.0),), Several([Options(2.0)])])
+def test_a_cell_keeps_its_own_options(options, random_like, assert_close):
+    cell, plain = ScaledCell(3, options=options), rnnjax.MinGRUCell(3)
+    params = random_like(lambda: plain.init(jax.random.key(0), 2), 1)
+    xs = np.ones((4, 2), "float32")
+    twice = jax.tree.map(lambda leaf: 2 * leaf, params)
+    assert_close(rnnjax.unroll(cell, params, xs), rnnjax.unroll(plain, twice, xs), 1e-6)

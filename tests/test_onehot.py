@@ -147,3 +147,16 @@ def test_ids_can_be_checked():
         OneHot(np.array([-1, 0, SIZE]), SIZE).check()
     with pytest.raises(rnnjax.InvalidInputError, match="outside of jit"):
         jax.jit(lambda ids: OneHot(ids, SIZE).check().ids)(np.array([0]))
+
+
+def test_few_symbols_are_not_made_for_all_steps_at_once():
+    cell, steps, rows = rnnjax.LSTMCell(128), 2000, 64
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 16))
+    ids = jax.ShapeDtypeStruct((steps, rows), jnp.int32)
+
+    @jax.jit
+    def last(params, ids):
+        return rnnjax.unroll(cell, params, OneHot(ids, 16), method=rnnjax.Fused(), outputs="last")
+
+    used = last.lower(params, ids).compile().memory_analysis().temp_size_in_bytes
+    assert used < steps * rows * 16  # bytes: the vectors alone take four times this

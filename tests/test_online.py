@@ -328,7 +328,21 @@ class SharedCell(rnnjax.MinGRUCell):
         return super().update(params, x + params["shared"], carry)
 
 
+@dataclasses.dataclass(frozen=True)
+class DrawnCell(rnnjax.MinGRUCell):
+    is_stochastic = True
+
+
+@dataclasses.dataclass(frozen=True)
+class CountingCell(rnnjax.MinGRUCell):
+    def initial_carry(self, batch_shape=(), dtype=None):
+        carry = super().initial_carry(batch_shape, dtype)
+        return jax.tree.map(lambda leaf: leaf.astype("int32"), carry)
+
+
 REFUSED = {
+    "rtrl-drawn": (RTRL, DrawnCell(4), "it draws in training, for which a learner has no key"),
+    "rtrl-integers": (RTRL, CountingCell(4), "carry does not hold floating-point numbers alone"),
     "rtrl-product": (RTRL, CELLS["lstm"], "see each other's state in a product; take SnAp1"),
     "rtrl-stack": (RTRL, CELLS["stack"], "made of other cells; train it by rnnjax.unroll"),
     "rtrl-own-step": (RTRL, CELLS["user-step"], "declares no carry and update"),

@@ -252,7 +252,7 @@ def test_unpack_under_jit() -> None:
 def test_padded_sequences_run_as_each_alone(draw: Any) -> None:
     layer, sequences = CELL, vectors(LENGTHS)
     params = draw(layer)
-    xs, lengths = pad(sequences, sizes=(2, 9, 6))
+    xs, lengths = pad(sequences, sizes=iter((2, 9, 6)))
     assert (xs.shape, xs.dtype) == ((6, len(LENGTHS), FEATURES), np.float32)
     assert lengths.tolist() == LENGTHS
     carry, ys = jax.device_get(rnnjax.unroll(layer, params, xs, lengths=lengths))

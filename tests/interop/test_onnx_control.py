@@ -146,6 +146,15 @@ REFUSED = {
     ),
     "trips": (loop_of([], [SAME], ["y", "all"], n=np.array(2**60)), "but at most 1,048,576"),
     "neither": (loop_of([], [SAME], ["y"], n=np.array(1)), "nothing ends it: it has no number of"),
+    "no node": (
+        proto_of(
+            [node("Loop", ["", "yes", "x"], ["y"], body=looped([], ["s"], ["more", "s"]))],
+            [value("x", [2]), value("steps", [], TensorProto.INT64)],
+            ["y"],
+            yes=np.array(True),
+        ),
+        "nothing ends it",
+    ),
     "trips alone": (loop_of([], [SAME], ["y"], n=np.array(2**60)), "but at most 1,048,576"),
 }
 
@@ -221,6 +230,19 @@ def test_a_loop_that_counts_in_a_state_runs(steps: int, assert_close: Any) -> No
         ys.append(state)
     _, made = jax.jit(rnnjax_onnx.load(proto).__call__)(x)
     assert_close(made, {"last": state, "y": np.stack(ys)}, TOLERANCE)
+
+
+def test_nodes_that_nothing_runs_are_not_counted() -> None:
+    """Only what ends a loop is run to count its steps; the layers in it are not."""
+    end, layers = 4000, 40
+    nodes = [node("Add", [f"h{i}", "x"], [f"h{i + 1}"]) for i in range(layers)]
+    nodes += [node("Add", ["n", "one"], ["n1"]), node("Less", ["n1", "end"], ["again"])]
+    inside = looped(nodes, ["n", "h0"], ["again", "n1", f"h{layers}"])
+    loop = node("Loop", ["", "yes", "zero", "x"], ["", "y"], body=inside)
+    arrays = {"zero": 0, "one": 1, "end": end, "yes": np.array(True)}
+    x = np.float32([1, -2])
+    model = rnnjax_onnx.load(proto_of([loop], [value("x", [2])], ["y"], **arrays))
+    np.testing.assert_array_equal(model(x)[1], (1 + end * layers) * x)
 
 
 def test_trips_of_loops_in_each_other_are_bounded() -> None:

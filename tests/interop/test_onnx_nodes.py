@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from interop_helpers import drawn
 from onnx import TensorProto, helper, numpy_helper
-from onnx_helpers import TOLERANCE, by_reference, by_runtime, proto_of, value
+from onnx_helpers import TOLERANCE, by_reference, by_runtime, node, normal, proto_of, value
 
 from rnnjax.errors import InteropError, InvalidInputError
 from rnnjax.interop import onnx as rnnjax_onnx
@@ -78,9 +78,9 @@ def everything(model: Any, data: Any) -> Any:
 
 def operators_in(graph: Any) -> Iterator[Any]:
     """All nodes, with those inside of others."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
+    for each in graph.node:
+        yield each
+        for attribute in each.attribute:
             yield from operators_in(attribute.g)
 
 
@@ -195,6 +195,16 @@ def test_a_slice_goes_backwards_to_the_first_step() -> None:
     """As exporters write what is reversed in time."""
     where = np.array([-1]), np.array([-(2**63) + 1]), np.array([0]), np.array([-1])
     run_node("Slice", np.arange(6, dtype=np.float32).reshape(3, 2), constants=where)
+
+
+@pytest.mark.parametrize(("end", "size"), [(-99, 1), (0, 0), (1, 0)])
+def test_a_negative_step_starts_within_the_axis(end: int, size: int) -> None:
+    """As ONNX says and onnxruntime does; the reference of the package `onnx` takes nothing."""
+    arrays = {"starts": [-9], "ends": [end], "axes": [2], "steps": [-1]}
+    slices = [node("Slice", ["x", *arrays], ["y"])]
+    proto = proto_of(slices, [value("x", [2, 3, 4])], ["y"], **jax.tree.map(np.array, arrays))
+    x = normal(2, 3, 4)
+    np.testing.assert_array_equal(rnnjax_onnx.load(proto)(x)[1], x[..., :size])
 
 
 def test_ids_of_few_bits_are_one_of_many() -> None:

@@ -411,6 +411,7 @@ def test_logits_with_nothing_to_draw_from_are_an_error(bad):
         ({"temperature": -1.0}, "temperature must be a number from 0"),
         ({"temperature": np.nan}, "but is nan"),
         ({"temperature": np.inf}, "but is inf"),
+        ({"temperature": 10**400}, "temperature must be a number from 0"),
         ({"temperature": "hot"}, "temperature must be a number from 0 .*, but is 'hot'"),
         ({"top_k": -1}, "top_k must be at least 0, but -1 came"),
         ({"top_k": 2.5}, "but 2.5 came"),

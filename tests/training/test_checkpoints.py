@@ -120,6 +120,10 @@ def test_nothing_there(checkpoints, tmp_path):
     checkpoints.save(state_at(3), {})
     with pytest.raises(CheckpointError, match=r"no checkpoint of step 9 .* there are \[3\]"):
         checkpoints.at(9)
+    # What somebody else left in the folder is none.
+    (checkpoints.directory / "99").touch()
+    (checkpoints.directory / "\N{ARABIC-INDIC DIGIT FOUR}").mkdir()
+    assert checkpoints.steps() == [3]
     with pytest.raises(CheckpointError, match="there is no checkpoint"):
         Checkpoints(tmp_path / "nowhere", read_only=True)
     assert not (tmp_path / "nowhere").exists()
@@ -312,9 +316,12 @@ def test_what_cannot_be_read_now_is_no_damage(checkpoints, monkeypatch):
 def test_another_version_is_no_damage(checkpoints):
     checkpoints.save(state_at(1), {})
     path = checkpoints.path(1) / "about.json"
-    write_sealed(path, {**read_sealed(path), "more": 1})
-    with pytest.raises(CheckpointError, match="of another version"):
-        checkpoints.latest()
+    sealed = read_sealed(path)
+    leaves = sealed.pop("leaves")
+    for other in ({"leaves": leaves, "more": 1}, {"arrays": leaves}):
+        write_sealed(path, sealed | other)
+        with pytest.raises(CheckpointError, match="of another version"):
+            checkpoints.latest()
     assert checkpoints.steps() == [1]
 
 

@@ -1,6 +1,7 @@
 import contextlib
 import functools
 import inspect
+import itertools
 import json
 import os
 import shutil
@@ -499,12 +500,28 @@ def test_what_was_damaged_once_is_not_begun_anew_silently(tmp_path, capsys):
     with pytest.raises(CheckpointError, match="were damaged, and are set aside"):
         run(tmp_path)
     shutil.rmtree(tmp_path / "checkpoints")
+    before = {name: (tmp_path / name).read_text() for name in ("steps.jsonl", "epochs.jsonl")}
     run(tmp_path, Progress(Screen()))
-    assert "the run begins anew" in capsys.readouterr().out
+    assert "its records so far are moved to *.before" in capsys.readouterr().out
     assert len(read_lines(tmp_path / "steps.jsonl")) == 15
+    assert {name: (tmp_path / f"{name}.before").read_text() for name in before} == before
 
 
-def test_the_best_entry_is_that_of_the_parameters(tmp_path):
+def test_records_are_on_the_disk_before_a_checkpoint(tmp_path, monkeypatch):
+    """Or a machine that loses its power could have the checkpoint, and no records before it."""
+    synced, fsync, save = set(), os.fsync, Checkpoints.save
+
+    def synced_save(self, *args, **options):
+        assert (tmp_path / "steps.jsonl").stat().st_ino in synced
+        synced.clear()
+        save(self, *args, **options)
+
+    monkeypatch.setattr(Checkpoints, "save", synced_save)
+    monkeypatch.setattr(os, "fsync", lambda d: (synced.add(os.fstat(d).st_ino), fsync(d)))
+    run(tmp_path)
+
+
+def test_the_best_entry_is_that_of_the_parameters(tmp_path, monkeypatch):
     seen = []
 
     def evaluate(params):
@@ -517,6 +534,14 @@ def test_the_best_entry_is_that_of_the_parameters(tmp_path):
         result = run(tmp_path, evaluate=evaluate, keep_last=1)
     assert result.best["epoch"] == 3
     np.testing.assert_array_equal(jax.tree.leaves(result.params)[0], seen[2])
+    # The best is not read where it is the last.
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "best", lambda *_: pytest.fail("reads what is in memory"))
+        falling = itertools.count(3, -1)
+        result = run(
+            tmp_path / "falling", evaluate=lambda _: {"validation_loss": float(next(falling))}
+        )
+    assert result.best["epoch"] == 3
     # And where nothing is a number, the last.
     nothing = run(None, evaluate=lambda params: {"validation_loss": float("nan")})
     assert nothing.best["epoch"] == 3

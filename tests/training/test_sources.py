@@ -296,6 +296,31 @@ def test_keys_and_rows_of_several_devices_in_a_stream():
     )
 
 
+@pytest.mark.parametrize("kind", [np.array, jnp.array])
+def test_a_batch_is_copied_before_the_next_is_asked_for(of_arrays, kind):
+    """A loader may write into the same array, or donate it."""
+
+    def reused(epoch):
+        for batch in generator(epoch):
+            given = tuple(kind(leaf) for leaf in batch)
+            yield given
+            for leaf in given:
+                leaf.fill(np.nan) if kind is np.array else leaf.delete()
+
+    assert told(train(reused)) == of_arrays
+
+
+def test_a_function_to_arrays_is_called_once_an_epoch(of_arrays, tmp_path):
+    asked = []
+
+    def load(epoch):
+        asked.append(epoch)
+        return XS, YS
+
+    assert told(train(load, run_dir=tmp_path)) == told(train((XS, YS)))
+    assert asked == [0, 1]
+
+
 def test_an_error_of_a_source_is_raised_as_it_is():
     def breaks(epoch):
         yield XS[0], YS[0]
