@@ -267,7 +267,7 @@ def minlstm(p: Any, carry: Any, x: Array, o: Options) -> Any:
     return (h,), h
 
 
-def _softplus(x: Array) -> Array:
+def softplus(x: Array) -> Array:
     return ACTIVATIONS["softplus"](x)
 
 
@@ -319,7 +319,7 @@ def rglru(p: Any, carry: Any, x: Array, o: Options) -> Any:
     """
     (h,) = carry
     s = _per_gate(p, "rin", x, "kernel", "bias")
-    a = np.exp(-8 * _softplus(p["decay"]) * sigmoid(s["r"]))
+    a = np.exp(-8 * softplus(p["decay"]) * sigmoid(s["r"]))
     h = a * h + np.sqrt(1 - a**2) * sigmoid(s["i"]) * s["n"]
     return (h,), h
 
@@ -340,7 +340,7 @@ def s6(p: Any, carry: Any, x: Array, o: Options) -> Any:
     units, states = p["log_decay"].shape
     ends = np.cumsum([units, units, states])
     d, u, b, c = (x @ w for w in np.split(p["kernel"], ends, axis=-1))
-    d, new, y = _softplus(d + p["step_bias"]), [], []
+    d, new, y = softplus(d + p["step_bias"]), [], []
     for k in range(units):
         own = np.exp(d[..., k, None] * -np.exp(p["log_decay"][k])) * s[..., k, :]
         new.append(own + d[..., k, None] * b * u[..., k, None])
@@ -372,7 +372,7 @@ def slstm(p: Any, carry: Any, x: Array, o: Options) -> Any:
         for k, r in zip("ifzo", np.split(of_head, 4, axis=-1), strict=True):
             own[k].append(h[..., first : first + size] @ r)
     s = {k: s[k] + np.concatenate(own[k], -1) for k in "ifzo"}
-    log_i, log_f = s["i"], s["f"] if o.exponential else -_softplus(-s["f"])
+    log_i, log_f = s["i"], s["f"] if o.exponential else -softplus(-s["f"])
     before = np.where(n == 0, log_i, log_f + m)  # nothing was summed yet, so m says nothing
     m = np.where(before.real > log_i.real, before, log_i)
     i, f = np.exp(log_i - m), np.exp(before - m)
@@ -393,11 +393,11 @@ def _of_head(x: Array, head: int, heads: int) -> Array:
     return np.split(x, heads, axis=-1)[head]
 
 
-def _outer(v: Array, k: Array) -> Array:
+def outer(v: Array, k: Array) -> Array:
     return v[..., :, None] * k[..., None, :]
 
 
-def _applied(s: Array, q: Array) -> Array:
+def applied(s: Array, q: Array) -> Array:
     return (s @ q[..., None])[..., 0]
 
 
@@ -405,7 +405,7 @@ def _rms(x: Array, epsilon: float) -> Array:
     return x / np.sqrt((x * x).sum(-1, keepdims=True) / x.shape[-1] + epsilon)
 
 
-def _silu(x: Array) -> Array:
+def silu(x: Array) -> Array:
     return x * sigmoid(x)
 
 
@@ -421,14 +421,14 @@ def mlstm(p: Any, carry: Any, x: Array, o: Options) -> Any:
     new, scales, ys = [], [], []
     for head in range(o.heads):
         q, k, v, out, log_i, log_f = (_of_head(part, head, o.heads) for part in parts)
-        log_f = log_f if o.exponential else -_softplus(-log_f)
+        log_f = log_f if o.exponential else -softplus(-log_f)
         c, n = memory[..., head, :-1, :], memory[..., head, -1, :]
         kept = log_f + stabilizer[..., head, None]
         m = np.where(kept.real > log_i.real, kept, log_i)
         i, f, k = np.exp(log_i - m), np.exp(kept - m), k / np.sqrt(o.keys)
-        c, n = f[..., None] * c + i[..., None] * _outer(v, k), f * n + i * k
+        c, n = f[..., None] * c + i[..., None] * outer(v, k), f * n + i * k
         along, least = _magnitude((n * q).sum(-1, keepdims=True)), np.exp(-m)
-        ys.append(sigmoid(out) * _applied(c, q) / np.where(along.real > least.real, along, least))
+        ys.append(sigmoid(out) * applied(c, q) / np.where(along.real > least.real, along, least))
         new.append(np.concatenate([c, n[..., None, :]], -2))
         scales.append(m)
     return (np.stack(new, -3), np.concatenate(scales, -1)), np.concatenate(ys, -1)
@@ -440,10 +440,10 @@ def mamba2(p: Any, carry: Any, x: Array, o: Options) -> Any:
     states, units, new, ys = s.shape[-1], o.heads * s.shape[-2], [], []
     deltas, u, b, c = _columns(p, x, o.heads, units, states, states)
     for head in range(o.heads):
-        delta = _softplus(deltas[..., head, None] + p["step_bias"][head])
+        delta = softplus(deltas[..., head, None] + p["step_bias"][head])
         own, keeps = _of_head(u, head, o.heads), np.exp(-delta * np.exp(p["log_decay"][head]))
-        new.append(keeps[..., None] * s[..., head, :, :] + _outer(delta * own, b))
-        ys.append(_applied(new[-1], c) + p["skip"][head] * own)
+        new.append(keeps[..., None] * s[..., head, :, :] + outer(delta * own, b))
+        ys.append(applied(new[-1], c) + p["skip"][head] * own)
     return (np.stack(new, -3),), np.concatenate(ys, -1)
 
 
@@ -458,12 +458,12 @@ def deltanet(p: Any, carry: Any, x: Array, o: Options) -> Any:
     parts = _columns(p, x, keys, keys, units, units, o.heads, o.heads)
     for head in range(o.heads):
         q, k, v, r, a, beta = (_of_head(part, head, o.heads) for part in parts)
-        q, k = (z / np.sqrt((z * z).sum(-1, keepdims=True) + o.epsilon) for z in map(_silu, (q, k)))
-        a = np.exp(-np.exp(p["log_decay"][head]) * _softplus(a + p["step_bias"][head]))
+        q, k = (z / np.sqrt((z * z).sum(-1, keepdims=True) + o.epsilon) for z in map(silu, (q, k)))
+        a = np.exp(-np.exp(p["log_decay"][head]) * softplus(a + p["step_bias"][head]))
         beta = (2 if o.negative else 1) * sigmoid(beta)[..., None]
-        turn = np.eye(o.keys) - beta * _outer(k, k)
-        new.append(a[..., None] * s[..., head, :, :] @ turn + beta * _outer(_silu(v), k))
-        ys.append(_silu(r) * p["gain"] * _rms(_applied(new[-1], q), o.epsilon))
+        turn = np.eye(o.keys) - beta * outer(k, k)
+        new.append(a[..., None] * s[..., head, :, :] @ turn + beta * outer(silu(v), k))
+        ys.append(silu(r) * p["gain"] * _rms(applied(new[-1], q), o.epsilon))
     return (np.stack(new, -3),), np.concatenate(ys, -1)
 
 
