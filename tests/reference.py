@@ -9,6 +9,7 @@ activations: they branch on real parts, and use neither absolute values nor conj
 """
 
 from collections.abc import Callable, Mapping
+from inspect import signature
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,81 +69,70 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
 }
 
 
-# ---- cells: (parameters, carry, x, options) -> (new carry, y)
+# ---- cells: (parameters, x, options, *state) -> the new state, and the output behind it if that is
+# not its first array
 
 
 class Options(NamedTuple):
-    """What an equation reads besides its parameters."""
+    """What an equation reads besides its parameters, named as rnnjax's cells do."""
 
-    act: Callable[[Array], Array]
-    gate: Callable[[Array], Array]
-    epsilon: float
-    exponential: bool
-    heads: int
-    keys: int
-    leak: float
-    negative: bool
-
-
-def _per_gate(
-    p: Mapping[str, Array],
-    gates: str,
-    x: Array,
-    kernel: str,
-    bias: str = "",
-    times: Callable[[Array, Array], Array] = np.matmul,
-) -> dict[str, Array]:
-    """``x W_k + b_k`` of each gate k, its part of their last axis; b is 0 if there is none."""
-    kernels = np.split(p[kernel], len(gates), axis=-1)
-    biases = np.split(p[bias], len(gates)) if bias in p else [0.0] * len(gates)
-    return {k: times(x, w) + b for k, w, b in zip(gates, kernels, biases, strict=True)}
+    act: Callable[[Array], Array] = np.tanh
+    gate: Callable[[Array], Array] = sigmoid
+    epsilon: float = 0.0
+    exponential_forget: bool = False
+    heads: int = 1
+    leak: float = 1.0
+    negative_eigenvalues: bool = False
 
 
-def _sums(p: Any, gates: str, x: Array, h: Array, **times: Any) -> dict[str, Array]:
-    """``W_k x + U_k h + b_k`` of each gate k."""
-    from_x = _per_gate(p, gates, x, "kernel", "bias", **times)
-    from_h = _per_gate(p, gates, h, "recurrent_kernel", **times)
-    return {k: from_x[k] + from_h[k] for k in gates}
+def projected(p: Any, x: Array, gates: int, times: Any = np.matmul) -> list[Array]:
+    """``x W + b`` of each gate, its part of their last axis; b is 0 if there is none."""
+    return np.split(times(x, p["kernel"]) + p.get("bias", 0.0), gates, axis=-1)
 
 
-def simple(p: Any, carry: Any, x: Array, o: Options) -> Any:
+def sums(p: Any, x: Array, h: Array, gates: int, times: Any = np.matmul) -> list[Array]:
+    """``x W + h U + b`` of each gate."""
+    own = np.split(times(h, p["recurrent_kernel"]), gates, axis=-1)
+    return [a + b for a, b in zip(projected(p, x, gates, times), own, strict=True)]
+
+
+def simple(p: Any, x: Array, o: Options, h: Array) -> Any:
     """Elman, 1990: ``h' = tanh(W x + U h + b)``."""
-    h = o.act(_sums(p, "h", x, *carry)["h"])
-    return (h,), h
+    return o.act(sums(p, x, h, 1)[0])
 
 
-def leaky(p: Any, carry: Any, x: Array, o: Options) -> Any:
+def leaky(p: Any, x: Array, o: Options, h: Array) -> Any:
     """Jaeger et al., 2007: ``h' = (1 - a) h + a tanh(W x + U h + b)``."""
-    h = (1 - o.leak) * carry[0] + o.leak * simple(p, carry, x, o)[1]
-    return (h,), h
+    return (1 - o.leak) * h + o.leak * simple(p, x, o, h)
 
 
-def lstm(p: Any, carry: Any, x: Array, o: Options, **times: Any) -> Any:
+def _gated(i: Array, f: Array, g: Array, out: Array, c: Array, o: Options) -> Any:
+    """``c' = f c + i g; h' = o tanh(c')``."""
+    c = o.gate(f) * c + o.gate(i) * o.act(g)
+    return o.gate(out) * o.act(c), c
+
+
+def lstm(p: Any, x: Array, o: Options, h: Array, c: Array) -> Any:
     """Hochreiter & Schmidhuber, 1997; the forget gate of Gers, Schmidhuber & Cummins, 2000.
 
     i, f, o = sigma(W x + U h + b) and g = tanh(W x + U h + b), each with weights of its own;
     c' = f c + i g; h' = o tanh(c').
     """
-    h, c = carry
-    s = _sums(p, "ifgo", x, h, **times)
-    c = o.gate(s["f"]) * c + o.gate(s["i"]) * o.act(s["g"])
-    h = o.gate(s["o"]) * o.act(c)
-    return (h, c), h
+    return _gated(*sums(p, x, h, 4), c, o)
 
 
-def projection(p: Any, carry: Any, x: Array, o: Options) -> Any:
+def projection(p: Any, x: Array, o: Options, h: Array, c: Array) -> Any:
     """LSTMP of Sak, Senior & Beaufays, 2014: ``m = o tanh(c')`` of an LSTM, and ``r' = R m``.
 
     The recurrent products read r in the place of h, and r' is the output.
     """
-    (m, c), _ = lstm(p, carry, x, o)
-    r = m @ p["projection_kernel"]
-    return (r, c), r
+    m, c = lstm(p, x, o, h, c)
+    return m @ p["projection_kernel"], c
 
 
-def convlstm(p: Any, carry: Any, x: Array, o: Options) -> Any:
+def convlstm(p: Any, x: Array, o: Options, h: Array, c: Array) -> Any:
     """Shi et al., 2015, equation 3 without peepholes: an LSTM with convolutions for products."""
-    return lstm(p, carry, x, o, times=_correlated)
+    return _gated(*sums(p, x, h, 4, _correlated), c, o)
 
 
 def _correlated(x: Array, kernel: Array) -> Array:
@@ -158,60 +148,51 @@ def _correlated(x: Array, kernel: Array) -> Array:
     return total
 
 
-def peephole(p: Any, carry: Any, x: Array, o: Options) -> Any:
+def peephole(p: Any, x: Array, o: Options, h: Array, c: Array) -> Any:
     """Gers & Schmidhuber, 2000: i and f see the old cell state too, and o sees the new one.
 
     i, f = sigma(W x + U h + p c + b); c' = f c + i tanh(W x + U h + b);
     o = sigma(W x + U h + p c' + b); h' = o tanh(c').
     """
-    h, c = carry
-    s, (p_i, p_f, p_o) = _sums(p, "ifgo", x, h), p["peephole"]
-    c = o.gate(s["f"] + p_f * c) * c + o.gate(s["i"] + p_i * c) * o.act(s["g"])
-    h = o.gate(s["o"] + p_o * c) * o.act(c)
-    return (h, c), h
+    (i, f, g, out), (p_i, p_f, p_o) = sums(p, x, h, 4), p["peephole"]
+    c = o.gate(f + p_f * c) * c + o.gate(i + p_i * c) * o.act(g)
+    return o.gate(out + p_o * c) * o.act(c), c
 
 
-def gru(p: Any, carry: Any, x: Array, o: Options) -> Any:
+def gru(p: Any, x: Array, o: Options, h: Array) -> Any:
     """Cho et al., 2014, with the reset gate after the product and its bias, as in cuDNN.
 
     r, z = sigma(W x + b + U h + c); n = tanh(W x + b + r (U h + c)); h' = z h + (1 - z) n.
     """
-    (h,) = carry
-    a = _per_gate(p, "rzn", x, "kernel", "bias")
-    b = _per_gate(p, "rzn", h, "recurrent_kernel", "recurrent_bias")
-    r, z = o.gate(a["r"] + b["r"]), o.gate(a["z"] + b["z"])
-    h = z * h + (1 - z) * o.act(a["n"] + r * b["n"])
-    return (h,), h
+    own = h @ p["recurrent_kernel"] + p.get("recurrent_bias", 0.0)
+    return _reset_after(projected(p, x, 3), np.split(own, 3, axis=-1), o, h)
 
 
-def gru_reset_before(p: Any, carry: Any, x: Array, o: Options) -> Any:
+def _reset_after(a: list[Array], b: list[Array], o: Options, h: Array) -> Array:
+    *gates, n = a
+    gates = [o.gate(one + other) for one, other in zip(gates, b, strict=False)]
+    return gates[-1] * h + (1 - gates[-1]) * o.act(n + gates[0] * b[-1])
+
+
+def gru_reset_before(p: Any, x: Array, o: Options, h: Array) -> Any:
     """Cho et al., 2014, equations 5 to 8: `gru` with ``n = tanh(W x + U (r h) + b)``."""
-    (h,) = carry
-    s = _sums(p, "rzn", x, h)
-    r, z = o.gate(s["r"]), o.gate(s["z"])
-    h = z * h + (1 - z) * o.act(_sums(p, "rzn", x, r * h)["n"])
-    return (h,), h
+    r, z = map(o.gate, sums(p, x, h, 3)[:2])
+    return z * h + (1 - z) * o.act(sums(p, x, r * h, 3)[2])
 
 
-def mgu(p: Any, carry: Any, x: Array, o: Options) -> Any:
+def mgu(p: Any, x: Array, o: Options, h: Array) -> Any:
     """Zhou et al., 2016, in Flax's form: the gate after the product, and keeping the old state.
 
     f = sigma(W x + b + U h + c); n = tanh(W x + b + f (U h + c)); h' = f h + (1 - f) n.
     """
-    (h,) = carry
-    a = _per_gate(p, "fn", x, "kernel", "bias")
-    b = _per_gate(p, "fn", h, "recurrent_kernel", "recurrent_bias")
-    f = o.gate(a["f"] + b["f"])
-    h = f * h + (1 - f) * o.act(a["n"] + f * b["n"])
-    return (h,), h
+    own = h @ p["recurrent_kernel"] + p.get("recurrent_bias", 0.0)
+    return _reset_after(projected(p, x, 2), np.split(own, 2, axis=-1), o, h)
 
 
-def mgu_reset_before(p: Any, carry: Any, x: Array, o: Options) -> Any:
+def mgu_reset_before(p: Any, x: Array, o: Options, h: Array) -> Any:
     """Zhou et al., 2016: ``n = tanh(W x + U (f h) + b)``; f and 1 - f are swapped in h'."""
-    (h,) = carry
-    f = o.gate(_sums(p, "fn", x, h)["f"])
-    h = f * h + (1 - f) * o.act(_sums(p, "fn", x, f * h)["n"])
-    return (h,), h
+    f = o.gate(sums(p, x, h, 2)[0])
+    return f * h + (1 - f) * o.act(sums(p, x, f * h, 2)[1])
 
 
 def _normalized(x: Array, epsilon: float) -> Array:
@@ -220,51 +201,39 @@ def _normalized(x: Array, epsilon: float) -> Array:
     return centred / np.sqrt((centred**2).sum(-1, keepdims=True) / x.shape[-1] + epsilon)
 
 
-def _normalized_products(p: Any, gates: str, x: Array, h: Array, epsilon: float) -> Any:
+def _normalized_products(p: Any, x: Array, h: Array, gates: int, epsilon: float) -> Any:
     """Both products, each normalised over all gates at once and scaled; the first with the bias."""
     from_x = _normalized(x @ p["kernel"], epsilon) * p["kernel_scale"] + p.get("bias", 0.0)
     from_h = _normalized(h @ p["recurrent_kernel"], epsilon) * p["recurrent_scale"]
-    parts = (np.split(s, len(gates), axis=-1) for s in (from_x, from_h))
-    return [dict(zip(gates, part, strict=True)) for part in parts]
+    return [np.split(s, gates, axis=-1) for s in (from_x, from_h)]
 
 
-def layernorm_lstm(p: Any, carry: Any, x: Array, o: Options) -> Any:
+def layernorm_lstm(p: Any, x: Array, o: Options, h: Array, c: Array) -> Any:
     """Ba, Kiros & Hinton, 2016, equations 20 to 22: `lstm` of normalised products.
 
     c' is normalised, scaled and shifted too, where h' reads it.
     """
-    h, c = carry
-    a, b = _normalized_products(p, "ifgo", x, h, o.epsilon)
-    i, f, out = (o.gate(a[k] + b[k]) for k in "ifo")
-    c = f * c + i * o.act(a["g"] + b["g"])
-    h = out * o.act(_normalized(c, o.epsilon) * p["cell_scale"] + p["cell_bias"])
-    return (h, c), h
+    i, f, g, out = map(sum, zip(*_normalized_products(p, x, h, 4, o.epsilon), strict=True))
+    c = o.gate(f) * c + o.gate(i) * o.act(g)
+    return o.gate(out) * o.act(_normalized(c, o.epsilon) * p["cell_scale"] + p["cell_bias"]), c
 
 
-def layernorm_gru(p: Any, carry: Any, x: Array, o: Options) -> Any:
+def layernorm_gru(p: Any, x: Array, o: Options, h: Array) -> Any:
     """Ba, Kiros & Hinton, 2016: `gru` of normalised products."""
-    (h,) = carry
-    a, b = _normalized_products(p, "rzn", x, h, o.epsilon)
-    r, z = o.gate(a["r"] + b["r"]), o.gate(a["z"] + b["z"])
-    h = z * h + (1 - z) * o.act(a["n"] + r * b["n"])
-    return (h,), h
+    return _reset_after(*_normalized_products(p, x, h, 3, o.epsilon), o, h)
 
 
-def mingru(p: Any, carry: Any, x: Array, o: Options) -> Any:
+def mingru(p: Any, x: Array, o: Options, h: Array) -> Any:
     """Feng et al., 2024: ``z = sigma(W x + b), n = W x + b, h' = (1 - z) h + z n``."""
-    (h,) = carry
-    s = _per_gate(p, "zn", x, "kernel", "bias")
-    h = (1 - sigmoid(s["z"])) * h + sigmoid(s["z"]) * o.act(s["n"])
-    return (h,), h
+    z, n = projected(p, x, 2)
+    return (1 - sigmoid(z)) * h + sigmoid(z) * o.act(n)
 
 
-def minlstm(p: Any, carry: Any, x: Array, o: Options) -> Any:
+def minlstm(p: Any, x: Array, o: Options, h: Array) -> Any:
     """Feng et al., 2024: ``i, f = sigma(W x + b), h' = f / (f + i) h + i / (f + i) (W x + b)``."""
-    (h,) = carry
-    s = _per_gate(p, "ifg", x, "kernel", "bias")
-    i, f = sigmoid(s["i"]), sigmoid(s["f"])
-    h = f / (f + i) * h + i / (f + i) * o.act(s["g"])
-    return (h,), h
+    i, f, g = projected(p, x, 3)
+    i, f = sigmoid(i), sigmoid(f)
+    return f / (f + i) * h + i / (f + i) * o.act(g)
 
 
 def softplus(x: Array) -> Array:
@@ -284,113 +253,94 @@ def _real_part(p: Any, s: Any) -> Array:
     return s[0] @ real + s[1] @ minus_imag
 
 
-def lru(p: Any, carry: Any, x: Array, o: Options) -> Any:
+def lru(p: Any, x: Array, o: Options, re: Array, im: Array) -> Any:
     """Orvieto et al., 2023: ``s' = lambda s + gamma B x, y = Re(C s') + D x``.
 
     lambda = exp(-exp(nu) + i exp(theta)); B, C complex, D real.
     """
     nu, theta, log_gamma = p["ring"]
-    gamma, (b_re, b_im) = np.exp(log_gamma), np.split(p["kernel"], 2, axis=-1)
-    added = gamma * (x @ b_re), gamma * (x @ b_im)
-    s = _rotated(np.exp(-np.exp(nu)), np.exp(theta), carry, added)
-    return s, _real_part(p, s) + x @ p["skip_kernel"]
+    added = [np.exp(log_gamma) * u for u in np.split(x @ p["kernel"], 2, axis=-1)]
+    s = _rotated(np.exp(-np.exp(nu)), np.exp(theta), (re, im), added)
+    return *s, _real_part(p, s) + x @ p["skip_kernel"]
 
 
-def s5(p: Any, carry: Any, x: Array, o: Options) -> Any:
+def s5(p: Any, x: Array, o: Options, re: Array, im: Array) -> Any:
     """Smith et al., 2023: ``s' = exp(L d) s + L^-1 (exp(L d) - 1) B x, y = 2 Re(C s') + D x``.
 
     L = -exp(a) + i w is diagonal and one of each conjugate pair, d the step; a zero-order hold.
     """
     (a, w), d = p["eigenvalue"], np.exp(p["log_step"])
-    size, (b_re, b_im) = np.exp(-np.exp(a) * d), np.split(p["kernel"], 2, axis=-1)
+    size, (u_re, u_im) = np.exp(-np.exp(a) * d), np.split(x @ p["kernel"], 2, axis=-1)
     top_re, top_im = size * np.cos(w * d) - 1, size * np.sin(w * d)
     below = np.exp(2 * a) + w**2
     held = (-top_re * np.exp(a) + top_im * w) / below, (-top_im * np.exp(a) - top_re * w) / below
-    u_re, u_im = x @ b_re, x @ b_im
     added = held[0] * u_re - held[1] * u_im, held[0] * u_im + held[1] * u_re
-    s = _rotated(size, w * d, carry, added)
-    return s, 2 * _real_part(p, s) + x @ p["skip_kernel"]
+    s = _rotated(size, w * d, (re, im), added)
+    return *s, 2 * _real_part(p, s) + x @ p["skip_kernel"]
 
 
-def rglru(p: Any, carry: Any, x: Array, o: Options) -> Any:
+def rglru(p: Any, x: Array, o: Options, h: Array) -> Any:
     """RG-LRU of De et al., 2024: ``h' = a h + sqrt(1 - a^2) i (W x + b), a = exp(-8 s(L) r)``.
 
     r, i = sigma(W x + b); s is softplus.
     """
-    (h,) = carry
-    s = _per_gate(p, "rin", x, "kernel", "bias")
-    a = np.exp(-8 * softplus(p["decay"]) * sigmoid(s["r"]))
-    h = a * h + np.sqrt(1 - a**2) * sigmoid(s["i"]) * s["n"]
-    return (h,), h
+    r, i, n = projected(p, x, 3)
+    a = np.exp(-8 * softplus(p["decay"]) * sigmoid(r))
+    return a * h + np.sqrt(1 - a**2) * sigmoid(i) * n
 
 
-def temporal_conv(p: Any, carry: Any, x: Array, o: Options) -> Any:
+def temporal_conv(p: Any, x: Array, o: Options, *window: Array) -> Any:
     """A causal convolution of each channel of W x + b: ``y_t = sum_j k_j u_(t - 3 + j) + d``."""
-    u = x @ p["kernel"] + p.get("bias", 0)
-    window = np.stack([*carry[::-1], u])
-    return (u, *carry[:2]), (p["taps"] * np.moveaxis(window, 0, -2)).sum(-2) + p.get("taps_bias", 0)
+    seen = (x @ p["kernel"] + p.get("bias", 0), *window)
+    y = sum(k * u for k, u in zip(p["taps"][::-1], seen, strict=True))
+    return *seen[:3], y + p.get("taps_bias", 0)
 
 
-def s6(p: Any, carry: Any, x: Array, o: Options) -> Any:
+def s6(p: Any, x: Array, o: Options, s: Array) -> Any:
     """Gu & Dao, 2023, algorithm 2: delta, B and C of the input; channel k has states of its own.
 
     s' = exp(delta A) s + delta B u, y = C s' + D u; A = -exp(a).
     """
-    (s,) = carry
     units, states = p["log_decay"].shape
-    ends = np.cumsum([units, units, states])
-    d, u, b, c = (x @ w for w in np.split(p["kernel"], ends, axis=-1))
+    d, u, b, c = np.split(x @ p["kernel"], np.cumsum([units, units, states]), axis=-1)
     d, new, y = softplus(d + p["step_bias"]), [], []
     for k in range(units):
         own = np.exp(d[..., k, None] * -np.exp(p["log_decay"][k])) * s[..., k, :]
         new.append(own + d[..., k, None] * b * u[..., k, None])
         y.append((c * new[k]).sum(-1) + p["skip"][k] * u[..., k])
-    return (np.stack(new, -2),), np.stack(y, -1)
+    return np.stack(new, -2), np.stack(y, -1)
 
 
-def diagonal_lstm(p: Any, carry: Any, x: Array, o: Options) -> Any:
+def diagonal_lstm(p: Any, x: Array, o: Options, h: Array, c: Array) -> Any:
     """Danieli et al., 2025: `lstm` with a diagonal matrix for each U."""
-    h, c = carry
-    s = _per_gate(p, "ifgo", x, "kernel", "bias")
-    s = {k: s[k] + u * h for k, u in zip("ifgo", p["recurrent_kernel"], strict=True)}
-    c = o.gate(s["f"]) * c + o.gate(s["i"]) * o.act(s["g"])
-    h = o.gate(s["o"]) * o.act(c)
-    return (h, c), h
+    gates = zip(projected(p, x, 4), p["recurrent_kernel"], strict=True)
+    return _gated(*(s + u * h for s, u in gates), c, o)
 
 
-def slstm(p: Any, carry: Any, x: Array, o: Options) -> Any:
+def slstm(p: Any, x: Array, o: Options, h: Array, c: Array, n: Array, m: Array) -> Any:
     """Beck et al., 2024, equations 8 to 17: ``c' = f c + i z, n' = f n + i, h' = o c' / n'``.
 
     i = exp(W x + R h + b), f = sigma of that or exp, z = tanh and o = sigma. c and n are kept times
     exp(-m), and m' = max(log f + m, log i); R sees the units of the same head.
     """
-    h, c, n, m = carry
-    s, size = _per_gate(p, "ifzo", x, "kernel", "bias"), len(p["recurrent_kernel"])
-    own: dict[str, list[Array]] = {k: [] for k in "ifzo"}
-    for first in range(0, h.shape[-1], size):
-        of_head = p["recurrent_kernel"][:, 4 * first : 4 * (first + size)]
-        for k, r in zip("ifzo", np.split(of_head, 4, axis=-1), strict=True):
-            own[k].append(h[..., first : first + size] @ r)
-    s = {k: s[k] + np.concatenate(own[k], -1) for k in "ifzo"}
-    log_i, log_f = s["i"], s["f"] if o.exponential else -softplus(-s["f"])
+    heads = h.shape[-1] // len(p["recurrent_kernel"])
+    each = np.split(p["recurrent_kernel"], heads, axis=-1), np.split(h, heads, axis=-1)
+    own = [np.split(of_head @ R, 4, axis=-1) for R, of_head in zip(*each, strict=True)]
+    of_gate = (np.concatenate(parts, -1) for parts in zip(*own, strict=True))
+    log_i, f, z, out = (a + b for a, b in zip(projected(p, x, 4), of_gate, strict=True))
+    log_f = f if o.exponential_forget else -softplus(-f)
     before = np.where(n == 0, log_i, log_f + m)  # nothing was summed yet, so m says nothing
     m = np.where(before.real > log_i.real, before, log_i)
     i, f = np.exp(log_i - m), np.exp(before - m)
-    c, n = f * c + i * o.act(s["z"]), f * n + i
-    h = sigmoid(s["o"]) * (c / n)
-    return (h, c, n, m), h
+    c, n = f * c + i * o.act(z), f * n + i
+    return sigmoid(out) * (c / n), c, n, m
 
 
-def _columns(p: Any, x: Array, *widths: int) -> list[Array]:
-    """``x W + b`` in parts of so many columns."""
-    ends = np.cumsum(widths)[:-1]
-    biases = np.split(p["bias"], ends) if "bias" in p else [0.0] * len(widths)
-    kernels = np.split(p["kernel"], ends, axis=-1)
-    return [x @ w + b for w, b in zip(kernels, biases, strict=True)]
-
-
-def _of_head(x: Array, head: int, heads: int) -> Array:
-    return np.split(x, heads, axis=-1)[head]
+def _columns(p: Any, x: Array, heads: int, *widths: int) -> Any:
+    """Yield for each head its part of each of ``x W + b``, with so many columns a head."""
+    whole = x @ p["kernel"] + p.get("bias", 0.0)
+    parts = np.split(whole, np.cumsum([heads * width for width in widths])[:-1], axis=-1)
+    return zip(*(np.split(part, heads, axis=-1) for part in parts), strict=True)
 
 
 def outer(v: Array, k: Array) -> Array:
@@ -409,97 +359,89 @@ def silu(x: Array) -> Array:
     return x * sigmoid(x)
 
 
-def mlstm(p: Any, carry: Any, x: Array, o: Options) -> Any:
+def mlstm(p: Any, x: Array, o: Options, memory: Array, stabilizer: Array) -> Any:
     """Beck et al., 2024, equations 19 to 27: ``C' = f C + i v k, n' = f n + i k``, and
 
     h = o C' q / max(|n' q|, 1), with i = exp(W x + b), f = sigma of that or exp, o = sigma and k
     over the root of its size. C and n are kept times exp(-m), and m' = max(log f + m, log i).
     """
-    memory, stabilizer = carry
-    units, keys = o.heads * (memory.shape[-2] - 1), o.heads * o.keys
-    parts = _columns(p, x, keys, keys, units, units, o.heads, o.heads)
+    values, keys = memory.shape[-2] - 1, memory.shape[-1]
     new, scales, ys = [], [], []
-    for head in range(o.heads):
-        q, k, v, out, log_i, log_f = (_of_head(part, head, o.heads) for part in parts)
-        log_f = log_f if o.exponential else -softplus(-log_f)
+    each = _columns(p, x, o.heads, keys, keys, values, values, 1, 1)
+    for head, (q, k, v, out, log_i, log_f) in enumerate(each):
+        log_f = log_f if o.exponential_forget else -softplus(-log_f)
         c, n = memory[..., head, :-1, :], memory[..., head, -1, :]
         kept = log_f + stabilizer[..., head, None]
         m = np.where(kept.real > log_i.real, kept, log_i)
-        i, f, k = np.exp(log_i - m), np.exp(kept - m), k / np.sqrt(o.keys)
+        i, f, k = np.exp(log_i - m), np.exp(kept - m), k / np.sqrt(keys)
         c, n = f[..., None] * c + i[..., None] * outer(v, k), f * n + i * k
         along, least = _magnitude((n * q).sum(-1, keepdims=True)), np.exp(-m)
         ys.append(sigmoid(out) * applied(c, q) / np.where(along.real > least.real, along, least))
         new.append(np.concatenate([c, n[..., None, :]], -2))
         scales.append(m)
-    return (np.stack(new, -3), np.concatenate(scales, -1)), np.concatenate(ys, -1)
+    return np.stack(new, -3), np.concatenate(scales, -1), np.concatenate(ys, -1)
 
 
-def mamba2(p: Any, carry: Any, x: Array, o: Options) -> Any:
+def mamba2(p: Any, x: Array, o: Options, memory: Array) -> Any:
     """Dao & Gu, 2024: ``S' = exp(delta A) S + delta B u, y = C S' + D u``, A = -exp(a) a number."""
-    (s,) = carry
-    states, units, new, ys = s.shape[-1], o.heads * s.shape[-2], [], []
-    deltas, u, b, c = _columns(p, x, o.heads, units, states, states)
-    for head in range(o.heads):
+    heads, units, states = memory.shape[-3:]
+    whole, new, ys = x @ p["kernel"] + p.get("bias", 0.0), [], []
+    deltas, u, b, c = np.split(whole, np.cumsum([heads, heads * units, states]), axis=-1)
+    for head, own in enumerate(np.split(u, heads, axis=-1)):
         delta = softplus(deltas[..., head, None] + p["step_bias"][head])
-        own, keeps = _of_head(u, head, o.heads), np.exp(-delta * np.exp(p["log_decay"][head]))
-        new.append(keeps[..., None] * s[..., head, :, :] + outer(delta * own, b))
+        keeps = np.exp(-delta * np.exp(p["log_decay"][head]))
+        new.append(keeps[..., None] * memory[..., head, :, :] + outer(delta * own, b))
         ys.append(applied(new[-1], c) + p["skip"][head] * own)
-    return (np.stack(new, -3),), np.concatenate(ys, -1)
+    return np.stack(new, -3), np.concatenate(ys, -1)
 
 
-def deltanet(p: Any, carry: Any, x: Array, o: Options) -> Any:
+def deltanet(p: Any, x: Array, o: Options, memory: Array) -> Any:
     """Yang, Kautz & Hatamizadeh, 2025, equation 10: ``S' = a S (I - b k k) + b v k``.
 
     a = exp(-exp(c) softplus(W x + d)), b = sigma(W x), or twice that (Grazzi et al., 2025); q and k
     are silu(W x) of length 1, v = silu(W x), and the output is silu(r) norm(S' q).
     """
-    (s,) = carry
-    keys, units, new, ys = o.heads * o.keys, o.heads * s.shape[-2], [], []
-    parts = _columns(p, x, keys, keys, units, units, o.heads, o.heads)
-    for head in range(o.heads):
-        q, k, v, r, a, beta = (_of_head(part, head, o.heads) for part in parts)
+    heads, values, keys = memory.shape[-3:]
+    new, ys = [], []
+    each = _columns(p, x, heads, keys, keys, values, values, 1, 1)
+    for head, (q, k, v, r, a, beta) in enumerate(each):
         q, k = (z / np.sqrt((z * z).sum(-1, keepdims=True) + o.epsilon) for z in map(silu, (q, k)))
         a = np.exp(-np.exp(p["log_decay"][head]) * softplus(a + p["step_bias"][head]))
-        beta = (2 if o.negative else 1) * sigmoid(beta)[..., None]
-        turn = np.eye(o.keys) - beta * outer(k, k)
-        new.append(a[..., None] * s[..., head, :, :] @ turn + beta * outer(silu(v), k))
+        beta = (2 if o.negative_eigenvalues else 1) * sigmoid(beta)[..., None]
+        turn = np.eye(keys) - beta * outer(k, k)
+        new.append(a[..., None] * memory[..., head, :, :] @ turn + beta * outer(silu(v), k))
         ys.append(silu(r) * p["gain"] * _rms(applied(new[-1], q), o.epsilon))
-    return (np.stack(new, -3),), np.concatenate(ys, -1)
+    return np.stack(new, -3), np.concatenate(ys, -1)
 
 
-def user_peephole(p: Any, carry: Any, x: Array, o: Options) -> Any:
+def user_peephole(p: Any, x: Array, o: Options, h: Array, c: Array) -> Any:
     """PeepholeCell of tests/cell_table.py: `peephole`, with ``y = a_gain h' + b_i``."""
-    carry, h = peephole(p, carry, x, o)
-    return carry, p["a_gain"] * h + p["bias"][: h.shape[-1]]
+    h, c = peephole(p, x, o, h, c)
+    return h, c, p["a_gain"] * h + p["bias"][: h.shape[-1]]
 
 
-def user_gain(p: Any, carry: Any, x: Array, o: Options) -> Any:
+def user_gain(p: Any, x: Array, o: Options, h: Array) -> Any:
     """GainCell of tests/cell_table.py: ``h' = (1 - z) gain n + z h``, and ``y = z h'``."""
-    (h,) = carry
-    s = _sums(p, "nz", x, h)
-    z = sigmoid(s["z"])
-    h = (1 - z) * p["gain"] * np.tanh(s["n"]) + z * h
-    return (h,), z * h
+    n, z = sums(p, x, h, 2)
+    h = (1 - sigmoid(z)) * p["gain"] * np.tanh(n) + sigmoid(z) * h
+    return h, sigmoid(z) * h
 
 
-Equation = Callable[[Any, Any, Array, Options], Any]
-_HIDDEN = simple, gru, gru_reset_before, layernorm_gru, mgu, mgu_reset_before, mingru
-_MORE = minlstm, user_gain
-_HIDDEN_AND_CELL = lstm, peephole, projection, layernorm_lstm, user_peephole, diagonal_lstm
-_COMPLEX = lru, s5
-_LINEAR = rglru, temporal_conv, s6, slstm
-_MATRICES = mlstm, mamba2, deltanet
-EQUATIONS: dict[str, Equation] = {
+EQUATIONS: dict[str, Callable[..., Any]] = {
     equation.__name__.replace("_", "-"): equation
-    for equations in (_HIDDEN, _MORE, _HIDDEN_AND_CELL, _COMPLEX, _LINEAR, _MATRICES)
-    for equation in equations
-}
+    for equation in (
+        simple, gru, gru_reset_before, layernorm_gru, mgu, mgu_reset_before, mingru, minlstm,
+        user_gain, lstm, peephole, projection, layernorm_lstm, user_peephole, diagonal_lstm, lru,
+        s5, rglru, temporal_conv, s6, slstm, mlstm, mamba2, deltanet,
+    )
+}  # fmt: skip
 EQUATIONS |= {"convlstm-1d": convlstm, "convlstm-2d": convlstm, "leaky": leaky}
 """By the names of tests/cell_table.py."""
-WITH_CELL = {name for name, f in EQUATIONS.items() if f in (*_HIDDEN_AND_CELL, convlstm, slstm)}
-"""Whose carry begins with (hidden, cell); that of `COMPLEX` is (real, imag)."""
-COMPLEX = {name for name, f in EQUATIONS.items() if f in _COMPLEX}
-MATRICES = {name for name, f in EQUATIONS.items() if f in _MATRICES}
+WITH_CELL, COMPLEX, MATRICES = (
+    {name for name, equation in EQUATIONS.items() if state in signature(equation).parameters}
+    for state in ("c", "im", "memory")
+)
+"""Whose carry begins with (hidden, cell), is (real, imag), or begins with the memory of heads."""
 
 
 # ---- compositions
@@ -522,49 +464,22 @@ class Layer(NamedTuple):
         return f"{self.kind}({', '.join([str(self.size), *(f'{k}={v}' for k, v in options)])})"
 
     @property
-    def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Return the sizes of the carry's leaves."""
-        states = self.options.get("state_size", self.size)
-        if self.kind == "s6":
-            return ((self.size, states),)
-        if self.kind in MATRICES:
-            heads, stabilized = self.options["heads"], self.kind == "mlstm"
-            memory = (heads, self.size // heads + stabilized, self._keys)
-            return (memory, (heads,)) if stabilized else (memory,)
-        if self.kind in ("slstm", "temporal-conv"):
-            return ((self.size,),) * (4 if self.kind == "slstm" else 3)
-        if self.kind in COMPLEX:
-            return ((states,),) * 2
-        hidden = self.options.get("proj_size", self.size)
-        return ((hidden,), (self.size,)) if self.kind in WITH_CELL else ((hidden,),)
-
-    @property
-    def _keys(self) -> int:
-        return self.options["state_size" if self.kind == "mamba2" else "key_size"]
-
-    @property
     def outputs(self) -> int:
         """The size of the output."""
         return self.options.get("proj_size", self.size)
 
     def step(self, params: Tree, carry: Tree, x: Array) -> tuple[Tree, Array]:
         """The equation, and ``h' <- z h + (1 - z) h'`` (Krueger et al., 2017, in expectation)."""
-        act, gate = (self.options.get(f) for f in ("activation", "recurrent_activation"))
-        options = Options(
-            ACTIVATIONS[act or "tanh"],
-            ACTIVATIONS[gate or "sigmoid"],
-            self.options.get("epsilon", 0.0),
-            self.options.get("exponential_forget", False),
-            self.options.get("heads", 1),
-            self._keys if self.kind in MATRICES else 0,
-            self.options.get("leak", 1.0),
-            self.options.get("negative_eigenvalues", False),
-        )
-        new, y = EQUATIONS[self.kind](params, carry, x, options)
+        named = {name: v for name, v in self.options.items() if name in Options._fields}
+        for short, name in (("act", "activation"), ("gate", "recurrent_activation")):
+            if name in self.options:
+                named[short] = ACTIVATIONS[self.options[name]]
+        new = EQUATIONS[self.kind](params, x, Options(**named), *carry)
+        new = new if isinstance(new, tuple) else (new,)
         rates = [self.rates.get(f"zoneout_{name}", 0.0) for name in ("hidden", "cell")]
         rates = [*rates, 0.0, 0.0]
         kept = tuple(z * h + (1 - z) * n for z, h, n in zip(rates, carry, new, strict=False))
-        return kept, kept[0] if y is new[0] else y
+        return kept, kept[0] if len(new) == len(carry) else new[-1]
 
 
 class LearnedCarry(NamedTuple):
@@ -605,6 +520,7 @@ def unroll(
     xs: Array,
     carry: Tree = None,
     *,
+    zeros: Tree,
     lengths: Array | None = None,
     mask: Array | None = None,
     resets: Array | None = None,
@@ -615,7 +531,8 @@ def unroll(
     """What the docstring of `rnnjax.unroll` promises of these arguments, as a loop.
 
     ``node`` is a layer or a combination of layers, whose parameters and carry are tuples with an
-    entry for each part, and ``xs (time, *batch, features)`` are vectors.
+    entry for each part, ``zeros`` are the carry of a row, and ``xs (time, *batch, features)`` are
+    vectors.
     """
     rows = xs.shape[:-1]
 
@@ -630,22 +547,21 @@ def unroll(
     borders = np.zeros((len(xs) + 1, *rows[1:]), bool)  # borders[t] is between t - 1 and t
     if resets is not None:
         borders[: len(xs)] = for_rows(resets)
-    begin = _start(node, params) if reset_carry is None else reset_carry
+    start = _start(node, params, zeros)
     begin = tree_map(
         lambda leaf, like: np.broadcast_to(leaf, (*rows[1:], *like.shape)),
-        begin,
-        _start(node, params),
+        start if reset_carry is None else reset_carry,
+        zeros,
     )
     steps = _Steps(valid, borders, masked_outputs == "last")
     return steps.run(node, params, xs, begin if carry is None else carry, begin, reverse)
 
 
-def _start(node: Any, params: Tree) -> Tree:
-    if isinstance(node, Layer):
-        return tuple(np.zeros(shape) for shape in node.shapes)
+def _start(node: Any, params: Tree, zeros: Tree) -> Tree:
     if isinstance(node, LearnedCarry):
         return params["initial_carry"]
-    return tuple(map(_start, node.parts, params))
+    parts = getattr(node, "parts", None)
+    return zeros if parts is None else tuple(map(_start, parts, params, zeros))
 
 
 class _Steps(NamedTuple):

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from reference import ACTIVATIONS, applied, outer, sigmoid, silu, softplus
+from reference import ACTIVATIONS, applied, outer, projected, sigmoid, silu, softplus, sums
 
 import rnnjax
 
@@ -56,16 +56,6 @@ def names(page: str) -> dict[str, Any]:
 
 def relu(x):
     return np.maximum(x, 0)
-
-
-def projected(p, x, gates):
-    """Return x W + b for each gate."""
-    return np.split(x @ p["kernel"] + p["bias"], gates, -1)
-
-
-def sums(p, x, h, gates):
-    """Return x W + h U + b for each gate."""
-    return np.split(x @ p["kernel"] + h @ p["recurrent_kernel"] + p["bias"], gates, -1)
 
 
 def kernels(p, name, gates):

@@ -272,7 +272,9 @@ def expected(draw: Draw, smooth: Mapping[str, Any]) -> Any:
         del static["method"]
         ids = given.pop("ids", None)
         xs = given.pop("xs") if ids is None else reference.one_hot(ids, draw.features)
-        return reference.unroll(draw.node, params, xs, **given, **static)
+        zeros = jax.eval_shape(build(draw.node).initial_carry)
+        zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape), zeros)
+        return reference.unroll(draw.node, params, xs, **given, **static, zeros=zeros)
 
     given = {**smooth, **draw.rest}
     if draw.context != "outer scan":
