@@ -270,7 +270,7 @@ TABLE: dict[str, list[str]] = {
         "        unknown = [{{name for name in unknown if name not in takes => }}]\n",
     ],
     "rnnjax/cells/composite.py": [
-        "tests/test_linear_family.py",
+        "tests/test_arguments.py",
         "any numbers may be the carry of an sLSTM",
         '        if {{hasattr(part, "free") => False}}:\n',
     ],

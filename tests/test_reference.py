@@ -116,6 +116,8 @@ def draw(number: int) -> Draw:
         "method": drawn_method(rng, used, usual),
     }
     arrays = drawn_arrays(rng, build(node), features, shape, context, not grid.size)
+    if usual and "ids" in arrays[1]:
+        arrays[1]["ids"] %= features  # those outside of the range are zeros, and show no product
     return Draw(number, node, features, context, static, *arrays)
 
 
