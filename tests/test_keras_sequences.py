@@ -1,9 +1,9 @@
-"""Layers, masks, states, direction and stacking against Keras 3, run live on its JAX backend.
+"""Masks, states and directions of Keras 3, run live on its JAX backend, against `rnnjax.unroll`.
 
-Keras is batch-major, and so are its masks; every comparison here is made with time first.
+Keras is batch-major, and so are its masks; every comparison is made with time first. Models of many
+layers and options are drawn in tests/interop/test_keras_parity.py.
 """
 
-import itertools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import rnnjax
-from rnnjax import Bidirectional, GRUCell, LSTMCell, Regularized, SimpleRNNCell, Stack
+from rnnjax import Bidirectional, GRUCell, LSTMCell, SimpleRNNCell
 
 os.environ["KERAS_BACKEND"] = "jax"
 keras = pytest.importorskip("keras", reason="keras is in the extra `test`")
@@ -25,23 +25,21 @@ TOLERANCE = 1e-5  # of the largest entry of each array
 # A row that is padded behind, one padded before, one with holes, and one without any valid step.
 MASK = np.array([[1, 1, 1, 0, 0], [0, 0, 1, 1, 1], [0, 1, 0, 1, 0], [0, 0, 0, 0, 0]], bool).T
 
-HARD = {"recurrent_activation": "hard_sigmoid", "activation": "softsign"}
 # Our options are called as Keras's are.
 CASES = {
-    name: (cell(HIDDEN, **options), layer, options)
-    for name, cell, layer, options in [
-        ("simple", SimpleRNNCell, "SimpleRNN", {}),
-        ("simple-no-bias", SimpleRNNCell, "SimpleRNN", {"use_bias": False}),
-        ("simple-relu", SimpleRNNCell, "SimpleRNN", {"activation": "relu"}),
-        ("lstm", LSTMCell, "LSTM", {}),
-        ("lstm-no-bias", LSTMCell, "LSTM", {"use_bias": False}),
-        ("lstm-hard", LSTMCell, "LSTM", HARD),
-        ("gru", GRUCell, "GRU", {}),
-        ("gru-no-bias", GRUCell, "GRU", {"use_bias": False}),
-        ("gru-hard", GRUCell, "GRU", HARD),
-        ("gru-reset-before", GRUCell, "GRU", {"reset_after": False}),
-    ]
+    "SimpleRNN": SimpleRNNCell(HIDDEN),
+    "LSTM": LSTMCell(HIDDEN),
+    "GRU": GRUCell(HIDDEN),
+    "GRU, reset before": GRUCell(HIDDEN, reset_after=False),
 }
+
+
+def layer_of(name: str, **options: Any) -> Any:
+    """Keras's layer of a case, built."""
+    options |= {"reset_after": False} if "before" in name else {}
+    layer = getattr(keras.layers, name.partition(",")[0])(HIDDEN, return_sequences=True, **options)
+    layer.build((BATCH, TIME, FEATURES))
+    return layer
 
 
 def to_keras(cell: rnnjax.Cell, params: Any) -> list[jax.Array]:
@@ -82,22 +80,15 @@ def draw(random_like: Callable[..., Any]) -> Callable[..., Any]:
     return arguments
 
 
-# Each layer once, and both directions. What is held where does not depend on the cell, and what
-# other options make of one is compared in tests/test_reference.py.
-USUAL = [
-    ("simple", "zero", False),
-    ("lstm", "zero", True),
-    ("lstm", "last", False),
-    ("gru", "zero", False),
-    ("gru-reset-before", "last", True),
-]
-
-
+# Each layer once, and both directions: what is held where does not depend on the cell.
 @pytest.mark.parametrize(
     ("name", "masked_outputs", "go_backwards"),
     [
-        pytest.param(*row, marks=[] if row in USUAL else pytest.mark.slow)
-        for row in itertools.product(CASES, ("zero", "last"), (False, True))
+        ("SimpleRNN", "zero", False),
+        ("LSTM", "zero", True),
+        ("LSTM", "last", False),
+        ("GRU", "zero", False),
+        ("GRU, reset before", "last", True),
     ],
 )
 def test_layers_and_masks(
@@ -109,16 +100,8 @@ def test_layers_and_masks(
     assert_close: Any,
 ) -> None:
     """Outputs, final states and gradients, with initial states and holes in the masks."""
-    cell, layer_name, options = CASES[name]
-    layer = getattr(keras.layers, layer_name)(
-        HIDDEN,
-        return_sequences=True,
-        return_state=True,
-        go_backwards=go_backwards,
-        zero_output_for_mask=masked_outputs == "zero",
-        **options,
-    )
-    layer.build((BATCH, TIME, FEATURES))
+    cell, zero = CASES[name], masked_outputs == "zero"
+    layer = layer_of(name, return_state=True, go_backwards=go_backwards, zero_output_for_mask=zero)
     params, xs, carry = draw(cell)
     order = slice(None, None, -1) if go_backwards else slice(None)
     # Before a row's first valid step there is no output to hold. Keras on JAX gives the initial
@@ -151,7 +134,7 @@ def test_layers_and_masks(
 
     weights = to_keras(cell, params)
     (gradients, (states, ys)), ((d_params, *rest), actual) = both(weights, params, xs, carry)
-    expected = np.asarray(ys) - held if masked_outputs == "last" else ys
+    expected = ys if zero else np.asarray(ys) - held
     assert_close(actual, (states, expected), TOLERANCE)
     assert_close((to_keras(cell, d_params), *rest), gradients, TOLERANCE)
 
@@ -161,26 +144,9 @@ def test_layers_and_masks(
     assert_close(actual, expected, TOLERANCE)
 
 
-@pytest.mark.parametrize("name", ["lstm", pytest.param("gru", marks=pytest.mark.slow)])
-def test_the_last_output_alone(name: str, draw: Any, assert_close: Any) -> None:
-    """``return_sequences=False`` under a mask is the end of the held outputs."""
-    cell, layer_name, options = CASES[name]
-    layer = getattr(keras.layers, layer_name)(HIDDEN, **options)
-    layer.build((BATCH, TIME, FEATURES))
-    params, xs, _ = draw(cell)
-    run = jax.jit(lambda weights, xs: call(layer, weights, xs, mask=swap(MASK)))
-    _, ys = rnnjax.unroll(cell, params, xs, mask=MASK, masked_outputs="last")
-    assert_close(np.asarray(ys)[-1], run(to_keras(cell, params), xs), TOLERANCE)
-
-
-@pytest.mark.parametrize("name", [pytest.param("lstm", marks=pytest.mark.slow), "gru"])
-def test_stateful(name: str, draw: Any, assert_close: Any) -> None:
+def test_stateful(draw: Any, assert_close: Any) -> None:
     """A stateful layer that is called by itself; `fit` and `predict` on JAX lose its states."""
-    cell, layer_name, options = CASES[name]
-    layer = getattr(keras.layers, layer_name)(
-        HIDDEN, return_sequences=True, stateful=True, zero_output_for_mask=True, **options
-    )
-    layer.build((BATCH, TIME, FEATURES))
+    cell, layer = CASES["GRU"], layer_of("GRU", stateful=True, zero_output_for_mask=True)
     params, xs, _ = draw(cell)
     for variable, weight in zip(layer.trainable_variables, to_keras(cell, params), strict=True):
         variable.assign(weight)
@@ -195,32 +161,14 @@ def test_stateful(name: str, draw: Any, assert_close: Any) -> None:
     assert_close(rnnjax.unroll(cell, params, xs, mask=MASK)[1], expected, TOLERANCE)
 
 
-@pytest.mark.parametrize(
-    ("name", "merge", "merge_mode"),
-    [
-        ("lstm", "concat", "concat"),
-        ("gru", "average", "ave"),
-        # The other merges are those of tests/test_reference.py.
-        pytest.param("lstm", "sum", "sum", marks=pytest.mark.slow),
-        pytest.param("gru", "mul", "mul", marks=pytest.mark.slow),
-    ],
-)
-def test_bidirectional(
-    name: str, merge: Any, merge_mode: str, draw: Any, assert_close: Any
-) -> None:
+def test_bidirectional(draw: Any, assert_close: Any) -> None:
     """With any mask: on JAX Keras runs its backward layer over the mask in reverse, as we do.
 
     Whatever its layers say, Keras's `Bidirectional` sets the outputs of masked steps to zero.
     """
-    cell, layer_name, options = CASES[name]
-    layer = keras.layers.Bidirectional(
-        getattr(keras.layers, layer_name)(
-            HIDDEN, return_sequences=True, return_state=True, **options
-        ),
-        merge_mode=merge_mode,
-    )
+    cell, ours = CASES["LSTM"], Bidirectional(CASES["LSTM"], merge="average")
+    layer = keras.layers.Bidirectional(layer_of("LSTM", return_state=True), merge_mode="ave")
     layer.build((BATCH, TIME, FEATURES))
-    ours = Bidirectional(cell, merge=merge)
     params, xs, carry = draw(ours)
 
     @jax.jit
@@ -234,56 +182,3 @@ def test_bidirectional(
     weights = [weight for part in params for weight in to_keras(cell, part)]
     expected = theirs(weights, xs, carry)
     assert_close(rnnjax.unroll(ours, params, xs, carry, mask=MASK), expected, TOLERANCE)
-
-
-@pytest.mark.parametrize("masked_outputs", ["zero", pytest.param("last", marks=pytest.mark.slow)])
-def test_a_stack(masked_outputs: Any, draw: Any, assert_close: Any) -> None:
-    """Keras hands the mask on from layer to layer; the dropout between them is off."""
-    options = {"return_sequences": True, "zero_output_for_mask": masked_outputs == "zero"}
-    model = keras.Sequential(
-        [
-            keras.Input((TIME, FEATURES)),
-            keras.layers.Masking(0.0),
-            keras.layers.LSTM(HIDDEN, **options),
-            keras.layers.Dropout(0.5),
-            keras.layers.GRU(HIDDEN, **options),
-            keras.layers.LSTM(2, **options),
-        ]
-    )
-    stack = Stack([LSTMCell(HIDDEN), GRUCell(HIDDEN), LSTMCell(2)], dropout=rnnjax.Dropout(0.5))
-    params, xs, _ = draw(stack)
-    weights = [w for c, part in zip(stack.cells, params, strict=True) for w in to_keras(c, part)]
-    # The layer `Masking` takes steps whose features are all zero for masked ones.
-    xs = np.where(MASK[..., None], xs, np.float32(0))
-    expected = jax.jit(lambda weights: swap(call(model, weights, xs, training=False)))(weights)
-    _, ys = rnnjax.unroll(stack, params, xs, mask=MASK, masked_outputs=masked_outputs)
-    assert_close(ys, expected, TOLERANCE)
-
-
-@pytest.mark.parametrize(
-    "name", ["lstm", pytest.param("gru", marks=pytest.mark.slow), "gru-reset-before"]
-)
-def test_dropout_is_off(name: str, draw: Any, assert_close: Any) -> None:
-    """Without a key a regularised cell is Keras's layer with ``training=False``."""
-    cell, layer_name, options = CASES[name]
-    layer = getattr(keras.layers, layer_name)(
-        HIDDEN, return_sequences=True, dropout=0.3, recurrent_dropout=0.4, **options
-    )
-    layer.build((BATCH, TIME, FEATURES))
-    params, xs, _ = draw(cell)
-    run = jax.jit(lambda weights, xs: swap(call(layer, weights, xs, training=False)))
-    # Where the reset comes before the product, none stands before our update: only inputs drop.
-    rates = {"input_dropout": 0.3} | ({"recurrent_dropout": 0.4} if cell.recurrent else {})
-    _, ys = rnnjax.unroll(Regularized(cell, **rates), params, xs)
-    assert_close(ys, run(to_keras(cell, params), xs), TOLERANCE)
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_defaults_of_the_initial_parameters_are_those_of_keras(name: str) -> None:
-    cell, layer_name, options = CASES[name]
-    layer = getattr(keras.layers, layer_name)(HIDDEN, **options)
-    layer.build((BATCH, TIME, FEATURES))
-    ours = to_keras(cell, cell.init(jax.random.key(0), FEATURES))
-    assert [weight.shape for weight in ours] == [v.shape for v in layer.trainable_variables]
-    for bias, theirs in zip(ours[2:], layer.trainable_variables[2:], strict=True):
-        np.testing.assert_array_equal(bias, np.asarray(theirs.value))
