@@ -190,32 +190,3 @@ def test_the_default_optimizer_is_that_of_keras() -> None:
         updates, state = ours.update(grads, state, params)
         params = optax.apply_updates(params, updates)
     np.testing.assert_allclose(params, variable.value, rtol=1e-6)
-
-
-def test_predict_in_batches_is_predict() -> None:
-    """With rows left over, masks and the last outputs."""
-    cell = rnnjax.LSTMCell(4)
-    params = cell.init(jax.random.key(0), 3)
-    xs = jax.random.normal(jax.random.key(1), (11, 6, 3)) * (jnp.arange(6)[:, None] < 4)
-
-    def apply(params: Any, xs: jax.Array) -> jax.Array:
-        xs = xs.swapaxes(0, 1)
-        return rnnjax.unroll(cell, params, xs, mask=(xs != 0).any(-1), outputs="last")[1]
-
-    batched = jax.lax.map(lambda x: apply(params, x[None])[0], xs, batch_size=4)
-    np.testing.assert_allclose(batched, apply(params, xs), rtol=1e-5, atol=1e-6)
-
-
-def test_the_mean_of_the_weights_goes_along_as_the_carry() -> None:
-    def loss(params: Any, carry: Any, batch: Any, key: Any) -> Any:
-        return params * batch, (optax.incremental_update(params, carry, step_size=0.1), {})
-
-    params, steps = jnp.ones(()), jnp.ones(4)
-    result = training.fit(
-        loss, params, optax.sgd(0.5), steps, 2, key=jax.random.key(0), carry=params,
-        keep_carry=True, hooks=[training.Silent()],
-    )  # fmt: skip
-    mean = 1.0
-    for step in range(8):
-        mean += 0.1 * (1 - 0.5 * step - mean)
-    np.testing.assert_allclose(result.state.carry, mean, rtol=1e-5)
