@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from importlib.metadata import version
 from unittest.mock import Mock
 
@@ -165,6 +166,18 @@ def test_blocks_do_not_race_and_nothing_is_read_before_it_is_written(
     actual, expected = (jax.jit(functools.partial(both, i))() for i in (strict, True))
     assert_close(actual, expected, 1e-6)
     assert "RACE DETECTED" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (2, 3)])
+@pytest.mark.parametrize("dtype", ["float32", bool])
+@pytest.mark.parametrize("time", [(), (1,)])
+def test_a_form_holds_an_array_for_a_tpu(shape, dtype, time):
+    """Of each step of a block, or of all; what stands at no other place is not read."""
+    array, form = np.arange(1, 1 + math.prod(shape)).reshape(shape) % 2 > 0, tpu.Form(shape, dtype)
+    ref = np.zeros((*[2] * len(time), *form.on_chip), form.stored_dtype)
+    form.write(ref, array.astype(dtype), *time)
+    np.testing.assert_array_equal(form.read(ref, *time), array)
+    assert ref.sum() == array.sum()
 
 
 @dataclasses.dataclass(frozen=True)
