@@ -1,5 +1,6 @@
 """Helpers that several modules of tests need, as fixtures."""
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cell_table import weighted
+
+import rnnjax
 
 ROOT = Path(__file__).parents[1]
 
@@ -60,6 +64,51 @@ def assert_close() -> Callable[..., None]:
 @pytest.fixture(scope="session")
 def random_like() -> Callable[..., Any]:
     return _random_like
+
+
+@pytest.fixture(scope="session")
+def equal_to_scan() -> Callable[..., Any]:
+    """Hold outputs, carries and all gradients of a cell by some methods against those of `Scan`.
+
+    All in one program, with drawn arguments; a function in the place of a method is called as
+    `rnnjax.unroll` is. Inputs that are ids have no gradient.
+    """
+
+    def check(
+        cell: rnnjax.Cell, methods: Any, batch: Any = (3,), *, steps: int = 5, features: int = 2,
+        dtype: str = "float32", scale: float = 0.6, tolerance: float = 1e-5, xs: Any = None,
+        **given: Any,
+    ) -> None:  # fmt: skip
+        begin = jax.eval_shape(lambda: cell.initial_carry(batch))
+        trees = (
+            jax.eval_shape(lambda: cell.init(jax.random.key(0), features)),
+            jax.ShapeDtypeStruct((steps, *batch, features), dtype),
+            begin,
+            begin,
+            (begin, jax.ShapeDtypeStruct((steps, *batch, cell.output_size), dtype)),
+        )
+        params, drawn, carry, start, weights = (
+            _random_like(tree, i, dtype, scale) for i, tree in enumerate(trees, 1)
+        )
+
+        def run(method: Any, params: Any, drawn: Any, carry: Any, start: Any) -> Any:
+            more = {**given, "reset_carry": start} if "resets" in given else given
+            if isinstance(method, rnnjax.Method):
+                more, method = {**more, "method": method}, rnnjax.unroll
+            return method(cell, params, drawn if xs is None else xs, carry, **more)
+
+        @jax.jit
+        def by_all(*arguments: Any) -> Any:
+            ways = (weighted(functools.partial(run, m)) for m in (*methods, rnnjax.Scan()))
+            return [way(*arguments) for way in ways]
+
+        *found, expected = by_all((params, drawn, carry, start), weights)
+        for each in found:
+            types = [jax.tree.map(lambda leaf: leaf.dtype, out) for out in (each, expected)]
+            assert types[0] == types[1]
+            _assert_close(each, expected, tolerance)
+
+    return check
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,6 @@
 import contextlib
 import functools
 import re
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +17,7 @@ from rnnjax import Fused, Scan
 KEY = jax.random.key(0)
 
 
-def drawn(*shape: int) -> tuple[Any, Any, Any]:
+def drawn(*shape):
     """Inputs of two features, masks and resets, of 5 steps and 6 rows."""
     rng = np.random.default_rng(1)
     xs = rng.normal(size=(5, 6, *shape, 2)).astype("float32")
@@ -27,10 +25,10 @@ def drawn(*shape: int) -> tuple[Any, Any, Any]:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def squares(cell: Any, method: Any, *arguments: Any) -> Any:
+def squares(cell, method, *arguments):
     """The sum of the squared outputs, and its gradients."""
 
-    def loss(params: Any, xs: Any, mask: Any, resets: Any) -> jax.Array:
+    def loss(params, xs, mask, resets):
         ys = rnnjax.unroll(cell, params, xs, mask=mask, resets=resets, method=method)[1]
         return (ys**2).sum()
 
@@ -38,30 +36,28 @@ def squares(cell: Any, method: Any, *arguments: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    "method",
-    [Scan(), Fused(keep_every=2), pytest.param(Fused(), marks=pytest.mark.slow)],
+    ("cell", "method"),
+    [
+        (rnnjax.LSTMCell(4), Scan()),
+        (rnnjax.LSTMCell(4), Fused(keep_every=2)),
+        (rnnjax.LRUCell(4, state_size=3), rnnjax.Parallel()),
+        (rnnjax.GRUCell(3), rnnjax.Parallel(newton=rnnjax.Newton())),
+    ],
     ids=str,
 )
-def test_every_method_runs_under_shard_map(
-    method: Any, random_like: Any, assert_close: Callable[..., None]
-) -> None:
+def test_every_method_runs_under_shard_map(cell, method, random_like, assert_close):
+    """Whatever is made inside varies over the devices, as the carry does."""
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
-    cell = rnnjax.LSTMCell(4)
     arguments = random_like(lambda: cell.init(KEY, 2), 1), *drawn()
     whole, rows = PartitionSpec(), PartitionSpec(None, "data")
 
-    @functools.partial(
-        jax.shard_map,
-        mesh=mesh,
-        in_specs=(whole, rows, rows, rows),
-        out_specs=(whole, (whole, rows)),
-    )
-    def shared(*arguments: Any) -> Any:
+    def inside(*arguments):
         # The gradient of what is the same on all devices is summed by JAX.
         value, gradients = squares(cell, method, *arguments)
         return jax.lax.psum(value, "data"), gradients
 
-    actual = jax.jit(shared)(*arguments)
+    specs = {"in_specs": (whole, rows, rows, rows), "out_specs": (whole, (whole, rows))}
+    actual = jax.jit(jax.shard_map(inside, mesh=mesh, **specs))(*arguments)
     assert len(actual[1][1].sharding.device_set) == 2
     assert_close(actual, squares(cell, Scan(), *arguments), 1e-5)
 
@@ -88,9 +84,7 @@ NAMED = {
         ),
     ],
 )
-def test_axes_that_types_name(
-    name: str, known: bool, random_like: Any, assert_close: Callable[..., None]
-) -> None:
+def test_axes_that_types_name(name, known, random_like, assert_close):
     """`jax.make_mesh` makes such axes by default since JAX 0.9: rows are divided, and stay so."""
     mesh, cell = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,)), NAMED[name]
     grid = (4, 4) if name == "convolution" else ()
@@ -98,11 +92,11 @@ def test_axes_that_types_name(
     xs, mask, resets = drawn(*grid)
     lengths, key = np.array([5, 4, 3, 5, 0, 2]), KEY if name == "noisy" else None
 
-    def run(params: Any, xs: Any, mask: Any, resets: Any, lengths: Any) -> Any:
+    def run(params, xs, mask, resets, lengths):
         marks = {"mask": mask, "resets": resets, "lengths": lengths}
         return rnnjax.unroll(cell, params, xs, key=key, **marks)
 
-    def loss(*arguments: Any) -> Any:
+    def loss(*arguments):
         out = run(*arguments)
         return sum((leaf**2).sum() for leaf in jax.tree.leaves(out)), out
 
@@ -126,20 +120,18 @@ def test_axes_that_types_name(
     [Fused(keep_every=2), rnnjax.Parallel(), pytest.param(Scan(), marks=pytest.mark.slow)],
     ids=str,
 )
-def test_units_divided_by_axes_that_types_name(
-    method: Any, random_like: Any, assert_close: Callable[..., None]
-) -> None:
+def test_units_divided_by_axes_that_types_name(method, random_like, assert_close):
     mesh = jax.make_mesh((2,), ("model",), axis_types=(AxisType.Explicit,))
-    cell: Any = rnnjax.MinGRUCell(4) if method == rnnjax.Parallel() else rnnjax.LSTMCell(4)
+    cell = rnnjax.MinGRUCell(4) if method == rnnjax.Parallel() else rnnjax.LSTMCell(4)
     params, xs = random_like(lambda: cell.init(KEY, 2), 1), np.ones((5, 3, 2), "float32")
 
     @jax.jit
     @jax.grad
-    def gradient(params: Any) -> jax.Array:
+    def gradient(params):
         return (rnnjax.unroll(cell, params, xs, method=method)[1] ** 2).sum()
 
     @jax.jit
-    def step(params: Any, x: Any) -> Any:
+    def step(params, x):
         return cell.step(params, cell.initial_carry((3,)), x)
 
     columns = jax.sharding.NamedSharding(mesh, PartitionSpec(None, "model"))
@@ -153,11 +145,11 @@ def test_units_divided_by_axes_that_types_name(
 
 
 @pytest.mark.parametrize("cell", [rnnjax.SimpleRNNCell(16), rnnjax.LSTMCell(16)], ids=str)
-def test_of_divided_units_a_step_gathers_the_state(cell: Any) -> None:
+def test_of_divided_units_a_step_gathers_the_state(cell):
     """Once, and all else is what brings the columns of several gates together."""
     mesh = jax.make_mesh((4,), ("units",), axis_types=(AxisType.Auto,))
 
-    def placed(a: Any, *spec: Any) -> Any:
+    def placed(a, *spec):
         sharding = jax.sharding.NamedSharding(mesh, PartitionSpec(*spec))
         return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
 
