@@ -345,20 +345,6 @@ def both_ways(rows: list[Any], marked: bool = False) -> list[Any]:
 # ---- the loop that the laws are held against
 
 
-def nowhere_zero(
-    cell: rnnjax.Cell, num_steps: int, batch: tuple[int, ...]
-) -> tuple[Any, np.ndarray, Any, Any]:
-    """Parameters, inputs of two features, the carry and that of resets, in float64."""
-    params = jax.device_get(jax.jit(cell.init, static_argnums=1)(jax.random.key(0), 2))
-    params = jax.tree.map(lambda leaf: (leaf + 0.05).astype(np.float64), params)
-    xs = np.random.default_rng(2).normal(size=(num_steps, *batch, 2))
-    shapes = jax.eval_shape(lambda: cell.initial_carry(batch))
-    carry, start = (
-        jax.tree.map(lambda leaf, at=at: np.full(leaf.shape, at), shapes) for at in (0.3, 0.2)
-    )
-    return params, xs, carry, start
-
-
 @functools.cache
 def compiled_step(name: str) -> Callable[..., Any]:
     """A turn of the loop of `rnnjax.unroll`'s docstring, and its derivative transposed.
