@@ -11,40 +11,26 @@ from rnnjax.engine.fused import matmul
 from rnnjax.engine.fused.matmul import Forward
 
 HIDDEN, FEATURES = 7, 5
-CELLS = [
+# Of those whose update reads one sum of two products, kernels that are large for few rows are one.
+JOINED = [
     rnnjax.SimpleRNNCell(HIDDEN),
-    rnnjax.LSTMCell(HIDDEN),
     rnnjax.LSTMCell(HIDDEN, use_bias=False),
+    rnnjax.ProjectionLSTMCell(HIDDEN, proj_size=3),
+]
+# Two halves, a product before the reset, none, sizes of the state, kernels that the update reads.
+CELLS = [
+    *JOINED,
     rnnjax.GRUCell(HIDDEN),
-    rnnjax.PeepholeLSTMCell(HIDDEN),
     rnnjax.MGUCell(HIDDEN),
     rnnjax.MinGRUCell(HIDDEN),
-    rnnjax.MinLSTMCell(HIDDEN),
-    rnnjax.ProjectionLSTMCell(HIDDEN, proj_size=3),
-    rnnjax.LayerNormLSTMCell(HIDDEN),
     rnnjax.GRUCell(HIDDEN, reset_after=False),
-    rnnjax.LRUCell(HIDDEN, state_size=3),
     rnnjax.SLSTMCell(HIDDEN),
 ]
-# In an ordinary run those that differ in what is laid out: biases, one sum or two halves, a product
-# before the reset, none, sizes of the state, and kernels that the update reads.
-ORDINARY = [CELLS[i] for i in (0, 2, 3, 5, 6, 8, 10, 12)]
-ALL = [pytest.param(c, marks=[] if c in ORDINARY else pytest.mark.slow) for c in CELLS]
-# Their updates read one sum of two products, so that kernels that are large for few rows are one.
-JOINED = [
-    cell
-    for cell in CELLS
-    if isinstance(
-        cell,
-        rnnjax.SimpleRNNCell
-        | rnnjax.LSTMCell
-        | rnnjax.PeepholeLSTMCell
-        | rnnjax.ProjectionLSTMCell,
-    )
-]
-AS_THEY_ARE = [
-    OwnStepCell(HIDDEN),
-    rnnjax.Regularized(rnnjax.LSTMCell(HIDDEN), zoneout_cell=0.1),
+OTHERS = [
+    rnnjax.LSTMCell(HIDDEN),
+    rnnjax.PeepholeLSTMCell(HIDDEN),
+    rnnjax.LayerNormLSTMCell(HIDDEN),
+    rnnjax.LRUCell(HIDDEN, state_size=3),
 ]
 FORMS = {
     Forward.ROWS: (10**9, 10**9),
@@ -82,16 +68,12 @@ def make(cell, batch, random_like):
     )
 
 
-def names(cells):
-    return pytest.mark.parametrize("cell", cells, ids=lambda cell: type(cell).__name__)
-
-
 @pytest.mark.parametrize(
     ("cell", "batch"),
     [
-        *(pytest.param(*row.values, (3,), marks=row.marks) for row in ALL),
-        (CELLS[3], ()),
-        (CELLS[3], (2, 3)),
+        *((cell, (3,)) for cell in CELLS),
+        *((CELLS[3], batch) for batch in ((), (2, 3))),
+        *(pytest.param(cell, (3,), marks=pytest.mark.slow) for cell in OTHERS),
     ],
     ids=lambda value: str(value) if isinstance(value, tuple) else type(value).__name__,
 )
@@ -104,7 +86,7 @@ def test_every_form_computes_the_same_step(cell, batch, forms, random_like, asse
         for form in forms():
             ready, laid_out = rnnjax.prepare(cell, params, x)
             assert isinstance(ready, rnnjax.layers.Prepared)
-            if form is Forward.ROWS_TRANSPOSED and cell in JOINED:
+            if form is Forward.ROWS_TRANSPOSED and cell in (*JOINED, *OTHERS[:2]):
                 assert ready.inputs is None
                 assert ready.states.forward is Forward.FEATURES_FIRST
                 with pytest.raises(rnnjax.InvalidInputError, match="as they were drawn, but a pre"):
@@ -121,17 +103,7 @@ def test_every_form_computes_the_same_step(cell, batch, forms, random_like, asse
         assert_close(result, expected, 1e-5)
 
 
-@pytest.mark.parametrize(
-    "cell",
-    [
-        rnnjax.SimpleRNNCell(HIDDEN),
-        *(
-            pytest.param(cell, marks=pytest.mark.slow)
-            for cell in (rnnjax.GRUCell(HIDDEN), rnnjax.LSTMCell(HIDDEN))
-        ),
-    ],
-    ids=repr,
-)
+@pytest.mark.parametrize("cell", [JOINED[0], pytest.param(CELLS[3], marks=pytest.mark.slow)])
 def test_one_hot_inputs_are_looked_up_in_every_form(cell, forms, random_like, assert_close):
     params, carry, dense = make(cell, (4,), random_like)
     ids = np.array([0, 4, 2, -1], np.int32)
@@ -202,8 +174,7 @@ def test_a_prepared_cell_is_a_cell(form, random_like, assert_close):
 
 
 # Products before the update, in it, and none.
-@names([pytest.param(*row.values, marks=[] if i in (3, 8, 12) else pytest.mark.slow)
-        for i, row in enumerate(ALL)])  # fmt: skip
+@pytest.mark.parametrize("cell", [CELLS[i] for i in (2, 3, 5, 7)], ids=repr)
 def test_bfloat16_is_for_the_products_alone(cell, random_like, assert_close):
     params, carry, x = make(cell, (3,), random_like)
     ready, laid_out = rnnjax.prepare(cell, params, x, product_dtype=jnp.bfloat16)
@@ -237,27 +208,22 @@ def test_no_step_casts_or_turns_a_kernel(form, random_like):
         assert not moved
 
 
-@names(AS_THEY_ARE)
-def test_what_cannot_be_prepared_comes_back_as_it_is(cell, random_like):
+AS_THEY_ARE = {
+    "its zoneout comes between": rnnjax.Regularized(rnnjax.LSTMCell(HIDDEN), zoneout_cell=0.1),
+    "it declares no carry and update": OwnStepCell(HIDDEN),
+}
+
+
+@pytest.mark.parametrize("reason", AS_THEY_ARE)
+def test_what_cannot_be_prepared_comes_back_as_it_is(reason, random_like):
+    cell = AS_THEY_ARE[reason]
     params, _, x = make(cell, (3,), random_like)
     ready, laid_out = rnnjax.prepare(cell, params, x)
     assert ready is cell
     assert laid_out is params
-    with pytest.raises(rnnjax.InvalidInputError, match="leave out product_dtype"):
-        rnnjax.prepare(rnnjax.Stack([cell]), (params,), x, product_dtype=jnp.bfloat16)
-
-
-def test_wrong_parameters_and_inputs_are_refused(random_like):
-    cell = rnnjax.LSTMCell(HIDDEN)
-    params, _, x = make(cell, (3,), random_like)
-    with pytest.raises(rnnjax.InvalidInputError, match=r"params do not belong to LSTMCell"):
-        rnnjax.prepare(cell, {**params, "bias": np.zeros(3, np.float32)}, x)
-    with pytest.raises(rnnjax.InvalidInputError, match="xs has 4 features"):
-        rnnjax.prepare(cell, params, x[:, :4])
-    with pytest.raises(rnnjax.InvalidInputError, match="tuple with an entry for each of its 1"):
-        rnnjax.prepare(rnnjax.Stack([cell]), [params], x)
-    with pytest.raises(rnnjax.InvalidInputError, match="product_dtype must be bfloat16"):
-        rnnjax.prepare(cell, params, x, product_dtype=jnp.int8)
+    for wrong, given in ((cell, params), (rnnjax.Stack([cell]), (params,))):
+        with pytest.raises(rnnjax.InvalidInputError, match=f"because {reason}.*out product_dtype"):
+            rnnjax.prepare(wrong, given, x, product_dtype=jnp.bfloat16)
 
 
 def test_whatever_unroll_refuses_is_refused_in_its_words(random_like):
@@ -273,7 +239,7 @@ def test_whatever_unroll_refuses_is_refused_in_its_words(random_like):
         *((zoneout, wrong, x) for wrong in ({}, without)),
         (learned, params, x),
         (learned, {"cell": without, "initial_carry": start}, x),
-        (rnnjax.Stack([cell]), ({},), x),
+        *((rnnjax.Stack([cell]), wrong, x) for wrong in (({},), [params])),
         (type(cell), params, x),
         (params, cell, x),
         *((cell, params, wrong) for wrong in (None, "x", x.astype(int), x[:, 1:], x[..., None])),
@@ -285,21 +251,13 @@ def test_whatever_unroll_refuses_is_refused_in_its_words(random_like):
         with pytest.raises(rnnjax.InvalidInputError) as error:
             rnnjax.prepare(ask, given, inputs)
         assert str(error.value).split(",")[0] == str(expected.value).split(",")[0]
+    with pytest.raises(rnnjax.InvalidInputError, match="product_dtype must be bfloat16"):
+        rnnjax.prepare(cell, params, x, product_dtype=jnp.int8)
     with pytest.raises(rnnjax.InvalidInputError, match=r"^xs must be .* float8_e4m3fn"):
         rnnjax.prepare(cell, params, jax.ShapeDtypeStruct(x.shape, jnp.float8_e4m3fn))
     for wrong in ({}, None, without, others):
         with pytest.raises(rnnjax.InvalidInputError, match=r"^params .* LSTMCell"):
             ready.step(wrong, carry, x)
-
-
-def test_a_reason_is_that_of_the_layer(random_like):
-    cell = rnnjax.Regularized(rnnjax.LSTMCell(HIDDEN), zoneout_cell=0.1)
-    params, _, x = make(cell, (3,), random_like)
-    with pytest.raises(rnnjax.InvalidInputError, match="because its zoneout comes between"):
-        rnnjax.prepare(cell, params, x, product_dtype=jnp.bfloat16)
-    own = OwnStepCell(HIDDEN)
-    with pytest.raises(rnnjax.InvalidInputError, match="because it declares no carry and update"):
-        rnnjax.prepare(own, own.init(None, FEATURES), x, product_dtype=jnp.bfloat16)
 
 
 def test_platforms_have_names(random_like):
