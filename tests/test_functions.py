@@ -1,7 +1,6 @@
 """Recurrences without a cell: the numbers of plain loops in float64, and their gradients."""
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,18 +11,16 @@ from jax.sharding import AxisType, PartitionSpec
 import rnnjax
 from rnnjax import InvalidInputError, linear_recurrence, matrix_memory
 from rnnjax.cells import MatrixCarry, Memory
+from rnnjax.engine.parallel.chunkwise import _BLOCK, unit_lower_solve
 
 TIME, ROWS, HEADS, KEYS, VALUES = 23, 3, 2, 4, 5
 LENGTHS = np.array([23, 1, 16])
 
 
-@pytest.fixture(autouse=True)
-def _in_float64() -> Any:
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("x64")
 
 
-def drawn(seed: int, *shape: int) -> np.ndarray:
+def drawn(seed, *shape) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape)
 
 
@@ -31,13 +28,13 @@ def resets() -> np.ndarray:
     return np.random.default_rng(9).random((TIME, ROWS)) < 0.15
 
 
-def loop(step: Any, state: Any, arrays: Any, reverse: bool) -> tuple[Any, Any]:
+def loop(step, state, arrays, reverse):
     """The last state and the outputs of steps with the resets and lengths."""
     # A reset stands between two steps, before the later one.
     borders = np.roll(resets(), -1, axis=0) if reverse else resets()
     borders[-1] &= not reverse
 
-    def marked(state: Any, at: Any) -> Any:
+    def marked(state, at):
         arrays, again, valid = at
         state = jnp.where(again.reshape(-1, *[1] * (state.ndim - 1)), 0, state)
         new, y = step(state, arrays)
@@ -48,14 +45,14 @@ def loop(step: Any, state: Any, arrays: Any, reverse: bool) -> tuple[Any, Any]:
     return jax.lax.scan(marked, state, (arrays, borders, valid), reverse=reverse)
 
 
-def compared(ours: Any, plain: Any, arrays: Any, assert_close: Any) -> None:
+def compared(ours, plain, arrays, assert_close):
     """Results and the gradients of all arrays, complex ones as pairs of real ones."""
 
-    def loss(run: Any, arrays: Any) -> jax.Array:
+    def loss(run, arrays):
         leaves = jax.tree.leaves(run(arrays))
         return sum(jnp.sum(jnp.sin(leaf.real) + jnp.cos(leaf.imag)) for leaf in leaves)
 
-    def numbers(run: Any, arrays: Any) -> Any:
+    def numbers(run, arrays):
         found = run(arrays), jax.grad(functools.partial(loss, run))(arrays)
         return jax.tree.map(lambda leaf: jnp.stack([leaf.real, leaf.imag]), found)
 
@@ -92,34 +89,32 @@ FORMS = {
     ids=str,
 )
 @pytest.mark.parametrize("form", FORMS)
-def test_a_linear_recurrence(form: str, method: Any, reverse: bool, assert_close: Any) -> None:
-    decay, drive, start = FORMS[form]
-    given: Any = (decay, drive) if start is None else (decay, drive, start)
+def test_a_linear_recurrence(form, method, reverse, assert_close):
+    given = tuple(x for x in FORMS[form] if x is not None)
+    marks = {"resets": resets(), "lengths": LENGTHS, "reverse": reverse}
 
-    def ours(given: Any) -> Any:
-        return linear_recurrence(
-            *given, resets=resets(), lengths=LENGTHS, reverse=reverse, method=method
-        )
+    def ours(given):
+        return linear_recurrence(*given, **marks, method=method)
 
-    def step(h: Any, at: Any) -> Any:
+    def step(h, at):
         a, b = at
         h = (jnp.einsum("...ij,...j->...i", a, h) if form == "matrices" else a * h) + b
         return h, h
 
-    def plain(given: Any) -> Any:
-        first = given[2] if start is not None else jnp.zeros(drive.shape[1:], drive.dtype)
+    def plain(given):
+        first = given[2] if given[2:] else jnp.zeros(given[1].shape[1:], given[1].dtype)
         return loop(step, first, tuple(given[:2]), reverse)
 
     compared(ours, plain, given, assert_close)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_steps_divided_over_devices(reverse: bool, assert_close: Any) -> None:
+def test_steps_divided_over_devices(reverse, assert_close):
     decay, drive, start = (jnp.asarray(x)[..., :2] for x in FORMS["complex"])
     mesh = jax.make_mesh((4,), ("time",), axis_types=(AxisType.Auto,))
     steps, whole = PartitionSpec("time"), PartitionSpec()
 
-    def run(method: Any, *args: Any) -> Any:
+    def run(method, *args):
         *arrays, again = args
         return linear_recurrence(
             *arrays, resets=again, lengths=np.minimum(LENGTHS, 20), reverse=reverse, method=method
@@ -131,8 +126,8 @@ def test_steps_divided_over_devices(reverse: bool, assert_close: Any) -> None:
     )  # fmt: skip
     args = decay[:20], drive[:20], start, jnp.asarray(resets()[:20])
 
-    def numbers(function: Any) -> Any:
-        def loss(*arrays: Any) -> jax.Array:
+    def numbers(function):
+        def loss(*arrays):
             return sum(jnp.sin(leaf.real).sum() for leaf in function(*arrays, args[-1]))
 
         return function(*args), jax.grad(loss, (0, 1, 2))(*args[:-1])
@@ -145,40 +140,20 @@ def test_steps_divided_over_devices(reverse: bool, assert_close: Any) -> None:
     assert_close(*parts, 1e-12)
 
 
-@pytest.mark.parametrize(
-    ("method", "message"),
-    [
-        (rnnjax.Fused(), r"method must be Auto\(\), Parallel\(\) or Scan\(\)"),
-        (rnnjax.Parallel(newton=rnnjax.Newton()), "method must be Auto"),
-        (rnnjax.Parallel(4), "chunk must be None"),
-    ],
-    ids=str,
-)
-def test_a_method_that_runs_no_arrays_is_refused(method: Any, message: str) -> None:
-    decay, drive, _ = FORMS["real"]
-    with pytest.raises(InvalidInputError, match=message):
-        linear_recurrence(decay, drive, method=method)
-
-
-def test_it_is_as_exact_as_its_arrays() -> None:
-    decay, drive, _ = FORMS["real"]
+def test_it_is_as_exact_as_its_arrays():
+    decay, drive, start = FORMS["real"]
     assert linear_recurrence(decay, drive)[1].dtype == jnp.float64
     narrow = linear_recurrence(jnp.float32(decay), jnp.float32(drive))
     assert narrow[0].dtype == narrow[1].dtype == jnp.float32
-
-
-def test_a_carry_loses_nothing() -> None:
-    decay, drive, start = FORMS["real"]
     whole = linear_recurrence(decay + 0j, drive + 0j, start + 1j)
-    carry, ys = linear_recurrence(decay, drive, start + 1j)
-    np.testing.assert_allclose(carry, whole[0], rtol=1e-12)
-    np.testing.assert_allclose(ys, whole[1], rtol=1e-12)
+    for one, other in zip(linear_recurrence(decay, drive, start + 1j), whole, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-12)
     short, start = (jnp.bfloat16(x) for x in (decay, drive)), jnp.full(start.shape, 0.1, "float32")
     assert linear_recurrence(*short, start)[0].dtype == jnp.float32
 
 
 @pytest.mark.parametrize("empty", [np.s_[:0], np.s_[:, :0]], ids=["no steps", "no rows"])
-def test_without_steps_or_rows(empty: Any) -> None:
+def test_without_steps_or_rows(empty):
     for decay, drive, _ in (FORMS["complex"], FORMS["matrices"]):
         assert linear_recurrence(decay[empty], drive[empty])[1].shape == drive[empty].shape
     for memory in MEMORIES.values():
@@ -186,24 +161,32 @@ def test_without_steps_or_rows(empty: Any) -> None:
         assert matrix_memory(some)[1].shape == some.value.shape
 
 
-def test_what_it_refuses() -> None:
-    decay, drive, start = FORMS["real"]
-    with pytest.raises(InvalidInputError, match=r"decay must have the shape of drive.*check the"):
-        linear_recurrence(decay[:-1], drive)
-    matrices, groups, _ = FORMS["matrices"]
-    for some in ((decay[..., :0], drive[..., :0]), (matrices[..., :0, :0], groups[..., :0])):
-        with pytest.raises(InvalidInputError, match="that there are features"):
-            linear_recurrence(*some)
-    with pytest.raises(InvalidInputError, match=r"carry must have shape.*check which axis is time"):
-        linear_recurrence(decay, drive, start[:-1])
-    with pytest.raises(InvalidInputError, match="must be real where decay is matrices"):
-        linear_recurrence(matrices * 1j, groups)
+REAL, MATRICES = FORMS["real"], FORMS["matrices"]
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "message"),
+    [
+        ((REAL[0][:-1], REAL[1]), {}, "decay must have the shape of drive.*check the"),
+        ((REAL[0][..., :0], REAL[1][..., :0]), {}, "that there are features"),
+        ((MATRICES[0][..., :0, :0], MATRICES[1][..., :0]), {}, "that there are features"),
+        ((*REAL[:2], REAL[2][:-1]), {}, r"carry must have shape.*check which axis is time"),
+        ((MATRICES[0] * 1j, MATRICES[1]), {}, "must be real where decay is matrices"),
+        (REAL, {"method": rnnjax.Fused()}, r"method must be Auto\(\), Parallel\(\) or Scan\(\)"),
+        (REAL, {"method": rnnjax.Parallel(newton=rnnjax.Newton())}, "method must be Auto"),
+        (REAL, {"method": rnnjax.Parallel(4)}, "chunk must be None"),
+    ],
+    ids=range(8),
+)
+def test_what_it_refuses(given, options, message):
+    with pytest.raises(InvalidInputError, match=message):
+        linear_recurrence(*given, **options)
 
 
 # ---- memories that are matrices
 
 
-def sigmoid(x: Any) -> Any:
+def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
@@ -230,7 +213,7 @@ MEMORIES = {
 }
 
 
-def memory_step(state: Any, memory: Memory) -> Any:
+def memory_step(state, memory: Memory):
     """``S' = S A (I - (e k) k^T) + beta v k^T``, read by the query."""
     query, key, value, decay, beta, erase, _ = memory
     decay = decay if decay.ndim == key.ndim else decay[..., None]
@@ -244,50 +227,54 @@ def memory_step(state: Any, memory: Memory) -> Any:
     return state, jnp.einsum("...vk,...k->...v", state, query)
 
 
+# A step's numbers do not depend on what its decay and erasure are made of.
 @pytest.mark.parametrize(
     ("name", "method", "reverse"),
     [
-        pytest.param(
-            name,
-            method,
-            reverse,
-            # A step's numbers do not depend on what its decay and erasure are made of.
-            marks=pytest.mark.slow if method == rnnjax.Scan() and name[:3] != "GLA" else [],
-        )
-        for name in MEMORIES
-        for method, reverse in (
-            (rnnjax.Scan(), False),
-            (rnnjax.Auto(), True),
-            (rnnjax.Parallel(5), False),
-        )
+        *((name, rnnjax.Auto(), True) for name in MEMORIES),
+        *((name, rnnjax.Parallel(5), False) for name in MEMORIES),
+        ("GLA (Yang et al., 2024)", rnnjax.Scan(), False),
     ],
     ids=str,
 )
-def test_a_matrix_memory(name: str, method: Any, reverse: bool, assert_close: Any) -> None:
+def test_a_matrix_memory(name, method, reverse, assert_close):
     given = MEMORIES[name], drawn(8, ROWS, HEADS, VALUES, KEYS)
 
-    def ours(given: Any) -> Any:
-        carry, ys = matrix_memory(
-            given[0], MatrixCarry(given[1]), resets=resets(), lengths=LENGTHS, reverse=reverse,
-            method=method,
-        )  # fmt: skip
+    marks = {"resets": resets(), "lengths": LENGTHS, "reverse": reverse}
+
+    def ours(given):
+        carry, ys = matrix_memory(given[0], MatrixCarry(given[1]), **marks, method=method)
         return carry.memory, ys
 
-    def plain(given: Any) -> Any:
+    def plain(given):
         return loop(memory_step, given[1], given[0], reverse)
 
     compared(ours, plain, given, assert_close)
 
 
-def test_what_a_memory_must_be() -> None:
+def test_what_a_memory_must_be():
     memory = MEMORIES["DeltaNet (Schlag et al., 2021)"]
-    with pytest.raises(InvalidInputError, match=r"value must have shape .* check its axes"):
-        matrix_memory(memory._replace(value=VALUE[:-1]))
-    with pytest.raises(InvalidInputError, match="beta must have shape"):
-        matrix_memory(memory._replace(beta=BY_KEY))
-    given: Any = memory._asdict(), QUERY, memory._replace(key=None)
-    for wrong in given:
-        with pytest.raises(InvalidInputError, match=r"must be a rnnjax\.Memory with query"):
+    no_memory = r"must be a rnnjax\.Memory with query"
+    for wrong, message in (
+        (memory._replace(value=VALUE[:-1]), "value must have shape .* check its axes"),
+        (memory._replace(beta=BY_KEY), "beta must have shape"),
+        (memory._replace(log_beta=BY_HEAD), "no log_beta"),
+        *((wrong, no_memory) for wrong in (memory._asdict(), QUERY, memory._replace(key=None))),
+    ):
+        with pytest.raises(InvalidInputError, match=message):
             matrix_memory(wrong)
-    with pytest.raises(InvalidInputError, match="no log_beta"):
-        matrix_memory(memory._replace(log_beta=BY_HEAD))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_steps_are_solved_for_in_blocks(transposed):
+    """What a chunk of a delta rule is, with a last block that is not full."""
+    steps = 2 * _BLOCK + 3
+    below, right = np.tril(drawn(1, 2, steps, steps), -1) / 4, drawn(2, 2, steps, 3)
+    matrix = np.eye(steps) + below
+
+    def solve(right):
+        return unit_lower_solve(below, right)
+
+    found = jax.jit(jax.linear_transpose(solve, right) if transposed else solve)(right)
+    found, matrix = (found[0], matrix.mT) if transposed else (found, matrix)
+    np.testing.assert_allclose(matrix @ found, right, atol=1e-10)
