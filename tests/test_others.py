@@ -3,9 +3,7 @@
 import importlib
 import inspect
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -26,13 +24,13 @@ NAMES = {
 }
 
 
-def test_there_is_a_row_for_each() -> None:
+def test_there_is_a_row_for_each():
     assert len(ROWS) == 9
     assert len({name.split(".")[0] for name in NAMES}) == 7
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_name_of_the_page_is_there(name: str) -> None:
+def test_a_name_of_the_page_is_there(name):
     parts = name.split(".")
     value = pytest.importorskip(parts[0])
     for at, part in enumerate(parts[1:], 1):
@@ -41,53 +39,39 @@ def test_a_name_of_the_page_is_there(name: str) -> None:
         value = getattr(value, part)
 
 
-def arguments(function: Callable[..., Any]) -> set[str]:
-    return set(inspect.signature(function).parameters)
+# Of a function, what it takes; and what none of its arguments is called, or one of all its names.
+CLAIMS = [
+    ("flax.linen", "RNN.__call__", {"seq_lengths"}, "mask|resets"),
+    ("flax.nnx", "RNN.__call__", {"seq_lengths"}, "mask|resets"),
+    ("keras.layers", "LSTM.call", {"mask"}, "resets"),
+    ("memax.equinox.gras", "GRAS.__call__", {"start"}, "lengths|mask|reverse"),
+    ("discretax.sequence_mixers", "S5SequenceMixer.__call__", {"x", "key"}, "state|carry|resets"),
+    ("braintrace", "D_RTRL.etrace_grad", {"mask"}, "reset"),
+    ("torchrl.modules", "LSTMModule.__init__", {"in_keys"}, "nothing"),
+    ("torchrl.modules", "GRUModule.__init__", {"in_keys"}, "nothing"),
+]
+CELLS = {
+    "flax.linen": 6,
+    "flax.nnx": 6,
+    "keras.layers": 3,
+    "equinox.nn": 2,
+    "discretax.sequence_mixers": 0,
+}
 
 
-def test_flax_has_six_cells_and_lengths_alone() -> None:
-    linen, nnx = pytest.importorskip("flax.linen"), pytest.importorskip("flax.nnx")
-    for room, base in ((linen, linen.RNNCellBase), (nnx, nnx.RNNCellBase)):
-        taken = arguments(room.RNN.__call__)
-        assert "seq_lengths" in taken
-        assert not taken & {"mask", "resets"}
-        cells = [kind for kind in vars(room).values() if inspect.isclass(kind)]
-        assert sum(issubclass(kind, base) and kind is not base for kind in cells) <= 6
+@pytest.mark.parametrize(("module", "name", "taken", "lacking"), CLAIMS)
+def test_a_function_takes_what_the_page_says(module, name, taken, lacking):
+    value = pytest.importorskip(module)
+    for part in name.split("."):
+        value = getattr(value, part)
+    arguments = set(inspect.signature(value).parameters)
+    # Where memax takes the starts is inside of its inputs.
+    assert all(n in arguments or n in inspect.getsource(value) for n in taken)
+    assert not [n for n in arguments if re.search(lacking, n)]
 
 
-def test_equinox_has_two_steps() -> None:
-    nn = pytest.importorskip("equinox").nn
-    assert [name for name in dir(nn) if re.search("RNN|GRU|LSTM", name)] == ["GRUCell", "LSTMCell"]
-
-
-def test_keras_resets_between_calls_alone() -> None:
-    layers = pytest.importorskip("keras").layers
-    assert "mask" in arguments(layers.LSTM.call)
-    assert "resets" not in arguments(layers.LSTM.call)
-    cells = {name for name in dir(layers) if name.endswith("Cell")}
-    assert cells == {"GRUCell", "LSTMCell", "SimpleRNNCell"}
-
-
-def test_memax_returns_all_states_and_takes_the_starts_alone() -> None:
-    gras = pytest.importorskip("memax.equinox.gras").GRAS
-    assert arguments(gras.__call__) == {"self", "h", "x", "key"}
-    assert "start" in inspect.getsource(gras.__call__)
-    assert hasattr(gras, "latest_recurrent_state")
-
-
-def test_discretax_has_no_state_to_go_on_from() -> None:
-    mixers = pytest.importorskip("discretax.sequence_mixers")
-    assert arguments(mixers.S5SequenceMixer.__call__) == {"self", "x", "key"}
-    assert not [name for name in dir(mixers) if re.search("RNN|GRU|LSTM", name)]
-
-
-def test_braintrace_masks_the_loss_alone() -> None:
-    learner = pytest.importorskip("braintrace").D_RTRL
-    assert "mask" in arguments(learner.etrace_grad)
-    assert not any("reset" in name for name in arguments(learner.etrace_grad))
-
-
-def test_torchrl_has_two_modules() -> None:
-    modules = pytest.importorskip("torchrl.modules")
-    for kind in (modules.LSTMModule, modules.GRUModule):
-        assert "in_keys" in arguments(kind.__init__)
+@pytest.mark.parametrize("module", CELLS)
+def test_a_library_has_no_more_cells_than_the_page_says(module):
+    room = vars(pytest.importorskip(module))
+    cells = {n for n in room if n.endswith("Cell") and inspect.isclass(room[n])}
+    assert len(cells) <= CELLS[module], cells
