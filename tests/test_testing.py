@@ -294,8 +294,8 @@ def test_a_kept_promise_passes(name: str) -> None:
 
 
 # In an ordinary run one with a product, with parameters in its update, with earlier inputs, with a
-# memory, and of several layers: tests/test_declarations.py holds the couplings and the rows of all
-# of them against laws of its own.
+# memory, and of several layers: tests/test_declarations.py holds the couplings of all of them
+# against a law of its own.
 USUAL = {"lstm", "user-peephole", "temporal-conv", "mlstm", "stack"}
 
 
